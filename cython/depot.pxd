@@ -1,0 +1,294 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Per-CPU depots of free elements and of the right to use them (W2).
+#
+# The shape is bpf_mem_alloc's: each CPU takes from and gives to its own list, with transfers of up
+# to half a hundred elements to and from the pool. The CPU is a hint only; a depot somebody else holds
+# is passed over for the next. A depot is one word: lock, count, credit, head. Taking an element and
+# its credit, and giving both back, is committed by the one store that also unlocks.
+#
+# Credits make max_entries exact. Each entry holds one; header.credits has those in no depot. A depot
+# without credit fetches CREDIT_BATCH from there; only when the header and every depot have none is
+# the map full. credits + sum of depot credits + entries == max_entries, always, counting an element
+# that a context has taken and not yet inserted, or deleted and not yet given back, as an entry.
+#
+# Moving credits: with the depot held and the header's word held, credit_after and then
+# credit_moving are stored; the header's store commits; the depot's store completes. Recovery, with
+# the depot still held by the dead: header word held too: nothing moved; else: depot credit :=
+# credit_after. Moving a chain of elements works likewise with chain_* (pool_detach).
+from libc.stdint cimport uint32_t, uint64_t
+from atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence, prefetch_write, unlikely,
+)
+from status cimport Status, OK, BUSY, FULL, CORRUPT, NEED_ELEMENTS
+from layout cimport (
+    Depot, Element, ELEMENT_FREE, ELEMENT_ALLOC, PAYLOAD_SHIFT,
+    word_locked, word_taken, lock_bits, element_header, depot_word, depot_count, depot_credit, depot_head,
+)
+from geometry cimport (
+    Map, PoolView, element_at, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH,
+)
+from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
+from pool cimport (
+    Chain, pool_detach, pool_put_locked, block_is_empty, block_retire_if_empty,
+)
+
+cdef enum:
+    DEPOT_LOW = 8              # parked elements when blocks ought to run empty
+    DRAIN_AT_ONCE = 16         # elements moved, about half a microsecond, before a depot is let go
+
+cdef extern from "<sched.h>" nogil:
+    int sched_getcpu() noexcept
+
+cdef inline uint64_t depot_here(Map *map) noexcept nogil:
+    """The depot of this CPU: its number modulo a power of two."""
+    return <uint64_t> sched_getcpu() & (map.depot_count - 1)
+
+cdef inline void depot_store(Op *op, Depot *depot, uint64_t payload) noexcept nogil:
+    """Change a depot that stays held."""
+    store_relaxed_u64(&depot.word, word_taken(payload, op.self_index))
+    compiler_fence()
+
+cdef inline Status depot_hold(Op *op, uint64_t index, uint64_t *held, bint wait) noexcept nogil:
+    op.context.depot = index + 1
+    compiler_fence()
+    if wait:
+        return lock_acquire(op, &op.map.depots[index].word, held)
+    return lock_try(op, &op.map.depots[index].word, held)
+
+cdef inline Status credits_move(
+        Op *op, Depot *depot, uint64_t *held, bint fetch) noexcept nogil:
+    """Fetch up to CREDIT_BATCH credits into the held depot, or return as many."""
+    cdef uint64_t *word = &op.map.header.credits
+    cdef uint64_t header_held = 0
+    cdef uint64_t moving = CREDIT_BATCH
+    cdef uint64_t available, after
+    cdef Status status
+    if fetch and load_relaxed_u64(word) >> PAYLOAD_SHIFT == 0:
+        return FULL
+    status = lock_acquire(op, word, &header_held)
+    if status != OK:
+        return status
+    available = header_held >> PAYLOAD_SHIFT
+    if fetch:
+        if moving > available:
+            moving = available
+        after = depot_credit(held[0]) + moving
+        available -= moving
+    else:
+        after = depot_credit(held[0]) - moving
+        available += moving
+    op.context.credit_after = after
+    compiler_fence()
+    op.context.credit_moving = 1
+    compiler_fence()
+    lock_release(word, available << PAYLOAD_SHIFT)
+    held[0] = word_taken(
+        depot_word(depot_head(held[0]), depot_count(held[0]), <uint32_t> after), op.self_index)
+    depot_store(op, depot, held[0])
+    op.context.credit_moving = 0
+    compiler_fence()
+    return OK if moving else FULL
+
+cdef inline Status depot_refill(Op *op, Depot *depot, uint64_t *held) noexcept nogil:
+    """Fetch elements from the pool into the held depot."""
+    cdef Chain chain = Chain(0, 0, 0)
+    cdef Status status = pool_detach(op, &op.map.element_pool, op.map.depot_batch, &chain)
+    if status != OK:
+        return status
+    store_relaxed_u64(&element_at(op.map, chain.tail).words[0], depot_head(held[0]))
+    compiler_fence()
+    held[0] = word_taken(
+        depot_word(<uint32_t> chain.head, depot_count(held[0]) + <uint32_t> chain.count,
+                   depot_credit(held[0])), op.self_index)
+    depot_store(op, depot, held[0])
+    op.context.chain_count = 0
+    compiler_fence()
+    return OK
+
+cdef inline Status depot_take(Op *op, uint64_t index) noexcept nogil:
+    """Take an element and a credit from one depot into context.element."""
+    cdef Map *map = op.map
+    cdef Depot *depot = map.depots + index
+    cdef uint64_t held = 0
+    cdef uint64_t taken, next_free
+    cdef Element *element
+    cdef Status status = depot_hold(op, index, &held, True)
+    if status != OK:
+        return status
+    if depot_credit(held) == 0:
+        status = credits_move(op, depot, &held, True)
+    if status == OK and depot_count(held) == 0:
+        status = depot_refill(op, depot, &held)
+    taken = depot_head(held)
+    if status == OK and (taken == 0 or taken >= map.element_max):
+        status = CORRUPT
+    if status != OK:
+        lock_release(&depot.word, held)
+        return status
+    element = element_at(map, taken)
+    next_free = load_relaxed_u64(&element.words[0])
+    op.context.element = taken
+    compiler_fence()
+    store_relaxed_u64(
+        &element.header, element_header(element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    compiler_fence()
+    lock_release(&depot.word, depot_word(
+        <uint32_t> next_free, depot_count(held) - 1, depot_credit(held) - 1))
+    if next_free < map.element_max:
+        prefetch_write(element_at(map, next_free))
+    return OK
+
+cdef inline bint depot_is_spent(Map *map, uint64_t index) noexcept nogil:
+    """Whether a depot, and the header, have no credit; without holding anything.
+
+    Credits leave the header only while a depot is held, so an unheld one without credit has none
+    on the way.
+    """
+    cdef uint64_t word
+    if load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT != 0:
+        return False
+    # Acquire: a later look at another depot must not be older than this one.
+    word = load_acquire_u64(&map.depots[index].word)
+    return not word_locked(word) and depot_credit(word) == 0
+
+cdef inline Status element_take(Op *op, bint scavenge) noexcept nogil:
+    """An element and the right to insert it, from this CPU's depot or, for want of credit, any other.
+
+    FULL only if no depot and not the header had a credit. NEED_ELEMENTS if a block has to be
+    committed first; with scavenge, only if no depot at all has a free element either.
+    """
+    cdef Map *map = op.map
+    cdef uint64_t here = depot_here(map)
+    cdef uint64_t turn, index
+    cdef Status status
+    cdef Status worst = FULL
+    for turn in range(map.depot_count):
+        index = (here + turn) & (map.depot_count - 1)
+        if depot_is_spent(map, index):
+            continue
+        status = depot_take(op, index)
+        if status == OK or status == CORRUPT or (status == NEED_ELEMENTS and not scavenge):
+            return status
+        if status != FULL:
+            worst = status
+    return worst
+
+cdef inline uint64_t depot_keep(Map *map) noexcept nogil:
+    """How many free elements a depot may park: few when most committed elements are free, because
+    each parked one may hold a whole block."""
+    cdef uint64_t taken = map.max_entries - (load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT)
+    cdef uint64_t ready = load_relaxed_u64(&map.element_pool.shared.ready_count)
+    if ready > 4 and ready * map.element_pool.capacity > 4 * taken and map.depot_high > DEPOT_LOW:
+        return DEPOT_LOW
+    return map.depot_high
+
+cdef inline Status element_give(Op *op) noexcept nogil:
+    """Give back the element that context.element names, ALLOC or DEAD, and its credit."""
+    cdef Map *map = op.map
+    cdef uint64_t given = op.context.element
+    cdef Element *element = element_at(map, given)
+    cdef uint64_t here = depot_here(map)
+    cdef uint64_t held = 0
+    cdef uint64_t index = here
+    cdef uint64_t keep = depot_keep(map)
+    cdef uint64_t turn
+    cdef Status status = BUSY
+    for turn in range(map.depot_count + 1):    # the last turn waits for the first depot
+        index = (here + turn) & (map.depot_count - 1)
+        status = depot_hold(op, index, &held, turn == map.depot_count)
+        if status == OK:
+            if depot_count(held) < PARKED_MAX and depot_credit(held) < PARKED_MAX:
+                break
+            lock_release(&map.depots[index].word, held)
+            status = lock_busy(op, &map.depots[index].word, held)
+    if status != OK:
+        return status
+    store_relaxed_u64(&element.words[0], depot_head(held))
+    compiler_fence()
+    store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
+    compiler_fence()
+    lock_release(&map.depots[index].word, depot_word(
+        <uint32_t> given, depot_count(held) + 1, depot_credit(held) + 1))
+    compiler_fence()
+    op.context.element = 0
+    compiler_fence()
+    if unlikely(depot_count(held) >= keep or depot_credit(held) >= CREDIT_HIGH):
+        depot_trim(op, index, keep)
+    return OK
+
+cdef inline void depot_trim(Op *op, uint64_t index, uint64_t keep) noexcept nogil:
+    """Bring a depot down to half of keep, and its credits below CREDIT_HIGH.
+
+    Gives up early, at no loss, where a lock is not free.
+    """
+    cdef Map *map = op.map
+    cdef uint64_t held = 0
+    cdef uint64_t turn, other
+    if depot_hold(op, index, &held, False) != OK:
+        return
+    if depot_credit(held) >= CREDIT_HIGH:
+        credits_move(op, map.depots + index, &held, False)
+    lock_release(&map.depots[index].word, held)
+    depot_drain(op, index, keep // 2)
+    if keep == map.depot_high:
+        return
+    for turn in range(1, map.depot_count):     # elements parked where nobody works hold blocks too
+        other = (index + turn) & (map.depot_count - 1)
+        if depot_count(load_relaxed_u64(&map.depots[other].word)) > DEPOT_LOW:
+            depot_drain(op, other, 0)
+            return
+
+cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept nogil:
+    """Move elements of a depot into their blocks until target are left. Holds the depot for a few at
+    a time, and releases blocks that ran empty while holding nothing."""
+    cdef Map *map = op.map
+    cdef PoolView *pool = &map.element_pool
+    cdef uint64_t held = 0
+    cdef uint64_t moved = 0
+    cdef uint64_t block = 0
+    cdef uint64_t turn
+    cdef bint empty
+    for turn in range(PARKED_MAX):             # each turn moves at least one
+        if depot_hold(op, index, &held, False) != OK:
+            return
+        empty = False
+        moved = 0
+        while depot_count(held) > target and moved < DRAIN_AT_ONCE and not empty:
+            block = depot_head(held) // pool.capacity
+            if not depot_push_down(op, map.depots + index, &held):
+                break
+            moved += 1
+            empty = block_is_empty(pool, block, load_relaxed_u64(pool.words + block))
+        lock_release(&map.depots[index].word, held)
+        if empty:
+            block_retire_if_empty(op, pool, block)
+        if moved == 0:
+            return
+
+cdef inline bint depot_push_down(Op *op, Depot *depot, uint64_t *held) noexcept nogil:
+    """Move the held depot's first element into its block, if that can be had."""
+    cdef PoolView *pool = &op.map.element_pool
+    cdef uint64_t moved = depot_head(held[0])
+    cdef uint64_t block = moved // pool.capacity
+    cdef uint64_t block_held = 0
+    cdef Element *element = element_at(op.map, moved)
+    if moved == 0 or moved >= op.map.element_max:
+        return False
+    op.context.block = block * 2 + 1
+    compiler_fence()
+    if lock_try(op, pool.words + block, &block_held) != OK:
+        return False
+    op.context.spare = moved
+    compiler_fence()
+    store_relaxed_u64(
+        &element.header, element_header(element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    compiler_fence()
+    held[0] = word_taken(
+        depot_word(<uint32_t> load_relaxed_u64(&element.words[0]), depot_count(held[0]) - 1,
+                   depot_credit(held[0])), op.self_index)
+    depot_store(op, depot, held[0])
+    pool_put_locked(pool, block, block_held, moved)
+    compiler_fence()
+    op.context.spare = 0
+    compiler_fence()
+    return True

@@ -1,0 +1,128 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# One element: reading its value, and changing it in place.
+#
+# The header is a seqlock that names its owner and never makes a reader wait:
+#
+#   LIVE v --CAS--> UPD v+1 ----------> LIVE v+2      any value: the redo buffer holds the new one from
+#                                                     before the CAS (commit) until after LIVE
+#   LIVE v --CAS--> ULOCK v+1 --------> LIVE v+2      one aligned word: its store is the commit
+#                        \--> UPD v+2 -> LIVE v+3      read-modify-write of a field that is no word
+#
+# A reader copies from the element (LIVE, ULOCK) or from the owner's redo buffer (UPD), then looks at
+# the header again: unchanged means that what it copied was complete. In ULOCK at most one aligned
+# word of the value changes, by one store, so any copy is the old value or the new one.
+#
+# Upholds: R1, R2, L1 (exclusive, undone or done by recovery), C1.
+from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
+    fence_acquire, fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64, read_tail,
+    pause,
+)
+from status cimport Status, OK, RETRY, BUSY
+from layout cimport (
+    Element, CONTEXT_MAX, REGION_CONTEXTS, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK,
+    element_state, element_header, lock_bits, word_locked, word_owner,
+)
+from geometry cimport Map, element_value, context_at, context_redo
+from lock cimport Op, lock_busy, SPIN_PAUSES_MAX
+from chain cimport Found
+
+cdef inline bint element_read(Map *map, const Found *found, void *value) noexcept nogil:
+    """Copy the value of an element as it was found; False if it changed meanwhile."""
+    cdef uint64_t owner
+    cdef uint64_t *source = element_value(map, found.element)
+    if element_state(found.header) == ELEMENT_UPD:
+        owner = word_owner(found.header)
+        if (owner + 1) * map.context_stride > load_relaxed_u64(
+                &map.header.regions[REGION_CONTEXTS].usable):
+            return False
+        source = context_redo(context_at(map, owner))
+    if map.value_size == 8:
+        (<uint64_t *> value)[0] = load_relaxed_u64(source)
+    else:
+        copy_out(value, source, map.value_size)
+    # The copy before the second look; pairs with the release fences of the writers below.
+    fence_acquire()
+    return load_relaxed_u64(&found.element.header) == found.header
+
+cdef inline Status element_await(Op *op, const Found *found) noexcept nogil:
+    """The element is UPD or ULOCK: RETRY once it has moved on, BUSY if that takes long."""
+    cdef int turn
+    for turn in range(SPIN_PAUSES_MAX):
+        if load_relaxed_u64(&found.element.header) != found.header:
+            return RETRY
+        pause()
+    return lock_busy(op, &found.element.header, found.header)
+
+cdef inline Status element_own(
+        Op *op, const Found *found, uint32_t state, uint64_t *held) noexcept nogil:
+    """LIVE -> state, if the element is as it was found. held is the header now."""
+    if word_locked(found.header):
+        return element_await(op, found)
+    held[0] = element_header(found.header, state, lock_bits(op.self_index))
+    op.context.target = found.index
+    compiler_fence()
+    # Release: the redo buffer, for readers that meet UPD. Acquire: the value as the last one left it.
+    if not cas_acq_rel_u64(&found.element.header, found.header, held[0]):
+        return RETRY
+    # The header before the value's words; pairs with the acquire fence in element_read.
+    fence_release()
+    return OK
+
+cdef inline void element_settle(Op *op, Element *element, uint64_t held) noexcept nogil:
+    """UPD or ULOCK -> LIVE."""
+    # Release: the value's words; pairs with the acquire of the header in chain_find.
+    store_release_u64(&element.header, element_header(held, ELEMENT_LIVE, 0))
+    # The redo buffer may be written again only after that; readers of it look at the header last.
+    fence_release()
+
+cdef inline Status element_update(
+        Op *op, const Found *found, const uint8_t *value) noexcept nogil:
+    """Replace the value. OK, RETRY if the element changed, BUSY if somebody holds it."""
+    cdef Map *map = op.map
+    cdef uint64_t *words = element_value(map, found.element)
+    cdef uint64_t held = 0
+    cdef Status status
+    if map.value_words == 1:
+        status = element_own(op, found, ELEMENT_ULOCK, &held)
+        if status == OK:
+            store_relaxed_u64(words, read_u64(value) if map.value_size == 8
+                              else read_tail(value, map.value_size))
+            element_settle(op, found.element, held)
+        return status
+    copy_in(context_redo(op.context), value, map.value_size)
+    status = element_own(op, found, ELEMENT_UPD, &held)
+    if status == OK:
+        copy_words(words, context_redo(op.context), map.value_words)
+        element_settle(op, found.element, held)
+    return status
+
+cdef inline Status element_add(
+        Op *op, const Found *found, uint64_t offset, uint64_t delta, uint64_t *after) noexcept nogil:
+    """Add delta to the 8-byte field at offset, wrapping around; after is the sum."""
+    cdef Map *map = op.map
+    cdef uint64_t *words = element_value(map, found.element)
+    cdef uint64_t *redo = context_redo(op.context)
+    cdef uint64_t held = 0
+    cdef Status status = element_own(op, found, ELEMENT_ULOCK, &held)
+    if status != OK:
+        return status
+    if offset & 7 == 0:
+        after[0] = load_relaxed_u64(words + (offset >> 3)) + delta
+        store_relaxed_u64(words + (offset >> 3), after[0])
+        element_settle(op, found.element, held)
+        return OK
+    # The field crosses words: the whole value goes through the redo buffer, UPD commits.
+    copy_words(redo, words, map.value_words)
+    after[0] = read_u64(<uint8_t *> redo + offset) + delta
+    memcpy(<uint8_t *> redo + offset, after, 8)
+    held = element_header(held, ELEMENT_UPD, lock_bits(op.self_index))
+    # Release: the redo buffer; pairs with the acquire of the header in chain_find.
+    store_release_u64(&found.element.header, held)
+    # The header before the value's words; pairs with the acquire fence in element_read.
+    fence_release()
+    copy_words(words, redo, map.value_words)
+    element_settle(op, found.element, held)
+    return OK

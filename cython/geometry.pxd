@@ -1,0 +1,225 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# One process's view of a segment: where everything is, computed and never read from the segment.
+#
+# The header stores the five numbers that decide the geometry (key_size, value_size, max_entries,
+# depot_count, layout version). Whoever attaches checks them, computes everything else anew and keeps
+# it in private memory, so that nothing in the segment is ever trusted as a length or a pointer (H1).
+#
+#   element   8 B header | key, padded to 8 | value, padded to 8 | padding to the stride
+#
+# The stride is a multiple of a power of two near a sixteenth of it, so that a block, a whole number
+# of pages and of elements, stays near 64 KiB.
+from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from status cimport Status, OK, FULL
+from layout cimport (
+    Header, Region, ProcessSlot, Context, Depot, Bucket, Element, Pool,
+    PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES,
+    LINK_BASE, REGION_COUNT, REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS,
+    REGION_LINE_WORDS, REGION_BUCKETS,
+)
+
+cdef enum:
+    BLOCK_BYTES_AIM = 65536    # a commit of 64 KiB costs about 11 us; 2700 smallest elements
+    BLOCK_CAPACITY_MAX = 4095  # 12 bits in a block word
+    PARKED_MAX = 255           # free elements, and credits, that one depot can hold
+    LINE_SPARE_COUNT = 16384   # lines beyond one for every six entries: in flight, or of a split
+    DEPOT_HIGH_MAX = 96        # bpf_mem_alloc's watermarks for elements up to 256 bytes
+    DEPOT_BATCH_MAX = 48
+    CREDIT_BATCH = 32
+    CREDIT_HIGH = 128
+
+cdef enum:
+    SEGMENT_BYTES_MAX = 0x400000000000ULL     # 64 TiB: half of what 47-bit addresses can map
+
+# The private description of a pool of equal objects, in blocks (pool.pxd).
+cdef struct PoolView:
+    Pool *shared
+    uint64_t *words            # one word a block
+    uint8_t *base
+    uint64_t stride
+    uint64_t capacity          # objects in a block
+    uint64_t block_bytes
+    uint64_t block_count
+    uint64_t object_count      # index limit
+    uint32_t kind              # 0 elements, 1 lines
+    uint32_t words_region
+
+# This process's standing in the segment. In a page that fork wipes: a child finds zeros, hence no
+# slot and no context, and registers itself at its first operation.
+cdef struct Local:
+    uint64_t idle_context      # index + 1 of a context at rest; taken and put back by each operation
+    uint64_t registered        # 1 once the process slot is held
+    uint64_t process_index
+    uint64_t more_count        # further idle contexts, for threads that meet inside operations
+    uint32_t more[448]
+    uint64_t lock              # guards more[] and registration, among threads of this process
+
+cdef struct Map:
+    uint8_t *base
+    Header *header
+    uint8_t *buckets
+    uint8_t *lines
+    uint8_t *elements
+    uint8_t *contexts
+    ProcessSlot *processes
+    Depot *depots
+    Local *local
+    uint64_t stride
+    uint64_t bucket_max
+    uint64_t line_max
+    uint64_t element_max
+    uint64_t seeds[4]
+    uint64_t key_size
+    uint64_t value_size
+    uint64_t key_words
+    uint64_t value_words
+    uint64_t context_stride
+    uint64_t depot_count
+    uint64_t depot_high        # free elements in a depot above which some go back
+    uint64_t depot_batch
+    uint64_t max_entries
+    PoolView element_pool
+    PoolView line_pool
+    uint64_t region_offset[5]
+    uint64_t region_bytes[5]
+    uint64_t region_step[5]    # commit at least this much at a time
+    uint64_t depots_offset
+    uint64_t buckets_offset
+    uint64_t lines_offset
+    uint64_t elements_offset
+    uint64_t segment_bytes
+    uint64_t device            # of the segment's file, to recognise it again
+    uint64_t inode
+    int64_t timeout_ns         # how long to wait for a live owner; negative is for ever
+    char *path                 # of the segment, to open it again; NULL if it has none
+    int fd
+    bint read_only
+    bint use_membarrier
+    bint has_local_page
+
+cdef inline uint64_t round_up(uint64_t value, uint64_t multiple) noexcept nogil:
+    return (value + multiple - 1) // multiple * multiple
+
+cdef inline uint64_t power_of_two_at_least(uint64_t value) noexcept nogil:
+    cdef uint64_t power = 1
+    while power < value:           # at most 64 turns
+        power <<= 1
+    return power
+
+cdef inline uint64_t element_stride(uint64_t key_size, uint64_t value_size) noexcept nogil:
+    """Bytes from one element to the next: 24 for keys and values of 8 bytes."""
+    cdef uint64_t packed = 8 + round_up(key_size, 8) + round_up(value_size, 8)
+    cdef uint64_t unit = power_of_two_at_least(packed) // 32
+    if unit < 8:
+        unit = 8
+    if unit > PAGE_BYTES:
+        unit = PAGE_BYTES
+    return round_up(packed, unit)
+
+cdef inline void pool_view_init(
+        PoolView *pool, uint64_t stride, uint64_t object_count, uint32_t kind) noexcept nogil:
+    cdef uint64_t unit = PAGE_BYTES
+    cdef uint64_t rest = stride
+    while rest % 2 == 0 and unit > 1:      # objects that together fill whole pages
+        rest //= 2
+        unit //= 2
+    cdef uint64_t groups = BLOCK_BYTES_AIM // (unit * stride)
+    if groups == 0:
+        groups = 1
+    pool.stride = stride
+    pool.capacity = unit * groups
+    pool.block_bytes = pool.capacity * stride
+    pool.block_count = (object_count + pool.capacity - 1) // pool.capacity
+    pool.object_count = pool.block_count * pool.capacity
+    pool.kind = kind
+    pool.words_region = REGION_LINE_WORDS if kind else REGION_ELEMENT_WORDS
+
+cdef inline uint64_t geometry_place(Map *map, uint32_t region, uint64_t offset,
+                                    uint64_t size, uint64_t step) noexcept nogil:
+    """Put a region at offset; the offset behind it."""
+    map.region_offset[region] = offset
+    map.region_bytes[region] = round_up(size, PAGE_BYTES)
+    map.region_step[region] = step
+    return offset + map.region_bytes[region]
+
+cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_size,
+                                    uint64_t max_entries, uint64_t depot_count) noexcept nogil:
+    """Fill in everything that follows from these four numbers. FULL if no address space holds it."""
+    cdef uint64_t offset = HEADER_BYTES
+    map.key_size = key_size
+    map.value_size = value_size
+    map.key_words = (key_size + 7) // 8
+    map.value_words = (value_size + 7) // 8
+    map.max_entries = max_entries
+    map.depot_count = depot_count
+    map.stride = element_stride(key_size, value_size)
+    map.depot_high = DEPOT_HIGH_MAX
+    if map.stride > 256:           # as bpf_mem_alloc: about 24 KiB parked at most
+        map.depot_high = 24576 // map.stride if 24576 // map.stride > 3 else 3
+    map.depot_batch = map.depot_high // 2 if map.depot_high > 3 else 1
+    if map.stride * (max_entries + depot_count * PARKED_MAX) > SEGMENT_BYTES_MAX:
+        return FULL
+    pool_view_init(&map.element_pool, map.stride, 1 + max_entries + depot_count * PARKED_MAX, 0)
+    map.element_max = map.element_pool.object_count
+    map.line_max = max_entries // 6 + LINE_SPARE_COUNT
+    if map.line_max > 0xFFFFFFFFULL - LINK_BASE:
+        map.line_max = 0xFFFFFFFFULL - LINK_BASE
+    pool_view_init(&map.line_pool, LINE_BYTES, map.line_max, 1)
+    map.line_max = map.line_pool.object_count
+    # Growth stops at a mean load of 3.5, reckoned with every credit in the depots as taken.
+    map.bucket_max = round_up((max_entries + depot_count * PARKED_MAX) * 2 // 7 + 64, 64)
+    map.context_stride = round_up(CONTEXT_BYTES + map.value_words * 8, LINE_BYTES)
+
+    offset = geometry_place(map, REGION_PROCESSES, offset, PROCESS_MAX * sizeof(ProcessSlot), 0)
+    offset = geometry_place(map, REGION_CONTEXTS, offset, CONTEXT_MAX * map.context_stride, 0)
+    map.depots_offset = offset
+    offset += round_up(depot_count * sizeof(Depot), PAGE_BYTES)
+    offset = geometry_place(
+        map, REGION_ELEMENT_WORDS, offset, map.element_pool.block_count * 8, 0)
+    offset = geometry_place(map, REGION_LINE_WORDS, offset, map.line_pool.block_count * 8, 0)
+    map.buckets_offset = offset
+    offset = geometry_place(map, REGION_BUCKETS, offset, map.bucket_max * LINE_BYTES, 0)
+    map.lines_offset = offset
+    offset += map.line_pool.block_count * map.line_pool.block_bytes
+    map.elements_offset = offset
+    offset += map.element_pool.block_count * map.element_pool.block_bytes
+    map.segment_bytes = offset
+    return OK if offset <= SEGMENT_BYTES_MAX else FULL
+
+cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
+    """Turn offsets into this process's addresses."""
+    map.base = base
+    map.header = <Header *> base
+    map.processes = <ProcessSlot *> (base + map.region_offset[REGION_PROCESSES])
+    map.contexts = base + map.region_offset[REGION_CONTEXTS]
+    map.depots = <Depot *> (base + map.depots_offset)
+    map.buckets = base + map.buckets_offset
+    map.lines = base + map.lines_offset
+    map.elements = base + map.elements_offset
+    map.element_pool.shared = &map.header.element_pool
+    map.element_pool.words = <uint64_t *> (base + map.region_offset[REGION_ELEMENT_WORDS])
+    map.element_pool.base = map.elements
+    map.line_pool.shared = &map.header.line_pool
+    map.line_pool.words = <uint64_t *> (base + map.region_offset[REGION_LINE_WORDS])
+    map.line_pool.base = map.lines
+
+cdef inline Bucket *bucket_at(Map *map, uint64_t index) noexcept nogil:
+    return <Bucket *> (map.buckets + index * LINE_BYTES)
+
+cdef inline Bucket *line_at(Map *map, uint64_t index) noexcept nogil:
+    return <Bucket *> (map.lines + index * LINE_BYTES)
+
+cdef inline Element *element_at(Map *map, uint64_t index) noexcept nogil:
+    return <Element *> (map.elements + index * map.stride)
+
+cdef inline uint64_t *element_value(Map *map, Element *element) noexcept nogil:
+    return &element.words[0] + map.key_words
+
+cdef inline Context *context_at(Map *map, uint64_t index) noexcept nogil:
+    return <Context *> (map.contexts + index * map.context_stride)
+
+cdef inline uint64_t *context_redo(Context *context) noexcept nogil:
+    return <uint64_t *> (<uint8_t *> context + CONTEXT_BYTES)
+
+cdef inline Element *pool_object(PoolView *pool, uint64_t index) noexcept nogil:
+    return <Element *> (pool.base + index * pool.stride)

@@ -1,0 +1,62 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# One operation of one thread, and the taking of owner-naming lock words.
+#
+# Nothing here waits for long: a lock that stays taken is reported as BUSY, with the word to watch in
+# the Op; the operation gives up everything it holds, and wait.pxd watches the word, asks the kernel
+# whether its owner lives, and recovers it if not. Then the operation starts again.
+#
+# Lock order: table -> bucket -> child bucket -> depot -> credits -> block. At most one of each. An
+# element's header is taken by one CAS that is never waited for while anything else is held. While a
+# bit is held: no system call, no allocation, no Python (regions and holes apart: commit.pxd).
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from atomics cimport load_relaxed_u64, cas_acquire_u64, store_release_u64, pause
+from status cimport Status, OK, BUSY
+from layout cimport Context, word_locked, word_taken, word_released
+from geometry cimport Map
+
+cdef enum:
+    SPIN_PAUSES_MAX = 128      # about 4 us: longer than any section here lasts when its owner runs
+
+cdef struct Op:
+    Map *map
+    Context *context
+    const uint8_t *key
+    uint64_t *wait_word        # after BUSY: the word in the way,
+    uint64_t wait_seen         # and what it said
+    uint64_t bytes_wanted      # after NO_MEMORY
+    uint32_t self_index        # of context
+    uint32_t hash
+    int error_number           # after SYSTEM_ERROR and NO_MEMORY
+    bint element_filled        # context.element holds this operation's key and value already
+
+
+cdef inline Status lock_busy(Op *op, uint64_t *word, uint64_t seen) noexcept nogil:
+    op.wait_word = word
+    op.wait_seen = seen
+    return BUSY
+
+cdef inline Status lock_try(Op *op, uint64_t *word, uint64_t *held) noexcept nogil:
+    """Take word if it is free now. held is the word as taken, lock bits included."""
+    cdef uint64_t seen = load_relaxed_u64(word)
+    if not word_locked(seen):
+        held[0] = word_taken(seen, op.self_index)
+        # Acquire: what earlier holders wrote; pairs with the release in lock_release.
+        if cas_acquire_u64(word, seen, held[0]):
+            return OK
+    return lock_busy(op, word, seen)
+
+cdef inline Status lock_acquire(Op *op, uint64_t *word, uint64_t *held) noexcept nogil:
+    """Take word, spinning for as long as a running owner would need."""
+    cdef Status status = OK
+    cdef int turn
+    for turn in range(SPIN_PAUSES_MAX):
+        status = lock_try(op, word, held)
+        if status == OK:
+            return OK
+        pause()
+    return status
+
+cdef inline void lock_release(uint64_t *word, uint64_t payload) noexcept nogil:
+    """Store payload, unlocked: commit and release at once."""
+    # Release: everything written under the lock; pairs with the acquire in lock_try.
+    store_release_u64(word, word_released(payload))

@@ -1,0 +1,350 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Whole operations: what RHashMap's methods call.
+#
+# Each is a loop of attempts. An attempt looks, takes at most what lock.pxd's order allows, and either
+# commits with one store or gives everything up and says why:
+#   RETRY    the map changed meanwhile            -> at once again
+#   NEED_*   memory has to be committed           -> commit, again
+#   BUSY     a lock is held                       -> to the caller, who waits (wait.pxd), then again
+# Nothing is held when an operation returns, but an element it has taken and filled may stay in
+# context.element for the next attempt; op_end gives it back.
+#
+# Linearization points (W1): lookup hit: between its two looks at the element's header; lookup miss:
+# the second look at the bucket's header; insert: the slot's store; update: the header's UPD, or the
+# word's store; add: the word's store, or UPD; delete: the header's DEAD.
+from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
+    add_relaxed_u64, fence_acquire, compiler_fence, copy_in, copy_out, likely, unlikely, read_u64,
+)
+from status cimport (
+    Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY,
+    NEED_BUCKETS, NEED_ELEMENTS, NEED_LINES,
+)
+from layout cimport (
+    Bucket, Element, SLOT_COUNT, LOCK_MASK, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS, ELEMENT_DEAD,
+    OPERATION_INSERT, OPERATION_DELETE, element_header, lock_bits, word_locked, bucket_level_plus1,
+)
+from geometry cimport Map, bucket_at, element_at, element_value
+from hashing cimport hash_key
+from lock cimport Op, lock_acquire, lock_release
+from commit cimport region_commit, region_release
+from pool cimport pool_give, block_commit
+from depot cimport element_take, element_give
+from chain cimport Found, chain_find, chain_append, chain_remove
+from element cimport element_read, element_update, element_add, element_await
+from table cimport (
+    table_find, table_count, table_grow, table_shrink, entries_taken, level_covers,
+)
+
+cdef enum:
+    READ_TRIES_MAX = 64        # then the caller yields the processor and reads again
+    WRITE_TRIES_MAX = 64
+    REGION_SLACK_BYTES = 65536 # unused end of the bucket array that is worth keeping
+
+cdef enum:
+    UPDATE_ANY = 0
+    UPDATE_NOEXIST = 1
+    UPDATE_EXIST = 2
+
+
+cdef inline void op_begin(Op *op) noexcept nogil:
+    """From here on this context may hold indices: memory it might look at stays (commit.pxd)."""
+    store_relaxed_u64(&op.context.activity, op.context.activity + 1)
+    compiler_fence()
+
+cdef inline void op_end(Op *op) noexcept nogil:
+    # Release: ends everything read before; pairs with the acquire in context_is_quiet.
+    store_release_u64(&op.context.activity, op.context.activity + 1)
+
+cdef inline void op_settle(Op *op) noexcept nogil:
+    """Give back what an operation kept for a next attempt. What cannot be had now stays named."""
+    if unlikely(op.context.element != 0):
+        element_give(op)
+    while unlikely(op.context.line_stash != 0):        # each turn gives one back
+        op.context.line = op.context.line_stash
+        compiler_fence()
+        op.context.line_stash = (<Element *> (
+            op.map.lines + op.context.line * LINE_BYTES)).words[0]
+        compiler_fence()
+        if pool_give(op, &op.map.line_pool, &op.context.line) != OK:
+            (<Element *> (op.map.lines + op.context.line * LINE_BYTES)).words[0] = (
+                op.context.line_stash)
+            compiler_fence()
+            op.context.line_stash = op.context.line
+            compiler_fence()
+            op.context.line = 0
+            break
+
+cdef inline Status map_find(Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
+    """OK and found; ABSENT, validated; RETRY."""
+    cdef uint64_t header = 0
+    cdef uint64_t index = 0
+    cdef Bucket *bucket = table_find(map, hash, &header, &index)
+    cdef Status status
+    if unlikely(bucket == NULL):
+        return RETRY
+    status = chain_find(map, bucket, hash, key, found)
+    if status == ABSENT:
+        # All slots before the second look; pairs with the release fences in chain.pxd, table.pxd.
+        fence_acquire()
+        if (load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK:
+            return RETRY
+    return status
+
+cdef inline Status map_lookup(Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
+    """Copy the value of key. OK, ABSENT; RETRY after READ_TRIES_MAX changes under our eyes."""
+    cdef Found found
+    cdef Status status
+    cdef int turn
+    for turn in range(READ_TRIES_MAX):
+        status = map_find(map, hash, key, &found)
+        if status == OK and likely(element_read(map, &found, value)):
+            return OK
+        if status == ABSENT:
+            return ABSENT
+    return RETRY
+
+cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noexcept nogil:
+    cdef Found found
+    cdef Status status = RETRY
+    cdef int turn
+    for turn in range(READ_TRIES_MAX):
+        status = map_find(map, hash, key, &found)
+        if status != RETRY:
+            break
+    return status
+
+cdef inline Status bucket_hold(
+        Op *op, uint32_t operation, Bucket **bucket, uint64_t *held) noexcept nogil:
+    """Lock the bucket that the operation's hash belongs to."""
+    cdef uint64_t header = 0
+    cdef uint64_t index = 0
+    cdef Status status
+    bucket[0] = table_find(op.map, op.hash, &header, &index)
+    if bucket[0] == NULL:
+        return RETRY
+    op.context.operation = operation
+    op.context.bucket = index
+    compiler_fence()
+    status = lock_acquire(op, &bucket[0].header, held)
+    if status != OK:
+        return status
+    if bucket_level_plus1(held[0]) == 0 or not level_covers(
+            bucket_level_plus1(held[0]), index, op.hash):
+        lock_release(&bucket[0].header, held[0])       # it was split or merged meanwhile
+        return RETRY
+    return OK
+
+cdef inline Status map_memory(Op *op, Status need) noexcept nogil:
+    """Commit what an attempt asked for. OK if there is more now."""
+    if need == NEED_ELEMENTS:
+        return block_commit(op, &op.map.element_pool)
+    if need == NEED_LINES:
+        return block_commit(op, &op.map.line_pool)
+    return region_commit(op, REGION_BUCKETS, (table_count(op.map) + 1) * LINE_BYTES)
+
+cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexcept nogil:
+    """Insert a key that was absent a moment ago. RETRY if it is not any more."""
+    cdef Map *map = op.map
+    cdef Bucket *bucket = NULL
+    cdef Element *element
+    cdef uint64_t held = 0
+    cdef Found found
+    cdef Status status
+    if op.context.element == 0:
+        status = element_take(op, scavenge)
+        if status != OK:
+            return status
+    element = element_at(map, op.context.element)
+    if not op.element_filled:
+        copy_in(&element.words[0], op.key, map.key_size)
+        copy_in(element_value(map, element), value, map.value_size)
+        op.element_filled = True
+    status = bucket_hold(op, OPERATION_INSERT, &bucket, &held)
+    if status != OK:
+        return status
+    status = chain_find(map, bucket, op.hash, op.key, &found)
+    if status == ABSENT:
+        status = chain_append(op, bucket, <uint32_t> op.context.element, op.hash, element)
+        if status == OK:
+            lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
+            compiler_fence()
+            op.context.element = 0
+            return OK
+    elif status == OK:
+        status = RETRY                                 # somebody inserted it: update that one
+    lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
+    return status
+
+cdef inline void map_grow_if_loaded(Op *op) noexcept nogil:
+    """After an insert: at most two splits, if the load is high."""
+    cdef uint64_t taken = entries_taken(op.map)
+    cdef uint64_t count = table_count(op.map)
+    cdef Status status
+    cdef int turn
+    for turn in range(2):
+        if taken * 2 <= count * 7 or (turn == 1 and taken * 2 <= count * 9):
+            return
+        status = table_grow(op)
+        if status == NEED_BUCKETS or status == NEED_LINES:
+            status = map_memory(op, status)
+            if status == NO_MEMORY:                    # chains grow longer instead
+                add_relaxed_u64(&op.map.header.statistics.growth_stopped, 1)
+            if status == OK:
+                status = table_grow(op)
+        if status != OK:
+            return
+
+cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
+    """After a delete: at most two merges, if the load is low, and memory back."""
+    cdef Map *map = op.map
+    cdef uint64_t taken = entries_taken(map)
+    cdef uint64_t count = table_count(map)
+    cdef uint64_t usable
+    cdef int turn
+    for turn in range(2):
+        if taken * 4 >= count * 7 or (turn == 1 and taken >= count):
+            break
+        if table_shrink(op) != OK:
+            break
+    count = table_count(map)
+    usable = load_relaxed_u64(&map.header.regions[REGION_BUCKETS].usable)
+    if usable > count * LINE_BYTES + REGION_SLACK_BYTES + count * LINE_BYTES // 8:
+        region_release(op, REGION_BUCKETS, count * LINE_BYTES + REGION_SLACK_BYTES // 4)
+
+cdef inline Status map_insert(Op *op, const uint8_t *value, bint *scavenge) noexcept nogil:
+    """insert_try, and what it asks for."""
+    cdef Status status = insert_try(op, value, scavenge[0])
+    cdef Status memory
+    if status == OK:
+        map_grow_if_loaded(op)
+    elif status >= NEED_BUCKETS:
+        memory = map_memory(op, status)
+        if memory == OK:
+            return RETRY
+        if memory == NO_MEMORY and status == NEED_ELEMENTS and not scavenge[0]:
+            scavenge[0] = True                         # other depots may have parked some
+            return RETRY
+        return memory
+    return status
+
+cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:
+    """Store value under key. OK, PRESENT, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""
+    cdef Found found
+    cdef Status status = RETRY
+    cdef bint scavenge = False
+    cdef int turn
+    for turn in range(WRITE_TRIES_MAX):
+        status = map_find(op.map, op.hash, op.key, &found)
+        if status == OK:
+            status = PRESENT if flag == UPDATE_NOEXIST else element_update(op, &found, value)
+        elif status == ABSENT and flag != UPDATE_EXIST:
+            status = map_insert(op, value, &scavenge)
+        if status != RETRY:
+            break
+    return status
+
+cdef inline Status map_add(
+        Op *op, uint64_t offset, uint64_t delta, const uint8_t *initial,
+        uint64_t *after) noexcept nogil:
+    """Add delta to a field. An absent key is inserted with the value initial, if that is not NULL,
+    in which the field has the sum already."""
+    cdef Found found
+    cdef Status status = RETRY
+    cdef bint scavenge = False
+    cdef int turn
+    for turn in range(WRITE_TRIES_MAX):
+        status = map_find(op.map, op.hash, op.key, &found)
+        if status == OK:
+            status = element_add(op, &found, offset, delta, after)
+        elif status == ABSENT and initial != NULL:
+            status = map_insert(op, initial, &scavenge)
+            if status == OK:
+                after[0] = read_u64(initial + offset)
+        if status != RETRY:
+            break
+    return status
+
+cdef inline Status delete_found(
+        Op *op, Bucket *bucket, const Found *found, void *value) noexcept nogil:
+    """Delete an element of a held bucket, and unlock it."""
+    cdef Status status
+    if word_locked(found.header):
+        lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
+        return element_await(op, found)
+    op.context.element = found.index
+    compiler_fence()
+    # Acquire: the value as the last writer left it. DEAD commits.
+    if not cas_acq_rel_u64(
+            &found.element.header, found.header,
+            element_header(found.header, ELEMENT_DEAD, lock_bits(op.self_index))):
+        op.context.element = 0
+        lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
+        return RETRY
+    if value != NULL:
+        copy_out(value, element_value(op.map, found.element), op.map.value_size)
+    chain_remove(op, bucket, found.line, found.slot)
+    lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
+    op_settle(op)
+    return OK
+
+cdef inline Status map_delete(Op *op, void *value) noexcept nogil:
+    """Delete key, copying its last value out if value is not NULL. OK, ABSENT; BUSY, RETRY."""
+    cdef Bucket *bucket = NULL
+    cdef uint64_t held = 0
+    cdef Found found
+    cdef Status status = RETRY
+    cdef int turn
+    op_settle(op)
+    if op.context.element != 0:
+        return BUSY
+    for turn in range(WRITE_TRIES_MAX):
+        status = bucket_hold(op, OPERATION_DELETE, &bucket, &held)
+        if status == OK:
+            status = chain_find(op.map, bucket, op.hash, op.key, &found)
+            if status == OK:
+                status = delete_found(op, bucket, &found, value)
+            else:
+                lock_release(&bucket.header, held)
+        if status != RETRY:
+            break
+    if status == OK:
+        map_shrink_if_empty(op)
+    return status
+
+cdef inline bint bucket_first(Map *map, Bucket *bucket, Found *found) noexcept nogil:
+    """Any element of a held bucket."""
+    cdef uint32_t slot
+    for slot in range(SLOT_COUNT):
+        if bucket.indices[slot] != 0 and bucket.indices[slot] < map.element_max:
+            found.line = bucket
+            found.slot = slot
+            found.index = bucket.indices[slot]
+            found.element = element_at(map, found.index)
+            found.header = load_acquire_u64(&found.element.header)
+            return True
+    return False
+
+cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
+    """Delete one element of bucket index. ABSENT if it has none. BUSY, RETRY: call again."""
+    cdef Bucket *bucket = bucket_at(op.map, index)
+    cdef uint64_t held = 0
+    cdef Found found
+    cdef Status status
+    op_settle(op)
+    if op.context.element != 0:
+        return BUSY
+    if (index + 1) * LINE_BYTES > load_acquire_u64(
+            &op.map.header.regions[REGION_BUCKETS].usable):
+        return ABSENT
+    op.context.operation = OPERATION_DELETE
+    op.context.bucket = index
+    compiler_fence()
+    status = lock_acquire(op, &bucket.header, &held)
+    if status != OK:
+        return status
+    if not bucket_first(op.map, bucket, &found):
+        lock_release(&bucket.header, held)
+        return ABSENT
+    return delete_found(op, bucket, &found, NULL)

@@ -1,0 +1,300 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Pools of equal objects in blocks: elements, and overflow lines.
+#
+# A block is a whole number of pages, about 64 KiB, with one word that is its lock, its free list and
+# its state (layout.pxd). Objects never used yet stand behind "fresh"; those given back form a list
+# through words[0], by their place in the block. Taking and giving are committed by the one store that
+# also unlocks the block.
+#
+# Allocation prefers the lowest block that has something free, so that high blocks run empty and their
+# memory can go back (block_release). Object 0 of a pool is never given out: 0 means "none".
+#
+# An object is never ownerless: between two places a field of the taker's context names it and its
+# header says ALLOC and who. Recovery (recovery.pxd) relies on this, for a block locked by a dead
+# context whose field names object i of it:
+#   i at the head of the list, or not below fresh    the take was not committed: header FREE
+#   else                                             the give was not committed: header ALLOC
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, compiler_fence,
+    add_relaxed_u64, cas_acq_rel_u64,
+)
+from status cimport Status, OK, RETRY, BUSY, CORRUPT, NEED_ELEMENTS, NEED_LINES
+from layout cimport (
+    Element, BLOCK_HOLE, BLOCK_READY, BLOCK_RELEASING, ELEMENT_FREE, ELEMENT_ALLOC,
+    word_locked, word_taken, lock_bits, element_header,
+    block_state, block_fresh, block_free, block_head, block_word,
+)
+from geometry cimport Map, PoolView, pool_object
+from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
+from commit cimport memory_populate, memory_remove, memory_is_quiet, region_commit
+
+cdef enum:
+    POOL_TRIES_MAX = 16        # blocks somebody else took or emptied before we had them
+
+cdef struct Chain:             # objects taken from a block, linked by index through words[0]
+    uint64_t head
+    uint64_t tail
+    uint64_t count
+
+
+cdef inline uint64_t pool_words_usable(Op *op, PoolView *pool) noexcept nogil:
+    """How many block words may be touched."""
+    # Acquire: pairs with the release in region_commit.
+    cdef uint64_t count = load_acquire_u64(
+        &op.map.header.regions[pool.words_region].usable) // 8
+    return count if count < pool.block_count else pool.block_count
+
+cdef inline bint block_offers(PoolView *pool, uint64_t word) noexcept nogil:
+    return (not word_locked(word) and block_state(word) == BLOCK_READY
+            and (block_free(word) > 0 or block_fresh(word) < pool.capacity))
+
+cdef inline Status pool_search(
+        Op *op, PoolView *pool, uint64_t *block, uint64_t *hole) noexcept nogil:
+    """The lowest block with something free; else NEED_*, and the lowest hole, held or not.
+
+    The last held block met is noted in op, for who finds that there is nothing else.
+    """
+    cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
+    cdef uint64_t usable = pool_words_usable(op, pool)
+    cdef uint64_t start = load_relaxed_u64(&pool.shared.hint)
+    cdef uint64_t index, word
+    cdef int turn
+    if limit > usable:
+        limit = usable
+    hole[0] = limit
+    for turn in range(2):                  # from the hint on, then everything
+        for index in range(start, limit):  # at most block_count
+            word = load_relaxed_u64(pool.words + index)
+            if block_offers(pool, word):
+                block[0] = index
+                store_relaxed_u64(&pool.shared.hint, index)
+                return OK
+            if block_state(word) == BLOCK_HOLE and index < hole[0]:
+                hole[0] = index
+            if word_locked(word):
+                lock_busy(op, pool.words + index, word)
+        if start == 0:
+            break
+        start = 0
+    return NEED_LINES if pool.kind else NEED_ELEMENTS
+
+cdef inline Status pool_lock_block(
+        Op *op, PoolView *pool, uint64_t *block, uint64_t *held) noexcept nogil:
+    """Take the word of a block that offers something."""
+    cdef uint64_t hole = 0
+    cdef Status status
+    cdef int turn
+    for turn in range(POOL_TRIES_MAX):
+        status = pool_search(op, pool, block, &hole)
+        if status != OK:
+            return status
+        op.context.block = block[0] * 2 + pool.kind + 1
+        compiler_fence()
+        status = lock_try(op, pool.words + block[0], held)
+        if status == OK:
+            if block_offers(pool, held[0] & ~<uint64_t> 0xFFFF):
+                return OK
+            lock_release(pool.words + block[0], held[0])
+    return BUSY if status == BUSY else RETRY
+
+cdef inline bint pool_next_place(
+        PoolView *pool, uint64_t block, uint64_t place, uint64_t *next_place) noexcept nogil:
+    """The place behind place in the block's free list; False if the segment is damaged."""
+    if place >= pool.capacity:
+        return False
+    next_place[0] = load_relaxed_u64(
+        &pool_object(pool, block * pool.capacity + place).words[0]) - block * pool.capacity
+    return next_place[0] < pool.capacity
+
+cdef inline Status pool_take(Op *op, PoolView *pool, uint64_t *name) noexcept nogil:
+    """Take one object into the context's field name, in state ALLOC."""
+    cdef uint64_t block = 0
+    cdef uint64_t held = 0
+    cdef uint64_t next_place = 0
+    cdef uint64_t place, after
+    cdef Element *taken
+    cdef Status status = pool_lock_block(op, pool, &block, &held)
+    if status != OK:
+        return status
+    if block_free(held) > 0:
+        place = block_head(held)
+        # The last link of a list is whatever it is; the count says where the list ends.
+        if not pool_next_place(pool, block, place, &next_place) and block_free(held) > 1:
+            lock_release(pool.words + block, held)
+            return CORRUPT
+        after = block_word(
+            BLOCK_READY, block_fresh(held), block_free(held) - 1, <uint32_t> next_place & 0xFFF)
+    else:
+        place = block_fresh(held)
+        after = block_word(BLOCK_READY, <uint32_t> place + 1, 0, 0)
+    name[0] = block * pool.capacity + place
+    taken = pool_object(pool, name[0])
+    compiler_fence()
+    store_relaxed_u64(
+        &taken.header, element_header(taken.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    compiler_fence()
+    lock_release(pool.words + block, after)
+    return OK
+
+cdef inline Status pool_detach(
+        Op *op, PoolView *pool, uint64_t wanted, Chain *chain) noexcept nogil:
+    """Take up to wanted objects, state FREE, as a chain that context.chain_* names.
+
+    The caller holds the depot they are for; its recovery hangs the chain into that depot. Until the
+    block's word is stored nothing that its list consists of has changed: the chain is the front of
+    the list, and only the list's meaningless last link is written.
+    """
+    cdef uint64_t block = 0
+    cdef uint64_t held = 0
+    cdef uint64_t fresh, free_count, place, index
+    cdef uint64_t next_place = 0
+    cdef Status status = pool_lock_block(op, pool, &block, &held)
+    if status != OK:
+        return status
+    fresh = block_fresh(held)
+    free_count = block_free(held)
+    place = block_head(held)
+    chain.count = 0
+    while chain.count < wanted and (free_count > 0 or fresh < pool.capacity):
+        if free_count > 0:
+            if not pool_next_place(pool, block, place, &next_place) and free_count > 1:
+                lock_release(pool.words + block, held)
+                return CORRUPT
+            index = block * pool.capacity + place
+            place = next_place
+            free_count -= 1
+        else:
+            index = block * pool.capacity + fresh
+            fresh += 1
+            if chain.count > 0:
+                store_relaxed_u64(&pool_object(pool, chain.tail).words[0], index)
+        if chain.count == 0:
+            chain.head = index
+        chain.tail = index
+        chain.count += 1
+    op.context.chain_head = chain.head
+    op.context.chain_tail = chain.tail
+    compiler_fence()
+    op.context.chain_count = chain.count
+    compiler_fence()
+    lock_release(pool.words + block, block_word(
+        BLOCK_READY, <uint32_t> fresh, <uint32_t> free_count, <uint32_t> place & 0xFFF))
+    return OK
+
+cdef inline void pool_put_locked(
+        PoolView *pool, uint64_t block, uint64_t held, uint64_t index) noexcept nogil:
+    """Put object index, owned and in state ALLOC, into its block, whose word is held: one store."""
+    cdef Element *given = pool_object(pool, index)
+    store_relaxed_u64(&given.words[0], block * pool.capacity + block_head(held))
+    compiler_fence()
+    store_relaxed_u64(&given.header, element_header(given.header, ELEMENT_FREE, 0))
+    compiler_fence()
+    lock_release(pool.words + block, block_word(
+        BLOCK_READY, block_fresh(held), block_free(held) + 1,
+        <uint32_t> (index - block * pool.capacity)))
+    if load_relaxed_u64(&pool.shared.hint) > block:
+        store_relaxed_u64(&pool.shared.hint, block)
+
+cdef inline Status pool_give(Op *op, PoolView *pool, uint64_t *name) noexcept nogil:
+    """Give back the object that the context's field name names, in state ALLOC; clear the field.
+
+    To be called with nothing held: an empty block's memory is released.
+    """
+    cdef uint64_t block = name[0] // pool.capacity
+    cdef uint64_t held = 0
+    cdef Status status
+    op.context.block = block * 2 + pool.kind + 1
+    compiler_fence()
+    status = lock_acquire(op, pool.words + block, &held)
+    if status != OK:
+        return status
+    pool_put_locked(pool, block, held, name[0])
+    compiler_fence()
+    name[0] = 0
+    block_retire_if_empty(op, pool, block)
+    return OK
+
+cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
+    """Get memory for one more block: the lowest hole."""
+    cdef uint64_t block = 0
+    cdef uint64_t hole = 0
+    cdef uint64_t held = 0
+    cdef Status status
+    op.wait_word = NULL
+    status = pool_search(op, pool, &block, &hole)
+    if status == OK:
+        return OK                          # somebody gave something back meanwhile
+    if hole >= pool.block_count:           # there is enough for all: some block is held
+        return BUSY if op.wait_word != NULL else CORRUPT
+    status = region_commit(op, pool.words_region, (hole + 1) * 8)
+    if status != OK:
+        return status
+    # The frontier first: a block that is READY and beyond it would be found by nobody.
+    while True:                            # ends: the frontier only rises
+        block = load_relaxed_u64(&pool.shared.frontier)
+        if block > hole or cas_acq_rel_u64(&pool.shared.frontier, block, hole + 1):
+            break
+    op.context.block = hole * 2 + pool.kind + 1
+    compiler_fence()
+    status = lock_acquire(op, pool.words + hole, &held)
+    if status != OK:
+        return status
+    if block_state(held) != BLOCK_HOLE:
+        lock_release(pool.words + hole, held)
+        return OK
+    status = memory_populate(op, pool.base + hole * pool.block_bytes, pool.block_bytes)
+    if status != OK:
+        lock_release(pool.words + hole, block_word(BLOCK_HOLE, 0, 0, 0))
+        return status
+    lock_release(pool.words + hole, block_word(BLOCK_READY, 1 if hole == 0 else 0, 0, 0))
+    add_relaxed_u64(&pool.shared.ready_count, 1)
+    if load_relaxed_u64(&pool.shared.hint) > hole:
+        store_relaxed_u64(&pool.shared.hint, hole)
+    return OK
+
+cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
+    """Give back the memory of a block in which nothing is in use. RETRY if something is."""
+    cdef uint64_t held = 0
+    cdef Status status
+    op.context.block = block * 2 + pool.kind + 1
+    compiler_fence()
+    status = lock_try(op, pool.words + block, &held)
+    if status != OK:
+        return status
+    if not block_is_empty(pool, block, held):
+        lock_release(pool.words + block, held)
+        return RETRY
+    # Nobody can reach an object of this block any more; whoever may have looked earlier must end.
+    if not memory_is_quiet(op):
+        lock_release(pool.words + block, held)
+        return BUSY
+    store_relaxed_u64(
+        pool.words + block, word_taken(block_word(BLOCK_RELEASING, 0, 0, 0), op.self_index))
+    compiler_fence()
+    memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
+    compiler_fence()
+    lock_release(pool.words + block, block_word(BLOCK_HOLE, 0, 0, 0))
+    add_relaxed_u64(&pool.shared.ready_count, <uint64_t> -1)
+    add_relaxed_u64(&op.map.header.statistics.blocks_released, 1)
+    return OK
+
+cdef inline bint block_is_empty(PoolView *pool, uint64_t block, uint64_t word) noexcept nogil:
+    cdef uint64_t unused = block_free(word) + (pool.capacity - block_fresh(word))
+    return block_state(word) == BLOCK_READY and unused == pool.capacity - (1 if block == 0 else 0)
+
+cdef inline void block_retire_if_empty(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
+    """Release an empty block, but for one that is kept for the next refill."""
+    cdef uint64_t spare
+    if not block_is_empty(pool, block, load_relaxed_u64(pool.words + block)):
+        return
+    spare = load_relaxed_u64(&pool.shared.spare)
+    if spare != 0 and spare - 1 != block and spare - 1 < pool_words_usable(op, pool) and (
+            block_is_empty(pool, spare - 1, load_relaxed_u64(pool.words + spare - 1))):
+        # Keep the lower of the two, so that the high one goes.
+        if spare - 1 > block:
+            store_relaxed_u64(&pool.shared.spare, block + 1)
+            block = spare - 1
+        block_release(op, pool, block)
+    else:
+        store_relaxed_u64(&pool.shared.spare, block + 1)

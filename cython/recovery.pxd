@@ -1,0 +1,395 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Finishing or undoing what a dead process was about (C1, C2).
+#
+# Recovery resumes each of the dead process's contexts under the dead context's own identity: the same
+# fields name what it works on, the same lock words name it as their owner, and most of the work is
+# done by the functions the dead one would have called. So a recoverer that dies leaves what its
+# subject could have left, and the next one goes on. Exclusion is the kernel's lock on byte
+# PROCESS_MAX + i, which dies with the recoverer.
+#
+# Order: what is innermost first, as the lock order says: region, depot with credits and block,
+# element, bucket with child and table; then the objects the context still owns go back. Each step
+# looks at shared state only, and doing it twice is doing it once.
+#
+# What is looked at is named by the context and owned if its own lock word says so:
+#   region held          unlock: its watermarks are right at every moment
+#   depot held           hang in a detached chain; complete moved credits; take back or forget an
+#                        element or spare on its way; unlock
+#   block held           HOLE, RELEASING: remove its memory; READY: see pool.pxd
+#   element UPD          redo -> value, LIVE         element ULOCK   LIVE
+#   bucket, INSERT       element named by a slot: done; else the element is freed
+#   bucket, DELETE       element DEAD: its slot is cleared; else nothing happened
+#   bucket, SPLIT/MERGE  before its commit undone, after it finished (table.pxd)
+# The cost does not depend on the number of entries, but on the length of one chain.
+from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
+    compiler_fence, copy_words, count_leading_zeros,
+)
+from status cimport Status, OK, BUSY, RETRY, CORRUPT, SYSTEM_ERROR
+from layout cimport (
+    Context, ProcessSlot, Depot, Element, Bucket, Region, PROCESS_MAX, CONTEXT_MAX, LINE_BYTES,
+    REGION_COUNT, REGION_CONTEXTS, REGION_PROCESSES, REGION_BUCKETS, PAYLOAD_SHIFT,
+    BLOCK_HOLE, BLOCK_READY, BLOCK_RELEASING,
+    ELEMENT_FREE, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_DEAD,
+    OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT, OPERATION_MERGE,
+    BUCKET_VERSION_ONE,
+    word_held_by, word_taken, lock_bits, element_state, element_header, bucket_level_plus1,
+    block_state, block_fresh, block_free, block_head, block_word,
+    depot_word, depot_count, depot_credit, depot_head,
+)
+from geometry cimport (
+    Map, PoolView, bucket_at, line_at, element_at, element_value, context_at, context_redo,
+    pool_object,
+)
+from system cimport (
+    segment_open, byte_lock, clock_ns, close, F_OFD_SETLK, F_WRLCK, CLOCK_MONOTONIC,
+)
+from lock cimport Op, lock_release
+from commit cimport memory_remove
+from pool cimport pool_give
+from depot cimport depot_store
+from chain cimport (
+    Found, chain_links, chain_names, chain_remove, chain_repair, chain_clear, line_stash,
+)
+from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
+from map cimport op_settle
+from liveness cimport process_is_dead
+
+
+cdef inline void recover_regions(Op *op) noexcept nogil:
+    cdef uint64_t which = op.context.region - 1
+    if which < REGION_COUNT:
+        if word_held_by(op.map.header.regions[which].lock, op.self_index):
+            lock_release(&op.map.header.regions[which].lock, 0)
+
+cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
+    """The word of the block that the context names, if it holds it."""
+    cdef uint64_t name = op.context.block - 1
+    cdef uint64_t *word
+    if op.context.block == 0:
+        return NULL
+    pool[0] = &op.map.line_pool if name & 1 else &op.map.element_pool
+    if name >> 1 >= pool[0].block_count or (name >> 1) * 8 + 8 > load_acquire_u64(
+            &op.map.header.regions[pool[0].words_region].usable):
+        return NULL
+    word = pool[0].words + (name >> 1)
+    return word if word_held_by(word[0], op.self_index) else NULL
+
+cdef inline void recover_chain(Op *op, Depot *depot, bint block_held) noexcept nogil:
+    """Elements on their way from a block to the held depot."""
+    cdef Context *context = op.context
+    cdef uint64_t word = depot.word
+    if context.chain_count != 0 and not block_held and depot_head(word) != context.chain_head:
+        store_relaxed_u64(
+            &element_at(op.map, context.chain_tail).words[0], depot_head(word))
+        compiler_fence()
+        depot_store(op, depot, depot_word(
+            <uint32_t> context.chain_head, depot_count(word) + <uint32_t> context.chain_count,
+            depot_credit(word)))
+    context.chain_count = 0
+    compiler_fence()
+
+cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
+    """Credits on their way between the header and the held depot."""
+    cdef uint64_t *credits = &op.map.header.credits
+    if word_held_by(credits[0], op.self_index):
+        op.context.credit_moving = 0           # the header's store did not happen
+        compiler_fence()
+        lock_release(credits, credits[0])
+    elif op.context.credit_moving:
+        depot_store(op, depot, depot_word(
+            depot_head(depot.word), depot_count(depot.word),
+            <uint32_t> op.context.credit_after))
+        op.context.credit_moving = 0
+        compiler_fence()
+
+cdef inline void recover_taken(Op *op, Depot *depot) noexcept nogil:
+    """An element between the held depot and the context, and a spare between it and a block."""
+    cdef Context *context = op.context
+    cdef uint64_t head = depot_head(depot.word)
+    cdef Element *element
+    if context.spare != 0 and context.spare == head:
+        element = element_at(op.map, head)
+        store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
+        compiler_fence()
+        context.spare = 0
+    if context.element == 0:
+        return
+    element = element_at(op.map, context.element)
+    if context.element == head:                # not taken yet
+        store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
+        compiler_fence()
+        context.element = 0
+    elif element_state(element.header) == ELEMENT_FREE:    # not given yet
+        store_relaxed_u64(&element.header, element_header(
+            element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    compiler_fence()
+
+cdef inline void recover_block(Op *op) noexcept nogil:
+    cdef PoolView *pool = NULL
+    cdef uint64_t *word = block_named(op, &pool)
+    cdef uint64_t *name
+    cdef uint64_t block, place
+    cdef Element *thing
+    if word == NULL:
+        return
+    block = (op.context.block - 1) >> 1
+    if block_state(word[0]) != BLOCK_READY:
+        memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
+        lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
+        return
+    name = &op.context.line if pool.kind else &op.context.spare
+    if name[0] != 0 and name[0] // pool.capacity == block:
+        place = name[0] - block * pool.capacity
+        thing = pool_object(pool, name[0])
+        if (block_free(word[0]) > 0 and place == block_head(word[0])) or (
+                place >= block_fresh(word[0])):
+            store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
+            compiler_fence()
+            name[0] = 0
+        elif element_state(thing.header) == ELEMENT_FREE:
+            store_relaxed_u64(&thing.header, element_header(
+                thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+        compiler_fence()
+    lock_release(word, word[0])
+
+cdef inline void recover_depot(Op *op) noexcept nogil:
+    cdef PoolView *pool = NULL
+    cdef uint64_t index = op.context.depot - 1
+    cdef Depot *depot
+    if op.context.depot == 0 or index >= op.map.depot_count:
+        recover_block(op)
+        return
+    depot = op.map.depots + index
+    if not word_held_by(depot.word, op.self_index):
+        recover_block(op)
+        return
+    recover_chain(op, depot, block_named(op, &pool) != NULL)
+    recover_credits(op, depot)
+    recover_taken(op, depot)
+    recover_block(op)
+    lock_release(&depot.word, depot.word)
+
+cdef inline bint recover_element(Op *op) noexcept nogil:
+    """An element being changed in place. True if there was one."""
+    cdef uint64_t index = op.context.target
+    cdef Element *element = element_at(op.map, index)
+    if index == 0 or index >= op.map.element_max or not word_held_by(
+            element.header, op.self_index):
+        return False
+    if element_state(element.header) == ELEMENT_UPD:
+        copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
+        add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
+    elif element_state(element.header) == ELEMENT_ULOCK:
+        add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
+    else:
+        return False
+    # Release: the value's words; pairs with the acquire of the header in chain_find.
+    store_release_u64(&element.header, element_header(element.header, ELEMENT_LIVE, 0))
+    return True
+
+cdef inline bint line_is_ours(Op *op) noexcept nogil:
+    return (op.context.line != 0 and op.context.line < op.map.line_max
+            and word_held_by(line_at(op.map, op.context.line).header, op.self_index))
+
+cdef inline void recover_line(Op *op, Bucket *bucket) noexcept nogil:
+    """A line that a held chain links already belongs to the chain."""
+    cdef Bucket *line
+    if line_is_ours(op) and chain_links(op.map, bucket, op.context.line):
+        line = line_at(op.map, op.context.line)
+        store_relaxed_u64(&line.header, element_header(line.header, ELEMENT_LIVE, 0))
+        compiler_fence()
+        op.context.line = 0
+        compiler_fence()
+
+cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
+    cdef Found found
+    cdef Element *element
+    recover_line(op, bucket)
+    chain_repair(op, bucket)
+    if op.context.element != 0:
+        element = element_at(op.map, op.context.element)
+        if chain_names(op.map, bucket, <uint32_t> op.context.element, NULL, 0, &found):
+            op.context.element = 0
+            add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
+        elif element_state(element.header) == ELEMENT_LIVE:
+            store_relaxed_u64(&element.header, element_header(
+                element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+        compiler_fence()
+    bucket_release(bucket)
+
+cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
+    cdef Found found
+    cdef uint64_t index = op.context.element
+    recover_line(op, bucket)
+    chain_repair(op, bucket)
+    if index != 0 and word_held_by(element_at(op.map, index).header, op.self_index):
+        if chain_names(op.map, bucket, <uint32_t> index, NULL, 0, &found):
+            chain_remove(op, bucket, found.line, found.slot)
+        add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
+    bucket_release(bucket)
+
+cdef inline void recover_resize(Op *op, bint split) noexcept nogil:
+    """A split or merge: of the locks it takes, the parent's is the first after the table's."""
+    cdef Map *map = op.map
+    cdef uint64_t child_index = op.context.child
+    cdef uint32_t level = 63 - count_leading_zeros(child_index)
+    cdef Bucket *parent = bucket_at(map, op.context.bucket)
+    cdef Bucket *child = bucket_at(map, child_index)
+    cdef bint parent_is_deep
+    if word_held_by(parent.header, op.self_index):
+        recover_line(op, parent)
+        recover_line(op, child)
+        chain_repair(op, parent)
+        parent_is_deep = bucket_level_plus1(parent.header) == level + 2
+        if split and bucket_level_plus1(child.header) != 0:
+            split_finish(op, parent, child, level)
+        elif split:
+            chain_clear(op, child)
+        elif parent_is_deep:
+            chain_drop_bit(op, parent, <uint32_t> 1 << level)
+        else:
+            merge_finish(op, child)
+        if word_held_by(child.header, op.self_index):
+            bucket_release(child)
+        bucket_release(parent)
+    if word_held_by(map.header.table, op.self_index):
+        lock_release(&map.header.table, (
+            child_index + (1 if bucket_level_plus1(child.header) != 0 else 0)) << PAYLOAD_SHIFT)
+
+cdef inline bint bucket_usable(Map *map, uint64_t index) noexcept nogil:
+    return (index + 1) * LINE_BYTES <= load_acquire_u64(
+        &map.header.regions[REGION_BUCKETS].usable)
+
+cdef inline void recover_bucket(Op *op) noexcept nogil:
+    cdef Context *context = op.context
+    cdef Bucket *bucket = bucket_at(op.map, context.bucket)
+    if context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE:
+        if word_held_by(op.map.header.table, op.self_index):
+            if context.child != 0 and bucket_usable(op.map, context.child):
+                recover_resize(op, context.operation == OPERATION_SPLIT)
+            else:                              # taken before the watermark was looked at
+                lock_release(&op.map.header.table, op.map.header.table)
+        return
+    if not bucket_usable(op.map, context.bucket):
+        return
+    if not word_held_by(bucket.header, op.self_index):
+        return
+    if context.operation == OPERATION_INSERT:
+        recover_insert(op, bucket)
+    elif context.operation == OPERATION_DELETE:
+        recover_delete(op, bucket)
+    else:
+        lock_release(&bucket.header, bucket.header)
+
+cdef inline Status recover_owned(Op *op) noexcept nogil:
+    """Give back the objects that the context still owns."""
+    cdef Context *context = op.context
+    cdef Status status = OK
+    if line_is_ours(op) and context.line_stash != context.line:
+        line_stash(op)
+    context.line = 0
+    if context.element != 0 and not word_held_by(
+            element_at(op.map, context.element).header, op.self_index):
+        context.element = 0                    # inserted, or given back
+    if context.element != 0:
+        add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
+    op_settle(op)
+    if context.spare != 0:
+        if word_held_by(element_at(op.map, context.spare).header, op.self_index):
+            status = pool_give(op, &op.map.element_pool, &context.spare)
+        else:
+            context.spare = 0
+    if context.element != 0 or context.line_stash != 0:
+        return BUSY
+    return status
+
+cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
+    """Bring one context of a dead process to rest, and free it. BUSY: somebody else's lock is in
+    the way (op's wait word is lost; the caller tries again)."""
+    cdef Op op
+    cdef Status status
+    op.map = map
+    op.context = context_at(map, index)
+    op.self_index = <uint32_t> index
+    op.wait_word = NULL
+    recover_regions(&op)
+    recover_depot(&op)
+    recover_element(&op)
+    recover_bucket(&op)
+    status = recover_owned(&op)
+    if status != OK:
+        return status
+    op.context.operation = OPERATION_NONE
+    if op.context.activity & 1:
+        store_release_u64(&op.context.activity, op.context.activity + 1)
+    # Release: everything is at rest; pairs with the CAS in context_claim.
+    store_release_u64(&op.context.owner, 0)
+    return OK
+
+cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
+    """Recover a dead process. OK: done, or it needs none. BUSY: somebody else is at it."""
+    cdef ProcessSlot *slot = map.processes + index
+    cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
+    cdef uint64_t at, count, spent
+    cdef Status status = OK
+    cdef Status one
+    cdef int fd = segment_open(map)
+    if fd < 0:
+        return SYSTEM_ERROR
+    if byte_lock(fd, F_OFD_SETLK, F_WRLCK, PROCESS_MAX + index) != 0:
+        close(fd)
+        return BUSY
+    if process_is_dead(map, index):
+        add_relaxed_u64(&map.header.statistics.owners_found_dead, 1)
+        count = load_acquire_u64(
+            &map.header.regions[REGION_CONTEXTS].usable) // map.context_stride
+        for at in range(count):                # at most CONTEXT_MAX
+            if load_acquire_u64(&context_at(map, at).owner) == index + 1:
+                one = context_recover(map, at)
+                if one != OK:
+                    status = one
+        if status == OK:
+            # Release: its contexts are free; pairs with the acquire in process_claim.
+            store_release_u64(&slot.used, 0)
+            add_relaxed_u64(&map.header.statistics.recoveries, 1)
+            spent = <uint64_t> (clock_ns(CLOCK_MONOTONIC) - began)
+            if spent > load_relaxed_u64(&map.header.statistics.recovery_ns_max):
+                store_relaxed_u64(&map.header.statistics.recovery_ns_max, spent)
+    close(fd)
+    return status
+
+cdef inline uint64_t recover_all(Map *map) noexcept nogil:
+    """Recover every dead process there is; how many were."""
+    cdef uint64_t index, turn
+    cdef uint64_t found = 0
+    cdef bint again = True
+    for turn in range(4):                      # one dead process may stand in another's way
+        if not again:
+            break
+        again = False
+        for index in range(PROCESS_MAX):
+            if (index + 1) * sizeof(ProcessSlot) > load_acquire_u64(
+                    &map.header.regions[REGION_PROCESSES].usable):
+                break
+            if process_is_dead(map, index):
+                if process_recover(map, index) == OK:
+                    found += 1
+                else:
+                    again = True
+    return found
+
+cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
+    """Recover the dead processes that died inside an operation; how many were. To be called before
+    saying that the map, or memory, is full: the dead may hold the last of it."""
+    cdef uint64_t count = load_acquire_u64(
+        &map.header.regions[REGION_CONTEXTS].usable) // map.context_stride
+    cdef uint64_t index, process
+    cdef uint64_t found = 0
+    for index in range(count):                 # at most CONTEXT_MAX
+        if load_acquire_u64(&context_at(map, index).activity) & 1:
+            process = load_acquire_u64(&context_at(map, index).owner) - 1
+            if process_is_dead(map, process) and process_recover(map, process) == OK:
+                found += 1
+    return found

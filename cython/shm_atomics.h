@@ -1,0 +1,211 @@
+/* What Cython cannot say: atomic accesses, fences, the 128-bit product, the vector match of a
+ * bucket's tags, static assertions. No state and no policy live here.
+ *
+ * Orders. A _relaxed access is atomic and unordered; _acquire and _release pair up as in C11. The
+ * fences are C11 fences: fence_acquire() keeps earlier loads before later accesses, fence_release()
+ * keeps earlier accesses before later stores. compiler_fence() orders one thread against its own
+ * death only: after SIGKILL every retired store is visible and no later one happened, so program
+ * order, kept by the compiler, is all that an intent record needs.
+ */
+#ifndef SHM_ATOMICS_H
+#define SHM_ATOMICS_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <stdio.h>
+
+#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
+#include <emmintrin.h>
+#elif defined(__ARM_NEON) && !defined(__SANITIZE_THREAD__)
+#include <arm_neon.h>
+#endif
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "shmrhash stores little-endian words; this machine is big-endian"
+#endif
+
+#define shm_load_relaxed_u64(p) __atomic_load_n((const uint64_t *)(p), __ATOMIC_RELAXED)
+#define shm_load_acquire_u64(p) __atomic_load_n((const uint64_t *)(p), __ATOMIC_ACQUIRE)
+#define shm_store_relaxed_u64(p, v) __atomic_store_n((uint64_t *)(p), (uint64_t)(v), __ATOMIC_RELAXED)
+#define shm_store_release_u64(p, v) __atomic_store_n((uint64_t *)(p), (uint64_t)(v), __ATOMIC_RELEASE)
+#define shm_load_relaxed_u32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_RELAXED)
+#define shm_load_acquire_u32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_ACQUIRE)
+#define shm_store_relaxed_u32(p, v) __atomic_store_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_RELAXED)
+#define shm_store_release_u32(p, v) __atomic_store_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_RELEASE)
+#define shm_add_relaxed_u64(p, v) __atomic_fetch_add((uint64_t *)(p), (uint64_t)(v), __ATOMIC_RELAXED)
+
+static inline int shm_cas_acquire_u64(uint64_t *p, uint64_t expected, uint64_t desired)
+{
+    return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
+
+static inline int shm_cas_acq_rel_u64(uint64_t *p, uint64_t expected, uint64_t desired)
+{
+    return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+#define shm_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
+#define shm_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
+#define shm_fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define shm_compiler_fence() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
+/* A process-local cache slot that at most one thread may empty. The GIL already serialises its
+ * users; without a GIL the slot is exchanged atomically. */
+static inline uint64_t shm_local_take_u64(uint64_t *slot)
+{
+#ifdef Py_GIL_DISABLED
+    return __atomic_exchange_n(slot, 0, __ATOMIC_ACQUIRE);
+#else
+    uint64_t value = *slot;
+    *slot = 0;
+    return value;
+#endif
+}
+
+/* Puts value back if the slot is empty; answers whether it did. */
+static inline int shm_local_put_u64(uint64_t *slot, uint64_t value)
+{
+#ifdef Py_GIL_DISABLED
+    uint64_t expected = 0;
+    return __atomic_compare_exchange_n(slot, &expected, value, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED);
+#else
+    if (*slot != 0)
+        return 0;
+    *slot = value;
+    return 1;
+#endif
+}
+
+static inline void shm_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("isb" ::: "memory");
+#else
+    shm_compiler_fence();
+#endif
+}
+
+#define shm_prefetch(p) __builtin_prefetch((const void *)(p), 0, 3)
+#define shm_prefetch_write(p) __builtin_prefetch((const void *)(p), 1, 3)
+#define shm_likely(c) __builtin_expect(!!(c), 1)
+#define shm_unlikely(c) __builtin_expect(!!(c), 0)
+#define shm_count_trailing_zeros(v) __builtin_ctzll(v)
+#define shm_count_leading_zeros(v) __builtin_clzll(v)
+#define shm_reverse_bytes_u32(v) __builtin_bswap32(v)
+
+static inline uint64_t shm_multiply_fold(uint64_t a, uint64_t b)
+{
+    __extension__ typedef unsigned __int128 shm_u128;
+    shm_u128 product = (shm_u128)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+/* Bit i is set if tags[i] == tag, for the seven tags of a bucket or line. Only the tag words are
+ * loaded: a vector load over the header just CASed would wait for store forwarding. */
+static inline uint32_t shm_match7(const uint32_t *tags, uint32_t tag)
+{
+#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
+    __m128i wanted = _mm_set1_epi32((int)tag);
+    __m128i low = _mm_loadu_si128((const __m128i *)(const void *)tags);
+    __m128i high = _mm_loadu_si128((const __m128i *)(const void *)(tags + 3));
+    uint32_t low_mask = (uint32_t)_mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(low, wanted)));
+    uint32_t high_mask = (uint32_t)_mm_movemask_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(high, wanted)));
+    return low_mask | high_mask << 3;
+#elif defined(__ARM_NEON) && !defined(__SANITIZE_THREAD__)
+    const uint32x4_t bits = {1, 2, 4, 8};
+    uint32x4_t wanted = vdupq_n_u32(tag);
+    uint32x4_t low = vandq_u32(vceqq_u32(vld1q_u32(tags), wanted), bits);
+    uint32x4_t high = vandq_u32(vceqq_u32(vld1q_u32(tags + 3), wanted), bits);
+    return vaddvq_u32(low) | vaddvq_u32(high) << 3;
+#else
+    uint32_t mask = 0;
+    for (int i = 0; i < 7; i++)
+        mask |= (uint32_t)(shm_load_relaxed_u32(tags + i) == tag) << i;
+    return mask;
+#endif
+}
+
+static inline uint64_t shm_read_u64(const void *p)
+{
+    uint64_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+
+static inline uint32_t shm_read_u32(const void *p)
+{
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+
+static inline uint64_t shm_read_tail(const void *p, uint64_t size)
+{
+    uint64_t word = 0;
+    memcpy(&word, p, size);
+    return word;
+}
+
+/* Shared words to private bytes. The source is padded to whole words; a racing writer may tear the
+ * copy between words, never inside one, and the caller's version check rejects it. */
+static inline void shm_copy_out(void *private_bytes, const uint64_t *shared_words, uint64_t size)
+{
+    unsigned char *out = (unsigned char *)private_bytes;
+    uint64_t whole = size >> 3;
+    for (uint64_t i = 0; i < whole; i++) {
+        uint64_t word = shm_load_relaxed_u64(shared_words + i);
+        memcpy(out + 8 * i, &word, 8);
+    }
+    if (size & 7) {
+        uint64_t word = shm_load_relaxed_u64(shared_words + whole);
+        memcpy(out + 8 * whole, &word, size & 7);
+    }
+}
+
+/* Private bytes to shared words; the padding of the last word is written as zeros. */
+static inline void shm_copy_in(uint64_t *shared_words, const void *private_bytes, uint64_t size)
+{
+    const unsigned char *in = (const unsigned char *)private_bytes;
+    uint64_t whole = size >> 3;
+    for (uint64_t i = 0; i < whole; i++)
+        shm_store_relaxed_u64(shared_words + i, shm_read_u64(in + 8 * i));
+    if (size & 7)
+        shm_store_relaxed_u64(shared_words + whole, shm_read_tail(in + 8 * whole, size & 7));
+}
+
+static inline void shm_copy_words(uint64_t *to, const uint64_t *from, uint64_t word_count)
+{
+    for (uint64_t i = 0; i < word_count; i++)
+        shm_store_relaxed_u64(to + i, shm_load_relaxed_u64(from + i));
+}
+
+static inline int shm_equal(const uint64_t *shared_words, const void *private_bytes, uint64_t size)
+{
+    const unsigned char *in = (const unsigned char *)private_bytes;
+    uint64_t whole = size >> 3;
+    for (uint64_t i = 0; i < whole; i++)
+        if (shm_load_relaxed_u64(shared_words + i) != shm_read_u64(in + 8 * i))
+            return 0;
+    if (size & 7)
+        return shm_load_relaxed_u64(shared_words + whole) == shm_read_tail(in + 8 * whole, size & 7);
+    return 1;
+}
+
+#define SHM_STATIC_ASSERT(c) _Static_assert(c, #c)
+
+#ifdef SHMRHASH_DEBUG
+#define SHM_ASSERT(c)                                                                                \
+    do {                                                                                             \
+        if (!(c)) {                                                                                  \
+            fprintf(stderr, "%s:%d: %s: assertion failed: %s\n", __FILE__, __LINE__, __func__, #c);  \
+            abort();                                                                                 \
+        }                                                                                            \
+    } while (0)
+#else
+#define SHM_ASSERT(c) ((void)0)
+#endif
+
+#endif

@@ -1,0 +1,110 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# The system calls that need a descriptor of the segment, and the clock.
+#
+# A kept descriptor may be closed behind our back (daemonising code closes all) and its number reused,
+# so before each use its device and inode are compared, and the segment is opened again by name if
+# they differ. File locks are open-file-description locks: one file opened twice is two owners, also
+# within a process.
+from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memset
+from posix.types cimport off_t
+from layout cimport PROCESS_MAX
+from geometry cimport Map
+
+cdef extern from "<sys/stat.h>" nogil:
+    struct stat_t "stat":
+        uint64_t st_dev
+        uint64_t st_ino
+        off_t st_size
+    int fstat(int fd, stat_t *result) noexcept
+
+cdef extern from "<fcntl.h>" nogil:
+    struct flock_t "flock":
+        short l_type
+        short l_whence
+        off_t l_start
+        off_t l_len
+        int l_pid
+    int fcntl(int fd, int command, ...) noexcept
+    int open(const char *path, int flags, ...) noexcept
+    enum: O_RDWR
+    enum: O_RDONLY
+    enum: O_CLOEXEC
+    enum: O_NOFOLLOW
+    enum: F_WRLCK
+    enum: F_RDLCK
+    enum: F_UNLCK
+    enum: F_OFD_GETLK
+    enum: F_OFD_SETLK
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd) noexcept
+    int getpid() noexcept
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) noexcept
+    int munmap(void *address, size_t length) noexcept
+    int madvise(void *address, size_t length, int advice) noexcept
+    enum: PROT_READ
+    enum: MAP_SHARED
+    enum: MADV_DONTFORK
+    void *MAP_FAILED
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *result) noexcept
+    int nanosleep(const timespec *wanted, timespec *left) noexcept
+    enum: CLOCK_MONOTONIC
+    enum: CLOCK_REALTIME
+
+cdef enum:
+    COMMIT_BYTE = 2 * PROCESS_MAX
+    READER_BYTE = 2 * PROCESS_MAX + 1
+    PATH_BYTES = 32
+
+cdef inline int64_t clock_ns(int clock) noexcept nogil:
+    cdef timespec now
+    clock_gettime(clock, &now)
+    return <int64_t> now.tv_sec * 1000000000 + now.tv_nsec
+
+cdef inline bint is_segment(const Map *map, int fd) noexcept nogil:
+    cdef stat_t status
+    return fd >= 0 and fstat(fd, &status) == 0 and (
+        status.st_dev == map.device and status.st_ino == map.inode)
+
+cdef inline int segment_open(Map *map) noexcept nogil:
+    """A new open file of the segment, or -1: through the kept descriptor, or by name."""
+    cdef char path[PATH_BYTES]
+    cdef int flags = (O_RDONLY if map.read_only else O_RDWR) | O_CLOEXEC
+    cdef int fd = -1
+    if is_segment(map, map.fd):                # the program may have closed and reused it
+        snprintf(path, PATH_BYTES, "/proc/self/fd/%d", map.fd)
+        fd = open(path, flags)
+    if fd < 0 and map.path != NULL:
+        fd = open(map.path, flags | O_NOFOLLOW)
+    if fd >= 0 and not is_segment(map, fd):
+        close(fd)
+        fd = -1
+    return fd
+
+cdef inline int segment_fd(Map *map) noexcept nogil:
+    """The kept descriptor, made anew if the program closed it; -1 if that cannot be done."""
+    if not is_segment(map, map.fd):
+        map.fd = segment_open(map)
+    return map.fd
+
+cdef inline int byte_lock(int fd, int command, int kind, uint64_t byte) noexcept nogil:
+    """fcntl on one byte. After F_OFD_GETLK: 1 if somebody else's lock is in the way, 0 if not."""
+    cdef flock_t lock
+    memset(&lock, 0, sizeof(lock))
+    lock.l_type = <short> kind
+    lock.l_start = <off_t> byte
+    lock.l_len = 1
+    if fcntl(fd, command, &lock) != 0:
+        return -1
+    if command == F_OFD_GETLK:
+        return lock.l_type != F_UNLCK
+    return 0

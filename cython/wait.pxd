@@ -1,0 +1,47 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Waiting for somebody else's lock, and finding out whether there is anybody to wait for.
+#
+# An operation that returned BUSY holds nothing. The waiter watches the word that stood in the way:
+# if it has changed, the operation is tried again; if its owner is dead, the owner is recovered; if it
+# lives, perhaps stopped, the waiter sleeps, 50 us at first and up to 1 ms, until the handle's timeout.
+# _core.pyx calls wait_step without the GIL and looks at signals between steps.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from atomics cimport load_acquire_u64
+from status cimport Status, OK, BUSY, RETRY
+from layout cimport CONTEXT_MAX, REGION_CONTEXTS, word_locked, word_owner
+from geometry cimport Map, context_at
+from system cimport nanosleep, timespec
+from lock cimport Op
+from liveness cimport process_is_dead
+from recovery cimport process_recover
+
+cdef enum:
+    SLEEP_NS_MIN = 50000
+    SLEEP_NS_MAX = 1000000
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield() noexcept
+
+cdef inline void sleep_ns(int64_t wanted_ns) noexcept nogil:
+    cdef timespec wanted
+    wanted.tv_sec = wanted_ns // 1000000000
+    wanted.tv_nsec = wanted_ns % 1000000000
+    nanosleep(&wanted, NULL)
+
+cdef inline Status wait_step(Op *op, uint64_t turn) noexcept nogil:
+    """One look at what stands in the way, and a short sleep. RETRY: try the operation again."""
+    cdef Map *map = op.map
+    cdef uint64_t owner, process
+    cdef int64_t sleep = SLEEP_NS_MIN
+    if turn < 4 or op.wait_word == NULL or load_acquire_u64(op.wait_word) != op.wait_seen:
+        sched_yield()
+        return RETRY
+    owner = word_owner(op.wait_seen)
+    if word_locked(op.wait_seen) and (owner + 1) * map.context_stride <= load_acquire_u64(
+            &map.header.regions[REGION_CONTEXTS].usable):
+        process = load_acquire_u64(&context_at(map, owner).owner) - 1
+        if process_is_dead(map, process) and process_recover(map, process) == OK:
+            return RETRY
+    sleep <<= turn - 4 if turn < 9 else 5
+    sleep_ns(sleep if sleep < SLEEP_NS_MAX else SLEEP_NS_MAX)
+    return BUSY

@@ -1,0 +1,79 @@
+"""A resizable hash map in POSIX shared memory, read and written by any number of processes.
+
+    >>> from shmrhash import RHashMap
+    >>> with RHashMap.create("jobs", key_size=8, value_size=8, max_entries=1000) as jobs:
+    ...     jobs[b"job-0001"] = b"started."
+    ...     jobs.unlink()
+"""
+
+from shmrhash._errors import (
+    Error,
+    InvalidArgument,
+    KeyExists,
+    KeyNotFound,
+    LayoutMismatch,
+    LockTimeout,
+    MapClosed,
+    MapFull,
+    PermissionDenied,
+    ReadOnlyMap,
+    SegmentCorrupt,
+    SegmentExists,
+    SegmentFull,
+    SegmentMissing,
+    TooLarge,
+    TooManyProcesses,
+)
+from shmrhash._map import (
+    BPF_ANY,
+    BPF_EXIST,
+    BPF_F_LOCK,
+    BPF_F_NO_COMMON_LRU,
+    BPF_F_NO_PREALLOC,
+    BPF_F_NUMA_NODE,
+    BPF_F_RDONLY,
+    BPF_F_RDONLY_PROG,
+    BPF_F_WRONLY,
+    BPF_F_WRONLY_PROG,
+    BPF_F_ZERO_SEED,
+    BPF_NOEXIST,
+    RHashMap,
+    gc,
+    unlink,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BPF_ANY",
+    "BPF_EXIST",
+    "BPF_F_LOCK",
+    "BPF_F_NO_COMMON_LRU",
+    "BPF_F_NO_PREALLOC",
+    "BPF_F_NUMA_NODE",
+    "BPF_F_RDONLY",
+    "BPF_F_RDONLY_PROG",
+    "BPF_F_WRONLY",
+    "BPF_F_WRONLY_PROG",
+    "BPF_F_ZERO_SEED",
+    "BPF_NOEXIST",
+    "Error",
+    "InvalidArgument",
+    "KeyExists",
+    "KeyNotFound",
+    "LayoutMismatch",
+    "LockTimeout",
+    "MapClosed",
+    "MapFull",
+    "PermissionDenied",
+    "RHashMap",
+    "ReadOnlyMap",
+    "SegmentCorrupt",
+    "SegmentExists",
+    "SegmentFull",
+    "SegmentMissing",
+    "TooLarge",
+    "TooManyProcesses",
+    "gc",
+    "unlink",
+]

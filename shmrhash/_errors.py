@@ -1,0 +1,125 @@
+"""The exceptions of shmrhash: one hierarchy, each also what a Python user already catches.
+
+Each has an ``errno``: the kernel's for the same condition (BPF_MAP_TYPE_RHASH), where it has one.
+"""
+
+import errno
+import os
+
+
+class Error(Exception):
+    """Something went wrong in shmrhash. ``errno`` is a number from the errno module, or None."""
+
+    errno: int | None = None
+
+
+class KeyNotFound(Error, KeyError):
+    """No element has this key. ``errno`` is ENOENT."""
+
+    errno = errno.ENOENT
+
+
+class KeyExists(Error, KeyError):
+    """BPF_NOEXIST was asked for and the key is in the map. ``errno`` is EEXIST."""
+
+    errno = errno.EEXIST
+
+
+class MapFull(Error, OverflowError):
+    """The map has max_entries entries. ``errno`` is E2BIG."""
+
+    errno = errno.E2BIG
+
+
+class SegmentFull(Error, MemoryError):
+    """The shared-memory file system has no room for what one operation needed.
+
+    Nothing changed. ``errno`` is ENOMEM.
+    """
+
+    errno = errno.ENOMEM
+
+
+class InvalidArgument(Error, ValueError):
+    """An argument no map accepts. ``errno`` is EINVAL."""
+
+    errno = errno.EINVAL
+
+
+class TooLarge(InvalidArgument):
+    """A size or number beyond what the format can hold. ``errno`` is E2BIG."""
+
+    errno = errno.E2BIG
+
+
+class MapClosed(Error, ValueError):
+    """The handle was closed. ``errno`` is EBADF."""
+
+    errno = errno.EBADF
+
+
+class ReadOnlyMap(Error, PermissionError):
+    """A handle opened for reading was asked to write. ``errno`` is EPERM."""
+
+    errno = errno.EPERM
+
+
+class PermissionDenied(Error, PermissionError):
+    """The segment's permissions or owner forbid opening it. ``errno`` is EACCES."""
+
+    errno = errno.EACCES
+
+
+class SegmentExists(Error, FileExistsError):
+    """A segment of this name exists. ``errno`` is EEXIST."""
+
+    errno = errno.EEXIST
+
+
+class SegmentMissing(Error, FileNotFoundError):
+    """No segment has this name. ``errno`` is ENOENT."""
+
+    errno = errno.ENOENT
+
+
+class LayoutMismatch(Error, ValueError):
+    """Not a segment, another layout version, or another geometry. ``errno`` is EINVAL."""
+
+    errno = errno.EINVAL
+
+
+class SegmentCorrupt(Error, RuntimeError):
+    """The segment holds what no operation of this library leaves. ``errno`` is EUCLEAN."""
+
+    errno = errno.EUCLEAN
+
+
+class LockTimeout(Error, TimeoutError):
+    """A lock's owner is alive and did not let go within the handle's timeout.
+
+    The operation did nothing. ``errno`` is EBUSY.
+    """
+
+    errno = errno.EBUSY
+
+
+class TooManyProcesses(Error, RuntimeError):
+    """All process slots, or all operation contexts, are in use. ``errno`` is EUSERS."""
+
+    errno = errno.EUSERS
+
+
+def no_space_message(name: str, wanted: int, path: bytes | str) -> str:
+    """What to tell somebody whose shared-memory file system is full."""
+    directory = os.path.dirname(os.fsdecode(path))
+    try:
+        status = os.statvfs(directory)
+        room = f"{status.f_bavail * status.f_frsize} of {status.f_blocks * status.f_frsize} bytes free"
+    except OSError:
+        room = "its free space cannot be read"
+    asked = f"{wanted} bytes more" if wanted else "more memory"
+    return (
+        f"map {name!r} needs {asked}, but {directory} is full ({room}), or a memory limit is reached; "
+        f"remove unused segments or enlarge it (containers get 64 MB unless told otherwise, "
+        f"for example by --shm-size)"
+    )
