@@ -11,26 +11,26 @@ from cpython.bytes cimport (
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset, strdup, strerror
 
 from atomics cimport (
-    likely, unlikely, load_relaxed_u64, load_acquire_u64, store_release_u64, local_put_u64,
-    local_take_u64, compiler_fence, read_u64,
+    likely, unlikely, load_relaxed_u64, load_acquire_u64, local_put_u64, local_take_u64,
 )
 from status cimport (
-    Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, CLOSED, SYSTEM_ERROR,
+    Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
     RETRY,
 )
 from layout cimport (
-    Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
-    LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_BUCKETS, REGION_CONTEXTS, REGION_PROCESSES, REGION_COUNT,
-    layout_is_pinned, depot_credit, depot_count,
+    Header, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
+    LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_CONTEXTS, REGION_PROCESSES, REGION_COUNT,
+    depot_credit, depot_count as depot_parked,
 )
-from geometry cimport Map, Local, geometry_compute, geometry_bind, context_at
+from geometry cimport Map, geometry_compute, geometry_bind, context_at, round_up
 from hashing cimport hash_key
 from system cimport (
-    segment_open, segment_fd, is_segment, byte_lock, F_OFD_GETLK, F_WRLCK, close as close_fd, fstat, stat_t, clock_ns, mmap, munmap, madvise,
+    segment_open, segment_fd, is_segment, byte_lock, close as close_fd, fstat, stat_t, clock_ns,
+    mmap, munmap, F_OFD_GETLK, F_WRLCK,
     MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, CLOCK_MONOTONIC,
 )
 from lock cimport Op
@@ -39,29 +39,23 @@ from map cimport (
     map_clear_bucket, map_shrink_if_empty,
 )
 from table cimport table_count
-from liveness cimport (
-    Standing, process_register, process_leave, process_is_dead, context_claim,
-)
+from liveness cimport Standing, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
+from session cimport (
+    session_map, session_register, session_claim, session_rest, session_end, MAP_NORESERVE,
+    PROT_WRITE,
+)
 from segment cimport segment_examine, segment_fill, buckets_for, first_bytes
 from check cimport Report, check_map
+
+from operator import index as as_index
 
 from shmrhash import _errors
 
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
     char *PyByteArray_AS_STRING(object buffer)
-
-cdef extern from "<sys/mman.h>" nogil:
-    enum: PROT_WRITE
-    enum: PROT_NONE
-    enum: MAP_FIXED
-    enum: MAP_PRIVATE
-    enum: MAP_ANONYMOUS
-    enum: MAP_NORESERVE
-    enum: MADV_HUGEPAGE
-    enum: MADV_WIPEONFORK
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t size, long offset) noexcept
@@ -72,8 +66,6 @@ cdef extern from "<sys/syscall.h>" nogil:
 
 cdef enum:
     STACK_VALUE_MAX = 512      # larger values are copied straight into the bytes object
-    HUGE_BYTES = 2097152
-    MORE_MAX = 448             # idle contexts a process keeps: Local.more
     PATROL_MASK = 0xFFFF       # after so many operations of a context, look for dead processes
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries, yielding between: a damaged segment
     MEMBARRIER_REGISTER_GLOBAL_EXPEDITED = 4
@@ -113,7 +105,7 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
     header.created_ns = created_ns
     memcpy(header.seeds, PyBytes_AS_STRING(seeds), sizeof(header.seeds))
     commit(0, HEADER_BYTES)
-    commit(map.depots_offset, (depot_count * LINE_BYTES + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES)
+    commit(map.depots_offset, round_up(depot_count * LINE_BYTES, PAGE_BYTES))
     for region in range(REGION_COUNT):
         commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
     base = mmap(NULL, map.segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
@@ -124,38 +116,23 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
     munmap(base, map.segment_bytes)
 
 
-cdef void *map_aligned(uint64_t size, int protection, int fd) noexcept:
-    """Map a file at a multiple of 2 MiB, where huge pages can be used; MAP_FAILED if it cannot be."""
-    cdef uint64_t reserved
-    cdef uint64_t start
-    cdef void *base = mmap(
-        NULL, size + HUGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if base == MAP_FAILED:
-        return base
-    reserved = <uint64_t> base
-    start = (reserved + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
-    base = mmap(<void *> start, size, protection, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0)
-    if base == MAP_FAILED:
-        munmap(<void *> reserved, size + HUGE_BYTES)
-        return base
-    if start > reserved:
-        munmap(<void *> reserved, start - reserved)
-    munmap(<void *> (start + size), reserved + HUGE_BYTES - start)
-    return base
-
-
 cdef str os_error():
     return (<bytes> strerror(errno)).decode(errors="replace")
 
 
 cdef class MapHandle:
-    """One process's attachment to a segment."""
+    """One process's attachment to a segment.
+
+    Beside the operations: name (of the segment), map_flags and map_extra (as given at creation),
+    ephemeral (whether the last to close removes the name), recovered_at_open (how many dead
+    processes attaching recovered).
+    """
 
     cdef Map map
     cdef Standing standing
     cdef readonly str name
     cdef bint is_closed
-    cdef uint64_t in_flight        # operations that run without the GIL
+    cdef uint64_t in_flight        # operations under way: the mapping stays until the last ends
     cdef uint64_t read_only_page
     cdef readonly uint32_t map_flags
     cdef readonly uint32_t map_extra
@@ -165,6 +142,7 @@ cdef class MapHandle:
 
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
                   timeout, **_ignored):
+        cdef Status status
         self.is_closed = True
         self.map.fd = -1
         self.standing.lock_fd = -1
@@ -183,7 +161,9 @@ cdef class MapHandle:
                 SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
             with nogil:
                 self.recovered_at_open = recover_all(&self.map)
-            self._register()
+            status = session_register(&self.map, &self.standing)
+            if status != OK:
+                self._raise(status, NULL)
 
     def __dealloc__(self):
         self._detach()
@@ -218,8 +198,8 @@ cdef class MapHandle:
                 f"number); choose another name or remove the file")
         if status == PRESENT:
             raise _errors.LayoutMismatch(
-                f"segment {self.name!r} has layout version {header.layout_version}, this build reads "
-                f"{LAYOUT_VERSION}; unlink and recreate it, or use the version that wrote it")
+                f"segment {self.name!r} has layout version {header.layout_version}, this build "
+                f"reads {LAYOUT_VERSION}; unlink and recreate it, or use the version that wrote it")
         if status != OK:
             raise _errors.SegmentCorrupt(
                 f"segment {self.name!r} has a damaged header or the wrong size "
@@ -229,20 +209,9 @@ cdef class MapHandle:
         self.ephemeral = header.ephemeral
 
     cdef _map_segment(self, int fd):
-        cdef int protection = PROT_READ if self.map.read_only else PROT_READ | PROT_WRITE
-        cdef void *base = map_aligned(self.map.segment_bytes, protection, fd)
-        cdef void *page
-        if base == MAP_FAILED:
+        if not session_map(&self.map, fd):
             raise _errors.SegmentFull(
                 f"cannot map segment {self.name!r} of {self.map.segment_bytes} bytes: {os_error()}")
-        madvise(base, self.map.segment_bytes, MADV_HUGEPAGE)
-        geometry_bind(&self.map, <uint8_t *> base)
-        page = mmap(NULL, sizeof(Local), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        if page == MAP_FAILED or madvise(page, sizeof(Local), MADV_WIPEONFORK) != 0:
-            munmap(base, self.map.segment_bytes)
-            self.map.base = NULL
-            raise _errors.Error(f"this kernel cannot wipe memory on fork: {os_error()}")
-        self.map.local = <Local *> page
 
     cdef _announce_reader(self):
         """Hold READER_BYTE shared, by a mapping, for as long as this address space lives."""
@@ -256,78 +225,34 @@ cdef class MapHandle:
             raise _errors.Error(f"cannot announce a reader of segment {self.name!r}: {os_error()}")
         self.read_only_page = <uint64_t> page
 
-    cdef _detach(self):
+    cdef void _detach(self) noexcept:
         """Free this process's contexts and slot, and unmap."""
-        cdef Op op
-        cdef uint64_t taken
-        if self.map.base == NULL:
-            return
-        if self.map.local.registered:
-            op.map = &self.map
-            while True:                        # one turn for each idle context
-                taken = self._idle_context()
-                if taken == 0:
-                    break
-                op.self_index = <uint32_t> (taken - 1)
-                op.context = context_at(&self.map, op.self_index)
-                op_settle(&op)
-                if op.context.element == 0 and op.context.line_stash == 0:
-                    # Release: everything is at rest; pairs with the CAS in context_claim.
-                    store_release_u64(&op.context.owner, 0)
-            process_leave(&self.map, &self.standing)
-        if self.read_only_page:
-            munmap(<void *> self.read_only_page, PAGE_BYTES)
-        munmap(self.map.local, sizeof(Local))
-        munmap(self.map.base, self.map.segment_bytes)
-        self.map.base = NULL
+        if self.map.base != NULL:
+            session_end(&self.map, &self.standing)
+            if self.read_only_page:
+                munmap(<void *> self.read_only_page, PAGE_BYTES)
+        self._close_descriptor()
+
+    cdef void _close_descriptor(self) noexcept:
         if is_segment(&self.map, self.map.fd):     # else the program closed it, and reused it
             close_fd(self.map.fd)
         self.map.fd = -1
 
-    cdef uint64_t _idle_context(self) noexcept:
-        cdef Local *local = self.map.local
-        cdef uint64_t taken = local_take_u64(&local.idle_context)
-        if taken == 0 and local.more_count > 0:
-            local.more_count -= 1
-            taken = local.more[local.more_count]
-        return taken
-
     cdef uint64_t _claim_context(self) except 0:
         """An idle context, or a new one; registers this process first if it is not (fork)."""
-        cdef uint64_t index = 0
-        cdef uint64_t taken
-        cdef Status status = OK
+        cdef uint64_t taken = 0
+        cdef Status status
         if self.is_closed:
             raise _errors.MapClosed(f"map {self.name!r} is closed")
         if self.map.read_only:
             raise _errors.ReadOnlyMap(
                 f"map {self.name!r} is open for reading only; open it without read_only=True")
-        if self.map.local.registered:
-            taken = self._idle_context()
-            if taken != 0:
-                return taken
-        self._register()
-        status = context_claim(&self.map, &index)
-        if status == NO_CONTEXT:
-            with nogil:
-                recover_all(&self.map)
-            status = context_claim(&self.map, &index)
+        if not self.map.local.registered:
+            self.in_flight = 0                 # a child of fork: other threads stayed behind
+        status = session_claim(&self.map, &self.standing, &taken)
         if status != OK:
             self._raise(status, NULL)
-        return index + 1
-
-    cdef _register(self):
-        """Give this process a slot, unless it has one: at attachment, and after fork."""
-        cdef Status status
-        if self.map.local.registered:
-            return
-        status = process_register(&self.map, &self.standing)
-        if status == NO_CONTEXT:
-            with nogil:
-                recover_all(&self.map)
-            status = process_register(&self.map, &self.standing)
-        if status != OK:
-            self._raise(status, NULL)
+        return taken
 
     cdef inline int _enter(self, Op *op) except -1:
         """Begin an operation that writes, or that looks and must not lose what it looks at."""
@@ -341,40 +266,41 @@ cdef class MapHandle:
         op.self_index = <uint32_t> (taken - 1)
         op.context = context_at(&self.map, taken - 1)
         op.element_filled = False
+        self.in_flight += 1
         op_begin(op)
         return 0
 
     cdef inline void _leave(self, Op *op) noexcept:
-        cdef Local *local = self.map.local
         if unlikely(op.context.element != 0 or op.context.line_stash != 0):
             op_settle(op)
         op_end(op)
-        if unlikely(not local_put_u64(&local.idle_context, op.self_index + 1)):
-            if local.more_count < MORE_MAX:
-                local.more[local.more_count] = op.self_index + 1
-                local.more_count += 1
+        if unlikely(not local_put_u64(&self.map.local.idle_context, op.self_index + 1)):
+            session_rest(&self.map, op.self_index + 1)
         if unlikely(op.context.activity & PATROL_MASK == 0):
             with nogil:
                 recover_all(&self.map)
+        self._end_use()
+
+    cdef inline void _end_use(self) noexcept:
+        self.in_flight -= 1
+        if unlikely(self.is_closed and self.in_flight == 0):
+            self._detach()
 
     cdef int _wait(self, Op *op, Status status, uint64_t *turn, int64_t *began) except -1:
         """Between two attempts. The operation holds nothing; its context is at rest meanwhile."""
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
-        cdef Status result
         if turn[0] == 0:
             began[0] = now
         elif self.map.timeout_ns >= 0 and now - began[0] > self.map.timeout_ns:
             raise _errors.LockTimeout(
-                f"map {self.name!r}: waited {(now - began[0]) / 1e9:.1f} s for a lock whose owner is "
-                f"alive but does not go on (stopped, or swapped out?); continue or kill it")
+                f"map {self.name!r}: waited {(now - began[0]) / 1e9:.1f} s for a lock whose owner "
+                f"is alive but does not go on (stopped, or swapped out?); continue or kill it")
         op_end(op)
-        self.in_flight += 1
         with nogil:
             if status == BUSY:
-                result = wait_step(op, turn[0])
+                wait_step(op, turn[0])
             else:
                 sched_yield()
-        self.in_flight -= 1
         op_begin(op)
         turn[0] += 1
         PyErr_CheckSignals()
@@ -383,7 +309,7 @@ cdef class MapHandle:
         return 0
 
     cdef inline bint _freed(self, Status status) noexcept:
-        """After FULL or NO_MEMORY: whether somebody dead had what was wanted, and has it no more."""
+        """After FULL or NO_MEMORY: whether somebody dead had what was wanted, until now."""
         if likely(status != FULL and status != NO_MEMORY):
             return False
         return recover_those_inside(&self.map) != 0
@@ -410,8 +336,8 @@ cdef class MapHandle:
         if status == SYSTEM_ERROR:
             raise _errors.Error(f"map {self.name!r}: cannot reach its file again: {os_error()}")
         raise _errors.SegmentCorrupt(
-            f"map {self.name!r}: the segment holds what no operation leaves (status {<int> status}); "
-            f"run check(), then unlink and recreate it")
+            f"map {self.name!r}: the segment holds what no operation leaves "
+            f"(status {<int> status}); run check(), then unlink and recreate it")
 
     cdef _bad_buffer(self, str what, object thing, Py_ssize_t size, uint64_t wanted):
         if size < 0:
@@ -447,12 +373,14 @@ cdef class MapHandle:
         cdef Op op
         cdef uint32_t hash = hash_key(self.map.seeds, key, self.map.key_size)
         cdef Status status = RETRY
-        cdef uint64_t rounds
+        cdef uint64_t _
         if unlikely(self.is_closed):
             raise _errors.MapClosed(f"map {self.name!r} is closed")
-        if not self.map.read_only:
+        if unlikely(self.map.read_only):
+            self.in_flight += 1
+        else:
             self._enter(&op)
-        for rounds in range(READ_ROUNDS_MAX):
+        for _ in range(READ_ROUNDS_MAX):
             if value == NULL:
                 status = map_contains(&self.map, hash, key)
             else:
@@ -461,7 +389,9 @@ cdef class MapHandle:
                 break
             with nogil:
                 sched_yield()
-        if not self.map.read_only:
+        if unlikely(self.map.read_only):
+            self._end_use()
+        else:
             self._leave(&op)
         if unlikely(status != OK and status != ABSENT):
             self._raise(CORRUPT, NULL)
@@ -547,12 +477,24 @@ cdef class MapHandle:
             self._raise(status, &op)
         return status
 
-    def lookup(self, key, long long flags=0):
+    def lookup(self, key, flags=0):
+        """Return the value of key as bytes, or None.
+
+        Takes no lock and never waits for a writer (R1); the value was stored whole (R2). flags is 0.
+        Expected O(1): two cache lines for a key that is there, one for a key that is not.
+
+        Raises InvalidArgument (flags, or a key of another size), TypeError (not a buffer),
+        MapClosed, SegmentCorrupt.
+        """
         if flags != 0:
             self._bad_flags(flags, "lookup takes 0")
         return self._lookup(key)
 
     def get(self, key, default=None):
+        """Return the value of key as bytes, or default. Else as lookup().
+
+        Raises InvalidArgument, TypeError, MapClosed, SegmentCorrupt.
+        """
         value = self._lookup(key)
         return default if value is None else value
 
@@ -572,9 +514,19 @@ cdef class MapHandle:
                 PyBuffer_Release(&view)
 
     cdef _bad_flags(self, flags, str wanted):
-        raise _errors.InvalidArgument(f"flags {flags} are not valid: {wanted}")
+        raise _errors.InvalidArgument(f"flags {as_index(flags)} are not valid: {wanted}")
 
     def update(self, key, value, flags=0):
+        """Store value, value_size bytes, under key, as flags say: BPF_ANY, BPF_NOEXIST, BPF_EXIST.
+
+        Atomic: a concurrent lookup returns the old value or the new one (R2), and so does every
+        lookup after a kill in between (C1). Replacing a value never fails for lack of room (W2).
+        Expected O(1); an insert may commit up to 256 KiB of memory and split two buckets (G1).
+        Waits, without the GIL, for a process that is changing the same element or bucket.
+
+        Raises KeyExists (BPF_NOEXIST), KeyNotFound (BPF_EXIST), MapFull (E2BIG), SegmentFull
+        (ENOMEM), LockTimeout (EBUSY), InvalidArgument, TypeError, ReadOnlyMap, MapClosed.
+        """
         cdef uint32_t flag = 0
         if flags != 0:
             if flags != 1 and flags != 2:
@@ -586,6 +538,14 @@ cdef class MapHandle:
         self._update(key, value, 0)
 
     def delete(self, key):
+        """Remove key and its value.
+
+        Atomic (W1). Expected O(1); may merge two buckets and give memory back. Waits, without the
+        GIL, for a process that is changing the same element or bucket.
+
+        Raises KeyNotFound (ENOENT), LockTimeout (EBUSY), InvalidArgument, TypeError, ReadOnlyMap,
+        MapClosed.
+        """
         if self._delete(key, NULL) != OK:
             raise _errors.KeyNotFound(key)
 
@@ -593,7 +553,14 @@ cdef class MapHandle:
         if self._delete(key, NULL) != OK:
             raise _errors.KeyNotFound(key)
 
-    def lookup_and_delete(self, key, long long flags=0):
+    def lookup_and_delete(self, key, flags=0):
+        """Remove key and return its last value as bytes: no other caller gets the same one.
+
+        Atomic (W1); else as delete(). flags is 0.
+
+        Raises KeyNotFound (ENOENT), LockTimeout (EBUSY), InvalidArgument, TypeError, ReadOnlyMap,
+        MapClosed.
+        """
         cdef bytes value
         if flags != 0:
             self._bad_flags(flags, "lookup_and_delete takes 0")
@@ -603,6 +570,15 @@ cdef class MapHandle:
         return value
 
     def add(self, key, delta, *, initial=None, Py_ssize_t offset=0):
+        """Add delta to a counter in key's value; return the sum.
+
+        The counter is 8 bytes, little-endian, signed, at byte offset of the value; it wraps around.
+        An absent key is inserted if initial is given: zeros, with initial + delta in the counter.
+        Atomic: no other add, update or delete comes in between (W1). Expected O(1).
+
+        Raises KeyNotFound (ENOENT: absent, and initial is None), MapFull, SegmentFull, LockTimeout,
+        InvalidArgument (key size, or no 8 bytes at offset), TypeError, ReadOnlyMap, MapClosed.
+        """
         cdef Py_buffer view
         cdef Op op
         cdef Status status = RETRY
@@ -643,6 +619,13 @@ cdef class MapHandle:
         return <int64_t> after
 
     def clear(self):
+        """Delete all entries, one after another: each deletion is atomic, the whole is not.
+
+        What others insert meanwhile may stay. Costs about a delete() for each entry; memory goes
+        back as blocks run empty.
+
+        Raises LockTimeout, ReadOnlyMap, MapClosed.
+        """
         cdef Op op
         cdef Status status
         cdef uint64_t index, count
@@ -687,6 +670,7 @@ cdef class MapHandle:
             credits < self.map.max_entries) else 0
 
     def close(self):
+        """Detach. Operations of other threads that are under way end first."""
         if not self.is_closed:
             self.is_closed = True
             if self.in_flight == 0:
@@ -694,26 +678,32 @@ cdef class MapHandle:
 
     @property
     def closed(self):
+        """Whether close() was called."""
         return bool(self.is_closed)
 
     @property
     def key_size(self):
+        """Bytes of each key."""
         return self.map.key_size
 
     @property
     def value_size(self):
+        """Bytes of each value."""
         return self.map.value_size
 
     @property
     def max_entries(self):
+        """The hard limit of entries."""
         return self.map.max_entries
 
     @property
     def read_only(self):
+        """Whether the handle may only read."""
         return bool(self.map.read_only)
 
     @property
     def timeout(self):
+        """Seconds to wait for a lock whose owner is alive; None is for ever."""
         return None if self.map.timeout_ns < 0 else self.map.timeout_ns / 1e9
 
     def _recover(self):
@@ -721,8 +711,10 @@ cdef class MapHandle:
         cdef uint64_t found
         if self.is_closed or self.map.read_only:
             return 0
+        self.in_flight += 1
         with nogil:
             found = recover_all(&self.map)
+        self._end_use()
         return found
 
     def _forget_lock_descriptor(self):
@@ -747,7 +739,6 @@ cdef class MapHandle:
     def _facts(self):
         """Everything info() is made of."""
         cdef Statistics *statistics
-        cdef stat_t file_status
         cdef uint64_t index, contexts, parked
         if self.is_closed:
             raise _errors.MapClosed(f"map {self.name!r} is closed")
@@ -758,7 +749,7 @@ cdef class MapHandle:
             contexts += context_at(&self.map, index).owner != 0
         parked = 0
         for index in range(self.map.depot_count):
-            parked += depot_count(load_relaxed_u64(&self.map.depots[index].word))
+            parked += depot_parked(load_relaxed_u64(&self.map.depots[index].word))
         return {
             "layout_version": LAYOUT_VERSION,
             "buckets": table_count(&self.map),
@@ -813,13 +804,14 @@ cdef class MapHandle:
             raise _errors.MapClosed(f"map {self.name!r} is closed")
         if self.map.read_only:
             op.context = NULL
+            self.in_flight += 1
         else:
             self._enter(&op)
-        self.in_flight += 1
         with nogil:
             check_map(&self.map, op.context, &report)
-        self.in_flight -= 1
-        if not self.map.read_only:
+        if self.map.read_only:
+            self._end_use()
+        else:
             self._leave(&op)
         return <int> report.problem, report.where, bool(report.exact), {
             "entries": report.entries,

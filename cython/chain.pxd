@@ -5,10 +5,10 @@
 #                                  |   |  ...  |
 #                              element element link -> line -> line
 #
-# A slot is empty (index 0), names an element, or, the last slot only, links to an overflow line. The
-# index says which: at or above LINK_BASE it is a link, so one store turns an element's slot into a
-# link and back, and no reader can take one for the other. With a link every earlier slot is full,
-# and every line but the last is full too; a line holds at least two elements.
+# A slot is empty (index 0), names an element, or, the last slot only, links to an overflow line.
+# The index says which: at or above LINK_BASE it is a link, so one store turns an element's slot
+# into a link and back, and no reader can take one for the other. With a link every earlier slot is
+# full, and every line but the last is full too; a line holds at least two elements.
 #
 # Writers hold the bucket's lock. Readers hold nothing and rely on this:
 #   append   the slot's index is the last store, and commits.
@@ -58,12 +58,12 @@ cdef inline Bucket *chain_next(Map *map, Bucket *line) noexcept nogil:
 
 cdef inline Status chain_find(
         Map *map, Bucket *bucket, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
-    """OK and found; ABSENT, for the caller to validate; RETRY if the slot changed under our eyes."""
+    """OK and found; ABSENT, for the caller to validate; RETRY if the slot changed meanwhile."""
     cdef Bucket *line = bucket
     cdef uint32_t mask, slot, index
-    cdef uint64_t hop, header
+    cdef uint64_t _, header
     cdef Element *element
-    for hop in range(map.line_max + 1):
+    for _ in range(map.line_max + 1):
         mask = match7(line.tags, hash)
         while mask:
             slot = count_trailing_zeros(mask)
@@ -113,9 +113,9 @@ cdef inline Bucket *chain_last(Map *map, Bucket *bucket, Bucket **before) noexce
     """The last line of a held chain, and the one before it (NULL for the bucket itself)."""
     cdef Bucket *line = bucket
     cdef Bucket *following
-    cdef uint64_t hop
+    cdef uint64_t _
     before[0] = NULL
-    for hop in range(map.line_max):
+    for _ in range(map.line_max):
         following = chain_next(map, line)
         if following == NULL:
             break
@@ -126,8 +126,8 @@ cdef inline Bucket *chain_last(Map *map, Bucket *bucket, Bucket **before) noexce
 cdef inline bint chain_links(Map *map, Bucket *bucket, uint64_t line_index) noexcept nogil:
     """Whether a held chain contains this line."""
     cdef Bucket *line = bucket
-    cdef uint64_t hop
-    for hop in range(map.line_max):
+    cdef uint64_t _
+    for _ in range(map.line_max):
         line = chain_next(map, line)
         if line == NULL:
             return False
@@ -140,9 +140,9 @@ cdef inline bint chain_names(
         Found *found) noexcept nogil:
     """Whether a slot of a held chain, other than the one given, names this element."""
     cdef Bucket *line = bucket
-    cdef uint64_t hop
+    cdef uint64_t _
     cdef uint32_t slot
-    for hop in range(map.line_max + 1):
+    for _ in range(map.line_max + 1):
         for slot in range(SLOT_COUNT):
             if line.indices[slot] == index and not (line == but_line and slot == but_slot):
                 found.line = line
@@ -226,7 +226,7 @@ cdef inline void element_publish(Element *element) noexcept nogil:
 
 cdef inline void chain_remove(
         Op *op, Bucket *bucket, Bucket *line, uint32_t slot) noexcept nogil:
-    """Clear a slot of a held chain. The chain's last element takes the place, if there are lines."""
+    """Clear a slot of a held chain. If there are lines, the chain's last element fills it."""
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(op.map, bucket, &before)
     cdef uint32_t top
@@ -273,9 +273,9 @@ cdef inline void chain_repair(Op *op, Bucket *bucket) noexcept nogil:
 cdef inline void chain_clear(Op *op, Bucket *bucket) noexcept nogil:
     """Empty a held chain that no reader looks into any more, and stash its lines."""
     cdef Bucket *line
-    cdef uint64_t hop
+    cdef uint64_t _
     cdef uint32_t slot, following
-    for hop in range(op.map.line_max):
+    for _ in range(op.map.line_max):
         line = chain_next(op.map, bucket)
         if line == NULL:
             break

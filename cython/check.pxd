@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Every structural invariant, walked.
 #
-# Meant for a map at rest. If another context is inside an operation or has been meanwhile, the report
-# says so (exact is False) and whoever asked tries again or takes it for what it is: a finding made
-# while others write may be their work under way.
+# Meant for a map at rest. If another context is inside an operation or has been meanwhile, the
+# report says so (exact is False) and whoever asked tries again or takes it for what it is: a
+# finding made while others write may be their work under way.
 #
 #   table     buckets 0..N-1 exist at the level that N gives them; none beyond, and those are empty
 #   chains    gaps only in a bucket without link; a line has two elements or more; tags are hashes;
@@ -118,9 +118,9 @@ cdef inline bint check_no_twin(
     """No earlier slot of the chain has the same key."""
     cdef Element *element = element_at(map, line.indices[slot])
     cdef Bucket *other = bucket
-    cdef uint64_t hop
+    cdef uint64_t _
     cdef uint32_t at
-    for hop in range(map.line_max + 1):
+    for _ in range(map.line_max + 1):
         for at in range(SLOT_COUNT):
             if other == line and at == slot:
                 return True
@@ -141,8 +141,8 @@ cdef inline bint check_chain(Map *map, Report *report, uint64_t index) noexcept 
     cdef uint32_t level_plus1 = bucket_level_plus1(bucket.header)
     cdef uint32_t slot
     cdef uint64_t length = 0
-    cdef uint64_t hop
-    for hop in range(map.line_max + 1):
+    cdef uint64_t _
+    for _ in range(map.line_max + 1):
         following = chain_next(map, line)
         if following != NULL and line_used(line) != SLOT_COUNT:
             return report_add(report, BAD_CHAIN_SHAPE, index)
@@ -195,7 +195,7 @@ cdef inline bint check_table(Map *map, Report *report) noexcept nogil:
 
 cdef inline bint check_depots(Map *map, Report *report) noexcept nogil:
     cdef uint64_t index, word, at
-    cdef uint32_t turn
+    cdef uint32_t _
     report.credits = load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT
     if word_locked(map.header.credits):
         return report_add(report, LOCK_HELD, 0)
@@ -205,7 +205,7 @@ cdef inline bint check_depots(Map *map, Report *report) noexcept nogil:
             return report_add(report, LOCK_HELD, index)
         report.credits += depot_credit(word)
         at = depot_head(word)
-        for turn in range(depot_count(word)):
+        for _ in range(depot_count(word)):
             if not see_element(map, report, at):
                 return False
             if element_state(element_at(map, at).header) != ELEMENT_FREE:
@@ -219,14 +219,14 @@ cdef inline bint check_block(
     cdef uint64_t word = load_acquire_u64(pool.words + block)
     cdef uint64_t at = block * pool.capacity + block_head(word)
     cdef uint64_t index
-    cdef uint32_t turn
+    cdef uint32_t _
     if word_locked(word):
         return report_add(report, LOCK_HELD, block)
     if block_state(word) == BLOCK_HOLE:
         return word == 0 or report_add(report, BAD_BLOCK, block)
     if block_state(word) != BLOCK_READY or block_fresh(word) > pool.capacity:
         return report_add(report, BAD_BLOCK, block)
-    for turn in range(block_free(word)):
+    for _ in range(block_free(word)):
         if at // pool.capacity != block:
             return report_add(report, BAD_BLOCK, block)
         if not (see_line(report, at) if pool.kind else see_element(map, report, at)):

@@ -58,8 +58,8 @@ cdef enum:
 
 cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
     """Allocate and map size bytes, all or none."""
-    cdef int turn
-    for turn in range(POPULATE_TRIES_MAX):
+    cdef int _
+    for _ in range(POPULATE_TRIES_MAX):
         if madvise(address, size, MADV_POPULATE_WRITE) == 0:
             return OK
         if errno != EINTR and errno != EAGAIN:
@@ -75,10 +75,10 @@ cdef inline void memory_remove(uint8_t *address, uint64_t size) noexcept nogil:
 cdef inline bint context_is_quiet(Context *context) noexcept nogil:
     # Acquire: pairs with the release in op_leave; an even or changed value ends what it had read.
     cdef uint64_t seen = load_acquire_u64(&context.activity)
-    cdef int turn
+    cdef int _
     if not seen & 1:
         return True
-    for turn in range(QUIET_PAUSES_MAX):
+    for _ in range(QUIET_PAUSES_MAX):
         if load_acquire_u64(&context.activity) != seen:
             return True
         pause()

@@ -2,14 +2,15 @@
 # Per-CPU depots of free elements and of the right to use them (W2).
 #
 # The shape is bpf_mem_alloc's: each CPU takes from and gives to its own list, with transfers of up
-# to half a hundred elements to and from the pool. The CPU is a hint only; a depot somebody else holds
-# is passed over for the next. A depot is one word: lock, count, credit, head. Taking an element and
-# its credit, and giving both back, is committed by the one store that also unlocks.
+# to half a hundred elements to and from the pool. The CPU is a hint only; a depot somebody else
+# holds is passed over for the next. A depot is one word: lock, count, credit, head. Taking an
+# element and its credit, and giving both back, is committed by the one store that also unlocks.
 #
-# Credits make max_entries exact. Each entry holds one; header.credits has those in no depot. A depot
-# without credit fetches CREDIT_BATCH from there; only when the header and every depot have none is
-# the map full. credits + sum of depot credits + entries == max_entries, always, counting an element
-# that a context has taken and not yet inserted, or deleted and not yet given back, as an entry.
+# Credits make max_entries exact. Each entry holds one; header.credits has those in no depot. A
+# depot without credit fetches CREDIT_BATCH from there; only when the header and every depot have
+# none is the map full. credits + sum of depot credits + entries == max_entries, always, counting an
+# element that a context has taken and not yet inserted, or deleted and not yet given back, as an
+# entry.
 #
 # Moving credits: with the depot held and the header's word held, credit_after and then
 # credit_moving are stored; the header's store commits; the depot's store completes. Recovery, with
@@ -246,9 +247,9 @@ cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept n
     cdef uint64_t held = 0
     cdef uint64_t moved = 0
     cdef uint64_t block = 0
-    cdef uint64_t turn
+    cdef uint64_t _turn
     cdef bint empty
-    for turn in range(PARKED_MAX):             # each turn moves at least one
+    for _turn in range(PARKED_MAX):            # each turn moves at least one
         if depot_hold(op, index, &held, False) != OK:
             return
         empty = False

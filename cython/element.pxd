@@ -3,22 +3,22 @@
 #
 # The header is a seqlock that names its owner and never makes a reader wait:
 #
-#   LIVE v --CAS--> UPD v+1 ----------> LIVE v+2      any value: the redo buffer holds the new one from
-#                                                     before the CAS (commit) until after LIVE
+#   LIVE v --CAS--> UPD v+1 ----------> LIVE v+2      any value: the redo buffer holds the new one
+#                                                     from before the CAS (commit) until LIVE
 #   LIVE v --CAS--> ULOCK v+1 --------> LIVE v+2      one aligned word: its store is the commit
 #                        \--> UPD v+2 -> LIVE v+3      read-modify-write of a field that is no word
 #
-# A reader copies from the element (LIVE, ULOCK) or from the owner's redo buffer (UPD), then looks at
-# the header again: unchanged means that what it copied was complete. In ULOCK at most one aligned
-# word of the value changes, by one store, so any copy is the old value or the new one.
+# A reader copies from the element (LIVE, ULOCK) or from the owner's redo buffer (UPD), then looks
+# at the header again: unchanged means that what it copied was complete. In ULOCK at most one
+# aligned word of the value changes, by one store, so any copy is the old value or the new one.
 #
 # Upholds: R1, R2, L1 (exclusive, undone or done by recovery), C1.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
-    fence_acquire, fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64, read_tail,
-    pause,
+    fence_acquire, fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64,
+    read_tail, pause,
 )
 from status cimport Status, OK, RETRY, BUSY
 from layout cimport (
@@ -49,8 +49,8 @@ cdef inline bint element_read(Map *map, const Found *found, void *value) noexcep
 
 cdef inline Status element_await(Op *op, const Found *found) noexcept nogil:
     """The element is UPD or ULOCK: RETRY once it has moved on, BUSY if that takes long."""
-    cdef int turn
-    for turn in range(SPIN_PAUSES_MAX):
+    cdef int _
+    for _ in range(SPIN_PAUSES_MAX):
         if load_relaxed_u64(&found.element.header) != found.header:
             return RETRY
         pause()
@@ -64,7 +64,8 @@ cdef inline Status element_own(
     held[0] = element_header(found.header, state, lock_bits(op.self_index))
     op.context.target = found.index
     compiler_fence()
-    # Release: the redo buffer, for readers that meet UPD. Acquire: the value as the last one left it.
+    # Release: the redo buffer, for readers that meet UPD. Acquire: the value as the last one left
+    # it.
     if not cas_acq_rel_u64(&found.element.header, found.header, held[0]):
         return RETRY
     # The header before the value's words; pairs with the acquire fence in element_read.
@@ -100,7 +101,8 @@ cdef inline Status element_update(
     return status
 
 cdef inline Status element_add(
-        Op *op, const Found *found, uint64_t offset, uint64_t delta, uint64_t *after) noexcept nogil:
+        Op *op, const Found *found, uint64_t offset, uint64_t delta,
+        uint64_t *after) noexcept nogil:
     """Add delta to the 8-byte field at offset, wrapping around; after is the sum."""
     cdef Map *map = op.map
     cdef uint64_t *words = element_value(map, found.element)

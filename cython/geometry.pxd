@@ -2,13 +2,14 @@
 # One process's view of a segment: where everything is, computed and never read from the segment.
 #
 # The header stores the five numbers that decide the geometry (key_size, value_size, max_entries,
-# depot_count, layout version). Whoever attaches checks them, computes everything else anew and keeps
-# it in private memory, so that nothing in the segment is ever trusted as a length or a pointer (H1).
+# depot_count, layout version). Whoever attaches checks them, computes everything else anew and
+# keeps it in private memory, so that nothing in the segment is ever trusted as a length or a
+# pointer (H1).
 #
 #   element   8 B header | key, padded to 8 | value, padded to 8 | padding to the stride
 #
-# The stride is a multiple of a power of two near a sixteenth of it, so that a block, a whole number
-# of pages and of elements, stays near 64 KiB.
+# The stride is a multiple of a power of two near a thirty-second of it, so that a block, a whole
+# number of pages and of elements, stays near 16 or 64 KiB.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from status cimport Status, OK, FULL
 from layout cimport (
@@ -19,7 +20,9 @@ from layout cimport (
 )
 
 cdef enum:
-    BLOCK_BYTES_AIM = 65536    # a commit of 64 KiB costs about 11 us; 2700 smallest elements
+    BLOCK_BYTES_SMALL = 16384  # blocks of pools up to POOL_BYTES_SMALL: little memory is half used
+    BLOCK_BYTES_LARGE = 65536  # of larger ones: a commit costs about 11 us for 2700 elements
+    POOL_BYTES_SMALL = 67108864
     BLOCK_CAPACITY_MAX = 4095  # 12 bits in a block word
     PARKED_MAX = 255           # free elements, and credits, that one depot can hold
     LINE_SPARE_COUNT = 16384   # lines beyond one for every six entries: in flight, or of a split
@@ -47,7 +50,7 @@ cdef struct PoolView:
 # This process's standing in the segment. In a page that fork wipes: a child finds zeros, hence no
 # slot and no context, and registers itself at its first operation.
 cdef struct Local:
-    uint64_t idle_context      # index + 1 of a context at rest; taken and put back by each operation
+    uint64_t idle_context      # index + 1 of one at rest; taken and put back by each operation
     uint64_t registered        # 1 once the process slot is held
     uint64_t process_index
     uint64_t more_count        # further idle contexts, for threads that meet inside operations
@@ -82,7 +85,6 @@ cdef struct Map:
     PoolView line_pool
     uint64_t region_offset[5]
     uint64_t region_bytes[5]
-    uint64_t region_step[5]    # commit at least this much at a time
     uint64_t depots_offset
     uint64_t buckets_offset
     uint64_t lines_offset
@@ -123,7 +125,13 @@ cdef inline void pool_view_init(
     while rest % 2 == 0 and unit > 1:      # objects that together fill whole pages
         rest //= 2
         unit //= 2
-    cdef uint64_t groups = BLOCK_BYTES_AIM // (unit * stride)
+    cdef uint64_t groups
+    if kind == 1:
+        groups = 1                         # lines are few: a page of them at a time
+    elif object_count * stride <= POOL_BYTES_SMALL:
+        groups = BLOCK_BYTES_SMALL // (unit * stride)
+    else:
+        groups = BLOCK_BYTES_LARGE // (unit * stride)
     if groups == 0:
         groups = 1
     pool.stride = stride
@@ -134,17 +142,16 @@ cdef inline void pool_view_init(
     pool.kind = kind
     pool.words_region = REGION_LINE_WORDS if kind else REGION_ELEMENT_WORDS
 
-cdef inline uint64_t geometry_place(Map *map, uint32_t region, uint64_t offset,
-                                    uint64_t size, uint64_t step) noexcept nogil:
+cdef inline uint64_t geometry_place(
+        Map *map, uint32_t region, uint64_t offset, uint64_t size) noexcept nogil:
     """Put a region at offset; the offset behind it."""
     map.region_offset[region] = offset
     map.region_bytes[region] = round_up(size, PAGE_BYTES)
-    map.region_step[region] = step
     return offset + map.region_bytes[region]
 
 cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_size,
                                     uint64_t max_entries, uint64_t depot_count) noexcept nogil:
-    """Fill in everything that follows from these four numbers. FULL if no address space holds it."""
+    """Fill in what follows from these four numbers. FULL if no address space holds it."""
     cdef uint64_t offset = HEADER_BYTES
     map.key_size = key_size
     map.value_size = value_size
@@ -170,15 +177,14 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     map.bucket_max = round_up((max_entries + depot_count * PARKED_MAX) * 2 // 7 + 64, 64)
     map.context_stride = round_up(CONTEXT_BYTES + map.value_words * 8, LINE_BYTES)
 
-    offset = geometry_place(map, REGION_PROCESSES, offset, PROCESS_MAX * sizeof(ProcessSlot), 0)
-    offset = geometry_place(map, REGION_CONTEXTS, offset, CONTEXT_MAX * map.context_stride, 0)
+    offset = geometry_place(map, REGION_PROCESSES, offset, PROCESS_MAX * sizeof(ProcessSlot))
+    offset = geometry_place(map, REGION_CONTEXTS, offset, CONTEXT_MAX * map.context_stride)
     map.depots_offset = offset
     offset += round_up(depot_count * sizeof(Depot), PAGE_BYTES)
-    offset = geometry_place(
-        map, REGION_ELEMENT_WORDS, offset, map.element_pool.block_count * 8, 0)
-    offset = geometry_place(map, REGION_LINE_WORDS, offset, map.line_pool.block_count * 8, 0)
+    offset = geometry_place(map, REGION_ELEMENT_WORDS, offset, map.element_pool.block_count * 8)
+    offset = geometry_place(map, REGION_LINE_WORDS, offset, map.line_pool.block_count * 8)
     map.buckets_offset = offset
-    offset = geometry_place(map, REGION_BUCKETS, offset, map.bucket_max * LINE_BYTES, 0)
+    offset = geometry_place(map, REGION_BUCKETS, offset, map.bucket_max * LINE_BYTES)
     map.lines_offset = offset
     offset += map.line_pool.block_count * map.line_pool.block_bytes
     map.elements_offset = offset

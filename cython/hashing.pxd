@@ -2,9 +2,9 @@
 # The hash of a key: 32 bits, seeded per map from getrandom.
 #
 # One multiply-fold (64 x 64 -> 128, halves xor-ed) for keys of 8 bytes; a chain of them, 16 bytes a
-# step, for others. The low bits choose the bucket and all 32 are kept as the tag, so that splits and
-# merges never look at an element. An attacker who does not know the seeds cannot choose collisions;
-# whoever may attach can read them and is trusted with the map anyway.
+# step, for others. The low bits choose the bucket and all 32 are kept as the tag, so that splits
+# and merges never look at an element. An attacker who does not know the seeds cannot choose
+# collisions; whoever may attach can read them and is trusted with the map anyway.
 #
 # Seeds are also the lever of the collision tests: with seeds[1] == 0 every key hashes to 0.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

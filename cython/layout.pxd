@@ -4,8 +4,9 @@
 #   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (256 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
 #
-# Every region starts on a page, at an offset that is a pure function of the geometry (geometry.pxd).
-# Shared memory holds indices, never pointers. Element 0 and line 0 are never used: 0 says "none".
+# Every region starts on a page, at an offset that is a pure function of the geometry
+# (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:
+# 0 says "none".
 #
 # Lock words. All of them (bucket, element, table, depot, credits, block, region) share 16 low bits:
 #
@@ -14,9 +15,9 @@
 #     | payload of that kind of word | owner context | L |
 #     +------------------------------+---------------+---+
 #
-# L set: the context named by the owner bits holds the word, nobody else may store to it, and whoever
-# waits can find the process behind the context (liveness.pxd). L clear: the owner bits are zero.
-# Taking and naming the owner is one CAS; commit and release are, where possible, one store.
+# L set: the context named by the owner bits holds the word, nobody else may store to it, and
+# whoever waits can find the process behind the context (liveness.pxd). L clear: the owner bits are
+# zero. Taking and naming the owner is one CAS; commit and release are, where possible, one store.
 #
 # Payloads, from bit 16 up:
 #   bucket   level+1 : 6   reserved : 2   version : 40      level+1 == 0: this bucket does not exist
@@ -63,13 +64,14 @@ cdef enum:
 # States of an element, and who may change them. Readers may meet any of them at any time.
 #   FREE    in a depot, a block's list, or never used.                       -> ALLOC by the taker
 #   ALLOC   belongs to the owner context, not reachable.                     -> LIVE, FREE
-#   LIVE    a complete entry.            -> UPD, ULOCK by a CAS of any writer; DEAD under its bucket's lock
+#   LIVE    a complete entry.   -> UPD, ULOCK by a CAS of any writer; DEAD under its bucket's lock
 #   UPD     the new value stands in the owner's redo buffer and counts from here on; the owner, or
 #           whoever recovers it, is copying it over the old one.             -> LIVE
 #   ULOCK   the owner holds the element; the value is the old one and valid, or changes by one
 #           aligned store.                                                   -> LIVE, UPD
 #   DEAD    deleted, still named by a slot or on its way to a depot.         -> FREE
-# Every change of state raises the version: a header seen twice means that nothing happened in between.
+# Every change of state raises the version: a header seen twice means that nothing happened in
+# between.
 cdef enum:
     ELEMENT_FREE = 0
     ELEMENT_ALLOC = 1
@@ -204,7 +206,7 @@ cdef struct Bucket:
 # word with a line's state, as an element's; the free list runs through the word behind it.
 cdef struct Element:
     uint64_t header
-    uint64_t words[1]          # key, padded to 8; value, padded to 8. A free one: the next free one.
+    uint64_t words[1]          # key, padded to 8; value, padded to 8. Free: the next free one.
 
 cdef struct Depot:
     uint64_t word

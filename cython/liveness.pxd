@@ -1,21 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Who is attached, and who is dead: decided by the kernel (C3).
 #
-# Process slot i is held by an open-file-description lock on byte i of the segment's file. The process
-# opens the file afresh, locks the byte, maps a page of it, excludes that page from fork and closes the
-# descriptor: the mapping alone keeps the open file, and with it the lock, until the address space
-# dies. So the lock survives code that closes every descriptor, is not inherited, and vanishes with
-# SIGKILL though children live on; it is seen from every PID namespace and never mistaken for a reused
-# pid. A check is one F_OFD_GETLK. If a self-test finds that the mapping does not keep the lock, the
-# descriptor stays open instead (Standing.lock_fd) and _core closes it in children of fork.
+# Process slot i is held by an open-file-description lock on byte i of the segment's file. The
+# process opens the file afresh, locks the byte, maps a page of it, excludes that page from fork and
+# closes the descriptor: the mapping alone keeps the open file, and with it the lock, until the
+# address space dies. So the lock survives code that closes every descriptor, is not inherited, and
+# vanishes with SIGKILL though children live on; it is seen from every PID namespace and never
+# mistaken for a reused pid. A check is one F_OFD_GETLK. If a self-test finds that the mapping does
+# not keep the lock, the descriptor stays open instead (Standing.lock_fd) and _core closes it in
+# children of fork.
 #
 # Byte PROCESS_MAX + i is held while somebody recovers process i; byte COMMIT_BYTE while somebody
 # extends the two regions that are needed before one has a context (process slots, contexts); byte
 # READER_BYTE is shared by attachments that may not write and therefore have no slot: memory stays
 # while they are there.
 #
-# used is stored after the lock is held, so "used, and the byte is free" always means dead. A slot that
-# is used is never taken before recovery has cleared it.
+# used is stored after the lock is held, so "used, and the byte is free" always means dead. A slot
+# that is used is never taken before recovery has cleared it.
 from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_release_u64, cas_acquire_u64,
@@ -27,8 +28,8 @@ from layout cimport (
 )
 from geometry cimport Map, context_at, round_up
 from system cimport (
-    segment_open, segment_fd, byte_lock, clock_ns, nanosleep, timespec, mmap, munmap, madvise, close,
-    getpid, COMMIT_BYTE, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK, CLOCK_REALTIME, PROT_READ,
+    segment_open, segment_fd, byte_lock, clock_ns, nanosleep, timespec, mmap, munmap, madvise,
+    close, getpid, COMMIT_BYTE, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK, CLOCK_REALTIME, PROT_READ,
     MAP_SHARED, MAP_FAILED, MADV_DONTFORK,
 )
 from lock cimport Op

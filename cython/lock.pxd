@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # One operation of one thread, and the taking of owner-naming lock words.
 #
-# Nothing here waits for long: a lock that stays taken is reported as BUSY, with the word to watch in
-# the Op; the operation gives up everything it holds, and wait.pxd watches the word, asks the kernel
-# whether its owner lives, and recovers it if not. Then the operation starts again.
+# Nothing here waits for long: a lock that stays taken is reported as BUSY, with the word to watch
+# in the Op; the operation gives up everything it holds, and wait.pxd watches the word, asks the
+# kernel whether its owner lives, and recovers it if not. Then the operation starts again.
 #
 # Lock order: table -> bucket -> child bucket -> depot -> credits -> block. At most one of each. An
 # element's header is taken by one CAS that is never waited for while anything else is held. While a
@@ -48,8 +48,8 @@ cdef inline Status lock_try(Op *op, uint64_t *word, uint64_t *held) noexcept nog
 cdef inline Status lock_acquire(Op *op, uint64_t *word, uint64_t *held) noexcept nogil:
     """Take word, spinning for as long as a running owner would need."""
     cdef Status status = OK
-    cdef int turn
-    for turn in range(SPIN_PAUSES_MAX):
+    cdef int _
+    for _ in range(SPIN_PAUSES_MAX):
         status = lock_try(op, word, held)
         if status == OK:
             return OK

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Whole operations: what RHashMap's methods call.
 #
-# Each is a loop of attempts. An attempt looks, takes at most what lock.pxd's order allows, and either
-# commits with one store or gives everything up and says why:
+# Each is a loop of attempts. An attempt looks, takes at most what lock.pxd's order allows, and
+# either commits with one store or gives everything up and says why:
 #   RETRY    the map changed meanwhile            -> at once again
 #   NEED_*   memory has to be committed           -> commit, again
 #   BUSY     a lock is held                       -> to the caller, who waits (wait.pxd), then again
@@ -22,8 +22,8 @@ from status cimport (
     NEED_BUCKETS, NEED_ELEMENTS, NEED_LINES,
 )
 from layout cimport (
-    Bucket, Element, SLOT_COUNT, LOCK_MASK, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS, ELEMENT_DEAD,
-    OPERATION_INSERT, OPERATION_DELETE, element_header, lock_bits, word_locked, bucket_level_plus1,
+    Bucket, Element, SLOT_COUNT, LOCK_MASK, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS,
+    ELEMENT_DEAD, OPERATION_INSERT, OPERATION_DELETE, element_header, lock_bits, word_locked, bucket_level_plus1,
 )
 from geometry cimport Map, bucket_at, element_at, element_value
 from hashing cimport hash_key
@@ -76,7 +76,8 @@ cdef inline void op_settle(Op *op) noexcept nogil:
             op.context.line = 0
             break
 
-cdef inline Status map_find(Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
+cdef inline Status map_find(
+        Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
     """OK and found; ABSENT, validated; RETRY."""
     cdef uint64_t header = 0
     cdef uint64_t index = 0
@@ -92,12 +93,13 @@ cdef inline Status map_find(Map *map, uint32_t hash, const uint8_t *key, Found *
             return RETRY
     return status
 
-cdef inline Status map_lookup(Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
+cdef inline Status map_lookup(
+        Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
     """Copy the value of key. OK, ABSENT; RETRY after READ_TRIES_MAX changes under our eyes."""
     cdef Found found
     cdef Status status
-    cdef int turn
-    for turn in range(READ_TRIES_MAX):
+    cdef int _
+    for _ in range(READ_TRIES_MAX):
         status = map_find(map, hash, key, &found)
         if status == OK and likely(element_read(map, &found, value)):
             return OK
@@ -108,8 +110,8 @@ cdef inline Status map_lookup(Map *map, uint32_t hash, const uint8_t *key, void 
 cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noexcept nogil:
     cdef Found found
     cdef Status status = RETRY
-    cdef int turn
-    for turn in range(READ_TRIES_MAX):
+    cdef int _
+    for _ in range(READ_TRIES_MAX):
         status = map_find(map, hash, key, &found)
         if status != RETRY:
             break
@@ -234,8 +236,8 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
     cdef Found found
     cdef Status status = RETRY
     cdef bint scavenge = False
-    cdef int turn
-    for turn in range(WRITE_TRIES_MAX):
+    cdef int _
+    for _ in range(WRITE_TRIES_MAX):
         status = map_find(op.map, op.hash, op.key, &found)
         if status == OK:
             status = PRESENT if flag == UPDATE_NOEXIST else element_update(op, &found, value)
@@ -253,8 +255,8 @@ cdef inline Status map_add(
     cdef Found found
     cdef Status status = RETRY
     cdef bint scavenge = False
-    cdef int turn
-    for turn in range(WRITE_TRIES_MAX):
+    cdef int _
+    for _ in range(WRITE_TRIES_MAX):
         status = map_find(op.map, op.hash, op.key, &found)
         if status == OK:
             status = element_add(op, &found, offset, delta, after)
@@ -269,7 +271,6 @@ cdef inline Status map_add(
 cdef inline Status delete_found(
         Op *op, Bucket *bucket, const Found *found, void *value) noexcept nogil:
     """Delete an element of a held bucket, and unlock it."""
-    cdef Status status
     if word_locked(found.header):
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
         return element_await(op, found)
@@ -295,11 +296,11 @@ cdef inline Status map_delete(Op *op, void *value) noexcept nogil:
     cdef uint64_t held = 0
     cdef Found found
     cdef Status status = RETRY
-    cdef int turn
+    cdef int _
     op_settle(op)
     if op.context.element != 0:
         return BUSY
-    for turn in range(WRITE_TRIES_MAX):
+    for _ in range(WRITE_TRIES_MAX):
         status = bucket_hold(op, OPERATION_DELETE, &bucket, &held)
         if status == OK:
             status = chain_find(op.map, bucket, op.hash, op.key, &found)

@@ -1,13 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Pools of equal objects in blocks: elements, and overflow lines.
 #
-# A block is a whole number of pages, about 64 KiB, with one word that is its lock, its free list and
+# A block is a whole number of pages, 4 to 64 KiB, with one word that is its lock, its free list and
 # its state (layout.pxd). Objects never used yet stand behind "fresh"; those given back form a list
-# through words[0], by their place in the block. Taking and giving are committed by the one store that
-# also unlocks the block.
+# through words[0], by their place in the block. Taking and giving are committed by the one store
+# that also unlocks the block.
 #
-# Allocation prefers the lowest block that has something free, so that high blocks run empty and their
-# memory can go back (block_release). Object 0 of a pool is never given out: 0 means "none".
+# Allocation prefers the lowest block that has something free, so that high blocks run empty and
+# their memory can go back (block_release). Object 0 of a pool is never given out: 0 means "none".
 #
 # An object is never ownerless: between two places a field of the taker's context names it and its
 # header says ALLOC and who. Recovery (recovery.pxd) relies on this, for a block locked by a dead
@@ -59,11 +59,11 @@ cdef inline Status pool_search(
     cdef uint64_t usable = pool_words_usable(op, pool)
     cdef uint64_t start = load_relaxed_u64(&pool.shared.hint)
     cdef uint64_t index, word
-    cdef int turn
+    cdef int _
     if limit > usable:
         limit = usable
     hole[0] = limit
-    for turn in range(2):                  # from the hint on, then everything
+    for _ in range(2):                  # from the hint on, then everything
         for index in range(start, limit):  # at most block_count
             word = load_relaxed_u64(pool.words + index)
             if block_offers(pool, word):
@@ -84,8 +84,8 @@ cdef inline Status pool_lock_block(
     """Take the word of a block that offers something."""
     cdef uint64_t hole = 0
     cdef Status status
-    cdef int turn
-    for turn in range(POOL_TRIES_MAX):
+    cdef int _
+    for _ in range(POOL_TRIES_MAX):
         status = pool_search(op, pool, block, &hole)
         if status != OK:
             return status

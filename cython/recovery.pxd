@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Finishing or undoing what a dead process was about (C1, C2).
 #
-# Recovery resumes each of the dead process's contexts under the dead context's own identity: the same
-# fields name what it works on, the same lock words name it as their owner, and most of the work is
-# done by the functions the dead one would have called. So a recoverer that dies leaves what its
-# subject could have left, and the next one goes on. Exclusion is the kernel's lock on byte
+# Recovery resumes each of the dead process's contexts under the dead context's own identity: the
+# same fields name what it works on, the same lock words name it as their owner, and most of the
+# work is done by the functions the dead one would have called. So a recoverer that dies leaves what
+# its subject could have left, and the next one goes on. Exclusion is the kernel's lock on byte
 # PROCESS_MAX + i, which dies with the recoverer.
 #
 # Order: what is innermost first, as the lock order says: region, depot with credits and block,
@@ -26,150 +26,29 @@ from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
     compiler_fence, copy_words, count_leading_zeros,
 )
-from status cimport Status, OK, BUSY, RETRY, CORRUPT, SYSTEM_ERROR
+from status cimport Status, OK, BUSY, SYSTEM_ERROR
 from layout cimport (
-    Context, ProcessSlot, Depot, Element, Bucket, Region, PROCESS_MAX, CONTEXT_MAX, LINE_BYTES,
-    REGION_COUNT, REGION_CONTEXTS, REGION_PROCESSES, REGION_BUCKETS, PAYLOAD_SHIFT,
-    BLOCK_HOLE, BLOCK_READY, BLOCK_RELEASING,
-    ELEMENT_FREE, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_DEAD,
-    OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT, OPERATION_MERGE,
-    BUCKET_VERSION_ONE,
-    word_held_by, word_taken, lock_bits, element_state, element_header, bucket_level_plus1,
-    block_state, block_fresh, block_free, block_head, block_word,
-    depot_word, depot_count, depot_credit, depot_head,
+    Context, ProcessSlot, Element, Bucket, PROCESS_MAX, LINE_BYTES, REGION_CONTEXTS,
+    REGION_PROCESSES, REGION_BUCKETS, PAYLOAD_SHIFT, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD,
+    ELEMENT_ULOCK, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT,
+    OPERATION_MERGE, word_held_by, lock_bits, element_state, element_header, bucket_level_plus1,
 )
 from geometry cimport (
-    Map, PoolView, bucket_at, line_at, element_at, element_value, context_at, context_redo,
-    pool_object,
+    Map, bucket_at, line_at, element_at, element_value, context_at, context_redo,
 )
 from system cimport (
     segment_open, byte_lock, clock_ns, close, F_OFD_SETLK, F_WRLCK, CLOCK_MONOTONIC,
 )
 from lock cimport Op, lock_release
-from commit cimport memory_remove
 from pool cimport pool_give
-from depot cimport depot_store
 from chain cimport (
     Found, chain_links, chain_names, chain_remove, chain_repair, chain_clear, line_stash,
 )
 from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
 from map cimport op_settle
 from liveness cimport process_is_dead
+from salvage cimport recover_regions, recover_depot
 
-
-cdef inline void recover_regions(Op *op) noexcept nogil:
-    cdef uint64_t which = op.context.region - 1
-    if which < REGION_COUNT:
-        if word_held_by(op.map.header.regions[which].lock, op.self_index):
-            lock_release(&op.map.header.regions[which].lock, 0)
-
-cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
-    """The word of the block that the context names, if it holds it."""
-    cdef uint64_t name = op.context.block - 1
-    cdef uint64_t *word
-    if op.context.block == 0:
-        return NULL
-    pool[0] = &op.map.line_pool if name & 1 else &op.map.element_pool
-    if name >> 1 >= pool[0].block_count or (name >> 1) * 8 + 8 > load_acquire_u64(
-            &op.map.header.regions[pool[0].words_region].usable):
-        return NULL
-    word = pool[0].words + (name >> 1)
-    return word if word_held_by(word[0], op.self_index) else NULL
-
-cdef inline void recover_chain(Op *op, Depot *depot, bint block_held) noexcept nogil:
-    """Elements on their way from a block to the held depot."""
-    cdef Context *context = op.context
-    cdef uint64_t word = depot.word
-    if context.chain_count != 0 and not block_held and depot_head(word) != context.chain_head:
-        store_relaxed_u64(
-            &element_at(op.map, context.chain_tail).words[0], depot_head(word))
-        compiler_fence()
-        depot_store(op, depot, depot_word(
-            <uint32_t> context.chain_head, depot_count(word) + <uint32_t> context.chain_count,
-            depot_credit(word)))
-    context.chain_count = 0
-    compiler_fence()
-
-cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
-    """Credits on their way between the header and the held depot."""
-    cdef uint64_t *credits = &op.map.header.credits
-    if word_held_by(credits[0], op.self_index):
-        op.context.credit_moving = 0           # the header's store did not happen
-        compiler_fence()
-        lock_release(credits, credits[0])
-    elif op.context.credit_moving:
-        depot_store(op, depot, depot_word(
-            depot_head(depot.word), depot_count(depot.word),
-            <uint32_t> op.context.credit_after))
-        op.context.credit_moving = 0
-        compiler_fence()
-
-cdef inline void recover_taken(Op *op, Depot *depot) noexcept nogil:
-    """An element between the held depot and the context, and a spare between it and a block."""
-    cdef Context *context = op.context
-    cdef uint64_t head = depot_head(depot.word)
-    cdef Element *element
-    if context.spare != 0 and context.spare == head:
-        element = element_at(op.map, head)
-        store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
-        compiler_fence()
-        context.spare = 0
-    if context.element == 0:
-        return
-    element = element_at(op.map, context.element)
-    if context.element == head:                # not taken yet
-        store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
-        compiler_fence()
-        context.element = 0
-    elif element_state(element.header) == ELEMENT_FREE:    # not given yet
-        store_relaxed_u64(&element.header, element_header(
-            element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
-    compiler_fence()
-
-cdef inline void recover_block(Op *op) noexcept nogil:
-    cdef PoolView *pool = NULL
-    cdef uint64_t *word = block_named(op, &pool)
-    cdef uint64_t *name
-    cdef uint64_t block, place
-    cdef Element *thing
-    if word == NULL:
-        return
-    block = (op.context.block - 1) >> 1
-    if block_state(word[0]) != BLOCK_READY:
-        memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
-        lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
-        return
-    name = &op.context.line if pool.kind else &op.context.spare
-    if name[0] != 0 and name[0] // pool.capacity == block:
-        place = name[0] - block * pool.capacity
-        thing = pool_object(pool, name[0])
-        if (block_free(word[0]) > 0 and place == block_head(word[0])) or (
-                place >= block_fresh(word[0])):
-            store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
-            compiler_fence()
-            name[0] = 0
-        elif element_state(thing.header) == ELEMENT_FREE:
-            store_relaxed_u64(&thing.header, element_header(
-                thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
-        compiler_fence()
-    lock_release(word, word[0])
-
-cdef inline void recover_depot(Op *op) noexcept nogil:
-    cdef PoolView *pool = NULL
-    cdef uint64_t index = op.context.depot - 1
-    cdef Depot *depot
-    if op.context.depot == 0 or index >= op.map.depot_count:
-        recover_block(op)
-        return
-    depot = op.map.depots + index
-    if not word_held_by(depot.word, op.self_index):
-        recover_block(op)
-        return
-    recover_chain(op, depot, block_named(op, &pool) != NULL)
-    recover_credits(op, depot)
-    recover_taken(op, depot)
-    recover_block(op)
-    lock_release(&depot.word, depot.word)
 
 cdef inline bint recover_element(Op *op) noexcept nogil:
     """An element being changed in place. True if there was one."""
@@ -362,10 +241,10 @@ cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
 
 cdef inline uint64_t recover_all(Map *map) noexcept nogil:
     """Recover every dead process there is; how many were."""
-    cdef uint64_t index, turn
+    cdef uint64_t index, _turn
     cdef uint64_t found = 0
     cdef bint again = True
-    for turn in range(4):                      # one dead process may stand in another's way
+    for _turn in range(4):                     # one dead process may stand in another's way
         if not again:
             break
         again = False

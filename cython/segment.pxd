@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# The segment as a whole: its first contents, and the examination before anything in it is used (H1).
+# The segment as a whole: its first contents, and the examination before anything in it is used
+# (H1).
 #
-# A segment is filled while it has no name, so nobody sees it half made; shmrhash/_segment.py does the
-# files. Examination looks at a private copy of the header: the numbers that decide the geometry are
-# range-checked, everything else is computed from them and compared.
+# A segment is filled while it has no name, so nobody sees it half made; shmrhash/_segment.py does
+# the files. Examination looks at a private copy of the header: the numbers that decide the geometry
+# are range-checked, everything else is computed from them and compared.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from atomics cimport store_release_u64, multiply_fold, read_u64
@@ -19,8 +20,8 @@ cdef enum:
     CHECKED_BYTES = 96         # of the header, before the checksum
     KEY_SIZE_MAX = 65535       # rhashtable's key_len is 16 bits
     ENTRIES_MAX = 0x80000000   # 1 << 31, as the kernel's
-    PAIR_SIZE_LIMIT = 4194240  # key_size + value_size must stay below it: KMALLOC_MAX_SIZE of 4 MiB
-                               # less the kernel's element header of 64 bytes
+    PAIR_SIZE_LIMIT = 4194256  # key_size + value_size must stay below it: KMALLOC_MAX_SIZE of 4 MiB
+                               # less 48, the kernel's struct htab_elem (asked of a 6.18 kernel)
 
 cdef inline uint64_t header_checksum(const Header *header) noexcept nogil:
     cdef const uint8_t *at = <const uint8_t *> header
@@ -73,7 +74,8 @@ cdef inline void segment_fill(Map *map, const Header *wanted, uint64_t bucket_co
         bucket_at(map, index).header = bucket_with_level(
             0, <uint32_t> bucket_level(bucket_count, index) + 1)
 
-cdef inline Status segment_examine(Map *map, const Header *header, uint64_t file_bytes) noexcept nogil:
+cdef inline Status segment_examine(
+        Map *map, const Header *header, uint64_t file_bytes) noexcept nogil:
     """Compute map's geometry from a private copy of a header.
 
     ABSENT: not a segment of ours; PRESENT: another layout version; CORRUPT: damaged; FULL: no

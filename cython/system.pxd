@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # The system calls that need a descriptor of the segment, and the clock.
 #
-# A kept descriptor may be closed behind our back (daemonising code closes all) and its number reused,
-# so before each use its device and inode are compared, and the segment is opened again by name if
-# they differ. File locks are open-file-description locks: one file opened twice is two owners, also
-# within a process.
+# A kept descriptor may be closed behind our back (daemonising code closes all) and its number
+# reused, so before each use its device and inode are compared, and the segment is opened again by
+# name if they differ. File locks are open-file-description locks: one file opened twice is two
+# owners, also within a process.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset

@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # The bucket array: finding a key's bucket, splitting and merging buckets in place (G1).
 #
-# Linear hashing. There is one array, and a level in each bucket: bucket b at level L holds the hashes
-# whose low L bits are b. The table word says how many buckets there are; it is only a hint for
-# readers, who follow levels: a bucket without level has not been split off yet, so its parent (b
-# without its highest bit) has the entries; a bucket whose level says that the hash belongs deeper
-# names the child to go to.
+# Linear hashing. There is one array, and a level in each bucket: bucket b at level L holds the
+# hashes whose low L bits are b. The table word says how many buckets there are; it is only a hint
+# for readers, who follow levels: a bucket without level has not been split off yet, so its parent
+# (b without its highest bit) has the entries; a bucket whose level says that the hash belongs
+# deeper names the child to go to.
 #
 # With N buckets the next to come is C = N; its parent is P = C minus its highest bit 2^L. One
 # operation at a time splits or merges, under the table word's lock, and takes buckets only if they
@@ -16,13 +16,14 @@
 #   4 P: level L+1                   readers of P now go to C for those hashes
 #   5 clear the references in P   6 unlock C, then P   7 table: N+1, unlocked
 #
-# and a merge mirrors it: take table, P, C; append C's references to P; P: level L (commit); C: level
-# 0; clear C; unlock. Killed before the commit it is undone, after it finished (recovery.pxd), and at
-# every moment each reader finds each entry in P or in C. References are moved; elements never are.
+# and a merge mirrors it: take table, P, C; append C's references to P; P: level L (commit); C:
+# level 0; clear C; unlock. Killed before the commit it is undone, after it finished (recovery.pxd),
+# and at every moment each reader finds each entry in P or in C. References are moved; elements
+# never are.
 #
-# Pace: an insert splits one bucket while the mean load is above 3.5 of 7, two above 4.5; a delete merges
-# one while it is below 1.75, two below 1. The load, and with it the memory and the time of each
-# operation, stays flat while the map grows, and the gap between the two marks keeps a map that
+# Pace: an insert splits one bucket while the mean load is above 3.5 of 7, two above 4.5; a delete
+# merges one while it is below 1.75, two below 1. The load, and with it the memory and the time of
+# each operation, stays flat while the map grows, and the gap between the two marks keeps a map that
 # breathes from doing either.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
@@ -73,8 +74,8 @@ cdef inline Bucket *table_find(
     cdef uint64_t difference
     cdef uint32_t level_plus1
     cdef Bucket *bucket
-    cdef int step
-    for step in range(FOLLOW_MAX):
+    cdef int _
+    for _ in range(FOLLOW_MAX):
         bucket = bucket_at(map, at)
         # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
         header[0] = load_acquire_u64(&bucket.header)
@@ -112,9 +113,9 @@ cdef inline bint chain_find_bit(
         Map *map, Bucket *bucket, uint32_t bit, Found *found) noexcept nogil:
     """A reference in a held chain whose tag has bit set."""
     cdef Bucket *line = bucket
-    cdef uint64_t hop
+    cdef uint64_t _
     cdef uint32_t slot
-    for hop in range(map.line_max + 1):
+    for _ in range(map.line_max + 1):
         for slot in range(SLOT_COUNT):
             if line.indices[slot] != 0 and line.indices[slot] < LINK_BASE and line.tags[slot] & bit:
                 found.line = line
@@ -136,10 +137,10 @@ cdef inline Status chain_copy(
         Op *op, Bucket *source, Bucket *target, uint32_t bit) noexcept nogil:
     """Append source's references whose tag has bit set to target."""
     cdef Bucket *line = source
-    cdef uint64_t hop
+    cdef uint64_t _
     cdef uint32_t slot
     cdef Status status
-    for hop in range(op.map.line_max + 1):
+    for _ in range(op.map.line_max + 1):
         for slot in range(SLOT_COUNT):
             if line.indices[slot] != 0 and line.indices[slot] < LINK_BASE and line.tags[slot] & bit:
                 status = chain_append(op, target, line.indices[slot], line.tags[slot], NULL)
@@ -153,7 +154,8 @@ cdef inline Status chain_copy(
 cdef inline void bucket_set_level(Bucket *bucket, uint32_t level_plus1) noexcept nogil:
     """Give a held bucket a level, and the next version."""
     # Release: the references now in it; pairs with the acquire in table_find. The fence keeps the
-    # clearing of moved references behind it; pairs with the acquire fence before a miss is believed.
+    # clearing of moved references behind it; pairs with the acquire fence before a miss is
+    # believed.
     store_release_u64(&bucket.header, bucket_with_level(
         load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE, level_plus1))
     fence_release()

@@ -2,9 +2,9 @@
 # Waiting for somebody else's lock, and finding out whether there is anybody to wait for.
 #
 # An operation that returned BUSY holds nothing. The waiter watches the word that stood in the way:
-# if it has changed, the operation is tried again; if its owner is dead, the owner is recovered; if it
-# lives, perhaps stopped, the waiter sleeps, 50 us at first and up to 1 ms, until the handle's timeout.
-# _core.pyx calls wait_step without the GIL and looks at signals between steps.
+# if it has changed, the operation is tried again; if its owner is dead, the owner is recovered; if
+# it lives, perhaps stopped, the waiter sleeps, 50 us at first and up to 1 ms, until the handle's
+# timeout. _core.pyx calls wait_step without the GIL and looks at signals between steps.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, BUSY, RETRY

@@ -1,0 +1,127 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# A process's stay in a segment: the mapping, the process slot, and its contexts.
+#
+# A context is taken for each operation and put back after it, so a process has as many as it has
+# threads inside operations at once. One is kept in Local.idle_context, where the next operation
+# finds it with one load; others in Local.more. Local stands in a page that fork wipes: a child
+# finds no context and no slot there, and session_claim gives it its own.
+#
+# The caller serialises these functions among the threads of the process (the GIL).
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from atomics cimport local_take_u64, local_put_u64, store_release_u64
+from status cimport Status, OK, NO_CONTEXT
+from geometry cimport Map, Local, geometry_bind, context_at
+from system cimport mmap, munmap, madvise, MAP_FAILED, MAP_SHARED, PROT_READ
+from lock cimport Op
+from map cimport op_settle
+from liveness cimport Standing, process_register, process_leave, context_claim
+from recovery cimport recover_all
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum: PROT_WRITE
+    enum: PROT_NONE
+    enum: MAP_FIXED
+    enum: MAP_PRIVATE
+    enum: MAP_ANONYMOUS
+    enum: MAP_NORESERVE
+    enum: MADV_HUGEPAGE
+    enum: MADV_WIPEONFORK
+
+cdef enum:
+    HUGE_BYTES = 2097152
+    MORE_MAX = 448             # idle contexts a process keeps: Local.more
+
+
+cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept nogil:
+    """Map a file at a multiple of 2 MiB, so that huge pages can be used; or MAP_FAILED."""
+    cdef uint64_t reserved
+    cdef uint64_t start
+    cdef void *base = mmap(
+        NULL, size + HUGE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if base == MAP_FAILED:
+        return base
+    reserved = <uint64_t> base
+    start = (reserved + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
+    base = mmap(<void *> start, size, protection, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0)
+    if base == MAP_FAILED:
+        munmap(<void *> reserved, size + HUGE_BYTES)
+        return base
+    if start > reserved:
+        munmap(<void *> reserved, start - reserved)
+    munmap(<void *> (start + size), reserved + HUGE_BYTES - start)
+    return base
+
+cdef inline bint session_map(Map *map, int fd) noexcept nogil:
+    """Map the segment, and the page that fork wipes. errno says why it failed."""
+    cdef int protection = PROT_READ if map.read_only else PROT_READ | PROT_WRITE
+    cdef void *base = map_aligned(map.segment_bytes, protection, fd)
+    cdef void *page
+    if base == MAP_FAILED:
+        return False
+    page = mmap(NULL, sizeof(Local), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+    if page == MAP_FAILED or madvise(page, sizeof(Local), MADV_WIPEONFORK) != 0:
+        munmap(base, map.segment_bytes)
+        return False
+    madvise(base, map.segment_bytes, MADV_HUGEPAGE)
+    geometry_bind(map, <uint8_t *> base)
+    map.local = <Local *> page
+    return True
+
+cdef inline uint64_t session_idle(Map *map) noexcept nogil:
+    """One of this process's idle contexts, its index plus one; 0 if there is none."""
+    cdef uint64_t taken = local_take_u64(&map.local.idle_context)
+    if taken == 0 and map.local.more_count > 0:
+        map.local.more_count -= 1
+        taken = map.local.more[map.local.more_count]
+    return taken
+
+cdef inline void session_rest(Map *map, uint64_t taken) noexcept nogil:
+    """Put a context back that is at rest. Beyond MORE_MAX it stays the process's until its end."""
+    if not local_put_u64(&map.local.idle_context, taken) and map.local.more_count < MORE_MAX:
+        map.local.more[map.local.more_count] = <uint32_t> taken
+        map.local.more_count += 1
+
+cdef inline Status session_register(Map *map, Standing *standing) noexcept nogil:
+    """Give this process a slot, unless it has one."""
+    cdef Status status
+    if map.local.registered:
+        return OK
+    status = process_register(map, standing)
+    if status == NO_CONTEXT and recover_all(map) != 0:
+        status = process_register(map, standing)
+    return status
+
+cdef inline Status session_claim(Map *map, Standing *standing, uint64_t *taken) noexcept nogil:
+    """A context for an operation, its index plus one."""
+    cdef uint64_t index = 0
+    cdef Status status = session_register(map, standing)
+    if status != OK:
+        return status
+    taken[0] = session_idle(map)
+    if taken[0] != 0:
+        return OK
+    status = context_claim(map, &index)
+    if status == NO_CONTEXT and recover_all(map) != 0:
+        status = context_claim(map, &index)
+    taken[0] = index + 1
+    return status
+
+cdef inline void session_end(Map *map, Standing *standing) noexcept nogil:
+    """Free the contexts and the slot, and unmap. No operation is under way."""
+    cdef Op op
+    cdef uint64_t taken
+    if map.local.registered:
+        op.map = map
+        taken = session_idle(map)
+        while taken != 0:                      # one turn for each idle context
+            op.self_index = <uint32_t> (taken - 1)
+            op.context = context_at(map, op.self_index)
+            op_settle(&op)
+            if op.context.element == 0 and op.context.line_stash == 0:
+                # Release: everything is at rest; pairs with the CAS in context_claim.
+                store_release_u64(&op.context.owner, 0)
+            taken = session_idle(map)
+        process_leave(map, standing)
+    munmap(map.local, sizeof(Local))
+    munmap(map.base, map.segment_bytes)
+    map.base = NULL
