@@ -1,9 +1,9 @@
 """A resizable hash map in POSIX shared memory, read and written by any number of processes.
 
-    >>> from shmrhash import RHashMap
-    >>> with RHashMap.create("jobs", key_size=8, value_size=8, max_entries=1000) as jobs:
-    ...     jobs[b"job-0001"] = b"started."
-    ...     jobs.unlink()
+>>> from shmrhash import RHashMap
+>>> with RHashMap.create("jobs", key_size=8, value_size=8, max_entries=1000) as jobs:
+...     jobs[b"job-0001"] = b"started."
+...     jobs.unlink()
 """
 
 from shmrhash._errors import (

@@ -114,12 +114,14 @@ def no_space_message(name: str, wanted: int, path: bytes | str) -> str:
     directory = os.path.dirname(os.fsdecode(path))
     try:
         status = os.statvfs(directory)
-        room = f"{status.f_bavail * status.f_frsize} of {status.f_blocks * status.f_frsize} bytes free"
+        room = (
+            f"{status.f_bavail * status.f_frsize} of {status.f_blocks * status.f_frsize} bytes free"
+        )
     except OSError:
         room = "its free space cannot be read"
     asked = f"{wanted} bytes more" if wanted else "more memory"
     return (
-        f"map {name!r} needs {asked}, but {directory} is full ({room}), or a memory limit is reached; "
-        f"remove unused segments or enlarge it (containers get 64 MB unless told otherwise, "
+        f"map {name!r} needs {asked}, but {directory} is full ({room}), or a memory limit is "
+        f"reached; remove unused segments or enlarge it (containers get 64 MB unless told otherwise, "
         f"for example by --shm-size)"
     )

@@ -15,7 +15,6 @@ from shmrhash._errors import (
     InvalidArgument,
     LayoutMismatch,
     LockTimeout,
-    ReadOnlyMap,
     SegmentCorrupt,
     SegmentExists,
     SegmentMissing,
@@ -45,7 +44,7 @@ _FLAGS_KNOWN = (
     | BPF_F_RDONLY_PROG
     | BPF_F_WRONLY_PROG
 )
-_PAIR_SIZE_LIMIT = (4 << 20) - 64  # KMALLOC_MAX_SIZE less the kernel's struct htab_elem
+_PAIR_SIZE_LIMIT = (4 << 20) - 48  # KMALLOC_MAX_SIZE less the kernel's struct htab_elem
 _ENTRIES_MAX = 1 << 31
 _CHECK_TRIES_MAX = 20
 _DEFAULT_TIMEOUT = 5.0
@@ -139,8 +138,8 @@ class RHashMap(_core.MapHandle):
     contiguous buffer, of exactly key_size and value_size bytes; what comes out is bytes.
 
     Each single operation is atomic and linearizable per key (W1). Readers take no lock and never
-    wait (R1); what they return is a complete value (R2). A process may be killed at any moment (C1).
-    Threads may share a handle. A handle works in children of fork, and pickles to its name.
+    wait (R1); what they return is a complete value (R2). A process may be killed at any moment
+    (C1). Threads may share a handle. A handle works in children of fork, and pickles to its name.
     """
 
     def __init__(self, *_args: object, **_ignored: object) -> None:
@@ -163,7 +162,7 @@ class RHashMap(_core.MapHandle):
     ) -> RHashMap:
         """Create a map and attach to it.
 
-        key_size: bytes, 1 to 65535. value_size: bytes; with key_size below 4 MiB - 64. max_entries:
+        key_size: bytes, 1 to 65535. value_size: bytes; with key_size below 4 MiB - 48. max_entries:
         entries, 1 to 2**31, a hard limit and not a size to guess: memory is committed as the map
         fills. map_extra: entries to size the bucket array for at first, at most 65535. mode:
         permissions of the segment's file, exactly. timeout: seconds an operation waits for a lock
@@ -304,7 +303,8 @@ class RHashMap(_core.MapHandle):
             self.close()
             raise LayoutMismatch(
                 f"segment {self.name!r} has key_size, value_size, max_entries {found}, wanted "
-                f"{(key_size, value_size, max_entries)}; open() takes it as it is, unlink() removes it"
+                f"{(key_size, value_size, max_entries)}; open() takes it as it is, "
+                f"unlink() removes it"
             )
 
     def close(self) -> None:
@@ -407,8 +407,8 @@ class RHashMap(_core.MapHandle):
 
         Returns figures of the walk. "exact" is True if no other process was inside an operation
         meanwhile; under constant writing it is False after some tries, and then findings, which may
-        be work in progress, are not raised. Costs about 0.1 us for each entry, and a byte of private
-        memory for each element.
+        be work in progress, are not raised. Costs about 0.1 us for each entry, and a byte of
+        private memory for each element.
         """
         problem = where = 0
         exact = False

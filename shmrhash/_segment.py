@@ -1,8 +1,8 @@
 """Files of segments: names, creation without a half-made name, opening, unlinking.
 
-A segment is a file in the shared-memory directory, /dev/shm unless SHMRHASH_DIR says otherwise. It is
-made without a name (O_TMPFILE), filled, attached, and only then linked to its name: a creator that
-dies leaves nothing, and of two that race one is told that the name exists.
+A segment is a file in the shared-memory directory, /dev/shm unless SHMRHASH_DIR says otherwise. It
+is made without a name (O_TMPFILE), filled, attached, and only then linked to its name: a creator
+that dies leaves nothing, and of two that race one is told that the name exists.
 """
 
 import errno
@@ -39,8 +39,8 @@ def plain_name(name: str) -> str:
     size = len(os.fsencode(plain))
     if not 0 < size <= NAME_BYTES_MAX or "/" in plain or "\0" in plain or plain in (".", ".."):
         raise InvalidArgument(
-            f"a map's name has 1 to {NAME_BYTES_MAX} bytes, no slash but a leading one, no NUL, and "
-            f"is not '.' or '..'; got {name[:64]!r} ({size} bytes)"
+            f"a map's name has 1 to {NAME_BYTES_MAX} bytes, no slash but a leading one, no NUL, and is "
+            f"not '.' or '..'; got {name[:64]!r} ({size} bytes)"
         )
     return plain
 
@@ -96,6 +96,8 @@ def link_file(fd: int, name: str, path: str) -> None:
 def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> int:
     """The descriptor of an existing segment that may be trusted as far as its file goes."""
     try:
+        if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
+            raise PermissionDenied(f"{path} is not a regular file, hence no segment")
         if os.path.dirname(path) == DEFAULT_DIRECTORY:
             fd = int(posix_ipc.SharedMemory("/" + name, read_only=read_only).fd)
         else:
@@ -105,21 +107,22 @@ def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> in
         raise SegmentMissing(f"no segment {name!r} in {os.path.dirname(path)}") from None
     except posix_ipc.PermissionsError:
         raise PermissionDenied(_permission_message(name, path)) from None
+    except PermissionDenied:
+        raise
     except OSError as error:
         _refuse(error, name, path)
     status = os.fstat(fd)
-    trusted = {os.geteuid(), 0, owner}
-    if not stat.S_ISREG(status.st_mode) or (os.geteuid() != 0 and status.st_uid not in trusted):
+    if os.geteuid() not in (0, status.st_uid) and status.st_uid not in (0, owner):
         os.close(fd)
         raise PermissionDenied(
-            f"{path} is not a regular file of user {os.geteuid()} or root (owner {status.st_uid}, "
-            f"mode {stat.filemode(status.st_mode)}); pass owner={status.st_uid} to trust that user"
+            f"{path} belongs to user {status.st_uid}, not to user {os.geteuid()} or root; pass "
+            f"owner={status.st_uid} to trust that user"
         )
     return fd
 
 
 def unlink_file(name: str, path: str) -> None:
-    """Remove a segment's name. Whoever is attached stays so; the memory goes with the last of them."""
+    """Remove a segment's name. Attached processes go on; the memory goes with the last of them."""
     try:
         if os.path.dirname(path) == DEFAULT_DIRECTORY:
             posix_ipc.unlink_shared_memory("/" + name)
