@@ -22,7 +22,7 @@ from status cimport (
     RETRY,
 )
 from layout cimport (
-    Header, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
+    Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_CONTEXTS, REGION_PROCESSES, REGION_COUNT,
     depot_credit, depot_count as depot_parked,
 )
@@ -33,9 +33,9 @@ from system cimport (
     mmap, munmap, F_OFD_GETLK, F_WRLCK,
     MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, CLOCK_MONOTONIC,
 )
-from lock cimport Op
+from lock cimport Op, context_begin, context_end, op_begin, op_end
 from map cimport (
-    op_begin, op_end, op_settle, map_lookup, map_contains, map_update, map_delete, map_add,
+    op_settle, map_lookup, map_contains, map_update, map_delete, map_add,
     map_clear_bucket, map_shrink_if_empty,
 )
 from table cimport table_count
@@ -369,52 +369,74 @@ cdef class MapHandle:
         return <const uint8_t *> view.buf
 
     cdef Status _read(self, const uint8_t *key, void *value) except? RETRY:
-        """lookup, or contains if value is NULL; yields to writers that keep changing the key."""
-        cdef Op op
+        """lookup, or contains if value is NULL."""
+        cdef Context *context
         cdef uint32_t hash = hash_key(self.map.seeds, key, self.map.key_size)
-        cdef Status status = RETRY
-        cdef uint64_t _
+        cdef uint64_t idle
+        cdef Status status
         if unlikely(self.is_closed):
             raise _errors.MapClosed(f"map {self.name!r} is closed")
-        if unlikely(self.map.read_only):
+        # The usual case keeps the GIL, so the idle context need not be taken, only marked.
+        idle = self.map.local.idle_context
+        if unlikely(idle == 0):
+            return self._read_slowly(key, hash, value)
+        context = context_at(&self.map, idle - 1)
+        context_begin(context)
+        if value == NULL:
+            status = map_contains(&self.map, hash, key)
+        else:
+            status = map_lookup(&self.map, hash, key, value)
+        context_end(context)
+        if unlikely(status != OK and status != ABSENT):
+            return self._read_slowly(key, hash, value)
+        return status
+
+    cdef Status _read_slowly(
+            self, const uint8_t *key, uint32_t hash, void *value) except? RETRY:
+        """The same without an idle context at hand, for a handle that may only read, or yielding to
+        writers that keep changing the key."""
+        cdef Op op
+        cdef Status status = RETRY
+        cdef uint64_t _rounds
+        if self.map.read_only:
             self.in_flight += 1
         else:
             self._enter(&op)
-        for _ in range(READ_ROUNDS_MAX):
+        for _rounds in range(READ_ROUNDS_MAX):
             if value == NULL:
                 status = map_contains(&self.map, hash, key)
             else:
                 status = map_lookup(&self.map, hash, key, value)
-            if likely(status != RETRY):
+            if status != RETRY:
                 break
             with nogil:
                 sched_yield()
-        if unlikely(self.map.read_only):
+        if self.map.read_only:
             self._end_use()
         else:
             self._leave(&op)
-        if unlikely(status != OK and status != ABSENT):
+        if status != OK and status != ABSENT:
             self._raise(CORRUPT, NULL)
         return status
 
     cdef inline object _lookup(self, object key):
         """The value, or None."""
         cdef uint8_t small[STACK_VALUE_MAX]
+        if unlikely(not PyBytes_CheckExact(key) or self.map.value_size > STACK_VALUE_MAX
+                    or <uint64_t> PyBytes_GET_SIZE(key) != self.map.key_size):
+            return self._lookup_any(key)
+        if self._read(<const uint8_t *> PyBytes_AS_STRING(key), small) != OK:
+            return None
+        return PyBytes_FromStringAndSize(<const char *> small, <Py_ssize_t> self.map.value_size)
+
+    cdef object _lookup_any(self, object key):
+        """_lookup with any buffer as key, and values of any size."""
         cdef Py_buffer view
         cdef const uint8_t *key_bytes = self._buffer("key", key, self.map.key_size, &view)
-        cdef bytes value = None
-        cdef Status status
+        cdef bytes value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
         try:
-            if self.map.value_size <= STACK_VALUE_MAX:
-                status = self._read(key_bytes, small)
-                if status == OK:
-                    value = PyBytes_FromStringAndSize(
-                        <const char *> small, <Py_ssize_t> self.map.value_size)
-            else:
-                value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
-                status = self._read(key_bytes, PyBytes_AS_STRING(value))
-                if status != OK:
-                    value = None
+            if self._read(key_bytes, PyBytes_AS_STRING(value)) != OK:
+                value = None
         finally:
             if view.buf != NULL:
                 PyBuffer_Release(&view)
@@ -480,7 +502,7 @@ cdef class MapHandle:
     def lookup(self, key, flags=0):
         """Return the value of key as bytes, or None.
 
-        Takes no lock and never waits for a writer (R1); the value was stored whole (R2). flags is 0.
+        Takes no lock, never waits for a writer (R1); the value was stored whole (R2). flags is 0.
         Expected O(1): two cache lines for a key that is there, one for a key that is not.
 
         Raises InvalidArgument (flags, or a key of another size), TypeError (not a buffer),

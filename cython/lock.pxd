@@ -9,7 +9,9 @@
 # element's header is taken by one CAS that is never waited for while anything else is held. While a
 # bit is held: no system call, no allocation, no Python (regions and holes apart: commit.pxd).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport load_relaxed_u64, cas_acquire_u64, store_release_u64, pause
+from atomics cimport (
+    load_relaxed_u64, store_relaxed_u64, cas_acquire_u64, store_release_u64, compiler_fence, pause,
+)
 from status cimport Status, OK, BUSY
 from layout cimport Context, word_locked, word_taken, word_released
 from geometry cimport Map
@@ -60,3 +62,18 @@ cdef inline void lock_release(uint64_t *word, uint64_t payload) noexcept nogil:
     """Store payload, unlocked: commit and release at once."""
     # Release: everything written under the lock; pairs with the acquire in lock_try.
     store_release_u64(word, word_released(payload))
+
+cdef inline void context_begin(Context *context) noexcept nogil:
+    """From here on this context may hold indices: memory it might look at stays (commit.pxd)."""
+    store_relaxed_u64(&context.activity, context.activity + 1)
+    compiler_fence()
+
+cdef inline void context_end(Context *context) noexcept nogil:
+    # Release: ends everything read before; pairs with the acquire in context_is_quiet.
+    store_release_u64(&context.activity, context.activity + 1)
+
+cdef inline void op_begin(Op *op) noexcept nogil:
+    context_begin(op.context)
+
+cdef inline void op_end(Op *op) noexcept nogil:
+    context_end(op.context)

@@ -48,15 +48,6 @@ cdef enum:
     UPDATE_EXIST = 2
 
 
-cdef inline void op_begin(Op *op) noexcept nogil:
-    """From here on this context may hold indices: memory it might look at stays (commit.pxd)."""
-    store_relaxed_u64(&op.context.activity, op.context.activity + 1)
-    compiler_fence()
-
-cdef inline void op_end(Op *op) noexcept nogil:
-    # Release: ends everything read before; pairs with the acquire in context_is_quiet.
-    store_release_u64(&op.context.activity, op.context.activity + 1)
-
 cdef inline void op_settle(Op *op) noexcept nogil:
     """Give back what an operation kept for a next attempt. What cannot be had now stays named."""
     if unlikely(op.context.element != 0):

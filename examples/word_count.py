@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Count the words of many files with several processes that share one map.
+
+    python examples/word_count.py                          # the standard library's .py files
+    python examples/word_count.py --workers 8 --glob '*.txt' ~/texts README.md
+
+Every worker adds every word to the same RHashMap as it meets it, and the result is compared with
+a collections.Counter made by one process. Exit status: 0 if they are equal, 1 if they differ,
+2 if the counting could not be done, 130 if interrupted.
+
+To count words as fast as possible, give each worker a Counter and sum them at the end. This program
+shows the harder thing: many processes that change the same few hot counters, with no count lost.
+"""
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import sysconfig
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import shmrhash
+
+KEY_SIZE = 32  # bytes; 96 % of the different words of the standard library fit in
+VALUE_SIZE = 8  # add() counts in 64 bits
+
+
+def word_key(word):
+    """The word in UTF-8, padded with NUL; a longer word is a NUL and the digest of all of it.
+
+    No word contains NUL, so the two forms never meet. Two long words with one digest have never
+    been found for BLAKE2; if it happened, the check at the end would see a word too few.
+    """
+    data = word.encode()
+    if len(data) > KEY_SIZE:
+        data = b"\0" + hashlib.blake2b(data, digest_size=KEY_SIZE - 1).digest()
+    return data.ljust(KEY_SIZE, b"\0")
+
+
+def words_of(path):
+    return re.findall(r"\w+", path.read_text(encoding="utf-8", errors="replace"))
+
+
+# What the workers do.
+
+
+def start_worker(shared_counts):
+    """Keep the map, which arrives by fork or by pickle; leave Ctrl-C to the parent."""
+    global counts
+    counts = shared_counts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def count_file(path):
+    """Add each word of one file to the shared map; return how many there were."""
+    words = words_of(path)
+    for word in words:
+        counts.add(word_key(word), 1, initial=0)
+    return len(words)
+
+
+# What the parent does.
+
+
+def count_with_workers(shared_counts, paths, workers, start_method):
+    """Count all files in parallel; return the number of words."""
+    words = 0
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context(start_method), start_worker, (shared_counts,)
+    )
+    try:
+        for done, found in enumerate(pool.map(count_file, paths, chunksize=4), start=1):
+            words += found
+            show_progress("counting", done, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return words
+
+
+def count_alone(paths):
+    """The same count by one process, without the map."""
+    expected = Counter()
+    for done, path in enumerate(paths, start=1):
+        expected.update(words_of(path))
+        show_progress("checking", done, len(paths))
+    return expected
+
+
+def count_of(shared_counts, word):
+    return int.from_bytes(shared_counts.get(word_key(word), b""), sys.byteorder)
+
+
+def differences(shared_counts, expected):
+    """Every way in which the map is not the Counter, a line each; an empty list if it is.
+
+    The same number of different words, and each word of the Counter with its count: then the map
+    has no word that the Counter has not.
+    """
+    found = []
+    if len(shared_counts) != len(expected):
+        found.append(f"{len(shared_counts):,} different words instead of {len(expected):,}")
+    for word, wanted in expected.items():
+        if (count := count_of(shared_counts, word)) != wanted:
+            found.append(f"{word!r} counted {count:,} times instead of {wanted:,}")
+    return found
+
+
+def show_progress(what, done, total):
+    if sys.stderr.isatty() or done == total:
+        end = "\n" if done == total else "\r"
+        print(f"{what}: {done:,} of {total:,} files", end=end, file=sys.stderr, flush=True)
+
+
+def find_files(places, pattern):
+    """The files named, and those that match the pattern below the directories named."""
+    paths = []
+    for place in places or [sysconfig.get_path("stdlib")]:
+        place = Path(place)
+        if place.is_dir():
+            below = sorted(path for path in place.rglob(pattern) if path.is_file())
+            # Installed packages live inside the standard library's directory; they are not it.
+            paths.extend(p for p in below if p.relative_to(place).parts[0] != "site-packages")
+        else:
+            place.open("rb").close()  # a missing file is an error now, not half-way
+            paths.append(place)
+    if not paths:
+        raise FileNotFoundError(f"no file matches {pattern!r}; see --glob")
+    return paths
+
+
+def report(shared_counts, expected, words, seconds, top):
+    # This version of the map cannot list its keys: the words to ask for come from the Counter.
+    ranking = sorted(expected, key=lambda word: (-count_of(shared_counts, word), word))
+    for word in ranking[:top]:
+        print(f"{count_of(shared_counts, word):>12,}  {word}")
+    for name, value in shared_counts.info().items():
+        print(f"{name:>24}: {value}")
+    rate = words / seconds
+    print(f"{words:,} words, {len(shared_counts):,} different, {rate:,.0f} words per second")
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("places", nargs="*", help="files, directories; the standard library")
+    parser.add_argument("--glob", default="*.py", help="which files of a directory (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="(%(default)s)")
+    parser.add_argument(
+        "--start-method", choices=multiprocessing.get_all_start_methods(), help="of the workers"
+    )
+    parser.add_argument("--max-words", type=int, default=4_000_000, help="limit of different words")
+    parser.add_argument("--top", type=int, default=20, help="words to print (%(default)s)")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error("--workers must be at least 1")
+    return options
+
+
+def run(options):
+    paths = find_files(options.places, options.glob)
+    # A limit, not a size: the map takes memory only as it fills.
+    with shmrhash.RHashMap.create(
+        f"word-count-{os.getpid()}",
+        key_size=KEY_SIZE,
+        value_size=VALUE_SIZE,
+        max_entries=options.max_words,
+    ) as shared_counts:
+        try:
+            start = time.perf_counter()
+            words = count_with_workers(shared_counts, paths, options.workers, options.start_method)
+            seconds = time.perf_counter() - start
+            expected = count_alone(paths)
+            report(shared_counts, expected, words, seconds, options.top)
+            wrong = differences(shared_counts, expected)
+        finally:
+            shared_counts.unlink()
+    for line in wrong[:10]:
+        print("WRONG:", line)
+    print("differs from" if wrong else "equal to", "a Counter of the same files")
+    return 1 if wrong else 0
+
+
+def main(arguments=None):
+    try:
+        return run(parse_arguments(arguments))
+    except KeyboardInterrupt:
+        print("\nword_count: interrupted", file=sys.stderr)
+        return 130
+    except (OSError, BrokenProcessPool, shmrhash.Error) as error:
+        print(f"\nword_count: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill cleans up as Ctrl-C does
+    sys.exit(main())

@@ -1,0 +1,234 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# The core's operations in loops without Python, for core.py. Not part of the package.
+#
+# The whole extension is compiled in, so that the loops see the same code under the same optimiser.
+# What a loop leaves out is what _core.pyx adds for Python: buffers, bytes objects, exceptions, the
+# taking of a context. op_begin and op_end of each operation are in.
+#
+# Keys are those of the kernel's LOOKUP benchmark (bench bpf-hashmap-lookup): 32-bit words, word 0
+# is the number of the entry plus one, word j is 2654435761 * j; one key buffer, patched for each
+# operation. A run takes the entries in sequence or in the order of an array.
+include "_core.pyx"
+
+from cython cimport final
+from libc.string cimport memcmp
+from map cimport UPDATE_ANY, UPDATE_NOEXIST
+
+cdef enum:
+    KEY_BYTES_MAX = 1024
+    VALUE_BYTES_MAX = 4096
+    KEY_WORD_1 = 2654435761ULL
+
+cdef enum Task:
+    LOOKUP
+    CONTAINS
+    UPDATE
+    ADD
+    INSERT
+    DELETE
+
+TASKS = {"lookup": LOOKUP, "contains": CONTAINS, "update": UPDATE, "add": ADD,
+         "insert": INSERT, "delete": DELETE}
+
+
+cdef struct Workload:
+    uint32_t task
+    uint32_t first             # added to each number: beyond the last entry, all are misses
+    uint64_t count             # entries a pass
+    uint64_t passes
+    const uint32_t *order      # or NULL: in sequence
+    uint64_t key[128]          # KEY_BYTES_MAX
+    uint64_t value[512]        # VALUE_BYTES_MAX
+
+
+cdef void workload_init(Workload *work, str task, uint32_t first, uint64_t count, uint64_t passes,
+                        const uint32_t[::1] order):
+    cdef uint32_t word
+    memset(work, 0, sizeof(Workload))
+    work.task = TASKS[task]
+    work.first = first
+    work.count = count
+    work.passes = passes
+    if order is not None:
+        if <uint64_t> order.shape[0] < count:
+            raise ValueError("order is too short")
+        work.order = &order[0]
+    for word in range(KEY_BYTES_MAX // 4):
+        (<uint32_t *> work.key)[word] = <uint32_t> KEY_WORD_1 * word
+
+
+cdef inline void workload_patch(Workload *work, uint64_t index) noexcept nogil:
+    # One store of 8 bytes, since the key is loaded that way: two of 4 would stall its forwarding.
+    work.key[0] = KEY_WORD_1 << 32 | (work.first + 1 + (
+        <uint32_t> index if work.order == NULL else work.order[index]))
+
+
+@final
+cdef class BenchHandle(MapHandle):
+    """A handle that runs a whole workload in one call."""
+
+    def run(self, str task not None, uint64_t count, *, uint64_t passes=1, uint32_t first=0,
+            const uint32_t[::1] order=None):
+        """(nanoseconds, how many operations ended in OK); every other result but ABSENT raises."""
+        cdef Workload work
+        cdef Op op
+        cdef int64_t began, ended
+        cdef uint64_t done = 0
+        cdef Status status
+        if self.map.key_size > KEY_BYTES_MAX or self.map.value_size > VALUE_BYTES_MAX:
+            raise ValueError("keys or values too large for this benchmark")
+        workload_init(&work, task, first, count, passes, order)
+        self._enter(&op)
+        began = clock_ns(CLOCK_MONOTONIC)
+        with nogil:
+            status = map_run(&op, &work, &done)
+        ended = clock_ns(CLOCK_MONOTONIC)
+        self._leave(&op)
+        if status != OK:
+            raise RuntimeError(f"{task} ended with status {<int> status} after {done} operations")
+        return ended - began, done
+
+
+cdef inline Status map_step(Op *op, Workload *work) noexcept nogil:
+    cdef uint64_t sum = 0
+    op.key = <const uint8_t *> work.key
+    op.hash = hash_key(op.map.seeds, op.key, op.map.key_size)
+    op.element_filled = False
+    if work.task == LOOKUP:
+        return map_lookup(op.map, op.hash, op.key, work.value)
+    if work.task == CONTAINS:
+        return map_contains(op.map, op.hash, op.key)
+    if work.task == UPDATE:
+        return map_update(op, <const uint8_t *> work.value, UPDATE_ANY)
+    if work.task == ADD:
+        return map_add(op, 0, 1, NULL, &sum)
+    if work.task == INSERT:
+        return map_update(op, <const uint8_t *> work.value, UPDATE_NOEXIST)
+    return map_delete(op, NULL)
+
+
+cdef Status map_run(Op *op, Workload *work, uint64_t *done) noexcept nogil:
+    cdef uint64_t _turn, index
+    cdef Status status
+    for _turn in range(work.passes):
+        for index in range(work.count):
+            workload_patch(work, index)
+            while True:                        # RETRY and BUSY pass: nobody is stopped here
+                status = map_step(op, work)
+                if unlikely(op.context.element != 0 or op.context.line_stash != 0):
+                    op_settle(op)
+                op_end(op)
+                op_begin(op)
+                if likely(status != RETRY and status != BUSY):
+                    break
+            if status == OK:
+                done[0] += 1
+            elif status != ABSENT:
+                return status
+    return OK
+
+
+# What the map is compared with: a table as simple as one can be. Open addressing, linear probing,
+# half full at most, never resized, in private memory, with the map's hash; no locks, no versions,
+# no limit, nothing shared. A deletion only marks its slot.
+#
+#   slot   hash | 1 << 32, or 0: empty, or DELETED_SLOT | key, padded to 8 | value, padded to 8
+
+cdef enum:
+    DELETED_SLOT = 0x200000000ULL
+
+
+@final
+cdef class Reference:
+    cdef uint8_t *slots
+    cdef uint64_t mask
+    cdef uint64_t stride
+    cdef uint64_t value_offset
+    cdef uint64_t key_size
+    cdef uint64_t value_size
+    cdef uint64_t seeds[4]
+
+    def __cinit__(self, uint64_t key_size, uint64_t value_size, uint64_t entries,
+                  bytes seeds not None):
+        cdef uint64_t count = 8
+        while count < 2 * entries:
+            count *= 2
+        self.key_size = key_size
+        self.value_size = value_size
+        self.value_offset = 8 + (key_size + 7) // 8 * 8
+        self.stride = self.value_offset + (value_size + 7) // 8 * 8
+        self.mask = count - 1
+        memcpy(self.seeds, PyBytes_AS_STRING(seeds), sizeof(self.seeds))
+        self.slots = <uint8_t *> calloc(count, self.stride)
+        if self.slots == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.slots)
+
+    def run(self, str task not None, uint64_t count, *, uint64_t passes=1, uint32_t first=0,
+            const uint32_t[::1] order=None):
+        """As BenchHandle.run."""
+        cdef Workload work
+        cdef int64_t began, ended
+        cdef uint64_t done = 0
+        workload_init(&work, task, first, count, passes, order)
+        began = clock_ns(CLOCK_MONOTONIC)
+        with nogil:
+            self.loop(&work, &done)
+        ended = clock_ns(CLOCK_MONOTONIC)
+        return ended - began, done
+
+    cdef void loop(self, Workload *work, uint64_t *done) noexcept nogil:
+        cdef uint64_t _turn, index
+        for _turn in range(work.passes):
+            for index in range(work.count):
+                workload_patch(work, index)
+                done[0] += self.step(work)
+
+    cdef inline uint8_t *find(self, const void *key, uint64_t mark) noexcept nogil:
+        """The slot of a key, or the empty one where it would go."""
+        cdef uint64_t at = mark & self.mask
+        cdef uint8_t *slot
+        cdef uint64_t found
+        while True:                            # ends: at least half of the slots are empty
+            slot = self.slots + at * self.stride
+            found = (<uint64_t *> slot)[0]
+            if found == 0:
+                return slot
+            if found == mark and (
+                    (<uint64_t *> slot)[1] == (<const uint64_t *> key)[0] if self.key_size == 8
+                    else memcmp(slot + 8, key, self.key_size) == 0):
+                return slot
+            at = (at + 1) & self.mask
+
+    cdef inline bint step(self, Workload *work) noexcept nogil:
+        cdef uint64_t mark = 1ULL << 32 | hash_key(
+            self.seeds, <const uint8_t *> work.key, self.key_size)
+        cdef uint8_t *slot = self.find(work.key, mark)
+        cdef bint present = (<uint64_t *> slot)[0] != 0
+        cdef uint8_t *value = slot + self.value_offset
+        if work.task == LOOKUP:
+            if present:
+                self.copy(work.value, value)
+        elif work.task == UPDATE:
+            if present:
+                self.copy(value, work.value)
+        elif work.task == ADD:
+            if present:
+                (<uint64_t *> value)[0] += 1
+        elif work.task == INSERT:
+            (<uint64_t *> slot)[0] = mark
+            memcpy(slot + 8, work.key, self.key_size)
+            self.copy(value, work.value)
+            return not present
+        elif work.task == DELETE:
+            if present:
+                (<uint64_t *> slot)[0] = DELETED_SLOT
+        return present
+
+    cdef inline void copy(self, void *target, const void *source) noexcept nogil:
+        if self.value_size == 8:
+            (<uint64_t *> target)[0] = (<const uint64_t *> source)[0]
+        else:
+            memcpy(target, source, self.value_size)

@@ -1,0 +1,142 @@
+"""Names, maps and seeds for the tests, and a look for leftovers after each of them."""
+
+import contextlib
+import itertools
+import os
+import random
+import sysconfig
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import shmrhash
+
+NAME_PREFIX = "shmrhash-test-"
+RUN_VARIABLE = "SHMRHASH_TEST_RUN"  # one value for the whole run, handed down to xdist's workers
+FAILED = pytest.StashKey[bool]()
+
+hypothesis.settings.register_profile("shmrhash", deadline=None, print_blob=True, derandomize=False)
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("shmrhash")
+    group.addoption("--seed", type=int, help="repeat a run that failed with this seed")
+    group.addoption(
+        "--duration",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="how long each stress test goes on (default: 2)",
+    )
+
+
+def pytest_configure(config):
+    require_installed_package()
+    os.environ.setdefault(RUN_VARIABLE, str(os.getpid()))
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().getrandbits(32)
+    hypothesis.settings.load_profile("shmrhash")
+    if config.getoption("hypothesis_seed", None) is None:
+        config.option.hypothesis_seed = str(config.option.seed)
+
+
+def require_installed_package():
+    """Refuse to test the working tree where the installed package was asked for (see tox.ini)."""
+    if "SHMRHASH_TEST_INSTALLED" not in os.environ:
+        return
+    found = Path(shmrhash.__file__).resolve()
+    wanted = Path(sysconfig.get_path("platlib")).resolve()
+    if wanted not in found.parents:
+        raise pytest.UsageError(f"tests would import {found}, not the package in {wanted}")
+
+
+def pytest_report_header(config):
+    package = Path(shmrhash.__file__).parent
+    return [f"shmrhash: {package}", f"seed: {config.option.seed} (--seed repeats a run)"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+        report.sections.append(("seed", f"repeat with --seed {item.config.option.seed}"))
+    return report
+
+
+def pytest_sessionfinish(session):
+    """Remove what killed workers could not; the worker's death is already a failure."""
+    if not hasattr(session.config, "workerinput"):
+        for path in segments_of(f"{NAME_PREFIX}{os.environ[RUN_VARIABLE]}-"):
+            path.unlink(missing_ok=True)
+
+
+def segments_of(prefix):
+    """The segment files whose names start with prefix."""
+    folder = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
+    return sorted(path for path in folder.iterdir() if path.name.startswith(prefix))
+
+
+test_numbers = itertools.count()
+
+
+@pytest.fixture
+def map_name():
+    """A name no other test uses, in this run or in another; names derived from it start with it."""
+    run = os.environ[RUN_VARIABLE]
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    return f"{NAME_PREFIX}{run}-{worker}-{next(test_numbers):06}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request, map_name):
+    """Fail a test that leaves a segment behind; if it failed anyway, only clean up after it."""
+    yield
+    left = segments_of(map_name)
+    for path in left:
+        path.unlink(missing_ok=True)
+    if left and not request.node.stash.get(FAILED, False):
+        pytest.fail(f"left in shared memory: {', '.join(path.name for path in left)}")
+
+
+@pytest.fixture
+def make_map(map_name):
+    """A function that creates maps; the test ends with check(), close() and unlink() on each."""
+    maps = {}
+
+    def make(name=None, **overrides):
+        if name is None:
+            name = f"{map_name}-{len(maps)}" if maps else map_name
+        geometry = {"key_size": 8, "value_size": 8, "max_entries": 4096}
+        maps[name] = shmrhash.RHashMap.create(name, **(geometry | overrides))
+        return maps[name]
+
+    yield make
+    try:
+        for shared_map in maps.values():
+            if not shared_map.closed:
+                shared_map.check()
+    finally:
+        for name, shared_map in maps.items():
+            shared_map.close()
+            with contextlib.suppress(shmrhash.SegmentMissing):
+                shmrhash.unlink(name)
+
+
+@pytest.fixture
+def shm_map(make_map):
+    """One map of 8-byte keys and values."""
+    return make_map()
+
+
+@pytest.fixture
+def seed(request):
+    """The seed of this run, for random.Random; a failure's report repeats it."""
+    return request.config.option.seed
+
+
+@pytest.fixture
+def duration(request):
+    """How many seconds a stress test goes on."""
+    return request.config.option.duration

@@ -1,0 +1,30 @@
+"""Compile stepper.c once for the whole run, and see whether this machine lets a test step."""
+
+import fcntl
+import os
+
+import pytest
+import stepping
+
+
+@pytest.fixture(scope="session")
+def stepper(tmp_path_factory):
+    """The module stepping, its C part compiled once for all of xdist's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "stepper"
+    folder.mkdir(exist_ok=True)
+    built = folder / "stepper.so"
+    try:
+        with open(folder / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not built.exists():
+                stepping.build(folder)
+    except stepping.CannotStep as error:
+        pytest.skip(str(error))
+    stepping.load(built)
+    reason = stepping.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    return stepping

@@ -1,0 +1,849 @@
+"""A process is killed at every instruction of every operation, and of recovery (C1, C2).
+
+Each scenario fills a map, then a child does one operation and is killed after its n-th change of
+the segment, for every n. A survivor that was attached all along, and is met by the dead owner's
+leftovers at its first step, then
+
+  1 reads everything: it gets the map from before or after the operation, at once (R1, R2);
+  2 meets the dead: writes the same key, writes a neighbour, or somebody attaches, or checks (C2);
+  3 finds check() content, and everything else as it was, and what it read in 1 still true (C1);
+  4 fills the map up to exactly max_entries (W2), and check() finds nothing lost.
+
+The ways to meet the dead take turns from state to state; the long tests try each on every state.
+"""
+
+import contextlib
+import dataclasses
+import os
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+import stepping
+
+import shmrhash
+from shmrhash import RHashMap
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+CROWDED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD9D, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+COLLIDING = (1, 0)  # every key hashes to 0: one bucket has them all
+READ_SECONDS_MAX = 0.5
+FRESH = 1 << 32  # keys from here on are used by the survivor only
+
+
+def word(number):
+    return struct.pack("<Q", number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """One operation on one map."""
+
+    name: str
+    operate: Callable  # in the child, with its handle
+    outcome: Callable  # does the same to a dict
+    fill: Callable  # brings a new map to where the operation is interesting
+    key: int = 1  # the key the survivor writes to meet the dead
+    atomic: bool = True  # all or nothing; else every key for itself
+    changes_min: int = 3  # fewer, and the scenario no longer does what its name says
+    proof: Callable = lambda before, after: True  # of facts(): likewise
+    geometry: dict = dataclasses.field(default_factory=dict)
+
+    def __str__(self):
+        return self.name.replace(" ", "-")
+
+    def create(self, name):
+        geometry = {"key_size": 8, "value_size": 8, "max_entries": 64, "_seeds": SCATTERED}
+        return RHashMap.create(name, **(geometry | self.geometry))
+
+    @property
+    def value_size(self):
+        return self.geometry.get("value_size", 8)
+
+    def value(self, number):
+        """A value that shows when two of them are mixed: the number in each of its words."""
+        return (word(number) * (self.value_size // 8 + 1))[: self.value_size]
+
+
+def insert(scenario, target, keys):
+    for key in keys:
+        target[word(key)] = scenario.value(key)
+
+
+def remove(target, keys):
+    for key in keys:
+        del target[word(key)]
+
+
+# ---- the scenarios ----
+
+
+def entries(count):
+    """fill: so many entries, keys 1 and up, after memory was committed and given back."""
+
+    def fill(scenario, shared_map):
+        insert(scenario, shared_map, [0])
+        remove(shared_map, [0])
+        insert(scenario, shared_map, range(1, count + 1))
+
+    return fill
+
+
+def untouched(scenario, shared_map):
+    """fill: nothing was ever inserted."""
+
+
+def facts(shared_map):
+    """What a moment is recognised by."""
+    return shared_map.info() | {"lines": shared_map.check()["lines"]}
+
+
+def before_moment(act, happened, prepare, stride=1, coarse=None):
+    """fill: prepare, then act(scenario, map, i) for i up to the one that makes happened() true.
+
+    Maps beside it with the same seeds are asked when that is: one by one, and before that by
+    strides, until one makes coarse() true. Both look at two facts().
+    """
+
+    def moment(scenario, name, start, step, happened):
+        """The first i whose step makes it happen."""
+        with contextlib.ExitStack() as stack:
+            probe = stack.enter_context(scenario.create(name))
+            stack.callback(probe.unlink)
+            prepare(scenario, probe)
+            for i in range(start):
+                act(scenario, probe, i)
+            before = facts(probe)
+            for i in range(start, probe.max_entries, step):
+                for j in range(i, i + step):
+                    act(scenario, probe, j)
+                after = facts(probe)
+                if happened(before, after):
+                    return i
+                before = after
+        return pytest.fail("the map never does what this scenario is about")
+
+    def fill(scenario, shared_map):
+        probe = shared_map.name + "-probe"
+        start = moment(scenario, probe, 0, stride, coarse or happened) if stride > 1 else 0
+        count = moment(scenario, probe, start, 1, happened)
+        prepare(scenario, shared_map)
+        for i in range(count):
+            act(scenario, shared_map, i)
+
+    return fill
+
+
+def rose(*counters):
+    return lambda before, after: all(after[counter] > before[counter] for counter in counters)
+
+
+def fell(*counters):
+    return lambda before, after: all(after[counter] < before[counter] for counter in counters)
+
+
+def insert_next(scenario, target, _=None):
+    """Insert the lowest absent key."""
+    insert(scenario, target, [len(target) + 1])
+
+
+def remove_next(scenario, target, _=None):
+    """Remove the highest key."""
+    remove(target, [len(target)])
+
+
+def next_insert(name, happened, entry_count=0, stride=1, **more):
+    """The insert of the next key, at the moment when it makes something happen."""
+    return Scenario(
+        name,
+        lambda m: insert_next(SCENARIOS[name], m),
+        lambda model: insert_next(SCENARIOS[name], model),
+        before_moment(insert_next, happened, entries(entry_count), stride),
+        proof=happened,
+        **more,
+    )
+
+
+def next_remove(name, happened, entry_count, stride=1, coarse=None, **more):
+    """The removal of the last key, at the moment when it makes something happen."""
+    return Scenario(
+        name,
+        lambda m: remove_next(None, m),
+        lambda model: remove_next(None, model),
+        before_moment(remove_next, happened, entries(entry_count), stride, coarse),
+        proof=happened,
+        **more,
+    )
+
+
+def inserting(name, key, fill, **more):
+    return Scenario(
+        name,
+        lambda m: insert(SCENARIOS[name], m, [key]),
+        lambda model: insert(SCENARIOS[name], model, [key]),
+        fill,
+        key=key,
+        **more,
+    )
+
+
+def updating(size, **more):
+    name = f"update {size} bytes"
+    return Scenario(
+        name,
+        lambda m: m.update(word(3), SCENARIOS[name].value(99)),
+        lambda model: model.update({word(3): SCENARIOS[name].value(99)}),
+        entries(5),
+        key=3,
+        geometry={"value_size": size},
+        **more,
+    )
+
+
+def deleting(name, key, fill, **more):
+    return Scenario(
+        name,
+        lambda m: m.delete(word(key)),
+        lambda model: remove(model, [key]),
+        fill,
+        key=key,
+        **more,
+    )
+
+
+def added(key, delta, offset=0, initial=None):
+    """add(), done to a dict."""
+
+    def outcome(model):
+        value = bytearray(model.get(word(key), bytes(len(next(iter(model.values()))))))
+        (old,) = struct.unpack_from("<Q", value, offset)
+        struct.pack_into("<Q", value, offset, (initial if word(key) not in model else old) + delta)
+        model[word(key)] = bytes(value)
+
+    return outcome
+
+
+def adding(name, key, fill, offset=0, initial=None, **more):
+    return Scenario(
+        name,
+        lambda m: m.add(word(key), 7, offset=offset, initial=initial),
+        added(key, 7, offset, initial),
+        fill,
+        key=key,
+        **more,
+    )
+
+
+COLLISIONS = {"_seeds": COLLIDING}
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in [
+        Scenario(
+            "lookup", lambda m: m.lookup(word(3)), lambda model: None, entries(5), changes_min=1
+        ),
+        inserting("first insert of a map", 1, untouched, changes_min=20),
+        inserting("insert into an empty bucket", 1, entries(0)),
+        inserting("insert beside others", 6, entries(5)),
+        inserting("insert into a full bucket", 8, entries(7), geometry=COLLISIONS),
+        inserting("insert into an overflowing bucket", 11, entries(10), geometry=COLLISIONS),
+        inserting("insert into a full line", 14, entries(13), geometry=COLLISIONS),
+        inserting("insert the last entry", 64, entries(63)),
+        updating(8),
+        updating(64, changes_min=20),
+        updating(256, changes_min=60),
+        updating(4096, changes_min=1000),
+        Scenario(
+            "update in an overflow line",
+            lambda m: m.update(word(9), word(99)),
+            lambda model: model.update({word(9): word(99)}),
+            entries(10),
+            key=9,
+            geometry=COLLISIONS,
+        ),
+        deleting("delete", 3, entries(5)),
+        deleting("delete the only entry", 1, entries(1)),
+        deleting("delete from a bucket with a line", 2, entries(10), geometry=COLLISIONS),
+        deleting("delete from a line", 8, entries(10), geometry=COLLISIONS),
+        deleting("delete the last of a chain", 10, entries(10), geometry=COLLISIONS),
+        deleting("delete that dissolves a line", 4, entries(8), geometry=COLLISIONS),
+        deleting("delete that dissolves a second line", 9, entries(14), geometry=COLLISIONS),
+        deleting("delete from a full map", 3, entries(64)),
+        Scenario(
+            "lookup and delete",
+            lambda m: m.lookup_and_delete(word(3)),
+            lambda model: model.pop(word(3)),
+            entries(5),
+            key=3,
+        ),
+        adding("add", 3, entries(5)),
+        adding("add across words", 3, entries(5), offset=5, geometry={"value_size": 24}),
+        adding("add to an absent key", 6, entries(5), initial=100),
+        Scenario(
+            "clear",
+            lambda m: m.clear(),
+            lambda model: model.clear(),
+            entries(20),
+            atomic=False,
+            changes_min=100,
+        ),
+        Scenario(
+            "clear a long chain",
+            lambda m: m.clear(),
+            lambda model: model.clear(),
+            entries(20),
+            atomic=False,
+            changes_min=100,
+            geometry=COLLISIONS,
+        ),
+        next_insert("insert that splits", rose("grows"), 30, changes_min=50),
+        next_insert(
+            "insert that splits a long chain",
+            rose("grows"),
+            30,
+            changes_min=40,
+            geometry=COLLISIONS,
+        ),
+        next_insert(
+            "insert that commits buckets",
+            rose("grows", "bytes_committed"),
+            stride=32,
+            geometry={"max_entries": 2048},
+        ),
+        next_insert("insert that refills a depot", rose("elements_parked"), changes_min=60),
+        next_insert(
+            "insert that splits and dissolves a line",
+            lambda before, after: rose("grows")(before, after) and fell("lines")(before, after),
+            30,
+            geometry={"max_entries": 512},
+        ),
+        next_remove(
+            "delete that merges", rose("shrinks"), 800, stride=50, geometry={"max_entries": 2048}
+        ),
+        next_remove(
+            "delete that merges into a line",
+            rose("shrinks", "lines"),
+            1600,
+            stride=50,
+            coarse=rose("shrinks"),
+            geometry={"max_entries": 2048, "_seeds": CROWDED},
+        ),
+        next_remove(
+            "delete that flushes a depot",
+            fell("elements_parked"),
+            400,
+            geometry={"max_entries": 512},
+            changes_min=100,
+        ),
+        next_remove(
+            "delete that gives back a block",
+            rose("blocks_released"),
+            500,
+            stride=40,
+            geometry={"max_entries": 512, "value_size": 1024},
+        ),
+        next_remove(
+            "delete that gives back buckets",
+            lambda before, after: (
+                fell("bytes_committed")(before, after)
+                and not rose("blocks_released")(before, after)
+            ),
+            700,
+            geometry={"max_entries": 8192, "map_extra": 8000},
+        ),
+        Scenario(
+            "thirty inserts",
+            lambda m: insert(SCENARIOS["thirty inserts"], m, range(1, 31)),
+            lambda model: insert(SCENARIOS["thirty inserts"], model, range(1, 31)),
+            untouched,
+            atomic=False,
+            changes_min=400,
+        ),
+        Scenario(
+            "thirty deletes",
+            lambda m: remove(m, range(1, 31)),
+            lambda model: remove(model, range(1, 31)),
+            entries(40),
+            atomic=False,
+            changes_min=300,
+        ),
+    ]
+}
+
+# Operations of some thousand states: a sample of them, seeded, unless the test is a long one.
+SAMPLED = {
+    "update 256 bytes": 40,
+    "update 4096 bytes": 40,
+    "clear": 80,
+    "clear a long chain": 80,
+    "insert that commits buckets": 60,
+    "delete that merges": 50,
+    "delete that merges into a line": 50,
+    "delete that flushes a depot": 60,
+    "delete that gives back a block": 60,
+    "delete that gives back buckets": 16,
+    "thirty inserts": 40,
+    "thirty deletes": 40,
+}
+every_scenario = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=str)
+
+
+# ---- what the survivor finds ----
+
+
+def contents(shared_map, keys):
+    """What the map says about these keys, and that it says so at once (R1)."""
+    began = time.perf_counter()
+    found = {key: shared_map.lookup(key) for key in keys}
+    spent = time.perf_counter() - began
+    assert spent < READ_SECONDS_MAX + len(keys) * 1e-4, f"reading took {spent:.2f} s"
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def expect_before_or_after(scenario, seen, before, after):
+    """R2, W1: each key has its old value or its new one; all of them the same, if atomic."""
+    if scenario.atomic:
+        assert seen in (before, after)
+        return
+    for key in before.keys() | after.keys():
+        assert seen.get(key) in (before.get(key), after.get(key))
+
+
+def write_same_key(scenario, survivor, model):
+    survivor.update(word(scenario.key), scenario.value(77))
+    model[word(scenario.key)] = scenario.value(77)
+
+
+def write_a_neighbour(scenario, survivor, model):
+    """A key of the same bucket, if all keys collide; else some other key."""
+    key = word(2 if scenario.key == 1 else 1)
+    if len(model) < survivor.max_entries or key in model:
+        survivor.update(key, scenario.value(78))
+        model[key] = scenario.value(78)
+
+
+def delete_same_key(scenario, survivor, model):
+    with contextlib.suppress(shmrhash.KeyNotFound):
+        survivor.delete(word(scenario.key))
+    model.pop(word(scenario.key), None)
+
+
+def attach(scenario, survivor, model):
+    RHashMap.open(survivor.name).close()
+
+
+def only_check(scenario, survivor, model):
+    pass
+
+
+MEETINGS = [write_same_key, attach, write_a_neighbour, only_check, delete_same_key]
+
+
+def expect_whole(survivor, model=None):
+    """check(), undisturbed, finds as many entries as there should be.
+
+    len() is no witness here: it counts the right to an entry that a dead process holds, until
+    somebody has recovered it.
+    """
+    report = survivor.check()
+    assert report["exact"]
+    if model is not None:
+        assert report["entries"] == len(model)
+
+
+def expect_exact_limit(scenario, survivor, model):
+    """W2: exactly max_entries fit, whatever the dead one had in its hands."""
+    fresh = FRESH
+    while True:
+        try:
+            survivor.update(word(fresh), scenario.value(fresh))
+        except shmrhash.MapFull:
+            break
+        model[word(fresh)] = scenario.value(fresh)
+        fresh += 1
+        assert len(model) <= survivor.max_entries
+    assert len(model) == len(survivor) == survivor.max_entries
+
+
+def survive(scenario, survivor, meet, before, after):
+    """Everything the survivor must be able to do after a crash."""
+    keys = before.keys() | after.keys() | {word(0), word(FRESH)}
+    seen = contents(survivor, keys)
+    expect_before_or_after(scenario, seen, before, after)
+    model = dict(seen)
+    if meet is write_same_key and len(model) == survivor.max_entries:
+        model_has_room = word(scenario.key) in model
+        meet = write_same_key if model_has_room else delete_same_key
+    meet(scenario, survivor, model)
+    expect_whole(survivor, model)
+    assert contents(survivor, keys | model.keys()) == model
+    expect_exact_limit(scenario, survivor, model)
+    expect_whole(survivor, model)
+    assert contents(survivor, keys | model.keys()) == model
+    if meet is only_check:
+        # Whoever attaches recovers all the dead: nothing of theirs is kept for ever.
+        attach(scenario, survivor, model)
+        assert survivor.info()["contexts"] == 1
+
+
+# ---- the tests ----
+
+
+@contextlib.contextmanager
+def filled(scenario, name):
+    """A map at the scenario's start, held by the survivor, and its contents."""
+    with stepping.on_cpu(stepping.default_cpu()), scenario.create(name) as survivor:
+        try:
+            scenario.fill(scenario, survivor)
+            survivor.lookup(word(0))
+            expect_whole(survivor)
+            candidates = [word(key) for key in range(survivor.max_entries + 1)]
+            yield survivor, contents(survivor, candidates)
+        finally:
+            survivor.unlink()
+
+
+def opened(name):
+    """prepare: an own handle, registered."""
+
+    def prepare():
+        handle = RHashMap.open(name)
+        handle.lookup(bytes(handle.key_size))
+        return handle
+
+    return prepare
+
+
+def shm_path(name):
+    """The file of the segment."""
+    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
+
+
+class Tally:
+    """How much a test has covered."""
+
+    def __init__(self):
+        self.crashes = 0
+        self.digests = set()
+
+    def add(self, crash):
+        self.crashes += 1
+        self.digests.add(crash.digest)
+
+    def report(self, record_property, scenario, total):
+        record_property("crashes", self.crashes)
+        record_property("distinct_states", len(self.digests))
+        print(
+            f"{scenario}: {self.crashes} crashes in {len(self.digests)} distinct states "
+            f"of an operation of {total} changes"
+        )
+
+
+@contextlib.contextmanager
+def explained(crash, meet):
+    """Say in a failure where the child was killed, and how the survivor met it."""
+    try:
+        yield
+    except Exception as error:
+        note = f"killed in {crash}; survivor: {meet.__name__}"
+        if hasattr(error, "add_note"):
+            error.add_note(note)
+        print(note)
+        raise
+
+
+def kill_and_survive(scenario, name, record_property, *, sample, seed, meetings_at_once):
+    """Every state of a scenario; see the head of this file."""
+    tally = Tally()
+    path = shm_path(name)
+    with filled(scenario, name) as (survivor, before):
+        after = dict(before)
+        scenario.outcome(after)
+        segment = stepping.Segment(path)
+        at_start = facts(survivor)
+
+        def whole(trace):
+            assert len(trace.changes) >= scenario.changes_min
+            assert scenario.proof(at_start, facts(survivor))
+            assert contents(survivor, before.keys() | after.keys()) == after
+
+        for crash in stepping.crash_states(
+            opened(name), scenario.operate, segment, sample=sample, seed=seed, traced=whole
+        ):
+            tally.add(crash)
+            meetings = MEETINGS if meetings_at_once else [MEETINGS[crash.n % len(MEETINGS)]]
+            for meet in meetings:
+                segment.restore(crash.image)
+                with explained(crash, meet):
+                    survive(scenario, survivor, meet, before, after)
+    tally.report(record_property, scenario.name, crash.total)
+
+
+@every_scenario
+def test_killed_operation_leaves_a_sound_map(scenario, map_name, seed, record_property):
+    """C1, C2, R1, W2: killed after each change of the segment; survivors meet it in turn."""
+    kill_and_survive(
+        scenario,
+        map_name,
+        record_property,
+        sample=SAMPLED.get(scenario.name),
+        seed=seed,
+        meetings_at_once=False,
+    )
+
+
+@pytest.mark.long
+@every_scenario
+def test_killed_operation_leaves_a_sound_map_whoever_comes(
+    scenario, map_name, seed, record_property
+):
+    """C1, C2, R1, W2: the same without samples, and each way to meet the dead on each state."""
+    kill_and_survive(
+        scenario, map_name, record_property, sample=None, seed=seed, meetings_at_once=True
+    )
+
+
+# ---- attaching, creating, leaving ----
+
+
+@pytest.fixture
+def survivor(map_name):
+    """A map of five entries, and who has held it all along."""
+    with filled(SCENARIOS["update 8 bytes"], map_name) as (shared_map, _):
+        yield shared_map
+
+
+def crashes_of(prepare, operate, survivor, record_property, what, changes_min):
+    """Kill operate at each state; the map must be as it was, and go on."""
+    scenario = SCENARIOS["update 8 bytes"]
+    before = contents(survivor, [word(key) for key in range(10)])
+    segment = stepping.Segment(shm_path(survivor.name))
+    tally = Tally()
+    for crash in stepping.crash_states(prepare, operate, segment):
+        tally.add(crash)
+        meet = MEETINGS[crash.n % len(MEETINGS)]
+        with explained(crash, meet):
+            survive(scenario, survivor, meet, before, before)
+    assert crash.total >= changes_min
+    tally.report(record_property, what, crash.total)
+
+
+def test_killed_open_leaves_a_sound_map(survivor, record_property):
+    """C1: killed while attaching, registering, and claiming a context."""
+    kept = []
+
+    def attach_and_read(_):
+        kept.append(RHashMap.open(survivor.name))
+        kept[0].lookup(word(1))
+
+    crashes_of(lambda: None, attach_and_read, survivor, record_property, "open", 5)
+
+
+def test_killed_close_leaves_a_sound_map(survivor, record_property):
+    """C1: killed while leaving."""
+    prepare = opened(survivor.name)
+
+    crashes_of(prepare, lambda m: m.close(), survivor, record_property, "close", 2)
+
+
+def test_killed_first_operation_after_fork_leaves_a_sound_map(survivor, record_property):
+    """C1: a child of fork registers itself at its first operation, and is killed in it."""
+
+    def look(_):
+        survivor.lookup(word(1))
+
+    crashes_of(lambda: None, look, survivor, record_property, "first operation after fork", 5)
+
+
+def test_killed_creator_leaves_no_half_made_map(map_name, record_property):
+    """C1, H1: the name is there with a complete map, or not at all; both can be used at once."""
+    scenario = SCENARIOS["update 8 bytes"]
+    kept = []
+    tally = Tally()
+
+    def create(_):
+        kept.append(scenario.create(map_name))
+
+    for crash in stepping.crash_states(lambda: None, create, stepping.Segment(shm_path(map_name))):
+        tally.add(crash)
+        with explained(crash, attach):
+            survivor = RHashMap.open_or_create(map_name, key_size=8, value_size=8, max_entries=64)
+            with survivor:
+                survive(scenario, survivor, attach, {}, {})
+                survivor.unlink()
+    tally.report(record_property, "create", crash.total)
+
+
+def test_creator_killed_at_any_step_leaves_no_half_made_map(map_name, seed):
+    """C1, H1: the same at a sample of raw steps, for what happens before there is a name."""
+    scenario = SCENARIOS["update 8 bytes"]
+    kept = []
+
+    def create(_):
+        kept.append(scenario.create(map_name))
+
+    states = stepping.crash_states(
+        lambda: None,
+        create,
+        stepping.Segment(shm_path(map_name)),
+        every=True,
+        sample=5,
+        seed=seed,
+    )
+    for _ in states:
+        survivor = RHashMap.open_or_create(map_name, key_size=8, value_size=8, max_entries=64)
+        with survivor:
+            survive(scenario, survivor, attach, {}, {})
+            survivor.unlink()
+
+
+# ---- recovery is killed, too ----
+
+INTERRUPTED = [
+    "first insert of a map",
+    "insert into a full bucket",
+    "update 64 bytes",
+    "add across words",
+    "delete that dissolves a line",
+    "insert that splits",
+    "insert that splits and dissolves a line",
+    "insert that refills a depot",
+    "delete that merges into a line",
+    "delete that flushes a depot",
+    "delete that gives back a block",
+]
+
+
+def recover_by_writing(scenario, survivor):
+    """A child of the survivor registers itself, writes the same key and so meets the dead."""
+
+    def operate(_):
+        with contextlib.suppress(shmrhash.MapFull):
+            survivor.update(word(scenario.key), scenario.value(55))
+
+    return operate
+
+
+def recover_by_attaching(scenario, survivor):
+    kept = []
+
+    def operate(_):
+        kept.append(RHashMap.open(survivor.name))
+
+    return operate
+
+
+# What each way to recover is known to store with, from earlier scenarios: spares long traces.
+LEARNED = {}
+
+
+def kill_twice_and_survive(scenario, name, record_property, *, recover, samples, seed):
+    """The operation is killed, then whoever recovers it; then the survivor must go on."""
+    tally = Tally()
+    with filled(scenario, name) as (survivor, before):
+        after = dict(before)
+        scenario.outcome(after)
+        written = {word(scenario.key): scenario.value(55)}
+        possible = [model | extra for model in (before, after) for extra in ({}, written)]
+        segment = stepping.Segment(shm_path(name))
+        stages = [
+            (opened(name), scenario.operate),
+            (lambda: None, recover(scenario, survivor)),
+        ]
+        learned = [set(), LEARNED.setdefault(recover, set())]
+        for crash in stepping.crash_chain(
+            stages, segment, samples=samples, seed=seed, learned=learned
+        ):
+            tally.add(crash)
+            meet = MEETINGS[(crash.n + crash.previous.n) % len(MEETINGS)]
+            with explained(crash, meet):
+                seen = contents(survivor, before.keys() | after.keys() | written.keys())
+                assert seen in possible
+                survive(scenario, survivor, meet, seen, seen)
+    tally.report(record_property, f"{scenario.name}, then {recover.__name__}", tally.crashes)
+
+
+interrupted = pytest.mark.parametrize("name", INTERRUPTED)
+recoveries = pytest.mark.parametrize("recover", [recover_by_writing, recover_by_attaching])
+
+
+@interrupted
+@recoveries
+def test_killed_recovery_leaves_a_sound_map(name, recover, map_name, seed, record_property):
+    """C1, C2: a child is killed in an operation and another one in its recovery."""
+    kill_twice_and_survive(
+        SCENARIOS[name], map_name, record_property, recover=recover, samples=[5, 6], seed=seed
+    )
+
+
+@pytest.mark.long
+@interrupted
+@recoveries
+def test_recovery_killed_anywhere_leaves_a_sound_map(
+    name, recover, map_name, seed, record_property
+):
+    """C1, C2: the same with many more states of both."""
+    kill_twice_and_survive(
+        SCENARIOS[name], map_name, record_property, recover=recover, samples=[60, 60], seed=seed
+    )
+
+
+@pytest.mark.long
+def test_recovery_of_a_recovery_may_be_killed(map_name, seed, record_property):
+    """C1, C2: three deaths in a row, in an insert that splits."""
+    scenario = SCENARIOS["insert that splits"]
+    tally = Tally()
+    with filled(scenario, map_name) as (survivor, before):
+        after = dict(before)
+        scenario.outcome(after)
+        segment = stepping.Segment(shm_path(map_name))
+        recovery = (lambda: None, recover_by_attaching(scenario, survivor))
+        stages = [(opened(map_name), scenario.operate), recovery, recovery]
+        for crash in stepping.crash_chain(stages, segment, samples=[20, 12, 12], seed=seed):
+            tally.add(crash)
+            with explained(crash, only_check):
+                survive(scenario, survivor, only_check, before, after)
+    tally.report(record_property, "three deaths", tally.crashes)
+
+
+# ---- an owner that is stopped, not dead ----
+
+HELD_UP = [
+    "insert into a full bucket",
+    "update 64 bytes",
+    "add",
+    "delete that dissolves a line",
+    "insert that splits",
+    "delete that merges",
+    "clear",
+]
+
+
+@pytest.mark.parametrize("name", HELD_UP)
+def test_stopped_writer_never_holds_up_a_reader(name, map_name, seed):
+    """R1, R2: stopped at each of a sample of states, it delays no reader; resumed, it finishes."""
+    scenario = SCENARIOS[name]
+    with filled(scenario, map_name) as (survivor, before):
+        after = dict(before)
+        scenario.outcome(after)
+        keys = before.keys() | after.keys() | {word(FRESH)}
+        segment = stepping.Segment(shm_path(map_name))
+        image = segment.image()
+        whole = stepping.trace(opened(map_name), scenario.operate, segment)
+        for n in stepping.choose(len(whole.changes), 12, seed):
+            segment.restore(image)
+            with stepping.stop_at_change(
+                opened(map_name),
+                scenario.operate,
+                segment,
+                n,
+                pcs=whole.pcs,
+                again=lambda: segment.restore(image),
+            ) as child:
+                expect_before_or_after(scenario, contents(survivor, keys), before, after)
+                child.wait()
+            assert contents(survivor, keys) == after
+            expect_whole(survivor)

@@ -1,0 +1,87 @@
+"""Workers are killed at random, thousands of times, while others go on (C1, C2, R1, R2, W2).
+
+ledger.py has the workers and the oracle: what each had completed when it was killed is there, the
+one operation it was in is done or not done, and nothing is torn, lost or leaked.
+"""
+
+import time
+
+import pytest
+from ledger import (
+    GROWING,
+    SHRINKING,
+    Books,
+    Storm,
+    expect_all_at_rest,
+    expect_exact_limit,
+    expect_ledgers,
+)
+
+SLOTS = 4
+KEYS_COUNT = 800
+ROOM = SLOTS * KEYS_COUNT * 9 // 10  # a full map, now and then
+LONG_DURATION_S = 600.0
+DEFAULT_DURATION_S = 2.0
+SHORT_DURATION_S = 9.0
+
+
+def rage(storm, kills_wanted, seconds, pause_s_max):
+    """Kill workers one by one, and now and then all of them, until there were enough of both."""
+    books, rng = storm.books, storm.rng
+    phase_s = min(2.0, seconds / 6)
+    storm.start_all()
+    began = time.monotonic()
+    while storm.kills < kills_wanted or time.monotonic() - began < seconds:
+        books.phase = (GROWING, SHRINKING)[int((time.monotonic() - began) / phase_s) % 2]
+        time.sleep(rng.uniform(0, pause_s_max))
+        storm.watch()
+        ready = storm.at_work()
+        count = len(ready) if rng.random() < 0.02 else rng.choice((1, 1, 1, 2))
+        victims = rng.sample(ready, min(count, len(ready)))
+        storm.kill(victims)
+        for slot in victims:
+            storm.start(slot)
+    storm.kill(storm.slots)
+    return time.monotonic() - began
+
+
+def survive_a_storm(make_map, seed, kills_wanted, seconds, pause_s_max):
+    m = make_map(key_size=8, value_size=264, max_entries=ROOM)
+    books = Books(SLOTS, KEYS_COUNT)
+    books.open_accounts(m)
+
+    with Storm(m, books, seed) as storm:
+        spent_s = rage(storm, kills_wanted, seconds, pause_s_max)
+        expect_ledgers(m, books, storm.shared_doubts)
+
+    expect_all_at_rest(m)
+    expect_ledgers(m, books, storm.shared_doubts)
+    expect_exact_limit(m)
+    expect_ledgers(m, books, storm.shared_doubts)
+    info = m.info()
+    done = sum(ledger.words[ledger.OPERATIONS] for ledger in books.ledgers)
+    print(
+        f"seed {seed}: {storm.kills} kills in {spent_s:.1f} s, {done} operations, {storm.doubts} in "
+        f"doubt; recovered {info['recoveries']} processes, finished "
+        f"{info['operations_finished']} operations and undid {info['operations_undone']}, longest "
+        f"recovery {info['recovery_ns_max'] / 1e6:.2f} ms; {info['grows']} splits, "
+        f"{info['shrinks']} merges, {info['blocks_released']} blocks released; longest standstill "
+        f"of a worker {storm.standing_still_s_max:.2f} s"
+    )
+    m.clear()
+    assert not len(m)
+    assert info["recoveries"] > kills_wanted * 9 // 10
+    assert info["grows"] > 0 < info["shrinks"]
+
+
+def test_nothing_is_lost_or_torn_when_workers_are_killed(make_map, seed):
+    """C1, C2, R2, W2: 300 kills; the map is what the ledgers say, and nobody is held up."""
+    survive_a_storm(make_map, seed, 300, SHORT_DURATION_S, 0.02)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_nothing_is_lost_or_torn_in_ten_thousand_kills(make_map, seed, duration):
+    """C1, C2, R2, W2: 10,000 kills and at least ten minutes, or --duration seconds."""
+    seconds = LONG_DURATION_S if duration == DEFAULT_DURATION_S else duration
+    survive_a_storm(make_map, seed, int(10_000 * seconds / LONG_DURATION_S), seconds, 0.03)

@@ -1,0 +1,382 @@
+"""An owner that is stopped is not dead: nobody robs it, and nobody needs it who writes elsewhere.
+
+The first tests stop a child after its n-th change of the segment, which is every state that a
+SIGSTOP can leave; the last one stops, continues and kills workers at random (ledger.py).
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import stepping
+from ledger import (
+    GROWING,
+    SHRINKING,
+    VALUE_SIZE,
+    Books,
+    Storm,
+    expect_all_at_rest,
+    expect_exact_limit,
+    expect_ledgers,
+    value_of,
+    version_in,
+    word,
+)
+
+import shmrhash
+from shmrhash import RHashMap
+
+SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+COLLIDING = (1, 0)  # every key hashes to 0: one bucket has them all
+TIMEOUT_S = 0.2
+TIMEOUT_SLACK_S = 2.0  # a busy machine
+READ_SECONDS_MAX = 0.5
+FAR = 1000  # a key that is there, in another bucket than the others if they are scattered
+FRESH = 2000
+STATES = 14  # of an operation, where not all are visited
+
+
+def shm_path(name):
+    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
+
+
+def opened(name):
+    def prepare():
+        handle = RHashMap.open(name)
+        handle.lookup(word(0))
+        return handle
+
+    return prepare
+
+
+def put(m, key, version):
+    m.update(word(key), value_of(key, version))
+
+
+def versions(m, keys):
+    """What the map has under each key, and that it says so at once (R1)."""
+    began = time.monotonic()
+    found = {key: version_in(key, m.lookup(word(key))) for key in keys}
+    assert time.monotonic() - began < READ_SECONDS_MAX
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """An operation that is stopped, and what it holds then."""
+
+    name: str
+    operate: Callable
+    key: int  # the operation is about it
+    after: int  # its version afterwards
+    entries: int
+    seeds: tuple = SCATTERED
+    neighbour_waits: bool = False  # an insert into the same bucket meets the owner's lock
+
+    def __str__(self):
+        return self.name.replace(" ", "-")
+
+
+OPERATIONS = [
+    Held("update", lambda m: put(m, 3, 9), 3, 9, 5),
+    Held("insert", lambda m: put(m, 6, 9), 6, 9, 5),
+    Held("delete", lambda m: m.delete(word(3)), 3, 0, 5),
+    Held("insert into a long chain", lambda m: put(m, 9, 9), 9, 9, 8, COLLIDING, True),
+    Held("delete from a long chain", lambda m: m.delete(word(3)), 3, 0, 8, COLLIDING, True),
+    Held("insert that splits", lambda m: put(m, 16, 9), 16, 9, 15),
+]
+
+
+@contextlib.contextmanager
+def stopped_states(held, make_map, sample, seed):
+    """The map, and a function that yields (n, child) for states of the operation, restored."""
+    m = make_map(value_size=VALUE_SIZE, max_entries=256, _seeds=held.seeds, timeout=TIMEOUT_S)
+    put(m, FAR, 1)
+    for key in range(1, held.entries + 1):
+        put(m, key, 1)
+    segment = stepping.Segment(shm_path(m.name))
+    image = segment.image()
+    whole = stepping.trace(opened(m.name), held.operate, segment)
+
+    def states():
+        for n in stepping.choose(len(whole.changes), sample, seed):
+            segment.restore(image)
+            with stepping.stop_at_change(
+                opened(m.name),
+                held.operate,
+                segment,
+                n,
+                pcs=whole.pcs,
+                again=lambda: segment.restore(image),
+            ) as child:
+                yield n, child
+
+    yield m, states()
+
+
+def goes_on_or_times_out(operation, *arguments):
+    """True if the operation went through; LockTimeout must come in time, and says EBUSY."""
+    began = time.monotonic()
+    try:
+        operation(*arguments)
+    except shmrhash.LockTimeout as refusal:
+        assert errno.EBUSY == refusal.errno
+        assert TIMEOUT_S <= time.monotonic() - began < TIMEOUT_S + TIMEOUT_SLACK_S
+        return False
+    return True
+
+
+def stop_everywhere(held, make_map, sample, seed):
+    outcomes = set()
+    with stopped_states(held, make_map, sample, seed) as (m, states):
+        keys = [*range(held.entries + 2), held.key, FAR, FRESH]
+        for n, child in states:
+            before = versions(m, keys)
+            seen = before[held.key]
+            assert seen in (0 if held.key > held.entries else 1, held.after), f"state {n}"
+
+            # Elsewhere: a key that is there, one that is not, and a deletion.
+            put(m, FAR, 2 + n)
+            if held.seeds == SCATTERED:
+                put(m, FRESH, 1)
+                m.delete(word(FRESH))
+            # The very same key; the stopped owner may have it, or be done with it.
+            wrote = goes_on_or_times_out(put, m, held.key, 7777)
+            outcomes.add(wrote)
+            now = versions(m, keys)
+            assert now == before | {FAR: 2 + n} | ({held.key: 7777} if wrote else {})
+
+            child.wait()
+
+            last = versions(m, [held.key])[held.key]
+            if not wrote:
+                assert held.after == last, f"state {n}"
+            elif held.after and held.after == seen:
+                assert last == 7777, f"state {n}: it was done already"
+            else:
+                assert last in (7777, held.after), f"state {n}"
+            assert version_in(FAR, m[word(FAR)]) == 2 + n
+            assert m.check()["exact"]
+    return outcomes
+
+
+every_operation = pytest.mark.parametrize("held", OPERATIONS, ids=str)
+
+
+@every_operation
+@pytest.mark.usefixtures("stepper")
+def test_stopped_owner_is_read_past_and_waited_for(held, make_map, seed):
+    """R1, R2, C3: readers do not notice; writers of the same key wait, and only they."""
+    stop_everywhere(held, make_map, STATES, seed)
+
+
+@pytest.mark.long
+@every_operation
+@pytest.mark.usefixtures("stepper")
+def test_stopped_owner_is_read_past_and_waited_for_in_every_state(held, make_map, seed):
+    """R1, R2, C3: the same for all states; some of them do hold up the writer of the same key."""
+    assert {True, False} == stop_everywhere(held, make_map, None, seed)
+
+
+@pytest.fixture
+def owner(stepper, make_map, seed):
+    """A map, key 3 of which a stopped child is updating."""
+    update = OPERATIONS[0]
+    with stopped_states(update, make_map, None, seed) as (m, states):
+        with RHashMap.open(m.name, timeout=0) as hasty:
+            for _, child in states:
+                try:
+                    put(hasty, 3, 1)
+                except shmrhash.LockTimeout:
+                    break
+                child.kill()
+                put(m, 3, 1)
+            else:
+                pytest.fail("no state in which the element is held")
+        yield m, child
+        states.close()
+
+
+def test_waiting_writer_can_be_interrupted(owner):
+    """R1, C3: Control-C ends a wait that has no timeout; the operation did not happen."""
+    m, child = owner
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with RHashMap.open(m.name, timeout=None) as patient:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(KeyboardInterrupt):
+                put(patient, 3, 5)
+            seen = versions(m, [3])[3]
+            assert seen in (1, 9)
+
+            child.wait()
+
+            assert versions(m, [3])[3] == 9
+            put(patient, 3, 5)
+            assert versions(m, [3])[3] == 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_signal_handler_may_use_the_map_while_its_thread_waits(owner):
+    """R1: the handler of a signal that arrives during a wait reads and writes through the handle."""
+    m, child = owner
+    seen = []
+
+    def handler(*_):
+        put(m, 4, 44)
+        seen.append(versions(m, [1, 3, 4]))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S / 4)
+        assert not goes_on_or_times_out(put, m, 3, 5)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert seen[0][4] == 44
+    child.wait()
+
+
+def test_other_threads_run_while_one_waits(owner):
+    """R1: a wait holds no GIL; other threads compute, read and write through the same handle."""
+    m, child = owner
+    rounds, stop = [], threading.Event()
+
+    def others():
+        while not stop.is_set():
+            put(m, 4, 1 + len(rounds))
+            rounds.append(versions(m, [1, 3, 4]))
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        while not rounds:
+            pass
+        count = len(rounds)
+        assert not goes_on_or_times_out(put, m, 3, 5)
+        assert len(rounds) > count + 20
+    finally:
+        stop.set()
+        thread.join()
+    assert {1} == {found[1] for found in rounds}
+    child.wait()
+    assert versions(m, [3])[3] == 9
+
+
+def test_waiting_writer_goes_on_when_the_owner_does(owner):
+    """C3: the owner is continued in the middle of somebody's wait; both operations happen."""
+    m, child = owner
+    with RHashMap.open(m.name, timeout=60) as patient:
+        writer = threading.Thread(target=put, args=(patient, 3, 5))
+        writer.start()
+        while not patient.info()["processes"] >= 3:
+            pass
+        child.wait()
+        writer.join()
+
+    assert versions(m, [3])[3] == 5
+
+
+def test_waiting_writer_recovers_the_owner_that_is_killed(owner):
+    """C2: the owner is killed in the middle of somebody's wait, who then finishes its work."""
+    m, child = owner
+    with RHashMap.open(m.name, timeout=60) as patient:
+        writer = threading.Thread(target=put, args=(patient, 3, 5))
+        writer.start()
+        child.kill()
+        writer.join(10)
+        assert not writer.is_alive()
+
+    assert versions(m, [3])[3] == 5
+    assert m.info()["operations_finished"] + m.info()["operations_undone"] >= 1
+
+
+# ---- at random ----
+
+
+def look_at_the_stopped(storm, slot):
+    """R1, R2: what a stopped worker is in the middle of reads as old or new, and stays so."""
+    ledger = storm.books.ledgers[slot]
+    doubt = ledger.in_doubt()
+    if doubt is None:
+        return
+    key, version = doubt
+    found = version_in(key, storm.shared_map.lookup(word(key)))
+    assert found in (ledger.version(key), version)
+    assert found == version_in(key, storm.shared_map.lookup(word(key)))
+
+
+def stop_and_go(storm, seconds, pause_s_max):
+    """Stop and continue workers at random; a few die while they are stopped."""
+    rng, books = storm.rng, storm.books
+    stopped = {}  # slot -> when to continue
+    stops = 0
+    storm.start_all()
+    began = time.monotonic()
+    while (now := time.monotonic()) < began + seconds:
+        books.phase = (GROWING, SHRINKING)[int((now - began) / (seconds / 6)) % 2]
+        for slot in [slot for slot, until in stopped.items() if until < now]:
+            del stopped[slot]
+            look_at_the_stopped(storm, slot)
+            if rng.random() < 0.1:
+                storm.kill([slot])
+                storm.start(slot)
+            else:
+                os.kill(storm.pids[slot], signal.SIGCONT)
+                storm.watches[slot].note()
+        running = [slot for slot in storm.at_work() if slot not in stopped]
+        if running and len(stopped) < len(storm.slots) - 1:
+            slot = rng.choice(running)
+            pid = storm.pids[slot]
+            os.kill(pid, signal.SIGSTOP)
+            _, status = os.waitpid(pid, os.WUNTRACED)
+            assert os.WIFSTOPPED(status), f"worker {slot}: {status:#x}\n{storm.report()}"
+            stopped[slot] = now + rng.uniform(0, pause_s_max)
+            stops += 1
+            look_at_the_stopped(storm, slot)
+        for slot in stopped:
+            storm.watches[slot].note()
+        storm.watch()
+        time.sleep(rng.uniform(0, 0.003))
+    for slot in stopped:
+        os.kill(storm.pids[slot], signal.SIGCONT)
+    storm.kill(storm.slots)
+    return stops
+
+
+def survive_stops(make_map, seed, seconds):
+    slots, keys_count, timeout = 4, 400, 0.05
+    m = make_map(value_size=VALUE_SIZE, max_entries=slots * keys_count * 9 // 10, timeout=timeout)
+    books = Books(slots, keys_count)
+    books.open_accounts(m)
+
+    with Storm(m, books, seed, tolerated=(shmrhash.LockTimeout,), timeout=timeout) as storm:
+        stops = stop_and_go(storm, seconds, 4 * timeout)
+        expect_ledgers(m, books, storm.shared_doubts)
+
+    expect_all_at_rest(m)
+    expect_ledgers(m, books, storm.shared_doubts)
+    expect_exact_limit(m)
+    refusals = sum(ledger.words[ledger.REFUSALS] for ledger in books.ledgers)
+    print(f"seed {seed}: {stops} stops, {storm.kills} kills, {refusals} refusals")
+    assert stops > 10 * seconds
+
+
+def test_random_stops_hold_up_nobody_elsewhere(make_map, seed):
+    """R1, R2, C1, W2: stopped, continued, killed while stopped; the ledgers are right throughout."""
+    survive_stops(make_map, seed, 3.0)
+
+
+@pytest.mark.long
+def test_random_stops_hold_up_nobody_elsewhere_for_long(make_map, seed, duration):
+    """R1, R2, C1, W2: the same for thirty times --duration."""
+    survive_stops(make_map, seed, 30 * duration)

@@ -1,0 +1,69 @@
+"""Build sdist and wheel; install each in an empty environment and use it from elsewhere.
+
+Run by tox's package environment, which has `build`.
+"""
+
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WHEEL_SUFFIXES = {".py", ".pyi", ".so"}
+
+SMOKE = """
+import os, shmrhash
+from pathlib import Path
+
+name = f"shmrhash-test-{os.getpid()}-package"
+with shmrhash.RHashMap.create(name, key_size=4, value_size=8, max_entries=100) as jobs:
+    jobs.update(b"job1", b"\\x01" * 8)
+    assert jobs.lookup(b"job1") == b"\\x01" * 8
+    child = os.fork()
+    if child == 0:
+        jobs.update(b"job2", b"\\x02" * 8)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert jobs[b"job2"] == b"\\x02" * 8 and len(jobs) == 2
+    jobs.check()
+    jobs.unlink()
+assert Path(shmrhash.__file__).with_name("py.typed").exists()
+assert Path(shmrhash.__file__).with_name("_core.pyi").exists()
+print("works:", shmrhash.__file__)
+"""
+
+
+def check_wheel_content(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    strangers = [
+        name
+        for name in names
+        if not name.startswith("shmrhash/")
+        or (Path(name).suffix not in WHEEL_SUFFIXES and Path(name).name != "py.typed")
+    ]
+    assert not strangers, f"the wheel should not hold {strangers}"
+
+
+def install_and_use(package, folder):
+    venv.create(folder, with_pip=True, symlinks=True)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True, cwd=folder)
+    subprocess.run([python, "-I", "-c", SMOKE], check=True, cwd=folder)
+
+
+def main(folder):
+    command = [sys.executable, "-m", "build", "--outdir", folder, ROOT]  # the wheel from the sdist
+    subprocess.run(command, check=True, cwd=folder)
+    (sdist,) = folder.glob("*.tar.gz")
+    (wheel,) = folder.glob("*.whl")
+    check_wheel_content(wheel)
+    install_and_use(wheel, folder / "from_wheel")
+    install_and_use(sdist, folder / "from_sdist")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(folder).resolve())

@@ -1,0 +1,383 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# A segment in a memfd, and the core's functions on it one by one, for the tests in this folder.
+# Not part of the package.
+#
+# Four contexts belong to process 0, which never registered and is nobody's idea of dead. A method's
+# who says which of them acts. Statuses come out as their names.
+import os
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+cimport chain
+cimport commit
+cimport depot
+cimport element
+cimport lock
+cimport map as core_map
+cimport pool
+cimport table
+from atomics cimport read_u64
+from chain cimport Found
+from check cimport Report, check_map
+from geometry cimport (
+    Map, PoolView, bucket_at, context_at, element_at, element_value, geometry_bind, geometry_compute,
+    line_at, round_up,
+)
+from hashing cimport hash_key
+from layout cimport (
+    Bucket, Element, Header, LINE_BYTES, PAGE_BYTES, PROCESS_MAX, REGION_CONTEXTS, ProcessSlot,
+)
+from lock cimport Op
+from segment cimport segment_examine, segment_fill
+from status cimport Status, OK
+from system cimport MAP_FAILED, MAP_SHARED, PROT_READ, fstat, mmap, munmap, stat_t
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum: PROT_WRITE
+    enum: MAP_NORESERVE
+
+cdef enum:
+    WHO_COUNT = 4
+
+STATUSES = [
+    "OK", "ABSENT", "PRESENT", "FULL", "NO_MEMORY", "CORRUPT", "BUSY", "NO_CONTEXT", "CLOSED",
+    "SYSTEM_ERROR", "RETRY", "NEED_BUCKETS", "NEED_ELEMENTS", "NEED_LINES",
+]
+
+
+cdef named(Status status):
+    return STATUSES[<int> status]
+
+
+cdef class Image:
+    cdef Map map
+    cdef Op[4] ops
+    cdef readonly int fd
+
+    def __cinit__(self, *, key_size=8, value_size=8, max_entries=4096, depot_count=2, buckets=4,
+                  seeds=(0x0123456789ABCDEF, 0x9E3779B97F4A7C15, 3, 4)):
+        cdef Header header
+        cdef stat_t file_status
+        cdef uint64_t index
+        self.fd = self.map.fd = -1
+        if geometry_compute(&self.map, key_size, value_size, max_entries, depot_count) != OK:
+            raise ValueError("no address space holds it")
+        self.fd = self.map.fd = os.memfd_create("image")
+        os.ftruncate(self.fd, self.map.segment_bytes)
+        fstat(self.fd, &file_status)
+        self.map.device = file_status.st_dev
+        self.map.inode = file_status.st_ino
+        self.map.use_membarrier = True
+        cdef void *base = mmap(NULL, self.map.segment_bytes, PROT_READ | PROT_WRITE,
+                               MAP_SHARED | MAP_NORESERVE, self.fd, 0)
+        if base == MAP_FAILED:
+            raise MemoryError
+        geometry_bind(&self.map, <uint8_t *> base)
+        memset(&header, 0, sizeof(header))
+        header.key_size = key_size
+        header.value_size = value_size
+        header.max_entries = max_entries
+        header.depot_count = depot_count
+        for index in range(4):
+            header.seeds[index] = self.map.seeds[index] = seeds[index]
+        segment_fill(&self.map, &header, buckets)
+        self.map.header.regions[REGION_CONTEXTS].usable = round_up(
+            WHO_COUNT * self.map.context_stride, PAGE_BYTES)
+        for index in range(WHO_COUNT):
+            self.ops[index].map = &self.map
+            self.ops[index].self_index = index
+            self.ops[index].context = context_at(&self.map, index)
+            self.ops[index].context.owner = 1
+
+    def __dealloc__(self):
+        if self.map.base != NULL:
+            munmap(self.map.base, self.map.segment_bytes)
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    cdef Op *op(self, uint64_t who) except NULL:
+        if who >= WHO_COUNT:
+            raise IndexError(who)
+        return &self.ops[who]
+
+    cdef uint64_t *word(self, uint64_t offset) except NULL:
+        if offset & 7 or offset + 8 > self.map.segment_bytes:
+            raise IndexError(offset)
+        return <uint64_t *> (self.map.base + offset)
+
+    cdef PoolView *pool(self, str kind) except NULL:
+        if kind not in ("element", "line"):
+            raise KeyError(kind)
+        return &self.map.line_pool if kind == "line" else &self.map.element_pool
+
+    # ---- segment and check ----
+
+    def examine(self, bytes header_bytes not None, uint64_t file_bytes):
+        """segment_examine on this header."""
+        cdef Map map
+        cdef Header header
+        if len(header_bytes) != sizeof(Header):
+            raise ValueError("not a header")
+        memcpy(&header, <char *> header_bytes, sizeof(Header))
+        memset(&map, 0, sizeof(Map))
+        return named(segment_examine(&map, &header, file_bytes))
+
+    def check(self):
+        """What check_map finds, and where; its figures."""
+        cdef Report report
+        memset(&report, 0, sizeof(report))
+        check_map(&self.map, NULL, &report)
+        return <int> report.problem, report.where, {
+            "exact": bool(report.exact), "entries": report.entries, "lines": report.lines,
+            "parked": report.parked, "free": report.free_in_blocks,
+            "owned": report.owned_by_contexts, "credits": report.credits,
+            "longest": report.chain_longest,
+        }
+
+    # ---- lock ----
+
+    def lock_try(self, uint64_t who, uint64_t offset):
+        """The status, and the word as held."""
+        cdef uint64_t held = 0
+        status = named(lock.lock_try(self.op(who), self.word(offset), &held))
+        return status, held
+
+    def lock_acquire(self, uint64_t who, uint64_t offset):
+        cdef uint64_t held = 0
+        status = named(lock.lock_acquire(self.op(who), self.word(offset), &held))
+        return status, held
+
+    def lock_release(self, uint64_t offset, uint64_t payload):
+        lock.lock_release(self.word(offset), payload)
+
+    def waits_for(self, uint64_t who):
+        """The offset of the word that was in the way, and what it said."""
+        cdef Op *op = self.op(who)
+        return <uint64_t> (<uint8_t *> op.wait_word - self.map.base), op.wait_seen
+
+    # ---- commit ----
+
+    def region_commit(self, uint64_t who, uint32_t which, uint64_t needed):
+        return named(commit.region_commit(self.op(who), which, needed))
+
+    def region_release(self, uint64_t who, uint32_t which, uint64_t keep):
+        return named(commit.region_release(self.op(who), which, keep))
+
+    def memory_is_quiet(self, uint64_t who):
+        return bool(commit.memory_is_quiet(self.op(who)))
+
+    # ---- pool ----
+
+    cdef uint64_t *name(self, uint64_t who, PoolView *view) except NULL:
+        """The context's field for an object of this pool, between two places."""
+        cdef Op *op = self.op(who)
+        return &op.context.line if view.kind else &op.context.spare
+
+    def block_commit(self, uint64_t who, str kind not None):
+        return named(pool.block_commit(self.op(who), self.pool(kind)))
+
+    def block_release(self, uint64_t who, str kind not None, uint64_t block):
+        return named(pool.block_release(self.op(who), self.pool(kind), block))
+
+    def block_retire_if_empty(self, uint64_t who, str kind not None, uint64_t block):
+        pool.block_retire_if_empty(self.op(who), self.pool(kind), block)
+
+    def block_is_empty(self, str kind not None, uint64_t block):
+        cdef PoolView *view = self.pool(kind)
+        return bool(pool.block_is_empty(view, block, view.words[block]))
+
+    def pool_take(self, uint64_t who, str kind not None):
+        """Take an object into the context's field; the field is cleared, for the next one."""
+        cdef PoolView *view = self.pool(kind)
+        cdef uint64_t *name = self.name(who, view)
+        status = named(pool.pool_take(self.op(who), view, name))
+        taken = name[0]
+        name[0] = 0
+        return status, taken
+
+    def pool_give(self, uint64_t who, str kind not None, uint64_t index):
+        cdef PoolView *view = self.pool(kind)
+        cdef uint64_t *name = self.name(who, view)
+        name[0] = index
+        return named(pool.pool_give(self.op(who), view, name))
+
+    def pool_detach(self, uint64_t who, uint64_t wanted):
+        """The status, and the elements of the chain that was detached."""
+        cdef pool.Chain detached = pool.Chain(0, 0, 0)
+        cdef uint64_t at
+        status = named(pool.pool_detach(
+            self.op(who), &self.map.element_pool, wanted, &detached))
+        found = []
+        at = detached.head
+        while len(found) < detached.count:
+            found.append(at)
+            at = element_at(&self.map, at).words[0]
+        if found and found[len(found) - 1] != detached.tail:
+            raise ValueError("the chain's tail is not its last element")
+        return status, found
+
+    # ---- depot ----
+
+    def depot_take(self, uint64_t who, uint64_t index):
+        return named(depot.depot_take(self.op(who), index))
+
+    def element_take(self, uint64_t who, bint scavenge=False):
+        return named(depot.element_take(self.op(who), scavenge))
+
+    def element_give(self, uint64_t who):
+        return named(depot.element_give(self.op(who)))
+
+    def depot_trim(self, uint64_t who, uint64_t index, uint64_t keep):
+        depot.depot_trim(self.op(who), index, keep)
+
+    def credits_move(self, uint64_t who, uint64_t index, bint fetch):
+        """credits_move, with the depot held around it."""
+        cdef uint64_t held = 0
+        cdef Status status = depot.depot_hold(self.op(who), index, &held, False)
+        if status == OK:
+            status = depot.credits_move(self.op(who), self.map.depots + index, &held, fetch)
+            lock.lock_release(&self.map.depots[index].word, held)
+        return named(status)
+
+    # ---- chain ----
+
+    cdef Bucket *bucket(self, uint64_t index) except NULL:
+        if index >= self.map.bucket_max:
+            raise IndexError(index)
+        return bucket_at(&self.map, index)
+
+    def chain_append(self, uint64_t who, uint64_t bucket, uint32_t index, uint32_t tag,
+                     bint publish=False):
+        return named(chain.chain_append(
+            self.op(who), self.bucket(bucket), index, tag,
+            element_at(&self.map, index) if publish else NULL))
+
+    def chain_remove(self, uint64_t who, uint64_t bucket, uint32_t index):
+        """Remove the first reference to element index; whether there was one."""
+        cdef Found found
+        if not chain.chain_names(&self.map, self.bucket(bucket), index, NULL, 0, &found):
+            return False
+        chain.chain_remove(self.op(who), self.bucket(bucket), found.line, found.slot)
+        return True
+
+    def chain_repair(self, uint64_t who, uint64_t bucket):
+        chain.chain_repair(self.op(who), self.bucket(bucket))
+
+    def chain_clear(self, uint64_t who, uint64_t bucket):
+        chain.chain_clear(self.op(who), self.bucket(bucket))
+
+    def chain_links(self, uint64_t bucket, uint64_t line):
+        return bool(chain.chain_links(&self.map, self.bucket(bucket), line))
+
+    def chain_find(self, uint64_t bucket, uint32_t hash, bytes key not None):
+        """The status, and the index of the element found."""
+        cdef Found found
+        found.index = 0
+        status = named(chain.chain_find(
+            &self.map, self.bucket(bucket), hash, <const uint8_t *> <char *> key, &found))
+        return status, found.index
+
+    def op_settle(self, uint64_t who):
+        core_map.op_settle(self.op(who))
+
+    # ---- element ----
+
+    cdef Found found_at(self, uint32_t index, header):
+        """An element as it was when its header said this; as it is now if header is None."""
+        cdef Found found
+        memset(&found, 0, sizeof(found))
+        found.index = index
+        found.element = element_at(&self.map, index)
+        found.header = found.element.header if header is None else header
+        return found
+
+    def element_read(self, uint32_t index, header=None):
+        """The value; None if the element changed meanwhile."""
+        cdef Found found = self.found_at(index, header)
+        value = bytearray(self.map.value_size)
+        if not element.element_read(&self.map, &found, <char *> value):
+            return None
+        return bytes(value)
+
+    def element_own(self, uint64_t who, uint32_t index, uint32_t state, header=None):
+        cdef Found found = self.found_at(index, header)
+        cdef uint64_t held = 0
+        status = named(element.element_own(self.op(who), &found, state, &held))
+        return status, held
+
+    def element_settle(self, uint64_t who, uint32_t index, uint64_t held):
+        element.element_settle(self.op(who), element_at(&self.map, index), held)
+
+    def element_update(self, uint64_t who, uint32_t index, bytes value not None, header=None):
+        cdef Found found = self.found_at(index, header)
+        if <uint64_t> len(value) != self.map.value_size:
+            raise ValueError("not a value")
+        return named(element.element_update(
+            self.op(who), &found, <const uint8_t *> <char *> value))
+
+    def element_add(self, uint64_t who, uint32_t index, uint64_t offset, uint64_t delta,
+                    header=None):
+        """The status, and the sum."""
+        cdef Found found = self.found_at(index, header)
+        cdef uint64_t after = 0
+        if offset + 8 > self.map.value_size:
+            raise IndexError(offset)
+        status = named(element.element_add(self.op(who), &found, offset, delta, &after))
+        return status, after
+
+    # ---- table ----
+
+    def hash_key(self, bytes key not None):
+        return hash_key(self.map.seeds, <const uint8_t *> <char *> key, self.map.key_size)
+
+    def table_guess(self, uint32_t hash):
+        return table.table_guess(&self.map, hash)
+
+    def table_find(self, uint32_t hash):
+        """The index of the hash's bucket; None if the levels lead nowhere."""
+        cdef uint64_t header = 0
+        cdef uint64_t index = 0
+        if table.table_find(&self.map, hash, &header, &index) == NULL:
+            return None
+        return index
+
+    def table_grow(self, uint64_t who):
+        return named(table.table_grow(self.op(who)))
+
+    def table_shrink(self, uint64_t who):
+        return named(table.table_shrink(self.op(who)))
+
+    # ---- map ----
+
+    cdef Op *op_of(self, uint64_t who, bytes key) except NULL:
+        cdef Op *op = self.op(who)
+        if <uint64_t> len(key) != self.map.key_size:
+            raise ValueError("not a key")
+        op.key = <const uint8_t *> <char *> key
+        op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
+        op.element_filled = False
+        return op
+
+    def insert(self, uint64_t who, bytes key not None, bytes value not None):
+        """One insertion, with the memory it asks for, and without growth."""
+        cdef Op *op = self.op_of(who, key)
+        cdef Status status
+        while True:
+            status = core_map.insert_try(op, <const uint8_t *> <char *> value, False)
+            if named(status)[:5] != "NEED_" or core_map.map_memory(op, status) != OK:
+                break
+        core_map.op_settle(op)
+        return named(status)
+
+    def delete(self, uint64_t who, bytes key not None):
+        """One deletion, with the shrinking that may follow."""
+        return named(core_map.map_delete(self.op_of(who, key), NULL))
+
+    def find(self, bytes key not None):
+        """The status, and the index of the key's element."""
+        cdef Found found
+        cdef Op *op = self.op_of(0, key)
+        found.index = 0
+        status = named(core_map.map_find(&self.map, op.hash, op.key, &found))
+        return status, found.index

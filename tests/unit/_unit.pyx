@@ -1,0 +1,204 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Core functions that need no segment, as Python functions, for the tests in this folder.
+# Not part of the package.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+cimport atomics
+cimport geometry as core_geometry
+cimport hashing
+cimport layout
+cimport segment
+from geometry cimport Map, PoolView
+from status cimport OK
+
+REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets"]
+
+
+# ---- atomics ----
+
+def match7(list tags not None, uint32_t tag, uint32_t shift=0):
+    """The bit mask of the tags, seven of them, that equal tag; they lie shift words from a line."""
+    cdef uint32_t[32] words
+    cdef uint32_t *first = words
+    if shift > 7:
+        raise ValueError("at most 7 words")
+    while <uint64_t> first & 15:
+        first += 1
+    for index in range(7):
+        first[shift + index] = tags[index]
+    return atomics.match7(first + shift, tag)
+
+
+def multiply_fold(uint64_t a, uint64_t b):
+    return atomics.multiply_fold(a, b)
+
+
+def copy_in_and_out(bytes value not None, uint64_t offset=0):
+    """Copy value from offset bytes behind a word's start into words that were all ones, and out
+    again to an address as crooked; gives the words, one more of them, and the copy with the
+    bytes before and behind it."""
+    cdef uint64_t[32] words
+    cdef char[256] private
+    cdef char[256] copy
+    cdef uint64_t size = len(value)
+    if size + offset > 224:
+        raise ValueError("at most 224 bytes")
+    for index in range(32):
+        words[index] = <uint64_t> -1
+    memset(copy, 0xEE, 256)
+    memcpy(private + 8 + offset, <char *> value, size)
+    atomics.copy_in(words, private + 8 + offset, size)
+    atomics.copy_out(copy + 8 + offset, words, size)
+    whole = (<char *> words)[:(size + 7) // 8 * 8 + 8]
+    return whole, copy[offset:offset + size + 16]
+
+
+def words_equal(bytes words not None, bytes value not None, uint64_t offset=0):
+    """Whether value, offset bytes behind a word's start, equals the words."""
+    cdef uint64_t[32] shared
+    cdef char[256] private
+    if len(words) > 256 or len(value) + offset > 256 or len(words) < len(value):
+        raise ValueError("at most 256 bytes, and as many words")
+    memcpy(shared, <char *> words, len(words))
+    memcpy(private + offset, <char *> value, len(value))
+    return bool(atomics.words_equal(shared, private + offset, len(value)))
+
+
+# ---- layout ----
+
+def sizes():
+    """The size of each shared structure."""
+    return {
+        "Region": sizeof(layout.Region), "Pool": sizeof(layout.Pool),
+        "Statistics": sizeof(layout.Statistics), "Header": sizeof(layout.Header),
+        "ProcessSlot": sizeof(layout.ProcessSlot), "Context": sizeof(layout.Context),
+        "Bucket": sizeof(layout.Bucket), "Depot": sizeof(layout.Depot),
+    }
+
+
+def word_locked(uint64_t word):
+    return bool(layout.word_locked(word))
+
+
+def word_owner(uint64_t word):
+    return layout.word_owner(word)
+
+
+def word_taken(uint64_t word, uint32_t context):
+    return layout.word_taken(word, context)
+
+
+def word_released(uint64_t word):
+    return layout.word_released(word)
+
+
+def word_held_by(uint64_t word, uint32_t context):
+    return bool(layout.word_held_by(word, context))
+
+
+def bucket_level_plus1(uint64_t header):
+    return layout.bucket_level_plus1(header)
+
+
+def bucket_with_level(uint64_t header, uint32_t level_plus1):
+    return layout.bucket_with_level(header, level_plus1)
+
+
+def bucket_next_version(uint64_t header):
+    return <uint64_t> (header + layout.BUCKET_VERSION_ONE)
+
+
+def element_state(uint64_t header):
+    return layout.element_state(header)
+
+
+def element_header(uint64_t before, uint32_t state, uint64_t lock_bits):
+    return layout.element_header(before, state, lock_bits)
+
+
+def lock_bits(uint32_t context):
+    return layout.lock_bits(context)
+
+
+def depot_word(uint32_t head, uint32_t count, uint32_t credit):
+    return layout.depot_word(head, count, credit)
+
+
+def depot_parts(uint64_t word):
+    return layout.depot_head(word), layout.depot_count(word), layout.depot_credit(word)
+
+
+def block_word(uint32_t state, uint32_t fresh, uint32_t free_count, uint32_t head):
+    return layout.block_word(state, fresh, free_count, head)
+
+
+def block_parts(uint64_t word):
+    return (layout.block_state(word), layout.block_fresh(word), layout.block_free(word),
+            layout.block_head(word))
+
+
+# ---- geometry ----
+
+cdef dict pool_facts(PoolView *pool):
+    return {
+        "stride": pool.stride, "capacity": pool.capacity, "block_bytes": pool.block_bytes,
+        "block_count": pool.block_count, "object_count": pool.object_count,
+    }
+
+
+def element_stride(uint64_t key_size, uint64_t value_size):
+    return core_geometry.element_stride(key_size, value_size)
+
+
+def geometry(uint64_t key_size, uint64_t value_size, uint64_t max_entries, uint64_t depot_count):
+    """What geometry_compute finds; None if no address space holds it."""
+    cdef Map map
+    memset(&map, 0xA5, sizeof(map))        # whatever it does not set is no zero by chance
+    if core_geometry.geometry_compute(
+            &map, key_size, value_size, max_entries, depot_count) != OK:
+        return None
+    return {
+        "key_words": map.key_words, "value_words": map.value_words, "stride": map.stride,
+        "element_max": map.element_max, "line_max": map.line_max, "bucket_max": map.bucket_max,
+        "context_stride": map.context_stride, "depot_count": map.depot_count,
+        "depot_high": map.depot_high, "depot_batch": map.depot_batch,
+        "element_pool": pool_facts(&map.element_pool), "line_pool": pool_facts(&map.line_pool),
+        "region_offset": {REGIONS[at]: map.region_offset[at] for at in range(5)},
+        "region_bytes": {REGIONS[at]: map.region_bytes[at] for at in range(5)},
+        "depots_offset": map.depots_offset, "lines_offset": map.lines_offset,
+        "elements_offset": map.elements_offset, "segment_bytes": map.segment_bytes,
+    }
+
+
+# ---- hashing ----
+
+def hash_key(tuple seeds not None, bytes key not None):
+    cdef uint64_t[4] words = seeds
+    return hashing.hash_key(words, <const uint8_t *> <char *> key, len(key))
+
+
+def hash_keys(tuple seeds not None, bytes keys not None, uint64_t key_size):
+    """The hashes of keys that lie one behind the other: 4 bytes each."""
+    cdef uint64_t[4] words = seeds
+    cdef uint64_t count = len(keys) // key_size
+    cdef const uint8_t *at = <const uint8_t *> <char *> keys
+    cdef uint64_t index
+    hashes = bytearray(count * 4)
+    cdef uint32_t *results = <uint32_t *> <char *> hashes
+    for index in range(count):
+        results[index] = hashing.hash_key(words, at + index * key_size, key_size)
+    return hashes
+
+
+# ---- segment ----
+
+def bucket_level(uint64_t count, uint64_t index):
+    return segment.bucket_level(count, index)
+
+
+def buckets_for(uint64_t max_entries, uint64_t presize):
+    """How many buckets a map begins with, for so many expected entries."""
+    cdef Map map
+    core_geometry.geometry_compute(&map, 8, 8, max_entries, 2)
+    return segment.buckets_for(&map, presize), map.bucket_max
