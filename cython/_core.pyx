@@ -4,6 +4,7 @@
 MapHandle attaches a process to a segment and offers the operations; shmrhash.RHashMap is its public
 subclass. Everything that can wait releases the GIL.
 """
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyObject_GetBuffer, PyBuffer_Release, PyObject_CheckBuffer
 from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
@@ -120,6 +121,7 @@ cdef str os_error():
     return (<bytes> strerror(errno)).decode(errors="replace")
 
 
+@cython.auto_pickle(False)
 cdef class MapHandle:
     """One process's attachment to a segment.
 

@@ -23,7 +23,8 @@ from atomics cimport (
 from status cimport Status, OK, BUSY, FULL, CORRUPT, NEED_ELEMENTS
 from layout cimport (
     Depot, Element, ELEMENT_FREE, ELEMENT_ALLOC, PAYLOAD_SHIFT,
-    word_locked, word_taken, lock_bits, element_header, depot_word, depot_count, depot_credit, depot_head,
+    word_locked, word_taken, lock_bits, element_header, depot_word, depot_count, depot_credit,
+    depot_head,
 )
 from geometry cimport (
     Map, PoolView, element_at, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH,
@@ -153,7 +154,7 @@ cdef inline bint depot_is_spent(Map *map, uint64_t index) noexcept nogil:
     return not word_locked(word) and depot_credit(word) == 0
 
 cdef inline Status element_take(Op *op, bint scavenge) noexcept nogil:
-    """An element and the right to insert it, from this CPU's depot or, for want of credit, any other.
+    """An element and the right to insert it, from this CPU's depot or, without credit, another.
 
     FULL only if no depot and not the header had a credit. NEED_ELEMENTS if a block has to be
     committed first; with scavenge, only if no depot at all has a free element either.
@@ -240,8 +241,8 @@ cdef inline void depot_trim(Op *op, uint64_t index, uint64_t keep) noexcept nogi
             return
 
 cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept nogil:
-    """Move elements of a depot into their blocks until target are left. Holds the depot for a few at
-    a time, and releases blocks that ran empty while holding nothing."""
+    """Move elements of a depot into their blocks until target are left. Holds the depot for a few
+    at a time, and releases blocks that ran empty while holding nothing."""
     cdef Map *map = op.map
     cdef PoolView *pool = &map.element_pool
     cdef uint64_t held = 0

@@ -29,7 +29,8 @@ from layout cimport (
 from geometry cimport Map, context_at, round_up
 from system cimport (
     segment_open, segment_fd, byte_lock, clock_ns, nanosleep, timespec, mmap, munmap, madvise,
-    close, getpid, COMMIT_BYTE, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK, CLOCK_REALTIME, PROT_READ,
+    close, getpid, COMMIT_BYTE, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK, CLOCK_REALTIME,
+    PROT_READ,
     MAP_SHARED, MAP_FAILED, MADV_DONTFORK,
 )
 from lock cimport Op

@@ -23,7 +23,8 @@ from status cimport (
 )
 from layout cimport (
     Bucket, Element, SLOT_COUNT, LOCK_MASK, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS,
-    ELEMENT_DEAD, OPERATION_INSERT, OPERATION_DELETE, element_header, lock_bits, word_locked, bucket_level_plus1,
+    ELEMENT_DEAD, OPERATION_INSERT, OPERATION_DELETE, element_header, lock_bits, word_locked,
+    bucket_level_plus1,
 )
 from geometry cimport Map, bucket_at, element_at, element_value
 from hashing cimport hash_key
@@ -40,7 +41,7 @@ from table cimport (
 cdef enum:
     READ_TRIES_MAX = 64        # then the caller yields the processor and reads again
     WRITE_TRIES_MAX = 64
-    REGION_SLACK_BYTES = 65536 # unused end of the bucket array that is worth keeping
+    REGION_SLACK_BYTES = 65536     # unused end of the bucket array that is worth keeping
 
 cdef enum:
     UPDATE_ANY = 0

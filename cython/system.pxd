@@ -43,7 +43,8 @@ cdef extern from "<unistd.h>" nogil:
     int getpid() noexcept
 
 cdef extern from "<sys/mman.h>" nogil:
-    void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset) noexcept
+    void *mmap(
+        void *address, size_t length, int protection, int flags, int fd, off_t offset) noexcept
     int munmap(void *address, size_t length) noexcept
     int madvise(void *address, size_t length, int advice) noexcept
     enum: PROT_READ

@@ -8,6 +8,7 @@ if sys.version_info >= (3, 12):
     from collections.abc import Buffer
 else:
     from typing_extensions import Buffer
+from typing_extensions import disjoint_base
 
 _T = TypeVar("_T")
 
@@ -31,6 +32,7 @@ def segment_prepare(
     commit: Callable[[int, int], None],
 ) -> None: ...
 
+@disjoint_base
 class MapHandle:
     @property
     def name(self) -> str: ...

@@ -122,6 +122,6 @@ def no_space_message(name: str, wanted: int, path: bytes | str) -> str:
     asked = f"{wanted} bytes more" if wanted else "more memory"
     return (
         f"map {name!r} needs {asked}, but {directory} is full ({room}), or a memory limit is "
-        f"reached; remove unused segments or enlarge it (containers get 64 MB unless told otherwise, "
-        f"for example by --shm-size)"
+        f"reached; remove unused segments or enlarge it (containers get 64 MB unless told "
+        f"otherwise, for example by --shm-size)"
     )

@@ -39,8 +39,8 @@ def plain_name(name: str) -> str:
     size = len(os.fsencode(plain))
     if not 0 < size <= NAME_BYTES_MAX or "/" in plain or "\0" in plain or plain in (".", ".."):
         raise InvalidArgument(
-            f"a map's name has 1 to {NAME_BYTES_MAX} bytes, no slash but a leading one, no NUL, and is "
-            f"not '.' or '..'; got {name[:64]!r} ({size} bytes)"
+            f"a map's name has 1 to {NAME_BYTES_MAX} bytes, no slash but a leading one, no NUL, "
+            f"and is not '.' or '..'; got {name[:64]!r} ({size} bytes)"
         )
     return plain
 
