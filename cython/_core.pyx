@@ -117,6 +117,39 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
     munmap(base, map.segment_bytes)
 
 
+def segment_holders(int fd):
+    """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
+
+    alive and dead are numbers of processes, readers whether a handle for reading is open. Raises
+    SegmentCorrupt if the header is damaged.
+    """
+    cdef Map map
+    cdef Header header
+    cdef stat_t file_status
+    cdef Status status
+    cdef ProcessSlot slots[PROCESS_MAX]
+    cdef uint64_t index, size
+    cdef int held
+    alive = dead = 0
+    if fstat(fd, &file_status) != 0 or pread(fd, &header, sizeof(header), 0) != sizeof(header):
+        return None
+    status = segment_examine(&map, &header, <uint64_t> file_status.st_size)
+    if status == ABSENT or status == PRESENT:
+        return None
+    if status != OK:
+        raise _errors.SegmentCorrupt("the header is damaged; unlink and recreate it")
+    size = header.regions[REGION_PROCESSES].usable
+    if size > sizeof(slots) or pread(fd, slots, size, HEADER_BYTES) != <ssize_t> size:
+        return None
+    for index in range(size // sizeof(ProcessSlot)):
+        if slots[index].used:
+            held = byte_lock(fd, F_OFD_GETLK, F_WRLCK, index)
+            alive += held != 0
+            dead += held == 0
+    return (alive, dead, byte_lock(fd, F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0,
+            bool(header.ephemeral))
+
+
 cdef str os_error():
     return (<bytes> strerror(errno)).decode(errors="replace")
 
@@ -291,6 +324,7 @@ cdef class MapHandle:
     cdef int _wait(self, Op *op, Status status, uint64_t *turn, int64_t *began) except -1:
         """Between two attempts. The operation holds nothing; its context is at rest meanwhile."""
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+        cdef uint64_t taken
         if turn[0] == 0:
             began[0] = now
         elif self.map.timeout_ns >= 0 and now - began[0] > self.map.timeout_ns:
@@ -303,9 +337,17 @@ cdef class MapHandle:
                 wait_step(op, turn[0])
             else:
                 sched_yield()
-        op_begin(op)
         turn[0] += 1
-        PyErr_CheckSignals()
+        try:
+            PyErr_CheckSignals()
+        finally:
+            if unlikely(not self.map.local.registered):    # a handler forked: the child
+                taken = self._claim_context()
+                self.in_flight = 1
+                op.self_index = <uint32_t> (taken - 1)
+                op.context = context_at(&self.map, taken - 1)
+                op.element_filled = False
+            op_begin(op)
         if self.is_closed:
             raise _errors.MapClosed(f"map {self.name!r} was closed while an operation waited")
         return 0

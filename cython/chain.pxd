@@ -15,8 +15,8 @@
 #   remove   the last element of the chain moves into the gap: its new place is stored, the bucket's
 #            version is raised, the old place is cleared. Whoever missed both sees the version.
 #   a line   is given back only after the version was raised after its unlinking.
-# A crash inside remove leaves the last element twice, or a line with one element; chain_repair
-# mends both and does nothing to a sound chain.
+# A crash inside remove leaves the last element twice, its new place perhaps without its tag, or a
+# line with one element; chain_repair mends these and does nothing to a sound chain.
 #
 # Upholds: R1, R2 (searching), W1 (a miss is validated by the bucket's version).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -230,14 +230,15 @@ cdef inline void chain_remove(
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(op.map, bucket, &before)
     cdef uint32_t top
-    if before == NULL:
-        store_relaxed_u32(&bucket.indices[slot], 0)
+    if before == NULL or line_used(last) == 0:         # the latter only in a damaged segment
+        store_relaxed_u32(&line.indices[slot], 0)
         return
     top = line_used(last) - 1
     if line != last or slot != top:
-        store_relaxed_u32(&line.tags[slot], last.tags[top])
-        # Release: the tag; pairs with the acquire in chain_find.
+        # The index first: killed before the tag, chain_repair finds the last element twice and
+        # mends the tag. The other way round, what is to go would stay under a foreign tag.
         store_release_u32(&line.indices[slot], last.indices[top])
+        store_release_u32(&line.tags[slot], last.tags[top])
         chain_bump(bucket)
     store_relaxed_u32(&last.indices[top], 0)
     if top == 1:
@@ -264,6 +265,7 @@ cdef inline void chain_repair(Op *op, Bucket *bucket) noexcept nogil:
         return
     top = line_used(last) - 1
     if top > 0 and chain_names(op.map, bucket, last.indices[top], last, top, &twin):
+        store_relaxed_u32(&twin.line.tags[twin.slot], last.tags[top])
         chain_bump(bucket)
         store_relaxed_u32(&last.indices[top], 0)
         top -= 1

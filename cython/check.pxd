@@ -48,7 +48,6 @@ cdef enum Problem:
     LOCK_HELD = 14
     BAD_TABLE = 15
     NO_PRIVATE_MEMORY = 16
-    BAD_CONTEXT = 17
 
 cdef struct Report:
     Problem problem
@@ -134,6 +133,13 @@ cdef inline bint check_no_twin(
             return True
     return True
 
+cdef inline bint line_is_dense(Bucket *line) noexcept nogil:
+    cdef uint32_t slot
+    for slot in range(line_used(line)):
+        if line.indices[slot] == 0:
+            return False
+    return True
+
 cdef inline bint check_chain(Map *map, Report *report, uint64_t index) noexcept nogil:
     cdef Bucket *bucket = bucket_at(map, index)
     cdef Bucket *line = bucket
@@ -146,7 +152,7 @@ cdef inline bint check_chain(Map *map, Report *report, uint64_t index) noexcept 
         following = chain_next(map, line)
         if following != NULL and line_used(line) != SLOT_COUNT:
             return report_add(report, BAD_CHAIN_SHAPE, index)
-        if line != bucket and line_used(line) < 2:
+        if line != bucket and (line_used(line) < 2 or not line_is_dense(line)):
             return report_add(report, BAD_CHAIN_SHAPE, index)
         for slot in range(SLOT_COUNT):
             if line.indices[slot] == 0 or (slot == LINK_SLOT and following != NULL):

@@ -148,6 +148,19 @@ cdef inline Status process_register(Map *map, Standing *standing) noexcept nogil
     map.local.registered = 1
     return OK
 
+cdef inline void context_forget(Context *context) noexcept nogil:
+    """Drop the names a former owner left; nothing they name is owned by this context any more."""
+    context.operation = 0
+    context.element = 0
+    context.target = 0
+    context.line = 0
+    context.line_stash = 0
+    context.spare = 0
+    context.chain_count = 0
+    context.credit_moving = 0
+    if context.activity & 1:
+        context.activity += 1
+
 cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
     """Take a free context for this registered process."""
     cdef Context *context
@@ -167,6 +180,7 @@ cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
         context = context_at(map, at)
         if load_relaxed_u64(&context.owner) == 0 and cas_acquire_u64(
                 &context.owner, 0, map.local.process_index + 1):
+            context_forget(context)
             index[0] = at
             return OK
     return NO_CONTEXT

@@ -24,15 +24,15 @@ from status cimport (
 from layout cimport (
     Bucket, Element, SLOT_COUNT, LOCK_MASK, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS,
     ELEMENT_DEAD, OPERATION_INSERT, OPERATION_DELETE, element_header, lock_bits, word_locked,
-    bucket_level_plus1,
+    word_held_by, bucket_level_plus1,
 )
-from geometry cimport Map, bucket_at, element_at, element_value
+from geometry cimport Map, bucket_at, line_at, element_at, element_value, pool_object
 from hashing cimport hash_key
 from lock cimport Op, lock_acquire, lock_release
 from commit cimport region_commit, region_release
 from pool cimport pool_give, block_commit
 from depot cimport element_take, element_give
-from chain cimport Found, chain_find, chain_append, chain_remove
+from chain cimport Found, chain_find, chain_append, chain_remove, line_stash
 from element cimport element_read, element_update, element_add, element_await
 from table cimport (
     table_find, table_count, table_grow, table_shrink, entries_taken, level_covers,
@@ -49,23 +49,25 @@ cdef enum:
     UPDATE_EXIST = 2
 
 
+cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
+    """Whether this context owns a line, as it thinks it does."""
+    return index != 0 and index < op.map.line_max and word_held_by(
+        line_at(op.map, index).header, op.self_index)
+
 cdef inline void op_settle(Op *op) noexcept nogil:
     """Give back what an operation kept for a next attempt. What cannot be had now stays named."""
     if unlikely(op.context.element != 0):
         element_give(op)
     while unlikely(op.context.line_stash != 0):        # each turn gives one back
+        if not line_is_held(op, op.context.line_stash):
+            op.context.line_stash = 0                  # only in a damaged segment
+            break
         op.context.line = op.context.line_stash
         compiler_fence()
-        op.context.line_stash = (<Element *> (
-            op.map.lines + op.context.line * LINE_BYTES)).words[0]
+        op.context.line_stash = pool_object(&op.map.line_pool, op.context.line).words[0]
         compiler_fence()
         if pool_give(op, &op.map.line_pool, &op.context.line) != OK:
-            (<Element *> (op.map.lines + op.context.line * LINE_BYTES)).words[0] = (
-                op.context.line_stash)
-            compiler_fence()
-            op.context.line_stash = op.context.line
-            compiler_fence()
-            op.context.line = 0
+            line_stash(op)
             break
 
 cdef inline Status map_find(

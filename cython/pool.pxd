@@ -100,9 +100,7 @@ cdef inline Status pool_lock_block(
 
 cdef inline bint pool_next_place(
         PoolView *pool, uint64_t block, uint64_t place, uint64_t *next_place) noexcept nogil:
-    """The place behind place in the block's free list; False if the segment is damaged."""
-    if place >= pool.capacity:
-        return False
+    """The place behind place in the block's free list; False if that is none of the block's."""
     next_place[0] = load_relaxed_u64(
         &pool_object(pool, block * pool.capacity + place).words[0]) - block * pool.capacity
     return next_place[0] < pool.capacity
@@ -120,7 +118,8 @@ cdef inline Status pool_take(Op *op, PoolView *pool, uint64_t *name) noexcept no
     if block_free(held) > 0:
         place = block_head(held)
         # The last link of a list is whatever it is; the count says where the list ends.
-        if not pool_next_place(pool, block, place, &next_place) and block_free(held) > 1:
+        if place >= pool.capacity or (
+                not pool_next_place(pool, block, place, &next_place) and block_free(held) > 1):
             lock_release(pool.words + block, held)
             return CORRUPT
         after = block_word(
@@ -158,7 +157,8 @@ cdef inline Status pool_detach(
     chain.count = 0
     while chain.count < wanted and (free_count > 0 or fresh < pool.capacity):
         if free_count > 0:
-            if not pool_next_place(pool, block, place, &next_place) and free_count > 1:
+            if place >= pool.capacity or (
+                    not pool_next_place(pool, block, place, &next_place) and free_count > 1):
                 lock_release(pool.words + block, held)
                 return CORRUPT
             index = block * pool.capacity + place

@@ -26,9 +26,9 @@ from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
     compiler_fence, copy_words, count_leading_zeros,
 )
-from status cimport Status, OK, BUSY, SYSTEM_ERROR
+from status cimport Status, OK, BUSY
 from layout cimport (
-    Context, ProcessSlot, Element, Bucket, PROCESS_MAX, LINE_BYTES, REGION_CONTEXTS,
+    Context, ProcessSlot, Element, Bucket, PROCESS_MAX, PAGE_BYTES, LINE_BYTES, REGION_CONTEXTS,
     REGION_PROCESSES, REGION_BUCKETS, PAYLOAD_SHIFT, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD,
     ELEMENT_ULOCK, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT,
     OPERATION_MERGE, word_held_by, lock_bits, element_state, element_header, bucket_level_plus1,
@@ -36,16 +36,14 @@ from layout cimport (
 from geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo,
 )
-from system cimport (
-    segment_open, byte_lock, clock_ns, close, F_OFD_SETLK, F_WRLCK, CLOCK_MONOTONIC,
-)
+from system cimport byte_lock_kept, clock_ns, munmap, CLOCK_MONOTONIC
 from lock cimport Op, lock_release
 from pool cimport pool_give
 from chain cimport (
     Found, chain_links, chain_names, chain_remove, chain_repair, chain_clear, line_stash,
 )
 from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
-from map cimport op_settle
+from map cimport op_settle, line_is_held
 from liveness cimport process_is_dead
 from salvage cimport recover_regions, recover_depot
 
@@ -68,14 +66,10 @@ cdef inline bint recover_element(Op *op) noexcept nogil:
     store_release_u64(&element.header, element_header(element.header, ELEMENT_LIVE, 0))
     return True
 
-cdef inline bint line_is_ours(Op *op) noexcept nogil:
-    return (op.context.line != 0 and op.context.line < op.map.line_max
-            and word_held_by(line_at(op.map, op.context.line).header, op.self_index))
-
 cdef inline void recover_line(Op *op, Bucket *bucket) noexcept nogil:
     """A line that a held chain links already belongs to the chain."""
     cdef Bucket *line
-    if line_is_ours(op) and chain_links(op.map, bucket, op.context.line):
+    if line_is_held(op, op.context.line) and chain_links(op.map, bucket, op.context.line):
         line = line_at(op.map, op.context.line)
         store_relaxed_u64(&line.header, element_header(line.header, ELEMENT_LIVE, 0))
         compiler_fence()
@@ -114,7 +108,7 @@ cdef inline void recover_resize(Op *op, bint split) noexcept nogil:
     cdef Map *map = op.map
     cdef uint64_t child_index = op.context.child
     cdef uint32_t level = 63 - count_leading_zeros(child_index)
-    cdef Bucket *parent = bucket_at(map, op.context.bucket)
+    cdef Bucket *parent = bucket_at(map, child_index ^ (1ULL << level))
     cdef Bucket *child = bucket_at(map, child_index)
     cdef bint parent_is_deep
     if word_held_by(parent.header, op.self_index):
@@ -166,7 +160,7 @@ cdef inline Status recover_owned(Op *op) noexcept nogil:
     """Give back the objects that the context still owns."""
     cdef Context *context = op.context
     cdef Status status = OK
-    if line_is_ours(op) and context.line_stash != context.line:
+    if line_is_held(op, op.context.line) and context.line_stash != context.line:
         line_stash(op)
     context.line = 0
     if context.element != 0 and not word_held_by(
@@ -184,6 +178,17 @@ cdef inline Status recover_owned(Op *op) noexcept nogil:
         return BUSY
     return status
 
+cdef inline void context_mend(Map *map, Context *context) noexcept nogil:
+    """Forget names that can only stand in a damaged segment."""
+    if context.element >= map.element_max:
+        context.element = 0
+    if context.spare >= map.element_max:
+        context.spare = 0
+    if context.line >= map.line_max:
+        context.line = 0
+    if context.chain_head >= map.element_max or context.chain_tail >= map.element_max:
+        context.chain_count = 0
+
 cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     """Bring one context of a dead process to rest, and free it. BUSY: somebody else's lock is in
     the way (op's wait word is lost; the caller tries again)."""
@@ -193,6 +198,7 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     op.context = context_at(map, index)
     op.self_index = <uint32_t> index
     op.wait_word = NULL
+    context_mend(map, op.context)
     recover_regions(&op)
     recover_depot(&op)
     recover_element(&op)
@@ -214,11 +220,8 @@ cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
     cdef uint64_t at, count, spent
     cdef Status status = OK
     cdef Status one
-    cdef int fd = segment_open(map)
-    if fd < 0:
-        return SYSTEM_ERROR
-    if byte_lock(fd, F_OFD_SETLK, F_WRLCK, PROCESS_MAX + index) != 0:
-        close(fd)
+    cdef void *lock_page = NULL
+    if byte_lock_kept(map, PROCESS_MAX + index, &lock_page) != 0:
         return BUSY
     if process_is_dead(map, index):
         add_relaxed_u64(&map.header.statistics.owners_found_dead, 1)
@@ -236,7 +239,7 @@ cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
             spent = <uint64_t> (clock_ns(CLOCK_MONOTONIC) - began)
             if spent > load_relaxed_u64(&map.header.statistics.recovery_ns_max):
                 store_relaxed_u64(&map.header.statistics.recovery_ns_max, spent)
-    close(fd)
+    munmap(lock_page, PAGE_BYTES)
     return status
 
 cdef inline uint64_t recover_all(Map *map) noexcept nogil:
@@ -260,15 +263,18 @@ cdef inline uint64_t recover_all(Map *map) noexcept nogil:
     return found
 
 cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
-    """Recover the dead processes that died inside an operation; how many were. To be called before
-    saying that the map, or memory, is full: the dead may hold the last of it."""
+    """Recover the dead processes that died inside an operation, or while it waited with an element
+    in hand; how many were. To be called before saying that the map, or memory, is full: the dead
+    may hold the last of it."""
     cdef uint64_t count = load_acquire_u64(
         &map.header.regions[REGION_CONTEXTS].usable) // map.context_stride
     cdef uint64_t index, process
     cdef uint64_t found = 0
+    cdef Context *context
     for index in range(count):                 # at most CONTEXT_MAX
-        if load_acquire_u64(&context_at(map, index).activity) & 1:
-            process = load_acquire_u64(&context_at(map, index).owner) - 1
+        context = context_at(map, index)
+        if load_acquire_u64(&context.activity) & 1 or load_relaxed_u64(&context.element) != 0:
+            process = load_acquire_u64(&context.owner) - 1
             if process_is_dead(map, process) and process_recover(map, process) == OK:
                 found += 1
     return found

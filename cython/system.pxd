@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
 from posix.types cimport off_t
-from layout cimport PROCESS_MAX
+from layout cimport PROCESS_MAX, PAGE_BYTES
 from geometry cimport Map
 
 cdef extern from "<sys/stat.h>" nogil:
@@ -109,3 +109,20 @@ cdef inline int byte_lock(int fd, int command, int kind, uint64_t byte) noexcept
     if command == F_OFD_GETLK:
         return lock.l_type != F_UNLCK
     return 0
+
+cdef inline int byte_lock_kept(Map *map, uint64_t byte, void **page) noexcept nogil:
+    """Lock a byte for as long as a page stays mapped that fork does not pass on. 0 or -1."""
+    cdef int fd = segment_open(map)
+    cdef int result = -1
+    if fd < 0:
+        return -1
+    if byte_lock(fd, F_OFD_SETLK, F_WRLCK, byte) == 0:
+        page[0] = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)
+        if page[0] != MAP_FAILED and madvise(page[0], PAGE_BYTES, MADV_DONTFORK) == 0:
+            result = 0
+        elif page[0] != MAP_FAILED:
+            munmap(page[0], PAGE_BYTES)
+    if result != 0:
+        byte_lock(fd, F_OFD_SETLK, F_UNLCK, byte)
+    close(fd)
+    return result

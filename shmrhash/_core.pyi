@@ -17,6 +17,7 @@ MAGIC_BYTES: bytes
 def segment_bytes(
     key_size: int, value_size: int, max_entries: int, depot_count: int
 ) -> int | None: ...
+def segment_holders(fd: int) -> tuple[int, int, bool, bool] | None: ...
 def segment_prepare(
     fd: int,
     *,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import weakref
-from collections.abc import Iterator
 from operator import index
 from types import TracebackType
 from typing import Any
 
 from shmrhash import _core, _segment
 from shmrhash._errors import (
+    Error,
     InvalidArgument,
     LayoutMismatch,
     LockTimeout,
@@ -66,7 +67,6 @@ _PROBLEMS = {
     14: "a lock is held although nobody is inside an operation (at {0})",
     15: "the table word is damaged: {0} buckets",
     16: "no private memory for the walk",
-    17: "context {0} is damaged",
 }
 
 _handles: weakref.WeakSet[RHashMap] = weakref.WeakSet()
@@ -140,6 +140,10 @@ class RHashMap(_core.MapHandle):
     Each single operation is atomic and linearizable per key (W1). Readers take no lock and never
     wait (R1); what they return is a complete value (R2). A process may be killed at any moment
     (C1). Threads may share a handle. A handle works in children of fork, and pickles to its name.
+
+    Attributes: name, key_size, value_size, max_entries, map_flags and map_extra, as given to
+    create(); ephemeral, whether the last to close removes the name; read_only; timeout; closed;
+    recovered_at_open, how many dead processes were recovered by attaching.
     """
 
     def __init__(self, *_args: object, **_ignored: object) -> None:
@@ -314,11 +318,17 @@ class RHashMap(_core.MapHandle):
         """
         if self.closed:
             return
-        last = self.ephemeral and not self.read_only and not self._others_attached()
-        path, identity = self._path, self._identity()
+        if not self.ephemeral or self.read_only:
+            super().close()
+            return
+        path, fd = self._path, os.dup(self._descriptor())
         super().close()
-        if last:
-            _unlink_path_if(path, identity)
+        try:  # whoever looks after having left finds nobody, or somebody who will look later
+            holders = _core.segment_holders(fd)
+            if holders is not None and not holders[0] and not holders[2]:
+                _unlink_path_if(path, fd)
+        finally:
+            os.close(fd)
 
     def __enter__(self) -> RHashMap:
         return self
@@ -349,10 +359,6 @@ class RHashMap(_core.MapHandle):
     def _path(self) -> str:
         return os.fsdecode(self._path_bytes())
 
-    def _identity(self) -> tuple[int, int]:
-        status = os.fstat(self._descriptor())
-        return status.st_dev, status.st_ino
-
     def _others_attached(self) -> bool:
         return self._reader_attached() or any(
             alive and slot != self._process_index() for slot, _, _, alive in self._processes()
@@ -369,6 +375,8 @@ class RHashMap(_core.MapHandle):
         """Bytes of the entries, as the kernel's map_mem_usage counts them: header + elements.
 
         Bucket array and free elements are not in it; info()["bytes_committed"] has everything.
+
+        Raises MapClosed.
         """
         return 4096 + len(self) * int(self._facts()["element_stride"])
 
@@ -377,6 +385,8 @@ class RHashMap(_core.MapHandle):
 
         Counts are read one after another while others go on; at rest they are exact. Costs some
         tens of microseconds.
+
+        Raises MapClosed.
         """
         facts = self._facts()
         entries = len(self)
@@ -398,7 +408,7 @@ class RHashMap(_core.MapHandle):
             "bytes_per_entry": committed / entries if entries else None,
             "processes": sum(alive for _, _, _, alive in processes),
             "pids": [pid for _, pid, _, alive in processes if alive],
-            "huge_pages": _huge_pages(self._identity()[1]),
+            "huge_pages": _huge_pages(os.fstat(self._descriptor()).st_ino),
             **facts,
         }
 
@@ -463,14 +473,11 @@ def _huge_pages(inode: int) -> bool:
     return False
 
 
-def _unlink_path_if(path: str, identity: tuple[int, int]) -> None:
-    """Remove path if it still names that file."""
-    try:
-        status = os.stat(path, follow_symlinks=False)
-        if (status.st_dev, status.st_ino) == identity:
+def _unlink_path_if(path: str, fd: int) -> None:
+    """Remove path if it still names the file that is open as fd."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
             os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def unlink(name: str) -> None:
@@ -482,39 +489,42 @@ def unlink(name: str) -> None:
     _segment.unlink_file(plain, _segment.path_of(plain))
 
 
-def _segments() -> Iterator[str]:
-    """The names of the files in the directory of segments that begin like a segment."""
-    folder = _segment.directory()
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        try:
-            if entry.is_file(follow_symlinks=False):
-                with open(entry.path, "rb") as file:
-                    if file.read(8) == _core.MAGIC_BYTES:
-                        yield entry.name
-        except OSError:
-            continue
-
-
 def gc(*, names: bool = False) -> dict[str, Any]:
     """Recover dead processes in all maps of this user; with names, remove maps nobody holds.
 
     Returns {"maps": looked at, "recovered": dead processes, "removed": [names], "skipped":
-    {name: why}}. A map without names=True keeps its name however long nobody uses it; an ephemeral
-    one is removed once nobody holds it. Costs about 0.2 ms for each map.
+    {name: why}}. Without names=True a map keeps its name however long nobody uses it; an ephemeral
+    one is removed once nobody holds it. Maps nobody died in are not even attached to. Costs some
+    tens of microseconds for each.
+
+    Raises OSError if the directory of segments cannot be read; what cannot be opened is skipped.
     """
     report: dict[str, Any] = {"maps": 0, "recovered": 0, "removed": [], "skipped": {}}
-    for name in _segments():
-        path = _segment.path_of(name)
+    for entry in sorted(os.scandir(_segment.directory()), key=lambda entry: entry.name):
         try:
-            fd = _segment.open_file(name, path, read_only=False, owner=None)
-            handle = RHashMap(fd, name, os.fsencode(path), False, _DEFAULT_TIMEOUT)
-        except Exception as error:  # one that cannot be opened must not keep us from the others
-            report["skipped"][name] = str(error)
-            continue
-        report["maps"] += 1
-        report["recovered"] += handle.recovered_at_open + handle._recover()
-        if (names or handle.ephemeral) and not handle._others_attached():
-            _unlink_path_if(path, handle._identity())
-            report["removed"].append(name)
-        _core.MapHandle.close(handle)
+            if not entry.is_file(follow_symlinks=False):
+                continue
+            _collect(entry.name, entry.path, names, report)
+        except (Error, OSError) as error:  # one that cannot be opened must not hide the others
+            report["skipped"][entry.name] = str(error)
     return report
+
+
+def _collect(name: str, path: str, names: bool, report: dict[str, Any]) -> None:
+    """gc() of one file, which may be anything."""
+    fd = _segment.open_file(name, path, read_only=False, owner=None)
+    try:
+        holders = _core.segment_holders(fd)
+        if holders is None:
+            return
+        report["maps"] += 1
+        alive, dead, readers, ephemeral = holders
+        if dead:
+            handle = RHashMap(os.dup(fd), name, os.fsencode(path), False, _DEFAULT_TIMEOUT)
+            report["recovered"] += handle.recovered_at_open + handle._recover()
+            _core.MapHandle.close(handle)
+        if (names or ephemeral) and not alive and not readers:
+            _unlink_path_if(path, fd)
+            report["removed"].append(name)
+    finally:
+        os.close(fd)

@@ -46,7 +46,7 @@ CORE = [
     "_core",
 ]
 
-LIBRARIES = {"cpython", "libc", "posix"}  # what anyone may cimport besides
+LIBRARIES = {"cpython", "cython", "libc", "posix"}  # what anyone may cimport besides
 
 FILE_LINES_MAX = 350
 CORE_PYX_LINES_MAX = 900  # one class adapts all of the core to Python, and cannot be spread

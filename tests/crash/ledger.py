@@ -37,6 +37,7 @@ COUNTER_FILL = b"\xab"
 GROWING, SHRINKING = 0, 1
 
 STUCK_S = 1.0
+START_S = 10.0  # for a fork, on a busy machine
 PR_SET_PDEATHSIG = 1
 FAILED_EXIT = 3
 
@@ -74,8 +75,8 @@ def counter_value(value, offset):
 class Ledger:
     """What one worker slot has done: a window of shared memory, written word by word."""
 
-    PROGRESS, OPERATIONS, REFUSALS, PID = range(4)
-    DOUBT, DOUBT_VERSION, DOUBT_COUNTER, DOUBT_DELTA, SUMS = range(4, 9)
+    PROGRESS, OPERATIONS, REFUSALS, PID, PROC_PID = range(5)
+    DOUBT, DOUBT_VERSION, DOUBT_COUNTER, DOUBT_DELTA, SUMS = range(5, 10)
     SUM_COUNT = (SHARED_COUNTERS + 1) * len(COUNTER_OFFSETS)
 
     def __init__(self, words, slot, keys_count):
@@ -302,15 +303,18 @@ def waited_for_cpu_s(pid):
 class Watch:
     """When a worker last got on, not counting the time it waited for a processor."""
 
-    def __init__(self, pid, ledger):
-        self.pid = pid
+    def __init__(self, ledger):
         self.ledger = ledger
+        ledger.words[Ledger.PROC_PID] = 0  # it will say so itself: /proc may know it by another pid
         self.note()
+
+    def proc_pid(self):
+        return self.ledger.words[Ledger.PROC_PID]
 
     def note(self):
         self.progress = self.ledger.words[Ledger.PROGRESS]
         self.since = time.monotonic()
-        self.waited_s = waited_for_cpu_s(self.pid)
+        self.waited_s = waited_for_cpu_s(self.proc_pid())
 
     def standing_still_s(self):
         if self.progress != self.ledger.words[Ledger.PROGRESS]:
@@ -319,7 +323,9 @@ class Watch:
         still = time.monotonic() - self.since
         if still < STUCK_S / 4:
             return still
-        return still - (waited_for_cpu_s(self.pid) - self.waited_s)
+        if self.proc_pid() == 0:  # it has not begun to run Python yet
+            return still - START_S
+        return still - (waited_for_cpu_s(self.proc_pid()) - self.waited_s)
 
 
 class Storm:
@@ -344,8 +350,8 @@ class Storm:
     def start(self, slot):
         seed = self.rng.getrandbits(64)
         self.steps_before[slot] = self.books.ledgers[slot].words[Ledger.PROGRESS]
+        self.watches[slot] = Watch(self.books.ledgers[slot])
         self.pids[slot] = fork(self._run, slot, seed, report=self.report_fd)
-        self.watches[slot] = Watch(self.pids[slot], self.books.ledgers[slot])
 
     def _run(self, slot, seed):
         """In the child: through the handle of the parent, or one of its own."""
@@ -353,6 +359,7 @@ class Storm:
         rng = random.Random(seed)
         ledger = self.books.ledgers[slot]
         ledger.words[Ledger.PID] = os.getpid()
+        ledger.words[Ledger.PROC_PID] = int(os.readlink("/proc/self"))
         name = self.shared_map.name
         if rng.random() < 0.5:
             work(self.shared_map, self.books, ledger, rng, self.tolerated)
@@ -421,9 +428,20 @@ class Storm:
             still = self.watches[slot].standing_still_s()
             self.standing_still_s_max = max(self.standing_still_s_max, still)
             if still > STUCK_S:
-                with open(f"/proc/{pid}/stat") as file:
-                    state = file.read().rpartition(")")[2].split()[0]
-                raise AssertionError(f"worker {slot} (state {state}) is stuck for {still:.2f} s")
+                where = self.describe(slot)
+                raise AssertionError(f"worker {slot} is stuck for {still:.2f} s; {where}")
+
+    def describe(self, slot):
+        """What a worker is doing, for messages."""
+        ledger = self.books.ledgers[slot]
+        try:
+            with open(f"/proc/{ledger.words[Ledger.PROC_PID]}/status") as file:
+                state = (
+                    next(line for line in file if line.startswith("State")).split(":")[1].strip()
+                )
+        except OSError as error:
+            state = str(error)
+        return f"state {state}, key in doubt {ledger.in_doubt()}, sum {ledger.addition_in_doubt()}"
 
     def report(self):
         """What failed workers wrote."""

@@ -22,7 +22,7 @@ KEYS_COUNT = 800
 ROOM = SLOTS * KEYS_COUNT * 9 // 10  # a full map, now and then
 LONG_DURATION_S = 600.0
 DEFAULT_DURATION_S = 2.0
-SHORT_DURATION_S = 9.0
+SHORT_DURATION_S = 6.0
 
 
 def rage(storm, kills_wanted, seconds, pause_s_max):
@@ -61,8 +61,8 @@ def survive_a_storm(make_map, seed, kills_wanted, seconds, pause_s_max):
     info = m.info()
     done = sum(ledger.words[ledger.OPERATIONS] for ledger in books.ledgers)
     print(
-        f"seed {seed}: {storm.kills} kills in {spent_s:.1f} s, {done} operations, {storm.doubts} in "
-        f"doubt; recovered {info['recoveries']} processes, finished "
+        f"seed {seed}: {storm.kills} kills in {spent_s:.1f} s, {done} operations, {storm.doubts} "
+        f"in doubt; recovered {info['recoveries']} processes, finished "
         f"{info['operations_finished']} operations and undid {info['operations_undone']}, longest "
         f"recovery {info['recovery_ns_max'] / 1e6:.2f} ms; {info['grows']} splits, "
         f"{info['shrinks']} merges, {info['blocks_released']} blocks released; longest standstill "

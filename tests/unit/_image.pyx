@@ -17,17 +17,13 @@ cimport lock
 cimport map as core_map
 cimport pool
 cimport table
-from atomics cimport read_u64
 from chain cimport Found
 from check cimport Report, check_map
 from geometry cimport (
-    Map, PoolView, bucket_at, context_at, element_at, element_value, geometry_bind, geometry_compute,
-    line_at, round_up,
+    Map, PoolView, bucket_at, context_at, element_at, geometry_bind, geometry_compute, round_up,
 )
 from hashing cimport hash_key
-from layout cimport (
-    Bucket, Element, Header, LINE_BYTES, PAGE_BYTES, PROCESS_MAX, REGION_CONTEXTS, ProcessSlot,
-)
+from layout cimport Bucket, Header, PAGE_BYTES, REGION_CONTEXTS
 from lock cimport Op
 from segment cimport segment_examine, segment_fill
 from status cimport Status, OK
@@ -106,7 +102,7 @@ cdef class Image:
             raise IndexError(offset)
         return <uint64_t *> (self.map.base + offset)
 
-    cdef PoolView *pool(self, str kind) except NULL:
+    cdef PoolView *view(self, str kind) except NULL:
         if kind not in ("element", "line"):
             raise KeyError(kind)
         return &self.map.line_pool if kind == "line" else &self.map.element_pool
@@ -175,21 +171,21 @@ cdef class Image:
         return &op.context.line if view.kind else &op.context.spare
 
     def block_commit(self, uint64_t who, str kind not None):
-        return named(pool.block_commit(self.op(who), self.pool(kind)))
+        return named(pool.block_commit(self.op(who), self.view(kind)))
 
     def block_release(self, uint64_t who, str kind not None, uint64_t block):
-        return named(pool.block_release(self.op(who), self.pool(kind), block))
+        return named(pool.block_release(self.op(who), self.view(kind), block))
 
     def block_retire_if_empty(self, uint64_t who, str kind not None, uint64_t block):
-        pool.block_retire_if_empty(self.op(who), self.pool(kind), block)
+        pool.block_retire_if_empty(self.op(who), self.view(kind), block)
 
     def block_is_empty(self, str kind not None, uint64_t block):
-        cdef PoolView *view = self.pool(kind)
+        cdef PoolView *view = self.view(kind)
         return bool(pool.block_is_empty(view, block, view.words[block]))
 
     def pool_take(self, uint64_t who, str kind not None):
         """Take an object into the context's field; the field is cleared, for the next one."""
-        cdef PoolView *view = self.pool(kind)
+        cdef PoolView *view = self.view(kind)
         cdef uint64_t *name = self.name(who, view)
         status = named(pool.pool_take(self.op(who), view, name))
         taken = name[0]
@@ -197,7 +193,7 @@ cdef class Image:
         return status, taken
 
     def pool_give(self, uint64_t who, str kind not None, uint64_t index):
-        cdef PoolView *view = self.pool(kind)
+        cdef PoolView *view = self.view(kind)
         cdef uint64_t *name = self.name(who, view)
         name[0] = index
         return named(pool.pool_give(self.op(who), view, name))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from picture import Picture
+from victim import victim_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +50,22 @@ def image(make_image):
     for kind in "element", "line":
         assert image.block_commit(0, kind) == "OK"
     return image
+
+
+@pytest.fixture
+def victim(make_map, unit):
+    """A map of 40 keys that all hash to 0: one chain of six, and lines that were given back."""
+    m = make_map(max_entries=2000, _seeds=(1, 0, 0, 0))
+    for number in range(60):
+        m[number.to_bytes(8, "little")] = number.to_bytes(8, "little")
+    for number in range(40, 60):
+        del m[number.to_bytes(8, "little")]
+    m.check()
+    victim = victim_of(m, unit)
+    yield victim
+    victim.mend()
+    assert m.check()["exact"]
+    assert len(m) == 40
 
 
 def load_built(name, tmp_path_factory):

@@ -26,10 +26,8 @@ def tag_of(index):
 
 @pytest.fixture
 def held(image):
-    """An image whose bucket 1 is held by context 2, with lines enough."""
+    """An image whose bucket 1 is held by context 2."""
     image.picture.buckets[BUCKET].header |= held_by(WHO)
-    for _ in range(2):  # a second block, if the first is small
-        image.picture.header.line_pool.ready_count
     return image
 
 
@@ -201,7 +199,7 @@ def test_an_appended_element_becomes_live_with_its_slot(image):
 def snapshot(image):
     """Everything that a repair may change."""
     picture = image.picture
-    lines = bytes(picture.lines[: 1])if False else b"".join(bytes(picture.lines[at]) for at in range(16))
+    lines = [bytes(picture.lines[at]) for at in range(16)]
     return bytes(picture.buckets[BUCKET]), lines, stash(image)
 
 
@@ -225,8 +223,8 @@ def stores_of_removal(image, victim):
     top_tag, top_index = top_line.tags[top], top_line.indices[top]
     stores = []
     if (line, slot) != found[-1] and top_index != victim:
-        stores.append(lambda: line.tags.__setitem__(slot, top_tag))
         stores.append(lambda: line.indices.__setitem__(slot, top_index))
+        stores.append(lambda: line.tags.__setitem__(slot, top_tag))
     stores.append(lambda: last.indices.__setitem__(top, 0))
     if top == 1:
         line_index = before.indices[LINK_SLOT] - LINK_BASE

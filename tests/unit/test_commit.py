@@ -118,7 +118,7 @@ def test_a_release_gives_the_memory_back(large):
 
     assert large.region_release(1, BUCKETS, 5000) == "OK"
 
-    assert (2 * PAGE, 2 * PAGE) == watermarks(large)
+    assert watermarks(large) == (2 * PAGE, 2 * PAGE)
     assert before - memory(large) >= (1 << 20) - 2 * PAGE
     assert large.region_commit(0, BUCKETS, 1 << 20) == "OK"
     assert large.picture.buckets[index].tags[0] == 0

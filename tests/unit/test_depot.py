@@ -203,6 +203,8 @@ def test_a_depot_without_credit_is_not_full_while_another_has_some(make_image):
     word = image.picture.depots[3].word
     image.picture.depots[3].word |= held_by(2)
     assert image.element_take(0) == "BUSY"
+    image.picture.depots[3].word = word & ~(0xFF << 24) | held_by(2)  # a credit may be on its way
+    assert image.element_take(0) == "BUSY"
     image.picture.depots[3].word = word
     assert take(image, 0) is not None
     assert image.element_take(0) == "FULL"

@@ -41,7 +41,7 @@ def test_an_element_is_owned_and_settled(make_image, state):
     assert image.picture.context(3).target == index
     image.element_settle(3, index, held)
     settled = image.picture.element(index)[0]
-    assert (LIVE, None) == (state_of(settled), owner_of(settled))
+    assert (state_of(settled), owner_of(settled)) == (LIVE, None)
     assert version_of(before) + 2 == version_of(settled)
 
 

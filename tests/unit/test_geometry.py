@@ -1,5 +1,6 @@
 """Where everything lies: a pure function of four numbers, without overlaps."""
 
+import itertools
 import random
 
 import pytest
@@ -27,9 +28,7 @@ def regions(facts):
     parts = [(0, PAGE)]
     parts += [(offsets[name], sizes[name]) for name in ("processes", "contexts")]
     parts.append((facts["depots_offset"], facts["depot_count"] * 64))
-    parts += [
-        (offsets[name], sizes[name]) for name in ("element_words", "line_words", "buckets")
-    ]
+    parts += [(offsets[name], sizes[name]) for name in ("element_words", "line_words", "buckets")]
     for name in ("line", "element"):
         pool = facts[f"{name}_pool"]
         parts.append((facts[f"{name}s_offset"], pool["block_count"] * pool["block_bytes"]))
@@ -39,7 +38,8 @@ def regions(facts):
 def check_geometry(facts, max_entries):
     """All that must hold of any geometry."""
     parts = regions(facts)
-    for (start, size), (following, _) in zip(parts, [*parts[1:], (facts["segment_bytes"], 0)]):
+    parts.append((facts["segment_bytes"], 0))
+    for (start, size), (following, _) in itertools.pairwise(parts):
         assert start % PAGE == 0
         assert size > 0
         assert 0 <= following - (start + size) < PAGE, "an overlap, or a gap"

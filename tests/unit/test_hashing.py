@@ -83,8 +83,7 @@ def test_keys_that_differ_in_one_high_byte_spread(unit, seed, size):
         keys = b"".join(base[:place] + bytes([n]) + base[place + 1 :] for n in range(256))
 
         used = [
-            len(set(hashes(unit, random_seeds(rng), keys, size) & (BUCKETS - 1)))
-            for _ in range(25)
+            len(set(hashes(unit, random_seeds(rng), keys, size) & (BUCKETS - 1))) for _ in range(25)
         ]
 
         # Chance uses 1024 * (1 - (1 - 1/1024) ** 256) = 226.6 buckets.
@@ -164,8 +163,6 @@ def test_one_hash_or_many_are_the_same_function(unit, seed):
     for size in SIZES:
         keys = rng.randbytes(size * 50)
 
-        expected = [
-            unit.hash_key(seeds, keys[at : at + size]) for at in range(0, len(keys), size)
-        ]
+        expected = [unit.hash_key(seeds, keys[at : at + size]) for at in range(0, len(keys), size)]
 
         assert expected == hashes(unit, seeds, keys, size).tolist()

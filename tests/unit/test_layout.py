@@ -83,7 +83,7 @@ def test_the_version_of_a_bucket_wraps_around_into_nothing_else(unit):
 
 
 @pytest.mark.parametrize("version", [0, 1, 2**44, 2**45 - 2, 2**45 - 1])
-@pytest.mark.parametrize(("before", "after"), itertools.product(range(6), repeat=2))
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(range(6), repeat=2)))
 def test_every_change_of_state_raises_the_version(unit, version, before, after):
     """R2: a header seen twice means that nothing happened; also where the version wraps around."""
     for old_lock, new_lock in itertools.product([0, unit.lock_bits(0x7FFF)], repeat=2):
@@ -115,7 +115,7 @@ def test_a_depot_word_holds_its_parts(unit, head, count, credit):
     assert word == picture.depot_word(head, count, credit) == unit.word_released(word)
 
 
-@pytest.mark.parametrize("parts", itertools.product([0, 1, 2], *[[0, 1, 4095]] * 3))
+@pytest.mark.parametrize("parts", list(itertools.product([0, 1, 2], *[[0, 1, 4095]] * 3)))
 def test_a_block_word_holds_its_parts(unit, parts):
     word = unit.block_word(*parts)
 

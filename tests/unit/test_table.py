@@ -39,7 +39,9 @@ def test_every_hash_belongs_to_exactly_one_bucket(unit, count):
     assert all(len(found) == 1 for found in owners)
 
 
-@pytest.mark.parametrize("count", [2**k + d for k in range(2, 31) for d in (-1, 0, 1) if 2**k + d > 3])
+@pytest.mark.parametrize(
+    "count", [2**k + d for k in range(2, 31) for d in (-1, 0, 1) if 2**k + d > 3]
+)
 def test_levels_differ_by_one_and_fit_the_index(unit, count):
     """The next to be split is the first of the lower level."""
     high = (count - 1).bit_length()
@@ -94,7 +96,7 @@ def test_a_bucket_without_level_leads_to_its_parent(roomy, unit):
 
 
 def test_levels_that_lead_nowhere_end(roomy, unit):
-    """H1: no level at all, a circle, a bucket beyond the array: no bucket, and no endless search."""
+    """H1: no level at all, a circle, a bucket beyond the array: no bucket, no endless search."""
     set_levels(roomy, unit, 4)
     roomy.picture.buckets[1].header = 0
     assert roomy.table_find(1) is None

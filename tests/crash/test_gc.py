@@ -1,0 +1,340 @@
+"""gc(), ephemeral maps, and the counters that tell what was recovered."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+import stepping
+from ledger import fork, reap, word
+
+import shmrhash
+from shmrhash import RHashMap
+
+HELD_WORDS = 256
+
+
+def segment_path(name):
+    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
+
+
+def put(m, key, number):
+    m.update(word(key), word(number) * (m.value_size // 8))
+
+
+@pytest.fixture(autouse=True)
+def own_directory(monkeypatch):
+    """gc() looks at all maps there are: a directory of segments for these tests only."""
+    folder = f"{os.environ.get('SHMRHASH_DIR', '/dev/shm')}/shmrhash-gc-{os.getpid()}"
+    os.mkdir(folder, 0o700)
+    with monkeypatch.context() as patch:
+        patch.setenv("SHMRHASH_DIR", folder)
+        yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def ephemeral(map_name):
+    """A function that creates an ephemeral map of that name."""
+
+    def create(name=map_name, **more):
+        return RHashMap.create(
+            name, key_size=8, value_size=8, max_entries=64, ephemeral=True, **more
+        )
+
+    return create
+
+
+def alive(function, *arguments):
+    """A child that did function and stays; (pid, what to do to let it end)."""
+    ready, theirs = os.pipe()
+
+    def live():
+        kept = function(*arguments)
+        os.write(theirs, b"r")
+        signal.pause()
+        return kept
+
+    pid = fork(live)
+    os.close(theirs)
+    assert os.read(ready, 1) == b"r"
+    os.close(ready)
+    return pid
+
+
+def kill(*pids):
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        assert reap(pid) == -signal.SIGKILL
+
+
+def open_and_put(name, key):
+    m = RHashMap.open(name)
+    put(m, key, key)
+    return m
+
+
+# ---- gc ----
+
+
+def test_gc_recovers_the_dead_and_leaves_the_living(make_map):
+    """C2: dead processes of all maps are recovered; names, entries and the living stay."""
+    maps = [make_map(), make_map()]
+    dead = [alive(open_and_put, m.name, key) for m in maps for key in (1, 2, 3)]
+    living = alive(open_and_put, maps[0].name, 4)
+    kill(*dead)
+
+    report = shmrhash.gc()
+
+    assert report["maps"] == 2
+    assert report["recovered"] == 6
+    assert not report["removed"]
+    assert not report["skipped"]
+    assert [len(m) for m in maps] == [4, 3]
+    assert [m.info()["processes"] for m in maps] == [2, 1]
+    assert shmrhash.gc()["recovered"] == 0
+    assert maps[0].info()["processes"] == 2
+    kill(living)
+
+
+def test_gc_with_names_removes_what_nobody_holds(make_map, map_name):
+    """C2: used maps keep their names, whoever uses them; the others lose theirs."""
+    held = make_map()
+    names = [f"{map_name}-left", f"{map_name}-killed", f"{map_name}-read", f"{map_name}-forked"]
+    for name in names:
+        RHashMap.create(name, key_size=8, value_size=8, max_entries=8).close()
+    kill(alive(open_and_put, names[1], 1))
+    reader = alive(lambda: RHashMap.open(names[2], read_only=True))
+    user = alive(open_and_put, names[3], 1)
+
+    report = shmrhash.gc(names=True)
+
+    assert sorted(report["removed"]) == sorted(names[:2])
+    assert sorted(os.listdir(os.environ["SHMRHASH_DIR"])) == sorted([held.name, *names[2:]])
+    kill(reader, user)
+    assert sorted(shmrhash.gc(names=True)["removed"]) == sorted(names[2:])
+
+
+def test_gc_passes_over_what_is_no_map(make_map, own_directory):
+    """H1: other files stay as they are; a damaged map is skipped with a reason."""
+    make_map()
+    foreign = os.path.join(own_directory, "foreign")
+    damaged = os.path.join(own_directory, "damaged")
+    with open(foreign, "wb") as file:
+        file.write(b"something else")
+    RHashMap.create("damaged", key_size=8, value_size=8, max_entries=8).close()
+    with open(damaged, "r+b") as file:
+        file.seek(16)
+        file.write(b"\xff" * 8)
+
+    report = shmrhash.gc(names=True)
+
+    assert list(report["skipped"]) == ["damaged"]
+    assert os.path.exists(foreign)
+    assert os.path.exists(damaged)
+    os.unlink(foreign)
+    os.unlink(damaged)
+
+
+# ---- ephemeral maps ----
+
+
+def test_last_close_removes_the_name(ephemeral, map_name):
+    first = ephemeral()
+    second = RHashMap.open(map_name)
+    first.close()
+    assert os.path.exists(segment_path(map_name))
+    put(second, 1, 1)
+
+    second.close()
+
+    assert not os.path.exists(segment_path(map_name))
+    with pytest.raises(shmrhash.SegmentMissing):
+        RHashMap.open(map_name)
+
+
+def test_close_does_not_remove_a_successors_name(ephemeral, map_name):
+    """The name was unlinked and is another map's by now."""
+    first = ephemeral()
+    first.unlink()
+    second = ephemeral()
+
+    first.close()
+
+    put(second, 1, 1)
+    RHashMap.open(map_name).close()
+    second.close()
+    assert not os.path.exists(segment_path(map_name))
+
+
+def test_killed_users_leave_the_name_to_gc(ephemeral, map_name):
+    """C2: all users are killed at once; gc() removes the name, but not while one is left."""
+
+    def create_and_put(key):
+        m = ephemeral()
+        put(m, key, key)
+        return m
+
+    first = alive(create_and_put, 1)
+    others = [alive(open_and_put, map_name, key) for key in (2, 3, 4)]
+    kill(first, *others[:2])
+    assert not shmrhash.gc()["removed"]
+    with RHashMap.open(map_name) as m:
+        assert len(m) == 4
+    assert os.path.exists(segment_path(map_name))
+    kill(others[2])
+
+    assert shmrhash.gc()["removed"] == [map_name]
+
+    assert not os.path.exists(segment_path(map_name))
+
+
+def test_killed_users_leave_the_name_to_the_next_open(ephemeral, map_name):
+    """C2: who opens it finds that nobody is left; who opens or creates gets a new one."""
+
+    def create_and_put():
+        m = ephemeral()
+        put(m, 1, 1)
+        return m
+
+    kill(alive(create_and_put))
+    with pytest.raises(shmrhash.SegmentMissing):
+        RHashMap.open(map_name)
+    assert not os.path.exists(segment_path(map_name))
+
+    kill(alive(create_and_put))
+    with RHashMap.open_or_create(
+        map_name, key_size=8, value_size=8, max_entries=64, ephemeral=True
+    ) as m:
+        assert not len(m)
+    assert not os.path.exists(segment_path(map_name))
+
+
+def test_child_of_fork_keeps_an_ephemeral_map(ephemeral, map_name):
+    """C3: the parent closes, a child that uses the inherited handle goes on, and closes last."""
+    m = ephemeral()
+    pid = alive(put, m, 1, 1)
+    m.close()
+    assert os.path.exists(segment_path(map_name))
+
+    with RHashMap.open(map_name) as again:
+        assert len(again) == 1
+        kill(pid)
+
+    assert not os.path.exists(segment_path(map_name))
+
+
+@pytest.mark.usefixtures("stepper")
+def test_name_goes_when_the_last_two_close_together(ephemeral, map_name):
+    """Whoever leaves last removes the name, also if each saw the other before it left."""
+    first = ephemeral()
+    put(first, 1, 1)
+    second = stepping.stop_at_change(
+        lambda: open_and_put(map_name, 2),
+        lambda own: own.close(),
+        stepping.Segment(segment_path(map_name)),
+        1,
+    )
+    with second:
+        first.close()
+        second.wait()
+
+    assert not os.path.exists(segment_path(map_name))
+
+
+def close_together(name, barrier, rounds):
+    for _ in range(rounds):
+        m = RHashMap.open(name)
+        barrier.wait(60)  # all are attached
+        barrier.wait(60)  # the creator has closed
+        m.close()
+        barrier.wait(60)
+        barrier.wait(60)  # there is a new one
+
+
+def test_name_goes_when_many_close_together(ephemeral, map_name):
+    """The same by chance, with three processes, 40 times."""
+    rounds, count = 40, 3
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(count + 1)
+    first = ephemeral()
+    workers = [
+        context.Process(target=close_together, args=(map_name, barrier, rounds), daemon=True)
+        for _ in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    left = 0
+    for _ in range(rounds):
+        barrier.wait(60)
+        first.close()
+        barrier.wait(60)
+        barrier.wait(60)
+        if os.path.exists(segment_path(map_name)):
+            left += 1
+            os.unlink(segment_path(map_name))
+        first = ephemeral()
+        barrier.wait(60)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+        worker.close()
+    first.close()
+
+    assert left == 0, f"{left} of {rounds} times the name stayed"
+
+
+# ---- counters ----
+
+
+def dead_in_the_middle(m, operate, changes):
+    with stepping.stop_at_change(
+        lambda: RHashMap.open(m.name), operate, stepping.Segment(segment_path(m.name)), changes
+    ) as child:
+        child.kill()
+
+
+@pytest.mark.usefixtures("stepper")
+def test_info_counts_what_was_recovered(make_map):
+    """C2: a death in the middle of an update, which is finished, and of an insert, undone."""
+    m = make_map(value_size=8 * HELD_WORDS)
+    put(m, 1, 1)
+    fresh = m.info()
+    for counter in ("recoveries", "owners_found_dead", "recovery_ns_max"):
+        assert fresh[counter] == 0
+    assert fresh["operations_finished"] == fresh["operations_undone"] == 0
+
+    # An update of n words: n changes of the redo buffer, then n of the element.
+    dead_in_the_middle(m, lambda own: put(own, 1, 9), HELD_WORDS * 3 // 2)
+    assert m[word(1)] == word(9) * HELD_WORDS
+    put(m, 1, 10)
+    finished = m.info()
+    assert finished["operations_finished"] == 1
+    assert finished["operations_undone"] == 0
+    assert finished["recoveries"] == finished["owners_found_dead"] == 1
+    assert 0 < finished["recovery_ns_max"] < 1_000_000_000
+
+    # In the middle of copying a value into a new element, whatever it took to get that.
+    dead_in_the_middle(m, lambda own: put(own, 2, 9), HELD_WORDS * 3 // 4)
+    assert shmrhash.gc()["recovered"] == 1
+    undone = m.info()
+    assert undone["operations_finished"] == 1
+    assert undone["operations_undone"] == 1
+    assert undone["recoveries"] == undone["owners_found_dead"] == 2
+    assert word(2) not in m
+
+
+def test_info_counts_processes(make_map):
+    """C3: the living, in all their ways to be attached; not the dead."""
+    m = make_map()
+    put(m, 0, 1)
+    assert m.info()["processes"] == 1
+    pids = [alive(put, m, 1, 1), alive(open_and_put, m.name, 2)]
+    assert m.info()["processes"] == 3
+    assert set(m.info()["pids"]) == {os.getpid(), *pids}
+
+    kill(*pids)
+
+    assert m.info()["pids"] == [os.getpid()]

@@ -1,0 +1,252 @@
+"""A file system of 2 MiB, full: an error of the operation that needed memory, never SIGBUS (M1).
+
+A worker that dies by itself, of whatever signal, fails the test (Storm.watch, reap).
+"""
+
+import contextlib
+import faulthandler
+import itertools
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from ledger import (
+    GROWING,
+    NOEXIST,
+    SHRINKING,
+    VALUE_SIZE,
+    Books,
+    Ledger,
+    Storm,
+    expect_all_at_rest,
+    expect_ledgers,
+    fork,
+    reap,
+    value_of,
+    version_in,
+    word,
+)
+
+import shmrhash
+from shmrhash import RHashMap
+
+SIZE_BYTES = 2 << 20
+ENTRIES_MAX = 100_000  # far more than there is memory for
+FULL_WORKERS = 3
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The directory of segments is a tmpfs of 2 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES},mode=1777", "tmpfs", folder]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no mount program")
+    if done.returncode != 0:
+        pytest.skip(f"mounting a tmpfs is refused: {done.stderr.strip()}")
+    with monkeypatch.context() as patch:
+        patch.setenv("SHMRHASH_DIR", str(folder))
+        yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def m(small, map_name):
+    with RHashMap.create(
+        map_name, key_size=8, value_size=VALUE_SIZE, max_entries=ENTRIES_MAX
+    ) as shared_map:
+        yield shared_map
+        shared_map.check()
+        shared_map.unlink()
+
+
+def free_bytes(folder):
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_bsize
+
+
+def fill_the_rest(folder):
+    """A file that takes every page that is left."""
+    path = folder / "ballast"
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    assert free_bytes(folder) == 0
+    return path
+
+
+def fill(m, first):
+    """Insert keys of one's own until memory is refused; how many were taken."""
+    for key in itertools.count(first):
+        try:
+            m.update(word(key), value_of(key, 1), NOEXIST)
+        except shmrhash.SegmentFull:
+            return key - first
+    raise AssertionError("memory without end")
+
+
+def fill_and_report(m, first, count_at):
+    count_at[0] = fill(m, first)
+
+
+def test_filling_processes_are_refused_and_go_on(m, small):
+    """M1: several processes fill the file system; all are refused, all can read and delete."""
+    books = Books(FULL_WORKERS, 1)
+    first = [number << 20 for number in range(FULL_WORKERS)]
+    pids = [
+        fork(fill_and_report, m, first[number], books.ledgers[number].words)
+        for number in range(FULL_WORKERS)
+    ]
+    assert [reap(pid) for pid in pids] == [0] * FULL_WORKERS
+
+    counts = [ledger.words[0] for ledger in books.ledgers]
+    assert sum(counts) == len(m) > 1000
+    keys = [
+        key
+        for start, count in zip(first, counts, strict=True)
+        for key in range(start, start + count)
+    ]
+    assert free_bytes(small) < 128 << 10
+
+    # Everybody reads, updates in place, and finds nothing wrong; also processes that come now.
+    def use():
+        for key in keys:
+            assert version_in(key, m[word(key)]) == 1
+            m.update(word(key), value_of(key, 1))
+        with RHashMap.open(m.name, read_only=True) as reader:
+            assert version_in(keys[0], reader[word(keys[0])]) == 1
+
+    use()
+    assert reap(fork(use)) == 0
+    with pytest.raises(shmrhash.SegmentFull, match="free"):
+        m.update(word(1 << 40), value_of(1 << 40, 1))
+    m.check()
+
+    # Room again, for the keys of others too.
+    for key in keys[: len(keys) // 2]:
+        m.delete(word(key))
+    taken = fill(m, 1 << 30)
+    assert taken >= len(keys) // 2 - 200  # some stay parked in depots
+    m.check()
+    m.clear()
+    assert fill(m, 1 << 31) >= len(keys) - 200
+
+
+def test_not_one_page_left(m, small):
+    """M1: somebody else's file takes the last page; what needs no memory goes on."""
+    for key in range(100):
+        m.update(word(key), value_of(key, 1))
+    ballast = fill_the_rest(small)
+
+    def use():
+        for key in range(100):
+            assert version_in(key, m[word(key)]) == 1
+            m.update(word(key), value_of(key, 1))
+        assert m.lookup(word(5000)) is None
+
+    use()
+    assert reap(fork(use)) == 0
+    taken = fill(m, 1 << 20)
+    with pytest.raises(shmrhash.SegmentFull):
+        RHashMap.create(m.name + "-2", key_size=8, value_size=8, max_entries=10)
+    m.check()
+    for key in range(100):
+        m.delete(word(key))
+    m.check()
+
+    ballast.unlink()
+    assert fill(m, 1 << 21) > taken + 1000
+    assert len(m) > 1000
+
+
+def test_many_processes_come_when_there_is_no_page_left(m, small):
+    """M1: their slots and contexts may need memory: an error then, no signal, and others go on."""
+    m.update(word(1), value_of(1, 1))
+    fill_the_rest(small)
+    go_on, tell = os.pipe()
+    ready, theirs = os.pipe()
+
+    def come():
+        os.close(tell)
+        try:
+            m.lookup(word(1))
+            answer = b"y"
+        except shmrhash.SegmentFull:
+            answer = b"n"
+        os.write(theirs, answer)
+        os.read(go_on, 1)  # stay attached until all have come
+
+    pids = [fork(come) for _ in range(100)]
+    answers = b"".join(os.read(ready, 1) for _ in pids)
+    os.close(tell)
+    assert [0] * len(pids) == [reap(pid) for pid in pids]
+    for fd in (go_on, ready, theirs):
+        os.close(fd)
+
+    assert b"y" in answers
+    assert version_in(1, m[word(1)]) == 1
+    (small / "ballast").unlink()
+    expect_all_at_rest(m)
+
+
+def survive_while_full(m, small, seed, kills_wanted):
+    """Kill workers that are refused memory most of the time."""
+    slots, keys_count = 3, 4000  # together twice as many as fit
+    books = Books(slots, keys_count)
+    books.open_accounts(m)
+    with Storm(m, books, seed, tolerated=(shmrhash.SegmentFull,)) as storm:
+        storm.start_all()
+        began = time.monotonic()
+        while storm.kills < kills_wanted:
+            books.phase = SHRINKING if (time.monotonic() - began) % 3 > 2.5 else GROWING
+            time.sleep(storm.rng.uniform(0, 0.02))
+            storm.watch()
+            ready = storm.at_work()
+            if ready:
+                slot = storm.rng.choice(ready)
+                storm.kill([slot])
+                storm.start(slot)
+        storm.kill(storm.slots)
+        doubts = storm.shared_doubts
+    refusals = sum(ledger.words[Ledger.REFUSALS] for ledger in books.ledgers)
+    print(f"seed {seed}: {kills_wanted} kills, {refusals} refusals, {len(m)} entries")
+
+    expect_all_at_rest(m)
+    expect_ledgers(m, books, doubts)
+    assert refusals > 100
+    taken = fill(m, 1 << 42)
+    assert free_bytes(small) < 128 << 10
+    for key in range(1 << 42, (1 << 42) + taken):
+        m.delete(word(key))
+    expect_ledgers(m, books, doubts)
+    before = len(m)
+    m.clear()
+    expect_all_at_rest(m)
+    again = fill(m, 1 << 42)
+    assert again >= before + taken - 200, "memory is lost"
+
+
+def test_kills_while_memory_is_refused(m, small, seed):
+    """M1, C1: the ledgers are right, and all memory can be used afterwards."""
+    survive_while_full(m, small, seed, 60)
+
+
+@pytest.mark.long
+def test_kills_while_memory_is_refused_for_long(m, small, seed, duration):
+    """M1, C1: the same with 1,000 kills for each second of --duration."""
+    survive_while_full(m, small, seed, int(1000 * duration))
+
+
+def test_signal_of_a_worker_would_be_seen():
+    """M1: the way these tests look for SIGBUS finds one."""
+
+    def die():
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    assert reap(fork(die)) == -signal.SIGBUS
