@@ -70,14 +70,14 @@ cdef inline Status chain_find(
             mask &= mask - 1
             # Acquire: pairs with the release store of the index in chain_append.
             index = load_acquire_u32(&line.indices[slot])
-            if index == 0 or index >= map.element_max:
+            if unlikely(index == 0 or index >= map.element_max):
                 continue
             element = element_at(map, index)
             # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
             header = load_acquire_u64(&element.header)
-            if element_state(header) - <uint32_t> ELEMENT_LIVE > 2:
+            if unlikely(element_state(header) - <uint32_t> ELEMENT_LIVE > 2):
                 continue                       # FREE, ALLOC or DEAD
-            if not key_matches(map, element, key):
+            if unlikely(not key_matches(map, element, key)):
                 continue
             # The element may have been deleted and be on its way to another place, or be about to
             # be inserted: only while a slot names it does its header speak for the map.

@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
     fence_acquire, fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64,
-    read_tail, pause,
+    read_tail, pause, likely, unlikely,
 )
 from status cimport Status, OK, RETRY, BUSY
 from layout cimport (
@@ -33,13 +33,13 @@ cdef inline bint element_read(Map *map, const Found *found, void *value) noexcep
     """Copy the value of an element as it was found; False if it changed meanwhile."""
     cdef uint64_t owner
     cdef uint64_t *source = element_value(map, found.element)
-    if element_state(found.header) == ELEMENT_UPD:
+    if unlikely(element_state(found.header) == ELEMENT_UPD):
         owner = word_owner(found.header)
         if (owner + 1) * map.context_stride > load_relaxed_u64(
                 &map.header.regions[REGION_CONTEXTS].usable):
             return False
         source = context_redo(context_at(map, owner))
-    if map.value_size == 8:
+    if likely(map.value_size == 8):
         (<uint64_t *> value)[0] = load_relaxed_u64(source)
     else:
         copy_out(value, source, map.value_size)

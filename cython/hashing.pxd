@@ -10,6 +10,9 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport multiply_fold, read_u64, read_u32, read_tail
 
+cdef enum:
+    MULTIPLIER = 0x9E3779B97F4A7C15ULL
+
 cdef inline uint32_t hash_fold(uint64_t hash64) noexcept nogil:
     return <uint32_t> (hash64 ^ (hash64 >> 32))
 
@@ -35,7 +38,9 @@ cdef inline uint32_t hash_long_key(
 cdef inline uint32_t hash_key(
         const uint64_t *seeds, const uint8_t *key, uint64_t size) noexcept nogil:
     if size == 8:
-        return hash_fold(multiply_fold(read_u64(key) ^ seeds[0], seeds[1]))
+        return hash_fold(multiply_fold(
+            multiply_fold(read_u64(key) ^ seeds[0], MULTIPLIER) ^ seeds[2], seeds[1]))
     if size == 4:
-        return hash_fold(multiply_fold(read_u32(key) ^ seeds[0], seeds[1]))
+        return hash_fold(multiply_fold(
+            multiply_fold(read_u32(key) ^ seeds[0], MULTIPLIER) ^ seeds[2], seeds[1]))
     return hash_long_key(seeds, key, size)

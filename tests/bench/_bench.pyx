@@ -10,9 +10,21 @@
 # operation. A run takes the entries in sequence or in the order of an array.
 include "_core.pyx"
 
+# Everything used below, so that it does not depend on what _core.pyx happens to use.
+from cpython.bytes cimport PyBytes_AS_STRING
 from cython cimport final
-from libc.string cimport memcmp
-from map cimport UPDATE_ANY, UPDATE_NOEXIST
+from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+from atomics cimport likely, unlikely
+from status cimport Status, OK, ABSENT, BUSY, RETRY
+from hashing cimport hash_key
+from system cimport clock_ns, CLOCK_MONOTONIC
+from lock cimport Op
+from map cimport (
+    UPDATE_ANY, UPDATE_NOEXIST, op_begin, op_end, op_settle, map_lookup, map_contains, map_update,
+    map_delete, map_add,
+)
 
 cdef enum:
     KEY_BYTES_MAX = 1024
