@@ -383,8 +383,9 @@ class RHashMap(_core.MapHandle):
     def info(self) -> dict[str, Any]:
         """Everything an operator asks, as a dict. Sizes are bytes, times nanoseconds.
 
-        Counts are read one after another while others go on; at rest they are exact. Costs some
-        tens of microseconds.
+        Counts are read one after another while others go on; at rest they are exact. entries, as
+        len(), includes what operations under way, and dead processes not yet recovered, have in
+        hand. Costs about 2 ms: it asks the system about huge pages.
 
         Raises MapClosed.
         """
@@ -415,18 +416,17 @@ class RHashMap(_core.MapHandle):
     def check(self) -> dict[str, Any]:
         """Walk every structural invariant of the map; raise SegmentCorrupt with what is wrong.
 
-        Returns figures of the walk. "exact" is True if no other process was inside an operation
-        meanwhile; under constant writing it is False after some tries, and then findings, which may
-        be work in progress, are not raised. Costs about 0.1 us for each entry, and a byte of
-        private memory for each element.
+        Recovers dead processes first. Returns figures of the walk. "exact" is True if no other
+        process was inside an operation meanwhile; under constant writing it is False after some
+        tries, and then findings, which may be work in progress, are not raised. Costs about 0.1 us
+        for each entry, and a byte of private memory for each element.
         """
         problem = where = 0
         exact = False
         figures: dict[str, int] = {}
         for attempt in range(_CHECK_TRIES_MAX):
-            if attempt:
-                self._recover()
-                time.sleep(0.001 * attempt)
+            self._recover()
+            time.sleep(0.001 * attempt)
             problem, where, exact, figures = self._check()
             if exact:
                 break

@@ -1,0 +1,156 @@
+"""A reader is stopped at every instruction of a lookup while the map changes under it (R1, R2, W1).
+
+Each test stops a reader inside its lookup, lets a writer go to some store of an operation that
+moves or deletes what the reader is looking for, lets the reader finish, and judges what it
+returned. These windows are a few instructions wide; by chance they are hardly ever met.
+"""
+
+import random
+import struct
+
+import pytest
+import stepping
+
+import shmrhash
+from shmrhash import RHashMap
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+COLLIDING = (1, 0)  # every key hashes to 0: one bucket and its lines have them all
+SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+KEYS = (3, 14)  # of those that the three inserts move
+SAMPLE = 40  # pairs of a reader's and a writer's place; the long tests take all
+
+
+def word(number):
+    return struct.pack("<Q", number)
+
+
+def opened(name):
+    """prepare: an own handle, with everything lazy done."""
+
+    def prepare():
+        handle = RHashMap.open(name)
+        handle.lookup(word(1 << 40))
+        return handle
+
+    return prepare
+
+
+class Stage:
+    """A map at the beginning of a scene, and the places where reader and writer can stop."""
+
+    def __init__(self, name, keys, read, write, **geometry):
+        self.read, self.write, self.name = read, write, name
+        self.map = RHashMap.create(name, key_size=8, value_size=8, max_entries=64, **geometry)
+        for key in keys:
+            self.map[word(key)] = word(key)
+        self.segment = stepping.Segment(shmrhash._segment.path_of(name))
+        self.image = self.segment.image()
+        # A lookup changes its context's activity at its beginning and at its end.
+        first, last = stepping.trace(opened(name), read, self.segment).steps_changed[-2:]
+        self.reader_places = range(first, last)
+        self.segment.restore(self.image)
+        self.writer_trace = stepping.trace(opened(name), write, self.segment)
+        self.segment.restore(self.image)
+        self.writer_places = range(1, len(self.writer_trace.changes) + 1)
+
+    def places(self, seed, everything):
+        every = [(k, n) for k in self.reader_places for n in self.writer_places]
+        return every if everything else random.Random(seed).sample(every, min(SAMPLE, len(every)))
+
+    def play(self, k, n, before=lambda _: None):
+        """The reader stops after k steps, the writer after n changes; what the reader returns, and
+        what a lookup finds once the writer was killed there."""
+        self.segment.restore(self.image)
+        with stepping.stop_at_step(opened(self.name), self.read, k) as reader:
+            before(self.map)
+            with stepping.stop_at_change(opened(self.name), self.write, self.segment, n) as writer:
+                seen = reader.wait()
+                writer.kill()
+        with RHashMap.open(self.name) as survivor:
+            return seen, self.read(survivor)
+
+    def close(self):
+        self.segment.restore(self.image)
+        self.map.check()
+        self.map.unlink()
+        self.map.close()
+
+
+def insert_three(own):
+    """The first takes another block of credits, so that each of the three splits two buckets."""
+    for number in range(3):
+        own.update(word(100 + number), word(0))
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["sample", "all"])
+def everything(request):
+    return request.param
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_that_a_split_moves_is_found(map_name, seed, everything, key):
+    """W1, R1: a miss is believed only if the bucket did not change since."""
+    stage = Stage(
+        map_name,
+        range(1, 33),
+        read=lambda own: own.lookup(word(key)),
+        write=insert_three,
+        _seeds=SCATTERED,
+    )
+    try:
+        for k, n in stage.places(seed, everything):
+            seen, after = stage.play(k, n)
+
+            assert (seen, after) == (word(key), word(key)), (k, n)
+    finally:
+        stage.close()
+
+
+def test_a_key_that_a_removal_moves_is_found(map_name, seed, everything):
+    """W1, R1: the last of a chain moves into a gap; it is found in one place or the other."""
+    stage = Stage(
+        map_name,
+        range(1, 12),
+        read=lambda own: own.lookup(word(11)),
+        write=lambda own: own.delete(word(2)),
+        _seeds=COLLIDING,
+    )
+    try:
+        for k, n in stage.places(seed, everything):
+            seen, after = stage.play(k, n)
+
+            assert (seen, after) == (word(11), word(11)), (k, n)
+    finally:
+        stage.close()
+
+
+def test_what_was_read_does_not_vanish(map_name, seed, everything):
+    """W1, C1: an insertion that a kill undoes was seen by nobody, not even through a stale slot.
+
+    The reader came by the slot before the key was deleted; the inserter takes the same element.
+    """
+    stage = Stage(
+        map_name,
+        [1],
+        read=lambda own: own.lookup(word(1)),
+        write=lambda own: own.update(word(1), word(2)),
+    )
+    stage.map.delete(word(1))  # the writer's trace of an insert, from a map without the key
+    stage.map[word(1)] = word(1)
+    stage.image = stage.segment.image()
+    stage.map.delete(word(1))
+    without = stage.segment.image()
+    insert = stepping.trace(opened(map_name), stage.write, stage.segment)
+    stage.segment.restore(without)
+    stage.writer_places = range(1, len(insert.changes) + 1)
+    try:
+        with stepping.on_cpu(stepping.default_cpu()):  # so that the depot is the same
+            for k, n in stage.places(seed, everything):
+                seen, after = stage.play(k, n, before=lambda own: own.delete(word(1)))
+
+                assert seen in (None, word(1), word(2)), (k, n)
+                assert seen != word(2) or after == word(2), (k, n)
+    finally:
+        stage.close()
