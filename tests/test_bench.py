@@ -18,6 +18,7 @@ BENCH = Path(__file__).parent / "bench"
         ["core.py", "--quick", "--sizes", "32/256"],
         ["memory.py", "--sizes", "8/8", "32/256", "--entries", "1", "5000"],
         ["processes.py", "--processes", "1", "2", "--rounds", "1"],
+        ["recovery.py", "--deaths", "2", "--reads", "500"],
     ],
     ids=lambda command: command[0],
 )

@@ -20,10 +20,10 @@ from atomics cimport likely, unlikely
 from status cimport Status, OK, ABSENT, BUSY, RETRY
 from hashing cimport hash_key
 from system cimport clock_ns, CLOCK_MONOTONIC
-from lock cimport Op
+from lock cimport Op, op_begin, op_end
 from map cimport (
-    UPDATE_ANY, UPDATE_NOEXIST, op_begin, op_end, op_settle, map_lookup, map_contains, map_update,
-    map_delete, map_add,
+    UPDATE_ANY, UPDATE_NOEXIST, op_settle, map_lookup, map_contains, map_update, map_delete,
+    map_add,
 )
 
 cdef enum:
