@@ -31,6 +31,12 @@ import shmrhash
 KEY_SIZE = 32  # bytes; 96 % of the different words of the standard library fit in
 VALUE_SIZE = 8  # add() counts in 64 bits
 
+signals = []  # received by the parent; looked at between two files
+
+
+class Stopped(Exception):
+    """Ctrl-C or kill."""
+
 
 def word_key(word):
     """The word in UTF-8, padded with NUL; a longer word is a NUL and the digest of all of it.
@@ -114,6 +120,10 @@ def differences(shared_counts, expected):
 
 
 def show_progress(what, done, total):
+    # Here and not in the signal's handler: an exception at any moment, as Python's own handler of
+    # Ctrl-C raises it, can leave a lock of the pool taken, and the pool waiting for it for ever.
+    if signals:
+        raise Stopped
     if sys.stderr.isatty() or done == total:
         end = "\n" if done == total else "\r"
         print(f"{what}: {done:,} of {total:,} files", end=end, file=sys.stderr, flush=True)
@@ -190,14 +200,12 @@ def run(options):
 def main(arguments=None):
     try:
         return run(parse_arguments(arguments))
-    except KeyboardInterrupt:
-        print("\nword_count: interrupted", file=sys.stderr)
-        return 130
-    except (OSError, BrokenProcessPool, shmrhash.Error) as error:
-        print(f"\nword_count: {error}", file=sys.stderr)
-        return 2
+    except (Stopped, OSError, BrokenProcessPool, shmrhash.Error) as error:
+        print("\nword_count:", "interrupted" if signals else error, file=sys.stderr)
+        return 128 + signals[0] if signals else 2
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as after Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
     sys.exit(main())
