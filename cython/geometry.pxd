@@ -55,7 +55,6 @@ cdef struct Local:
     uint64_t process_index
     uint64_t more_count        # further idle contexts, for threads that meet inside operations
     uint32_t more[448]
-    uint64_t lock              # guards more[] and registration, among threads of this process
 
 cdef struct Map:
     uint8_t *base
@@ -97,7 +96,6 @@ cdef struct Map:
     int fd
     bint read_only
     bint use_membarrier
-    bint has_local_page
 
 cdef inline uint64_t round_up(uint64_t value, uint64_t multiple) noexcept nogil:
     return (value + multiple - 1) // multiple * multiple

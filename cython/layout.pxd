@@ -103,7 +103,6 @@ cdef enum:
     OPERATION_DELETE = 2
     OPERATION_SPLIT = 3
     OPERATION_MERGE = 4
-    OPERATION_INSPECT = 5      # a bucket held and not changed
 
 # A region committed from its start up to a watermark.
 #   usable     bytes that may be touched. Raised after the memory is there, lowered before it goes.

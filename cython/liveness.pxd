@@ -28,10 +28,8 @@ from layout cimport (
 )
 from geometry cimport Map, context_at, round_up
 from system cimport (
-    segment_open, segment_fd, byte_lock, clock_ns, nanosleep, timespec, mmap, munmap, madvise,
-    close, getpid, COMMIT_BYTE, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK, CLOCK_REALTIME,
-    PROT_READ,
-    MAP_SHARED, MAP_FAILED, MADV_DONTFORK,
+    segment_open, segment_fd, byte_lock, page_kept, clock_ns, nanosleep, timespec, munmap, close,
+    getpid, COMMIT_BYTE, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK, CLOCK_REALTIME,
 )
 from lock cimport Op
 from commit cimport memory_populate
@@ -118,7 +116,6 @@ cdef inline Status process_register(Map *map, Standing *standing) noexcept nogil
     """Give this process a slot. The caller keeps other threads, and fork, away meanwhile."""
     cdef uint64_t index = 0
     cdef Status status
-    cdef void *page
     cdef int fd = segment_open(map)
     if fd < 0:
         return SYSTEM_ERROR
@@ -127,23 +124,18 @@ cdef inline Status process_register(Map *map, Standing *standing) noexcept nogil
         close(fd)
         return status
     standing.lock_fd = fd
-    standing.lock_page = NULL
-    page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)
-    if page != MAP_FAILED:
-        if madvise(page, PAGE_BYTES, MADV_DONTFORK) == 0:
-            standing.lock_page = page
-            standing.lock_fd = -1
-            close(fd)
-            if process_is_dead(map, index):    # self-test: this kernel lets go of the lock
-                standing.lock_page = NULL
-                munmap(page, PAGE_BYTES)
-                fd = segment_open(map)
-                if fd < 0 or byte_lock(fd, F_OFD_SETLK, F_WRLCK, index) != 0:
-                    store_release_u64(&(map.processes + index).used, 0)
-                    return SYSTEM_ERROR
-                standing.lock_fd = fd
-        else:
-            munmap(page, PAGE_BYTES)
+    standing.lock_page = page_kept(fd)
+    if standing.lock_page != NULL:
+        standing.lock_fd = -1
+        close(fd)
+        if process_is_dead(map, index):        # self-test: this kernel lets go of the lock
+            munmap(standing.lock_page, PAGE_BYTES)
+            standing.lock_page = NULL
+            fd = segment_open(map)
+            if fd < 0 or byte_lock(fd, F_OFD_SETLK, F_WRLCK, index) != 0:
+                store_release_u64(&(map.processes + index).used, 0)
+                return SYSTEM_ERROR
+            standing.lock_fd = fd
     map.local.process_index = index
     map.local.registered = 1
     return OK

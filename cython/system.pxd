@@ -110,6 +110,16 @@ cdef inline int byte_lock(int fd, int command, int kind, uint64_t byte) noexcept
         return lock.l_type != F_UNLCK
     return 0
 
+cdef inline void *page_kept(int fd) noexcept nogil:
+    """Map a page that keeps the open file, and is not passed on by fork; NULL if that fails."""
+    cdef void *page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)
+    if page == MAP_FAILED:
+        return NULL
+    if madvise(page, PAGE_BYTES, MADV_DONTFORK) != 0:
+        munmap(page, PAGE_BYTES)
+        return NULL
+    return page
+
 cdef inline int byte_lock_kept(Map *map, uint64_t byte, void **page) noexcept nogil:
     """Lock a byte for as long as a page stays mapped that fork does not pass on. 0 or -1."""
     cdef int fd = segment_open(map)
@@ -117,11 +127,9 @@ cdef inline int byte_lock_kept(Map *map, uint64_t byte, void **page) noexcept no
     if fd < 0:
         return -1
     if byte_lock(fd, F_OFD_SETLK, F_WRLCK, byte) == 0:
-        page[0] = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)
-        if page[0] != MAP_FAILED and madvise(page[0], PAGE_BYTES, MADV_DONTFORK) == 0:
+        page[0] = page_kept(fd)
+        if page[0] != NULL:
             result = 0
-        elif page[0] != MAP_FAILED:
-            munmap(page[0], PAGE_BYTES)
     if result != 0:
         byte_lock(fd, F_OFD_SETLK, F_UNLCK, byte)
     close(fd)
