@@ -52,7 +52,8 @@ def survive_a_storm(make_map, seed, kills_wanted, seconds, pause_s_max):
 
     with Storm(m, books, seed) as storm:
         spent_s = rage(storm, kills_wanted, seconds, pause_s_max)
-        expect_ledgers(m, books, storm.shared_doubts)
+        dead = storm.kills - m.info()["recoveries"]
+        expect_ledgers(m, books, storm.shared_doubts, dead)
 
     expect_all_at_rest(m)
     expect_ledgers(m, books, storm.shared_doubts)
