@@ -5,18 +5,24 @@ MapHandle attaches a process to a segment and offers the operations; shmrhash.RH
 subclass. Everything that can wait releases the GIL.
 """
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyObject_GetBuffer, PyBuffer_Release, PyObject_CheckBuffer
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release,
+    PyObject_CheckBuffer, PyObject_GetBuffer,
+)
 from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
 )
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcpy, memset, strdup, strerror
+from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
 from atomics cimport (
     likely, unlikely, load_relaxed_u64, load_acquire_u64, local_put_u64, local_take_u64,
+    read_u32, read_u64, reverse_bits_u32,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
@@ -49,6 +55,11 @@ from session cimport (
 )
 from segment cimport segment_examine, segment_fill, buckets_for, first_bytes
 from check cimport Report, check_map
+from order cimport Position, Sink, ORDER_END
+from walk cimport BucketFacts, bucket_look, walk_on
+from many cimport (
+    Many, MANY_LOOKUP, MANY_CONTAINS, MANY_UPDATE, MANY_DELETE, MANY_ADD, many_on,
+)
 
 from operator import index as as_index
 
@@ -72,82 +83,7 @@ cdef enum:
     MEMBARRIER_REGISTER_GLOBAL_EXPEDITED = 4
 
 
-MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
-
-
-def segment_bytes(key_size, value_size, max_entries, depot_count):
-    """The size in bytes of a segment with this geometry; None if no address space can hold it."""
-    cdef Map map
-    if geometry_compute(&map, key_size, value_size, max_entries, depot_count) != OK:
-        return None
-    return map.segment_bytes
-
-
-def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t max_entries,
-                    uint32_t map_flags, uint32_t map_extra, uint32_t depot_count, bint ephemeral,
-                    bytes seeds not None, uint64_t created_ns, commit):
-    """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises."""
-    cdef Map map
-    cdef Header header
-    cdef uint64_t bucket_count
-    cdef uint32_t region
-    cdef void *base
-    memset(&map, 0, sizeof(map))
-    memset(&header, 0, sizeof(header))
-    geometry_compute(&map, key_size, value_size, max_entries, depot_count)
-    bucket_count = buckets_for(&map, map_extra)
-    header.key_size = key_size
-    header.value_size = value_size
-    header.max_entries = max_entries
-    header.map_flags = map_flags
-    header.map_extra = map_extra
-    header.depot_count = depot_count
-    header.ephemeral = ephemeral
-    header.created_ns = created_ns
-    memcpy(header.seeds, PyBytes_AS_STRING(seeds), sizeof(header.seeds))
-    commit(0, HEADER_BYTES)
-    commit(map.depots_offset, round_up(depot_count * LINE_BYTES, PAGE_BYTES))
-    for region in range(REGION_COUNT):
-        commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
-    base = mmap(NULL, map.segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
-    if base == MAP_FAILED:
-        raise _errors.SegmentFull(f"cannot map {map.segment_bytes} bytes: {os_error()}")
-    geometry_bind(&map, <uint8_t *> base)
-    segment_fill(&map, &header, bucket_count)
-    munmap(base, map.segment_bytes)
-
-
-def segment_holders(int fd):
-    """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
-
-    alive and dead are numbers of processes, readers whether a handle for reading is open. Raises
-    SegmentCorrupt if the header is damaged.
-    """
-    cdef Map map
-    cdef Header header
-    cdef stat_t file_status
-    cdef Status status
-    cdef ProcessSlot slots[PROCESS_MAX]
-    cdef uint64_t index, size
-    cdef int held
-    alive = dead = 0
-    if fstat(fd, &file_status) != 0 or pread(fd, &header, sizeof(header), 0) != sizeof(header):
-        return None
-    status = segment_examine(&map, &header, <uint64_t> file_status.st_size)
-    if status == ABSENT or status == PRESENT:
-        return None
-    if status != OK:
-        raise _errors.SegmentCorrupt("the header is damaged; unlink and recreate it")
-    size = header.regions[REGION_PROCESSES].usable
-    if size > sizeof(slots) or pread(fd, slots, size, HEADER_BYTES) != <ssize_t> size:
-        return None
-    for index in range(size // sizeof(ProcessSlot)):
-        if slots[index].used:
-            held = byte_lock(fd, F_OFD_GETLK, F_WRLCK, index)
-            alive += held != 0
-            dead += held == 0
-    return (alive, dead, byte_lock(fd, F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0,
-            bool(header.ephemeral))
+include "_segments.pxi"
 
 
 cdef str os_error():
@@ -168,6 +104,7 @@ cdef class MapHandle:
     cdef readonly str name
     cdef bint is_closed
     cdef uint64_t in_flight        # operations under way: the mapping stays until the last ends
+    cdef uint64_t writes           # operations begun that may have written, for iterators
     cdef uint64_t read_only_page
     cdef readonly uint32_t map_flags
     cdef readonly uint32_t map_extra
@@ -302,6 +239,7 @@ cdef class MapHandle:
         op.context = context_at(&self.map, taken - 1)
         op.element_filled = False
         self.in_flight += 1
+        self.writes += 1
         op_begin(op)
         return 0
 
@@ -324,33 +262,57 @@ cdef class MapHandle:
     cdef int _wait(self, Op *op, Status status, uint64_t *turn, int64_t *began) except -1:
         """Between two attempts. The operation holds nothing; its context is at rest meanwhile."""
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
-        cdef uint64_t taken
         if turn[0] == 0:
             began[0] = now
         elif self.map.timeout_ns >= 0 and now - began[0] > self.map.timeout_ns:
             raise _errors.LockTimeout(
                 f"map {self.name!r}: waited {(now - began[0]) / 1e9:.1f} s for a lock whose owner "
                 f"is alive but does not go on (stopped, or swapped out?); continue or kill it")
-        op_end(op)
+        if op.context != NULL:
+            op_end(op)
         with nogil:
             if status == BUSY:
                 wait_step(op, turn[0])
             else:
                 sched_yield()
         turn[0] += 1
+        self._resume(op)
+        return 0
+
+    cdef int _resume(self, Op *op) except -1:
+        """Look at signals, and begin the operation again that was ended for this."""
+        cdef uint64_t taken
         try:
             PyErr_CheckSignals()
         finally:
-            if unlikely(not self.map.local.registered):    # a handler forked: the child
-                taken = self._claim_context()
-                self.in_flight = 1
-                op.self_index = <uint32_t> (taken - 1)
-                op.context = context_at(&self.map, taken - 1)
-                op.element_filled = False
-            op_begin(op)
+            if op.context != NULL:
+                if unlikely(not self.map.local.registered):    # a handler forked: the child
+                    taken = self._claim_context()
+                    self.in_flight = 1
+                    op.self_index = <uint32_t> (taken - 1)
+                    op.context = context_at(&self.map, taken - 1)
+                    op.element_filled = False
+                op_begin(op)
         if self.is_closed:
             raise _errors.MapClosed(f"map {self.name!r} was closed while an operation waited")
         return 0
+
+    cdef int _enter_to_read(self, Op *op) except -1:
+        """_enter for what only reads; op.context is NULL if the handle may only read."""
+        if not self.map.read_only:
+            return self._enter(op)
+        if self.is_closed:
+            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        op.map = &self.map
+        op.context = NULL
+        self.in_flight += 1
+        return 0
+
+    cdef void _leave_reading(self, Op *op) noexcept:
+        if op.context == NULL:
+            self._end_use()
+        else:
+            self._leave(op)
 
     cdef inline bint _freed(self, Status status) noexcept:
         """After FULL or NO_MEMORY: whether somebody dead had what was wanted, until now."""
@@ -442,10 +404,7 @@ cdef class MapHandle:
         cdef Op op
         cdef Status status = RETRY
         cdef uint64_t _rounds
-        if self.map.read_only:
-            self.in_flight += 1
-        else:
-            self._enter(&op)
+        self._enter_to_read(&op)
         for _rounds in range(READ_ROUNDS_MAX):
             if value == NULL:
                 status = map_contains(&self.map, hash, key)
@@ -455,10 +414,7 @@ cdef class MapHandle:
                 break
             with nogil:
                 sched_yield()
-        if self.map.read_only:
-            self._end_use()
-        else:
-            self._leave(&op)
+        self._leave_reading(&op)
         if status != OK and status != ABSENT:
             self._raise(CORRUPT, NULL)
         return status
@@ -635,6 +591,12 @@ cdef class MapHandle:
             raise _errors.KeyNotFound(key)
         return value
 
+    cdef _check_field(self, Py_ssize_t offset):
+        if offset < 0 or offset > <Py_ssize_t> self.map.value_size - 8:
+            raise _errors.InvalidArgument(
+                f"an 8-byte field at offset {offset} does not fit into values of "
+                f"{self.map.value_size} bytes")
+
     def add(self, key, delta, *, initial=None, Py_ssize_t offset=0):
         """Add delta to a counter in key's value; return the sum.
 
@@ -654,10 +616,7 @@ cdef class MapHandle:
         cdef int64_t began = 0
         cdef bytearray fresh = None
         cdef uint8_t *fresh_bytes = NULL
-        if offset < 0 or offset + 8 > <Py_ssize_t> self.map.value_size:
-            raise _errors.InvalidArgument(
-                f"an 8-byte field at offset {offset} does not fit into values of "
-                f"{self.map.value_size} bytes")
+        self._check_field(offset)
         if initial is not None:
             fresh = bytearray(self.map.value_size)
             fresh_bytes = <uint8_t *> PyByteArray_AS_STRING(fresh)
@@ -866,19 +825,10 @@ cdef class MapHandle:
         cdef Report report
         cdef Op op
         memset(&report, 0, sizeof(report))
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
-        if self.map.read_only:
-            op.context = NULL
-            self.in_flight += 1
-        else:
-            self._enter(&op)
+        self._enter_to_read(&op)
         with nogil:
             check_map(&self.map, op.context, &report)
-        if self.map.read_only:
-            self._end_use()
-        else:
-            self._leave(&op)
+        self._leave_reading(&op)
         return <int> report.problem, report.where, bool(report.exact), {
             "entries": report.entries,
             "buckets": report.buckets,
@@ -889,3 +839,7 @@ cdef class MapHandle:
             "elements_in_flight": report.owned_by_contexts,
             "credits": report.credits,
         }
+
+
+include "_bulk.pxi"
+include "_entries.pxi"

@@ -34,6 +34,7 @@ cdef extern from "shm_atomics.h" nogil:
     bint unlikely "shm_unlikely" (bint condition) noexcept
     uint32_t count_trailing_zeros "shm_count_trailing_zeros" (uint64_t word) noexcept
     uint32_t count_leading_zeros "shm_count_leading_zeros" (uint64_t word) noexcept
+    uint32_t reverse_bits_u32 "shm_reverse_bits_u32" (uint32_t word) noexcept
 
     uint64_t multiply_fold "shm_multiply_fold" (uint64_t a, uint64_t b) noexcept
     uint32_t match7 "shm_match7" (const uint32_t *tags, uint32_t tag) noexcept

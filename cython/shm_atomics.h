@@ -94,7 +94,14 @@ static inline void shm_pause(void)
 #define shm_unlikely(c) __builtin_expect(!!(c), 0)
 #define shm_count_trailing_zeros(v) __builtin_ctzll(v)
 #define shm_count_leading_zeros(v) __builtin_clzll(v)
-#define shm_reverse_bytes_u32(v) __builtin_bswap32(v)
+
+static inline uint32_t shm_reverse_bits_u32(uint32_t v)
+{
+    v = __builtin_bswap32(v);
+    v = (v >> 4 & 0x0F0F0F0F) | (v & 0x0F0F0F0F) << 4;
+    v = (v >> 2 & 0x33333333) | (v & 0x33333333) << 2;
+    return (v >> 1 & 0x55555555) | (v & 0x55555555) << 1;
+}
 
 static inline uint64_t shm_multiply_fold(uint64_t a, uint64_t b)
 {

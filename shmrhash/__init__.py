@@ -6,6 +6,7 @@
 ...     jobs.unlink()
 """
 
+from shmrhash._batch import Batch, BucketInfo
 from shmrhash._errors import (
     Error,
     InvalidArgument,
@@ -57,6 +58,8 @@ __all__ = [
     "BPF_F_WRONLY_PROG",
     "BPF_F_ZERO_SEED",
     "BPF_NOEXIST",
+    "Batch",
+    "BucketInfo",
     "Error",
     "InvalidArgument",
     "KeyExists",

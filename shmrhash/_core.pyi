@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, final, overload
 
 if sys.version_info >= (3, 12):
     from collections.abc import Buffer
@@ -14,6 +14,43 @@ _T = TypeVar("_T")
 
 MAGIC_BYTES: bytes
 
+def add_many(
+    handle: MapHandle,
+    keys: Buffer | Rows,
+    deltas: Buffer,
+    sums: Buffer,
+    initial: int | None,
+    offset: int,
+) -> None: ...
+def bucket_facts(
+    handle: MapHandle, first: int, count: int
+) -> list[tuple[int, int, int, int, bool]]: ...
+def contains_many(handle: MapHandle, keys: Buffer | Rows, found: Buffer) -> None: ...
+def cursor_at(handle: MapHandle, key: Buffer) -> bytes | None: ...
+def delete_many(
+    handle: MapHandle, keys: Buffer | Rows, values: Buffer | None, deleted: Buffer | None
+) -> int: ...
+def lookup_many(handle: MapHandle, keys: Buffer | Rows, values: Buffer, found: Buffer) -> None: ...
+def read_entries(
+    handle: MapHandle,
+    cursor: bytes | None,
+    keys: Buffer,
+    values: Buffer | None,
+    first: int,
+    limit: int,
+) -> tuple[int, bytes | None]: ...
+def take_entries(
+    handle: MapHandle, cursor: bytes | None, keys: Buffer, values: Buffer, limit: int
+) -> tuple[int, bytes | None]: ...
+def update_many(
+    handle: MapHandle,
+    keys: Buffer | Rows,
+    values: Buffer | Rows,
+    flag: int,
+    stored: Buffer | None,
+    first: int = 0,
+    limit: int = ...,
+) -> int: ...
 def segment_bytes(
     key_size: int, value_size: int, max_entries: int, depot_count: int
 ) -> int | None: ...
@@ -85,3 +122,18 @@ class MapHandle:
     def _processes(self) -> list[tuple[int, int, int, bool]]: ...
     def _reader_attached(self) -> bool: ...
     def _recover(self) -> int: ...
+
+@final
+class Rows:
+    @property
+    def count(self) -> int: ...
+    def __new__(cls, what: str, thing: object, size: int, writable: bool = False) -> Rows: ...
+
+@final
+class EntryIterator:
+    def __new__(cls, handle: object, kind: str) -> EntryIterator: ...
+    def __iter__(self) -> EntryIterator: ...
+    def __next__(self) -> Any: ...
+
+@final
+class Place: ...

@@ -8,9 +8,13 @@ import os
 
 
 class Error(Exception):
-    """Something went wrong in shmrhash. ``errno`` is a number from the errno module, or None."""
+    """Something went wrong in shmrhash. ``errno`` is a number from the errno module, or None.
+
+    ``count``, if a batch was under way: how many of its keys were done before.
+    """
 
     errno: int | None = None
+    count: int | None = None
 
 
 class KeyNotFound(Error, KeyError):

@@ -6,11 +6,13 @@ import contextlib
 import os
 import time
 import weakref
+from collections.abc import Callable
 from operator import index
 from types import TracebackType
 from typing import Any
 
 from shmrhash import _core, _segment
+from shmrhash._batch import BatchMethods, item_size
 from shmrhash._errors import (
     Error,
     InvalidArgument,
@@ -131,7 +133,7 @@ def _depot_count() -> int:
     return min(256, max(2, 1 << (cpus - 1).bit_length()))
 
 
-class RHashMap(_core.MapHandle):
+class RHashMap(BatchMethods):
     """A hash map of fixed-size keys and values in shared memory, open to any number of processes.
 
     Made by RHashMap.create(), open() or open_or_create(). Keys and values are bytes, or any other
@@ -301,6 +303,42 @@ class RHashMap(_core.MapHandle):
             return handle
         raise LockTimeout(f"segment {name!r} is created and removed all the time")
 
+    @classmethod
+    def from_arrays(
+        cls,
+        name: str,
+        keys: Any,
+        values: Any,
+        *,
+        max_entries: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        **options: Any,
+    ) -> RHashMap:
+        """Create a map that holds these entries.
+
+        keys and values: arrays (or memoryviews) of as many items, whose size in bytes becomes
+        key_size and value_size, unless options name these; of a key that comes twice the last value
+        counts. max_entries: default, the number of keys. progress(done, total) is called every
+        65,536 entries and at the end. options: as for create(). Costs about an insert for each key;
+        on an error the new map is removed again.
+
+        Raises what create() and update_batch() raise.
+        """
+        options.setdefault("key_size", item_size("keys", keys))
+        options.setdefault("value_size", item_size("values", values))
+        key_rows = _core.Rows("keys", keys, options["key_size"])
+        total = key_rows.count
+        handle = cls.create(
+            name, max_entries=max(total, 1) if max_entries is None else max_entries, **options
+        )
+        try:
+            handle._load(key_rows, values, progress)
+        except BaseException:
+            handle.unlink()
+            handle.close()
+            raise
+        return handle
+
     def _expect(self, key_size: int, value_size: int, max_entries: int) -> None:
         found = (self.key_size, self.value_size, self.max_entries)
         if found != (key_size, value_size, max_entries):
@@ -351,9 +389,6 @@ class RHashMap(_core.MapHandle):
     def __reduce__(self) -> tuple[Any, ...]:
         expected = (self.key_size, self.value_size, self.max_entries)
         return _reopen, (type(self), self.name, self._path, expected, self.read_only, self.timeout)
-
-    # A map is no mapping until it can be iterated; without this, iter() would try m[0], m[1], ...
-    __iter__ = None
 
     @property
     def _path(self) -> str:

@@ -37,12 +37,18 @@ CORE = [
     "element",
     "table",
     "map",
+    "order",
+    "walk",
+    "many",
     "liveness",
     "salvage",
     "recovery",
     "wait",
     "session",
     "check",
+    "_segments",
+    "_bulk",
+    "_entries",
     "_core",
 ]
 

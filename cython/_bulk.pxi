@@ -1,0 +1,230 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: arrays of keys and values, and the batches over them.
+#
+# The functions take a MapHandle and buffers; shmrhash/_batch.py gives them their public form. The
+# GIL is free while a batch runs. What stopped a batch is an exception whose count says how many
+# keys were done before.
+
+cdef enum:
+    SIGNAL_KEYS = 65536        # keys between two looks at signals
+    TAKE_KEYS = 256            # entries collected before they are deleted one by one
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Rows:
+    """A caller's buffer as count rows of size bytes, one behind the other.
+
+    Accepted: a flat buffer of bytes whose length is a multiple of size; a one-dimensional array of
+    items of size bytes; an array whose rows along its first axis have size bytes; a list or tuple
+    of buffers of size bytes (for reading). Raises InvalidArgument, TypeError.
+    """
+
+    cdef Py_buffer view
+    cdef bint held
+    cdef uint8_t *base
+    cdef readonly uint64_t count
+
+    def __cinit__(self, str what not None, thing, uint64_t size, bint writable=False):
+        cdef int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (PyBUF_WRITABLE if writable else 0)
+        if isinstance(thing, (list, tuple)) and not writable:
+            thing = joined(what, thing, size)
+        if not PyObject_CheckBuffer(thing):
+            raise TypeError(f"{what} must be a buffer (bytes, an array), not "
+                            f"{type(thing).__name__}")
+        try:
+            PyObject_GetBuffer(thing, &self.view, flags)
+        except (BufferError, ValueError) as error:
+            raise _errors.InvalidArgument(
+                f"{what} must be C-contiguous{' and writable' if writable else ''} memory: "
+                f"{error}") from None
+        self.held = True
+        self.base = <uint8_t *> self.view.buf
+        self.count = self._rows(what, size)
+
+    cdef uint64_t _rows(self, str what, uint64_t size) except? 0xFFFFFFFFFFFFFFFF:
+        cdef Py_ssize_t row = self.view.itemsize
+        cdef int axis
+        if self.view.ndim == 1 and row == 1 and size > 1:
+            if <uint64_t> self.view.len % size:
+                raise _errors.InvalidArgument(
+                    f"{what} has {self.view.len} bytes, which is no multiple of {size}")
+            return <uint64_t> self.view.len // size
+        for axis in range(1, self.view.ndim):
+            row *= self.view.shape[axis]
+        if <uint64_t> row != size:
+            raise _errors.InvalidArgument(
+                f"{what} has items of {row} bytes, this needs items of {size} bytes")
+        return self.view.shape[0] if self.view.ndim else 1
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+
+cdef Rows rows_of(str what, thing, uint64_t size, bint writable=False):
+    """thing as rows, if it is not already."""
+    return thing if type(thing) is Rows else Rows(what, thing, size, writable)
+
+
+cdef bytes joined(str what, things, uint64_t size):
+    """A list of buffers as one."""
+    for number, thing in enumerate(things):
+        with memoryview(thing) as view:
+            if view.nbytes != size:
+                raise _errors.InvalidArgument(
+                    f"{what}[{number}] has {view.nbytes} bytes, this needs items of {size} bytes")
+    return b"".join(things)
+
+
+cdef expect_count(str what, Rows rows, uint64_t count):
+    if rows.count != count:
+        raise _errors.InvalidArgument(f"{what} has {rows.count} items, and there are {count} keys")
+
+
+cdef int many_run(MapHandle handle, Many *many) except -1:
+    """Do all of a batch."""
+    cdef Op op
+    cdef Status status = OK
+    cdef uint64_t upto, before
+    cdef uint64_t turn = 0
+    cdef int64_t began = 0
+    if many.kind >= MANY_UPDATE:
+        handle._enter(&op)
+    else:
+        handle._enter_to_read(&op)
+    try:
+        while many.done < many.count:          # ends with the timeout
+            before = many.done
+            upto = before + SIGNAL_KEYS if many.count - before > SIGNAL_KEYS else many.count
+            with nogil:
+                status = many_on(&op, many, upto)
+            if many.done != before:
+                turn = 0
+            if status == BUSY or status == RETRY or handle._freed(status):
+                handle._wait(&op, status, &turn, &began)
+            elif status != OK:
+                handle._raise(status, &op)
+            elif many.done < many.count:
+                if op.context != NULL:
+                    op_end(&op)
+                handle._resume(&op)
+    except BaseException as error:
+        error.count = many.done
+        raise
+    finally:
+        handle._leave_reading(&op)
+    return 0
+
+
+def lookup_many(MapHandle handle not None, keys, values, found):
+    """Copy the values of keys into values, and 1 or 0 for each into found."""
+    cdef Many many
+    cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
+    cdef Rows value_rows = Rows("out", values, handle.map.value_size, True)
+    cdef Rows found_rows = Rows("found", found, 1, True)
+    expect_count("out", value_rows, key_rows.count)
+    expect_count("found", found_rows, key_rows.count)
+    memset(&many, 0, sizeof(many))
+    many.kind = MANY_LOOKUP
+    many.keys = key_rows.base
+    many.values = value_rows.base
+    many.done_mask = found_rows.base
+    many.count = key_rows.count
+    many_run(handle, &many)
+
+
+def contains_many(MapHandle handle not None, keys, found):
+    """Store 1 or 0 for each of keys into found."""
+    cdef Many many
+    cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
+    cdef Rows found_rows = Rows("found", found, 1, True)
+    expect_count("found", found_rows, key_rows.count)
+    memset(&many, 0, sizeof(many))
+    many.kind = MANY_CONTAINS
+    many.keys = key_rows.base
+    many.done_mask = found_rows.base
+    many.count = key_rows.count
+    many_run(handle, &many)
+
+
+def update_many(
+        MapHandle handle not None, keys, values, uint32_t flag, stored, uint64_t first=0,
+        uint64_t limit=0xFFFFFFFFFFFFFFFF):
+    """Store values under keys, those from number first up to limit; the number behind the last.
+
+    stored gets 1 or 0 for each; if it is None, the first that flag forbids raises.
+    """
+    cdef Many many
+    cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
+    cdef Rows value_rows = rows_of("values", values, handle.map.value_size)
+    cdef Rows stored_rows = None
+    expect_count("values", value_rows, key_rows.count)
+    memset(&many, 0, sizeof(many))
+    if stored is not None:
+        stored_rows = Rows("stored", stored, 1, True)
+        expect_count("stored", stored_rows, key_rows.count)
+        many.done_mask = stored_rows.base
+    many.kind = MANY_UPDATE
+    many.keys = key_rows.base
+    many.values = value_rows.base
+    many.count = key_rows.count if key_rows.count < limit else limit
+    many.done = first if first < many.count else many.count
+    many.flag = flag
+    many.strict = stored is None
+    many_run(handle, &many)
+    return many.done
+
+
+def delete_many(MapHandle handle not None, keys, values, deleted):
+    """Delete keys, copying their last values into values if that is not None; how many keys.
+
+    deleted gets 1 or 0 for each; if it is None, the first absent key raises.
+    """
+    cdef Many many
+    cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
+    cdef Rows value_rows = None
+    cdef Rows deleted_rows = None
+    memset(&many, 0, sizeof(many))
+    if values is not None:
+        value_rows = Rows("out", values, handle.map.value_size, True)
+        expect_count("out", value_rows, key_rows.count)
+        many.values = value_rows.base
+    if deleted is not None:
+        deleted_rows = Rows("deleted", deleted, 1, True)
+        expect_count("deleted", deleted_rows, key_rows.count)
+        many.done_mask = deleted_rows.base
+    many.kind = MANY_DELETE
+    many.keys = key_rows.base
+    many.count = key_rows.count
+    many.strict = deleted is None
+    many_run(handle, &many)
+    return many.done
+
+
+def add_many(MapHandle handle not None, keys, deltas, sums, initial, Py_ssize_t offset):
+    """add() for each of keys and deltas; sums gets the results."""
+    cdef Many many
+    cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
+    cdef Rows delta_rows = Rows("deltas", deltas, 8)
+    cdef Rows sum_rows = Rows("out", sums, 8, True)
+    cdef bytearray first = bytearray(handle.map.value_size)
+    cdef bytearray fresh = bytearray(handle.map.value_size)
+    cdef uint64_t start
+    handle._check_field(offset)
+    expect_count("deltas", delta_rows, key_rows.count)
+    expect_count("out", sum_rows, key_rows.count)
+    memset(&many, 0, sizeof(many))
+    if initial is not None:
+        start = PyLong_AsUnsignedLongLongMask(initial)
+        many.initial = <uint8_t *> PyByteArray_AS_STRING(first)
+        memcpy(PyByteArray_AS_STRING(first) + offset, &start, 8)
+    many.kind = MANY_ADD
+    many.keys = key_rows.base
+    many.deltas = delta_rows.base
+    many.sums = sum_rows.base
+    many.fresh = <uint8_t *> PyByteArray_AS_STRING(fresh)
+    many.offset = <uint64_t> offset
+    many.count = key_rows.count
+    many.strict = True
+    many_run(handle, &many)

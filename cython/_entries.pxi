@@ -1,0 +1,324 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: walking over the entries, for iterators, batches and dumps.
+#
+# A cursor is bytes: 8 that name the map, 4 of the position's order, and, if the position is inside
+# a group of equal hashes, the key it stands behind. None is the start, and the end.
+
+cdef extern from "Python.h":
+    PyObject *PyTuple_GET_ITEM(PyObject *tuple, Py_ssize_t position)
+    void PyTuple_SET_ITEM(PyObject *tuple, Py_ssize_t position, PyObject *item)
+
+cdef enum:
+    CURSOR_HEAD = 12
+    CHUNK_ENTRIES = 128        # that an iterator reads at a time,
+    CHUNK_BYTES = 65536        # unless they are large
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Place:
+    """A position in the order of a map, with the memory for its key."""
+
+    cdef Position position
+    cdef bytearray key
+
+    cdef int start(self, MapHandle handle, cursor) except -1:
+        """Stand where cursor says."""
+        cdef uint64_t size = handle.map.key_size
+        cdef const uint8_t *bytes_at
+        if self.key is None:
+            self.key = bytearray(size)
+            self.position.key = <uint8_t *> PyByteArray_AS_STRING(self.key)
+        self.position.order = 0
+        self.position.inside = False
+        if cursor is None:
+            return 0
+        if not isinstance(cursor, bytes) or (
+                len(cursor) != CURSOR_HEAD and len(cursor) != CURSOR_HEAD + size):
+            raise _errors.InvalidArgument("cursor is not one that a batch of this map returned")
+        bytes_at = <const uint8_t *> PyBytes_AS_STRING(cursor)
+        if read_u64(bytes_at) != handle.map.header.checksum:
+            raise _errors.InvalidArgument(f"cursor belongs to another map than {handle.name!r}")
+        self.position.order = read_u32(bytes_at + 8)
+        self.position.inside = len(cursor) > CURSOR_HEAD
+        if self.position.inside:
+            memcpy(self.position.key, bytes_at + CURSOR_HEAD, size)
+        return 0
+
+    cdef bytes cursor(self, MapHandle handle):
+        """Where this stands; None at the end."""
+        cdef uint64_t size = handle.map.key_size if self.position.inside else 0
+        cdef uint32_t order = <uint32_t> self.position.order
+        cdef bytes cursor
+        cdef char *bytes_at
+        if self.position.order >= ORDER_END:
+            return None
+        cursor = PyBytes_FromStringAndSize(NULL, CURSOR_HEAD + <Py_ssize_t> size)
+        bytes_at = PyBytes_AS_STRING(cursor)
+        memcpy(bytes_at, &handle.map.header.checksum, 8)
+        memcpy(bytes_at + 8, &order, 4)
+        memcpy(bytes_at + CURSOR_HEAD, self.position.key, size)
+        return cursor
+
+
+cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) except -1:
+    """Read entries until the sink is full or the map at its end."""
+    cdef Status status = RETRY
+    cdef uint64_t turn = 0
+    while status == RETRY:                     # ends unless writers never rest, or with a signal
+        with nogil:
+            status = walk_on(op, position, sink)
+        if status == RETRY:
+            if turn == READ_ROUNDS_MAX:
+                handle._raise(CORRUPT, NULL)
+            turn += 1
+            if op.context != NULL:
+                op_end(op)
+            with nogil:
+                sched_yield()
+            handle._resume(op)
+    if status != OK and status != ABSENT:
+        handle._raise(status, NULL)
+    return 0
+
+
+cdef bint walk_ended(MapHandle handle, Op *op, Place place) except -1:
+    """Whether nothing lies behind a place; if so, move it to the end."""
+    cdef Place probe = Place.__new__(Place)
+    cdef bytearray key = bytearray(handle.map.key_size)
+    cdef Sink sink
+    if place.position.order >= ORDER_END:
+        return True
+    probe.start(handle, place.cursor(handle))
+    sink.keys = <uint8_t *> PyByteArray_AS_STRING(key)
+    sink.values = NULL
+    sink.count = 0
+    sink.capacity = 1
+    walk_fill(handle, op, &probe.position, &sink)
+    if sink.count == 0:
+        place.position.order = ORDER_END
+    return sink.count == 0
+
+
+cdef int sink_into(Sink *sink, Rows keys, Rows values, uint64_t first, uint64_t limit) except -1:
+    """Let a sink append to rows from first on, up to limit entries in all."""
+    if limit > keys.count or (values is not None and limit > values.count) or first > limit:
+        raise _errors.InvalidArgument(f"there is no room for entries {first} to {limit}")
+    sink.keys = keys.base
+    sink.values = NULL if values is None else values.base
+    sink.count = first
+    sink.capacity = limit
+    return 0
+
+
+def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first, uint64_t limit):
+    """Copy entries from cursor on into rows first to limit of keys, and of values if not None.
+
+    Returns (row behind the last, cursor for the next call or None).
+    """
+    cdef Rows key_rows = Rows("keys", keys, handle.map.key_size, True)
+    cdef Rows value_rows = None if values is None else (
+        Rows("values", values, handle.map.value_size, True))
+    cdef Place place = Place.__new__(Place)
+    cdef Sink sink
+    cdef Op op
+    sink_into(&sink, key_rows, value_rows, first, limit)
+    handle._enter_to_read(&op)
+    try:
+        place.start(handle, cursor)
+        walk_fill(handle, &op, &place.position, &sink)
+        walk_ended(handle, &op, place)
+    finally:
+        handle._leave_reading(&op)
+    return sink.count, place.cursor(handle)
+
+
+def cursor_at(MapHandle handle not None, key):
+    """The cursor behind key, in the map or not; None if that is the end of the order."""
+    cdef Rows rows = Rows("key", key, handle.map.key_size)
+    cdef Place place = Place.__new__(Place)
+    if rows.count != 1:
+        raise _errors.InvalidArgument(f"key has {rows.count * handle.map.key_size} bytes, map "
+                                      f"{handle.name!r} has keys of {handle.map.key_size} bytes")
+    if handle.is_closed:
+        raise _errors.MapClosed(f"map {handle.name!r} is closed")
+    place.start(handle, None)
+    place.position.order = reverse_bits_u32(
+        hash_key(handle.map.seeds, rows.base, handle.map.key_size))
+    place.position.inside = True
+    memcpy(place.position.key, rows.base, handle.map.key_size)
+    return place.cursor(handle)
+
+
+cdef Status take_some(Op *op, Sink *sink, uint64_t *at, uint64_t *taken) noexcept nogil:
+    """Delete the keys at[0] to sink.count, and move what was deleted to taken[0] and on."""
+    cdef uint64_t size = op.map.key_size
+    cdef Status status
+    while at[0] < sink.count:
+        op.key = sink.keys + at[0] * size
+        op.hash = hash_key(op.map.seeds, op.key, size)
+        status = map_delete(op, sink.values + taken[0] * op.map.value_size)
+        if status == OK:
+            memmove(sink.keys + taken[0] * size, op.key, size)
+            taken[0] += 1
+        elif status != ABSENT:
+            return status
+        at[0] += 1
+    return OK
+
+
+def take_entries(MapHandle handle not None, cursor, keys, values, uint64_t limit):
+    """Delete entries from cursor on, copying each into keys and values; as read_entries.
+
+    Returns early, with what it has, rather than wait for anybody with entries in hand.
+    """
+    cdef Rows key_rows = Rows("keys", keys, handle.map.key_size, True)
+    cdef Rows value_rows = Rows("values", values, handle.map.value_size, True)
+    cdef Place place = Place.__new__(Place)
+    cdef Sink sink, part
+    cdef Op op
+    cdef uint64_t at, turn = 0
+    cdef uint64_t taken = 0
+    cdef int64_t began = 0
+    cdef Status status = OK
+    cdef bint ended = False
+    sink_into(&sink, key_rows, value_rows, 0, limit)
+    handle._enter(&op)
+    try:
+        place.start(handle, cursor)
+        while taken < limit and not ended and status == OK:    # each turn takes one, or goes on
+            before = place.cursor(handle)
+            part = sink
+            part.values = NULL
+            part.count = at = taken
+            if limit - taken > TAKE_KEYS:
+                part.capacity = taken + TAKE_KEYS
+            walk_fill(handle, &op, &place.position, &part)
+            ended = place.position.order >= ORDER_END
+            sink.count = part.count
+            while at < sink.count:
+                with nogil:
+                    status = take_some(&op, &sink, &at, &taken)
+                if status == OK:
+                    continue
+                if taken != 0:                 # these first; the cursor stays before the rest
+                    place.start(handle, before)
+                    ended = False
+                    break
+                if status != BUSY and status != RETRY:
+                    handle._raise(status, &op)
+                handle._wait(&op, status, &turn, &began)
+        if not ended and status == OK:
+            walk_ended(handle, &op, place)
+    finally:
+        handle._leave(&op)
+    return taken, place.cursor(handle)
+
+
+def bucket_facts(MapHandle handle not None, uint64_t first, uint64_t count):
+    """(index, level, entries, lines, locked) of buckets first and on, at most count."""
+    cdef BucketFacts facts
+    cdef Op op
+    cdef uint64_t index
+    found = []
+    handle._enter_to_read(&op)
+    try:
+        for index in range(first, first + count):
+            if not bucket_look(&handle.map, index, &facts):
+                break
+            found.append((index, facts.level, facts.entries, facts.lines, bool(facts.locked)))
+    finally:
+        handle._leave_reading(&op)
+    return found
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class EntryIterator:
+    """Iterator over a map: "keys", "values" or "items". Reads up to 128 entries ahead; what its own
+    handle deleted or changed meanwhile it looks up again."""
+
+    cdef MapHandle handle
+    cdef Place place
+    cdef bytearray keys
+    cdef bytearray values
+    cdef bint with_key
+    cdef bint with_value
+    cdef Sink sink
+    cdef uint64_t at
+    cdef uint64_t writes
+    cdef tuple pair
+
+    def __cinit__(self, MapHandle handle not None, str kind not None):
+        cdef uint64_t entry = handle.map.key_size + handle.map.value_size
+        cdef uint64_t count = CHUNK_BYTES // entry
+        count = 1 if count < 1 else CHUNK_ENTRIES if count > CHUNK_ENTRIES else count
+        self.handle = handle
+        self.with_key = kind != "values"
+        self.with_value = kind != "keys"
+        self.keys = bytearray(count * handle.map.key_size)
+        self.sink.keys = <uint8_t *> PyByteArray_AS_STRING(self.keys)
+        if self.with_value:
+            self.values = bytearray(count * handle.map.value_size)
+            self.sink.values = <uint8_t *> PyByteArray_AS_STRING(self.values)
+        self.sink.capacity = count
+        self.place = Place.__new__(Place)
+        if handle.is_closed:
+            raise _errors.MapClosed(f"map {handle.name!r} is closed")
+        self.place.start(handle, None)
+
+    def __iter__(self):
+        return self
+
+    cdef bint _fill(self) except -1:
+        """Read the next entries; whether there are any."""
+        cdef Op op
+        self.at = self.sink.count = 0
+        if self.place.position.order >= ORDER_END:
+            return False
+        self.handle._enter_to_read(&op)
+        try:
+            walk_fill(self.handle, &op, &self.place.position, &self.sink)
+        finally:
+            self.handle._leave_reading(&op)
+        self.writes = self.handle.writes
+        return self.sink.count != 0
+
+    def __next__(self):
+        cdef uint64_t key_size = self.handle.map.key_size
+        cdef uint64_t value_size = self.handle.map.value_size
+        cdef uint8_t *key_at
+        cdef uint8_t *value_at
+        while True:                            # ends at the map's end
+            if self.handle.is_closed:
+                raise _errors.MapClosed(f"map {self.handle.name!r} is closed")
+            if self.at == self.sink.count and not self._fill():
+                raise StopIteration
+            key_at = self.sink.keys + self.at * key_size
+            value_at = self.sink.values + self.at * value_size if self.with_value else NULL
+            self.at += 1
+            if likely(self.writes == self.handle.writes) or (
+                    self.handle._read(key_at, value_at) == OK):
+                break
+        if not self.with_value:
+            return PyBytes_FromStringAndSize(<char *> key_at, <Py_ssize_t> key_size)
+        value = PyBytes_FromStringAndSize(<char *> value_at, <Py_ssize_t> value_size)
+        if not self.with_key:
+            return value
+        return self._pair(PyBytes_FromStringAndSize(<char *> key_at, <Py_ssize_t> key_size), value)
+
+    cdef inline tuple _pair(self, bytes key, bytes value):
+        """(key, value). As the dict's own iterator: the last pair again, if nobody else has it."""
+        cdef PyObject *pair = <PyObject *> self.pair
+        if pair == <PyObject *> None or Py_REFCNT(self.pair) != 1:
+            self.pair = (key, value)
+            return self.pair
+        cdef PyObject *old_key = PyTuple_GET_ITEM(pair, 0)
+        cdef PyObject *old_value = PyTuple_GET_ITEM(pair, 1)
+        Py_INCREF(key)
+        PyTuple_SET_ITEM(pair, 0, <PyObject *> key)
+        Py_INCREF(value)
+        PyTuple_SET_ITEM(pair, 1, <PyObject *> value)
+        Py_DECREF(<object> old_key)
+        Py_DECREF(<object> old_value)
+        return self.pair

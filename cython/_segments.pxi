@@ -1,0 +1,82 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: segments as files, before and without a MapHandle.
+#
+# segment_bytes and segment_prepare serve creation, segment_holders those who ask about a segment
+# without attaching to it.
+
+MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
+
+
+def segment_bytes(key_size, value_size, max_entries, depot_count):
+    """The size in bytes of a segment with this geometry; None if no address space can hold it."""
+    cdef Map map
+    if geometry_compute(&map, key_size, value_size, max_entries, depot_count) != OK:
+        return None
+    return map.segment_bytes
+
+
+def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t max_entries,
+                    uint32_t map_flags, uint32_t map_extra, uint32_t depot_count, bint ephemeral,
+                    bytes seeds not None, uint64_t created_ns, commit):
+    """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises."""
+    cdef Map map
+    cdef Header header
+    cdef uint64_t bucket_count
+    cdef uint32_t region
+    cdef void *base
+    memset(&map, 0, sizeof(map))
+    memset(&header, 0, sizeof(header))
+    geometry_compute(&map, key_size, value_size, max_entries, depot_count)
+    bucket_count = buckets_for(&map, map_extra)
+    header.key_size = key_size
+    header.value_size = value_size
+    header.max_entries = max_entries
+    header.map_flags = map_flags
+    header.map_extra = map_extra
+    header.depot_count = depot_count
+    header.ephemeral = ephemeral
+    header.created_ns = created_ns
+    memcpy(header.seeds, PyBytes_AS_STRING(seeds), sizeof(header.seeds))
+    commit(0, HEADER_BYTES)
+    commit(map.depots_offset, round_up(depot_count * LINE_BYTES, PAGE_BYTES))
+    for region in range(REGION_COUNT):
+        commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
+    base = mmap(NULL, map.segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+    if base == MAP_FAILED:
+        raise _errors.SegmentFull(f"cannot map {map.segment_bytes} bytes: {os_error()}")
+    geometry_bind(&map, <uint8_t *> base)
+    segment_fill(&map, &header, bucket_count)
+    munmap(base, map.segment_bytes)
+
+
+def segment_holders(int fd):
+    """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
+
+    alive and dead are numbers of processes, readers whether a handle for reading is open. Raises
+    SegmentCorrupt if the header is damaged.
+    """
+    cdef Map map
+    cdef Header header
+    cdef stat_t file_status
+    cdef Status status
+    cdef ProcessSlot slots[PROCESS_MAX]
+    cdef uint64_t index, size
+    cdef int held
+    alive = dead = 0
+    if fstat(fd, &file_status) != 0 or pread(fd, &header, sizeof(header), 0) != sizeof(header):
+        return None
+    status = segment_examine(&map, &header, <uint64_t> file_status.st_size)
+    if status == ABSENT or status == PRESENT:
+        return None
+    if status != OK:
+        raise _errors.SegmentCorrupt("the header is damaged; unlink and recreate it")
+    size = header.regions[REGION_PROCESSES].usable
+    if size > sizeof(slots) or pread(fd, slots, size, HEADER_BYTES) != <ssize_t> size:
+        return None
+    for index in range(size // sizeof(ProcessSlot)):
+        if slots[index].used:
+            held = byte_lock(fd, F_OFD_GETLK, F_WRLCK, index)
+            alive += held != 0
+            dead += held == 0
+    return (alive, dead, byte_lock(fd, F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0,
+            bool(header.ephemeral))

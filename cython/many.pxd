@@ -1,0 +1,145 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Point operations on arrays of keys.
+#
+# Three stages, some keys apart: hash a key and ask for its bucket; look into that for the element
+# and ask for it; do the ordinary operation, now in the first cache. So the misses of about twenty
+# keys overlap, which is all there is to it: each operation is exactly what it is alone, locks are
+# taken one at a time, and the batch as a whole is not atomic.
+#
+# The caller's context leaves the operation between spans, so that memory can be given back.
+from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+from atomics cimport (
+    load_relaxed_u32, count_trailing_zeros, match7, prefetch, likely, unlikely,
+    read_u64,
+)
+from status cimport Status, OK, ABSENT, PRESENT, BUSY, RETRY
+from layout cimport Bucket
+from geometry cimport Map, bucket_at, element_at
+from hashing cimport hash_key
+from lock cimport Op, op_begin, op_end
+from table cimport table_guess
+from map cimport map_lookup, map_contains, map_update, map_delete, map_add
+
+cdef enum:
+    BUCKET_LEAD = 12           # keys between asking for a bucket and looking into it
+    ELEMENT_LEAD = 12          # keys between asking for an element and the operation
+    RING = 32                  # a power of two above both together
+    SPAN = 1024                # keys between two chances to give memory back
+
+cdef enum:
+    MANY_LOOKUP = 0            # values out, done_mask
+    MANY_CONTAINS = 1          # done_mask
+    MANY_UPDATE = 2            # values in, done_mask if not NULL
+    MANY_DELETE = 3            # values out if not NULL, done_mask if not NULL
+    MANY_ADD = 4               # deltas in, sums out
+
+cdef struct Many:
+    int kind
+    const uint8_t *keys
+    uint8_t *values            # value_size bytes each
+    uint8_t *done_mask         # one byte each: 1 found, stored or deleted
+    const uint8_t *deltas      # 8 bytes each
+    uint8_t *sums              # 8 bytes each
+    const uint8_t *initial     # of an absent key's value, for MANY_ADD; NULL: that is ABSENT
+    uint8_t *fresh             # value_size bytes of private memory, for MANY_ADD
+    uint64_t offset            # of the field, for MANY_ADD
+    uint64_t count
+    uint64_t done
+    uint32_t flag
+    bint strict                # ABSENT and PRESENT end the batch, instead of being marked
+
+
+# The keys on their way: at most BUCKET_LEAD + ELEMENT_LEAD + 1 of them, in a ring by their number.
+cdef struct Lead:
+    uint32_t hashes[RING]
+    Bucket *buckets[RING]
+
+
+cdef inline void lead_bucket(Map *map, Lead *lead, Many *many, uint64_t i) noexcept nogil:
+    """Stage 1: hash key i and ask for its bucket."""
+    cdef uint32_t hash = hash_key(map.seeds, many.keys + i * map.key_size, map.key_size)
+    cdef Bucket *bucket = bucket_at(map, table_guess(map, hash))
+    lead.hashes[i & (RING - 1)] = hash
+    lead.buckets[i & (RING - 1)] = bucket
+    prefetch(bucket)
+
+cdef inline void lead_element(Map *map, Lead *lead, uint64_t i) noexcept nogil:
+    """Stage 2: ask for the element that probably has key i."""
+    cdef Bucket *bucket = lead.buckets[i & (RING - 1)]
+    cdef uint32_t mask = match7(bucket.tags, lead.hashes[i & (RING - 1)])
+    cdef uint32_t index
+    if likely(mask):
+        index = load_relaxed_u32(&bucket.indices[count_trailing_zeros(mask)])
+        if likely(index < map.element_max):
+            prefetch(element_at(map, index))
+            prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)
+
+cdef inline Status many_add_one(Op *op, Many *many, uint64_t i) noexcept nogil:
+    cdef uint64_t delta = read_u64(many.deltas + i * 8)
+    cdef uint64_t after = 0
+    cdef Status status
+    if many.initial != NULL:
+        after = read_u64(many.initial + many.offset) + delta
+        memcpy(many.fresh + many.offset, &after, 8)
+    status = map_add(
+        op, many.offset, delta, many.fresh if many.initial != NULL else NULL, &after)
+    if status == OK:
+        memcpy(many.sums + i * 8, &after, 8)
+    return status
+
+cdef inline Status many_one(Op *op, Many *many, uint64_t i) noexcept nogil:
+    """The ordinary operation on key i, whose hash is op.hash."""
+    cdef Map *map = op.map
+    cdef uint8_t *value = NULL
+    op.key = many.keys + i * map.key_size
+    op.element_filled = False
+    if many.values != NULL:
+        value = many.values + i * map.value_size
+    if many.kind == MANY_LOOKUP:
+        return map_lookup(map, op.hash, op.key, value)
+    if many.kind == MANY_CONTAINS:
+        return map_contains(map, op.hash, op.key)
+    if many.kind == MANY_UPDATE:
+        return map_update(op, value, many.flag)
+    if many.kind == MANY_DELETE:
+        return map_delete(op, value)
+    return many_add_one(op, many, i)
+
+cdef inline Status many_span(Op *op, Many *many, uint64_t upto) noexcept nogil:
+    """Do the next keys, up to but not including upto, each stage its lead ahead of the next."""
+    cdef Map *map = op.map
+    cdef Lead lead
+    cdef uint64_t hashed = many.done
+    cdef uint64_t looked = many.done
+    cdef Status status
+    while many.done < upto:                    # each turn does one key
+        while hashed < upto and hashed - many.done <= BUCKET_LEAD + ELEMENT_LEAD:
+            lead_bucket(map, &lead, many, hashed)
+            hashed += 1
+        while looked < upto and looked - many.done <= ELEMENT_LEAD:
+            lead_element(map, &lead, looked)
+            looked += 1
+        op.hash = lead.hashes[many.done & (RING - 1)]
+        status = many_one(op, many, many.done)
+        if unlikely(status != OK) and (many.strict or (status != ABSENT and status != PRESENT)):
+            return status
+        if many.done_mask != NULL:
+            many.done_mask[many.done] = status == OK
+        many.done += 1
+    return OK
+
+cdef inline Status many_on(Op *op, Many *many, uint64_t upto) noexcept nogil:
+    """Do the next keys up to upto. OK, or what the key at many.done came to: BUSY and RETRY ask to
+    be called again.
+
+    op.context is inside an operation, or NULL if this handle may only read."""
+    cdef uint64_t end
+    cdef Status status = OK
+    while status == OK and many.done < upto:   # each turn does a span
+        end = many.done + SPAN
+        status = many_span(op, many, end if end < upto else upto)
+        if op.context != NULL:
+            op_end(op)
+            op_begin(op)
+    return status

@@ -1,0 +1,242 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# The order of the map, and reading one bucket of it (I1).
+#
+# Entries are ordered by their hash with its bits reversed, then by the bytes of their key. A bucket
+# at level L holds the hashes that agree in their low L bits, and so owns one unbroken range of that
+# order. Splits cut ranges and merges join them; nothing else happens to the order. So a position in
+# it is a cursor that outlives every resize and the deletion of what it stood at: whatever stays in
+# the map lies before it or behind it for good.
+#
+# Reading a bucket means all of what it held at one moment:
+#   at rest     unlocked, no overflow lines, read from the start of its range: the slots as they
+#               stand, then the header again. Unchanged and unlocked: nobody was at it. No sorting,
+#               since the position is behind the whole range afterwards.
+#   otherwise   locked (perhaps by somebody stopped or dead), chained, or entered in the middle: the
+#               lowest entries behind the position are collected in order, then the version is
+#               looked at again. A tag may be that of another element while a removal moves one
+#               (chain.pxd), so hashes are computed from keys, and one element is taken once.
+# An element's memory is not given back before its bucket's version was raised, so what was read by
+# way of a slot is sound if the version is.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+from atomics cimport (
+    load_relaxed_u32, load_acquire_u32, load_relaxed_u64, load_acquire_u64, fence_acquire,
+    copy_out, likely, unlikely, reverse_bits_u32,
+)
+from status cimport Status, OK, ABSENT, CORRUPT, RETRY
+from layout cimport (
+    Bucket, Element, ELEMENT_LIVE, SLOT_COUNT, LINK_SLOT, LINK_BASE, LOCK_MASK, element_state,
+    word_locked, bucket_level_plus1,
+)
+from geometry cimport Map, element_at
+from hashing cimport hash_key
+from chain cimport Found, chain_next
+from element cimport element_read
+from table cimport table_find
+
+cdef enum:
+    SORTED_MAX = 32            # entries collected in order at a time
+    ENTRY_TRIES_MAX = 64       # an element that changes under our eyes
+
+cdef enum:
+    ORDER_END = 0x100000000ULL
+
+# A place in the order: before every entry whose reversed hash is order or more; if inside, then
+# behind those of this very hash whose key is not above key.
+cdef struct Position:
+    uint64_t order
+    bint inside
+    uint8_t *key               # key_size bytes of private memory
+
+# Where entries go, one behind the other.
+cdef struct Sink:
+    uint8_t *keys
+    uint8_t *values            # NULL: keys only
+    uint64_t count
+    uint64_t capacity
+
+cdef struct Ranked:
+    uint64_t order
+    uint32_t index
+
+cdef struct Ranking:
+    Ranked entries[32]
+    uint32_t count
+    bint cut                   # there are more
+
+
+cdef inline uint64_t bucket_range_last(uint64_t order, uint32_t level) noexcept nogil:
+    """The last reversed hash of the level's range that contains order."""
+    return order | (0xFFFFFFFFULL >> level)
+
+cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nogil:
+    """Append a copy of one element's key and value. ABSENT if it is not a live entry; RETRY if it
+    kept changing."""
+    cdef Found found
+    cdef uint8_t *key = sink.keys + sink.count * map.key_size
+    cdef int _
+    found.element = element_at(map, index)
+    for _ in range(ENTRY_TRIES_MAX):
+        # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
+        found.header = load_acquire_u64(&found.element.header)
+        if unlikely(element_state(found.header) - <uint32_t> ELEMENT_LIVE > 2):
+            return ABSENT
+        if likely(map.key_size == 8):
+            (<uint64_t *> key)[0] = load_relaxed_u64(&found.element.words[0])
+        else:
+            copy_out(key, &found.element.words[0], map.key_size)
+        if sink.values == NULL:
+            # The key before the second look; pairs with the release fences in element.pxd.
+            fence_acquire()
+            if likely(load_relaxed_u64(&found.element.header) == found.header):
+                break
+        elif likely(element_read(map, &found, sink.values + sink.count * map.value_size)):
+            break
+    else:
+        return RETRY
+    sink.count += 1
+    return OK
+
+cdef inline Status bucket_read_at_rest(
+        Map *map, Bucket *bucket, uint64_t header, uint64_t bucket_index,
+        Sink *sink) noexcept nogil:
+    """Append all entries of a bucket without lines. RETRY if somebody was at it."""
+    cdef uint64_t before = sink.count
+    cdef uint64_t mask = (1ULL << (bucket_level_plus1(header) - 1)) - 1
+    cdef uint32_t slot, index
+    cdef Status status = OK
+    for slot in range(SLOT_COUNT):
+        # Acquire: pairs with the release store of the index in chain_append.
+        index = load_acquire_u32(&bucket.indices[slot])
+        if index == 0 or unlikely(index >= map.element_max) or unlikely(
+                (load_relaxed_u32(&bucket.tags[slot]) ^ bucket_index) & mask):
+            continue
+        if unlikely(entry_read(map, index, sink) == RETRY):
+            status = RETRY
+    # All of it before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    fence_acquire()
+    if unlikely(load_relaxed_u64(&bucket.header) != header) or unlikely(status != OK):
+        sink.count = before
+        return RETRY
+    return OK
+
+cdef inline int rank_compare(
+        Map *map, uint64_t order, uint32_t index, const Ranked *other) noexcept nogil:
+    if order != other.order:
+        return -1 if order < other.order else 1
+    return memcmp(
+        &element_at(map, index).words[0], &element_at(map, other.index).words[0], map.key_size)
+
+cdef inline void rank_insert(
+        Map *map, Ranking *ranking, uint64_t order, uint32_t index) noexcept nogil:
+    """Keep an entry if it is among the lowest, in its place."""
+    cdef uint32_t at = ranking.count
+    cdef int compared = 1
+    while at > 0:                          # at most SORTED_MAX turns
+        compared = rank_compare(map, order, index, &ranking.entries[at - 1])
+        if compared >= 0:
+            break
+        at -= 1
+    if at > 0 and compared == 0:
+        return                             # the same element, in two slots
+    if ranking.count == SORTED_MAX:
+        ranking.cut = True
+        if at == SORTED_MAX:
+            return
+        ranking.count -= 1
+    cdef uint32_t place = ranking.count
+    while place > at:
+        ranking.entries[place] = ranking.entries[place - 1]
+        place -= 1
+    ranking.entries[at].order = order
+    ranking.entries[at].index = index
+    ranking.count += 1
+
+cdef inline Status chain_rank(
+        Map *map, Bucket *bucket, const Position *position, uint64_t last,
+        Ranking *ranking) noexcept nogil:
+    """Collect the lowest entries of a chain that lie behind position, up to last."""
+    cdef Bucket *line = bucket
+    cdef const uint8_t *key
+    cdef uint64_t _, order
+    cdef uint32_t slot, index
+    ranking.count = 0
+    ranking.cut = False
+    for _ in range(map.line_max + 1):
+        for slot in range(SLOT_COUNT):
+            # Acquire: pairs with the release store of the index in chain_append.
+            index = load_acquire_u32(&line.indices[slot])
+            if index == 0 or index >= map.element_max:
+                continue
+            key = <const uint8_t *> &element_at(map, index).words[0]
+            order = reverse_bits_u32(hash_key(map.seeds, key, map.key_size))
+            if order < position.order or order > last:
+                continue
+            if position.inside and order == position.order and memcmp(
+                    key, position.key, map.key_size) <= 0:
+                continue
+            rank_insert(map, ranking, order, index)
+        line = chain_next(map, line)
+        if line == NULL:
+            return OK
+    return CORRUPT
+
+cdef inline Status bucket_read_in_order(
+        Map *map, Bucket *bucket, uint64_t header, Position *position,
+        Sink *sink) noexcept nogil:
+    """Append the next entries of a bucket and move the position. RETRY if somebody was at it."""
+    cdef uint64_t before = sink.count
+    cdef uint64_t last = bucket_range_last(position.order, bucket_level_plus1(header) - 1)
+    cdef uint64_t reached = 0              # the order of the last entry appended
+    cdef Ranking ranking
+    cdef uint32_t done = 0
+    cdef Status one
+    cdef Status status = chain_rank(map, bucket, position, last, &ranking)
+    while status == OK and done < ranking.count and sink.count < sink.capacity:
+        one = entry_read(map, ranking.entries[done].index, sink)
+        if one == OK:
+            reached = ranking.entries[done].order
+        elif one == RETRY:
+            status = RETRY
+        done += 1
+    # All of it before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    fence_acquire()
+    if (load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK:
+        status = RETRY
+    if status != OK:
+        sink.count = before
+        return status
+    if done == ranking.count and not ranking.cut:
+        position.order = last + 1
+        position.inside = False
+        return OK
+    if sink.count == before:               # one entry at a time is on its way out of a bucket
+        return CORRUPT
+    position.order = reached
+    position.inside = True
+    memcpy(position.key, sink.keys + (sink.count - 1) * map.key_size, map.key_size)
+    return OK
+
+cdef inline Status bucket_read(Map *map, Position *position, Sink *sink) noexcept nogil:
+    """Append what the next bucket has behind position, as far as there is room, and move the
+    position: by at least one entry, or to the end of the bucket. RETRY, having appended nothing, if
+    somebody was at it. There is room for one at least, and position is not the end."""
+    cdef uint64_t header = 0
+    cdef uint64_t index = 0
+    cdef uint64_t last
+    cdef uint32_t hash = reverse_bits_u32(<uint32_t> position.order)
+    cdef Bucket *bucket = table_find(map, hash, &header, &index)
+    cdef Status status
+    if unlikely(bucket == NULL):
+        return RETRY
+    last = bucket_range_last(position.order, bucket_level_plus1(header) - 1)
+    if likely(
+            not word_locked(header) and not position.inside
+            and sink.capacity - sink.count >= SLOT_COUNT
+            and load_relaxed_u32(&bucket.indices[LINK_SLOT]) < LINK_BASE
+            and (position.order & (0xFFFFFFFFULL >> (bucket_level_plus1(header) - 1))) == 0):
+        status = bucket_read_at_rest(map, bucket, header, index, sink)
+        if likely(status == OK):
+            position.order = last + 1
+        return status
+    return bucket_read_in_order(map, bucket, header, position, sink)

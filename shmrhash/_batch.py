@@ -1,0 +1,450 @@
+"""Iteration and batches: what RHashMap offers beside single operations."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterator,
+    KeysView,
+    ValuesView,
+)
+from dataclasses import dataclass
+from operator import index
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._errors import InvalidArgument, ReadOnlyMap
+
+_CHUNK_ENTRIES = 1 << 16  # of dumps and loads, between two calls of progress
+_WALK_BUCKETS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a lookup batch returned.
+
+    keys, values: count items each: NumPy arrays of dtype V<size> unless another was asked for, or
+    bytes without NumPy. cursor: for the next call; None if the map had no more.
+    """
+
+    keys: Any
+    values: Any
+    count: int
+    cursor: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class BucketInfo:
+    """What one bucket looks like.
+
+    index: its number. level: it holds the hashes that agree with index in so many low bits.
+    entries: how many. lines: overflow lines, 64 bytes each. locked: whether somebody holds it.
+    """
+
+    index: int
+    level: int
+    entries: int
+    lines: int
+    locked: bool
+
+
+def _numpy() -> Any:
+    try:
+        return importlib.import_module("numpy")
+    except ModuleNotFoundError:
+        return None
+
+
+def _rows(count: int, size: int, dtype: Any = None) -> Any:
+    """Memory for count items of size bytes: a NumPy array, or a bytearray without NumPy."""
+    numpy = _numpy()
+    if numpy is None:
+        if dtype is not None:
+            raise InvalidArgument("a dtype needs NumPy: pip install 'shmrhash[numpy]'")
+        return bytearray(count * size)
+    wanted = numpy.dtype(f"V{size}" if dtype is None else dtype)
+    if wanted.itemsize != size:
+        raise InvalidArgument(f"dtype {wanted} has {wanted.itemsize} bytes, the map has {size}")
+    return numpy.empty(count, wanted)
+
+
+def item_size(what: str, rows: Any) -> int:
+    """Bytes of each item, or row, of an array."""
+    try:
+        with memoryview(rows) as view:
+            shape = view.shape or ()
+            if view.format == "B" and len(shape) < 2:
+                raise InvalidArgument(f"{what} are plain bytes: say key_size and value_size")
+            return view.itemsize * math.prod(shape[1:])
+    except TypeError:
+        raise TypeError(f"{what} must be an array, not {type(rows).__name__}") from None
+
+
+def _mask(count: int) -> Any:
+    numpy = _numpy()
+    return bytearray(count) if numpy is None else numpy.zeros(count, bool)
+
+
+def _cut(rows: Any, count: int, size: int) -> Any:
+    """The first count rows, as the caller gets them."""
+    if isinstance(rows, bytearray):
+        return bytes(memoryview(rows)[: count * size])
+    if count == len(rows):
+        return rows
+    return rows[:count].copy() if count * 2 < len(rows) else rows[:count]
+
+
+class _Keys(KeysView[bytes]):
+    _mapping: BatchMethods
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._mapping)
+
+
+class _Values(ValuesView[bytes]):
+    _mapping: BatchMethods
+
+    def __iter__(self) -> Iterator[bytes]:
+        return _core.EntryIterator(self._mapping, "values")
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == found for found in self)
+
+
+class _Items(ItemsView[bytes, bytes]):
+    _mapping: BatchMethods
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return _core.EntryIterator(self._mapping, "items")
+
+
+class BatchMethods(_core.MapHandle):
+    """The part of RHashMap that handles more than one entry at a time.
+
+    Order: entries come in the order of their hashes, bits reversed, which no resize changes. So
+    every way to walk over the map delivers what is in it from beginning to end exactly once, and
+    what was not in it at any time never, whatever happens meanwhile (I1); no key comes twice.
+    """
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The keys. Reads up to 128 entries ahead of what it yields; never waits for a writer.
+
+        What this handle deletes meanwhile is not delivered any more. Raises MapClosed.
+        """
+        return _core.EntryIterator(self, "keys")
+
+    __reversed__ = None
+
+    def keys(self) -> KeysView[bytes]:
+        """The keys, as a view: iterable again and again, with len() and set operations. O(1).
+
+        Iterating raises what iter() raises.
+        """
+        return _Keys(self)
+
+    def values(self) -> ValuesView[bytes]:
+        """The values, as a view. Each is complete, and as of when it was read (R2). O(1).
+
+        Iterating raises what iter() raises.
+        """
+        return _Values(self)
+
+    def items(self) -> ItemsView[bytes, bytes]:
+        """(key, value) of the entries, as a view; each pair belongs together (R2). O(1).
+
+        Iterating raises what iter() raises.
+        """
+        return _Items(self)
+
+    def get_next_key(self, key: Any = None) -> bytes | None:
+        """The key behind key in the map's order; the first if key is None; None after the last.
+
+        key need not be in the map: one that was deleted still has its place, so a walk goes on
+        where it was (the kernel's starts again). Costs about two lookups.
+
+        Raises InvalidArgument (key size), TypeError, MapClosed, SegmentCorrupt.
+        """
+        found = bytearray(self.key_size)
+        cursor = None if key is None else _core.cursor_at(self, key)
+        if cursor is None and key is not None:
+            return None
+        count, _ = _core.read_entries(self, cursor, found, None, 0, 1)
+        return bytes(found) if count else None
+
+    def lookup_batch(
+        self,
+        cursor: bytes | None = None,
+        count: int = 4096,
+        flags: int = 0,
+        *,
+        key_dtype: Any = None,
+        value_dtype: Any = None,
+    ) -> Batch:
+        """Up to count entries from cursor on. A cursor of None is the beginning.
+
+        Returns fewer than count only at the end of the map. cursor of the result is None if there
+        was nothing more; else it is for the next call, of any process, whatever became of the
+        entries it lies between. Each entry is as of some moment during the call. flags is 0.
+
+        Raises InvalidArgument (count below 1, flags, a cursor of another map, a dtype of another
+        size), MapClosed, SegmentCorrupt.
+        """
+        return self._batch(cursor, count, flags, key_dtype, value_dtype, take=False)
+
+    def lookup_and_delete_batch(
+        self,
+        cursor: bytes | None = None,
+        count: int = 4096,
+        flags: int = 0,
+        *,
+        key_dtype: Any = None,
+        value_dtype: Any = None,
+    ) -> Batch:
+        """Up to count entries from cursor on, each deleted: nobody else gets the same one.
+
+        Each deletion is atomic, the batch is not: what a process had deleted when it was killed in
+        here is gone. Rather than wait for others it returns fewer than count, with a cursor. Else
+        as lookup_batch().
+
+        Raises what lookup_batch() raises, LockTimeout (having deleted nothing), ReadOnlyMap.
+        """
+        if self.read_only:
+            raise ReadOnlyMap(f"map {self.name!r} is open for reading only")
+        return self._batch(cursor, count, flags, key_dtype, value_dtype, take=True)
+
+    def _batch(
+        self,
+        cursor: bytes | None,
+        count: int,
+        flags: int,
+        key_dtype: Any,
+        value_dtype: Any,
+        *,
+        take: bool,
+    ) -> Batch:
+        count = index(count)
+        if count < 1:
+            raise InvalidArgument(f"count must be at least 1, not {count}")
+        if flags != 0:
+            raise InvalidArgument(f"flags {index(flags)} are not valid: a lookup batch takes 0")
+        room = min(count, self.max_entries)
+        parts = []
+        size = min(room, max(len(self), 1) + 64)
+        done = 0
+        while True:  # once, unless the map grew meanwhile
+            keys = _rows(size, self.key_size, key_dtype)
+            values = _rows(size, self.value_size, value_dtype)
+            if take:
+                got, cursor = _core.take_entries(self, cursor, keys, values, size)
+            else:
+                got, cursor = _core.read_entries(self, cursor, keys, values, 0, size)
+            parts.append((_cut(keys, got, self.key_size), _cut(values, got, self.value_size)))
+            done += got
+            if cursor is None or done == room or got < size:
+                break
+            size = min(room - done, size * 2)
+        return Batch(_joined([k for k, _ in parts]), _joined([v for _, v in parts]), done, cursor)
+
+    def update_batch(self, keys: Any, values: Any, flags: int = 0) -> int:
+        """update() for each key and value in turn; how many there were.
+
+        keys and values: C-contiguous buffers of as many items of key_size and value_size bytes:
+        bytes, bytearray, memoryview, a NumPy array of such items or rows, or lists of buffers. No
+        batch is atomic: each update is. The GIL is free meanwhile. The first update that fails ends
+        the batch: its exception has the number done before as count. Expected cost: an update each,
+        with the cache misses of 16 at a time overlapping.
+
+        Raises what update() raises; InvalidArgument (another item size, not contiguous, different
+        numbers of keys and values).
+        """
+        done: int = _core.update_many(self, keys, values, self._update_flag(flags), None)
+        return done
+
+    def delete_batch(self, keys: Any, flags: int = 0) -> int:
+        """delete() for each key in turn; how many there were.
+
+        The first key that is absent ends the batch with KeyNotFound, whose count says how many were
+        deleted; delete_many() goes on instead. flags is 0. Else as update_batch().
+
+        Raises what delete() raises, InvalidArgument as update_batch().
+        """
+        if flags != 0:
+            raise InvalidArgument(f"flags {index(flags)} are not valid: delete_batch takes 0")
+        done: int = _core.delete_many(self, keys, None, None)
+        return done
+
+    def _load(
+        self, keys: _core.Rows, values: Any, progress: Callable[[int, int], object] | None
+    ) -> None:
+        rows = _core.Rows("values", values, self.value_size)
+        done = 0
+        while done < keys.count:
+            limit = keys.count if progress is None else done + _CHUNK_ENTRIES
+            done = _core.update_many(self, keys, rows, 0, None, done, limit)
+            if progress is not None:
+                progress(done, keys.count)
+
+    @staticmethod
+    def _update_flag(flags: int) -> int:
+        if flags not in (0, 1, 2):
+            raise InvalidArgument(
+                f"flags {index(flags)} are not valid: update takes BPF_ANY, BPF_NOEXIST or "
+                f"BPF_EXIST"
+            )
+        return index(flags)
+
+    def lookup_many(self, keys: Any, *, out: Any = None, dtype: Any = None) -> tuple[Any, Any]:
+        """Look up an array of keys: (values, found).
+
+        keys: as for update_batch(). values: out if given, a writable buffer of as many items of
+        value_size bytes; else a NumPy array of dtype (default V<value_size>), or bytes without
+        NumPy. found: a NumPy array of bool, or bytes of 0 and 1. The values of absent keys are left
+        as they were in out, zeros in a new array. Each lookup is as lookup(); all of them are not
+        one moment. The GIL is free meanwhile.
+
+        Raises InvalidArgument (item size, contiguity, numbers), TypeError, MapClosed,
+        SegmentCorrupt.
+        """
+        keys = _core.Rows("keys", keys, self.key_size)
+        found = _mask(keys.count)
+        values = out
+        if out is None:
+            values = _rows(keys.count, self.value_size, dtype)
+            if not isinstance(values, bytearray):
+                values.view(f"V{self.value_size}").fill(bytes(self.value_size))
+        elif dtype is not None:
+            raise InvalidArgument("give either out or dtype, not both")
+        _core.lookup_many(self, keys, values, found)
+        if isinstance(found, bytearray):
+            return (bytes(values) if out is None else out), bytes(found)
+        return values, found
+
+    def contains_many(self, keys: Any) -> Any:
+        """Whether each of an array of keys is in the map: a NumPy array of bool, or bytes of 0, 1.
+
+        As lookup_many(), without values; raises the same.
+        """
+        keys = _core.Rows("keys", keys, self.key_size)
+        found = _mask(keys.count)
+        _core.contains_many(self, keys, found)
+        return bytes(found) if isinstance(found, bytearray) else found
+
+    def update_many(self, keys: Any, values: Any, flags: int = 0) -> Any:
+        """update() for each key and value; whether each was stored, as a mask.
+
+        A key that BPF_NOEXIST or BPF_EXIST forbids is left out and marked; any other error ends it,
+        with the number done before as its count. Duplicates are done one after another. Else as
+        update_batch().
+
+        Raises what update() raises but KeyExists and KeyNotFound; InvalidArgument as
+        update_batch().
+        """
+        keys = _core.Rows("keys", keys, self.key_size)
+        stored = _mask(keys.count)
+        _core.update_many(self, keys, values, self._update_flag(flags), stored)
+        return bytes(stored) if isinstance(stored, bytearray) else stored
+
+    def delete_many(self, keys: Any) -> Any:
+        """delete() for each key; whether each was there, as a mask. Else as update_many().
+
+        Raises what delete() raises but KeyNotFound, InvalidArgument as update_batch().
+        """
+        keys = _core.Rows("keys", keys, self.key_size)
+        deleted = _mask(keys.count)
+        _core.delete_many(self, keys, None, deleted)
+        return bytes(deleted) if isinstance(deleted, bytearray) else deleted
+
+    def add_many(
+        self, keys: Any, deltas: Any, *, initial: int | None = None, offset: int = 0
+    ) -> Any:
+        """add() for each key and delta; the sums: a NumPy array of int64, or bytes without NumPy.
+
+        deltas: a buffer of as many signed 8-byte integers, or one integer for all keys. An absent
+        key raises KeyNotFound if initial is None. The first error ends it, with the number done
+        before as its count. Else as update_batch().
+        """
+        keys = _core.Rows("keys", keys, self.key_size)
+        if isinstance(deltas, int):
+            deltas = (deltas & (1 << 64) - 1).to_bytes(8, "little") * keys.count
+        sums = _rows(keys.count, 8, None if _numpy() is None else "<i8")
+        _core.add_many(self, keys, deltas, sums, initial, offset)
+        return bytes(sums) if isinstance(sums, bytearray) else sums
+
+    def for_each(self, callback: Callable[[bytes, bytes], object]) -> int:
+        """Call callback(key, value) for each entry; a true result stops. How many were visited.
+
+        The callback may delete the entry it is at or any other, insert, and raise: what it deletes
+        through this handle before its turn is not visited, and the walk goes on (the kernel's
+        stops).
+
+        Raises MapClosed, SegmentCorrupt, and what callback raises.
+        """
+        visited = 0
+        for key, value in self.items():
+            visited += 1
+            if callback(key, value):
+                break
+        return visited
+
+    def walk(self) -> Iterator[BucketInfo]:
+        """The buckets, one after another: for people who look into the map, not for its entries.
+
+        Takes no lock: with writers about, the figures are of different moments. O(buckets).
+
+        Raises MapClosed.
+        """
+        first = 0
+        while True:
+            facts = _core.bucket_facts(self, first, _WALK_BUCKETS)
+            yield from itertools.starmap(BucketInfo, facts)
+            if len(facts) < _WALK_BUCKETS:
+                return
+            first += len(facts)
+
+    def to_arrays(
+        self,
+        *,
+        key_dtype: Any = None,
+        value_dtype: Any = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> tuple[Any, Any]:
+        """All keys and all values, as two arrays of equal length; each entry as of some moment.
+
+        Arrays are NumPy's, of dtype V<size> unless said otherwise; bytes without NumPy.
+        progress(done, total) is called every 65,536 entries and at the end; its total is an
+        estimate. Memory: the arrays.
+
+        Raises InvalidArgument (a dtype of another size), MapClosed, SegmentCorrupt.
+        """
+        cursor = None
+        done = 0
+        parts = []
+        room = len(self) + 64
+        while True:
+            keys = _rows(room, self.key_size, key_dtype)
+            values = _rows(room, self.value_size, value_dtype)
+            filled = 0
+            while filled < room:
+                limit = room if progress is None else min(room, filled + _CHUNK_ENTRIES)
+                filled, cursor = _core.read_entries(self, cursor, keys, values, filled, limit)
+                if progress is not None:
+                    progress(done + filled, max(len(self), done + filled))
+                if cursor is None:
+                    break
+            done += filled
+            parts.append((_cut(keys, filled, self.key_size), _cut(values, filled, self.value_size)))
+            if cursor is None:
+                return _joined([k for k, _ in parts]), _joined([v for _, v in parts])
+            room = max(64, room // 2)  # it grew meanwhile
+
+
+def _joined(parts: list[Any]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], bytes):
+        return b"".join(parts)
+    return _numpy().concatenate(parts)
