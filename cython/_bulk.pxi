@@ -82,17 +82,17 @@ cdef expect_count(str what, Rows rows, uint64_t count):
         raise _errors.InvalidArgument(f"{what} has {rows.count} items, and there are {count} keys")
 
 
-cdef int many_run(MapHandle handle, Many *many) except -1:
+cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
     """Do all of a batch."""
     cdef Op op
     cdef Status status = OK
     cdef uint64_t upto, before
-    cdef uint64_t turn = 0
-    cdef int64_t began = 0
+    cdef Patience patience = handle._patience()
     if many.kind >= MANY_UPDATE:
         handle._enter(&op)
     else:
         handle._enter_to_read(&op)
+    op.f_lock = f_lock
     try:
         while many.done < many.count:          # ends with the timeout
             before = many.done
@@ -100,9 +100,9 @@ cdef int many_run(MapHandle handle, Many *many) except -1:
             with nogil:
                 status = many_on(&op, many, upto)
             if many.done != before:
-                turn = 0
+                patience.turn = 0
             if status == BUSY or status == RETRY or handle._freed(status):
-                handle._wait(&op, status, &turn, &began)
+                handle._wait(&op, status, &patience)
             elif status != OK:
                 handle._raise(status, &op)
             elif many.done < many.count:
@@ -117,7 +117,7 @@ cdef int many_run(MapHandle handle, Many *many) except -1:
     return 0
 
 
-def lookup_many(MapHandle handle not None, keys, values, found):
+def lookup_many(MapHandle handle not None, keys, values, found, bint f_lock):
     """Copy the values of keys into values, and 1 or 0 for each into found."""
     cdef Many many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
@@ -131,7 +131,7 @@ def lookup_many(MapHandle handle not None, keys, values, found):
     many.values = value_rows.base
     many.done_mask = found_rows.base
     many.count = key_rows.count
-    many_run(handle, &many)
+    many_run(handle, &many, f_lock)
 
 
 def contains_many(MapHandle handle not None, keys, found):
@@ -145,7 +145,7 @@ def contains_many(MapHandle handle not None, keys, found):
     many.keys = key_rows.base
     many.done_mask = found_rows.base
     many.count = key_rows.count
-    many_run(handle, &many)
+    many_run(handle, &many, False)
 
 
 def update_many(
@@ -172,11 +172,11 @@ def update_many(
     many.done = first if first < many.count else many.count
     many.flag = flag
     many.strict = stored is None
-    many_run(handle, &many)
+    many_run(handle, &many, False)             # every update waits for sections
     return many.done
 
 
-def delete_many(MapHandle handle not None, keys, values, deleted):
+def delete_many(MapHandle handle not None, keys, values, deleted, bint f_lock):
     """Delete keys, copying their last values into values if that is not None; how many keys.
 
     deleted gets 1 or 0 for each; if it is None, the first absent key raises.
@@ -198,12 +198,12 @@ def delete_many(MapHandle handle not None, keys, values, deleted):
     many.keys = key_rows.base
     many.count = key_rows.count
     many.strict = deleted is None
-    many_run(handle, &many)
+    many_run(handle, &many, f_lock)
     return many.done
 
 
 def add_many(MapHandle handle not None, keys, deltas, sums, initial, Py_ssize_t offset):
-    """add() for each of keys and deltas; sums gets the results."""
+    """add() of 8-byte integers for each of keys and deltas; sums gets the results."""
     cdef Many many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows delta_rows = Rows("deltas", deltas, 8)
@@ -211,10 +211,11 @@ def add_many(MapHandle handle not None, keys, deltas, sums, initial, Py_ssize_t 
     cdef bytearray first = bytearray(handle.map.value_size)
     cdef bytearray fresh = bytearray(handle.map.value_size)
     cdef uint64_t start
-    handle._check_field(offset)
     expect_count("deltas", delta_rows, key_rows.count)
     expect_count("out", sum_rows, key_rows.count)
     memset(&many, 0, sizeof(many))
+    field_fill(handle, &many.field, offset, FORMAT_INT64)
+    many.field.operation = FIELD_ADD
     if initial is not None:
         start = PyLong_AsUnsignedLongLongMask(initial)
         many.initial = <uint8_t *> PyByteArray_AS_STRING(first)
@@ -224,7 +225,6 @@ def add_many(MapHandle handle not None, keys, deltas, sums, initial, Py_ssize_t 
     many.deltas = delta_rows.base
     many.sums = sum_rows.base
     many.fresh = <uint8_t *> PyByteArray_AS_STRING(fresh)
-    many.offset = <uint64_t> offset
     many.count = key_rows.count
     many.strict = True
-    many_run(handle, &many)
+    many_run(handle, &many, False)

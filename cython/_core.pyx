@@ -31,7 +31,7 @@ from status cimport (
 from layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_CONTEXTS, REGION_PROCESSES, REGION_COUNT,
-    depot_credit, depot_count as depot_parked,
+    depot_credit, depot_count as depot_parked, word_locked, word_owner,
 )
 from geometry cimport Map, geometry_compute, geometry_bind, context_at, round_up
 from hashing cimport hash_key
@@ -40,10 +40,18 @@ from system cimport (
     mmap, munmap, F_OFD_GETLK, F_WRLCK,
     MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, CLOCK_MONOTONIC,
 )
+from field cimport (
+    Field, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,
+    FIELD_UNSIGNED, bits_of, field_compute, field_mask, float_of, sign_extended,
+)
 from lock cimport Op, context_begin, context_end, op_begin, op_end
 from map cimport (
-    op_settle, map_lookup, map_contains, map_update, map_delete, map_add,
+    op_settle, map_lookup, map_contains, map_update, map_delete,
     map_clear_bucket, map_shrink_if_empty,
+)
+from modify cimport map_apply, map_lookup_unlocked, map_swap
+from section cimport (
+    Section, section_abandon, section_commit, section_open, section_remove,
 )
 from table cimport table_count
 from liveness cimport Standing, process_is_dead
@@ -61,11 +69,13 @@ from many cimport (
     Many, MANY_LOOKUP, MANY_CONTAINS, MANY_UPDATE, MANY_DELETE, MANY_ADD, many_on,
 )
 
+import struct
 from operator import index as as_index
 
 from shmrhash import _errors
 
 cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident()
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
     char *PyByteArray_AS_STRING(object buffer)
 
@@ -79,11 +89,31 @@ cdef extern from "<sys/syscall.h>" nogil:
 cdef enum:
     STACK_VALUE_MAX = 512      # larger values are copied straight into the bytes object
     PATROL_MASK = 0xFFFF       # after so many operations of a context, look for dead processes
+    F_LOCK = 4                 # BPF_F_LOCK
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries, yielding between: a damaged segment
     MEMBARRIER_REGISTER_GLOBAL_EXPEDITED = 4
 
 
 include "_segments.pxi"
+
+# Sections that threads of this process have open: (device, inode, context) -> thread.
+cdef dict sections_open = {}
+
+
+# How long an operation has waited, and may.
+cdef struct Patience:
+    uint64_t turn
+    int64_t began
+    int64_t limit_ns           # negative: for ever
+
+
+cdef int64_t timeout_ns(timeout) except? -2:
+    """Seconds as nanoseconds; -1 for more than 30 years."""
+    seconds = float(timeout)
+    if not seconds >= 0:
+        raise _errors.InvalidArgument(
+            f"timeout must be None or seconds from 0 on, not {timeout!r}")
+    return -1 if seconds > 1e9 else <int64_t> (seconds * 1e9)
 
 
 cdef str os_error():
@@ -122,7 +152,7 @@ cdef class MapHandle:
         self.map.path = strdup(path)
         self.map.read_only = read_only
         self.map.fd = fd                       # owned from here on
-        self._set_timeout(timeout)
+        self.map.timeout_ns = -1 if timeout is None else timeout_ns(timeout)
         self._examine(fd)
         self._map_segment(fd)
         self.is_closed = False
@@ -140,16 +170,6 @@ cdef class MapHandle:
     def __dealloc__(self):
         self._detach()
         free(self.map.path)
-
-    cdef _set_timeout(self, timeout):
-        if timeout is None:
-            self.map.timeout_ns = -1
-            return
-        seconds = float(timeout)
-        if not 0 <= seconds < 1e9:
-            raise _errors.InvalidArgument(
-                f"timeout must be None or seconds from 0 to 1e9, not {timeout!r}")
-        self.map.timeout_ns = <int64_t> (seconds * 1e9)
 
     cdef _examine(self, int fd):
         cdef Header header
@@ -238,6 +258,8 @@ cdef class MapHandle:
         op.self_index = <uint32_t> (taken - 1)
         op.context = context_at(&self.map, taken - 1)
         op.element_filled = False
+        op.f_lock = False
+        op.wait_seen = 0
         self.in_flight += 1
         self.writes += 1
         op_begin(op)
@@ -259,24 +281,45 @@ cdef class MapHandle:
         if unlikely(self.is_closed and self.in_flight == 0):
             self._detach()
 
-    cdef int _wait(self, Op *op, Status status, uint64_t *turn, int64_t *began) except -1:
+    cdef inline Patience _patience(self) noexcept:
+        cdef Patience patience
+        patience.turn = 0
+        patience.began = 0
+        patience.limit_ns = self.map.timeout_ns
+        return patience
+
+    cdef int _wait(self, Op *op, Status status, Patience *patience) except -1:
         """Between two attempts. The operation holds nothing; its context is at rest meanwhile."""
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
-        if turn[0] == 0:
-            began[0] = now
-        elif self.map.timeout_ns >= 0 and now - began[0] > self.map.timeout_ns:
+        if patience.turn == 0:
+            patience.began = now
+            if status == BUSY:
+                self._expect_no_deadlock(op)
+        if status == BUSY and patience.limit_ns >= 0 and (
+                now - patience.began >= patience.limit_ns) and patience.turn > 4:
             raise _errors.LockTimeout(
-                f"map {self.name!r}: waited {(now - began[0]) / 1e9:.1f} s for a lock whose owner "
-                f"is alive but does not go on (stopped, or swapped out?); continue or kill it")
+                f"map {self.name!r}: waited {(now - patience.began) / 1e9:.1f} s for a lock whose "
+                f"owner is alive but does not let go (in a locked section, stopped, or swapped "
+                f"out?); continue or kill it")
         if op.context != NULL:
             op_end(op)
         with nogil:
             if status == BUSY:
-                wait_step(op, turn[0])
+                wait_step(op, patience.turn)
             else:
                 sched_yield()
-        turn[0] += 1
+        patience.turn += 1
         self._resume(op)
+        return 0
+
+    cdef int _expect_no_deadlock(self, Op *op) except -1:
+        """Raise if what this thread waits for is a section that this thread has open."""
+        if word_locked(op.wait_seen) and sections_open.get(
+                (self.map.device, self.map.inode, word_owner(op.wait_seen))
+                ) == PyThread_get_thread_ident():
+            raise _errors.DeadlockError(
+                f"map {self.name!r}: this thread has the key locked already; use the section it "
+                f"has open")
         return 0
 
     cdef int _resume(self, Op *op) except -1:
@@ -305,6 +348,8 @@ cdef class MapHandle:
             raise _errors.MapClosed(f"map {self.name!r} is closed")
         op.map = &self.map
         op.context = NULL
+        op.f_lock = False
+        op.wait_seen = 0
         self.in_flight += 1
         return 0
 
@@ -448,8 +493,7 @@ cdef class MapHandle:
         cdef const uint8_t *value_bytes
         cdef Op op
         cdef Status status = RETRY
-        cdef uint64_t turn = 0
-        cdef int64_t began = 0
+        cdef Patience patience = self._patience()
         value_view.buf = NULL
         op.key = self._buffer("key", key, self.map.key_size, &key_view)
         try:
@@ -461,7 +505,7 @@ cdef class MapHandle:
                     status = map_update(&op, value_bytes, flag)
                     if likely(status != RETRY and status != BUSY) and not self._freed(status):
                         break
-                    self._wait(&op, status, &turn, &began)
+                    self._wait(&op, status, &patience)
             finally:
                 self._leave(&op)
             if unlikely(status != OK):
@@ -473,23 +517,23 @@ cdef class MapHandle:
                 PyBuffer_Release(&value_view)
         return status
 
-    cdef Status _delete(self, object key, void *value) except? RETRY:
+    cdef Status _delete(self, object key, void *value, bint f_lock=False) except? RETRY:
         """OK or ABSENT."""
         cdef Py_buffer view
         cdef Op op
         cdef Status status = RETRY
-        cdef uint64_t turn = 0
-        cdef int64_t began = 0
+        cdef Patience patience = self._patience()
         op.key = self._buffer("key", key, self.map.key_size, &view)
         try:
             op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
             self._enter(&op)
+            op.f_lock = f_lock
             try:
                 while True:                    # ends with the timeout
                     status = map_delete(&op, value)
                     if likely(status != RETRY and status != BUSY):
                         break
-                    self._wait(&op, status, &turn, &began)
+                    self._wait(&op, status, &patience)
             finally:
                 self._leave(&op)
         finally:
@@ -502,15 +546,44 @@ cdef class MapHandle:
     def lookup(self, key, flags=0):
         """Return the value of key as bytes, or None.
 
-        Takes no lock, never waits for a writer (R1); the value was stored whole (R2). flags is 0.
-        Expected O(1): two cache lines for a key that is there, one for a key that is not.
+        Takes no lock, never waits for a writer (R1); the value was stored whole (R2). Expected
+        O(1): two cache lines for a key that is there, one for a key that is not. With flags
+        BPF_F_LOCK it waits until no section and no write holds the element (L1).
 
         Raises InvalidArgument (flags, or a key of another size), TypeError (not a buffer),
-        MapClosed, SegmentCorrupt.
+        MapClosed, SegmentCorrupt; with BPF_F_LOCK LockTimeout, DeadlockError.
         """
         if flags != 0:
-            self._bad_flags(flags, "lookup takes 0")
+            if flags != F_LOCK:
+                self._bad_flags(flags, "lookup takes 0 or BPF_F_LOCK")
+            return self._lookup_unlocked(key)
         return self._lookup(key)
+
+    cdef object _lookup_unlocked(self, object key):
+        """_lookup at a moment when nobody holds the element."""
+        cdef Py_buffer view
+        cdef Op op
+        cdef Status status
+        cdef Patience patience = self._patience()
+        cdef bytes value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
+        op.key = self._buffer("key", key, self.map.key_size, &view)
+        try:
+            op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
+            self._enter_to_read(&op)
+            try:
+                while True:                    # ends with the timeout
+                    status = map_lookup_unlocked(&op, PyBytes_AS_STRING(value))
+                    if status != RETRY and status != BUSY:
+                        break
+                    self._wait(&op, status, &patience)
+            finally:
+                self._leave_reading(&op)
+        finally:
+            if view.buf != NULL:
+                PyBuffer_Release(&view)
+        if status != OK and status != ABSENT:
+            self._raise(status, &op)
+        return value if status == OK else None
 
     def get(self, key, default=None):
         """Return the value of key as bytes, or default. Else as lookup().
@@ -551,9 +624,10 @@ cdef class MapHandle:
         """
         cdef uint32_t flag = 0
         if flags != 0:
-            if flags != 1 and flags != 2:
-                self._bad_flags(flags, "update takes BPF_ANY, BPF_NOEXIST or BPF_EXIST")
-            flag = flags
+            if flags not in (1, 2, F_LOCK, F_LOCK | 1, F_LOCK | 2):
+                self._bad_flags(flags, "update takes BPF_ANY, BPF_NOEXIST or BPF_EXIST, each with "
+                                       "or without BPF_F_LOCK")
+            flag = <uint32_t> flags & ~<uint32_t> F_LOCK    # every update waits for sections
         self._update(key, value, flag)
 
     def __setitem__(self, key, value):
@@ -563,7 +637,8 @@ cdef class MapHandle:
         """Remove key and its value.
 
         Atomic (W1). Expected O(1); may merge two buckets and give memory back. Waits, without the
-        GIL, for a process that is changing the same element or bucket.
+        GIL, for a process that is changing the same element or bucket; a locked section on the key
+        is cut off, and told so at its end.
 
         Raises KeyNotFound (ENOENT), LockTimeout (EBUSY), InvalidArgument, TypeError, ReadOnlyMap,
         MapClosed.
@@ -578,70 +653,19 @@ cdef class MapHandle:
     def lookup_and_delete(self, key, flags=0):
         """Remove key and return its last value as bytes: no other caller gets the same one.
 
-        Atomic (W1); else as delete(). flags is 0.
+        Atomic (W1); else as delete(). With flags BPF_F_LOCK it waits for a locked section to end,
+        instead of cutting it off.
 
-        Raises KeyNotFound (ENOENT), LockTimeout (EBUSY), InvalidArgument, TypeError, ReadOnlyMap,
-        MapClosed.
+        Raises KeyNotFound (ENOENT), LockTimeout (EBUSY), DeadlockError, InvalidArgument,
+        TypeError, ReadOnlyMap, MapClosed.
         """
         cdef bytes value
-        if flags != 0:
-            self._bad_flags(flags, "lookup_and_delete takes 0")
+        if flags != 0 and flags != F_LOCK:
+            self._bad_flags(flags, "lookup_and_delete takes 0 or BPF_F_LOCK")
         value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
-        if self._delete(key, PyBytes_AS_STRING(value)) != OK:
+        if self._delete(key, PyBytes_AS_STRING(value), flags != 0) != OK:
             raise _errors.KeyNotFound(key)
         return value
-
-    cdef _check_field(self, Py_ssize_t offset):
-        if offset < 0 or offset > <Py_ssize_t> self.map.value_size - 8:
-            raise _errors.InvalidArgument(
-                f"an 8-byte field at offset {offset} does not fit into values of "
-                f"{self.map.value_size} bytes")
-
-    def add(self, key, delta, *, initial=None, Py_ssize_t offset=0):
-        """Add delta to a counter in key's value; return the sum.
-
-        The counter is 8 bytes, little-endian, signed, at byte offset of the value; it wraps around.
-        An absent key is inserted if initial is given: zeros, with initial + delta in the counter.
-        Atomic: no other add, update or delete comes in between (W1). Expected O(1).
-
-        Raises KeyNotFound (ENOENT: absent, and initial is None), MapFull, SegmentFull, LockTimeout,
-        InvalidArgument (key size, or no 8 bytes at offset), TypeError, ReadOnlyMap, MapClosed.
-        """
-        cdef Py_buffer view
-        cdef Op op
-        cdef Status status = RETRY
-        cdef uint64_t delta_bits = PyLong_AsUnsignedLongLongMask(delta)
-        cdef uint64_t after = 0
-        cdef uint64_t turn = 0
-        cdef int64_t began = 0
-        cdef bytearray fresh = None
-        cdef uint8_t *fresh_bytes = NULL
-        self._check_field(offset)
-        if initial is not None:
-            fresh = bytearray(self.map.value_size)
-            fresh_bytes = <uint8_t *> PyByteArray_AS_STRING(fresh)
-            after = PyLong_AsUnsignedLongLongMask(initial) + delta_bits
-            memcpy(fresh_bytes + offset, &after, 8)
-        op.key = self._buffer("key", key, self.map.key_size, &view)
-        try:
-            op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
-            self._enter(&op)
-            try:
-                while True:                    # ends with the timeout
-                    status = map_add(&op, <uint64_t> offset, delta_bits, fresh_bytes, &after)
-                    if likely(status != RETRY and status != BUSY) and not self._freed(status):
-                        break
-                    self._wait(&op, status, &turn, &began)
-            finally:
-                self._leave(&op)
-        finally:
-            if view.buf != NULL:
-                PyBuffer_Release(&view)
-        if status == ABSENT:
-            raise _errors.KeyNotFound(key)
-        if unlikely(status != OK):
-            self._raise(status, &op)
-        return <int64_t> after
 
     def clear(self):
         """Delete all entries, one after another: each deletion is atomic, the whole is not.
@@ -654,9 +678,8 @@ cdef class MapHandle:
         cdef Op op
         cdef Status status
         cdef uint64_t index, count
-        cdef uint64_t turn = 0
         cdef uint64_t done = 0
-        cdef int64_t began = 0
+        cdef Patience patience = self._patience()
         self._enter(&op)
         try:
             index = table_count(&self.map)
@@ -668,9 +691,9 @@ cdef class MapHandle:
                     map_shrink_if_empty(&op)
                     count = table_count(&self.map)
                     index = index if index < count else count
-                    turn = 0
+                    patience.turn = 0
                 elif status == BUSY or status == RETRY:
-                    self._wait(&op, status, &turn, &began)
+                    self._wait(&op, status, &patience)
                 else:
                     self._raise(status, &op)
                 done += 1
@@ -841,5 +864,7 @@ cdef class MapHandle:
         }
 
 
+include "_modify.pxi"
+include "_sections.pxi"
 include "_bulk.pxi"
 include "_entries.pxi"

@@ -64,19 +64,15 @@ cdef class Place:
 cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) except -1:
     """Read entries until the sink is full or the map at its end."""
     cdef Status status = RETRY
-    cdef uint64_t turn = 0
-    while status == RETRY:                     # ends unless writers never rest, or with a signal
+    cdef Patience patience = handle._patience()
+    sink.waiter = op if op.f_lock and sink.values != NULL else NULL
+    while status == RETRY or status == BUSY:   # ends unless writers never rest
         with nogil:
             status = walk_on(op, position, sink)
-        if status == RETRY:
-            if turn == READ_ROUNDS_MAX:
+        if status == RETRY or status == BUSY:
+            if patience.turn == READ_ROUNDS_MAX:
                 handle._raise(CORRUPT, NULL)
-            turn += 1
-            if op.context != NULL:
-                op_end(op)
-            with nogil:
-                sched_yield()
-            handle._resume(op)
+            handle._wait(op, status, &patience)
     if status != OK and status != ABSENT:
         handle._raise(status, NULL)
     return 0
@@ -91,7 +87,7 @@ cdef bint walk_ended(MapHandle handle, Op *op, Place place) except -1:
         return True
     probe.start(handle, place.cursor(handle))
     sink.keys = <uint8_t *> PyByteArray_AS_STRING(key)
-    sink.values = NULL
+    sink.values = NULL                     # only whether there is one
     sink.count = 0
     sink.capacity = 1
     walk_fill(handle, op, &probe.position, &sink)
@@ -111,7 +107,8 @@ cdef int sink_into(Sink *sink, Rows keys, Rows values, uint64_t first, uint64_t 
     return 0
 
 
-def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first, uint64_t limit):
+def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first, uint64_t limit,
+                 bint f_lock=False):
     """Copy entries from cursor on into rows first to limit of keys, and of values if not None.
 
     Returns (row behind the last, cursor for the next call or None).
@@ -124,6 +121,7 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
     cdef Op op
     sink_into(&sink, key_rows, value_rows, first, limit)
     handle._enter_to_read(&op)
+    op.f_lock = f_lock
     try:
         place.start(handle, cursor)
         walk_fill(handle, &op, &place.position, &sink)
@@ -167,7 +165,8 @@ cdef Status take_some(Op *op, Sink *sink, uint64_t *at, uint64_t *taken) noexcep
     return OK
 
 
-def take_entries(MapHandle handle not None, cursor, keys, values, uint64_t limit):
+def take_entries(
+        MapHandle handle not None, cursor, keys, values, uint64_t limit, bint f_lock=False):
     """Delete entries from cursor on, copying each into keys and values; as read_entries.
 
     Returns early, with what it has, rather than wait for anybody with entries in hand.
@@ -177,13 +176,14 @@ def take_entries(MapHandle handle not None, cursor, keys, values, uint64_t limit
     cdef Place place = Place.__new__(Place)
     cdef Sink sink, part
     cdef Op op
-    cdef uint64_t at, turn = 0
+    cdef uint64_t at
     cdef uint64_t taken = 0
-    cdef int64_t began = 0
+    cdef Patience patience = handle._patience()
     cdef Status status = OK
     cdef bint ended = False
     sink_into(&sink, key_rows, value_rows, 0, limit)
     handle._enter(&op)
+    op.f_lock = f_lock
     try:
         place.start(handle, cursor)
         while taken < limit and not ended and status == OK:    # each turn takes one, or goes on
@@ -207,7 +207,7 @@ def take_entries(MapHandle handle not None, cursor, keys, values, uint64_t limit
                     break
                 if status != BUSY and status != RETRY:
                     handle._raise(status, &op)
-                handle._wait(&op, status, &turn, &began)
+                handle._wait(&op, status, &patience)
         if not ended and status == OK:
             walk_ended(handle, &op, place)
     finally:

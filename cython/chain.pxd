@@ -75,7 +75,7 @@ cdef inline Status chain_find(
             element = element_at(map, index)
             # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
             header = load_acquire_u64(&element.header)
-            if unlikely(element_state(header) - <uint32_t> ELEMENT_LIVE > 2):
+            if unlikely(element_state(header) - <uint32_t> ELEMENT_LIVE > 3):
                 continue                       # FREE, ALLOC or DEAD
             if unlikely(not key_matches(map, element, key)):
                 continue

@@ -19,9 +19,10 @@ from libc.stdlib cimport calloc, free
 from atomics cimport load_acquire_u64, load_relaxed_u64
 from layout cimport (
     Bucket, Element, Context, Region, SLOT_COUNT, LINK_SLOT, LINK_BASE, LINE_BYTES, PAYLOAD_SHIFT,
-    BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, REGION_BUCKETS, REGION_CONTEXTS,
-    REGION_COUNT, word_locked, word_held_by, element_state, bucket_level_plus1,
-    block_state, block_fresh, block_free, block_head, depot_count, depot_credit, depot_head,
+    BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, ELEMENT_LOCKED, REGION_BUCKETS,
+    REGION_CONTEXTS, REGION_COUNT, word_locked, word_held_by, word_owner, element_state,
+    bucket_level_plus1, block_state, block_fresh, block_free, block_head, depot_count,
+    depot_credit, depot_head,
 )
 from geometry cimport Map, PoolView, bucket_at, line_at, element_at, context_at, pool_object
 from hashing cimport hash_key
@@ -96,6 +97,12 @@ cdef inline bint see_line(Report *report, uint64_t index) noexcept nogil:
     report.line_seen[index] = 1
     return True
 
+cdef inline bint context_has_target(Map *map, uint64_t context, uint64_t index) noexcept nogil:
+    """Whether a context is in use and names this element: a section may be open on it."""
+    return (context + 1) * map.context_stride <= load_acquire_u64(
+        &map.header.regions[REGION_CONTEXTS].usable) and (
+        context_at(map, context).owner != 0 and context_at(map, context).target == index)
+
 cdef inline bint check_entry(
         Map *map, Report *report, uint64_t bucket, uint32_t level_plus1, uint32_t tag,
         uint64_t index) noexcept nogil:
@@ -103,7 +110,9 @@ cdef inline bint check_entry(
     if not see_element(map, report, index):
         return False
     element = element_at(map, index)
-    if element_state(element.header) != ELEMENT_LIVE:
+    if element_state(element.header) != ELEMENT_LIVE and not (
+            element_state(element.header) == ELEMENT_LOCKED
+            and context_has_target(map, word_owner(element.header), index)):
         return report_add(report, BAD_ELEMENT_STATE, index)
     if hash_key(map.seeds, <uint8_t *> &element.words[0], map.key_size) != tag:
         return report_add(report, BAD_TAG, index)

@@ -6,10 +6,13 @@
 #   LIVE v --CAS--> UPD v+1 ----------> LIVE v+2      any value: the redo buffer holds the new one
 #                                                     from before the CAS (commit) until LIVE
 #   LIVE v --CAS--> ULOCK v+1 --------> LIVE v+2      one aligned word: its store is the commit
-#                        \--> UPD v+2 -> LIVE v+3      read-modify-write of a field that is no word
+#                        \--> UPD v+2 -> LIVE v+3      read-modify-write of more than a word
+#   LIVE v --CAS--> LOCKED v+1 --CAS--> UPD v+2 ...     a section (section.pxd): open for as long as
+#                         \-----CAS--> LIVE v+2        its owner likes; whoever deletes the element
+#                                                     changes the header, and the owner's CAS fails
 #
-# A reader copies from the element (LIVE, ULOCK) or from the owner's redo buffer (UPD), then looks
-# at the header again: unchanged means that what it copied was complete. In ULOCK at most one
+# A reader copies from the element (LIVE, ULOCK, LOCKED) or from the owner's redo buffer (UPD), then
+# looks at the header again: unchanged means that what it copied was complete. In ULOCK at most one
 # aligned word of the value changes, by one store, so any copy is the old value or the new one.
 #
 # Upholds: R1, R2, L1 (exclusive, undone or done by recovery), C1.
@@ -18,7 +21,7 @@ from libc.string cimport memcpy
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
     fence_acquire, fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64,
-    read_tail, pause, likely, unlikely,
+    read_tail, pause, words_equal, likely, unlikely,
 )
 from status cimport Status, OK, RETRY, BUSY
 from layout cimport (
@@ -26,6 +29,7 @@ from layout cimport (
     element_state, element_header, lock_bits, word_locked, word_owner,
 )
 from geometry cimport Map, element_value, context_at, context_redo
+from field cimport Field, field_compute, field_mask
 from lock cimport Op, lock_busy, SPIN_PAUSES_MAX
 from chain cimport Found
 
@@ -48,7 +52,7 @@ cdef inline bint element_read(Map *map, const Found *found, void *value) noexcep
     return load_relaxed_u64(&found.element.header) == found.header
 
 cdef inline Status element_await(Op *op, const Found *found) noexcept nogil:
-    """The element is UPD or ULOCK: RETRY once it has moved on, BUSY if that takes long."""
+    """Somebody holds the element: RETRY once it has moved on, BUSY if that takes long."""
     cdef int _
     for _ in range(SPIN_PAUSES_MAX):
         if load_relaxed_u64(&found.element.header) != found.header:
@@ -96,35 +100,70 @@ cdef inline Status element_update(
     copy_in(context_redo(op.context), value, map.value_size)
     status = element_own(op, found, ELEMENT_UPD, &held)
     if status == OK:
-        copy_words(words, context_redo(op.context), map.value_words)
-        element_settle(op, found.element, held)
+        element_redo(op, found.element, held)
     return status
 
-cdef inline Status element_add(
-        Op *op, const Found *found, uint64_t offset, uint64_t delta,
-        uint64_t *after) noexcept nogil:
-    """Add delta to the 8-byte field at offset, wrapping around; after is the sum."""
+cdef inline void element_redo(Op *op, Element *element, uint64_t held) noexcept nogil:
+    """The header says UPD and the redo buffer has the new value: copy it over, LIVE."""
+    # The header before the value's words; pairs with the acquire fence in element_read.
+    fence_release()
+    copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
+    element_settle(op, element, held)
+
+cdef inline void element_commit(Op *op, Element *element, uint64_t held) noexcept nogil:
+    """ULOCK, held -> UPD -> LIVE with what stands in the redo buffer."""
+    held = element_header(held, ELEMENT_UPD, lock_bits(op.self_index))
+    # Release: the redo buffer; pairs with the acquire of the header in chain_find.
+    store_release_u64(&element.header, held)
+    element_redo(op, element, held)
+
+cdef inline Status element_apply(
+        Op *op, const Found *found, const Field *field, uint64_t *after) noexcept nogil:
+    """Change one field of the value by its operation; after has its bits then."""
     cdef Map *map = op.map
     cdef uint64_t *words = element_value(map, found.element)
-    cdef uint64_t *redo = context_redo(op.context)
+    cdef uint64_t *word = words + (field.offset >> 3)
+    cdef uint32_t shift = <uint32_t> (field.offset & 7) * 8
+    cdef uint8_t *redo = <uint8_t *> context_redo(op.context)
+    cdef uint64_t held = 0
+    cdef uint64_t before
+    cdef Status status = element_own(op, found, ELEMENT_ULOCK, &held)
+    if status != OK:
+        return status
+    if likely(shift + field.size * 8 <= 64):
+        before = load_relaxed_u64(word)
+        after[0] = field_compute(field, (before >> shift) & field_mask(field))
+        store_relaxed_u64(word, (before & ~(field_mask(field) << shift)) | after[0] << shift)
+        element_settle(op, found.element, held)
+        return OK
+    # The field crosses words: the whole value goes through the redo buffer, UPD commits.
+    copy_words(<uint64_t *> redo, words, map.value_words)
+    before = read_tail(redo + field.offset, field.size)
+    after[0] = field_compute(field, before)
+    memcpy(redo + field.offset, after, field.size)
+    element_commit(op, found.element, held)
+    return OK
+
+cdef inline Status element_swap(
+        Op *op, const Found *found, const uint8_t *expected, const uint8_t *value,
+        uint8_t *old, bint *swapped) noexcept nogil:
+    """Replace the value if it is the expected one, or expected is NULL; copy it to old, if that is
+    not NULL, in either case."""
+    cdef Map *map = op.map
+    cdef uint64_t *words = element_value(map, found.element)
     cdef uint64_t held = 0
     cdef Status status = element_own(op, found, ELEMENT_ULOCK, &held)
     if status != OK:
         return status
-    if offset & 7 == 0:
-        after[0] = load_relaxed_u64(words + (offset >> 3)) + delta
-        store_relaxed_u64(words + (offset >> 3), after[0])
+    swapped[0] = expected == NULL or words_equal(words, expected, map.value_size)
+    if old != NULL:
+        copy_out(old, words, map.value_size)
+    if not swapped[0]:
         element_settle(op, found.element, held)
-        return OK
-    # The field crosses words: the whole value goes through the redo buffer, UPD commits.
-    copy_words(redo, words, map.value_words)
-    after[0] = read_u64(<uint8_t *> redo + offset) + delta
-    memcpy(<uint8_t *> redo + offset, after, 8)
-    held = element_header(held, ELEMENT_UPD, lock_bits(op.self_index))
-    # Release: the redo buffer; pairs with the acquire of the header in chain_find.
-    store_release_u64(&found.element.header, held)
-    # The header before the value's words; pairs with the acquire fence in element_read.
-    fence_release()
-    copy_words(words, redo, map.value_words)
-    element_settle(op, found.element, held)
+    elif map.value_words == 1:
+        store_relaxed_u64(words, read_tail(value, map.value_size))
+        element_settle(op, found.element, held)
+    else:
+        copy_in(context_redo(op.context), value, map.value_size)
+        element_commit(op, found.element, held)
     return OK

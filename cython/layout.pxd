@@ -64,11 +64,14 @@ cdef enum:
 # States of an element, and who may change them. Readers may meet any of them at any time.
 #   FREE    in a depot, a block's list, or never used.                       -> ALLOC by the taker
 #   ALLOC   belongs to the owner context, not reachable.                     -> LIVE, FREE
-#   LIVE    a complete entry.   -> UPD, ULOCK by a CAS of any writer; DEAD under its bucket's lock
+#   LIVE    a complete entry.   -> UPD, ULOCK, LOCKED by a CAS of any writer; DEAD under its
+#           bucket's lock
 #   UPD     the new value stands in the owner's redo buffer and counts from here on; the owner, or
 #           whoever recovers it, is copying it over the old one.             -> LIVE
 #   ULOCK   the owner holds the element; the value is the old one and valid, or changes by one
 #           aligned store.                                                   -> LIVE, UPD
+#   LOCKED  the owner has a section open on it (F_LOCK): the value is valid and does not change.
+#           -> LIVE, UPD by a CAS of the owner; DEAD under its bucket's lock, by whoever deletes it
 #   DEAD    deleted, still named by a slot or on its way to a depot.         -> FREE
 # Every change of state raises the version: a header seen twice means that nothing happened in
 # between.
@@ -78,7 +81,8 @@ cdef enum:
     ELEMENT_LIVE = 2
     ELEMENT_UPD = 3
     ELEMENT_ULOCK = 4
-    ELEMENT_DEAD = 5
+    ELEMENT_LOCKED = 5
+    ELEMENT_DEAD = 6
 
 # States of a block of elements or lines. A HOLE has no memory; its fresh and free counts are 0.
 # RELEASING: held by its owner, no reader can hold an index into it, its memory may be gone.
@@ -179,7 +183,7 @@ cdef struct Context:
     uint64_t operation         # Operation
     uint64_t bucket            # locked for operation; the parent of a split or merge
     uint64_t element           # ALLOC with a credit, or DEAD, by this context
-    uint64_t target            # UPD or ULOCK by this context
+    uint64_t target            # UPD, ULOCK or LOCKED by this context
     uint64_t line              # ALLOC by this context, between its chain and elsewhere
     uint64_t line_stash        # first of a list, through words[0], of lines ALLOC by this context
     uint64_t spare             # ALLOC by this context, without a credit, between depot and block

@@ -30,6 +30,7 @@ cdef struct Op:
     uint32_t hash
     int error_number           # after SYSTEM_ERROR and NO_MEMORY
     bint element_filled        # context.element holds this operation's key and value already
+    bint f_lock                # BPF_F_LOCK: wait for sections, also where none is in the way
 
 
 cdef inline Status lock_busy(Op *op, uint64_t *word, uint64_t seen) noexcept nogil:

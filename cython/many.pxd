@@ -17,9 +17,11 @@ from status cimport Status, OK, ABSENT, PRESENT, BUSY, RETRY
 from layout cimport Bucket
 from geometry cimport Map, bucket_at, element_at
 from hashing cimport hash_key
+from field cimport Field, field_compute
 from lock cimport Op, op_begin, op_end
 from table cimport table_guess
-from map cimport map_lookup, map_contains, map_update, map_delete, map_add
+from map cimport map_lookup, map_contains, map_update, map_delete
+from modify cimport map_apply, map_lookup_unlocked
 
 cdef enum:
     BUCKET_LEAD = 12           # keys between asking for a bucket and looking into it
@@ -43,7 +45,7 @@ cdef struct Many:
     uint8_t *sums              # 8 bytes each
     const uint8_t *initial     # of an absent key's value, for MANY_ADD; NULL: that is ABSENT
     uint8_t *fresh             # value_size bytes of private memory, for MANY_ADD
-    uint64_t offset            # of the field, for MANY_ADD
+    Field field                # for MANY_ADD: its operand comes from deltas
     uint64_t count
     uint64_t done
     uint32_t flag
@@ -76,14 +78,14 @@ cdef inline void lead_element(Map *map, Lead *lead, uint64_t i) noexcept nogil:
             prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)
 
 cdef inline Status many_add_one(Op *op, Many *many, uint64_t i) noexcept nogil:
-    cdef uint64_t delta = read_u64(many.deltas + i * 8)
+    cdef Field field = many.field
     cdef uint64_t after = 0
     cdef Status status
+    field.operand = read_u64(many.deltas + i * 8)
     if many.initial != NULL:
-        after = read_u64(many.initial + many.offset) + delta
-        memcpy(many.fresh + many.offset, &after, 8)
-    status = map_add(
-        op, many.offset, delta, many.fresh if many.initial != NULL else NULL, &after)
+        after = field_compute(&field, read_u64(many.initial + field.offset))
+        memcpy(many.fresh + field.offset, &after, 8)
+    status = map_apply(op, &field, many.fresh if many.initial != NULL else NULL, &after)
     if status == OK:
         memcpy(many.sums + i * 8, &after, 8)
     return status
@@ -96,6 +98,8 @@ cdef inline Status many_one(Op *op, Many *many, uint64_t i) noexcept nogil:
     op.element_filled = False
     if many.values != NULL:
         value = many.values + i * map.value_size
+    if many.kind == MANY_LOOKUP and op.f_lock:
+        return map_lookup_unlocked(op, value)
     if many.kind == MANY_LOOKUP:
         return map_lookup(map, op.hash, op.key, value)
     if many.kind == MANY_CONTAINS:

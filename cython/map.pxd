@@ -11,11 +11,11 @@
 #
 # Linearization points (W1): lookup hit: between its two looks at the element's header; lookup miss:
 # the second look at the bucket's header; insert: the slot's store; update: the header's UPD, or the
-# word's store; add: the word's store, or UPD; delete: the header's DEAD.
+# word's store; delete: the header's DEAD.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
-    add_relaxed_u64, fence_acquire, compiler_fence, copy_in, copy_out, likely, unlikely, read_u64,
+    add_relaxed_u64, fence_acquire, compiler_fence, copy_in, copy_out, likely, unlikely,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY,
@@ -23,8 +23,8 @@ from status cimport (
 )
 from layout cimport (
     Bucket, Element, SLOT_COUNT, LOCK_MASK, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS,
-    ELEMENT_DEAD, OPERATION_INSERT, OPERATION_DELETE, element_header, lock_bits, word_locked,
-    word_held_by, bucket_level_plus1,
+    ELEMENT_DEAD, ELEMENT_LOCKED, OPERATION_INSERT, OPERATION_DELETE, element_header,
+    element_state, lock_bits, word_locked, word_held_by, bucket_level_plus1,
 )
 from geometry cimport Map, bucket_at, line_at, element_at, element_value, pool_object
 from hashing cimport hash_key
@@ -33,7 +33,7 @@ from commit cimport region_commit, region_release
 from pool cimport pool_give, block_commit
 from depot cimport element_take, element_give
 from chain cimport Found, chain_find, chain_append, chain_remove, line_stash
-from element cimport element_read, element_update, element_add, element_await
+from element cimport element_read, element_update, element_await
 from table cimport (
     table_find, table_count, table_grow, table_shrink, entries_taken, level_covers,
 )
@@ -241,31 +241,12 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
             break
     return status
 
-cdef inline Status map_add(
-        Op *op, uint64_t offset, uint64_t delta, const uint8_t *initial,
-        uint64_t *after) noexcept nogil:
-    """Add delta to a field. An absent key is inserted with the value initial, if that is not NULL,
-    in which the field has the sum already."""
-    cdef Found found
-    cdef Status status = RETRY
-    cdef bint scavenge = False
-    cdef int _
-    for _ in range(WRITE_TRIES_MAX):
-        status = map_find(op.map, op.hash, op.key, &found)
-        if status == OK:
-            status = element_add(op, &found, offset, delta, after)
-        elif status == ABSENT and initial != NULL:
-            status = map_insert(op, initial, &scavenge)
-            if status == OK:
-                after[0] = read_u64(initial + offset)
-        if status != RETRY:
-            break
-    return status
-
 cdef inline Status delete_found(
         Op *op, Bucket *bucket, const Found *found, void *value) noexcept nogil:
-    """Delete an element of a held bucket, and unlock it."""
-    if word_locked(found.header):
+    """Delete an element of a held bucket, and unlock it. A section open on it is cut off, unless
+    this operation waits for sections."""
+    if word_locked(found.header) and (
+            op.f_lock or element_state(found.header) != ELEMENT_LOCKED):
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
         return element_await(op, found)
     op.context.element = found.index
@@ -284,10 +265,11 @@ cdef inline Status delete_found(
     op_settle(op)
     return OK
 
-cdef inline Status map_delete(Op *op, void *value) noexcept nogil:
-    """Delete key, copying its last value out if value is not NULL. OK, ABSENT; BUSY, RETRY."""
+cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept nogil:
+    """Delete key, copying its last value out if value is not NULL; if held is not 0, only if that
+    is the header of its element. OK, ABSENT; BUSY or RETRY: call again."""
     cdef Bucket *bucket = NULL
-    cdef uint64_t held = 0
+    cdef uint64_t bucket_held = 0
     cdef Found found
     cdef Status status = RETRY
     cdef int _
@@ -295,18 +277,23 @@ cdef inline Status map_delete(Op *op, void *value) noexcept nogil:
     if op.context.element != 0:
         return BUSY
     for _ in range(WRITE_TRIES_MAX):
-        status = bucket_hold(op, OPERATION_DELETE, &bucket, &held)
+        status = bucket_hold(op, OPERATION_DELETE, &bucket, &bucket_held)
         if status == OK:
             status = chain_find(op.map, bucket, op.hash, op.key, &found)
+            if status == OK and held != 0 and found.header != held:
+                status = ABSENT
             if status == OK:
                 status = delete_found(op, bucket, &found, value)
             else:
-                lock_release(&bucket.header, held)
+                lock_release(&bucket.header, bucket_held)
         if status != RETRY:
             break
     if status == OK:
         map_shrink_if_empty(op)
     return status
+
+cdef inline Status map_delete(Op *op, void *value) noexcept nogil:
+    return map_delete_held(op, 0, value)
 
 cdef inline bint bucket_first(Map *map, Bucket *bucket, Found *found) noexcept nogil:
     """Any element of a held bucket."""

@@ -23,15 +23,16 @@ from atomics cimport (
     load_relaxed_u32, load_acquire_u32, load_relaxed_u64, load_acquire_u64, fence_acquire,
     copy_out, likely, unlikely, reverse_bits_u32,
 )
-from status cimport Status, OK, ABSENT, CORRUPT, RETRY
+from status cimport Status, OK, ABSENT, BUSY, CORRUPT, RETRY
 from layout cimport (
     Bucket, Element, ELEMENT_LIVE, SLOT_COUNT, LINK_SLOT, LINK_BASE, LOCK_MASK, element_state,
     word_locked, bucket_level_plus1,
 )
 from geometry cimport Map, element_at
 from hashing cimport hash_key
+from lock cimport Op
 from chain cimport Found, chain_next
-from element cimport element_read
+from element cimport element_await, element_read
 from table cimport table_find
 
 cdef enum:
@@ -54,6 +55,7 @@ cdef struct Sink:
     uint8_t *values            # NULL: keys only
     uint64_t count
     uint64_t capacity
+    Op *waiter                 # BPF_F_LOCK: for who waits until nobody holds an entry; or NULL
 
 cdef struct Ranked:
     uint64_t order
@@ -71,7 +73,7 @@ cdef inline uint64_t bucket_range_last(uint64_t order, uint32_t level) noexcept 
 
 cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nogil:
     """Append a copy of one element's key and value. ABSENT if it is not a live entry; RETRY if it
-    kept changing."""
+    kept changing; BUSY if it is held and that is waited for."""
     cdef Found found
     cdef uint8_t *key = sink.keys + sink.count * map.key_size
     cdef int _
@@ -79,8 +81,12 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
     for _ in range(ENTRY_TRIES_MAX):
         # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
         found.header = load_acquire_u64(&found.element.header)
-        if unlikely(element_state(found.header) - <uint32_t> ELEMENT_LIVE > 2):
+        if unlikely(element_state(found.header) - <uint32_t> ELEMENT_LIVE > 3):
             return ABSENT
+        if unlikely(sink.waiter != NULL and element_state(found.header) != ELEMENT_LIVE):
+            if element_await(sink.waiter, &found) == BUSY:
+                return BUSY
+            continue
         if likely(map.key_size == 8):
             (<uint64_t *> key)[0] = load_relaxed_u64(&found.element.words[0])
         else:
@@ -100,10 +106,11 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
 cdef inline Status bucket_read_at_rest(
         Map *map, Bucket *bucket, uint64_t header, uint64_t bucket_index,
         Sink *sink) noexcept nogil:
-    """Append all entries of a bucket without lines. RETRY if somebody was at it."""
+    """Append all entries of a bucket without lines. RETRY if somebody was at it; BUSY."""
     cdef uint64_t before = sink.count
     cdef uint64_t mask = (1ULL << (bucket_level_plus1(header) - 1)) - 1
     cdef uint32_t slot, index
+    cdef Status one
     cdef Status status = OK
     for slot in range(SLOT_COUNT):
         # Acquire: pairs with the release store of the index in chain_append.
@@ -111,14 +118,16 @@ cdef inline Status bucket_read_at_rest(
         if index == 0 or unlikely(index >= map.element_max) or unlikely(
                 (load_relaxed_u32(&bucket.tags[slot]) ^ bucket_index) & mask):
             continue
-        if unlikely(entry_read(map, index, sink) == RETRY):
-            status = RETRY
+        one = entry_read(map, index, sink)
+        if unlikely(one != OK and one != ABSENT):
+            status = one
     # All of it before the second look; pairs with the release fences in chain.pxd and table.pxd.
     fence_acquire()
-    if unlikely(load_relaxed_u64(&bucket.header) != header) or unlikely(status != OK):
+    if unlikely(load_relaxed_u64(&bucket.header) != header):
+        status = RETRY
+    if unlikely(status != OK):
         sink.count = before
-        return RETRY
-    return OK
+    return status
 
 cdef inline int rank_compare(
         Map *map, uint64_t order, uint32_t index, const Ranked *other) noexcept nogil:
@@ -184,7 +193,8 @@ cdef inline Status chain_rank(
 cdef inline Status bucket_read_in_order(
         Map *map, Bucket *bucket, uint64_t header, Position *position,
         Sink *sink) noexcept nogil:
-    """Append the next entries of a bucket and move the position. RETRY if somebody was at it."""
+    """Append the next entries of a bucket and move the position. RETRY if somebody was at it; BUSY.
+    """
     cdef uint64_t before = sink.count
     cdef uint64_t last = bucket_range_last(position.order, bucket_level_plus1(header) - 1)
     cdef uint64_t reached = 0              # the order of the last entry appended
@@ -196,8 +206,8 @@ cdef inline Status bucket_read_in_order(
         one = entry_read(map, ranking.entries[done].index, sink)
         if one == OK:
             reached = ranking.entries[done].order
-        elif one == RETRY:
-            status = RETRY
+        elif one != ABSENT:
+            status = one
         done += 1
     # All of it before the second look; pairs with the release fences in chain.pxd and table.pxd.
     fence_acquire()
@@ -220,7 +230,8 @@ cdef inline Status bucket_read_in_order(
 cdef inline Status bucket_read(Map *map, Position *position, Sink *sink) noexcept nogil:
     """Append what the next bucket has behind position, as far as there is room, and move the
     position: by at least one entry, or to the end of the bucket. RETRY, having appended nothing, if
-    somebody was at it. There is room for one at least, and position is not the end."""
+    somebody was at it, BUSY if the sink waits for an entry. There is room for one at least, and
+    position is not the end."""
     cdef uint64_t header = 0
     cdef uint64_t index = 0
     cdef uint64_t last

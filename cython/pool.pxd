@@ -19,7 +19,7 @@ from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, compiler_fence,
     add_relaxed_u64, cas_acq_rel_u64,
 )
-from status cimport Status, OK, RETRY, BUSY, CORRUPT, NEED_ELEMENTS, NEED_LINES
+from status cimport Status, OK, ABSENT, RETRY, BUSY, CORRUPT, NEED_ELEMENTS, NEED_LINES
 from layout cimport (
     Element, BLOCK_HOLE, BLOCK_READY, BLOCK_RELEASING, ELEMENT_FREE, ELEMENT_ALLOC,
     word_locked, word_taken, lock_bits, element_header,
@@ -278,6 +278,22 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
     add_relaxed_u64(&pool.shared.ready_count, <uint64_t> -1)
     add_relaxed_u64(&op.map.header.statistics.blocks_released, 1)
     return OK
+
+cdef inline Status object_there(Op *op, PoolView *pool, uint64_t index) noexcept nogil:
+    """Whether an object that this context does not own may be touched: ABSENT if its memory has
+    gone, BUSY if it may be going. OK holds until the context's operation ends.
+
+    The context is inside an operation. Either this load sees the block held by block_release, or
+    that, after its membarrier, sees the activity stored before."""
+    cdef uint64_t block = index // pool.capacity
+    cdef uint64_t word
+    if block >= pool_words_usable(op, pool):
+        return ABSENT
+    # Acquire: pairs with the release of a block word; the memory is there.
+    word = load_acquire_u64(pool.words + block)
+    if word_locked(word):
+        return lock_busy(op, pool.words + block, word)
+    return OK if block_state(word) == BLOCK_READY else ABSENT
 
 cdef inline bint block_is_empty(PoolView *pool, uint64_t block, uint64_t word) noexcept nogil:
     cdef uint64_t unused = block_free(word) + (pool.capacity - block_fresh(word))

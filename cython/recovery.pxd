@@ -16,7 +16,7 @@
 #   depot held           hang in a detached chain; complete moved credits; take back or forget an
 #                        element or spare on its way; unlock
 #   block held           HOLE, RELEASING: remove its memory; READY: see pool.pxd
-#   element UPD          redo -> value, LIVE         element ULOCK   LIVE
+#   element UPD          redo -> value, LIVE         ULOCK, LOCKED   LIVE
 #   bucket, INSERT       element named by a slot: done; else the element is freed
 #   bucket, DELETE       element DEAD: its slot is cleared; else nothing happened
 #   bucket, SPLIT/MERGE  before its commit undone, after it finished (table.pxd)
@@ -24,21 +24,22 @@
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
-    compiler_fence, copy_words, count_leading_zeros,
+    cas_acq_rel_u64, compiler_fence, copy_words, count_leading_zeros,
 )
-from status cimport Status, OK, BUSY
+from status cimport Status, OK, ABSENT, BUSY
 from layout cimport (
     Context, ProcessSlot, Element, Bucket, PROCESS_MAX, PAGE_BYTES, LINE_BYTES, REGION_CONTEXTS,
     REGION_PROCESSES, REGION_BUCKETS, PAYLOAD_SHIFT, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD,
-    ELEMENT_ULOCK, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT,
-    OPERATION_MERGE, word_held_by, lock_bits, element_state, element_header, bucket_level_plus1,
+    ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE,
+    OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits, element_state, element_header,
+    bucket_level_plus1,
 )
 from geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo,
 )
 from system cimport byte_lock_kept, clock_ns, munmap, CLOCK_MONOTONIC
-from lock cimport Op, lock_release
-from pool cimport pool_give
+from lock cimport Op, context_begin, lock_release
+from pool cimport object_there, pool_give
 from chain cimport (
     Found, chain_links, chain_names, chain_remove, chain_repair, chain_clear, line_stash,
 )
@@ -48,23 +49,31 @@ from liveness cimport process_is_dead
 from salvage cimport recover_regions, recover_depot
 
 
-cdef inline bint recover_element(Op *op) noexcept nogil:
-    """An element being changed in place. True if there was one."""
+cdef inline Status recover_element(Op *op) noexcept nogil:
+    """An element being changed in place, or held by a section. BUSY: its block is held."""
     cdef uint64_t index = op.context.target
     cdef Element *element = element_at(op.map, index)
-    if index == 0 or index >= op.map.element_max or not word_held_by(
-            element.header, op.self_index):
-        return False
+    cdef Status status
+    if index == 0 or index >= op.map.element_max:
+        return OK
+    status = object_there(op, &op.map.element_pool, index)   # the name may be of long ago
+    if status != OK:
+        return OK if status == ABSENT else BUSY
+    if not word_held_by(element.header, op.self_index):
+        return OK
     if element_state(element.header) == ELEMENT_UPD:
         copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
         add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
-    elif element_state(element.header) == ELEMENT_ULOCK:
+    elif element_state(element.header) == ELEMENT_ULOCK or (
+            element_state(element.header) == ELEMENT_LOCKED):
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
     else:
-        return False
-    # Release: the value's words; pairs with the acquire of the header in chain_find.
-    store_release_u64(&element.header, element_header(element.header, ELEMENT_LIVE, 0))
-    return True
+        return OK
+    # Release: the value's words; pairs with the acquire of the header in chain_find. By a CAS,
+    # since somebody may be deleting an element that a section holds.
+    cas_acq_rel_u64(
+        &element.header, element.header, element_header(element.header, ELEMENT_LIVE, 0))
+    return OK
 
 cdef inline void recover_line(Op *op, Bucket *bucket) noexcept nogil:
     """A line that a held chain links already belongs to the chain."""
@@ -199,9 +208,13 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     op.self_index = <uint32_t> index
     op.wait_word = NULL
     context_mend(map, op.context)
+    if not op.context.activity & 1:            # it died outside, and we are inside for it
+        context_begin(op.context)
     recover_regions(&op)
     recover_depot(&op)
-    recover_element(&op)
+    status = recover_element(&op)
+    if status != OK:
+        return status
     recover_bucket(&op)
     status = recover_owned(&op)
     if status != OK:

@@ -8,10 +8,11 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, BUSY, RETRY
-from layout cimport CONTEXT_MAX, REGION_CONTEXTS, word_locked, word_owner
+from layout cimport REGION_BUCKETS, REGION_CONTEXTS, word_locked, word_owner
 from geometry cimport Map, context_at
 from system cimport nanosleep, timespec
-from lock cimport Op
+from lock cimport Op, context_begin, context_end
+from pool cimport object_there
 from liveness cimport process_is_dead
 from recovery cimport process_recover
 
@@ -28,12 +29,36 @@ cdef inline void sleep_ns(int64_t wanted_ns) noexcept nogil:
     wanted.tv_nsec = wanted_ns % 1000000000
     nanosleep(&wanted, NULL)
 
+cdef inline bint word_stands(Op *op) noexcept nogil:
+    """Whether the word in the way is as it was. An element's or a bucket's memory may have gone
+    since: that is looked at first, from inside an operation, so that it stays."""
+    cdef Map *map = op.map
+    cdef uint64_t at = <uint64_t> op.wait_word
+    cdef uint64_t offset = at - <uint64_t> map.elements
+    cdef uint64_t seen = op.wait_seen
+    cdef uint64_t *word = op.wait_word
+    cdef bint there = True
+    if op.wait_word == NULL:
+        return False
+    if op.context != NULL:
+        context_begin(op.context)
+    if at >= <uint64_t> map.elements:
+        there = object_there(op, &map.element_pool, offset // map.stride) == OK
+    elif at >= <uint64_t> map.buckets and at < <uint64_t> map.lines:
+        # Acquire: pairs with region_commit and region_release.
+        there = at - <uint64_t> map.buckets < load_acquire_u64(
+            &map.header.regions[REGION_BUCKETS].usable)
+    there = there and load_acquire_u64(word) == seen
+    if op.context != NULL:
+        context_end(op.context)
+    return there
+
 cdef inline Status wait_step(Op *op, uint64_t turn) noexcept nogil:
     """One look at what stands in the way, and a short sleep. RETRY: try the operation again."""
     cdef Map *map = op.map
     cdef uint64_t owner, process
     cdef int64_t sleep = SLEEP_NS_MIN
-    if turn < 4 or op.wait_word == NULL or load_acquire_u64(op.wait_word) != op.wait_seen:
+    if turn < 4 or not word_stands(op):
         sched_yield()
         return RETRY
     owner = word_owner(op.wait_seen)

@@ -71,7 +71,8 @@ cdef inline void prefetch_elements(Map *map, Ahead *ahead, uint64_t count) noexc
 cdef inline Status walk_steps(
         Map *map, Position *position, Sink *sink, uint64_t steps) noexcept nogil:
     """Read at most so many buckets. OK: there is more, or the sink is full. ABSENT: the walk is at
-    its end. RETRY: writers were faster too often; what stands in the sink is good."""
+    its end. RETRY: writers were faster too often; BUSY: an entry is held that the sink waits for;
+    what stands in the sink is good."""
     cdef Ahead far, near
     cdef uint64_t count = table_count(map)
     cdef uint64_t tries = 0
@@ -104,7 +105,7 @@ cdef inline Status walk_steps(
     return OK
 
 cdef inline Status walk_on(Op *op, Position *position, Sink *sink) noexcept nogil:
-    """walk_steps until the sink is full (OK) or the walk at its end (ABSENT); RETRY: yield, again.
+    """walk_steps until the sink is full (OK) or the walk at its end (ABSENT); RETRY, BUSY: wait.
 
     op.context is inside an operation, or NULL if this handle may only read."""
     cdef Status status = OK

@@ -8,9 +8,11 @@
 
 from shmrhash._batch import Batch, BucketInfo
 from shmrhash._errors import (
+    DeadlockError,
     Error,
     InvalidArgument,
     KeyExists,
+    KeyGone,
     KeyNotFound,
     LayoutMismatch,
     LockTimeout,
@@ -60,9 +62,11 @@ __all__ = [
     "BPF_NOEXIST",
     "Batch",
     "BucketInfo",
+    "DeadlockError",
     "Error",
     "InvalidArgument",
     "KeyExists",
+    "KeyGone",
     "KeyNotFound",
     "LayoutMismatch",
     "LockTimeout",

@@ -18,9 +18,11 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument, ReadOnlyMap
+from shmrhash._locks import LockMethods
 
 _CHUNK_ENTRIES = 1 << 16  # of dumps and loads, between two calls of progress
 _WALK_BUCKETS = 1024
+_F_LOCK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,13 @@ def item_size(what: str, rows: Any) -> int:
         raise TypeError(f"{what} must be an array, not {type(rows).__name__}") from None
 
 
+def _locks(what: str, flags: int) -> bool:
+    """Whether flags is BPF_F_LOCK."""
+    if flags not in (0, _F_LOCK):
+        raise InvalidArgument(f"flags {index(flags)} are not valid: {what} takes 0 or BPF_F_LOCK")
+    return flags == _F_LOCK
+
+
 def _mask(count: int) -> Any:
     numpy = _numpy()
     return bytearray(count) if numpy is None else numpy.zeros(count, bool)
@@ -122,7 +131,7 @@ class _Items(ItemsView[bytes, bytes]):
         return _core.EntryIterator(self._mapping, "items")
 
 
-class BatchMethods(_core.MapHandle):
+class BatchMethods(LockMethods):
     """The part of RHashMap that handles more than one entry at a time.
 
     Order: entries come in the order of their hashes, bits reversed, which no resize changes. So
@@ -188,7 +197,8 @@ class BatchMethods(_core.MapHandle):
 
         Returns fewer than count only at the end of the map. cursor of the result is None if there
         was nothing more; else it is for the next call, of any process, whatever became of the
-        entries it lies between. Each entry is as of some moment during the call. flags is 0.
+        entries it lies between. Each entry is as of some moment during the call; with flags
+        BPF_F_LOCK one at which nobody held it.
 
         Raises InvalidArgument (count below 1, flags, a cursor of another map, a dtype of another
         size), MapClosed, SegmentCorrupt.
@@ -229,8 +239,7 @@ class BatchMethods(_core.MapHandle):
         count = index(count)
         if count < 1:
             raise InvalidArgument(f"count must be at least 1, not {count}")
-        if flags != 0:
-            raise InvalidArgument(f"flags {index(flags)} are not valid: a lookup batch takes 0")
+        locked = _locks("a lookup batch", flags)
         room = min(count, self.max_entries)
         parts = []
         size = min(room, max(len(self), 1) + 64)
@@ -239,9 +248,9 @@ class BatchMethods(_core.MapHandle):
             keys = _rows(size, self.key_size, key_dtype)
             values = _rows(size, self.value_size, value_dtype)
             if take:
-                got, cursor = _core.take_entries(self, cursor, keys, values, size)
+                got, cursor = _core.take_entries(self, cursor, keys, values, size, locked)
             else:
-                got, cursor = _core.read_entries(self, cursor, keys, values, 0, size)
+                got, cursor = _core.read_entries(self, cursor, keys, values, 0, size, locked)
             parts.append((_cut(keys, got, self.key_size), _cut(values, got, self.value_size)))
             done += got
             if cursor is None or done == room or got < size:
@@ -268,13 +277,13 @@ class BatchMethods(_core.MapHandle):
         """delete() for each key in turn; how many there were.
 
         The first key that is absent ends the batch with KeyNotFound, whose count says how many were
-        deleted; delete_many() goes on instead. flags is 0. Else as update_batch().
+        deleted; delete_many() goes on instead. With flags BPF_F_LOCK it waits for locked sections,
+        which it cuts off otherwise. Else as update_batch().
 
         Raises what delete() raises, InvalidArgument as update_batch().
         """
-        if flags != 0:
-            raise InvalidArgument(f"flags {index(flags)} are not valid: delete_batch takes 0")
-        done: int = _core.delete_many(self, keys, None, None)
+        locked = _locks("delete_batch", flags)
+        done: int = _core.delete_many(self, keys, None, None, locked)
         return done
 
     def _load(
@@ -290,21 +299,23 @@ class BatchMethods(_core.MapHandle):
 
     @staticmethod
     def _update_flag(flags: int) -> int:
-        if flags not in (0, 1, 2):
+        if flags not in (0, 1, 2, 4, 5, 6):
             raise InvalidArgument(
                 f"flags {index(flags)} are not valid: update takes BPF_ANY, BPF_NOEXIST or "
-                f"BPF_EXIST"
+                f"BPF_EXIST, each with or without BPF_F_LOCK"
             )
-        return index(flags)
+        return index(flags) & ~_F_LOCK  # every update waits for sections
 
-    def lookup_many(self, keys: Any, *, out: Any = None, dtype: Any = None) -> tuple[Any, Any]:
+    def lookup_many(
+        self, keys: Any, flags: int = 0, *, out: Any = None, dtype: Any = None
+    ) -> tuple[Any, Any]:
         """Look up an array of keys: (values, found).
 
         keys: as for update_batch(). values: out if given, a writable buffer of as many items of
         value_size bytes; else a NumPy array of dtype (default V<value_size>), or bytes without
         NumPy. found: a NumPy array of bool, or bytes of 0 and 1. The values of absent keys are left
         as they were in out, zeros in a new array. Each lookup is as lookup(); all of them are not
-        one moment. The GIL is free meanwhile.
+        one moment. flags: 0 or BPF_F_LOCK. The GIL is free meanwhile.
 
         Raises InvalidArgument (item size, contiguity, numbers), TypeError, MapClosed,
         SegmentCorrupt.
@@ -318,7 +329,7 @@ class BatchMethods(_core.MapHandle):
                 values.view(f"V{self.value_size}").fill(bytes(self.value_size))
         elif dtype is not None:
             raise InvalidArgument("give either out or dtype, not both")
-        _core.lookup_many(self, keys, values, found)
+        _core.lookup_many(self, keys, values, found, _locks("lookup_many", flags))
         if isinstance(found, bytearray):
             return (bytes(values) if out is None else out), bytes(found)
         return values, found
@@ -348,14 +359,14 @@ class BatchMethods(_core.MapHandle):
         _core.update_many(self, keys, values, self._update_flag(flags), stored)
         return bytes(stored) if isinstance(stored, bytearray) else stored
 
-    def delete_many(self, keys: Any) -> Any:
+    def delete_many(self, keys: Any, flags: int = 0) -> Any:
         """delete() for each key; whether each was there, as a mask. Else as update_many().
 
         Raises what delete() raises but KeyNotFound, InvalidArgument as update_batch().
         """
         keys = _core.Rows("keys", keys, self.key_size)
         deleted = _mask(keys.count)
-        _core.delete_many(self, keys, None, deleted)
+        _core.delete_many(self, keys, None, deleted, _locks("delete_many", flags))
         return bytes(deleted) if isinstance(deleted, bytearray) else deleted
 
     def add_many(

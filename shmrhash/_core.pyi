@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, final, overload
+from types import TracebackType
+from typing import Any, Literal, TypeVar, final, overload
 
 if sys.version_info >= (3, 12):
     from collections.abc import Buffer
@@ -11,6 +12,7 @@ else:
 from typing_extensions import disjoint_base
 
 _T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
 
 MAGIC_BYTES: bytes
 
@@ -28,9 +30,15 @@ def bucket_facts(
 def contains_many(handle: MapHandle, keys: Buffer | Rows, found: Buffer) -> None: ...
 def cursor_at(handle: MapHandle, key: Buffer) -> bytes | None: ...
 def delete_many(
-    handle: MapHandle, keys: Buffer | Rows, values: Buffer | None, deleted: Buffer | None
+    handle: MapHandle,
+    keys: Buffer | Rows,
+    values: Buffer | None,
+    deleted: Buffer | None,
+    f_lock: bool,
 ) -> int: ...
-def lookup_many(handle: MapHandle, keys: Buffer | Rows, values: Buffer, found: Buffer) -> None: ...
+def lookup_many(
+    handle: MapHandle, keys: Buffer | Rows, values: Buffer, found: Buffer, f_lock: bool
+) -> None: ...
 def read_entries(
     handle: MapHandle,
     cursor: bytes | None,
@@ -38,9 +46,15 @@ def read_entries(
     values: Buffer | None,
     first: int,
     limit: int,
+    f_lock: bool = False,
 ) -> tuple[int, bytes | None]: ...
 def take_entries(
-    handle: MapHandle, cursor: bytes | None, keys: Buffer, values: Buffer, limit: int
+    handle: MapHandle,
+    cursor: bytes | None,
+    keys: Buffer,
+    values: Buffer,
+    limit: int,
+    f_lock: bool = False,
 ) -> tuple[int, bytes | None]: ...
 def update_many(
     handle: MapHandle,
@@ -103,9 +117,6 @@ class MapHandle:
     def update(self, key: Buffer, value: Buffer, flags: int = 0) -> None: ...
     def delete(self, key: Buffer) -> None: ...
     def lookup_and_delete(self, key: Buffer, flags: int = 0) -> bytes: ...
-    def add(
-        self, key: Buffer, delta: int, *, initial: int | None = None, offset: int = 0
-    ) -> int: ...
     def clear(self) -> None: ...
     def close(self) -> None: ...
     def __getitem__(self, key: Buffer, /) -> bytes: ...
@@ -122,6 +133,92 @@ class MapHandle:
     def _processes(self) -> list[tuple[int, int, int, bool]]: ...
     def _reader_attached(self) -> bool: ...
     def _recover(self) -> int: ...
+
+class ModifyHandle(MapHandle):
+    def add(
+        self,
+        key: Buffer,
+        delta: _N,
+        *,
+        initial: _N | None = None,
+        offset: int = 0,
+        fmt: str = "q",
+    ) -> _N: ...
+    def min(
+        self,
+        key: Buffer,
+        number: _N,
+        *,
+        initial: _N | None = None,
+        offset: int = 0,
+        fmt: str = "q",
+    ) -> _N: ...
+    def max(
+        self,
+        key: Buffer,
+        number: _N,
+        *,
+        initial: _N | None = None,
+        offset: int = 0,
+        fmt: str = "q",
+    ) -> _N: ...
+    def or_(
+        self,
+        key: Buffer,
+        bits: int,
+        *,
+        initial: int | None = None,
+        offset: int = 0,
+        fmt: str = "Q",
+    ) -> int: ...
+    def and_(
+        self,
+        key: Buffer,
+        bits: int,
+        *,
+        initial: int | None = None,
+        offset: int = 0,
+        fmt: str = "Q",
+    ) -> int: ...
+    def compare_and_swap(self, key: Buffer, expected: Buffer | None, new: Buffer) -> bool: ...
+    def exchange(self, key: Buffer, new: Buffer) -> bytes: ...
+    def setdefault(self, key: Buffer, default: Buffer) -> bytes: ...
+    @overload
+    def pop(self, key: Buffer) -> bytes: ...
+    @overload
+    def pop(self, key: Buffer, default: _T, /) -> bytes | _T: ...
+
+@final
+class LockedValue:
+    def __new__(
+        cls, handle: ModifyHandle, key: Buffer, timeout: float | None, create: Buffer | None
+    ) -> LockedValue: ...
+    def __enter__(self) -> LockedValue: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Literal[False]: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, where: int, /) -> int: ...
+    @overload
+    def __getitem__(self, where: slice, /) -> bytes: ...
+    @overload
+    def __setitem__(self, where: int, new: int, /) -> None: ...
+    @overload
+    def __setitem__(self, where: slice, new: Buffer, /) -> None: ...
+    def __delitem__(self, where: Any, /) -> None: ...
+    def __bytes__(self) -> bytes: ...
+    def as_array(self, dtype: Any) -> Any: ...
+    def delete(self) -> None: ...
+    def pack(self, fmt: str, *values: Any, offset: int = 0) -> None: ...
+    def roll_back(self) -> None: ...
+    def unpack(self, fmt: str, offset: int = 0) -> tuple[Any, ...]: ...
 
 @final
 class Rows:

@@ -107,6 +107,19 @@ class LockTimeout(Error, TimeoutError):
     errno = errno.EBUSY
 
 
+class DeadlockError(Error, RuntimeError):
+    """This thread waits for a lock that it holds itself. ``errno`` is EDEADLK."""
+
+    errno = errno.EDEADLK
+
+
+class KeyGone(KeyNotFound):
+    """A key was deleted while a section had it locked; its value was not stored.
+
+    ``errno`` is ENOENT.
+    """
+
+
 class TooManyProcesses(Error, RuntimeError):
     """All process slots, or all operation contexts, are in use. ``errno`` is EUSERS."""
 

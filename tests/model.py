@@ -89,14 +89,15 @@ class ModelMap:
         self.pairs = {}
 
     def lookup(self, key, flags=0):
-        # A map without a lock in its value refuses F_LOCK, and no other flag exists.
-        if flags:
+        # Every value can be locked (the kernel wants a lock declared in it); no other flag exists.
+        if flags not in (0, LOCK):
             raise Refused(errno.EINVAL)
         return self.pairs.get(key)
 
     def update(self, key, value, flags=ANY):
-        if flags not in (ANY, NOEXIST, EXIST):
+        if flags not in (ANY, NOEXIST, EXIST, ANY | LOCK, NOEXIST | LOCK, EXIST | LOCK):
             raise Refused(errno.EINVAL)
+        flags &= ~LOCK
         if key in self.pairs and flags == NOEXIST:
             raise Refused(errno.EEXIST)
         if key not in self.pairs and flags == EXIST:
@@ -111,7 +112,7 @@ class ModelMap:
         del self.pairs[key]
 
     def lookup_and_delete(self, key, flags=0):
-        if flags:
+        if flags not in (0, LOCK):
             raise Refused(errno.EINVAL)
         if key not in self.pairs:
             raise Refused(errno.ENOENT)

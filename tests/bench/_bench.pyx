@@ -21,9 +21,10 @@ from status cimport Status, OK, ABSENT, BUSY, RETRY
 from hashing cimport hash_key
 from system cimport clock_ns, CLOCK_MONOTONIC
 from lock cimport Op, op_begin, op_end
+from field cimport Field, FIELD_ADD, FIELD_SIGNED
+from modify cimport map_apply
 from map cimport (
     UPDATE_ANY, UPDATE_NOEXIST, op_settle, map_lookup, map_contains, map_update, map_delete,
-    map_add,
 )
 
 cdef enum:
@@ -102,6 +103,7 @@ cdef class BenchHandle(MapHandle):
 
 
 cdef inline Status map_step(Op *op, Workload *work) noexcept nogil:
+    cdef Field field
     cdef uint64_t sum = 0
     op.key = <const uint8_t *> work.key
     op.hash = hash_key(op.map.seeds, op.key, op.map.key_size)
@@ -113,7 +115,9 @@ cdef inline Status map_step(Op *op, Workload *work) noexcept nogil:
     if work.task == UPDATE:
         return map_update(op, <const uint8_t *> work.value, UPDATE_ANY)
     if work.task == ADD:
-        return map_add(op, 0, 1, NULL, &sum)
+        field.offset, field.operand, field.size = 0, 1, 8
+        field.kind, field.operation = FIELD_SIGNED, FIELD_ADD
+        return map_apply(op, &field, NULL, &sum)
     if work.task == INSERT:
         return map_update(op, <const uint8_t *> work.value, UPDATE_NOEXIST)
     return map_delete(op, NULL)

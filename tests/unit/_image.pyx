@@ -19,6 +19,7 @@ cimport pool
 cimport table
 from chain cimport Found
 from check cimport Report, check_map
+from field cimport Field, FIELD_ADD, FIELD_SIGNED
 from geometry cimport (
     Map, PoolView, bucket_at, context_at, element_at, geometry_bind, geometry_compute, round_up,
 )
@@ -316,10 +317,13 @@ cdef class Image:
                     header=None):
         """The status, and the sum."""
         cdef Found found = self.found_at(index, header)
+        cdef Field field
         cdef uint64_t after = 0
         if offset + 8 > self.map.value_size:
             raise IndexError(offset)
-        status = named(element.element_add(self.op(who), &found, offset, delta, &after))
+        field.offset, field.operand, field.size = offset, delta, 8
+        field.kind, field.operation = FIELD_SIGNED, FIELD_ADD
+        status = named(element.element_apply(self.op(who), &found, &field, &after))
         return status, after
 
     # ---- table ----

@@ -11,7 +11,7 @@ LINK_BASE = 0xF0000000
 SLOTS = 7
 LINK_SLOT = 6
 
-FREE, ALLOC, LIVE, UPD, ULOCK, DEAD = range(6)
+FREE, ALLOC, LIVE, UPD, ULOCK, LOCKED, DEAD = range(7)
 HOLE, READY, RELEASING = range(3)
 REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets"]
 

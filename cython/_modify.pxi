@@ -1,0 +1,262 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: operations that read and write a value in one step.
+
+ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
+
+cdef str FORMAT_INT64 = "q"
+cdef dict FORMATS = {                          # as the struct module's: (bytes, kind)
+    "b": (1, FIELD_SIGNED), "B": (1, FIELD_UNSIGNED), "h": (2, FIELD_SIGNED),
+    "H": (2, FIELD_UNSIGNED), "i": (4, FIELD_SIGNED), "I": (4, FIELD_UNSIGNED),
+    "q": (8, FIELD_SIGNED), "Q": (8, FIELD_UNSIGNED), "f": (4, FIELD_FLOAT), "d": (8, FIELD_FLOAT),
+}
+
+cdef struct Apply:
+    Field field
+    const uint8_t *initial
+    uint64_t after
+
+cdef struct Swap:
+    const uint8_t *expected
+    const uint8_t *value
+    uint8_t *old
+    bint swapped
+
+
+cdef Status attempt_apply(Op *op, void *arguments) noexcept nogil:
+    cdef Apply *apply = <Apply *> arguments
+    return map_apply(op, &apply.field, apply.initial, &apply.after)
+
+cdef Status attempt_swap(Op *op, void *arguments) noexcept nogil:
+    cdef Swap *swap = <Swap *> arguments
+    return map_swap(op, swap.expected, swap.value, swap.old, &swap.swapped)
+
+
+cdef int field_fill(MapHandle handle, Field *field, Py_ssize_t offset, fmt) except -1:
+    """Say where a field is and what it holds."""
+    if fmt is FORMAT_INT64:
+        field.size, field.kind = 8, FIELD_SIGNED
+    elif fmt in FORMATS:
+        field.size, field.kind = FORMATS[fmt]
+    else:
+        raise _errors.InvalidArgument(
+            f"fmt must be one of {', '.join(FORMATS)}, not {fmt!r}")
+    if offset < 0 or offset > <Py_ssize_t> handle.map.value_size - <Py_ssize_t> field.size:
+        raise _errors.InvalidArgument(
+            f"a field of {field.size} bytes at offset {offset} does not fit into values of "
+            f"{handle.map.value_size} bytes")
+    field.offset = <uint64_t> offset
+    return 0
+
+cdef uint64_t field_bits(const Field *field, number) except? 0xFFFFFFFFFFFFFFFF:
+    """A Python number as the field holds it; integers wrap around."""
+    if field.kind == FIELD_FLOAT:
+        return bits_of(float(number), field.size)
+    return PyLong_AsUnsignedLongLongMask(number) & field_mask(field)
+
+cdef object field_number(const Field *field, uint64_t bits):
+    if field.kind == FIELD_FLOAT:
+        return float_of(bits, field.size)
+    if field.kind == FIELD_SIGNED:
+        return sign_extended(bits, field.size)
+    return bits
+
+
+@cython.auto_pickle(False)
+cdef class ModifyHandle(MapHandle):
+    """MapHandle with the operations that change a value depending on what it was."""
+
+    cdef Status _attempt(
+            self, object key, Attempt attempt, void *arguments, Op *op) except? RETRY:
+        """Try until it is final: OK, ABSENT, or what else is no error here."""
+        cdef Py_buffer view
+        cdef Status status = RETRY
+        cdef Patience patience = self._patience()
+        op.key = self._buffer("key", key, self.map.key_size, &view)
+        try:
+            op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
+            self._enter(op)
+            try:
+                while True:                    # ends with the timeout
+                    status = attempt(op, arguments)
+                    if likely(status != RETRY and status != BUSY) and not self._freed(status):
+                        break
+                    self._wait(op, status, &patience)
+            finally:
+                self._leave(op)
+        finally:
+            if view.buf != NULL:
+                PyBuffer_Release(&view)
+        return status
+
+    cdef object _apply(
+            self, object key, object operand, uint32_t operation, object initial,
+            Py_ssize_t offset, object fmt):
+        cdef Apply apply
+        cdef Op op
+        cdef Status status
+        cdef bytearray fresh
+        cdef uint64_t first
+        field_fill(self, &apply.field, offset, fmt)
+        apply.field.operation = operation
+        if operation >= FIELD_OR and apply.field.kind == FIELD_FLOAT:
+            raise _errors.InvalidArgument("or_ and and_ are for integers, not floats")
+        apply.field.operand = field_bits(&apply.field, operand)
+        if operation != FIELD_ADD and apply.field.kind != FIELD_FLOAT and (
+                field_number(&apply.field, apply.field.operand) != operand):
+            raise _errors.InvalidArgument(
+                f"{operand} does not fit into a field of format {fmt!r}")
+        apply.initial = NULL
+        if initial is not None:
+            fresh = bytearray(self.map.value_size)
+            first = field_compute(&apply.field, field_bits(&apply.field, initial))
+            memcpy(PyByteArray_AS_STRING(fresh) + offset, &first, apply.field.size)
+            apply.initial = <uint8_t *> PyByteArray_AS_STRING(fresh)
+        status = self._attempt(key, attempt_apply, &apply, &op)
+        if unlikely(status == ABSENT):
+            raise _errors.KeyNotFound(key)
+        if unlikely(status != OK):
+            self._raise(status, &op)
+        return field_number(&apply.field, apply.after)
+
+    def add(self, key, delta, *, initial=None, Py_ssize_t offset=0, fmt="q"):
+        """Add delta to a number in key's value; return the sum.
+
+        The number is at byte offset of the value, little-endian; fmt is its format, as in the
+        struct module: b B h H i I q Q (integers of 1, 2, 4, 8 bytes, wrapping around), f d. An
+        absent key is inserted if initial is given: zeros, with initial + delta in the field.
+        Atomic: no other change comes in between (W1). Expected O(1). Waits, without the GIL, for a
+        process that is changing the same element, or has it locked.
+
+        Raises KeyNotFound (ENOENT: absent, and initial is None), MapFull, SegmentFull, LockTimeout,
+        DeadlockError, InvalidArgument (key size, no such field in the value), TypeError,
+        ReadOnlyMap, MapClosed.
+        """
+        return self._apply(key, delta, FIELD_ADD, initial, offset, fmt)
+
+    def min(self, key, number, *, initial=None, Py_ssize_t offset=0, fmt="q"):
+        """Lower a number in key's value to number, if that is less; return what it is then.
+
+        Arguments and errors as for add(); number has to fit. A NaN is never lowered.
+
+        Raises what add() raises.
+        """
+        return self._apply(key, number, FIELD_MIN, initial, offset, fmt)
+
+    def max(self, key, number, *, initial=None, Py_ssize_t offset=0, fmt="q"):
+        """Raise a number in key's value to number, if that is greater; return what it is then.
+
+        Arguments and errors as for add(); number has to fit. A NaN is never raised.
+
+        Raises what add() raises.
+        """
+        return self._apply(key, number, FIELD_MAX, initial, offset, fmt)
+
+    def or_(self, key, bits, *, initial=None, Py_ssize_t offset=0, fmt="Q"):
+        """Set bits in an integer in key's value; return what it is then.
+
+        Arguments and errors as for add(); bits has to fit, fmt is of an integer.
+
+        Raises what add() raises.
+        """
+        return self._apply(key, bits, FIELD_OR, initial, offset, fmt)
+
+    def and_(self, key, bits, *, initial=None, Py_ssize_t offset=0, fmt="Q"):
+        """Keep only these bits of an integer in key's value; return what it is then.
+
+        Arguments and errors as for add(); bits has to fit, fmt is of an integer.
+
+        Raises what add() raises.
+        """
+        return self._apply(key, bits, FIELD_AND, initial, offset, fmt)
+
+    cdef bint _swap(self, object key, object expected, object value, uint8_t *old) except -1:
+        cdef Py_buffer expected_view, value_view
+        cdef Swap swap
+        cdef Op op
+        cdef Status status
+        expected_view.buf = value_view.buf = NULL
+        swap.expected = NULL
+        swap.old = old
+        swap.swapped = False
+        try:
+            if expected is not None:
+                swap.expected = self._buffer(
+                    "expected", expected, self.map.value_size, &expected_view)
+            swap.value = self._buffer("value", value, self.map.value_size, &value_view)
+            status = self._attempt(key, attempt_swap, &swap, &op)
+        finally:
+            if expected_view.buf != NULL:
+                PyBuffer_Release(&expected_view)
+            if value_view.buf != NULL:
+                PyBuffer_Release(&value_view)
+        if status == ABSENT:
+            raise _errors.KeyNotFound(key)
+        if status != OK:
+            self._raise(status, &op)
+        return swap.swapped
+
+    def compare_and_swap(self, key, expected, new):
+        """Store new if the value is expected; return whether it was.
+
+        expected of None: the key must be absent, and is inserted. Atomic (W1), for values of any
+        size. Expected O(1). Waits as add().
+
+        Raises KeyNotFound (absent, and expected is not None), MapFull, SegmentFull, LockTimeout,
+        DeadlockError, InvalidArgument (sizes), TypeError, ReadOnlyMap, MapClosed.
+        """
+        if expected is not None:
+            return bool(self._swap(key, expected, new, NULL))
+        try:
+            self._update(key, new, 1)
+        except _errors.KeyExists:
+            return False
+        return True
+
+    def exchange(self, key, new):
+        """Store new under key and return the value it replaced, as bytes.
+
+        Atomic (W1): each value that was ever stored is returned to one caller at most. Expected
+        O(1). Waits as add().
+
+        Raises KeyNotFound (ENOENT), LockTimeout, DeadlockError, InvalidArgument, TypeError,
+        ReadOnlyMap, MapClosed.
+        """
+        cdef bytes old = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
+        self._swap(key, None, new, <uint8_t *> PyBytes_AS_STRING(old))
+        return old
+
+    def setdefault(self, key, default):
+        """Return the value of key; if it is absent, insert default and return that.
+
+        Atomic (W1): of several callers one inserts, and all return what that one stored. Waits as
+        add(), for the insertion only.
+
+        Raises MapFull, SegmentFull, LockTimeout, InvalidArgument, TypeError, ReadOnlyMap,
+        MapClosed.
+        """
+        while True:                            # again if the key came and went in between
+            value = self._lookup(key)
+            if value is not None:
+                return value
+            try:
+                self._update(key, default, 1)
+            except _errors.KeyExists:
+                continue
+            return bytes(default)
+
+    def pop(self, key, *default):
+        """Remove key and return its value; if it is absent, return default.
+
+        Atomic (W1): no other caller gets the same value. Else as lookup_and_delete().
+
+        Raises KeyNotFound (ENOENT: absent, and no default), LockTimeout, InvalidArgument,
+        TypeError, ReadOnlyMap, MapClosed.
+        """
+        if len(default) > 1:
+            raise TypeError(f"pop takes a key and one default, not {len(default)}")
+        cdef bytes value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
+        if self._delete(key, PyBytes_AS_STRING(value)) == OK:
+            return value
+        if not default:
+            raise _errors.KeyNotFound(key)
+        return default[0]

@@ -1,0 +1,213 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: locked sections as Python sees them. section.pxd is the protocol.
+#
+# A section has a context of its own from its beginning to its end, so that its thread can do other
+# operations meanwhile. A child of fork has the Python object, and nothing else: the context, and
+# with it the section, stays its parent's.
+
+cdef enum:
+    SECTION_NEW = 0
+    SECTION_OPEN = 1
+    SECTION_ENDED = 2
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class LockedValue:
+    """A value that one thread has locked: a writable buffer on a private copy.
+
+    Made by RHashMap.locked(), for a with statement. What stands in the buffer when the block ends
+    is stored in one atomic step; if the block raises, or the process dies, nothing is (L1).
+    """
+
+    cdef ModifyHandle handle
+    cdef Op op
+    cdef Section section
+    cdef int state
+    cdef object key                # private bytes: op.key points into it
+    cdef object create
+    cdef object timeout
+    cdef bytearray value
+    cdef object view
+    cdef bint removing
+    cdef bint rolling_back
+
+    def __cinit__(self, ModifyHandle handle not None, key, timeout, create):
+        cdef Py_buffer view
+        cdef const uint8_t *key_bytes = handle._buffer("key", key, handle.map.key_size, &view)
+        self.key = PyBytes_FromStringAndSize(
+            <const char *> key_bytes, <Py_ssize_t> handle.map.key_size)
+        if view.buf != NULL:
+            PyBuffer_Release(&view)
+        if create is not None:
+            if not PyObject_CheckBuffer(create):
+                handle._bad_buffer("create", create, -1, handle.map.value_size)
+            create = memoryview(create).tobytes()
+            if len(create) != handle.map.value_size:
+                handle._bad_buffer("create", create, len(create), handle.map.value_size)
+        self.handle = handle
+        self.create = create
+        self.timeout = timeout
+
+    def __enter__(self):
+        cdef Status status = RETRY
+        cdef Patience patience = self.handle._patience()
+        cdef const uint8_t *create = NULL
+        cdef uint8_t *value
+        if self.state != SECTION_NEW:
+            raise _errors.InvalidArgument("a locked section is entered once")
+        if self.timeout is not None:
+            patience.limit_ns = timeout_ns(self.timeout)
+        if self.create is not None:
+            create = <const uint8_t *> PyBytes_AS_STRING(self.create)
+        self.value = bytearray(self.handle.map.value_size)
+        value = <uint8_t *> PyByteArray_AS_STRING(self.value)
+        self.op.key = <const uint8_t *> PyBytes_AS_STRING(self.key)
+        self.op.hash = hash_key(self.handle.map.seeds, self.op.key, self.handle.map.key_size)
+        self.handle._enter(&self.op)
+        try:
+            while True:                        # ends with the timeout
+                status = section_open(&self.op, &self.section, create, value)
+                if likely(status != RETRY and status != BUSY) and not self.handle._freed(status):
+                    break
+                self.handle._wait(&self.op, status, &patience)
+        finally:
+            if status == OK:
+                op_end(&self.op)
+                self.state = SECTION_OPEN
+            else:
+                self.handle._leave(&self.op)
+        if status == ABSENT:
+            raise _errors.KeyNotFound(self.key)
+        if status != OK:
+            self.handle._raise(status, &self.op)
+        sections_open[self._name()] = PyThread_get_thread_ident()
+        return self
+
+    cdef tuple _name(self):
+        return self.handle.map.device, self.handle.map.inode, self.op.self_index
+
+    cdef bint _mine(self) noexcept:
+        """Whether this process opened it: a child of fork did not."""
+        return self.handle.map.local.registered and (
+            self.op.context.owner == self.handle.map.local.process_index + 1)
+
+    cdef Status _end(self, bint commit) except? RETRY:
+        """End the section: OK, or ABSENT if the key was deleted meanwhile."""
+        cdef Status status = RETRY
+        cdef Patience patience
+        self.state = SECTION_ENDED
+        sections_open.pop(self._name(), None)
+        if not self._mine():
+            raise _errors.Error(
+                f"map {self.handle.name!r}: the section is the parent process's; it is not ended")
+        patience = self.handle._patience()
+        patience.limit_ns = -1                 # what it waits for is never longer than a few stores
+        op_begin(&self.op)
+        try:
+            while status == RETRY or status == BUSY:
+                if commit and self.removing:
+                    status = section_remove(&self.op, &self.section)
+                elif commit:
+                    status = section_commit(
+                        &self.op, &self.section,
+                        <const uint8_t *> PyByteArray_AS_STRING(self.value))
+                else:
+                    status = section_abandon(&self.op, &self.section)
+                if status == RETRY or status == BUSY:
+                    self.handle._wait(&self.op, status, &patience)
+        finally:
+            self.handle._leave(&self.op)
+        if status != OK and status != ABSENT:
+            self.handle._raise(status, &self.op)
+        return status
+
+    def __exit__(self, kind, error, traceback):
+        if self.state == SECTION_OPEN:
+            status = self._end(kind is None and not self.rolling_back)
+            if status == ABSENT and kind is None and not self.rolling_back:
+                raise _errors.KeyGone(
+                    f"map {self.handle.name!r}: the key was deleted while it was locked; what the "
+                    f"section had to store is not stored")
+        return False
+
+    def __dealloc__(self):
+        if self.state == SECTION_OPEN and self._mine():
+            op_begin(&self.op)
+            section_abandon(&self.op, &self.section)
+            self.handle._leave(&self.op)
+            sections_open.pop(self._name(), None)
+
+    cdef object _view(self):
+        if self.state != SECTION_OPEN:
+            raise _errors.InvalidArgument("the value is locked inside its with block only")
+        if self.view is None:
+            self.view = memoryview(self.value)
+        return self.view
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.state != SECTION_OPEN:
+            raise BufferError("the value is locked inside its with block only")
+        PyObject_GetBuffer(self.value, buffer, flags)
+
+    def __len__(self):
+        return len(self.value)
+
+    def __getitem__(self, where):
+        found = self._view()[where]
+        return found if isinstance(found, int) else bytes(found)
+
+    def __setitem__(self, where, new):
+        try:
+            self._view()[where] = new
+        except ValueError as error:
+            raise _errors.InvalidArgument(f"the value keeps its size: {error}") from None
+
+    def __bytes__(self):
+        return bytes(self._view())
+
+    def __repr__(self):
+        state = ("not entered", "open", "ended")[self.state]
+        return f"<LockedValue of {self.key!r} in {self.handle.name!r}: {state}>"
+
+    def as_array(self, dtype):
+        """The value as a writable NumPy array of this dtype; what is written there is stored.
+
+        Raises InvalidArgument (outside the with block, or a dtype that does not divide the value),
+        ModuleNotFoundError (NumPy is missing).
+        """
+        import numpy
+        try:
+            return numpy.frombuffer(self._view(), dtype)
+        except ValueError as error:
+            raise _errors.InvalidArgument(f"values of {len(self)} bytes: {error}") from None
+
+    def unpack(self, fmt, offset=0):
+        """struct.unpack_from() of the value.
+
+        Raises InvalidArgument outside the with block, struct.error.
+        """
+        return struct.unpack_from(fmt, self._view(), offset)
+
+    def pack(self, fmt, *values, offset=0):
+        """struct.pack_into() the value.
+
+        Raises InvalidArgument outside the with block, struct.error.
+        """
+        struct.pack_into(fmt, self._view(), offset, *values)
+
+    def delete(self):
+        """Delete the key at the end of the block, instead of storing a value.
+
+        Raises InvalidArgument outside the with block.
+        """
+        self._view()
+        self.removing = True
+
+    def roll_back(self):
+        """Store nothing at the end of the block.
+
+        Raises InvalidArgument outside the with block.
+        """
+        self._view()
+        self.rolling_back = True

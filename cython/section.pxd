@@ -1,0 +1,102 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Sections: an element held LOCKED by one thread for as long as it likes (F_LOCK, L1).
+#
+#   open     LIVE -> LOCKED, in the name of a context that belongs to the section alone, and a copy
+#            of the value. The context then rests: it is inside no operation, so the section keeps
+#            no memory from going back.
+#   commit   the new value into the context's redo buffer, LOCKED -> UPD by a CAS (from here on it
+#            counts), over the old one, LIVE.
+#   abandon  LOCKED -> LIVE by a CAS.
+#   remove   LOCKED -> DEAD, under the bucket's lock.
+#
+# While a section is open, readers read the value, other writers and sections wait, and whoever
+# deletes the element without F_LOCK cuts the section off: the header is another then, and will
+# never be that one again. The element's memory may even be gone; so the end of a section begins
+# with an ordinary search for the key, and touches the element only as that finds it.
+#
+# Killed while a section is open, the element becomes LIVE with the value from before; after the CAS
+# to UPD the new value is completed (recovery.pxd). context.target names the element all the time.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from atomics cimport cas_acq_rel_u64, copy_in, copy_out, fence_acquire, likely
+from status cimport Status, OK, ABSENT, RETRY
+from layout cimport (
+    ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, element_header, lock_bits,
+)
+from geometry cimport Map, context_redo, element_value
+from lock cimport Op
+from chain cimport Found
+from element cimport element_own, element_redo
+from map cimport READ_TRIES_MAX, WRITE_TRIES_MAX, map_delete_held, map_find, map_insert
+
+# What the owner keeps of a section, in its own memory.
+cdef struct Section:
+    uint64_t held              # the header as LOCKED
+    uint32_t index             # of the element
+
+
+cdef inline Status section_open(
+        Op *op, Section *section, const uint8_t *create, uint8_t *value) noexcept nogil:
+    """Lock the element of a key and copy its value. An absent key is inserted with the value
+    create, if that is not NULL. OK, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""
+    cdef Found found
+    cdef Status status = RETRY
+    cdef bint scavenge = False
+    cdef int _
+    for _ in range(WRITE_TRIES_MAX):
+        status = map_find(op.map, op.hash, op.key, &found)
+        if status == OK:
+            status = element_own(op, &found, ELEMENT_LOCKED, &section.held)
+            if status == OK:
+                section.index = found.index
+                copy_out(value, element_value(op.map, found.element), op.map.value_size)
+        elif status == ABSENT and create != NULL:
+            status = map_insert(op, create, &scavenge)
+            if status == OK:
+                status = RETRY             # it is there now, unless somebody deletes it again
+        if status != RETRY:
+            break
+    return status
+
+cdef inline Status section_find(Op *op, const Section *section, Found *found) noexcept nogil:
+    """The section's element, if it is still there; else ABSENT. RETRY: call again."""
+    cdef Status status = RETRY
+    cdef int _
+    for _ in range(READ_TRIES_MAX):
+        status = map_find(op.map, op.hash, op.key, found)
+        if status != RETRY:
+            break
+    if status == OK and (found.index != section.index or found.header != section.held):
+        return ABSENT
+    return status
+
+cdef inline Status section_commit(
+        Op *op, const Section *section, const uint8_t *value) noexcept nogil:
+    """Store value and end the section. ABSENT: the key was deleted meanwhile; nothing is stored."""
+    cdef Found found
+    cdef uint64_t held = element_header(section.held, ELEMENT_UPD, lock_bits(op.self_index))
+    cdef Status status = section_find(op, section, &found)
+    if status != OK:
+        return status
+    copy_in(context_redo(op.context), value, op.map.value_size)
+    # Release: the redo buffer, for readers that meet UPD; pairs with the acquire of the header in
+    # chain_find.
+    if not cas_acq_rel_u64(&found.element.header, section.held, held):
+        return ABSENT
+    element_redo(op, found.element, held)
+    return OK
+
+cdef inline Status section_abandon(Op *op, const Section *section) noexcept nogil:
+    """End the section with the value as it was. ABSENT: the key was deleted meanwhile."""
+    cdef Found found
+    cdef Status status = section_find(op, section, &found)
+    if status != OK:
+        return status
+    # Release: nothing was written; the order is that of element_settle.
+    if not cas_acq_rel_u64(
+            &found.element.header, section.held, element_header(section.held, ELEMENT_LIVE, 0)):
+        return ABSENT
+    return OK
+
+cdef inline Status section_remove(Op *op, const Section *section) noexcept nogil:
+    """Delete the key and end the section. ABSENT: somebody else did. BUSY or RETRY: call again."""
+    return map_delete_held(op, section.held, NULL)
