@@ -7,14 +7,14 @@
 # timeout. _core.pyx calls wait_step without the GIL and looks at signals between steps.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64
-from status cimport Status, OK, BUSY, RETRY
+from status cimport Status, OK, ABSENT, BUSY, RETRY
 from layout cimport REGION_BUCKETS, REGION_CONTEXTS, word_locked, word_owner
 from geometry cimport Map, context_at
 from system cimport nanosleep, timespec
 from lock cimport Op, context_begin, context_end
 from pool cimport object_there
 from liveness cimport process_is_dead
-from recovery cimport process_recover
+from recovery cimport process_recover, recover_all
 
 cdef enum:
     SLEEP_NS_MIN = 50000
@@ -31,27 +31,30 @@ cdef inline void sleep_ns(int64_t wanted_ns) noexcept nogil:
 
 cdef inline bint word_stands(Op *op) noexcept nogil:
     """Whether the word in the way is as it was. An element's or a bucket's memory may have gone
-    since: that is looked at first, from inside an operation, so that it stays."""
+    since: that is looked at first, from inside an operation, so that it stays. If an element's
+    block is held, that is in the way now."""
     cdef Map *map = op.map
     cdef uint64_t at = <uint64_t> op.wait_word
-    cdef uint64_t offset = at - <uint64_t> map.elements
     cdef uint64_t seen = op.wait_seen
     cdef uint64_t *word = op.wait_word
-    cdef bint there = True
+    cdef Status there = OK
     if op.wait_word == NULL:
         return False
     if op.context != NULL:
         context_begin(op.context)
     if at >= <uint64_t> map.elements:
-        there = object_there(op, &map.element_pool, offset // map.stride) == OK
+        there = object_there(
+            op, &map.element_pool, (at - <uint64_t> map.elements) // map.stride)
     elif at >= <uint64_t> map.buckets and at < <uint64_t> map.lines:
         # Acquire: pairs with region_commit and region_release.
-        there = at - <uint64_t> map.buckets < load_acquire_u64(
-            &map.header.regions[REGION_BUCKETS].usable)
-    there = there and load_acquire_u64(word) == seen
+        if at - <uint64_t> map.buckets >= load_acquire_u64(
+                &map.header.regions[REGION_BUCKETS].usable):
+            there = ABSENT
+    if there == OK and load_acquire_u64(word) != seen:
+        there = ABSENT
     if op.context != NULL:
         context_end(op.context)
-    return there
+    return there != ABSENT
 
 cdef inline Status wait_step(Op *op, uint64_t turn) noexcept nogil:
     """One look at what stands in the way, and a short sleep. RETRY: try the operation again."""
@@ -65,8 +68,9 @@ cdef inline Status wait_step(Op *op, uint64_t turn) noexcept nogil:
     if word_locked(op.wait_seen) and (owner + 1) * map.context_stride <= load_acquire_u64(
             &map.header.regions[REGION_CONTEXTS].usable):
         process = load_acquire_u64(&context_at(map, owner).owner) - 1
-        if process_is_dead(map, process) and process_recover(map, process) == OK:
-            return RETRY
+        if process_is_dead(map, process):
+            if process_recover(map, process) == OK or recover_all(map) != 0:
+                return RETRY               # another dead process may have stood in the way of that
     sleep <<= turn - 4 if turn < 9 else 5
     sleep_ns(sleep if sleep < SLEEP_NS_MAX else SLEEP_NS_MAX)
     return BUSY
