@@ -1,0 +1,284 @@
+"""Could these operations on one key have happened one after another, in an order that time allows?
+
+The keys of a map are independent registers, so each has a history of its own: what every process
+asked, what it was told, when it asked and when it was told. A history is linearizable if there is
+an order in which a register that does one thing at a time gives these answers, and in which no
+operation comes before another that had returned when it began (Herlihy and Wing). The search is
+that of Wing and Gong, with Lowe's memory of the configurations that led nowhere.
+
+An operation that never returned (its process was killed) may have taken effect at any time after
+its start, also after everything else, or never.
+
+The register holds ABSENT or a value; values are any hashable things but None. SEMANTICS says what
+each operation does to it. Nothing here knows of shared memory, or of how a map works.
+"""
+
+from typing import Any, NamedTuple
+
+ABSENT = None
+
+# What an operation gave that returns no value.
+OK, EXISTS, MISSING = "ok", "KeyExists", "KeyNotFound"
+
+
+class Operation(NamedTuple):
+    """One call: who made it, what it was, what came back, and when; end is None if nothing did."""
+
+    process: Any
+    name: str
+    arguments: tuple
+    result: Any
+    start: int
+    end: int | None
+
+    @property
+    def pending(self):
+        return self.end is None
+
+
+# ---- what the operations do: (value before, *arguments) -> (value after, result) ----
+
+
+def lookup(value):
+    return value, value
+
+
+def contains(value):
+    return value, value is not ABSENT
+
+
+def update(_, new):
+    return new, OK
+
+
+def insert(value, new):
+    return (new, OK) if value is ABSENT else (value, EXISTS)
+
+
+def replace(value, new):
+    return (value, MISSING) if value is ABSENT else (new, OK)
+
+
+def delete(value):
+    return ABSENT, MISSING if value is ABSENT else OK
+
+
+def lookup_and_delete(value):
+    return ABSENT, MISSING if value is ABSENT else value
+
+
+def add(value, delta, initial=None):
+    if value is ABSENT:
+        if initial is None:
+            return ABSENT, MISSING
+        value = initial
+    after = (value + delta + (1 << 63)) % (1 << 64) - (1 << 63)
+    return after, after
+
+
+def compare_and_swap(value, expected, new):
+    """An absent key is not what was expected, unless ABSENT was."""
+    return (new, True) if value == expected else (value, False)
+
+
+def exchange(value, new):
+    return (value, MISSING) if value is ABSENT else (new, value)
+
+
+def setdefault(value, default):
+    return (default, default) if value is ABSENT else (value, value)
+
+
+def pop(value, *default):
+    """As a dict's: the default, if there is one, where the key is absent."""
+    if value is ABSENT and default:
+        return ABSENT, default[0]
+    return lookup_and_delete(value)
+
+
+def locked(value, new):
+    """A section under the key's lock that reads the whole value and writes a whole new one."""
+    return (value, MISSING) if value is ABSENT else (new, value)
+
+
+SEMANTICS = {
+    function.__name__: function
+    for function in (
+        lookup,
+        contains,
+        update,
+        insert,
+        replace,
+        delete,
+        lookup_and_delete,
+        add,
+        compare_and_swap,
+        exchange,
+        setdefault,
+        pop,
+        locked,
+    )
+}
+
+
+def has_no_effect(operation):
+    """Whether it changed nothing, by its kind or its result, wherever it stood in an order."""
+    if operation.name in ("lookup", "contains"):
+        return True
+    if operation.pending:
+        return False
+    return operation.result in (EXISTS, MISSING) or (
+        operation.name == "compare_and_swap" and operation.result is False
+    )
+
+
+# ---- the search ----
+
+
+class Search:
+    """The operations of one key, each with those that had returned when it began."""
+
+    def __init__(self, history):
+        self.order = sorted(history, key=lambda operation: operation.start)
+        self.returned = 0  # a bit for each operation that did
+        self.before = []  # for each operation, the bits of those that must come first
+        for number, operation in enumerate(self.order):
+            if not operation.pending:
+                self.returned |= 1 << number
+            earlier = 0
+            for other in range(number):
+                if precedes(self.order[other], operation):
+                    earlier |= 1 << other
+            self.before.append(earlier)
+
+    def steps(self, done, value):
+        """What may come next: (operations done then, value then, number of the operation)."""
+        changes = []
+        for number, operation in enumerate(self.order):
+            if done >> number & 1 or self.before[number] & ~done:
+                continue
+            after, result = SEMANTICS[operation.name](value, *operation.arguments)
+            if operation.pending:
+                if after != value:
+                    changes.append((done | 1 << number, after, number))
+            elif result == operation.result:
+                step = (done | 1 << number, after, number)
+                if has_no_effect(operation):
+                    # Whatever order explains the rest explains it with this one first as well.
+                    return [step]
+                changes.append(step)
+        # Those who returned first: what was killed seldom had an effect.
+        changes.sort(key=lambda step: self.order[step[2]].pending)
+        return changes
+
+    def run(self, value):
+        """The numbers of the operations in an order that explains all that returned, or None."""
+        path = []
+        tried = {(0, value)}
+        branches = [iter(self.steps(0, value))]
+        if not self.returned:
+            return path
+        while branches:
+            step = next(branches[-1], None)
+            if step is None:
+                branches.pop()
+                if path:
+                    path.pop()
+                continue
+            done, after, number = step
+            if (done, after) in tried:
+                continue
+            tried.add((done, after))
+            path.append(number)
+            if not self.returned & ~done:
+                return path
+            branches.append(iter(self.steps(done, after)))
+        return None
+
+
+def precedes(one, other):
+    """Whether one, the earlier to begin, had returned when the other began.
+
+    Equal times leave it open, unless a single process did both.
+    """
+    return one.end is not None and (one.end < other.start or one.process == other.process)
+
+
+def linearization(history, initial=ABSENT):
+    """The operations in an order that explains their results, or None if there is none.
+
+    Operations that never returned are in it if they were needed.
+    """
+    search = Search(history)
+    path = search.run(initial)
+    return None if path is None else [search.order[number] for number in path]
+
+
+def is_linearizable(history, initial=ABSENT):
+    return linearization(history, initial) is not None
+
+
+# ---- what to show of a history that is not ----
+
+
+def known_at(history, time):
+    """The history as it had been seen at that time: later returns have not happened yet."""
+    return [
+        operation
+        if not operation.pending and operation.end <= time
+        else operation._replace(end=None, result=None)
+        for operation in history
+        if operation.start <= time
+    ]
+
+
+def essence(history, initial=ABSENT):
+    """The shortest beginning of a history that no order explains, less what it does not take.
+
+    A linearizable history stays so if it is cut short, or if operations without effect are left
+    out; so what is left here is wrong by itself. The last to return is where it became wrong.
+    """
+    if is_linearizable(history, initial):
+        raise ValueError("this history is linearizable")
+    ends = sorted(operation.end for operation in history if not operation.pending)
+    left = next(
+        beginning
+        for beginning in (known_at(history, end) for end in ends)
+        if not is_linearizable(beginning, initial)
+    )
+    for operation in list(left):
+        fewer = [other for other in left if other is not operation]
+        if has_no_effect(operation) and not is_linearizable(fewer, initial):
+            left = fewer
+    return left
+
+
+def rendered(history, initial=ABSENT):
+    """A table of the operations by their start, in microseconds since the first of them."""
+    if not history:
+        return "no operations"
+    begin = min(operation.start for operation in history)
+    last = max((operation.end for operation in history if not operation.pending), default=None)
+    lines = [f"at first: {shown(initial)}"]
+    for operation in sorted(history, key=lambda operation: operation.start):
+        arguments = ", ".join(shown(argument) for argument in operation.arguments)
+        start_us = (operation.start - begin) / 1000
+        if operation.pending:
+            end, result = "   never", "had not returned"
+        else:
+            end, result = f"{(operation.end - begin) / 1000:8.2f}", shown(operation.result)
+        lines.append(
+            f"{start_us:8.2f} to {end}  process {operation.process}: "
+            f"{operation.name}({arguments}) -> {result}"
+            f"{'   <- no order explains this' if operation.end == last is not None else ''}"
+        )
+    return "\n".join(lines)
+
+
+def shown(thing):
+    """A value or a result as a reader of the table wants it; large numbers are in base 16."""
+    if thing is ABSENT:
+        return "absent"
+    if isinstance(thing, bool) or not isinstance(thing, int):
+        return str(thing)
+    return str(thing) if abs(thing) < 1000 else f"{thing:#x}"

@@ -1,0 +1,552 @@
+"""The checker against histories written by hand, and against one that tries every order.
+
+Whether the map is right is for test_histories.py; here the judge is judged. (It judges W1.)
+"""
+
+import itertools
+import random
+
+import pytest
+from checker import (
+    ABSENT,
+    EXISTS,
+    MISSING,
+    OK,
+    SEMANTICS,
+    Operation,
+    essence,
+    is_linearizable,
+    linearization,
+    rendered,
+)
+
+
+def did(process, start, end, name, *arguments, gives=OK):
+    return Operation(process, name, arguments, gives, start, end)
+
+
+def never_returned(process, start, name, *arguments):
+    return Operation(process, name, arguments, None, start, None)
+
+
+# ---- what each operation does ----
+
+
+@pytest.mark.parametrize(
+    ("before", "name", "arguments", "after", "result"),
+    [
+        (ABSENT, "lookup", (), ABSENT, ABSENT),
+        (7, "lookup", (), 7, 7),
+        (ABSENT, "contains", (), ABSENT, False),
+        (7, "contains", (), 7, True),
+        (ABSENT, "update", (8,), 8, OK),
+        (7, "update", (8,), 8, OK),
+        (ABSENT, "insert", (8,), 8, OK),
+        (7, "insert", (8,), 7, EXISTS),
+        (ABSENT, "replace", (8,), ABSENT, MISSING),
+        (7, "replace", (8,), 8, OK),
+        (ABSENT, "delete", (), ABSENT, MISSING),
+        (7, "delete", (), ABSENT, OK),
+        (ABSENT, "lookup_and_delete", (), ABSENT, MISSING),
+        (7, "lookup_and_delete", (), ABSENT, 7),
+        (ABSENT, "add", (5,), ABSENT, MISSING),
+        (ABSENT, "add", (5, 100), 105, 105),
+        (7, "add", (5,), 12, 12),
+        (7, "add", (5, 100), 12, 12),
+        ((1 << 63) - 1, "add", (1,), -(1 << 63), -(1 << 63)),
+        (7, "compare_and_swap", (7, 8), 8, True),
+        (7, "compare_and_swap", (6, 8), 7, False),
+        (ABSENT, "compare_and_swap", (7, 8), ABSENT, False),
+        (7, "exchange", (8,), 8, 7),
+        (ABSENT, "exchange", (8,), ABSENT, MISSING),
+        (7, "setdefault", (8,), 7, 7),
+        (ABSENT, "setdefault", (8,), 8, 8),
+        (7, "pop", (), ABSENT, 7),
+        (7, "pop", (9,), ABSENT, 7),
+        (ABSENT, "pop", (), ABSENT, MISSING),
+        (ABSENT, "pop", (9,), ABSENT, 9),
+        (7, "locked", (8,), 8, 7),
+        (ABSENT, "locked", (8,), ABSENT, MISSING),
+    ],
+)
+def test_one_operation_has_one_outcome(before, name, arguments, after, result):
+    """W1: alone, an operation gives this result, and a lookup afterwards finds this value."""
+    told = did(0, 0, 1, name, *arguments, gives=result)
+    told_otherwise = told._replace(result="something else")
+    found = did(0, 2, 3, "lookup", gives=after)
+
+    assert is_linearizable([told, found], before)
+    assert not is_linearizable([told_otherwise], before)
+    assert not is_linearizable([told, found._replace(result="something else")], before)
+
+
+def test_every_operation_has_been_tried():
+    (cases,) = (mark.args[1] for mark in test_one_operation_has_one_outcome.pytestmark)
+
+    assert set(SEMANTICS) == {name for _, name, *_ in cases}
+
+
+# ---- orders that time allows ----
+
+LINEARIZABLE = {
+    "nothing at all": (ABSENT, []),
+    "a write, then a read of it": (
+        ABSENT,
+        [did(0, 0, 1, "update", 1), did(1, 2, 3, "lookup", gives=1)],
+    ),
+    "a read during a write finds the old value": (
+        7,
+        [did(0, 0, 9, "update", 1), did(1, 2, 3, "lookup", gives=7)],
+    ),
+    "a read during a write finds the new value": (
+        7,
+        [did(0, 0, 9, "update", 1), did(1, 2, 3, "lookup", gives=1)],
+    ),
+    "a read that began first sees a write that returned first": (
+        7,
+        [did(0, 0, 9, "lookup", gives=1), did(1, 2, 3, "update", 1)],
+    ),
+    "reads during two writes see them in the other order than they began": (
+        ABSENT,
+        [
+            did(0, 0, 9, "update", 1),
+            did(1, 1, 9, "update", 2),
+            did(2, 2, 3, "lookup", gives=2),
+            did(2, 4, 5, "lookup", gives=1),
+        ],
+    ),
+    "of two that insert at once, the later to begin wins": (
+        ABSENT,
+        [
+            did(0, 0, 9, "insert", 1, gives=EXISTS),
+            did(1, 1, 8, "insert", 2),
+            did(2, 10, 11, "lookup", gives=2),
+        ],
+    ),
+    "equal times leave the order open": (
+        7,
+        [did(0, 0, 5, "update", 1), did(1, 5, 6, "lookup", gives=7)],
+    ),
+    "a chain of swaps that began in the opposite order": (
+        1,
+        [
+            did(0, 0, 9, "compare_and_swap", 3, 4, gives=True),
+            did(1, 1, 9, "compare_and_swap", 2, 3, gives=True),
+            did(2, 2, 9, "compare_and_swap", 1, 2, gives=True),
+        ],
+    ),
+    "additions that each saw the others": (
+        0,
+        [
+            did(0, 0, 9, "add", 1, gives=7),
+            did(1, 0, 9, "add", 2, gives=2),
+            did(2, 0, 9, "add", 4, gives=6),
+        ],
+    ),
+    "a value comes back by its own insertion": (
+        1,
+        [
+            did(0, 0, 9, "lookup_and_delete", gives=1),
+            did(1, 1, 8, "insert", 1),
+            did(2, 10, 11, "lookup", gives=1),
+        ],
+    ),
+}
+
+NOT_LINEARIZABLE = {
+    "a read that is stale": (
+        7,
+        [did(0, 0, 1, "update", 1), did(1, 2, 3, "lookup", gives=7)],
+    ),
+    "a read that goes back": (
+        7,
+        [
+            did(0, 0, 9, "update", 1),
+            did(1, 1, 2, "lookup", gives=1),
+            did(2, 3, 4, "lookup", gives=7),
+        ],
+    ),
+    "one's own write is not read": (
+        7,
+        [did(0, 0, 1, "update", 1), did(0, 1, 2, "lookup", gives=7)],
+    ),
+    "a value that nobody wrote": (
+        7,
+        [did(0, 0, 9, "update", 1), did(1, 0, 9, "lookup", gives=2)],
+    ),
+    "a value of an insertion that failed": (
+        7,
+        [did(0, 0, 9, "insert", 1, gives=EXISTS), did(1, 0, 9, "lookup", gives=1)],
+    ),
+    "a value before anybody wrote it": (
+        7,
+        [did(1, 0, 1, "lookup", gives=1), did(0, 2, 3, "update", 1)],
+    ),
+    "a lost addition": (
+        0,
+        [did(0, 0, 9, "add", 1, gives=1), did(1, 0, 9, "add", 2, gives=2)],
+    ),
+    "a lost update": (
+        ABSENT,
+        [
+            did(0, 0, 9, "update", 1),
+            did(1, 0, 9, "update", 2),
+            did(2, 10, 11, "lookup", gives=ABSENT),
+        ],
+    ),
+    "an exchange lost": (
+        7,
+        [did(0, 0, 9, "exchange", 1, gives=7), did(1, 0, 9, "exchange", 2, gives=7)],
+    ),
+    "two swaps of one value": (
+        7,
+        [
+            did(0, 0, 9, "compare_and_swap", 7, 1, gives=True),
+            did(1, 0, 9, "compare_and_swap", 7, 2, gives=True),
+        ],
+    ),
+    "a swap that failed though only its value was ever there": (
+        7,
+        [did(0, 0, 9, "compare_and_swap", 7, 1, gives=False)],
+    ),
+    "a value popped twice": (
+        7,
+        [
+            did(0, 0, 9, "lookup_and_delete", gives=7),
+            did(1, 0, 9, "lookup_and_delete", gives=7),
+        ],
+    ),
+    "a value popped twice by different operations": (
+        7,
+        [did(0, 0, 9, "pop", gives=7), did(1, 0, 9, "lookup_and_delete", gives=7)],
+    ),
+    "deleted twice": (7, [did(0, 0, 9, "delete"), did(1, 0, 9, "delete")]),
+    "inserted twice": (
+        ABSENT,
+        [did(0, 0, 9, "insert", 1), did(1, 0, 9, "insert", 2)],
+    ),
+    "two defaults set": (
+        ABSENT,
+        [did(0, 0, 9, "setdefault", 1, gives=1), did(1, 0, 9, "setdefault", 2, gives=2)],
+    ),
+    "two locked sections that read the same value": (
+        7,
+        [did(0, 0, 9, "locked", 1, gives=7), did(1, 0, 9, "locked", 2, gives=7)],
+    ),
+    "a write inside a locked section is lost": (
+        7,
+        [
+            did(0, 0, 9, "locked", 1, gives=7),
+            did(1, 1, 2, "replace", 2),
+            did(1, 3, 4, "lookup", gives=2),
+            did(1, 5, 6, "lookup", gives=7),
+        ],
+    ),
+    "deleted, and there": (
+        7,
+        [did(0, 0, 1, "delete"), did(1, 2, 3, "contains", gives=True)],
+    ),
+    "replaced after it was deleted": (
+        7,
+        [did(0, 0, 1, "delete"), did(1, 2, 3, "replace", 1)],
+    ),
+    "two readers disagree about the order of two writes": (
+        ABSENT,
+        [
+            did(0, 0, 9, "update", 1),
+            did(1, 0, 9, "update", 2),
+            did(2, 1, 2, "lookup", gives=1),
+            did(2, 3, 4, "lookup", gives=2),
+            did(3, 1, 2, "lookup", gives=2),
+            did(3, 3, 4, "lookup", gives=1),
+        ],
+    ),
+    "writes in the other order than time": (
+        ABSENT,
+        [
+            did(0, 0, 1, "update", 1),
+            did(1, 2, 3, "update", 2),
+            did(2, 4, 5, "lookup", gives=1),
+        ],
+    ),
+    "a mixture of two values": (
+        7,
+        [did(0, 0, 9, "update", 1), did(1, 0, 9, "lookup", gives="a mixture")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("initial", "history"), LINEARIZABLE.values(), ids=LINEARIZABLE)
+def test_what_has_an_order_is_accepted(initial, history):
+    """W1: and the order that is given is one: of these operations, in time, with these results."""
+    order = linearization(history, initial)
+
+    assert order is not None
+    assert sorted(order) == sorted(history)
+    assert is_in_time(order)
+    assert explains(order, initial)
+
+
+@pytest.mark.parametrize(("initial", "history"), NOT_LINEARIZABLE.values(), ids=NOT_LINEARIZABLE)
+def test_what_has_no_order_is_refused(initial, history):
+    """W1: however the operations are listed."""
+    for listed in itertools.permutations(history) if len(history) < 5 else [history]:
+        assert linearization(listed, initial) is None
+
+
+# ---- operations that never returned ----
+
+PENDING = {
+    "had no effect": (7, [never_returned(0, 0, "update", 1), did(1, 5, 6, "lookup", gives=7)]),
+    "had its effect": (7, [never_returned(0, 0, "update", 1), did(1, 5, 6, "lookup", gives=1)]),
+    "had it after everything else but one": (
+        7,
+        [
+            never_returned(0, 0, "update", 1),
+            did(1, 5, 6, "lookup", gives=7),
+            did(1, 7, 8, "replace", 2),
+            did(1, 90, 91, "lookup", gives=1),
+        ],
+    ),
+    "deleted what was inserted much later": (
+        ABSENT,
+        [
+            never_returned(0, 0, "lookup_and_delete"),
+            did(1, 50, 51, "insert", 1),
+            did(1, 52, 53, "lookup", gives=ABSENT),
+        ],
+    ),
+    "two took effect in the other order": (
+        ABSENT,
+        [
+            never_returned(0, 0, "insert", 1),
+            never_returned(1, 1, "update", 2),
+            did(2, 5, 6, "lookup", gives=2),
+            did(2, 7, 8, "lookup", gives=2),
+        ],
+    ),
+    "an addition that one result needs": (
+        10,
+        [never_returned(0, 0, "add", 5), did(1, 5, 6, "add", 1, gives=16)],
+    ),
+    "nothing returned": (7, [never_returned(0, 0, "update", 1), never_returned(1, 0, "delete")]),
+}
+
+PENDING_WRONG = {
+    "had its effect and lost it": (
+        7,
+        [
+            never_returned(0, 0, "update", 1),
+            did(1, 5, 6, "lookup", gives=1),
+            did(1, 7, 8, "lookup", gives=7),
+        ],
+    ),
+    "had it before it began": (
+        7,
+        [did(1, 0, 1, "lookup", gives=1), never_returned(0, 2, "update", 1)],
+    ),
+    "had it twice": (
+        10,
+        [
+            never_returned(0, 0, "add", 5),
+            did(1, 5, 6, "lookup", gives=15),
+            did(1, 7, 8, "lookup", gives=20),
+        ],
+    ),
+    "deleted twice": (
+        7,
+        [
+            never_returned(0, 0, "delete"),
+            did(1, 5, 6, "lookup", gives=ABSENT),
+            did(1, 7, 8, "insert", 1),
+            did(1, 9, 10, "lookup", gives=ABSENT),
+        ],
+    ),
+    "replaced what was absent": (
+        ABSENT,
+        [never_returned(0, 0, "replace", 1), did(1, 5, 6, "lookup", gives=1)],
+    ),
+    "left a half of it": (
+        7,
+        [never_returned(0, 0, "update", 1), did(1, 5, 6, "lookup", gives="a mixture")],
+    ),
+    "undid what others had done": (
+        7,
+        [
+            never_returned(0, 0, "update", 1),
+            did(1, 5, 6, "update", 2),
+            did(1, 7, 8, "lookup", gives=7),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("initial", "history"), PENDING.values(), ids=PENDING)
+def test_what_never_returned_may_have_happened_or_not(initial, history):
+    """C1: once, at any time after it began, or never."""
+    assert is_linearizable(history, initial)
+
+
+@pytest.mark.parametrize(("initial", "history"), PENDING_WRONG.values(), ids=PENDING_WRONG)
+def test_what_never_returned_happened_at_most_once_and_whole(initial, history):
+    """C1: and not before it began, nor did it take back anything."""
+    assert not is_linearizable(history, initial)
+
+
+# ---- against every order ----
+
+
+def is_in_time(order):
+    return not any(
+        later.end is not None and later.end < earlier.start
+        for earlier, later in itertools.combinations(order, 2)
+    )
+
+
+def explains(order, value):
+    for operation in order:
+        value, result = SEMANTICS[operation.name](value, *operation.arguments)
+        if not operation.pending and result != operation.result:
+            return False
+    return True
+
+
+def has_an_order(history, initial):
+    """As the definition says it: any of what never returned, and all the rest, in any order."""
+    returned = [operation for operation in history if not operation.pending]
+    pending = [operation for operation in history if operation.pending]
+    return any(
+        is_in_time(order) and explains(order, initial)
+        for count in range(len(pending) + 1)
+        for some in itertools.combinations(pending, count)
+        for order in itertools.permutations([*returned, *some])
+    )
+
+
+ARGUMENTS = {
+    "update": (1, 2, 3),
+    "insert": (1, 2, 3),
+    "replace": (1, 2, 3),
+    "exchange": (1, 2, 3),
+    "setdefault": (1, 2, 3),
+    "locked": (1, 2, 3),
+    "add": (1, -1),
+}
+
+
+def random_operation(rng, process, start, end):
+    name = rng.choice(list(SEMANTICS))
+    if name == "compare_and_swap":
+        arguments = (rng.randrange(4), rng.randrange(4))
+    elif name == "add" and rng.random() < 0.5:
+        arguments = (1, rng.randrange(3))
+    else:
+        arguments = (rng.choice(ARGUMENTS[name]),) if name in ARGUMENTS else ()
+    return Operation(process, name, arguments, None, start, end)
+
+
+def random_history(rng, operations):
+    """Operations of three processes, executed one after another at random times within theirs.
+
+    So it is linearizable; some of them never return, done or not.
+    """
+    initial = rng.choice((ABSENT, 0, 1))
+    clocks = [0, 0, 0]
+    timed = []
+    for _ in range(operations):
+        process = rng.randrange(3)
+        start = clocks[process] + rng.randrange(1, 4)
+        end = clocks[process] = start + rng.randrange(6)
+        timed.append((rng.uniform(start, end), random_operation(rng, process, start, end)))
+    value, history = initial, []
+    for _, operation in sorted(timed, key=lambda pair: pair[0]):
+        value, result = SEMANTICS[operation.name](value, *operation.arguments)
+        history.append(operation._replace(result=result))
+    for process in range(3):
+        own = [operation for operation in history if operation.process == process]
+        if own and rng.random() < 0.3:
+            last = max(own, key=lambda operation: operation.start)
+            history[history.index(last)] = last._replace(end=None, result=None)
+    return initial, history
+
+
+def falsified(rng, history):
+    """The history with one result changed, perhaps into another one that is right."""
+    number = rng.randrange(len(history))
+    result = rng.choice((ABSENT, 0, 1, 2, 3, True, False, OK, EXISTS, MISSING))
+    changed = list(history)
+    if not changed[number].pending:
+        changed[number] = changed[number]._replace(result=result)
+    return changed
+
+
+def test_what_was_executed_in_some_order_is_accepted(seed):
+    """W1, C1: long random histories, made by a register that does one thing at a time."""
+    rng = random.Random(seed)
+
+    for _ in range(300):
+        initial, history = random_history(rng, 40)
+        assert is_linearizable(history, initial), rendered(history, initial)
+
+
+def test_verdict_is_that_of_trying_every_order(seed):
+    """W1, C1: short random histories, true and falsified."""
+    rng = random.Random(seed)
+    verdicts = []
+
+    for _ in range(1500):
+        initial, history = random_history(rng, rng.randrange(1, 6))
+        if rng.random() < 0.8:
+            history = falsified(rng, history)
+        verdicts.append(is_linearizable(history, initial))
+        assert has_an_order(history, initial) == verdicts[-1], rendered(history, initial)
+
+    assert min(verdicts.count(True), verdicts.count(False)) > 100
+
+
+# ---- what is shown of a failure ----
+
+
+def test_essence_is_wrong_by_itself_and_no_longer_than_it_takes(seed):
+    """W1: falsified histories, cut down; nothing without effect can be left out any more."""
+    rng = random.Random(seed)
+    cut = 0
+
+    for _ in range(300):
+        initial, history = random_history(rng, 12)
+        history = falsified(rng, history)
+        if is_linearizable(history, initial):
+            continue
+        left = essence(history, initial)
+        assert not is_linearizable(left, initial)
+        assert not any(
+            operation.name == "lookup"
+            and not is_linearizable([other for other in left if other is not operation], initial)
+            for operation in left
+        )
+        cut += len(left) < len(history)
+
+    assert cut
+
+
+def test_essence_of_what_is_right_is_an_error():
+    with pytest.raises(ValueError):
+        essence([did(0, 0, 1, "update", 1)])
+
+
+def test_table_points_at_the_operation_that_cannot_be_explained():
+    history = [
+        did(0, 1000, 2000, "update", 0x1234),
+        did(1, 2500, 3750, "lookup", gives=7),
+        never_returned(2, 3000, "compare_and_swap", 7, 8),
+    ]
+
+    table = rendered(history, 7).splitlines()
+
+    assert table[0] == "at first: 7"
+    assert [line.split(":")[0].split()[-1] for line in table[1:]] == ["0", "1", "2"]
+    assert "update(0x1234) -> ok" in table[1]
+    assert table[2].endswith("lookup() -> 7   <- no order explains this")
+    assert "1.50 to     2.75" in table[2]
+    assert table[3].endswith("compare_and_swap(7, 8) -> had not returned")
+    assert rendered([]) == "no operations"
