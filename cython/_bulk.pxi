@@ -33,13 +33,15 @@ cdef class Rows:
             raise TypeError(f"{what} must be a buffer (bytes, an array), not "
                             f"{type(thing).__name__}")
         try:
-            PyObject_GetBuffer(thing, &self.view, flags)
+            PyObject_GetBuffer(plain(thing), &self.view, flags)
         except (BufferError, ValueError) as error:
             raise _errors.InvalidArgument(
                 f"{what} must be C-contiguous{' and writable' if writable else ''} memory: "
                 f"{error}") from None
         self.held = True
         self.base = <uint8_t *> self.view.buf
+        if self.view.format != NULL and b"O" in <bytes> self.view.format:
+            raise _errors.InvalidArgument(f"{what} has references to Python objects, not bytes")
         self.count = self._rows(what, size)
 
     cdef uint64_t _rows(self, str what, uint64_t size) except? 0xFFFFFFFFFFFFFFFF:
@@ -67,14 +69,27 @@ cdef Rows rows_of(str what, thing, uint64_t size, bint writable=False):
     return thing if type(thing) is Rows else Rows(what, thing, size, writable)
 
 
+cdef object plain(thing):
+    """A NumPy array of dates, which has no buffer format, as one of bytes; others as they are."""
+    kind = getattr(thing, "dtype", None)
+    if kind is None or getattr(kind, "hasobject", True) or not hasattr(thing, "view"):
+        return thing
+    return thing.view(f"V{kind.itemsize}") if "M8" in str(kind.descr) or "m8" in str(
+        kind.descr) else thing
+
+
 cdef bytes joined(str what, things, uint64_t size):
     """A list of buffers as one."""
+    parts = []
     for number, thing in enumerate(things):
         with memoryview(thing) as view:
             if view.nbytes != size:
                 raise _errors.InvalidArgument(
                     f"{what}[{number}] has {view.nbytes} bytes, this needs items of {size} bytes")
-    return b"".join(things)
+            if not view.c_contiguous:
+                raise _errors.InvalidArgument(f"{what}[{number}] must be contiguous in memory")
+            parts.append(view.tobytes())
+    return b"".join(parts)
 
 
 cdef expect_count(str what, Rows rows, uint64_t count):
@@ -89,7 +104,7 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
     cdef uint64_t upto, before
     cdef Patience patience = handle._patience()
     if many.kind >= MANY_UPDATE:
-        handle._enter(&op)
+        handle._enter_to_write(&op)
     else:
         handle._enter_to_read(&op)
     op.f_lock = f_lock

@@ -21,6 +21,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
 from atomics cimport (
+    cas_acq_rel_u64, store_release_u64,
     likely, unlikely, load_relaxed_u64, load_acquire_u64, local_put_u64, local_take_u64,
     read_u32, read_u64, reverse_bits_u32,
 )
@@ -44,6 +45,7 @@ from field cimport (
     Field, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,
     FIELD_UNSIGNED, bits_of, field_compute, field_mask, float_of, sign_extended,
 )
+from commit cimport contexts_are_quiet
 from lock cimport Op, context_begin, context_end, op_begin, op_end
 from map cimport (
     op_settle, map_lookup, map_contains, map_update, map_delete,
@@ -133,6 +135,8 @@ cdef class MapHandle:
     cdef Standing standing
     cdef readonly str name
     cdef bint is_closed
+    cdef readonly bint write_only
+    cdef bint no_reading           # is_closed or write_only
     cdef uint64_t in_flight        # operations under way: the mapping stays until the last ends
     cdef uint64_t writes           # operations begun that may have written, for iterators
     cdef uint64_t read_only_page
@@ -145,7 +149,7 @@ cdef class MapHandle:
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
                   timeout, **_ignored):
         cdef Status status
-        self.is_closed = True
+        self.is_closed = self.no_reading = True
         self.map.fd = -1
         self.standing.lock_fd = -1
         self.name = name
@@ -155,7 +159,7 @@ cdef class MapHandle:
         self.map.timeout_ns = -1 if timeout is None else timeout_ns(timeout)
         self._examine(fd)
         self._map_segment(fd)
-        self.is_closed = False
+        self.is_closed = self.no_reading = False
         if read_only:
             self._announce_reader()
         else:
@@ -340,8 +344,18 @@ cdef class MapHandle:
             raise _errors.MapClosed(f"map {self.name!r} was closed while an operation waited")
         return 0
 
+    cdef inline int _enter_to_write(self, Op *op) except -1:
+        """_enter for what writes. freeze() waits for whoever came in before it."""
+        self._enter(op)
+        if unlikely(load_relaxed_u64(&self.map.header.frozen) != 0):
+            self._leave(op)
+            raise _errors.FrozenMap(f"map {self.name!r} is frozen: it cannot be changed any more")
+        return 0
+
     cdef int _enter_to_read(self, Op *op) except -1:
         """_enter for what only reads; op.context is NULL if the handle may only read."""
+        if self.no_reading:
+            self._refuse_reading()
         if not self.map.read_only:
             return self._enter(op)
         if self.is_closed:
@@ -419,14 +433,23 @@ cdef class MapHandle:
             self._bad_buffer(what, thing, size, wanted)
         return <const uint8_t *> view.buf
 
+    cdef int _refuse_reading(self) except -1:
+        if self.is_closed:
+            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        raise _errors.WriteOnlyMap(f"map {self.name!r} is open for writing only")
+
+    def _forbid_reading(self):
+        """From now on this handle only writes."""
+        self.write_only = self.no_reading = True
+
     cdef Status _read(self, const uint8_t *key, void *value) except? RETRY:
         """lookup, or contains if value is NULL."""
         cdef Context *context
         cdef uint32_t hash = hash_key(self.map.seeds, key, self.map.key_size)
         cdef uint64_t idle
         cdef Status status
-        if unlikely(self.is_closed):
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        if unlikely(self.no_reading):
+            self._refuse_reading()
         # The usual case keeps the GIL, so the idle context need not be taken, only marked.
         idle = self.map.local.idle_context
         if unlikely(idle == 0):
@@ -499,7 +522,7 @@ cdef class MapHandle:
         try:
             value_bytes = self._buffer("value", value, self.map.value_size, &value_view)
             op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
-            self._enter(&op)
+            self._enter_to_write(&op)
             try:
                 while True:                    # ends with the timeout
                     status = map_update(&op, value_bytes, flag)
@@ -526,7 +549,9 @@ cdef class MapHandle:
         op.key = self._buffer("key", key, self.map.key_size, &view)
         try:
             op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
-            self._enter(&op)
+            if value != NULL and self.no_reading:
+                self._refuse_reading()
+            self._enter_to_write(&op)
             op.f_lock = f_lock
             try:
                 while True:                    # ends with the timeout
@@ -680,7 +705,7 @@ cdef class MapHandle:
         cdef uint64_t index, count
         cdef uint64_t done = 0
         cdef Patience patience = self._patience()
-        self._enter(&op)
+        self._enter_to_write(&op)
         try:
             index = table_count(&self.map)
             while index > 0:                   # downwards: a merge moves entries to lower buckets
@@ -720,7 +745,7 @@ cdef class MapHandle:
     def close(self):
         """Detach. Operations of other threads that are under way end first."""
         if not self.is_closed:
-            self.is_closed = True
+            self.is_closed = self.no_reading = True
             if self.in_flight == 0:
                 self._detach()
 
@@ -754,6 +779,45 @@ cdef class MapHandle:
         """Seconds to wait for a lock whose owner is alive; None is for ever."""
         return None if self.map.timeout_ns < 0 else self.map.timeout_ns / 1e9
 
+    def freeze(self):
+        """Let nobody change the map any more, through any handle, ever.
+
+        Returns when no operation that began before is under way. Locked sections that are open end
+        with FrozenMap, having stored nothing. Costs a system call.
+
+        Raises FrozenMap (EPERM: frozen already), ReadOnlyMap, LockTimeout (EBUSY: a process inside
+        an operation does not go on; the map is not frozen), MapClosed.
+        """
+        cdef Op op
+        cdef Status status = BUSY
+        cdef Patience patience = self._patience()
+        self._enter_to_write(&op)
+        try:
+            if not cas_acq_rel_u64(&self.map.header.frozen, 0, 1):
+                raise _errors.FrozenMap(f"map {self.name!r} is frozen already")
+            op.wait_word = NULL
+            try:
+                while status == BUSY:          # ends with the timeout
+                    with nogil:
+                        # Orders the store before every look at it by who comes later.
+                        status = OK if contexts_are_quiet(&op) else BUSY
+                        if status == BUSY:
+                            recover_all(&self.map)
+                    if status == BUSY:
+                        self._wait(&op, status, &patience)
+            except BaseException:
+                store_release_u64(&self.map.header.frozen, 0)
+                raise
+        finally:
+            self._leave(&op)
+
+    @property
+    def frozen(self):
+        """Whether freeze() was called, by anybody. Raises MapClosed."""
+        if self.is_closed:
+            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        return load_relaxed_u64(&self.map.header.frozen) != 0
+
     def _recover(self):
         """Recover every dead process; how many there were."""
         cdef uint64_t found
@@ -772,16 +836,31 @@ cdef class MapHandle:
             self.standing.lock_fd = -1
 
     def _processes(self):
-        """(index, pid, attached_ns, alive) of each used slot."""
-        cdef uint64_t index
+        """{index, pid, command, attached_ns, alive, operations} of each used slot."""
+        cdef uint64_t index, at
+        cdef uint64_t contexts = self.map.header.regions[REGION_CONTEXTS].usable // (
+            self.map.context_stride)
         cdef ProcessSlot *slot
+        cdef Context *context
+        cdef dict operations = {}
+        for at in range(contexts):             # at most CONTEXT_MAX
+            context = context_at(&self.map, at)
+            index = load_acquire_u64(&context.owner)
+            operations[index] = operations.get(index, 0) + context.batched + (
+                (load_relaxed_u64(&context.activity) - context.activity_before) >> 1)
         found = []
         for index in range(self.map.header.regions[REGION_PROCESSES].usable
                            // sizeof(ProcessSlot)):
             slot = self.map.processes + index
             if load_acquire_u64(&slot.used) != 0:
-                found.append((index, slot.pid, slot.attached_ns,
-                              not process_is_dead(&self.map, index)))
+                found.append({
+                    "index": index,
+                    "pid": slot.pid,
+                    "command": (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace"),
+                    "attached_ns": slot.attached_ns,
+                    "alive": not process_is_dead(&self.map, index),
+                    "operations": operations.get(index + 1, 0),
+                })
         return found
 
     def _facts(self):
@@ -817,6 +896,7 @@ cdef class MapHandle:
             "operations_undone": statistics.operations_undone,
             "recovery_ns_max": statistics.recovery_ns_max,
             "created_ns": self.map.header.created_ns,
+            "frozen": self.map.header.frozen != 0,
             "membarrier": bool(self.map.use_membarrier),
             "liveness": ("none (read only)" if self.map.read_only else
                          "not attached yet" if not self.map.local.registered else

@@ -78,22 +78,27 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) exc
     return 0
 
 
-cdef bint walk_ended(MapHandle handle, Op *op, Place place) except -1:
-    """Whether nothing lies behind a place; if so, move it to the end."""
-    cdef Place probe = Place.__new__(Place)
-    cdef bytearray key = bytearray(handle.map.key_size)
+cdef int walk_probe(Op *op, Place place) except -1:
+    """If nothing lies behind a place, move it to the end. Waits for nobody: then it stays."""
+    cdef bytearray keys = bytearray(2 * op.map.key_size)
+    cdef Position position = place.position
     cdef Sink sink
-    if place.position.order >= ORDER_END:
-        return True
-    probe.start(handle, place.cursor(handle))
-    sink.keys = <uint8_t *> PyByteArray_AS_STRING(key)
-    sink.values = NULL                     # only whether there is one
+    cdef Status status
+    if position.order >= ORDER_END:
+        return 0
+    sink.keys = <uint8_t *> PyByteArray_AS_STRING(keys)
+    sink.values = NULL
+    sink.waiter = NULL
     sink.count = 0
     sink.capacity = 1
-    walk_fill(handle, op, &probe.position, &sink)
-    if sink.count == 0:
+    position.key = sink.keys + op.map.key_size
+    memcpy(position.key, place.position.key, op.map.key_size)
+    with nogil:
+        status = walk_on(op, &position, &sink)
+    if status == ABSENT and sink.count == 0:
         place.position.order = ORDER_END
-    return sink.count == 0
+        place.position.inside = False
+    return 0
 
 
 cdef int sink_into(Sink *sink, Rows keys, Rows values, uint64_t first, uint64_t limit) except -1:
@@ -125,14 +130,14 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
     try:
         place.start(handle, cursor)
         walk_fill(handle, &op, &place.position, &sink)
-        walk_ended(handle, &op, place)
+        walk_probe(&op, place)
     finally:
         handle._leave_reading(&op)
     return sink.count, place.cursor(handle)
 
 
 def cursor_at(MapHandle handle not None, key):
-    """The cursor behind key, in the map or not; None if that is the end of the order."""
+    """The cursor behind key, in the map or not."""
     cdef Rows rows = Rows("key", key, handle.map.key_size)
     cdef Place place = Place.__new__(Place)
     if rows.count != 1:
@@ -169,7 +174,7 @@ def take_entries(
         MapHandle handle not None, cursor, keys, values, uint64_t limit, bint f_lock=False):
     """Delete entries from cursor on, copying each into keys and values; as read_entries.
 
-    Returns early, with what it has, rather than wait for anybody with entries in hand.
+    With entries in hand it raises nothing and waits for nobody: it returns early with what it has.
     """
     cdef Rows key_rows = Rows("keys", keys, handle.map.key_size, True)
     cdef Rows value_rows = Rows("values", values, handle.map.value_size, True)
@@ -180,21 +185,27 @@ def take_entries(
     cdef uint64_t taken = 0
     cdef Patience patience = handle._patience()
     cdef Status status = OK
-    cdef bint ended = False
     sink_into(&sink, key_rows, value_rows, 0, limit)
-    handle._enter(&op)
+    part.values = NULL
+    part.waiter = NULL
+    if handle.no_reading:
+        handle._refuse_reading()
+    handle._enter_to_write(&op)
     op.f_lock = f_lock
     try:
         place.start(handle, cursor)
-        while taken < limit and not ended and status == OK:    # each turn takes one, or goes on
+        # Each turn takes one at least, or comes to the end, or is the last.
+        while taken < limit and status == OK and place.position.order < ORDER_END:
             before = place.cursor(handle)
-            part = sink
-            part.values = NULL
+            part.keys = sink.keys
             part.count = at = taken
-            if limit - taken > TAKE_KEYS:
-                part.capacity = taken + TAKE_KEYS
-            walk_fill(handle, &op, &place.position, &part)
-            ended = place.position.order >= ORDER_END
+            part.capacity = taken + TAKE_KEYS if limit - taken > TAKE_KEYS else limit
+            if taken == 0:
+                walk_fill(handle, &op, &place.position, &part)
+            else:
+                with nogil:
+                    status = walk_on(&op, &place.position, &part)
+                status = OK if status == ABSENT else status
             sink.count = part.count
             while at < sink.count:
                 with nogil:
@@ -203,13 +214,12 @@ def take_entries(
                     continue
                 if taken != 0:                 # these first; the cursor stays before the rest
                     place.start(handle, before)
-                    ended = False
                     break
                 if status != BUSY and status != RETRY:
                     handle._raise(status, &op)
                 handle._wait(&op, status, &patience)
-        if not ended and status == OK:
-            walk_ended(handle, &op, place)
+        if taken == 0 or status == OK:
+            walk_probe(&op, place)
     finally:
         handle._leave(&op)
     return taken, place.cursor(handle)
@@ -236,7 +246,7 @@ def bucket_facts(MapHandle handle not None, uint64_t first, uint64_t count):
 @cython.auto_pickle(False)
 cdef class EntryIterator:
     """Iterator over a map: "keys", "values" or "items". Reads up to 128 entries ahead; what its own
-    handle deleted or changed meanwhile it looks up again."""
+    handle deleted or changed meanwhile it looks up again. Threads may share one."""
 
     cdef MapHandle handle
     cdef Place place
@@ -247,6 +257,7 @@ cdef class EntryIterator:
     cdef Sink sink
     cdef uint64_t at
     cdef uint64_t writes
+    cdef unsigned long filler      # the thread that reads the next entries, or 0
     cdef tuple pair
 
     def __cinit__(self, MapHandle handle not None, str kind not None):
@@ -270,42 +281,66 @@ cdef class EntryIterator:
     def __iter__(self):
         return self
 
-    cdef bint _fill(self) except -1:
-        """Read the next entries; whether there are any."""
+    cdef int _fill(self) except -1:
+        """Read the next entries. Of several threads one does it, and the others wait for it."""
         cdef Op op
-        self.at = self.sink.count = 0
-        if self.place.position.order >= ORDER_END:
-            return False
-        self.handle._enter_to_read(&op)
+        if self.filler == PyThread_get_thread_ident():
+            raise ValueError("iterator is already executing")
+        if self.filler != 0:
+            with nogil:
+                sched_yield()
+            return 0
+        self.filler = PyThread_get_thread_ident()
         try:
-            walk_fill(self.handle, &op, &self.place.position, &self.sink)
+            self.at = self.sink.count = 0
+            self.handle._enter_to_read(&op)
+            try:
+                walk_fill(self.handle, &op, &self.place.position, &self.sink)
+            finally:
+                self.handle._leave_reading(&op)
+            self.writes = self.handle.writes
         finally:
-            self.handle._leave_reading(&op)
-        self.writes = self.handle.writes
-        return self.sink.count != 0
+            self.filler = 0
+        return 0
+
+    cdef bytes _again(self, bytes key):
+        """The value that key has now, or b"" for keys alone; None if it is not there."""
+        cdef bytes value = PyBytes_FromStringAndSize(
+            NULL, <Py_ssize_t> self.handle.map.value_size if self.with_value else 0)
+        cdef Status status = self.handle._read(
+            <const uint8_t *> PyBytes_AS_STRING(key),
+            PyBytes_AS_STRING(value) if self.with_value else NULL)
+        return value if status == OK else None
 
     def __next__(self):
-        cdef uint64_t key_size = self.handle.map.key_size
         cdef uint64_t value_size = self.handle.map.value_size
-        cdef uint8_t *key_at
-        cdef uint8_t *value_at
-        while True:                            # ends at the map's end
-            if self.handle.is_closed:
-                raise _errors.MapClosed(f"map {self.handle.name!r} is closed")
-            if self.at == self.sink.count and not self._fill():
-                raise StopIteration
-            key_at = self.sink.keys + self.at * key_size
-            value_at = self.sink.values + self.at * value_size if self.with_value else NULL
+        cdef bytes key = None
+        cdef bytes value = None
+        while value is None:                   # ends at the map's end
+            if self.handle.no_reading:
+                self.handle._refuse_reading()
+            if self.filler != 0 or self.at == self.sink.count:
+                if self.filler == 0 and self.place.position.order >= ORDER_END:
+                    raise StopIteration
+                self._fill()
+                continue
+            # From here to the copies nobody else runs: the GIL is held.
+            if self.with_key or self.writes != self.handle.writes:
+                key = PyBytes_FromStringAndSize(
+                    <char *> self.sink.keys + self.at * self.handle.map.key_size,
+                    <Py_ssize_t> self.handle.map.key_size)
             self.at += 1
-            if likely(self.writes == self.handle.writes) or (
-                    self.handle._read(key_at, value_at) == OK):
-                break
+            if unlikely(self.writes != self.handle.writes):
+                value = self._again(key)
+            elif not self.with_value:
+                return key
+            else:
+                value = PyBytes_FromStringAndSize(
+                    <char *> self.sink.values + (self.at - 1) * value_size,
+                    <Py_ssize_t> value_size)
         if not self.with_value:
-            return PyBytes_FromStringAndSize(<char *> key_at, <Py_ssize_t> key_size)
-        value = PyBytes_FromStringAndSize(<char *> value_at, <Py_ssize_t> value_size)
-        if not self.with_key:
-            return value
-        return self._pair(PyBytes_FromStringAndSize(<char *> key_at, <Py_ssize_t> key_size), value)
+            return key
+        return self._pair(key, value) if self.with_key else value
 
     cdef inline tuple _pair(self, bytes key, bytes value):
         """(key, value). As the dict's own iterator: the last pair again, if nobody else has it."""

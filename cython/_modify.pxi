@@ -74,7 +74,9 @@ cdef class ModifyHandle(MapHandle):
         op.key = self._buffer("key", key, self.map.key_size, &view)
         try:
             op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
-            self._enter(op)
+            if unlikely(self.no_reading):
+                self._refuse_reading()
+            self._enter_to_write(op)
             try:
                 while True:                    # ends with the timeout
                     status = attempt(op, arguments)
@@ -189,20 +191,18 @@ cdef class ModifyHandle(MapHandle):
                 PyBuffer_Release(&expected_view)
             if value_view.buf != NULL:
                 PyBuffer_Release(&value_view)
-        if status == ABSENT:
-            raise _errors.KeyNotFound(key)
-        if status != OK:
+        if status != OK and status != ABSENT:
             self._raise(status, &op)
-        return swap.swapped
+        return status == OK and (swap.swapped or expected is None)
 
     def compare_and_swap(self, key, expected, new):
-        """Store new if the value is expected; return whether it was.
+        """Store new if the value is expected; return whether it was. An absent key has no value.
 
         expected of None: the key must be absent, and is inserted. Atomic (W1), for values of any
         size. Expected O(1). Waits as add().
 
-        Raises KeyNotFound (absent, and expected is not None), MapFull, SegmentFull, LockTimeout,
-        DeadlockError, InvalidArgument (sizes), TypeError, ReadOnlyMap, MapClosed.
+        Raises MapFull, SegmentFull (expected is None), LockTimeout, DeadlockError, InvalidArgument
+        (sizes), TypeError, ReadOnlyMap, MapClosed.
         """
         if expected is not None:
             return bool(self._swap(key, expected, new, NULL))
@@ -222,7 +222,8 @@ cdef class ModifyHandle(MapHandle):
         ReadOnlyMap, MapClosed.
         """
         cdef bytes old = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
-        self._swap(key, None, new, <uint8_t *> PyBytes_AS_STRING(old))
+        if not self._swap(key, None, new, <uint8_t *> PyBytes_AS_STRING(old)):
+            raise _errors.KeyNotFound(key)
         return old
 
     def setdefault(self, key, default):

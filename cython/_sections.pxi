@@ -64,7 +64,9 @@ cdef class LockedValue:
         value = <uint8_t *> PyByteArray_AS_STRING(self.value)
         self.op.key = <const uint8_t *> PyBytes_AS_STRING(self.key)
         self.op.hash = hash_key(self.handle.map.seeds, self.op.key, self.handle.map.key_size)
-        self.handle._enter(&self.op)
+        if self.handle.no_reading:
+            self.handle._refuse_reading()
+        self.handle._enter_to_write(&self.op)
         try:
             while True:                        # ends with the timeout
                 status = section_open(&self.op, &self.section, create, value)
@@ -105,10 +107,11 @@ cdef class LockedValue:
         patience.limit_ns = -1                 # what it waits for is never longer than a few stores
         op_begin(&self.op)
         try:
+            frozen = load_relaxed_u64(&self.handle.map.header.frozen) != 0
             while status == RETRY or status == BUSY:
-                if commit and self.removing:
+                if commit and not frozen and self.removing:
                     status = section_remove(&self.op, &self.section)
-                elif commit:
+                elif commit and not frozen:
                     status = section_commit(
                         &self.op, &self.section,
                         <const uint8_t *> PyByteArray_AS_STRING(self.value))
@@ -120,6 +123,10 @@ cdef class LockedValue:
             self.handle._leave(&self.op)
         if status != OK and status != ABSENT:
             self.handle._raise(status, &self.op)
+        if commit and frozen:
+            raise _errors.FrozenMap(
+                f"map {self.handle.name!r} was frozen while the key was locked; what the section "
+                f"had to store is not stored")
         return status
 
     def __exit__(self, kind, error, traceback):

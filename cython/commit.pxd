@@ -84,8 +84,9 @@ cdef inline bint context_is_quiet(Context *context) noexcept nogil:
         pause()
     return False
 
-cdef inline bint memory_is_quiet(Op *op) noexcept nogil:
-    """Whether no operation that began before this call can still be under way."""
+cdef inline bint contexts_are_quiet(Op *op) noexcept nogil:
+    """Whether no operation of a handle that may write, begun before this call, is still under way;
+    and those that begin later see what was stored before it."""
     cdef Map *map = op.map
     cdef uint64_t index
     cdef uint64_t count = load_acquire_u64(
@@ -96,14 +97,20 @@ cdef inline bint memory_is_quiet(Op *op) noexcept nogil:
     fence_seq_cst()
     if syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) != 0:
         return False
-    if byte_lock(segment_fd(map), F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0:
-        return False                        # attachments that may not write cannot say what they do
     for index in range(count):              # at most CONTEXT_MAX
         context = context_at(map, index)
         if context != op.context and not context_is_quiet(context):
-            add_relaxed_u64(&map.header.statistics.releases_postponed, 1)
             return False
     return True
+
+cdef inline bint memory_is_quiet(Op *op) noexcept nogil:
+    """Whether no operation that began before this call can still be under way. Attachments that may
+    not write cannot say what they do: while there are any, the answer is no."""
+    if contexts_are_quiet(op) and byte_lock(
+            segment_fd(op.map), F_OFD_GETLK, F_WRLCK, READER_BYTE) == 0:
+        return True
+    add_relaxed_u64(&op.map.header.statistics.releases_postponed, 1)
+    return False
 
 cdef inline Status region_commit(Op *op, uint32_t which, uint64_t needed) noexcept nogil:
     """Make the first needed bytes of a region usable. FULL beyond the region's end."""

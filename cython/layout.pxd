@@ -154,7 +154,8 @@ cdef struct Header:
     uint64_t segment_bytes
     uint64_t created_ns        # CLOCK_REALTIME
     uint64_t checksum          # of the bytes before it
-    uint64_t _reserved_a[19]
+    uint64_t frozen            # not 0: nobody writes any more. In a line that is only read.
+    uint64_t _reserved_a[18]
     uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
     uint64_t _reserved_b[7]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
@@ -196,8 +197,9 @@ cdef struct Context:
     uint64_t credit_moving     # 1: credits are moving between the locked depot and the header
     uint64_t credit_after      # the depot's credit when they have moved
     uint64_t region            # region locked, plus 1
-    uint64_t operations        # completed writes, for statistics
-    uint64_t _reserved[13]
+    uint64_t activity_before   # activity when this owner came: each operation of its own adds 2
+    uint64_t batched           # keys that batches of this owner did, beyond one each
+    uint64_t _reserved[12]
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:
@@ -229,6 +231,7 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(sizeof(Statistics) == 128)
     static_assert(<uint64_t> &(<Header *> NULL).seeds == 48)
     static_assert(<uint64_t> &(<Header *> NULL).checksum == 96)
+    static_assert(<uint64_t> &(<Header *> NULL).frozen == 104)
     static_assert(<uint64_t> &(<Header *> NULL).table == 256)
     static_assert(<uint64_t> &(<Header *> NULL).credits == 320)
     static_assert(<uint64_t> &(<Header *> NULL).regions == 384)

@@ -152,6 +152,8 @@ cdef inline void context_forget(Context *context) noexcept nogil:
     context.credit_moving = 0
     if context.activity & 1:
         context.activity += 1
+    context.activity_before = context.activity
+    context.batched = 0
 
 cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
     """Take a free context for this registered process."""

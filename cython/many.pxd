@@ -138,12 +138,14 @@ cdef inline Status many_on(Op *op, Many *many, uint64_t upto) noexcept nogil:
     be called again.
 
     op.context is inside an operation, or NULL if this handle may only read."""
-    cdef uint64_t end
+    cdef uint64_t begin, end
     cdef Status status = OK
     while status == OK and many.done < upto:   # each turn does a span
+        begin = many.done
         end = many.done + SPAN
         status = many_span(op, many, end if end < upto else upto)
         if op.context != NULL:
+            op.context.batched += many.done - begin
             op_end(op)
             op_begin(op)
     return status

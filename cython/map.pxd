@@ -146,6 +146,7 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
     cdef Bucket *bucket = NULL
     cdef Element *element
     cdef uint64_t held = 0
+    cdef uint32_t key_hash
     cdef Found found
     cdef Status status
     if op.context.element == 0:
@@ -157,10 +158,16 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
         copy_in(&element.words[0], op.key, map.key_size)
         copy_in(element_value(map, element), value, map.value_size)
         op.element_filled = True
+        # From here on the element's key counts: the caller's memory may change under our eyes.
+        key_hash = hash_key(map.seeds, <const uint8_t *> &element.words[0], map.key_size)
+        if unlikely(key_hash != op.hash):
+            op.element_filled = False
+            op.hash = key_hash
+            return RETRY
     status = bucket_hold(op, OPERATION_INSERT, &bucket, &held)
     if status != OK:
         return status
-    status = chain_find(map, bucket, op.hash, op.key, &found)
+    status = chain_find(map, bucket, op.hash, <const uint8_t *> &element.words[0], &found)
     if status == ABSENT:
         status = chain_append(op, bucket, <uint32_t> op.context.element, op.hash, element)
         if status == OK:

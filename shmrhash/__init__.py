@@ -10,6 +10,7 @@ from shmrhash._batch import Batch, BucketInfo
 from shmrhash._errors import (
     DeadlockError,
     Error,
+    FrozenMap,
     InvalidArgument,
     KeyExists,
     KeyGone,
@@ -26,6 +27,7 @@ from shmrhash._errors import (
     SegmentMissing,
     TooLarge,
     TooManyProcesses,
+    WriteOnlyMap,
 )
 from shmrhash._map import (
     BPF_ANY,
@@ -64,6 +66,7 @@ __all__ = [
     "BucketInfo",
     "DeadlockError",
     "Error",
+    "FrozenMap",
     "InvalidArgument",
     "KeyExists",
     "KeyGone",
@@ -81,6 +84,7 @@ __all__ = [
     "SegmentMissing",
     "TooLarge",
     "TooManyProcesses",
+    "WriteOnlyMap",
     "gc",
     "unlink",
 ]

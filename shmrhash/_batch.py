@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import math
@@ -69,6 +70,8 @@ def _rows(count: int, size: int, dtype: Any = None) -> Any:
             raise InvalidArgument("a dtype needs NumPy: pip install 'shmrhash[numpy]'")
         return bytearray(count * size)
     wanted = numpy.dtype(f"V{size}" if dtype is None else dtype)
+    if wanted.hasobject:
+        raise InvalidArgument(f"dtype {wanted} has references to Python objects, not bytes")
     if wanted.itemsize != size:
         raise InvalidArgument(f"dtype {wanted} has {wanted.itemsize} bytes, the map has {size}")
     return numpy.empty(count, wanted)
@@ -134,9 +137,10 @@ class _Items(ItemsView[bytes, bytes]):
 class BatchMethods(LockMethods):
     """The part of RHashMap that handles more than one entry at a time.
 
-    Order: entries come in the order of their hashes, bits reversed, which no resize changes. So
-    every way to walk over the map delivers what is in it from beginning to end exactly once, and
-    what was not in it at any time never, whatever happens meanwhile (I1); no key comes twice.
+    Order: entries come in the order of their hashes, bits reversed, which no resize changes; within
+    one bucket each way of walking has its own, so they do not mix. Every walk delivers what is in
+    the map from its beginning to its end exactly once, and what was not in it at any time never,
+    whatever happens meanwhile (I1); no key comes twice.
     """
 
     def __iter__(self) -> Iterator[bytes]:
@@ -179,8 +183,6 @@ class BatchMethods(LockMethods):
         """
         found = bytearray(self.key_size)
         cursor = None if key is None else _core.cursor_at(self, key)
-        if cursor is None and key is not None:
-            return None
         count, _ = _core.read_entries(self, cursor, found, None, 0, 1)
         return bytes(found) if count else None
 
@@ -253,7 +255,7 @@ class BatchMethods(LockMethods):
                 got, cursor = _core.read_entries(self, cursor, keys, values, 0, size, locked)
             parts.append((_cut(keys, got, self.key_size), _cut(values, got, self.value_size)))
             done += got
-            if cursor is None or done == room or got < size:
+            if cursor is None or done == room or got < size or take:
                 break
             size = min(room - done, size * 2)
         return Batch(_joined([k for k, _ in parts]), _joined([v for _, v in parts]), done, cursor)
@@ -291,11 +293,13 @@ class BatchMethods(LockMethods):
     ) -> None:
         rows = _core.Rows("values", values, self.value_size)
         done = 0
-        while done < keys.count:
+        while True:
             limit = keys.count if progress is None else done + _CHUNK_ENTRIES
             done = _core.update_many(self, keys, rows, 0, None, done, limit)
             if progress is not None:
                 progress(done, keys.count)
+            if done == keys.count:
+                return
 
     @staticmethod
     def _update_flag(flags: int) -> int:
@@ -379,8 +383,8 @@ class BatchMethods(LockMethods):
         before as its count. Else as update_batch().
         """
         keys = _core.Rows("keys", keys, self.key_size)
-        if isinstance(deltas, int):
-            deltas = (deltas & (1 << 64) - 1).to_bytes(8, "little") * keys.count
+        with contextlib.suppress(TypeError):
+            deltas = (index(deltas) & (1 << 64) - 1).to_bytes(8, "little") * keys.count
         sums = _rows(keys.count, 8, None if _numpy() is None else "<i8")
         _core.add_many(self, keys, deltas, sums, initial, offset)
         return bytes(sums) if isinstance(sums, bytearray) else sums

@@ -68,6 +68,16 @@ class ReadOnlyMap(Error, PermissionError):
     errno = errno.EPERM
 
 
+class FrozenMap(ReadOnlyMap):
+    """The map was frozen: no handle writes any more. ``errno`` is EPERM."""
+
+
+class WriteOnlyMap(Error, PermissionError):
+    """A handle opened for writing was asked to read. ``errno`` is EPERM."""
+
+    errno = errno.EPERM
+
+
 class PermissionDenied(Error, PermissionError):
     """The segment's permissions or owner forbid opening it. ``errno`` is EACCES."""
 

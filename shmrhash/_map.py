@@ -120,11 +120,6 @@ def _check_creation(
         )
     if max_entries > _ENTRIES_MAX:
         raise TooLarge(f"max_entries is at most 2**31, not {max_entries}")
-    if map_flags & (BPF_F_RDONLY | BPF_F_WRONLY):
-        raise InvalidArgument(
-            "creating with BPF_F_RDONLY or BPF_F_WRONLY is not supported by this version; "
-            "open(name, read_only=True) gives a handle for reading"
-        )
 
 
 def _depot_count() -> int:
@@ -171,9 +166,10 @@ class RHashMap(BatchMethods):
         key_size: bytes, 1 to 65535. value_size: bytes; with key_size below 4 MiB - 48. max_entries:
         entries, 1 to 2**31, a hard limit and not a size to guess: memory is committed as the map
         fills. map_extra: entries to size the bucket array for at first, at most 65535. mode:
-        permissions of the segment's file, exactly. timeout: seconds an operation waits for a lock
-        whose owner is alive; None is for ever. ephemeral: the last process to close the map
-        removes its name; if all are killed, the next to look for it does.
+        permissions of the segment's file, exactly. map_flags: BPF_F_NO_PREALLOC, with BPF_F_RDONLY
+        or BPF_F_WRONLY for a handle, this one, that only reads or only writes. timeout: seconds an
+        operation waits for a lock whose owner is alive; None is for ever. ephemeral: the last
+        process to close the map removes its name; if all are killed, the next to look for it does.
 
         The name appears when the map is complete; nobody ever sees less. Costs about 0.2 ms.
 
@@ -217,7 +213,9 @@ class RHashMap(BatchMethods):
                 os.close(fd)
                 raise
             # Attached before it has a name: an ephemeral map is never seen without a user.
-            handle = cls(fd, plain, os.fsencode(path), False, timeout)
+            handle = cls(fd, plain, os.fsencode(path), bool(map_flags & BPF_F_RDONLY), timeout)
+            if map_flags & BPF_F_WRONLY:
+                handle._forbid_reading()
             try:
                 _segment.link_file(kept, plain, path)
             except BaseException:
@@ -233,19 +231,26 @@ class RHashMap(BatchMethods):
         name: str,
         *,
         read_only: bool = False,
+        write_only: bool = False,
         timeout: float | None = _DEFAULT_TIMEOUT,
         owner: int | None = None,
     ) -> RHashMap:
         """Attach to the map of this name. Costs about 0.1 ms, and recovers whoever died in it.
 
-        read_only: map the memory for reading only; writing raises ReadOnlyMap. timeout: as for
-        create(). owner: a user id to trust besides one's own and root's.
+        read_only: map the memory for reading only; writing raises ReadOnlyMap. write_only: reading
+        raises WriteOnlyMap, as with BPF_F_WRONLY. timeout: as for create(). owner: a user id to
+        trust besides one's own and root's.
 
-        Raises SegmentMissing, PermissionDenied, LayoutMismatch (not a map, or of another layout
-        version), SegmentCorrupt (a damaged header).
+        Raises InvalidArgument (read_only and write_only), SegmentMissing, PermissionDenied,
+        LayoutMismatch (not a map, or of another layout version), SegmentCorrupt (a damaged header).
         """
+        if read_only and write_only:
+            raise InvalidArgument("read_only and write_only exclude each other")
         plain = _segment.plain_name(name)
-        return cls._open(plain, _segment.path_of(plain), read_only, timeout, owner)
+        handle = cls._open(plain, _segment.path_of(plain), read_only, timeout, owner)
+        if write_only:
+            handle._forbid_reading()
+        return handle
 
     @classmethod
     def _open(
@@ -324,8 +329,9 @@ class RHashMap(BatchMethods):
 
         Raises what create() and update_batch() raise.
         """
-        options.setdefault("key_size", item_size("keys", keys))
-        options.setdefault("value_size", item_size("values", values))
+        for option, what, rows in (("key_size", "keys", keys), ("value_size", "values", values)):
+            if option not in options:
+                options[option] = item_size(what, rows)
         key_rows = _core.Rows("keys", keys, options["key_size"])
         total = key_rows.count
         handle = cls.create(
@@ -388,7 +394,8 @@ class RHashMap(BatchMethods):
 
     def __reduce__(self) -> tuple[Any, ...]:
         expected = (self.key_size, self.value_size, self.max_entries)
-        return _reopen, (type(self), self.name, self._path, expected, self.read_only, self.timeout)
+        access = (self.read_only, self.write_only)
+        return _reopen, (type(self), self.name, self._path, expected, access, self.timeout)
 
     @property
     def _path(self) -> str:
@@ -396,7 +403,8 @@ class RHashMap(BatchMethods):
 
     def _others_attached(self) -> bool:
         return self._reader_attached() or any(
-            alive and slot != self._process_index() for slot, _, _, alive in self._processes()
+            other["alive"] and other["index"] != self._process_index()
+            for other in self._processes()
         )
 
     def unlink(self) -> None:
@@ -442,8 +450,9 @@ class RHashMap(BatchMethods):
             "bytes_committed": committed,
             "bytes_used": entries * facts["element_stride"] + facts["buckets"] * 64,
             "bytes_per_entry": committed / entries if entries else None,
-            "processes": sum(alive for _, _, _, alive in processes),
-            "pids": [pid for _, pid, _, alive in processes if alive],
+            "processes": sum(one["alive"] for one in processes),
+            "pids": [one["pid"] for one in processes if one["alive"]],
+            "attached": processes,
             "huge_pages": _huge_pages(os.fstat(self._descriptor()).st_ino),
             **facts,
         }
@@ -486,12 +495,15 @@ def _reopen(
     name: str,
     path: str,
     expected: tuple[int, int, int],
-    read_only: bool,
+    access: tuple[bool, bool],
     timeout: float | None,
 ) -> RHashMap:
     """What a pickled handle becomes: the map of that name, if it still has that geometry."""
+    read_only, write_only = access
     handle = cls._open(name, path, read_only, timeout, None)
     handle._expect(*expected)
+    if write_only:
+        handle._forbid_reading()
     return handle
 
 

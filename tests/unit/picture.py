@@ -67,7 +67,8 @@ class Header(ctypes.Structure):
         ("segment_bytes", c_uint64),
         ("created_ns", c_uint64),
         ("checksum", c_uint64),
-        ("_reserved_a", c_uint64 * 19),
+        ("frozen", c_uint64),
+        ("_reserved_a", c_uint64 * 18),
         ("table", c_uint64),
         ("_reserved_b", c_uint64 * 7),
         ("credits", c_uint64),
@@ -110,7 +111,8 @@ class Context(ctypes.Structure):
         ("credit_moving", c_uint64),
         ("credit_after", c_uint64),
         ("region", c_uint64),
-        ("operations", c_uint64),
+        ("activity_before", c_uint64),
+        ("batched", c_uint64),
         ("_reserved", c_uint64 * 13),
     ]
 
