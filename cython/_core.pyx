@@ -35,8 +35,9 @@ from system cimport (
     MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, CLOCK_MONOTONIC,
 )
 from lock cimport Op, context_begin, context_end, op_begin, op_end
+from lookup cimport map_glance, map_lookup, map_contains
 from map cimport (
-    op_settle, map_lookup, map_contains, map_update, map_delete, map_add,
+    op_settle, map_update, map_delete, map_add,
     map_clear_bucket, map_shrink_if_empty,
 )
 from table cimport table_count
@@ -426,10 +427,7 @@ cdef class MapHandle:
             return self._read_slowly(key, hash, value)
         context = context_at(&self.map, idle - 1)
         context_begin(context)
-        if value == NULL:
-            status = map_contains(&self.map, hash, key)
-        else:
-            status = map_lookup(&self.map, hash, key, value)
+        status = map_glance(&self.map, hash, key, value)
         context_end(context)
         if unlikely(status != OK and status != ABSENT):
             return self._read_slowly(key, hash, value)

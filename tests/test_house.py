@@ -36,6 +36,7 @@ CORE = [
     "chain",
     "element",
     "table",
+    "lookup",
     "map",
     "liveness",
     "salvage",
