@@ -413,7 +413,7 @@ cdef class MapHandle:
             self._bad_buffer(what, thing, size, wanted)
         return <const uint8_t *> view.buf
 
-    cdef Status _read(self, const uint8_t *key, void *value) except? RETRY:
+    cdef inline Status _read(self, const uint8_t *key, void *value) except? RETRY:
         """lookup, or contains if value is NULL."""
         cdef Context *context
         cdef uint32_t hash = hash_key(self.map.seeds, key, self.map.key_size)
@@ -463,12 +463,17 @@ cdef class MapHandle:
 
     cdef inline object _lookup(self, object key):
         """The value, or None."""
+        cdef bytes value
         cdef uint8_t small[STACK_VALUE_MAX]
         if unlikely(not PyBytes_CheckExact(key) or self.map.value_size > STACK_VALUE_MAX
                     or <uint64_t> PyBytes_GET_SIZE(key) != self.map.key_size):
             return self._lookup_any(key)
         if self._read(<const uint8_t *> PyBytes_AS_STRING(key), small) != OK:
             return None
+        if likely(self.map.value_size == 8):           # a store instead of a call
+            value = PyBytes_FromStringAndSize(NULL, 8)
+            memcpy(PyBytes_AS_STRING(value), small, 8)
+            return value
         return PyBytes_FromStringAndSize(<const char *> small, <Py_ssize_t> self.map.value_size)
 
     cdef object _lookup_any(self, object key):
