@@ -4,9 +4,9 @@
 # Which buckets to look in: first where the table word says, then where their levels lead. A hit
 # counts in whichever bucket it is made. A slot that names an element after its header was read
 # shows that the element is in the map (chain.pxd), and that holds for the second reference that a
-# split or merge makes: while an element has two, the buckets of both are locked, so it is not
-# deleted, and the lock that is released first is released after one of the two is gone. Only a miss
-# has to be made in the bucket that covers the hash, and is validated there.
+# split or merge makes too: deleting the element takes the lock of the bucket that its hash belongs
+# to, which the splitter, or who recovers it, holds until one of the two references is gone. Only a
+# miss has to be made in the bucket that covers the hash, and is validated there.
 #
 # map_glance is the first look alone, as straight code without a loop around it: nearly every lookup
 # ends there. On what it leaves open the caller calls map_lookup or map_contains.
