@@ -47,8 +47,9 @@ from field cimport (
 )
 from commit cimport contexts_are_quiet
 from lock cimport Op, context_begin, context_end, op_begin, op_end
+from lookup cimport map_glance, map_lookup, map_contains
 from map cimport (
-    op_settle, map_lookup, map_contains, map_update, map_delete,
+    op_settle, map_update, map_delete,
     map_clear_bucket, map_shrink_if_empty,
 )
 from modify cimport map_apply, map_lookup_unlocked, map_swap
@@ -442,7 +443,7 @@ cdef class MapHandle:
         """From now on this handle only writes."""
         self.write_only = self.no_reading = True
 
-    cdef Status _read(self, const uint8_t *key, void *value) except? RETRY:
+    cdef inline Status _read(self, const uint8_t *key, void *value) except? RETRY:
         """lookup, or contains if value is NULL."""
         cdef Context *context
         cdef uint32_t hash = hash_key(self.map.seeds, key, self.map.key_size)
@@ -456,10 +457,7 @@ cdef class MapHandle:
             return self._read_slowly(key, hash, value)
         context = context_at(&self.map, idle - 1)
         context_begin(context)
-        if value == NULL:
-            status = map_contains(&self.map, hash, key)
-        else:
-            status = map_lookup(&self.map, hash, key, value)
+        status = map_glance(&self.map, hash, key, value)
         context_end(context)
         if unlikely(status != OK and status != ABSENT):
             return self._read_slowly(key, hash, value)
@@ -489,12 +487,17 @@ cdef class MapHandle:
 
     cdef inline object _lookup(self, object key):
         """The value, or None."""
+        cdef bytes value
         cdef uint8_t small[STACK_VALUE_MAX]
         if unlikely(not PyBytes_CheckExact(key) or self.map.value_size > STACK_VALUE_MAX
                     or <uint64_t> PyBytes_GET_SIZE(key) != self.map.key_size):
             return self._lookup_any(key)
         if self._read(<const uint8_t *> PyBytes_AS_STRING(key), small) != OK:
             return None
+        if likely(self.map.value_size == 8):           # a store instead of a call
+            value = PyBytes_FromStringAndSize(NULL, 8)
+            memcpy(PyBytes_AS_STRING(value), small, 8)
+            return value
         return PyBytes_FromStringAndSize(<const char *> small, <Py_ssize_t> self.map.value_size)
 
     cdef object _lookup_any(self, object key):

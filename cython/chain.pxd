@@ -43,10 +43,11 @@ cdef struct Found:
     uint32_t slot
     uint32_t index
 
-cdef inline bint key_matches(Map *map, Element *element, const uint8_t *key) noexcept nogil:
-    if map.key_size == 8:
+cdef inline bint key_matches(
+        Element *element, const uint8_t *key, uint64_t key_size) noexcept nogil:
+    if key_size == 8:
         return load_relaxed_u64(&element.words[0]) == read_u64(key)
-    return words_equal(&element.words[0], key, map.key_size)
+    return words_equal(&element.words[0], key, key_size)
 
 cdef inline Bucket *chain_next(Map *map, Bucket *line) noexcept nogil:
     """The line behind this one, or NULL."""
@@ -57,13 +58,15 @@ cdef inline Bucket *chain_next(Map *map, Bucket *line) noexcept nogil:
     return line_at(map, link - LINK_BASE)
 
 cdef inline Status chain_find(
-        Map *map, Bucket *bucket, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
+        Map *map, Bucket *bucket, uint32_t hash, const uint8_t *key, uint64_t key_size,
+        Found *found) noexcept nogil:
     """OK and found; ABSENT, for the caller to validate; RETRY if the slot changed meanwhile."""
     cdef Bucket *line = bucket
     cdef uint32_t mask, slot, index
-    cdef uint64_t _, header
+    cdef uint64_t turn = 0
+    cdef uint64_t header
     cdef Element *element
-    for _ in range(map.line_max + 1):
+    while turn <= map.line_max:
         mask = match7(line.tags, hash)
         while mask:
             slot = count_trailing_zeros(mask)
@@ -77,7 +80,7 @@ cdef inline Status chain_find(
             header = load_acquire_u64(&element.header)
             if unlikely(element_state(header) - <uint32_t> ELEMENT_LIVE > 3):
                 continue                       # FREE, ALLOC or DEAD
-            if unlikely(not key_matches(map, element, key)):
+            if unlikely(not key_matches(element, key, key_size)):
                 continue
             # The element may have been deleted and be on its way to another place, or be about to
             # be inserted: only while a slot names it does its header speak for the map.
@@ -92,6 +95,7 @@ cdef inline Status chain_find(
         line = chain_next(map, line)
         if line == NULL:
             return ABSENT
+        turn += 1
     return CORRUPT
 
 cdef inline void chain_bump(Bucket *bucket) noexcept nogil:

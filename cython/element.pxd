@@ -33,20 +33,22 @@ from field cimport Field, field_compute, field_mask
 from lock cimport Op, lock_busy, SPIN_PAUSES_MAX
 from chain cimport Found
 
-cdef inline bint element_read(Map *map, const Found *found, void *value) noexcept nogil:
+cdef inline bint element_read(
+        Map *map, const Found *found, uint64_t key_size, void *value,
+        uint64_t value_size) noexcept nogil:
     """Copy the value of an element as it was found; False if it changed meanwhile."""
     cdef uint64_t owner
-    cdef uint64_t *source = element_value(map, found.element)
+    cdef uint64_t *source = &found.element.words[0] + (key_size + 7) // 8
     if unlikely(element_state(found.header) == ELEMENT_UPD):
         owner = word_owner(found.header)
         if (owner + 1) * map.context_stride > load_relaxed_u64(
                 &map.header.regions[REGION_CONTEXTS].usable):
             return False
         source = context_redo(context_at(map, owner))
-    if likely(map.value_size == 8):
+    if value_size == 8:
         (<uint64_t *> value)[0] = load_relaxed_u64(source)
     else:
-        copy_out(value, source, map.value_size)
+        copy_out(value, source, value_size)
     # The copy before the second look; pairs with the release fences of the writers below.
     fence_acquire()
     return load_relaxed_u64(&found.element.header) == found.header

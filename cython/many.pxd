@@ -20,7 +20,8 @@ from hashing cimport hash_key
 from field cimport Field, field_compute
 from lock cimport Op, op_begin, op_end
 from table cimport table_guess
-from map cimport map_lookup, map_contains, map_update, map_delete
+from lookup cimport map_lookup, map_contains
+from map cimport map_update, map_delete
 from modify cimport map_apply, map_lookup_unlocked
 
 cdef enum:

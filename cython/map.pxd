@@ -15,14 +15,14 @@
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
-    add_relaxed_u64, fence_acquire, compiler_fence, copy_in, copy_out, likely, unlikely,
+    add_relaxed_u64, compiler_fence, copy_in, copy_out, unlikely,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY,
     NEED_BUCKETS, NEED_ELEMENTS, NEED_LINES,
 )
 from layout cimport (
-    Bucket, Element, SLOT_COUNT, LOCK_MASK, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS,
+    Bucket, Element, SLOT_COUNT, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS,
     ELEMENT_DEAD, ELEMENT_LOCKED, OPERATION_INSERT, OPERATION_DELETE, element_header,
     element_state, lock_bits, word_locked, word_held_by, bucket_level_plus1,
 )
@@ -33,13 +33,13 @@ from commit cimport region_commit, region_release
 from pool cimport pool_give, block_commit
 from depot cimport element_take, element_give
 from chain cimport Found, chain_find, chain_append, chain_remove, line_stash
-from element cimport element_read, element_update, element_await
+from element cimport element_update, element_await
+from lookup cimport map_find
 from table cimport (
     table_find, table_count, table_grow, table_shrink, entries_taken, level_covers,
 )
 
 cdef enum:
-    READ_TRIES_MAX = 64        # then the caller yields the processor and reads again
     WRITE_TRIES_MAX = 64
     REGION_SLACK_BYTES = 65536     # unused end of the bucket array that is worth keeping
 
@@ -70,54 +70,12 @@ cdef inline void op_settle(Op *op) noexcept nogil:
             line_stash(op)
             break
 
-cdef inline Status map_find(
-        Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
-    """OK and found; ABSENT, validated; RETRY."""
-    cdef uint64_t header = 0
-    cdef uint64_t index = 0
-    cdef Bucket *bucket = table_find(map, hash, &header, &index)
-    cdef Status status
-    if unlikely(bucket == NULL):
-        return RETRY
-    status = chain_find(map, bucket, hash, key, found)
-    if status == ABSENT:
-        # All slots before the second look; pairs with the release fences in chain.pxd, table.pxd.
-        fence_acquire()
-        if (load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK:
-            return RETRY
-    return status
-
-cdef inline Status map_lookup(
-        Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
-    """Copy the value of key. OK, ABSENT; RETRY after READ_TRIES_MAX changes under our eyes."""
-    cdef Found found
-    cdef Status status
-    cdef int _
-    for _ in range(READ_TRIES_MAX):
-        status = map_find(map, hash, key, &found)
-        if status == OK and likely(element_read(map, &found, value)):
-            return OK
-        if status == ABSENT:
-            return ABSENT
-    return RETRY
-
-cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noexcept nogil:
-    cdef Found found
-    cdef Status status = RETRY
-    cdef int _
-    for _ in range(READ_TRIES_MAX):
-        status = map_find(map, hash, key, &found)
-        if status != RETRY:
-            break
-    return status
-
 cdef inline Status bucket_hold(
         Op *op, uint32_t operation, Bucket **bucket, uint64_t *held) noexcept nogil:
     """Lock the bucket that the operation's hash belongs to."""
-    cdef uint64_t header = 0
     cdef uint64_t index = 0
     cdef Status status
-    bucket[0] = table_find(op.map, op.hash, &header, &index)
+    bucket[0] = table_find(op.map, op.hash, &index)
     if bucket[0] == NULL:
         return RETRY
     op.context.operation = operation
@@ -126,8 +84,7 @@ cdef inline Status bucket_hold(
     status = lock_acquire(op, &bucket[0].header, held)
     if status != OK:
         return status
-    if bucket_level_plus1(held[0]) == 0 or not level_covers(
-            bucket_level_plus1(held[0]), index, op.hash):
+    if not level_covers(bucket_level_plus1(held[0]), index, op.hash):
         lock_release(&bucket[0].header, held[0])       # it was split or merged meanwhile
         return RETRY
     return OK
@@ -167,7 +124,8 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
     status = bucket_hold(op, OPERATION_INSERT, &bucket, &held)
     if status != OK:
         return status
-    status = chain_find(map, bucket, op.hash, <const uint8_t *> &element.words[0], &found)
+    status = chain_find(
+        map, bucket, op.hash, <const uint8_t *> &element.words[0], map.key_size, &found)
     if status == ABSENT:
         status = chain_append(op, bucket, <uint32_t> op.context.element, op.hash, element)
         if status == OK:
@@ -286,7 +244,7 @@ cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept 
     for _ in range(WRITE_TRIES_MAX):
         status = bucket_hold(op, OPERATION_DELETE, &bucket, &bucket_held)
         if status == OK:
-            status = chain_find(op.map, bucket, op.hash, op.key, &found)
+            status = chain_find(op.map, bucket, op.hash, op.key, op.map.key_size, &found)
             if status == OK and held != 0 and found.header != held:
                 status = ABSENT
             if status == OK:

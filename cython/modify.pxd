@@ -15,7 +15,8 @@ from field cimport Field
 from lock cimport Op
 from chain cimport Found
 from element cimport element_apply, element_await, element_read, element_swap
-from map cimport WRITE_TRIES_MAX, map_find, map_insert
+from lookup cimport map_find
+from map cimport WRITE_TRIES_MAX, map_insert
 
 
 cdef inline Status map_apply(
@@ -66,7 +67,8 @@ cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
         if status == OK:
             if element_state(found.header) != ELEMENT_LIVE:
                 status = element_await(op, &found)
-            elif not likely(element_read(op.map, &found, value)):
+            elif not likely(element_read(
+                    op.map, &found, op.map.key_size, value, op.map.value_size)):
                 status = RETRY
         if status != RETRY:
             break

@@ -33,7 +33,7 @@ from hashing cimport hash_key
 from lock cimport Op
 from chain cimport Found, chain_next
 from element cimport element_await, element_read
-from table cimport table_find
+from table cimport level_covers, table_find
 
 cdef enum:
     SORTED_MAX = 32            # entries collected in order at a time
@@ -96,7 +96,9 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
             fence_acquire()
             if likely(load_relaxed_u64(&found.element.header) == found.header):
                 break
-        elif likely(element_read(map, &found, sink.values + sink.count * map.value_size)):
+        elif likely(element_read(
+                map, &found, map.key_size, sink.values + sink.count * map.value_size,
+                map.value_size)):
             break
     else:
         return RETRY
@@ -236,9 +238,13 @@ cdef inline Status bucket_read(Map *map, Position *position, Sink *sink) noexcep
     cdef uint64_t index = 0
     cdef uint64_t last
     cdef uint32_t hash = reverse_bits_u32(<uint32_t> position.order)
-    cdef Bucket *bucket = table_find(map, hash, &header, &index)
+    cdef Bucket *bucket = table_find(map, hash, &index)
     cdef Status status
     if unlikely(bucket == NULL):
+        return RETRY
+    # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+    header = load_acquire_u64(&bucket.header)
+    if unlikely(not level_covers(bucket_level_plus1(header), index, hash)):
         return RETRY
     last = bucket_range_last(position.order, bucket_level_plus1(header) - 1)
     if likely(

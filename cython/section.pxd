@@ -26,7 +26,8 @@ from geometry cimport Map, context_redo, element_value
 from lock cimport Op
 from chain cimport Found
 from element cimport element_own, element_redo
-from map cimport READ_TRIES_MAX, WRITE_TRIES_MAX, map_delete_held, map_find, map_insert
+from lookup cimport READ_TRIES_MAX, map_find
+from map cimport WRITE_TRIES_MAX, map_delete_held, map_insert
 
 # What the owner keeps of a section, in its own memory.
 cdef struct Section:

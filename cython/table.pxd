@@ -29,6 +29,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acquire_u64,
     fence_release, compiler_fence, count_trailing_zeros, count_leading_zeros, likely,
+    unlikely,
 )
 from status cimport Status, OK, BUSY, FULL, RETRY, CORRUPT, NEED_BUCKETS
 from layout cimport (
@@ -42,6 +43,7 @@ from chain cimport Found, chain_append, chain_clear, chain_next, chain_remove
 
 cdef enum:
     FOLLOW_MAX = 128           # each step goes one level deeper or higher; resizes may add some
+    NOWHERE = 0xFFFFFFFFFFFFFFFFULL
 
 cdef inline uint64_t table_count(Map *map) noexcept nogil:
     """The number of buckets."""
@@ -53,45 +55,46 @@ cdef inline uint64_t entries_taken(Map *map) noexcept nogil:
     return map.max_entries - (load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT)
 
 cdef inline bint level_covers(uint32_t level_plus1, uint64_t bucket, uint32_t hash) noexcept nogil:
-    return ((hash ^ bucket) & ((1ULL << (level_plus1 - 1)) - 1)) == 0
+    """Whether a bucket of this level holds this hash; no bucket does whose level is 0."""
+    return level_plus1 != 0 and ((hash ^ bucket) & ((1ULL << (level_plus1 - 1)) - 1)) == 0
 
 cdef inline uint64_t table_guess(Map *map, uint32_t hash) noexcept nogil:
     """Where the table word says that a hash belongs."""
     cdef uint64_t count = table_count(map)
-    cdef uint64_t mask, guess
-    if count < BUCKET_COUNT_MIN or count > map.bucket_max:
-        count = BUCKET_COUNT_MIN
-    mask = <uint64_t> -1 >> count_leading_zeros(count - 1)
-    guess = hash & mask
+    cdef uint64_t mask = <uint64_t> -1 >> count_leading_zeros((count - 1) | 1)
+    cdef uint64_t guess = hash & mask
     if guess >= count:
         guess &= mask >> 1
+    if unlikely(guess >= map.bucket_max):              # only in a damaged segment
+        guess &= BUCKET_COUNT_MIN - 1
     return guess
 
-cdef inline Bucket *table_find(
-        Map *map, uint32_t hash, uint64_t *header, uint64_t *index) noexcept nogil:
-    """The bucket of a hash, its header and its index. NULL if the levels lead nowhere."""
-    cdef uint64_t at = table_guess(map, hash)
+cdef inline uint64_t table_follow(
+        Map *map, uint32_t hash, uint64_t at, uint32_t level_plus1) noexcept nogil:
+    """Where to look after bucket at, of a level that does not cover hash; NOWHERE if damaged."""
     cdef uint64_t difference
+    if level_plus1 == 0:
+        if at < BUCKET_COUNT_MIN:
+            return NOWHERE
+        return at ^ 1ULL << (63 - count_leading_zeros(at))
+    difference = (hash ^ at) & ((1ULL << (level_plus1 - 1)) - 1)
+    at = hash & ((2ULL << count_trailing_zeros(difference)) - 1)
+    return at if at < map.bucket_max else NOWHERE
+
+cdef inline Bucket *table_find(Map *map, uint32_t hash, uint64_t *index) noexcept nogil:
+    """The bucket of a hash and its index. NULL if the levels lead nowhere."""
+    cdef uint64_t at = table_guess(map, hash)
     cdef uint32_t level_plus1
-    cdef Bucket *bucket
     cdef int _
     for _ in range(FOLLOW_MAX):
-        bucket = bucket_at(map, at)
         # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
-        header[0] = load_acquire_u64(&bucket.header)
-        level_plus1 = bucket_level_plus1(header[0])
-        if likely(level_plus1 != 0 and level_covers(level_plus1, at, hash)):
+        level_plus1 = bucket_level_plus1(load_acquire_u64(&bucket_at(map, at).header))
+        if likely(level_covers(level_plus1, at, hash)):
             index[0] = at
-            return bucket
-        if level_plus1 == 0:
-            if at < BUCKET_COUNT_MIN:
-                return NULL
-            at ^= 1ULL << (63 - count_leading_zeros(at))
-        else:
-            difference = (hash ^ at) & ((1ULL << (level_plus1 - 1)) - 1)
-            at = hash & ((2ULL << count_trailing_zeros(difference)) - 1)
-            if at >= map.bucket_max:
-                return NULL
+            return bucket_at(map, at)
+        at = table_follow(map, hash, at, level_plus1)
+        if at == NOWHERE:
+            break
     return NULL
 
 cdef inline Status table_hold(

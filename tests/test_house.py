@@ -37,6 +37,7 @@ CORE = [
     "field",
     "element",
     "table",
+    "lookup",
     "map",
     "modify",
     "section",

@@ -14,6 +14,7 @@ cimport commit
 cimport depot
 cimport element
 cimport lock
+cimport lookup as core_lookup
 cimport map as core_map
 cimport pool
 cimport table
@@ -272,7 +273,8 @@ cdef class Image:
         cdef Found found
         found.index = 0
         status = named(chain.chain_find(
-            &self.map, self.bucket(bucket), hash, <const uint8_t *> <char *> key, &found))
+            &self.map, self.bucket(bucket), hash, <const uint8_t *> <char *> key,
+            self.map.key_size, &found))
         return status, found.index
 
     def op_settle(self, uint64_t who):
@@ -293,7 +295,8 @@ cdef class Image:
         """The value; None if the element changed meanwhile."""
         cdef Found found = self.found_at(index, header)
         value = bytearray(self.map.value_size)
-        if not element.element_read(&self.map, &found, <char *> value):
+        if not element.element_read(&self.map, &found, self.map.key_size, <char *> value,
+                                    self.map.value_size):
             return None
         return bytes(value)
 
@@ -336,9 +339,8 @@ cdef class Image:
 
     def table_find(self, uint32_t hash):
         """The index of the hash's bucket; None if the levels lead nowhere."""
-        cdef uint64_t header = 0
         cdef uint64_t index = 0
-        if table.table_find(&self.map, hash, &header, &index) == NULL:
+        if table.table_find(&self.map, hash, &index) == NULL:
             return None
         return index
 
@@ -379,5 +381,5 @@ cdef class Image:
         cdef Found found
         cdef Op *op = self.op_of(0, key)
         found.index = 0
-        status = named(core_map.map_find(&self.map, op.hash, op.key, &found))
+        status = named(core_lookup.map_find(&self.map, op.hash, op.key, &found))
         return status, found.index

@@ -1,0 +1,100 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Looking a key up: what readers do, and how every write begins.
+#
+# Which buckets to look in: first where the table word says, then where their levels lead. A hit
+# counts in whichever bucket it is made. A slot that names an element after its header was read
+# shows that the element is in the map (chain.pxd), and that holds for the second reference that a
+# split or merge makes too: deleting the element takes the lock of the bucket that its hash belongs
+# to, which the splitter, or who recovers it, holds until one of the two references is gone. Only a
+# miss has to be made in the bucket that covers the hash, and is validated there.
+#
+# map_glance is the first look alone, as straight code without a loop around it: nearly every lookup
+# ends there. On what it leaves open the caller calls map_lookup or map_contains.
+#
+# Upholds: R1, R2, W1 (a miss is validated by the bucket's version).
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from atomics cimport load_relaxed_u64, load_acquire_u64, fence_acquire, likely, unlikely
+from status cimport Status, OK, ABSENT, RETRY
+from layout cimport Bucket, LOCK_MASK, bucket_level_plus1
+from geometry cimport Map, bucket_at
+from chain cimport Found, chain_find
+from element cimport element_read
+from table cimport FOLLOW_MAX, NOWHERE, table_guess, table_follow, level_covers
+
+cdef enum:
+    READ_TRIES_MAX = 64        # then the caller yields the processor and reads again
+
+cdef inline Status bucket_find(
+        Map *map, uint64_t *at, uint32_t hash, const uint8_t *key, uint64_t key_size,
+        Found *found) noexcept nogil:
+    """Look in bucket at. OK and found; ABSENT, validated; RETRY, in bucket at now."""
+    cdef Bucket *bucket = bucket_at(map, at[0])
+    # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+    cdef uint64_t header = load_acquire_u64(&bucket.header)
+    cdef Status status = chain_find(map, bucket, hash, key, key_size, found)
+    if status != ABSENT:
+        return status
+    if unlikely(not level_covers(bucket_level_plus1(header), at[0], hash)):
+        at[0] = table_follow(map, hash, at[0], bucket_level_plus1(header))
+        return RETRY
+    # All slots before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    fence_acquire()
+    if unlikely((load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK):
+        return RETRY
+    return ABSENT
+
+cdef inline Status map_find(
+        Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
+    """OK and found; ABSENT, validated; RETRY."""
+    cdef uint64_t at = table_guess(map, hash)
+    cdef Status status = RETRY
+    cdef int _
+    for _ in range(FOLLOW_MAX):
+        status = bucket_find(map, &at, hash, key, map.key_size, found)
+        if status != RETRY or unlikely(at == NOWHERE):
+            break
+    return status
+
+cdef inline Status map_lookup(
+        Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
+    """Copy the value of key. OK, ABSENT; RETRY after READ_TRIES_MAX changes under our eyes."""
+    cdef Found found
+    cdef Status status
+    cdef int _
+    for _ in range(READ_TRIES_MAX):
+        status = map_find(map, hash, key, &found)
+        if status == OK and likely(
+                element_read(map, &found, map.key_size, value, map.value_size)):
+            return OK
+        if status == ABSENT:
+            return ABSENT
+    return RETRY
+
+cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noexcept nogil:
+    cdef Found found
+    cdef Status status = RETRY
+    cdef int _
+    for _ in range(READ_TRIES_MAX):
+        status = map_find(map, hash, key, &found)
+        if status != RETRY:
+            break
+    return status
+
+cdef inline Status glance_sized(
+        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, void *value,
+        uint64_t value_size) noexcept nogil:
+    cdef Found found
+    cdef uint64_t at = table_guess(map, hash)
+    cdef Status status = bucket_find(map, &at, hash, key, key_size, &found)
+    if (likely(status == OK) and value != NULL
+            and unlikely(not element_read(map, &found, key_size, value, value_size))):
+        return RETRY
+    return status
+
+cdef inline Status map_glance(
+        Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
+    """The first look of map_lookup, or of map_contains if value is NULL, as straight code. What it
+    cannot settle is RETRY."""
+    if likely(map.key_size == 8 and map.value_size == 8):      # straight code for these sizes
+        return glance_sized(map, hash, key, 8, value, 8)
+    return glance_sized(map, hash, key, map.key_size, value, map.value_size)
