@@ -357,6 +357,10 @@ cdef class MapHandle:
         """_enter for what only reads; op.context is NULL if the handle may only read."""
         if self.no_reading:
             self._refuse_reading()
+        return self._enter_to_look(op)
+
+    cdef int _enter_to_look(self, Op *op) except -1:
+        """_enter_to_read for figures, not entries: also of a handle that only writes."""
         if not self.map.read_only:
             return self._enter(op)
         if self.is_closed:
@@ -636,7 +640,9 @@ cdef class MapHandle:
             if view.buf != NULL:
                 PyBuffer_Release(&view)
 
-    cdef _bad_flags(self, flags, str wanted):
+    cdef _bad_flags(self, flags, str wanted, bint writing=False):
+        if writing and self.map.read_only:     # the kernel's order: EPERM, EINVAL
+            self._claim_context()
         raise _errors.InvalidArgument(f"flags {as_index(flags)} are not valid: {wanted}")
 
     def update(self, key, value, flags=0):
@@ -654,7 +660,7 @@ cdef class MapHandle:
         if flags != 0:
             if flags not in (1, 2, F_LOCK, F_LOCK | 1, F_LOCK | 2):
                 self._bad_flags(flags, "update takes BPF_ANY, BPF_NOEXIST or BPF_EXIST, each with "
-                                       "or without BPF_F_LOCK")
+                                       "or without BPF_F_LOCK", True)
             flag = <uint32_t> flags & ~<uint32_t> F_LOCK    # every update waits for sections
         self._update(key, value, flag)
 
@@ -689,7 +695,7 @@ cdef class MapHandle:
         """
         cdef bytes value
         if flags != 0 and flags != F_LOCK:
-            self._bad_flags(flags, "lookup_and_delete takes 0 or BPF_F_LOCK")
+            self._bad_flags(flags, "lookup_and_delete takes 0 or BPF_F_LOCK", True)
         value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
         if self._delete(key, PyBytes_AS_STRING(value), flags != 0) != OK:
             raise _errors.KeyNotFound(key)
@@ -832,122 +838,10 @@ cdef class MapHandle:
         self._end_use()
         return found
 
-    def _forget_lock_descriptor(self):
-        """In a child of fork: close the descriptor that would keep the parent's lock."""
-        if self.standing.lock_fd >= 0:
-            close_fd(self.standing.lock_fd)
-            self.standing.lock_fd = -1
 
-    def _processes(self):
-        """{index, pid, command, attached_ns, alive, operations} of each used slot."""
-        cdef uint64_t index, at
-        cdef uint64_t contexts = self.map.header.regions[REGION_CONTEXTS].usable // (
-            self.map.context_stride)
-        cdef ProcessSlot *slot
-        cdef Context *context
-        cdef dict operations = {}
-        for at in range(contexts):             # at most CONTEXT_MAX
-            context = context_at(&self.map, at)
-            index = load_acquire_u64(&context.owner)
-            operations[index] = operations.get(index, 0) + context.batched + (
-                (load_relaxed_u64(&context.activity) - context.activity_before) >> 1)
-        found = []
-        for index in range(self.map.header.regions[REGION_PROCESSES].usable
-                           // sizeof(ProcessSlot)):
-            slot = self.map.processes + index
-            if load_acquire_u64(&slot.used) != 0:
-                found.append({
-                    "index": index,
-                    "pid": slot.pid,
-                    "command": (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace"),
-                    "attached_ns": slot.attached_ns,
-                    "alive": not process_is_dead(&self.map, index),
-                    "operations": operations.get(index + 1, 0),
-                })
-        return found
-
-    def _facts(self):
-        """Everything info() is made of."""
-        cdef Statistics *statistics
-        cdef uint64_t index, contexts, parked
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
-        statistics = &self.map.header.statistics
-        contexts = 0
-        for index in range(self.map.header.regions[REGION_CONTEXTS].usable
-                           // self.map.context_stride):
-            contexts += context_at(&self.map, index).owner != 0
-        parked = 0
-        for index in range(self.map.depot_count):
-            parked += depot_parked(load_relaxed_u64(&self.map.depots[index].word))
-        return {
-            "layout_version": LAYOUT_VERSION,
-            "buckets": table_count(&self.map),
-            "bytes_reserved": self.map.segment_bytes,
-            "element_stride": self.map.stride,
-            "depots": self.map.depot_count,
-            "elements_parked": parked,
-            "contexts": contexts,
-            "grows": statistics.grows,
-            "shrinks": statistics.shrinks,
-            "growth_stopped": statistics.growth_stopped,
-            "blocks_released": statistics.blocks_released,
-            "releases_postponed": statistics.releases_postponed,
-            "recoveries": statistics.recoveries,
-            "owners_found_dead": statistics.owners_found_dead,
-            "operations_finished": statistics.operations_finished,
-            "operations_undone": statistics.operations_undone,
-            "recovery_ns_max": statistics.recovery_ns_max,
-            "created_ns": self.map.header.created_ns,
-            "frozen": self.map.header.frozen != 0,
-            "membarrier": bool(self.map.use_membarrier),
-            "liveness": ("none (read only)" if self.map.read_only else
-                         "not attached yet" if not self.map.local.registered else
-                         "kernel lock kept by a descriptor" if self.standing.lock_fd >= 0 else
-                         "kernel lock kept by a mapping"),
-        }
-
-    def _descriptor(self):
-        """The segment's descriptor, for fstat; it stays the handle's."""
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
-        return segment_fd(&self.map)
-
-    def _path_bytes(self):
-        return <bytes> self.map.path
-
-    def _process_index(self):
-        """This process's slot, or -1."""
-        return self.map.local.process_index if (
-            self.map.base != NULL and self.map.local.registered) else -1
-
-    def _reader_attached(self):
-        """Whether an attachment that may not write, other than this one, exists."""
-        return not self.map.read_only and byte_lock(
-            segment_fd(&self.map), F_OFD_GETLK, F_WRLCK, READER_BYTE) == 1
-
-    def _check(self):
-        """One walk over all invariants: (problem, where, exact, figures)."""
-        cdef Report report
-        cdef Op op
-        memset(&report, 0, sizeof(report))
-        self._enter_to_read(&op)
-        with nogil:
-            check_map(&self.map, op.context, &report)
-        self._leave_reading(&op)
-        return <int> report.problem, report.where, bool(report.exact), {
-            "entries": report.entries,
-            "buckets": report.buckets,
-            "lines": report.lines,
-            "chain_longest": report.chain_longest,
-            "elements_parked": report.parked,
-            "elements_free": report.free_in_blocks,
-            "elements_in_flight": report.owned_by_contexts,
-            "credits": report.credits,
-        }
-
-
+include "_facts.pxi"
 include "_modify.pxi"
 include "_sections.pxi"
 include "_bulk.pxi"
 include "_entries.pxi"
+include "_iterator.pxi"

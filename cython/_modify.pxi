@@ -62,8 +62,8 @@ cdef object field_number(const Field *field, uint64_t bits):
 
 
 @cython.auto_pickle(False)
-cdef class ModifyHandle(MapHandle):
-    """MapHandle with the operations that change a value depending on what it was."""
+cdef class ModifyHandle(ObservedHandle):
+    """The handle with the operations that change a value depending on what it was."""
 
     cdef Status _attempt(
             self, object key, Attempt attempt, void *arguments, Op *op) except? RETRY:

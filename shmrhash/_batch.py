@@ -22,6 +22,7 @@ from shmrhash._errors import InvalidArgument, ReadOnlyMap
 from shmrhash._locks import LockMethods
 
 _CHUNK_ENTRIES = 1 << 16  # of dumps and loads, between two calls of progress
+_ROOM_ENTRIES = 1 << 12  # of a batch, though the map may have fewer
 _WALK_BUCKETS = 1024
 _F_LOCK = 4
 
@@ -219,13 +220,12 @@ class BatchMethods(LockMethods):
         """Up to count entries from cursor on, each deleted: nobody else gets the same one.
 
         Each deletion is atomic, the batch is not: what a process had deleted when it was killed in
-        here is gone. Rather than wait for others it returns fewer than count, with a cursor. Else
-        as lookup_batch().
+        here is gone. Rather than wait for others, or if the map grew meanwhile, it returns fewer
+        than count, with a cursor. Else as lookup_batch().
 
         Raises what lookup_batch() raises, LockTimeout (having deleted nothing), ReadOnlyMap.
         """
-        if self.read_only:
-            raise ReadOnlyMap(f"map {self.name!r} is open for reading only")
+        self._expect_writable()
         return self._batch(cursor, count, flags, key_dtype, value_dtype, take=True)
 
     def _batch(
@@ -244,7 +244,7 @@ class BatchMethods(LockMethods):
         locked = _locks("a lookup batch", flags)
         room = min(count, self.max_entries)
         parts = []
-        size = min(room, max(len(self), 1) + 64)
+        size = min(room, max(len(self) + 64, _ROOM_ENTRIES))
         done = 0
         while True:  # once, unless the map grew meanwhile
             keys = _rows(size, self.key_size, key_dtype)
@@ -284,9 +284,15 @@ class BatchMethods(LockMethods):
 
         Raises what delete() raises, InvalidArgument as update_batch().
         """
+        self._expect_writable()
         locked = _locks("delete_batch", flags)
         done: int = _core.delete_many(self, keys, None, None, locked)
         return done
+
+    def _expect_writable(self) -> None:
+        """The kernel's order: EPERM comes before EINVAL."""
+        if self.read_only:
+            raise ReadOnlyMap(f"map {self.name!r} is open for reading only")
 
     def _load(
         self, keys: _core.Rows, values: Any, progress: Callable[[int, int], object] | None
@@ -301,8 +307,8 @@ class BatchMethods(LockMethods):
             if done == keys.count:
                 return
 
-    @staticmethod
-    def _update_flag(flags: int) -> int:
+    def _update_flag(self, flags: int) -> int:
+        self._expect_writable()
         if flags not in (0, 1, 2, 4, 5, 6):
             raise InvalidArgument(
                 f"flags {index(flags)} are not valid: update takes BPF_ANY, BPF_NOEXIST or "

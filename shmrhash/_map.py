@@ -139,7 +139,8 @@ class RHashMap(BatchMethods):
     (C1). Threads may share a handle. A handle works in children of fork, and pickles to its name.
 
     Attributes: name, key_size, value_size, max_entries, map_flags and map_extra, as given to
-    create(); ephemeral, whether the last to close removes the name; read_only; timeout; closed;
+    create(); ephemeral, whether the last to close removes the name; read_only; write_only;
+    frozen; timeout; closed;
     recovered_at_open, how many dead processes were recovered by attaching.
     """
 

@@ -521,14 +521,90 @@ def test_a_read_only_handle_reads_and_never_writes(make_map, map_name):
     m.check()
 
 
-@pytest.mark.parametrize("flag", [model.RDONLY, model.WRONLY])
-def test_creating_for_one_direction_only_is_refused(map_name, flag):
-    """K1: a handle for reading comes from open(read_only=True), which the message says."""
-    with pytest.raises(shmrhash.InvalidArgument, match="read_only=True") as refused:
-        RHashMap.create(map_name, **SMALL, map_flags=1 | flag)
+def test_creating_for_reading_only(map_name):
+    """K1: BPF_F_RDONLY is about the creator's handle; others write."""
+    with RHashMap.create(map_name, **SMALL, map_flags=1 | model.RDONLY) as m:
+        with pytest.raises(shmrhash.ReadOnlyMap) as refused, m:
+            m.update(word(1), word(2))
+        with RHashMap.open(map_name) as writer:
+            writer.update(word(1), word(2))
+            writer.check()
+        with RHashMap.open(map_name, read_only=True) as reader:
+            assert word(2) == reader[word(1)]
+            assert reader.map_flags == 1 | model.RDONLY
+        m.unlink()
+    assert refused.value.errno == errno.EPERM
 
-    assert refused.value.errno == errno.EINVAL
-    assert not segment_path(map_name).exists()
+
+def test_creating_for_writing_only(map_name):
+    """K1: BPF_F_WRONLY is about the creator's handle, also where it is pickled; others read."""
+    with RHashMap.create(map_name, **SMALL, map_flags=1 | model.WRONLY) as m:
+        m.update(word(1), word(2))
+        with pickle.loads(pickle.dumps(m)) as copy:
+            for use in (
+                lambda: copy.lookup(word(1)),
+                lambda: copy[word(1)],
+                lambda: word(1) in copy,
+                lambda: copy.lookup_and_delete(word(1)),
+                lambda: copy.pop(word(1)),
+                lambda: copy.add(word(1), 1),
+                lambda: copy.exchange(word(1), word(3)),
+                lambda: copy.locked(word(1)).__enter__(),
+                lambda: list(copy),
+                lambda: copy.get_next_key(),
+                lambda: copy.lookup_batch(),
+                lambda: copy.lookup_and_delete_batch(),
+                lambda: copy.lookup_many(word(1)),
+                lambda: copy.contains_many(word(1)),
+                lambda: copy.to_arrays(),
+            ):
+                with pytest.raises(shmrhash.WriteOnlyMap) as refused:
+                    use()
+                assert refused.value.errno == errno.EPERM
+            copy.update_many(word(5), word(6))
+            copy.delete(word(1))
+        with RHashMap.open(map_name) as reader:
+            assert dict(reader.items()) == {word(5): word(6)}
+        with pytest.raises(shmrhash.InvalidArgument):
+            RHashMap.open(map_name, read_only=True, write_only=True)
+        m.check()
+        m.unlink()
+
+
+def test_a_frozen_map_is_only_read(shm_map, map_name):
+    """K1: freeze() is for every handle and for good; a second one is EPERM."""
+    shm_map.update(word(1), word(2))
+    section = shm_map.locked(word(1))
+    value = section.__enter__()
+    with RHashMap.open(map_name) as other:
+        assert not other.frozen
+        other.freeze()
+        assert shm_map.frozen
+        assert shm_map.info()["frozen"]
+        value[:] = word(9)
+        for write in (
+            lambda: shm_map.update(word(1), word(3)),
+            lambda: shm_map.update(word(5), word(3)),
+            lambda: shm_map.delete(word(1)),
+            lambda: shm_map.pop(word(1)),
+            lambda: shm_map.add(word(1), 1),
+            lambda: shm_map.update_many(word(1), word(3)),
+            lambda: shm_map.delete_many(word(1)),
+            lambda: shm_map.lookup_and_delete_batch(),
+            lambda: shm_map.locked(word(1)).__enter__(),
+            lambda: section.__exit__(None, None, None),
+            shm_map.clear,
+            shm_map.freeze,
+            other.freeze,
+        ):
+            with pytest.raises(shmrhash.FrozenMap) as refused:
+                write()
+            assert refused.value.errno == errno.EPERM
+        with RHashMap.open(map_name, read_only=True) as reader, pytest.raises(shmrhash.ReadOnlyMap):
+            reader.freeze()
+        assert list(other.items()) == [(word(1), word(2))]
+        assert word(2) == other[word(1)]
+    shm_map.check()
 
 
 def test_a_closed_handle_says_so(make_map, map_name):

@@ -51,10 +51,12 @@ CORE = [
     "session",
     "check",
     "_segments",
+    "_facts",
     "_modify",
     "_sections",
     "_bulk",
     "_entries",
+    "_iterator",
     "_core",
 ]
 

@@ -113,7 +113,7 @@ class Context(ctypes.Structure):
         ("region", c_uint64),
         ("activity_before", c_uint64),
         ("batched", c_uint64),
-        ("_reserved", c_uint64 * 13),
+        ("_reserved", c_uint64 * 12),
     ]
 
 

@@ -1,0 +1,121 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: what info(), check() and those who look after segments ask.
+
+
+@cython.auto_pickle(False)
+cdef class ObservedHandle(MapHandle):
+    """MapHandle with what it knows about its segment and the processes in it."""
+
+    def _forget_lock_descriptor(self):
+        """In a child of fork: close the descriptor that would keep the parent's lock."""
+        if self.standing.lock_fd >= 0:
+            close_fd(self.standing.lock_fd)
+            self.standing.lock_fd = -1
+
+    def _processes(self):
+        """{index, pid, command, attached_ns, alive, operations} of each used slot."""
+        cdef uint64_t index, at
+        cdef uint64_t contexts = self.map.header.regions[REGION_CONTEXTS].usable // (
+            self.map.context_stride)
+        cdef ProcessSlot *slot
+        cdef Context *context
+        cdef dict operations = {}
+        for at in range(contexts):             # at most CONTEXT_MAX
+            context = context_at(&self.map, at)
+            index = load_acquire_u64(&context.owner)
+            operations[index] = operations.get(index, 0) + context.batched + (
+                (load_relaxed_u64(&context.activity) - context.activity_before) >> 1)
+        found = []
+        for index in range(self.map.header.regions[REGION_PROCESSES].usable
+                           // sizeof(ProcessSlot)):
+            slot = self.map.processes + index
+            if load_acquire_u64(&slot.used) != 0:
+                found.append({
+                    "index": index,
+                    "pid": slot.pid,
+                    "command": (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace"),
+                    "attached_ns": slot.attached_ns,
+                    "alive": not process_is_dead(&self.map, index),
+                    "operations": operations.get(index + 1, 0),
+                })
+        return found
+
+    def _facts(self):
+        """Everything info() is made of."""
+        cdef Statistics *statistics
+        cdef uint64_t index, contexts, parked
+        if self.is_closed:
+            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        statistics = &self.map.header.statistics
+        contexts = 0
+        for index in range(self.map.header.regions[REGION_CONTEXTS].usable
+                           // self.map.context_stride):
+            contexts += context_at(&self.map, index).owner != 0
+        parked = 0
+        for index in range(self.map.depot_count):
+            parked += depot_parked(load_relaxed_u64(&self.map.depots[index].word))
+        return {
+            "layout_version": LAYOUT_VERSION,
+            "buckets": table_count(&self.map),
+            "bytes_reserved": self.map.segment_bytes,
+            "element_stride": self.map.stride,
+            "depots": self.map.depot_count,
+            "elements_parked": parked,
+            "contexts": contexts,
+            "grows": statistics.grows,
+            "shrinks": statistics.shrinks,
+            "growth_stopped": statistics.growth_stopped,
+            "blocks_released": statistics.blocks_released,
+            "releases_postponed": statistics.releases_postponed,
+            "recoveries": statistics.recoveries,
+            "owners_found_dead": statistics.owners_found_dead,
+            "operations_finished": statistics.operations_finished,
+            "operations_undone": statistics.operations_undone,
+            "recovery_ns_max": statistics.recovery_ns_max,
+            "created_ns": self.map.header.created_ns,
+            "frozen": self.map.header.frozen != 0,
+            "membarrier": bool(self.map.use_membarrier),
+            "liveness": ("none (read only)" if self.map.read_only else
+                         "not attached yet" if not self.map.local.registered else
+                         "kernel lock kept by a descriptor" if self.standing.lock_fd >= 0 else
+                         "kernel lock kept by a mapping"),
+        }
+
+    def _descriptor(self):
+        """The segment's descriptor, for fstat; it stays the handle's."""
+        if self.is_closed:
+            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        return segment_fd(&self.map)
+
+    def _path_bytes(self):
+        return <bytes> self.map.path
+
+    def _process_index(self):
+        """This process's slot, or -1."""
+        return self.map.local.process_index if (
+            self.map.base != NULL and self.map.local.registered) else -1
+
+    def _reader_attached(self):
+        """Whether an attachment that may not write, other than this one, exists."""
+        return not self.map.read_only and byte_lock(
+            segment_fd(&self.map), F_OFD_GETLK, F_WRLCK, READER_BYTE) == 1
+
+    def _check(self):
+        """One walk over all invariants: (problem, where, exact, figures)."""
+        cdef Report report
+        cdef Op op
+        memset(&report, 0, sizeof(report))
+        self._enter_to_look(&op)
+        with nogil:
+            check_map(&self.map, op.context, &report)
+        self._leave_reading(&op)
+        return <int> report.problem, report.where, bool(report.exact), {
+            "entries": report.entries,
+            "buckets": report.buckets,
+            "lines": report.lines,
+            "chain_longest": report.chain_longest,
+            "elements_parked": report.parked,
+            "elements_free": report.free_in_blocks,
+            "elements_in_flight": report.owned_by_contexts,
+            "credits": report.credits,
+        }
