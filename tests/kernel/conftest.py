@@ -1,0 +1,69 @@
+"""Maps of the kernel beside ours; where bpf(2) is refused, tests that need it say exactly why.
+
+With SHMRHASH_NEED_BPF=1 in the environment they fail instead of being left out.
+"""
+
+import os
+
+import bpf
+import pytest
+
+pytest.register_assert_rewrite("sides", "kernel_jobs")
+
+from sides import OurMap  # noqa: E402 (once its assertions explain themselves)
+
+NEED_VARIABLE = "SHMRHASH_NEED_BPF"
+
+
+def give_up(refused):
+    """Skip with the reason; fail where the kernel's maps were asked for."""
+    if os.environ.get(NEED_VARIABLE) == "1":
+        pytest.fail(f"{refused}, and {NEED_VARIABLE} is set")
+    pytest.skip(str(refused))
+
+
+@pytest.fixture(scope="session")
+def kernel_permits():
+    """The kernel lets this process create and use a hash map."""
+    try:
+        with bpf.KernelMap.create(key_size=4, value_size=4, max_entries=1) as kernel:
+            said = kernel.update(b"key.", b"val.")
+    except bpf.Refused as refused:
+        give_up(refused)
+    assert not said.error
+
+
+@pytest.fixture(scope="session")
+def kernel_permits_all(kernel_permits):
+    """It also lets it open a map a second time, for reading only, and put a lock in a value."""
+    try:
+        with bpf.KernelMap.create(key_size=4, value_size=8, max_entries=1, lock=True) as kernel:
+            kernel.reopen(bpf.F_RDONLY).close()
+    except bpf.Refused as refused:
+        give_up(refused)
+
+
+@pytest.fixture
+def make_kernel_map(kernel_permits):
+    """A function that creates maps of the kernel."""
+    maps = []
+
+    def make(**geometry):
+        maps.append(bpf.KernelMap.create(**geometry))
+        return maps[-1]
+
+    yield make
+    for kernel in maps:
+        kernel.close()
+
+
+@pytest.fixture(params=["ours", "kernel"])
+def make_side(request):
+    """A function that creates maps; each test runs on ours and on the kernel's.
+
+    What the kernel's own map says, too, is not a mistake of the test.
+    """
+    if request.param == "kernel":
+        return request.getfixturevalue("make_kernel_map")
+    make_map = request.getfixturevalue("make_map")
+    return lambda **geometry: OurMap(make_map(**geometry))

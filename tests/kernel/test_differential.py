@@ -1,0 +1,610 @@
+"""Our map and the kernel's hash map side by side: the same operations, results and errnos.
+
+Hypothesis makes up geometries and sequences; the maps are tiny, so that they are full most of the
+time. Where the two differ the difference must stand in DIFFERENCES.
+"""
+
+import contextlib
+import hashlib
+import itertools
+from typing import NamedTuple
+
+import bpf
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from bpf import F_NO_PREALLOC, F_RDONLY, LOCK_BYTES, Answer, KernelMap
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    get_state_machine_test,
+    initialize,
+    invariant,
+    rule,
+)
+from kernel_jobs import add_one, fill_case
+from sides import ANY, EXIST, LOCK, NOEXIST, OurMap, answer, take_pairs, walk
+
+import shmrhash
+from shmrhash import RHashMap
+
+COMPARE_EVERY_STEPS = 11
+
+KEY_SIZES = st.sampled_from([1, 2, 3, 4, 7, 8, 9, 16, 64, 511, 512]) | st.integers(1, 512)
+VALUE_SIZES = st.sampled_from([1, 4, 7, 8, 9, 16, 68, 256, 4095, 4096]) | st.integers(1, 4096)
+# With the first, all keys of 8 bytes have the same hash. The kernel's seed cannot be chosen.
+HASH_SEEDS = st.sampled_from([(0, 0), (0, 1), (7, 1 << 32)]) | st.tuples(
+    *[st.integers(0, (1 << 64) - 1)] * 4
+)
+LOCKED_VALUE_MIN = 8
+ENTRIES = st.sampled_from([1, 2, 3, 5, 8, 20, 50])
+
+INVALID_FLAGS = [3, 7, 8, 16, 1 << 31, 1 << 32, 1 << 63, -1]
+UPDATE_VALID = [ANY, NOEXIST, EXIST, LOCK | ANY, LOCK | NOEXIST, LOCK | EXIST]
+UPDATE_FLAGS = st.sampled_from(UPDATE_VALID * 4 + INVALID_FLAGS)
+OTHER_FLAGS = st.sampled_from([0] * 16 + [LOCK] * 8 + [1, 2, 5, 6, *INVALID_FLAGS])
+
+
+class Difference(NamedTuple):
+    """One way in which the two may differ: what each says, and why ours is right."""
+
+    kernel: str
+    ours: str
+    why: str
+
+
+# Those marked "demonstrated" have a test below that shows both sides of them. The machine allows
+# each only where its rule names it.
+DIFFERENCES = {
+    "order": Difference(
+        "keys come bucket by bucket, the latest first",
+        "keys come in the order of their hash",
+        "neither promises an order: what a walk meets is compared as a set, with its size",
+    ),
+    "absent previous key": Difference(  # demonstrated
+        "get_next_key of an absent key begins again with the first; RHASH does as well",
+        "it goes on where the absent key would stand",
+        "stronger: a walk survives the deletion of the key it stands at",
+    ),
+    "deleted cursor": Difference(
+        "RHASH's cursor is a key, and EAGAIN once it is deleted; HASH's is a bucket's number",
+        "a cursor is a place in the order, which no deletion removes",
+        "stronger: test_a_deleted_cursor_does_no_harm",
+    ),
+    "short batches": Difference(
+        "a batch of HASH ends before a bucket that does not fit, or with ENOSPC; RHASH's does not",
+        "a batch is full unless nothing follows",
+        "RHASH differs from HASH",
+    ),
+    "update during a walk": Difference(  # demonstrated
+        "HASH links a new element at the head of its bucket: the walk may go round for ever",
+        "an update leaves the key where it is; RHASH does as well",
+        "RHASH differs from HASH",
+    ),
+    "a batch of none": Difference(  # demonstrated
+        "lookup batches with a count of 0 do nothing and succeed, after looking at the flags",
+        "EINVAL; update_batch and delete_batch of no keys succeed as the kernel's do",
+        "nothing can be told from an empty batch without a cursor, so a loop would not end",
+    ),
+    "flags of update_batch": Difference(  # demonstrated
+        "NOEXIST and EXIST are EINVAL; so in RHASH",
+        "each element is treated as update() with these flags would",
+        "stronger: it is what a loop of updates does",
+    ),
+    "flags of a reader": Difference(  # demonstrated
+        "a descriptor for reading: update, update_batch and delete_batch are EPERM with any flags",
+        "EINVAL for flags that are invalid: they are looked at first",
+        "both refuse; the kernel looks at the permission before it looks at these flags",
+    ),
+    "F_LOCK": Difference(  # demonstrated
+        "needs a struct bpf_spin_lock in the value, else EINVAL; these bytes read as zeros",
+        "every element can be locked, and nothing is reserved in the value",
+        "stronger: on maps with a lock both say the same",
+    ),
+    "preallocation": Difference(  # demonstrated
+        "HASH without BPF_F_NO_PREALLOC is a map",
+        "EINVAL",
+        "RHASH differs from HASH",
+    ),
+    "zero seed": Difference(  # demonstrated
+        "HASH with BPF_F_ZERO_SEED is a map",
+        "EINVAL",
+        "RHASH differs from HASH",
+    ),
+    "long keys": Difference(  # demonstrated
+        "HASH takes keys of more than 65,535 bytes",
+        "E2BIG",
+        "RHASH differs from HASH",
+    ),
+    "presizing": Difference(  # demonstrated
+        "HASH with map_extra is EINVAL",
+        "map_extra is the hint for the first size",
+        "RHASH differs from HASH",
+    ),
+    "one-way descriptors": Difference(  # demonstrated
+        "BPF_F_RDONLY and BPF_F_WRONLY at creation give a descriptor for one way",
+        "EINVAL; open(read_only=True)",
+        "a handle is not a descriptor",
+    ),
+}
+
+
+def key_number(index, size, salt):
+    """The index-th key of this salt: keys differ in one byte, and where it stands depends."""
+    key = bytearray(hashlib.shake_128(f"{salt}".encode()).digest(size))
+    key[salt % size] = index
+    return bytes(key)
+
+
+class Both(RuleBasedStateMachine):
+    """A map of each side; subclasses made by run_machine() have the name."""
+
+    name = None
+
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+        self.ours = self.kernel = None
+
+    @initialize(
+        key_size=KEY_SIZES,
+        value_size=VALUE_SIZES,
+        entries=ENTRIES,
+        salt=st.integers(0, 999),
+        hash_seeds=HASH_SEEDS,
+        lock=st.booleans(),
+    )
+    def create(self, key_size, value_size, entries, salt, hash_seeds, lock):
+        value_size = max(value_size, LOCKED_VALUE_MIN) if lock else value_size
+        geometry = {"key_size": key_size, "value_size": value_size, "max_entries": entries}
+        self.kernel = KernelMap.create(**geometry, lock=lock)
+        self.ours = OurMap(RHashMap.create(self.name, **geometry, _seeds=hash_seeds))
+        # Half as many keys again as fit, so that a full map is met often.
+        self.keys = [key_number(i, key_size, salt) for i in range(entries + entries // 2 + 2)]
+
+    def teardown(self):
+        try:
+            if self.ours is not None:
+                self.compare_contents()
+                self.ours.m.check()
+        finally:
+            for side in (self.ours, self.kernel):
+                if side is not None:
+                    side.close()
+            with contextlib.suppress(shmrhash.SegmentMissing):
+                shmrhash.unlink(self.name)
+
+    def any_key(self, data):
+        return self.keys[data.draw(st.integers(0, len(self.keys) - 1), label="key index")]
+
+    def any_keys(self, data):
+        places = st.integers(0, len(self.keys) - 1)
+        drawn = data.draw(
+            st.lists(places, min_size=1, max_size=len(self.keys)), label="key indices"
+        )
+        return [self.keys[place] for place in drawn]
+
+    def any_value(self, data):
+        return self.value_number(data.draw(st.integers(0, 1 << 16), label="value"))
+
+    def value_number(self, number):
+        """The value of that number; where the kernel keeps its lock it reads as zeros."""
+        value = hashlib.shake_128(f"value {number}".encode()).digest(self.kernel.value_size)
+        return bytes(LOCK_BYTES) + value[LOCK_BYTES:] if self.kernel.lock else value
+
+    def any_count(self, data):
+        return data.draw(st.integers(1, len(self.keys) + 1), label="count")
+
+    def same(self, operation):
+        """Do it to both; they must say the same, and this is what they said."""
+        kernel, ours = operation(self.kernel), operation(self.ours)
+        assert kernel == ours
+        return kernel
+
+    def same_with(self, flags, operation):
+        """The same of operation(side, flags). Differs: "F_LOCK", and then as if without it."""
+        if self.kernel.lock or not flags & LOCK:
+            return self.same(lambda side: operation(side, flags))
+        assert operation(self.kernel, flags).error == "EINVAL"
+        kernel, ours = operation(self.kernel, flags & ~LOCK), operation(self.ours, flags)
+        assert kernel == ours
+        return kernel
+
+    def pairs_of_kernel(self):
+        keys = walk(self.kernel, len(self.keys))
+        assert len(keys) == len(set(keys))
+        return {key: self.kernel.lookup(key).result for key in keys}
+
+    def compare_contents(self):
+        pairs = self.pairs_of_kernel()
+        assert len(pairs) == len(self.ours.m)
+        for key in self.keys:
+            assert pairs.get(key) == self.ours.m.lookup(key)
+
+    # ---- one key ----
+
+    @rule(data=st.data(), flags=OTHER_FLAGS)
+    def lookup(self, data, flags):
+        key = self.any_key(data)
+
+        self.same_with(flags, lambda side, flags: side.lookup(key, flags))
+
+    @rule(data=st.data(), flags=UPDATE_FLAGS)
+    def update(self, data, flags):
+        key, value = self.any_key(data), self.any_value(data)
+
+        self.same_with(flags, lambda side, flags: side.update(key, value, flags))
+
+    @rule(data=st.data())
+    def delete(self, data):
+        key = self.any_key(data)
+
+        self.same(lambda side: side.delete(key))
+
+    @rule(data=st.data(), flags=OTHER_FLAGS)
+    def lookup_and_delete(self, data, flags):
+        key = self.any_key(data)
+
+        self.same_with(flags, lambda side, flags: side.lookup_and_delete(key, flags))
+
+    @rule(data=st.data(), flags=st.sampled_from([ANY, NOEXIST, LOCK, LOCK | NOEXIST]))
+    def fill(self, data, flags):
+        """To the limit and beyond: both refuse the same keys."""
+        value, start = self.any_value(data), data.draw(st.integers(0, len(self.keys)))
+
+        for key in self.keys[start:] + self.keys[:start]:
+            self.same_with(flags, lambda side, flags, key=key: side.update(key, value, flags))
+
+    @rule(data=st.data())
+    def empty_in_part(self, data):
+        kept = data.draw(st.integers(1, 4), label="every which is kept")
+
+        for index, key in enumerate(self.keys):
+            if index % kept or kept == 1:
+                self.same(lambda side, key=key: side.delete(key))
+
+    # ---- handles for reading ----
+
+    @rule(data=st.data(), flags=UPDATE_FLAGS)
+    def use_a_reader(self, data, flags):
+        """Differs: "flags of a reader"."""
+        key, value = self.any_key(data), self.any_value(data)
+        flags = flags if self.kernel.lock else flags & ~LOCK
+        with self.kernel.reopen(F_RDONLY) as kernel, self.ours.reopen(F_RDONLY) as ours:
+            for operation in (
+                lambda side: side.lookup(key),
+                lambda side: side.lookup(key, flags),
+                lambda side: side.delete(key),
+                lambda side: side.lookup_and_delete(key),
+                lambda side: side.lookup_and_delete(key, flags),
+                lambda side: side.lookup_and_delete_batch(None, 2, flags),
+                lambda side: side.lookup_batch(None, len(self.keys), flags).error,
+                lambda side: side.get_next_key().error,
+            ):
+                assert operation(kernel) == operation(ours)
+            for operation, valid in (
+                (lambda side: side.update(key, value, flags), UPDATE_VALID),
+                (lambda side: side.update_batch([key], [value], flags), UPDATE_VALID),
+                (lambda side: side.delete_batch([key], flags), [0, LOCK]),
+            ):
+                assert operation(kernel).error == "EPERM"
+                assert operation(ours).error == ("EPERM" if flags in valid else "EINVAL")
+
+    # WAITS: a rule for freeze(), and one for handles for writing only. The kernel freezes once, a
+    # second time is EPERM, and from then on every write is EPERM while reads go on.
+
+    # ---- walks ----
+
+    @rule()
+    def walk_by_keys(self):
+        """Differs: "order"."""
+        kernel, ours = walk(self.kernel, len(self.keys)), walk(self.ours, len(self.keys))
+
+        assert sorted(kernel) == sorted(ours)
+
+    @rule(data=st.data())
+    def next_key(self, data):
+        """Differs: "order", "absent previous key". Every key but the last has a successor."""
+        key = self.any_key(data)
+        kernel, ours = self.kernel.get_next_key(key), self.ours.get_next_key(key)
+
+        for said in (kernel, ours):
+            assert said.error == "ENOENT" or not self.kernel.lookup(said.result).error
+            assert said.result != key
+        if not self.kernel.lookup(key).error:
+            followed = [key]
+            while not ours.error:
+                followed.append(ours.result)
+                assert len(followed) <= len(self.keys)
+                ours = self.ours.get_next_key(ours.result)
+            whole = walk(self.ours, len(self.keys))
+            assert whole[whole.index(key) :] == followed
+        elif len(self.ours.m) < self.ours.m.max_entries:
+            assert self.ours.update(key, self.any_value(data)) == ("", None)
+            assert self.ours.get_next_key(key) == ours
+            assert self.ours.delete(key) == ("", None)
+
+    @rule()
+    def iterate(self):
+        """What Python's protocols give is what the kernel's walk gives."""
+        pairs = self.pairs_of_kernel()
+        m = self.ours.m
+
+        assert sorted(pairs) == sorted(m)
+        assert sorted(pairs.items()) == sorted(m.items())
+        assert sorted(pairs.values()) == sorted(m.values())
+
+    @rule(stop_at=st.integers(1, 60))
+    def for_each(self, stop_at):
+        """A callback is no system call: the kernel's walk is what it has to meet."""
+        pairs = self.pairs_of_kernel()
+        met = []
+
+        def callback(key, value):
+            met.append((bytes(key), bytes(value)))
+            return len(met) == stop_at
+
+        assert min(stop_at, len(pairs)) == self.ours.m.for_each(callback)
+        assert len(met) == len(dict(met)) == min(stop_at, len(pairs))
+        assert set(met) <= set(pairs.items())
+
+    # ---- batches ----
+
+    @rule(data=st.data(), flags=st.sampled_from([0, LOCK]))
+    def lookup_batches(self, data, flags):
+        """Differs: "order", "short batches"."""
+        count = self.any_count(data)
+        kernel_flags = flags if self.kernel.lock else 0
+
+        kernel = take_pairs(self.kernel.lookup_batch, count, len(self.keys), kernel_flags)
+        assert kernel == sorted(self.pairs_of_kernel().items())
+        assert kernel == take_pairs(self.ours.lookup_batch, count, len(self.keys), flags)
+        first = self.ours.lookup_batch(None, count, flags)
+        assert min(count, len(kernel)) == len(first.result.pairs)
+        assert (len(kernel) <= count) == (first.error == "ENOENT")
+
+    @rule(flags=st.sampled_from([1, 2, 5, 6, *INVALID_FLAGS]), data=st.data())
+    def refused_batches(self, flags, data):
+        keys = self.any_keys(data)
+
+        for method in ("lookup_batch", "lookup_and_delete_batch"):
+            self.same(lambda side, method=method: getattr(side, method)(None, 3, flags))
+        # How many a refused batch has done is nothing the kernel says: it leaves its count alone.
+        self.same(lambda side: side.delete_batch(keys, flags).error)
+
+    @rule(data=st.data(), all_of_them=st.booleans(), flags=st.sampled_from([0, LOCK]))
+    def take_batches(self, data, all_of_them, flags):
+        """Differs: "order", "short batches". A single batch of ours is repeated key by key."""
+        count = self.any_count(data)
+        kernel_flags = flags if self.kernel.lock else 0
+        if all_of_them:
+            method = self.kernel.lookup_and_delete_batch
+            taken = take_pairs(method, count, len(self.keys), kernel_flags)
+            method = self.ours.lookup_and_delete_batch
+            assert taken == take_pairs(method, count, len(self.keys), flags)
+            return
+        there = self.pairs_of_kernel()
+
+        taken = self.ours.lookup_and_delete_batch(None, count, flags)
+
+        assert min(count, len(there)) == len(taken.result.pairs)
+        assert (len(there) <= count) == (taken.error == "ENOENT")
+        for key, value in taken.result.pairs:
+            assert self.kernel.lookup_and_delete(key, kernel_flags) == ("", value)
+
+    @rule(data=st.data(), flags=UPDATE_FLAGS)
+    def update_batch(self, data, flags):
+        """Differs: "flags of update_batch", which is a loop of updates here."""
+        keys, number = self.any_keys(data), data.draw(st.integers(0, 1 << 16), label="value")
+        values = [self.value_number(number + i) for i in range(len(keys))]
+        if flags not in UPDATE_VALID or not flags & (NOEXIST | EXIST):
+            self.same_with(
+                flags, lambda side, flags: count_of(side.update_batch(keys, values, flags))
+            )
+            return
+        assert self.kernel.update_batch(keys, values, flags) == ("EINVAL", 0)
+
+        self.same_with(flags, lambda side, flags: update_each_or_all(side, keys, values, flags))
+
+    @rule(data=st.data(), flags=st.sampled_from([0, LOCK]))
+    def delete_batch(self, data, flags):
+        keys = self.any_keys(data)
+
+        self.same_with(flags, lambda side, flags: side.delete_batch(keys, flags))
+
+    @invariant()
+    def same_contents(self):
+        self.steps += 1
+        if self.ours is not None and self.steps % COMPARE_EVERY_STEPS == 0:
+            self.compare_contents()
+            self.ours.m.check()
+
+
+def update_each_or_all(side, keys, values, flags):
+    """What a loop of updates gives on the kernel's side, and a batch on ours."""
+    if isinstance(side, OurMap):
+        return count_of(side.update_batch(keys, values, flags))
+    for done, (key, value) in enumerate(zip(keys, values, strict=True)):
+        error = side.update(key, value, flags).error
+        if error:
+            return Answer(error, done)
+    return Answer("", len(keys))
+
+
+def count_of(said):
+    """A batch that is refused before its first element has done none, whether it says so or not."""
+    return said if said.result is not None else Answer(said.error, 0)
+
+
+def run_machine(seed, name, examples):
+    settings = hypothesis.settings(
+        max_examples=examples,
+        stateful_step_count=40,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    print(f"seed {seed}")
+    machine = type("Both", (Both,), {"name": name})
+    hypothesis.seed(seed)(get_state_machine_test(machine, settings=settings))()
+
+
+@pytest.mark.parametrize("examples", [250, pytest.param(3_000, marks=pytest.mark.long)])
+def test_the_kernel_and_we_say_the_same(kernel_permits_all, seed, map_name, examples):
+    """W1, W2, K1: any sequence of operations gives the same results and errnos on both maps."""
+    run_machine(seed, map_name, examples)
+
+
+# ---- creation ----
+
+# What HASH and RHASH check in the same way; what they do not is in DIFFERENCES.
+CREATIONS = {
+    "key_size": [0, 1, 8, 512, 65_535],
+    "value_size": [0, 1, 4096, (4 << 20) - 48 - 512, (4 << 20), 0xFFFF_FFFF],
+    "max_entries": [0, 1, 100, (1 << 31) + 1],
+    "map_flags": [
+        F_NO_PREALLOC,
+        *(F_NO_PREALLOC | flag for flag in (2, 1 << 7, 1 << 8, 3 << 7, 3 << 3, 1 << 30)),
+    ],
+}
+
+
+@pytest.mark.parametrize("map_flags", CREATIONS["map_flags"], ids=hex)
+def test_creation_is_refused_alike(kernel_permits, map_name, map_flags):
+    """K1: sizes, limits and flags that HASH and RHASH treat alike; the same errno, or a map."""
+    for key_size, value_size, max_entries in itertools.product(
+        CREATIONS["key_size"], CREATIONS["value_size"], CREATIONS["max_entries"]
+    ):
+        assert_created_alike(
+            map_name,
+            key_size=key_size,
+            value_size=value_size,
+            max_entries=max_entries,
+            map_flags=map_flags,
+        )
+
+
+def assert_created_alike(name, **geometry):
+    kernel = creation_by_kernel(**geometry)
+    if kernel == "ENOMEM":
+        return  # a matter of this machine, for elements of megabytes
+    assert kernel == creation_by_us(name, **geometry), geometry
+
+
+def creation_by_kernel(**geometry):
+    fd = bpf.create(**geometry)
+    if fd >= 0:
+        KernelMap(fd, 0, 0).close()
+    return bpf.error_name(fd)
+
+
+def creation_by_us(name, **geometry):
+    said = answer(lambda: RHashMap.create(name, **geometry).close())
+    if not said.error:
+        shmrhash.unlink(name)
+    return said.error
+
+
+# ---- the differences themselves ----
+
+
+@pytest.mark.parametrize(
+    ("difference", "change", "kernel", "ours"),
+    [
+        ("preallocation", {"map_flags": 0}, "", "EINVAL"),
+        ("zero seed", {"map_flags": F_NO_PREALLOC | 1 << 6}, "", "EINVAL"),
+        ("long keys", {"key_size": 65_536}, "", "E2BIG"),
+        ("presizing", {"map_extra": 1}, "EINVAL", ""),
+        ("one-way descriptors", {"map_flags": F_NO_PREALLOC | 1 << 3}, "", "EINVAL"),
+        ("one-way descriptors", {"map_flags": F_NO_PREALLOC | 1 << 4}, "", "EINVAL"),
+    ],
+)
+def test_a_difference_at_creation_is_there(
+    kernel_permits, map_name, difference, change, kernel, ours
+):
+    """K1: both sides of a listed difference; where it has gone, so must its place in the list."""
+    geometry = {"key_size": 8, "value_size": 8, "max_entries": 4} | change
+
+    assert difference in DIFFERENCES
+    assert kernel == creation_by_kernel(**geometry)
+    assert ours == creation_by_us(map_name, **geometry)
+
+
+@pytest.fixture
+def both(make_kernel_map, make_map):
+    """Two maps of 4 entries with 1 and 2 in them."""
+    geometry = {"key_size": 1, "value_size": 1, "max_entries": 4}
+    sides = make_kernel_map(**geometry), OurMap(make_map(**geometry))
+    for side, key in itertools.product(sides, (b"\1", b"\2")):
+        assert side.update(key, key) == ("", None)
+    return sides
+
+
+def test_the_difference_in_the_flags_of_a_reader_is_there(kernel_permits_all, both):
+    """K1: DIFFERENCES["flags of a reader"]."""
+    answers = []
+    for side in both:
+        with side.reopen(F_RDONLY) as reader:
+            answers.append(reader.update(b"\1", b"\1", 8).error)
+            answers.append(reader.update_batch([b"\1"], [b"\1"], 8).error)
+            answers.append(reader.delete_batch([b"\1"], 8).error)
+
+    assert answers == ["EPERM"] * 3 + ["EINVAL"] * 3
+
+
+def test_the_difference_after_an_absent_key_is_there(both):
+    """W1: DIFFERENCES["absent previous key"]: a walk that loses its place begins again, or not."""
+    kernel, ours = both
+    first, second = walk(kernel, 2)
+    assert kernel.delete(second) == ("", None)
+    assert kernel.get_next_key(second) == ("", first)
+
+    first, second = walk(ours, 2)
+    assert ours.delete(second) == ("", None)
+    assert ours.get_next_key(second) == ("ENOENT", None)
+
+
+def test_the_difference_in_the_flags_of_update_batch_is_there(both):
+    """W1: DIFFERENCES["flags of update_batch"]."""
+    assert [side.update_batch([b"\3"], [b"\3"], NOEXIST).error for side in both] == ["EINVAL", ""]
+
+
+@pytest.mark.parametrize("method", ["lookup_batch", "lookup_and_delete_batch"])
+def test_the_difference_in_a_batch_of_none_is_there(both, method):
+    """W1: DIFFERENCES["a batch of none"]; neither takes anything."""
+    answers = [getattr(side, method)(None, 0).error for side in both]
+
+    assert answers == ["", "EINVAL"]
+    assert [sorted(walk(side, 2)) for side in both] == [[b"\1", b"\2"]] * 2
+
+
+def test_the_difference_in_an_update_during_a_walk_is_there(make_kernel_map, make_map):
+    """I1: DIFFERENCES["update during a walk"]: 500 keys, and a bound where it does not end."""
+    geometry = {"key_size": 8, "value_size": 24, "max_entries": 500}
+    met = []
+    for side in (make_kernel_map(**geometry), OurMap(make_map(**geometry))):
+        fill_case(side, 500)
+        count, said = 0, side.get_next_key()
+        while not said.error and count < 5_000:
+            count += 1
+            add_one(side, said.result)
+            said = side.get_next_key(said.result)
+        met.append(count)
+
+    assert met == [5_000, 500]
+
+
+def test_the_difference_in_f_lock_is_there(both):
+    """K1: DIFFERENCES["F_LOCK"]: the kernel's map has no lock in its value."""
+    answers = [
+        [
+            side.lookup(b"\1", LOCK).error,
+            side.update(b"\1", b"\1", EXIST | LOCK).error,
+            side.lookup_batch(None, 4, LOCK).error,
+            side.update_batch([b"\1"], [b"\1"], LOCK).error,
+            side.delete_batch([b"\2"], LOCK).error,
+            side.lookup_and_delete(b"\1", LOCK).error,
+        ]
+        for side in both
+    ]
+
+    assert answers == [["EINVAL"] * 6, ["", "", "ENOENT", "", "", ""]]

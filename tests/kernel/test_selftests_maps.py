@@ -1,0 +1,189 @@
+"""The kernel's test_maps.c, what one process does, on our map and on the kernel's own."""
+
+import struct
+
+import bpf
+import pytest
+from jobs import word
+from kernel_jobs import (
+    KEY_SIZES,
+    VALUE_SIZES,
+    add_one,
+    fill_case,
+    hashmap_case,
+    hashmap_end_case,
+    int_word,
+    look_case,
+    three_longs,
+    walk_case,
+)
+from sides import EXIST, NOEXIST, OurMap, walk
+
+import shmrhash
+
+TWO = {"key_size": 8, "value_size": 8, "max_entries": 2}
+OK = ("", None)
+
+
+def large_key(number):
+    """struct { int a; char b[4096]; long long c; }, as the compiler lays it out."""
+    return struct.pack("=i4096s4xq", 0, b"", number)
+
+
+def test_hashmap(make_side):
+    """W1, W2 (test_hashmap): two entries, every flag, at the limit and beyond."""
+    side = make_side(**TWO)
+
+    hashmap_case(side)
+    hashmap_end_case(side)
+
+
+def test_hashmap_next_keys(make_side):
+    """W1, I1 (test_hashmap): both keys once, then ENOENT; on an empty map always ENOENT."""
+    side = make_side(**TWO)
+    hashmap_case(side)
+
+    first = side.get_next_key().result
+    assert first in (word(1), word(2))
+    assert side.get_next_key() == ("", first)
+    other = ({word(1), word(2)} - {first}).pop()
+    assert side.get_next_key(first) == ("", other)
+    assert side.get_next_key(other) == ("ENOENT", None)
+    if isinstance(side, bpf.KernelMap):
+        assert side.get_next_key(word(0)) == ("", first)  # ours goes on, see test_differential.py
+    hashmap_end_case(side)
+
+    assert side.get_next_key() == ("ENOENT", None)
+    assert side.get_next_key(word(0)) == ("ENOENT", None)
+
+
+def sizes(keys, values):
+    return [(key, value) for key in keys for value in values]
+
+
+@pytest.mark.parametrize(
+    ("key_size", "value_size"),
+    [
+        *sizes([1, 8, 512], [1, 8, 1 << 18]),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in sizes(KEY_SIZES, VALUE_SIZES)),
+    ],
+)
+def test_hashmap_sizes(make_side, key_size, value_size):
+    """K1 (test_hashmap_sizes): such a map can be made, and does what a map does."""
+    side = make_side(key_size=key_size, value_size=value_size, max_entries=2)
+
+    assert side.update(b"k" * key_size, b"v" * value_size, NOEXIST) == OK
+
+    assert side.lookup(b"k" * key_size) == ("", b"v" * value_size)
+    assert side.lookup(b"K" * key_size) == ("ENOENT", None)
+
+
+@pytest.mark.parametrize("entries", [500, pytest.param(10_000, marks=pytest.mark.long)])
+def test_fill_hashmap(make_side, entries):
+    """W2, G1 (helper_fill_hashmap): all entries, each with its own value, and none more."""
+    side = make_side(key_size=8, value_size=24, max_entries=entries)
+
+    fill_case(side, entries)
+
+    assert side.update(word(entries), three_longs(0), NOEXIST) == ("E2BIG", None)
+    assert all(side.lookup(word(number)) == ("", three_longs(number)) for number in range(entries))
+
+
+@pytest.mark.parametrize("entries", [500, pytest.param(10_000, marks=pytest.mark.long)])
+def test_hashmap_walk(make_map, entries):
+    """W1, I1 (test_hashmap_walk): a walk meets every key once, also one that updates meanwhile."""
+    ours = OurMap(make_map(key_size=8, value_size=24, max_entries=entries))
+    fill_case(ours, entries)
+
+    walk_case(ours, entries)
+
+
+@pytest.mark.parametrize("entries", [500, pytest.param(10_000, marks=pytest.mark.long)])
+def test_hashmap_walk_and_update_afterwards(make_side, entries):
+    """W1, I1 (test_hashmap_walk): the same where an update would move what is walked over."""
+    side = make_side(key_size=8, value_size=24, max_entries=entries)
+    fill_case(side, entries)
+
+    keys = walk(side, entries)
+    for key in keys:
+        add_one(side, key)
+
+    assert sorted(keys) == sorted(map(word, range(entries)))
+    look_case(side, entries)
+
+
+def test_hashmap_zero_seed(make_map):
+    """K1 (test_hashmap_zero_seed): EINVAL, as of RHASH; each map has a seed of its own."""
+    with pytest.raises(shmrhash.InvalidArgument):
+        make_map(
+            key_size=4,
+            value_size=4,
+            max_entries=3,
+            map_flags=shmrhash.BPF_F_NO_PREALLOC | shmrhash.BPF_F_ZERO_SEED,
+        )
+
+
+large_maps = pytest.mark.parametrize(
+    "entries", [1_000, pytest.param(32_768, marks=pytest.mark.long)]
+)
+
+
+@large_maps
+def test_map_large(make_side, entries):
+    """W2, G1 (test_map_large): keys of 4,112 bytes that differ in the last 8, up to the limit."""
+    side = make_side(key_size=4112, value_size=4, max_entries=entries)
+
+    for number in range(entries):
+        assert side.update(large_key(number), int_word(number), NOEXIST) == OK
+
+    assert side.update(large_key(-1), int_word(0), NOEXIST) == ("E2BIG", None)
+    assert side.lookup(large_key(0)) == ("", int_word(0))
+    assert side.lookup(b"\1" + large_key(0)[1:]) == ("ENOENT", None)
+    assert side.lookup(large_key(entries - 1)) == ("", int_word(entries - 1))
+
+
+@large_maps
+def test_map_large_walk(make_side, entries):
+    """I1 (test_map_large): the walk has so many keys, and then ENOENT."""
+    side = make_side(key_size=4112, value_size=4, max_entries=entries)
+    for number in range(entries):
+        assert side.update(large_key(number), int_word(number), NOEXIST) == OK
+
+    keys = walk(side, entries)
+
+    assert {large_key(number) for number in range(entries)} == set(keys)
+    assert len(keys) == entries
+
+
+def test_map_rdonly(request, make_side):
+    """K1 (test_map_rdonly): a descriptor for reading writes nothing, and reads."""
+    side = make_side(key_size=4, value_size=4, max_entries=32_768)
+    if not isinstance(side, OurMap):
+        request.getfixturevalue("kernel_permits_all")
+
+    with side.reopen(bpf.F_RDONLY) as reader:
+        assert reader.update(int_word(1), int_word(1234), 0) == ("EPERM", None)
+        assert reader.lookup(int_word(1)) == ("ENOENT", None)
+        assert side.update(int_word(1), int_word(1234), 0) == OK
+        assert reader.lookup(int_word(1)) == ("", int_word(1234))
+        assert reader.update(int_word(1), int_word(5), EXIST) == ("EPERM", None)
+        assert reader.delete(int_word(1)) == ("EPERM", None)
+        assert reader.lookup_and_delete(int_word(1)) == ("EPERM", None)
+
+    assert side.lookup(int_word(1)) == ("", int_word(1234))
+
+
+def test_map_rdonly_next_keys(request, make_side):
+    """K1 (test_map_rdonly): a descriptor for reading may walk."""
+    side = make_side(key_size=4, value_size=4, max_entries=32_768)
+    if not isinstance(side, OurMap):
+        request.getfixturevalue("kernel_permits_all")
+
+    with side.reopen(bpf.F_RDONLY) as reader:
+        assert reader.get_next_key() == ("ENOENT", None)
+        assert side.update(int_word(1), int_word(1234), 0) == OK
+        assert reader.get_next_key() == ("", int_word(1))
+        assert reader.get_next_key(int_word(1)) == ("ENOENT", None)
+
+
+# WAITS: test_map_wronly (update 0; lookup EPERM; next EPERM) for a handle for writing only.

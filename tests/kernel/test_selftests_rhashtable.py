@@ -1,0 +1,206 @@
+"""The kernel's lib/test_rhashtable.c for a map: many entries, duplicates, threads, the next key."""
+
+import random
+
+import kernel_jobs
+import pytest
+from jobs import number_in, word
+from sides import NOEXIST, OurMap, walk
+from workers import METHODS, run_together
+
+import shmrhash
+
+ENTRIES = [pytest.param(4_000, 2), pytest.param(50_000, 4, marks=pytest.mark.long)]
+ALL_COLLIDE = {"_seeds": (0, 0)}
+
+
+@pytest.mark.parametrize(("entries", "runs"), ENTRIES)
+def test_rhashtable(make_map, entries, runs):
+    """W1, G1 (test_rhashtable): even ids in, every id looked up, all out again; several times."""
+    m = make_map(max_entries=1_000_000, map_extra=8)
+
+    for _ in range(runs):
+        for number in range(0, 2 * entries, 2):
+            m.update(word(number), word(~number % (1 << 64)), NOEXIST)
+        assert entries == len(m) == m.info()["entries"]
+        for number in range(entries):
+            expected = None if number % 2 else word(~number % (1 << 64))
+            assert expected == m.lookup(word(number))
+        m.check()
+        for number in range(0, 2 * entries, 2):
+            m.delete(word(number))
+        assert len(m) == 0
+        m.check()
+
+
+@pytest.mark.parametrize(("entries", "runs"), ENTRIES)
+def test_rhashtable_walks(make_map, entries, runs):
+    """I1 (test_bucket_stats): two walks of each run meet as many as there are."""
+    m = make_map(max_entries=1_000_000, map_extra=8)
+    expected = [word(number) for number in range(0, 2 * entries, 2)]
+
+    for _ in range(runs):
+        for key in expected:
+            m.update(key, key, NOEXIST)
+        first, second = walk(OurMap(m), entries), walk(OurMap(m), entries)
+        assert first == second
+        assert sorted(expected) == sorted(first)
+        m.clear()
+    m.check()
+
+
+@pytest.mark.parametrize("limit", [2_048, pytest.param(16_384, marks=pytest.mark.long)])
+def test_rhashtable_max(make_map, limit):
+    """W2 (test_rhashtable_max): as many as the limit, and the next is E2BIG."""
+    m = make_map(max_entries=limit)
+    for number in range(limit):
+        m.update(word(number), word(number), NOEXIST)
+
+    with pytest.raises(shmrhash.MapFull):
+        m.update(word(limit), word(limit), NOEXIST)
+
+    assert limit == len(m)
+    m.check()
+
+
+@pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
+def test_insert_duplicates(make_map, seeds):
+    """W1 (test_insert_duplicates_run): 1, 21, 1 are two entries here, also in one chain.
+
+    The kernel's rhltable keeps both ones; a map has no duplicates.
+    """
+    m = make_map(max_entries=128, map_extra=128, **seeds)
+
+    m.update(word(1), word(100), NOEXIST)
+    m.update(word(21), word(200), NOEXIST)
+    with pytest.raises(shmrhash.KeyExists):
+        m.update(word(1), word(300), NOEXIST)
+
+    assert len(m) == 2
+    assert [word(100), word(200)] == [m[word(1)], m[word(21)]]
+    m.check()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
+def test_racing_duplicates(make_map, method, seeds):
+    """W1 (test_insert_duplicates_run): of racing inserters of a key one wins, whatever the path."""
+    m = make_map(max_entries=400, **seeds)
+
+    results = run_together(
+        method, *((kernel_jobs.insert_duplicates, m, range(300), mark) for mark in range(4))
+    )
+
+    winners = {key: mark for mark, inserted in enumerate(results) for key in inserted}
+    assert len(winners) == sum(map(len, results)) == 300 == len(m)
+    assert {key: number_in(m[word(key)]) for key in range(300)} == winners
+    m.check()
+
+
+@pytest.mark.parametrize(
+    ("workers", "entries"), [(4, 1_000), pytest.param(10, 50_000, marks=pytest.mark.long)]
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_threads(make_map, method, workers, entries):
+    """W1, R1, G1 (threadfunc): each its own keys of one map, removed in ten waves."""
+    m = make_map(max_entries=workers * entries)
+
+    run_together(
+        method,
+        *((kernel_jobs.thread_case, m, number, entries) for number in range(workers)),
+        timeout_s=580,
+    )
+
+    assert len(m) == 0
+    m.check()
+
+
+@pytest.mark.parametrize("entries", [400, pytest.param(3_125, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
+def test_add_and_delete_at_random(seed, make_map, entries, seeds):
+    """W1 (test_rhltable): one by one, then at random; what is removed twice is ENOENT."""
+    m = make_map(max_entries=entries, **seeds)
+    rng = random.Random(seed)
+    for number in range(entries):
+        m.update(word(number), word(number), NOEXIST)
+        assert word(number) == m[word(number)]
+    for number in range(entries):
+        m.delete(word(number))
+        with pytest.raises(shmrhash.KeyNotFound):
+            m.delete(word(number))
+        assert word(number) not in m
+
+    there = set()
+    for _ in range(entries):
+        number = rng.randrange(entries)
+        if number in there:
+            m.delete(word(number))
+            with pytest.raises(shmrhash.KeyNotFound):
+                m.delete(word(number))
+        else:
+            m.update(word(number), word(number), NOEXIST)
+            with pytest.raises(shmrhash.KeyExists):
+                m.update(word(number), word(0), NOEXIST)
+        there ^= {number}
+
+    assert there == {number for number in range(entries) if word(number) in m}
+    assert len(there) == len(m)
+    m.check()
+
+
+# rhashtable_next_key()
+
+
+def test_next_key_of_four(make_map):
+    """I1 (next_key): no key follows itself, and the tails have the lengths 1 to 4."""
+    m = make_map(map_extra=64)
+    for number in (0, 2, 4, 6):
+        m.update(word(number), word(number), NOEXIST)
+
+    tails = []
+    for number in (0, 2, 4, 6):
+        assert m.get_next_key(word(number)) != word(number)
+        tail = [word(number)]
+        while tail[-1] is not None:
+            tail.append(m.get_next_key(tail[-1]))
+            assert len(tail) <= 5
+        tails.append(len(tail) - 1)
+
+    assert sorted(tails) == [1, 2, 3, 4]
+    m.check()
+
+
+@pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
+def test_next_key_of_an_absent_key(make_map, seeds):
+    """I1 (next_key of a missing key): what follows it if it is there, follows it when it is not."""
+    m = make_map(**seeds)
+    for number in range(0, 200, 2):
+        m.update(word(number), word(number), NOEXIST)
+
+    for number in range(1, 200, 2):
+        absent = m.get_next_key(word(number))
+        m.update(word(number), word(number), NOEXIST)
+        assert m.get_next_key(word(number)) == absent
+        m.delete(word(number))
+
+    m.check()
+
+
+@pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
+def test_a_walk_may_delete_where_it_stands(make_map, seeds):
+    """I1, G1: a walk that deletes each key before it asks for the next meets all of them."""
+    m = make_map(max_entries=3_000, **seeds)
+    count = 300 if seeds else 3_000
+    for number in range(count):
+        m.update(word(number), word(number), NOEXIST)
+
+    met = []
+    key = m.get_next_key()
+    while key is not None and len(met) <= count:
+        m.delete(key)
+        met.append(number_in(key))
+        key = m.get_next_key(key)
+
+    assert sorted(met) == list(range(count))
+    assert len(m) == 0
+    m.check()
