@@ -70,12 +70,15 @@ cdef Rows rows_of(str what, thing, uint64_t size, bint writable=False):
 
 
 cdef object plain(thing):
-    """A NumPy array of dates, which has no buffer format, as one of bytes; others as they are."""
+    """A NumPy array whose items the buffer protocol has no name for (dates), as one of bytes."""
     kind = getattr(thing, "dtype", None)
     if kind is None or getattr(kind, "hasobject", True) or not hasattr(thing, "view"):
         return thing
-    return thing.view(f"V{kind.itemsize}") if "M8" in str(kind.descr) or "m8" in str(
-        kind.descr) else thing
+    try:
+        memoryview(thing)
+    except ValueError:
+        return thing.view(f"V{kind.itemsize}")
+    return thing
 
 
 cdef bytes joined(str what, things, uint64_t size):
