@@ -265,6 +265,7 @@ cdef class MapHandle:
         op.element_filled = False
         op.f_lock = False
         op.wait_seen = 0
+        op.starving = 0
         self.in_flight += 1
         self.writes += 1
         op_begin(op)
@@ -298,8 +299,10 @@ cdef class MapHandle:
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
         if patience.turn == 0:
             patience.began = now
-            if status == BUSY:
-                self._expect_no_deadlock(op)
+            if op.context != NULL and status == BUSY:
+                op.context.waits += 1
+        if status == BUSY:
+            self._expect_no_deadlock(op)
         if status == BUSY and patience.limit_ns >= 0 and (
                 now - patience.began >= patience.limit_ns) and patience.turn > 4:
             raise _errors.LockTimeout(
@@ -310,7 +313,7 @@ cdef class MapHandle:
             op_end(op)
         with nogil:
             if status == BUSY:
-                wait_step(op, patience.turn)
+                wait_step(op, patience.turn, now - patience.began)
             else:
                 sched_yield()
         patience.turn += 1
@@ -369,6 +372,7 @@ cdef class MapHandle:
         op.context = NULL
         op.f_lock = False
         op.wait_seen = 0
+        op.starving = 0
         self.in_flight += 1
         return 0
 

@@ -13,16 +13,18 @@ cdef class ObservedHandle(MapHandle):
             self.standing.lock_fd = -1
 
     def _processes(self):
-        """{index, pid, command, attached_ns, alive, operations} of each used slot."""
+        """{index, pid, command, attached_ns, alive, operations, waits} of each used slot."""
         cdef uint64_t index, at
         cdef uint64_t contexts = self.map.header.regions[REGION_CONTEXTS].usable // (
             self.map.context_stride)
         cdef ProcessSlot *slot
         cdef Context *context
         cdef dict operations = {}
+        cdef dict waits = {}
         for at in range(contexts):             # at most CONTEXT_MAX
             context = context_at(&self.map, at)
             index = load_acquire_u64(&context.owner)
+            waits[index] = waits.get(index, 0) + context.waits
             operations[index] = operations.get(index, 0) + context.batched + (
                 (load_relaxed_u64(&context.activity) - context.activity_before) >> 1)
         found = []
@@ -37,6 +39,7 @@ cdef class ObservedHandle(MapHandle):
                     "attached_ns": slot.attached_ns,
                     "alive": not process_is_dead(&self.map, index),
                     "operations": operations.get(index + 1, 0),
+                    "waits": waits.get(index + 1, 0),
                 })
         return found
 
@@ -89,16 +92,6 @@ cdef class ObservedHandle(MapHandle):
 
     def _path_bytes(self):
         return <bytes> self.map.path
-
-    def _process_index(self):
-        """This process's slot, or -1."""
-        return self.map.local.process_index if (
-            self.map.base != NULL and self.map.local.registered) else -1
-
-    def _reader_attached(self):
-        """Whether an attachment that may not write, other than this one, exists."""
-        return not self.map.read_only and byte_lock(
-            segment_fd(&self.map), F_OFD_GETLK, F_WRLCK, READER_BYTE) == 1
 
     def _check(self):
         """One walk over all invariants: (problem, where, exact, figures)."""

@@ -11,8 +11,14 @@ cdef enum:
     SECTION_ENDED = 2
 
 
+def forget_sections():
+    """In a child of fork: none of the sections that are open is this process's."""
+    sections_open.clear()
+
+
 @cython.final
 @cython.auto_pickle(False)
+@cython.no_gc_clear                # __dealloc__ needs the handle
 cdef class LockedValue:
     """A value that one thread has locked: a writable buffer on a private copy.
 
@@ -31,6 +37,7 @@ cdef class LockedValue:
     cdef object view
     cdef bint removing
     cdef bint rolling_back
+    cdef uint64_t generation       # of the registration that opened it
 
     def __cinit__(self, ModifyHandle handle not None, key, timeout, create):
         cdef Py_buffer view
@@ -44,7 +51,7 @@ cdef class LockedValue:
                 handle._bad_buffer("create", create, -1, handle.map.value_size)
             create = memoryview(create).tobytes()
             if len(create) != handle.map.value_size:
-                handle._bad_buffer("create", create, len(create), handle.map.value_size)
+                handle._bad_buffer("value", create, len(create), handle.map.value_size)
         self.handle = handle
         self.create = create
         self.timeout = timeout
@@ -75,8 +82,10 @@ cdef class LockedValue:
                 self.handle._wait(&self.op, status, &patience)
         finally:
             if status == OK:
+                op_settle(&self.op)            # an element for an insert that another made
                 op_end(&self.op)
                 self.state = SECTION_OPEN
+                self.generation = self.handle.map.local.generation
             else:
                 self.handle._leave(&self.op)
         if status == ABSENT:
@@ -91,36 +100,42 @@ cdef class LockedValue:
 
     cdef bint _mine(self) noexcept:
         """Whether this process opened it: a child of fork did not."""
-        return self.handle.map.local.registered and (
-            self.op.context.owner == self.handle.map.local.process_index + 1)
+        return self.handle.map.base != NULL and (
+            self.handle.map.local.generation == self.generation)
+
+    cdef Status _attempt_end(self, bint commit) noexcept:
+        if not commit:
+            return section_abandon(&self.op, &self.section)
+        if self.removing:
+            return section_remove(&self.op, &self.section)
+        return section_commit(
+            &self.op, &self.section, <const uint8_t *> PyByteArray_AS_STRING(self.value))
 
     cdef Status _end(self, bint commit) except? RETRY:
-        """End the section: OK, or ABSENT if the key was deleted meanwhile."""
+        """End the section: OK, or ABSENT if the key was deleted meanwhile. Interrupted while it
+        waits, which only a deletion does, it rolls back."""
         cdef Status status = RETRY
         cdef Patience patience
-        self.state = SECTION_ENDED
-        sections_open.pop(self._name(), None)
+        cdef bint frozen
         if not self._mine():
+            self.state = SECTION_ENDED
             raise _errors.Error(
                 f"map {self.handle.name!r}: the section is the parent process's; it is not ended")
         patience = self.handle._patience()
-        patience.limit_ns = -1                 # what it waits for is never longer than a few stores
+        patience.limit_ns = -1
         op_begin(&self.op)
-        try:
-            frozen = load_relaxed_u64(&self.handle.map.header.frozen) != 0
-            while status == RETRY or status == BUSY:
-                if commit and not frozen and self.removing:
-                    status = section_remove(&self.op, &self.section)
-                elif commit and not frozen:
-                    status = section_commit(
-                        &self.op, &self.section,
-                        <const uint8_t *> PyByteArray_AS_STRING(self.value))
-                else:
-                    status = section_abandon(&self.op, &self.section)
-                if status == RETRY or status == BUSY:
+        frozen = load_relaxed_u64(&self.handle.map.header.frozen) != 0
+        while status == RETRY or status == BUSY:
+            status = self._attempt_end(commit and not frozen)
+            if status == RETRY or status == BUSY:
+                try:
                     self.handle._wait(&self.op, status, &patience)
-        finally:
-            self.handle._leave(&self.op)
+                except _errors.MapClosed:
+                    pass                       # closing waits for what is under way
+                except BaseException:
+                    self._roll_back()
+                    raise
+        self._rest()
         if status != OK and status != ABSENT:
             self.handle._raise(status, &self.op)
         if commit and frozen:
@@ -128,6 +143,18 @@ cdef class LockedValue:
                 f"map {self.handle.name!r} was frozen while the key was locked; what the section "
                 f"had to store is not stored")
         return status
+
+    cdef void _roll_back(self) noexcept:
+        """End the section as if nothing had happened: it waits for nobody."""
+        while section_abandon(&self.op, &self.section) == RETRY:   # writers never go on so long
+            pass
+        self._rest()
+
+    cdef void _rest(self) noexcept:
+        """The section has ended: give its context back."""
+        self.state = SECTION_ENDED
+        sections_open.pop(self._name(), None)
+        self.handle._leave(&self.op)
 
     def __exit__(self, kind, error, traceback):
         if self.state == SECTION_OPEN:
@@ -141,9 +168,7 @@ cdef class LockedValue:
     def __dealloc__(self):
         if self.state == SECTION_OPEN and self._mine():
             op_begin(&self.op)
-            section_abandon(&self.op, &self.section)
-            self.handle._leave(&self.op)
-            sections_open.pop(self._name(), None)
+            self._roll_back()
 
     cdef object _view(self):
         if self.state != SECTION_OPEN:
@@ -158,7 +183,7 @@ cdef class LockedValue:
         PyObject_GetBuffer(self.value, buffer, flags)
 
     def __len__(self):
-        return len(self.value)
+        return self.handle.map.value_size
 
     def __getitem__(self, where):
         found = self._view()[where]
@@ -168,7 +193,8 @@ cdef class LockedValue:
         try:
             self._view()[where] = new
         except ValueError as error:
-            raise _errors.InvalidArgument(f"the value keeps its size: {error}") from None
+            raise _errors.InvalidArgument(
+                f"values of {len(self)} bytes cannot be set so: {error}") from None
 
     def __bytes__(self):
         return bytes(self._view())

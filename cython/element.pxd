@@ -16,7 +16,7 @@
 # aligned word of the value changes, by one store, so any copy is the old value or the new one.
 #
 # Upholds: R1, R2, L1 (exclusive, undone or done by recovery), C1.
-from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
@@ -31,6 +31,7 @@ from layout cimport (
 from geometry cimport Map, element_value, context_at, context_redo
 from field cimport Field, field_compute, field_mask
 from lock cimport Op, lock_busy, SPIN_PAUSES_MAX
+from starving cimport starving_end, starving_is_another
 from chain cimport Found
 
 cdef inline bint element_read(
@@ -67,6 +68,9 @@ cdef inline Status element_own(
     """LIVE -> state, if the element is as it was found. held is the header now."""
     if word_locked(found.header):
         return element_await(op, found)
+    if unlikely(load_relaxed_u64(&op.map.header.starving) != 0) and starving_is_another(
+            op, found.index):
+        return lock_busy(op, &op.map.header.starving, load_relaxed_u64(&op.map.header.starving))
     held[0] = element_header(found.header, state, lock_bits(op.self_index))
     op.context.target = found.index
     compiler_fence()
@@ -74,6 +78,8 @@ cdef inline Status element_own(
     # it.
     if not cas_acq_rel_u64(&found.element.header, found.header, held[0]):
         return RETRY
+    if unlikely(op.starving != 0):
+        starving_end(op)
     # The header before the value's words; pairs with the acquire fence in element_read.
     fence_release()
     return OK

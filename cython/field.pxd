@@ -49,13 +49,13 @@ cdef inline uint64_t bits_of(double number, uint32_t size) noexcept nogil:
         memcpy(&bits, &narrow, 4)
     return bits
 
-cdef inline bint field_above(const Field *field, uint64_t bits) noexcept nogil:
-    """Whether the number in bits is greater than the operand. A NaN is not."""
+cdef inline bint field_above(const Field *field, uint64_t bits, uint64_t other) noexcept nogil:
+    """Whether the number in bits is greater than the other. With a NaN it is not."""
     if field.kind == FIELD_FLOAT:
-        return float_of(bits, field.size) > float_of(field.operand, field.size)
+        return float_of(bits, field.size) > float_of(other, field.size)
     if field.kind == FIELD_SIGNED:
-        return sign_extended(bits, field.size) > sign_extended(field.operand, field.size)
-    return bits > field.operand
+        return sign_extended(bits, field.size) > sign_extended(other, field.size)
+    return bits > other
 
 cdef inline uint64_t field_compute(const Field *field, uint64_t bits) noexcept nogil:
     """The field's bits after the operation."""
@@ -68,5 +68,6 @@ cdef inline uint64_t field_compute(const Field *field, uint64_t bits) noexcept n
         return bits | field.operand
     if field.operation == FIELD_AND:
         return bits & field.operand
-    return field.operand if field_above(field, bits) == (
-        field.operation == FIELD_MIN) and bits != field.operand else bits
+    if field.operation == FIELD_MIN:
+        return field.operand if field_above(field, bits, field.operand) else bits
+    return field.operand if field_above(field, field.operand, bits) else bits

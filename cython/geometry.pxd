@@ -53,8 +53,9 @@ cdef struct Local:
     uint64_t idle_context      # index + 1 of one at rest; taken and put back by each operation
     uint64_t registered        # 1 once the process slot is held
     uint64_t process_index
+    uint64_t generation        # of this registration: another one after every fork
     uint64_t more_count        # further idle contexts, for threads that meet inside operations
-    uint32_t more[448]
+    uint32_t more[446]
 
 cdef struct Map:
     uint8_t *base

@@ -154,8 +154,9 @@ cdef struct Header:
     uint64_t segment_bytes
     uint64_t created_ns        # CLOCK_REALTIME
     uint64_t checksum          # of the bytes before it
-    uint64_t frozen            # not 0: nobody writes any more. In a line that is only read.
-    uint64_t _reserved_a[18]
+    uint64_t frozen            # not 0: nobody writes any more. In a line that is hardly written.
+    uint64_t starving          # who waited too long for an element (element.pxd); 0: nobody
+    uint64_t _reserved_a[17]
     uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
     uint64_t _reserved_b[7]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
@@ -199,7 +200,8 @@ cdef struct Context:
     uint64_t region            # region locked, plus 1
     uint64_t activity_before   # activity when this owner came: each operation of its own adds 2
     uint64_t batched           # keys that batches of this owner did, beyond one each
-    uint64_t _reserved[12]
+    uint64_t waits             # times this owner's operations had to wait for a lock
+    uint64_t _reserved[11]
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:

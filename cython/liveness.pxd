@@ -34,6 +34,10 @@ from system cimport (
 from lock cimport Op
 from commit cimport memory_populate
 
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, ...) noexcept
+    enum: PR_GET_NAME
+
 cdef enum:
     COMMIT_TRIES_MAX = 2000    # of a millisecond: somebody else extends the table of contexts
 
@@ -104,6 +108,7 @@ cdef inline Status process_claim(Map *map, int fd, uint64_t *index) noexcept nog
             continue
         if load_acquire_u64(&slot.used) == 0:
             slot.pid = <uint64_t> getpid()
+            prctl(PR_GET_NAME, slot.command)   # 16 bytes at most, for people
             slot.attached_ns = <uint64_t> clock_ns(CLOCK_REALTIME)
             # Release: the lock is held; pairs with the acquire in process_is_dead.
             store_release_u64(&slot.used, 1)
@@ -154,6 +159,7 @@ cdef inline void context_forget(Context *context) noexcept nogil:
         context.activity += 1
     context.activity_before = context.activity
     context.batched = 0
+    context.waits = 0
 
 cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
     """Take a free context for this registered process."""

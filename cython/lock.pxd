@@ -28,6 +28,7 @@ cdef struct Op:
     uint64_t bytes_wanted      # after NO_MEMORY
     uint32_t self_index        # of context
     uint32_t hash
+    uint64_t starving          # what this operation has in header.starving, or 0
     int error_number           # after SYSTEM_ERROR and NO_MEMORY
     bint element_filled        # context.element holds this operation's key and value already
     bint f_lock                # BPF_F_LOCK: wait for sections, also where none is in the way

@@ -178,6 +178,7 @@ cdef inline Status map_insert(Op *op, const uint8_t *value, bint *scavenge) noex
     """insert_try, and what it asks for."""
     cdef Status status = insert_try(op, value, scavenge[0])
     cdef Status memory
+    cdef Found found
     if status == OK:
         map_grow_if_loaded(op)
     elif status >= NEED_BUCKETS:
@@ -187,7 +188,11 @@ cdef inline Status map_insert(Op *op, const uint8_t *value, bint *scavenge) noex
         if memory == NO_MEMORY and status == NEED_ELEMENTS and not scavenge[0]:
             scavenge[0] = True                         # other depots may have parked some
             return RETRY
-        return memory
+        status = memory
+    # Others may have inserted the key, and taken the last room: then it is an update (W2).
+    if (status == FULL or status == NO_MEMORY) and (
+            map_find(op.map, op.hash, op.key, &found) != ABSENT):
+        return RETRY
     return status
 
 cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:

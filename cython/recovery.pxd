@@ -53,26 +53,27 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
     """An element being changed in place, or held by a section. BUSY: its block is held."""
     cdef uint64_t index = op.context.target
     cdef Element *element = element_at(op.map, index)
+    cdef uint64_t header
     cdef Status status
     if index == 0 or index >= op.map.element_max:
         return OK
     status = object_there(op, &op.map.element_pool, index)   # the name may be of long ago
     if status != OK:
         return OK if status == ABSENT else BUSY
-    if not word_held_by(element.header, op.self_index):
+    # Acquire: the redo buffer is the dead one's, the value what it left. One look decides: an
+    # element that a section holds may be deleted by others while we are at it.
+    header = load_acquire_u64(&element.header)
+    if not word_held_by(header, op.self_index):
         return OK
-    if element_state(element.header) == ELEMENT_UPD:
+    if element_state(header) == ELEMENT_UPD:
         copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
         add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
-    elif element_state(element.header) == ELEMENT_ULOCK or (
-            element_state(element.header) == ELEMENT_LOCKED):
+    elif element_state(header) == ELEMENT_ULOCK or element_state(header) == ELEMENT_LOCKED:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
     else:
         return OK
-    # Release: the value's words; pairs with the acquire of the header in chain_find. By a CAS,
-    # since somebody may be deleting an element that a section holds.
-    cas_acq_rel_u64(
-        &element.header, element.header, element_header(element.header, ELEMENT_LIVE, 0))
+    # Release: the value's words; pairs with the acquire of the header in chain_find.
+    cas_acq_rel_u64(&element.header, header, element_header(header, ELEMENT_LIVE, 0))
     return OK
 
 cdef inline void recover_line(Op *op, Bucket *bucket) noexcept nogil:

@@ -11,7 +11,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport local_take_u64, local_put_u64, store_release_u64
 from status cimport Status, OK, NO_CONTEXT
 from geometry cimport Map, Local, geometry_bind, context_at
-from system cimport mmap, munmap, madvise, MAP_FAILED, MAP_SHARED, PROT_READ
+from layout cimport Context
+from system cimport (
+    clock_ns, mmap, munmap, madvise, CLOCK_MONOTONIC, MAP_FAILED, MAP_SHARED, PROT_READ,
+)
 from lock cimport Op
 from map cimport op_settle
 from liveness cimport Standing, process_register, process_leave, context_claim
@@ -29,7 +32,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     HUGE_BYTES = 2097152
-    MORE_MAX = 448             # idle contexts a process keeps: Local.more
+    MORE_MAX = 446             # idle contexts a process keeps: Local.more
 
 
 cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept nogil:
@@ -76,10 +79,17 @@ cdef inline uint64_t session_idle(Map *map) noexcept nogil:
     return taken
 
 cdef inline void session_rest(Map *map, uint64_t taken) noexcept nogil:
-    """Put a context back that is at rest. Beyond MORE_MAX it stays the process's until its end."""
-    if not local_put_u64(&map.local.idle_context, taken) and map.local.more_count < MORE_MAX:
+    """Put a context back that is at rest. Beyond MORE_MAX it is freed, unless it still owns what it
+    could not give back."""
+    cdef Context *context = context_at(map, taken - 1)
+    if local_put_u64(&map.local.idle_context, taken):
+        return
+    if map.local.more_count < MORE_MAX:
         map.local.more[map.local.more_count] = <uint32_t> taken
         map.local.more_count += 1
+    elif context.element == 0 and context.line_stash == 0:
+        # Release: everything is at rest; pairs with the CAS in context_claim.
+        store_release_u64(&context.owner, 0)
 
 cdef inline Status session_register(Map *map, Standing *standing) noexcept nogil:
     """Give this process a slot, unless it has one."""
@@ -89,6 +99,7 @@ cdef inline Status session_register(Map *map, Standing *standing) noexcept nogil
     status = process_register(map, standing)
     if status == NO_CONTEXT and recover_all(map) != 0:
         status = process_register(map, standing)
+    map.local.generation = <uint64_t> clock_ns(CLOCK_MONOTONIC)
     return status
 
 cdef inline Status session_claim(Map *map, Standing *standing, uint64_t *taken) noexcept nogil:

@@ -4,7 +4,8 @@
 # An operation that returned BUSY holds nothing. The waiter watches the word that stood in the way:
 # if it has changed, the operation is tried again; if its owner is dead, the owner is recovered; if
 # it lives, perhaps stopped, the waiter sleeps, 50 us at first and up to 1 ms, until the handle's
-# timeout. _core.pyx calls wait_step without the GIL and looks at signals between steps.
+# timeout. Who waits for an element for 4 ms is let in before others (starving.pxd). _core.pyx
+# calls wait_step without the GIL and looks at signals between steps.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, ABSENT, BUSY, RETRY
@@ -13,6 +14,7 @@ from geometry cimport Map, context_at
 from system cimport nanosleep, timespec
 from lock cimport Op, context_begin, context_end
 from pool cimport object_there
+from starving cimport STARVING_NS, starving_say
 from liveness cimport process_is_dead
 from recovery cimport process_recover, recover_all
 
@@ -56,7 +58,7 @@ cdef inline bint word_stands(Op *op) noexcept nogil:
         context_end(op.context)
     return there != ABSENT
 
-cdef inline Status wait_step(Op *op, uint64_t turn) noexcept nogil:
+cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept nogil:
     """One look at what stands in the way, and a short sleep. RETRY: try the operation again."""
     cdef Map *map = op.map
     cdef uint64_t owner, process
@@ -71,6 +73,10 @@ cdef inline Status wait_step(Op *op, uint64_t turn) noexcept nogil:
         if process_is_dead(map, process):
             if process_recover(map, process) == OK or recover_all(map) != 0:
                 return RETRY               # another dead process may have stood in the way of that
+    if waited_ns >= STARVING_NS and <uint64_t> op.wait_word >= <uint64_t> map.elements:
+        starving_say(op, (<uint64_t> op.wait_word - <uint64_t> map.elements) // map.stride)
     sleep <<= turn - 4 if turn < 9 else 5
+    if op.starving != 0:
+        sleep = SLEEP_NS_MIN
     sleep_ns(sleep if sleep < SLEEP_NS_MAX else SLEEP_NS_MAX)
     return BUSY

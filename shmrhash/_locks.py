@@ -109,12 +109,22 @@ class LockedValues:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        gone = []
+        gone: list[BaseException] = []
+        broken: BaseException | None = None
         for section in self._sections.values():
             try:
-                section.__exit__(kind, error, traceback)
+                if broken is None:
+                    section.__exit__(kind, error, traceback)
+                else:  # interrupted: the rest is rolled back
+                    section.__exit__(type(broken), broken, broken.__traceback__)
             except KeyGone as one:
                 gone.append(one)
+            except BaseException as one:
+                broken = broken or one
+        if broken is not None:
+            raise broken
         if gone:
-            gone[0].count = len(self._sections) - len(gone)
-            raise gone[0]
+            first = gone[0]
+            assert isinstance(first, KeyGone)
+            first.count = len(self._sections) - len(gone)
+            raise first

@@ -75,6 +75,7 @@ _handles: weakref.WeakSet[RHashMap] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
+    _core.forget_sections()
     for handle in list(_handles):
         handle._forget_lock_descriptor()
 
@@ -258,13 +259,16 @@ class RHashMap(BatchMethods):
         cls, plain: str, path: str, read_only: bool, timeout: float | None, owner: int | None
     ) -> RHashMap:
         fd = _segment.open_file(plain, path, read_only=read_only, owner=owner)
-        handle = cls(fd, plain, os.fsencode(path), read_only, timeout)
-        if handle.ephemeral and not handle._others_attached():
-            handle.close()  # as the last one, this removes the name
+        holders = _core.segment_holders(fd)
+        if holders is not None and holders[3] and not holders[0] and not holders[2]:
+            try:
+                _unlink_path_if(path, fd)
+            finally:
+                os.close(fd)
             raise SegmentMissing(
                 f"segment {plain!r} was ephemeral and its last user died; its name is removed now"
             )
-        return handle
+        return cls(fd, plain, os.fsencode(path), read_only, timeout)
 
     @classmethod
     def open_or_create(
@@ -363,7 +367,7 @@ class RHashMap(BatchMethods):
         """
         if self.closed:
             return
-        if not self.ephemeral or self.read_only:
+        if not self.ephemeral:
             super().close()
             return
         path, fd = self._path, os.dup(self._descriptor())
@@ -401,12 +405,6 @@ class RHashMap(BatchMethods):
     @property
     def _path(self) -> str:
         return os.fsdecode(self._path_bytes())
-
-    def _others_attached(self) -> bool:
-        return self._reader_attached() or any(
-            other["alive"] and other["index"] != self._process_index()
-            for other in self._processes()
-        )
 
     def unlink(self) -> None:
         """Remove the map's name. Attached processes go on; the memory goes with the last of them.
@@ -511,7 +509,7 @@ def _reopen(
 def _huge_pages(inode: int) -> bool:
     """Whether the system maps any of this file with huge pages."""
     inside = False
-    with open("/proc/self/smaps") as smaps:
+    with open("/proc/self/smaps", errors="replace") as smaps:
         for line in smaps:
             words = line.split()
             if "-" in words[0]:

@@ -204,7 +204,7 @@ def test_unfit_arrays_are_refused(shm_map, taker, unfit):
 
 
 @each_taker
-@pytest.mark.parametrize("thing", NO_BUFFERS, ids=repr)
+@pytest.mark.parametrize("thing", NO_BUFFERS, ids=lambda thing: type(thing).__name__)
 def test_what_is_no_buffer_is_refused(shm_map, taker, thing):
     with pytest.raises(TypeError):
         TAKE_KEYS[taker](shm_map, thing)

@@ -35,6 +35,7 @@ CORE = [
     "depot",
     "chain",
     "field",
+    "starving",
     "element",
     "table",
     "lookup",

@@ -68,7 +68,8 @@ class Header(ctypes.Structure):
         ("created_ns", c_uint64),
         ("checksum", c_uint64),
         ("frozen", c_uint64),
-        ("_reserved_a", c_uint64 * 18),
+        ("starving", c_uint64),
+        ("_reserved_a", c_uint64 * 17),
         ("table", c_uint64),
         ("_reserved_b", c_uint64 * 7),
         ("credits", c_uint64),
@@ -113,7 +114,8 @@ class Context(ctypes.Structure):
         ("region", c_uint64),
         ("activity_before", c_uint64),
         ("batched", c_uint64),
-        ("_reserved", c_uint64 * 12),
+        ("waits", c_uint64),
+        ("_reserved", c_uint64 * 11),
     ]
 
 

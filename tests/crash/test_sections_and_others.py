@@ -1,0 +1,146 @@
+"""A section beside somebody who was stopped in the middle of something: all the places he can stop.
+
+The other one is a child that stands after its n-th change of the segment, for every n; then the
+section's own thread, or a second process, does what it would do.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+
+import pytest
+import stepping
+from test_kill_every_instruction import COLLIDING, SCATTERED, opened, shm_path, word
+
+import shmrhash
+from shmrhash import BPF_F_LOCK, BPF_NOEXIST, RHashMap
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+
+@pytest.fixture
+def m(make_map, request):
+    """Five entries. This process has contexts enough already: their owners are in the image."""
+    seeds = getattr(request, "param", SCATTERED)
+    shared_map = make_map(max_entries=64, timeout=1, _seeds=seeds)
+    for number in range(1, 6):
+        shared_map[word(number)] = word(number)
+    with shared_map.locked(word(1)), shared_map.locked(word(2)):
+        shared_map.add(word(3), 0)
+    return shared_map
+
+
+colliding = pytest.mark.parametrize("m", [COLLIDING], indirect=True)
+
+
+def stopped_at_each_change(m, prepare, operate):
+    """Yield (n, child); the child goes on, and ends, after each turn."""
+    segment = stepping.Segment(shm_path(m.name))
+    image = segment.image()
+    whole = stepping.trace(prepare, operate, segment)
+    for n in range(len(whole.changes) + 1):
+        segment.restore(image)
+        with stepping.stop_at_change(
+            prepare, operate, segment, n, pcs=whole.pcs, again=lambda: segment.restore(image)
+        ) as child:
+            yield n, child
+
+
+@contextlib.contextmanager
+def dead_inside_a_section(m, key):
+    """A child locks the key and is killed; nobody has recovered it yet."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        section = m.locked(word(key))
+        section.__enter__()
+        os.write(tell, b"x")
+        signal.pause()
+    os.read(ready, 1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(ready)
+    os.close(tell)
+    yield
+
+
+def insert_unless_there(handle):
+    with contextlib.suppress(shmrhash.KeyExists):
+        handle.update(word(1000), word(1), BPF_NOEXIST)
+
+
+def hold(handle, inside, leave):
+    with handle.locked(word(1000), create=word(2)):
+        inside.set()
+        leave.wait(10)
+
+
+def test_a_dead_owners_element_may_be_deleted_at_any_step_of_its_recovery(m):
+    """C1, L1: deletion does not wait for the dead; whoever recovers them must not notice."""
+    kept = []
+    with dead_inside_a_section(m, 3):
+        for n, child in stopped_at_each_change(
+            m, lambda: None, lambda _: kept.append(RHashMap.open(m.name))
+        ):
+            m.delete(word(3))
+            child.wait()
+
+            assert m.lookup(word(3)) is None, f"state {n}"
+            assert m.check()["exact"], f"state {n}"
+            m.update(word(3), word(7))
+            assert m.check()["exact"], f"state {n}"
+
+
+def test_a_section_on_a_key_that_another_inserted_holds_no_second_entry(m):
+    """W2, L1: who loses the race for the insertion gives back what it had taken, at once."""
+    for key in range(6, 63):
+        m[word(key)] = word(key)  # room for two more
+    with RHashMap.open(m.name, timeout=10) as other:
+        with other.locked(word(1)), other.locked(word(2)):
+            other.add(word(3), 0)
+        for n, child in stopped_at_each_change(m, opened(m.name), insert_unless_there):
+            inside, leave = threading.Event(), threading.Event()
+            thread = threading.Thread(target=hold, args=(other, inside, leave))
+            thread.start()
+            inside.wait(0.05)  # it is through, or waits for the child
+            child.wait()
+            assert inside.wait(10)
+
+            try:
+                assert len(m) == 63, f"state {n}"
+                m.update(word(1001), word(3))
+                assert m.check()["elements_in_flight"] == 0
+            finally:
+                leave.set()
+                thread.join()
+
+
+@colliding
+@pytest.mark.parametrize("how", ["signal", "close"])
+def test_the_end_of_a_section_is_interrupted_and_no_lock_is_left(m, how):
+    """L1, C1: it waits for a stopped process's bucket when the handler of a signal raises."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupted = 0
+    try:
+        for n, child in stopped_at_each_change(
+            m, opened(m.name), lambda handle: handle.update(word(9), word(9))
+        ):
+            with RHashMap.open(m.name, timeout=1) as own:
+                try:
+                    with own.locked(word(3)) as value:
+                        value.delete()
+                        if how == "close":
+                            own.close()
+                        signal.setitimer(signal.ITIMER_REAL, 0.1)
+                except (KeyboardInterrupt, shmrhash.MapClosed):
+                    interrupted += 1
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                child.wait()
+            m.update(word(3), word(77), BPF_F_LOCK)
+            assert m[word(3)] == word(77), f"state {n}"
+            assert m.check()["exact"], f"state {n}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted or how == "close"
