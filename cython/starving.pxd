@@ -4,8 +4,8 @@
 # A lock that is free belongs to whoever comes first, and a sleeper comes late. Who has waited
 # STARVING_NS for an element says so in header.starving: which element, and a time, some
 # milliseconds ahead, until which others do not begin to take it. One at a time: the next who
-# starves waits for that one. It is a hint and no lock: nothing depends on it, and the word of somebody who
-# died, or gave up, runs out.
+# starves waits for that one. It is a hint and no lock: nothing depends on it, and the word of
+# somebody who died, or gave up, runs out.
 #
 #     starving   until, in 2^20 ns : 16   element : 32   zero : 16      no lock word: bit 0 is 0
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
