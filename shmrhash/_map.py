@@ -259,15 +259,17 @@ class RHashMap(BatchMethods):
         cls, plain: str, path: str, read_only: bool, timeout: float | None, owner: int | None
     ) -> RHashMap:
         fd = _segment.open_file(plain, path, read_only=read_only, owner=owner)
-        holders = _core.segment_holders(fd)
+        holders = None
+        with contextlib.suppress(SegmentCorrupt):  # attaching says more about it
+            holders = _core.segment_holders(fd)
         if holders is not None and holders[3] and not holders[0] and not holders[2]:
             try:
-                _unlink_path_if(path, fd)
+                if not read_only:  # looking changes nothing
+                    _unlink_path_if(path, fd)
             finally:
                 os.close(fd)
-            raise SegmentMissing(
-                f"segment {plain!r} was ephemeral and its last user died; its name is removed now"
-            )
+            what = "gc(names=True) removes its name" if read_only else "its name is removed now"
+            raise SegmentMissing(f"segment {plain!r} was ephemeral and its last user died; {what}")
         return cls(fd, plain, os.fsencode(path), read_only, timeout)
 
     @classmethod
