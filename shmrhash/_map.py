@@ -268,7 +268,7 @@ class RHashMap(BatchMethods):
                     _unlink_path_if(path, fd)
             finally:
                 os.close(fd)
-            what = "gc(names=True) removes its name" if read_only else "its name is removed now"
+            what = "shmrhash.gc() removes its name" if read_only else "its name is removed now"
             raise SegmentMissing(f"segment {plain!r} was ephemeral and its last user died; {what}")
         return cls(fd, plain, os.fsencode(path), read_only, timeout)
 
