@@ -1,0 +1,311 @@
+"""doctor: is this machine fit for maps, and what to change if it is not.
+
+Each finding has a mark: ok; note, it works but something could be better; bad, it will fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+import shmrhash
+from shmrhash import RHashMap, _segment
+from shmrhash.cli.base import Session, Verb, message_of, on_terminal, pass_session
+from shmrhash.cli.screen import Cell, make_console, size_text
+from shmrhash.cli.tokens import STATUS_NO
+
+OK = "ok"
+NOTE = "note"
+BAD = "bad"
+
+KERNEL_MIN = (5, 14)  # MADV_POPULATE_WRITE: allocates, or fails without a signal
+SIZE_SMALL = 256 << 20  # containers get 64 MB unless told otherwise
+ADDRESS_SPACE_MIN = 64 << 30  # a map reserves addresses for max_entries at once
+MEMORY_PART_MAX = 0.9
+SYSTEM_USER_MAX = 999  # logind leaves the segments of users up to here alone
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    mark: str
+    what: str
+    found: str
+    change: str = ""
+
+
+def kernel() -> Iterator[Finding]:
+    """The kernel's version, and the machine's word size."""
+    release = platform.release()
+    numbers = [int(part) for part in release.replace("-", ".").split(".")[:2] if part.isdigit()]
+    if tuple(numbers) >= KERNEL_MIN:
+        yield Finding(OK, "kernel", f"Linux {release}")
+    else:
+        change = "use Linux 5.14 or later: older ones cannot refuse memory without a signal"
+        yield Finding(BAD, "kernel", f"Linux {release}", change)
+    bits = struct.calcsize("P") * 8
+    if bits != 64:
+        yield Finding(BAD, "addresses", f"{bits} bits", "use a 64-bit Python")
+
+
+def directory() -> Iterator[Finding]:
+    """The directory of segments: its file system, size, room and permissions."""
+    folder = _segment.directory()
+    try:
+        status = os.statvfs(folder)
+    except OSError as error:
+        change = f"sudo mkdir -p {folder} && sudo mount -t tmpfs -o mode=1777 tmpfs {folder}"
+        yield Finding(BAD, "directory", f"{folder}: {error.strerror}", change)
+        return
+    kind = file_system_of(folder)
+    mount = f"sudo mount -t tmpfs -o mode=1777 tmpfs {folder}"
+    if kind == "tmpfs":
+        yield Finding(OK, "directory", f"{folder} is a tmpfs")
+    else:
+        found = f"{folder} is on {kind}: maps would be written to a disk, or fail"
+        yield Finding(BAD, "directory", found, f"unset SHMRHASH_DIR, or {mount}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        found = f"{folder} may not be written by user {os.geteuid()}"
+        yield Finding(BAD, "permission", found, f"sudo chmod 1777 {folder}")
+    size, room = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+    if not size:
+        yield Finding(OK, "size", "unlimited")
+        return
+    found = f"{size_text(size)}, {size_text(room)} free"
+    change = f"sudo mount -o remount,size=50% {folder}"
+    if in_container():
+        change = "docker run --shm-size=1g ... (Kubernetes: an emptyDir with medium: Memory)"
+    if room < size // 20:
+        yield Finding(BAD, "size", found, f"remove maps (shmrhash ls), or {change}")
+    else:
+        small = size < SIZE_SMALL
+        yield Finding(NOTE if small else OK, "size", found, change if small else "")
+
+
+def file_system_of(folder: str) -> str:
+    """The type of the file system that a directory is on, by the longest mount point above it."""
+    full = os.path.realpath(folder)
+    best, kind = "", "an unknown file system"
+    for line in _text("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].encode().decode("unicode_escape")
+        inside = full == point or full.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split()[0]
+    return kind
+
+
+def _text(path: str) -> str:
+    """A small file of the system, or nothing."""
+    try:
+        return Path(path).read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def in_container() -> bool:
+    """Whether this looks like a container."""
+    marks = ("/.dockerenv", "/run/.containerenv")
+    return any(map(os.path.exists, marks)) or "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def memory() -> Iterator[Finding]:
+    """The memory there is: of the machine, and of the control group."""
+    lines = (line.split() for line in _text("/proc/meminfo").splitlines())
+    sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
+    if "MemTotal" in sizes:
+        found = f"{size_text(sizes['MemTotal'])}, {size_text(sizes['MemAvailable'])} available"
+        yield Finding(OK, "memory", found)
+    limit, used = group_memory()
+    if limit is None:
+        return
+    found = f"limit {size_text(limit)}, {size_text(used)} used; maps count"
+    change = "docker run --memory=..., or systemctl set-property UNIT MemoryMax=..."
+    if used > limit * MEMORY_PART_MAX:
+        yield Finding(
+            BAD, "memory group", f"{found}: the next page may get somebody killed", change
+        )
+    else:
+        yield Finding(OK, "memory group", found)
+
+
+def group_memory() -> tuple[int | None, int]:
+    """The tightest memory limit of the control groups above this process, and what is used."""
+    limit, used = None, 0
+    for line in _text("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup") / controllers
+        names = ("memory.max", "memory.current")
+        if controllers:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = root / path.lstrip("/")
+        for level in (folder, *folder.parents):
+            word = _text(str(level / names[0])).strip()
+            if word.isdigit() and int(word) < 1 << 60 and (limit is None or int(word) < limit):
+                limit, used = int(word), int(_text(str(level / names[1])) or 0)
+            if level == root:
+                break
+    return limit, used
+
+
+def limits() -> Iterator[Finding]:
+    """Limits of this process, and the kernel's policy, that forbid large sparse maps."""
+    for number, what, flag, least in (
+        (resource.RLIMIT_AS, "address space", "v", ADDRESS_SPACE_MIN),
+        (resource.RLIMIT_FSIZE, "file size", "f", ADDRESS_SPACE_MIN),
+    ):
+        soft, hard = resource.getrlimit(number)
+        if soft != resource.RLIM_INFINITY and soft < least:
+            change = f"ulimit -{flag} unlimited"
+            if hard != resource.RLIM_INFINITY and hard < least:
+                change += "   (root must raise the hard limit in /etc/security/limits.conf)"
+            yield Finding(BAD, what, f"limited to {size_text(soft)}: creating maps fails", change)
+    if _text("/proc/sys/vm/overcommit_memory").strip() == "2":
+        found = "vm.overcommit_memory is 2: what a map reserves counts as if it were used"
+        yield Finding(NOTE, "overcommit", found, "sudo sysctl vm.overcommit_memory=0")
+    maps_max = int(_text("/proc/sys/vm/max_map_count") or 1 << 30)
+    if maps_max < 65_530:
+        found = f"vm.max_map_count is {maps_max}: each open map takes three"
+        yield Finding(NOTE, "mappings", found, "sudo sysctl vm.max_map_count=65530")
+
+
+def huge_pages() -> Iterator[Finding]:
+    """Whether large maps may use huge pages."""
+    path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+    chosen = _text(path).partition("[")[2].partition("]")[0]
+    if chosen in ("always", "advise", "within_size", "force"):
+        yield Finding(OK, "huge pages", f"{chosen}: large maps use them")
+    elif chosen:
+        change = f"echo advise | sudo tee {path}"
+        found = f"{chosen}: random reads of maps over 100 MB are some 8 % slower than need be"
+        yield Finding(NOTE, "huge pages", found, change)
+
+
+def session_end() -> Iterator[Finding]:
+    """systemd removes a user's shared memory when the user's last session ends."""
+    user = os.geteuid()
+    if user <= SYSTEM_USER_MAX or not os.path.isdir("/run/systemd/users"):
+        return
+    if os.path.exists(f"/var/lib/systemd/linger/{_user_name(user)}"):
+        return
+    configured = _text("/etc/systemd/logind.conf")
+    if not any(line.strip() == "RemoveIPC=no" for line in configured.splitlines()):
+        found = "systemd removes this user's maps when the last session ends (RemoveIPC)"
+        yield Finding(NOTE, "logging out", found, f"sudo loginctl enable-linger {_user_name(user)}")
+
+
+def _user_name(user: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
+
+
+def trial() -> Iterator[Finding]:
+    """Make a map, use it, kill a process that writes to it, and look whether all is well."""
+    name = f"shmrhash-doctor-{os.getpid()}"
+    try:
+        with RHashMap.create(name, key_size=8, value_size=8, max_entries=10_000) as shared_map:
+            try:
+                yield from _try(shared_map)
+            finally:
+                with contextlib.suppress(shmrhash.SegmentMissing):
+                    shared_map.unlink()
+    except (shmrhash.Error, OSError) as error:
+        yield Finding(BAD, "trial", message_of(error))
+
+
+def _try(shared_map: RHashMap) -> Iterator[Finding]:
+    ready, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            for number in range(1 << 40):
+                shared_map.update(
+                    (number % 100).to_bytes(8, "little"), number.to_bytes(8, "little")
+                )
+                if number == 1000:
+                    os.write(theirs, b"r")
+        finally:
+            os._exit(1)
+    os.close(theirs)
+    os.read(ready, 1)
+    os.close(ready)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    shared_map.check()
+    info = shared_map.info()
+    if info["entries"] == 100 and info["recoveries"] == 1:
+        yield Finding(OK, "trial", "made a map, killed a writer, recovered it, lost nothing")
+    else:
+        found = f"{info['entries']} entries, {info['recoveries']} recoveries; wanted 100 and 1"
+        yield Finding(BAD, "trial", found, "please report this")
+    yield Finding(OK, "who lives", info["liveness"])
+    if info["membarrier"]:
+        yield Finding(OK, "membarrier", "permitted")
+    else:
+        found = "refused: memory of emptied maps is not given back"
+        change = "allow membarrier(2) in the container's seccomp profile"
+        yield Finding(NOTE, "membarrier", found, change)
+
+
+CHECKS: list[Callable[[], Iterator[Finding]]] = [
+    kernel,
+    directory,
+    memory,
+    limits,
+    huge_pages,
+    session_end,
+    trial,
+]
+
+
+@click.command("doctor", cls=Verb, short_help="Is this machine fit for maps? What to change.")
+@pass_session
+def doctor_verb(session: Session) -> int:
+    """Look at the kernel, the shared-memory directory, limits and containers, and try a map.
+
+    Prints what is fit, and below what is not the command that changes it. Exit status 1 if
+    something would fail.
+
+    \b
+    Examples:
+      shmrhash doctor
+      shmrhash -j doctor | jq '.[] | select(.mark == "bad")'
+    """
+    findings = [finding for check in CHECKS for finding in check()]
+    python = f"{platform.python_version()}, shmrhash {shmrhash.__version__}"
+    findings.append(Finding(OK, "python", python))
+    status = STATUS_NO if any(finding.mark == BAD for finding in findings) else 0
+    if session.json:
+        session.emit([asdict(finding) for finding in findings])
+        return status
+    console = make_console() if on_terminal() else None
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        mark = Cell(finding.mark.ljust(4), finding.mark)
+        line = f"  {finding.what.ljust(width)}  {finding.found}"
+        if console is None:
+            sys.stdout.write(f"{mark}{line}\n")
+        else:
+            from rich.text import Text
+
+            console.print(Text(mark, style=mark.style).append(line, style=""))
+        if finding.change:
+            sys.stdout.write(f"{'':{width + 6}}  -> {finding.change}\n")
+    return status

@@ -1,0 +1,203 @@
+"""What maps there are, how they are, and who uses them: found without changing anything.
+
+Each map is opened for reading, looked at and closed again. A handle for reading keeps memory from
+being given back while it is there (DESIGN.md, section 8), so none is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import shmrhash
+from shmrhash import RHashMap, _core, _segment
+from shmrhash.cli.base import Session
+from shmrhash.cli.tokens import MapName
+
+OK = "ok"
+DEAD = "dead owners"
+FULL = "full"
+FROZEN = "frozen"
+ORPHAN = "left behind"
+DAMAGED = "damaged"
+VERSION = "other version"
+DENIED = "no permission"
+STRANGER = "no map"
+GONE = "gone"
+
+# What a process counts in the segment, as far as it does.
+PROCESS_COUNTERS = ("operations", "lookups", "updates", "inserts", "deletes", "adds", "waits")
+USABLE = (OK, DEAD, FULL, FROZEN)
+ADVICE = {
+    DEAD: "shmrhash repair {name}",
+    FULL: "delete entries, or move them to a larger map (shmrhash export, import)",
+    ORPHAN: "shmrhash gc",
+    DAMAGED: "shmrhash unlink {name}, and create it again",
+    VERSION: "use the version of shmrhash that made it, or shmrhash unlink {name}",
+    DENIED: "ask as its owner, as root, or with --owner",
+}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process attached to a map for writing."""
+
+    pid: int
+    command: str
+    attached_ns: int
+    alive: bool
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.command}({self.pid})"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A map at one moment. info is empty if it could not be opened; detail says why."""
+
+    name: str
+    path: str
+    inode: int
+    health: str
+    detail: str = ""
+    taken: float = 0.0
+    info: dict[str, Any] = field(default_factory=dict)
+    processes: tuple[Process, ...] = ()
+    mem_usage: int = 0
+
+    @property
+    def alive(self) -> list[Process]:
+        return [process for process in self.processes if process.alive]
+
+    @property
+    def dead(self) -> list[Process]:
+        return [process for process in self.processes if not process.alive]
+
+    @property
+    def usable(self) -> bool:
+        return self.health in USABLE
+
+    @property
+    def fill(self) -> float:
+        return float(self.info["entries"] / self.info["max_entries"]) if self.info else 0.0
+
+    @property
+    def advice(self) -> str:
+        """What to do about its health, or nothing."""
+        return ADVICE.get(self.health, "").format(name=self.name)
+
+
+def look(name: MapName, session: Session) -> Sight:
+    """The map of this name. Raises what RHashMap.open() raises."""
+    with session.open(name) as shared_map:
+        inode = os.fstat(shared_map._descriptor()).st_ino
+        info = shared_map.info()
+        processes = tuple(make_process(found) for found in info["attached"])
+        mem_usage = shared_map.mem_usage()
+    health = OK
+    if any(not process.alive for process in processes):
+        health = DEAD
+    elif info.get("frozen"):
+        health = FROZEN
+    elif info["entries"] >= info["max_entries"]:
+        health = FULL
+    return Sight(
+        name.name,
+        info["path"],
+        inode,
+        health,
+        taken=time.monotonic(),
+        info=info,
+        processes=processes,
+        mem_usage=mem_usage,
+    )
+
+
+def make_process(found: dict[str, Any]) -> Process:
+    """A process, from one of info()["attached"]."""
+    counters = {name: found[name] for name in PROCESS_COUNTERS if name in found}
+    pid, alive = found["pid"], found["alive"]
+    command = found["command"] or (command_of(pid) if alive else "?")
+    return Process(pid, command, found["attached_ns"], alive, counters)
+
+
+def look_around(session: Session) -> Iterator[Sight]:
+    """Every file in the directory of segments, sick and strange ones too, by name.
+
+    Raises OSError if the directory cannot be read.
+    """
+    for entry in sorted(os.scandir(_segment.directory()), key=lambda entry: entry.name):
+        try:
+            if not entry.is_file(follow_symlinks=False):
+                continue
+            inode = entry.inode()
+        except OSError:
+            continue
+        health, detail = examine(entry.path)
+        if health == OK:
+            try:
+                yield look(MapName(entry.name, entry.path), session)
+                continue
+            except (shmrhash.Error, OSError) as error:
+                health, detail = _diagnosis(error, entry.path), str(error)
+        if health != GONE:
+            yield Sight(entry.name, entry.path, inode, health, detail)
+
+
+def examine(path: str) -> tuple[str, str]:
+    """OK if the file begins as a map does; else STRANGER, DENIED or GONE, and why."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            if file.read(len(_core.MAGIC_BYTES)) == _core.MAGIC_BYTES:
+                return OK, ""
+            return STRANGER, "it does not begin as a map does"
+    except FileNotFoundError as error:
+        return GONE, str(error)
+    except OSError as error:
+        return DENIED, str(error)
+
+
+def _diagnosis(error: Exception, path: str) -> str:
+    """The health of a map that cannot be opened."""
+    if isinstance(error, shmrhash.SegmentMissing):
+        # Ephemeral, and its last user was killed: it counts as missing although it is there.
+        return ORPHAN if os.path.exists(path) else GONE
+    if isinstance(error, shmrhash.LayoutMismatch):
+        return VERSION
+    return DENIED if isinstance(error, PermissionError) else DAMAGED
+
+
+def command_of(pid: int) -> str:
+    """The name of a process of this PID namespace, or '?'."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"
+
+
+def others_mapping(inode: int, path: str) -> list[tuple[int, str]]:
+    """Processes, as far as this user may look, that have the file mapped: readers as well."""
+    wanted = os.stat(path, follow_symlinks=False)
+    device = f"{os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x}"
+    found = []
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if pid == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{pid}/maps", errors="replace") as maps:
+                words = (line.split(None, 5) for line in maps)
+                if any(word[3] == device and word[4] == str(inode) for word in words):
+                    found.append((pid, command_of(pid)))
+        except OSError:  # ended, or another user's
+            continue
+    return found
+
+
+def open_by_name(name: str, session: Session, *, write: bool = False) -> RHashMap:
+    """Attach to the map of this plain name."""
+    return session.open(MapName(name, _segment.path_of(name)), write=write)

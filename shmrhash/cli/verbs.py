@@ -1,0 +1,252 @@
+"""bpftool's verbs that look: show, list, dump, lookup, getnext."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+import shmrhash
+from shmrhash import RHashMap
+from shmrhash.cli import jsontext
+from shmrhash.cli.base import (
+    DataOptions,
+    Session,
+    WordVerb,
+    data_options,
+    map_argument,
+    pass_session,
+    words_argument,
+)
+from shmrhash.cli.formats import Pair, hex_lines
+from shmrhash.cli.observe import DAMAGED, VERSION, Sight, look, look_around
+from shmrhash.cli.screen import printable
+from shmrhash.cli.tokens import STATUS_NO, Failure, Tokens, take_map
+
+TYPE = "rhash"
+
+
+# ---- show, list ----
+
+
+def map_object(sight: Sight) -> dict[str, Any]:
+    """A map as bpftool's JSON shows one; its id is the inode number of its segment."""
+    info = sight.info
+    found: dict[str, Any] = {
+        "id": sight.inode,
+        "type": TYPE,
+        "name": sight.name,
+        "flags": info["map_flags"],
+        "bytes_key": info["key_size"],
+        "bytes_value": info["value_size"],
+        "max_entries": info["max_entries"],
+        "bytes_memlock": sight.mem_usage,
+        "frozen": int(info.get("frozen", False)),
+    }
+    if sight.alive:
+        found["pids"] = [{"pid": user.pid, "comm": user.command} for user in sight.alive]
+    return found
+
+
+def map_text(sight: Sight) -> str:
+    """A map as bpftool shows one."""
+    info = sight.info
+    text = (
+        f"{sight.inode}: {TYPE}  name {printable(sight.name)}  flags {info['map_flags']:#x}\n"
+        f"\tkey {info['key_size']}B  value {info['value_size']}B  "
+        f"max_entries {info['max_entries']}  memlock {sight.mem_usage}B\n"
+    )
+    if info.get("frozen"):
+        text += "\tfrozen\n"
+    if sight.alive:
+        text += f"\tpids {printable(', '.join(map(str, sight.alive)))}\n"
+    return text
+
+
+def _show(session: Session, words: tuple[str, ...]) -> int:
+    tokens = Tokens(words)
+    if words:
+        name = take_map(tokens)
+        tokens.end()
+        sight = look(name, session)
+        if session.json:
+            session.emit(map_object(sight))
+        else:
+            sys.stdout.write(map_text(sight))
+        return 0
+    sights = list(look_around(session))
+    usable = [sight for sight in sights if sight.usable]
+    if session.json:
+        session.emit([map_object(sight) for sight in usable])
+    else:
+        sys.stdout.write("".join(map_text(sight) for sight in usable))
+    for sight in sights:
+        if sight.health in (DAMAGED, VERSION):
+            print(f"Warning: {sight.detail}", file=sys.stderr)
+    return 0
+
+
+SHOW_HELP = """The maps of this machine, or one of them, as `bpftool map show` shows them.
+
+    The number in front is the inode number of the map's file; 'id NUMBER' names the map. memlock is
+    what the kernel would count: the entries. 'shmrhash ls' and 'info' have all figures.
+
+    \b
+    Examples:
+      shmrhash show
+      shmrhash show name hits
+      shmrhash -p show
+      shmrhash -j show | jq '.[] | select(.frozen == 1) | .name'
+    """
+
+
+@click.command("show", cls=WordVerb, help=SHOW_HELP, short_help="Maps, their sizes and users.")
+@words_argument("[MAP]")
+@pass_session
+def show_verb(session: Session, words: tuple[str, ...]) -> int:
+    return _show(session, words)
+
+
+@click.command("list", cls=WordVerb, help=SHOW_HELP, short_help="The same as show.")
+@words_argument("[MAP]")
+@pass_session
+def list_verb(session: Session, words: tuple[str, ...]) -> int:
+    return _show(session, words)
+
+
+# ---- dump ----
+
+
+@click.command("dump", cls=WordVerb, short_help="All entries of a map.")
+@map_argument
+@data_options
+@pass_session
+def dump_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
+    """Print every entry. What stays in the map throughout is printed exactly once.
+
+    \b
+    Examples:
+      shmrhash dump hits
+      shmrhash dump hits --str --value-u64
+      shmrhash dump points --u64 --value-struct '<dd'
+      shmrhash -j dump hits --str --value-u64 | jq '.[].formatted'
+    """
+    tokens = Tokens(words)
+    name = take_map(tokens)
+    tokens.end()
+    wanted = DataOptions.take(options)
+    with session.open(name) as shared_map:
+        pair = wanted.fit(shared_map)
+        if session.json:
+            _dump_json(session, shared_map, pair)
+            return
+        count = 0
+        for key, value in shared_map.items():
+            sys.stdout.write(pair.entry_text(key, value))
+            count += 1
+    print(f"Found {count} element{'' if count == 1 else 's'}")
+
+
+def _dump_json(session: Session, shared_map: RHashMap, pair: Pair) -> None:
+    """One entry after another: the map may be larger than this process's memory."""
+    write = sys.stdout.write
+    separator = "["
+    for key, value in shared_map.items():
+        write(separator + pair.entry_json(key, value, session.pretty))
+        separator = ","
+    some = separator == ","
+    write(("" if some else "[") + jsontext.line_break(session.pretty and some, 0) + "]\n")
+
+
+# ---- lookup, getnext ----
+
+
+def take_key(tokens: Tokens, pair: Pair, required: bool = True) -> bytes | None:
+    """Take `key DATA`, and nothing else."""
+    key = None
+    while (word := tokens.peek()) is not None:
+        if tokens.keyword(["key"]) is None:
+            raise Failure(f"expected key or value, got: {word}")
+        if key is not None:
+            raise Failure("duplicate key")
+        key = pair.key.take(tokens, "key")
+    if key is None and required:
+        raise Failure("did not find key")
+    return key
+
+
+@click.command("lookup", cls=WordVerb, short_help="The value of a key.")
+@words_argument("MAP key DATA")
+@data_options
+@pass_session
+def lookup_verb(session: Session, words: tuple[str, ...], **options: Any) -> int:
+    """Print the entry of a key. Exit status 1 if there is none.
+
+    \b
+    Examples:
+      shmrhash lookup hits key 1 0 0 0 0 0 0 0
+      shmrhash lookup hits key hex 0100000000000000
+      shmrhash lookup hits key alice --str --value-u64
+      shmrhash lookup edges key 17 4 --struct '<II'
+    """
+    tokens = Tokens(words)
+    name = take_map(tokens)
+    wanted = DataOptions.take(options)
+    with session.open(name) as shared_map:
+        pair = wanted.fit(shared_map)
+        key = take_key(tokens, pair)
+        assert key is not None
+        value = shared_map.lookup(key)
+    if session.json:
+        session.emit(None if value is None else pair.entry_object(key, value))
+    elif value is None:
+        print(f"key:\n{_key_lines(key, pair)}\n\nNot found")
+    else:
+        sys.stdout.write(pair.entry_text(key, value))
+    return STATUS_NO if value is None else 0
+
+
+def _key_lines(key: bytes, pair: Pair) -> str:
+    return hex_lines(key) if pair.raw else pair.key.text(key)
+
+
+@click.command("getnext", cls=WordVerb, short_help="The key after a key, or the first.")
+@words_argument("MAP [key DATA]")
+@data_options
+@pass_session
+def getnext_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
+    """Print the key that follows, or the first one. Exit status 1 after the last.
+
+    The order stays the same while the map grows and shrinks.
+
+    \b
+    Examples:
+      shmrhash getnext hits
+      shmrhash getnext hits key alice --str
+    """
+    tokens = Tokens(words)
+    name = take_map(tokens)
+    wanted = DataOptions.take(options)
+    with session.open(name) as shared_map:
+        pair = wanted.fit(shared_map)
+        key = take_key(tokens, pair, required=False)
+        following = shared_map.get_next_key(key)
+    if following is None:
+        reason = os.strerror(shmrhash.KeyNotFound.errno or 0)
+        raise Failure(f"can't get next key: {reason}", STATUS_NO)
+    if not session.json:
+        before = "key: None" if key is None else f"key:\n{_key_lines(key, pair)}"
+        print(f"{before}\nnext key:\n{_key_lines(following, pair)}")
+        return
+    found: dict[str, Any] = {
+        "key": None if key is None else jsontext.hex_strings(key),
+        "next_key": jsontext.hex_strings(following),
+    }
+    if not pair.raw:
+        found["formatted"] = {
+            "key": None if key is None else pair.key.plain(key),
+            "next_key": pair.key.plain(following),
+        }
+    session.emit(found)

@@ -1,0 +1,216 @@
+"""Maps for people: ls, all of them in a table; info, everything about one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from shmrhash.cli.base import (
+    Session,
+    Verb,
+    map_argument,
+    on_terminal,
+    pass_session,
+)
+from shmrhash.cli.observe import (
+    DENIED,
+    FROZEN,
+    FULL,
+    OK,
+    STRANGER,
+    Process,
+    Sight,
+    look,
+    look_around,
+    others_mapping,
+)
+from shmrhash.cli.screen import (
+    Cell,
+    count_text,
+    percent_text,
+    print_facts,
+    print_table,
+    printable,
+    size_text,
+    time_text,
+)
+from shmrhash.cli.tokens import Tokens, take_map
+
+COLUMNS = ["NAME", ">ENTRIES", ">FILL", ">SIZE", "ACTIVITY", "HEALTH", "PROCESSES"]
+
+
+def health_cell(sight: Sight) -> Cell:
+    """The health of a map, in its colour."""
+    style = "ok" if sight.health == OK else "note" if sight.health in (FULL, FROZEN) else "bad"
+    dead = f"{len(sight.dead)} dead" if sight.dead else sight.health
+    return Cell(dead, "dim" if sight.health in (STRANGER, DENIED) else style)
+
+
+def last_activity(sight: Sight) -> tuple[str, int]:
+    """What is known to have happened last, and when (nanoseconds since the epoch)."""
+    if sight.info.get("last_activity_ns"):
+        return "used", int(sight.info["last_activity_ns"])
+    attached = max((process.attached_ns for process in sight.processes), default=0)
+    created = int(sight.info.get("created_ns", 0))
+    return ("attached", attached) if attached > created else ("created", created)
+
+
+def activity_text(sight: Sight) -> str:
+    """When something happened last: "attached 3 min ago"."""
+    what, when = last_activity(sight)
+    return f"{what} {time_text(time.time() - when / 1e9)} ago" if when else "-"
+
+
+def process_object(process: Process) -> dict[str, Any]:
+    """A process as JSON shows it."""
+    return {
+        "pid": process.pid,
+        "command": process.command,
+        "attached_ns": process.attached_ns,
+        "alive": process.alive,
+        **process.counters,
+    }
+
+
+def sight_object(sight: Sight) -> dict[str, Any]:
+    """A map as the JSON of ls shows it."""
+    found: dict[str, Any] = {
+        "name": sight.name,
+        "id": sight.inode,
+        "path": sight.path,
+        "health": sight.health,
+        "detail": sight.detail,
+        "advice": sight.advice,
+    }
+    if sight.info:
+        found |= {
+            "entries": sight.info["entries"],
+            "max_entries": sight.info["max_entries"],
+            "fill": sight.fill,
+            "bytes": sight.info["bytes_committed"],
+            "last_activity": last_activity(sight)[0],
+            "last_activity_ns": last_activity(sight)[1],
+            "processes": [process_object(process) for process in sight.processes],
+        }
+    return found
+
+
+@click.command("ls", cls=Verb, short_help="All maps: entries, size, users, health.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also files that are no maps.")
+@pass_session
+def ls_verb(session: Session, everything: bool) -> None:
+    """Every map of this machine, who is attached to it, and how it is.
+
+    HEALTH is ok, full, frozen, 'N dead' (killed while attached: repair), left behind (gc), damaged,
+    or other version. PROCESSES are those that may write; 'info' shows readers too.
+
+    \b
+    Examples:
+      shmrhash ls
+      shmrhash ls --all
+      shmrhash -j ls | jq -r '.[] | select(.health != "ok") | .advice'
+    """
+    sights = list(look_around(session))
+    shown = [sight for sight in sights if everything or sight.health not in (STRANGER, DENIED)]
+    if session.json:
+        session.emit([sight_object(sight) for sight in shown])
+        return
+    rows = []
+    for sight in shown:
+        figures = ["-", "-", "-", "-"]
+        if sight.info:
+            figures = [
+                count_text(sight.info["entries"]),
+                percent_text(sight.fill),
+                size_text(sight.info["bytes_committed"]),
+                activity_text(sight),
+            ]
+        users = ", ".join(map(str, sight.alive)) if sight.info else sight.detail
+        rows.append([Cell(sight.name, "head"), *figures, health_cell(sight), users or "-"])
+    if rows or not on_terminal():
+        print_table(COLUMNS, rows, ["ACTIVITY", "FILL", "SIZE"])
+    denied = sum(sight.health == DENIED for sight in sights)
+    if denied and not everything:
+        print(f"{denied} file(s) may not be read by you; --all shows them", file=sys.stderr)
+    elif not rows and on_terminal():
+        print("no maps", file=sys.stderr)
+
+
+@click.command("info", cls=Verb, short_help="Everything about one map.")
+@map_argument
+@pass_session
+def info_verb(session: Session, words: tuple[str, ...]) -> None:
+    """Sizes, load, memory, growth, recoveries, and the processes, readers included.
+
+    \b
+    Examples:
+      shmrhash info hits
+      shmrhash -j info hits | jq .load
+    """
+    tokens = Tokens(words)
+    name = take_map(tokens)
+    tokens.end()
+    sight = look(name, session)
+    writers = {process.pid for process in sight.processes}
+    mapping = others_mapping(sight.inode, sight.path)
+    readers = [(pid, command) for pid, command in mapping if pid not in writers]
+    if session.json:
+        own = ("liveness", "membarrier")  # of this command's handle, not of the map
+        found = {fact: value for fact, value in sight.info.items() if fact not in own}
+        del found["attached"], found["pids"]
+        found |= {
+            "id": sight.inode,
+            "health": sight.health,
+            "advice": sight.advice,
+            "processes": [process_object(process) for process in sight.processes],
+            "readers": [{"pid": pid, "command": command} for pid, command in readers],
+        }
+        session.emit(found)
+        return
+    print_facts(_facts(sight))
+    for process in sight.processes:
+        since = time_text(time.time() - process.attached_ns / 1e9)
+        counters = "  ".join(f"{name} {value:,}" for name, value in process.counters.items())
+        state = f"attached {since} ago" if process.alive else f"dead; was attached {since} ago"
+        print(printable(f"  {process}  {state}  {counters}".rstrip()))
+    for pid, command in readers:
+        print(printable(f"  {command}({pid})  reads"))
+
+
+def _facts(sight: Sight) -> list[tuple[str, str]]:
+    info = sight.info
+    age = time_text(time.time() - info["created_ns"] / 1e9)
+    health = health_cell(sight)
+    advice = Cell(f"{health}: {sight.advice}", health.style) if sight.advice else health
+    each = info["bytes_per_entry"]
+    facts = [
+        ("name", f"{sight.name}  ({sight.path}, id {sight.inode})"),
+        ("health", advice),
+        ("entries", f"{info['entries']:,} of {info['max_entries']:,} ({percent_text(sight.fill)})"),
+        ("sizes", f"keys {info['key_size']} B, values {info['value_size']} B"),
+        (
+            "memory",
+            f"{size_text(info['bytes_committed'])}, {size_text(info['bytes_used'])} of it in use"
+            + (f", {each:.0f} B an entry" if each else ""),
+        ),
+        ("buckets", f"{info['buckets']:,}, {info['load']:.2f} entries each (7 fit)"),
+        ("growth", f"{info['grows']:,} splits, {info['shrinks']:,} merges"),
+        ("created", f"{age} ago, flags {info['map_flags']:#x}, layout {info['layout_version']}"),
+        (
+            "recovered",
+            f"{info['recoveries']:,} dead processes, {info['operations_finished']:,} operations "
+            f"finished, {info['operations_undone']:,} undone, longest "
+            f"{info['recovery_ns_max'] / 1e6:.2f} ms",
+        ),
+        ("activity", activity_text(sight)),
+    ]
+    if info["growth_stopped"]:
+        facts.insert(7, ("no memory", f"growth was stopped {info['growth_stopped']:,} times"))
+    flags = [word for word in ("frozen", "ephemeral", "huge_pages") if info.get(word)]
+    if flags:
+        facts.append(("also", ", ".join(flags).replace("_", " ")))
+    facts.append(("processes", f"{len(sight.alive)} attached, {len(sight.dead)} dead"))
+    return facts

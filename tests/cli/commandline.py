@@ -1,0 +1,186 @@
+"""The command as people run it, and processes that use the maps it looks at."""
+
+import fcntl
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import termios
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPT = Path(sysconfig.get_path("scripts")) / "shmrhash"
+# Elsewhere than the root: `-m` puts the current folder on sys.path.
+COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "shmrhash"]
+FOLDER = tempfile.gettempdir()
+TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of the command left."""
+
+    status: int
+    raw: bytes
+    err: str
+
+    @property
+    def out(self):
+        """The output as text."""
+        return self.raw.decode()
+
+    @property
+    def json(self):
+        """The output as JSON."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self):
+        """The lines of the output."""
+        return self.out.splitlines()
+
+
+def run(*words, status=0, stdin="", command=None, **more):
+    """Run the command; its exit status must be status, and it must not show a traceback."""
+    done = subprocess.run(
+        [*(command or COMMAND), *map(str, words)],
+        cwd=FOLDER,
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        capture_output=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+        **more,
+    )
+    result = Result(done.returncode, done.stdout, done.stderr.decode())
+    assert "Traceback" not in result.err, result.err
+    assert status == result.status, f"{words}: {result}"
+    return result
+
+
+def say(line, **more):
+    """Run the command with the words of a line."""
+    return run(*line.split(), **more)
+
+
+def start(*words, **more):
+    """Start the command and go on."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen([*COMMAND, *map(str, words)], cwd=FOLDER, **streams | more)
+
+
+class Users:
+    """Children that do something with a map and stay attached."""
+
+    def __init__(self):
+        self._pids = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.kill(*list(self._pids))
+
+    def start(self, function, *arguments):
+        """A child that calls function once, keeps what it returns, and stays."""
+
+        def stay(told):
+            kept = function(*arguments)
+            told()
+            while kept is not self:
+                signal.pause()
+
+        return self._fork(stay)
+
+    def start_working(self, function, *arguments):
+        """A child that calls function again and again."""
+
+        def work(told):
+            function(*arguments)
+            told()
+            while True:
+                function(*arguments)
+
+        return self._fork(work)
+
+    def _fork(self, live):
+        ready, theirs = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                live(lambda: os.write(theirs, b"r"))
+            finally:
+                os._exit(1)
+        self._pids.append(pid)
+        os.close(theirs)
+        answer = os.read(ready, 1)
+        os.close(ready)
+        assert answer == b"r", "the child failed"
+        return pid
+
+    def kill(self, *pids):
+        """SIGKILL, and wait for the end."""
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._pids.remove(pid)
+
+
+class Terminal:
+    """The command on a terminal of so many columns and lines."""
+
+    def __init__(self, *words, columns=100, lines=30):
+        self.screen, theirs = os.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.before = termios.tcgetattr(theirs)
+        environment = os.environ | {"TERM": "xterm-256color"}
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+        self.process = start(*words, start_new_session=True, env=environment, **streams)
+        self.theirs = theirs
+        self.text = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.theirs)
+        os.close(self.screen)
+
+    def press(self, keys):
+        """Type something."""
+        os.write(self.screen, keys.encode())
+
+    def wait_for(self, text):
+        """Read until text was shown, from here on; what was shown until then."""
+        seen = len(self.text)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while text not in self.text[seen:]:
+            assert time.monotonic() < deadline, f"no {text!r} in {self.text[seen:]!r}"
+            ended = self.process.poll() is not None
+            if not self._read() and ended:
+                raise AssertionError(f"ended without {text!r}: {self.text!r}")
+        return self.text[seen:]
+
+    def finish(self):
+        """Wait for the end; the exit status. All that was shown is in text."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"still running: {self.text!r}"
+            self._read()
+        while self._read():
+            pass
+        return self.process.returncode
+
+    def _read(self):
+        if not select.select([self.screen], [], [], 0.05)[0]:
+            return False
+        self.text += os.read(self.screen, 1 << 16).decode(errors="replace")
+        return True

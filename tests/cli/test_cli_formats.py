@@ -1,0 +1,262 @@
+"""Keys and values as people write and read them; the words of bpftool; JSON as bpftool lays it."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shmrhash.cli import app, jsontext
+from shmrhash.cli.formats import Pair, Raw, Spec, hex_lines
+from shmrhash.cli.screen import count_text, percent_text, plain_table, size_text, time_text
+from shmrhash.cli.tokens import Failure, Tokens, map_named, take_map
+
+
+def taken(text, size, spec=None):
+    tokens = Tokens(text.split())
+    data = (spec or Spec()).fit(size, "key").take(tokens, "key")
+    tokens.end()
+    return data
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("1 2 3 255", b"\x01\x02\x03\xff"),
+        ("0x01 0X2 0 017", b"\x01\x02\x00\x0f"),
+        ("hex 01 2 ff 0", b"\x01\x02\xff\x00"),
+        ("h 0x1f 10 a B", b"\x1f\x10\x0a\x0b"),
+        ("hex 0102ff00", b"\x01\x02\xff\x00"),
+        ("hex 0x0102 ff 00", b"\x01\x02\xff\x00"),
+    ],
+)
+def test_bytes_are_read_as_bpftool_reads_them(text, data):
+    assert data == taken(text, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "key expected 4 bytes got 0"),
+        ("1 2 3", "key expected 4 bytes got 3"),
+        ("1 2 3 4 5", "did not expect '5' there"),
+        ("hex 0102030405", "key expected 4 bytes got 5"),
+        ("1 2 x 4", "error parsing byte: x"),
+        ("1 2 256 4", "error parsing byte: 256"),
+        ("1 -2 3 4", "error parsing byte: -2"),
+        ("08 1 2 3", "error parsing byte: 08"),
+        ("hex zz 1 2 3", "error parsing byte: zz"),
+        ("hex 012 1 2 3", "error parsing byte: 012"),
+    ],
+)
+def test_bytes_that_are_none_are_refused(text, message):
+    with pytest.raises(Failure) as caught:
+        taken(text, 4)
+
+    assert str(caught.value).startswith(message)
+
+
+@given(st.binary(min_size=1, max_size=40))
+def test_raw_bytes_survive_each_way(data):
+    """Plain, hex, run together, and as JSON has them."""
+    raw = Raw(len(data))
+
+    assert data == taken(" ".join(map(str, data)), len(data))
+    assert data == taken("hex " + data.hex(" "), len(data))
+    assert data == taken("hex " + data.hex(), len(data)) or len(data) == 1
+    assert data == raw.parse(raw.plain(data), "key")
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_numbers_survive_each_way(number):
+    spec = Spec("u64").fit(8, "key")
+
+    data = spec.take(Tokens([hex(number)]), "key")
+
+    assert number == int.from_bytes(data, "little")
+    assert str(number) == spec.text(data)
+    assert data == spec.parse(json.loads(json.dumps(spec.plain(data))), "key")
+
+
+@given(st.text(max_size=8).filter(lambda text: "\0" not in text))
+def test_text_survives_each_way(text):
+    spec = Spec("str").fit(32, "key")
+
+    data = spec.parse(text, "key")
+
+    assert len(data) == 32
+    assert text == spec.plain(data)
+    assert spec.text(data).isprintable()
+
+
+@given(st.binary(min_size=8, max_size=8).filter(lambda data: not data.endswith(b"\0")))
+def test_text_that_is_no_utf8_survives(data):
+    spec = Spec("str").fit(8, "key")
+
+    assert data == spec.parse(json.loads(json.dumps(spec.plain(data))), "key")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words", "data", "plain"),
+    [
+        ("<IHH", "1 0x20 3", struct.pack("<IHH", 1, 32, 3), [1, 32, 3]),
+        ("<q", "-5", struct.pack("<q", -5), -5),
+        ("<dd", "1.5 -2", struct.pack("<dd", 1.5, -2), [1.5, -2.0]),
+        (">H4s?", "7 ab true", struct.pack(">H4s?", 7, b"ab", True), [7, "ab", True]),
+        ("3B", "1 2 3", b"\x01\x02\x03", [1, 2, 3]),
+    ],
+)
+def test_structs_are_read_and_shown(pattern, words, data, plain):
+    record = Spec("struct", pattern).fit(len(data), "value")
+
+    assert data == record.take(Tokens(words.split()), "value")
+    assert plain == record.plain(data)
+    assert data == record.parse(plain, "value")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words", "message"),
+    [
+        (Spec("u64"), "x", "does not fit"),
+        (Spec("u64"), str(2**64), "does not fit"),
+        (Spec("u64"), "-1", "does not fit"),
+        (Spec("u64"), "", "got nothing"),
+        (Spec("str"), "123456789", "has room for 8 bytes, '123456789' has 9"),
+        (Spec("struct", "<I"), "1", "has 8 bytes, the struct '<I' has 4"),
+        (Spec("struct", "<Y"), "1", "no format of Python's struct"),
+        (Spec("struct", "<II"), "1", "got nothing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(spec, words, message):
+    with pytest.raises(Failure, match=message.replace("(", r"\(")):
+        taken(words, 8, spec)
+
+
+def test_u64_needs_whole_numbers():
+    with pytest.raises(Failure, match="12 bytes"):
+        Spec("u64").fit(12, "key")
+    assert Spec("u64").fit(16, "key").plain(struct.pack("<QQ", 1, 2)) == [1, 2]
+
+
+def test_entry_breaks_its_lines_as_bpftool_does():
+    """On one line up to 24 bytes; names alone from 17 bytes on; a gap after eight, 16 to a line."""
+
+    def layout(key_size, value_size):
+        pair = Pair(Raw(key_size), Raw(value_size))
+        return pair.entry_text(bytes(key_size), bytes(value_size))
+
+    assert layout(1, 2) == "key: 00  value: 00 00\n"
+    assert layout(8, 16).count("\n") == 1
+    assert layout(9, 16).count("\n") == 2
+    assert layout(4, 17).startswith("key:\n00 00 00 00\nvalue:\n")
+    assert hex_lines(bytes(9)) == "00 00 00 00 00 00 00 00  00"
+    assert hex_lines(bytes(33)).splitlines()[2] == "00"
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    )
+)
+def test_json_is_json(value):
+    assert value == json.loads(jsontext.dumps(value, False))
+    assert value == json.loads(jsontext.dumps(value, True))
+
+
+def test_map_is_named_in_every_way(own_directory):
+    """A word that is a map's name is no keyword; the last word is none either."""
+    for name in ("jobs", "n", "pin"):
+        Path(own_directory, name).touch()
+    inode = Path(own_directory, "jobs").stat().st_ino
+
+    for words in (
+        "jobs",
+        "/jobs",
+        "name jobs",
+        "na jobs",
+        "pinned {}/jobs",
+        "{}/jobs",
+        f"id {inode}",
+        f"i {inode:#x}",
+    ):
+        assert take_map(Tokens(words.format(own_directory).split())).name == "jobs", words
+    assert take_map(Tokens(["n", "key"])).name == "n"
+    assert take_map(Tokens(["pin", "key"])).name == "pin"
+    assert take_map(Tokens(["id"])).name == "id"
+    assert f"{own_directory}/jobs" == map_named("jobs").path
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"),
+    [
+        ("s", "show"),
+        ("l", "list"),
+        ("ls", "ls"),
+        ("d", "dump"),
+        ("de", "delete"),
+        ("u", "update"),
+        ("unl", "unlink"),
+        ("g", "getnext"),
+        ("gc", "gc"),
+        ("f", "freeze"),
+        ("c", "create"),
+        ("ch", "check"),
+        ("st", "stat"),
+        ("t", "top"),
+        ("x", None),
+        ("", None),
+    ],
+)
+def test_verbs_may_be_shortened(word, verb):
+    """bpftool's come first, in its order."""
+    assert verb == app.verb_of(word)
+
+
+def test_a_shortened_verb_of_two_meanings_is_refused():
+    with pytest.raises(Failure, match="info or import"):
+        app.verb_of("i")
+
+
+def test_figures_are_short():
+    assert [size_text(size) for size in (0, 999, 1024, 40960, 3 << 19, 9 << 30, 12 << 40)] == [
+        "0 B",
+        "999 B",
+        "1.0 KiB",
+        "40 KiB",
+        "1.5 MiB",
+        "9.0 GiB",
+        "12.0 TiB",
+    ]
+    assert [count_text(number) for number in (0, 0.5, 7, 12_345, 100_000, 1_234_567, 1e9)] == [
+        "0",
+        "0.5",
+        "7",
+        "12,345",
+        "100k",
+        "1.23M",
+        "1G",
+    ]
+    assert [percent_text(part) for part in (0, 1e-6, 0.5, 0.99999, 1)] == [
+        "0.0%",
+        "<0.1%",
+        "50.0%",
+        "99.9%",
+        "100.0%",
+    ]
+    assert [time_text(seconds) for seconds in (-1, 119, 120, 7200, 259_200)] == [
+        "0 s",
+        "119 s",
+        "2 min",
+        "2 h",
+        "3 d",
+    ]
+
+
+def test_plain_table_has_no_blanks_at_the_ends():
+    text = plain_table(["NAME", ">N"], [["a", "1"], ["long name", "20"]])
+
+    assert text.splitlines() == ["NAME        N", "a           1", "long name  20"]
+    assert plain_table(["A", "B"], []) == "A  B"

@@ -1,0 +1,361 @@
+"""export and import: every format there and back, under writers, interrupted, damaged, full."""
+
+import gzip
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commandline import Terminal, run, start
+
+from shmrhash import RHashMap
+
+STR = ("--str", "--value-u64")
+ENDINGS = ["snap", "npz", "ndjson", "csv"]
+NEW = ("--entries", 1000, "--key-size", 8, "--value-size", 8)
+HEAD_BYTES = 256
+
+
+def entries_of(name):
+    with RHashMap.open(name, read_only=True) as shared_map:
+        return dict(shared_map.items())
+
+
+@pytest.fixture(params=ENDINGS)
+def ending(request):
+    if request.param == "npz":
+        pytest.importorskip("numpy", reason="an .npz needs NumPy")
+    return request.param
+
+
+@pytest.mark.parametrize("options", [(), STR], ids=["bytes", "text"])
+def test_entries_come_back_as_they_were(make, tmp_path, ending, options):
+    """Into a new map, and into one that is there; quiet in a pipe."""
+    make(entries=500).close()
+    path = tmp_path / f"hits.{ending}"
+    lines = ending in ("ndjson", "csv")
+    new = NEW if lines else ()
+
+    assert run("export", "hits", path, *options) == run("export", "hits", path, *options)
+    made = run("import", path, "copy", *new, *options)
+    again = run("-j", "import", path, "copy", *options)
+
+    assert made.out == made.err == ""
+    assert again.json["entries"] == 500
+    assert entries_of("hits") == entries_of("copy")
+    run("check", "copy")
+
+
+def test_snapshot_and_npz_say_how_the_map_was(make, tmp_path):
+    pytest.importorskip("numpy", reason="an .npz needs NumPy")
+    make("odd", key_size=5, value_size=13, max_entries=77, map_extra=9, entries=4).close()
+    wanted = entries_of("odd")
+    for ending in ("snap", "npz"):
+        path = tmp_path / f"odd.{ending}"
+        run("export", "odd", path)
+        run("unlink", "odd")
+        run("import", path)
+
+        with RHashMap.open("odd") as shared_map:
+            assert (shared_map.max_entries, shared_map.map_extra) == (77, 9)
+        assert wanted == entries_of("odd")
+
+
+def test_empty_map_comes_back_empty(make, tmp_path, ending):
+    make(entries=0).close()
+    path = tmp_path / f"hits.{ending}"
+
+    run("export", "hits", path)
+    run("import", path, "copy", *NEW)
+
+    assert entries_of("copy") == {}
+
+
+def test_structs_and_text_survive_lines(make, tmp_path):
+    """Several fields in a cell; quotes, commas, line ends and letters of all kinds in text."""
+    shared_map = make(key_size=16, value_size=12, entries=0)
+    texts = ['a,b"c', "two\nlines", "naïve 東京"[:9], "", " x ", "key"]
+    for number, text in enumerate(texts):
+        key = text.encode().ljust(16, b"\0")
+        shared_map[key] = struct.pack("<IQ", number, number << 40)
+    shared_map.close()
+    options = ("--str", "--value-struct", "<IQ")
+    for ending in ("csv", "ndjson"):
+        path = tmp_path / f"hits.{ending}"
+        run("export", "hits", path, *options)
+        sizes = ("--entries", 9, "--key-size", 16, "--value-size", 12)
+        run("import", path, ending, *sizes, *options)
+
+        assert entries_of("hits") == entries_of(ending)
+
+
+def test_lines_are_what_other_programs_read(hits):
+    entries = [json.loads(line) for line in run("export", hits, "-", *STR).lines]
+    assert {entry["key"]: entry["value"] for entry in entries} == {"k1": 10, "k2": 20, "k3": 30}
+    raw = [json.loads(line) for line in run("export", hits, "-").lines]
+    assert {"key": "6b31000000000000", "value": "0a00000000000000"} in raw
+    lines = run("export", hits, "-", "-f", "csv", *STR).lines
+    assert lines[0] == "key,value"
+    assert sorted(lines[1:]) == ["k1,10", "k2,20", "k3,30"]
+
+
+def test_pipe_carries_a_map(hits):
+    """export | gzip | import, as over ssh."""
+    data = run("export", hits, "-", "-f", "snapshot").raw
+    assert gzip.decompress(gzip.compress(data)) == data
+
+    run("import", "-", "copy", "-f", "snapshot", stdin=data)
+
+    assert entries_of(hits) == entries_of("copy")
+
+
+def test_dump_is_imported_as_lines(hits):
+    """bpftool -j map dump | jq -c '.[]' has the same lines."""
+    lines = "".join(json.dumps(entry) + "\n" for entry in run("-j", "dump", hits).json)
+
+    run("import", "-", "copy", *NEW, stdin=lines)
+
+    assert entries_of(hits) == entries_of("copy")
+
+
+def test_numpy_reads_an_npz(make, tmp_path):
+    numpy = pytest.importorskip("numpy", reason="an .npz needs NumPy")
+    make().close()
+    run("export", "hits", tmp_path / "hits.npz")
+
+    with numpy.load(tmp_path / "hits.npz") as arrays:
+        found = dict(zip(arrays["keys"].view("S8"), arrays["values"].view("<u8"), strict=True))
+    assert found == {b"k1": 10, b"k2": 20, b"k3": 30}
+
+    numpy.savez(
+        tmp_path / "own.npz", keys=numpy.arange(9, dtype="<u8"), values=numpy.ones((9, 2), "<f4")
+    )
+    run("import", tmp_path / "own.npz", "own", "--entries", 9)
+    assert len(entries_of("own")) == 9
+
+
+def test_export_under_writers_has_each_entry_once(make, users, tmp_path):
+    """R2: values of eight equal words; entries that stay come exactly once."""
+    shared_map = make(value_size=64, entries=0, max_entries=3000)
+    for number in range(1000):
+        shared_map[b"stay%04d" % number] = bytes(64)
+    shared_map.close()
+
+    def churn():
+        nonlocal own
+        own = own or RHashMap.open("hits")
+        for number in range(1000):
+            own[b"stay%04d" % number] = struct.pack("<Q", number) * 8
+            own[b"come%04d" % number] = struct.pack("<Q", number) * 8
+        for number in range(1000):
+            del own[b"come%04d" % number]
+
+    own = None
+    users.start_working(churn)
+
+    for _ in range(2):
+        run("export", "hits", tmp_path / "hits.snap")
+        run("import", tmp_path / "hits.snap", "copy")
+        copy = entries_of("copy")
+        assert {b"stay%04d" % number for number in range(1000)} <= copy.keys()
+        assert all(value == value[:8] * 8 for value in copy.values())
+        assert run("-j", "import", tmp_path / "hits.snap", "copy").json["entries"] == len(copy)
+        run("unlink", "copy")
+
+
+def test_keep_leaves_what_is_there(hits, tmp_path, ending):
+    """A repeated import does not undo what others changed since."""
+    path = tmp_path / f"hits.{ending}"
+    run("export", hits, path)
+    run("update", hits, "key", "k1", "value", 77, *STR)
+    run("delete", hits, "key", "k2", "--str")
+
+    run("import", path, hits, "--keep")
+    assert {int.from_bytes(value, "little") for value in entries_of(hits).values()} == {77, 20, 30}
+    run("import", path, hits)
+    assert {int.from_bytes(value, "little") for value in entries_of(hits).values()} == {10, 20, 30}
+
+
+def make_big_snapshot(path, entries):
+    with RHashMap.create("big", key_size=8, value_size=8, max_entries=entries) as shared_map:
+        keys = b"".join(number.to_bytes(8, "little") for number in range(entries))
+        shared_map.update_batch(keys, keys)
+    run("export", "big", path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_import_can_be_repeated(own_directory, tmp_path, number):
+    """C1: stopped in the middle, by Ctrl-C or for good; the same command again completes it."""
+    path = tmp_path / "big.snap"
+    make_big_snapshot(path, 200_000)
+    whole = path.read_bytes()
+    words = ("import", "-", "copy", "-f", "snapshot")
+
+    importing = start(*words, stdin=subprocess.PIPE)
+    importing.stdin.write(whole[: len(whole) * 2 // 3])
+    importing.stdin.flush()
+    while not importing.poll() and entries_so_far("copy") < 65_536:
+        time.sleep(0.001)  # a poll, not an assumption
+    importing.send_signal(number)
+    _, err = importing.communicate()
+
+    assert importing.returncode == (130 if number == signal.SIGINT else -number)
+    assert b"Traceback" not in err
+    assert (b"the same command again" in err) == (number == signal.SIGINT)
+    assert 65_536 <= entries_so_far("copy") < 200_000
+    run(*words, stdin=whole)
+    assert entries_of("big") == entries_of("copy")
+    run("repair", "copy")
+
+
+def entries_so_far(name):
+    if not Path(os.environ["SHMRHASH_DIR"], name).exists():
+        return 0
+    with RHashMap.open(name, read_only=True) as shared_map:
+        return len(shared_map)
+
+
+def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
+    """A file is there when it is complete; an older one stays until then."""
+    make_big_snapshot(tmp_path / "big.snap", 300_000)
+    path = tmp_path / "big.ndjson"
+    path.write_text("old")
+
+    exporting = start("export", "big", path)
+    while not list(tmp_path.glob("big.ndjson.part*")) and exporting.poll() is None:
+        time.sleep(0.001)  # a poll, not an assumption
+    exporting.send_signal(signal.SIGINT)
+    exporting.communicate()
+
+    assert exporting.returncode == 130
+    assert path.read_text() == "old"
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-1], "ends early, behind 300 entries"),
+        (lambda data: data[:-2000], "ends early, behind 0 entries"),
+        (lambda data: data[: HEAD_BYTES - 1], "no snapshot"),
+        (lambda data: b"", "no snapshot"),
+        (lambda data: b"PK" + data[2:], "no snapshot"),
+        (lambda data: data[:20] + b"\x07" + data[21:], "head of the snapshot is damaged"),
+        (lambda data: data[:1000] + b"\xff\xfe" + data[1002:], "behind 0 entries"),
+        (lambda data: data[:HEAD_BYTES] + b"\xff" * 16 + data[HEAD_BYTES + 16 :], "behind 0"),
+    ],
+)
+def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
+    """Nothing of a chunk whose checksum is wrong is imported."""
+    make(entries=300).close()
+    path = tmp_path / "hits.snap"
+    run("export", "hits", path)
+    path.write_bytes(damage(path.read_bytes()))
+
+    result = run("import", path, "copy", status=5)
+
+    assert message in result.err
+    known = entries_of("hits")
+    if Path(os.environ["SHMRHASH_DIR"], "copy").exists():
+        assert entries_of("copy").items() <= known.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.ndjson", '{"key":"00"}\n', "line 1 is no JSON object"),
+        ("a.ndjson", '\n{"key":"0102030405060708","value":"01"}', "line 2: value expected 8"),
+        ("a.ndjson", '{"key":7,"value":8}', "line 1: key should be a string of hex digits"),
+        ("a.ndjson", "[]", "line 1 is no JSON object"),
+        ("a.csv", "key,value\n1,2,3\n", "line 2 is not two cells"),
+        ("a.csv", "key,value\nxyz,00\n", "line 2: key should be a string of hex digits"),
+        ("a.npz", "nothing of the kind", "no .npz"),
+    ],
+)
+def test_damaged_lines_are_named(hits, tmp_path, name, content, message):
+    if name.endswith("npz"):
+        pytest.importorskip("numpy", reason="an .npz needs NumPy")
+    path = tmp_path / name
+    path.write_text(content)
+
+    assert message in run("import", path, hits, status=5).err
+
+
+def test_what_cannot_be_imported_is_explained(make, tmp_path):
+    make(entries=5).close()
+    run("export", "hits", tmp_path / "hits.snap")
+    run("export", "hits", tmp_path / "hits.csv")
+    make("wide", value_size=16).close()
+
+    for words, status, message in (
+        (["import", tmp_path / "hits.snap", "wide"], 2, "have 8 + 8 bytes, those of map 'wide'"),
+        (["import", tmp_path / "hits.csv"], 2, "into which map?"),
+        (["import", tmp_path / "hits.csv", "new"], 3, "give --entries"),
+        (["import", tmp_path / "hits.snap", "small", "--entries", 2], 6, "is full, behind 2"),
+        (["import", tmp_path / "none.snap"], 3, "No such file"),
+        (["import", tmp_path], 2, "what is"),
+        (["import"], 2, "expected a FILE"),
+        (["export", "hits"], 2, "expected a FILE"),
+        (["export", "hits", tmp_path / "hits.xls"], 2, "--format"),
+        (["export", "hits", "-", "-f", "npz"], 2, "needs a file"),
+        (["export", "hits", tmp_path / "no" / "hits.snap"], 3, "No such file"),
+        (["export", "hits", tmp_path / "a.csv", "more"], 2, "did not expect 'more'"),
+    ):
+        assert message in run(*words, status=status).err, words
+
+
+def test_import_into_a_larger_map_is_the_way_out_of_a_full_one(make, tmp_path):
+    make(entries=20, max_entries=20).close()
+    run("export", "hits", tmp_path / "hits.snap")
+
+    run("import", tmp_path / "hits.snap", "larger", "--entries", 500)
+
+    assert entries_of("hits") == entries_of("larger")
+    run("update", "larger", "key", "one more", "value", 1, *STR)
+
+
+def test_progress_is_for_terminals(make, tmp_path):
+    make(entries=300).close()
+    words = ("export", "hits", tmp_path / "hits.snap")
+
+    with Terminal(*words) as terminal:
+        assert terminal.finish() == 0
+        assert "exported 300 entries" in terminal.text
+    assert run(*words).err == ""
+
+
+@pytest.mark.long
+def test_snapshot_of_a_million_entries_takes_half_a_second(own_directory, tmp_path):
+    """2 million entries a second each way, the best of five, as the command itself measures."""
+    path = tmp_path / "big.snap"
+    make_big_snapshot(path, 1_000_000)
+
+    exports, imports = [], []
+    for _ in range(5):
+        exports.append(run("-j", "export", "big", path).json["seconds"])
+        imports.append(run("-j", "import", path, "copy").json["seconds"])
+        run("unlink", "copy")
+
+    assert min(exports) < 0.5
+    assert min(imports) < 0.5
+
+
+def test_python_without_numpy_exports_and_imports(make, tmp_path):
+    """NumPy is needed for .npz alone."""
+    make(entries=300).close()
+    script = (
+        "import sys; sys.modules['numpy'] = None; from shmrhash.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", script]
+
+    run("export", "hits", tmp_path / "hits.snap", command=command)
+    run("import", tmp_path / "hits.snap", "copy", command=command)
+    refused = run("export", "hits", tmp_path / "hits.npz", status=8, command=command)
+
+    assert entries_of("hits") == entries_of("copy")
+    assert "shmrhash[numpy]" in refused.err
