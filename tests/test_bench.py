@@ -15,6 +15,7 @@ BENCH = Path(__file__).parent / "bench"
     "command",
     [
         ["bench_dict.py", "--quick", "--keys", "copies"],
+        ["bench_batch.py", "--quick"],
         ["core.py", "--quick", "--sizes", "32/256"],
         ["memory.py", "--sizes", "8/8", "32/256", "--entries", "1", "5000"],
         ["processes.py", "--processes", "1", "2", "--rounds", "1"],

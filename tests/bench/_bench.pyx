@@ -7,7 +7,8 @@
 #
 # Keys are those of the kernel's LOOKUP benchmark (bench bpf-hashmap-lookup): 32-bit words, word 0
 # is the number of the entry plus one, word j is 2654435761 * j; one key buffer, patched for each
-# operation. A run takes the entries in sequence or in the order of an array.
+# operation. A run takes the entries in sequence or in the order of an array. run_keys takes keys
+# and values from arrays instead, for bench_batch.py: what a batch does, one by one.
 include "_core.pyx"
 
 # Everything used below, so that it does not depend on what _core.pyx happens to use.
@@ -110,6 +111,66 @@ cdef class BenchHandle(MapHandle):
         if status != OK:
             raise RuntimeError(f"{task} ended with status {<int> status} after {done} operations")
         return ended - began, done
+
+    def run_keys(self, str task not None, const uint8_t[::1] keys not None,
+                 uint8_t[::1] values not None, uint8_t[::1] mask not None):
+        """(nanoseconds, how many ended in OK) of lookup, update or delete, of each key."""
+        cdef Op op
+        cdef int64_t began, ended
+        cdef uint64_t done = 0
+        cdef uint64_t count = mask.shape[0]
+        cdef uint32_t kind = TASKS[task]
+        cdef Status status
+        if (<uint64_t> keys.shape[0] < count * self.map.key_size
+                or <uint64_t> values.shape[0] < count * self.map.value_size):
+            raise ValueError("arrays of different lengths")
+        if count == 0 or kind not in (LOOKUP, UPDATE, DELETE):
+            raise ValueError("nothing to do, or not known here")
+        self._enter(&op)
+        began = clock_ns(CLOCK_MONOTONIC)
+        with nogil:
+            status = keys_run(&op, kind, &keys[0], &values[0], &mask[0], count, &done)
+        ended = clock_ns(CLOCK_MONOTONIC)
+        self._leave(&op)
+        if status != OK:
+            raise RuntimeError(f"{task} ended with status {<int> status} after {done} operations")
+        return ended - began, done
+
+
+cdef inline Status keys_step(Op *op, uint32_t task, uint8_t *value) noexcept nogil:
+    cdef Status status
+    op.hash = hash_key(op.map.seeds, op.key, op.map.key_size)
+    op.element_filled = False
+    if task == LOOKUP:
+        status = map_glance(op.map, op.hash, op.key, value)
+        if unlikely(status == RETRY):
+            return map_lookup(op.map, op.hash, op.key, value)
+        return status
+    if task == UPDATE:
+        return map_update(op, value, UPDATE_ANY)
+    return map_delete(op, NULL)
+
+
+cdef Status keys_run(
+        Op *op, uint32_t task, const uint8_t *keys, uint8_t *values, uint8_t *mask,
+        uint64_t count, uint64_t *done) noexcept nogil:
+    cdef uint64_t index
+    cdef Status status
+    for index in range(count):
+        op.key = keys + index * op.map.key_size
+        while True:                            # RETRY and BUSY pass: nobody is stopped here
+            status = keys_step(op, task, values + index * op.map.value_size)
+            if unlikely(op.context.element != 0 or op.context.line_stash != 0):
+                op_settle(op)
+            op_end(op)
+            op_begin(op)
+            if likely(status != RETRY and status != BUSY):
+                break
+        if unlikely(status != OK and status != ABSENT):
+            return status
+        mask[index] = status == OK
+        done[0] += status == OK
+    return OK
 
 
 cdef inline Status map_read(

@@ -18,6 +18,7 @@ cimport lookup as core_lookup
 cimport map as core_map
 cimport pool
 cimport table
+cimport walk
 from chain cimport Found
 from check cimport Report, check_map
 from field cimport Field, FIELD_ADD, FIELD_SIGNED
@@ -26,7 +27,8 @@ from geometry cimport (
 )
 from hashing cimport hash_key
 from layout cimport Bucket, Header, PAGE_BYTES, REGION_CONTEXTS
-from lock cimport Op
+from lock cimport Op, op_begin, op_end
+from order cimport Position, Sink, bucket_read
 from segment cimport segment_examine, segment_fill
 from status cimport Status, OK
 from system cimport MAP_FAILED, MAP_SHARED, PROT_READ, fstat, mmap, munmap, stat_t
@@ -37,6 +39,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     WHO_COUNT = 4
+    GUARDED = 2                # entries before and behind the room of a sink
 
 STATUSES = [
     "OK", "ABSENT", "PRESENT", "FULL", "NO_MEMORY", "CORRUPT", "BUSY", "NO_CONTEXT", "CLOSED",
@@ -349,6 +352,81 @@ cdef class Image:
 
     def table_shrink(self, uint64_t who):
         return named(table.table_shrink(self.op(who)))
+
+    # ---- order and walk ----
+
+    cdef read(self, str way, tuple place, uint64_t room, uint64_t steps, bint with_values, who):
+        """One read into a sink that has entries already, and whose end is watched."""
+        cdef uint64_t total = room + 2 * GUARDED
+        cdef uint64_t size = self.map.key_size
+        cdef uint64_t value_size = self.map.value_size
+        cdef bytearray keys = bytearray(b"\xEE") * (total * size)
+        cdef bytearray values = bytearray(b"\xEE") * (total * value_size)
+        cdef bytearray inside = bytearray(size if place[1] is None else place[1])
+        cdef Position position
+        cdef Sink sink
+        cdef Op reader
+        cdef Op *op = &reader
+        cdef Status status
+        memset(&reader, 0, sizeof(Op))
+        reader.map = &self.map
+        position.order = place[0]
+        position.inside = place[1] is not None
+        position.key = <uint8_t *> <char *> inside
+        sink.keys = <uint8_t *> <char *> keys
+        sink.values = NULL
+        sink.waiter = NULL
+        sink.count = GUARDED
+        sink.capacity = GUARDED + room
+        if with_values:
+            sink.values = <uint8_t *> <char *> values
+        if who is not None:
+            op = self.op(who)
+        if <uint64_t> len(inside) != size:
+            raise ValueError("not a key")
+        if way != "on" and who is not None:
+            sink.waiter = op
+        if way == "bucket":
+            status = bucket_read(&self.map, &position, &sink)
+        elif way == "steps":
+            status = walk.walk_steps(&self.map, &position, &sink, steps)
+        else:
+            if op.context != NULL:
+                op_begin(op)
+            status = walk.walk_on(op, &position, &sink)
+            if op.context != NULL:
+                op_end(op)
+        if sink.count > sink.capacity:
+            raise ValueError("the sink is fuller than it can be")
+        for text, width in (keys, size), (values, value_size):
+            if text[:GUARDED * width] + text[(GUARDED + room) * width:] != (
+                    b"\xEE" * (2 * GUARDED * width)):
+                raise ValueError("written outside of the sink")
+        pairs = [
+            (bytes(keys[at * size:(at + 1) * size]),
+             bytes(values[at * value_size:(at + 1) * value_size]) if with_values else None)
+            for at in range(GUARDED, sink.count)]
+        return named(status), pairs, (
+            position.order, bytes(inside) if position.inside else None)
+
+    def bucket_read(self, tuple place not None, uint64_t room=1000, with_values=True, waiter=None):
+        """The status, the (key, value) appended, and the place now: (order, key or None)."""
+        return self.read("bucket", place, room, 0, with_values, waiter)
+
+    def walk_steps(self, tuple place not None, uint64_t room, uint64_t steps, waiter=None):
+        """As bucket_read."""
+        return self.read("steps", place, room, steps, True, waiter)
+
+    def walk_on(self, tuple place not None, uint64_t room, who=None):
+        """As bucket_read; without who as a handle that may only read."""
+        return self.read("on", place, room, 0, True, who)
+
+    def bucket_look(self, uint64_t index):
+        """(level, entries, lines, locked); None if there is no such bucket."""
+        cdef walk.BucketFacts facts
+        if not walk.bucket_look(&self.map, index, &facts):
+            return None
+        return facts.level, facts.entries, facts.lines, bool(facts.locked)
 
     # ---- map ----
 

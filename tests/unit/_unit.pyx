@@ -8,7 +8,9 @@ cimport atomics
 cimport geometry as core_geometry
 cimport hashing
 cimport layout
+cimport order as core_order
 cimport segment
+cimport walk
 from geometry cimport Map, PoolView
 from status cimport OK
 
@@ -32,6 +34,10 @@ def match7(list tags not None, uint32_t tag, uint32_t shift=0):
 
 def multiply_fold(uint64_t a, uint64_t b):
     return atomics.multiply_fold(a, b)
+
+
+def reverse_bits_u32(uint32_t word):
+    return atomics.reverse_bits_u32(word)
 
 
 def copy_in_and_out(bytes value not None, uint64_t offset=0):
@@ -189,6 +195,16 @@ def hash_keys(tuple seeds not None, bytes keys not None, uint64_t key_size):
     for index in range(count):
         results[index] = hashing.hash_key(words, at + index * key_size, key_size)
     return hashes
+
+
+# ---- order and walk ----
+
+def bucket_range_last(uint64_t order, uint32_t level):
+    return core_order.bucket_range_last(order, level)
+
+
+def order_next(uint64_t order, uint64_t bucket, uint64_t count):
+    return walk.order_next(order, bucket, count)
 
 
 # ---- segment ----

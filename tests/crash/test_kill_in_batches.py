@@ -1,0 +1,272 @@
+"""A process is killed at every change that a batch makes (C1, C2): a beginning of it is done.
+
+As test_kill_every_instruction.py, with this oracle: the batch done to a dict, key by key, gives one
+model for each number of keys done. What the survivor finds is one of them, never between two, and
+the later the kill, the more keys. So at most one key, the next one, was in doubt. Then the survivor
+meets the dead by writing one of the two keys that they can have been at, or in another way, and
+finds the map sound and nothing lost.
+
+The batches are the core's functions, with their arrays ready: all that is stepped through.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import stepping
+from test_kill_every_instruction import (
+    COLLISIONS,
+    MEETINGS,
+    Scenario,
+    Tally,
+    added,
+    contents,
+    entries,
+    explained,
+    facts,
+    filled,
+    opened,
+    rose,
+    shm_path,
+    survive,
+    untouched,
+    word,
+)
+
+from shmrhash import BPF_NOEXIST, _core
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+FIVE = entries(5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch on one map."""
+
+    name: str
+    operate: Callable  # (scenario): what the child does with its handle
+    steps: Callable  # (scenario, keys in the map's order): functions that do it to a dict, in turn
+    keys: tuple  # the number of the key of each step; () if the map says which
+    fill: Callable = FIVE
+    geometry: dict = dataclasses.field(default_factory=dict)
+    result: object = None  # of operate, by itself
+    proof: Callable = lambda before, after: True  # of facts()
+
+    def __str__(self):
+        return self.name.replace(" ", "-")
+
+    @property
+    def scenario(self):
+        return Scenario(self.name, None, None, self.fill, geometry=self.geometry)
+
+
+def words(numbers):
+    return b"".join(map(word, numbers))
+
+
+def updating(name, keys, flag=0, **more):
+    """update_many of these keys; their values are their numbers and 100."""
+
+    def operate(scenario):
+        rows, stored = words(keys), bytearray(len(keys))
+        values = b"".join(scenario.value(key + 100) for key in keys)
+
+        def update_many(m):
+            _core.update_many(m, rows, values, flag, stored)
+            return stored
+
+        return update_many
+
+    def step(scenario, key):
+        def update(model):
+            if not (flag == BPF_NOEXIST and word(key) in model):
+                model[word(key)] = scenario.value(key + 100)
+
+        return update
+
+    return Batch(name, operate, lambda scenario, _: [step(scenario, k) for k in keys], keys, **more)
+
+
+def deleting(name, keys, **more):
+    """delete_many of these keys."""
+    rows, deleted = words(keys), bytearray(len(keys))
+
+    def delete_many(m):
+        _core.delete_many(m, rows, None, deleted, False)
+        return deleted
+
+    return Batch(
+        name,
+        lambda _: delete_many,
+        lambda *_: [lambda model, k=k: model.pop(word(k), None) for k in keys],
+        keys,
+        **more,
+    )
+
+
+def adding(name, keys, initial=None, offset=0, **more):
+    """add_many of 7, once more for a key that comes twice."""
+    rows, deltas, sums = words(keys), words([7] * len(keys)), bytearray(8 * len(keys))
+
+    def add_many(m):
+        _core.add_many(m, rows, deltas, sums, initial, offset)
+        return sums
+
+    return Batch(
+        name,
+        lambda _: add_many,
+        lambda *_: [added(k, 7, offset, initial) for k in keys],
+        keys,
+        **more,
+    )
+
+
+def taking(name, count, **more):
+    """lookup_and_delete_batch of so many entries, in the map's order."""
+    keys, values = bytearray(8 * count), bytearray(8 * count)
+
+    def take(m):
+        taken, _ = _core.take_entries(m, None, keys, values, count)
+        return keys[: 8 * taken], values[: 8 * taken]
+
+    def steps(_, in_order):
+        return [lambda model, key=key: model.pop(key) for key in in_order[:count]]
+
+    return Batch(name, lambda _: take, steps, (), **more)
+
+
+BATCHES = {
+    batch.name: batch
+    for batch in [
+        updating("first inserts of a map", (1, 2), fill=untouched, result=b"\1\1"),
+        updating("inserts", (6, 7), result=b"\1\1"),
+        updating("inserts into a line", (7, 8, 9), fill=entries(6), geometry=COLLISIONS),
+        updating("updates", (3, 1, 5), result=b"\1\1\1"),
+        updating("updates of 64 bytes", (3, 1), geometry={"value_size": 64}),
+        updating("an update between inserts", (6, 3, 7), result=b"\1\1\1"),
+        updating("an insert between refusals", (3, 6, 4), BPF_NOEXIST, result=b"\0\1\0"),
+        updating("one key again and again", (6, 6, 6), BPF_NOEXIST, result=b"\1\0\0"),
+        updating(
+            "inserts that split",
+            tuple(range(33, 49)),
+            fill=entries(32),
+            proof=rose("grows"),
+            result=b"\1" * 16,
+        ),
+        updating("the last inserts of a map", (63, 64), fill=entries(62), result=b"\1\1"),
+        deleting("deletes", (4, 2), result=b"\1\1"),
+        deleting("a delete between absent keys", (9, 2, 8), result=b"\0\1\0"),
+        deleting("deletes that dissolve a line", (1, 8, 4), fill=entries(9), geometry=COLLISIONS),
+        taking("takes", 3),
+        taking("takes from a chain", 3, fill=entries(9), geometry=COLLISIONS),
+        taking("takes of all there is", 10, fill=entries(3)),
+        adding("additions", (3, 1, 3)),
+        adding("additions to absent keys", (6, 3, 6), initial=100),
+        adding("additions across words", (3, 1), offset=5, geometry={"value_size": 24}),
+    ]
+}
+
+# Batches of many changes: a sample of them, seeded, unless the test is a long one.
+SAMPLED = {"first inserts of a map": 30, "inserts that split": 30}
+
+# The instructions that are known to change the segment, from earlier batches: spares long traces.
+LEARNED = set()
+
+every_batch = pytest.mark.parametrize("batch", BATCHES.values(), ids=str)
+
+
+def models_of(batch, scenario, before, in_order):
+    """What the map may be: after no key, one key, and so on."""
+    models = [dict(before)]
+    for step in batch.steps(scenario, in_order):
+        following = dict(models[-1])
+        step(following)
+        models.append(following)
+    return models
+
+
+def prefix_of(models, seen, least):
+    """How many keys are done, at least so many: the fewest that give what was seen."""
+    fitting = [done for done, model in enumerate(models) if model == seen and done >= least]
+    assert fitting, f"seen is no beginning of the batch behind its first {least} keys"
+    return fitting[0]
+
+
+def expect_result(batch, scenario, trace, models, in_order, before):
+    """What the uninterrupted batch returned."""
+    if batch.keys:
+        assert batch.result is None or batch.result == trace.result
+        return
+    taken = [key for key in in_order if key in before and key not in models[-1]]
+    expected = b"".join(taken), b"".join(before[key] for key in taken)
+    assert expected == trace.result
+
+
+def kill_and_survive(batch, name, record_property, *, sample, seed, meetings_at_once):
+    """Every state of a batch, or a sample of them, in the order of time."""
+    scenario = batch.scenario
+    tally = Tally()
+    with filled(scenario, name) as (survivor, before):
+        in_order = [key for key, _ in survivor.items()]
+        models = models_of(batch, scenario, before, in_order)
+        numbers = batch.keys or [int.from_bytes(k, "little") for k in in_order[: len(models) - 1]]
+        keys = {key for model in models for key in model}
+        segment = stepping.Segment(shm_path(name))
+        at_start = facts(survivor)
+
+        def whole(trace):
+            assert len(trace.changes) >= 2 * len(numbers)
+            assert batch.proof(at_start, facts(survivor))
+            assert contents(survivor, keys) == models[-1]
+            expect_result(batch, scenario, trace, models, in_order, before)
+
+        done = 0
+        reached = set()
+        for crash in stepping.crash_states(
+            opened(name),
+            batch.operate(scenario),
+            segment,
+            sample=sample,
+            seed=seed,
+            traced=whole,
+            pcs=LEARNED,
+        ):
+            tally.add(crash)
+            meetings = MEETINGS if meetings_at_once else [MEETINGS[crash.n % len(MEETINGS)]]
+            for meet in meetings:
+                segment.restore(crash.image)
+                with explained(crash, meet):
+                    seen = contents(survivor, keys)
+                    done = prefix_of(models, seen, done)
+                    # The next key, or the last one done, which may not be finished.
+                    at = min(max(done - crash.n // len(MEETINGS) % 2, 0), len(numbers) - 1)
+                    meant = dataclasses.replace(scenario, key=numbers[at])
+                    survive(meant, survivor, meet, seen, seen)
+            reached.add(done)
+        assert crash.n == crash.total
+        assert models[done] == models[-1]
+        assert sample is not None or all(model in [models[n] for n in reached] for model in models)
+    tally.report(record_property, f"{scenario}, seed {seed}", crash.total)
+
+
+@every_batch
+def test_a_killed_batch_is_done_up_to_one_key(batch, map_name, seed, record_property):
+    """C1, C2, R1, W2: killed after each change of the segment; survivors meet it in turn."""
+    kill_and_survive(
+        batch,
+        map_name,
+        record_property,
+        sample=SAMPLED.get(batch.name),
+        seed=seed,
+        meetings_at_once=False,
+    )
+
+
+@pytest.mark.long
+@every_batch
+def test_a_killed_batch_is_done_up_to_one_key_whoever_comes(batch, map_name, seed, record_property):
+    """C1, C2, R1, W2: the same without samples, and each way to meet the dead on each state."""
+    kill_and_survive(
+        batch, map_name, record_property, sample=None, seed=seed, meetings_at_once=True
+    )
