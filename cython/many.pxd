@@ -20,7 +20,7 @@ from hashing cimport hash_key
 from field cimport Field, field_compute
 from lock cimport Op, op_begin, op_end
 from table cimport table_guess
-from lookup cimport map_lookup, map_contains
+from lookup cimport map_contains, map_glance, map_lookup
 from map cimport map_update, map_delete
 from modify cimport map_apply, map_lookup_unlocked
 
@@ -95,15 +95,19 @@ cdef inline Status many_one(Op *op, Many *many, uint64_t i) noexcept nogil:
     """The ordinary operation on key i, whose hash is op.hash."""
     cdef Map *map = op.map
     cdef uint8_t *value = NULL
+    cdef Status status
     op.key = many.keys + i * map.key_size
     op.element_filled = False
     if many.values != NULL:
         value = many.values + i * map.value_size
     if many.kind == MANY_LOOKUP and op.f_lock:
         return map_lookup_unlocked(op, value)
-    if many.kind == MANY_LOOKUP:
-        return map_lookup(map, op.hash, op.key, value)
-    if many.kind == MANY_CONTAINS:
+    if many.kind <= MANY_CONTAINS:
+        status = map_glance(map, op.hash, op.key, value)
+        if likely(status != RETRY):
+            return status
+        if many.kind == MANY_LOOKUP:
+            return map_lookup(map, op.hash, op.key, value)
         return map_contains(map, op.hash, op.key)
     if many.kind == MANY_UPDATE:
         return map_update(op, value, many.flag)
