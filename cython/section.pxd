@@ -17,7 +17,7 @@
 # Killed while a section is open, the element becomes LIVE with the value from before; after the CAS
 # to UPD the new value is completed (recovery.pxd). context.target names the element all the time.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport cas_acq_rel_u64, copy_in, copy_out, fence_acquire, likely
+from atomics cimport cas_acq_rel_u64, copy_in, copy_out, fence_acquire, load_relaxed_u64
 from status cimport Status, OK, ABSENT, RETRY
 from layout cimport (
     ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, element_header, lock_bits,
@@ -50,6 +50,11 @@ cdef inline Status section_open(
             if status == OK:
                 section.index = found.index
                 copy_out(value, element_value(op.map, found.element), op.map.value_size)
+                # The copy before the second look: whoever deletes the element cuts us off, and it
+                # may have another's value by now. Pairs with the release stores of headers.
+                fence_acquire()
+                if load_relaxed_u64(&found.element.header) != section.held:
+                    status = RETRY
         elif status == ABSENT and create != NULL:
             status = map_insert(op, create, &scavenge)
             if status == OK:
