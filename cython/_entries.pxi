@@ -64,8 +64,6 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) exc
         with nogil:
             status = walk_on(op, position, sink)
         if status == RETRY or status == BUSY:
-            if patience.turn == READ_ROUNDS_MAX:
-                handle._raise(CORRUPT, NULL)
             handle._wait(op, status, &patience)
     if status != OK and status != ABSENT:
         handle._raise(status, NULL)

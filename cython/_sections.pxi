@@ -104,7 +104,6 @@ cdef class LockedValue:
             raise _errors.Error(
                 f"map {self.handle.name!r}: the section is the parent process's; it is not ended")
         patience = self.handle._patience()
-        patience.limit_ns = -1                 # what it waits for is never longer than a few stores
         op_begin(&self.op)
         try:
             frozen = load_relaxed_u64(&self.handle.map.header.frozen) != 0
@@ -119,6 +118,9 @@ cdef class LockedValue:
                     status = section_abandon(&self.op, &self.section)
                 if status == RETRY or status == BUSY:
                     self.handle._wait(&self.op, status, &patience)
+        except BaseException:                  # nobody shall find it held by a context at rest
+            section_abandon(&self.op, &self.section)
+            raise
         finally:
             self.handle._leave(&self.op)
         if status != OK and status != ABSENT:
