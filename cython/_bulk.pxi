@@ -118,7 +118,7 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
             with nogil:
                 status = many_on(&op, many, upto)
             if many.done != before:
-                patience.turn = 0
+                patience.turn = patience.retries = 0
             if status == BUSY or status == RETRY or handle._freed(status):
                 handle._wait(&op, status, &patience)
             elif status != OK:

@@ -31,10 +31,12 @@ from status cimport (
 )
 from layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
-    LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_CONTEXTS, REGION_PROCESSES, REGION_COUNT,
+    LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT,
     depot_credit, depot_count as depot_parked, word_locked, word_owner,
 )
-from geometry cimport Map, geometry_compute, geometry_bind, context_at, round_up
+from geometry cimport (
+    Map, geometry_compute, geometry_bind, context_at, round_up, region_usable, contexts_usable,
+)
 from hashing cimport hash_key
 from system cimport (
     segment_open, segment_fd, is_segment, byte_lock, close as close_fd, fstat, stat_t, clock_ns,
@@ -106,6 +108,7 @@ cdef dict sections_open = {}
 # How long an operation has waited, and may.
 cdef struct Patience:
     uint64_t turn
+    uint64_t retries           # one after another
     int64_t began
     int64_t limit_ns           # negative: for ever
 
@@ -289,7 +292,7 @@ cdef class MapHandle:
 
     cdef inline Patience _patience(self) noexcept:
         cdef Patience patience
-        patience.turn = 0
+        patience.turn = patience.retries = 0
         patience.began = 0
         patience.limit_ns = self.map.timeout_ns
         return patience
@@ -309,6 +312,9 @@ cdef class MapHandle:
                 f"map {self.name!r}: waited {(now - patience.began) / 1e9:.1f} s for a lock whose "
                 f"owner is alive but does not let go (in a locked section, stopped, or swapped "
                 f"out?); continue or kill it")
+        patience.retries = 0 if status == BUSY else patience.retries + 1
+        if patience.retries > READ_ROUNDS_MAX:         # only while somebody damages the segment
+            self._raise(CORRUPT, op)
         if op.context != NULL:
             op_end(op)
         with nogil:
@@ -721,6 +727,8 @@ cdef class MapHandle:
         self._enter_to_write(&op)
         try:
             index = table_count(&self.map)
+            if index > self.map.bucket_max:    # only in a damaged segment
+                index = self.map.bucket_max
             while index > 0:                   # downwards: a merge moves entries to lower buckets
                 status = map_clear_bucket(&op, index - 1)
                 if status == ABSENT:
@@ -729,7 +737,7 @@ cdef class MapHandle:
                     map_shrink_if_empty(&op)
                     count = table_count(&self.map)
                     index = index if index < count else count
-                    patience.turn = 0
+                    patience.turn = patience.retries = 0
                 elif status == BUSY or status == RETRY:
                     self._wait(&op, status, &patience)
                 else:

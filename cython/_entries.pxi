@@ -58,7 +58,6 @@ cdef class Place:
 cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) except -1:
     """Read entries until the sink is full or the map at its end."""
     cdef Status status = RETRY
-    cdef uint64_t rounds = 0
     cdef uint64_t order, count
     cdef Patience patience = handle._patience()
     sink.waiter = op if op.f_lock and sink.values != NULL else NULL
@@ -68,11 +67,8 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) exc
         with nogil:
             status = walk_on(op, position, sink)
         if position.order != order or sink.count != count:
-            patience.turn = rounds = 0
+            patience.turn = patience.retries = 0
         if status == RETRY or status == BUSY:
-            rounds += status == RETRY
-            if rounds == READ_ROUNDS_MAX:
-                handle._raise(CORRUPT, NULL)
             handle._wait(op, status, &patience)
     if status != OK and status != ABSENT:
         handle._raise(status, NULL)

@@ -15,8 +15,7 @@ cdef class ObservedHandle(MapHandle):
     def _processes(self):
         """{index, pid, command, attached_ns, alive, operations, waits} of each used slot."""
         cdef uint64_t index, at
-        cdef uint64_t contexts = self.map.header.regions[REGION_CONTEXTS].usable // (
-            self.map.context_stride)
+        cdef uint64_t contexts = contexts_usable(&self.map)
         cdef ProcessSlot *slot
         cdef Context *context
         cdef dict operations = {}
@@ -28,8 +27,7 @@ cdef class ObservedHandle(MapHandle):
             operations[index] = operations.get(index, 0) + context.batched + (
                 (load_relaxed_u64(&context.activity) - context.activity_before) >> 1)
         found = []
-        for index in range(self.map.header.regions[REGION_PROCESSES].usable
-                           // sizeof(ProcessSlot)):
+        for index in range(region_usable(&self.map, REGION_PROCESSES) // sizeof(ProcessSlot)):
             slot = self.map.processes + index
             if load_acquire_u64(&slot.used) != 0:
                 found.append({
@@ -51,8 +49,7 @@ cdef class ObservedHandle(MapHandle):
             raise _errors.MapClosed(f"map {self.name!r} is closed")
         statistics = &self.map.header.statistics
         contexts = 0
-        for index in range(self.map.header.regions[REGION_CONTEXTS].usable
-                           // self.map.context_stride):
+        for index in range(contexts_usable(&self.map)):
             contexts += context_at(&self.map, index).owner != 0
         parked = 0
         for index in range(self.map.depot_count):

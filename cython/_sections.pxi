@@ -122,7 +122,6 @@ cdef class LockedValue:
             raise _errors.Error(
                 f"map {self.handle.name!r}: the section is the parent process's; it is not ended")
         patience = self.handle._patience()
-        patience.limit_ns = -1
         op_begin(&self.op)
         frozen = load_relaxed_u64(&self.handle.map.header.frozen) != 0
         while status == RETRY or status == BUSY:
@@ -146,8 +145,10 @@ cdef class LockedValue:
 
     cdef void _roll_back(self) noexcept:
         """End the section as if nothing had happened: it waits for nobody."""
-        while section_abandon(&self.op, &self.section) == RETRY:   # writers never go on so long
-            pass
+        cdef uint64_t _rounds
+        for _rounds in range(READ_ROUNDS_MAX):             # writers never go on so long
+            if section_abandon(&self.op, &self.section) != RETRY:
+                break
         self._rest()
 
     cdef void _rest(self) noexcept:

@@ -30,7 +30,7 @@ from layout cimport (
     Bucket, Element, ELEMENT_LIVE, ELEMENT_ALLOC, SLOT_COUNT, LINK_SLOT, LINK_BASE,
     BUCKET_VERSION_ONE, element_state, element_header, lock_bits,
 )
-from geometry cimport Map, element_at, line_at, pool_object
+from geometry cimport Map, element_at, line_at, pool_object, name_of
 from lock cimport Op
 from pool cimport pool_take
 
@@ -109,8 +109,7 @@ cdef inline uint32_t line_used(Bucket *line) noexcept nogil:
     cdef uint32_t slot
     cdef uint32_t used = 0
     for slot in range(SLOT_COUNT):
-        if line.indices[slot] != 0:
-            used += 1
+        used += load_relaxed_u32(&line.indices[slot]) != 0
     return used
 
 cdef inline Bucket *chain_last(Map *map, Bucket *bucket, Bucket **before) noexcept nogil:
@@ -165,6 +164,7 @@ cdef inline Status chain_append(
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(map, bucket, &before)
     cdef Bucket *line
+    cdef uint64_t index_of_line
     cdef uint32_t slot
     cdef Status status
     for slot in range(SLOT_COUNT):
@@ -177,7 +177,8 @@ cdef inline Status chain_append(
     status = line_take(op)
     if status != OK:
         return status
-    line = line_at(map, op.context.line)
+    index_of_line = name_of(&map.line_pool, load_relaxed_u64(&op.context.line))
+    line = line_at(map, index_of_line)
     for slot in range(SLOT_COUNT):
         store_relaxed_u32(&line.indices[slot], 0)
     store_relaxed_u32(&line.tags[0], last.tags[LINK_SLOT])
@@ -188,7 +189,7 @@ cdef inline Status chain_append(
     # Release: the line; pairs with the acquire in chain_next. The element that stood in this slot
     # is found behind the link from here on.
     store_release_u32(
-        &last.indices[LINK_SLOT], <uint32_t> (LINK_BASE + op.context.line))
+        &last.indices[LINK_SLOT], <uint32_t> (LINK_BASE + index_of_line))
     compiler_fence()
     store_relaxed_u64(&line.header, element_header(line.header, ELEMENT_LIVE, 0))
     compiler_fence()
@@ -197,7 +198,8 @@ cdef inline Status chain_append(
 
 cdef inline Status line_take(Op *op) noexcept nogil:
     """A line for context.line: from the context's own stash, else from the pool."""
-    cdef uint64_t stashed = op.context.line_stash
+    cdef uint64_t stashed = name_of(
+        &op.map.line_pool, load_relaxed_u64(&op.context.line_stash))
     if stashed == 0:
         return pool_take(op, &op.map.line_pool, &op.context.line)
     op.context.line = stashed
@@ -208,7 +210,8 @@ cdef inline Status line_take(Op *op) noexcept nogil:
 
 cdef inline void line_stash(Op *op) noexcept nogil:
     """Move context.line, unlinked and ALLOC, to the stash: no lock is needed, so it cannot fail."""
-    pool_object(&op.map.line_pool, op.context.line).words[0] = op.context.line_stash
+    pool_object(&op.map.line_pool, name_of(
+        &op.map.line_pool, load_relaxed_u64(&op.context.line))).words[0] = op.context.line_stash
     compiler_fence()
     op.context.line_stash = op.context.line
     compiler_fence()
@@ -233,11 +236,12 @@ cdef inline void chain_remove(
     """Clear a slot of a held chain. If there are lines, the chain's last element fills it."""
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(op.map, bucket, &before)
+    cdef uint32_t used = line_used(last)
     cdef uint32_t top
-    if before == NULL or line_used(last) == 0:         # the latter only in a damaged segment
+    if before == NULL or used == 0:                    # the latter only in a damaged segment
         store_relaxed_u32(&line.indices[slot], 0)
         return
-    top = line_used(last) - 1
+    top = used - 1
     if line != last or slot != top:
         # The index first: killed before the tag, chain_repair finds the last element twice and
         # mends the tag. The other way round, what is to go would stay under a foreign tag.
@@ -264,10 +268,11 @@ cdef inline void chain_repair(Op *op, Bucket *bucket) noexcept nogil:
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(op.map, bucket, &before)
     cdef Found twin
+    cdef uint32_t used = line_used(last)
     cdef uint32_t top
-    if before == NULL or line_used(last) == 0:
+    if before == NULL or used == 0:
         return
-    top = line_used(last) - 1
+    top = used - 1
     if top > 0 and chain_names(op.map, bucket, last.indices[top], last, top, &twin):
         store_relaxed_u32(&twin.line.tags[twin.slot], last.tags[top])
         chain_bump(bucket)

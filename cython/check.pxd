@@ -16,15 +16,18 @@
 #   locks     none is held
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from atomics cimport load_acquire_u64, load_relaxed_u64
+from atomics cimport load_acquire_u64, load_relaxed_u64, load_relaxed_u32
 from layout cimport (
     Bucket, Element, Context, Region, SLOT_COUNT, LINK_SLOT, LINK_BASE, LINE_BYTES, PAYLOAD_SHIFT,
     BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, ELEMENT_LOCKED, REGION_BUCKETS,
-    REGION_CONTEXTS, REGION_COUNT, word_locked, word_held_by, word_owner, element_state,
+    REGION_COUNT, word_locked, word_held_by, word_owner, element_state,
     bucket_level_plus1, block_state, block_fresh, block_free, block_head, depot_count,
     depot_credit, depot_head,
 )
-from geometry cimport Map, PoolView, bucket_at, line_at, element_at, context_at, pool_object
+from geometry cimport (
+    Map, PoolView, bucket_at, line_at, element_at, context_at, pool_object, region_usable,
+    contexts_usable, name_of,
+)
 from hashing cimport hash_key
 from atomics cimport words_equal
 from chain cimport chain_next, line_used
@@ -77,7 +80,7 @@ cdef inline bint report_add(Report *report, Problem problem, uint64_t where) noe
 
 cdef inline uint64_t pool_limit(Map *map, PoolView *pool) noexcept nogil:
     cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
-    cdef uint64_t usable = load_acquire_u64(&map.header.regions[pool.words_region].usable) // 8
+    cdef uint64_t usable = region_usable(map, pool.words_region) // 8
     limit = limit if limit < usable else usable
     return limit if limit < pool.block_count else pool.block_count
 
@@ -99,8 +102,7 @@ cdef inline bint see_line(Report *report, uint64_t index) noexcept nogil:
 
 cdef inline bint context_has_target(Map *map, uint64_t context, uint64_t index) noexcept nogil:
     """Whether a context is in use and names this element: a section may be open on it."""
-    return (context + 1) * map.context_stride <= load_acquire_u64(
-        &map.header.regions[REGION_CONTEXTS].usable) and (
+    return context < contexts_usable(map) and (
         context_at(map, context).owner != 0 and context_at(map, context).target == index)
 
 cdef inline bint check_entry(
@@ -124,19 +126,20 @@ cdef inline bint check_entry(
 cdef inline bint check_no_twin(
         Map *map, Report *report, Bucket *bucket, Bucket *line, uint32_t slot) noexcept nogil:
     """No earlier slot of the chain has the same key."""
-    cdef Element *element = element_at(map, line.indices[slot])
+    cdef uint32_t index = load_relaxed_u32(&line.indices[slot])
+    cdef Element *element = element_at(map, name_of(&map.element_pool, index))
     cdef Bucket *other = bucket
     cdef uint64_t _
-    cdef uint32_t at
+    cdef uint32_t at, twin
     for _ in range(map.line_max + 1):
         for at in range(SLOT_COUNT):
             if other == line and at == slot:
                 return True
-            if (other.tags[at] == line.tags[slot] and other.indices[at] != 0
-                    and other.indices[at] < map.element_max
-                    and words_equal(&element_at(map, other.indices[at]).words[0],
+            twin = load_relaxed_u32(&other.indices[at])
+            if (other.tags[at] == line.tags[slot] and twin != 0 and twin < map.element_max
+                    and words_equal(&element_at(map, twin).words[0],
                                     &element.words[0], map.key_words * 8)):
-                return report_add(report, DUPLICATE_KEY, line.indices[slot])
+                return report_add(report, DUPLICATE_KEY, index)
         other = chain_next(map, other)
         if other == NULL:
             return True
@@ -186,8 +189,7 @@ cdef inline bint check_chain(Map *map, Report *report, uint64_t index) noexcept 
 
 cdef inline bint check_table(Map *map, Report *report) noexcept nogil:
     cdef uint64_t word = load_acquire_u64(&map.header.table)
-    cdef uint64_t limit = load_acquire_u64(
-        &map.header.regions[REGION_BUCKETS].usable) // LINE_BYTES
+    cdef uint64_t limit = region_usable(map, REGION_BUCKETS) // LINE_BYTES
     cdef uint64_t index
     cdef Bucket *bucket
     report.buckets = word >> PAYLOAD_SHIFT
@@ -250,6 +252,8 @@ cdef inline bint check_block(
             return report_add(report, BAD_BLOCK, block)
         at = pool_object(pool, at).words[0]
         report.free_in_blocks += pool.kind == 0
+    if (block + 1) * pool.capacity > (report.line_limit if pool.kind else report.element_limit):
+        return report_add(report, BAD_BLOCK, block)        # there were fewer a moment ago
     for index in range(block * pool.capacity, (block + 1) * pool.capacity):
         if (index >= block * pool.capacity + block_fresh(word)) == (
                 (report.line_seen if pool.kind else report.element_seen)[index] != 0):
@@ -259,18 +263,18 @@ cdef inline bint check_block(
 
 cdef inline bint check_contexts(Map *map, Report *report) noexcept nogil:
     """Objects that contexts own. Before check_block, which looks for those nobody owns."""
-    cdef uint64_t count = load_acquire_u64(
-        &map.header.regions[REGION_CONTEXTS].usable) // map.context_stride
-    cdef uint64_t index, line
+    cdef uint64_t count = contexts_usable(map)
+    cdef uint64_t index, line, element
     cdef Context *context
     for index in range(count):
         context = context_at(map, index)
         if context.owner == 0:
             continue
-        if context.element != 0 and context.element < map.element_max and word_held_by(
-                element_at(map, context.element).header, <uint32_t> index):
+        element = name_of(&map.element_pool, load_relaxed_u64(&context.element))
+        if element != 0 and word_held_by(
+                element_at(map, element).header, <uint32_t> index):
             report.owned_by_contexts += 1
-            if not see_element(map, report, context.element):
+            if not see_element(map, report, element):
                 return False
         line = context.line_stash
         while line != 0:                       # each turn sees another line
@@ -299,8 +303,7 @@ cdef inline void check_walk(Map *map, Report *report) noexcept nogil:
 
 cdef inline uint64_t activity_of_others(Map *map, const Context *own, bint *quiet) noexcept nogil:
     """A sum that changes if any other context begins or ends an operation."""
-    cdef uint64_t count = load_acquire_u64(
-        &map.header.regions[REGION_CONTEXTS].usable) // map.context_stride
+    cdef uint64_t count = contexts_usable(map)
     cdef uint64_t index
     cdef uint64_t activity
     cdef uint64_t total = count

@@ -24,9 +24,9 @@ from atomics cimport (
 )
 from status cimport Status, OK, NO_MEMORY, BUSY, FULL
 from layout cimport (
-    Context, Region, PAGE_BYTES, LINE_BYTES, PAYLOAD_SHIFT, REGION_CONTEXTS, REGION_BUCKETS,
+    Context, Region, PAGE_BYTES, LINE_BYTES, PAYLOAD_SHIFT, REGION_BUCKETS,
 )
-from geometry cimport Map, context_at, round_up
+from geometry cimport Map, context_at, round_up, contexts_usable
 from system cimport (
     segment_fd, byte_lock, madvise, READER_BYTE, F_OFD_GETLK, F_WRLCK,
 )
@@ -89,8 +89,7 @@ cdef inline bint contexts_are_quiet(Op *op) noexcept nogil:
     and those that begin later see what was stored before it."""
     cdef Map *map = op.map
     cdef uint64_t index
-    cdef uint64_t count = load_acquire_u64(
-        &map.header.regions[REGION_CONTEXTS].usable) // map.context_stride
+    cdef uint64_t count = contexts_usable(map)
     cdef Context *context
     if not map.use_membarrier:
         return False
@@ -126,7 +125,7 @@ cdef inline Status region_commit(Op *op, uint32_t which, uint64_t needed) noexce
     status = lock_acquire(op, &region.lock, &held)
     if status != OK:
         return status
-    usable = region.usable
+    usable = load_relaxed_u64(&region.usable)
     if usable < needed:
         step = round_up(usable // 8, PAGE_BYTES)
         upto = round_up(needed, PAGE_BYTES)
@@ -156,7 +155,7 @@ cdef inline Status region_release(Op *op, uint32_t which, uint64_t keep) noexcep
     cdef Map *map = op.map
     cdef Region *region = &map.header.regions[which]
     cdef uint64_t held = 0
-    cdef uint64_t usable
+    cdef uint64_t usable, allocated
     cdef Status status
     op.context.region = which + 1
     compiler_fence()
@@ -164,13 +163,16 @@ cdef inline Status region_release(Op *op, uint32_t which, uint64_t keep) noexcep
     if status != OK:
         return status
     keep = round_up(keep, PAGE_BYTES)
-    usable = region.usable
+    usable = load_relaxed_u64(&region.usable)
+    allocated = load_relaxed_u64(&region.allocated)
+    if allocated > map.region_bytes[which]:            # only in a damaged segment
+        allocated = map.region_bytes[which]
     if keep < usable:
         store_release_u64(&region.usable, keep)
-    if keep < region.allocated:
+    if keep < allocated:
         # A split that saw the higher watermark has ended once all is quiet; look for its bucket.
         if memory_is_quiet(op) and buckets_fit(op.map, which, keep):
-            memory_remove(map.base + map.region_offset[which] + keep, region.allocated - keep)
+            memory_remove(map.base + map.region_offset[which] + keep, allocated - keep)
             compiler_fence()
             region.allocated = keep
         else:

@@ -27,7 +27,7 @@ from layout cimport (
     depot_head,
 )
 from geometry cimport (
-    Map, PoolView, element_at, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH,
+    Map, PoolView, element_at, name_of, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH,
 )
 from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
 from pool cimport (
@@ -187,7 +187,7 @@ cdef inline uint64_t depot_keep(Map *map) noexcept nogil:
 cdef inline Status element_give(Op *op) noexcept nogil:
     """Give back the element that context.element names, ALLOC or DEAD, and its credit."""
     cdef Map *map = op.map
-    cdef uint64_t given = op.context.element
+    cdef uint64_t given = name_of(&map.element_pool, load_relaxed_u64(&op.context.element))
     cdef Element *element = element_at(map, given)
     cdef uint64_t here = depot_here(map)
     cdef uint64_t held = 0

@@ -25,10 +25,10 @@ from atomics cimport (
 )
 from status cimport Status, OK, RETRY, BUSY
 from layout cimport (
-    Element, CONTEXT_MAX, REGION_CONTEXTS, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK,
+    Element, CONTEXT_MAX, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK,
     element_state, element_header, lock_bits, word_locked, word_owner,
 )
-from geometry cimport Map, element_value, context_at, context_redo
+from geometry cimport Map, element_value, context_at, context_redo, contexts_usable
 from field cimport Field, field_compute, field_mask
 from lock cimport Op, lock_busy, SPIN_PAUSES_MAX
 from starving cimport starving_end, starving_is_another
@@ -37,14 +37,14 @@ from chain cimport Found
 cdef inline bint element_read(
         Map *map, const Found *found, uint64_t key_size, void *value,
         uint64_t value_size) noexcept nogil:
-    """Copy the value of an element as it was found; False if it changed meanwhile."""
+    """Copy the value of an element as it was found; False if it changed meanwhile. False for ever
+    if it claims to be updated by nobody: element_is_lost."""
     cdef uint64_t owner
     cdef uint64_t *source = &found.element.words[0] + (key_size + 7) // 8
     if unlikely(element_state(found.header) == ELEMENT_UPD):
         owner = word_owner(found.header)
-        if (owner + 1) * map.context_stride > load_relaxed_u64(
-                &map.header.regions[REGION_CONTEXTS].usable):
-            return False
+        if not word_locked(found.header) or owner >= contexts_usable(map):
+            return False                       # only in a damaged segment
         source = context_redo(context_at(map, owner))
     if value_size == 8:
         (<uint64_t *> value)[0] = load_relaxed_u64(source)
@@ -52,6 +52,10 @@ cdef inline bint element_read(
         copy_out(value, source, value_size)
     # The copy before the second look; pairs with the release fences of the writers below.
     fence_acquire()
+    return load_relaxed_u64(&found.element.header) == found.header
+
+cdef inline bint element_is_lost(const Found *found) noexcept nogil:
+    """After element_read said False: whether it will do so for ever."""
     return load_relaxed_u64(&found.element.header) == found.header
 
 cdef inline Status element_await(Op *op, const Found *found) noexcept nogil:

@@ -11,6 +11,7 @@
 # The stride is a multiple of a power of two near a thirty-second of it, so that a block, a whole
 # number of pages and of elements, stays near 16 or 64 KiB.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from atomics cimport load_acquire_u64
 from status cimport Status, OK, FULL
 from layout cimport (
     Header, Region, ProcessSlot, Context, Depot, Bucket, Element, Pool,
@@ -228,3 +229,18 @@ cdef inline uint64_t *context_redo(Context *context) noexcept nogil:
 
 cdef inline Element *pool_object(PoolView *pool, uint64_t index) noexcept nogil:
     return <Element *> (pool.base + index * pool.stride)
+
+# Of what the segment says, each time it is asked: another process may be damaging it meanwhile.
+cdef inline uint64_t region_usable(Map *map, uint32_t which) noexcept nogil:
+    """Bytes of a region that may be touched."""
+    # Acquire: pairs with the releases of usable; the memory is there.
+    cdef uint64_t usable = load_acquire_u64(&map.header.regions[which].usable)
+    return usable if usable <= map.region_bytes[which] else map.region_bytes[which]
+
+cdef inline uint64_t contexts_usable(Map *map) noexcept nogil:
+    """How many contexts may be touched: at most CONTEXT_MAX."""
+    return region_usable(map, REGION_CONTEXTS) // map.context_stride
+
+cdef inline uint64_t name_of(PoolView *pool, uint64_t index) noexcept nogil:
+    """A name that a context holds; 0, which is nobody's, if there is no such object."""
+    return index if index < pool.object_count else 0

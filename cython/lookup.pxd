@@ -14,11 +14,11 @@
 # Upholds: R1, R2, W1 (a miss is validated by the bucket's version).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport load_relaxed_u64, load_acquire_u64, fence_acquire, likely, unlikely
-from status cimport Status, OK, ABSENT, RETRY
+from status cimport Status, OK, ABSENT, CORRUPT, RETRY
 from layout cimport Bucket, LOCK_MASK, bucket_level_plus1
 from geometry cimport Map, bucket_at
 from chain cimport Found, chain_find
-from element cimport element_read
+from element cimport element_is_lost, element_read
 from table cimport FOLLOW_MAX, NOWHERE, table_guess, table_follow, level_covers
 
 cdef enum:
@@ -45,19 +45,26 @@ cdef inline Status bucket_find(
 
 cdef inline Status map_find(
         Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
-    """OK and found; ABSENT, validated; RETRY."""
+    """OK and found; ABSENT, validated; RETRY; CORRUPT."""
     cdef uint64_t at = table_guess(map, hash)
-    cdef Status status = RETRY
+    cdef uint64_t before
+    cdef Status status
+    cdef int led = 0                       # from bucket to bucket: twice for each level at most
     cdef int _
     for _ in range(FOLLOW_MAX):
+        before = at
         status = bucket_find(map, &at, hash, key, map.key_size, found)
-        if status != RETRY or unlikely(at == NOWHERE):
-            break
-    return status
+        if status != RETRY:
+            return status
+        if unlikely(at == NOWHERE):
+            return CORRUPT
+        led += at != before
+    return CORRUPT if led == FOLLOW_MAX else RETRY     # so many resizes do not meet one search
 
 cdef inline Status map_lookup(
         Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
-    """Copy the value of key. OK, ABSENT; RETRY after READ_TRIES_MAX changes under our eyes."""
+    """Copy the value of key. OK, ABSENT, CORRUPT; RETRY after READ_TRIES_MAX changes under our
+    eyes."""
     cdef Found found
     cdef Status status
     cdef int _
@@ -66,8 +73,10 @@ cdef inline Status map_lookup(
         if status == OK and likely(
                 element_read(map, &found, map.key_size, value, map.value_size)):
             return OK
-        if status == ABSENT:
-            return ABSENT
+        if status == OK and unlikely(element_is_lost(&found)):
+            return CORRUPT
+        if status == ABSENT or status == CORRUPT:
+            return status
     return RETRY
 
 cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noexcept nogil:

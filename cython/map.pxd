@@ -14,8 +14,8 @@
 # word's store; delete: the header's DEAD.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from atomics cimport (
-    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
-    add_relaxed_u64, compiler_fence, copy_in, copy_out, unlikely,
+    load_relaxed_u32, load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64,
+    cas_acq_rel_u64, add_relaxed_u64, compiler_fence, copy_in, copy_out, unlikely,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY,
@@ -26,7 +26,9 @@ from layout cimport (
     ELEMENT_DEAD, ELEMENT_LOCKED, OPERATION_INSERT, OPERATION_DELETE, element_header,
     element_state, lock_bits, word_locked, word_held_by, bucket_level_plus1,
 )
-from geometry cimport Map, bucket_at, line_at, element_at, element_value, pool_object
+from geometry cimport (
+    Map, bucket_at, line_at, element_at, element_value, pool_object, region_usable, name_of,
+)
 from hashing cimport hash_key
 from lock cimport Op, lock_acquire, lock_release
 from commit cimport region_commit, region_release
@@ -56,15 +58,17 @@ cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
 
 cdef inline void op_settle(Op *op) noexcept nogil:
     """Give back what an operation kept for a next attempt. What cannot be had now stays named."""
+    cdef uint64_t line
     if unlikely(op.context.element != 0):
         element_give(op)
     while unlikely(op.context.line_stash != 0):        # each turn gives one back
-        if not line_is_held(op, op.context.line_stash):
+        line = load_relaxed_u64(&op.context.line_stash)
+        if not line_is_held(op, line):
             op.context.line_stash = 0                  # only in a damaged segment
             break
-        op.context.line = op.context.line_stash
+        op.context.line = line
         compiler_fence()
-        op.context.line_stash = pool_object(&op.map.line_pool, op.context.line).words[0]
+        op.context.line_stash = pool_object(&op.map.line_pool, line).words[0]
         compiler_fence()
         if pool_give(op, &op.map.line_pool, &op.context.line) != OK:
             line_stash(op)
@@ -77,7 +81,7 @@ cdef inline Status bucket_hold(
     cdef Status status
     bucket[0] = table_find(op.map, op.hash, &index)
     if bucket[0] == NULL:
-        return RETRY
+        return CORRUPT
     op.context.operation = operation
     op.context.bucket = index
     compiler_fence()
@@ -110,7 +114,7 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
         status = element_take(op, scavenge)
         if status != OK:
             return status
-    element = element_at(map, op.context.element)
+    element = element_at(map, name_of(&map.element_pool, load_relaxed_u64(&op.context.element)))
     if not op.element_filled:
         copy_in(&element.words[0], op.key, map.key_size)
         copy_in(element_value(map, element), value, map.value_size)
@@ -170,7 +174,7 @@ cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
         if table_shrink(op) != OK:
             break
     count = table_count(map)
-    usable = load_relaxed_u64(&map.header.regions[REGION_BUCKETS].usable)
+    usable = region_usable(map, REGION_BUCKETS)
     if usable > count * LINE_BYTES + REGION_SLACK_BYTES + count * LINE_BYTES // 8:
         region_release(op, REGION_BUCKETS, count * LINE_BYTES + REGION_SLACK_BYTES // 4)
 
@@ -267,12 +271,13 @@ cdef inline Status map_delete(Op *op, void *value) noexcept nogil:
 
 cdef inline bint bucket_first(Map *map, Bucket *bucket, Found *found) noexcept nogil:
     """Any element of a held bucket."""
-    cdef uint32_t slot
+    cdef uint32_t slot, index
     for slot in range(SLOT_COUNT):
-        if bucket.indices[slot] != 0 and bucket.indices[slot] < map.element_max:
+        index = load_relaxed_u32(&bucket.indices[slot])
+        if index != 0 and index < map.element_max:
             found.line = bucket
             found.slot = slot
-            found.index = bucket.indices[slot]
+            found.index = index
             found.element = element_at(map, found.index)
             found.header = load_acquire_u64(&found.element.header)
             return True
@@ -287,8 +292,7 @@ cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
     op_settle(op)
     if op.context.element != 0:
         return BUSY
-    if (index + 1) * LINE_BYTES > load_acquire_u64(
-            &op.map.header.regions[REGION_BUCKETS].usable):
+    if index >= region_usable(op.map, REGION_BUCKETS) // LINE_BYTES:
         return ABSENT
     op.context.operation = OPERATION_DELETE
     op.context.bucket = index

@@ -32,7 +32,7 @@ from geometry cimport Map, element_at
 from hashing cimport hash_key
 from lock cimport Op
 from chain cimport Found, chain_next
-from element cimport element_await, element_read
+from element cimport element_await, element_is_lost, element_read
 from table cimport level_covers, table_find
 
 cdef enum:
@@ -100,6 +100,8 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
                 map, &found, map.key_size, sink.values + sink.count * map.value_size,
                 map.value_size)):
             break
+        elif unlikely(element_is_lost(&found)):
+            return CORRUPT
     else:
         return RETRY
     sink.count += 1
@@ -241,7 +243,7 @@ cdef inline Status bucket_read(Map *map, Position *position, Sink *sink) noexcep
     cdef Bucket *bucket = table_find(map, hash, &index)
     cdef Status status
     if unlikely(bucket == NULL):
-        return RETRY
+        return CORRUPT
     # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
     header = load_acquire_u64(&bucket.header)
     if unlikely(not level_covers(bucket_level_plus1(header), index, hash)):

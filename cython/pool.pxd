@@ -25,7 +25,7 @@ from layout cimport (
     word_locked, word_taken, lock_bits, element_header,
     block_state, block_fresh, block_free, block_head, block_word,
 )
-from geometry cimport Map, PoolView, pool_object
+from geometry cimport Map, PoolView, pool_object, region_usable
 from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
 from commit cimport memory_populate, memory_remove, memory_is_quiet, region_commit
 
@@ -40,9 +40,7 @@ cdef struct Chain:             # objects taken from a block, linked by index thr
 
 cdef inline uint64_t pool_words_usable(Op *op, PoolView *pool) noexcept nogil:
     """How many block words may be touched."""
-    # Acquire: pairs with the release in region_commit.
-    cdef uint64_t count = load_acquire_u64(
-        &op.map.header.regions[pool.words_region].usable) // 8
+    cdef uint64_t count = region_usable(op.map, pool.words_region) // 8
     return count if count < pool.block_count else pool.block_count
 
 cdef inline bint block_offers(PoolView *pool, uint64_t word) noexcept nogil:
@@ -127,8 +125,8 @@ cdef inline Status pool_take(Op *op, PoolView *pool, uint64_t *name) noexcept no
     else:
         place = block_fresh(held)
         after = block_word(BLOCK_READY, <uint32_t> place + 1, 0, 0)
+    taken = pool_object(pool, block * pool.capacity + place)
     name[0] = block * pool.capacity + place
-    taken = pool_object(pool, name[0])
     compiler_fence()
     store_relaxed_u64(
         &taken.header, element_header(taken.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
@@ -201,15 +199,18 @@ cdef inline Status pool_give(Op *op, PoolView *pool, uint64_t *name) noexcept no
 
     To be called with nothing held: an empty block's memory is released.
     """
-    cdef uint64_t block = name[0] // pool.capacity
+    cdef uint64_t index = load_relaxed_u64(name)
+    cdef uint64_t block = index // pool.capacity
     cdef uint64_t held = 0
     cdef Status status
+    if index >= pool.object_count:
+        return CORRUPT
     op.context.block = block * 2 + pool.kind + 1
     compiler_fence()
     status = lock_acquire(op, pool.words + block, &held)
     if status != OK:
         return status
-    pool_put_locked(pool, block, held, name[0])
+    pool_put_locked(pool, block, held, index)
     compiler_fence()
     name[0] = 0
     block_retire_if_empty(op, pool, block)

@@ -28,14 +28,15 @@ from atomics cimport (
 )
 from status cimport Status, OK, ABSENT, BUSY
 from layout cimport (
-    Context, ProcessSlot, Element, Bucket, PROCESS_MAX, PAGE_BYTES, LINE_BYTES, REGION_CONTEXTS,
+    Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, PAGE_BYTES, LINE_BYTES,
     REGION_PROCESSES, REGION_BUCKETS, PAYLOAD_SHIFT, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD,
     ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE,
     OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits, element_state, element_header,
     bucket_level_plus1,
 )
 from geometry cimport (
-    Map, bucket_at, line_at, element_at, element_value, context_at, context_redo,
+    Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, name_of,
+    region_usable, contexts_usable,
 )
 from system cimport byte_lock_kept, clock_ns, munmap, CLOCK_MONOTONIC
 from lock cimport Op, context_begin, lock_release
@@ -51,7 +52,7 @@ from salvage cimport recover_regions, recover_depot
 
 cdef inline Status recover_element(Op *op) noexcept nogil:
     """An element being changed in place, or held by a section. BUSY: its block is held."""
-    cdef uint64_t index = op.context.target
+    cdef uint64_t index = load_relaxed_u64(&op.context.target)
     cdef Element *element = element_at(op.map, index)
     cdef uint64_t header
     cdef Status status
@@ -78,9 +79,10 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
 
 cdef inline void recover_line(Op *op, Bucket *bucket) noexcept nogil:
     """A line that a held chain links already belongs to the chain."""
+    cdef uint64_t index = load_relaxed_u64(&op.context.line)
     cdef Bucket *line
-    if line_is_held(op, op.context.line) and chain_links(op.map, bucket, op.context.line):
-        line = line_at(op.map, op.context.line)
+    if line_is_held(op, index) and chain_links(op.map, bucket, index):
+        line = line_at(op.map, index)
         store_relaxed_u64(&line.header, element_header(line.header, ELEMENT_LIVE, 0))
         compiler_fence()
         op.context.line = 0
@@ -92,7 +94,8 @@ cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
     recover_line(op, bucket)
     chain_repair(op, bucket)
     if op.context.element != 0:
-        element = element_at(op.map, op.context.element)
+        element = element_at(
+            op.map, name_of(&op.map.element_pool, load_relaxed_u64(&op.context.element)))
         if chain_names(op.map, bucket, <uint32_t> op.context.element, NULL, 0, &found):
             op.context.element = 0
             add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
@@ -104,7 +107,8 @@ cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
 
 cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
     cdef Found found
-    cdef uint64_t index = op.context.element
+    cdef uint64_t index = name_of(
+        &op.map.element_pool, load_relaxed_u64(&op.context.element))
     recover_line(op, bucket)
     chain_repair(op, bucket)
     if index != 0 and word_held_by(element_at(op.map, index).header, op.self_index):
@@ -113,10 +117,9 @@ cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
         add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
     bucket_release(bucket)
 
-cdef inline void recover_resize(Op *op, bint split) noexcept nogil:
+cdef inline void recover_resize(Op *op, uint64_t child_index, bint split) noexcept nogil:
     """A split or merge: of the locks it takes, the parent's is the first after the table's."""
     cdef Map *map = op.map
-    cdef uint64_t child_index = op.context.child
     cdef uint32_t level = 63 - count_leading_zeros(child_index)
     cdef Bucket *parent = bucket_at(map, child_index ^ (1ULL << level))
     cdef Bucket *child = bucket_at(map, child_index)
@@ -142,20 +145,21 @@ cdef inline void recover_resize(Op *op, bint split) noexcept nogil:
             child_index + (1 if bucket_level_plus1(child.header) != 0 else 0)) << PAYLOAD_SHIFT)
 
 cdef inline bint bucket_usable(Map *map, uint64_t index) noexcept nogil:
-    return (index + 1) * LINE_BYTES <= load_acquire_u64(
-        &map.header.regions[REGION_BUCKETS].usable)
+    return index < region_usable(map, REGION_BUCKETS) // LINE_BYTES
 
 cdef inline void recover_bucket(Op *op) noexcept nogil:
     cdef Context *context = op.context
-    cdef Bucket *bucket = bucket_at(op.map, context.bucket)
+    cdef uint64_t index = load_relaxed_u64(&context.bucket)
+    cdef uint64_t child = load_relaxed_u64(&context.child)
+    cdef Bucket *bucket = bucket_at(op.map, index)
     if context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE:
         if word_held_by(op.map.header.table, op.self_index):
-            if context.child != 0 and bucket_usable(op.map, context.child):
-                recover_resize(op, context.operation == OPERATION_SPLIT)
+            if child >= BUCKET_COUNT_MIN and bucket_usable(op.map, child):
+                recover_resize(op, child, context.operation == OPERATION_SPLIT)
             else:                              # taken before the watermark was looked at
                 lock_release(&op.map.header.table, op.map.header.table)
         return
-    if not bucket_usable(op.map, context.bucket):
+    if not bucket_usable(op.map, index):
         return
     if not word_held_by(bucket.header, op.self_index):
         return
@@ -174,13 +178,15 @@ cdef inline Status recover_owned(Op *op) noexcept nogil:
         line_stash(op)
     context.line = 0
     if context.element != 0 and not word_held_by(
-            element_at(op.map, context.element).header, op.self_index):
+            element_at(op.map, name_of(&op.map.element_pool, context.element)).header,
+            op.self_index):
         context.element = 0                    # inserted, or given back
     if context.element != 0:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
     op_settle(op)
     if context.spare != 0:
-        if word_held_by(element_at(op.map, context.spare).header, op.self_index):
+        if word_held_by(element_at(op.map, name_of(
+                &op.map.element_pool, context.spare)).header, op.self_index):
             status = pool_give(op, &op.map.element_pool, &context.spare)
         else:
             context.spare = 0
@@ -239,8 +245,7 @@ cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
         return BUSY
     if process_is_dead(map, index):
         add_relaxed_u64(&map.header.statistics.owners_found_dead, 1)
-        count = load_acquire_u64(
-            &map.header.regions[REGION_CONTEXTS].usable) // map.context_stride
+        count = contexts_usable(map)
         for at in range(count):                # at most CONTEXT_MAX
             if load_acquire_u64(&context_at(map, at).owner) == index + 1:
                 one = context_recover(map, at)
@@ -266,8 +271,7 @@ cdef inline uint64_t recover_all(Map *map) noexcept nogil:
             break
         again = False
         for index in range(PROCESS_MAX):
-            if (index + 1) * sizeof(ProcessSlot) > load_acquire_u64(
-                    &map.header.regions[REGION_PROCESSES].usable):
+            if (index + 1) * sizeof(ProcessSlot) > region_usable(map, REGION_PROCESSES):
                 break
             if process_is_dead(map, index):
                 if process_recover(map, index) == OK:
@@ -280,8 +284,7 @@ cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
     """Recover the dead processes that died inside an operation, or while it waited with an element
     in hand; how many were. To be called before saying that the map, or memory, is full: the dead
     may hold the last of it."""
-    cdef uint64_t count = load_acquire_u64(
-        &map.header.regions[REGION_CONTEXTS].usable) // map.context_stride
+    cdef uint64_t count = contexts_usable(map)
     cdef uint64_t index, process
     cdef uint64_t found = 0
     cdef Context *context

@@ -7,33 +7,33 @@
 # where it was, whatever was is completed; what the context owns after that is given back by
 # recovery.pxd.
 from libc.stdint cimport uint32_t, uint64_t
-from atomics cimport load_acquire_u64, store_relaxed_u64, compiler_fence
+from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence
 from layout cimport (
     Context, Depot, Element, REGION_COUNT, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC,
     word_held_by, lock_bits, element_state, element_header, block_state, block_fresh, block_free,
     block_head, block_word, depot_word, depot_count, depot_credit, depot_head,
 )
-from geometry cimport PoolView, element_at, pool_object
+from geometry cimport PoolView, element_at, pool_object, region_usable, name_of
 from lock cimport Op, lock_release
 from commit cimport memory_remove
 from depot cimport depot_store
 
 
 cdef inline void recover_regions(Op *op) noexcept nogil:
-    cdef uint64_t which = op.context.region - 1
+    cdef uint64_t which = load_relaxed_u64(&op.context.region) - 1
     if which < REGION_COUNT:
         if word_held_by(op.map.header.regions[which].lock, op.self_index):
             lock_release(&op.map.header.regions[which].lock, 0)
 
 cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
     """The word of the block that the context names, if it holds it."""
-    cdef uint64_t name = op.context.block - 1
+    cdef uint64_t name = load_relaxed_u64(&op.context.block) - 1
     cdef uint64_t *word
-    if op.context.block == 0:
+    if name + 1 == 0:
         return NULL
     pool[0] = &op.map.line_pool if name & 1 else &op.map.element_pool
-    if name >> 1 >= pool[0].block_count or (name >> 1) * 8 + 8 > load_acquire_u64(
-            &op.map.header.regions[pool[0].words_region].usable):
+    if name >> 1 >= pool[0].block_count or name >> 1 >= region_usable(
+            op.map, pool[0].words_region) // 8:
         return NULL
     word = pool[0].words + (name >> 1)
     return word if word_held_by(word[0], op.self_index) else NULL
@@ -44,7 +44,8 @@ cdef inline void recover_chain(Op *op, Depot *depot, bint block_held) noexcept n
     cdef uint64_t word = depot.word
     if context.chain_count != 0 and not block_held and depot_head(word) != context.chain_head:
         store_relaxed_u64(
-            &element_at(op.map, context.chain_tail).words[0], depot_head(word))
+            &element_at(op.map, name_of(
+                &op.map.element_pool, context.chain_tail)).words[0], depot_head(word))
         compiler_fence()
         depot_store(op, depot, depot_word(
             <uint32_t> context.chain_head, depot_count(word) + <uint32_t> context.chain_count,
@@ -72,13 +73,13 @@ cdef inline void recover_taken(Op *op, Depot *depot) noexcept nogil:
     cdef uint64_t head = depot_head(depot.word)
     cdef Element *element
     if context.spare != 0 and context.spare == head:
-        element = element_at(op.map, head)
+        element = element_at(op.map, name_of(&op.map.element_pool, head))
         store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
         compiler_fence()
         context.spare = 0
     if context.element == 0:
         return
-    element = element_at(op.map, context.element)
+    element = element_at(op.map, name_of(&op.map.element_pool, context.element))
     if context.element == head:                # not taken yet
         store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
         compiler_fence()
@@ -92,19 +93,20 @@ cdef inline void recover_block(Op *op) noexcept nogil:
     cdef PoolView *pool = NULL
     cdef uint64_t *word = block_named(op, &pool)
     cdef uint64_t *name
-    cdef uint64_t block, place
+    cdef uint64_t block, index, place
     cdef Element *thing
     if word == NULL:
         return
-    block = (op.context.block - 1) >> 1
+    block = <uint64_t> (word - pool.words)
     if block_state(word[0]) != BLOCK_READY:
         memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
         lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
         return
     name = &op.context.line if pool.kind else &op.context.spare
-    if name[0] != 0 and name[0] // pool.capacity == block:
-        place = name[0] - block * pool.capacity
-        thing = pool_object(pool, name[0])
+    index = load_relaxed_u64(name)
+    if index != 0 and index // pool.capacity == block:
+        place = index - block * pool.capacity
+        thing = pool_object(pool, index)
         if (block_free(word[0]) > 0 and place == block_head(word[0])) or (
                 place >= block_fresh(word[0])):
             store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
@@ -118,9 +120,9 @@ cdef inline void recover_block(Op *op) noexcept nogil:
 
 cdef inline void recover_depot(Op *op) noexcept nogil:
     cdef PoolView *pool = NULL
-    cdef uint64_t index = op.context.depot - 1
+    cdef uint64_t index = load_relaxed_u64(&op.context.depot) - 1
     cdef Depot *depot
-    if op.context.depot == 0 or index >= op.map.depot_count:
+    if index >= op.map.depot_count:
         recover_block(op)
         return
     depot = op.map.depots + index

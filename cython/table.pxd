@@ -37,9 +37,9 @@ from layout cimport (
     LINK_BASE, BUCKET_VERSION_ONE, OPERATION_SPLIT, OPERATION_MERGE,
     word_locked, word_taken, bucket_level_plus1, bucket_with_level,
 )
-from geometry cimport Map, bucket_at
+from geometry cimport Map, bucket_at, region_usable
 from lock cimport Op, lock_try, lock_release
-from chain cimport Found, chain_append, chain_clear, chain_next, chain_remove
+from chain cimport Found, chain_append, chain_clear, chain_last, chain_next, chain_remove
 
 cdef enum:
     FOLLOW_MAX = 128           # each step goes one level deeper or higher; resizes may add some
@@ -69,6 +69,10 @@ cdef inline uint64_t table_guess(Map *map, uint32_t hash) noexcept nogil:
         guess &= BUCKET_COUNT_MIN - 1
     return guess
 
+cdef inline uint64_t bucket_parent(uint64_t child) noexcept nogil:
+    """The bucket that a bucket from BUCKET_COUNT_MIN on was split off."""
+    return child ^ (1ULL << (63 - count_leading_zeros(child)))
+
 cdef inline uint64_t table_follow(
         Map *map, uint32_t hash, uint64_t at, uint32_t level_plus1) noexcept nogil:
     """Where to look after bucket at, of a level that does not cover hash; NOWHERE if damaged."""
@@ -76,13 +80,14 @@ cdef inline uint64_t table_follow(
     if level_plus1 == 0:
         if at < BUCKET_COUNT_MIN:
             return NOWHERE
-        return at ^ 1ULL << (63 - count_leading_zeros(at))
+        return bucket_parent(at)
     difference = (hash ^ at) & ((1ULL << (level_plus1 - 1)) - 1)
     at = hash & ((2ULL << count_trailing_zeros(difference)) - 1)
     return at if at < map.bucket_max else NOWHERE
 
 cdef inline Bucket *table_find(Map *map, uint32_t hash, uint64_t *index) noexcept nogil:
-    """The bucket of a hash and its index. NULL if the levels lead nowhere."""
+    """The bucket of a hash and its index. NULL if the levels lead nowhere, or in circles: so many
+    resizes do not meet one search."""
     cdef uint64_t at = table_guess(map, hash)
     cdef uint32_t level_plus1
     cdef int _
@@ -102,7 +107,7 @@ cdef inline Status table_hold(
     """Take the table word, seen unlocked, for a split or merge of child and its parent."""
     op.context.operation = operation
     op.context.child = child
-    op.context.bucket = child ^ (1ULL << (63 - count_leading_zeros(child)))
+    op.context.bucket = bucket_parent(child)
     compiler_fence()
     # Acquire: the last resize; pairs with the release of the table word.
     if cas_acquire_u64(&op.map.header.table, seen, word_taken(seen, op.self_index)):
@@ -133,16 +138,22 @@ cdef inline bint chain_find_bit(
 cdef inline void chain_drop_bit(Op *op, Bucket *bucket, uint32_t bit) noexcept nogil:
     """Remove every reference whose tag has bit set."""
     cdef Found found
-    while chain_find_bit(op.map, bucket, bit, &found):     # each turn removes one
+    cdef uint64_t _
+    for _ in range((op.map.line_max + 1) * SLOT_COUNT):    # each turn removes one
+        if not chain_find_bit(op.map, bucket, bit, &found):
+            break
         chain_remove(op, bucket, found.line, found.slot)
 
 cdef inline Status chain_copy(
         Op *op, Bucket *source, Bucket *target, uint32_t bit) noexcept nogil:
     """Append source's references whose tag has bit set to target."""
     cdef Bucket *line = source
+    cdef Bucket *before = NULL
     cdef uint64_t _
     cdef uint32_t slot
     cdef Status status
+    if chain_next(op.map, chain_last(op.map, source, &before)) != NULL:
+        return CORRUPT                                     # in circles: nothing is copied
     for _ in range(op.map.line_max + 1):
         for slot in range(SLOT_COUNT):
             if line.indices[slot] != 0 and line.indices[slot] < LINK_BASE and line.tags[slot] & bit:
@@ -191,11 +202,10 @@ cdef inline Status table_grow(Op *op) noexcept nogil:
     if status != OK:
         return status
     # Acquire: pairs with region_commit and region_release.
-    if (count + 1) * LINE_BYTES > load_acquire_u64(
-            &map.header.regions[REGION_BUCKETS].usable):
+    if (count + 1) * LINE_BYTES > region_usable(map, REGION_BUCKETS):
         table_release(op, count)
         return NEED_BUCKETS
-    parent = bucket_at(map, op.context.bucket)
+    parent = bucket_at(map, bucket_parent(count))
     child = bucket_at(map, count)
     level = 63 - count_leading_zeros(count)
     status = lock_try(op, &parent.header, &parent_held)
@@ -245,7 +255,7 @@ cdef inline Status table_shrink(Op *op) noexcept nogil:
     status = table_hold(op, seen, last, OPERATION_MERGE)
     if status != OK:
         return status
-    parent = bucket_at(map, op.context.bucket)
+    parent = bucket_at(map, bucket_parent(last))
     child = bucket_at(map, last)
     level = 63 - count_leading_zeros(last)
     status = lock_try(op, &parent.header, &parent_held)

@@ -9,8 +9,8 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, ABSENT, BUSY, RETRY
-from layout cimport REGION_BUCKETS, REGION_CONTEXTS, word_locked, word_owner
-from geometry cimport Map, context_at
+from layout cimport REGION_BUCKETS, word_locked, word_owner
+from geometry cimport Map, context_at, region_usable, contexts_usable
 from system cimport nanosleep, timespec
 from lock cimport Op, context_begin, context_end
 from pool cimport object_there
@@ -48,9 +48,7 @@ cdef inline bint word_stands(Op *op) noexcept nogil:
         there = object_there(
             op, &map.element_pool, (at - <uint64_t> map.elements) // map.stride)
     elif at >= <uint64_t> map.buckets and at < <uint64_t> map.lines:
-        # Acquire: pairs with region_commit and region_release.
-        if at - <uint64_t> map.buckets >= load_acquire_u64(
-                &map.header.regions[REGION_BUCKETS].usable):
+        if at - <uint64_t> map.buckets >= region_usable(map, REGION_BUCKETS):
             there = ABSENT
     if there == OK and load_acquire_u64(word) != seen:
         there = ABSENT
@@ -67,8 +65,7 @@ cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept 
         sched_yield()
         return RETRY
     owner = word_owner(op.wait_seen)
-    if word_locked(op.wait_seen) and (owner + 1) * map.context_stride <= load_acquire_u64(
-            &map.header.regions[REGION_CONTEXTS].usable):
+    if word_locked(op.wait_seen) and owner < contexts_usable(map):
         process = load_acquire_u64(&context_at(map, owner).owner) - 1
         if process_is_dead(map, process):
             if process_recover(map, process) == OK or recover_all(map) != 0:

@@ -447,7 +447,7 @@ class RHashMap(BatchMethods):
             "map_extra": self.map_extra,
             "ephemeral": self.ephemeral,
             "entries": entries,
-            "load": entries / facts["buckets"],
+            "load": entries / max(1, facts["buckets"]),
             "bytes_committed": committed,
             "bytes_used": entries * facts["element_stride"] + facts["buckets"] * 64,
             "bytes_per_entry": committed / entries if entries else None,

@@ -1,0 +1,175 @@
+"""Damage: what is done to an image. A list of mutations, each a tuple that JSON can hold.
+
+("set", offset, hex)               these bytes there
+("copy", image, from, to, size)    bytes of another image, or the same
+("size", bytes)                    truncate or extend the file
+"""
+
+import os
+import struct
+
+FOLD_START, FOLD_FACTOR = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
+MASK = (1 << 64) - 1
+CHECKED_BYTES = 96
+HEADER_SIZES = {"key_size": (16, "<I"), "value_size": (20, "<I"), "max_entries": (24, "<Q")}
+INTERESTING = [
+    *(0, 1, 2, 3, 4, 5, 6, 7, 8, 64, 96, 255, 256, 4095, 4096),
+    *(0xF0000000, 0xF0000001, 0xF0004000, 0xF00041FF, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000000),
+    *(1 << 32, 1 << 40, (1 << 48) - 1, 1 << 58, (1 << 58) - 1, 1 << 63, MASK, MASK - 1),
+]
+
+
+def checksum(header):
+    """segment.pxd's header_checksum."""
+    total = FOLD_START
+    for offset in range(0, CHECKED_BYTES, 8):
+        word = int.from_bytes(header[offset : offset + 8], "little")
+        product = (total ^ word) * FOLD_FACTOR
+        total = (((product & MASK) ^ (product >> 64)) + offset) & MASK
+    return total
+
+
+class Damage:
+    """Draws mutations of an image."""
+
+    def __init__(self, image, images, rng, segment_bytes):
+        self.image, self.images, self.rng, self.segment_bytes = image, images, rng, segment_bytes
+
+    def draw(self):
+        """A few mutations, of one kind or several."""
+        kinds = [self.flip, self.byte, self.word, self.half, self.lock, self.swap, self.splice]
+        if self.rng.random() < 0.03:
+            return self.rng.choice([self.size, self.geometry])()
+        drawn = []
+        if self.rng.random() < 0.2:
+            drawn += self.death()
+        for _ in range(self.rng.choice((1, 1, 1, 2, 2, 3, 5, 8, 20))):
+            drawn += self.rng.choice(kinds)()
+        return drawn
+
+    def place(self, size=8):
+        """An offset, more often of something than of zeros."""
+        start, content = self.rng.choice(self.image.parts)
+        at = self.rng.randrange(0, len(content), size)
+        for _ in range(8):
+            if any(content[at : at + size]):
+                break
+            at = self.rng.randrange(0, len(content), size)
+        if self.rng.random() < 0.2:  # the fields beside it
+            at = max(0, min(len(content) - size, at + size * self.rng.randrange(-8, 24)))
+        if start == 0 and at < 112 and self.rng.random() < 0.9:  # checksummed, and found at once
+            at = self.rng.randrange(256, 832, size)
+        return start + at
+
+    def number(self):
+        kind = self.rng.random()
+        if kind < 0.5:
+            return self.rng.choice(INTERESTING)
+        if kind < 0.75:
+            return self.rng.randrange(256)
+        return self.rng.getrandbits(64)
+
+    def flip(self):
+        at = self.place(1)
+        return [("set", at, f"{self.image.read(at, 1)[0] ^ 1 << self.rng.randrange(8):02x}")]
+
+    def byte(self):
+        return [("set", self.place(1), f"{self.rng.getrandbits(8):02x}")]
+
+    def half(self):
+        return [("set", self.place(4), struct.pack("<I", self.number() & 0xFFFFFFFF).hex())]
+
+    def word(self):
+        at = self.place()
+        number = self.number()
+        if self.rng.random() < 0.3:
+            (old,) = struct.unpack("<Q", self.image.read(at, 8))
+            number = self.rng.choice(
+                (old + 1, old - 1, old ^ number << 16, old << 16, old >> 16, old | number)
+            )
+        return [("set", at, struct.pack("<Q", number & MASK).hex())]
+
+    def lock(self):
+        """Some word becomes locked, by a context that may be dead."""
+        at = self.place()
+        (old,) = struct.unpack("<Q", self.image.read(at, 8))
+        owner = self.rng.choice((0, 0, 1, 2, 3, 4095, 4096, 0x7FFF))
+        state = self.rng.choice((0, 0, 0, self.rng.randrange(8) << 16))
+        return [("set", at, struct.pack("<Q", (old & ~0xFFFF) ^ state | owner << 1 | 1).hex())]
+
+    def swap(self):
+        size = self.rng.choice((1, 4, 8, 24, 64, 256))
+        a, b = self.place(), self.place()
+        return [("copy", self.image.name, a, b, size), ("copy", self.image.name, b, a, size)]
+
+    def splice(self):
+        other = self.rng.choice(self.images)
+        start, content = self.rng.choice(other.parts)
+        size = min(len(content), self.rng.choice((64, 256, 4096, 16384)))
+        at = self.rng.randrange(0, len(content) - size + 1, 8)
+        to = self.rng.choice((start + at, self.place()))
+        return [("copy", other.name, start + at, to, size)] if to + size <= self.image.size else []
+
+    def death(self):
+        """A context of somebody dead, inside some operation, holding something."""
+        stride = (256 + (self.image.value_size + 7) // 8 * 8 + 63) // 64 * 64
+        index = self.rng.randrange(3)
+        slot = self.rng.choice((0, 0, 1, 2))
+        base = 4096 + 65536 + index * stride
+        fields = [slot + 1, 2 * self.rng.randrange(20) + self.rng.choice((1, 1, 0))]
+        fields += [self.rng.randrange(5)]  # operation
+        fields += [self.rng.choice((self.rng.randrange(12), self.number())) for _ in range(17)]
+        for field in range(4, 20):
+            if self.rng.random() < 0.4:
+                fields[field] = 0
+        words = struct.pack(f"<{len(fields)}Q", *(field & MASK for field in fields))
+        drawn = [("set", 4096 + 64 * slot, struct.pack("<Q", 1).hex()), ("set", base, words.hex())]
+        for _ in range(self.rng.randrange(4)):
+            at = self.place()
+            (old,) = struct.unpack("<Q", self.image.read(at, 8))
+            drawn.append(("set", at, struct.pack("<Q", old & ~0xFFFF | index << 1 | 1).hex()))
+        if self.rng.random() < 0.5:
+            at = self.rng.choice((256, 320, 384, 448, 512, 576, 640))
+            (old,) = struct.unpack("<Q", self.image.read(at, 8))
+            drawn.append(("set", at, struct.pack("<Q", old & ~0xFFFF | index << 1 | 1).hex()))
+        return drawn
+
+    def size(self):
+        new = self.rng.choice((0, 1, 4095, 4096, self.image.size - 4096, self.image.size + 4096))
+        return [("size", self.rng.choice((new, self.rng.randrange(self.image.size * 2))))]
+
+    def geometry(self):
+        """Other sizes in a header that is right in itself, and of a file of the right size."""
+        header = bytearray(self.image.read(0, 4096))
+        for at, code in self.rng.sample(list(HEADER_SIZES.values()), 1):
+            old = struct.unpack_from(code, header, at)[0]
+            new = self.rng.choice(
+                (1, 7, 8, 9, old + 1, old * 2, old // 2, self.rng.getrandbits(16))
+            )
+            struct.pack_into(code, header, at, new)
+        if self.rng.random() < 0.3:
+            struct.pack_into("<I", header, 40, self.rng.choice((1, 2, 4, 256, 3, 0)))
+        key_size, value_size, entries = struct.unpack_from("<IIQ", header, 16)
+        (depots,) = struct.unpack_from("<I", header, 40)
+        size = self.segment_bytes(key_size, value_size, entries, depots) if entries else None
+        if size is None or size > 1 << 32:
+            size = self.image.size
+        struct.pack_into("<Q", header, 80, size)
+        struct.pack_into("<Q", header, 96, checksum(header))
+        return [("set", 16, header[16:104].hex()), ("size", size)]
+
+
+def write(fd, image, mutations, images):
+    """Make the empty file fd what image is, damaged."""
+    size = image.size
+    for start, content in image.parts:
+        os.pwrite(fd, content, start)
+    for mutation in mutations:
+        if mutation[0] == "set":
+            os.pwrite(fd, bytes.fromhex(mutation[2]), mutation[1])
+        elif mutation[0] == "copy":
+            _, name, start, to, length = mutation
+            os.pwrite(fd, images[name].read(start, length), to)
+        else:
+            size = mutation[1]
+    os.ftruncate(fd, size)

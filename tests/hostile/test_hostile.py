@@ -1,0 +1,66 @@
+"""Damaged images of live maps are used by children: no crash, no hang, no undocumented exception.
+
+fuzz.py does the work and has the long campaigns' command; this is a sample of it, and the corpus.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from bases import all_images, can_step
+from fuzz import Case, Site, campaign, ending_of, folder
+from images import AT_REST, at_rest, in_the_middle
+
+CORPUS = [
+    Case(**json.loads(line))
+    for line in Path(__file__).with_name("corpus.jsonl").read_text().splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def resting():
+    """A site with the images of maps at rest."""
+    with folder() as made:
+        yield Site(made, [at_rest(state, "base") for state in AT_REST])
+
+
+def expect_no_failures(report):
+    assert not report.failures, "\n".join(case.as_line() for case in report.failures)
+    assert report.answered > report.tried // 4  # most are damaged where somebody notices late
+
+
+def test_no_operation_on_a_damaged_map_crashes_or_hangs(resting, seed):
+    """H1: some hundred damaged images; every fifth is damaged further while it is used."""
+    expect_no_failures(campaign(resting, seed, seconds=3, failures_max=1))
+
+
+def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(seed):
+    """H1: likewise, images of a map whose writer was stopped inside an operation."""
+    if not can_step():
+        pytest.skip("this machine does not allow single-stepping")
+    with folder() as made:
+        site = Site(made, list(in_the_middle("chained, deleting", "base", 4, seed)))
+        expect_no_failures(campaign(site, seed, seconds=2, failures_max=1))
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=[f"{case.found}-{case.use}" for case in CORPUS])
+def test_what_once_failed_does_not_again(resting, case):
+    """H1: the images that once crashed or hung whoever used them, with the least of damage."""
+    assert ending_of(resting, case) == ""
+
+
+def test_an_undamaged_image_gives_correct_answers(resting):
+    """The method itself: without damage, every image is used to the end of every step."""
+    cases = [Case(state, [], use) for use, state in enumerate(AT_REST)]
+
+    assert {ending_of(resting, case) for case in cases} == {""}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_no_operation_on_one_of_many_damaged_maps_crashes_or_hangs(seed, duration):
+    """H1: a hundred thousand images, or for as long as --duration says if that is longer."""
+    with folder() as made:
+        site = Site(made, all_images(12, seed))
+        expect_no_failures(campaign(site, seed, images=100_000, failures_max=5))
+        expect_no_failures(campaign(site, seed, seconds=duration, first=100_000, failures_max=5))

@@ -1,0 +1,204 @@
+"""Damage by name: each of these once crashed a process, held it for ever, or destroyed more."""
+
+import contextlib
+import os
+import signal
+import struct
+
+import pytest
+from images import COLLIDING, SCATTERED, fill, image_of
+
+import shmrhash
+
+TABLE, REGIONS = 256, 384  # offsets in the header
+PROCESSES, CONTEXTS, _, _, BUCKETS = range(5)
+USABLE, ALLOCATED = 8, 16
+UPD = 3 << 16
+LINK_BASE = 0xF0000000
+
+
+class Segment:
+    """A map's file, to write into."""
+
+    def __init__(self, shared_map):
+        self.map, self.path = shared_map, shared_map._path
+
+    def get(self, offset, code="<Q"):
+        with open(self.path, "rb") as file:
+            return struct.unpack(code, os.pread(file.fileno(), struct.calcsize(code), offset))[0]
+
+    def set(self, offset, number, code="<Q"):
+        with open(self.path, "r+b") as file:
+            os.pwrite(file.fileno(), struct.pack(code, number), offset)
+
+    def region(self, which, field):
+        return REGIONS + 64 * which + field
+
+    def pages(self):
+        for start, content in image_of("", self.map).parts:
+            for at in range(0, len(content), 4096):
+                yield start + at, content[at : at + 4096]
+
+    def buckets(self):
+        """Offsets of the buckets, of which the first four always have a level."""
+        for start, content in self.pages():
+            levels = [word >> 16 & 0x3F for (word,) in struct.iter_unpack("<Q56x", content[:256])]
+            if start > 1 << 16 and all(1 <= level < 32 for level in levels):
+                return range(start, start + 64 * (self.get(TABLE) >> 16), 64)
+        raise AssertionError("no buckets found")
+
+
+def ending_of(function):
+    """How a child that calls function ends: "done", an exception's name, or a signal's."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            function()
+            os.write(writer, b"done")
+        except BaseException as error:
+            os.write(writer, type(error).__name__.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        text = said.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return signal.Signals(-status).name if status < 0 else text
+
+
+@pytest.fixture
+def damaged(map_name):
+    """A function that makes a map and its Segment; it is not checked at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(entries, seeds=SCATTERED, **geometry):
+            options = {"key_size": 8, "value_size": 8, "max_entries": 4096, "_seeds": seeds}
+            shared_map = shmrhash.RHashMap.create(map_name, timeout=0.05, **(options | geometry))
+            stack.callback(shared_map.close)
+            stack.callback(shared_map.unlink)
+            fill(shared_map, entries)
+            return shared_map, Segment(shared_map)
+
+        yield make
+
+
+KEYS = b"".join(number.to_bytes(8, "little") for number in range(20))
+USES = {
+    "lookup": lambda m: [m.lookup(KEYS[i : i + 8]) for i in range(0, 160, 8)],
+    "contains": lambda m: [KEYS[i : i + 8] in m for i in range(0, 160, 8)],
+    "update": lambda m: [m.update(KEYS[i : i + 8], bytes(8)) for i in range(0, 160, 8)],
+    "lookup_many": lambda m: m.lookup_many(KEYS),
+    "delete_many": lambda m: m.delete_many(KEYS),
+    "iterate": lambda m: list(m.items()),
+    "section": lambda m: [m.update_with(KEYS[i : i + 8], bytes) for i in range(0, 160, 8)],
+}
+each_use = pytest.mark.parametrize("use", USES.values(), ids=USES)
+
+
+@each_use
+def test_levels_that_lead_nowhere_end_in_segment_corrupt(damaged, use):
+    """H1: no bucket has a level; whoever follows them stops at once."""
+    shared_map, segment = damaged(0)
+    for bucket in segment.buckets():
+        segment.set(bucket, 0)
+
+    assert ending_of(lambda: use(shared_map)) == "SegmentCorrupt"
+
+
+@each_use
+def test_levels_that_lead_in_circles_end_in_segment_corrupt(damaged, use):
+    """H1: each bucket sends on to a child that is not there, which sends back."""
+    shared_map, segment = damaged(0)
+    for bucket in segment.buckets():
+        segment.set(bucket, 9 << 16)
+
+    assert ending_of(lambda: use(shared_map)) == "SegmentCorrupt"
+
+
+@pytest.mark.parametrize("use", ["lookup", "contains", "update", "lookup_many", "iterate"])
+def test_a_chain_in_a_circle_ends_in_segment_corrupt(damaged, use):
+    """H1: the last slot of a full bucket links to a line that links to itself."""
+    shared_map, segment = damaged(20, COLLIDING, max_entries=64)
+    bucket = segment.buckets()[0]
+    link = segment.get(bucket + 60, "<I")
+    (line,) = (
+        start + at
+        for start, content in segment.pages()
+        for at in range(0, 4096, 64)
+        if start > bucket and struct.unpack_from("<I", content, at + 60)[0] == link + 1
+    )
+    segment.set(line + 60, link, "<I")
+
+    assert ending_of(lambda: USES[use](shared_map)) == "SegmentCorrupt"
+
+
+@pytest.mark.parametrize("header", [UPD, UPD | 0x7FFF << 1 | 1])
+@pytest.mark.parametrize("use", ["lookup", "lookup_many", "iterate"])
+def test_an_update_by_nobody_ends_in_segment_corrupt(damaged, header, use):
+    """H1: an element says that its value stands with a context that is none."""
+    shared_map, segment = damaged(1)
+    key, value = (0).to_bytes(8, "little"), b"\x5a" * 8
+    shared_map[key] = value
+    (element,) = (
+        start + content.index(key + value) - 8
+        for start, content in segment.pages()
+        if key + value in content
+    )
+    segment.set(element, header)
+
+    assert ending_of(lambda: USES[use](shared_map)) == "SegmentCorrupt"
+
+
+@pytest.mark.parametrize("region", [PROCESSES, CONTEXTS, BUCKETS])
+@pytest.mark.parametrize("look", ["_processes", "_facts", "_check", "check", "info", "freeze"])
+def test_a_watermark_raised_beyond_its_region_is_not_believed(damaged, region, look):
+    """H1: after attaching, when nobody examines the header any more."""
+    shared_map, segment = damaged(10)
+    segment.set(segment.region(region, USABLE), 1 << 44)
+
+    assert ending_of(getattr(shared_map, look)) in ("done", "SegmentCorrupt", "LockTimeout")
+
+
+def test_a_segment_of_countless_buckets_is_cleared_in_time(damaged):
+    """H1: a table word damaged after attaching."""
+    shared_map, segment = damaged(10)
+    segment.set(TABLE, (1 << 48) - 1 << 16)
+
+    assert ending_of(shared_map.clear) in ("done", "SegmentCorrupt")
+
+
+def test_info_of_a_segment_without_buckets_has_a_load(damaged):
+    """H1: a table word damaged after attaching."""
+    shared_map, segment = damaged(10)
+    segment.set(TABLE, 0)
+
+    assert ending_of(shared_map.info) == "done"
+
+
+def test_giving_back_buckets_leaves_what_lies_behind_them(damaged):
+    """H1: what a region says that it has allocated ends with the region."""
+    shared_map, segment = damaged(20_000, max_entries=30_000)
+    segment.set(segment.region(BUCKETS, ALLOCATED), 1 << 40)
+
+    for number in range(100, 20_000):
+        del shared_map[number.to_bytes(8, "little")]
+
+    for number in range(100):
+        key = number.to_bytes(8, "little")
+        assert shared_map[key] == key
+
+
+def test_a_section_that_cannot_delete_ends_all_the_same(damaged):
+    """H1: its bucket is held by a context of nobody; the section is abandoned."""
+    shared_map, segment = damaged(10)
+    key = (3).to_bytes(8, "little")
+
+    def delete_in_section():
+        with shared_map.locked(key) as section:
+            for bucket in segment.buckets():
+                segment.set(bucket, segment.get(bucket) | 9 << 1 | 1)
+            section.delete()
+
+    assert ending_of(delete_in_section) == "LockTimeout"
+    assert shared_map.lookup(key, shmrhash.BPF_F_LOCK) == key
