@@ -140,6 +140,33 @@ class ModelMap:
         self.pairs[key] = value[:offset] + field + value[offset + 8 :]
         return after
 
+    def compare_and_swap(self, key, expected, new):
+        if expected is None:
+            if key in self.pairs:
+                return False
+            self.update(key, new)
+            return True
+        if self.pairs.get(key) != expected:
+            return False
+        self.pairs[key] = new
+        return True
+
+    def exchange(self, key, new):
+        old = self.getitem(key)
+        self.pairs[key] = new
+        return old
+
+    def setdefault(self, key, default):
+        if key not in self.pairs:
+            self.update(key, default)
+        return self.pairs[key]
+
+    def update_with(self, key, function, default=None):
+        if key not in self.pairs and default is not None:
+            self.update(key, default)
+        self.pairs[key] = function(self.getitem(key))
+        return self.pairs[key]
+
     def clear(self):
         self.pairs.clear()
 

@@ -145,6 +145,70 @@ class MapAgainstModel(RuleBasedStateMachine):
             lambda: m.add(key, delta, initial=initial, offset=offset),
         )
 
+    @rule(data=st.data(), guess=st.sampled_from(["right", "wrong", "absent"]))
+    def compare_and_swap(self, data, guess):
+        m, key, new = self.any_handle(data), self.any_key(data), self.any_value(data)
+        expected = None
+        if guess == "wrong":
+            expected = self.any_value(data)
+        elif guess == "right":
+            expected = self.model.pairs.get(key)
+
+        self.compare(
+            lambda: self.model.compare_and_swap(key, expected, new),
+            lambda: m.compare_and_swap(key, expected, new),
+        )
+
+    @rule(data=st.data())
+    def exchange(self, data):
+        m, key, new = self.any_handle(data), self.any_key(data), self.any_value(data)
+
+        self.compare(lambda: self.model.exchange(key, new), lambda: m.exchange(key, new))
+
+    @rule(data=st.data())
+    def setdefault(self, data):
+        m, key, default = self.any_handle(data), self.any_key(data), self.any_value(data)
+
+        self.compare(
+            lambda: self.model.setdefault(key, default), lambda: m.setdefault(key, default)
+        )
+
+    @rule(data=st.data())
+    def pop(self, data):
+        m, key = self.any_handle(data), self.any_key(data)
+
+        self.compare(lambda: self.model.lookup_and_delete(key), lambda: m.pop(key))
+
+    @rule(data=st.data(), with_default=st.booleans())
+    def update_with(self, data, with_default):
+        m, key = self.any_handle(data), self.any_key(data)
+        default = self.any_value(data) if with_default else None
+
+        def turn_around(value):
+            return bytes(byte ^ 0xFF for byte in reversed(value))
+
+        self.compare(
+            lambda: self.model.update_with(key, turn_around, default),
+            lambda: m.update_with(key, turn_around, default),
+        )
+
+    @rule(data=st.data())
+    def locked_many(self, data):
+        """Each of two values gets the other's place; absent keys are refused."""
+        m, keys = self.any_handle(data), sorted({self.any_key(data), self.any_key(data)})
+
+        def on_model():
+            values = [self.model.getitem(key) for key in keys]
+            self.model.pairs.update(zip(keys, reversed(values), strict=True))
+
+        def on_map():
+            with m.locked_many(keys) as values:
+                old = [bytes(value) for value in values]
+                for value, new in zip(values, reversed(old), strict=True):
+                    value[:] = new
+
+        self.compare(on_model, on_map)
+
     @rule(data=st.data())
     def item_get(self, data):
         m, key, default = self.any_handle(data), self.any_key(data), object()

@@ -151,14 +151,18 @@ class KernelMap:
             raise Refused("bpf(BPF_MAP_CREATE)", -fd)
         return cls(fd, key_size, value_size, lock)
 
-    def reopen(self, flags):
-        """Another descriptor of the same map, with F_RDONLY or F_WRONLY."""
+    def info(self):
+        """The id of the map, and the flags that the kernel says it has."""
         info = ctypes.create_string_buffer(256)
         result = bpf(OBJ_GET_INFO_BY_FD, attributes("2IQ", self.fd, len(info), address(info)))
         if result < 0:
             raise Refused("bpf(BPF_OBJ_GET_INFO_BY_FD)", -result)
-        (map_id,) = struct.unpack_from("=I", info, 4)
-        fd = bpf(MAP_GET_FD_BY_ID, attributes("3I", map_id, 0, flags))
+        _, map_id, _, _, _, map_flags = struct.unpack_from("=6I", info)
+        return {"id": map_id, "map_flags": map_flags}
+
+    def reopen(self, flags):
+        """Another descriptor of the same map, with F_RDONLY or F_WRONLY."""
+        fd = bpf(MAP_GET_FD_BY_ID, attributes("3I", self.info()["id"], 0, flags))
         if fd < 0:
             raise Refused("bpf(BPF_MAP_GET_FD_BY_ID)", -fd)
         return KernelMap(fd, self.key_size, self.value_size, self.lock)

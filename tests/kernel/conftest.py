@@ -35,10 +35,11 @@ def kernel_permits():
 
 @pytest.fixture(scope="session")
 def kernel_permits_all(kernel_permits):
-    """It also lets it open a map a second time, for reading only, and put a lock in a value."""
+    """It also lets it open a map a second time, for one way only, and put a lock in a value."""
     try:
         with bpf.KernelMap.create(key_size=4, value_size=8, max_entries=1, lock=True) as kernel:
-            kernel.reopen(bpf.F_RDONLY).close()
+            for flags in (bpf.F_RDONLY, bpf.F_WRONLY):
+                kernel.reopen(flags).close()
     except bpf.Refused as refused:
         give_up(refused)
 

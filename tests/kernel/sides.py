@@ -6,7 +6,7 @@ ENOENT where our lookup and get_next_key return None, and where a batch is the l
 
 import errno
 
-from bpf import F_RDONLY, Answer, Chunk, pieces
+from bpf import F_RDONLY, F_WRONLY, Answer, Chunk, pieces
 
 import shmrhash
 from shmrhash import RHashMap
@@ -31,12 +31,9 @@ class OurMap:
         self.value_size = m.value_size
 
     def reopen(self, flags):
-        """Another handle of the same map.
-
-        F_WRONLY belongs here as soon as a handle can be for writing only; so does freeze() below.
-        """
-        assert flags == F_RDONLY
-        return OurMap(RHashMap.open(self.m.name, read_only=True))
+        """Another handle of the same map, with F_RDONLY or F_WRONLY."""
+        one_way = {"read_only": flags == F_RDONLY, "write_only": flags == F_WRONLY}
+        return OurMap(RHashMap.open(self.m.name, **one_way))
 
     def close(self):
         self.m.close()
@@ -65,6 +62,9 @@ class OurMap:
 
     def get_next_key(self, key=None):
         return self.found(lambda: self.m.get_next_key(key))
+
+    def freeze(self):
+        return answer(self.m.freeze)
 
     def take_batch(self, method, cursor, count, flags):
         said = answer(lambda: method(cursor=cursor, count=count, flags=flags))

@@ -13,21 +13,24 @@ import bpf
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from bpf import F_NO_PREALLOC, F_RDONLY, LOCK_BYTES, Answer, KernelMap
+from bpf import F_NO_PREALLOC, F_RDONLY, F_WRONLY, LOCK_BYTES, Answer, KernelMap
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     get_state_machine_test,
     initialize,
     invariant,
+    precondition,
     rule,
 )
 from kernel_jobs import add_one, fill_case
+from permissions import CALLS, INVALID_FLAGS, LACKS, UPDATE_VALID, expected
 from sides import ANY, EXIST, LOCK, NOEXIST, OurMap, answer, take_pairs, walk
 
 import shmrhash
 from shmrhash import RHashMap
 
 COMPARE_EVERY_STEPS = 11
+FREEZE_AFTER_STEPS = 25  # most of a sequence has to do with maps that can be written
 
 KEY_SIZES = st.sampled_from([1, 2, 3, 4, 7, 8, 9, 16, 64, 511, 512]) | st.integers(1, 512)
 VALUE_SIZES = st.sampled_from([1, 4, 7, 8, 9, 16, 68, 256, 4095, 4096]) | st.integers(1, 4096)
@@ -38,8 +41,6 @@ HASH_SEEDS = st.sampled_from([(0, 0), (0, 1), (7, 1 << 32)]) | st.tuples(
 LOCKED_VALUE_MIN = 8
 ENTRIES = st.sampled_from([1, 2, 3, 5, 8, 20, 50])
 
-INVALID_FLAGS = [3, 7, 8, 16, 1 << 31, 1 << 32, 1 << 63, -1]
-UPDATE_VALID = [ANY, NOEXIST, EXIST, LOCK | ANY, LOCK | NOEXIST, LOCK | EXIST]
 UPDATE_FLAGS = st.sampled_from(UPDATE_VALID * 4 + INVALID_FLAGS)
 OTHER_FLAGS = st.sampled_from([0] * 16 + [LOCK] * 8 + [1, 2, 5, 6, *INVALID_FLAGS])
 
@@ -90,10 +91,20 @@ DIFFERENCES = {
         "each element is treated as update() with these flags would",
         "stronger: it is what a loop of updates does",
     ),
-    "flags of a reader": Difference(  # demonstrated
-        "a descriptor for reading: update, update_batch and delete_batch are EPERM with any flags",
-        "EINVAL for flags that are invalid: they are looked at first",
-        "both refuse; the kernel looks at the permission before it looks at these flags",
+    "flags without permission": Difference(  # demonstrated
+        "permission comes first; in lookup and lookup_and_delete, flags: EPERM, or EINVAL",
+        "handles for reading: permission comes first. For writing, and on a frozen map: flags",
+        "both refuse what is wrong twice; only the errno's name differs",
+    ),
+    "freezing a map with locks": Difference(  # demonstrated
+        "a map with a struct bpf_spin_lock in the value is never frozen: errno 524",
+        "every map can be frozen",
+        "stronger: locks are not in the value here",
+    ),
+    "reported flags": Difference(  # demonstrated
+        "BPF_F_RDONLY and BPF_F_WRONLY are the descriptor's: map_flags is without them",
+        "map_flags is what create() was given",
+        "it is a report only: other handles are not bound by it on either side",
     ),
     "F_LOCK": Difference(  # demonstrated
         "needs a struct bpf_spin_lock in the value, else EINVAL; these bytes read as zeros",
@@ -120,12 +131,14 @@ DIFFERENCES = {
         "map_extra is the hint for the first size",
         "RHASH differs from HASH",
     ),
-    "one-way descriptors": Difference(  # demonstrated
-        "BPF_F_RDONLY and BPF_F_WRONLY at creation give a descriptor for one way",
-        "EINVAL; open(read_only=True)",
-        "a handle is not a descriptor",
-    ),
 }
+
+
+NO_FREEZING = "524"  # ENOTSUPP, which is the kernel's own and has no name here
+
+
+def may_write(machine):
+    return not machine.frozen
 
 
 def key_number(index, size, salt):
@@ -144,6 +157,7 @@ class Both(RuleBasedStateMachine):
         super().__init__()
         self.steps = 0
         self.ours = self.kernel = None
+        self.frozen = False
 
     @initialize(
         key_size=KEY_SIZES,
@@ -228,24 +242,28 @@ class Both(RuleBasedStateMachine):
 
         self.same_with(flags, lambda side, flags: side.lookup(key, flags))
 
+    @precondition(may_write)
     @rule(data=st.data(), flags=UPDATE_FLAGS)
     def update(self, data, flags):
         key, value = self.any_key(data), self.any_value(data)
 
         self.same_with(flags, lambda side, flags: side.update(key, value, flags))
 
+    @precondition(may_write)
     @rule(data=st.data())
     def delete(self, data):
         key = self.any_key(data)
 
         self.same(lambda side: side.delete(key))
 
+    @precondition(may_write)
     @rule(data=st.data(), flags=OTHER_FLAGS)
     def lookup_and_delete(self, data, flags):
         key = self.any_key(data)
 
         self.same_with(flags, lambda side, flags: side.lookup_and_delete(key, flags))
 
+    @precondition(may_write)
     @rule(data=st.data(), flags=st.sampled_from([ANY, NOEXIST, LOCK, LOCK | NOEXIST]))
     def fill(self, data, flags):
         """To the limit and beyond: both refuse the same keys."""
@@ -254,6 +272,7 @@ class Both(RuleBasedStateMachine):
         for key in self.keys[start:] + self.keys[:start]:
             self.same_with(flags, lambda side, flags, key=key: side.update(key, value, flags))
 
+    @precondition(may_write)
     @rule(data=st.data())
     def empty_in_part(self, data):
         kept = data.draw(st.integers(1, 4), label="every which is kept")
@@ -262,35 +281,54 @@ class Both(RuleBasedStateMachine):
             if index % kept or kept == 1:
                 self.same(lambda side, key=key: side.delete(key))
 
-    # ---- handles for reading ----
+    # ---- handles for one way, and frozen maps ----
 
-    @rule(data=st.data(), flags=UPDATE_FLAGS)
-    def use_a_reader(self, data, flags):
-        """Differs: "flags of a reader"."""
-        key, value = self.any_key(data), self.any_value(data)
+    @rule(data=st.data(), flags=UPDATE_FLAGS, kind=st.sampled_from(["reader", "writer"]))
+    def use_a_handle_for_one_way(self, data, flags, kind):
         flags = flags if self.kernel.lock else flags & ~LOCK
-        with self.kernel.reopen(F_RDONLY) as kernel, self.ours.reopen(F_RDONLY) as ours:
-            for operation in (
-                lambda side: side.lookup(key),
-                lambda side: side.lookup(key, flags),
-                lambda side: side.delete(key),
-                lambda side: side.lookup_and_delete(key),
-                lambda side: side.lookup_and_delete(key, flags),
-                lambda side: side.lookup_and_delete_batch(None, 2, flags),
-                lambda side: side.lookup_batch(None, len(self.keys), flags).error,
-                lambda side: side.get_next_key().error,
-            ):
-                assert operation(kernel) == operation(ours)
-            for operation, valid in (
-                (lambda side: side.update(key, value, flags), UPDATE_VALID),
-                (lambda side: side.update_batch([key], [value], flags), UPDATE_VALID),
-                (lambda side: side.delete_batch([key], flags), [0, LOCK]),
-            ):
-                assert operation(kernel).error == "EPERM"
-                assert operation(ours).error == ("EPERM" if flags in valid else "EINVAL")
+        handle_flags = F_RDONLY if kind == "reader" else F_WRONLY
+        kind = f"frozen {kind}" if self.frozen else kind
+        with (
+            self.kernel.reopen(handle_flags) as kernel,
+            self.ours.reopen(handle_flags) as ours,
+        ):
+            self.use_with_less(data, kernel, ours, kind, flags)
 
-    # WAITS: a rule for freeze(), and one for handles for writing only. The kernel freezes once, a
-    # second time is EPERM, and from then on every write is EPERM while reads go on.
+    @precondition(lambda self: self.frozen)
+    @rule(data=st.data(), flags=UPDATE_FLAGS)
+    def use_a_frozen_map(self, data, flags):
+        self.use_with_less(data, self.kernel, self.ours, "frozen", flags & ~LOCK)
+
+    def use_with_less(self, data, kernel, ours, kind, flags):
+        """Differs: "flags without permission", "flags of update_batch"."""
+        for name, call in CALLS.items():
+            key, value = self.any_key(data), self.any_value(data)
+            wanted = [expected(side, kind, name, flags) for side in ("kernel", "ours")]
+            if name == "update_batch" and flags & (NOEXIST | EXIST):
+                continue
+            errors = [call.do(side, key, value, flags).error for side in (kernel, ours)]
+            assert errors == (wanted if wanted[0] else errors[:1] * 2), (kind, name)
+
+    @precondition(lambda self: self.steps > FREEZE_AFTER_STEPS and not self.frozen)
+    @rule(by_a_writer=st.booleans())
+    def freeze(self, by_a_writer):
+        """Differs: "freezing a map with locks", which then is not tried on ours."""
+        with self.kernel.reopen(F_RDONLY) as kernel, self.ours.reopen(F_RDONLY) as ours:
+            assert ours.freeze() == ("EPERM", None)
+            assert kernel.freeze() == (NO_FREEZING if self.kernel.lock else "EPERM", None)
+        if self.kernel.lock:
+            assert self.kernel.freeze() == (NO_FREEZING, None)
+            return
+        flags = F_WRONLY if by_a_writer else 0
+        with self.kernel.reopen(flags) as kernel, self.ours.reopen(flags) as ours:
+            assert kernel.freeze() == ours.freeze() == ("", None)
+        self.frozen = True
+        assert self.ours.m.frozen
+
+    @precondition(lambda self: self.frozen)
+    @rule()
+    def freeze_again(self):
+        assert self.same(lambda side: side.freeze()) == ("EPERM", None)
 
     # ---- walks ----
 
@@ -318,7 +356,7 @@ class Both(RuleBasedStateMachine):
                 ours = self.ours.get_next_key(ours.result)
             whole = walk(self.ours, len(self.keys))
             assert whole[whole.index(key) :] == followed
-        elif len(self.ours.m) < self.ours.m.max_entries:
+        elif len(self.ours.m) < self.ours.m.max_entries and not self.frozen:
             assert self.ours.update(key, self.any_value(data)) == ("", None)
             assert self.ours.get_next_key(key) == ours
             assert self.ours.delete(key) == ("", None)
@@ -362,6 +400,7 @@ class Both(RuleBasedStateMachine):
         assert min(count, len(kernel)) == len(first.result.pairs)
         assert (len(kernel) <= count) == (first.error == "ENOENT")
 
+    @precondition(may_write)
     @rule(flags=st.sampled_from([1, 2, 5, 6, *INVALID_FLAGS]), data=st.data())
     def refused_batches(self, flags, data):
         keys = self.any_keys(data)
@@ -371,6 +410,7 @@ class Both(RuleBasedStateMachine):
         # How many a refused batch has done is nothing the kernel says: it leaves its count alone.
         self.same(lambda side: side.delete_batch(keys, flags).error)
 
+    @precondition(may_write)
     @rule(data=st.data(), all_of_them=st.booleans(), flags=st.sampled_from([0, LOCK]))
     def take_batches(self, data, all_of_them, flags):
         """Differs: "order", "short batches". A single batch of ours is repeated key by key."""
@@ -391,6 +431,7 @@ class Both(RuleBasedStateMachine):
         for key, value in taken.result.pairs:
             assert self.kernel.lookup_and_delete(key, kernel_flags) == ("", value)
 
+    @precondition(may_write)
     @rule(data=st.data(), flags=UPDATE_FLAGS)
     def update_batch(self, data, flags):
         """Differs: "flags of update_batch", which is a loop of updates here."""
@@ -405,6 +446,7 @@ class Both(RuleBasedStateMachine):
 
         self.same_with(flags, lambda side, flags: update_each_or_all(side, keys, values, flags))
 
+    @precondition(may_write)
     @rule(data=st.data(), flags=st.sampled_from([0, LOCK]))
     def delete_batch(self, data, flags):
         keys = self.any_keys(data)
@@ -456,6 +498,8 @@ def test_the_kernel_and_we_say_the_same(kernel_permits_all, seed, map_name, exam
 
 # ---- creation ----
 
+CREATION_FLAGS = [2, F_RDONLY, F_WRONLY, F_RDONLY | F_WRONLY, 1 << 7, 1 << 8, 3 << 7, 1 << 30]
+
 # What HASH and RHASH check in the same way; what they do not is in DIFFERENCES.
 CREATIONS = {
     "key_size": [0, 1, 8, 512, 65_535],
@@ -463,7 +507,7 @@ CREATIONS = {
     "max_entries": [0, 1, 100, (1 << 31) + 1],
     "map_flags": [
         F_NO_PREALLOC,
-        *(F_NO_PREALLOC | flag for flag in (2, 1 << 7, 1 << 8, 3 << 7, 3 << 3, 1 << 30)),
+        *(F_NO_PREALLOC | flag for flag in CREATION_FLAGS),
     ],
 }
 
@@ -514,8 +558,6 @@ def creation_by_us(name, **geometry):
         ("zero seed", {"map_flags": F_NO_PREALLOC | 1 << 6}, "", "EINVAL"),
         ("long keys", {"key_size": 65_536}, "", "E2BIG"),
         ("presizing", {"map_extra": 1}, "EINVAL", ""),
-        ("one-way descriptors", {"map_flags": F_NO_PREALLOC | 1 << 3}, "", "EINVAL"),
-        ("one-way descriptors", {"map_flags": F_NO_PREALLOC | 1 << 4}, "", "EINVAL"),
     ],
 )
 def test_a_difference_at_creation_is_there(
@@ -529,6 +571,17 @@ def test_a_difference_at_creation_is_there(
     assert ours == creation_by_us(map_name, **geometry)
 
 
+FLAGS_LOOKED_AT_IN_ANOTHER_ORDER = {
+    "reader": {"lookup_and_delete"},
+    "writer": {"lookup_batch", "lookup_and_delete_batch"},
+    "frozen": {"update", "lookup_and_delete_batch", "update_batch", "delete_batch"},
+    "frozen reader": {"lookup_and_delete"},
+    "frozen writer": {
+        *("update", "lookup_batch", "lookup_and_delete_batch", "update_batch", "delete_batch")
+    },
+}
+
+
 @pytest.fixture
 def both(make_kernel_map, make_map):
     """Two maps of 4 entries with 1 and 2 in them."""
@@ -539,16 +592,55 @@ def both(make_kernel_map, make_map):
     return sides
 
 
-def test_the_difference_in_the_flags_of_a_reader_is_there(kernel_permits_all, both):
-    """K1: DIFFERENCES["flags of a reader"]."""
-    answers = []
-    for side in both:
-        with side.reopen(F_RDONLY) as reader:
-            answers.append(reader.update(b"\1", b"\1", 8).error)
-            answers.append(reader.update_batch([b"\1"], [b"\1"], 8).error)
-            answers.append(reader.delete_batch([b"\1"], 8).error)
+@pytest.mark.parametrize("kind", LACKS)
+def test_the_difference_in_flags_without_permission_is_there(kernel_permits_all, both, kind):
+    """K1: DIFFERENCES["flags without permission"], of every operation that is refused."""
+    differing = set()
+    if "frozen" in kind:
+        assert [side.freeze() for side in both] == [("", None)] * 2
+    if kind != "frozen":
+        both = [side.reopen(F_RDONLY if "reader" in kind else F_WRONLY) for side in both]
 
-    assert answers == ["EPERM"] * 3 + ["EINVAL"] * 3
+    for name, call in CALLS.items():
+        for flags in [ANY, NOEXIST, EXIST, *INVALID_FLAGS]:
+            wanted = [expected(side, kind, name, flags) for side in ("kernel", "ours")]
+            if wanted[0]:
+                assert wanted == [call.do(side, b"\1", b"\1", flags).error for side in both]
+                differing |= {name} if wanted[0] != wanted[1] else set()
+
+    assert differing == FLAGS_LOOKED_AT_IN_ANOTHER_ORDER[kind]
+    if kind != "frozen":
+        for side in both:
+            side.close()
+
+
+def test_the_difference_in_freezing_a_map_with_locks_is_there(
+    kernel_permits_all, make_kernel_map, make_map
+):
+    """K1: DIFFERENCES["freezing a map with locks"]."""
+    geometry = {"key_size": 1, "value_size": 8, "max_entries": 4}
+    kernel, ours = make_kernel_map(**geometry, lock=True), OurMap(make_map(**geometry))
+
+    assert kernel.freeze() == (NO_FREEZING, None)
+    assert kernel.update(b"1", bytes(8)) == ("", None)
+    assert ours.freeze() == ("", None)
+    assert ours.update(b"1", bytes(8)) == ("EPERM", None)
+
+
+@pytest.mark.parametrize("flag", [F_RDONLY, F_WRONLY], ids=["rdonly", "wronly"])
+def test_the_difference_in_reported_flags_is_there(
+    kernel_permits_all, make_kernel_map, make_map, flag
+):
+    """K1: DIFFERENCES["reported flags"]; another handle may do everything on either side."""
+    flags = F_NO_PREALLOC | flag
+    geometry = {"key_size": 1, "value_size": 8, "max_entries": 4, "map_flags": flags}
+    kernel, ours = make_kernel_map(**geometry), OurMap(make_map(**geometry))
+
+    assert [F_NO_PREALLOC, flags] == [kernel.info()["map_flags"], ours.m.map_flags]
+    for side in (kernel, ours):
+        with side.reopen(0) as other:
+            assert other.update(b"1", bytes(8)) == ("", None)
+            assert other.lookup(b"1") == ("", bytes(8))
 
 
 def test_the_difference_after_an_absent_key_is_there(both):

@@ -186,4 +186,53 @@ def test_map_rdonly_next_keys(request, make_side):
         assert reader.get_next_key(int_word(1)) == ("ENOENT", None)
 
 
-# WAITS: test_map_wronly (update 0; lookup EPERM; next EPERM) for a handle for writing only.
+def test_map_wronly(request, make_side):
+    """K1 (test_map_wronly): a descriptor for writing reads nothing, and writes."""
+    side = make_side(key_size=4, value_size=4, max_entries=32_768)
+    if not isinstance(side, OurMap):
+        request.getfixturevalue("kernel_permits_all")
+
+    with side.reopen(bpf.F_WRONLY) as writer:
+        assert writer.update(int_word(1), int_word(1234), 0) == OK
+        assert writer.lookup(int_word(1)) == ("EPERM", None)
+        assert writer.get_next_key() == ("EPERM", None)
+        assert writer.lookup_and_delete(int_word(1)) == ("EPERM", None)
+        assert side.lookup(int_word(1)) == ("", int_word(1234))
+        assert writer.delete(int_word(1)) == OK
+
+    assert side.lookup(int_word(1)) == ("ENOENT", None)
+
+
+@pytest.mark.parametrize("flag", [bpf.F_RDONLY, bpf.F_WRONLY], ids=["rdonly", "wronly"])
+def test_map_made_for_one_way(make_side, flag):
+    """K1 (test_map_rdonly, test_map_wronly): the same flags, given when the map is made."""
+    side = make_side(
+        key_size=4, value_size=4, max_entries=32_768, map_flags=bpf.F_NO_PREALLOC | flag
+    )
+    wrote = side.update(int_word(1), int_word(1234), 0)
+    looked = side.lookup(int_word(1))
+
+    assert wrote == (("EPERM", None) if flag == bpf.F_RDONLY else OK)
+    assert looked == (("ENOENT", None) if flag == bpf.F_RDONLY else ("EPERM", None))
+    assert side.get_next_key().error == ("ENOENT" if flag == bpf.F_RDONLY else "EPERM")
+
+
+def test_map_freeze(request, make_side):
+    """K1: freezes once; from then on nothing writes, and everything reads."""
+    side = make_side(key_size=4, value_size=4, max_entries=2)
+    if not isinstance(side, OurMap):
+        request.getfixturevalue("kernel_permits_all")
+    assert side.update(int_word(1), int_word(1234), 0) == OK
+
+    with side.reopen(bpf.F_RDONLY) as reader:
+        assert reader.freeze() == ("EPERM", None)
+    with side.reopen(bpf.F_WRONLY) as writer:
+        assert writer.freeze() == OK
+    assert side.freeze() == ("EPERM", None)
+
+    assert side.update(int_word(2), int_word(1), 0) == ("EPERM", None)
+    assert side.update(int_word(1), int_word(1), EXIST) == ("EPERM", None)
+    assert side.delete(int_word(1)) == ("EPERM", None)
+    assert side.delete(int_word(2)) == ("EPERM", None)
+    assert side.lookup(int_word(1)) == ("", int_word(1234))
+    assert walk(side, 1) == [int_word(1)]

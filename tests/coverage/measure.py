@@ -1,0 +1,171 @@
+"""Which lines and branches of the core the tests reach: python measure.py [pytest's arguments].
+
+The generated C is compiled once more with --coverage and #line directives, so that gcov counts
+lines of cython/; unoptimised, since inlined copies would be counted apart. What a process did that
+was killed, or ended by os._exit(), is not counted. Branches are those of the C code: a condition of
+ours, and an exception of Cython's, alike; of shm_atomics.h's macros none are seen.
+
+A line that no test reaches must stand in unreached.txt with its reason, and no other line may.
+"""
+
+import argparse
+import collections
+import functools
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REASONS = Path(__file__).with_name("unreached.txt")
+C_FLAGS = ["-O0", "-g", "--coverage", "-fPIC", "-w", "-std=gnu11", "-fno-strict-aliasing"]
+
+
+def build(folder):
+    """The package, instrumented, in folder; objects and counts lie in folder/objects."""
+    shutil.copytree(ROOT / "shmrhash", folder / "shmrhash", ignore=shutil.ignore_patterns("*.so"))
+    shutil.copytree(ROOT / "cython", folder / "core", ignore=shutil.ignore_patterns("*.c", "*.so"))
+    objects = folder / "objects"
+    objects.mkdir()
+    cython = [sys.executable, "-m", "cython", "--line-directives", "-3", "-I", "."]
+    cython += ["--module-name", "shmrhash._core", "-o", objects / "_core.c", "_core.pyx"]
+    subprocess.run(cython, cwd=folder / "core", check=True)
+    include = ["-I", folder / "core", "-I", sysconfig.get_path("include")]
+    compiler = os.environ.get("CC", "gcc")
+    subprocess.run(
+        [compiler, *C_FLAGS, *include, "-c", "_core.c", "-o", "_core.o"], cwd=objects, check=True
+    )
+    target = folder / "shmrhash" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run(
+        [compiler, "-shared", "--coverage", "_core.o", "-o", target], cwd=objects, check=True
+    )
+
+
+def run_tests(folder, arguments):
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment.pop("SHMRHASH_TEST_INSTALLED", None)
+    # Not `python -m pytest`, which would put the root, and with it another shmrhash, first.
+    start = "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def counts(folder):
+    """{file: {line: [count, branches, branches taken]}} of the core's files."""
+    objects = folder / "objects"
+    gcov = os.environ.get("GCOV", "gcov")
+    command = [gcov, "--json-format", "--branch-probabilities", "--branch-counts", "_core.o"]
+    subprocess.run(command, cwd=objects, check=True, capture_output=True)
+    (report,) = objects.glob("*.gcov.json.gz")
+    found = collections.defaultdict(dict)
+    for file in json.loads(gzip.decompress(report.read_bytes()))["files"]:
+        name = Path(file["file"]).name
+        if not (ROOT / "cython" / name).exists():
+            continue
+        for line in file["lines"]:
+            if not has_code(name, line["line_number"]):
+                continue
+            known = found[name].setdefault(line["line_number"], [0, 0, 0])
+            known[0] += line["count"]
+            branches = [branch for branch in line["branches"] if not branch["throw"]]
+            known[1] += len(branches)
+            known[2] += sum(branch["count"] > 0 for branch in branches)
+    return found
+
+
+@functools.cache
+def lines_of(name):
+    return (ROOT / "cython" / name).read_text().splitlines()
+
+
+def text_of(name, number):
+    return lines_of(name)[number - 1].strip()
+
+
+def has_code(name, number):
+    """Whether the line can be meant: a statement's C code may run on over what follows it."""
+    return number <= len(lines_of(name)) and text_of(name, number).strip(")")[:1] not in ("", "#")
+
+
+def reasons():
+    """{(file, text of the line)}: reason}, from unreached.txt: file, text and reason by tabs."""
+    known = {}
+    for line in REASONS.read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, text, reason = line.split("\t")
+            known[name, text] = reason
+    return known
+
+
+def percent(part, whole):
+    return f"{100 * part / whole:6.1f} %" if whole else "       -"
+
+
+def print_table(found):
+    print(f"\n{'file':<16}{'lines':>7}{'reached':>9}{'':>9}{'branches':>10}{'taken':>7}")
+    total = [0, 0, 0, 0]
+    for name in sorted(found):
+        lines = found[name].values()
+        row = [len(lines), sum(count > 0 for count, _, _ in lines)]
+        row += [sum(line[1] for line in lines), sum(line[2] for line in lines)]
+        total = [before + now for before, now in zip(total, row, strict=True)]
+        print_row(name, row)
+    print_row("all", total)
+
+
+def print_row(name, row):
+    lines, reached, branches, taken = row
+    print(
+        f"{name:<16}{lines:>7}{reached:>9} {percent(reached, lines)}{branches:>10}{taken:>7} "
+        f"{percent(taken, branches)}"
+    )
+
+
+def print_unreached(found):
+    """The lines that no test reaches; whether each has a reason, and no reason is too many."""
+    known = reasons()
+    used = set()
+    missing = 0
+    for name in sorted(found):
+        for number, (count, _, _) in sorted(found[name].items()):
+            text = text_of(name, number)
+            reason = known.get((name, text))
+            if count:
+                continue
+            used.add((name, text))
+            missing += reason is None
+            print(f"{name}:{number}: {text}\n    {reason or 'NO REASON'}")
+    for name, text in sorted(set(known) - used):
+        print(f"{REASONS.name}: {name}: reached, or gone: {text}")
+    print(f"\n{missing} lines are not reached and have no reason")
+    return not missing and not set(known) - used
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=Path, help="keep what is built and counted here")
+    parser.add_argument("--report-only", action="store_true", help="of a folder kept before")
+    parser.add_argument("--strict", action="store_true", help="fail if a line has no reason")
+    options, arguments = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        failed = 0
+        if not options.report_only:
+            folder.mkdir(parents=True, exist_ok=True)
+            build(folder)
+            failed = run_tests(folder, arguments)
+        found = counts(folder)
+        if not found["check.pxd"] or not any(line[0] for line in found["check.pxd"].values()):
+            sys.exit("the tests ran another package than the instrumented one")
+        print_table(found)
+        complete = print_unreached(found)
+    return failed or (options.strict and not complete)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
