@@ -182,6 +182,7 @@ def take_entries(
     cdef uint64_t taken = 0
     cdef Patience patience = handle._patience()
     cdef Status status = OK
+    memset(&sink, 0, sizeof(sink))
     sink_into(&sink, key_rows, value_rows, 0, limit)
     part.values = NULL
     part.waiter = NULL

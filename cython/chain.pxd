@@ -57,16 +57,23 @@ cdef inline Bucket *chain_next(Map *map, Bucket *line) noexcept nogil:
         return NULL
     return line_at(map, link - LINK_BASE)
 
+cdef inline bint chain_moved(Bucket *line, uint32_t link) noexcept nogil:
+    """Whether the last slot of a line was a link a moment ago and is none now (chain_dissolve)."""
+    return link >= LINK_BASE and load_acquire_u32(&line.indices[LINK_SLOT]) != link
+
 cdef inline Status chain_find(
         Map *map, Bucket *bucket, uint32_t hash, const uint8_t *key, uint64_t key_size,
         Found *found) noexcept nogil:
     """OK and found; ABSENT, for the caller to validate; RETRY if the slot changed meanwhile."""
     cdef Bucket *line = bucket
-    cdef uint32_t mask, slot, index
+    cdef uint32_t mask, slot, index, link
     cdef uint64_t turn = 0
     cdef uint64_t header
+    cdef Bucket *following
     cdef Element *element
     while turn <= map.line_max:
+        # Acquire: what it says now is seen below, or something newer.
+        link = load_acquire_u32(&line.indices[LINK_SLOT])
         mask = match7(line.tags, hash)
         while mask:
             slot = count_trailing_zeros(mask)
@@ -92,9 +99,11 @@ cdef inline Status chain_find(
             found.slot = slot
             found.index = index
             return OK
-        line = chain_next(map, line)
-        if line == NULL:
-            return ABSENT
+        following = chain_next(map, line)
+        if following == NULL:
+            # A link that became an element under our eyes: it may have been looked at too early.
+            return RETRY if unlikely(chain_moved(line, link)) else ABSENT
+        line = following
         turn += 1
     return CORRUPT
 
@@ -183,9 +192,6 @@ cdef inline Status chain_append(
         store_relaxed_u32(&line.indices[slot], 0)
     store_relaxed_u32(&line.tags[0], last.tags[LINK_SLOT])
     store_relaxed_u32(&line.indices[0], last.indices[LINK_SLOT])
-    store_relaxed_u32(&line.tags[1], tag)
-    store_relaxed_u32(&line.indices[1], index)
-    element_publish(publish)
     # Release: the line; pairs with the acquire in chain_next. The element that stood in this slot
     # is found behind the link from here on.
     store_release_u32(
@@ -194,6 +200,12 @@ cdef inline Status chain_append(
     store_relaxed_u64(&line.header, element_header(line.header, ELEMENT_LIVE, 0))
     compiler_fence()
     op.context.line = 0
+    compiler_fence()
+    # Only now, in the chain: a reader may still stand on this line from an earlier use of it.
+    element_publish(publish)
+    store_relaxed_u32(&line.tags[1], tag)
+    # Release: the tag, and the element as it is; pairs with the acquire in chain_find.
+    store_release_u32(&line.indices[1], index)
     return OK
 
 cdef inline Status line_take(Op *op) noexcept nogil:
@@ -209,9 +221,16 @@ cdef inline Status line_take(Op *op) noexcept nogil:
     return OK
 
 cdef inline void line_stash(Op *op) noexcept nogil:
-    """Move context.line, unlinked and ALLOC, to the stash: no lock is needed, so it cannot fail."""
-    pool_object(&op.map.line_pool, name_of(
-        &op.map.line_pool, load_relaxed_u64(&op.context.line))).words[0] = op.context.line_stash
+    """Move context.line, unlinked and ALLOC, to the stash: no lock is needed, so it cannot fail.
+
+    It is emptied first: a reader may still stand on it, and a slot that names an element speaks for
+    that element (chain_find)."""
+    cdef uint64_t index = name_of(&op.map.line_pool, load_relaxed_u64(&op.context.line))
+    cdef uint32_t slot
+    for slot in range(SLOT_COUNT):
+        store_relaxed_u32(&line_at(op.map, index).indices[slot], 0)
+    compiler_fence()
+    pool_object(&op.map.line_pool, index).words[0] = op.context.line_stash
     compiler_fence()
     op.context.line_stash = op.context.line
     compiler_fence()

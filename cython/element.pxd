@@ -58,6 +58,12 @@ cdef inline bint element_is_lost(const Found *found) noexcept nogil:
     """After element_read said False: whether it will do so for ever."""
     return load_relaxed_u64(&found.element.header) == found.header
 
+cdef inline bint element_stands(const Found *found) noexcept nogil:
+    """Whether an element is still as it was found: only then was its key in the map."""
+    # The slot and the key before the second look; pairs with the release fences of the writers.
+    fence_acquire()
+    return load_relaxed_u64(&found.element.header) == found.header
+
 cdef inline Status element_await(Op *op, const Found *found) noexcept nogil:
     """Somebody holds the element: RETRY once it has moved on, BUSY if that takes long."""
     cdef int _

@@ -18,7 +18,7 @@ from status cimport Status, OK, ABSENT, CORRUPT, RETRY
 from layout cimport Bucket, LOCK_MASK, bucket_level_plus1
 from geometry cimport Map, bucket_at
 from chain cimport Found, chain_find
-from element cimport element_is_lost, element_read
+from element cimport element_stands, element_is_lost, element_read
 from table cimport FOLLOW_MAX, NOWHERE, table_guess, table_follow, level_covers
 
 cdef enum:
@@ -85,6 +85,8 @@ cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noe
     cdef int _
     for _ in range(READ_TRIES_MAX):
         status = map_find(map, hash, key, &found)
+        if status == OK and unlikely(not element_stands(&found)):
+            status = RETRY
         if status != RETRY:
             break
     return status
@@ -95,9 +97,11 @@ cdef inline Status glance_sized(
     cdef Found found
     cdef uint64_t at = table_guess(map, hash)
     cdef Status status = bucket_find(map, &at, hash, key, key_size, &found)
-    if (likely(status == OK) and value != NULL
-            and unlikely(not element_read(map, &found, key_size, value, value_size))):
-        return RETRY
+    if likely(status == OK):
+        if value == NULL:
+            return OK if likely(element_stands(&found)) else RETRY
+        if unlikely(not element_read(map, &found, key_size, value, value_size)):
+            return RETRY
     return status
 
 cdef inline Status map_glance(

@@ -15,7 +15,7 @@
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u32, load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64,
-    cas_acq_rel_u64, add_relaxed_u64, compiler_fence, copy_in, copy_out, unlikely,
+    cas_acq_rel_u64, add_relaxed_u64, fence_release, compiler_fence, copy_in, copy_out, unlikely,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY,
@@ -35,7 +35,7 @@ from commit cimport region_commit, region_release
 from pool cimport pool_give, block_commit
 from depot cimport element_take, element_give
 from chain cimport Found, chain_find, chain_append, chain_remove, line_stash
-from element cimport element_update, element_await
+from element cimport element_await, element_stands, element_update
 from lookup cimport map_find
 from table cimport (
     table_find, table_count, table_grow, table_shrink, entries_taken, level_covers,
@@ -207,8 +207,10 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
         status = map_find(op.map, op.hash, op.key, &found)
-        if status == OK:
-            status = PRESENT if flag == UPDATE_NOEXIST else element_update(op, &found, value)
+        if status == OK and flag == UPDATE_NOEXIST:
+            status = PRESENT if element_stands(&found) else RETRY
+        elif status == OK:
+            status = element_update(op, &found, value)
         elif status == ABSENT and flag != UPDATE_EXIST:
             status = map_insert(op, value, &scavenge)
         if status != RETRY:
@@ -232,6 +234,7 @@ cdef inline Status delete_found(
         op.context.element = 0
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
         return RETRY
+    fence_release()                        # DEAD before whatever becomes of the element
     if value != NULL:
         copy_out(value, element_value(op.map, found.element), op.map.value_size)
     chain_remove(op, bucket, found.line, found.slot)

@@ -31,7 +31,7 @@ from layout cimport (
 from geometry cimport Map, element_at
 from hashing cimport hash_key
 from lock cimport Op
-from chain cimport Found, chain_next
+from chain cimport Found, chain_moved, chain_next
 from element cimport element_await, element_is_lost, element_read
 from table cimport level_covers, table_find
 
@@ -172,10 +172,13 @@ cdef inline Status chain_rank(
     cdef Bucket *line = bucket
     cdef const uint8_t *key
     cdef uint64_t _, order
-    cdef uint32_t slot, index
+    cdef uint32_t slot, index, link
+    cdef Bucket *following
     ranking.count = 0
     ranking.cut = False
     for _ in range(map.line_max + 1):
+        # Acquire: what it says now is seen below, or something newer.
+        link = load_acquire_u32(&line.indices[LINK_SLOT])
         for slot in range(SLOT_COUNT):
             # Acquire: pairs with the release store of the index in chain_append.
             index = load_acquire_u32(&line.indices[slot])
@@ -189,9 +192,10 @@ cdef inline Status chain_rank(
                     key, position.key, map.key_size) <= 0:
                 continue
             rank_insert(map, ranking, order, index)
-        line = chain_next(map, line)
-        if line == NULL:
-            return OK
+        following = chain_next(map, line)
+        if following == NULL:
+            return RETRY if unlikely(chain_moved(line, link)) else OK
+        line = following
     return CORRUPT
 
 cdef inline Status bucket_read_in_order(

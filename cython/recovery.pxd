@@ -77,21 +77,27 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
     cas_acq_rel_u64(&element.header, header, element_header(header, ELEMENT_LIVE, 0))
     return OK
 
-cdef inline void recover_line(Op *op, Bucket *bucket) noexcept nogil:
-    """A line that a held chain links already belongs to the chain."""
+cdef inline void recover_line(Op *op, Bucket *bucket, Bucket *other) noexcept nogil:
+    """A line between its chain and elsewhere: one that a held chain links belongs to that; another
+    is stashed, before its name is needed for the next."""
     cdef uint64_t index = load_relaxed_u64(&op.context.line)
     cdef Bucket *line
-    if line_is_held(op, index) and chain_links(op.map, bucket, index):
+    if not line_is_held(op, index):
+        return
+    if chain_links(op.map, bucket, index) or (
+            other != NULL and chain_links(op.map, other, index)):
         line = line_at(op.map, index)
         store_relaxed_u64(&line.header, element_header(line.header, ELEMENT_LIVE, 0))
         compiler_fence()
         op.context.line = 0
         compiler_fence()
+    elif op.context.line_stash != index:
+        line_stash(op)
 
 cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
     cdef Found found
     cdef Element *element
-    recover_line(op, bucket)
+    recover_line(op, bucket, NULL)
     chain_repair(op, bucket)
     if op.context.element != 0:
         element = element_at(
@@ -109,7 +115,7 @@ cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
     cdef Found found
     cdef uint64_t index = name_of(
         &op.map.element_pool, load_relaxed_u64(&op.context.element))
-    recover_line(op, bucket)
+    recover_line(op, bucket, NULL)
     chain_repair(op, bucket)
     if index != 0 and word_held_by(element_at(op.map, index).header, op.self_index):
         if chain_names(op.map, bucket, <uint32_t> index, NULL, 0, &found):
@@ -124,20 +130,21 @@ cdef inline void recover_resize(Op *op, uint64_t child_index, bint split) noexce
     cdef Bucket *parent = bucket_at(map, child_index ^ (1ULL << level))
     cdef Bucket *child = bucket_at(map, child_index)
     cdef bint parent_is_deep
+    cdef bint child_held = word_held_by(child.header, op.self_index)
     if word_held_by(parent.header, op.self_index):
-        recover_line(op, parent)
-        recover_line(op, child)
+        # A child that is not held was not begun with, or is done; somebody else may have it.
+        recover_line(op, parent, child if child_held else NULL)
         chain_repair(op, parent)
         parent_is_deep = bucket_level_plus1(parent.header) == level + 2
-        if split and bucket_level_plus1(child.header) != 0:
+        if child_held and split and bucket_level_plus1(child.header) != 0:
             split_finish(op, parent, child, level)
-        elif split:
+        elif child_held and split:
             chain_clear(op, child)
-        elif parent_is_deep:
-            chain_drop_bit(op, parent, <uint32_t> 1 << level)
-        else:
+        elif child_held and not parent_is_deep:
             merge_finish(op, child)
-        if word_held_by(child.header, op.self_index):
+        elif not split and parent_is_deep:
+            chain_drop_bit(op, parent, <uint32_t> 1 << level)
+        if child_held:
             bucket_release(child)
         bucket_release(parent)
     if word_held_by(map.header.table, op.self_index):

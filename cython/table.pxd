@@ -11,8 +11,8 @@
 # operation at a time splits or merges, under the table word's lock, and takes buckets only if they
 # are free at once: if not, it is left to the next one who comes by. A split is
 #
-#   1 take table, P   2 copy P's references with bit L set into C, whose level is 0: nobody looks
-#   3 C: level L+1, locked           <- commit: readers find the entries in both
+#   1 take table, P, C   2 copy P's references with bit L set into C, whose level is 0: nobody looks
+#   3 C: level L+1                   <- commit: readers find the entries in both
 #   4 P: level L+1                   readers of P now go to C for those hashes
 #   5 clear the references in P   6 unlock C, then P   7 table: N+1, unlocked
 #
@@ -190,6 +190,7 @@ cdef inline Status table_grow(Op *op) noexcept nogil:
     cdef uint64_t seen = load_relaxed_u64(&map.header.table)
     cdef uint64_t count = seen >> PAYLOAD_SHIFT
     cdef uint64_t parent_held = 0
+    cdef uint64_t child_held = 0
     cdef uint32_t level
     cdef Bucket *parent
     cdef Bucket *child
@@ -209,20 +210,25 @@ cdef inline Status table_grow(Op *op) noexcept nogil:
     child = bucket_at(map, count)
     level = 63 - count_leading_zeros(count)
     status = lock_try(op, &parent.header, &parent_held)
+    if status == OK:
+        # Somebody who found the child before it was merged away may have its lock for a moment.
+        status = lock_try(op, &child.header, &child_held)
+        if status != OK:
+            lock_release(&parent.header, parent_held)
     if status != OK:
         table_release(op, count)
         return status
-    if bucket_level_plus1(parent_held) != level + 1 or bucket_level_plus1(child.header) != 0:
+    if bucket_level_plus1(parent_held) != level + 1 or bucket_level_plus1(child_held) != 0:
         status = CORRUPT
     if status == OK:
         status = chain_copy(op, parent, child, <uint32_t> 1 << level)
     if status != OK:
         if status != CORRUPT:
             chain_clear(op, child)
+        lock_release(&child.header, load_relaxed_u64(&child.header))
         lock_release(&parent.header, parent_held)
         table_release(op, count)
         return status
-    store_relaxed_u64(&child.header, word_taken(child.header, op.self_index))
     bucket_set_level(child, level + 2)
     split_finish(op, parent, child, level)
     bucket_release(child)

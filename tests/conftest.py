@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import random
+import signal
 import sysconfig
 from pathlib import Path
 
@@ -15,6 +16,11 @@ import shmrhash
 NAME_PREFIX = "shmrhash-test-"
 RUN_VARIABLE = "SHMRHASH_TEST_RUN"  # one value for the whole run, handed down to xdist's workers
 FAILED = pytest.StashKey[bool]()
+
+# Whoever starts the tests in the background of a shell script has them ignore SIGINT, and so would
+# every process they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("shmrhash", deadline=None, print_blob=True, derandomize=False)
 
