@@ -1,0 +1,11 @@
+"""The scenes: what the explorer plays. Names say what happens in them.
+
+SHORT is what every run of the tests plays, LONG takes minutes.
+"""
+
+from scenes_dying import DYING
+from scenes_living import LIVING
+from scenes_long import LARGE
+
+SHORT = LIVING | DYING
+LONG = LARGE

@@ -1,0 +1,156 @@
+"""The orders that the core asks for, one by one, on a machine that takes none for granted.
+
+Each litmus test (orders.py, orders_of_buckets.py) is an outcome that must not be. With the orders
+of the code it cannot be; without an order that is needed for it, it can.
+"""
+
+import re
+from pathlib import Path
+
+import orders_of_buckets  # registers its tests
+import pytest
+from litmus import ACQUIRE, RELAXED, RELEASE, Litmus, cas, fence, load, lock, membarrier, store
+from orders import TESTS, Orders, a_key_is_overwritten_after_dead
+
+README = (Path(__file__).parent / "README.md").read_text()
+CORE = Path(__file__).resolve().parents[2] / "cython"
+
+# The outcome that the memory model of C allows and ARMv8 does not.
+RESTS_ON_THE_MACHINE = {"a_key_is_overwritten_after_dead"}
+
+assert orders_of_buckets.usable_memory_is_there in TESTS.values()
+
+
+def every_order():
+    """(test, order, whether the test needs it) for all tests."""
+    for name, build in TESTS.items():
+        orders = Orders()
+        build(orders)
+        for order, needed in orders.needed.items():
+            yield pytest.param(name, order, needed, id=f"{name}-{order}")
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_orders_of_the_code_forbid(name):
+    """R2, W1, C1, M1: the outcome is not reachable."""
+    assert TESTS[name](Orders()).reachable() is None
+
+
+@pytest.mark.parametrize(("name", "order", "needed"), every_order())
+def test_order_is_needed_where_it_is_said_to_be(name, order, needed):
+    """R2, W1, C1, M1: without a needed order the outcome is reachable; a spare one has a twin."""
+    relaxed = TESTS[name](Orders(relaxed=order))
+
+    assert (relaxed.reachable() is not None) == needed
+
+
+def test_every_order_is_needed_somewhere_or_said_to_be_spare():
+    needed = {}
+    for build in TESTS.values():
+        orders = Orders()
+        build(orders)
+        for order, needs in orders.needed.items():
+            needed[order] = needed.get(order, False) or needs
+    spare = {order for order, needs in needed.items() if not needs}
+
+    assert not {order for order in needed if f"`{order}`" not in README}
+    assert spare == set(re.findall(r"^\| `([^`]+)` [^\n]*\| spare[^\n]*$", README, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_orders_hold_by_the_memory_model_of_c(name):
+    """W1: where an acquire may pass an earlier release, one outcome is possible; a fence helps."""
+    litmus = TESTS[name](Orders())
+    litmus.rcsc = False
+
+    assert (litmus.reachable() is not None) == (name in RESTS_ON_THE_MACHINE)
+
+
+def test_a_fence_after_dead_would_hold_by_the_memory_model_of_c():
+    litmus = a_key_is_overwritten_after_dead(Orders(), after_dead=RELEASE)
+    litmus.rcsc = False
+
+    assert litmus.reachable() is None
+
+
+# ---- the table ----
+
+
+def ordered_functions():
+    """file and function of each ordered access of the core's layers."""
+    access = re.compile(r"\b((load|cas)_acq\w+|store_release_u\d+|fence_\w+|add_acq\w*)\(")
+    for path in sorted(CORE.glob("*.pxd")):
+        function = None
+        for line in path.read_text().splitlines():
+            code = line.split("#")[0]
+            found = re.match(r"cdef inline .*?(\w+)\(", code)
+            function = found[1] if found else function
+            if access.search(code) and path.stem != "atomics":
+                yield f"{path.name} {function}"
+
+
+@pytest.mark.skipif(not CORE.is_dir(), reason="the core's sources are not here")
+def test_every_ordered_access_is_in_the_table():
+    missing = {place for place in ordered_functions() if f"`{place}`" not in README}
+
+    assert not missing
+
+
+# ---- the machine itself ----
+
+MESSAGE = [store("data", 1) + store("flag", 1), load("flag", "f") + load("data", "d")]
+
+
+def late(registers):
+    return registers["f"] == 1 and registers["d"] == 0
+
+
+@pytest.mark.parametrize(
+    ("release", "acquire"), [(RELEASE, RELAXED), (RELAXED, ACQUIRE), (RELAXED, RELAXED)]
+)
+def test_a_message_can_be_late(release, acquire):
+    writer = store("data", 1) + store("flag", 1, release)
+    reader = load("flag", "f", acquire) + load("data", "d")
+
+    assert Litmus([writer, reader], late).reachable()
+
+
+def test_a_message_is_in_time():
+    ordered = [
+        store("data", 1) + store("flag", 1, RELEASE),
+        load("flag", "f", ACQUIRE) + load("data", "d"),
+    ]
+    fenced = [
+        store("data", 1) + fence(RELEASE) + store("flag", 1),
+        load("flag", "f") + fence(ACQUIRE) + load("data", "d"),
+    ]
+
+    assert Litmus(ordered, late).reachable() is None
+    assert Litmus(fenced, late).reachable() is None
+
+
+def test_two_stores_can_miss_each_other():
+    """Only a full fence orders a store before a later load; membarrier makes one for both."""
+    first = store("x", 1) + load("y", "y")
+    second = store("y", 1, RELEASE) + load("x", "x", ACQUIRE)
+
+    def missed(registers):
+        return registers["x"] == registers["y"] == 0
+
+    assert Litmus([first, second], missed).reachable()
+    one_sided = [first, store("y", 1) + membarrier() + load("x", "x")]
+    assert Litmus(one_sided, missed).reachable() is None
+
+
+def test_a_store_can_pass_a_compare_and_swap():
+    """As on ARMv8: what follows an acquire may be seen before the store of the swap."""
+    writer = cas("flag", 0, 1, acquire=ACQUIRE, release=RELEASE) + store("data", 1)
+    reader = load("data", "d", ACQUIRE) + load("flag", "f")
+
+    assert Litmus([writer, reader], lambda r: r["d"] == 1 and r["f"] == 0).reachable()
+
+
+def test_a_lock_is_held_by_one():
+    both = [lock("lock"), lock("lock")]
+
+    assert Litmus(both, lambda r: True).reachable() is None
