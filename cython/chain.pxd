@@ -14,9 +14,10 @@
 #   append   the slot's index is the last store, and commits.
 #   remove   the last element of the chain moves into the gap: its new place is stored, the bucket's
 #            version is raised, the old place is cleared. Whoever missed both sees the version.
-#   a line   is given back only after the version was raised after its unlinking, and emptied before.
-#            Where its link was stands its last element; a reader that saw the link before and finds
-#            none at the end of the line begins anew, since it may have passed that slot too early.
+#   a line   is given back only after the version was raised after its unlinking, and is emptied
+#            before. Where its link was stands its last element; a reader that saw the link before
+#            and finds none at the end of the line begins anew: it may have passed that slot too
+#            early.
 # A crash inside remove leaves the last element twice, its new place perhaps without its tag, or a
 # line with one element; chain_repair mends these and does nothing to a sound chain.
 #
