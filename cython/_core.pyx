@@ -35,7 +35,8 @@ from layout cimport (
     depot_credit, depot_count as depot_parked, word_locked, word_owner,
 )
 from geometry cimport (
-    Map, geometry_compute, geometry_bind, context_at, round_up, region_usable, contexts_usable,
+    Map, geometry_compute, geometry_bind, context_at, round_up, contexts_usable,
+    processes_usable,
 )
 from hashing cimport hash_key
 from system cimport (
@@ -104,6 +105,9 @@ include "_segments.pxi"
 # Sections that threads of this process have open: (device, inode, context) -> thread.
 cdef dict sections_open = {}
 
+
+# One try of an operation, for MapHandle._attempt.
+ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
 
 # How long an operation has waited, and may.
 cdef struct Patience:
@@ -238,15 +242,23 @@ cdef class MapHandle:
             close_fd(self.map.fd)
         self.map.fd = -1
 
+    cdef int _expect_open(self) except -1:
+        if self.is_closed:
+            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        return 0
+
+    def _expect_writable(self):
+        """Raise ReadOnlyMap if the handle may only read."""
+        if self.map.read_only:
+            raise _errors.ReadOnlyMap(
+                f"map {self.name!r} is open for reading only; open it without read_only=True")
+
     cdef uint64_t _claim_context(self) except 0:
         """An idle context, or a new one; registers this process first if it is not (fork)."""
         cdef uint64_t taken = 0
         cdef Status status
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
-        if self.map.read_only:
-            raise _errors.ReadOnlyMap(
-                f"map {self.name!r} is open for reading only; open it without read_only=True")
+        self._expect_open()
+        self._expect_writable()
         if not self.map.local.registered:
             self.in_flight = 0                 # a child of fork: other threads stayed behind
         status = session_claim(&self.map, &self.standing, &taken)
@@ -258,7 +270,7 @@ cdef class MapHandle:
         """Begin an operation that writes, or that looks and must not lose what it looks at."""
         cdef uint64_t taken
         if unlikely(self.is_closed):
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
+            self._expect_open()
         taken = local_take_u64(&self.map.local.idle_context)
         if unlikely(taken == 0):
             taken = self._claim_context()
@@ -362,6 +374,12 @@ cdef class MapHandle:
             raise _errors.FrozenMap(f"map {self.name!r} is frozen: it cannot be changed any more")
         return 0
 
+    cdef inline int _enter_to_modify(self, Op *op) except -1:
+        """_enter_to_write for what also tells the caller what was there."""
+        if unlikely(self.no_reading):
+            self._refuse_reading()
+        return self._enter_to_write(op)
+
     cdef int _enter_to_read(self, Op *op) except -1:
         """_enter for what only reads; op.context is NULL if the handle may only read."""
         if self.no_reading:
@@ -372,8 +390,7 @@ cdef class MapHandle:
         """_enter_to_read for figures, not entries: also of a handle that only writes."""
         if not self.map.read_only:
             return self._enter(op)
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        self._expect_open()
         op.map = &self.map
         op.context = NULL
         op.f_lock = False
@@ -449,8 +466,7 @@ cdef class MapHandle:
         return <const uint8_t *> view.buf
 
     cdef int _refuse_reading(self) except -1:
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        self._expect_open()
         raise _errors.WriteOnlyMap(f"map {self.name!r} is open for writing only")
 
     def _forbid_reading(self):
@@ -603,29 +619,41 @@ cdef class MapHandle:
 
     cdef object _lookup_unlocked(self, object key):
         """_lookup at a moment when nobody holds the element."""
-        cdef Py_buffer view
         cdef Op op
-        cdef Status status
-        cdef Patience patience = self._patience()
         cdef bytes value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
-        op.key = self._buffer("key", key, self.map.key_size, &view)
-        try:
-            op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
-            self._enter_to_read(&op)
-            try:
-                while True:                    # ends with the timeout
-                    status = map_lookup_unlocked(&op, PyBytes_AS_STRING(value))
-                    if status != RETRY and status != BUSY:
-                        break
-                    self._wait(&op, status, &patience)
-            finally:
-                self._leave_reading(&op)
-        finally:
-            if view.buf != NULL:
-                PyBuffer_Release(&view)
+        cdef Status status = self._attempt(
+            key, map_lookup_unlocked, PyBytes_AS_STRING(value), &op, True)
         if status != OK and status != ABSENT:
             self._raise(status, &op)
         return value if status == OK else None
+
+    cdef Status _attempt(
+            self, object key, Attempt attempt, void *arguments, Op *op,
+            bint reading) except? RETRY:
+        """Try until it is final: OK, ABSENT, or what else is no error here. (_update and _delete
+        have loops of their own, so that the compiler sees the whole of them.)"""
+        cdef Py_buffer view
+        cdef Status status = RETRY
+        cdef Patience patience = self._patience()
+        op.key = self._buffer("key", key, self.map.key_size, &view)
+        try:
+            op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
+            if reading:
+                self._enter_to_read(op)
+            else:
+                self._enter_to_modify(op)
+            try:
+                while True:                    # ends with the timeout
+                    status = attempt(op, arguments)
+                    if likely(status != RETRY and status != BUSY) and not self._freed(status):
+                        break
+                    self._wait(op, status, &patience)
+            finally:
+                self._leave_reading(op)
+        finally:
+            if view.buf != NULL:
+                PyBuffer_Release(&view)
+        return status
 
     def get(self, key, default=None):
         """Return the value of key as bytes, or default. Else as lookup().
@@ -652,7 +680,8 @@ cdef class MapHandle:
 
     cdef _bad_flags(self, flags, str wanted, bint writing=False):
         if writing and self.map.read_only:     # the kernel's order: EPERM, EINVAL
-            self._claim_context()
+            self._expect_open()
+            self._expect_writable()
         raise _errors.InvalidArgument(f"flags {as_index(flags)} are not valid: {wanted}")
 
     def update(self, key, value, flags=0):
@@ -755,8 +784,7 @@ cdef class MapHandle:
     def __len__(self):
         cdef uint64_t index
         cdef uint64_t credits
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        self._expect_open()
         credits = load_acquire_u64(&self.map.header.credits) >> PAYLOAD_SHIFT
         for index in range(self.map.depot_count):
             credits += depot_credit(load_acquire_u64(&self.map.depots[index].word))
@@ -835,8 +863,7 @@ cdef class MapHandle:
     @property
     def frozen(self):
         """Whether freeze() was called, by anybody. Raises MapClosed."""
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        self._expect_open()
         return load_relaxed_u64(&self.map.header.frozen) != 0
 
     def _recover(self):

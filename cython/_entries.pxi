@@ -140,8 +140,7 @@ def cursor_at(MapHandle handle not None, key):
     if rows.count != 1:
         raise _errors.InvalidArgument(f"key has {rows.count * handle.map.key_size} bytes, map "
                                       f"{handle.name!r} has keys of {handle.map.key_size} bytes")
-    if handle.is_closed:
-        raise _errors.MapClosed(f"map {handle.name!r} is closed")
+    handle._expect_open()
     place.start(handle, None)
     place.position.order = reverse_bits_u32(
         hash_key(handle.map.seeds, rows.base, handle.map.key_size))
@@ -186,9 +185,7 @@ def take_entries(
     sink_into(&sink, key_rows, value_rows, 0, limit)
     part.values = NULL
     part.waiter = NULL
-    if handle.no_reading:
-        handle._refuse_reading()
-    handle._enter_to_write(&op)
+    handle._enter_to_modify(&op)
     op.f_lock = f_lock
     try:
         place.start(handle, cursor)

@@ -27,7 +27,7 @@ cdef class ObservedHandle(MapHandle):
             operations[index] = operations.get(index, 0) + context.batched + (
                 (load_relaxed_u64(&context.activity) - context.activity_before) >> 1)
         found = []
-        for index in range(region_usable(&self.map, REGION_PROCESSES) // sizeof(ProcessSlot)):
+        for index in range(processes_usable(&self.map)):
             slot = self.map.processes + index
             if load_acquire_u64(&slot.used) != 0:
                 found.append({
@@ -45,8 +45,7 @@ cdef class ObservedHandle(MapHandle):
         """Everything info() is made of."""
         cdef Statistics *statistics
         cdef uint64_t index, contexts, parked
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        self._expect_open()
         statistics = &self.map.header.statistics
         contexts = 0
         for index in range(contexts_usable(&self.map)):
@@ -83,8 +82,7 @@ cdef class ObservedHandle(MapHandle):
 
     def _descriptor(self):
         """The segment's descriptor, for fstat; it stays the handle's."""
-        if self.is_closed:
-            raise _errors.MapClosed(f"map {self.name!r} is closed")
+        self._expect_open()
         return segment_fd(&self.map)
 
     def _path_bytes(self):

@@ -42,8 +42,7 @@ cdef class EntryIterator:
             self.sink.values = <uint8_t *> PyByteArray_AS_STRING(self.values)
         self.sink.capacity = count
         self.place = Place.__new__(Place)
-        if handle.is_closed:
-            raise _errors.MapClosed(f"map {handle.name!r} is closed")
+        handle._expect_open()
         self.place.start(handle, None)
 
     def __iter__(self):

@@ -1,8 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: operations that read and write a value in one step.
 
-ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
-
 cdef str FORMAT_INT64 = "q"
 cdef dict FORMATS = {                          # as the struct module's: (bytes, kind)
     "b": (1, FIELD_SIGNED), "B": (1, FIELD_UNSIGNED), "h": (2, FIELD_SIGNED),
@@ -65,31 +63,6 @@ cdef object field_number(const Field *field, uint64_t bits):
 cdef class ModifyHandle(ObservedHandle):
     """The handle with the operations that change a value depending on what it was."""
 
-    cdef Status _attempt(
-            self, object key, Attempt attempt, void *arguments, Op *op) except? RETRY:
-        """Try until it is final: OK, ABSENT, or what else is no error here."""
-        cdef Py_buffer view
-        cdef Status status = RETRY
-        cdef Patience patience = self._patience()
-        op.key = self._buffer("key", key, self.map.key_size, &view)
-        try:
-            op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
-            if unlikely(self.no_reading):
-                self._refuse_reading()
-            self._enter_to_write(op)
-            try:
-                while True:                    # ends with the timeout
-                    status = attempt(op, arguments)
-                    if likely(status != RETRY and status != BUSY) and not self._freed(status):
-                        break
-                    self._wait(op, status, &patience)
-            finally:
-                self._leave(op)
-        finally:
-            if view.buf != NULL:
-                PyBuffer_Release(&view)
-        return status
-
     cdef object _apply(
             self, object key, object operand, uint32_t operation, object initial,
             Py_ssize_t offset, object fmt):
@@ -113,7 +86,7 @@ cdef class ModifyHandle(ObservedHandle):
             first = field_compute(&apply.field, field_bits(&apply.field, initial))
             memcpy(PyByteArray_AS_STRING(fresh) + offset, &first, apply.field.size)
             apply.initial = <uint8_t *> PyByteArray_AS_STRING(fresh)
-        status = self._attempt(key, attempt_apply, &apply, &op)
+        status = self._attempt(key, attempt_apply, &apply, &op, False)
         if unlikely(status == ABSENT):
             raise _errors.KeyNotFound(key)
         if unlikely(status != OK):
@@ -185,7 +158,7 @@ cdef class ModifyHandle(ObservedHandle):
                 swap.expected = self._buffer(
                     "expected", expected, self.map.value_size, &expected_view)
             swap.value = self._buffer("value", value, self.map.value_size, &value_view)
-            status = self._attempt(key, attempt_swap, &swap, &op)
+            status = self._attempt(key, attempt_swap, &swap, &op, False)
         finally:
             if expected_view.buf != NULL:
                 PyBuffer_Release(&expected_view)

@@ -71,9 +71,7 @@ cdef class LockedValue:
         value = <uint8_t *> PyByteArray_AS_STRING(self.value)
         self.op.key = <const uint8_t *> PyBytes_AS_STRING(self.key)
         self.op.hash = hash_key(self.handle.map.seeds, self.op.key, self.handle.map.key_size)
-        if self.handle.no_reading:
-            self.handle._refuse_reading()
-        self.handle._enter_to_write(&self.op)
+        self.handle._enter_to_modify(&self.op)
         try:
             while True:                        # ends with the timeout
                 status = section_open(&self.op, &self.section, create, value)

@@ -19,14 +19,13 @@ from libc.stdlib cimport calloc, free
 from atomics cimport load_acquire_u64, load_relaxed_u64, load_relaxed_u32
 from layout cimport (
     Bucket, Element, Context, Region, SLOT_COUNT, LINK_SLOT, LINK_BASE, LINE_BYTES, PAYLOAD_SHIFT,
-    BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, ELEMENT_LOCKED, REGION_BUCKETS,
-    REGION_COUNT, word_locked, word_held_by, word_owner, element_state,
-    bucket_level_plus1, block_state, block_fresh, block_free, block_head, depot_count,
-    depot_credit, depot_head,
+    BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, ELEMENT_LOCKED, REGION_COUNT, word_locked,
+    word_held_by, word_owner, element_state, bucket_level_plus1, block_state, block_fresh,
+    block_free, block_head, depot_count, depot_credit, depot_head,
 )
 from geometry cimport (
-    Map, PoolView, bucket_at, line_at, element_at, context_at, pool_object, region_usable,
-    contexts_usable, name_of,
+    Map, PoolView, bucket_at, element_at, context_at, pool_object, region_usable, contexts_usable,
+    name_of, buckets_usable,
 )
 from hashing cimport hash_key
 from atomics cimport words_equal
@@ -189,7 +188,7 @@ cdef inline bint check_chain(Map *map, Report *report, uint64_t index) noexcept 
 
 cdef inline bint check_table(Map *map, Report *report) noexcept nogil:
     cdef uint64_t word = load_acquire_u64(&map.header.table)
-    cdef uint64_t limit = region_usable(map, REGION_BUCKETS) // LINE_BYTES
+    cdef uint64_t limit = buckets_usable(map)
     cdef uint64_t index
     cdef Bucket *bucket
     report.buckets = word >> PAYLOAD_SHIFT

@@ -26,7 +26,7 @@ from layout cimport (
     ProcessSlot, Context, Region, PROCESS_MAX, CONTEXT_MAX, PAGE_BYTES,
     REGION_PROCESSES, REGION_CONTEXTS,
 )
-from geometry cimport Map, context_at, round_up, region_usable, contexts_usable
+from geometry cimport Map, context_at, round_up, contexts_usable, processes_usable
 from system cimport (
     segment_open, segment_fd, byte_lock, page_kept, clock_ns, nanosleep, timespec, munmap, close,
     getpid, COMMIT_BYTE, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK, CLOCK_REALTIME,
@@ -51,8 +51,7 @@ cdef inline bint process_is_dead(Map *map, uint64_t index) noexcept nogil:
     """Whether a process slot is in use by nobody alive. False if it cannot be known."""
     cdef ProcessSlot *slot = map.processes + index
     cdef int fd
-    if index >= PROCESS_MAX or (index + 1) * sizeof(ProcessSlot) > region_usable(
-            map, REGION_PROCESSES):
+    if index >= processes_usable(map):
         return False
     # Acquire: pairs with the release in process_claim; the byte was locked before.
     if load_acquire_u64(&slot.used) == 0:
@@ -96,7 +95,7 @@ cdef inline Status process_claim(Map *map, int fd, uint64_t *index) noexcept nog
     cdef uint64_t at
     cdef Status status
     for at in range(PROCESS_MAX):
-        if (at + 1) * sizeof(ProcessSlot) > region_usable(map, REGION_PROCESSES):
+        if at >= processes_usable(map):
             status = region_extend(map, fd, REGION_PROCESSES, (at + 1) * sizeof(ProcessSlot))
             if status != OK:
                 return status

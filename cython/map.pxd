@@ -28,6 +28,7 @@ from layout cimport (
 )
 from geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, pool_object, region_usable, name_of,
+    buckets_usable,
 )
 from hashing cimport hash_key
 from lock cimport Op, lock_acquire, lock_release
@@ -295,7 +296,7 @@ cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
     op_settle(op)
     if op.context.element != 0:
         return BUSY
-    if index >= region_usable(op.map, REGION_BUCKETS) // LINE_BYTES:
+    if index >= buckets_usable(op.map):
         return ABSENT
     op.context.operation = OPERATION_DELETE
     op.context.bucket = index

@@ -28,15 +28,14 @@ from atomics cimport (
 )
 from status cimport Status, OK, ABSENT, BUSY
 from layout cimport (
-    Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, PAGE_BYTES, LINE_BYTES,
-    REGION_PROCESSES, REGION_BUCKETS, PAYLOAD_SHIFT, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD,
-    ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE,
-    OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits, element_state, element_header,
-    bucket_level_plus1,
+    Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, PAGE_BYTES, PAYLOAD_SHIFT,
+    ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE,
+    OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits,
+    element_state, element_header, bucket_level_plus1,
 )
 from geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, name_of,
-    region_usable, contexts_usable,
+    contexts_usable, buckets_usable, processes_usable,
 )
 from system cimport byte_lock_kept, clock_ns, munmap, CLOCK_MONOTONIC
 from lock cimport Op, context_begin, lock_release
@@ -151,9 +150,6 @@ cdef inline void recover_resize(Op *op, uint64_t child_index, bint split) noexce
         lock_release(&map.header.table, (
             child_index + (1 if bucket_level_plus1(child.header) != 0 else 0)) << PAYLOAD_SHIFT)
 
-cdef inline bint bucket_usable(Map *map, uint64_t index) noexcept nogil:
-    return index < region_usable(map, REGION_BUCKETS) // LINE_BYTES
-
 cdef inline void recover_bucket(Op *op) noexcept nogil:
     cdef Context *context = op.context
     cdef uint64_t index = load_relaxed_u64(&context.bucket)
@@ -161,12 +157,12 @@ cdef inline void recover_bucket(Op *op) noexcept nogil:
     cdef Bucket *bucket = bucket_at(op.map, index)
     if context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE:
         if word_held_by(op.map.header.table, op.self_index):
-            if child >= BUCKET_COUNT_MIN and bucket_usable(op.map, child):
+            if child >= BUCKET_COUNT_MIN and child < buckets_usable(op.map):
                 recover_resize(op, child, context.operation == OPERATION_SPLIT)
             else:                              # taken before the watermark was looked at
                 lock_release(&op.map.header.table, op.map.header.table)
         return
-    if not bucket_usable(op.map, index):
+    if index >= buckets_usable(op.map):
         return
     if not word_held_by(bucket.header, op.self_index):
         return
@@ -278,7 +274,7 @@ cdef inline uint64_t recover_all(Map *map) noexcept nogil:
             break
         again = False
         for index in range(PROCESS_MAX):
-            if (index + 1) * sizeof(ProcessSlot) > region_usable(map, REGION_PROCESSES):
+            if index >= processes_usable(map):
                 break
             if process_is_dead(map, index):
                 if process_recover(map, index) == OK:

@@ -33,11 +33,11 @@ from atomics cimport (
 )
 from status cimport Status, OK, BUSY, FULL, RETRY, CORRUPT, NEED_BUCKETS
 from layout cimport (
-    Bucket, Statistics, BUCKET_COUNT_MIN, LINE_BYTES, PAYLOAD_SHIFT, REGION_BUCKETS, SLOT_COUNT,
-    LINK_BASE, BUCKET_VERSION_ONE, OPERATION_SPLIT, OPERATION_MERGE,
-    word_locked, word_taken, bucket_level_plus1, bucket_with_level,
+    Bucket, Statistics, BUCKET_COUNT_MIN, PAYLOAD_SHIFT, SLOT_COUNT, LINK_BASE, BUCKET_VERSION_ONE,
+    OPERATION_SPLIT, OPERATION_MERGE, word_locked, word_taken, bucket_level_plus1,
+    bucket_with_level,
 )
-from geometry cimport Map, bucket_at, region_usable
+from geometry cimport Map, bucket_at, buckets_usable
 from lock cimport Op, lock_try, lock_release
 from chain cimport Found, chain_append, chain_clear, chain_last, chain_next, chain_remove
 
@@ -202,8 +202,7 @@ cdef inline Status table_grow(Op *op) noexcept nogil:
     status = table_hold(op, seen, count, OPERATION_SPLIT)
     if status != OK:
         return status
-    # Acquire: pairs with region_commit and region_release.
-    if (count + 1) * LINE_BYTES > region_usable(map, REGION_BUCKETS):
+    if count >= buckets_usable(map):
         table_release(op, count)
         return NEED_BUCKETS
     parent = bucket_at(map, bucket_parent(count))

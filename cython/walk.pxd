@@ -16,10 +16,9 @@ from atomics cimport (
 )
 from status cimport Status, OK, ABSENT, RETRY
 from layout cimport (
-    Bucket, BUCKET_COUNT_MIN, LINE_BYTES, REGION_BUCKETS, SLOT_COUNT, LINK_BASE, LOCK_BIT,
-    bucket_level_plus1,
+    Bucket, BUCKET_COUNT_MIN, SLOT_COUNT, LINK_BASE, LOCK_BIT, bucket_level_plus1,
 )
-from geometry cimport Map, bucket_at, element_at, region_usable
+from geometry cimport Map, bucket_at, element_at, buckets_usable
 from lock cimport Op, op_begin, op_end
 from chain cimport chain_next
 from table cimport table_count, table_guess
@@ -123,7 +122,7 @@ cdef inline bint bucket_look(Map *map, uint64_t index, BucketFacts *facts) noexc
     cdef Bucket *line = bucket
     cdef uint64_t _, header
     cdef uint32_t slot, found
-    if index >= table_count(map) or index >= region_usable(map, REGION_BUCKETS) // LINE_BYTES:
+    if index >= table_count(map) or index >= buckets_usable(map):
         return False
     header = load_acquire_u64(&bucket.header)
     facts.level = bucket_level_plus1(header) - 1 if bucket_level_plus1(header) else 0

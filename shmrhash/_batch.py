@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import itertools
 import math
@@ -18,7 +19,7 @@ from operator import index
 from typing import Any
 
 from shmrhash import _core
-from shmrhash._errors import InvalidArgument, ReadOnlyMap
+from shmrhash._errors import InvalidArgument
 from shmrhash._locks import LockMethods
 
 _CHUNK_ENTRIES = 1 << 16  # of dumps and loads, between two calls of progress
@@ -56,6 +57,7 @@ class BucketInfo:
     locked: bool
 
 
+@functools.cache  # a failed import looks through the whole path
 def _numpy() -> Any:
     try:
         return importlib.import_module("numpy")
@@ -63,7 +65,7 @@ def _numpy() -> Any:
         return None
 
 
-def _rows(count: int, size: int, dtype: Any = None) -> Any:
+def _rows(count: int, size: int, dtype: Any = None, *, zeroed: bool = False) -> Any:
     """Memory for count items of size bytes: a NumPy array, or a bytearray without NumPy."""
     numpy = _numpy()
     if numpy is None:
@@ -75,7 +77,7 @@ def _rows(count: int, size: int, dtype: Any = None) -> Any:
         raise InvalidArgument(f"dtype {wanted} has references to Python objects, not bytes")
     if wanted.itemsize != size:
         raise InvalidArgument(f"dtype {wanted} has {wanted.itemsize} bytes, the map has {size}")
-    return numpy.empty(count, wanted)
+    return numpy.zeros(count, wanted) if zeroed else numpy.empty(count, wanted)
 
 
 def item_size(what: str, rows: Any) -> int:
@@ -100,6 +102,11 @@ def _locks(what: str, flags: int) -> bool:
 def _mask(count: int) -> Any:
     numpy = _numpy()
     return bytearray(count) if numpy is None else numpy.zeros(count, bool)
+
+
+def _given(rows: Any) -> Any:
+    """What the caller gets of such memory: the array itself, or bytes."""
+    return bytes(rows) if isinstance(rows, bytearray) else rows
 
 
 def _cut(rows: Any, count: int, size: int) -> Any:
@@ -289,11 +296,6 @@ class BatchMethods(LockMethods):
         done: int = _core.delete_many(self, keys, None, None, locked)
         return done
 
-    def _expect_writable(self) -> None:
-        """The kernel's order: EPERM comes before EINVAL."""
-        if self.read_only:
-            raise ReadOnlyMap(f"map {self.name!r} is open for reading only")
-
     def _load(
         self, keys: _core.Rows, values: Any, progress: Callable[[int, int], object] | None
     ) -> None:
@@ -308,7 +310,7 @@ class BatchMethods(LockMethods):
                 return
 
     def _update_flag(self, flags: int) -> int:
-        self._expect_writable()
+        self._expect_writable()  # the kernel's order: EPERM comes before EINVAL
         if flags not in (0, 1, 2, 4, 5, 6):
             raise InvalidArgument(
                 f"flags {index(flags)} are not valid: update takes BPF_ANY, BPF_NOEXIST or "
@@ -334,15 +336,11 @@ class BatchMethods(LockMethods):
         found = _mask(keys.count)
         values = out
         if out is None:
-            values = _rows(keys.count, self.value_size, dtype)
-            if not isinstance(values, bytearray):
-                values.view(f"V{self.value_size}").fill(bytes(self.value_size))
+            values = _rows(keys.count, self.value_size, dtype, zeroed=True)
         elif dtype is not None:
             raise InvalidArgument("give either out or dtype, not both")
         _core.lookup_many(self, keys, values, found, _locks("lookup_many", flags))
-        if isinstance(found, bytearray):
-            return (bytes(values) if out is None else out), bytes(found)
-        return values, found
+        return (_given(values) if out is None else out), _given(found)
 
     def contains_many(self, keys: Any) -> Any:
         """Whether each of an array of keys is in the map: a NumPy array of bool, or bytes of 0, 1.
@@ -352,7 +350,7 @@ class BatchMethods(LockMethods):
         keys = _core.Rows("keys", keys, self.key_size)
         found = _mask(keys.count)
         _core.contains_many(self, keys, found)
-        return bytes(found) if isinstance(found, bytearray) else found
+        return _given(found)
 
     def update_many(self, keys: Any, values: Any, flags: int = 0) -> Any:
         """update() for each key and value; whether each was stored, as a mask.
@@ -367,7 +365,7 @@ class BatchMethods(LockMethods):
         keys = _core.Rows("keys", keys, self.key_size)
         stored = _mask(keys.count)
         _core.update_many(self, keys, values, self._update_flag(flags), stored)
-        return bytes(stored) if isinstance(stored, bytearray) else stored
+        return _given(stored)
 
     def delete_many(self, keys: Any, flags: int = 0) -> Any:
         """delete() for each key; whether each was there, as a mask. Else as update_many().
@@ -377,7 +375,7 @@ class BatchMethods(LockMethods):
         keys = _core.Rows("keys", keys, self.key_size)
         deleted = _mask(keys.count)
         _core.delete_many(self, keys, None, deleted, _locks("delete_many", flags))
-        return bytes(deleted) if isinstance(deleted, bytearray) else deleted
+        return _given(deleted)
 
     def add_many(
         self, keys: Any, deltas: Any, *, initial: int | None = None, offset: int = 0
@@ -393,7 +391,7 @@ class BatchMethods(LockMethods):
             deltas = (index(deltas) & (1 << 64) - 1).to_bytes(8, "little") * keys.count
         sums = _rows(keys.count, 8, None if _numpy() is None else "<i8")
         _core.add_many(self, keys, deltas, sums, initial, offset)
-        return bytes(sums) if isinstance(sums, bytearray) else sums
+        return _given(sums)
 
     def for_each(self, callback: Callable[[bytes, bytes], object]) -> int:
         """Call callback(key, value) for each entry; a true result stops. How many were visited.
