@@ -6,7 +6,8 @@ subclass. Everything that can wait releases the GIL.
 """
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release,
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo,
+    PyBuffer_Release,
     PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.bytes cimport (
@@ -27,16 +28,18 @@ from atomics cimport (
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
-    RETRY,
+    OUT_OF_BYTES, RETRY,
 )
 from layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
-    LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT,
+    LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS,
+    SCHEMA_MAX, SCHEMA_OFFSET, ELEMENT_LIVE, element_state,
     depot_credit, depot_count as depot_parked, word_locked, word_owner,
 )
+from blocks cimport round_up
 from geometry cimport (
-    Map, geometry_compute, geometry_bind, context_at, round_up, contexts_usable,
-    processes_usable,
+    Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind, context_at,
+    contexts_usable, processes_usable,
 )
 from hashing cimport hash_key
 from system cimport (
@@ -48,18 +51,31 @@ from field cimport (
     Field, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,
     FIELD_UNSIGNED, bits_of, field_compute, field_mask, float_of, sign_extended,
 )
+from budget cimport budget_word
+from objects cimport LENGTH_MAX, PIN_MAX
+from pins cimport pin_claim, pin_clear, pin_set
+from special cimport deadline_is_over, field_meets
+from chain cimport Found
+from reference cimport ref_stands
+from count cimport ObjectFacts, objects_count
 from commit cimport contexts_are_quiet
-from lock cimport Op, context_begin, context_end, op_begin, op_end
-from lookup cimport map_glance, map_lookup, map_contains
+from lock cimport (
+    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_release, lock_try, op_begin, op_end,
+)
+from lookup cimport map_find, map_glance, map_lookup, map_contains
 from map cimport (
-    op_settle, map_update, map_delete,
-    map_clear_bucket, map_shrink_if_empty,
+    op_settle, map_update, map_delete, map_delete_held, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST,
 )
 from modify cimport map_apply, map_lookup_unlocked, map_swap
 from section cimport (
     Section, section_abandon, section_commit, section_open, section_remove,
 )
 from table cimport table_count
+from clear cimport Clearing, clear_step
+from digest cimport KEY_IS_LONG, key_digest
+from item cimport (
+    item_bytes, item_deadline, item_expire, item_expired, item_find, item_object, item_touch,
+)
 from liveness cimport Standing, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
@@ -279,6 +295,7 @@ cdef class MapHandle:
         op.context = context_at(&self.map, taken - 1)
         op.element_filled = False
         op.f_lock = False
+        op.options = 0
         op.wait_seen = 0
         op.starving = 0
         self.in_flight += 1
@@ -287,7 +304,8 @@ cdef class MapHandle:
         return 0
 
     cdef inline void _leave(self, Op *op) noexcept:
-        if unlikely(op.context.element != 0 or op.context.line_stash != 0):
+        if unlikely(op.context.element != 0 or op.context.line_stash != 0
+                    or op.context.owing != 0):
             op_settle(op)
         op_end(op)
         if unlikely(not local_put_u64(&self.map.local.idle_context, op.self_index + 1)):
@@ -318,6 +336,10 @@ cdef class MapHandle:
                 op.context.waits += 1
         if status == BUSY:
             self._expect_no_deadlock(op)
+            if op.wait_word == &self.map.header.clearing and patience.turn > 8 and not (
+                    op.options & OP_TYPED):
+                raise _errors.MapBusy(
+                    f"map {self.name!r} is being cleared: no key can be inserted until that ends")
         if status == BUSY and patience.limit_ns >= 0 and (
                 now - patience.began >= patience.limit_ns) and patience.turn > 4:
             raise _errors.LockTimeout(
@@ -394,6 +416,7 @@ cdef class MapHandle:
         op.map = &self.map
         op.context = NULL
         op.f_lock = False
+        op.options = 0
         op.wait_seen = 0
         op.starving = 0
         self.in_flight += 1
@@ -407,7 +430,7 @@ cdef class MapHandle:
 
     cdef inline bint _freed(self, Status status) noexcept:
         """After FULL or NO_MEMORY: whether somebody dead had what was wanted, until now."""
-        if likely(status != FULL and status != NO_MEMORY):
+        if likely(status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES):
             return False
         return recover_those_inside(&self.map) != 0
 
@@ -420,6 +443,11 @@ cdef class MapHandle:
         if status == NO_MEMORY:
             raise _errors.SegmentFull(_errors.no_space_message(
                 self.name, 0 if op == NULL else op.bytes_wanted, self.map.path))
+        if status == OUT_OF_BYTES:
+            raise _errors.OutOfMemory(
+                f"map {self.name!r} may hold max_bytes={self.map.max_bytes} bytes of objects; "
+                f"{budget_word(&self.map.objects.budget) * PAGE_BYTES} are in use, {op.bytes_wanted} more are wanted; "
+                f"delete some or create it with a larger max_bytes")
         if status == PRESENT:
             raise _errors.KeyExists(f"map {self.name!r} has this key already (BPF_NOEXIST)")
         if status == ABSENT:
@@ -740,47 +768,6 @@ cdef class MapHandle:
             raise _errors.KeyNotFound(key)
         return value
 
-    def clear(self):
-        """Delete all entries, one after another: each deletion is atomic, the whole is not.
-
-        What others insert meanwhile may stay. Costs about a delete() for each entry; memory goes
-        back as blocks run empty.
-
-        Raises LockTimeout, ReadOnlyMap, MapClosed.
-        """
-        cdef Op op
-        cdef Status status
-        cdef uint64_t index, count
-        cdef uint64_t done = 0
-        cdef Patience patience = self._patience()
-        self._enter_to_write(&op)
-        try:
-            index = table_count(&self.map)
-            if index > self.map.bucket_max:    # only in a damaged segment
-                index = self.map.bucket_max
-            while index > 0:                   # downwards: a merge moves entries to lower buckets
-                status = map_clear_bucket(&op, index - 1)
-                if status == ABSENT:
-                    index -= 1
-                elif status == OK:
-                    map_shrink_if_empty(&op)
-                    count = table_count(&self.map)
-                    index = index if index < count else count
-                    patience.turn = patience.retries = 0
-                elif status == BUSY or status == RETRY:
-                    self._wait(&op, status, &patience)
-                else:
-                    self._raise(status, &op)
-                done += 1
-                if done & 0xFFF == 0:
-                    op_end(&op)
-                    with nogil:
-                        sched_yield()
-                    op_begin(&op)
-                    PyErr_CheckSignals()
-        finally:
-            self._leave(&op)
-
     def __len__(self):
         cdef uint64_t index
         cdef uint64_t credits
@@ -884,3 +871,9 @@ include "_sections.pxi"
 include "_bulk.pxi"
 include "_entries.pxi"
 include "_iterator.pxi"
+include "_views.pxi"
+include "_codec.pxi"
+include "_dict.pxi"
+include "_dictcore.pxi"
+include "_dictsection.pxi"
+include "_dictwalk.pxi"

@@ -63,6 +63,13 @@ cdef object field_number(const Field *field, uint64_t bits):
 cdef class ModifyHandle(ObservedHandle):
     """The handle with the operations that change a value depending on what it was."""
 
+    cdef int _expect_plain(self) except -1:
+        """Raise if values have special fields: whole values cannot be compared or exchanged."""
+        if self.map.field_count != 0:
+            raise _errors.InvalidArgument(
+                f"map {self.name!r} has values with special fields; change them in a locked section")
+        return 0
+
     cdef object _apply(
             self, object key, object operand, uint32_t operation, object initial,
             Py_ssize_t offset, object fmt):
@@ -73,6 +80,9 @@ cdef class ModifyHandle(ObservedHandle):
         cdef uint64_t first
         field_fill(self, &apply.field, offset, fmt)
         apply.field.operation = operation
+        if field_meets(&self.map, apply.field.offset, apply.field.size):
+            raise _errors.InvalidArgument(
+                f"offset {offset}: a special field of map {self.name!r} is there")
         if operation >= FIELD_OR and apply.field.kind == FIELD_FLOAT:
             raise _errors.InvalidArgument("or_ and and_ are for integers, not floats")
         apply.field.operand = field_bits(&apply.field, operand)
@@ -153,6 +163,7 @@ cdef class ModifyHandle(ObservedHandle):
         swap.expected = NULL
         swap.old = old
         swap.swapped = False
+        self._expect_plain()
         try:
             if expected is not None:
                 swap.expected = self._buffer(

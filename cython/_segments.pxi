@@ -7,18 +7,24 @@
 MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
 
 
-def segment_bytes(key_size, value_size, max_entries, depot_count):
+def segment_bytes(key_size, value_size, max_entries, depot_count, max_bytes=0):
     """The size in bytes of a segment with this geometry; None if no address space can hold it."""
     cdef Map map
     if geometry_compute(&map, key_size, value_size, max_entries, depot_count) != OK:
+        return None
+    if max_bytes and geometry_add_objects(&map, max_bytes) != OK:
         return None
     return map.segment_bytes
 
 
 def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t max_entries,
                     uint32_t map_flags, uint32_t map_extra, uint32_t depot_count, bint ephemeral,
-                    bytes seeds not None, uint64_t created_ns, commit):
-    """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises."""
+                    bytes seeds not None, uint64_t created_ns, commit, uint64_t max_bytes=0,
+                    tuple fields=(), bytes schema=b""):
+    """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises.
+
+    fields: (kind, offset) of the special fields, which must be sound.
+    """
     cdef Map map
     cdef Header header
     cdef uint64_t bucket_count
@@ -27,6 +33,8 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
     memset(&map, 0, sizeof(map))
     memset(&header, 0, sizeof(header))
     geometry_compute(&map, key_size, value_size, max_entries, depot_count)
+    if max_bytes:
+        geometry_add_objects(&map, max_bytes)
     bucket_count = buckets_for(&map, map_extra)
     header.key_size = key_size
     header.value_size = value_size
@@ -36,9 +44,16 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
     header.depot_count = depot_count
     header.ephemeral = ephemeral
     header.created_ns = created_ns
+    header.max_bytes = max_bytes
+    header.field_count = <uint32_t> len(fields)
+    header.schema_bytes = <uint32_t> len(schema)
+    for index in range(len(fields)):
+        header.fields[index].kind, header.fields[index].offset = fields[index]
     memcpy(header.seeds, PyBytes_AS_STRING(seeds), sizeof(header.seeds))
     commit(0, HEADER_BYTES)
     commit(map.depots_offset, round_up(depot_count * LINE_BYTES, PAGE_BYTES))
+    if max_bytes:
+        commit(map.objects_offset, map.region_offset[REGION_PINS] - map.objects_offset)
     for region in range(REGION_COUNT):
         commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
     base = mmap(NULL, map.segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
@@ -46,6 +61,7 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
         raise _errors.SegmentFull(f"cannot map {map.segment_bytes} bytes: {os_error()}")
     geometry_bind(&map, <uint8_t *> base)
     segment_fill(&map, &header, bucket_count)
+    memcpy(map.base + SCHEMA_OFFSET, PyBytes_AS_STRING(schema), len(schema))
     munmap(base, map.segment_bytes)
 
 

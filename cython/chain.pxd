@@ -216,7 +216,7 @@ cdef inline Status line_take(Op *op) noexcept nogil:
     cdef uint64_t stashed = name_of(
         &op.map.line_pool, load_relaxed_u64(&op.context.line_stash))
     if stashed == 0:
-        return pool_take(op, &op.map.line_pool, &op.context.line)
+        return pool_take(op, &op.map.line_pool, &op.context.line, 0)
     op.context.line = stashed
     compiler_fence()
     op.context.line_stash = pool_object(&op.map.line_pool, stashed).words[0]

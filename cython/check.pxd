@@ -13,25 +13,27 @@
 #   leaks     every element that is not fresh is named by a chain, a depot, a block or a context
 #   lines     likewise: linked, in a block, or stashed by a context
 #   credits   header + depots + entries + those in contexts == max_entries
+#   objects   each named once, in the state that goes with it (count.pxd); the budget adds up
 #   locks     none is held
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from atomics cimport load_acquire_u64, load_relaxed_u64, load_relaxed_u32
+from atomics cimport load_acquire_u64, load_relaxed_u64, load_relaxed_u32, words_equal
 from layout cimport (
-    Bucket, Element, Context, Region, SLOT_COUNT, LINK_SLOT, LINK_BASE, LINE_BYTES, PAYLOAD_SHIFT,
-    BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, ELEMENT_LOCKED, REGION_COUNT, word_locked,
-    word_held_by, word_owner, element_state, bucket_level_plus1, block_state, block_fresh,
-    block_free, block_head, depot_count, depot_credit, depot_head,
+    Bucket, Element, Context, SLOT_COUNT, LINK_SLOT, LINE_BYTES, PAYLOAD_SHIFT, BLOCK_HOLE,
+    BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, ELEMENT_LOCKED, word_locked, word_held_by, word_owner,
+    element_state, bucket_level_plus1, block_state, block_fresh, block_free, block_head,
+    depot_count, depot_credit, depot_head,
 )
-from geometry cimport (
-    Map, PoolView, bucket_at, element_at, context_at, pool_object, region_usable, contexts_usable,
-    name_of, buckets_usable,
-)
+from blocks cimport PoolView
 from hashing cimport hash_key
-from atomics cimport words_equal
+from geometry cimport (
+    Map, bucket_at, element_at, context_at, pool_object, region_usable, contexts_usable, name_of,
+    buckets_usable, region_at,
+)
+from segment cimport bucket_level
 from chain cimport chain_next, line_used
 from table cimport level_covers
-from segment cimport bucket_level
+from count cimport budget_error, objects_lost
 
 cdef enum Problem:
     SOUND = 0
@@ -51,6 +53,8 @@ cdef enum Problem:
     LOCK_HELD = 14
     BAD_TABLE = 15
     NO_PRIVATE_MEMORY = 16
+    LOST_OBJECT = 17
+    BAD_BUDGET = 18
 
 cdef struct Report:
     Problem problem
@@ -119,6 +123,7 @@ cdef inline bint check_entry(
         return report_add(report, BAD_TAG, index)
     if not level_covers(level_plus1, bucket, tag):
         return report_add(report, BAD_PLACE, index)
+    report.element_seen[index] = 2             # for the objects it refers to
     report.entries += 1
     return True
 
@@ -213,7 +218,7 @@ cdef inline bint check_depots(Map *map, Report *report) noexcept nogil:
     cdef uint64_t index, word, at
     cdef uint32_t _
     report.credits = load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT
-    if word_locked(map.header.credits):
+    if word_locked(map.header.credits) or word_locked(map.header.clearing):
         return report_add(report, LOCK_HELD, 0)
     for index in range(map.depot_count):
         word = load_acquire_u64(&map.depots[index].word)
@@ -282,11 +287,17 @@ cdef inline bint check_contexts(Map *map, Report *report) noexcept nogil:
             line = pool_object(&map.line_pool, line).words[0]
     return True
 
+cdef inline bint check_objects(Map *map, Report *report) noexcept nogil:
+    cdef uint64_t lost = objects_lost(map, report.element_seen, report.element_limit)
+    if lost != 0:
+        return report_add(report, LOST_OBJECT, lost - 1)
+    return budget_error(map) == 0 or report_add(report, BAD_BUDGET, budget_error(map))
+
 cdef inline void check_walk(Map *map, Report *report) noexcept nogil:
     cdef uint64_t block
     cdef uint32_t region
-    for region in range(REGION_COUNT):
-        if word_locked(map.header.regions[region].lock):
+    for region in range(map.region_count):
+        if word_locked(region_at(map, region).lock):
             report_add(report, LOCK_HELD, region)
     if not (check_table(map, report) and check_depots(map, report)
             and check_contexts(map, report)):
@@ -297,6 +308,8 @@ cdef inline void check_walk(Map *map, Report *report) noexcept nogil:
     for block in range(pool_limit(map, &map.line_pool)):
         if not check_block(map, report, &map.line_pool, block):
             return
+    if map.objects != NULL and not check_objects(map, report):
+        return
     if report.credits + report.entries + report.owned_by_contexts != map.max_entries:
         report_add(report, BAD_CREDITS, report.credits)
 

@@ -26,7 +26,8 @@ from status cimport Status, OK, NO_MEMORY, BUSY, FULL
 from layout cimport (
     Context, Region, PAGE_BYTES, LINE_BYTES, PAYLOAD_SHIFT, REGION_BUCKETS,
 )
-from geometry cimport Map, context_at, round_up, contexts_usable
+from blocks cimport round_up
+from geometry cimport Map, context_at, contexts_usable, region_at
 from system cimport (
     segment_fd, byte_lock, madvise, READER_BYTE, F_OFD_GETLK, F_WRLCK,
 )
@@ -114,7 +115,7 @@ cdef inline bint memory_is_quiet(Op *op) noexcept nogil:
 cdef inline Status region_commit(Op *op, uint32_t which, uint64_t needed) noexcept nogil:
     """Make the first needed bytes of a region usable. FULL beyond the region's end."""
     cdef Map *map = op.map
-    cdef Region *region = &map.header.regions[which]
+    cdef Region *region = region_at(map, which)
     cdef uint64_t held = 0
     cdef uint64_t usable, upto, step
     cdef Status status
@@ -153,7 +154,7 @@ cdef inline bint buckets_fit(Map *map, uint32_t which, uint64_t keep) noexcept n
 cdef inline Status region_release(Op *op, uint32_t which, uint64_t keep) noexcept nogil:
     """Give back what a region has beyond keep bytes, unless somebody may be looking at it."""
     cdef Map *map = op.map
-    cdef Region *region = &map.header.regions[which]
+    cdef Region *region = region_at(map, which)
     cdef uint64_t held = 0
     cdef uint64_t usable, allocated
     cdef Status status

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Per-CPU depots of free elements and of the right to use them (W2).
+# Per-CPU depots of free elements and of the right to use them (W2); and of free objects of the small
+# classes (heap.pxd), which need no such right.
 #
 # The shape is bpf_mem_alloc's: each CPU takes from and gives to its own list, with transfers of up
 # to half a hundred elements to and from the pool. The CPU is a hint only; a depot somebody else
@@ -26,16 +27,15 @@ from layout cimport (
     word_locked, word_taken, lock_bits, element_header, depot_word, depot_count, depot_credit,
     depot_head,
 )
-from geometry cimport (
-    Map, PoolView, element_at, name_of, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH,
-)
+from blocks cimport PoolView, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH
+from geometry cimport Map, depot_at, depot_pool, element_at, name_of, pool_object
 from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
-from pool cimport (
-    Chain, pool_detach, pool_put_locked, block_is_empty, block_retire_if_empty,
-)
+from supply cimport block_is_empty, block_name, block_retire_if_empty
+from pool cimport Chain, pool_detach, pool_put_locked
 
 cdef enum:
     DEPOT_LOW = 8              # parked elements when blocks ought to run empty
+    SPARE_SHIFT = 48           # context.spare: the kind of its pool, then its index
     DRAIN_AT_ONCE = 16         # elements moved, about half a microsecond, before a depot is let go
 
 cdef extern from "<sched.h>" nogil:
@@ -54,8 +54,8 @@ cdef inline Status depot_hold(Op *op, uint64_t index, uint64_t *held, bint wait)
     op.context.depot = index + 1
     compiler_fence()
     if wait:
-        return lock_acquire(op, &op.map.depots[index].word, held)
-    return lock_try(op, &op.map.depots[index].word, held)
+        return lock_acquire(op, &depot_at(op.map, index).word, held)
+    return lock_try(op, &depot_at(op.map, index).word, held)
 
 cdef inline Status credits_move(
         Op *op, Depot *depot, uint64_t *held, bint fetch) noexcept nogil:
@@ -91,13 +91,14 @@ cdef inline Status credits_move(
     compiler_fence()
     return OK if moving else FULL
 
-cdef inline Status depot_refill(Op *op, Depot *depot, uint64_t *held) noexcept nogil:
-    """Fetch elements from the pool into the held depot."""
+cdef inline Status depot_refill(
+        Op *op, Depot *depot, PoolView *pool, uint64_t batch, uint64_t *held) noexcept nogil:
+    """Fetch objects from the pool into the held depot."""
     cdef Chain chain = Chain(0, 0, 0)
-    cdef Status status = pool_detach(op, &op.map.element_pool, op.map.depot_batch, &chain)
+    cdef Status status = pool_detach(op, pool, batch, &chain)
     if status != OK:
         return status
-    store_relaxed_u64(&element_at(op.map, chain.tail).words[0], depot_head(held[0]))
+    store_relaxed_u64(&pool_object(pool, chain.tail).words[0], depot_head(held[0]))
     compiler_fence()
     held[0] = word_taken(
         depot_word(<uint32_t> chain.head, depot_count(held[0]) + <uint32_t> chain.count,
@@ -120,7 +121,7 @@ cdef inline Status depot_take(Op *op, uint64_t index) noexcept nogil:
     if depot_credit(held) == 0:
         status = credits_move(op, depot, &held, True)
     if status == OK and depot_count(held) == 0:
-        status = depot_refill(op, depot, &held)
+        status = depot_refill(op, depot, &map.element_pool, map.depot_batch, &held)
     taken = depot_head(held)
     if status == OK and (taken == 0 or taken >= map.element_max):
         status = CORRUPT
@@ -241,10 +242,10 @@ cdef inline void depot_trim(Op *op, uint64_t index, uint64_t keep) noexcept nogi
             return
 
 cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept nogil:
-    """Move elements of a depot into their blocks until target are left. Holds the depot for a few
+    """Move objects of a depot into their blocks until target are left. Holds the depot for a few
     at a time, and releases blocks that ran empty while holding nothing."""
-    cdef Map *map = op.map
-    cdef PoolView *pool = &map.element_pool
+    cdef Depot *depot = depot_at(op.map, index)
+    cdef PoolView *pool = depot_pool(op.map, index)
     cdef uint64_t held = 0
     cdef uint64_t moved = 0
     cdef uint64_t block = 0
@@ -257,30 +258,30 @@ cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept n
         moved = 0
         while depot_count(held) > target and moved < DRAIN_AT_ONCE and not empty:
             block = depot_head(held) // pool.capacity
-            if not depot_push_down(op, map.depots + index, &held):
+            if not depot_push_down(op, depot, pool, &held):
                 break
             moved += 1
             empty = block_is_empty(pool, block, load_relaxed_u64(pool.words + block))
-        lock_release(&map.depots[index].word, held)
+        lock_release(&depot.word, held)
         if empty:
             block_retire_if_empty(op, pool, block)
         if moved == 0:
             return
 
-cdef inline bint depot_push_down(Op *op, Depot *depot, uint64_t *held) noexcept nogil:
-    """Move the held depot's first element into its block, if that can be had."""
-    cdef PoolView *pool = &op.map.element_pool
+cdef inline bint depot_push_down(
+        Op *op, Depot *depot, PoolView *pool, uint64_t *held) noexcept nogil:
+    """Move the held depot's first object into its block, if that can be had."""
     cdef uint64_t moved = depot_head(held[0])
     cdef uint64_t block = moved // pool.capacity
     cdef uint64_t block_held = 0
-    cdef Element *element = element_at(op.map, moved)
-    if moved == 0 or moved >= op.map.element_max:
+    cdef Element *element = pool_object(pool, moved)
+    if moved == 0 or moved >= pool.object_count:
         return False
-    op.context.block = block * 2 + 1
+    op.context.block = block_name(pool, block)
     compiler_fence()
     if lock_try(op, pool.words + block, &block_held) != OK:
         return False
-    op.context.spare = moved
+    op.context.spare = <uint64_t> pool.kind << SPARE_SHIFT | moved
     compiler_fence()
     store_relaxed_u64(
         &element.header, element_header(element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))

@@ -19,22 +19,32 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from atomics cimport (
-    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
-    fence_acquire, fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64,
-    read_tail, pause, words_equal, likely, unlikely,
+    load_relaxed_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64, fence_acquire,
+    fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64, read_tail, pause,
+    words_equal, likely, unlikely,
 )
-from status cimport Status, OK, RETRY, BUSY
+from status cimport Status, OK, RETRY
 from layout cimport (
-    Element, CONTEXT_MAX, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK,
-    element_state, element_header, lock_bits, word_locked, word_owner,
+    Element, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, element_state, element_header, lock_bits,
+    word_locked, word_owner,
 )
 from geometry cimport Map, element_value, context_at, context_redo, contexts_usable
-from field cimport Field, field_compute, field_mask
+from special cimport fields_blank
 from lock cimport Op, lock_busy, SPIN_PAUSES_MAX
-from starving cimport starving_end, starving_is_another
 from chain cimport Found
+from field cimport Field, field_compute, field_mask
+from starving cimport starving_end, starving_is_another
 
 cdef inline bint element_read(
+        Map *map, const Found *found, uint64_t key_size, void *value,
+        uint64_t value_size) noexcept nogil:
+    """element_read_whole, without what the special fields say."""
+    cdef bint whole = element_read_whole(map, found, key_size, value, value_size)
+    if unlikely(map.field_count != 0):
+        fields_blank(map, <uint64_t *> value)
+    return whole
+
+cdef inline bint element_read_whole(
         Map *map, const Found *found, uint64_t key_size, void *value,
         uint64_t value_size) noexcept nogil:
     """Copy the value of an element as it was found; False if it changed meanwhile. False for ever

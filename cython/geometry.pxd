@@ -1,52 +1,30 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # One process's view of a segment: where everything is, computed and never read from the segment.
 #
-# The header stores the five numbers that decide the geometry (key_size, value_size, max_entries,
-# depot_count, layout version). Whoever attaches checks them, computes everything else anew and
+# The header stores the six numbers that decide the geometry (key_size, value_size, max_entries,
+# depot_count, max_bytes, layout version). Whoever attaches checks them, computes everything else anew and
 # keeps it in private memory, so that nothing in the segment is ever trusted as a length or a
 # pointer (H1).
-#
-#   element   8 B header | key, padded to 8 | value, padded to 8 | padding to the stride
-#
-# The stride is a multiple of a power of two near a thirty-second of it, so that a block, a whole
-# number of pages and of elements, stays near 16 or 64 KiB.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, FULL
 from layout cimport (
-    Header, Region, ProcessSlot, Context, Depot, Bucket, Element, Pool,
-    PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES,
-    LINK_BASE, REGION_COUNT, REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS,
-    REGION_LINE_WORDS, REGION_BUCKETS,
+    Header, Region, ProcessSlot, Context, Depot, Bucket, Element, PAGE_BYTES, LINE_BYTES,
+    HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES, LINK_BASE, REGION_COUNT,
+    REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS, REGION_LINE_WORDS, REGION_BUCKETS,
+    REGION_PINS, REGION_OBJECT_WORDS,
+)
+from objects cimport (
+    Objects, Pin, class_bytes, CLASS_SMALL, CLASS_COUNT, OBJECTS_HEADER_BYTES, OBJECT_INDEX_MAX,
+    PIN_MAX, POOL_OBJECTS,
+)
+from blocks cimport (
+    PoolView, round_up, element_stride, pool_view_init, run_view_init, BLOCK_CAPACITY_MAX,
+    DEPOT_HIGH_MAX, LINE_SPARE_COUNT, PARKED_MAX,
 )
 
 cdef enum:
-    BLOCK_BYTES_SMALL = 16384  # blocks of pools up to POOL_BYTES_SMALL: little memory is half used
-    BLOCK_BYTES_LARGE = 65536  # of larger ones: a commit costs about 11 us for 2700 elements
-    POOL_BYTES_SMALL = 67108864
-    BLOCK_CAPACITY_MAX = 4095  # 12 bits in a block word
-    PARKED_MAX = 255           # free elements, and credits, that one depot can hold
-    LINE_SPARE_COUNT = 16384   # lines beyond one for every six entries: in flight, or of a split
-    DEPOT_HIGH_MAX = 96        # bpf_mem_alloc's watermarks for elements up to 256 bytes
-    DEPOT_BATCH_MAX = 48
-    CREDIT_BATCH = 32
-    CREDIT_HIGH = 128
-
-cdef enum:
     SEGMENT_BYTES_MAX = 0x400000000000ULL     # 64 TiB: half of what 47-bit addresses can map
-
-# The private description of a pool of equal objects, in blocks (pool.pxd).
-cdef struct PoolView:
-    Pool *shared
-    uint64_t *words            # one word a block
-    uint8_t *base
-    uint64_t stride
-    uint64_t capacity          # objects in a block
-    uint64_t block_bytes
-    uint64_t block_count
-    uint64_t object_count      # index limit
-    uint32_t kind              # 0 elements, 1 lines
-    uint32_t words_region
 
 # This process's standing in the segment. In a page that fork wipes: a child finds zeros, hence no
 # slot and no context, and registers itself at its first operation.
@@ -67,6 +45,9 @@ cdef struct Map:
     uint8_t *contexts
     ProcessSlot *processes
     Depot *depots
+    Objects *objects           # NULL: a map without objects
+    Depot *object_depots
+    Pin *pins
     Local *local
     uint64_t stride
     uint64_t bucket_max
@@ -84,8 +65,18 @@ cdef struct Map:
     uint64_t max_entries
     PoolView element_pool
     PoolView line_pool
-    uint64_t region_offset[5]
-    uint64_t region_bytes[5]
+    PoolView classes[27]
+    uint64_t max_bytes         # of objects
+    uint64_t objects_offset
+    uint64_t timer_word        # where the value's deadline is, in words, plus 1; 0: nowhere
+    uint32_t field_count       # special fields of the value, and which of its words they are
+    uint32_t field_words[8]
+    uint32_t field_kinds[8]
+    uint32_t ref_count         # of these, the references
+    uint32_t ref_words[3]
+    uint32_t region_count
+    uint64_t region_offset[33]
+    uint64_t region_bytes[33]
     uint64_t depots_offset
     uint64_t buckets_offset
     uint64_t lines_offset
@@ -98,49 +89,6 @@ cdef struct Map:
     int fd
     bint read_only
     bint use_membarrier
-
-cdef inline uint64_t round_up(uint64_t value, uint64_t multiple) noexcept nogil:
-    return (value + multiple - 1) // multiple * multiple
-
-cdef inline uint64_t power_of_two_at_least(uint64_t value) noexcept nogil:
-    cdef uint64_t power = 1
-    while power < value:           # at most 64 turns
-        power <<= 1
-    return power
-
-cdef inline uint64_t element_stride(uint64_t key_size, uint64_t value_size) noexcept nogil:
-    """Bytes from one element to the next: 24 for keys and values of 8 bytes."""
-    cdef uint64_t packed = 8 + round_up(key_size, 8) + round_up(value_size, 8)
-    cdef uint64_t unit = power_of_two_at_least(packed) // 32
-    if unit < 8:
-        unit = 8
-    if unit > PAGE_BYTES:
-        unit = PAGE_BYTES
-    return round_up(packed, unit)
-
-cdef inline void pool_view_init(
-        PoolView *pool, uint64_t stride, uint64_t object_count, uint32_t kind) noexcept nogil:
-    cdef uint64_t unit = PAGE_BYTES
-    cdef uint64_t rest = stride
-    while rest % 2 == 0 and unit > 1:      # objects that together fill whole pages
-        rest //= 2
-        unit //= 2
-    cdef uint64_t groups
-    if kind == 1:
-        groups = 1                         # lines are few: a page of them at a time
-    elif object_count * stride <= POOL_BYTES_SMALL:
-        groups = BLOCK_BYTES_SMALL // (unit * stride)
-    else:
-        groups = BLOCK_BYTES_LARGE // (unit * stride)
-    if groups == 0:
-        groups = 1
-    pool.stride = stride
-    pool.capacity = unit * groups
-    pool.block_bytes = pool.capacity * stride
-    pool.block_count = (object_count + pool.capacity - 1) // pool.capacity
-    pool.object_count = pool.block_count * pool.capacity
-    pool.kind = kind
-    pool.words_region = REGION_LINE_WORDS if kind else REGION_ELEMENT_WORDS
 
 cdef inline uint64_t geometry_place(
         Map *map, uint32_t region, uint64_t offset, uint64_t size) noexcept nogil:
@@ -190,7 +138,53 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     map.elements_offset = offset
     offset += map.element_pool.block_count * map.element_pool.block_bytes
     map.segment_bytes = offset
+    map.max_bytes = map.objects_offset = 0
+    map.region_count = REGION_COUNT
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
+
+cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept nogil:
+    """After geometry_compute, of a map that holds up to max_bytes of objects."""
+    cdef uint64_t offset = map.segment_bytes
+    cdef uint64_t bytes, count
+    cdef uint32_t which
+    cdef PoolView *pool
+    if max_bytes > SEGMENT_BYTES_MAX:
+        return FULL
+    map.max_bytes = max_bytes
+    map.objects_offset = offset
+    map.region_count = REGION_OBJECT_WORDS + CLASS_COUNT
+    offset += OBJECTS_HEADER_BYTES
+    offset += round_up(map.depot_count * CLASS_SMALL * sizeof(Depot), PAGE_BYTES)
+    offset = geometry_place(map, REGION_PINS, offset, PIN_MAX * sizeof(Pin))
+    for which in range(CLASS_COUNT):
+        pool = &map.classes[which]
+        bytes = class_bytes(which)
+        if which < CLASS_SMALL:                # all of them in one class, and a block begun
+            count = max_bytes // bytes + 1
+            pool_view_init(pool, bytes, count if count < OBJECT_INDEX_MAX - BLOCK_CAPACITY_MAX else
+                           OBJECT_INDEX_MAX - BLOCK_CAPACITY_MAX, POOL_OBJECTS + which)
+        else:                                  # an object has more than half of its run
+            run_view_init(pool, bytes, 2 * max_bytes // bytes + 2, POOL_OBJECTS + which)
+        offset = geometry_place(map, pool.words_region, offset, pool.block_count * 8)
+        offset += pool.block_count * pool.block_bytes
+    map.segment_bytes = offset
+    return OK if offset <= SEGMENT_BYTES_MAX else FULL
+
+cdef inline void geometry_bind_objects(Map *map) noexcept nogil:
+    cdef uint32_t which
+    cdef PoolView *pool
+    if map.max_bytes == 0:
+        map.objects = NULL
+        return
+    map.objects = <Objects *> (map.base + map.objects_offset)
+    map.object_depots = <Depot *> (map.base + map.objects_offset + OBJECTS_HEADER_BYTES)
+    map.pins = <Pin *> (map.base + map.region_offset[REGION_PINS])
+    for which in range(CLASS_COUNT):
+        pool = &map.classes[which]
+        pool.shared = &map.objects.classes[which].pool
+        pool.words = <uint64_t *> (map.base + map.region_offset[pool.words_region])
+        pool.base = map.base + map.region_offset[pool.words_region] + map.region_bytes[
+            pool.words_region]
 
 cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
     """Turn offsets into this process's addresses."""
@@ -208,6 +202,39 @@ cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
     map.line_pool.shared = &map.header.line_pool
     map.line_pool.words = <uint64_t *> (base + map.region_offset[REGION_LINE_WORDS])
     map.line_pool.base = map.lines
+    geometry_bind_objects(map)
+
+cdef inline Region *region_at(Map *map, uint32_t which) noexcept nogil:
+    """A region's words: which is below region_count."""
+    if which < REGION_COUNT:
+        return &map.header.regions[which]
+    if which == REGION_PINS:
+        return &map.objects.pins
+    return &map.objects.classes[which - REGION_OBJECT_WORDS].words
+
+cdef inline PoolView *pool_of_kind(Map *map, uint32_t kind) noexcept nogil:
+    """A pool by its kind; NULL if the map has none of that kind."""
+    if kind < POOL_OBJECTS:
+        return &map.line_pool if kind else &map.element_pool
+    if map.objects == NULL or kind - POOL_OBJECTS >= CLASS_COUNT:
+        return NULL
+    return &map.classes[kind - POOL_OBJECTS]
+
+cdef inline Depot *depot_at(Map *map, uint64_t index) noexcept nogil:
+    """A depot: of elements, or behind those of each small class."""
+    if index < map.depot_count:
+        return map.depots + index
+    return map.object_depots + (index - map.depot_count)
+
+cdef inline PoolView *depot_pool(Map *map, uint64_t index) noexcept nogil:
+    """What a depot has free objects of."""
+    if index < map.depot_count:
+        return &map.element_pool
+    return &map.classes[index // map.depot_count - 1]
+
+cdef inline uint64_t depots_of_all(Map *map) noexcept nogil:
+    """How many depots there are."""
+    return map.depot_count * (1 if map.objects == NULL else 1 + CLASS_SMALL)
 
 cdef inline Bucket *bucket_at(Map *map, uint64_t index) noexcept nogil:
     return <Bucket *> (map.buckets + index * LINE_BYTES)
@@ -234,7 +261,7 @@ cdef inline Element *pool_object(PoolView *pool, uint64_t index) noexcept nogil:
 cdef inline uint64_t region_usable(Map *map, uint32_t which) noexcept nogil:
     """Bytes of a region that may be touched."""
     # Acquire: pairs with the releases of usable; the memory is there.
-    cdef uint64_t usable = load_acquire_u64(&map.header.regions[which].usable)
+    cdef uint64_t usable = load_acquire_u64(&region_at(map, which).usable)
     return usable if usable <= map.region_bytes[which] else map.region_bytes[which]
 
 cdef inline uint64_t contexts_usable(Map *map) noexcept nogil:

@@ -3,6 +3,7 @@
 #
 #   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (256 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
+#     | objects of any size, in a map that has some (objects.pxd)
 #
 # Every region starts on a page, at an offset that is a pure function of the geometry
 # (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:
@@ -27,7 +28,9 @@
 #   credits  credits : 48
 #   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
 #   region   unused
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+#   budget   pages that objects take : 48
+#   clearing unused
+from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport static_assert
 
 cdef enum:
@@ -73,6 +76,8 @@ cdef enum:
 #   LOCKED  the owner has a section open on it (F_LOCK): the value is valid and does not change.
 #           -> LIVE, UPD by a CAS of the owner; DEAD under its bucket's lock, by whoever deletes it
 #   DEAD    deleted, still named by a slot or on its way to a depot.         -> FREE
+#   RETIRED an object (objects.pxd) that nothing refers to but pins.         -> ALLOC by a CAS
+# Of these, objects are FREE, ALLOC, LIVE (an element has a reference to it) and RETIRED only.
 # Every change of state raises the version: a header seen twice means that nothing happened in
 # between.
 cdef enum:
@@ -83,6 +88,7 @@ cdef enum:
     ELEMENT_ULOCK = 4
     ELEMENT_LOCKED = 5
     ELEMENT_DEAD = 6
+    ELEMENT_RETIRED = 7
 
 # States of a block of elements or lines. A HOLE has no memory; its fresh and free counts are 0.
 # RELEASING: held by its owner, no reader can hold an index into it, its memory may be gone.
@@ -97,7 +103,26 @@ cdef enum:
     REGION_ELEMENT_WORDS = 2
     REGION_LINE_WORDS = 3
     REGION_BUCKETS = 4
-    REGION_COUNT = 5
+    REGION_COUNT = 5           # that every map has
+    REGION_PINS = 5
+    REGION_OBJECT_WORDS = 6    # and so on, one for each class of objects
+    REGION_MAX = 33
+
+# Special fields of a value, declared at creation (fields.pxd). Each takes a word of the value.
+cdef enum:
+    SPECIAL_SPIN_LOCK = 1
+    SPECIAL_TIMER = 2
+    SPECIAL_KPTR = 3
+    SPECIAL_REFCOUNT = 4
+    SPECIAL_MAX = 8
+    REF_MAX = 3                # references in a value
+    NAME_MAX = 6               # objects that a context can name: new ones, then replaced ones
+    SCHEMA_OFFSET = 2048       # in the header's page: what the program says the values are
+    SCHEMA_MAX = 1536
+
+cdef struct FieldPlace:
+    uint32_t kind
+    uint32_t offset            # in the value, bytes
 
 # What the owner of a bucket lock is about. Read by recovery, and only while that context still
 # holds one of the locks it names; a stale value means nothing.
@@ -156,7 +181,13 @@ cdef struct Header:
     uint64_t checksum          # of the bytes before it
     uint64_t frozen            # not 0: nobody writes any more. In a line that is hardly written.
     uint64_t starving          # who waited too long for an element (element.pxd); 0: nobody
-    uint64_t _reserved_a[17]
+    uint64_t clearing          # lock word: held while a map is cleared; no key is inserted then
+    uint64_t max_bytes         # of objects; 0: the map has none
+    uint32_t field_count
+    uint32_t schema_bytes
+    FieldPlace fields[8]
+    uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
+    uint64_t _reserved_a[5]
     uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
     uint64_t _reserved_b[7]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
@@ -201,7 +232,12 @@ cdef struct Context:
     uint64_t activity_before   # activity when this owner came: each operation of its own adds 2
     uint64_t batched           # keys that batches of this owner did, beyond one each
     uint64_t waits             # times this owner's operations had to wait for a lock
-    uint64_t _reserved[11]
+    uint64_t owing             # 1: there may be something in names or refund
+    uint64_t names[6]          # references to objects: see NAME_MAX and reference.pxd
+    uint64_t charged           # pages just added to the budget, for a block or an object
+    uint64_t refund            # pages to be taken off the budget
+    uint64_t budget_after      # while it changes: (the value after + 1) * 2 + (1: taken off)
+    uint64_t pages_wanted      # of the object that grows: pages * 8 + its place in names
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:
@@ -234,6 +270,9 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(<uint64_t> &(<Header *> NULL).seeds == 48)
     static_assert(<uint64_t> &(<Header *> NULL).checksum == 96)
     static_assert(<uint64_t> &(<Header *> NULL).frozen == 104)
+    static_assert(<uint64_t> &(<Header *> NULL).clearing == 120)
+    static_assert(<uint64_t> &(<Header *> NULL).max_bytes == 128)
+    static_assert(<uint64_t> &(<Header *> NULL).fields_checksum == 208)
     static_assert(<uint64_t> &(<Header *> NULL).table == 256)
     static_assert(<uint64_t> &(<Header *> NULL).credits == 320)
     static_assert(<uint64_t> &(<Header *> NULL).regions == 384)

@@ -26,7 +26,8 @@ from layout cimport (
     ProcessSlot, Context, Region, PROCESS_MAX, CONTEXT_MAX, PAGE_BYTES,
     REGION_PROCESSES, REGION_CONTEXTS,
 )
-from geometry cimport Map, context_at, round_up, contexts_usable, processes_usable
+from blocks cimport round_up
+from geometry cimport Map, context_at, contexts_usable, processes_usable
 from system cimport (
     segment_open, segment_fd, byte_lock, page_kept, clock_ns, nanosleep, timespec, munmap, close,
     getpid, COMMIT_BYTE, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_UNLCK, CLOCK_REALTIME,

@@ -5,7 +5,8 @@
 # in the Op; the operation gives up everything it holds, and wait.pxd watches the word, asks the
 # kernel whether its owner lives, and recovers it if not. Then the operation starts again.
 #
-# Lock order: table -> bucket -> child bucket -> depot -> credits -> block. At most one of each. An
+# Lock order: clearing -> table -> bucket -> child bucket -> depot -> credits -> block -> budget. At
+# most one of each. An
 # element's header is taken by one CAS that is never waited for while anything else is held. While a
 # bit is held: no system call, no allocation, no Python (regions and holes apart: commit.pxd).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -19,6 +20,11 @@ from geometry cimport Map
 cdef enum:
     SPIN_PAUSES_MAX = 128      # about 4 us: longer than any section here lasts when its owner runs
 
+cdef enum:
+    OP_TYPED = 1               # values come with their special fields, and go with them
+    OP_HOLD = 2                # a deleted element stays in context.element until op_settle
+    OP_KEEP_SHIFT = 8
+
 cdef struct Op:
     Map *map
     Context *context
@@ -31,6 +37,7 @@ cdef struct Op:
     uint64_t starving          # what this operation has in header.starving, or 0
     int error_number           # after SYSTEM_ERROR and NO_MEMORY
     bint element_filled        # context.element holds this operation's key and value already
+    uint32_t options           # OP_*, and from bit 8 on which references an update leaves alone
     bint f_lock                # BPF_F_LOCK: wait for sections, also where none is in the way
 
 

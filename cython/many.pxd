@@ -10,15 +10,14 @@
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from atomics cimport (
-    load_relaxed_u32, count_trailing_zeros, match7, prefetch, likely, unlikely,
-    read_u64,
+    load_relaxed_u32, count_trailing_zeros, match7, prefetch, likely, unlikely, read_u64,
 )
-from status cimport Status, OK, ABSENT, PRESENT, BUSY, RETRY
+from status cimport Status, OK, ABSENT, PRESENT, RETRY
 from layout cimport Bucket
-from geometry cimport Map, bucket_at, element_at
 from hashing cimport hash_key
-from field cimport Field, field_compute
+from geometry cimport Map, bucket_at, element_at
 from lock cimport Op, op_begin, op_end
+from field cimport Field, field_compute
 from table cimport table_guess
 from lookup cimport map_contains, map_glance, map_lookup
 from map cimport map_update, map_delete

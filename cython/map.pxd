@@ -7,40 +7,44 @@
 #   NEED_*   memory has to be committed           -> commit, again
 #   BUSY     a lock is held                       -> to the caller, who waits (wait.pxd), then again
 # Nothing is held when an operation returns, but an element it has taken and filled may stay in
-# context.element for the next attempt; op_end gives it back.
+# context.element for the next attempt, and objects in context.names; op_settle gives them back.
 #
 # Linearization points (W1): lookup hit: between its two looks at the element's header; lookup miss:
 # the second look at the bucket's header; insert: the slot's store; update: the header's UPD, or the
 # word's store; delete: the header's DEAD.
-from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
-    load_relaxed_u32, load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64,
-    cas_acq_rel_u64, add_relaxed_u64, fence_release, compiler_fence, copy_in, copy_out, unlikely,
+    load_relaxed_u32, load_relaxed_u64, load_acquire_u64, cas_acq_rel_u64, add_relaxed_u64,
+    fence_release, compiler_fence, copy_in, copy_out, copy_words, unlikely,
 )
 from status cimport (
-    Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY,
-    NEED_BUCKETS, NEED_ELEMENTS, NEED_LINES,
+    Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY, NEED_BUCKETS, NEED_ELEMENTS,
+    NEED_LINES,
 )
 from layout cimport (
-    Bucket, Element, SLOT_COUNT, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS,
-    ELEMENT_DEAD, ELEMENT_LOCKED, OPERATION_INSERT, OPERATION_DELETE, element_header,
-    element_state, lock_bits, word_locked, word_held_by, bucket_level_plus1,
-)
-from geometry cimport (
-    Map, bucket_at, line_at, element_at, element_value, pool_object, region_usable, name_of,
-    buckets_usable,
+    Bucket, Element, SLOT_COUNT, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS, ELEMENT_DEAD,
+    ELEMENT_LOCKED, OPERATION_INSERT, OPERATION_DELETE, element_header, element_state, lock_bits,
+    word_locked, word_held_by, bucket_level_plus1,
 )
 from hashing cimport hash_key
-from lock cimport Op, lock_acquire, lock_release
+from geometry cimport (
+    Map, bucket_at, line_at, context_redo, element_at, element_value, pool_object, region_usable,
+    name_of, buckets_usable,
+)
+from special cimport fields_begin, fields_blank
+from lock cimport Op, OP_HOLD, OP_TYPED, lock_acquire, lock_busy, lock_release
 from commit cimport region_commit, region_release
-from pool cimport pool_give, block_commit
+from supply cimport block_commit
+from pool cimport pool_give
 from depot cimport element_take, element_give
+from heap cimport names_settle
 from chain cimport Found, chain_find, chain_append, chain_remove, line_stash
 from element cimport element_await, element_stands, element_update
-from lookup cimport map_find
-from table cimport (
-    table_find, table_count, table_grow, table_shrink, entries_taken, level_covers,
+from reference cimport (
+    element_replace, names_forget, refs_attach, refs_blank, refs_detach, refs_drop,
 )
+from table cimport table_find, table_count, table_grow, table_shrink, entries_taken, level_covers
+from lookup cimport map_find
 
 cdef enum:
     WRITE_TRIES_MAX = 64
@@ -61,7 +65,11 @@ cdef inline void op_settle(Op *op) noexcept nogil:
     """Give back what an operation kept for a next attempt. What cannot be had now stays named."""
     cdef uint64_t line
     if unlikely(op.context.element != 0):
-        element_give(op)
+        if op.map.ref_count == 0 or refs_drop(op, element_at(op.map, name_of(
+                &op.map.element_pool, load_relaxed_u64(&op.context.element)))) == OK:
+            element_give(op)
+    if unlikely(op.context.owing != 0) and op.map.objects != NULL:
+        names_settle(op)
     while unlikely(op.context.line_stash != 0):        # each turn gives one back
         line = load_relaxed_u64(&op.context.line_stash)
         if not line_is_held(op, line):
@@ -71,7 +79,7 @@ cdef inline void op_settle(Op *op) noexcept nogil:
         compiler_fence()
         op.context.line_stash = pool_object(&op.map.line_pool, line).words[0]
         compiler_fence()
-        if pool_give(op, &op.map.line_pool, &op.context.line) != OK:
+        if pool_give(op, &op.map.line_pool, line, &op.context.line) != OK:
             line_stash(op)
             break
 
@@ -102,6 +110,17 @@ cdef inline Status map_memory(Op *op, Status need) noexcept nogil:
         return block_commit(op, &op.map.line_pool)
     return region_commit(op, REGION_BUCKETS, (table_count(op.map) + 1) * LINE_BYTES)
 
+cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) noexcept nogil:
+    """A value with special fields: what it says there never stands in the element."""
+    cdef uint64_t *redo = context_redo(op.context)
+    copy_in(redo, value, op.map.value_size)
+    if not op.options & OP_TYPED:
+        fields_begin(op.map, redo)
+    refs_blank(op.map, redo)
+    copy_words(element_value(op.map, element), redo, op.map.value_words)
+    compiler_fence()
+    refs_attach(op, element)
+
 cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexcept nogil:
     """Insert a key that was absent a moment ago. RETRY if it is not any more."""
     cdef Map *map = op.map
@@ -111,6 +130,8 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
     cdef uint32_t key_hash
     cdef Found found
     cdef Status status
+    if unlikely(load_relaxed_u64(&map.header.clearing) != 0):
+        return lock_busy(op, &map.header.clearing, load_relaxed_u64(&map.header.clearing))
     if op.context.element == 0:
         status = element_take(op, scavenge)
         if status != OK:
@@ -118,7 +139,10 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
     element = element_at(map, name_of(&map.element_pool, load_relaxed_u64(&op.context.element)))
     if not op.element_filled:
         copy_in(&element.words[0], op.key, map.key_size)
-        copy_in(element_value(map, element), value, map.value_size)
+        if unlikely(map.field_count != 0):
+            element_fill(op, element, value)
+        else:
+            copy_in(element_value(map, element), value, map.value_size)
         op.element_filled = True
         # From here on the element's key counts: the caller's memory may change under our eyes.
         key_hash = hash_key(map.seeds, <const uint8_t *> &element.words[0], map.key_size)
@@ -137,6 +161,8 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
             lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
             compiler_fence()
             op.context.element = 0
+            if map.ref_count != 0:
+                names_forget(op)
             return OK
     elif status == OK:
         status = RETRY                                 # somebody inserted it: update that one
@@ -200,6 +226,15 @@ cdef inline Status map_insert(Op *op, const uint8_t *value, bint *scavenge) noex
         return RETRY
     return status
 
+cdef inline Status map_replace(Op *op, const Found *found, const uint8_t *value) noexcept nogil:
+    """element_update of a value with special fields. The new objects may belong to an element that
+    was to be inserted."""
+    if op.element_filled and op.context.element != 0:
+        refs_detach(op, element_at(op.map, name_of(
+            &op.map.element_pool, load_relaxed_u64(&op.context.element))))
+        op.element_filled = False
+    return element_replace(op, found, value, 0)
+
 cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:
     """Store value under key. OK, PRESENT, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""
     cdef Found found
@@ -210,6 +245,8 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
         status = map_find(op.map, op.hash, op.key, &found)
         if status == OK and flag == UPDATE_NOEXIST:
             status = PRESENT if element_stands(&found) else RETRY
+        elif status == OK and unlikely(op.map.field_count != 0):
+            status = map_replace(op, &found, value)
         elif status == OK:
             status = element_update(op, &found, value)
         elif status == ABSENT and flag != UPDATE_EXIST:
@@ -238,9 +275,12 @@ cdef inline Status delete_found(
     fence_release()                        # DEAD before whatever becomes of the element
     if value != NULL:
         copy_out(value, element_value(op.map, found.element), op.map.value_size)
+        if op.map.field_count != 0 and not op.options & OP_TYPED:
+            fields_blank(op.map, <uint64_t *> value)
     chain_remove(op, bucket, found.line, found.slot)
     lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
-    op_settle(op)
+    if not op.options & OP_HOLD:
+        op_settle(op)
     return OK
 
 cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept nogil:
@@ -252,7 +292,7 @@ cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept 
     cdef Status status = RETRY
     cdef int _
     op_settle(op)
-    if op.context.element != 0:
+    if op.context.element != 0 or op.context.owing != 0:
         return BUSY
     for _ in range(WRITE_TRIES_MAX):
         status = bucket_hold(op, OPERATION_DELETE, &bucket, &bucket_held)
@@ -294,7 +334,7 @@ cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
     cdef Found found
     cdef Status status
     op_settle(op)
-    if op.context.element != 0:
+    if op.context.element != 0 or op.context.owing != 0:
         return BUSY
     if index >= buckets_usable(op.map):
         return ABSENT

@@ -20,16 +20,16 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from atomics cimport (
-    load_relaxed_u32, load_acquire_u32, load_relaxed_u64, load_acquire_u64, fence_acquire,
-    copy_out, likely, unlikely, reverse_bits_u32,
+    load_relaxed_u32, load_acquire_u32, load_relaxed_u64, load_acquire_u64, fence_acquire, copy_out,
+    likely, unlikely, reverse_bits_u32,
 )
 from status cimport Status, OK, ABSENT, BUSY, CORRUPT, RETRY
 from layout cimport (
-    Bucket, Element, ELEMENT_LIVE, SLOT_COUNT, LINK_SLOT, LINK_BASE, LOCK_MASK, element_state,
-    word_locked, bucket_level_plus1,
+    Bucket, ELEMENT_LIVE, SLOT_COUNT, LINK_SLOT, LINK_BASE, LOCK_MASK, element_state, word_locked,
+    bucket_level_plus1,
 )
-from geometry cimport Map, element_at
 from hashing cimport hash_key
+from geometry cimport Map, element_at
 from lock cimport Op
 from chain cimport Found, chain_moved, chain_next
 from element cimport element_await, element_is_lost, element_read

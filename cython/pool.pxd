@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Pools of equal objects in blocks: elements, and overflow lines.
+# Pools of equal objects in blocks: elements, overflow lines, and the classes of objects.
 #
 # A block is a whole number of pages, 4 to 64 KiB, with one word that is its lock, its free list and
 # its state (layout.pxd). Objects never used yet stand behind "fresh"; those given back form a list
@@ -14,20 +14,18 @@
 # context whose field names object i of it:
 #   i at the head of the list, or not below fresh    the take was not committed: header FREE
 #   else                                             the give was not committed: header ALLOC
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport (
-    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, compiler_fence,
-    add_relaxed_u64, cas_acq_rel_u64,
-)
-from status cimport Status, OK, ABSENT, RETRY, BUSY, CORRUPT, NEED_ELEMENTS, NEED_LINES
+from libc.stdint cimport uint32_t, uint64_t
+from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence
+from status cimport Status, OK, RETRY, BUSY, CORRUPT
 from layout cimport (
-    Element, BLOCK_HOLE, BLOCK_READY, BLOCK_RELEASING, ELEMENT_FREE, ELEMENT_ALLOC,
-    word_locked, word_taken, lock_bits, element_header,
-    block_state, block_fresh, block_free, block_head, block_word,
+    Element, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC, lock_bits, element_header, block_fresh,
+    block_free, block_head, block_word,
 )
-from geometry cimport Map, PoolView, pool_object, region_usable
-from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
-from commit cimport memory_populate, memory_remove, memory_is_quiet, region_commit
+from objects cimport POOL_OBJECTS, ref_make
+from blocks cimport PoolView
+from geometry cimport pool_object
+from lock cimport Op, lock_try, lock_acquire, lock_release
+from supply cimport block_name, block_offers, block_retire_if_empty, pool_search
 
 cdef enum:
     POOL_TRIES_MAX = 16        # blocks somebody else took or emptied before we had them
@@ -37,45 +35,6 @@ cdef struct Chain:             # objects taken from a block, linked by index thr
     uint64_t tail
     uint64_t count
 
-
-cdef inline uint64_t pool_words_usable(Op *op, PoolView *pool) noexcept nogil:
-    """How many block words may be touched."""
-    cdef uint64_t count = region_usable(op.map, pool.words_region) // 8
-    return count if count < pool.block_count else pool.block_count
-
-cdef inline bint block_offers(PoolView *pool, uint64_t word) noexcept nogil:
-    return (not word_locked(word) and block_state(word) == BLOCK_READY
-            and (block_free(word) > 0 or block_fresh(word) < pool.capacity))
-
-cdef inline Status pool_search(
-        Op *op, PoolView *pool, uint64_t *block, uint64_t *hole) noexcept nogil:
-    """The lowest block with something free; else NEED_*, and the lowest hole, held or not.
-
-    The last held block met is noted in op, for who finds that there is nothing else.
-    """
-    cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
-    cdef uint64_t usable = pool_words_usable(op, pool)
-    cdef uint64_t start = load_relaxed_u64(&pool.shared.hint)
-    cdef uint64_t index, word
-    cdef int _
-    if limit > usable:
-        limit = usable
-    hole[0] = limit
-    for _ in range(2):                  # from the hint on, then everything
-        for index in range(start, limit):  # at most block_count
-            word = load_relaxed_u64(pool.words + index)
-            if block_offers(pool, word):
-                block[0] = index
-                store_relaxed_u64(&pool.shared.hint, index)
-                return OK
-            if block_state(word) == BLOCK_HOLE and index < hole[0]:
-                hole[0] = index
-            if word_locked(word):
-                lock_busy(op, pool.words + index, word)
-        if start == 0:
-            break
-        start = 0
-    return NEED_LINES if pool.kind else NEED_ELEMENTS
 
 cdef inline Status pool_lock_block(
         Op *op, PoolView *pool, uint64_t *block, uint64_t *held) noexcept nogil:
@@ -87,7 +46,7 @@ cdef inline Status pool_lock_block(
         status = pool_search(op, pool, block, &hole)
         if status != OK:
             return status
-        op.context.block = block[0] * 2 + pool.kind + 1
+        op.context.block = block_name(pool, block[0])
         compiler_fence()
         status = lock_try(op, pool.words + block[0], held)
         if status == OK:
@@ -103,8 +62,9 @@ cdef inline bint pool_next_place(
         &pool_object(pool, block * pool.capacity + place).words[0]) - block * pool.capacity
     return next_place[0] < pool.capacity
 
-cdef inline Status pool_take(Op *op, PoolView *pool, uint64_t *name) noexcept nogil:
-    """Take one object into the context's field name, in state ALLOC."""
+cdef inline Status pool_take(
+        Op *op, PoolView *pool, uint64_t *name, uint64_t length) noexcept nogil:
+    """Take one object into the context's field name, in state ALLOC; length is of a run."""
     cdef uint64_t block = 0
     cdef uint64_t held = 0
     cdef uint64_t next_place = 0
@@ -126,7 +86,8 @@ cdef inline Status pool_take(Op *op, PoolView *pool, uint64_t *name) noexcept no
         place = block_fresh(held)
         after = block_word(BLOCK_READY, <uint32_t> place + 1, 0, 0)
     taken = pool_object(pool, block * pool.capacity + place)
-    name[0] = block * pool.capacity + place
+    name[0] = ref_make(block, length) if pool.kind >= POOL_OBJECTS else (
+        block * pool.capacity + place)
     compiler_fence()
     store_relaxed_u64(
         &taken.header, element_header(taken.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
@@ -194,18 +155,19 @@ cdef inline void pool_put_locked(
     if load_relaxed_u64(&pool.shared.hint) > block:
         store_relaxed_u64(&pool.shared.hint, block)
 
-cdef inline Status pool_give(Op *op, PoolView *pool, uint64_t *name) noexcept nogil:
-    """Give back the object that the context's field name names, in state ALLOC; clear the field.
+cdef inline Status pool_give(
+        Op *op, PoolView *pool, uint64_t index, uint64_t *name) noexcept nogil:
+    """Give back object index, which the context's field name names, in state ALLOC; clear the
+    field.
 
     To be called with nothing held: an empty block's memory is released.
     """
-    cdef uint64_t index = load_relaxed_u64(name)
     cdef uint64_t block = index // pool.capacity
     cdef uint64_t held = 0
     cdef Status status
     if index >= pool.object_count:
         return CORRUPT
-    op.context.block = block * 2 + pool.kind + 1
+    op.context.block = block_name(pool, block)
     compiler_fence()
     status = lock_acquire(op, pool.words + block, &held)
     if status != OK:
@@ -215,103 +177,3 @@ cdef inline Status pool_give(Op *op, PoolView *pool, uint64_t *name) noexcept no
     name[0] = 0
     block_retire_if_empty(op, pool, block)
     return OK
-
-cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
-    """Get memory for one more block: the lowest hole."""
-    cdef uint64_t block = 0
-    cdef uint64_t hole = 0
-    cdef uint64_t held = 0
-    cdef Status status
-    op.wait_word = NULL
-    status = pool_search(op, pool, &block, &hole)
-    if status == OK:
-        return OK                          # somebody gave something back meanwhile
-    if hole >= pool.block_count:           # there is enough for all: some block is held
-        return BUSY if op.wait_word != NULL else CORRUPT
-    status = region_commit(op, pool.words_region, (hole + 1) * 8)
-    if status != OK:
-        return status
-    # The frontier first: a block that is READY and beyond it would be found by nobody.
-    while True:                            # ends: the frontier only rises
-        block = load_relaxed_u64(&pool.shared.frontier)
-        if block > hole or cas_acq_rel_u64(&pool.shared.frontier, block, hole + 1):
-            break
-    op.context.block = hole * 2 + pool.kind + 1
-    compiler_fence()
-    status = lock_acquire(op, pool.words + hole, &held)
-    if status != OK:
-        return status
-    if block_state(held) != BLOCK_HOLE:
-        lock_release(pool.words + hole, held)
-        return OK
-    status = memory_populate(op, pool.base + hole * pool.block_bytes, pool.block_bytes)
-    if status != OK:
-        lock_release(pool.words + hole, block_word(BLOCK_HOLE, 0, 0, 0))
-        return status
-    lock_release(pool.words + hole, block_word(BLOCK_READY, 1 if hole == 0 else 0, 0, 0))
-    add_relaxed_u64(&pool.shared.ready_count, 1)
-    if load_relaxed_u64(&pool.shared.hint) > hole:
-        store_relaxed_u64(&pool.shared.hint, hole)
-    return OK
-
-cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Give back the memory of a block in which nothing is in use. RETRY if something is."""
-    cdef uint64_t held = 0
-    cdef Status status
-    op.context.block = block * 2 + pool.kind + 1
-    compiler_fence()
-    status = lock_try(op, pool.words + block, &held)
-    if status != OK:
-        return status
-    if not block_is_empty(pool, block, held):
-        lock_release(pool.words + block, held)
-        return RETRY
-    # Nobody can reach an object of this block any more; whoever may have looked earlier must end.
-    if not memory_is_quiet(op):
-        lock_release(pool.words + block, held)
-        return BUSY
-    store_relaxed_u64(
-        pool.words + block, word_taken(block_word(BLOCK_RELEASING, 0, 0, 0), op.self_index))
-    compiler_fence()
-    memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
-    compiler_fence()
-    lock_release(pool.words + block, block_word(BLOCK_HOLE, 0, 0, 0))
-    add_relaxed_u64(&pool.shared.ready_count, <uint64_t> -1)
-    add_relaxed_u64(&op.map.header.statistics.blocks_released, 1)
-    return OK
-
-cdef inline Status object_there(Op *op, PoolView *pool, uint64_t index) noexcept nogil:
-    """Whether an object that this context does not own may be touched: ABSENT if its memory has
-    gone, BUSY if it may be going. OK holds until the context's operation ends.
-
-    The context is inside an operation. Either this load sees the block held by block_release, or
-    that, after its membarrier, sees the activity stored before."""
-    cdef uint64_t block = index // pool.capacity
-    cdef uint64_t word
-    if block >= pool_words_usable(op, pool):
-        return ABSENT
-    # Acquire: pairs with the release of a block word; the memory is there.
-    word = load_acquire_u64(pool.words + block)
-    if word_locked(word):
-        return lock_busy(op, pool.words + block, word)
-    return OK if block_state(word) == BLOCK_READY else ABSENT
-
-cdef inline bint block_is_empty(PoolView *pool, uint64_t block, uint64_t word) noexcept nogil:
-    cdef uint64_t unused = block_free(word) + (pool.capacity - block_fresh(word))
-    return block_state(word) == BLOCK_READY and unused == pool.capacity - (1 if block == 0 else 0)
-
-cdef inline void block_retire_if_empty(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Release an empty block, but for one that is kept for the next refill."""
-    cdef uint64_t spare
-    if not block_is_empty(pool, block, load_relaxed_u64(pool.words + block)):
-        return
-    spare = load_relaxed_u64(&pool.shared.spare)
-    if spare != 0 and spare - 1 != block and spare - 1 < pool_words_usable(op, pool) and (
-            block_is_empty(pool, spare - 1, load_relaxed_u64(pool.words + spare - 1))):
-        # Keep the lower of the two, so that the high one goes.
-        if spare - 1 > block:
-            store_relaxed_u64(&pool.shared.spare, block + 1)
-            block = spare - 1
-        block_release(op, pool, block)
-    else:
-        store_relaxed_u64(&pool.shared.spare, block + 1)

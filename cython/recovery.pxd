@@ -16,12 +16,13 @@
 #   depot held           hang in a detached chain; complete moved credits; take back or forget an
 #                        element or spare on its way; unlock
 #   block held           HOLE, RELEASING: remove its memory; READY: see pool.pxd
+#   budget held          unlock, as context.budget_after says (budget.pxd)
 #   element UPD          redo -> value, LIVE         ULOCK, LOCKED   LIVE
 #   bucket, INSERT       element named by a slot: done; else the element is freed
 #   bucket, DELETE       element DEAD: its slot is cleared; else nothing happened
 #   bucket, SPLIT/MERGE  before its commit undone, after it finished (table.pxd)
 # The cost does not depend on the number of entries, but on the length of one chain.
-from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
     cas_acq_rel_u64, compiler_fence, copy_words, count_leading_zeros,
@@ -39,14 +40,17 @@ from geometry cimport (
 )
 from system cimport byte_lock_kept, clock_ns, munmap, CLOCK_MONOTONIC
 from lock cimport Op, context_begin, lock_release
-from pool cimport object_there, pool_give
+from budget cimport budget_recover
+from supply cimport object_there
 from chain cimport (
     Found, chain_links, chain_names, chain_remove, chain_repair, chain_clear, line_stash,
 )
+from reference cimport refs_exchange
 from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
 from map cimport op_settle, line_is_held
+from clear cimport map_clear
 from liveness cimport process_is_dead
-from salvage cimport recover_regions, recover_depot
+from salvage cimport recover_regions, recover_depot, recover_growth, recover_pins, recover_spare
 
 
 cdef inline Status recover_element(Op *op) noexcept nogil:
@@ -66,7 +70,10 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
     if not word_held_by(header, op.self_index):
         return OK
     if element_state(header) == ELEMENT_UPD:
-        copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
+        if op.map.ref_count != 0:
+            refs_exchange(op, element)
+        else:
+            copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
         add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
     elif element_state(header) == ELEMENT_ULOCK or element_state(header) == ELEMENT_LOCKED:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
@@ -188,12 +195,8 @@ cdef inline Status recover_owned(Op *op) noexcept nogil:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
     op_settle(op)
     if context.spare != 0:
-        if word_held_by(element_at(op.map, name_of(
-                &op.map.element_pool, context.spare)).header, op.self_index):
-            status = pool_give(op, &op.map.element_pool, &context.spare)
-        else:
-            context.spare = 0
-    if context.element != 0 or context.line_stash != 0:
+        status = recover_spare(op)
+    if context.element != 0 or context.line_stash != 0 or context.owing != 0:
         return BUSY
     return status
 
@@ -201,12 +204,8 @@ cdef inline void context_mend(Map *map, Context *context) noexcept nogil:
     """Forget names that can only stand in a damaged segment."""
     if context.element >= map.element_max:
         context.element = 0
-    if context.spare >= map.element_max:
-        context.spare = 0
     if context.line >= map.line_max:
         context.line = 0
-    if context.chain_head >= map.element_max or context.chain_tail >= map.element_max:
-        context.chain_count = 0
 
 cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     """Bring one context of a dead process to rest, and free it. BUSY: somebody else's lock is in
@@ -217,16 +216,30 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     op.context = context_at(map, index)
     op.self_index = <uint32_t> index
     op.wait_word = NULL
+    op.starving = 0
+    op.options = 0
+    op.f_lock = False
+    op.element_filled = False
     context_mend(map, op.context)
     if not op.context.activity & 1:            # it died outside, and we are inside for it
         context_begin(op.context)
     recover_regions(&op)
+    if map.objects != NULL:
+        budget_recover(&op)
     recover_depot(&op)
+    if map.objects != NULL:
+        recover_growth(&op)
     status = recover_element(&op)
     if status != OK:
         return status
     recover_bucket(&op)
     status = recover_owned(&op)
+    if status == OK and map.objects != NULL:
+        status = recover_pins(&op, op.context.owner)
+    if status == OK and word_held_by(map.header.clearing, op.self_index):
+        status = map_clear(&op)
+        if status == OK:
+            lock_release(&map.header.clearing, 0)
     if status != OK:
         return status
     op.context.operation = OPERATION_NONE
@@ -293,7 +306,8 @@ cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
     cdef Context *context
     for index in range(count):                 # at most CONTEXT_MAX
         context = context_at(map, index)
-        if load_acquire_u64(&context.activity) & 1 or load_relaxed_u64(&context.element) != 0:
+        if load_acquire_u64(&context.activity) & 1 or (
+                load_relaxed_u64(&context.element) != 0 or load_relaxed_u64(&context.owing) != 0):
             process = load_acquire_u64(&context.owner) - 1
             if process_is_dead(map, process) and process_recover(map, process) == OK:
                 found += 1

@@ -7,49 +7,59 @@
 # where it was, whatever was is completed; what the context owns after that is given back by
 # recovery.pxd.
 from libc.stdint cimport uint32_t, uint64_t
-from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence
+from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence, load_acquire_u64
+from status cimport OK, Status
 from layout cimport (
-    Context, Depot, Element, REGION_COUNT, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC,
+    Context, Depot, Element, NAME_MAX, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC,
     word_held_by, lock_bits, element_state, element_header, block_state, block_fresh, block_free,
     block_head, block_word, depot_word, depot_count, depot_credit, depot_head,
 )
-from geometry cimport PoolView, element_at, pool_object, region_usable, name_of
+from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, ref_class, ref_index
+from blocks cimport PoolView
+from geometry cimport (
+    depot_at, depot_pool, depots_of_all, pool_object, pool_of_kind, region_at, region_usable,
+)
 from lock cimport Op, lock_release
+from budget cimport budget_owe, budget_used
 from commit cimport memory_remove
-from depot cimport depot_store
+from pool cimport pool_give
+from depot cimport depot_store, SPARE_SHIFT
+from pins cimport pin_clear, pins_usable
+from heap cimport names_settle, ref_object, ref_sound
 
 
 cdef inline void recover_regions(Op *op) noexcept nogil:
     cdef uint64_t which = load_relaxed_u64(&op.context.region) - 1
-    if which < REGION_COUNT:
-        if word_held_by(op.map.header.regions[which].lock, op.self_index):
-            lock_release(&op.map.header.regions[which].lock, 0)
+    if which < op.map.region_count:
+        if word_held_by(region_at(op.map, <uint32_t> which).lock, op.self_index):
+            lock_release(&region_at(op.map, <uint32_t> which).lock, 0)
 
 cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
     """The word of the block that the context names, if it holds it."""
     cdef uint64_t name = load_relaxed_u64(&op.context.block) - 1
+    cdef uint64_t block = name // POOL_KINDS
     cdef uint64_t *word
     if name + 1 == 0:
         return NULL
-    pool[0] = &op.map.line_pool if name & 1 else &op.map.element_pool
-    if name >> 1 >= pool[0].block_count or name >> 1 >= region_usable(
+    pool[0] = pool_of_kind(op.map, <uint32_t> (name % POOL_KINDS))
+    if pool[0] == NULL or block >= pool[0].block_count or block >= region_usable(
             op.map, pool[0].words_region) // 8:
         return NULL
-    word = pool[0].words + (name >> 1)
+    word = pool[0].words + block
     return word if word_held_by(word[0], op.self_index) else NULL
 
-cdef inline void recover_chain(Op *op, Depot *depot, bint block_held) noexcept nogil:
-    """Elements on their way from a block to the held depot."""
+cdef inline void recover_chain(
+        Op *op, Depot *depot, PoolView *pool, bint block_held) noexcept nogil:
+    """Objects on their way from a block to the held depot."""
     cdef Context *context = op.context
     cdef uint64_t word = depot.word
     if context.chain_count != 0 and not block_held and depot_head(word) != context.chain_head:
-        store_relaxed_u64(
-            &element_at(op.map, name_of(
-                &op.map.element_pool, context.chain_tail)).words[0], depot_head(word))
-        compiler_fence()
-        depot_store(op, depot, depot_word(
-            <uint32_t> context.chain_head, depot_count(word) + <uint32_t> context.chain_count,
-            depot_credit(word)))
+        if context.chain_head < pool.object_count and context.chain_tail < pool.object_count:
+            store_relaxed_u64(&pool_object(pool, context.chain_tail).words[0], depot_head(word))
+            compiler_fence()
+            depot_store(op, depot, depot_word(
+                <uint32_t> context.chain_head, depot_count(word) + <uint32_t> context.chain_count,
+                depot_credit(word)))
     context.chain_count = 0
     compiler_fence()
 
@@ -67,70 +77,148 @@ cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
         op.context.credit_moving = 0
         compiler_fence()
 
-cdef inline void recover_taken(Op *op, Depot *depot) noexcept nogil:
-    """An element between the held depot and the context, and a spare between it and a block."""
+cdef inline void recover_passed(
+        Op *op, PoolView *pool, uint64_t head, uint64_t index, uint64_t *name) noexcept nogil:
+    """An object between the held depot and the context, whose field name names it."""
+    cdef Element *thing
+    if index == 0 or index >= pool.object_count:
+        return
+    thing = pool_object(pool, index)
+    if index == head:                          # not taken yet
+        store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
+        compiler_fence()
+        name[0] = 0
+    elif element_state(thing.header) == ELEMENT_FREE:      # not given yet
+        store_relaxed_u64(&thing.header, element_header(
+            thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    compiler_fence()
+
+cdef inline void recover_taken(Op *op, Depot *depot, PoolView *pool) noexcept nogil:
+    """What is between the held depot and the context, and a spare between it and a block."""
     cdef Context *context = op.context
     cdef uint64_t head = depot_head(depot.word)
-    cdef Element *element
-    if context.spare != 0 and context.spare == head:
-        element = element_at(op.map, name_of(&op.map.element_pool, head))
-        store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
+    cdef uint32_t slot
+    cdef Element *thing
+    if context.spare != 0 and context.spare == (<uint64_t> pool.kind << SPARE_SHIFT | head):
+        thing = pool_object(pool, head if head < pool.object_count else 0)
+        store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
         compiler_fence()
         context.spare = 0
-    if context.element == 0:
+    if pool.kind < POOL_OBJECTS:
+        recover_passed(op, pool, head, context.element, &context.element)
         return
-    element = element_at(op.map, name_of(&op.map.element_pool, context.element))
-    if context.element == head:                # not taken yet
-        store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
+    for slot in range(NAME_MAX):
+        if context.names[slot] != 0 and (
+                ref_class(context.names[slot]) + POOL_OBJECTS == pool.kind):
+            recover_passed(
+                op, pool, head, ref_index(context.names[slot]), &context.names[slot])
+
+cdef inline void recover_placed(
+        Op *op, PoolView *pool, uint64_t *word, uint64_t index, uint64_t *name) noexcept nogil:
+    """An object between the held block and the context, whose field name names it."""
+    cdef uint64_t block = <uint64_t> (word - pool.words)
+    cdef uint64_t place = index - block * pool.capacity
+    cdef Element *thing
+    if index // pool.capacity != block:
+        return
+    thing = pool_object(pool, index)
+    if (block_free(word[0]) > 0 and place == block_head(word[0])) or (
+            place >= block_fresh(word[0])):
+        store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
         compiler_fence()
-        context.element = 0
-    elif element_state(element.header) == ELEMENT_FREE:    # not given yet
-        store_relaxed_u64(&element.header, element_header(
-            element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+        name[0] = 0
+    elif element_state(thing.header) == ELEMENT_FREE:
+        store_relaxed_u64(&thing.header, element_header(
+            thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
     compiler_fence()
+
+cdef inline void recover_charge(Op *op, uint64_t word) noexcept nogil:
+    """What was charged for the held block, or is owed for it."""
+    if block_state(word) == BLOCK_READY:
+        op.context.refund = 0                  # it stays
+        compiler_fence()
+    elif op.context.charged != 0:
+        budget_owe(op, op.context.charged)
+        budget_used(op)
 
 cdef inline void recover_block(Op *op) noexcept nogil:
     cdef PoolView *pool = NULL
     cdef uint64_t *word = block_named(op, &pool)
-    cdef uint64_t *name
-    cdef uint64_t block, index, place
-    cdef Element *thing
+    cdef uint64_t block
+    cdef uint32_t slot
     if word == NULL:
         return
     block = <uint64_t> (word - pool.words)
+    if pool.kind >= POOL_OBJECTS:
+        recover_charge(op, word[0])
     if block_state(word[0]) != BLOCK_READY:
         memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
         lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
         return
-    name = &op.context.line if pool.kind else &op.context.spare
-    index = load_relaxed_u64(name)
-    if index != 0 and index // pool.capacity == block:
-        place = index - block * pool.capacity
-        thing = pool_object(pool, index)
-        if (block_free(word[0]) > 0 and place == block_head(word[0])) or (
-                place >= block_fresh(word[0])):
-            store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
-            compiler_fence()
-            name[0] = 0
-        elif element_state(thing.header) == ELEMENT_FREE:
-            store_relaxed_u64(&thing.header, element_header(
-                thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
-        compiler_fence()
+    if pool.kind == POOL_LINES:
+        if op.context.line != 0:
+            recover_placed(op, pool, word, op.context.line, &op.context.line)
+    elif pool.capacity == 1:
+        for slot in range(NAME_MAX):
+            if op.context.names[slot] != 0 and (
+                    ref_class(op.context.names[slot]) + POOL_OBJECTS == pool.kind):
+                recover_placed(
+                    op, pool, word, ref_index(op.context.names[slot]), &op.context.names[slot])
+    elif op.context.spare != 0 and op.context.spare >> SPARE_SHIFT == pool.kind:
+        recover_placed(
+            op, pool, word, op.context.spare & ((1ULL << SPARE_SHIFT) - 1), &op.context.spare)
     lock_release(word, word[0])
 
 cdef inline void recover_depot(Op *op) noexcept nogil:
     cdef PoolView *pool = NULL
+    cdef PoolView *of_block = NULL
     cdef uint64_t index = load_relaxed_u64(&op.context.depot) - 1
     cdef Depot *depot
-    if index >= op.map.depot_count:
+    if index >= depots_of_all(op.map) or not word_held_by(
+            depot_at(op.map, index).word, op.self_index):
         recover_block(op)
         return
-    depot = op.map.depots + index
-    if not word_held_by(depot.word, op.self_index):
-        recover_block(op)
-        return
-    recover_chain(op, depot, block_named(op, &pool) != NULL)
-    recover_credits(op, depot)
-    recover_taken(op, depot)
+    depot = depot_at(op.map, index)
+    pool = depot_pool(op.map, index)
+    recover_chain(op, depot, pool, block_named(op, &of_block) != NULL)
+    if pool.kind == 0:
+        recover_credits(op, depot)
+    recover_taken(op, depot, pool)
     recover_block(op)
     lock_release(&depot.word, depot.word)
+
+cdef inline Status recover_spare(Op *op) noexcept nogil:
+    """What was on its way from a depot to its block."""
+    cdef uint64_t index = op.context.spare & ((1ULL << SPARE_SHIFT) - 1)
+    cdef PoolView *pool = pool_of_kind(op.map, <uint32_t> (op.context.spare >> SPARE_SHIFT))
+    if pool != NULL and index < pool.object_count and word_held_by(
+            pool_object(pool, index).header, op.self_index):
+        return pool_give(op, pool, index, &op.context.spare)
+    op.context.spare = 0
+    return OK
+
+cdef inline void recover_growth(Op *op) noexcept nogil:
+    """Pages charged for a run of the context's that was growing; others' have found their place."""
+    cdef Context *context = op.context
+    cdef uint64_t ref
+    if context.charged != 0 and context.pages_wanted != 0 and context.pages_wanted & 7 < NAME_MAX:
+        ref = context.names[context.pages_wanted & 7]
+        if ref != 0 and ref_sound(op.map, ref) and word_held_by(
+                ref_object(op.map, ref).header, op.self_index):
+            ref_object(op.map, ref).words[1] = context.pages_wanted >> 3
+            compiler_fence()
+    context.charged = 0
+    compiler_fence()
+    context.pages_wanted = 0
+
+cdef inline Status recover_pins(Op *op, uint64_t owner) noexcept nogil:
+    """End every pin of the dead process, in the name of one of its contexts."""
+    cdef uint64_t index
+    cdef Status status
+    for index in range(pins_usable(op.map)):   # at most PIN_MAX
+        if load_acquire_u64(&op.map.pins[index].owner) == owner:
+            pin_clear(op, index)
+            status = names_settle(op)
+            if status != OK:
+                return status
+    return OK

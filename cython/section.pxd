@@ -19,13 +19,13 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport cas_acq_rel_u64, copy_in, copy_out, fence_acquire, load_relaxed_u64
 from status cimport Status, OK, ABSENT, RETRY
-from layout cimport (
-    ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, element_header, lock_bits,
-)
-from geometry cimport Map, context_redo, element_value
-from lock cimport Op
+from layout cimport ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, element_header, lock_bits
+from geometry cimport context_redo, element_value
+from special cimport fields_blank
+from lock cimport Op, OP_TYPED
 from chain cimport Found
 from element cimport element_own, element_redo
+from reference cimport element_replace
 from lookup cimport READ_TRIES_MAX, map_find
 from map cimport WRITE_TRIES_MAX, map_delete_held, map_insert
 
@@ -50,6 +50,8 @@ cdef inline Status section_open(
             if status == OK:
                 section.index = found.index
                 copy_out(value, element_value(op.map, found.element), op.map.value_size)
+                if op.map.field_count != 0 and not op.options & OP_TYPED:
+                    fields_blank(op.map, <uint64_t *> value)
                 # The copy before the second look: whoever deletes the element cuts us off, and it
                 # may have another's value by now. Pairs with the release stores of headers.
                 fence_acquire()
@@ -83,6 +85,8 @@ cdef inline Status section_commit(
     cdef Status status = section_find(op, section, &found)
     if status != OK:
         return status
+    if op.map.field_count != 0:
+        return element_replace(op, &found, value, section.held)
     copy_in(context_redo(op.context), value, op.map.value_size)
     # Release: the redo buffer, for readers that meet UPD; pairs with the acquire of the header in
     # chain_find.

@@ -7,14 +7,16 @@
 # are range-checked, everything else is computed from them and compared.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from atomics cimport store_release_u64, multiply_fold, read_u64
-from status cimport Status, OK, CORRUPT, FULL, ABSENT, PRESENT
+from atomics cimport multiply_fold, read_u64
+from status cimport Status, OK, CORRUPT, ABSENT, PRESENT
 from layout cimport (
-    Header, Bucket, LAYOUT_VERSION, MAGIC, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, DEPOT_MAX,
-    BUCKET_COUNT_MIN, PAYLOAD_SHIFT, REGION_COUNT, REGION_PROCESSES, REGION_CONTEXTS,
-    REGION_ELEMENT_WORDS, REGION_LINE_WORDS, REGION_BUCKETS, bucket_with_level,
+    Header, LAYOUT_VERSION, MAGIC, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, DEPOT_MAX,
+    BUCKET_COUNT_MIN, PAYLOAD_SHIFT, REGION_COUNT, REGION_CONTEXTS, REGION_BUCKETS,
+    bucket_with_level,
 )
-from geometry cimport Map, geometry_compute, geometry_bind, bucket_at, round_up
+from blocks cimport round_up
+from geometry cimport Map, geometry_compute, bucket_at, geometry_add_objects
+from special cimport fields_place
 
 cdef enum:
     CHECKED_BYTES = 96         # of the header, before the checksum
@@ -28,6 +30,17 @@ cdef inline uint64_t header_checksum(const Header *header) noexcept nogil:
     cdef uint64_t sum = 0x9E3779B97F4A7C15ULL
     cdef uint64_t offset
     for offset in range(0, CHECKED_BYTES, 8):
+        sum = multiply_fold(sum ^ read_u64(at + offset), 0xD6E8FEB86659FD93ULL) + offset
+    return sum
+
+cdef inline uint64_t fields_checksum(const Header *header) noexcept nogil:
+    """Of max_bytes and the special fields; the schema, which the core does not read, is the
+    program's."""
+    cdef const uint8_t *at = <const uint8_t *> &header.max_bytes
+    cdef uint64_t sum = 0x9E3779B97F4A7C15ULL
+    cdef uint64_t offset
+    for offset in range(0, <uint64_t> &(<Header *> NULL).fields_checksum - <uint64_t> &(
+            <Header *> NULL).max_bytes, 8):
         sum = multiply_fold(sum ^ read_u64(at + offset), 0xD6E8FEB86659FD93ULL) + offset
     return sum
 
@@ -65,6 +78,7 @@ cdef inline void segment_fill(Map *map, const Header *wanted, uint64_t bucket_co
     header.header_bytes = HEADER_BYTES
     header.segment_bytes = map.segment_bytes
     header.checksum = header_checksum(header)
+    header.fields_checksum = fields_checksum(header)
     header.table = bucket_count << PAYLOAD_SHIFT
     header.credits = header.max_entries << PAYLOAD_SHIFT
     for region in range(REGION_COUNT):
@@ -87,6 +101,8 @@ cdef inline Status segment_examine(
         return ABSENT
     if header.layout_version != LAYOUT_VERSION:
         return PRESENT
+    if header.fields_checksum != fields_checksum(header):
+        return CORRUPT
     if header.checksum != header_checksum(header) or header.header_bytes != HEADER_BYTES:
         return CORRUPT
     if not (0 < header.key_size <= KEY_SIZE_MAX and 0 < header.value_size
@@ -99,6 +115,12 @@ cdef inline Status segment_examine(
         map, header.key_size, header.value_size, header.max_entries, header.depot_count)
     if status != OK:
         return status
+    if header.max_bytes != 0:
+        status = geometry_add_objects(map, header.max_bytes)
+        if status != OK:
+            return status
+    if not fields_place(map, header):
+        return CORRUPT
     if header.segment_bytes != map.segment_bytes or file_bytes != map.segment_bytes:
         return CORRUPT
     for region in range(REGION_COUNT):

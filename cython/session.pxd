@@ -87,7 +87,7 @@ cdef inline void session_rest(Map *map, uint64_t taken) noexcept nogil:
     if map.local.more_count < MORE_MAX:
         map.local.more[map.local.more_count] = <uint32_t> taken
         map.local.more_count += 1
-    elif context.element == 0 and context.line_stash == 0:
+    elif context.element == 0 and context.line_stash == 0 and context.owing == 0:
         # Release: everything is at rest; pairs with the CAS in context_claim.
         store_release_u64(&context.owner, 0)
 
@@ -128,7 +128,7 @@ cdef inline void session_end(Map *map, Standing *standing) noexcept nogil:
             op.self_index = <uint32_t> (taken - 1)
             op.context = context_at(map, op.self_index)
             op_settle(&op)
-            if op.context.element == 0 and op.context.line_stash == 0:
+            if op.context.element == 0 and op.context.line_stash == 0 and op.context.owing == 0:
                 # Release: everything is at rest; pairs with the CAS in context_claim.
                 store_release_u64(&op.context.owner, 0)
             taken = session_idle(map)

@@ -14,9 +14,11 @@ cdef enum Status:
     BUSY              # a lock is held by a live process: wait for Op.wait_word (EBUSY)
     NO_CONTEXT        # every operation context or process slot is taken (EUSERS)
     CLOSED            # this process has no mapping any more (EBADF)
+    OUT_OF_BYTES      # objects would take more than max_bytes (ENOMEM)
     SYSTEM_ERROR      # a system call failed; errno is in Op.error_number
 
     RETRY             # somebody changed what was looked at: start again
     NEED_BUCKETS      # commit the next piece of the bucket array, then start again
     NEED_ELEMENTS     # commit a block of elements, then start again
     NEED_LINES        # commit a block of overflow lines, then start again
+    NEED_OBJECTS      # commit a block for objects of some class, then start again

@@ -25,15 +25,14 @@
 # merges one while it is below 1.75, two below 1. The load, and with it the memory and the time of
 # each operation, stays flat while the map grows, and the gap between the two marks keeps a map that
 # breathes from doing either.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport (
-    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acquire_u64,
-    fence_release, compiler_fence, count_trailing_zeros, count_leading_zeros, likely,
-    unlikely,
+    load_relaxed_u64, load_acquire_u64, store_release_u64, cas_acquire_u64, fence_release,
+    compiler_fence, count_trailing_zeros, count_leading_zeros, likely, unlikely,
 )
-from status cimport Status, OK, BUSY, FULL, RETRY, CORRUPT, NEED_BUCKETS
+from status cimport Status, OK, BUSY, FULL, CORRUPT, NEED_BUCKETS
 from layout cimport (
-    Bucket, Statistics, BUCKET_COUNT_MIN, PAYLOAD_SHIFT, SLOT_COUNT, LINK_BASE, BUCKET_VERSION_ONE,
+    Bucket, BUCKET_COUNT_MIN, PAYLOAD_SHIFT, SLOT_COUNT, LINK_BASE, BUCKET_VERSION_ONE,
     OPERATION_SPLIT, OPERATION_MERGE, word_locked, word_taken, bucket_level_plus1,
     bucket_with_level,
 )

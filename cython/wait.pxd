@@ -13,7 +13,7 @@ from layout cimport REGION_BUCKETS, word_locked, word_owner
 from geometry cimport Map, context_at, region_usable, contexts_usable
 from system cimport nanosleep, timespec
 from lock cimport Op, context_begin, context_end
-from pool cimport object_there
+from supply cimport object_there
 from starving cimport STARVING_NS, starving_say
 from liveness cimport process_is_dead
 from recovery cimport process_recover, recover_all
@@ -31,6 +31,11 @@ cdef inline void sleep_ns(int64_t wanted_ns) noexcept nogil:
     wanted.tv_nsec = wanted_ns % 1000000000
     nanosleep(&wanted, NULL)
 
+cdef inline bint is_element_word(Map *map, const uint64_t *word) noexcept nogil:
+    """Whether a word lies in an element; behind those are the objects, and their words."""
+    return <uint64_t> map.elements <= <uint64_t> word < (
+        <uint64_t> map.elements + map.element_pool.block_count * map.element_pool.block_bytes)
+
 cdef inline bint word_stands(Op *op) noexcept nogil:
     """Whether the word in the way is as it was. An element's or a bucket's memory may have gone
     since: that is looked at first, from inside an operation, so that it stays. If an element's
@@ -44,7 +49,7 @@ cdef inline bint word_stands(Op *op) noexcept nogil:
         return False
     if op.context != NULL:
         context_begin(op.context)
-    if at >= <uint64_t> map.elements:
+    if is_element_word(map, op.wait_word):
         there = object_there(
             op, &map.element_pool, (at - <uint64_t> map.elements) // map.stride)
     elif at >= <uint64_t> map.buckets and at < <uint64_t> map.lines:
@@ -70,7 +75,7 @@ cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept 
         if process_is_dead(map, process):
             if process_recover(map, process) == OK or recover_all(map) != 0:
                 return RETRY               # another dead process may have stood in the way of that
-    if waited_ns >= STARVING_NS and <uint64_t> op.wait_word >= <uint64_t> map.elements:
+    if waited_ns >= STARVING_NS and is_element_word(map, op.wait_word):
         starving_say(op, (<uint64_t> op.wait_word - <uint64_t> map.elements) // map.stride)
     sleep <<= turn - 4 if turn < 9 else 5
     if op.starving != 0:

@@ -11,13 +11,10 @@
 # can be given back meanwhile (commit.pxd). Nothing is kept across the gap but the position.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
-    load_relaxed_u32, load_relaxed_u64, load_acquire_u64, count_leading_zeros, prefetch, likely,
-    unlikely, reverse_bits_u32,
+    load_relaxed_u32, load_acquire_u64, count_leading_zeros, prefetch, likely, reverse_bits_u32,
 )
 from status cimport Status, OK, ABSENT, RETRY
-from layout cimport (
-    Bucket, BUCKET_COUNT_MIN, SLOT_COUNT, LINK_BASE, LOCK_BIT, bucket_level_plus1,
-)
+from layout cimport Bucket, BUCKET_COUNT_MIN, SLOT_COUNT, LINK_BASE, LOCK_BIT, bucket_level_plus1
 from geometry cimport Map, bucket_at, element_at, buckets_usable
 from lock cimport Op, op_begin, op_end
 from chain cimport chain_next

@@ -117,6 +117,20 @@ class LockTimeout(Error, TimeoutError):
     errno = errno.EBUSY
 
 
+class MapBusy(LockTimeout):
+    """The map is being cleared: no new key can be inserted until that ends.
+
+    The operation did nothing. ``errno`` is EBUSY.
+    """
+
+
+class OutOfMemory(SegmentFull):
+    """The objects of a map would take more than its max_bytes.
+
+    Nothing changed. ``errno`` is ENOMEM.
+    """
+
+
 class DeadlockError(Error, RuntimeError):
     """This thread waits for a lock that it holds itself. ``errno`` is EDEADLK."""
 

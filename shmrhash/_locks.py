@@ -10,7 +10,7 @@ from shmrhash import _core
 from shmrhash._errors import InvalidArgument, KeyGone
 
 
-class LockMethods(_core.ModifyHandle):
+class LockMethods(_core.ObjectHandle):
     """The part of RHashMap that locks values (F_LOCK, L1).
 
     Every element of every map can be locked; nothing has to be reserved in the value. Readers do

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from operator import index
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from shmrhash._errors import (
     SegmentMissing,
     TooLarge,
 )
+from shmrhash._fields import packed
 
 BPF_ANY = 0
 BPF_NOEXIST = 1
@@ -51,6 +52,10 @@ _PAIR_SIZE_LIMIT = (4 << 20) - 48  # KMALLOC_MAX_SIZE less the kernel's struct h
 _ENTRIES_MAX = 1 << 31
 _CHECK_TRIES_MAX = 20
 _DEFAULT_TIMEOUT = 5.0
+_SCHEMA_MAX = 1536
+_KPTR = 3  # the kind of a Kptr field
+_MAX_BYTES_LEAST = 64 << 20
+_MAX_BYTES_MOST = 1 << 40  # of address space, 43 times over
 
 _PROBLEMS = {
     1: "bucket {0} has a level that does not fit the number of buckets",
@@ -69,6 +74,8 @@ _PROBLEMS = {
     14: "a lock is held although nobody is inside an operation (at {0})",
     15: "the table word is damaged: {0} buckets",
     16: "no private memory for the walk",
+    17: "object {0} (index * 32 + class) is lost, or named twice",
+    18: "the budget of objects counts {0} pages that are not there",
 }
 
 _handles: weakref.WeakSet[RHashMap] = weakref.WeakSet()
@@ -123,6 +130,22 @@ def _check_creation(
         raise TooLarge(f"max_entries is at most 2**31, not {max_entries}")
 
 
+def _object_bytes(places: list[tuple[int, int]], max_bytes: int | None) -> int:
+    """Bytes of objects that a map with these special fields may hold; 0: it has none."""
+    if not any(kind == _KPTR for kind, _ in places):
+        if max_bytes is not None:
+            raise InvalidArgument("max_bytes is for maps with Kptr fields: nothing refers to objects")
+        return 0
+    if max_bytes is None:
+        status = os.statvfs(_segment.directory())
+        max_bytes = max(status.f_blocks * status.f_frsize, _MAX_BYTES_LEAST)
+        return min(max_bytes, _MAX_BYTES_MOST)
+    max_bytes = index(max_bytes)
+    if max_bytes < 1:
+        raise InvalidArgument(f"max_bytes must be at least 1, not {max_bytes}")
+    return -(-max_bytes // 4096) * 4096
+
+
 def _depot_count() -> int:
     """A power of two, at least 2: so many CPUs may be numbered on this machine."""
     cpus = os.cpu_count() or 1
@@ -161,6 +184,9 @@ class RHashMap(BatchMethods):
         mode: int = 0o600,
         timeout: float | None = _DEFAULT_TIMEOUT,
         ephemeral: bool = False,
+        fields: Iterable[Any] = (),
+        max_bytes: int | None = None,
+        _schema: bytes = b"",
         _seeds: tuple[int, ...] | None = None,
     ) -> RHashMap:
         """Create a map and attach to it.
@@ -172,6 +198,9 @@ class RHashMap(BatchMethods):
         or BPF_F_WRONLY for a handle, this one, that only reads or only writes. timeout: seconds an
         operation waits for a lock whose owner is alive; None is for ever. ephemeral: the last
         process to close the map removes its name; if all are killed, the next to look for it does.
+        fields: special fields of the value: SpinLock, Timer, Kptr, Refcount. max_bytes: bytes that
+        objects (of Kptr fields) may take; None: as much as the file system has. Address space is
+        reserved for it, memory is committed as objects come.
 
         The name appears when the map is complete; nobody ever sees less. Costs about 0.2 ms.
 
@@ -188,11 +217,16 @@ class RHashMap(BatchMethods):
                 f"segment {plain!r} exists in {os.path.dirname(path)}; open it, unlink it, or "
                 f"choose another name"
             )
+        places = packed(fields, value_size)
+        limit = _object_bytes(places, max_bytes)
+        if len(_schema) > _SCHEMA_MAX:
+            raise TooLarge(f"a schema has at most {_SCHEMA_MAX} bytes, not {len(_schema)}")
         depots = _depot_count()
-        size = _core.segment_bytes(key_size, value_size, max_entries, depots)
+        size = _core.segment_bytes(key_size, value_size, max_entries, depots, limit)
         if size is None:
             raise TooLarge(
-                f"{max_entries} entries of {key_size} + {value_size} bytes exceed the address space"
+                f"{max_entries} entries of {key_size} + {value_size} bytes, and {limit} bytes of "
+                f"objects, exceed the address space"
             )
         fd = _segment.create_file(plain, size, mode)
         kept = os.dup(fd)
@@ -210,6 +244,9 @@ class RHashMap(BatchMethods):
                     seeds=_seed_bytes(_seeds),
                     created_ns=time.time_ns(),
                     commit=_segment.committer(fd, plain),
+                    max_bytes=limit,
+                    fields=tuple(places),
+                    schema=_schema,
                 )
             except BaseException:
                 os.close(fd)
@@ -285,6 +322,9 @@ class RHashMap(BatchMethods):
         mode: int = 0o600,
         timeout: float | None = _DEFAULT_TIMEOUT,
         ephemeral: bool = False,
+        fields: Iterable[Any] = (),
+        max_bytes: int | None = None,
+        _schema: bytes = b"",
     ) -> RHashMap:
         """Attach to the map of this name, or create it: of several that race, one creates.
 
@@ -307,11 +347,14 @@ class RHashMap(BatchMethods):
                         mode=mode,
                         timeout=timeout,
                         ephemeral=ephemeral,
+                        fields=fields,
+                        max_bytes=max_bytes,
+                        _schema=_schema,
                     )
                 except SegmentExists:
                     continue
             _check_creation(key_size, value_size, max_entries, map_flags, map_extra)
-            handle._expect(key_size, value_size, max_entries)
+            handle._expect(key_size, value_size, max_entries, packed(fields, value_size), _schema)
             return handle
         raise LockTimeout(f"segment {name!r} is created and removed all the time")
 
@@ -352,7 +395,20 @@ class RHashMap(BatchMethods):
             raise
         return handle
 
-    def _expect(self, key_size: int, value_size: int, max_entries: int) -> None:
+    def _expect(
+        self,
+        key_size: int,
+        value_size: int,
+        max_entries: int,
+        places: list[tuple[int, int]],
+        schema: bytes,
+    ) -> None:
+        if list(self._fields()) != places or self.schema != schema:
+            self.close()
+            raise LayoutMismatch(
+                f"segment {self.name!r} has special fields {self._fields()} and schema "
+                f"{self.schema!r}, wanted {tuple(places)} and {schema!r}"
+            )
         found = (self.key_size, self.value_size, self.max_entries)
         if found != (key_size, value_size, max_entries):
             self.close()
@@ -437,6 +493,7 @@ class RHashMap(BatchMethods):
         entries = len(self)
         committed = os.fstat(self._descriptor()).st_blocks * 512
         processes = self._processes()
+        objects = self._objects()
         return {
             "name": self.name,
             "path": self._path,
@@ -456,6 +513,7 @@ class RHashMap(BatchMethods):
             "attached": processes,
             "huge_pages": _huge_pages(os.fstat(self._descriptor()).st_ino),
             **facts,
+            **({} if objects is None else {"objects": objects}),
         }
 
     def check(self) -> dict[str, Any]:

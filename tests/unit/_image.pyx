@@ -17,14 +17,14 @@ cimport lock
 cimport lookup as core_lookup
 cimport map as core_map
 cimport pool
+cimport supply
 cimport table
 cimport walk
 from chain cimport Found
 from check cimport Report, check_map
 from field cimport Field, FIELD_ADD, FIELD_SIGNED
-from geometry cimport (
-    Map, PoolView, bucket_at, context_at, element_at, geometry_bind, geometry_compute, round_up,
-)
+from blocks cimport PoolView, round_up
+from geometry cimport Map, bucket_at, context_at, element_at, geometry_bind, geometry_compute
 from hashing cimport hash_key
 from layout cimport Bucket, Header, PAGE_BYTES, REGION_CONTEXTS
 from lock cimport Op, op_begin, op_end
@@ -43,7 +43,8 @@ cdef enum:
 
 STATUSES = [
     "OK", "ABSENT", "PRESENT", "FULL", "NO_MEMORY", "CORRUPT", "BUSY", "NO_CONTEXT", "CLOSED",
-    "SYSTEM_ERROR", "RETRY", "NEED_BUCKETS", "NEED_ELEMENTS", "NEED_LINES",
+    "OUT_OF_BYTES", "SYSTEM_ERROR", "RETRY", "NEED_BUCKETS", "NEED_ELEMENTS", "NEED_LINES",
+    "NEED_OBJECTS",
 ]
 
 
@@ -176,23 +177,23 @@ cdef class Image:
         return &op.context.line if view.kind else &op.context.spare
 
     def block_commit(self, uint64_t who, str kind not None):
-        return named(pool.block_commit(self.op(who), self.view(kind)))
+        return named(supply.block_commit(self.op(who), self.view(kind)))
 
     def block_release(self, uint64_t who, str kind not None, uint64_t block):
-        return named(pool.block_release(self.op(who), self.view(kind), block))
+        return named(supply.block_release(self.op(who), self.view(kind), block))
 
     def block_retire_if_empty(self, uint64_t who, str kind not None, uint64_t block):
-        pool.block_retire_if_empty(self.op(who), self.view(kind), block)
+        supply.block_retire_if_empty(self.op(who), self.view(kind), block)
 
     def block_is_empty(self, str kind not None, uint64_t block):
         cdef PoolView *view = self.view(kind)
-        return bool(pool.block_is_empty(view, block, view.words[block]))
+        return bool(supply.block_is_empty(view, block, view.words[block]))
 
     def pool_take(self, uint64_t who, str kind not None):
         """Take an object into the context's field; the field is cleared, for the next one."""
         cdef PoolView *view = self.view(kind)
         cdef uint64_t *name = self.name(who, view)
-        status = named(pool.pool_take(self.op(who), view, name))
+        status = named(pool.pool_take(self.op(who), view, name, 0))
         taken = name[0]
         name[0] = 0
         return status, taken
@@ -201,7 +202,7 @@ cdef class Image:
         cdef PoolView *view = self.view(kind)
         cdef uint64_t *name = self.name(who, view)
         name[0] = index
-        return named(pool.pool_give(self.op(who), view, name))
+        return named(pool.pool_give(self.op(who), view, index, name))
 
     def pool_detach(self, uint64_t who, uint64_t wanted):
         """The status, and the elements of the chain that was detached."""

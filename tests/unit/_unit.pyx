@@ -5,13 +5,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cimport atomics
+cimport blocks
 cimport geometry as core_geometry
 cimport hashing
 cimport layout
 cimport order as core_order
 cimport segment
 cimport walk
-from geometry cimport Map, PoolView
+from blocks cimport PoolView
+from geometry cimport Map
 from status cimport OK
 
 REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets"]
@@ -154,7 +156,7 @@ cdef dict pool_facts(PoolView *pool):
 
 
 def element_stride(uint64_t key_size, uint64_t value_size):
-    return core_geometry.element_stride(key_size, value_size)
+    return blocks.element_stride(key_size, value_size)
 
 
 def geometry(uint64_t key_size, uint64_t value_size, uint64_t max_entries, uint64_t depot_count):

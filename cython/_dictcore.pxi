@@ -1,0 +1,232 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: DictCore as Python sees it.
+
+@cython.auto_pickle(False)
+cdef class DictCore(DictBase):
+    """The operations of a dict on a map with objects, without the comforts (SharedDict has them)."""
+
+    def __getitem__(self, key):
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._look(&key_bytes)
+        if found is MISSING:
+            raise _errors.KeyNotFound(key)
+        return found
+
+    def get(self, key, default=None):
+        """The value of key, or default."""
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._look(&key_bytes)
+        return default if found is MISSING else found
+
+    def __contains__(self, key):
+        cdef KeyBytes key_bytes
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Found found
+        cdef Op op
+        cdef Status status
+        try:
+            kept = key_encode(self.handle, self.key, key, &key_bytes)
+        except (TypeError, OverflowError):
+            hash(key)                          # as a dict: an unhashable key is an error
+            return False
+        room = self._spot(small, &value)
+        self._aim(&op, &key_bytes)
+        self.handle._enter_to_read(&op)
+        status = RETRY
+        while status == RETRY:                 # ends: writers never go on so long
+            status = item_find(&self.handle.map, op.hash, op.key, &found, value)
+        self.handle._leave_reading(&op)
+        if status != OK and status != ABSENT:
+            self.handle._raise(status, NULL)
+        return status == OK and not item_expired(&self.handle.map, value)
+
+    def __setitem__(self, key, value):
+        self._store(key, value, UPDATE_ANY, 0)
+
+    def __delitem__(self, key):
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        if self._remove(&key_bytes, False) is MISSING:
+            raise _errors.KeyNotFound(key)
+
+    def __len__(self):
+        return len(self.handle)
+
+    def store(self, key, value, uint32_t flags=0, int64_t deadline_ns=0):
+        """Store a value; whether that was done: BPF_NOEXIST and BPF_EXIST may refuse."""
+        if flags > UPDATE_EXIST:
+            raise _errors.InvalidArgument(
+                f"flags {flags} are not valid: BPF_ANY, BPF_NOEXIST or BPF_EXIST")
+        return self._store(key, value, flags, deadline_ns) == OK
+
+    def setdefault(self, key, default=None, int64_t deadline_ns=0):
+        """The value of key, which is default from now on if there was none."""
+        while True:                            # each turn somebody stored or deleted the key
+            found = self.get(key, MISSING)
+            if found is not MISSING:
+                return found
+            if self._store(key, default, UPDATE_NOEXIST, deadline_ns) == OK:
+                return default
+
+    def pop(self, key, *default):
+        """Delete key and return its value, or default."""
+        cdef KeyBytes key_bytes
+        if len(default) > 1:
+            raise TypeError(f"pop takes a key and a default, not {1 + len(default)} arguments")
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._remove(&key_bytes, True)
+        if found is not MISSING:
+            return found
+        if default:
+            return default[0]
+        raise _errors.KeyNotFound(key)
+
+    def deadline(self, key):
+        """When an entry expires, CLOCK_MONOTONIC in ns; 0: never. Raises KeyNotFound."""
+        cdef KeyBytes key_bytes
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Found found
+        cdef Op op
+        cdef Status status = RETRY
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        room = self._spot(small, &value)
+        self._aim(&op, &key_bytes)
+        self.handle._enter_to_read(&op)
+        while status == RETRY:                 # ends: writers never go on so long
+            status = item_find(&self.handle.map, op.hash, op.key, &found, value)
+        self.handle._leave_reading(&op)
+        if status == CORRUPT:
+            self.handle._raise(status, NULL)
+        if status != OK or item_expired(&self.handle.map, value):
+            raise _errors.KeyNotFound(key)
+        return item_deadline(&self.handle.map, value)
+
+    def touch(self, key, int64_t deadline_ns):
+        """Set when an entry expires; False if there is none."""
+        cdef KeyBytes key_bytes
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Op op
+        cdef Status status = RETRY
+        cdef Patience patience = self.handle._patience()
+        if self.handle.map.timer_word == 0:
+            raise _errors.InvalidArgument(f"map {self.handle.name!r} has no Timer field")
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        room = self._spot(small, &value)
+        self._begin(&op, &key_bytes, &patience)
+        try:
+            while True:                        # ends with the timeout
+                status = item_touch(&op, <uint64_t> deadline_ns, value)
+                if status != RETRY and status != BUSY:
+                    break
+                self.handle._wait(&op, status, &patience)
+        finally:
+            self.handle._leave(&op)
+        if status != OK and status != ABSENT:
+            self.handle._raise(status, &op)
+        return status == OK
+
+    def clear(self):
+        """Delete every entry; insertions of new keys wait meanwhile."""
+        self.handle.clear()
+
+    def add(self, key, delta, initial=None):
+        """Add to a number, atomically; what it is then. An absent key becomes initial + delta, or
+        is an error if that is None."""
+        cdef KeyBytes key_bytes
+        cdef Op op
+        cdef Apply apply
+        cdef Status status = RETRY
+        cdef uint64_t after = 0
+        cdef Patience patience = self.handle._patience()
+        cdef bytearray fresh = None
+        if self.value.kind != C_VALUE_INT and self.value.kind != C_VALUE_FLOAT:
+            raise TypeError("add is for values that are int or float")
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        self._field(&apply, delta)
+        if initial is not None:
+            fresh = bytearray(self.handle.map.value_words * 8)
+            after = field_compute(&apply.field, field_bits(&apply.field, initial))
+            memcpy(PyByteArray_AS_STRING(fresh) + apply.field.offset, &after, 8)
+            apply.initial = <uint8_t *> PyByteArray_AS_STRING(fresh)
+            if self.handle.map.timer_word != 0 and self.default_ttl_ns != 0:
+                (<uint64_t *> apply.initial)[self.handle.map.timer_word - 1] = <uint64_t> (
+                    clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns)
+        self._begin(&op, &key_bytes, &patience)
+        try:
+            while True:                        # ends with the timeout
+                status = self._attempt_add(&op, &key_bytes, &apply)
+                if status != RETRY and status != BUSY and not self.handle._freed(status):
+                    break
+                self.handle._wait(&op, status, &patience)
+        finally:
+            self.handle._leave(&op)
+        if status == ABSENT:
+            raise _errors.KeyNotFound(key)
+        if status != OK:
+            self.handle._raise(status, &op)
+        return field_number(&apply.field, apply.after)
+
+    cdef int _field(self, Apply *apply, object delta) except -1:
+        """The field that a number is, and what to do to it."""
+        apply.field.offset = self.value_word * 8
+        apply.field.size = 8
+        apply.field.operation = FIELD_ADD
+        apply.field.kind = FIELD_SIGNED if self.value.kind == C_VALUE_INT else FIELD_FLOAT
+        apply.field.operand = field_bits(&apply.field, delta)
+        apply.initial = NULL
+        return 0
+
+    cdef Status _attempt_add(self, Op *op, KeyBytes *key, Apply *apply) noexcept nogil:
+        cdef Status status
+        if self.handle.map.timer_word != 0:
+            status = self._attempt_expire(op)
+            if status == BUSY or status == RETRY or status == CORRUPT:
+                return status
+        if key.is_long and apply.initial != NULL:
+            status = item_object(op, self.key_slot, key.whole, key.length)
+            if status != OK:
+                return status
+        return map_apply(op, &apply.field, apply.initial, &apply.after)
+
+    def view(self, key):
+        """A read-only memoryview of the bytes of a value, where they are, without a copy; they stay
+        for as long as it lives. Raises KeyNotFound, InvalidArgument (inline values, read-only
+        handles), TooManyProcesses (all pins in use)."""
+        cdef KeyBytes key_bytes
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Found found
+        cdef Op op
+        cdef Status status = RETRY
+        cdef object pinned = None
+        if self.value_slot == NO_SLOT:
+            raise _errors.InvalidArgument("views are of values that are objects: bytes, str, ...")
+        self.handle._expect_writable()
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        room = self._spot(small, &value)
+        self._aim(&op, &key_bytes)
+        self.handle._enter_to_read(&op)
+        try:
+            op_settle(&op)
+            while pinned is None:              # each turn the entry changed under our eyes
+                status = item_find(&self.handle.map, op.hash, op.key, &found, value)
+                if status == OK and item_expired(&self.handle.map, value):
+                    status = ABSENT
+                if status == OK:
+                    pinned = pinned_object(
+                        self.handle, &op, &found,
+                        value[self.handle.map.ref_words[self.value_slot]])
+                elif status != RETRY:
+                    break
+        finally:
+            self.handle._leave_reading(&op)
+        if status == ABSENT:
+            raise _errors.KeyNotFound(key)
+        if status != OK:
+            self.handle._raise(status, NULL)
+        return memoryview(pinned)

@@ -1,0 +1,142 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: the iterators of a dict, and what is made of sections of its keys.
+
+cdef enum:
+    DICT_CHUNK = 128           # keys that an iterator reads ahead
+
+@cython.auto_pickle(False)
+cdef class DictWalks(DictCore):
+    """Iterators, sections, and what is made of them."""
+
+    def locked(self, key, timeout=None, create=NOT_CREATED):
+        """A section of key: see DictSection. create: a value for an absent key."""
+        return DictSection(self, key, timeout, create)
+
+    def update_with(self, key, function, *default):
+        """Store function(value) while the key is locked; return it. An absent key is an error, or
+        gets function(default)."""
+        if len(default) > 1:
+            raise TypeError("update_with takes a key, a function and a default")
+        with DictSection(self, key, None, default[0] if default else NOT_CREATED) as section:
+            section.value = fresh = function(section.value)
+            return fresh
+
+    def exchange(self, key, value, int64_t deadline_ns=0):
+        """Store a value and return the one before. Raises KeyNotFound: nothing is stored."""
+        cdef DictSection section = DictSection(self, key, None, NOT_CREATED)
+        section.__enter__()
+        before = section.current
+        try:
+            section.value = value
+            if self.handle.map.timer_word != 0:
+                if deadline_ns == 0 and self.default_ttl_ns != 0:
+                    deadline_ns = clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns
+                section.words[self.handle.map.timer_word - 1] = <uint64_t> deadline_ns
+        except BaseException:
+            section.roll_back()
+            raise
+        section.__exit__(None, None, None)
+        return before
+
+    cdef object _entry(self, bytes raw, int what):
+        """What an iterator yields of a key as the map has it; MISSING if it has gone or expired."""
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef KeyBytes key
+        cdef Found found
+        cdef Op op
+        cdef Status status = RETRY
+        cdef object result = MISSING
+        cdef object name = None
+        key.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
+        room = self._spot(small, &value)
+        self._aim(&op, &key)
+        self.handle._enter_to_read(&op)
+        try:
+            while True:                        # ends: writers never go on so long
+                status = item_find(&self.handle.map, op.hash, op.key, &found, value)
+                if status == ABSENT or (status == OK and item_expired(&self.handle.map, value)):
+                    break
+                if status == OK:
+                    result = name = self._key_of(raw, &found, value) if what != 1 else None
+                    if what != 0 and result is not MISSING:
+                        result = self._take(
+                            &found, value, &op if self.value.kind == C_VALUE_VIEW and (
+                                op.context != NULL) else NULL)
+                    if result is not MISSING:
+                        break
+                elif status != RETRY:
+                    self.handle._raise(CORRUPT, NULL)
+        finally:
+            self.handle._leave_reading(&op)
+        return (name, result) if what == 2 and result is not MISSING else result
+
+    cdef object _key_of(self, bytes raw, const Found *found, const uint64_t *value):
+        """The key of an entry that was found; MISSING if it changed meanwhile."""
+        cdef const uint8_t *source = <const uint8_t *> PyBytes_AS_STRING(raw)
+        cdef uint64_t length = self.handle.map.key_size
+        cdef bytes whole
+        if self.key_slot != NO_SLOT:
+            length = source[15]
+            if length == KEY_IS_LONG:
+                source = item_bytes(
+                    &self.handle.map, value[self.handle.map.ref_words[self.key_slot]], &length)
+                if source == NULL:
+                    if not ref_stands(found):
+                        return MISSING
+                    self.handle._raise(CORRUPT, NULL)
+                whole = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
+                if not ref_stands(found):
+                    return MISSING
+                return key_decode(
+                    self.key, <const uint8_t *> PyBytes_AS_STRING(whole), <Py_ssize_t> length)
+        return key_decode(self.key, source, <Py_ssize_t> length)
+
+    def _raw_keys(self):
+        """Every key as the map has it, once."""
+        size = self.handle.key_size
+        room = bytearray(size * DICT_CHUNK)
+        cursor = None
+        while True:
+            count, cursor = read_entries(self.handle, cursor, room, None, 0, DICT_CHUNK)
+            for at in range(count):
+                yield bytes(room[at * size:(at + 1) * size])
+            if cursor is None:
+                return
+
+    def entries(self, int what):
+        """An iterator of keys (0), values (1) or both (2): each entry that is there throughout
+        once, through every resize."""
+        for raw in self._raw_keys():
+            found = self._entry(raw, what)
+            if found is not MISSING:
+                yield found
+
+    def expire(self):
+        """Delete every entry that has expired; how many."""
+        cdef KeyBytes key
+        cdef uint64_t done = 0
+        if self.handle.map.timer_word == 0:
+            return 0
+        for raw in self._raw_keys():
+            key.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
+            done += self._expire_one(&key)
+        return done
+
+    def popitem(self):
+        """Delete some entry and return it as (key, value). Raises KeyNotFound if there is none."""
+        cdef KeyBytes key_bytes
+        while True:                            # each turn others took what was found
+            some = False
+            for raw in self._raw_keys():
+                some = True
+                key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
+                name = self._entry(raw, 0)
+                if name is MISSING:
+                    self._expire_one(&key_bytes)
+                    continue
+                found = self._remove(&key_bytes, True)
+                if found is not MISSING:
+                    return name, found
+            if not some or len(self) == 0:
+                raise _errors.KeyNotFound("popitem(): the dict is empty")

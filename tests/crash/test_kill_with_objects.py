@@ -1,0 +1,312 @@
+"""A process is killed at every change it makes in an operation on a map with objects (C1, C2, R2).
+
+As test_kill_every_instruction.py, with this besides: every object is named once, the budget is
+exact (both are check()'s), there are as many objects as the entries refer to, and no pin is left;
+and clear() leaves none.
+"""
+
+import dataclasses
+import os
+import struct
+import time
+from collections.abc import Callable
+
+import pytest
+import stepping
+from test_kill_every_instruction import SCATTERED, Tally, explained, shm_path
+
+from shmrhash import BPF_NOEXIST, RHashMap, _core
+from shmrhash._fields import Kptr, Timer
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+SHORT, LONG = b"k3", b"a key of more than fifteen bytes"
+SMALL, PAGE, RUN = 40, 5_000, 40_000  # bytes: a small class, a run of two pages, of ten
+CODECS = (3, None, None), (4, None, None)  # bytes to bytes
+READ_SECONDS_MAX = 0.5
+
+
+def value(number, size=SMALL):
+    """Bytes that show when two values are mixed."""
+    return (struct.pack("<Q", number) * (size // 8 + 1))[:size]
+
+
+def create(name, **more):
+    geometry = {"key_size": 16, "value_size": 24, "max_entries": 64, "_seeds": SCATTERED}
+    fields = [Kptr(0), Timer(8), Kptr(16)]
+    return RHashMap.create(name, fields=fields, max_bytes=1 << 20, **(geometry | more))
+
+
+def core(handle):
+    return _core.DictWalks(handle, *CODECS)
+
+
+def five(entries):
+    """fill: five entries, one with a long key, after memory was committed and given back."""
+    for number in range(5):
+        entries[b"k%d" % number] = value(number)
+    entries[LONG] = value(9)
+    for size in (SMALL, PAGE, RUN):
+        entries[b"gone"] = value(1, size)
+        del entries[b"gone"]
+
+
+def nothing(entries):
+    """fill: no object was ever made."""
+
+
+def of_size(size):
+    def fill(entries):
+        five(entries)
+        entries[SHORT] = value(3, size)
+
+    return fill
+
+
+def nearly_full_depot(entries):
+    """fill: the depots of two small classes are to be drained next."""
+    for number in range(50):
+        entries[b"k%d" % number] = value(number, 400)
+    for number in range(4, 49):
+        del entries[b"k%d" % number]
+
+
+def expiring(entries):
+    five(entries)
+    entries.store(SHORT, value(3), 0, 1)
+
+
+def stored(key, number, size=SMALL):
+    return lambda model: model.__setitem__(key, value(number, size))
+
+
+def removed(*keys):
+    def change(model):
+        for key in keys:
+            del model[key]
+
+    return change
+
+
+def in_a_section(entries):
+    with entries.locked(SHORT) as section:
+        section.value = value(80, PAGE)
+
+
+def left_section(entries):
+    with entries.locked(SHORT) as section:
+        section.value = value(80)
+        section.roll_back()
+
+
+def looked_at(entries):
+    view = entries.view(SHORT)
+    assert bytes(view)[:8] == value(3)[:8]
+    del view
+
+
+def replaced_under_a_view(entries):
+    view = entries.view(SHORT)
+    entries[SHORT] = value(81)
+    assert bytes(view)[:8] == value(3)[:8]
+    del view
+
+
+KEPT = []  # in the child: what must not be collected before it is killed
+
+
+def kept_a_view(entries):
+    KEPT.append(entries.view(SHORT))
+    entries[SHORT] = value(82)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation on one dict."""
+
+    name: str
+    operate: Callable  # in the child, with its DictCore
+    change: Callable  # does the same to a dict of what can be seen
+    fill: Callable = five
+    atomic: bool = True
+    geometry: dict = dataclasses.field(default_factory=dict)
+    changes_min: int = 8
+
+    def __str__(self):
+        return self.name.replace(" ", "-")
+
+
+def storing(name, key, number, size=SMALL, fill=five, **more):
+    return Case(
+        name, lambda d: d.store(key, value(number, size)), stored(key, number, size), fill, **more
+    )
+
+
+def unchanged(model):
+    pass
+
+
+CASES = {
+    case.name: case
+    for case in [
+        storing("insert", b"new", 70),
+        storing("insert a long key", LONG + b"!", 70),
+        storing("insert the first", LONG, 70, fill=nothing),
+        storing("insert a run", b"new", 70, RUN),
+        storing("insert the first run", b"new", 70, RUN, fill=nothing),
+        storing("replace", SHORT, 71),
+        storing("replace of a long key", LONG, 71),
+        storing("replace small by run", SHORT, 71, PAGE),
+        storing("replace run by small", SHORT, 71, fill=of_size(PAGE)),
+        storing("replace run by larger", SHORT, 71, RUN, fill=of_size(PAGE)),
+        storing("replace an expired", SHORT, 71, fill=expiring),
+        Case(
+            "insert refused",
+            lambda d: d.store(SHORT, value(1), BPF_NOEXIST),
+            unchanged,
+        ),
+        Case("delete", lambda d: d.__delitem__(SHORT), removed(SHORT)),
+        Case("delete a long key", lambda d: d.__delitem__(LONG), removed(LONG)),
+        Case("delete a run", lambda d: d.__delitem__(SHORT), removed(SHORT), of_size(RUN)),
+        Case("delete, and drain", lambda d: d.__delitem__(b"k49"), removed(b"k49"),
+             nearly_full_depot),
+        Case("pop", lambda d: d.pop(SHORT), removed(SHORT)),
+        Case("pop a long key", lambda d: d.pop(LONG), removed(LONG)),
+        Case("expire", lambda d: d.expire(), unchanged, expiring),
+        Case("exchange", lambda d: d.exchange(SHORT, value(72)), stored(SHORT, 72)),
+        Case("setdefault", lambda d: d.setdefault(b"new", value(73)), stored(b"new", 73)),
+        Case("touch", lambda d: d.touch(LONG, 1 << 62), unchanged, changes_min=4),
+        Case("section", in_a_section, stored(SHORT, 80, PAGE)),
+        Case("section rolled back", left_section, unchanged, changes_min=4),
+        Case("view", looked_at, unchanged),
+        Case("replace under a view", replaced_under_a_view, stored(SHORT, 81)),
+        Case("replace and keep the view", kept_a_view, stored(SHORT, 82)),
+        Case("clear", lambda d: d.clear(), lambda model: model.clear(), atomic=False),
+    ]
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
+LEARNED = set()
+
+
+# ---- how the survivor meets the dead ----
+
+
+def replace_same_key(entries, model):
+    entries[SHORT] = model[SHORT] = value(90, PAGE)
+
+
+def insert_another(entries, model):
+    key = LONG + b"another"
+    entries[key] = model[key] = value(91, 300)
+
+
+def somebody_attaches(entries, model):
+    with RHashMap.open(entries.handle.name):
+        pass
+
+
+def lock_same_key(entries, model):
+    with entries.locked(SHORT, create=value(92)) as section:
+        assert section.value == model.get(SHORT, value(92))
+        section.value = model[SHORT] = value(93)
+
+
+def clear_all(entries, model):
+    entries.clear()
+    model.clear()
+
+
+def only_check(entries, model):
+    """Nobody does anything more."""
+
+
+WAYS = [replace_same_key, insert_another, somebody_attaches, lock_same_key, clear_all, only_check]
+
+
+def seen_by(entries):
+    """What a reader sees, which waits for nobody (R1)."""
+    began = time.monotonic()
+    seen = dict(entries.entries(2))
+    assert time.monotonic() - began < READ_SECONDS_MAX
+    return seen
+
+
+def objects_of(model):
+    return len(model) + sum(len(key) > 15 for key in model)
+
+
+def survive(entries, way, seen):
+    handle = entries.handle
+    model = dict(seen)
+    way(entries, model)
+    handle._recover()
+    assert seen_by(entries) == model
+    expired = entries.expire()
+    handle.check()
+    facts = handle.info()["objects"]
+    assert facts["count"] == objects_of(model), (facts, expired)
+    assert facts["pinned"] == 0
+    for number in range(3):  # what is free can be used
+        entries[b"after%d" % number] = value(number, RUN)
+    handle.check()
+    entries.clear()
+    handle.check()
+    assert handle.info()["objects"]["count"] == handle.info()["objects"]["bytes_in_use"] == 0
+
+
+def expect_one_of(case, seen, before, after):
+    if case.atomic:
+        assert seen in (before, after)
+    else:
+        assert all(seen.get(key) in (before.get(key), after.get(key)) for key in before | seen)
+
+
+def kill_and_survive(case, name, record_property, *, sample, ways_at_once):
+    tally = Tally()
+    handle = create(name, **case.geometry)
+    try:
+        entries = core(handle)
+        case.fill(entries)
+        before = seen_by(entries)
+        after = dict(before)
+        case.change(after)
+        segment = stepping.Segment(shm_path(name))
+
+        def prepare():
+            child = core(RHashMap.open(name))
+            child.get(SHORT)
+            return child
+
+        def whole(trace):
+            assert len(trace.changes) >= case.changes_min
+            assert seen_by(entries) == after
+
+        crashed = None
+        for crash in stepping.crash_states(
+            prepare, case.operate, segment, traced=whole, pcs=LEARNED, sample=sample
+        ):
+            crashed = crash
+            tally.add(crash)
+            for way in WAYS if ways_at_once else [WAYS[crash.n % len(WAYS)]]:
+                segment.restore(crash.image)
+                with explained(crash, way):
+                    seen = seen_by(entries)
+                    expect_one_of(case, seen, before, after)
+                    survive(entries, way, seen)
+        tally.report(record_property, case.name, crashed.total)
+    finally:
+        handle.close()
+        os.unlink(shm_path(name))
+
+
+@every_case
+def test_killed_in_an_operation_with_objects(case, map_name, record_property):
+    """C1, C2, R2: killed after changes of the segment; survivors meet it in turn."""
+    kill_and_survive(case, map_name, record_property, sample=60, ways_at_once=False)
+
+
+@pytest.mark.long
+@every_case
+def test_killed_in_an_operation_with_objects_whoever_comes(case, map_name, record_property):
+    """C1, C2, R2: after each change, and each way to meet the dead on each state."""
+    kill_and_survive(case, map_name, record_property, sample=None, ways_at_once=True)
