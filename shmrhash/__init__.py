@@ -7,6 +7,8 @@
 """
 
 from shmrhash._batch import Batch, BucketInfo
+from shmrhash._counter import SharedCounter
+from shmrhash._dict import SharedDict
 from shmrhash._errors import (
     DeadlockError,
     Error,
@@ -29,6 +31,7 @@ from shmrhash._errors import (
     TooManyProcesses,
     WriteOnlyMap,
 )
+from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
 from shmrhash._map import (
     BPF_ANY,
     BPF_EXIST,
@@ -46,6 +49,7 @@ from shmrhash._map import (
     gc,
     unlink,
 )
+from shmrhash._types import Array
 
 __version__ = "0.1.0"
 
@@ -62,6 +66,7 @@ __all__ = [
     "BPF_F_WRONLY_PROG",
     "BPF_F_ZERO_SEED",
     "BPF_NOEXIST",
+    "Array",
     "Batch",
     "BucketInfo",
     "DeadlockError",
@@ -71,6 +76,7 @@ __all__ = [
     "KeyExists",
     "KeyGone",
     "KeyNotFound",
+    "Kptr",
     "LayoutMismatch",
     "LockTimeout",
     "MapClosed",
@@ -78,10 +84,15 @@ __all__ = [
     "PermissionDenied",
     "RHashMap",
     "ReadOnlyMap",
+    "Refcount",
     "SegmentCorrupt",
     "SegmentExists",
     "SegmentFull",
     "SegmentMissing",
+    "SharedCounter",
+    "SharedDict",
+    "SpinLock",
+    "Timer",
     "TooLarge",
     "TooManyProcesses",
     "WriteOnlyMap",
