@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from shmrhash._codec import Codec
+from shmrhash._codec import Codec, Role
 from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
 from shmrhash._fields import Field, Kptr, Timer
 from shmrhash._types import WORD_BYTES, codec_for, record_name, type_of_record
@@ -129,18 +129,30 @@ def ttl_of_record(record: dict[str, Any], name: str) -> float | None:
         raise LayoutMismatch(f"segment {name!r}: {error}") from None
 
 
+def _restored(record: Any, role: Role, name: str) -> Codec:
+    """The codec of a type that a segment names, which may name anything."""
+    try:
+        return codec_for(type_of_record(record, role), role)
+    except LayoutMismatch as error:
+        raise LayoutMismatch(f"segment {name!r}: {error}") from None
+    except (TypeError, ValueError, KeyError) as error:
+        raise LayoutMismatch(
+            f"segment {name!r}: its {role} type {record!r:.200} cannot be read: {error}"
+        ) from None
+
+
 def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> Schema:
     """The schema of a segment; key and value, unless None, must be the types it has.
 
     Raises LayoutMismatch, naming both types, and what codec_for() raises.
     """
     codecs = []
-    for role, declared in (("key", key), ("value", value)):
-        try:
-            wanted = type_of_record(record[role], role) if declared is None else declared
-        except LayoutMismatch as error:
-            raise LayoutMismatch(f"segment {name!r}: {error}") from None
-        codec = codec_for(wanted, role)
+    roles: tuple[tuple[Role, Any], ...] = (("key", key), ("value", value))
+    for role, declared in roles:
+        if declared is None:
+            codec = _restored(record[role], role, name)
+        else:
+            codec = codec_for(declared, role)
         # As JSON has it: a tuple, say, comes back as a list.
         if json.loads(json.dumps(codec.record)) != record[role]:
             raise LayoutMismatch(
