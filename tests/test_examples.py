@@ -274,3 +274,51 @@ def test_readme_example_runs(tmp_path, map_name):
     assert (result.status, result.out) == (0, "40000\n"), result.err
     assert left == []
     assert block == SHARED_COUNTER.read_text()
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_word_count_with_a_shared_counter_loses_no_word(corpus, start_method):
+    """W1: the oracle is a Counter."""
+    result = run(WORD_COUNT, corpus, "--counter", "--workers", 3, "--start-method", start_method)
+
+    assert_counted(result)
+    assert re.search(r"^ +1,521  rose$", result.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_pool_cache_finds_what_one_process_finds(start_method):
+    """W1: and the workers find most of what they ask for."""
+    result = run(
+        ROOT / "examples" / "pool_cache.py",
+        *("--modules", 25, "--workers", 3, "--start-method", start_method),
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "equal to what one process finds" in result.out
+    (percent,) = re.findall(r"([\d.]+)% of", result.out)
+    assert float(percent) > 50
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_rate_limiter_is_exact(start_method):
+    """W1: at the limit exactly one of two requests is allowed."""
+    result = run(
+        ROOT / "examples" / "rate_limiter.py", "--workers", 4, "--start-method", start_method
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "40,000 requests of 20 users" in result.out
+    assert "2,000 allowed, at most 100 of one user" in result.out
+    assert "exact - a new window is open" in result.out
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_shared_table_has_no_torn_row(start_method):
+    """R2, L1: rows are read while they are written."""
+    result = run(
+        ROOT / "examples" / "shared_table.py",
+        *("--readers", 3, "--seconds", 0.5, "--start-method", start_method),
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "\n0 torn, 0 not whole at the end\n" in result.out

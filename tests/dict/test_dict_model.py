@@ -8,10 +8,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import (
     RuleBasedStateMachine,
-    get_state_machine_test,
     initialize,
     invariant,
     rule,
+    run_state_machine_as_test,
 )
 
 import shmrhash
@@ -245,6 +245,5 @@ class DictAgainstDict(RuleBasedStateMachine):
 def test_any_sequence_of_operations_is_as_on_a_dict(map_name, types, ttl):
     """W1, W2, C1 (nothing leaked): all operations, all kinds of types, several handles."""
     machine = type("Machine", (DictAgainstDict,), {"name": map_name, "types": types, "ttl": ttl})
-    test = get_state_machine_test(machine)
-
-    hypothesis.settings(max_examples=25, stateful_step_count=40)(test)()
+    settings = hypothesis.settings(max_examples=25, stateful_step_count=40)
+    run_state_machine_as_test(machine, settings=settings)
