@@ -18,7 +18,11 @@ import shmrhash
 
 ROOT = Path(__file__).resolve().parents[1]
 WORD_COUNT = ROOT / "examples" / "word_count.py"
-SHARED_COUNTER = ROOT / "examples" / "shared_counter.py"
+# The README's python blocks are these programs, and print this.
+README_EXAMPLES = {
+    "shared_counter.py": "40000\n",
+    "shared_dict.py": "4 {'length': 2, 'vowels': 1, 'verb': True}\n",
+}
 SEGMENTS = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
 TIMEOUT_SECONDS = 120  # of one run; the corpora below need a few seconds on one slow core
 
@@ -259,21 +263,24 @@ def test_word_count_exits_with_2_if_a_worker_is_killed():
     assert not program.segment_exists()
 
 
-def test_readme_example_runs(tmp_path, map_name):
-    """The README's python block, taken from its text, prints what its comment says."""
+@pytest.mark.parametrize("name", README_EXAMPLES)
+def test_readme_example_runs(map_name, name):
+    """A python block of the README is this program, and prints what its comment says."""
     readme = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    program = tmp_path / "readme.py"
-    program.write_text(block)
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    program = ROOT / "examples" / name
+    expected = README_EXAMPLES[name]
 
-    # The example's map has a plain name, so it gets a directory of its own.
+    # The example's map may have a plain name, so it gets a directory of its own.
     with tempfile.TemporaryDirectory(prefix=map_name, dir=SEGMENTS) as directory:
         result = run(program, SHMRHASH_DIR=directory)
         left = os.listdir(directory)
 
-    assert (result.status, result.out) == (0, "40000\n"), result.err
+    assert (result.status, result.out) == (0, expected), result.err
     assert left == []
-    assert block == SHARED_COUNTER.read_text()
+    assert program.read_text() in blocks
+    assert f"# {expected}" in program.read_text()
+    assert len(blocks) == len(README_EXAMPLES)
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
