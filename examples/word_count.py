@@ -3,10 +3,13 @@
 
     python examples/word_count.py                          # the standard library's .py files
     python examples/word_count.py --workers 8 --glob '*.txt' ~/texts README.md
+    python examples/word_count.py --counter                # the same with a SharedCounter
 
 Every worker adds every word to the same RHashMap as it meets it, and the result is compared with
-a collections.Counter made by one process. Exit status: 0 if they are equal, 1 if they differ,
-2 if the counting could not be done, 130 if interrupted, 143 if terminated.
+a collections.Counter made by one process. With --counter the map is a SharedCounter: its keys are
+the words themselves, of any length, and each file's words are counted before they are added.
+Exit status: 0 if they are equal, 1 if they differ, 2 if the counting could not be done, 130 if
+interrupted, 143 if terminated.
 
 To count words as fast as possible, give each worker a Counter and sum them at the end. This program
 shows the harder thing: many processes that change the same few hot counters, with no count lost.
@@ -68,8 +71,11 @@ def start_worker(shared_counts):
 def count_file(path):
     """Add each word of one file to the shared map; return how many there were."""
     words = words_of(path)
-    for word in words:
-        counts.add(word_key(word), 1, initial=0)
+    if isinstance(counts, shmrhash.SharedCounter):
+        counts.update(words)
+    else:
+        for word in words:
+            counts.add(word_key(word), 1, initial=0)
     return len(words)
 
 
@@ -101,6 +107,8 @@ def count_alone(paths):
 
 
 def count_of(shared_counts, word):
+    if isinstance(shared_counts, shmrhash.SharedCounter):
+        return shared_counts[word]
     return int.from_bytes(shared_counts.get(word_key(word), b""), sys.byteorder)
 
 
@@ -147,7 +155,7 @@ def find_files(places, pattern):
 
 
 def report(shared_counts, expected, words, seconds, top):
-    # This version of the map cannot list its keys: the words to ask for come from the Counter.
+    # The map has digests of the long words: the words to ask for come from the Counter.
     ranking = sorted(expected, key=lambda word: (-count_of(shared_counts, word), word))
     for word in ranking[:top]:
         print(f"{count_of(shared_counts, word):>12,}  {word}")
@@ -166,6 +174,7 @@ def parse_arguments(arguments):
         "--start-method", choices=multiprocessing.get_all_start_methods(), help="of the workers"
     )
     parser.add_argument("--max-words", type=int, default=4_000_000, help="limit of different words")
+    parser.add_argument("--counter", action="store_true", help="count in a SharedCounter")
     parser.add_argument("--top", type=int, default=20, help="words to print (%(default)s)")
     options = parser.parse_args(arguments)
     if options.workers < 1:
@@ -173,15 +182,18 @@ def parse_arguments(arguments):
     return options
 
 
+def create_counts(name, options):
+    """The empty map. max_entries is a limit, not a size: memory is taken only as it fills."""
+    if options.counter:
+        return shmrhash.SharedCounter.create(name, key=str, max_entries=options.max_words)
+    return shmrhash.RHashMap.create(
+        name, key_size=KEY_SIZE, value_size=VALUE_SIZE, max_entries=options.max_words
+    )
+
+
 def run(options):
     paths = find_files(options.places, options.glob)
-    # A limit, not a size: the map takes memory only as it fills.
-    with shmrhash.RHashMap.create(
-        f"word-count-{os.getpid()}",
-        key_size=KEY_SIZE,
-        value_size=VALUE_SIZE,
-        max_entries=options.max_words,
-    ) as shared_counts:
+    with create_counts(f"word-count-{os.getpid()}", options) as shared_counts:
         try:
             start = time.perf_counter()
             words = count_with_workers(shared_counts, paths, options.workers, options.start_method)

@@ -7,6 +7,8 @@
 """
 
 from shmrhash._batch import Batch, BucketInfo
+from shmrhash._counter import SharedCounter
+from shmrhash._dict import SharedDict
 from shmrhash._errors import (
     DeadlockError,
     Error,
@@ -17,8 +19,10 @@ from shmrhash._errors import (
     KeyNotFound,
     LayoutMismatch,
     LockTimeout,
+    MapBusy,
     MapClosed,
     MapFull,
+    OutOfMemory,
     PermissionDenied,
     ReadOnlyMap,
     SegmentCorrupt,
@@ -29,6 +33,7 @@ from shmrhash._errors import (
     TooManyProcesses,
     WriteOnlyMap,
 )
+from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
 from shmrhash._map import (
     BPF_ANY,
     BPF_EXIST,
@@ -46,6 +51,7 @@ from shmrhash._map import (
     gc,
     unlink,
 )
+from shmrhash._types import Array
 
 __version__ = "0.1.0"
 
@@ -62,6 +68,7 @@ __all__ = [
     "BPF_F_WRONLY_PROG",
     "BPF_F_ZERO_SEED",
     "BPF_NOEXIST",
+    "Array",
     "Batch",
     "BucketInfo",
     "DeadlockError",
@@ -71,17 +78,25 @@ __all__ = [
     "KeyExists",
     "KeyGone",
     "KeyNotFound",
+    "Kptr",
     "LayoutMismatch",
     "LockTimeout",
+    "MapBusy",
     "MapClosed",
     "MapFull",
+    "OutOfMemory",
     "PermissionDenied",
     "RHashMap",
     "ReadOnlyMap",
+    "Refcount",
     "SegmentCorrupt",
     "SegmentExists",
     "SegmentFull",
     "SegmentMissing",
+    "SharedCounter",
+    "SharedDict",
+    "SpinLock",
+    "Timer",
     "TooLarge",
     "TooManyProcesses",
     "WriteOnlyMap",

@@ -18,7 +18,11 @@ import shmrhash
 
 ROOT = Path(__file__).resolve().parents[1]
 WORD_COUNT = ROOT / "examples" / "word_count.py"
-SHARED_COUNTER = ROOT / "examples" / "shared_counter.py"
+# The README's python blocks are these programs, and print this.
+README_EXAMPLES = {
+    "shared_counter.py": "40000\n",
+    "shared_dict.py": "4 {'length': 2, 'vowels': 1, 'verb': True}\n",
+}
 SEGMENTS = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
 TIMEOUT_SECONDS = 120  # of one run; the corpora below need a few seconds on one slow core
 
@@ -259,18 +263,69 @@ def test_word_count_exits_with_2_if_a_worker_is_killed():
     assert not program.segment_exists()
 
 
-def test_readme_example_runs(tmp_path, map_name):
-    """The README's python block, taken from its text, prints what its comment says."""
+@pytest.mark.parametrize("name", README_EXAMPLES)
+def test_readme_example_runs(map_name, name):
+    """A python block of the README is this program, and prints what its comment says."""
     readme = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    program = tmp_path / "readme.py"
-    program.write_text(block)
+    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    program = ROOT / "examples" / name
+    expected = README_EXAMPLES[name]
 
-    # The example's map has a plain name, so it gets a directory of its own.
+    # The example's map may have a plain name, so it gets a directory of its own.
     with tempfile.TemporaryDirectory(prefix=map_name, dir=SEGMENTS) as directory:
         result = run(program, SHMRHASH_DIR=directory)
         left = os.listdir(directory)
 
-    assert (result.status, result.out) == (0, "40000\n"), result.err
+    assert (result.status, result.out) == (0, expected), result.err
     assert left == []
-    assert block == SHARED_COUNTER.read_text()
+    assert program.read_text() in blocks
+    assert f"# {expected}" in program.read_text()
+    assert len(blocks) == len(README_EXAMPLES)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_word_count_with_a_shared_counter_loses_no_word(corpus, start_method):
+    """W1: the oracle is a Counter."""
+    result = run(WORD_COUNT, corpus, "--counter", "--workers", 3, "--start-method", start_method)
+
+    assert_counted(result)
+    assert re.search(r"^ +1,521  rose$", result.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_pool_cache_finds_what_one_process_finds(start_method):
+    """W1: and the workers find most of what they ask for."""
+    result = run(
+        ROOT / "examples" / "pool_cache.py",
+        *("--modules", 25, "--workers", 3, "--start-method", start_method),
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "equal to what one process finds" in result.out
+    (percent,) = re.findall(r"([\d.]+)% of", result.out)
+    assert float(percent) > 50
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_rate_limiter_is_exact(start_method):
+    """W1: at the limit exactly one of two requests is allowed."""
+    result = run(
+        ROOT / "examples" / "rate_limiter.py", "--workers", 4, "--start-method", start_method
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "40,000 requests of 20 users" in result.out
+    assert "2,000 allowed, at most 100 of one user" in result.out
+    assert "exact - a new window is open" in result.out
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_shared_table_has_no_torn_row(start_method):
+    """R2, L1: rows are read while they are written."""
+    result = run(
+        ROOT / "examples" / "shared_table.py",
+        *("--readers", 3, "--seconds", 0.5, "--start-method", start_method),
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "\n0 torn, 0 not whole at the end\n" in result.out

@@ -1,0 +1,137 @@
+"""SharedCounter: a collections.Counter that all processes count in."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any
+
+from shmrhash._dict import SharedDict
+from shmrhash._errors import InvalidArgument
+from shmrhash._schema import Schema
+from shmrhash._views import ITEMS, VALUES
+
+
+class SharedCounter(SharedDict):
+    """A SharedDict of numbers; what is absent counts 0, and additions are atomic.
+
+    SharedCounter(name, key=str, value=int): int counts in 64 bits and wraps, float in doubles.
+    inc(key) adds 1 and returns the sum: no addition is lost, and no two callers get the same sum.
+    c[key] += 1 would be a read and a write; use inc(). update() and subtract() add for each key
+    what they counted, in one step per key; c += and c -= are the same.
+
+    A key stays when its count becomes 0, until it is deleted. == compares as dicts do.
+    """
+
+    def __init__(
+        self, name: str | None = None, *, key: Any = str, value: Any = int, **options: Any
+    ) -> None:
+        """Create a counter, or open the one of this name. options: as for SharedDict().
+
+        Raises InvalidArgument (a value type but int and float), and what SharedDict() raises.
+        """
+        _expect_number(value)
+        super().__init__(name, key=key, value=value, **options)
+
+    @classmethod
+    def create(  # type: ignore[override]
+        cls, name: str, *, key: Any = str, value: Any = int, **options: Any
+    ) -> SharedCounter:
+        """Create a counter of this name, which must not be there.
+
+        Raises what SharedCounter() and SharedDict.create() raise.
+        """
+        _expect_number(value)
+        return super().create(name, key=key, value=value, **options)
+
+    def _start(self, handle: Any, schema: Schema) -> None:
+        _expect_number(schema.value.declared)
+        super()._start(handle, schema)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.get(key, 0)
+
+    def inc(self, key: Any, by: Any = 1) -> Any:
+        """Add to the count of key, atomically (W1); return the sum.
+
+        Raises TypeError (a key or a number of another type), MapFull, SegmentFull, LockTimeout.
+        """
+        return self.add(key, by, 0)
+
+    def update(self, other: Any = (), /, **more: Any) -> None:
+        """Count the elements of an iterable, or add the counts of a mapping; and the keywords.
+
+        Each key's count changes in one step, all of them do not.
+
+        Raises what inc() raises: the keys before it are counted.
+        """
+        self._add_all(other, more, 1)
+
+    def subtract(self, other: Any = (), /, **more: Any) -> None:
+        """As update(), taking away. Counts may become negative.
+
+        Raises what inc() raises.
+        """
+        self._add_all(other, more, -1)
+
+    def _add_all(self, other: Any, more: dict[str, Any], sign: int) -> None:
+        # An iterable is counted by itself first: then each key is added to once.
+        counts = other if isinstance(other, Mapping) else Counter(other)
+        for group in (counts, more):
+            for key, count in group.items():
+                self.add(key, sign * count, 0)
+
+    def __iadd__(self, other: Any) -> SharedCounter:
+        self.update(other)
+        return self
+
+    def __isub__(self, other: Any) -> SharedCounter:
+        self.subtract(other)
+        return self
+
+    # A Counter's | is a maximum, a dict's is not: neither is here by accident.
+    __or__ = __ror__ = __ior__ = None  # type: ignore[assignment]
+
+    def most_common(self, n: int | None = None) -> list[tuple[Any, Any]]:
+        """The n keys with the highest counts, or all, as (key, count), highest first.
+
+        Raises what reading raises.
+        """
+        if n is None:
+            return sorted(self.entries(ITEMS), key=itemgetter(1), reverse=True)
+        return heapq.nlargest(n, self.entries(ITEMS), key=itemgetter(1))
+
+    def total(self) -> Any:
+        """The sum of all counts. Exact if nobody counts meanwhile.
+
+        Raises what reading raises.
+        """
+        return sum(self.entries(VALUES))
+
+    def as_dict(self) -> dict[Any, Any]:
+        """A plain dict of the counts.
+
+        Raises what reading raises.
+        """
+        return dict(self.entries(ITEMS))
+
+    def copy(self) -> Counter[Any]:  # type: ignore[override]
+        """A collections.Counter of the counts. Not a snapshot.
+
+        Raises what reading raises.
+        """
+        return Counter(self.as_dict())
+
+    __copy__ = copy
+
+    @classmethod
+    def fromkeys(cls, *_args: Any, **_options: Any) -> Any:
+        """Not there, as in a Counter: raises NotImplementedError."""
+        raise NotImplementedError("a counter from keys: use update()")
+
+
+def _expect_number(value: Any) -> None:
+    if value not in (int, float):
+        raise InvalidArgument(f"a counter's value type is int or float, not {value!r}")

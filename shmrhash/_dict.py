@@ -1,0 +1,353 @@
+"""SharedDict: a dict that all processes see."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from multiprocessing.util import Finalize
+from types import TracebackType
+from typing import Any, TypeVar
+
+from shmrhash._dictfile import create_anonymous, create_segment, expect_types
+from shmrhash._errors import (
+    InvalidArgument,
+    LockTimeout,
+    SegmentExists,
+    SegmentMissing,
+)
+from shmrhash._map import RHashMap
+from shmrhash._mapping import MappingMethods
+from shmrhash._schema import Schema, make_schema, read_schema, restore_schema, ttl_checked
+from shmrhash._types import record_name
+from shmrhash._views import ITEMS, shown
+
+_NEVER_NS = (1 << 63) - 1  # the deadline of an entry that must not get the default one
+_DEFAULT_TIMEOUT = 5.0
+_AFTER_CHILDREN = -100  # multiprocessing joins its children before finalizers of this priority
+_RACES_MAX = 100
+
+_D = TypeVar("_D", bound="SharedDict")
+
+
+class SharedDict(MappingMethods):
+    """A dict in shared memory, for any number of processes.
+
+    SharedDict(name, key=str, value=int) makes it, or opens it if it is there with the same types.
+    SharedDict() is anonymous: shared with children by inheritance (fork) or by pickling (spawn,
+    forkserver, Pool initializers), gone when the last process has closed it or ended.
+
+    Types. key and value are declared once and kept in the segment. int (64 bits, signed), float,
+    bool, a struct format, a NumPy dtype, a ctypes.Structure: stored in the entry. bytes, str,
+    Array(dtype) (NumPy arrays, read without copying), dataclasses and msgspec.Struct (by msgspec),
+    object (any object, by pickle): stored beside it, in any size up to 256 MiB; keys up to 65,535
+    bytes. Keys of type object are compared as in a dict if they are None, numbers, str, bytes,
+    or tuples and frozensets of these (1, 1.0 and True are one key and come back as 1); other
+    objects are equal if their pickles are. A NaN is found again, by its bytes. Whoever reads
+    object keys or values unpickles what others stored: trust every process that may write.
+
+    Concurrency. Each operation on one key is atomic (W1): d[k], d[k] = v, del, in, get, set,
+    setdefault, pop, popitem, exchange, add, touch, update_with. Reading waits for nobody. Several
+    together are not atomic: d[k] += 1 is a read and a write, and what others add in between is
+    lost; use add(), update_with() or locked(). update(), clear(), copy() and == go from key to key
+    and are no snapshots. An iterator, of keys, values or items, delivers each entry that is there
+    from its beginning to its end exactly once, through every resize (I1); one that comes or goes
+    meanwhile once or not at all; writing while iterating is allowed. len() counts what is there,
+    also expired entries that nobody has met yet. There is no order.
+
+    Values are copies: d[k].append(x) changes a list that only the caller has, and nothing in the
+    dict. Store it back, as one step: d.update_with(k, lambda v: v + [x]), or
+
+        with d.locked(k) as entry:
+            entry.value.append(x)
+
+    Expiry. ttl=seconds gives each new value that long to live; ttl=math.inf none, but set(ttl=...)
+    can. An expired entry behaves as absent from that millisecond on.
+
+    A process may be killed at any moment (C1). Threads may share a handle.
+
+    Attributes: handle, the RHashMap below; default_ttl_ns, nanoseconds that this handle gives new
+    values to live, 0 for ever.
+    """
+
+    _schema: Schema
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any = object,
+        value: Any = object,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
+        ttl: float | None = None,
+        timeout: float | None = _DEFAULT_TIMEOUT,
+        mode: int = 0o600,
+        ephemeral: bool = False,
+        owner: int | None = None,
+    ) -> None:
+        """Create a dict; or open the one of this name, if it has the same types and ttl.
+
+        name: None makes an anonymous one. key, value: the declared types. max_entries: a hard
+        limit, and compared if it is given; else 2**20. max_bytes: of keys and values that are not
+        in the entries; None: as much as the file system has. ttl: seconds that values live; None:
+        for ever, and entries have no room for a deadline. timeout: seconds an operation waits for
+        a lock whose owner is alive; None is for ever. mode: permissions of the segment's file.
+        ephemeral: the last process to close it removes the name. owner: a user id to trust besides
+        one's own and root's.
+
+        Raises LayoutMismatch (it is there, with other types: both are named), TypeError and
+        InvalidArgument (a type that cannot be declared), ImportError (its library is not
+        installed), TooLarge, SegmentFull, PermissionDenied.
+        """
+        schema = make_schema(key, value, ttl)
+        limits = max_entries, max_bytes
+        if name is None:
+            self._start(create_anonymous(schema, limits, timeout=timeout, mode=mode), schema)
+            return
+        for _ in range(_RACES_MAX):  # somebody else creates and unlinks in between; not for ever
+            try:
+                handle = RHashMap.open(name, timeout=timeout, owner=owner)
+            except SegmentMissing:
+                try:
+                    handle = create_segment(
+                        name, schema, limits, timeout=timeout, mode=mode, ephemeral=ephemeral
+                    )
+                except SegmentExists:
+                    continue
+            else:
+                expect_types(handle, schema, limits)
+            self._start(handle, schema)
+            return
+        raise LockTimeout(f"segment {name!r} is created and removed all the time")
+
+    def _start(self, handle: RHashMap, schema: Schema) -> None:
+        """Become the dict of this handle."""
+        super().__init__(handle, schema.key.triple, schema.value.triple)
+        self._schema = schema
+        self.default_ttl_ns = schema.default_ttl_ns
+        if handle.ephemeral:
+            Finalize(self, handle.close, exitpriority=_AFTER_CHILDREN)
+
+    @classmethod
+    def _of(cls: type[_D], handle: RHashMap, schema: Schema) -> _D:
+        self = cls.__new__(cls)
+        try:
+            self._start(handle, schema)
+        except BaseException:
+            handle.close()
+            raise
+        return self
+
+    @classmethod
+    def create(
+        cls: type[_D],
+        name: str,
+        *,
+        key: Any = object,
+        value: Any = object,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
+        ttl: float | None = None,
+        timeout: float | None = _DEFAULT_TIMEOUT,
+        mode: int = 0o600,
+        ephemeral: bool = False,
+    ) -> _D:
+        """Create a dict of this name, which must not be there. Arguments as for SharedDict().
+
+        Raises SegmentExists, and what SharedDict() raises.
+        """
+        schema = make_schema(key, value, ttl)
+        limits = max_entries, max_bytes
+        options = {"timeout": timeout, "mode": mode, "ephemeral": ephemeral}
+        return cls._of(create_segment(name, schema, limits, **options), schema)
+
+    @classmethod
+    def open(
+        cls: type[_D],
+        name: str,
+        *,
+        key: Any = None,
+        value: Any = None,
+        trust: bool = False,
+        read_only: bool = False,
+        timeout: float | None = _DEFAULT_TIMEOUT,
+        owner: int | None = None,
+    ) -> _D:
+        """Open the dict of this name, which must be there.
+
+        key, value: the types it must have; None takes those that it says it has. A class must be
+        given. So must object, unless trust is True: reading its keys or values unpickles what any
+        writer stored, and a pickle can run any code. read_only: map the memory for reading only;
+        then values are copied, also arrays. timeout, owner: as for SharedDict().
+
+        Raises SegmentMissing, LayoutMismatch (other types: both are named; not a dict; a class that
+        was not given), InvalidArgument (object, neither given nor trusted), PermissionDenied.
+        """
+        handle = RHashMap.open(name, read_only=read_only, timeout=timeout, owner=owner)
+        try:
+            record = read_schema(handle.schema, handle.name)
+            for role, declared in (("key", key), ("value", value)):
+                if record[role] == "object" and declared is None and not trust:
+                    raise InvalidArgument(
+                        f"the {role}s of {name!r} are pickles, and whoever may write them can run "
+                        f"code here; if you trust all of them, open it with {role}=object or "
+                        f"trust=True"
+                    )
+            schema = restore_schema(record, handle.name, key, value)
+        except BaseException:
+            handle.close()
+            raise
+        return cls._of(handle, schema)
+
+    @classmethod
+    def fromkeys(
+        cls: type[_D], iterable: Iterable[Any], value: Any = None, /, **options: Any
+    ) -> _D:
+        """A new dict with these keys and one value. options, name among them: as for SharedDict().
+
+        Raises what SharedDict() and storing raise.
+        """
+        fresh = cls(**options)
+        for key in iterable:
+            fresh[key] = value
+        return fresh
+
+    # Expiry.
+
+    def _deadline_ns(self, ttl: float | None) -> int:
+        """What the core takes: 0 for the default."""
+        if ttl is None:
+            return 0
+        if self._schema.ttl is None:
+            raise InvalidArgument(
+                f"{self.name!r} has no room for deadlines; create it with ttl=math.inf, or a "
+                f"default in seconds"
+            )
+        if ttl_checked(ttl) == math.inf:
+            return _NEVER_NS
+        return time.monotonic_ns() + max(1, round(ttl * 1e9))
+
+    def set(self, key: Any, value: Any, ttl: float | None = None) -> None:
+        """Store a value that lives for ttl seconds; None: the default; inf: for ever. Atomic.
+
+        Raises InvalidArgument (the dict was created without ttl), and what d[key] = value raises.
+        """
+        self.store(key, value, 0, self._deadline_ns(ttl))
+
+    def exchange(self, key: Any, value: Any, ttl: float | None = None) -> Any:
+        """Store a value and return the one before it, in one step. ttl: as for set().
+
+        Raises KeyNotFound (absent: nothing is stored), and what set() raises.
+        """
+        return super().exchange(key, value, self._deadline_ns(ttl))
+
+    def ttl(self, key: Any) -> float | None:
+        """Seconds that an entry has left to live; None if it has no deadline.
+
+        Raises KeyNotFound.
+        """
+        deadline_ns = self.deadline(key)
+        if deadline_ns in (0, _NEVER_NS):
+            return None
+        return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
+
+    def touch(self, key: Any, ttl: float | None = None) -> bool:  # type: ignore[override]
+        """Give an entry ttl seconds from now; None: the default; inf: for ever. False if absent.
+
+        Raises InvalidArgument (the dict was created without ttl), LockTimeout.
+        """
+        deadline_ns = self._deadline_ns(ttl)
+        if not deadline_ns and self.default_ttl_ns:
+            deadline_ns = time.monotonic_ns() + self.default_ttl_ns
+        return super().touch(key, deadline_ns)
+
+    # The handle.
+
+    @property
+    def name(self) -> str:
+        """The segment's name, also of an anonymous dict."""
+        return self.handle.name
+
+    @property
+    def key_type(self) -> Any:
+        """The declared type of the keys."""
+        return self._schema.key.declared
+
+    @property
+    def value_type(self) -> Any:
+        """The declared type of the values."""
+        return self._schema.value.declared
+
+    @property
+    def max_entries(self) -> int:
+        """As many entries fit."""
+        return self.handle.max_entries
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle was closed."""
+        return self.handle.closed
+
+    def close(self) -> None:
+        """Detach. The dict and its name stay, unless it is ephemeral and nobody else has it."""
+        self.handle.close()
+
+    def unlink(self) -> None:
+        """Remove the name. Attached processes go on; the memory goes with the last of them.
+
+        Raises SegmentMissing if the name is gone already.
+        """
+        self.handle.unlink()
+
+    def freeze(self) -> None:
+        """Forbid writing, to every process and for ever.
+
+        Raises what RHashMap.freeze() raises.
+        """
+        self.handle.freeze()
+
+    def info(self) -> dict[str, Any]:
+        """RHashMap.info(), and the types and ttl, readable. "objects" counts what is by reference.
+
+        Raises MapClosed.
+        """
+        types = {"key_type": self._schema.key.record, "value_type": self._schema.value.record}
+        return self.handle.info() | types | {"ttl": self._schema.ttl}
+
+    def check(self) -> dict[str, Any]:
+        """Walk every structural invariant; raise SegmentCorrupt with what is wrong.
+
+        As RHashMap.check(), the objects included.
+        """
+        return self.handle.check()
+
+    def __enter__(self: _D) -> _D:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        key, value = record_name(self._schema.key.record), record_name(self._schema.value.record)
+        what = "closed" if self.closed else f"{{{shown(self.entries(ITEMS), True)}}}"
+        return f"<{type(self).__name__} {self.name!r} of {key} to {value}: {what}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        types = self._schema.key.declared, self._schema.value.declared
+        return _attach, (type(self), self.handle, *types)
+
+
+def _attach(cls: type[_D], handle: RHashMap, key: Any, value: Any) -> _D:
+    """What a pickled dict becomes: the one of that name, if it still has those types."""
+    try:
+        schema = restore_schema(read_schema(handle.schema, handle.name), handle.name, key, value)
+    except BaseException:
+        handle.close()
+        raise
+    return cls._of(handle, schema)

@@ -1,0 +1,132 @@
+"""Keys of any type as bytes: equal keys have equal bytes, different keys different ones.
+
+A key is a tag and a content:
+
+    n            None
+    i INT        a number equal to an integer: that, little-endian, two's complement, shortest
+    f FLOAT      any other number equal to a float: its 8 bytes, little-endian
+    s TEXT       str, in UTF-8 (lone surrogates as three bytes)
+    b BYTES      bytes
+    t ITEMS      tuple: each item's bytes, its length before it
+    z ITEMS      frozenset: the same, sorted
+    p PICKLE     anything else: its pickle, without a memo, so that it does not depend on identities
+
+So 1, 1.0 and True are one key, as in a dict; it comes back as 1. A NaN is the key of its 8 bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import numbers
+import pickle
+import struct
+from decimal import Decimal
+from typing import Any
+
+from shmrhash._errors import SegmentCorrupt
+
+_LENGTH_LONG = 255  # this byte says that four bytes of length follow
+_FLOAT = struct.Struct("<d")
+_PROTOCOL = 5
+
+
+def encode_key(key: Any) -> bytes:
+    """The bytes of a key. Raises TypeError for what has no hash; what pickling raises."""
+    kind = type(key)
+    if kind is str:
+        return b"s" + key.encode("utf-8", "surrogatepass")
+    if kind is int:
+        return b"i" + key.to_bytes(key.bit_length() // 8 + 1, "little", signed=True)
+    if kind is bytes:
+        return b"b" + key
+    if kind is tuple:
+        return _encode_items(b"t", map(encode_key, key))
+    if key is None:
+        return b"n"
+    return _encode_other(key)
+
+
+def _encode_items(tag: bytes, items: Any) -> bytes:
+    parts = [tag]
+    for item in items:
+        size = len(item)
+        if size < _LENGTH_LONG:
+            parts.append(size.to_bytes(1, "little"))
+        else:
+            parts.append(b"\xff" + size.to_bytes(4, "little"))
+        parts.append(item)
+    return b"".join(parts)
+
+
+def _encode_other(key: Any) -> bytes:
+    """Subclasses, numbers of other types, frozensets, and what must be pickled."""
+    hashed = hash(key)  # as in a dict, a key without one is a TypeError
+    for kind in (str, bytes, tuple, frozenset):
+        if isinstance(key, kind):
+            plain = kind.__str__(key) if kind is str else kind(key)
+            if hash(plain) != hashed or plain != key:
+                break  # a subclass with an equality of its own
+            if kind is frozenset:
+                return _encode_items(b"z", sorted(map(encode_key, plain)))
+            return encode_key(plain)
+    if isinstance(key, (numbers.Number, Decimal)):
+        number = _plain_number(key)
+        if number is not None:
+            return encode_key(number) if isinstance(number, int) else b"f" + _FLOAT.pack(number)
+    out = io.BytesIO()
+    pickler = pickle.Pickler(out, _PROTOCOL)
+    pickler.fast = True
+    pickler.dump(key)
+    return b"p" + out.getvalue()
+
+
+def _plain_number(key: Any) -> int | float | None:
+    """The int, or else the float, that equals this number; None if there is none."""
+    if isinstance(key, float) and key != key:
+        return float(key)
+    for kind in (int, float):
+        try:
+            number = kind(key.real if isinstance(key, numbers.Complex) else key)
+        except (OverflowError, ValueError):  # infinite, not a number, beyond a float
+            continue
+        if number == key:
+            return number
+    return None
+
+
+def decode_key(data: bytes) -> Any:
+    """The key of these bytes; a pickled one is unpickled. Raises SegmentCorrupt."""
+    tag, content = data[:1], data[1:]
+    if tag == b"s":
+        return content.decode("utf-8", "surrogatepass")
+    if tag == b"i":
+        return int.from_bytes(content, "little", signed=True)
+    if tag == b"b":
+        return content
+    if tag == b"t":
+        return tuple(_decode_items(content))
+    if tag == b"n":
+        return None
+    if tag == b"f" and len(content) == 8:
+        return _FLOAT.unpack(content)[0]
+    if tag == b"z":
+        return frozenset(_decode_items(content))
+    if tag == b"p":
+        return pickle.loads(content)
+    raise SegmentCorrupt(f"a key of {len(data)} bytes has the unknown tag {tag!r}")
+
+
+def _decode_items(content: bytes) -> list[Any]:
+    items = []
+    at = 0
+    while at < len(content):
+        size = content[at]
+        at += 1
+        if size == _LENGTH_LONG:
+            size = int.from_bytes(content[at : at + 4], "little")
+            at += 4
+        if at + size > len(content):
+            raise SegmentCorrupt("a key's items are longer than the key")
+        items.append(decode_key(content[at : at + size]))
+        at += size
+    return items

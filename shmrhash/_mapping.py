@@ -1,0 +1,154 @@
+"""MappingMethods: what SharedDict has because dict has it, made of DictCore's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._views import ITEMS, KEYS, SharedItems, SharedKeys, SharedValues
+
+_ABSENT: Any = object()
+
+
+class MappingMethods(_core.DictCore):
+    """A collections.abc.MutableMapping. d[key], get, in, pop and the like are the core's own."""
+
+    __reversed__ = None  # there is no order to reverse
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.entries(KEYS)
+
+    def keys(self) -> SharedKeys:
+        """A view of the keys, with the operations of a set.
+
+        Raises, when it is read, what reading raises.
+        """
+        return SharedKeys(self)  # type: ignore[arg-type]
+
+    def values(self) -> SharedValues:
+        """A view of the values; each is a copy of its own.
+
+        Raises, when it is read, what reading raises.
+        """
+        return SharedValues(self)  # type: ignore[arg-type]
+
+    def items(self) -> SharedItems:
+        """A view of the pairs (key, value), with the operations of a set; each is read in one step.
+
+        Raises, when it is read, what reading raises.
+        """
+        return SharedItems(self)  # type: ignore[arg-type]
+
+    def update(self, other: Any = (), /, **more: Any) -> None:
+        """Store the pairs of a mapping or an iterable, and the keywords, as dict.update() does.
+
+        Each pair is stored in one step, all of them are not. The default ttl applies.
+
+        Raises what storing raises: the pairs before it are stored.
+        """
+        if isinstance(other, (dict, MappingMethods)):
+            pairs: Iterable[Any] = other.items()
+        elif hasattr(other, "keys"):
+            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 (dict asks it)
+        else:
+            pairs = other
+        for key, value in pairs:
+            self[key] = value
+        for key, value in more.items():
+            self[key] = value
+
+    def copy(self) -> dict[Any, Any]:
+        """A plain dict of what is in it. Not a snapshot: see the class.
+
+        Raises what reading raises; with Array values TooManyProcesses, if there are too many to
+        hold all of them.
+        """
+        return dict(self.entries(ITEMS))
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: object) -> dict[Any, Any]:
+        return self.copy()
+
+    def __or__(self, other: Any) -> dict[Any, Any]:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        merged = self.copy()
+        merged.update(other)
+        return merged
+
+    def __ror__(self, other: Any) -> dict[Any, Any]:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        merged = dict(other)
+        merged.update(self.entries(ITEMS))
+        return merged
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        count = 0
+        for key, value in self.entries(ITEMS):
+            try:
+                found = other[key]
+            except (KeyError, TypeError, OverflowError):  # absent; a key it cannot have
+                return False
+            if not (found is value or found == value):
+                return False
+            count += 1
+        # Entries that have expired count in len(), not here.
+        return count == (sum(1 for _ in other) if isinstance(other, MappingMethods) else len(other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def locked(  # type: ignore[override]
+        self, key: Any, *, timeout: float | None = None, create: Any = _ABSENT
+    ) -> _core.DictSection:
+        """A locked section: ``with d.locked(key) as entry: entry.value = f(entry.value)``.
+
+        entry.value is a copy of the value, of one's own: assign to it, or change it if it is
+        mutable, and when the block ends it is stored in one step. entry.delete() deletes the key
+        instead, entry.roll_back() stores nothing. If the block raises, or the process dies, the
+        value stays as it was. Between, nobody else writes the key (L1); readers see the old value.
+
+        timeout: seconds to wait for the lock; None is the dict's own. create: a value to insert
+        first if the key is absent; it stays whatever becomes of the section. A lock belongs to the
+        thread that took it.
+
+        Raises KeyNotFound (absent, and no create), LockTimeout, DeadlockError (this thread has it
+        locked already), what storing raises; at the end KeyGone (the key was deleted meanwhile).
+        """
+        if create is _ABSENT:
+            return super().locked(key, timeout)
+        return super().locked(key, timeout, create)
+
+    def update_with(  # type: ignore[override]
+        self,
+        key: Any,
+        function: Callable[[Any], Any],
+        *default: Any,
+        timeout: float | None = None,
+    ) -> Any:
+        """Store function(value) while the key is locked; return it.
+
+        default: what function gets if the key is absent; it is inserted first, and stays if
+        function raises. function runs once, and must not write this key by other means.
+
+        Raises what locked() raises, and what function raises: then nothing is stored.
+        """
+        if len(default) > 1:
+            raise TypeError("update_with takes a key, a function and a default")
+        create = default[0] if default else _ABSENT
+        with self.locked(key, timeout=timeout, create=create) as entry:
+            entry.value = fresh = function(entry.value)
+        return fresh
+
+
+MutableMapping.register(MappingMethods)

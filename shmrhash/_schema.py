@@ -1,0 +1,163 @@
+"""Schema: what a dict's segment says of its types, and where an entry has what.
+
+A value is [reference to the whole key] [deadline] [value, or a reference to it], each at a multiple
+of 8 bytes. The first is there if keys are of any length, the second if entries can expire.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from shmrhash._codec import Codec, Role
+from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
+from shmrhash._fields import Field, Kptr, Timer
+from shmrhash._types import WORD_BYTES, codec_for, record_name, type_of_record
+
+VERSION = 1
+KIND = "SharedDict"
+BYTES_MAX = 1536
+PER_ENTRY = "per entry"  # entries can expire, and do so only if they are told to
+TTL_MAX = 1 << 33  # seconds, 272 years: a deadline fits into 63 bits of nanoseconds
+
+
+def ttl_checked(ttl: float) -> float:
+    """ttl, if it is a time to live.
+
+    Raises TypeError, InvalidArgument.
+    """
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise TypeError(f"ttl is seconds, int or float, not {type(ttl).__name__}")
+    if not 0 < ttl <= TTL_MAX and ttl != math.inf:
+        raise InvalidArgument(f"ttl is above 0 and at most {TTL_MAX} seconds, or inf, not {ttl}")
+    return ttl
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The types of a dict's keys and values, and its ttl.
+
+    ttl: None, entries have no deadline; inf, none unless told; else seconds, the default.
+    """
+
+    key: Codec
+    value: Codec
+    ttl: float | None
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The special fields of the map's values."""
+        fields: list[Field] = []
+        if self.key.by_reference:
+            fields.append(Kptr(0))
+        if self.ttl is not None:
+            fields.append(Timer(len(fields) * WORD_BYTES))
+        if self.value.by_reference:
+            fields.append(Kptr(len(fields) * WORD_BYTES))
+        return tuple(fields)
+
+    @property
+    def value_size(self) -> int:
+        """Bytes of the map's values."""
+        inline = 0 if self.value.by_reference else self.value.size
+        return len(self.fields) * WORD_BYTES + inline
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether keys or values are objects, which max_bytes limits."""
+        return self.key.by_reference or self.value.by_reference
+
+    @property
+    def default_ttl_ns(self) -> int:
+        """Nanoseconds; 0 for none."""
+        return 0 if self.ttl is None or self.ttl == math.inf else max(1, round(self.ttl * 1e9))
+
+    def to_bytes(self) -> bytes:
+        """The JSON that stands in the segment. Raises TooLarge."""
+        record = {
+            "v": VERSION,
+            "kind": KIND,
+            "key": self.key.record,
+            "value": self.value.record,
+            "ttl": PER_ENTRY if self.ttl == math.inf else self.ttl,
+        }
+        data = json.dumps(record, separators=(",", ":")).encode()
+        if len(data) > BYTES_MAX:
+            raise TooLarge(
+                f"the types {record_name(self.key.record):.60} and "
+                f"{record_name(self.value.record):.60} take {len(data)} bytes to describe, and "
+                f"there is room for {BYTES_MAX}"
+            )
+        return data
+
+
+def make_schema(key: Any, value: Any, ttl: float | None) -> Schema:
+    """The schema of these declared types.
+
+    Raises TypeError, InvalidArgument, ImportError.
+    """
+    checked = None if ttl is None else ttl_checked(ttl)
+    return Schema(codec_for(key, "key"), codec_for(value, "value"), checked)
+
+
+def read_schema(data: bytes, name: str) -> dict[str, Any]:
+    """What a segment says of its types. Raises LayoutMismatch: not a dict of this version."""
+    if not data:
+        raise LayoutMismatch(f"segment {name!r} is a map, but not a SharedDict")
+    try:
+        record = json.loads(data)
+        version, kind = record["v"], record["kind"]
+    except (ValueError, KeyError, TypeError):
+        raise LayoutMismatch(f"segment {name!r} has a schema that is not a SharedDict's") from None
+    if (version, kind) != (VERSION, KIND) or not {"key", "value", "ttl"} <= record.keys():
+        raise LayoutMismatch(
+            f"segment {name!r} is a {kind} of version {version}; wanted {KIND}, version {VERSION}"
+        )
+    return dict(record)
+
+
+def ttl_of_record(record: dict[str, Any], name: str) -> float | None:
+    """The ttl that a schema says. Raises LayoutMismatch."""
+    ttl = record["ttl"]
+    if ttl is None:
+        return None
+    try:
+        return ttl_checked(math.inf if ttl == PER_ENTRY else ttl)
+    except (TypeError, InvalidArgument) as error:
+        raise LayoutMismatch(f"segment {name!r}: {error}") from None
+
+
+def _restored(record: Any, role: Role, name: str) -> Codec:
+    """The codec of a type that a segment names, which may name anything."""
+    try:
+        return codec_for(type_of_record(record, role), role)
+    except LayoutMismatch as error:
+        raise LayoutMismatch(f"segment {name!r}: {error}") from None
+    except (TypeError, ValueError, KeyError) as error:
+        raise LayoutMismatch(
+            f"segment {name!r}: its {role} type {record!r:.200} cannot be read: {error}"
+        ) from None
+
+
+def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> Schema:
+    """The schema of a segment; key and value, unless None, must be the types it has.
+
+    Raises LayoutMismatch, naming both types, and what codec_for() raises.
+    """
+    codecs = []
+    roles: tuple[tuple[Role, Any], ...] = (("key", key), ("value", value))
+    for role, declared in roles:
+        if declared is None:
+            codec = _restored(record[role], role, name)
+        else:
+            codec = codec_for(declared, role)
+        # As JSON has it: a tuple, say, comes back as a list.
+        if json.loads(json.dumps(codec.record)) != record[role]:
+            raise LayoutMismatch(
+                f"segment {name!r} has the {role} type {record_name(record[role])}, opened with "
+                f"{record_name(codec.record)}"
+            )
+        codecs.append(codec)
+    return Schema(codecs[0], codecs[1], ttl_of_record(record, name))

@@ -1,0 +1,186 @@
+"""Declared types of keys and values: how each becomes bytes, and how a schema writes it down.
+
+A declared type is one of: bytes, str, int, float, bool, object; a struct format; a NumPy dtype;
+Array(dtype, shape); a subclass of ctypes.Structure; a dataclass; a msgspec.Struct. codec_for()
+makes a Codec of it, whose record, plain JSON, stands in the segment and is compared at every open.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import pickle
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._classes import ctypes_codec, is_msgspec_class, message_codec
+from shmrhash._codec import Codec, Role
+from shmrhash._errors import InvalidArgument, LayoutMismatch
+from shmrhash._keys import decode_key, encode_key
+
+KEY_DIGEST_BYTES = 16  # of a key of any length: itself if it has up to 15 bytes, else a digest
+WORD_BYTES = 8
+
+_PICKLE_PROTOCOL = 5
+_dump = functools.partial(pickle.dumps, protocol=_PICKLE_PROTOCOL)
+
+# By declared type: its name in a schema, the kinds as a key and as a value, the bytes as a key.
+_BUILTINS: dict[type, tuple[str, int, int, int]] = {
+    int: ("int", _core.KEY_INT, _core.VALUE_INT, 8),
+    float: ("float", _core.KEY_FLOAT, _core.VALUE_FLOAT, 8),
+    bool: ("bool", _core.KEY_BOOL, _core.VALUE_BOOL, 1),
+    bytes: ("bytes", _core.KEY_BYTES, _core.VALUE_BYTES, KEY_DIGEST_BYTES),
+    str: ("str", _core.KEY_STR, _core.VALUE_STR, KEY_DIGEST_BYTES),
+    object: ("object", _core.KEY_ENCODED, _core.VALUE_ENCODED, KEY_DIGEST_BYTES),
+}
+_BY_NAME = {name: declared for declared, (name, *_) in _BUILTINS.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """The type of values that are NumPy arrays, read where they are, without a copy.
+
+    dtype: anything that numpy.dtype() takes, but objects. shape: of every value, or None: any.
+    What is stored is converted to dtype if that loses no kind (as numpy's "same_kind") and stands
+    in C order. What comes out is a read-only array on the shared memory; the bytes stay as they
+    are for as long as it, or a view of it, lives, also when the key is overwritten or deleted.
+
+    Raises ImportError (no NumPy), TypeError, InvalidArgument (a dtype with objects).
+    """
+
+    dtype: Any
+    shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        from shmrhash import _arrays
+
+        object.__setattr__(self, "dtype", _arrays.plain_dtype(self.dtype))
+        if self.shape is not None:
+            shape = (self.shape,) if isinstance(self.shape, int) else self.shape
+            object.__setattr__(self, "shape", tuple(int(size) for size in shape))
+
+
+def codec_for(declared: Any, role: Role) -> Codec:
+    """The codec of a declared type.
+
+    Raises TypeError (not a type that can be declared), InvalidArgument (a struct format, dtype or
+    class that cannot be stored), ImportError (msgspec or NumPy is not there).
+    """
+    if isinstance(declared, type) and declared in _BUILTINS:
+        return _builtin_codec(declared, role)
+    if isinstance(declared, str):
+        return _struct_codec(declared, role)
+    if isinstance(declared, Array):
+        if role == "key":
+            raise TypeError("keys cannot be arrays, which have no hash; use their bytes")
+        from shmrhash import _arrays
+
+        return _arrays.array_codec(declared)
+    if isinstance(declared, type):
+        if issubclass(declared, (ctypes.Structure, ctypes.Union)):
+            return ctypes_codec(declared, role)
+        if dataclasses.is_dataclass(declared) or is_msgspec_class(declared):
+            return message_codec(declared, role)
+    if _is_dtype(declared):
+        from shmrhash import _arrays
+
+        return _arrays.dtype_codec(declared, role)
+    name = declared.__qualname__ if isinstance(declared, type) else repr(declared)
+    raise TypeError(
+        f"a {role}'s type is bytes, str, int, float, bool, object, a struct format, a NumPy dtype, "
+        f"Array, a ctypes.Structure, a dataclass or a msgspec.Struct, not {name}"
+    )
+
+
+def _is_dtype(declared: Any) -> bool:
+    """A numpy.dtype, or a class of NumPy's numbers; nothing else that numpy.dtype() would take."""
+    kind = declared if isinstance(declared, type) else type(declared)
+    return any(base.__module__.partition(".")[0] == "numpy" for base in kind.__mro__)
+
+
+def _builtin_codec(declared: type, role: Role) -> Codec:
+    name, key_kind, value_kind, key_size = _BUILTINS[declared]
+    encode: Callable[[Any], Any] | None = None
+    decode: Callable[[Any], Any] | None = None
+    if declared is object:
+        encode, decode = (encode_key, decode_key) if role == "key" else (_dump, pickle.loads)
+    if role == "key":
+        by_reference = key_size == KEY_DIGEST_BYTES
+        return Codec(declared, name, key_kind, key_size, by_reference, encode, decode)
+    by_reference = value_kind >= _core.VALUE_BYTES
+    return Codec(declared, name, value_kind, WORD_BYTES, by_reference, encode, decode)
+
+
+def _struct_codec(fmt: str, role: Role) -> Codec:
+    """A struct format: a tuple, or if the format has one item, that item."""
+    try:
+        size = struct.calcsize(fmt)
+    except struct.error as error:
+        raise InvalidArgument(f"{fmt!r} is not a struct format: {error}") from None
+    count = len(struct.unpack(fmt, bytes(size)))
+    if not count:
+        raise InvalidArgument(f"the struct format {fmt!r} has no items")
+    room = size if role == "key" else -(-size // WORD_BYTES) * WORD_BYTES
+    packer = struct.Struct(f"{fmt}{room - size}x")
+    kind = _core.KEY_FIXED if role == "key" else _core.VALUE_FIXED
+    what = f"{role} must be {'a tuple' if count > 1 else 'an item'} for the struct format {fmt!r}"
+
+    def encode(thing: Any) -> bytes:
+        items = (thing,) if count == 1 else thing
+        if not isinstance(items, tuple):
+            raise TypeError(f"{what}, not {type(thing).__name__}")
+        if role == "key":  # -0.0 and 0.0 are one key
+            items = tuple([item + 0.0 if type(item) is float else item for item in items])
+        try:
+            return packer.pack(*items)
+        except struct.error as error:
+            text = str(error)
+            fits = not any(word in text for word in ("requires", "range", "too large"))
+            raise (TypeError if fits else OverflowError)(f"{what}: {text}") from None
+
+    def decode(data: bytes) -> Any:
+        items = packer.unpack(data)
+        return items[0] if count == 1 else items
+
+    return Codec(fmt, {"struct": fmt}, kind, room, False, encode, decode)
+
+
+def type_of_record(record: Any, role: Role) -> Any:
+    """The declared type that a schema's record names.
+
+    Raises LayoutMismatch for a class, which only the program can name.
+    """
+    if isinstance(record, str) and record in _BY_NAME:
+        return _BY_NAME[record]
+    if isinstance(record, dict):
+        if "struct" in record:
+            return record["struct"]
+        if "numpy" in record or "array" in record:
+            from shmrhash import _arrays
+
+            if "numpy" in record:
+                return _arrays.dtype_of_record(record["numpy"])
+            shape = record.get("shape")
+            dtype = _arrays.dtype_of_record(record["array"])
+            return Array(dtype, None if shape is None else tuple(shape))
+        if "class" in record:
+            raise LayoutMismatch(
+                f"its {role} type is the class {record['class']}; open it with {role}=that class"
+            )
+    raise LayoutMismatch(f"this version cannot read its {role} type {record!r}")
+
+
+def record_name(record: Any) -> str:
+    """A record as a person reads it."""
+    if isinstance(record, str):
+        return record
+    if "struct" in record:
+        return f"the struct format {record['struct']!r}"
+    if "numpy" in record:
+        return f"the dtype {record['numpy']}"
+    if "array" in record:
+        return f"Array({record['array']!r}, shape={record['shape']})"
+    return f"the {record.get('of', 'class')} {record.get('class')} with {record.get('fields')}"

@@ -1,0 +1,90 @@
+"""Views of a SharedDict: windows on what is in it at the moment, as those of a dict."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from shmrhash._dict import SharedDict
+
+KEYS, VALUES, ITEMS = 0, 1, 2  # what DictCore.entries() delivers
+SHOWN_MAX = 6  # entries in a repr
+
+_T = TypeVar("_T")
+_short = reprlib.Repr()
+_short.maxother = _short.maxstring = 60
+
+
+def shown(entries: Iterator[Any], pairs: bool) -> str:
+    """The first few entries, for a repr."""
+    parts = []
+    for entry in entries:
+        if len(parts) == SHOWN_MAX:
+            parts.append("...")
+            break
+        parts.append(": ".join(map(_short.repr, entry)) if pairs else _short.repr(entry))
+    return ", ".join(parts)
+
+
+class SharedKeys(KeysView[Any]):
+    """The keys: a set, as dict.keys() is. Set operations make a plain set."""
+
+    __slots__ = ()
+    _mapping: SharedDict
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._mapping.entries(KEYS)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}([{shown(iter(self), False)}])"
+
+    @classmethod
+    def _from_iterable(cls, iterable: Iterable[_T]) -> set[_T]:
+        return set(iterable)
+
+
+class SharedItems(ItemsView[Any, Any]):
+    """The pairs of key and value, each read in one step. Set operations make a plain set."""
+
+    __slots__ = ()
+    _mapping: SharedDict
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        return self._mapping.entries(ITEMS)
+
+    def __contains__(self, item: object) -> bool:
+        if not isinstance(item, tuple) or len(item) != 2:
+            return False
+        key, wanted = item
+        try:
+            found = self._mapping[key]
+        except (KeyError, OverflowError):
+            return False
+        except TypeError:
+            return key in self._mapping  # of another type, which cannot be there; or unhashable
+        return bool(found is wanted or found == wanted)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}([{shown(iter(self), False)}])"
+
+    @classmethod
+    def _from_iterable(cls, iterable: Iterable[_T]) -> set[_T]:
+        return set(iterable)
+
+
+class SharedValues(ValuesView[Any]):
+    """The values, each a copy of its own."""
+
+    __slots__ = ()
+    _mapping: SharedDict
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._mapping.entries(VALUES)
+
+    def __contains__(self, value: object) -> bool:
+        return any(found is value or found == value for found in self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}([{shown(iter(self), False)}])"

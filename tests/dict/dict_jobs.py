@@ -1,0 +1,201 @@
+"""What the workers of the tests of dicts do; spawned children import this module."""
+
+import contextlib
+import os
+import pickle
+import random
+import zlib
+
+import shmrhash
+from shmrhash import SharedCounter, SharedDict
+
+NOEXIST = shmrhash.BPF_NOEXIST
+ROUNDS_MAX = 100_000
+
+
+# Counters.
+
+
+def count_words(gate, counter, words, rounds, seed):
+    """Count random words one by one and in batches; what was counted."""
+    rng = random.Random(seed)
+    counted = dict.fromkeys(words, 0)
+    sums = []
+    gate.wait()
+    for number in range(rounds):
+        word = rng.choice(words)
+        if number % 10:
+            sums.append((word, counter.inc(word)))
+            counted[word] += 1
+        else:
+            batch = rng.choices(words, k=5)
+            counter.update(batch)
+            counter.subtract([word])
+            for one in batch:
+                counted[one] += 1
+            counted[word] -= 1
+    return counted, sums
+
+
+def count_only(gate, counter, words, rounds, seed):
+    """Count one by one; the sums that came back."""
+    rng = random.Random(seed)
+    gate.wait()
+    return [(word, counter.inc(word)) for word in rng.choices(words, k=rounds)]
+
+
+# Atomic steps on one key.
+
+
+def append_to_one_list(gate, d, key, rounds, mark):
+    """Append with update_with, and with a section, to the same list."""
+    gate.wait()
+    for number in range(rounds):
+        if number % 2:
+            d.update_with(key, lambda value, item=(mark, number): [*value, item], [])
+        else:
+            with d.locked(key, create=[]) as entry:
+                entry.value.append((mark, number))
+
+
+def append_without_lock(gate, d, key, rounds, mark):
+    """What a newcomer writes: read, append, and nothing stored."""
+    gate.wait()
+    for number in range(rounds):
+        d[key].append((mark, number))
+
+
+def set_default_and_pop(gate, d, rounds, mark):
+    """Race for each key twice: who stored it, and who took it."""
+    stored, taken = [], []
+    for number in range(rounds):
+        key = f"the key that all race for, number {number}"
+        gate.wait()
+        if d.setdefault(key, (mark, number)) == (mark, number):
+            stored.append(number)
+        gate.wait()
+        found = d.pop(key, None)
+        if found is not None:
+            taken.append(found)
+    return stored, taken
+
+
+def pop_items(gate, d):
+    """Pop until nothing is left."""
+    taken = []
+    gate.wait()
+    while True:
+        try:
+            taken.append(d.popitem())
+        except KeyError:
+            return taken
+
+
+def exchange_tokens(gate, d, key, rounds, mark):
+    """Swap tokens in and out of one key; all that came out."""
+    gate.wait()
+    return [d.exchange(key, (mark, number)) for number in range(rounds)]
+
+
+def churn_long_keys(gate, d, first, count, rounds):
+    """Insert and delete keys of one's own, of every length, so that the table resizes."""
+    gate.wait()
+    for _ in range(rounds):
+        for number in range(first, first + count):
+            d[churned_key(number)] = "v" * (number % 300)
+        for number in range(first, first + count):
+            del d[churned_key(number)]
+    gate.finish()
+
+
+def churned_key(number):
+    return f"churned {number} " + "k" * (number % 40)
+
+
+def stable_key(number):
+    return f"stable {number} " + "s" * (number % 40)
+
+
+def walk_all(gate, d, stable_count):
+    """Walk again and again; every stable entry comes exactly once, with its value. The walks."""
+    walks = 0
+    gate.wait()
+    for _ in gate.open_for(ROUNDS_MAX):
+        seen = {}
+        for key, value in d.items():
+            if key in seen:
+                raise AssertionError(f"{key!r} came twice")
+            seen[key] = value
+        for number in range(stable_count):
+            if seen.get(stable_key(number)) != str(number):
+                raise AssertionError(
+                    f"stable entry {number} came as {seen.get(stable_key(number))}"
+                )
+        foreign = [key for key in seen if not key.startswith(("stable ", "churned "))]
+        if foreign:
+            raise AssertionError(f"keys that nobody stored: {foreign[:3]}")
+        walks += 1
+    return walks
+
+
+# Values that show whether they are torn.
+
+
+def checked_value(key, number, size):
+    """An object whose pickle has about size bytes, and which says whose it is."""
+    body = random.Random(f"{key}/{number}").randbytes(size)
+    return {"key": key, "number": number, "crc": zlib.crc32(body), "body": body}
+
+
+def expect_whole(key, value):
+    """Raise unless it is a value that somebody stored under this key; its number."""
+    if value["key"] != key or zlib.crc32(value["body"]) != value["crc"]:
+        raise AssertionError(f"key {key}: a torn or foreign value of {value['key']}")
+    return value["number"]
+
+
+# Handles.
+
+
+def store_mark(gate, d, key, value):
+    """Use a dict that came by inheritance or by pickle; its name and types."""
+    gate.wait()
+    d[key] = value
+    return d.name, d.key_type, d.value_type, len(d)
+
+
+def pickled_again(gate, data, key):
+    """Unpickle a handle, use it, and pickle it again."""
+    gate.wait()
+    d = pickle.loads(data)
+    d[key] = os.getpid()
+    return pickle.dumps(d)
+
+
+pool_dict = None
+pool_counter = None
+
+
+def start_pool_worker(shared, counter=None):
+    """A Pool's or executor's initializer."""
+    global pool_dict, pool_counter
+    pool_dict, pool_counter = shared, counter
+
+
+def square_in_pool(number):
+    """A task that memoizes in the dict."""
+    if pool_counter is not None:
+        pool_counter.inc("tasks")
+    with contextlib.suppress(KeyError):
+        return pool_dict[number]
+    pool_dict[number] = number * number
+    return number * number
+
+
+def child_makes_its_own(gate):
+    """An anonymous dict made and used in a child."""
+    gate.wait()
+    with SharedDict() as d, SharedCounter() as c:
+        d["a"] = 1
+        c.inc("b")
+        return d.copy(), c.as_dict()

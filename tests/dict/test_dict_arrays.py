@@ -1,0 +1,152 @@
+"""Array values: read where they are, whatever their shape; and inline arrays."""
+
+import gc
+
+import numpy as np
+import pytest
+
+import shmrhash
+from shmrhash import Array
+
+ARRAYS = [
+    np.arange(12.0).reshape(3, 4),
+    np.zeros((0,)),
+    np.zeros((3, 0, 2)),
+    np.array(5.0),
+    np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
+    np.arange(20.0)[::-3],
+    np.ones((1,) * 32),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: str(array.shape)[:24])
+def test_an_array_of_any_shape_comes_back(make_dict, array):
+    d = make_dict(key=str, value=Array("f8"))
+
+    d["a"] = array
+    found = d["a"]
+
+    assert found.shape == array.shape
+    assert found.dtype == np.float64
+    assert np.array_equal(found, array)
+    assert not found.flags.writeable
+    assert found.flags.aligned
+    assert found.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "dtype", ["i1", "<u2", ">f4", "c16", "M8[ns]", "S3", "U2", [("x", "u1"), ("y", "<f8")], "?"]
+)
+@pytest.mark.parametrize("shape", [None, (5,)])
+def test_an_array_of_any_dtype_comes_back(make_dict, dtype, shape):
+    d = make_dict(key=str, value=Array(dtype, shape))
+    array = np.arange(5 * np.dtype(dtype).itemsize, dtype="u1").view(dtype)
+    if array.dtype.kind in "US?":
+        array = np.ones(5, dtype)
+
+    d["a"] = array
+
+    assert d["a"].dtype == np.dtype(dtype)
+    assert d["a"].tobytes() == array.tobytes()
+
+
+def test_what_is_like_an_array_is_converted(make_dict):
+    d = make_dict(key=str, value=Array("f4", (2, 2)))
+
+    d["a"] = [[1, 2], [3, 4.5]]
+
+    assert d["a"].tolist() == [[1, 2], [3, 4.5]]
+
+
+def test_an_array_is_read_without_copying(make_dict):
+    """Two reads show the same memory; a third handle's read does not copy the megabyte either."""
+    d = make_dict(key=str, value=Array("u1"))
+    d["a"] = np.arange(1 << 20, dtype="u1")
+
+    one, other = d["a"], d["a"]
+
+    assert one.ctypes.data == other.ctypes.data
+    assert d.info()["objects"]["pinned"] > 0
+    with pytest.raises(ValueError, match="read-only"):
+        one[0] = 1
+
+
+def test_an_array_stays_as_it_was_while_somebody_holds_it(make_dict):
+    """Overwritten, deleted, cleared, and the memory wanted by others: the bytes stay."""
+    d = make_dict(key=int, value=Array("u1"), max_bytes=8 << 20)
+    d[0] = np.full(1 << 20, 7, "u1")
+    held = d[0]
+    part = held[5:10].reshape(5, 1)
+
+    d[0] = np.full(1 << 20, 8, "u1")
+    for number in range(1, 40):
+        d[number % 5] = np.full(1 << 20, 9, "u1")
+    del d[0]
+    d.clear()
+    del held
+    gc.collect()
+
+    assert part.ravel().tolist() == [7] * 5
+    assert d.info()["objects"]["pinned"] == 1
+    del part
+    gc.collect()
+    assert d.info()["objects"]["pinned"] == 0
+    assert d.info()["objects"]["count"] == 0
+
+
+def test_a_view_outlives_the_handle(make_dict, map_name):
+    d = make_dict(key=str, value=Array("u1"))
+    d["a"] = np.full(100_000, 3, "u1")
+    with shmrhash.SharedDict.open(map_name) as other:
+        held = other["a"]
+
+    assert int(held.sum()) == 300_000
+
+
+@pytest.mark.parametrize("value_type", [bytes, str, object])
+def test_view_shows_the_bytes_of_a_value(make_dict, value_type):
+    d = make_dict(key=str, value=value_type)
+    d["a"] = b"abc" if value_type is bytes else "abc"
+
+    view = d.view("a")
+
+    assert view.readonly
+    assert b"abc" in bytes(view)
+    d["a"] = b"xyz" if value_type is bytes else "xyz"
+    assert b"abc" in bytes(view)
+    with pytest.raises(KeyError):
+        d.view("b")
+
+
+def test_a_dtype_with_a_shape_stands_in_the_entry(make_dict):
+    d = make_dict(key=int, value=np.dtype(("<f4", (3,))))
+
+    d[1] = np.array([1, 2, 3], "f4")
+    found = d[1]
+    found[0] = 9  # a copy
+
+    assert d[1].tolist() == [1, 2, 3]
+    assert "objects" not in d.info()
+    with pytest.raises(TypeError, match="shape"):
+        d[1] = np.zeros(4, "f4")
+
+
+def test_a_record_is_a_copy_that_may_be_changed(make_dict):
+    d = make_dict(key=int, value=np.dtype([("x", "<i8"), ("y", "<f8")]))
+    d[1] = (1, 0.5)
+
+    found = d[1]
+    found["x"] = 2
+
+    assert d[1]["x"] == 1
+    d[1] = found
+    assert d[1]["x"] == 2
+
+
+def test_an_array_type_says_what_it_is():
+    assert Array("f8", 3) == Array(float, (3,))
+    assert Array("f8") != Array("f4")
+    with pytest.raises(shmrhash.InvalidArgument):
+        Array(object)
+    with pytest.raises(TypeError):
+        Array("nonsense")

@@ -1,0 +1,456 @@
+"""From birth to removal: every way to start processes, and nothing left behind or said."""
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import dict_jobs as jobs
+import pytest
+from workers import Crew, run_together
+
+import shmrhash
+from shmrhash import SharedCounter, SharedDict
+
+HERE = Path(__file__).parent
+START_METHODS = ["fork", "spawn", "forkserver"]
+TIMEOUT_S = 60
+
+every_method = pytest.mark.parametrize("method", START_METHODS)
+
+
+def segment_path(d):
+    return Path(d.info()["path"])
+
+
+@pytest.fixture
+def run_program(tmp_path):
+    """A function that runs a program as a user does, with warnings as errors; its output."""
+
+    def run(text, *arguments, folder=tmp_path):
+        program = folder / "program.py"
+        program.write_text(textwrap.dedent(text))
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(program), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            cwd=folder,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        return done.stdout
+
+    return run
+
+
+# One process.
+
+
+def test_a_dict_is_opened_by_its_name_and_lives_until_it_is_unlinked(map_name):
+    with SharedDict(map_name, key=str, value=int) as d:
+        d["a"] = 1
+        path = segment_path(d)
+    assert d.closed
+    with pytest.raises(shmrhash.MapClosed):
+        d["a"]
+    d.close()
+
+    with SharedDict(map_name, key=str, value=int) as again:
+        assert again["a"] == 1
+        again.unlink()
+        again["b"] = 2
+        assert again == {"a": 1, "b": 2}
+    assert not path.exists()
+    with pytest.raises(shmrhash.SegmentMissing):
+        SharedDict.open(map_name)
+
+
+def test_an_anonymous_dict_goes_with_its_last_reference(anonymous_left):
+    for make in (SharedDict, SharedCounter):
+        d = make()
+        path = segment_path(d)
+        assert path.exists()
+        del d
+        gc.collect()
+        assert not path.exists()
+    with SharedDict() as d:
+        path = segment_path(d)
+    assert not path.exists()
+    d = SharedDict()
+    again = pickle.loads(pickle.dumps(d))
+    d["a"] = 1
+    d.close()
+    assert again["a"] == 1
+    again.close()
+    assert anonymous_left() == []
+
+
+def test_an_ephemeral_dict_goes_with_its_last_user(map_name):
+    one = SharedDict(map_name, key=str, value=int, ephemeral=True)
+    other = SharedDict(map_name, key=str, value=int)
+    path = segment_path(one)
+
+    one.close()
+    assert path.exists()
+    other["a"] = 1
+    del other
+    gc.collect()
+
+    assert not path.exists()
+
+
+def test_two_anonymous_dicts_are_two(anonymous_left):
+    with SharedDict() as one, SharedDict() as other:
+        one["a"] = 1
+        assert len(other) == 0
+        assert one.name != other.name
+
+
+def test_a_handle_pickles_with_its_types(make_dict):
+    d = make_dict(key="<I", value=object, ttl=60)
+    d[5] = [1]
+
+    with pickle.loads(pickle.dumps(d)) as again:
+        assert type(again) is SharedDict
+        assert (again.key_type, again.value_type) == ("<I", object)
+        assert again.default_ttl_ns == d.default_ttl_ns
+        assert again == {5: [1]}
+
+
+def test_a_pickled_handle_is_not_of_another_dict(make_dict, map_name):
+    """Of the same name, made anew with other types."""
+    d = make_dict(key=str, value=int)
+    data = pickle.dumps(d)
+    d.unlink()
+    d.close()
+    make_dict(name=map_name, key=str, value=float)
+
+    with pytest.raises(shmrhash.LayoutMismatch):
+        pickle.loads(data)
+
+
+def test_of_those_who_race_one_creates_and_all_get_the_same(map_name):
+    with ThreadPoolExecutor(8) as pool:
+        dicts = list(
+            pool.map(lambda _: SharedDict(map_name, key=str, value=int), range(32), timeout=60)
+        )
+    try:
+        for number, d in enumerate(dicts):
+            d.add("count", 1, 0)
+            assert dicts[0]["count"] == number + 1
+    finally:
+        dicts[0].unlink()
+        for d in dicts:
+            d.close()
+
+
+def test_read_only_handles_read_and_do_not_write(make_dict, map_name):
+    d = make_dict(key=str, value=object)
+    d["a"] = [1]
+
+    with SharedDict.open(map_name, trust=True, read_only=True) as reader:
+        assert reader == {"a": [1]}
+        for write in (
+            lambda: reader.__setitem__("a", 2),
+            lambda: reader.pop("a"),
+            reader.clear,
+            lambda: reader.update_with("a", lambda value: value),
+        ):
+            with pytest.raises(shmrhash.ReadOnlyMap):
+                write()
+    assert d == {"a": [1]}
+
+
+def test_a_frozen_dict_is_read_only_for_everybody(make_dict):
+    d = make_dict(key=str, value=str)
+    d["a"] = "x" * 100
+
+    d.freeze()
+
+    with pytest.raises(shmrhash.FrozenMap):
+        d["a"] = "y"
+    with pytest.raises(shmrhash.FrozenMap):
+        d.clear()
+    assert d == {"a": "x" * 100}
+
+
+def test_info_says_what_it_is(make_dict):
+    d = make_dict(key=str, value="<q", ttl=5, max_entries=100, max_bytes=1 << 20)
+    d["k" * 100] = 1
+
+    info = d.info()
+
+    assert (info["key_type"], info["value_type"], info["ttl"]) == ("str", {"struct": "<q"}, 5)
+    assert (info["entries"], info["max_entries"]) == (1, 100)
+    assert info["objects"]["count"] == 1
+    assert info["objects"]["max_bytes"] == 1 << 20
+    assert d.check()["exact"]
+
+
+# Several.
+
+
+@every_method
+def test_children_use_a_named_dict(make_dict, method):
+    d = make_dict(key=str, value=int)
+
+    results = run_together(method, *((jobs.store_mark, d, f"k{i}", i) for i in range(3)))
+
+    assert {result[:3] for result in results} == {(d.name, str, int)}
+    assert d == {"k0": 0, "k1": 1, "k2": 2}
+
+
+@every_method
+def test_children_use_an_anonymous_dict(anonymous_left, method):
+    with SharedDict(value=object) as d:
+        run_together(method, *((jobs.store_mark, d, (i, "k" * 20), [i]) for i in range(3)))
+
+        assert d == {(i, "k" * 20): [i] for i in range(3)}
+        d.check()
+    assert anonymous_left() == []
+
+
+@every_method
+def test_a_handle_may_be_pickled_again_in_a_child(make_dict, method):
+    d = make_dict(key=str, value=int)
+
+    (data,) = run_together(method, (jobs.pickled_again, pickle.dumps(d), "child"))
+
+    with pickle.loads(data) as again:
+        assert again["child"] == d["child"] != os.getpid()
+
+
+@every_method
+def test_a_child_may_make_its_own(anonymous_left, method):
+    assert run_together(method, (jobs.child_makes_its_own,)) == [({"a": 1}, {"b": 1})]
+    assert anonymous_left() == []
+
+
+@every_method
+@pytest.mark.parametrize("name", ["anonymous", "named"])
+def test_a_pool_shares_through_its_initializer(make_dict, anonymous_left, method, name):
+    context = multiprocessing.get_context(method)
+    with contextlib.ExitStack() as stack:
+        if name == "named":
+            d = make_dict(key=int, value=int)
+        else:
+            d = stack.enter_context(SharedDict(key=int, value=int))
+        counter = stack.enter_context(SharedCounter())
+        with context.Pool(3, jobs.start_pool_worker, (d, counter)) as pool:
+            found = pool.map(jobs.square_in_pool, [number % 50 for number in range(500)])
+            pool.close()
+            pool.join()
+
+        assert found == [(number % 50) ** 2 for number in range(500)]
+        assert d == {number: number**2 for number in range(50)}
+        assert counter.as_dict() == {"tasks": 500}
+    assert anonymous_left() == []
+
+
+@every_method
+def test_an_executor_shares_through_its_initializer(anonymous_left, method):
+    context = multiprocessing.get_context(method)
+    with (
+        SharedDict(key=int, value=int) as d,
+        ProcessPoolExecutor(3, context, jobs.start_pool_worker, (d,)) as pool,
+    ):
+        assert sum(pool.map(jobs.square_in_pool, range(100))) == sum(i * i for i in range(100))
+        assert len(d) == 100
+    assert anonymous_left() == []
+
+
+def test_a_dict_arrives_as_an_argument(anonymous_left):
+    """Of a task, not of the initializer: by a queue's pickle, several times."""
+    with SharedDict(key=int, value=int) as d, ProcessPoolExecutor(2) as pool:
+        futures = [pool.submit(SharedDict.update, d, {number: number}) for number in range(20)]
+        for future in futures:
+            assert future.result(TIMEOUT_S) is None
+        assert d == {number: number for number in range(20)}
+    assert anonymous_left() == []
+
+
+def test_threads_share_a_handle(make_dict):
+    d = make_dict(key=str, value=object)
+    with ThreadPoolExecutor(8) as pool:
+        tasks = [
+            pool.submit(d.update_with, "sum", lambda value, item=number: [*value, item], [])
+            for number in range(400)
+        ]
+        for task in tasks:
+            task.result(TIMEOUT_S)
+
+    assert sorted(d["sum"]) == list(range(400))
+
+
+def test_forked_children_of_threads_use_it(make_dict):
+    """A fork while other threads operate."""
+    d = make_dict(key=str, value=object)
+    stop = threading.Event()
+
+    def write():
+        while not stop.is_set():
+            d["thread"] = "x" * 5000
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        crew = Crew("fork", parties=3)
+        for number in range(3):
+            crew.start(jobs.store_mark, d, f"child {number}", "y" * 5000)
+        crew.join()
+    finally:
+        stop.set()
+        thread.join()
+
+    assert all(d[f"child {number}"] == "y" * 5000 for number in range(3))
+
+
+# As programs.
+
+PREFORK = """
+    import os, signal, sys
+    from shmrhash import SharedCounter, SharedDict
+
+    sessions = SharedDict(key=str, value=object)     # before forking, as a preloaded app does
+    hits = SharedCounter()
+
+    def serve(number):
+        for request in range(100):
+            hits.inc("requests")
+            sessions[f"{number}/{request}"] = {"pid": os.getpid()}
+        sys.exit(0)                                  # gunicorn's workers leave by SystemExit
+
+    children = []
+    for number in range(4):
+        pid = os.fork()
+        if not pid:
+            serve(number)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+    pid = os.fork()                                  # a worker that is replaced
+    if not pid:
+        serve(4)
+    os.waitpid(pid, 0)
+    print(hits["requests"], len(sessions), len({value["pid"] for value in sessions.values()}))
+    sessions.check()
+"""
+
+
+def test_preforking_as_gunicorn_does(run_program, anonymous_left):
+    assert run_program(PREFORK) == "500 500 5\n"
+    assert anonymous_left() == []
+
+
+START_METHOD_PROGRAM = """
+    import multiprocessing, sys
+    from dataclasses import dataclass
+    from shmrhash import SharedCounter, SharedDict
+
+    def work(d, counter, number):
+        d[number] = "x" * number
+        counter.inc("done")
+
+    if __name__ == "__main__":
+        multiprocessing.set_start_method(sys.argv[1])
+        d = SharedDict(key=int, value=str)
+        counter = SharedCounter()
+        children = [
+            multiprocessing.Process(target=work, args=(d, counter, number)) for number in range(3)
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        print(sorted(d), counter["done"], [child.exitcode for child in children])
+"""
+
+
+@every_method
+def test_a_program_leaves_nothing_and_says_nothing(run_program, anonymous_left, method):
+    """No warning of a resource_tracker, nor any other; the dicts are left to the end of it all."""
+    assert run_program(START_METHOD_PROGRAM, method) == "[0, 1, 2] 3 [0, 0, 0]\n"
+    assert anonymous_left() == []
+
+
+DAEMON_PROGRAM = """
+    import multiprocessing, sys
+    from shmrhash import SharedDict
+
+    def work(d, ready):
+        d["child"] = 1
+        ready.set()
+        while True:
+            d["child"] += 1
+
+    if __name__ == "__main__":
+        multiprocessing.set_start_method(sys.argv[1])
+        d = SharedDict(key=str, value=int)
+        ready = multiprocessing.Event()
+        multiprocessing.Process(target=work, args=(d, ready), daemon=True).start()
+        ready.wait()
+        print("child" in d)
+"""
+
+
+@every_method
+def test_a_program_that_ends_before_its_daemons_leaves_nothing(run_program, anonymous_left, method):
+    """They are terminated at its exit, and only then is the dict closed."""
+    assert run_program(DAEMON_PROGRAM, method) == "True\n"
+    assert anonymous_left() == []
+
+
+def test_a_child_that_ends_unlinks_nothing(run_program, make_dict, anonymous_left):
+    """As the resource_tracker of another program's shared memory does."""
+    d = make_dict(key=str, value=str)
+    d["a"] = "parent"
+    program = """
+        import sys
+        from shmrhash import SharedDict
+        d = SharedDict.open(sys.argv[1])
+        d["b"] = "child"
+    """
+
+    run_program(program, d.name)
+
+    assert segment_path(d).exists()
+    assert d == {"a": "parent", "b": "child"}
+
+
+def test_what_a_killed_program_leaves_the_next_removes(tmp_path, anonymous_left):
+    """C1: all processes of an anonymous dict are killed; the next anonymous dict clears up."""
+    program = "import shmrhash, time\nd = shmrhash.SharedDict()\nprint(d.name, flush=True)\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", program + "time.sleep(60)"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    ) as process:
+        name = process.stdout.readline().strip()
+        process.send_signal(signal.SIGKILL)
+    assert anonymous_left() == [name]
+
+    with SharedDict():
+        assert name not in anonymous_left()
+
+
+def test_importing_the_package_starts_nothing(run_program):
+    assert (
+        run_program(
+            """
+            import threading, multiprocessing
+            from shmrhash import SharedDict
+            d = SharedDict()
+            print(threading.active_count(), len(multiprocessing.active_children()))
+            """
+        )
+        == "1 0\n"
+    )

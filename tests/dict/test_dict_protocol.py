@@ -1,0 +1,153 @@
+"""The standard library's own tests of mappings, on SharedDict.
+
+What cannot apply is named in CANNOT_APPLY, with the reason, and a test says that nothing else is
+left out. The dicts are anonymous, keys and values of type object.
+"""
+
+import collections.abc
+
+import pytest
+from test import mapping_tests
+
+from shmrhash import SharedDict
+
+COPIES = "values are copies of what was stored; what the test changes is not in the dict"
+PLAIN_COPY = "copy() makes a plain dict, not another SharedDict"
+PICKLES = "keys and values that are no plain data must pickle; classes local to a test do not"
+WRITING_WHILE_ITERATING = "writing while iterating is allowed"
+REPR = "the repr names the segment, and shows a few entries"
+
+CANNOT_APPLY = {
+    "test_copy": PLAIN_COPY,
+    "test_setdefault": COPIES,
+    "test_getitem": PICKLES,
+    "test_pop": PICKLES,
+    "test_eq": PICKLES,
+    "test_mutatingiteration": WRITING_WHILE_ITERATING,
+    "test_repr": REPR,
+    "test_repr_deep": REPR,
+}
+
+
+class DictOf(SharedDict):
+    """An anonymous SharedDict with the constructor of dict, which takes the entries."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(max_entries=4096)
+        self.update(*args, **kwargs)
+
+
+class SmallPopitem:
+    """test_popitem makes 24 dicts of up to 2,048 entries, and expects equal ones to pop alike."""
+
+    def test_popitem(self):
+        mapping_tests.BasicTestMappingProtocol.test_popitem(self)
+        for size in (1, 2, 64, 2048):
+            d = self._full_mapping({repr(i): i for i in range(size)})
+            popped = dict(d.popitem() for _ in range(size))
+            assert popped == {repr(i): i for i in range(size)}
+            assert not d
+
+
+class TestBasicProtocolOfSharedDict(mapping_tests.BasicTestMappingProtocol):
+    """All of it applies."""
+
+    type2test = DictOf
+
+
+class TestProtocolOfSharedDict(SmallPopitem, mapping_tests.TestMappingProtocol):
+    type2test = DictOf
+
+    test_copy = None
+    test_setdefault = mapping_tests.BasicTestMappingProtocol.test_setdefault
+
+
+class TestHashProtocolOfSharedDict(SmallPopitem, mapping_tests.TestHashMappingProtocol):
+    type2test = DictOf
+
+    test_copy = None
+    test_setdefault = mapping_tests.BasicTestMappingProtocol.test_setdefault
+    test_getitem = mapping_tests.TestMappingProtocol.test_getitem
+    test_pop = mapping_tests.TestMappingProtocol.test_pop
+    test_eq = None
+    test_mutatingiteration = None
+    test_repr = None
+    test_repr_deep = None
+
+
+for _case in (
+    TestBasicProtocolOfSharedDict,
+    TestProtocolOfSharedDict,
+    TestHashProtocolOfSharedDict,
+):
+    _case.__test__ = True
+
+
+@pytest.mark.parametrize("case", [TestProtocolOfSharedDict, TestHashProtocolOfSharedDict])
+def test_nothing_is_left_out_but_what_cannot_apply(case):
+    """What a class here replaces is in the list, or is popitem, which it tests in another way."""
+    ours = {name for name in vars(case) if name.startswith("test")}
+
+    assert ours <= CANNOT_APPLY.keys()
+    assert CANNOT_APPLY.keys() <= set(vars(TestHashProtocolOfSharedDict))
+
+
+class Loud:
+    """Raises where it is compared, hashed or shown, once it is told to; equal to nothing."""
+
+    fail = False
+
+    def __eq__(self, other):
+        raise ZeroDivisionError
+
+    def __hash__(self):
+        if self.fail:
+            raise ZeroDivisionError
+        return 42
+
+    def __repr__(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("operation", ["__getitem__", "pop", "setdefault", "get", "__contains__"])
+def test_a_key_whose_hash_raises_raises(operation):
+    """What test_getitem, test_pop and test_setdefault are about, with a class that pickles."""
+    with SharedDict() as d:
+        key = Loud()
+        d[key] = 1
+        assert d[Loud()] == 1, "equal pickles are one key"
+        key.fail = True
+
+        with pytest.raises(ZeroDivisionError):
+            getattr(d, operation)(key)
+
+
+def test_what_comparing_and_showing_values_raises_comes_out():
+    """What test_eq and test_repr are about."""
+    with SharedDict() as d:
+        d[1] = Loud()
+
+        with pytest.raises(ZeroDivisionError):
+            assert d == {1: 1}
+        assert "Loud instance" in repr(d)  # as in reprlib: a broken repr is named, not raised
+
+
+def test_setdefault_returns_what_is_stored_and_shares_nothing():
+    """What the rest of test_setdefault is about, as it is here."""
+    with SharedDict() as d:
+        d.setdefault("key", []).append(3)
+
+        assert d["key"] == []
+        assert d.setdefault("key", [1]) == []
+
+
+def test_it_is_a_mutable_mapping_and_matches_patterns():
+    with SharedDict() as d:
+        d.update(kind="circle", radius=2)
+
+        assert isinstance(d, collections.abc.MutableMapping)
+        match d:
+            case {"kind": "circle", "radius": radius}:
+                assert radius == 2
+            case _:
+                pytest.fail("a mapping pattern does not match")

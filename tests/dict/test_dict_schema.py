@@ -1,0 +1,267 @@
+"""What a segment says of its types, and who may open it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from dict_types import Packed, Place, Sample
+
+import shmrhash
+from shmrhash import Array, LayoutMismatch, SharedCounter, SharedDict
+from shmrhash._classes import class_record
+
+TYPES = [
+    (str, int),
+    (bytes, float),
+    (int, bool),
+    (float, str),
+    (bool, bytes),
+    ("<IH", "<qd"),
+    (np.dtype("<i4"), np.dtype([("a", "<f4"), ("b", "S3", (2,)), (("title", "c"), "<M8[s]")])),
+    (np.int16, np.dtype(("<f8", (2, 3)))),
+    (str, Array("f4")),
+    (str, Array([("x", "<i2"), ("y", [("z", "u1")])], (3, 4))),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), TYPES)
+@pytest.mark.parametrize("ttl", [None, 5, 0.25, float("inf")])
+def test_a_dict_opens_without_its_types(make_dict, map_name, key, value, ttl):
+    """They come from the schema, and are those it was made with."""
+    made = make_dict(key=key, value=value, ttl=ttl)
+
+    with SharedDict.open(map_name) as opened:
+        assert opened.handle.schema == made.handle.schema
+        assert opened._schema.to_bytes() == made._schema.to_bytes()
+        assert opened.default_ttl_ns == made.default_ttl_ns
+        assert opened.info()["ttl"] == ttl
+    with SharedDict.open(map_name, key=key, value=value) as opened:
+        assert (opened.key_type, opened.value_type) == (key, value)
+    with SharedDict(map_name, key=key, value=value, ttl=ttl) as opened:
+        assert opened.handle.schema == made.handle.schema
+
+
+def test_the_schema_is_readable(make_dict):
+    d = make_dict(key=str, value="<qd", ttl=60)
+
+    assert json.loads(d.handle.schema) == {
+        "v": 1,
+        "kind": "SharedDict",
+        "key": "str",
+        "value": {"struct": "<qd"},
+        "ttl": 60,
+    }
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted", "complaint"),
+    [
+        ((str, int), (bytes, int), "key type str, opened with bytes"),
+        ((str, int), (str, float), "value type int, opened with float"),
+        ((str, object), (str, bytes), "value type object, opened with bytes"),
+        ((str, "<q"), (str, "<d"), "struct format '<q', opened with the struct format '<d'"),
+        ((int, np.dtype("<f4")), (int, np.dtype("<f8")), "dtype <f4, opened with the dtype <f8"),
+        ((int, Array("f8")), (int, Array("f8", (3,))), r"shape=None\), opened with Array"),
+        ((Packed, int), ("<q", int), r"dict_types\.Packed with number: c_int"),
+    ],
+)
+def test_another_type_is_a_mismatch_that_names_both(make_dict, map_name, made, wanted, complaint):
+    make_dict(key=made[0], value=made[1])
+    types = {"key": wanted[0], "value": wanted[1]}
+
+    for use in (SharedDict, SharedDict.open):
+        with pytest.raises(LayoutMismatch, match=complaint):
+            use(map_name, **types)
+
+
+def test_another_ttl_or_limit_is_a_mismatch(make_dict, map_name):
+    make_dict(key=str, value=int, ttl=5, max_entries=100)
+    types = {"key": str, "value": int}
+
+    with pytest.raises(LayoutMismatch, match="ttl=5, opened with ttl=None"):
+        SharedDict(map_name, **types)
+    with pytest.raises(LayoutMismatch, match="max_entries=100, opened with 200"):
+        SharedDict(map_name, **types, ttl=5, max_entries=200)
+    with SharedDict(map_name, **types, ttl=5) as opened:
+        assert opened.max_entries == 100
+
+
+def test_a_class_must_be_given_and_be_the_same(make_dict, map_name):
+    make_dict(key=str, value=Packed)
+
+    with pytest.raises(LayoutMismatch, match=r"class dict_types\.Packed; open it with value="):
+        SharedDict.open(map_name)
+    with SharedDict.open(map_name, value=Packed) as opened:
+        assert opened.key_type is str
+
+
+def test_a_class_with_other_fields_is_another(make_dict, map_name):
+    msgspec = pytest.importorskip("msgspec")
+
+    def event(**fields):
+        return msgspec.defstruct("Event", fields.items(), module="somewhere")
+
+    make_dict(key=str, value=event(at=float, what=str))
+
+    with SharedDict.open(map_name, value=event(at=float, what=str)):
+        pass
+    with pytest.raises(LayoutMismatch, match="at: float, what: str"):
+        SharedDict.open(map_name, value=event(at=float, what=bytes))
+    with pytest.raises(LayoutMismatch, match="opened with the dataclass"):
+        SharedDict.open(map_name, value=Sample)
+
+
+def test_a_class_of_the_main_module_is_the_same_in_a_spawned_child():
+    """There the module is called __mp_main__."""
+    here = type("Thing", (), {"__module__": "__main__"})
+    there = type("Thing", (), {"__module__": "__mp_main__"})
+
+    assert class_record(here, "dataclass", ["a: int"]) == class_record(
+        there, "dataclass", ["a: int"]
+    )
+
+
+@pytest.mark.parametrize("types", [(object, int), (str, object), (object, object)])
+def test_pickles_are_not_opened_unless_trusted(make_dict, map_name, types):
+    make_dict(key=types[0], value=types[1])
+    role = "key" if types[0] is object else "value"
+
+    with pytest.raises(shmrhash.InvalidArgument, match=f"{role}s of .* are pickles"):
+        SharedDict.open(map_name)
+    with SharedDict.open(map_name, trust=True) as trusted:
+        assert (trusted.key_type, trusted.value_type) == types
+    with SharedDict.open(map_name, key=types[0], value=types[1]):
+        pass
+
+
+def test_a_map_is_not_a_dict(make_map, map_name):
+    make_map()
+
+    for use in (SharedDict, SharedDict.open, SharedCounter):
+        with pytest.raises(LayoutMismatch, match="not a SharedDict"):
+            use(map_name)
+
+
+@pytest.mark.parametrize(
+    ("schema", "complaint"),
+    [
+        (b"not JSON", "schema that is not"),
+        (b"[]", "schema that is not"),
+        (b'{"v": 1}', "schema that is not"),
+        (b'{"v": 2, "kind": "SharedDict"}', "version 2"),
+        (b'{"v": 1, "kind": "Other"}', "is a Other"),
+        (b'{"v": 1, "kind": "SharedDict"}', "SharedDict of version 1"),
+        (b'{"v":1,"kind":"SharedDict","key":"int","value":"later","ttl":null}', "'later'"),
+        (b'{"v":1,"kind":"SharedDict","key":"int","value":"int","ttl":-1}', "ttl"),
+        (b'{"v":1,"kind":"SharedDict","key":"str","value":"int","ttl":null}', "fields"),
+        (b'{"v":1,"kind":"SharedDict","key":"int","value":{"array":1},"ttl":null}', "type"),
+        (b'{"v":1,"kind":"SharedDict","key":"int","value":{"struct":5},"ttl":null}', "type"),
+        (b'{"v":1,"kind":"SharedDict","key":"int","value":{"numpy":"O"},"ttl":null}', "type"),
+    ],
+)
+def test_a_schema_of_somebody_else_is_a_mismatch(make_map, map_name, schema, complaint):
+    """H1: also one that does not describe the map it stands in."""
+    make_map(_schema=schema)
+
+    with pytest.raises(LayoutMismatch, match=complaint):
+        SharedDict.open(map_name)
+
+
+def test_a_class_with_very_many_fields_has_a_digest_in_the_schema(make_dict, map_name):
+    msgspec = pytest.importorskip("msgspec")
+    names = [f"field_with_a_long_name_{number:03}" for number in range(300)]
+    wide = msgspec.defstruct("Wide", [(name, int) for name in names])
+    wider = msgspec.defstruct("Wide", [(name, int) for name in [*names, "one_more"]])
+
+    make_dict(key=wide, value=wide)
+
+    with SharedDict.open(map_name, key=wide, value=wide):
+        pass
+    with pytest.raises(LayoutMismatch, match="301 fields"):
+        SharedDict.open(map_name, key=wide, value=wider)
+
+
+def test_types_too_long_to_describe_are_refused():
+    with pytest.raises(shmrhash.TooLarge, match="1536"):
+        SharedDict(key=int, value="<" + "qd" * 1000)
+
+
+def test_creating_what_is_there_is_refused(make_dict, map_name):
+    make_dict(key=str, value=int)
+
+    with pytest.raises(shmrhash.SegmentExists):
+        SharedDict.create(map_name, key=str, value=int)
+    with pytest.raises(shmrhash.SegmentMissing):
+        SharedDict.open(map_name + "-other")
+
+
+def test_max_bytes_is_a_limit_of_what_is_by_reference(make_dict):
+    """W2, M1: what does not fit is an error that names sizes; nothing changes."""
+    d = make_dict(key=str, value=bytes, max_bytes=1 << 20)
+    d["a"] = b"a" * 100_000
+
+    with pytest.raises(shmrhash.OutOfMemory, match=str(1 << 20)):
+        d["b"] = b"b" * (1 << 20)
+    with pytest.raises(shmrhash.OutOfMemory):
+        d["a"] = b"b" * (1 << 20)
+
+    assert dict(d) == {"a": b"a" * 100_000}
+    with pytest.raises(MemoryError):
+        d.update((f"k{number}", b"c" * 100_000) for number in range(100))
+    assert d["a"] == b"a" * 100_000
+    d.clear()
+    d["b"] = b"b" * 500_000
+    assert d["b"] == b"b" * 500_000
+
+
+def test_a_full_dict_refuses_new_keys_and_takes_new_values(make_dict):
+    """W2: max_entries, with values by reference."""
+    d = make_dict(key=str, value=str, max_entries=10)
+    for number in range(10):
+        d[f"{number}" * 40] = "x" * 40
+
+    with pytest.raises(shmrhash.MapFull):
+        d["one more"] = "y" * 40
+
+    d["3" * 40] = "z" * 400
+    assert d["3" * 40] == "z" * 400
+    assert len(d) == 10
+
+
+def test_a_value_larger_than_any_object_is_too_large(make_dict):
+    d = make_dict(key=str, value=bytes)
+    big = np.zeros((256 << 20) + 1, "u1")  # zeros that nobody touches take no memory
+
+    with pytest.raises(shmrhash.TooLarge):
+        d["a"] = memoryview(big)
+    assert len(d) == 0
+
+
+def test_numpy_is_imported_only_when_it_is_needed(tmp_path):
+    import subprocess
+
+    program = (
+        "import sys, shmrhash\n"
+        "d = shmrhash.SharedDict(key=str, value=int)\n"
+        "d['a'] = 1\n"
+        "print('numpy' in sys.modules, 'msgspec' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+
+    assert (done.stdout, done.stderr) == ("False False\n", "")
+
+
+def test_key_and_value_of_a_place(make_dict):
+    pytest.importorskip("msgspec")
+    d = make_dict(key=Place, value=int)
+
+    d[Place("a", 1)] = 5
+
+    assert d.copy() == {Place("a", 1): 5}

@@ -1,0 +1,239 @@
+"""Expiry: an expired entry behaves as absent, from its millisecond on."""
+
+import math
+import time
+
+import pytest
+from workers import run_together
+
+import shmrhash
+from shmrhash import SharedCounter, SharedDict
+
+SHORT_S = 0.03
+LONG_S = 3600.0
+VALUE_TYPES = [(str, int), (str, str), (int, float), (object, object)]
+
+
+def wait_past(deadline_ns):
+    """Wait until the monotonic clock, which deadlines are of, has passed this time."""
+    while time.monotonic_ns() <= deadline_ns:
+        time.sleep(0.0005)  # until a time, not for one
+
+
+def example(declared, number):
+    """A value of that type."""
+    return declared(number) if declared is not object else [number]
+
+
+@pytest.mark.parametrize(("key_type", "value_type"), VALUE_TYPES)
+def test_an_expired_entry_is_absent_for_every_operation(make_dict, key_type, value_type):
+    """All operations on one key, each with an expired entry of its own."""
+    d = make_dict(key=key_type, value=value_type, ttl=SHORT_S, max_entries=64)
+    keys = [example(key_type, number) for number in range(20)]
+    keys = [tuple(key) if isinstance(key, list) else key for key in keys]
+    old, new = example(value_type, 1), example(value_type, 2)
+    for key in keys:
+        d[key] = old
+    wait_past(max(d.deadline(key) for key in keys if key in d) if any(k in d for k in keys) else 0)
+    d.default_ttl_ns = 0
+
+    with pytest.raises(KeyError):
+        d[keys[0]]
+    assert d.get(keys[1]) is None
+    assert keys[2] not in d
+    with pytest.raises(KeyError):
+        del d[keys[3]]
+    with pytest.raises(KeyError):
+        d.pop(keys[4])
+    assert d.pop(keys[5], "gone") == "gone"
+    assert d.setdefault(keys[6], new) == new
+    with pytest.raises(KeyError):
+        d.exchange(keys[7], new)
+    with pytest.raises(KeyError):
+        d.ttl(keys[8])
+    assert not d.touch(keys[9], LONG_S)
+    with pytest.raises(KeyError), d.locked(keys[10]):
+        pytest.fail("locked what has expired")
+    with pytest.raises(KeyError):
+        d.update_with(keys[11], lambda value: value)
+    assert d.update_with(keys[12], lambda value: value, new) == new
+    assert not d.store(keys[13], new, shmrhash.BPF_EXIST)
+    assert d.store(keys[14], new, shmrhash.BPF_NOEXIST)
+    d[keys[15]] = new
+    if value_type is int:
+        with pytest.raises(KeyError):
+            d.add(keys[16], 1)
+        assert d.add(keys[17], 5, 0) == 5
+        del d[keys[17]]
+    there = {keys[number]: new for number in (6, 12, 14, 15)}
+    assert dict(d.items()) == there
+    assert set(d) == set(there)
+    assert d == there
+    assert sorted(map(repr, d.values())) == [repr(new)] * 4
+
+
+def test_popitem_takes_what_has_not_expired(make_dict):
+    d = make_dict(key=int, value=int, ttl=math.inf)
+    for number in range(50):
+        d.set(number, number, ttl=0.001 if number % 5 else None)
+    wait_past(time.monotonic_ns() + 2_000_000)
+
+    taken = dict(d.popitem() for _ in range(10))
+
+    assert taken == {number: number for number in range(0, 50, 5)}
+    with pytest.raises(KeyError):
+        d.popitem()
+    assert len(d) == 0
+
+
+def test_expire_reclaims_what_nobody_meets(make_dict):
+    """C1: the objects of the expired entries are given back, and no others."""
+    d = make_dict(key=str, value=bytes, ttl=LONG_S)
+    for number in range(300):
+        ttl = 0.001 if number % 3 else None
+        d.set(f"a key of more than 15 bytes, {number}", bytes(1000), ttl=ttl)
+    wait_past(time.monotonic_ns() + 2_000_000)
+    assert len(d) == 300
+
+    assert d.expire() == 200
+
+    assert len(d) == 100
+    assert d.info()["objects"]["count"] == 200
+    assert d.expire() == 0
+
+
+def test_an_entry_lives_until_its_deadline_and_not_longer(make_dict):
+    """Exact to the millisecond: each answer is compared with the clock around it."""
+    d = make_dict(key=str, value=int, ttl=math.inf)
+    for number in range(5):
+        begun_ns = time.monotonic_ns()
+        d.set("a", number, ttl=0.02)
+        ended_ns = time.monotonic_ns()
+        while True:
+            before_ns = time.monotonic_ns()
+            found = d.get("a")
+            after_ns = time.monotonic_ns()
+            if found is None:
+                assert after_ns >= begun_ns + 20_000_000
+                break
+            assert before_ns <= ended_ns + 20_000_000
+        assert "a" not in d
+
+
+def test_ttl_and_touch(make_dict):
+    d = make_dict(key=str, value=str, ttl=LONG_S)
+    d["default"] = "a"
+    d.set("short", "a", ttl=10)
+    d.set("ever", "a", ttl=math.inf)
+
+    assert LONG_S - 5 < d.ttl("default") <= LONG_S
+    assert 5 < d.ttl("short") <= 10
+    assert d.ttl("ever") is None
+    assert d.touch("short", 100)
+    assert 95 < d.ttl("short") <= 100
+    assert d.touch("short")
+    assert LONG_S - 5 < d.ttl("short") <= LONG_S
+    assert d.touch("short", math.inf)
+    assert d.ttl("short") is None
+    assert not d.touch("absent", 5)
+    with pytest.raises(KeyError):
+        d.ttl("absent")
+    assert dict(d) == dict.fromkeys(["default", "short", "ever"], "a")
+
+
+def test_a_new_value_gets_a_new_deadline(make_dict):
+    d = make_dict(key=str, value=int, ttl=LONG_S)
+    for write in (
+        lambda: d.__setitem__("a", 1),
+        lambda: d.update(a=1),
+        lambda: d.exchange("a", 1),
+    ):
+        d.set("a", 0, ttl=5)
+        write()
+        assert d.ttl("a") > LONG_S - 5
+    d.exchange("a", 2, ttl=7)
+    assert d.ttl("a") <= 7
+
+
+def test_a_change_in_place_keeps_the_deadline(make_dict):
+    """add, a section, update_with: the entry lives on as long as it would have."""
+    d = make_dict(key=str, value=int, ttl=LONG_S)
+    d.set("a", 0, ttl=5)
+
+    d.add("a", 1)
+    d.update_with("a", lambda value: value + 1)
+    with d.locked("a") as entry:
+        entry.value += 1
+
+    assert d["a"] == 3
+    assert d.ttl("a") <= 5
+
+
+def test_without_ttl_there_is_no_expiry(make_dict):
+    d = make_dict(key=str, value=int)
+    d.set("a", 1)
+
+    for use in (
+        lambda: d.set("a", 2, ttl=5),
+        lambda: d.touch("a", 5),
+        lambda: d.touch("a"),
+        lambda: d.exchange("a", 2, ttl=5),
+    ):
+        with pytest.raises(shmrhash.InvalidArgument, match=r"deadline|Timer"):
+            use()
+    assert d["a"] == 1
+    assert d.ttl("a") is None
+    assert d.expire() == 0
+
+
+@pytest.mark.parametrize("ttl", [0, -1, math.nan, -math.inf, 1e10])
+def test_what_is_no_time_to_live_is_refused(make_dict, ttl):
+    d = make_dict(key=str, value=int, ttl=math.inf)
+
+    with pytest.raises(shmrhash.InvalidArgument, match="ttl"):
+        d.set("a", 1, ttl=ttl)
+    with pytest.raises(shmrhash.InvalidArgument, match="ttl"):
+        SharedDict(key=str, value=int, ttl=ttl)
+    assert len(d) == 0
+
+
+@pytest.mark.parametrize("ttl", ["5", True, 5j])
+def test_what_is_no_number_is_refused(make_dict, ttl):
+    with pytest.raises(TypeError, match="ttl"):
+        make_dict(key=str, value=int, ttl=ttl)
+
+
+def test_a_counter_counts_anew_after_expiry(make_dict):
+    c = make_dict(SharedCounter, ttl=SHORT_S)
+
+    assert c.inc("user") == 1
+    deadline_ns = c.deadline("user")
+    assert c.inc("user") == 2
+    assert c.deadline("user") == deadline_ns
+    wait_past(deadline_ns)
+
+    assert c["user"] == 0
+    assert c.inc("user") == 1
+
+
+def take_expired(gate, d, rounds):
+    """In each round race for storing under a key that has just expired."""
+    won = 0
+    for number in range(rounds):
+        gate.wait()
+        won += d.store("key", number, shmrhash.BPF_NOEXIST, time.monotonic_ns() + 1_000_000)
+        gate.wait()
+        wait_past(time.monotonic_ns() + 1_500_000)
+    return won
+
+
+@pytest.mark.parametrize("method", ["thread", "fork"])
+def test_one_of_those_who_race_for_an_expired_key_gets_it(make_dict, method):
+    """W1: as with an absent key. An entry lives for 1 ms, in which the others mostly come by."""
+    d = make_dict(key=str, value=int, ttl=math.inf)
+    rounds = 50
+
+    results = run_together(method, *((take_expired, d, rounds) for _ in range(3)))
+
+    assert sum(results) >= rounds
+    assert sum(results) < 2 * rounds
