@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: DictCore, what SharedDict and SharedCounter are made of.
+# Part of _core.pyx: DictKeys (_dictwalk.pxi), what SharedDict and SharedCounter are made of.
 #
 # A value is [reference to the whole key] [deadline] bytes, or a reference to them: which of these
 # there are follows from the map's special fields and the kinds of key and value (DictBase).

@@ -5,7 +5,7 @@ cdef enum:
     DICT_CHUNK = 128           # keys that an iterator reads ahead
 
 @cython.auto_pickle(False)
-cdef class DictWalks(DictCore):
+cdef class DictCore(DictKeys):
     """Iterators, sections, and what is made of them."""
 
     def locked(self, key, timeout=None, create=NOT_CREATED):

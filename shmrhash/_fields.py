@@ -60,7 +60,7 @@ class Kptr(Field):
 
     kind: ClassVar[int] = 3
     size: ClassVar[int] = 8
-    limit: ClassVar[int] = 4
+    limit: ClassVar[int] = 3
 
 
 @dataclass(frozen=True)

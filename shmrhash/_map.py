@@ -400,14 +400,14 @@ class RHashMap(BatchMethods):
         key_size: int,
         value_size: int,
         max_entries: int,
-        places: list[tuple[int, int]],
-        schema: bytes,
+        places: list[tuple[int, int]] | None = None,
+        schema: bytes = b"",
     ) -> None:
-        if list(self._fields()) != places or self.schema != schema:
+        if places is not None and (list(self._fields()) != places or self.schema != schema):
             self.close()
             raise LayoutMismatch(
                 f"segment {self.name!r} has special fields {self._fields()} and schema "
-                f"{self.schema!r}, wanted {tuple(places)} and {schema!r}"
+                f"{self.schema!r}, wanted {places} and {schema!r}"
             )
         found = (self.key_size, self.value_size, self.max_entries)
         if found != (key_size, value_size, max_entries):

@@ -73,7 +73,7 @@ CORE = [
     "_views",
     "_codec",
     "_dict",
-    "_dictcore",
+    "_dictkeys",
     "_dictsection",
     "_dictwalk",
     "_core",

@@ -38,7 +38,7 @@ def create(name, **more):
 
 
 def core(handle):
-    return _core.DictWalks(handle, *CODECS)
+    return _core.DictCore(handle, *CODECS)
 
 
 def five(entries):

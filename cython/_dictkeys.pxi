@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: DictCore as Python sees it.
+# Part of _core.pyx: the operations of a dict on one key, as Python sees them.
 
 @cython.auto_pickle(False)
-cdef class DictCore(DictBase):
-    """The operations of a dict on a map with objects, without the comforts (SharedDict has them)."""
+cdef class DictKeys(DictBase):
+    """The operations on one key, without the comforts (SharedDict has them)."""
 
     def __getitem__(self, key):
         cdef KeyBytes key_bytes
