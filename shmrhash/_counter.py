@@ -23,6 +23,8 @@ class SharedCounter(SharedDict):
     what they counted, in one step per key; c += and c -= are the same.
 
     A key stays when its count becomes 0, until it is deleted. == compares as dicts do.
+
+    Attributes: handle and default_ttl_ns, as a SharedDict's.
     """
 
     def __init__(
