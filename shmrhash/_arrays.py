@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
@@ -35,6 +36,12 @@ def plain_dtype(dtype: Any) -> Any:
     if not found.itemsize:
         raise InvalidArgument(f"the dtype {found} has no size; say it, as in 'U10'")
     return found
+
+
+def plain_shape(shape: Any) -> tuple[int, ...]:
+    """The sizes of all dimensions, from a tuple or, of one dimension, a number."""
+    sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
+    return tuple(index(size) for size in sizes)
 
 
 def dtype_record(dtype: Any) -> Any:
@@ -121,7 +128,7 @@ def dtype_codec(declared: Any, role: Role) -> Codec:
             raise TypeError(f"{what}, not of the shape {array.shape}")
         if signed_zero:  # -0.0 and 0.0 are one key
             array = array + item.type(0)
-        return array.tobytes() + padding
+        return bytes(array.tobytes() + padding)
 
     def decode(data: bytes) -> Any:
         if role == "key":  # cannot be changed, so it has a hash
@@ -148,7 +155,8 @@ def array_codec(declared: Array) -> Codec:
             return _with_trailer(array)
         if array.shape != wanted:
             raise TypeError(f"{what} of the shape {wanted}, not {array.shape}")
-        return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        flat: Any = np.ascontiguousarray(array).reshape(-1)
+        return memoryview(flat.view(np.uint8))
 
     def decode(view: memoryview) -> Any:
         shape = _trailer_shape(view, dtype.itemsize) if wanted is None else wanted

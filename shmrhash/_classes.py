@@ -140,7 +140,7 @@ def message_codec(cls: Any, role: Role) -> Codec:
 
     def encode(thing: Any) -> bytes:
         _expect_instance(cls, role, thing)
-        return encoder.encode(thing)
+        return bytes(encoder.encode(thing))
 
     if dataclasses.is_dataclass(cls):
         of = "dataclass"

@@ -23,6 +23,8 @@ class SharedCounter(SharedDict):
     what they counted, in one step per key; c += and c -= are the same.
 
     A key stays when its count becomes 0, until it is deleted. == compares as dicts do.
+
+    Attributes: handle and default_ttl_ns, as a SharedDict's.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class SharedCounter(SharedDict):
         super().__init__(name, key=key, value=value, **options)
 
     @classmethod
-    def create(  # type: ignore[override]
+    def create(
         cls, name: str, *, key: Any = str, value: Any = int, **options: Any
     ) -> SharedCounter:
         """Create a counter of this name, which must not be there.
@@ -117,7 +119,7 @@ class SharedCounter(SharedDict):
         """
         return dict(self.entries(ITEMS))
 
-    def copy(self) -> Counter[Any]:  # type: ignore[override]
+    def copy(self) -> Counter[Any]:
         """A collections.Counter of the counts. Not a snapshot.
 
         Raises what reading raises.

@@ -252,7 +252,7 @@ class SharedDict(MappingMethods):
             return None
         return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
 
-    def touch(self, key: Any, ttl: float | None = None) -> bool:  # type: ignore[override]
+    def touch(self, key: Any, ttl: float | None = None) -> bool:
         """Give an entry ttl seconds from now; None: the default; inf: for ever. False if absent.
 
         Raises InvalidArgument (the dict was created without ttl), LockTimeout.

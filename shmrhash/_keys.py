@@ -33,12 +33,16 @@ _PROTOCOL = 5
 def encode_key(key: Any) -> bytes:
     """The bytes of a key. Raises TypeError for what has no hash; what pickling raises."""
     kind = type(key)
+    content: bytes
     if kind is str:
-        return b"s" + key.encode("utf-8", "surrogatepass")
+        content = key.encode("utf-8", "surrogatepass")
+        return b"s" + content
     if kind is int:
-        return b"i" + key.to_bytes(key.bit_length() // 8 + 1, "little", signed=True)
+        content = key.to_bytes(key.bit_length() // 8 + 1, "little", signed=True)
+        return b"i" + content
     if kind is bytes:
-        return b"b" + key
+        content = key
+        return b"b" + content
     if kind is tuple:
         return _encode_items(b"t", map(encode_key, key))
     if key is None:
@@ -61,9 +65,10 @@ def _encode_items(tag: bytes, items: Any) -> bytes:
 def _encode_other(key: Any) -> bytes:
     """Subclasses, numbers of other types, frozensets, and what must be pickled."""
     hashed = hash(key)  # as in a dict, a key without one is a TypeError
-    for kind in (str, bytes, tuple, frozenset):
+    kinds: tuple[Any, ...] = (str, bytes, tuple, frozenset)
+    for kind in kinds:
         if isinstance(key, kind):
-            plain = kind.__str__(key) if kind is str else kind(key)
+            plain = str.__str__(key) if kind is str else kind(key)
             if hash(plain) != hashed or plain != key:
                 break  # a subclass with an equality of its own
             if kind is frozenset:
@@ -84,9 +89,10 @@ def _plain_number(key: Any) -> int | float | None:
     """The int, or else the float, that equals this number; None if there is none."""
     if isinstance(key, float) and key != key:
         return float(key)
+    real: Any = key.real if isinstance(key, numbers.Complex) else key
     for kind in (int, float):
         try:
-            number = kind(key.real if isinstance(key, numbers.Complex) else key)
+            number = kind(real)
         except (OverflowError, ValueError):  # infinite, not a number, beyond a float
             continue
         if number == key:

@@ -24,21 +24,21 @@ class MappingMethods(_core.DictCore):
 
         Raises, when it is read, what reading raises.
         """
-        return SharedKeys(self)  # type: ignore[arg-type]
+        return SharedKeys(self)
 
     def values(self) -> SharedValues:
         """A view of the values; each is a copy of its own.
 
         Raises, when it is read, what reading raises.
         """
-        return SharedValues(self)  # type: ignore[arg-type]
+        return SharedValues(self)
 
     def items(self) -> SharedItems:
         """A view of the pairs (key, value), with the operations of a set; each is read in one step.
 
         Raises, when it is read, what reading raises.
         """
-        return SharedItems(self)  # type: ignore[arg-type]
+        return SharedItems(self)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Store the pairs of a mapping or an iterable, and the keywords, as dict.update() does.
@@ -129,7 +129,7 @@ class MappingMethods(_core.DictCore):
             return super().locked(key, timeout)
         return super().locked(key, timeout, create)
 
-    def update_with(  # type: ignore[override]
+    def update_with(
         self,
         key: Any,
         function: Callable[[Any], Any],

@@ -52,15 +52,14 @@ class Array:
     """
 
     dtype: Any
-    shape: tuple[int, ...] | None = None
+    shape: Any = None
 
     def __post_init__(self) -> None:
         from shmrhash import _arrays
 
         object.__setattr__(self, "dtype", _arrays.plain_dtype(self.dtype))
         if self.shape is not None:
-            shape = (self.shape,) if isinstance(self.shape, int) else self.shape
-            object.__setattr__(self, "shape", tuple(int(size) for size in shape))
+            object.__setattr__(self, "shape", _arrays.plain_shape(self.shape))
 
 
 def codec_for(declared: Any, role: Role) -> Codec:

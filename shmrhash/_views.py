@@ -19,7 +19,7 @@ _short.maxother = _short.maxstring = 60
 
 def shown(entries: Iterator[Any], pairs: bool) -> str:
     """The first few entries, for a repr."""
-    parts = []
+    parts: list[str] = []
     for entry in entries:
         if len(parts) == SHOWN_MAX:
             parts.append("...")
