@@ -15,59 +15,15 @@ its final size from the start and its deletions only mark, so these two ratios a
 
 import argparse
 import array
-import importlib.util
 import os
 import random
-import sys
-import tempfile
-from pathlib import Path
 
+from building import attach, build_bench
 from report import machine, print_facts, print_table, spread, write_json
 
 import shmrhash
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS_A_SAMPLE = 2_000_000
-
-
-def build_bench(folder):
-    """Compile _bench.pyx as pyproject.toml says for the extension; return the module."""
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-
-    source = Path(folder) / "_bench.pyx"
-    source.write_bytes((ROOT / "tests" / "bench" / "_bench.pyx").read_bytes())
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    (core,) = settings["tool"]["setuptools"]["ext-modules"]
-    include_dirs = [str(ROOT / path) for path in core["include-dirs"]]
-    extension = Extension(
-        "_bench",
-        [str(source)],
-        include_dirs=include_dirs,
-        extra_compile_args=[*core["extra-compile-args"], "-w"],
-    )
-    modules = cythonize([extension], include_path=include_dirs, quiet=True)
-    command = Distribution({"name": "_bench", "ext_modules": modules}).get_command_obj("build_ext")
-    command.build_lib = command.build_temp = str(folder)
-    command.ensure_finalized()
-    command.run()
-    (built,) = Path(folder).glob("_bench.*.so")
-    spec = importlib.util.spec_from_file_location("_bench", built)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def attach(bench, name):
-    """A handle of the compiled benchmark on a map made by the installed package."""
-    path = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm")) / name
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    return bench.BenchHandle(fd, name, os.fsencode(path), False, 5.0)
 
 
 def compare(subjects, task, entries, orders, options, *, first=0):
@@ -187,8 +143,7 @@ def main():
         options.rounds = 3
 
     facts = machine() | {"seed": options.seed, "rounds": options.rounds}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = build_bench(folder)
+    bench = build_bench()
     print_facts(facts)
     rows = []
     for sizes in options.sizes:
