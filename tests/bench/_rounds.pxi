@@ -3,9 +3,10 @@
 # _bench.pyx. A round is some tasks over one batch of keys, one after the other.
 #
 # Producers that work in pairs take turns: a word in shared memory counts the rounds that both have
-# done, the adder works when it is even and the deleter when it is odd.
+# done, the adder works when it is even and the deleter when it is odd. The deleter ends it, so that
+# nothing is left.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from atomics cimport load_acquire_u64, pause, store_release_u64
+from atomics cimport cas_acq_rel_u64, load_acquire_u64, pause, store_release_u64
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
@@ -19,21 +20,25 @@ cdef enum:
     STOP_TURN = 0xFFFFFFFFFFFFFFFFULL
 
 
-cdef bint turn_await(uint64_t *turn, uint64_t parity) noexcept nogil:
+cdef bint turn_await(uint64_t *turn, uint64_t parity, uint64_t *seen) noexcept nogil:
     """Wait until it is our turn; False if the partner has ended."""
-    cdef uint64_t seen
     cdef uint32_t waited = 0
     while True:                                # ends: the partner goes on, or stores STOP_TURN
-        seen = load_acquire_u64(turn)
-        if seen == <uint64_t> STOP_TURN:
+        seen[0] = load_acquire_u64(turn)
+        if seen[0] == <uint64_t> STOP_TURN:
             return False
-        if seen & 1 == parity:
+        if seen[0] & 1 == parity:
             return True
         waited += 1
         if waited < PAUSES_BEFORE_YIELD:
             pause()
         else:
             sched_yield()
+
+
+cdef inline void turn_give(uint64_t *turn, uint64_t seen) noexcept nogil:
+    # Not a store: a partner that ended meanwhile has said so in the word.
+    cas_acq_rel_u64(turn, seen, seen + 1)
 
 
 cdef uint64_t *turn_word(uint8_t[::1] shared, uint64_t index) except? NULL:
@@ -57,6 +62,8 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
     cdef int64_t began, ended
     cdef uint64_t *turn = NULL if shared is None else turn_word(shared, pair)
     cdef uint64_t rounds = 0
+    cdef uint64_t seen = 0
+    cdef bint adds = turn != NULL and parity == 0
     cdef uint64_t done = 0
     cdef Status status = OK
     if kind_count > 4:
@@ -67,10 +74,10 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
     handle._enter(&op)
     began = ended = clock_ns(CLOCK_MONOTONIC)
     with nogil:
-        while status == OK and <uint64_t> (ended - began) < seconds_ns:
+        while status == OK and (adds or <uint64_t> (ended - began) < seconds_ns):
             if turn != NULL:
                 op_end(&op)                    # memory may go back while we wait
-                if not turn_await(turn, parity):
+                if not turn_await(turn, parity, &seen):
                     op_begin(&op)
                     break
                 op_begin(&op)
@@ -78,9 +85,9 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
                 work.task = kinds[index]
                 status = map_run(&op, work, &done)
             rounds += 1
-            if turn != NULL:
-                store_release_u64(turn, load_acquire_u64(turn) + 1)
             ended = clock_ns(CLOCK_MONOTONIC)
+            if turn != NULL and (adds or <uint64_t> (ended - began) < seconds_ns):
+                turn_give(turn, seen)
         if turn != NULL:
             store_release_u64(turn, <uint64_t> STOP_TURN)
     handle._leave(&op)
@@ -96,18 +103,20 @@ def rounds_of_kernel(uint64_t attributes, uint64_t attribute_bytes, long system_
     cdef uint64_t *turn = NULL if shared is None else turn_word(shared, pair)
     cdef int64_t began, ended
     cdef uint64_t rounds = 0
+    cdef uint64_t seen = 0
+    cdef bint adds = turn != NULL and parity == 0
     cdef long result = 0
     began = ended = clock_ns(CLOCK_MONOTONIC)
     with nogil:
-        while result >= 0 and <uint64_t> (ended - began) < seconds_ns:
-            if turn != NULL and not turn_await(turn, parity):
+        while result >= 0 and (adds or <uint64_t> (ended - began) < seconds_ns):
+            if turn != NULL and not turn_await(turn, parity, &seen):
                 break
             result = syscall(system_call, <long> BPF_PROG_TEST_RUN, <void *> attributes,
                              attribute_bytes)
             rounds += 1
-            if turn != NULL:
-                store_release_u64(turn, load_acquire_u64(turn) + 1)
             ended = clock_ns(CLOCK_MONOTONIC)
+            if turn != NULL and (adds or <uint64_t> (ended - began) < seconds_ns):
+                turn_give(turn, seen)
         if turn != NULL:
             store_release_u64(turn, <uint64_t> STOP_TURN)
     if result < 0:
