@@ -11,7 +11,8 @@
 # and values from arrays instead, for bench_batch.py: what a batch does, one by one.
 #
 # Beside it: _reference.pxi, a table as simple as one can be; _fixed.pxi, the core's own table with
-# a fixed number of buckets; _rounds.pxi, the loops of the kernel's MEMORY benchmark.
+# a fixed number of buckets; _rounds.pxi, the loops of the kernel's MEMORY benchmark;
+# _latency.pxi, the time of each single operation.
 include "_core.pyx"
 
 # Everything used below, so that it does not depend on what _core.pyx happens to use.
@@ -258,3 +259,4 @@ cdef Status loop_alone(Workload *work) noexcept nogil:
 include "_reference.pxi"
 include "_fixed.pxi"
 include "_rounds.pxi"
+include "_latency.pxi"

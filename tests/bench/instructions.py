@@ -63,17 +63,19 @@ def run_steps():
     bench = building.build_bench()
     for key_size, value_size in SIZES:
         name = unique_name("instructions")
-        with shmrhash.RHashMap.create(
-            name, key_size=key_size, value_size=value_size, max_entries=ENTRIES
-        ) as shared_map:
-            with contextlib.ExitStack() as stack:
-                stack.callback(shared_map.unlink)
-                handle = building.attach(bench, name)
-                for task, passes, first in STEPS:
-                    _, done = handle.run(task, ENTRIES, passes=passes, first=first)
-                    if done != (0 if first else passes * ENTRIES):
-                        raise RuntimeError(f"{task}: {done} operations succeeded")
-                shared_map.check()
+        with (
+            shmrhash.RHashMap.create(
+                name, key_size=key_size, value_size=value_size, max_entries=ENTRIES
+            ) as shared_map,
+            contextlib.ExitStack() as stack,
+        ):
+            stack.callback(shared_map.unlink)
+            handle = building.attach(bench, name)
+            for task, passes, first in STEPS:
+                _, done = handle.run(task, ENTRIES, passes=passes, first=first)
+                if done != (0 if first else passes * ENTRIES):
+                    raise RuntimeError(f"{task}: {done} operations succeeded")
+            shared_map.check()
 
 
 def count():
@@ -99,9 +101,7 @@ def count():
             text = output.with_name(f"counts.{number}").read_text()
             totals.append(int(re.search(r"^totals: (\d+)", text, re.MULTILINE)[1]))
     found = {}
-    for (key_size, value_size), start in zip(
-        SIZES, range(0, len(totals), len(STEPS)), strict=True
-    ):
+    for (key_size, value_size), start in zip(SIZES, range(0, len(totals), len(STEPS)), strict=True):
         for (_, passes, _), name, total in zip(STEPS, NAMES, totals[start:], strict=False):
             if name:
                 found[f"{name} {key_size}/{value_size}"] = round(total / passes / ENTRIES, 1)
