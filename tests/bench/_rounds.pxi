@@ -64,6 +64,7 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
     cdef uint64_t rounds = 0
     cdef uint64_t seen = 0
     cdef bint adds = turn != NULL and parity == 0
+    cdef uint64_t got
     cdef uint64_t done = 0
     cdef Status status = OK
     if kind_count > 4:
@@ -83,7 +84,12 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
                 op_begin(&op)
             for index in range(kind_count):
                 work.task = kinds[index]
-                status = map_run(&op, work, &done)
+                got = 0
+                if work.task == LOOKUP:
+                    status = map_read(&op, work, work.value, &got)
+                else:
+                    status = map_run(&op, work, &got)
+                done += got
             rounds += 1
             ended = clock_ns(CLOCK_MONOTONIC)
             if turn != NULL and (adds or <uint64_t> (ended - began) < seconds_ns):
@@ -122,3 +128,17 @@ def rounds_of_kernel(uint64_t attributes, uint64_t attribute_bytes, long system_
     if result < 0:
         raise OSError("bpf(BPF_PROG_TEST_RUN) failed")
     return ended - began, rounds
+
+
+def hand_over(uint8_t[::1] shared not None, uint64_t parity, uint64_t rounds):
+    """Nanoseconds of handing one line to another core, which calls this with the other parity."""
+    cdef uint64_t *turn = turn_word(shared, 0)
+    cdef uint64_t seen = 0
+    cdef uint64_t _round
+    cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
+    with nogil:
+        for _round in range(rounds):
+            if not turn_await(turn, parity, &seen):
+                break
+            turn_give(turn, seen)
+    return (clock_ns(CLOCK_MONOTONIC) - began) / <double> (2 * rounds)

@@ -175,6 +175,14 @@ class Rival:
     def in_child(self):
         """Called in a forked process before it uses the map: what it opens anew."""
 
+    def server_pids(self):
+        """Processes that hold its entries."""
+        return []
+
+    def kernel_bytes(self):
+        """Memory that no process and no file has."""
+        return 0
+
     def close(self):
         """Remove everything."""
 
@@ -265,6 +273,10 @@ class KernelHash(Rival):
         for start in range(0, len(keys), BATCH_KEYS):
             some = keys[start : start + BATCH_KEYS]
             self.subject.update_batch(some, [value] * len(some))
+
+    def kernel_bytes(self):
+        with open(f"/proc/self/fdinfo/{self.subject.fd}") as fdinfo:
+            return next(int(line.split()[1]) for line in fdinfo if line.startswith("memlock"))
 
     def close(self):
         self.subject.close()

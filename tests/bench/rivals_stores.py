@@ -172,6 +172,9 @@ class Manager(Rival):
     def fill(self, keys, value, give_up):
         self.subject.update(dict.fromkeys(keys, value))
 
+    def server_pids(self):
+        return [self.manager._process.pid]
+
     def close(self):
         self.manager.shutdown()
 
@@ -207,6 +210,9 @@ class Server(Rival):
 
     def in_child(self):
         self.subject = self.client()
+
+    def server_pids(self):
+        return [self.process.pid]
 
     def stop(self):
         self.process.terminate()
