@@ -33,7 +33,7 @@ from report import finish, machine, percentiles, print_facts, print_table, uniqu
 import shmrhash
 
 MARKS = (50, 99, 99.9, 99.99)
-SLICES = 50
+SLICES = 30
 PHASES = {
     "grow": (["nothing", "insert", "lookup", "update", "lookup"],
              ["this", "this", "before", "before", "none"],

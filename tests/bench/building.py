@@ -4,6 +4,7 @@ The result is kept in build/ of the root, under a name that says what it was mad
 several benchmarks compile it once. It needs Cython, setuptools and a C compiler.
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -62,10 +63,12 @@ def compile_bench(folder):
 def built_bench():
     """The path of the compiled module, made if it is not there."""
     kept = ROOT / "build" / f"bench-{digest()}" / f"_bench{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            os.replace(compile_bench(folder), kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with open(kept.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several tests at once compile it once
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+                os.replace(compile_bench(folder), kept)
     return kept
 
 

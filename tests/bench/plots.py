@@ -152,6 +152,8 @@ def main():
             raise SystemExit(f"{path}: not of a benchmark that is drawn here")
         figure, axes = pyplot.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=name != "kernel")
         draw(found["facts"], found["rows"], axes)
+        for axis in axes:
+            axis.minorticks_off()
         figure.text(0.99, 0.005, source(found["facts"]), ha="right", fontsize=6, alpha=0.6)
         figure.tight_layout(rect=(0, 0.02, 1, 1))
         target = options.out / f"{name}.svg"
