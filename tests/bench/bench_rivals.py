@@ -32,7 +32,7 @@ from pathlib import Path
 
 import rivals
 from report import finish, machine, median_row, print_facts, print_table, unique_name
-from rivals import OPERATIONS, Dict, KernelHash, LeftOut, Ours
+from rivals import OPERATIONS, Dict, KernelHash, LeftOut, Ours, time_limit
 from rivals_memory import MEMORY_RIVALS
 from rivals_stores import STORE_RIVALS
 
@@ -73,7 +73,8 @@ class Subject:
         try:
             self.prepare(load, fill_seconds)
         except BaseException:
-            self.rival.close()
+            with time_limit(fill_seconds, "closing"):
+                self.rival.close()
             raise
 
     def prepare(self, load, fill_seconds):
@@ -81,13 +82,8 @@ class Subject:
         self.fresh = [rival.key(key) for key in load.fresh]
         self.keys = [rival.key(key) for key in load.sampled]
         self.value, self.other = rival.value(load.value), rival.value(load.other)
-        deadline = time.monotonic() + fill_seconds
-
-        def give_up(done):
-            if time.monotonic() > deadline:
-                raise LeftOut(f"{done:,} entries after {fill_seconds} s of filling")
-
-        rival.fill([rival.key(key) for key in load.keys], self.value, give_up)
+        with time_limit(fill_seconds, f"filling with {load.entries:,} entries"):
+            rival.fill([rival.key(key) for key in load.keys], self.value)
         self.loops = rival.loops()
         self.check()
         self.at = 0

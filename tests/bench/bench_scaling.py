@@ -41,7 +41,7 @@ WORKLOADS = {
     "update, own": (["update"], "own", 0, 0),
     "update, all": (["update"], "all", 1, 0),
     "update, one": (["update"], "one", 0, 1),
-    "insert and delete": (["insert", "delete"], "batch", 4, 0),
+    "insert and delete": (["insert", "delete"], "batch", 1, 0),
 }
 
 

@@ -115,7 +115,8 @@ def compiled_by():
     command = [*shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC")), "--version"]
     version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     flags = os.environ.get("CFLAGS", "").strip()
-    words = [platform.machine(), version.splitlines()[0], f"Cython {Cython.__version__}", flags]
+    _called, _, compiler = version.splitlines()[0].partition(" ")  # gcc has several names
+    words = [platform.machine(), compiler, f"Cython {Cython.__version__}", flags]
     return ", ".join(filter(None, words))
 
 

@@ -19,12 +19,11 @@ import gc
 import multiprocessing
 import os
 import random
-import time
 from pathlib import Path
 
 from bench_rivals import ALL
 from report import finish, machine, print_facts, print_table, unique_name
-from rivals import LeftOut
+from rivals import LeftOut, time_limit
 
 import shmrhash
 
@@ -102,34 +101,30 @@ def fill_rival(kind, sizes, fills, seconds, answer):
     folder = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
     prefix = unique_name("memory-rival")
     rival, filled = None, 0
-    deadline = time.monotonic() + seconds
-
-    def give_up(done):
-        if time.monotonic() > deadline:
-            raise LeftOut(f"{filled:,} entries after {seconds} s")
-
     try:
         if kind.module:
             __import__(kind.module)
         gc.collect()
         before = rival_bytes(None, folder, prefix)
         rival = kind(str(folder / prefix), key_size, value_size, max(fills))
-        for fill in fills:
-            while filled < fill:
-                step = min(CHUNK, fill - filled)
-                numbers = range(filled + 1, filled + step + 1)
-                keys = [rival.key(n.to_bytes(key_size, "little")) for n in numbers]
-                rival.fill(keys, rival.value(b"v" * value_size), give_up)
-                filled += step
-                give_up(filled)
-            answer.send((fill, rival_bytes(rival, folder, prefix) - before))
+        with time_limit(seconds, "filling"):
+            for fill in fills:
+                while filled < fill:
+                    step = min(CHUNK, fill - filled)
+                    numbers = range(filled + 1, filled + step + 1)
+                    keys = [rival.key(n.to_bytes(key_size, "little")) for n in numbers]
+                    rival.fill(keys, rival.value(b"v" * value_size))
+                    filled += step
+                answer.send((fill, rival_bytes(rival, folder, prefix) - before))
     except ImportError as error:
         answer.send(f"not installed ({error})")
-    except Exception as error:
-        answer.send(str(error)[:160] or type(error).__name__)
-    finally:
+    except (Exception, LeftOut) as error:
+        answer.send(f"{filled:,} entries: {str(error)[:160] or type(error).__name__}")
+    try:
         if rival:
-            rival.close()
+            with time_limit(seconds, "closing"):
+                rival.close()
+    finally:
         answer.send(None)
 
 

@@ -78,7 +78,7 @@ class AtomicDict(Rival):
         return self.subject[key].load() or None  # an absent key is made, and 0
 
     def kernel_bytes(self):
-        return self.subject.mm.size()  # shared and without a name: in no process's own memory
+        return len(self.subject.mm)  # shared and without a name: in no process's own memory
 
 
 class Ultra(Rival):
@@ -124,7 +124,7 @@ class SharedMemoryDict(Rival):
         size = 4096 + self.max_entries * (self.key_size + self.value_size + 64)
         return SharedMemoryDict(name=Path(self.place).name, size=size)
 
-    def fill(self, keys, value, give_up):
+    def fill(self, keys, value):
         self.subject.update(dict.fromkeys(keys, value))
 
     def close(self):

@@ -72,7 +72,7 @@ class Lmdb(Rival):
         with self.subject.begin() as transaction:
             return transaction.get(key)
 
-    def fill(self, keys, value, give_up):
+    def fill(self, keys, value):
         with self.subject.begin(write=True) as transaction:
             transaction.cursor().putmulti([(key, value) for key in keys])
 
@@ -128,7 +128,7 @@ class Sqlite(Rival):
         row = self.subject.execute(self.GET, (key,)).fetchone()
         return row and row[0]
 
-    def fill(self, keys, value, give_up):
+    def fill(self, keys, value):
         self.subject.execute("BEGIN")
         self.subject.executemany(self.PUT, ((key, value) for key in keys))
         self.subject.execute("COMMIT")
@@ -152,9 +152,9 @@ class DiskCache(Rival):
 
         self.subject = diskcache.Cache(self.place, eviction_policy="none", timeout=60)
 
-    def fill(self, keys, value, give_up):
+    def fill(self, keys, value):
         with self.subject.transact():
-            super().fill(keys, value, give_up)
+            super().fill(keys, value)
 
     def close(self):
         self.subject.close()
@@ -169,7 +169,7 @@ class Manager(Rival):
         self.manager = multiprocessing.get_context("fork").Manager()
         return self.manager.dict()
 
-    def fill(self, keys, value, give_up):
+    def fill(self, keys, value):
         self.subject.update(dict.fromkeys(keys, value))
 
     def server_pids(self):
@@ -255,7 +255,7 @@ class Redis(Server):
     def found(self, key):
         return self.subject.get(key)
 
-    def fill(self, keys, value, give_up):
+    def fill(self, keys, value):
         for start in range(0, len(keys), 10_000):
             self.subject.mset(dict.fromkeys(keys[start : start + 10_000], value))
 
@@ -297,10 +297,9 @@ class Memcached(Server):
     def found(self, key):
         return self.subject.get(key)
 
-    def fill(self, keys, value, give_up):
+    def fill(self, keys, value):
         for start in range(0, len(keys), 1000):
             self.subject.set_multi(dict.fromkeys(keys[start : start + 1000], value))
-            give_up(start)
 
 
 STORE_RIVALS = [Lmdb, Sqlite, DiskCache, Manager, Redis, Memcached]
