@@ -6,6 +6,7 @@
 # done, the adder works when it is even and the deleter when it is odd. The deleter ends it, so that
 # nothing is left.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from layout cimport PAYLOAD_SHIFT
 from atomics cimport cas_acq_rel_u64, load_acquire_u64, pause, store_release_u64
 
 cdef extern from "<sched.h>" nogil:
@@ -142,3 +143,31 @@ def hand_over(uint8_t[::1] shared not None, uint64_t parity, uint64_t rounds):
                 break
             turn_give(turn, seen)
     return (clock_ns(CLOCK_MONOTONIC) - began) / <double> (2 * rounds)
+
+
+def two_lines(BenchHandle handle not None, const uint32_t[::1] buckets not None,
+              const uint32_t[::1] elements not None):
+    """(nanoseconds, a sum) of reading, for each pair, a bucket's line and an element's header.
+
+    Both places are known beforehand and no read waits for another: what memory itself can give.
+    """
+    cdef Map *map = &handle.map
+    cdef uint64_t index, found = 0
+    cdef uint64_t count = min(buckets.shape[0], elements.shape[0])
+    cdef uint64_t bucket_count
+    cdef Op op
+    cdef int64_t began, ended
+    handle._enter(&op)
+    bucket_count = load_acquire_u64(&map.header.table) >> PAYLOAD_SHIFT
+    for index in range(count):
+        if buckets[index] >= bucket_count or elements[index] >= map.element_max:
+            handle._leave(&op)
+            raise ValueError("beyond what is there")
+    began = clock_ns(CLOCK_MONOTONIC)
+    with nogil:
+        for index in range(count):
+            found += bucket_at(map, buckets[index]).header
+            found += element_at(map, elements[index]).header
+    ended = clock_ns(CLOCK_MONOTONIC)
+    handle._leave(&op)
+    return ended - began, found

@@ -4,8 +4,10 @@ Servers are started here, on a socket in the same folder, without persistence, a
 adapter. diskcache and sqlite3 keep their files in the shared-memory folder.
 """
 
+import ctypes
 import multiprocessing
 import shutil
+import signal
 import sqlite3
 import subprocess
 import time
@@ -13,6 +15,7 @@ import time
 from rivals import LeftOut, Rival, loop_add, loop_batch, loop_call, loop_mixed_calls, loop_store
 
 SERVER_STARTS_SECONDS = 5
+PR_SET_PDEATHSIG = 1
 
 
 class Lmdb(Rival):
@@ -179,6 +182,11 @@ class Manager(Rival):
         self.manager.shutdown()
 
 
+def die_with_parent():
+    """A benchmark that is killed leaves no server behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Server(Rival):
     """A program of its own on a UNIX socket."""
 
@@ -192,7 +200,10 @@ class Server(Rival):
         if program is None:
             raise LeftOut(f"none of {', '.join(self.programs)} is installed")
         self.process = subprocess.Popen(
-            self.command(program), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            self.command(program),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=die_with_parent,
         )
         deadline = time.monotonic() + SERVER_STARTS_SECONDS
         while True:
