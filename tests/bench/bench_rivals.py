@@ -19,7 +19,8 @@ shows the medians. Loops are Python's and included; each calls what the rival it
 - "N processes": mixed, N processes at once on all keys, all together; more of them than cores is
   "oversubscribed". The dict is one for each process, with nothing shared.
 
-A rival that cannot be filled in --fill-seconds is left out at that size.
+A rival that cannot be filled in --fill-seconds, or that would take more than half of the machine's
+memory, is left out at that size.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from pathlib import Path
 
 import rivals
 from report import finish, machine, median_row, print_facts, print_table, unique_name
-from rivals import OPERATIONS, Dict, KernelHash, LeftOut, Ours, time_limit
+from rivals import OPERATIONS, Dict, KernelHash, LeftOut, Ours, limit_memory, time_limit
 from rivals_memory import MEMORY_RIVALS
 from rivals_stores import STORE_RIVALS
 
@@ -314,6 +315,7 @@ def main():
     facts["rivals"] = rivals.versions(ALL)
     print_facts(facts)
     gc.disable()
+    limit_memory()
     rows, reasons = [], []
     for entries in options.entries:
         for sizes in options.sizes:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bench_rivals import ALL
 from report import finish, machine, print_facts, print_table, unique_name
-from rivals import LeftOut, time_limit
+from rivals import LeftOut, limit_memory, time_limit
 
 import shmrhash
 
@@ -101,6 +101,7 @@ def fill_rival(kind, sizes, fills, seconds, answer):
     folder = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
     prefix = unique_name("memory-rival")
     rival, filled = None, 0
+    limit_memory()
     try:
         if kind.module:
             __import__(kind.module)

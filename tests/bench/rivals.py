@@ -6,6 +6,8 @@ specialises byte code in place. A loop that is None is an operation the rival do
 """
 
 import contextlib
+import os
+import resource
 import shutil
 import signal
 import sys
@@ -139,6 +141,12 @@ def own_code(loop):
     return types.FunctionType(
         loop.__code__.replace(), loop.__globals__, loop.__name__, None, loop.__closure__
     )
+
+
+def limit_memory():
+    """No rival takes the machine down: beyond half of its memory an allocation fails."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    resource.setrlimit(resource.RLIMIT_AS, (total // 2, total // 2))
 
 
 class Rival:

@@ -141,6 +141,8 @@ class SharedHashMap(Rival):
     def create(self):
         from shared_hashmap import SharedHashMap
 
+        if self.max_entries > 100_000:
+            raise LeftOut("opening it makes some 10 KB of Python objects for each bucket")
         self.shm_name = Path(self.place).name
         # A value is padded by a marker of its type.
         return SharedHashMap(
