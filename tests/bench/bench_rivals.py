@@ -42,6 +42,7 @@ SAMPLED_KEYS = 200_000
 TRIAL_KEYS = 20
 CHUNK_KEYS = 200  # between two looks at the clock, with several processes
 START_SECONDS_MAX = 60
+OPENING_SECONDS_MAX = 10
 
 
 class Load:
@@ -187,12 +188,17 @@ class Subject:
             theirs.close()
             answers.append(ours)
         try:
-            return sum(answer.recv() for answer in answers)
-        except EOFError:
-            raise LeftOut(f"one of {count} processes failed") from None
+            with time_limit(OPENING_SECONDS_MAX + seconds, f"opening it in {count} processes"):
+                return sum(answer.recv() for answer in answers)
+        except (EOFError, LeftOut) as reason:
+            for worker in workers:
+                worker.kill()  # the others still wait for each other
+            if isinstance(reason, EOFError):
+                raise LeftOut(f"one of {count} processes failed") from None
+            raise
         finally:
             for worker in workers:
-                worker.join(START_SECONDS_MAX)
+                worker.join()
 
 
 def prepare(load, options, left_out):
