@@ -1,15 +1,16 @@
-"""bench: what one operation costs on this machine, in one process and in several at once."""
+"""bench: what one operation costs on this machine: beside a dict, and in several processes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -17,66 +18,140 @@ from shmrhash import RHashMap
 from shmrhash.cli.base import Session, Verb, pass_session
 from shmrhash.cli.screen import count_text, print_table
 from shmrhash.cli.tokens import STATUS_SYSTEM, Failure
+from shmrhash.cli.transfer import progress
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 START_SECONDS_MAX = 60.0
 
-Operate = Callable[[RHashMap, list[bytes], bytes], None]
+TURNS = 5  # of map and dict, one after the other: what slows the machine slows both
+FEWER_THAN_ALONE = 1.2  # several processes that together do no more than this times one's work
+
+Operate = Callable[[Any, list[bytes], bytes], None]
 
 
-def _lookup(shared_map: RHashMap, keys: list[bytes], value: bytes) -> None:
-    lookup = shared_map.lookup
+# Each runs for the map and for the dict; CPython specialises a loop for what it meets first, so the
+# dict's have code of their own.
+
+
+def _get(shared_map: Any, keys: list[bytes], value: bytes) -> None:
     for key in keys:
-        lookup(key)
+        shared_map[key]
 
 
-def _update(shared_map: RHashMap, keys: list[bytes], value: bytes) -> None:
-    update = shared_map.update
+def _get_dict(entries: Any, keys: list[bytes], value: bytes) -> None:
     for key in keys:
-        update(key, value)
+        entries[key]
 
 
-def _add(shared_map: RHashMap, keys: list[bytes], value: bytes) -> None:
+def _update(shared_map: Any, keys: list[bytes], value: bytes) -> None:
+    for key in keys:
+        shared_map[key] = value
+
+
+def _update_dict(entries: Any, keys: list[bytes], value: bytes) -> None:
+    for key in keys:
+        entries[key] = value
+
+
+def _add(shared_map: Any, keys: list[bytes], value: bytes) -> None:
     add = shared_map.add
     for key in keys:
         add(key, 1)
 
 
-def _replace(shared_map: RHashMap, keys: list[bytes], value: bytes) -> None:
-    delete, update = shared_map.delete, shared_map.update
+def _add_dict(entries: Any, keys: list[bytes], value: bytes) -> None:
+    """The values are bytes, as the map's: what a program would do to add."""
     for key in keys:
-        delete(key)
-        update(key, value)
+        number = int.from_bytes(entries[key][:8], "little", signed=True)
+        entries[key] = (number + 1).to_bytes(8, "little", signed=True) + value[8:]
 
 
-OPERATIONS: dict[str, Operate] = {
-    "lookup": _lookup,
-    "update": _update,
-    "add": _add,
-    "delete + insert": _replace,
+def _replace(shared_map: Any, keys: list[bytes], value: bytes) -> None:
+    for key in keys:
+        del shared_map[key]
+        shared_map[key] = value
+
+
+def _replace_dict(entries: Any, keys: list[bytes], value: bytes) -> None:
+    for key in keys:
+        del entries[key]
+        entries[key] = value
+
+
+def _get_many(shared_map: Any, keys: list[bytes], value: bytes) -> None:
+    shared_map.lookup_many(b"".join(keys))
+
+
+def _get_many_dict(entries: Any, keys: list[bytes], value: bytes) -> None:
+    [entries[key] for key in keys]
+
+
+class Operation(NamedTuple):
+    on_map: Operate
+    on_dict: Operate
+
+
+OPERATIONS = {
+    "lookup": Operation(_get, _get_dict),
+    "update": Operation(_update, _update_dict),
+    "add": Operation(_add, _add_dict),
+    "delete + insert": Operation(_replace, _replace_dict),
+    "lookup_many": Operation(_get_many, _get_many_dict),
 }
 
 
-def _work(name: str, keys: list[bytes], seconds: float, start: Barrier, answer: Connection) -> None:
+class Rates(NamedTuple):
+    """Operations per second; of the dict 0 where it was not asked for."""
+
+    shared: float
+    ceiling: float
+
+
+def _rate(operate: Operate, subject: Any, keys: list[bytes], value: bytes, seconds: float) -> float:
+    """Operations per second of a loop over the keys, repeated for so long."""
+    done, begun = 0, time.perf_counter()
+    while (passed := time.perf_counter() - begun) < seconds or not done:
+        operate(subject, keys, value)
+        done += len(keys)
+    return done / passed
+
+
+def _turns(operation: Operation, shared_map: RHashMap, keys: list[bytes], seconds: float) -> Rates:
+    """The medians of the map's turns and of the dict's."""
+    value = bytes(shared_map.value_size)
+    entries = dict.fromkeys(keys, value)
+    maps, dicts = [], []
+    for _ in range(TURNS):
+        maps.append(_rate(operation.on_map, shared_map, keys, value, seconds / TURNS))
+        dicts.append(_rate(operation.on_dict, entries, keys, value, seconds / TURNS))
+    return Rates(statistics.median(maps), statistics.median(dicts))
+
+
+def _work(
+    name: str, keys: list[bytes], seconds: float, beside: bool, start: Barrier, answer: Connection
+) -> None:
     """One process: each operation on its own keys for so long; the rates go to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the parent speaks for them
     with RHashMap.open(name) as shared_map:
         value = bytes(shared_map.value_size)
-        rates = []
-        for operate in OPERATIONS.values():
+        for operation in OPERATIONS.values():
+            operation.on_map(shared_map, keys[:1], value)  # what is imported or registered late
             start.wait(START_SECONDS_MAX)
-            done, begun = 0, time.perf_counter()
-            while (passed := time.perf_counter() - begun) < seconds:
-                operate(shared_map, keys, value)
-                done += len(keys)
-            rates.append(done / passed)
-    answer.send(rates)
+            if beside:
+                answer.send(_turns(operation, shared_map, keys, seconds))
+            else:
+                answer.send(Rates(_rate(operation.on_map, shared_map, keys, value, seconds), 0))
 
 
-def measure(name: str, keys: list[bytes], processes: int, seconds: float) -> list[float]:
-    """The operations per second of so many processes together, for each of OPERATIONS."""
+def measure(
+    name: str, keys: list[bytes], processes: int, seconds: float, beside: bool = False
+) -> Iterator[Rates]:
+    """The operations per second of so many processes together, for each of OPERATIONS in turn.
+
+    beside: each process does the same to a dict of its own, turn by turn.
+    """
     context = get_context("fork")
     start = context.Barrier(processes)
     workers, answers = [], []
@@ -84,18 +159,44 @@ def measure(name: str, keys: list[bytes], processes: int, seconds: float) -> lis
     for number in range(processes):
         ours, theirs = context.Pipe(duplex=False)
         own = keys[number * share : (number + 1) * share]
-        arguments = (name, own, seconds, start, theirs)
+        arguments = (name, own, seconds, beside, start, theirs)
         workers.append(context.Process(target=_work, args=arguments, daemon=True))
         answers.append(ours)
         workers[-1].start()
         theirs.close()
-    try:
-        rates = [answer.recv() for answer in answers]
-    except EOFError:
-        raise Failure("a process of the benchmark ended early", STATUS_SYSTEM) from None
+    for _ in OPERATIONS:
+        try:
+            found = [answer.recv() for answer in answers]
+        except EOFError:
+            raise Failure("a process of the benchmark ended early", STATUS_SYSTEM) from None
+        yield Rates(*(sum(each) for each in zip(*found, strict=True)))
     for worker in workers:
         worker.join()
-    return [sum(each) for each in zip(*rates, strict=True)]
+
+
+def reading(one: list[Rates], many: list[Rates], processes: int, each: float) -> list[str]:
+    """What the figures say, in sentences."""
+    found = dict(zip(OPERATIONS, zip(one, many, strict=True), strict=True))
+    alone, _ = found["lookup"]
+    slower = alone.ceiling / alone.shared
+    if slower >= 1:
+        lines = [f"A lookup takes {slower:.1f} times as long as in a dict of one process."]
+    else:
+        lines = [f"A lookup takes {slower:.2f} of the time of a dict of one process."]
+    batch, _ = found["lookup_many"]
+    lines.append(
+        f"One call for many keys looks up {batch.shared / alone.shared:.1f} times as many a second."
+    )
+    if processes > 1:
+        gains = [f"{name} {all_.shared / own.shared:.1f}" for name, (own, all_) in found.items()]
+        lines.append(f"{processes} processes do so many times the work of one: {', '.join(gains)}.")
+        if found["lookup"][1].shared < FEWER_THAN_ALONE * alone.shared:
+            lines.append(
+                "That is little for lookups, which share nothing that is written: the processors "
+                "are busy with something else, or are fewer than they seem."
+            )
+    lines.append(f"An entry takes {each:.0f} bytes of memory, everything included.")
+    return lines
 
 
 @click.command("bench", cls=Verb, short_help="What operations cost on this machine.")
@@ -103,7 +204,7 @@ def measure(name: str, keys: list[bytes], processes: int, seconds: float) -> lis
 @click.option("--key-size", type=click.IntRange(4, 65535), default=8, show_default=True)
 @click.option("--value-size", type=click.IntRange(8, 1 << 20), default=8, show_default=True)
 @click.option("--processes", type=click.IntRange(1, 256), default=os.cpu_count(), show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.01, 60), default=0.5, show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.01, 60), default=2.0, show_default=True)
 @pass_session
 def bench_verb(
     session: Session,
@@ -115,8 +216,10 @@ def bench_verb(
 ) -> None:
     """Fill a map of its own, then read and write it from one process and from several.
 
-    The figures include Python's loop. Each process has its own keys, one share of the entries; for
-    the time of the hot path and for comparisons see tests/bench.
+    Half a minute or so: --seconds is what each operation gets. The figures include Python's loop.
+    DICT is the same done to a dict, in turn with the map and in one process: a dict cannot be
+    shared, it is what one would like to come near to. Each process has its own keys, one share of
+    the entries; for the time of the hot path and for comparisons with others see tests/bench.
 
     \b
     Examples:
@@ -125,16 +228,26 @@ def bench_verb(
     """
     name = f"shmrhash-bench-{os.getpid()}"
     keys = [number.to_bytes(key_size, "little") for number in range(entries)]
-    with RHashMap.create(
-        name, key_size=key_size, value_size=value_size, max_entries=entries
-    ) as shared_map:
+    steps = len(OPERATIONS) * (2 if processes > 1 else 1) + 1
+    with (
+        RHashMap.create(
+            name, key_size=key_size, value_size=value_size, max_entries=entries
+        ) as shared_map,
+        progress("bench", steps) as advance,
+    ):
         try:
             begun = time.perf_counter()
             _update(shared_map, keys, bytes(value_size))
             filled = entries / (time.perf_counter() - begun)
             each = shared_map.info()["bytes_per_entry"]
-            one = measure(name, keys, 1, seconds)
-            many = measure(name, keys, processes, seconds) if processes > 1 else one
+            advance(1)
+            one, many = [], []
+            for rates in measure(name, keys, 1, seconds, beside=True):
+                one.append(rates)
+                advance(1)
+            for rates in measure(name, keys, processes, seconds) if processes > 1 else one:
+                many.append(rates)
+                advance(1 if processes > 1 else 0)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 shared_map.unlink()
@@ -148,16 +261,20 @@ def bench_verb(
                 "bytes_per_entry": each,
                 "insert": {"one": filled},
                 **{
-                    operation: {"one": single, "all": together}
-                    for operation, single, together in zip(OPERATIONS, one, many, strict=True)
+                    operation: {"one": own.shared, "dict": own.ceiling, "all": all_.shared}
+                    for operation, own, all_ in zip(OPERATIONS, one, many, strict=True)
                 },
             }
         )
         return
-    columns = ["OPERATION", ">ONE PROCESS", ">NS EACH", f">{processes} PROCESSES", ">TIMES"]
-    rows = [["insert", f"{count_text(filled)}/s", f"{1e9 / filled:.0f}", "-", "-"]]
-    for operation, single, together in zip(OPERATIONS, one, many, strict=True):
-        rates = [f"{count_text(single)}/s", f"{1e9 / single:.0f}", f"{count_text(together)}/s"]
-        rows.append([operation, *rates, f"{together / single:.2f}"])
-    print_table(columns, rows)
-    print(f"{entries:,} entries of {key_size} + {value_size} bytes, {each:.0f} bytes each")
+    columns = ["OPERATION", ">DICT", ">ONE PROCESS", ">NS EACH", ">OF DICT"]
+    columns += [f">{processes} PROCESSES", ">TIMES"] if processes > 1 else []
+    rows = [["insert", "-", f"{count_text(filled)}/s", f"{1e9 / filled:.0f}", "-", "-", "-"]]
+    for operation, own, all_ in zip(OPERATIONS, one, many, strict=True):
+        row = [operation, f"{count_text(own.ceiling)}/s", f"{count_text(own.shared)}/s"]
+        row += [f"{1e9 / own.shared:.0f}", f"{own.shared / own.ceiling:.2f}"]
+        rows.append([*row, f"{count_text(all_.shared)}/s", f"{all_.shared / own.shared:.2f}"])
+    print_table(columns, [row[: len(columns)] for row in rows])
+    print(f"\n{entries:,} entries of {key_size} + {value_size} bytes.")
+    for line in reading(one, many, processes, each):
+        print(line)

@@ -9,6 +9,10 @@
 # is the number of the entry plus one, word j is 2654435761 * j; one key buffer, patched for each
 # operation. A run takes the entries in sequence or in the order of an array. run_keys takes keys
 # and values from arrays instead, for bench_batch.py: what a batch does, one by one.
+#
+# Beside it: _reference.pxi, a table as simple as one can be; _fixed.pxi, the core's own table with
+# a fixed number of buckets; _rounds.pxi, the loops of the kernel's MEMORY benchmark;
+# _latency.pxi, the time of each single operation.
 include "_core.pyx"
 
 # Everything used below, so that it does not depend on what _core.pyx happens to use.
@@ -17,8 +21,8 @@ from cython cimport final
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
-from atomics cimport likely, unlikely
-from status cimport Status, OK, ABSENT, BUSY, RETRY
+from atomics cimport compiler_fence, likely, unlikely
+from status cimport Status, OK, ABSENT, BUSY, FULL, RETRY
 from hashing cimport hash_key
 from system cimport clock_ns, CLOCK_MONOTONIC
 from lock cimport Op, op_begin, op_end
@@ -32,9 +36,10 @@ from map cimport (
 cdef enum:
     KEY_BYTES_MAX = 1024
     VALUE_BYTES_MAX = 4096
-    KEY_WORD_1 = 2654435761ULL
+    KEY_WORD_1 = 2654435761ULL  # 32 bits: widen it before it is shifted
 
 cdef enum Task:
+    NOTHING                    # the loop itself
     LOOKUP
     CONTAINS
     UPDATE
@@ -42,7 +47,7 @@ cdef enum Task:
     INSERT
     DELETE
 
-TASKS = {"lookup": LOOKUP, "contains": CONTAINS, "update": UPDATE, "add": ADD,
+TASKS = {"nothing": NOTHING, "lookup": LOOKUP, "contains": CONTAINS, "update": UPDATE, "add": ADD,
          "insert": INSERT, "delete": DELETE}
 
 
@@ -69,12 +74,12 @@ cdef void workload_init(Workload *work, str task, uint32_t first, uint64_t count
             raise ValueError("order is too short")
         work.order = &order[0]
     for word in range(KEY_BYTES_MAX // 4):
-        (<uint32_t *> work.key)[word] = <uint32_t> KEY_WORD_1 * word
+        (<uint32_t *> work.key)[word] = <uint32_t> (<uint64_t> KEY_WORD_1 * word)
 
 
 cdef inline void workload_patch(Workload *work, uint64_t index) noexcept nogil:
     # One store of 8 bytes, since the key is loaded that way: two of 4 would stall its forwarding.
-    work.key[0] = KEY_WORD_1 << 32 | (work.first + 1 + (
+    work.key[0] = <uint64_t> KEY_WORD_1 << 32 | (work.first + 1 + (
         <uint32_t> index if work.order == NULL else work.order[index]))
 
 
@@ -88,7 +93,7 @@ cdef class BenchHandle(MapHandle):
 
     def run(self, str task not None, uint64_t count, *, uint64_t passes=1, uint32_t first=0,
             const uint32_t[::1] order=None):
-        """(nanoseconds, how many operations ended in OK); every other result but ABSENT raises."""
+        """(nanoseconds, how many operations ended in OK). Beside it only ABSENT and FULL pass."""
         cdef Op op
         cdef Workload *work = &self.work
         cdef int64_t began, ended
@@ -100,7 +105,9 @@ cdef class BenchHandle(MapHandle):
         self._enter(&op)
         began = clock_ns(CLOCK_MONOTONIC)
         with nogil:
-            if work.task == LOOKUP:
+            if work.task == NOTHING:
+                status = loop_alone(work)
+            elif work.task == LOOKUP:
                 status = map_read(&op, work, work.value, &done)
             elif work.task == CONTAINS:
                 status = map_read(&op, work, NULL, &done)
@@ -234,112 +241,22 @@ cdef Status map_run(Op *op, Workload *work, uint64_t *done) noexcept nogil:
                     break
             if status == OK:
                 done[0] += 1
-            elif status != ABSENT:
+            elif status != ABSENT and status != FULL:
                 return status
     return OK
 
 
-# What the map is compared with: a table as simple as one can be. Open addressing, linear probing,
-# half full at most, never resized, in private memory, with the map's hash; no locks, no versions,
-# no limit, nothing shared. A deletion only marks its slot.
-#
-#   slot   hash | 1 << 32, or 0: empty, or DELETED_SLOT | key, padded to 8 | value, padded to 8
+cdef Status loop_alone(Workload *work) noexcept nogil:
+    """What the loops cost without an operation in them."""
+    cdef uint64_t _turn, index
+    for _turn in range(work.passes):
+        for index in range(work.count):
+            workload_patch(work, index)
+            compiler_fence()                   # the store is made
+    return OK
 
-cdef enum:
-    DELETED_SLOT = 0x200000000ULL
 
-
-@final
-cdef class Reference:
-    cdef uint8_t *slots
-    cdef uint64_t mask
-    cdef uint64_t stride
-    cdef uint64_t value_offset
-    cdef uint64_t key_size
-    cdef uint64_t value_size
-    cdef uint64_t seeds[4]
-
-    def __cinit__(self, uint64_t key_size, uint64_t value_size, uint64_t entries,
-                  bytes seeds not None):
-        cdef uint64_t count = 8
-        while count < 2 * entries:
-            count *= 2
-        self.key_size = key_size
-        self.value_size = value_size
-        self.value_offset = 8 + (key_size + 7) // 8 * 8
-        self.stride = self.value_offset + (value_size + 7) // 8 * 8
-        self.mask = count - 1
-        memcpy(self.seeds, PyBytes_AS_STRING(seeds), sizeof(self.seeds))
-        self.slots = <uint8_t *> calloc(count, self.stride)
-        if self.slots == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self.slots)
-
-    def run(self, str task not None, uint64_t count, *, uint64_t passes=1, uint32_t first=0,
-            const uint32_t[::1] order=None):
-        """As BenchHandle.run."""
-        cdef Workload work
-        cdef int64_t began, ended
-        cdef uint64_t done = 0
-        workload_init(&work, task, first, count, passes, order)
-        began = clock_ns(CLOCK_MONOTONIC)
-        with nogil:
-            self.loop(&work, &done)
-        ended = clock_ns(CLOCK_MONOTONIC)
-        return ended - began, done
-
-    cdef void loop(self, Workload *work, uint64_t *done) noexcept nogil:
-        cdef uint64_t _turn, index
-        for _turn in range(work.passes):
-            for index in range(work.count):
-                workload_patch(work, index)
-                done[0] += self.step(work)
-
-    cdef inline uint8_t *find(self, const void *key, uint64_t mark) noexcept nogil:
-        """The slot of a key, or the empty one where it would go."""
-        cdef uint64_t at = mark & self.mask
-        cdef uint8_t *slot
-        cdef uint64_t found
-        while True:                            # ends: at least half of the slots are empty
-            slot = self.slots + at * self.stride
-            found = (<uint64_t *> slot)[0]
-            if found == 0:
-                return slot
-            if found == mark and (
-                    (<uint64_t *> slot)[1] == (<const uint64_t *> key)[0] if self.key_size == 8
-                    else memcmp(slot + 8, key, self.key_size) == 0):
-                return slot
-            at = (at + 1) & self.mask
-
-    cdef inline bint step(self, Workload *work) noexcept nogil:
-        cdef uint64_t mark = 1ULL << 32 | hash_key(
-            self.seeds, <const uint8_t *> work.key, self.key_size)
-        cdef uint8_t *slot = self.find(work.key, mark)
-        cdef bint present = (<uint64_t *> slot)[0] != 0
-        cdef uint8_t *value = slot + self.value_offset
-        if work.task == LOOKUP:
-            if present:
-                self.copy(work.value, value)
-        elif work.task == UPDATE:
-            if present:
-                self.copy(value, work.value)
-        elif work.task == ADD:
-            if present:
-                (<uint64_t *> value)[0] += 1
-        elif work.task == INSERT:
-            (<uint64_t *> slot)[0] = mark
-            memcpy(slot + 8, work.key, self.key_size)
-            self.copy(value, work.value)
-            return not present
-        elif work.task == DELETE:
-            if present:
-                (<uint64_t *> slot)[0] = DELETED_SLOT
-        return present
-
-    cdef inline void copy(self, void *target, const void *source) noexcept nogil:
-        if self.value_size == 8:
-            (<uint64_t *> target)[0] = (<const uint64_t *> source)[0]
-        else:
-            memcpy(target, source, self.value_size)
+include "_reference.pxi"
+include "_fixed.pxi"
+include "_rounds.pxi"
+include "_latency.pxi"

@@ -37,12 +37,11 @@ import collections
 import gc
 import os
 import random
-import tempfile
 import time
 
 import numpy
 from bench_dict import own_copy, seconds
-from core import attach, build_bench
+from building import attach, build_bench
 from report import machine, print_facts, print_table, spread, write_json
 
 import shmrhash
@@ -334,8 +333,7 @@ def main():
         options.rounds, options.entries = 3, [1000]
 
     facts = machine() | {"seed": options.seed, "rounds": options.rounds, "numpy": numpy.__version__}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = build_bench(folder)
+    bench = build_bench()
     print_facts(facts)
     gc.disable()
     measured = [measure(bench, entries, options) for entries in options.entries]

@@ -11,63 +11,25 @@ after the other; the ratio is the median of the rounds' ratios: rate of the map 
 the reference, larger is better. Misses look up keys of the same form that were never inserted.
 insert fills an empty map in the order given, growth included, delete empties it; the reference has
 its final size from the start and its deletions only mark, so these two ratios are hard on the map.
+
+"lookup_many; two random lines a key": the batch of the package, beside a loop that reads a bucket's
+line and an element's at random places of the same map, known beforehand: what the memory can give.
 """
 
 import argparse
 import array
-import importlib.util
 import os
 import random
-import sys
-import tempfile
-from pathlib import Path
+import time
 
+from building import attach, build_bench
 from report import machine, print_facts, print_table, spread, write_json
 
 import shmrhash
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS_A_SAMPLE = 2_000_000
-
-
-def build_bench(folder):
-    """Compile _bench.pyx as pyproject.toml says for the extension; return the module."""
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-
-    source = Path(folder) / "_bench.pyx"
-    source.write_bytes((ROOT / "tests" / "bench" / "_bench.pyx").read_bytes())
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    (core,) = settings["tool"]["setuptools"]["ext-modules"]
-    include_dirs = [str(ROOT / path) for path in core["include-dirs"]]
-    extension = Extension(
-        "_bench",
-        [str(source)],
-        include_dirs=include_dirs,
-        extra_compile_args=[*core["extra-compile-args"], "-w"],
-    )
-    modules = cythonize([extension], include_path=include_dirs, quiet=True)
-    command = Distribution({"name": "_bench", "ext_modules": modules}).get_command_obj("build_ext")
-    command.build_lib = command.build_temp = str(folder)
-    command.ensure_finalized()
-    command.run()
-    (built,) = Path(folder).glob("_bench.*.so")
-    spec = importlib.util.spec_from_file_location("_bench", built)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def attach(bench, name):
-    """A handle of the compiled benchmark on a map made by the installed package."""
-    path = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm")) / name
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    return bench.BenchHandle(fd, name, os.fsencode(path), False, 5.0)
+FLOOR_KEYS = 200_000
+KEY_WORD_1 = 2654435761  # of _bench.pyx
 
 
 def compare(subjects, task, entries, orders, options, *, first=0):
@@ -124,6 +86,32 @@ def row(task, order_name, entries, rates):
     }
 
 
+def compare_floor(bench, handle, shared_map, entries, options):
+    """lookup_many beside two independent random reads a key, in the memory of the same map."""
+    chooser = random.Random(options.seed)
+    count = min(entries, FLOOR_KEYS)
+    passes = max(1, FLOOR_KEYS // count)
+    bucket_count = shared_map.info()["buckets"]
+    out = bytearray(count * shared_map.value_size)
+    rates = {"map": [], "reference": []}
+    for _ in range(options.rounds):
+        numbers = chooser.sample(range(entries), count)
+        keys = b"".join((KEY_WORD_1 << 32 | n + 1).to_bytes(8, "little") for n in numbers)
+        buckets = array.array("I", (chooser.randrange(bucket_count) for _ in numbers))
+        elements = array.array("I", (1 + chooser.randrange(entries) for _ in numbers))
+        spent = {"map": 0, "reference": 0}
+        for _ in range(passes):
+            begun = time.perf_counter_ns()
+            _, found = shared_map.lookup_many(keys, out=out)
+            spent["map"] += time.perf_counter_ns() - begun
+            spent["reference"] += bench.two_lines(handle, buckets, elements)[0]
+        if sum(found) != count:
+            raise RuntimeError(f"lookup_many found {sum(found)} of {count} keys")
+        for who, nanoseconds in spent.items():
+            rates[who].append(count * passes / nanoseconds * 1e9)
+    return [row("lookup_many; two random lines a key", "random", entries, rates)]
+
+
 def measure(bench, key_size, value_size, entries, options):
     order = array.array("I", range(entries))
     random.Random(options.seed).shuffle(order)
@@ -146,6 +134,8 @@ def measure(bench, key_size, value_size, entries, options):
             for task in ("lookup", "update", "add"):
                 rows += compare(subjects, task, entries, orders, options)
             rows += compare(subjects, "lookup", entries, orders, options, first=entries)
+            if key_size == 8 and entries >= FLOOR_KEYS:
+                rows += compare_floor(bench, subjects["map"], full, entries, options)
             empty_handle = attach(bench, f"{name}-empty")
             makers = {
                 "map": lambda: empty_handle,
@@ -187,8 +177,7 @@ def main():
         options.rounds = 3
 
     facts = machine() | {"seed": options.seed, "rounds": options.rounds}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = build_bench(folder)
+    bench = build_bench()
     print_facts(facts)
     rows = []
     for sizes in options.sizes:

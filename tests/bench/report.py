@@ -37,6 +37,25 @@ def spread(values):
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def median_row(name, values):
+    """One entry of a row."""
+    return {name: spread(values)}
+
+
+def percentiles(values, marks=(50, 90, 99)):
+    """Of a list of numbers, by rank; the largest as "max"."""
+    ordered = sorted(values)
+    found = {
+        f"p{mark}": ordered[min(len(ordered) - 1, int(len(ordered) * mark / 100))] for mark in marks
+    }
+    return found | {"max": ordered[-1]}
+
+
+def unique_name(purpose):
+    """A name for a map that no other run uses."""
+    return f"bench-{purpose}-{os.getpid()}"
+
+
 def print_facts(facts):
     for name, value in facts.items():
         print(f"# {name}: {value}")
@@ -54,6 +73,13 @@ def print_table(rows):
             for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
         print("  ".join(texts))
+
+
+def finish(path, facts, rows):
+    """The load at the end, and everything as JSON if a path is given."""
+    facts["load_after"] = round(os.getloadavg()[0], 2)
+    print(f"# load_after: {facts['load_after']}")
+    write_json(path, facts, rows)
 
 
 def write_json(path, facts, rows):
