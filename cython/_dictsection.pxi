@@ -47,6 +47,7 @@ cdef class DictSection:
         cdef Status status = RETRY
         cdef Found found
         while True:                            # ends with the timeout
+            status = RETRY
             if owner.handle.map.timer_word != 0:
                 status = owner._attempt_expire(&self.op)
             if status != BUSY:

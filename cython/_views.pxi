@@ -14,8 +14,9 @@ cdef class ObjectHandle(ModifyHandle):
     @property
     def schema(self):
         """What the program that created the map says its entries are: bytes."""
-        cdef uint32_t size = self.map.header.schema_bytes
+        cdef uint32_t size
         self._expect_open()
+        size = self.map.header.schema_bytes
         return PyBytes_FromStringAndSize(
             <const char *> self.map.base + SCHEMA_OFFSET,
             size if size < SCHEMA_MAX else SCHEMA_MAX)

@@ -36,7 +36,10 @@ class LockMethods(_core.ObjectHandle):
 
         Raises, on entry: KeyNotFound (absent, and create is None), LockTimeout, DeadlockError (this
         thread has it locked already), MapFull, SegmentFull, InvalidArgument, TypeError,
-        ReadOnlyMap, MapClosed; at the end: KeyGone (the key was deleted; nothing is stored).
+        ReadOnlyMap, MapClosed; at the end: KeyGone (the key was deleted; nothing is stored),
+        FrozenMap (likewise). Storing waits for nobody. v.delete() needs the key's bucket, which
+        another process may hold: after the handle's timeout, not that of the section, LockTimeout
+        says that the key was not deleted; the value is then as before the block, and not locked.
         """
         return _core.LockedValue(self, key, timeout, create)
 

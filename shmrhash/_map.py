@@ -403,19 +403,20 @@ class RHashMap(BatchMethods):
         places: list[tuple[int, int]] | None = None,
         schema: bytes = b"",
     ) -> None:
-        if places is not None and (list(self._fields()) != places or self.schema != schema):
-            self.close()
-            raise LayoutMismatch(
-                f"segment {self.name!r} has special fields {self._fields()} and schema "
-                f"{self.schema!r}, wanted {places} and {schema!r}"
-            )
         found = (self.key_size, self.value_size, self.max_entries)
+        fields, here = list(self._fields()), self.schema
         if found != (key_size, value_size, max_entries):
             self.close()
             raise LayoutMismatch(
                 f"segment {self.name!r} has key_size, value_size, max_entries {found}, wanted "
                 f"{(key_size, value_size, max_entries)}; open() takes it as it is, "
                 f"unlink() removes it"
+            )
+        if places is not None and (fields, here) != (places, schema):
+            self.close()
+            raise LayoutMismatch(
+                f"segment {self.name!r} has special fields (kind, offset) {fields} and schema "
+                f"{here!r}, wanted {places} and {schema!r}; open() takes it as it is"
             )
 
     def close(self) -> None:

@@ -7,13 +7,13 @@ import time
 
 import pytest
 from jobs import word
+from locking import PATIENCE_SECONDS, locked_elsewhere
 
 import shmrhash
 from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, RHashMap
 
 SIZE = 16
 OLD, NEW, OTHER = bytes(SIZE), b"n" * SIZE, b"o" * SIZE
-PATIENCE_SECONDS = 20
 
 
 @pytest.fixture
@@ -27,22 +27,8 @@ def m(make_map):
 @pytest.fixture
 def held(m):
     """Key 1 is locked by another thread until the test ends."""
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold():
-        try:
-            with m.locked(word(1)):
-                inside.set()
-                leave.wait(PATIENCE_SECONDS)
-        except shmrhash.KeyGone:
-            pass
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert inside.wait(PATIENCE_SECONDS)
-    yield leave
-    leave.set()
-    thread.join()
+    with locked_elsewhere(m, word(1)) as leave:
+        yield leave
 
 
 # ---- the value ----

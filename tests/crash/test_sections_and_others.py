@@ -144,3 +144,30 @@ def test_the_end_of_a_section_is_interrupted_and_no_lock_is_left(m, how):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert interrupted or how == "close"
+
+
+@colliding
+def test_a_section_that_cannot_delete_its_key_in_time_is_rolled_back(m):
+    """L1, C1: a deletion needs the bucket, and another has it and is stopped: LockTimeout after the
+    handle's timeout; the value is as it was before the section, and the lock is free."""
+    timed_out = 0
+    for n, child in stopped_at_each_change(
+        m, opened(m.name), lambda handle: handle.update(word(9), word(9))
+    ):
+        with RHashMap.open(m.name, timeout=0.05) as own:
+            section = own.locked(word(3))
+            section.__enter__()[:] = word(55)
+            section.delete()
+            try:
+                section.__exit__(None, None, None)
+                gone = True
+            except shmrhash.LockTimeout:
+                gone = False
+                timed_out += 1
+            assert own.lookup(word(3)) == (None if gone else word(3)), f"state {n}"
+            with own.locked(word(3), create=word(66)) as value:
+                assert bytes(value) == (word(66) if gone else word(3)), f"state {n}"
+        child.wait()
+        m.update(word(3), word(3), BPF_F_LOCK)
+        assert m.check()["exact"], f"state {n}"
+    assert timed_out > 0

@@ -17,6 +17,7 @@ cimport lock
 cimport lookup as core_lookup
 cimport map as core_map
 cimport pool
+cimport starving
 cimport supply
 cimport table
 cimport walk
@@ -309,6 +310,17 @@ cdef class Image:
         cdef uint64_t held = 0
         status = named(element.element_own(self.op(who), &found, state, &held))
         return status, held
+
+    def starving_say(self, uint64_t who, uint32_t index):
+        starving.starving_say(self.op(who), index)
+        return self.ops[who].starving
+
+    def starving_is_another(self, uint64_t who, uint32_t index):
+        return bool(starving.starving_is_another(self.op(who), index))
+
+    def starving_end(self, uint64_t who):
+        starving.starving_end(self.op(who))
+        return self.ops[who].starving
 
     def element_settle(self, uint64_t who, uint32_t index, uint64_t held):
         element.element_settle(self.op(who), element_at(&self.map, index), held)

@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 
 cimport atomics
 cimport blocks
+cimport field as core_field
 cimport geometry as core_geometry
 cimport hashing
 cimport layout
@@ -177,6 +178,35 @@ def geometry(uint64_t key_size, uint64_t value_size, uint64_t max_entries, uint6
         "depots_offset": map.depots_offset, "lines_offset": map.lines_offset,
         "elements_offset": map.elements_offset, "segment_bytes": map.segment_bytes,
     }
+
+
+# ---- field ----
+
+def field_compute(
+        uint32_t kind, uint32_t size, uint32_t operation, uint64_t operand, uint64_t bits):
+    """The bits of a field after an operation."""
+    cdef core_field.Field field
+    memset(&field, 0xA5, sizeof(field))
+    field.kind, field.size, field.operation, field.operand = kind, size, operation, operand
+    return core_field.field_compute(&field, bits)
+
+
+def field_mask(uint32_t size):
+    cdef core_field.Field field
+    field.size = size
+    return core_field.field_mask(&field)
+
+
+def sign_extended(uint64_t bits, uint32_t size):
+    return core_field.sign_extended(bits, size)
+
+
+def float_of(uint64_t bits, uint32_t size):
+    return core_field.float_of(bits, size)
+
+
+def bits_of(double number, uint32_t size):
+    return core_field.bits_of(number, size)
 
 
 # ---- hashing ----

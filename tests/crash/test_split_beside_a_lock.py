@@ -1,0 +1,141 @@
+"""A split meets a writer that came too late: it has the lock of the bucket that is to be (G1, C1).
+
+Somebody finds a bucket and is stopped before he locks it; the bucket is merged away; he goes on and
+locks what is no bucket any more, and is stopped again. When the table grows to that bucket, the
+split must neither take the lock from him nor wait for him: it gives up, and a later insertion
+splits.
+"""
+
+import contextlib
+import multiprocessing
+import struct
+
+import pytest
+import stepping
+from test_kill_every_instruction import SCATTERED, opened, shm_path, word
+
+import shmrhash
+from shmrhash import RHashMap
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+BUCKETS_MIN = 100  # so many are left when the scene begins
+ABSENT = 10**6  # keys from here on are not in the map
+DEADLINE_SECONDS = 20
+STEPS_MAX = 5000
+LOCKED = 1  # the bit
+
+
+def delete_absent(key):
+    def operate(handle):
+        with contextlib.suppress(shmrhash.KeyNotFound):
+            handle.delete(word(key))
+
+    return operate
+
+
+class Scene:
+    """A map whose next deletion merges its last bucket away."""
+
+    def __init__(self, shared_map):
+        self.m = shared_map
+        self.segment = stepping.Segment(shm_path(shared_map.name))
+        self.keys = list(range(1, 701))
+        for key in self.keys:
+            shared_map[word(key)] = word(key)
+        while self.buckets() >= 2 * BUCKETS_MIN:
+            shared_map.delete(word(self.keys.pop()))
+        buckets = self.buckets()
+        while self.buckets() == buckets:  # ends, for an empty map has four
+            image = self.segment.image()
+            key = self.keys.pop()
+            shared_map.delete(word(key))
+        self.keys.append(key)
+        self.segment.restore(image)
+        self.image = image
+        self.last = buckets - 1
+        assert self.last >= BUCKETS_MIN
+
+    def buckets(self):
+        return self.m.info()["buckets"]
+
+    def entries_of_last(self):
+        return list(self.m.walk())[self.last].entries
+
+    def absent_key_of_last(self):
+        """A key that would stand in the last bucket."""
+        before = self.entries_of_last()
+        for key in range(ABSENT, ABSENT + 100 * self.last):
+            self.m[word(key)] = word(0)
+            stands_there = self.entries_of_last() > before
+            if stands_there or key % BUCKETS_MIN == 0:  # before they make it split
+                self.segment.restore(self.image)
+            if stands_there:
+                return key
+        raise AssertionError("no key hashes to the last bucket")
+
+    def lock_of(self, operate):
+        """Which change of a deletion of an absent key locks the bucket, and where its header is."""
+        trace = stepping.trace(opened(self.m.name), operate, self.segment)
+        self.segment.restore(self.image)
+        context = trace.changes[0].offset  # its activity; the rest of it lies beside
+        away = [
+            (number, change.offset)
+            for number, change in enumerate(trace.changes, 1)
+            if abs(change.offset - context) >= 4096
+        ]
+        (number, offset), (_, unlocked) = away
+        assert offset & ~63 == unlocked & ~63
+        return number, offset & ~63
+
+    def header(self, offset):
+        with open(self.segment.path, "rb") as file:
+            file.seek(offset)
+            return struct.unpack("<Q", file.read(8))[0]
+
+
+def insert_beyond_a_split(name, first, buckets):
+    """Insert until the load asks for more than so many buckets, and some more."""
+    with RHashMap.open(name) as m:
+        while len(m) * 2 <= buckets * 7 + 100:
+            m[word(first)] = word(first)
+            first += 1
+
+
+def test_a_split_neither_takes_nor_awaits_the_lock_of_its_child(make_map):
+    """G1, C1: growing waits for nobody, and nobody's lock is overwritten."""
+    scene = Scene(make_map(max_entries=2048, _seeds=SCATTERED))
+    m = scene.m
+    operate = delete_absent(scene.absent_key_of_last())
+    number, offset = scene.lock_of(operate)
+    with stepping.stop_at_change(opened(m.name), operate, scene.segment, number - 1) as writer:
+        m.delete(word(scene.keys.pop()))
+        assert scene.buckets() == scene.last, "the bucket is still there"
+        for _ in range(STEPS_MAX):
+            if scene.header(offset) & LOCKED:
+                break
+            writer.step(steps=1)
+        held = scene.header(offset)
+        assert held & LOCKED, "the writer never locked the bucket"
+
+        inserter = multiprocessing.get_context("fork").Process(
+            target=insert_beyond_a_split, args=(m.name, 2 * ABSENT, scene.last)
+        )
+        inserter.start()
+        inserter.join(DEADLINE_SECONDS)
+        waits = inserter.exitcode is None
+        inserter.kill()
+        inserter.join()
+        found = scene.header(offset)
+        writer.resume()
+        writer.wait()
+
+    assert not waits, "an insertion waits for the owner of the lock"
+    assert inserter.exitcode == 0
+    assert held == found, "the lock was taken from its owner"
+    assert scene.buckets() == scene.last, "nothing was to be split"
+    assert all(m[word(key)] == word(key) for key in scene.keys)
+    assert m.check()["exact"]
+    insert_beyond_a_split(m.name, 3 * ABSENT, scene.last + 10)
+    assert scene.buckets() > scene.last + 1
+    assert m.check()["exact"]

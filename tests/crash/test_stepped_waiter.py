@@ -1,0 +1,98 @@
+"""A waiter is stopped at each change it makes while it waits, and the element goes (L1, M1).
+
+What it waits for is named by an address. Between its attempts it is inside no operation, so the
+memory at that address may go back meanwhile; reading it then would bring a page back, or be SIGBUS
+on a file system without room. Only a few instructions lie between a failed attempt and the look at
+what stood in its way: it is stepped there.
+"""
+
+import contextlib
+import os
+
+import pytest
+import stepping
+from test_kill_every_instruction import FRESH, shm_path, word
+
+import shmrhash
+from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_LOCK, RHashMap
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+MANY = 300
+WIDE = 4096
+KEY = 150  # not in the first block of elements, which stays
+# Changes of the waiter's own context: two of each attempt, and from the fifth on two of each look.
+CHANGES = range(9, 17)
+GONE_MIN = 3
+
+
+def wait_for_key(flags):
+    def operate(handle):
+        with contextlib.suppress(shmrhash.KeyNotFound):
+            handle.update(word(KEY), bytes(WIDE), BPF_EXIST | flags)
+            raise AssertionError("the key was there")
+
+    return operate
+
+
+def wait_in_vain(flags):
+    def operate(handle):
+        with contextlib.suppress(shmrhash.LockTimeout):
+            handle.update(word(KEY), bytes(WIDE), BPF_EXIST | flags)
+            raise AssertionError("the key was not locked")
+
+    return operate
+
+
+def having_opened(name, timeout):
+    """prepare: an own handle, with everything lazy done."""
+
+    def prepare():
+        handle = RHashMap.open(name, timeout=timeout)
+        handle.lookup(word(FRESH))
+        return handle
+
+    return prepare
+
+
+def memory_of(path):
+    """Bytes of the segment that have memory."""
+    return os.stat(path).st_blocks * 512
+
+
+@pytest.mark.parametrize("flags", [BPF_ANY, BPF_F_LOCK], ids=["plain", "f-lock"])
+def test_a_waiter_looks_before_it_touches_what_it_waited_for(make_map, flags):
+    """L1, M1: wherever it is stopped, it brings no page back, and is told that the key is gone."""
+    m = make_map(value_size=WIDE, max_entries=2 * MANY, timeout=30)
+    for number in range(1, MANY + 1):
+        m[word(number)] = word(number) * (WIDE // 8)
+    RHashMap.open(m.name).close()  # what a second process needs is committed
+    section = m.locked(word(KEY))
+    section.__enter__()
+    m.add(word(1), 0)  # with another context than the section's
+    segment = stepping.Segment(shm_path(m.name))
+    image = segment.image()
+    pcs = stepping.trace(having_opened(m.name, 0.02), wait_in_vain(flags), segment).pcs
+    gone = 0
+    for n in CHANGES:
+        segment.restore(image)
+        with stepping.stop_at_change(
+            having_opened(m.name, 30),
+            wait_for_key(flags),
+            segment,
+            n,
+            pcs=pcs,
+            again=lambda: segment.restore(image),
+        ) as waiter:
+            full = memory_of(segment.path)
+            m.clear()
+            before = memory_of(segment.path)
+            gone += before < full // 2
+            waiter.wait()
+
+        assert memory_of(segment.path) == before, f"stopped after change {n}"
+        assert m.check()["exact"]
+    assert gone >= GONE_MIN, "its being inside an operation kept the memory each time"
+    segment.restore(image)
+    section.__exit__(None, None, None)
+    print(f"the memory went in {gone} of {len(CHANGES)} places")

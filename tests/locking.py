@@ -1,0 +1,26 @@
+"""A key that somebody else has locked, for the tests of who waits."""
+
+import contextlib
+import threading
+
+import shmrhash
+
+PATIENCE_SECONDS = 20
+
+
+@contextlib.contextmanager
+def locked_elsewhere(shared_map, key):
+    """Another thread has key locked until the block ends, or the event that this yields is set."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with contextlib.suppress(shmrhash.KeyGone), shared_map.locked(key):
+            inside.set()
+            leave.wait(PATIENCE_SECONDS)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(PATIENCE_SECONDS)
+    yield leave
+    leave.set()
+    thread.join()
