@@ -55,6 +55,7 @@ cdef struct KeyBytes:
 
 
 @cython.final
+@cython.internal
 @cython.auto_pickle(False)
 cdef class Codec:
     """How a dict's keys, or its values, become bytes: a kind, and functions where it needs them."""

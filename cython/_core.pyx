@@ -38,8 +38,8 @@ from layout cimport (
 )
 from blocks cimport round_up
 from geometry cimport (
-    Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind, context_at,
-    contexts_usable, processes_usable,
+    Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind,
+    context_at, contexts_usable, processes_usable,
 )
 from hashing cimport hash_key
 from system cimport (
@@ -60,7 +60,8 @@ from reference cimport ref_stands
 from count cimport ObjectFacts, objects_count
 from commit cimport contexts_are_quiet
 from lock cimport (
-    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_release, lock_try, op_begin, op_end,
+    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_release, lock_try,
+    op_begin, op_end,
 )
 from lookup cimport map_find, map_glance, map_lookup, map_contains
 from map cimport (
@@ -446,8 +447,9 @@ cdef class MapHandle:
         if status == OUT_OF_BYTES:
             raise _errors.OutOfMemory(
                 f"map {self.name!r} may hold max_bytes={self.map.max_bytes} bytes of objects; "
-                f"{budget_word(&self.map.objects.budget) * PAGE_BYTES} are in use, {op.bytes_wanted} more are wanted; "
-                f"delete some or create it with a larger max_bytes")
+                f"{budget_word(&self.map.objects.budget) * PAGE_BYTES} are taken, "
+                f"{op.bytes_wanted} more are wanted; delete some or create it with a larger "
+                f"max_bytes")
         if status == PRESENT:
             raise _errors.KeyExists(f"map {self.name!r} has this key already (BPF_NOEXIST)")
         if status == ABSENT:

@@ -14,7 +14,12 @@ cdef class DictKeys(DictBase):
         return found
 
     def get(self, key, default=None):
-        """The value of key, or default."""
+        """The value of key, or default.
+
+        Takes no lock and never waits (R1). Expected O(1), and O(bytes of the value).
+
+        Raises TypeError (the key is not of the dict's type), WriteOnlyMap, MapClosed.
+        """
         cdef KeyBytes key_bytes
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         found = self._look(&key_bytes)
@@ -56,14 +61,27 @@ cdef class DictKeys(DictBase):
         return len(self.handle)
 
     def store(self, key, value, uint32_t flags=0, int64_t deadline_ns=0):
-        """Store a value; whether that was done: BPF_NOEXIST and BPF_EXIST may refuse."""
+        """Store a value; return whether that was done: BPF_NOEXIST and BPF_EXIST may refuse.
+
+        deadline_ns: when the entry expires, CLOCK_MONOTONIC; 0: never, or the dict's default.
+        Atomic (W1), whatever the value's size. Expected O(1), and O(bytes of the value).
+
+        Raises MapFull, SegmentFull and OutOfMemory (nothing was stored),
+        LockTimeout, TypeError and OverflowError (the key or value is not of the dict's type),
+        ReadOnlyMap, MapClosed.
+        """
         if flags > UPDATE_EXIST:
             raise _errors.InvalidArgument(
                 f"flags {flags} are not valid: BPF_ANY, BPF_NOEXIST or BPF_EXIST")
         return self._store(key, value, flags, deadline_ns) == OK
 
     def setdefault(self, key, default=None, int64_t deadline_ns=0):
-        """The value of key, which is default from now on if there was none."""
+        """The value of key, which is default from now on if there was none.
+
+        Atomic (W1): of several callers one stores, and all return what that one stored.
+
+        Raises what store() raises.
+        """
         while True:                            # each turn somebody stored or deleted the key
             found = self.get(key, MISSING)
             if found is not MISSING:
@@ -72,7 +90,14 @@ cdef class DictKeys(DictBase):
                 return default
 
     def pop(self, key, *default):
-        """Delete key and return its value, or default."""
+        """Delete key and return its value, or default.
+
+        Atomic (W1): no other caller gets the same value. A value that cannot be decoded is deleted
+        all the same.
+
+        Raises KeyNotFound (ENOENT: absent, and no default), LockTimeout, TypeError, ReadOnlyMap,
+        MapClosed.
+        """
         cdef KeyBytes key_bytes
         if len(default) > 1:
             raise TypeError(f"pop takes a key and a default, not {1 + len(default)} arguments")
@@ -85,7 +110,10 @@ cdef class DictKeys(DictBase):
         raise _errors.KeyNotFound(key)
 
     def deadline(self, key):
-        """When an entry expires, CLOCK_MONOTONIC in ns; 0: never. Raises KeyNotFound."""
+        """When an entry expires, CLOCK_MONOTONIC in ns; 0: never.
+
+        Raises KeyNotFound (ENOENT), TypeError, MapClosed.
+        """
         cdef KeyBytes key_bytes
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
@@ -106,7 +134,10 @@ cdef class DictKeys(DictBase):
         return item_deadline(&self.handle.map, value)
 
     def touch(self, key, int64_t deadline_ns):
-        """Set when an entry expires; False if there is none."""
+        """Set when an entry expires, CLOCK_MONOTONIC in ns, 0 for never; False if there is none.
+
+        Raises InvalidArgument (no Timer field), LockTimeout, TypeError, ReadOnlyMap, MapClosed.
+        """
         cdef KeyBytes key_bytes
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
@@ -131,12 +162,23 @@ cdef class DictKeys(DictBase):
         return status == OK
 
     def clear(self):
-        """Delete every entry; insertions of new keys wait meanwhile."""
+        """Delete every entry; insertions of new keys wait meanwhile.
+
+        Each deletion is atomic, the whole is not. If the process dies, whoever recovers it finishes
+        this.
+
+        Raises LockTimeout, ReadOnlyMap, MapClosed.
+        """
         self.handle.clear()
 
     def add(self, key, delta, initial=None):
-        """Add to a number, atomically; what it is then. An absent key becomes initial + delta, or
-        is an error if that is None."""
+        """Add to a number; return what it is then. An absent key becomes initial + delta.
+
+        For values that are int (64-bit, wrapping around) or float. Atomic (W1). Expected O(1).
+
+        Raises KeyNotFound (ENOENT: absent, and initial is None), TypeError (other values), and what
+        store() raises.
+        """
         cdef KeyBytes key_bytes
         cdef Op op
         cdef Apply apply
@@ -194,9 +236,15 @@ cdef class DictKeys(DictBase):
         return map_apply(op, &apply.field, apply.initial, &apply.after)
 
     def view(self, key):
-        """A read-only memoryview of the bytes of a value, where they are, without a copy; they stay
-        for as long as it lives. Raises KeyNotFound, InvalidArgument (inline values, read-only
-        handles), TooManyProcesses (all pins in use)."""
+        """A read-only memoryview of the bytes of a value, where they are, without a copy.
+
+        They stay as they are for as long as it lives, whatever becomes of the key; if the process
+        dies, they are freed. A child of fork must not use it. Costs about a lookup, at any size.
+
+        Raises KeyNotFound (ENOENT), InvalidArgument (values that stand in the entry), ReadOnlyMap
+        (a handle that only reads cannot keep others from reusing them), TooManyProcesses (all
+        65,536 pins in use), TypeError, MapClosed.
+        """
         cdef KeyBytes key_bytes
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL

@@ -4,17 +4,29 @@
 cdef enum:
     DICT_CHUNK = 128           # keys that an iterator reads ahead
 
+
 @cython.auto_pickle(False)
 cdef class DictCore(DictKeys):
     """Iterators, sections, and what is made of them."""
 
     def locked(self, key, timeout=None, create=NOT_CREATED):
-        """A section of key: see DictSection. create: a value for an absent key."""
+        """A section of key, for a with statement: see DictSection.
+
+        timeout: seconds to wait for whoever has it locked; None: as the dict. create: a value for
+        an absent key, stored first.
+
+        Raises, when the block begins: KeyNotFound (ENOENT: absent, and no create), LockTimeout,
+        DeadlockError, TypeError; when it ends: KeyGone, and what store() raises.
+        """
         return DictSection(self, key, timeout, create)
 
     def update_with(self, key, function, *default):
-        """Store function(value) while the key is locked; return it. An absent key is an error, or
-        gets function(default)."""
+        """Store function(value) while the key is locked; return it.
+
+        An absent key gets function(default), if there is one; default stays if function raises.
+
+        Raises what locked() and function raise.
+        """
         if len(default) > 1:
             raise TypeError("update_with takes a key, a function and a default")
         with DictSection(self, key, None, default[0] if default else NOT_CREATED) as section:
@@ -22,7 +34,12 @@ cdef class DictCore(DictKeys):
             return fresh
 
     def exchange(self, key, value, int64_t deadline_ns=0):
-        """Store a value and return the one before. Raises KeyNotFound: nothing is stored."""
+        """Store a value and return the one before.
+
+        Atomic (W1): each value that was ever stored is returned to one caller at most.
+
+        Raises KeyNotFound (ENOENT: absent; nothing is stored), and what store() raises.
+        """
         cdef DictSection section = DictSection(self, key, None, NOT_CREATED)
         section.__enter__()
         before = section.current
@@ -105,15 +122,22 @@ cdef class DictCore(DictKeys):
                 return
 
     def entries(self, int what):
-        """An iterator of keys (0), values (1) or both (2): each entry that is there throughout
-        once, through every resize."""
+        """An iterator of keys (0), values (1) or both (2).
+
+        Each entry that is there throughout comes once, through every resize (I1).
+
+        Raises WriteOnlyMap, MapClosed.
+        """
         for raw in self._raw_keys():
             found = self._entry(raw, what)
             if found is not MISSING:
                 yield found
 
     def expire(self):
-        """Delete every entry that has expired; how many."""
+        """Delete every entry that has expired; return how many.
+
+        Raises ReadOnlyMap, FrozenMap, MapClosed.
+        """
         cdef KeyBytes key
         cdef uint64_t done = 0
         if self.handle.map.timer_word == 0:
@@ -124,7 +148,10 @@ cdef class DictCore(DictKeys):
         return done
 
     def popitem(self):
-        """Delete some entry and return it as (key, value). Raises KeyNotFound if there is none."""
+        """Delete some entry and return it as (key, value).
+
+        Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed.
+        """
         cdef KeyBytes key_bytes
         while True:                            # each turn others took what was found
             some = False

@@ -67,7 +67,7 @@ cdef class ModifyHandle(ObservedHandle):
         """Raise if values have special fields: whole values cannot be compared or exchanged."""
         if self.map.field_count != 0:
             raise _errors.InvalidArgument(
-                f"map {self.name!r} has values with special fields; change them in a locked section")
+                f"map {self.name!r} has values with special fields; change them in a section")
         return 0
 
     cdef object _apply(

@@ -3,6 +3,7 @@
 # that nobody copies.
 
 
+@cython.auto_pickle(False)
 cdef class ObjectHandle(ModifyHandle):
     """The handle with what maps with special fields and objects have besides."""
 
@@ -23,6 +24,7 @@ cdef class ObjectHandle(ModifyHandle):
 
     def _fields(self):
         """(kind, offset) of each special field."""
+        self._expect_open()
         return tuple(
             (self.map.field_kinds[index], self.map.field_words[index] * 8)
             for index in range(self.map.field_count))
@@ -92,6 +94,7 @@ cdef class ObjectHandle(ModifyHandle):
 
 
 @cython.final
+@cython.internal
 @cython.auto_pickle(False)
 @cython.no_gc_clear                # __dealloc__ needs the handle
 cdef class PinnedObject:
@@ -122,7 +125,7 @@ cdef class PinnedObject:
                 self.handle.is_closed = closed
                 self.handle._leave(&op)
             except _errors.Error:
-                self.handle.is_closed = closed # no context: this process's death ends the pin
+                self.handle.is_closed = closed  # no context: this process's death ends the pin
         self.handle._end_use()
 
 

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Per-CPU depots of free elements and of the right to use them (W2); and of free objects of the small
-# classes (heap.pxd), which need no such right.
+# Per-CPU depots of free elements and of the right to use them (W2); and of free objects of the
+# small classes (heap.pxd), which need no such right.
 #
 # The shape is bpf_mem_alloc's: each CPU takes from and gives to its own list, with transfers of up
 # to half a hundred elements to and from the pool. The CPU is a hint only; a depot somebody else

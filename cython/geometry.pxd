@@ -2,9 +2,9 @@
 # One process's view of a segment: where everything is, computed and never read from the segment.
 #
 # The header stores the six numbers that decide the geometry (key_size, value_size, max_entries,
-# depot_count, max_bytes, layout version). Whoever attaches checks them, computes everything else anew and
-# keeps it in private memory, so that nothing in the segment is ever trusted as a length or a
-# pointer (H1).
+# depot_count, max_bytes, layout version). Whoever attaches checks them, computes everything else
+# anew and keeps it in private memory, so that nothing in the segment is ever trusted as a length or
+# a pointer (H1).
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, FULL

@@ -111,7 +111,7 @@ cdef inline Status stock_give(Op *op, PoolView *pool, uint64_t slot) noexcept no
     cdef uint64_t index = first
     cdef uint64_t turn
     cdef Status status = BUSY
-    for turn in range(op.map.depot_count + 1): # the last turn waits for the first depot
+    for turn in range(op.map.depot_count + 1):  # the last turn waits for the first depot
         index = first + ((here + turn) & (op.map.depot_count - 1))
         status = depot_hold(op, index, &held, turn == op.map.depot_count)
         if status == OK:

@@ -2,9 +2,9 @@
 # Entries with objects, as SharedDict uses them: whole operations beside those of map.pxd.
 #
 # An entry is looked up with its special fields (item_find). Who wants the object it refers to
-# copies that too, and then asks ref_stands; or pins it first (pins.pxd) and then asks. To store one,
-# the context gets its objects (item_object), fills them, and calls map_update: the objects are the
-# context's until the element has them.
+# copies that too, and then asks ref_stands; or pins it first (pins.pxd) and then asks. To store
+# one, the context gets its objects (item_object), fills them, and calls map_update: the objects are
+# the context's until the element has them.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from atomics cimport likely, unlikely

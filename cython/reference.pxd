@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # References: an element and the objects that belong to it (C1, R2).
 #
-#   attach     the element is still this context's (ALLOC): store the reference, object ALLOC -> LIVE
+#   attach     the element is still this context's (ALLOC): store the reference, object ALLOC ->
+#              LIVE
 #   exchange   in place, the element UPD: the redo buffer's references count from the CAS on; new
 #              objects -> LIVE, replaced ones -> ALLOC, of this context; then the element LIVE
 #   drop       the element is this context's (DEAD, ALLOC): object LIVE -> ALLOC; the reference 0;

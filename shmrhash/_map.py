@@ -134,7 +134,7 @@ def _object_bytes(places: list[tuple[int, int]], max_bytes: int | None) -> int:
     """Bytes of objects that a map with these special fields may hold; 0: it has none."""
     if not any(kind == _KPTR for kind, _ in places):
         if max_bytes is not None:
-            raise InvalidArgument("max_bytes is for maps with Kptr fields: nothing refers to objects")
+            raise InvalidArgument("max_bytes is for maps with Kptr fields; this has none")
         return 0
     if max_bytes is None:
         status = os.statvfs(_segment.directory())

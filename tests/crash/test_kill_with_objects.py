@@ -167,8 +167,9 @@ CASES = {
         Case("delete", lambda d: d.__delitem__(SHORT), removed(SHORT)),
         Case("delete a long key", lambda d: d.__delitem__(LONG), removed(LONG)),
         Case("delete a run", lambda d: d.__delitem__(SHORT), removed(SHORT), of_size(RUN)),
-        Case("delete, and drain", lambda d: d.__delitem__(b"k49"), removed(b"k49"),
-             nearly_full_depot),
+        Case(
+            "delete, and drain", lambda d: d.__delitem__(b"k49"), removed(b"k49"), nearly_full_depot
+        ),
         Case("pop", lambda d: d.pop(SHORT), removed(SHORT)),
         Case("pop a long key", lambda d: d.pop(LONG), removed(LONG)),
         Case("expire", lambda d: d.expire(), unchanged, expiring),

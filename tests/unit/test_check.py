@@ -466,7 +466,12 @@ def test_every_problem_has_a_damage():
     """A problem that no damage brings about is one that check() cannot find."""
     tried = {text for text, _ in DAMAGES.values()} | {TEXTS["NO_PRIVATE_MEMORY"]}
 
-    unknown = [text for text in _PROBLEMS.values() if not any(part in text for part in tried)]
+    of_objects = (17, 18)  # tests/test_objects.py damages those
+    unknown = [
+        text
+        for number, text in _PROBLEMS.items()
+        if number not in of_objects and not any(part in text for part in tried)
+    ]
 
     assert not unknown
     assert tried == set(TEXTS.values())

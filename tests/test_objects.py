@@ -1,0 +1,229 @@
+"""Maps with objects and special fields: what check() finds, the budget, memory (M1, C1)."""
+
+import mmap
+import os
+import struct
+
+import pytest
+
+import shmrhash
+from shmrhash import Kptr, RHashMap, SegmentCorrupt, SharedDict, Timer, _core
+
+
+@pytest.fixture
+def words(map_name):
+    """A dict of bytes to bytes."""
+    with SharedDict(map_name, key=bytes, value=bytes, max_entries=1000, max_bytes=1 << 22) as made:
+        yield made
+    shmrhash.unlink(map_name)
+
+
+def facts(words):
+    return words.info()["objects"]
+
+
+def objects_offset(handle):
+    """Where the part of the segment with the objects begins: behind what a map without them has."""
+    return _core.segment_bytes(
+        handle.key_size, handle.value_size, handle.max_entries, handle.info()["depots"]
+    )
+
+
+@pytest.fixture
+def patch(words):
+    """Write words into the segment behind everybody's back."""
+    path = words.info()["path"]
+
+    def write(offset, *numbers):
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            struct.pack_into(f"<{len(numbers)}Q", memory, offset, *numbers)
+
+    return write
+
+
+def test_a_budget_that_does_not_add_up_is_found(words, patch):
+    """M1: check() counts the pages that there are."""
+    words[b"a"] = bytes(5000)
+    words.check()
+    offset = objects_offset(words.handle)
+    patch(offset, 99 << 16)
+
+    with pytest.raises(SegmentCorrupt, match="the budget of objects counts"):
+        words.check()
+
+
+def test_an_object_that_nothing_names_is_found(words, patch):
+    """C1: check() looks for the reference to every object."""
+    words[b"a"] = bytes(100)
+    words.check()
+    handle = words.handle
+    where = handle.info()["path"]
+    with open(where, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+        ref = struct.pack("<Q", 1 << 30 | 100)
+        at = memory.find(ref, 0, objects_offset(handle))
+        assert at > 0
+    patch(at, 0)
+
+    with pytest.raises(SegmentCorrupt, match="is lost, or named twice"):
+        words.check()
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 56, 57, 4087, 4088, 4089, 8128, 8129, 100_000])
+def test_values_at_the_edges_of_classes(words, size):
+    """R2: every byte of a value comes back, at the edges of size classes and runs."""
+    value = os.urandom(size)
+
+    words[b"key"] = value
+
+    assert words[b"key"] == value
+    assert bytes(words.view(b"key")) == value
+    words.check()
+
+
+def test_max_bytes_is_a_hard_limit_and_nothing_is_lost_at_it(words):
+    """M1: an operation that would exceed max_bytes does nothing, and says what was found."""
+    stored = {}
+    with pytest.raises(shmrhash.OutOfMemory, match=r"max_bytes=4194304 .* more are wanted"):
+        for number in range(1000):
+            key, value = b"%d" % number, os.urandom(20_000)
+            words[key] = value
+            stored[key] = value
+
+    assert dict(words.items()) == stored
+    assert facts(words)["bytes_committed"] <= 1 << 22
+    words.check()
+    with pytest.raises(MemoryError):
+        words[b"0"] = bytes(1 << 22)
+    assert words[b"0"] == stored[b"0"]
+    words.clear()
+    words[b"large"] = bytes(3 << 20)
+    words.check()
+
+
+def test_memory_of_runs_goes_back_at_once(words):
+    """M1: a page run is returned to the system when its object is freed."""
+    words[b"a"] = b"x"
+    before = os.stat(words.info()["path"]).st_blocks
+    words[b"run"] = bytes(2 << 20)
+    assert os.stat(words.info()["path"]).st_blocks - before >= 4096
+
+    del words[b"run"]
+
+    assert os.stat(words.info()["path"]).st_blocks - before <= 64
+    assert facts(words)["count"] == 1
+    words.check()
+
+
+def test_memory_is_used_by_another_class_after_it_was_freed(words):
+    """M1: the budget is of all classes together."""
+    for size in (100, 1000, 3000, 20_000, 300_000):
+        for number in range(3 * (1 << 20) // (size + 100) // 2):
+            words[b"%d" % number] = bytes(size)
+            if number > 900:
+                break
+        words.clear()
+        words.check()
+    assert facts(words)["bytes_in_use"] == facts(words)["count"] == 0
+
+
+def test_a_view_keeps_what_it_shows(words):
+    """R2: a view shows the same bytes, whatever becomes of the key; the object goes with it."""
+    first = os.urandom(50_000)
+    words[b"key"] = first
+    view = words.view(b"key")
+    assert view.readonly
+
+    words[b"key"] = os.urandom(60_000)
+    del words[b"key"]
+    for number in range(20):
+        words[b"%d" % number] = bytes(50_000)
+
+    assert view == first
+    assert facts(words)["pinned"] == 1
+    words.check()
+    del view
+    assert facts(words)["pinned"] == 0
+    words.clear()
+    words.check()
+    assert facts(words)["count"] == 0
+
+
+def test_a_view_outlives_its_handle(map_name):
+    """H1: closing a dict waits for its views."""
+    with SharedDict(map_name, key=str, value=bytes, max_entries=10) as made:
+        made["a"] = b"x" * 10_000
+        view = made.view("a")
+        with SharedDict.open(map_name) as other:
+            made.close()
+            other["a"] = b"y" * 10_000
+            assert view == b"x" * 10_000
+            assert other.info()["objects"]["pinned"] == 1
+            del view
+            other.check()
+            assert other.info()["objects"] | {"pinned": 0, "count": 1} == other.info()["objects"]
+    shmrhash.unlink(map_name)
+
+
+def test_raw_copies_have_no_references_in_them(words):
+    """As the kernel's special fields: bytes from outside never reach them, nor leave."""
+    words[b"key"] = b"value"
+    handle = words.handle
+    (raw,) = handle
+
+    assert handle[raw] == bytes(16)
+    assert list(handle.values()) == [bytes(16)]
+    assert handle.lookup_batch(None, 1).values[0].tobytes() == bytes(16)
+    handle[raw] = b"\xff" * 16  # initialises the special fields again, and frees what was there
+
+    assert handle[raw] == bytes(16)
+    assert facts(words)["count"] == 0
+    words.check()
+    with pytest.raises(shmrhash.InvalidArgument, match="special"):
+        handle.exchange(raw, bytes(16))
+    with pytest.raises(shmrhash.InvalidArgument, match="special"):
+        handle.compare_and_swap(raw, bytes(16), bytes(16))
+    with pytest.raises(shmrhash.InvalidArgument, match="special"):
+        handle.add(raw, 1)
+
+
+def test_a_raw_section_leaves_special_fields_alone(map_name):
+    """L1: a section stores the bytes around the special fields."""
+    with RHashMap.create(
+        map_name, key_size=8, value_size=24, max_entries=10, fields=[Timer(0), Kptr(8)]
+    ) as handle:
+        handle[b"k" * 8] = b"\xff" * 24
+        with handle.locked(b"k" * 8) as value:
+            assert bytes(value) == bytes(16) + b"\xff" * 8
+            value[:] = b"\x01" * 24
+
+        assert handle[b"k" * 8] == bytes(16) + b"\x01" * 8
+        assert handle.pop(b"k" * 8) == bytes(16) + b"\x01" * 8
+        handle.check()
+        handle.unlink()
+
+
+def test_insertions_are_locked_out_while_a_map_is_cleared(map_name):
+    """As the kernel locks out insertions while destructors run: EBUSY; updates and deletes go on."""
+    with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as handle:
+        handle[b"a" * 8] = b"1" * 8
+        with open(handle.info()["path"], "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            struct.pack_into("<Q", memory, 120, 4095 << 1 | 1)  # clearing: held by somebody alive
+            with pytest.raises(shmrhash.MapBusy, match="being cleared"):
+                handle[b"b" * 8] = b"2" * 8
+            handle[b"a" * 8] = b"3" * 8
+            del handle[b"a" * 8]
+            struct.pack_into("<Q", memory, 120, 0)
+        handle[b"b" * 8] = b"2" * 8
+        handle.check()
+        handle.unlink()
+
+
+def test_a_closed_map_says_so_when_asked_for_its_fields(map_name):
+    """H1: never a crash."""
+    handle = RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10)
+    handle.unlink()
+    handle.close()
+    with pytest.raises(shmrhash.MapClosed):
+        _ = handle.schema
+    with pytest.raises(shmrhash.MapClosed):
+        handle._fields()
