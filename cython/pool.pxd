@@ -22,11 +22,11 @@ from atomics cimport (
 from status cimport Status, OK, ABSENT, RETRY, BUSY, CORRUPT, NEED_ELEMENTS, NEED_LINES
 from layout cimport (
     Element, BLOCK_HOLE, BLOCK_READY, BLOCK_RELEASING, ELEMENT_FREE, ELEMENT_ALLOC,
-    word_locked, word_taken, lock_bits, element_header,
+    word_locked, word_taken, lock_bits,
     block_state, block_fresh, block_free, block_head, block_word,
 )
 from geometry cimport Map, PoolView, pool_object, region_usable
-from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
+from lock cimport Op, header_set, lock_busy, lock_try, lock_acquire, lock_release
 from commit cimport memory_populate, memory_remove, memory_is_quiet, region_commit
 
 cdef enum:
@@ -128,8 +128,7 @@ cdef inline Status pool_take(Op *op, PoolView *pool, uint64_t *name) noexcept no
     taken = pool_object(pool, block * pool.capacity + place)
     name[0] = block * pool.capacity + place
     compiler_fence()
-    store_relaxed_u64(
-        &taken.header, element_header(taken.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    header_set(&taken.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
     lock_release(pool.words + block, after)
     return OK
@@ -186,7 +185,7 @@ cdef inline void pool_put_locked(
     cdef Element *given = pool_object(pool, index)
     store_relaxed_u64(&given.words[0], block * pool.capacity + block_head(held))
     compiler_fence()
-    store_relaxed_u64(&given.header, element_header(given.header, ELEMENT_FREE, 0))
+    header_set(&given.header, ELEMENT_FREE, 0)
     compiler_fence()
     lock_release(pool.words + block, block_word(
         BLOCK_READY, block_fresh(held), block_free(held) + 1,

@@ -10,11 +10,11 @@ from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence
 from layout cimport (
     Context, Depot, Element, REGION_COUNT, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC,
-    word_held_by, lock_bits, element_state, element_header, block_state, block_fresh, block_free,
+    lock_bits, element_state, block_state, block_fresh, block_free,
     block_head, block_word, depot_word, depot_count, depot_credit, depot_head,
 )
 from geometry cimport PoolView, element_at, pool_object, region_usable, name_of
-from lock cimport Op, lock_release
+from lock cimport Op, header_set, lock_release, op_holds
 from commit cimport memory_remove
 from depot cimport depot_store
 
@@ -22,7 +22,7 @@ from depot cimport depot_store
 cdef inline void recover_regions(Op *op) noexcept nogil:
     cdef uint64_t which = load_relaxed_u64(&op.context.region) - 1
     if which < REGION_COUNT:
-        if word_held_by(op.map.header.regions[which].lock, op.self_index):
+        if op_holds(op, &op.map.header.regions[which].lock):
             lock_release(&op.map.header.regions[which].lock, 0)
 
 cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
@@ -36,12 +36,12 @@ cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
             op.map, pool[0].words_region) // 8:
         return NULL
     word = pool[0].words + (name >> 1)
-    return word if word_held_by(word[0], op.self_index) else NULL
+    return word if op_holds(op, word) else NULL
 
 cdef inline void recover_chain(Op *op, Depot *depot, bint block_held) noexcept nogil:
     """Elements on their way from a block to the held depot."""
     cdef Context *context = op.context
-    cdef uint64_t word = depot.word
+    cdef uint64_t word = load_relaxed_u64(&depot.word)
     if context.chain_count != 0 and not block_held and depot_head(word) != context.chain_head:
         store_relaxed_u64(
             &element_at(op.map, name_of(
@@ -56,37 +56,37 @@ cdef inline void recover_chain(Op *op, Depot *depot, bint block_held) noexcept n
 cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
     """Credits on their way between the header and the held depot."""
     cdef uint64_t *credits = &op.map.header.credits
-    if word_held_by(credits[0], op.self_index):
+    cdef uint64_t word
+    if op_holds(op, credits):
         op.context.credit_moving = 0           # the header's store did not happen
         compiler_fence()
-        lock_release(credits, credits[0])
+        lock_release(credits, load_relaxed_u64(credits))
     elif op.context.credit_moving:
+        word = load_relaxed_u64(&depot.word)
         depot_store(op, depot, depot_word(
-            depot_head(depot.word), depot_count(depot.word),
-            <uint32_t> op.context.credit_after))
+            depot_head(word), depot_count(word), <uint32_t> op.context.credit_after))
         op.context.credit_moving = 0
         compiler_fence()
 
 cdef inline void recover_taken(Op *op, Depot *depot) noexcept nogil:
     """An element between the held depot and the context, and a spare between it and a block."""
     cdef Context *context = op.context
-    cdef uint64_t head = depot_head(depot.word)
+    cdef uint64_t head = depot_head(load_relaxed_u64(&depot.word))
     cdef Element *element
     if context.spare != 0 and context.spare == head:
         element = element_at(op.map, name_of(&op.map.element_pool, head))
-        store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
+        header_set(&element.header, ELEMENT_FREE, 0)
         compiler_fence()
         context.spare = 0
     if context.element == 0:
         return
     element = element_at(op.map, name_of(&op.map.element_pool, context.element))
     if context.element == head:                # not taken yet
-        store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
+        header_set(&element.header, ELEMENT_FREE, 0)
         compiler_fence()
-        context.element = 0
-    elif element_state(element.header) == ELEMENT_FREE:    # not given yet
-        store_relaxed_u64(&element.header, element_header(
-            element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+        store_relaxed_u64(&context.element, 0)
+    elif element_state(load_relaxed_u64(&element.header)) == ELEMENT_FREE:  # not given yet
+        header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
 cdef inline void recover_block(Op *op) noexcept nogil:
@@ -109,12 +109,11 @@ cdef inline void recover_block(Op *op) noexcept nogil:
         thing = pool_object(pool, index)
         if (block_free(word[0]) > 0 and place == block_head(word[0])) or (
                 place >= block_fresh(word[0])):
-            store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
+            header_set(&thing.header, ELEMENT_FREE, 0)
             compiler_fence()
             name[0] = 0
-        elif element_state(thing.header) == ELEMENT_FREE:
-            store_relaxed_u64(&thing.header, element_header(
-                thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+        elif element_state(load_relaxed_u64(&thing.header)) == ELEMENT_FREE:
+            header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
         compiler_fence()
     lock_release(word, word[0])
 
@@ -126,11 +125,11 @@ cdef inline void recover_depot(Op *op) noexcept nogil:
         recover_block(op)
         return
     depot = op.map.depots + index
-    if not word_held_by(depot.word, op.self_index):
+    if not op_holds(op, &depot.word):
         recover_block(op)
         return
     recover_chain(op, depot, block_named(op, &pool) != NULL)
     recover_credits(op, depot)
     recover_taken(op, depot)
     recover_block(op)
-    lock_release(&depot.word, depot.word)
+    lock_release(&depot.word, load_relaxed_u64(&depot.word))

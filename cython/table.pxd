@@ -232,7 +232,8 @@ cdef inline Status table_grow(Op *op) noexcept nogil:
     split_finish(op, parent, child, level)
     bucket_release(child)
     bucket_release(parent)
-    map.header.statistics.grows += 1
+    store_relaxed_u64(
+        &map.header.statistics.grows, load_relaxed_u64(&map.header.statistics.grows) + 1)
     table_release(op, count + 1)
     return OK
 
@@ -282,6 +283,8 @@ cdef inline Status table_shrink(Op *op) noexcept nogil:
         chain_drop_bit(op, parent, <uint32_t> 1 << level)
     bucket_release(child)
     bucket_release(parent)
-    map.header.statistics.shrinks += status == OK
+    store_relaxed_u64(
+        &map.header.statistics.shrinks,
+        load_relaxed_u64(&map.header.statistics.shrinks) + (status == OK))
     table_release(op, last if status == OK else last + 1)
     return status
