@@ -41,7 +41,7 @@ from system cimport byte_lock_kept, clock_ns, munmap, CLOCK_MONOTONIC
 from lock cimport Op, context_begin, header_set, lock_release, op_holds
 from pool cimport object_there, pool_give
 from chain cimport (
-    Found, chain_clear, chain_links, chain_names, chain_remove, chain_repair,
+    Found, chain_bump, chain_clear, chain_links, chain_names, chain_remove, chain_repair,
     line_stash,
 )
 from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
@@ -92,6 +92,11 @@ cdef inline void recover_line(Op *op, Bucket *bucket, Bucket *other) noexcept no
         op.context.line = 0
         compiler_fence()
     elif op.context.line_stash != index:
+        # It may have been unlinked just before the death. A reader who is still on it must not
+        # believe that it is empty: the version first, then the emptying.
+        chain_bump(bucket)
+        if other != NULL:
+            chain_bump(other)
         line_stash(op)
 
 cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
