@@ -201,7 +201,8 @@ cdef struct Context:
     uint64_t activity_before   # activity when this owner came: each operation of its own adds 2
     uint64_t batched           # keys that batches of this owner did, beyond one each
     uint64_t waits             # times this owner's operations had to wait for a lock
-    uint64_t _reserved[11]
+    uint64_t active_ns         # CLOCK_REALTIME: when an owner came, went, and now and then between
+    uint64_t _reserved[10]
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:

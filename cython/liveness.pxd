@@ -143,6 +143,10 @@ cdef inline Status process_register(Map *map, Standing *standing) noexcept nogil
     map.local.registered = 1
     return OK
 
+cdef inline void context_note_time(Context *context) noexcept nogil:
+    """For people who ask when a map was used last."""
+    store_relaxed_u64(&context.active_ns, <uint64_t> clock_ns(CLOCK_REALTIME))
+
 cdef inline void context_forget(Context *context) noexcept nogil:
     """Drop the names a former owner left; nothing they name is owned by this context any more."""
     context.operation = 0
@@ -158,6 +162,7 @@ cdef inline void context_forget(Context *context) noexcept nogil:
     context.activity_before = context.activity
     context.batched = 0
     context.waits = 0
+    context_note_time(context)
 
 cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
     """Take a free context for this registered process."""

@@ -115,7 +115,8 @@ class Context(ctypes.Structure):
         ("activity_before", c_uint64),
         ("batched", c_uint64),
         ("waits", c_uint64),
-        ("_reserved", c_uint64 * 11),
+        ("active_ns", c_uint64),
+        ("_reserved", c_uint64 * 10),
     ]
 
 
