@@ -7,6 +7,7 @@
 
 cdef enum:
     SIGNAL_KEYS = 65536        # keys between two looks at signals
+    NOTICE_KEYS = 1024         # a batch of fewer does not note the time
     TAKE_KEYS = 256            # entries collected before they are deleted one by one
 
 
@@ -119,6 +120,8 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
                 status = many_on(&op, many, upto)
             if many.done != before:
                 patience.turn = patience.retries = 0
+                if op.context != NULL and many.done - before >= NOTICE_KEYS:
+                    context_note_time(op.context)
             if status == BUSY or status == RETRY or handle._freed(status):
                 handle._wait(&op, status, &patience)
             elif status != OK:

@@ -77,7 +77,7 @@ from digest cimport KEY_IS_LONG, key_digest
 from item cimport (
     item_bytes, item_deadline, item_expire, item_expired, item_find, item_object, item_touch,
 )
-from liveness cimport Standing, process_is_dead
+from liveness cimport Standing, context_note_time, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
 from session cimport (
@@ -111,7 +111,8 @@ cdef extern from "<sys/syscall.h>" nogil:
 
 cdef enum:
     STACK_VALUE_MAX = 512      # larger values are copied straight into the bytes object
-    PATROL_MASK = 0xFFFF       # after so many operations of a context, look for dead processes
+    NOTICE_MASK = 0x7FF        # of activity: each 1,024th operation of a context notes the time,
+    PATROL_MASK = 0xFFFF       # and each 32,768th looks for dead processes
     F_LOCK = 4                 # BPF_F_LOCK
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries, yielding between: a damaged segment
     MEMBARRIER_REGISTER_GLOBAL_EXPEDITED = 4
@@ -311,9 +312,11 @@ cdef class MapHandle:
         op_end(op)
         if unlikely(not local_put_u64(&self.map.local.idle_context, op.self_index + 1)):
             session_rest(&self.map, op.self_index + 1)
-        if unlikely(op.context.activity & PATROL_MASK == 0):
-            with nogil:
-                recover_all(&self.map)
+        if unlikely(op.context.activity & NOTICE_MASK == 0):
+            context_note_time(op.context)
+            if op.context.activity & PATROL_MASK == 0:
+                with nogil:
+                    recover_all(&self.map)
         self._end_use()
 
     cdef inline void _end_use(self) noexcept:

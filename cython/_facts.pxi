@@ -45,11 +45,13 @@ cdef class ObservedHandle(MapHandle):
         """Everything info() is made of."""
         cdef Statistics *statistics
         cdef uint64_t index, contexts, parked
+        cdef uint64_t active_ns = 0
         self._expect_open()
         statistics = &self.map.header.statistics
         contexts = 0
         for index in range(contexts_usable(&self.map)):
             contexts += context_at(&self.map, index).owner != 0
+            active_ns = max(active_ns, load_relaxed_u64(&context_at(&self.map, index).active_ns))
         parked = 0
         for index in range(self.map.depot_count):
             parked += depot_parked(load_relaxed_u64(&self.map.depots[index].word))
@@ -72,6 +74,7 @@ cdef class ObservedHandle(MapHandle):
             "operations_undone": statistics.operations_undone,
             "recovery_ns_max": statistics.recovery_ns_max,
             "created_ns": self.map.header.created_ns,
+            "last_activity_ns": max(active_ns, self.map.header.created_ns),
             "frozen": self.map.header.frozen != 0,
             "membarrier": bool(self.map.use_membarrier),
             "liveness": ("none (read only)" if self.map.read_only else

@@ -14,8 +14,8 @@
 from libc.stdint cimport uint64_t
 from atomics cimport compiler_fence, load_relaxed_u64
 from status cimport Status, OK, OUT_OF_BYTES
-from layout cimport Context, PAGE_BYTES, PAYLOAD_SHIFT, word_held_by
-from lock cimport Op, lock_acquire, lock_release
+from layout cimport Context, PAGE_BYTES, PAYLOAD_SHIFT
+from lock cimport Op, lock_acquire, lock_release, op_holds
 
 cdef inline uint64_t budget_word(uint64_t *word) noexcept nogil:
     return load_relaxed_u64(word) >> PAYLOAD_SHIFT
@@ -83,7 +83,7 @@ cdef inline void budget_recover(Op *op) noexcept nogil:
     cdef Context *context = op.context
     cdef uint64_t *word = &op.map.objects.budget
     cdef uint64_t after = context.budget_after // 2 - 1
-    if word_held_by(word[0], op.self_index):
+    if op_holds(op, word):
         if context.budget_after == 0:          # nothing had been decided
             lock_release(word, word[0])
             return

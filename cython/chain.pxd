@@ -34,7 +34,7 @@ from layout cimport (
     BUCKET_VERSION_ONE, element_state, element_header, lock_bits,
 )
 from geometry cimport Map, element_at, line_at, pool_object, name_of
-from lock cimport Op
+from lock cimport Op, header_set
 from pool cimport pool_take
 
 # An element found by key. header is from before the key was compared, and the slot named the
@@ -200,7 +200,7 @@ cdef inline Status chain_append(
     store_release_u32(
         &last.indices[LINK_SLOT], <uint32_t> (LINK_BASE + index_of_line))
     compiler_fence()
-    store_relaxed_u64(&line.header, element_header(line.header, ELEMENT_LIVE, 0))
+    header_set(&line.header, ELEMENT_LIVE, 0)
     compiler_fence()
     op.context.line = 0
     compiler_fence()
@@ -233,7 +233,8 @@ cdef inline void line_stash(Op *op) noexcept nogil:
     for slot in range(SLOT_COUNT):
         store_relaxed_u32(&line_at(op.map, index).indices[slot], 0)
     compiler_fence()
-    pool_object(&op.map.line_pool, index).words[0] = op.context.line_stash
+    # Over two tags that a reader may be looking at.
+    store_relaxed_u64(&pool_object(&op.map.line_pool, index).words[0], op.context.line_stash)
     compiler_fence()
     op.context.line_stash = op.context.line
     compiler_fence()
@@ -244,14 +245,14 @@ cdef inline void line_own(Op *op, Bucket *line) noexcept nogil:
     """Name a line that is about to be unlinked, and say in its header whose it is."""
     op.context.line = <uint64_t> (<uint8_t *> line - op.map.lines) // sizeof(Bucket)
     compiler_fence()
-    store_relaxed_u64(
-        &line.header, element_header(line.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    header_set(&line.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
 cdef inline void element_publish(Element *element) noexcept nogil:
     if element != NULL:
         # Release: key and value; pairs with the acquire of the header in chain_find.
-        store_release_u64(&element.header, element_header(element.header, ELEMENT_LIVE, 0))
+        store_release_u64(
+            &element.header, element_header(load_relaxed_u64(&element.header), ELEMENT_LIVE, 0))
 
 cdef inline void chain_remove(
         Op *op, Bucket *bucket, Bucket *line, uint32_t slot) noexcept nogil:

@@ -23,13 +23,12 @@ from atomics cimport (
 )
 from status cimport Status, OK, BUSY, FULL, CORRUPT, NEED_ELEMENTS
 from layout cimport (
-    Depot, Element, ELEMENT_FREE, ELEMENT_ALLOC, PAYLOAD_SHIFT,
-    word_locked, word_taken, lock_bits, element_header, depot_word, depot_count, depot_credit,
-    depot_head,
+    Depot, Element, ELEMENT_FREE, ELEMENT_ALLOC, PAYLOAD_SHIFT, word_locked, word_taken, lock_bits,
+    depot_word, depot_count, depot_credit, depot_head,
 )
 from blocks cimport PoolView, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH
 from geometry cimport Map, depot_at, depot_pool, element_at, name_of, pool_object
-from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
+from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release, header_set
 from supply cimport block_is_empty, block_name, block_retire_if_empty
 from pool cimport Chain, pool_detach, pool_put_locked
 
@@ -130,10 +129,9 @@ cdef inline Status depot_take(Op *op, uint64_t index) noexcept nogil:
         return status
     element = element_at(map, taken)
     next_free = load_relaxed_u64(&element.words[0])
-    op.context.element = taken
+    store_relaxed_u64(&op.context.element, taken)
     compiler_fence()
-    store_relaxed_u64(
-        &element.header, element_header(element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
     lock_release(&depot.word, depot_word(
         <uint32_t> next_free, depot_count(held) - 1, depot_credit(held) - 1))
@@ -208,12 +206,12 @@ cdef inline Status element_give(Op *op) noexcept nogil:
         return status
     store_relaxed_u64(&element.words[0], depot_head(held))
     compiler_fence()
-    store_relaxed_u64(&element.header, element_header(element.header, ELEMENT_FREE, 0))
+    header_set(&element.header, ELEMENT_FREE, 0)
     compiler_fence()
     lock_release(&map.depots[index].word, depot_word(
         <uint32_t> given, depot_count(held) + 1, depot_credit(held) + 1))
     compiler_fence()
-    op.context.element = 0
+    store_relaxed_u64(&op.context.element, 0)
     compiler_fence()
     if unlikely(depot_count(held) >= keep or depot_credit(held) >= CREDIT_HIGH):
         depot_trim(op, index, keep)
@@ -283,8 +281,7 @@ cdef inline bint depot_push_down(
         return False
     op.context.spare = <uint64_t> pool.kind << SPARE_SHIFT | moved
     compiler_fence()
-    store_relaxed_u64(
-        &element.header, element_header(element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
     held[0] = word_taken(
         depot_word(<uint32_t> load_relaxed_u64(&element.words[0]), depot_count(held[0]) - 1,

@@ -17,7 +17,6 @@
 #
 # Upholds: R1, R2, L1 (exclusive, undone or done by recovery), C1.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 from atomics cimport (
     load_relaxed_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64, fence_acquire,
     fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64, read_tail, pause,
@@ -152,7 +151,7 @@ cdef inline Status element_apply(
     cdef uint64_t *words = element_value(map, found.element)
     cdef uint64_t *word = words + (field.offset >> 3)
     cdef uint32_t shift = <uint32_t> (field.offset & 7) * 8
-    cdef uint8_t *redo = <uint8_t *> context_redo(op.context)
+    cdef uint64_t *redo
     cdef uint64_t held = 0
     cdef uint64_t before
     cdef Status status = element_own(op, found, ELEMENT_ULOCK, &held)
@@ -165,10 +164,15 @@ cdef inline Status element_apply(
         element_settle(op, found.element, held)
         return OK
     # The field crosses words: the whole value goes through the redo buffer, UPD commits.
-    copy_words(<uint64_t *> redo, words, map.value_words)
-    before = read_tail(redo + field.offset, field.size)
-    after[0] = field_compute(field, before)
-    memcpy(redo + field.offset, after, field.size)
+    redo = context_redo(op.context)
+    copy_words(redo, words, map.value_words)
+    redo += field.offset >> 3
+    before = redo[0] >> shift | redo[1] << (64 - shift)
+    after[0] = field_compute(field, before & field_mask(field))
+    # A reader may still be copying what stood here before.
+    store_relaxed_u64(redo, (redo[0] & ~(field_mask(field) << shift)) | after[0] << shift)
+    store_relaxed_u64(redo + 1, (
+        redo[1] & ~(field_mask(field) >> (64 - shift))) | after[0] >> (64 - shift))
     element_commit(op, found.element, held)
     return OK
 

@@ -14,8 +14,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64, load_relaxed_u64, store_relaxed_u64, compiler_fence, unlikely
 from status cimport Status, OK, BUSY, CORRUPT, ABSENT
 from layout cimport (
-    Depot, Element, PAGE_BYTES, NAME_MAX, ELEMENT_ALLOC, ELEMENT_FREE, element_header,
-    element_state, lock_bits, word_held_by, depot_count, depot_head, depot_word,
+    Depot, Element, PAGE_BYTES, NAME_MAX, ELEMENT_ALLOC, ELEMENT_FREE, element_state, lock_bits,
+    word_held_by, depot_count, depot_head, depot_word,
 )
 from objects cimport (
     CLASS_COUNT, CLASS_SMALL, RUN_HEADER, SMALL_HEADER, class_of, pages_of, ref_class, ref_index,
@@ -23,7 +23,7 @@ from objects cimport (
 )
 from blocks cimport DEPOT_HIGH_MAX, PARKED_MAX, PoolView
 from geometry cimport Map, depot_at, pool_object
-from lock cimport Op, lock_busy, lock_release
+from lock cimport Op, lock_busy, lock_release, header_set
 from budget cimport budget_charge, budget_refund, budget_used
 from commit cimport memory_populate
 from supply cimport block_is_empty, block_release, object_there
@@ -78,8 +78,7 @@ cdef inline Status stock_take_from(
     compiler_fence()
     held = depot_word(
         <uint32_t> load_relaxed_u64(&thing.words[0]), depot_count(held) - 1, 0)
-    store_relaxed_u64(
-        &thing.header, element_header(thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
     lock_release(&depot.word, held)
     return OK
@@ -123,7 +122,7 @@ cdef inline Status stock_give(Op *op, PoolView *pool, uint64_t slot) noexcept no
         return status
     store_relaxed_u64(&thing.words[0], depot_head(held))
     compiler_fence()
-    store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
+    header_set(&thing.header, ELEMENT_FREE, 0)
     compiler_fence()
     lock_release(&depot_at(op.map, index).word, depot_word(
         <uint32_t> given, depot_count(held) + 1, 0))

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # What lies where in a segment, and what each word means. Format version 1.
 #
-#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (256 B + redo) | depots 64 B each
+#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (320 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
 #     | objects of any size, in a map that has some (objects.pxd)
 #
@@ -28,8 +28,7 @@
 #   credits  credits : 48
 #   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
 #   region   unused
-#   budget   pages that objects take : 48
-#   clearing unused
+#   budget   pages that objects take : 48      clearing   unused
 from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport static_assert
 
@@ -41,7 +40,7 @@ cdef enum:
 
     PROCESS_MAX = 1024
     CONTEXT_MAX = 4096         # 12 of the 15 owner bits
-    CONTEXT_BYTES = 256
+    CONTEXT_BYTES = 320
     DEPOT_MAX = 256
 
     SLOT_COUNT = 7             # an 8-byte header, 7 tags and 7 indices fill one cache line
@@ -238,6 +237,8 @@ cdef struct Context:
     uint64_t refund            # pages to be taken off the budget
     uint64_t budget_after      # while it changes: (the value after + 1) * 2 + (1: taken off)
     uint64_t pages_wanted      # of the object that grows: pages * 8 + its place in names
+    uint64_t active_ns         # CLOCK_REALTIME: when an owner came, went, and now and then between
+    uint64_t _reserved[7]
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:
@@ -260,7 +261,7 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(sizeof(Bucket) == 64)
     static_assert(<uint64_t> &(<Bucket *> NULL).tags == 8)
     static_assert(<uint64_t> &(<Bucket *> NULL).indices == 36)
-    static_assert(sizeof(Context) == 256)
+    static_assert(sizeof(Context) == CONTEXT_BYTES)
     static_assert(<uint64_t> &(<Context *> NULL).activity == 8)
     static_assert(sizeof(ProcessSlot) == 64)
     static_assert(sizeof(Depot) == 64)

@@ -19,7 +19,7 @@
 # that is used is never taken before recovery has cleared it.
 from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport (
-    load_relaxed_u64, load_acquire_u64, store_release_u64, cas_acquire_u64,
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acquire_u64,
 )
 from status cimport Status, OK, BUSY, FULL, NO_CONTEXT, SYSTEM_ERROR
 from layout cimport (
@@ -144,10 +144,14 @@ cdef inline Status process_register(Map *map, Standing *standing) noexcept nogil
     map.local.registered = 1
     return OK
 
+cdef inline void context_note_time(Context *context) noexcept nogil:
+    """For people who ask when a map was used last."""
+    store_relaxed_u64(&context.active_ns, <uint64_t> clock_ns(CLOCK_REALTIME))
+
 cdef inline void context_forget(Context *context) noexcept nogil:
     """Drop the names a former owner left; nothing they name is owned by this context any more."""
     context.operation = 0
-    context.element = 0
+    store_relaxed_u64(&context.element, 0)
     context.target = 0
     context.line = 0
     context.line_stash = 0
@@ -155,10 +159,11 @@ cdef inline void context_forget(Context *context) noexcept nogil:
     context.chain_count = 0
     context.credit_moving = 0
     if context.activity & 1:
-        context.activity += 1
+        store_relaxed_u64(&context.activity, context.activity + 1)
     context.activity_before = context.activity
     context.batched = 0
     context.waits = 0
+    context_note_time(context)
 
 cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
     """Take a free context for this registered process."""

@@ -14,7 +14,9 @@ from atomics cimport (
     load_relaxed_u64, store_relaxed_u64, cas_acquire_u64, store_release_u64, compiler_fence, pause,
 )
 from status cimport Status, OK, BUSY
-from layout cimport Context, word_locked, word_taken, word_released
+from layout cimport (
+    Context, element_header, word_held_by, word_locked, word_taken, word_released,
+)
 from geometry cimport Map
 
 cdef enum:
@@ -71,6 +73,16 @@ cdef inline void lock_release(uint64_t *word, uint64_t payload) noexcept nogil:
     """Store payload, unlocked: commit and release at once."""
     # Release: everything written under the lock; pairs with the acquire in lock_try.
     store_release_u64(word, word_released(payload))
+
+cdef inline bint op_holds(Op *op, const uint64_t *word) noexcept nogil:
+    """Whether a lock word is this context's: then nobody else stores to it."""
+    return word_held_by(load_relaxed_u64(word), op.self_index)
+
+cdef inline void header_set(
+        uint64_t *header, uint32_t state, uint64_t lock_bits) noexcept nogil:
+    """Next version, another state, for the header of an element or line that is this context's.
+    Somebody late may still try to take it; that compares, and fails."""
+    store_relaxed_u64(header, element_header(load_relaxed_u64(header), state, lock_bits))
 
 cdef inline void context_begin(Context *context) noexcept nogil:
     """From here on this context may hold indices: memory it might look at stays (commit.pxd)."""

@@ -15,7 +15,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u32, load_relaxed_u64, load_acquire_u64, cas_acq_rel_u64, add_relaxed_u64,
-    fence_release, compiler_fence, copy_in, copy_out, copy_words, unlikely,
+    fence_release, compiler_fence, copy_in, copy_out, copy_words, unlikely, store_relaxed_u64,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY, NEED_BUCKETS, NEED_ELEMENTS,
@@ -160,7 +160,7 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
         if status == OK:
             lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
             compiler_fence()
-            op.context.element = 0
+            store_relaxed_u64(&op.context.element, 0)
             if map.ref_count != 0:
                 names_forget(op)
             return OK
@@ -263,13 +263,13 @@ cdef inline Status delete_found(
             op.f_lock or element_state(found.header) != ELEMENT_LOCKED):
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
         return element_await(op, found)
-    op.context.element = found.index
+    store_relaxed_u64(&op.context.element, found.index)
     compiler_fence()
     # Acquire: the value as the last writer left it. DEAD commits.
     if not cas_acq_rel_u64(
             &found.element.header, found.header,
             element_header(found.header, ELEMENT_DEAD, lock_bits(op.self_index))):
-        op.context.element = 0
+        store_relaxed_u64(&op.context.element, 0)
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
         return RETRY
     fence_release()                        # DEAD before whatever becomes of the element

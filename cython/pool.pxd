@@ -18,13 +18,13 @@ from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence
 from status cimport Status, OK, RETRY, BUSY, CORRUPT
 from layout cimport (
-    Element, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC, lock_bits, element_header, block_fresh,
-    block_free, block_head, block_word,
+    Element, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC, lock_bits, block_fresh, block_free,
+    block_head, block_word,
 )
 from objects cimport POOL_OBJECTS, ref_make
 from blocks cimport PoolView
 from geometry cimport pool_object
-from lock cimport Op, lock_try, lock_acquire, lock_release
+from lock cimport Op, lock_try, lock_acquire, lock_release, header_set
 from supply cimport block_name, block_offers, block_retire_if_empty, pool_search
 
 cdef enum:
@@ -89,8 +89,7 @@ cdef inline Status pool_take(
     name[0] = ref_make(block, length) if pool.kind >= POOL_OBJECTS else (
         block * pool.capacity + place)
     compiler_fence()
-    store_relaxed_u64(
-        &taken.header, element_header(taken.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    header_set(&taken.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
     lock_release(pool.words + block, after)
     return OK
@@ -147,7 +146,7 @@ cdef inline void pool_put_locked(
     cdef Element *given = pool_object(pool, index)
     store_relaxed_u64(&given.words[0], block * pool.capacity + block_head(held))
     compiler_fence()
-    store_relaxed_u64(&given.header, element_header(given.header, ELEMENT_FREE, 0))
+    header_set(&given.header, ELEMENT_FREE, 0)
     compiler_fence()
     lock_release(pool.words + block, block_word(
         BLOCK_READY, block_fresh(held), block_free(held) + 1,

@@ -39,11 +39,12 @@ from geometry cimport (
     contexts_usable, buckets_usable, processes_usable,
 )
 from system cimport byte_lock_kept, clock_ns, munmap, CLOCK_MONOTONIC
-from lock cimport Op, context_begin, lock_release
+from lock cimport Op, context_begin, lock_release, header_set, op_holds
 from budget cimport budget_recover
 from supply cimport object_there
 from chain cimport (
-    Found, chain_links, chain_names, chain_remove, chain_repair, chain_clear, line_stash,
+    Found, chain_bump, chain_clear, chain_links, chain_names, chain_remove, chain_repair,
+    line_stash,
 )
 from reference cimport refs_exchange
 from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
@@ -93,11 +94,16 @@ cdef inline void recover_line(Op *op, Bucket *bucket, Bucket *other) noexcept no
     if chain_links(op.map, bucket, index) or (
             other != NULL and chain_links(op.map, other, index)):
         line = line_at(op.map, index)
-        store_relaxed_u64(&line.header, element_header(line.header, ELEMENT_LIVE, 0))
+        header_set(&line.header, ELEMENT_LIVE, 0)
         compiler_fence()
         op.context.line = 0
         compiler_fence()
     elif op.context.line_stash != index:
+        # It may have been unlinked just before the death. A reader who is still on it must not
+        # believe that it is empty: the version first, then the emptying.
+        chain_bump(bucket)
+        if other != NULL:
+            chain_bump(other)
         line_stash(op)
 
 cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
@@ -109,11 +115,10 @@ cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
         element = element_at(
             op.map, name_of(&op.map.element_pool, load_relaxed_u64(&op.context.element)))
         if chain_names(op.map, bucket, <uint32_t> op.context.element, NULL, 0, &found):
-            op.context.element = 0
+            store_relaxed_u64(&op.context.element, 0)
             add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
-        elif element_state(element.header) == ELEMENT_LIVE:
-            store_relaxed_u64(&element.header, element_header(
-                element.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+        elif element_state(load_relaxed_u64(&element.header)) == ELEMENT_LIVE:
+            header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
         compiler_fence()
     bucket_release(bucket)
 
@@ -123,7 +128,7 @@ cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
         &op.map.element_pool, load_relaxed_u64(&op.context.element))
     recover_line(op, bucket, NULL)
     chain_repair(op, bucket)
-    if index != 0 and word_held_by(element_at(op.map, index).header, op.self_index):
+    if index != 0 and op_holds(op, &element_at(op.map, index).header):
         if chain_names(op.map, bucket, <uint32_t> index, NULL, 0, &found):
             chain_remove(op, bucket, found.line, found.slot)
         add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
@@ -136,13 +141,13 @@ cdef inline void recover_resize(Op *op, uint64_t child_index, bint split) noexce
     cdef Bucket *parent = bucket_at(map, child_index ^ (1ULL << level))
     cdef Bucket *child = bucket_at(map, child_index)
     cdef bint parent_is_deep
-    cdef bint child_held = word_held_by(child.header, op.self_index)
-    if word_held_by(parent.header, op.self_index):
+    cdef bint child_held = op_holds(op, &child.header)
+    if op_holds(op, &parent.header):
         # A child that is not held was not begun with, or is done; somebody else may have it.
         recover_line(op, parent, child if child_held else NULL)
         chain_repair(op, parent)
-        parent_is_deep = bucket_level_plus1(parent.header) == level + 2
-        if child_held and split and bucket_level_plus1(child.header) != 0:
+        parent_is_deep = bucket_level_plus1(load_relaxed_u64(&parent.header)) == level + 2
+        if child_held and split and bucket_level_plus1(load_relaxed_u64(&child.header)) != 0:
             split_finish(op, parent, child, level)
         elif child_held and split:
             chain_clear(op, child)
@@ -153,9 +158,10 @@ cdef inline void recover_resize(Op *op, uint64_t child_index, bint split) noexce
         if child_held:
             bucket_release(child)
         bucket_release(parent)
-    if word_held_by(map.header.table, op.self_index):
+    if op_holds(op, &map.header.table):
         lock_release(&map.header.table, (
-            child_index + (1 if bucket_level_plus1(child.header) != 0 else 0)) << PAYLOAD_SHIFT)
+            child_index + (bucket_level_plus1(load_relaxed_u64(&child.header)) != 0)
+        ) << PAYLOAD_SHIFT)
 
 cdef inline void recover_bucket(Op *op) noexcept nogil:
     cdef Context *context = op.context
@@ -163,22 +169,22 @@ cdef inline void recover_bucket(Op *op) noexcept nogil:
     cdef uint64_t child = load_relaxed_u64(&context.child)
     cdef Bucket *bucket = bucket_at(op.map, index)
     if context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE:
-        if word_held_by(op.map.header.table, op.self_index):
+        if op_holds(op, &op.map.header.table):
             if child >= BUCKET_COUNT_MIN and child < buckets_usable(op.map):
                 recover_resize(op, child, context.operation == OPERATION_SPLIT)
             else:                              # taken before the watermark was looked at
-                lock_release(&op.map.header.table, op.map.header.table)
+                lock_release(&op.map.header.table, load_relaxed_u64(&op.map.header.table))
         return
     if index >= buckets_usable(op.map):
         return
-    if not word_held_by(bucket.header, op.self_index):
+    if not op_holds(op, &bucket.header):
         return
     if context.operation == OPERATION_INSERT:
         recover_insert(op, bucket)
     elif context.operation == OPERATION_DELETE:
         recover_delete(op, bucket)
     else:
-        lock_release(&bucket.header, bucket.header)
+        lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
 
 cdef inline Status recover_owned(Op *op) noexcept nogil:
     """Give back the objects that the context still owns."""
@@ -187,10 +193,9 @@ cdef inline Status recover_owned(Op *op) noexcept nogil:
     if line_is_held(op, op.context.line) and context.line_stash != context.line:
         line_stash(op)
     context.line = 0
-    if context.element != 0 and not word_held_by(
-            element_at(op.map, name_of(&op.map.element_pool, context.element)).header,
-            op.self_index):
-        context.element = 0                    # inserted, or given back
+    if context.element != 0 and not op_holds(
+            op, &element_at(op.map, name_of(&op.map.element_pool, context.element)).header):
+        store_relaxed_u64(&context.element, 0)     # inserted, or given back
     if context.element != 0:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
     op_settle(op)
@@ -236,7 +241,7 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     status = recover_owned(&op)
     if status == OK and map.objects != NULL:
         status = recover_pins(&op, op.context.owner)
-    if status == OK and word_held_by(map.header.clearing, op.self_index):
+    if status == OK and op_holds(&op, &map.header.clearing):
         status = map_clear(&op)
         if status == OK:
             lock_release(&map.header.clearing, 0)

@@ -11,15 +11,15 @@ from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence, load_a
 from status cimport OK, Status
 from layout cimport (
     Context, Depot, Element, NAME_MAX, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC,
-    word_held_by, lock_bits, element_state, element_header, block_state, block_fresh, block_free,
-    block_head, block_word, depot_word, depot_count, depot_credit, depot_head,
+    word_held_by, lock_bits, element_state, block_state, block_fresh, block_free, block_head,
+    block_word, depot_word, depot_count, depot_credit, depot_head,
 )
 from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, ref_class, ref_index
 from blocks cimport PoolView
 from geometry cimport (
     depot_at, depot_pool, depots_of_all, pool_object, pool_of_kind, region_at, region_usable,
 )
-from lock cimport Op, lock_release
+from lock cimport Op, lock_release, header_set, op_holds
 from budget cimport budget_owe, budget_used
 from commit cimport memory_remove
 from pool cimport pool_give
@@ -31,7 +31,7 @@ from heap cimport names_settle, ref_object, ref_sound
 cdef inline void recover_regions(Op *op) noexcept nogil:
     cdef uint64_t which = load_relaxed_u64(&op.context.region) - 1
     if which < op.map.region_count:
-        if word_held_by(region_at(op.map, <uint32_t> which).lock, op.self_index):
+        if op_holds(op, &region_at(op.map, <uint32_t> which).lock):
             lock_release(&region_at(op.map, <uint32_t> which).lock, 0)
 
 cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
@@ -46,13 +46,13 @@ cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
             op.map, pool[0].words_region) // 8:
         return NULL
     word = pool[0].words + block
-    return word if word_held_by(word[0], op.self_index) else NULL
+    return word if op_holds(op, word) else NULL
 
 cdef inline void recover_chain(
         Op *op, Depot *depot, PoolView *pool, bint block_held) noexcept nogil:
     """Objects on their way from a block to the held depot."""
     cdef Context *context = op.context
-    cdef uint64_t word = depot.word
+    cdef uint64_t word = load_relaxed_u64(&depot.word)
     if context.chain_count != 0 and not block_held and depot_head(word) != context.chain_head:
         if context.chain_head < pool.object_count and context.chain_tail < pool.object_count:
             store_relaxed_u64(&pool_object(pool, context.chain_tail).words[0], depot_head(word))
@@ -66,14 +66,15 @@ cdef inline void recover_chain(
 cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
     """Credits on their way between the header and the held depot."""
     cdef uint64_t *credits = &op.map.header.credits
-    if word_held_by(credits[0], op.self_index):
+    cdef uint64_t word
+    if op_holds(op, credits):
         op.context.credit_moving = 0           # the header's store did not happen
         compiler_fence()
-        lock_release(credits, credits[0])
+        lock_release(credits, load_relaxed_u64(credits))
     elif op.context.credit_moving:
+        word = load_relaxed_u64(&depot.word)
         depot_store(op, depot, depot_word(
-            depot_head(depot.word), depot_count(depot.word),
-            <uint32_t> op.context.credit_after))
+            depot_head(word), depot_count(word), <uint32_t> op.context.credit_after))
         op.context.credit_moving = 0
         compiler_fence()
 
@@ -85,12 +86,11 @@ cdef inline void recover_passed(
         return
     thing = pool_object(pool, index)
     if index == head:                          # not taken yet
-        store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
+        header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
         name[0] = 0
     elif element_state(thing.header) == ELEMENT_FREE:      # not given yet
-        store_relaxed_u64(&thing.header, element_header(
-            thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+        header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
 cdef inline void recover_taken(Op *op, Depot *depot, PoolView *pool) noexcept nogil:
@@ -101,7 +101,7 @@ cdef inline void recover_taken(Op *op, Depot *depot, PoolView *pool) noexcept no
     cdef Element *thing
     if context.spare != 0 and context.spare == (<uint64_t> pool.kind << SPARE_SHIFT | head):
         thing = pool_object(pool, head if head < pool.object_count else 0)
-        store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
+        header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
         context.spare = 0
     if pool.kind < POOL_OBJECTS:
@@ -124,12 +124,11 @@ cdef inline void recover_placed(
     thing = pool_object(pool, index)
     if (block_free(word[0]) > 0 and place == block_head(word[0])) or (
             place >= block_fresh(word[0])):
-        store_relaxed_u64(&thing.header, element_header(thing.header, ELEMENT_FREE, 0))
+        header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
         name[0] = 0
     elif element_state(thing.header) == ELEMENT_FREE:
-        store_relaxed_u64(&thing.header, element_header(
-            thing.header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+        header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
 cdef inline void recover_charge(Op *op, uint64_t word) noexcept nogil:

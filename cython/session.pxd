@@ -17,7 +17,9 @@ from system cimport (
 )
 from lock cimport Op
 from map cimport op_settle
-from liveness cimport Standing, process_register, process_leave, context_claim
+from liveness cimport (
+    Standing, context_claim, context_note_time, process_leave, process_register,
+)
 from recovery cimport recover_all
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -127,6 +129,7 @@ cdef inline void session_end(Map *map, Standing *standing) noexcept nogil:
         while taken != 0:                      # one turn for each idle context
             op.self_index = <uint32_t> (taken - 1)
             op.context = context_at(map, op.self_index)
+            context_note_time(op.context)
             op_settle(&op)
             if op.context.element == 0 and op.context.line_stash == 0 and op.context.owing == 0:
                 # Release: everything is at rest; pairs with the CAS in context_claim.

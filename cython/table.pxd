@@ -28,7 +28,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_release_u64, cas_acquire_u64, fence_release,
-    compiler_fence, count_trailing_zeros, count_leading_zeros, likely, unlikely,
+    compiler_fence, count_trailing_zeros, count_leading_zeros, likely, unlikely, store_relaxed_u64,
 )
 from status cimport Status, OK, BUSY, FULL, CORRUPT, NEED_BUCKETS
 from layout cimport (
@@ -231,7 +231,8 @@ cdef inline Status table_grow(Op *op) noexcept nogil:
     split_finish(op, parent, child, level)
     bucket_release(child)
     bucket_release(parent)
-    map.header.statistics.grows += 1
+    store_relaxed_u64(
+        &map.header.statistics.grows, load_relaxed_u64(&map.header.statistics.grows) + 1)
     table_release(op, count + 1)
     return OK
 
@@ -281,6 +282,8 @@ cdef inline Status table_shrink(Op *op) noexcept nogil:
         chain_drop_bit(op, parent, <uint32_t> 1 << level)
     bucket_release(child)
     bucket_release(parent)
-    map.header.statistics.shrinks += status == OK
+    store_relaxed_u64(
+        &map.header.statistics.shrinks,
+        load_relaxed_u64(&map.header.statistics.shrinks) + (status == OK))
     table_release(op, last if status == OK else last + 1)
     return status

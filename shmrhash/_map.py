@@ -486,7 +486,9 @@ class RHashMap(BatchMethods):
 
         Counts are read one after another while others go on; at rest they are exact. entries, as
         len(), includes what operations under way, and dead processes not yet recovered, have in
-        hand. Costs about 2 ms: it asks the system about huge pages.
+        hand. last_activity_ns is a lower bound: when a thread used the map for the first time, at
+        each 1,024th of its operations but single lookups, at each batch of 1,024 keys or more, and
+        at close(). Costs about 2 ms: it asks the system about huge pages.
 
         Raises MapClosed.
         """

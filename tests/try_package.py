@@ -52,6 +52,20 @@ def install_and_use(package, folder):
     python = folder / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True, cwd=folder)
     subprocess.run([python, "-I", "-c", SMOKE], check=True, cwd=folder)
+    expect_command_to_say_what_it_needs(folder)
+
+
+def expect_command_to_say_what_it_needs(folder):
+    """The command without its extra: status 8, one line, and how to install it."""
+    for command in ([folder / "bin" / "shmrhash"], [folder / "bin" / "python", "-m", "shmrhash"]):
+        done = subprocess.run(
+            [*command, "ls"], capture_output=True, text=True, cwd=folder, check=False
+        )
+        assert done.returncode == 8, done
+        assert done.stdout == "", done
+        assert done.stderr.count("\n") == 1, done
+        assert "pip install 'shmrhash[cli]'" in done.stderr, done
+    print("without its extra:", done.stderr.strip())
 
 
 def main(folder):

@@ -51,11 +51,12 @@ def health_cell(sight: Sight) -> Cell:
 
 def last_activity(sight: Sight) -> tuple[str, int]:
     """What is known to have happened last, and when (nanoseconds since the epoch)."""
-    if sight.info.get("last_activity_ns"):
-        return "used", int(sight.info["last_activity_ns"])
-    attached = max((process.attached_ns for process in sight.processes), default=0)
     created = int(sight.info.get("created_ns", 0))
-    return ("attached", attached) if attached > created else ("created", created)
+    attached = max((process.attached_ns for process in sight.processes), default=0)
+    used = int(sight.info.get("last_activity_ns", 0))
+    if created >= max(used, attached):
+        return "created", created
+    return ("used", used) if used >= attached else ("attached", attached)
 
 
 def activity_text(sight: Sight) -> str:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,24 @@ def test_ls_shows_every_map_and_who_uses_it(make, users):
     assert "100.0%" in lines["full"]
     assert all(f"({pid})" in lines["hits"] for pid in pids)
     assert lines["empty"].split()[-2:] == ["ok", "-"]
+
+
+def test_ls_says_when_a_map_was_used_last(make):
+    """By whoever came, went, or did a thousand operations; looking at it is no use."""
+    shared_map = make("hits")
+    (before,) = run("-j", "ls").json
+    began = time.time_ns()
+    for _ in range(1024):
+        shared_map.update(bytes(shared_map.key_size), bytes(shared_map.value_size))
+
+    (found,) = run("-j", "ls").json
+    text = run("ls").lines[1]
+
+    assert before["last_activity_ns"] <= began <= found["last_activity_ns"] <= time.time_ns()
+    assert found["last_activity"] == "used"
+    assert "used" in text
+    assert "ago" in text
+    assert run("-j", "info", "hits").json["last_activity_ns"] == found["last_activity_ns"]
 
 
 def test_ls_of_nothing(own_directory):

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("stepper")
 
 COLLIDING = (1, 0)  # every key hashes to 0: one bucket and its lines have them all
 SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+LINK_OFFSET = 60  # of the last index in a bucket
 KEYS = (3, 14)  # of those that the three inserts move
 WARM = 64  # calls after which the interpreter takes the same steps for each
 SAMPLE = 40  # pairs of a reader's and a writer's place; the long tests take all
@@ -61,10 +62,12 @@ class Stage:
             read(self.map)
         self.segment = stepping.Segment(shmrhash._segment.path_of(name))
         self.image = self.segment.image()
-        # A lookup changes its context's activity at its beginning and at its end.
+        # A lookup changes its context's activity at its beginning and at its end. Places count from
+        # the former: before it the interpreter takes more steps in one child than in another.
         self.reader = having_read(name, read)
-        first, last = stepping.trace(self.reader, read, self.segment).steps_changed[-2:]
-        self.reader_places = range(first, last)
+        self.reader_trace = stepping.trace(self.reader, read, self.segment)
+        first, last = self.reader_trace.steps_changed[-2:]
+        self.reader_places = range(last - first)
         self.segment.restore(self.image)
         self.writer_trace = stepping.trace(opened(name), write, self.segment)
         self.segment.restore(self.image)
@@ -74,12 +77,22 @@ class Stage:
         every = [(k, n) for k in self.reader_places for n in self.writer_places]
         return every if everything else random.Random(seed).sample(every, min(SAMPLE, len(every)))
 
+    def reader_at(self, k):
+        """A reader that stopped k steps behind the beginning of its lookup."""
+        begins = len(self.reader_trace.changes) - 1
+        reader = stepping.stop_at_change(
+            self.reader, self.read, self.segment, begins, pcs=self.reader_trace.pcs
+        )
+        if k:
+            reader.step(steps=k)
+        assert reader.run.ending == stepping.AT_TARGET, "the reader is not inside its lookup"
+        return reader
+
     def play(self, k, n, before=lambda _: None):
         """The reader stops after k steps, the writer after n changes; what the reader returns, and
         what a lookup finds once the writer was killed there."""
         self.segment.restore(self.image)
-        with stepping.stop_at_step(self.reader, self.read, k) as reader:
-            assert reader.run.ending == stepping.AT_TARGET, "the reader is not inside its lookup"
+        with self.reader_at(k) as reader:
             before(self.map)
             with stepping.stop_at_change(opened(self.name), self.write, self.segment, n) as writer:
                 seen = reader.wait()
@@ -195,5 +208,67 @@ def test_what_is_not_committed_is_not_seen_through_a_stale_slot(map_name):
             commit = next(n for n in stage.writer_places if stage.judge(start, n) == word(2))
             for k in stage.reader_places:
                 assert stage.judge(k, commit - 1) is None
+    finally:
+        stage.close()
+
+
+class Dissolution(Stage):
+    """The last but one of a line is deleted, and its other element moves to where the link was. The
+    remover is killed just then, before it raised the version, and recovery empties the line."""
+
+    def __init__(self, name):
+        super().__init__(
+            name,
+            range(1, 9),
+            read=lambda own: own.lookup(word(7)),  # the other one
+            write=lambda own: own.delete(word(8)),
+            _seeds=COLLIDING,
+        )
+        offsets = [change.offset for change in self.writer_trace.changes]
+        self.killed = 1 + next(n for n, at in enumerate(offsets) if at % 64 == LINK_OFFSET)
+        with self.killed_remover():
+            pass
+        recovery = stepping.trace(lambda: None, self.recover, self.segment)
+        self.recovery_pcs = recovery.pcs
+        self.recovery_places = range(len(recovery.changes) + 1)
+        self.segment.restore(self.image)
+
+    def killed_remover(self):
+        """Its block begins when the remover is dead."""
+        child = stepping.stop_at_change(
+            opened(self.name), self.write, self.segment, self.killed, pcs=self.writer_trace.pcs
+        )
+        child.kill()
+        return child
+
+    def recover(self, _):
+        RHashMap.open(self.name)
+
+    def seen_during_recovery(self, k, n):
+        """The reader stops after k steps, recovery after n changes; what the reader returns."""
+        self.segment.restore(self.image)
+        with (
+            self.reader_at(k) as reader,
+            self.killed_remover(),
+            stepping.stop_at_change(
+                lambda: None, self.recover, self.segment, n, pcs=self.recovery_pcs
+            ) as survivor,
+        ):
+            seen = reader.wait()
+            survivor.kill()
+        RHashMap.open(self.name).close()
+        return seen
+
+
+def test_recovery_empties_no_line_under_a_reader_who_believes_a_miss(map_name, seed, everything):
+    """W1, R1, C1: the version is raised before, so that the reader looks again."""
+    stage = Dissolution(map_name)
+    try:
+        # Until the bucket's lock is given up: the version is another then.
+        places = [(k, n) for n in (1, 2, 3, 4) for k in stage.reader_places]
+        if not everything:
+            places = [(k, 3) for k in stage.reader_places[::2]]
+        for k, n in places:
+            assert stage.seen_during_recovery(k, n) == word(7), (k, n)
     finally:
         stage.close()

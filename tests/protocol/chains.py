@@ -5,8 +5,8 @@ into them all the time, so each store to a slot is a step of its own. What reade
 
 - a slot is filled by the store of its index, after its tag, and the element is LIVE by then;
 - what moves stands in its new place, and the version is raised, before the old place is cleared;
-- a line is complete when it is linked, and empty when it is unlinked: no store shows an element and
-  takes another way to it away at the same time;
+- a line is complete when it is linked; the store that unlinks it puts its last element where the
+  link was, and a search that saw the link before looks again;
 - an unlinked line names nothing, for a reader may still stand on it.
 """
 
@@ -167,26 +167,14 @@ def slot_move(m, bucket, source, target):
 
 
 def slot_drop(m, me, bucket, before, last, top):
-    """Clear the last slot of a chain's last line, and unlink the line if that was all it had."""
-    if not m.keeps("a line is unlinked only when it is empty"):
-        yield store(m.index(last, top), 0)
-        if top == 1:
-            yield from chain_dissolve(m, me, bucket, before, last)
-    elif top:
-        yield store(m.index(last, top), 0)
-    else:
-        yield from line_unlink(m, me, before, last, 0)
-
-
-def line_unlink(m, me, before, line, following):
-    """Take a line out of a held chain: name it, unlink it, stash it."""
-    yield from line_own(m, me, line)
-    yield store(m.index(before, m.link_slot), following)
-    yield from line_stash(m, me)
+    """Clear the last slot of a chain's last line; a line of one is dissolved."""
+    yield store(m.index(last, top), 0)
+    if top == 1:
+        yield from chain_dissolve(m, me, bucket, before, last)
 
 
 def chain_dissolve(m, me, bucket, before, last):
-    """What a mutant does with a line of one element: the link's slot takes it back."""
+    """Put the only element of the last line where its link is, and stash the line."""
     tag = yield own(m.tag(last, 0))
     index = yield own(m.index(last, 0))
     yield from line_own(m, me, last)
@@ -228,6 +216,8 @@ def chain_repair(m, me, bucket):
         yield store(m.tag(*twin), tag)
         yield from chain_bump(m, bucket)
         yield from slot_drop(m, me, bucket, before, last, used - 1)
+    elif used == 1:
+        yield from chain_dissolve(m, me, bucket, before, last)
 
 
 def chain_clear(m, me, bucket):
@@ -238,6 +228,9 @@ def chain_clear(m, me, bucket):
             break
         line = m.line[link - LINK_BASE]
         following = yield own(m.index(line, m.link_slot))
-        yield from line_unlink(m, me, bucket, line, following if following >= LINK_BASE else 0)
+        yield from line_own(m, me, line)
+        yield store(m.index(bucket, m.link_slot), following if following >= LINK_BASE else 0)
+        yield from chain_bump(m, bucket)
+        yield from line_stash(m, me)
     for slot in range(m.slots):
         yield store(m.index(bucket, slot), 0)

@@ -7,7 +7,7 @@ the explorer found the counterexample.
 """
 
 EARLIER = {
-    "a line is unlinked only when it is empty": (
+    "a link is looked at again": (
         "a line loses one of two",
         "lookup says ABSENT",
     ),
@@ -18,6 +18,10 @@ EARLIER = {
     "a line is linked before the new element stands in it": (
         "a line is unlinked and linked again under a reader",
         "lookup says 6",
+    ),
+    "recovery raises the version before it empties a line": (
+        "an unlinked line of the dead names nothing",
+        "lookup says ABSENT",
     ),
     "recovery stashes an unlinked line before it unlinks another": (
         "a split of lines dies",

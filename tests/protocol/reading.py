@@ -112,6 +112,14 @@ def chain_next(m, line, look):
     return m.line[link - LINK_BASE] if link >= LINK_BASE else None
 
 
+def chain_moved(m, line, link, look):
+    """Whether the last slot of a line was a link a moment ago and is none now."""
+    if link < LINK_BASE or not m.keeps("a link is looked at again"):
+        return False
+    again = yield look(m.index(line, m.link_slot))
+    return again != link
+
+
 def chain_find(m, bucket, key, look):
     """(element, header, line, slot), ABSENT, or RETRY if the slot changed meanwhile.
 
@@ -119,13 +127,21 @@ def chain_find(m, bucket, key, look):
     """
     line = bucket
     while line is not None:
+        link = yield look(m.index(line, m.link_slot))
         slots = yield from matching_slots(m, line, key, look)
         for slot in range(m.slots):
             if slots >> slot & 1:
                 found = yield from slot_find(m, line, slot, key, look)
                 if found != ABSENT:
                     return found
-        line = yield from chain_next(m, line, look)
+        following = yield from chain_next(m, line, look)
+        moved = False
+        if following is None:
+            moved = yield from chain_moved(m, line, link, look)
+        if moved:
+            return RETRY
+        line = following
+        del following, link, moved
     return ABSENT
 
 

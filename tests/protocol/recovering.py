@@ -6,7 +6,15 @@ recovers may die, too, and the next one goes on.
 """
 
 from automaton import begin, cas, end, load, own, put, seize, store
-from chains import chain_clear, chain_links, chain_names, chain_remove, chain_repair, line_stash
+from chains import (
+    chain_bump,
+    chain_clear,
+    chain_links,
+    chain_names,
+    chain_remove,
+    chain_repair,
+    line_stash,
+)
 from reading import parent_of
 from resizing import chain_drop_bit, merge_finish, split_finish
 from segment_model import (
@@ -240,12 +248,15 @@ def recover_lines(m, me, buckets):
             yield put(m.of(me, "line"), 0)
             return
     if m.keeps("recovery stashes an unlinked line before it unlinks another"):
-        yield from line_keep(m, me, line)
+        yield from line_keep(m, me, line, buckets)
 
 
-def line_keep(m, me, line):
-    """Stash context.line, unless it is stashed already."""
+def line_keep(m, me, line, buckets=()):
+    """Stash context.line, unless it is stashed already; it may have been unlinked from these."""
     stash = yield own(m.of(me, "line_stash"))
+    if stash != line and m.keeps("recovery raises the version before it empties a line"):
+        for at in range(len(buckets)):
+            yield from chain_bump(m, buckets[at])
     if stash != line:
         yield from line_stash(m, me)
     yield put(m.of(me, "line"), 0)

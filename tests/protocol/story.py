@@ -1,6 +1,6 @@
 """Counterexamples for readers: every step of the path to a violation, in words.
 
-    python tests/protocol/story.py "a line is unlinked only when it is empty"
+    python tests/protocol/story.py "a link is looked at again"
 
 tells how the mutant that lacks this step breaks a promise. The name of a scene instead plays the
 scene as designed, and tells how many states it has.

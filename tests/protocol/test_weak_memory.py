@@ -36,7 +36,7 @@ def test_orders_of_the_code_forbid(name):
     assert TESTS[name](Orders()).reachable() is None
 
 
-@pytest.mark.parametrize(("name", "order", "needed"), every_order())
+@pytest.mark.parametrize(("name", "order", "needed"), list(every_order()))
 def test_order_is_needed_where_it_is_said_to_be(name, order, needed):
     """R2, W1, C1, M1: without a needed order the outcome is reachable; a spare one has a twin."""
     relaxed = TESTS[name](Orders(relaxed=order))

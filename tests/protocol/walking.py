@@ -8,7 +8,7 @@ one look at its header, else by its elements' own keys and one look at its versi
 
 from automaton import begin, end, load
 from oracle import RETRY
-from reading import chain_next, element_read, table_find
+from reading import chain_moved, chain_next, element_read, table_find
 from segment_model import LINK_BASE, READABLE, covers, level_plus1, owner_of, released, state_of
 
 ORDER_BITS = 3
@@ -72,6 +72,7 @@ def bucket_read_in_order(m, bucket, header, span):
     """The entries of a chain in this span."""
     indices, keys, entries, line = (), (), (), bucket
     while line is not None:
+        link = yield load(m.index(line, m.link_slot))
         for slot in range(m.slots):
             index = yield load(m.index(line, slot))
             if 0 < index < LINK_BASE:
@@ -79,7 +80,14 @@ def bucket_read_in_order(m, bucket, header, span):
                 order = reverse_bits(m.hashes.get(key, 0))
                 if key not in keys and span[0] <= order <= span[1]:
                     indices, keys = (*indices, index), (*keys, key)
-        line = yield from chain_next(m, line, load)
+        following = yield from chain_next(m, line, load)
+        moved = False
+        if following is None:
+            moved = yield from chain_moved(m, line, link, load)
+        if moved:
+            return RETRY
+        line = following
+        del following, link, moved
     for turn in range(len(indices)):
         entry = yield from entry_read(m, indices[turn])
         entries = (*entries, entry) if entry else entries

@@ -115,7 +115,14 @@ class Context(ctypes.Structure):
         ("activity_before", c_uint64),
         ("batched", c_uint64),
         ("waits", c_uint64),
-        ("_reserved", c_uint64 * 11),
+        ("owing", c_uint64),
+        ("names", c_uint64 * 6),
+        ("charged", c_uint64),
+        ("refund", c_uint64),
+        ("budget_after", c_uint64),
+        ("pages_wanted", c_uint64),
+        ("active_ns", c_uint64),
+        ("_reserved", c_uint64 * 7),
     ]
 
 
