@@ -118,8 +118,8 @@ def test_plots_are_drawn_from_results(tmp_path):
 
 def test_tables_are_made_from_results(tmp_path):
     result = tmp_path / "result.json"
-    run("bench_rivals.py", "--quick", "--rounds", "1", "--sizes", "8/8", "--only", "sqlite3", "dict",
-        "--processes", "1", result=result)  # fmt: skip
+    run("bench_rivals.py", "--quick", "--rounds", "1", "--sizes", "8/8", "--processes", "1",
+        "--only", "sqlite3", "dict", result=result)  # fmt: skip
 
     text = subprocess.check_output([sys.executable, BENCH / "tables.py", result], text=True)
 
