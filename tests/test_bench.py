@@ -116,6 +116,17 @@ def test_plots_are_drawn_from_results(tmp_path):
     assert "p99.9" in drawn
 
 
+def test_tables_are_made_from_results(tmp_path):
+    result = tmp_path / "result.json"
+    run("bench_rivals.py", "--quick", "--rounds", "1", "--sizes", "8/8", "--processes", "1",
+        "--only", "sqlite3", "dict", result=result)  # fmt: skip
+
+    text = subprocess.check_output([sys.executable, BENCH / "tables.py", result], text=True)
+
+    assert "| sqlite3 | " in text
+    assert "1,000 entries of 8/8 bytes: rate of shmrhash over that of the rival" in text
+
+
 def test_committed_plots_are_small():
     plots = list((BENCH / "plots").glob("*.svg"))
 

@@ -147,9 +147,9 @@ def measure(bench, entries, options):
                 row |= median_row("per_second", rates["shared", count])
                 row["efficiency"] = row["per_second"]["median"] / one / count
                 row |= median_row("of_private", [mine / own for mine, own in pairs])
-                row["model_per_second"] = {
-                    str(cores): model(work_ns, miss_ns, workload, cores) for cores in MODEL_CORES
-                }
+                for cores in MODEL_CORES:
+                    expected = model(work_ns, miss_ns, workload, cores)
+                    row[f"model {cores}, M/s"] = round(expected / 1e6, 1)
                 rows.append(row)
         for each in maps:
             each.check()
@@ -186,10 +186,7 @@ def main():
                 "M/s": f"{row['per_second']['median'] / 1e6:.1f}",
                 "efficiency": f"{row['efficiency']:.2f}",
                 "of private": f"{row['of_private']['median']:.2f}",
-                **{
-                    f"model {count}": f"{rate / 1e6:.0f}"
-                    for count, rate in row["model_per_second"].items()
-                },
+                **{name: value for name, value in row.items() if name.startswith("model")},
             }
             for row in rows
         ]

@@ -194,7 +194,8 @@ class EasyGlobals(Rival):
 
         warnings.filterwarnings("ignore", message="EasyGlobals does not support")  # others fork
         room = (1 << 24) + self.max_entries * (self.value_size + 512)
-        return Globals(Path(self.place).name, capacity=room)
+        slots = self.max_entries * 2
+        return Globals(Path(self.place).name, capacity=room, slot_count=slots)
 
     def key(self, key):
         return "k" + key.hex()
