@@ -34,6 +34,10 @@ cdef extern from "Python.h":
     long long PyLong_AsLongLong(object number) except? -1
     double PyFloat_AsDouble(object number) except? -1.0
     bint PyUnicode_CheckExact(object thing)
+    bint PyUnicode_IS_COMPACT_ASCII(object text)
+    Py_ssize_t PyUnicode_GET_LENGTH(object text)
+    const void *PyUnicode_DATA(object text)
+    long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
     bint PyUnicode_Check(object thing)
     bint PyLong_CheckExact(object thing)
     bint PyLong_Check(object thing)

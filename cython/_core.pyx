@@ -73,9 +73,10 @@ from section cimport (
 )
 from table cimport table_count
 from clear cimport Clearing, clear_step
-from digest cimport KEY_IS_LONG, key_digest
+from digest cimport KEY_INLINE_MAX, KEY_IS_LONG, key_digest
 from item cimport (
-    item_bytes, item_deadline, item_expire, item_expired, item_find, item_object, item_touch,
+    item_bytes, item_deadline, item_expire, item_expired, item_find, item_glance, item_object,
+    item_touch,
 )
 from liveness cimport Standing, context_note_time, process_is_dead
 from recovery cimport recover_all, recover_those_inside

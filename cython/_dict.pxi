@@ -14,6 +14,7 @@ cdef class DictBase:
     """The layout of a dict's entries, and the steps that its operations consist of."""
 
     cdef readonly ObjectHandle handle
+    cdef bint quick                # keys and values that _glance knows
     cdef Codec key
     cdef Codec value
     cdef uint32_t key_slot         # which of the value's references is the whole key's; NO_SLOT
@@ -43,6 +44,8 @@ cdef class DictBase:
             next_slot += 1
         elif self.value.kind == C_VALUE_FIXED:
             self.value.size = map.value_size - words * 8
+        self.quick = self.key.kind in (C_KEY_STR, C_KEY_INT) and (
+            self.value.kind in (C_VALUE_INT, C_VALUE_FLOAT))
         if next_slot != map.ref_count or words >= map.value_words or (
                 self.key_slot != NO_SLOT and map.key_size != 16):
             raise _errors.LayoutMismatch(
@@ -95,6 +98,51 @@ cdef class DictBase:
         if found != NULL and not ref_stands(found):
             return MISSING
         return value_decode(self.value, copy)
+
+    cdef inline bint _glance(self, object key, uint64_t *number) except -1:
+        """A number under a short ASCII str, or an int, as nearly every lookup finds it. False: look
+        for it in the usual way."""
+        cdef Map *map = &self.handle.map
+        cdef Context *context
+        cdef uint64_t words[2]
+        cdef uint64_t deadline = 0
+        cdef uint64_t idle
+        cdef int overflow = 0
+        cdef bint found
+        if unlikely(self.handle.no_reading or map.local.idle_context == 0):
+            return False
+        if self.key.kind == C_KEY_STR:
+            if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
+                        or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
+                return False
+            key_digest(map.seeds, <const uint8_t *> PyUnicode_DATA(key),
+                       <uint64_t> PyUnicode_GET_LENGTH(key), words)
+        elif PyLong_CheckExact(key):
+            words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
+            if unlikely(overflow != 0):
+                return False
+        else:
+            return False
+        idle = map.local.idle_context          # nothing above let go of the GIL
+        context = context_at(map, idle - 1)
+        context_begin(context)
+        if self.key.kind == C_KEY_STR:
+            found = item_glance(
+                map, hash_key(map.seeds, <const uint8_t *> words, 16), <const uint8_t *> words, 16,
+                self.value_word, number, &deadline)
+        else:
+            found = item_glance(
+                map, hash_key(map.seeds, <const uint8_t *> words, 8), <const uint8_t *> words, 8,
+                self.value_word, number, &deadline)
+        context_end(context)
+        return found and not deadline_is_over(deadline)
+
+    cdef inline object _number(self, uint64_t bits):
+        cdef double number
+        if self.value.kind == C_VALUE_INT:
+            return <int64_t> bits
+        memcpy(&number, &bits, 8)
+        return number
 
     cdef object _look(self, KeyBytes *key):
         """The value of a key, or MISSING."""

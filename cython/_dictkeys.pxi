@@ -7,6 +7,9 @@ cdef class DictKeys(DictBase):
 
     def __getitem__(self, key):
         cdef KeyBytes key_bytes
+        cdef uint64_t number = 0
+        if self.quick and likely(self._glance(key, &number)):
+            return self._number(number)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         found = self._look(&key_bytes)
         if found is MISSING:
@@ -21,6 +24,9 @@ cdef class DictKeys(DictBase):
         Raises TypeError (the key is not of the dict's type), WriteOnlyMap, MapClosed.
         """
         cdef KeyBytes key_bytes
+        cdef uint64_t number = 0
+        if self.quick and self._glance(key, &number):
+            return self._number(number)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         found = self._look(&key_bytes)
         return default if found is MISSING else found
@@ -32,6 +38,9 @@ cdef class DictKeys(DictBase):
         cdef Found found
         cdef Op op
         cdef Status status
+        cdef uint64_t number = 0
+        if self.quick and self._glance(key, &number):
+            return True
         try:
             kept = key_encode(self.handle, self.key, key, &key_bytes)
         except (TypeError, OverflowError):

@@ -7,21 +7,20 @@
 # the context's until the element has them.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from atomics cimport likely, unlikely
-from status cimport (
-    Status, OK, ABSENT, CORRUPT, NO_MEMORY, OUT_OF_BYTES, RETRY, NEED_OBJECTS,
-)
-from layout cimport ELEMENT_LOCKED, element_state
+from atomics cimport likely, unlikely, load_relaxed_u64
+from status cimport Status, OK, ABSENT, CORRUPT, NO_MEMORY, OUT_OF_BYTES, RETRY, NEED_OBJECTS
+from layout cimport ELEMENT_LOCKED, element_state, ELEMENT_UPD
 from objects cimport class_of, ref_length
-from geometry cimport Map
+from geometry cimport Map, element_value
 from special cimport deadline_is_over
 from lock cimport Op, OP_KEEP_SHIFT
 from supply cimport block_commit
 from heap cimport heap_reclaim, heap_take, ref_bytes, ref_sound
 from chain cimport Found
 from element cimport element_is_lost, element_read_whole
-from reference cimport element_replace
-from lookup cimport READ_TRIES_MAX, map_find
+from reference cimport element_replace, ref_stands
+from table cimport table_guess
+from lookup cimport READ_TRIES_MAX, map_find, bucket_find
 from map cimport WRITE_TRIES_MAX, map_delete_held
 
 cdef inline uint64_t item_deadline(Map *map, const uint64_t *value) noexcept nogil:
@@ -44,6 +43,22 @@ cdef inline Status item_find(
         elif status != RETRY:
             return status
     return RETRY
+
+cdef inline bint item_glance(
+        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
+        uint64_t *number, uint64_t *deadline) noexcept nogil:
+    """The first look of item_find, for one word of the value and the deadline, as straight code.
+    False: not there, or not to be settled so."""
+    cdef Found found
+    cdef uint64_t at = table_guess(map, hash)
+    cdef uint64_t *value
+    if bucket_find(map, &at, hash, key, key_size, &found) != OK or unlikely(
+            element_state(found.header) == ELEMENT_UPD):
+        return False
+    value = element_value(map, found.element)
+    number[0] = load_relaxed_u64(value + word)
+    deadline[0] = load_relaxed_u64(value + map.timer_word - 1) if map.timer_word != 0 else 0
+    return ref_stands(&found)
 
 cdef inline Status item_object(
         Op *op, uint64_t slot, const uint8_t *source, uint64_t length) noexcept nogil:
