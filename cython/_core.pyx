@@ -64,9 +64,8 @@ from lock cimport (
     op_begin, op_end,
 )
 from lookup cimport map_find, map_glance, map_lookup, map_contains
-from map cimport (
-    op_settle, map_update, map_delete, map_delete_held, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST,
-)
+from map cimport map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST
+from remove cimport op_settle, map_delete, map_delete_held
 from modify cimport map_apply, map_lookup_unlocked, map_swap
 from section cimport (
     Section, section_abandon, section_commit, section_open, section_remove,
@@ -299,6 +298,7 @@ cdef class MapHandle:
         op.element_filled = False
         op.f_lock = False
         op.options = 0
+        op.wait_word = NULL
         op.wait_seen = 0
         op.starving = 0
         self.in_flight += 1
@@ -422,6 +422,7 @@ cdef class MapHandle:
         op.context = NULL
         op.f_lock = False
         op.options = 0
+        op.wait_word = NULL
         op.wait_seen = 0
         op.starving = 0
         self.in_flight += 1

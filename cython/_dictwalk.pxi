@@ -110,12 +110,13 @@ cdef class DictCore(DictKeys):
         return key_decode(self.key, source, <Py_ssize_t> length)
 
     def _raw_keys(self):
-        """Every key as the map has it, once."""
+        """Every key as the map has it, once; those of expired entries too."""
         size = self.handle.key_size
         room = bytearray(size * DICT_CHUNK)
         cursor = None
         while True:
-            count, cursor = read_entries(self.handle, cursor, room, None, 0, DICT_CHUNK)
+            count, cursor = read_entries(
+                self.handle, cursor, room, None, 0, DICT_CHUNK, False, True)
             for at in range(count):
                 yield bytes(room[at * size:(at + 1) * size])
             if cursor is None:

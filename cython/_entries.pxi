@@ -86,6 +86,7 @@ cdef int walk_probe(Op *op, Place place) except -1:
     sink.keys = <uint8_t *> PyByteArray_AS_STRING(keys)
     sink.values = NULL
     sink.waiter = NULL
+    sink.expired = False
     sink.count = 0
     sink.capacity = 1
     position.key = sink.keys + op.map.key_size
@@ -106,11 +107,12 @@ cdef int sink_into(Sink *sink, Rows keys, Rows values, uint64_t first, uint64_t 
     sink.values = NULL if values is None else values.base
     sink.count = first
     sink.capacity = limit
+    sink.expired = False
     return 0
 
 
 def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first, uint64_t limit,
-                 bint f_lock=False):
+                 bint f_lock=False, bint expired=False):
     """Copy entries from cursor on into rows first to limit of keys, and of values if not None.
 
     Returns (row behind the last, cursor for the next call or None).
@@ -122,6 +124,7 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
     cdef Sink sink
     cdef Op op
     sink_into(&sink, key_rows, value_rows, first, limit)
+    sink.expired = expired
     handle._enter_to_read(&op)
     op.f_lock = f_lock
     try:

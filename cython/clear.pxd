@@ -10,7 +10,7 @@ from libc.stdint cimport uint64_t
 from status cimport Status, OK, ABSENT
 from lock cimport Op
 from table cimport table_count
-from map cimport map_clear_bucket, map_shrink_if_empty
+from remove cimport map_clear_bucket, map_shrink_if_empty
 
 # How far a cleaner has come. Begin with zeros.
 cdef struct Clearing:

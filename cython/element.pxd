@@ -28,7 +28,7 @@ from layout cimport (
     word_locked, word_owner,
 )
 from geometry cimport Map, element_value, context_at, context_redo, contexts_usable
-from special cimport fields_blank
+from special cimport fields_blank, deadline_is_over
 from lock cimport Op, lock_busy, SPIN_PAUSES_MAX
 from chain cimport Found
 from field cimport Field, field_compute, field_mask
@@ -62,6 +62,14 @@ cdef inline bint element_read_whole(
     # The copy before the second look; pairs with the release fences of the writers below.
     fence_acquire()
     return load_relaxed_u64(&found.element.header) == found.header
+
+cdef inline bint element_is_over(Map *map, const Found *found) noexcept nogil:
+    """Whether an element's deadline has passed. To be looked at before the header is looked at
+    again: only if that stands is it the element's."""
+    cdef uint64_t *value = &found.element.words[0] + map.key_words
+    if likely(map.timer_word == 0):
+        return False
+    return deadline_is_over(load_relaxed_u64(value + map.timer_word - 1))
 
 cdef inline bint element_is_lost(const Found *found) noexcept nogil:
     """After element_read said False: whether it will do so for ever."""

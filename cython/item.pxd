@@ -21,7 +21,7 @@ from element cimport element_is_lost, element_read_whole
 from reference cimport element_replace, ref_stands
 from table cimport table_guess
 from lookup cimport READ_TRIES_MAX, map_find, bucket_find
-from map cimport WRITE_TRIES_MAX, map_delete_held
+from remove cimport WRITE_TRIES_MAX, map_delete_held
 
 cdef inline uint64_t item_deadline(Map *map, const uint64_t *value) noexcept nogil:
     """When an entry expires, CLOCK_MONOTONIC in ns; 0: never."""

@@ -18,7 +18,7 @@ from status cimport Status, OK, ABSENT, CORRUPT, RETRY
 from layout cimport Bucket, LOCK_MASK, bucket_level_plus1
 from geometry cimport Map, bucket_at
 from chain cimport Found, chain_find
-from element cimport element_stands, element_is_lost, element_read
+from element cimport element_stands, element_is_lost, element_read, element_is_over
 from table cimport FOLLOW_MAX, NOWHERE, table_guess, table_follow, level_covers
 
 cdef enum:
@@ -67,12 +67,14 @@ cdef inline Status map_lookup(
     eyes."""
     cdef Found found
     cdef Status status
+    cdef bint over
     cdef int _
     for _ in range(READ_TRIES_MAX):
         status = map_find(map, hash, key, &found)
+        over = status == OK and element_is_over(map, &found)
         if status == OK and likely(
                 element_read(map, &found, map.key_size, value, map.value_size)):
-            return OK
+            return ABSENT if unlikely(over) else OK
         if status == OK and unlikely(element_is_lost(&found)):
             return CORRUPT
         if status == ABSENT or status == CORRUPT:
@@ -82,11 +84,15 @@ cdef inline Status map_lookup(
 cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noexcept nogil:
     cdef Found found
     cdef Status status = RETRY
+    cdef bint over
     cdef int _
     for _ in range(READ_TRIES_MAX):
         status = map_find(map, hash, key, &found)
+        over = status == OK and element_is_over(map, &found)
         if status == OK and unlikely(not element_stands(&found)):
             status = RETRY
+        elif unlikely(over):
+            status = ABSENT
         if status != RETRY:
             break
     return status
@@ -98,6 +104,8 @@ cdef inline Status glance_sized(
     cdef uint64_t at = table_guess(map, hash)
     cdef Status status = bucket_find(map, &at, hash, key, key_size, &found)
     if likely(status == OK):
+        if unlikely(map.timer_word != 0):
+            return RETRY
         if value == NULL:
             return OK if likely(element_stands(&found)) else RETRY
         if unlikely(not element_read(map, &found, key_size, value, value_size)):

@@ -20,7 +20,8 @@ from lock cimport Op, op_begin, op_end
 from field cimport Field, field_compute
 from table cimport table_guess
 from lookup cimport map_contains, map_glance, map_lookup
-from map cimport map_update, map_delete
+from remove cimport map_delete
+from map cimport map_update
 from modify cimport map_apply, map_lookup_unlocked
 
 cdef enum:

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Whole operations: what RHashMap's methods call.
+# Whole operations: what RHashMap's methods call. Deletions are in remove.pxd.
 #
 # Each is a loop of attempts. An attempt looks, takes at most what lock.pxd's order allows, and
 # either commits with one store or gives everything up and says why:
@@ -14,93 +14,35 @@
 # word's store; delete: the header's DEAD.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
-    load_relaxed_u32, load_relaxed_u64, load_acquire_u64, cas_acq_rel_u64, add_relaxed_u64,
-    fence_release, compiler_fence, copy_in, copy_out, copy_words, unlikely, store_relaxed_u64,
+    load_relaxed_u64, add_relaxed_u64, compiler_fence, copy_in, copy_words, unlikely,
+    store_relaxed_u64, likely,
 )
 from status cimport (
-    Status, OK, ABSENT, PRESENT, NO_MEMORY, CORRUPT, BUSY, FULL, RETRY, NEED_BUCKETS, NEED_ELEMENTS,
-    NEED_LINES,
+    Status, OK, ABSENT, PRESENT, NO_MEMORY, FULL, RETRY, NEED_BUCKETS, NEED_ELEMENTS, NEED_LINES,
 )
 from layout cimport (
-    Bucket, Element, SLOT_COUNT, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS, ELEMENT_DEAD,
-    ELEMENT_LOCKED, OPERATION_INSERT, OPERATION_DELETE, element_header, element_state, lock_bits,
-    word_locked, word_held_by, bucket_level_plus1,
+    Bucket, Element, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS, OPERATION_INSERT,
+    element_state, ELEMENT_LIVE,
 )
 from hashing cimport hash_key
-from geometry cimport (
-    Map, bucket_at, line_at, context_redo, element_at, element_value, pool_object, region_usable,
-    name_of, buckets_usable,
-)
-from special cimport fields_begin, fields_blank
-from lock cimport Op, OP_HOLD, OP_TYPED, lock_acquire, lock_busy, lock_release
-from commit cimport region_commit, region_release
+from geometry cimport Map, context_redo, element_at, element_value, name_of
+from special cimport fields_begin
+from lock cimport Op, OP_TYPED, lock_busy, lock_release
+from commit cimport region_commit
 from supply cimport block_commit
-from pool cimport pool_give
-from depot cimport element_take, element_give
-from heap cimport names_settle
-from chain cimport Found, chain_find, chain_append, chain_remove, line_stash
-from element cimport element_await, element_stands, element_update
-from reference cimport (
-    element_replace, names_forget, refs_attach, refs_blank, refs_detach, refs_drop,
-)
-from table cimport table_find, table_count, table_grow, table_shrink, entries_taken, level_covers
+from depot cimport element_take
+from chain cimport Found, chain_find, chain_append
+from element cimport element_stands, element_update, element_is_over
+from reference cimport element_replace, names_forget, refs_attach, refs_blank, refs_detach
+from table cimport table_count, table_grow, entries_taken
 from lookup cimport map_find
-
-cdef enum:
-    WRITE_TRIES_MAX = 64
-    REGION_SLACK_BYTES = 65536     # unused end of the bucket array that is worth keeping
+from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held
 
 cdef enum:
     UPDATE_ANY = 0
     UPDATE_NOEXIST = 1
     UPDATE_EXIST = 2
 
-
-cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
-    """Whether this context owns a line, as it thinks it does."""
-    return index != 0 and index < op.map.line_max and word_held_by(
-        line_at(op.map, index).header, op.self_index)
-
-cdef inline void op_settle(Op *op) noexcept nogil:
-    """Give back what an operation kept for a next attempt. What cannot be had now stays named."""
-    cdef uint64_t line
-    if unlikely(op.context.element != 0):
-        if op.map.ref_count == 0 or refs_drop(op, element_at(op.map, name_of(
-                &op.map.element_pool, load_relaxed_u64(&op.context.element)))) == OK:
-            element_give(op)
-    if unlikely(op.context.owing != 0) and op.map.objects != NULL:
-        names_settle(op)
-    while unlikely(op.context.line_stash != 0):        # each turn gives one back
-        line = load_relaxed_u64(&op.context.line_stash)
-        if not line_is_held(op, line):
-            op.context.line_stash = 0                  # only in a damaged segment
-            break
-        op.context.line = line
-        compiler_fence()
-        op.context.line_stash = pool_object(&op.map.line_pool, line).words[0]
-        compiler_fence()
-        if pool_give(op, &op.map.line_pool, line, &op.context.line) != OK:
-            line_stash(op)
-            break
-
-cdef inline Status bucket_hold(
-        Op *op, uint32_t operation, Bucket **bucket, uint64_t *held) noexcept nogil:
-    """Lock the bucket that the operation's hash belongs to."""
-    cdef uint64_t index = 0
-    cdef Status status
-    bucket[0] = table_find(op.map, op.hash, &index)
-    if bucket[0] == NULL:
-        return CORRUPT
-    op.context.operation = operation
-    op.context.bucket = index
-    compiler_fence()
-    status = lock_acquire(op, &bucket[0].header, held)
-    if status != OK:
-        return status
-    if not level_covers(bucket_level_plus1(held[0]), index, op.hash):
-        lock_release(&bucket[0].header, held[0])       # it was split or merged meanwhile
-        return RETRY
-    return OK
 
 cdef inline Status map_memory(Op *op, Status need) noexcept nogil:
     """Commit what an attempt asked for. OK if there is more now."""
@@ -188,23 +130,6 @@ cdef inline void map_grow_if_loaded(Op *op) noexcept nogil:
         if status != OK:
             return
 
-cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
-    """After a delete: at most two merges, if the load is low, and memory back."""
-    cdef Map *map = op.map
-    cdef uint64_t taken = entries_taken(map)
-    cdef uint64_t count = table_count(map)
-    cdef uint64_t usable
-    cdef int turn
-    for turn in range(2):
-        if taken * 4 >= count * 7 or (turn == 1 and taken >= count):
-            break
-        if table_shrink(op) != OK:
-            break
-    count = table_count(map)
-    usable = region_usable(map, REGION_BUCKETS)
-    if usable > count * LINE_BYTES + REGION_SLACK_BYTES + count * LINE_BYTES // 8:
-        region_release(op, REGION_BUCKETS, count * LINE_BYTES + REGION_SLACK_BYTES // 4)
-
 cdef inline Status map_insert(Op *op, const uint8_t *value, bint *scavenge) noexcept nogil:
     """insert_try, and what it asks for."""
     cdef Status status = insert_try(op, value, scavenge[0])
@@ -226,6 +151,18 @@ cdef inline Status map_insert(Op *op, const uint8_t *value, bint *scavenge) noex
         return RETRY
     return status
 
+cdef inline Status map_meet(Op *op, Found *found) noexcept nogil:
+    """map_find for who writes: an entry that has expired is deleted first. Of typed values the
+    caller has seen to that (item.pxd), and a section keeps its entry."""
+    cdef Status status = map_find(op.map, op.hash, op.key, found)
+    if likely(status != OK or not element_is_over(op.map, found)):
+        return status
+    if op.options & OP_TYPED or element_state(found.header) != ELEMENT_LIVE:
+        return OK
+    op.element_filled = False
+    status = map_delete_held(op, found.header, NULL)
+    return RETRY if status == OK or status == ABSENT else status
+
 cdef inline Status map_replace(Op *op, const Found *found, const uint8_t *value) noexcept nogil:
     """element_update of a value with special fields. The new objects may belong to an element that
     was to be inserted."""
@@ -242,7 +179,7 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
     cdef bint scavenge = False
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_find(op.map, op.hash, op.key, &found)
+        status = map_meet(op, &found)
         if status == OK and flag == UPDATE_NOEXIST:
             status = PRESENT if element_stands(&found) else RETRY
         elif status == OK and unlikely(op.map.field_count != 0):
@@ -254,97 +191,3 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
         if status != RETRY:
             break
     return status
-
-cdef inline Status delete_found(
-        Op *op, Bucket *bucket, const Found *found, void *value) noexcept nogil:
-    """Delete an element of a held bucket, and unlock it. A section open on it is cut off, unless
-    this operation waits for sections."""
-    if word_locked(found.header) and (
-            op.f_lock or element_state(found.header) != ELEMENT_LOCKED):
-        lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
-        return element_await(op, found)
-    store_relaxed_u64(&op.context.element, found.index)
-    compiler_fence()
-    # Acquire: the value as the last writer left it. DEAD commits.
-    if not cas_acq_rel_u64(
-            &found.element.header, found.header,
-            element_header(found.header, ELEMENT_DEAD, lock_bits(op.self_index))):
-        store_relaxed_u64(&op.context.element, 0)
-        lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
-        return RETRY
-    fence_release()                        # DEAD before whatever becomes of the element
-    if value != NULL:
-        copy_out(value, element_value(op.map, found.element), op.map.value_size)
-        if op.map.field_count != 0 and not op.options & OP_TYPED:
-            fields_blank(op.map, <uint64_t *> value)
-    chain_remove(op, bucket, found.line, found.slot)
-    lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
-    if not op.options & OP_HOLD:
-        op_settle(op)
-    return OK
-
-cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept nogil:
-    """Delete key, copying its last value out if value is not NULL; if held is not 0, only if that
-    is the header of its element. OK, ABSENT; BUSY or RETRY: call again."""
-    cdef Bucket *bucket = NULL
-    cdef uint64_t bucket_held = 0
-    cdef Found found
-    cdef Status status = RETRY
-    cdef int _
-    op_settle(op)
-    if op.context.element != 0 or op.context.owing != 0:
-        return BUSY
-    for _ in range(WRITE_TRIES_MAX):
-        status = bucket_hold(op, OPERATION_DELETE, &bucket, &bucket_held)
-        if status == OK:
-            status = chain_find(op.map, bucket, op.hash, op.key, op.map.key_size, &found)
-            if status == OK and held != 0 and found.header != held:
-                status = ABSENT
-            if status == OK:
-                status = delete_found(op, bucket, &found, value)
-            else:
-                lock_release(&bucket.header, bucket_held)
-        if status != RETRY:
-            break
-    if status == OK:
-        map_shrink_if_empty(op)
-    return status
-
-cdef inline Status map_delete(Op *op, void *value) noexcept nogil:
-    return map_delete_held(op, 0, value)
-
-cdef inline bint bucket_first(Map *map, Bucket *bucket, Found *found) noexcept nogil:
-    """Any element of a held bucket."""
-    cdef uint32_t slot, index
-    for slot in range(SLOT_COUNT):
-        index = load_relaxed_u32(&bucket.indices[slot])
-        if index != 0 and index < map.element_max:
-            found.line = bucket
-            found.slot = slot
-            found.index = index
-            found.element = element_at(map, found.index)
-            found.header = load_acquire_u64(&found.element.header)
-            return True
-    return False
-
-cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
-    """Delete one element of bucket index. ABSENT if it has none. BUSY, RETRY: call again."""
-    cdef Bucket *bucket = bucket_at(op.map, index)
-    cdef uint64_t held = 0
-    cdef Found found
-    cdef Status status
-    op_settle(op)
-    if op.context.element != 0 or op.context.owing != 0:
-        return BUSY
-    if index >= buckets_usable(op.map):
-        return ABSENT
-    op.context.operation = OPERATION_DELETE
-    op.context.bucket = index
-    compiler_fence()
-    status = lock_acquire(op, &bucket.header, &held)
-    if status != OK:
-        return status
-    if not bucket_first(op.map, bucket, &found):
-        lock_release(&bucket.header, held)
-        return ABSENT
-    return delete_found(op, bucket, &found, NULL)

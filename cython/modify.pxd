@@ -11,12 +11,13 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport likely, read_tail
 from status cimport Status, OK, ABSENT, RETRY
 from layout cimport ELEMENT_LIVE, element_state
-from field cimport Field
 from lock cimport Op
 from chain cimport Found
+from field cimport Field
 from element cimport element_apply, element_await, element_read, element_swap
 from lookup cimport map_find
-from map cimport WRITE_TRIES_MAX, map_insert
+from remove cimport WRITE_TRIES_MAX
+from map cimport map_insert, map_meet
 
 
 cdef inline Status map_apply(
@@ -29,7 +30,7 @@ cdef inline Status map_apply(
     cdef bint scavenge = False
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_find(op.map, op.hash, op.key, &found)
+        status = map_meet(op, &found)
         if status == OK:
             status = element_apply(op, &found, field, after)
         elif status == ABSENT and initial != NULL:
@@ -63,7 +64,7 @@ cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
     cdef Status status = RETRY
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_find(op.map, op.hash, op.key, &found)
+        status = map_meet(op, &found)
         if status == OK:
             if element_state(found.header) != ELEMENT_LIVE:
                 status = element_await(op, &found)

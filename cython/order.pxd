@@ -32,7 +32,7 @@ from hashing cimport hash_key
 from geometry cimport Map, element_at
 from lock cimport Op
 from chain cimport Found, chain_moved, chain_next
-from element cimport element_await, element_is_lost, element_read
+from element cimport element_await, element_is_lost, element_read, element_is_over
 from table cimport level_covers, table_find
 
 cdef enum:
@@ -56,6 +56,7 @@ cdef struct Sink:
     uint64_t count
     uint64_t capacity
     Op *waiter                 # BPF_F_LOCK: for who waits until nobody holds an entry; or NULL
+    bint expired               # expired entries too
 
 cdef struct Ranked:
     uint64_t order
@@ -76,6 +77,7 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
     kept changing; BUSY if it is held and that is waited for."""
     cdef Found found
     cdef uint8_t *key = sink.keys + sink.count * map.key_size
+    cdef bint over
     cdef int _
     found.element = element_at(map, index)
     for _ in range(ENTRY_TRIES_MAX):
@@ -87,6 +89,7 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
             if element_await(sink.waiter, &found) == BUSY:
                 return BUSY
             continue
+        over = element_is_over(map, &found) and not sink.expired
         if likely(map.key_size == 8):
             (<uint64_t *> key)[0] = load_relaxed_u64(&found.element.words[0])
         else:
@@ -104,6 +107,8 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
             return CORRUPT
     else:
         return RETRY
+    if unlikely(over):
+        return ABSENT
     sink.count += 1
     return OK
 

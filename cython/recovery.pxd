@@ -48,7 +48,7 @@ from chain cimport (
 )
 from reference cimport refs_exchange
 from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
-from map cimport op_settle, line_is_held
+from remove cimport line_is_held, op_settle
 from clear cimport map_clear
 from liveness cimport process_is_dead
 from salvage cimport recover_regions, recover_depot, recover_growth, recover_pins, recover_spare

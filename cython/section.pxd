@@ -27,7 +27,8 @@ from chain cimport Found
 from element cimport element_own, element_redo
 from reference cimport element_replace
 from lookup cimport READ_TRIES_MAX, map_find
-from map cimport WRITE_TRIES_MAX, map_delete_held, map_insert
+from remove cimport WRITE_TRIES_MAX, map_delete_held
+from map cimport map_insert, map_meet
 
 # What the owner keeps of a section, in its own memory.
 cdef struct Section:
@@ -44,7 +45,7 @@ cdef inline Status section_open(
     cdef bint scavenge = False
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_find(op.map, op.hash, op.key, &found)
+        status = map_meet(op, &found)
         if status == OK:
             status = element_own(op, &found, ELEMENT_LOCKED, &section.held)
             if status == OK:

@@ -10,16 +10,14 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport local_take_u64, local_put_u64, store_release_u64
 from status cimport Status, OK, NO_CONTEXT
-from geometry cimport Map, Local, geometry_bind, context_at
 from layout cimport Context
+from geometry cimport Map, Local, geometry_bind, context_at
 from system cimport (
     clock_ns, mmap, munmap, madvise, CLOCK_MONOTONIC, MAP_FAILED, MAP_SHARED, PROT_READ,
 )
 from lock cimport Op
-from map cimport op_settle
-from liveness cimport (
-    Standing, context_claim, context_note_time, process_leave, process_register,
-)
+from remove cimport op_settle
+from liveness cimport Standing, context_claim, context_note_time, process_leave, process_register
 from recovery cimport recover_all
 
 cdef extern from "<sys/mman.h>" nogil:

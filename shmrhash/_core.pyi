@@ -65,6 +65,7 @@ def read_entries(
     first: int,
     limit: int,
     f_lock: bool = False,
+    expired: bool = False,
 ) -> tuple[int, bytes | None]: ...
 def take_entries(
     handle: MapHandle,

@@ -47,6 +47,7 @@ CORE = [
     "reference",
     "table",
     "lookup",
+    "remove",
     "map",
     "clear",
     "digest",

@@ -29,9 +29,8 @@ from lock cimport Op, op_begin, op_end
 from field cimport Field, FIELD_ADD, FIELD_SIGNED
 from lookup cimport map_glance, map_lookup, map_contains
 from modify cimport map_apply
-from map cimport (
-    UPDATE_ANY, UPDATE_NOEXIST, op_settle, map_update, map_delete,
-)
+from map cimport UPDATE_ANY, UPDATE_NOEXIST, map_update
+from remove cimport op_settle, map_delete
 
 cdef enum:
     KEY_BYTES_MAX = 1024

@@ -37,10 +37,8 @@ from liveness cimport Standing
 from lock cimport Op, op_begin, op_end
 from lookup cimport map_contains, map_glance, map_lookup
 from many cimport MANY_DELETE, MANY_LOOKUP, MANY_UPDATE, Many, many_on
-from map cimport (
-    UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, bucket_hold, map_delete, map_find, map_memory,
-    map_update, op_settle,
-)
+from map cimport UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_find, map_memory, map_update
+from remove cimport bucket_hold, map_delete, op_settle
 from modify cimport map_apply, map_lookup_unlocked, map_swap
 from order cimport Position, Sink
 from recovery cimport recover_all, recover_those_inside
@@ -288,6 +286,7 @@ cdef inline void do_walk(Thread *me) noexcept nogil:
     position.key = <uint8_t *> &place_key
     sink.keys = me.keys_buffer
     sink.values = me.values_buffer if roll(me) & 3 else NULL
+    sink.expired = False
     sink.waiter = &me.op if roll(me) & 3 == 0 else NULL
     sink.capacity = BATCH
     op_for(me, &me.op, &place_key)

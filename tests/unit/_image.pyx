@@ -17,6 +17,7 @@ cimport lock
 cimport lookup as core_lookup
 cimport map as core_map
 cimport pool
+cimport remove as core_remove
 cimport starving
 cimport supply
 cimport table
@@ -283,7 +284,7 @@ cdef class Image:
         return status, found.index
 
     def op_settle(self, uint64_t who):
-        core_map.op_settle(self.op(who))
+        core_remove.op_settle(self.op(who))
 
     # ---- element ----
 
@@ -389,6 +390,7 @@ cdef class Image:
         sink.keys = <uint8_t *> <char *> keys
         sink.values = NULL
         sink.waiter = NULL
+        sink.expired = False
         sink.count = GUARDED
         sink.capacity = GUARDED + room
         if with_values:
@@ -460,12 +462,12 @@ cdef class Image:
             status = core_map.insert_try(op, <const uint8_t *> <char *> value, False)
             if named(status)[:5] != "NEED_" or core_map.map_memory(op, status) != OK:
                 break
-        core_map.op_settle(op)
+        core_remove.op_settle(op)
         return named(status)
 
     def delete(self, uint64_t who, bytes key not None):
         """One deletion, with the shrinking that may follow."""
-        return named(core_map.map_delete(self.op_of(who, key), NULL))
+        return named(core_remove.map_delete(self.op_of(who, key), NULL))
 
     def find(self, bytes key not None):
         """The status, and the index of the key's element."""
