@@ -56,7 +56,7 @@ from objects cimport LENGTH_MAX, PIN_MAX
 from pins cimport pin_claim, pin_clear, pin_set
 from special cimport deadline_is_over, field_meets
 from chain cimport Found
-from reference cimport ref_stands
+from reference cimport element_replace, ref_stands
 from count cimport ObjectFacts, objects_count
 from commit cimport contexts_are_quiet
 from lock cimport (
@@ -878,6 +878,7 @@ include "_sections.pxi"
 include "_bulk.pxi"
 include "_entries.pxi"
 include "_iterator.pxi"
+include "_fields.pxi"
 include "_views.pxi"
 include "_codec.pxi"
 include "_dict.pxi"

@@ -1,9 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: the iterators of a dict, and what is made of sections of its keys.
 
-cdef enum:
-    DICT_CHUNK = 128           # keys that an iterator reads ahead
-
 
 @cython.auto_pickle(False)
 cdef class DictCore(DictKeys):
@@ -109,19 +106,6 @@ cdef class DictCore(DictKeys):
                     self.key, <const uint8_t *> PyBytes_AS_STRING(whole), <Py_ssize_t> length)
         return key_decode(self.key, source, <Py_ssize_t> length)
 
-    def _raw_keys(self):
-        """Every key as the map has it, once; those of expired entries too."""
-        size = self.handle.key_size
-        room = bytearray(size * DICT_CHUNK)
-        cursor = None
-        while True:
-            count, cursor = read_entries(
-                self.handle, cursor, room, None, 0, DICT_CHUNK, False, True)
-            for at in range(count):
-                yield bytes(room[at * size:(at + 1) * size])
-            if cursor is None:
-                return
-
     def entries(self, int what):
         """An iterator of keys (0), values (1) or both (2).
 
@@ -129,7 +113,7 @@ cdef class DictCore(DictKeys):
 
         Raises WriteOnlyMap, MapClosed.
         """
-        for raw in self._raw_keys():
+        for raw in raw_keys(self.handle):
             found = self._entry(raw, what)
             if found is not MISSING:
                 yield found
@@ -139,14 +123,7 @@ cdef class DictCore(DictKeys):
 
         Raises ReadOnlyMap, FrozenMap, MapClosed.
         """
-        cdef KeyBytes key
-        cdef uint64_t done = 0
-        if self.handle.map.timer_word == 0:
-            return 0
-        for raw in self._raw_keys():
-            key.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
-            done += self._expire_one(&key)
-        return done
+        return self.handle.expire()
 
     def popitem(self):
         """Delete some entry and return it as (key, value).
@@ -156,7 +133,7 @@ cdef class DictCore(DictKeys):
         cdef KeyBytes key_bytes
         while True:                            # each turn others took what was found
             some = False
-            for raw in self._raw_keys():
+            for raw in raw_keys(self.handle):
                 some = True
                 key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
                 name = self._entry(raw, 0)

@@ -71,6 +71,7 @@ CORE = [
     "_bulk",
     "_entries",
     "_iterator",
+    "_fields",
     "_views",
     "_codec",
     "_dict",

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 import shmrhash
-from shmrhash import Kptr, RHashMap, SegmentCorrupt, SharedDict, Timer, _core
+from shmrhash import Kptr, Refcount, RHashMap, SegmentCorrupt, SharedDict, Timer, _core
 
 
 @pytest.fixture
@@ -230,3 +230,123 @@ def test_a_closed_map_says_so_when_asked_for_its_fields(map_name):
         _ = handle.schema
     with pytest.raises(shmrhash.MapClosed):
         handle._fields()
+
+
+PAIR = b"k" * 8
+BOTH = {"key_size": 8, "value_size": 32, "max_entries": 100}
+
+
+@pytest.fixture
+def special(map_name):
+    """A map with every special field: a Timer at 0, a Kptr at 8, a Refcount at 16; 8 bytes more."""
+    fields = [Timer(0), Kptr(8), Refcount(16)]
+    with RHashMap.create(map_name, fields=fields, max_bytes=1 << 20, **BOTH) as made:
+        yield made
+        made.check()
+    shmrhash.unlink(map_name)
+
+
+def shown(count, data):
+    """A value as copies show it: the deadline and the reference are not for others."""
+    return bytes(16) + struct.pack("<Q", count) + data
+
+
+def test_a_kptr_is_exchanged_and_goes_with_its_element(special):
+    """As bpf_kptr_xchg: the object there is returned; deleting the element frees the last one."""
+    special[PAIR] = b"\xff" * 32
+    assert special[PAIR] == shown(1, b"\xff" * 8)
+    assert special.kptr_get(PAIR, 8) is None
+
+    assert special.kptr_xchg(PAIR, b"first", 8) is None
+    assert special.kptr_xchg(PAIR, bytes(20_000), 8) == b"first"
+    assert special.kptr_get(PAIR, 8) == bytes(20_000)
+    assert special[PAIR] == shown(1, b"\xff" * 8)
+    assert special.info()["objects"]["count"] == 1
+    assert special.kptr_xchg(PAIR, None, 8) == bytes(20_000)
+    assert special.info()["objects"]["count"] == 0
+    special.kptr_xchg(PAIR, b"last", 8)
+    special.check()
+    del special[PAIR]
+
+    assert special.info()["objects"]["count"] == 0
+    with pytest.raises(KeyError):
+        special.kptr_xchg(PAIR, b"x", 8)
+    with pytest.raises(shmrhash.InvalidArgument, match="no Kptr at offset 16"):
+        special.kptr_get(PAIR, 16)
+
+
+def test_an_update_frees_what_the_old_value_had_and_begins_anew(special):
+    """As the kernel's update: copies first, then frees the old value's fields."""
+    special[PAIR] = bytes(32)
+    special.kptr_xchg(PAIR, b"object", 8)
+    assert special.add(PAIR, 3, offset=16) == 4
+
+    special[PAIR] = b"\x01" * 32
+
+    assert special.kptr_get(PAIR, 8) is None
+    assert special[PAIR] == shown(1, b"\x01" * 8)
+    assert special.info()["objects"]["count"] == 0
+    special.add(PAIR, 1, offset=24)
+    with special.locked(PAIR) as value:
+        value[24:32] = b"section!"
+    assert special[PAIR] == shown(1, b"section!")
+
+
+def expired(special):
+    special[PAIR] = bytes(32)
+    special.kptr_xchg(PAIR, b"object", 8)
+    assert special.timer_set(PAIR, 1)
+
+
+def test_an_expired_entry_is_absent_to_every_operation(special):
+    """An entry whose deadline has passed behaves as absent, and whoever meets it reclaims it."""
+    expired(special)
+    assert special.get(PAIR) is None
+    assert PAIR not in special
+    assert list(special) == list(special.items()) == []
+    assert not any(special.contains_many(PAIR))
+    assert not any(special.lookup_many(PAIR)[1])
+    assert special.lookup_batch(None, 5).count == 0
+    assert not special.timer_set(PAIR, 0)
+    assert len(special) == 1  # until somebody meets it to change it
+    with pytest.raises(KeyError):
+        special.kptr_get(PAIR, 8)
+    with pytest.raises(KeyError):
+        del special[PAIR]
+    assert len(special) == special.info()["objects"]["count"] == 0
+    for refused in (
+        lambda: special.update(PAIR, bytes(32), shmrhash.BPF_EXIST),
+        lambda: special.pop(PAIR),
+        lambda: special.add(PAIR, 1, offset=24),
+        lambda: special.locked(PAIR).__enter__(),
+        lambda: special.lookup(PAIR, shmrhash.BPF_F_LOCK) or special[PAIR],
+    ):
+        expired(special)
+        with pytest.raises(KeyError):
+            refused()
+        special.expire()
+        assert len(special) == 0
+    expired(special)
+    special.update(PAIR, bytes(32), shmrhash.BPF_NOEXIST)
+    assert special.get(PAIR) == shown(1, bytes(8))
+    assert special.kptr_get(PAIR, 8) is None
+
+
+def test_expire_deletes_what_has_expired_and_nothing_else(special):
+    """What has a deadline to come, or none, stays."""
+    for number in range(50):
+        special[struct.pack("<Q", number)] = bytes(32)
+        special.timer_set(struct.pack("<Q", number), (0, 1, 1 << 62)[number % 3])
+
+    assert special.expire() == 17
+
+    assert len(special) == len(list(special)) == 33
+
+
+def test_special_fields_are_told_to_whoever_opens_the_map(special):
+    """H1: places come from the segment, and another geometry is refused."""
+    with RHashMap.open(special.name) as other:
+        assert other._fields() == ((2, 0), (3, 8), (4, 16))
+        assert other.max_bytes == 1 << 20
+    with pytest.raises(shmrhash.LayoutMismatch, match="special fields"):
+        RHashMap.open_or_create(special.name, **BOTH)

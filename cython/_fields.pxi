@@ -1,0 +1,261 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: maps with objects and special fields as Python sees them.
+
+cdef enum:
+    KEYS_AHEAD = 128           # that raw_keys reads at a time
+
+
+def raw_keys(MapHandle handle not None):
+    """Every key of a map, once; those of expired entries too."""
+    size = handle.key_size
+    room = bytearray(size * KEYS_AHEAD)
+    cursor = None
+    while True:
+        count, cursor = read_entries(handle, cursor, room, None, 0, KEYS_AHEAD, False, True)
+        for at in range(count):
+            yield bytes(room[at * size:(at + 1) * size])
+        if cursor is None:
+            return
+
+
+@cython.auto_pickle(False)
+cdef class ObjectHandle(ModifyHandle):
+    """The handle with what maps with special fields and objects have besides."""
+
+    @property
+    def max_bytes(self):
+        """Bytes that objects may take; 0: the map has none."""
+        return self.map.max_bytes
+
+    @property
+    def schema(self):
+        """What the program that created the map says its entries are: bytes."""
+        cdef uint32_t size
+        self._expect_open()
+        size = self.map.header.schema_bytes
+        return PyBytes_FromStringAndSize(
+            <const char *> self.map.base + SCHEMA_OFFSET,
+            size if size < SCHEMA_MAX else SCHEMA_MAX)
+
+    def _fields(self):
+        """(kind, offset) of each special field."""
+        self._expect_open()
+        return tuple(
+            (self.map.field_kinds[index], self.map.field_words[index] * 8)
+            for index in range(self.map.field_count))
+
+    def _objects(self):
+        """What info() says of objects; None if the map has none. Exact when nobody writes."""
+        cdef ObjectFacts facts
+        self._expect_open()
+        if self.map.objects == NULL:
+            return None
+        objects_count(&self.map, &facts)
+        return {
+            "count": facts.count, "bytes_in_use": facts.bytes_in_use,
+            "bytes_committed": budget_word(&self.map.objects.budget) * PAGE_BYTES,
+            "pinned": facts.pinned, "max_bytes": self.map.max_bytes,
+        }
+
+    cdef int _begin_typed(self, Op *op, object key, Py_buffer *view, Patience *patience) except -1:
+        """Begin an operation on one key that handles special fields itself."""
+        op.key = self._buffer("key", key, self.map.key_size, view)
+        op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
+        self._enter_to_modify(op)
+        op.options = OP_TYPED
+        try:
+            self._settled(op, patience)
+        except BaseException:
+            self._leave(op)
+            raise
+        return 0
+
+    cdef uint32_t _ref_at(self, Py_ssize_t offset) except? 0xFFFFFFFF:
+        """Which of the references is at an offset of the value."""
+        cdef uint32_t slot
+        for slot in range(self.map.ref_count):
+            if <Py_ssize_t> self.map.ref_words[slot] * 8 == offset:
+                return slot
+        raise _errors.InvalidArgument(f"map {self.name!r} has no Kptr at offset {offset}")
+
+    cdef object _exchange_ref(
+            self, Op *op, uint32_t slot, uint64_t *value, const Py_buffer *data, bint only_read):
+        """One attempt of kptr_xchg: the bytes there were, or None; the status if that is not final.
+        """
+        cdef Found found
+        cdef uint64_t length = 0
+        cdef const uint8_t *source
+        cdef object before = None
+        cdef Status status = item_find(&self.map, op.hash, op.key, &found, value)
+        if status == OK and item_expired(&self.map, value):
+            status = ABSENT
+        if status != OK:
+            return <int> status
+        source = item_bytes(&self.map, value[self.map.ref_words[slot]], &length)
+        if source != NULL:
+            before = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
+        if only_read:
+            return before if ref_stands(&found) else <int> RETRY
+        if data.buf != NULL:
+            status = item_object(op, slot, <const uint8_t *> data.buf, <uint64_t> data.len)
+            if status != OK:
+                return <int> status
+        op.options = OP_TYPED | (7 ^ (1 << slot)) << OP_KEEP_SHIFT
+        # What was copied is what is replaced: the element is as it was found, or this fails.
+        status = element_replace(op, &found, <const uint8_t *> value, 0)
+        return before if status == OK else <int> status
+
+    cdef object _kptr(self, object key, object data, Py_ssize_t offset, bint only_read):
+        cdef Op op
+        cdef Py_buffer key_view
+        cdef Py_buffer data_view
+        cdef Patience patience = self._patience()
+        cdef uint32_t slot = self._ref_at(offset)
+        cdef bytes room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_words * 8)
+        data_view.buf = NULL
+        if data is not None:
+            PyObject_GetBuffer(data, &data_view, PyBUF_SIMPLE)
+            if data_view.len > <Py_ssize_t> LENGTH_MAX:
+                PyBuffer_Release(&data_view)
+                raise _errors.TooLarge(f"an object has at most {LENGTH_MAX} bytes")
+        try:
+            self._begin_typed(&op, key, &key_view, &patience)
+            try:
+                while True:                    # ends with the timeout
+                    found = self._exchange_ref(
+                        &op, slot, <uint64_t *> PyBytes_AS_STRING(room), &data_view, only_read)
+                    if not isinstance(found, int) or (
+                            found != RETRY and found != BUSY and not self._freed(found)):
+                        break
+                    self._wait(&op, RETRY if found == RETRY else BUSY, &patience)
+            finally:
+                self._leave(&op)
+        finally:
+            if data is not None:
+                PyBuffer_Release(&data_view)
+            if key_view.buf != NULL:
+                PyBuffer_Release(&key_view)
+        if isinstance(found, int):
+            if found == ABSENT:
+                raise _errors.KeyNotFound(key)
+            self._raise(found, &op)
+        return found
+
+    def kptr_xchg(self, key, data, Py_ssize_t offset):
+        """Put an object with these bytes, or none, into the Kptr field at a byte offset of key's
+        value; return the bytes that were there, or None.
+
+        data: a contiguous buffer of up to 256 MiB - 64 bytes, or None. Atomic (W1): each object is
+        returned to one caller at most. Expected O(1), and O(bytes) of both.
+
+        Raises KeyNotFound (ENOENT), InvalidArgument (no such field), TooLarge, OutOfMemory and
+        SegmentFull (nothing changed), LockTimeout, TypeError, ReadOnlyMap, MapClosed.
+        """
+        return self._kptr(key, data, offset, False)
+
+    def kptr_get(self, key, Py_ssize_t offset):
+        """The bytes of the object in the Kptr field at a byte offset of key's value, or None.
+
+        Raises KeyNotFound (ENOENT), InvalidArgument (no such field), ReadOnlyMap, MapClosed.
+        """
+        return self._kptr(key, None, offset, True)
+
+    def timer_set(self, key, int64_t deadline_ns):
+        """Set when key's entry expires: CLOCK_MONOTONIC in ns, 0 for never; False if it is absent.
+
+        From then on the entry is absent to every operation; who meets it deletes it. Atomic.
+        Expected O(1).
+
+        Raises InvalidArgument (no Timer field), LockTimeout, TypeError, ReadOnlyMap, MapClosed.
+        """
+        cdef Op op
+        cdef Py_buffer view
+        cdef Status status
+        cdef Patience patience = self._patience()
+        cdef bytes room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_words * 8)
+        if self.map.timer_word == 0:
+            raise _errors.InvalidArgument(f"map {self.name!r} has no Timer field")
+        self._begin_typed(&op, key, &view, &patience)
+        try:
+            while True:                        # ends with the timeout
+                status = item_touch(
+                    &op, <uint64_t> deadline_ns, <uint64_t *> PyBytes_AS_STRING(room))
+                if status != RETRY and status != BUSY:
+                    break
+                self._wait(&op, status, &patience)
+        finally:
+            self._leave(&op)
+            if view.buf != NULL:
+                PyBuffer_Release(&view)
+        if status != OK and status != ABSENT:
+            self._raise(status, &op)
+        return status == OK
+
+    def expire(self):
+        """Delete every entry that has expired; return how many. Costs a walk.
+
+        Raises ReadOnlyMap, FrozenMap, MapClosed.
+        """
+        cdef Op op
+        cdef uint64_t done = 0
+        cdef bytes room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_words * 8)
+        if self.map.timer_word == 0:
+            return 0
+        for raw in raw_keys(self):
+            op.key = <const uint8_t *> PyBytes_AS_STRING(raw)
+            op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
+            self._enter_to_write(&op)
+            op.options = OP_TYPED
+            done += item_expire(&op, <uint64_t *> PyBytes_AS_STRING(room)) == OK
+            self._leave(&op)
+        return done
+
+    cdef int _settled(self, Op *op, Patience *patience) except -1:
+        """Before an operation takes objects: give back what an earlier one had to keep."""
+        op_settle(op)
+        while op.context.element != 0 or op.context.owing != 0:    # ends with the timeout
+            self._wait(op, BUSY, patience)
+            op_settle(op)
+        return 0
+
+    def clear(self):
+        """Delete all entries, one after another: each deletion is atomic, the whole is not.
+
+        Meanwhile nobody can insert a key (MapBusy); updates and deletes go on. If the process dies,
+        whoever recovers it finishes this. Costs about a delete() for each entry; memory goes back
+        as blocks run empty.
+
+        Raises MapBusy (somebody else clears it), LockTimeout, ReadOnlyMap, MapClosed.
+        """
+        cdef Op op
+        cdef Status status
+        cdef uint64_t held = 0
+        cdef uint64_t done = 0
+        cdef Clearing clearing = Clearing(0, 0, False)
+        cdef Patience patience = self._patience()
+        self._enter_to_write(&op)
+        try:
+            while lock_try(&op, &self.map.header.clearing, &held) != OK:   # ends with the timeout
+                self._wait(&op, BUSY, &patience)
+            try:
+                while True:                    # an entry each turn; none come
+                    status = clear_step(&op, &clearing)
+                    if status == ABSENT:
+                        break
+                    if status == BUSY or status == RETRY:
+                        self._wait(&op, status, &patience)
+                    elif status != OK:
+                        self._raise(status, &op)
+                    else:
+                        patience.turn = patience.retries = 0
+                    done += 1
+                    if done & 0xFFF == 0:
+                        op_end(&op)
+                        with nogil:
+                            sched_yield()
+                        op_begin(&op)
+                        PyErr_CheckSignals()
+            finally:
+                lock_release(&self.map.header.clearing, 0)
+        finally:
+            self._leave(&op)
