@@ -26,7 +26,7 @@ cdef enum:
     C_VALUE_VIEW = 7
     NO_SLOT = 3                # REF_MAX: the value has no such reference
     SPOT_WORDS = 64            # values up to 512 bytes are handled on the stack
-    KEY_BYTES_MAX = 65535
+    LONG_KEY_MAX = 65535
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
@@ -128,8 +128,8 @@ cdef object span_view(object thing, str what, Py_buffer *view, Span *span):
 
 
 cdef int key_digested(MapHandle handle, KeyBytes *key, Span span) except -1:
-    if span.size > KEY_BYTES_MAX:
-        raise _errors.TooLarge(f"keys have at most {KEY_BYTES_MAX} bytes, not {span.size}")
+    if span.size > LONG_KEY_MAX:
+        raise _errors.TooLarge(f"keys have at most {LONG_KEY_MAX} bytes, not {span.size}")
     key.is_long = key_digest(
         handle.map.seeds, span.bytes, <uint64_t> span.size, key.words)
     key.whole = span.bytes

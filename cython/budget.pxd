@@ -6,8 +6,8 @@
 #   charge   hold the word; context.budget_after, then context.charged say what is about to happen;
 #            the store that unlocks the word commits. Whoever charged goes on to use the pages: the
 #            store that makes them a block's, or a run's, comes next, and charged becomes 0.
-#   refund   pages given up stand in context.refund until the word says so: hold it, budget_after,
-#            unlock, refund becomes 0. It may wait: op_settle tries again.
+#   refund   pages given up stand in context.owing until the word says so: hold it, budget_after,
+#            unlock, none are owed. It may wait: op_settle tries again.
 #
 # After a death, budget_after decides what became of the word (budget_recover), and the block or run
 # that charged was for what becomes of charged (salvage.pxd).
@@ -51,8 +51,14 @@ cdef inline void budget_used(Op *op) noexcept nogil:
 
 cdef inline void budget_owe(Op *op, uint64_t pages) noexcept nogil:
     """From here on this context has pages to give back; it must owe none so far."""
-    op.context.owing = 1
-    op.context.refund = pages
+    op.context.owing = pages * 2 + 1
+    compiler_fence()
+
+cdef inline uint64_t pages_owed(const Context *context) noexcept nogil:
+    return context.owing >> 1
+
+cdef inline void budget_owe_none(Op *op) noexcept nogil:
+    op.context.owing &= 1
     compiler_fence()
 
 cdef inline Status budget_refund(Op *op) noexcept nogil:
@@ -61,19 +67,18 @@ cdef inline Status budget_refund(Op *op) noexcept nogil:
     cdef uint64_t held = 0
     cdef uint64_t after
     cdef Status status
-    if op.context.refund == 0:
+    if pages_owed(op.context) == 0:
         return OK
     status = lock_acquire(op, word, &held)
     if status != OK:
         return status
     after = held >> PAYLOAD_SHIFT
-    after = after - op.context.refund if after > op.context.refund else 0
+    after = after - pages_owed(op.context) if after > pages_owed(op.context) else 0
     op.context.budget_after = (after + 1) * 2 + 1
     compiler_fence()
     lock_release(word, after << PAYLOAD_SHIFT)
     compiler_fence()
-    op.context.refund = 0
-    compiler_fence()
+    budget_owe_none(op)
     op.context.budget_after = 0
     compiler_fence()
     return OK
@@ -93,7 +98,6 @@ cdef inline void budget_recover(Op *op) noexcept nogil:
         lock_release(word, after << PAYLOAD_SHIFT)
         compiler_fence()
     if context.budget_after & 1:
-        context.refund = 0
-        compiler_fence()
+        budget_owe_none(op)
     context.budget_after = 0
     compiler_fence()

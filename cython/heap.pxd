@@ -161,7 +161,7 @@ cdef inline Status heap_take(
     this context. NEED_OBJECTS, NO_MEMORY, OUT_OF_BYTES, BUSY, RETRY, CORRUPT: nothing taken."""
     cdef PoolView *pool = &op.map.classes[class_of(length)]
     cdef Status status
-    op.context.owing = 1
+    op.context.owing |= 1
     compiler_fence()
     if pool.capacity > 1:
         return stock_take(op, pool, slot, length, scavenge)

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # What lies where in a segment, and what each word means. Format version 1.
 #
-#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (320 B + redo) | depots 64 B each
+#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (256 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
 #     | objects of any size, in a map that has some (objects.pxd)
 #
@@ -40,7 +40,7 @@ cdef enum:
 
     PROCESS_MAX = 1024
     CONTEXT_MAX = 4096         # 12 of the 15 owner bits
-    CONTEXT_BYTES = 320
+    CONTEXT_BYTES = 256
     DEPOT_MAX = 256
 
     SLOT_COUNT = 7             # an 8-byte header, 7 tags and 7 indices fill one cache line
@@ -231,14 +231,12 @@ cdef struct Context:
     uint64_t activity_before   # activity when this owner came: each operation of its own adds 2
     uint64_t batched           # keys that batches of this owner did, beyond one each
     uint64_t waits             # times this owner's operations had to wait for a lock
-    uint64_t owing             # 1: there may be something in names or refund
+    uint64_t owing             # pages to be taken off the budget * 2 + (1: and perhaps names)
     uint64_t names[6]          # references to objects: see NAME_MAX and reference.pxd
     uint64_t charged           # pages just added to the budget, for a block or an object
-    uint64_t refund            # pages to be taken off the budget
     uint64_t budget_after      # while it changes: (the value after + 1) * 2 + (1: taken off)
     uint64_t pages_wanted      # of the object that grows: pages * 8 + its place in names
     uint64_t active_ns         # CLOCK_REALTIME: when an owner came, went, and now and then between
-    uint64_t _reserved[7]
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:

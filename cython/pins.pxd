@@ -97,7 +97,7 @@ cdef inline uint64_t pin_clear(Op *op, uint64_t index) noexcept nogil:
     """End a pin; names[0], which must be 0, names what it pinned. The caller settles the names."""
     cdef Pin *pin = &op.map.pins[index]
     cdef uint64_t ref = load_relaxed_u64(&pin.ref)
-    op.context.owing = 1
+    op.context.owing |= 1
     op.context.names[0] = ref
     compiler_fence()
     # Release: the last use of the object; pairs with the acquire in pins_look.

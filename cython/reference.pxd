@@ -104,7 +104,7 @@ cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
                 return status
         if ref_sound(op.map, ref) and object_there(
                 op, ref_pool(op.map, ref), ref_index(ref)) != ABSENT:
-            op.context.owing = 1
+            op.context.owing |= 1
             op.context.names[slot] = ref
             compiler_fence()
             object_detach(op, ref)
@@ -121,7 +121,7 @@ cdef inline void refs_prepare(
     the mask keep, which stay as the element has them. The replaced ones are named."""
     cdef uint64_t ref
     cdef uint32_t slot
-    op.context.owing = 1
+    op.context.owing |= 1
     for slot in range(op.map.ref_count):
         ref = load_relaxed_u64(value + op.map.ref_words[slot])
         if keep >> slot & 1:

@@ -11,8 +11,8 @@ from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence, load_a
 from status cimport OK, Status
 from layout cimport (
     Context, Depot, Element, NAME_MAX, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC,
-    word_held_by, lock_bits, element_state, block_state, block_fresh, block_free, block_head,
-    block_word, depot_word, depot_count, depot_credit, depot_head,
+    lock_bits, element_state, block_state, block_fresh, block_free, block_head, block_word,
+    depot_word, depot_count, depot_credit, depot_head,
 )
 from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, ref_class, ref_index
 from blocks cimport PoolView
@@ -20,7 +20,7 @@ from geometry cimport (
     depot_at, depot_pool, depots_of_all, pool_object, pool_of_kind, region_at, region_usable,
 )
 from lock cimport Op, lock_release, header_set, op_holds
-from budget cimport budget_owe, budget_used
+from budget cimport budget_owe, budget_used, budget_owe_none
 from commit cimport memory_remove
 from pool cimport pool_give
 from depot cimport depot_store, SPARE_SHIFT
@@ -134,8 +134,7 @@ cdef inline void recover_placed(
 cdef inline void recover_charge(Op *op, uint64_t word) noexcept nogil:
     """What was charged for the held block, or is owed for it."""
     if block_state(word) == BLOCK_READY:
-        op.context.refund = 0                  # it stays
-        compiler_fence()
+        budget_owe_none(op)                    # it stays
     elif op.context.charged != 0:
         budget_owe(op, op.context.charged)
         budget_used(op)
@@ -173,8 +172,8 @@ cdef inline void recover_depot(Op *op) noexcept nogil:
     cdef PoolView *of_block = NULL
     cdef uint64_t index = load_relaxed_u64(&op.context.depot) - 1
     cdef Depot *depot
-    if index >= depots_of_all(op.map) or not word_held_by(
-            depot_at(op.map, index).word, op.self_index):
+    if index >= depots_of_all(op.map) or not op_holds(
+            op, &depot_at(op.map, index).word):
         recover_block(op)
         return
     depot = depot_at(op.map, index)
@@ -190,8 +189,8 @@ cdef inline Status recover_spare(Op *op) noexcept nogil:
     """What was on its way from a depot to its block."""
     cdef uint64_t index = op.context.spare & ((1ULL << SPARE_SHIFT) - 1)
     cdef PoolView *pool = pool_of_kind(op.map, <uint32_t> (op.context.spare >> SPARE_SHIFT))
-    if pool != NULL and index < pool.object_count and word_held_by(
-            pool_object(pool, index).header, op.self_index):
+    if pool != NULL and index < pool.object_count and op_holds(
+            op, &pool_object(pool, index).header):
         return pool_give(op, pool, index, &op.context.spare)
     op.context.spare = 0
     return OK
@@ -202,8 +201,8 @@ cdef inline void recover_growth(Op *op) noexcept nogil:
     cdef uint64_t ref
     if context.charged != 0 and context.pages_wanted != 0 and context.pages_wanted & 7 < NAME_MAX:
         ref = context.names[context.pages_wanted & 7]
-        if ref != 0 and ref_sound(op.map, ref) and word_held_by(
-                ref_object(op.map, ref).header, op.self_index):
+        if ref != 0 and ref_sound(op.map, ref) and op_holds(
+                op, &ref_object(op.map, ref).header):
             ref_object(op.map, ref).words[1] = context.pages_wanted >> 3
             compiler_fence()
     context.charged = 0

@@ -25,7 +25,7 @@ from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, run_pages
 from blocks cimport PoolView
 from geometry cimport pool_object, region_usable
 from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
-from budget cimport budget_charge, budget_owe, budget_refund, budget_used
+from budget cimport budget_charge, budget_owe, budget_refund, budget_used, pages_owed
 from commit cimport memory_populate, memory_remove, memory_is_quiet, region_commit
 
 
@@ -150,7 +150,7 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
         lock_release(pool.words + block, held)
         return RETRY
     # Nobody can reach an object of this block any more; whoever may have looked earlier must end.
-    if not memory_is_quiet(op) or op.context.refund != 0:
+    if not memory_is_quiet(op) or pages_owed(op.context) != 0:
         lock_release(pool.words + block, held)
         return BUSY
     if pool.kind >= POOL_OBJECTS:              # counts once the word says RELEASING

@@ -17,9 +17,8 @@ from layout cimport (
     Bucket, Element, ELEMENT_LIVE, ELEMENT_ULOCK, LINK_BASE, LINK_SLOT, LOCK_MASK, SLOT_COUNT,
     element_header, lock_bits,
 )
-from geometry cimport (
-    Map, bucket_at, element_at, element_stride, element_value, line_at, power_of_two_at_least,
-)
+from blocks cimport element_stride, power_of_two_at_least
+from geometry cimport Map, bucket_at, element_at, element_value, line_at
 from chain cimport Found, chain_find
 from element cimport element_read, element_settle
 

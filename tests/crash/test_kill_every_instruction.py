@@ -47,6 +47,7 @@ class Scenario:
     fill: Callable  # brings a new map to where the operation is interesting
     key: int = 1  # the key the survivor writes to meet the dead
     atomic: bool = True  # all or nothing; else every key for itself
+    goes_on: bool = False  # whoever recovers the dead finishes what it was about
     changes_min: int = 3  # fewer, and the scenario no longer does what its name says
     proof: Callable = lambda before, after: True  # of facts(): likewise
     geometry: dict = dataclasses.field(default_factory=dict)
@@ -287,6 +288,7 @@ SCENARIOS = {
             lambda model: model.clear(),
             entries(20),
             atomic=False,
+            goes_on=True,
             changes_min=100,
         ),
         Scenario(
@@ -295,6 +297,7 @@ SCENARIOS = {
             lambda model: model.clear(),
             entries(20),
             atomic=False,
+            goes_on=True,
             changes_min=100,
             geometry=COLLISIONS,
         ),
@@ -477,6 +480,12 @@ def survive(scenario, survivor, meet, before, after):
         model_has_room = word(scenario.key) in model
         meet = write_same_key if model_has_room else delete_same_key
     meet(scenario, survivor, model)
+    if scenario.goes_on:
+        survivor._recover()
+        left = contents(survivor, keys | model.keys())
+        assert left.items() <= model.items()
+        assert left == model or not left.keys() & before.keys() - {word(1), word(2)}
+        model = left
     expect_whole(survivor, model)
     assert contents(survivor, keys | model.keys()) == model
     expect_exact_limit(scenario, survivor, model)

@@ -467,7 +467,9 @@ def after_deletion(how, before):
 
 def deletion_beside_a_section(how, geometry, sample, name, seed, record_property):
     tally = Tally()
-    scenario = Scenario(how, None, None, entries(4), key=3, geometry=geometry)
+    scenario = Scenario(
+        how, None, None, entries(4), key=3, geometry=geometry, goes_on=how == "clear"
+    )
     with filled(scenario, name) as (survivor, before):
         expect_free(survivor, [word(1), word(2), word(3)])  # contexts of one's own in the image
         segment = stepping.Segment(shm_path(name))
@@ -494,6 +496,8 @@ def deletion_beside_a_section(how, geometry, sample, name, seed, record_property
             tally.add(crash)
             way = WAYS_OF_OWNERS[crash.n % len(WAYS)]
             with explained(crash, way):
+                if how == "clear":
+                    survivor._recover()  # finishes it
                 model = contents(survivor, before)
                 if how != "clear":
                     assert model in (before, after_deletion(how, before))
@@ -560,6 +564,8 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
             with explained(crash, way):
                 seen = contents(survivor, before)
                 if how == "clear":
+                    survivor._recover()  # finishes it
+                    seen = contents(survivor, before)
                     assert all(value in (stored[k], before[k]) for k, value in seen.items())
                 else:
                     assert seen in (before, stored, gone)

@@ -118,11 +118,9 @@ class Context(ctypes.Structure):
         ("owing", c_uint64),
         ("names", c_uint64 * 6),
         ("charged", c_uint64),
-        ("refund", c_uint64),
         ("budget_after", c_uint64),
         ("pages_wanted", c_uint64),
         ("active_ns", c_uint64),
-        ("_reserved", c_uint64 * 7),
     ]
 
 
