@@ -44,7 +44,7 @@ TRIAL_KEYS = 20
 CHUNK_KEYS = 200  # between two looks at the clock, with several processes
 START_SECONDS_MAX = 60
 OPENING_SECONDS_MAX = 10
-WARM_SECONDS_MAX = 1.5
+WARM_SECONDS_MAX = 0.8
 
 
 class Load:

@@ -34,7 +34,7 @@ MODEL_CORES = (2, 8, 16, 64)
 BATCH = 64
 SAMPLED_KEYS = 50_000
 HAND_OVERS = 2000
-HAND_OVER_SAMPLES = 25
+HAND_OVER_SAMPLES = 50
 # (tasks, whose keys); lines written by others last: on average at random, by everybody in each one
 WORKLOADS = {
     "lookup": (["lookup"], "all", 0, 0),
@@ -122,7 +122,7 @@ def model(work_ns, miss_ns, workload, cores):
     return rate
 
 
-def measure(bench, entries, options):
+def measure(bench, entries, miss_ns, options):
     names = [f"{unique_name('scaling')}-{number}" for number in range(max(options.processes))]
     room = entries + BATCH * len(names)
     maps, rows = [], []
@@ -130,8 +130,6 @@ def measure(bench, entries, options):
         for name in names:
             maps.append(shmrhash.RHashMap.create(name, key_size=8, value_size=8, max_entries=room))
             attach(bench, name).run("insert", entries)
-        miss_ns = min(hand_over_ns(bench) for _ in range(HAND_OVER_SAMPLES))
-        print(f"# {entries:,} entries; a line handed to another core: {miss_ns:.0f} ns")
         for workload in WORKLOADS:
             rates = {}
             for _ in range(options.rounds):
@@ -175,9 +173,13 @@ def main():
         parser.error("more processes than cores")
 
     bench = build_bench()
+    miss_ns = min(hand_over_ns(bench) for _ in range(HAND_OVER_SAMPLES))
     facts = machine() | {"seed": options.seed, "rounds": options.rounds}
+    facts["line handed to another core, ns"] = round(miss_ns, 1)
     print_facts(facts)
-    rows = [row for entries in options.entries for row in measure(bench, entries, options)]
+    rows = []
+    for entries in options.entries:
+        rows += measure(bench, entries, miss_ns, options)
     print_table(
         [
             {

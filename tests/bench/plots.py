@@ -36,6 +36,24 @@ def source(facts):
     return f"{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel'].partition('-')[0]}"
 
 
+def style_of(rival):
+    """The same colour and dashes for a rival in every picture."""
+    if rival == "shmrhash":
+        return OURS | {"marker": "o", "markersize": 3}
+    place = sum(rival.encode())
+    colors = pyplot.get_cmap("tab20").colors
+    dashes = ("-", "--", ":", "-.")[place % 4]
+    color = colors[place % 19]
+    return {"color": color, "linestyle": dashes, "marker": "o", "markersize": 3, "linewidth": 1.1}
+
+
+def legend_beside(axis):
+    """Right of everything, in the order of the first axis' right end."""
+    handles, labels = axis.get_legend_handles_labels()
+    pairs = sorted(zip(handles, labels, strict=True), key=lambda p: -p[0].get_ydata()[-1])
+    axis.figure.legend(*zip(*pairs, strict=True), loc="center right")
+
+
 def draw_throughput(facts, rows, axes):
     """get by number of entries, one line for each rival."""
     left, right = axes
@@ -49,11 +67,11 @@ def draw_throughput(facts, rows, axes):
             points = [
                 (r["entries"], r["per_second"]["median"]) for r in chosen if r["rival"] == rival
             ]
-            style = OURS if rival == "shmrhash" else {"linewidth": 1.1}
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=rival, **style)
+            if len(points) > 1:
+                axis.plot(*zip(*points, strict=True), label=rival, **style_of(rival))
         axis.set(xscale="log", yscale="log", xlabel="entries", title=title)
     left.set_ylabel(f"operations a second, {sizes} bytes")
-    left.legend(ncols=2, loc="lower left")
+    legend_beside(left)
 
 
 def draw_latency(facts, rows, axes):
@@ -87,21 +105,20 @@ def draw_latency(facts, rows, axes):
 def draw_memory(facts, rows, axes):
     """Bytes per entry by fill."""
     sizes = list(dict.fromkeys(row["sizes"] for row in rows))
-    for axis, size in zip(axes, [*sizes, sizes[0]], strict=False):
+    for axis, size in zip(axes, sizes, strict=True):
         for row in (row for row in rows if row["sizes"] == size):
             points = [
                 (int(fill.replace(",", "")), value)
                 for fill, value in row.items()
                 if fill.replace(",", "").isdigit() and value != "-" and value > 0
             ]
-            if not points:
+            if len(points) < 2:
                 continue
-            style = OURS if row["bytes per entry"] == "shmrhash" else {"linewidth": 1.1}
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=3,
-                      label=row["bytes per entry"], **style)  # fmt: skip
+            rival = row["bytes per entry"]
+            axis.plot(*zip(*points, strict=True), label=rival, **style_of(rival))
         axis.set(xscale="log", yscale="log", xlabel="entries", title=f"{size} bytes")
     axes[0].set_ylabel("bytes per entry")
-    axes[0].legend(ncols=2)
+    legend_beside(axes[0])
 
 
 def draw_kernel(facts, rows, axes):
@@ -150,12 +167,16 @@ def main():
         name, draw = kind_of(found["rows"])
         if name is None:
             raise SystemExit(f"{path}: not of a benchmark that is drawn here")
-        figure, axes = pyplot.subplots(1, 2, figsize=(WIDTH, HEIGHT), sharey=name != "kernel")
+        columns = len({row["sizes"] for row in found["rows"]}) if name == "memory" else 2
+        figure, axes = pyplot.subplots(
+            1, columns, figsize=(WIDTH, HEIGHT), sharey=name != "kernel", squeeze=False
+        )
+        axes = axes[0]
         draw(found["facts"], found["rows"], axes)
         for axis in axes:
             axis.minorticks_off()
         figure.text(0.99, 0.005, source(found["facts"]), ha="right", fontsize=6, alpha=0.6)
-        figure.tight_layout(rect=(0, 0.02, 1, 1))
+        figure.tight_layout(rect=(0, 0.02, 0.76 if figure.legends else 1, 1))
         target = options.out / f"{name}.svg"
         figure.savefig(target, metadata={"Date": None})
         pyplot.close(figure)
