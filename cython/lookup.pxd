@@ -18,7 +18,9 @@ from status cimport Status, OK, ABSENT, CORRUPT, RETRY
 from layout cimport Bucket, LOCK_MASK, bucket_level_plus1
 from geometry cimport Map, bucket_at
 from chain cimport Found, chain_find
-from element cimport element_stands, element_is_lost, element_read, element_is_over
+from element cimport (
+    element_stands, element_is_lost, element_read, element_is_over, element_read_whole,
+)
 from table cimport FOLLOW_MAX, NOWHERE, table_guess, table_follow, level_covers
 
 cdef enum:
@@ -104,11 +106,11 @@ cdef inline Status glance_sized(
     cdef uint64_t at = table_guess(map, hash)
     cdef Status status = bucket_find(map, &at, hash, key, key_size, &found)
     if likely(status == OK):
-        if unlikely(map.timer_word != 0):
-            return RETRY
+        if unlikely(map.field_count != 0):
+            return RETRY                       # map_lookup knows special fields
         if value == NULL:
             return OK if likely(element_stands(&found)) else RETRY
-        if unlikely(not element_read(map, &found, key_size, value, value_size)):
+        if unlikely(not element_read_whole(map, &found, key_size, value, value_size)):
             return RETRY
     return status
 

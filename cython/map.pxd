@@ -15,7 +15,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, add_relaxed_u64, compiler_fence, copy_in, copy_words, unlikely,
-    store_relaxed_u64, likely,
+    store_relaxed_u64,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, NO_MEMORY, FULL, RETRY, NEED_BUCKETS, NEED_ELEMENTS, NEED_LINES,
@@ -151,13 +151,13 @@ cdef inline Status map_insert(Op *op, const uint8_t *value, bint *scavenge) noex
         return RETRY
     return status
 
-cdef inline Status map_meet(Op *op, Found *found) noexcept nogil:
-    """map_find for who writes: an entry that has expired is deleted first. Of typed values the
-    caller has seen to that (item.pxd), and a section keeps its entry."""
-    cdef Status status = map_find(op.map, op.hash, op.key, found)
-    if likely(status != OK or not element_is_over(op.map, found)):
-        return status
-    if op.options & OP_TYPED or element_state(found.header) != ELEMENT_LIVE:
+cdef inline Status map_met(Op *op, const Found *found) noexcept nogil:
+    """After map_find found an entry that has a deadline: one that has expired is deleted. OK: it
+    stands; RETRY, BUSY. Of typed values the caller has seen to that (item.pxd), and a section keeps
+    its entry."""
+    cdef Status status
+    if not element_is_over(op.map, found) or op.options & OP_TYPED or (
+            element_state(found.header) != ELEMENT_LIVE):
         return OK
     op.element_filled = False
     status = map_delete_held(op, found.header, NULL)
@@ -179,7 +179,9 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
     cdef bint scavenge = False
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_meet(op, &found)
+        status = map_find(op.map, op.hash, op.key, &found)
+        if unlikely(op.map.timer_word != 0) and status == OK:
+            status = map_met(op, &found)
         if status == OK and flag == UPDATE_NOEXIST:
             status = PRESENT if element_stands(&found) else RETRY
         elif status == OK and unlikely(op.map.field_count != 0):

@@ -8,7 +8,7 @@
 # Linearization points (W1): a field in one word: the word's store; everything else: the header's
 # UPD; a swap that does not find what it expects: between taking the element and letting it go.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport likely, read_tail
+from atomics cimport likely, read_tail, unlikely
 from status cimport Status, OK, ABSENT, RETRY
 from layout cimport ELEMENT_LIVE, element_state
 from lock cimport Op
@@ -17,7 +17,7 @@ from field cimport Field
 from element cimport element_apply, element_await, element_read, element_swap
 from lookup cimport map_find
 from remove cimport WRITE_TRIES_MAX
-from map cimport map_insert, map_meet
+from map cimport map_insert, map_met
 
 
 cdef inline Status map_apply(
@@ -30,7 +30,9 @@ cdef inline Status map_apply(
     cdef bint scavenge = False
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_meet(op, &found)
+        status = map_find(op.map, op.hash, op.key, &found)
+        if unlikely(op.map.timer_word != 0) and status == OK:
+            status = map_met(op, &found)
         if status == OK:
             status = element_apply(op, &found, field, after)
         elif status == ABSENT and initial != NULL:
@@ -64,7 +66,9 @@ cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
     cdef Status status = RETRY
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_meet(op, &found)
+        status = map_find(op.map, op.hash, op.key, &found)
+        if unlikely(op.map.timer_word != 0) and status == OK:
+            status = map_met(op, &found)
         if status == OK:
             if element_state(found.header) != ELEMENT_LIVE:
                 status = element_await(op, &found)

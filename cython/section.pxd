@@ -17,7 +17,7 @@
 # Killed while a section is open, the element becomes LIVE with the value from before; after the CAS
 # to UPD the new value is completed (recovery.pxd). context.target names the element all the time.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport cas_acq_rel_u64, copy_in, copy_out, fence_acquire, load_relaxed_u64
+from atomics cimport cas_acq_rel_u64, copy_in, copy_out, fence_acquire, load_relaxed_u64, unlikely
 from status cimport Status, OK, ABSENT, RETRY
 from layout cimport ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, element_header, lock_bits
 from geometry cimport context_redo, element_value
@@ -28,7 +28,7 @@ from element cimport element_own, element_redo
 from reference cimport element_replace
 from lookup cimport READ_TRIES_MAX, map_find
 from remove cimport WRITE_TRIES_MAX, map_delete_held
-from map cimport map_insert, map_meet
+from map cimport map_insert, map_met
 
 # What the owner keeps of a section, in its own memory.
 cdef struct Section:
@@ -45,7 +45,9 @@ cdef inline Status section_open(
     cdef bint scavenge = False
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_meet(op, &found)
+        status = map_find(op.map, op.hash, op.key, &found)
+        if unlikely(op.map.timer_word != 0) and status == OK:
+            status = map_met(op, &found)
         if status == OK:
             status = element_own(op, &found, ELEMENT_LOCKED, &section.held)
             if status == OK:
