@@ -21,7 +21,7 @@ SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x16566
 LINK_OFFSET = 60  # of the last index in a bucket
 KEYS = (3, 14)  # of those that the three inserts move
 WARM = 64  # calls after which the interpreter takes the same steps for each
-SAMPLE, LONG_SAMPLE = 40, 1500  # pairs of a reader's and a writer's place, of some ten thousand
+SAMPLE, LONG_SAMPLE = 40, 600  # pairs of a reader's and a writer's place, of some ten thousand
 
 
 def word(number):
