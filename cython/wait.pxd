@@ -75,7 +75,8 @@ cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept 
         if process_is_dead(map, process):
             if process_recover(map, process) == OK or recover_all(map) != 0:
                 return RETRY               # another dead process may have stood in the way of that
-    if waited_ns >= STARVING_NS and is_element_word(map, op.wait_word):
+    # A handle that may only read has no context, and says nothing.
+    if op.context != NULL and waited_ns >= STARVING_NS and is_element_word(map, op.wait_word):
         starving_say(op, (<uint64_t> op.wait_word - <uint64_t> map.elements) // map.stride)
     sleep <<= turn - 4 if turn < 9 else 5
     if op.starving != 0:

@@ -12,7 +12,7 @@ import pytest
 from jobs import number_in, number_of_whole, whole_value, word
 from workers import WorkerFailed, run_together
 
-from shmrhash import BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST
+from shmrhash import BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, LockTimeout, RHashMap
 
 WRITERS = READERS = 4
 SIZE = 64
@@ -119,6 +119,40 @@ def test_these_readers_notice_values_without_a_lock():
 
     with pytest.raises(WorkerFailed, match=r"a mixture of the writes|the count went back"):
         run_together("fork", *[(count_bare, memory)] * WRITERS, (read_bare, memory))
+
+
+# ---- a reader that waits ----
+
+WAITING = {
+    "lookup": lambda m: m.lookup(word(0), BPF_F_LOCK),
+    "lookup_many": lambda m: m.lookup_many([word(0)], BPF_F_LOCK),
+    "lookup_batch": lambda m: m.lookup_batch(flags=BPF_F_LOCK),
+}
+
+
+def wait_in_vain(name, how):
+    """As a process that may not write; exit status 0 if it is told that it waited too long."""
+    with RHashMap.open(name, read_only=True, timeout=0.1) as reader:
+        try:
+            WAITING[how](reader)
+        except LockTimeout:
+            os._exit(0)
+    os._exit(2)
+
+
+@pytest.mark.parametrize("how", WAITING)
+def test_a_read_only_handle_waits_and_stores_nothing(make_map, how):
+    """L1: also when it has waited long enough to be let in first, which others say in the map."""
+    m = make_map(value_size=SIZE, max_entries=2)
+    m[word(0)] = bytes(SIZE)
+    with m.locked(word(0)):
+        reader = multiprocessing.get_context("fork").Process(
+            target=wait_in_vain, args=(m.name, how)
+        )
+        reader.start()
+        reader.join(20)
+    assert reader.exitcode == 0
+    m.check()
 
 
 # ---- htab_reuse ----

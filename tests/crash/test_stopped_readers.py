@@ -21,7 +21,7 @@ SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x16566
 LINK_OFFSET = 60  # of the last index in a bucket
 KEYS = (3, 14)  # of those that the three inserts move
 WARM = 64  # calls after which the interpreter takes the same steps for each
-SAMPLE = 40  # pairs of a reader's and a writer's place; the long tests take all
+SAMPLE, LONG_SAMPLE = 40, 600  # pairs of a reader's and a writer's place, of some ten thousand
 
 
 def word(number):
@@ -29,7 +29,7 @@ def word(number):
 
 
 def opened(name):
-    """prepare: an own handle, with everything lazy done."""
+    """prepare: an own handle, with many lazy done."""
 
     def prepare():
         handle = RHashMap.open(name)
@@ -73,9 +73,10 @@ class Stage:
         self.segment.restore(self.image)
         self.writer_places = range(1, len(self.writer_trace.changes) + 1)
 
-    def places(self, seed, everything):
+    def places(self, seed, many):
         every = [(k, n) for k in self.reader_places for n in self.writer_places]
-        return every if everything else random.Random(seed).sample(every, min(SAMPLE, len(every)))
+        size = LONG_SAMPLE if many else SAMPLE
+        return random.Random(seed).sample(every, min(size, len(every)))
 
     def reader_at(self, k):
         """A reader that stopped k steps behind the beginning of its lookup."""
@@ -113,13 +114,13 @@ def insert_three(own):
         own.update(word(100 + number), word(0))
 
 
-@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["sample", "all"])
-def everything(request):
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["some", "many"])
+def many(request):
     return request.param
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_that_a_split_moves_is_found(map_name, seed, everything, key):
+def test_a_key_that_a_split_moves_is_found(map_name, seed, many, key):
     """W1, R1: a miss is believed only if the bucket did not change since."""
     stage = Stage(
         map_name,
@@ -129,7 +130,7 @@ def test_a_key_that_a_split_moves_is_found(map_name, seed, everything, key):
         _seeds=SCATTERED,
     )
     try:
-        for k, n in stage.places(seed, everything):
+        for k, n in stage.places(seed, many):
             seen, after = stage.play(k, n)
 
             assert (seen, after) == (word(key), word(key)), (k, n)
@@ -137,7 +138,7 @@ def test_a_key_that_a_split_moves_is_found(map_name, seed, everything, key):
         stage.close()
 
 
-def test_a_key_that_a_removal_moves_is_found(map_name, seed, everything):
+def test_a_key_that_a_removal_moves_is_found(map_name, seed, many):
     """W1, R1: the last of a chain moves into a gap; it is found in one place or the other."""
     stage = Stage(
         map_name,
@@ -147,7 +148,7 @@ def test_a_key_that_a_removal_moves_is_found(map_name, seed, everything):
         _seeds=COLLIDING,
     )
     try:
-        for k, n in stage.places(seed, everything):
+        for k, n in stage.places(seed, many):
             seen, after = stage.play(k, n)
 
             assert (seen, after) == (word(11), word(11)), (k, n)
@@ -182,7 +183,7 @@ class Reinsertion(Stage):
         return after
 
 
-def test_what_was_read_does_not_vanish(map_name, seed, everything):
+def test_what_was_read_does_not_vanish(map_name, seed, many):
     """W1, C1: an insertion that a kill undoes was seen by nobody, not even through a stale slot.
 
     The reader came by the slot before the key was deleted; the inserter takes the same element.
@@ -190,7 +191,7 @@ def test_what_was_read_does_not_vanish(map_name, seed, everything):
     stage = Reinsertion(map_name)
     try:
         with stepping.on_cpu(stepping.default_cpu()):  # so that the depot is the same
-            for k, n in stage.places(seed, everything):
+            for k, n in stage.places(seed, many):
                 stage.judge(k, n)
     finally:
         stage.close()
@@ -260,14 +261,15 @@ class Dissolution(Stage):
         return seen
 
 
-def test_recovery_empties_no_line_under_a_reader_who_believes_a_miss(map_name, seed, everything):
+def test_recovery_empties_no_line_under_a_reader_who_believes_a_miss(map_name, seed, many):
     """W1, R1, C1: the version is raised before, so that the reader looks again."""
     stage = Dissolution(map_name)
     try:
         # Until the bucket's lock is given up: the version is another then.
         places = [(k, n) for n in (1, 2, 3, 4) for k in stage.reader_places]
-        if not everything:
-            places = [(k, 3) for k in stage.reader_places[::2]]
+        if not many:
+            half = len(stage.reader_places) // 2  # it comes to the line later
+            places = [(k, 3) for k in stage.reader_places[half::3]]
         for k, n in places:
             assert stage.seen_during_recovery(k, n) == word(7), (k, n)
     finally:

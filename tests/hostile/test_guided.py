@@ -1,0 +1,35 @@
+"""The cases that guided.py kept: together they reach what it reached of the core."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fuzz import Case, Site, folder, in_child
+from images import AT_REST, at_rest
+
+HERE = Path(__file__).parent
+KEPT = [Case(**json.loads(line)) for line in (HERE / "guided.jsonl").read_text().splitlines()]
+
+
+def test_nothing_crashes_on_what_reaches_most_of_the_core():
+    """H1: as the other damaged images; a worker takes one after another."""
+    with folder() as made:
+        site = Site(made, [at_rest(state, "base") for state in AT_REST])
+        ending, _, tried, answered, said = in_child(site, list(enumerate(KEPT)))
+
+    assert not said, said[0][1]
+    assert ending == 0
+    assert tried == len(KEPT)
+    assert answered > tried // 4
+
+
+@pytest.mark.long
+def test_damage_guided_by_coverage_crashes_nothing(seed):
+    """H1: ten thousand more, with the core compiled for counting its edges."""
+    command = [sys.executable, HERE / "guided.py", "--images", "10000", "--seed", str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert "10000 images" in done.stdout
