@@ -14,7 +14,12 @@ sys.path.append(str(BENCH))
 import instructions  # noqa: E402
 
 TWO_CORES = {"processes.py", "bench_scaling.py"}
-NAMED = {"processes.py": "numpy", "bench_batch.py": "numpy", "bench_locks.py": "numpy"}
+NAMED = {
+    "processes.py": "numpy",
+    "bench_batch.py": "numpy",
+    "bench_locks.py": "numpy",
+    "bench_shared_dict.py": "numpy",
+}
 
 
 def run(program, *options, result):
@@ -58,6 +63,7 @@ def test_benchmark_runs(command, tmp_path):
     [
         ["bench_latency.py", "--entries", "4000", "--processes", "3", "--attaches", "3"],
         ["bench_locks.py", "--quick", "--processes", "2", "--seconds", "0.05"],
+        ["bench_shared_dict.py", "--quick"],
         ["bench_scaling.py", "--processes", "1", "2", "--entries", "1000", "--rounds", "1",
          "--seconds", "0.01"],
         ["memory.py", "--rivals", "--entries", "1000", "--fill-seconds", "2"],
