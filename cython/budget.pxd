@@ -90,10 +90,10 @@ cdef inline void budget_recover(Op *op) noexcept nogil:
     cdef uint64_t after = context.budget_after // 2 - 1
     if op_holds(op, word):
         if context.budget_after == 0:          # nothing had been decided
-            lock_release(word, word[0])
+            lock_release(word, load_relaxed_u64(word))
             return
         if not context.budget_after & 1:
-            context.charged = after - (word[0] >> PAYLOAD_SHIFT)
+            context.charged = after - (load_relaxed_u64(word) >> PAYLOAD_SHIFT)
             compiler_fence()
         lock_release(word, after << PAYLOAD_SHIFT)
         compiler_fence()

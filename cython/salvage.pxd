@@ -89,14 +89,14 @@ cdef inline void recover_passed(
         header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
         name[0] = 0
-    elif element_state(thing.header) == ELEMENT_FREE:      # not given yet
+    elif element_state(load_relaxed_u64(&thing.header)) == ELEMENT_FREE:      # not given yet
         header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
 cdef inline void recover_taken(Op *op, Depot *depot, PoolView *pool) noexcept nogil:
     """What is between the held depot and the context, and a spare between it and a block."""
     cdef Context *context = op.context
-    cdef uint64_t head = depot_head(depot.word)
+    cdef uint64_t head = depot_head(load_relaxed_u64(&depot.word))
     cdef uint32_t slot
     cdef Element *thing
     if context.spare != 0 and context.spare == (<uint64_t> pool.kind << SPARE_SHIFT | head):
@@ -118,16 +118,16 @@ cdef inline void recover_placed(
     """An object between the held block and the context, whose field name names it."""
     cdef uint64_t block = <uint64_t> (word - pool.words)
     cdef uint64_t place = index - block * pool.capacity
+    cdef uint64_t seen = load_relaxed_u64(word)
     cdef Element *thing
     if index // pool.capacity != block:
         return
     thing = pool_object(pool, index)
-    if (block_free(word[0]) > 0 and place == block_head(word[0])) or (
-            place >= block_fresh(word[0])):
+    if (block_free(seen) > 0 and place == block_head(seen)) or place >= block_fresh(seen):
         header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
         name[0] = 0
-    elif element_state(thing.header) == ELEMENT_FREE:
+    elif element_state(load_relaxed_u64(&thing.header)) == ELEMENT_FREE:
         header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
@@ -148,8 +148,8 @@ cdef inline void recover_block(Op *op) noexcept nogil:
         return
     block = <uint64_t> (word - pool.words)
     if pool.kind >= POOL_OBJECTS:
-        recover_charge(op, word[0])
-    if block_state(word[0]) != BLOCK_READY:
+        recover_charge(op, load_relaxed_u64(word))
+    if block_state(load_relaxed_u64(word)) != BLOCK_READY:
         memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
         lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
         return
@@ -165,7 +165,7 @@ cdef inline void recover_block(Op *op) noexcept nogil:
     elif op.context.spare != 0 and op.context.spare >> SPARE_SHIFT == pool.kind:
         recover_placed(
             op, pool, word, op.context.spare & ((1ULL << SPARE_SHIFT) - 1), &op.context.spare)
-    lock_release(word, word[0])
+    lock_release(word, load_relaxed_u64(word))
 
 cdef inline void recover_depot(Op *op) noexcept nogil:
     cdef PoolView *pool = NULL
@@ -183,7 +183,7 @@ cdef inline void recover_depot(Op *op) noexcept nogil:
         recover_credits(op, depot)
     recover_taken(op, depot, pool)
     recover_block(op)
-    lock_release(&depot.word, depot.word)
+    lock_release(&depot.word, load_relaxed_u64(&depot.word))
 
 cdef inline Status recover_spare(Op *op) noexcept nogil:
     """What was on its way from a depot to its block."""

@@ -68,8 +68,6 @@ def creation_errno(*, key_size, value_size, max_entries, map_flags=NO_PREALLOC, 
         (max_entries == 0 or key_size == 0 or value_size == 0, errno.EINVAL),
         (key_size + value_size >= ELEMENT_SIZE_LIMIT, errno.E2BIG),
         (max_entries > MAX_ENTRIES_MAX, errno.E2BIG),
-        # After all of the kernel's: it makes such maps, this library does not.
-        (map_flags & (RDONLY | WRONLY), errno.EINVAL),
     ]
     return next((number for failed, number in checks if failed), 0)
 
