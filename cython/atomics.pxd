@@ -44,6 +44,8 @@ cdef extern from "shm_atomics.h" nogil:
     uint64_t read_tail "shm_read_tail" (const void *address, uint64_t size) noexcept
     void copy_out "shm_copy_out" (
         void *private_bytes, const uint64_t *shared_words, uint64_t size) noexcept
+    void copy_out_words "shm_copy_out_words" (
+        void *private_bytes, const uint64_t *shared_words, uint64_t size) noexcept
     void copy_in "shm_copy_in" (
         uint64_t *shared_words, const void *private_bytes, uint64_t size) noexcept
     void copy_words "shm_copy_words" (

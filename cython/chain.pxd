@@ -26,7 +26,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u32, load_acquire_u32, load_relaxed_u64, load_acquire_u64, store_relaxed_u32,
     store_release_u32, store_relaxed_u64, store_release_u64, fence_release, compiler_fence,
-    count_trailing_zeros, match7, read_u64, words_equal, unlikely,
+    count_trailing_zeros, match7, read_u64, words_equal, unlikely, likely,
 )
 from status cimport Status, OK, ABSENT, RETRY, CORRUPT
 from layout cimport (
@@ -39,9 +39,13 @@ from pool cimport pool_take
 
 # An element found by key. header is from before the key was compared, and the slot named the
 # element after that: as long as the element's header is still the same, it is in the map.
+#
+# After a miss index is 0 if no tag was the hash's: then no key of that hash is in the chain. Where
+# the miss was validated (lookup.pxd), header and bucket are those of the bucket that was looked at.
 cdef struct Found:
     Element *element
     uint64_t header
+    uint64_t bucket
     Bucket *line               # the bucket or line whose slot names it
     uint32_t slot
     uint32_t index
@@ -74,6 +78,7 @@ cdef inline Status chain_find(
     cdef uint64_t header
     cdef Bucket *following
     cdef Element *element
+    found.index = 0
     while turn <= map.line_max:
         # Acquire: what it says now is seen below, or something newer.
         link = load_acquire_u32(&line.indices[LINK_SLOT])
@@ -85,6 +90,7 @@ cdef inline Status chain_find(
             index = load_acquire_u32(&line.indices[slot])
             if unlikely(index == 0 or index >= map.element_max):
                 continue
+            found.index = index
             element = element_at(map, index)
             # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
             header = load_acquire_u64(&element.header)
@@ -100,7 +106,6 @@ cdef inline Status chain_find(
             found.header = header
             found.line = line
             found.slot = slot
-            found.index = index
             return OK
         following = chain_next(map, line)
         if following == NULL:
@@ -178,14 +183,15 @@ cdef inline Status chain_append(
     cdef Bucket *line
     cdef uint64_t index_of_line
     cdef uint32_t slot
+    cdef uint32_t empty = match7(last.indices, 0)
     cdef Status status
-    for slot in range(SLOT_COUNT):
-        if last.indices[slot] == 0:
-            element_publish(publish)
-            store_relaxed_u32(&last.tags[slot], tag)
-            # Release: the tag, and the element as it is; pairs with the acquire in chain_find.
-            store_release_u32(&last.indices[slot], index)
-            return OK
+    if likely(empty):
+        slot = count_trailing_zeros(empty)
+        element_publish(publish)
+        store_relaxed_u32(&last.tags[slot], tag)
+        # Release: the tag, and the element as it is; pairs with the acquire in chain_find.
+        store_release_u32(&last.indices[slot], index)
+        return OK
     status = line_take(op)
     if status != OK:
         return status
@@ -259,9 +265,9 @@ cdef inline void chain_remove(
     """Clear a slot of a held chain. If there are lines, the chain's last element fills it."""
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(op.map, bucket, &before)
-    cdef uint32_t used = line_used(last)
+    cdef uint32_t used = 0 if before == NULL else line_used(last)
     cdef uint32_t top
-    if before == NULL or used == 0:                    # the latter only in a damaged segment
+    if used == 0:                          # no lines, or a damaged segment
         store_relaxed_u32(&line.indices[slot], 0)
         return
     top = used - 1

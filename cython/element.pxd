@@ -13,14 +13,15 @@
 #
 # A reader copies from the element (LIVE, ULOCK, LOCKED) or from the owner's redo buffer (UPD), then
 # looks at the header again: unchanged means that what it copied was complete. In ULOCK at most one
-# aligned word of the value changes, by one store, so any copy is the old value or the new one.
+# aligned word of the value changes, by one store, so a copy made word by word is the old value or
+# the new one; in every other state a copy may be torn as it likes, since the header tells.
 #
 # Upholds: R1, R2, L1 (exclusive, undone or done by recovery), C1.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64, fence_acquire,
     fence_release, compiler_fence, copy_out, copy_in, copy_words, read_u64, read_tail, pause,
-    words_equal, likely, unlikely,
+    words_equal, likely, unlikely, copy_out_words,
 )
 from status cimport Status, OK, RETRY
 from layout cimport (
@@ -57,6 +58,8 @@ cdef inline bint element_read_whole(
         source = context_redo(context_at(map, owner))
     if value_size == 8:
         (<uint64_t *> value)[0] = load_relaxed_u64(source)
+    elif unlikely(element_state(found.header) == ELEMENT_ULOCK):
+        copy_out_words(value, source, value_size)
     else:
         copy_out(value, source, value_size)
     # The copy before the second look; pairs with the release fences of the writers below.

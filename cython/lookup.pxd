@@ -29,7 +29,8 @@ cdef enum:
 cdef inline Status bucket_find(
         Map *map, uint64_t *at, uint32_t hash, const uint8_t *key, uint64_t key_size,
         Found *found) noexcept nogil:
-    """Look in bucket at. OK and found; ABSENT, validated; RETRY, in bucket at now."""
+    """Look in bucket at. OK and found; ABSENT, validated, found says where; RETRY, in bucket at now.
+    """
     cdef Bucket *bucket = bucket_at(map, at[0])
     # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
     cdef uint64_t header = load_acquire_u64(&bucket.header)
@@ -43,6 +44,8 @@ cdef inline Status bucket_find(
     fence_acquire()
     if unlikely((load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK):
         return RETRY
+    found.header = header
+    found.bucket = at[0]
     return ABSENT
 
 cdef inline Status map_find(
@@ -99,11 +102,18 @@ cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noe
             break
     return status
 
+cdef inline Status map_look(
+        Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
+    """The first look of map_find as straight code. RETRY: ask map_find."""
+    cdef uint64_t at = table_guess(map, hash)
+    if likely(map.key_size == 8):
+        return bucket_find(map, &at, hash, key, 8, found)
+    return bucket_find(map, &at, hash, key, map.key_size, found)
+
 cdef inline Status glance_sized(
-        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, void *value,
+        Map *map, uint64_t at, uint32_t hash, const uint8_t *key, uint64_t key_size, void *value,
         uint64_t value_size) noexcept nogil:
     cdef Found found
-    cdef uint64_t at = table_guess(map, hash)
     cdef Status status = bucket_find(map, &at, hash, key, key_size, &found)
     if likely(status == OK):
         if unlikely(map.field_count != 0):
@@ -114,10 +124,15 @@ cdef inline Status glance_sized(
             return RETRY
     return status
 
+cdef inline Status map_glance_at(
+        Map *map, uint64_t at, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
+    """map_glance in a bucket that table_guess named, perhaps a while ago."""
+    if likely(map.key_size == 8 and map.value_size == 8):      # straight code for these sizes
+        return glance_sized(map, at, hash, key, 8, value, 8)
+    return glance_sized(map, at, hash, key, map.key_size, value, map.value_size)
+
 cdef inline Status map_glance(
         Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
     """The first look of map_lookup, or of map_contains if value is NULL, as straight code. What it
     cannot settle is RETRY."""
-    if likely(map.key_size == 8 and map.value_size == 8):      # straight code for these sizes
-        return glance_sized(map, hash, key, 8, value, 8)
-    return glance_sized(map, hash, key, map.key_size, value, map.value_size)
+    return map_glance_at(map, table_guess(map, hash), hash, key, value)

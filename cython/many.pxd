@@ -17,17 +17,19 @@ from layout cimport Bucket
 from hashing cimport hash_key
 from geometry cimport Map, bucket_at, element_at
 from lock cimport Op, op_begin, op_end
+from chain cimport chain_next
 from field cimport Field, field_compute
 from table cimport table_guess
-from lookup cimport map_contains, map_glance, map_lookup
+from lookup cimport map_contains, map_lookup, map_glance_at
 from remove cimport map_delete
 from map cimport map_update
 from modify cimport map_apply, map_lookup_unlocked
 
 cdef enum:
-    BUCKET_LEAD = 12           # keys between asking for a bucket and looking into it
-    ELEMENT_LEAD = 12          # keys between asking for an element and the operation
-    RING = 32                  # a power of two above both together
+    BUCKET_LEAD = 20           # keys between asking for a bucket and looking into it
+    LINE_LEAD = 12              # keys between that and looking into a line behind it
+    ELEMENT_LEAD = 20          # keys between asking for an element and the operation
+    RING = 64                  # a power of two above both together
     SPAN = 1024                # keys between two chances to give memory back
 
 cdef enum:
@@ -56,27 +58,44 @@ cdef struct Many:
 # The keys on their way: at most BUCKET_LEAD + ELEMENT_LEAD + 1 of them, in a ring by their number.
 cdef struct Lead:
     uint32_t hashes[RING]
-    Bucket *buckets[RING]
+    uint64_t guesses[RING]     # the bucket that table_guess named
+    Bucket *lines[RING]        # asked for and not looked into yet, or NULL
 
 
 cdef inline void lead_bucket(Map *map, Lead *lead, Many *many, uint64_t i) noexcept nogil:
     """Stage 1: hash key i and ask for its bucket."""
     cdef uint32_t hash = hash_key(map.seeds, many.keys + i * map.key_size, map.key_size)
-    cdef Bucket *bucket = bucket_at(map, table_guess(map, hash))
+    cdef uint64_t guess = table_guess(map, hash)
     lead.hashes[i & (RING - 1)] = hash
-    lead.buckets[i & (RING - 1)] = bucket
-    prefetch(bucket)
+    lead.guesses[i & (RING - 1)] = guess
+    prefetch(bucket_at(map, guess))
+
+cdef inline Bucket *lead_line(Map *map, Bucket *line, uint32_t hash) noexcept nogil:
+    """Ask for the element that probably has a key of this hash, or else for the next line of the
+    chain, and return that."""
+    cdef uint32_t mask = match7(line.tags, hash)
+    cdef uint32_t index
+    if unlikely(mask == 0):
+        line = chain_next(map, line)
+        if line != NULL:
+            prefetch(line)
+        return line
+    index = load_relaxed_u32(&line.indices[count_trailing_zeros(mask)])
+    if likely(index < map.element_max):
+        prefetch(element_at(map, index))
+        prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)
+    return NULL
 
 cdef inline void lead_element(Map *map, Lead *lead, uint64_t i) noexcept nogil:
-    """Stage 2: ask for the element that probably has key i."""
-    cdef Bucket *bucket = lead.buckets[i & (RING - 1)]
-    cdef uint32_t mask = match7(bucket.tags, lead.hashes[i & (RING - 1)])
-    cdef uint32_t index
-    if likely(mask):
-        index = load_relaxed_u32(&bucket.indices[count_trailing_zeros(mask)])
-        if likely(index < map.element_max):
-            prefetch(element_at(map, index))
-            prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)
+    """Stage 2: look into the bucket of key i."""
+    lead.lines[i & (RING - 1)] = lead_line(
+        map, bucket_at(map, lead.guesses[i & (RING - 1)]), lead.hashes[i & (RING - 1)])
+
+cdef inline void lead_rest(Map *map, Lead *lead, uint64_t i, uint64_t looked) noexcept nogil:
+    """Stage 3, for the few keys that were not in their bucket's own slots: look into the line."""
+    cdef uint64_t at = i & (RING - 1)
+    if unlikely(i < looked and lead.lines[at] != NULL):
+        lead_line(map, lead.lines[at], lead.hashes[at])
 
 cdef inline Status many_add_one(Op *op, Many *many, uint64_t i) noexcept nogil:
     cdef Field field = many.field
@@ -91,7 +110,7 @@ cdef inline Status many_add_one(Op *op, Many *many, uint64_t i) noexcept nogil:
         memcpy(many.sums + i * 8, &after, 8)
     return status
 
-cdef inline Status many_one(Op *op, Many *many, uint64_t i) noexcept nogil:
+cdef inline Status many_one(Op *op, Many *many, uint64_t i, uint64_t guess) noexcept nogil:
     """The ordinary operation on key i, whose hash is op.hash."""
     cdef Map *map = op.map
     cdef uint8_t *value = NULL
@@ -103,7 +122,7 @@ cdef inline Status many_one(Op *op, Many *many, uint64_t i) noexcept nogil:
     if many.kind == MANY_LOOKUP and op.f_lock:
         return map_lookup_unlocked(op, value)
     if many.kind <= MANY_CONTAINS:
-        status = map_glance(map, op.hash, op.key, value)
+        status = map_glance_at(map, guess, op.hash, op.key, value)
         if likely(status != RETRY):
             return status
         if many.kind == MANY_LOOKUP:
@@ -123,14 +142,15 @@ cdef inline Status many_span(Op *op, Many *many, uint64_t upto) noexcept nogil:
     cdef uint64_t looked = many.done
     cdef Status status
     while many.done < upto:                    # each turn does one key
-        while hashed < upto and hashed - many.done <= BUCKET_LEAD + ELEMENT_LEAD:
+        while hashed < upto and hashed - many.done <= BUCKET_LEAD + LINE_LEAD + ELEMENT_LEAD:
             lead_bucket(map, &lead, many, hashed)
             hashed += 1
-        while looked < upto and looked - many.done <= ELEMENT_LEAD:
+        while looked < upto and looked - many.done <= ELEMENT_LEAD + LINE_LEAD:
             lead_element(map, &lead, looked)
             looked += 1
+        lead_rest(map, &lead, many.done + ELEMENT_LEAD, looked)
         op.hash = lead.hashes[many.done & (RING - 1)]
-        status = many_one(op, many, many.done)
+        status = many_one(op, many, many.done, lead.guesses[many.done & (RING - 1)])
         if unlikely(status != OK) and (many.strict or (status != ABSENT and status != PRESENT)):
             return status
         if many.done_mask != NULL:

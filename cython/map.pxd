@@ -15,7 +15,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, add_relaxed_u64, compiler_fence, copy_in, copy_words, unlikely,
-    store_relaxed_u64,
+    store_relaxed_u64, likely,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, NO_MEMORY, FULL, RETRY, NEED_BUCKETS, NEED_ELEMENTS, NEED_LINES,
@@ -25,7 +25,7 @@ from layout cimport (
     element_state, ELEMENT_LIVE,
 )
 from hashing cimport hash_key
-from geometry cimport Map, context_redo, element_at, element_value, name_of
+from geometry cimport Map, context_redo, element_at, element_value, name_of, bucket_at
 from special cimport fields_begin
 from lock cimport Op, OP_TYPED, lock_busy, lock_release
 from commit cimport region_commit
@@ -35,8 +35,8 @@ from chain cimport Found, chain_find, chain_append
 from element cimport element_stands, element_update, element_is_over
 from reference cimport element_replace, names_forget, refs_attach, refs_blank, refs_detach
 from table cimport table_count, table_grow, entries_taken
-from lookup cimport map_find
-from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held
+from lookup cimport map_find, map_look
+from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held, bucket_hold_unchanged
 
 cdef enum:
     UPDATE_ANY = 0
@@ -63,14 +63,34 @@ cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) no
     compiler_fence()
     refs_attach(op, element)
 
-cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexcept nogil:
+cdef inline Status insert_hold(
+        Op *op, Element *element, const Found *miss, Bucket **bucket) noexcept nogil:
+    """Lock the bucket for a filled element. ABSENT: locked, and its key is not there; RETRY if it
+    is, BUSY, CORRUPT: not locked."""
+    cdef uint64_t held = 0
+    cdef Found found
+    cdef Status status
+    # If no tag was the hash's, the miss was one of whatever key has that hash.
+    if likely(miss.index == 0 and bucket_hold_unchanged(op, OPERATION_INSERT, miss)):
+        bucket[0] = bucket_at(op.map, miss.bucket)
+        return ABSENT
+    status = bucket_hold(op, OPERATION_INSERT, bucket, &held)
+    if status != OK:
+        return status
+    status = chain_find(
+        op.map, bucket[0], op.hash, <const uint8_t *> &element.words[0], op.map.key_size, &found)
+    if status == ABSENT:
+        return ABSENT
+    lock_release(&bucket[0].header, held)
+    return RETRY if status == OK else status           # somebody inserted it: update that one
+
+cdef inline Status insert_try(
+        Op *op, const uint8_t *value, const Found *miss, bint scavenge) noexcept nogil:
     """Insert a key that was absent a moment ago. RETRY if it is not any more."""
     cdef Map *map = op.map
     cdef Bucket *bucket = NULL
     cdef Element *element
-    cdef uint64_t held = 0
     cdef uint32_t key_hash
-    cdef Found found
     cdef Status status
     if unlikely(load_relaxed_u64(&map.header.clearing) != 0):
         return lock_busy(op, &map.header.clearing, load_relaxed_u64(&map.header.clearing))
@@ -92,24 +112,19 @@ cdef inline Status insert_try(Op *op, const uint8_t *value, bint scavenge) noexc
             op.element_filled = False
             op.hash = key_hash
             return RETRY
-    status = bucket_hold(op, OPERATION_INSERT, &bucket, &held)
-    if status != OK:
+    status = insert_hold(op, element, miss, &bucket)
+    if status != ABSENT:
         return status
-    status = chain_find(
-        map, bucket, op.hash, <const uint8_t *> &element.words[0], map.key_size, &found)
-    if status == ABSENT:
-        status = chain_append(op, bucket, <uint32_t> op.context.element, op.hash, element)
-        if status == OK:
-            lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
-            compiler_fence()
-            store_relaxed_u64(&op.context.element, 0)
-            if map.ref_count != 0:
-                names_forget(op)
-            return OK
-    elif status == OK:
-        status = RETRY                                 # somebody inserted it: update that one
-    lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
-    return status
+    status = chain_append(op, bucket, <uint32_t> op.context.element, op.hash, element)
+    if unlikely(status != OK):
+        lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
+        return status
+    lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
+    compiler_fence()
+    store_relaxed_u64(&op.context.element, 0)
+    if map.ref_count != 0:
+        names_forget(op)
+    return OK
 
 cdef inline void map_grow_if_loaded(Op *op) noexcept nogil:
     """After an insert: at most two splits, if the load is high."""
@@ -130,9 +145,10 @@ cdef inline void map_grow_if_loaded(Op *op) noexcept nogil:
         if status != OK:
             return
 
-cdef inline Status map_insert(Op *op, const uint8_t *value, bint *scavenge) noexcept nogil:
+cdef inline Status map_insert(
+        Op *op, const uint8_t *value, const Found *miss, bint *scavenge) noexcept nogil:
     """insert_try, and what it asks for."""
-    cdef Status status = insert_try(op, value, scavenge[0])
+    cdef Status status = insert_try(op, value, miss, scavenge[0])
     cdef Status memory
     cdef Found found
     if status == OK:
@@ -172,24 +188,32 @@ cdef inline Status map_replace(Op *op, const Found *found, const uint8_t *value)
         op.element_filled = False
     return element_replace(op, found, value, 0)
 
+cdef inline Status map_meet(
+        Op *op, const Found *found, const uint8_t *value, uint32_t flag) noexcept nogil:
+    """map_update of a key that is there, where the value has special fields or flag forbids it."""
+    cdef Status status = OK
+    if op.map.timer_word != 0:
+        status = map_met(op, found)
+    if status == OK and flag == UPDATE_NOEXIST:
+        return PRESENT if element_stands(found) else RETRY
+    if status == OK:
+        status = map_replace(op, found, value)
+    return status
+
 cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:
     """Store value under key. OK, PRESENT, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""
     cdef Found found
-    cdef Status status = RETRY
     cdef bint scavenge = False
+    cdef Status status = map_look(op.map, op.hash, op.key, &found)
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_find(op.map, op.hash, op.key, &found)
-        if unlikely(op.map.timer_word != 0) and status == OK:
-            status = map_met(op, &found)
-        if status == OK and flag == UPDATE_NOEXIST:
-            status = PRESENT if element_stands(&found) else RETRY
-        elif status == OK and unlikely(op.map.field_count != 0):
-            status = map_replace(op, &found, value)
-        elif status == OK:
+        if status == OK and likely(flag != UPDATE_NOEXIST and op.map.field_count == 0):
             status = element_update(op, &found, value)
+        elif status == OK:
+            status = map_meet(op, &found, value, flag)
         elif status == ABSENT and flag != UPDATE_EXIST:
-            status = map_insert(op, value, &scavenge)
+            status = map_insert(op, value, &found, &scavenge)
         if status != RETRY:
             break
+        status = map_find(op.map, op.hash, op.key, &found)
     return status

@@ -15,7 +15,7 @@ from lock cimport Op
 from chain cimport Found
 from field cimport Field
 from element cimport element_apply, element_await, element_read, element_swap
-from lookup cimport map_find
+from lookup cimport map_find, map_look
 from remove cimport WRITE_TRIES_MAX
 from map cimport map_insert, map_met
 
@@ -26,21 +26,21 @@ cdef inline Status map_apply(
     that is not NULL, in which the field has the result already. OK, ABSENT, FULL, NO_MEMORY; BUSY
     or RETRY: call again."""
     cdef Found found
-    cdef Status status = RETRY
     cdef bint scavenge = False
+    cdef Status status = map_look(op.map, op.hash, op.key, &found)
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
-        status = map_find(op.map, op.hash, op.key, &found)
         if unlikely(op.map.timer_word != 0) and status == OK:
             status = map_met(op, &found)
         if status == OK:
             status = element_apply(op, &found, field, after)
         elif status == ABSENT and initial != NULL:
-            status = map_insert(op, initial, &scavenge)
+            status = map_insert(op, initial, &found, &scavenge)
             if status == OK:
                 after[0] = read_tail(initial + field.offset, field.size)
         if status != RETRY:
             break
+        status = map_find(op.map, op.hash, op.key, &found)
     return status
 
 cdef inline Status map_swap(

@@ -8,13 +8,13 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     compiler_fence, cas_acq_rel_u64, copy_out, fence_release, load_acquire_u64, load_relaxed_u32,
-    load_relaxed_u64, store_relaxed_u64, unlikely,
+    load_relaxed_u64, store_relaxed_u64, unlikely, cas_acquire_u64,
 )
 from status cimport ABSENT, BUSY, CORRUPT, OK, RETRY, Status
 from layout cimport (
     BUCKET_VERSION_ONE, Bucket, ELEMENT_DEAD, ELEMENT_LOCKED, LINE_BYTES, OPERATION_DELETE,
     REGION_BUCKETS, SLOT_COUNT, bucket_level_plus1, element_header, element_state, lock_bits,
-    word_held_by, word_locked,
+    word_held_by, word_locked, word_taken,
 )
 from geometry cimport (
     Map, bucket_at, buckets_usable, element_at, element_value, line_at, name_of, pool_object,
@@ -34,6 +34,7 @@ from table cimport entries_taken, level_covers, table_count, table_find, table_s
 cdef enum:
     WRITE_TRIES_MAX = 64
     REGION_SLACK_BYTES = 65536     # unused end of the bucket array that is worth keeping
+    RELEASE_MASK = 15              # which deletions look whether a release was missed, by their hash
 
 
 cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
@@ -85,6 +86,20 @@ cdef inline Status bucket_hold(
         return RETRY
     return OK
 
+cdef inline bint bucket_hold_unchanged(
+        Op *op, uint32_t operation, const Found *miss) noexcept nogil:
+    """Lock the bucket of a validated miss if nothing has happened to it since its header was looked
+    at first. True: the miss still holds."""
+    if unlikely(word_locked(miss.header)):
+        return False
+    op.context.operation = operation
+    op.context.bucket = miss.bucket
+    compiler_fence()
+    # Acquire: as in bucket_hold. Whoever changed the chain since has raised the version.
+    return cas_acquire_u64(
+        &bucket_at(op.map, miss.bucket).header, miss.header,
+        word_taken(miss.header, op.self_index))
+
 cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
     """After a delete: at most two merges, if the load is low, and memory back."""
     cdef Map *map = op.map
@@ -97,6 +112,8 @@ cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
             break
         if table_shrink(op) != OK:
             break
+    if table_count(map) == count and op.hash & RELEASE_MASK:
+        return
     count = table_count(map)
     usable = region_usable(map, REGION_BUCKETS)
     if usable > count * LINE_BYTES + REGION_SLACK_BYTES + count * LINE_BYTES // 8:
@@ -139,7 +156,8 @@ cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept 
     cdef Status status = RETRY
     cdef bint over = False
     cdef int _
-    op_settle(op)
+    if unlikely(op.context.element != 0 or op.context.owing != 0 or op.context.line_stash != 0):
+        op_settle(op)
     if op.context.element != 0 or op.context.owing != 0:
         return BUSY
     for _ in range(WRITE_TRIES_MAX):

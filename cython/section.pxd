@@ -61,7 +61,7 @@ cdef inline Status section_open(
                 if load_relaxed_u64(&found.element.header) != section.held:
                     status = RETRY
         elif status == ABSENT and create != NULL:
-            status = map_insert(op, create, &scavenge)
+            status = map_insert(op, create, &found, &scavenge)
             if status == OK:
                 status = RETRY             # it is there now, unless somebody deletes it again
         if status != RETRY:

@@ -29,12 +29,13 @@ from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_release_u64, cas_acquire_u64, fence_release,
     compiler_fence, count_trailing_zeros, count_leading_zeros, likely, unlikely, store_relaxed_u64,
+    store_relaxed_u32,
 )
 from status cimport Status, OK, BUSY, FULL, CORRUPT, NEED_BUCKETS
 from layout cimport (
     Bucket, BUCKET_COUNT_MIN, PAYLOAD_SHIFT, SLOT_COUNT, LINK_BASE, BUCKET_VERSION_ONE,
     OPERATION_SPLIT, OPERATION_MERGE, word_locked, word_taken, bucket_level_plus1,
-    bucket_with_level,
+    bucket_with_level, LINK_SLOT,
 )
 from geometry cimport Map, bucket_at, buckets_usable
 from lock cimport Op, lock_try, lock_release
@@ -138,6 +139,12 @@ cdef inline void chain_drop_bit(Op *op, Bucket *bucket, uint32_t bit) noexcept n
     """Remove every reference whose tag has bit set."""
     cdef Found found
     cdef uint64_t _
+    cdef uint32_t slot
+    if likely(bucket.indices[LINK_SLOT] < LINK_BASE):      # the usual case: no gap has to be filled
+        for slot in range(SLOT_COUNT):
+            if bucket.tags[slot] & bit:
+                store_relaxed_u32(&bucket.indices[slot], 0)
+        return
     for _ in range((op.map.line_max + 1) * SLOT_COUNT):    # each turn removes one
         if not chain_find_bit(op.map, bucket, bit, &found):
             break

@@ -457,9 +457,11 @@ cdef class Image:
     def insert(self, uint64_t who, bytes key not None, bytes value not None):
         """One insertion, with the memory it asks for, and without growth."""
         cdef Op *op = self.op_of(who, key)
+        cdef Found miss
         cdef Status status
+        miss.index = 1                         # not one to rely on: it looks for itself
         while True:
-            status = core_map.insert_try(op, <const uint8_t *> <char *> value, False)
+            status = core_map.insert_try(op, <const uint8_t *> <char *> value, &miss, False)
             if named(status)[:5] != "NEED_" or core_map.map_memory(op, status) != OK:
                 break
         core_remove.op_settle(op)
