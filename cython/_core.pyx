@@ -479,14 +479,16 @@ cdef class MapHandle:
         raise _errors.InvalidArgument(
             f"{what} has {size} bytes, map {self.name!r} has {what}s of {wanted} bytes")
 
-    cdef const uint8_t *_buffer(
+    cdef inline const uint8_t *_buffer(
             self, str what, object thing, uint64_t wanted, Py_buffer *view) except NULL:
         """The bytes of a key or value. view.buf is not NULL if the caller has to release it."""
         view.buf = NULL
-        if likely(PyBytes_CheckExact(thing)):
-            if unlikely(<uint64_t> PyBytes_GET_SIZE(thing) != wanted):
-                self._bad_buffer(what, thing, PyBytes_GET_SIZE(thing), wanted)
+        if likely(PyBytes_CheckExact(thing) and <uint64_t> PyBytes_GET_SIZE(thing) == wanted):
             return <const uint8_t *> PyBytes_AS_STRING(thing)
+        return self._any_buffer(what, thing, wanted, view)
+
+    cdef const uint8_t *_any_buffer(
+            self, str what, object thing, uint64_t wanted, Py_buffer *view) except NULL:
         if not PyObject_CheckBuffer(thing):
             self._bad_buffer(what, thing, -1, wanted)
         try:

@@ -8,7 +8,7 @@
 #
 # Seeds are also the lever of the collision tests: with seeds[1] == 0 every key hashes to 0.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport multiply_fold, read_u64, read_u32, read_tail
+from atomics cimport multiply_fold, read_u64, read_u32, read_tail, likely
 
 cdef enum:
     MULTIPLIER = 0x9E3779B97F4A7C15ULL
@@ -35,12 +35,14 @@ cdef inline uint32_t hash_long_key(
     state = multiply_fold(low ^ seeds[0] ^ seeds[3], high ^ state)
     return hash_fold(multiply_fold(state ^ seeds[0], seeds[1]))
 
+cdef inline uint32_t hash_word(const uint64_t *seeds, uint64_t word) noexcept nogil:
+    return hash_fold(multiply_fold(
+        multiply_fold(word ^ seeds[0], MULTIPLIER) ^ seeds[2], seeds[1]))
+
 cdef inline uint32_t hash_key(
         const uint64_t *seeds, const uint8_t *key, uint64_t size) noexcept nogil:
-    if size == 8:
-        return hash_fold(multiply_fold(
-            multiply_fold(read_u64(key) ^ seeds[0], MULTIPLIER) ^ seeds[2], seeds[1]))
+    if likely(size == 8):
+        return hash_word(seeds, read_u64(key))
     if size == 4:
-        return hash_fold(multiply_fold(
-            multiply_fold(read_u32(key) ^ seeds[0], MULTIPLIER) ^ seeds[2], seeds[1]))
+        return hash_word(seeds, read_u32(key))
     return hash_long_key(seeds, key, size)

@@ -56,12 +56,17 @@ def put(m, key, number):
 def stopped_owner(m):
     """A child in the middle of its update of HELD_KEY: the first half of its copy is done.
 
-    An update of n words changes n of the redo buffer, then n of the element, if every number is a
-    new one. One word has no redo buffer: it takes some changes to try.
+    An update writes the redo buffer, commits, and copies that into the element. One word has no
+    redo buffer: it takes some changes to try.
     """
     segment = stepping.Segment(os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), m.name))
-    words = m.value_size // 8
-    for change in range(words * 3 // 2, words * 3 // 2 + 20):
+    middle = stepping.changes_until(
+        lambda: registered(m.name),
+        partial(put, key=HELD_KEY, number=next(NUMBERS)),
+        segment,
+        3 / 4 if m.value_size > 8 else 0,
+    )
+    for change in range(middle, middle + 20):
         number = next(NUMBERS)
         child = stepping.stop_at_change(
             lambda: registered(m.name), partial(put, key=HELD_KEY, number=number), segment, change

@@ -645,6 +645,17 @@ def _trace_by_breaks(prepare, operate, segment, pcs, cpu):
     return Trace(changes, steps, result)
 
 
+def changes_until(prepare, operate, segment, part):
+    """How many changes of shared memory make up this part of operate, which is undone again.
+
+    How many bytes one instruction changes depends on the machine and its C library.
+    """
+    image = segment.image()
+    count = len(trace(prepare, operate, segment).changes)
+    segment.restore(image)
+    return round(part * count)
+
+
 def stop_at_step(prepare, operate, k, *, cpu=None, seconds=CHILD_SECONDS):
     """Return a Child that did exactly k steps of operate and stands still.
 

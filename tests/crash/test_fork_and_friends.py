@@ -177,14 +177,11 @@ def held_map(make_map):
 def stopped_in_the_middle(m, prepare_owner):
     """A child that stands in the middle of its update of key 3, so that other writers have to wait.
 
-    An update of n words changes some words to begin with, n of the redo buffer, n of the element.
+    An update writes the redo buffer, commits, and copies that into the element.
     """
-    return stepping.stop_at_change(
-        lambda: prepare_owner(m),
-        update_key_3,
-        stepping.Segment(segment_path(m)),
-        HELD_WORDS * 3 // 2,
-    )
+    segment = stepping.Segment(segment_path(m))
+    middle = stepping.changes_until(lambda: plainly(m), update_key_3, segment, 3 / 4)
+    return stepping.stop_at_change(lambda: prepare_owner(m), update_key_3, segment, middle)
 
 
 @pytest.mark.parametrize("prepare_owner", OWNERS)

@@ -289,10 +289,11 @@ def test_name_goes_when_many_close_together(ephemeral, map_name):
 # ---- counters ----
 
 
-def dead_in_the_middle(m, operate, changes):
-    with stepping.stop_at_change(
-        lambda: RHashMap.open(m.name), operate, stepping.Segment(segment_path(m.name)), changes
-    ) as child:
+def dead_in_the_middle(m, operate, part):
+    """Killed after this part of operate's changes."""
+    segment = stepping.Segment(segment_path(m.name))
+    number = stepping.changes_until(lambda: RHashMap.open(m.name), operate, segment, part)
+    with stepping.stop_at_change(lambda: RHashMap.open(m.name), operate, segment, number) as child:
         child.kill()
 
 
@@ -306,8 +307,8 @@ def test_info_counts_what_was_recovered(make_map):
         assert fresh[counter] == 0
     assert fresh["operations_finished"] == fresh["operations_undone"] == 0
 
-    # An update of n words: n changes of the redo buffer, then n of the element.
-    dead_in_the_middle(m, lambda own: put(own, 1, 9), HELD_WORDS * 3 // 2)
+    # An update writes the redo buffer, commits, and copies that into the element.
+    dead_in_the_middle(m, lambda own: put(own, 1, 9), 3 / 4)
     assert m[word(1)] == word(9) * HELD_WORDS
     put(m, 1, 10)
     finished = m.info()
@@ -317,7 +318,7 @@ def test_info_counts_what_was_recovered(make_map):
     assert 0 < finished["recovery_ns_max"] < 1_000_000_000
 
     # In the middle of copying a value into a new element, whatever it took to get that.
-    dead_in_the_middle(m, lambda own: put(own, 2, 9), HELD_WORDS * 3 // 4)
+    dead_in_the_middle(m, lambda own: put(own, 2, 9), 1 / 2)
     assert shmrhash.gc()["recovered"] == 1
     undone = m.info()
     assert undone["operations_finished"] == 1

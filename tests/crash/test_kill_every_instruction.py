@@ -253,9 +253,9 @@ SCENARIOS = {
         inserting("insert into a full line", 14, entries(13), geometry=COLLISIONS),
         inserting("insert the last entry", 64, entries(63)),
         updating(8),
-        updating(64, changes_min=20),
-        updating(256, changes_min=60),
-        updating(4096, changes_min=1000),
+        updating(64, changes_min=10),
+        updating(256, changes_min=15),
+        updating(4096, changes_min=100),
         Scenario(
             "update in an overflow line",
             lambda m: m.update(word(9), word(99)),

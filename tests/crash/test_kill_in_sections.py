@@ -232,7 +232,7 @@ STEPS = {
             geometry=COLLISIONS,
         ),
         Step("commit", leave, stores(NEW), entered(3)),
-        Step("commit 64 bytes", leave, stores(NEW), entered(3), geometry=LONG, changes_min=15),
+        Step("commit 64 bytes", leave, stores(NEW), entered(3), geometry=LONG, changes_min=9),
         Step(
             "commit in an overflow line",
             leave,
@@ -278,12 +278,12 @@ STEPS = {
             key=6,
         ),
         swapping("swap", 3, stores(NEW)),
-        swapping("swap 64 bytes", 3, stores(NEW), geometry=LONG, changes_min=15),
+        swapping("swap 64 bytes", 3, stores(NEW), geometry=LONG, changes_min=9),
         swapping("swap that finds another value", 4, nothing),
         swapping("swap that finds other 64 bytes", 4, nothing, geometry=LONG),
         swapping("swap with an absent key", None, stores(NEW, key=6), key=6),
         exchanging("exchange"),
-        exchanging("exchange 64 bytes", geometry=LONG, changes_min=15),
+        exchanging("exchange 64 bytes", geometry=LONG, changes_min=9),
         fielding(
             "add of a float across words", "add", 0.5, lambda x: x + 0.5, "d", 4, geometry=ODD
         ),

@@ -131,16 +131,23 @@ def try_to_put(m, key, number):
     return b"y"
 
 
-def hold_key_3(m, segment, talk):
+def update_key_3(own):
+    put(own, 3, 9)
+
+
+def middle_of_update(m, segment):
+    """After so many changes it copies the redo buffer into the element: others have to wait."""
+    return stepping.changes_until(lambda: RHashMap.open(m.name), update_key_3, segment, 3 / 4)
+
+
+def hold_key_3(m, segment, middle, talk):
     """In a helper: its child, pid 1 of its namespace, is stopped in the middle of an update."""
 
     def prepare():
         assert os.getpid() == 1
         return RHashMap.open(m.name)
 
-    owner = stepping.stop_at_change(
-        prepare, lambda own: put(own, 3, 9), segment, HELD_WORDS * 3 // 2
-    )
+    owner = stepping.stop_at_change(prepare, update_key_3, segment, middle)
     with owner:
         talk.say(b"h")
         if talk.listen() == b"k":
@@ -178,7 +185,8 @@ def test_owner_with_the_same_pid_in_another_namespace(held_map):
     )
     writer = Helper(lambda talk: write_when_asked(held_map, talk))
     assert writer.listen() == b"r"
-    holder = Helper(lambda talk: hold_key_3(held_map, segment, talk))
+    middle = middle_of_update(held_map, segment)
+    holder = Helper(lambda talk: hold_key_3(held_map, segment, middle, talk))
     assert holder.listen() == b"h"
     assert held_map.info()["pids"].count(1) == 2
 
@@ -207,9 +215,9 @@ def test_owner_whose_pid_nobody_here_has(held_map):
     assert writer.listen() == b"r"
     owner = stepping.stop_at_change(
         lambda: RHashMap.open(held_map.name),
-        lambda own: put(own, 3, 9),
+        update_key_3,
         segment,
-        HELD_WORDS * 3 // 2,
+        middle_of_update(held_map, segment),
     )
     with owner:
         assert writer.ask(b"w") == b"n"

@@ -125,6 +125,10 @@ OF_WRITERS = {
         "two insert the same key",
         "is there twice",
     ),
+    "the bucket of a miss is taken only as it was seen": (
+        "two insert the same key",
+        "is there twice",
+    ),
     "a writer looks at the level again when it has the lock": (
         "a merge while its keys are written",
         "",

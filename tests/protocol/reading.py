@@ -49,29 +49,35 @@ def contains(m, key):
 
 def map_find(m, key):
     """What was found: ABSENT is validated; RETRY if the levels lead nowhere."""
+    found, _, _ = yield from map_look(m, key)
+    return found
+
+
+def map_look(m, key):
+    """The same, and of a miss the bucket and its header as it was seen first."""
     count = yield load(m.table)
     at = table_guess(count >> PAYLOAD_SHIFT, m.hashes[key])
     while True:
-        found, at = yield from bucket_find(m, at, key)
+        found, at, header = yield from bucket_find(m, at, key)
         if found != RETRY or at is None:
-            return found
+            return found, at, header
 
 
 def bucket_find(m, at, key):
-    """(what was found, where to look if that is RETRY). A hit counts in any bucket; only a miss
-    has to be made in the bucket that has the key's hash."""
+    """(what was found, where to look if that is RETRY, header). A hit counts in any bucket; only a
+    miss has to be made in the bucket that has the key's hash."""
     header = yield load(m.bucket[at])
     found = yield from chain_find(m, m.bucket[at], key, load)
     if found != ABSENT:
-        return found, at
+        return found, at, 0
     level = level_plus1(header)
     if not covers(level, at, m.hashes[key]) and m.keeps("a miss counts where the levels lead"):
-        return RETRY, table_follow(m, at, level, m.hashes[key])
+        return RETRY, table_follow(m, at, level, m.hashes[key]), 0
     if m.keeps("a miss is validated by the bucket's version"):
         again = yield load(m.bucket[at])
         if released(again) != released(header):
-            return RETRY, at
-    return ABSENT, at
+            return RETRY, at, 0
+    return ABSENT, at, header
 
 
 def table_guess(count, key_hash):

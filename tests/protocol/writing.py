@@ -7,7 +7,7 @@ gives everything up, waits and begins again; both come back when the lock is fre
 from automaton import begin, cas, end, lock, own, put, store, wait
 from chains import chain_append, chain_remove
 from oracle import ABSENT, RETRY
-from reading import chain_find, element_still, map_find, table_find
+from reading import chain_find, element_still, map_find, map_look, table_find
 from segment_model import (
     DEAD,
     DELETE,
@@ -22,6 +22,7 @@ from segment_model import (
     owner_of,
     released,
     state_of,
+    taken,
 )
 from supply import FULL, OK, element_take, op_settle
 
@@ -129,12 +130,12 @@ def update(m, me, key, value, kind="update"):
     """map_update. kind: update (any), insert (the key must be absent), replace (present)."""
     yield begin(kind, key, value)
     while True:
-        found = yield from map_find(m, key)
+        found, at, header = yield from map_look(m, key)
         outcome = found
         if found == ABSENT:
             outcome = "ABSENT"
             if kind != "replace":
-                outcome = yield from insert_try(m, me, key, value)
+                outcome = yield from insert_try(m, me, key, value, at, header)
         elif found != RETRY and kind == "insert":
             outcome = "PRESENT"
             still = yield from element_still(m, found)
@@ -163,7 +164,30 @@ def add(m, me, key, delta):
     yield end(outcome)
 
 
-def insert_try(m, me, key, value):
+def insert_hold(m, me, key, at, header):
+    """The key's bucket, locked, without the key; or None. A miss in bucket at, which had header
+    then, still holds if nothing has happened to that."""
+    if not owner_of(header):
+        yield put(m.of(me, "operation"), INSERT)
+        yield put(m.of(me, "bucket"), at)
+        if m.keeps("the bucket of a miss is taken only as it was seen"):
+            unchanged = yield cas(m.bucket[at], header, taken(header, me))
+        else:
+            yield lock(m.bucket[at], me)
+            unchanged = True
+        if unchanged:
+            return m.bucket[at]
+    bucket, held = yield from bucket_hold(m, me, INSERT, key)
+    if bucket is None:
+        return None
+    found = yield from chain_find(m, bucket, key, own)
+    if found != ABSENT and m.keeps("an inserter looks again when it has the lock"):
+        yield store(bucket, released(held))
+        return None
+    return bucket
+
+
+def insert_try(m, me, key, value, at, header):
     """Insert a key that was absent a moment ago: OK, FULL or RETRY."""
     element = yield own(m.of(me, "element"))
     if element == 0:
@@ -174,15 +198,12 @@ def insert_try(m, me, key, value):
         yield store(m.key(element), key)
         for word in range(m.value_words):
             yield store(m.value(element, word), value)
-    bucket, held = yield from bucket_hold(m, me, INSERT, key)
+    bucket = yield from insert_hold(m, me, key, at, header)
     if bucket is None:
-        return RETRY
-    found = yield from chain_find(m, bucket, key, own)
-    if found != ABSENT and m.keeps("an inserter looks again when it has the lock"):
-        yield store(bucket, released(held))
         return RETRY
     appended = yield from chain_append(m, me, bucket, element, m.hashes[key], True)
     if not appended:
+        held = yield own(bucket)
         yield store(bucket, released(held))
         return FULL
     yield from bucket_release(m, bucket)
