@@ -1,10 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Point operations on arrays of keys.
 #
-# Three stages, some keys apart: hash a key and ask for its bucket; look into that for the element
-# and ask for it; do the ordinary operation, now in the first cache. So the misses of about twenty
-# keys overlap, which is all there is to it: each operation is exactly what it is alone, locks are
-# taken one at a time, and the batch as a whole is not atomic.
+# Stages, a group of keys apart: hash a key and ask for its bucket; look into that for the element and
+# ask for it, or for the line behind the bucket; look into that line; do the ordinary operation, now
+# in the first cache. So the misses of some groups overlap, which is all there is to it: each
+# operation is exactly what it is alone, locks are taken one at a time, and the batch as a whole is
+# not atomic. A stage does its whole group before the next stage begins: asking for a line that no
+# TLB knows holds the processor up until the page is found, and in so short a loop many such walks
+# go on at once.
 #
 # The caller's context leaves the operation between spans, so that memory can be given back.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
@@ -26,10 +29,9 @@ from map cimport map_update
 from modify cimport map_apply, map_lookup_unlocked
 
 cdef enum:
-    BUCKET_LEAD = 20           # keys between asking for a bucket and looking into it
-    LINE_LEAD = 12              # keys between that and looking into a line behind it
-    ELEMENT_LEAD = 20          # keys between asking for an element and the operation
-    RING = 64                  # a power of two above both together
+    GROUP = 32                 # keys of a stage
+    STAGES = 4
+    RING = GROUP * STAGES      # a power of two
     SPAN = 1024                # keys between two chances to give memory back
 
 cdef enum:
@@ -55,8 +57,11 @@ cdef struct Many:
     bint strict                # ABSENT and PRESENT end the batch, instead of being marked
 
 
-# The keys on their way: at most BUCKET_LEAD + ELEMENT_LEAD + 1 of them, in a ring by their number.
+# The keys on their way, in a ring by their number, and how far each stage has come.
 cdef struct Lead:
+    uint64_t hashed
+    uint64_t looked
+    uint64_t rested
     uint32_t hashes[RING]
     uint64_t guesses[RING]     # the bucket that table_guess named
     Bucket *lines[RING]        # asked for and not looked into yet, or NULL
@@ -91,10 +96,10 @@ cdef inline void lead_element(Map *map, Lead *lead, uint64_t i) noexcept nogil:
     lead.lines[i & (RING - 1)] = lead_line(
         map, bucket_at(map, lead.guesses[i & (RING - 1)]), lead.hashes[i & (RING - 1)])
 
-cdef inline void lead_rest(Map *map, Lead *lead, uint64_t i, uint64_t looked) noexcept nogil:
+cdef inline void lead_rest(Map *map, Lead *lead, uint64_t i) noexcept nogil:
     """Stage 3, for the few keys that were not in their bucket's own slots: look into the line."""
     cdef uint64_t at = i & (RING - 1)
-    if unlikely(i < looked and lead.lines[at] != NULL):
+    if unlikely(lead.lines[at] != NULL):
         lead_line(map, lead.lines[at], lead.hashes[at])
 
 cdef inline Status many_add_one(Op *op, Many *many, uint64_t i) noexcept nogil:
@@ -134,28 +139,42 @@ cdef inline Status many_one(Op *op, Many *many, uint64_t i, uint64_t guess) noex
         return map_delete(op, value)
     return many_add_one(op, many, i)
 
+cdef inline void many_lead(
+        Map *map, Lead *lead, Many *many, uint64_t upto) noexcept nogil:
+    """The stages before the operation: each is a group ahead of the next, and all end at upto."""
+    cdef uint64_t left = upto - many.done
+    cdef uint64_t stop = many.done + (left if left < 4 * GROUP else 4 * GROUP)
+    while lead.hashed < stop:
+        lead_bucket(map, lead, many, lead.hashed)
+        lead.hashed += 1
+    stop = many.done + (left if left < 3 * GROUP else 3 * GROUP)
+    while lead.looked < stop:
+        lead_element(map, lead, lead.looked)
+        lead.looked += 1
+    stop = many.done + (left if left < 2 * GROUP else 2 * GROUP)
+    while lead.rested < stop:
+        lead_rest(map, lead, lead.rested)
+        lead.rested += 1
+
 cdef inline Status many_span(Op *op, Many *many, uint64_t upto) noexcept nogil:
-    """Do the next keys, up to but not including upto, each stage its lead ahead of the next."""
-    cdef Map *map = op.map
+    """Do the next keys, up to but not including upto."""
     cdef Lead lead
-    cdef uint64_t hashed = many.done
-    cdef uint64_t looked = many.done
+    cdef uint64_t at, stop
     cdef Status status
-    while many.done < upto:                    # each turn does one key
-        while hashed < upto and hashed - many.done <= BUCKET_LEAD + LINE_LEAD + ELEMENT_LEAD:
-            lead_bucket(map, &lead, many, hashed)
-            hashed += 1
-        while looked < upto and looked - many.done <= ELEMENT_LEAD + LINE_LEAD:
-            lead_element(map, &lead, looked)
-            looked += 1
-        lead_rest(map, &lead, many.done + ELEMENT_LEAD, looked)
-        op.hash = lead.hashes[many.done & (RING - 1)]
-        status = many_one(op, many, many.done, lead.guesses[many.done & (RING - 1)])
-        if unlikely(status != OK) and (many.strict or (status != ABSENT and status != PRESENT)):
-            return status
-        if many.done_mask != NULL:
-            many.done_mask[many.done] = status == OK
-        many.done += 1
+    lead.hashed = lead.looked = lead.rested = many.done
+    while many.done < upto:                    # each turn does a group
+        many_lead(op.map, &lead, many, upto)
+        stop = upto if upto - many.done < GROUP else many.done + GROUP
+        while many.done < stop:
+            at = many.done & (RING - 1)
+            op.hash = lead.hashes[at]
+            status = many_one(op, many, many.done, lead.guesses[at])
+            if unlikely(status != OK) and (
+                    many.strict or (status != ABSENT and status != PRESENT)):
+                return status
+            if many.done_mask != NULL:
+                many.done_mask[many.done] = status == OK
+            many.done += 1
     return OK
 
 cdef inline Status many_on(Op *op, Many *many, uint64_t upto) noexcept nogil:
