@@ -555,26 +555,31 @@ cdef class MapHandle:
     cdef inline object _lookup(self, object key):
         """The value, or None."""
         cdef bytes value
-        cdef uint8_t small[STACK_VALUE_MAX]
-        if unlikely(not PyBytes_CheckExact(key) or self.map.value_size > STACK_VALUE_MAX
+        cdef uint64_t word
+        if unlikely(not PyBytes_CheckExact(key) or self.map.value_size != 8
                     or <uint64_t> PyBytes_GET_SIZE(key) != self.map.key_size):
             return self._lookup_any(key)
-        if self._read(<const uint8_t *> PyBytes_AS_STRING(key), small) != OK:
+        if self._read(<const uint8_t *> PyBytes_AS_STRING(key), &word) != OK:
             return None
-        if likely(self.map.value_size == 8):           # a store instead of a call
-            value = PyBytes_FromStringAndSize(NULL, 8)
-            memcpy(PyBytes_AS_STRING(value), small, 8)
-            return value
-        return PyBytes_FromStringAndSize(<const char *> small, <Py_ssize_t> self.map.value_size)
+        value = PyBytes_FromStringAndSize(NULL, 8)
+        memcpy(PyBytes_AS_STRING(value), &word, 8)
+        return value
 
     cdef object _lookup_any(self, object key):
         """_lookup with any buffer as key, and values of any size."""
         cdef Py_buffer view
+        cdef uint8_t small[STACK_VALUE_MAX]
+        cdef Py_ssize_t size = <Py_ssize_t> self.map.value_size
         cdef const uint8_t *key_bytes = self._buffer("key", key, self.map.key_size, &view)
-        cdef bytes value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
+        cdef bytes value = None
         try:
-            if self._read(key_bytes, PyBytes_AS_STRING(value)) != OK:
-                value = None
+            if size <= STACK_VALUE_MAX:
+                if self._read(key_bytes, small) == OK:
+                    value = PyBytes_FromStringAndSize(<const char *> small, size)
+            else:
+                value = PyBytes_FromStringAndSize(NULL, size)
+                if self._read(key_bytes, PyBytes_AS_STRING(value)) != OK:
+                    value = None
         finally:
             if view.buf != NULL:
                 PyBuffer_Release(&view)

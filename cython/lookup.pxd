@@ -29,8 +29,7 @@ cdef enum:
 cdef inline Status bucket_find(
         Map *map, uint64_t *at, uint32_t hash, const uint8_t *key, uint64_t key_size,
         Found *found) noexcept nogil:
-    """Look in bucket at. OK and found; ABSENT, validated, found says where; RETRY, in bucket at now.
-    """
+    """Look in bucket at. OK and found; ABSENT, validated, found says where; RETRY, in another."""
     cdef Bucket *bucket = bucket_at(map, at[0])
     # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
     cdef uint64_t header = load_acquire_u64(&bucket.header)

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Point operations on arrays of keys.
 #
-# Stages, a group of keys apart: hash a key and ask for its bucket; look into that for the element and
-# ask for it, or for the line behind the bucket; look into that line; do the ordinary operation, now
-# in the first cache. So the misses of some groups overlap, which is all there is to it: each
+# Stages, a group of keys apart: hash a key and ask for its bucket; look into that for the element
+# and ask for it, or for the line behind the bucket; look into that line; do the ordinary operation,
+# now in the first cache. So the misses of some groups overlap, which is all there is to it: each
 # operation is exactly what it is alone, locks are taken one at a time, and the batch as a whole is
 # not atomic. A stage does its whole group before the next stage begins: asking for a line that no
 # TLB knows holds the processor up until the page is found, and in so short a loop many such walks

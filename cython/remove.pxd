@@ -34,7 +34,7 @@ from table cimport entries_taken, level_covers, table_count, table_find, table_s
 cdef enum:
     WRITE_TRIES_MAX = 64
     REGION_SLACK_BYTES = 65536     # unused end of the bucket array that is worth keeping
-    RELEASE_MASK = 15              # which deletions look whether a release was missed, by their hash
+    RELEASE_MASK = 15              # one deletion in 16 looks whether a release was missed
 
 
 cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
