@@ -7,6 +7,7 @@ values of one size. Bytes are the default, and written and shown as bpftool does
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from shmrhash.cli.screen import printable
 from shmrhash.cli.tokens import Failure, Tokens
 
 BREAK_NAMES_SIZE = 16  # a key or value larger than this stands on lines of its own
+INFINITE = (math.inf, -math.inf)  # which JSON does not have, nor NaN
 SINGLE_LINE_SIZE = 24  # key and value that are no larger together share a line
 
 
@@ -35,14 +37,27 @@ class Format(Protocol):
         """The bytes that value, as plain() gives it, stands for."""
 
     def plain(self, data: bytes) -> Any:
-        """data as a value of JSON."""
+        """data as a value of JSON, which parse() takes back."""
+
+    def shown(self, data: bytes) -> Any:
+        """data as a value of JSON, for reading."""
 
     def text(self, data: bytes) -> str:
         """data in one line."""
 
 
+class Simple:
+    """A format whose plain() is fit for reading."""
+
+    def plain(self, data: bytes) -> Any:
+        raise NotImplementedError
+
+    def shown(self, data: bytes) -> Any:
+        return self.plain(data)
+
+
 @dataclass(frozen=True)
-class Raw:
+class Raw(Simple):
     """Bytes: `1 0 0x1f 017`, or `hex 01 00 1f 0f`, or `hex 01001f0f`."""
 
     size: int
@@ -105,7 +120,7 @@ def _of_size(data: bytes, size: int, what: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Simple):
     """Text in UTF-8, padded with NUL bytes."""
 
     size: int
@@ -129,7 +144,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Simple):
     """Fields as Python's struct module packs them: `--struct '<IHH'`."""
 
     size: int
@@ -169,6 +184,8 @@ class Record:
         fields = [
             field.rstrip(b"\0").decode("utf-8", "surrogateescape")
             if isinstance(field, bytes)
+            else str(field)
+            if field != field or field in INFINITE
             else field
             for field in self.packer.unpack(data)
         ]
@@ -180,7 +197,11 @@ class Record:
 
 
 def _to_integer(field: Any) -> int:
-    return int(field, 0) if isinstance(field, str) else int(field)
+    if isinstance(field, str):
+        return int(field, 0)
+    if int(field) != field:
+        raise ValueError(f"{field} is no whole number")
+    return int(field)
 
 
 def _to_bytes(field: Any) -> bytes:
@@ -267,7 +288,7 @@ class Pair:
             "value": jsontext.hex_strings(value),
         }
         if not self.raw:
-            entry["formatted"] = {"key": self.key.plain(key), "value": self.value.plain(value)}
+            entry["formatted"] = {"key": self.key.shown(key), "value": self.value.shown(value)}
         return entry
 
     def entry_json(self, key: bytes, value: bytes, pretty: bool) -> str:
