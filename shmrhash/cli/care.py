@@ -19,6 +19,7 @@ from shmrhash.cli.observe import OK, ORPHAN, STRANGER, examine, look, look_aroun
 from shmrhash.cli.screen import print_facts
 from shmrhash.cli.store import create_map, geometry_of
 from shmrhash.cli.tokens import STATUS_DAMAGED, STATUS_NO, Failure, MapName, Tokens, take_map
+from shmrhash.cli.views import objects_text
 
 BYTES = DataOptions(Spec(), Spec())
 FIGURES = {
@@ -63,6 +64,7 @@ def check_verb(session: Session, words: tuple[str, ...]) -> int:
         except shmrhash.SegmentCorrupt as error:
             found |= {"sound": False, "problem": str(error)}
     found["dead"] = len(sight.dead)
+    found["objects"] = sight.objects or None
     if found["problem"]:
         status = STATUS_DAMAGED
         found["advice"] = (
@@ -96,6 +98,8 @@ def _report(session: Session, found: dict[str, Any]) -> None:
     if found["problem"]:
         facts.append(("problem", found["problem"]))
     facts += [(text, f"{found[name]:,}") for name, text in FIGURES.items() if name in found]
+    if found.get("objects"):
+        facts.append(("objects", objects_text(found["objects"])))
     if found["advice"]:
         facts.append(("advice", found["advice"]))
     print_facts(facts)

@@ -215,12 +215,13 @@ def _to_bool(field: Any) -> bool:
 def make_record(pattern: str, size: int, what: str) -> Record:
     """The format of what, whose size is size, for a format string of the struct module."""
     try:
-        packer = struct.Struct(pattern)
-        sample = packer.unpack(bytes(packer.size))
-    except struct.error as error:
+        wanted = struct.calcsize(pattern)
+    except (struct.error, ValueError) as error:
         raise Failure(f"--struct {pattern!r} is no format of Python's struct: {error}") from None
-    if packer.size != size:
-        raise Failure(f"{what} has {size} bytes, the struct {pattern!r} has {packer.size}")
+    if wanted != size:
+        raise Failure(f"{what} has {size} bytes, the struct {pattern!r} has {wanted}")
+    packer = struct.Struct(pattern)
+    sample = packer.unpack(bytes(size))
     kinds: dict[type, Callable[[Any], Any]] = {
         bool: _to_bool,
         int: _to_integer,

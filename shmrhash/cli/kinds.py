@@ -287,7 +287,7 @@ def _number(pattern: Any, is_key: bool, size: int, name: str) -> Format:
         if used > size or (used != size if is_key else size - used >= WORD_BYTES):
             raise LayoutMismatch(f"{name} has {used} bytes, and there are {size}")
         made = make_record(f"{pattern}{size - used}x", size, "")
-    except (struct.error, TypeError, UnicodeError, Failure) as error:
+    except (struct.error, TypeError, ValueError, Failure) as error:
         raise LayoutMismatch(f"{name} cannot be read: {error}") from None
     return Number(made.size, made.packer, made.converters, is_key)
 
