@@ -86,9 +86,11 @@ class Plain:
         return found if extra is None else found | self.facts(value, extra)
 
     def entry_json(self, key: bytes, value: bytes, extra: Extra | None, pretty: bool) -> str:
-        if extra is None:
-            return self.pair.entry_json(key, value, pretty)
-        return jsontext.dumps(self.entry_object(key, value, extra), pretty, 1)
+        if pretty and extra is not None:
+            return jsontext.dumps(self.entry_object(key, value, extra), pretty, 1)
+        text = self.pair.entry_json(key, value, pretty)
+        facts = {} if extra is None else self.facts(value, extra)
+        return f"{text[:-1]},{jsontext.dumps(facts, False)[1:]}" if facts else text
 
 
 class WithFields(Plain):

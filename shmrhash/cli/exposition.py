@@ -145,5 +145,13 @@ def metrics_verb(session: Session, path: str | None) -> None:
     registry.register(Collector(lambda: list(look_around(session))))
     if path:
         write_to_textfile(path, registry)
+    elif session.json:
+        session.emit(
+            [
+                {"name": sample.name, "labels": sample.labels, "value": sample.value}
+                for family in registry.collect()
+                for sample in family.samples
+            ]
+        )
     else:
         sys.stdout.write(generate_latest(registry).decode())

@@ -260,13 +260,23 @@ class Pair:
 
     @cached_property
     def key_json(self) -> Callable[[bytes], str]:
-        """A function that gives a key as compact JSON."""
-        return _json_maker(self.key)
+        """A function that gives a key as compact JSON, for parse()."""
+        return _json_maker(self.key, self.key.plain)
 
     @cached_property
     def value_json(self) -> Callable[[bytes], str]:
-        """A function that gives a value as compact JSON."""
-        return _json_maker(self.value)
+        """A function that gives a value as compact JSON, for parse()."""
+        return _json_maker(self.value, self.value.plain)
+
+    @cached_property
+    def key_shown(self) -> Callable[[bytes], str]:
+        """A function that gives a key as compact JSON, for reading."""
+        return _json_maker(self.key, self.key.shown)
+
+    @cached_property
+    def value_shown(self) -> Callable[[bytes], str]:
+        """A function that gives a value as compact JSON, for reading."""
+        return _json_maker(self.value, self.value.shown)
 
     @cached_property
     def raw(self) -> bool:
@@ -299,19 +309,19 @@ class Pair:
         text = f'{{"key":{jsontext.hex_array(key)},"value":{jsontext.hex_array(value)}'
         if self.raw:
             return text + "}"
-        shown = f'{{"key":{self.key_json(key)},"value":{self.value_json(value)}}}'
+        shown = f'{{"key":{self.key_shown(key)},"value":{self.value_shown(value)}}}'
         return f'{text},"formatted":{shown}}}'
 
 
-def _json_maker(wanted: Format) -> Callable[[bytes], str]:
+def _json_maker(wanted: Format, plain: Callable[[bytes], Any]) -> Callable[[bytes], str]:
     """plain() as compact JSON; the two usual cases without the detour."""
-    if isinstance(wanted, Raw):
+    if type(wanted) is Raw:
         return lambda data: f'"{data.hex()}"'
     if isinstance(wanted, Record) and wanted.is_integer:
         unpack = wanted.packer.unpack
         return lambda data: str(unpack(data)[0])
     encode = json.JSONEncoder(separators=(",", ":")).encode
-    return lambda data: encode(wanted.plain(data))
+    return lambda data: encode(plain(data))
 
 
 def hex_lines(data: bytes) -> str:

@@ -140,6 +140,10 @@ def export_verb(
     checksum), .npz (arrays for NumPy), .ndjson and .csv (for everything else). Others may go on
     changing the map: each entry is one that was there, those that stay come exactly once.
 
+    SharedDicts, and maps with special fields, go into .snap and .ndjson, with types, limits,
+    objects and deadlines. In lines what JSON has is readable, all else is bytes in base64: nothing
+    is unpickled. Time goes on in the file: what expires meanwhile is left out by import.
+
     \b
     Examples:
       shmrhash export hits hits.snap
@@ -227,10 +231,10 @@ def import_verb(
 ) -> None:
     """Put the entries of a file into a map; '-' is the standard input.
 
-    A map that does not exist is made: a snapshot and an .npz say how, for lines of text say
-    --entries, --key-size and --value-size. Interrupted, it can be repeated: the same entries are
-    put there again. --keep does not touch keys that are there, so that a repeated import does not
-    undo what others changed since.
+    A map that does not exist is made: a snapshot and an .npz say how, and so does the first of a
+    SharedDict's lines; for other lines of text say --entries, --key-size and --value-size.
+    Interrupted, it can be repeated: the same entries are put there again. --keep does not touch
+    keys that are there, so that a repeated import does not undo what others changed since.
 
     \b
     Examples:

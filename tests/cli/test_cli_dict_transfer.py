@@ -290,7 +290,7 @@ def entries_so_far(name):
 
 def test_export_of_a_dict_under_writers_has_whole_entries(users, tmp_path):
     """R2, I1: key, value and deadline are of one moment; what stays comes exactly once."""
-    texts = [letter * size for letter in "abc" for size in (1, 5000, 70_000)]
+    texts = [letter * size for letter in "abc" for size in (1, 5000, 20_000)]
     make_dict({f"{n} {LONG}": texts[0] for n in range(30)}, key=str, value=str, ttl=HOUR)
 
     def churn():
@@ -307,8 +307,7 @@ def test_export_of_a_dict_under_writers_has_whole_entries(users, tmp_path):
     churn.dicts = []
     users.start_working(churn)
     users.start_working(churn)
-    for turn in range(3):
-        ending = ENDINGS[turn % 2]
+    for ending in ENDINGS:
         run("export", "jobs", tmp_path / f"jobs.{ending}")
         run("import", tmp_path / f"jobs.{ending}", "copy")
 
