@@ -161,7 +161,7 @@ cdef class ObjectHandle(ModifyHandle):
         cdef Py_buffer view
         cdef Found found
         cdef Status status = RETRY
-        cdef uint64_t deadline = 0
+        cdef int64_t deadline = 0
         cdef uint64_t _rounds
         cdef uint32_t slot
         cdef tuple objects = ()
@@ -190,7 +190,7 @@ cdef class ObjectHandle(ModifyHandle):
             return None
         if status != OK:
             self._raise(CORRUPT, NULL)
-        deadline = item_deadline(&self.map, value)
+        deadline = <int64_t> item_deadline(&self.map, value)
         fields_blank(&self.map, value)
         held = element_state(found.header) == ELEMENT_LOCKED
         return room[:self.map.value_size], deadline, objects, held

@@ -35,11 +35,10 @@ Found = tuple[bytes, Extra | None]
 class Plain:
     """The entries of a map whose values are bytes and nothing else."""
 
-    types: Types | None = None
-
-    def __init__(self, shared_map: RHashMap, pair: Pair) -> None:
+    def __init__(self, shared_map: RHashMap, pair: Pair, types: Types | None = None) -> None:
         self.map = shared_map
         self.pair = pair
+        self.types = types
 
     def at(self, shared_map: RHashMap) -> Plain:
         """The same contents through another handle."""
@@ -177,18 +176,16 @@ def deadline_text(extra: Extra) -> str:
 class Typed(Plain):
     """The entries of a SharedDict: keys and values are encoded bytes, wherever they stand."""
 
-    types: Types
-
     def __init__(self, shared_map: RHashMap, types: Types, pair: Pair) -> None:
-        super().__init__(shared_map, pair)
-        self.types = types
+        super().__init__(shared_map, pair, types)
+        self._known = types
         self._value_at = len(types.fields) * WORD_BYTES
         self.at(shared_map)
 
     def at(self, shared_map: RHashMap) -> Typed:
         """Through this handle: a core of the library's dicts, whose codecs are bytes."""
         self.map = shared_map
-        types = self.types
+        types = self._known
         fixed = (_core.KEY_FIXED, bytes, bytes)
         long_key = (_core.KEY_BYTES, None, None)
         inline = (_core.VALUE_FIXED, bytes, bytes)
@@ -212,9 +209,9 @@ class Typed(Plain):
         if extra.expired:
             return None
         key: bytes | None = raw
-        if self.types.key_by_reference:
+        if self._known.key_by_reference:
             key = objects[0] if raw[-1] == KEY_IS_LONG else raw[: raw[-1]]
-        found = objects[-1] if self.types.value_by_reference else value[self._value_at :]
+        found = objects[-1] if self._known.value_by_reference else value[self._value_at :]
         if key is None or found is None:
             raise shmrhash.SegmentCorrupt(
                 f"map {self.map.name!r}: an entry refers to no object where one should be"
@@ -255,10 +252,10 @@ class Typed(Plain):
         del self._core[key]
 
     def notes(self, value: bytes, extra: Extra) -> str:
-        return "" if self.types.ttl is None else f"  {deadline_text(extra)}"
+        return "" if self._known.ttl is None else f"  {deadline_text(extra)}"
 
     def facts(self, value: bytes, extra: Extra) -> dict[str, Any]:
-        return {} if self.types.ttl is None else {"expires_in": extra.expires_in}
+        return {} if self._known.ttl is None else {"expires_in": extra.expires_in}
 
 
 def contents_of(shared_map: RHashMap, wanted: DataOptions, *, strict: bool = False) -> Plain:

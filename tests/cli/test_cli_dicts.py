@@ -394,6 +394,22 @@ def test_damaged_schema_is_told_and_bytes_are_shown(change, message):
     run("check", "jobs")
 
 
+def test_damaged_deadline_counts_as_over():
+    """H1: as for the dict itself; a number beyond the clock's is no traceback."""
+    make_dict({"stays": 1}, key=str, value=int, ttl=HOUR, max_entries=10, max_bytes=4096)
+    with SharedDict.open("jobs") as d:
+        d.store("goes", 2, 0, 1 << 62)
+    path = Path(os.environ["SHMRHASH_DIR"], "jobs")
+    data = path.read_bytes().replace((1 << 62).to_bytes(8, "little"), b"\xff" * 8)
+    with open(path, "r+b") as file:
+        file.write(data)
+
+    assert [entry["key"] for entry in formatted("jobs")] == ["stays"]
+    run("repair", "jobs", "--into", "copy")
+    with SharedDict.open("copy") as d:
+        assert dict(d) == {"stays": 1}
+
+
 # ---- looking after them ----
 
 
