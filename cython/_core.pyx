@@ -33,7 +33,7 @@ from status cimport (
 from layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS,
-    SCHEMA_MAX, SCHEMA_OFFSET, ELEMENT_LIVE, element_state,
+    SCHEMA_MAX, SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, element_state,
     depot_credit, depot_count as depot_parked, word_locked, word_owner,
 )
 from blocks cimport round_up
@@ -54,7 +54,7 @@ from field cimport (
 from budget cimport budget_word
 from objects cimport LENGTH_MAX, PIN_MAX
 from pins cimport pin_claim, pin_clear, pin_set
-from special cimport deadline_is_over, field_meets
+from special cimport deadline_is_over, field_meets, fields_blank
 from chain cimport Found
 from reference cimport element_replace, ref_stands
 from count cimport ObjectFacts, objects_count

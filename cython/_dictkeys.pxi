@@ -142,6 +142,13 @@ cdef class DictKeys(DictBase):
             raise _errors.KeyNotFound(key)
         return item_deadline(&self.handle.map, value)
 
+    def _raw_key(self, key):
+        """The bytes of a key as the map below has them."""
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        return PyBytes_FromStringAndSize(
+            <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
+
     def touch(self, key, int64_t deadline_ns):
         """Set when an entry expires, CLOCK_MONOTONIC in ns, 0 for never; False if there is none.
 

@@ -141,6 +141,60 @@ cdef class ObjectHandle(ModifyHandle):
             self._raise(found, &op)
         return found
 
+    cdef object _copied(self, uint64_t ref, const Found *found):
+        """The bytes of an object that an element refers to, or None; whole if ref_stands."""
+        cdef uint64_t length = 0
+        cdef const uint8_t *source
+        if ref == 0:
+            return None
+        source = item_bytes(&self.map, ref, &length)
+        if source != NULL:
+            return PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
+        if ref_stands(found):
+            self._raise(CORRUPT, NULL)
+        return None
+
+    def _parts(self, bytes key):
+        """All that stands under a key, read in one step: (value as lookup() has it, deadline, bytes
+        or None of each Kptr, whether a section holds it); None if absent. Expired ones too."""
+        cdef Op op
+        cdef Py_buffer view
+        cdef Found found
+        cdef Status status = RETRY
+        cdef int64_t deadline = 0
+        cdef uint64_t _rounds
+        cdef uint32_t slot
+        cdef tuple objects = ()
+        cdef bytes room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_words * 8)
+        cdef uint64_t *value = <uint64_t *> PyBytes_AS_STRING(room)
+        op.key = self._buffer("key", key, self.map.key_size, &view)
+        op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
+        self._enter_to_read(&op)
+        try:
+            for _rounds in range(READ_ROUNDS_MAX):
+                status = item_find(&self.map, op.hash, op.key, &found, value)
+                if status == OK:
+                    objects = tuple([
+                        self._copied(value[self.map.ref_words[slot]], &found)
+                        for slot in range(self.map.ref_count)])
+                    if ref_stands(&found):
+                        break
+                elif status != RETRY:
+                    break
+                status = RETRY
+                with nogil:
+                    sched_yield()
+        finally:
+            self._leave_reading(&op)
+        if status == ABSENT:
+            return None
+        if status != OK:
+            self._raise(CORRUPT, NULL)
+        deadline = <int64_t> item_deadline(&self.map, value)
+        fields_blank(&self.map, value)
+        held = element_state(found.header) == ELEMENT_LOCKED
+        return room[:self.map.value_size], deadline, objects, held
+
     def kptr_xchg(self, key, data, Py_ssize_t offset):
         """Put an object with these bytes, or none, into the Kptr field at a byte offset of key's
         value; return the bytes that were there, or None.

@@ -20,6 +20,7 @@ import io
 import numbers
 import pickle
 import struct
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -100,8 +101,8 @@ def _plain_number(key: Any) -> int | float | None:
     return None
 
 
-def decode_key(data: bytes) -> Any:
-    """The key of these bytes; a pickled one is unpickled. Raises SegmentCorrupt."""
+def decode_key(data: bytes, load: Callable[[bytes], Any] = pickle.loads) -> Any:
+    """The key of these bytes; load makes something of a pickle. Raises SegmentCorrupt."""
     tag, content = data[:1], data[1:]
     if tag == b"s":
         return content.decode("utf-8", "surrogatepass")
@@ -110,19 +111,19 @@ def decode_key(data: bytes) -> Any:
     if tag == b"b":
         return content
     if tag == b"t":
-        return tuple(_decode_items(content))
+        return tuple(_decode_items(content, load))
     if tag == b"n":
         return None
     if tag == b"f" and len(content) == 8:
         return _FLOAT.unpack(content)[0]
     if tag == b"z":
-        return frozenset(_decode_items(content))
+        return frozenset(_decode_items(content, load))
     if tag == b"p":
-        return pickle.loads(content)
+        return load(content)
     raise SegmentCorrupt(f"a key of {len(data)} bytes has the unknown tag {tag!r}")
 
 
-def _decode_items(content: bytes) -> list[Any]:
+def _decode_items(content: bytes, load: Callable[[bytes], Any]) -> list[Any]:
     items = []
     at = 0
     while at < len(content):
@@ -133,6 +134,6 @@ def _decode_items(content: bytes) -> list[Any]:
             at += 4
         if at + size > len(content):
             raise SegmentCorrupt("a key's items are longer than the key")
-        items.append(decode_key(content[at : at + size]))
+        items.append(decode_key(content[at : at + size], load))
         at += size
     return items

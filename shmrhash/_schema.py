@@ -109,7 +109,7 @@ def read_schema(data: bytes, name: str) -> dict[str, Any]:
     try:
         record = json.loads(data)
         version, kind = record["v"], record["kind"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise LayoutMismatch(f"segment {name!r} has a schema that is not a SharedDict's") from None
     if (version, kind) != (VERSION, KIND) or not {"key", "value", "ttl"} <= record.keys():
         raise LayoutMismatch(

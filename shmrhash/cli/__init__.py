@@ -6,6 +6,8 @@ shared memory needs besides. It needs click and rich: `pip install 'shmrhash[cli
     app          the group of verbs, help, completion; base has what the verbs share
     tokens       bpftool's argument syntax: MAP, DATA, keywords and their prefixes
     formats      keys and values as bytes, text, numbers and structs
+    opaque       what is shown of bytes whose type is known; kinds: the types of SharedDicts
+    layouts      what a SharedDict's segment says; contents: the entries of any map, all they have
     jsontext     JSON laid out as bpftool lays it out
     observe      what maps there are, how they are, and who uses them
     screen       tables, bars, sizes and times for people
@@ -15,7 +17,7 @@ shared memory needs besides. It needs click and rich: `pip install 'shmrhash[cli
     shape        stat
     care         check, repair, gc, unlink
     machine      doctor
-    transfer     export, import; files has their formats
+    transfer     export, import; store, how maps are emptied and filled; files, ndjson, snapshot
     exposition   metrics
     measure      bench
 """

@@ -67,13 +67,15 @@ MODULE_OF = {verb: module for section in VERBS.values() for verb, module in sect
 
 EPILOG = """\b
 MAP is NAME, 'name NAME', 'pinned FILE' or 'id INODE'. DATA is bytes as bpftool takes them
-(1 0 0x1f, hex 01 00 1f), or one word with --str, --u64 or --struct.
+(1 0 0x1f, hex 01 00 1f), or one word with --str, --u64 or --struct; for a SharedDict what its
+types are: a text, a number. Pickles are not read unless --unpickle is said.
 
 \b
 Examples:
   shmrhash ls                                   all maps, who uses them, how they are
   shmrhash dump hits --str --value-u64          keys are text, values are counters
   shmrhash update hits key alice value 7 --str --value-u64
+  shmrhash lookup sessions key alice            a SharedDict knows its types
   shmrhash lookup hits key hex 61 6c 69 63 65 00 00 00
   shmrhash -j show | jq '.[] | .name'
   shmrhash check hits && echo sound
@@ -186,7 +188,8 @@ def help_verb(context: click.Context, session: Session, verb: str | None) -> Non
 
 @click.command("completion", cls=Verb, short_help="Code that completes words in a shell.")
 @click.argument("shell", type=click.Choice(list(completion.LINES)))
-def completion_verb(shell: str) -> None:
+@pass_session
+def completion_verb(session: Session, shell: str) -> None:
     """Print the code with which bash, zsh or fish completes verbs, maps and keywords.
 
     \b
@@ -195,7 +198,11 @@ def completion_verb(shell: str) -> None:
       eval "$(shmrhash completion zsh)"            in ~/.zshrc
       shmrhash completion fish | source            in ~/.config/fish/config.fish
     """
-    click.echo(completion.script(shell, verbs))
+    text = completion.script(shell, verbs)
+    if session.json:
+        session.emit(text)
+    else:
+        click.echo(text)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -174,12 +174,28 @@ def data_options(function: Function) -> Function:
     return function
 
 
+def look_options(function: Function) -> Function:
+    """data_options, and how far to go with a SharedDict's types."""
+    function = click.option("--raw", is_flag=True, help="Bytes, also where types are known.")(
+        function
+    )
+    function = click.option(
+        "--unpickle",
+        is_flag=True,
+        help="Unpickle objects of a SharedDict. This runs whatever code anybody stored who may "
+        "write to it: only if you trust all of them.",
+    )(function)
+    return data_options(function)
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """The specs for keys and values, from the options."""
 
     key: Spec
     value: Spec
+    raw: bool = False
+    unpickle: bool = False
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> DataOptions:
@@ -191,7 +207,10 @@ class DataOptions:
             if len(chosen) > 1:
                 raise Failure(f"{side}s cannot be both {chosen[0]} and {chosen[1]}")
             specs.append(Spec(chosen[0], given["struct"] or "") if chosen else Spec())
-        return cls(*specs)
+        raw, unpickle = options.pop("raw", False), options.pop("unpickle", False)
+        if raw and (unpickle or specs != [Spec(), Spec()]):
+            raise Failure("--raw is for bytes: it goes with no other option about data")
+        return cls(specs[0], specs[1], raw, unpickle)
 
     def fit(self, shared_map: RHashMap) -> Pair:
         """The formats for a map's keys and values."""

@@ -11,11 +11,17 @@ import click
 
 import shmrhash
 from shmrhash import RHashMap, _core, _segment
-from shmrhash.cli.base import Session, Verb, map_argument, on_terminal, pass_session
+from shmrhash.cli.base import DataOptions, Session, Verb, map_argument, on_terminal, pass_session
+from shmrhash.cli.contents import contents_of
+from shmrhash.cli.formats import Spec
+from shmrhash.cli.layouts import NEVER_NS
 from shmrhash.cli.observe import OK, ORPHAN, STRANGER, examine, look, look_around
 from shmrhash.cli.screen import print_facts
+from shmrhash.cli.store import create_map, geometry_of
 from shmrhash.cli.tokens import STATUS_DAMAGED, STATUS_NO, Failure, MapName, Tokens, take_map
+from shmrhash.cli.views import objects_text
 
+BYTES = DataOptions(Spec(), Spec())
 FIGURES = {
     "entries": "entries",
     "buckets": "buckets",
@@ -58,6 +64,7 @@ def check_verb(session: Session, words: tuple[str, ...]) -> int:
         except shmrhash.SegmentCorrupt as error:
             found |= {"sound": False, "problem": str(error)}
     found["dead"] = len(sight.dead)
+    found["objects"] = sight.objects or None
     if found["problem"]:
         status = STATUS_DAMAGED
         found["advice"] = (
@@ -91,6 +98,8 @@ def _report(session: Session, found: dict[str, Any]) -> None:
     if found["problem"]:
         facts.append(("problem", found["problem"]))
     facts += [(text, f"{found[name]:,}") for name, text in FIGURES.items() if name in found]
+    if found.get("objects"):
+        facts.append(("objects", objects_text(found["objects"])))
     if found["advice"]:
         facts.append(("advice", found["advice"]))
     print_facts(facts)
@@ -123,7 +132,7 @@ def repair_verb(session: Session, words: tuple[str, ...], target: str | None) ->
         found["recovered"] = after["recoveries"] - before.info["recoveries"]
         for counter in ("operations_finished", "operations_undone"):
             found[counter] = after[counter] - before.info[counter]
-        found["copied"] = _copy(shared_map, target) if target else None
+        found["copied"] = _copy(shared_map, target, session) if target else None
     found["dead"] = 0
     found["advice"] = ""
     if found["problem"] and not target:
@@ -141,21 +150,21 @@ def repair_verb(session: Session, words: tuple[str, ...], target: str | None) ->
     return 0 if found["exact"] else STATUS_NO
 
 
-def _copy(source: RHashMap, target: str) -> int:
+def _copy(source: RHashMap, target: str, session: Session) -> int:
     """Copy every entry that can be read into a new map; how many there were."""
+    contents = contents_of(source, BYTES)
     copied = 0
     with (
-        RHashMap.create(
-            target,
-            key_size=source.key_size,
-            value_size=source.value_size,
-            max_entries=source.max_entries,
-            map_flags=source.map_flags,
-        ) as copy,
+        create_map(geometry_of(contents), target, session.timeout) as copy,
         contextlib.suppress(shmrhash.SegmentCorrupt),  # what came before is good
     ):
-        for key, value in source.items():
-            copy.update(key, value)
+        copies = contents_of(copy, BYTES)
+        for key, value, extra in contents.items():
+            if extra is None:
+                copy.update(key, value)
+            else:
+                never = extra.deadline_ns or NEVER_NS
+                copies.restore(key, value, extra._replace(deadline_ns=never), shmrhash.BPF_ANY)
             copied += 1
     return copied
 

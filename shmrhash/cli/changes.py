@@ -19,6 +19,7 @@ from shmrhash.cli.base import (
     why,
     words_argument,
 )
+from shmrhash.cli.contents import contents_of
 from shmrhash.cli.formats import Pair
 from shmrhash.cli.tokens import Failure, Tokens, map_named, take_map
 from shmrhash.cli.verbs import TYPE, take_key
@@ -96,6 +97,9 @@ def create_verb(session: Session, words: tuple[str, ...]) -> None:
 def update_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
     """Store a value. exist: only if the key is there; noexist: only if it is not.
 
+    A SharedDict takes keys and values as their types are written, and gives the entry its time to
+    live; what only a program can make, objects and arrays, it does not take.
+
     \b
     Examples:
       shmrhash update hits key 1 0 0 0 0 0 0 0 value 5 0 0 0 0 0 0 0
@@ -106,9 +110,10 @@ def update_verb(session: Session, words: tuple[str, ...], **options: Any) -> Non
     name = take_map(tokens)
     wanted = DataOptions.take(options)
     with session.open(name, write=True) as shared_map:
-        key, value, flag = _take_entry(tokens, wanted.fit(shared_map))
+        contents = contents_of(shared_map, wanted, strict=True)
+        key, value, flag = _take_entry(tokens, contents.pair)
         try:
-            shared_map.update(key, value, UPDATE_FLAGS[flag])
+            contents.update(key, value, UPDATE_FLAGS[flag])
         except shmrhash.Error as error:
             raise Failure(f"update failed: {why(error)}", status_of(error)) from None
     session.done()
@@ -152,10 +157,11 @@ def delete_verb(session: Session, words: tuple[str, ...], **options: Any) -> Non
     name = take_map(tokens)
     wanted = DataOptions.take(options)
     with session.open(name, write=True) as shared_map:
-        key = take_key(tokens, wanted.fit(shared_map))
+        contents = contents_of(shared_map, wanted)
+        key = take_key(tokens, contents.pair)
         assert key is not None
         try:
-            shared_map.delete(key)
+            contents.delete(key)
         except shmrhash.Error as error:
             raise Failure(f"delete failed: {why(error)}", status_of(error)) from None
     session.done()

@@ -26,6 +26,13 @@ GAUGES = {  # name: (of info(), how many of its units make one of Prometheus', w
     "created_timestamp_seconds": ("created_ns", 1e9, "When the map was made."),
     "recovery_seconds_max": ("recovery_ns_max", 1e9, "The longest recovery."),
 }
+OBJECT_GAUGES = {  # of maps with objects: name: (of info()["objects"], what it is)
+    "objects": ("count", "Objects: values, and long keys, beside the entries."),
+    "objects_used_bytes": ("bytes_in_use", "Memory of objects in use."),
+    "objects_committed_bytes": ("bytes_committed", "Memory that objects have taken."),
+    "objects_max_bytes": ("max_bytes", "The limit of memory for objects."),
+    "objects_pinned": ("pinned", "Objects that processes look at in place."),
+}
 COUNTERS = {
     "grows": "Splits of a bucket.",
     "shrinks": "Merges of two buckets.",
@@ -61,6 +68,12 @@ class Collector:
             gauge = GaugeMetricFamily(f"shmrhash_{name}", text, labels=["map"])
             for sight in usable:
                 gauge.add_metric([sight.name], sight.info[fact] / unit)
+            yield gauge
+        for name, (fact, text) in OBJECT_GAUGES.items():
+            gauge = GaugeMetricFamily(f"shmrhash_{name}", text, labels=["map"])
+            for sight in usable:
+                if sight.objects:
+                    gauge.add_metric([sight.name], sight.objects[fact])
             yield gauge
         for name, text in COUNTERS.items():
             counter = CounterMetricFamily(f"shmrhash_{name}", text, labels=["map"])
@@ -132,5 +145,13 @@ def metrics_verb(session: Session, path: str | None) -> None:
     registry.register(Collector(lambda: list(look_around(session))))
     if path:
         write_to_textfile(path, registry)
+    elif session.json:
+        session.emit(
+            [
+                {"name": sample.name, "labels": sample.labels, "value": sample.value}
+                for family in registry.collect()
+                for sample in family.samples
+            ]
+        )
     else:
         sys.stdout.write(generate_latest(registry).decode())

@@ -1,15 +1,8 @@
-"""The files of export and import: snapshot, NDJSON, CSV, NumPy's .npz.
+"""What the files of export and import carry; and CSV and NumPy's .npz.
 
-Entries travel in chunks: keys and values of some thousand entries, each run together. Only the
-snapshot and .npz say of which sizes the map was.
-
-A snapshot is a head of 256 bytes and chunks, each with a checksum, and a last chunk of no entries
-that says how many there were: a file that ends early is known for what it is.
-
-    head   "SHMRSNP1"  key_size u32  value_size u32  map_flags u32  map_extra u32
-           max_entries u64  created_ns u64  entries u64 (about)  name 200 bytes  0 u32  crc32 u32
-    chunk  "CHNK"  crc32 u32  count u64  keys  values
-    end    "DONE"  0 u32      total u64
+snapshot.py and ndjson.py have the other files. Entries travel in chunks: keys and values of some
+thousand entries, each run together; or, where they have objects or deadlines, in batches of whole
+entries. A deadline in a file is of the clock on the wall: it goes on while the file lies there.
 """
 
 from __future__ import annotations
@@ -18,22 +11,22 @@ import csv
 import io
 import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from shmrhash._fields import Kptr, Timer
 from shmrhash.cli.base import need
 from shmrhash.cli.formats import Format, Pair, Record
+from shmrhash.cli.layouts import Extra
 from shmrhash.cli.tokens import STATUS_DAMAGED, Failure
 
 CHUNK_ENTRIES = 1 << 16
 CHUNK_BYTES_MAX = 64 << 20
-HEAD = struct.Struct("<8sIIIIQQQ200s4xI")
-CHUNK = struct.Struct("<4sIQ")
-MAGIC = b"SHMRSNP1"
-CHUNK_TAG = b"CHNK"
-END_TAG = b"DONE"
+ENTRY_BYTES = 64  # that an entry of a batch counts besides its bytes
+NOT_SAID = -1  # a deadline that a file does not mention
 
 ENDINGS = {
     ".snap": "snapshot",
@@ -57,6 +50,24 @@ class Geometry:
     map_extra: int = 0
     created_ns: int = 0
     entries: int = 0
+    max_bytes: int = 0
+    fields: tuple[tuple[int, int], ...] = ()
+    schema: bytes = b""
+
+    @property
+    def special(self) -> bool:
+        """Whether it takes more than keys and values to make it."""
+        return bool(self.fields or self.schema)
+
+    @property
+    def timed(self) -> bool:
+        """Whether entries have deadlines."""
+        return any(kind == Timer.kind for kind, _ in self.fields)
+
+    @property
+    def kptrs(self) -> int:
+        """How many objects each entry has besides key and value: a dict's are these."""
+        return 0 if self.schema else sum(kind == Kptr.kind for kind, _ in self.fields)
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,18 @@ class Chunk:
                 )
 
 
-Chunks = Iterable[Chunk]
+@dataclass(frozen=True)
+class Batch:
+    """Some entries with all they have. Deadlines are nanoseconds since the epoch; 0: none."""
+
+    entries: list[tuple[bytes, bytes, Extra]]
+
+    @property
+    def count(self) -> int:
+        return len(self.entries)
+
+
+Chunks = Iterable[Chunk | Batch]
 
 
 def chunk_entries(key_size: int, value_size: int) -> int:
@@ -85,101 +107,25 @@ def chunk_entries(key_size: int, value_size: int) -> int:
     return max(1, min(CHUNK_ENTRIES, CHUNK_BYTES_MAX // (key_size + value_size)))
 
 
-# ---- snapshot ----
+def batches(entries: Iterable[tuple[bytes, bytes, Extra]]) -> Iterator[Batch]:
+    """Entries in batches that are worth their heads and not too large."""
+    gathered: list[tuple[bytes, bytes, Extra]] = []
+    size = 0
+    for entry in entries:
+        key, value, extra = entry
+        size += ENTRY_BYTES + len(key) + len(value) + sum(map(len, filter(None, extra.objects)))
+        gathered.append(entry)
+        if size >= CHUNK_BYTES_MAX or len(gathered) == CHUNK_ENTRIES:
+            yield Batch(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield Batch(gathered)
 
 
-def write_snapshot(file: BinaryIO, geometry: Geometry, chunks: Chunks, pair: Pair) -> None:
-    """Write a snapshot."""
-    name = geometry.name.encode("utf-8", "surrogateescape")
-    fields = (
-        MAGIC,
-        geometry.key_size,
-        geometry.value_size,
-        geometry.map_flags,
-        geometry.map_extra,
-        geometry.max_entries,
-        geometry.created_ns,
-        geometry.entries,
-        name,
-    )
-    head = HEAD.pack(*fields, 0)[:-4]
-    file.write(head + struct.pack("<I", zlib.crc32(head)))
-    total = 0
-    for chunk in chunks:
-        crc = zlib.crc32(chunk.values, zlib.crc32(chunk.keys))
-        file.write(CHUNK.pack(CHUNK_TAG, crc, chunk.count))
-        file.write(chunk.keys)
-        file.write(chunk.values)
-        total += chunk.count
-    file.write(CHUNK.pack(END_TAG, 0, total))
+# ---- CSV ----
 
 
-def read_snapshot_head(file: BinaryIO) -> Geometry:
-    """What the map of a snapshot was like."""
-    data = file.read(HEAD.size)
-    if len(data) < HEAD.size or not data.startswith(MAGIC):
-        raise Failure("this is no snapshot of shmrhash", STATUS_DAMAGED)
-    _, key_size, value_size, flags, extra, limit, created, entries, name, crc = HEAD.unpack(data)
-    if zlib.crc32(data[:-4]) != crc:
-        raise Failure("the head of the snapshot is damaged", STATUS_DAMAGED)
-    text = name.rstrip(b"\0").decode("utf-8", "surrogateescape")
-    return Geometry(text, key_size, value_size, limit, flags, extra, created, entries)
-
-
-def read_snapshot(file: BinaryIO, geometry: Geometry) -> Iterator[Chunk]:
-    """The chunks behind the head. Failure where the file is damaged or ends early."""
-    total = 0
-    largest = chunk_entries(geometry.key_size, geometry.value_size)
-    while True:
-        head = file.read(CHUNK.size)
-        tag, crc, count = CHUNK.unpack(head) if len(head) == CHUNK.size else (b"", 0, 0)
-        if tag == END_TAG and count == total:
-            return
-        if tag != CHUNK_TAG or not 0 < count <= largest:
-            break
-        keys = file.read(count * geometry.key_size)
-        values = file.read(count * geometry.value_size)
-        whole = len(values) == count * geometry.value_size
-        if not whole or zlib.crc32(values, zlib.crc32(keys)) != crc:
-            break
-        total += count
-        yield Chunk(keys, values, count)
-    raise Failure(
-        f"the snapshot is damaged or ends early, behind {total:,} entries that are good",
-        STATUS_DAMAGED,
-    )
-
-
-# ---- lines ----
-
-
-def write_ndjson(file: BinaryIO, geometry: Geometry, chunks: Chunks, pair: Pair) -> None:
-    """One JSON object for each entry, on a line of its own."""
-    key_json, value_json = pair.key_json, pair.value_json
-    for chunk in chunks:
-        lines = (f'{{"key":{key_json(key)},"value":{value_json(value)}}}\n' for key, value in chunk)
-        file.write("".join(lines).encode())
-
-
-def read_ndjson(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
-    """Chunks from lines of JSON objects with "key" and "value"."""
-
-    def entries() -> Iterator[tuple[int, Any, Any]]:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                yield number, entry["key"], entry["value"]
-            except (ValueError, KeyError, TypeError):
-                raise Failure(
-                    f'line {number} is no JSON object with "key" and "value"', STATUS_DAMAGED
-                ) from None
-
-    return _gathered(entries(), pair)
-
-
-def write_csv(file: BinaryIO, geometry: Geometry, chunks: Chunks, pair: Pair) -> None:
+def write_csv(file: BinaryIO, geometry: Geometry, chunks: Iterable[Chunk], pair: Pair) -> None:
     """Comma-separated lines under the heading key,value."""
     text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
@@ -205,7 +151,14 @@ def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
 
     def entries() -> Iterator[tuple[int, Any, Any]]:
         reader = csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-        for row in reader:
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:  # a cell beyond reason
+                message = f"line {reader.line_num} is no CSV: {error}"
+                raise Failure(message, STATUS_DAMAGED) from None
+            if row is None:
+                return
             if not row or (reader.line_num == 1 and row == ["key", "value"]):
                 continue
             try:
@@ -213,15 +166,15 @@ def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
                     json.loads(cell) if is_list else cell
                     for cell, is_list in zip(row, lists, strict=True)
                 )
-            except ValueError:
+            except (ValueError, RecursionError):
                 message = f"line {reader.line_num} is not two cells, key and value"
                 raise Failure(message, STATUS_DAMAGED) from None
             yield reader.line_num, key, value
 
-    return _gathered(entries(), pair)
+    return gathered(entries(), pair)
 
 
-def _gathered(entries: Iterable[tuple[int, Any, Any]], pair: Pair) -> Iterator[Chunk]:
+def gathered(entries: Iterable[tuple[int, Any, Any]], pair: Pair) -> Iterator[Chunk]:
     """Entries as people write them, run together into chunks."""
     largest = chunk_entries(pair.key.size, pair.value.size)
     keys, values = bytearray(), bytearray()
@@ -243,8 +196,14 @@ def _gathered(entries: Iterable[tuple[int, Any, Any]], pair: Pair) -> Iterator[C
 
 # ---- npz ----
 
+NPZ_NUMBERS = {"max_entries": 0, "map_flags": 1, "map_extra": 0}
+NPZ_ERRORS = (
+    *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, MemoryError),
+    *(NotImplementedError, struct.error, zlib.error, zipfile.BadZipFile),
+)
 
-def write_npz(file: BinaryIO, geometry: Geometry, chunks: Chunks, pair: Pair) -> None:
+
+def write_npz(file: BinaryIO, geometry: Geometry, chunks: Iterable[Chunk], pair: Pair) -> None:
     """Two arrays, keys and values, and what the map was like."""
     need("numpy")
     import numpy as np
@@ -274,7 +233,8 @@ def read_npz(file: BinaryIO) -> tuple[Geometry, Iterator[Chunk]]:
             keys = np.ascontiguousarray(arrays["keys"])
             values = np.ascontiguousarray(arrays["values"])
             rest = {name: arrays[name] for name in arrays.files if name not in ("keys", "values")}
-    except (ValueError, KeyError, OSError, EOFError) as error:
+        numbers = {name: int(rest.get(name, said)) for name, said in NPZ_NUMBERS.items()}
+    except NPZ_ERRORS as error:
         raise Failure(
             f"this is no .npz with arrays keys and values: {error}", STATUS_DAMAGED
         ) from None
@@ -289,9 +249,9 @@ def read_npz(file: BinaryIO) -> tuple[Geometry, Iterator[Chunk]]:
         str(rest.get("name", "")),
         key_size,
         value_size,
-        int(rest.get("max_entries", 0)),
-        int(rest.get("map_flags", 1)),
-        int(rest.get("map_extra", 0)),
+        numbers["max_entries"],
+        numbers["map_flags"],
+        numbers["map_extra"],
         entries=count,
     )
 
@@ -302,15 +262,3 @@ def read_npz(file: BinaryIO) -> tuple[Geometry, Iterator[Chunk]]:
             yield Chunk(keys[part].tobytes(), values[part].tobytes(), len(keys[part]))
 
     return geometry, chunks()
-
-
-WRITERS: dict[str, Callable[[BinaryIO, Geometry, Chunks, Pair], None]] = {
-    "snapshot": write_snapshot,
-    "ndjson": write_ndjson,
-    "csv": write_csv,
-    "npz": write_npz,
-}
-READERS: dict[str, Callable[[BinaryIO, Pair], Iterator[Chunk]]] = {
-    "ndjson": read_ndjson,
-    "csv": read_csv,
-}

@@ -7,6 +7,7 @@ values of one size. Bytes are the default, and written and shown as bpftool does
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from shmrhash.cli.screen import printable
 from shmrhash.cli.tokens import Failure, Tokens
 
 BREAK_NAMES_SIZE = 16  # a key or value larger than this stands on lines of its own
+INFINITE = (math.inf, -math.inf)  # which JSON does not have, nor NaN
 SINGLE_LINE_SIZE = 24  # key and value that are no larger together share a line
 
 
@@ -35,14 +37,27 @@ class Format(Protocol):
         """The bytes that value, as plain() gives it, stands for."""
 
     def plain(self, data: bytes) -> Any:
-        """data as a value of JSON."""
+        """data as a value of JSON, which parse() takes back."""
+
+    def shown(self, data: bytes) -> Any:
+        """data as a value of JSON, for reading."""
 
     def text(self, data: bytes) -> str:
         """data in one line."""
 
 
+class Simple:
+    """A format whose plain() is fit for reading."""
+
+    def plain(self, data: bytes) -> Any:
+        raise NotImplementedError
+
+    def shown(self, data: bytes) -> Any:
+        return self.plain(data)
+
+
 @dataclass(frozen=True)
-class Raw:
+class Raw(Simple):
     """Bytes: `1 0 0x1f 017`, or `hex 01 00 1f 0f`, or `hex 01001f0f`."""
 
     size: int
@@ -105,7 +120,7 @@ def _of_size(data: bytes, size: int, what: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Simple):
     """Text in UTF-8, padded with NUL bytes."""
 
     size: int
@@ -129,7 +144,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Simple):
     """Fields as Python's struct module packs them: `--struct '<IHH'`."""
 
     size: int
@@ -169,6 +184,8 @@ class Record:
         fields = [
             field.rstrip(b"\0").decode("utf-8", "surrogateescape")
             if isinstance(field, bytes)
+            else str(field)
+            if field != field or field in INFINITE
             else field
             for field in self.packer.unpack(data)
         ]
@@ -180,7 +197,11 @@ class Record:
 
 
 def _to_integer(field: Any) -> int:
-    return int(field, 0) if isinstance(field, str) else int(field)
+    if isinstance(field, str):
+        return int(field, 0)
+    if int(field) != field:
+        raise ValueError(f"{field} is no whole number")
+    return int(field)
 
 
 def _to_bytes(field: Any) -> bytes:
@@ -194,12 +215,13 @@ def _to_bool(field: Any) -> bool:
 def make_record(pattern: str, size: int, what: str) -> Record:
     """The format of what, whose size is size, for a format string of the struct module."""
     try:
-        packer = struct.Struct(pattern)
-        sample = packer.unpack(bytes(packer.size))
-    except struct.error as error:
+        wanted = struct.calcsize(pattern)
+    except (struct.error, ValueError) as error:
         raise Failure(f"--struct {pattern!r} is no format of Python's struct: {error}") from None
-    if packer.size != size:
-        raise Failure(f"{what} has {size} bytes, the struct {pattern!r} has {packer.size}")
+    if wanted != size:
+        raise Failure(f"{what} has {size} bytes, the struct {pattern!r} has {wanted}")
+    packer = struct.Struct(pattern)
+    sample = packer.unpack(bytes(size))
     kinds: dict[type, Callable[[Any], Any]] = {
         bool: _to_bool,
         int: _to_integer,
@@ -238,13 +260,23 @@ class Pair:
 
     @cached_property
     def key_json(self) -> Callable[[bytes], str]:
-        """A function that gives a key as compact JSON."""
-        return _json_maker(self.key)
+        """A function that gives a key as compact JSON, for parse()."""
+        return _json_maker(self.key, self.key.plain)
 
     @cached_property
     def value_json(self) -> Callable[[bytes], str]:
-        """A function that gives a value as compact JSON."""
-        return _json_maker(self.value)
+        """A function that gives a value as compact JSON, for parse()."""
+        return _json_maker(self.value, self.value.plain)
+
+    @cached_property
+    def key_shown(self) -> Callable[[bytes], str]:
+        """A function that gives a key as compact JSON, for reading."""
+        return _json_maker(self.key, self.key.shown)
+
+    @cached_property
+    def value_shown(self) -> Callable[[bytes], str]:
+        """A function that gives a value as compact JSON, for reading."""
+        return _json_maker(self.value, self.value.shown)
 
     @cached_property
     def raw(self) -> bool:
@@ -267,7 +299,7 @@ class Pair:
             "value": jsontext.hex_strings(value),
         }
         if not self.raw:
-            entry["formatted"] = {"key": self.key.plain(key), "value": self.value.plain(value)}
+            entry["formatted"] = {"key": self.key.shown(key), "value": self.value.shown(value)}
         return entry
 
     def entry_json(self, key: bytes, value: bytes, pretty: bool) -> str:
@@ -277,19 +309,19 @@ class Pair:
         text = f'{{"key":{jsontext.hex_array(key)},"value":{jsontext.hex_array(value)}'
         if self.raw:
             return text + "}"
-        shown = f'{{"key":{self.key_json(key)},"value":{self.value_json(value)}}}'
+        shown = f'{{"key":{self.key_shown(key)},"value":{self.value_shown(value)}}}'
         return f'{text},"formatted":{shown}}}'
 
 
-def _json_maker(wanted: Format) -> Callable[[bytes], str]:
+def _json_maker(wanted: Format, plain: Callable[[bytes], Any]) -> Callable[[bytes], str]:
     """plain() as compact JSON; the two usual cases without the detour."""
-    if isinstance(wanted, Raw):
+    if type(wanted) is Raw:
         return lambda data: f'"{data.hex()}"'
     if isinstance(wanted, Record) and wanted.is_integer:
         unpack = wanted.packer.unpack
         return lambda data: str(unpack(data)[0])
     encode = json.JSONEncoder(separators=(",", ":")).encode
-    return lambda data: encode(wanted.plain(data))
+    return lambda data: encode(plain(data))
 
 
 def hex_lines(data: bytes) -> str:

@@ -14,13 +14,15 @@ from shmrhash.cli.base import (
     Session,
     Verb,
     WordVerb,
-    data_options,
+    look_options,
     on_terminal,
     pass_session,
     words_argument,
 )
+from shmrhash.cli.contents import Found, Plain, contents_of
 from shmrhash.cli.formats import Pair
 from shmrhash.cli.keyboard import keyboard
+from shmrhash.cli.layouts import Extra
 from shmrhash.cli.rates import SORTS, Looks, frame_screen, frame_text, row_object, sort_rows
 from shmrhash.cli.screen import make_console
 from shmrhash.cli.tokens import STATUS_NO, Tokens, take_map
@@ -98,7 +100,7 @@ def _top_live(looks: Looks, delay: float, frames: int | None, sort: str) -> None
 
 @click.command("watch", cls=WordVerb, short_help="The value of a key, each time it changes.")
 @words_argument("MAP key DATA")
-@data_options
+@look_options
 @click.option("-d", "--delay", type=click.FloatRange(0.001, 3600), default=0.1, show_default=True)
 @click.option("-n", "--changes", type=click.IntRange(1), help="Stop after so many.")
 @click.option("--for", "seconds", type=click.FloatRange(0), help="Stop after so many seconds.")
@@ -124,20 +126,21 @@ def watch_verb(
     tokens = Tokens(words)
     name = take_map(tokens)
     wanted = DataOptions.take(options)
-    with session.open(name) as shared_map:
-        pair = wanted.fit(shared_map)
-    key = take_key(tokens, pair)
-    assert key is not None
-    seen: bytes | None = None
+    key: bytes | None = None
+    seen: Found | None = None
     count = -1  # the first line is no change
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         with session.open(name) as shared_map:  # for the moment only: see rates.py
-            value = shared_map.lookup(key)
-        if count < 0 or value != seen:
-            _print_change(session, pair, key, value, seen)
-            seen = value
-            count += 1
+            if key is None:
+                contents = contents_of(shared_map, wanted)
+                key = take_key(tokens, contents.pair)
+                assert key is not None
+            found = contents.at(shared_map).find(key)
+            if count < 0 or found != seen:
+                _print_change(session, contents, key, found, seen)
+                seen = found
+                count += 1
         if count == changes:
             return 0
         left = delay if end is None else min(delay, end - time.monotonic())
@@ -147,26 +150,35 @@ def watch_verb(
 
 
 def _print_change(
-    session: Session, pair: Pair, key: bytes, value: bytes | None, before: bytes | None
+    session: Session, contents: Plain, key: bytes, found: Found | None, before: Found | None
 ) -> None:
     now = time.time()
+    pair = contents.pair
     if session.json:
-        entry: dict[str, Any] = {"time": now, "key": key.hex(), "value": None}
-        if value is not None:
-            entry |= {"value": pair.value.plain(value)}
+        name = key.hex() if contents.types is None else pair.key.shown(key)
+        entry: dict[str, Any] = {"time": now, "key": name, "value": None}
+        if found is not None:
+            value, extra = found
+            entry["value"] = pair.value.shown(value)
+            entry |= {} if extra is None else contents.facts(value, extra)
         session.emit(entry)
     else:
         moment = time.strftime("%H:%M:%S", time.localtime(now)) + f"{now % 1:.3f}"[1:]
-        text = "not there" if value is None else pair.value.text(value)
-        print(f"{moment}  {text}{_difference(pair, value, before)}")
+        text = "not there" if found is None else _value_text(contents, *found)
+        print(f"{moment}  {text}{_difference(pair, found, before)}")
     sys.stdout.flush()
 
 
-def _difference(pair: Pair, value: bytes | None, before: bytes | None) -> str:
+def _value_text(contents: Plain, value: bytes, extra: Extra | None) -> str:
+    notes = "" if extra is None else contents.notes(value, extra)
+    return contents.pair.value.text(value) + notes
+
+
+def _difference(pair: Pair, found: Found | None, before: Found | None) -> str:
     """How much a number changed."""
-    if value is None or before is None:
+    if found is None or before is None:
         return ""
-    now, then = pair.value.plain(value), pair.value.plain(before)
+    now, then = pair.value.shown(found[0]), pair.value.shown(before[0])
     if isinstance(now, (int, float)) and isinstance(then, (int, float)):
         return f"  ({now - then:+g})"
     return ""

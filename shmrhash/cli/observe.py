@@ -14,7 +14,9 @@ from typing import Any
 
 import shmrhash
 from shmrhash import RHashMap, _core, _segment
+from shmrhash._fields import Field, unpacked
 from shmrhash.cli.base import Session
+from shmrhash.cli.layouts import types_of
 from shmrhash.cli.tokens import MapName
 
 OK = "ok"
@@ -68,6 +70,8 @@ class Sight:
     info: dict[str, Any] = field(default_factory=dict)
     processes: tuple[Process, ...] = ()
     mem_usage: int = 0
+    types: str = ""
+    fields: tuple[Field, ...] = ()
 
     @property
     def alive(self) -> list[Process]:
@@ -86,6 +90,11 @@ class Sight:
         return float(self.info["entries"] / self.info["max_entries"]) if self.info else 0.0
 
     @property
+    def objects(self) -> dict[str, int]:
+        """What info() says of objects; empty if the map has none."""
+        return dict(self.info.get("objects", {}))
+
+    @property
     def advice(self) -> str:
         """What to do about its health, or nothing."""
         return ADVICE.get(self.health, "").format(name=self.name)
@@ -98,6 +107,7 @@ def look(name: MapName, session: Session) -> Sight:
         info = shared_map.info()
         processes = tuple(make_process(found) for found in info["attached"])
         mem_usage = shared_map.mem_usage()
+        types, fields = _types_text(shared_map), unpacked(shared_map._fields())
     health = OK
     if any(not process.alive for process in processes):
         health = DEAD
@@ -114,7 +124,18 @@ def look(name: MapName, session: Session) -> Sight:
         info=info,
         processes=processes,
         mem_usage=mem_usage,
+        types=types,
+        fields=fields,
     )
+
+
+def _types_text(shared_map: RHashMap) -> str:
+    """What a SharedDict's keys and values are; nothing for other maps."""
+    try:
+        types = types_of(shared_map)
+    except shmrhash.LayoutMismatch as error:
+        return f"not to be read: {error}"
+    return "" if types is None else str(types)
 
 
 def make_process(found: dict[str, Any]) -> Process:

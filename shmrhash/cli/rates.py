@@ -30,9 +30,19 @@ if TYPE_CHECKING:
 
 MAP_COLUMNS = [
     "MAP", ">ENTRIES", ">FILL", ">CHANGE/s", ">OPS/s", ">SPLITS/s", ">MERGES/s", ">WAITS/s",
-    ">MEMORY", ">USERS", ">DEAD", ">RECOVERED", "HEALTH",
+    ">MEMORY", ">OBJECTS", ">USERS", ">DEAD", ">RECOVERED", "HEALTH",
 ]  # fmt: skip
-MAP_DROP = ["RECOVERED", "MEMORY", "MERGES/s", "WAITS/s", "FILL", "SPLITS/s", "DEAD", "USERS"]
+MAP_DROP = [
+    "RECOVERED",
+    "OBJECTS",
+    "MEMORY",
+    "MERGES/s",
+    "WAITS/s",
+    "FILL",
+    "SPLITS/s",
+    "DEAD",
+    "USERS",
+]
 PROCESS_COLUMNS = [
     "PROCESS",
     *(f">{name.upper()}/s" for name in PROCESS_COUNTERS),
@@ -143,7 +153,7 @@ def map_cells(row: Row) -> list[str]:
     """The cells of MAP_COLUMNS."""
     sight = row.sight
     if not sight.info:
-        return [Cell(sight.name, "head"), *["-"] * 11, health_cell(sight)]
+        return [Cell(sight.name, "head"), *["-"] * 12, health_cell(sight)]
     return [
         Cell(sight.name, "head"),
         count_text(sight.info["entries"]),
@@ -154,6 +164,7 @@ def map_cells(row: Row) -> list[str]:
         rate_text(row.merges),
         rate_text(row.waits),
         size_text(sight.info["bytes_committed"]),
+        size_text(sight.objects["bytes_in_use"]) if sight.objects else "-",
         str(len(sight.alive)),
         Cell(len(sight.dead), "bad" if sight.dead else ""),
         count_text(sight.info["recoveries"]),
@@ -237,6 +248,7 @@ def row_object(row: Row) -> dict[str, Any]:
         "health": row.sight.health,
         "entries": row.sight.info.get("entries"),
         "bytes": row.sight.info.get("bytes_committed"),
+        "objects": row.sight.objects or None,
         "recoveries": row.sight.info.get("recoveries"),
         "change_per_s": row.change,
         "splits_per_s": row.splits,

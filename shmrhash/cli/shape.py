@@ -18,6 +18,7 @@ from shmrhash import RHashMap
 from shmrhash.cli.base import Session, Verb, map_argument, need, on_terminal, pass_session
 from shmrhash.cli.care import one_map
 from shmrhash.cli.screen import bar, make_console, percent_text, size_text
+from shmrhash.cli.views import objects_text
 
 BAR_WIDTH = 40
 SLOTS = 7  # entries that a bucket holds without an overflow line
@@ -165,10 +166,13 @@ def stat_verb(session: Session, words: tuple[str, ...], path: str | None) -> Non
         session.emit(shape_object(shape))
         return
     part = shape.overflowing / shape.buckets if shape.buckets else 0
+    objects = shape.info.get("objects", "")
+    if objects:
+        objects = f"\nobjects: {objects_text(objects)}"
     text = (
         f"{shape.name}: {shape.entries:,} of {shape.info['max_entries']:,} entries in "
         f"{shape.buckets:,} buckets, {shape.load:.2f} each; "
-        f"{size_text(shape.info['bytes_committed'])}\n"
+        f"{size_text(shape.info['bytes_committed'])}{objects}\n"
         f"{percent_text(part)} of the buckets have overflow lines; a lookup reads "
         f"{shape.lookups:.2f} lines of buckets\n"
         f"{picture(shape)}"
@@ -189,6 +193,7 @@ def shape_object(shape: Shape) -> dict[str, Any]:
         "locked": shape.locked,
         "overflowing": shape.overflowing,
         "lines_per_lookup": shape.lookups,
+        "objects": shape.info.get("objects"),
         "levels": {str(level): shape.by_level[level] for level in sorted(shape.by_level)},
         "histogram": [
             {"entries": row, "buckets": shape.by_entries[row], "expected": shape.expected(row)}

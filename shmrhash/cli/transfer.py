@@ -6,14 +6,14 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import click
 
 import shmrhash
-from shmrhash import BPF_NOEXIST, RHashMap, _core
+from shmrhash import RHashMap
 from shmrhash.cli.base import (
     DataOptions,
     Session,
@@ -23,20 +23,22 @@ from shmrhash.cli.base import (
     pass_session,
     words_argument,
 )
+from shmrhash.cli.contents import Plain, contents_of
 from shmrhash.cli.files import (
     ENDINGS,
-    READERS,
-    WRITERS,
+    Batch,
     Chunk,
     Geometry,
-    chunk_entries,
+    read_csv,
     read_npz,
-    read_snapshot,
-    read_snapshot_head,
+    write_csv,
+    write_npz,
 )
+from shmrhash.cli.ndjson import read_ndjson, read_ndjson_head, write_ndjson
 from shmrhash.cli.screen import count_text
+from shmrhash.cli.snapshot import read_snapshot, read_snapshot_head, write_snapshot
+from shmrhash.cli.store import Store, chunks_of, create_map, expect_like, geometry_of, missing
 from shmrhash.cli.tokens import (
-    STATUS_MISSING,
     STATUS_NO_ROOM,
     Failure,
     MapName,
@@ -46,6 +48,12 @@ from shmrhash.cli.tokens import (
 )
 
 STANDARD = "-"
+WRITERS: dict[str, Callable[..., None]] = {
+    "snapshot": write_snapshot,
+    "ndjson": write_ndjson,
+    "csv": write_csv,
+    "npz": write_npz,
+}
 
 
 def kind_of(path: str, asked: str | None) -> str:
@@ -74,12 +82,17 @@ def progress(what: str, total: int | None) -> Iterator[Any]:
         yield lambda count: bar.advance(task, count)
 
 
-def _tell(session: Session, what: str, count: int, began: float, quiet: bool) -> None:
+def _tell(
+    session: Session, what: str, count: int, began: float, quiet: bool, expired: int = 0
+) -> None:
     """What was done, to a person or as JSON; nothing in a pipe."""
     seconds = max(time.perf_counter() - began, 1e-9)
     if session.json and not quiet:
-        session.emit({"entries": count, "seconds": seconds})
-    elif on_terminal() and not quiet:
+        session.emit({"entries": count, "seconds": seconds, "expired": expired})
+        return
+    if expired:
+        print(f"{expired:,} entries have expired and were left out", file=sys.stderr)
+    if on_terminal() and not quiet:
         print(f"{what} {count:,} entries, {count_text(count / seconds)}/s", file=sys.stderr)
 
 
@@ -93,22 +106,6 @@ FORMAT_OPTION = click.option(
 
 
 # ---- export ----
-
-
-def chunks_of(shared_map: RHashMap, done: Any) -> Iterator[Chunk]:
-    """All entries of a map; those that stay throughout come exactly once."""
-    key_size, value_size = shared_map.key_size, shared_map.value_size
-    step = min(chunk_entries(key_size, value_size), len(shared_map) + 64)
-    cursor = None
-    while True:  # lookup_batch(), without its arrays: importing NumPy takes longer than this
-        keys, values = bytearray(step * key_size), bytearray(step * value_size)
-        count, cursor = _core.read_entries(shared_map, cursor, keys, values, 0, step)
-        if count:
-            del keys[count * key_size :], values[count * value_size :]
-            yield Chunk(bytes(keys), bytes(values), count)
-            done(count)
-        if cursor is None:
-            return
 
 
 @contextlib.contextmanager
@@ -143,6 +140,10 @@ def export_verb(
     checksum), .npz (arrays for NumPy), .ndjson and .csv (for everything else). Others may go on
     changing the map: each entry is one that was there, those that stay come exactly once.
 
+    SharedDicts, and maps with special fields, go into .snap and .ndjson, with types, limits,
+    objects and deadlines. In lines what JSON has is readable, all else is bytes in base64: nothing
+    is unpickled. Time goes on in the file: what expires meanwhile is left out by import.
+
     \b
     Examples:
       shmrhash export hits hits.snap
@@ -159,18 +160,12 @@ def export_verb(
     count = 0
 
     with session.open(name) as shared_map:
-        pair = wanted.fit(shared_map)
-        info = shared_map.info()
-        geometry = Geometry(
-            name.name,
-            info["key_size"],
-            info["value_size"],
-            info["max_entries"],
-            info["map_flags"],
-            info["map_extra"],
-            info["created_ns"],
-            info["entries"],
-        )
+        contents = contents_of(shared_map, wanted)
+        geometry = geometry_of(contents)
+        if geometry.special and kind not in ("snapshot", "ndjson"):
+            raise Failure(f"a {kind} file cannot hold {what_is(contents)}; .snap and .ndjson can")
+        if kind == "snapshot" and name.name.encode("utf-8", "surrogateescape")[200:]:
+            geometry = replace(geometry, name="")
         with progress(f"export {name.name}", geometry.entries) as advance, new_file(path) as file:
 
             def done(more: int) -> None:
@@ -178,14 +173,23 @@ def export_verb(
                 count += more
                 advance(more)
 
-            WRITERS[kind](file, geometry, chunks_of(shared_map, done), pair)
+            WRITERS[kind](file, geometry, chunks_of(contents, done), contents.pair)
     _tell(session, "exported", count, began, path == STANDARD)
 
 
 # ---- import ----
 
 
-def _target(session: Session, wanted: MapName | None, geometry: Geometry) -> RHashMap:
+def what_is(contents: Plain) -> str:
+    """What is special about a map, for a refusal."""
+    if contents.types is not None:
+        return f"the types of a SharedDict ({contents.types})"
+    return "the special fields of this map"
+
+
+def _target(
+    session: Session, wanted: MapName | None, geometry: Geometry, says_how: bool
+) -> RHashMap:
     """The map to import into: the one of that name, or a new one like the one exported."""
     if wanted is None and not geometry.name:
         raise Failure("into which map? expected FILE MAP")
@@ -194,42 +198,14 @@ def _target(session: Session, wanted: MapName | None, geometry: Geometry) -> RHa
         found = session.open(name, write=True)
     except shmrhash.SegmentMissing:
         if not (geometry.key_size and geometry.value_size and geometry.max_entries):
-            raise Failure(
-                f"no map {name.name!r}, and the file does not say how to make it: give "
-                f"--entries, --key-size and --value-size, or create it first",
-                STATUS_MISSING,
-            ) from None
-        return RHashMap.create(
-            name.name,
-            key_size=geometry.key_size,
-            value_size=geometry.value_size,
-            max_entries=geometry.max_entries,
-            map_flags=geometry.map_flags,
-            map_extra=min(geometry.map_extra, geometry.max_entries),
-            timeout=session.timeout,
-        )
-    sizes = (geometry.key_size or found.key_size, geometry.value_size or found.value_size)
-    if sizes != (found.key_size, found.value_size):
+            raise missing(name.name) from None
+        return create_map(geometry, name.name, session.timeout)
+    try:
+        expect_like(found, geometry, says_how)
+    except Failure:
         found.close()
-        raise Failure(
-            f"the entries of the file have {sizes[0]} + {sizes[1]} bytes, those of map "
-            f"{name.name!r} have {found.key_size} + {found.value_size}"
-        )
+        raise
     return found
-
-
-def store(shared_map: RHashMap, chunks: Iterable[Chunk], keep: bool, done: Any) -> None:
-    """Put chunks into a map; with keep, leave keys that are there as they are."""
-    for chunk in chunks:
-        try:
-            if keep:
-                shared_map.update_many(chunk.keys, chunk.values, BPF_NOEXIST)
-            else:
-                shared_map.update_batch(chunk.keys, chunk.values)
-        except shmrhash.Error as error:
-            done(getattr(error, "count", 0) or 0)
-            raise
-        done(chunk.count)
 
 
 @click.command("import", cls=WordVerb, short_help="Put the entries of a file into a map.")
@@ -237,6 +213,7 @@ def store(shared_map: RHashMap, chunks: Iterable[Chunk], keep: bool, done: Any) 
 @FORMAT_OPTION
 @click.option("--keep", is_flag=True, help="Leave the values of keys that are there.")
 @click.option("--entries", type=click.IntRange(1), help="max_entries of a new map.")
+@click.option("--max-bytes", type=click.IntRange(1), help="Of objects in a new map.")
 @click.option("--key-size", type=click.IntRange(1), help="Of a new map, if the file is lines.")
 @click.option("--value-size", type=click.IntRange(1), help="The same.")
 @data_options
@@ -247,16 +224,17 @@ def import_verb(
     asked: str | None,
     keep: bool,
     entries: int | None,
+    max_bytes: int | None,
     key_size: int | None,
     value_size: int | None,
     **options: Any,
 ) -> None:
     """Put the entries of a file into a map; '-' is the standard input.
 
-    A map that does not exist is made: a snapshot and an .npz say how, for lines of text say
-    --entries, --key-size and --value-size. Interrupted, it can be repeated: the same entries are
-    put there again. --keep does not touch keys that are there, so that a repeated import does not
-    undo what others changed since.
+    A map that does not exist is made: a snapshot and an .npz say how, and so does the first of a
+    SharedDict's lines; for other lines of text say --entries, --key-size and --value-size.
+    Interrupted, it can be repeated: the same entries are put there again. --keep does not touch
+    keys that are there, so that a repeated import does not undo what others changed since.
 
     \b
     Examples:
@@ -272,6 +250,7 @@ def import_verb(
     kind = kind_of(path, asked)
     wanted = DataOptions.take(options)
     given = Geometry(name.name if name else "", key_size or 0, value_size or 0, entries or 0)
+    given = replace(given, max_bytes=max_bytes or 0)
     began = time.perf_counter()
     count = 0
 
@@ -282,13 +261,16 @@ def import_verb(
 
     with contextlib.ExitStack() as stack:
         file = sys.stdin.buffer if path == STANDARD else stack.enter_context(open(path, "rb"))
-        geometry, chunks = read_file(file, kind, given)
-        shared_map = stack.enter_context(_target(session, name, geometry))
-        if chunks is None:
-            chunks = READERS[kind](file, wanted.fit(shared_map))
-        advance = stack.enter_context(progress(f"import {shared_map.name}", geometry.entries))
+        source = read_file(file, kind, given)
+        shared_map = stack.enter_context(_target(session, name, source.geometry, source.says_how))
+        contents = contents_of(shared_map, wanted, strict=True)
+        chunks = source.chunks(contents)
+        advance = stack.enter_context(
+            progress(f"import {shared_map.name}", source.geometry.entries)
+        )
+        store = Store(contents, keep)
         try:
-            store(shared_map, chunks, keep, done)
+            store.put(chunks, done)
         except KeyboardInterrupt:
             print(f"interrupted behind {count:,} entries; the same command again", file=sys.stderr)
             raise
@@ -298,20 +280,45 @@ def import_verb(
                 f"into a larger one: --entries N",
                 STATUS_NO_ROOM,
             ) from None
-    _tell(session, "imported", count, began, False)
+        except shmrhash.SegmentFull as error:
+            raise Failure(f"{error}; behind {count:,} entries", STATUS_NO_ROOM) from None
+    _tell(session, "imported", count, began, False, store.expired)
 
 
-def read_file(
-    file: BinaryIO, kind: str, given: Geometry
-) -> tuple[Geometry, Iterator[Chunk] | None]:
-    """What the file, or else the user, says of the map; chunks, where they need no map first."""
-    if kind not in ("snapshot", "npz"):
-        return given, None
+@dataclass(frozen=True)
+class Source:
+    """A file to import. says_how: it says how the map was, and of which types its entries are."""
+
+    geometry: Geometry
+    says_how: bool
+    chunks: Callable[[Plain], Iterator[Chunk | Batch]]
+
+
+def read_file(file: BinaryIO, kind: str, given: Geometry) -> Source:
+    """What the file, or else the user, says of the map; and its entries."""
+    if kind == "csv":
+        return Source(given, True, lambda contents: read_csv(file, contents.pair))
+    if kind == "ndjson":
+        said, lines = read_ndjson_head(file)
+        geometry = given if said is None else _as_given(said, given)
+
+        def of_lines(contents: Plain) -> Iterator[Chunk | Batch]:
+            whole = bool(contents.map._fields())
+            kptrs = geometry_of(contents).kptrs
+            return read_ndjson(lines, contents.pair, whole, kptrs)
+
+        return Source(geometry, said is not None, of_lines)
     if kind == "snapshot":
         geometry = read_snapshot_head(file)
-        chunks = read_snapshot(file, geometry)
+        found: Iterator[Chunk | Batch] = read_snapshot(file, geometry)
     else:
-        geometry, chunks = read_npz(file)
-    if given.max_entries:
-        geometry = replace(geometry, max_entries=given.max_entries)
-    return geometry, chunks
+        geometry, found = read_npz(file)
+    return Source(_as_given(geometry, given), True, lambda _contents: found)
+
+
+def _as_given(geometry: Geometry, given: Geometry) -> Geometry:
+    """What the file says, but for what the user says."""
+    changes = {
+        name: getattr(given, name) for name in ("max_entries", "max_bytes") if getattr(given, name)
+    }
+    return replace(geometry, **changes)

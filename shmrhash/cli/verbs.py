@@ -9,17 +9,17 @@ from typing import Any
 import click
 
 import shmrhash
-from shmrhash import RHashMap
 from shmrhash.cli import jsontext
 from shmrhash.cli.base import (
     DataOptions,
     Session,
     WordVerb,
-    data_options,
+    look_options,
     map_argument,
     pass_session,
     words_argument,
 )
+from shmrhash.cli.contents import Plain, contents_of
 from shmrhash.cli.formats import Pair, hex_lines
 from shmrhash.cli.observe import DAMAGED, VERSION, Sight, look, look_around
 from shmrhash.cli.screen import printable
@@ -121,10 +121,15 @@ def list_verb(session: Session, words: tuple[str, ...]) -> int:
 
 @click.command("dump", cls=WordVerb, short_help="All entries of a map.")
 @map_argument
-@data_options
+@look_options
 @pass_session
 def dump_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
     """Print every entry. What stays in the map throughout is printed exactly once.
+
+    The entries of a SharedDict are shown by its declared types, those that have expired are not.
+    Objects are pickles, which can run any code when they are read: they are shown as their size
+    unless --unpickle says that you trust everybody who may write to the dict. Classes are found
+    as Python finds them: PYTHONPATH=. if they are your own.
 
     \b
     Examples:
@@ -138,23 +143,23 @@ def dump_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
     tokens.end()
     wanted = DataOptions.take(options)
     with session.open(name) as shared_map:
-        pair = wanted.fit(shared_map)
+        contents = contents_of(shared_map, wanted)
         if session.json:
-            _dump_json(session, shared_map, pair)
+            _dump_json(session, contents)
             return
         count = 0
-        for key, value in shared_map.items():
-            sys.stdout.write(pair.entry_text(key, value))
+        for key, value, extra in contents.items():
+            sys.stdout.write(contents.entry_text(key, value, extra))
             count += 1
     print(f"Found {count} element{'' if count == 1 else 's'}")
 
 
-def _dump_json(session: Session, shared_map: RHashMap, pair: Pair) -> None:
+def _dump_json(session: Session, contents: Plain) -> None:
     """One entry after another: the map may be larger than this process's memory."""
     write = sys.stdout.write
     separator = "["
-    for key, value in shared_map.items():
-        write(separator + pair.entry_json(key, value, session.pretty))
+    for key, value, extra in contents.items():
+        write(separator + contents.entry_json(key, value, extra, session.pretty))
         separator = ","
     some = separator == ","
     write(("" if some else "[") + jsontext.line_break(session.pretty and some, 0) + "]\n")
@@ -179,10 +184,14 @@ def take_key(tokens: Tokens, pair: Pair, required: bool = True) -> bytes | None:
 
 @click.command("lookup", cls=WordVerb, short_help="The value of a key.")
 @words_argument("MAP key DATA")
-@data_options
+@look_options
 @pass_session
 def lookup_verb(session: Session, words: tuple[str, ...], **options: Any) -> int:
     """Print the entry of a key. Exit status 1 if there is none.
+
+    A SharedDict takes a key as its type is written: a text, a number, the fields of a struct. Among
+    keys of type object a word that is JSON stands for that: 7, '"7"', null, '[1, "a"]' for a tuple;
+    --str and --u64 say which is meant.
 
     \b
     Examples:
@@ -195,17 +204,17 @@ def lookup_verb(session: Session, words: tuple[str, ...], **options: Any) -> int
     name = take_map(tokens)
     wanted = DataOptions.take(options)
     with session.open(name) as shared_map:
-        pair = wanted.fit(shared_map)
-        key = take_key(tokens, pair)
+        contents = contents_of(shared_map, wanted)
+        key = take_key(tokens, contents.pair)
         assert key is not None
-        value = shared_map.lookup(key)
-    if session.json:
-        session.emit(None if value is None else pair.entry_object(key, value))
-    elif value is None:
-        print(f"key:\n{_key_lines(key, pair)}\n\nNot found")
-    else:
-        sys.stdout.write(pair.entry_text(key, value))
-    return STATUS_NO if value is None else 0
+        found = contents.find(key)
+        if session.json:
+            session.emit(None if found is None else contents.entry_object(key, *found))
+        elif found is None:
+            print(f"key:\n{_key_lines(key, contents.pair)}\n\nNot found")
+        else:
+            sys.stdout.write(contents.entry_text(key, *found))
+    return STATUS_NO if found is None else 0
 
 
 def _key_lines(key: bytes, pair: Pair) -> str:
@@ -214,7 +223,7 @@ def _key_lines(key: bytes, pair: Pair) -> str:
 
 @click.command("getnext", cls=WordVerb, short_help="The key after a key, or the first.")
 @words_argument("MAP [key DATA]")
-@data_options
+@look_options
 @pass_session
 def getnext_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
     """Print the key that follows, or the first one. Exit status 1 after the last.
@@ -230,9 +239,10 @@ def getnext_verb(session: Session, words: tuple[str, ...], **options: Any) -> No
     name = take_map(tokens)
     wanted = DataOptions.take(options)
     with session.open(name) as shared_map:
-        pair = wanted.fit(shared_map)
+        contents = contents_of(shared_map, wanted)
+        pair = contents.pair
         key = take_key(tokens, pair, required=False)
-        following = shared_map.get_next_key(key)
+        following = contents.following(key)
     if following is None:
         reason = os.strerror(shmrhash.KeyNotFound.errno or 0)
         raise Failure(f"can't get next key: {reason}", STATUS_NO)
@@ -246,7 +256,7 @@ def getnext_verb(session: Session, words: tuple[str, ...], **options: Any) -> No
     }
     if not pair.raw:
         found["formatted"] = {
-            "key": None if key is None else pair.key.plain(key),
-            "next_key": pair.key.plain(following),
+            "key": None if key is None else pair.key.shown(key),
+            "next_key": pair.key.shown(following),
         }
     session.emit(found)

@@ -39,7 +39,7 @@ from shmrhash.cli.screen import (
 )
 from shmrhash.cli.tokens import Tokens, take_map
 
-COLUMNS = ["NAME", ">ENTRIES", ">FILL", ">SIZE", "ACTIVITY", "HEALTH", "PROCESSES"]
+COLUMNS = ["NAME", ">ENTRIES", ">FILL", ">SIZE", ">OBJECTS", "ACTIVITY", "HEALTH", "PROCESSES"]
 
 
 def health_cell(sight: Sight) -> Cell:
@@ -92,6 +92,8 @@ def sight_object(sight: Sight) -> dict[str, Any]:
             "max_entries": sight.info["max_entries"],
             "fill": sight.fill,
             "bytes": sight.info["bytes_committed"],
+            "types": sight.types or None,
+            "objects": sight.objects or None,
             "last_activity": last_activity(sight)[0],
             "last_activity_ns": last_activity(sight)[1],
             "processes": [process_object(process) for process in sight.processes],
@@ -105,8 +107,9 @@ def sight_object(sight: Sight) -> dict[str, Any]:
 def ls_verb(session: Session, everything: bool) -> None:
     """Every map of this machine, who is attached to it, and how it is.
 
-    HEALTH is ok, full, frozen, 'N dead' (killed while attached: repair), left behind (gc), damaged,
-    or other version. PROCESSES are those that may write; 'info' shows readers too.
+    OBJECTS is what the values (and long keys) of a SharedDict take beside its entries; SIZE has
+    them too. HEALTH is ok, full, frozen, 'N dead' (killed while attached: repair), left behind
+    (gc), damaged, or other version. PROCESSES are those that may write; 'info' shows readers too.
 
     \b
     Examples:
@@ -121,18 +124,19 @@ def ls_verb(session: Session, everything: bool) -> None:
         return
     rows = []
     for sight in shown:
-        figures = ["-", "-", "-", "-"]
+        figures = ["-"] * 5
         if sight.info:
             figures = [
                 count_text(sight.info["entries"]),
                 percent_text(sight.fill),
                 size_text(sight.info["bytes_committed"]),
+                size_text(sight.objects["bytes_in_use"]) if sight.objects else "-",
                 activity_text(sight),
             ]
         users = ", ".join(map(str, sight.alive)) if sight.info else sight.detail
         rows.append([Cell(sight.name, "head"), *figures, health_cell(sight), users or "-"])
     if rows or not on_terminal():
-        print_table(COLUMNS, rows, ["ACTIVITY", "FILL", "SIZE"])
+        print_table(COLUMNS, rows, ["ACTIVITY", "FILL", "OBJECTS", "SIZE"])
     denied = sum(sight.health == DENIED for sight in sights)
     if denied and not everything:
         print(f"{denied} file(s) may not be read by you; --all shows them", file=sys.stderr)
@@ -166,6 +170,10 @@ def info_verb(session: Session, words: tuple[str, ...]) -> None:
             "id": sight.inode,
             "health": sight.health,
             "advice": sight.advice,
+            "types": sight.types or None,
+            "fields": [
+                {"kind": type(field).__name__, "offset": field.offset} for field in sight.fields
+            ],
             "processes": [process_object(process) for process in sight.processes],
             "readers": [{"pid": pid, "command": command} for pid, command in readers],
         }
@@ -179,6 +187,15 @@ def info_verb(session: Session, words: tuple[str, ...]) -> None:
         print(printable(f"  {process}  {state}  {counters}".rstrip()))
     for pid, command in readers:
         print(printable(f"  {command}({pid})  reads"))
+
+
+def objects_text(objects: dict[str, int]) -> str:
+    """Objects in one line."""
+    return (
+        f"{objects['count']:,}, {size_text(objects['bytes_in_use'])} in use, "
+        f"{size_text(objects['bytes_committed'])} committed of {size_text(objects['max_bytes'])}, "
+        f"{objects['pinned']:,} pinned"
+    )
 
 
 def _facts(sight: Sight) -> list[tuple[str, str]]:
@@ -208,6 +225,13 @@ def _facts(sight: Sight) -> list[tuple[str, str]]:
         ),
         ("activity", activity_text(sight)),
     ]
+    if sight.types:
+        facts.insert(4, ("types", sight.types))
+    elif sight.fields:
+        fields = (f"{type(field).__name__} at {field.offset}" for field in sight.fields)
+        facts.insert(4, ("fields", ", ".join(fields)))
+    if sight.objects:
+        facts.insert(-3, ("objects", objects_text(sight.objects)))
     if info["growth_stopped"]:
         facts.insert(7, ("no memory", f"growth was stopped {info['growth_stopped']:,} times"))
     flags = [word for word in ("frozen", "ephemeral", "huge_pages") if info.get(word)]

@@ -8,7 +8,7 @@ import time
 
 from commandline import TIMEOUT_SECONDS, Terminal, run, start
 
-from shmrhash import RHashMap, _core
+from shmrhash import LockTimeout, RHashMap, _core
 
 STR = ("--str", "--value-u64")
 
@@ -57,6 +57,43 @@ def test_top_shows_what_changes(make, users):
     assert rest["change_per_s"] == 0
     assert rest["health"] == "dead owners"
     assert [user["pid"] for user in rest["processes"] if not user["alive"]] == [dead]
+
+
+def test_top_shows_who_waits(make, users):
+    """Contention, per map and per process: one holds a key, another wants to write it."""
+    make("quiet").close()
+    make("busy").close()
+    key = b"k1".ljust(8, b"\0")
+
+    def hold():
+        held = RHashMap.open("busy")
+        section = held.locked(key)
+        section.__enter__()
+        return held, section
+
+    def want():
+        if not want.maps:
+            want.maps.append(RHashMap.open("busy", timeout=0.002))
+        try:
+            want.maps[0].update(key, bytes(8))
+        except LockTimeout:
+            want.maps[0].lookup(key)
+
+    want.maps = []
+    holder = users.start(hold)
+    waiter = users.start_working(want)
+
+    busy, quiet = json.loads(run("-j", "top", "-n", 2, "-d", 0.3).lines[-1])["maps"]
+
+    assert busy["waits_per_s"] > 0
+    assert not quiet["waits_per_s"]
+    rates = {user["pid"]: user for user in busy["processes"]}
+    assert rates[waiter]["waits_per_s"] > 0
+    assert rates[waiter]["operations_per_s"] > 0
+    assert rates[holder]["waits_per_s"] == rates[holder]["operations_per_s"] == 0
+    frame = run("top", "-n", 2, "-d", 0.3, "--sort", "waits").out.split("\n\n\n")[-1]
+    assert frame.index("\nbusy ") < frame.index("\nquiet ")
+    assert "WAITS/s" in frame
 
 
 def test_top_in_a_pipe_is_text(make, users):

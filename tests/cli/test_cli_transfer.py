@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from commandline import Terminal, run, start
 
-from shmrhash import RHashMap
+from shmrhash import BPF_F_NO_PREALLOC, BPF_F_RDONLY, BPF_F_WRONLY, RHashMap
 
 STR = ("--str", "--value-u64")
 ENDINGS = ["snap", "npz", "ndjson", "csv"]
@@ -274,7 +274,11 @@ def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
         ("a.ndjson", "[]", "line 1 is no JSON object"),
         ("a.csv", "key,value\n1,2,3\n", "line 2 is not two cells"),
         ("a.csv", "key,value\nxyz,00\n", "line 2: key should be a string of hex digits"),
+        pytest.param("a.csv", "x" * 200_000, "line 1 is no CSV", id="a huge cell"),
+        ("a.ndjson", '{"key":[1.5,0,0,0,0,0,0,0],"value":"00"}', "line 1: key should be"),
+        pytest.param("a.ndjson", "[" * 100_000, "line 1 is no JSON object", id="too deep"),
         ("a.npz", "nothing of the kind", "no .npz"),
+        ("a.npz", "PK\3\4 and so on", "no .npz"),
     ],
 )
 def test_damaged_lines_are_named(hits, tmp_path, name, content, message):
@@ -317,6 +321,18 @@ def test_import_into_a_larger_map_is_the_way_out_of_a_full_one(make, tmp_path):
 
     assert entries_of("hits") == entries_of("larger")
     run("update", "larger", "key", "one more", "value", 1, *STR)
+
+
+def test_the_flags_of_a_handle_are_not_the_maps(make, tmp_path):
+    """A map that its creator only reads or only writes is exported and imported as any other."""
+    for name, flag in (("read", BPF_F_RDONLY), ("write", BPF_F_WRONLY)):
+        make(name, entries=0, map_flags=BPF_F_NO_PREALLOC | flag).close()
+        run("update", name, "key", "a", "value", 1, *STR)
+        run("export", name, tmp_path / f"{name}.snap")
+
+        run("import", tmp_path / f"{name}.snap", f"{name}-copy")
+
+        assert entries_of(name) == entries_of(f"{name}-copy") != {}
 
 
 def test_progress_is_for_terminals(make, tmp_path):

@@ -150,6 +150,8 @@ def test_show_names_the_processes(hits, users):
         ("update hits key k1 key k2 value 1 --str", "duplicate key"),
         ("lookup hits key k1 --str --u64", "keys cannot be both str and u64"),
         ("lookup hits key k1 --struct <Y", "no format of Python's struct"),
+        ("lookup hits key k1 --struct ä", "no format of Python's struct"),
+        ("lookup hits key k1 --struct 99999999999999999s", "key has 8 bytes"),
         ("lookup hits key k1 --struct", "requires an argument"),
         ("dump hits --no-such-option", "did not expect '--no-such-option'"),
         ("ls --no-such-option", "No such option"),
@@ -233,6 +235,13 @@ def test_reader_of_a_pipe_may_go_away(make):
 
     assert done.stdout.startswith("key: ")
     assert done.stderr == ""
+
+
+def test_freezing_again_is_refused(make):
+    make().close()
+    assert run("-j", "freeze", "hits").out == "null\n"
+
+    assert "is frozen" in run("-j", "freeze", "hits", status=4).json["error"]
 
 
 def test_frozen_map_is_shown_and_refuses_changes(hits):

@@ -167,6 +167,12 @@ def test_metrics_are_prometheus_text(make, users, tmp_path):
     assert samples["shmrhash_directory_size_bytes",] > 0
     operations = {key[-1] for key in samples if key[0] == "shmrhash_process_operations_total"}
     assert operations == {str(alive), str(dead)}
+    as_json = {
+        (one["name"], *(one["labels"][label] for label in sorted(one["labels"]))): one["value"]
+        for one in run("-j", "metrics").json
+    }
+    assert as_json.keys() == samples.keys()
+    assert as_json["shmrhash_entries", "hits"] == 3
     written = (tmp_path / "shmrhash.prom").read_text()
     assert re.findall(r"^\w+", text, re.MULTILINE) == re.findall(r"^\w+", written, re.MULTILINE)
 
@@ -271,7 +277,9 @@ def test_words_are_completed(make):
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_code_for_a_shell(shell):
-    assert "_SHMRHASH_COMPLETE" in run("completion", shell).out
+    text = run("completion", shell).out
+    assert "_SHMRHASH_COMPLETE" in text
+    assert run("-j", "completion", shell).json == text.removesuffix("\n")
 
 
 def test_terminal_has_colours_and_a_pipe_has_none(make, monkeypatch):
