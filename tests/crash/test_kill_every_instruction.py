@@ -254,7 +254,7 @@ SCENARIOS = {
         inserting("insert the last entry", 64, entries(63)),
         updating(8),
         updating(64, changes_min=10),
-        updating(256, changes_min=15),
+        updating(256, changes_min=10),
         updating(4096, changes_min=100),
         Scenario(
             "update in an overflow line",
