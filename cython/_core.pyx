@@ -33,7 +33,7 @@ from status cimport (
 from layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS,
-    SCHEMA_MAX, SCHEMA_OFFSET, ELEMENT_LIVE, element_state,
+    SCHEMA_MAX, SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, element_state,
     depot_credit, depot_count as depot_parked, word_locked, word_owner,
 )
 from blocks cimport round_up
@@ -60,8 +60,8 @@ from reference cimport element_replace, ref_stands
 from count cimport ObjectFacts, objects_count
 from commit cimport contexts_are_quiet
 from lock cimport (
-    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_release, lock_try,
-    op_begin, op_end,
+    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_busy, lock_release,
+    lock_try, op_begin, op_end,
 )
 from lookup cimport map_find, map_glance, map_lookup, map_contains
 from map cimport map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST

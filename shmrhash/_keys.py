@@ -101,7 +101,15 @@ def _plain_number(key: Any) -> int | float | None:
 
 
 def decode_key(data: bytes) -> Any:
-    """The key of these bytes; a pickled one is unpickled. Raises SegmentCorrupt."""
+    """The key of these bytes; a pickled one is unpickled. Raises SegmentCorrupt, and what
+    unpickling raises."""
+    try:
+        return _decoded(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise SegmentCorrupt(f"{len(data)} bytes are not a key: {error}") from None
+
+
+def _decoded(data: bytes) -> Any:
     tag, content = data[:1], data[1:]
     if tag == b"s":
         return content.decode("utf-8", "surrogatepass")
@@ -133,6 +141,6 @@ def _decode_items(content: bytes) -> list[Any]:
             at += 4
         if at + size > len(content):
             raise SegmentCorrupt("a key's items are longer than the key")
-        items.append(decode_key(content[at : at + size]))
+        items.append(_decoded(content[at : at + size]))
         at += size
     return items
