@@ -234,6 +234,9 @@ cdef inline Status names_settle(Op *op) noexcept nogil:
     cdef uint64_t slot
     cdef Status status = OK
     cdef Status one
+    if op.map.objects == NULL:                 # there is nothing to owe
+        op.context.owing = 0
+        return OK
     for slot in range(NAME_MAX):
         if op.context.names[slot] != 0:
             one = object_free(op, slot)

@@ -151,6 +151,7 @@ def message_codec(cls: Any, role: Role) -> Codec:
             f"{field.encode_name}: {_annotation(field.type)}"
             for field in msgspec.structs.fields(cls)
         ]
+
     def decode(data: bytes) -> Any:
         try:
             return decoder.decode(data)

@@ -172,7 +172,9 @@ class Damage:
             if self.rng.random() < 0.4:
                 fields[field] = 0
         if hasattr(self.image, "max_bytes"):
-            fields += [self.rng.choice((0, 1, 1, 8, self.number())) for _ in range(CONTEXT_WORDS - 20)]
+            fields += [
+                self.rng.choice((0, 1, 1, 8, self.number())) for _ in range(CONTEXT_WORDS - 20)
+            ]
             for field in CONTEXT_NAMES:
                 fields[field] = self.rng.choice((0, 0, self.any_reference()))
         words = struct.pack(f"<{len(fields)}Q", *(field & MASK for field in fields))

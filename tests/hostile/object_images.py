@@ -186,9 +186,10 @@ OBJECT_STATES += ["str to bytes; empty", "int to str; chained", "map; chained"]
 
 def object_at_rest(state, name):
     """The image of one of OBJECT_STATES; with "; section", of that with a section open."""
-    with live_object(state.removesuffix("; section"), name) as (shared_map, kind), (
-        contextlib.ExitStack()
-    ) as stack:
+    with (
+        live_object(state.removesuffix("; section"), name) as (shared_map, kind),
+        contextlib.ExitStack() as stack,
+    ):
         if state.endswith("; section"):
             if kind == "map":
                 stack.enter_context(shared_map.locked((9).to_bytes(8, "little")))

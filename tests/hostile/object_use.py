@@ -212,17 +212,23 @@ FIELD_STEPS = [FieldUser.exchange_kptrs, FieldUser.get_kptrs, FieldUser.expire, 
 
 def export(name, rng):
     """What the command line does with it: any exit status, no exception."""
-    verb = rng.choice((["export", name, "-", "--format", "snap"], ["dump", name], ["show", name]))
+    verb = rng.choice(
+        (["export", name, "-", "--format", "snapshot"], ["dump", name], ["show", name])
+    )
     out = io.TextIOWrapper(io.BytesIO())
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.TextIOWrapper(io.BytesIO())):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(io.TextIOWrapper(io.BytesIO())),
+    ):
         status = app.run(verb)
     expect(0 <= status < 128, f"status {status}")
 
 
 def use_object(name, image, rng):
     """As use.use(), for an ObjectImage."""
-    with mock.patch.multiple("shmrhash._types", pickle=NOT_UNPICKLED), mock.patch.multiple(
-        "shmrhash._keys", pickle=NOT_UNPICKLED
+    with (
+        mock.patch.multiple("shmrhash._types", pickle=NOT_UNPICKLED),
+        mock.patch.multiple("shmrhash._keys", pickle=NOT_UNPICKLED),
     ):
         if rng.random() < 0.03:
             trace("export")

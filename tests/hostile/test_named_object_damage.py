@@ -29,7 +29,7 @@ DONE_OR_SAID = ("done", "SegmentCorrupt", "LockTimeout", "KeyNotFound")
 
 @pytest.fixture
 def damaged_dict(map_name):
-    """A function that makes a dict of one of DICTS and its Segment; it is not checked at the end."""
+    """A function that makes a dict of one of DICTS and its Segment; no check() at the end."""
     with contextlib.ExitStack() as stack:
 
         def make(kind):
