@@ -3,7 +3,7 @@
 
 
 cdef enum:
-    LOST_MAX = 200000          # entries that popitem sees and cannot have, one after another
+    LOST_MAX = 20000          # entries that popitem sees and cannot have, one after another
 
 
 @cython.auto_pickle(False)
