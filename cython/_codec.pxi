@@ -178,11 +178,18 @@ cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out)
     return encoded
 
 
+cdef object text_decode(const uint8_t *bytes, Py_ssize_t size):
+    try:
+        return PyUnicode_DecodeUTF8(<const char *> bytes, size, NULL)
+    except UnicodeDecodeError as error:
+        raise _errors.SegmentCorrupt(f"{size} bytes of a str are not UTF-8: {error}") from None
+
+
 cdef object key_decode(Codec codec, const uint8_t *bytes, Py_ssize_t size):
     """The key of these bytes: the whole key of the kinds of any length."""
     cdef double number
     if codec.kind == C_KEY_STR:
-        return PyUnicode_DecodeUTF8(<const char *> bytes, size, NULL)
+        return text_decode(bytes, size)
     if codec.kind == C_KEY_INT:
         return <int64_t> read_u64(bytes)
     if codec.kind == C_KEY_FLOAT:
@@ -212,7 +219,7 @@ cdef object value_decode(Codec codec, bytes found):
     if codec.kind == C_VALUE_BYTES:
         return found
     if codec.kind == C_VALUE_STR:
-        return PyUnicode_DecodeUTF8(PyBytes_AS_STRING(found), PyBytes_GET_SIZE(found), NULL)
+        return text_decode(<const uint8_t *> PyBytes_AS_STRING(found), PyBytes_GET_SIZE(found))
     if codec.kind == C_VALUE_VIEW:
         return codec.decode(memoryview(found))
     return codec.decode(found)

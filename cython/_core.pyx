@@ -60,8 +60,8 @@ from reference cimport element_replace, ref_stands
 from count cimport ObjectFacts, objects_count
 from commit cimport contexts_are_quiet
 from lock cimport (
-    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_release, lock_try,
-    op_begin, op_end,
+    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_busy, lock_release,
+    lock_try, op_begin, op_end,
 )
 from lookup cimport map_find, map_glance, map_lookup, map_contains
 from map cimport map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST

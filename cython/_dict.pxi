@@ -46,10 +46,35 @@ cdef class DictBase:
             self.value.size = map.value_size - words * 8
         self.quick = self.key.kind in (C_KEY_STR, C_KEY_INT) and (
             self.value.kind in (C_VALUE_INT, C_VALUE_FLOAT))
-        if next_slot != map.ref_count or words >= map.value_words or (
-                self.key_slot != NO_SLOT and map.key_size != 16):
+        if next_slot != map.ref_count or not self._sizes_fit(words):
             raise _errors.LayoutMismatch(
                 f"map {handle.name!r} has not the fields of a dict with such keys and values")
+
+    cdef bint _sizes_fit(self, uint64_t words) noexcept:
+        """Whether keys and values of such kinds are what the map has, behind so many words."""
+        cdef Map *map = &self.handle.map
+        if words >= map.value_words:
+            return False
+        if self.value.kind != C_VALUE_FIXED and map.value_size != words * 8 + 8:
+            return False
+        if self.key_slot != NO_SLOT:
+            return map.key_size == 16
+        if self.key.kind == C_KEY_INT or self.key.kind == C_KEY_FLOAT:
+            return map.key_size == 8
+        return self.key.kind == C_KEY_FIXED or map.key_size == 1
+
+    cdef Status _find(self, Op *op, Found *found, uint64_t *value) noexcept:
+        """item_find until it is settled: OK, ABSENT, CORRUPT."""
+        cdef Status status = RETRY
+        cdef uint64_t _rounds
+        for _rounds in range(READ_ROUNDS_MAX):
+            status = item_find(&self.handle.map, op.hash, op.key, found, value)
+            if likely(status != RETRY):
+                return status
+            if _rounds & 63 == 63:
+                with nogil:
+                    sched_yield()
+        return CORRUPT                         # writers never go on so long
 
     cdef int _aim(self, Op *op, KeyBytes *key) except -1:
         op.key = key.bytes
@@ -150,30 +175,25 @@ cdef class DictBase:
         cdef uint64_t *value = NULL
         cdef Found found
         cdef Op op
-        cdef Status status = RETRY
+        cdef Status status = OK
         cdef bint over = False
-        cdef uint64_t _rounds
+        cdef uint64_t rounds = 0
         cdef object result = MISSING
         room = self._spot(small, &value)
         self._aim(&op, key)
         self.handle._enter_to_read(&op)
         try:
-            for _rounds in range(READ_ROUNDS_MAX):
-                status = item_find(&self.handle.map, op.hash, op.key, &found, value)
+            while status == OK and not over and result is MISSING:
+                status = self._find(&op, &found, value)
                 if status == OK:
                     over = item_expired(&self.handle.map, value)
-                    if over:
-                        break
+                if status == OK and not over:
                     result = self._take(
                         &found, value, &op if self.value.kind == C_VALUE_VIEW and (
                             op.context != NULL) else NULL)
-                    if result is not MISSING:
-                        break
-                elif status != RETRY:
-                    break
-                if _rounds & 63 == 63:
-                    with nogil:
-                        sched_yield()
+                rounds += 1
+                if rounds > READ_ROUNDS_MAX:   # writers never go on so long
+                    status = CORRUPT
         finally:
             self.handle._leave_reading(&op)
         if status != OK and status != ABSENT:
@@ -248,7 +268,8 @@ cdef class DictBase:
         return map_update(op, <const uint8_t *> words, flag)
 
     cdef Status _attempt_expire(self, Op *op) noexcept nogil:
-        """item_expire with room of its own: only the deadline is wanted."""
+        """item_expire with room of its own: only the deadline is wanted. BUSY if a section holds an
+        entry that has expired: it is absent, but nobody can take its place."""
         cdef Found found
         cdef Status status = map_find(&self.handle.map, op.hash, op.key, &found)
         cdef uint64_t deadline
@@ -256,8 +277,11 @@ cdef class DictBase:
             return status
         deadline = load_relaxed_u64(
             element_value(&self.handle.map, found.element) + self.handle.map.timer_word - 1)
-        if not ref_stands(&found) or not deadline_is_over(deadline) or (
-                element_state(found.header) != ELEMENT_LIVE):
+        if not ref_stands(&found) or not deadline_is_over(deadline):
+            return ABSENT
+        if element_state(found.header) == ELEMENT_LOCKED:
+            return lock_busy(op, &found.element.header, found.header)
+        if element_state(found.header) != ELEMENT_LIVE:
             return ABSENT
         return map_delete_held(op, found.header, NULL)
 

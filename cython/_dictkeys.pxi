@@ -49,9 +49,7 @@ cdef class DictKeys(DictBase):
         room = self._spot(small, &value)
         self._aim(&op, &key_bytes)
         self.handle._enter_to_read(&op)
-        status = RETRY
-        while status == RETRY:                 # ends: writers never go on so long
-            status = item_find(&self.handle.map, op.hash, op.key, &found, value)
+        status = self._find(&op, &found, value)
         self.handle._leave_reading(&op)
         if status != OK and status != ABSENT:
             self.handle._raise(status, NULL)
@@ -91,12 +89,14 @@ cdef class DictKeys(DictBase):
 
         Raises what store() raises.
         """
-        while True:                            # each turn somebody stored or deleted the key
+        cdef uint64_t _rounds
+        for _rounds in range(READ_ROUNDS_MAX):         # each turn somebody stored or deleted it
             found = self.get(key, MISSING)
             if found is not MISSING:
                 return found
             if self._store(key, default, UPDATE_NOEXIST, deadline_ns) == OK:
                 return default
+        self.handle._raise(CORRUPT, NULL)
 
     def pop(self, key, *default):
         """Delete key and return its value, or default.
@@ -128,13 +128,12 @@ cdef class DictKeys(DictBase):
         cdef uint64_t *value = NULL
         cdef Found found
         cdef Op op
-        cdef Status status = RETRY
+        cdef Status status
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         room = self._spot(small, &value)
         self._aim(&op, &key_bytes)
         self.handle._enter_to_read(&op)
-        while status == RETRY:                 # ends: writers never go on so long
-            status = item_find(&self.handle.map, op.hash, op.key, &found, value)
+        status = self._find(&op, &found, value)
         self.handle._leave_reading(&op)
         if status == CORRUPT:
             self.handle._raise(status, NULL)
@@ -266,7 +265,8 @@ cdef class DictKeys(DictBase):
         cdef uint64_t *value = NULL
         cdef Found found
         cdef Op op
-        cdef Status status = RETRY
+        cdef Status status = OK
+        cdef uint64_t rounds = 0
         cdef object pinned = None
         if self.value_slot == NO_SLOT:
             raise _errors.InvalidArgument("views are of values that are objects: bytes, str, ...")
@@ -277,16 +277,17 @@ cdef class DictKeys(DictBase):
         self.handle._enter_to_read(&op)
         try:
             op_settle(&op)
-            while pinned is None:              # each turn the entry changed under our eyes
-                status = item_find(&self.handle.map, op.hash, op.key, &found, value)
+            while status == OK and pinned is None:     # each turn the entry changed meanwhile
+                status = self._find(&op, &found, value)
                 if status == OK and item_expired(&self.handle.map, value):
                     status = ABSENT
                 if status == OK:
                     pinned = pinned_object(
                         self.handle, &op, &found,
                         value[self.handle.map.ref_words[self.value_slot]])
-                elif status != RETRY:
-                    break
+                rounds += 1
+                if rounds > READ_ROUNDS_MAX:   # writers never go on so long
+                    status = CORRUPT
         finally:
             self.handle._leave_reading(&op)
         if status == ABSENT:

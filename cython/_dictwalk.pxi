@@ -2,6 +2,10 @@
 # Part of _core.pyx: the iterators of a dict, and what is made of sections of its keys.
 
 
+cdef enum:
+    LOST_MAX = 20000          # entries that popitem sees and cannot have, one after another
+
+
 @cython.auto_pickle(False)
 cdef class DictCore(DictKeys):
     """Iterators, sections, and what is made of them."""
@@ -59,7 +63,8 @@ cdef class DictCore(DictKeys):
         cdef KeyBytes key
         cdef Found found
         cdef Op op
-        cdef Status status = RETRY
+        cdef Status status = OK
+        cdef uint64_t rounds = 0
         cdef object result = MISSING
         cdef object name = None
         key.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
@@ -67,22 +72,23 @@ cdef class DictCore(DictKeys):
         self._aim(&op, &key)
         self.handle._enter_to_read(&op)
         try:
-            while True:                        # ends: writers never go on so long
-                status = item_find(&self.handle.map, op.hash, op.key, &found, value)
-                if status == ABSENT or (status == OK and item_expired(&self.handle.map, value)):
-                    break
+            while status == OK and result is MISSING:
+                status = self._find(&op, &found, value)
+                if status == OK and item_expired(&self.handle.map, value):
+                    status = ABSENT
                 if status == OK:
                     result = name = self._key_of(raw, &found, value) if what != 1 else None
-                    if what != 0 and result is not MISSING:
-                        result = self._take(
-                            &found, value, &op if self.value.kind == C_VALUE_VIEW and (
-                                op.context != NULL) else NULL)
-                    if result is not MISSING:
-                        break
-                elif status != RETRY:
-                    self.handle._raise(CORRUPT, NULL)
+                if status == OK and what != 0 and result is not MISSING:
+                    result = self._take(
+                        &found, value, &op if self.value.kind == C_VALUE_VIEW and (
+                            op.context != NULL) else NULL)
+                rounds += 1
+                if rounds > READ_ROUNDS_MAX:   # writers never go on so long
+                    status = CORRUPT
         finally:
             self.handle._leave_reading(&op)
+        if status != OK and status != ABSENT:
+            self.handle._raise(CORRUPT, NULL)
         return (name, result) if what == 2 and result is not MISSING else result
 
     cdef object _key_of(self, bytes raw, const Found *found, const uint64_t *value):
@@ -131,17 +137,34 @@ cdef class DictCore(DictKeys):
         Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed.
         """
         cdef KeyBytes key_bytes
-        while True:                            # each turn others took what was found
-            some = False
+        cdef uint64_t lost = 0
+        cdef uint64_t before
+        while lost < LOST_MAX:                 # each turn others took what was found
+            before = lost
             for raw in raw_keys(self.handle):
-                some = True
                 key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
                 name = self._entry(raw, 0)
-                if name is MISSING:
+                if name is MISSING and (self._is_over(&key_bytes)):
                     self._expire_one(&key_bytes)
                     continue
-                found = self._remove(&key_bytes, True)
+                found = MISSING if name is MISSING else self._remove(&key_bytes, True)
                 if found is not MISSING:
                     return name, found
-            if not some or len(self) == 0:
+                lost += 1
+            if lost == before or len(self) == 0:
                 raise _errors.KeyNotFound("popitem(): the dict is empty")
+        self.handle._raise(CORRUPT, NULL)      # a walk finds what nobody can look up
+
+    cdef bint _is_over(self, KeyBytes *key) except -1:
+        """Whether a key has an entry that has expired."""
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Found found
+        cdef Op op
+        cdef Status status
+        room = self._spot(small, &value)
+        self._aim(&op, key)
+        self.handle._enter_to_read(&op)
+        status = self._find(&op, &found, value)
+        self.handle._leave_reading(&op)
+        return status == OK and item_expired(&self.handle.map, value)

@@ -92,6 +92,8 @@ cdef class ObjectHandle(ModifyHandle):
         if status != OK:
             return <int> status
         source = item_bytes(&self.map, value[self.map.ref_words[slot]], &length)
+        if source == NULL and value[self.map.ref_words[slot]] != 0:
+            return <int> (CORRUPT if ref_stands(&found) else RETRY)
         if source != NULL:
             before = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
         if only_read:

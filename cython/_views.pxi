@@ -39,13 +39,17 @@ cdef class PinnedObject:
 
 
 cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
-    """A PinnedObject of what a found element refers to; None if the element changed meanwhile."""
+    """A PinnedObject of what a found element refers to; None if the element changed meanwhile.
+
+    Raises SegmentCorrupt: there is no such object."""
     cdef PinnedObject pinned
     cdef uint64_t pin = 0
     cdef uint64_t length = 0
     cdef const uint8_t *bytes = item_bytes(&handle.map, ref, &length)
     cdef Status status
     if bytes == NULL:
+        if ref_stands(found):
+            handle._raise(CORRUPT, NULL)
         return None
     status = pin_claim(op, handle.map.local.process_index + 1, &pin)
     if status == FULL:

@@ -14,15 +14,15 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64, load_relaxed_u64, store_relaxed_u64, compiler_fence, unlikely
 from status cimport Status, OK, BUSY, CORRUPT, ABSENT
 from layout cimport (
-    Depot, Element, PAGE_BYTES, NAME_MAX, ELEMENT_ALLOC, ELEMENT_FREE, element_state, lock_bits,
-    word_held_by, depot_count, depot_head, depot_word,
+    BLOCK_READY, Depot, Element, PAGE_BYTES, NAME_MAX, ELEMENT_ALLOC, ELEMENT_FREE, block_state,
+    element_state, lock_bits, word_held_by, depot_count, depot_head, depot_word,
 )
 from objects cimport (
     CLASS_COUNT, CLASS_SMALL, RUN_HEADER, SMALL_HEADER, class_of, pages_of, ref_class, ref_index,
     ref_length, ref_make, run_pages,
 )
 from blocks cimport DEPOT_HIGH_MAX, PARKED_MAX, PoolView
-from geometry cimport Map, depot_at, pool_object
+from geometry cimport Map, depot_at, pool_object, region_usable
 from lock cimport Op, lock_busy, lock_release, header_set
 from budget cimport budget_charge, budget_refund, budget_used
 from commit cimport memory_populate
@@ -49,6 +49,24 @@ cdef inline uint8_t *ref_bytes(Map *map, uint64_t ref) noexcept nogil:
     """The bytes of an object, ref_length(ref) of them."""
     return <uint8_t *> ref_object(map, ref) + (
         SMALL_HEADER if ref_class(ref) < CLASS_SMALL else RUN_HEADER)
+
+cdef inline uint64_t name_read(Op *op, uint64_t slot) noexcept nogil:
+    """What names[slot] names; 0 if that is nothing there could be. Read once, and checked as read:
+    in a damaged segment somebody may be writing there."""
+    cdef uint64_t ref = load_relaxed_u64(&op.context.names[slot])
+    return ref if ref_sound(op.map, ref) else 0
+
+cdef inline bint object_stands(Map *map, uint64_t ref) noexcept nogil:
+    """Whether the memory of a sound reference's object is there, as the words say that are in
+    charge of it. It stays until the caller's operation ends."""
+    cdef PoolView *pool = ref_pool(map, ref)
+    cdef uint64_t block = ref_index(ref) // pool.capacity
+    if block >= region_usable(map, pool.words_region) // 8:
+        return False
+    # Acquire: pairs with the release of a block word; the memory is there.
+    if block_state(load_acquire_u64(pool.words + block)) != BLOCK_READY:
+        return False
+    return pool.capacity > 1 or pages_of(ref_length(ref)) <= run_pages(ref_object(map, ref))
 
 cdef inline uint64_t stock_high(uint64_t bytes) noexcept nogil:
     """Free objects of a small class that a depot may hold: bpf_mem_alloc's, about 24 KiB."""
@@ -99,10 +117,11 @@ cdef inline Status stock_take(
             return OK
     return status
 
-cdef inline Status stock_give(Op *op, PoolView *pool, uint64_t slot) noexcept nogil:
-    """Give back the small object that names[slot] names, ALLOC; clear the name."""
-    cdef uint64_t given = ref_index(op.context.names[slot])
-    cdef uint64_t first = (ref_class(op.context.names[slot]) + 1) * op.map.depot_count
+cdef inline Status stock_give(
+        Op *op, PoolView *pool, uint64_t slot, uint64_t ref) noexcept nogil:
+    """Give back the small object ref, which names[slot] names, ALLOC; clear the name."""
+    cdef uint64_t given = ref_index(ref)
+    cdef uint64_t first = (ref_class(ref) + 1) * op.map.depot_count
     cdef uint64_t here = depot_here(op.map)
     cdef uint64_t keep = stock_high(pool.stride)
     cdef Element *thing = pool_object(pool, given)
@@ -135,11 +154,15 @@ cdef inline Status stock_give(Op *op, PoolView *pool, uint64_t slot) noexcept no
 
 cdef inline Status run_grow(Op *op, PoolView *pool, uint64_t slot) noexcept nogil:
     """Have all pages of the run that names[slot] names, which is this context's."""
-    cdef uint64_t ref = op.context.names[slot]
+    cdef uint64_t ref = name_read(op, slot)
     cdef Element *run = pool_object(pool, ref_index(ref))
     cdef uint64_t wanted = pages_of(ref_length(ref))
-    cdef uint64_t pages = run_pages(run)
-    cdef Status status = budget_refund(op)
+    cdef uint64_t pages
+    cdef Status status
+    if ref_pool(op.map, ref) != pool:          # only in a damaged segment
+        return CORRUPT
+    pages = run_pages(run)
+    status = budget_refund(op)
     if status == OK and wanted > pages:
         op.context.pages_wanted = wanted * 8 + slot
         compiler_fence()
@@ -172,13 +195,13 @@ cdef inline Status heap_take(
             object_free(op, slot)
     return status
 
-cdef inline Status object_own(Op *op, uint64_t slot) noexcept nogil:
-    """Whether names[slot] names an object of this context's: OK. ABSENT: it does not, and the name
-    is cleared. BUSY: its block is held. A retired object that nothing pins any more becomes it."""
-    cdef uint64_t ref = op.context.names[slot]
+cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogil:
+    """Whether ref, which names[slot] names, is an object of this context's: OK. ABSENT: it is not,
+    and the name is cleared. BUSY: its block is held. A retired object that nothing pins any more
+    becomes it."""
     cdef Element *thing
     cdef Status status = ABSENT
-    if ref != 0 and ref_sound(op.map, ref):
+    if ref != 0:
         thing = ref_object(op.map, ref)
         status = object_there(op, ref_pool(op.map, ref), ref_index(ref))
         if status == OK and not retired_take(op, thing, ref) and not (
@@ -193,26 +216,27 @@ cdef inline Status object_own(Op *op, uint64_t slot) noexcept nogil:
 cdef inline Status object_free(Op *op, uint64_t slot) noexcept nogil:
     """Give back the object that names[slot] names, if it is this context's and not pinned, and
     clear the name. BUSY, RETRY: it stays named."""
-    cdef PoolView *pool
-    cdef Status status = object_own(op, slot)
+    cdef uint64_t ref = name_read(op, slot)
+    cdef PoolView *pool = ref_pool(op.map, ref)
+    cdef Status status = object_own(op, slot, ref)
     if status != OK:
         return OK if status == ABSENT else status
-    pool = ref_pool(op.map, op.context.names[slot])
-    if unlikely(pins_find(op, op.context.names[slot])) and pins_hold_back(
-            op, pool_object(pool, ref_index(op.context.names[slot])), op.context.names[slot]):
+    if unlikely(pins_find(op, ref)) and pins_hold_back(op, ref_object(op.map, ref), ref):
         op.context.names[slot] = 0
         compiler_fence()
         return OK
     if pool.capacity > 1:
-        return stock_give(op, pool, slot)
-    return pool_give(
-        op, pool, ref_index(op.context.names[slot]), &op.context.names[slot])
+        return stock_give(op, pool, slot, ref)
+    return pool_give(op, pool, ref_index(ref), &op.context.names[slot])
 
 cdef inline Status names_settle(Op *op) noexcept nogil:
     """Give back every object of this context's, and pages it owes. BUSY, RETRY: some are left."""
     cdef uint64_t slot
     cdef Status status = OK
     cdef Status one
+    if op.map.objects == NULL:                 # there is nothing to owe
+        op.context.owing = 0
+        return OK
     for slot in range(NAME_MAX):
         if op.context.names[slot] != 0:
             one = object_free(op, slot)

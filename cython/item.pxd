@@ -15,7 +15,7 @@ from geometry cimport Map, element_value
 from special cimport deadline_is_over
 from lock cimport Op, OP_KEEP_SHIFT
 from supply cimport block_commit
-from heap cimport heap_reclaim, heap_take, ref_bytes, ref_sound
+from heap cimport heap_reclaim, heap_take, name_read, object_stands, ref_bytes, ref_sound
 from chain cimport Found
 from element cimport element_is_lost, element_read_whole
 from reference cimport element_replace, ref_stands
@@ -66,9 +66,10 @@ cdef inline Status item_object(
     OUT_OF_BYTES, CORRUPT; BUSY or RETRY: call again."""
     cdef Status status = OK
     cdef bint scavenge = False
+    cdef uint64_t ref = name_read(op, slot)
     cdef int _
-    if op.context.names[slot] != 0:
-        return OK
+    if ref != 0:
+        return OK if ref_length(ref) == length else CORRUPT
     for _ in range(WRITE_TRIES_MAX):
         status = heap_take(op, slot, length, scavenge)
         if status == NEED_OBJECTS:
@@ -81,9 +82,13 @@ cdef inline Status item_object(
             status = RETRY
         if status != RETRY:
             break
-    if status == OK and length > 0:
-        memcpy(ref_bytes(op.map, op.context.names[slot]), source, length)
-    return status
+    if status != OK or length == 0:
+        return status
+    ref = name_read(op, slot)
+    if unlikely(ref == 0 or ref_length(ref) != length):    # only in a damaged segment
+        return CORRUPT
+    memcpy(ref_bytes(op.map, ref), source, length)
+    return OK
 
 cdef inline bint item_expired(Map *map, const uint64_t *value) noexcept nogil:
     return map.timer_word != 0 and deadline_is_over(value[map.timer_word - 1])
@@ -113,8 +118,9 @@ cdef inline Status item_touch(Op *op, uint64_t deadline, uint64_t *value) noexce
 
 cdef inline const uint8_t *item_bytes(
         Map *map, uint64_t ref, uint64_t *length) noexcept nogil:
-    """Where an object's bytes are; NULL if the reference is none, in a damaged segment."""
-    if unlikely(ref == 0 or not ref_sound(map, ref)):
+    """Where an object's bytes are; NULL if ref is 0, or there is no such object any more, or, in a
+    damaged segment, never was. To be asked inside an operation."""
+    if unlikely(ref == 0 or not ref_sound(map, ref) or not object_stands(map, ref)):
         return NULL
     length[0] = ref_length(ref)
     return ref_bytes(map, ref)

@@ -50,12 +50,11 @@ cdef struct Standing:
 
 cdef inline bint process_is_dead(Map *map, uint64_t index) noexcept nogil:
     """Whether a process slot is in use by nobody alive. False if it cannot be known."""
-    cdef ProcessSlot *slot = map.processes + index
     cdef int fd
     if index >= processes_usable(map):
         return False
     # Acquire: pairs with the release in process_claim; the byte was locked before.
-    if load_acquire_u64(&slot.used) == 0:
+    if load_acquire_u64(&map.processes[index].used) == 0:
         return False
     fd = segment_fd(map)
     return fd >= 0 and byte_lock(fd, F_OFD_GETLK, F_WRLCK, index) == 0

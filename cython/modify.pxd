@@ -14,7 +14,7 @@ from layout cimport ELEMENT_LIVE, element_state
 from lock cimport Op
 from chain cimport Found
 from field cimport Field
-from element cimport element_apply, element_await, element_read, element_swap
+from element cimport element_apply, element_await, element_is_over, element_read, element_swap
 from lookup cimport map_find, map_look
 from remove cimport WRITE_TRIES_MAX
 from map cimport map_insert, map_met
@@ -61,20 +61,22 @@ cdef inline Status map_swap(
 
 cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
     """Copy a value at a moment when nobody holds its element (BPF_F_LOCK). OK, ABSENT; BUSY or
-    RETRY: call again."""
+    RETRY: call again. Deletes nothing that has expired: the handle may be one that only reads."""
     cdef Found found
     cdef Status status = RETRY
+    cdef bint over
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
         status = map_find(op.map, op.hash, op.key, &found)
-        if unlikely(op.map.timer_word != 0) and status == OK:
-            status = map_met(op, &found)
+        over = status == OK and element_is_over(op.map, &found)
         if status == OK:
             if element_state(found.header) != ELEMENT_LIVE:
                 status = element_await(op, &found)
             elif not likely(element_read(
                     op.map, &found, op.map.key_size, value, op.map.value_size)):
                 status = RETRY
+            elif unlikely(over):
+                status = ABSENT
         if status != RETRY:
             break
     return status

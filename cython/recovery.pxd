@@ -57,11 +57,12 @@ from salvage cimport recover_regions, recover_depot, recover_growth, recover_pin
 cdef inline Status recover_element(Op *op) noexcept nogil:
     """An element being changed in place, or held by a section. BUSY: its block is held."""
     cdef uint64_t index = load_relaxed_u64(&op.context.target)
-    cdef Element *element = element_at(op.map, index)
+    cdef Element *element
     cdef uint64_t header
     cdef Status status
     if index == 0 or index >= op.map.element_max:
         return OK
+    element = element_at(op.map, index)
     status = object_there(op, &op.map.element_pool, index)   # the name may be of long ago
     if status != OK:
         return OK if status == ABSENT else BUSY
@@ -167,7 +168,7 @@ cdef inline void recover_bucket(Op *op) noexcept nogil:
     cdef Context *context = op.context
     cdef uint64_t index = load_relaxed_u64(&context.bucket)
     cdef uint64_t child = load_relaxed_u64(&context.child)
-    cdef Bucket *bucket = bucket_at(op.map, index)
+    cdef Bucket *bucket
     if context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE:
         if op_holds(op, &op.map.header.table):
             if child >= BUCKET_COUNT_MIN and child < buckets_usable(op.map):
@@ -177,6 +178,7 @@ cdef inline void recover_bucket(Op *op) noexcept nogil:
         return
     if index >= buckets_usable(op.map):
         return
+    bucket = bucket_at(op.map, index)
     if not op_holds(op, &bucket.header):
         return
     if context.operation == OPERATION_INSERT:

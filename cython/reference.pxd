@@ -29,7 +29,7 @@ from geometry cimport Map, context_redo, element_value
 from special cimport fields_begin, fields_keep
 from lock cimport Op, OP_KEEP_SHIFT, OP_TYPED
 from supply cimport object_there
-from heap cimport names_settle, object_free, ref_object, ref_sound, ref_pool
+from heap cimport name_read, names_settle, object_free, ref_object, ref_sound, ref_pool
 from chain cimport Found
 from element cimport element_await, element_own, element_settle
 
@@ -55,21 +55,25 @@ cdef inline void object_detach(Op *op, uint64_t ref) noexcept nogil:
 cdef inline void refs_attach(Op *op, Element *element) noexcept nogil:
     """Give the new objects to an element of this context's, ALLOC and filled."""
     cdef uint64_t *value = element_value(op.map, element)
+    cdef uint64_t ref
     cdef uint32_t slot
     for slot in range(op.map.ref_count):
-        store_relaxed_u64(value + op.map.ref_words[slot], op.context.names[slot])
+        ref = name_read(op, slot)
+        store_relaxed_u64(value + op.map.ref_words[slot], ref)
         compiler_fence()
-        if op.context.names[slot] != 0:
-            object_attach(op, op.context.names[slot])
+        if ref != 0:
+            object_attach(op, ref)
             compiler_fence()
 
 cdef inline Status refs_detach(Op *op, Element *element) noexcept nogil:
     """Take them back: the element will not be inserted."""
     cdef uint64_t *value = element_value(op.map, element)
+    cdef uint64_t ref
     cdef uint32_t slot
     for slot in range(op.map.ref_count):
-        if op.context.names[slot] != 0:
-            object_detach(op, op.context.names[slot])
+        ref = name_read(op, slot)
+        if ref != 0:
+            object_detach(op, ref)
         store_relaxed_u64(value + op.map.ref_words[slot], 0)
         compiler_fence()
     return OK
@@ -127,7 +131,7 @@ cdef inline void refs_prepare(
         if keep >> slot & 1:
             redo[op.map.ref_words[slot]] = ref
         else:
-            redo[op.map.ref_words[slot]] = op.context.names[slot]
+            redo[op.map.ref_words[slot]] = name_read(op, slot)
             op.context.names[REF_MAX + slot] = ref
     compiler_fence()
 
@@ -146,14 +150,14 @@ cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
     cdef uint32_t slot
     copy_words(element_value(op.map, element), redo, op.map.value_words)
     for slot in range(op.map.ref_count):
-        ref = redo[op.map.ref_words[slot]]
-        old = op.context.names[REF_MAX + slot]
+        ref = load_relaxed_u64(redo + op.map.ref_words[slot])
+        old = name_read(op, REF_MAX + slot)
         if ref != 0 and ref_sound(op.map, ref):
             object_attach(op, ref)
             compiler_fence()
             if op.context.names[slot] == ref:  # not one that the element had no use for
                 op.context.names[slot] = 0
-        if old != 0 and old != ref and ref_sound(op.map, old):
+        if old != 0 and old != ref:
             object_detach(op, old)
     compiler_fence()
 

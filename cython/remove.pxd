@@ -50,10 +50,7 @@ cdef inline void op_settle(Op *op) noexcept nogil:
                 &op.map.element_pool, load_relaxed_u64(&op.context.element)))) == OK:
             element_give(op)
     if unlikely(op.context.owing != 0):
-        if op.map.objects != NULL:
-            names_settle(op)
-        else:
-            op.context.owing = 0                       # only in a damaged segment
+        names_settle(op)
     while unlikely(op.context.line_stash != 0):        # each turn gives one back
         line = load_relaxed_u64(&op.context.line_stash)
         if not line_is_held(op, line):

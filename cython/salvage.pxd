@@ -25,7 +25,7 @@ from commit cimport memory_remove
 from pool cimport pool_give
 from depot cimport depot_store, SPARE_SHIFT
 from pins cimport pin_clear, pins_usable
-from heap cimport names_settle, ref_object, ref_sound
+from heap cimport name_read, names_settle, ref_object
 
 
 cdef inline void recover_regions(Op *op) noexcept nogil:
@@ -53,12 +53,14 @@ cdef inline void recover_chain(
     """Objects on their way from a block to the held depot."""
     cdef Context *context = op.context
     cdef uint64_t word = load_relaxed_u64(&depot.word)
-    if context.chain_count != 0 and not block_held and depot_head(word) != context.chain_head:
-        if context.chain_head < pool.object_count and context.chain_tail < pool.object_count:
-            store_relaxed_u64(&pool_object(pool, context.chain_tail).words[0], depot_head(word))
+    cdef uint64_t head = load_relaxed_u64(&context.chain_head)
+    cdef uint64_t tail = load_relaxed_u64(&context.chain_tail)
+    if context.chain_count != 0 and not block_held and depot_head(word) != head:
+        if head < pool.object_count and tail < pool.object_count:
+            store_relaxed_u64(&pool_object(pool, tail).words[0], depot_head(word))
             compiler_fence()
             depot_store(op, depot, depot_word(
-                <uint32_t> context.chain_head, depot_count(word) + <uint32_t> context.chain_count,
+                <uint32_t> head, depot_count(word) + <uint32_t> context.chain_count,
                 depot_credit(word)))
     context.chain_count = 0
     compiler_fence()
@@ -198,12 +200,12 @@ cdef inline Status recover_spare(Op *op) noexcept nogil:
 cdef inline void recover_growth(Op *op) noexcept nogil:
     """Pages charged for a run of the context's that was growing; others' have found their place."""
     cdef Context *context = op.context
+    cdef uint64_t wanted = load_relaxed_u64(&context.pages_wanted)
     cdef uint64_t ref
-    if context.charged != 0 and context.pages_wanted != 0 and context.pages_wanted & 7 < NAME_MAX:
-        ref = context.names[context.pages_wanted & 7]
-        if ref != 0 and ref_sound(op.map, ref) and op_holds(
-                op, &ref_object(op.map, ref).header):
-            ref_object(op.map, ref).words[1] = context.pages_wanted >> 3
+    if context.charged != 0 and wanted != 0 and wanted & 7 < NAME_MAX:
+        ref = name_read(op, wanted & 7)
+        if ref != 0 and op_holds(op, &ref_object(op.map, ref).header):
+            ref_object(op.map, ref).words[1] = wanted >> 3
             compiler_fence()
     context.charged = 0
     compiler_fence()

@@ -10,7 +10,7 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._codec import Codec, Role
-from shmrhash._errors import InvalidArgument
+from shmrhash._errors import InvalidArgument, SegmentCorrupt
 
 _WORD_BYTES = 8
 _DIGEST_BYTES = 16
@@ -151,6 +151,15 @@ def message_codec(cls: Any, role: Role) -> Codec:
             f"{field.encode_name}: {_annotation(field.type)}"
             for field in msgspec.structs.fields(cls)
         ]
+
+    def decode(data: bytes) -> Any:
+        try:
+            return decoder.decode(data)
+        except msgspec.ValidationError:  # a field of another type than it was declared with
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SegmentCorrupt(f"{len(data)} bytes are not MessagePack: {error}") from None
+
     kind = _core.KEY_ENCODED if role == "key" else _core.VALUE_ENCODED
     size = _DIGEST_BYTES if role == "key" else _WORD_BYTES
-    return Codec(cls, class_record(cls, of, fields), kind, size, True, encode, decoder.decode)
+    return Codec(cls, class_record(cls, of, fields), kind, size, True, encode, decode)

@@ -18,7 +18,14 @@ from shmrhash._errors import (
 )
 from shmrhash._map import RHashMap
 from shmrhash._mapping import MappingMethods
-from shmrhash._schema import Schema, make_schema, read_schema, restore_schema, ttl_checked
+from shmrhash._schema import (
+    Schema,
+    expect_geometry,
+    make_schema,
+    read_schema,
+    restore_schema,
+    ttl_checked,
+)
 from shmrhash._types import record_name
 from shmrhash._views import ITEMS, shown
 
@@ -122,7 +129,8 @@ class SharedDict(MappingMethods):
         raise LockTimeout(f"segment {name!r} is created and removed all the time")
 
     def _start(self, handle: RHashMap, schema: Schema) -> None:
-        """Become the dict of this handle."""
+        """Become the dict of this handle. Raises LayoutMismatch."""
+        expect_geometry(schema, handle)
         super().__init__(handle, schema.key.triple, schema.value.triple)
         self._schema = schema
         self.default_ttl_ns = schema.default_ttl_ns

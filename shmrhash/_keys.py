@@ -102,7 +102,15 @@ def _plain_number(key: Any) -> int | float | None:
 
 
 def decode_key(data: bytes, load: Callable[[bytes], Any] = pickle.loads) -> Any:
-    """The key of these bytes; load makes something of a pickle. Raises SegmentCorrupt."""
+    """The key of these bytes; load makes something of a pickle. Raises SegmentCorrupt, and what
+    load raises."""
+    try:
+        return _decoded(data, load)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise SegmentCorrupt(f"{len(data)} bytes are not a key: {error}") from None
+
+
+def _decoded(data: bytes, load: Callable[[bytes], Any]) -> Any:
     tag, content = data[:1], data[1:]
     if tag == b"s":
         return content.decode("utf-8", "surrogatepass")
@@ -134,6 +142,6 @@ def _decode_items(content: bytes, load: Callable[[bytes], Any]) -> list[Any]:
             at += 4
         if at + size > len(content):
             raise SegmentCorrupt("a key's items are longer than the key")
-        items.append(decode_key(content[at : at + size], load))
+        items.append(_decoded(content[at : at + size], load))
         at += size
     return items

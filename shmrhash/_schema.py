@@ -13,7 +13,7 @@ from typing import Any
 
 from shmrhash._codec import Codec, Role
 from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
-from shmrhash._fields import Field, Kptr, Timer
+from shmrhash._fields import Field, Kptr, Timer, packed
 from shmrhash._types import WORD_BYTES, codec_for, record_name, type_of_record
 
 VERSION = 1
@@ -135,10 +135,24 @@ def _restored(record: Any, role: Role, name: str) -> Codec:
         return codec_for(type_of_record(record, role), role)
     except LayoutMismatch as error:
         raise LayoutMismatch(f"segment {name!r}: {error}") from None
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise LayoutMismatch(
             f"segment {name!r}: its {role} type {record!r:.200} cannot be read: {error}"
         ) from None
+
+
+def expect_geometry(schema: Schema, handle: Any) -> None:
+    """Compare what the types need with what the map has, which only a damaged segment tells apart.
+
+    Raises LayoutMismatch.
+    """
+    needed = schema.key.size, schema.value_size, packed(schema.fields, schema.value_size)
+    found = handle.key_size, handle.value_size, list(handle._fields())
+    if needed != found:
+        raise LayoutMismatch(
+            f"segment {handle.name!r} has keys and values of {found[0]} and {found[1]} bytes with "
+            f"the fields {found[2]}; its types need {needed[0]}, {needed[1]} and {needed[2]}"
+        )
 
 
 def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> Schema:

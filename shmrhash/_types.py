@@ -25,6 +25,7 @@ KEY_DIGEST_BYTES = 16  # of a key of any length: itself if it has up to 15 bytes
 WORD_BYTES = 8
 
 _PICKLE_PROTOCOL = 5
+_STRUCT_BYTES_MAX = 1 << 22  # no key or value is as large
 _dump = functools.partial(pickle.dumps, protocol=_PICKLE_PROTOCOL)
 
 # By declared type: its name in a schema, the kinds as a key and as a value, the bytes as a key.
@@ -119,6 +120,8 @@ def _struct_codec(fmt: str, role: Role) -> Codec:
         size = struct.calcsize(fmt)
     except struct.error as error:
         raise InvalidArgument(f"{fmt!r} is not a struct format: {error}") from None
+    if size > _STRUCT_BYTES_MAX:
+        raise InvalidArgument(f"the struct format {fmt!r:.60} has {size} bytes, too many")
     count = len(struct.unpack(fmt, bytes(size)))
     if not count:
         raise InvalidArgument(f"the struct format {fmt!r} has no items")
@@ -176,10 +179,12 @@ def record_name(record: Any) -> str:
     """A record as a person reads it."""
     if isinstance(record, str):
         return record
+    if not isinstance(record, dict):
+        return f"what no version knows, {record!r:.60}"
     if "struct" in record:
         return f"the struct format {record['struct']!r}"
     if "numpy" in record:
         return f"the dtype {record['numpy']}"
     if "array" in record:
-        return f"Array({record['array']!r}, shape={record['shape']})"
+        return f"Array({record['array']!r}, shape={record.get('shape')})"
     return f"the {record.get('of', 'class')} {record.get('class')} with {record.get('fields')}"

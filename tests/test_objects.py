@@ -350,3 +350,18 @@ def test_special_fields_are_told_to_whoever_opens_the_map(special):
         assert other.max_bytes == 1 << 20
     with pytest.raises(shmrhash.LayoutMismatch, match="special fields"):
         RHashMap.open_or_create(special.name, **BOTH)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_lookup_that_waits_for_sections_deletes_nothing_that_has_expired(map_name, read_only):
+    """R1: as any lookup. With BPF_F_LOCK it deleted: on a handle that only reads, a crash."""
+    with RHashMap.create(
+        map_name, key_size=8, value_size=16, max_entries=10, fields=[Timer(0)]
+    ) as shared_map:
+        shared_map[bytes(8)] = bytes(16)
+        shared_map.timer_set(bytes(8), 1)
+        with RHashMap.open(map_name, read_only=read_only) as reader:
+            shared_map.unlink()
+            assert reader.lookup(bytes(8), shmrhash.BPF_F_LOCK) is None
+            assert len(reader) == 1
+        shared_map.check()

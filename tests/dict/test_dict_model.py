@@ -67,7 +67,9 @@ class DictAgainstDict(RuleBasedStateMachine):
     @initialize()
     def create(self):
         key, value, self.key_strategy, self.value_strategy = self.types
-        options = {"key": key, "value": value, "max_entries": ROOM, "ttl": self.ttl}
+        # Little room: to undo a mapping of a terabyte takes AddressSanitizer tenths of a second.
+        limits = {"max_entries": ROOM, "max_bytes": 1 << 24}
+        options = {"key": key, "value": value, "ttl": self.ttl, **limits}
         self.options = options
         self.model = {}
         self.handles = [SharedDict.create(self.name, **options)]

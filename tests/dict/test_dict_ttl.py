@@ -2,6 +2,7 @@
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from workers import run_together
@@ -237,3 +238,41 @@ def test_one_of_those_who_race_for_an_expired_key_gets_it(make_dict, method):
 
     assert sum(results) >= rounds
     assert sum(results) < 2 * rounds
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda d: d.setdefault("k", 2),
+        lambda d: d.store("k", 2, shmrhash.BPF_NOEXIST),
+        lambda d: d.add("k", 1, 0),
+    ],
+    ids=["setdefault", "store", "add"],
+)
+def test_an_expired_entry_that_is_locked_is_waited_for_with_the_timeout(make_dict, operation):
+    """W1: it is absent, but nobody can take its place: setdefault tried for ever."""
+    d = make_dict(key=str, value=int, ttl=math.inf, max_entries=64)
+    d.set("k", 1, ttl=SHORT_S)
+    with SharedDict.open(d.name, timeout=0.05) as other, d.locked("k"):
+        wait_past(d.deadline("k") if "k" in d else 0)
+        with pytest.raises(shmrhash.Error) as raised:
+            run_alone(lambda: operation(other))
+        assert raised.type in (shmrhash.LockTimeout, shmrhash.DeadlockError)
+    d.pop("k", None)
+
+
+def run_alone(function):
+    """Call it in another thread, as a section is a thread's own; raise what it raises."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_popitem_of_nothing_but_an_expired_entry_that_is_locked_ends(make_dict):
+    """W1: the dict is empty."""
+    d = make_dict(key=str, value=int, ttl=math.inf, max_entries=64)
+    d.set("k", 1, ttl=SHORT_S)
+    with d.locked("k"):
+        wait_past(d.deadline("k") if "k" in d else 0)
+        with pytest.raises(KeyError):
+            run_alone(d.popitem)
+    d.pop("k", None)

@@ -10,6 +10,9 @@ import struct
 
 FOLD_START, FOLD_FACTOR = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 MASK = (1 << 64) - 1
+LENGTH_BITS = 30  # of a reference to an object, below its index
+LENGTHS = (0, 1, 8, 9, 56, 57, 248, 4088, 4089, 8128, 8129, 70_000, 0xFFFFFC0, 0xFFFFFC1, 1 << 29)
+CONTEXT_WORDS, CONTEXT_NAMES = 32, range(22, 28)
 CHECKED_BYTES = 96
 HEADER_SIZES = {"key_size": (16, "<I"), "value_size": (20, "<I"), "max_entries": (24, "<Q")}
 INTERESTING = [
@@ -38,6 +41,8 @@ class Damage:
     def draw(self):
         """A few mutations, of one kind or several."""
         kinds = [self.flip, self.byte, self.word, self.half, self.lock, self.swap, self.splice]
+        if hasattr(self.image, "max_bytes"):
+            kinds += [self.reference, self.reference, self.name, self.pin]
         if self.rng.random() < 0.03:
             return self.rng.choice([self.size, self.geometry])()
         drawn = []
@@ -89,6 +94,51 @@ class Damage:
             )
         return [("set", at, struct.pack("<Q", number & MASK).hex())]
 
+    def any_reference(self):
+        """A reference as there are many, or as there can be none."""
+        length = self.rng.choice((self.rng.choice(LENGTHS), self.rng.randrange(5000)))
+        index = self.rng.choice(
+            (0, 1, 2, self.rng.randrange(300), self.rng.randrange(1 << 17), (1 << 34) - 1)
+        )
+        return index << LENGTH_BITS | length
+
+    def reference(self):
+        """A reference, if one is met, becomes another: of other bytes, or of other objects."""
+        at = self.place()
+        for _ in range(30):
+            (old,) = struct.unpack("<Q", self.image.read(at, 8))
+            if 0 < old & (1 << LENGTH_BITS) - 1 < 1 << 20 and 0 < old >> LENGTH_BITS < 1 << 20:
+                break
+            at = self.place()
+        index, length = old >> LENGTH_BITS, old & (1 << LENGTH_BITS) - 1
+        new = self.rng.choice(
+            (
+                self.any_reference(),
+                self.rng.choice((index - 1, index + 1, 0)) << LENGTH_BITS | length,
+                index << LENGTH_BITS | self.rng.choice(LENGTHS),
+                index << LENGTH_BITS | length + self.rng.choice((-1, 1)),
+            )
+        )
+        return [("set", at, struct.pack("<Q", new & MASK).hex())]
+
+    def name(self):
+        """A context names an object, owes pages, or was charged for some."""
+        at = self.context(self.rng.randrange(3)) + 8 * self.rng.randrange(21, 31)
+        number = self.rng.choice((self.any_reference(), self.number(), self.rng.randrange(64)))
+        return [("set", at, struct.pack("<Q", number & MASK).hex())]
+
+    def pin(self):
+        """Somebody, perhaps nobody, pins something. Where the pins are is known by their page."""
+        parts = [start for start, content in self.image.parts if len(content) == 4096]
+        at = self.rng.choice(parts) + 16 * self.rng.randrange(4)
+        words = struct.pack("<QQ", self.rng.randrange(4), self.any_reference())
+        return [("set", at, words.hex())]
+
+    def context(self, index):
+        """The offset of a context."""
+        stride = (256 + (self.image.value_size + 7) // 8 * 8 + 63) // 64 * 64
+        return 4096 + 65536 + index * stride
+
     def lock(self):
         """Some word becomes locked, by a context that may be dead."""
         at = self.place()
@@ -112,16 +162,21 @@ class Damage:
 
     def death(self):
         """A context of somebody dead, inside some operation, holding something."""
-        stride = (256 + (self.image.value_size + 7) // 8 * 8 + 63) // 64 * 64
         index = self.rng.randrange(3)
         slot = self.rng.choice((0, 0, 1, 2))
-        base = 4096 + 65536 + index * stride
+        base = self.context(index)
         fields = [slot + 1, 2 * self.rng.randrange(20) + self.rng.choice((1, 1, 0))]
         fields += [self.rng.randrange(5)]  # operation
         fields += [self.rng.choice((self.rng.randrange(12), self.number())) for _ in range(17)]
         for field in range(4, 20):
             if self.rng.random() < 0.4:
                 fields[field] = 0
+        if hasattr(self.image, "max_bytes"):
+            fields += [
+                self.rng.choice((0, 1, 1, 8, self.number())) for _ in range(CONTEXT_WORDS - 20)
+            ]
+            for field in CONTEXT_NAMES:
+                fields[field] = self.rng.choice((0, 0, self.any_reference()))
         words = struct.pack(f"<{len(fields)}Q", *(field & MASK for field in fields))
         drawn = [("set", 4096 + 64 * slot, struct.pack("<Q", 1).hex()), ("set", base, words.hex())]
         for _ in range(self.rng.randrange(4)):
@@ -151,8 +206,11 @@ class Damage:
             struct.pack_into("<I", header, 40, self.rng.choice((1, 2, 4, 256, 3, 0)))
         key_size, value_size, entries = struct.unpack_from("<IIQ", header, 16)
         (depots,) = struct.unpack_from("<I", header, 40)
-        size = self.segment_bytes(key_size, value_size, entries, depots) if entries else None
-        if size is None or size > 1 << 32:
+        max_bytes = getattr(self.image, "max_bytes", 0)
+        size = None
+        if entries:
+            size = self.segment_bytes(key_size, value_size, entries, depots, max_bytes)
+        if size is None or size > 1 << 34:
             size = self.image.size
         struct.pack_into("<Q", header, 80, size)
         struct.pack_into("<Q", header, 96, checksum(header))

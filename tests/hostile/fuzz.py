@@ -32,7 +32,10 @@ import time
 import traceback
 from pathlib import Path
 
+import bases
 from damage import Damage, write
+from object_images import ObjectImage
+from object_use import use_object
 from use import use
 
 import shmrhash
@@ -148,8 +151,9 @@ class Site:
         finally:
             os.close(fd)
         try:
+            using = use_object if isinstance(image, ObjectImage) else use
             if not case.vandal:
-                return use(name, image, random.Random(case.use))
+                return using(name, image, random.Random(case.use))
             if self.vandal is None:
                 self.vandal = Vandal(path)
             rng = random.Random(case.use)
@@ -157,7 +161,7 @@ class Site:
             places = [damage.place() // 8 * 8 for _ in range(rng.choice((1, 4, 16, 64)))]
             self.vandal.begin(case.use, places)
             try:
-                return use(name, image, rng)
+                return using(name, image, rng)
             finally:
                 self.vandal.end()
         finally:
@@ -343,11 +347,10 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="number of the first image")
     parser.add_argument("--hang", type=int, default=HANG_SECONDS, help="seconds for one image")
     parser.add_argument("--stepped", type=int, default=12, help="states of each operation")
+    parser.add_argument("--bases", choices=("plain", "objects", "all"), default="all")
     options = parser.parse_args()
-    from bases import all_images
-
     with folder() as made:
-        site = Site(made, all_images(options.stepped, options.seed))
+        site = Site(made, bases.all_images(options.stepped, options.seed, options.bases))
         site.hang_seconds = options.hang
         print(f"seed {options.seed}, {len(site.list)} images", flush=True)
         report = campaign(

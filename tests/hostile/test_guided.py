@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bases
 import pytest
 from fuzz import Case, Site, folder, in_child
-from images import AT_REST, at_rest
 
 HERE = Path(__file__).parent
 KEPT = [Case(**json.loads(line)) for line in (HERE / "guided.jsonl").read_text().splitlines()]
@@ -16,7 +16,7 @@ KEPT = [Case(**json.loads(line)) for line in (HERE / "guided.jsonl").read_text()
 def test_nothing_crashes_on_what_reaches_most_of_the_core():
     """H1: as the other damaged images; a worker takes one after another."""
     with folder() as made:
-        site = Site(made, [at_rest(state, "base") for state in AT_REST])
+        site = Site(made, bases.resting_images())
         ending, _, tried, answered, said = in_child(site, list(enumerate(KEPT)))
 
     assert not said, said[0][1]

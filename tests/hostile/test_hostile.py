@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from bases import all_images, can_step
+from bases import all_images, can_step, resting_images
 from fuzz import Case, Site, campaign, ending_of, folder
-from images import AT_REST, at_rest, in_the_middle
+from images import AT_REST, in_the_middle
+from object_images import OBJECTS_AT_REST, objects_in_the_middle
 
 CORPUS = [
     Case(**json.loads(line))
@@ -21,7 +22,14 @@ CORPUS = [
 def resting():
     """A site with the images of maps at rest."""
     with folder() as made:
-        yield Site(made, [at_rest(state, "base") for state in AT_REST])
+        yield Site(made, resting_images())
+
+
+@pytest.fixture(scope="module")
+def resting_objects():
+    """A site with the images of maps with objects at rest."""
+    with folder() as made:
+        yield Site(made, resting_images("objects"))
 
 
 def expect_no_failures(report):
@@ -34,12 +42,27 @@ def test_no_operation_on_a_damaged_map_crashes_or_hangs(resting, seed):
     expect_no_failures(campaign(resting, seed, seconds=3, failures_max=1))
 
 
-def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(seed):
+def test_no_operation_on_damaged_objects_crashes_or_hangs(resting_objects, seed):
+    """H1: likewise, images of dicts, and of maps with special fields."""
+    expect_no_failures(campaign(resting_objects, seed, seconds=4, failures_max=1))
+
+
+DEAD_OWNERS = {
+    "a map": lambda seed: in_the_middle("chained, deleting", "base", 4, seed),
+    "a dict, storing": lambda seed: objects_in_the_middle("str to bytes, storing", "base", 4, seed),
+    "a dict, clearing": lambda seed: objects_in_the_middle(
+        "int to str; chained, clearing", "base", 4, seed
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DEAD_OWNERS)
+def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(what, seed):
     """H1: likewise, images of a map whose writer was stopped inside an operation."""
     if not can_step():
         pytest.skip("this machine does not allow single-stepping")
     with folder() as made:
-        site = Site(made, list(in_the_middle("chained, deleting", "base", 4, seed)))
+        site = Site(made, list(DEAD_OWNERS[what](seed)))
         expect_no_failures(campaign(site, seed, seconds=2, failures_max=1))
 
 
@@ -51,7 +74,7 @@ def test_what_once_failed_does_not_again(resting, case):
 
 def test_an_undamaged_image_gives_correct_answers(resting):
     """The method itself: without damage, every image is used to the end of every step."""
-    cases = [Case(state, [], use) for use, state in enumerate(AT_REST)]
+    cases = [Case(state, [], use) for use, state in enumerate([*AT_REST, *OBJECTS_AT_REST])]
 
     assert {ending_of(resting, case) for case in cases} == {""}
 

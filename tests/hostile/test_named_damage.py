@@ -34,8 +34,12 @@ class Segment:
     def region(self, which, field):
         return REGIONS + 64 * which + field
 
+    def whole(self):
+        """(offset, bytes) of everything that has memory."""
+        return image_of("", self.map).parts
+
     def pages(self):
-        for start, content in image_of("", self.map).parts:
+        for start, content in self.whole():
             for at in range(0, len(content), 4096):
                 yield start + at, content[at : at + 4096]
 

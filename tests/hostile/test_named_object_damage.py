@@ -1,0 +1,318 @@
+"""Damage of maps with objects, by name: each of these once crashed a process, held it for ever, or
+was taken for a value."""
+
+import contextlib
+import json
+import mmap
+import os
+import random
+import struct
+
+import msgspec
+import numpy as np
+import pytest
+from damage import FOLD_FACTOR, FOLD_START, MASK
+from object_images import DICTS, Sample, body, fill_dict, make_dict
+from test_named_damage import Segment, ending_of
+
+import shmrhash
+from shmrhash import Kptr, RHashMap, SharedDict
+
+LENGTH_BITS = 30
+FIRST_CONTEXT = 4096 + 65536
+NAMES_OFFSET, OWING_OFFSET = 22 * 8, 21 * 8  # in a context
+VALUE = b"a value that stands in no entry, of some class"
+RUN = bytes(range(256)) * 80  # five pages
+SCHEMA_BYTES_OFFSET, SCHEMA_OFFSET, CHECKED_FROM, CHECKSUM_OFFSET = 140, 2048, 128, 208
+DONE_OR_SAID = ("done", "SegmentCorrupt", "LockTimeout", "KeyNotFound")
+
+
+@pytest.fixture
+def damaged_dict(map_name):
+    """A function that makes a dict of one of DICTS and its Segment; no check() at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(kind):
+            d = stack.enter_context(make_dict(map_name, kind))
+            stack.callback(d.unlink)
+            return d, Segment(d.handle)
+
+        yield make
+
+
+def place_of(segment, content):
+    """The offset of these bytes in the segment, the last if a redo buffer has them too."""
+    found = [
+        start + at
+        for start, part in segment.whole()
+        for at in range(0, len(part), 8)
+        if part.startswith(content, at)
+    ]
+    return found[-1]
+
+
+def reference_to(d, segment, key):
+    """The offset of the reference that the only entry, whose key is short, has to its value."""
+    return place_of(segment, key.encode().ljust(15, b"\0") + bytes([len(key)])) + 16 + 16
+
+
+LOOKS = {
+    "get": lambda d: d.get("k"),
+    "view": lambda d: d.view("k"),
+    "items": lambda d: list(d.items()),
+    "section": lambda d: d.update_with("k", lambda value: value),
+    "exchange": lambda d: d.exchange("k", b""),
+    "pop": lambda d: d.pop("k"),
+    "popitem": lambda d: d.popitem(),
+    "kptr": lambda d: d.handle.kptr_get(d_key(d), 16),
+}
+
+
+def d_key(d):
+    """The only key as the map has it."""
+    return next(iter(d.handle))
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("index", [1 << 33, 20])
+def test_a_reference_to_no_object_ends_in_segment_corrupt(damaged_dict, look, index):
+    """H1: beyond its class, or where no memory is. A view was tried for ever, kptr_get said None,
+    and the others read the hole: SIGBUS, if the file system is full."""
+    d, segment = damaged_dict("str to bytes")
+    d["k"] = RUN
+    at = reference_to(d, segment, "k")
+    assert segment.get(at) & (1 << LENGTH_BITS) - 1 == len(RUN)
+    segment.set(at, index << LENGTH_BITS | len(RUN))
+    committed = os.stat(segment.path).st_blocks
+
+    assert ending_of(lambda: LOOKS[look](d)) == "SegmentCorrupt"
+    assert os.stat(segment.path).st_blocks <= committed + 16  # the child's own page of slots
+
+
+def test_a_length_that_is_more_than_a_run_has_is_not_read(damaged_dict):
+    """M1: the pages behind it are not there."""
+    d, segment = damaged_dict("str to bytes")
+    d["k"] = body(13)
+    size = len(d["k"])
+    at = reference_to(d, segment, "k")
+    segment.set(at, segment.get(at) - size + 16_000)
+
+    assert ending_of(lambda: d["k"]) == "SegmentCorrupt"
+
+
+def keep_naming(path, stride, seed, done):
+    """Write references, most of them to nothing, into what three contexts name, until told."""
+    rng = random.Random(seed)
+    places = [
+        FIRST_CONTEXT + index * stride + NAMES_OFFSET + 8 * slot
+        for index in range(3)
+        for slot in range(6)
+    ]
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        for _ in range(1 << 30):
+            for place in places:
+                number = rng.choice((0, rng.getrandbits(64), (1 << 34) - 1 << LENGTH_BITS | 40_000))
+                memory[place : place + 8] = number.to_bytes(8, "little")
+            if done():
+                return
+
+
+def writes(d, rounds):
+    for number in range(rounds):
+        with contextlib.suppress(shmrhash.Error):
+            d[f"k{number % 7}"] = body(number % 16)
+        with contextlib.suppress(shmrhash.Error):
+            d.pop(f"k{number % 5}", None)
+
+
+def test_names_that_others_write_meanwhile_are_read_once(damaged_dict, seed):
+    """H1: a name that was found right and read again had become another by then: a store beyond
+    the segment."""
+    d, segment = damaged_dict("str to bytes")
+    d.handle.close()
+    d = SharedDict.open(d.name, key=str, value=bytes, timeout=0.001)
+    reader, writer = os.pipe()
+    vandal = os.fork()
+    if vandal == 0:
+        try:
+            os.set_blocking(reader, False)
+            keep_naming(segment.path, 320, seed, lambda: told(reader))
+        finally:
+            os._exit(0)
+    try:
+        assert ending_of(lambda: writes(d, 4000)) == "done"
+    finally:
+        os.write(writer, b"x")
+        os.waitpid(vandal, 0)
+        os.close(reader)
+        os.close(writer)
+        d.close()
+
+
+def told(reader):
+    try:
+        return bool(os.read(reader, 1))
+    except BlockingIOError:
+        return False
+
+
+def test_popitem_of_keys_that_nobody_can_look_up_ends(damaged_dict):
+    """H1: a walk delivers them, and no lookup finds them: popitem tried for ever."""
+    d, segment = damaged_dict("int to float")
+    for number in (3, 4):
+        d[number] = 0.5
+    for number in (3, 4):  # the keys in the elements are others than those of the tags
+        place = place_of(segment, struct.pack("<qd", number, 0.5))
+        segment.set(place, number + 1000)
+
+    assert ending_of(d.popitem) in ("SegmentCorrupt", "KeyNotFound")
+
+
+def test_text_that_is_none_ends_in_segment_corrupt(damaged_dict):
+    """H1: bytes of a str that are not UTF-8."""
+    d, segment = damaged_dict("int to str")
+    d[1] = "a text that stands beside its entry"
+    segment.set(place_of(segment, b"a text that stands"), 0xFF, "<B")
+
+    assert ending_of(lambda: d[1]) == "SegmentCorrupt"
+
+
+@pytest.mark.parametrize("damage", [0xFF, 0xC1])
+def test_messages_that_are_none_end_in_segment_corrupt(damaged_dict, damage):
+    """H1: bytes of a dataclass that are not MessagePack, or not UTF-8 in it."""
+    d, segment = damaged_dict("str to messages")
+    d["k"] = Sample("a name of a sample", [0.5])
+    place = place_of(segment, msgspec.msgpack.encode(d["k"]))
+    segment.set(place + (0 if damage == 0xC1 else 10), damage, "<B")
+
+    assert ending_of(lambda: d["k"]) == "SegmentCorrupt"
+
+
+def test_an_array_that_is_none_ends_in_segment_corrupt(damaged_dict):
+    """H1: a shape that its bytes do not have."""
+    d, segment = damaged_dict("int to arrays")
+    d[1] = np.arange(7.0) + 0.125
+    segment.set(place_of(segment, struct.pack("<d", 0.125)) + 56, 8)
+
+    assert ending_of(lambda: d[1]) == "SegmentCorrupt"
+
+
+def test_a_key_nested_too_deeply_ends_in_segment_corrupt():
+    """H1: each level is a tuple of one."""
+    data = b"n"
+    for _ in range(20_000):
+        data = b"t\xff" + len(data).to_bytes(4, "little") + data
+
+    with pytest.raises(shmrhash.SegmentCorrupt):
+        shmrhash._keys.decode_key(data)
+
+
+# ---- what the header says of the types ----
+
+
+def write_schema(segment, data):
+    with open(segment.path, "r+b") as file:
+        os.pwrite(file.fileno(), data.ljust(1536, b"\0"), SCHEMA_OFFSET)
+        os.pwrite(file.fileno(), struct.pack("<I", len(data)), SCHEMA_BYTES_OFFSET)
+        header = bytearray(os.pread(file.fileno(), 4096, 0))
+        os.pwrite(file.fileno(), struct.pack("<Q", fields_checksum(header)), CHECKSUM_OFFSET)
+
+
+def fields_checksum(header):
+    """segment.pxd's."""
+    total = FOLD_START
+    for offset in range(0, CHECKSUM_OFFSET - CHECKED_FROM, 8):
+        at = CHECKED_FROM + offset
+        product = (total ^ int.from_bytes(header[at : at + 8], "little")) * FOLD_FACTOR
+        total = (((product & MASK) ^ (product >> 64)) + offset) & MASK
+    return total
+
+
+def schema(**changed):
+    record = {"v": 1, "kind": "SharedDict", "key": "int", "value": "float", "ttl": None}
+    return json.dumps(record | changed).encode()
+
+
+SCHEMAS = {
+    "nested": b"[" * 1500,
+    "huge struct": schema(value={"struct": "99999999999s"}),
+    "no type": schema(value=17),
+    "list": schema(key=["int"]),
+    "dtype of fields": schema(value={"numpy": [["a"]]}),
+    "array without shape": schema(value={"array": "<f8"}),
+    "huge dtype": schema(value={"numpy": {"base": "<f8", "shape": [1 << 62, 1 << 62]}}),
+    "nested dtype": schema(value={"numpy": [[["a", "b"], [["c", 3]], [1]]]}),
+    "other key": schema(key={"struct": "<qq"}),
+    "bool key": schema(key="bool"),
+    "str key": schema(key="str"),
+    "wide value": schema(value={"struct": "<qqq"}),
+    "expiring": schema(ttl=5.0),
+    "not a ttl": schema(ttl=[]),
+}
+
+
+@pytest.mark.parametrize("declared", [{}, {"key": int, "value": float}], ids=["found", "declared"])
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_schema_of_other_types_ends_in_layout_mismatch(damaged_dict, name, declared):
+    """H1: not JSON, no types, or types that are not what the map has room for."""
+    d, segment = damaged_dict("int to float")
+    d[1] = 0.5
+    write_schema(segment, SCHEMAS[name])
+
+    assert ending_of(lambda: SharedDict.open(d.name, **declared)) == "LayoutMismatch"
+
+
+@pytest.mark.parametrize(("key_size", "value_size"), [(4, 8), (16, 8), (8, 4), (8, 16)])
+def test_a_map_that_is_no_dict_of_these_types_ends_in_layout_mismatch(
+    map_name, key_size, value_size
+):
+    """H1: the core read 8 bytes of keys of 4, and hashed 16 of keys of 8."""
+    with RHashMap.create(
+        map_name, key_size=key_size, value_size=value_size, max_entries=10, _schema=schema()
+    ) as shared_map:
+        shared_map.unlink()
+        with pytest.raises(shmrhash.LayoutMismatch):
+            shmrhash._core.DictCore(shared_map, (0, None, None), (1, None, None))
+        with pytest.raises(shmrhash.LayoutMismatch):
+            SharedDict._of(shared_map, shmrhash._schema.make_schema(int, float, None))
+
+
+def test_contexts_that_owe_what_there_is_not_are_settled(damaged_dict):
+    """H1: a context owes more pages than the budget has, and names what is no object."""
+    d, segment = damaged_dict("str to bytes")
+    fill_dict(d, "str to bytes")
+    segment.set(FIRST_CONTEXT + OWING_OFFSET, (1 << 40) * 2 + 1)
+    for slot in range(6):
+        segment.set(FIRST_CONTEXT + NAMES_OFFSET + 8 * slot, (1 << 63) - 1 - slot)
+
+    assert ending_of(lambda: writes(d, 50)) in DONE_OR_SAID
+    assert ending_of(d.clear) in DONE_OR_SAID
+
+
+def test_every_kind_of_dict_has_an_image():
+    """The campaign itself: all codecs of the core are among its dicts."""
+    keys = {shmrhash._types.codec_for(key, "key").kind for key, *_ in DICTS.values()}
+    values = {shmrhash._types.codec_for(value, "value").kind for _, value, *_ in DICTS.values()}
+
+    assert keys == set(range(7)) - {shmrhash._core.KEY_FIXED}  # whose bytes are the entry's
+    assert values == set(range(8))
+
+
+def test_a_kptr_to_no_object_ends_in_segment_corrupt(map_name):
+    """H1: kptr_get and kptr_xchg said that there was none."""
+    key = bytes(8)
+    with RHashMap.create(
+        map_name, key_size=8, value_size=8, max_entries=10, fields=[Kptr(0)], max_bytes=1 << 20
+    ) as shared_map:
+        shared_map[key] = bytes(8)
+        shared_map.kptr_xchg(key, VALUE, 0)
+        segment = Segment(shared_map)
+        reference = struct.pack("<Q", 1 << LENGTH_BITS | len(VALUE))
+        segment.set(place_of(segment, reference), 1 << 62 | len(VALUE))
+        try:
+            with pytest.raises(shmrhash.SegmentCorrupt):
+                shared_map.kptr_get(key, 0)
+            with pytest.raises(shmrhash.SegmentCorrupt):
+                shared_map.kptr_xchg(key, None, 0)
+        finally:
+            shared_map.unlink()
