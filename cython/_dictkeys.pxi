@@ -5,6 +5,38 @@
 cdef class DictKeys(DictBase):
     """The operations on one key, without the comforts (SharedDict has them)."""
 
+    cdef object _remove(self, KeyBytes *key, bint wanted):
+        """Delete a key: its value if that is wanted, else None; MISSING if there is none."""
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Op op
+        cdef Status status = RETRY
+        cdef Patience patience = self.handle._patience()
+        cdef object result = None
+        room = self._spot(small, &value)
+        self._begin(&op, key, &patience)
+        try:
+            if wanted:
+                op.options |= OP_HOLD
+            while True:                        # ends with the timeout
+                status = map_delete(&op, value)
+                if status != RETRY and status != BUSY:
+                    break
+                self.handle._wait(&op, status, &patience)
+            if status == OK and item_expired(&self.handle.map, value):
+                status = ABSENT
+            if status == OK and wanted:
+                result = self._take(NULL, value, NULL)
+        finally:
+            op.options = OP_TYPED
+            op_settle(&op)
+            self.handle._leave(&op)
+        if status == ABSENT:
+            return MISSING
+        if status != OK:
+            self.handle._raise(status, &op)
+        return result
+
     def __getitem__(self, key):
         cdef KeyBytes key_bytes
         cdef uint64_t number = 0
