@@ -103,11 +103,11 @@ cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noe
 
 cdef inline Status map_look(
         Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
-    """The first look of map_find as straight code. RETRY: ask map_find."""
+    """The first look of map_find as straight code, for keys of 8 bytes. RETRY: ask map_find."""
     cdef uint64_t at = table_guess(map, hash)
-    if likely(map.key_size == 8):
-        return bucket_find(map, &at, hash, key, 8, found)
-    return bucket_find(map, &at, hash, key, map.key_size, found)
+    if unlikely(map.key_size != 8):
+        return RETRY
+    return bucket_find(map, &at, hash, key, 8, found)
 
 cdef inline Status glance_sized(
         Map *map, uint64_t at, uint32_t hash, const uint8_t *key, uint64_t key_size, void *value,

@@ -180,6 +180,10 @@ static inline uint64_t shm_read_tail(const void *p, uint64_t size)
 #endif
 #define SHM_MEMCPY_BYTES 128 /* from here on a call is faster than a loop */
 
+/* Out of line, so that the code for keys and values of 8 bytes around it stays small enough to be
+ * inlined and keeps its registers. */
+#define SHM_APART static __attribute__((noinline, unused))
+
 /* 16 bytes at a time, as many as there are; how many bytes that was. */
 static inline uint64_t shm_copy_wide(void *to, const void *from, uint64_t size)
 {
@@ -205,7 +209,7 @@ static inline uint64_t shm_copy_wide(void *to, const void *from, uint64_t size)
 }
 
 /* Shared words to private bytes. The source is padded to whole words. */
-static inline void shm_copy_out(void *private_bytes, const uint64_t *shared_words, uint64_t size)
+SHM_APART void shm_copy_out(void *private_bytes, const uint64_t *shared_words, uint64_t size)
 {
     unsigned char *out = (unsigned char *)private_bytes;
     uint64_t at = shm_copy_wide(out, shared_words, size);
@@ -220,7 +224,7 @@ static inline void shm_copy_out(void *private_bytes, const uint64_t *shared_word
 }
 
 /* The same where one word may change under our eyes: no word is torn. */
-static inline void shm_copy_out_words(void *private_bytes, const uint64_t *shared_words, uint64_t size)
+SHM_APART void shm_copy_out_words(void *private_bytes, const uint64_t *shared_words, uint64_t size)
 {
     unsigned char *out = (unsigned char *)private_bytes;
     for (uint64_t at = 0; at < size; at += 8) {
@@ -230,7 +234,7 @@ static inline void shm_copy_out_words(void *private_bytes, const uint64_t *share
 }
 
 /* Private bytes to shared words; the padding of the last word is written as zeros. */
-static inline void shm_copy_in(uint64_t *shared_words, const void *private_bytes, uint64_t size)
+SHM_APART void shm_copy_in_run(uint64_t *shared_words, const void *private_bytes, uint64_t size)
 {
     const unsigned char *in = (const unsigned char *)private_bytes;
     uint64_t at = shm_copy_wide(shared_words, in, size);
@@ -240,13 +244,21 @@ static inline void shm_copy_in(uint64_t *shared_words, const void *private_bytes
         shm_store_relaxed_u64(shared_words + at / 8, shm_read_tail(in + at, size - at));
 }
 
-static inline void shm_copy_words(uint64_t *to, const uint64_t *from, uint64_t word_count)
+static inline void shm_copy_in(uint64_t *shared_words, const void *private_bytes, uint64_t size)
+{
+    if (size == 8)
+        shm_store_relaxed_u64(shared_words, shm_read_u64(private_bytes));
+    else
+        shm_copy_in_run(shared_words, private_bytes, size);
+}
+
+SHM_APART void shm_copy_words(uint64_t *to, const uint64_t *from, uint64_t word_count)
 {
     for (uint64_t i = shm_copy_wide(to, from, word_count * 8) / 8; i < word_count; i++)
         shm_store_relaxed_u64(to + i, shm_load_relaxed_u64(from + i));
 }
 
-static inline int shm_equal(const uint64_t *shared_words, const void *private_bytes, uint64_t size)
+SHM_APART int shm_equal(const uint64_t *shared_words, const void *private_bytes, uint64_t size)
 {
     const unsigned char *in = (const unsigned char *)private_bytes;
     uint64_t at = 0;
