@@ -21,7 +21,9 @@ the loop: the time of a loop without lookup, measured in the same round on each 
 
 FULL UPDATE. Keys of 4 bytes, values of 8, 1,000 of 1,000 entries; one producer for each core, each
 with one key of its own. "absent" is the series' program: the key is not there and every update is
-refused (E2BIG). "present" is what its cover letter speaks of: the value is replaced.
+refused (E2BIG). "present" is what its cover letter speaks of: the value is replaced. Elements of
+keys inserted one after another lie 24 bytes apart, so "neighbours" share a cache line, which the
+producers then take from each other; "apart" do not. htab's elements have lines of their own.
 
 MEMORY. Keys of 4 bytes, values of 32 and 4096, max_entries 8192, one batch is 64 keys:
 overwrite updates them, batch_add_batch_del updates and deletes them, add_del_on_diff_cpu has pairs

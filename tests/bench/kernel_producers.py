@@ -23,6 +23,7 @@ import shmrhash
 BATCH = 64
 ROUNDS_A_START = 500  # some 5 ms inside the kernel
 UPDATES_A_ROUND = 10_000
+KEYS_APART = 16  # elements that were inserted so far apart share no cache line
 FULL_ENTRIES = 1000
 SAMPLING_SECONDS = 0.005
 
@@ -156,15 +157,16 @@ def measure_update(bench, options):
     count = options.producers or len(os.sched_getaffinity(0))
     geometry = {"key_size": 4, "value_size": 8, "max_entries": FULL_ENTRIES}
     rows = []
-    for reading, base, wanted, published in (
-        ("absent", FULL_ENTRIES, 1.0, "5.25"),
-        ("present", 0, 0.0, None),
+    for reading, base, apart, wanted, published in (
+        ("absent key", FULL_ENTRIES, 1, 1.0, "5.25"),
+        ("present key, neighbours", 0, 1, 0.0, None),
+        ("present key, apart", 0, KEYS_APART, 0.0, None),
     ):
-        shares = [Share(["update"], base + n, 0, UPDATES_A_ROUND) for n in range(count)]
+        shares = [Share(["update"], base + n * apart, 0, UPDATES_A_ROUND) for n in range(count)]
         row = compare(bench, options, geometry, shares, FULL_ENTRIES, True, UPDATES_A_ROUND)
         if row["core_refused"]["median"] != wanted:
             raise RuntimeError(f"{reading}: {row['core_refused']['median']} were refused")
-        what = f"{reading} key, {count} producers"
+        what = f"{reading}, {count} producers"
         rows.append({"benchmark": "FULL UPDATE", "what": what, "published_ratio": published} | row)
     return rows
 
