@@ -1,8 +1,9 @@
 """Which lines and branches of the core the tests reach: python measure.py [pytest's arguments].
 
 The generated C is compiled once more with --coverage and #line directives, so that gcov counts
-lines of cython/; unoptimised, since inlined copies would be counted apart. What a process did that
-was killed, or ended by os._exit(), is not counted. Branches are those of the C code: a condition of
+lines of cython/; unoptimised, since inlined copies would be counted apart. A child that ends by
+os._exit() writes its counts first; what a process did that was killed is not counted, nor what the
+tests of single layers do, which compile these for themselves. Branches are those of the C code: a condition of
 ours, and an exception of Cython's, alike; of shm_atomics.h's macros none are seen.
 
 A line that no test reaches must stand in unreached.txt with its reason, and no other line may.
@@ -24,6 +25,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 REASONS = Path(__file__).with_name("unreached.txt")
 C_FLAGS = ["-O0", "-g", "--coverage", "-fPIC", "-w", "-std=gnu11", "-fno-strict-aliasing"]
+DUMP = "void __gcov_dump(void); void coverage_dump(void) { __gcov_dump(); }\n"
+DUMP_AT_EXIT = """
+
+import ctypes as _ctypes
+import os as _os
+
+
+def _exit_with_counts(status, _exit=_os._exit, _dump=_ctypes.CDLL(_core.__file__).coverage_dump):
+    _dump()
+    _exit(status)
+
+
+_os._exit = _exit_with_counts
+"""
 
 
 def build(folder):
@@ -41,9 +56,12 @@ def build(folder):
         [compiler, *C_FLAGS, *include, "-c", "_core.c", "-o", "_core.o"], cwd=objects, check=True
     )
     target = folder / "shmrhash" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run(
-        [compiler, "-shared", "--coverage", "_core.o", "-o", target], cwd=objects, check=True
-    )
+    (objects / "dump.c").write_text(DUMP)
+    subprocess.run([compiler, "-fPIC", "-c", "dump.c", "-o", "dump.o"], cwd=objects, check=True)
+    command = [compiler, "-shared", "--coverage", "_core.o", "dump.o", "-o", target]
+    subprocess.run(command, cwd=objects, check=True)
+    with open(folder / "shmrhash" / "__init__.py", "a") as package:
+        package.write(DUMP_AT_EXIT)
 
 
 def run_tests(folder, arguments):
@@ -88,8 +106,12 @@ def text_of(name, number):
 
 
 def has_code(name, number):
-    """Whether the line can be meant: a statement's C code may run on over what follows it."""
-    return number <= len(lines_of(name)) and text_of(name, number).strip(")")[:1] not in ("", "#")
+    """Whether the line can be meant: a statement's C code may run on over what follows it, and that
+    of a docstring's line is the refusing of wrong arguments, which is Cython's."""
+    if number > len(lines_of(name)):
+        return False
+    text = text_of(name, number)
+    return text.strip(")")[:1] not in ("", "#") and not text.startswith('"""')
 
 
 def reasons():

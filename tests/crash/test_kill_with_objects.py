@@ -316,3 +316,26 @@ def test_killed_in_an_operation_with_objects(case, map_name, record_property):
 def test_killed_in_an_operation_with_objects_whoever_comes(case, map_name, record_property):
     """C1, C2, R2: after each change, and each way to meet the dead on each state."""
     kill_and_survive(case, map_name, record_property, sample=None, ways_at_once=True)
+
+
+def one_split_behind(entries):
+    """fill: the last insertion brought more credits than it may split buckets for."""
+    five(entries)
+    for number in range(100, 106):  # now there are buckets for the first credits
+        entries[b"k%d" % number] = value(number)
+    settled = entries.handle.info()["grows"]
+    while entries.handle.info()["grows"] == settled:  # ends: 64 entries need more
+        number += 1
+        entries[b"k%d" % number] = value(number)
+
+
+def test_clear_finds_what_a_dead_split_moved_and_had_not_counted(
+    map_name, record_property, monkeypatch
+):
+    """C1: an insertion splits, and dies in the last of its changes: entries are in a bucket that
+    the table word, still held, does not count, and no other lock leads to the dead."""
+    case = storing("insert and split", b"new", 70, fill=one_split_behind)
+    monkeypatch.setattr(stepping, "choose", lambda total, *_: range(total - 12, total + 1))
+    monkeypatch.setattr("test_kill_with_objects.WAYS", [clear_all])
+
+    kill_and_survive(case, map_name, record_property, sample=None, ways_at_once=True)
