@@ -3,8 +3,8 @@
 The generated C is compiled once more with --coverage and #line directives, so that gcov counts
 lines of cython/; unoptimised, since inlined copies would be counted apart. A child that ends by
 os._exit() writes its counts first; what a process did that was killed is not counted, nor what the
-tests of single layers do, which compile these for themselves. Branches are those of the C code: a condition of
-ours, and an exception of Cython's, alike; of shm_atomics.h's macros none are seen.
+tests of single layers do, which compile these for themselves. Branches are those of the C code: a
+condition of ours, and an exception of Cython's, alike; of shm_atomics.h's macros none are seen.
 
 A line that no test reaches must stand in unreached.txt with its reason, and no other line may.
 """

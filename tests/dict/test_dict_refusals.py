@@ -1,0 +1,184 @@
+"""What a dict's core, and the handle below it, refuses; nothing is stored then."""
+
+import os
+
+import numpy as np
+import pytest
+
+import shmrhash
+from shmrhash import Kptr, RHashMap, SharedDict, Timer, _core
+
+
+class Index:
+    """An integer by its __index__ alone."""
+
+    def __index__(self):
+        return 7
+
+
+def test_arguments_that_no_operation_takes_are_refused(make_dict):
+    """K1: too many defaults, unknown flags, values of another kind."""
+    d = make_dict(key=str, value=str)
+    d["k"] = "v"
+    with pytest.raises(shmrhash.InvalidArgument, match="flags 7"):
+        d.store("k", "w", 7)
+    with pytest.raises(TypeError, match="pop takes"):
+        d.pop("k", 1, 2)
+    with pytest.raises(TypeError, match="int or float"):
+        d.add("k", 1)
+    with pytest.raises(TypeError, match="update_with takes"):
+        _core.DictCore.update_with(d, "k", str, "a", "b")
+    with pytest.raises(TypeError, match="update_with takes"):
+        d.update_with("k", str, "a", "b")
+    assert d["k"] == "v"
+
+
+def test_the_core_changes_a_value_while_it_is_locked(make_dict):
+    """L1: DictCore's own update_with and exchange, with and without a default."""
+    d = make_dict(key=str, value=str)
+    assert _core.DictCore.update_with(d, "k", str.upper, "v") == "V"
+    assert _core.DictCore.update_with(d, "k", str.lower) == "v"
+    with pytest.raises(shmrhash.KeyNotFound):
+        _core.DictCore.update_with(d, "absent", str)
+    with pytest.raises(TypeError):
+        d.exchange("k", 5)
+    assert d["k"] == "v"
+
+
+def test_a_section_is_used_inside_its_block_and_once(make_dict):
+    """L1: nothing of it counts outside, and a frozen dict stores nothing."""
+    d = make_dict(key=str, value=int)
+    d["k"] = 1
+    section = d.locked("k", timeout=1.0)
+    with section:
+        section.value += 1
+    with pytest.raises(shmrhash.InvalidArgument, match="inside its with block"):
+        section.value = 5
+    with pytest.raises(shmrhash.InvalidArgument, match="entered once"), section:
+        pass
+
+    def freeze_inside():
+        with d.locked("k") as entry:
+            entry.value = 9
+            d.freeze()
+
+    with pytest.raises(shmrhash.FrozenMap, match="frozen while"):
+        freeze_inside()
+    assert d["k"] == 2
+
+
+def test_a_section_that_is_forgotten_is_rolled_back(make_dict):
+    """L1: without its block's end, by the end of its object."""
+    d = make_dict(key=str, value=int)
+    d["k"] = 1
+    section = d.locked("k")
+    section.__enter__()
+    section.value = 5
+    del section
+
+    d["k"] += 1  # nobody holds it
+    assert d["k"] == 2
+
+
+def test_a_section_of_the_parent_is_not_ended_by_a_child(make_dict):
+    """L1, fork: the child is told, and the parent's section goes on."""
+    d = make_dict(key=str, value=int)
+    d["k"] = 1
+    with d.locked("k") as entry:
+        entry.value = 2
+        child = os.fork()
+        if child == 0:
+            try:
+                entry.__exit__(None, None, None)
+            except shmrhash.Error as error:
+                os._exit(17 if "parent" in str(error) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+    assert d["k"] == 2
+
+
+def test_views_are_of_objects(make_dict):
+    """R2: a value in the entry has none."""
+    d = make_dict(key=str, value=int)
+    d["k"] = 1
+    with pytest.raises(shmrhash.InvalidArgument, match="views are"):
+        d.view("k")
+
+
+def test_numbers_may_be_of_any_class_with_an_index(make_dict):
+    """Codecs: __index__ for int, __float__ for float, any buffer for bytes."""
+    d = make_dict(key=int, value=float)
+    d[Index()] = np.float32(0.5)
+    assert d[7] == 0.5
+    with pytest.raises(TypeError, match="must be float"):
+        d[7] = object()
+    raw = make_dict(key=bytes, value=bytes)
+    raw[bytearray(b"k")] = memoryview(b"v")
+    assert raw[b"k"] == b"v"
+    with pytest.raises(shmrhash.InvalidArgument, match="contiguous"):
+        raw[b"k"] = memoryview(b"abcdef")[::2]
+    assert raw.copy() == {b"k": b"v"}
+
+
+def test_values_of_many_words_are_copied_whole(make_dict):
+    """R2: more than the core keeps on its stack."""
+    d = make_dict(key=int, value="<200q")
+    d[1] = tuple(range(200))
+    assert d[1] == tuple(range(200))
+    assert 1 in d
+    assert d.pop(1) == tuple(range(200))
+
+
+def test_codecs_that_make_other_sizes_are_refused(map_name):
+    """H1: a program's own codec, used with the core."""
+    with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as handle:
+        handle.unlink()
+        core = _core.DictCore(
+            handle, (_core.KEY_FIXED, bytes, bytes), (_core.VALUE_FIXED, bytes, bytes)
+        )
+        core[b"k" * 8] = b"v" * 8
+        assert core[b"k" * 8] == b"v" * 8
+        with pytest.raises(shmrhash.InvalidArgument, match="encoded as 3 bytes"):
+            core[b"k" * 8] = b"abc"
+        with pytest.raises(shmrhash.InvalidArgument, match="encoded as 3 bytes"):
+            core[b"abc"]
+
+
+def test_fields_that_a_map_does_not_have_are_refused(map_name):
+    """K1: no Timer; buffers as keys; an object that is too large for any class."""
+    with RHashMap.create(
+        map_name, key_size=8, value_size=8, max_entries=10, fields=[Kptr(0)], max_bytes=1 << 20
+    ) as m:
+        m.unlink()
+        m[bytes(8)] = bytes(8)
+        with pytest.raises(shmrhash.InvalidArgument, match="no Timer"):
+            m.timer_set(bytes(8), 5)
+        with pytest.raises(shmrhash.TooLarge):
+            m.kptr_xchg(bytes(8), memoryview(np.zeros(1 << 28, np.uint8)), 0)
+        assert m.kptr_xchg(bytearray(8), b"object", 0) is None
+        assert m.kptr_get(bytearray(8), 0) == b"object"
+        m.check()
+    with RHashMap.create(
+        map_name, key_size=8, value_size=8, max_entries=10, fields=[Timer(0)]
+    ) as m:
+        m.unlink()
+        m[bytes(8)] = bytes(8)
+        assert m.timer_set(bytearray(8), 1)
+        assert bytes(8) not in m
+
+
+def test_a_timeout_is_seconds_from_zero_on(make_dict):
+    """K1: not before the beginning, and not a number."""
+    d = make_dict(key=str, value=int)
+    for timeout in (-1, float("nan")):
+        with pytest.raises(shmrhash.InvalidArgument, match="timeout must be"):
+            SharedDict.open(d.name, timeout=timeout)
+
+
+def test_a_map_is_frozen_once(make_dict):
+    """K1: EPERM for the second."""
+    d = make_dict(key=str, value=int)
+    d.freeze()
+    with pytest.raises(shmrhash.FrozenMap):
+        d.freeze()
