@@ -86,7 +86,7 @@ def test_kernel_benchmark_has_all_three(tmp_path):
     kinds = [row["benchmark"] for row in found["rows"]]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "LOOKUP": 2,
-        "FULL UPDATE": 2,
+        "FULL UPDATE": 3,
         "MEMORY": 6,
     }
     measured = found["facts"]["kernel_side"].startswith("BPF_MAP_TYPE_HASH")
