@@ -41,8 +41,10 @@ def kernel_tables(rows):
 
     print("LOOKUP: rate over the kernel's htab; in brackets the series' RHASH over htab\n")
     table(["", *head], lines(lambda r: f"{median(r, 'core_ratio')} ({r['published_ratio']:.2f})"))
-    print("LOOKUP: millions a second, htab / shmrhash / its table without growth\n")
-    names = ("htab_per_second", "core_per_second", "fixed_per_second")
+    print(
+        "LOOKUP, millions a second: htab / shmrhash / by lookup_many / its table without growth\n"
+    )
+    names = [f"{who}_per_second" for who in ("htab", "core", "batched", "fixed")]
     table(["", *head], lines(lambda r: " / ".join(median(r, name, 1e-6, 1) for name in names)))
     others = [row for row in rows if row["benchmark"] != "LOOKUP"]
     print("FULL UPDATE and MEMORY, for each producer\n")
