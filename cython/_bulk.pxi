@@ -125,7 +125,7 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
             if status == BUSY or status == RETRY or handle._freed(status):
                 handle._wait(&op, status, &patience)
             elif status != OK:
-                handle._raise(status, &op)
+                raise_status(handle, status, &op)
             elif many.done < many.count:
                 if op.context != NULL:
                     op_end(&op)

@@ -41,7 +41,7 @@ from geometry cimport (
     Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind,
     context_at, contexts_usable, processes_usable,
 )
-from hashing cimport hash_key
+from hashing cimport hash_key, hash_word
 from system cimport (
     segment_open, segment_fd, is_segment, byte_lock, close as close_fd, fstat, stat_t, clock_ns,
     mmap, munmap, F_OFD_GETLK, F_WRLCK,
@@ -63,14 +63,14 @@ from lock cimport (
     Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_busy, lock_release,
     lock_try, op_begin, op_end,
 )
-from lookup cimport map_find, map_glance, map_lookup, map_contains
+from lookup cimport glance_word, map_find, map_glance, map_lookup, map_contains
 from map cimport map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST
 from remove cimport op_settle, map_delete, map_delete_held
 from modify cimport map_apply, map_lookup_unlocked, map_swap
 from section cimport (
     Section, section_abandon, section_commit, section_open, section_remove,
 )
-from table cimport table_count
+from table cimport table_count, table_guess
 from clear cimport Clearing, clear_step
 from digest cimport KEY_INLINE_MAX, KEY_IS_LONG, key_digest
 from item cimport (
@@ -101,6 +101,13 @@ cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
     char *PyByteArray_AS_STRING(object buffer)
+
+cdef extern from "value_bytes.h":
+    ctypedef struct ValueBytes:
+        pass
+    void value_bytes_begin(ValueBytes *some)
+    void value_bytes_end(ValueBytes *some)
+    object value_object(ValueBytes *some, const void *value, Py_ssize_t size)
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t size, long offset) noexcept
@@ -144,8 +151,10 @@ cdef int64_t timeout_ns(timeout) except? -2:
     return -1 if seconds > 1e9 else <int64_t> (seconds * 1e9)
 
 
-cdef str os_error():
-    return (<bytes> strerror(errno)).decode(errors="replace")
+cdef enum Reads:               # what a handle may read
+    READS_NONE                 # nothing: it is closed, or only writes
+    READS_ANY
+    READS_WORDS                # anything, and map.words_only
 
 
 @cython.auto_pickle(False)
@@ -162,7 +171,8 @@ cdef class MapHandle:
     cdef readonly str name
     cdef bint is_closed
     cdef readonly bint write_only
-    cdef bint no_reading           # is_closed or write_only
+    cdef Reads reads
+    cdef ValueBytes spare
     cdef uint64_t in_flight        # operations under way: the mapping stays until the last ends
     cdef uint64_t writes           # operations begun that may have written, for iterators
     cdef uint64_t read_only_page
@@ -175,7 +185,8 @@ cdef class MapHandle:
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
                   timeout, **_ignored):
         cdef Status status
-        self.is_closed = self.no_reading = True
+        value_bytes_begin(&self.spare)
+        self.is_closed = True
         self.map.fd = -1
         self.standing.lock_fd = -1
         self.name = name
@@ -185,7 +196,8 @@ cdef class MapHandle:
         self.map.timeout_ns = -1 if timeout is None else timeout_ns(timeout)
         self._examine(fd)
         self._map_segment(fd)
-        self.is_closed = self.no_reading = False
+        self.is_closed = False
+        self.reads = READS_WORDS if self.map.words_only else READS_ANY
         if read_only:
             self._announce_reader()
         else:
@@ -195,11 +207,12 @@ cdef class MapHandle:
                 self.recovered_at_open = recover_all(&self.map)
             status = session_register(&self.map, &self.standing)
             if status != OK:
-                self._raise(status, NULL)
+                raise_status(self, status, NULL)
 
     def __dealloc__(self):
         self._detach()
         free(self.map.path)
+        value_bytes_end(&self.spare)
 
     cdef _examine(self, int fd):
         cdef Header header
@@ -281,7 +294,7 @@ cdef class MapHandle:
             self.in_flight = 0                 # a child of fork: other threads stayed behind
         status = session_claim(&self.map, &self.standing, &taken)
         if status != OK:
-            self._raise(status, NULL)
+            raise_status(self, status, NULL)
         return taken
 
     cdef inline int _enter(self, Op *op) except -1:
@@ -353,7 +366,7 @@ cdef class MapHandle:
                 f"out?); continue or kill it")
         patience.retries = 0 if status == BUSY else patience.retries + 1
         if patience.retries > READ_ROUNDS_MAX:         # only while somebody damages the segment
-            self._raise(CORRUPT, op)
+            raise_status(self, CORRUPT, op)
         if op.context != NULL:
             op_end(op)
         with nogil:
@@ -403,13 +416,13 @@ cdef class MapHandle:
 
     cdef inline int _enter_to_modify(self, Op *op) except -1:
         """_enter_to_write for what also tells the caller what was there."""
-        if unlikely(self.no_reading):
+        if unlikely(self.reads == READS_NONE):
             self._refuse_reading()
         return self._enter_to_write(op)
 
     cdef int _enter_to_read(self, Op *op) except -1:
         """_enter for what only reads; op.context is NULL if the handle may only read."""
-        if self.no_reading:
+        if self.reads == READS_NONE:
             self._refuse_reading()
         return self._enter_to_look(op)
 
@@ -440,45 +453,6 @@ cdef class MapHandle:
             return False
         return recover_those_inside(&self.map) != 0
 
-    cdef _raise(self, Status status, Op *op):
-        """Turn a final status into the exception it stands for: the only place that does."""
-        if status == FULL:
-            raise _errors.MapFull(
-                f"map {self.name!r} has all of its {self.map.max_entries} entries; delete some or "
-                f"create it with a larger max_entries")
-        if status == NO_MEMORY:
-            raise _errors.SegmentFull(_errors.no_space_message(
-                self.name, 0 if op == NULL else op.bytes_wanted, self.map.path))
-        if status == OUT_OF_BYTES:
-            raise _errors.OutOfMemory(
-                f"map {self.name!r} may hold max_bytes={self.map.max_bytes} bytes of objects; "
-                f"{budget_word(&self.map.objects.budget) * PAGE_BYTES} are taken, "
-                f"{op.bytes_wanted} more are wanted; delete some or create it with a larger "
-                f"max_bytes")
-        if status == PRESENT:
-            raise _errors.KeyExists(f"map {self.name!r} has this key already (BPF_NOEXIST)")
-        if status == ABSENT:
-            raise _errors.KeyNotFound(f"map {self.name!r} has no such key")
-        if status == NO_CONTEXT:
-            raise _errors.TooManyProcesses(
-                f"map {self.name!r}: all {PROCESS_MAX} process slots or operation contexts are in "
-                f"use; close handles or use fewer processes")
-        if status == BUSY:
-            raise _errors.LockTimeout(f"map {self.name!r}: somebody else is extending the segment")
-        if status == SYSTEM_ERROR:
-            raise _errors.Error(f"map {self.name!r}: cannot reach its file again: {os_error()}")
-        raise _errors.SegmentCorrupt(
-            f"map {self.name!r}: the segment holds what no operation leaves "
-            f"(status {<int> status}); run check(), then unlink and recreate it")
-
-    cdef _bad_buffer(self, str what, object thing, Py_ssize_t size, uint64_t wanted):
-        if size < 0:
-            raise TypeError(
-                f"{what} must be bytes or another buffer of {wanted} bytes, not "
-                f"{type(thing).__name__}")
-        raise _errors.InvalidArgument(
-            f"{what} has {size} bytes, map {self.name!r} has {what}s of {wanted} bytes")
-
     cdef inline const uint8_t *_buffer(
             self, str what, object thing, uint64_t wanted, Py_buffer *view) except NULL:
         """The bytes of a key or value. view.buf is not NULL if the caller has to release it."""
@@ -490,7 +464,7 @@ cdef class MapHandle:
     cdef const uint8_t *_any_buffer(
             self, str what, object thing, uint64_t wanted, Py_buffer *view) except NULL:
         if not PyObject_CheckBuffer(thing):
-            self._bad_buffer(what, thing, -1, wanted)
+            refuse_buffer(self, what, thing, -1, wanted)
         try:
             PyObject_GetBuffer(thing, view, PyBUF_SIMPLE)
         except BufferError:
@@ -499,7 +473,7 @@ cdef class MapHandle:
             size = view.len
             PyBuffer_Release(view)
             view.buf = NULL
-            self._bad_buffer(what, thing, size, wanted)
+            refuse_buffer(self, what, thing, size, wanted)
         return <const uint8_t *> view.buf
 
     cdef int _refuse_reading(self) except -1:
@@ -508,23 +482,46 @@ cdef class MapHandle:
 
     def _forbid_reading(self):
         """From now on this handle only writes."""
-        self.write_only = self.no_reading = True
+        self.write_only = True
+        self.reads = READS_NONE
 
     cdef inline Status _read(self, const uint8_t *key, void *value) except? RETRY:
         """lookup, or contains if value is NULL."""
         cdef Context *context
+        cdef uint32_t hash
+        cdef uint64_t word
+        cdef uint64_t idle
+        if unlikely(self.reads != READS_WORDS):
+            return self._read_any(key, value)
+        idle = self.map.local.idle_context
+        if unlikely(idle == 0):
+            return self._read_any(key, value)
+        # The GIL is kept, so the idle context need not be taken, only marked.
+        context = context_at(&self.map, idle - 1)
+        context_begin(context)
+        word = read_u64(key)
+        hash = hash_word(self.map.seeds, word)
+        if unlikely(not glance_word(
+                &self.map, table_guess(&self.map, hash), hash, word, <uint64_t *> value)):
+            return self._read_on(context, key, hash, value)
+        context_end(context)
+        return OK
+
+    cdef Status _read_any(self, const uint8_t *key, void *value) except? RETRY:
         cdef uint32_t hash = hash_key(self.map.seeds, key, self.map.key_size)
         cdef uint64_t idle
-        cdef Status status
-        if unlikely(self.no_reading):
+        if unlikely(self.reads == READS_NONE):
             self._refuse_reading()
-        # The usual case keeps the GIL, so the idle context need not be taken, only marked.
         idle = self.map.local.idle_context
         if unlikely(idle == 0):
             return self._read_slowly(key, hash, value)
-        context = context_at(&self.map, idle - 1)
-        context_begin(context)
-        status = map_glance(&self.map, hash, key, value)
+        context_begin(context_at(&self.map, idle - 1))
+        return self._read_on(context_at(&self.map, idle - 1), key, hash, value)
+
+    cdef Status _read_on(
+            self, Context *context, const uint8_t *key, uint32_t hash, void *value) except? RETRY:
+        """_read in a context that has begun."""
+        cdef Status status = map_glance(&self.map, hash, key, value)
         context_end(context)
         if unlikely(status != OK and status != ABSENT):
             return self._read_slowly(key, hash, value)
@@ -549,21 +546,18 @@ cdef class MapHandle:
                 sched_yield()
         self._leave_reading(&op)
         if status != OK and status != ABSENT:
-            self._raise(CORRUPT, NULL)
+            raise_status(self, CORRUPT, NULL)
         return status
 
     cdef inline object _lookup(self, object key):
         """The value, or None."""
-        cdef bytes value
         cdef uint64_t word
         if unlikely(not PyBytes_CheckExact(key) or self.map.value_size != 8
                     or <uint64_t> PyBytes_GET_SIZE(key) != self.map.key_size):
             return self._lookup_any(key)
         if self._read(<const uint8_t *> PyBytes_AS_STRING(key), &word) != OK:
             return None
-        value = PyBytes_FromStringAndSize(NULL, 8)
-        memcpy(PyBytes_AS_STRING(value), &word, 8)
-        return value
+        return value_object(&self.spare, &word, 8)
 
     cdef object _lookup_any(self, object key):
         """_lookup with any buffer as key, and values of any size."""
@@ -575,7 +569,7 @@ cdef class MapHandle:
         try:
             if size <= STACK_VALUE_MAX:
                 if self._read(key_bytes, small) == OK:
-                    value = PyBytes_FromStringAndSize(<const char *> small, size)
+                    value = value_object(&self.spare, small, size)
             else:
                 value = PyBytes_FromStringAndSize(NULL, size)
                 if self._read(key_bytes, PyBytes_AS_STRING(value)) != OK:
@@ -607,7 +601,7 @@ cdef class MapHandle:
             finally:
                 self._leave(&op)
             if unlikely(status != OK):
-                self._raise(status, &op)
+                raise_status(self, status, &op)
         finally:
             if key_view.buf != NULL:
                 PyBuffer_Release(&key_view)
@@ -624,7 +618,7 @@ cdef class MapHandle:
         op.key = self._buffer("key", key, self.map.key_size, &view)
         try:
             op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
-            if value != NULL and self.no_reading:
+            if value != NULL and self.reads == READS_NONE:
                 self._refuse_reading()
             self._enter_to_write(&op)
             op.f_lock = f_lock
@@ -640,7 +634,7 @@ cdef class MapHandle:
             if view.buf != NULL:
                 PyBuffer_Release(&view)
         if unlikely(status != OK and status != ABSENT):
-            self._raise(status, &op)
+            raise_status(self, status, &op)
         return status
 
     def lookup(self, key, flags=0):
@@ -666,7 +660,7 @@ cdef class MapHandle:
         cdef Status status = self._attempt(
             key, map_lookup_unlocked, PyBytes_AS_STRING(value), &op, True)
         if status != OK and status != ABSENT:
-            self._raise(status, &op)
+            raise_status(self, status, &op)
         return value if status == OK else None
 
     cdef Status _attempt(
@@ -795,7 +789,8 @@ cdef class MapHandle:
     def close(self):
         """Detach. Operations of other threads that are under way end first."""
         if not self.is_closed:
-            self.is_closed = self.no_reading = True
+            self.is_closed = True
+            self.reads = READS_NONE
             if self.in_flight == 0:
                 self._detach()
 
@@ -879,6 +874,7 @@ cdef class MapHandle:
         return found
 
 
+include "_raising.pxi"
 include "_facts.pxi"
 include "_modify.pxi"
 include "_sections.pxi"

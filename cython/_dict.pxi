@@ -118,7 +118,7 @@ cdef class DictBase:
         if source == NULL:
             if found != NULL and not ref_stands(found):
                 return MISSING
-            self.handle._raise(CORRUPT, NULL)
+            raise_status(self.handle, CORRUPT, NULL)
         copy = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
         if found != NULL and not ref_stands(found):
             return MISSING
@@ -134,7 +134,7 @@ cdef class DictBase:
         cdef uint64_t idle
         cdef int overflow = 0
         cdef bint found
-        if unlikely(self.handle.no_reading or map.local.idle_context == 0):
+        if unlikely(self.handle.reads == READS_NONE or map.local.idle_context == 0):
             return False
         if self.key.kind == C_KEY_STR:
             if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
@@ -197,7 +197,7 @@ cdef class DictBase:
         finally:
             self.handle._leave_reading(&op)
         if status != OK and status != ABSENT:
-            self.handle._raise(CORRUPT, NULL)
+            raise_status(self.handle, CORRUPT, NULL)
         if over and not self.handle.map.read_only:
             self._expire_one(key)
         return result
@@ -321,5 +321,5 @@ cdef class DictBase:
             if view.buf != NULL:
                 PyBuffer_Release(&view)
         if status != OK and status != PRESENT and status != ABSENT:
-            self.handle._raise(status, &op)
+            raise_status(self.handle, status, &op)
         return status

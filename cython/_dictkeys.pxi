@@ -34,7 +34,7 @@ cdef class DictKeys(DictBase):
         if status == ABSENT:
             return MISSING
         if status != OK:
-            self.handle._raise(status, &op)
+            raise_status(self.handle, status, &op)
         return result
 
     def __getitem__(self, key):
@@ -84,7 +84,7 @@ cdef class DictKeys(DictBase):
         status = self._find(&op, &found, value)
         self.handle._leave_reading(&op)
         if status != OK and status != ABSENT:
-            self.handle._raise(status, NULL)
+            raise_status(self.handle, status, NULL)
         return status == OK and not item_expired(&self.handle.map, value)
 
     def __setitem__(self, key, value):
@@ -128,7 +128,7 @@ cdef class DictKeys(DictBase):
                 return found
             if self._store(key, default, UPDATE_NOEXIST, deadline_ns) == OK:
                 return default
-        self.handle._raise(CORRUPT, NULL)
+        raise_status(self.handle, CORRUPT, NULL)
 
     def pop(self, key, *default):
         """Delete key and return its value, or default.
@@ -168,7 +168,7 @@ cdef class DictKeys(DictBase):
         status = self._find(&op, &found, value)
         self.handle._leave_reading(&op)
         if status == CORRUPT:
-            self.handle._raise(status, NULL)
+            raise_status(self.handle, status, NULL)
         if status != OK or item_expired(&self.handle.map, value):
             raise _errors.KeyNotFound(key)
         return item_deadline(&self.handle.map, value)
@@ -205,7 +205,7 @@ cdef class DictKeys(DictBase):
         finally:
             self.handle._leave(&op)
         if status != OK and status != ABSENT:
-            self.handle._raise(status, &op)
+            raise_status(self.handle, status, &op)
         return status == OK
 
     def clear(self):
@@ -257,7 +257,7 @@ cdef class DictKeys(DictBase):
         if status == ABSENT:
             raise _errors.KeyNotFound(key)
         if status != OK:
-            self.handle._raise(status, &op)
+            raise_status(self.handle, status, &op)
         return field_number(&apply.field, apply.after)
 
     cdef int _field(self, Apply *apply, object delta) except -1:
@@ -325,5 +325,5 @@ cdef class DictKeys(DictBase):
         if status == ABSENT:
             raise _errors.KeyNotFound(key)
         if status != OK:
-            self.handle._raise(status, NULL)
+            raise_status(self.handle, status, NULL)
         return memoryview(pinned)

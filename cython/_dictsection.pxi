@@ -71,7 +71,7 @@ cdef class DictSection:
             owner.handle._wait(&self.op, status, patience)
         if status == ABSENT:
             raise _errors.KeyNotFound(self.key)
-        owner.handle._raise(status, &self.op)
+        raise_status(owner.handle, status, &self.op)
 
     def __enter__(self):
         cdef DictBase owner = self.owner
@@ -159,7 +159,7 @@ cdef class DictSection:
                     f"map {owner.handle.name!r}: the key was deleted while it was locked; what the "
                     f"section had to store is not stored")
             if status != OK:
-                owner.handle._raise(status, &self.op)
+                raise_status(owner.handle, status, &self.op)
         finally:
             if view.buf != NULL:
                 PyBuffer_Release(&view)

@@ -88,7 +88,7 @@ cdef class DictCore(DictKeys):
         finally:
             self.handle._leave_reading(&op)
         if status != OK and status != ABSENT:
-            self.handle._raise(CORRUPT, NULL)
+            raise_status(self.handle, CORRUPT, NULL)
         return (name, result) if what == 2 and result is not MISSING else result
 
     cdef object _key_of(self, bytes raw, const Found *found, const uint64_t *value):
@@ -104,7 +104,7 @@ cdef class DictCore(DictKeys):
                 if source == NULL:
                     if not ref_stands(found):
                         return MISSING
-                    self.handle._raise(CORRUPT, NULL)
+                    raise_status(self.handle, CORRUPT, NULL)
                 whole = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
                 if not ref_stands(found):
                     return MISSING
@@ -153,7 +153,7 @@ cdef class DictCore(DictKeys):
                 lost += 1
             if lost == before or len(self) == 0:
                 raise _errors.KeyNotFound("popitem(): the dict is empty")
-        self.handle._raise(CORRUPT, NULL)      # a walk finds what nobody can look up
+        raise_status(self.handle, CORRUPT, NULL)      # a walk finds what nobody can look up
 
     cdef bint _is_over(self, KeyBytes *key) except -1:
         """Whether a key has an entry that has expired."""

@@ -71,7 +71,7 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) exc
         if status == RETRY or status == BUSY:
             handle._wait(op, status, &patience)
     if status != OK and status != ABSENT:
-        handle._raise(status, NULL)
+        raise_status(handle, status, NULL)
     return 0
 
 
@@ -214,7 +214,7 @@ def take_entries(
                     place.start(handle, before)
                     break
                 if status != BUSY and status != RETRY:
-                    handle._raise(status, &op)
+                    raise_status(handle, status, &op)
                 handle._wait(&op, status, &patience)
         if taken == 0 or status == OK:
             walk_probe(&op, place)

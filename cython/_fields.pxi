@@ -140,7 +140,7 @@ cdef class ObjectHandle(ModifyHandle):
         if isinstance(found, int):
             if found == ABSENT:
                 raise _errors.KeyNotFound(key)
-            self._raise(found, &op)
+            raise_status(self, found, &op)
         return found
 
     cdef object _copied(self, uint64_t ref, const Found *found):
@@ -153,7 +153,7 @@ cdef class ObjectHandle(ModifyHandle):
         if source != NULL:
             return PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
         if ref_stands(found):
-            self._raise(CORRUPT, NULL)
+            raise_status(self, CORRUPT, NULL)
         return None
 
     def _parts(self, bytes key):
@@ -191,7 +191,7 @@ cdef class ObjectHandle(ModifyHandle):
         if status == ABSENT:
             return None
         if status != OK:
-            self._raise(CORRUPT, NULL)
+            raise_status(self, CORRUPT, NULL)
         deadline = <int64_t> item_deadline(&self.map, value)
         fields_blank(&self.map, value)
         held = element_state(found.header) == ELEMENT_LOCKED
@@ -244,7 +244,7 @@ cdef class ObjectHandle(ModifyHandle):
             if view.buf != NULL:
                 PyBuffer_Release(&view)
         if status != OK and status != ABSENT:
-            self._raise(status, &op)
+            raise_status(self, status, &op)
         return status == OK
 
     def expire(self):
@@ -301,7 +301,7 @@ cdef class ObjectHandle(ModifyHandle):
                     if status == BUSY or status == RETRY:
                         self._wait(&op, status, &patience)
                     elif status != OK:
-                        self._raise(status, &op)
+                        raise_status(self, status, &op)
                     else:
                         patience.turn = patience.retries = 0
                     done += 1

@@ -84,7 +84,7 @@ cdef class EntryIterator:
         cdef bytes key = None
         cdef bytes value = None
         while value is None:                   # ends at the map's end
-            if self.handle.no_reading:
+            if self.handle.reads == READS_NONE:
                 self.handle._refuse_reading()
             if self.filler != 0 or self.at == self.sink.count:
                 if self.filler == 0 and self.place.position.order >= ORDER_END:

@@ -100,7 +100,7 @@ cdef class ModifyHandle(ObservedHandle):
         if unlikely(status == ABSENT):
             raise _errors.KeyNotFound(key)
         if unlikely(status != OK):
-            self._raise(status, &op)
+            raise_status(self, status, &op)
         return field_number(&apply.field, apply.after)
 
     def add(self, key, delta, *, initial=None, Py_ssize_t offset=0, fmt="q"):
@@ -176,7 +176,7 @@ cdef class ModifyHandle(ObservedHandle):
             if value_view.buf != NULL:
                 PyBuffer_Release(&value_view)
         if status != OK and status != ABSENT:
-            self._raise(status, &op)
+            raise_status(self, status, &op)
         return status == OK and (swap.swapped or expected is None)
 
     def compare_and_swap(self, key, expected, new):

@@ -48,10 +48,10 @@ cdef class LockedValue:
             PyBuffer_Release(&view)
         if create is not None:
             if not PyObject_CheckBuffer(create):
-                handle._bad_buffer("create", create, -1, handle.map.value_size)
+                refuse_buffer(handle, "create", create, -1, handle.map.value_size)
             create = memoryview(create).tobytes()
             if len(create) != handle.map.value_size:
-                handle._bad_buffer("value", create, len(create), handle.map.value_size)
+                refuse_buffer(handle, "value", create, len(create), handle.map.value_size)
         self.handle = handle
         self.create = create
         self.timeout = timeout
@@ -89,7 +89,7 @@ cdef class LockedValue:
         if status == ABSENT:
             raise _errors.KeyNotFound(self.key)
         if status != OK:
-            self.handle._raise(status, &self.op)
+            raise_status(self.handle, status, &self.op)
         sections_open[self._name()] = PyThread_get_thread_ident()
         return self
 
@@ -134,7 +134,7 @@ cdef class LockedValue:
                     raise
         self._rest()
         if status != OK and status != ABSENT:
-            self.handle._raise(status, &self.op)
+            raise_status(self.handle, status, &self.op)
         if commit and frozen:
             raise _errors.FrozenMap(
                 f"map {self.handle.name!r} was frozen while the key was locked; what the section "

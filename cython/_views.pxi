@@ -49,14 +49,14 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
     cdef Status status
     if bytes == NULL:
         if ref_stands(found):
-            handle._raise(CORRUPT, NULL)
+            raise_status(handle, CORRUPT, NULL)
         return None
     status = pin_claim(op, handle.map.local.process_index + 1, &pin)
     if status == FULL:
         raise _errors.TooManyProcesses(
             f"map {handle.name!r}: all {PIN_MAX} pins are in use; let go of some views")
     if status != OK:
-        handle._raise(status, op)
+        raise_status(handle, status, op)
     pin_set(op, pin, ref)
     if not ref_stands(found):
         pin_clear(op, pin)

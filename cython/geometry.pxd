@@ -74,6 +74,7 @@ cdef struct Map:
     uint32_t field_kinds[8]
     uint32_t ref_count         # of these, the references
     uint32_t ref_words[3]
+    bint words_only            # keys and values are a word each, without special fields
     uint32_t region_count
     uint64_t region_offset[33]
     uint64_t region_bytes[33]
@@ -103,6 +104,7 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     cdef uint64_t offset = HEADER_BYTES
     map.key_size = key_size
     map.value_size = value_size
+    map.words_only = key_size == 8 and value_size == 8
     map.key_words = (key_size + 7) // 8
     map.value_words = (value_size + 7) // 8
     map.max_entries = max_entries

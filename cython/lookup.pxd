@@ -9,17 +9,25 @@
 # miss has to be made in the bucket that covers the hash, and is validated there.
 #
 # map_glance is the first look alone, as straight code without a loop around it: nearly every lookup
-# ends there. On what it leaves open the caller calls map_lookup or map_contains.
+# ends there. On what it leaves open the caller calls map_lookup or map_contains. glance_word is the
+# shortest of it. Its length counts: a processor looks some 350 to 450 instructions ahead, and only
+# what it sees there begins its cache misses beside those that it waits for (DESIGN.md, section 17).
 #
 # Upholds: R1, R2, W1 (a miss is validated by the bucket's version).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport load_relaxed_u64, load_acquire_u64, fence_acquire, likely, unlikely
+from atomics cimport (
+    load_relaxed_u64, load_acquire_u64, load_acquire_u32, fence_acquire, match7,
+    count_trailing_zeros, likely, unlikely, read_u64,
+)
 from status cimport Status, OK, ABSENT, CORRUPT, RETRY
-from layout cimport Bucket, LOCK_MASK, bucket_level_plus1
-from geometry cimport Map, bucket_at
+from layout cimport (
+    Bucket, Element, ELEMENT_LIVE, LOCK_MASK, bucket_level_plus1, element_state,
+)
+from geometry cimport Map, bucket_at, element_at
 from chain cimport Found, chain_find
 from element cimport (
     element_stands, element_is_lost, element_read, element_is_over, element_read_whole,
+    element_seen,
 )
 from table cimport FOLLOW_MAX, NOWHERE, table_guess, table_follow, level_covers
 
@@ -109,6 +117,37 @@ cdef inline Status map_look(
         return RETRY
     return bucket_find(map, &at, hash, key, 8, found)
 
+cdef inline bint glance_word(
+        Map *map, uint64_t at, uint32_t hash, uint64_t key, uint64_t *value) noexcept nogil:
+    """map_glance_at in a map of words only, as nearly every lookup that hits is: the first slot
+    with the hash's tag, an element that nobody holds. False: nothing is known yet."""
+    cdef Bucket *bucket = bucket_at(map, at)
+    cdef uint32_t mask = match7(bucket.tags, hash)
+    cdef uint32_t *slot
+    cdef uint32_t index
+    cdef Element *element
+    cdef uint64_t header
+    if unlikely(mask == 0):
+        return False
+    slot = &bucket.indices[count_trailing_zeros(mask)]
+    # Acquire: pairs with the release store of the index in chain_append.
+    index = load_acquire_u32(slot)
+    if unlikely(index - 1 >= map.element_max - 1):
+        return False
+    element = element_at(map, index)
+    # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
+    header = load_acquire_u64(&element.header)
+    if unlikely(element_state(header) != ELEMENT_LIVE):
+        return False
+    if unlikely(load_relaxed_u64(&element.words[0]) != key):
+        return False
+    # Only while a slot names the element does its header speak for the map (chain_find).
+    if unlikely(load_acquire_u32(slot) != index):
+        return False
+    if value != NULL:
+        value[0] = load_relaxed_u64(&element.words[1])
+    return element_seen(element, header)
+
 cdef inline Status glance_sized(
         Map *map, uint64_t at, uint32_t hash, const uint8_t *key, uint64_t key_size, void *value,
         uint64_t value_size) noexcept nogil:
@@ -126,7 +165,9 @@ cdef inline Status glance_sized(
 cdef inline Status map_glance_at(
         Map *map, uint64_t at, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
     """map_glance in a bucket that table_guess named, perhaps a while ago."""
-    if likely(map.key_size == 8 and map.value_size == 8):      # straight code for these sizes
+    if likely(map.words_only):
+        if likely(glance_word(map, at, hash, read_u64(key), <uint64_t *> value)):
+            return OK
         return glance_sized(map, at, hash, key, 8, value, 8)
     return glance_sized(map, at, hash, key, map.key_size, value, map.value_size)
 

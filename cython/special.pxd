@@ -45,6 +45,7 @@ cdef inline bint fields_place(Map *map, const Header *header) noexcept nogil:
         map.field_words[index] = word
         map.field_kinds[index] = kind
     map.field_count = header.field_count
+    map.words_only = map.words_only and map.field_count == 0
     return True
 
 cdef inline void fields_blank(Map *map, uint64_t *value) noexcept nogil:

@@ -65,6 +65,7 @@ CORE = [
     "count",
     "check",
     "_segments",
+    "_raising",
     "_facts",
     "_modify",
     "_sections",

@@ -5,7 +5,10 @@ import ctypes
 import errno
 import mmap
 import pickle
+import random
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
@@ -605,6 +608,70 @@ def test_item_forms(make_map):
     assert word(1) not in m
     assert len(m) == 1
     m.check()
+
+
+def sized(number, size):
+    return word(number)[:size].ljust(size, b"v")
+
+
+def values_kept_at_random(m, rng, rounds):
+    """Look numbers up; keep some of the bytes, as what a program keeps them. All kept values and
+    their hashes must be what they were."""
+    kept = []
+    for _ in range(rounds):
+        number = rng.randrange(len(m))
+        value = rng.choice([m.lookup, m.get, m.__getitem__])(word(number))
+        assert value == sized(number, m.value_size)
+        assert hash(value) == hash(bytes(bytearray(value)))
+        keep = rng.randrange(6)
+        if keep == 0:
+            kept.append((number, value))
+        elif keep == 1:
+            kept.append((number, memoryview(value)))
+        elif keep == 2:
+            kept.append((number, next(iter({value: None}))))
+        elif kept and keep == 3:
+            kept.pop(rng.randrange(len(kept)))
+        del value
+    assert [sized(number, m.value_size) for number, _ in kept] == [bytes(v) for _, v in kept]
+
+
+@pytest.mark.parametrize("value_size", [1, 8, 20, 600])
+def test_values_that_are_kept_never_change(make_map, seed, value_size):
+    """R2: bytes objects that were dropped are used again, and no others."""
+    m = make_map(max_entries=250, value_size=value_size)
+    for number in range(250):
+        m[word(number)] = sized(number, value_size)
+
+    values_kept_at_random(m, random.Random(seed), 10_000)
+
+
+def test_values_that_threads_keep_never_change(make_map, seed):
+    """R2: threads that share a handle share the bytes objects that it uses again."""
+    m = make_map(max_entries=1000)
+    for number in range(1000):
+        m[word(number)] = word(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            pool.submit(values_kept_at_random, m, random.Random(seed + thread), 20_000)
+            for thread in range(4)
+        ]
+        for job in jobs:
+            job.result()
+    m.check()
+
+
+def test_a_value_belongs_to_nobody_else_once_its_map_is_gone(map_name):
+    with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as m:
+        m.unlink()
+        m[word(1)] = word(2)
+        values = [m[word(1)] for _ in range(5)]
+    del m
+
+    others = [word(2) for _ in range(5)]
+    held, usual = ([sys.getrefcount(value) for value in some] for some in (values, others))
+    assert held == usual
 
 
 def test_length_and_truth(make_map):
