@@ -60,11 +60,11 @@ from reference cimport element_replace, ref_stands
 from count cimport ObjectFacts, objects_count
 from commit cimport contexts_are_quiet
 from lock cimport (
-    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_end, lock_busy, lock_release,
-    lock_try, op_begin, op_end,
+    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_cancel, context_end, lock_busy,
+    lock_release, lock_try, op_begin, op_end,
 )
 from lookup cimport glance_word, map_find, map_glance, map_lookup, map_contains
-from map cimport map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST
+from map cimport map_store_word, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST
 from remove cimport op_settle, map_delete, map_delete_held
 from modify cimport map_apply, map_lookup_unlocked, map_swap
 from section cimport (
@@ -327,11 +327,15 @@ cdef class MapHandle:
         if unlikely(not local_put_u64(&self.map.local.idle_context, op.self_index + 1)):
             session_rest(&self.map, op.self_index + 1)
         if unlikely(op.context.activity & NOTICE_MASK == 0):
-            context_note_time(op.context)
-            if op.context.activity & PATROL_MASK == 0:
-                with nogil:
-                    recover_all(&self.map)
+            self._notice(op.context)
         self._end_use()
+
+    cdef void _notice(self, Context *context) noexcept:
+        """Each 1,024th operation of a context: it was in use, and each 32,768th: who is dead?"""
+        context_note_time(context)
+        if context.activity & PATROL_MASK == 0:
+            with nogil:
+                recover_all(&self.map)
 
     cdef inline void _end_use(self) noexcept:
         self.in_flight -= 1
@@ -579,7 +583,13 @@ cdef class MapHandle:
                 PyBuffer_Release(&view)
         return value
 
-    cdef Status _update(self, object key, object value, uint32_t flag) except? RETRY:
+    cdef inline Status _update(self, object key, object value, uint32_t flag) except? RETRY:
+        if likely(self.reads == READS_WORDS and flag != UPDATE_NOEXIST and is_word(key)
+                  and is_word(value)) and likely(store_word(self, key, value)):
+            return OK
+        return self._update_any(key, value, flag)
+
+    cdef Status _update_any(self, object key, object value, uint32_t flag) except? RETRY:
         cdef Py_buffer key_view
         cdef Py_buffer value_view
         cdef const uint8_t *value_bytes

@@ -8,6 +8,39 @@ cdef dict FORMATS = {                          # as the struct module's: (bytes,
     "q": (8, FIELD_SIGNED), "Q": (8, FIELD_UNSIGNED), "f": (4, FIELD_FLOAT), "d": (8, FIELD_FLOAT),
 }
 
+cdef inline bint is_word(object thing) noexcept:
+    return PyBytes_CheckExact(thing) and PyBytes_GET_SIZE(thing) == 8
+
+cdef inline bint store_word(MapHandle handle, object key, object value) noexcept:
+    """MapHandle._update of a key that is there, in a map of words only. False: nothing was done.
+
+    The GIL is kept, so the idle context need not be taken, only marked."""
+    cdef Op op
+    cdef uint64_t idle = handle.map.local.idle_context
+    cdef uint64_t word = read_u64(<const uint8_t *> PyBytes_AS_STRING(key))
+    cdef bint stored
+    if unlikely(idle == 0 or handle.map.read_only):
+        return False
+    op.map = &handle.map
+    op.self_index = <uint32_t> (idle - 1)
+    op.context = context_at(op.map, idle - 1)
+    op.hash = hash_word(op.map.seeds, word)
+    op.starving = 0
+    context_begin(op.context)
+    # freeze() waits for whoever came in before it.
+    stored = likely(load_relaxed_u64(&op.map.header.frozen) == 0) and map_store_word(
+        &op, word, read_u64(<const uint8_t *> PyBytes_AS_STRING(value)))
+    if unlikely(not stored):
+        context_cancel(op.context)
+        return False
+    context_end(op.context)
+    handle.writes += 1
+    if unlikely(op.context.activity & NOTICE_MASK == 0):
+        handle.in_flight += 1
+        handle._notice(op.context)
+        handle._end_use()
+    return True
+
 cdef struct Apply:
     Field field
     const uint8_t *initial

@@ -62,7 +62,9 @@ cdef inline bint element_read_whole(
         copy_out_words(value, source, value_size)
     else:
         copy_out(value, source, value_size)
-    return element_seen(found.element, found.header)
+    # The copy before the second look; pairs with the release fences of the writers below.
+    fence_acquire()
+    return load_relaxed_u64(&found.element.header) == found.header
 
 cdef inline bint element_is_over(Map *map, const Found *found) noexcept nogil:
     """Whether an element's deadline has passed. To be looked at before the header is looked at
@@ -76,15 +78,11 @@ cdef inline bint element_is_lost(const Found *found) noexcept nogil:
     """After element_read said False: whether it will do so for ever."""
     return load_relaxed_u64(&found.element.header) == found.header
 
-cdef inline bint element_seen(const Element *element, uint64_t header) noexcept nogil:
-    """Whether what was read of an element since its header was, was one: key, value and slot."""
-    # What was read before the second look; pairs with the release fences of the writers.
-    fence_acquire()
-    return load_relaxed_u64(&element.header) == header
-
 cdef inline bint element_stands(const Found *found) noexcept nogil:
     """Whether an element is still as it was found: only then was its key in the map."""
-    return element_seen(found.element, found.header)
+    # The slot and the key before the second look; pairs with the release fences of the writers.
+    fence_acquire()
+    return load_relaxed_u64(&found.element.header) == found.header
 
 cdef inline Status element_await(Op *op, const Found *found) noexcept nogil:
     """Somebody holds the element: RETRY once it has moved on, BUSY if that takes long."""

@@ -93,6 +93,11 @@ cdef inline void context_end(Context *context) noexcept nogil:
     # Release: ends everything read before; pairs with the acquire in context_is_quiet.
     store_release_u64(&context.activity, context.activity + 1)
 
+cdef inline void context_cancel(Context *context) noexcept nogil:
+    """As if context_begin had not been. Who waits for that operation's end may take the next one
+    for it, and waits for that as well."""
+    store_release_u64(&context.activity, context.activity - 1)
+
 cdef inline void op_begin(Op *op) noexcept nogil:
     context_begin(op.context)
 

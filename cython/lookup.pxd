@@ -27,7 +27,6 @@ from geometry cimport Map, bucket_at, element_at
 from chain cimport Found, chain_find
 from element cimport (
     element_stands, element_is_lost, element_read, element_is_over, element_read_whole,
-    element_seen,
 )
 from table cimport FOLLOW_MAX, NOWHERE, table_guess, table_follow, level_covers
 
@@ -117,36 +116,53 @@ cdef inline Status map_look(
         return RETRY
     return bucket_find(map, &at, hash, key, 8, found)
 
+cdef inline bint slot_finds_word(
+        Map *map, uint32_t *slot, uint32_t index, uint64_t key, Found *found) noexcept nogil:
+    """Whether a slot that named element index leads to key, in a map of words only, and nobody
+    holds the element: found.element, header and index. False: nothing is known."""
+    if unlikely(index - 1 >= map.element_max - 1):
+        return False
+    found.index = index
+    found.element = element_at(map, index)
+    # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
+    found.header = load_acquire_u64(&found.element.header)
+    if unlikely(element_state(found.header) != ELEMENT_LIVE):
+        return False
+    if unlikely(load_relaxed_u64(&found.element.words[0]) != key):
+        return False
+    # Only while a slot names the element does its header speak for the map (chain_find).
+    return load_acquire_u32(slot) == index
+
+cdef inline bint slot_reads_word(
+        Map *map, uint32_t *slot, uint32_t index, uint64_t key, uint64_t *value) noexcept nogil:
+    """slot_finds_word, and its value, if value is not NULL."""
+    cdef Found found
+    if unlikely(not slot_finds_word(map, slot, index, key, &found)):
+        return False
+    if value != NULL:
+        value[0] = load_relaxed_u64(&found.element.words[1])
+    return element_stands(&found)
+
+cdef inline uint32_t *word_slot(
+        Map *map, uint64_t at, uint32_t hash, uint32_t *index) noexcept nogil:
+    """The first slot of bucket at with the hash's tag, and what it names; or NULL."""
+    cdef Bucket *bucket = bucket_at(map, at)
+    cdef uint32_t mask = match7(bucket.tags, hash)
+    cdef uint32_t *slot
+    if unlikely(mask == 0):
+        return NULL
+    slot = &bucket.indices[count_trailing_zeros(mask)]
+    # Acquire: pairs with the release store of the index in chain_append.
+    index[0] = load_acquire_u32(slot)
+    return slot
+
 cdef inline bint glance_word(
         Map *map, uint64_t at, uint32_t hash, uint64_t key, uint64_t *value) noexcept nogil:
     """map_glance_at in a map of words only, as nearly every lookup that hits is: the first slot
     with the hash's tag, an element that nobody holds. False: nothing is known yet."""
-    cdef Bucket *bucket = bucket_at(map, at)
-    cdef uint32_t mask = match7(bucket.tags, hash)
-    cdef uint32_t *slot
-    cdef uint32_t index
-    cdef Element *element
-    cdef uint64_t header
-    if unlikely(mask == 0):
-        return False
-    slot = &bucket.indices[count_trailing_zeros(mask)]
-    # Acquire: pairs with the release store of the index in chain_append.
-    index = load_acquire_u32(slot)
-    if unlikely(index - 1 >= map.element_max - 1):
-        return False
-    element = element_at(map, index)
-    # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
-    header = load_acquire_u64(&element.header)
-    if unlikely(element_state(header) != ELEMENT_LIVE):
-        return False
-    if unlikely(load_relaxed_u64(&element.words[0]) != key):
-        return False
-    # Only while a slot names the element does its header speak for the map (chain_find).
-    if unlikely(load_acquire_u32(slot) != index):
-        return False
-    if value != NULL:
-        value[0] = load_relaxed_u64(&element.words[1])
-    return element_seen(element, header)
+    cdef uint32_t index = 0
+    cdef uint32_t *slot = word_slot(map, at, hash, &index)
+    return likely(slot != NULL) and slot_reads_word(map, slot, index, key, value)
 
 cdef inline Status glance_sized(
         Map *map, uint64_t at, uint32_t hash, const uint8_t *key, uint64_t key_size, void *value,

@@ -13,17 +13,17 @@
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from atomics cimport (
-    load_relaxed_u32, count_trailing_zeros, match7, prefetch, likely, unlikely, read_u64,
+    load_acquire_u32, count_trailing_zeros, match7, prefetch, likely, unlikely, read_u64,
 )
 from status cimport Status, OK, ABSENT, PRESENT, RETRY
-from layout cimport Bucket
+from layout cimport Bucket, LINE_BYTES
 from hashing cimport hash_key
 from geometry cimport Map, bucket_at, element_at
 from lock cimport Op, op_begin, op_end
 from chain cimport chain_next
 from field cimport Field, field_compute
-from table cimport table_guess
-from lookup cimport map_contains, map_lookup, map_glance_at
+from table cimport entries_taken, table_count, table_guess
+from lookup cimport map_contains, map_lookup, map_glance_at, slot_reads_word
 from remove cimport map_delete
 from map cimport map_update
 from modify cimport map_apply, map_lookup_unlocked
@@ -33,6 +33,7 @@ cdef enum:
     STAGES = 4
     RING = GROUP * STAGES      # a power of two
     SPAN = 1024                # keys between two chances to give memory back
+    CACHED_BYTES = 262144      # a map this small is taken to be in a cache: nothing is asked for
 
 cdef enum:
     MANY_LOOKUP = 0            # values out, done_mask
@@ -61,46 +62,60 @@ cdef struct Many:
 cdef struct Lead:
     uint64_t hashed
     uint64_t looked
-    uint64_t rested
+    uint64_t rested            # of the asked, how many were looked into
+    uint64_t asked             # lines that were asked for
     uint32_t hashes[RING]
     uint64_t guesses[RING]     # the bucket that table_guess named
-    Bucket *lines[RING]        # asked for and not looked into yet, or NULL
+    uint32_t *slots[RING]      # the first slot there with the hash's tag, or NULL
+    uint32_t indices[RING]     # what it named
+    Bucket *lines[RING]        # by their number among the asked, like the keys they are asked for
+    uint64_t keys[RING]
 
 
 cdef inline void lead_bucket(Map *map, Lead *lead, Many *many, uint64_t i) noexcept nogil:
-    """Stage 1: hash key i and ask for its bucket."""
+    """Stage 1: hash key i, for its bucket to be asked for."""
     cdef uint32_t hash = hash_key(map.seeds, many.keys + i * map.key_size, map.key_size)
-    cdef uint64_t guess = table_guess(map, hash)
     lead.hashes[i & (RING - 1)] = hash
-    lead.guesses[i & (RING - 1)] = guess
-    prefetch(bucket_at(map, guess))
+    lead.guesses[i & (RING - 1)] = table_guess(map, hash)
+    lead.slots[i & (RING - 1)] = NULL
 
-cdef inline Bucket *lead_line(Map *map, Bucket *line, uint32_t hash) noexcept nogil:
-    """Ask for the element that probably has a key of this hash, or else for the next line of the
-    chain, and return that."""
-    cdef uint32_t mask = match7(line.tags, hash)
+cdef inline bint lead_line(Map *map, Lead *lead, Bucket *line, uint64_t at) noexcept nogil:
+    """Ask for the element that probably has key at of the ring. False: no slot has its tag."""
+    cdef uint32_t mask = match7(line.tags, lead.hashes[at])
     cdef uint32_t index
     if unlikely(mask == 0):
-        line = chain_next(map, line)
-        if line != NULL:
-            prefetch(line)
-        return line
-    index = load_relaxed_u32(&line.indices[count_trailing_zeros(mask)])
+        return False
+    lead.slots[at] = &line.indices[count_trailing_zeros(mask)]
+    # Acquire: pairs with the release store of the index in chain_append.
+    lead.indices[at] = index = load_acquire_u32(lead.slots[at])
     if likely(index < map.element_max):
         prefetch(element_at(map, index))
         prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)
-    return NULL
+    return True
 
 cdef inline void lead_element(Map *map, Lead *lead, uint64_t i) noexcept nogil:
-    """Stage 2: look into the bucket of key i."""
-    lead.lines[i & (RING - 1)] = lead_line(
-        map, bucket_at(map, lead.guesses[i & (RING - 1)]), lead.hashes[i & (RING - 1)])
-
-cdef inline void lead_rest(Map *map, Lead *lead, uint64_t i) noexcept nogil:
-    """Stage 3, for the few keys that were not in their bucket's own slots: look into the line."""
+    """Stage 2: look into the bucket of key i, and ask for the line behind it if need be."""
     cdef uint64_t at = i & (RING - 1)
-    if unlikely(lead.lines[at] != NULL):
-        lead_line(map, lead.lines[at], lead.hashes[at])
+    cdef Bucket *line = bucket_at(map, lead.guesses[at])
+    if likely(lead_line(map, lead, line, at)):
+        return
+    line = chain_next(map, line)
+    if line != NULL:
+        prefetch(line)
+        lead.lines[lead.asked & (RING - 1)] = line
+        lead.keys[lead.asked & (RING - 1)] = i
+        lead.asked += 1
+
+cdef inline void lead_rest(Map *map, Lead *lead, uint64_t upto) noexcept nogil:
+    """Stage 3, for the few keys up to upto that were not in their bucket's own slots: look into
+    the line."""
+    cdef uint64_t at
+    while lead.rested < lead.asked:            # one turn for each line
+        at = lead.rested & (RING - 1)
+        if lead.keys[at] >= upto:
+            return
+        lead_line(map, lead, lead.lines[at], lead.keys[at] & (RING - 1))
+        lead.rested += 1
 
 cdef inline Status many_add_one(Op *op, Many *many, uint64_t i) noexcept nogil:
     cdef Field field = many.field
@@ -146,29 +161,56 @@ cdef inline void many_lead(
     cdef uint64_t stop = many.done + (left if left < 4 * GROUP else 4 * GROUP)
     while lead.hashed < stop:
         lead_bucket(map, lead, many, lead.hashed)
+        prefetch(bucket_at(map, lead.guesses[lead.hashed & (RING - 1)]))
         lead.hashed += 1
     stop = many.done + (left if left < 3 * GROUP else 3 * GROUP)
     while lead.looked < stop:
         lead_element(map, lead, lead.looked)
         lead.looked += 1
-    stop = many.done + (left if left < 2 * GROUP else 2 * GROUP)
-    while lead.rested < stop:
-        lead_rest(map, lead, lead.rested)
-        lead.rested += 1
+    lead_rest(map, lead, many.done + (left if left < 2 * GROUP else 2 * GROUP))
+
+cdef inline void many_words(Map *map, Lead *lead, Many *many, uint64_t stop) noexcept nogil:
+    """The lookups up to stop, of words only, as far as the slots found ahead settle them."""
+    cdef uint64_t *values = <uint64_t *> many.values
+    cdef uint64_t i = many.done
+    cdef uint64_t at
+    while i < stop:
+        at = i & (RING - 1)
+        if unlikely(lead.slots[at] == NULL) or unlikely(not slot_reads_word(
+                map, lead.slots[at], lead.indices[at], read_u64(many.keys + i * 8),
+                NULL if values == NULL else values + i)):
+            break
+        many.done_mask[i] = True
+        i += 1
+    many.done = i
 
 cdef inline Status many_span(Op *op, Many *many, uint64_t upto) noexcept nogil:
     """Do the next keys, up to but not including upto."""
     cdef Lead lead
-    cdef uint64_t at, stop
+    cdef uint64_t stop
     cdef Status status
-    lead.hashed = lead.looked = lead.rested = many.done
+    cdef bint quick = op.map.words_only and many.kind <= MANY_CONTAINS and not op.f_lock
+    cdef bint cached = table_count(op.map) * LINE_BYTES + (
+        entries_taken(op.map) * op.map.stride) <= CACHED_BYTES
+    lead.hashed = lead.looked = many.done
+    lead.rested = lead.asked = 0
     while many.done < upto:                    # each turn does a group
-        many_lead(op.map, &lead, many, upto)
         stop = upto if upto - many.done < GROUP else many.done + GROUP
+        if not cached:
+            many_lead(op.map, &lead, many, upto)
+        while lead.hashed < stop:              # nothing has to be asked for if it is cached
+            lead_bucket(op.map, &lead, many, lead.hashed)
+            if quick:
+                lead_line(op.map, &lead, bucket_at(op.map, lead.guesses[lead.hashed & (RING - 1)]),
+                          lead.hashed & (RING - 1))
+            lead.hashed += 1
         while many.done < stop:
-            at = many.done & (RING - 1)
-            op.hash = lead.hashes[at]
-            status = many_one(op, many, many.done, lead.guesses[at])
+            if quick:
+                many_words(op.map, &lead, many, stop)
+                if many.done == stop:
+                    break
+            op.hash = lead.hashes[many.done & (RING - 1)]
+            status = many_one(op, many, many.done, lead.guesses[many.done & (RING - 1)])
             if unlikely(status != OK) and (
                     many.strict or (status != ABSENT and status != PRESENT)):
                 return status

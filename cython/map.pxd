@@ -22,7 +22,7 @@ from status cimport (
 )
 from layout cimport (
     Bucket, Element, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS, OPERATION_INSERT,
-    element_state, ELEMENT_LIVE,
+    element_state, ELEMENT_LIVE, ELEMENT_ULOCK,
 )
 from hashing cimport hash_key
 from geometry cimport Map, context_redo, element_at, element_value, name_of, bucket_at
@@ -32,10 +32,12 @@ from commit cimport region_commit
 from supply cimport block_commit
 from depot cimport element_take
 from chain cimport Found, chain_find, chain_append
-from element cimport element_stands, element_update, element_is_over
+from element cimport (
+    element_stands, element_update, element_is_over, element_own, element_settle,
+)
 from reference cimport element_replace, names_forget, refs_attach, refs_blank, refs_detach
-from table cimport table_count, table_grow, entries_taken
-from lookup cimport map_find, map_look
+from table cimport table_count, table_grow, table_guess, entries_taken
+from lookup cimport map_find, map_look, slot_finds_word, word_slot
 from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held, bucket_hold_unchanged
 
 cdef enum:
@@ -199,6 +201,22 @@ cdef inline Status map_meet(
     if status == OK:
         status = map_replace(op, found, value)
     return status
+
+cdef inline bint map_store_word(Op *op, uint64_t key, uint64_t value) noexcept nogil:
+    """map_update in a map of words only, as nearly every one of a key that is there is (lookup.pxd,
+    glance_word). False: nothing was done."""
+    cdef Found found
+    cdef uint32_t index = 0
+    cdef uint32_t *slot = word_slot(op.map, table_guess(op.map, op.hash), op.hash, &index)
+    cdef uint64_t held = 0
+    if unlikely(slot == NULL) or unlikely(
+            not slot_finds_word(op.map, slot, index, key, &found)):
+        return False
+    if unlikely(element_own(op, &found, ELEMENT_ULOCK, &held) != OK):
+        return False
+    store_relaxed_u64(&found.element.words[1], value)
+    element_settle(op, found.element, held)
+    return True
 
 cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:
     """Store value under key. OK, PRESENT, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""

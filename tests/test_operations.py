@@ -674,6 +674,25 @@ def test_a_value_belongs_to_nobody_else_once_its_map_is_gone(map_name):
     assert held == usual
 
 
+def test_each_operation_is_counted_once_whichever_way_it_takes(make_map):
+    """Of words, a hit takes the short way, what it cannot settle the usual one."""
+    m = make_map(max_entries=100)
+
+    def counted(operation, *arguments):
+        before = m.info()["attached"][0]["operations"]
+        idle = m.info()["attached"][0]["operations"] - before  # what info() itself counts
+        operation(*arguments)
+        return m.info()["attached"][0]["operations"] - before - 2 * idle
+
+    assert [
+        counted(m.update, word(1), word(1)),  # inserted
+        counted(m.update, word(1), word(2)),
+        counted(m.lookup, word(1)),
+        counted(m.lookup, word(2)),  # absent
+        counted(m.delete, word(1)),
+    ] == [1] * 5
+
+
 def test_length_and_truth(make_map):
     """W2: len() counts the entries, and an empty map is false."""
     m = make_map()

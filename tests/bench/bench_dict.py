@@ -22,6 +22,8 @@ and largest of the pairs' ratios: time of the map divided by time of the dict, s
   both, shrinking of the map's (a dict never shrinks by deletions).
 - The dict holds a value object for each key, as it would in a program; get touches it. set and
   insert store one and the same object, of which the dict only keeps a reference.
+- get drops each value at once; keep has them all in a list, which is freed in the time. A map makes
+  a bytes object for each, and can fill one again that was dropped.
 - add is `map.add(key, 1)`, the dict's is `d[key] += 1` on ints.
 
 The garbage collector is off. Nothing else should run: look at load_before.
@@ -52,6 +54,10 @@ def empty(subject, keys, value):
 def get(subject, keys, value):
     for key in keys:
         subject[key]
+
+
+def keep(subject, keys, value):
+    return [subject[key] for key in keys]
 
 
 def contains(subject, keys, value):
@@ -103,7 +109,13 @@ class Subject:
         self.full = full
         self.make_empty = make_empty
         self.counters = counters
-        loops = {"get": get, "in": contains, "set": set_present, "insert": set_present}
+        loops = {
+            "get": get,
+            "keep": keep,
+            "in": contains,
+            "set": set_present,
+            "insert": set_present,
+        }
         self.loops = {name: own_copy(loop) for name, loop in loops.items()}
         self.loops |= {"add": own_copy(add), "delete": own_copy(delete)}
 
@@ -173,7 +185,7 @@ def measure(entries, key_size, value_size, orders, options):
             else:
                 chosen = chooser.sample(keys, min(entries, SAMPLED_KEYS))
             passes = max(1, OPERATIONS_A_SAMPLE // len(chosen))
-            for operation in ("get", "in", "set", "add"):
+            for operation in ("get", "keep", "in", "set", "add"):
                 samples = {"dict": [], "map": [], "empty": []}
                 for _ in range(options.rounds):
                     for who, subject in subjects.items():

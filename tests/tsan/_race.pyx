@@ -37,7 +37,9 @@ from liveness cimport Standing
 from lock cimport Op, op_begin, op_end
 from lookup cimport map_contains, map_glance, map_lookup
 from many cimport MANY_DELETE, MANY_LOOKUP, MANY_UPDATE, Many, many_on
-from map cimport UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_find, map_memory, map_update
+from map cimport (
+    UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_find, map_memory, map_store_word, map_update,
+)
 from remove cimport bucket_hold, map_delete, op_settle
 from modify cimport map_apply, map_lookup_unlocked, map_swap
 from order cimport Position, Sink
@@ -207,6 +209,8 @@ cdef inline Status one_point(
         has[0] = True
         return map_lookup_unlocked(op, value)
     value_make(me, key, value)
+    if choice < 48 and op.map.words_only and map_store_word(op, key, value[0]):
+        return OK
     if choice < 52:
         return map_update(op, <uint8_t *> value, UPDATE_EXIST)
     if choice < 58:
