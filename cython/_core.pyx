@@ -7,8 +7,7 @@ subclass. Everything that can wait releases the GIL.
 cimport cython
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo,
-    PyBuffer_Release,
-    PyObject_CheckBuffer, PyObject_GetBuffer,
+    PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
@@ -22,9 +21,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
 from atomics cimport (
-    cas_acq_rel_u64, store_release_u64,
-    likely, unlikely, load_relaxed_u64, load_acquire_u64, local_put_u64, local_take_u64,
-    read_u32, read_u64, reverse_bits_u32,
+    cas_acq_rel_u64, store_release_u64, likely, unlikely, load_relaxed_u64, load_acquire_u64,
+    local_put_u64, local_take_u64, read_u32, read_u64, reverse_bits_u32,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
@@ -130,7 +128,6 @@ include "_segments.pxi"
 # Sections that threads of this process have open: (device, inode, context) -> thread.
 cdef dict sections_open = {}
 
-
 # One try of an operation, for MapHandle._attempt.
 ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
 
@@ -172,6 +169,7 @@ cdef class MapHandle:
     cdef bint is_closed
     cdef readonly bint write_only
     cdef Reads reads
+    cdef bint overwrites           # the last update found its key: the next tries store_word
     cdef ValueBytes spare
     cdef uint64_t in_flight        # operations under way: the mapping stays until the last ends
     cdef uint64_t writes           # operations begun that may have written, for iterators
@@ -584,8 +582,9 @@ cdef class MapHandle:
         return value
 
     cdef inline Status _update(self, object key, object value, uint32_t flag) except? RETRY:
-        if likely(self.reads == READS_WORDS and flag != UPDATE_NOEXIST and is_word(key)
-                  and is_word(value)) and likely(store_word(self, key, value)):
+        if self.overwrites and self.reads == READS_WORDS and likely(
+                flag != UPDATE_NOEXIST and is_word(key) and is_word(value)
+                ) and likely(store_word(self, key, value)):
             return OK
         return self._update_any(key, value, flag)
 
@@ -610,6 +609,7 @@ cdef class MapHandle:
                     self._wait(&op, status, &patience)
             finally:
                 self._leave(&op)
+            self.overwrites = not op.element_filled
             if unlikely(status != OK):
                 raise_status(self, status, &op)
         finally:
