@@ -6,6 +6,16 @@
 ...     jobs.unlink()
 """
 
+try:
+    from shmrhash import _core as _core
+except ImportError as _error:
+    if "cannot import name" not in str(_error):
+        raise
+    raise ImportError(
+        f"{__path__[0]} is the source of shmrhash, without its compiled part, and Python found it "
+        f"before an installed one: start in another directory, or run 'pip install -e .' in it"
+    ) from _error
+
 from shmrhash._batch import Batch, BucketInfo
 from shmrhash._counter import SharedCounter
 from shmrhash._dict import SharedDict

@@ -355,3 +355,15 @@ def test_public_thing_is_documented(name, thing):
     else:
         explained = inspect.getdoc(getattr(shmrhash, owner)) or ""
         assert text or re.search(rf"\b{member}\b", explained), f"what is {name}?"
+
+
+def test_sources_that_are_not_built_say_so(tmp_path):
+    """A program in the root of a clone finds the folder shmrhash/ there, not what is installed."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "shmrhash", tmp_path / "shmrhash", ignore=ignored)
+
+    command = [sys.executable, "-c", "import shmrhash"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "without its compiled part" in done.stderr.splitlines()[-1]
