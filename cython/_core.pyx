@@ -493,11 +493,9 @@ cdef class MapHandle:
         cdef uint32_t hash
         cdef uint64_t word
         cdef uint64_t idle
-        if unlikely(self.reads != READS_WORDS):
+        if unlikely(self.reads != READS_WORDS) or unlikely(self.map.local.idle_context == 0):
             return self._read_any(key, value)
-        idle = self.map.local.idle_context
-        if unlikely(idle == 0):
-            return self._read_any(key, value)
+        idle = self.map.local.idle_context     # local is there only while reads says so
         # The GIL is kept, so the idle context need not be taken, only marked.
         context = context_at(&self.map, idle - 1)
         context_begin(context)

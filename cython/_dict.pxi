@@ -76,6 +76,24 @@ cdef class DictBase:
                     sched_yield()
         return CORRUPT                         # writers never go on so long
 
+    cdef Status _seek(self, KeyBytes *key, uint64_t *deadline) except? RETRY:
+        """Whether a key has an entry, expired or not, and when it expires: OK, ABSENT."""
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Found found
+        cdef Op op
+        cdef Status status
+        room = self._spot(small, &value)
+        self._aim(&op, key)
+        self.handle._enter_to_read(&op)
+        status = self._find(&op, &found, value)
+        self.handle._leave_reading(&op)
+        if status == OK:
+            deadline[0] = item_deadline(&self.handle.map, value)
+        elif status != ABSENT:
+            raise_status(self.handle, status, NULL)
+        return status
+
     cdef int _aim(self, Op *op, KeyBytes *key) except -1:
         op.key = key.bytes
         op.hash = hash_key(self.handle.map.seeds, key.bytes, self.handle.map.key_size)

@@ -65,11 +65,6 @@ cdef class DictKeys(DictBase):
 
     def __contains__(self, key):
         cdef KeyBytes key_bytes
-        cdef uint64_t small[SPOT_WORDS]
-        cdef uint64_t *value = NULL
-        cdef Found found
-        cdef Op op
-        cdef Status status
         cdef uint64_t number = 0
         if self.quick and self._glance(key, &number):
             return True
@@ -78,14 +73,7 @@ cdef class DictKeys(DictBase):
         except (TypeError, OverflowError):
             hash(key)                          # as a dict: an unhashable key is an error
             return False
-        room = self._spot(small, &value)
-        self._aim(&op, &key_bytes)
-        self.handle._enter_to_read(&op)
-        status = self._find(&op, &found, value)
-        self.handle._leave_reading(&op)
-        if status != OK and status != ABSENT:
-            raise_status(self.handle, status, NULL)
-        return status == OK and not item_expired(&self.handle.map, value)
+        return self._seek(&key_bytes, &number) == OK and not deadline_is_over(number)
 
     def __setitem__(self, key, value):
         self._store(key, value, UPDATE_ANY, 0)
@@ -156,22 +144,11 @@ cdef class DictKeys(DictBase):
         Raises KeyNotFound (ENOENT), TypeError, MapClosed.
         """
         cdef KeyBytes key_bytes
-        cdef uint64_t small[SPOT_WORDS]
-        cdef uint64_t *value = NULL
-        cdef Found found
-        cdef Op op
-        cdef Status status
+        cdef uint64_t when = 0
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        room = self._spot(small, &value)
-        self._aim(&op, &key_bytes)
-        self.handle._enter_to_read(&op)
-        status = self._find(&op, &found, value)
-        self.handle._leave_reading(&op)
-        if status == CORRUPT:
-            raise_status(self.handle, status, NULL)
-        if status != OK or item_expired(&self.handle.map, value):
+        if self._seek(&key_bytes, &when) != OK or deadline_is_over(when):
             raise _errors.KeyNotFound(key)
-        return item_deadline(&self.handle.map, value)
+        return when
 
     def _raw_key(self, key):
         """The bytes of a key as the map below has them."""

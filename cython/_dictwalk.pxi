@@ -137,6 +137,7 @@ cdef class DictCore(DictKeys):
         Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed.
         """
         cdef KeyBytes key_bytes
+        cdef uint64_t when = 0
         cdef uint64_t lost = 0
         cdef uint64_t before
         while lost < LOST_MAX:                 # each turn others took what was found
@@ -144,7 +145,8 @@ cdef class DictCore(DictKeys):
             for raw in raw_keys(self.handle):
                 key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
                 name = self._entry(raw, 0)
-                if name is MISSING and (self._is_over(&key_bytes)):
+                if name is MISSING and self._seek(&key_bytes, &when) == OK and (
+                        deadline_is_over(when)):
                     self._expire_one(&key_bytes)
                     continue
                 found = MISSING if name is MISSING else self._remove(&key_bytes, True)
@@ -154,17 +156,3 @@ cdef class DictCore(DictKeys):
             if lost == before or len(self) == 0:
                 raise _errors.KeyNotFound("popitem(): the dict is empty")
         raise_status(self.handle, CORRUPT, NULL)      # a walk finds what nobody can look up
-
-    cdef bint _is_over(self, KeyBytes *key) except -1:
-        """Whether a key has an entry that has expired."""
-        cdef uint64_t small[SPOT_WORDS]
-        cdef uint64_t *value = NULL
-        cdef Found found
-        cdef Op op
-        cdef Status status
-        room = self._spot(small, &value)
-        self._aim(&op, key)
-        self.handle._enter_to_read(&op)
-        status = self._find(&op, &found, value)
-        self.handle._leave_reading(&op)
-        return status == OK and item_expired(&self.handle.map, value)

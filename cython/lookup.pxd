@@ -143,15 +143,13 @@ cdef inline bint slot_reads_word(
         value[0] = load_relaxed_u64(&found.element.words[1])
     return element_stands(&found)
 
-cdef inline uint32_t *word_slot(
-        Map *map, uint64_t at, uint32_t hash, uint32_t *index) noexcept nogil:
-    """The first slot of bucket at with the hash's tag, and what it names; or NULL."""
-    cdef Bucket *bucket = bucket_at(map, at)
-    cdef uint32_t mask = match7(bucket.tags, hash)
+cdef inline uint32_t *first_slot(Bucket *line, uint32_t hash, uint32_t *index) noexcept nogil:
+    """The first slot of a line with the hash's tag, and what it names; or NULL."""
+    cdef uint32_t mask = match7(line.tags, hash)
     cdef uint32_t *slot
     if unlikely(mask == 0):
         return NULL
-    slot = &bucket.indices[count_trailing_zeros(mask)]
+    slot = &line.indices[count_trailing_zeros(mask)]
     # Acquire: pairs with the release store of the index in chain_append.
     index[0] = load_acquire_u32(slot)
     return slot
@@ -161,7 +159,7 @@ cdef inline bint glance_word(
     """map_glance_at in a map of words only, as nearly every lookup that hits is: the first slot
     with the hash's tag, an element that nobody holds. False: nothing is known yet."""
     cdef uint32_t index = 0
-    cdef uint32_t *slot = word_slot(map, at, hash, &index)
+    cdef uint32_t *slot = first_slot(bucket_at(map, at), hash, &index)
     return likely(slot != NULL) and slot_reads_word(map, slot, index, key, value)
 
 cdef inline Status glance_sized(

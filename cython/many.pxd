@@ -12,9 +12,7 @@
 # The caller's context leaves the operation between spans, so that memory can be given back.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from atomics cimport (
-    load_acquire_u32, count_trailing_zeros, match7, prefetch, likely, unlikely, read_u64,
-)
+from atomics cimport prefetch, likely, unlikely, read_u64
 from status cimport Status, OK, ABSENT, PRESENT, RETRY
 from layout cimport Bucket, LINE_BYTES
 from hashing cimport hash_key
@@ -23,7 +21,7 @@ from lock cimport Op, op_begin, op_end
 from chain cimport chain_next
 from field cimport Field, field_compute
 from table cimport entries_taken, table_count, table_guess
-from lookup cimport map_contains, map_lookup, map_glance_at, slot_reads_word
+from lookup cimport first_slot, map_contains, map_lookup, map_glance_at, slot_reads_word
 from remove cimport map_delete
 from map cimport map_update
 from modify cimport map_apply, map_lookup_unlocked
@@ -81,13 +79,12 @@ cdef inline void lead_bucket(Map *map, Lead *lead, Many *many, uint64_t i) noexc
 
 cdef inline bint lead_line(Map *map, Lead *lead, Bucket *line, uint64_t at) noexcept nogil:
     """Ask for the element that probably has key at of the ring. False: no slot has its tag."""
-    cdef uint32_t mask = match7(line.tags, lead.hashes[at])
-    cdef uint32_t index
-    if unlikely(mask == 0):
+    cdef uint32_t index = 0
+    cdef uint32_t *slot = first_slot(line, lead.hashes[at], &index)
+    if unlikely(slot == NULL):
         return False
-    lead.slots[at] = &line.indices[count_trailing_zeros(mask)]
-    # Acquire: pairs with the release store of the index in chain_append.
-    lead.indices[at] = index = load_acquire_u32(lead.slots[at])
+    lead.slots[at] = slot
+    lead.indices[at] = index
     if likely(index < map.element_max):
         prefetch(element_at(map, index))
         prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)

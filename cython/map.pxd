@@ -37,7 +37,7 @@ from element cimport (
 )
 from reference cimport element_replace, names_forget, refs_attach, refs_blank, refs_detach
 from table cimport table_count, table_grow, table_guess, entries_taken
-from lookup cimport map_find, map_look, slot_finds_word, word_slot
+from lookup cimport first_slot, map_find, map_look, slot_finds_word
 from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held, bucket_hold_unchanged
 
 cdef enum:
@@ -207,7 +207,8 @@ cdef inline bint map_store_word(Op *op, uint64_t key, uint64_t value) noexcept n
     glance_word). False: nothing was done."""
     cdef Found found
     cdef uint32_t index = 0
-    cdef uint32_t *slot = word_slot(op.map, table_guess(op.map, op.hash), op.hash, &index)
+    cdef uint32_t *slot = first_slot(
+        bucket_at(op.map, table_guess(op.map, op.hash)), op.hash, &index)
     cdef uint64_t held = 0
     if unlikely(slot == NULL) or unlikely(
             not slot_finds_word(op.map, slot, index, key, &found)):

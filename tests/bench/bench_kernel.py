@@ -41,7 +41,7 @@ import time
 
 import kernel_producers
 import programs
-from building import attach, build_bench
+from building import attach, build_bench, key_of
 from programs import bpf
 from report import finish, machine, median_row, print_facts, print_table, unique_name
 
@@ -99,12 +99,6 @@ class Batched:
                 _, found = self.map.lookup_many(keys, out=memoryview(self.values)[:some])
                 done += len(found) if 0 not in bytes(found) else 0
         return time.perf_counter_ns() - start, done
-
-
-def key_of(index, key_size):
-    """The loops' key number index."""
-    words = [programs.KEY_WORD_1 * word & 0xFFFFFFFF for word in range(key_size // 4)]
-    return b"".join(word.to_bytes(4, "little") for word in [index + 1, *words[1:]])
 
 
 def check_contents(kernel, shared_map, entries, chooser):

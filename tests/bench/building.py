@@ -21,6 +21,7 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("cython", "tests/bench")
 SUFFIXES = (".pyx", ".pxi", ".pxd", ".h")
+KEY_WORD_1 = 2654435761  # of _bench.pyx
 
 
 def digest():
@@ -78,6 +79,12 @@ def build_bench():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def key_of(index, key_size):
+    """The key number index of the module's loops: the index and 1, then words that stay."""
+    words = [KEY_WORD_1 * word & 0xFFFFFFFF for word in range(key_size // 4)]
+    return b"".join(word.to_bytes(4, "little") for word in [index + 1, *words[1:]])
 
 
 def segment_path(name):

@@ -22,14 +22,13 @@ import os
 import random
 import time
 
-from building import attach, build_bench
+from building import attach, build_bench, key_of
 from report import machine, print_facts, print_table, spread, write_json
 
 import shmrhash
 
 OPERATIONS_A_SAMPLE = 2_000_000
 FLOOR_KEYS = 200_000
-KEY_WORD_1 = 2654435761  # of _bench.pyx
 
 
 def compare(subjects, task, entries, orders, options, *, first=0):
@@ -96,7 +95,7 @@ def compare_floor(bench, handle, shared_map, entries, options):
     rates = {"map": [], "reference": []}
     for _ in range(options.rounds):
         numbers = chooser.sample(range(entries), count)
-        keys = b"".join((KEY_WORD_1 << 32 | n + 1).to_bytes(8, "little") for n in numbers)
+        keys = b"".join(key_of(n, 8) for n in numbers)
         buckets = array.array("I", (chooser.randrange(bucket_count) for _ in numbers))
         elements = array.array("I", (1 + chooser.randrange(entries) for _ in numbers))
         spent = {"map": 0, "reference": 0}

@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "kernel"))
 import bpf
+from building import KEY_WORD_1
 
 PROG_LOAD, PROG_TEST_RUN = 5, 10
 MAP_TYPE_ARRAY, PROG_TYPE_RAW_TRACEPOINT = 2, 17
 MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM, MAP_DELETE_ELEM, KTIME_GET_NS, LOOP = 1, 2, 3, 5, 181
-KEY_WORD_1 = 2654435761
 LOOP_TURNS_MAX = 1 << 23  # of one bpf_loop()
 
 # The program's globals, one element of an array map. Offsets of 8-byte words, then the buffers.

@@ -12,6 +12,7 @@ FOLD_START, FOLD_FACTOR = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 MASK = (1 << 64) - 1
 LENGTH_BITS = 30  # of a reference to an object, below its index
 LENGTHS = (0, 1, 8, 9, 56, 57, 248, 4088, 4089, 8128, 8129, 70_000, 0xFFFFFC0, 0xFFFFFC1, 1 << 29)
+FIRST_CONTEXT = 4096 + 65536
 CONTEXT_WORDS, CONTEXT_NAMES = 32, range(22, 28)
 CHECKED_BYTES = 96
 HEADER_SIZES = {"key_size": (16, "<I"), "value_size": (20, "<I"), "max_entries": (24, "<Q")}
@@ -22,11 +23,11 @@ INTERESTING = [
 ]
 
 
-def checksum(header):
-    """segment.pxd's header_checksum."""
+def checksum(part):
+    """segment.pxd's, of a part of the header."""
     total = FOLD_START
-    for offset in range(0, CHECKED_BYTES, 8):
-        word = int.from_bytes(header[offset : offset + 8], "little")
+    for offset in range(0, len(part), 8):
+        word = int.from_bytes(part[offset : offset + 8], "little")
         product = (total ^ word) * FOLD_FACTOR
         total = (((product & MASK) ^ (product >> 64)) + offset) & MASK
     return total
@@ -137,7 +138,7 @@ class Damage:
     def context(self, index):
         """The offset of a context."""
         stride = (256 + (self.image.value_size + 7) // 8 * 8 + 63) // 64 * 64
-        return 4096 + 65536 + index * stride
+        return FIRST_CONTEXT + index * stride
 
     def lock(self):
         """Some word becomes locked, by a context that may be dead."""
@@ -213,7 +214,7 @@ class Damage:
         if size is None or size > 1 << 34:
             size = self.image.size
         struct.pack_into("<Q", header, 80, size)
-        struct.pack_into("<Q", header, 96, checksum(header))
+        struct.pack_into("<Q", header, 96, checksum(header[:CHECKED_BYTES]))
         return [("set", 16, header[16:104].hex()), ("size", size)]
 
 

@@ -149,9 +149,7 @@ OPERATIONS = {
 
 def in_the_middle(what, name, sample, seed):
     """Images of a map whose only writer stands still inside an operation, or is dead."""
-    operate = OPERATIONS[what]
     with live(what.partition(", ")[0], name) as shared_map:
-        path = shared_map._path
         plain = image_of(what, shared_map)
 
         def prepare():
@@ -159,13 +157,9 @@ def in_the_middle(what, name, sample, seed):
             handle.lookup(bytes(handle.key_size))
             return handle
 
-        for crash in stepping.crash_states(
-            prepare,
-            lambda handle: operate(handle, plain),
-            stepping.Segment(path),
-            sample=sample,
-            seed=seed,
-        ):
-            yield dataclasses.replace(
-                image_of(what, shared_map), name=f"{what}, {crash.n} of {crash.total}"
-            )
+        def operate(handle):
+            OPERATIONS[what](handle, plain)
+
+        segment = stepping.Segment(shared_map._path)
+        for crash in stepping.crash_states(prepare, operate, segment, sample=sample, seed=seed):
+            yield image_of(f"{what}, {crash.n} of {crash.total}", shared_map)

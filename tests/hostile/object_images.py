@@ -13,6 +13,7 @@ from unittest import mock
 
 import images
 import numpy as np
+import stepping
 from images import COLLIDING, SCATTERED, image_of
 
 import shmrhash
@@ -132,6 +133,10 @@ def make_dict(name, kind, **options):
     return SharedDict._of(handle, schema)
 
 
+def open_dict(name, kind):
+    return SharedDict._of(RHashMap.open(name), make_schema(*DICTS[kind][:3]))
+
+
 def fill_dict(d, kind, upto=50, down_to=30):
     """Insert, replace, delete; some have expired; a view is kept of a value and of a past one."""
     for number in range(upto):
@@ -194,8 +199,7 @@ def object_at_rest(state, name):
             if kind == "map":
                 stack.enter_context(shared_map.locked((9).to_bytes(8, "little")))
             else:
-                d = SharedDict._of(RHashMap.open(name), make_schema(*DICTS[kind][:3]))
-                stack.enter_context(d)
+                d = stack.enter_context(open_dict(name, kind))
                 stack.enter_context(d.locked(key_of(kind, 9)))
         return object_image_of(state, shared_map, kind)
 
@@ -243,22 +247,16 @@ OBJECT_OPERATIONS = {
 
 def objects_in_the_middle(what, name, sample, seed):
     """Images of a dict whose only writer stands still inside an operation, or is dead."""
-    import stepping
-
-    operate = OBJECT_OPERATIONS[what]
     with live_object(what.partition(", ")[0], name) as (shared_map, kind):
 
         def prepare():
-            d = SharedDict._of(RHashMap.open(name), make_schema(*DICTS[kind][:3]))
+            d = open_dict(name, kind)
             d.get(key_of(kind, 1))
             return d
 
-        for crash in stepping.crash_states(
-            prepare,
-            lambda d: operate(d, kind),
-            stepping.Segment(shared_map._path),
-            sample=sample,
-            seed=seed,
-        ):
-            name_now = f"{what}, {crash.n} of {crash.total}"
-            yield object_image_of(name_now, shared_map, kind)
+        def operate(d):
+            OBJECT_OPERATIONS[what](d, kind)
+
+        segment = stepping.Segment(shared_map._path)
+        for crash in stepping.crash_states(prepare, operate, segment, sample=sample, seed=seed):
+            yield object_image_of(f"{what}, {crash.n} of {crash.total}", shared_map, kind)

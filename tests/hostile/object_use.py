@@ -15,7 +15,17 @@ from unittest import mock
 import msgspec
 import numpy as np
 from object_images import DICTS, Pair, Sample, key_of, value_of
-from use import ENTRIES_MAX, SELDOM, USUAL, User, expect, trace
+from use import (
+    ENTRIES_MAX,
+    SELDOM,
+    USUAL,
+    User,
+    answers,
+    expect,
+    opened,
+    trace,
+    write_while_walking,
+)
 
 import shmrhash
 from shmrhash import SharedDict
@@ -100,11 +110,7 @@ class DictUser:
             self.expect_value(value)
 
     def walk_and_write(self):
-        for key in itertools.islice(self.dict, 200):
-            if self.rng.random() < 0.2:
-                self.dict[key] = self.value
-            elif self.rng.random() < 0.2:
-                self.dict.pop(key, None)
+        write_while_walking(self.dict, self)
 
     def sections(self):
         with self.dict.locked(self.key, create=self.value) as entry:
@@ -239,10 +245,8 @@ def use_object(name, image, rng):
 
 
 def use_fields(name, image, rng):
-    mode = rng.choice(({},) * 12 + ({"read_only": True}, {"write_only": True}))
-    try:
-        shared_map = shmrhash.RHashMap.open(name, timeout=rng.choice((0, 0, 0.002)), **mode)
-    except shmrhash.Error:
+    shared_map = opened(name, rng)
+    if shared_map is None:
         return 0
     with shared_map:
         user = FieldUser(shared_map, image, rng)
@@ -253,7 +257,7 @@ def use_fields(name, image, rng):
         return answers(user, steps)
 
 
-def opened(name, image, rng):
+def opened_dict(name, image, rng):
     """The dict, or None if opening said what is wrong with it."""
     key, value, *_ = DICTS[image.kind]
     declared = {"key": key, "value": value}
@@ -271,7 +275,7 @@ def opened(name, image, rng):
 
 
 def use_dict(name, image, rng):
-    d = opened(name, image, rng)
+    d = opened_dict(name, image, rng)
     if d is None:
         return 0
     user = DictUser(d, image, rng)
@@ -282,18 +286,7 @@ def use_dict(name, image, rng):
         steps = rng.sample(DICT_USUAL, rng.randrange(2, 8))
         if rng.random() < 0.4:
             steps.append(rng.choice(DICT_SELDOM))
-        return answers(user, steps)
+        return answers(user, steps, DOCUMENTED)
     finally:
         d.close()
         user.kept.clear()
-
-
-def answers(user, steps):
-    """How many steps ended in an answer."""
-    answered = 0
-    for step in steps:
-        trace(step.__name__)
-        with contextlib.suppress(*DOCUMENTED):
-            step(user)
-            answered += 1
-    return answered

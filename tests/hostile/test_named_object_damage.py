@@ -11,15 +11,13 @@ import struct
 import msgspec
 import numpy as np
 import pytest
-from damage import FOLD_FACTOR, FOLD_START, MASK
+from damage import FIRST_CONTEXT, LENGTH_BITS, checksum
 from object_images import DICTS, Sample, body, fill_dict, make_dict
 from test_named_damage import Segment, ending_of
 
 import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict
 
-LENGTH_BITS = 30
-FIRST_CONTEXT = 4096 + 65536
 NAMES_OFFSET, OWING_OFFSET = 22 * 8, 21 * 8  # in a context
 VALUE = b"a value that stands in no entry, of some class"
 RUN = bytes(range(256)) * 80  # five pages
@@ -214,18 +212,8 @@ def write_schema(segment, data):
     with open(segment.path, "r+b") as file:
         os.pwrite(file.fileno(), data.ljust(1536, b"\0"), SCHEMA_OFFSET)
         os.pwrite(file.fileno(), struct.pack("<I", len(data)), SCHEMA_BYTES_OFFSET)
-        header = bytearray(os.pread(file.fileno(), 4096, 0))
-        os.pwrite(file.fileno(), struct.pack("<Q", fields_checksum(header)), CHECKSUM_OFFSET)
-
-
-def fields_checksum(header):
-    """segment.pxd's."""
-    total = FOLD_START
-    for offset in range(0, CHECKSUM_OFFSET - CHECKED_FROM, 8):
-        at = CHECKED_FROM + offset
-        product = (total ^ int.from_bytes(header[at : at + 8], "little")) * FOLD_FACTOR
-        total = (((product & MASK) ^ (product >> 64)) + offset) & MASK
-    return total
+        fields = os.pread(file.fileno(), CHECKSUM_OFFSET - CHECKED_FROM, CHECKED_FROM)
+        os.pwrite(file.fileno(), struct.pack("<Q", checksum(fields)), CHECKSUM_OFFSET)
 
 
 def schema(**changed):

@@ -23,6 +23,14 @@ def expect(condition, what):
         raise Misbehaved(what)
 
 
+def write_while_walking(mapping, user):
+    for key in itertools.islice(mapping, 200):
+        if user.rng.random() < 0.2:
+            mapping[key] = user.value
+        elif user.rng.random() < 0.2:
+            mapping.pop(key, None)
+
+
 class User:
     """One handle and what is done with it."""
 
@@ -88,11 +96,7 @@ class User:
         self.map.get_next_key()
 
     def iterate_and_write(self):
-        for key in itertools.islice(self.map, 200):
-            if self.rng.random() < 0.2:
-                self.map[key] = self.value
-            elif self.rng.random() < 0.2:
-                self.map.pop(key, None)
+        write_while_walking(self.map, self)
 
     def batches(self):
         cursor, count = None, self.rng.choice((1, 7, 500))
@@ -163,25 +167,35 @@ SELDOM += [User.freeze]
 
 def use(name, image, rng):
     """Open the map and do what rng draws; return how many steps ended in an answer."""
-    answered = 0
-    mode = rng.choice(({},) * 12 + ({"read_only": True}, {"write_only": True}))
-    try:
-        shared_map = shmrhash.RHashMap.open(name, timeout=rng.choice((0, 0, 0.002)), **mode)
-    except shmrhash.Error:
-        return answered
-    try:
+    shared_map = opened(name, rng)
+    if shared_map is None:
+        return 0
+    with shared_map:
         user = User(shared_map, image, rng)
         steps = rng.sample(USUAL, rng.randrange(2, 7))
         if rng.random() < 0.4:
             steps.append(rng.choice(SELDOM))
-        for step in steps:
-            trace(step.__name__)
-            with contextlib.suppress(shmrhash.Error):
-                step(user)
-                answered += 1
-        trace("close")
-    finally:
-        shared_map.close()
+        return answers(user, steps)
+
+
+def opened(name, rng):
+    """The map, or None if opening said what is wrong with it."""
+    mode = rng.choice(({},) * 12 + ({"read_only": True}, {"write_only": True}))
+    try:
+        return shmrhash.RHashMap.open(name, timeout=rng.choice((0, 0, 0.002)), **mode)
+    except shmrhash.Error:
+        return None
+
+
+def answers(user, steps, documented=shmrhash.Error):
+    """How many steps ended in an answer, and not in what is documented."""
+    answered = 0
+    for step in steps:
+        trace(step.__name__)
+        with contextlib.suppress(documented):
+            step(user)
+            answered += 1
+    trace("close")
     return answered
 
 
