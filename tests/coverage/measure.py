@@ -2,9 +2,10 @@
 
 The generated C is compiled once more with --coverage and #line directives, so that gcov counts
 lines of cython/; unoptimised, since inlined copies would be counted apart. A child that ends by
-os._exit() writes its counts first; what a process did that was killed is not counted, nor what the
-tests of single layers do, which compile these for themselves. Branches are those of the C code: a
-condition of ours, and an exception of Cython's, alike; of shm_atomics.h's macros none are seen.
+os._exit() writes its counts first (dump.c); what a process did that was killed is not counted, nor
+what the tests of single layers do, which compile these for themselves. Branches are those of the C
+code: a condition of ours, and an exception of Cython's, alike; of shm_atomics.h's macros none are
+seen.
 
 A line that no test reaches must stand in unreached.txt with its reason, and no other line may.
 """
@@ -25,7 +26,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 REASONS = Path(__file__).with_name("unreached.txt")
 C_FLAGS = ["-O0", "-g", "--coverage", "-fPIC", "-w", "-std=gnu11", "-fno-strict-aliasing"]
-DUMP = "void __gcov_dump(void); void coverage_dump(void) { __gcov_dump(); }\n"
 DUMP_AT_EXIT = """
 
 import ctypes as _ctypes
@@ -56,8 +56,11 @@ def build(folder):
         [compiler, *C_FLAGS, *include, "-c", "_core.c", "-o", "_core.o"], cwd=objects, check=True
     )
     target = folder / "shmrhash" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    (objects / "dump.c").write_text(DUMP)
-    subprocess.run([compiler, "-fPIC", "-c", "dump.c", "-o", "dump.o"], cwd=objects, check=True)
+    spare = folder / "spare"
+    (spare / objects.relative_to("/")).mkdir(parents=True)
+    names = [f'-DCOUNTS="{objects}/_core.gcda"', f'-DSPARE="{spare}"']
+    dump = Path(__file__).with_name("dump.c")
+    subprocess.run([compiler, "-fPIC", *names, "-c", dump, "-o", "dump.o"], cwd=objects, check=True)
     command = [compiler, "-shared", "--coverage", "_core.o", "dump.o", "-o", target]
     subprocess.run(command, cwd=objects, check=True)
     with open(folder / "shmrhash" / "__init__.py", "a") as package:
@@ -175,7 +178,7 @@ def main():
     parser.add_argument("--strict", action="store_true", help="fail if a line has no reason")
     options, arguments = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
+        folder = (options.folder or Path(temporary)).resolve()
         failed = 0
         if not options.report_only:
             folder.mkdir(parents=True, exist_ok=True)
