@@ -14,7 +14,7 @@ from cpython.bytes cimport (
 )
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_REFCNT
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
@@ -100,12 +100,14 @@ cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
     char *PyByteArray_AS_STRING(object buffer)
 
-cdef extern from "value_bytes.h":
-    ctypedef struct ValueBytes:
+cdef extern from "spare.h":
+    ctypedef struct SpareBytes:
         pass
-    void value_bytes_begin(ValueBytes *some)
-    void value_bytes_end(ValueBytes *some)
-    object value_object(ValueBytes *some, const void *value, Py_ssize_t size)
+    void spare_begin(SpareBytes *spare)
+    void spare_end(SpareBytes *spare)
+    bint spare_is_free(PyObject *kept)
+    object spare_bytes(SpareBytes *spare, const void *content, Py_ssize_t size)
+    object spare_pair(PyObject **kept, object key, object value)
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t size, long offset) noexcept
@@ -170,7 +172,7 @@ cdef class MapHandle:
     cdef readonly bint write_only
     cdef Reads reads
     cdef bint overwrites           # the last update found its key: the next tries store_word
-    cdef ValueBytes spare
+    cdef SpareBytes spare
     cdef uint64_t in_flight        # operations under way: the mapping stays until the last ends
     cdef uint64_t writes           # operations begun that may have written, for iterators
     cdef uint64_t read_only_page
@@ -183,7 +185,7 @@ cdef class MapHandle:
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
                   timeout, **_ignored):
         cdef Status status
-        value_bytes_begin(&self.spare)
+        spare_begin(&self.spare)
         self.is_closed = True
         self.map.fd = -1
         self.standing.lock_fd = -1
@@ -210,7 +212,7 @@ cdef class MapHandle:
     def __dealloc__(self):
         self._detach()
         free(self.map.path)
-        value_bytes_end(&self.spare)
+        spare_end(&self.spare)
 
     cdef _examine(self, int fd):
         cdef Header header
@@ -557,7 +559,7 @@ cdef class MapHandle:
             return self._lookup_any(key)
         if self._read(<const uint8_t *> PyBytes_AS_STRING(key), &word) != OK:
             return None
-        return value_object(&self.spare, &word, 8)
+        return spare_bytes(&self.spare, &word, 8)
 
     cdef object _lookup_any(self, object key):
         """_lookup with any buffer as key, and values of any size."""
@@ -569,7 +571,7 @@ cdef class MapHandle:
         try:
             if size <= STACK_VALUE_MAX:
                 if self._read(key_bytes, small) == OK:
-                    value = value_object(&self.spare, small, size)
+                    value = spare_bytes(&self.spare, small, size)
             else:
                 value = PyBytes_FromStringAndSize(NULL, size)
                 if self._read(key_bytes, PyBytes_AS_STRING(value)) != OK:

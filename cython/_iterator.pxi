@@ -1,10 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: the iterator behind iter(), keys(), values() and items().
 
-cdef extern from "Python.h":
-    PyObject *PyTuple_GET_ITEM(PyObject *tuple, Py_ssize_t position)
-    void PyTuple_SET_ITEM(PyObject *tuple, Py_ssize_t position, PyObject *item)
-
 cdef enum:
     CHUNK_ENTRIES = 128        # that an iterator reads at a time,
     CHUNK_BYTES = 65536        # unless they are large
@@ -26,11 +22,17 @@ cdef class EntryIterator:
     cdef uint64_t at
     cdef uint64_t writes
     cdef unsigned long filler      # the thread that reads the next entries, or 0
-    cdef tuple pair
+    cdef SpareBytes spare_keys
+    cdef SpareBytes spare_values
+    cdef PyObject *last_pair
 
     def __cinit__(self, MapHandle handle not None, str kind not None):
         cdef uint64_t entry = handle.map.key_size + handle.map.value_size
         cdef uint64_t count = CHUNK_BYTES // entry
+        spare_begin(&self.spare_keys)
+        spare_begin(&self.spare_values)
+        Py_INCREF(None)
+        self.last_pair = <PyObject *> None
         count = 1 if count < 1 else CHUNK_ENTRIES if count > CHUNK_ENTRIES else count
         self.handle = handle
         self.with_key = kind != "values"
@@ -44,6 +46,11 @@ cdef class EntryIterator:
         self.place = Place.__new__(Place)
         handle._expect_open()
         self.place.start(handle, None)
+
+    def __dealloc__(self):
+        spare_end(&self.spare_keys)
+        spare_end(&self.spare_values)
+        Py_XDECREF(self.last_pair)
 
     def __iter__(self):
         return self
@@ -79,6 +86,12 @@ cdef class EntryIterator:
             PyBytes_AS_STRING(value) if self.with_value else NULL)
         return value if status == OK else None
 
+    cdef inline bytes _bytes(self, SpareBytes *spare, const uint8_t *content, Py_ssize_t size):
+        """Of one who kept the last pair it is not asked whether it kept what is in the pairs."""
+        if self.with_key and self.with_value and not spare_is_free(self.last_pair):
+            return PyBytes_FromStringAndSize(<const char *> content, size)
+        return spare_bytes(spare, content, size)
+
     def __next__(self):
         cdef uint64_t value_size = self.handle.map.value_size
         cdef bytes key = None
@@ -93,8 +106,8 @@ cdef class EntryIterator:
                 continue
             # From here to the copies nobody else runs: the GIL is held.
             if self.with_key or self.writes != self.handle.writes:
-                key = PyBytes_FromStringAndSize(
-                    <char *> self.sink.keys + self.at * self.handle.map.key_size,
+                key = self._bytes(
+                    &self.spare_keys, self.sink.keys + self.at * self.handle.map.key_size,
                     <Py_ssize_t> self.handle.map.key_size)
             self.at += 1
             if unlikely(self.writes != self.handle.writes):
@@ -102,25 +115,9 @@ cdef class EntryIterator:
             elif not self.with_value:
                 return key
             else:
-                value = PyBytes_FromStringAndSize(
-                    <char *> self.sink.values + (self.at - 1) * value_size,
+                value = self._bytes(
+                    &self.spare_values, self.sink.values + (self.at - 1) * value_size,
                     <Py_ssize_t> value_size)
         if not self.with_value:
             return key
-        return self._pair(key, value) if self.with_key else value
-
-    cdef inline tuple _pair(self, bytes key, bytes value):
-        """(key, value). As the dict's own iterator: the last pair again, if nobody else has it."""
-        cdef PyObject *pair = <PyObject *> self.pair
-        if pair == <PyObject *> None or Py_REFCNT(self.pair) != 1:
-            self.pair = (key, value)
-            return self.pair
-        cdef PyObject *old_key = PyTuple_GET_ITEM(pair, 0)
-        cdef PyObject *old_value = PyTuple_GET_ITEM(pair, 1)
-        Py_INCREF(key)
-        PyTuple_SET_ITEM(pair, 0, <PyObject *> key)
-        Py_INCREF(value)
-        PyTuple_SET_ITEM(pair, 1, <PyObject *> value)
-        Py_DECREF(<object> old_key)
-        Py_DECREF(<object> old_value)
-        return self.pair
+        return spare_pair(&self.last_pair, key, value) if self.with_key else value

@@ -3,6 +3,7 @@
 import errno
 import pickle
 import random
+import sys
 import threading
 
 import numpy
@@ -53,6 +54,58 @@ def test_a_walk_at_rest_delivers_every_entry_once(any_map, way, count):
 
     expect_exactly_once(pairs, set(keys), set(keys), 8)
     assert len(pairs) == count
+
+
+KEEPERS = {
+    "the pair": lambda pair: (pair, pair),
+    "the key": lambda pair: (pair[0], pair),
+    "the value": lambda pair: (pair[1], pair),
+    "a view of the value": lambda pair: (memoryview(pair[1]), pair),
+    "the pair as a key": lambda pair: (next(iter({pair: None})), pair),
+}
+
+
+@pytest.mark.parametrize("value_size", [1, 8, 20, 600])
+def test_what_is_kept_of_a_walk_never_changes(make_map, seed, value_size):
+    """I1: pairs, keys and values that were dropped are used again, and no others."""
+    m = make_map(max_entries=400, value_size=value_size)
+    expected = {key: value_of(key, value_size) for key in fill(m, 400)}
+    rng = random.Random(seed)
+    kept = []
+    for pair in m.items():
+        assert hash(pair) == hash((bytes(bytearray(pair[0])), bytes(bytearray(pair[1]))))
+        if rng.random() < 0.3:
+            what = rng.choice(list(KEEPERS))
+            copies = tuple(bytes(bytearray(part)) for part in pair)
+            kept.append((KEEPERS[what](pair)[0], KEEPERS[what](copies)[0]))
+        assert expected.pop(pair[0]) == pair[1]
+        del pair
+
+    assert not expected
+    assert kept == [(was, was) for _, was in kept]
+
+
+@pytest.mark.parametrize("view", ["keys", "values", "items"])
+def test_a_walk_leaves_no_objects_behind(make_map, view):
+    m = make_map(max_entries=400)
+    fill(m, 400)
+    before = sys.getallocatedblocks()
+    for found in getattr(m, view)():
+        del found
+    list(getattr(m, view)())
+
+    assert sys.getallocatedblocks() - before < 100
+
+
+@pytest.mark.parametrize("view", ["keys", "values", "items"])
+def test_what_a_walk_used_belongs_to_nobody_else_afterwards(make_map, view):
+    m = make_map(max_entries=100)
+    fill(m, 100)
+    for found in getattr(m, view)():  # noqa: B007
+        pass
+
+    other = {"keys": word(500), "values": word(600), "items": (word(700), word(800))}.pop(view)
+    assert sys.getrefcount(found) == sys.getrefcount(other)
 
 
 @each_way
