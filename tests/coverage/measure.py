@@ -16,6 +16,7 @@ import functools
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 REASONS = Path(__file__).with_name("unreached.txt")
 C_FLAGS = ["-O0", "-g", "--coverage", "-fPIC", "-w", "-std=gnu11", "-fno-strict-aliasing"]
+OURS = re.compile(r'"[^"]*\.(pyx|pxi|pxd)"')
 DUMP_AT_EXIT = """
 
 import ctypes as _ctypes
@@ -50,6 +52,8 @@ def build(folder):
     cython = [sys.executable, "-m", "cython", "--line-directives", "-3", "-I", "."]
     cython += ["--module-name", "shmrhash._core", "-o", objects / "_core.c", "_core.pyx"]
     subprocess.run(cython, cwd=folder / "core", check=True)
+    generated = objects / "_core.c"
+    generated.write_text(pinned(generated.read_text()))
     include = ["-I", folder / "core", "-I", sysconfig.get_path("include")]
     compiler = os.environ.get("CC", "gcc")
     subprocess.run(
@@ -65,6 +69,29 @@ def build(folder):
     subprocess.run(command, cwd=objects, check=True)
     with open(folder / "shmrhash" / "__init__.py", "a") as package:
         package.write(DUMP_AT_EXIT)
+
+
+def pinned(code):
+    """C code in which what follows a #line directive for a file of ours is one line, up to the next
+    directive. Otherwise gcc counts on, and a statement of several lines in C runs on over the lines
+    that follow ours, and of a line with blocks of several statements gcov counts the last alone."""
+    lines, run = [], []
+    here = None  # the last #line directive, if it is for a file of ours
+    continued = False
+    for line in code.splitlines():
+        if line.startswith("/* --- Runtime support code"):
+            here = None
+        if here is None or continued or line.lstrip().startswith("#"):
+            lines += [" ".join(run), line] if run else [line]
+            run = []
+            continued = line.endswith("\\")
+            if line.startswith("#line"):
+                here = line if OURS.search(line) else None
+            elif here is not None and not continued:
+                lines.append(here)
+        else:
+            run.append(line)
+    return "\n".join([*lines, *run]) + "\n"
 
 
 def run_tests(folder, arguments):
