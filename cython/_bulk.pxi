@@ -197,20 +197,15 @@ def update_many(
     return many.done
 
 
-def delete_many(MapHandle handle not None, keys, values, deleted, bint f_lock):
-    """Delete keys, copying their last values into values if that is not None; how many keys.
+def delete_many(MapHandle handle not None, keys, deleted, bint f_lock):
+    """Delete keys; how many.
 
     deleted gets 1 or 0 for each; if it is None, the first absent key raises.
     """
     cdef Many many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
-    cdef Rows value_rows = None
     cdef Rows deleted_rows = None
     memset(&many, 0, sizeof(many))
-    if values is not None:
-        value_rows = Rows("out", values, handle.map.value_size, True)
-        expect_count("out", value_rows, key_rows.count)
-        many.values = value_rows.base
     if deleted is not None:
         deleted_rows = Rows("deleted", deleted, 1, True)
         expect_count("deleted", deleted_rows, key_rows.count)

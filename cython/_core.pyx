@@ -14,7 +14,7 @@ from cpython.bytes cimport (
 )
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free

@@ -44,15 +44,11 @@ cdef class DictCore(DictKeys):
         cdef DictSection section = DictSection(self, key, None, NOT_CREATED)
         section.__enter__()
         before = section.current
-        try:
-            section.value = value
-            if self.handle.map.timer_word != 0:
-                if deadline_ns == 0 and self.default_ttl_ns != 0:
-                    deadline_ns = clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns
-                section.words[self.handle.map.timer_word - 1] = <uint64_t> deadline_ns
-        except BaseException:
-            section.roll_back()
-            raise
+        section.value = value
+        if self.handle.map.timer_word != 0:
+            if deadline_ns == 0 and self.default_ttl_ns != 0:
+                deadline_ns = clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns
+            section.words[self.handle.map.timer_word - 1] = <uint64_t> deadline_ns
         section.__exit__(None, None, None)
         return before
 

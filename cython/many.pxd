@@ -37,7 +37,7 @@ cdef enum:
     MANY_LOOKUP = 0            # values out, done_mask
     MANY_CONTAINS = 1          # done_mask
     MANY_UPDATE = 2            # values in, done_mask if not NULL
-    MANY_DELETE = 3            # values out if not NULL, done_mask if not NULL
+    MANY_DELETE = 3            # done_mask if not NULL
     MANY_ADD = 4               # deltas in, sums out
 
 cdef struct Many:
@@ -148,7 +148,7 @@ cdef inline Status many_one(Op *op, Many *many, uint64_t i, uint64_t guess) noex
     if many.kind == MANY_UPDATE:
         return map_update(op, value, many.flag)
     if many.kind == MANY_DELETE:
-        return map_delete(op, value)
+        return map_delete(op, NULL)
     return many_add_one(op, many, i)
 
 cdef inline void many_lead(

@@ -293,7 +293,7 @@ class BatchMethods(LockMethods):
         """
         self._expect_writable()
         locked = _locks("delete_batch", flags)
-        done: int = _core.delete_many(self, keys, None, None, locked)
+        done: int = _core.delete_many(self, keys, None, locked)
         return done
 
     def _load(
@@ -374,7 +374,7 @@ class BatchMethods(LockMethods):
         """
         keys = _core.Rows("keys", keys, self.key_size)
         deleted = _mask(keys.count)
-        _core.delete_many(self, keys, None, deleted, _locks("delete_many", flags))
+        _core.delete_many(self, keys, deleted, _locks("delete_many", flags))
         return _given(deleted)
 
     def add_many(

@@ -49,7 +49,6 @@ def cursor_at(handle: MapHandle, key: Buffer) -> bytes: ...
 def delete_many(
     handle: MapHandle,
     keys: Buffer | Rows,
-    values: Buffer | None,
     deleted: Buffer | None,
     f_lock: bool,
 ) -> int: ...

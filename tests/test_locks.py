@@ -102,9 +102,29 @@ def test_wrong_arguments_are_refused_and_nothing_is_locked(m):
     ):
         with pytest.raises(shmrhash.InvalidArgument):
             act()
-    with pytest.raises(TypeError):
-        m.locked("text")
+    for act in (lambda: m.locked("text"), lambda: m.locked(word(1), create=5)):
+        with pytest.raises(TypeError):
+            act()
     m.update(word(1), NEW, BPF_F_LOCK)
+
+
+def test_keys_and_values_of_sections_may_be_any_buffers(m):
+    with m.locked(bytearray(word(1)), create=memoryview(NEW)) as section:
+        section[:] = memoryview(NEW)
+    with m.locked(memoryview(word(9)), create=bytearray(OTHER)):
+        pass
+
+    assert m.compare_and_swap(bytearray(word(1)), bytearray(NEW), memoryview(OLD))
+    assert [m[word(1)], m[word(9)]] == [OLD, OTHER]
+
+
+def test_a_section_says_what_it_is(m):
+    section = m.locked(word(1))
+    assert repr(section).endswith(f" in {m.name!r}: not entered>")
+    with section:
+        assert repr(section).endswith(": open>")
+    assert repr(section).startswith(f"<LockedValue of {word(1)!r}")
+    assert repr(section).endswith(": ended>")
 
 
 # ---- several keys ----

@@ -93,7 +93,7 @@ def deleting(name, keys, **more):
     rows, deleted = words(keys), bytearray(len(keys))
 
     def delete_many(m):
-        _core.delete_many(m, rows, None, deleted, False)
+        _core.delete_many(m, rows, deleted, False)
         return deleted
 
     return Batch(

@@ -1,6 +1,8 @@
 """What a dict's core, and the handle below it, refuses; nothing is stored then."""
 
+import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -119,6 +121,41 @@ def test_numbers_may_be_of_any_class_with_an_index(make_dict):
     with pytest.raises(shmrhash.InvalidArgument, match="contiguous"):
         raw[b"k"] = memoryview(b"abcdef")[::2]
     assert raw.copy() == {b"k": b"v"}
+
+
+def test_keys_that_the_short_way_does_not_know_are_as_others(make_dict):
+    """Codecs: of a dict of int to int, what is no int of 64 bits."""
+    d = make_dict(key=int, value=int)
+    d[1] = 5
+    assert (d[True], d[np.int64(1)], d[Index()] if 7 in d else 0) == (5, 5, 0)
+    for key in (1 << 70, -(1 << 70)):
+        with pytest.raises(OverflowError):
+            d[key]
+        assert key not in d
+    with pytest.raises(TypeError):
+        d["1"]
+
+
+def test_an_expired_entry_of_a_frozen_dict_is_absent_and_stays(make_dict):
+    """R1: nobody may delete it."""
+    d = make_dict(key=str, value=int, ttl=math.inf)
+    d.store("k", 1, 0, 1)
+    d.freeze()
+
+    assert d.get("k") is None
+    assert len(d) == 1
+
+
+def test_a_deadline_is_not_changed_while_somebody_has_locked_the_entry(make_dict):
+    """L1: it is a write, which waits with the timeout."""
+    d = make_dict(key=str, value=int, ttl=5)
+    d["k"] = 1
+    with SharedDict.open(d.name, timeout=0.02) as other, d.locked("k"):
+        with ThreadPoolExecutor(1) as pool, pytest.raises(shmrhash.LockTimeout):
+            pool.submit(other.touch, "k", 9).result()
+        with ThreadPoolExecutor(1) as pool, pytest.raises(shmrhash.LockTimeout):
+            pool.submit(other.handle.timer_set, d._raw_key("k"), 9).result()
+    assert d.ttl("k") <= 5
 
 
 def test_values_of_many_words_are_copied_whole(make_dict):

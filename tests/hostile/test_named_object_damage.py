@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from damage import FIRST_CONTEXT, LENGTH_BITS, checksum
 from object_images import DICTS, Sample, body, fill_dict, make_dict
-from test_named_damage import Segment, ending_of
+from test_named_damage import UPD, Segment, ending_of
 
 import shmrhash
-from shmrhash import Kptr, RHashMap, SharedDict
+from shmrhash import Kptr, RHashMap, SharedDict, Timer
 
 NAMES_OFFSET, OWING_OFFSET = 22 * 8, 21 * 8  # in a context
 VALUE = b"a value that stands in no entry, of some class"
@@ -63,6 +63,7 @@ LOOKS = {
     "pop": lambda d: d.pop("k"),
     "popitem": lambda d: d.popitem(),
     "kptr": lambda d: d.handle.kptr_get(d_key(d), 16),
+    "parts": lambda d: d.handle._parts(d_key(d)),
 }
 
 
@@ -85,6 +86,37 @@ def test_a_reference_to_no_object_ends_in_segment_corrupt(damaged_dict, look, in
 
     assert ending_of(lambda: LOOKS[look](d)) == "SegmentCorrupt"
     assert os.stat(segment.path).st_blocks <= committed + 16  # the child's own page of slots
+
+
+ODD = 0x5A5A5A5A5A5A  # no other word of a segment
+LOST = {
+    "get": lambda d: d.get(ODD),
+    "in": lambda d: ODD in d,
+    "deadline": lambda d: d.deadline(ODD),
+    "values": lambda d: list(d.values()),
+    "pop": lambda d: d.pop(ODD),
+    "setdefault": lambda d: d.setdefault(ODD, 1.5),
+    "section": lambda d: d.update_with(ODD, lambda value: value),
+    "parts": lambda d: d.handle._parts(struct.pack("<q", ODD)),
+    "touch": lambda d: d.touch(ODD, ttl=1),
+    "timer": lambda d: d.handle.timer_set(struct.pack("<q", ODD), 1),
+}
+
+
+@pytest.mark.parametrize("look", LOST)
+def test_an_entry_that_nobody_can_be_changing_ends_in_segment_corrupt(map_name, look):
+    """H1: its element says that its value stands with a context that is none."""
+    with SharedDict.create(map_name, key=int, value=float, ttl=60, timeout=0.05) as d:
+        d[ODD] = 0.625
+        segment = Segment(d.handle)
+        try:
+            segment.set(place_of(segment, struct.pack("<q", ODD)) - 8, UPD | 0x7FFF << 1 | 1)
+
+            waits = look in ("pop", "section")
+            ending = ending_of(lambda: LOST[look](d))
+            assert ending == ("LockTimeout" if waits else "SegmentCorrupt")
+        finally:
+            d.unlink()
 
 
 def test_a_length_that_is_more_than_a_run_has_is_not_read(damaged_dict):
@@ -214,6 +246,45 @@ def write_schema(segment, data):
         os.pwrite(file.fileno(), struct.pack("<I", len(data)), SCHEMA_BYTES_OFFSET)
         fields = os.pread(file.fileno(), CHECKSUM_OFFSET - CHECKED_FROM, CHECKED_FROM)
         os.pwrite(file.fileno(), struct.pack("<Q", checksum(fields)), CHECKSUM_OFFSET)
+
+
+SPIN_LOCK, TIMER, KPTR, REFCOUNT = 1, 2, 3, 4
+HEADERS = {  # (offset in the header, form, numbers); a field is its kind and its offset
+    "nothing else": (136, "<I", 2),
+    "nine fields": (136, "<I", 9),
+    "an unknown field": (144, "<II", 77, 0),
+    "a field between words": (144, "<II", TIMER, 4),
+    "a field beyond the value": (144, "<II", TIMER, 48),
+    "two fields in one word": (144, "<IIII", TIMER, 8, KPTR, 8),
+    "two timers": (144, "<IIII", TIMER, 0, TIMER, 8),
+    "four references": (136, "<10I", 4, 0, KPTR, 0, KPTR, 8, KPTR, 16, KPTR, 24),
+    "references, but no objects": (128, "<Q", 0),
+    "objects without end": (128, "<Q", 1 << 60),
+    "more schema than there is room": (140, "<I", 1 << 20),
+    "more elements than can be": (16, "<IIQ", 8, 1 << 21, (1 << 32) - 2),
+}
+
+
+@pytest.mark.parametrize("lie", HEADERS)
+def test_a_header_that_cannot_be_ends_in_segment_corrupt(map_name, lie):
+    """H1: its checksums are right."""
+    offset, form, *numbers = HEADERS[lie]
+    limits = {"max_entries": 10, "fields": [Timer(0), Kptr(8)], "max_bytes": 1 << 16}
+    with RHashMap.create(map_name, key_size=8, value_size=48, **limits) as m:
+        try:
+            RHashMap.open(map_name).close()
+            with open(m._path, "r+b") as file:
+                header = bytearray(os.pread(file.fileno(), 4096, 0))
+                struct.pack_into(form, header, offset, *numbers)
+                struct.pack_into("<Q", header, 96, checksum(header[:96]))
+                fields = header[CHECKED_FROM:CHECKSUM_OFFSET]
+                struct.pack_into("<Q", header, CHECKSUM_OFFSET, checksum(fields))
+                os.pwrite(file.fileno(), header, 0)
+
+            ending = ending_of(lambda: RHashMap.open(map_name))
+            assert ending == ("done" if lie == "nothing else" else "SegmentCorrupt")
+        finally:
+            m.unlink()
 
 
 def schema(**changed):
