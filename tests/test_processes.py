@@ -4,7 +4,9 @@ The workers get the handle itself: threads share it, forked children inherit it,
 get it pickled.
 """
 
+import contextlib
 import itertools
+import os
 
 import jobs
 import pytest
@@ -322,6 +324,35 @@ def test_children_inherit_the_handle_and_so_do_theirs(make_map):
     assert all(m[word(key)] == word(key) for key in range(20))
     assert m[word(1 << 20)] == word(1)
     m.check()
+
+
+def test_a_child_that_cannot_reach_the_file_again_is_told(map_name):
+    """C3: the program has closed the descriptor, and the name is another map's: not that one is
+    used."""
+    with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as m:
+        m[word(1)] = word(2)
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samefile(f"/proc/self/fd/{fd}", m._path):
+                    os.close(int(fd))
+        m.unlink()
+        with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as other:
+            reader, writer = os.pipe()
+            child = os.fork()
+            if child == 0:
+                try:
+                    m[word(1)] = word(3)
+                except shmrhash.Error as error:
+                    os.write(writer, str(error).encode())
+                finally:
+                    os._exit(0)
+            os.close(writer)
+            with os.fdopen(reader) as said:
+                assert "cannot reach its file again" in said.read()
+            os.waitpid(child, 0)
+            assert len(other) == 0
+            other.unlink()
+        assert m[word(1)] == word(2)
 
 
 def test_children_forked_while_threads_operate_can_use_the_handle(make_map):

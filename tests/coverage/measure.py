@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REASONS = Path(__file__).with_name("unreached.txt")
 C_FLAGS = ["-O0", "-g", "--coverage", "-fPIC", "-w", "-std=gnu11", "-fno-strict-aliasing"]
 OURS = re.compile(r'"[^"]*\.(pyx|pxi|pxd)"')
+FUNCTION = re.compile(r"(cdef|def)\b[^=]*\(")
 DUMP_AT_EXIT = """
 
 import ctypes as _ctypes
@@ -136,12 +137,14 @@ def text_of(name, number):
 
 
 def has_code(name, number):
-    """Whether the line can be meant: a statement's C code may run on over what follows it, and that
-    of a docstring's line is the refusing of wrong arguments, which is Cython's."""
+    """Whether the line can be meant: the C code of a docstring's line is the refusing of wrong
+    arguments, and that of a function's first line its way out by an exception: both Cython's."""
     if number > len(lines_of(name)):
         return False
     text = text_of(name, number)
-    return text.strip(")")[:1] not in ("", "#") and not text.startswith('"""')
+    if text.startswith('"""') or FUNCTION.match(text):
+        return False
+    return text.strip(")")[:1] not in ("", "#")
 
 
 def reasons():

@@ -205,6 +205,22 @@ def test_fields_that_a_map_does_not_have_are_refused(map_name):
         assert bytes(8) not in m
 
 
+def test_a_map_without_room_for_a_value_is_no_dict(map_name):
+    """H1: its only word is the deadline."""
+    with RHashMap.create(
+        map_name, key_size=8, value_size=8, max_entries=10, fields=[Timer(0)]
+    ) as m:
+        m.unlink()
+        with pytest.raises(shmrhash.LayoutMismatch):
+            _core.DictCore(m, (_core.KEY_FIXED, bytes, bytes), (_core.VALUE_FIXED, bytes, bytes))
+
+
+def test_entries_are_read_into_what_has_room_for_them(make_map):
+    m = make_map()
+    with pytest.raises(shmrhash.InvalidArgument, match="no room for entries 0 to 5"):
+        _core.read_entries(m, None, bytearray(8 * 4), None, 0, 5)
+
+
 def test_a_timeout_is_seconds_from_zero_on(make_dict):
     """K1: not before the beginning, and not a number."""
     d = make_dict(key=str, value=int)

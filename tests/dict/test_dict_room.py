@@ -50,6 +50,8 @@ def fill_and_free(gate, size, ballast_size):
     limits = {"max_entries": 1 << 20, "max_bytes": 1 << 34}
     ballast = creation_jobs.segment_folder() / "ballast"
     ballast.write_bytes(bytes(ballast_size))
+    here, *others = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {here})
     with SharedDict.create("tiny", key=int, value=bytes, timeout=2.0, **limits) as d:
         full, count = store_until_full(d, 0, size)
         d.check()
@@ -57,6 +59,8 @@ def fill_and_free(gate, size, ballast_size):
         # A value is replaced by a new object, so that takes room; deletions make some.
         for number in range(0, count, 3):
             del d[number]
+        # What is free lies in the depot of this CPU, and is found from another.
+        os.sched_setaffinity(0, {others[0] if others else here})
         for number in range(0, count, 6):
             d[number] = body(number, size)
         d.check()
@@ -186,7 +190,7 @@ def test_those_who_race_to_store_under_one_key_lose_no_object(make_dict, job):
 @pytest.mark.parametrize(
     "limits",
     [
-        {"value_size": 1 << 21, "max_entries": (1 << 32) - 2},
+        {"value_size": 1 << 21, "max_entries": 1 << 31},
         {"value_size": 8, "max_entries": 10, "fields": [Kptr(0)], "max_bytes": 1 << 60},
     ],
     ids=["entries", "objects"],
@@ -197,3 +201,21 @@ def test_a_map_that_no_address_space_holds_is_refused(map_name, limits):
         RHashMap.create(map_name, key_size=8, **limits)
     with pytest.raises(shmrhash.SegmentMissing):
         RHashMap.open(map_name)
+
+
+def update_the_last_key(gate, m, rounds):
+    """In each round race for the only entry that the map has room for."""
+    for number in range(rounds):
+        gate.wait()
+        m[number.to_bytes(8, "little")] = bytes(8)
+        gate.wait()
+        m.pop(number.to_bytes(8, "little"), None)
+
+
+def test_who_comes_second_for_the_key_that_took_the_last_room_updates_it(make_map):
+    """W2: MapFull is for keys that are absent."""
+    m = make_map(max_entries=1)
+
+    run_together("fork", *((update_the_last_key, m, 2000) for _ in range(2)))
+
+    assert len(m) == 0

@@ -95,6 +95,7 @@ USES = {
     "lookup_many": lambda m: m.lookup_many(KEYS),
     "delete_many": lambda m: m.delete_many(KEYS),
     "iterate": lambda m: list(m.items()),
+    "take": lambda m: m.lookup_and_delete_batch(None, 20),
     "section": lambda m: [m.update_with(KEYS[i : i + 8], bytes) for i in range(0, 160, 8)],
 }
 each_use = pytest.mark.parametrize("use", USES.values(), ids=USES)
@@ -120,7 +121,11 @@ def test_levels_that_lead_in_circles_end_in_segment_corrupt(damaged, use):
     assert ending_of(lambda: use(shared_map)) == "SegmentCorrupt"
 
 
-@pytest.mark.parametrize("use", ["lookup", "contains", "update", "lookup_many", "iterate"])
+IN_CIRCLES = {use: USES[use] for use in ("lookup", "contains", "update", "lookup_many", "iterate")}
+IN_CIRCLES |= {"take": USES["take"]}
+
+
+@pytest.mark.parametrize("use", IN_CIRCLES)
 def test_a_chain_in_a_circle_ends_in_segment_corrupt(damaged, use):
     """H1: the last slot of a full bucket links to a line that links to itself."""
     shared_map, segment = damaged(20, COLLIDING, max_entries=64)
@@ -134,7 +139,7 @@ def test_a_chain_in_a_circle_ends_in_segment_corrupt(damaged, use):
     )
     segment.set(line + 60, link, "<I")
 
-    assert ending_of(lambda: USES[use](shared_map)) == "SegmentCorrupt"
+    assert ending_of(lambda: IN_CIRCLES[use](shared_map)) == "SegmentCorrupt"
 
 
 @pytest.mark.parametrize("header", [UPD, UPD | 0x7FFF << 1 | 1])

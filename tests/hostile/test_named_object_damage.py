@@ -261,7 +261,7 @@ HEADERS = {  # (offset in the header, form, numbers); a field is its kind and it
     "references, but no objects": (128, "<Q", 0),
     "objects without end": (128, "<Q", 1 << 60),
     "more schema than there is room": (140, "<I", 1 << 20),
-    "more elements than can be": (16, "<IIQ", 8, 1 << 21, (1 << 32) - 2),
+    "more elements than can be": (16, "<IIQ", 8, 1 << 21, 1 << 31),
 }
 
 
