@@ -102,10 +102,9 @@ cdef extern from "Python.h":
 
 cdef extern from "spare.h":
     ctypedef struct SpareBytes:
-        pass
+        uint64_t made
     void spare_begin(SpareBytes *spare)
     void spare_end(SpareBytes *spare)
-    bint spare_is_free(PyObject *kept)
     object spare_bytes(SpareBytes *spare, const void *content, Py_ssize_t size)
     object spare_pair(PyObject **kept, object key, object value)
 

@@ -4,6 +4,7 @@
 cdef enum:
     CHUNK_ENTRIES = 128        # that an iterator reads at a time,
     CHUNK_BYTES = 65536        # unless they are large
+    COLLECTED_MIN = 64         # objects made in a chunk
 
 
 @cython.final
@@ -25,6 +26,7 @@ cdef class EntryIterator:
     cdef SpareBytes spare_keys
     cdef SpareBytes spare_values
     cdef PyObject *last_pair
+    cdef bint collected            # who has it keeps what it gives: nothing can be used again
 
     def __cinit__(self, MapHandle handle not None, str kind not None):
         cdef uint64_t entry = handle.map.key_size + handle.map.value_size
@@ -66,6 +68,9 @@ cdef class EntryIterator:
             return 0
         self.filler = PyThread_get_thread_ident()
         try:
+            if self.spare_keys.made + self.spare_values.made > COLLECTED_MIN:
+                self.collected = True
+            self.spare_keys.made = self.spare_values.made = 0
             self.at = self.sink.count = 0
             self.handle._enter_to_read(&op)
             try:
@@ -87,8 +92,7 @@ cdef class EntryIterator:
         return value if status == OK else None
 
     cdef inline bytes _bytes(self, SpareBytes *spare, const uint8_t *content, Py_ssize_t size):
-        """Of one who kept the last pair it is not asked whether it kept what is in the pairs."""
-        if self.with_key and self.with_value and not spare_is_free(self.last_pair):
+        if self.collected:
             return PyBytes_FromStringAndSize(<const char *> content, size)
         return spare_bytes(spare, content, size)
 

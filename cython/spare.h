@@ -23,9 +23,10 @@
 #define SPARE_USED_AGAIN 0
 #endif
 
-/* kept: SPARE_KEPT references, Py_None where there is none yet. */
+/* kept: SPARE_KEPT references, Py_None where there is none yet. made: how many objects had to be. */
 typedef struct {
     PyObject *kept[SPARE_KEPT];
+    uint64_t made;
 } SpareBytes;
 
 static inline void spare_begin(SpareBytes *spare)
@@ -34,6 +35,7 @@ static inline void spare_begin(SpareBytes *spare)
         Py_INCREF(Py_None);
         spare->kept[i] = Py_None;
     }
+    spare->made = 0;
 }
 
 static inline void spare_end(SpareBytes *spare)
@@ -42,16 +44,11 @@ static inline void spare_end(SpareBytes *spare)
         Py_CLEAR(spare->kept[i]);
 }
 
-/* Whether nobody has the object but its keeper. */
-static inline int spare_is_free(PyObject *kept)
-{
-    return SPARE_USED_AGAIN && Py_REFCNT(kept) == 1;
-}
-
 /* A new object, in the place of kept[1]. */
 SHM_APART PyObject *spare_bytes_new(SpareBytes *spare, const void *content, Py_ssize_t size)
 {
     PyObject *bytes = PyBytes_FromStringAndSize((const char *)content, size);
+    spare->made++;
 #if SPARE_USED_AGAIN
     if (bytes != NULL) {
         PyObject *before = spare->kept[1];
@@ -71,7 +68,7 @@ static inline PyObject *spare_bytes(SpareBytes *spare, const void *content, Py_s
     PyObject *bytes = spare->kept[0];
     spare->kept[0] = spare->kept[1];
     spare->kept[1] = bytes;
-    if (__builtin_expect(spare_is_free(bytes), 1)) {
+    if (__builtin_expect(Py_REFCNT(bytes) == 1, 1)) {
         Py_INCREF(bytes);
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
@@ -91,7 +88,7 @@ static inline PyObject *spare_pair(PyObject **kept, PyObject *key, PyObject *val
 {
     PyObject *pair = *kept;
 #if SPARE_USED_AGAIN
-    if (__builtin_expect(spare_is_free(pair), 1)) {
+    if (__builtin_expect(Py_REFCNT(pair) == 1, 1)) {
         PyObject *old_key = PyTuple_GET_ITEM(pair, 0);
         PyObject *old_value = PyTuple_GET_ITEM(pair, 1);
         Py_INCREF(pair);
