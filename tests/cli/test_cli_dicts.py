@@ -411,12 +411,15 @@ def replace_everywhere(name, old, new):
             at = end
 
 
+ODD = 0x4D3C2B1A5F6E7D8C  # a deadline in a far time, whose bytes stand nowhere else in a segment
+
+
 def test_damaged_deadline_counts_as_over():
     """H1: as for the dict itself; a number beyond the clock's is no traceback."""
     make_dict({"stays": 1}, key=str, value=int, ttl=HOUR, max_entries=10, max_bytes=4096)
     with SharedDict.open("jobs") as d:
-        d.store("goes", 2, 0, 1 << 62)
-    replace_everywhere("jobs", (1 << 62).to_bytes(8, "little"), b"\xff" * 8)
+        d.store("goes", 2, 0, ODD)
+    replace_everywhere("jobs", ODD.to_bytes(8, "little"), b"\xff" * 8)
 
     assert [entry["key"] for entry in formatted("jobs")] == ["stays"]
     run("repair", "jobs", "--into", "copy")

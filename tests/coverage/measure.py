@@ -7,7 +7,8 @@ what the tests of single layers do, which compile these for themselves. Branches
 code: a condition of ours, and an exception of Cython's, alike; of shm_atomics.h's macros none are
 seen.
 
-A line that no test reaches must stand in unreached.txt with its reason, and no other line may.
+A line that no test reaches must stand in unreached.txt with its reason, and no other line may, but
+for those that are reached in some runs: the reason of these begins with "by chance".
 """
 
 import argparse
@@ -195,10 +196,11 @@ def print_unreached(found):
             used.add((name, text))
             missing += reason is None
             print(f"{name}:{number}: {text}\n    {reason or 'NO REASON'}")
-    for name, text in sorted(set(known) - used):
+    idle = {row for row in set(known) - used if not known[row].startswith("by chance")}
+    for name, text in sorted(idle):
         print(f"{REASONS.name}: {name}: reached, or gone: {text}")
     print(f"\n{missing} lines are not reached and have no reason")
-    return not missing and not set(known) - used
+    return not missing and not idle
 
 
 def main():
