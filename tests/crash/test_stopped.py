@@ -365,7 +365,8 @@ def survive_stops(make_map, seed, seconds):
 
     with Storm(m, books, seed, tolerated=(shmrhash.LockTimeout,), timeout=timeout) as storm:
         stops = stop_and_go(storm, seconds, 4 * timeout)
-        expect_ledgers(m, books, storm.shared_doubts)
+        dead = storm.kills - m.info()["recoveries"]
+        expect_ledgers(m, books, storm.shared_doubts, dead)
 
     expect_all_at_rest(m)
     expect_ledgers(m, books, storm.shared_doubts)
