@@ -35,6 +35,9 @@ def pytest_addoption(parser):
         metavar="SECONDS",
         help="how long each stress test goes on (default: 2)",
     )
+    group.addoption(
+        "--record-bpftool", action="store_true", help="write tests/cli/bpftool.json anew"
+    )
 
 
 def pytest_configure(config):

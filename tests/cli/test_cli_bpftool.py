@@ -1,10 +1,16 @@
-"""Our output beside that of the real bpftool, for a kernel map and one of ours of equal content."""
+"""Our output beside that of the real bpftool, for a kernel map and one of ours of equal content.
+
+bpftool.json holds what bpftool said, and of which version it was, so these comparisons are made on
+every machine. Where bpftool is installed and bpf(2) is allowed, a second run of each test asks it
+again; `pytest tests/cli/test_cli_bpftool.py --record-bpftool` writes the file anew.
+"""
 
 import json
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,33 +19,128 @@ from shmrhash import RHashMap
 from shmrhash.cli import app
 
 BPFTOOL = shutil.which("bpftool", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+RECORD = Path(__file__).with_name("bpftool.json")
+PIN = "/sys/fs/bpf/jobs"  # stands in the record for wherever the map was pinned
 ENTRIES = 3
 
 # (key_size, value_size): one line, two lines, names alone, gaps and breaks of long ones.
 SIZES = [(1, 1), (4, 8), (8, 16), (9, 16), (16, 16), (17, 4), (8, 40)]
 
 
-def bpftool(*words, check=True):
-    done = subprocess.run(
-        [BPFTOOL, *map(str, words)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert not check or done.returncode == 0, done
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def bpf_folder(tmp_path_factory):
-    """A mounted bpffs, where this machine lets us have one."""
+def mounted_bpffs(folder):
+    """Whether bpftool is there and a bpffs is mounted now: the kernel's maps can be asked."""
     if BPFTOOL is None:
-        pytest.skip("no bpftool (Debian package bpftool)")
-    folder = tmp_path_factory.mktemp("bpffs")
+        return False
     done = subprocess.run(
         ["mount", "-t", "bpf", "bpf", folder], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        pytest.skip(f"mounting a bpffs is refused: {done.stderr.strip()}")
+        return False
+    words = ["type", "hash", "key", "4", "value", "8", "entries", "9", "name", "try"]
+    done = subprocess.run(
+        [BPFTOOL, "map", "create", f"{folder}/try", *words], capture_output=True, check=False
+    )
+    if done.returncode == 0:
+        os.unlink(f"{folder}/try")
+        return True
+    subprocess.run(["umount", folder], check=True)
+    return False
+
+
+def kernel_can_be_asked():
+    """Mount a bpffs once to see whether this machine allows it."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not mounted_bpffs(folder):
+            return False
+        subprocess.run(["umount", folder], check=True)
+        return True
+
+
+class AskedBpftool:
+    """bpftool itself, on maps of the kernel; it notes what it was asked and what it said."""
+
+    def __init__(self, folder):
+        self.pin = f"{folder}/jobs"
+        self.said = []
+
+    def __call__(self, *words, check=True):
+        asked = [str(word) for word in words]
+        done = subprocess.run(
+            [BPFTOOL, *asked], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert not check or done.returncode == 0, done
+        out = done.stdout.replace(self.pin, PIN)
+        self.said.append([[word.replace(self.pin, PIN) for word in asked], out])
+        return out
+
+    def end(self):
+        """Remove the map."""
+        Path(self.pin).unlink(missing_ok=True)
+
+
+class RecordedBpftool:
+    """What bpftool said when it was asked the same, word by word and in the same order."""
+
+    def __init__(self, said):
+        self.pin = PIN
+        self.said = iter(said)
+
+    def __call__(self, *words, check=True):
+        asked, out = next(self.said, (None, None))
+        assert [str(word) for word in words] == asked, "record anew with --record-bpftool"
+        return out
+
+    def end(self):
+        """All that was recorded was asked for."""
+        assert next(self.said, None) is None, "record anew with --record-bpftool"
+
+
+@pytest.fixture(scope="module")
+def recording(pytestconfig):
+    """The record by test; after a run with --record-bpftool it is what bpftool has just said."""
+    if not pytestconfig.option.record_bpftool:
+        yield json.loads(RECORD.read_text())["tests"]
+        return
+    tests = {}
+    yield tests
+    version = subprocess.run([BPFTOOL, "version"], capture_output=True, text=True, check=True)
+    kernel = ".".join(os.uname().release.split(".")[:2])
+    origin = {"bpftool": version.stdout.split()[1], "kernel": kernel}
+    lines = [f"{json.dumps(name)}: {json.dumps(said)}" for name, said in sorted(tests.items())]
+    RECORD.write_text(f'{json.dumps(origin)[:-1]}, "tests": {{\n' + ",\n".join(lines) + "\n}}\n")
+
+
+@pytest.fixture(scope="module")
+def bpf_folder(tmp_path_factory):
+    """A mounted bpffs."""
+    folder = tmp_path_factory.mktemp("bpffs")
+    assert mounted_bpffs(folder), "it could be mounted when the tests were collected"
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+def pytest_generate_tests(metafunc):
+    if "source" in metafunc.fixturenames:
+        sources = ["recorded"]
+        if metafunc.config.option.record_bpftool:
+            sources = ["asked"]
+        elif kernel_can_be_asked():
+            sources.append("asked")
+        metafunc.parametrize("source", sources, scope="module")
+
+
+@pytest.fixture
+def bpftool(request, source, recording):
+    """A function that gives bpftool's output for its words: recorded, or asked for now."""
+    test = request.node.name.replace("recorded", "S").replace("asked", "S")
+    if source == "asked":
+        tool = AskedBpftool(request.getfixturevalue("bpf_folder"))
+    else:
+        tool = RecordedBpftool(recording[test])
+    yield tool
+    tool.end()
+    if request.config.option.record_bpftool:
+        recording[test] = tool.said
 
 
 @pytest.fixture
@@ -57,14 +158,11 @@ def ours(capfd):
 class Twins:
     """A kernel map and one of ours, with the same entries."""
 
-    def __init__(self, key_size, value_size, pin):
-        self.pin = ("pinned", pin)
+    def __init__(self, key_size, value_size, bpftool):
+        self.pin = ("pinned", bpftool.pin)
         self.entries = {}
         geometry = ["key", key_size, "value", value_size, "entries", 100, "name", "jobs"]
-        try:
-            bpftool("map", "create", pin, "type", "hash", *geometry, "flags", 1)
-        except AssertionError as error:
-            pytest.skip(f"bpf(2) is refused: {error}")
+        bpftool("map", "create", bpftool.pin, "type", "hash", *geometry, "flags", 1)
         with RHashMap.create(
             "jobs", key_size=key_size, value_size=value_size, max_entries=100
         ) as shared_map:
@@ -77,10 +175,8 @@ class Twins:
 
 
 @pytest.fixture(params=SIZES, ids=lambda sizes: f"{sizes[0]}-{sizes[1]}")
-def twins(request, bpf_folder):
-    pin = Path(bpf_folder) / "jobs"
-    yield Twins(*request.param, pin)
-    pin.unlink(missing_ok=True)
+def twins(request, bpftool):
+    return Twins(*request.param, bpftool)
 
 
 def same_show(text):
@@ -93,7 +189,7 @@ def same_show(text):
 
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
-def test_show_looks_as_bpftools(twins, ours, layout):
+def test_show_looks_as_bpftools(twins, bpftool, ours, layout):
     """One map, and the list of all; ids, sizes in memory and the type's name are our own."""
     theirs = bpftool(*layout, "map", "show", *twins.pin)
 
@@ -105,7 +201,7 @@ def test_show_looks_as_bpftools(twins, ours, layout):
 
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
-def test_frozen_map_looks_as_bpftools(twins, ours, layout):
+def test_frozen_map_looks_as_bpftools(twins, bpftool, ours, layout):
     assert bpftool(*layout, "map", "freeze", *twins.pin) == ours(*layout, "freeze", "jobs")
     theirs = bpftool(*layout, "map", "show", *twins.pin)
     assert same_show(theirs) == same_show(ours(*layout, "show", "name", "jobs"))
@@ -121,7 +217,7 @@ def in_order(dump):
     return sorted(pieces)
 
 
-def test_dump_looks_as_bpftools(twins, ours):
+def test_dump_looks_as_bpftools(twins, bpftool, ours):
     """The order is each map's own; the text of each entry, and the last line, are equal."""
     theirs = bpftool("map", "dump", *twins.pin)
 
@@ -135,7 +231,7 @@ def test_dump_looks_as_bpftools(twins, ours):
 
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
-def test_dump_of_one_and_of_none_looks_as_bpftools(twins, ours, layout):
+def test_dump_of_one_and_of_none_looks_as_bpftools(twins, bpftool, ours, layout):
     for key in list(twins.entries)[1:]:
         bpftool("map", "delete", *twins.pin, "key", *key)
         assert ours("delete", "jobs", "key", *key) == ""
@@ -150,7 +246,7 @@ def test_dump_of_one_and_of_none_looks_as_bpftools(twins, ours, layout):
 
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
-def test_lookup_looks_as_bpftools(twins, ours, layout):
+def test_lookup_looks_as_bpftools(twins, bpftool, ours, layout):
     """Every key, and one that is not there."""
     absent = bytes(255 for _ in next(iter(twins.entries)))
     for key in [*twins.entries, absent]:
@@ -159,7 +255,7 @@ def test_lookup_looks_as_bpftools(twins, ours, layout):
 
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
-def test_getnext_looks_as_bpftools(twins, ours, layout):
+def test_getnext_looks_as_bpftools(twins, bpftool, ours, layout):
     """A map of one key says the same first key, and that there is none behind it."""
     (only, *others) = twins.entries
     for key in others:
@@ -172,7 +268,7 @@ def test_getnext_looks_as_bpftools(twins, ours, layout):
     assert theirs == ours(*layout, "getnext", "jobs", "key", *only)
 
 
-def test_getnext_with_a_key_looks_as_bpftools(twins, ours):
+def test_getnext_with_a_key_looks_as_bpftools(twins, bpftool, ours):
     """From each key to the next, in our order; bpftool is asked the same in its own."""
     ways = {}
     for name, ask in (
@@ -208,15 +304,11 @@ def test_getnext_with_a_key_looks_as_bpftools(twins, ours):
     ],
     ids=lambda words: "-".join(map(str, words)),
 )
-def test_errors_read_as_bpftools(bpf_folder, ours, words):
+def test_errors_read_as_bpftools(bpftool, ours, words):
     """What bpftool says stands at the beginning of what we say."""
-    pin = Path(bpf_folder) / "errors"
-    twins = Twins(4, 8, pin)
+    twins = Twins(4, 8, bpftool)
     verb, *rest = words
-    try:
-        theirs = json.loads(bpftool("-j", "map", verb, *twins.pin, *rest, check=False))
-    finally:
-        pin.unlink()
+    theirs = json.loads(bpftool("-j", "map", verb, *twins.pin, *rest, check=False))
 
     own = json.loads(ours("-j", verb, "jobs", *rest))
 
