@@ -4,8 +4,10 @@ import contextlib
 import itertools
 import os
 import random
+import shutil
 import signal
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +18,9 @@ import shmrhash
 NAME_PREFIX = "shmrhash-test-"
 RUN_VARIABLE = "SHMRHASH_TEST_RUN"  # one value for the whole run, handed down to xdist's workers
 FAILED = pytest.StashKey[bool]()
+FOLDER = pytest.StashKey[str]()  # of this process's segments
+PARENT = pytest.StashKey[str]()  # what it is in
+DIRECTORY = "shmrhash_parent_directory"
 
 # Whoever starts the tests in the background of a shell script has them ignore SIGINT, and so would
 # every process they start.
@@ -43,11 +48,42 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     require_installed_package()
     os.environ.setdefault(RUN_VARIABLE, str(os.getpid()))
+    use_own_directory(config)
     if config.option.seed is None:
         config.option.seed = random.SystemRandom().getrandbits(32)
     hypothesis.settings.load_profile("shmrhash")
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(config.option.seed)
+
+
+def use_own_directory(config):
+    """Keep this process's segments apart from those of other programs, and of other workers.
+
+    Tests count what is in the directory. With SHMRHASH_DIR in the environment the directory of a
+    process is made in that one; else in /dev/shm.
+    """
+    parent = config.workerinput[DIRECTORY] if hasattr(config, "workerinput") else None
+    parent = parent or os.environ.get("SHMRHASH_DIR", "/dev/shm")
+    config.stash[PARENT] = parent
+    folder = tempfile.mkdtemp(prefix=f"{NAME_PREFIX}{os.environ[RUN_VARIABLE]}-", dir=parent)
+    config.stash[FOLDER] = folder
+    os.environ["SHMRHASH_DIR"] = folder
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """xdist: tell a worker where directories are made; it inherits the environment of this one."""
+    node.workerinput[DIRECTORY] = node.config.stash[PARENT]
+
+
+def pytest_unconfigure(config):
+    """Remove the directory; at the end of the run those of killed workers too."""
+    if FOLDER in config.stash:
+        shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
+        if not hasattr(config, "workerinput"):
+            run = f"{NAME_PREFIX}{os.environ[RUN_VARIABLE]}-"
+            for folder in Path(config.stash[PARENT]).glob(f"{run}*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_installed_package():
@@ -74,16 +110,9 @@ def pytest_runtest_makereport(item):
     return report
 
 
-def pytest_sessionfinish(session):
-    """Remove what killed workers could not; the worker's death is already a failure."""
-    if not hasattr(session.config, "workerinput"):
-        for path in segments_of(f"{NAME_PREFIX}{os.environ[RUN_VARIABLE]}-"):
-            path.unlink(missing_ok=True)
-
-
 def segments_of(prefix):
     """The segment files whose names start with prefix."""
-    folder = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
+    folder = Path(os.environ["SHMRHASH_DIR"])
     return sorted(path for path in folder.iterdir() if path.name.startswith(prefix))
 
 

@@ -267,6 +267,7 @@ def test_the_last_entry_that_fills_a_batch_ends_it(any_map, count):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fed", [False, True], ids=["full", "fed"])
+@pytest.mark.thorough
 def test_every_entry_is_taken_by_exactly_one(make_map, seed, method, fed):
     """W1, I1: four take a full map; or three take what is inserted meanwhile. None is lost."""
     m = make_map(max_entries=30_000)

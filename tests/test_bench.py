@@ -70,6 +70,7 @@ def test_benchmark_runs(command, tmp_path):
     ],
     ids=lambda command: command[0],
 )  # fmt: skip
+@pytest.mark.thorough
 def test_short_benchmark_runs(command, tmp_path):
     _, found = run(*command, result=tmp_path / "result.json")
 
@@ -77,6 +78,7 @@ def test_short_benchmark_runs(command, tmp_path):
     assert found["facts"]["load_before"] >= 0
 
 
+@pytest.mark.thorough
 def test_kernel_benchmark_has_all_three(tmp_path):
     """Without bpf(2) the kernel's side is left out, and the facts say why."""
     text, found = run(
@@ -95,6 +97,7 @@ def test_kernel_benchmark_has_all_three(tmp_path):
     assert "series RHASH/HASH" in text
 
 
+@pytest.mark.thorough
 def test_rivals_are_measured_or_named_with_the_reason(tmp_path):
     text, found = run(
         "bench_rivals.py", "--quick", "--rounds", "1", "--sizes", "8/8",
@@ -108,6 +111,7 @@ def test_rivals_are_measured_or_named_with_the_reason(tmp_path):
     assert len(measured | set(left_out["left_out"])) == 17
 
 
+@pytest.mark.thorough
 def test_plots_are_drawn_from_results(tmp_path):
     pytest.importorskip("matplotlib")
     run("bench_latency.py", "--entries", "4000", "--processes", "2", "--attaches", "2",
@@ -140,6 +144,7 @@ def test_committed_plots_are_small():
     assert max(path.stat().st_size for path in plots) < 60_000
 
 
+@pytest.mark.thorough
 def test_operations_take_no_more_instructions_than_the_baseline():
     """Counted by callgrind, so a busy machine disturbs nothing; --renew writes the baseline."""
     try:

@@ -411,6 +411,7 @@ def survive_damage(name, damages, tmp_path):
     assert endings.total() == len(damages)
 
 
+@pytest.mark.thorough
 def test_damage_to_the_moving_parts_neither_crashes_nor_hangs(seed, map_name, tmp_path):
     """H1: each byte of the header's counters and locks changed; every operation ends."""
     fresh_segment(map_name)
@@ -710,6 +711,7 @@ def test_open_or_create_from_eight_processes_makes_one_map(map_name, method):
         shmrhash.unlink(f"{map_name}-{number}")
 
 
+@pytest.mark.thorough
 def test_a_killed_creator_leaves_a_whole_map_or_no_name(map_name):
     """C1: creators killed after ever more of their work; a name that is there opens and works."""
     folder = segment_path(map_name).parent
@@ -758,6 +760,7 @@ def in_tiny_tmpfs(folder, job, *arguments, size):
     return result
 
 
+@pytest.mark.thorough
 def test_a_map_that_finds_no_room_at_all_is_refused(tiny_folder):
     """M1: where there is too little room creation is SegmentFull and leaves nothing."""
     results = [

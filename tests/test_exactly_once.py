@@ -158,6 +158,7 @@ def churned_walks(method, m, seed, seconds, churned_each):
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.thorough
 def test_walks_deliver_exactly_once_while_others_churn(make_map, seed, duration, method):
     """I1: through several doublings, forth and back, all the time."""
     m = make_map(max_entries=20_000)

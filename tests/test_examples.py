@@ -121,6 +121,7 @@ def assert_counted(result):
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.thorough
 def test_word_count_loses_no_word(corpus, workers, start_method):
     """W1: additions by many processes; the oracle is a Counter."""
     result = run(WORD_COUNT, corpus, "--workers", workers, "--start-method", start_method)
@@ -293,6 +294,7 @@ def test_word_count_with_a_shared_counter_loses_no_word(corpus, start_method):
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.thorough
 def test_pool_cache_finds_what_one_process_finds(start_method):
     """W1: and the workers find most of what they ask for."""
     result = run(

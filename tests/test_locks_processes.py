@@ -76,6 +76,7 @@ def read_counted(gate, m, flags):
 
 @flagged
 @processes
+@pytest.mark.thorough
 def test_values_of_sections_are_uniform(make_map, method, flags):
     """L1, R2 (map_lock): no section is lost, no reader sees the inside of one."""
     m = make_map(value_size=SIZE, max_entries=2, timeout=60)
@@ -194,6 +195,7 @@ def read_reused(gate, m, flags):
 
 @flagged
 @processes
+@pytest.mark.thorough
 def test_reused_elements_have_the_values_of_their_keys(make_map, method, flags):
     """R1, R2, L1 (htab_reuse): whoever reads, with the lock or without, gets no other key's."""
     m = make_map(value_size=SIZE, max_entries=2 * KEYS_EACH * WRITERS, timeout=60)

@@ -147,6 +147,7 @@ def test_readers_find_what_stays_while_the_map_grows_and_shrinks(seed, make_map,
 
 
 @methods
+@pytest.mark.thorough
 def test_keys_that_move_all_the_time_are_always_found(seed, make_map, method):
     """R1, G1: a few keys stay in a small map that splits and merges their buckets incessantly."""
     stable_count = 12
@@ -191,6 +192,7 @@ def test_no_reader_sees_an_older_value_again(seed, make_map, method):
 
 @methods
 @pytest.mark.parametrize("value_size", [8, 64, 256, 1000])
+@pytest.mark.thorough
 def test_every_value_read_is_from_one_write(make_map, method, value_size):
     """R2: two writers and two readers on one key; the words of a value all name the same write."""
     m = make_map(value_size=value_size)
@@ -213,6 +215,7 @@ def test_every_value_read_is_from_one_write(make_map, method, value_size):
 
 @methods
 @pytest.mark.parametrize("value_size", [8, 64, 1000])
+@pytest.mark.thorough
 def test_a_value_is_never_read_under_another_key(make_map, method, value_size):
     """R2: keys come and go and share elements; a reader finds a whole value of its key, or none."""
     m = make_map(value_size=value_size, max_entries=2)

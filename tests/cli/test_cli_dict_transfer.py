@@ -64,6 +64,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("key", "value", "entries"), KINDS.values(), ids=KINDS)
+@pytest.mark.thorough
 def test_a_dict_comes_back_as_it_was(tmp_path, key, value, entries):
     """Into a new dict of the same types and limits, and again into that."""
     options = {"key": key, "value": value, "max_entries": 5000}
@@ -87,6 +88,7 @@ def test_a_dict_comes_back_as_it_was(tmp_path, key, value, entries):
 
 
 @need_numpy
+@pytest.mark.thorough
 def test_arrays_come_back_as_they_were(tmp_path):
     import numpy as np
 
@@ -221,6 +223,7 @@ def test_keep_leaves_a_dicts_entries(tmp_path):
         assert entries_of("jobs") == {"a": "old", "b": "old"}
 
 
+@pytest.mark.thorough
 def test_what_cannot_hold_a_dict_says_what_can(make, tmp_path):
     make().close()
     run("export", "hits", tmp_path / "hits.snap")
@@ -257,6 +260,7 @@ def test_room_for_objects_can_be_given(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.thorough
 def test_interrupted_import_of_a_dict_can_be_repeated(tmp_path, ending):
     """C1: killed in the middle; the same command again completes it."""
     entries = {f"{number} {LONG}": f"value {number} " * 9 for number in range(70_000)}
@@ -288,6 +292,7 @@ def entries_so_far(name):
         return len(shared_map)
 
 
+@pytest.mark.thorough
 def test_export_of_a_dict_under_writers_has_whole_entries(users, tmp_path):
     """R2, I1: key, value and deadline are of one moment; what stays comes exactly once."""
     texts = [letter * size for letter in "abc" for size in (1, 5000, 20_000)]
@@ -372,6 +377,7 @@ NOTE_AT = HEAD.size
         ),
     ],
 )
+@pytest.mark.thorough
 def test_damaged_snapshot_of_a_dict_is_refused(tmp_path, damage, message):
     make_dict({f"key {number}": "x" * number for number in range(40)}, key=str, value=str)
     path = tmp_path / "jobs.snap"
@@ -402,6 +408,7 @@ LINE = '{"shmrhash":"map","name":"x","key_size":16,"value_size":24,"max_entries"
         ("[" * 100_000, "line 1 is no JSON object"),
     ],
 )
+@pytest.mark.thorough
 def test_damaged_lines_of_a_dict_are_named(tmp_path, content, message):
     (tmp_path / "jobs.ndjson").write_text(content)
     if "line 1 is no" in message:

@@ -130,6 +130,7 @@ def test_arrays_are_shown_with_their_shapes():
     assert (values["b"]["shape"], values["b"]["bytes"]) == ([99, 99], 78_408)
 
 
+@pytest.mark.thorough
 def test_a_pickle_is_never_unpickled_unless_asked_for(tmp_path):
     """Values and keys, by every verb that looks or moves; --unpickle is the one way."""
     trap = tmp_path / "sprung"
@@ -164,6 +165,7 @@ def test_what_cannot_be_unpickled_is_told():
     assert "ModuleNotFoundError" in found["value"]["problem"]
 
 
+@pytest.mark.thorough
 def test_keys_are_given_by_their_type():
     """lookup and delete take a text, a number, fields, JSON for what may be anything."""
     make_dict({"alice": 7, LONG: 8}, "texts", key=str, value=int)
@@ -250,6 +252,7 @@ def test_update_goes_through_the_dict():
         (object, int, "key x --u64 value 1", "is no number"),
     ],
 )
+@pytest.mark.thorough
 def test_what_does_not_fit_a_dict_is_refused(key, value, words, message):
     make_dict({}, key=key, value=value)
 
@@ -377,6 +380,7 @@ def rewrite_schema(name, change):
         (lambda text: text.replace(b'"ttl":null', b'"ttl":-700'), "ttl"),
     ],
 )
+@pytest.mark.thorough
 def test_damaged_schema_is_told_and_bytes_are_shown(change, message):
     """H1: hex as a last resort; nothing is stored into it."""
     make_dict({"a": "one", LONG: "two"}, key=str, value=str)

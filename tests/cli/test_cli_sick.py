@@ -70,6 +70,7 @@ def test_damaged_header(hits, words):
 
 
 @pytest.mark.parametrize("content", [b"", b"just a text\n", b"x" * 8192], ids=len)
+@pytest.mark.thorough
 def test_file_that_is_no_map(content):
     """Some text, nothing, or as much as a map's header."""
     path_of("notes").write_bytes(content)

@@ -34,6 +34,7 @@ def ending(request):
 
 
 @pytest.mark.parametrize("options", [(), STR], ids=["bytes", "text"])
+@pytest.mark.thorough
 def test_entries_come_back_as_they_were(make, tmp_path, ending, options):
     """Into a new map, and into one that is there; quiet in a pipe."""
     make(entries=500).close()
@@ -139,6 +140,7 @@ def test_numpy_reads_an_npz(make, tmp_path):
     assert len(entries_of("own")) == 9
 
 
+@pytest.mark.thorough
 def test_export_under_writers_has_each_entry_once(make, users, tmp_path):
     """R2: values of eight equal words; entries that stay come exactly once."""
     shared_map = make(value_size=64, entries=0, max_entries=3000)
@@ -168,6 +170,7 @@ def test_export_under_writers_has_each_entry_once(make, users, tmp_path):
         run("unlink", "copy")
 
 
+@pytest.mark.thorough
 def test_keep_leaves_what_is_there(hits, tmp_path, ending):
     """A repeated import does not undo what others changed since."""
     path = tmp_path / f"hits.{ending}"
@@ -189,6 +192,7 @@ def make_big_snapshot(path, entries):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.thorough
 def test_interrupted_import_can_be_repeated(own_directory, tmp_path, number):
     """C1: stopped in the middle, by Ctrl-C or for good; the same command again completes it."""
     path = tmp_path / "big.snap"
@@ -250,6 +254,7 @@ def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
         (lambda data: data[:HEAD_BYTES] + b"\xff" * 16 + data[HEAD_BYTES + 16 :], "behind 0"),
     ],
 )
+@pytest.mark.thorough
 def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
     """Nothing of a chunk whose checksum is wrong is imported."""
     make(entries=300).close()
@@ -281,6 +286,7 @@ def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
         ("a.npz", "PK\3\4 and so on", "no .npz"),
     ],
 )
+@pytest.mark.thorough
 def test_damaged_lines_are_named(hits, tmp_path, name, content, message):
     if name.endswith("npz"):
         pytest.importorskip("numpy", reason="an .npz needs NumPy")

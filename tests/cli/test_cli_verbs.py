@@ -168,6 +168,7 @@ def test_show_names_the_processes(hits, users):
         ("--timeout -1 ls", "not in the range"),
     ],
 )
+@pytest.mark.thorough
 def test_mistake_is_explained(hits, words, message):
     """Exit status 2, a message that says what is wrong, and no traceback."""
     result = say(words, status=2)

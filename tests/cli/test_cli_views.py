@@ -124,6 +124,7 @@ def test_stat_of_an_empty_map_and_without_block_letters(make):
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
+@pytest.mark.thorough
 def test_stat_draws_a_file(make, tmp_path, ending):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     make(entries=500).close()
@@ -310,6 +311,7 @@ def test_narrow_terminal_goes_without_columns(make):
     assert fitting(["A", "B", "C"], [["aaaa", "-", "cc"]], 80, []) == [0, 2]
 
 
+@pytest.mark.thorough
 def test_unprintable_names_do_no_harm(make, own_directory, users):
     """Names of maps and of processes may hold what moves a terminal's cursor."""
     make("straße").close()

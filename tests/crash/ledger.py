@@ -37,6 +37,7 @@ COUNTER_FILL = b"\xab"
 GROWING, SHRINKING = 0, 1
 
 STUCK_S = 1.0
+STARVED_S = 0.1  # on an idle machine eight workers on two processors wait a tenth of it for a turn
 START_S = 10.0  # for a fork, on a busy machine
 PR_SET_PDEATHSIG = 1
 FAILED_EXIT = 3
@@ -291,20 +292,54 @@ def reap(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def waited_for_cpu_s(pid):
-    """How long a process was ready to run and had no processor."""
+def processor_time_and_state(pid):
+    """How many ns a process has run, and whether it is running or ready to; (None, False): gone."""
     try:
         with open(f"/proc/{pid}/schedstat") as file:
-            return int(file.read().split()[1]) / 1e9
+            ran_ns = int(file.read().split()[0])
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError, IndexError):
-        return 0.0
+        return None, False
+    return ran_ns, state == "R"
+
+
+class FairClock:
+    """Time in which no worker was refused a processor.
+
+    On a busy machine a worker that holds a lock may be ready to run, and not run, for seconds, and
+    whoever waits for the lock stands still without any fault of the map. The clock does not go on
+    while a worker has been ready for STARVED_S without having run.
+    """
+
+    def __init__(self):
+        self.now_s = 0.0
+        self._looked = time.monotonic()
+        self._last_ran = {}  # pid -> (its processor time, when that was last seen to change)
+
+    def look(self, pids):
+        """Add the time since the last look, unless one of the workers starves."""
+        now = time.monotonic()
+        seen, starving = {}, False
+        for pid in pids:
+            ran_ns, ready = processor_time_and_state(pid)
+            before, since = self._last_ran.get(pid, (None, now))
+            if not ready or ran_ns != before:
+                since = now
+            starving = starving or now - since > STARVED_S
+            seen[pid] = ran_ns, since
+        self._last_ran = seen
+        if not starving:
+            self.now_s += now - self._looked
+        self._looked = now
 
 
 class Watch:
-    """When a worker last got on, not counting the time it waited for a processor."""
+    """When a worker last got on, by the FairClock."""
 
-    def __init__(self, ledger):
+    def __init__(self, ledger, clock):
         self.ledger = ledger
+        self.clock = clock
         ledger.words[Ledger.PROC_PID] = 0  # it will say so itself: /proc may know it by another pid
         self.note()
 
@@ -313,19 +348,16 @@ class Watch:
 
     def note(self):
         self.progress = self.ledger.words[Ledger.PROGRESS]
-        self.since = time.monotonic()
-        self.waited_s = waited_for_cpu_s(self.proc_pid())
+        self.since = self.clock.now_s
 
     def standing_still_s(self):
         if self.progress != self.ledger.words[Ledger.PROGRESS]:
             self.note()
             return 0.0
-        still = time.monotonic() - self.since
-        if still < STUCK_S / 4:
-            return still
+        still = self.clock.now_s - self.since
         if self.proc_pid() == 0:  # it has not begun to run Python yet
             return still - START_S
-        return still - (waited_for_cpu_s(self.proc_pid()) - self.waited_s)
+        return still
 
 
 class Storm:
@@ -339,6 +371,7 @@ class Storm:
         self.tolerated = tolerated
         self.timeout = timeout
         self.pids = {}
+        self.clock = FairClock()
         self.watches = {}
         self.steps_before = {}
         self.kills = 0
@@ -350,7 +383,7 @@ class Storm:
     def start(self, slot):
         seed = self.rng.getrandbits(64)
         self.steps_before[slot] = self.books.ledgers[slot].words[Ledger.PROGRESS]
-        self.watches[slot] = Watch(self.books.ledgers[slot])
+        self.watches[slot] = Watch(self.books.ledgers[slot], self.clock)
         self.pids[slot] = fork(self._run, slot, seed, report=self.report_fd)
 
     def _run(self, slot, seed):
@@ -419,6 +452,7 @@ class Storm:
 
     def watch(self):
         """Fail if a worker ended by itself, or has stood still for more than a second."""
+        self.clock.look([self.watches[slot].proc_pid() for slot in self.pids])
         for slot, pid in self.pids.items():
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:

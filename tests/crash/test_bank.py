@@ -219,6 +219,7 @@ def run_the_bank(make_map, seed, kills_wanted, seconds):
     assert bank.transfers() > 10 * bank.kills
 
 
+@pytest.mark.thorough
 def test_money_is_missing_only_where_a_teller_died_between_two_stores(make_map, seed):
     """C1, L1, R2: 200 kills; each account is whole, and no lock is left behind."""
     run_the_bank(make_map, seed, 200, 3)

@@ -392,6 +392,26 @@ SAMPLED = {
 }
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=str)
 
+# One for each thing an operation can leave undone; the others are tried by `tox -e thorough`.
+BRIEF = {
+    "insert into a full bucket",
+    "update 64 bytes",
+    "add across words",
+    "delete that dissolves a line",
+    "insert that splits",
+    "delete that merges",
+    "delete that gives back a block",
+    "clear",
+}
+brief_scenarios = pytest.mark.parametrize(
+    "scenario",
+    [
+        scenario if name in BRIEF else pytest.param(scenario, marks=pytest.mark.thorough)
+        for name, scenario in SCENARIOS.items()
+    ],
+    ids=str,
+)
+
 
 # ---- what the survivor finds ----
 
@@ -590,7 +610,7 @@ def kill_and_survive(scenario, name, record_property, *, sample, seed, meetings_
     tally.report(record_property, scenario.name, crash.total)
 
 
-@every_scenario
+@brief_scenarios
 def test_killed_operation_leaves_a_sound_map(scenario, map_name, seed, record_property):
     """C1, C2, R1, W2: killed after each change of the segment; survivors meet it in turn."""
     kill_and_survive(
@@ -685,6 +705,7 @@ def test_killed_creator_leaves_no_half_made_map(map_name, record_property):
     tally.report(record_property, "create", crash.total)
 
 
+@pytest.mark.thorough
 def test_creator_killed_at_any_step_leaves_no_half_made_map(map_name, seed):
     """C1, H1: the same at a sample of raw steps, for what happens before there is a name."""
     scenario = SCENARIOS["update 8 bytes"]
@@ -778,7 +799,13 @@ interrupted = pytest.mark.parametrize("name", INTERRUPTED)
 recoveries = pytest.mark.parametrize("recover", [recover_by_writing, recover_by_attaching])
 
 
-@interrupted
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "insert that splits" else pytest.mark.thorough)
+        for name in INTERRUPTED
+    ],
+)
 @recoveries
 def test_killed_recovery_leaves_a_sound_map(name, recover, map_name, seed, record_property):
     """C1, C2: a child is killed in an operation and another one in its recovery."""

@@ -251,6 +251,7 @@ def kill_and_survive(batch, name, record_property, *, sample, seed, meetings_at_
 
 
 @every_batch
+@pytest.mark.thorough
 def test_a_killed_batch_is_done_up_to_one_key(batch, map_name, seed, record_property):
     """C1, C2, R1, W2: killed after each change of the segment; survivors meet it in turn."""
     kill_and_survive(

@@ -521,6 +521,7 @@ both_geometries = pytest.mark.parametrize(
 @stepped
 @every_deletion
 @both_geometries
+@pytest.mark.thorough
 def test_a_deletion_is_killed_beside_a_section(how, geometry, map_name, seed, record_property):
     """L1, C1: the section is told KeyGone if, and only if, others see that its key is gone."""
     sample = SAMPLED_BESIDE.get(how)
@@ -575,6 +576,7 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
 
 @stepped
 @pytest.mark.parametrize("how", ["delete", "take"])
+@pytest.mark.thorough
 def test_a_deletion_of_what_a_dead_owner_had_locked_is_killed(how, map_name, seed, record_property):
     """C1, C2, L1: owners killed at a sample of their commit, deletions at a sample of theirs."""
     deletion_of_a_dead_owners(how, [7, 7], map_name, seed, record_property)

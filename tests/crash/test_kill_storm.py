@@ -4,6 +4,8 @@ ledger.py has the workers and the oracle: what each had completed when it was ki
 one operation it was in is done or not done, and nothing is torn, lost or leaked.
 """
 
+import os
+import signal
 import time
 
 import pytest
@@ -86,3 +88,24 @@ def test_nothing_is_lost_or_torn_in_ten_thousand_kills(make_map, seed, duration)
     """C1, C2, R2, W2: 10,000 kills and at least ten minutes, or --duration seconds."""
     seconds = LONG_DURATION_S if duration == DEFAULT_DURATION_S else duration
     survive_a_storm(make_map, seed, int(10_000 * seconds / LONG_DURATION_S), seconds, 0.03)
+
+
+def watch_for_ever(storm):
+    while True:
+        storm.watch()
+        time.sleep(0.01)
+
+
+def test_a_worker_that_stands_still_is_noticed(make_map, seed):
+    """The storm's own oracle: a stopped worker counts as stuck, beside one that goes on."""
+    m = make_map(key_size=8, value_size=264, max_entries=ROOM)
+    books = Books(2, KEYS_COUNT)
+    books.open_accounts(m)
+
+    with Storm(m, books, seed) as storm:
+        storm.start_all()
+        while len(storm.at_work()) < 2:
+            storm.watch()
+        os.kill(storm.pids[0], signal.SIGSTOP)
+        with pytest.raises(AssertionError, match="worker 0 is stuck"):
+            watch_for_ever(storm)

@@ -306,6 +306,7 @@ def kill_and_survive(case, name, record_property, *, sample, ways_at_once):
 
 
 @every_case
+@pytest.mark.thorough
 def test_killed_in_an_operation_with_objects(case, map_name, record_property):
     """C1, C2, R2: killed after changes of the segment; survivors meet it in turn."""
     kill_and_survive(case, map_name, record_property, sample=60, ways_at_once=False)

@@ -242,10 +242,11 @@ class DictAgainstDict(RuleBasedStateMachine):
             assert d.info()["objects"]["bytes_in_use"] == 0
 
 
+@pytest.mark.parametrize("examples", [5, pytest.param(25, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("ttl", [None, 3600.0])
 @pytest.mark.parametrize("types", TYPES.values(), ids=TYPES)
-def test_any_sequence_of_operations_is_as_on_a_dict(map_name, types, ttl):
+def test_any_sequence_of_operations_is_as_on_a_dict(map_name, types, ttl, examples):
     """W1, W2, C1 (nothing leaked): all operations, all kinds of types, several handles."""
     machine = type("Machine", (DictAgainstDict,), {"name": map_name, "types": types, "ttl": ttl})
-    settings = hypothesis.settings(max_examples=25, stateful_step_count=40)
+    settings = hypothesis.settings(max_examples=examples, stateful_step_count=40)
     run_state_machine_as_test(machine, settings=settings)

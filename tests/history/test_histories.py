@@ -49,6 +49,15 @@ SETTINGS = {
 }
 
 each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+BRIEF = {"counters across words", "one chain of buckets", "stopped", "killed"}
+brief_settings = pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(setting, marks=() if name in BRIEF else pytest.mark.thorough)
+        for name, setting in SETTINGS.items()
+    ],
+    ids=SETTINGS,
+)
 
 
 def record(shared_map, setting, seed, seconds):
@@ -91,7 +100,7 @@ def has_happened(recorded):
     return recorded.overlapping >= OFTEN
 
 
-@each_setting
+@brief_settings
 def test_histories_are_linearizable(make_map, seed, duration, setting):
     """W1, R2, C1: some thousand short histories; every key has an order that explains it all.
 

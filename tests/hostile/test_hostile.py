@@ -57,6 +57,7 @@ DEAD_OWNERS = {
 
 
 @pytest.mark.parametrize("what", DEAD_OWNERS)
+@pytest.mark.thorough
 def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(what, seed):
     """H1: likewise, images of a map whose writer was stopped inside an operation."""
     if not can_step():

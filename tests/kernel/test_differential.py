@@ -503,7 +503,14 @@ def run_machine(seed, name, examples):
     hypothesis.seed(seed)(get_state_machine_test(machine, settings=settings))()
 
 
-@pytest.mark.parametrize("examples", [250, pytest.param(3_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "examples",
+    [
+        25,
+        pytest.param(250, marks=pytest.mark.thorough),
+        pytest.param(3_000, marks=pytest.mark.long),
+    ],
+)
 def test_the_kernel_and_we_say_the_same(kernel_permits_all, seed, map_name, examples):
     """W1, W2, K1: any sequence of operations gives the same results and errnos on both maps."""
     run_machine(seed, map_name, examples)

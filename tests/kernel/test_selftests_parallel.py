@@ -14,6 +14,7 @@ from shmrhash import RHashMap
     ("tasks", "entries", "walk_entries", "rounds"),
     [(12, 4_096, 100, 2), pytest.param(100, 32_768, 10_000, 6, marks=pytest.mark.long)],
 )
+@pytest.mark.thorough
 def test_map_parallel(make_map, tasks, entries, walk_entries, rounds):
     """W1, W2, G1 (test_map_parallel): processes fill one map to its limit, and empty it again."""
     m = make_map(key_size=4, value_size=4, max_entries=entries)

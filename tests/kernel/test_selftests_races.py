@@ -34,6 +34,7 @@ def test_concurrent_update(make_map, method):
 @flagged
 @methods
 @pytest.mark.parametrize("loops", [500, pytest.param(200_000, marks=pytest.mark.long)])
+@pytest.mark.thorough
 def test_htab_reuse(make_map, method, flags, loops):
     """R1, R2 (htab_reuse): one writer, four readers; nobody hangs or reads under another key."""
     m = make_map(key_size=4, value_size=8, max_entries=64)
@@ -54,6 +55,7 @@ def test_htab_reuse(make_map, method, flags, loops):
 @methods
 @pytest.mark.parametrize("write", [kernel_jobs.lock_update, kernel_jobs.lock_section])
 @pytest.mark.parametrize("number", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
+@pytest.mark.thorough
 def test_map_lock(seed, make_map, method, flags, write, number):
     """R2, L1 (map_lock): four writers of 16 equal numbers, one reader; never a mixture.
 

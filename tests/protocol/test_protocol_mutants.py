@@ -11,6 +11,7 @@ from story import tell
 
 
 @pytest.mark.parametrize("step", MUTANTS)
+@pytest.mark.thorough
 def test_explorer_finds_mutant(step):
     """R1, R2, W1, W2, C1, M1: no step of the protocol is there for nothing."""
     scene, broken = MUTANTS[step]

@@ -6,6 +6,7 @@ import pytest
 
 
 @pytest.mark.parametrize("shift", range(5))
+@pytest.mark.thorough
 def test_match_finds_exactly_the_equal_tags(unit, seed, shift):
     """Compare with the obvious loop, on tags from a small set so that matches are common.
 

@@ -86,6 +86,7 @@ def check_chain(image, expected):
 
 
 @pytest.mark.parametrize("count", range(41))
+@pytest.mark.thorough
 def test_a_chain_has_what_was_appended(held, count):
     """Lines come one by one, when every slot is taken: 6 more each."""
     fill(held, count)
