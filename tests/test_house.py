@@ -191,6 +191,7 @@ def test_core_functions_neither_raise_nor_need_the_gil(path):
     assert not wrong
 
 
+@pytest.mark.thorough
 def test_compiled_core_never_takes_the_gil(tmp_path):
     """Look at the C code of every core function: no GIL, no exception, no hint of either."""
     output = tmp_path / "_core.c"

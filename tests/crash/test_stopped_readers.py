@@ -120,6 +120,7 @@ def many(request):
 
 
 @pytest.mark.parametrize("key", KEYS)
+@pytest.mark.thorough
 def test_a_key_that_a_split_moves_is_found(map_name, seed, many, key):
     """W1, R1: a miss is believed only if the bucket did not change since."""
     stage = Stage(
@@ -138,6 +139,7 @@ def test_a_key_that_a_split_moves_is_found(map_name, seed, many, key):
         stage.close()
 
 
+@pytest.mark.thorough
 def test_a_key_that_a_removal_moves_is_found(map_name, seed, many):
     """W1, R1: the last of a chain moves into a gap; it is found in one place or the other."""
     stage = Stage(
@@ -183,6 +185,7 @@ class Reinsertion(Stage):
         return after
 
 
+@pytest.mark.thorough
 def test_what_was_read_does_not_vanish(map_name, seed, many):
     """W1, C1: an insertion that a kill undoes was seen by nobody, not even through a stale slot.
 
@@ -197,6 +200,7 @@ def test_what_was_read_does_not_vanish(map_name, seed, many):
         stage.close()
 
 
+@pytest.mark.thorough
 def test_what_is_not_committed_is_not_seen_through_a_stale_slot(map_name):
     """W1, C1: the inserter stops just before its commit: the element is live, no slot names it.
 

@@ -95,6 +95,7 @@ def test_a_chain_has_what_was_appended(held, count):
     assert len(held.picture.chain(BUCKET)[1]) == max(0, (count - 2) // 6)
 
 
+@pytest.mark.thorough
 def test_a_chain_is_a_list_under_random_appends_and_removals(held, seed):
     """W1: up to 40 entries, lines that come and dissolve; a list is the model."""
     rng = random.Random(seed)
