@@ -265,7 +265,7 @@ def test_ci_runs_the_test_command_of_the_readme():
         pytest.skip("not in the sdist")
     assert os.access(script, os.X_OK)
     commands = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
-    assert script.read_text().splitlines()[-1] in commands
+    assert any(line in commands for line in script.read_text().splitlines() if "tox" in line)
 
 
 def test_no_path_of_one_machine_in_any_file(project_files):
