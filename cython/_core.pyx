@@ -79,8 +79,8 @@ from liveness cimport Standing, context_note_time, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
 from session cimport (
-    session_map, session_register, session_claim, session_rest, session_end, MAP_NORESERVE,
-    PROT_WRITE,
+    session_map, session_register, session_claim, session_rest, session_end, session_leave,
+    MAP_NORESERVE, PROT_WRITE,
 )
 from segment cimport segment_examine, segment_fill, buckets_for, first_bytes
 from check cimport Report, check_map
@@ -108,6 +108,9 @@ cdef extern from "spare.h":
     object spare_bytes(SpareBytes *spare, const void *content, Py_ssize_t size)
     object spare_pair(PyObject **kept, object key, object value)
 
+cdef extern from "generation.h":
+    uint64_t process_generation
+    int generation_install()
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t size, long offset) noexcept
     long syscall(long number, ...) noexcept
@@ -172,7 +175,10 @@ cdef class MapHandle:
     cdef Reads reads
     cdef bint overwrites           # the last update found its key: the next tries store_word
     cdef SpareBytes spare
-    cdef uint64_t in_flight        # operations under way: the mapping stays until the last ends
+    cdef uint64_t in_flight        # operations of this generation under way: the mapping stays
+    cdef uint64_t generation       # in which they began
+    cdef uint64_t inherited        # of earlier generations: some of their frames may still return
+    cdef uint64_t views            # objects that point into the mapping
     cdef uint64_t writes           # operations begun that may have written, for iterators
     cdef uint64_t read_only_page
     cdef readonly uint32_t map_flags
@@ -289,8 +295,6 @@ cdef class MapHandle:
         cdef Status status
         self._expect_open()
         self._expect_writable()
-        if not self.map.local.registered:
-            self.in_flight = 0                 # a child of fork: other threads stayed behind
         status = session_claim(&self.map, &self.standing, &taken)
         if status != OK:
             raise_status(self, status, NULL)
@@ -313,12 +317,15 @@ cdef class MapHandle:
         op.wait_word = NULL
         op.wait_seen = 0
         op.starving = 0
-        self.in_flight += 1
+        self._begin_use(op)
         self.writes += 1
         op_begin(op)
         return 0
 
     cdef inline void _leave(self, Op *op) noexcept:
+        if unlikely(op.generation != process_generation):
+            self._leave_to_parent()
+            return
         if unlikely(op.context.element != 0 or op.context.line_stash != 0
                     or op.context.owing != 0):
             op_settle(op)
@@ -336,10 +343,39 @@ cdef class MapHandle:
             with nogil:
                 recover_all(&self.map)
 
+    cdef inline void _begin_use(self, Op *op) noexcept:
+        op.generation = process_generation
+        if unlikely(self.generation != process_generation):
+            self._forked()
+        self.in_flight += 1
+
+    cdef void _forked(self) noexcept:
+        """In a child of fork, before anything is counted there."""
+        self.inherited += self.in_flight
+        self.in_flight = 0
+        self.generation = process_generation
+
     cdef inline void _end_use(self) noexcept:
         self.in_flight -= 1
-        if unlikely(self.is_closed and self.in_flight == 0):
-            self._detach()
+        self._detach_if_idle()
+
+    cdef inline void _detach_if_idle(self) noexcept:
+        """After close(), once nobody points into the mapping any more.
+
+        Of what was under way at a fork, what the forking thread had comes back in the child; what
+        others had does not, and cannot be told apart: the mapping stays, but no more than that."""
+        if unlikely(self.is_closed and self.views == 0 and self.in_flight == 0):
+            if self.inherited == 0:
+                self._detach()
+            elif self.map.base != NULL:
+                session_leave(&self.map, &self.standing)
+
+    cdef void _leave_to_parent(self) noexcept:
+        """In a child of fork: the end of an operation that the parent began, and ends itself."""
+        if self.generation != process_generation:
+            self._forked()
+        self.inherited -= 1
+        self._detach_if_idle()
 
     cdef inline Patience _patience(self) noexcept:
         cdef Patience patience
@@ -391,19 +427,30 @@ cdef class MapHandle:
                 f"has open")
         return 0
 
+    cdef int _renew(self, Op *op) except -1:
+        """After Python code ran inside an operation: True if it forked, and this is the child. The
+        operation then goes on in a context of its own; what it held is its parent's."""
+        cdef uint64_t taken
+        if likely(op.generation == process_generation):
+            return False
+        if op.context != NULL:
+            taken = self._claim_context()
+            op.self_index = <uint32_t> (taken - 1)
+            op.context = context_at(&self.map, taken - 1)
+            op.element_filled = False
+            op.starving = 0
+        self._begin_use(op)
+        self.inherited -= 1
+        if op.context != NULL:
+            op_begin(op)
+        return True
+
     cdef int _resume(self, Op *op) except -1:
         """Look at signals, and begin the operation again that was ended for this."""
-        cdef uint64_t taken
         try:
             PyErr_CheckSignals()
         finally:
-            if op.context != NULL:
-                if unlikely(not self.map.local.registered):    # a handler forked: the child
-                    taken = self._claim_context()
-                    self.in_flight = 1
-                    op.self_index = <uint32_t> (taken - 1)
-                    op.context = context_at(&self.map, taken - 1)
-                    op.element_filled = False
+            if not self._renew(op) and op.context != NULL:
                 op_begin(op)
         if self.is_closed:
             raise _errors.MapClosed(f"map {self.name!r} was closed while an operation waited")
@@ -441,14 +488,16 @@ cdef class MapHandle:
         op.wait_word = NULL
         op.wait_seen = 0
         op.starving = 0
-        self.in_flight += 1
+        self._begin_use(op)
         return 0
 
     cdef void _leave_reading(self, Op *op) noexcept:
-        if op.context == NULL:
+        if op.context != NULL:
+            self._leave(op)
+        elif op.generation == process_generation:
             self._end_use()
         else:
-            self._leave(op)
+            self._leave_to_parent()
 
     cdef inline bint _freed(self, Status status) noexcept:
         """After FULL or NO_MEMORY: whether somebody dead had what was wanted, until now."""
@@ -800,8 +849,9 @@ cdef class MapHandle:
         if not self.is_closed:
             self.is_closed = True
             self.reads = READS_NONE
-            if self.in_flight == 0:
-                self._detach()
+            if self.generation != process_generation:
+                self._forked()
+            self._detach_if_idle()
 
     @property
     def closed(self):
@@ -832,55 +882,6 @@ cdef class MapHandle:
     def timeout(self):
         """Seconds to wait for a lock whose owner is alive; None is for ever."""
         return None if self.map.timeout_ns < 0 else self.map.timeout_ns / 1e9
-
-    def freeze(self):
-        """Let nobody change the map any more, through any handle, ever.
-
-        Returns when no operation that began before is under way. Locked sections that are open end
-        with FrozenMap, having stored nothing. Costs a system call.
-
-        Raises FrozenMap (EPERM: frozen already), ReadOnlyMap, LockTimeout (EBUSY: a process inside
-        an operation does not go on; the map is not frozen), MapClosed.
-        """
-        cdef Op op
-        cdef Status status = BUSY
-        cdef Patience patience = self._patience()
-        self._enter_to_write(&op)
-        try:
-            if not cas_acq_rel_u64(&self.map.header.frozen, 0, 1):
-                raise _errors.FrozenMap(f"map {self.name!r} is frozen already")
-            op.wait_word = NULL
-            try:
-                while status == BUSY:          # ends with the timeout
-                    with nogil:
-                        # Orders the store before every look at it by who comes later.
-                        status = OK if contexts_are_quiet(&op) else BUSY
-                        if status == BUSY:
-                            recover_all(&self.map)
-                    if status == BUSY:
-                        self._wait(&op, status, &patience)
-            except BaseException:
-                store_release_u64(&self.map.header.frozen, 0)
-                raise
-        finally:
-            self._leave(&op)
-
-    @property
-    def frozen(self):
-        """Whether freeze() was called, by anybody. Raises MapClosed."""
-        self._expect_open()
-        return load_relaxed_u64(&self.map.header.frozen) != 0
-
-    def _recover(self):
-        """Recover every dead process; how many there were."""
-        cdef uint64_t found
-        if self.is_closed or self.map.read_only:
-            return 0
-        self.in_flight += 1
-        with nogil:
-            found = recover_all(&self.map)
-        self._end_use()
-        return found
 
 
 include "_raising.pxi"

@@ -209,6 +209,7 @@ cdef class DictBase:
                     result = self._take(
                         &found, value, &op if self.value.kind == C_VALUE_VIEW and (
                             op.context != NULL) else NULL)
+                    self.handle._renew(&op)
                 rounds += 1
                 if rounds > READ_ROUNDS_MAX:   # writers never go on so long
                     status = CORRUPT

@@ -29,7 +29,8 @@ cdef class DictKeys(DictBase):
                 result = self._take(NULL, value, NULL)
         finally:
             op.options = OP_TYPED
-            op_settle(&op)
+            if op.generation == process_generation:
+                op_settle(&op)
             self.handle._leave(&op)
         if status == ABSENT:
             return MISSING

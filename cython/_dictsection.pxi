@@ -31,7 +31,6 @@ cdef class DictSection:
     cdef uint64_t *words
     cdef bint changed
     cdef bint removing
-    cdef uint64_t generation
 
     def __cinit__(self, DictBase owner not None, key, timeout, create):
         self.owner = owner
@@ -57,14 +56,20 @@ cdef class DictSection:
                 try:
                     owner._store(self.key, self.create, UPDATE_NOEXIST, 0)
                 finally:
-                    op_begin(&self.op)
+                    if not owner.handle._renew(&self.op):
+                        op_begin(&self.op)
                 status = RETRY
             if status == OK:
+                # From here on this thread does not wait for itself, in code that decodes the value.
+                sections_open[self._name()] = PyThread_get_thread_ident()
                 found.element = element_at(&owner.handle.map, self.section.index)
                 found.header = self.section.held
                 self.current = owner._take(&found, self.words, NULL)
+                if not self._mine():
+                    refuse_section(owner.handle)
                 if self.current is not MISSING:
                     return 0
+                sections_open.pop(self._name(), None)
                 status = RETRY                 # deleted at once
             if status != RETRY and status != BUSY:
                 break
@@ -84,20 +89,34 @@ cdef class DictSection:
         try:
             self._open(&patience)
         except BaseException:
-            self._roll_back()
+            if self._mine():
+                self._roll_back()
+            else:
+                self._leave_to_parent()
             raise
         op_end(&self.op)
         self.state = SECTION_OPEN
-        self.generation = owner.handle.map.local.generation
-        sections_open[self._name()] = PyThread_get_thread_ident()
         return self
 
     cdef tuple _name(self):
         return self.owner.handle.map.device, self.owner.handle.map.inode, self.op.self_index
 
     cdef bint _mine(self) noexcept:
-        return self.owner.handle.map.base != NULL and (
-            self.owner.handle.map.local.generation == self.generation)
+        """Whether this process opened it: a child of fork did not."""
+        return self.op.generation == process_generation
+
+    cdef void _leave_to_parent(self) noexcept:
+        """In a child of fork: the object ends, and the section goes on."""
+        self.state = SECTION_ENDED
+        self.owner.handle._leave_to_parent()
+
+    cdef void _abandon(self) noexcept:
+        """End the object, and the section too if it is this process's: nothing is stored."""
+        if self._mine():
+            op_begin(&self.op)
+            self._roll_back()
+        else:
+            self._leave_to_parent()
 
     cdef void _roll_back(self) noexcept:
         """End the section as if nothing had happened: it waits for nobody."""
@@ -109,8 +128,7 @@ cdef class DictSection:
         self._rest()
 
     cdef void _rest(self) noexcept:
-        if self.state == SECTION_OPEN:
-            sections_open.pop(self._name(), None)
+        sections_open.pop(self._name(), None)
         self.state = SECTION_ENDED
         self.section.held = 0
         self.owner.handle._leave(&self.op)
@@ -138,14 +156,22 @@ cdef class DictSection:
         cdef Patience patience = owner.handle._patience()
         view.buf = NULL
         span.bytes = NULL
+        try:
+            if not self.removing:
+                self.fresh = owner._value_of(self.words, self.current, &view, &span)
+            if not self._mine():               # a fork inside the encoding
+                refuse_section(owner.handle)
+        except BaseException:
+            if view.buf != NULL:
+                PyBuffer_Release(&view)
+            self._abandon()
+            raise
         op_begin(&self.op)
         try:
             if load_relaxed_u64(&owner.handle.map.header.frozen) != 0:
                 raise _errors.FrozenMap(
                     f"map {owner.handle.name!r} was frozen while the key was locked; what the "
                     f"section had to store is not stored")
-            if not self.removing:
-                self.fresh = owner._value_of(self.words, self.current, &view, &span)
             while status == RETRY or status == BUSY:       # ends with the timeout
                 status = self._attempt_end(&span)
                 if status == OK:
@@ -163,28 +189,27 @@ cdef class DictSection:
         finally:
             if view.buf != NULL:
                 PyBuffer_Release(&view)
-            self._roll_back()
+            if self._mine():
+                self._roll_back()
+            else:
+                self._leave_to_parent()
         return 0
 
     def __exit__(self, kind, error, traceback):
         if self.state != SECTION_OPEN:
             return False
         if not self._mine():
-            self.state = SECTION_ENDED
-            raise _errors.Error(
-                f"map {self.owner.handle.name!r}: the section is the parent process's; it is not "
-                f"ended")
+            self._leave_to_parent()
+            refuse_section(self.owner.handle)
         if kind is None and (self.changed or self.removing):
             self._commit()
         else:
-            op_begin(&self.op)
-            self._roll_back()
+            self._abandon()
         return False
 
     def __dealloc__(self):
-        if self.state == SECTION_OPEN and self._mine():
-            op_begin(&self.op)
-            self._roll_back()
+        if self.state == SECTION_OPEN:
+            self._abandon()
 
     cdef int _expect_open(self) except -1:
         if self.state != SECTION_OPEN:
@@ -212,7 +237,12 @@ cdef class DictSection:
         self.removing = True
 
     def roll_back(self):
-        """Store nothing at the end of the block."""
+        """End the section now, and store nothing.
+
+        Raises InvalidArgument (outside the with block), Error (the parent process's, in a child of
+        fork).
+        """
         self._expect_open()
-        op_begin(&self.op)
-        self._roll_back()
+        self._abandon()
+        if not self._mine():
+            refuse_section(self.owner.handle)

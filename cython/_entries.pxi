@@ -195,6 +195,7 @@ def take_entries(
         # Each turn takes one at least, or comes to the end, or is the last.
         while taken < limit and status == OK and place.position.order < ORDER_END:
             before = place.cursor(handle)
+            handle._renew(&op)
             part.keys = sink.keys
             part.count = at = taken
             part.capacity = taken + TAKE_KEYS if limit - taken > TAKE_KEYS else limit

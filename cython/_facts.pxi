@@ -110,3 +110,15 @@ cdef class ObservedHandle(MapHandle):
             "elements_in_flight": report.owned_by_contexts,
             "credits": report.credits,
         }
+
+    def _recover(self):
+        """Recover every dead process; how many there were."""
+        cdef Op op
+        cdef uint64_t found
+        if self.is_closed or self.map.read_only:
+            return 0
+        self._begin_use(&op)
+        with nogil:
+            found = recover_all(&self.map)
+        self._end_use()
+        return found

@@ -181,6 +181,7 @@ cdef class ObjectHandle(ModifyHandle):
                         for slot in range(self.map.ref_count)])
                     if ref_stands(&found):
                         break
+                    self._renew(&op)
                 elif status != RETRY:
                     break
                 status = RETRY

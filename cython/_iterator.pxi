@@ -22,7 +22,8 @@ cdef class EntryIterator:
     cdef Sink sink
     cdef uint64_t at
     cdef uint64_t writes
-    cdef unsigned long filler      # the thread that reads the next entries, or 0
+    cdef unsigned long filler      # the thread that reads the next entries, or 0,
+    cdef uint64_t generation       # in this generation: it did not come along into a child
     cdef SpareBytes spare_keys
     cdef SpareBytes spare_values
     cdef PyObject *last_pair
@@ -60,6 +61,9 @@ cdef class EntryIterator:
     cdef int _fill(self) except -1:
         """Read the next entries. Of several threads one does it, and the others wait for it."""
         cdef Op op
+        if self.generation != process_generation:
+            self.generation = process_generation
+            self.filler = 0
         if self.filler == PyThread_get_thread_ident():
             raise ValueError("iterator is already executing")
         if self.filler != 0:

@@ -36,7 +36,7 @@ cdef inline bint store_word(MapHandle handle, object key, object value) noexcept
     context_end(op.context)
     handle.writes += 1
     if unlikely(op.context.activity & NOTICE_MASK == 0):
-        handle.in_flight += 1
+        handle._begin_use(&op)
         handle._notice(op.context)
         handle._end_use()
     return True
@@ -278,3 +278,41 @@ cdef class ModifyHandle(ObservedHandle):
         if not default:
             raise _errors.KeyNotFound(key)
         return default[0]
+
+    def freeze(self):
+        """Let nobody change the map any more, through any handle, ever.
+
+        Returns when no operation that began before is under way. Locked sections that are open end
+        with FrozenMap, having stored nothing. Costs a system call.
+
+        Raises FrozenMap (EPERM: frozen already), ReadOnlyMap, LockTimeout (EBUSY: a process inside
+        an operation does not go on; the map is not frozen), MapClosed.
+        """
+        cdef Op op
+        cdef Status status = BUSY
+        cdef Patience patience = self._patience()
+        self._enter_to_write(&op)
+        try:
+            if not cas_acq_rel_u64(&self.map.header.frozen, 0, 1):
+                raise _errors.FrozenMap(f"map {self.name!r} is frozen already")
+            op.wait_word = NULL
+            try:
+                while status == BUSY:          # ends with the timeout
+                    with nogil:
+                        # Orders the store before every look at it by who comes later.
+                        status = OK if contexts_are_quiet(&op) else BUSY
+                        if status == BUSY:
+                            recover_all(&self.map)
+                    if status == BUSY:
+                        self._wait(&op, status, &patience)
+            except BaseException:
+                store_release_u64(&self.map.header.frozen, 0)
+                raise
+        finally:
+            self._leave(&op)
+
+    @property
+    def frozen(self):
+        """Whether freeze() was called, by anybody. Raises MapClosed."""
+        self._expect_open()
+        return load_relaxed_u64(&self.map.header.frozen) != 0

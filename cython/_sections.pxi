@@ -16,6 +16,12 @@ def forget_sections():
     sections_open.clear()
 
 
+cdef refuse_section(MapHandle handle):
+    raise _errors.Error(
+        f"map {handle.name!r}: the section is the parent process's, which alone can end it; a "
+        f"child of fork opens its own")
+
+
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear                # __dealloc__ needs the handle
@@ -37,7 +43,6 @@ cdef class LockedValue:
     cdef object view
     cdef bint removing
     cdef bint rolling_back
-    cdef uint64_t generation       # of the registration that opened it
 
     def __cinit__(self, ModifyHandle handle not None, key, timeout, create):
         cdef Py_buffer view
@@ -83,7 +88,6 @@ cdef class LockedValue:
                 op_settle(&self.op)            # an element for an insert that another made
                 op_end(&self.op)
                 self.state = SECTION_OPEN
-                self.generation = self.handle.map.local.generation
             else:
                 self.handle._leave(&self.op)
         if status == ABSENT:
@@ -98,8 +102,12 @@ cdef class LockedValue:
 
     cdef bint _mine(self) noexcept:
         """Whether this process opened it: a child of fork did not."""
-        return self.handle.map.base != NULL and (
-            self.handle.map.local.generation == self.generation)
+        return self.op.generation == process_generation
+
+    cdef void _leave_to_parent(self) noexcept:
+        """In a child of fork: the object ends, and the section goes on."""
+        self.state = SECTION_ENDED
+        self.handle._leave_to_parent()
 
     cdef Status _attempt_end(self, bint commit) noexcept:
         if not commit:
@@ -116,9 +124,8 @@ cdef class LockedValue:
         cdef Patience patience
         cdef bint frozen
         if not self._mine():
-            self.state = SECTION_ENDED
-            raise _errors.Error(
-                f"map {self.handle.name!r}: the section is the parent process's; it is not ended")
+            self._leave_to_parent()
+            refuse_section(self.handle)
         patience = self.handle._patience()
         op_begin(&self.op)
         frozen = load_relaxed_u64(&self.handle.map.header.frozen) != 0
@@ -165,7 +172,9 @@ cdef class LockedValue:
         return False
 
     def __dealloc__(self):
-        if self.state == SECTION_OPEN and self._mine():
+        if self.state == SECTION_OPEN and not self._mine():
+            self._leave_to_parent()
+        elif self.state == SECTION_OPEN:
             op_begin(&self.op)
             self._roll_back()
 

@@ -4,6 +4,9 @@
 # segment_bytes and segment_prepare serve creation, segment_holders those who ask about a segment
 # without attaching to it.
 
+if generation_install() != 0:
+    raise MemoryError("pthread_atfork() has no memory for a handler")
+
 MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
 
 

@@ -23,7 +23,7 @@ cdef class PinnedObject:
         cdef bint closed
         if self.handle is None:
             return
-        if self.handle.map.local.generation == self.generation:    # a child of fork has no pins
+        if self.generation == process_generation:  # else it is the parent's, which ends it
             closed = self.handle.is_closed     # closing waits for us
             self.handle.is_closed = False
             try:
@@ -35,14 +35,15 @@ cdef class PinnedObject:
                 self.handle._leave(&op)
             except _errors.Error:
                 self.handle.is_closed = closed  # no context: this process's death ends the pin
-        self.handle._end_use()
+        self.handle.views -= 1
+        self.handle._detach_if_idle()
 
 
 cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
     """A PinnedObject of what a found element refers to; None if the element changed meanwhile.
 
     Raises SegmentCorrupt: there is no such object."""
-    cdef PinnedObject pinned
+    cdef PinnedObject pinned = PinnedObject.__new__(PinnedObject)
     cdef uint64_t pin = 0
     cdef uint64_t length = 0
     cdef const uint8_t *bytes = item_bytes(&handle.map, ref, &length)
@@ -62,11 +63,10 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
         pin_clear(op, pin)
         op_settle(op)
         return None
-    pinned = PinnedObject.__new__(PinnedObject)
     pinned.handle = handle
     pinned.pin = pin
-    pinned.generation = handle.map.local.generation
+    pinned.generation = op.generation
     pinned.bytes = bytes
     pinned.size = <Py_ssize_t> length
-    handle.in_flight += 1                      # the mapping stays for as long as the view
+    handle.views += 1                          # the mapping stays for as long as the view
     return pinned

@@ -41,6 +41,7 @@ cdef struct Op:
     bint element_filled        # context.element holds this operation's key and value already
     uint32_t options           # OP_*, and from bit 8 on which references an update leaves alone
     bint f_lock                # BPF_F_LOCK: wait for sections, also where none is in the way
+    uint64_t generation        # of the process that began it: a child of fork does not end it
 
 
 cdef inline Status lock_busy(Op *op, uint64_t *word, uint64_t seen) noexcept nogil:

@@ -117,8 +117,8 @@ cdef inline Status session_claim(Map *map, Standing *standing, uint64_t *taken) 
     taken[0] = index + 1
     return status
 
-cdef inline void session_end(Map *map, Standing *standing) noexcept nogil:
-    """Free the contexts and the slot, and unmap. No operation is under way."""
+cdef inline void session_leave(Map *map, Standing *standing) noexcept nogil:
+    """Free the contexts and the slot. No operation of this process is under way."""
     cdef Op op
     cdef uint64_t taken
     if map.local.registered:
@@ -134,6 +134,10 @@ cdef inline void session_end(Map *map, Standing *standing) noexcept nogil:
                 store_release_u64(&op.context.owner, 0)
             taken = session_idle(map)
         process_leave(map, standing)
+
+cdef inline void session_end(Map *map, Standing *standing) noexcept nogil:
+    """session_leave, and unmap."""
+    session_leave(map, standing)
     munmap(map.local, sizeof(Local))
     munmap(map.base, map.segment_bytes)
     map.base = NULL
