@@ -14,7 +14,7 @@ from cpython.bytes cimport (
 )
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
@@ -168,7 +168,9 @@ cdef class MapHandle:
     """
 
     cdef Map map
-    cdef Standing standing
+    cdef PyObject *attachment      # counted; no object, so that this class needs no cyclic GC
+    cdef Standing *standing        # the attachment's
+    cdef bint is_user              # counted in attachment.users
     cdef readonly str name
     cdef bint is_closed
     cdef readonly bint write_only
@@ -180,7 +182,6 @@ cdef class MapHandle:
     cdef uint64_t inherited        # of earlier generations: some of their frames may still return
     cdef uint64_t views            # objects that point into the mapping
     cdef uint64_t writes           # operations begun that may have written, for iterators
-    cdef uint64_t read_only_page
     cdef readonly uint32_t map_flags
     cdef readonly uint32_t map_extra
     cdef readonly bint ephemeral
@@ -193,29 +194,26 @@ cdef class MapHandle:
         spare_begin(&self.spare)
         self.is_closed = True
         self.map.fd = -1
-        self.standing.lock_fd = -1
         self.name = name
         self.map.path = strdup(path)
         self.map.read_only = read_only
         self.map.fd = fd                       # owned from here on
         self.map.timeout_ns = -1 if timeout is None else timeout_ns(timeout)
         self._examine(fd)
-        self._map_segment(fd)
+        attach(self)
         self.is_closed = False
         self.reads = READS_WORDS if self.map.words_only else READS_ANY
-        if read_only:
-            self._announce_reader()
-        else:
-            self.map.use_membarrier = syscall(
-                SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
+        if not read_only:
             with nogil:
                 self.recovered_at_open = recover_all(&self.map)
-            status = session_register(&self.map, &self.standing)
+            status = session_register(&self.map, self.standing)
             if status != OK:
                 raise_status(self, status, NULL)
 
     def __dealloc__(self):
-        self._detach()
+        detach(self)
+        if self.map.fd >= 0:                   # it was never attached
+            close_fd(self.map.fd)
         free(self.map.path)
         spare_end(&self.spare)
 
@@ -248,36 +246,6 @@ cdef class MapHandle:
         self.map_extra = header.map_extra
         self.ephemeral = header.ephemeral
 
-    cdef _map_segment(self, int fd):
-        if not session_map(&self.map, fd):
-            raise _errors.SegmentFull(
-                f"cannot map segment {self.name!r} of {self.map.segment_bytes} bytes: {os_error()}")
-
-    cdef _announce_reader(self):
-        """Hold READER_BYTE shared, by a mapping, for as long as this address space lives."""
-        cdef int fd = segment_open(&self.map)
-        cdef void *page = MAP_FAILED
-        if fd >= 0 and byte_lock(fd, F_OFD_SETLK, F_RDLCK, READER_BYTE) == 0:
-            page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)
-        if fd >= 0:
-            close_fd(fd)
-        if page == MAP_FAILED:
-            raise _errors.Error(f"cannot announce a reader of segment {self.name!r}: {os_error()}")
-        self.read_only_page = <uint64_t> page
-
-    cdef void _detach(self) noexcept:
-        """Free this process's contexts and slot, and unmap."""
-        if self.map.base != NULL:
-            session_end(&self.map, &self.standing)
-            if self.read_only_page:
-                munmap(<void *> self.read_only_page, PAGE_BYTES)
-        self._close_descriptor()
-
-    cdef void _close_descriptor(self) noexcept:
-        if is_segment(&self.map, self.map.fd):     # else the program closed it, and reused it
-            close_fd(self.map.fd)
-        self.map.fd = -1
-
     cdef int _expect_open(self) except -1:
         if self.is_closed:
             raise _errors.MapClosed(f"map {self.name!r} is closed")
@@ -295,7 +263,7 @@ cdef class MapHandle:
         cdef Status status
         self._expect_open()
         self._expect_writable()
-        status = session_claim(&self.map, &self.standing, &taken)
+        status = session_claim(&self.map, self.standing, &taken)
         if status != OK:
             raise_status(self, status, NULL)
         return taken
@@ -354,6 +322,8 @@ cdef class MapHandle:
         self.inherited += self.in_flight
         self.in_flight = 0
         self.generation = process_generation
+        if self.is_user:
+            become_user(self)
 
     cdef inline void _end_use(self) noexcept:
         self.in_flight -= 1
@@ -366,9 +336,9 @@ cdef class MapHandle:
         others had does not, and cannot be told apart: the mapping stays, but no more than that."""
         if unlikely(self.is_closed and self.views == 0 and self.in_flight == 0):
             if self.inherited == 0:
-                self._detach()
-            elif self.map.base != NULL:
-                session_leave(&self.map, &self.standing)
+                detach(self)
+            elif self.attachment != NULL:
+                leave(self)
 
     cdef void _leave_to_parent(self) noexcept:
         """In a child of fork: the end of an operation that the parent began, and ends itself."""
@@ -885,6 +855,7 @@ cdef class MapHandle:
 
 
 include "_raising.pxi"
+include "_attachment.pxi"
 include "_facts.pxi"
 include "_modify.pxi"
 include "_sections.pxi"

@@ -8,7 +8,7 @@ cdef class ObservedHandle(MapHandle):
 
     def _forget_lock_descriptor(self):
         """In a child of fork: close the descriptor that would keep the parent's lock."""
-        if self.standing.lock_fd >= 0:
+        if self.standing != NULL and self.standing.lock_fd >= 0:
             close_fd(self.standing.lock_fd)
             self.standing.lock_fd = -1
 
