@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -39,7 +40,17 @@ from shmrhash.cli.screen import (
 )
 from shmrhash.cli.tokens import Tokens, take_map
 
-COLUMNS = ["NAME", ">ENTRIES", ">FILL", ">SIZE", ">OBJECTS", "ACTIVITY", "HEALTH", "PROCESSES"]
+COLUMNS = [
+    "NAME",
+    "OWNER",
+    ">ENTRIES",
+    ">FILL",
+    ">SIZE",
+    ">OBJECTS",
+    "ACTIVITY",
+    "HEALTH",
+    "PROCESSES",
+]
 
 
 def health_cell(sight: Sight) -> Cell:
@@ -82,6 +93,7 @@ def sight_object(sight: Sight) -> dict[str, Any]:
         "name": sight.name,
         "id": sight.inode,
         "path": sight.path,
+        "owner": sight.owner,
         "health": sight.health,
         "detail": sight.detail,
         "advice": sight.advice,
@@ -101,6 +113,13 @@ def sight_object(sight: Sight) -> dict[str, Any]:
     return found
 
 
+def _owners_if_others(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns of ls; without the owners if all maps are this user's."""
+    if any(row[1] != "-" for row in rows):
+        return COLUMNS, rows
+    return [COLUMNS[0], *COLUMNS[2:]], [[row[0], *row[2:]] for row in rows]
+
+
 @click.command("ls", cls=Verb, short_help="All maps: entries, size, users, health.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also files that are no maps.")
 @pass_session
@@ -110,6 +129,8 @@ def ls_verb(session: Session, everything: bool) -> None:
     OBJECTS is what the values (and long keys) of a SharedDict take beside its entries; SIZE has
     them too. HEALTH is ok, full, frozen, 'N dead' (killed while attached: repair), left behind
     (gc), damaged, or other version. PROCESSES are those that may write; 'info' shows readers too.
+    OWNER is shown if some maps are other users'. Root looks at these in a child process, since who
+    owns a file can end whoever has it mapped.
 
     \b
     Examples:
@@ -134,9 +155,11 @@ def ls_verb(session: Session, everything: bool) -> None:
                 activity_text(sight),
             ]
         users = ", ".join(map(str, sight.alive)) if sight.info else sight.detail
-        rows.append([Cell(sight.name, "head"), *figures, health_cell(sight), users or "-"])
+        owner = "-" if sight.user == os.geteuid() else sight.owner
+        rows.append([Cell(sight.name, "head"), owner, *figures, health_cell(sight), users or "-"])
     if rows or not on_terminal():
-        print_table(COLUMNS, rows, ["ACTIVITY", "FILL", "OBJECTS", "SIZE"])
+        columns, rows = _owners_if_others(rows)
+        print_table(columns, rows, ["ACTIVITY", "FILL", "OBJECTS", "SIZE", "OWNER"])
     denied = sum(sight.health == DENIED for sight in sights)
     if denied and not everything:
         print(f"{denied} file(s) may not be read by you; --all shows them", file=sys.stderr)
@@ -168,6 +191,7 @@ def info_verb(session: Session, words: tuple[str, ...]) -> None:
         del found["attached"], found["pids"]
         found |= {
             "id": sight.inode,
+            "owner": sight.owner,
             "health": sight.health,
             "advice": sight.advice,
             "types": sight.types or None,
@@ -216,7 +240,11 @@ def _facts(sight: Sight) -> list[tuple[str, str]]:
         ),
         ("buckets", f"{info['buckets']:,}, {info['load']:.2f} entries each (7 fit)"),
         ("growth", f"{info['grows']:,} splits, {info['shrinks']:,} merges"),
-        ("created", f"{age} ago, flags {info['map_flags']:#x}, layout {info['layout_version']}"),
+        (
+            "created",
+            f"{age} ago, owner {sight.owner}, flags {info['map_flags']:#x}, layout "
+            f"{info['layout_version']}",
+        ),
         (
             "recovered",
             f"{info['recoveries']:,} dead processes, {info['operations_finished']:,} operations "
