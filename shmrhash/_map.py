@@ -56,6 +56,7 @@ _DEFAULT_TIMEOUT = 5.0
 _SCHEMA_MAX = 1536
 _KPTR = 3  # the kind of a Kptr field
 _MAX_BYTES_LEAST = 64 << 20
+_MAX_BYTES_USABLE = 16 << 10
 _MAX_BYTES_MOST = 1 << 40  # of address space, 43 times over
 
 _PROBLEMS = {
@@ -141,8 +142,13 @@ def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | Non
         max_bytes = max(_segment.file_system_bytes(name), _MAX_BYTES_LEAST)
         return min(max_bytes, _MAX_BYTES_MOST)
     max_bytes = whole_number("max_bytes", max_bytes)
-    if max_bytes < 1:
-        raise InvalidArgument(f"max_bytes must be at least 1, not {max_bytes}")
+    if max_bytes < _MAX_BYTES_USABLE:
+        raise InvalidArgument(
+            f"max_bytes must be at least {_MAX_BYTES_USABLE}, in which some small objects find "
+            f"room, not {max_bytes}"
+        )
+    if max_bytes >> 62:
+        raise TooLarge(f"{max_bytes} bytes of objects exceed the address space")
     return -(-max_bytes // 4096) * 4096
 
 
