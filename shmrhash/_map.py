@@ -596,7 +596,10 @@ def _reopen(
 def _huge_pages(inode: int) -> bool:
     """Whether the system maps any of this file with huge pages."""
     inside = False
-    with open("/proc/self/smaps", errors="replace") as smaps:
+    with (
+        contextlib.suppress(OSError),  # no /proc, or no descriptor left
+        open("/proc/self/smaps", errors="replace") as smaps,
+    ):
         for line in smaps:
             words = line.split()
             if "-" in words[0]:

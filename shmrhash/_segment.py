@@ -158,6 +158,8 @@ def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> in
     except PermissionDenied:
         raise
     except OSError as error:
+        if error.errno is None:  # posix_ipc's words for too many open files
+            error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         refuse(error, name, path)
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):  # put there since

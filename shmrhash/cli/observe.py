@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -160,14 +160,18 @@ def make_process(found: dict[str, Any]) -> Process:
     return Process(pid, command, found["attached_ns"], alive, counters)
 
 
-def look_around(session: Session) -> Iterator[Sight]:
+def look_around(
+    session: Session, wanted: Callable[[str], bool] = lambda _name: True
+) -> Iterator[Sight]:
     """Every file in the directory of segments, sick and strange ones too, by name.
+
+    wanted: whether to look at a file of that name.
 
     Raises what _segment.entries() raises.
     """
     for entry in _segment.entries():
         try:
-            if not entry.is_file(follow_symlinks=False):
+            if not (wanted(entry.name) and entry.is_file(follow_symlinks=False)):
                 continue
             inode, user = entry.inode(), entry.stat(follow_symlinks=False).st_uid
         except OSError:
