@@ -244,6 +244,8 @@ cdef class DictKeys(DictBase):
         apply.field.size = 8
         apply.field.operation = FIELD_ADD
         apply.field.kind = FIELD_SIGNED if self.value.kind == C_VALUE_INT else FIELD_FLOAT
+        if self.value.kind == C_VALUE_INT:
+            self.value._integer(delta)         # what is beyond 64 bits, signed, is no number here
         apply.field.operand = field_bits(&apply.field, delta)
         apply.initial = NULL
         return 0

@@ -84,9 +84,15 @@ cdef class ObservedHandle(MapHandle):
         }
 
     def _descriptor(self):
-        """The segment's descriptor, for fstat; it stays the handle's."""
+        """The segment's descriptor, for fstat; it stays the handle's. Raises SystemFailure."""
+        cdef int fd
         self._expect_open()
-        return segment_fd(&self.map)
+        fd = segment_fd(&self.map)
+        if fd < 0:
+            raise _errors.SystemFailure(
+                f"map {self.name!r}: the program closed its descriptor, and the file cannot be "
+                f"opened again by its name ({os_error()}); entries can still be used")
+        return fd
 
     def _path_bytes(self):
         return <bytes> self.map.path

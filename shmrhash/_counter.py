@@ -17,7 +17,8 @@ from shmrhash._views import ITEMS, VALUES
 class SharedCounter(SharedDict):
     """A SharedDict of numbers; what is absent counts 0, and additions are atomic.
 
-    SharedCounter(name, key=str, value=int): int counts in 64 bits and wraps, float in doubles.
+    SharedCounter(name, key=str, value=int): int counts in 64 bits and wraps (2**63 - 1 and one more
+    are -2**63: there is no OverflowError of a sum), float in doubles.
     inc(key) adds 1 and returns the sum: no addition is lost, and no two callers get the same sum.
     c[key] += 1 would be a read and a write; use inc(). update() and subtract() add for each key
     what they counted, in one step per key; c += and c -= are the same.

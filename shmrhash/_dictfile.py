@@ -34,14 +34,17 @@ def create_segment(name: str, schema: Schema, limits: Limits, **options: Any) ->
 
 
 def create_anonymous(schema: Schema, limits: Limits, **options: Any) -> RHashMap:
-    remove_abandoned()
     name = f"{ANONYMOUS_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    remove_abandoned(name)
     return create_segment(name, schema, limits, ephemeral=True, **options)
 
 
-def remove_abandoned() -> None:
-    """Remove the names of anonymous dicts all of whose processes were killed."""
-    for entry in os.scandir(_segment.directory()):
+def remove_abandoned(name: str) -> None:
+    """Remove the names of anonymous dicts all of whose processes were killed.
+
+    name: of the dict to be made, for what is raised.
+    """
+    for entry in _segment.entries(name):
         if not entry.name.startswith(ANONYMOUS_PREFIX):
             continue
         with contextlib.suppress(Error, OSError):  # another user's, or just removed

@@ -144,6 +144,13 @@ class KeyGone(KeyNotFound):
     """
 
 
+class SystemFailure(Error, OSError):
+    """The system refused what a map needs: its directory is missing, a limit is reached.
+
+    The message says what helps. ``errno`` is the system's.
+    """
+
+
 class TooManyProcesses(Error, RuntimeError):
     """All process slots, or all operation contexts, are in use. ``errno`` is EUSERS."""
 

@@ -7,11 +7,11 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from operator import index
 from types import TracebackType
 from typing import Any
 
 from shmrhash import _core, _segment
+from shmrhash._arguments import checked_mode, whole_number
 from shmrhash._batch import BatchMethods, item_size
 from shmrhash._errors import (
     Error,
@@ -24,6 +24,7 @@ from shmrhash._errors import (
     TooLarge,
 )
 from shmrhash._fields import packed
+from shmrhash._trust import is_trusted, user_text
 
 BPF_ANY = 0
 BPF_NOEXIST = 1
@@ -55,6 +56,7 @@ _DEFAULT_TIMEOUT = 5.0
 _SCHEMA_MAX = 1536
 _KPTR = 3  # the kind of a Kptr field
 _MAX_BYTES_LEAST = 64 << 20
+_MAX_BYTES_USABLE = 16 << 10
 _MAX_BYTES_MOST = 1 << 40  # of address space, 43 times over
 
 _PROBLEMS = {
@@ -130,19 +132,23 @@ def _check_creation(
         raise TooLarge(f"max_entries is at most 2**31, not {max_entries}")
 
 
-def _object_bytes(places: list[tuple[int, int]], max_bytes: int | None) -> int:
+def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | None) -> int:
     """Bytes of objects that a map with these special fields may hold; 0: it has none."""
     if not any(kind == _KPTR for kind, _ in places):
         if max_bytes is not None:
             raise InvalidArgument("max_bytes is for maps with Kptr fields; this has none")
         return 0
     if max_bytes is None:
-        status = os.statvfs(_segment.directory())
-        max_bytes = max(status.f_blocks * status.f_frsize, _MAX_BYTES_LEAST)
+        max_bytes = max(_segment.file_system_bytes(name), _MAX_BYTES_LEAST)
         return min(max_bytes, _MAX_BYTES_MOST)
-    max_bytes = index(max_bytes)
-    if max_bytes < 1:
-        raise InvalidArgument(f"max_bytes must be at least 1, not {max_bytes}")
+    max_bytes = whole_number("max_bytes", max_bytes)
+    if max_bytes < _MAX_BYTES_USABLE:
+        raise InvalidArgument(
+            f"max_bytes must be at least {_MAX_BYTES_USABLE}, in which some small objects find "
+            f"room, not {max_bytes}"
+        )
+    if max_bytes >> 62:
+        raise TooLarge(f"{max_bytes} bytes of objects exceed the address space")
     return -(-max_bytes // 4096) * 4096
 
 
@@ -168,7 +174,17 @@ class RHashMap(BatchMethods):
     recovered_at_open, how many dead processes were recovered by attaching.
     """
 
-    def __init__(self, *_args: object, **_ignored: object) -> None:
+    def __new__(cls, *args: Any, **more: Any) -> Any:
+        if not args or isinstance(args[0], str):
+            raise TypeError(
+                f"{cls.__name__}() makes no map: use {cls.__name__}.create(name, key_size=..., "
+                f"value_size=..., max_entries=...), open(name) or open_or_create(...); "
+                f"SharedDict(name) makes a dict of any objects"
+            )
+        return super().__new__(cls, *args, **more)
+
+    def __init__(self, *_args: object, owner: int | None = None, **_ignored: object) -> None:
+        self._owner = owner  # a user whom this handle trusts, and what a pickle of it becomes
         _handles.add(self)
 
     @classmethod
@@ -207,8 +223,12 @@ class RHashMap(BatchMethods):
         Raises InvalidArgument and TooLarge in the kernel's order of checks, SegmentExists,
         SegmentFull, PermissionDenied.
         """
-        key_size, value_size, max_entries = index(key_size), index(value_size), index(max_entries)
-        map_flags, map_extra, mode = index(map_flags), index(map_extra), index(mode)
+        key_size = whole_number("key_size", key_size)
+        value_size = whole_number("value_size", value_size)
+        max_entries = whole_number("max_entries", max_entries)
+        map_flags = whole_number("map_flags", map_flags)
+        map_extra = whole_number("map_extra", map_extra)
+        mode = checked_mode(mode)
         _check_creation(key_size, value_size, max_entries, map_flags, map_extra)
         plain = _segment.plain_name(name)
         path = _segment.path_of(plain)
@@ -218,7 +238,7 @@ class RHashMap(BatchMethods):
                 f"choose another name"
             )
         places = packed(fields, value_size)
-        limit = _object_bytes(places, max_bytes)
+        limit = _object_bytes(plain, places, max_bytes)
         if len(_schema) > _SCHEMA_MAX:
             raise TooLarge(f"a schema has at most {_SCHEMA_MAX} bytes, not {len(_schema)}")
         depots = _depot_count()
@@ -278,7 +298,8 @@ class RHashMap(BatchMethods):
 
         read_only: map the memory for reading only; writing raises ReadOnlyMap. write_only: reading
         raises WriteOnlyMap, as with BPF_F_WRONLY. timeout: as for create(). owner: a user id to
-        trust besides one's own and root's.
+        trust besides one's own and root's; root, too, trusts nobody else. A pickle of the handle
+        keeps it.
 
         Raises InvalidArgument (read_only and write_only), SegmentMissing, PermissionDenied,
         LayoutMismatch (not a map, or of another layout version), SegmentCorrupt (a damaged header).
@@ -307,7 +328,7 @@ class RHashMap(BatchMethods):
                 os.close(fd)
             what = "shmrhash.gc() removes its name" if read_only else "its name is removed now"
             raise SegmentMissing(f"segment {plain!r} was ephemeral and its last user died; {what}")
-        return cls(fd, plain, os.fsencode(path), read_only, timeout)
+        return cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner)
 
     @classmethod
     def open_or_create(
@@ -324,17 +345,18 @@ class RHashMap(BatchMethods):
         ephemeral: bool = False,
         fields: Iterable[Any] = (),
         max_bytes: int | None = None,
+        owner: int | None = None,
         _schema: bytes = b"",
     ) -> RHashMap:
         """Attach to the map of this name, or create it: of several that race, one creates.
 
-        Arguments as for create(). Raises what create() and open() raise but SegmentExists and
-        SegmentMissing, and LayoutMismatch if the map that is there has another key_size, value_size
-        or max_entries.
+        Arguments as for create(); owner as for open(). Raises what create() and open() raise but
+        SegmentExists and SegmentMissing, and LayoutMismatch if the map that is there has another
+        key_size, value_size or max_entries.
         """
         for _ in range(100):  # somebody else creates and unlinks in between; not for ever
             try:
-                handle = cls.open(name, timeout=timeout)
+                handle = cls.open(name, timeout=timeout, owner=owner)
             except SegmentMissing:
                 try:
                     return cls.create(
@@ -459,7 +481,8 @@ class RHashMap(BatchMethods):
     def __reduce__(self) -> tuple[Any, ...]:
         expected = (self.key_size, self.value_size, self.max_entries)
         access = (self.read_only, self.write_only)
-        return _reopen, (type(self), self.name, self._path, expected, access, self.timeout)
+        options = (self.timeout, self._owner)
+        return _reopen, (type(self), self.name, self._path, expected, access, options)
 
     @property
     def _path(self) -> str:
@@ -558,11 +581,12 @@ def _reopen(
     path: str,
     expected: tuple[int, int, int],
     access: tuple[bool, bool],
-    timeout: float | None,
+    options: tuple[float | None, int | None],
 ) -> RHashMap:
     """What a pickled handle becomes: the map of that name, if it still has that geometry."""
     read_only, write_only = access
-    handle = cls._open(name, path, read_only, timeout, None)
+    timeout, owner = options
+    handle = cls._open(name, path, read_only, timeout, owner)
     handle._expect(*expected)
     if write_only:
         handle._forbid_reading()
@@ -572,7 +596,10 @@ def _reopen(
 def _huge_pages(inode: int) -> bool:
     """Whether the system maps any of this file with huge pages."""
     inside = False
-    with open("/proc/self/smaps", errors="replace") as smaps:
+    with (
+        contextlib.suppress(OSError),  # no /proc, or no descriptor left
+        open("/proc/self/smaps", errors="replace") as smaps,
+    ):
         for line in smaps:
             words = line.split()
             if "-" in words[0]:
@@ -598,41 +625,54 @@ def unlink(name: str) -> None:
     _segment.unlink_file(plain, _segment.path_of(plain))
 
 
-def gc(*, names: bool = False) -> dict[str, Any]:
+def gc(*, names: bool = False, owner: int | None = None) -> dict[str, Any]:
     """Recover dead processes in all maps of this user; with names, remove maps nobody holds.
 
     Returns {"maps": looked at, "recovered": dead processes, "removed": [names], "skipped":
     {name: why}}. Without names=True a map keeps its name however long nobody uses it; an ephemeral
-    one is removed once nobody holds it. Maps nobody died in are not even attached to. Costs some
-    tens of microseconds for each.
+    one is removed once nobody holds it. owner: a user to trust, as for open(). Root looks at the
+    maps of users it does not trust without attaching to them: those that nobody holds are removed
+    as others are, those somebody died in are named in "skipped". Maps nobody died in are not even
+    attached to. Costs some tens of microseconds for each.
 
-    Raises OSError if the directory of segments cannot be read; what cannot be opened is skipped.
+    Raises SegmentMissing, PermissionDenied or SystemFailure if the directory of segments cannot be
+    read; what cannot be opened is skipped.
     """
     report: dict[str, Any] = {"maps": 0, "recovered": 0, "removed": [], "skipped": {}}
-    for entry in sorted(os.scandir(_segment.directory()), key=lambda entry: entry.name):
+    for entry in _segment.entries():
         try:
             if not entry.is_file(follow_symlinks=False):
                 continue
-            _collect(entry.name, entry.path, names, report)
+            _collect(entry.name, entry.path, names, owner, report)
         except (Error, OSError) as error:  # one that cannot be opened must not hide the others
             report["skipped"][entry.name] = str(error)
     return report
 
 
-def _collect(name: str, path: str, names: bool, report: dict[str, Any]) -> None:
+def _collect(name: str, path: str, names: bool, owner: int | None, report: dict[str, Any]) -> None:
     """gc() of one file, which may be anything."""
-    fd = _segment.open_file(name, path, read_only=False, owner=None)
+    if os.geteuid() == 0 and not is_trusted(os.lstat(path).st_uid, owner):
+        fd = _segment.look_at_file(path)
+    else:
+        fd = _segment.open_file(name, path, read_only=False, owner=owner)
     try:
+        user = os.fstat(fd).st_uid  # of the file that is open, whatever has that name by now
         holders = _core.segment_holders(fd)
         if holders is None:
             return
         report["maps"] += 1
         alive, dead, readers, ephemeral = holders
-        if dead:
+        unused = (names or ephemeral) and not alive and not readers
+        if dead and is_trusted(user, owner):
             handle = RHashMap(os.dup(fd), name, os.fsencode(path), False, _DEFAULT_TIMEOUT)
             report["recovered"] += handle.recovered_at_open + handle._recover()
             _core.MapHandle.close(handle)
-        if (names or ephemeral) and not alive and not readers:
+        elif dead and not unused:
+            report["skipped"][name] = (
+                f"{dead} processes died in it, but it belongs to user {user_text(user)}: whoever "
+                f"uses it next recovers them, or gc(owner={user})"
+            )
+        if unused:
             _unlink_path_if(path, fd)
             report["removed"].append(name)
     finally:

@@ -8,19 +8,26 @@ that dies leaves nothing, and of two that race one is told that the name exists.
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 import posix_ipc
 
 from shmrhash._errors import (
     InvalidArgument,
     PermissionDenied,
-    SegmentExists,
     SegmentFull,
     SegmentMissing,
     no_space_message,
 )
+from shmrhash._refusals import (
+    permission_message,
+    refuse,
+    refuse_creation,
+    unreadable_directory,
+    without_proc,
+)
+from shmrhash._trust import is_trusted, stranger_message
 
 DEFAULT_DIRECTORY = "/dev/shm"
 NAME_BYTES_MAX = 200
@@ -36,7 +43,13 @@ def plain_name(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a map's name must be str, not {type(name).__name__}")
     plain = name.removeprefix("/")
-    size = len(os.fsencode(plain))
+    try:
+        size = len(os.fsencode(plain))
+    except UnicodeEncodeError:
+        raise InvalidArgument(
+            f"a map's name is a file's name, and {name[:64]!a} cannot be one in the encoding "
+            f"{sys.getfilesystemencoding()}; use a UTF-8 locale, or PYTHONUTF8=1"
+        ) from None
     if not 0 < size <= NAME_BYTES_MAX or "/" in plain or "\0" in plain or plain in (".", ".."):
         raise InvalidArgument(
             f"a map's name has 1 to {NAME_BYTES_MAX} bytes, no slash but a leading one, no NUL, "
@@ -50,19 +63,40 @@ def path_of(name: str) -> str:
     return os.path.join(directory(), plain_name(name))
 
 
+def entries(name: str = "") -> list[os.DirEntry[str]]:
+    """What is in the directory of segments, by name; name is that of the map to be made, if any."""
+    where = directory()
+    try:
+        with os.scandir(where) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        if name:
+            refuse_creation(error, name, path_of(name))
+        raise unreadable_directory(error, where) from None
+
+
+def file_system_bytes(name: str) -> int:
+    """The size of the file system that holds the segments; name is the map's that asks."""
+    try:
+        status = os.statvfs(directory())
+    except OSError as error:
+        refuse_creation(error, name, path_of(name))
+    return status.f_blocks * status.f_frsize
+
+
 def create_file(name: str, size: int, mode: int) -> int:
     """A nameless file of size bytes in the directory of segments; its descriptor."""
     where = directory()
     try:
         fd = os.open(where, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        _refuse(error, name, os.path.join(where, name))
+        refuse_creation(error, name, os.path.join(where, name))
     try:
         os.fchmod(fd, mode)
         os.ftruncate(fd, size)
     except OSError as error:
         os.close(fd)
-        _refuse(error, name, os.path.join(where, name))
+        refuse_creation(error, name, os.path.join(where, name))
     return fd
 
 
@@ -75,22 +109,36 @@ def committer(fd: int, name: str) -> Callable[[int, int], None]:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
                 raise SegmentFull(no_space_message(name, size, path_of(name))) from None
-            raise
+            refuse(error, name, path_of(name))
 
     return commit
 
 
 def link_file(fd: int, name: str, path: str) -> None:
     """Give a finished segment its name. SegmentExists if it is taken."""
-    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        refuse_creation(error, name, path)
     try:
         os.link(
             f"/proc/self/fd/{fd}", os.path.basename(path), dst_dir_fd=folder, follow_symlinks=True
         )
     except OSError as error:
-        _refuse(error, name, path)
+        if not os.path.exists("/proc/self/fd"):
+            raise without_proc(name) from None
+        refuse(error, name, path)
     finally:
         os.close(folder)
+
+
+def _is_text(name: str) -> bool:
+    """Whether posix_ipc can take the name, which it encodes without surrogateescape."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> int:
@@ -98,7 +146,7 @@ def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> in
     try:
         if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
             raise PermissionDenied(f"{path} is not a regular file, hence no segment")
-        if os.path.dirname(path) == DEFAULT_DIRECTORY:
+        if os.path.dirname(path) == DEFAULT_DIRECTORY and _is_text(name):
             fd = int(posix_ipc.SharedMemory("/" + name, read_only=read_only).fd)
         else:
             flags = os.O_RDONLY if read_only else os.O_RDWR
@@ -106,55 +154,46 @@ def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> in
     except posix_ipc.ExistentialError:
         raise SegmentMissing(f"no segment {name!r} in {os.path.dirname(path)}") from None
     except posix_ipc.PermissionsError:
-        raise PermissionDenied(_permission_message(name, path)) from None
+        raise PermissionDenied(permission_message(name, path)) from None
     except PermissionDenied:
         raise
     except OSError as error:
-        _refuse(error, name, path)
+        if error.errno is None:  # posix_ipc's words for too many open files
+            error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        refuse(error, name, path)
     status = os.fstat(fd)
-    if os.geteuid() not in (0, status.st_uid) and status.st_uid not in (0, owner):
+    if not stat.S_ISREG(status.st_mode):  # put there since
         os.close(fd)
-        raise PermissionDenied(
-            f"{path} belongs to user {status.st_uid}, not to user {os.geteuid()} or root; pass "
-            f"owner={status.st_uid} to trust that user"
-        )
+        raise PermissionDenied(f"{path} is not a regular file, hence no segment")
+    if not is_trusted(status.st_uid, owner):
+        os.close(fd)
+        raise PermissionDenied(stranger_message(path, status.st_uid))
+    return fd
+
+
+def look_at_file(path: str) -> int:
+    """A descriptor to read a segment's file by, whoever it belongs to; never to map it.
+
+    Raises OSError, also for what is no regular file.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
     return fd
 
 
 def unlink_file(name: str, path: str) -> None:
     """Remove a segment's name. Attached processes go on; the memory goes with the last of them."""
     try:
-        if os.path.dirname(path) == DEFAULT_DIRECTORY:
+        if os.path.dirname(path) == DEFAULT_DIRECTORY and _is_text(name):
             posix_ipc.unlink_shared_memory("/" + name)
         else:
             os.unlink(path)
     except posix_ipc.ExistentialError:
         raise SegmentMissing(f"no segment {name!r} in {os.path.dirname(path)}") from None
     except posix_ipc.PermissionsError:
-        raise PermissionDenied(_permission_message(name, path)) from None
+        raise PermissionDenied(permission_message(name, path)) from None
     except OSError as error:
-        _refuse(error, name, path)
-
-
-def _permission_message(name: str, path: str) -> str:
-    try:
-        status = os.stat(path, follow_symlinks=False)
-        what = f"owner {status.st_uid}, mode {stat.filemode(status.st_mode)}"
-    except OSError:
-        what = "its owner and mode cannot be read"
-    return f"segment {name!r} ({path}: {what}) may not be opened by user {os.geteuid()}"
-
-
-def _refuse(error: OSError, name: str, path: str) -> NoReturn:
-    where = os.path.dirname(path)
-    if error.errno == errno.EEXIST:
-        raise SegmentExists(
-            f"segment {name!r} exists in {where}; open it, unlink it, or choose another name"
-        ) from None
-    if error.errno == errno.ENOENT:
-        raise SegmentMissing(f"no segment {name!r} in {where}") from None
-    if error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP):
-        raise PermissionDenied(_permission_message(name, path)) from None
-    if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
-        raise SegmentFull(no_space_message(name, 0, path)) from None
-    raise error
+        refuse(error, name, path)

@@ -79,11 +79,16 @@ def codec_for(declared: Any, role: Role) -> Codec:
         from shmrhash import _arrays
 
         return _arrays.array_codec(declared)
-    if isinstance(declared, type):
+    if isinstance(declared, type) and declared is not Array:
         if issubclass(declared, (ctypes.Structure, ctypes.Union)):
             return ctypes_codec(declared, role)
         if dataclasses.is_dataclass(declared) or is_msgspec_class(declared):
             return message_codec(declared, role)
+    if declared is Array or _is_array_class(declared):
+        raise TypeError(
+            f"a {role}'s type {declared.__name__} needs the dtype of its items: Array('f8') for "
+            f"arrays of any shape, Array('f8', shape=(3,)) for one; or object, which pickles them"
+        )
     if _is_dtype(declared):
         from shmrhash import _arrays
 
@@ -91,8 +96,15 @@ def codec_for(declared: Any, role: Role) -> Codec:
     name = declared.__qualname__ if isinstance(declared, type) else repr(declared)
     raise TypeError(
         f"a {role}'s type is bytes, str, int, float, bool, object, a struct format, a NumPy dtype, "
-        f"Array, a ctypes.Structure, a dataclass or a msgspec.Struct, not {name}"
+        f"Array, a ctypes.Structure, a dataclass or a msgspec.Struct, not {name}; object takes "
+        f"lists, dicts and whatever else can be pickled"
     )
+
+
+def _is_array_class(declared: Any) -> bool:
+    """numpy.ndarray or a subclass, which says nothing of its items."""
+    bases = declared.__mro__ if isinstance(declared, type) else ()
+    return any((base.__module__, base.__name__) == ("numpy", "ndarray") for base in bases)
 
 
 def _is_dtype(declared: Any) -> bool:

@@ -78,7 +78,13 @@ class Session:
 
     def open(self, name: MapName, *, write: bool = False) -> RHashMap:
         """Attach to a map, for reading only unless told otherwise: so nobody is disturbed."""
-        return RHashMap.open(name.name, read_only=not write, timeout=self.timeout, owner=self.owner)
+        try:
+            return RHashMap.open(
+                name.name, read_only=not write, timeout=self.timeout, owner=self.owner
+            )
+        except shmrhash.PermissionDenied as error:
+            message = str(error).replace("pass owner=", "pass --owner ")
+            raise shmrhash.PermissionDenied(message) from None
 
 
 def pass_session(function: Function) -> Function:

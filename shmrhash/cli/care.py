@@ -15,6 +15,7 @@ from shmrhash.cli.base import DataOptions, Session, Verb, map_argument, on_termi
 from shmrhash.cli.contents import contents_of
 from shmrhash.cli.formats import Spec
 from shmrhash.cli.layouts import NEVER_NS
+from shmrhash.cli.looking import looked_at
 from shmrhash.cli.observe import OK, ORPHAN, STRANGER, examine, look, look_around
 from shmrhash.cli.screen import print_facts
 from shmrhash.cli.store import create_map, geometry_of
@@ -57,12 +58,7 @@ def check_verb(session: Session, words: tuple[str, ...]) -> int:
     """
     name = one_map(words)
     sight = look(name, session)
-    found: dict[str, Any] = {"name": name.name, "sound": True, "problem": None}
-    with session.open(name) as shared_map:
-        try:
-            found |= shared_map.check()
-        except shmrhash.SegmentCorrupt as error:
-            found |= {"sound": False, "problem": str(error)}
+    found = {"name": name.name, **looked_at(name, session, _checked)}
     found["dead"] = len(sight.dead)
     found["objects"] = sight.objects or None
     if found["problem"]:
@@ -85,6 +81,14 @@ def check_verb(session: Session, words: tuple[str, ...]) -> int:
         found["advice"] = ""
     _report(session, found)
     return status
+
+
+def _checked(shared_map: RHashMap) -> dict[str, Any]:
+    """What a check found, soundness among it."""
+    try:
+        return {"sound": True, "problem": None, **shared_map.check()}
+    except shmrhash.SegmentCorrupt as error:
+        return {"sound": False, "problem": str(error)}
 
 
 def _report(session: Session, found: dict[str, Any]) -> None:
@@ -122,12 +126,8 @@ def repair_verb(session: Session, words: tuple[str, ...], target: str | None) ->
     """
     name = one_map(words)
     before = look(name, session)
-    found: dict[str, Any] = {"name": name.name, "sound": True, "problem": None}
     with session.open(name, write=True) as shared_map:
-        try:
-            found |= shared_map.check()
-        except shmrhash.SegmentCorrupt as error:
-            found |= {"sound": False, "problem": str(error)}
+        found = {"name": name.name, **_checked(shared_map)}
         after = shared_map.info()
         found["recovered"] = after["recoveries"] - before.info["recoveries"]
         for counter in ("operations_finished", "operations_undone"):
@@ -176,8 +176,8 @@ def _abandoned(session: Session) -> list[str]:
         if not sight.usable and sight.health != ORPHAN:
             continue
         try:
-            fd = _segment.open_file(sight.name, sight.path, read_only=True, owner=session.owner)
-        except (shmrhash.Error, OSError):
+            fd = _segment.look_at_file(sight.path)
+        except OSError:
             continue
         try:
             holders = _core.segment_holders(fd)
@@ -199,7 +199,8 @@ def gc_verb(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
     """Recover killed processes in all maps, and remove ephemeral maps that nobody holds.
 
     With --names other maps that nobody holds at this moment are removed too, and their entries are
-    lost: a map is meant to outlive its processes, so it asks first.
+    lost: a map is meant to outlive its processes, so it asks first. Root looks at other users' maps
+    without attaching to them; to recover who died there, trust their owner with --owner.
 
     \b
     Examples:
@@ -216,7 +217,7 @@ def gc_verb(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
                 print("\n".join(abandoned) if abandoned else "every map is held by somebody")
             return
         _confirm(f"remove {len(abandoned)} maps and their entries ({', '.join(abandoned)})?")
-    report = shmrhash.gc(names=names)
+    report = shmrhash.gc(names=names, owner=session.owner)
     if session.json:
         session.emit(report)
         return

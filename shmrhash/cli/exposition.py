@@ -11,6 +11,7 @@ import click
 
 from shmrhash import _segment
 from shmrhash.cli.base import Session, Verb, need, pass_session
+from shmrhash.cli.newfile import new_file
 from shmrhash.cli.observe import DENIED, PROCESS_COUNTERS, STRANGER, Sight, look_around
 
 if TYPE_CHECKING:
@@ -139,12 +140,14 @@ def metrics_verb(session: Session, path: str | None) -> None:
       shmrhash metrics -o /var/lib/node_exporter/textfile/shmrhash.prom     (from cron)
     """
     need("prometheus_client")
-    from prometheus_client import CollectorRegistry, generate_latest, write_to_textfile
+    from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
     registry.register(Collector(lambda: list(look_around(session))))
     if path:
-        write_to_textfile(path, registry)
+        text = generate_latest(registry)
+        with new_file(path) as file:
+            file.write(text)
     elif session.json:
         session.emit(
             [

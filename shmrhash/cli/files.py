@@ -245,6 +245,8 @@ def read_npz(file: BinaryIO) -> tuple[Geometry, Iterator[Chunk]]:
             raise Failure("keys and values are not equally many", STATUS_DAMAGED)
     else:
         key_size, value_size = keys.nbytes // count, values.nbytes // count
+    if count and not (key_size and value_size):
+        raise Failure("keys and values of 0 bytes are none", STATUS_DAMAGED)
     geometry = Geometry(
         str(rest.get("name", "")),
         key_size,

@@ -1,22 +1,26 @@
 """What maps there are, how they are, and who uses them: found without changing anything.
 
-Each map is opened for reading, looked at and closed again. A handle for reading keeps memory from
-being given back while it is there (DESIGN.md, section 8), so none is kept.
+Each map is opened for reading, looked at and closed again; a stranger's in a child (looking.py).
+A handle for reading keeps memory from being given back while it is there (DESIGN.md, section 8), so
+none is kept.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import shmrhash
 from shmrhash import RHashMap, _core, _segment
 from shmrhash._fields import Field, unpacked
+from shmrhash._trust import user_name
 from shmrhash.cli.base import Session
 from shmrhash.cli.layouts import types_of
+from shmrhash.cli.looking import looked_at
 from shmrhash.cli.tokens import MapName
 
 OK = "ok"
@@ -29,6 +33,8 @@ VERSION = "other version"
 DENIED = "no permission"
 STRANGER = "no map"
 GONE = "gone"
+
+LOOK_SECONDS_MAX = 10.0  # at a stranger's map, among others
 
 # What a process counts in the segment, as far as it does.
 PROCESS_COUNTERS = ("operations", "lookups", "updates", "inserts", "deletes", "adds", "waits")
@@ -72,6 +78,12 @@ class Sight:
     mem_usage: int = 0
     types: str = ""
     fields: tuple[Field, ...] = ()
+    user: int = -1  # whose file it is
+
+    @property
+    def owner(self) -> str:
+        """The name of the user whose map it is."""
+        return user_name(self.user) if self.user >= 0 else "?"
 
     @property
     def alive(self) -> list[Process]:
@@ -100,14 +112,15 @@ class Sight:
         return ADVICE.get(self.health, "").format(name=self.name)
 
 
-def look(name: MapName, session: Session) -> Sight:
-    """The map of this name. Raises what RHashMap.open() raises."""
-    with session.open(name) as shared_map:
-        inode = os.fstat(shared_map._descriptor()).st_ino
-        info = shared_map.info()
-        processes = tuple(make_process(found) for found in info["attached"])
-        mem_usage = shared_map.mem_usage()
-        types, fields = _types_text(shared_map), unpacked(shared_map._fields())
+def look(name: MapName, session: Session, seconds: float | None = None) -> Sight:
+    """The map of this name; seconds: as for looked_at(), which says what is raised."""
+    return looked_at(name, session, partial(_sight_of, name.name), seconds)
+
+
+def _sight_of(name: str, shared_map: RHashMap) -> Sight:
+    status = os.fstat(shared_map._descriptor())
+    info = shared_map.info()
+    processes = tuple(make_process(found) for found in info["attached"])
     health = OK
     if any(not process.alive for process in processes):
         health = DEAD
@@ -116,16 +129,17 @@ def look(name: MapName, session: Session) -> Sight:
     elif info["entries"] >= info["max_entries"]:
         health = FULL
     return Sight(
-        name.name,
+        name,
         info["path"],
-        inode,
+        status.st_ino,
         health,
         taken=time.monotonic(),
         info=info,
         processes=processes,
-        mem_usage=mem_usage,
-        types=types,
-        fields=fields,
+        mem_usage=shared_map.mem_usage(),
+        types=_types_text(shared_map),
+        fields=unpacked(shared_map._fields()),
+        user=status.st_uid,
     )
 
 
@@ -146,33 +160,37 @@ def make_process(found: dict[str, Any]) -> Process:
     return Process(pid, command, found["attached_ns"], alive, counters)
 
 
-def look_around(session: Session) -> Iterator[Sight]:
+def look_around(
+    session: Session, wanted: Callable[[str], bool] = lambda _name: True
+) -> Iterator[Sight]:
     """Every file in the directory of segments, sick and strange ones too, by name.
 
-    Raises OSError if the directory cannot be read.
+    wanted: whether to look at a file of that name.
+
+    Raises what _segment.entries() raises.
     """
-    for entry in sorted(os.scandir(_segment.directory()), key=lambda entry: entry.name):
+    for entry in _segment.entries():
         try:
-            if not entry.is_file(follow_symlinks=False):
+            if not (wanted(entry.name) and entry.is_file(follow_symlinks=False)):
                 continue
-            inode = entry.inode()
+            inode, user = entry.inode(), entry.stat(follow_symlinks=False).st_uid
         except OSError:
             continue
         health, detail = examine(entry.path)
         if health == OK:
             try:
-                yield look(MapName(entry.name, entry.path), session)
+                yield look(MapName(entry.name, entry.path), session, LOOK_SECONDS_MAX)
                 continue
             except (shmrhash.Error, OSError) as error:
                 health, detail = _diagnosis(error, entry.path), str(error)
         if health != GONE:
-            yield Sight(entry.name, entry.path, inode, health, detail)
+            yield Sight(entry.name, entry.path, inode, health, detail, user=user)
 
 
 def examine(path: str) -> tuple[str, str]:
     """OK if the file begins as a map does; else STRANGER, DENIED or GONE, and why."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(_segment.look_at_file(path), "rb", buffering=0) as file:
             if file.read(len(_core.MAGIC_BYTES)) == _core.MAGIC_BYTES:
                 return OK, ""
             return STRANGER, "it does not begin as a map does"

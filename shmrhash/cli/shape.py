@@ -17,7 +17,8 @@ import click
 from shmrhash import RHashMap
 from shmrhash.cli.base import Session, Verb, map_argument, need, on_terminal, pass_session
 from shmrhash.cli.care import one_map
-from shmrhash.cli.screen import bar, make_console, percent_text, size_text
+from shmrhash.cli.looking import looked_at
+from shmrhash.cli.screen import bar, make_console, percent_text, printable, size_text
 from shmrhash.cli.views import objects_text
 
 BAR_WIDTH = 40
@@ -126,7 +127,8 @@ def plot(shape: Shape, path: str) -> None:
     axes.axvline(SLOTS + 0.5, color="grey", linestyle=":", label="overflow lines from here on")
     axes.set_xlabel("entries in a bucket")
     axes.set_ylabel("buckets")
-    axes.set_title(f"{shape.name}: {shape.entries:,} entries in {shape.buckets:,} buckets")
+    name = printable(shape.name).replace("$", r"\$")  # no formula
+    axes.set_title(f"{name}: {shape.entries:,} entries in {shape.buckets:,} buckets")
     axes.legend()
     try:
         figure.savefig(path)
@@ -158,8 +160,7 @@ def stat_verb(session: Session, words: tuple[str, ...], path: str | None) -> Non
       shmrhash stat hits --plot hits.svg
       shmrhash -j stat hits | jq .lines_per_lookup
     """
-    with session.open(one_map(words)) as shared_map:
-        shape = survey(shared_map)
+    shape = looked_at(one_map(words), session, survey)
     if path:
         plot(shape, path)
     if session.json:
@@ -170,7 +171,7 @@ def stat_verb(session: Session, words: tuple[str, ...], path: str | None) -> Non
     if objects:
         objects = f"\nobjects: {objects_text(objects)}"
     text = (
-        f"{shape.name}: {shape.entries:,} of {shape.info['max_entries']:,} entries in "
+        f"{printable(shape.name)}: {shape.entries:,} of {shape.info['max_entries']:,} entries in "
         f"{shape.buckets:,} buckets, {shape.load:.2f} each; "
         f"{size_text(shape.info['bytes_committed'])}{objects}\n"
         f"{percent_text(part)} of the buckets have overflow lines; a lookup reads "

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import click
 
 import shmrhash
-from shmrhash import RHashMap
+from shmrhash import RHashMap, _segment
 from shmrhash.cli.base import (
     DataOptions,
     Session,
@@ -35,19 +35,19 @@ from shmrhash.cli.files import (
     write_npz,
 )
 from shmrhash.cli.ndjson import read_ndjson, read_ndjson_head, write_ndjson
+from shmrhash.cli.newfile import STANDARD, new_file
 from shmrhash.cli.screen import count_text
 from shmrhash.cli.snapshot import read_snapshot, read_snapshot_head, write_snapshot
 from shmrhash.cli.store import Store, chunks_of, create_map, expect_like, geometry_of, missing
 from shmrhash.cli.tokens import (
+    STATUS_DAMAGED,
     STATUS_NO_ROOM,
     Failure,
     MapName,
     Tokens,
-    map_named,
     take_map,
 )
 
-STANDARD = "-"
 WRITERS: dict[str, Callable[..., None]] = {
     "snapshot": write_snapshot,
     "ndjson": write_ndjson,
@@ -108,24 +108,6 @@ FORMAT_OPTION = click.option(
 # ---- export ----
 
 
-@contextlib.contextmanager
-def new_file(path: str) -> Iterator[BinaryIO]:
-    """A file to write, which appears under its name when it is complete."""
-    if path == STANDARD:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    part = f"{path}.part-{os.getpid()}"
-    try:
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-        raise
-
-
 @click.command("export", cls=WordVerb, short_help="Write a map's entries into a file.")
 @words_argument("MAP FILE")
 @FORMAT_OPTION
@@ -166,7 +148,11 @@ def export_verb(
             raise Failure(f"a {kind} file cannot hold {what_is(contents)}; .snap and .ndjson can")
         if kind == "snapshot" and name.name.encode("utf-8", "surrogateescape")[200:]:
             geometry = replace(geometry, name="")
-        with progress(f"export {name.name}", geometry.entries) as advance, new_file(path) as file:
+        mode = os.fstat(shared_map._descriptor()).st_mode  # who may read the map may read the file
+        with (
+            progress(f"export {name.name}", geometry.entries) as advance,
+            new_file(path, mode) as file,
+        ):
 
             def done(more: int) -> None:
                 nonlocal count
@@ -187,13 +173,25 @@ def what_is(contents: Plain) -> str:
     return "the special fields of this map"
 
 
+def _own_name(name: str) -> MapName:
+    """The map that a file names: one in the directory of segments, whatever the file says."""
+    if not name:
+        raise Failure("into which map? expected FILE MAP")
+    try:
+        plain = _segment.plain_name(name)
+    except (shmrhash.InvalidArgument, ValueError):
+        raise Failure(
+            f"the file names its map {name!r:.80}, which is no map's name; say FILE MAP",
+            STATUS_DAMAGED,
+        ) from None
+    return MapName(plain, _segment.path_of(plain))
+
+
 def _target(
     session: Session, wanted: MapName | None, geometry: Geometry, says_how: bool
 ) -> RHashMap:
     """The map to import into: the one of that name, or a new one like the one exported."""
-    if wanted is None and not geometry.name:
-        raise Failure("into which map? expected FILE MAP")
-    name = wanted or map_named(geometry.name)
+    name = wanted or _own_name(geometry.name)
     try:
         found = session.open(name, write=True)
     except shmrhash.SegmentMissing:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fnmatch
+import os
+import re
 import sys
 import time
 from typing import Any
 
 import click
 
+from shmrhash._dictfile import ANONYMOUS_PREFIX
 from shmrhash.cli.base import (
     Session,
     Verb,
@@ -39,7 +43,17 @@ from shmrhash.cli.screen import (
 )
 from shmrhash.cli.tokens import Tokens, take_map
 
-COLUMNS = ["NAME", ">ENTRIES", ">FILL", ">SIZE", ">OBJECTS", "ACTIVITY", "HEALTH", "PROCESSES"]
+COLUMNS = [
+    "NAME",
+    "OWNER",
+    ">ENTRIES",
+    ">FILL",
+    ">SIZE",
+    ">OBJECTS",
+    "ACTIVITY",
+    "HEALTH",
+    "PROCESSES",
+]
 
 
 def health_cell(sight: Sight) -> Cell:
@@ -82,6 +96,7 @@ def sight_object(sight: Sight) -> dict[str, Any]:
         "name": sight.name,
         "id": sight.inode,
         "path": sight.path,
+        "owner": sight.owner,
         "health": sight.health,
         "detail": sight.detail,
         "advice": sight.advice,
@@ -101,42 +116,97 @@ def sight_object(sight: Sight) -> dict[str, Any]:
     return found
 
 
+def _by_process(sights: list[Sight]) -> tuple[list[list[Sight]], list[Sight]]:
+    """Healthy anonymous dicts, by the process that made them if it has several; and the others."""
+    made: dict[str, list[Sight]] = {}
+    for sight in sights:
+        if sight.health == OK and sight.name.startswith(ANONYMOUS_PREFIX):
+            made.setdefault(sight.name.rpartition("-")[0], []).append(sight)
+    groups = [group for group in made.values() if len(group) > 1]
+    gone = {sight.name for group in groups for sight in group}
+    return groups, [sight for sight in sights if sight.name not in gone]
+
+
+def _row(sight: Sight) -> list[str]:
+    figures = ["-"] * 5
+    if sight.info:
+        figures = [
+            count_text(sight.info["entries"]),
+            percent_text(sight.fill),
+            size_text(sight.info["bytes_committed"]),
+            size_text(sight.objects["bytes_in_use"]) if sight.objects else "-",
+            activity_text(sight),
+        ]
+    users = ", ".join(map(str, sight.alive)) if sight.info else sight.detail
+    return [
+        Cell(sight.name, "head"),
+        "-" if sight.user == os.geteuid() else sight.owner,
+        *figures,
+        health_cell(sight),
+        users or "-",
+    ]
+
+
+def _group_row(group: list[Sight]) -> list[str]:
+    """Anonymous dicts of one process in one line: sums, the latest activity, all users."""
+    latest = max(group, key=lambda sight: last_activity(sight)[1])
+    objects = sum(sight.objects.get("bytes_in_use", 0) for sight in group)
+    users = sorted({(user.pid, str(user)) for sight in group for user in sight.alive})
+    return [
+        Cell(f"{group[0].name.rpartition('-')[0]}-*  ({len(group)} dicts)", "head"),
+        "-" if latest.user == os.geteuid() else latest.owner,
+        count_text(sum(sight.info["entries"] for sight in group)),
+        "-",
+        size_text(sum(sight.info["bytes_committed"] for sight in group)),
+        size_text(objects) if objects else "-",
+        activity_text(latest),
+        health_cell(latest),
+        ", ".join(text for _, text in users) or "-",
+    ]
+
+
+def _owners_if_others(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns of ls; without the owners if all maps are this user's."""
+    if any(row[1] != "-" for row in rows):
+        return COLUMNS, rows
+    return [COLUMNS[0], *COLUMNS[2:]], [[row[0], *row[2:]] for row in rows]
+
+
 @click.command("ls", cls=Verb, short_help="All maps: entries, size, users, health.")
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also files that are no maps.")
 @pass_session
-def ls_verb(session: Session, everything: bool) -> None:
+def ls_verb(session: Session, patterns: tuple[str, ...], everything: bool) -> None:
     """Every map of this machine, who is attached to it, and how it is.
 
+    PATTERN is a name, or one with *, ? and [...]; quote it. Without one, the anonymous dicts of a
+    process stand in one line; --all, and -j, have each.
+
     OBJECTS is what the values (and long keys) of a SharedDict take beside its entries; SIZE has
-    them too. HEALTH is ok, full, frozen, 'N dead' (killed while attached: repair), left behind
+    them too. HEALTH is ok, full, frozen, 'N dead' (ended without closing: repair), left behind
     (gc), damaged, or other version. PROCESSES are those that may write; 'info' shows readers too.
+    OWNER is shown if some maps are other users'. Root looks at these in a child process, since who
+    owns a file can end whoever has it mapped.
 
     \b
     Examples:
       shmrhash ls
-      shmrhash ls --all
+      shmrhash ls 'cache-*' --all
       shmrhash -j ls | jq -r '.[] | select(.health != "ok") | .advice'
     """
-    sights = list(look_around(session))
+    wanted = re.compile(
+        "|".join(fnmatch.translate(pattern.removeprefix("/")) for pattern in patterns)
+    )
+    sights = list(look_around(session, lambda name: wanted.match(name) is not None))
     shown = [sight for sight in sights if everything or sight.health not in (STRANGER, DENIED)]
     if session.json:
         session.emit([sight_object(sight) for sight in shown])
         return
-    rows = []
-    for sight in shown:
-        figures = ["-"] * 5
-        if sight.info:
-            figures = [
-                count_text(sight.info["entries"]),
-                percent_text(sight.fill),
-                size_text(sight.info["bytes_committed"]),
-                size_text(sight.objects["bytes_in_use"]) if sight.objects else "-",
-                activity_text(sight),
-            ]
-        users = ", ".join(map(str, sight.alive)) if sight.info else sight.detail
-        rows.append([Cell(sight.name, "head"), *figures, health_cell(sight), users or "-"])
+    grouped, alone = ([], shown) if everything or patterns else _by_process(shown)
+    rows = [_row(sight) for sight in alone] + [_group_row(group) for group in grouped]
     if rows or not on_terminal():
-        print_table(COLUMNS, rows, ["ACTIVITY", "FILL", "OBJECTS", "SIZE"])
+        columns, rows = _owners_if_others(rows)
+        print_table(columns, rows, ["ACTIVITY", "FILL", "OBJECTS", "SIZE", "OWNER"])
     denied = sum(sight.health == DENIED for sight in sights)
     if denied and not everything:
         print(f"{denied} file(s) may not be read by you; --all shows them", file=sys.stderr)
@@ -168,6 +238,7 @@ def info_verb(session: Session, words: tuple[str, ...]) -> None:
         del found["attached"], found["pids"]
         found |= {
             "id": sight.inode,
+            "owner": sight.owner,
             "health": sight.health,
             "advice": sight.advice,
             "types": sight.types or None,
@@ -216,7 +287,11 @@ def _facts(sight: Sight) -> list[tuple[str, str]]:
         ),
         ("buckets", f"{info['buckets']:,}, {info['load']:.2f} entries each (7 fit)"),
         ("growth", f"{info['grows']:,} splits, {info['shrinks']:,} merges"),
-        ("created", f"{age} ago, flags {info['map_flags']:#x}, layout {info['layout_version']}"),
+        (
+            "created",
+            f"{age} ago, owner {sight.owner}, flags {info['map_flags']:#x}, layout "
+            f"{info['layout_version']}",
+        ),
         (
             "recovered",
             f"{info['recoveries']:,} dead processes, {info['operations_finished']:,} operations "

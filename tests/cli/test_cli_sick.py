@@ -106,7 +106,7 @@ def test_directory_and_socket_are_no_maps(own_directory):
 
 def test_directory_that_does_not_exist(own_directory):
     result = run("--dir", f"{own_directory}/nowhere", "ls", status=MISSING)
-    assert result.err == f"Error: {own_directory}/nowhere: No such file or directory\n"
+    assert f"{own_directory}/nowhere, cannot be read: No such file or directory" in result.err
     run("show", "pinned", f"{own_directory}/nowhere/hits", status=MISSING)
 
 

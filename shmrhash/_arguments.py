@@ -1,0 +1,34 @@
+"""Arguments of the constructors: numbers that are whole, modes that are permissions."""
+
+from operator import index
+from typing import Any
+
+from shmrhash._errors import InvalidArgument
+
+_MODE_MAX = 0o777
+
+
+def whole_number(name: str, given: Any) -> int:
+    """given as an int. Raises TypeError, which names the argument."""
+    try:
+        return index(given)
+    except TypeError:
+        hint = ""
+        if isinstance(given, float) and given.is_integer():
+            hint = f"; write {int(given)}"
+        elif isinstance(given, str):
+            hint = "; write 0o660" if name == "mode" else "; write a number, such as 1 << 30"
+        raise TypeError(
+            f"{name} is a whole number, int, not {type(given).__name__} {given!r:.40}{hint}"
+        ) from None
+
+
+def checked_mode(mode: Any) -> int:
+    """Permissions of a file. Raises TypeError, InvalidArgument."""
+    number = whole_number("mode", mode)
+    if 0 <= number <= _MODE_MAX:
+        return number
+    hint = ""
+    if set(str(number)) <= set("01234567") and int(str(number), 8) <= _MODE_MAX:
+        hint = f"; did you mean 0o{number}?"
+    raise InvalidArgument(f"mode is permissions, 0 to 0o777, not {number} ({number:#o}){hint}")

@@ -1,0 +1,113 @@
+"""The command as root, beside maps of users whom root does not trust."""
+
+import importlib.util
+import os
+import signal
+
+import pytest
+from commandline import run
+
+import shmrhash
+from shmrhash import SharedDict
+from shmrhash._trust import user_name
+
+if importlib.util.find_spec("click"):
+    from shmrhash.cli import looking
+    from shmrhash.cli.base import Session
+    from shmrhash.cli.observe import DAMAGED, look, look_around
+    from shmrhash.cli.tokens import MapName
+
+STRANGER = 65534
+DENIED = 4
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+
+
+@pytest.fixture
+def theirs(make, own_directory):
+    """A map and a dict of pickles that belong to a stranger."""
+    os.chmod(own_directory, 0o755)
+    make("hits").close()
+    with SharedDict.create("settings") as d:
+        d["color"] = "red"
+    for name in ("hits", "settings"):
+        os.chown(f"{own_directory}/{name}", STRANGER, STRANGER)
+    return MapName("hits", f"{own_directory}/hits")
+
+
+def test_root_sees_strangers_maps_and_whose_they_are(theirs):
+    listed = {seen["name"]: seen for seen in run("-j", "ls").json}
+    assert listed["hits"]["owner"] == user_name(STRANGER)
+    assert (listed["hits"]["health"], listed["hits"]["entries"]) == ("ok", 3)
+    head, line, *_ = run("ls").lines
+    assert head.split()[:2] == ["NAME", "OWNER"]
+    assert line.split()[:2] == ["hits", user_name(STRANGER)]
+    assert f"owner {user_name(STRANGER)}" in run("info", "hits").out
+    assert run("-j", "check", "hits").json["sound"]
+    assert run("-j", "stat", "hits").json["entries"] == 3
+    assert run("-j", "show", "hits").json["name"] == "hits"
+    assert 'map="hits"' in run("metrics").out
+    assert "hits" in run("top", "-n", "1").out
+
+
+def test_own_maps_have_no_column_for_their_owner(make):
+    make("hits").close()
+    assert "OWNER" not in run("ls").out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dump", "settings", "--unpickle"],
+        ["dump", "hits"],
+        ["export", "hits", "-"],
+        ["repair", "hits"],
+        ["delete", "hits", "key", *"12345678"],
+        ["freeze", "hits"],
+        ["update", "hits", "key", *"12345678", "value", *"12345678"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_root_reads_and_changes_strangers_maps_if_told_to(theirs, words):
+    """The message has the option that trusts their owner."""
+    refused = run(*words, status=DENIED)
+    assert f"pass --owner {STRANGER} to trust that user" in refused.err
+
+
+def test_owner_option_trusts(theirs):
+    assert "red" in run("--owner", STRANGER, "dump", "settings", "--unpickle").out
+    run("--owner", STRANGER, "repair", "hits")
+    run("--owner", STRANGER, "gc")
+
+
+def test_gc_of_root_lists_strangers_abandoned_maps(theirs):
+    assert run("-j", "gc", "--dry-run").json["abandoned"] == ["hits", "settings"]
+    assert run("-j", "gc", "--names", "--yes").json["removed"] == ["hits", "settings"]
+
+
+def test_looker_dies_in_the_place_of_the_command(theirs, monkeypatch):
+    """What kills whoever has the file mapped is told as the map's fault."""
+
+    def die(name, shared_map):
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # pytest's handler would tell at length
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    monkeypatch.setattr("shmrhash.cli.observe._sight_of", die)
+    with pytest.raises(shmrhash.SegmentCorrupt, match=r"'hits' of user .* dies \(Bus error"):
+        look(theirs, Session())
+    assert {sight.health for sight in look_around(Session())} == {DAMAGED}
+
+
+def test_looker_that_takes_too_long_is_left(theirs):
+    """A child that never ends is killed, and its map called damaged."""
+    with pytest.raises(shmrhash.SegmentCorrupt, match=r"more than 0\.1 s"):
+        looking.looked_at(theirs, Session(), lambda shared_map: signal.pause(), 0.1)
+
+
+def test_looker_tells_what_it_found_wrong(theirs):
+    with pytest.raises(shmrhash.MapFull, match="no room"):
+        looking.looked_at(theirs, Session(), refuse)
+
+
+def refuse(shared_map):
+    raise shmrhash.MapFull("no room")

@@ -1,0 +1,255 @@
+"""What is refused is refused by one of shmrhash's errors, which names the map and what helps."""
+
+import errno
+import os
+import resource
+
+import pytest
+
+import shmrhash
+from shmrhash import Error, InvalidArgument, PermissionDenied, RHashMap, SharedDict, _refusals
+
+SIZES = {"key_size": 8, "value_size": 8, "max_entries": 100}
+
+
+def in_child(function):
+    """The error that function ends with in a child: its class, errno and message; or None."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        told = "nothing"
+        try:
+            function()
+        except Exception as error:
+            is_ours = isinstance(error, Error)
+            told = f"{type(error).__name__}|{is_ours}|{getattr(error, 'errno', None)}|{error}"
+        finally:
+            os.write(theirs, told.encode())
+            os._exit(0)
+    os.close(theirs)
+    with open(ours) as pipe:
+        told = pipe.read()
+    os.waitpid(pid, 0)
+    return told
+
+
+def make(name):
+    RHashMap.create(name, **SIZES).unlink()
+
+
+MAKERS = {
+    "create": make,
+    "SharedDict": lambda name: SharedDict(name, key=str, value=bytes).unlink(),
+    "anonymous": lambda _name: SharedDict(key=str, value=bytes).close(),
+}
+each_maker = pytest.mark.parametrize("maker", MAKERS.values(), ids=list(MAKERS))
+
+
+@each_maker
+def test_missing_directory_is_named(map_name, monkeypatch, maker):
+    monkeypatch.setenv("SHMRHASH_DIR", "/nowhere/at/all")
+    with pytest.raises(
+        shmrhash.SystemFailure, match=r"/nowhere/at/all does not.*SHMRHASH_DIR"
+    ) as e:
+        maker(map_name)
+    assert e.value.errno == errno.ENOENT
+    assert isinstance(e.value, OSError)
+
+
+@each_maker
+def test_file_in_the_place_of_the_directory_is_named(map_name, tmp_path, monkeypatch, maker):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SHMRHASH_DIR", str(tmp_path / "file"))
+    with pytest.raises(Error, match="SHMRHASH_DIR"):
+        maker(map_name)
+
+
+@each_maker
+def test_limit_of_file_sizes_is_named(map_name, maker):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+        maker(map_name)
+
+    told = in_child(limited)
+    assert told.startswith(f"SystemFailure|True|{errno.EFBIG}|map ")
+    assert "ulimit -f" in told
+
+
+def test_limit_of_descriptors_is_named(map_name, make_map):
+    make_map()
+
+    def limited(use):
+        last = os.dup(0)
+        os.close(last)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last, last))
+        use()
+
+    for use in (lambda: make(f"{map_name}-2"), lambda: RHashMap.open(map_name)):
+        told = in_child(lambda use=use: limited(use))
+        assert told.startswith(f"SystemFailure|True|{errno.EMFILE}|map ")
+        assert "ulimit -n" in told
+
+
+ERRNOS = {
+    errno.EROFS: (PermissionDenied, "read-only.*SHMRHASH_DIR"),
+    errno.ENOSPC: (shmrhash.SegmentFull, "--shm-size"),
+    errno.ENOMEM: (shmrhash.SegmentFull, "memory limit"),
+    errno.EDQUOT: (shmrhash.SegmentFull, "enlarge"),
+    errno.EMFILE: (shmrhash.SystemFailure, "ulimit -n"),
+    errno.ENFILE: (shmrhash.SystemFailure, "file-max"),
+    errno.EFBIG: (shmrhash.SystemFailure, "max_bytes"),
+    errno.ELOOP: (shmrhash.SystemFailure, "symbolic link"),
+    errno.ENAMETOOLONG: (shmrhash.SystemFailure, "shorten"),
+    errno.EOPNOTSUPP: (shmrhash.SystemFailure, "tmpfs"),
+    errno.EIO: (shmrhash.SystemFailure, "Input/output error"),
+}
+
+
+@pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("refuse", [_refusals.refuse, _refusals.refuse_creation])
+def test_each_number_of_the_system_has_a_class_and_a_remedy(number, refuse):
+    kind, words = ERRNOS[number]
+    with pytest.raises(kind, match=words) as refused:
+        refuse(OSError(number, os.strerror(number)), "hits", "/dev/shm/hits")
+    assert "'hits'" in str(refused.value)
+
+
+def test_closed_descriptor_of_an_unlinked_map_is_said(make_map):
+    """Entries go on; what needs the file says so."""
+    m = make_map()
+    m[b"k" * 8] = b"v" * 8
+
+    def cut_off():
+        m[b"k" * 8] = b"v" * 8  # registers the child
+        m.unlink()
+        os.closerange(3, 200)
+        assert m[b"k" * 8] == b"v" * 8
+        m.info()
+
+    ours = shmrhash.SystemFailure
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            cut_off()
+        except ours as error:
+            status = 0 if "closed its descriptor" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    RHashMap.create(m.name, **SIZES).close()  # for make_map, which unlinks it
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    "tail", ["\udcff", "é", "a b", "\n", "\x1b[31m", "%s", "*", "-x"], ids=ascii
+)
+def test_what_can_be_made_can_be_opened_and_unlinked(map_name, tail):
+    name = f"{map_name}-{tail}"
+    with RHashMap.create(name, **SIZES) as m, RHashMap.open(name) as again:
+        again[b"k" * 8] = b"v" * 8
+        assert m[b"k" * 8] == b"v" * 8
+        m.check()
+        m.unlink()
+    RHashMap.create(name, **SIZES).close()
+    shmrhash.unlink(name)
+    with pytest.raises(shmrhash.SegmentMissing):
+        RHashMap.open(name)
+
+
+@pytest.mark.parametrize("use", [lambda name: make(name), RHashMap.open, shmrhash.unlink])
+def test_name_that_no_file_can_have_is_refused(use):
+    with pytest.raises(InvalidArgument, match="a map's name"):
+        use("\ud800")
+
+
+# ---- arguments ----
+
+
+def test_class_says_which_call_makes_a_map():
+    with pytest.raises(
+        TypeError, match=r"RHashMap\.create\(name.*open\(name\).*SharedDict\(name\)"
+    ):
+        RHashMap("hits")
+    with pytest.raises(TypeError, match="create"):
+        RHashMap()
+
+
+@pytest.mark.parametrize(
+    ("argument", "given", "words"),
+    [
+        ("max_entries", 1e6, "max_entries is a whole number.*write 1000000"),
+        ("max_entries", "many", "max_entries is a whole number"),
+        ("key_size", 8.0, "key_size is a whole number.*write 8"),
+        ("value_size", None, "value_size is a whole number, int, not NoneType"),
+        ("map_flags", "1", "map_flags is"),
+        ("map_extra", 1.5, "map_extra is"),
+        ("mode", "660", "mode is a whole number.*0o660"),
+    ],
+)
+def test_argument_of_another_type_is_named(map_name, argument, given, words):
+    with pytest.raises(TypeError, match=words):
+        RHashMap.create(map_name, **(SIZES | {argument: given}))
+
+
+def test_bytes_of_objects_are_whole_and_hold_something(map_name):
+    """The least that is accepted works."""
+    with pytest.raises(TypeError, match=r"max_bytes is a whole number.*1 << 30"):
+        SharedDict(map_name, max_bytes="1G")
+    for too_few in (-1, 0, 1, 4096, (16 << 10) - 1):
+        with pytest.raises(InvalidArgument, match="max_bytes must be at least 16384"):
+            SharedDict(map_name, max_bytes=too_few)
+    for too_many in (1 << 60, 1 << 64, 1 << 70):
+        with pytest.raises(shmrhash.TooLarge, match="address space"):
+            SharedDict(map_name, max_bytes=too_many)
+    with SharedDict(map_name, key=str, value=bytes, max_bytes=16 << 10) as d:
+        d["a"] = b"one"
+        assert d["a"] == b"one"
+        d.check()
+        d.unlink()
+
+
+@pytest.mark.parametrize("mode", [660, 0o1777, 0o4755, -1, 1 << 40])
+def test_mode_is_permissions(map_name, mode):
+    with pytest.raises(InvalidArgument, match="mode is permissions"):
+        RHashMap.create(map_name, mode=mode, **SIZES)
+    with pytest.raises(InvalidArgument, match="mode is permissions"):
+        SharedDict(map_name, mode=mode)
+
+
+def test_decimal_mode_gets_the_octal_one_as_advice(map_name):
+    with pytest.raises(InvalidArgument, match=r"did you mean 0o660\?"):
+        RHashMap.create(map_name, mode=660, **SIZES)
+
+
+def test_array_types_without_a_dtype_say_how(map_name):
+    np = pytest.importorskip("numpy")
+    for declared in (shmrhash.Array, np.ndarray, np.recarray):
+        with pytest.raises(TypeError, match=r"needs the dtype of its items: Array\('f8'\)"):
+            SharedDict(map_name, key=str, value=declared)
+
+
+@pytest.mark.parametrize("declared", [list, dict, list[int], set, tuple], ids=str)
+def test_containers_are_objects(map_name, declared):
+    with pytest.raises(TypeError, match="object takes lists, dicts"):
+        SharedDict(map_name, key=str, value=declared)
+
+
+def test_second_section_of_a_thread_says_what_a_thread_is(make_map):
+    m = make_map()
+    m[b"k" * 8] = bytes(8)
+    with m.locked(b"k" * 8), pytest.raises(shmrhash.DeadlockError, match="coroutine or greenlet"):
+        m[b"k" * 8] = bytes(8)
+
+
+@pytest.mark.parametrize("number", [1 << 63, -(1 << 63) - 1, 1 << 64, 1 << 70])
+def test_counter_takes_no_number_beyond_64_bits(map_name, number):
+    with shmrhash.SharedCounter(map_name) as words:
+        words.inc("a", 5)
+        with pytest.raises(OverflowError):
+            words.inc("a", number)
+        assert words["a"] == 5
+        words.check()
+        words.unlink()
