@@ -5,6 +5,16 @@
 cdef object NOT_CREATED = object()
 
 
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+cdef class RawKey:
+    """A key as the map has it, for a section that creates nothing."""
+
+    cdef bytes raw
+
+
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear                # __dealloc__ needs the dict
@@ -38,7 +48,12 @@ cdef class DictSection:
         self.key = key
         self.timeout = timeout
         self.create = create
-        self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
+        if type(key) is RawKey:
+            self.kept = (<RawKey> key).raw
+            self.key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
+            self.key_bytes.is_long = False
+        else:
+            self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
         self.room = owner._spot(self.small, &self.words)
 
     cdef int _open(self, Patience *patience) except -1:
@@ -62,6 +77,8 @@ cdef class DictSection:
             if status == OK:
                 found.element = element_at(&owner.handle.map, self.section.index)
                 found.header = self.section.held
+                # Before the value is decoded: a program's own code runs there, and may want the key.
+                sections_open[self._name()] = PyThread_get_thread_ident()
                 self.current = owner._take(&found, self.words, NULL)
                 if self.current is not MISSING:
                     return 0
@@ -89,7 +106,6 @@ cdef class DictSection:
         op_end(&self.op)
         self.state = SECTION_OPEN
         self.generation = owner.handle.map.local.generation
-        sections_open[self._name()] = PyThread_get_thread_ident()
         return self
 
     cdef tuple _name(self):
@@ -109,8 +125,7 @@ cdef class DictSection:
         self._rest()
 
     cdef void _rest(self) noexcept:
-        if self.state == SECTION_OPEN:
-            sections_open.pop(self._name(), None)
+        sections_open.pop(self._name(), None)
         self.state = SECTION_ENDED
         self.section.held = 0
         self.owner.handle._leave(&self.op)

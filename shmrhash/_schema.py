@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from shmrhash._classes import same_stored
 from shmrhash._codec import Codec, Role
 from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
 from shmrhash._fields import Field, Kptr, Timer, packed
@@ -20,6 +21,10 @@ VERSION = 1
 KIND = "SharedDict"
 BYTES_MAX = 1536
 PER_ENTRY = "per entry"  # entries can expire, and do so only if they are told to
+REMEDY = (
+    "if_different='replace' makes it anew, open() takes it as it is; or choose another name, or "
+    "unlink it"
+)
 TTL_MAX = 1 << 33  # seconds, 272 years: a deadline fits into 63 bits of nanoseconds
 
 
@@ -155,6 +160,21 @@ def expect_geometry(schema: Schema, handle: Any) -> None:
         )
 
 
+def with_ttl(schema: Schema, name: str, ttl: float | None) -> Schema:
+    """The schema for a handle with this default ttl; None: the one of the segment.
+
+    Raises LayoutMismatch: entries have no room for a deadline.
+    """
+    if ttl is None:
+        return schema
+    if schema.ttl is None:
+        raise LayoutMismatch(
+            f"segment {name!r} was made without ttl, so its entries have no room for a deadline, "
+            f"and it was opened with ttl={ttl}; open it without ttl, or {REMEDY}"
+        )
+    return replace(schema, ttl=ttl)
+
+
 def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> Schema:
     """The schema of a segment; key and value, unless None, must be the types it has.
 
@@ -168,10 +188,11 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
         else:
             codec = codec_for(declared, role)
         # As JSON has it: a tuple, say, comes back as a list.
-        if json.loads(json.dumps(codec.record)) != record[role]:
+        if not same_stored(json.loads(json.dumps(codec.record)), record[role], role):
             raise LayoutMismatch(
                 f"segment {name!r} has the {role} type {record_name(record[role])}, opened with "
-                f"{record_name(codec.record)}"
+                f"{record_name(codec.record)}; SharedDict(..., if_different='replace') makes it "
+                f"anew; or choose another name, or unlink it"
             )
         codecs.append(codec)
     return Schema(codecs[0], codecs[1], ttl_of_record(record, name))
