@@ -247,7 +247,9 @@ def ambiguous(description: Any) -> str | None:
     numbers = {"bool", "int", "float"}
     if isinstance(description, dict):
         inner = [field[1] for field in description["f"]]
-    elif isinstance(description, list) and description[0] not in ("literal", "enum", "other"):
+    elif isinstance(description, list) and description[0] == "other":
+        return "a field of a type that msgspec does not look into"
+    elif isinstance(description, list) and description[0] not in ("literal", "enum"):
         inner = [part for part in description[1:] if not isinstance(part, int)]
         if description[0] == "union" and len(numbers.intersection(map(str, inner))) > 1:
             return f"{_name(description)}, where 1 and 1.0 are equal"
