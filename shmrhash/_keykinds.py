@@ -93,7 +93,8 @@ def _number_bytes(key: Any, encode: Encode) -> bytes | None:
         ratio = fractions.Fraction(key)
         return b"r" + encode((ratio.numerator, ratio.denominator))
     if isinstance(key, numbers.Complex) and complex(key) == key:
-        return b"c" + _COMPLEX.pack(key.real + 0.0, key.imag + 0.0)
+        plain = complex(key)
+        return b"c" + _COMPLEX.pack(plain.real + 0.0, plain.imag + 0.0)
     return None
 
 
@@ -101,7 +102,7 @@ def _time_bytes(key: Any) -> bytes | None:
     kinds = (datetime.date, datetime.time, datetime.timedelta, datetime.timezone)
     if not isinstance(key, kinds):
         return None
-    if key != key or getattr(key, "nanosecond", 0) or getattr(key, "nanoseconds", 0):
+    if key != key or any(getattr(key, name, None) for name in ("nanosecond", "nanoseconds")):
         raise refusal(key, "it is no time, or has nanoseconds, which a datetime has not")
     if isinstance(key, datetime.datetime):
         tag, zone = b"N", key.utcoffset()
@@ -159,7 +160,7 @@ def _pickled(key: Any, encode: Encode) -> bytes:
 
 
 def _parts_of(key: Any, encode: Encode) -> Any:
-    cls = type(key)
+    cls: Any = type(key)
     if isinstance(key, _BY_NAME):
         owner = getattr(key, "__self__", None)
         if owner is None or isinstance(owner, types.ModuleType):
@@ -200,8 +201,9 @@ def made_of_fields(cls: Any, data: bytes) -> Any:
     from shmrhash._keys import decode_key
 
     values = decode_key(data)
-    if not dataclasses.is_dataclass(cls):
-        return cls(**dict(zip(cls.__struct_fields__, values, strict=True)))
+    names = getattr(cls, "__struct_fields__", None)
+    if names is not None:
+        return cls(**dict(zip(names, values, strict=True)))
     fields = list(zip(dataclasses.fields(cls), values, strict=True))
     made = cls(**{field.name: value for field, value in fields if field.init})
     for field, value in fields:
@@ -233,13 +235,13 @@ def _ratio(content: bytes, decode: Callable[[bytes], Any]) -> Any:
         places = max(places, power)
     if rest != 1:
         return ratio
-    digits = str(abs(ratio.numerator * 10**places // ratio.denominator))
-    return decimal.Decimal((int(ratio < 0), tuple(map(int, digits)), -places))
+    digits = decimal.Decimal(abs(ratio.numerator * 10**places // ratio.denominator)).as_tuple()
+    return decimal.Decimal((int(ratio < 0), digits.digits, -places))
 
 
 def _range(content: bytes, decode: Callable[[bytes], Any]) -> range:
-    length, *rest = decode(content)
-    start, step = (*rest, *(0, 1)[len(rest) :])
+    parts: tuple[int, ...] = decode(content)
+    length, start, step = (*parts, *(0, 0, 1)[len(parts) :])
     return range(start, start + length * step, step)
 
 

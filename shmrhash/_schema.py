@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ REMEDY = (
     "if_different='replace' makes it anew, open() takes it as it is; or choose another name, or "
     "unlink it"
 )
+_TIME_NAMESPACE = "/proc/self/timens_offsets"
 TTL_MAX = 1 << 33  # seconds, 272 years: a deadline fits into 63 bits of nanoseconds
 
 
@@ -38,6 +40,32 @@ def ttl_checked(ttl: float) -> float:
     if not 0 < ttl <= TTL_MAX and ttl != math.inf:
         raise InvalidArgument(f"ttl is above 0 and at most {TTL_MAX} seconds, or inf, not {ttl}")
     return ttl
+
+
+def clock_ahead_ns() -> int | None:
+    """How far this time namespace's CLOCK_MONOTONIC is ahead of the machine's; None: unknown."""
+    try:
+        with open(_TIME_NAMESPACE) as lines:
+            for line in lines:
+                name, seconds, ns = line.split()
+                if name == "monotonic":
+                    return int(seconds) * 10**9 + int(ns)
+    except FileNotFoundError:
+        return 0 if os.path.exists("/proc/self/ns") else None  # a kernel without them, or no /proc
+    except (OSError, ValueError):
+        return None
+    return 0
+
+
+def _expect_clock(record: dict[str, Any], name: str) -> None:
+    """Refuse a clock by which the deadlines of others cannot be judged. Raises LayoutMismatch."""
+    made, here = record.get("clock", 0), clock_ahead_ns()
+    if record["ttl"] is not None and here not in (None, made):
+        raise LayoutMismatch(
+            f"segment {name!r} has deadlines by the clock of another time namespace, which is "
+            f"{made} ns ahead of the machine's; this one is {here} ns ahead, and would take "
+            f"living entries for expired; open it in that namespace, or make it without ttl"
+        )
 
 
 @dataclass(frozen=True)
@@ -88,6 +116,8 @@ class Schema:
             "value": self.value.record,
             "ttl": PER_ENTRY if self.ttl == math.inf else self.ttl,
         }
+        if self.ttl is not None and (ahead_ns := clock_ahead_ns()):
+            record["clock"] = ahead_ns
         data = json.dumps(record, separators=(",", ":")).encode()
         if len(data) > BYTES_MAX:
             raise TooLarge(
@@ -180,6 +210,7 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
 
     Raises LayoutMismatch, naming both types, and what codec_for() raises.
     """
+    _expect_clock(record, name)
     codecs = []
     roles: tuple[tuple[Role, Any], ...] = (("key", key), ("value", value))
     for role, declared in roles:

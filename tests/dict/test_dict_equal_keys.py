@@ -94,6 +94,7 @@ EQUAL = {
         Decimal("1990E-2"),
         fractions.Fraction(199, 10),
     ),
+    "long decimals": (Decimal("1." + "7" * 9000), Decimal("1." + "7" * 9000 + "00")),
     "thirds": (fractions.Fraction(1, 3), fractions.Fraction(2, 6)),
     "whole numbers": (5, 5.0, Decimal("5.00"), fractions.Fraction(10, 2), 5 + 0j, np.int8(5)),
     "halves": (0.5, Decimal("0.50"), fractions.Fraction(1, 2), 0.5 + 0j, np.float32(0.5)),
