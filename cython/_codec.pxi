@@ -28,10 +28,16 @@ cdef enum:
     SPOT_WORDS = 64            # values up to 512 bytes are handled on the stack
     LONG_KEY_MAX = 65535
 
+
+def clock_monotonic_ns():
+    """CLOCK_MONOTONIC in ns, as deadlines have it, whatever the program made of Python's clocks."""
+    return clock_ns(CLOCK_MONOTONIC)
+
+
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+    object PyUnicode_AsEncodedString(object text, const char *encoding, const char *errors)
     object PyUnicode_DecodeUTF8(const char *bytes, Py_ssize_t size, const char *errors)
-    long long PyLong_AsLongLong(object number) except? -1
     double PyFloat_AsDouble(object number) except? -1.0
     bint PyUnicode_CheckExact(object thing)
     bint PyUnicode_IS_COMPACT_ASCII(object text)
@@ -76,19 +82,39 @@ cdef class Codec:
     cdef _wrong(self, str wanted, object thing):
         raise TypeError(f"{self._what()} must be {wanted}, not {type(thing).__name__}")
 
-    cdef Span _text(self, object thing) except *:
-        cdef Span span
+    cdef object _text(self, object thing, Span *span):
+        """The UTF-8 of a str, lone surrogates (of file names, say) as three bytes each. What is
+        returned has to live."""
         if not PyUnicode_Check(thing):
             self._wrong("str", thing)
-        span.bytes = <const uint8_t *> PyUnicode_AsUTF8AndSize(thing, &span.size)
-        return span
+        try:
+            span.bytes = <const uint8_t *> PyUnicode_AsUTF8AndSize(thing, &span.size)
+        except UnicodeEncodeError:
+            thing = PyUnicode_AsEncodedString(thing, "utf-8", "surrogatepass")
+            span.bytes = <const uint8_t *> PyBytes_AS_STRING(thing)
+            span.size = PyBytes_GET_SIZE(thing)
+        return thing
 
     cdef int64_t _integer(self, object thing) except? -1:
+        cdef int overflow = 0
+        cdef int64_t number
         if not PyLong_Check(thing):
             if not hasattr(thing, "__index__"):
                 self._wrong("int", thing)
             thing = as_index(thing)
-        return PyLong_AsLongLong(thing)
+        number = PyLong_AsLongLongAndOverflow(thing, &overflow)
+        if unlikely(overflow != 0):
+            raise OverflowError(
+                f"{self._what()} must be from -2**63 to 2**63 - 1, not a number of "
+                f"{thing.bit_length()} bits")
+        return number
+
+    cdef bint _truth(self, object thing) except? -1:
+        if not PyBool_Check(thing):
+            if type(thing).__module__ != "numpy" or type(thing).__name__ not in ("bool", "bool_"):
+                self._wrong("bool", thing)
+            thing = bool(thing)
+        return thing is True
 
     cdef double _number(self, object thing) except? -1.0:
         if not PyFloat_CheckExact(thing) and isinstance(thing, (str, bytes, bytearray)):
@@ -145,8 +171,9 @@ cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out)
     out.is_long = False
     out.bytes = <const uint8_t *> out.words
     if codec.kind == C_KEY_STR:
-        key_digested(handle, out, codec._text(key))
-        return key
+        kept = codec._text(key, &span)
+        key_digested(handle, out, span)
+        return kept
     if codec.kind == C_KEY_INT:
         out.words[0] = <uint64_t> codec._integer(key)
         return key
@@ -164,9 +191,7 @@ cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out)
         memcpy(out.words, &number, 8)
         return key
     if codec.kind == C_KEY_BOOL:
-        if not PyBool_Check(key):
-            codec._wrong("bool", key)
-        out.words[0] = key is True
+        out.words[0] = codec._truth(key)
         return key
     encoded = bytes(codec._bytes_of(key))
     span.bytes = <const uint8_t *> PyBytes_AS_STRING(encoded)
@@ -180,7 +205,7 @@ cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out)
 
 cdef object text_decode(const uint8_t *bytes, Py_ssize_t size):
     try:
-        return PyUnicode_DecodeUTF8(<const char *> bytes, size, NULL)
+        return PyUnicode_DecodeUTF8(<const char *> bytes, size, "surrogatepass")
     except UnicodeDecodeError as error:
         raise _errors.SegmentCorrupt(f"{size} bytes of a str are not UTF-8: {error}") from None
 

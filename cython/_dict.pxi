@@ -249,14 +249,12 @@ cdef class DictBase:
             number = self.value._number(thing)
             memcpy(words + self.value_word, &number, 8)
         elif self.value.kind == C_VALUE_BOOL:
-            if not PyBool_Check(thing):
-                self.value._wrong("bool", thing)
-            words[self.value_word] = thing is True
+            words[self.value_word] = self.value._truth(thing)
         elif self.value.kind == C_VALUE_FIXED:
             encoded = bytes(self.value._bytes_of(thing))
             memcpy(words + self.value_word, PyBytes_AS_STRING(encoded), self.value.size)
         elif self.value.kind == C_VALUE_STR:
-            span[0] = self.value._text(thing)
+            thing = self.value._text(thing, span)
         else:
             if self.value.kind != C_VALUE_BYTES:
                 thing = self.value.encode(thing)

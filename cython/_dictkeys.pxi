@@ -46,6 +46,9 @@ cdef class DictKeys(DictBase):
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         found = self._look(&key_bytes)
         if found is MISSING:
+            missing = getattr(type(self), "__missing__", None)     # as in a subclass of dict
+            if missing is not None:
+                return missing(self, key)
             raise _errors.KeyNotFound(key)
         return found
 
@@ -71,7 +74,7 @@ cdef class DictKeys(DictBase):
             return True
         try:
             kept = key_encode(self.handle, self.key, key, &key_bytes)
-        except (TypeError, OverflowError):
+        except (TypeError, OverflowError, UnicodeError, _errors.TooLarge):
             hash(key)                          # as a dict: an unhashable key is an error
             return False
         return self._seek(&key_bytes, &number) == OK and not deadline_is_over(number)

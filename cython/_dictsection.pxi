@@ -5,6 +5,16 @@
 cdef object NOT_CREATED = object()
 
 
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+cdef class RawKey:
+    """A key as the map has it, for a section that creates nothing."""
+
+    cdef bytes raw
+
+
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear                # __dealloc__ needs the dict
@@ -37,7 +47,12 @@ cdef class DictSection:
         self.key = key
         self.timeout = timeout
         self.create = create
-        self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
+        if type(key) is RawKey:
+            self.kept = (<RawKey> key).raw
+            self.key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
+            self.key_bytes.is_long = False
+        else:
+            self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
         self.room = owner._spot(self.small, &self.words)
 
     cdef int _open(self, Patience *patience) except -1:
@@ -60,10 +75,10 @@ cdef class DictSection:
                         op_begin(&self.op)
                 status = RETRY
             if status == OK:
-                # From here on this thread does not wait for itself, in code that decodes the value.
-                sections_open[self._name()] = PyThread_get_thread_ident()
                 found.element = element_at(&owner.handle.map, self.section.index)
                 found.header = self.section.held
+                # Before the value is decoded: a program's own code runs there, and may want the key.
+                sections_open[self._name()] = PyThread_get_thread_ident()
                 self.current = owner._take(&found, self.words, NULL)
                 if not self._mine():
                     refuse_section(owner.handle)

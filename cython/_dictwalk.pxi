@@ -109,17 +109,15 @@ cdef class DictCore(DictKeys):
                     self.key, <const uint8_t *> PyBytes_AS_STRING(whole), <Py_ssize_t> length)
         return key_decode(self.key, source, <Py_ssize_t> length)
 
-    def entries(self, int what):
+    def entries(self, int what, bint skipping=False):
         """An iterator of keys (0), values (1) or both (2).
 
-        Each entry that is there throughout comes once, through every resize (I1).
+        Each entry that is there throughout comes once, through every resize (I1). One that cannot
+        be decoded raises, and the next call goes on behind it; skipping leaves it out.
 
-        Raises WriteOnlyMap, MapClosed.
+        Raises WriteOnlyMap, MapClosed, and what decoding raises.
         """
-        for raw in raw_keys(self.handle):
-            found = self._entry(raw, what)
-            if found is not MISSING:
-                yield found
+        return DictEntries(self, what, skipping)
 
     def expire(self):
         """Delete every entry that has expired; return how many.
@@ -128,10 +126,30 @@ cdef class DictCore(DictKeys):
         """
         return self.handle.expire()
 
-    def popitem(self):
-        """Delete some entry and return it as (key, value).
+    cdef object _pop_raw(self, bytes raw, KeyBytes *key):
+        """Delete a key and return its value; MISSING if there is none. What has to be decoded is
+        decoded while the key is locked, and stays if that raises."""
+        cdef DictSection section
+        cdef RawKey name
+        if self.value_slot == NO_SLOT:
+            return self._remove(key, True)
+        name = RawKey.__new__(RawKey)
+        name.raw = raw
+        section = DictSection(self, name, None, NOT_CREATED)
+        try:
+            section.__enter__()
+            found = section.current
+            section.removing = True
+            section.__exit__(None, None, None)
+        except _errors.KeyNotFound:            # also KeyGone
+            return MISSING
+        return found
 
-        Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed.
+    def popitem(self):
+        """Delete some entry and return it as (key, value). One that cannot be decoded stays.
+
+        Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed, and
+        what decoding raises.
         """
         cdef KeyBytes key_bytes
         cdef uint64_t when = 0
@@ -146,10 +164,49 @@ cdef class DictCore(DictKeys):
                         deadline_is_over(when)):
                     self._expire_one(&key_bytes)
                     continue
-                found = MISSING if name is MISSING else self._remove(&key_bytes, True)
+                found = MISSING if name is MISSING else self._pop_raw(raw, &key_bytes)
                 if found is not MISSING:
                     return name, found
                 lost += 1
             if lost == before or len(self) == 0:
                 raise _errors.KeyNotFound("popitem(): the dict is empty")
         raise_status(self.handle, CORRUPT, NULL)      # a walk finds what nobody can look up
+
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+cdef class DictEntries:
+    """What entries() returns. An entry that raises does not end it."""
+
+    cdef DictCore owner
+    cdef object raws
+    cdef int what
+    cdef bint skipping
+
+    def __cinit__(self, DictCore owner not None, int what, bint skipping):
+        self.owner = owner
+        self.raws = raw_keys(owner.handle)
+        self.what = what
+        self.skipping = skipping
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        for raw in self.raws:                  # ends with the walk
+            try:
+                found = self.owner._entry(raw, self.what)
+            except Exception as error:
+                if not self.skipping or not decoding_failed(error):
+                    raise
+                continue
+            if found is not MISSING:
+                return found
+        raise StopIteration
+
+
+cdef bint decoding_failed(object error):
+    """Whether it is about one entry's bytes, and not about the map."""
+    return isinstance(error, _errors.SegmentCorrupt) or not isinstance(
+        error, (_errors.Error, MemoryError))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
 import sys
+import weakref
 from typing import Any
 
 from shmrhash import _core
 from shmrhash._codec import Codec, Role
 from shmrhash._errors import InvalidArgument, SegmentCorrupt
+from shmrhash._stored import Describer, ambiguous, compatible, packed
 
 _WORD_BYTES = 8
 _DIGEST_BYTES = 16
@@ -78,6 +81,38 @@ def _has_padding(kind: Any) -> bool:
     return len(used) < ctypes.sizeof(kind)
 
 
+def _ctypes_texts(cls: Any) -> list[str]:
+    """What is stored of a structure: each field, and its size."""
+    fields = [
+        f"{name}: {_ctypes_text(kind)} at {offset}" for name, kind, offset, _ in _ctypes_fields(cls)
+    ]
+    bits = [
+        f"{name} has {width[0]} bits"
+        for base in reversed(cls.__mro__)
+        for name, _, *width in vars(base).get("_fields_", ())
+        if width
+    ]
+    return [*fields, *bits, f"{ctypes.sizeof(cls)} bytes"]
+
+
+def _ctypes_text(kind: Any) -> str:
+    if issubclass(kind, ctypes.Array):
+        return f"{_ctypes_text(kind._type_)}[{kind._length_}]"
+    if issubclass(kind, (ctypes.Structure, ctypes.Union)):
+        return "{" + ", ".join(_ctypes_texts(kind)) + "}"
+    swapped = kind is not getattr(kind, f"__ctype_{sys.byteorder[0]}e__", kind)
+    return f"{kind.__name__}{', other byte order' if swapped else ''}"
+
+
+def _is_twin_structure(kind: Any, cls: Any) -> bool:
+    """Whether a structure is of the class once more, as a notebook makes it."""
+    return (
+        issubclass(kind, (ctypes.Structure, ctypes.Union))
+        and kind.__qualname__ == cls.__qualname__
+        and _ctypes_texts(kind) == _ctypes_texts(cls)
+    )
+
+
 def ctypes_codec(cls: Any, role: Role) -> Codec:
     """A ctypes.Structure or Union, inline. What comes out is a copy that may be changed."""
     size = ctypes.sizeof(cls)
@@ -95,16 +130,14 @@ def ctypes_codec(cls: Any, role: Role) -> Codec:
     kind = _core.KEY_FIXED if role == "key" else _core.VALUE_FIXED
 
     def encode(thing: Any) -> bytes:
-        _expect_instance(cls, role, thing)
+        if not isinstance(thing, cls) and not _is_twin_structure(type(thing), cls):
+            _expect_instance(cls, role, thing)
         return bytes(thing) + padding
 
     def decode(data: bytes) -> Any:
         return cls.from_buffer_copy(data)
 
-    fields = [
-        f"{name}: {inner.__name__} at {offset}" for name, inner, offset, _ in _ctypes_fields(cls)
-    ]
-    record = class_record(cls, "ctypes structure", [*fields, f"{size} bytes"])
+    record = class_record(cls, "ctypes structure", _ctypes_texts(cls))
     return Codec(cls, record, kind, room, False, encode, decode)
 
 
@@ -117,10 +150,80 @@ def is_msgspec_class(cls: type) -> bool:
     return msgspec is not None and issubclass(cls, msgspec.Struct)
 
 
-def _annotation(kind: Any) -> str:
-    if isinstance(kind, str):
-        return kind
-    return kind.__qualname__ if type(kind) is type else str(kind)
+def _forget_msgspec(classes: list[Any]) -> None:
+    """Leave no trace on a program's classes: what msgspec keeps there cannot be pickled by value,
+    as notebooks' classes are. Its decoder has what it needs."""
+    for cls in classes:
+        plain = getattr(cls, "__origin__", cls)
+        if isinstance(plain, type) and "__msgspec_cache__" in vars(plain):
+            with contextlib.suppress(AttributeError, TypeError):  # another thread did it
+                type.__delattr__(plain, "__msgspec_cache__")
+
+
+def _described(cls: Any) -> Any:
+    """What is stored of cls: see _stored.py. Raises what msgspec raises."""
+    import msgspec.inspect
+
+    describer = Describer()
+    description = describer.describe(msgspec.inspect.type_info(cls))
+    _forget_msgspec(describer.classes)
+    return description
+
+
+def _without_signs_of_zero(thing: Any) -> Any:
+    """A decoded message with 0.0 for -0.0, which are equal."""
+    if isinstance(thing, float):
+        return thing + 0.0
+    if isinstance(thing, list):
+        return [_without_signs_of_zero(item) for item in thing]
+    if isinstance(thing, dict):
+        return {_without_signs_of_zero(key): _without_signs_of_zero(thing[key]) for key in thing}
+    return thing
+
+
+class _Encoder:
+    """Instances of a class as MessagePack."""
+
+    def __init__(self, cls: Any, role: Role, description: Any, decoder: Any) -> None:
+        import msgspec
+
+        self._cls = cls
+        self._role = role
+        self._description = description
+        self._decode = decoder.decode
+        self._error = msgspec.ValidationError
+        self._plain = msgspec.msgpack.decode
+        encoder = msgspec.msgpack.Encoder(order="deterministic" if role == "key" else None)
+        self._encode = encoder.encode
+        self._twins: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+    def __call__(self, thing: Any) -> bytes:
+        if not isinstance(thing, self._cls) and not self._is_twin(type(thing)):
+            _expect_instance(self._cls, self._role, thing)
+        data = bytes(self._encode(thing))
+        return self._canonical(data) if self._role == "key" else data
+
+    def _is_twin(self, cls: type) -> bool:
+        """Whether cls is the class once more: its notebook cell was run again, or its module is the
+        program and was imported too."""
+        if cls.__qualname__ != self._cls.__qualname__:
+            return False
+        if cls not in self._twins:
+            try:
+                self._twins[cls] = _described(cls) == self._description
+            except (TypeError, NameError):  # msgspec cannot store it
+                self._twins[cls] = False
+        return self._twins[cls]
+
+    def _canonical(self, data: bytes) -> bytes:
+        """Equal keys have equal bytes, also if a float field was given an int."""
+        try:
+            again = bytes(self._encode(self._decode(data)))
+        except self._error as error:
+            raise TypeError(f"key is not what {self._cls.__qualname__} declares: {error}") from None
+        if b"\xcb\x80\0\0\0\0\0\0\0" in again:
+            again = bytes(self._encode(_without_signs_of_zero(self._plain(again))))
+        return again
 
 
 def message_codec(cls: Any, role: Role) -> Codec:
@@ -134,23 +237,14 @@ def message_codec(cls: Any, role: Role) -> Codec:
         ) from None
     try:
         decoder = msgspec.msgpack.Decoder(cls)
+        description = _described(cls)
     except (TypeError, NameError) as error:
         raise InvalidArgument(f"msgspec cannot store {cls.__qualname__}: {error}") from None
-    encoder = msgspec.msgpack.Encoder(order="deterministic" if role == "key" else None)
-
-    def encode(thing: Any) -> bytes:
-        _expect_instance(cls, role, thing)
-        return bytes(encoder.encode(thing))
-
-    if dataclasses.is_dataclass(cls):
-        of = "dataclass"
-        fields = [f"{field.name}: {_annotation(field.type)}" for field in dataclasses.fields(cls)]
-    else:
-        of = "msgspec.Struct"
-        fields = [
-            f"{field.encode_name}: {_annotation(field.type)}"
-            for field in msgspec.structs.fields(cls)
-        ]
+    if role == "key" and (why := ambiguous(description)):
+        raise InvalidArgument(
+            f"{cls.__qualname__} has {why}, so equal keys could be stored as different ones; "
+            f"declare the field as str or int, or the key as object"
+        )
 
     def decode(data: bytes) -> Any:
         try:
@@ -160,6 +254,23 @@ def message_codec(cls: Any, role: Role) -> Codec:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SegmentCorrupt(f"{len(data)} bytes are not MessagePack: {error}") from None
 
+    of = "dataclass" if dataclasses.is_dataclass(cls) else "msgspec.Struct"
+    record = {"class": class_name(cls), "of": of, "stored": packed(description)}
     kind = _core.KEY_ENCODED if role == "key" else _core.VALUE_ENCODED
     size = _DIGEST_BYTES if role == "key" else _WORD_BYTES
-    return Codec(cls, class_record(cls, of, fields), kind, size, True, encode, decode)
+    encode = _Encoder(cls, role, description, decoder)
+    return Codec(cls, record, kind, size, True, encode, decode)
+
+
+def same_stored(one: Any, other: Any, role: Role) -> bool:
+    """Whether two records, as JSON has them, stand for types that read each other's entries."""
+    if one == other:
+        return True
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return False
+    if "stored" in one and "stored" in other:
+        if role == "key":  # found by their bytes
+            return bool(one["stored"] == other["stored"])
+        return compatible(one["stored"], other["stored"])
+    parts = ("of", "fields")
+    return "fields" in one and all(one.get(part) == other.get(part) for part in parts)

@@ -11,7 +11,7 @@ from typing import Any
 from shmrhash._dict import SharedDict
 from shmrhash._errors import InvalidArgument
 from shmrhash._schema import Schema
-from shmrhash._views import ITEMS, VALUES
+from shmrhash._views import ITEMS, VALUES, Errors
 
 
 class SharedCounter(SharedDict):
@@ -120,14 +120,12 @@ class SharedCounter(SharedDict):
         """
         return dict(self.entries(ITEMS))
 
-    def copy(self) -> Counter[Any]:
-        """A collections.Counter of the counts. Not a snapshot.
+    def copy(self, *, errors: Errors = "raise") -> Counter[Any]:
+        """A collections.Counter of the counts. Not a snapshot. errors: as for items().
 
         Raises what reading raises.
         """
-        return Counter(self.as_dict())
-
-    __copy__ = copy
+        return Counter(dict(iter(self.items(errors=errors))))
 
     @classmethod
     def fromkeys(cls, *_args: Any, **_options: Any) -> Any:

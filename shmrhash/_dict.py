@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable
 from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, TypeVar
 
-from shmrhash._dictfile import create_anonymous, create_segment, expect_types
+from shmrhash import _core
+from shmrhash._dictfile import (
+    create_anonymous,
+    create_segment,
+    expect_types,
+    remove_replaced,
+)
 from shmrhash._errors import (
     InvalidArgument,
+    LayoutMismatch,
     LockTimeout,
     SegmentExists,
     SegmentMissing,
@@ -25,6 +31,7 @@ from shmrhash._schema import (
     read_schema,
     restore_schema,
     ttl_checked,
+    with_ttl,
 )
 from shmrhash._types import record_name
 from shmrhash._views import ITEMS, shown
@@ -92,16 +99,22 @@ class SharedDict(MappingMethods):
         mode: int = 0o600,
         ephemeral: bool = False,
         owner: int | None = None,
+        if_different: str = "raise",
     ) -> None:
-        """Create a dict; or open the one of this name, if it has the same types and ttl.
+        """Create a dict; or open the one of this name, if its types fit and its limits are equal.
 
         name: None makes an anonymous one. key, value: the declared types. max_entries: a hard
         limit, and compared if it is given; else 2**20. max_bytes: of keys and values that are not
-        in the entries; None: as much as the file system has. ttl: seconds that values live; None:
-        for ever, and entries have no room for a deadline. timeout: seconds an operation waits for
+        in the entries, compared likewise; None: as much as the file system has. ttl: seconds that
+        values live which this handle stores. None: as the dict was made; and if it is made now, for
+        ever, and entries have no room for a deadline. timeout: seconds an operation waits for
         a lock whose owner is alive; None is for ever. mode: permissions of the segment's file.
         ephemeral: the last process to close it removes the name. owner: a user id to trust besides
-        one's own and root's.
+        one's own and root's. if_different: "replace" takes the name from a dict of other types or
+        limits and makes a new one; who has the old one goes on with it. Of several that start at
+        once, one makes it and the others open it.
+
+        Types fit if each side can read what the other stores: docs/deploys.md has the rules.
 
         Raises LayoutMismatch (it is there, with other types: both are named), TypeError and
         InvalidArgument (a type that cannot be declared), ImportError (its library is not
@@ -112,6 +125,8 @@ class SharedDict(MappingMethods):
         if name is None:
             self._start(create_anonymous(schema, limits, timeout=timeout, mode=mode), schema)
             return
+        if if_different not in ("raise", "replace"):
+            raise InvalidArgument(f"if_different is 'raise' or 'replace', not {if_different!r}")
         for _ in range(_RACES_MAX):  # somebody else creates and unlinks in between; not for ever
             try:
                 handle = RHashMap.open(name, timeout=timeout, owner=owner)
@@ -122,10 +137,19 @@ class SharedDict(MappingMethods):
                     )
                 except SegmentExists:
                     continue
-            else:
-                expect_types(handle, schema, limits)
-            self._start(handle, schema)
-            return
+                self._start(handle, schema)
+                return
+            try:
+                self._start(handle, expect_types(handle, schema, limits))
+                return
+            except LayoutMismatch:
+                replaced = if_different == "replace" and remove_replaced(handle)
+                handle.close()
+                if not replaced:
+                    raise
+            except BaseException:
+                handle.close()
+                raise
         raise LockTimeout(f"segment {name!r} is created and removed all the time")
 
     def _start(self, handle: RHashMap, schema: Schema) -> None:
@@ -234,7 +258,7 @@ class SharedDict(MappingMethods):
             )
         if ttl_checked(ttl) == math.inf:
             return _NEVER_NS
-        return time.monotonic_ns() + max(1, round(ttl * 1e9))
+        return _core.clock_monotonic_ns() + max(1, round(ttl * 1e9))
 
     def set(self, key: Any, value: Any, ttl: float | None = None) -> None:
         """Store a value that lives for ttl seconds; None: the default; inf: for ever. Atomic.
@@ -258,7 +282,7 @@ class SharedDict(MappingMethods):
         deadline_ns = self.deadline(key)
         if deadline_ns in (0, _NEVER_NS):
             return None
-        return max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
+        return max(0.0, (deadline_ns - _core.clock_monotonic_ns()) / 1e9)
 
     def touch(self, key: Any, ttl: float | None = None) -> bool:
         """Give an entry ttl seconds from now; None: the default; inf: for ever. False if absent.
@@ -267,7 +291,7 @@ class SharedDict(MappingMethods):
         """
         deadline_ns = self._deadline_ns(ttl)
         if not deadline_ns and self.default_ttl_ns:
-            deadline_ns = time.monotonic_ns() + self.default_ttl_ns
+            deadline_ns = _core.clock_monotonic_ns() + self.default_ttl_ns
         return super().touch(key, deadline_ns)
 
     # The handle.
@@ -346,15 +370,23 @@ class SharedDict(MappingMethods):
         what = "closed" if self.closed else f"{{{shown(self.entries(ITEMS), True)}}}"
         return f"<{type(self).__name__} {self.name!r} of {key} to {value}: {what}>"
 
+    def __copy__(self: _D) -> _D:
+        return self
+
+    def __deepcopy__(self: _D, memo: object) -> _D:
+        return self  # the same dict: what other processes see is not copied; copy() does that
+
     def __reduce__(self) -> tuple[Any, ...]:
         types = self._schema.key.declared, self._schema.value.declared
-        return _attach, (type(self), self.handle, *types)
+        own = {name: value for name, value in vars(self).items() if name != "_schema"}
+        return _attach, (type(self), self.handle, *types, self._schema.ttl), own or None
 
 
-def _attach(cls: type[_D], handle: RHashMap, key: Any, value: Any) -> _D:
+def _attach(cls: type[_D], handle: RHashMap, key: Any, value: Any, ttl: float | None = None) -> _D:
     """What a pickled dict becomes: the one of that name, if it still has those types."""
     try:
-        schema = restore_schema(read_schema(handle.schema, handle.name), handle.name, key, value)
+        record = read_schema(handle.schema, handle.name)
+        schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)
     except BaseException:
         handle.close()
         raise

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
+import struct
 from typing import Any
 
 from shmrhash import _core, _segment
-from shmrhash._errors import Error, LayoutMismatch
+from shmrhash._errors import Error, LayoutMismatch, PermissionDenied
 from shmrhash._map import RHashMap, _unlink_path_if
-from shmrhash._schema import Schema, read_schema, restore_schema
+from shmrhash._schema import REMEDY, Schema, read_schema, restore_schema, with_ttl
 
 MAX_ENTRIES = 1 << 20
+PAGE_BYTES = 4096  # max_bytes are whole pages
 ANONYMOUS_PREFIX = "shmrhash-anonymous-"
+# A struct flock of one byte, which is beyond those that say who lives.
+_REPLACING = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 1 << 40, 1, 0)
 
 Limits = tuple[int | None, int | None]  # max_entries, max_bytes; None: not given
 
@@ -57,20 +62,52 @@ def remove_abandoned(name: str) -> None:
                 os.close(fd)
 
 
-def expect_types(handle: RHashMap, schema: Schema, limits: Limits) -> None:
-    """Compare what was found with what was wanted; close the handle if it is something else."""
+def expect_types(handle: RHashMap, schema: Schema, limits: Limits) -> Schema:
+    """Compare what was found with what was wanted; return the schema of this handle.
+
+    Raises LayoutMismatch: it is something else.
+    """
+    record = read_schema(handle.schema, handle.name)
+    found = restore_schema(record, handle.name, schema.key.declared, schema.value.declared)
+    found = with_ttl(found, handle.name, schema.ttl)
+    if limits[0] not in (None, handle.max_entries):
+        raise LayoutMismatch(
+            f"segment {handle.name!r} has max_entries={handle.max_entries}, opened with "
+            f"{limits[0]}; {REMEDY}"
+        )
+    if schema.has_objects and limits[1] is not None:
+        wanted = -(-limits[1] // PAGE_BYTES) * PAGE_BYTES
+        if handle.max_bytes != wanted:
+            raise LayoutMismatch(
+                f"segment {handle.name!r} has max_bytes={handle.max_bytes}, opened with "
+                f"{limits[1]}; {REMEDY}"
+            )
+    return found
+
+
+def remove_replaced(handle: RHashMap) -> bool:
+    """Remove the name of a dict that is to be replaced; False: it is no dict, and stays.
+
+    Starters that found the same dict do this one after another, under a lock of its file. So none
+    of them takes the name from the new dict that the first of them makes.
+
+    Raises PermissionDenied: the directory does not let this user remove it.
+    """
     try:
-        record = read_schema(handle.schema, handle.name)
-        found = restore_schema(record, handle.name, schema.key.declared, schema.value.declared)
-        if found.ttl != schema.ttl:
-            raise LayoutMismatch(
-                f"segment {handle.name!r} has ttl={found.ttl}, opened with ttl={schema.ttl}"
-            )
-        if limits[0] not in (None, handle.max_entries):
-            raise LayoutMismatch(
-                f"segment {handle.name!r} has max_entries={handle.max_entries}, opened with "
-                f"{limits[0]}; open() takes it as it is"
-            )
-    except BaseException:
-        handle.close()
-        raise
+        read_schema(handle.schema, handle.name)
+    except LayoutMismatch:
+        return False
+    try:
+        fd = os.open(handle._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    try:
+        if os.path.samestat(os.fstat(fd), os.fstat(handle._descriptor())):
+            # Held for one look and one unlink, and only by who may write the file.
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _REPLACING)
+            _unlink_path_if(handle._path, fd)
+    except PermissionError as error:
+        raise PermissionDenied(f"segment {handle.name!r} cannot be replaced: {error}") from None
+    finally:
+        os.close(fd)
+    return True

@@ -9,14 +9,13 @@ A key is a tag and a content:
     b BYTES      bytes
     t ITEMS      tuple: each item's bytes, its length before it
     z ITEMS      frozenset: the same, sorted
-    p PICKLE     anything else: its pickle, without a memo, so that it does not depend on identities
+    and the tags of _keykinds.py: numbers that are no float, times, paths, p for pickles, ...
 
 So 1, 1.0 and True are one key, as in a dict; it comes back as 1. A NaN is the key of its 8 bytes.
 """
 
 from __future__ import annotations
 
-import io
 import numbers
 import pickle
 import struct
@@ -25,14 +24,17 @@ from decimal import Decimal
 from typing import Any
 
 from shmrhash._errors import SegmentCorrupt
+from shmrhash._keykinds import DIGITS_MAX, refusal, special_bytes, special_key
 
 _LENGTH_LONG = 255  # this byte says that four bytes of length follow
 _FLOAT = struct.Struct("<d")
-_PROTOCOL = 5
 
 
 def encode_key(key: Any) -> bytes:
-    """The bytes of a key. Raises TypeError for what has no hash; what pickling raises."""
+    """The bytes of a key.
+
+    Raises TypeError (no hash; an equality that the bytes could not have), TooLarge.
+    """
     kind = type(key)
     content: bytes
     if kind is str:
@@ -71,19 +73,16 @@ def _encode_other(key: Any) -> bytes:
         if isinstance(key, kind):
             plain = str.__str__(key) if kind is str else kind(key)
             if hash(plain) != hashed or plain != key:
-                break  # a subclass with an equality of its own
+                raise refusal(key, f"it is a {kind.__name__} with an equality of its own")
             if kind is frozenset:
                 return _encode_items(b"z", sorted(map(encode_key, plain)))
             return encode_key(plain)
-    if isinstance(key, (numbers.Number, Decimal)):
+    span = getattr(getattr(key, "dtype", None), "kind", "") == "m"  # which NumPy calls an integer
+    if isinstance(key, (numbers.Number, Decimal)) and not span:
         number = _plain_number(key)
         if number is not None:
             return encode_key(number) if isinstance(number, int) else b"f" + _FLOAT.pack(number)
-    out = io.BytesIO()
-    pickler = pickle.Pickler(out, _PROTOCOL)
-    pickler.fast = True
-    pickler.dump(key)
-    return b"p" + out.getvalue()
+    return special_bytes(key, encode_key)
 
 
 def _plain_number(key: Any) -> int | float | None:
@@ -91,6 +90,8 @@ def _plain_number(key: Any) -> int | float | None:
     if isinstance(key, float) and key != key:
         return float(key)
     real: Any = key.real if isinstance(key, numbers.Complex) else key
+    if isinstance(real, Decimal) and abs(real.adjusted()) > DIGITS_MAX:
+        return None  # too long for a key, and for ever in making
     for kind in (int, float):
         try:
             number = kind(real)
@@ -128,7 +129,7 @@ def _decoded(data: bytes, load: Callable[[bytes], Any]) -> Any:
         return frozenset(_decode_items(content, load))
     if tag == b"p":
         return load(content)
-    raise SegmentCorrupt(f"a key of {len(data)} bytes has the unknown tag {tag!r}")
+    return special_key(tag, content, lambda inner: _decoded(inner, load))
 
 
 def _decode_items(content: bytes, load: Callable[[bytes], Any]) -> list[Any]:

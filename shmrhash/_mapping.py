@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any
 
 from shmrhash import _core
-from shmrhash._views import ITEMS, KEYS, SharedItems, SharedKeys, SharedValues
+from shmrhash._views import ITEMS, KEYS, NOT_HELD, Errors, SharedItems, SharedKeys, SharedValues
 
 _ABSENT: Any = object()
 
@@ -19,26 +19,30 @@ class MappingMethods(_core.DictCore):
     def __iter__(self) -> Iterator[Any]:
         return self.entries(KEYS)
 
-    def keys(self) -> SharedKeys:
-        """A view of the keys, with the operations of a set.
+    def keys(self, *, errors: Errors = "raise") -> SharedKeys:
+        """A view of the keys, with the operations of a set. errors: as for items().
 
         Raises, when it is read, what reading raises.
         """
-        return SharedKeys(self)
+        return SharedKeys(self, errors)
 
-    def values(self) -> SharedValues:
-        """A view of the values; each is a copy of its own.
+    def values(self, *, errors: Errors = "raise") -> SharedValues:
+        """A view of the values; each is a copy of its own. errors: as for items().
 
         Raises, when it is read, what reading raises.
         """
-        return SharedValues(self)
+        return SharedValues(self, errors)
 
-    def items(self) -> SharedItems:
+    def items(self, *, errors: Errors = "raise") -> SharedItems:
         """A view of the pairs (key, value), with the operations of a set; each is read in one step.
 
-        Raises, when it is read, what reading raises.
+        errors: what becomes of an entry that cannot be decoded, because its class is not to be
+        imported here, say. "raise": iterating raises at this entry, and next() of the same iterator
+        goes on behind it. "skip": it is left out.
+
+        Raises, when it is read, what reading raises; InvalidArgument (another word for errors).
         """
-        return SharedItems(self)
+        return SharedItems(self, errors)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Store the pairs of a mapping or an iterable, and the keywords, as dict.update() does.
@@ -58,18 +62,15 @@ class MappingMethods(_core.DictCore):
         for key, value in more.items():
             self[key] = value
 
-    def copy(self) -> dict[Any, Any]:
-        """A plain dict of what is in it. Not a snapshot: see the class.
+    def copy(self, *, errors: Errors = "raise") -> dict[Any, Any]:
+        """A plain dict of what is in it. Not a snapshot: see the class. errors: as for items().
+
+        copy.copy() and copy.deepcopy() of a dict, or of what refers to it, give the same dict.
 
         Raises what reading raises; with Array values TooManyProcesses, if there are too many to
         hold all of them.
         """
-        return dict(self.entries(ITEMS))
-
-    __copy__ = copy
-
-    def __deepcopy__(self, memo: object) -> dict[Any, Any]:
-        return self.copy()
+        return dict(iter(self.items(errors=errors)))
 
     def __or__(self, other: Any) -> dict[Any, Any]:
         if not isinstance(other, Mapping):
@@ -98,7 +99,7 @@ class MappingMethods(_core.DictCore):
         for key, value in self.entries(ITEMS):
             try:
                 found = other[key]
-            except (KeyError, TypeError, OverflowError):  # absent; a key it cannot have
+            except (KeyError, *NOT_HELD):  # absent; a key it cannot have
                 return False
             if not (found is value or found == value):
                 return False

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
+from shmrhash._classes import same_stored
 from shmrhash._codec import Codec, Role
 from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
 from shmrhash._fields import Field, Kptr, Timer, packed
@@ -20,6 +22,11 @@ VERSION = 1
 KIND = "SharedDict"
 BYTES_MAX = 1536
 PER_ENTRY = "per entry"  # entries can expire, and do so only if they are told to
+REMEDY = (
+    "if_different='replace' makes it anew, open() takes it as it is; or choose another name, or "
+    "unlink it"
+)
+_TIME_NAMESPACE = "/proc/self/timens_offsets"
 TTL_MAX = 1 << 33  # seconds, 272 years: a deadline fits into 63 bits of nanoseconds
 
 
@@ -33,6 +40,32 @@ def ttl_checked(ttl: float) -> float:
     if not 0 < ttl <= TTL_MAX and ttl != math.inf:
         raise InvalidArgument(f"ttl is above 0 and at most {TTL_MAX} seconds, or inf, not {ttl}")
     return ttl
+
+
+def clock_ahead_ns() -> int | None:
+    """How far this time namespace's CLOCK_MONOTONIC is ahead of the machine's; None: unknown."""
+    try:
+        with open(_TIME_NAMESPACE) as lines:
+            for line in lines:
+                name, seconds, ns = line.split()
+                if name == "monotonic":
+                    return int(seconds) * 10**9 + int(ns)
+    except FileNotFoundError:
+        return 0 if os.path.exists("/proc/self/ns") else None  # a kernel without them, or no /proc
+    except (OSError, ValueError):
+        return None
+    return 0
+
+
+def _expect_clock(record: dict[str, Any], name: str) -> None:
+    """Refuse a clock by which the deadlines of others cannot be judged. Raises LayoutMismatch."""
+    made, here = record.get("clock", 0), clock_ahead_ns()
+    if record["ttl"] is not None and here not in (None, made):
+        raise LayoutMismatch(
+            f"segment {name!r} has deadlines by the clock of another time namespace, which is "
+            f"{made} ns ahead of the machine's; this one is {here} ns ahead, and would take "
+            f"living entries for expired; open it in that namespace, or make it without ttl"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +116,8 @@ class Schema:
             "value": self.value.record,
             "ttl": PER_ENTRY if self.ttl == math.inf else self.ttl,
         }
+        if self.ttl is not None and (ahead_ns := clock_ahead_ns()):
+            record["clock"] = ahead_ns
         data = json.dumps(record, separators=(",", ":")).encode()
         if len(data) > BYTES_MAX:
             raise TooLarge(
@@ -155,11 +190,27 @@ def expect_geometry(schema: Schema, handle: Any) -> None:
         )
 
 
+def with_ttl(schema: Schema, name: str, ttl: float | None) -> Schema:
+    """The schema for a handle with this default ttl; None: the one of the segment.
+
+    Raises LayoutMismatch: entries have no room for a deadline.
+    """
+    if ttl is None:
+        return schema
+    if schema.ttl is None:
+        raise LayoutMismatch(
+            f"segment {name!r} was made without ttl, so its entries have no room for a deadline, "
+            f"and it was opened with ttl={ttl}; open it without ttl, or {REMEDY}"
+        )
+    return replace(schema, ttl=ttl)
+
+
 def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> Schema:
     """The schema of a segment; key and value, unless None, must be the types it has.
 
     Raises LayoutMismatch, naming both types, and what codec_for() raises.
     """
+    _expect_clock(record, name)
     codecs = []
     roles: tuple[tuple[Role, Any], ...] = (("key", key), ("value", value))
     for role, declared in roles:
@@ -168,10 +219,11 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
         else:
             codec = codec_for(declared, role)
         # As JSON has it: a tuple, say, comes back as a list.
-        if json.loads(json.dumps(codec.record)) != record[role]:
+        if not same_stored(json.loads(json.dumps(codec.record)), record[role], role):
             raise LayoutMismatch(
                 f"segment {name!r} has the {role} type {record_name(record[role])}, opened with "
-                f"{record_name(codec.record)}"
+                f"{record_name(codec.record)}; SharedDict(..., if_different='replace') makes it "
+                f"anew; or choose another name, or unlink it"
             )
         codecs.append(codec)
     return Schema(codecs[0], codecs[1], ttl_of_record(record, name))

@@ -20,6 +20,7 @@ from shmrhash._classes import ctypes_codec, is_msgspec_class, message_codec
 from shmrhash._codec import Codec, Role
 from shmrhash._errors import InvalidArgument, LayoutMismatch
 from shmrhash._keys import decode_key, encode_key
+from shmrhash._stored import text_of
 
 KEY_DIGEST_BYTES = 16  # of a key of any length: itself if it has up to 15 bytes, else a digest
 WORD_BYTES = 8
@@ -199,4 +200,5 @@ def record_name(record: Any) -> str:
         return f"the dtype {record['numpy']}"
     if "array" in record:
         return f"Array({record['array']!r}, shape={record.get('shape')})"
-    return f"the {record.get('of', 'class')} {record.get('class')} with {record.get('fields')}"
+    fields = text_of(record["stored"]) if "stored" in record else record.get("fields")
+    return f"the {record.get('of', 'class')} {record.get('class')} with {fields}"

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from shmrhash._errors import InvalidArgument, TooLarge
 
 if TYPE_CHECKING:
     from shmrhash._dict import SharedDict
 
 KEYS, VALUES, ITEMS = 0, 1, 2  # what DictCore.entries() delivers
 SHOWN_MAX = 6  # entries in a repr
+
+Errors = Literal["raise", "skip"]
+NOT_HELD = (TypeError, OverflowError, UnicodeError, TooLarge)  # by keys that a type cannot hold
 
 _T = TypeVar("_T")
 _short = reprlib.Repr()
@@ -28,14 +33,25 @@ def shown(entries: Iterator[Any], pairs: bool) -> str:
     return ", ".join(parts)
 
 
+def _skipping(errors: Errors) -> bool:
+    """Raises InvalidArgument."""
+    if errors not in ("raise", "skip"):
+        raise InvalidArgument(f"errors is 'raise' or 'skip', not {errors!r}")
+    return errors == "skip"
+
+
 class SharedKeys(KeysView[Any]):
     """The keys: a set, as dict.keys() is. Set operations make a plain set."""
 
-    __slots__ = ()
+    __slots__ = ("_skipping",)
     _mapping: SharedDict
 
+    def __init__(self, mapping: Any, errors: Errors = "raise") -> None:
+        super().__init__(mapping)
+        self._skipping = _skipping(errors)
+
     def __iter__(self) -> Iterator[Any]:
-        return self._mapping.entries(KEYS)
+        return self._mapping.entries(KEYS, self._skipping)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}([{shown(iter(self), False)}])"
@@ -48,11 +64,15 @@ class SharedKeys(KeysView[Any]):
 class SharedItems(ItemsView[Any, Any]):
     """The pairs of key and value, each read in one step. Set operations make a plain set."""
 
-    __slots__ = ()
+    __slots__ = ("_skipping",)
     _mapping: SharedDict
 
+    def __init__(self, mapping: Any, errors: Errors = "raise") -> None:
+        super().__init__(mapping)
+        self._skipping = _skipping(errors)
+
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return self._mapping.entries(ITEMS)
+        return self._mapping.entries(ITEMS, self._skipping)
 
     def __contains__(self, item: object) -> bool:
         if not isinstance(item, tuple) or len(item) != 2:
@@ -60,10 +80,10 @@ class SharedItems(ItemsView[Any, Any]):
         key, wanted = item
         try:
             found = self._mapping[key]
-        except (KeyError, OverflowError):
+        except KeyError:
             return False
-        except TypeError:
-            return key in self._mapping  # of another type, which cannot be there; or unhashable
+        except NOT_HELD:
+            return key in self._mapping  # which cannot be there; or unhashable
         return bool(found is wanted or found == wanted)
 
     def __repr__(self) -> str:
@@ -77,11 +97,15 @@ class SharedItems(ItemsView[Any, Any]):
 class SharedValues(ValuesView[Any]):
     """The values, each a copy of its own."""
 
-    __slots__ = ()
+    __slots__ = ("_skipping",)
     _mapping: SharedDict
 
+    def __init__(self, mapping: Any, errors: Errors = "raise") -> None:
+        super().__init__(mapping)
+        self._skipping = _skipping(errors)
+
     def __iter__(self) -> Iterator[Any]:
-        return self._mapping.entries(VALUES)
+        return self._mapping.entries(VALUES, self._skipping)
 
     def __contains__(self, value: object) -> bool:
         return any(found is value or found == value for found in self)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import shmrhash
-from shmrhash import RHashMap
+from shmrhash import RHashMap, _core
 from shmrhash._fields import Kptr, Timer
 from shmrhash._schema import PER_ENTRY, read_schema, ttl_of_record
 from shmrhash._types import record_name
@@ -30,7 +29,7 @@ class Extra(NamedTuple):
         """Seconds; None: never."""
         if self.deadline_ns in (0, NEVER_NS):
             return None
-        return (self.deadline_ns - time.monotonic_ns()) / 1e9
+        return (self.deadline_ns - _core.clock_monotonic_ns()) / 1e9
 
     @property
     def expired(self) -> bool:

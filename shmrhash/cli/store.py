@@ -60,7 +60,7 @@ def chunks_of(contents: Plain, done: Callable[[int], Any]) -> Iterator[Chunk | B
 
 def _on_the_wall(contents: Plain) -> Iterator[tuple[bytes, bytes, Extra]]:
     """Every entry, its deadline by the clock on the wall."""
-    ahead_ns = time.time_ns() - time.monotonic_ns()
+    ahead_ns = time.time_ns() - _core.clock_monotonic_ns()
     for key, value, extra in contents.items():
         assert extra is not None
         timed = extra.deadline_ns not in (0, NEVER_NS)
@@ -155,7 +155,7 @@ class Store:
 
     def _put_batch(self, batch: Batch, done: Callable[[int], Any]) -> None:
         flag = BPF_NOEXIST if self._keep else BPF_ANY
-        ahead_ns = time.time_ns() - time.monotonic_ns()
+        ahead_ns = time.time_ns() - _core.clock_monotonic_ns()
         count = 0
         try:
             for key, value, extra in batch.entries:
@@ -164,7 +164,7 @@ class Store:
                     deadline_ns = 0
                 elif extra.deadline_ns:
                     deadline_ns = min(extra.deadline_ns - ahead_ns, NEVER_NS)
-                    if deadline_ns <= time.monotonic_ns():
+                    if deadline_ns <= _core.clock_monotonic_ns():
                         self.expired += 1
                         continue
                 own = extra._replace(deadline_ns=deadline_ns)

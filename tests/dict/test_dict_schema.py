@@ -1,6 +1,7 @@
 """What a segment says of its types, and who may open it."""
 
 import json
+import pickle
 import sys
 
 import numpy as np
@@ -75,16 +76,42 @@ def test_another_type_is_a_mismatch_that_names_both(make_dict, map_name, made, w
             use(map_name, **types)
 
 
-def test_another_ttl_or_limit_is_a_mismatch(make_dict, map_name):
-    make_dict(key=str, value=int, ttl=5, max_entries=100)
-    types = {"key": str, "value": int}
+def test_another_limit_is_a_mismatch_that_names_the_remedies(make_dict, map_name):
+    make_dict(key=str, value=str, max_entries=100, max_bytes=1 << 20)
+    types = {"key": str, "value": str}
 
-    with pytest.raises(LayoutMismatch, match="ttl=5, opened with ttl=None"):
-        SharedDict(map_name, **types)
-    with pytest.raises(LayoutMismatch, match="max_entries=100, opened with 200"):
-        SharedDict(map_name, **types, ttl=5, max_entries=200)
-    with SharedDict(map_name, **types, ttl=5) as opened:
-        assert opened.max_entries == 100
+    for limits, complaint in (
+        ({"max_entries": 200}, "max_entries=100, opened with 200; if_different='replace'"),
+        ({"max_bytes": 1 << 21}, "max_bytes=1048576, opened with 2097152; if_different='replace'"),
+    ):
+        with pytest.raises(LayoutMismatch, match=complaint):
+            SharedDict(map_name, **types, **limits)
+    for limits in ({}, {"max_entries": 100}, {"max_bytes": (1 << 20) - 5}):
+        with SharedDict(map_name, **types, **limits) as opened:
+            assert opened.max_entries == 100
+
+
+def test_a_ttl_is_the_handles_and_not_part_of_what_must_match(make_dict, map_name):
+    """Each opener's own default; without one, the creator's. A pickle keeps it."""
+    types = {"key": str, "value": int}
+    make_dict(**types, ttl=5)
+
+    for given, expected in ((None, 5), (60, 60), (float("inf"), None), (5, 5)):
+        with SharedDict(map_name, **types, ttl=given) as opened:
+            opened["a"] = 1
+            found = opened.ttl("a")
+            assert found is None if expected is None else expected - 5 < found <= expected
+            with pickle.loads(pickle.dumps(opened)) as again:
+                assert again.default_ttl_ns == opened.default_ttl_ns
+
+
+def test_a_ttl_without_room_for_deadlines_is_a_mismatch_that_says_what_is_missing(
+    make_dict, map_name
+):
+    make_dict(key=str, value=int)
+
+    with pytest.raises(LayoutMismatch, match=r"made without ttl, .* no room .*; open it without"):
+        SharedDict(map_name, key=str, value=int, ttl=5)
 
 
 def test_a_class_must_be_given_and_be_the_same(make_dict, map_name):

@@ -8,7 +8,7 @@ import pytest
 from workers import run_together
 
 import shmrhash
-from shmrhash import SharedCounter, SharedDict
+from shmrhash import SharedCounter, SharedDict, _schema
 
 SHORT_S = 0.03
 LONG_S = 3600.0
@@ -276,3 +276,29 @@ def test_popitem_of_nothing_but_an_expired_entry_that_is_locked_ends(make_dict):
         with pytest.raises(KeyError):
             run_alone(d.popitem)
     d.pop("k", None)
+
+
+def test_a_clock_of_another_time_namespace_judges_no_deadlines(make_dict, monkeypatch, tmp_path):
+    """By what the kernel says of the namespace; dicts without ttl open anywhere."""
+    offsets = tmp_path / "offsets"
+    offsets.write_text("monotonic           0         0\nboottime            0         0\n")
+    monkeypatch.setattr(_schema, "_TIME_NAMESPACE", str(offsets))
+    d = make_dict(key=str, value=int, ttl=60)
+    plain = make_dict(key=str, value=int)
+    d["a"] = 1
+
+    offsets.write_text("monotonic       86400         0\nboottime        86400         0\n")
+    for use in (SharedDict, SharedDict.open):
+        with pytest.raises(shmrhash.LayoutMismatch, match=r"time namespace.*86400000000000 ns"):
+            use(d.name, key=str, value=int)
+        with use(plain.name, key=str, value=int):
+            pass
+    there = make_dict(key=str, value=int, ttl=60)
+    with SharedDict.open(there.name):
+        pass
+    offsets.write_text("monotonic           0         0\n")
+    with pytest.raises(shmrhash.LayoutMismatch, match="time namespace"):
+        SharedDict.open(there.name)
+    offsets.unlink()  # a kernel without time namespaces
+    with SharedDict.open(d.name) as opened:
+        assert opened["a"] == 1

@@ -1,0 +1,340 @@
+"""Deploys: what two versions of a program may differ in, and replacing a dict that does not fit."""
+
+# ruff: noqa: UP006, UP007, UP045 (how types are spelled is what is tested)
+
+import dataclasses
+import enum
+import itertools
+import multiprocessing
+import pickle
+import sys
+import types
+import typing
+
+import pytest
+from dict_types import Packed
+
+import shmrhash
+from shmrhash import LayoutMismatch, SharedDict
+from shmrhash._classes import message_codec, same_stored
+from shmrhash._stored import compatible, packed, text_of
+
+msgspec = pytest.importorskip("msgspec")
+
+
+class Old(enum.Enum):
+    A = "a"
+
+
+class New(enum.Enum):
+    A = "a"
+    B = "b"
+
+
+def struct(name="Thing", _fields=(), **options):
+    return msgspec.defstruct(name, _fields, **options)
+
+
+def data(*fields):
+    return dataclasses.make_dataclass("Thing", fields)
+
+
+def default(value):
+    return dataclasses.field(default=value)
+
+
+X, Y = ("x", int), ("y", int)
+NAMED = typing.NamedTuple("NAMED", [X, Y])
+NAMED_SWAPPED = typing.NamedTuple("NAMED_SWAPPED", [Y, X])
+NAMED_LONGER = typing.NamedTuple("NAMED_LONGER", [X, Y, ("z", int)])
+NAMED_LONGER.__new__.__defaults__ = (0,)
+NAMED_LONGER._field_defaults = {"z": 0}
+POINT, TNIOP = (data(*fields) for fields in ((X, Y), (Y, X)))
+ARRAY, YARRA = (struct(_fields=fields, array_like=True) for fields in ((X, Y), (Y, X)))
+
+FITTING = {
+    "spelling of an option": (data(("a", typing.Optional[int])), data(("a", "int | None"))),
+    "spelling of containers": (data(("a", typing.List[int])), data(("a", list[int]))),
+    "order of a union": (data(("a", typing.Union[int, str])), data(("a", typing.Union[str, int]))),
+    "a default added": (data(X), data(X, ("y", int, default(5)))),
+    "two defaults": (data(X, ("y", int, default(5))), data(X, ("z", str, default("")))),
+    "a default inside": (
+        data(("a", data(X))),
+        data(("a", data(X, ("y", int, default(5))))),
+    ),
+    "order of fields": (POINT, TNIOP),
+    "order inside": (data(("a", POINT)), data(("a", TNIOP))),
+    "a dataclass and a Struct": (data(X), struct(_fields=[X])),
+    "by position, longer": (
+        struct(_fields=[X], array_like=True),
+        struct(_fields=[X, ("y", int, 5)], array_like=True),
+    ),
+    "a field that has the name by rename": (
+        struct(_fields=[("someName", int)]),
+        struct(_fields=[("some_name", int)], rename="camel"),
+    ),
+    "unknown fields refused, none there": (
+        struct(_fields=[X], forbid_unknown_fields=True),
+        struct(_fields=[X]),
+    ),
+}
+OTHER = {
+    "retyped": (data(X), data(("x", str))),
+    "retyped inside": (data(("a", data(X))), data(("a", data(("x", str))))),
+    "retyped in a list": (data(("a", list[data(X)])), data(("a", list[data(("x", str))]))),
+    "a field without default": (data(X), data(X, Y)),
+    "one item more": (data(("a", tuple[int, int])), data(("a", tuple[int, int, int]))),
+    "an enum's values": (data(("a", Old)), data(("a", New))),
+    "literals": (data(("a", typing.Literal[1])), data(("a", typing.Literal[1, 2]))),
+    "optional": (data(("a", int)), data(("a", typing.Optional[int]))),
+    "array_like": (struct(_fields=[X]), struct(_fields=[X], array_like=True)),
+    "tag": (struct(_fields=[X], tag="a"), struct(_fields=[X], tag="b")),
+    "rename": (struct(_fields=[("a_b", int)]), struct(_fields=[("a_b", int)], rename="camel")),
+    "swapped by position": (ARRAY, YARRA),
+    "swapped inside": (data(("a", ARRAY)), data(("a", YARRA))),
+    "swapped in a named tuple": (data(("a", NAMED)), data(("a", NAMED_SWAPPED))),
+    "a named tuple, longer": (data(("a", NAMED)), data(("a", NAMED_LONGER))),
+    "unknown fields refused": (
+        struct(_fields=[X], forbid_unknown_fields=True),
+        struct(_fields=[X, ("y", int, 5)]),
+    ),
+    "other defaults, left out": (
+        struct(_fields=[("x", int, 1)], omit_defaults=True),
+        struct(_fields=[("x", int, 2)], omit_defaults=True),
+    ),
+    "a limit": (
+        data(("a", int)),
+        data(("a", typing.Annotated[int, msgspec.Meta(ge=0)])),
+    ),
+}
+
+
+def some(kind):
+    """A value of a type of msgspec.inspect."""
+    name = type(kind).__name__
+    if name in ("DataclassType", "StructType"):
+        return kind.cls(*(some(field.type) for field in kind.fields))
+    if name == "NamedTupleType":
+        return kind.cls(*(some(field.type) for field in kind.fields))
+    if name == "UnionType":
+        return some(kind.types[0])
+    if name == "ListType":
+        return [some(kind.item_type)]
+    if name == "TupleType":
+        return tuple(map(some, kind.item_types))
+    if name == "LiteralType":
+        return kind.values[-1]
+    if name == "EnumType":
+        return list(kind.cls)[-1]
+    return {"IntType": 3, "StrType": "s", "NoneType": None}[name]
+
+
+@pytest.mark.parametrize(("one", "other"), FITTING.values(), ids=FITTING)
+def test_types_that_fit_read_each_others_values(make_dict, map_name, one, other):
+    """Both ways, by what msgspec itself reads: values of both are read through both handles."""
+    for number, (first, second) in enumerate(itertools.permutations((one, other))):
+        made = make_dict(name=f"{map_name}-{number}", key=int, value=first)
+        with SharedDict(made.name, key=int, value=second) as opened:
+            made[1] = some(msgspec.inspect.type_info(first))
+            opened[2] = some(msgspec.inspect.type_info(second))
+            for handle, cls in ((made, first), (opened, second)):
+                assert [type(value) for value in handle.values()] == [cls, cls]
+                for key in (1, 2):
+                    common = {field[0] for field in fields_of(first)} & {
+                        field[0] for field in fields_of(second)
+                    }
+                    for name in common - {"a"}:
+                        assert attribute(handle[key], name) == 3
+
+
+def fields_of(cls):
+    return [(field.encode_name, field.name) for field in msgspec.inspect.type_info(cls).fields]
+
+
+def attribute(value, stored_name):
+    return getattr(value, dict(fields_of(type(value)))[stored_name])
+
+
+@pytest.mark.parametrize(("one", "other"), OTHER.values(), ids=OTHER)
+def test_types_that_do_not_fit_are_refused_and_the_remedy_is_named(make_dict, map_name, one, other):
+    for number, (first, second) in enumerate(itertools.permutations((one, other))):
+        made = make_dict(name=f"{map_name}-{number}", key=int, value=first)
+
+        with pytest.raises(LayoutMismatch, match=r"if_different='replace'.*unlink"):
+            SharedDict(made.name, key=int, value=second)
+        with pytest.raises(LayoutMismatch, match="value type"):
+            SharedDict.open(made.name, value=second)
+
+
+@pytest.mark.parametrize(("one", "other"), FITTING.values(), ids=FITTING)
+def test_what_is_called_fitting_is_what_msgspec_reads(one, other):
+    for first, second in itertools.permutations((one, other)):
+        message = msgspec.msgpack.encode(some(msgspec.inspect.type_info(first)))
+        assert isinstance(msgspec.msgpack.decode(message, type=second), second)
+
+
+def test_a_key_class_fits_only_itself(make_dict, map_name):
+    """Keys are found by their bytes: an added field would make every key another."""
+    frozen = [
+        dataclasses.make_dataclass("Place", fields, frozen=True)
+        for fields in ([X], [X], [X, ("y", int, default(5))])
+    ]
+    make_dict(key=frozen[0], value=int)
+
+    with SharedDict(map_name, key=frozen[1], value=int) as opened:
+        opened[frozen[1](1)] = 5
+        with SharedDict(map_name, key=frozen[0], value=int) as other:
+            assert other[frozen[0](1)] == 5
+    with pytest.raises(LayoutMismatch):
+        SharedDict(map_name, key=frozen[2], value=int)
+
+
+class Node(msgspec.Struct):
+    value: int
+    children: "list[Node]" = []  # noqa: RUF012 (msgspec copies it)
+    other: "Node | None" = None
+
+
+def test_recursive_classes_are_compared_by_their_shape(make_dict, map_name):
+    made = make_dict(key=int, value=Node)
+    made[1] = Node(1, [Node(2)])
+    exec(
+        "import msgspec\nclass Node(msgspec.Struct):\n    value: int\n    more: str = ''\n"
+        "    children: 'list[Node]' = []\n    other: 'Node | None' = None\n",
+        module := types.ModuleType("elsewhere").__dict__,
+    )
+    sys.modules["elsewhere"] = types.ModuleType("elsewhere")
+    sys.modules["elsewhere"].__dict__.update(module)
+    try:
+        with SharedDict(map_name, key=int, value=module["Node"]) as opened:
+            assert opened[1].children[0].value == 2
+            assert opened[1].more == ""
+    finally:
+        del sys.modules["elsewhere"]
+
+
+def test_a_cell_that_is_run_again_stores_into_the_dict_of_before(make_dict):
+    """By the stored form: another class object of the same name."""
+    made, again, other = data(X), data(X), data(("x", str))
+    d = make_dict(key=int, value=made)
+
+    d[1] = again(5)
+
+    assert d[1] == made(5)
+    with pytest.raises(TypeError, match="value must be Thing"):
+        d[2] = other("a")
+
+
+def test_structures_are_compared_by_what_is_stored(make_dict, map_name):
+    """ctypes: also structures inside, and not by the name of the class."""
+    import ctypes
+
+    def outer(inner, name="Outer"):
+        made = type("Inner", (ctypes.Structure,), {"_fields_": inner})
+        return type(name, (ctypes.Structure,), {"_fields_": (("inner", made),)})
+
+    fields = (("a", ctypes.c_int32), ("b", ctypes.c_int32))
+    make_dict(key=int, value=outer(fields))
+
+    with SharedDict(map_name, key=int, value=outer(fields, "Moved")) as opened:
+        opened[1] = opened.value_type()
+    with pytest.raises(LayoutMismatch):
+        SharedDict(map_name, key=int, value=outer(fields[::-1]))
+    with pytest.raises(LayoutMismatch):
+        SharedDict(map_name, key=int, value=Packed)
+
+
+@pytest.mark.parametrize("record", [None, 5, [], ["z"], ["z", "!"], {}, {"f": 5}, ["ref", 9]])
+def test_a_description_of_somebody_else_fits_nothing(record):
+    """H1: it may say anything."""
+    mine = message_codec(Node, "value").record["stored"]
+
+    assert not compatible(mine, record)
+    assert not same_stored({"stored": mine}, {"stored": record}, "value")
+    assert text_of(record)
+
+
+def test_a_large_class_is_described_compressed_and_evolves(make_dict, map_name):
+    names = [(f"column_{number}", int, 0) for number in range(60)]
+    made = make_dict(key=int, value=struct(_fields=names[:-1]))
+
+    assert b'"z"' in made.handle.schema
+    with SharedDict(map_name, key=int, value=struct(_fields=names)) as opened:
+        opened[1] = opened.value_type(column_59=5)
+    assert made[1].column_3 == 0
+    assert packed({"f": []}) == {"f": []}
+
+
+def test_declaring_a_dataclass_leaves_no_trace_on_it(make_dict):
+    """Nor on the classes of its fields: a notebook's classes are pickled by value."""
+    inner = data(X)
+    cls = data(("a", inner), ("b", list[inner]), ("c", Old), ("d", NAMED))
+    before = {one: dict(vars(one)) for one in (cls, inner, Old, NAMED)}
+
+    d = make_dict(key=int, value=cls)
+    d[1] = cls(inner(1), [inner(2)], Old.A, NAMED(1, 2))
+
+    assert d[1] == cls(inner(1), [inner(2)], Old.A, NAMED(1, 2))
+    for one, found in before.items():
+        assert set(vars(one)) == set(found)
+
+
+# if_different.
+
+
+def test_replacing_makes_a_new_dict_and_leaves_the_old_one_to_its_users(make_dict, map_name):
+    old = make_dict(key=str, value=int)
+    old["a"] = 1
+
+    with SharedDict(map_name, key=str, value=str, if_different="replace") as new:
+        new["a"] = "b"
+        assert old["a"] == 1
+        assert dict(new) == {"a": "b"}
+        with SharedDict(map_name, key=str, value=str, if_different="replace") as same:
+            assert same["a"] == "b"
+        new.check()
+
+
+def test_only_a_dict_is_replaced(make_map, map_name):
+    made = make_map()
+
+    with pytest.raises(LayoutMismatch, match="not a SharedDict"):
+        SharedDict(map_name, if_different="replace")
+    with shmrhash.RHashMap.open(map_name) as opened:
+        assert opened.max_entries == made.max_entries
+    with pytest.raises(shmrhash.InvalidArgument, match="if_different"):
+        SharedDict(map_name, if_different="ignore")
+
+
+def _start(name, barrier, results):
+    barrier.wait()
+    with SharedDict(name, key=int, value=int, if_different="replace") as d:
+        with d.locked(0, create=0) as entry:
+            entry.value += 1
+        barrier.wait()  # all have it open
+        results.put(d[0])
+
+
+def test_of_several_starters_one_replaces_and_all_open_that_one(make_dict, map_name):
+    """All count in one dict; were there two, neither would have all of them."""
+    context = multiprocessing.get_context("fork")
+    for round_number in range(10):
+        name = f"{map_name}-{round_number}"
+        make_dict(name=name, key=str, value=str)
+        barrier, results = context.Barrier(6), context.Queue()
+        starters = [context.Process(target=_start, args=(name, barrier, results)) for _ in range(6)]
+        for starter in starters:
+            starter.start()
+        counts = [results.get(timeout=60) for _ in starters]
+        for starter in starters:
+            starter.join()
+
+        assert counts == [6] * 6
+
+
+def test_a_pickle_goes_to_the_dict_of_its_name_whatever_the_class_is_called(make_dict):
+    d = make_dict(key=str, value=Node)
+    d["a"] = Node(1)
+
+    with pickle.loads(pickle.dumps(d)) as again:
+        assert again["a"].value == 1
