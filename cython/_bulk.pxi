@@ -119,10 +119,11 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
             with nogil:
                 status = many_on(&op, many, upto)
             if many.done != before:
-                patience.turn = patience.retries = 0
+                patience.turn = patience.retries = patience.swept = 0
                 if op.context != NULL and many.done - before >= NOTICE_KEYS:
                     context_note_time(op.context)
-            if status == BUSY or status == RETRY or handle._freed(status):
+            if status == BUSY or status == RETRY or handle._freed(
+                    status, &op, &patience):
                 handle._wait(&op, status, &patience)
             elif status != OK:
                 raise_status(handle, status, &op)

@@ -21,8 +21,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
 from atomics cimport (
-    cas_acq_rel_u64, store_release_u64, likely, unlikely, load_relaxed_u64, load_acquire_u64,
-    local_put_u64, local_take_u64, read_u32, read_u64, reverse_bits_u32,
+    cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely, load_relaxed_u64,
+    load_acquire_u64, local_put_u64, local_take_u64, read_u32, read_u64, reverse_bits_u32,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
@@ -139,6 +139,7 @@ ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
 cdef struct Patience:
     uint64_t turn
     uint64_t retries           # one after another
+    uint64_t swept, sweep_at   # how far a sweep for room has come, and where it stands
     int64_t began
     int64_t limit_ns           # negative: for ever
 
@@ -349,8 +350,7 @@ cdef class MapHandle:
 
     cdef inline Patience _patience(self) noexcept:
         cdef Patience patience
-        patience.turn = patience.retries = 0
-        patience.began = 0
+        patience.turn = patience.retries = patience.swept = patience.sweep_at = patience.began = 0
         patience.limit_ns = self.map.timeout_ns
         return patience
 
@@ -469,11 +469,11 @@ cdef class MapHandle:
         else:
             self._leave_to_parent()
 
-    cdef inline bint _freed(self, Status status) noexcept:
-        """After FULL or NO_MEMORY: whether somebody dead had what was wanted, until now."""
+    cdef inline bint _freed(self, Status status, Op *op, Patience *patience) noexcept:
+        """After FULL or NO_MEMORY: whether the dead, or what has expired, had what was wanted."""
         if likely(status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES):
             return False
-        return recover_those_inside(&self.map) != 0
+        return recover_those_inside(&self.map) != 0 or sweep_for_room(self, op, patience)
 
     cdef inline const uint8_t *_buffer(
             self, str what, object thing, uint64_t wanted, Py_buffer *view) except NULL:
@@ -622,7 +622,7 @@ cdef class MapHandle:
             try:
                 while True:                    # ends with the timeout
                     status = map_update(&op, value_bytes, flag)
-                    if likely(status != RETRY and status != BUSY) and not self._freed(status):
+                    if likely(is_final(status)) and not self._freed(status, &op, &patience):
                         break
                     self._wait(&op, status, &patience)
             finally:
@@ -709,7 +709,7 @@ cdef class MapHandle:
             try:
                 while True:                    # ends with the timeout
                     status = attempt(op, arguments)
-                    if likely(status != RETRY and status != BUSY) and not self._freed(status):
+                    if likely(is_final(status)) and not self._freed(status, op, &patience):
                         break
                     self._wait(op, status, &patience)
             finally:
@@ -856,6 +856,7 @@ cdef class MapHandle:
 
 include "_raising.pxi"
 include "_attachment.pxi"
+include "_sweeping.pxi"
 include "_facts.pxi"
 include "_modify.pxi"
 include "_sections.pxi"

@@ -328,7 +328,7 @@ cdef class DictBase:
                 while True:                    # ends with the timeout
                     status = self._attempt_store(&op, &key_bytes, words, &span, flag)
                     if likely(status != RETRY and status != BUSY) and (
-                            not self.handle._freed(status)):
+                            not self.handle._freed(status, &op, &patience)):
                         break
                     self.handle._wait(&op, status, &patience)
                     op.options = OP_TYPED

@@ -230,7 +230,7 @@ cdef class DictKeys(DictBase):
         try:
             while True:                        # ends with the timeout
                 status = self._attempt_add(&op, &key_bytes, &apply)
-                if status != RETRY and status != BUSY and not self.handle._freed(status):
+                if is_final(status) and not self.handle._freed(status, &op, &patience):
                     break
                 self.handle._wait(&op, status, &patience)
         finally:

@@ -191,7 +191,7 @@ cdef class DictSection:
                 status = self._attempt_end(&span)
                 if status == OK:
                     self.section.held = 0
-                elif owner.handle._freed(status):
+                elif owner.handle._freed(status, &self.op, &patience):
                     status = RETRY
                 if status == RETRY or status == BUSY:
                     owner.handle._wait(&self.op, status, &patience)

@@ -75,8 +75,9 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) exc
     return 0
 
 
-cdef int walk_probe(Op *op, Place place) except -1:
-    """If nothing lies behind a place, move it to the end. Waits for nobody: then it stays."""
+cdef int walk_probe(Op *op, Place place, bint expired) except -1:
+    """If nothing lies behind a place, move it to the end; expired: what has expired counts too.
+    Waits for nobody: then it stays."""
     cdef bytearray keys = bytearray(2 * op.map.key_size)
     cdef Position position = place.position
     cdef Sink sink
@@ -86,7 +87,7 @@ cdef int walk_probe(Op *op, Place place) except -1:
     sink.keys = <uint8_t *> PyByteArray_AS_STRING(keys)
     sink.values = NULL
     sink.waiter = NULL
-    sink.expired = False
+    sink.expired = expired
     sink.count = 0
     sink.capacity = 1
     position.key = sink.keys + op.map.key_size
@@ -130,7 +131,7 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
     try:
         place.start(handle, cursor)
         walk_fill(handle, &op, &place.position, &sink)
-        walk_probe(&op, place)
+        walk_probe(&op, place, expired)
     finally:
         handle._leave_reading(&op)
     return sink.count, place.cursor(handle)
@@ -218,7 +219,7 @@ def take_entries(
                     raise_status(handle, status, &op)
                 handle._wait(&op, status, &patience)
         if taken == 0 or status == OK:
-            walk_probe(&op, place)
+            walk_probe(&op, place, False)
     finally:
         handle._leave(&op)
     return taken, place.cursor(handle)

@@ -127,7 +127,8 @@ cdef class ObjectHandle(ModifyHandle):
                     found = self._exchange_ref(
                         &op, slot, <uint64_t *> PyBytes_AS_STRING(room), &data_view, only_read)
                     if not isinstance(found, int) or (
-                            found != RETRY and found != BUSY and not self._freed(found)):
+                            found != RETRY and found != BUSY and not self._freed(
+                                found, &op, &patience)):
                         break
                     self._wait(&op, RETRY if found == RETRY else BUSY, &patience)
             finally:
@@ -253,19 +254,8 @@ cdef class ObjectHandle(ModifyHandle):
 
         Raises ReadOnlyMap, FrozenMap, MapClosed.
         """
-        cdef Op op
-        cdef uint64_t done = 0
-        cdef bytes room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_words * 8)
-        if self.map.timer_word == 0:
-            return 0
-        for raw in raw_keys(self):
-            op.key = <const uint8_t *> PyBytes_AS_STRING(raw)
-            op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
-            self._enter_to_write(&op)
-            op.options = OP_TYPED
-            done += item_expire(&op, <uint64_t *> PyBytes_AS_STRING(room)) == OK
-            self._leave(&op)
-        return done
+        self._expect_open()
+        return sweep_all(self) if self.map.timer_word != 0 else 0
 
     cdef int _settled(self, Op *op, Patience *patience) except -1:
         """Before an operation takes objects: give back what an earlier one had to keep."""

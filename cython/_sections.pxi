@@ -80,7 +80,8 @@ cdef class LockedValue:
         try:
             while True:                        # ends with the timeout
                 status = section_open(&self.op, &self.section, create, value)
-                if likely(status != RETRY and status != BUSY) and not self.handle._freed(status):
+                if likely(is_final(status)) and not self.handle._freed(
+                        status, &self.op, &patience):
                     break
                 self.handle._wait(&self.op, status, &patience)
         finally:

@@ -186,7 +186,8 @@ cdef struct Header:
     uint32_t schema_bytes
     FieldPlace fields[8]
     uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
-    uint64_t _reserved_a[5]
+    uint64_t _reserved_a[4]
+    uint64_t sweep             # where in the order the next sweep begins (sweep.pxd): a hint
     uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
     uint64_t _reserved_b[7]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
@@ -272,6 +273,7 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(<uint64_t> &(<Header *> NULL).clearing == 120)
     static_assert(<uint64_t> &(<Header *> NULL).max_bytes == 128)
     static_assert(<uint64_t> &(<Header *> NULL).fields_checksum == 208)
+    static_assert(<uint64_t> &(<Header *> NULL).sweep == 248)
     static_assert(<uint64_t> &(<Header *> NULL).table == 256)
     static_assert(<uint64_t> &(<Header *> NULL).credits == 320)
     static_assert(<uint64_t> &(<Header *> NULL).regions == 384)

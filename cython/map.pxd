@@ -39,6 +39,7 @@ from reference cimport element_replace, names_forget, refs_attach, refs_blank, r
 from table cimport table_count, table_grow, table_guess, entries_taken
 from lookup cimport first_slot, map_find, map_look, slot_finds_word
 from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held, bucket_hold_unchanged
+from sweep cimport sweep_some
 
 cdef enum:
     UPDATE_ANY = 0
@@ -155,6 +156,8 @@ cdef inline Status map_insert(
     cdef Found found
     if status == OK:
         map_grow_if_loaded(op)
+        if unlikely(op.map.timer_word != 0):
+            sweep_some(op)
     elif status >= NEED_BUCKETS:
         memory = map_memory(op, status)
         if memory == OK:

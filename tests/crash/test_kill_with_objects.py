@@ -15,7 +15,7 @@ import pytest
 import stepping
 from test_kill_every_instruction import SCATTERED, Tally, explained, shm_path
 
-from shmrhash import BPF_NOEXIST, Kptr, RHashMap, Timer, _core
+from shmrhash import BPF_NOEXIST, Kptr, MapFull, OutOfMemory, RHashMap, Timer, _core
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
@@ -33,7 +33,7 @@ def value(number, size=SMALL):
 def create(name, **more):
     geometry = {"key_size": 16, "value_size": 24, "max_entries": 64, "_seeds": SCATTERED}
     fields = [Kptr(0), Timer(8), Kptr(16)]
-    return RHashMap.create(name, fields=fields, max_bytes=1 << 20, **(geometry | more))
+    return RHashMap.create(name, fields=fields, **({"max_bytes": 1 << 20} | geometry | more))
 
 
 def core(handle):
@@ -73,6 +73,28 @@ def nearly_full_depot(entries):
 def expiring(entries):
     five(entries)
     entries.store(SHORT, value(3), 0, 1)
+
+
+def others_expired(entries):
+    """fill: what the child does not look up before it is stepped."""
+    five(entries)
+    for key in (b"k1", LONG):
+        assert entries.touch(key, 1)
+
+
+def full_of_expired(entries):
+    """fill: no room, but for what has expired in the meantime."""
+    five(entries)
+    old = []
+    try:
+        while True:
+            old.append(b"old %d" % len(old))
+            entries[old[-1]] = value(1, PAGE)
+    except (MapFull, OutOfMemory):
+        old.pop()
+    assert len(old) > 4
+    for key in old:
+        assert entries.touch(key, 1)
 
 
 def stored(key, number, size=SMALL):
@@ -172,7 +194,22 @@ CASES = {
         ),
         Case("pop", lambda d: d.pop(SHORT), removed(SHORT)),
         Case("pop a long key", lambda d: d.pop(LONG), removed(LONG)),
-        Case("expire", lambda d: d.expire(), unchanged, expiring),
+        Case("expire", lambda d: d.expire(), unchanged, others_expired),
+        storing(
+            "insert where all is full",
+            b"new",
+            72,
+            fill=full_of_expired,
+            geometry={"max_entries": 16},
+        ),
+        storing(
+            "insert where bytes are full",
+            b"new",
+            73,
+            RUN,
+            full_of_expired,
+            geometry={"max_bytes": 400_000},
+        ),
         Case("exchange", lambda d: d.exchange(SHORT, value(72)), stored(SHORT, 72)),
         Case("setdefault", lambda d: d.setdefault(b"new", value(73)), stored(b"new", 73)),
         Case("touch", lambda d: d.touch(LONG, 1 << 62), unchanged, changes_min=4),
