@@ -7,6 +7,7 @@
 
 cdef enum:
     SIGNAL_KEYS = 65536        # keys between two looks at signals
+    PATROL_KEYS_MASK = 0x7FFF  # each 32,768 keys the dead are looked for
     NOTICE_KEYS = 1024         # a batch of fewer does not note the time
     TAKE_KEYS = 256            # entries collected before they are deleted one by one
 
@@ -105,7 +106,7 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
     """Do all of a batch."""
     cdef Op op
     cdef Status status = OK
-    cdef uint64_t upto, before
+    cdef uint64_t upto, before, batched
     cdef Patience patience = handle._patience()
     if many.kind >= MANY_UPDATE:
         handle._enter_to_write(&op)
@@ -116,8 +117,11 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
         while many.done < many.count:          # ends with the timeout
             before = many.done
             upto = before + SIGNAL_KEYS if many.count - before > SIGNAL_KEYS else many.count
+            batched = op.context.batched if op.context != NULL else 0
             with nogil:
                 status = many_on(&op, many, upto)
+                if op.context != NULL and (op.context.batched ^ batched) > PATROL_KEYS_MASK:
+                    recover_all(&handle.map)   # as after so many single operations
             if many.done != before:
                 patience.turn = patience.retries = patience.swept = 0
                 if op.context != NULL and many.done - before >= NOTICE_KEYS:

@@ -14,7 +14,7 @@
 #   lines     likewise: linked, in a block, or stashed by a context
 #   credits   header + depots + entries + those in contexts == max_entries
 #   objects   each named once, in the state that goes with it (count.pxd); the budget adds up
-#   locks     none is held
+#   locks     none is held, but by a section or a clear() whose context rests meanwhile
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from atomics cimport load_acquire_u64, load_relaxed_u64, load_relaxed_u32, words_equal
@@ -103,10 +103,12 @@ cdef inline bint see_line(Report *report, uint64_t index) noexcept nogil:
     report.line_seen[index] = 1
     return True
 
+cdef inline bint context_is_used(Map *map, uint64_t context) noexcept nogil:
+    return context < contexts_usable(map) and context_at(map, context).owner != 0
+
 cdef inline bint context_has_target(Map *map, uint64_t context, uint64_t index) noexcept nogil:
     """Whether a context is in use and names this element: a section may be open on it."""
-    return context < contexts_usable(map) and (
-        context_at(map, context).owner != 0 and context_at(map, context).target == index)
+    return context_is_used(map, context) and context_at(map, context).target == index
 
 cdef inline bint check_entry(
         Map *map, Report *report, uint64_t bucket, uint32_t level_plus1, uint32_t tag,
@@ -162,8 +164,7 @@ cdef inline bint check_chain(Map *map, Report *report, uint64_t index) noexcept 
     cdef Bucket *following
     cdef uint32_t level_plus1 = bucket_level_plus1(bucket.header)
     cdef uint32_t slot
-    cdef uint64_t length = 0
-    cdef uint64_t _
+    cdef uint64_t _, length = 0
     for _ in range(map.line_max + 1):
         following = chain_next(map, line)
         if following != NULL and line_used(line) != SLOT_COUNT:
@@ -218,7 +219,9 @@ cdef inline bint check_depots(Map *map, Report *report) noexcept nogil:
     cdef uint64_t index, word, at
     cdef uint32_t _
     report.credits = load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT
-    if word_locked(map.header.credits) or word_locked(map.header.clearing):
+    word = load_relaxed_u64(&map.header.clearing)
+    if word_locked(map.header.credits) or (
+            word_locked(word) and not context_is_used(map, word_owner(word))):
         return report_add(report, LOCK_HELD, 0)
     for index in range(map.depot_count):
         word = load_acquire_u64(&map.depots[index].word)
@@ -316,8 +319,7 @@ cdef inline void check_walk(Map *map, Report *report) noexcept nogil:
 cdef inline uint64_t activity_of_others(Map *map, const Context *own, bint *quiet) noexcept nogil:
     """A sum that changes if any other context begins or ends an operation."""
     cdef uint64_t count = contexts_usable(map)
-    cdef uint64_t index
-    cdef uint64_t activity
+    cdef uint64_t index, activity
     cdef uint64_t total = count
     for index in range(count):
         if context_at(map, index) != own:

@@ -85,6 +85,7 @@ cdef struct Map:
     uint64_t segment_bytes
     uint64_t device            # of the segment's file, to recognise it again
     uint64_t inode
+    uint64_t splits_put_off    # by this handle, because somebody held a lock
     int64_t timeout_ns         # how long to wait for a live owner; negative is for ever
     char *path                 # of the segment, to open it again; NULL if it has none
     int fd

@@ -32,7 +32,7 @@ from layout cimport (
     Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, PAGE_BYTES, PAYLOAD_SHIFT,
     ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE,
     OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits,
-    element_state, element_header, bucket_level_plus1,
+    word_locked, word_owner, element_state, element_header, bucket_level_plus1,
 )
 from geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, name_of,
@@ -302,6 +302,18 @@ cdef inline uint64_t recover_all(Map *map) noexcept nogil:
                 else:
                     again = True
     return found
+
+cdef inline bint owner_recover(Op *op) noexcept nogil:
+    """After BUSY: if the owner of the word in the way is dead, recover it. Whether anybody was."""
+    cdef uint64_t owner = word_owner(op.wait_seen)
+    cdef uint64_t process
+    if not word_locked(op.wait_seen) or owner >= contexts_usable(op.map):
+        return False
+    process = load_acquire_u64(&context_at(op.map, owner).owner) - 1
+    if not process_is_dead(op.map, process):
+        return False
+    # Another dead process may stand in the way of that.
+    return process_recover(op.map, process) == OK or recover_all(op.map) != 0
 
 cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
     """Recover the dead processes that died inside an operation, or while it waited with an element

@@ -27,6 +27,7 @@ from pool cimport pool_give
 from depot cimport element_give
 from heap cimport names_settle
 from chain cimport Found, chain_find, chain_remove, line_stash
+from starving cimport starving_end
 from element cimport element_await, element_is_over
 from reference cimport refs_drop
 from table cimport entries_taken, level_covers, table_count, table_find, table_shrink
@@ -43,8 +44,11 @@ cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
         line_at(op.map, index).header, op.self_index)
 
 cdef inline void op_settle(Op *op) noexcept nogil:
-    """Give back what an operation kept for a next attempt. What cannot be had now stays named."""
+    """Give back what an operation kept for a next attempt, its claim to be let in first too. What
+    cannot be had now stays named."""
     cdef uint64_t line
+    if unlikely(op.starving != 0):
+        starving_end(op)
     if unlikely(op.context.element != 0):
         if op.map.ref_count == 0 or refs_drop(op, element_at(op.map, name_of(
                 &op.map.element_pool, load_relaxed_u64(&op.context.element)))) == OK:

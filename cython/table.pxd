@@ -38,7 +38,7 @@ from layout cimport (
     bucket_with_level, LINK_SLOT,
 )
 from geometry cimport Map, bucket_at, buckets_usable
-from lock cimport Op, lock_try, lock_release
+from lock cimport Op, lock_busy, lock_try, lock_release
 from chain cimport Found, chain_append, chain_clear, chain_last, chain_next, chain_remove
 
 cdef enum:
@@ -202,7 +202,7 @@ cdef inline Status table_grow(Op *op) noexcept nogil:
     cdef Bucket *child
     cdef Status status
     if word_locked(seen) or count < BUCKET_COUNT_MIN:
-        return BUSY
+        return lock_busy(op, &map.header.table, seen)
     if count >= map.bucket_max:
         return FULL
     status = table_hold(op, seen, count, OPERATION_SPLIT)

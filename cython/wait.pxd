@@ -9,14 +9,13 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, ABSENT, BUSY, RETRY
-from layout cimport REGION_BUCKETS, word_locked, word_owner
-from geometry cimport Map, context_at, region_usable, contexts_usable
+from layout cimport REGION_BUCKETS
+from geometry cimport Map, region_usable
 from system cimport nanosleep, timespec
 from lock cimport Op, context_begin, context_end
 from supply cimport object_there
 from starving cimport STARVING_NS, starving_say
-from liveness cimport process_is_dead
-from recovery cimport process_recover, recover_all
+from recovery cimport owner_recover
 
 cdef enum:
     SLEEP_NS_MIN = 50000
@@ -64,17 +63,12 @@ cdef inline bint word_stands(Op *op) noexcept nogil:
 cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept nogil:
     """One look at what stands in the way, and a short sleep. RETRY: try the operation again."""
     cdef Map *map = op.map
-    cdef uint64_t owner, process
     cdef int64_t sleep = SLEEP_NS_MIN
     if turn < 4 or not word_stands(op):
         sched_yield()
         return RETRY
-    owner = word_owner(op.wait_seen)
-    if word_locked(op.wait_seen) and owner < contexts_usable(map):
-        process = load_acquire_u64(&context_at(map, owner).owner) - 1
-        if process_is_dead(map, process):
-            if process_recover(map, process) == OK or recover_all(map) != 0:
-                return RETRY               # another dead process may have stood in the way of that
+    if owner_recover(op):
+        return RETRY
     # A handle that may only read has no context, and says nothing.
     if op.context != NULL and waited_ns >= STARVING_NS and is_element_word(map, op.wait_word):
         starving_say(op, (<uint64_t> op.wait_word - <uint64_t> map.elements) // map.stride)

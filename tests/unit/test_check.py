@@ -356,6 +356,11 @@ def a_block_of_lines(victim):
 
 
 @damage("LOCK_HELD")
+def the_word_of_clearing_by_a_context_that_is_free(victim):
+    victim.set(victim.header, "clearing", held_by(4095))
+
+
+@damage("LOCK_HELD")
 def a_region(victim):
     victim.set(victim.header.regions[2], "lock", held_by(4095))
 
@@ -445,6 +450,16 @@ def test_a_finding_while_others_are_inside_is_no_verdict(victim):
     victim.set(victim.header, "credits", victim.header.credits + (1 << 16))
 
     assert victim.map.check()["exact"] is False
+
+
+def test_a_clear_under_way_is_no_lock_left_behind(victim):
+    """C1: whoever clears the map rests now and then, and keeps that word."""
+    victim.foreign_context()
+    victim.set(victim.header, "clearing", held_by(3))
+
+    assert victim.map.check()["exact"] is True
+
+    victim.mend()
 
 
 def test_what_a_context_owns_is_not_lost(victim):
