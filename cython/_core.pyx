@@ -79,7 +79,7 @@ from liveness cimport Standing, context_note_time, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
 from session cimport (
-    session_map, session_register, session_claim, session_rest, session_end, MAP_NORESERVE,
+    map_aligned, session_map, session_register, session_claim, session_rest, session_end,
     PROT_WRITE,
 )
 from segment cimport segment_examine, segment_fill, buckets_for, first_bytes
@@ -243,9 +243,9 @@ cdef class MapHandle:
         self.ephemeral = header.ephemeral
 
     cdef _map_segment(self, int fd):
-        if not session_map(&self.map, fd):
-            raise _errors.SegmentFull(
-                f"cannot map segment {self.name!r} of {self.map.segment_bytes} bytes: {os_error()}")
+        cdef const char *missing = NULL
+        if not session_map(&self.map, fd, &missing):
+            refuse_mapping(self.name, self.map.segment_bytes, missing)
 
     cdef _announce_reader(self):
         """Hold READER_BYTE shared, by a mapping, for as long as this address space lives."""
@@ -840,16 +840,16 @@ cdef class MapHandle:
         with FrozenMap, having stored nothing. Costs a system call.
 
         Raises FrozenMap (EPERM: frozen already), ReadOnlyMap, LockTimeout (EBUSY: a process inside
-        an operation does not go on; the map is not frozen), MapClosed.
+        an operation does not go on; the map is not frozen), Unsupported (no membarrier), MapClosed.
         """
         cdef Op op
         cdef Status status = BUSY
         cdef Patience patience = self._patience()
         self._enter_to_write(&op)
         try:
+            expect_membarrier(self)
             if not cas_acq_rel_u64(&self.map.header.frozen, 0, 1):
                 raise _errors.FrozenMap(f"map {self.name!r} is frozen already")
-            op.wait_word = NULL
             try:
                 while status == BUSY:          # ends with the timeout
                     with nogil:

@@ -28,6 +28,7 @@ from shmrhash._errors import (
     KeyGone,
     KeyNotFound,
     LayoutMismatch,
+    LimitReached,
     LockTimeout,
     MapBusy,
     MapClosed,
@@ -41,6 +42,7 @@ from shmrhash._errors import (
     SegmentMissing,
     TooLarge,
     TooManyProcesses,
+    Unsupported,
     WriteOnlyMap,
 )
 from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
@@ -90,6 +92,7 @@ __all__ = [
     "KeyNotFound",
     "Kptr",
     "LayoutMismatch",
+    "LimitReached",
     "LockTimeout",
     "MapBusy",
     "MapClosed",
@@ -109,6 +112,7 @@ __all__ = [
     "Timer",
     "TooLarge",
     "TooManyProcesses",
+    "Unsupported",
     "WriteOnlyMap",
     "gc",
     "unlink",

@@ -55,7 +55,7 @@ _DEFAULT_TIMEOUT = 5.0
 _SCHEMA_MAX = 1536
 _KPTR = 3  # the kind of a Kptr field
 _MAX_BYTES_LEAST = 64 << 20
-_MAX_BYTES_MOST = 1 << 40  # of address space, 43 times over
+_MAX_BYTES_DEFAULT = 1 << 30  # at most: it reserves 44 GiB of addresses, of some 128 TiB
 
 _PROBLEMS = {
     1: "bucket {0} has a level that does not fit the number of buckets",
@@ -139,7 +139,7 @@ def _object_bytes(places: list[tuple[int, int]], max_bytes: int | None) -> int:
     if max_bytes is None:
         status = os.statvfs(_segment.directory())
         max_bytes = max(status.f_blocks * status.f_frsize, _MAX_BYTES_LEAST)
-        return min(max_bytes, _MAX_BYTES_MOST)
+        return min(max_bytes, _MAX_BYTES_DEFAULT)
     max_bytes = index(max_bytes)
     if max_bytes < 1:
         raise InvalidArgument(f"max_bytes must be at least 1, not {max_bytes}")
@@ -199,13 +199,14 @@ class RHashMap(BatchMethods):
         operation waits for a lock whose owner is alive; None is for ever. ephemeral: the last
         process to close the map removes its name; if all are killed, the next to look for it does.
         fields: special fields of the value: SpinLock, Timer, Kptr, Refcount. max_bytes: bytes that
-        objects (of Kptr fields) may take; None: as much as the file system has. Address space is
-        reserved for it, memory is committed as objects come.
+        objects (of Kptr fields) may take; None: as much as the file system has, and 1 GiB at most.
+        43 times as many addresses are reserved for it; memory is committed as objects come.
 
         The name appears when the map is complete; nobody ever sees less. Costs about 0.2 ms.
 
         Raises InvalidArgument and TooLarge in the kernel's order of checks, SegmentExists,
-        SegmentFull, PermissionDenied.
+        SegmentFull, LimitReached (ulimit), PermissionDenied, Unsupported (a system call is
+        refused).
         """
         key_size, value_size, max_entries = index(key_size), index(value_size), index(max_entries)
         map_flags, map_extra, mode = index(map_flags), index(map_extra), index(mode)
@@ -234,6 +235,7 @@ class RHashMap(BatchMethods):
             try:
                 _core.segment_prepare(
                     fd,
+                    plain,
                     key_size=key_size,
                     value_size=value_size,
                     max_entries=max_entries,

@@ -14,11 +14,15 @@ from typing import NoReturn
 import posix_ipc
 
 from shmrhash._errors import (
+    REFUSALS,
     InvalidArgument,
     PermissionDenied,
     SegmentExists,
     SegmentFull,
     SegmentMissing,
+    Unsupported,
+    limit_reached,
+    missing_message,
     no_space_message,
 )
 
@@ -62,6 +66,8 @@ def create_file(name: str, size: int, mode: int) -> int:
         os.ftruncate(fd, size)
     except OSError as error:
         os.close(fd)
+        if error.errno == errno.EFBIG:
+            raise limit_reached(name, size, errno.EFBIG) from None
         _refuse(error, name, os.path.join(where, name))
     return fd
 
@@ -75,6 +81,9 @@ def committer(fd: int, name: str) -> Callable[[int, int], None]:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
                 raise SegmentFull(no_space_message(name, size, path_of(name))) from None
+            if error.errno in REFUSALS:
+                number = error.errno
+                raise Unsupported(missing_message(name, "fallocate(2)", number)) from None
             raise
 
     return commit
