@@ -14,7 +14,7 @@ from layout cimport Context
 from geometry cimport Map, Local, geometry_bind, context_at
 from system cimport (
     byte_lock, clock_ns, mmap, munmap, madvise, CLOCK_MONOTONIC, COMMIT_BYTE, F_OFD_GETLK,
-    F_OFD_SETLK, F_UNLCK, F_WRLCK, MAP_FAILED, MAP_SHARED, PROT_READ,
+    F_OFD_SETLK, F_UNLCK, F_WRLCK, MADV_DONTFORK, MAP_FAILED, MAP_SHARED, PROT_READ,
 )
 from commit cimport HUGE_BYTES
 from lock cimport Op
@@ -81,6 +81,8 @@ cdef inline bint session_map(Map *map, int fd, const char **missing) noexcept no
         return False
     if madvise(page, sizeof(Local), MADV_WIPEONFORK) != 0:
         missing[0] = b"madvise(MADV_WIPEONFORK) (Linux 4.14)"
+    elif madvise(page, 0, MADV_DONTFORK) != 0:     # of nothing: an attempt. Recovery needs it.
+        missing[0] = b"madvise(MADV_DONTFORK) (Linux 2.6.16)"
     elif byte_lock(fd, F_OFD_GETLK, F_WRLCK, COMMIT_BYTE) < 0 or (
             byte_lock(fd, F_OFD_SETLK, F_UNLCK, COMMIT_BYTE) < 0):     # of a lock we have not
         missing[0] = b"fcntl(F_OFD_SETLK) or F_OFD_GETLK (Linux 3.15)"

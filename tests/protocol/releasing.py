@@ -2,8 +2,8 @@
 
 Stands for block_release, block_vacate, memory_is_quiet, op_begin and op_end. Every operation makes
 its context's activity odd before it looks at anything; who gives memory back makes it unreachable
-first and then looks at every activity. (That each of the two sees the other's store is the business of the weak
-part: orders.py. Here all stores are seen at once.)
+first and then looks at every activity. (That each of the two sees the other's store is the business
+of the weak part: orders.py. Here all stores are seen at once.)
 """
 
 from automaton import begin, end, load, lock_try, own, put, store
