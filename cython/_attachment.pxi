@@ -62,10 +62,9 @@ cdef Attachment attachment_of(MapHandle handle):
 cdef Attachment attachment_new(MapHandle handle):
     """Map the segment that a handle examined; the handle's descriptor becomes the attachment's."""
     cdef Attachment made = Attachment.__new__(Attachment)
-    if not session_map(&handle.map, handle.map.fd):
-        raise _errors.SegmentFull(
-            f"cannot map segment {handle.name!r} of {handle.map.segment_bytes} bytes: "
-            f"{os_error()}")
+    cdef const char *missing = NULL
+    if not session_map(&handle.map, handle.map.fd, &missing):
+        refuse_mapping(handle.name, handle.map.segment_bytes, missing)
     made.map = handle.map
     handle.map.fd = -1
     if handle.map.read_only:

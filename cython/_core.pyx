@@ -79,8 +79,8 @@ from liveness cimport Standing, context_note_time, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
 from session cimport (
-    session_map, session_register, session_claim, session_rest, session_end, session_leave,
-    MAP_NORESERVE, PROT_WRITE,
+    map_aligned, session_map, session_register, session_claim, session_rest, session_end,
+    session_leave, PROT_WRITE,
 )
 from segment cimport segment_examine, segment_fill, buckets_for, first_bytes
 from check cimport Report, check_map

@@ -286,16 +286,16 @@ cdef class ModifyHandle(ObservedHandle):
         with FrozenMap, having stored nothing. Costs a system call.
 
         Raises FrozenMap (EPERM: frozen already), ReadOnlyMap, LockTimeout (EBUSY: a process inside
-        an operation does not go on; the map is not frozen), MapClosed.
+        an operation does not go on; the map is not frozen), Unsupported (no membarrier), MapClosed.
         """
         cdef Op op
         cdef Status status = BUSY
         cdef Patience patience = self._patience()
         self._enter_to_write(&op)
         try:
+            expect_membarrier(self)
             if not cas_acq_rel_u64(&self.map.header.frozen, 0, 1):
                 raise _errors.FrozenMap(f"map {self.name!r} is frozen already")
-            op.wait_word = NULL
             try:
                 while status == BUSY:          # ends with the timeout
                     with nogil:

@@ -6,12 +6,33 @@ cdef str os_error():
     return (<bytes> strerror(errno)).decode(errors="replace")
 
 
+cdef refuse_mapping(str name, uint64_t size, const char *missing):
+    """Raise what says why a segment cannot be mapped."""
+    cdef int number = errno
+    if missing != NULL:
+        raise _errors.Unsupported(_errors.missing_message(name, (<bytes> missing).decode(), number))
+    raise _errors.limit_reached(name, size, number)
+
+
+cdef int expect_membarrier(MapHandle handle) except -1:
+    """Raise if nobody can know here who is inside an operation."""
+    if not handle.map.use_membarrier:
+        raise _errors.Unsupported(_errors.missing_message(
+            handle.name, "membarrier(2) (Linux 4.16), which freeze() needs", 0))
+    return 0
+
+
 cdef raise_status(MapHandle handle, Status status, Op *op):
     """Turn a final status into the exception it stands for: the only place that does."""
     if status == FULL:
         raise _errors.MapFull(
             f"map {handle.name!r} has all of its {handle.map.max_entries} entries; delete some or "
             f"create it with a larger max_entries")
+    cdef int number = errno if op == NULL else op.error_number
+    if status == NO_MEMORY and number in _errors.REFUSALS:
+        raise _errors.Unsupported(_errors.missing_message(
+            handle.name, "madvise(MADV_POPULATE_WRITE) (Linux 5.14), and fallocate(2) in its stead",
+            number))
     if status == NO_MEMORY:
         raise _errors.SegmentFull(_errors.no_space_message(
             handle.name, 0 if op == NULL else op.bytes_wanted, handle.map.path))

@@ -20,10 +20,10 @@ def segment_bytes(key_size, value_size, max_entries, depot_count, max_bytes=0):
     return map.segment_bytes
 
 
-def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t max_entries,
-                    uint32_t map_flags, uint32_t map_extra, uint32_t depot_count, bint ephemeral,
-                    bytes seeds not None, uint64_t created_ns, commit, uint64_t max_bytes=0,
-                    tuple fields=(), bytes schema=b""):
+def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t value_size,
+                    uint64_t max_entries, uint32_t map_flags, uint32_t map_extra,
+                    uint32_t depot_count, bint ephemeral, bytes seeds not None, uint64_t created_ns,
+                    commit, uint64_t max_bytes=0, tuple fields=(), bytes schema=b""):
     """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises.
 
     fields: (kind, offset) of the special fields, which must be sound.
@@ -59,9 +59,9 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
         commit(map.objects_offset, map.region_offset[REGION_PINS] - map.objects_offset)
     for region in range(REGION_COUNT):
         commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
-    base = mmap(NULL, map.segment_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+    base = map_aligned(map.segment_bytes, PROT_READ | PROT_WRITE, fd)
     if base == MAP_FAILED:
-        raise _errors.SegmentFull(f"cannot map {map.segment_bytes} bytes: {os_error()}")
+        refuse_mapping(name, map.segment_bytes, NULL)
     geometry_bind(&map, <uint8_t *> base)
     segment_fill(&map, &header, bucket_count)
     memcpy(map.base + SCHEMA_OFFSET, PyBytes_AS_STRING(schema), len(schema))

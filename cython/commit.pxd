@@ -3,12 +3,15 @@
 #
 # On a full tmpfs even reading a hole is SIGBUS, so nothing is touched that was not committed here.
 # MADV_POPULATE_WRITE allocates and maps pages and reports failure instead of raising SIGBUS;
-# MADV_REMOVE gives them back. Neither needs a descriptor, which the process may have closed.
+# MADV_REMOVE gives them back. Neither needs a descriptor, which the process may have closed. Where
+# they are refused (a kernel before 5.14, a sandbox, memory that the program has locked),
+# fallocate() does the same by descriptor; its pages are mapped at the first touch.
 #
 # A region (layout.pxd) grows and shrinks at its end. Commit: lock; raise allocated; populate; raise
 # usable; unlock. Release: lock; lower usable; wait for quiescence; remove; lower allocated; unlock.
 # Killed anywhere, usable never covers a page that may be missing, and allocated covers every page
-# that may be there: recovery only has to unlock, the next release finds what was left.
+# that may be there: recovery only has to unlock, the next release finds what was left. So does a
+# release that the kernel refuses.
 #
 # Blocks of a pool come and go one by one, under their own word (pool.pxd).
 #
@@ -17,7 +20,8 @@
 # membarrier() order that against all running threads, then looks at every activity. Whoever is odd
 # and does not move on within a few pauses postpones the release, and never blocks anybody.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.errno cimport errno, EINTR, EAGAIN
+from libc.errno cimport errno, EINTR, EAGAIN, EFAULT, ENOMEM
+from posix.types cimport off_t
 from atomics cimport (
     load_acquire_u64, load_relaxed_u64, store_release_u64, add_relaxed_u64, compiler_fence,
     fence_seq_cst, pause,
@@ -39,6 +43,17 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sys/syscall.h>" nogil:
     enum: SYS_membarrier
 
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, off_t offset, off_t size) noexcept
+    enum: FALLOC_FL_KEEP_SIZE
+    enum: FALLOC_FL_PUNCH_HOLE
+
+cdef extern from "<errno.h>" nogil:
+    enum: EHWPOISON
+
+cdef extern from "<sys/mman.h>" nogil:
+    enum: MADV_HUGEPAGE
+
 cdef extern from *:
     """
     #ifndef MADV_POPULATE_WRITE
@@ -55,10 +70,38 @@ cdef enum:
     COMMIT_STEP_MAX = 262144   # a step of 256 KiB takes about 60 us; regions grow by an eighth
     POPULATE_TRIES_MAX = 100   # interrupted by signals
     QUIET_PAUSES_MAX = 200     # an operation lasts less, unless its thread is not running
+    HUGE_BYTES = 2097152
+    HUGE_FROM = 8388608        # of one region: the huge page begun last is a quarter more at most
     MEMBARRIER_CMD_GLOBAL_EXPEDITED = 2
 
+cdef inline bint memory_remove(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
+    """Give size bytes back. False, with errno, if the kernel takes them neither by address nor by
+    descriptor: then they are there as before, or, if the program has locked a part, some of them.
+    """
+    cdef int fd
+    if madvise(address, size, MADV_REMOVE) == 0:
+        return True
+    fd = segment_fd(op.map)
+    return fd >= 0 and fallocate(
+        fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, address - op.map.base, size) == 0
+
+cdef inline bint memory_allocate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
+    """Allocate size bytes of the file, all or none, without mapping them."""
+    cdef int fd = segment_fd(op.map)
+    cdef int _
+    if fd < 0:
+        return False
+    for _ in range(POPULATE_TRIES_MAX):
+        if fallocate(fd, 0, address - op.map.base, size) == 0:
+            return True
+        if errno != EINTR:
+            break
+    op.error_number = errno
+    return False
+
 cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
-    """Allocate and map size bytes, all or none."""
+    """Allocate and map size bytes, all or none. NO_MEMORY: op.error_number says whether there is
+    none, or the kernel refuses to be asked."""
     cdef int _
     for _ in range(POPULATE_TRIES_MAX):
         if madvise(address, size, MADV_POPULATE_WRITE) == 0:
@@ -67,11 +110,23 @@ cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noex
             break
     op.error_number = errno
     op.bytes_wanted = size
-    madvise(address, size, MADV_REMOVE)
+    if errno != ENOMEM and errno != EFAULT and errno != EHWPOISON:     # the request is unknown
+        if memory_allocate(op, address, size):
+            return OK
+    # What was had of it goes back. If that is refused, it is there when it is wanted next.
+    memory_remove(op, address, size)
     return NO_MEMORY
 
-cdef inline void memory_remove(uint8_t *address, uint64_t size) noexcept nogil:
-    madvise(address, size, MADV_REMOVE)
+cdef inline void memory_prefer_huge(
+        Map *map, uint64_t start, uint64_t size, uint64_t at, uint64_t step) noexcept nogil:
+    """Before step bytes are committed, at bytes behind the start of a region: ask for huge pages if
+    it is large in use. Advice, and once for each 2 MiB: the kernel keeps it."""
+    cdef uint64_t first = round_up(start + HUGE_FROM, HUGE_BYTES)
+    cdef uint64_t last = (start + size) // HUGE_BYTES * HUGE_BYTES
+    cdef uint64_t offset = start + at
+    if offset >= first and first < last and (
+            (offset - 1) // HUGE_BYTES != (offset + step - 1) // HUGE_BYTES):
+        madvise(map.base + first, last - first, MADV_HUGEPAGE)
 
 cdef inline bint context_is_quiet(Context *context) noexcept nogil:
     # Acquire: pairs with the release in op_leave; an even or changed value ends what it had read.
@@ -139,6 +194,9 @@ cdef inline Status region_commit(Op *op, uint32_t which, uint64_t needed) noexce
         if region.allocated < upto:
             region.allocated = upto
         compiler_fence()
+        if which == REGION_BUCKETS:
+            memory_prefer_huge(
+                map, map.region_offset[which], map.region_bytes[which], usable, upto - usable)
         status = memory_populate(
             op, map.base + map.region_offset[which] + usable, upto - usable)
         # Release: the pages are there; pairs with the acquire loads of usable.
@@ -173,9 +231,12 @@ cdef inline Status region_release(Op *op, uint32_t which, uint64_t keep) noexcep
     if keep < allocated:
         # A split that saw the higher watermark has ended once all is quiet; look for its bucket.
         if memory_is_quiet(op) and buckets_fit(op.map, which, keep):
-            memory_remove(map.base + map.region_offset[which] + keep, allocated - keep)
-            compiler_fence()
-            region.allocated = keep
+            if memory_remove(
+                    op, map.base + map.region_offset[which] + keep, allocated - keep):
+                compiler_fence()
+                region.allocated = keep
+            else:                                      # some may be missing: usable stays low
+                status = BUSY
         else:
             # The pages are still there, all of them up to usable: take them back.
             status = BUSY

@@ -20,8 +20,8 @@ from geometry cimport (
     depot_at, depot_pool, depots_of_all, pool_object, pool_of_kind, region_at, region_usable,
 )
 from lock cimport Op, lock_release, header_set, op_holds
-from budget cimport budget_owe, budget_used, budget_owe_none
-from commit cimport memory_remove
+from budget cimport budget_owe, budget_used, budget_owe_none, pages_owed
+from supply cimport block_vacate
 from pool cimport pool_give
 from depot cimport depot_store, SPARE_SHIFT
 from pins cimport pin_clear, pins_usable
@@ -133,10 +133,14 @@ cdef inline void recover_placed(
         header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
-cdef inline void recover_charge(Op *op, uint64_t word) noexcept nogil:
+cdef inline void recover_charge(
+        Op *op, PoolView *pool, uint64_t block, uint64_t word) noexcept nogil:
     """What was charged for the held block, or is owed for it."""
-    if block_state(word) == BLOCK_READY:
-        budget_owe_none(op)                    # it stays
+    if block_state(word) == BLOCK_READY:       # it stays
+        if pool.capacity == 1 and pages_owed(op.context) != 0:
+            pool_object(pool, block).words[1] = pages_owed(op.context)
+            compiler_fence()
+        budget_owe_none(op)
     elif op.context.charged != 0:
         budget_owe(op, op.context.charged)
         budget_used(op)
@@ -150,10 +154,9 @@ cdef inline void recover_block(Op *op) noexcept nogil:
         return
     block = <uint64_t> (word - pool.words)
     if pool.kind >= POOL_OBJECTS:
-        recover_charge(op, load_relaxed_u64(word))
+        recover_charge(op, pool, block, load_relaxed_u64(word))
     if block_state(load_relaxed_u64(word)) != BLOCK_READY:
-        memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
-        lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
+        block_vacate(op, pool, block)
         return
     if pool.kind == POOL_LINES:
         if op.context.line != 0:

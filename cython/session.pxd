@@ -13,30 +13,38 @@ from status cimport Status, OK, NO_CONTEXT
 from layout cimport Context
 from geometry cimport Map, Local, geometry_bind, context_at
 from system cimport (
-    clock_ns, mmap, munmap, madvise, CLOCK_MONOTONIC, MAP_FAILED, MAP_SHARED, PROT_READ,
+    byte_lock, clock_ns, mmap, munmap, madvise, CLOCK_MONOTONIC, COMMIT_BYTE, F_OFD_GETLK,
+    F_OFD_SETLK, F_UNLCK, F_WRLCK, MADV_DONTFORK, MAP_FAILED, MAP_SHARED, PROT_READ,
 )
+from commit cimport HUGE_BYTES
 from lock cimport Op
 from remove cimport op_settle
 from liveness cimport Standing, context_claim, context_note_time, process_leave, process_register
 from recovery cimport recover_all
 
 cdef extern from "<sys/mman.h>" nogil:
+    int mprotect(void *address, size_t length, int protection) noexcept
+    int munlock(const void *address, size_t length) noexcept
     enum: PROT_WRITE
     enum: PROT_NONE
     enum: MAP_FIXED
     enum: MAP_PRIVATE
     enum: MAP_ANONYMOUS
     enum: MAP_NORESERVE
-    enum: MADV_HUGEPAGE
+    enum: MADV_DONTDUMP
     enum: MADV_WIPEONFORK
 
 cdef enum:
-    HUGE_BYTES = 2097152
     MORE_MAX = 446             # idle contexts a process keeps: Local.more
 
 
 cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept nogil:
-    """Map a file at a multiple of 2 MiB, so that huge pages can be used; or MAP_FAILED."""
+    """Map a file at a multiple of 2 MiB, so that huge pages can be used; or MAP_FAILED.
+
+    Nobody but us may touch a hole: the kernel would fill it. So a core dump leaves the mapping out;
+    and after mlockall(MCL_FUTURE) it is made without access, when there is nothing to lock, and
+    unlocked. (A later mlockall(MCL_CURRENT) without MCL_ONFAULT fills every hole.)
+    """
     cdef uint64_t reserved
     cdef uint64_t start
     cdef void *base = mmap(
@@ -45,7 +53,12 @@ cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept no
         return base
     reserved = <uint64_t> base
     start = (reserved + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
-    base = mmap(<void *> start, size, protection, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0)
+    base = mmap(<void *> start, size, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0)
+    if base != MAP_FAILED:
+        munlock(base, size)                    # refused by a filter: it stays locked, as it is
+        madvise(base, size, MADV_DONTDUMP)     # the same: a core dump is larger
+        if mprotect(base, size, protection) != 0:
+            base = MAP_FAILED
     if base == MAP_FAILED:
         munmap(<void *> reserved, size + HUGE_BYTES)
         return base
@@ -54,18 +67,29 @@ cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept no
     munmap(<void *> (start + size), reserved + HUGE_BYTES - start)
     return base
 
-cdef inline bint session_map(Map *map, int fd) noexcept nogil:
-    """Map the segment, and the page that fork wipes. errno says why it failed."""
+cdef inline bint session_map(Map *map, int fd, const char **missing) noexcept nogil:
+    """Map the segment, and the page that fork wipes. If that fails, errno says why, and missing
+    names what this kernel has not, or a filter refuses, if it is that."""
     cdef int protection = PROT_READ if map.read_only else PROT_READ | PROT_WRITE
     cdef void *base = map_aligned(map.segment_bytes, protection, fd)
     cdef void *page
     if base == MAP_FAILED:
         return False
     page = mmap(NULL, sizeof(Local), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if page == MAP_FAILED or madvise(page, sizeof(Local), MADV_WIPEONFORK) != 0:
+    if page == MAP_FAILED:
         munmap(base, map.segment_bytes)
         return False
-    madvise(base, map.segment_bytes, MADV_HUGEPAGE)
+    if madvise(page, sizeof(Local), MADV_WIPEONFORK) != 0:
+        missing[0] = b"madvise(MADV_WIPEONFORK) (Linux 4.14)"
+    elif madvise(page, 0, MADV_DONTFORK) != 0:     # of nothing: an attempt. Recovery needs it.
+        missing[0] = b"madvise(MADV_DONTFORK) (Linux 2.6.16)"
+    elif byte_lock(fd, F_OFD_GETLK, F_WRLCK, COMMIT_BYTE) < 0 or (
+            byte_lock(fd, F_OFD_SETLK, F_UNLCK, COMMIT_BYTE) < 0):     # of a lock we have not
+        missing[0] = b"fcntl(F_OFD_SETLK) or F_OFD_GETLK (Linux 3.15)"
+    if missing[0] != NULL:
+        munmap(page, sizeof(Local))
+        munmap(base, map.segment_bytes)
+        return False
     geometry_bind(map, <uint8_t *> base)
     map.local = <Local *> page
     return True

@@ -9,7 +9,7 @@
 # Blocks of objects are charged to the budget, before their memory is had and until it has gone. A
 # run is a block of one object: of a hole one page is committed, the owner of the object adds what
 # it needs (heap.pxd).
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence, add_relaxed_u64,
     cas_acq_rel_u64,
@@ -25,8 +25,12 @@ from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, run_pages
 from blocks cimport PoolView
 from geometry cimport pool_object, region_usable
 from lock cimport Op, lock_busy, lock_try, lock_acquire, lock_release
-from budget cimport budget_charge, budget_owe, budget_refund, budget_used, pages_owed
-from commit cimport memory_populate, memory_remove, memory_is_quiet, region_commit
+from budget cimport (
+    budget_charge, budget_owe, budget_owe_none, budget_refund, budget_used, pages_owed,
+)
+from commit cimport (
+    memory_populate, memory_prefer_huge, memory_remove, memory_is_quiet, region_commit,
+)
 
 
 cdef inline uint64_t pool_words_usable(Op *op, PoolView *pool) noexcept nogil:
@@ -83,11 +87,19 @@ cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept n
             status = budget_charge(op, pool.first_bytes // PAGE_BYTES)
         if status != OK:
             return status
+    if pool.kind == 0:                         # of objects each page counts
+        memory_prefer_huge(
+            op.map, op.map.elements_offset, pool.block_count * pool.block_bytes,
+            block * pool.block_bytes, pool.block_bytes)
     status = memory_populate(op, pool.base + block * pool.block_bytes, pool.first_bytes)
     if status != OK and pool.kind >= POOL_OBJECTS:
         budget_owe(op, op.context.charged)
         budget_used(op)
     return status
+
+cdef inline uint64_t block_empty(PoolView *pool, uint64_t block) noexcept nogil:
+    """The word of a block that is READY and has never given anything out."""
+    return block_word(BLOCK_READY, <uint32_t> pool.reserved if block == 0 else 0, 0, 0)
 
 cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
     """Get memory for one more block: the lowest hole."""
@@ -123,8 +135,7 @@ cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
         if pool.kind >= POOL_OBJECTS:
             budget_refund(op)
         return status
-    lock_release(pool.words + hole, block_word(
-        BLOCK_READY, <uint32_t> pool.reserved if hole == 0 else 0, 0, 0))
+    lock_release(pool.words + hole, block_empty(pool, hole))
     budget_used(op)
     add_relaxed_u64(&pool.shared.ready_count, 1)
     if load_relaxed_u64(&pool.shared.hint) > hole:
@@ -136,6 +147,36 @@ cdef inline uint64_t block_pages(PoolView *pool, uint64_t block) noexcept nogil:
     if pool.capacity == 1:
         return run_pages(pool_object(pool, block))
     return pool.block_bytes // PAGE_BYTES
+
+cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
+    """Give back the memory of a held block that is RELEASING, or a HOLE, and unlock it: a HOLE.
+
+    BUSY: the kernel does not take it, so the block stays, READY and empty, with the pages that the
+    context owes for it charged as before. Recovery may begin with this again after each store.
+    """
+    cdef uint64_t *word = pool.words + block
+    cdef uint8_t *memory = pool.base + block * pool.block_bytes
+    cdef uint64_t size = pool.block_bytes if pool.capacity > 1 else (
+        pages_owed(op.context) * PAGE_BYTES)
+    if memory_remove(op, memory, pool.block_bytes):
+        compiler_fence()
+        lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
+        return OK
+    # A hole for which nothing was charged never had memory. Else all of it must be there; if that
+    # fails too, what is left of it belongs to a hole, and is found when that is filled.
+    if size == 0 or (pool.kind >= POOL_OBJECTS and pages_owed(op.context) == 0) or (
+            memory_populate(op, memory, size) != OK):
+        lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
+        return OK
+    if pool.capacity == 1:
+        pool_object(pool, block).words[1] = pages_owed(op.context)
+        compiler_fence()
+    store_relaxed_u64(word, word_taken(block_empty(pool, block), op.self_index))
+    compiler_fence()
+    if pool.kind >= POOL_OBJECTS:
+        budget_owe_none(op)
+    lock_release(word, block_empty(pool, block))
+    return BUSY
 
 cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
     """Give back the memory of a block in which nothing is in use. RETRY if something is."""
@@ -155,12 +196,15 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
         return BUSY
     if pool.kind >= POOL_OBJECTS:              # counts once the word says RELEASING
         budget_owe(op, block_pages(pool, block))
+    if pool.capacity == 1:                     # what is owed says it from here on
+        pool_object(pool, block).words[1] = 0
+        compiler_fence()
     store_relaxed_u64(
         pool.words + block, word_taken(block_word(BLOCK_RELEASING, 0, 0, 0), op.self_index))
     compiler_fence()
-    memory_remove(pool.base + block * pool.block_bytes, pool.block_bytes)
-    compiler_fence()
-    lock_release(pool.words + block, block_word(BLOCK_HOLE, 0, 0, 0))
+    if block_vacate(op, pool, block) != OK:
+        add_relaxed_u64(&op.map.header.statistics.releases_postponed, 1)
+        return BUSY
     if pool.kind >= POOL_OBJECTS:
         budget_refund(op)
     add_relaxed_u64(&pool.shared.ready_count, <uint64_t> -1)

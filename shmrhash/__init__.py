@@ -28,6 +28,7 @@ from shmrhash._errors import (
     KeyGone,
     KeyNotFound,
     LayoutMismatch,
+    LimitReached,
     LockTimeout,
     MapBusy,
     MapClosed,
@@ -42,6 +43,7 @@ from shmrhash._errors import (
     SystemFailure,
     TooLarge,
     TooManyProcesses,
+    Unsupported,
     WriteOnlyMap,
 )
 from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
@@ -91,6 +93,7 @@ __all__ = [
     "KeyNotFound",
     "Kptr",
     "LayoutMismatch",
+    "LimitReached",
     "LockTimeout",
     "MapBusy",
     "MapClosed",
@@ -111,6 +114,7 @@ __all__ = [
     "Timer",
     "TooLarge",
     "TooManyProcesses",
+    "Unsupported",
     "WriteOnlyMap",
     "gc",
     "unlink",

@@ -90,6 +90,7 @@ def segment_bytes(
 def segment_holders(fd: int) -> tuple[int, int, bool, bool] | None: ...
 def segment_prepare(
     fd: int,
+    name: str,
     *,
     key_size: int,
     value_size: int,

@@ -105,20 +105,20 @@ class SharedDict(MappingMethods):
 
         name: None makes an anonymous one. key, value: the declared types. max_entries: a hard
         limit, and compared if it is given; else 2**20. max_bytes: of keys and values that are not
-        in the entries, compared likewise; None: as much as the file system has. ttl: seconds that
-        values live which this handle stores. None: as the dict was made; and if it is made now, for
-        ever, and entries have no room for a deadline. timeout: seconds an operation waits for
-        a lock whose owner is alive; None is for ever. mode: permissions of the segment's file.
-        ephemeral: the last process to close it removes the name. owner: a user id to trust besides
-        one's own and root's. if_different: "replace" takes the name from a dict of other types or
-        limits and makes a new one; who has the old one goes on with it. Of several that start at
-        once, one makes it and the others open it.
+        in the entries, compared likewise; None: as much as the file system has, and 1 GiB at most.
+        ttl: seconds that values live which this handle stores. None: as the dict was made; and if
+        it is made now, for ever, and entries have no room for a deadline. timeout: seconds an
+        operation waits for a lock whose owner is alive; None is for ever. mode: permissions of the
+        segment's file. ephemeral: the last process to close it removes the name. owner: a user id
+        to trust besides one's own and root's. if_different: "replace" takes the name from a dict of
+        other types or limits and makes a new one; who has the old one goes on with it. Of several
+        that start at once, one makes it and the others open it.
 
         Types fit if each side can read what the other stores: docs/deploys.md has the rules.
 
         Raises LayoutMismatch (it is there, with other types: both are named), TypeError and
         InvalidArgument (a type that cannot be declared), ImportError (its library is not
-        installed), TooLarge, SegmentFull, PermissionDenied.
+        installed), TooLarge, SegmentFull, LimitReached, PermissionDenied, Unsupported.
         """
         schema = make_schema(key, value, ttl)
         limits = max_entries, max_bytes

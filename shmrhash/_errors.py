@@ -131,6 +131,24 @@ class OutOfMemory(SegmentFull):
     """
 
 
+class LimitReached(Error, MemoryError):
+    """A limit of this process forbids a segment of this size: ulimit -v, -f or -l.
+
+    Nothing was made. ``errno`` is the system's: ENOMEM, EFBIG or EAGAIN.
+    """
+
+    errno = errno.ENOMEM
+
+
+class Unsupported(Error, OSError):
+    """This kernel, or a filter of system calls, refuses a call that nothing can stand in for.
+
+    The operation did nothing. ``errno`` is ENOSYS.
+    """
+
+    errno = errno.ENOSYS
+
+
 class DeadlockError(Error, RuntimeError):
     """This thread waits for a lock that it holds itself. ``errno`` is EDEADLK."""
 
@@ -155,6 +173,39 @@ class TooManyProcesses(Error, RuntimeError):
     """All process slots, or all operation contexts, are in use. ``errno`` is EUSERS."""
 
     errno = errno.EUSERS
+
+
+REFUSALS = frozenset(  # what a system call that is unknown, or filtered, answers
+    (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP)
+)
+
+
+def missing_message(name: str, what: str, number: int) -> str:
+    """What to tell somebody whose system refuses a system call."""
+    reason = f" ({os.strerror(number)})" if number else ""
+    return (
+        f"map {name!r}: this system refuses {what}{reason}; use a kernel that has it, or let the "
+        f"sandbox permit it (the seccomp profile of a container); 'shmrhash doctor' tries each"
+    )
+
+
+def limit_reached(name: str, size: int, number: int) -> LimitReached:
+    """The error of a segment that is too large for this process, by its errno."""
+    remedy = "or create the map with a smaller max_bytes or max_entries"
+    if number == errno.EFBIG:
+        what = f"is a sparse file of {size} bytes, more than a file may have here"
+        change = f"raise the limit (ulimit -f unlimited), {remedy}"
+    elif number == errno.EAGAIN:
+        what = f"reserves {size} bytes, and this process locks all it maps (mlockall)"
+        change = f"raise that limit (ulimit -l unlimited), {remedy}"
+    else:
+        what = f"reserves {size} bytes of address space, more than this process has left"
+        change = (
+            f"raise the limit (ulimit -v unlimited; with many maps, vm.max_map_count), {remedy}"
+        )
+    refusal = LimitReached(f"map {name!r} {what} ({os.strerror(number)}); {change}")
+    refusal.errno = number
+    return refusal
 
 
 def no_space_message(name: str, wanted: int, path: bytes | str) -> str:

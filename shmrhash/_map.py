@@ -57,7 +57,7 @@ _SCHEMA_MAX = 1536
 _KPTR = 3  # the kind of a Kptr field
 _MAX_BYTES_LEAST = 64 << 20
 _MAX_BYTES_USABLE = 16 << 10
-_MAX_BYTES_MOST = 1 << 40  # of address space, 43 times over
+_MAX_BYTES_DEFAULT = 1 << 30  # at most: it reserves 44 GiB of addresses, of some 128 TiB
 
 _PROBLEMS = {
     1: "bucket {0} has a level that does not fit the number of buckets",
@@ -140,7 +140,7 @@ def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | Non
         return 0
     if max_bytes is None:
         max_bytes = max(_segment.file_system_bytes(name), _MAX_BYTES_LEAST)
-        return min(max_bytes, _MAX_BYTES_MOST)
+        return min(max_bytes, _MAX_BYTES_DEFAULT)
     max_bytes = whole_number("max_bytes", max_bytes)
     if max_bytes < _MAX_BYTES_USABLE:
         raise InvalidArgument(
@@ -215,13 +215,14 @@ class RHashMap(BatchMethods):
         operation waits for a lock whose owner is alive; None is for ever. ephemeral: the last
         process to close the map removes its name; if all are killed, the next to look for it does.
         fields: special fields of the value: SpinLock, Timer, Kptr, Refcount. max_bytes: bytes that
-        objects (of Kptr fields) may take; None: as much as the file system has. Address space is
-        reserved for it, memory is committed as objects come.
+        objects (of Kptr fields) may take; None: as much as the file system has, and 1 GiB at most.
+        43 times as many addresses are reserved for it; memory is committed as objects come.
 
         The name appears when the map is complete; nobody ever sees less. Costs about 0.2 ms.
 
         Raises InvalidArgument and TooLarge in the kernel's order of checks, SegmentExists,
-        SegmentFull, PermissionDenied.
+        SegmentFull, LimitReached (ulimit), PermissionDenied, Unsupported (a system call is
+        refused).
         """
         key_size = whole_number("key_size", key_size)
         value_size = whole_number("value_size", value_size)
@@ -254,6 +255,7 @@ class RHashMap(BatchMethods):
             try:
                 _core.segment_prepare(
                     fd,
+                    plain,
                     key_size=key_size,
                     value_size=value_size,
                     max_entries=max_entries,

@@ -14,10 +14,14 @@ from collections.abc import Callable
 import posix_ipc
 
 from shmrhash._errors import (
+    REFUSALS,
     InvalidArgument,
     PermissionDenied,
     SegmentFull,
     SegmentMissing,
+    Unsupported,
+    limit_reached,
+    missing_message,
     no_space_message,
 )
 from shmrhash._refusals import (
@@ -96,6 +100,8 @@ def create_file(name: str, size: int, mode: int) -> int:
         os.ftruncate(fd, size)
     except OSError as error:
         os.close(fd)
+        if error.errno == errno.EFBIG:
+            raise limit_reached(name, size, errno.EFBIG) from None
         refuse_creation(error, name, os.path.join(where, name))
     return fd
 
@@ -109,6 +115,9 @@ def committer(fd: int, name: str) -> Callable[[int, int], None]:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
                 raise SegmentFull(no_space_message(name, size, path_of(name))) from None
+            if error.errno in REFUSALS:
+                number = error.errno
+                raise Unsupported(missing_message(name, "fallocate(2)", number)) from None
             refuse(error, name, path_of(name))
 
     return commit

@@ -20,6 +20,7 @@ import click
 
 import shmrhash
 from shmrhash import RHashMap, _segment
+from shmrhash.cli import features
 from shmrhash.cli.base import Session, Verb, message_of, on_terminal, pass_session
 from shmrhash.cli.screen import Cell, make_console, size_text
 from shmrhash.cli.tokens import STATUS_NO
@@ -28,7 +29,6 @@ OK = "ok"
 NOTE = "note"
 BAD = "bad"
 
-KERNEL_MIN = (5, 14)  # MADV_POPULATE_WRITE: allocates, or fails without a signal
 SIZE_SMALL = 256 << 20  # containers get 64 MB unless told otherwise
 ADDRESS_SPACE_MIN = 64 << 30  # a map reserves addresses for max_entries at once
 MEMORY_PART_MAX = 0.9
@@ -46,14 +46,19 @@ class Finding:
 
 
 def kernel() -> Iterator[Finding]:
-    """The kernel's version, and the machine's word size."""
-    release = platform.release()
-    numbers = [int(part) for part in release.replace("-", ".").split(".")[:2] if part.isdigit()]
-    if tuple(numbers) >= KERNEL_MIN:
-        yield Finding(OK, "kernel", f"Linux {release}")
+    """The kernel's version, what it refuses of what maps need, and the machine's word size."""
+    found = f"Linux {platform.release()}"
+    try:
+        refused = list(features.refused(_segment.directory()))
+    except OSError as error:  # the directory's own finding says more
+        yield Finding(OK, "kernel", f"{found}; nothing could be tried: {error.strerror}")
+        refused = []
     else:
-        change = "use Linux 5.14 or later: older ones cannot refuse memory without a signal"
-        yield Finding(BAD, "kernel", f"Linux {release}", change)
+        yield Finding(OK, "kernel", found)
+    for feature, reason in refused:
+        change = f"use {feature.kernel} or later, or let the sandbox permit {feature.call}"
+        mark = BAD if feature.needed else NOTE
+        yield Finding(mark, "system call", f"{feature.call}: {reason}: {feature.without}", change)
     bits = struct.calcsize("P") * 8
     if bits != 64:
         yield Finding(BAD, "addresses", f"{bits} bits", "use a 64-bit Python")
@@ -77,7 +82,13 @@ def directory() -> Iterator[Finding]:
         yield Finding(BAD, "directory", found, f"unset SHMRHASH_DIR, or {mount}")
     if not os.access(folder, os.W_OK | os.X_OK):
         found = f"{folder} may not be written by user {os.geteuid()}"
-        yield Finding(BAD, "permission", found, f"sudo chmod 1777 {folder}")
+        change = f"sudo chmod 1777 {folder}"
+        if status.f_flag & os.ST_RDONLY:
+            found = f"{folder} is mounted read-only"
+            change = f"sudo mount -o remount,rw {folder}, or set SHMRHASH_DIR to another tmpfs"
+            if in_container():
+                change = f"docker run --tmpfs {folder}:rw,mode=1777,size=1g ..."
+        yield Finding(BAD, "permission", found, change)
     size, room = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
     if not size:
         yield Finding(OK, "size", "unlimited")
@@ -94,16 +105,22 @@ def directory() -> Iterator[Finding]:
 
 
 def file_system_of(folder: str) -> str:
-    """The type of the file system that a directory is on, by the longest mount point above it."""
+    """The type of the file system that a directory is on."""
+    return mount_of(folder)[0]
+
+
+def mount_of(folder: str) -> tuple[str, str]:
+    """Type and options of the file system of a directory, by the longest mount point above it."""
     full = os.path.realpath(folder)
-    best, kind = "", "an unknown file system"
+    best, kind, options = "", "an unknown file system", ""
     for line in _text("/proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
         point = left.split()[4].encode().decode("unicode_escape")
         inside = full == point or full.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, right.split()[0]
-    return kind
+            options = right.split()[-1]
+    return kind, options
 
 
 def _text(path: str) -> str:
@@ -136,8 +153,21 @@ def memory() -> Iterator[Finding]:
         yield Finding(
             BAD, "memory group", f"{found}: the next page may get somebody killed", change
         )
+    elif limit < _directory_bytes():
+        found += "; the directory of maps is larger, and who reaches the limit is killed first"
+        change = f"create maps with max_bytes= well below {size_text(limit)}"
+        yield Finding(NOTE, "memory group", found, change)
     else:
         yield Finding(OK, "memory group", found)
+
+
+def _directory_bytes() -> int:
+    """The size of the directory's file system; 0 if it cannot be known."""
+    try:
+        status = os.statvfs(_segment.directory())
+    except OSError:
+        return 0
+    return status.f_blocks * status.f_frsize
 
 
 def group_memory() -> tuple[int | None, int]:
@@ -176,6 +206,8 @@ def limits() -> Iterator[Finding]:
     if _text("/proc/sys/vm/overcommit_memory").strip() == "2":
         found = "vm.overcommit_memory is 2: what a map reserves counts as if it were used"
         yield Finding(NOTE, "overcommit", found, "sudo sysctl vm.overcommit_memory=0")
+    found = "mlockall() fills the holes of maps that are open: add MCL_ONFAULT to its flags"
+    yield Finding(OK, "locked memory", found)
     maps_max = int(_text("/proc/sys/vm/max_map_count") or 1 << 30)
     if maps_max < 65_530:
         found = f"vm.max_map_count is {maps_max}: each open map takes three"
@@ -184,13 +216,30 @@ def limits() -> Iterator[Finding]:
 
 def huge_pages() -> Iterator[Finding]:
     """Whether large maps may use huge pages."""
+    folder = _segment.directory()
+    kind, options = mount_of(folder)
     path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-    chosen = _text(path).partition("[")[2].partition("]")[0]
-    if chosen in ("always", "advise", "within_size", "force"):
-        yield Finding(OK, "huge pages", f"{chosen}: large maps use them")
-    elif chosen:
-        change = f"echo advise | sudo tee {path}"
+    forced = _text(path).partition("[")[2].partition("]")[0]
+    if kind != "tmpfs" or not forced:
+        return
+    # Else shmem_enabled is for memory without a mount.
+    chosen = forced if forced in ("deny", "force") else "never"
+    if chosen == "never":
+        words = (word.partition("=") for word in options.split(","))
+        chosen = next((value for name, _, value in words if name == "huge"), chosen)
+    if chosen == "advise":
+        yield Finding(OK, "huge pages", "advise: large maps use them")
+    elif chosen in ("always", "within_size", "force"):
+        found = f"{chosen}: a small map takes 2 MiB for each of its parts"
+        change = f"sudo mount -o remount,huge=advise {folder}"
+        if chosen == "force":
+            change = f"echo advise | sudo tee {path}"
+        yield Finding(NOTE, "huge pages", found, change)
+    else:
         found = f"{chosen}: random reads of maps over 100 MB are some 8 % slower than need be"
+        change = f"sudo mount -o remount,huge=advise {folder}"
+        if chosen == "deny":
+            change = f"echo never | sudo tee {path}; {change}"
         yield Finding(NOTE, "huge pages", found, change)
 
 
@@ -241,13 +290,19 @@ def _try(shared_map: RHashMap) -> Iterator[Finding]:
                 )
                 if number == 1000:
                     os.write(theirs, b"r")
+        except (shmrhash.Error, OSError) as error:
+            os.write(theirs, b"e" + message_of(error).encode(errors="replace")[:4000])
         finally:
             os._exit(1)
     os.close(theirs)
-    os.read(ready, 1)
+    said = os.read(ready, 4001)
     os.close(ready)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    if not said.startswith(b"r"):  # no fault of the map's: a limit, or a full file system
+        reason = said[1:].decode(errors="replace") or "the process that writes ended by itself"
+        yield Finding(BAD, "trial", reason, "free what is named, or raise the limit; try again")
+        return
     shared_map.check()
     info = shared_map.info()
     if info["entries"] == 100 and info["recoveries"] == 1:

@@ -149,6 +149,10 @@ OF_WRITERS = {
         "a walk meets a delete and an insert",
         "walk says 5",
     ),
+    "a block whose memory stays is no hole": (
+        "memory that is given back stays",
+        "has memory",
+    ),
     "memory goes when nobody is inside an operation": (
         "memory is given back under a reader",
         "touches memory",

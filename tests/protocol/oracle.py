@@ -278,6 +278,8 @@ class Oracle:
         """The elements that a block has: its list and those never used."""
         segment = self.segment
         state, fresh, free, head = block_parts(memory[block])
+        if (state == READY) != bool(memory[segment.present[number]]):
+            raise Violation(f"block {number} is a hole, or has memory: not both (M1)")
         if state != READY:
             return [*range(max(1, number * segment.block_capacity), segment.elements + 1)]
         first = number * segment.block_capacity

@@ -16,12 +16,12 @@ from chains import (
     line_stash,
 )
 from reading import parent_of
+from releasing import block_vacate
 from resizing import chain_drop_bit, merge_finish, split_finish
 from segment_model import (
     ALLOC,
     DELETE,
     FREE,
-    HOLE,
     INSERT,
     LIVE,
     LOCKED,
@@ -32,7 +32,6 @@ from segment_model import (
     ULOCK,
     UPD,
     block_parts,
-    block_word,
     depot_parts,
     depot_word,
     level_plus1,
@@ -170,7 +169,7 @@ def recover_block(m, me):
     word = yield own(word_at)
     state, fresh, free, head = block_parts(word)
     if state != READY:
-        yield from recover_release(m, word_at)
+        yield from block_vacate(m, me, m.block.index(word_at))
         return
     field = "line" if lines else "spare"
     name = yield own(m.of(me, field))
@@ -184,12 +183,6 @@ def recover_block(m, me):
         elif state_of(header) == FREE:
             yield from set_state(m, thing, ALLOC, me)
     yield store(word_at, released(word))
-
-
-def recover_release(m, word_at):
-    """A block whose memory was going: it goes."""
-    yield store(m.present[m.block.index(word_at)], 0)
-    yield store(word_at, block_word(HOLE, 0, 0, 0))
 
 
 # ---- elements ----

@@ -1,9 +1,9 @@
 """Giving memory back while readers may stand in it (M1).
 
-Stands for block_release, memory_is_quiet, op_begin and op_end. Every operation makes its context's
-activity odd before it looks at anything; who gives memory back makes it unreachable first and then
-looks at every activity. (That each of the two sees the other's store is the business of the weak
-part: orders.py. Here all stores are seen at once.)
+Stands for block_release, block_vacate, memory_is_quiet, op_begin and op_end. Every operation makes
+its context's activity odd before it looks at anything; who gives memory back makes it unreachable
+first and then looks at every activity. (That each of the two sees the other's store is the business
+of the weak part: orders.py. Here all stores are seen at once.)
 """
 
 from automaton import begin, end, load, lock_try, own, put, store
@@ -27,11 +27,22 @@ def block_release(m, me, block):
             quiet = yield from memory_is_quiet(m, me)
         if quiet:
             yield store(m.block[block], taken(block_word(RELEASING, 0, 0, 0), me))
-            yield store(m.present[block], 0)
-            yield store(m.block[block], block_word(HOLE, 0, 0, 0))
+            yield from block_vacate(m, me, block)
         else:
             yield store(m.block[block], released(held))
     yield end()
+
+
+def block_vacate(m, me, block):
+    """The memory of a held block that is RELEASING goes; or it stays, and the block with it."""
+    if not m.keeps_memory:
+        yield store(m.present[block], 0)
+    elif m.keeps("a block whose memory stays is no hole"):
+        empty = block_word(READY, int(block == 0), 0, 0)
+        yield store(m.block[block], taken(empty, me))
+        yield store(m.block[block], empty)
+        return
+    yield store(m.block[block], block_word(HOLE, 0, 0, 0))
 
 
 def block_is_empty(m, block, held):

@@ -120,6 +120,16 @@ SUPPLIES = {
         credited=(1,),
         sizes=MEMORY,
     ),
+    "memory that is given back stays": dying(
+        ("delete", 2),
+        ("trim",),
+        ("release", 1),
+        hashes=APART,
+        entries=TWO,
+        parked=(0,),
+        credited=(1,),
+        sizes=MEMORY | {"keeps_memory": True},
+    ),
     "who gives memory back dies": dying(
         ("delete", 2),
         ("trim",),

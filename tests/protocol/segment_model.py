@@ -127,6 +127,7 @@ class Segment:
     depots: int = 1
     contexts: int = 3
     value_words: int = 2
+    keeps_memory: bool = False  # the kernel takes none back: locked, and no descriptor
     hashes: dict = field(default_factory=dict)
     without: frozenset = frozenset()
 

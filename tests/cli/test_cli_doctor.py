@@ -1,0 +1,87 @@
+"""doctor: each feature is tried, and the file system in use is what it looks at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commandline import run
+
+FILTERS = Path(__file__).resolve().parents[1] / "dict"  # where refusing.py is
+
+
+def doctor_refused(call, asked, status):
+    """What doctor finds where a system call is refused."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(FILTERS)!r}); from refusing import refuse; "
+        f"refuse({call!r}, {asked}); import shmrhash.cli; sys.argv[0] = 'shmrhash'; "
+        "sys.exit(shmrhash.cli.main())"
+    )
+    words = [sys.executable, "-c", program]
+    return run("-j", "doctor", status=status, command=words).json
+
+
+@pytest.mark.parametrize(
+    ("call", "asked", "status", "mark", "name"),
+    [
+        ("madvise", 23, 0, "note", "MADV_POPULATE_WRITE"),
+        ("madvise", 9, 0, "note", "MADV_REMOVE"),
+        ("madvise", 16, 0, "note", "MADV_DONTDUMP"),
+        ("madvise", 10, 1, "bad", "MADV_DONTFORK"),
+        ("madvise", 18, 1, "bad", "MADV_WIPEONFORK"),
+        ("fallocate", 3, 0, "note", "PUNCH_HOLE"),
+        ("fcntl", 37, 1, "bad", "F_OFD_SETLK"),
+    ],
+)
+def test_doctor_tries_each_feature(own_directory, call, asked, status, mark, name):
+    """Whatever the kernel calls itself: what is refused is named, and nothing is to be reported."""
+    found = doctor_refused(call, asked, status)
+
+    (finding,) = (one for one in found if one["what"] == "system call")
+    assert finding["mark"] == mark
+    assert name in finding["found"]
+    assert "sandbox" in finding["change"]
+    assert "report" not in str(found)
+
+
+def in_mount(options, *words, before=":"):
+    """What doctor finds in a file system of its own."""
+    shell = f"mount --make-rprivate / && mount -t tmpfs -o {options} tmpfs /mnt && {before}"
+    command = ["unshare", "-m", "sh", "-c", f'{shell} && exec "$@"', "sh"]
+    command += [sys.executable, "-m", "shmrhash", "-j", "--dir", "/mnt", "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "permitted" in done.stderr or "denied" in done.stderr:
+        pytest.skip("mounting is not permitted here")
+    return {finding["what"]: finding for finding in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize(
+    ("huge", "mark", "change"),
+    [("never", "note", "remount,huge=advise"), ("advise", "ok", ""), ("always", "note", "advise")],
+)
+def test_doctor_reads_the_switch_of_the_tmpfs_in_use(huge, mark, change):
+    """The mount's option counts, not the one for memory without a mount."""
+    found = in_mount(f"size=64m,huge={huge}")["huge pages"]
+
+    assert (mark, True) == (found["mark"], change in found["change"])
+    assert found["found"].startswith(huge)
+
+
+def test_doctor_gives_right_advice_for_a_read_only_directory():
+    found = in_mount("size=1m", before="mount -o remount,ro /mnt")
+
+    assert "read-only" in found["permission"]["found"]
+    assert "chmod" not in found["permission"]["change"]
+    assert "report" not in str(found)
+
+
+def test_doctor_never_asks_to_report_a_full_disk():
+    """What is missing is named instead, also where the map is made and then finds no room."""
+    for room in (0, 40, 80, 120, 160, 200, 240):
+        fill = f"head -c {(400 - room) << 10} /dev/zero > /mnt/ballast"
+        found = in_mount("size=400k", before=fill)
+
+        assert "report" not in str(found)
+        trial = found["trial"]
+        assert trial["mark"] == "ok" or "full" in trial["found"] or "space" in trial["found"]

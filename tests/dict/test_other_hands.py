@@ -1,0 +1,212 @@
+"""Who else may touch a segment's holes: core dumps, and programs that lock their memory (M1).
+
+Whatever reads or locks a whole mapping makes the kernel fill its holes. All of it is tried in a
+small file system that only the child sees.
+"""
+
+import ctypes
+import os
+import random
+import re
+import resource
+import signal
+from pathlib import Path
+
+import creation_jobs
+import pytest
+from workers import run_together
+
+import shmrhash
+from shmrhash import RHashMap, SharedDict
+
+LIMIT = 4 << 20
+SIZES = [100, 3000, 5000, 9000, 70_000, 300_000, 1_000_000]
+CURRENT, FUTURE, ON_FAULT = 1, 2, 4
+
+
+@pytest.fixture
+def in_small(tmp_path, monkeypatch):
+    """A function that runs a job where the directory of segments is a tmpfs of 32 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    monkeypatch.setenv("SHMRHASH_DIR", str(folder))
+
+    def run(job, *arguments):
+        (result,) = run_together(
+            "fork", (creation_jobs.in_private_tmpfs, str(folder), 32 << 20, job, *arguments)
+        )
+        if result == "not permitted":
+            pytest.skip("mounting a tmpfs is not permitted here")
+        return result
+
+    return run
+
+
+def taken():
+    """Bytes of the small file system that are in use."""
+    status = os.statvfs(creation_jobs.segment_folder())
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def lock_memory(flags):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(flags) != 0:
+        raise OSError(ctypes.get_errno(), "mlockall")
+
+
+def body(number, size):
+    return number.to_bytes(8, "little") * (size // 8)
+
+
+def change_sizes(d, seed, rounds):
+    """Store and delete values of many sizes; the most that was taken meanwhile."""
+    rng = random.Random(seed)
+    most = 0
+    for turn in range(rounds):
+        key = rng.randrange(200)
+        try:
+            if rng.random() < 0.4:
+                d.pop(key, None)
+            else:
+                d[key] = body(key, rng.choice(SIZES))
+        except shmrhash.OutOfMemory:
+            pass
+        if turn % 50 == 0:
+            most = max(most, taken())
+    assert all(d[key][:8] == key.to_bytes(8, "little") for key in d)
+    d.check()
+    return most
+
+
+# ---- core dumps ----
+
+
+def flags_of_mappings(inode):
+    """(bytes, flags) of each mapping that this process has of a file."""
+    found = []
+    for part in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+        addresses, _, _, _, mapped, *_ = part.splitlines()[0].split()
+        if int(mapped) == inode:
+            low, high = (int(text, 16) for text in addresses.split("-"))
+            flags = re.search(r"^VmFlags: (.*)$", part, re.MULTILINE)[1].split()
+            found.append((high - low, flags))
+    return found
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_core_dump_leaves_the_segment_out(make_dict, read_only):
+    """M1: every mapping that has holes says so to the kernel."""
+    d = make_dict(key=str, value=bytes)
+    inode = (creation_jobs.segment_folder() / d.name).stat().st_ino
+
+    with SharedDict.open(d.name, value=bytes, read_only=read_only):
+        found = [flags for size, flags in flags_of_mappings(inode) if size > 4096]
+
+    assert len(found) == 2
+    assert all("dd" in flags for flags in found)
+
+
+def dump_core(gate, folder):
+    """What was taken before a child with a nameless map dumped core, afterwards, and its size."""
+    with RHashMap.create("m", key_size=8, value_size=1000, max_entries=1_000_000) as m:
+        m.update(bytes(8), bytes(1000))
+        m.unlink()
+        before = taken()
+        pid = os.fork()
+        if pid == 0:
+            os.chdir(folder)
+            Path("/proc/self/coredump_filter").write_text("0xff")
+            resource.setrlimit(resource.RLIMIT_CORE, (1 << 30, 1 << 30))
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGABRT)
+        status = os.waitpid(pid, 0)[1]
+        after = taken()
+        m.update(b"1" * 8, bytes(1000))
+        m.check()
+    return before, after, os.WCOREDUMP(status)
+
+
+def test_a_core_dump_takes_no_memory_of_the_tmpfs(in_small, tmp_path):
+    """M1: of a map without a name, which the kernel takes for anonymous memory."""
+    if Path("/proc/sys/kernel/core_pattern").read_text().startswith(("|", "/")):
+        pytest.skip("core dumps go elsewhere here")
+
+    before, after, dumped = in_small(dump_core, str(tmp_path))
+
+    if not dumped:
+        pytest.skip("no core dump was written")
+    assert list(tmp_path.glob("core*"))
+    assert before == after
+
+
+# ---- locked memory ----
+
+
+def use_locked(gate, flags, when, seed):
+    """How much a dict takes in a program that locks its memory before it makes it, or opens it, or
+    later."""
+    if when == "first":
+        lock_memory(flags)
+    made = SharedDict.create("d", key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
+    empty = taken()
+    if when == "between":
+        made.close()
+        lock_memory(flags)
+    with SharedDict.open("d", key=int, value=bytes) as d:
+        if when == "last":
+            lock_memory(flags)
+        opened = taken()
+        most = change_sizes(d, seed, 2000)
+        committed = d.info()["objects"]["bytes_committed"]
+        d.clear()
+        d.check()
+        d.unlink()
+        left = taken()
+    return {
+        "empty": empty,
+        "opened": opened - empty,
+        "most": most - empty,
+        "committed": committed,
+        "left": left - empty,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "when"),
+    [
+        (CURRENT | FUTURE, "first"),
+        (CURRENT | FUTURE, "between"),
+        (FUTURE, "first"),
+        (CURRENT | FUTURE | ON_FAULT, "first"),
+        (CURRENT | ON_FAULT, "last"),
+        (CURRENT | FUTURE | ON_FAULT, "last"),
+    ],
+)
+def test_locked_memory_fills_no_hole_and_goes_back(in_small, seed, flags, when):
+    """M1: max_bytes is a hard limit there, too. (MCL_CURRENT with a map open fills it: README.)"""
+    found = in_small(use_locked, flags, when, seed)
+
+    assert found["empty"] < 1 << 20
+    assert found["opened"] < 1 << 20
+    assert found["most"] < LIMIT + (1 << 20)
+    assert found["committed"] <= LIMIT
+    assert found["left"] < 1 << 20
+
+
+def use_locked_without_file(gate, seed):
+    """Memory is locked, and there is no descriptor and no name to give it back by."""
+    d = SharedDict.create("d", key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
+    empty = taken()
+    d.unlink()
+    for entry in os.listdir("/proc/self/fd"):
+        if os.path.realpath(f"/proc/self/fd/{entry}").startswith(os.environ["SHMRHASH_DIR"]):
+            os.close(int(entry))
+    lock_memory(CURRENT | ON_FAULT)
+    return change_sizes(d, seed, 2000) - empty
+
+
+def test_locked_memory_without_a_descriptor_stays_within_max_bytes(in_small, seed):
+    """M1: what cannot go back stays charged."""
+    most = in_small(use_locked_without_file, seed)
+
+    assert LIMIT < most + (1 << 20) < LIMIT + (2 << 20)

@@ -1,0 +1,364 @@
+"""System calls that a kernel or a sandbox refuses: another way, or an error that names them (M1).
+
+Each test refuses one in a child; what is left in the map is looked at by the parent, too.
+"""
+
+import contextlib
+import errno
+import os
+import random
+import re
+import resource
+import signal
+import time
+
+import creation_jobs
+import pytest
+import refusing
+from refusing import (
+    F_OFD_GETLK,
+    F_OFD_SETLK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_POPULATE_WRITE,
+    MADV_REMOVE,
+    MADV_WIPEONFORK,
+    PUNCH_HOLE,
+    refuse,
+)
+from workers import run_together
+
+import shmrhash
+from shmrhash import RHashMap, SharedDict
+
+LIMIT = 4 << 20
+SIZES = [100, 3000, 5000, 9000, 70_000, 300_000, 1_000_000]
+
+
+@pytest.fixture
+def in_child():
+    """A function that runs a job in a child, and returns its result."""
+
+    def run(job, *arguments):
+        (result,) = run_together("fork", (job, *arguments))
+        return result
+
+    return run
+
+
+def body(number, size):
+    return number.to_bytes(8, "little") * (size // 8)
+
+
+def use_all(gate, name, refused):
+    """Make a map and a dict, use them, let a child of fork die inside; what is left."""
+    refuse(*refused)
+    left = []
+    with (
+        RHashMap.create(name, key_size=8, value_size=8, max_entries=100_000) as m,
+        SharedDict.create(name + "-dict", key=int, value=bytes, max_bytes=64 << 20) as d,
+    ):
+        for number in range(20_000):
+            m.update(number.to_bytes(8, "little"), number.to_bytes(8, "little"))
+        for number in range(400):
+            d[number] = body(number, SIZES[number % 5])
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                for number in range(1 << 40):
+                    d[number % 400] = body(number % 400, SIZES[number % 5])
+            os._exit(1)
+        time.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        left.append(sum(m[n.to_bytes(8, "little")] != n.to_bytes(8, "little") for n in range(9000)))
+        left.append(sum(d[n][:8] != n.to_bytes(8, "little") for n in range(400)))
+        before = taken(name)
+        m.clear()
+        d.clear()
+        m.check()
+        d.check()
+        left.append(taken(name) < before // 2)
+    return left
+
+
+def taken(name):
+    """Bytes that a map's file really has."""
+    return (creation_jobs.segment_folder() / name).stat().st_blocks * 512
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize(
+    ("call", "asked", "gives_back"),
+    [
+        ("madvise", MADV_POPULATE_WRITE, True),
+        ("madvise", MADV_REMOVE, True),
+        ("madvise", MADV_DONTDUMP, True),
+        ("munlock", None, True),
+        ("fallocate", PUNCH_HOLE, True),
+        ("membarrier", None, False),
+    ],
+)
+def test_what_has_another_way_is_not_missed(in_child, map_name, call, asked, gives_back, number):
+    """M1, C1: everything works; without membarrier memory may stay."""
+    try:
+        wrong, wrong_objects, less = in_child(use_all, map_name, (call, asked, number))
+
+        assert (wrong, wrong_objects) == (0, 0)
+        assert less or not gives_back
+        for name in (map_name, map_name + "-dict"):
+            with RHashMap.open(name) as m:
+                m.check()
+    finally:
+        shmrhash.unlink(map_name)
+        shmrhash.unlink(map_name + "-dict")
+
+
+def create_refused(gate, name, refused):
+    refuse(*refused)
+    try:
+        RHashMap.create(name, key_size=8, value_size=8, max_entries=100)
+    except shmrhash.Error as error:
+        return type(error).__name__, str(error), isinstance(error, OSError)
+    return "created"
+
+
+@pytest.mark.parametrize(
+    ("call", "asked", "named"),
+    [
+        ("madvise", MADV_WIPEONFORK, r"MADV_WIPEONFORK\) \(Linux 4.14"),
+        ("madvise", MADV_DONTFORK, r"MADV_DONTFORK"),
+        ("fcntl", F_OFD_SETLK, r"F_OFD_SETLK.*Linux 3.15"),
+        ("fcntl", F_OFD_GETLK, r"F_OFD_GETLK.*Linux 3.15"),
+        ("fallocate", None, r"fallocate\(2\)"),
+    ],
+)
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+def test_what_has_no_other_way_is_named(in_child, map_name, call, asked, named, number):
+    """M1: no map, and an error that says which call is refused, and which kernel has it."""
+    kind, message, is_os_error = in_child(create_refused, map_name, (call, asked, number))
+
+    assert (kind, is_os_error) == ("Unsupported", True)
+    with pytest.raises(shmrhash.SegmentMissing):
+        RHashMap.open(map_name)
+    assert repr(map_name) in message
+    assert re.search(named, message)
+
+
+def insert_until_refused(gate, m):
+    refuse("madvise", MADV_POPULATE_WRITE)
+    refuse("fallocate")
+    for number in range(1 << 20):
+        try:
+            m.update(number.to_bytes(8, "little"), number.to_bytes(8, "little"))
+        except shmrhash.Error as error:
+            return number, type(error).__name__, str(error)
+    return "memory without end"
+
+
+def test_memory_that_may_not_be_asked_for_is_no_full_disk(in_child, make_map):
+    """M1: the error names the calls; what was stored stays."""
+    m = make_map(max_entries=1 << 20)
+
+    count, kind, message = in_child(insert_until_refused, m)
+
+    assert kind == "Unsupported"
+    assert "MADV_POPULATE_WRITE" in message
+    assert "fallocate" in message
+    assert "Linux 5.14" in message
+    assert count == len(m)
+
+
+def fill_small(gate):
+    """Without MADV_POPULATE_WRITE: fill a tmpfs, free half, fill it again."""
+    refuse("madvise", MADV_POPULATE_WRITE)
+    with RHashMap.create("small", key_size=8, value_size=1000, max_entries=1 << 20) as m:
+        counts = []
+        for first in (0, 1 << 30):
+            number = first
+            with contextlib.suppress(shmrhash.SegmentFull):
+                while True:
+                    m.update(number.to_bytes(8, "little"), bytes(1000))
+                    number += 1
+            counts.append(number - first)
+            m.check()
+            for key in range(counts[0] // 2):
+                if first == 0:
+                    m.delete(key.to_bytes(8, "little"))
+        m.unlink()
+    return counts
+
+
+def test_a_full_file_system_without_populate_is_an_error_and_no_signal(
+    in_child, tmp_path, monkeypatch
+):
+    """M1: fallocate() in its stead: SegmentFull, and what is freed can be used again."""
+    monkeypatch.setenv("SHMRHASH_DIR", str(tmp_path))
+    counts = in_child(creation_jobs.in_private_tmpfs, str(tmp_path), 4 << 20, fill_small)
+    if counts == "not permitted":
+        pytest.skip("mounting a tmpfs is not permitted here")
+
+    assert counts[0] > 1500
+    assert counts[0] // 2 - 200 < counts[1] <= counts[0]
+
+
+def change_sizes(d, rng, rounds):
+    """Store and delete values of many sizes; how many were refused, and the most that was taken."""
+    refused = most = 0
+    for turn in range(rounds):
+        key = rng.randrange(200)
+        try:
+            if rng.random() < 0.4:
+                d.pop(key, None)
+            else:
+                d[key] = body(key, rng.choice(SIZES))
+        except shmrhash.OutOfMemory:
+            refused += 1
+        if turn % 100 == 0:
+            most = max(most, taken(d.name))
+    return refused, most
+
+
+def keep_the_memory(gate, d, seed, rounds):
+    refuse("madvise", MADV_REMOVE)
+    refuse("fallocate", PUNCH_HOLE)
+    result = change_sizes(d, random.Random(seed), rounds)
+    d.check()
+    return result
+
+
+def test_max_bytes_holds_where_no_memory_goes_back(in_child, make_dict, seed):
+    """M1: a block whose memory stays is not called a hole, and is charged; check() agrees."""
+    d = make_dict(key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
+    before = taken(d.name)
+
+    _, most = in_child(keep_the_memory, d, seed, 3000)
+
+    assert most - before < LIMIT + (1 << 20)  # of what is not objects
+    assert d.info()["objects"]["bytes_committed"] <= LIMIT
+    assert all(d[key][:8] == key.to_bytes(8, "little") for key in d)
+
+
+def keep_the_memory_for_ever(d, seed):
+    refuse("madvise", MADV_REMOVE)
+    refuse("fallocate", PUNCH_HOLE)
+    rng = random.Random(seed)
+    while True:
+        change_sizes(d, rng, 1000)
+
+
+def recover_refused(gate, d):
+    refuse("madvise", MADV_REMOVE)
+    refuse("fallocate", PUNCH_HOLE)
+    d.check()
+
+
+@pytest.mark.parametrize("recoverer_is_refused", [False, True])
+def test_a_death_where_no_memory_goes_back_leaves_the_budget_right(
+    in_child, make_dict, seed, recoverer_is_refused
+):
+    """C1, M1: killed at some moment, recovered by who can give memory back, and by who cannot."""
+    d = make_dict(key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
+    rng = random.Random(seed)
+    for turn in range(40):
+        pid = os.fork()
+        if pid == 0:
+            keep_the_memory_for_ever(d, seed + turn)
+        time.sleep(rng.uniform(0.01, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        if recoverer_is_refused:
+            in_child(recover_refused, d)
+
+        d.check()
+        assert d.info()["objects"]["bytes_committed"] <= LIMIT
+        assert all(d[key][:8] == key.to_bytes(8, "little") for key in d)
+
+
+def freeze_refused(gate, name, refused):
+    refuse(*refused)
+    with SharedDict.open(name, timeout=0.2) as d:
+        with pytest.raises(shmrhash.Unsupported, match="membarrier") as caught:
+            d.freeze()
+        d[2] = 2
+        return str(caught.value)
+
+
+def test_freeze_without_membarrier_blames_nobody_alive(in_child, make_dict):
+    """The error names membarrier, and the map is not frozen."""
+    d = make_dict(key=int, value=int)
+
+    message = in_child(freeze_refused, d.name, ("membarrier", None, errno.EPERM))
+
+    assert "owner" not in message
+    d[3] = 3
+    assert dict(d) == {2: 2, 3: 3}
+
+
+def make_limited(gate, name, limit, size, how):
+    """Create a dict, or open it, where a limit of the process forbids it."""
+    resource.setrlimit(getattr(resource, limit), (size, size))
+    try:
+        if how == "open":
+            SharedDict.open(name)
+        else:
+            SharedDict.create(name, key=str, value=bytes)
+    except shmrhash.Error as error:
+        is_memory_error = isinstance(error, MemoryError)
+        return type(error).__name__, str(error), is_memory_error, error.errno
+    return "made"
+
+
+@pytest.mark.parametrize(
+    ("limit", "size", "option", "number"),
+    [
+        ("RLIMIT_AS", 4 << 30, "ulimit -v", errno.ENOMEM),
+        ("RLIMIT_FSIZE", 1 << 30, "ulimit -f", errno.EFBIG),
+    ],
+)
+def test_a_limit_of_the_process_is_named(in_child, map_name, limit, size, option, number):
+    """M1: not SegmentFull: the file system has room. The remedy is in the message."""
+    kind, message, is_memory_error, found = in_child(make_limited, map_name, limit, size, "create")
+
+    assert (kind, is_memory_error, found) == ("LimitReached", True, number)
+    for part in (repr(map_name), option, "max_bytes"):
+        assert part in message
+    with pytest.raises(shmrhash.SegmentMissing):
+        RHashMap.open(map_name)
+
+
+def test_a_limit_of_addresses_is_named_to_who_opens(in_child, make_dict):
+    """M1: the same for a map that is there; it goes on for others."""
+    d = make_dict(key=str, value=bytes)
+
+    kind, message, _, _ = in_child(make_limited, d.name, "RLIMIT_AS", 4 << 30, "open")
+
+    assert kind == "LimitReached"
+    assert "address space" in message
+    d["k"] = b"v"
+
+
+def test_a_default_dict_reserves_64_gib_at_most(make_dict):
+    """Whatever the file system has; and max_bytes= asks for more."""
+    default = make_dict(key=str, value=bytes)
+    larger = make_dict(key=str, value=bytes, max_bytes=8 << 30)
+
+    def reserved(d):
+        return (creation_jobs.segment_folder() / d.name).stat().st_size
+
+    assert reserved(default) <= 64 << 30
+    assert reserved(larger) > 64 << 30
+
+
+def test_a_filter_would_be_seen(in_child):
+    """These tests' filter refuses what it is told to, and nothing else."""
+
+    def ask(gate):
+        refusing.refuse("fallocate", PUNCH_HOLE, errno.ENOSYS)
+        fd = os.memfd_create("shmrhash-test")
+        os.posix_fallocate(fd, 0, 4096)
+        libc = refusing.ctypes.CDLL(None, use_errno=True)
+        libc.fallocate(fd, PUNCH_HOLE, refusing.ctypes.c_long(0), refusing.ctypes.c_long(4096))
+        return refusing.ctypes.get_errno()
+
+    assert in_child(ask) == errno.ENOSYS
