@@ -75,7 +75,8 @@ from item cimport (
     item_bytes, item_deadline, item_expire, item_expired, item_find, item_glance, item_object,
     item_touch,
 )
-from liveness cimport Standing, context_note_time, process_is_dead
+from claim cimport claim_is_dead
+from liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
 from session cimport (
@@ -183,7 +184,6 @@ cdef class MapHandle:
 
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
                   timeout, **_ignored):
-        cdef Status status
         spare_begin(&self.spare)
         self.is_closed = True
         self.map.fd = -1
@@ -202,11 +202,9 @@ cdef class MapHandle:
         else:
             self.map.use_membarrier = syscall(
                 SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
+            expect_registered(self)
             with nogil:
                 self.recovered_at_open = recover_all(&self.map)
-            status = session_register(&self.map, &self.standing)
-            if status != OK:
-                raise_status(self, status, NULL)
 
     def __dealloc__(self):
         self._detach()
@@ -363,10 +361,7 @@ cdef class MapHandle:
                     f"map {self.name!r} is being cleared: no key can be inserted until that ends")
         if status == BUSY and patience.limit_ns >= 0 and (
                 now - patience.began >= patience.limit_ns) and patience.turn > 4:
-            raise _errors.LockTimeout(
-                f"map {self.name!r}: waited {(now - patience.began) / 1e9:.1f} s for a lock whose "
-                f"owner is alive but does not let go (in a locked section, stopped, or swapped "
-                f"out?); continue or kill it")
+            raise_timeout(self, op, now - patience.began)
         patience.retries = 0 if status == BUSY else patience.retries + 1
         if patience.retries > READ_ROUNDS_MAX:         # only while somebody damages the segment
             raise_status(self, CORRUPT, op)
@@ -876,6 +871,7 @@ cdef class MapHandle:
         cdef uint64_t found
         if self.is_closed or self.map.read_only:
             return 0
+        expect_registered(self)                # a child of fork may have no slot yet
         self.in_flight += 1
         with nogil:
             found = recover_all(&self.map)

@@ -80,7 +80,8 @@ cdef class ObservedHandle(MapHandle):
             "liveness": ("none (read only)" if self.map.read_only else
                          "not attached yet" if not self.map.local.registered else
                          "kernel lock kept by a descriptor" if self.standing.lock_fd >= 0 else
-                         "kernel lock kept by a mapping"),
+                         "kernel lock kept by a mapping" if self.standing.lock_page != NULL else
+                         "process id"),
         }
 
     def _descriptor(self):

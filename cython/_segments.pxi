@@ -4,6 +4,12 @@
 # segment_bytes and segment_prepare serve creation, segment_holders those who ask about a segment
 # without attaching to it.
 
+cdef extern from "fork_guard.h":
+    int fork_guard_install()
+
+if fork_guard_install() != 0:
+    raise MemoryError("pthread_atfork")
+
 MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
 
 
@@ -77,7 +83,7 @@ def segment_holders(int fd):
     cdef Status status
     cdef ProcessSlot slots[PROCESS_MAX]
     cdef uint64_t index, size
-    cdef int held
+    cdef bint gone
     alive = dead = 0
     if fstat(fd, &file_status) != 0 or pread(fd, &header, sizeof(header), 0) != sizeof(header):
         return None
@@ -91,8 +97,8 @@ def segment_holders(int fd):
         return None
     for index in range(size // sizeof(ProcessSlot)):
         if slots[index].used:
-            held = byte_lock(fd, F_OFD_GETLK, F_WRLCK, index)
-            alive += held != 0
-            dead += held == 0
+            gone = claim_is_dead(fd, index, slots[index].used)
+            alive += not gone
+            dead += gone
     return (alive, dead, byte_lock(fd, F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0,
             bool(header.ephemeral))

@@ -57,8 +57,8 @@ cdef enum:
     QUIET_PAUSES_MAX = 200     # an operation lasts less, unless its thread is not running
     MEMBARRIER_CMD_GLOBAL_EXPEDITED = 2
 
-cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
-    """Allocate and map size bytes, all or none."""
+cdef inline Status memory_ask(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
+    """Allocate and map size bytes. If that fails some of them may be there."""
     cdef int _
     for _ in range(POPULATE_TRIES_MAX):
         if madvise(address, size, MADV_POPULATE_WRITE) == 0:
@@ -67,8 +67,14 @@ cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noex
             break
     op.error_number = errno
     op.bytes_wanted = size
-    madvise(address, size, MADV_REMOVE)
     return NO_MEMORY
+
+cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
+    """Allocate and map size bytes, all or none."""
+    cdef Status status = memory_ask(op, address, size)
+    if status != OK:
+        madvise(address, size, MADV_REMOVE)
+    return status
 
 cdef inline void memory_remove(uint8_t *address, uint64_t size) noexcept nogil:
     madvise(address, size, MADV_REMOVE)

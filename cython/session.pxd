@@ -9,7 +9,7 @@
 # The caller serialises these functions among the threads of the process (the GIL).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport local_take_u64, local_put_u64, store_release_u64
-from status cimport Status, OK, NO_CONTEXT
+from status cimport Status, OK, NO_CONTEXT, NO_MEMORY
 from layout cimport Context
 from geometry cimport Map, Local, geometry_bind, context_at
 from system cimport (
@@ -19,6 +19,7 @@ from lock cimport Op
 from remove cimport op_settle
 from liveness cimport Standing, context_claim, context_note_time, process_leave, process_register
 from recovery cimport recover_all
+from inherit cimport process_inherit
 
 cdef extern from "<sys/mman.h>" nogil:
     enum: PROT_WRITE
@@ -97,8 +98,8 @@ cdef inline Status session_register(Map *map, Standing *standing) noexcept nogil
     if map.local.registered:
         return OK
     status = process_register(map, standing)
-    if status == NO_CONTEXT and recover_all(map) != 0:
-        status = process_register(map, standing)
+    if status == NO_CONTEXT or status == NO_MEMORY:
+        status = process_inherit(map, standing, status)
     map.local.generation = <uint64_t> clock_ns(CLOCK_MONOTONIC)
     return status
 
@@ -112,7 +113,7 @@ cdef inline Status session_claim(Map *map, Standing *standing, uint64_t *taken) 
     if taken[0] != 0:
         return OK
     status = context_claim(map, &index)
-    if status == NO_CONTEXT and recover_all(map) != 0:
+    if (status == NO_CONTEXT or status == NO_MEMORY) and recover_all(map) != 0:
         status = context_claim(map, &index)
     taken[0] = index + 1
     return status
