@@ -43,7 +43,7 @@ from hashing cimport hash_key, hash_word
 from system cimport (
     segment_open, segment_fd, is_segment, byte_lock, close as close_fd, fstat, stat_t, clock_ns,
     mmap, munmap, F_OFD_GETLK, F_WRLCK,
-    MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, CLOCK_MONOTONIC,
+    MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, REMOVAL_BYTE, CLOCK_MONOTONIC,
 )
 from field cimport (
     Field, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,
@@ -75,7 +75,7 @@ from item cimport (
     item_bytes, item_deadline, item_expire, item_expired, item_find, item_glance, item_object,
     item_touch,
 )
-from claim cimport claim_is_dead
+from claim cimport CLAIM_LEAVING, claim_is_dead
 from liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield

@@ -89,6 +89,19 @@ cdef class ObservedHandle(MapHandle):
         self._expect_open()
         return segment_fd(&self.map)
 
+    def _identity(self):
+        """Device and inode of the segment's file, also after close()."""
+        return self.map.device, self.map.inode
+
+    def _leave_name(self):
+        """This process ends: from now on it does not keep an ephemeral map's name."""
+        cdef uint64_t *word
+        if self.map.base == NULL or self.map.read_only or not self.map.local.registered:
+            return
+        word = &(self.map.processes + self.map.local.process_index).used
+        # Only this process stores to its claim. Release: pairs with nothing but itself.
+        store_release_u64(word, load_relaxed_u64(word) | CLAIM_LEAVING)
+
     def _path_bytes(self):
         return <bytes> self.map.path
 

@@ -74,7 +74,7 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
 def segment_holders(int fd):
     """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
 
-    alive and dead are numbers of processes, readers whether a handle for reading is open. Raises
+    alive and dead are numbers of processes, without those at their end (leave); readers whether a handle for reading is open. Raises
     SegmentCorrupt if the header is damaged.
     """
     cdef Map map
@@ -97,8 +97,22 @@ def segment_holders(int fd):
         return None
     for index in range(size // sizeof(ProcessSlot)):
         if slots[index].used:
+            if slots[index].used & CLAIM_LEAVING:
+                continue
             gone = claim_is_dead(fd, index, slots[index].used)
             alive += not gone
             dead += gone
     return (alive, dead, byte_lock(fd, F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0,
             bool(header.ephemeral))
+
+
+def removal_begin(int fd):
+    """Keep attachments out while a name is removed, until fd is closed. False: somebody else is
+    removing it. Who may only read the file cannot lock exclusively, and is not waited for."""
+    return (byte_lock(fd, F_OFD_SETLK, F_WRLCK, REMOVAL_BYTE) == 0
+            or byte_lock(fd, F_OFD_GETLK, F_RDLCK, REMOVAL_BYTE) == 0)
+
+
+def removal_is_under_way(int fd):
+    """Whether somebody is removing the name of this file. fd has no lock on it."""
+    return byte_lock(fd, F_OFD_GETLK, F_RDLCK, REMOVAL_BYTE) == 1

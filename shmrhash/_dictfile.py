@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from typing import Any
 
-from shmrhash import _core, _segment
+from shmrhash import _segment
 from shmrhash._errors import Error, LayoutMismatch
-from shmrhash._map import RHashMap, _unlink_path_if
+from shmrhash._map import RHashMap
 from shmrhash._schema import Schema, read_schema, restore_schema
 
 MAX_ENTRIES = 1 << 20
 ANONYMOUS_PREFIX = "shmrhash-anonymous-"
+
+SWEEP_PAUSE = 100  # looking at what others left takes a hundredth of the time at the most
+
+next_sweep: dict[str, float] = {}  # when remove_abandoned is due again, for each directory
 
 Limits = tuple[int | None, int | None]  # max_entries, max_bytes; None: not given
 
@@ -34,7 +39,11 @@ def create_segment(name: str, schema: Schema, limits: Limits, **options: Any) ->
 
 
 def create_anonymous(schema: Schema, limits: Limits, **options: Any) -> RHashMap:
-    remove_abandoned()
+    began = time.monotonic()
+    if began >= next_sweep.get(_segment.directory(), 0.0):
+        remove_abandoned()
+        spent = time.monotonic() - began
+        next_sweep[_segment.directory()] = began + spent * SWEEP_PAUSE
     name = f"{ANONYMOUS_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     return create_segment(name, schema, limits, ephemeral=True, **options)
 
@@ -42,16 +51,10 @@ def create_anonymous(schema: Schema, limits: Limits, **options: Any) -> RHashMap
 def remove_abandoned() -> None:
     """Remove the names of anonymous dicts all of whose processes were killed."""
     for entry in os.scandir(_segment.directory()):
-        if not entry.name.startswith(ANONYMOUS_PREFIX):
-            continue
-        with contextlib.suppress(Error, OSError):  # another user's, or just removed
-            fd = _segment.open_file(entry.name, entry.path, read_only=False, owner=None)
-            try:
-                holders = _core.segment_holders(fd)
-                if holders is not None and holders[3] and not holders[0] and not holders[2]:
-                    _unlink_path_if(entry.path, fd)
-            finally:
-                os.close(fd)
+        if entry.name.startswith(ANONYMOUS_PREFIX):
+            with contextlib.suppress(Error, OSError):  # another user's, or just removed
+                os.close(_segment.open_file(entry.name, entry.path, read_only=False, owner=None))
+                _segment.remove_name(entry.path, unheld=True)
 
 
 def expect_types(handle: RHashMap, schema: Schema, limits: Limits) -> None:
