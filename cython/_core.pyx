@@ -43,7 +43,7 @@ from hashing cimport hash_key, hash_word
 from system cimport (
     segment_open, segment_fd, is_segment, byte_lock, close as close_fd, fstat, stat_t, clock_ns,
     mmap, munmap, F_OFD_GETLK, F_WRLCK,
-    MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, CLOCK_MONOTONIC,
+    MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, REMOVAL_BYTE, CLOCK_MONOTONIC,
 )
 from field cimport (
     Field, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,
@@ -75,7 +75,8 @@ from item cimport (
     item_bytes, item_deadline, item_expire, item_expired, item_find, item_glance, item_object,
     item_touch,
 )
-from liveness cimport Standing, context_note_time, process_is_dead
+from claim cimport CLAIM_LEAVING, claim_is_dead
+from liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
 from session cimport (
@@ -191,7 +192,6 @@ cdef class MapHandle:
 
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
                   timeout, **_ignored):
-        cdef Status status
         spare_begin(&self.spare)
         self.is_closed = True
         self.map.fd = -1
@@ -205,11 +205,9 @@ cdef class MapHandle:
         self.is_closed = False
         self.reads = READS_WORDS if self.map.words_only else READS_ANY
         if not read_only:
+            expect_registered(self)
             with nogil:
                 self.recovered_at_open = recover_all(&self.map)
-            status = session_register(&self.map, self.standing)
-            if status != OK:
-                raise_status(self, status, NULL)
 
     def __dealloc__(self):
         detach(self)
@@ -369,10 +367,7 @@ cdef class MapHandle:
                     f"map {self.name!r} is being cleared: no key can be inserted until that ends")
         if status == BUSY and patience.limit_ns >= 0 and (
                 now - patience.began >= patience.limit_ns) and patience.turn > 4:
-            raise _errors.LockTimeout(
-                f"map {self.name!r}: waited {(now - patience.began) / 1e9:.1f} s for a lock whose "
-                f"owner is alive but does not let go (in a locked section, stopped, or swapped "
-                f"out?); continue or kill it")
+            raise_timeout(self, op, now - patience.began)
         patience.retries = 0 if status == BUSY else patience.retries + 1
         if patience.retries > READ_ROUNDS_MAX:         # only while somebody damages the segment
             raise_status(self, CORRUPT, op)

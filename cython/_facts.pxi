@@ -80,7 +80,8 @@ cdef class ObservedHandle(MapHandle):
             "liveness": ("none (read only)" if self.map.read_only else
                          "not attached yet" if not self.map.local.registered else
                          "kernel lock kept by a descriptor" if self.standing.lock_fd >= 0 else
-                         "kernel lock kept by a mapping"),
+                         "kernel lock kept by a mapping" if self.standing.lock_page != NULL else
+                         "process id"),
         }
 
     def _descriptor(self):
@@ -93,6 +94,19 @@ cdef class ObservedHandle(MapHandle):
                 f"map {self.name!r}: the program closed its descriptor, and the file cannot be "
                 f"opened again by its name ({os_error()}); entries can still be used")
         return fd
+
+    def _identity(self):
+        """Device and inode of the segment's file, also after close()."""
+        return self.map.device, self.map.inode
+
+    def _leave_name(self):
+        """This process ends: from now on it does not keep an ephemeral map's name."""
+        cdef uint64_t *word
+        if self.map.base == NULL or self.map.read_only or not self.map.local.registered:
+            return
+        word = &(self.map.processes + self.map.local.process_index).used
+        # Only this process stores to its claim. Release: pairs with nothing but itself.
+        store_release_u64(word, load_relaxed_u64(word) | CLAIM_LEAVING)
 
     def _path_bytes(self):
         return <bytes> self.map.path
@@ -123,6 +137,7 @@ cdef class ObservedHandle(MapHandle):
         cdef uint64_t found
         if self.is_closed or self.map.read_only:
             return 0
+        expect_registered(self)                # a child of fork may have no slot yet
         self._begin_use(&op)
         with nogil:
             found = recover_all(&self.map)

@@ -22,6 +22,38 @@ cdef int expect_membarrier(MapHandle handle) except -1:
     return 0
 
 
+cdef str who_is(MapHandle handle, uint64_t index):
+    """A process slot in words: its pid and command."""
+    cdef ProcessSlot *slot = handle.map.processes + index
+    command = (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace")
+    return f"process {slot.pid} ({command})" if command else f"process {slot.pid}"
+
+
+cdef raise_timeout(MapHandle handle, Op *op, int64_t waited_ns):
+    """LockTimeout, about whoever has the lock that was waited for."""
+    cdef uint64_t owner = word_owner(op.wait_seen)
+    cdef uint64_t index = PROCESS_MAX
+    if word_locked(op.wait_seen) and owner < contexts_usable(&handle.map):
+        index = load_acquire_u64(&context_at(&handle.map, owner).owner) - 1
+    about = f"map {handle.name!r}: waited {waited_ns / 1e9:.1f} s for a lock "
+    if index >= processes_usable(&handle.map):
+        raise _errors.LockTimeout(f"{about}that was never free when looked at; try again")
+    name = who_is(handle, index)
+    if process_is_dead(&handle.map, index):
+        why = ("a handle for reading cannot recover it; gc() or any writer can"
+               if handle.map.read_only else
+               "a lock of somebody who does not go on stands in the way of its recovery; try again")
+        raise _errors.LockTimeout(f"{about}of {name}, which is dead: {why}")
+    if not process_can_be_judged(&handle.map, index):
+        raise _errors.LockTimeout(
+            f"{about}of {name}; whether that is alive cannot be known here (this process has no "
+            f"descriptor of the file left, or they are in different PID namespaces); if it is "
+            f"dead, gc() by a process that can open the map recovers it")
+    raise _errors.LockTimeout(
+        f"{about}of {name}, which is alive but does not let go (in a locked section, stopped, or "
+        f"swapped out?); continue or kill it")
+
+
 cdef raise_status(MapHandle handle, Status status, Op *op):
     """Turn a final status into the exception it stands for: the only place that does."""
     if status == FULL:
@@ -50,13 +82,22 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
         raise _errors.TooManyProcesses(
             f"map {handle.name!r}: all {PROCESS_MAX} process slots or operation contexts are in "
             f"use; close handles or use fewer processes")
-    if status == BUSY:
-        raise _errors.LockTimeout(f"map {handle.name!r}: somebody else is extending the segment")
     if status == SYSTEM_ERROR:
-        raise _errors.Error(f"map {handle.name!r}: cannot reach its file again: {os_error()}")
+        raise _errors.Error(
+            f"map {handle.name!r}: this process cannot register: the file cannot be opened again "
+            f"({os_error()}), and /proc does not tell the PID namespace; use the map once before "
+            f"closing descriptors, changing the user or the root, or open it by name")
     raise _errors.SegmentCorrupt(
         f"map {handle.name!r}: the segment holds what no operation leaves "
         f"(status {<int> status}); run check(), then unlink and recreate it")
+
+
+cdef int expect_registered(MapHandle handle) except -1:
+    """Give this process a slot, unless it has one."""
+    cdef Status status = session_register(&handle.map, handle.standing)
+    if status != OK:
+        raise_status(handle, status, NULL)
+    return 0
 
 
 cdef refuse_buffer(

@@ -4,7 +4,10 @@
 # segment_bytes and segment_prepare serve creation, segment_holders those who ask about a segment
 # without attaching to it.
 
-if generation_install() != 0:
+cdef extern from "fork_guard.h":
+    int fork_guard_install()
+
+if generation_install() != 0 or fork_guard_install() != 0:
     raise MemoryError("pthread_atfork() has no memory for a handler")
 
 MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
@@ -71,7 +74,7 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
 def segment_holders(int fd):
     """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
 
-    alive and dead are numbers of processes, readers whether a handle for reading is open. Raises
+    alive and dead are numbers of processes, without those at their end (leave); readers whether a handle for reading is open. Raises
     SegmentCorrupt if the header is damaged.
     """
     cdef Map map
@@ -80,7 +83,7 @@ def segment_holders(int fd):
     cdef Status status
     cdef ProcessSlot slots[PROCESS_MAX]
     cdef uint64_t index, size
-    cdef int held
+    cdef bint gone
     alive = dead = 0
     if fstat(fd, &file_status) != 0 or pread(fd, &header, sizeof(header), 0) != sizeof(header):
         return None
@@ -94,8 +97,22 @@ def segment_holders(int fd):
         return None
     for index in range(size // sizeof(ProcessSlot)):
         if slots[index].used:
-            held = byte_lock(fd, F_OFD_GETLK, F_WRLCK, index)
-            alive += held != 0
-            dead += held == 0
+            if slots[index].used & CLAIM_LEAVING:
+                continue
+            gone = claim_is_dead(fd, index, slots[index].used)
+            alive += not gone
+            dead += gone
     return (alive, dead, byte_lock(fd, F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0,
             bool(header.ephemeral))
+
+
+def removal_begin(int fd):
+    """Keep attachments out while a name is removed, until fd is closed. False: somebody else is
+    removing it. Who may only read the file cannot lock exclusively, and is not waited for."""
+    return (byte_lock(fd, F_OFD_SETLK, F_WRLCK, REMOVAL_BYTE) == 0
+            or byte_lock(fd, F_OFD_GETLK, F_RDLCK, REMOVAL_BYTE) == 0)
+
+
+def removal_is_under_way(int fd):
+    """Whether somebody is removing the name of this file. fd has no lock on it."""
+    return byte_lock(fd, F_OFD_GETLK, F_RDLCK, REMOVAL_BYTE) == 1

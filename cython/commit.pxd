@@ -99,9 +99,8 @@ cdef inline bint memory_allocate(Op *op, uint8_t *address, uint64_t size) noexce
     op.error_number = errno
     return False
 
-cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
-    """Allocate and map size bytes, all or none. NO_MEMORY: op.error_number says whether there is
-    none, or the kernel refuses to be asked."""
+cdef inline Status memory_ask(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
+    """Allocate and map size bytes. If that fails some of them may be there."""
     cdef int _
     for _ in range(POPULATE_TRIES_MAX):
         if madvise(address, size, MADV_POPULATE_WRITE) == 0:
@@ -113,9 +112,16 @@ cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noex
     if errno != ENOMEM and errno != EFAULT and errno != EHWPOISON:     # the request is unknown
         if memory_allocate(op, address, size):
             return OK
-    # What was had of it goes back. If that is refused, it is there when it is wanted next.
-    memory_remove(op, address, size)
     return NO_MEMORY
+
+cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
+    """Allocate and map size bytes, all or none. NO_MEMORY: op.error_number says whether there is
+    none, or the kernel refuses to be asked."""
+    cdef Status status = memory_ask(op, address, size)
+    if status != OK:
+        # What was had of it goes back. If that is refused, it is there when it is wanted next.
+        memory_remove(op, address, size)
+    return status
 
 cdef inline void memory_prefer_huge(
         Map *map, uint64_t start, uint64_t size, uint64_t at, uint64_t step) noexcept nogil:

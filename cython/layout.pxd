@@ -197,15 +197,15 @@ cdef struct Header:
     Pool line_pool
     Statistics statistics
 
-# One attached process. used is stored after the kernel lock on its byte is held (liveness.pxd), so
-# a used slot whose byte is free belongs to a dead process.
+# One attached process, or a dead one that nobody has recovered yet.
 cdef struct ProcessSlot:
-    uint64_t used              # 0 free; else the generation of this use
+    uint64_t used              # 0 free; else the claim of a process (claim.pxd). Taken by CAS.
     uint64_t pid               # as its own PID namespace shows it; for people only
     uint64_t attached_ns       # CLOCK_REALTIME
     uint64_t namespace_inode   # of that PID namespace; for people only
     char command[16]           # for people only
-    uint64_t _reserved[2]
+    uint64_t recoverer         # turns : 48; process slot + 1 of who recovers this one, or 0 : 16
+    uint64_t _reserved
 
 # The state of one thread's operation: who it is, and what it may own. Written by its owner alone,
 # in program order, and read by recovery after the owner's death. A name here says "look there";

@@ -29,7 +29,7 @@ from atomics cimport (
 )
 from status cimport Status, OK, ABSENT, BUSY
 from layout cimport (
-    Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, PAGE_BYTES, PAYLOAD_SHIFT,
+    Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, PAYLOAD_SHIFT,
     ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE,
     OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits,
     word_locked, word_owner, element_state, element_header, bucket_level_plus1,
@@ -38,7 +38,7 @@ from geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, name_of,
     contexts_usable, buckets_usable, processes_usable,
 )
-from system cimport byte_lock_kept, clock_ns, munmap, CLOCK_MONOTONIC
+from system cimport clock_ns, CLOCK_MONOTONIC
 from lock cimport Op, context_begin, lock_release, header_set, op_holds
 from budget cimport budget_recover
 from supply cimport object_there
@@ -50,7 +50,7 @@ from reference cimport refs_exchange
 from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
 from remove cimport line_is_held, op_settle
 from clear cimport map_clear
-from liveness cimport process_is_dead
+from liveness cimport process_is_dead, recoverer_enter, recoverer_leave, recoverers_forget
 from salvage cimport recover_regions, recover_depot, recover_growth, recover_pins, recover_spare
 
 
@@ -256,32 +256,40 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     store_release_u64(&op.context.owner, 0)
     return OK
 
-cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
-    """Recover a dead process. OK: done, or it needs none. BUSY: somebody else is at it."""
-    cdef ProcessSlot *slot = map.processes + index
-    cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
-    cdef uint64_t at, count, spent
+cdef inline Status contexts_recover(Map *map, uint64_t index) noexcept nogil:
+    """Recover all contexts of a dead process, and what it recovered. OK: nothing is left of it."""
+    cdef uint64_t at
+    cdef uint64_t count = contexts_usable(map)
     cdef Status status = OK
     cdef Status one
-    cdef void *lock_page = NULL
-    if byte_lock_kept(map, PROCESS_MAX + index, &lock_page) != 0:
+    add_relaxed_u64(&map.header.statistics.owners_found_dead, 1)
+    for at in range(count):                    # at most CONTEXT_MAX
+        if load_acquire_u64(&context_at(map, at).owner) == index + 1:
+            one = context_recover(map, at)
+            if one != OK:
+                status = one
+    recoverers_forget(map, index)
+    return status
+
+cdef inline void recovery_note(Map *map, int64_t began) noexcept nogil:
+    cdef uint64_t spent = <uint64_t> (clock_ns(CLOCK_MONOTONIC) - began)
+    add_relaxed_u64(&map.header.statistics.recoveries, 1)
+    if spent > load_relaxed_u64(&map.header.statistics.recovery_ns_max):
+        store_relaxed_u64(&map.header.statistics.recovery_ns_max, spent)
+
+cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
+    """Recover a dead process. OK: done, or it needs none. BUSY: somebody else is at it."""
+    cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
+    cdef Status status = OK
+    if not recoverer_enter(map, index):
         return BUSY
-    if process_is_dead(map, index):
-        add_relaxed_u64(&map.header.statistics.owners_found_dead, 1)
-        count = contexts_usable(map)
-        for at in range(count):                # at most CONTEXT_MAX
-            if load_acquire_u64(&context_at(map, at).owner) == index + 1:
-                one = context_recover(map, at)
-                if one != OK:
-                    status = one
+    if process_is_dead(map, index):            # nobody else can have recovered it since
+        status = contexts_recover(map, index)
         if status == OK:
-            # Release: its contexts are free; pairs with the acquire in process_claim.
-            store_release_u64(&slot.used, 0)
-            add_relaxed_u64(&map.header.statistics.recoveries, 1)
-            spent = <uint64_t> (clock_ns(CLOCK_MONOTONIC) - began)
-            if spent > load_relaxed_u64(&map.header.statistics.recovery_ns_max):
-                store_relaxed_u64(&map.header.statistics.recovery_ns_max, spent)
-    munmap(lock_page, PAGE_BYTES)
+            # Release: its contexts are free; pairs with the CAS in slot_claim.
+            store_release_u64(&(map.processes + index).used, 0)
+            recovery_note(map, began)
+    recoverer_leave(map, index)
     return status
 
 cdef inline uint64_t recover_all(Map *map) noexcept nogil:

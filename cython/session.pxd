@@ -9,11 +9,11 @@
 # The caller serialises these functions among the threads of the process (the GIL).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport local_take_u64, local_put_u64, store_release_u64
-from status cimport Status, OK, NO_CONTEXT
+from status cimport Status, OK, NO_CONTEXT, NO_MEMORY
 from layout cimport Context
 from geometry cimport Map, Local, geometry_bind, context_at
 from system cimport (
-    byte_lock, clock_ns, mmap, munmap, madvise, CLOCK_MONOTONIC, COMMIT_BYTE, F_OFD_GETLK,
+    byte_lock, clock_ns, mmap, munmap, madvise, CLOCK_MONOTONIC, REMOVAL_BYTE, F_OFD_GETLK,
     F_OFD_SETLK, F_UNLCK, F_WRLCK, MADV_DONTFORK, MAP_FAILED, MAP_SHARED, PROT_READ,
 )
 from commit cimport HUGE_BYTES
@@ -21,6 +21,7 @@ from lock cimport Op
 from remove cimport op_settle
 from liveness cimport Standing, context_claim, context_note_time, process_leave, process_register
 from recovery cimport recover_all
+from inherit cimport process_inherit
 
 cdef extern from "<sys/mman.h>" nogil:
     int mprotect(void *address, size_t length, int protection) noexcept
@@ -83,8 +84,8 @@ cdef inline bint session_map(Map *map, int fd, const char **missing) noexcept no
         missing[0] = b"madvise(MADV_WIPEONFORK) (Linux 4.14)"
     elif madvise(page, 0, MADV_DONTFORK) != 0:     # of nothing: an attempt. Recovery needs it.
         missing[0] = b"madvise(MADV_DONTFORK) (Linux 2.6.16)"
-    elif byte_lock(fd, F_OFD_GETLK, F_WRLCK, COMMIT_BYTE) < 0 or (
-            byte_lock(fd, F_OFD_SETLK, F_UNLCK, COMMIT_BYTE) < 0):     # of a lock we have not
+    elif byte_lock(fd, F_OFD_GETLK, F_WRLCK, REMOVAL_BYTE) < 0 or (
+            byte_lock(fd, F_OFD_SETLK, F_UNLCK, REMOVAL_BYTE) < 0):     # of a lock we have not
         missing[0] = b"fcntl(F_OFD_SETLK) or F_OFD_GETLK (Linux 3.15)"
     if missing[0] != NULL:
         munmap(page, sizeof(Local))
@@ -121,8 +122,8 @@ cdef inline Status session_register(Map *map, Standing *standing) noexcept nogil
     if map.local.registered:
         return OK
     status = process_register(map, standing)
-    if status == NO_CONTEXT and recover_all(map) != 0:
-        status = process_register(map, standing)
+    if status == NO_CONTEXT or status == NO_MEMORY:
+        status = process_inherit(map, standing, status)
     map.local.generation = <uint64_t> clock_ns(CLOCK_MONOTONIC)
     return status
 
@@ -136,7 +137,7 @@ cdef inline Status session_claim(Map *map, Standing *standing, uint64_t *taken) 
     if taken[0] != 0:
         return OK
     status = context_claim(map, &index)
-    if status == NO_CONTEXT and recover_all(map) != 0:
+    if (status == NO_CONTEXT or status == NO_MEMORY) and recover_all(map) != 0:
         status = context_claim(map, &index)
     taken[0] = index + 1
     return status

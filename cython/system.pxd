@@ -5,6 +5,10 @@
 # reused, so before each use its device and inode are compared, and the segment is opened again by
 # name if they differ. File locks are open-file-description locks: one file opened twice is two
 # owners, also within a process.
+#
+# Whoever may read the file may hold shared locks on every byte of it, and so keep others from
+# locking a byte, but cannot hold an exclusive one. So F_OFD_GETLK asks with F_RDLCK, which only an
+# exclusive lock is in the way of; and nothing that has to go on waits for a lock on a byte.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
@@ -52,6 +56,10 @@ cdef extern from "<sys/mman.h>" nogil:
     enum: MADV_DONTFORK
     void *MAP_FAILED
 
+cdef extern from "fork_guard.h" nogil:
+    void fork_guard_begin() noexcept
+    void fork_guard_end() noexcept
+
 cdef extern from "<time.h>" nogil:
     struct timespec:
         long tv_sec
@@ -62,9 +70,9 @@ cdef extern from "<time.h>" nogil:
     enum: CLOCK_REALTIME
 
 cdef enum:
-    COMMIT_BYTE = 2 * PROCESS_MAX
+    REMOVAL_BYTE = 2 * PROCESS_MAX
     READER_BYTE = 2 * PROCESS_MAX + 1
-    PATH_BYTES = 32
+    PATH_BYTES = 64
 
 cdef inline int64_t clock_ns(int clock) noexcept nogil:
     cdef timespec now
@@ -76,19 +84,30 @@ cdef inline bint is_segment(const Map *map, int fd) noexcept nogil:
     return fd >= 0 and fstat(fd, &status) == 0 and (
         status.st_dev == map.device and status.st_ino == map.inode)
 
+cdef inline int segment_opened(const Map *map, const char *path, int flags) noexcept nogil:
+    """A new open file of this path if that is the segment; else -1."""
+    cdef int fd = open(path, flags)
+    if fd >= 0 and not is_segment(map, fd):
+        close(fd)
+        fd = -1
+    return fd
+
 cdef inline int segment_open(Map *map) noexcept nogil:
-    """A new open file of the segment, or -1: through the kept descriptor, or by name."""
+    """A new open file of the segment, or -1: through the kept descriptor, by name, or through the
+    mapping, which only a privileged process may."""
     cdef char path[PATH_BYTES]
     cdef int flags = (O_RDONLY if map.read_only else O_RDWR) | O_CLOEXEC
     cdef int fd = -1
     if is_segment(map, map.fd):                # the program may have closed and reused it
         snprintf(path, PATH_BYTES, "/proc/self/fd/%d", map.fd)
-        fd = open(path, flags)
+        fd = segment_opened(map, path, flags)
     if fd < 0 and map.path != NULL:
-        fd = open(map.path, flags | O_NOFOLLOW)
-    if fd >= 0 and not is_segment(map, fd):
-        close(fd)
-        fd = -1
+        fd = segment_opened(map, map.path, flags | O_NOFOLLOW)
+    if fd < 0 and map.base != NULL:
+        snprintf(path, PATH_BYTES, "/proc/self/map_files/%llx-%llx",
+                 <unsigned long long> map.base,
+                 <unsigned long long> (map.base + map.segment_bytes))
+        fd = segment_opened(map, path, flags)
     return fd
 
 cdef inline int segment_fd(Map *map) noexcept nogil:
@@ -98,7 +117,8 @@ cdef inline int segment_fd(Map *map) noexcept nogil:
     return map.fd
 
 cdef inline int byte_lock(int fd, int command, int kind, uint64_t byte) noexcept nogil:
-    """fcntl on one byte. After F_OFD_GETLK: 1 if somebody else's lock is in the way, 0 if not."""
+    """fcntl on one byte. After F_OFD_GETLK: 1 if somebody else's lock is in the way of one of this
+    kind, 0 if not."""
     cdef flock_t lock
     memset(&lock, 0, sizeof(lock))
     lock.l_type = <short> kind
@@ -119,18 +139,3 @@ cdef inline void *page_kept(int fd) noexcept nogil:
         munmap(page, PAGE_BYTES)
         return NULL
     return page
-
-cdef inline int byte_lock_kept(Map *map, uint64_t byte, void **page) noexcept nogil:
-    """Lock a byte for as long as a page stays mapped that fork does not pass on. 0 or -1."""
-    cdef int fd = segment_open(map)
-    cdef int result = -1
-    if fd < 0:
-        return -1
-    if byte_lock(fd, F_OFD_SETLK, F_WRLCK, byte) == 0:
-        page[0] = page_kept(fd)
-        if page[0] != NULL:
-            result = 0
-    if result != 0:
-        byte_lock(fd, F_OFD_SETLK, F_UNLCK, byte)
-    close(fd)
-    return result

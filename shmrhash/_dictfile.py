@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
-import struct
+import time
 from typing import Any
 
-from shmrhash import _core, _segment
+from shmrhash import _segment
 from shmrhash._errors import Error, LayoutMismatch, PermissionDenied
-from shmrhash._map import RHashMap, _unlink_path_if
+from shmrhash._map import RHashMap
 from shmrhash._schema import REMEDY, Schema, read_schema, restore_schema, with_ttl
 
 MAX_ENTRIES = 1 << 20
 PAGE_BYTES = 4096  # max_bytes are whole pages
 ANONYMOUS_PREFIX = "shmrhash-anonymous-"
-# A struct flock of one byte, which is beyond those that say who lives.
-_REPLACING = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 1 << 40, 1, 0)
+SWEEP_PAUSE = 100  # looking at what others left takes a hundredth of the time at the most
+
+next_sweep: dict[str, float] = {}  # when remove_abandoned is due again, for each directory
 
 Limits = tuple[int | None, int | None]  # max_entries, max_bytes; None: not given
 
@@ -40,7 +40,11 @@ def create_segment(name: str, schema: Schema, limits: Limits, **options: Any) ->
 
 def create_anonymous(schema: Schema, limits: Limits, **options: Any) -> RHashMap:
     name = f"{ANONYMOUS_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    remove_abandoned(name)
+    began = time.monotonic()
+    if began >= next_sweep.get(_segment.directory(), 0.0):
+        remove_abandoned(name)
+        spent = time.monotonic() - began
+        next_sweep[_segment.directory()] = began + spent * SWEEP_PAUSE
     return create_segment(name, schema, limits, ephemeral=True, **options)
 
 
@@ -50,16 +54,10 @@ def remove_abandoned(name: str) -> None:
     name: of the dict to be made, for what is raised.
     """
     for entry in _segment.entries(name):
-        if not entry.name.startswith(ANONYMOUS_PREFIX):
-            continue
-        with contextlib.suppress(Error, OSError):  # another user's, or just removed
-            fd = _segment.open_file(entry.name, entry.path, read_only=False, owner=None)
-            try:
-                holders = _core.segment_holders(fd)
-                if holders is not None and holders[3] and not holders[0] and not holders[2]:
-                    _unlink_path_if(entry.path, fd)
-            finally:
-                os.close(fd)
+        if entry.name.startswith(ANONYMOUS_PREFIX):
+            with contextlib.suppress(Error, OSError):  # another user's, or just removed
+                os.close(_segment.open_file(entry.name, entry.path, read_only=False, owner=None))
+                _segment.remove_name(entry.path, unheld=True)
 
 
 def expect_types(handle: RHashMap, schema: Schema, limits: Limits) -> Schema:
@@ -97,17 +95,9 @@ def remove_replaced(handle: RHashMap) -> bool:
         read_schema(handle.schema, handle.name)
     except LayoutMismatch:
         return False
+    status = os.fstat(handle._descriptor())
     try:
-        fd = os.open(handle._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return True
-    try:
-        if os.path.samestat(os.fstat(fd), os.fstat(handle._descriptor())):
-            # Held for one look and one unlink, and only by who may write the file.
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _REPLACING)
-            _unlink_path_if(handle._path, fd)
+        _segment.remove_name(handle._path, (status.st_dev, status.st_ino))
     except PermissionError as error:
         raise PermissionDenied(f"segment {handle.name!r} cannot be replaced: {error}") from None
-    finally:
-        os.close(fd)
     return True

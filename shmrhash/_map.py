@@ -7,6 +7,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable
+from multiprocessing.util import Finalize, register_after_fork
 from types import TracebackType
 from typing import Any
 
@@ -80,7 +81,11 @@ _PROBLEMS = {
     18: "the budget of objects counts {0} pages that are not there",
 }
 
+_ATTACH_TRIES_MAX = 100
+_AFTER_CHILDREN = -100  # multiprocessing joins its children before finalizers of this priority
+
 _handles: weakref.WeakSet[RHashMap] = weakref.WeakSet()
+_ephemeral: dict[_segment.Identity, str] = {}  # and their paths
 
 
 def _after_fork_in_child() -> None:
@@ -284,6 +289,7 @@ class RHashMap(BatchMethods):
                 raise
         finally:
             os.close(kept)
+        _remember(handle)
         return handle
 
     @classmethod
@@ -318,19 +324,28 @@ class RHashMap(BatchMethods):
     def _open(
         cls, plain: str, path: str, read_only: bool, timeout: float | None, owner: int | None
     ) -> RHashMap:
-        fd = _segment.open_file(plain, path, read_only=read_only, owner=owner)
-        holders = None
-        with contextlib.suppress(SegmentCorrupt):  # attaching says more about it
-            holders = _core.segment_holders(fd)
-        if holders is not None and holders[3] and not holders[0] and not holders[2]:
-            try:
-                if not read_only:  # looking changes nothing
-                    _unlink_path_if(path, fd)
-            finally:
+        for _ in range(_ATTACH_TRIES_MAX):  # its name goes, and is another map's, each time
+            fd = _segment.open_file(plain, path, read_only=read_only, owner=owner)
+            holders = None
+            with contextlib.suppress(SegmentCorrupt):  # attaching says more about it
+                holders = _core.segment_holders(fd)
+            if holders is not None and holders[3] and not holders[0] and not holders[2]:
                 os.close(fd)
-            what = "shmrhash.gc() removes its name" if read_only else "its name is removed now"
-            raise SegmentMissing(f"segment {plain!r} was ephemeral and its last user died; {what}")
-        return cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner)
+                if read_only:  # looking changes nothing
+                    what = "shmrhash.gc() removes its name"
+                elif _segment.remove_name(path, unheld=True):
+                    what = "its name is removed now"
+                else:  # it is gone, or somebody has come
+                    continue
+                raise SegmentMissing(
+                    f"segment {plain!r} was ephemeral and its last user died; {what}"
+                )
+            handle = cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner)
+            if _segment.wait_for_removal(handle._descriptor(), path):
+                _remember(handle)
+                return handle
+            _core.MapHandle.close(handle)
+        raise SegmentMissing(f"segment {plain!r} is created and removed all the time")
 
     @classmethod
     def open_or_create(
@@ -450,17 +465,9 @@ class RHashMap(BatchMethods):
         """
         if self.closed:
             return
-        if not self.ephemeral:
-            super().close()
-            return
-        path, fd = self._path, os.dup(self._descriptor())
         super().close()
-        try:  # whoever looks after having left finds nobody, or somebody who will look later
-            holders = _core.segment_holders(fd)
-            if holders is not None and not holders[0] and not holders[2]:
-                _unlink_path_if(path, fd)
-        finally:
-            os.close(fd)
+        if self.ephemeral:  # who looks after having left finds nobody, or one who will look later
+            _remove_if_last(self._identity(), self._path)
 
     def __enter__(self) -> RHashMap:
         return self
@@ -493,9 +500,9 @@ class RHashMap(BatchMethods):
     def unlink(self) -> None:
         """Remove the map's name. Attached processes go on; the memory goes with the last of them.
 
-        Raises SegmentMissing if the name is gone already.
+        Raises SegmentMissing if the name is gone already, or another map's by now.
         """
-        _segment.unlink_file(self.name, self._path)
+        _segment.unlink_file(self.name, self._path, self._identity())
 
     def mem_usage(self) -> int:
         """Bytes of the entries, as the kernel's map_mem_usage counts them: header + elements.
@@ -513,7 +520,8 @@ class RHashMap(BatchMethods):
         len(), includes what operations under way, and dead processes not yet recovered, have in
         hand. last_activity_ns is a lower bound: when a thread used the map for the first time, at
         each 1,024th of its operations but single lookups, at each batch of 1,024 keys or more, and
-        at close(). Costs about 2 ms: it asks the system about huge pages.
+        at close(). unlinked: the name is gone, or another map's; who opens it will not meet this
+        map. Costs about 2 ms: it asks the system about huge pages.
 
         Raises MapClosed.
         """
@@ -525,6 +533,7 @@ class RHashMap(BatchMethods):
         return {
             "name": self.name,
             "path": self._path,
+            "unlinked": not _segment.names(self._path, self._identity()),
             "key_size": self.key_size,
             "value_size": self.value_size,
             "max_entries": self.max_entries,
@@ -611,11 +620,38 @@ def _huge_pages(inode: int) -> bool:
     return False
 
 
-def _unlink_path_if(path: str, fd: int) -> None:
-    """Remove path if it still names the file that is open as fd."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
-            os.unlink(path)
+def _remember(handle: RHashMap) -> None:
+    """Note an ephemeral map whose name this process may have to remove."""
+    if handle.ephemeral:
+        _ephemeral[handle._identity()] = handle._path
+
+
+def _remove_if_last(identity: _segment.Identity, path: str) -> None:
+    """Remove the name of an ephemeral map unless somebody has it, or one may not."""
+    with contextlib.suppress(Error, OSError):
+        if _segment.remove_name(path, identity, unheld=True) or not _segment.names(path, identity):
+            _ephemeral.pop(identity, None)
+
+
+def _leave_names() -> None:
+    """At the end of a process: its ephemeral maps lose their names if it is the last that has them,
+    whatever of them is still alive in it."""
+    for handle in list(_handles):
+        if handle.ephemeral:
+            handle._leave_name()
+    for identity, path in list(_ephemeral.items()):
+        _remove_if_last(identity, path)
+
+
+def _leave_at_exit(*_: object) -> None:
+    """Have _leave_names called at the end of this process, after multiprocessing has joined its
+    children."""
+    Finalize(None, _leave_names, exitpriority=_AFTER_CHILDREN)
+
+
+_leave_at_exit()
+os.register_at_fork(after_in_child=_leave_at_exit)  # who is forked ends by itself, too,
+register_after_fork(_leave_at_exit, _leave_at_exit)  # and multiprocessing forgets it once more
 
 
 def unlink(name: str) -> None:
@@ -675,7 +711,8 @@ def _collect(name: str, path: str, names: bool, owner: int | None, report: dict[
                 f"uses it next recovers them, or gc(owner={user})"
             )
         if unused:
-            _unlink_path_if(path, fd)
-            report["removed"].append(name)
+            status = os.fstat(fd)
+            if _segment.remove_name(path, (status.st_dev, status.st_ino), unheld=True):
+                report["removed"].append(name)
     finally:
         os.close(fd)

@@ -9,10 +9,12 @@ import errno
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable
 
 import posix_ipc
 
+from shmrhash import _core
 from shmrhash._errors import (
     REFUSALS,
     InvalidArgument,
@@ -35,6 +37,9 @@ from shmrhash._trust import is_trusted, stranger_message
 
 DEFAULT_DIRECTORY = "/dev/shm"
 NAME_BYTES_MAX = 200
+REMOVAL_TRIES_MAX = 1000  # of a millisecond
+
+Identity = tuple[int, int]  # device and inode
 
 
 def directory() -> str:
@@ -193,16 +198,78 @@ def look_at_file(path: str) -> int:
     return fd
 
 
-def unlink_file(name: str, path: str) -> None:
-    """Remove a segment's name. Attached processes go on; the memory goes with the last of them."""
+def unlink_file(name: str, path: str, identity: Identity | None = None) -> None:
+    """Remove a segment's name. Attached processes go on; the memory goes with the last of them.
+
+    identity: remove it only if it is still this file's.
+    """
     try:
-        if os.path.dirname(path) == DEFAULT_DIRECTORY and _is_text(name):
-            posix_ipc.unlink_shared_memory("/" + name)
-        else:
-            os.unlink(path)
-    except posix_ipc.ExistentialError:
-        raise SegmentMissing(f"no segment {name!r} in {os.path.dirname(path)}") from None
-    except posix_ipc.PermissionsError:
-        raise PermissionDenied(permission_message(name, path)) from None
+        done = remove_name(path, identity)
     except OSError as error:
         refuse(error, name, path)
+    if not done:
+        where = os.path.dirname(path)
+        raise SegmentMissing(
+            f"no segment {name!r} in {where}"
+            if not os.path.lexists(path)
+            else f"segment {name!r} in {where} is another one by now; this one has no name any more"
+        )
+
+
+def names(path: str, identity: Identity) -> bool:
+    """Whether path is the name of this file."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return (status.st_dev, status.st_ino) == identity
+
+
+def remove_name(path: str, identity: Identity | None = None, *, unheld: bool = False) -> bool:
+    """Remove a name: of this file only, and only if nobody holds it, if so wanted. Whether it went.
+
+    Removal and attachment exclude each other (removal_begin, wait_for_removal): who attached before
+    is seen here, who comes later finds the name gone. Without the right to write there is no lock
+    to be had, and explicit removal goes on without it.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        if unheld or (identity is not None and not names(path, identity)):
+            return False
+        os.unlink(path)
+        return True
+    try:
+        status = os.fstat(fd)
+        found = status.st_dev, status.st_ino
+        if identity not in (None, found):
+            return False
+        _wait_until(lambda: _core.removal_begin(fd))
+        if not names(path, found):
+            return False
+        if unheld:
+            holders = _core.segment_holders(fd)
+            if holders is None or holders[0] or holders[2]:
+                return False
+        os.unlink(path)
+        return True
+    finally:
+        os.close(fd)  # and with it the lock
+
+
+def wait_for_removal(fd: int, path: str) -> bool:
+    """After attaching: whether the name still is this file's, and nobody is removing it."""
+    _wait_until(lambda: not _core.removal_is_under_way(fd))
+    status = os.fstat(fd)
+    return names(path, (status.st_dev, status.st_ino))
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
+    """Of what takes microseconds; a process stopped in the middle of it is not waited for longer
+    than REMOVAL_TRIES_MAX milliseconds."""
+    for _ in range(REMOVAL_TRIES_MAX):
+        if done():
+            return
+        time.sleep(0.001)

@@ -33,7 +33,7 @@ from layout cimport (
     OPERATION_SPLIT, PAGE_BYTES, Bucket, Element, Header, element_header, element_state, lock_bits,
     word_locked,
 )
-from liveness cimport Standing
+from liveness cimport Standing, process_leave
 from lock cimport Op, op_begin, op_end
 from lookup cimport map_contains, map_glance, map_lookup
 from many cimport MANY_DELETE, MANY_LOOKUP, MANY_UPDATE, Many, many_on
@@ -46,7 +46,7 @@ from order cimport Position, Sink
 from recovery cimport recover_all, recover_those_inside
 from section cimport Section, section_abandon, section_commit, section_open
 from segment cimport segment_fill
-from session cimport session_claim
+from session cimport session_claim, session_register
 from status cimport ABSENT, BUSY, CORRUPT, FULL, NEED_ELEMENTS, NO_MEMORY, OK, RETRY, Status
 from system cimport (
     CLOCK_MONOTONIC, MAP_FAILED, MAP_SHARED, PROT_READ, clock_ns, close, fstat, mmap, munmap,
@@ -604,9 +604,12 @@ cdef class Race:
         """Recover everybody, and look at every invariant; the map's statistics."""
         cdef Report report
         cdef Local *local = local_page()
+        cdef Standing standing
         self.map.local = local
         with nogil:
-            recover_all(&self.map)
+            if session_register(&self.map, &standing) == OK:
+                recover_all(&self.map)
+                process_leave(&self.map, &standing)
         memset(&report, 0, sizeof(report))
         check_map(&self.map, NULL, &report)
         munmap(local, sizeof(Local))

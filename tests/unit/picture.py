@@ -89,7 +89,8 @@ class ProcessSlot(ctypes.Structure):
         ("attached_ns", c_uint64),
         ("namespace_inode", c_uint64),
         ("command", c_char * 16),
-        ("_reserved", c_uint64 * 2),
+        ("recoverer", c_uint64),
+        ("_reserved", c_uint64),
     ]
 
 

@@ -1,0 +1,35 @@
+/* Fork is kept away while a process holds a descriptor whose lock a child must not have.
+ *
+ * A process opens the segment's file, locks a byte, maps a page that fork does not pass on, and
+ * closes the descriptor. A child forked between the first and the last would have the descriptor,
+ * and keep the lock for as long as it lives. So those few calls are made under a mutex that fork
+ * takes in its prepare handler. A handler does nothing but take the mutex or let it go, and whoever
+ * has the mutex waits for nothing but system calls: neither can stand in the other's way. */
+#ifndef SHMRHASH_FORK_GUARD_H
+#define SHMRHASH_FORK_GUARD_H
+
+#include <pthread.h>
+
+static pthread_mutex_t fork_guard_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+static void fork_guard_begin(void)
+{
+    pthread_mutex_lock(&fork_guard_mutex);
+}
+
+static void fork_guard_end(void)
+{
+    pthread_mutex_unlock(&fork_guard_mutex);
+}
+
+/* Once, when the module is made. 0, or what pthread_atfork says. */
+static inline int fork_guard_install(void)
+{
+    static int installed = 0;
+    if (installed)
+        return 0;
+    installed = 1;
+    return pthread_atfork(fork_guard_begin, fork_guard_end, fork_guard_end);
+}
+
+#endif
