@@ -33,7 +33,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport static_assert
 
 cdef enum:
-    LAYOUT_VERSION = 1
+    LAYOUT_VERSION = 2
     PAGE_BYTES = 4096
     LINE_BYTES = 64
     HEADER_BYTES = 4096

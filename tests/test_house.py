@@ -69,6 +69,7 @@ CORE = [
     "check",
     "_segments",
     "_raising",
+    "_attachment",
     "_sweeping",
     "_facts",
     "_modify",

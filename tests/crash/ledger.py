@@ -541,10 +541,10 @@ def expect_exact_limit(shared_map):
         assert version_in(fresh, shared_map.lookup_and_delete(word(fresh))) == 1
 
 
-def expect_all_at_rest(shared_map, processes=1):
+def expect_all_at_rest(shared_map):
     """C2: once somebody has looked, nothing is left of the dead."""
     with RHashMap.open(shared_map.name):
         pass
     info = shared_map.info()
-    assert processes == info["processes"]
+    assert info["processes"] == 1
     assert shared_map.check()["exact"]

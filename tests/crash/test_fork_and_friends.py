@@ -587,6 +587,6 @@ def test_child_forked_by_a_signal_handler_leaves_the_waiting_operation_to_its_pa
     assert number_of(held_map, 4) == 2
     put(waiting, 3, 5)
     # check() would not be exact if the other handle's context looked as if it were in an operation.
-    expect_all_at_rest(held_map, processes=2)
+    expect_all_at_rest(held_map)  # both handles of this process have one slot
     waiting.close()
     expect_all_at_rest(held_map)
