@@ -5,7 +5,6 @@
 cdef object NOT_CREATED = object()
 
 
-
 @cython.final
 @cython.internal
 @cython.auto_pickle(False)
@@ -77,7 +76,7 @@ cdef class DictSection:
             if status == OK:
                 found.element = element_at(&owner.handle.map, self.section.index)
                 found.header = self.section.held
-                # Before the value is decoded: a program's own code runs there, and may want the key.
+                # Before decoding: a program's own code runs there, and may want the key.
                 sections_open[self._name()] = PyThread_get_thread_ident()
                 self.current = owner._take(&found, self.words, NULL)
                 if not self._mine():

@@ -109,13 +109,25 @@ class Loud:
         raise ZeroDivisionError
 
 
+class LoudText(str):
+    """A str whose hash raises, once it is told to."""
+
+    fail = False
+    __eq__ = str.__eq__
+
+    def __hash__(self):
+        if self.fail:
+            raise ZeroDivisionError
+        return str.__hash__(self)
+
+
 @pytest.mark.parametrize("operation", ["__getitem__", "pop", "setdefault", "get", "__contains__"])
 def test_a_key_whose_hash_raises_raises(operation):
-    """What test_getitem, test_pop and test_setdefault are about, with a class that pickles."""
+    """What test_getitem, test_pop and test_setdefault are about, with a class that may be a key."""
     with SharedDict() as d:
-        key = Loud()
+        key = LoudText("a")
         d[key] = 1
-        assert d[Loud()] == 1, "equal pickles are one key"
+        assert d["a"] == 1
         key.fail = True
 
         with pytest.raises(ZeroDivisionError):
