@@ -69,9 +69,6 @@ cdef Attachment attachment_new(MapHandle handle):
     handle.map.fd = -1
     if handle.map.read_only:
         made.announce_reader(handle.name)
-    else:
-        made.map.use_membarrier = syscall(
-            SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
     made.map.path = NULL                       # it goes with the handle
     made.key = handle.map.device, handle.map.inode, bool(handle.map.read_only)
     attachments[made.key] = <uint64_t> <PyObject *> made
@@ -88,7 +85,9 @@ cdef attach(MapHandle handle):
         handle.map.local = found.map.local
         close_fd(handle.map.fd)
     handle.map.fd = found.map.fd
-    handle.map.use_membarrier = found.map.use_membarrier
+    if not handle.map.read_only:               # again for each: what is allowed may have changed
+        handle.map.use_membarrier = syscall(
+            SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
     Py_INCREF(found)
     handle.attachment = <PyObject *> found
     handle.standing = &found.standing

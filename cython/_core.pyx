@@ -59,7 +59,7 @@ from count cimport ObjectFacts, objects_count
 from commit cimport contexts_are_quiet
 from lock cimport (
     Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_cancel, context_end, lock_busy,
-    lock_release, lock_try, op_begin, op_end,
+    lock_release, lock_try, op_begin, op_end, op_holds,
 )
 from lookup cimport glance_word, map_find, map_glance, map_lookup, map_contains
 from map cimport map_store_word, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST

@@ -303,6 +303,7 @@ cdef class ObjectHandle(ModifyHandle):
                         op_begin(&op)
                         PyErr_CheckSignals()
             finally:
-                lock_release(&self.map.header.clearing, 0)
+                if op_holds(&op, &self.map.header.clearing):      # not a child of fork
+                    lock_release(&self.map.header.clearing, 0)
         finally:
             self._leave(&op)

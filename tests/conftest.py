@@ -66,6 +66,7 @@ def use_own_directory(config):
     parent = parent or os.environ.get("SHMRHASH_DIR", "/dev/shm")
     config.stash[PARENT] = parent
     folder = tempfile.mkdtemp(prefix=f"{NAME_PREFIX}{os.environ[RUN_VARIABLE]}-", dir=parent)
+    os.chmod(folder, 0o1777)  # as /dev/shm: some tests are about several users
     config.stash[FOLDER] = folder
     os.environ["SHMRHASH_DIR"] = folder
 

@@ -338,7 +338,8 @@ def test_expire_deletes_what_has_expired_and_nothing_else(special):
         special[struct.pack("<Q", number)] = bytes(32)
         special.timer_set(struct.pack("<Q", number), (0, 1, 1 << 62)[number % 3])
 
-    assert special.expire() == 17
+    left = len(special)  # insertions have removed some that they met
+    assert special.expire() == left - 33
 
     assert len(special) == len(list(special)) == 33
 
