@@ -388,8 +388,8 @@ cdef class MapHandle:
                 (self.map.device, self.map.inode, word_owner(op.wait_seen))
                 ) == PyThread_get_thread_ident():
             raise _errors.DeadlockError(
-                f"map {self.name!r}: this thread has the key locked already (a coroutine or greenlet "
-                f"is no thread of its own); use the section it has open")
+                f"map {self.name!r}: this thread has the key locked already (a coroutine or "
+                f"greenlet is no thread of its own); use the section it has open")
         return 0
 
     cdef int _renew(self, Op *op) except -1:
