@@ -74,8 +74,8 @@ def segment_prepare(int fd, *, uint32_t key_size, uint32_t value_size, uint64_t 
 def segment_holders(int fd):
     """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
 
-    alive and dead are numbers of processes, without those at their end (leave); readers whether a handle for reading is open. Raises
-    SegmentCorrupt if the header is damaged.
+    alive and dead are numbers of processes, without those at their end (_leave_name); readers
+    whether a handle for reading is open. Raises SegmentCorrupt if the header is damaged.
     """
     cdef Map map
     cdef Header header
