@@ -110,7 +110,7 @@ def removal_begin(int fd):
     """Keep attachments out while a name is removed, until fd is closed. False: somebody else is
     removing it. Who may only read the file cannot lock exclusively, and is not waited for."""
     return (byte_lock(fd, F_OFD_SETLK, F_WRLCK, REMOVAL_BYTE) == 0
-            or byte_lock(fd, F_OFD_GETLK, F_RDLCK, REMOVAL_BYTE) == 0)
+            or byte_is_shared(fd, REMOVAL_BYTE))
 
 
 def removal_is_under_way(int fd):
