@@ -42,8 +42,8 @@ from geometry cimport (
 from hashing cimport hash_key, hash_word
 from system cimport (
     segment_open, segment_fd, is_segment, byte_lock, close as close_fd, fstat, stat_t, clock_ns,
-    mmap, munmap, F_OFD_GETLK, F_WRLCK,
-    MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, READER_BYTE, REMOVAL_BYTE, CLOCK_MONOTONIC,
+    mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK,
+    READER_BYTE, REMOVAL_BYTE, CLOCK_MONOTONIC, byte_is_shared,
 )
 from field cimport (
     Field, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,

@@ -74,8 +74,8 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
 def segment_holders(int fd):
     """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
 
-    alive and dead are numbers of processes, without those at their end (leave); readers whether a handle for reading is open. Raises
-    SegmentCorrupt if the header is damaged.
+    alive and dead are numbers of processes, without those at their end (_leave_name); readers
+    whether a handle for reading is open. Raises SegmentCorrupt if the header is damaged.
     """
     cdef Map map
     cdef Header header
@@ -110,7 +110,7 @@ def removal_begin(int fd):
     """Keep attachments out while a name is removed, until fd is closed. False: somebody else is
     removing it. Who may only read the file cannot lock exclusively, and is not waited for."""
     return (byte_lock(fd, F_OFD_SETLK, F_WRLCK, REMOVAL_BYTE) == 0
-            or byte_lock(fd, F_OFD_GETLK, F_RDLCK, REMOVAL_BYTE) == 0)
+            or byte_is_shared(fd, REMOVAL_BYTE))
 
 
 def removal_is_under_way(int fd):

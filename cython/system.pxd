@@ -130,6 +130,15 @@ cdef inline int byte_lock(int fd, int command, int kind, uint64_t byte) noexcept
         return lock.l_type != F_UNLCK
     return 0
 
+cdef inline bint byte_is_shared(int fd, uint64_t byte) noexcept nogil:
+    """Whether what keeps an exclusive lock from this byte is a shared one."""
+    cdef flock_t lock
+    memset(&lock, 0, sizeof(lock))
+    lock.l_type = <short> F_WRLCK
+    lock.l_start = <off_t> byte
+    lock.l_len = 1
+    return fcntl(fd, F_OFD_GETLK, &lock) == 0 and lock.l_type == F_RDLCK
+
 cdef inline void *page_kept(int fd) noexcept nogil:
     """Map a page that keeps the open file, and is not passed on by fork; NULL if that fails."""
     cdef void *page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)
