@@ -212,9 +212,9 @@ cdef inline uint64_t sweep_count(Map *map, uint64_t places, uint64_t *seen) noex
     cdef uint64_t _
     for _ in range(places):
         level_plus1 = bucket_expired(map, &order, now, found, &count)
-        expired += count
-        if level_plus1 == 0:
+        if level_plus1 == 0:                   # only in a damaged segment
             break
+        expired += count
         order = (order | ((SWEEP_TURN - 1) >> (level_plus1 - 1))) + 1
         if order >= SWEEP_TURN:
             break

@@ -87,7 +87,8 @@ class Sight:
 
     @property
     def fill(self) -> float:
-        return float(self.info["entries"] / self.info["max_entries"]) if self.info else 0.0
+        """The share of its entries that live; what has expired makes room."""
+        return float(_living(self.info) / self.info["max_entries"]) if self.info else 0.0
 
     @property
     def objects(self) -> dict[str, int]:
@@ -98,6 +99,10 @@ class Sight:
     def advice(self) -> str:
         """What to do about its health, or nothing."""
         return ADVICE.get(self.health, "").format(name=self.name)
+
+
+def _living(info: dict[str, Any]) -> int:
+    return max(0, int(info["entries"]) - int(info.get("expired", 0)))
 
 
 def look(name: MapName, session: Session) -> Sight:
@@ -113,7 +118,7 @@ def look(name: MapName, session: Session) -> Sight:
         health = DEAD
     elif info.get("frozen"):
         health = FROZEN
-    elif info["entries"] >= info["max_entries"]:
+    elif _living(info) >= info["max_entries"]:
         health = FULL
     return Sight(
         name.name,

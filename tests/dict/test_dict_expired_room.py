@@ -187,6 +187,20 @@ def test_expire_removes_everything_that_has_expired(make_dict, count, living):
     assert d.expire() == 0
 
 
+def test_info_tells_the_living_from_the_expired(make_dict):
+    d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=1 << 16)
+    d.update({number: number for number in range(2000)})
+    expire_now(d, range(700))
+    assert d.info()["entries"] - d.info()["expired"] == 1300
+    d.expire()
+    assert d.info()["expired"] == 0
+
+    d.update({number: number for number in range(50_000)})
+    expire_now(d, range(25_000))
+
+    assert 23_000 < d.info()["expired"] < 27_000
+
+
 def test_a_walk_over_raw_keys_has_all_that_expired(make_dict):
     """What shows or removes expired entries sees each of them, with nothing alive behind them."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=2048)
