@@ -186,7 +186,8 @@ cdef struct Header:
     uint32_t schema_bytes
     FieldPlace fields[8]
     uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
-    uint64_t _reserved_a[4]
+    uint64_t _reserved_a[3]
+    uint64_t sweep_rest        # until then a refusal needs no sweep (sweep.pxd): a hint
     uint64_t sweep             # where in the order the next sweep begins (sweep.pxd): a hint
     uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
     uint64_t _reserved_b[7]

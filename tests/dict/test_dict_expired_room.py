@@ -241,6 +241,26 @@ def test_a_locked_entry_that_has_expired_is_passed_by(make_dict):
     assert set(d) == set(range(10, 18))
 
 
+def test_a_large_dict_that_was_refused_makes_room_after_its_rest(make_dict):
+    """X1: a turn that found nothing is not repeated at once, and not put off for ever."""
+    entries = 40_000  # more than 4,096 buckets
+    d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
+    d.update({number: number for number in range(entries)})
+    with pytest.raises(MapFull):
+        d[-1] = -1
+    expire_now(d, range(entries))
+
+    patience_ns = time.monotonic_ns() + 10_000_000_000
+    while True:
+        try:
+            d[-1] = -1
+            break
+        except MapFull:
+            assert time.monotonic_ns() < patience_ns
+
+    assert dict(d) == {-1: -1}
+
+
 def insert_short_lived(gate, d, first, count):
     """Insert keys that live for a millisecond, into a dict with room for few; how often refused."""
     refused = 0
