@@ -2,7 +2,6 @@
 
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from workers import run_together
@@ -84,39 +83,6 @@ def test_max_entries_counts_only_what_lives(make_dict, living):
         d[-1] = -1
 
     assert dict(d) == {number: number for number in (*range(living), *new)}
-
-
-def test_a_renewed_deadline_keeps_its_entry(make_dict):
-    """X1: of entries that expire while others renew them, those renewed in time stay."""
-    d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=ENTRIES)
-    d.update({number: number for number in range(ENTRIES)})
-    renewed = {}
-
-    def renew():
-        for number in range(0, ENTRIES, 2):
-            d.touch(number, 0.002)
-        for number in range(0, ENTRIES, 2):
-            renewed[number] = d.touch(number, LONG_S)
-
-    def insert():
-        stored = 0
-        for number in range(ENTRIES, 2 * ENTRIES):
-            try:
-                d[number] = number
-                stored += 1
-            except MapFull:
-                time.sleep(0.0001)
-        return stored
-
-    with ThreadPoolExecutor(2) as pool:
-        stored, _ = pool.submit(insert), pool.submit(renew).result()
-        stored = stored.result()
-
-    for number in range(1, ENTRIES, 2):
-        assert d[number] == number
-    for number, was in renewed.items():
-        assert (number in d) == was
-    assert stored <= sum(not was for was in renewed.values())
 
 
 @pytest.mark.parametrize("size", [100, 5_000, 60_000])
