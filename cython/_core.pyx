@@ -50,7 +50,7 @@ from field cimport (
     FIELD_UNSIGNED, bits_of, field_compute, field_mask, float_of, sign_extended,
 )
 from budget cimport budget_word
-from objects cimport LENGTH_MAX, PIN_MAX
+from objects cimport LENGTH_MAX
 from pins cimport pin_claim, pin_clear, pin_set
 from special cimport deadline_is_over, field_meets, fields_blank
 from chain cimport Found

@@ -270,10 +270,10 @@ cdef class DictKeys(DictBase):
 
         They stay as they are for as long as it lives, whatever becomes of the key; if the process
         dies, they are freed. A child of fork must not use it. Costs about a lookup, at any size.
+        While the handle has 1,024 views, or the map 65,536, it is a copy of the bytes instead.
 
         Raises KeyNotFound (ENOENT), InvalidArgument (values that stand in the entry), ReadOnlyMap
-        (a handle that only reads cannot keep others from reusing them), TooManyProcesses (all
-        65,536 pins in use), TypeError, MapClosed.
+        (a handle that only reads cannot keep others from reusing them), TypeError, MapClosed.
         """
         cdef KeyBytes key_bytes
         cdef uint64_t small[SPOT_WORDS]

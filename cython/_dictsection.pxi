@@ -186,6 +186,10 @@ cdef class DictSection:
                 raise _errors.FrozenMap(
                     f"map {owner.handle.name!r} was frozen while the key was locked; what the "
                     f"section had to store is not stored")
+            if not self.removing and item_expired(&owner.handle.map, self.words):
+                raise _errors.KeyGone(
+                    f"map {owner.handle.name!r}: the entry expired while it was locked; what the "
+                    f"section had to store is not stored")
             while status == RETRY or status == BUSY:       # ends with the timeout
                 status = self._attempt_end(&span)
                 if status == OK:

@@ -75,9 +75,7 @@ cdef class DictCore(DictKeys):
                 if status == OK:
                     result = name = self._key_of(raw, &found, value) if what != 1 else None
                 if status == OK and what != 0 and result is not MISSING:
-                    result = self._take(
-                        &found, value, &op if self.value.kind == C_VALUE_VIEW and (
-                            op.context != NULL) else NULL)
+                    result = self._take(&found, value, NULL)   # a copy: a walk meets too many
                 self.handle._renew(&op)
                 rounds += 1
                 if rounds > READ_ROUNDS_MAX:   # writers never go on so long

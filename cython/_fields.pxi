@@ -22,6 +22,9 @@ def raw_keys(MapHandle handle not None):
 cdef class ObjectHandle(ModifyHandle):
     """The handle with what maps with special fields and objects have besides."""
 
+    cdef uint64_t pins_held        # views of this handle that live
+    cdef uint64_t views_copied     # values that were to be views, and are copies
+
     @property
     def max_bytes(self):
         """Bytes that objects may take; 0: the map has none."""
@@ -54,7 +57,8 @@ cdef class ObjectHandle(ModifyHandle):
         return {
             "count": facts.count, "bytes_in_use": facts.bytes_in_use,
             "bytes_committed": budget_word(&self.map.objects.budget) * PAGE_BYTES,
-            "pinned": facts.pinned, "max_bytes": self.map.max_bytes,
+            "pinned": facts.pinned, "views_copied": self.views_copied,
+            "max_bytes": self.map.max_bytes,
         }
 
     cdef int _begin_typed(self, Op *op, object key, Py_buffer *view, Patience *patience) except -1:

@@ -1,5 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: views of objects that nobody copies. pins.pxd is the protocol.
+#
+# Whoever frees an object looks at as many pins as ever were in use at once, and all processes have
+# PIN_MAX together. So a handle has PIN_SHARE of them; what it reads beyond that is a private copy.
+
+cdef enum:
+    PIN_SHARE = 1024           # 64 handles can hold as many
 
 
 @cython.final
@@ -23,6 +29,7 @@ cdef class PinnedObject:
         cdef bint closed
         if self.handle is None:
             return
+        self.handle.pins_held -= 1
         if self.generation == process_generation:  # else it is the parent's, which ends it
             closed = self.handle.is_closed     # closing waits for us
             self.handle.is_closed = False
@@ -40,24 +47,23 @@ cdef class PinnedObject:
 
 
 cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
-    """A PinnedObject of what a found element refers to; None if the element changed meanwhile.
+    """A PinnedObject of what a found element refers to, or its bytes if there is no pin for this
+    handle; None if the element changed meanwhile.
 
     Raises SegmentCorrupt: there is no such object."""
     cdef PinnedObject pinned = PinnedObject.__new__(PinnedObject)
     cdef uint64_t pin = 0
     cdef uint64_t length = 0
     cdef const uint8_t *bytes = item_bytes(&handle.map, ref, &length)
-    cdef Status status
     if bytes == NULL:
         if ref_stands(found):
             raise_status(handle, CORRUPT, NULL)
         return None
-    status = pin_claim(op, handle.map.local.process_index + 1, &pin)
-    if status == FULL:
-        raise _errors.TooManyProcesses(
-            f"map {handle.name!r}: all {PIN_MAX} pins are in use; let go of some views")
-    if status != OK:
-        raise_status(handle, status, op)
+    if handle.pins_held >= PIN_SHARE or pin_claim(
+            op, handle.map.local.process_index + 1, &pin) != OK:
+        copy = PyBytes_FromStringAndSize(<const char *> bytes, <Py_ssize_t> length)
+        handle.views_copied += 1
+        return copy if ref_stands(found) else None
     pin_set(op, pin, ref)
     if not ref_stands(found):
         pin_clear(op, pin)
@@ -68,5 +74,6 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
     pinned.generation = op.generation
     pinned.bytes = bytes
     pinned.size = <Py_ssize_t> length
+    handle.pins_held += 1
     handle.views += 1                          # the mapping stays for as long as the view
     return pinned

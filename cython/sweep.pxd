@@ -3,8 +3,8 @@
 #
 # A sweep goes through the map in its order (order.pxd: hashes with their bits reversed), so it
 # meets every entry that is there all the while, through every resize. header.sweep is where the
-# next one begins. It is a hint: any value is a place in the order, and whoever has to see the whole
-# map counts how far it went itself.
+# next one begins, and whether the last one found something. It is a hint: any value is a place in
+# the order, and whoever has to see the whole map counts how far it went itself.
 #
 # What has expired in a bucket is collected without its lock, each with the header that the element
 # had then. A removal is that of remove.pxd, and its CAS to DEAD expects that header: whoever
@@ -12,10 +12,12 @@
 # it is a deletion that somebody finishes.
 #
 # Insertions into maps with deadlines look at a few places each (sweep_some), and who finds no room
-# sweeps until there is some, or a whole turn has found nothing (_sweeping.pxi).
+# sweeps until there is some, or a whole turn has found nothing (_sweeping.pxi). A large map rests
+# after such a turn, so that refusals cost a fifth of the time at most: header.sweep_rest, believed
+# only as far ahead as a rest lasts.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport (
-    fence_acquire, load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64,
+    fence_acquire, likely, load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64,
     reverse_bits_u32, store_relaxed_u64,
 )
 from status cimport BUSY, CORRUPT, OK, RETRY, Status
@@ -27,15 +29,19 @@ from geometry cimport Map, element_at, element_value
 from system cimport CLOCK_MONOTONIC, clock_ns
 from lock cimport Op, lock_release
 from chain cimport Found, chain_next
-from table cimport level_covers, table_find
+from table cimport level_covers, table_count, table_find
 from remove cimport bucket_hold, delete_found, map_shrink_if_empty, op_settle
 
 cdef enum:
     SWEEP_TURN = 0x100000000ULL    # all of the order
     SWEEP_STEP = 1024          # buckets between two chances to give memory back
     SWEEP_WANTED = 256         # entries removed before it is tried whether they were enough
-    SWEEP_MASK = 7             # one insertion in 8 looks at
-    SWEEP_PLACES = 4           # so many buckets: a turn takes two insertions for each bucket
+    SWEEP_FOUND = 0x100000000ULL   # in header.sweep: the last sweep found something
+    SWEEP_MASK = 7             # then one insertion in 8 looks at
+    SWEEP_PLACES = 4           # so many buckets: a turn takes two insertions for each bucket;
+    SWEEP_MASK_IDLE = 63       # else one in 64
+    REST_COUNT_MIN = 4096      # buckets: fewer are swept within 1 ms, and never rest
+    REST_NS = 2000             # for each bucket, which takes 0.1 to 0.5 us to sweep
     SWEEP_TRIES_MAX = 16       # a bucket that changes under our eyes: others are at work there
     EXPIRED_MAX = 16           # collected at a time
 
@@ -194,11 +200,24 @@ cdef inline uint64_t sweep_begin(Map *map) noexcept nogil:
 cdef inline void sweep_some(Op *op) noexcept nogil:
     """After an insertion into a map with deadlines."""
     cdef uint64_t order
-    if op.hash & SWEEP_MASK:
+    cdef uint64_t found = load_relaxed_u64(&op.map.header.sweep) & SWEEP_FOUND
+    if likely(op.hash & (SWEEP_MASK if found else SWEEP_MASK_IDLE)):
         return
     order = sweep_begin(op.map)
-    sweep_on(op, &order, SWEEP_PLACES, SWEEP_WANTED)
-    store_relaxed_u64(&op.map.header.sweep, order)
+    found = SWEEP_FOUND if sweep_on(op, &order, SWEEP_PLACES, SWEEP_WANTED) != 0 else 0
+    store_relaxed_u64(&op.map.header.sweep, (order & (SWEEP_TURN - 1)) | found)
+
+cdef inline bint sweep_rests(Map *map) noexcept nogil:
+    """Whether a turn of a large map has just found nothing."""
+    cdef uint64_t until = load_relaxed_u64(&map.header.sweep_rest)
+    cdef uint64_t now = <uint64_t> clock_ns(CLOCK_MONOTONIC)
+    return now < until <= now + table_count(map) * REST_NS
+
+cdef inline void sweep_rest(Map *map) noexcept nogil:
+    """A whole turn has found nothing."""
+    if table_count(map) > REST_COUNT_MIN:
+        store_relaxed_u64(&map.header.sweep_rest, <uint64_t> clock_ns(
+            CLOCK_MONOTONIC) + table_count(map) * REST_NS)
 
 cdef inline uint64_t sweep_count(Map *map, uint64_t places, uint64_t *seen) noexcept nogil:
     """How many entries of so many buckets have expired and were not removed; seen is how far in the
@@ -212,9 +231,9 @@ cdef inline uint64_t sweep_count(Map *map, uint64_t places, uint64_t *seen) noex
     cdef uint64_t _
     for _ in range(places):
         level_plus1 = bucket_expired(map, &order, now, found, &count)
-        expired += count
-        if level_plus1 == 0:
+        if level_plus1 == 0:                   # only in a damaged segment
             break
+        expired += count
         order = (order | ((SWEEP_TURN - 1) >> (level_plus1 - 1))) + 1
         if order >= SWEEP_TURN:
             break

@@ -520,8 +520,9 @@ class RHashMap(BatchMethods):
         len(), includes what operations under way, and dead processes not yet recovered, have in
         hand. last_activity_ns is a lower bound: when a thread used the map for the first time, at
         each 1,024th of its operations but single lookups, at each batch of 1,024 keys or more, and
-        at close(). unlinked: the name is gone, or another map's; who opens it will not meet this
-        map. Costs about 2 ms: it asks the system about huge pages.
+        at close(). expired: how many of the entries are past their deadline and make room when it
+        is wanted; an estimate beyond 4,096 buckets. unlinked: the name is gone, or another map's;
+        who opens it will not meet this map. Costs about 2 ms: it asks the system about huge pages.
 
         Raises MapClosed.
         """
@@ -541,6 +542,7 @@ class RHashMap(BatchMethods):
             "map_extra": self.map_extra,
             "ephemeral": self.ephemeral,
             "entries": entries,
+            "expired": _core.count_expired(self),
             "load": entries / max(1, facts["buckets"]),
             "bytes_committed": committed,
             "bytes_used": entries * facts["element_stride"] + facts["buckets"] * 64,

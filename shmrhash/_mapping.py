@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import Any
 
 from shmrhash import _core
+from shmrhash._errors import InvalidArgument
 from shmrhash._views import ITEMS, KEYS, NOT_HELD, Errors, SharedItems, SharedKeys, SharedValues
 
 _ABSENT: Any = object()
@@ -67,8 +68,7 @@ class MappingMethods(_core.DictCore):
 
         copy.copy() and copy.deepcopy() of a dict, or of what refers to it, give the same dict.
 
-        Raises what reading raises; with Array values TooManyProcesses, if there are too many to
-        hold all of them.
+        Array values are copies too. Raises what reading raises.
         """
         return dict(iter(self.items(errors=errors)))
 
@@ -136,19 +136,30 @@ class MappingMethods(_core.DictCore):
         function: Callable[[Any], Any],
         *default: Any,
         timeout: float | None = None,
+        allow_none: bool = False,
     ) -> Any:
         """Store function(value) while the key is locked; return it.
 
         default: what function gets if the key is absent; it is inserted first, and stays if
-        function raises. function runs once, and must not write this key by other means.
+        function raises. function runs once, and must not write this key by other means. A function
+        that changes its argument and returns nothing would store None: that is refused unless the
+        value was None or allow_none is true. The entry keeps its deadline.
 
-        Raises what locked() raises, and what function raises: then nothing is stored.
+        Raises what locked() raises, what function raises, and InvalidArgument (None): then nothing
+        is stored. KeyGone: the entry expired meanwhile.
         """
         if len(default) > 1:
             raise TypeError("update_with takes a key, a function and a default")
         create = default[0] if default else _ABSENT
         with self.locked(key, timeout=timeout, create=create) as entry:
-            entry.value = fresh = function(entry.value)
+            before = entry.value
+            fresh = function(before)
+            if fresh is None and before is not None and not allow_none:
+                raise InvalidArgument(
+                    f"update_with: the function returned None for {key!r}; return the new value, "
+                    f"or store None with allow_none=True"
+                )
+            entry.value = fresh
         return fresh
 
 

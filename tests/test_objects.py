@@ -336,6 +336,7 @@ def test_expire_deletes_what_has_expired_and_nothing_else(special):
     """What has a deadline to come, or none, stays."""
     for number in range(50):
         special[struct.pack("<Q", number)] = bytes(32)
+    for number in range(50):  # afterwards: an insertion may remove what has expired
         special.timer_set(struct.pack("<Q", number), (0, 1, 1 << 62)[number % 3])
 
     left = len(special)  # insertions have removed some that they met

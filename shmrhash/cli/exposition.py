@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 GAUGES = {  # name: (of info(), how many of its units make one of Prometheus', what it is)
     "entries": ("entries", 1, "Entries in the map."),
+    "expired_entries": ("expired", 1, "Of these, past their deadline: they make room (estimate)."),
     "max_entries": ("max_entries", 1, "The map's limit of entries."),
     "committed_bytes": ("bytes_committed", 1, "Memory the map has."),
     "used_bytes": ("bytes_used", 1, "Memory of entries and buckets."),

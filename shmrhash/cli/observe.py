@@ -99,7 +99,8 @@ class Sight:
 
     @property
     def fill(self) -> float:
-        return float(self.info["entries"] / self.info["max_entries"]) if self.info else 0.0
+        """The share of its entries that live; what has expired makes room."""
+        return float(_living(self.info) / self.info["max_entries"]) if self.info else 0.0
 
     @property
     def objects(self) -> dict[str, int]:
@@ -110,6 +111,10 @@ class Sight:
     def advice(self) -> str:
         """What to do about its health, or nothing."""
         return ADVICE.get(self.health, "").format(name=self.name)
+
+
+def _living(info: dict[str, Any]) -> int:
+    return max(0, int(info["entries"]) - int(info.get("expired", 0)))
 
 
 def look(name: MapName, session: Session, seconds: float | None = None) -> Sight:
@@ -126,7 +131,7 @@ def _sight_of(name: str, shared_map: RHashMap) -> Sight:
         health = DEAD
     elif info.get("frozen"):
         health = FROZEN
-    elif info["entries"] >= info["max_entries"]:
+    elif _living(info) >= info["max_entries"]:
         health = FULL
     return Sight(
         name,

@@ -104,6 +104,7 @@ def sight_object(sight: Sight) -> dict[str, Any]:
     if sight.info:
         found |= {
             "entries": sight.info["entries"],
+            "expired": sight.info["expired"],
             "max_entries": sight.info["max_entries"],
             "fill": sight.fill,
             "bytes": sight.info["bytes_committed"],
@@ -275,10 +276,12 @@ def _facts(sight: Sight) -> list[tuple[str, str]]:
     health = health_cell(sight)
     advice = Cell(f"{health}: {sight.advice}", health.style) if sight.advice else health
     each = info["bytes_per_entry"]
+    expired = f", {info['expired']:,} of them expired" if info["expired"] else ""
+    entries = f"{info['entries']:,} of {info['max_entries']:,}{expired}"
     facts = [
         ("name", f"{sight.name}  ({sight.path}, id {sight.inode})"),
         ("health", advice),
-        ("entries", f"{info['entries']:,} of {info['max_entries']:,} ({percent_text(sight.fill)})"),
+        ("entries", f"{entries} ({percent_text(sight.fill)})"),
         ("sizes", f"keys {info['key_size']} B, values {info['value_size']} B"),
         (
             "memory",

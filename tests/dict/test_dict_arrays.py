@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import shmrhash
-from shmrhash import Array
+from shmrhash import Array, SharedDict
 
 ARRAYS = [
     np.arange(12.0).reshape(3, 4),
@@ -69,6 +69,44 @@ def test_an_array_is_read_without_copying(make_dict):
     assert d.info()["objects"]["pinned"] > 0
     with pytest.raises(ValueError, match="read-only"):
         one[0] = 1
+
+
+def test_reading_arrays_never_runs_out_of_views(make_dict):
+    """Beyond its share a handle reads copies, and leaves pins to the others."""
+    d = make_dict(key=int, value=Array("f4", (3,)))
+    d.update({number: np.full(3, number, "f4") for number in range(3000)})
+    gc.collect()
+
+    held = {number: d[number] for number in range(3000)}
+    with SharedDict.open(d.name) as other:
+        view = other[0]
+        assert d.info()["objects"]["pinned"] == 1025
+        del view
+    d.update({number: np.zeros(3, "f4") for number in range(3000)})
+
+    assert all((held[number] == number).all() for number in range(3000))
+    assert d.info()["objects"]["views_copied"] == 3000 - 1024
+    held.clear()
+    gc.collect()
+    assert d.info()["objects"]["pinned"] == 0
+    one = d[0]
+    assert d.info()["objects"]["pinned"] == 1
+    del one
+
+
+def test_what_walks_read_holds_no_views(make_dict):
+    d = make_dict(key=int, value=Array("i4"))
+    d.update({number: np.full(2, number, "i4") for number in range(50)})
+    gc.collect()
+
+    values, items, copied = list(d.values()), list(d.items()), d.copy()
+
+    assert d.info()["objects"]["pinned"] == 0
+    d.clear()
+    assert sorted(int(value[0]) for value in values) == list(range(50))
+    assert all((value == key).all() for key, value in [*items, *copied.items()])
+    with pytest.raises(ValueError, match="read-only"):
+        values[0][0] = 1
 
 
 def test_an_array_stays_as_it_was_while_somebody_holds_it(make_dict):

@@ -2,7 +2,6 @@
 
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from workers import run_together
@@ -86,39 +85,6 @@ def test_max_entries_counts_only_what_lives(make_dict, living):
     assert dict(d) == {number: number for number in (*range(living), *new)}
 
 
-def test_a_renewed_deadline_keeps_its_entry(make_dict):
-    """X1: of entries that expire while others renew them, those renewed in time stay."""
-    d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=ENTRIES)
-    d.update({number: number for number in range(ENTRIES)})
-    renewed = {}
-
-    def renew():
-        for number in range(0, ENTRIES, 2):
-            d.touch(number, 0.002)
-        for number in range(0, ENTRIES, 2):
-            renewed[number] = d.touch(number, LONG_S)
-
-    def insert():
-        stored = 0
-        for number in range(ENTRIES, 2 * ENTRIES):
-            try:
-                d[number] = number
-                stored += 1
-            except MapFull:
-                time.sleep(0.0001)
-        return stored
-
-    with ThreadPoolExecutor(2) as pool:
-        stored, _ = pool.submit(insert), pool.submit(renew).result()
-        stored = stored.result()
-
-    for number in range(1, ENTRIES, 2):
-        assert d[number] == number
-    for number, was in renewed.items():
-        assert (number in d) == was
-    assert stored <= sum(not was for was in renewed.values())
-
-
 @pytest.mark.parametrize("size", [100, 5_000, 60_000])
 def test_max_bytes_counts_only_what_lives(make_dict, size):
     """X1: for objects as for entries; also where those that expired are of another size."""
@@ -187,6 +153,20 @@ def test_expire_removes_everything_that_has_expired(make_dict, count, living):
     assert d.expire() == 0
 
 
+def test_info_tells_the_living_from_the_expired(make_dict):
+    d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=1 << 16)
+    d.update({number: number for number in range(2000)})
+    expire_now(d, range(700))
+    assert d.info()["entries"] - d.info()["expired"] == 1300
+    d.expire()
+    assert d.info()["expired"] == 0
+
+    d.update({number: number for number in range(50_000)})
+    expire_now(d, range(25_000))
+
+    assert 23_000 < d.info()["expired"] < 27_000
+
+
 def test_a_walk_over_raw_keys_has_all_that_expired(make_dict):
     """What shows or removes expired entries sees each of them, with nothing alive behind them."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=2048)
@@ -225,6 +205,26 @@ def test_a_locked_entry_that_has_expired_is_passed_by(make_dict):
     d[17] = 17
 
     assert set(d) == set(range(10, 18))
+
+
+def test_a_large_dict_that_was_refused_makes_room_after_its_rest(make_dict):
+    """X1: a turn that found nothing is not repeated at once, and not put off for ever."""
+    entries = 40_000  # more than 4,096 buckets
+    d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
+    d.update({number: number for number in range(entries)})
+    with pytest.raises(MapFull):
+        d[-1] = -1
+    expire_now(d, range(entries))
+
+    patience_ns = time.monotonic_ns() + 10_000_000_000
+    while True:
+        try:
+            d[-1] = -1
+            break
+        except MapFull:
+            assert time.monotonic_ns() < patience_ns
+
+    assert dict(d) == {-1: -1}
 
 
 def insert_short_lived(gate, d, first, count):

@@ -263,6 +263,24 @@ def test_an_expired_entry_that_is_locked_is_waited_for_with_the_timeout(make_dic
     d.pop("k", None)
 
 
+def test_what_a_section_stores_for_an_expired_entry_is_refused(make_dict):
+    """L1: it would be absent at once; the caller is told instead."""
+    d = make_dict(key=str, value=int, ttl=LONG_S)
+    d["k"] = 1
+
+    def slowly(value):
+        wait_past(deadline_ns)
+        return value + 1
+
+    d.touch("k", 0.1)
+    deadline_ns = d.deadline("k")
+    with pytest.raises(shmrhash.KeyGone, match="expired"):
+        d.update_with("k", slowly)
+    assert "k" not in d
+    d.update_with("k", lambda value: value + 1, 5)
+    assert d["k"] == 6
+
+
 def run_alone(function):
     """Call it in another thread, as a section is a thread's own; raise what it raises."""
     with ThreadPoolExecutor(1) as pool:
@@ -304,3 +322,17 @@ def test_a_clock_of_another_time_namespace_judges_no_deadlines(make_dict, monkey
     offsets.unlink()  # a kernel without time namespaces
     with SharedDict.open(d.name) as opened:
         assert opened["a"] == 1
+
+
+def test_update_with_stores_no_none_by_mistake(make_dict):
+    """A function that changes its argument and returns nothing is told so; nothing is stored."""
+    d = make_dict(key=str, value=object)
+    d["k"] = [1]
+
+    with pytest.raises(shmrhash.InvalidArgument, match="allow_none"):
+        d.update_with("k", lambda value: value.append(2))
+
+    assert d["k"] == [1]
+    assert d.update_with("k", lambda value: None, allow_none=True) is None
+    assert d["k"] is None
+    assert d.update_with("k", lambda value: value) is None
