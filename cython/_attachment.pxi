@@ -23,11 +23,13 @@ cdef class Attachment:
     cdef uint64_t users            # handles that this process has used and not closed,
     cdef uint64_t generation       # in this generation: a child begins with none
     cdef uint64_t read_only_page
+    cdef Unborn child              # while this process forks, and has views
     cdef tuple key
 
     def __cinit__(self):
         self.map.fd = -1
         self.standing.lock_fd = -1
+        self.child.fd = -1
 
     def __dealloc__(self):
         if self.key is not None and attachments.get(self.key) == <uint64_t> <PyObject *> self:

@@ -77,6 +77,7 @@ from item cimport (
 )
 from claim cimport CLAIM_LEAVING, claim_is_dead
 from liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
+from forking cimport Unborn, unborn_adopt, unborn_claim, unborn_release
 from recovery cimport recover_all, recover_those_inside
 from wait cimport wait_step, sched_yield
 from session cimport (
@@ -860,6 +861,7 @@ include "_entries.pxi"
 include "_iterator.pxi"
 include "_fields.pxi"
 include "_views.pxi"
+include "_forking.pxi"
 include "_codec.pxi"
 include "_dict.pxi"
 include "_dictkeys.pxi"

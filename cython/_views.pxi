@@ -16,7 +16,11 @@ cdef class PinnedObject:
     """The bytes of one object, where they are, for reading. Nobody reuses them while this lives."""
 
     cdef ObjectHandle handle
+    cdef PyObject *before          # all views of this process stand in a list
+    cdef PyObject *behind
     cdef uint64_t pin
+    cdef uint64_t child_pin        # index + 1 of that of a child that is being forked; or 0
+    cdef bint is_kept              # a child may use it without a pin: this process's pin stays
     cdef uint64_t generation
     cdef const uint8_t *bytes
     cdef Py_ssize_t size
@@ -29,8 +33,9 @@ cdef class PinnedObject:
         cdef bint closed
         if self.handle is None:
             return
+        view_unlist(self)
         self.handle.pins_held -= 1
-        if self.generation == process_generation:  # else it is the parent's, which ends it
+        if self.generation == process_generation and not self.is_kept:     # else the parent's
             closed = self.handle.is_closed     # closing waits for us
             self.handle.is_closed = False
             try:
@@ -44,6 +49,28 @@ cdef class PinnedObject:
                 self.handle.is_closed = closed  # no context: this process's death ends the pin
         self.handle.views -= 1
         self.handle._detach_if_idle()
+
+
+cdef PyObject *views_first = NULL
+
+
+cdef void view_list(PinnedObject view) noexcept:
+    global views_first
+    view.before = NULL
+    view.behind = views_first
+    if views_first != NULL:
+        (<PinnedObject> views_first).before = <PyObject *> view
+    views_first = <PyObject *> view
+
+
+cdef void view_unlist(PinnedObject view) noexcept:
+    global views_first
+    if view.before != NULL:
+        (<PinnedObject> view.before).behind = view.behind
+    else:
+        views_first = view.behind
+    if view.behind != NULL:
+        (<PinnedObject> view.behind).before = view.before
 
 
 cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
@@ -76,4 +103,7 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
     pinned.size = <Py_ssize_t> length
     handle.pins_held += 1
     handle.views += 1                          # the mapping stays for as long as the view
+    view_list(pinned)
+    if unlikely(forks_under_way != 0):
+        pin_for_child(pinned, op)
     return pinned

@@ -268,8 +268,9 @@ cdef inline void context_forget(Context *context) noexcept nogil:
     context.waits = 0
     context_note_time(context)
 
-cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
-    """Take a free context for this registered process."""
+cdef inline Status context_claim_for(
+        Map *map, uint64_t process_index, uint64_t *index) noexcept nogil:
+    """Take a free context in the name of a process slot."""
     cdef Context *context
     cdef uint64_t at
     cdef Status status
@@ -280,11 +281,15 @@ cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
                 return status
         context = context_at(map, at)
         if load_relaxed_u64(&context.owner) == 0 and cas_acquire_u64(
-                &context.owner, 0, map.local.process_index + 1):
+                &context.owner, 0, process_index + 1):
             context_forget(context)
             index[0] = at
             return OK
     return NO_CONTEXT
+
+cdef inline Status context_claim(Map *map, uint64_t *index) noexcept nogil:
+    """Take a free context for this registered process."""
+    return context_claim_for(map, map.local.process_index, index)
 
 cdef inline void process_leave(Map *map, Standing *standing) noexcept nogil:
     """Give the slot back. The process's contexts are free already."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -88,13 +89,40 @@ _handles: weakref.WeakSet[RHashMap] = weakref.WeakSet()
 _ephemeral: dict[_segment.Identity, str] = {}  # and their paths
 
 
+_fork_lock = threading.RLock()  # one fork at a time: what is claimed for a child is one child's
+_forks_nested = 0  # a fork inside the hooks of another has no views of its own to care for
+
+
+def _before_fork() -> None:
+    global _forks_nested
+    _fork_lock.acquire()
+    _forks_nested += 1
+    if _forks_nested == 1:
+        _core.views_before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    global _forks_nested
+    if _forks_nested == 1:
+        _core.views_after_fork_in_parent()
+    _forks_nested -= 1
+    _fork_lock.release()
+
+
 def _after_fork_in_child() -> None:
+    global _fork_lock, _forks_nested
     _core.forget_sections()
     for handle in list(_handles):
         handle._forget_lock_descriptor()
+    _core.views_after_fork_in_child(_forks_nested == 1)
+    _fork_lock, _forks_nested = threading.RLock(), 0
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 
 
 def _check_creation(

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import run
+from commandline import FOLDER, run
 
 FILTERS = Path(__file__).resolve().parents[1] / "dict"  # where refusing.py is
 
@@ -50,7 +50,8 @@ def in_mount(options, *words, before=":"):
     shell = f"mount --make-rprivate / && mount -t tmpfs -o {options} tmpfs /mnt && {before}"
     command = ["unshare", "-m", "sh", "-c", f'{shell} && exec "$@"', "sh"]
     command += [sys.executable, "-m", "shmrhash", "-j", "--dir", "/mnt", "doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Elsewhere than the root: `-m` puts the current folder on sys.path.
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
     if "permitted" in done.stderr or "denied" in done.stderr:
         pytest.skip("mounting is not permitted here")
     return {finding["what"]: finding for finding in json.loads(done.stdout)}

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -255,7 +256,12 @@ def test_an_ephemeral_map_leaves_nothing_after_a_normal_end(map_name, how):
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", program],
+        cwd=tempfile.gettempdir(),  # not where the sources are
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
     assert done.stdout == "made\n", done.stderr

@@ -282,8 +282,8 @@ def test_waiting_writer_goes_on_when_the_owner_does(owner):
     with RHashMap.open(m.name, timeout=60) as patient:
         writer = threading.Thread(target=put, args=(patient, 3, 5))
         writer.start()
-        while not patient.info()["processes"] >= 3:
-            pass
+        while not any(process["waits"] for process in patient.info()["attached"]):
+            pass  # until the writer waits
         child.wait()
         writer.join()
 

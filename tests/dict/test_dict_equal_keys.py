@@ -323,6 +323,7 @@ def test_keys_do_not_depend_on_the_hash_seed():
     found = {
         subprocess.run(
             [sys.executable, "-c", program],
+            cwd=here.parent,
             capture_output=True,
             text=True,
             check=True,

@@ -1,0 +1,281 @@
+"""Arrays and memoryviews that were read before a fork stay as they are in the child (R2, M1, C1).
+
+The child has pins of its own from the moment of the fork (forking.pxd): the parent may let go of
+its views, or end, and the bytes are not used again while the child lives.
+"""
+
+import contextlib
+import gc
+import os
+import signal
+import threading
+
+import pytest
+import stepping
+from ledger import fork, reap
+from test_kill_every_instruction import shm_path
+
+import shmrhash
+from shmrhash import Array, SharedDict, _core
+
+numpy = pytest.importorskip("numpy")
+
+ITEMS = 2_000  # of 8 bytes: runs of pages
+ARRAYS = 8
+
+
+@pytest.fixture
+def arrays(map_name):
+    """A named dict of arrays whose room is hardly more than they take, so that it is used again."""
+    made = SharedDict(
+        map_name,
+        key=str,
+        value=Array("u8"),
+        max_bytes=ARRAYS * 2 * 20_480,
+        timeout=2,
+        ephemeral=True,
+    )
+    for number in range(ARRAYS):
+        made[str(number)] = array_of(number)
+    with made:
+        yield made
+        gc.collect()
+        shmrhash.gc()
+        made.check()
+
+
+def array_of(number):
+    return numpy.full(ITEMS, number + 1, dtype="u8")
+
+
+def expect(array, number):
+    assert numpy.array_equal(array, array_of(number))
+
+
+def overwrite(d):
+    """Let go of what there is, and use its room for other values, several times."""
+    for turn in range(4):
+        for number in range(ARRAYS):
+            with contextlib.suppress(shmrhash.OutOfMemory):
+                d[str(number)] = array_of(1_000 * (turn + 1) + number)
+
+
+class Child:
+    """A child of fork that waits for a byte, does something, and says when it has."""
+
+    def __init__(self, function, *arguments):
+        self.go, theirs = os.pipe()
+        answers, self.said = os.pipe()
+
+        def live():
+            os.close(theirs)
+            os.read(self.go, 1)
+            function(*arguments)
+            os.write(self.said, b"d")
+            signal.pause()
+
+        self.pid = fork(live)
+        os.close(self.go)
+        os.close(self.said)
+        self.go, self.said = theirs, answers
+
+    def do(self):
+        os.write(self.go, b"g")
+        assert os.read(self.said, 1) == b"d"
+
+    def end(self):
+        os.kill(self.pid, signal.SIGKILL)
+        assert reap(self.pid) == -signal.SIGKILL
+        os.close(self.go)
+        os.close(self.said)
+
+
+def pinned(d):
+    gc.collect()
+    shmrhash.gc()
+    return d.info()["objects"]["pinned"]
+
+
+def test_an_array_read_before_a_fork_never_changes_in_the_child(arrays):
+    """R2: the parent lets go, overwrites, and frees; the child still reads what it had."""
+    views = [arrays[str(number)] for number in range(ARRAYS)]
+
+    def look():
+        for number, view in enumerate(views):
+            expect(view, number)
+
+    child = Child(look)
+    try:
+        views.clear()
+        assert pinned(arrays) == ARRAYS
+        overwrite(arrays)
+        child.do()
+    finally:
+        child.end()
+    assert pinned(arrays) == 0
+    overwrite(arrays)
+
+
+def test_a_view_outlives_the_process_that_read_it(arrays):
+    """R2, C2: the parent ends, and is recovered; its child, and a child of that, read on."""
+    other = Child(lambda: None)  # has nothing of it
+    ready, tell = os.pipe()
+    go, start = os.pipe()
+
+    def first():
+        views = [arrays[str(number)] for number in range(ARRAYS)]
+        if os.fork() == 0 and os.fork() == 0:
+            os.write(tell, b"r")
+            os.read(go, 1)
+            for number, view in enumerate(views):
+                expect(view, number)
+            del views, view
+            os.write(tell, b"d")
+            os._exit(0)
+
+    assert reap(fork(first)) == 0
+    os.close(tell)  # a child that fails is an end of file
+    assert os.read(ready, 1) == b"r"
+    shmrhash.gc()
+    overwrite(arrays)
+    assert pinned(arrays) == ARRAYS
+    os.write(start, b"g")
+    assert os.read(ready, 1) == b"d"
+    while arrays.info()["processes"] > 1 and pinned(arrays):
+        pass  # a poll, not an assumption: it is about to end
+    assert pinned(arrays) == 0
+    other.end()
+    for descriptor in (ready, go, start):
+        os.close(descriptor)
+
+
+def test_parent_and_child_each_let_go_of_their_own(arrays):
+    """C1: a view that the child drops is still the parent's, and the other way round."""
+    view = arrays["0"]
+
+    def drop_and_stay():
+        nonlocal view
+        expect(view, 0)
+        view = None
+        overwrite(arrays)
+
+    child = Child(drop_and_stay)
+    try:
+        assert pinned(arrays) == 1
+        child.do()
+        expect(view, 0)
+        assert pinned(arrays) == 1
+    finally:
+        child.end()
+    del view
+    assert pinned(arrays) == 0
+
+
+def test_a_child_without_a_slot_of_its_own_is_still_right(arrays):
+    """R2: no descriptor is left for the child's slot: the parent's pins stay while it lives."""
+    import resource
+
+    view = arrays["0"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.open("/dev/null", os.O_RDONLY)
+    os.close(spare)
+    ready, tell = os.pipe()
+    go, start = os.pipe()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        pid = os.fork()
+        if pid == 0:
+            failed = 1
+            try:
+                os.read(go, 1)
+                expect(view, 0)
+                failed = 0
+            finally:
+                os._exit(failed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    del view
+    overwrite(arrays)
+    os.write(start, b"g")
+    assert reap(pid) == 0
+    for descriptor in (ready, tell, go, start):
+        os.close(descriptor)
+    pid = fork(lambda: None)  # what this process keeps for a child it has once kept for all
+    assert reap(pid) == 0
+    arrays.check()
+
+
+def test_threads_that_fork_at_once_have_a_slot_for_each_child(arrays):
+    """C1, R2: four threads fork and read; no two children share a slot, no view changes."""
+    failures = []
+    rounds = 6
+
+    def work(number):
+        try:
+            for _ in range(rounds):
+                view = arrays[str(number)]
+
+                def look(view=view):
+                    expect(view, number)
+                    own = arrays[str(number)]
+                    del view
+                    expect(own, number)
+
+                pid = fork(look)
+                del view, look
+                assert reap(pid) == 0
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert pinned(arrays) == 0
+    assert arrays.info()["processes"] == 1
+
+
+@pytest.mark.usefixtures("stepper")
+def test_a_parent_killed_before_the_fork_leaves_nothing(arrays, seed):
+    """C1, C2: at each change of the segment that the claims and pins for a child make."""
+    segment = stepping.Segment(shm_path(arrays.name))
+
+    def prepare():
+        own = SharedDict.open(arrays.name)
+        return own, [own[str(number)] for number in range(3)]
+
+    states = 0
+    for crash in stepping.crash_states(
+        prepare, lambda _: _core.views_before_fork(), segment, sample=40, seed=seed
+    ):
+        states += 1
+        segment.restore(crash.image)
+        assert pinned(arrays) == 0, crash
+        assert arrays.info()["processes"] == 1
+        arrays.check()
+        for number in range(ARRAYS):
+            expect(arrays[str(number)], number)
+    assert states > 10
+
+
+def test_a_child_killed_at_once_leaves_nothing(arrays):
+    """C2: children that never run any code of their own, with and without their parent."""
+    views = [arrays[str(number)] for number in range(ARRAYS)]
+    for _ in range(20):
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        assert reap(pid) == -signal.SIGKILL
+    assert pinned(arrays) == ARRAYS
+    views.clear()
+    assert pinned(arrays) == 0
+
+
+def test_a_process_without_views_claims_nothing_for_its_children(arrays):
+    before = arrays.info()["processes"]
+    child = Child(lambda: None)
+    assert arrays.info()["processes"] == before
+    child.end()
