@@ -161,7 +161,7 @@ def test_parent_and_child_each_let_go_of_their_own(arrays):
 
     child = Child(drop_and_stay)
     try:
-        assert pinned(arrays) == 1
+        assert pinned(arrays) == 2
         child.do()
         expect(view, 0)
         assert pinned(arrays) == 1
