@@ -104,7 +104,7 @@ def check_end(outcome, mine):
         check_answer(kind, key, outcome, values)
     elif kind == "walk":
         check_walk(outcome, values)
-    elif kind in ("recover", "settle", "resize"):
+    elif kind in ("recover", "settle", "resize", "view"):
         pass
     elif outcome in ("ABSENT", "PRESENT"):
         if replaced is not None or not values & (1 if outcome == "ABSENT" else 2):
