@@ -7,6 +7,7 @@ the explorer found the counterexample.
 """
 
 from mutants_claiming import OF_FORKS, OF_RECOVERERS
+from mutants_sweeping import OF_SWEEPS
 
 EARLIER = {
     "a link is looked at again": (
@@ -247,4 +248,5 @@ MUTANTS = (
     | OF_RECOVERY
     | OF_RECOVERERS
     | OF_FORKS
+    | OF_SWEEPS
 )

@@ -28,6 +28,7 @@ from segment_model import (
     with_level,
 )
 from supply import depot_trim
+from sweeping import expire, room, tick
 from walking import walk
 from writing import add, delete, update
 
@@ -46,6 +47,7 @@ OF_WRITERS = {
     "abandon": section_abandoned,
     "add": add,
     "delete": delete,
+    "expire": expire,
     "fork": fork,
     "grow": grow,
     "grow up": grow_up,
@@ -55,9 +57,11 @@ OF_WRITERS = {
     "release": block_release,
     "remove": section_removed,
     "replace": replace,
+    "room": room,
     "section": section,
     "shrink": shrink,
     "take away": take_away,
+    "tick": tick,
     "trim": depot_trim,
     "update": update,
 }
@@ -138,6 +142,7 @@ class Scene:
     parked: tuple = ()  # elements of each depot; the default parks all of them in the first
     credited: tuple = ()  # credits of each depot; likewise
     sizes: dict = field(default_factory=dict)
+    clock: int = 0  # how late it is
     fallen: dict = field(default_factory=dict)  # processes dead at first: who was recovering whom
 
     def segment(self, without=()):
@@ -169,6 +174,8 @@ class Scene:
         for context in range(1, m.contexts + 1):
             memory[m.of(context, "owner")] = 1
         self.furnish_processes(m, memory)
+        if m.timed:
+            memory[m.clock] = self.clock
         return tuple(memory)
 
     def furnish_processes(self, m, memory):

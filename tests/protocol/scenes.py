@@ -7,6 +7,7 @@ from scenes_claiming import CLAIMING, CLAIMING_LARGE
 from scenes_dying import DYING
 from scenes_living import LIVING
 from scenes_long import LARGE
+from scenes_sweeping import SWEEPING
 
-SHORT = LIVING | DYING | CLAIMING
+SHORT = LIVING | DYING | CLAIMING | SWEEPING
 LONG = LARGE | CLAIMING_LARGE

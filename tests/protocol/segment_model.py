@@ -129,6 +129,7 @@ class Segment:
     value_words: int = 2
     processes: int = 0  # with a slot of their own (claiming.py)
     pins: int = 0  # of the one object (forking.py)
+    timed: bool = False  # values are deadlines (sweeping.py)
     keeps_memory: bool = False  # the kernel takes none back: locked, and no descriptor
     hashes: dict = field(default_factory=dict)
     without: frozenset = frozenset()
@@ -153,6 +154,8 @@ class Segment:
             [0, *(self._word(f"{name} of process {i}") for i in range(1, self.processes + 1))]
             for name in ("used", "byte", "recoverer")
         )
+        if self.timed:
+            self.clock, self.rest = self._word("clock"), self._word("rest", "table")
         if self.pins:
             self._object()
         self.link_slot = self.slots - 1
