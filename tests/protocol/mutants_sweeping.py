@@ -33,6 +33,10 @@ OF_SWEEPS = {
         "a deadline comes nearer beside a turn in vain",
         "it had expired before",
     ),
+    "recovery ends a rest, too": (
+        "who stores a nearer deadline dies beside a turn in vain",
+        "it had expired before",
+    ),
     "an entry in motion may expire at any time": (
         "a deadline comes nearer beside a turn in vain",
         "it had expired before",

@@ -42,7 +42,7 @@ from segment_model import (
     taken,
 )
 from supply import element_put, op_settle
-from writing import bucket_release, redo_apply
+from writing import bucket_release, deadline_stored, redo_apply
 
 
 def recover(m, subject):
@@ -209,6 +209,9 @@ def recover_element(m, me):
         return
     if state_of(header) == UPD and m.keeps("recovery copies the redo buffer"):
         yield from redo_apply(m, me, index)
+    if state_of(header) == UPD and m.keeps("recovery ends a rest, too"):
+        value = yield own(m.redo(me, 0))
+        yield from deadline_stored(m, value, True)
     if m.keeps("recovery lets go of an element by a compare-and-swap"):
         yield cas(m.element[index], header, m.header_after(header, LIVE))
     else:

@@ -1,6 +1,6 @@
 """Scenes of what expires: a value is a deadline, 9 is never, and the clock begins at 0 or ticks."""
 
-from scene import writes
+from scene import survives, writes
 from scene_kit import APART, SAME, dying, scene
 
 TIMED = {"timed": True, "elements": 1}
@@ -103,6 +103,15 @@ ROOM = {
         hashes=SAME,
         entries={1: 1, 2: 2},
         sizes=PAIR,
+    ),
+    "who stores a nearer deadline dies beside a turn in vain": scene(
+        writes(1, ("update", 1, 1), mortal=True),
+        survives(3, 1, ("tick", 1)),
+        writes(2, ("room", 2, 9), ("room", 3, 9)),
+        hashes=SAME,
+        entries={1: 9},
+        deaths=1,
+        sizes=TIMED,
     ),
     "two turns in vain at once": scene(
         writes(1, ("room", 3, 9), ("tick", 1)),
