@@ -187,7 +187,7 @@ cdef struct Header:
     FieldPlace fields[8]
     uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
     uint64_t _reserved_a[3]
-    uint64_t sweep_rest, sweep     # hints: until when none is needed, where one begins (sweep.pxd)
+    uint64_t sweep_rest, sweep     # rest.pxd; and a hint: where the next sweep begins (sweep.pxd)
     uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
     uint64_t _reserved_b[7]
     uint64_t credits           # lock word: entries that may still be added and are in no depot

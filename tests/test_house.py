@@ -44,6 +44,7 @@ CORE = [
     "chain",
     "field",
     "starving",
+    "rest",
     "element",
     "reference",
     "table",
