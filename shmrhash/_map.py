@@ -664,11 +664,11 @@ def _remove_if_last(identity: _segment.Identity, path: str) -> None:
 
 
 def _leave_names() -> None:
-    """At the end of a process: its ephemeral maps lose their names if it is the last that has them,
-    whatever of them is still alive in it."""
+    """At the end of a process: from now on it counts as ended, not as killed, and its ephemeral
+    maps lose their names if it is the last that has them, whatever of them is still alive in it.
+    Nothing is closed: other threads, and what is called after this, may use it to the last."""
     for handle in list(_handles):
-        if handle.ephemeral:
-            handle._leave_name()
+        handle._leave_name()
     for identity, path in list(_ephemeral.items()):
         _remove_if_last(identity, path)
 
