@@ -106,12 +106,8 @@ cdef class ObservedHandle(MapHandle):
     def _leave_name(self):
         """This process ends: it does not keep an ephemeral map's name, and once it is gone, it has
         ended and was not killed."""
-        cdef uint64_t *word
-        if self.map.base == NULL or self.map.read_only or not self.map.local.registered:
-            return
-        word = &(self.map.processes + self.map.local.process_index).used
-        # Only this process stores to its claim. Release: pairs with nothing but itself.
-        store_release_u64(word, load_relaxed_u64(word) | CLAIM_LEAVING)
+        if self.map.base != NULL and not self.map.read_only:
+            mark_leaving(&self.map, True)
 
     def _path_bytes(self):
         return <bytes> self.map.path

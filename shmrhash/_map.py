@@ -90,7 +90,7 @@ _ephemeral: dict[_segment.Identity, str] = {}  # and their paths
 
 
 _fork_lock = threading.RLock()  # one fork at a time: what is claimed for a child is one child's
-_forks_nested = 0  # a fork inside the hooks of another has no views of its own to care for
+_forks_nested = 0  # nothing is claimed for a child of a fork inside the hooks of another
 
 
 def _before_fork() -> None:
@@ -99,6 +99,8 @@ def _before_fork() -> None:
     _forks_nested += 1
     if _forks_nested == 1:
         _core.views_before_fork()
+    else:
+        _core.views_keep()
 
 
 def _after_fork_in_parent() -> None:
