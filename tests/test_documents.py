@@ -153,6 +153,21 @@ def test_documents_name_verbs_and_options_that_there_are():
             assert all(option in known for option in options), line
 
 
+def test_documents_name_figures_that_metrics_prints(directory):
+    command_line = [sys.executable, "-m", "shmrhash"]
+    created = ["create", "hits", "key", "8", "value", "8", "entries", "10"]
+    assert run([*command_line, *created], directory, ROOT).returncode == 0
+    printed = run([*command_line, "metrics"], directory, ROOT).stdout
+    named = set()
+    for path in DOCUMENTS:
+        named |= set(re.findall(r"`(shmrhash_\w+)`", path.read_text()))
+    assert len(named) > 5
+
+    unknown = {name for name in named if f"# TYPE {name} " not in printed}
+
+    assert not unknown
+
+
 @pytest.mark.parametrize("name", SHOWN)
 def test_short_example_is_a_block_of_a_document(name):
     assert (ROOT / "examples" / name).read_text() in [block.text for block in PROGRAMS]
