@@ -6,6 +6,7 @@ command_line() that of the command. Whatever cannot be found is an error: the si
 
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -252,22 +253,40 @@ def errors():
 
 def command_line():
     """What the command says of itself and of each verb."""
-    overview = help_of()
+    (overview,) = helps([])
     verbs = re.findall(r"^  (\w+) {2,}[A-Z]", overview.partition("Verbs of")[2], re.MULTILINE)
     if len(verbs) < 20:
         raise LookupError("the command names its verbs in another way")
+    verbs.remove("help")
     parts = [f"```text\n{overview}\n```\n"]
-    for verb in verbs:
-        if verb != "help":
-            parts.append(f"## {verb}\n\n```text\n{help_of(verb)}\n```\n")
+    for verb, text in zip(verbs, helps(*([verb] for verb in verbs)), strict=True):
+        parts.append(f"## {verb}\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 
 
-def help_of(*words):
-    command = [sys.executable, "-m", "shmrhash", *words, "--help"]
+# All verbs in one process, which takes as long as one of them.
+ASK = """
+import json, sys
+from shmrhash import cli
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = [*words, "--help"]
+    if cli.main():
+        sys.exit(f"no help of {words}")
+    print(end="\\f", flush=True)
+"""
+
+
+def helps(*commands):
+    """The help texts of some commands, each a list of words."""
     settings = os.environ | {"COLUMNS": "80", "NO_COLOR": "1"}
-    done = subprocess.run(command, env=settings, check=True, capture_output=True, text=True)
-    return done.stdout.rstrip()
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(commands)],
+        env=settings,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [text.strip("\n") for text in done.stdout.split("\f")[:-1]]
 
 
 def expand(text):
