@@ -158,11 +158,11 @@ def test_documents_name_verbs_and_options_that_there_are(reference):
             assert all(word in known for word in words if word.startswith("--")), line
 
 
-def test_documents_name_figures_that_metrics_prints(directory):
+def test_documents_name_figures_that_metrics_prints(directory, tmp_path):
     command_line = [sys.executable, "-m", "shmrhash"]
     created = ["create", "hits", "key", "8", "value", "8", "entries", "10"]
-    assert run([*command_line, *created], directory, ROOT).returncode == 0
-    printed = run([*command_line, "metrics"], directory, ROOT).stdout
+    assert run([*command_line, *created], directory, tmp_path).returncode == 0
+    printed = run([*command_line, "metrics"], directory, tmp_path).stdout
     named = set()
     for path in DOCUMENTS:
         named |= set(re.findall(r"`(shmrhash_\w+)`", path.read_text()))

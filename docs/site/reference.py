@@ -281,6 +281,7 @@ def helps(*commands):
     settings = os.environ | {"COLUMNS": "80", "NO_COLOR": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps(commands)],
+        cwd=Path(__file__).parent,  # not the root, where shmrhash/ is what is not built
         env=settings,
         check=True,
         capture_output=True,
