@@ -21,6 +21,7 @@ from shmrhash._trust import user_name
 from shmrhash.cli.base import Session
 from shmrhash.cli.layouts import types_of
 from shmrhash.cli.looking import looked_at
+from shmrhash.cli.screen import count_text
 from shmrhash.cli.tokens import MapName
 
 OK = "ok"
@@ -96,6 +97,14 @@ class Sight:
     @property
     def usable(self) -> bool:
         return self.health in USABLE
+
+    @property
+    def entries_text(self) -> str:
+        """How many entries there are, and how many of them live no more."""
+        expired = self.info.get("expired", 0)
+        return count_text(self.info["entries"]) + (
+            f" ({count_text(expired)} expired)" if expired else ""
+        )
 
     @property
     def fill(self) -> float:
