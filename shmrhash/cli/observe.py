@@ -22,6 +22,7 @@ from shmrhash.cli.base import Session
 from shmrhash.cli.layouts import types_of
 from shmrhash.cli.looking import looked_at
 from shmrhash.cli.nameless import nameless_maps
+from shmrhash.cli.screen import count_text
 from shmrhash.cli.tokens import MapName
 
 OK = "ok"
@@ -100,6 +101,14 @@ class Sight:
     @property
     def usable(self) -> bool:
         return self.health in USABLE
+
+    @property
+    def entries_text(self) -> str:
+        """How many entries there are, and how many of them live no more."""
+        expired = self.info.get("expired", 0)
+        return count_text(self.info["entries"]) + (
+            f" ({count_text(expired)} expired)" if expired else ""
+        )
 
     @property
     def fill(self) -> float:

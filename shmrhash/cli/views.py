@@ -133,7 +133,7 @@ def _row(sight: Sight) -> list[str]:
     figures = ["-"] * 5
     if sight.info:
         figures = [
-            count_text(sight.info["entries"]),
+            sight.entries_text,
             percent_text(sight.fill),
             size_text(sight.info["bytes_committed"]),
             size_text(sight.objects["bytes_in_use"]) if sight.objects else "-",
