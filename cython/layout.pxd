@@ -222,7 +222,7 @@ cdef struct Context:
     uint64_t spare             # ALLOC by this context, without a credit, between depot and block
     uint64_t child             # of a split or merge
     uint64_t depot             # depot locked, plus 1
-    uint64_t block             # block word locked: index * 2 + (1 for lines), plus 1
+    uint64_t block             # block word locked: index * 32 + kind of its pool + 1
     uint64_t chain_head        # elements taken from a block for the locked depot
     uint64_t chain_tail
     uint64_t chain_count       # 0: no such chain

@@ -225,6 +225,7 @@ class ModifyHandle(ObservedHandle):
     @overload
     def pop(self, key: Buffer, default: _T, /) -> bytes | _T: ...
 
+@disjoint_base
 class ObjectHandle(ModifyHandle):
     @property
     def max_bytes(self) -> int: ...

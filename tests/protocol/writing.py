@@ -150,7 +150,7 @@ def update(m, me, key, value, kind="update"):
 
 
 def add(m, me, key, delta):
-    """map_add for a key that is there."""
+    """map_apply for a key that is there."""
     yield begin("add", key, delta)
     while True:
         found = yield from map_find(m, key)
