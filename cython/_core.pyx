@@ -22,7 +22,7 @@ from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
 from atomics cimport (
     cas_acq_rel_u64, store_release_u64, likely, unlikely, load_relaxed_u64, load_acquire_u64,
-    local_put_u64, local_take_u64, read_u32, read_u64, reverse_bits_u32,
+    fence_seq_cst, local_put_u64, local_take_u64, read_u32, read_u64, reverse_bits_u32,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
@@ -50,13 +50,13 @@ from field cimport (
     FIELD_UNSIGNED, bits_of, field_compute, field_mask, float_of, sign_extended,
 )
 from budget cimport budget_word
-from objects cimport LENGTH_MAX, PIN_MAX
+from objects cimport LENGTH_MAX, PIN_MAX, ref_length
 from pins cimport pin_claim, pin_clear, pin_set
 from special cimport deadline_is_over, field_meets, fields_blank
 from chain cimport Found
-from reference cimport element_replace, ref_stands
-from count cimport ObjectFacts, objects_count
-from commit cimport contexts_are_quiet
+from reference cimport element_replace, ref_protect, ref_stands
+from count cimport ObjectFacts, context_keeps, objects_count
+from commit cimport contexts_are_quiet, membarrier_all, membarrier_register
 from lock cimport (
     Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_cancel, context_end, lock_busy,
     lock_release, lock_try, op_begin, op_end,
@@ -110,10 +110,6 @@ cdef extern from "spare.h":
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t size, long offset) noexcept
-    long syscall(long number, ...) noexcept
-
-cdef extern from "<sys/syscall.h>" nogil:
-    enum: SYS_membarrier
 
 cdef enum:
     STACK_VALUE_MAX = 512      # larger values are copied straight into the bytes object
@@ -121,7 +117,6 @@ cdef enum:
     PATROL_MASK = 0xFFFF       # and each 32,768th looks for dead processes
     F_LOCK = 4                 # BPF_F_LOCK
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries, yielding between: a damaged segment
-    MEMBARRIER_REGISTER_GLOBAL_EXPEDITED = 4
 
 
 include "_segments.pxi"
@@ -197,11 +192,11 @@ cdef class MapHandle:
         self._map_segment(fd)
         self.is_closed = False
         self.reads = READS_WORDS if self.map.words_only else READS_ANY
-        if read_only:
+        self.map.use_membarrier = not read_only and membarrier_register()
+        if not self.map.use_membarrier:        # nobody can order what it does
+            self.reads = READS_ANY
             self._announce_reader()
-        else:
-            self.map.use_membarrier = syscall(
-                SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
+        if not read_only:
             with nogil:
                 self.recovered_at_open = recover_all(&self.map)
             status = session_register(&self.map, &self.standing)
@@ -412,6 +407,8 @@ cdef class MapHandle:
     cdef inline int _enter_to_write(self, Op *op) except -1:
         """_enter for what writes. freeze() waits for whoever came in before it."""
         self._enter(op)
+        if unlikely(not self.map.use_membarrier):
+            fence_seq_cst()                    # in place of the membarrier in freeze()
         if unlikely(load_relaxed_u64(&self.map.header.frozen) != 0):
             self._leave(op)
             raise _errors.FrozenMap(f"map {self.name!r} is frozen: it cannot be changed any more")
@@ -840,13 +837,15 @@ cdef class MapHandle:
         with FrozenMap, having stored nothing. Costs a system call.
 
         Raises FrozenMap (EPERM: frozen already), ReadOnlyMap, LockTimeout (EBUSY: a process inside
-        an operation does not go on; the map is not frozen), MapClosed.
+        an operation does not go on; the map is not frozen), Error (membarrier(2) is refused),
+        MapClosed.
         """
         cdef Op op
         cdef Status status = BUSY
         cdef Patience patience = self._patience()
         self._enter_to_write(&op)
         try:
+            expect_membarrier(self)
             if not cas_acq_rel_u64(&self.map.header.frozen, 0, 1):
                 raise _errors.FrozenMap(f"map {self.name!r} is frozen already")
             op.wait_word = NULL

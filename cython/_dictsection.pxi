@@ -62,7 +62,7 @@ cdef class DictSection:
             if status == OK:
                 found.element = element_at(&owner.handle.map, self.section.index)
                 found.header = self.section.held
-                self.current = owner._take(&found, self.words, NULL)
+                self.current = owner._take(&found, self.words, &self.op)
                 if self.current is not MISSING:
                     return 0
                 status = RETRY                 # deleted at once

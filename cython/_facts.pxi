@@ -1,5 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: what info(), check() and those who look after segments ask.
+from hazard cimport hazard_any, hazard_none
+
+
+cdef list waiting_pids(MapHandle handle):
+    """The processes inside operations that keep empty blocks of objects from going back."""
+    cdef uint64_t index, process
+    pids = []
+    for index in range(contexts_usable(&handle.map)):      # at most CONTEXT_MAX
+        process = load_acquire_u64(&context_at(&handle.map, index).owner) - 1
+        if process < processes_usable(&handle.map) and context_keeps(&handle.map, index):
+            pids.append((handle.map.processes + process).pid)
+    return pids
 
 
 @cython.auto_pickle(False)
@@ -98,7 +110,9 @@ cdef class ObservedHandle(MapHandle):
         memset(&report, 0, sizeof(report))
         self._enter_to_look(&op)
         with nogil:
+            hazard_any(&op)
             check_map(&self.map, op.context, &report)
+            hazard_none(&op)
         self._leave_reading(&op)
         return <int> report.problem, report.where, bool(report.exact), {
             "entries": report.entries,

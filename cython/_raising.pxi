@@ -6,6 +6,26 @@ cdef str os_error():
     return (<bytes> strerror(errno)).decode(errors="replace")
 
 
+cdef int expect_membarrier(MapHandle handle) except -1:
+    if not membarrier_all(&handle.map):
+        raise _errors.Error(
+            f"map {handle.name!r} cannot be frozen: the system refuses membarrier(2), so nobody "
+            f"could tell that every writer has seen it; allow it in the container's seccomp "
+            f"profile (Linux 4.16 or later has it)")
+    return 0
+
+
+cdef str waiting_text(MapHandle handle):
+    """For whose sake memory that holds nothing cannot go back; empty if there is none."""
+    cdef ObjectFacts facts
+    objects_count(&handle.map, &facts)
+    if facts.pages_waiting == 0:
+        return ""
+    pids = waiting_pids(handle)
+    return (f"; {facts.pages_waiting * PAGE_BYTES} of them are empty, and wait for operations that "
+            f"do not go on, of processes {pids} (stopped?)")
+
+
 cdef raise_status(MapHandle handle, Status status, Op *op):
     """Turn a final status into the exception it stands for: the only place that does."""
     if status == FULL:
@@ -19,8 +39,8 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
         raise _errors.OutOfMemory(
             f"map {handle.name!r} may hold max_bytes={handle.map.max_bytes} bytes of objects; "
             f"{budget_word(&handle.map.objects.budget) * PAGE_BYTES} are taken, "
-            f"{op.bytes_wanted} more are wanted; delete some or create it with a larger "
-            f"max_bytes")
+            f"{op.bytes_wanted} more are wanted{waiting_text(handle)}; delete some or create it "
+            f"with a larger max_bytes")
     if status == PRESENT:
         raise _errors.KeyExists(f"map {handle.name!r} has this key already (BPF_NOEXIST)")
     if status == ABSENT:

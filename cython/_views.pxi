@@ -1,5 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: views of objects that nobody copies. pins.pxd is the protocol.
+# Part of _core.pyx: copies of objects, and views that nobody copies. hazard.pxd and pins.pxd are
+# the protocols.
+from heap cimport ref_sound
+from peek cimport object_peek
 
 
 @cython.final
@@ -38,6 +41,32 @@ cdef class PinnedObject:
         self.handle._end_use()
 
 
+cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t ref):
+    """The bytes of what a found element refers to; None if the element changed meanwhile. found is
+    NULL if the object is the operation's own.
+
+    Raises SegmentCorrupt: there is no such object; Error: a handle that may only read cannot reach
+    the file."""
+    cdef uint64_t length = 0
+    cdef const uint8_t *source = NULL
+    cdef bytes copy = None
+    cdef Status status = ABSENT
+    if op.context == NULL:
+        if ref != 0 and ref_sound(&handle.map, ref):
+            copy = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> ref_length(ref))
+            status = object_peek(&handle.map, ref, PyBytes_AS_STRING(copy))
+    elif found == NULL or likely(ref_protect(op, found, ref)):
+        source = item_bytes(&handle.map, ref, &length)
+        if source != NULL:
+            copy = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
+            status = OK
+    if found != NULL and unlikely(not ref_stands(found)):
+        return None
+    if unlikely(status != OK):
+        raise_status(handle, SYSTEM_ERROR if status == SYSTEM_ERROR else CORRUPT, NULL)
+    return copy
+
+
 cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
     """A PinnedObject of what a found element refers to; None if the element changed meanwhile.
 
@@ -45,8 +74,11 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
     cdef PinnedObject pinned
     cdef uint64_t pin = 0
     cdef uint64_t length = 0
-    cdef const uint8_t *bytes = item_bytes(&handle.map, ref, &length)
+    cdef const uint8_t *bytes
     cdef Status status
+    if not ref_protect(op, found, ref):
+        return None
+    bytes = item_bytes(&handle.map, ref, &length)
     if bytes == NULL:
         if ref_stands(found):
             raise_status(handle, CORRUPT, NULL)

@@ -15,7 +15,8 @@
 # Quiescence: no reader can still hold an index into the memory that is to go. Every operation makes
 # its context's activity odd, then looks; the releaser makes the memory unreachable, then lets
 # membarrier() order that against all running threads, then looks at every activity. Whoever is odd
-# and does not move on within a few pauses postpones the release, and never blocks anybody.
+# and does not move on within a few pauses postpones the release, and never blocks anybody. That is
+# for elements, lines and buckets; objects, which have a budget, wait for less (hazard.pxd).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.errno cimport errno, EINTR, EAGAIN
 from atomics cimport (
@@ -56,6 +57,7 @@ cdef enum:
     POPULATE_TRIES_MAX = 100   # interrupted by signals
     QUIET_PAUSES_MAX = 200     # an operation lasts less, unless its thread is not running
     MEMBARRIER_CMD_GLOBAL_EXPEDITED = 2
+    MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED = 4
 
 cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
     """Allocate and map size bytes, all or none."""
@@ -85,6 +87,16 @@ cdef inline bint context_is_quiet(Context *context) noexcept nogil:
         pause()
     return False
 
+cdef inline bint membarrier_register() noexcept nogil:
+    """Let membarrier_all of other processes order this one's accesses too. False: refused; then
+    this process makes a fence where it begins to write, and lets memory stay (READER_BYTE)."""
+    return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
+
+cdef inline bint membarrier_all(Map *map) noexcept nogil:
+    """A full fence in every running thread of those that registered. False: refused."""
+    return map.use_membarrier and (
+        syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) == 0)
+
 cdef inline bint contexts_are_quiet(Op *op) noexcept nogil:
     """Whether no operation of a handle that may write, begun before this call, is still under way;
     and those that begin later see what was stored before it."""
@@ -92,10 +104,8 @@ cdef inline bint contexts_are_quiet(Op *op) noexcept nogil:
     cdef uint64_t index
     cdef uint64_t count = contexts_usable(map)
     cdef Context *context
-    if not map.use_membarrier:
-        return False
     fence_seq_cst()
-    if syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) != 0:
+    if not membarrier_all(map):
         return False
     for index in range(count):              # at most CONTEXT_MAX
         context = context_at(map, index)

@@ -17,14 +17,17 @@ from blocks cimport PoolView
 from geometry cimport (
     Map, context_at, contexts_usable, depot_at, element_value, pool_object, region_usable,
 )
-from supply cimport block_pages
+from hazard cimport HAZARD_ANY, context_names
+from supply cimport block_is_empty
 from pins cimport pins_usable
 from heap cimport ref_sound
+from peek cimport object_word
 
 cdef struct ObjectFacts:
     uint64_t count             # objects in use
     uint64_t bytes_in_use      # what they take: all of a small one, the pages of a run
     uint64_t pages             # committed
+    uint64_t pages_waiting     # of these, empty, but named by an operation under way
     uint64_t pinned            # pins
 
 cdef inline uint64_t blocks_begun(Map *map, PoolView *pool) noexcept nogil:
@@ -34,6 +37,41 @@ cdef inline uint64_t blocks_begun(Map *map, PoolView *pool) noexcept nogil:
     limit = limit if limit < usable else usable
     return limit if limit < pool.block_count else pool.block_count
 
+cdef inline uint64_t pages_seen(
+        Map *map, PoolView *pool, uint64_t block, uint64_t word) noexcept nogil:
+    """Pages of a block that is READY, by its word."""
+    cdef uint64_t pages
+    if pool.capacity > 1 or word_locked(word):     # a held run may be going
+        return pool.first_bytes // PAGE_BYTES
+    pages = object_word(map, &pool_object(pool, block).words[1])
+    return pages if pages != 0 else 1
+
+cdef inline uint64_t block_names(Map *map, PoolView *pool, uint64_t block) noexcept nogil:
+    """A context inside an operation that names something in a block, plus 1; 0: there is none. All
+    but the asking one's own: that names all."""
+    cdef uint64_t index
+    for index in range(contexts_usable(map)):  # at most CONTEXT_MAX
+        if context_at(map, index).hazard != HAZARD_ANY and context_names(
+                context_at(map, index), pool, block):
+            return index + 1
+    return 0
+
+cdef inline bint context_keeps(Map *map, uint64_t index) noexcept nogil:
+    """Whether a context keeps an empty block of objects from going back."""
+    cdef uint64_t block
+    cdef uint32_t which
+    cdef PoolView *pool
+    if not load_acquire_u64(&context_at(map, index).activity) & 1 or (
+            context_at(map, index).hazard == HAZARD_ANY):
+        return False
+    for which in range(CLASS_COUNT):
+        pool = &map.classes[which]
+        for block in range(blocks_begun(map, pool)):
+            if block_is_empty(pool, block, load_acquire_u64(pool.words + block)) and (
+                    context_names(context_at(map, index), pool, block)):
+                return True
+    return False
+
 cdef inline void class_count(Map *map, uint32_t which, ObjectFacts *facts) noexcept nogil:
     cdef PoolView *pool = &map.classes[which]
     cdef uint64_t used = 0
@@ -42,10 +80,12 @@ cdef inline void class_count(Map *map, uint32_t which, ObjectFacts *facts) noexc
         word = load_acquire_u64(pool.words + block)
         if block_state(word) != BLOCK_READY:
             continue
-        facts.pages += block_pages(pool, block)
+        facts.pages += pages_seen(map, pool, block, word)
+        if block_is_empty(pool, block, word) and block_names(map, pool, block) != 0:
+            facts.pages_waiting += pages_seen(map, pool, block, word)
         used += block_fresh(word) - block_free(word) - (pool.reserved if block == 0 else 0)
         if pool.capacity == 1 and block_fresh(word) != block_free(word):
-            facts.bytes_in_use += block_pages(pool, block) * PAGE_BYTES
+            facts.bytes_in_use += pages_seen(map, pool, block, word) * PAGE_BYTES
     if which < CLASS_SMALL:
         for index in range(map.depot_count):
             used -= depot_count(load_acquire_u64(
@@ -54,10 +94,11 @@ cdef inline void class_count(Map *map, uint32_t which, ObjectFacts *facts) noexc
     facts.count += used
 
 cdef inline void objects_count(Map *map, ObjectFacts *facts) noexcept nogil:
-    """Costs a look at the word of every block. Exact when nobody writes."""
+    """Costs a look at the word of every block. Exact when nobody writes. Whoever has a context has
+    set HAZARD_ANY, here and in checking."""
     cdef uint32_t which
     cdef uint64_t index
-    facts.count = facts.bytes_in_use = facts.pages = facts.pinned = 0
+    facts.count = facts.bytes_in_use = facts.pages = facts.pages_waiting = facts.pinned = 0
     for which in range(CLASS_COUNT):
         class_count(map, which, facts)
     for index in range(pins_usable(map)):
@@ -86,13 +127,17 @@ cdef inline void class_lists(Map *map, ClassCheck *check) noexcept nogil:
     cdef uint32_t _
     for block in range(blocks_begun(map, pool)):
         word = load_acquire_u64(pool.words + block)
+        if word_locked(word):                  # it may be going; of a map at rest none is held
+            check.lost = block * pool.capacity + 1
+            return
         at = block * pool.capacity + block_head(word)
         for _ in range(block_free(word)):
             if at >= check.limit:
                 check.lost = at + 1
                 return
-            class_name(check, at, element_state(pool_object(pool, at).header) == ELEMENT_FREE)
-            at = pool_object(pool, at).words[0]
+            class_name(check, at, element_state(
+                object_word(map, &pool_object(pool, at).header)) == ELEMENT_FREE)
+            at = object_word(map, &pool_object(pool, at).words[0])
     if check.which >= CLASS_SMALL:
         return
     for index in range(map.depot_count):
@@ -102,8 +147,9 @@ cdef inline void class_lists(Map *map, ClassCheck *check) noexcept nogil:
             if at >= check.limit:
                 check.lost = at + 1
                 return
-            class_name(check, at, element_state(pool_object(pool, at).header) == ELEMENT_FREE)
-            at = pool_object(pool, at).words[0]
+            class_name(check, at, element_state(
+                object_word(map, &pool_object(pool, at).header)) == ELEMENT_FREE)
+            at = object_word(map, &pool_object(pool, at).words[0])
 
 cdef inline void class_entries(
         Map *map, ClassCheck *check, const uint8_t *element_seen,
@@ -121,8 +167,8 @@ cdef inline void class_entries(
             if ref != 0 and ref_class(ref) == check.which:
                 class_name(
                     check, ref_index(ref), ref_sound(map, ref) and ref_index(ref) < check.limit
-                    and element_state(pool_object(check.pool, ref_index(ref)).header)
-                    == ELEMENT_LIVE)
+                    and element_state(object_word(
+                        map, &pool_object(check.pool, ref_index(ref)).header)) == ELEMENT_LIVE)
 
 cdef inline void class_rest(Map *map, ClassCheck *check) noexcept nogil:
     """What is in use and nothing has named: a context's own, or retired. Else it is lost."""
@@ -132,13 +178,13 @@ cdef inline void class_rest(Map *map, ClassCheck *check) noexcept nogil:
     cdef uint32_t slot
     for block in range(blocks_begun(map, pool)):
         word = load_acquire_u64(pool.words + block)
-        if block_state(word) != BLOCK_READY:
+        if block_state(word) != BLOCK_READY or word_locked(word):
             continue
         for index in range(block * pool.capacity + (pool.reserved if block == 0 else 0),
                            block * pool.capacity + block_fresh(word)):
             if index >= check.limit or check.seen[index]:
                 continue
-            header = load_acquire_u64(&pool_object(pool, index).header)
+            header = object_word(map, &pool_object(pool, index).header)
             owner = word_owner(header)
             found = element_state(header) == ELEMENT_RETIRED
             if element_state(header) == ELEMENT_ALLOC and word_locked(header) and (

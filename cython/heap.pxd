@@ -11,7 +11,9 @@
 # whether the object is this context's. It is cleared before the context touches a depot again after
 # the object has become somebody else's.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport load_acquire_u64, load_relaxed_u64, store_relaxed_u64, compiler_fence, unlikely
+from atomics cimport (
+    load_acquire_u64, load_relaxed_u64, store_relaxed_u64, compiler_fence, fence_seq_cst, unlikely,
+)
 from status cimport Status, OK, BUSY, CORRUPT, ABSENT
 from layout cimport (
     BLOCK_READY, Depot, Element, PAGE_BYTES, NAME_MAX, ELEMENT_ALLOC, ELEMENT_FREE, block_state,
@@ -58,7 +60,7 @@ cdef inline uint64_t name_read(Op *op, uint64_t slot) noexcept nogil:
 
 cdef inline bint object_stands(Map *map, uint64_t ref) noexcept nogil:
     """Whether the memory of a sound reference's object is there, as the words say that are in
-    charge of it. It stays until the caller's operation ends."""
+    charge of it. It stays while the caller's hazard names it (reference.pxd, ref_protect)."""
     cdef PoolView *pool = ref_pool(map, ref)
     cdef uint64_t block = ref_index(ref) // pool.capacity
     if block >= region_usable(map, pool.words_region) // 8:
@@ -202,6 +204,7 @@ cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogi
     cdef Element *thing
     cdef Status status = ABSENT
     if ref != 0:
+        fence_seq_cst()                        # pairs with those in block_is_watched and pin_set
         thing = ref_object(op.map, ref)
         status = object_there(op, ref_pool(op.map, ref), ref_index(ref))
         if status == OK and not retired_take(op, thing, ref) and not (

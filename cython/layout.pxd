@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # What lies where in a segment, and what each word means. Format version 1.
 #
-#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (256 B + redo) | depots 64 B each
+#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (264 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
 #     | objects of any size, in a map that has some (objects.pxd)
 #
@@ -40,7 +40,7 @@ cdef enum:
 
     PROCESS_MAX = 1024
     CONTEXT_MAX = 4096         # 12 of the 15 owner bits
-    CONTEXT_BYTES = 256
+    CONTEXT_BYTES = 264
     DEPOT_MAX = 256
 
     SLOT_COUNT = 7             # an 8-byte header, 7 tags and 7 indices fill one cache line
@@ -116,6 +116,7 @@ cdef enum:
     SPECIAL_MAX = 8
     REF_MAX = 3                # references in a value
     NAME_MAX = 6               # objects that a context can name: new ones, then replaced ones
+    SPARE_SHIFT = 48           # context.spare: the kind of its pool, then its index
     SCHEMA_OFFSET = 2048       # in the header's page: what the program says the values are
     SCHEMA_MAX = 1536
 
@@ -237,6 +238,7 @@ cdef struct Context:
     uint64_t budget_after      # while it changes: (the value after + 1) * 2 + (1: taken off)
     uint64_t pages_wanted      # of the object that grows: pages * 8 + its place in names
     uint64_t active_ns         # CLOCK_REALTIME: when an owner came, went, and now and then between
+    uint64_t hazard            # the object that is looked at, or was (hazard.pxd)
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:

@@ -10,8 +10,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence, load_acquire_u64
 from status cimport OK, Status
 from layout cimport (
-    Context, Depot, Element, NAME_MAX, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC,
-    lock_bits, element_state, block_state, block_fresh, block_free, block_head, block_word,
+    Context, Depot, Element, NAME_MAX, SPARE_SHIFT, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE,
+    ELEMENT_ALLOC, lock_bits, element_state, block_state, block_fresh, block_free, block_head,
+    block_word,
     depot_word, depot_count, depot_credit, depot_head,
 )
 from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, ref_class, ref_index
@@ -23,7 +24,7 @@ from lock cimport Op, lock_release, header_set, op_holds
 from budget cimport budget_owe, budget_used, budget_owe_none
 from commit cimport memory_remove
 from pool cimport pool_give
-from depot cimport depot_store, SPARE_SHIFT
+from depot cimport depot_store
 from pins cimport pin_clear, pins_usable
 from heap cimport name_read, names_settle, ref_object
 

@@ -1,6 +1,6 @@
 """More litmus tests: chains, locks, splits and merges, memory. orders.py explains them."""
 
-from litmus import FULL, Litmus, cas, fence, load, lock, membarrier, store, unlock
+from litmus import ACQUIRE, FULL, Litmus, cas, fence, load, lock, membarrier, store, unlock
 from orders import BUCKET, LEVEL, LEVEL_FENCE, LOCK, MISS, UNLOCK, litmus
 
 # ---- chains ----
@@ -108,6 +108,71 @@ def memory_goes_when_nobody_is_inside(o):
         lambda r: r["i"] == 1 and r["e"] == "gone" and r["a"] != 1,
         (("slot", 1),),
     )
+
+
+@litmus
+def an_object_under_a_hazard_stays(o):
+    """M1: a reader names the object, then looks whether the element still has it; who gives memory
+    back has had it given up, then looks for names."""
+    reader = [
+        *store("hazard", "ref"),
+        *fence(o.full("hazard_set: the fence")),
+        *load("element", "h"),
+        *load("object", "x"),
+    ]
+    releaser = [
+        *store("element", "given up"),
+        *fence(o.full("block_is_watched: the fence")),
+        *load("hazard", "n", o.acquire("context_names: what is named", spare=True)),
+        *store("object", "gone"),
+    ]
+    return Litmus(
+        [reader, releaser],
+        lambda r: r["h"] == 0 and r["x"] == "gone" and r["n"] == 0,
+    )
+
+
+@litmus
+def an_object_named_by_a_writer_stays(o):
+    """M1: likewise, but the writer looks at the block's word, which who gives it back holds."""
+    writer = [
+        *store("name", "ref"),
+        *fence(o.full("object_own: the fence")),
+        *load("block", "b", ACQUIRE),
+        *load("object", "x"),
+    ]
+    releaser = [
+        *lock("block", o.acquire(LOCK, spare=True)),
+        *fence(o.full("block_is_watched: the fence")),
+        *load("name", "n", o.acquire("context_names: what is named", spare=True)),
+        *store("object", "gone"),
+    ]
+    return Litmus(
+        [writer, releaser],
+        lambda r: r["b"] == 0 and r["x"] == "gone" and r["n"] == 0,
+    )
+
+
+@litmus
+def the_next_hazard_ends_the_last_look(o):
+    """M1: who is seen to look elsewhere, or nowhere, has read what it looked at before."""
+    reader = [*load("object", "x"), *store("hazard", "another", o.release("hazard_set"))]
+    releaser = [
+        *load("hazard", "n", o.acquire("context_names: what is named")),
+        *store("object", "gone"),
+    ]
+    return Litmus([reader, releaser], lambda r: r["n"] == "another" and r["x"] == "gone")
+
+
+@litmus
+def the_end_of_an_operation_ends_the_last_look(o):
+    """M1: likewise."""
+    reader = [*load("object", "x"), *store("activity", 2, o.release("context_end"))]
+    releaser = [
+        *load("activity", "a", o.acquire("context_names: the activity")),
+        *store("object", "gone"),
+    ]
+    return Litmus([reader, releaser], lambda r: r["a"] == 2 and r["x"] == "gone")
 
 
 @litmus
