@@ -51,7 +51,7 @@ cdef inline uint64_t block_names(Map *map, PoolView *pool, uint64_t block) noexc
     but the asking one's own: that names all."""
     cdef uint64_t index
     for index in range(contexts_usable(map)):  # at most CONTEXT_MAX
-        if context_at(map, index).hazard != HAZARD_ANY and context_names(
+        if load_relaxed_u64(&context_at(map, index).hazard) != HAZARD_ANY and context_names(
                 context_at(map, index), pool, block):
             return index + 1
     return 0
@@ -62,7 +62,7 @@ cdef inline bint context_keeps(Map *map, uint64_t index) noexcept nogil:
     cdef uint32_t which
     cdef PoolView *pool
     if not load_acquire_u64(&context_at(map, index).activity) & 1 or (
-            context_at(map, index).hazard == HAZARD_ANY):
+            load_relaxed_u64(&context_at(map, index).hazard) == HAZARD_ANY):
         return False
     for which in range(CLASS_COUNT):
         pool = &map.classes[which]

@@ -278,7 +278,7 @@ cdef inline bint depot_push_down(
     compiler_fence()
     if lock_try(op, pool.words + block, &block_held) != OK:
         return False
-    op.context.spare = <uint64_t> pool.kind << SPARE_SHIFT | moved
+    store_relaxed_u64(&op.context.spare, <uint64_t> pool.kind << SPARE_SHIFT | moved)
     compiler_fence()
     header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
@@ -288,6 +288,6 @@ cdef inline bint depot_push_down(
     depot_store(op, depot, held[0])
     pool_put_locked(pool, block, block_held, moved)
     compiler_fence()
-    op.context.spare = 0
+    store_relaxed_u64(&op.context.spare, 0)
     compiler_fence()
     return True

@@ -94,7 +94,7 @@ cdef inline Status stock_take_from(
         lock_release(&depot.word, held)
         return status
     thing = pool_object(pool, taken)
-    op.context.names[slot] = ref_make(taken, length)
+    store_relaxed_u64(&op.context.names[slot], ref_make(taken, length))
     compiler_fence()
     held = depot_word(
         <uint32_t> load_relaxed_u64(&thing.words[0]), depot_count(held) - 1, 0)
@@ -148,7 +148,7 @@ cdef inline Status stock_give(
     lock_release(&depot_at(op.map, index).word, depot_word(
         <uint32_t> given, depot_count(held) + 1, 0))
     compiler_fence()
-    op.context.names[slot] = 0
+    store_relaxed_u64(&op.context.names[slot], 0)
     compiler_fence()
     if unlikely(depot_count(held) >= keep):
         depot_drain(op, index, keep // 2)
@@ -212,7 +212,7 @@ cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogi
                 and element_state(thing.header) == ELEMENT_ALLOC):
             status = ABSENT
     if status == ABSENT:
-        op.context.names[slot] = 0
+        store_relaxed_u64(&op.context.names[slot], 0)
         compiler_fence()
     return status
 
@@ -225,7 +225,7 @@ cdef inline Status object_free(Op *op, uint64_t slot) noexcept nogil:
     if status != OK:
         return OK if status == ABSENT else status
     if unlikely(pins_find(op, ref)) and pins_hold_back(op, ref_object(op.map, ref), ref):
-        op.context.names[slot] = 0
+        store_relaxed_u64(&op.context.names[slot], 0)
         compiler_fence()
         return OK
     if pool.capacity > 1:

@@ -154,7 +154,7 @@ cdef inline void context_forget(Context *context) noexcept nogil:
     context.target = 0
     context.line = 0
     context.line_stash = 0
-    context.spare = 0
+    store_relaxed_u64(&context.spare, 0)
     context.chain_count = 0
     context.credit_moving = 0
     if context.activity & 1:

@@ -98,7 +98,7 @@ cdef inline uint64_t pin_clear(Op *op, uint64_t index) noexcept nogil:
     cdef Pin *pin = &op.map.pins[index]
     cdef uint64_t ref = load_relaxed_u64(&pin.ref)
     op.context.owing |= 1
-    op.context.names[0] = ref
+    store_relaxed_u64(&op.context.names[0], ref)
     compiler_fence()
     # Release: the last use of the object; pairs with the acquire in pins_look.
     store_release_u64(&pin.ref, 0)

@@ -91,7 +91,7 @@ cdef inline void names_forget(Op *op) noexcept nogil:
     cdef uint32_t slot
     compiler_fence()
     for slot in range(op.map.ref_count):
-        op.context.names[slot] = 0
+        store_relaxed_u64(&op.context.names[slot], 0)
     compiler_fence()
 
 cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
@@ -111,7 +111,7 @@ cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
         if ref_sound(op.map, ref) and object_there(
                 op, ref_pool(op.map, ref), ref_index(ref)) != ABSENT:
             op.context.owing |= 1
-            op.context.names[slot] = ref
+            store_relaxed_u64(&op.context.names[slot], ref)
             compiler_fence()
             object_detach(op, ref)
         store_relaxed_u64(value + op.map.ref_words[slot], 0)
@@ -134,14 +134,14 @@ cdef inline void refs_prepare(
             redo[op.map.ref_words[slot]] = ref
         else:
             redo[op.map.ref_words[slot]] = name_read(op, slot)
-            op.context.names[REF_MAX + slot] = ref
+            store_relaxed_u64(&op.context.names[REF_MAX + slot], ref)
     compiler_fence()
 
 cdef inline void refs_unprepare(Op *op) noexcept nogil:
     cdef uint32_t slot
     compiler_fence()
     for slot in range(op.map.ref_count):
-        op.context.names[REF_MAX + slot] = 0
+        store_relaxed_u64(&op.context.names[REF_MAX + slot], 0)
     compiler_fence()
 
 cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
@@ -158,7 +158,7 @@ cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
             object_attach(op, ref)
             compiler_fence()
             if op.context.names[slot] == ref:  # not one that the element had no use for
-                op.context.names[slot] = 0
+                store_relaxed_u64(&op.context.names[slot], 0)
         if old != 0 and old != ref:
             object_detach(op, old)
     compiler_fence()

@@ -106,7 +106,7 @@ cdef inline void recover_taken(Op *op, Depot *depot, PoolView *pool) noexcept no
         thing = pool_object(pool, head if head < pool.object_count else 0)
         header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
-        context.spare = 0
+        store_relaxed_u64(&context.spare, 0)
     if pool.kind < POOL_OBJECTS:
         recover_passed(op, pool, head, context.element, &context.element)
         return
@@ -195,7 +195,7 @@ cdef inline Status recover_spare(Op *op) noexcept nogil:
     if pool != NULL and index < pool.object_count and op_holds(
             op, &pool_object(pool, index).header):
         return pool_give(op, pool, index, &op.context.spare)
-    op.context.spare = 0
+    store_relaxed_u64(&op.context.spare, 0)
     return OK
 
 cdef inline void recover_growth(Op *op) noexcept nogil:

@@ -133,7 +133,7 @@ def test_a_reader_without_a_descriptor_reads_on(d):
 
 
 def look(handle):
-    return handle[0]
+    return handle.get(0)
 
 
 def opened(name):
@@ -185,7 +185,10 @@ def test_a_reader_stopped_inside_a_lookup_keeps_one_object(small, seed, size):
     fill(small, size)
     stopped = Stopped(small.name)
     print(f"{len(stopped.places)} places")
-    for k in sorted(random.Random(seed).sample(stopped.places, PLACES)):
+    # Anywhere, and in the last fifth: there it copies.
+    late = stopped.places[len(stopped.places) * 4 // 5 :]
+    rng = random.Random(seed)
+    for k in sorted({*rng.sample(stopped.places, PLACES), *rng.sample(late, PLACES)}):
         small.clear()
         fill(small, size)
         with stopped.at(k) as reader:
@@ -193,12 +196,10 @@ def test_a_reader_stopped_inside_a_lookup_keeps_one_object(small, seed, size):
                 small.clear()
                 stored, error = fill(small, other)
                 assert stored >= FEW_MAX * 4 // 5 - SLACK_BYTES - size, (k, other, error)
-            small.clear()
-            small[0] = value_of(7, size)
             before = committed(small)
             seen = reader.wait()
-        assert committed(small) == before, (k, "it looked at memory that had gone")
-        assert seen in (value_of(0, size), value_of(7, size)), k
+            assert committed(small) == before, (k, "it looked at memory that had gone")
+        assert seen in (value_of(0, size), value_of(0, other)), k
         assert small.info()["objects"]["bytes_waiting"] == 0
     small.check()
 
