@@ -9,7 +9,7 @@
 # (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:
 # 0 says "none".
 #
-# Lock words. All of them (bucket, element, table, depot, credits, block, region) share 16 low bits:
+# Lock words. All of them (bucket, element, depot, credits, block, region) share 16 low bits:
 #
 #      63                          16 15            1   0
 #     +------------------------------+---------------+---+
@@ -23,7 +23,7 @@
 # Payloads, from bit 16 up:
 #   bucket   level+1 : 6   reserved : 2   version : 40      level+1 == 0: this bucket does not exist
 #   element  state : 3     version : 45
-#   table    bucket_count : 48
+#   table    bucket_count : 48, a number only: nobody holds it
 #   depot    count : 8     credit : 8     head element : 32
 #   credits  credits : 48
 #   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
@@ -188,7 +188,7 @@ cdef struct Header:
     uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
     uint64_t _reserved_a[3]
     uint64_t sweep_rest, sweep     # hints: until when none is needed, where one begins (sweep.pxd)
-    uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
+    uint64_t table             # bucket_count. Its own cache line, as are those below.
     uint64_t _reserved_b[7]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
     uint64_t _reserved_c[7]

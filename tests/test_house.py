@@ -47,6 +47,7 @@ CORE = [
     "element",
     "reference",
     "table",
+    "resize",
     "lookup",
     "remove",
     "sweep",

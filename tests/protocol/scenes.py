@@ -3,9 +3,10 @@
 SHORT is what every run of the tests plays, LONG takes minutes.
 """
 
+from scenes_beside import LARGE_BESIDE, STANDING_BESIDE
 from scenes_dying import DYING
 from scenes_living import LIVING
 from scenes_long import LARGE
 
-SHORT = LIVING | DYING
-LONG = LARGE
+SHORT = LIVING | DYING | STANDING_BESIDE
+LONG = LARGE | LARGE_BESIDE

@@ -4,7 +4,7 @@ Stands for element.pxd and the operations of map.pxd. A program waits for a lock
 gives everything up, waits and begins again; both come back when the lock is free.
 """
 
-from automaton import begin, cas, end, lock, own, put, store, wait
+from automaton import begin, cas, end, load, lock, own, put, store, wait
 from chains import chain_append, chain_remove
 from oracle import ABSENT, RETRY
 from reading import chain_find, element_still, map_find, map_look, table_find
@@ -103,20 +103,24 @@ def redo_apply(m, me, index):
 
 
 def bucket_hold(m, me, operation, key):
-    """Lock the key's bucket: (bucket, held), or (None, RETRY)."""
+    """Lock the key's bucket, as long as it is that: (bucket, held), or (None, RETRY)."""
     at = yield from table_find(m, m.hashes[key])
     if at is None:
         return None, RETRY
     bucket = m.bucket[at]
     yield put(m.of(me, "operation"), operation)
     yield put(m.of(me, "bucket"), at)
-    held = yield lock(bucket, me)
-    level = level_plus1(held)
-    moved = not covers(level, at, m.hashes[key])
-    if moved and m.keeps("a writer looks at the level again when it has the lock"):
-        yield store(bucket, released(held))
-        return None, RETRY
-    return bucket, held
+    while True:
+        seen = yield load(bucket)
+        moved = not covers(level_plus1(seen), at, m.hashes[key])
+        if moved and m.keeps("a writer takes a bucket only while it has the key"):
+            return None, RETRY
+        if owner_of(seen):
+            yield wait(bucket, seen)
+        else:
+            done = yield cas(bucket, seen, taken(seen, me))
+            if done:
+                return bucket, taken(seen, me)
 
 
 def bucket_release(m, bucket):
