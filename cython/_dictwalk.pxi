@@ -73,9 +73,9 @@ cdef class DictCore(DictKeys):
                 if status == OK and item_expired(&self.handle.map, value):
                     status = ABSENT
                 if status == OK:
-                    result = name = self._key_of(raw, &found, value) if what != 1 else None
+                    result = name = self._key_of(raw, &found, value, &op) if what != 1 else None
                 if status == OK and what != 0 and result is not MISSING:
-                    result = self._take(&found, value, NULL)   # a copy: a walk meets too many
+                    result = self._take(&found, value, &op)    # a copy: a walk meets too many
                 self.handle._renew(&op)
                 rounds += 1
                 if rounds > READ_ROUNDS_MAX:   # writers never go on so long
@@ -86,7 +86,8 @@ cdef class DictCore(DictKeys):
             raise_status(self.handle, CORRUPT, NULL)
         return (name, result) if what == 2 and result is not MISSING else result
 
-    cdef object _key_of(self, bytes raw, const Found *found, const uint64_t *value):
+    cdef object _key_of(
+            self, bytes raw, const Found *found, const uint64_t *value, Op *op):
         """The key of an entry that was found; MISSING if it changed meanwhile."""
         cdef const uint8_t *source = <const uint8_t *> PyBytes_AS_STRING(raw)
         cdef uint64_t length = self.handle.map.key_size
@@ -94,17 +95,12 @@ cdef class DictCore(DictKeys):
         if self.key_slot != NO_SLOT:
             length = source[15]
             if length == KEY_IS_LONG:
-                source = item_bytes(
-                    &self.handle.map, value[self.handle.map.ref_words[self.key_slot]], &length)
-                if source == NULL:
-                    if not ref_stands(found):
-                        return MISSING
-                    raise_status(self.handle, CORRUPT, NULL)
-                whole = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
-                if not ref_stands(found):
+                whole = object_copy(
+                    self.handle, op, found, value[self.handle.map.ref_words[self.key_slot]])
+                if whole is None:
                     return MISSING
                 return key_decode(
-                    self.key, <const uint8_t *> PyBytes_AS_STRING(whole), <Py_ssize_t> length)
+                    self.key, <const uint8_t *> PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole))
         return key_decode(self.key, source, <Py_ssize_t> length)
 
     def entries(self, int what, bint skipping=False):
@@ -144,10 +140,11 @@ cdef class DictCore(DictKeys):
         return found
 
     def popitem(self):
-        """Delete some entry and return it as (key, value). One that cannot be decoded stays.
+        """Delete some entry and return it as (key, value). Entries that cannot be decoded stay,
+        and are passed by while there are others.
 
         Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed, and
-        what decoding raises.
+        what decoding raises (no entry can be decoded).
         """
         cdef KeyBytes key_bytes
         cdef uint64_t when = 0
@@ -155,17 +152,26 @@ cdef class DictCore(DictKeys):
         cdef uint64_t before
         while lost < LOST_MAX:                 # each turn others took what was found
             before = lost
+            undecoded = None
             for raw in raw_keys(self.handle):
                 key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
-                name = self._entry(raw, 0)
-                if name is MISSING and self._seek(&key_bytes, &when) == OK and (
-                        deadline_is_over(when)):
-                    self._expire_one(&key_bytes)
+                try:
+                    name = self._entry(raw, 0)
+                    if name is MISSING and self._seek(&key_bytes, &when) == OK and (
+                            deadline_is_over(when)):
+                        self._expire_one(&key_bytes)
+                        continue
+                    found = MISSING if name is MISSING else self._pop_raw(raw, &key_bytes)
+                except Exception as error:
+                    if not decoding_failed(error):
+                        raise
+                    undecoded = undecoded or error
                     continue
-                found = MISSING if name is MISSING else self._pop_raw(raw, &key_bytes)
                 if found is not MISSING:
                     return name, found
                 lost += 1
+            if undecoded is not None:
+                raise undecoded
             if lost == before or len(self) == 0:
                 raise _errors.KeyNotFound("popitem(): the dict is empty")
         raise_status(self.handle, CORRUPT, NULL)      # a walk finds what nobody can look up

@@ -1,5 +1,19 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: what info(), check() and those who look after segments ask.
+from hazard cimport hazard_any, hazard_none
+
+
+cdef list waiting_pids(MapHandle handle):
+    """The processes that keep empty blocks of objects from going back: inside operations, or idle
+    and relying on a membarrier that this process may not make. It is inside none itself."""
+    cdef uint64_t index, process
+    pids = []
+    for index in range(contexts_usable(&handle.map)):      # at most CONTEXT_MAX
+        process = load_acquire_u64(&context_at(&handle.map, index).owner) - 1
+        if process < processes_usable(&handle.map) and context_keeps_any(
+                &handle.map, NULL, index):
+            pids.append((handle.map.processes + process).pid)
+    return sorted(set(pids))
 
 
 @cython.auto_pickle(False)
@@ -13,8 +27,10 @@ cdef class ObservedHandle(MapHandle):
             self.standing.lock_fd = -1
 
     def _processes(self):
-        """{index, pid, command, attached_ns, alive, operations, waits} of each used slot."""
-        cdef uint64_t index, at
+        """{index, pid, command, attached_ns, alive, reads, operations, waits} of each used slot, but
+        those of processes that came to their end by themselves; recovery gives these back as others."""
+        cdef uint64_t index, at, claim
+        cdef bint gone
         cdef uint64_t contexts = contexts_usable(&self.map)
         cdef ProcessSlot *slot
         cdef Context *context
@@ -29,13 +45,16 @@ cdef class ObservedHandle(MapHandle):
         found = []
         for index in range(processes_usable(&self.map)):
             slot = self.map.processes + index
-            if load_acquire_u64(&slot.used) != 0:
+            claim = load_acquire_u64(&slot.used)
+            gone = process_is_dead(&self.map, index)
+            if claim != 0 and not (gone and claim & CLAIM_LEAVING):
                 found.append({
                     "index": index,
                     "pid": slot.pid,
                     "command": (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace"),
                     "attached_ns": slot.attached_ns,
-                    "alive": not process_is_dead(&self.map, index),
+                    "alive": not gone,
+                    "reads": bool(claim & CLAIM_READS),
                     "operations": operations.get(index + 1, 0),
                     "waits": waits.get(index + 1, 0),
                 })
@@ -77,7 +96,7 @@ cdef class ObservedHandle(MapHandle):
             "last_activity_ns": max(active_ns, self.map.header.created_ns),
             "frozen": self.map.header.frozen != 0,
             "membarrier": bool(self.map.use_membarrier),
-            "liveness": ("none (read only)" if self.map.read_only else
+            "liveness": ("none (read only)" if self.map.peeks else
                          "not attached yet" if not self.map.local.registered else
                          "kernel lock kept by a descriptor" if self.standing.lock_fd >= 0 else
                          "kernel lock kept by a mapping" if self.standing.lock_page != NULL else
@@ -100,13 +119,10 @@ cdef class ObservedHandle(MapHandle):
         return self.map.device, self.map.inode
 
     def _leave_name(self):
-        """This process ends: from now on it does not keep an ephemeral map's name."""
-        cdef uint64_t *word
-        if self.map.base == NULL or self.map.read_only or not self.map.local.registered:
-            return
-        word = &(self.map.processes + self.map.local.process_index).used
-        # Only this process stores to its claim. Release: pairs with nothing but itself.
-        store_release_u64(word, load_relaxed_u64(word) | CLAIM_LEAVING)
+        """This process ends: it does not keep an ephemeral map's name, and once it is gone, it has
+        ended and was not killed."""
+        if self.map.base != NULL:
+            mark_leaving(&self.map, True)
 
     def _path_bytes(self):
         return <bytes> self.map.path
@@ -118,7 +134,9 @@ cdef class ObservedHandle(MapHandle):
         memset(&report, 0, sizeof(report))
         self._enter_to_look(&op)
         with nogil:
+            hazard_any(&op)
             check_map(&self.map, op.context, &report)
+            hazard_none(&op)
         self._leave_reading(&op)
         return <int> report.problem, report.where, bool(report.exact), {
             "entries": report.entries,

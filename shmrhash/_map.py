@@ -90,7 +90,7 @@ _ephemeral: dict[_segment.Identity, str] = {}  # and their paths
 
 
 _fork_lock = threading.RLock()  # one fork at a time: what is claimed for a child is one child's
-_forks_nested = 0  # a fork inside the hooks of another has no views of its own to care for
+_forks_nested = 0  # nothing is claimed for a child of a fork inside the hooks of another
 
 
 def _before_fork() -> None:
@@ -99,6 +99,8 @@ def _before_fork() -> None:
     _forks_nested += 1
     if _forks_nested == 1:
         _core.views_before_fork()
+    else:
+        _core.views_keep()
 
 
 def _after_fork_in_parent() -> None:
@@ -332,10 +334,11 @@ class RHashMap(BatchMethods):
     ) -> RHashMap:
         """Attach to the map of this name. Costs about 0.1 ms, and recovers whoever died in it.
 
-        read_only: map the memory for reading only; writing raises ReadOnlyMap. write_only: reading
-        raises WriteOnlyMap, as with BPF_F_WRONLY. timeout: as for create(). owner: a user id to
-        trust besides one's own and root's; root, too, trusts nobody else. A pickle of the handle
-        keeps it.
+        read_only: map the memory of entries for reading only; writing raises ReadOnlyMap. (Who may
+        write the file says there what it looks at, so that memory can go back meanwhile.)
+        write_only: reading raises WriteOnlyMap, as with BPF_F_WRONLY. timeout: as for create().
+        owner: a user id to trust besides one's own and root's; root, too, trusts nobody else. A
+        pickle of the handle keeps it.
 
         Raises InvalidArgument (read_only and write_only), SegmentMissing, PermissionDenied,
         LayoutMismatch (not a map, or of another layout version), SegmentCorrupt (a damaged header).
@@ -349,8 +352,21 @@ class RHashMap(BatchMethods):
         return handle
 
     @classmethod
+    def _look(cls, name: str, timeout: float | None, owner: int | None) -> RHashMap:
+        """open() for reading only, and without a trace: not a byte of the segment changes. Memory
+        does not go back meanwhile, and objects take longer to read."""
+        plain = _segment.plain_name(name)
+        return cls._open(plain, _segment.path_of(plain), True, timeout, owner, without_trace=True)
+
+    @classmethod
     def _open(
-        cls, plain: str, path: str, read_only: bool, timeout: float | None, owner: int | None
+        cls,
+        plain: str,
+        path: str,
+        read_only: bool,
+        timeout: float | None,
+        owner: int | None,
+        **more: bool,
     ) -> RHashMap:
         for _ in range(_ATTACH_TRIES_MAX):  # its name goes, and is another map's, each time
             fd = _segment.open_file(plain, path, read_only=read_only, owner=owner)
@@ -368,7 +384,7 @@ class RHashMap(BatchMethods):
                 raise SegmentMissing(
                     f"segment {plain!r} was ephemeral and its last user died; {what}"
                 )
-            handle = cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner)
+            handle = cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner, **more)
             if _segment.wait_for_removal(handle._descriptor(), path):
                 _remember(handle)
                 return handle
@@ -557,7 +573,8 @@ class RHashMap(BatchMethods):
         facts = self._facts()
         entries = len(self)
         committed = os.fstat(self._descriptor()).st_blocks * 512
-        processes = self._processes()
+        attached = self._processes()
+        processes = [one for one in attached if not one["reads"]]
         objects = self._objects()
         return {
             "name": self.name,
@@ -578,6 +595,7 @@ class RHashMap(BatchMethods):
             "processes": sum(one["alive"] for one in processes),
             "pids": [one["pid"] for one in processes if one["alive"]],
             "attached": processes,
+            "readers": [one["pid"] for one in attached if one["reads"] and one["alive"]],
             "huge_pages": _huge_pages(os.fstat(self._descriptor()).st_ino),
             **facts,
             **({} if objects is None else {"objects": objects}),
@@ -664,11 +682,11 @@ def _remove_if_last(identity: _segment.Identity, path: str) -> None:
 
 
 def _leave_names() -> None:
-    """At the end of a process: its ephemeral maps lose their names if it is the last that has them,
-    whatever of them is still alive in it."""
+    """At the end of a process: from now on it counts as ended, not as killed, and its ephemeral
+    maps lose their names if it is the last that has them, whatever of them is still alive in it.
+    Nothing is closed: other threads, and what is called after this, may use it to the last."""
     for handle in list(_handles):
-        if handle.ephemeral:
-            handle._leave_name()
+        handle._leave_name()
     for identity, path in list(_ephemeral.items()):
         _remove_if_last(identity, path)
 

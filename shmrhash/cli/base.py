@@ -79,9 +79,9 @@ class Session:
     def open(self, name: MapName, *, write: bool = False) -> RHashMap:
         """Attach to a map, for reading only unless told otherwise: so nobody is disturbed."""
         try:
-            return RHashMap.open(
-                name.name, read_only=not write, timeout=self.timeout, owner=self.owner
-            )
+            if not write:
+                return RHashMap._look(name.name, self.timeout, self.owner)
+            return RHashMap.open(name.name, timeout=self.timeout, owner=self.owner)
         except shmrhash.PermissionDenied as error:
             message = str(error).replace("pass owner=", "pass --owner ")
             raise shmrhash.PermissionDenied(message) from None

@@ -21,6 +21,8 @@ from shmrhash._trust import user_name
 from shmrhash.cli.base import Session
 from shmrhash.cli.layouts import types_of
 from shmrhash.cli.looking import looked_at
+from shmrhash.cli.nameless import nameless_maps
+from shmrhash.cli.screen import count_text
 from shmrhash.cli.tokens import MapName
 
 OK = "ok"
@@ -33,6 +35,7 @@ VERSION = "other version"
 DENIED = "no permission"
 STRANGER = "no map"
 GONE = "gone"
+NAMELESS = "no name"
 
 LOOK_SECONDS_MAX = 10.0  # at a stranger's map, among others
 
@@ -41,11 +44,13 @@ PROCESS_COUNTERS = ("operations", "lookups", "updates", "inserts", "deletes", "a
 USABLE = (OK, DEAD, FULL, FROZEN)
 ADVICE = {
     DEAD: "shmrhash repair {name}",
-    FULL: "delete entries, or move them to a larger map (shmrhash export, import)",
+    FULL: "no new key fits; if one shall: delete entries, or move them to a larger map "
+    "(shmrhash export, import)",
     ORPHAN: "shmrhash gc",
     DAMAGED: "shmrhash unlink {name}, and create it again",
     VERSION: "use the version of shmrhash that made it, or shmrhash unlink {name}",
     DENIED: "ask as its owner, as root, or with --owner",
+    NAMELESS: "who opens its name meets another map: restart the processes that have this one",
 }
 
 
@@ -96,6 +101,14 @@ class Sight:
     @property
     def usable(self) -> bool:
         return self.health in USABLE
+
+    @property
+    def entries_text(self) -> str:
+        """How many entries there are, and how many of them live no more."""
+        expired = self.info.get("expired", 0)
+        return count_text(self.info["entries"]) + (
+            f" ({count_text(expired)} expired)" if expired else ""
+        )
 
     @property
     def fill(self) -> float:
@@ -213,6 +226,17 @@ def _diagnosis(error: Exception, path: str) -> str:
     if isinstance(error, shmrhash.LayoutMismatch):
         return VERSION
     return DENIED if isinstance(error, PermissionError) else DAMAGED
+
+
+def nameless_sights(wanted: Callable[[str], bool]) -> list[Sight]:
+    """The maps in use that have no name, as far as they may be seen."""
+    found = []
+    for one in nameless_maps():
+        if wanted(one.name):
+            users = ", ".join(f"{command_of(pid)}({pid})" for pid in sorted(one.pids))
+            name = one.name or f"#{one.inode}"
+            found.append(Sight(name, "", one.inode, NAMELESS, users, user=one.user))
+    return found
 
 
 def command_of(pid: int) -> str:

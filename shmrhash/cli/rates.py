@@ -156,7 +156,7 @@ def map_cells(row: Row) -> list[str]:
         return [Cell(sight.name, "head"), *["-"] * 12, health_cell(sight)]
     return [
         Cell(sight.name, "head"),
-        count_text(sight.info["entries"]),
+        sight.entries_text,
         percent_text(sight.fill),
         rate_text(row.change, sign=True),
         rate_text(row.operations),
@@ -247,6 +247,7 @@ def row_object(row: Row) -> dict[str, Any]:
         "name": row.sight.name,
         "health": row.sight.health,
         "entries": row.sight.info.get("entries"),
+        "expired": row.sight.info.get("expired"),
         "bytes": row.sight.info.get("bytes_committed"),
         "objects": row.sight.objects or None,
         "recoveries": row.sight.info.get("recoveries"),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import shmrhash
+from shmrhash import _core
 from shmrhash.cli import jsontext
 from shmrhash.cli.base import (
     DataOptions,
@@ -126,7 +127,8 @@ def list_verb(session: Session, words: tuple[str, ...]) -> int:
 def dump_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
     """Print every entry. What stays in the map throughout is printed exactly once.
 
-    The entries of a SharedDict are shown by its declared types, those that have expired are not.
+    The entries of a SharedDict are shown by its declared types, those that have expired are not:
+    how many there are stands behind the last, and in info.
     Objects are pickles, which can run any code when they are read: they are shown as their size
     unless --unpickle says that you trust everybody who may write to the dict. Classes are found
     as Python finds them: PYTHONPATH=. if they are your own.
@@ -151,7 +153,9 @@ def dump_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
         for key, value, extra in contents.items():
             sys.stdout.write(contents.entry_text(key, value, extra))
             count += 1
-    print(f"Found {count} element{'' if count == 1 else 's'}")
+        expired = _core.count_expired(shared_map)
+    gone = f"; {expired:,} more have expired" if expired else ""
+    print(f"Found {count} element{'' if count == 1 else 's'}{gone}")
 
 
 def _dump_json(session: Session, contents: Plain) -> None:

@@ -29,6 +29,7 @@ from shmrhash.cli.observe import (
     Sight,
     look,
     look_around,
+    nameless_sights,
     others_mapping,
 )
 from shmrhash.cli.screen import (
@@ -132,7 +133,7 @@ def _row(sight: Sight) -> list[str]:
     figures = ["-"] * 5
     if sight.info:
         figures = [
-            count_text(sight.info["entries"]),
+            sight.entries_text,
             percent_text(sight.fill),
             size_text(sight.info["bytes_committed"]),
             size_text(sight.objects["bytes_in_use"]) if sight.objects else "-",
@@ -184,10 +185,11 @@ def ls_verb(session: Session, patterns: tuple[str, ...], everything: bool) -> No
     process stand in one line; --all, and -j, have each.
 
     OBJECTS is what the values (and long keys) of a SharedDict take beside its entries; SIZE has
-    them too. HEALTH is ok, full, frozen, 'N dead' (ended without closing: repair), left behind
-    (gc), damaged, or other version. PROCESSES are those that may write; 'info' shows readers too.
-    OWNER is shown if some maps are other users'. Root looks at these in a child process, since who
-    owns a file can end whoever has it mapped.
+    them too. HEALTH is ok, full (no new key fits), frozen, 'N dead' (ended without closing:
+    repair), left behind (gc), damaged, other version, or no name (somebody removed it; its users
+    go on, and who opens the name meets another map). PROCESSES are those that may write; 'info'
+    shows readers too. OWNER is shown if some maps are other users'. Root looks at these in a child
+    process, since who owns a file can end whoever has it mapped.
 
     \b
     Examples:
@@ -198,7 +200,11 @@ def ls_verb(session: Session, patterns: tuple[str, ...], everything: bool) -> No
     wanted = re.compile(
         "|".join(fnmatch.translate(pattern.removeprefix("/")) for pattern in patterns)
     )
-    sights = list(look_around(session, lambda name: wanted.match(name) is not None))
+
+    def is_wanted(name: str) -> bool:
+        return wanted.match(name) is not None
+
+    sights = [*look_around(session, is_wanted), *nameless_sights(is_wanted)]
     shown = [sight for sight in sights if everything or sight.health not in (STRANGER, DENIED)]
     if session.json:
         session.emit([sight_object(sight) for sight in shown])
