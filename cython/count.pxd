@@ -9,8 +9,8 @@ from libc.stdlib cimport calloc, free
 from atomics cimport load_acquire_u64, load_relaxed_u64
 from layout cimport (
     Context, Element, PAGE_BYTES, PAYLOAD_SHIFT, BLOCK_READY, ELEMENT_ALLOC, ELEMENT_FREE,
-    ELEMENT_LIVE, ELEMENT_RETIRED, NAME_MAX, block_free, block_fresh, block_head, block_state, depot_count,
-    depot_head, element_state, word_locked, word_owner,
+    ELEMENT_LIVE, ELEMENT_RETIRED, NAME_MAX, block_free, block_fresh, block_head, block_state,
+    depot_count, depot_head, element_state, word_locked, word_owner,
 )
 from objects cimport (
     CLASS_COUNT, CLASS_SMALL, POOL_KINDS, RUN_HEADER, ref_class, ref_index, ref_make,

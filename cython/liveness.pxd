@@ -42,7 +42,8 @@ from system cimport (
     F_UNLCK, CLOCK_REALTIME,
 )
 from claim cimport (
-    CLAIM_BY_PID, CLAIM_LOCKED, CLAIM_READS, claim_can_be_judged, claim_is_dead, claim_word, pid_namespace,
+    CLAIM_BY_PID, CLAIM_LOCKED, CLAIM_READS, claim_can_be_judged, claim_is_dead, claim_word,
+    pid_namespace,
 )
 from lock cimport Op
 from commit cimport context_fences, memory_ask
