@@ -15,7 +15,8 @@ The model. An operation takes `work` ns, and for each line that another core wro
 more. For lines that are picked at random among many, another core was last with (N - 1) / N. A line
 that everybody writes in each operation is a queue: one operation at a time, each `miss` + `work`.
 `work` is measured here with one process; `miss` with two processes that hand one line to and fro,
-of which the fastest sample counts: whatever disturbs makes it slower. Which lines: DESIGN.md.
+of which the fastest sample counts: whatever disturbs makes it slower. Which lines are meant is in
+docs/performance/index.md.
 """
 
 import argparse

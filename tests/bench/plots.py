@@ -1,4 +1,4 @@
-"""Draw what the benchmarks wrote with --json, as small SVGs for README.md.
+"""Draw what the benchmarks wrote with --json, as small SVGs for the documents.
 
     python tests/bench/plots.py FILE.json ... [--out tests/bench/plots]
 

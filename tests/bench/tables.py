@@ -1,4 +1,4 @@
-"""Print what the benchmarks wrote with --json as tables in Markdown, as README.md has them.
+"""Print what the benchmarks wrote with --json as tables in Markdown, as the documents have them.
 
 python tests/bench/tables.py FILE.json ...
 """
