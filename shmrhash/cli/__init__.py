@@ -3,23 +3,14 @@
 Its verbs, their arguments and their output are those of `bpftool map`, with what an operator of
 shared memory needs besides. It needs click and rich: `pip install 'shmrhash[cli]'`.
 
-    app          the group of verbs, help, completion; base has what the verbs share
-    tokens       bpftool's argument syntax: MAP, DATA, keywords and their prefixes
-    formats      keys and values as bytes, text, numbers and structs
-    opaque       what is shown of bytes whose type is known; kinds: the types of SharedDicts
-    layouts      what a SharedDict's segment says; contents: the entries of any map, all they have
-    jsontext     JSON laid out as bpftool lays it out
-    observe      what maps there are, how they are, and who uses them
-    screen       tables, bars, sizes and times for people
-    verbs        bpftool's verbs that look; changes has those that change something
-    views        ls, info
-    live         top, watch
-    shape        stat
-    care         check, repair, gc, unlink
-    machine      doctor
-    transfer     export, import; store, how maps are emptied and filled; files, ndjson, snapshot
-    exposition   metrics
-    measure      bench
+    app          the group of commands, help, exit statuses
+    commands/    one module for each command, or for a few that belong together
+    files/       what export writes and import reads
+    maps         the maps of this machine, their health and their users; strangers: those of others
+    entries/     keys and values: formats, the types of SharedDicts, the entries of a map
+    session      options that all commands share, and opening maps
+    words        bpftool's argument syntax; completion, of the same in a shell
+    screen       tables, bars, sizes and times for people; jsontext, keyboard
 """
 
 import importlib.util

@@ -12,7 +12,8 @@ import click
 
 import shmrhash
 from shmrhash.cli import completion, jsontext
-from shmrhash.cli.base import (
+from shmrhash.cli.screen import printable
+from shmrhash.cli.session import (
     Session,
     Verb,
     json_options,
@@ -21,8 +22,7 @@ from shmrhash.cli.base import (
     status_of,
     user_id,
 )
-from shmrhash.cli.screen import printable
-from shmrhash.cli.tokens import STATUS_NO, STATUS_USAGE, Failure
+from shmrhash.cli.words import STATUS_NO, STATUS_USAGE, Failure
 
 STATUS_INTERRUPTED = 130
 STATUS_PIPE = 141
@@ -30,36 +30,36 @@ STATUS_PIPE = 141
 BPFTOOL = "verbs of bpftool"
 VERBS = {
     BPFTOOL: {
-        "show": "verbs",
-        "list": "verbs",
+        "show": "commands.show",
+        "list": "commands.show",
         "help": "app",
-        "dump": "verbs",
-        "update": "changes",
-        "lookup": "verbs",
-        "getnext": "verbs",
-        "delete": "changes",
-        "create": "changes",
-        "freeze": "changes",
+        "dump": "commands.show",
+        "update": "commands.change",
+        "lookup": "commands.show",
+        "getnext": "commands.show",
+        "delete": "commands.change",
+        "create": "commands.change",
+        "freeze": "commands.change",
     },
     "see": {
-        "ls": "views",
-        "info": "views",
-        "top": "live",
-        "watch": "live",
-        "stat": "shape",
-        "metrics": "exposition",
+        "ls": "commands.ls",
+        "info": "commands.ls",
+        "top": "commands.watch",
+        "watch": "commands.watch",
+        "stat": "commands.stat",
+        "metrics": "commands.metrics",
     },
     "mend": {
-        "check": "care",
-        "repair": "care",
-        "gc": "care",
-        "unlink": "care",
-        "doctor": "machine",
+        "check": "commands.check",
+        "repair": "commands.check",
+        "gc": "commands.check",
+        "unlink": "commands.check",
+        "doctor": "commands.doctor",
     },
     "move and measure": {
-        "export": "transfer",
-        "import": "transfer",
-        "bench": "measure",
+        "export": "commands.transfer",
+        "import": "commands.transfer",
+        "bench": "commands.bench",
         "completion": "app",
     },
 }

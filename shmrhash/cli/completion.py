@@ -7,7 +7,7 @@ import os
 import click
 
 from shmrhash import _core, _segment
-from shmrhash.cli.tokens import MAP_KEYWORDS
+from shmrhash.cli.words import MAP_KEYWORDS
 
 KEYWORDS = {
     "lookup": ["key"],

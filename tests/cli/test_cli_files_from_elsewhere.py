@@ -16,8 +16,8 @@ from commandline import run
 from shmrhash import RHashMap
 
 if importlib.util.find_spec("click"):
-    from shmrhash.cli import newfile
-    from shmrhash.cli.files import ENDINGS
+    from shmrhash.cli.files import newfile
+    from shmrhash.cli.files.tables import ENDINGS
 
 DAMAGED, USAGE = 5, 2
 HEAD, CHUNK, NOTE = struct.Struct("<8sIIIIQQQ200s4xI"), struct.Struct("<4sIQ"), struct.Struct("<II")

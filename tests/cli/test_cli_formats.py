@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmrhash.cli import app, jsontext
-from shmrhash.cli.formats import Pair, Raw, Spec, hex_lines
+from shmrhash.cli.entries.formats import Pair, Raw, Spec, hex_lines
 from shmrhash.cli.screen import count_text, percent_text, plain_table, size_text, time_text
-from shmrhash.cli.tokens import Failure, Tokens, map_named, take_map
+from shmrhash.cli.words import Failure, Tokens, map_named, take_map
 
 
 def taken(text, size, spec=None):

@@ -15,8 +15,8 @@ import shmrhash
 from shmrhash import RHashMap
 from shmrhash.cli import MISSING_STATUS, jsontext, missing_message
 from shmrhash.cli.completion import complete_words
-from shmrhash.cli.formats import Pair, Spec
-from shmrhash.cli.tokens import (
+from shmrhash.cli.entries.formats import Pair, Spec
+from shmrhash.cli.words import (
     STATUS_BUSY,
     STATUS_DAMAGED,
     STATUS_DENIED,

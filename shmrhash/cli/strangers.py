@@ -19,8 +19,8 @@ from typing import Any, NoReturn, TypeVar, cast
 import shmrhash
 from shmrhash import RHashMap
 from shmrhash._trust import is_trusted, user_name
-from shmrhash.cli.base import Session
-from shmrhash.cli.tokens import Failure, MapName
+from shmrhash.cli.session import Session
+from shmrhash.cli.words import Failure, MapName
 
 Found = TypeVar("Found")
 

@@ -20,10 +20,18 @@ from shmrhash._codec import Role
 from shmrhash._errors import Error, LayoutMismatch
 from shmrhash._keys import decode_key, encode_key
 from shmrhash._types import record_name
-from shmrhash.cli.formats import Format, Raw, Spec, make_record
-from shmrhash.cli.opaque import ITEMS_SHOWN, Inline, Number, Octets, Opaque, Utf8, take_bytes
+from shmrhash.cli.entries.formats import Format, Raw, Spec, make_record
+from shmrhash.cli.entries.opaque import (
+    ITEMS_SHOWN,
+    Inline,
+    Number,
+    Octets,
+    Opaque,
+    Utf8,
+    take_bytes,
+)
 from shmrhash.cli.screen import printable
-from shmrhash.cli.tokens import Failure, Tokens
+from shmrhash.cli.words import Failure, Tokens
 
 WORD_BYTES = 8
 PATTERNS = {"int": "<q", "float": "<d", "bool": "<?"}

@@ -18,13 +18,13 @@ import shmrhash
 from shmrhash import RHashMap, _core
 from shmrhash._fields import Kptr, Refcount, SpinLock, Timer, unpacked
 from shmrhash.cli import jsontext
-from shmrhash.cli.base import DataOptions
-from shmrhash.cli.formats import Pair, Raw
-from shmrhash.cli.kinds import chosen, kind_of
-from shmrhash.cli.layouts import NEVER_NS, WORD_BYTES, Extra, Types, types_of
-from shmrhash.cli.opaque import ITEMS_SHOWN, RawAny
+from shmrhash.cli.entries.formats import Pair, Raw
+from shmrhash.cli.entries.layouts import NEVER_NS, WORD_BYTES, Extra, Types, types_of
+from shmrhash.cli.entries.opaque import ITEMS_SHOWN, RawAny
+from shmrhash.cli.entries.typed import chosen, kind_of
 from shmrhash.cli.screen import printable, time_text
-from shmrhash.cli.tokens import STATUS_DAMAGED, Failure
+from shmrhash.cli.session import DataOptions
+from shmrhash.cli.words import STATUS_DAMAGED, Failure
 
 KEY_IS_LONG = 255  # in the last byte: the whole key is an object
 

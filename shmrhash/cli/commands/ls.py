@@ -12,14 +12,7 @@ from typing import Any
 import click
 
 from shmrhash._dictfile import ANONYMOUS_PREFIX
-from shmrhash.cli.base import (
-    Session,
-    Verb,
-    map_argument,
-    on_terminal,
-    pass_session,
-)
-from shmrhash.cli.observe import (
+from shmrhash.cli.maps import (
     DENIED,
     FROZEN,
     FULL,
@@ -41,7 +34,14 @@ from shmrhash.cli.screen import (
     size_text,
     time_text,
 )
-from shmrhash.cli.tokens import Tokens, take_map
+from shmrhash.cli.session import (
+    Session,
+    Verb,
+    map_argument,
+    on_terminal,
+    pass_session,
+)
+from shmrhash.cli.words import Tokens, take_map
 
 COLUMNS = [
     "NAME",

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from shmrhash import _segment
-from shmrhash.cli.base import Session, Verb, need, pass_session
-from shmrhash.cli.newfile import new_file
-from shmrhash.cli.observe import DENIED, PROCESS_COUNTERS, STRANGER, Sight, look_around
+from shmrhash.cli.files.newfile import new_file
+from shmrhash.cli.maps import DENIED, PROCESS_COUNTERS, STRANGER, Sight, look_around
+from shmrhash.cli.session import Session, Verb, need, pass_session
 
 if TYPE_CHECKING:
     from prometheus_client import Metric

@@ -15,11 +15,11 @@ from typing import Any
 import click
 
 from shmrhash import RHashMap
-from shmrhash.cli.base import Session, Verb, map_argument, need, on_terminal, pass_session
-from shmrhash.cli.care import one_map
-from shmrhash.cli.looking import looked_at
+from shmrhash.cli.commands.check import one_map
+from shmrhash.cli.commands.ls import objects_text
 from shmrhash.cli.screen import bar, make_console, percent_text, printable, size_text
-from shmrhash.cli.views import objects_text
+from shmrhash.cli.session import Session, Verb, map_argument, need, on_terminal, pass_session
+from shmrhash.cli.strangers import looked_at
 
 BAR_WIDTH = 40
 SLOTS = 7  # entries that a bucket holds without an overflow line

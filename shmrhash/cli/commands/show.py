@@ -10,7 +10,11 @@ import click
 
 import shmrhash
 from shmrhash.cli import jsontext
-from shmrhash.cli.base import (
+from shmrhash.cli.entries.contents import Plain, contents_of
+from shmrhash.cli.entries.formats import Pair, hex_lines
+from shmrhash.cli.maps import DAMAGED, VERSION, Sight, look, look_around
+from shmrhash.cli.screen import printable
+from shmrhash.cli.session import (
     DataOptions,
     Session,
     WordVerb,
@@ -19,11 +23,7 @@ from shmrhash.cli.base import (
     pass_session,
     words_argument,
 )
-from shmrhash.cli.contents import Plain, contents_of
-from shmrhash.cli.formats import Pair, hex_lines
-from shmrhash.cli.observe import DAMAGED, VERSION, Sight, look, look_around
-from shmrhash.cli.screen import printable
-from shmrhash.cli.tokens import STATUS_NO, Failure, Tokens, take_map
+from shmrhash.cli.words import STATUS_NO, Failure, Tokens, take_map
 
 TYPE = "rhash"
 

@@ -10,7 +10,7 @@ from shmrhash import RHashMap, _core
 from shmrhash._fields import Kptr, Timer
 from shmrhash._schema import PER_ENTRY, read_schema, ttl_of_record
 from shmrhash._types import record_name
-from shmrhash.cli.kinds import is_reference
+from shmrhash.cli.entries.typed import is_reference
 
 NEVER_NS = (1 << 63) - 1  # the deadline of an entry that was told to have none
 DIGEST_BYTES = 16

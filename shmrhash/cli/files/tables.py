@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from shmrhash._fields import Kptr, Timer
-from shmrhash.cli.base import need
-from shmrhash.cli.formats import Format, Pair, Record
-from shmrhash.cli.layouts import Extra
-from shmrhash.cli.tokens import STATUS_DAMAGED, Failure
+from shmrhash.cli.entries.formats import Format, Pair, Record
+from shmrhash.cli.entries.layouts import Extra
+from shmrhash.cli.session import need
+from shmrhash.cli.words import STATUS_DAMAGED, Failure
 
 CHUNK_ENTRIES = 1 << 16
 CHUNK_BYTES_MAX = 64 << 20

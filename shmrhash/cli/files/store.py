@@ -11,10 +11,10 @@ from typing import Any
 import shmrhash
 from shmrhash import BPF_ANY, BPF_F_RDONLY, BPF_F_WRONLY, BPF_NOEXIST, RHashMap, _core
 from shmrhash._fields import unpacked
-from shmrhash.cli.contents import Plain
-from shmrhash.cli.files import NOT_SAID, Batch, Chunk, Geometry, batches, chunk_entries
-from shmrhash.cli.layouts import NEVER_NS, Extra, fitting_types
-from shmrhash.cli.tokens import STATUS_DAMAGED, STATUS_MISSING, Failure
+from shmrhash.cli.entries.contents import Plain
+from shmrhash.cli.entries.layouts import NEVER_NS, Extra, fitting_types
+from shmrhash.cli.files.tables import NOT_SAID, Batch, Chunk, Geometry, batches, chunk_entries
+from shmrhash.cli.words import STATUS_DAMAGED, STATUS_MISSING, Failure
 
 
 def geometry_of(contents: Plain) -> Geometry:

@@ -8,7 +8,10 @@ import click
 
 import shmrhash
 from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, RHashMap
-from shmrhash.cli.base import (
+from shmrhash.cli.commands.show import TYPE, take_key
+from shmrhash.cli.entries.contents import contents_of
+from shmrhash.cli.entries.formats import Pair
+from shmrhash.cli.session import (
     DataOptions,
     Session,
     WordVerb,
@@ -19,10 +22,7 @@ from shmrhash.cli.base import (
     why,
     words_argument,
 )
-from shmrhash.cli.contents import contents_of
-from shmrhash.cli.formats import Pair
-from shmrhash.cli.tokens import Failure, Tokens, map_named, take_map
-from shmrhash.cli.verbs import TYPE, take_key
+from shmrhash.cli.words import Failure, Tokens, map_named, take_map
 
 UPDATE_FLAGS = {"any": BPF_ANY, "exist": BPF_EXIST, "noexist": BPF_NOEXIST}
 

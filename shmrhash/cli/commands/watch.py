@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from shmrhash.cli.base import (
+from shmrhash.cli.commands.show import take_key
+from shmrhash.cli.commands.top import SORTS, Looks, frame_screen, frame_text, row_object, sort_rows
+from shmrhash.cli.entries.contents import Found, Plain, contents_of
+from shmrhash.cli.entries.formats import Pair
+from shmrhash.cli.entries.layouts import Extra
+from shmrhash.cli.keyboard import keyboard
+from shmrhash.cli.screen import make_console
+from shmrhash.cli.session import (
     DataOptions,
     Session,
     Verb,
@@ -19,14 +26,7 @@ from shmrhash.cli.base import (
     pass_session,
     words_argument,
 )
-from shmrhash.cli.contents import Found, Plain, contents_of
-from shmrhash.cli.formats import Pair
-from shmrhash.cli.keyboard import keyboard
-from shmrhash.cli.layouts import Extra
-from shmrhash.cli.rates import SORTS, Looks, frame_screen, frame_text, row_object, sort_rows
-from shmrhash.cli.screen import make_console
-from shmrhash.cli.tokens import STATUS_NO, Tokens, take_map
-from shmrhash.cli.verbs import take_key
+from shmrhash.cli.words import STATUS_NO, Tokens, take_map
 
 
 @click.command("top", cls=Verb, short_help="What happens now, in all maps.")

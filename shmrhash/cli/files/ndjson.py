@@ -17,10 +17,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from shmrhash.cli.files import NOT_SAID, Batch, Chunk, Chunks, Geometry, batches, gathered
-from shmrhash.cli.formats import Pair
-from shmrhash.cli.layouts import Extra
-from shmrhash.cli.tokens import STATUS_DAMAGED, Failure
+from shmrhash.cli.entries.formats import Pair
+from shmrhash.cli.entries.layouts import Extra
+from shmrhash.cli.files.tables import NOT_SAID, Batch, Chunk, Chunks, Geometry, batches, gathered
+from shmrhash.cli.words import STATUS_DAMAGED, Failure
 
 HEAD_WORD = "shmrhash"
 HEAD_KIND = "map"

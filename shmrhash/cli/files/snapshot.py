@@ -29,10 +29,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO
 
-from shmrhash.cli.files import Batch, Chunk, Chunks, Geometry, chunk_entries
-from shmrhash.cli.formats import Pair
-from shmrhash.cli.layouts import Extra
-from shmrhash.cli.tokens import STATUS_DAMAGED, Failure
+from shmrhash.cli.entries.formats import Pair
+from shmrhash.cli.entries.layouts import Extra
+from shmrhash.cli.files.tables import Batch, Chunk, Chunks, Geometry, chunk_entries
+from shmrhash.cli.words import STATUS_DAMAGED, Failure
 
 HEAD = struct.Struct("<8sIIIIQQQ200s4xI")
 CHUNK = struct.Struct("<4sIQ")

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from shmrhash.cli import jsontext
 from shmrhash.cli.screen import printable
-from shmrhash.cli.tokens import Failure, Tokens
+from shmrhash.cli.words import Failure, Tokens
 
 BREAK_NAMES_SIZE = 16  # a key or value larger than this stands on lines of its own
 INFINITE = (math.inf, -math.inf)  # which JSON does not have, nor NaN

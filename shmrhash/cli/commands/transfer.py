@@ -14,17 +14,12 @@ import click
 
 import shmrhash
 from shmrhash import RHashMap, _segment
-from shmrhash.cli.base import (
-    DataOptions,
-    Session,
-    WordVerb,
-    data_options,
-    on_terminal,
-    pass_session,
-    words_argument,
-)
-from shmrhash.cli.contents import Plain, contents_of
-from shmrhash.cli.files import (
+from shmrhash.cli.entries.contents import Plain, contents_of
+from shmrhash.cli.files.ndjson import read_ndjson, read_ndjson_head, write_ndjson
+from shmrhash.cli.files.newfile import STANDARD, new_file
+from shmrhash.cli.files.snapshot import read_snapshot, read_snapshot_head, write_snapshot
+from shmrhash.cli.files.store import Store, chunks_of, create_map, expect_like, geometry_of, missing
+from shmrhash.cli.files.tables import (
     ENDINGS,
     Batch,
     Chunk,
@@ -34,12 +29,17 @@ from shmrhash.cli.files import (
     write_csv,
     write_npz,
 )
-from shmrhash.cli.ndjson import read_ndjson, read_ndjson_head, write_ndjson
-from shmrhash.cli.newfile import STANDARD, new_file
 from shmrhash.cli.screen import count_text
-from shmrhash.cli.snapshot import read_snapshot, read_snapshot_head, write_snapshot
-from shmrhash.cli.store import Store, chunks_of, create_map, expect_like, geometry_of, missing
-from shmrhash.cli.tokens import (
+from shmrhash.cli.session import (
+    DataOptions,
+    Session,
+    WordVerb,
+    data_options,
+    on_terminal,
+    pass_session,
+    words_argument,
+)
+from shmrhash.cli.words import (
     STATUS_DAMAGED,
     STATUS_NO_ROOM,
     Failure,

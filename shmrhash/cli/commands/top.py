@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shmrhash import _segment
-from shmrhash.cli.base import Session
-from shmrhash.cli.observe import DENIED, PROCESS_COUNTERS, STRANGER, Process, Sight, look_around
+from shmrhash.cli.commands.ls import health_cell
+from shmrhash.cli.maps import DENIED, PROCESS_COUNTERS, STRANGER, Process, Sight, look_around
 from shmrhash.cli.screen import (
     Cell,
     count_text,
@@ -23,7 +23,7 @@ from shmrhash.cli.screen import (
     size_text,
     time_text,
 )
-from shmrhash.cli.views import health_cell
+from shmrhash.cli.session import Session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -18,10 +18,10 @@ import shmrhash
 from shmrhash import RHashMap, _core, _segment
 from shmrhash._fields import Field, unpacked
 from shmrhash._trust import user_name
-from shmrhash.cli.base import Session
-from shmrhash.cli.layouts import types_of
-from shmrhash.cli.looking import looked_at
-from shmrhash.cli.tokens import MapName
+from shmrhash.cli.entries.layouts import types_of
+from shmrhash.cli.session import Session
+from shmrhash.cli.strangers import looked_at
+from shmrhash.cli.words import MapName
 
 OK = "ok"
 DEAD = "dead owners"

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from shmrhash import RHashMap
-from shmrhash.cli.base import Session, Verb, pass_session
+from shmrhash.cli.commands.transfer import progress
 from shmrhash.cli.screen import count_text, print_table
-from shmrhash.cli.tokens import STATUS_SYSTEM, Failure
-from shmrhash.cli.transfer import progress
+from shmrhash.cli.session import Session, Verb, pass_session
+from shmrhash.cli.words import STATUS_SYSTEM, Failure
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

@@ -21,9 +21,9 @@ import click
 import shmrhash
 from shmrhash import RHashMap, _segment
 from shmrhash.cli import features
-from shmrhash.cli.base import Session, Verb, message_of, on_terminal, pass_session
 from shmrhash.cli.screen import Cell, make_console, size_text
-from shmrhash.cli.tokens import STATUS_NO
+from shmrhash.cli.session import Session, Verb, message_of, on_terminal, pass_session
+from shmrhash.cli.words import STATUS_NO
 
 OK = "ok"
 NOTE = "note"

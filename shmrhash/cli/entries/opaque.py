@@ -12,9 +12,9 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from shmrhash.cli.formats import Raw, Record
+from shmrhash.cli.entries.formats import Raw, Record
 from shmrhash.cli.screen import printable
-from shmrhash.cli.tokens import Failure, Tokens
+from shmrhash.cli.words import Failure, Tokens
 
 ITEMS_SHOWN = 64  # of arrays and bytes in a line
 

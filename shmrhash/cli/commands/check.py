@@ -11,16 +11,16 @@ import click
 
 import shmrhash
 from shmrhash import RHashMap, _core, _segment
-from shmrhash.cli.base import DataOptions, Session, Verb, map_argument, on_terminal, pass_session
-from shmrhash.cli.contents import contents_of
-from shmrhash.cli.formats import Spec
-from shmrhash.cli.layouts import NEVER_NS
-from shmrhash.cli.looking import looked_at
-from shmrhash.cli.observe import OK, ORPHAN, STRANGER, examine, look, look_around
+from shmrhash.cli.commands.ls import objects_text
+from shmrhash.cli.entries.contents import contents_of
+from shmrhash.cli.entries.formats import Spec
+from shmrhash.cli.entries.layouts import NEVER_NS
+from shmrhash.cli.files.store import create_map, geometry_of
+from shmrhash.cli.maps import OK, ORPHAN, STRANGER, examine, look, look_around
 from shmrhash.cli.screen import print_facts
-from shmrhash.cli.store import create_map, geometry_of
-from shmrhash.cli.tokens import STATUS_DAMAGED, STATUS_NO, Failure, MapName, Tokens, take_map
-from shmrhash.cli.views import objects_text
+from shmrhash.cli.session import DataOptions, Session, Verb, map_argument, on_terminal, pass_session
+from shmrhash.cli.strangers import looked_at
+from shmrhash.cli.words import STATUS_DAMAGED, STATUS_NO, Failure, MapName, Tokens, take_map
 
 BYTES = DataOptions(Spec(), Spec())
 FIGURES = {
