@@ -1,7 +1,6 @@
-"""What maps need of the kernel, each tried: for doctor.
+"""The features of the kernel that maps use: doctor tries each.
 
-A sandbox may say that it is a kernel which has all of it, and refuse some; so the version proves
-nothing.
+The kernel's version proves nothing: a sandbox can report one and refuse features that it has.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
 
 @dataclass(frozen=True)
 class Feature:
-    """A system call, the kernel that has it, and what becomes of maps without it."""
+    """A system call, the kernel that has it, and what happens without it."""
 
     call: str
     kernel: str
@@ -61,7 +60,7 @@ FEATURES = [
     Feature(
         "MADV_POPULATE_WRITE",
         "Linux 5.14",
-        "memory is had by fallocate, and mapped page by page: inserts are slower",
+        "memory is allocated by fallocate, and mapped page by page: inserts are slower",
         False,
         _advise(MADV_POPULATE_WRITE),
     ),

@@ -1,8 +1,7 @@
-"""What maps there are, how they are, and who uses them: found without changing anything.
+"""The maps of this machine: their figures, their health, and the processes that use them.
 
-Each map is opened for reading, looked at and closed again; a stranger's in a child (looking.py).
-A handle for reading keeps memory from being given back while it is there (DESIGN.md, section 8), so
-none is kept.
+Each map is opened for reading, read and closed again, and nothing is changed; a stranger's map is
+read in a child process (strangers.py).
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from functools import partial
 from typing import Any
 
 import shmrhash
-from shmrhash import RHashMap, _core, _segment
-from shmrhash._fields import Field, unpacked
-from shmrhash._trust import user_name
-from shmrhash.cli.entries.layouts import types_of
+from shmrhash import RHashMap, _inspect
+from shmrhash.cli.screen import Cell
 from shmrhash.cli.session import Session
-from shmrhash.cli.strangers import looked_at
+from shmrhash.cli.strangers import read_map
 from shmrhash.cli.words import MapName
 
 OK = "ok"
@@ -31,12 +28,12 @@ ORPHAN = "left behind"
 DAMAGED = "damaged"
 VERSION = "other version"
 DENIED = "no permission"
-STRANGER = "no map"
+NOT_A_MAP = "no map"
 GONE = "gone"
 
-LOOK_SECONDS_MAX = 10.0  # at a stranger's map, among others
+READ_SECONDS_MAX = 10.0  # for one of several maps, if it is a stranger's
 
-# What a process counts in the segment, as far as it does.
+# What a process counts in the segment; a version that does not count one leaves it out.
 PROCESS_COUNTERS = ("operations", "lookups", "updates", "inserts", "deletes", "adds", "waits")
 USABLE = (OK, DEAD, FULL, FROZEN)
 ADVICE = {
@@ -64,7 +61,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Sight:
+class MapState:
     """A map at one moment. info is empty if it could not be opened; detail says why."""
 
     name: str
@@ -77,13 +74,13 @@ class Sight:
     processes: tuple[Process, ...] = ()
     mem_usage: int = 0
     types: str = ""
-    fields: tuple[Field, ...] = ()
+    fields: tuple[_inspect.Field, ...] = ()
     user: int = -1  # whose file it is
 
     @property
     def owner(self) -> str:
         """The name of the user whose map it is."""
-        return user_name(self.user) if self.user >= 0 else "?"
+        return _inspect.user_name(self.user) if self.user >= 0 else "?"
 
     @property
     def alive(self) -> list[Process]:
@@ -99,17 +96,17 @@ class Sight:
 
     @property
     def fill(self) -> float:
-        """The share of its entries that live; what has expired makes room."""
+        """Living entries as a share of max_entries: expired ones make room for others."""
         return float(_living(self.info) / self.info["max_entries"]) if self.info else 0.0
 
     @property
     def objects(self) -> dict[str, int]:
-        """What info() says of objects; empty if the map has none."""
+        """The figures of info() about objects; empty if the map has none."""
         return dict(self.info.get("objects", {}))
 
     @property
     def advice(self) -> str:
-        """What to do about its health, or nothing."""
+        """What to do about its health, or ""."""
         return ADVICE.get(self.health, "").format(name=self.name)
 
 
@@ -117,13 +114,13 @@ def _living(info: dict[str, Any]) -> int:
     return max(0, int(info["entries"]) - int(info.get("expired", 0)))
 
 
-def look(name: MapName, session: Session, seconds: float | None = None) -> Sight:
-    """The map of this name; seconds: as for looked_at(), which says what is raised."""
-    return looked_at(name, session, partial(_sight_of, name.name), seconds)
+def state_of(name: MapName, session: Session, seconds: float | None = None) -> MapState:
+    """The state of a map; seconds, and what is raised: as for read_map()."""
+    return read_map(name, session, partial(_read_state, name.name), seconds)
 
 
-def _sight_of(name: str, shared_map: RHashMap) -> Sight:
-    status = os.fstat(shared_map._descriptor())
+def _read_state(name: str, shared_map: RHashMap) -> MapState:
+    status = _inspect.file_status(shared_map)
     info = shared_map.info()
     processes = tuple(make_process(found) for found in info["attached"])
     health = OK
@@ -133,7 +130,7 @@ def _sight_of(name: str, shared_map: RHashMap) -> Sight:
         health = FROZEN
     elif _living(info) >= info["max_entries"]:
         health = FULL
-    return Sight(
+    return MapState(
         name,
         info["path"],
         status.st_ino,
@@ -143,15 +140,15 @@ def _sight_of(name: str, shared_map: RHashMap) -> Sight:
         processes=processes,
         mem_usage=shared_map.mem_usage(),
         types=_types_text(shared_map),
-        fields=unpacked(shared_map._fields()),
+        fields=_inspect.fields_of(shared_map),
         user=status.st_uid,
     )
 
 
 def _types_text(shared_map: RHashMap) -> str:
-    """What a SharedDict's keys and values are; nothing for other maps."""
+    """The types of a SharedDict; "" for other maps."""
     try:
-        types = types_of(shared_map)
+        types = _inspect.types_of(shared_map)
     except shmrhash.LayoutMismatch as error:
         return f"not to be read: {error}"
     return "" if types is None else str(types)
@@ -165,16 +162,14 @@ def make_process(found: dict[str, Any]) -> Process:
     return Process(pid, command, found["attached_ns"], alive, counters)
 
 
-def look_around(
+def all_states(
     session: Session, wanted: Callable[[str], bool] = lambda _name: True
-) -> Iterator[Sight]:
-    """Every file in the directory of segments, sick and strange ones too, by name.
+) -> Iterator[MapState]:
+    """The state of every file in the directory of segments, by name; of files that are no maps too.
 
-    wanted: whether to look at a file of that name.
-
-    Raises what _segment.entries() raises.
+    wanted: whether to read a file of that name. Raises Error if the directory cannot be read.
     """
-    for entry in _segment.entries():
+    for entry in _inspect.entries():
         try:
             if not (wanted(entry.name) and entry.is_file(follow_symlinks=False)):
                 continue
@@ -184,31 +179,30 @@ def look_around(
         health, detail = examine(entry.path)
         if health == OK:
             try:
-                yield look(MapName(entry.name, entry.path), session, LOOK_SECONDS_MAX)
+                yield state_of(MapName(entry.name, entry.path), session, READ_SECONDS_MAX)
                 continue
             except (shmrhash.Error, OSError) as error:
                 health, detail = _diagnosis(error, entry.path), str(error)
         if health != GONE:
-            yield Sight(entry.name, entry.path, inode, health, detail, user=user)
+            yield MapState(entry.name, entry.path, inode, health, detail, user=user)
 
 
 def examine(path: str) -> tuple[str, str]:
-    """OK if the file begins as a map does; else STRANGER, DENIED or GONE, and why."""
+    """OK if the file begins as a map does; else NOT_A_MAP, DENIED or GONE, and why."""
     try:
-        with open(_segment.look_at_file(path), "rb", buffering=0) as file:
-            if file.read(len(_core.MAGIC_BYTES)) == _core.MAGIC_BYTES:
-                return OK, ""
-            return STRANGER, "it does not begin as a map does"
+        if _inspect.begins_as_map(path):
+            return OK, ""
     except FileNotFoundError as error:
         return GONE, str(error)
     except OSError as error:
         return DENIED, str(error)
+    return NOT_A_MAP, "it does not begin as a map does"
 
 
 def _diagnosis(error: Exception, path: str) -> str:
     """The health of a map that cannot be opened."""
     if isinstance(error, shmrhash.SegmentMissing):
-        # Ephemeral, and its last user was killed: it counts as missing although it is there.
+        # Ephemeral, and its last process was killed: the library calls it missing.
         return ORPHAN if os.path.exists(path) else GONE
     if isinstance(error, shmrhash.LayoutMismatch):
         return VERSION
@@ -224,8 +218,15 @@ def command_of(pid: int) -> str:
         return "?"
 
 
+def health_cell(state: MapState) -> Cell:
+    """The health of a map, in its colour."""
+    style = "ok" if state.health == OK else "note" if state.health in (FULL, FROZEN) else "bad"
+    text = f"{len(state.dead)} dead" if state.dead else state.health
+    return Cell(text, "dim" if state.health in (NOT_A_MAP, DENIED) else style)
+
+
 def others_mapping(inode: int, path: str) -> list[tuple[int, str]]:
-    """Processes, as far as this user may look, that have the file mapped: readers as well."""
+    """Processes that have the file mapped, readers too, as far as this user may see them."""
     wanted = os.stat(path, follow_symlinks=False)
     device = f"{os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x}"
     found = []
@@ -240,8 +241,3 @@ def others_mapping(inode: int, path: str) -> list[tuple[int, str]]:
         except OSError:  # ended, or another user's
             continue
     return found
-
-
-def open_by_name(name: str, session: Session, *, write: bool = False) -> RHashMap:
-    """Attach to the map of this plain name."""
-    return session.open(MapName(name, _segment.path_of(name)), write=write)

@@ -1,7 +1,7 @@
-"""Looking at maps of users whom this one does not trust.
+"""Reading maps of users whom this one does not trust.
 
-Root may read every map, and whoever owns one may truncate its file at any moment: who has it mapped
-then dies of SIGBUS. So a child process maps it, looks, and tells what it saw.
+Root may read every map, but the owner of a map can truncate its file at any moment, and a process
+that has it mapped then dies of SIGBUS. So a child process maps it, and sends what it has read.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import shmrhash
 from shmrhash import RHashMap
-from shmrhash._trust import is_trusted, user_name
+from shmrhash._inspect import is_trusted, user_name
+from shmrhash.cli.errors import Failure
 from shmrhash.cli.session import Session
-from shmrhash.cli.words import Failure, MapName
+from shmrhash.cli.words import MapName
 
 Found = TypeVar("Found")
 
 
 def stranger_of(name: MapName, session: Session) -> int | None:
-    """The owner of a map that root looks at but does not trust; None: look at it as usual."""
+    """The owner of a map, if this process is root and does not trust that user; else None."""
     if os.geteuid() != 0:
         return None
     try:
@@ -36,25 +37,25 @@ def stranger_of(name: MapName, session: Session) -> int | None:
     return None if is_trusted(user, session.owner) else user
 
 
-def looked_at(
+def read_map(
     name: MapName,
     session: Session,
-    look: Callable[[RHashMap], Found],
+    read: Callable[[RHashMap], Found],
     seconds: float | None = None,
 ) -> Found:
-    """What look(map) returns; of a stranger's map it is asked in a child process.
+    """What read(map) returns; a child process calls it if the map is a stranger's.
 
-    seconds: how long the child may take; None: as long as it wants. Raises what open() and look
-    raise, and SegmentCorrupt if the child died of what it looked at, or took too long.
+    seconds: how long the child may take; None: any time. Raises what open() and read raise, and
+    SegmentCorrupt if the child died while it read the map, or took too long.
     """
     stranger = stranger_of(name, session)
     if stranger is None:
         with session.open(name) as shared_map:
-            return look(shared_map)
+            return read(shared_map)
 
     def trusting() -> Found:
         with replace(session, owner=stranger).open(name) as shared_map:
-            return look(shared_map)
+            return read(shared_map)
 
     return _in_child(trusting, name, stranger, seconds)
 
@@ -65,44 +66,44 @@ def _in_child(
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _tell(function, theirs)
+        _send(function, theirs)
     os.close(theirs)
     try:
-        told = _hear(ours, seconds)
+        answer = _receive(ours, seconds)
     finally:
         os.close(ours)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # it has told, or takes too long
+            os.kill(pid, signal.SIGKILL)  # it has answered, or takes too long
         status = os.waitpid(pid, 0)[1]
     whose = f"map {name.name!r} of user {user_name(stranger)}"
-    if told is None:
-        raise shmrhash.SegmentCorrupt(f"{whose}: looking at it took more than {seconds} s")
-    if not told:
+    if answer is None:
+        raise shmrhash.SegmentCorrupt(f"{whose}: reading it took more than {seconds} s")
+    if not answer:
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         what = signal.strsignal(number) if number else f"exit status {status >> 8}"
         raise shmrhash.SegmentCorrupt(
-            f"{whose}: whoever looks at it dies ({what}); its owner changes the file's size"
+            f"{whose}: the process that read it died ({what}); its owner may truncate the file"
         )
-    raised, found = pickle.loads(told)  # our own child's words
+    raised, found = pickle.loads(answer)  # of our own child
     if raised:
         raise found
     return cast(Found, found)
 
 
-def _tell(function: Callable[[], Any], theirs: int) -> NoReturn:
+def _send(function: Callable[[], Any], theirs: int) -> NoReturn:
     """In the child: write what function returns or raises, and end."""
     try:
         try:
-            told = False, function()
+            answer = False, function()
         except (shmrhash.Error, OSError, Failure) as error:
-            told = True, error
+            answer = True, error
         with open(theirs, "wb") as pipe:
-            pipe.write(pickle.dumps(told))
+            pipe.write(pickle.dumps(answer))
     finally:
         os._exit(0)
 
 
-def _hear(ours: int, seconds: float | None) -> bytes | None:
+def _receive(ours: int, seconds: float | None) -> bytes | None:
     """All that the child writes; None if it takes longer than so many seconds."""
     end = None if seconds is None else time.monotonic() + seconds
     parts: list[bytes] = []

@@ -139,7 +139,7 @@ def test_show_names_the_processes(hits, users):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("frobnicate", "what is 'frobnicate'?"),
+        ("frobnicate", "no command 'frobnicate'"),
         ("loookup hits", "Did you mean 'lookup'?"),
         ("i hits", "'i' may be info or import"),
         ("lookup", "which map?"),

@@ -1,4 +1,4 @@
-"""bench: what one operation costs on this machine: beside a dict, and in several processes."""
+"""bench: the cost of operations on this machine, compared with a dict; with several processes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from shmrhash import RHashMap
-from shmrhash.cli.commands.transfer import progress
-from shmrhash.cli.screen import count_text, print_table
-from shmrhash.cli.session import Session, Verb, pass_session
-from shmrhash.cli.words import STATUS_SYSTEM, Failure
+from shmrhash.cli.errors import STATUS_SYSTEM, Failure
+from shmrhash.cli.screen import count_text, print_table, progress
+from shmrhash.cli.session import Command, Session, pass_session
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 START_SECONDS_MAX = 60.0
 
-TURNS = 5  # of map and dict, one after the other: what slows the machine slows both
-FEWER_THAN_ALONE = 1.2  # several processes that together do no more than this times one's work
+TURNS = 5  # of map and dict in alternation: a slow phase of the machine slows both
+GAIN_MIN = 1.2  # several processes should do more than so many times the work of one
 
 Operate = Callable[[Any, list[bytes], bytes], None]
 
 
-# Each runs for the map and for the dict; CPython specialises a loop for what it meets first, so the
-# dict's have code of their own.
+# Map and dict have functions of their own: CPython specialises a loop for the first type it meets.
 
 
 def _get(shared_map: Any, keys: list[bytes], value: bytes) -> None:
@@ -62,7 +60,7 @@ def _add(shared_map: Any, keys: list[bytes], value: bytes) -> None:
 
 
 def _add_dict(entries: Any, keys: list[bytes], value: bytes) -> None:
-    """The values are bytes, as the map's: what a program would do to add."""
+    """Values are bytes, as in the map: a program that adds converts them."""
     for key in keys:
         number = int.from_bytes(entries[key][:8], "little", signed=True)
         entries[key] = (number + 1).to_bytes(8, "little", signed=True) + value[8:]
@@ -103,14 +101,14 @@ OPERATIONS = {
 
 
 class Rates(NamedTuple):
-    """Operations per second; of the dict 0 where it was not asked for."""
+    """Operations per second, of the map and of a dict: 0 if that was not measured."""
 
     shared: float
-    ceiling: float
+    in_dict: float
 
 
 def _rate(operate: Operate, subject: Any, keys: list[bytes], value: bytes, seconds: float) -> float:
-    """Operations per second of a loop over the keys, repeated for so long."""
+    """Operations per second of a loop over the keys, repeated for so many seconds."""
     done, begun = 0, time.perf_counter()
     while (passed := time.perf_counter() - begun) < seconds or not done:
         operate(subject, keys, value)
@@ -119,7 +117,7 @@ def _rate(operate: Operate, subject: Any, keys: list[bytes], value: bytes, secon
 
 
 def _turns(operation: Operation, shared_map: RHashMap, keys: list[bytes], seconds: float) -> Rates:
-    """The medians of the map's turns and of the dict's."""
+    """The medians of the turns of the map, and of those of the dict."""
     value = bytes(shared_map.value_size)
     entries = dict.fromkeys(keys, value)
     maps, dicts = [], []
@@ -132,12 +130,12 @@ def _turns(operation: Operation, shared_map: RHashMap, keys: list[bytes], second
 def _work(
     name: str, keys: list[bytes], seconds: float, beside: bool, start: Barrier, answer: Connection
 ) -> None:
-    """One process: each operation on its own keys for so long; the rates go to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; the parent speaks for them
+    """One process: each operation on its own keys; the rates go to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; only the parent prints
     with RHashMap.open(name) as shared_map:
         value = bytes(shared_map.value_size)
         for operation in OPERATIONS.values():
-            operation.on_map(shared_map, keys[:1], value)  # what is imported or registered late
+            operation.on_map(shared_map, keys[:1], value)  # imports, registration
             start.wait(START_SECONDS_MAX)
             if beside:
                 answer.send(_turns(operation, shared_map, keys, seconds))
@@ -150,7 +148,7 @@ def measure(
 ) -> Iterator[Rates]:
     """The operations per second of so many processes together, for each of OPERATIONS in turn.
 
-    beside: each process does the same to a dict of its own, turn by turn.
+    beside: each process also measures a dict of its own, in turns.
     """
     context = get_context("fork")
     start = context.Barrier(processes)
@@ -174,11 +172,11 @@ def measure(
         worker.join()
 
 
-def reading(one: list[Rates], many: list[Rates], processes: int, each: float) -> list[str]:
-    """What the figures say, in sentences."""
+def conclusions(one: list[Rates], many: list[Rates], processes: int, each: float) -> list[str]:
+    """The figures in sentences."""
     found = dict(zip(OPERATIONS, zip(one, many, strict=True), strict=True))
     alone, _ = found["lookup"]
-    slower = alone.ceiling / alone.shared
+    slower = alone.in_dict / alone.shared
     if slower >= 1:
         lines = [f"A lookup takes {slower:.1f} times as long as in a dict of one process."]
     else:
@@ -190,7 +188,7 @@ def reading(one: list[Rates], many: list[Rates], processes: int, each: float) ->
     if processes > 1:
         gains = [f"{name} {all_.shared / own.shared:.1f}" for name, (own, all_) in found.items()]
         lines.append(f"{processes} processes do so many times the work of one: {', '.join(gains)}.")
-        if found["lookup"][1].shared < FEWER_THAN_ALONE * alone.shared:
+        if found["lookup"][1].shared < GAIN_MIN * alone.shared:
             lines.append(
                 "That is little for lookups, which share nothing that is written: the processors "
                 "are busy with something else, or are fewer than they seem."
@@ -199,14 +197,14 @@ def reading(one: list[Rates], many: list[Rates], processes: int, each: float) ->
     return lines
 
 
-@click.command("bench", cls=Verb, short_help="What operations cost on this machine.")
+@click.command("bench", cls=Command, short_help="The cost of operations on this machine.")
 @click.option("--entries", type=click.IntRange(1, 1 << 24), default=100_000, show_default=True)
 @click.option("--key-size", type=click.IntRange(4, 65535), default=8, show_default=True)
 @click.option("--value-size", type=click.IntRange(8, 1 << 20), default=8, show_default=True)
 @click.option("--processes", type=click.IntRange(1, 256), default=os.cpu_count(), show_default=True)
 @click.option("--seconds", type=click.FloatRange(0.01, 60), default=2.0, show_default=True)
 @pass_session
-def bench_verb(
+def bench_command(
     session: Session,
     entries: int,
     key_size: int,
@@ -214,12 +212,12 @@ def bench_verb(
     processes: int,
     seconds: float,
 ) -> None:
-    """Fill a map of its own, then read and write it from one process and from several.
+    """Fill a new map, then read and write it from one process and from several.
 
-    Half a minute or so: --seconds is what each operation gets. The figures include Python's loop.
-    DICT is the same done to a dict, in turn with the map and in one process: a dict cannot be
-    shared, it is what one would like to come near to. Each process has its own keys, one share of
-    the entries; for the time of the hot path and for comparisons with others see tests/bench.
+    It takes half a minute; --seconds is the time for each operation. Figures include the loop in
+    Python. DICT is the same with a dict of one process, measured in alternation with the map: a
+    dict cannot be shared, it is what a map would be at best. Each process has its own share of the
+    keys. For the cost of the hot path, and for other libraries, see tests/bench.
 
     \b
     Examples:
@@ -261,7 +259,7 @@ def bench_verb(
                 "bytes_per_entry": each,
                 "insert": {"one": filled},
                 **{
-                    operation: {"one": own.shared, "dict": own.ceiling, "all": all_.shared}
+                    operation: {"one": own.shared, "dict": own.in_dict, "all": all_.shared}
                     for operation, own, all_ in zip(OPERATIONS, one, many, strict=True)
                 },
             }
@@ -271,10 +269,10 @@ def bench_verb(
     columns += [f">{processes} PROCESSES", ">TIMES"] if processes > 1 else []
     rows = [["insert", "-", f"{count_text(filled)}/s", f"{1e9 / filled:.0f}", "-", "-", "-"]]
     for operation, own, all_ in zip(OPERATIONS, one, many, strict=True):
-        row = [operation, f"{count_text(own.ceiling)}/s", f"{count_text(own.shared)}/s"]
-        row += [f"{1e9 / own.shared:.0f}", f"{own.shared / own.ceiling:.2f}"]
+        row = [operation, f"{count_text(own.in_dict)}/s", f"{count_text(own.shared)}/s"]
+        row += [f"{1e9 / own.shared:.0f}", f"{own.shared / own.in_dict:.2f}"]
         rows.append([*row, f"{count_text(all_.shared)}/s", f"{all_.shared / own.shared:.2f}"])
     print_table(columns, [row[: len(columns)] for row in rows])
     print(f"\n{entries:,} entries of {key_size} + {value_size} bytes.")
-    for line in reading(one, many, processes, each):
+    for line in conclusions(one, many, processes, each):
         print(line)

@@ -1,28 +1,17 @@
-"""bpftool's verbs that change something: create, update, delete, freeze."""
+"""bpftool's commands that change something: create, update, delete, freeze."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import click
 
 import shmrhash
 from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, RHashMap
-from shmrhash.cli.commands.show import TYPE, take_key
 from shmrhash.cli.entries.contents import contents_of
 from shmrhash.cli.entries.formats import Pair
-from shmrhash.cli.session import (
-    DataOptions,
-    Session,
-    WordVerb,
-    data_options,
-    map_argument,
-    pass_session,
-    status_of,
-    why,
-    words_argument,
-)
-from shmrhash.cli.words import Failure, Tokens, map_named, take_map
+from shmrhash.cli.entries.options import DataOptions, data_options
+from shmrhash.cli.errors import Failure, failed
+from shmrhash.cli.session import Session, WordCommand, map_argument, pass_session, words_argument
+from shmrhash.cli.words import MAP_TYPE, MapName, Words, map_named, take_map
 
 UPDATE_FLAGS = {"any": BPF_ANY, "exist": BPF_EXIST, "noexist": BPF_NOEXIST}
 
@@ -34,17 +23,17 @@ def _number(word: str, what: str) -> int:
         raise Failure(f"can't parse {word} as {what}") from None
 
 
-@click.command("create", cls=WordVerb, short_help="Make a map.")
+@click.command("create", cls=WordCommand, short_help="Make a map.")
 @words_argument(
     "FILE|NAME key KEY_SIZE value VALUE_SIZE entries MAX_ENTRIES "
     "[type rhash] [name NAME] [flags FLAGS] [extra PRESIZE] [mode MODE]"
 )
 @pass_session
-def create_verb(session: Session, words: tuple[str, ...]) -> None:
-    """Make an empty map. entries is a limit: memory is taken as the map fills.
+def create_command(session: Session, words: Words) -> None:
+    """Make an empty map. entries is a limit: a map takes memory as it fills.
 
     The words of bpftool are accepted: a FILE in the directory of segments, 'type rhash', 'name'.
-    flags is 1, BPF_F_NO_PREALLOC, unless given. mode is octal and 600 unless given.
+    flags is 1, BPF_F_NO_PREALLOC, unless given. mode is octal, and 600 unless given.
 
     \b
     Examples:
@@ -52,19 +41,18 @@ def create_verb(session: Session, words: tuple[str, ...]) -> None:
       shmrhash create shared key 16 value 64 entries 5000 mode 660
       shmrhash create /dev/shm/jobs type rhash key 4 value 8 entries 100 name jobs flags 1
     """
-    tokens = Tokens(words)
-    first = tokens.next_or_fail("expected a NAME or FILE")
-    name = map_named(tokens.next_or_fail("expected a NAME") if first == "name" else first)
+    first = words.next_or_fail("expected a NAME or FILE")
+    name = map_named(words.next_or_fail("expected a NAME") if first == "name" else first)
     sizes = {"key": "key size", "value": "value size", "entries": "max entries"}
     numbers = {**sizes, "flags": "flags", "extra": "extra", "mode": "mode"}
     given: dict[str, int] = {}
-    while (word := tokens.peek()) is not None:
-        keyword = tokens.keyword(["type", "name", *numbers])
+    while (word := words.peek()) is not None:
+        keyword = words.keyword(["type", "name", *numbers])
         if keyword is None:
             raise Failure(f"unknown arg {word}")
-        argument = tokens.next_or_fail(f"expected something after {word!r}")
-        if keyword == "type" and not TYPE.startswith(argument):
-            raise Failure(f"type is {TYPE}, not {argument!r}")
+        argument = words.next_or_fail(f"expected something after {word!r}")
+        if keyword == "type" and not MAP_TYPE.startswith(argument):
+            raise Failure(f"type is {MAP_TYPE}, not {argument!r}")
         if keyword == "name" and map_named(argument).name != name.name:
             raise Failure(f"a map has one name, that of its file: {name.name!r} or {argument!r}?")
         if keyword in numbers:
@@ -86,19 +74,19 @@ def create_verb(session: Session, words: tuple[str, ...]) -> None:
             mode=given.get("mode", 0o600),
         ).close()
     except shmrhash.Error as error:
-        raise Failure(f"map create failed: {why(error)}", status_of(error)) from None
+        raise failed("map create", error) from None
     session.done()
 
 
-@click.command("update", cls=WordVerb, short_help="Store a value under a key.")
+@click.command("update", cls=WordCommand, short_help="Store a value under a key.")
 @words_argument("MAP key DATA value DATA [any|exist|noexist]")
 @data_options
 @pass_session
-def update_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
-    """Store a value. exist: only if the key is there; noexist: only if it is not.
+def update_command(session: Session, words: Words, data: DataOptions) -> None:
+    """Store a value. exist: only if the key is in the map; noexist: only if it is not.
 
-    A SharedDict takes keys and values as their types are written, and gives the entry its time to
-    live; what only a program can make, objects and arrays, it does not take.
+    Keys and values of a SharedDict are written by their types; the entry gets the dict's time to
+    live. Values that only a program can make, objects and arrays, cannot be stored here.
 
     \b
     Examples:
@@ -106,25 +94,23 @@ def update_verb(session: Session, words: tuple[str, ...], **options: Any) -> Non
       shmrhash update hits key alice value 7 --str --value-u64
       shmrhash update hits key alice value 7 noexist --str --value-u64
     """
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    wanted = DataOptions.take(options)
+    name = take_map(words)
     with session.open(name, write=True) as shared_map:
-        contents = contents_of(shared_map, wanted, strict=True)
-        key, value, flag = _take_entry(tokens, contents.pair)
+        contents = contents_of(shared_map, data, strict=True)
+        key, value, flag = _take_entry(words, contents.pair)
         try:
             contents.update(key, value, UPDATE_FLAGS[flag])
         except shmrhash.Error as error:
-            raise Failure(f"update failed: {why(error)}", status_of(error)) from None
+            raise failed("update", error) from None
     session.done()
 
 
-def _take_entry(tokens: Tokens, pair: Pair) -> tuple[bytes, bytes, str]:
+def _take_entry(words: Words, pair: Pair) -> tuple[bytes, bytes, str]:
     """key DATA, value DATA and a flag, in any order."""
     found: dict[str, bytes] = {}
     flag = None
-    while (word := tokens.peek()) is not None:
-        keyword = tokens.keyword(["key", "value", *UPDATE_FLAGS])
+    while (word := words.peek()) is not None:
+        keyword = words.keyword(["key", "value", *UPDATE_FLAGS])
         if keyword is None:
             raise Failure(f"expected key or value, got: {word}")
         if keyword in UPDATE_FLAGS:
@@ -134,18 +120,18 @@ def _take_entry(tokens: Tokens, pair: Pair) -> tuple[bytes, bytes, str]:
             continue
         if keyword in found:
             raise Failure(f"duplicate {keyword}")
-        found[keyword] = (pair.key if keyword == "key" else pair.value).take(tokens, keyword)
+        found[keyword] = (pair.key if keyword == "key" else pair.value).from_words(words, keyword)
     for keyword in ("key", "value"):
         if keyword not in found:
             raise Failure(f"did not find {keyword}")
     return found["key"], found["value"], flag or "any"
 
 
-@click.command("delete", cls=WordVerb, short_help="Remove a key and its value.")
+@click.command("delete", cls=WordCommand, short_help="Remove a key and its value.")
 @words_argument("MAP key DATA")
 @data_options
 @pass_session
-def delete_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
+def delete_command(session: Session, words: Words, data: DataOptions) -> None:
     """Remove an entry. Exit status 1 if there is none.
 
     \b
@@ -153,33 +139,27 @@ def delete_verb(session: Session, words: tuple[str, ...], **options: Any) -> Non
       shmrhash delete hits key 1 0 0 0 0 0 0 0
       shmrhash delete hits key alice --str
     """
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    wanted = DataOptions.take(options)
+    name = take_map(words)
     with session.open(name, write=True) as shared_map:
-        contents = contents_of(shared_map, wanted)
-        key = take_key(tokens, contents.pair)
-        assert key is not None
+        contents = contents_of(shared_map, data)
+        key = contents.pair.need_key(words)
         try:
             contents.delete(key)
         except shmrhash.Error as error:
-            raise Failure(f"delete failed: {why(error)}", status_of(error)) from None
+            raise failed("delete", error) from None
     session.done()
 
 
-@click.command("freeze", cls=WordVerb, short_help="Make a map constant for ever.")
+@click.command("freeze", cls=WordCommand, short_help="Forbid all changes to a map.")
 @map_argument
 @pass_session
-def freeze_verb(session: Session, words: tuple[str, ...]) -> None:
-    """Nobody, in any process, can change a frozen map. There is no way back.
+def freeze_command(session: Session, name: MapName) -> None:
+    """Forbid all changes to a map, in every process. It cannot be undone.
 
     \b
     Examples:
       shmrhash freeze settings
     """
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    tokens.end()
     with session.open(name, write=True) as shared_map:
         shared_map.freeze()
     session.done()

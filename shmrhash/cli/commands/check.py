@@ -1,28 +1,26 @@
-"""Mending: check, repair, gc, unlink."""
+"""Health and repair: check, repair, gc, unlink."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import Any
 
 import click
 
 import shmrhash
-from shmrhash import RHashMap, _core, _segment
-from shmrhash.cli.commands.ls import objects_text
+from shmrhash import RHashMap, _inspect
+from shmrhash._inspect import NEVER_NS
 from shmrhash.cli.entries.contents import contents_of
-from shmrhash.cli.entries.formats import Spec
-from shmrhash.cli.entries.layouts import NEVER_NS
+from shmrhash.cli.entries.options import DataOptions
+from shmrhash.cli.errors import STATUS_DAMAGED, STATUS_NO, Failure
 from shmrhash.cli.files.store import create_map, geometry_of
-from shmrhash.cli.maps import OK, ORPHAN, STRANGER, examine, look, look_around
-from shmrhash.cli.screen import print_facts
-from shmrhash.cli.session import DataOptions, Session, Verb, map_argument, on_terminal, pass_session
-from shmrhash.cli.strangers import looked_at
-from shmrhash.cli.words import STATUS_DAMAGED, STATUS_NO, Failure, MapName, Tokens, take_map
+from shmrhash.cli.maps import NOT_A_MAP, OK, ORPHAN, all_states, examine, state_of
+from shmrhash.cli.screen import objects_text, on_terminal, print_facts
+from shmrhash.cli.session import Command, Session, map_argument, pass_session
+from shmrhash.cli.strangers import read_map
+from shmrhash.cli.words import MapName
 
-BYTES = DataOptions(Spec(), Spec())
 FIGURES = {
     "entries": "entries",
     "buckets": "buckets",
@@ -34,48 +32,39 @@ FIGURES = {
 }
 
 
-def one_map(words: tuple[str, ...]) -> MapName:
-    """The map that the words name, and nothing else."""
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    tokens.end()
-    return name
-
-
-@click.command("check", cls=Verb, short_help="Is the map sound? Looks at everything in it.")
+@click.command("check", cls=Command, short_help="Is the map sound? Reads everything in it.")
 @map_argument
 @pass_session
-def check_verb(session: Session, words: tuple[str, ...]) -> int:
-    """Walk every invariant of the map, and say what was found and what is safe to do.
+def check_command(session: Session, name: MapName) -> int:
+    """Check every invariant of the map; print the result and what is safe to do.
 
     Changes nothing: dead owners are reported; 'repair' recovers them. Exit status 0: sound;
-    1: dead owners, or always busy, so that nothing can be said for sure; 5: damaged.
+    1: dead owners, or changed by others all the time, so that the result is not exact; 5: damaged.
 
     \b
     Examples:
       shmrhash check hits
       shmrhash check hits || shmrhash repair hits
     """
-    name = one_map(words)
-    sight = look(name, session)
-    found = {"name": name.name, **looked_at(name, session, _checked)}
-    found["dead"] = len(sight.dead)
-    found["objects"] = sight.objects or None
+    state = state_of(name, session)
+    found = {"name": name.name, **read_map(name, session, _checked)}
+    found["dead"] = len(state.dead)
+    found["objects"] = state.objects or None
     if found["problem"]:
         status = STATUS_DAMAGED
         found["advice"] = (
             "reading and exporting is safe, writing is not: shmrhash repair "
             f"{name.name} --into NEW copies what can be read into a new map"
         )
-    elif sight.dead:
+    elif state.dead:
         status = STATUS_NO
         found["advice"] = (
-            f"everything may go on: whoever meets the dead recovers them, or now: shmrhash repair "
-            f"{name.name}"
+            f"its users can go on: the next operation that needs it recovers dead owners; to "
+            f"recover them now: shmrhash repair {name.name}"
         )
     elif not found["exact"]:
         status = STATUS_NO
-        found["advice"] = "others were changing the map all the time: try again when they rest"
+        found["advice"] = "others changed the map during the check: try again when it is idle"
     else:
         status = 0
         found["advice"] = ""
@@ -84,7 +73,7 @@ def check_verb(session: Session, words: tuple[str, ...]) -> int:
 
 
 def _checked(shared_map: RHashMap) -> dict[str, Any]:
-    """What a check found, soundness among it."""
+    """The result of check(): whether the map is sound, the problem, figures."""
     try:
         return {"sound": True, "problem": None, **shared_map.check()}
     except shmrhash.SegmentCorrupt as error:
@@ -109,23 +98,22 @@ def _report(session: Session, found: dict[str, Any]) -> None:
     print_facts(facts)
 
 
-@click.command("repair", cls=Verb, short_help="Recover dead owners, then check.")
+@click.command("repair", cls=Command, short_help="Recover dead owners, then check.")
 @map_argument
 @click.option("--into", "target", metavar="NEW", help="Copy what can be read into a new map.")
 @pass_session
-def repair_verb(session: Session, words: tuple[str, ...], target: str | None) -> int:
+def repair_command(session: Session, name: MapName, target: str | None) -> int:
     """Finish or undo what killed processes had begun, then check the map.
 
-    A map that is damaged is not mended in place: with --into its readable entries go into a new map
-    of the same sizes. Exit status 0: sound now; 1: busy; 5: still damaged.
+    A damaged map is not repaired in place: --into copies its readable entries into a new map of the
+    same sizes. Exit status 0: sound now; 1: changed by others all the time; 5: still damaged.
 
     \b
     Examples:
       shmrhash repair hits
       shmrhash repair hits --into hits-2
     """
-    name = one_map(words)
-    before = look(name, session)
+    before = state_of(name, session)
     with session.open(name, write=True) as shared_map:
         found = {"name": name.name, **_checked(shared_map)}
         after = shared_map.info()
@@ -151,14 +139,14 @@ def repair_verb(session: Session, words: tuple[str, ...], target: str | None) ->
 
 
 def _copy(source: RHashMap, target: str, session: Session) -> int:
-    """Copy every entry that can be read into a new map; how many there were."""
-    contents = contents_of(source, BYTES)
+    """Copy every entry that can be read into a new map; how many they are."""
+    contents = contents_of(source, DataOptions())
     copied = 0
     with (
         create_map(geometry_of(contents), target, session.timeout) as copy,
-        contextlib.suppress(shmrhash.SegmentCorrupt),  # what came before is good
+        contextlib.suppress(shmrhash.SegmentCorrupt),  # the entries before it are good
     ):
-        copies = contents_of(copy, BYTES)
+        copies = contents_of(copy, DataOptions())
         for key, value, extra in contents.items():
             if extra is None:
                 copy.update(key, value)
@@ -170,37 +158,25 @@ def _copy(source: RHashMap, target: str, session: Session) -> int:
 
 
 def _abandoned(session: Session) -> list[str]:
-    """The maps that nobody holds, and that gc --names would remove."""
-    names = []
-    for sight in look_around(session):
-        if not sight.usable and sight.health != ORPHAN:
-            continue
-        try:
-            fd = _segment.look_at_file(sight.path)
-        except OSError:
-            continue
-        try:
-            holders = _core.segment_holders(fd)
-        except shmrhash.Error:
-            continue
-        finally:
-            os.close(fd)
-        if holders is not None and not holders[0] and not holders[2]:
-            names.append(sight.name)
-    return names
+    """The maps that no process holds, which gc --names removes."""
+    return [
+        state.name
+        for state in all_states(session)
+        if (state.usable or state.health == ORPHAN) and _inspect.is_unheld(state.path)
+    ]
 
 
-@click.command("gc", cls=Verb, short_help="Recover dead owners in all maps; remove unused ones.")
+@click.command("gc", cls=Command, short_help="Recover dead owners in all maps; remove unused ones.")
 @click.option("--names", is_flag=True, help="Also remove maps that nobody holds, with all entries.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say which --names would remove.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @pass_session
-def gc_verb(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
+def gc_command(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
     """Recover killed processes in all maps, and remove ephemeral maps that nobody holds.
 
     With --names other maps that nobody holds at this moment are removed too, and their entries are
-    lost: a map is meant to outlive its processes, so it asks first. Root looks at other users' maps
-    without attaching to them; to recover who died there, trust their owner with --owner.
+    lost: a map is meant to outlive its processes, so it asks first. Root reads other users' maps
+    without attaching to them; to recover processes that died there, trust their owner: --owner.
 
     \b
     Examples:
@@ -230,30 +206,29 @@ def gc_verb(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
 
 def _confirm(question: str) -> None:
     if not (on_terminal() and sys.stdin.isatty()):
-        raise Failure(f"{question} --yes says so; --dry-run only looks")
+        raise Failure(f"{question} --yes means yes; --dry-run only shows them")
     if not click.confirm(question, err=True):
         raise Failure("nothing was removed", STATUS_NO)
 
 
-@click.command("unlink", cls=Verb, short_help="Remove a map's name; its users go on.")
+@click.command("unlink", cls=Command, short_help="Remove a map's name; its users go on.")
 @map_argument
 @click.option("-f", "--force", is_flag=True, help="Remove the file even if it is no map.")
 @pass_session
-def unlink_verb(session: Session, words: tuple[str, ...], force: bool) -> None:
-    """Remove the name of a map. Attached processes go on; the memory goes with the last of them.
+def unlink_command(session: Session, name: MapName, force: bool) -> None:
+    """Remove the name of a map. Attached processes go on; the last of them frees the memory.
 
     \b
     Examples:
       shmrhash unlink hits
     """
-    name = one_map(words)
     health, detail = examine(name.path)
-    if health == STRANGER and not force:
+    if health == NOT_A_MAP and not force:
         raise Failure(f"{name.path} is no map ({detail}); --force removes it", STATUS_DAMAGED)
     users = []
     if health == OK:
-        with contextlib.suppress(shmrhash.Error, OSError):  # sick maps are what unlink is for
-            users = look(name, session).alive
+        with contextlib.suppress(shmrhash.Error, OSError):  # damaged maps can be unlinked, too
+            users = state_of(name, session).alive
     shmrhash.unlink(name.name)
     session.done()
     if users and on_terminal():

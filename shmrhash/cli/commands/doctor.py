@@ -1,6 +1,6 @@
-"""doctor: is this machine fit for maps, and what to change if it is not.
+"""doctor: whether this machine is fit for maps, and what to change if it is not.
 
-Each finding has a mark: ok; note, it works but something could be better; bad, it will fail.
+Each finding has a mark: ok; note, it works but could be better; bad, it will fail.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 import click
 
 import shmrhash
-from shmrhash import RHashMap, _segment
+from shmrhash import RHashMap, _inspect
 from shmrhash.cli import features
-from shmrhash.cli.screen import Cell, make_console, size_text
-from shmrhash.cli.session import Session, Verb, message_of, on_terminal, pass_session
-from shmrhash.cli.words import STATUS_NO
+from shmrhash.cli.errors import STATUS_NO, message_of
+from shmrhash.cli.screen import Cell, make_console, on_terminal, size_text
+from shmrhash.cli.session import Command, Session, pass_session
 
 OK = "ok"
 NOTE = "note"
@@ -37,7 +37,7 @@ SYSTEM_USER_MAX = 999  # logind leaves the segments of users up to here alone
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check. change: the command that helps."""
 
     mark: str
     what: str
@@ -46,11 +46,11 @@ class Finding:
 
 
 def kernel() -> Iterator[Finding]:
-    """The kernel's version, what it refuses of what maps need, and the machine's word size."""
+    """The kernel's version, the features that it refuses, and the machine's word size."""
     found = f"Linux {platform.release()}"
     try:
-        refused = list(features.refused(_segment.directory()))
-    except OSError as error:  # the directory's own finding says more
+        refused = list(features.refused(_inspect.directory()))
+    except OSError as error:  # directory() says more
         yield Finding(OK, "kernel", f"{found}; nothing could be tried: {error.strerror}")
         refused = []
     else:
@@ -65,15 +65,15 @@ def kernel() -> Iterator[Finding]:
 
 
 def directory() -> Iterator[Finding]:
-    """The directory of segments: its file system, size, room and permissions."""
-    folder = _segment.directory()
+    """The directory of segments: its file system, size, free room and permissions."""
+    folder = _inspect.directory()
     try:
         status = os.statvfs(folder)
     except OSError as error:
         change = f"sudo mkdir -p {folder} && sudo mount -t tmpfs -o mode=1777 tmpfs {folder}"
         yield Finding(BAD, "directory", f"{folder}: {error.strerror}", change)
         return
-    kind = file_system_of(folder)
+    kind, _ = mount_of(folder)
     mount = f"sudo mount -t tmpfs -o mode=1777 tmpfs {folder}"
     if kind == "tmpfs":
         yield Finding(OK, "directory", f"{folder} is a tmpfs")
@@ -81,7 +81,7 @@ def directory() -> Iterator[Finding]:
         found = f"{folder} is on {kind}: maps would be written to a disk, or fail"
         yield Finding(BAD, "directory", found, f"unset SHMRHASH_DIR, or {mount}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        found = f"{folder} may not be written by user {os.geteuid()}"
+        found = f"user {os.geteuid()} may not write to {folder}"
         change = f"sudo chmod 1777 {folder}"
         if status.f_flag & os.ST_RDONLY:
             found = f"{folder} is mounted read-only"
@@ -104,11 +104,6 @@ def directory() -> Iterator[Finding]:
         yield Finding(NOTE if small else OK, "size", found, change if small else "")
 
 
-def file_system_of(folder: str) -> str:
-    """The type of the file system that a directory is on."""
-    return mount_of(folder)[0]
-
-
 def mount_of(folder: str) -> tuple[str, str]:
     """Type and options of the file system of a directory, by the longest mount point above it."""
     full = os.path.realpath(folder)
@@ -124,7 +119,7 @@ def mount_of(folder: str) -> tuple[str, str]:
 
 
 def _text(path: str) -> str:
-    """A small file of the system, or nothing."""
+    """The text of a small file of the system, or ""."""
     try:
         return Path(path).read_text()
     except (OSError, ValueError):
@@ -138,7 +133,7 @@ def in_container() -> bool:
 
 
 def memory() -> Iterator[Finding]:
-    """The memory there is: of the machine, and of the control group."""
+    """The memory of the machine, and of the control group."""
     lines = (line.split() for line in _text("/proc/meminfo").splitlines())
     sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
     if "MemTotal" in sizes:
@@ -151,10 +146,10 @@ def memory() -> Iterator[Finding]:
     change = "docker run --memory=..., or systemctl set-property UNIT MemoryMax=..."
     if used > limit * MEMORY_PART_MAX:
         yield Finding(
-            BAD, "memory group", f"{found}: the next page may get somebody killed", change
+            BAD, "memory group", f"{found}: the kernel may kill a process at the next page", change
         )
     elif limit < _directory_bytes():
-        found += "; the directory of maps is larger, and who reaches the limit is killed first"
+        found += "; maps may grow beyond it, and a process that reaches the limit is killed"
         change = f"create maps with max_bytes= well below {size_text(limit)}"
         yield Finding(NOTE, "memory group", found, change)
     else:
@@ -162,16 +157,16 @@ def memory() -> Iterator[Finding]:
 
 
 def _directory_bytes() -> int:
-    """The size of the directory's file system; 0 if it cannot be known."""
+    """The size of the directory's file system; 0 if it is not known."""
     try:
-        status = os.statvfs(_segment.directory())
+        status = os.statvfs(_inspect.directory())
     except OSError:
         return 0
     return status.f_blocks * status.f_frsize
 
 
 def group_memory() -> tuple[int | None, int]:
-    """The tightest memory limit of the control groups above this process, and what is used."""
+    """The lowest memory limit of the control groups of this process, and the memory in use."""
     limit, used = None, 0
     for line in _text("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -192,7 +187,7 @@ def group_memory() -> tuple[int | None, int]:
 
 
 def limits() -> Iterator[Finding]:
-    """Limits of this process, and the kernel's policy, that forbid large sparse maps."""
+    """Limits of this process, and policies of the kernel, that forbid large sparse maps."""
     for number, what, flag, least in (
         (resource.RLIMIT_AS, "address space", "v", ADDRESS_SPACE_MIN),
         (resource.RLIMIT_FSIZE, "file size", "f", ADDRESS_SPACE_MIN),
@@ -204,7 +199,7 @@ def limits() -> Iterator[Finding]:
                 change += "   (root must raise the hard limit in /etc/security/limits.conf)"
             yield Finding(BAD, what, f"limited to {size_text(soft)}: creating maps fails", change)
     if _text("/proc/sys/vm/overcommit_memory").strip() == "2":
-        found = "vm.overcommit_memory is 2: what a map reserves counts as if it were used"
+        found = "vm.overcommit_memory is 2: addresses that a map reserves count as used memory"
         yield Finding(NOTE, "overcommit", found, "sudo sysctl vm.overcommit_memory=0")
     found = "mlockall() fills the holes of maps that are open: add MCL_ONFAULT to its flags"
     yield Finding(OK, "locked memory", found)
@@ -216,13 +211,13 @@ def limits() -> Iterator[Finding]:
 
 def huge_pages() -> Iterator[Finding]:
     """Whether large maps may use huge pages."""
-    folder = _segment.directory()
+    folder = _inspect.directory()
     kind, options = mount_of(folder)
     path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
     forced = _text(path).partition("[")[2].partition("]")[0]
     if kind != "tmpfs" or not forced:
         return
-    # Else shmem_enabled is for memory without a mount.
+    # Other values of shmem_enabled are for memory that has no mount.
     chosen = forced if forced in ("deny", "force") else "never"
     if chosen == "never":
         words = (word.partition("=") for word in options.split(","))
@@ -244,29 +239,22 @@ def huge_pages() -> Iterator[Finding]:
 
 
 def session_end() -> Iterator[Finding]:
-    """systemd removes a user's shared memory when the user's last session ends."""
+    """Whether systemd removes this user's maps when the last login session ends."""
     user = os.geteuid()
     if user <= SYSTEM_USER_MAX or not os.path.isdir("/run/systemd/users"):
         return
-    if os.path.exists(f"/var/lib/systemd/linger/{_user_name(user)}"):
+    if os.path.exists(f"/var/lib/systemd/linger/{_inspect.user_name(user)}"):
         return
     configured = _text("/etc/systemd/logind.conf")
     if not any(line.strip() == "RemoveIPC=no" for line in configured.splitlines()):
         found = "systemd removes this user's maps when the last session ends (RemoveIPC)"
-        yield Finding(NOTE, "logging out", found, f"sudo loginctl enable-linger {_user_name(user)}")
-
-
-def _user_name(user: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return str(user)
+        yield Finding(
+            NOTE, "logging out", found, f"sudo loginctl enable-linger {_inspect.user_name(user)}"
+        )
 
 
 def trial() -> Iterator[Finding]:
-    """Make a map, use it, kill a process that writes to it, and look whether all is well."""
+    """Make a map, kill a process that writes to it, recover it, and check it."""
     name = f"shmrhash-doctor-{os.getpid()}"
     try:
         with RHashMap.create(name, key_size=8, value_size=8, max_entries=10_000) as shared_map:
@@ -299,7 +287,7 @@ def _try(shared_map: RHashMap) -> Iterator[Finding]:
     os.close(ready)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    if not said.startswith(b"r"):  # no fault of the map's: a limit, or a full file system
+    if not said.startswith(b"r"):  # a limit, or a full file system
         reason = said[1:].decode(errors="replace") or "the process that writes ended by itself"
         yield Finding(BAD, "trial", reason, "free what is named, or raise the limit; try again")
         return
@@ -330,12 +318,12 @@ CHECKS: list[Callable[[], Iterator[Finding]]] = [
 ]
 
 
-@click.command("doctor", cls=Verb, short_help="Is this machine fit for maps? What to change.")
+@click.command("doctor", cls=Command, short_help="Is this machine fit for maps? What to change.")
 @pass_session
-def doctor_verb(session: Session) -> int:
-    """Look at the kernel, the shared-memory directory, limits and containers, and try a map.
+def doctor_command(session: Session) -> int:
+    """Check the kernel, the shared-memory directory, limits and containers, and try a map.
 
-    Prints what is fit, and below what is not the command that changes it. Exit status 1 if
+    Below each finding that could be better is the command that changes it. Exit status 1 if
     something would fail.
 
     \b

@@ -11,22 +11,23 @@ from typing import Any
 
 import click
 
-from shmrhash._dictfile import ANONYMOUS_PREFIX
+from shmrhash._inspect import ANONYMOUS_PREFIX
 from shmrhash.cli.maps import (
     DENIED,
-    FROZEN,
-    FULL,
+    NOT_A_MAP,
     OK,
-    STRANGER,
+    MapState,
     Process,
-    Sight,
-    look,
-    look_around,
+    all_states,
+    health_cell,
     others_mapping,
+    state_of,
 )
 from shmrhash.cli.screen import (
     Cell,
     count_text,
+    objects_text,
+    on_terminal,
     percent_text,
     print_facts,
     print_table,
@@ -34,14 +35,8 @@ from shmrhash.cli.screen import (
     size_text,
     time_text,
 )
-from shmrhash.cli.session import (
-    Session,
-    Verb,
-    map_argument,
-    on_terminal,
-    pass_session,
-)
-from shmrhash.cli.words import Tokens, take_map
+from shmrhash.cli.session import Command, Session, map_argument, pass_session
+from shmrhash.cli.words import MapName
 
 COLUMNS = [
     "NAME",
@@ -56,31 +51,24 @@ COLUMNS = [
 ]
 
 
-def health_cell(sight: Sight) -> Cell:
-    """The health of a map, in its colour."""
-    style = "ok" if sight.health == OK else "note" if sight.health in (FULL, FROZEN) else "bad"
-    dead = f"{len(sight.dead)} dead" if sight.dead else sight.health
-    return Cell(dead, "dim" if sight.health in (STRANGER, DENIED) else style)
-
-
-def last_activity(sight: Sight) -> tuple[str, int]:
-    """What is known to have happened last, and when (nanoseconds since the epoch)."""
-    created = int(sight.info.get("created_ns", 0))
-    attached = max((process.attached_ns for process in sight.processes), default=0)
-    used = int(sight.info.get("last_activity_ns", 0))
+def last_activity(state: MapState) -> tuple[str, int]:
+    """The last event that the map has recorded, and when (nanoseconds since the epoch)."""
+    created = int(state.info.get("created_ns", 0))
+    attached = max((process.attached_ns for process in state.processes), default=0)
+    used = int(state.info.get("last_activity_ns", 0))
     if created >= max(used, attached):
         return "created", created
     return ("used", used) if used >= attached else ("attached", attached)
 
 
-def activity_text(sight: Sight) -> str:
-    """When something happened last: "attached 3 min ago"."""
-    what, when = last_activity(sight)
+def activity_text(state: MapState) -> str:
+    """The last event: "attached 3 min ago"."""
+    what, when = last_activity(state)
     return f"{what} {time_text(time.time() - when / 1e9)} ago" if when else "-"
 
 
 def process_object(process: Process) -> dict[str, Any]:
-    """A process as JSON shows it."""
+    """A process in JSON."""
     return {
         "pid": process.pid,
         "command": process.command,
@@ -90,75 +78,75 @@ def process_object(process: Process) -> dict[str, Any]:
     }
 
 
-def sight_object(sight: Sight) -> dict[str, Any]:
-    """A map as the JSON of ls shows it."""
+def state_object(state: MapState) -> dict[str, Any]:
+    """A map in the JSON of ls."""
     found: dict[str, Any] = {
-        "name": sight.name,
-        "id": sight.inode,
-        "path": sight.path,
-        "owner": sight.owner,
-        "health": sight.health,
-        "detail": sight.detail,
-        "advice": sight.advice,
+        "name": state.name,
+        "id": state.inode,
+        "path": state.path,
+        "owner": state.owner,
+        "health": state.health,
+        "detail": state.detail,
+        "advice": state.advice,
     }
-    if sight.info:
+    if state.info:
         found |= {
-            "entries": sight.info["entries"],
-            "expired": sight.info["expired"],
-            "max_entries": sight.info["max_entries"],
-            "fill": sight.fill,
-            "bytes": sight.info["bytes_committed"],
-            "types": sight.types or None,
-            "objects": sight.objects or None,
-            "last_activity": last_activity(sight)[0],
-            "last_activity_ns": last_activity(sight)[1],
-            "processes": [process_object(process) for process in sight.processes],
+            "entries": state.info["entries"],
+            "expired": state.info["expired"],
+            "max_entries": state.info["max_entries"],
+            "fill": state.fill,
+            "bytes": state.info["bytes_committed"],
+            "types": state.types or None,
+            "objects": state.objects or None,
+            "last_activity": last_activity(state)[0],
+            "last_activity_ns": last_activity(state)[1],
+            "processes": [process_object(process) for process in state.processes],
         }
     return found
 
 
-def _by_process(sights: list[Sight]) -> tuple[list[list[Sight]], list[Sight]]:
-    """Healthy anonymous dicts, by the process that made them if it has several; and the others."""
-    made: dict[str, list[Sight]] = {}
-    for sight in sights:
-        if sight.health == OK and sight.name.startswith(ANONYMOUS_PREFIX):
-            made.setdefault(sight.name.rpartition("-")[0], []).append(sight)
+def _by_process(states: list[MapState]) -> tuple[list[list[MapState]], list[MapState]]:
+    """Healthy anonymous dicts in groups, one for each process that made several; and all others."""
+    made: dict[str, list[MapState]] = {}
+    for state in states:
+        if state.health == OK and state.name.startswith(ANONYMOUS_PREFIX):
+            made.setdefault(state.name.rpartition("-")[0], []).append(state)
     groups = [group for group in made.values() if len(group) > 1]
-    gone = {sight.name for group in groups for sight in group}
-    return groups, [sight for sight in sights if sight.name not in gone]
+    gone = {state.name for group in groups for state in group}
+    return groups, [state for state in states if state.name not in gone]
 
 
-def _row(sight: Sight) -> list[str]:
+def _row(state: MapState) -> list[str]:
     figures = ["-"] * 5
-    if sight.info:
+    if state.info:
         figures = [
-            count_text(sight.info["entries"]),
-            percent_text(sight.fill),
-            size_text(sight.info["bytes_committed"]),
-            size_text(sight.objects["bytes_in_use"]) if sight.objects else "-",
-            activity_text(sight),
+            count_text(state.info["entries"]),
+            percent_text(state.fill),
+            size_text(state.info["bytes_committed"]),
+            size_text(state.objects["bytes_in_use"]) if state.objects else "-",
+            activity_text(state),
         ]
-    users = ", ".join(map(str, sight.alive)) if sight.info else sight.detail
+    users = ", ".join(map(str, state.alive)) if state.info else state.detail
     return [
-        Cell(sight.name, "head"),
-        "-" if sight.user == os.geteuid() else sight.owner,
+        Cell(state.name, "head"),
+        "-" if state.user == os.geteuid() else state.owner,
         *figures,
-        health_cell(sight),
+        health_cell(state),
         users or "-",
     ]
 
 
-def _group_row(group: list[Sight]) -> list[str]:
-    """Anonymous dicts of one process in one line: sums, the latest activity, all users."""
-    latest = max(group, key=lambda sight: last_activity(sight)[1])
-    objects = sum(sight.objects.get("bytes_in_use", 0) for sight in group)
-    users = sorted({(user.pid, str(user)) for sight in group for user in sight.alive})
+def _group_row(group: list[MapState]) -> list[str]:
+    """A group of anonymous dicts in one row: sums, the last activity, all processes."""
+    latest = max(group, key=lambda state: last_activity(state)[1])
+    objects = sum(state.objects.get("bytes_in_use", 0) for state in group)
+    users = sorted({(user.pid, str(user)) for state in group for user in state.alive})
     return [
         Cell(f"{group[0].name.rpartition('-')[0]}-*  ({len(group)} dicts)", "head"),
         "-" if latest.user == os.geteuid() else latest.owner,
-        count_text(sum(sight.info["entries"] for sight in group)),
+        count_text(sum(state.info["entries"] for state in group)),
         "-",
-        size_text(sum(sight.info["bytes_committed"] for sight in group)),
+        size_text(sum(state.info["bytes_committed"] for state in group)),
         size_text(objects) if objects else "-",
         activity_text(latest),
         health_cell(latest),
@@ -167,27 +155,27 @@ def _group_row(group: list[Sight]) -> list[str]:
 
 
 def _owners_if_others(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The columns of ls; without the owners if all maps are this user's."""
+    """The columns of ls and its rows; without OWNER if all maps are this user's."""
     if any(row[1] != "-" for row in rows):
         return COLUMNS, rows
     return [COLUMNS[0], *COLUMNS[2:]], [[row[0], *row[2:]] for row in rows]
 
 
-@click.command("ls", cls=Verb, short_help="All maps: entries, size, users, health.")
+@click.command("ls", cls=Command, short_help="All maps: entries, size, processes, health.")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also files that are no maps.")
 @pass_session
-def ls_verb(session: Session, patterns: tuple[str, ...], everything: bool) -> None:
-    """Every map of this machine, who is attached to it, and how it is.
+def ls_command(session: Session, patterns: tuple[str, ...], everything: bool) -> None:
+    """Every map of this machine, its health, and the processes that are attached to it.
 
     PATTERN is a name, or one with *, ? and [...]; quote it. Without one, the anonymous dicts of a
-    process stand in one line; --all, and -j, have each.
+    process have one line together; --all and -j show each.
 
-    OBJECTS is what the values (and long keys) of a SharedDict take beside its entries; SIZE has
-    them too. HEALTH is ok, full, frozen, 'N dead' (ended without closing: repair), left behind
-    (gc), damaged, or other version. PROCESSES are those that may write; 'info' shows readers too.
-    OWNER is shown if some maps are other users'. Root looks at these in a child process, since who
-    owns a file can end whoever has it mapped.
+    OBJECTS is the memory of values (and long keys) that a SharedDict stores beside its entries; it
+    is part of SIZE. HEALTH is ok, full, frozen, 'N dead' (processes that ended without closing:
+    repair), left behind (gc), damaged, or other version. PROCESSES are those that may write; 'info'
+    shows readers too. OWNER is shown if another user has maps. Root reads those in a child process,
+    because their owners can kill a process that has them mapped, by truncating the file.
 
     \b
     Examples:
@@ -198,27 +186,27 @@ def ls_verb(session: Session, patterns: tuple[str, ...], everything: bool) -> No
     wanted = re.compile(
         "|".join(fnmatch.translate(pattern.removeprefix("/")) for pattern in patterns)
     )
-    sights = list(look_around(session, lambda name: wanted.match(name) is not None))
-    shown = [sight for sight in sights if everything or sight.health not in (STRANGER, DENIED)]
+    states = list(all_states(session, lambda name: wanted.match(name) is not None))
+    shown = [state for state in states if everything or state.health not in (NOT_A_MAP, DENIED)]
     if session.json:
-        session.emit([sight_object(sight) for sight in shown])
+        session.emit([state_object(state) for state in shown])
         return
     grouped, alone = ([], shown) if everything or patterns else _by_process(shown)
-    rows = [_row(sight) for sight in alone] + [_group_row(group) for group in grouped]
+    rows = [_row(state) for state in alone] + [_group_row(group) for group in grouped]
     if rows or not on_terminal():
         columns, rows = _owners_if_others(rows)
         print_table(columns, rows, ["ACTIVITY", "FILL", "OBJECTS", "SIZE", "OWNER"])
-    denied = sum(sight.health == DENIED for sight in sights)
+    denied = sum(state.health == DENIED for state in states)
     if denied and not everything:
-        print(f"{denied} file(s) may not be read by you; --all shows them", file=sys.stderr)
+        print(f"{denied} file(s) cannot be read by this user; --all shows them", file=sys.stderr)
     elif not rows and on_terminal():
         print("no maps", file=sys.stderr)
 
 
-@click.command("info", cls=Verb, short_help="Everything about one map.")
+@click.command("info", cls=Command, short_help="Everything about one map.")
 @map_argument
 @pass_session
-def info_verb(session: Session, words: tuple[str, ...]) -> None:
+def info_command(session: Session, name: MapName) -> None:
     """Sizes, load, memory, growth, recoveries, and the processes, readers included.
 
     \b
@@ -226,62 +214,50 @@ def info_verb(session: Session, words: tuple[str, ...]) -> None:
       shmrhash info hits
       shmrhash -j info hits | jq .load
     """
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    tokens.end()
-    sight = look(name, session)
-    writers = {process.pid for process in sight.processes}
-    mapping = others_mapping(sight.inode, sight.path)
+    state = state_of(name, session)
+    writers = {process.pid for process in state.processes}
+    mapping = others_mapping(state.inode, state.path)
     readers = [(pid, command) for pid, command in mapping if pid not in writers]
     if session.json:
-        own = ("liveness", "membarrier")  # of this command's handle, not of the map
-        found = {fact: value for fact, value in sight.info.items() if fact not in own}
+        own = ("liveness", "membarrier")  # facts of this command's handle, not of the map
+        found = {fact: value for fact, value in state.info.items() if fact not in own}
         del found["attached"], found["pids"]
         found |= {
-            "id": sight.inode,
-            "owner": sight.owner,
-            "health": sight.health,
-            "advice": sight.advice,
-            "types": sight.types or None,
+            "id": state.inode,
+            "owner": state.owner,
+            "health": state.health,
+            "advice": state.advice,
+            "types": state.types or None,
             "fields": [
-                {"kind": type(field).__name__, "offset": field.offset} for field in sight.fields
+                {"kind": type(field).__name__, "offset": field.offset} for field in state.fields
             ],
-            "processes": [process_object(process) for process in sight.processes],
+            "processes": [process_object(process) for process in state.processes],
             "readers": [{"pid": pid, "command": command} for pid, command in readers],
         }
         session.emit(found)
         return
-    print_facts(_facts(sight))
-    for process in sight.processes:
+    print_facts(_facts(state))
+    for process in state.processes:
         since = time_text(time.time() - process.attached_ns / 1e9)
         counters = "  ".join(f"{name} {value:,}" for name, value in process.counters.items())
-        state = f"attached {since} ago" if process.alive else f"dead; was attached {since} ago"
-        print(printable(f"  {process}  {state}  {counters}".rstrip()))
+        text = f"attached {since} ago" if process.alive else f"dead; was attached {since} ago"
+        print(printable(f"  {process}  {text}  {counters}".rstrip()))
     for pid, command in readers:
         print(printable(f"  {command}({pid})  reads"))
 
 
-def objects_text(objects: dict[str, int]) -> str:
-    """Objects in one line."""
-    return (
-        f"{objects['count']:,}, {size_text(objects['bytes_in_use'])} in use, "
-        f"{size_text(objects['bytes_committed'])} committed of {size_text(objects['max_bytes'])}, "
-        f"{objects['pinned']:,} pinned"
-    )
-
-
-def _facts(sight: Sight) -> list[tuple[str, str]]:
-    info = sight.info
+def _facts(state: MapState) -> list[tuple[str, str]]:
+    info = state.info
     age = time_text(time.time() - info["created_ns"] / 1e9)
-    health = health_cell(sight)
-    advice = Cell(f"{health}: {sight.advice}", health.style) if sight.advice else health
+    health = health_cell(state)
+    advice = Cell(f"{health}: {state.advice}", health.style) if state.advice else health
     each = info["bytes_per_entry"]
     expired = f", {info['expired']:,} of them expired" if info["expired"] else ""
     entries = f"{info['entries']:,} of {info['max_entries']:,}{expired}"
     facts = [
-        ("name", f"{sight.name}  ({sight.path}, id {sight.inode})"),
+        ("name", f"{state.name}  ({state.path}, id {state.inode})"),
         ("health", advice),
-        ("entries", f"{entries} ({percent_text(sight.fill)})"),
+        ("entries", f"{entries} ({percent_text(state.fill)})"),
         ("sizes", f"keys {info['key_size']} B, values {info['value_size']} B"),
         (
             "memory",
@@ -292,7 +268,7 @@ def _facts(sight: Sight) -> list[tuple[str, str]]:
         ("growth", f"{info['grows']:,} splits, {info['shrinks']:,} merges"),
         (
             "created",
-            f"{age} ago, owner {sight.owner}, flags {info['map_flags']:#x}, layout "
+            f"{age} ago, owner {state.owner}, flags {info['map_flags']:#x}, layout "
             f"{info['layout_version']}",
         ),
         (
@@ -301,19 +277,19 @@ def _facts(sight: Sight) -> list[tuple[str, str]]:
             f"finished, {info['operations_undone']:,} undone, longest "
             f"{info['recovery_ns_max'] / 1e6:.2f} ms",
         ),
-        ("activity", activity_text(sight)),
+        ("activity", activity_text(state)),
     ]
-    if sight.types:
-        facts.insert(4, ("types", sight.types))
-    elif sight.fields:
-        fields = (f"{type(field).__name__} at {field.offset}" for field in sight.fields)
+    if state.types:
+        facts.insert(4, ("types", state.types))
+    elif state.fields:
+        fields = (f"{type(field).__name__} at {field.offset}" for field in state.fields)
         facts.insert(4, ("fields", ", ".join(fields)))
-    if sight.objects:
-        facts.insert(-3, ("objects", objects_text(sight.objects)))
+    if state.objects:
+        facts.insert(-3, ("objects", objects_text(state.objects)))
     if info["growth_stopped"]:
         facts.insert(7, ("no memory", f"growth was stopped {info['growth_stopped']:,} times"))
     flags = [word for word in ("frozen", "ephemeral", "huge_pages") if info.get(word)]
     if flags:
         facts.append(("also", ", ".join(flags).replace("_", " ")))
-    facts.append(("processes", f"{len(sight.alive)} attached, {len(sight.dead)} dead"))
+    facts.append(("processes", f"{len(state.alive)} attached, {len(state.dead)} dead"))
     return facts

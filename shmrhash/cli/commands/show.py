@@ -1,4 +1,4 @@
-"""bpftool's verbs that look: show, list, dump, lookup, getnext."""
+"""bpftool's commands that only read: show, list, dump, lookup, getnext."""
 
 from __future__ import annotations
 
@@ -9,86 +9,73 @@ from typing import Any
 import click
 
 import shmrhash
-from shmrhash.cli import jsontext
 from shmrhash.cli.entries.contents import Plain, contents_of
-from shmrhash.cli.entries.formats import Pair, hex_lines
-from shmrhash.cli.maps import DAMAGED, VERSION, Sight, look, look_around
-from shmrhash.cli.screen import printable
-from shmrhash.cli.session import (
-    DataOptions,
-    Session,
-    WordVerb,
-    look_options,
-    map_argument,
-    pass_session,
-    words_argument,
-)
-from shmrhash.cli.words import STATUS_NO, Failure, Tokens, take_map
-
-TYPE = "rhash"
-
+from shmrhash.cli.entries.options import DataOptions, look_options
+from shmrhash.cli.errors import STATUS_NO, Failure
+from shmrhash.cli.maps import DAMAGED, VERSION, MapState, all_states, state_of
+from shmrhash.cli.screen import hex_strings, json_break, printable
+from shmrhash.cli.session import Session, WordCommand, map_argument, pass_session, words_argument
+from shmrhash.cli.words import MAP_TYPE, MapName, Words, take_map
 
 # ---- show, list ----
 
 
-def map_object(sight: Sight) -> dict[str, Any]:
-    """A map as bpftool's JSON shows one; its id is the inode number of its segment."""
-    info = sight.info
+def map_object(state: MapState) -> dict[str, Any]:
+    """A map as bpftool's JSON has one; its id is the inode number of its segment."""
+    info = state.info
     found: dict[str, Any] = {
-        "id": sight.inode,
-        "type": TYPE,
-        "name": sight.name,
+        "id": state.inode,
+        "type": MAP_TYPE,
+        "name": state.name,
         "flags": info["map_flags"],
         "bytes_key": info["key_size"],
         "bytes_value": info["value_size"],
         "max_entries": info["max_entries"],
-        "bytes_memlock": sight.mem_usage,
+        "bytes_memlock": state.mem_usage,
         "frozen": int(info.get("frozen", False)),
     }
-    if sight.alive:
-        found["pids"] = [{"pid": user.pid, "comm": user.command} for user in sight.alive]
+    if state.alive:
+        found["pids"] = [{"pid": user.pid, "comm": user.command} for user in state.alive]
     return found
 
 
-def map_text(sight: Sight) -> str:
-    """A map as bpftool shows one."""
-    info = sight.info
+def map_text(state: MapState) -> str:
+    """A map as bpftool prints one."""
+    info = state.info
     text = (
-        f"{sight.inode}: {TYPE}  name {printable(sight.name)}  flags {info['map_flags']:#x}\n"
+        f"{state.inode}: {MAP_TYPE}  name {printable(state.name)}  flags {info['map_flags']:#x}\n"
         f"\tkey {info['key_size']}B  value {info['value_size']}B  "
-        f"max_entries {info['max_entries']}  memlock {sight.mem_usage}B\n"
+        f"max_entries {info['max_entries']}  memlock {state.mem_usage}B\n"
     )
     if info.get("frozen"):
         text += "\tfrozen\n"
-    if sight.alive:
-        text += f"\tpids {printable(', '.join(map(str, sight.alive)))}\n"
+    if state.alive:
+        text += f"\tpids {printable(', '.join(map(str, state.alive)))}\n"
     return text
 
 
-def _show(session: Session, words: tuple[str, ...]) -> int:
-    tokens = Tokens(words)
-    if words:
-        name = take_map(tokens)
-        tokens.end()
-        sight = look(name, session)
+def _show(session: Session, words: Words) -> None:
+    if words.left():
+        name = take_map(words)
+        words.end()
+        state = state_of(name, session)
         if session.json:
-            session.emit(map_object(sight))
+            session.emit(map_object(state))
         else:
-            sys.stdout.write(map_text(sight))
-        return 0
-    sights = list(look_around(session))
-    usable = [sight for sight in sights if sight.usable]
+            sys.stdout.write(map_text(state))
+        return
+    states = list(all_states(session))
+    usable = [state for state in states if state.usable]
     if session.json:
-        session.emit([map_object(sight) for sight in usable])
+        session.emit([map_object(state) for state in usable])
     else:
-        sys.stdout.write("".join(map_text(sight) for sight in usable))
-    for sight in sights:
-        if sight.health in (DAMAGED, VERSION):
-            print(f"Warning: {sight.detail}", file=sys.stderr)
-    return 0
+        sys.stdout.write("".join(map_text(state) for state in usable))
+    for state in states:
+        if state.health in (DAMAGED, VERSION):
+            print(f"Warning: {state.detail}", file=sys.stderr)
 
 
-SHOW_HELP = """The maps of this machine, or one of them, as `bpftool map show` shows them.
+SHOW_HELP = """The maps of this machine, or one of them, as `bpftool map show` prints them.
 
     The number in front is the inode number of the map's file; 'id NUMBER' names the map. memlock is
     what the kernel would count: the entries. 'shmrhash ls' and 'info' have all figures.
@@ -102,34 +89,34 @@ SHOW_HELP = """The maps of this machine, or one of them, as `bpftool map show` s
     """
 
 
-@click.command("show", cls=WordVerb, help=SHOW_HELP, short_help="Maps, their sizes and users.")
+@click.command("show", cls=WordCommand, help=SHOW_HELP, short_help="Maps, their sizes and users.")
 @words_argument("[MAP]")
 @pass_session
-def show_verb(session: Session, words: tuple[str, ...]) -> int:
-    return _show(session, words)
+def show_command(session: Session, words: Words) -> None:
+    _show(session, words)
 
 
-@click.command("list", cls=WordVerb, help=SHOW_HELP, short_help="The same as show.")
+@click.command("list", cls=WordCommand, help=SHOW_HELP, short_help="The same as show.")
 @words_argument("[MAP]")
 @pass_session
-def list_verb(session: Session, words: tuple[str, ...]) -> int:
-    return _show(session, words)
+def list_command(session: Session, words: Words) -> None:
+    _show(session, words)
 
 
 # ---- dump ----
 
 
-@click.command("dump", cls=WordVerb, short_help="All entries of a map.")
+@click.command("dump", cls=WordCommand, short_help="All entries of a map.")
 @map_argument
 @look_options
 @pass_session
-def dump_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
-    """Print every entry. What stays in the map throughout is printed exactly once.
+def dump_command(session: Session, name: MapName, data: DataOptions) -> None:
+    """Print every entry. An entry that stays in the map throughout is printed exactly once.
 
-    The entries of a SharedDict are shown by its declared types, those that have expired are not.
-    Objects are pickles, which can run any code when they are read: they are shown as their size
-    unless --unpickle says that you trust everybody who may write to the dict. Classes are found
-    as Python finds them: PYTHONPATH=. if they are your own.
+    The entries of a SharedDict are shown by its declared types; expired ones are not shown. Objects
+    are pickles, which can run any code when they are read: only their size is shown, unless you say
+    with --unpickle that you trust everybody who may write to the dict. Python must be able to
+    import the classes: PYTHONPATH=. if they are your own.
 
     \b
     Examples:
@@ -138,12 +125,8 @@ def dump_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
       shmrhash dump points --u64 --value-struct '<dd'
       shmrhash -j dump hits --str --value-u64 | jq '.[].formatted'
     """
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    tokens.end()
-    wanted = DataOptions.take(options)
     with session.open(name) as shared_map:
-        contents = contents_of(shared_map, wanted)
+        contents = contents_of(shared_map, data)
         if session.json:
             _dump_json(session, contents)
             return
@@ -155,43 +138,29 @@ def dump_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
 
 
 def _dump_json(session: Session, contents: Plain) -> None:
-    """One entry after another: the map may be larger than this process's memory."""
+    """Print one entry after another: the map may be larger than the memory of this process."""
     write = sys.stdout.write
     separator = "["
     for key, value, extra in contents.items():
         write(separator + contents.entry_json(key, value, extra, session.pretty))
         separator = ","
     some = separator == ","
-    write(("" if some else "[") + jsontext.line_break(session.pretty and some, 0) + "]\n")
+    write(("" if some else "[") + json_break(session.pretty and some, 0) + "]\n")
 
 
 # ---- lookup, getnext ----
 
 
-def take_key(tokens: Tokens, pair: Pair, required: bool = True) -> bytes | None:
-    """Take `key DATA`, and nothing else."""
-    key = None
-    while (word := tokens.peek()) is not None:
-        if tokens.keyword(["key"]) is None:
-            raise Failure(f"expected key or value, got: {word}")
-        if key is not None:
-            raise Failure("duplicate key")
-        key = pair.key.take(tokens, "key")
-    if key is None and required:
-        raise Failure("did not find key")
-    return key
-
-
-@click.command("lookup", cls=WordVerb, short_help="The value of a key.")
+@click.command("lookup", cls=WordCommand, short_help="The value of a key.")
 @words_argument("MAP key DATA")
 @look_options
 @pass_session
-def lookup_verb(session: Session, words: tuple[str, ...], **options: Any) -> int:
+def lookup_command(session: Session, words: Words, data: DataOptions) -> int:
     """Print the entry of a key. Exit status 1 if there is none.
 
-    A SharedDict takes a key as its type is written: a text, a number, the fields of a struct. Among
-    keys of type object a word that is JSON stands for that: 7, '"7"', null, '[1, "a"]' for a tuple;
-    --str and --u64 say which is meant.
+    A key of a SharedDict is written by its type: a text, a number, the fields of a struct. If keys
+    are of type object, a word that is JSON means its value: 7, '"7"', null, '[1, "a"]' for a tuple;
+    --str makes it a text, --u64 a number.
 
     \b
     Examples:
@@ -200,32 +169,25 @@ def lookup_verb(session: Session, words: tuple[str, ...], **options: Any) -> int
       shmrhash lookup hits key alice --str --value-u64
       shmrhash lookup edges key 17 4 --struct '<II'
     """
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    wanted = DataOptions.take(options)
+    name = take_map(words)
     with session.open(name) as shared_map:
-        contents = contents_of(shared_map, wanted)
-        key = take_key(tokens, contents.pair)
-        assert key is not None
+        contents = contents_of(shared_map, data)
+        key = contents.pair.need_key(words)
         found = contents.find(key)
         if session.json:
             session.emit(None if found is None else contents.entry_object(key, *found))
         elif found is None:
-            print(f"key:\n{_key_lines(key, contents.pair)}\n\nNot found")
+            print(f"key:\n{contents.pair.key_lines(key)}\n\nNot found")
         else:
             sys.stdout.write(contents.entry_text(key, *found))
     return STATUS_NO if found is None else 0
 
 
-def _key_lines(key: bytes, pair: Pair) -> str:
-    return hex_lines(key) if pair.raw else pair.key.text(key)
-
-
-@click.command("getnext", cls=WordVerb, short_help="The key after a key, or the first.")
+@click.command("getnext", cls=WordCommand, short_help="The key after a key, or the first.")
 @words_argument("MAP [key DATA]")
 @look_options
 @pass_session
-def getnext_verb(session: Session, words: tuple[str, ...], **options: Any) -> None:
+def getnext_command(session: Session, words: Words, data: DataOptions) -> None:
     """Print the key that follows, or the first one. Exit status 1 after the last.
 
     The order stays the same while the map grows and shrinks.
@@ -235,28 +197,26 @@ def getnext_verb(session: Session, words: tuple[str, ...], **options: Any) -> No
       shmrhash getnext hits
       shmrhash getnext hits key alice --str
     """
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    wanted = DataOptions.take(options)
+    name = take_map(words)
     with session.open(name) as shared_map:
-        contents = contents_of(shared_map, wanted)
+        contents = contents_of(shared_map, data)
         pair = contents.pair
-        key = take_key(tokens, pair, required=False)
+        key = pair.take_key(words)
         following = contents.following(key)
     if following is None:
         reason = os.strerror(shmrhash.KeyNotFound.errno or 0)
         raise Failure(f"can't get next key: {reason}", STATUS_NO)
     if not session.json:
-        before = "key: None" if key is None else f"key:\n{_key_lines(key, pair)}"
-        print(f"{before}\nnext key:\n{_key_lines(following, pair)}")
+        before = "key: None" if key is None else f"key:\n{pair.key_lines(key)}"
+        print(f"{before}\nnext key:\n{pair.key_lines(following)}")
         return
     found: dict[str, Any] = {
-        "key": None if key is None else jsontext.hex_strings(key),
-        "next_key": jsontext.hex_strings(following),
+        "key": None if key is None else hex_strings(key),
+        "next_key": hex_strings(following),
     }
     if not pair.raw:
         found["formatted"] = {
-            "key": None if key is None else pair.key.shown(key),
-            "next_key": pair.key.shown(following),
+            "key": None if key is None else pair.key.to_display(key),
+            "next_key": pair.key.to_display(following),
         }
     session.emit(found)

@@ -1,29 +1,44 @@
-"""What top shows: maps and processes, with rates from the difference between two looks.
+"""top: maps and processes, with rates from the difference of two readings.
 
-Each map is open for the moment of the look only, so that top keeps nothing from being given back.
+Each map is open only while it is read: a command that runs for hours must not be why its memory is
+not given back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shmrhash import _segment
-from shmrhash.cli.commands.ls import health_cell
-from shmrhash.cli.maps import DENIED, PROCESS_COUNTERS, STRANGER, Process, Sight, look_around
+import click
+
+from shmrhash import _inspect
+from shmrhash.cli.maps import (
+    DENIED,
+    NOT_A_MAP,
+    PROCESS_COUNTERS,
+    MapState,
+    Process,
+    all_states,
+    health_cell,
+)
 from shmrhash.cli.screen import (
     Cell,
     count_text,
+    keyboard,
+    make_console,
+    on_terminal,
     percent_text,
     plain_table,
     rich_table,
     size_text,
     time_text,
 )
-from shmrhash.cli.session import Session
+from shmrhash.cli.session import Command, Session, pass_session
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,44 +48,22 @@ MAP_COLUMNS = [
     ">MEMORY", ">OBJECTS", ">USERS", ">DEAD", ">RECOVERED", "HEALTH",
 ]  # fmt: skip
 MAP_DROP = [
-    "RECOVERED",
-    "OBJECTS",
-    "MEMORY",
-    "MERGES/s",
-    "WAITS/s",
-    "FILL",
-    "SPLITS/s",
-    "DEAD",
-    "USERS",
-]
-PROCESS_COLUMNS = [
-    "PROCESS",
-    *(f">{name.upper()}/s" for name in PROCESS_COUNTERS),
-    ">ATTACHED",
-    "MAP",
-]
-
+    "RECOVERED", "OBJECTS", "MEMORY", "MERGES/s", "WAITS/s", "FILL", "SPLITS/s", "DEAD", "USERS",
+]  # fmt: skip
+PROCESS_RATES = [f">{name.upper()}/s" for name in PROCESS_COUNTERS]
+PROCESS_COLUMNS = ["PROCESS", *PROCESS_RATES, ">ATTACHED", "MAP"]
 PROCESS_DROP = ["ATTACHED", "WAITS/s", "ADDS/s", "INSERTS/s", "DELETES/s"]
 
-# Key, what it sorts by, and which row figure that is. Names ascend, figures descend.
-SORTS = {
-    "n": "name",
-    "e": "entries",
-    "f": "fill",
-    "c": "change",
-    "o": "operations",
-    "g": "growth",
-    "m": "memory",
-    "w": "waits",
-    "u": "users",
-}
+# What rows are sorted by, by its first letter, its key. Names ascend, figures descend.
+FIGURES = ("name", "entries", "fill", "change", "operations", "growth", "memory", "waits", "users")
+SORTS = {figure[0]: figure for figure in FIGURES}
 
 
 @dataclass
 class Row:
-    """A map at one look, with rates since the look before. None: not known."""
+    """A map at one moment, with rates since the reading before. None: not known."""
 
-    sight: Sight
+    state: MapState
     change: float | None = None
     splits: float | None = None
     merges: float | None = None
@@ -79,44 +72,44 @@ class Row:
     processes: list[tuple[Process, dict[str, float | None]]] = field(default_factory=list)
 
     def figure(self, sort: str) -> float:
-        """What this row is sorted by."""
-        info = self.sight.info
+        """The figure by which rows are sorted."""
+        info = self.state.info
         figures = {
             "entries": info.get("entries"),
-            "fill": self.sight.fill,
+            "fill": self.state.fill,
             "change": abs(self.change or 0),
             "operations": self.operations,
             "growth": (self.splits or 0) + (self.merges or 0),
             "memory": info.get("bytes_committed"),
             "waits": self.waits,
-            "users": len(self.sight.alive),
+            "users": len(self.state.alive),
         }
         return float(figures[sort] or 0)
 
 
-class Looks:
-    """The last look at each map, to tell rates from."""
+class Readings:
+    """The last state of each map, from which rates are computed."""
 
     def __init__(self, session: Session, names: Sequence[str]) -> None:
         self._session = session
         self._names = set(names)
-        self._before: dict[int, Sight] = {}
+        self._before: dict[int, MapState] = {}
 
-    def take(self) -> list[Row]:
-        """Look at all maps."""
+    def rows(self) -> list[Row]:
+        """Read all maps again."""
         rows = []
-        now: dict[int, Sight] = {}
-        for sight in look_around(self._session):
-            wanted = not self._names or sight.name in self._names
-            if wanted and sight.health not in (STRANGER, DENIED):
-                rows.append(make_row(self._before.get(sight.inode), sight))
-                now[sight.inode] = sight
+        now: dict[int, MapState] = {}
+        for state in all_states(self._session):
+            wanted = not self._names or state.name in self._names
+            if wanted and state.health not in (NOT_A_MAP, DENIED):
+                rows.append(make_row(self._before.get(state.inode), state))
+                now[state.inode] = state
         self._before = now
         return rows
 
 
-def make_row(before: Sight | None, now: Sight) -> Row:
-    """The figures of a map, from two looks at it."""
+def make_row(before: MapState | None, now: MapState) -> Row:
+    """The figures of a map, from two readings."""
     row = Row(now)
     seconds = now.taken - before.taken if before else 0.0
     usable = before is not None and seconds > 0 and bool(before.info and now.info)
@@ -143,7 +136,7 @@ def make_row(before: Sight | None, now: Sight) -> Row:
 
 
 def rate_text(rate: float | None, sign: bool = False) -> str:
-    """A rate, or what stands for one that is not known."""
+    """A rate; "-" if it is not known."""
     if rate is None:
         return "-"
     return ("+" if sign and rate > 0 else "-" if rate < 0 else "") + count_text(abs(rate))
@@ -151,24 +144,24 @@ def rate_text(rate: float | None, sign: bool = False) -> str:
 
 def map_cells(row: Row) -> list[str]:
     """The cells of MAP_COLUMNS."""
-    sight = row.sight
-    if not sight.info:
-        return [Cell(sight.name, "head"), *["-"] * 12, health_cell(sight)]
+    state = row.state
+    if not state.info:
+        return [Cell(state.name, "head"), *["-"] * 12, health_cell(state)]
     return [
-        Cell(sight.name, "head"),
-        count_text(sight.info["entries"]),
-        percent_text(sight.fill),
+        Cell(state.name, "head"),
+        count_text(state.info["entries"]),
+        percent_text(state.fill),
         rate_text(row.change, sign=True),
         rate_text(row.operations),
         rate_text(row.splits),
         rate_text(row.merges),
         rate_text(row.waits),
-        size_text(sight.info["bytes_committed"]),
-        size_text(sight.objects["bytes_in_use"]) if sight.objects else "-",
-        str(len(sight.alive)),
-        Cell(len(sight.dead), "bad" if sight.dead else ""),
-        count_text(sight.info["recoveries"]),
-        health_cell(sight),
+        size_text(state.info["bytes_committed"]),
+        size_text(state.objects["bytes_in_use"]) if state.objects else "-",
+        str(len(state.alive)),
+        Cell(len(state.dead), "bad" if state.dead else ""),
+        count_text(state.info["recoveries"]),
+        health_cell(state),
     ]
 
 
@@ -181,26 +174,26 @@ def process_cells(row: Row) -> Iterator[list[str]]:
             name,
             *(rate_text(rates.get(name)) for name in PROCESS_COUNTERS),
             since,
-            row.sight.name,
+            row.state.name,
         ]
 
 
 def sort_rows(rows: list[Row], sort: str) -> list[Row]:
-    """Rows in the order the user chose."""
+    """Rows in the order that the user chose."""
     if sort == "name":
-        return sorted(rows, key=lambda row: row.sight.name)
-    return sorted(rows, key=lambda row: (-row.figure(sort), row.sight.name))
+        return sorted(rows, key=lambda row: row.state.name)
+    return sorted(rows, key=lambda row: (-row.figure(sort), row.state.name))
 
 
 def head_text(rows: Sequence[Row], interval: float) -> str:
-    """The first line: the file system that all maps share."""
-    status = os.statvfs(_segment.directory())
+    """The first line: the file system of all maps."""
+    status = os.statvfs(_inspect.directory())
     size = status.f_blocks * status.f_frsize
     used = size - status.f_bavail * status.f_frsize
-    users = {user.pid for row in rows for user in row.sight.alive}
+    users = {user.pid for row in rows for user in row.state.alive}
     part = percent_text(used / size) if size else "-"
     return (
-        f"{_segment.directory()}: {size_text(used)} of {size_text(size)} used ({part})   "
+        f"{_inspect.directory()}: {size_text(used)} of {size_text(size)} used ({part})   "
         f"{len(rows)} maps   {len(users)} processes   every {interval:g} s   "
         f"{time.strftime('%H:%M:%S')}"
     )
@@ -218,7 +211,7 @@ def frame_text(rows: list[Row], interval: float) -> str:
 def frame_screen(
     rows: list[Row], interval: float, sort: str, width: int, height: int
 ) -> RenderableType:
-    """One frame for a terminal of this size: what does not fit is counted, not scrolled."""
+    """One frame for a terminal of this size; rows that do not fit are counted."""
     from rich.console import Group
     from rich.text import Text
 
@@ -242,14 +235,14 @@ def frame_screen(
 
 
 def row_object(row: Row) -> dict[str, Any]:
-    """A row as JSON shows it."""
+    """A row in JSON."""
     return {
-        "name": row.sight.name,
-        "health": row.sight.health,
-        "entries": row.sight.info.get("entries"),
-        "bytes": row.sight.info.get("bytes_committed"),
-        "objects": row.sight.objects or None,
-        "recoveries": row.sight.info.get("recoveries"),
+        "name": row.state.name,
+        "health": row.state.health,
+        "entries": row.state.info.get("entries"),
+        "bytes": row.state.info.get("bytes_committed"),
+        "objects": row.state.objects or None,
+        "recoveries": row.state.info.get("recoveries"),
         "change_per_s": row.change,
         "splits_per_s": row.splits,
         "merges_per_s": row.merges,
@@ -265,3 +258,72 @@ def row_object(row: Row) -> dict[str, Any]:
             for user, rates in row.processes
         ],
     }
+
+
+@click.command("top", cls=Command, short_help="Rates of all maps and processes, live.")
+@click.argument("maps", nargs=-1, metavar="[NAME]...")
+@click.option("-d", "--delay", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True)
+@click.option("-n", "--frames", type=click.IntRange(1), help="Stop after so many.")
+@click.option("-s", "--sort", type=click.Choice(list(SORTS.values())), default="name")
+@pass_session
+def top_command(
+    session: Session, maps: tuple[str, ...], delay: float, frames: int | None, sort: str
+) -> None:
+    """Maps and the processes that use them, with rates; live on a terminal.
+
+    Keys: q ends it; n name, e entries, f fill, c change, o operations, g growth, m memory, w waits,
+    u users sort. In a pipe, or with -j, each frame is printed below the one before; -n says how
+    many. A rate needs two readings, so the first frame has none.
+
+    \b
+    Examples:
+      shmrhash top
+      shmrhash top hits jobs -d 0.5 --sort change
+      shmrhash -j top -n 2 | tail -1 | jq '.maps[].change_per_s'
+    """
+    readings = Readings(session, [name.removeprefix("/") for name in maps])
+    if on_terminal() and not session.json:
+        _top_live(readings, delay, frames, sort)
+        return
+    shown = 0
+    while True:
+        rows = sort_rows(readings.rows(), sort)
+        if session.json:
+            session.emit({"time": time.time(), "maps": [row_object(row) for row in rows]})
+        else:
+            print(("\n\n" if shown else "") + frame_text(rows, delay))
+        sys.stdout.flush()
+        shown += 1
+        if shown == frames:
+            return
+        time.sleep(delay)
+
+
+def _top_live(readings: Readings, delay: float, frames: int | None, sort: str) -> None:
+    """On a terminal each frame replaces the one before, until q or Ctrl-C."""
+    from rich.live import Live
+
+    console = make_console()
+    rows = readings.rows()
+    shown = 0
+
+    def frame() -> Any:
+        return frame_screen(sort_rows(rows, sort), delay, sort, *console.size)
+
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        keyboard() as keys,
+        Live(frame(), console=console, screen=True, auto_refresh=False) as live,
+    ):
+        while shown != frames:
+            due = time.monotonic() + (delay if shown else min(delay, 0.3))
+            while (left := due - time.monotonic()) > 0:
+                key = keys.wait(left)
+                if key == "q":
+                    return
+                if key in SORTS:
+                    sort = SORTS[key]
+                    live.update(frame(), refresh=True)
+            rows = readings.rows()
+            live.update(frame(), refresh=True)
+            shown += 1

@@ -8,17 +8,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import click
 
 import shmrhash
-from shmrhash import RHashMap, _segment
+from shmrhash import RHashMap, _inspect
 from shmrhash.cli.entries.contents import Plain, contents_of
+from shmrhash.cli.entries.options import DataOptions, data_options
+from shmrhash.cli.errors import STATUS_DAMAGED, STATUS_NO_ROOM, Failure
 from shmrhash.cli.files.ndjson import read_ndjson, read_ndjson_head, write_ndjson
 from shmrhash.cli.files.newfile import STANDARD, new_file
 from shmrhash.cli.files.snapshot import read_snapshot, read_snapshot_head, write_snapshot
-from shmrhash.cli.files.store import Store, chunks_of, create_map, expect_like, geometry_of, missing
+from shmrhash.cli.files.store import (
+    Store,
+    chunks_of,
+    create_map,
+    expect_like,
+    geometry_of,
+    missing,
+)
 from shmrhash.cli.files.tables import (
     ENDINGS,
     Batch,
@@ -29,24 +38,9 @@ from shmrhash.cli.files.tables import (
     write_csv,
     write_npz,
 )
-from shmrhash.cli.screen import count_text
-from shmrhash.cli.session import (
-    DataOptions,
-    Session,
-    WordVerb,
-    data_options,
-    on_terminal,
-    pass_session,
-    words_argument,
-)
-from shmrhash.cli.words import (
-    STATUS_DAMAGED,
-    STATUS_NO_ROOM,
-    Failure,
-    MapName,
-    Tokens,
-    take_map,
-)
+from shmrhash.cli.screen import count_text, on_terminal, progress
+from shmrhash.cli.session import Session, WordCommand, pass_session, words_argument
+from shmrhash.cli.words import MapName, Words, take_map
 
 WRITERS: dict[str, Callable[..., None]] = {
     "snapshot": write_snapshot,
@@ -56,36 +50,22 @@ WRITERS: dict[str, Callable[..., None]] = {
 }
 
 
-def kind_of(path: str, asked: str | None) -> str:
-    """The format of a file: as asked, or by its ending; lines of JSON in a pipe."""
+def file_kind(path: str, asked: str | None) -> str:
+    """The format of a file: as asked, or by its ending; NDJSON in a pipe."""
     kind = asked or ENDINGS.get(os.path.splitext(path)[1])
     if kind is None and path == STANDARD:
         kind = "ndjson"
     if kind is None:
-        raise Failure(f"what is {path!r}? name it {', '.join(ENDINGS)}, or say --format")
+        raise Failure(f"{path!r} has none of the endings {', '.join(ENDINGS)}; say --format")
     if kind == "npz" and path == STANDARD:
         raise Failure("an .npz needs a file")
     return kind
 
 
-@contextlib.contextmanager
-def progress(what: str, total: int | None) -> Iterator[Any]:
-    """A function to be told how many entries more are done: a bar if a person is looking."""
-    if not sys.stderr.isatty():
-        yield lambda _count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total or None)
-        yield lambda count: bar.advance(task, count)
-
-
 def _tell(
     session: Session, what: str, count: int, began: float, quiet: bool, expired: int = 0
 ) -> None:
-    """What was done, to a person or as JSON; nothing in a pipe."""
+    """Print how many entries were done, for a person or as JSON; nothing in a pipe."""
     seconds = max(time.perf_counter() - began, 1e-9)
     if session.json and not quiet:
         session.emit({"entries": count, "seconds": seconds, "expired": expired})
@@ -108,23 +88,21 @@ FORMAT_OPTION = click.option(
 # ---- export ----
 
 
-@click.command("export", cls=WordVerb, short_help="Write a map's entries into a file.")
+@click.command("export", cls=WordCommand, short_help="Write a map's entries into a file.")
 @words_argument("MAP FILE")
 @FORMAT_OPTION
 @data_options
 @pass_session
-def export_verb(
-    session: Session, words: tuple[str, ...], asked: str | None, **options: Any
-) -> None:
+def export_command(session: Session, words: Words, data: DataOptions, asked: str | None) -> None:
     """Write all entries into a file; '-' is the standard output.
 
     The file's ending says the format: .snap (a snapshot: fast, with the map's sizes and a
-    checksum), .npz (arrays for NumPy), .ndjson and .csv (for everything else). Others may go on
-    changing the map: each entry is one that was there, those that stay come exactly once.
+    checksum), .npz (arrays for NumPy), .ndjson and .csv (for everything else). The map can be
+    changed during the export: entries that stay in it are written exactly once.
 
     SharedDicts, and maps with special fields, go into .snap and .ndjson, with types, limits,
-    objects and deadlines. In lines what JSON has is readable, all else is bytes in base64: nothing
-    is unpickled. Time goes on in the file: what expires meanwhile is left out by import.
+    objects and deadlines. Lines of .ndjson have the values that JSON has, and the bytes of all
+    others in base64: nothing is unpickled. Entries that expire before import are left out by it.
 
     \b
     Examples:
@@ -132,23 +110,21 @@ def export_verb(
       shmrhash export hits hits.csv --str --value-u64
       shmrhash export hits - --str --value-u64 | jq -s 'max_by(.value)'
     """
-    tokens = Tokens(words)
-    name = take_map(tokens)
-    path = tokens.next_or_fail("expected a FILE")
-    tokens.end()
-    kind = kind_of(path, asked)
-    wanted = DataOptions.take(options)
+    name = take_map(words)
+    path = words.next_or_fail("expected a FILE")
+    words.end()
+    kind = file_kind(path, asked)
     began = time.perf_counter()
     count = 0
 
     with session.open(name) as shared_map:
-        contents = contents_of(shared_map, wanted)
+        contents = contents_of(shared_map, data)
         geometry = geometry_of(contents)
         if geometry.special and kind not in ("snapshot", "ndjson"):
             raise Failure(f"a {kind} file cannot hold {what_is(contents)}; .snap and .ndjson can")
         if kind == "snapshot" and name.name.encode("utf-8", "surrogateescape")[200:]:
             geometry = replace(geometry, name="")
-        mode = os.fstat(shared_map._descriptor()).st_mode  # who may read the map may read the file
+        mode = _inspect.file_status(shared_map).st_mode  # the file's readers are the map's
         with (
             progress(f"export {name.name}", geometry.entries) as advance,
             new_file(path, mode) as file,
@@ -167,24 +143,24 @@ def export_verb(
 
 
 def what_is(contents: Plain) -> str:
-    """What is special about a map, for a refusal."""
+    """What some formats cannot hold of a map, for a message."""
     if contents.types is not None:
         return f"the types of a SharedDict ({contents.types})"
     return "the special fields of this map"
 
 
 def _own_name(name: str) -> MapName:
-    """The map that a file names: one in the directory of segments, whatever the file says."""
+    """The map that a file names, which is in the directory of segments whatever the name is."""
     if not name:
         raise Failure("into which map? expected FILE MAP")
     try:
-        plain = _segment.plain_name(name)
+        plain = _inspect.plain_name(name)
     except (shmrhash.InvalidArgument, ValueError):
         raise Failure(
             f"the file names its map {name!r:.80}, which is no map's name; say FILE MAP",
             STATUS_DAMAGED,
         ) from None
-    return MapName(plain, _segment.path_of(plain))
+    return MapName(plain, _inspect.path_of(plain))
 
 
 def _target(
@@ -206,33 +182,33 @@ def _target(
     return found
 
 
-@click.command("import", cls=WordVerb, short_help="Put the entries of a file into a map.")
+@click.command("import", cls=WordCommand, short_help="Put the entries of a file into a map.")
 @words_argument("FILE [MAP]")
 @FORMAT_OPTION
-@click.option("--keep", is_flag=True, help="Leave the values of keys that are there.")
+@click.option("--keep", is_flag=True, help="Leave the values of keys that are in the map.")
 @click.option("--entries", type=click.IntRange(1), help="max_entries of a new map.")
 @click.option("--max-bytes", type=click.IntRange(1), help="Of objects in a new map.")
 @click.option("--key-size", type=click.IntRange(1), help="Of a new map, if the file is lines.")
 @click.option("--value-size", type=click.IntRange(1), help="The same.")
 @data_options
 @pass_session
-def import_verb(
+def import_command(
     session: Session,
-    words: tuple[str, ...],
+    words: Words,
+    data: DataOptions,
     asked: str | None,
     keep: bool,
     entries: int | None,
     max_bytes: int | None,
     key_size: int | None,
     value_size: int | None,
-    **options: Any,
 ) -> None:
     """Put the entries of a file into a map; '-' is the standard input.
 
-    A map that does not exist is made: a snapshot and an .npz say how, and so does the first of a
-    SharedDict's lines; for other lines of text say --entries, --key-size and --value-size.
-    Interrupted, it can be repeated: the same entries are put there again. --keep does not touch
-    keys that are there, so that a repeated import does not undo what others changed since.
+    A map that does not exist is made: a snapshot, an .npz and the .ndjson of a SharedDict have its
+    sizes; for other files say --entries, --key-size and --value-size. An interrupted import can be
+    repeated, and stores the same entries again. --keep leaves the values of keys that are in the
+    map, so that a repeated import does not undo later changes.
 
     \b
     Examples:
@@ -241,12 +217,10 @@ def import_verb(
       shmrhash import hits.csv hits --str --value-u64 --keep
       bpftool -j map dump name hits | jq -c '.[]' | shmrhash import - hits
     """
-    tokens = Tokens(words)
-    path = tokens.next_or_fail("expected a FILE")
-    name = take_map(tokens) if tokens.left() else None
-    tokens.end()
-    kind = kind_of(path, asked)
-    wanted = DataOptions.take(options)
+    path = words.next_or_fail("expected a FILE")
+    name = take_map(words) if words.left() else None
+    words.end()
+    kind = file_kind(path, asked)
     given = Geometry(name.name if name else "", key_size or 0, value_size or 0, entries or 0)
     given = replace(given, max_bytes=max_bytes or 0)
     began = time.perf_counter()
@@ -261,7 +235,7 @@ def import_verb(
         file = sys.stdin.buffer if path == STANDARD else stack.enter_context(open(path, "rb"))
         source = read_file(file, kind, given)
         shared_map = stack.enter_context(_target(session, name, source.geometry, source.says_how))
-        contents = contents_of(shared_map, wanted, strict=True)
+        contents = contents_of(shared_map, data, strict=True)
         chunks = source.chunks(contents)
         advance = stack.enter_context(
             progress(f"import {shared_map.name}", source.geometry.entries)
@@ -270,7 +244,7 @@ def import_verb(
         try:
             store.put(chunks, done)
         except KeyboardInterrupt:
-            print(f"interrupted behind {count:,} entries; the same command again", file=sys.stderr)
+            print(f"interrupted after {count:,} entries; repeat the command", file=sys.stderr)
             raise
         except shmrhash.MapFull:
             raise Failure(
@@ -285,7 +259,7 @@ def import_verb(
 
 @dataclass(frozen=True)
 class Source:
-    """A file to import. says_how: it says how the map was, and of which types its entries are."""
+    """A file to import. says_how: it has the types and fields of its map."""
 
     geometry: Geometry
     says_how: bool
@@ -293,7 +267,7 @@ class Source:
 
 
 def read_file(file: BinaryIO, kind: str, given: Geometry) -> Source:
-    """What the file, or else the user, says of the map; and its entries."""
+    """The geometry of the map, by the file or else by the user; and the entries."""
     if kind == "csv":
         return Source(given, True, lambda contents: read_csv(file, contents.pair))
     if kind == "ndjson":
@@ -301,7 +275,7 @@ def read_file(file: BinaryIO, kind: str, given: Geometry) -> Source:
         geometry = given if said is None else _as_given(said, given)
 
         def of_lines(contents: Plain) -> Iterator[Chunk | Batch]:
-            whole = bool(contents.map._fields())
+            whole = bool(_inspect.field_pairs(contents.map))
             kptrs = geometry_of(contents).kptrs
             return read_ndjson(lines, contents.pair, whole, kptrs)
 
@@ -315,7 +289,7 @@ def read_file(file: BinaryIO, kind: str, given: Geometry) -> Source:
 
 
 def _as_given(geometry: Geometry, given: Geometry) -> Geometry:
-    """What the file says, but for what the user says."""
+    """The geometry of the file, with the limits that the user gave."""
     changes = {
         name: getattr(given, name) for name in ("max_entries", "max_bytes") if getattr(given, name)
     }

@@ -2,32 +2,34 @@
 
 Three kinds of maps have three kinds of contents. Plain: keys and values are bytes. WithFields: the
 values have special fields, which are shown beside the bytes. Typed: a SharedDict, whose keys and
-values are the encoded bytes of declared types (kinds.py); they may be objects, and entries expire.
+values are the encoded bytes of declared types; they may be objects, and entries can expire.
 
 What is read of an entry is of one moment: its bytes, its objects, its deadline.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
-import shmrhash
-from shmrhash import RHashMap, _core
-from shmrhash._fields import Kptr, Refcount, SpinLock, Timer, unpacked
-from shmrhash.cli import jsontext
-from shmrhash.cli.entries.formats import Pair, Raw
-from shmrhash.cli.entries.layouts import NEVER_NS, WORD_BYTES, Extra, Types, types_of
-from shmrhash.cli.entries.opaque import ITEMS_SHOWN, RawAny
-from shmrhash.cli.entries.typed import chosen, kind_of
-from shmrhash.cli.screen import printable, time_text
-from shmrhash.cli.session import DataOptions
-from shmrhash.cli.words import STATUS_DAMAGED, Failure
-
-KEY_IS_LONG = 255  # in the last byte: the whole key is an object
-
+from shmrhash import Kptr, LayoutMismatch, Refcount, RHashMap, SpinLock, Timer
+from shmrhash._inspect import (
+    NEVER_NS,
+    WORD_BYTES,
+    DictEntries,
+    Extra,
+    Types,
+    fields_of,
+    read_entries,
+    read_entry,
+    types_of,
+)
+from shmrhash.cli.entries.formats import Pair
+from shmrhash.cli.entries.options import DataOptions
+from shmrhash.cli.entries.typed import ITEMS_SHOWN
+from shmrhash.cli.errors import STATUS_DAMAGED, Failure
+from shmrhash.cli.screen import hex_strings, json_text, printable, time_text
 
 Found = tuple[bytes, Extra | None]
 
@@ -42,15 +44,14 @@ class Plain:
 
     def at(self, shared_map: RHashMap) -> Plain:
         """The same contents through another handle."""
-        self.map = shared_map
-        return self
+        return type(self)(shared_map, self.pair, self.types)
 
     def items(self) -> Iterator[tuple[bytes, bytes, Extra | None]]:
         """Every entry; one that stays throughout comes exactly once, an expired one never."""
         return ((key, value, None) for key, value in self.map.items())
 
     def find(self, key: bytes) -> Found | None:
-        """An entry's value, and what it has besides."""
+        """The value of a key, and what the entry has besides."""
         value = self.map.lookup(key)
         return None if value is None else (value, None)
 
@@ -59,21 +60,25 @@ class Plain:
         return self.map.get_next_key(key)
 
     def update(self, key: bytes, value: bytes, flag: int) -> None:
+        """Store an entry; KeyExists or KeyNotFound if flag forbids that."""
         self.map.update(key, value, flag)
-
-    def delete(self, key: bytes) -> None:
-        self.map.delete(key)
 
     def restore(self, key: bytes, value: bytes, extra: Extra, flag: int) -> None:
         """Store an entry with all that it has; KeyExists if flag forbids that."""
         self.map.update(key, value, flag)
 
+    def delete(self, key: bytes) -> None:
+        """Remove an entry. Raises KeyNotFound."""
+        self.map.delete(key)
+
     # What is shown of an entry besides key and value.
 
     def notes(self, value: bytes, extra: Extra) -> str:
+        """As text."""
         return ""
 
     def facts(self, value: bytes, extra: Extra) -> dict[str, Any]:
+        """As JSON."""
         return {}
 
     def entry_text(self, key: bytes, value: bytes, extra: Extra | None) -> str:
@@ -85,34 +90,28 @@ class Plain:
         return found if extra is None else found | self.facts(value, extra)
 
     def entry_json(self, key: bytes, value: bytes, extra: Extra | None, pretty: bool) -> str:
+        """entry_object() as the text of an element of an array."""
         if pretty and extra is not None:
-            return jsontext.dumps(self.entry_object(key, value, extra), pretty, 1)
+            return json_text(self.entry_object(key, value, extra), pretty, 1)
         text = self.pair.entry_json(key, value, pretty)
         facts = {} if extra is None else self.facts(value, extra)
-        return f"{text[:-1]},{jsontext.dumps(facts, False)[1:]}" if facts else text
+        return f"{text[:-1]},{json_text(facts, False)[1:]}" if facts else text
 
 
 class WithFields(Plain):
     """The entries of a map with special fields (shmrhash.Timer and its kin)."""
 
     def items(self) -> Iterator[tuple[bytes, bytes, Extra | None]]:
-        for key in _core.raw_keys(self.map):
-            found = self.find(key)
-            if found is not None:
-                yield (key, *found)
+        return read_entries(self.map)
 
     def find(self, key: bytes) -> Found | None:
-        parts = self.map._parts(key)
-        if parts is None:
-            return None
-        extra = Extra(*parts[1:])
-        return None if extra.expired else (parts[0], extra)
+        return read_entry(self.map, key)
 
     def restore(self, key: bytes, value: bytes, extra: Extra, flag: int) -> None:
-        """In steps: the value, each object, the deadline. Repeated, it is all there."""
+        """In steps: the value, each object, the deadline. After a repetition all are there."""
         self.map.update(key, value, flag)
         objects = iter(extra.objects)
-        for field in unpacked(self.map._fields()):
+        for field in fields_of(self.map):
             if isinstance(field, Kptr):
                 data = next(objects)
                 if data is not None:
@@ -125,11 +124,11 @@ class WithFields(Plain):
     def facts(self, value: bytes, extra: Extra) -> dict[str, Any]:
         objects = iter(extra.objects)
         found: list[dict[str, Any]] = []
-        for field in unpacked(self.map._fields()):
+        for field in fields_of(self.map):
             shown: dict[str, Any] = {"kind": type(field).__name__, "offset": field.offset}
             if isinstance(field, Kptr):
                 data = next(objects)
-                shown["bytes"] = None if data is None else jsontext.hex_strings(data)
+                shown["bytes"] = None if data is None else hex_strings(data)
             elif isinstance(field, Timer):
                 shown["expires_in"] = extra.expires_in
             elif isinstance(field, SpinLock):
@@ -142,7 +141,7 @@ class WithFields(Plain):
     def notes(self, value: bytes, extra: Extra) -> str:
         text = ""
         objects = iter(extra.objects)
-        for field in unpacked(self.map._fields()):
+        for field in fields_of(self.map):
             if isinstance(field, Kptr):
                 shown = object_text(next(objects))
             elif isinstance(field, Timer):
@@ -174,117 +173,53 @@ def deadline_text(extra: Extra) -> str:
 
 
 class Typed(Plain):
-    """The entries of a SharedDict: keys and values are encoded bytes, wherever they stand."""
+    """The entries of a SharedDict: keys and values are encoded bytes."""
 
-    def __init__(self, shared_map: RHashMap, types: Types, pair: Pair) -> None:
+    def __init__(self, shared_map: RHashMap, pair: Pair, types: Types | None = None) -> None:
         super().__init__(shared_map, pair, types)
-        self._known = types
-        self._value_at = len(types.fields) * WORD_BYTES
-        self.at(shared_map)
-
-    def at(self, shared_map: RHashMap) -> Typed:
-        """Through this handle: a core of the library's dicts, whose codecs are bytes."""
-        self.map = shared_map
-        types = self._known
-        fixed = (_core.KEY_FIXED, bytes, bytes)
-        long_key = (_core.KEY_BYTES, None, None)
-        inline = (_core.VALUE_FIXED, bytes, bytes)
-        by_reference = (_core.VALUE_BYTES, None, None)
-        self._core = _core.DictCore(
-            shared_map,
-            long_key if types.key_by_reference else fixed,
-            by_reference if types.value_by_reference else inline,
-        )
-        if types.ttl not in (None, float("inf")):
-            self._core.default_ttl_ns = max(1, round((types.ttl or 0) * 1e9))
-        return self
-
-    def _read(self, raw: bytes) -> tuple[bytes, bytes, Extra] | None:
-        """An entry, by the key as the map has it; None if it has gone or expired."""
-        parts = self.map._parts(raw)
-        if parts is None:
-            return None
-        value, _, objects, _ = parts
-        extra = Extra(*parts[1:])
-        if extra.expired:
-            return None
-        key: bytes | None = raw
-        if self._known.key_by_reference:
-            key = objects[0] if raw[-1] == KEY_IS_LONG else raw[: raw[-1]]
-        found = objects[-1] if self._known.value_by_reference else value[self._value_at :]
-        if key is None or found is None:
-            raise shmrhash.SegmentCorrupt(
-                f"map {self.map.name!r}: an entry refers to no object where one should be"
-            )
-        return key, found, extra
+        assert types is not None
+        self._entries = DictEntries(shared_map, types)
+        self._expire = types.ttl is not None
 
     def items(self) -> Iterator[tuple[bytes, bytes, Extra | None]]:
-        for raw in _core.raw_keys(self.map):
-            found = self._read(raw)
-            if found is not None:
-                yield found
+        return iter(self._entries)
 
     def find(self, key: bytes) -> Found | None:
-        found = self._read(self._core._raw_key(key))
-        return None if found is None else found[1:]
+        return self._entries.find(key)
 
     def following(self, key: bytes | None) -> bytes | None:
-        raw = None if key is None else self._core._raw_key(key)
-        while (raw := self.map.get_next_key(raw)) is not None:
-            found = self._read(raw)
-            if found is not None:
-                return found[0]
-        return None
+        return self._entries.following(key)
 
     def update(self, key: bytes, value: bytes, flag: int) -> None:
-        self._store(key, value, flag, 0)
+        self._entries.store(key, value, flag, 0)
 
     def restore(self, key: bytes, value: bytes, extra: Extra, flag: int) -> None:
         """In one step. A deadline of 0 is the dict's own time to live."""
-        self._store(key, value, flag, extra.deadline_ns)
-
-    def _store(self, key: bytes, value: bytes, flag: int, deadline_ns: int) -> None:
-        if not self._core.store(key, value, flag, deadline_ns):
-            error = shmrhash.KeyExists if flag == shmrhash.BPF_NOEXIST else shmrhash.KeyNotFound
-            raise error(os.strerror(error.errno or 0))
+        self._entries.store(key, value, flag, extra.deadline_ns)
 
     def delete(self, key: bytes) -> None:
-        del self._core[key]
+        self._entries.delete(key)
 
     def notes(self, value: bytes, extra: Extra) -> str:
-        return "" if self._known.ttl is None else f"  {deadline_text(extra)}"
+        return f"  {deadline_text(extra)}" if self._expire else ""
 
     def facts(self, value: bytes, extra: Extra) -> dict[str, Any]:
-        return {} if self._known.ttl is None else {"expires_in": extra.expires_in}
+        return {"expires_in": extra.expires_in} if self._expire else {}
 
 
-def contents_of(shared_map: RHashMap, wanted: DataOptions, *, strict: bool = False) -> Plain:
+def contents_of(shared_map: RHashMap, data: DataOptions, *, strict: bool = False) -> Plain:
     """The contents of a map, in the formats that the user wants.
 
-    A schema that cannot be read is told on the standard error, and the bytes are shown; with
-    strict, for whoever would store something, it is a Failure.
+    If the schema cannot be read, a warning goes to the standard error, and the bytes are shown;
+    with strict, for commands that store entries, it is a Failure.
     """
-    types = None
     try:
         types = types_of(shared_map)
         if types is not None:
-            return Typed(shared_map, types, _typed_pair(shared_map, types, wanted))
-    except shmrhash.LayoutMismatch as error:
+            return Typed(shared_map, data.fit_types(shared_map, types), types)
+    except LayoutMismatch as error:
         if strict:
             raise Failure(f"{error}; nothing is stored into it", STATUS_DAMAGED) from None
         print(f"Warning: {printable(str(error))}; here are its bytes", file=sys.stderr)
-    pair = wanted.fit(shared_map)
-    return (WithFields if shared_map._fields() else Plain)(shared_map, pair)
-
-
-def _typed_pair(shared_map: RHashMap, types: Types, wanted: DataOptions) -> Pair:
-    key_size = 0 if types.key_by_reference else shared_map.key_size
-    inline = shared_map.value_size - len(types.fields) * WORD_BYTES
-    try:
-        key = kind_of(types.key, "key", key_size, wanted.unpickle)
-        value = kind_of(types.value, "value", inline, wanted.unpickle)
-    except shmrhash.LayoutMismatch as error:
-        raise shmrhash.LayoutMismatch(f"segment {shared_map.name!r}: {error}") from None
-    if wanted.raw:
-        return Pair(*(RawAny(0) if not size else Raw(size) for size in (key_size, inline)))
-    return Pair(chosen(wanted.key, key, "key"), chosen(wanted.value, value, "value"))
+    contents = WithFields if fields_of(shared_map) else Plain
+    return contents(shared_map, data.fit(shared_map))

@@ -1,7 +1,7 @@
 """Keys and values as people write them: bytes, text, 64-bit numbers, structs.
 
-A Spec is what the user asked for (`--str`, `key u64 7`); Spec.fit gives the Format for keys or
-values of one size. Bytes are the default, and written and shown as bpftool does.
+A Spec is what the user asked for (`--str`, `key u64 7`); Spec.fit() gives the Format for keys or
+values of one size. Bytes are the default, and have bpftool's notation.
 """
 
 from __future__ import annotations
@@ -12,73 +12,64 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
-from shmrhash.cli import jsontext
-from shmrhash.cli.screen import printable
-from shmrhash.cli.words import Failure, Tokens
+from shmrhash.cli.errors import Failure
+from shmrhash.cli.screen import hex_array, hex_strings, json_text, printable
+from shmrhash.cli.words import Words
 
 BREAK_NAMES_SIZE = 16  # a key or value larger than this stands on lines of its own
 INFINITE = (math.inf, -math.inf)  # which JSON does not have, nor NaN
 SINGLE_LINE_SIZE = 24  # key and value that are no larger together share a line
 
 
-class Format(Protocol):
-    """How keys, or values, of one size are written and shown."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of each."""
-
-    def take(self, tokens: Tokens, what: str) -> bytes:
-        """The bytes that the next words stand for."""
-
-    def parse(self, value: Any, what: str) -> bytes:
-        """The bytes that value, as plain() gives it, stands for."""
-
-    def plain(self, data: bytes) -> Any:
-        """data as a value of JSON, which parse() takes back."""
-
-    def shown(self, data: bytes) -> Any:
-        """data as a value of JSON, for reading."""
-
-    def text(self, data: bytes) -> str:
-        """data in one line."""
-
-
-class Simple:
-    """A format whose plain() is fit for reading."""
-
-    def plain(self, data: bytes) -> Any:
-        raise NotImplementedError
-
-    def shown(self, data: bytes) -> Any:
-        return self.plain(data)
-
-
 @dataclass(frozen=True)
-class Raw(Simple):
-    """Bytes: `1 0 0x1f 017`, or `hex 01 00 1f 0f`, or `hex 01001f0f`."""
+class Format:
+    """How keys, or values, are written and shown. size: bytes of each; 0: any number."""
 
     size: int
 
-    def take(self, tokens: Tokens, what: str) -> bytes:
+    def from_words(self, words: Words, what: str) -> bytes:
+        """The bytes that the next words mean. what: "key" or "value", for messages."""
+        raise NotImplementedError
+
+    def from_json(self, value: Any, what: str) -> bytes:
+        """The bytes that a value of JSON means, which to_json() may have made."""
+        raise NotImplementedError
+
+    def to_json(self, data: bytes) -> Any:
+        """data as a value of JSON that from_json() makes the same bytes of."""
+        raise NotImplementedError
+
+    def to_display(self, data: bytes) -> Any:
+        """data as a value of JSON to be read, with nothing in it but what a reader wants."""
+        return self.to_json(data)
+
+    def to_text(self, data: bytes) -> str:
+        """data in one line."""
+        raise NotImplementedError
+
+
+class Raw(Format):
+    """Bytes: `1 0 0x1f 017`, or `hex 01 00 1f 0f`, or `hex 01001f0f`."""
+
+    def from_words(self, words: Words, what: str) -> bytes:
+        if not self.size and words.data_word() is None:
+            raise Failure(f"{what} expected bytes, such as 1 0 0x1f, or hex 01001f")
         base = 0
-        if tokens.word_is("hex"):
-            tokens.next()
+        if words.word_is("hex") if self.size else words.left() > 1 and words.peek() == "hex":
+            words.next()
             base = 16
         found = bytearray()
-        while len(found) < self.size:
-            word = tokens.data_word()
+        while not self.size or len(found) < self.size:
+            word = words.data_word()
             if word is None:
-                raise Failure(f"{what} expected {self.size} bytes got {len(found)}")
+                break
             found += _run_of_bytes(word) if base == 16 and len(word) > 2 else _one_byte(word, base)
-            tokens.next()
-        if len(found) > self.size:
-            raise Failure(f"{what} expected {self.size} bytes got {len(found)}")
-        return bytes(found)
+            words.next()
+        return _of_size(bytes(found), self.size, what)
 
-    def parse(self, value: Any, what: str) -> bytes:
+    def from_json(self, value: Any, what: str) -> bytes:
         try:
             if isinstance(value, str):
                 data = bytes.fromhex(value)
@@ -88,10 +79,10 @@ class Raw(Simple):
             raise Failure(f"{what} should be a string of hex digits, not {value!r}") from None
         return _of_size(data, self.size, what)
 
-    def plain(self, data: bytes) -> str:
+    def to_json(self, data: bytes) -> str:
         return data.hex()
 
-    def text(self, data: bytes) -> str:
+    def to_text(self, data: bytes) -> str:
         return data.hex(" ")
 
 
@@ -114,21 +105,18 @@ def _run_of_bytes(word: str) -> bytes:
 
 
 def _of_size(data: bytes, size: int, what: str) -> bytes:
-    if len(data) != size:
+    if size and len(data) != size:
         raise Failure(f"{what} expected {size} bytes got {len(data)}")
     return data
 
 
-@dataclass(frozen=True)
-class Text(Simple):
+class Text(Format):
     """Text in UTF-8, padded with NUL bytes."""
 
-    size: int
+    def from_words(self, words: Words, what: str) -> bytes:
+        return self.from_json(words.next_or_fail(f"{what} expected text"), what)
 
-    def take(self, tokens: Tokens, what: str) -> bytes:
-        return self.parse(tokens.next_or_fail(f"{what} expected text"), what)
-
-    def parse(self, value: Any, what: str) -> bytes:
+    def from_json(self, value: Any, what: str) -> bytes:
         if not isinstance(value, str):
             raise Failure(f"{what} should be text, not {value!r}")
         data = value.encode("utf-8", "surrogateescape")
@@ -136,18 +124,17 @@ class Text(Simple):
             raise Failure(f"{what} has room for {self.size} bytes, {value!r} has {len(data)}")
         return data.ljust(self.size, b"\0")
 
-    def plain(self, data: bytes) -> str:
+    def to_json(self, data: bytes) -> str:
         return data.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
-    def text(self, data: bytes) -> str:
-        return printable(self.plain(data))
+    def to_text(self, data: bytes) -> str:
+        return printable(self.to_json(data))
 
 
 @dataclass(frozen=True)
-class Record(Simple):
+class Record(Format):
     """Fields as Python's struct module packs them: `--struct '<IHH'`."""
 
-    size: int
     packer: struct.Struct
     converters: tuple[Callable[[Any], Any], ...]
 
@@ -156,13 +143,13 @@ class Record(Simple):
         """Whether it is one whole number."""
         return self.converters == (_to_integer,)
 
-    def take(self, tokens: Tokens, what: str) -> bytes:
+    def from_words(self, words: Words, what: str) -> bytes:
         count = len(self.converters)
-        fields = [tokens.next_or_fail(f"{what} expected {count} field(s)") for _ in range(count)]
+        fields = [words.next_or_fail(f"{what} expected {count} field(s)") for _ in range(count)]
         return self._pack(fields, what)
 
-    def parse(self, value: Any, what: str) -> bytes:
-        if type(value) is int and self.is_integer:  # the usual case, without the detour
+    def from_json(self, value: Any, what: str) -> bytes:
+        if type(value) is int and self.is_integer:  # the usual case, made faster
             try:
                 return self.packer.pack(value)
             except struct.error:
@@ -180,7 +167,7 @@ class Record(Simple):
             shown = " ".join(map(str, fields))
             raise Failure(f"{what} {shown!r} does not fit {self.packer.format}: {error}") from None
 
-    def plain(self, data: bytes) -> Any:
+    def to_json(self, data: bytes) -> Any:
         fields = [
             field.rstrip(b"\0").decode("utf-8", "surrogateescape")
             if isinstance(field, bytes)
@@ -191,8 +178,8 @@ class Record(Simple):
         ]
         return fields[0] if len(fields) == 1 else fields
 
-    def text(self, data: bytes) -> str:
-        fields = self.plain(data)
+    def to_text(self, data: bytes) -> str:
+        fields = self.to_json(data)
         return printable(" ".join(map(str, fields if isinstance(fields, list) else [fields])))
 
 
@@ -233,7 +220,7 @@ def make_record(pattern: str, size: int, what: str) -> Record:
 
 @dataclass(frozen=True)
 class Spec:
-    """What the user asked for, before the sizes are known. kind: raw, str, u64, struct."""
+    """The format that the user asked for, of whatever size. kind: raw, str, u64, struct."""
 
     kind: str = "raw"
     pattern: str = ""
@@ -260,33 +247,55 @@ class Pair:
 
     @cached_property
     def key_json(self) -> Callable[[bytes], str]:
-        """A function that gives a key as compact JSON, for parse()."""
-        return _json_maker(self.key, self.key.plain)
+        """A function that gives a key as compact JSON, for from_json()."""
+        return _json_maker(self.key, self.key.to_json)
 
     @cached_property
     def value_json(self) -> Callable[[bytes], str]:
-        """A function that gives a value as compact JSON, for parse()."""
-        return _json_maker(self.value, self.value.plain)
+        """A function that gives a value as compact JSON, for from_json()."""
+        return _json_maker(self.value, self.value.to_json)
 
     @cached_property
-    def key_shown(self) -> Callable[[bytes], str]:
+    def key_display(self) -> Callable[[bytes], str]:
         """A function that gives a key as compact JSON, for reading."""
-        return _json_maker(self.key, self.key.shown)
+        return _json_maker(self.key, self.key.to_display)
 
     @cached_property
-    def value_shown(self) -> Callable[[bytes], str]:
+    def value_display(self) -> Callable[[bytes], str]:
         """A function that gives a value as compact JSON, for reading."""
-        return _json_maker(self.value, self.value.shown)
+        return _json_maker(self.value, self.value.to_display)
 
     @cached_property
     def raw(self) -> bool:
         """Whether both are bytes."""
         return isinstance(self.key, Raw) and isinstance(self.value, Raw)
 
+    def take_key(self, words: Words) -> bytes | None:
+        """Take `key DATA` and nothing else; None if there are no words."""
+        key = None
+        while (word := words.peek()) is not None:
+            if words.keyword(["key"]) is None:
+                raise Failure(f"expected key or value, got: {word}")
+            if key is not None:
+                raise Failure("duplicate key")
+            key = self.key.from_words(words, "key")
+        return key
+
+    def need_key(self, words: Words) -> bytes:
+        """take_key(); Failure if there is none."""
+        key = self.take_key(words)
+        if key is None:
+            raise Failure("did not find key")
+        return key
+
+    def key_lines(self, key: bytes) -> str:
+        """A key on lines of its own, as bpftool prints bytes."""
+        return hex_lines(key) if self.raw else self.key.to_text(key)
+
     def entry_text(self, key: bytes, value: bytes) -> str:
         """An entry as bpftool prints it, or in one line if something was asked for."""
         if not self.raw:
-            return f"key: {self.key.text(key)}  value: {self.value.text(value)}\n"
+            return f"key: {self.key.to_text(key)}  value: {self.value.to_text(value)}\n"
         if len(key) > BREAK_NAMES_SIZE or len(value) > BREAK_NAMES_SIZE:
             return f"key:\n{hex_lines(key)}\nvalue:\n{hex_lines(value)}\n"
         gap = "  " if len(key) + len(value) <= SINGLE_LINE_SIZE else "\n"
@@ -295,33 +304,36 @@ class Pair:
     def entry_object(self, key: bytes, value: bytes) -> dict[str, Any]:
         """An entry as bpftool's JSON has it; "formatted" as it has for maps with types."""
         entry: dict[str, Any] = {
-            "key": jsontext.hex_strings(key),
-            "value": jsontext.hex_strings(value),
+            "key": hex_strings(key),
+            "value": hex_strings(value),
         }
         if not self.raw:
-            entry["formatted"] = {"key": self.key.shown(key), "value": self.value.shown(value)}
+            entry["formatted"] = {
+                "key": self.key.to_display(key),
+                "value": self.value.to_display(value),
+            }
         return entry
 
     def entry_json(self, key: bytes, value: bytes, pretty: bool) -> str:
         """entry_object() as the text of an element of an array."""
         if pretty:
-            return jsontext.dumps(self.entry_object(key, value), pretty, 1)
-        text = f'{{"key":{jsontext.hex_array(key)},"value":{jsontext.hex_array(value)}'
+            return json_text(self.entry_object(key, value), pretty, 1)
+        text = f'{{"key":{hex_array(key)},"value":{hex_array(value)}'
         if self.raw:
             return text + "}"
-        shown = f'{{"key":{self.key_shown(key)},"value":{self.value_shown(value)}}}'
+        shown = f'{{"key":{self.key_display(key)},"value":{self.value_display(value)}}}'
         return f'{text},"formatted":{shown}}}'
 
 
-def _json_maker(wanted: Format, plain: Callable[[bytes], Any]) -> Callable[[bytes], str]:
-    """plain() as compact JSON; the two usual cases without the detour."""
+def _json_maker(wanted: Format, to_json: Callable[[bytes], Any]) -> Callable[[bytes], str]:
+    """to_json(), or to_display(), as compact JSON; the two usual cases made faster."""
     if type(wanted) is Raw:
         return lambda data: f'"{data.hex()}"'
     if isinstance(wanted, Record) and wanted.is_integer:
         unpack = wanted.packer.unpack
         return lambda data: str(unpack(data)[0])
     encode = json.JSONEncoder(separators=(",", ":")).encode
-    return lambda data: encode(plain(data))
+    return lambda data: encode(to_json(data))
 
 
 def hex_lines(data: bytes) -> str:

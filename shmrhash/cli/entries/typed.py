@@ -1,50 +1,37 @@
-"""The declared types of SharedDicts: their encoded bytes as people read and write them.
+"""The declared types of SharedDicts: a Format for the encoded bytes of each.
 
-Nothing here imports what a segment names, and nothing unpickles but Unpickled and an ObjectKey that
-was told to.
+Nothing here imports the classes that a segment names, and only Unpickled, and an ObjectKey that was
+told to, unpickle anything. Bytes that cannot be shown are shown as their type and size; to_json()
+has them in base64, so that whatever is exported can be imported.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import importlib.util
 import json
 import math
 import pickle
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from shmrhash._codec import Role
-from shmrhash._errors import Error, LayoutMismatch
-from shmrhash._keys import decode_key, encode_key
-from shmrhash._types import record_name
-from shmrhash.cli.entries.formats import Format, Raw, Spec, make_record
-from shmrhash.cli.entries.opaque import (
-    ITEMS_SHOWN,
-    Inline,
-    Number,
-    Octets,
-    Opaque,
-    Utf8,
-    take_bytes,
-)
+from shmrhash import Error
+from shmrhash._inspect import decode_key, encode_key
+from shmrhash.cli.entries.formats import Format, Raw, Record
+from shmrhash.cli.errors import Failure
 from shmrhash.cli.screen import printable
-from shmrhash.cli.words import Failure, Tokens
+from shmrhash.cli.words import Words
 
-WORD_BYTES = 8
-PATTERNS = {"int": "<q", "float": "<d", "bool": "<?"}
-NUMPY_LETTERS = {
-    "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
-    "f2": "e", "f4": "f", "f8": "d", "b1": "?",
-}  # fmt: skip
 INT_BITS_MAX = 4096  # Python refuses to print numbers of more than 4300 digits
 DEPTH_MAX = 50
+ITEMS_SHOWN = 64  # of arrays and bytes in a line
 
 
 def jsonable(thing: Any, depth: int = 0) -> Any:
-    """thing made of what JSON has. Raises ValueError if it is something else."""
+    """thing as a value of JSON. Raises ValueError if JSON has no such value."""
     kind = type(thing)
     if thing is None or kind in (bool, str):
         return thing
@@ -61,15 +48,137 @@ def jsonable(thing: Any, depth: int = 0) -> Any:
 
 
 def repr_of(thing: Any) -> str:
-    """repr(), whatever it raises: for a person."""
+    """repr(), or what it raises: a number too long to print, or a class with a bad __repr__."""
     try:
         return repr(thing)
-    except Exception as error:  # a number too long to print, or a class of anybody's
+    except Exception as error:
         return f"<{type(thing).__name__}: {error}>"
 
 
+# ---- bytes whose type is known ----
+
+
+@dataclass(frozen=True)
+class Opaque(Format):
+    """Bytes of which only the type and the size are shown."""
+
+    name: str
+
+    def from_words(self, words: Words, what: str) -> bytes:
+        raise Failure(f"the {what} is of the type {self.name}, which only a program can make")
+
+    def from_json(self, value: Any, what: str) -> bytes:
+        if isinstance(value, dict) and isinstance(value.get("base64"), str):
+            try:
+                data = base64.b64decode(value["base64"], validate=True)
+            except (binascii.Error, ValueError):
+                raise Failure(f"{what} has a base64 that is none") from None
+            if self.size and len(data) != self.size:
+                raise Failure(f"{what} expected {self.size} bytes got {len(data)}")
+            return data
+        raise Failure(f'{what} should be {{"base64": ...}}, for the type {self.name}')
+
+    def to_json(self, data: bytes) -> Any:
+        return {"base64": base64.b64encode(data).decode(), "type": self.name}
+
+    def to_display(self, data: bytes) -> Any:
+        return {"type": self.name, "bytes": len(data)}
+
+    def to_text(self, data: bytes) -> str:
+        return f"<{printable(self.name)}, {len(data):,} bytes>"
+
+
+class Utf8(Opaque):
+    """str."""
+
+    def from_words(self, words: Words, what: str) -> bytes:
+        return self.from_json(words.next_or_fail(f"{what} expected text"), what)
+
+    def from_json(self, value: Any, what: str) -> bytes:
+        if not isinstance(value, str):
+            return super().from_json(value, what)
+        try:
+            return value.encode()
+        except UnicodeEncodeError:
+            raise Failure(f"{what} {value!r} is no text in UTF-8") from None
+
+    def to_json(self, data: bytes) -> Any:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:  # damaged
+            return super().to_json(data)
+
+    def to_display(self, data: bytes) -> Any:
+        return self.to_json(data)
+
+    def to_text(self, data: bytes) -> str:
+        return printable(data.decode(errors="backslashreplace"))
+
+
+class Octets(Opaque):
+    """bytes."""
+
+    def from_words(self, words: Words, what: str) -> bytes:
+        return Raw(0).from_words(words, what)
+
+    def to_display(self, data: bytes) -> Any:
+        return data.hex()
+
+    def to_text(self, data: bytes) -> str:
+        more = f"... ({len(data):,} bytes)" if len(data) > ITEMS_SHOWN else ""
+        return repr(data[:ITEMS_SHOWN]) + more
+
+
+class Inline(Opaque):
+    """ctypes structures, and dtypes where NumPy is not installed: their bytes."""
+
+    def from_words(self, words: Words, what: str) -> bytes:
+        return Raw(self.size).from_words(words, what)
+
+    def to_display(self, data: bytes) -> Any:
+        return super().to_display(data) | {"hex": data.hex()}
+
+    def to_text(self, data: bytes) -> str:
+        more = " ..." if len(data) > ITEMS_SHOWN else ""
+        return f"<{printable(self.name)}: {data[:ITEMS_SHOWN].hex(' ')}{more}>"
+
+
+@dataclass(frozen=True)
+class Number(Record):
+    """int, float, bool and struct formats."""
+
+    is_key: bool = False
+
+    def from_json(self, value: Any, what: str) -> bytes:
+        if isinstance(value, dict):
+            return Opaque(self.size, "bytes").from_json(value, what)
+        return super().from_json(value, what)
+
+    def _pack(self, fields: list[Any], what: str) -> bytes:
+        data = super()._pack(fields, what)
+        if not self.is_key or float not in self.converters:
+            return data
+        items = [item + 0.0 if type(item) is float else item for item in self.packer.unpack(data)]
+        return self.packer.pack(*items)  # -0.0 and 0.0 are one key
+
+    def to_json(self, data: bytes) -> Any:
+        found = super().to_json(data)
+        if self.is_integer:
+            return found
+        with contextlib.suppress(Failure):
+            if super().from_json(found, "") == data:
+                return found
+        return Opaque(self.size, "struct").to_json(data) | {"fields": found}
+
+    def to_display(self, data: bytes) -> Any:
+        return super().to_json(data)
+
+
+# ---- bytes that are decoded ----
+
+
 class Pickle:
-    """What stands for a pickle that nobody may unpickle."""
+    """What is shown of a pickle that may not be unpickled."""
 
     def __init__(self, data: bytes) -> None:
         self._size = len(data)
@@ -80,7 +189,7 @@ class Pickle:
 
 @dataclass(frozen=True)
 class ObjectKey(Opaque):
-    """Keys of type object (_keys.py). written: str, int, or "" for what the word looks like."""
+    """Keys of type object. written: "str", "int", or "": as the word looks."""
 
     load: Callable[[bytes], Any] = Pickle
     written: str = ""
@@ -91,45 +200,46 @@ class ObjectKey(Opaque):
         except Exception as error:  # damaged, too deep, or what unpickling raises
             return f"<key, {len(data):,} bytes: {error}>"
 
-    def take(self, tokens: Tokens, what: str) -> bytes:
-        word = tokens.next_or_fail(f"{what} expected a text or a number")
-        if self.written != "str":
-            try:
-                thing = int(word, 0) if self.written == "int" else json.loads(word)
-            except (ValueError, RecursionError):
-                if self.written == "int":
-                    raise Failure(f"{what} {word!r} is no number") from None
-                thing = word
-            word = _with_tuples(thing)
-        return self._encoded(word, what)
+    def from_words(self, words: Words, what: str) -> bytes:
+        word = words.next_or_fail(f"{what} expected a text or a number")
+        if self.written == "str":
+            return self._encoded(word, what)
+        try:
+            thing = int(word, 0) if self.written == "int" else json.loads(word)
+        except (ValueError, RecursionError):
+            if self.written == "int":
+                raise Failure(f"{what} {word!r} is no number") from None
+            thing = word
+        return self._encoded(thing, what)
 
-    def parse(self, value: Any, what: str) -> bytes:
+    def from_json(self, value: Any, what: str) -> bytes:
         if isinstance(value, dict):
-            return super().parse(value, what)
-        return self._encoded(_with_tuples(value), what)
+            return super().from_json(value, what)
+        return self._encoded(value, what)
 
     def _encoded(self, thing: Any, what: str) -> bytes:
+        thing = _with_tuples(thing)
         try:
             return encode_key(thing)
         except (TypeError, ValueError, OverflowError) as error:
             raise Failure(f"{what} cannot be {printable(repr_of(thing))}: {error}") from None
 
-    def plain(self, data: bytes) -> Any:
+    def to_json(self, data: bytes) -> Any:
         thing = self._thing(data)
         with contextlib.suppress(ValueError, Failure):
             found = jsonable(thing)
-            if type(found) is not float and self.parse(found, "") == data:
+            if type(found) is not float and self.from_json(found, "") == data:
                 return found
-        return super().plain(data) | {"text": repr_of(thing)}
+        return super().to_json(data) | {"text": repr_of(thing)}
 
-    def shown(self, data: bytes) -> Any:
+    def to_display(self, data: bytes) -> Any:
         thing = self._thing(data)
         try:
             return jsonable(thing)
         except ValueError:
-            return {"type": self.name, "bytes": len(data), "text": repr_of(thing)}
+            return super().to_display(data) | {"text": repr_of(thing)}
 
-    def text(self, data: bytes) -> str:
+    def to_text(self, data: bytes) -> str:
         thing = self._thing(data)
         if type(thing) is not str:
             return printable(repr_of(thing))
@@ -146,36 +256,37 @@ def _with_tuples(thing: Any) -> Any:
 
 
 class Unpickled(Opaque):
-    """Pickles that are unpickled, which runs what is in them: only if the user said so."""
+    """Pickles that are unpickled, which runs any code in them: only if the user asked for it."""
 
     def _thing(self, data: bytes) -> tuple[bool, Any]:
         try:
             return True, pickle.loads(data)
-        except Exception as error:  # a class that cannot be imported, or whatever it raises
+        except Exception as error:  # a class that cannot be imported, or anything else
             return False, f"{type(error).__name__}: {error}"
 
-    def shown(self, data: bytes) -> Any:
+    def to_display(self, data: bytes) -> Any:
         done, thing = self._thing(data)
         if not done:
-            return super().shown(data) | {"problem": thing}
+            return super().to_display(data) | {"problem": thing}
         try:
             return jsonable(thing)
         except ValueError:
-            return super().shown(data) | {"text": repr_of(thing)}
+            return super().to_display(data) | {"text": repr_of(thing)}
 
-    def text(self, data: bytes) -> str:
+    def to_text(self, data: bytes) -> str:
         done, thing = self._thing(data)
         return printable(repr_of(thing) if done else f"<{self.name}, {len(data):,} bytes: {thing}>")
 
 
 @dataclass(frozen=True)
 class Message(Opaque):
-    """Dataclasses and msgspec.Structs: their fields, if msgspec is here."""
+    """Dataclasses and msgspec.Structs: their fields, if msgspec is installed."""
 
     is_key: bool = False
 
-    def take(self, tokens: Tokens, what: str) -> bytes:
-        return take_bytes(tokens, what) if self.is_key else super().take(tokens, what)
+    def from_words(self, words: Words, what: str) -> bytes:
+        read = Raw(0).from_words if self.is_key else super().from_words
+        return read(words, what)
 
     def _fields(self, data: bytes) -> Any:
         if importlib.util.find_spec("msgspec") is None:
@@ -187,17 +298,17 @@ class Message(Opaque):
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return None
 
-    def plain(self, data: bytes) -> Any:
+    def to_json(self, data: bytes) -> Any:
         fields = self._fields(data)
-        return super().plain(data) | ({} if fields is None else {"fields": fields})
+        return super().to_json(data) | ({} if fields is None else {"fields": fields})
 
-    def shown(self, data: bytes) -> Any:
+    def to_display(self, data: bytes) -> Any:
         fields = self._fields(data)
-        return super().shown(data) if fields is None else fields
+        return super().to_display(data) if fields is None else fields
 
-    def text(self, data: bytes) -> str:
+    def to_text(self, data: bytes) -> str:
         fields = self._fields(data)
-        return super().text(data) if fields is None else printable(json.dumps(fields))
+        return super().to_text(data) if fields is None else printable(json.dumps(fields))
 
 
 @dataclass(frozen=True)
@@ -206,8 +317,9 @@ class Array(Opaque):
 
     decode: Callable[[Any], Any] = bytes
 
-    def take(self, tokens: Tokens, what: str) -> bytes:
-        return Raw(self.size).take(tokens, what) if self.size else super().take(tokens, what)
+    def from_words(self, words: Words, what: str) -> bytes:
+        read = Raw(self.size).from_words if self.size else super().from_words
+        return read(words, what)
 
     def _array(self, data: bytes) -> Any:
         import numpy as np
@@ -217,10 +329,10 @@ class Array(Opaque):
         except (Error, ValueError, TypeError):
             return None
 
-    def shown(self, data: bytes) -> Any:
+    def to_display(self, data: bytes) -> Any:
         array = self._array(data)
         if array is None:
-            return super().shown(data)
+            return super().to_display(data)
         found = {"type": self.name, "shape": list(array.shape)}
         if array.size > ITEMS_SHOWN:
             return found | {"bytes": array.nbytes}
@@ -230,101 +342,12 @@ class Array(Opaque):
             return found | {"text": str(array)}
         return found | {"values": values} if array.shape else values
 
-    def text(self, data: bytes) -> str:
+    def to_text(self, data: bytes) -> str:
         array = self._array(data)
         if array is None:
-            return super().text(data)
+            return super().to_text(data)
         if not array.shape:
             return printable(str(array[()]))
         if array.size > ITEMS_SHOWN:
             return f"<{self.name} {array.shape}, {array.nbytes:,} bytes>"
         return f"{array.dtype} {array.shape}: {' '.join(str(array.tolist()).split())}"
-
-
-def is_reference(record: Any, role: Role) -> bool:
-    """Whether a type's bytes are an object that the entry refers to.
-
-    Raises LayoutMismatch for a type that this version does not know.
-    """
-    if record in ("bytes", "str", "object"):
-        return True
-    if record in ("int", "float", "bool"):
-        return False
-    if isinstance(record, dict):
-        if "struct" in record or "numpy" in record or record.get("of") == "ctypes structure":
-            return False
-        if record.get("of") in ("dataclass", "msgspec.Struct") or (
-            "array" in record and role == "value"
-        ):
-            return True
-    raise LayoutMismatch(f"this version cannot read its {role} type {record!r:.200}")
-
-
-def kind_of(record: Any, role: Role, size: int, unpickle: bool = False) -> Format:
-    """The format of a declared type. size: the bytes of each in the entry; 0 for references.
-
-    Raises LayoutMismatch for a type whose size is another.
-    """
-    is_key = role == "key"
-    if record == "object":
-        if is_key:
-            load = pickle.loads if unpickle else Pickle
-            return ObjectKey(0, "object", load)
-        return Unpickled(0, "pickle") if unpickle else Opaque(0, "pickle")
-    if record in ("str", "bytes"):
-        return Utf8(0, "str") if record == "str" else Octets(0, "bytes")
-    name = record_name(record)
-    if isinstance(record, str):
-        return _number(PATTERNS[record], is_key, size, name)
-    if "struct" in record:
-        return _number(record["struct"], is_key, size, name)
-    dtype = record.get("numpy")
-    if isinstance(dtype, str) and dtype[1:] in NUMPY_LETTERS:  # NumPy is not needed for a number
-        pattern = dtype[0].replace("|", "<") + NUMPY_LETTERS[dtype[1:]]
-        return _number(pattern, is_key, size, name)
-    if "numpy" in record or "array" in record:
-        return _array(record, role, size, name)
-    if record["of"] == "ctypes structure":
-        return Inline(size, f"ctypes structure {record.get('class')}")
-    return Message(0, f"{record['of']} {record.get('class')}", is_key)
-
-
-def _number(pattern: Any, is_key: bool, size: int, name: str) -> Format:
-    try:
-        used = struct.calcsize(pattern)
-        if used > size or (used != size if is_key else size - used >= WORD_BYTES):
-            raise LayoutMismatch(f"{name} has {used} bytes, and there are {size}")
-        made = make_record(f"{pattern}{size - used}x", size, "")
-    except (struct.error, TypeError, ValueError, Failure) as error:
-        raise LayoutMismatch(f"{name} cannot be read: {error}") from None
-    return Number(made.size, made.packer, made.converters, is_key)
-
-
-def _array(record: Any, role: Role, size: int, name: str) -> Format:
-    if importlib.util.find_spec("numpy") is None:
-        return Inline(size, name) if size else Opaque(0, name)
-    from shmrhash._types import codec_for, type_of_record
-
-    try:
-        codec = codec_for(type_of_record(record, role), role)
-    except (Error, TypeError, ValueError, KeyError, SyntaxError, RecursionError) as error:
-        raise LayoutMismatch(f"{name:.200} cannot be read: {error}") from None
-    if not codec.by_reference and codec.size != size:
-        raise LayoutMismatch(f"{name:.200} has {codec.size} bytes, and there are {size}")
-    assert codec.decode is not None
-    short = name.removeprefix("the ")
-    return Array(size, short, codec.decode)
-
-
-def chosen(spec: Spec, kind: Format, role: Role) -> Format:
-    """The format that the user asked for; Failure if the dict's type is another."""
-    if spec.kind == "raw":
-        return kind
-    if isinstance(kind, ObjectKey) and spec.kind in ("str", "u64"):
-        return replace(kind, written="str" if spec.kind == "str" else "int")
-    if kind.size:
-        return spec.fit(kind.size, role)
-    if spec.kind == "str" and isinstance(kind, (Utf8, Octets)):
-        return Utf8(0, "str")
-    name = getattr(kind, "name", "")
-    raise Failure(f"the {role}s of this dict are of the type {name}, not {spec.kind}")

@@ -1,12 +1,12 @@
 """NDJSON: a JSON object for each entry, on a line of its own.
 
-Lines of a map with special fields, or of a SharedDict, stand behind one that says how it was:
+If the map has special fields, or is a SharedDict, the first line describes the map:
 
     {"shmrhash": "map", "name": ..., "key_size": ..., "fields": ..., "schema": {...}, ...}
     {"key": "alice", "value": {"base64": ..., "type": "pickle"}, "expires": 1763861000.5}
 
-expires is seconds since the epoch, null for never; where it is missing the dict's own time to live
-is given. objects are those of a map with Kptr fields, in base64, or null.
+expires: seconds since the epoch, null for never; an entry without it gets the dict's own time to
+live. objects: those of Kptr fields, in base64, or null.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
+from shmrhash._inspect import Extra
 from shmrhash.cli.entries.formats import Pair
-from shmrhash.cli.entries.layouts import Extra
+from shmrhash.cli.errors import STATUS_DAMAGED, Failure
 from shmrhash.cli.files.tables import NOT_SAID, Batch, Chunk, Chunks, Geometry, batches, gathered
-from shmrhash.cli.words import STATUS_DAMAGED, Failure
 
 HEAD_WORD = "shmrhash"
 HEAD_KIND = "map"
@@ -72,7 +72,7 @@ def _rest(geometry: Geometry, extra: Extra) -> str:
 
 
 def read_ndjson_head(file: BinaryIO) -> tuple[Geometry | None, Lines]:
-    """What the first line says of the map, if it does; the lines of entries, numbered."""
+    """The map that the first line describes, or None; and the lines of entries, numbered."""
     first = file.readline()
     rest = enumerate(file, 2)
     try:
@@ -93,7 +93,7 @@ def read_ndjson_head(file: BinaryIO) -> tuple[Geometry | None, Lines]:
             schema = json.dumps(head["schema"], separators=(",", ":")).encode()
         return Geometry(str(head["name"]), **numbers, fields=fields, schema=schema), rest
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise Failure(f"line 1 does not say how the map was: {error}", STATUS_DAMAGED) from None
+        raise Failure(f"line 1 does not describe the map: {error}", STATUS_DAMAGED) from None
 
 
 def read_ndjson(lines: Lines, pair: Pair, whole: bool, kptrs: int) -> Iterator[Chunk | Batch]:
@@ -122,7 +122,7 @@ def _wholes(
     for number, key, value, entry in entries:
         try:
             extra = Extra(_deadline(entry), _objects(entry, kptrs))
-            yield pair.key.parse(key, "key"), pair.value.parse(value, "value"), extra
+            yield pair.key.from_json(key, "key"), pair.value.from_json(value, "value"), extra
         except Failure as error:
             raise Failure(f"line {number}: {error}", STATUS_DAMAGED) from None
 

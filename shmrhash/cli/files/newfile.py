@@ -1,7 +1,7 @@
-"""Files that appear when they are complete.
+"""Files that appear under their names when they are complete.
 
-They are written under a name that nobody can guess, in the directory where they will stand: whoever
-else may write to that directory can neither lay a link there nor see half a file under the name.
+Until then they have names that nobody can guess, in the same directory: another user who may write
+to that directory cannot place a link there, and no reader sees half a file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MODE_NEW = 0o666  # less the umask
 def new_file(path: str, mode: int = MODE_NEW) -> Iterator[BinaryIO]:
     """A file to write, which appears under its name when it is complete; '-' is standard output.
 
-    mode: its permissions, less the umask; those of a file that is replaced stay. What is there and
-    no file, as a pipe, is written to.
+    mode: its permissions, less the umask; a file that is replaced keeps its own. A pipe, or what
+    else is no regular file, is written to.
     """
     if path == STANDARD:
         yield sys.stdout.buffer

@@ -1,22 +1,22 @@
-"""The snapshot: a map's entries as they are, fast, with checksums.
+"""The snapshot: a map's entries as bytes, fast, with checksums.
 
-A snapshot is a head of 256 bytes and chunks, each with a checksum, and a last chunk of no entries
-that says how many there were: a file that ends early is known for what it is.
+A snapshot is a head of 256 bytes and chunks, each with a checksum, and an end with the number of
+entries, so that a file that ends early is noticed.
 
     head   "SHMRSNP1"  key_size u32  value_size u32  map_flags u32  map_extra u32
            max_entries u64  created_ns u64  entries u64 (about)  name 200 bytes  0 u32  crc32 u32
     chunk  "CHNK"  crc32 u32  count u64  keys  values
     end    "DONE"  0 u32      total u64
 
-A map with special fields, or a SharedDict, has "SHMRSNP2" there, and behind the head a note, JSON
-of {"max_bytes", "fields", "schema" in base64}; and if there are fields, batches for chunks:
+For a map with special fields, or a SharedDict, the head begins with "SHMRSNP2", and behind it is a
+note, JSON of {"max_bytes", "fields", "schema" in base64}; with fields, batches replace the chunks:
 
     note   length u32  crc32 u32  JSON
     batch  "BTCH"  crc32 u32  count u64  length u64  entries, of length bytes in all
     entry  deadline u64 (ns since the epoch, 0: none)  length u32 of each part  parts
 
-The parts of an entry are its key, its value, and, but for a dict, the objects of its Kptr fields; a
-length of 2**32 - 1 is no object. A dict's key and value are the whole encoded bytes.
+The parts of an entry are its key, its value, and, unless it is a dict's, the objects of its Kptr
+fields; a length of 2**32 - 1 means that there is none. Key and value of a dict are encoded bytes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO
 
+from shmrhash._inspect import Extra
 from shmrhash.cli.entries.formats import Pair
-from shmrhash.cli.entries.layouts import Extra
+from shmrhash.cli.errors import STATUS_DAMAGED, Failure
 from shmrhash.cli.files.tables import Batch, Chunk, Chunks, Geometry, chunk_entries
-from shmrhash.cli.words import STATUS_DAMAGED, Failure
 
 HEAD = struct.Struct("<8sIIIIQQQ200s4xI")
 CHUNK = struct.Struct("<4sIQ")
@@ -44,7 +44,7 @@ CHUNK_TAG = b"CHNK"
 BATCH_TAG = b"BTCH"
 END_TAG = b"DONE"
 NOTE_BYTES_MAX = 1 << 14
-BATCH_BYTES_MAX = 1 << 30  # the largest objects of one entry, and a batch besides
+BATCH_BYTES_MAX = 1 << 30  # the largest objects of one entry, and the rest of the batch
 NO_OBJECT = (1 << 32) - 1
 
 
@@ -101,7 +101,7 @@ def _packed(batch: Batch, geometry: Geometry) -> bytes:
 
 
 def read_snapshot_head(file: BinaryIO) -> Geometry:
-    """What the map of a snapshot was like."""
+    """The map that the head of a snapshot describes."""
     data = file.read(HEAD.size)
     if len(data) < HEAD.size or not data.startswith((MAGIC, MAGIC_SPECIAL)):
         raise Failure("this is no snapshot of shmrhash", STATUS_DAMAGED)

@@ -1,4 +1,4 @@
-"""Whole maps between memory and files: how a map was, all that is in it, and putting it back."""
+"""Whole maps: reading all entries of one, and storing those of a file into one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import shmrhash
-from shmrhash import BPF_ANY, BPF_F_RDONLY, BPF_F_WRONLY, BPF_NOEXIST, RHashMap, _core
-from shmrhash._fields import unpacked
+from shmrhash import BPF_ANY, BPF_F_RDONLY, BPF_F_WRONLY, BPF_NOEXIST, RHashMap, _inspect
+from shmrhash._inspect import NEVER_NS, Extra, check_schema, clock_ns, read_chunk
 from shmrhash.cli.entries.contents import Plain
-from shmrhash.cli.entries.layouts import NEVER_NS, Extra, fitting_types
+from shmrhash.cli.errors import STATUS_DAMAGED, STATUS_MISSING, Failure
 from shmrhash.cli.files.tables import NOT_SAID, Batch, Chunk, Geometry, batches, chunk_entries
-from shmrhash.cli.words import STATUS_DAMAGED, STATUS_MISSING, Failure
 
 
 def geometry_of(contents: Plain) -> Geometry:
-    """How a map is. A schema that cannot be read is left out: nothing could be made of it."""
+    """The geometry of a map, without its schema if that cannot be read."""
     shared_map = contents.map
     info = shared_map.info()
     return Geometry(
@@ -31,69 +30,70 @@ def geometry_of(contents: Plain) -> Geometry:
         info["created_ns"],
         info["entries"],
         shared_map.max_bytes,
-        shared_map._fields(),
+        _inspect.field_pairs(shared_map),
         b"" if contents.types is None else shared_map.schema,
     )
 
 
 def chunks_of(contents: Plain, done: Callable[[int], Any]) -> Iterator[Chunk | Batch]:
     """All entries of a map; those that stay throughout come exactly once."""
-    if contents.map._fields():
-        for batch in batches(_on_the_wall(contents)):
+    shared_map = contents.map
+    if _inspect.field_pairs(shared_map):
+        for batch in batches(_with_wall_clock(contents)):
             yield batch
             done(batch.count)
         return
-    shared_map = contents.map
-    key_size, value_size = shared_map.key_size, shared_map.value_size
-    step = min(chunk_entries(key_size, value_size), len(shared_map) + 64)
+    largest = chunk_entries(shared_map.key_size, shared_map.value_size)
+    step = min(largest, len(shared_map) + 64)
     cursor = None
-    while True:  # lookup_batch(), without its arrays: importing NumPy takes longer than this
-        keys, values = bytearray(step * key_size), bytearray(step * value_size)
-        count, cursor = _core.read_entries(shared_map, cursor, keys, values, 0, step)
+    while True:
+        keys, values, count, cursor = read_chunk(shared_map, cursor, step)
         if count:
-            del keys[count * key_size :], values[count * value_size :]
-            yield Chunk(bytes(keys), bytes(values), count)
+            yield Chunk(keys, values, count)
             done(count)
         if cursor is None:
             return
 
 
-def _on_the_wall(contents: Plain) -> Iterator[tuple[bytes, bytes, Extra]]:
-    """Every entry, its deadline by the clock on the wall."""
-    ahead_ns = time.time_ns() - _core.clock_monotonic_ns()
+def _with_wall_clock(contents: Plain) -> Iterator[tuple[bytes, bytes, Extra]]:
+    """Every entry, with its deadline by the wall clock."""
+    ahead_ns = time.time_ns() - clock_ns()
     for key, value, extra in contents.items():
         assert extra is not None
         timed = extra.deadline_ns not in (0, NEVER_NS)
         yield key, value, extra._replace(deadline_ns=extra.deadline_ns + ahead_ns if timed else 0)
 
 
-# ---- putting it back ----
+# ---- from files into maps ----
 
 
 def create_map(geometry: Geometry, name: str, timeout: float | None) -> RHashMap:
-    """A new map like that one, its owner's alone.
+    """A new map of this geometry, with the permissions of its owner only.
 
-    Raises LayoutMismatch (what the file says does not fit together), and what create() raises.
+    Raises LayoutMismatch (the parts of the geometry do not fit together), and what create() raises.
     """
     sizes = geometry.key_size, geometry.value_size
-    fitting_types(geometry.schema, list(geometry.fields), *sizes, name)
-    return RHashMap.create(
+    check_schema(geometry.schema, geometry.fields, *sizes, name)
+    return _inspect.create_map(
         name,
+        geometry.fields,
+        geometry.schema,
         key_size=geometry.key_size,
         value_size=geometry.value_size,
         max_entries=geometry.max_entries,
-        map_flags=geometry.map_flags & ~(BPF_F_RDONLY | BPF_F_WRONLY),  # of its creator's handle
+        map_flags=geometry.map_flags & ~(BPF_F_RDONLY | BPF_F_WRONLY),  # these are of a handle
         map_extra=min(geometry.map_extra, geometry.max_entries),
         timeout=timeout,
-        fields=unpacked(geometry.fields),
-        _schema=geometry.schema,
         max_bytes=geometry.max_bytes or None,
     )
 
 
 def expect_like(found: RHashMap, geometry: Geometry, says_how: bool) -> None:
-    """Failure unless the entries of a file fit into a map. says_how: the file says how its was."""
-    same_fields = geometry.fields == found._fields()
+    """Failure unless the entries of a file fit into a map.
+
+    says_how: the file has the types and fields of its map, which must be the same.
+    """
+    same_fields = geometry.fields == _inspect.field_pairs(found)
     if says_how and not (same_fields and _record(geometry.schema) == _record(found.schema)):
         raise Failure(
             f"the file has entries of {_described(geometry.schema)}, map {found.name!r} is of "
@@ -121,7 +121,7 @@ def _described(schema: bytes) -> str:
 
 
 def missing(name: str) -> Failure:
-    """There is no such map, and nobody said how to make it."""
+    """There is no such map, and neither the file nor an option says how to make it."""
     return Failure(
         f"no map {name!r}, and the file does not say how to make it: give --entries, --key-size "
         f"and --value-size, or create it first",
@@ -130,7 +130,7 @@ def missing(name: str) -> Failure:
 
 
 class Store:
-    """Puts chunks into a map; counts what it leaves out because its time is over."""
+    """Stores chunks into a map; counts the expired entries, which it leaves out."""
 
     def __init__(self, contents: Plain, keep: bool) -> None:
         self.expired = 0
@@ -138,7 +138,7 @@ class Store:
         self._keep = keep
 
     def put(self, chunks: Iterable[Chunk | Batch], done: Callable[[int], Any]) -> None:
-        """Store all; with keep, leave keys that are there as they are."""
+        """Store all entries; with keep, only those whose keys are not in the map."""
         for chunk in chunks:
             if isinstance(chunk, Batch):
                 self._put_batch(chunk, done)
@@ -155,7 +155,7 @@ class Store:
 
     def _put_batch(self, batch: Batch, done: Callable[[int], Any]) -> None:
         flag = BPF_NOEXIST if self._keep else BPF_ANY
-        ahead_ns = time.time_ns() - _core.clock_monotonic_ns()
+        ahead_ns = time.time_ns() - clock_ns()
         count = 0
         try:
             for key, value, extra in batch.entries:
@@ -164,7 +164,7 @@ class Store:
                     deadline_ns = 0
                 elif extra.deadline_ns:
                     deadline_ns = min(extra.deadline_ns - ahead_ns, NEVER_NS)
-                    if deadline_ns <= _core.clock_monotonic_ns():
+                    if deadline_ns <= clock_ns():
                         self.expired += 1
                         continue
                 own = extra._replace(deadline_ns=deadline_ns)

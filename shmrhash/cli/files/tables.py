@@ -1,8 +1,8 @@
-"""What the files of export and import carry; and CSV and NumPy's .npz.
+"""What all files of export and import hold; and two of their formats, CSV and NumPy's .npz.
 
-snapshot.py and ndjson.py have the other files. Entries travel in chunks: keys and values of some
-thousand entries, each run together; or, where they have objects or deadlines, in batches of whole
-entries. A deadline in a file is of the clock on the wall: it goes on while the file lies there.
+Entries are read and written in chunks: the keys of some thousand entries, joined, and their values,
+joined; or, if entries have objects or deadlines, in batches of whole entries. A deadline in a file
+is of the wall clock: it passes also for entries that are in a file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from shmrhash._fields import Kptr, Timer
+from shmrhash import Kptr, Timer
+from shmrhash._inspect import Extra
 from shmrhash.cli.entries.formats import Format, Pair, Record
-from shmrhash.cli.entries.layouts import Extra
-from shmrhash.cli.session import need
-from shmrhash.cli.words import STATUS_DAMAGED, Failure
+from shmrhash.cli.errors import STATUS_DAMAGED, Failure, need
 
 CHUNK_ENTRIES = 1 << 16
 CHUNK_BYTES_MAX = 64 << 20
-ENTRY_BYTES = 64  # that an entry of a batch counts besides its bytes
-NOT_SAID = -1  # a deadline that a file does not mention
+ENTRY_BYTES = 64  # what an entry of a batch takes in memory besides its bytes
+NOT_SAID = -1  # the deadline of an entry for which the file has none, not even "never"
 
 ENDINGS = {
     ".snap": "snapshot",
@@ -40,7 +39,7 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a map was like."""
+    """The sizes, limits and types of the map that the entries of a file are from."""
 
     name: str
     key_size: int
@@ -56,7 +55,7 @@ class Geometry:
 
     @property
     def special(self) -> bool:
-        """Whether it takes more than keys and values to make it."""
+        """Whether entries are more than keys and values of bytes."""
         return bool(self.fields or self.schema)
 
     @property
@@ -66,13 +65,14 @@ class Geometry:
 
     @property
     def kptrs(self) -> int:
-        """How many objects each entry has besides key and value: a dict's are these."""
+        """How many objects each entry has besides key and value; those of a dict are its keys and
+        values."""
         return 0 if self.schema else sum(kind == Kptr.kind for kind, _ in self.fields)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some entries: keys run together, values run together."""
+    """Some entries: their keys, joined, and their values, joined."""
 
     keys: bytes
     values: bytes
@@ -90,7 +90,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some entries with all they have. Deadlines are nanoseconds since the epoch; 0: none."""
+    """Some entries with all that they have. Deadlines: nanoseconds since the epoch, 0 for none."""
 
     entries: list[tuple[bytes, bytes, Extra]]
 
@@ -103,12 +103,12 @@ Chunks = Iterable[Chunk | Batch]
 
 
 def chunk_entries(key_size: int, value_size: int) -> int:
-    """How many entries make a chunk that is worth its head and not too large."""
+    """How many entries a chunk has: at most CHUNK_BYTES_MAX of them."""
     return max(1, min(CHUNK_ENTRIES, CHUNK_BYTES_MAX // (key_size + value_size)))
 
 
 def batches(entries: Iterable[tuple[bytes, bytes, Extra]]) -> Iterator[Batch]:
-    """Entries in batches that are worth their heads and not too large."""
+    """Entries in batches of at most CHUNK_ENTRIES, and about CHUNK_BYTES_MAX."""
     gathered: list[tuple[bytes, bytes, Extra]] = []
     size = 0
     for entry in entries:
@@ -137,10 +137,10 @@ def write_csv(file: BinaryIO, geometry: Geometry, chunks: Iterable[Chunk], pair:
 
 
 def _cell_maker(wanted: Format) -> Callable[[bytes], Any]:
-    """plain(), but several fields as a list in JSON."""
+    """to_json(); several fields become the text of a list."""
     if isinstance(wanted, Record) and len(wanted.converters) > 1:
-        return lambda data: json.dumps(wanted.plain(data))
-    return wanted.plain
+        return lambda data: json.dumps(wanted.to_json(data))
+    return wanted.to_json
 
 
 def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
@@ -154,7 +154,7 @@ def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
         while True:
             try:
                 row = next(reader, None)
-            except csv.Error as error:  # a cell beyond reason
+            except csv.Error as error:  # a cell that is too long
                 message = f"line {reader.line_num} is no CSV: {error}"
                 raise Failure(message, STATUS_DAMAGED) from None
             if row is None:
@@ -175,14 +175,14 @@ def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
 
 
 def gathered(entries: Iterable[tuple[int, Any, Any]], pair: Pair) -> Iterator[Chunk]:
-    """Entries as people write them, run together into chunks."""
+    """Chunks of entries as people write them. Failure, with the line, where one is wrong."""
     largest = chunk_entries(pair.key.size, pair.value.size)
     keys, values = bytearray(), bytearray()
     count = 0
     for number, key, value in entries:
         try:
-            keys += pair.key.parse(key, "key")
-            values += pair.value.parse(value, "value")
+            keys += pair.key.from_json(key, "key")
+            values += pair.value.from_json(value, "value")
         except Failure as error:
             raise Failure(f"line {number}: {error}", STATUS_DAMAGED) from None
         count += 1
@@ -204,7 +204,7 @@ NPZ_ERRORS = (
 
 
 def write_npz(file: BinaryIO, geometry: Geometry, chunks: Iterable[Chunk], pair: Pair) -> None:
-    """Two arrays, keys and values, and what the map was like."""
+    """Two arrays, keys and values, and the limits of the map."""
     need("numpy")
     import numpy as np
 
@@ -224,7 +224,7 @@ def write_npz(file: BinaryIO, geometry: Geometry, chunks: Iterable[Chunk], pair:
 
 
 def read_npz(file: BinaryIO) -> tuple[Geometry, Iterator[Chunk]]:
-    """The arrays of an .npz; what the map was like, if they say so."""
+    """The entries of an .npz, and the limits of the map if it has them."""
     need("numpy")
     import numpy as np
 
