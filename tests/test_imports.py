@@ -9,7 +9,7 @@ import pytest
 
 # The layers of the command line, lowest first; modules of one layer do not import each other.
 COMMAND_LINE = [
-    ["errors", "features", "screen"],
+    ["errors", "screen", "system"],
     ["words"],
     ["session"],
     ["entries.formats"],

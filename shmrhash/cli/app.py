@@ -65,7 +65,7 @@ its types are: a text, a number. Pickles are read only with --unpickle.
 
 \b
 Examples:
-  shmrhash ls                                   all maps, who uses them, how they are
+  shmrhash ls                                   all maps, their users and their health
   shmrhash dump hits --str --value-u64          keys are text, values are counters
   shmrhash update hits key alice value 7 --str --value-u64
   shmrhash lookup sessions key alice            a SharedDict knows its types
@@ -132,7 +132,7 @@ def full_name(word: str) -> str | None:
     begun = [name for name in MODULE_OF if name.startswith(word)]
     ours = [name for name in begun if name not in COMMANDS[BPFTOOL]]
     if len(ours) > 1 and len(ours) == len(begun):
-        raise Failure(f"{word!r} may be {' or '.join(ours)}")
+        raise Failure(f"{word!r} is short for {' and '.join(ours)}")
     return begun[0] if begun else None
 
 

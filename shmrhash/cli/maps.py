@@ -28,7 +28,7 @@ ORPHAN = "left behind"
 DAMAGED = "damaged"
 VERSION = "other version"
 DENIED = "no permission"
-NOT_A_MAP = "no map"
+NOT_A_MAP = "not a map"
 GONE = "gone"
 
 READ_SECONDS_MAX = 10.0  # for one of several maps, if it is a stranger's
@@ -165,7 +165,7 @@ def make_process(found: dict[str, Any]) -> Process:
 def all_states(
     session: Session, wanted: Callable[[str], bool] = lambda _name: True
 ) -> Iterator[MapState]:
-    """The state of every file in the directory of segments, by name; of files that are no maps too.
+    """The state of every file in the directory of segments, by name, maps or not.
 
     wanted: whether to read a file of that name. Raises Error if the directory cannot be read.
     """

@@ -95,7 +95,7 @@ class Command(click.Command):
 
 
 class WordCommand(Command):
-    """A command with bpftool's arguments: what is no option of its own is a word, such as -5."""
+    """A command with bpftool's arguments: unknown options, such as -5, are words."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         settings = {"ignore_unknown_options": True, **more.pop("context_settings", {})}

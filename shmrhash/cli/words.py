@@ -43,7 +43,7 @@ class Words:
         return self._words[self._at] if self._at < len(self._words) else None
 
     def next(self) -> str:
-        """Take the next word, which is there."""
+        """Take the next word; there must be one."""
         self._at += 1
         return self._words[self._at - 1]
 
@@ -109,7 +109,7 @@ def map_named(name: str) -> MapName:
 
 
 def take_map(words: Words) -> MapName:
-    """Take a MAP. The name of a map that exists is no shortened keyword, nor is the last word."""
+    """Take a MAP. The name of an existing map, or the last word, is not taken for a keyword."""
     word = words.peek()
     if word is None:
         raise Failure("which map? expected NAME, 'name NAME', 'pinned FILE' or 'id NUMBER'")

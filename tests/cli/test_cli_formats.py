@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmrhash.cli import app
 from shmrhash.cli.entries.formats import Pair, Raw, Spec, hex_lines
 from shmrhash.cli.errors import Failure
-from shmrhash.cli.screen import (
-    count_text,
-    json_text,
-    percent_text,
-    plain_table,
-    size_text,
-    time_text,
-)
 from shmrhash.cli.words import Words, map_named, take_map
 
 
@@ -133,7 +124,7 @@ def test_structs_are_read_and_shown(pattern, words, data, plain):
         (Spec("u64"), "", "got nothing"),
         (Spec("str"), "123456789", "has room for 8 bytes, '123456789' has 9"),
         (Spec("struct", "<I"), "1", "has 8 bytes, the struct '<I' has 4"),
-        (Spec("struct", "<Y"), "1", "no format of Python's struct"),
+        (Spec("struct", "<Y"), "1", "not a format of Python's struct"),
         (Spec("struct", "<II"), "1", "got nothing"),
     ],
 )
@@ -163,17 +154,6 @@ def test_entry_breaks_its_lines_as_bpftool_does():
     assert hex_lines(bytes(33)).splitlines()[2] == "00"
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    )
-)
-def test_json_is_json(value):
-    assert value == json.loads(json_text(value, False))
-    assert value == json.loads(json_text(value, True))
-
-
 def test_map_is_named_in_every_way(own_directory):
     """A word that is a map's name is no keyword; the last word is none either."""
     for name in ("jobs", "n", "pin"):
@@ -195,76 +175,3 @@ def test_map_is_named_in_every_way(own_directory):
     assert take_map(Words(["pin", "key"])).name == "pin"
     assert take_map(Words(["id"])).name == "id"
     assert f"{own_directory}/jobs" == map_named("jobs").path
-
-
-@pytest.mark.parametrize(
-    ("word", "verb"),
-    [
-        ("s", "show"),
-        ("l", "list"),
-        ("ls", "ls"),
-        ("d", "dump"),
-        ("de", "delete"),
-        ("u", "update"),
-        ("unl", "unlink"),
-        ("g", "getnext"),
-        ("gc", "gc"),
-        ("f", "freeze"),
-        ("c", "create"),
-        ("ch", "check"),
-        ("st", "stat"),
-        ("t", "top"),
-        ("x", None),
-        ("", None),
-    ],
-)
-def test_verbs_may_be_shortened(word, verb):
-    """bpftool's come first, in its order."""
-    assert verb == app.full_name(word)
-
-
-def test_a_shortened_verb_of_two_meanings_is_refused():
-    with pytest.raises(Failure, match="info or import"):
-        app.full_name("i")
-
-
-def test_figures_are_short():
-    assert [size_text(size) for size in (0, 999, 1024, 40960, 3 << 19, 9 << 30, 12 << 40)] == [
-        "0 B",
-        "999 B",
-        "1.0 KiB",
-        "40 KiB",
-        "1.5 MiB",
-        "9.0 GiB",
-        "12.0 TiB",
-    ]
-    assert [count_text(number) for number in (0, 0.5, 7, 12_345, 100_000, 1_234_567, 1e9)] == [
-        "0",
-        "0.5",
-        "7",
-        "12,345",
-        "100k",
-        "1.23M",
-        "1G",
-    ]
-    assert [percent_text(part) for part in (0, 1e-6, 0.5, 0.99999, 1)] == [
-        "0.0%",
-        "<0.1%",
-        "50.0%",
-        "99.9%",
-        "100.0%",
-    ]
-    assert [time_text(seconds) for seconds in (-1, 119, 120, 7200, 259_200)] == [
-        "0 s",
-        "119 s",
-        "2 min",
-        "2 h",
-        "3 d",
-    ]
-
-
-def test_plain_table_has_no_blanks_at_the_ends():
-    text = plain_table(["NAME", ">N"], [["a", "1"], ["long name", "20"]])
-
-    assert text.splitlines() == ["NAME        N", "a           1", "long name  20"]
-    assert plain_table(["A", "B"], []) == "A  B"

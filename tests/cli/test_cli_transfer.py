@@ -246,9 +246,9 @@ def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
     [
         (lambda data: data[:-1], "ends early, behind 300 entries"),
         (lambda data: data[:-2000], "ends early, behind 0 entries"),
-        (lambda data: data[: HEAD_BYTES - 1], "no snapshot"),
-        (lambda data: b"", "no snapshot"),
-        (lambda data: b"PK" + data[2:], "no snapshot"),
+        (lambda data: data[: HEAD_BYTES - 1], "not a snapshot"),
+        (lambda data: b"", "not a snapshot"),
+        (lambda data: b"PK" + data[2:], "not a snapshot"),
         (lambda data: data[:20] + b"\x07" + data[21:], "head of the snapshot is damaged"),
         (lambda data: data[:1000] + b"\xff\xfe" + data[1002:], "behind 0 entries"),
         (lambda data: data[:HEAD_BYTES] + b"\xff" * 16 + data[HEAD_BYTES + 16 :], "behind 0"),
@@ -273,17 +273,17 @@ def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.ndjson", '{"key":"00"}\n', "line 1 is no JSON object"),
+        ("a.ndjson", '{"key":"00"}\n', "line 1 is not a JSON object"),
         ("a.ndjson", '\n{"key":"0102030405060708","value":"01"}', "line 2: value expected 8"),
         ("a.ndjson", '{"key":7,"value":8}', "line 1: key should be a string of hex digits"),
-        ("a.ndjson", "[]", "line 1 is no JSON object"),
+        ("a.ndjson", "[]", "line 1 is not a JSON object"),
         ("a.csv", "key,value\n1,2,3\n", "line 2 is not two cells"),
         ("a.csv", "key,value\nxyz,00\n", "line 2: key should be a string of hex digits"),
-        pytest.param("a.csv", "x" * 200_000, "line 1 is no CSV", id="a huge cell"),
+        pytest.param("a.csv", "x" * 200_000, "line 1 is not CSV", id="a huge cell"),
         ("a.ndjson", '{"key":[1.5,0,0,0,0,0,0,0],"value":"00"}', "line 1: key should be"),
-        pytest.param("a.ndjson", "[" * 100_000, "line 1 is no JSON object", id="too deep"),
-        ("a.npz", "nothing of the kind", "no .npz"),
-        ("a.npz", "PK\3\4 and so on", "no .npz"),
+        pytest.param("a.ndjson", "[" * 100_000, "line 1 is not a JSON object", id="too deep"),
+        ("a.npz", "nothing of the kind", "not an .npz"),
+        ("a.npz", "PK\3\4 and so on", "not an .npz"),
     ],
 )
 @pytest.mark.thorough
@@ -312,7 +312,7 @@ def test_what_cannot_be_imported_is_explained(make, tmp_path):
         (["import"], 2, "expected a FILE"),
         (["export", "hits"], 2, "expected a FILE"),
         (["export", "hits", tmp_path / "hits.xls"], 2, "--format"),
-        (["export", "hits", "-", "-f", "npz"], 2, "needs a file"),
+        (["export", "hits", "-", "-f", "npz"], 2, "cannot be written to a pipe"),
         (["export", "hits", tmp_path / "no" / "hits.snap"], 3, "No such file"),
         (["export", "hits", tmp_path / "a.csv", "more"], 2, "did not expect 'more'"),
     ):

@@ -213,7 +213,7 @@ def _confirm(question: str) -> None:
 
 @click.command("unlink", cls=Command, short_help="Remove a map's name; its users go on.")
 @map_argument
-@click.option("-f", "--force", is_flag=True, help="Remove the file even if it is no map.")
+@click.option("-f", "--force", is_flag=True, help="Remove the file even if it is not a map.")
 @pass_session
 def unlink_command(session: Session, name: MapName, force: bool) -> None:
     """Remove the name of a map. Attached processes go on; the last of them frees the memory.
@@ -224,7 +224,7 @@ def unlink_command(session: Session, name: MapName, force: bool) -> None:
     """
     health, detail = examine(name.path)
     if health == NOT_A_MAP and not force:
-        raise Failure(f"{name.path} is no map ({detail}); --force removes it", STATUS_DAMAGED)
+        raise Failure(f"{name.path} is not a map ({detail}); --force removes it", STATUS_DAMAGED)
     users = []
     if health == OK:
         with contextlib.suppress(shmrhash.Error, OSError):  # damaged maps can be unlinked, too

@@ -14,16 +14,21 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import click
 
 import shmrhash
 from shmrhash import RHashMap, _inspect
-from shmrhash.cli import features
 from shmrhash.cli.errors import STATUS_NO, message_of
 from shmrhash.cli.screen import Cell, make_console, on_terminal, size_text
 from shmrhash.cli.session import Command, Session, pass_session
+from shmrhash.cli.system import (
+    group_memory,
+    in_container,
+    mount_of,
+    refused_features,
+    text_of,
+)
 
 OK = "ok"
 NOTE = "note"
@@ -49,7 +54,7 @@ def kernel() -> Iterator[Finding]:
     """The kernel's version, the features that it refuses, and the machine's word size."""
     found = f"Linux {platform.release()}"
     try:
-        refused = list(features.refused(_inspect.directory()))
+        refused = list(refused_features(_inspect.directory()))
     except OSError as error:  # directory() says more
         yield Finding(OK, "kernel", f"{found}; nothing could be tried: {error.strerror}")
         refused = []
@@ -104,37 +109,9 @@ def directory() -> Iterator[Finding]:
         yield Finding(NOTE if small else OK, "size", found, change if small else "")
 
 
-def mount_of(folder: str) -> tuple[str, str]:
-    """Type and options of the file system of a directory, by the longest mount point above it."""
-    full = os.path.realpath(folder)
-    best, kind, options = "", "an unknown file system", ""
-    for line in _text("/proc/self/mountinfo").splitlines():
-        left, _, right = line.partition(" - ")
-        point = left.split()[4].encode().decode("unicode_escape")
-        inside = full == point or full.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-            options = right.split()[-1]
-    return kind, options
-
-
-def _text(path: str) -> str:
-    """The text of a small file of the system, or ""."""
-    try:
-        return Path(path).read_text()
-    except (OSError, ValueError):
-        return ""
-
-
-def in_container() -> bool:
-    """Whether this looks like a container."""
-    marks = ("/.dockerenv", "/run/.containerenv")
-    return any(map(os.path.exists, marks)) or "KUBERNETES_SERVICE_HOST" in os.environ
-
-
 def memory() -> Iterator[Finding]:
     """The memory of the machine, and of the control group."""
-    lines = (line.split() for line in _text("/proc/meminfo").splitlines())
+    lines = (line.split() for line in text_of("/proc/meminfo").splitlines())
     sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if len(words) > 1}
     if "MemTotal" in sizes:
         found = f"{size_text(sizes['MemTotal'])}, {size_text(sizes['MemAvailable'])} available"
@@ -165,27 +142,6 @@ def _directory_bytes() -> int:
     return status.f_blocks * status.f_frsize
 
 
-def group_memory() -> tuple[int | None, int]:
-    """The lowest memory limit of the control groups of this process, and the memory in use."""
-    limit, used = None, 0
-    for line in _text("/proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root = Path("/sys/fs/cgroup") / controllers
-        names = ("memory.max", "memory.current")
-        if controllers:
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        folder = root / path.lstrip("/")
-        for level in (folder, *folder.parents):
-            word = _text(str(level / names[0])).strip()
-            if word.isdigit() and int(word) < 1 << 60 and (limit is None or int(word) < limit):
-                limit, used = int(word), int(_text(str(level / names[1])) or 0)
-            if level == root:
-                break
-    return limit, used
-
-
 def limits() -> Iterator[Finding]:
     """Limits of this process, and policies of the kernel, that forbid large sparse maps."""
     for number, what, flag, least in (
@@ -198,12 +154,12 @@ def limits() -> Iterator[Finding]:
             if hard != resource.RLIM_INFINITY and hard < least:
                 change += "   (root must raise the hard limit in /etc/security/limits.conf)"
             yield Finding(BAD, what, f"limited to {size_text(soft)}: creating maps fails", change)
-    if _text("/proc/sys/vm/overcommit_memory").strip() == "2":
+    if text_of("/proc/sys/vm/overcommit_memory").strip() == "2":
         found = "vm.overcommit_memory is 2: addresses that a map reserves count as used memory"
         yield Finding(NOTE, "overcommit", found, "sudo sysctl vm.overcommit_memory=0")
     found = "mlockall() fills the holes of maps that are open: add MCL_ONFAULT to its flags"
     yield Finding(OK, "locked memory", found)
-    maps_max = int(_text("/proc/sys/vm/max_map_count") or 1 << 30)
+    maps_max = int(text_of("/proc/sys/vm/max_map_count") or 1 << 30)
     if maps_max < 65_530:
         found = f"vm.max_map_count is {maps_max}: each open map takes three"
         yield Finding(NOTE, "mappings", found, "sudo sysctl vm.max_map_count=65530")
@@ -214,7 +170,7 @@ def huge_pages() -> Iterator[Finding]:
     folder = _inspect.directory()
     kind, options = mount_of(folder)
     path = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
-    forced = _text(path).partition("[")[2].partition("]")[0]
+    forced = text_of(path).partition("[")[2].partition("]")[0]
     if kind != "tmpfs" or not forced:
         return
     # Other values of shmem_enabled are for memory that has no mount.
@@ -245,7 +201,7 @@ def session_end() -> Iterator[Finding]:
         return
     if os.path.exists(f"/var/lib/systemd/linger/{_inspect.user_name(user)}"):
         return
-    configured = _text("/etc/systemd/logind.conf")
+    configured = text_of("/etc/systemd/logind.conf")
     if not any(line.strip() == "RemoveIPC=no" for line in configured.splitlines()):
         found = "systemd removes this user's maps when the last session ends (RemoveIPC)"
         yield Finding(
@@ -298,7 +254,7 @@ def _try(shared_map: RHashMap) -> Iterator[Finding]:
     else:
         found = f"{info['entries']} entries, {info['recoveries']} recoveries; wanted 100 and 1"
         yield Finding(BAD, "trial", found, "please report this")
-    yield Finding(OK, "who lives", info["liveness"])
+    yield Finding(OK, "liveness", info["liveness"])
     if info["membarrier"]:
         yield Finding(OK, "membarrier", "permitted")
     else:

@@ -58,7 +58,7 @@ def file_kind(path: str, asked: str | None) -> str:
     if kind is None:
         raise Failure(f"{path!r} has none of the endings {', '.join(ENDINGS)}; say --format")
     if kind == "npz" and path == STANDARD:
-        raise Failure("an .npz needs a file")
+        raise Failure("an .npz cannot be written to a pipe, or read from one")
     return kind
 
 
@@ -157,7 +157,7 @@ def _own_name(name: str) -> MapName:
         plain = _inspect.plain_name(name)
     except (shmrhash.InvalidArgument, ValueError):
         raise Failure(
-            f"the file names its map {name!r:.80}, which is no map's name; say FILE MAP",
+            f"the file names its map {name!r:.80}, which is not a map's name; say FILE MAP",
             STATUS_DAMAGED,
         ) from None
     return MapName(plain, _inspect.path_of(plain))

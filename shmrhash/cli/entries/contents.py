@@ -19,6 +19,7 @@ from shmrhash._inspect import (
     WORD_BYTES,
     DictEntries,
     Extra,
+    Field,
     Types,
     fields_of,
     read_entries,
@@ -122,36 +123,33 @@ class WithFields(Plain):
                 self.map.timer_set(key, extra.deadline_ns)
 
     def facts(self, value: bytes, extra: Extra) -> dict[str, Any]:
-        objects = iter(extra.objects)
-        found: list[dict[str, Any]] = []
-        for field in fields_of(self.map):
-            shown: dict[str, Any] = {"kind": type(field).__name__, "offset": field.offset}
-            if isinstance(field, Kptr):
-                data = next(objects)
-                shown["bytes"] = None if data is None else hex_strings(data)
-            elif isinstance(field, Timer):
-                shown["expires_in"] = extra.expires_in
-            elif isinstance(field, SpinLock):
-                shown["locked"] = extra.held
-            else:
-                shown["count"] = count_in(value, field.offset)
-            found.append(shown)
-        return {"fields": found}
+        return {
+            "fields": [
+                {"kind": type(field).__name__, "offset": field.offset, name: fact}
+                for field, name, fact, _ in self._fields(value, extra)
+            ]
+        }
 
     def notes(self, value: bytes, extra: Extra) -> str:
-        text = ""
+        return "".join(
+            f"\n\t{type(field).__name__} at {field.offset}: {text}"
+            for field, _, _, text in self._fields(value, extra)
+        )
+
+    def _fields(self, value: bytes, extra: Extra) -> Iterator[tuple[Field, str, Any, str]]:
+        """Each special field: the name and the value of its fact in JSON, and its text."""
         objects = iter(extra.objects)
         for field in fields_of(self.map):
             if isinstance(field, Kptr):
-                shown = object_text(next(objects))
+                data = next(objects)
+                yield field, "bytes", None if data is None else hex_strings(data), object_text(data)
             elif isinstance(field, Timer):
-                shown = deadline_text(extra)
+                yield field, "expires_in", extra.expires_in, deadline_text(extra)
             elif isinstance(field, SpinLock):
-                shown = "locked" if extra.held else "free"
+                yield field, "locked", extra.held, "locked" if extra.held else "free"
             else:
-                shown = f"{count_in(value, field.offset):,}"
-            text += f"\n\t{type(field).__name__} at {field.offset}: {shown}"
-        return text
+                count = count_in(value, field.offset)
+                yield field, "count", count, f"{count:,}"
 
 
 def count_in(value: bytes, offset: int) -> int:

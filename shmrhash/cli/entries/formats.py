@@ -42,7 +42,7 @@ class Format:
         raise NotImplementedError
 
     def to_display(self, data: bytes) -> Any:
-        """data as a value of JSON to be read, with nothing in it but what a reader wants."""
+        """data as a value of JSON to be read by people, which from_json() need not take."""
         return self.to_json(data)
 
     def to_text(self, data: bytes) -> str:
@@ -67,7 +67,7 @@ class Raw(Format):
                 break
             found += _run_of_bytes(word) if base == 16 and len(word) > 2 else _one_byte(word, base)
             words.next()
-        return _of_size(bytes(found), self.size, what)
+        return sized(bytes(found), self.size, what)
 
     def from_json(self, value: Any, what: str) -> bytes:
         try:
@@ -77,7 +77,7 @@ class Raw(Format):
                 data = bytes(_to_integer(byte) for byte in value)
         except (TypeError, ValueError):
             raise Failure(f"{what} should be a string of hex digits, not {value!r}") from None
-        return _of_size(data, self.size, what)
+        return sized(data, self.size, what)
 
     def to_json(self, data: bytes) -> str:
         return data.hex()
@@ -104,7 +104,8 @@ def _run_of_bytes(word: str) -> bytes:
         raise Failure(f"error parsing byte: {word}") from None
 
 
-def _of_size(data: bytes, size: int, what: str) -> bytes:
+def sized(data: bytes, size: int, what: str) -> bytes:
+    """data, if it has so many bytes; size 0: any number."""
     if size and len(data) != size:
         raise Failure(f"{what} expected {size} bytes got {len(data)}")
     return data
@@ -187,7 +188,7 @@ def _to_integer(field: Any) -> int:
     if isinstance(field, str):
         return int(field, 0)
     if int(field) != field:
-        raise ValueError(f"{field} is no whole number")
+        raise ValueError(f"{field} is not a whole number")
     return int(field)
 
 
@@ -200,11 +201,11 @@ def _to_bool(field: Any) -> bool:
 
 
 def make_record(pattern: str, size: int, what: str) -> Record:
-    """The format of what, whose size is size, for a format string of the struct module."""
+    """The format of keys or values (what) of this size, for a format string of struct."""
     try:
         wanted = struct.calcsize(pattern)
     except (struct.error, ValueError) as error:
-        raise Failure(f"--struct {pattern!r} is no format of Python's struct: {error}") from None
+        raise Failure(f"--struct {pattern!r} is not a format of Python's struct: {error}") from None
     if wanted != size:
         raise Failure(f"{what} has {size} bytes, the struct {pattern!r} has {wanted}")
     packer = struct.Struct(pattern)
@@ -226,14 +227,14 @@ class Spec:
     pattern: str = ""
 
     def fit(self, size: int, what: str) -> Format:
-        """The format for keys or values of this size; Failure if it cannot be."""
+        """The format for keys or values of this size; Failure if it does not fit."""
         if self.kind == "str":
             return Text(size)
         if self.kind == "struct":
             return make_record(self.pattern, size, what)
         if self.kind == "u64":
             if size % 8:
-                raise Failure(f"{what} has {size} bytes, which is no whole number of u64")
+                raise Failure(f"{what} has {size} bytes, which is not a multiple of 8")
             return make_record(f"<{size // 8}Q", size, what)
         return Raw(size)
 

@@ -115,7 +115,7 @@ def look_options(function: Function) -> Function:
         click.option(
             "--unpickle",
             is_flag=True,
-            help="Unpickle objects of a SharedDict. This runs whatever code anybody stored who may "
+            help="Unpickle objects of a SharedDict. This runs any code stored by users who may "
             "write to it: only if you trust all of them.",
         ),
     ):

@@ -20,7 +20,7 @@ from typing import Any
 
 from shmrhash import Error
 from shmrhash._inspect import decode_key, encode_key
-from shmrhash.cli.entries.formats import Format, Raw, Record
+from shmrhash.cli.entries.formats import Format, Raw, Record, sized
 from shmrhash.cli.errors import Failure
 from shmrhash.cli.screen import printable
 from shmrhash.cli.words import Words
@@ -44,14 +44,14 @@ def jsonable(thing: Any, depth: int = 0) -> Any:
             return [jsonable(item, depth + 1) for item in thing]
         if kind is dict and all(type(name) is str for name in thing):
             return {name: jsonable(item, depth + 1) for name, item in thing.items()}
-    raise ValueError(f"{kind.__name__} is not of JSON")
+    raise ValueError(f"JSON has no {kind.__name__}")
 
 
 def repr_of(thing: Any) -> str:
-    """repr(), or what it raises: a number too long to print, or a class with a bad __repr__."""
+    """repr(), or what it raises."""
     try:
         return repr(thing)
-    except Exception as error:
+    except Exception as error:  # a number too long to print, or a class with a bad __repr__
         return f"<{type(thing).__name__}: {error}>"
 
 
@@ -72,10 +72,8 @@ class Opaque(Format):
             try:
                 data = base64.b64decode(value["base64"], validate=True)
             except (binascii.Error, ValueError):
-                raise Failure(f"{what} has a base64 that is none") from None
-            if self.size and len(data) != self.size:
-                raise Failure(f"{what} expected {self.size} bytes got {len(data)}")
-            return data
+                raise Failure(f"{what} is not valid base64") from None
+            return sized(data, self.size, what)
         raise Failure(f'{what} should be {{"base64": ...}}, for the type {self.name}')
 
     def to_json(self, data: bytes) -> Any:
@@ -86,6 +84,13 @@ class Opaque(Format):
 
     def to_text(self, data: bytes) -> str:
         return f"<{printable(self.name)}, {len(data):,} bytes>"
+
+    def displayed(self, data: bytes, thing: Any) -> Any:
+        """What data was decoded to, as JSON or as repr()."""
+        try:
+            return jsonable(thing)
+        except ValueError:
+            return Opaque.to_display(self, data) | {"text": repr_of(thing)}
 
 
 class Utf8(Opaque):
@@ -100,7 +105,7 @@ class Utf8(Opaque):
         try:
             return value.encode()
         except UnicodeEncodeError:
-            raise Failure(f"{what} {value!r} is no text in UTF-8") from None
+            raise Failure(f"{what} {value!r} is not UTF-8 text") from None
 
     def to_json(self, data: bytes) -> Any:
         try:
@@ -208,7 +213,7 @@ class ObjectKey(Opaque):
             thing = int(word, 0) if self.written == "int" else json.loads(word)
         except (ValueError, RecursionError):
             if self.written == "int":
-                raise Failure(f"{what} {word!r} is no number") from None
+                raise Failure(f"{what} {word!r} is not a number") from None
             thing = word
         return self._encoded(thing, what)
 
@@ -233,11 +238,7 @@ class ObjectKey(Opaque):
         return super().to_json(data) | {"text": repr_of(thing)}
 
     def to_display(self, data: bytes) -> Any:
-        thing = self._thing(data)
-        try:
-            return jsonable(thing)
-        except ValueError:
-            return super().to_display(data) | {"text": repr_of(thing)}
+        return self.displayed(data, self._thing(data))
 
     def to_text(self, data: bytes) -> str:
         thing = self._thing(data)
@@ -268,10 +269,7 @@ class Unpickled(Opaque):
         done, thing = self._thing(data)
         if not done:
             return super().to_display(data) | {"problem": thing}
-        try:
-            return jsonable(thing)
-        except ValueError:
-            return super().to_display(data) | {"text": repr_of(thing)}
+        return self.displayed(data, thing)
 
     def to_text(self, data: bytes) -> str:
         done, thing = self._thing(data)

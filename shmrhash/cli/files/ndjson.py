@@ -108,7 +108,7 @@ def read_ndjson(lines: Lines, pair: Pair, whole: bool, kptrs: int) -> Iterator[C
                 yield number, entry["key"], entry["value"], entry
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise Failure(
-                    f'line {number} is no JSON object with "key" and "value"', STATUS_DAMAGED
+                    f'line {number} is not a JSON object with "key" and "value"', STATUS_DAMAGED
                 ) from None
 
     if not whole:

@@ -104,7 +104,7 @@ def read_snapshot_head(file: BinaryIO) -> Geometry:
     """The map that the head of a snapshot describes."""
     data = file.read(HEAD.size)
     if len(data) < HEAD.size or not data.startswith((MAGIC, MAGIC_SPECIAL)):
-        raise Failure("this is no snapshot of shmrhash", STATUS_DAMAGED)
+        raise Failure("this is not a snapshot of shmrhash", STATUS_DAMAGED)
     magic, key_size, value_size, flags, extra, limit, created, entries, name, crc = HEAD.unpack(
         data
     )

@@ -65,8 +65,7 @@ class Geometry:
 
     @property
     def kptrs(self) -> int:
-        """How many objects each entry has besides key and value; those of a dict are its keys and
-        values."""
+        """Objects of an entry besides key and value; the objects of a dict are just those."""
         return 0 if self.schema else sum(kind == Kptr.kind for kind, _ in self.fields)
 
 
@@ -103,7 +102,7 @@ Chunks = Iterable[Chunk | Batch]
 
 
 def chunk_entries(key_size: int, value_size: int) -> int:
-    """How many entries a chunk has: at most CHUNK_BYTES_MAX of them."""
+    """How many entries a chunk has: at most CHUNK_ENTRIES, and CHUNK_BYTES_MAX bytes."""
     return max(1, min(CHUNK_ENTRIES, CHUNK_BYTES_MAX // (key_size + value_size)))
 
 
@@ -155,7 +154,7 @@ def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
             try:
                 row = next(reader, None)
             except csv.Error as error:  # a cell that is too long
-                message = f"line {reader.line_num} is no CSV: {error}"
+                message = f"line {reader.line_num} is not CSV: {error}"
                 raise Failure(message, STATUS_DAMAGED) from None
             if row is None:
                 return
@@ -236,17 +235,17 @@ def read_npz(file: BinaryIO) -> tuple[Geometry, Iterator[Chunk]]:
         numbers = {name: int(rest.get(name, said)) for name, said in NPZ_NUMBERS.items()}
     except NPZ_ERRORS as error:
         raise Failure(
-            f"this is no .npz with arrays keys and values: {error}", STATUS_DAMAGED
+            f"this is not an .npz with arrays keys and values: {error}", STATUS_DAMAGED
         ) from None
     count = len(keys) if keys.ndim else 0
     if not count or values.ndim == 0 or len(values) != count:
         key_size, value_size = keys.itemsize, values.itemsize
         if count or (values.ndim and len(values)):
-            raise Failure("keys and values are not equally many", STATUS_DAMAGED)
+            raise Failure("keys and values differ in number", STATUS_DAMAGED)
     else:
         key_size, value_size = keys.nbytes // count, values.nbytes // count
     if count and not (key_size and value_size):
-        raise Failure("keys and values of 0 bytes are none", STATUS_DAMAGED)
+        raise Failure("keys and values have 0 bytes", STATUS_DAMAGED)
     geometry = Geometry(
         str(rest.get("name", "")),
         key_size,

@@ -1,6 +1,7 @@
-"""The features of the kernel that maps use: doctor tries each.
+"""Facts about this machine, for doctor: features of the kernel, mounts, memory limits.
 
-The kernel's version proves nothing: a sandbox can report one and refuse features that it has.
+Each feature is tried. The kernel's version proves nothing: a sandbox can report one and refuse
+features that it has.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 MADV_REMOVE, MADV_DONTFORK, MADV_DONTDUMP = 9, 10, 16
 MADV_WIPEONFORK, MADV_POPULATE_WRITE = 18, 23
@@ -91,7 +93,7 @@ FEATURES = [
 ]
 
 
-def refused(folder: str) -> Iterator[tuple[Feature, str]]:
+def refused_features(folder: str) -> Iterator[tuple[Feature, str]]:
     """The features that are refused, and why. OSError if no file can be made to try them with."""
     fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
@@ -104,3 +106,52 @@ def refused(folder: str) -> Iterator[tuple[Feature, str]]:
                 yield feature, error.strerror or str(error)
     finally:
         os.close(fd)
+
+
+def mount_of(folder: str) -> tuple[str, str]:
+    """Type and options of the file system of a directory, by the longest mount point above it."""
+    full = os.path.realpath(folder)
+    best, kind, options = "", "an unknown file system", ""
+    for line in text_of("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].encode().decode("unicode_escape")
+        inside = full == point or full.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split()[0]
+            options = right.split()[-1]
+    return kind, options
+
+
+def text_of(path: str) -> str:
+    """The text of a small file of the system, or ""."""
+    try:
+        return Path(path).read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def in_container() -> bool:
+    """Whether this looks like a container."""
+    marks = ("/.dockerenv", "/run/.containerenv")
+    return any(map(os.path.exists, marks)) or "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def group_memory() -> tuple[int | None, int]:
+    """The lowest memory limit of the control groups of this process, and the memory in use."""
+    limit, used = None, 0
+    for line in text_of("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = Path("/sys/fs/cgroup") / controllers
+        names = ("memory.max", "memory.current")
+        if controllers:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        folder = root / path.lstrip("/")
+        for level in (folder, *folder.parents):
+            word = text_of(str(level / names[0])).strip()
+            if word.isdigit() and int(word) < 1 << 60 and (limit is None or int(word) < limit):
+                limit, used = int(word), int(text_of(str(level / names[1])) or 0)
+            if level == root:
+                break
+    return limit, used
