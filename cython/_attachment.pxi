@@ -24,6 +24,7 @@ cdef class Attachment:
     cdef uint64_t generation       # in this generation: a child begins with none
     cdef uint64_t read_only_page
     cdef Unborn child              # while this process forks, and has views
+    cdef uint64_t keeps            # generation + 1 in which pins began to stay (view_keep)
     cdef tuple key
 
     def __cinit__(self):
@@ -35,6 +36,8 @@ cdef class Attachment:
         if self.key is not None and attachments.get(self.key) == <uint64_t> <PyObject *> self:
             del attachments[self.key]
         if self.map.base != NULL:
+            if keeps_pins(self):
+                self.map.local.registered = 0  # the slot is this process's until it ends
             session_end(&self.map, &self.standing)
             if self.read_only_page:
                 munmap(<void *> self.read_only_page, PAGE_BYTES)
@@ -105,6 +108,23 @@ cdef void become_user(MapHandle handle) noexcept:
         used.users = 0
     used.users += 1
     handle.is_user = True
+    if keeps_pins(used):
+        mark_leaving(&used.map, False)
+
+
+cdef void mark_leaving(Map *map, bint leaving) noexcept:
+    """Say in this process's claim whether it is one that is about to go (claim.pxd)."""
+    cdef uint64_t *word
+    if map.local.registered:
+        word = &(map.processes + map.local.process_index).used
+        # Only this process stores to its claim. Release: pairs with nothing but itself.
+        store_release_u64(word, load_relaxed_u64(word) & ~CLAIM_LEAVING
+                          | (CLAIM_LEAVING if leaving else 0))
+
+
+cdef bint keeps_pins(Attachment attachment) noexcept:
+    """Whether pins of this process stay for as long as it: so does its slot, which they name."""
+    return attachment.keeps == process_generation + 1
 
 
 cdef void leave(MapHandle handle) noexcept:
@@ -113,7 +133,9 @@ cdef void leave(MapHandle handle) noexcept:
     if handle.is_user and handle.generation == process_generation:
         handle.is_user = False
         left.users -= 1
-        if left.users == 0:
+        if left.users == 0 and keeps_pins(left):
+            mark_leaving(&left.map, True)
+        elif left.users == 0:
             session_leave(&left.map, &left.standing)
 
 

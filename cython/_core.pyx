@@ -141,7 +141,7 @@ ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
 cdef struct Patience:
     uint64_t turn
     uint64_t retries           # one after another
-    uint64_t swept, sweep_at   # how far a sweep for room has come, and where it stands
+    uint64_t swept, sweep_at, sweep_next       # of a sweep for room (_sweeping.pxi)
     int64_t began
     int64_t limit_ns           # negative: for ever
 
@@ -349,7 +349,8 @@ cdef class MapHandle:
 
     cdef inline Patience _patience(self) noexcept:
         cdef Patience patience
-        patience.turn = patience.retries = patience.swept = patience.sweep_at = patience.began = 0
+        patience.turn = patience.retries = patience.swept = patience.began = 0
+        patience.sweep_at = patience.sweep_next = 0
         patience.limit_ns = self.map.timeout_ns
         return patience
 

@@ -144,10 +144,11 @@ cdef class DictCore(DictKeys):
         return found
 
     def popitem(self):
-        """Delete some entry and return it as (key, value). One that cannot be decoded stays.
+        """Delete some entry and return it as (key, value). Entries that cannot be decoded stay,
+        and are passed by while there are others.
 
         Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed, and
-        what decoding raises.
+        what decoding raises (no entry can be decoded).
         """
         cdef KeyBytes key_bytes
         cdef uint64_t when = 0
@@ -155,17 +156,26 @@ cdef class DictCore(DictKeys):
         cdef uint64_t before
         while lost < LOST_MAX:                 # each turn others took what was found
             before = lost
+            undecoded = None
             for raw in raw_keys(self.handle):
                 key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
-                name = self._entry(raw, 0)
-                if name is MISSING and self._seek(&key_bytes, &when) == OK and (
-                        deadline_is_over(when)):
-                    self._expire_one(&key_bytes)
+                try:
+                    name = self._entry(raw, 0)
+                    if name is MISSING and self._seek(&key_bytes, &when) == OK and (
+                            deadline_is_over(when)):
+                        self._expire_one(&key_bytes)
+                        continue
+                    found = MISSING if name is MISSING else self._pop_raw(raw, &key_bytes)
+                except Exception as error:
+                    if not decoding_failed(error):
+                        raise
+                    undecoded = undecoded or error
                     continue
-                found = MISSING if name is MISSING else self._pop_raw(raw, &key_bytes)
                 if found is not MISSING:
                     return name, found
                 lost += 1
+            if undecoded is not None:
+                raise undecoded
             if lost == before or len(self) == 0:
                 raise _errors.KeyNotFound("popitem(): the dict is empty")
         raise_status(self.handle, CORRUPT, NULL)      # a walk finds what nobody can look up

@@ -13,8 +13,10 @@ cdef class ObservedHandle(MapHandle):
             self.standing.lock_fd = -1
 
     def _processes(self):
-        """{index, pid, command, attached_ns, alive, operations, waits} of each used slot."""
-        cdef uint64_t index, at
+        """{index, pid, command, attached_ns, alive, operations, waits} of each used slot, but those
+        of processes that came to their end by themselves; recovery gives these back as others."""
+        cdef uint64_t index, at, claim
+        cdef bint gone
         cdef uint64_t contexts = contexts_usable(&self.map)
         cdef ProcessSlot *slot
         cdef Context *context
@@ -29,13 +31,15 @@ cdef class ObservedHandle(MapHandle):
         found = []
         for index in range(processes_usable(&self.map)):
             slot = self.map.processes + index
-            if load_acquire_u64(&slot.used) != 0:
+            claim = load_acquire_u64(&slot.used)
+            gone = process_is_dead(&self.map, index)
+            if claim != 0 and not (gone and claim & CLAIM_LEAVING):
                 found.append({
                     "index": index,
                     "pid": slot.pid,
                     "command": (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace"),
                     "attached_ns": slot.attached_ns,
-                    "alive": not process_is_dead(&self.map, index),
+                    "alive": not gone,
                     "operations": operations.get(index + 1, 0),
                     "waits": waits.get(index + 1, 0),
                 })
@@ -100,13 +104,10 @@ cdef class ObservedHandle(MapHandle):
         return self.map.device, self.map.inode
 
     def _leave_name(self):
-        """This process ends: from now on it does not keep an ephemeral map's name."""
-        cdef uint64_t *word
-        if self.map.base == NULL or self.map.read_only or not self.map.local.registered:
-            return
-        word = &(self.map.processes + self.map.local.process_index).used
-        # Only this process stores to its claim. Release: pairs with nothing but itself.
-        store_release_u64(word, load_relaxed_u64(word) | CLAIM_LEAVING)
+        """This process ends: it does not keep an ephemeral map's name, and once it is gone, it has
+        ended and was not killed."""
+        if self.map.base != NULL and not self.map.read_only:
+            mark_leaving(&self.map, True)
 
     def _path_bytes(self):
         return <bytes> self.map.path

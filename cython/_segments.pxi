@@ -74,8 +74,9 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
 def segment_holders(int fd):
     """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
 
-    alive and dead are numbers of processes, without those at their end (_leave_name); readers
-    whether a handle for reading is open. Raises SegmentCorrupt if the header is damaged.
+    alive and dead are numbers of processes; alive without those at their end (_leave_name), dead
+    with those that have come to it and left something; readers whether a handle for reading is
+    open. Raises SegmentCorrupt if the header is damaged.
     """
     cdef Map map
     cdef Header header
@@ -97,10 +98,8 @@ def segment_holders(int fd):
         return None
     for index in range(size // sizeof(ProcessSlot)):
         if slots[index].used:
-            if slots[index].used & CLAIM_LEAVING:
-                continue
             gone = claim_is_dead(fd, index, slots[index].used)
-            alive += not gone
+            alive += not gone and not slots[index].used & CLAIM_LEAVING
             dead += gone
     return (alive, dead, byte_lock(fd, F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0,
             bool(header.ephemeral))

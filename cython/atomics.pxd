@@ -22,6 +22,7 @@ cdef extern from "shm_atomics.h" nogil:
     void fence_acquire "shm_fence_acquire" () noexcept
     void fence_release "shm_fence_release" () noexcept
     void fence_seq_cst "shm_fence_seq_cst" () noexcept
+    void fence_after_cas "shm_fence_after_cas" () noexcept
     void compiler_fence "shm_compiler_fence" () noexcept
 
     uint64_t local_take_u64 "shm_local_take_u64" (uint64_t *slot) noexcept

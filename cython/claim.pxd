@@ -14,7 +14,8 @@
 #                 the same namespace. A zombie, a reused pid, or another namespace: it counts as
 #                 alive. That is never wrong, and late at the worst.
 #
-# leaves: the process ends, and does not count among those who keep an ephemeral map's name.
+# leaves: the process comes to its end by itself. It does not count among those who keep an ephemeral
+# map's name, and once it is dead it is shown to nobody; recovery makes no difference.
 #
 # Who has no descriptor to ask with judges a locked claim by the pid, too. A claim that has gone and
 # come again meanwhile differs: registrations of a process are counted.

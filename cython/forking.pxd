@@ -5,16 +5,16 @@
 # slot. The parent's pins end when the parent lets go of its views, so the child needs pins of its
 # own, and needs them before the parent can run on. So they are made before the fork:
 #
-#   parent, before    opens the file, locks the byte of a free slot, claims the slot and a context of
-#                     it, and pins what its views refer to in the name of that slot
+#   parent, before    opens the file, locks the byte of a free slot, claims the slot and a context
+#                     of it, and pins what its views refer to in the name of that slot
 #   fork              the open file, and with it the lock, is now the child's too
 #   parent, after     closes its descriptor: the lock stays while the child has the open file
 #   child             keeps the lock as any process does (process_keep), and goes on with the slot,
 #                     the context and the pins
 #
-# If the parent is killed before the fork, or the fork fails, or the child dies at any moment, nobody
-# holds the lock, and the slot is a dead process's: whoever recovers it ends its pins. No moment is
-# left in which a view is in use and not pinned.
+# If the parent is killed before the fork, or the fork fails, or the child dies, nobody holds the
+# lock, and the slot is a dead process's: its recovery ends the pins. A view in use is pinned at
+# every moment.
 #
 # The claim has no pid until the child stores its own: who has no descriptor to ask with must not
 # judge the child by the life of its parent (claim.pxd).

@@ -187,7 +187,7 @@ cdef struct Header:
     FieldPlace fields[8]
     uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
     uint64_t _reserved_a[3]
-    uint64_t sweep_rest, sweep     # hints: until when none is needed, where one begins (sweep.pxd)
+    uint64_t sweep_rest, sweep     # rest.pxd; and a hint: where the next sweep begins (sweep.pxd)
     uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
     uint64_t _reserved_b[7]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
@@ -222,7 +222,7 @@ cdef struct Context:
     uint64_t spare             # ALLOC by this context, without a credit, between depot and block
     uint64_t child             # of a split or merge
     uint64_t depot             # depot locked, plus 1
-    uint64_t block             # block word locked: index * 2 + (1 for lines), plus 1
+    uint64_t block             # block word locked: index * 32 + kind of its pool + 1
     uint64_t chain_head        # elements taken from a block for the locked depot
     uint64_t chain_tail
     uint64_t chain_count       # 0: no such chain

@@ -40,6 +40,7 @@ from reference cimport element_replace, names_forget, refs_attach, refs_blank, r
 from table cimport table_count, table_grow, table_guess, entries_taken
 from lookup cimport first_slot, map_find, map_look, slot_finds_word
 from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held, bucket_hold_unchanged
+from rest cimport rest_shorten
 from sweep cimport sweep_some
 from recovery cimport owner_recover
 
@@ -123,6 +124,8 @@ cdef inline Status insert_try(
     status = insert_hold(op, element, miss, &bucket)
     if status != ABSENT:
         return status
+    if unlikely(map.timer_word != 0):
+        rest_shorten(map, load_relaxed_u64(element_value(map, element) + map.timer_word - 1))
     status = chain_append(op, bucket, <uint32_t> op.context.element, op.hash, element)
     if unlikely(status != OK):
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))

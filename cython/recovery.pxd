@@ -47,6 +47,7 @@ from chain cimport (
     line_stash,
 )
 from reference cimport refs_exchange
+from rest cimport rest_shorten
 from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
 from remove cimport line_is_held, op_settle
 from clear cimport map_clear
@@ -76,6 +77,9 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
             refs_exchange(op, element)
         else:
             copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
+        if op.map.timer_word != 0:             # the dead one perhaps did not come to it
+            rest_shorten(op.map, load_relaxed_u64(
+                element_value(op.map, element) + op.map.timer_word - 1))
         add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
     elif element_state(header) == ELEMENT_ULOCK or element_state(header) == ELEMENT_LOCKED:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)

@@ -32,6 +32,7 @@ from supply cimport object_there
 from heap cimport name_read, names_settle, object_free, ref_object, ref_sound, ref_pool
 from chain cimport Found
 from element cimport element_await, element_own, element_settle
+from rest cimport rest_shorten
 
 
 cdef inline void object_attach(Op *op, uint64_t ref) noexcept nogil:
@@ -190,6 +191,8 @@ cdef inline Status element_replace(
     if status != OK:
         refs_unprepare(op)
         return status
+    if op.map.timer_word != 0:
+        rest_shorten(op.map, load_relaxed_u64(redo + op.map.timer_word - 1))
     refs_exchange(op, element)
     element_settle(op, element, held)
     names_settle(op)                           # what is BUSY stays named

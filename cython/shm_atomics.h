@@ -48,6 +48,12 @@ static inline int shm_cas_acq_rel_u64(uint64_t *p, uint64_t expected, uint64_t d
 #define shm_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #define shm_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
 #define shm_fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+/* A full fence behind a compare-and-swap, which is one itself on x86. */
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#define shm_fence_after_cas() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+#else
+#define shm_fence_after_cas() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+#endif
 #define shm_compiler_fence() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
 /* A process-local cache slot that at most one thread may empty. The GIL already serialises its

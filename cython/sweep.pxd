@@ -12,9 +12,9 @@
 # it is a deletion that somebody finishes.
 #
 # Insertions into maps with deadlines look at a few places each (sweep_some), and who finds no room
-# sweeps until there is some, or a whole turn has found nothing (_sweeping.pxi). A large map rests
-# after such a turn, so that refusals cost a fifth of the time at most: header.sweep_rest, believed
-# only as far ahead as a rest lasts.
+# sweeps until there is some, or a whole turn has found nothing (_sweeping.pxi). Such a turn has seen
+# when the next entry expires, and until then nobody needs another (rest.pxd): refusals, one after
+# another, cost a fifth of the time at most.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport (
     fence_acquire, likely, load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64,
@@ -23,7 +23,7 @@ from atomics cimport (
 from status cimport BUSY, CORRUPT, OK, RETRY, Status
 from layout cimport (
     Bucket, Element, ELEMENT_LIVE, LOCK_MASK, OPERATION_DELETE, SLOT_COUNT, bucket_level_plus1,
-    element_state,
+    element_state, word_locked,
 )
 from geometry cimport Map, element_at, element_value
 from system cimport CLOCK_MONOTONIC, clock_ns
@@ -40,10 +40,14 @@ cdef enum:
     SWEEP_MASK = 7             # then one insertion in 8 looks at
     SWEEP_PLACES = 4           # so many buckets: a turn takes two insertions for each bucket;
     SWEEP_MASK_IDLE = 63       # else one in 64
-    REST_COUNT_MIN = 4096      # buckets: fewer are swept within 1 ms, and never rest
-    REST_NS = 2000             # for each bucket, which takes 0.1 to 0.5 us to sweep
+    REST_NS = 2000             # at most, for each bucket, which takes 0.1 to 0.5 us to sweep
     SWEEP_TRIES_MAX = 16       # a bucket that changes under our eyes: others are at work there
     EXPIRED_MAX = 16           # collected at a time
+
+# When the next entry expires, as far as a turn has seen: a time, or
+cdef enum:
+    NEXT_UNKNOWN = 0           # some entry or bucket was held
+    NEXT_HELD = 1              # some entry has expired, and its bucket is held
 
 cdef struct Expired:
     uint64_t header
@@ -51,8 +55,12 @@ cdef struct Expired:
     uint32_t tag
 
 
+cdef inline void next_unknown(uint64_t *next) noexcept nogil:
+    if next[0] != NEXT_HELD:
+        next[0] = NEXT_UNKNOWN
+
 cdef inline uint32_t chain_expired(
-        Map *map, Bucket *bucket, int64_t now, Expired *found) noexcept nogil:
+        Map *map, Bucket *bucket, int64_t now, Expired *found, uint64_t *next) noexcept nogil:
     """Collect what has expired in a bucket and is nobody's; how many there are."""
     cdef Bucket *line = bucket
     cdef Element *element
@@ -68,14 +76,16 @@ cdef inline uint32_t chain_expired(
             element = element_at(map, index)
             # Acquire: pairs with the release stores of LIVE; the deadline is as old or newer.
             header = load_acquire_u64(&element.header)
-            if element_state(header) != ELEMENT_LIVE:
-                continue
             deadline = load_relaxed_u64(element_value(map, element) + map.timer_word - 1)
-            if deadline == 0 or now < <int64_t> deadline:
-                continue
             # The deadline before the second look; pairs with the release fences in element.pxd.
             fence_acquire()
-            if load_relaxed_u64(&element.header) != header:
+            if element_state(header) != ELEMENT_LIVE or (
+                    load_relaxed_u64(&element.header) != header):
+                next_unknown(next)             # in motion, or a section's
+                continue
+            if deadline == 0 or now < <int64_t> deadline:
+                if deadline != 0 and deadline < next[0]:
+                    next[0] = deadline
                 continue
             found[count].header = header
             found[count].index = index
@@ -136,7 +146,8 @@ cdef inline Status expired_remove(Op *op, const Expired *gone) noexcept nogil:
     return status
 
 cdef inline uint32_t bucket_expired(
-        Map *map, uint64_t *order, int64_t now, Expired *found, uint32_t *count) noexcept nogil:
+        Map *map, uint64_t *order, int64_t now, Expired *found, uint32_t *count,
+        uint64_t *next) noexcept nogil:
     """Collect what has expired in the bucket that order is in; the bucket's level, 0 if there is
     none. A bucket that never comes to rest is taken as it was seen last."""
     cdef uint32_t hash = reverse_bits_u32(<uint32_t> order[0])
@@ -155,23 +166,39 @@ cdef inline uint32_t bucket_expired(
         if not level_covers(bucket_level_plus1(header), index, hash):
             continue
         level_plus1 = bucket_level_plus1(header)
-        count[0] = chain_expired(map, bucket, now, found)
+        count[0] = chain_expired(map, bucket, now, found, next)
+        if word_locked(header):                # it may be getting an entry
+            next_unknown(next)
         # All slots before the second look; pairs with the release fences in chain.pxd, table.pxd.
         fence_acquire()
         if (load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK == 0:
-            break
+            return level_plus1
+    next_unknown(next)
     return level_plus1
 
-cdef inline uint64_t bucket_sweep(Op *op, uint64_t *order, int64_t now) noexcept nogil:
+cdef inline uint64_t bucket_sweep(
+        Op *op, uint64_t *order, int64_t now, uint64_t *next) noexcept nogil:
     """Remove what has expired in the bucket that order is in, and move order behind it; how many.
     """
     cdef Expired found[16]
     cdef uint32_t count = 0
+    cdef uint32_t level_plus1 = 0
     cdef uint32_t at
-    cdef uint32_t level_plus1 = bucket_expired(op.map, order, now, found, &count)
     cdef uint64_t removed = 0
-    for at in range(count):
-        removed += expired_remove(op, &found[at]) == OK
+    cdef bint changed = False
+    cdef Status status
+    cdef int _
+    for _ in range(SWEEP_TRIES_MAX):           # what changed meanwhile is looked at again
+        level_plus1 = bucket_expired(op.map, order, now, found, &count, next)
+        changed = False
+        for at in range(count):
+            status = expired_remove(op, &found[at])
+            removed += status == OK
+            changed = changed or status == RETRY
+            if status != OK and status != RETRY:
+                next[0] = NEXT_HELD
+        if removed != 0 or not changed:
+            break
     if level_plus1 == 0:                       # only in a damaged segment
         order[0] = (order[0] | (SWEEP_TURN - 1)) + 1
     elif count < EXPIRED_MAX or removed == 0:  # else there may be more
@@ -179,7 +206,7 @@ cdef inline uint64_t bucket_sweep(Op *op, uint64_t *order, int64_t now) noexcept
     return removed
 
 cdef inline uint64_t sweep_on(
-        Op *op, uint64_t *order, uint64_t places, uint64_t wanted) noexcept nogil:
+        Op *op, uint64_t *order, uint64_t places, uint64_t wanted, uint64_t *next) noexcept nogil:
     """Remove what has expired in so many buckets from order on, until wanted are gone; how many."""
     cdef uint32_t hash = op.hash
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
@@ -187,7 +214,7 @@ cdef inline uint64_t sweep_on(
     cdef uint64_t removed = 0
     cdef uint64_t _
     for _ in range(places):
-        removed += bucket_sweep(op, order, now)
+        removed += bucket_sweep(op, order, now, next)
         if removed >= wanted or order[0] >= end:
             break
     op.hash = hash
@@ -199,30 +226,25 @@ cdef inline uint64_t sweep_begin(Map *map) noexcept nogil:
 
 cdef inline void sweep_some(Op *op) noexcept nogil:
     """After an insertion into a map with deadlines."""
+    cdef uint64_t next = NEXT_UNKNOWN
     cdef uint64_t order
     cdef uint64_t found = load_relaxed_u64(&op.map.header.sweep) & SWEEP_FOUND
     if likely(op.hash & (SWEEP_MASK if found else SWEEP_MASK_IDLE)):
         return
     order = sweep_begin(op.map)
-    found = SWEEP_FOUND if sweep_on(op, &order, SWEEP_PLACES, SWEEP_WANTED) != 0 else 0
+    found = SWEEP_FOUND if sweep_on(
+        op, &order, SWEEP_PLACES, SWEEP_WANTED, &next) != 0 else 0
     store_relaxed_u64(&op.map.header.sweep, (order & (SWEEP_TURN - 1)) | found)
 
-cdef inline bint sweep_rests(Map *map) noexcept nogil:
-    """Whether a turn of a large map has just found nothing."""
-    cdef uint64_t until = load_relaxed_u64(&map.header.sweep_rest)
-    cdef uint64_t now = <uint64_t> clock_ns(CLOCK_MONOTONIC)
-    return now < until <= now + table_count(map) * REST_NS
-
-cdef inline void sweep_rest(Map *map) noexcept nogil:
-    """A whole turn has found nothing."""
-    if table_count(map) > REST_COUNT_MIN:
-        store_relaxed_u64(&map.header.sweep_rest, <uint64_t> clock_ns(
-            CLOCK_MONOTONIC) + table_count(map) * REST_NS)
+cdef inline uint64_t sweep_rest_max(Map *map) noexcept nogil:
+    """How long a rest lasts at most, in ns."""
+    return table_count(map) * REST_NS
 
 cdef inline uint64_t sweep_count(Map *map, uint64_t places, uint64_t *seen) noexcept nogil:
     """How many entries of so many buckets have expired and were not removed; seen is how far in the
     order that is. The caller is inside an operation, or may only read."""
     cdef Expired found[16]
+    cdef uint64_t next = NEXT_UNKNOWN
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
     cdef uint64_t order = 0
     cdef uint64_t expired = 0
@@ -230,7 +252,7 @@ cdef inline uint64_t sweep_count(Map *map, uint64_t places, uint64_t *seen) noex
     cdef uint32_t level_plus1
     cdef uint64_t _
     for _ in range(places):
-        level_plus1 = bucket_expired(map, &order, now, found, &count)
+        level_plus1 = bucket_expired(map, &order, now, found, &count, &next)
         if level_plus1 == 0:                   # only in a damaged segment
             break
         expired += count

@@ -4,6 +4,7 @@
     python examples/word_count.py                          # the standard library's .py files
     python examples/word_count.py --workers 8 --glob '*.txt' ~/texts README.md
     python examples/word_count.py --counter                # the same with a SharedCounter
+    python examples/word_count.py --info                   # and what the map says of itself
 
 Every worker adds every word to the same RHashMap as it meets it, and the result is compared with
 a collections.Counter made by one process. With --counter the map is a SharedCounter: its keys are
@@ -154,13 +155,14 @@ def find_files(places, pattern):
     return paths
 
 
-def report(shared_counts, expected, words, seconds, top):
+def report(shared_counts, expected, words, seconds, options):
     # The map has digests of the long words: the words to ask for come from the Counter.
     ranking = sorted(expected, key=lambda word: (-count_of(shared_counts, word), word))
-    for word in ranking[:top]:
+    for word in ranking[: options.top]:
         print(f"{count_of(shared_counts, word):>12,}  {word}")
-    for name, value in shared_counts.info().items():
-        print(f"{name:>24}: {value}")
+    if options.info:
+        for name, value in shared_counts.info().items():
+            print(f"{name:>24}: {value}")
     rate = words / seconds
     print(f"{words:,} words, {len(shared_counts):,} different, {rate:,.0f} words per second")
 
@@ -176,6 +178,7 @@ def parse_arguments(arguments):
     parser.add_argument("--max-words", type=int, default=4_000_000, help="limit of different words")
     parser.add_argument("--counter", action="store_true", help="count in a SharedCounter")
     parser.add_argument("--top", type=int, default=20, help="words to print (%(default)s)")
+    parser.add_argument("--info", action="store_true", help="print what the map says of itself")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error("--workers must be at least 1")
@@ -199,7 +202,7 @@ def run(options):
             words = count_with_workers(shared_counts, paths, options.workers, options.start_method)
             seconds = time.perf_counter() - start
             expected = count_alone(paths)
-            report(shared_counts, expected, words, seconds, options.top)
+            report(shared_counts, expected, words, seconds, options)
             wrong = differences(shared_counts, expected)
         finally:
             shared_counts.unlink()

@@ -274,7 +274,7 @@ class BatchMethods(LockMethods):
         bytes, bytearray, memoryview, a NumPy array of such items or rows, or lists of buffers. No
         batch is atomic: each update is. The GIL is free meanwhile. The first update that fails ends
         the batch: its exception has the number done before as count. Expected cost: an update each,
-        with the cache misses of 16 at a time overlapping.
+        with the cache misses of 32 at a time overlapping.
 
         Raises what update() raises; InvalidArgument (another item size, not contiguous, different
         numbers of keys and values).

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable
-from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -38,7 +38,6 @@ from shmrhash._views import ITEMS, shown
 
 _NEVER_NS = (1 << 63) - 1  # the deadline of an entry that must not get the default one
 _DEFAULT_TIMEOUT = 5.0
-_AFTER_CHILDREN = -100  # multiprocessing joins its children before finalizers of this priority
 _RACES_MAX = 100
 
 _D = TypeVar("_D", bound="SharedDict")
@@ -158,8 +157,8 @@ class SharedDict(MappingMethods):
         super().__init__(handle, schema.key.triple, schema.value.triple)
         self._schema = schema
         self.default_ttl_ns = schema.default_ttl_ns
-        if handle.ephemeral:
-            Finalize(self, handle.close, exitpriority=_AFTER_CHILDREN)
+        if handle.ephemeral:  # whoever drops it leaves; at its end a process does (_map.py)
+            weakref.finalize(self, handle.close).atexit = False
 
     @classmethod
     def _of(cls: type[_D], handle: RHashMap, schema: Schema) -> _D:

@@ -78,7 +78,7 @@ def packed(fields: Iterable[Field], value_size: int) -> list[tuple[int, int]]:
     """The (kind, offset) of each field, by rising offset, as the segment keeps them.
 
     Raises TypeError (not a field), InvalidArgument (misaligned, beyond the value, two in one place,
-    a second field of a kind that a value has once), TooLarge (more than 4 Kptr).
+    a second field of a kind that a value has once), TooLarge (more than 3 Kptr).
     """
     found: dict[int, Field] = {}
     for field in fields:

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from typing import Any, NamedTuple
 
 from shmrhash import _core
@@ -52,6 +53,7 @@ __all__ = [
     "field_pairs",
     "fields_of",
     "file_status",
+    "is_map",
     "is_trusted",
     "is_unheld",
     "path_of",
@@ -73,10 +75,15 @@ clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
 # ---- segments as files ----
 
 
+def is_map(file: FileIO) -> bool:
+    """Whether the first bytes of an open file are a map's. Raises OSError."""
+    return file.read(len(_core.MAGIC_BYTES)) == _core.MAGIC_BYTES
+
+
 def begins_as_map(path: str) -> bool:
-    """Whether the first bytes of a file are a map's. Raises OSError."""
+    """is_map(), of a file that is no link. Raises OSError."""
     with open(look_at_file(path), "rb", buffering=0) as file:
-        return file.read(len(_core.MAGIC_BYTES)) == _core.MAGIC_BYTES
+        return is_map(file)
 
 
 def is_unheld(path: str) -> bool:

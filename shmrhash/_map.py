@@ -90,7 +90,7 @@ _ephemeral: dict[_segment.Identity, str] = {}  # and their paths
 
 
 _fork_lock = threading.RLock()  # one fork at a time: what is claimed for a child is one child's
-_forks_nested = 0  # a fork inside the hooks of another has no views of its own to care for
+_forks_nested = 0  # nothing is claimed for a child of a fork inside the hooks of another
 
 
 def _before_fork() -> None:
@@ -99,6 +99,8 @@ def _before_fork() -> None:
     _forks_nested += 1
     if _forks_nested == 1:
         _core.views_before_fork()
+    else:
+        _core.views_keep()
 
 
 def _after_fork_in_parent() -> None:
@@ -664,11 +666,11 @@ def _remove_if_last(identity: _segment.Identity, path: str) -> None:
 
 
 def _leave_names() -> None:
-    """At the end of a process: its ephemeral maps lose their names if it is the last that has them,
-    whatever of them is still alive in it."""
+    """At the end of a process: from now on it counts as ended, not as killed, and its ephemeral
+    maps lose their names if it is the last that has them, whatever of them is still alive in it.
+    Nothing is closed: other threads, and what is called after this, may use it to the last."""
     for handle in list(_handles):
-        if handle.ephemeral:
-            handle._leave_name()
+        handle._leave_name()
     for identity, path in list(_ephemeral.items()):
         _remove_if_last(identity, path)
 

@@ -1,4 +1,4 @@
-"""The examples and the README do what they say, as a user runs them: from the command line."""
+"""The examples do what they say, as a user runs them: from the command line."""
 
 import importlib.util
 import os
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,11 +17,6 @@ import shmrhash
 
 ROOT = Path(__file__).resolve().parents[1]
 WORD_COUNT = ROOT / "examples" / "word_count.py"
-# The README's python blocks are these programs, and print this.
-README_EXAMPLES = {
-    "shared_counter.py": "40000\n",
-    "shared_dict.py": "4 {'length': 2, 'vowels': 1, 'verb': True}\n",
-}
 SEGMENTS = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
 TIMEOUT_SECONDS = 120  # of one run; the corpora below need a few seconds on one slow core
 
@@ -136,6 +130,17 @@ def test_word_count_of_a_part_of_the_standard_library():
     result = run(WORD_COUNT, Path(sysconfig.get_path("stdlib")) / "email", "--workers", 2)
 
     assert_counted(result)
+
+
+def test_word_count_prints_results_and_the_rest_if_asked(corpus):
+    """Without --info there are the words, their number and the comparison."""
+    plain = run(WORD_COUNT, corpus, "--workers", 2)
+    asked = run(WORD_COUNT, corpus, "--workers", 2, "--info")
+
+    assert_counted(plain)
+    assert_counted(asked)
+    assert "bytes_committed" not in plain.out
+    assert re.search(r"^ +bytes_committed: \d+$", asked.out, re.MULTILINE)
 
 
 @pytest.mark.long
@@ -262,26 +267,6 @@ def test_word_count_exits_with_2_if_a_worker_is_killed():
     assert program.status == 2, program.out + program.err
     assert "Traceback" not in program.err
     assert not program.segment_exists()
-
-
-@pytest.mark.parametrize("name", README_EXAMPLES)
-def test_readme_example_runs(map_name, name):
-    """A python block of the README is this program, and prints what its comment says."""
-    readme = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    program = ROOT / "examples" / name
-    expected = README_EXAMPLES[name]
-
-    # The example's map may have a plain name, so it gets a directory of its own.
-    with tempfile.TemporaryDirectory(prefix=map_name, dir=SEGMENTS) as directory:
-        result = run(program, SHMRHASH_DIR=directory)
-        left = os.listdir(directory)
-
-    assert (result.status, result.out) == (0, expected), result.err
-    assert left == []
-    assert program.read_text() in blocks
-    assert f"# {expected}" in program.read_text()
-    assert len(blocks) == len(README_EXAMPLES)
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])

@@ -16,7 +16,7 @@ COMMAND_LINE = [
     ["entries.typed"],
     ["entries.options"],
     ["entries.contents"],
-    ["strangers", "files.newfile", "files.tables"],
+    ["strangers", "nameless", "files.newfile", "files.tables"],
     ["maps", "files.ndjson", "files.snapshot", "files.store"],
     [
         *("commands.bench", "commands.change", "commands.check", "commands.doctor", "commands.ls"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import shmrhash
 from shmrhash import RHashMap, _inspect
+from shmrhash.cli.nameless import nameless_maps
 from shmrhash.cli.screen import Cell
 from shmrhash.cli.session import Session
 from shmrhash.cli.strangers import read_map
@@ -30,6 +31,7 @@ VERSION = "other version"
 DENIED = "no permission"
 NOT_A_MAP = "not a map"
 GONE = "gone"
+NAMELESS = "no name"
 
 READ_SECONDS_MAX = 10.0  # for one of several maps, if it is a stranger's
 
@@ -38,11 +40,12 @@ PROCESS_COUNTERS = ("operations", "lookups", "updates", "inserts", "deletes", "a
 USABLE = (OK, DEAD, FULL, FROZEN)
 ADVICE = {
     DEAD: "shmrhash repair {name}",
-    FULL: "delete entries, or move them to a larger map (shmrhash export, import)",
+    FULL: "for new keys, delete entries, or move them to a larger map (shmrhash export, import)",
     ORPHAN: "shmrhash gc",
     DAMAGED: "shmrhash unlink {name}, and create it again",
     VERSION: "use the version of shmrhash that made it, or shmrhash unlink {name}",
     DENIED: "ask as its owner, as root, or with --owner",
+    NAMELESS: "programs that open its name get another map: restart the processes of this one",
 }
 
 
@@ -207,6 +210,17 @@ def _diagnosis(error: Exception, path: str) -> str:
     if isinstance(error, shmrhash.LayoutMismatch):
         return VERSION
     return DENIED if isinstance(error, PermissionError) else DAMAGED
+
+
+def nameless_states(wanted: Callable[[str], bool]) -> list[MapState]:
+    """The states of maps in use that have no name. wanted: as for all_states()."""
+    found = []
+    for lost in nameless_maps():
+        if wanted(lost.name):
+            users = ", ".join(f"{command_of(pid)}({pid})" for pid in sorted(lost.pids))
+            name = lost.name or f"#{lost.inode}"
+            found.append(MapState(name, "", lost.inode, NAMELESS, users, user=lost.user))
+    return found
 
 
 def command_of(pid: int) -> str:

@@ -48,6 +48,36 @@ def test_ls_says_when_a_map_was_used_last(make):
     assert run("-j", "info", "hits").json["last_activity_ns"] == found["last_activity_ns"]
 
 
+def test_ls_shows_maps_in_use_whose_name_is_gone(make, users, own_directory):
+    """Removed by hand, or replaced: both halves of what was one map are seen."""
+    make("hits").close()
+    old = users.start(RHashMap.open, "hits")
+    os.unlink(Path(own_directory, "hits"))
+    lost = Path(own_directory, "no-map")
+    with lost.open("wb") as file:
+        lost.unlink()
+        file.write(bytes(8192))
+        file.flush()
+        make("hits", entries=1).close()
+        new = users.start(RHashMap.open, "hits")
+
+        shown = [
+            found
+            for found in run("-j", "ls").json
+            if found["name"] in ("hits", "no-map") or found["health"] == "no name"
+        ]
+
+    assert [found["health"] for found in shown] == ["ok", "no name"]
+    assert [user["pid"] for user in shown[0]["processes"]] == [new]
+    assert f"({old})" in shown[1]["detail"]
+    assert "restart" in shown[1]["advice"]
+    (line,) = (line for line in run("ls").lines if "no name" in line)
+    assert line.split()[0] == "hits"
+    assert f"({old})" in line
+    users.kill(old)
+    assert "no name" not in run("ls", "hits").out
+
+
 def test_ls_of_nothing(own_directory):
     assert run("ls").out.startswith("NAME")
     assert run("-j", "ls").json == []

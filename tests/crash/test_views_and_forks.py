@@ -6,8 +6,13 @@ its views, or end, and the bytes are not used again while the child lives.
 
 import contextlib
 import gc
+import multiprocessing
 import os
+import resource
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 
 import pytest
@@ -173,8 +178,6 @@ def test_parent_and_child_each_let_go_of_their_own(arrays):
 
 def test_a_child_without_a_slot_of_its_own_is_still_right(arrays):
     """R2: no descriptor is left for the child's slot: the parent's pins stay while it lives."""
-    import resource
-
     view = arrays["0"]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = os.open("/dev/null", os.O_RDONLY)
@@ -236,6 +239,141 @@ def test_threads_that_fork_at_once_have_a_slot_for_each_child(arrays):
     assert failures == []
     assert pinned(arrays) == 0
     assert arrays.info()["processes"] == 1
+
+
+def test_views_of_a_closed_dict_and_of_threads_that_drop_theirs_while_others_fork(arrays):
+    """R2, C1: the walk over all views meets some that go, and some of a handle that was closed."""
+    for number in range(200):
+        arrays[f"small {number}"] = numpy.full(4, number, "u8")
+    other = SharedDict.open(arrays.name)
+    kept = [other[f"small {number}"] for number in range(200)]
+    other.close()
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            mine = [arrays[f"small {number}"] for number in range(200)]
+            assert [view[0] for view in mine] == list(range(200))
+            del mine
+
+    def look():
+        assert [view[0] for view in kept] == list(range(200))
+
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100):  # each looks at 32,768 operations for the dead, without the GIL
+            assert reap(fork(look)) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert other.closed
+    look()
+    kept.clear()
+    assert pinned(arrays) == 0
+
+
+NESTED_FORK = """
+import os, sys
+armed, nested, views = [], [], []
+ready, tell = os.pipe()
+go, start = os.pipe()
+
+def hook():
+    if armed:
+        armed.clear()  # before the fork, which calls this again
+        nested.append(os.fork())
+        if nested[0] == 0:
+            os.close(start)
+            os.write(tell, b"r")
+            os.read(go, 1)
+            os._exit(0 if [view[0] for view in views] == list(range(1, 9)) else 1)
+
+os.register_at_fork(before=hook)  # those of the library, registered later, are called before
+import numpy
+from shmrhash import Array, OutOfMemory, SharedDict, gc
+
+d = SharedDict.open(sys.argv[1])
+views.extend(d[str(number)] for number in range(8))
+armed.append(True)
+outer = os.fork()
+if outer == 0:
+    os._exit(0 if [view[0] for view in views] == list(range(1, 9)) else 1)
+assert os.waitpid(outer, 0)[1] == 0
+assert os.read(ready, 1) == b"r"
+views.clear()
+gc()  # the pins of the outer child end
+for turn in range(100, 132):
+    try:
+        d[str(turn % 8)] = numpy.full(2_000, turn, "u8")
+    except OutOfMemory:
+        pass
+os.write(start, b"g")
+assert os.waitpid(nested[0], 0)[1] == 0, "the bytes that the nested child read have changed"
+"""
+
+
+def test_a_fork_inside_the_hooks_of_another_keeps_what_its_child_reads(arrays):
+    """R2: for this child nothing was claimed; the parent's own pins stay instead."""
+    done = subprocess.run(
+        [sys.executable, "-c", NESTED_FORK, arrays.name],
+        cwd=tempfile.gettempdir(),  # not where the sources are
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pinned(arrays) == 0
+
+
+@pytest.mark.parametrize("way", ["forkpty", "preexec", "forkserver", "no process left"])
+def test_each_way_to_fork_leaves_views_and_slots_as_they_are(arrays, way):
+    """R2, C1: also a fork that fails, and one whose child starts another program."""
+    view = arrays["0"]
+    if way == "forkpty":
+        pid, terminal = os.forkpty()
+        if pid == 0:
+            try:
+                expect(view, 0)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert reap(pid) == 0
+        os.close(terminal)
+    elif way == "preexec":
+        run = subprocess.run(
+            [sys.executable, "-c", ""], preexec_fn=lambda: expect(view, 0), check=True
+        )
+        assert run.returncode == 0
+    elif way == "forkserver":
+        process = multiprocessing.get_context("forkserver").Process(target=int)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    else:
+        assert reap(fork(refused_fork, view)) == 0
+
+    overwrite(arrays)
+    expect(view, 0)
+    assert pinned(arrays) == 1
+    assert arrays.info()["processes"] == 1
+    view = None
+    assert pinned(arrays) == 0
+
+
+def refused_fork(view):
+    """As a user who may have no more processes: root is not limited."""
+    if os.geteuid() == 0:
+        os.setgid(65533)
+        os.setuid(65533)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    for _ in range(3):
+        with pytest.raises(BlockingIOError):
+            os.fork()
+        expect(view, 0)
 
 
 @pytest.mark.usefixtures("stepper")

@@ -1,6 +1,8 @@
 """X1: what has expired takes no room. An insertion is refused only if live entries leave none."""
 
+import contextlib
 import math
+import random
 import time
 
 import pytest
@@ -207,24 +209,83 @@ def test_a_locked_entry_that_has_expired_is_passed_by(make_dict):
     assert set(d) == set(range(10, 18))
 
 
-def test_a_large_dict_that_was_refused_makes_room_after_its_rest(make_dict):
-    """X1: a turn that found nothing is not repeated at once, and not put off for ever."""
-    entries = 40_000  # more than 4,096 buckets
+@pytest.mark.parametrize("entries", [50, 40_000])
+@pytest.mark.parametrize("how", ["touch", "replace", "section", "insert"])
+def test_a_refusal_is_no_excuse_for_the_next_one(make_dict, entries, how):
+    """X1: a turn that found nothing is believed until a deadline comes, also one set afterwards."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
     d.update({number: number for number in range(entries)})
-    with pytest.raises(MapFull):
-        d[-1] = -1
-    expire_now(d, range(entries))
-
-    patience_ns = time.monotonic_ns() + 10_000_000_000
-    while True:
-        try:
+    for _ in range(3):
+        with pytest.raises(MapFull):
             d[-1] = -1
-            break
-        except MapFull:
-            assert time.monotonic_ns() < patience_ns
 
-    assert dict(d) == {-1: -1}
+    set_deadline(d, how, 0.01)
+    deadline_ns = d.deadline(0)
+    with contextlib.suppress(MapFull):  # if refused, then a new rest: to the deadline, no further
+        d[-1] = -1
+    wait_past(deadline_ns or 0)
+    d[-1] = -1
+
+    assert 0 not in d
+    assert d[-1] == -1
+
+
+def set_deadline(d, how, seconds):
+    """Let key 0 expire soon."""
+    if how == "touch":
+        d.touch(0, seconds)
+    elif how == "replace":
+        d.set(0, 1, ttl=seconds)
+    elif how == "section":
+        with d.locked(0) as section:
+            section.value = 1
+        d.touch(0, seconds)
+    else:
+        del d[0]
+        d.set(0, 1, ttl=seconds)
+
+
+def test_nothing_that_had_expired_is_left_when_an_insertion_is_refused(make_dict, seed):
+    """X1: entries come and go by the microsecond; before each refusal the clock is asked."""
+    entries = 16_000  # more buckets than one step of a sweep
+    rng = random.Random(seed)
+    d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
+    d.update(dict.fromkeys(range(entries), 0))
+    deadlines = {}  # of those that do not live long
+    refused = 0
+    for number in range(entries, entries + 600):
+        key = rng.randrange(entries)
+        if rng.random() < 0.3 and d.touch(key, ttl := 10 ** rng.uniform(-5, -2)):
+            deadlines[key] = time.monotonic_ns() + int(ttl * 1e9)  # or a little earlier
+        began_ns = time.monotonic_ns()
+        try:
+            d.set(number, 0, ttl=LONG_S)
+        except MapFull:
+            refused += 1
+            if rng.random() < 0.2:
+                removed = d.expire()
+                since = [when for when in deadlines.values() if when >= began_ns]
+                assert removed <= sum(when <= time.monotonic_ns() for when in since)
+                deadlines = {key: when for key, when in deadlines.items() if when >= began_ns}
+    assert refused > 30
+
+
+def test_refusals_one_after_another_cost_little(make_dict):
+    """X1: a full map is not searched for each of them. Processor time, for a busy machine."""
+    entries = 200_000
+    d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
+    d.update({number: number for number in range(entries)})
+    began = time.process_time()
+    for _ in range(5):
+        d.expire()
+    search_s = (time.process_time() - began) / 5
+
+    began = time.process_time()
+    for _ in range(1_000):
+        with pytest.raises(MapFull):
+            d[-1] = -1
+
+    assert time.process_time() - began < 300 * search_s
 
 
 def insert_short_lived(gate, d, first, count):

@@ -408,6 +408,57 @@ def test_a_program_that_ends_before_its_daemons_leaves_nothing(run_program, anon
     assert anonymous_left() == []
 
 
+THREADS_PROGRAM = """
+    import sys, threading, time
+    from shmrhash import SharedDict
+
+    def work():
+        while True:
+            d.add("n", 1)
+            list(d)
+            turns.append(1)
+
+    turns = []
+    d = SharedDict(*sys.argv[1:], key=str, value=int)
+    d["n"] = 0
+    for _ in range(4):
+        threading.Thread(target=work, daemon=True).start()
+    while len(turns) < 50:
+        time.sleep(0.001)
+    print("running")
+"""
+
+
+def test_daemon_threads_use_a_dict_to_the_end_of_their_program(run_program, anonymous_left):
+    """Nothing is closed under them, so that none dies of MapClosed, aloud."""
+    for _ in range(3):
+        assert run_program(THREADS_PROGRAM) == "running\n"
+    assert anonymous_left() == []
+
+
+def test_a_process_that_came_to_its_end_is_not_called_dead(run_program, make_dict):
+    """C3: neither one whose threads had the dict until then, nor one of multiprocessing."""
+    d = make_dict(key=str, value=int)
+    ended = [os.getpid()]
+    run_program(THREADS_PROGRAM, d.name)
+    for method in ("fork", "spawn", "forkserver"):
+        process = multiprocessing.get_context(method).Process(target=d.add, args=(method, 1, 1))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    assert [one["pid"] for one in d.info()["attached"]] == ended
+
+    pid = os.fork()
+    if pid == 0:
+        d["n"] = 1
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+    assert [one["pid"] for one in d.info()["attached"] if not one["alive"]] == [pid]
+    d.check()
+    assert d["spawn"] == 2
+
+
 def test_a_child_that_ends_unlinks_nothing(run_program, make_dict, anonymous_left):
     """As the resource_tracker of another program's shared memory does."""
     d = make_dict(key=str, value=str)

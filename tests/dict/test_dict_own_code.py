@@ -128,6 +128,21 @@ def test_popitem_leaves_what_it_cannot_decode(make_dict, failing):
     assert len(d) == 0
 
 
+def test_popitem_passes_by_what_it_cannot_decode(make_dict, failing):
+    """One entry whose class is missing keeps no other from being taken, wherever it stands."""
+    d = make_dict(key=int, value=object)
+    d.update({number: -number for number in range(100)})
+    d.update({number: Fragile() for number in (100, 101, 102)})
+    failing(True)
+
+    taken = dict(d.popitem() for _ in range(100))
+
+    assert taken == {number: -number for number in range(100)}
+    with pytest.raises(ModuleNotFoundError):
+        d.popitem()
+    assert set(d) == {100, 101, 102}
+
+
 def test_skipping_does_not_hide_what_is_about_the_map(make_dict):
     d = make_dict(key=int, value=object)
     d.update({number: number for number in range(10)})

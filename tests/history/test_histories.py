@@ -14,7 +14,7 @@ from stand_ins import WRONG, OneAtATime, opened_as
 SHORT_SHARE = 0.2  # of --duration, for each setting
 LONG_DURATION_S = 60.0  # for each setting, unless --duration says otherwise
 DEFAULT_DURATION_S = 2.0
-PATIENCE_S = 60.0  # until what has to happen has happened often enough
+HISTORIES_MAX = 50_000  # until what has to happen has happened; some 500 mostly are enough
 OFTEN = 5
 MANY_FILLERS = 500  # of each worker, that buckets split and merge for certain
 BATCHES_MAX = 2_000  # until a mistake is noticed; it takes 1 to 60
@@ -66,7 +66,7 @@ def record(shared_map, setting, seed, seconds):
     with Recorder(shared_map, setting, seed) as recorded:
         while time.monotonic() - began < seconds or not has_happened(recorded):
             recorded.judge()
-            assert time.monotonic() - began < seconds + PATIENCE_S, recorded.summary()
+            assert recorded.histories < HISTORIES_MAX or has_happened(recorded), recorded.summary()
         spent_s = time.monotonic() - began
     info = shared_map.info()
     print(

@@ -15,7 +15,7 @@ test_protocol.py checks that.
 # What a program may yield. OWN and PUT are accesses of words that nobody else can be accessing at
 # the same time (fields of one's context, slots of a bucket one holds): the explorer takes them at
 # once, and checks that the claim is true.
-LOAD, OWN, STORE, PUT, CAS, LOCK, TRY, WAIT, SEIZE, BEGIN, END = range(11)
+LOAD, OWN, STORE, PUT, CAS, LOCK, TRY, WAIT, SEIZE, BEGIN, END, BYTE, AWAIT = range(13)
 KIND_NAMES = (
     "loads",
     "loads",
@@ -28,8 +28,10 @@ KIND_NAMES = (
     "seizes",
     "begins",
     "ends",
+    "asks the kernel for",
+    "waits until",
 )
-WRITING = frozenset((STORE, PUT, CAS, LOCK, TRY))
+WRITING = frozenset((STORE, PUT, CAS, LOCK, TRY, BYTE))
 NO_ANSWER = object()
 
 
@@ -76,6 +78,18 @@ def seize(subject, alone=True):
     """Go on when context subject's process is dead, unrecovered, and nobody is at it: the kernel's
     lock on its byte, which is let go when its holder dies."""
     return SEIZE, subject, alone, 0
+
+
+def byte(address, change, other=0):
+    """A system call about a byte of the file: "lock" it if nobody has it, "close" the own open file
+    of it, "fork" a child, program number other, that has the same open file. Whether it was done.
+    """
+    return BYTE, address, change, other
+
+
+def awaits(condition, *subjects):
+    """Go on when the segment says so of these processes (claiming.py); it need not come to that."""
+    return AWAIT, -1, condition, subjects
 
 
 def begin(kind, key=0, value=0):

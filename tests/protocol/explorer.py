@@ -15,6 +15,8 @@ map (oracle.py) has had since it began, not as a history.
 import functools
 
 from automaton import (
+    AWAIT,
+    BYTE,
     CAS,
     END,
     LOAD,
@@ -28,10 +30,12 @@ from automaton import (
     WRITING,
     Automaton,
 )
+from claiming import CONDITIONS, check_processes
 from oracle import Oracle, Violation, check_change, check_end, seen_at_begin
 from segment_model import owner_of, taken
 
-DEADLY = WRITING | {WAIT}  # before a load a death leaves what it leaves before the next of these
+# Before a load a death leaves what it leaves before the next of these.
+DEADLY = WRITING | {WAIT, AWAIT}
 GONE = -1  # where a dead program stands
 SOLO_STEPS_MAX = 400  # a lookup that runs alone ends far below
 
@@ -81,12 +85,14 @@ class Explorer:
 
     def allowed(self, program, number, places):
         """Whether a program can take its next step."""
-        kind, address, value, _ = self.automata[program].actions[places[program]]
+        kind, address, value, subjects = self.automata[program].actions[places[program]]
         memory = self.memories[number]
         if kind == LOCK:
             return owner_of(memory[address]) == 0
         if kind == WAIT:
             return memory[address] != value
+        if kind == AWAIT:
+            return CONDITIONS[value](self.segment, memory, subjects)
         if kind == SEIZE:
             subject = self.segment.of(address, "owner")
             dead = any(
@@ -103,6 +109,10 @@ class Explorer:
         memory = self.memories[number]
         if kind == SEIZE:
             return self.write(number, self.segment.kernel_lock[address], program + 1), None
+        if kind == AWAIT:
+            return number, None
+        if kind == BYTE:
+            return self.ask_byte(program, number, action)
         if not memory[self.segment.memory_of.get(address, self.segment.table)]:
             raise Violation("touches memory that was given back (M1)")
         if kind in (STORE, PUT):
@@ -118,6 +128,16 @@ class Explorer:
             held = taken(memory[address], value)
             return self.write(number, address, held), held
         return number, None
+
+    def ask_byte(self, program, number, action):
+        """Open files that hold a byte are bits, named by the process that has them."""
+        _, address, change, child = action
+        holders = self.memories[number][address]
+        if change == "lock":
+            return (number if holders else self.write(number, address, 1 << program)), not holders
+        if change == "fork":
+            return self.write(number, address, holders | 1 << child), None
+        return self.write(number, address, holders & ~(1 << program)), None
 
     def move(self, state, program, log=None):
         """The state after one step of a program and the OWN and PUT accesses that follow it."""
@@ -178,6 +198,9 @@ class Explorer:
         for address in self.segment.kernel_lock:
             if self.memories[number][address] == program + 1:
                 number = self.write(number, address, 0)
+        for address in self.segment.byte[1:]:
+            holders = self.memories[number][address]
+            number = self.write(number, address, holders & ~(1 << program))
         places = (*places[:program], GONE, *places[program + 1 :])
         return number, places, (*seen[:program], None, *seen[program + 1 :])
 
@@ -275,10 +298,12 @@ class Explorer:
             if place != GONE and self.automata[program].actions[place] is not None
         ]
         for program in waiting:
-            if self.automata[program].actions[places[program]][0] != SEIZE:
+            if self.automata[program].actions[places[program]][0] not in (SEIZE, AWAIT):
                 raise Violation("waits for ever (C1)")
         memory = self.memories[number]
         self.ends.add(memory)
+        living = [p for p, place in zip(self.programs, places, strict=True) if place != GONE]
+        check_processes(self.segment, memory, living)
         unrecovered = [
             program
             for program, place in zip(self.programs, places, strict=True)

@@ -6,6 +6,9 @@ the violation that must be found there. Those marked EARLIER are ways the core o
 the explorer found the counterexample.
 """
 
+from mutants_claiming import OF_FORKS, OF_RECOVERERS
+from mutants_sweeping import OF_SWEEPS
+
 EARLIER = {
     "a link is looked at again": (
         "a line loses one of two",
@@ -236,4 +239,14 @@ OF_RECOVERY = {
     ),
 }
 
-MUTANTS = EARLIER | OF_READERS | OF_WRITERS | OF_RESIZES | OF_SUPPLY | OF_RECOVERY
+MUTANTS = (
+    EARLIER
+    | OF_READERS
+    | OF_WRITERS
+    | OF_RESIZES
+    | OF_SUPPLY
+    | OF_RECOVERY
+    | OF_RECOVERERS
+    | OF_FORKS
+    | OF_SWEEPS
+)

@@ -65,6 +65,9 @@ def noted(operation, view):
     kind, key, _ = operation
     if kind == "walk":
         return sum(1 << value + WALK_BITS * at for at, value in enumerate(view))
+    if sweeps(operation):
+        keys = range(1, len(view))
+        return 1 << len(view) | sum(1 << key for key in keys if not is_over(view, key))
     if kind == "lookup":
         return 1 << view[key]
     if kind in ("contains", "insert"):
@@ -72,10 +75,21 @@ def noted(operation, view):
     return int(view[key] == ABSENT) if kind in ("add", "delete", "replace") else 0
 
 
+def sweeps(operation):
+    return operation is not None and operation[0] in ("room", "expire")
+
+
+def is_over(view, key):
+    """Whether an entry has expired: in a timed segment its value is its deadline."""
+    return ABSENT < view[key] <= view[0]
+
+
 def check_change(before, after, operation, program, seen):
     """Whether the running operation may change the view like that; what the others could see."""
     for key, (old, new) in enumerate(zip(before, after, strict=True)):
         if old == new:
+            continue
+        if sweeps(operation) and new == ABSENT and is_over(before, key):
             continue
         if operation is None or operation[1] != key:
             raise Violation(f"key {key}: {old} became {new}, by somebody else's work (W1, C1)")
@@ -94,7 +108,9 @@ def change_is_right(kind, value, old, new):
         return new == ABSENT
     if kind == "add":
         return old != ABSENT and new == old + value
-    return new == value and (kind == "update" or (old == ABSENT) == (kind == "insert"))
+    return new == value and (
+        kind in ("tick", "room", "update") or (old == ABSENT) == (kind == "insert")
+    )
 
 
 def check_end(outcome, mine):
@@ -104,11 +120,13 @@ def check_end(outcome, mine):
         check_answer(kind, key, outcome, values)
     elif kind == "walk":
         check_walk(outcome, values)
-    elif kind in ("recover", "settle", "resize"):
+    elif kind in ("recover", "settle", "resize", "view"):
         pass
     elif outcome in ("ABSENT", "PRESENT"):
         if replaced is not None or not values & (1 if outcome == "ABSENT" else 2):
             raise Violation(f"key {key}: {kind} says {outcome}, which was not so (W1)")
+    elif outcome == "DONE" or (outcome == "FULL" and kind == "room"):
+        check_swept(kind, values)
     elif outcome == "FULL":
         pass
     elif replaced is None:
@@ -122,6 +140,13 @@ def check_answer(kind, key, outcome, values):
     if not isinstance(outcome, int) or not values >> outcome & 1:
         had = [value or "ABSENT" for value in range(values.bit_length()) if values >> value & 1]
         raise Violation(f"key {key}: {kind} says {outcome or 'ABSENT'}, it was {had} (R2, W1)")
+
+
+def check_swept(kind, values):
+    """Every entry that had expired when it began has gone, or lived again, at some instant."""
+    for key in range(1, values.bit_length() - 1):
+        if not values >> key & 1:
+            raise Violation(f"key {key}: {kind} ends, and it had expired before (X1)")
 
 
 def check_walk(entries, values):
@@ -145,8 +170,9 @@ class Oracle:
         self.keys = sorted(segment.hashes)
 
     def view(self, memory):
-        """The value of each key; place 0 is unused. Violation if there is no such thing."""
-        return (ABSENT, *(self.value_of(memory, key) for key in self.keys))
+        """The value of each key; place 0 is the clock's. Violation if there is no such thing."""
+        clock = memory[self.segment.clock] if self.segment.timed else 0
+        return (clock, *(self.value_of(memory, key) for key in self.keys))
 
     def value_of(self, memory, key):
         segment = self.segment

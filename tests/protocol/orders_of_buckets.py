@@ -48,6 +48,25 @@ def a_slot_under_lock_is_seen_by_the_next_holder(o):
     return Litmus([before, after], lambda r: r["s"] == 0)
 
 
+# ---- rests ----
+
+
+@litmus
+def a_rest_meets_whoever_stores_an_earlier_deadline(o):
+    """X1: rest_shorten, and the turn that may end in a rest; each side stores, then looks."""
+    writer = [
+        *cas("entry", 0, "held"),
+        *fence(o.full("rest_shorten: the fence")),
+        *load("rest", "r"),
+    ]
+    turn = [
+        *store("rest", "claimed"),
+        *fence(o.full("rest_claim: the fence")),
+        *load("entry", "e"),
+    ]
+    return Litmus([writer, turn], lambda r: r["r"] == r["e"] == 0)
+
+
 # ---- splits and merges ----
 
 

@@ -15,6 +15,7 @@ from chains import (
     chain_repair,
     line_stash,
 )
+from forking import recover_pins
 from reading import parent_of
 from releasing import block_vacate
 from resizing import chain_drop_bit, merge_finish, split_finish
@@ -41,13 +42,21 @@ from segment_model import (
     taken,
 )
 from supply import element_put, op_settle
-from writing import bucket_release, redo_apply
+from writing import bucket_release, deadline_stored, redo_apply
 
 
 def recover(m, subject):
-    """process_recover of a process with one context, as soon as it is dead."""
+    """process_recover of a process with one context, as soon as it is dead. That there is one at a
+    time is taken for granted here; claiming.py has how it comes about."""
     yield seize(subject, m.keeps("one at a time recovers a context"))
     yield begin("recover")
+    yield from context_recover(m, subject)
+    yield store(m.kernel_lock[subject], 0)
+    yield end()
+
+
+def context_recover(m, subject):
+    """Bring the context of a dead process to rest, and free it."""
     activity = yield own(m.of(subject, "activity"))
     if not activity & 1:
         yield store(m.of(subject, "activity"), activity + 1)
@@ -56,13 +65,14 @@ def recover(m, subject):
         yield from recover_element(m, subject)
         yield from recover_bucket(m, subject)
         yield from recover_owned(m, subject)
+        if m.pins:
+            owner = yield own(m.of(subject, "owner"))
+            yield from recover_pins(m, subject, owner)
     else:
         yield from unlock_everything(m, subject)
     activity = yield own(m.of(subject, "activity"))
     yield store(m.of(subject, "activity"), activity + 1)
     yield store(m.of(subject, "owner"), 0)
-    yield store(m.kernel_lock[subject], 0)
-    yield end()
 
 
 def unlock_everything(m, me):
@@ -199,6 +209,9 @@ def recover_element(m, me):
         return
     if state_of(header) == UPD and m.keeps("recovery copies the redo buffer"):
         yield from redo_apply(m, me, index)
+    if state_of(header) == UPD and m.keeps("recovery ends a rest, too"):
+        value = yield own(m.redo(me, 0))
+        yield from deadline_stored(m, value, True)
     if m.keeps("recovery lets go of an element by a compare-and-swap"):
         yield cas(m.element[index], header, m.header_after(header, LIVE))
     else:

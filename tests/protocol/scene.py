@@ -8,6 +8,8 @@ one writer, running as context 1, that deletes it.
 
 from dataclasses import dataclass, field
 
+from claiming import CLAIM_OF_FALLEN, RECOVERED_ONE, claim_of, inherit, join, rescue
+from forking import PIN_OF_PARENT, REF, fork, grow_up, let_go, look, take_away
 from reading import contains, lookup
 from recovering import recover
 from releasing import announce, block_release
@@ -26,6 +28,7 @@ from segment_model import (
     with_level,
 )
 from supply import depot_trim
+from sweeping import expire, room, tick
 from walking import walk
 from writing import add, delete, update
 
@@ -39,17 +42,26 @@ def replace(m, me, key, value):
 
 
 OF_READERS = {"contains": contains, "lookup": lookup, "recover": recover, "walk": walk}
+OF_PROCESSES = {"inherit": inherit, "join": join, "rescue": rescue}
 OF_WRITERS = {
     "abandon": section_abandoned,
     "add": add,
     "delete": delete,
+    "expire": expire,
+    "fork": fork,
     "grow": grow,
+    "grow up": grow_up,
     "insert": insert,
+    "let go": let_go,
+    "look": look,
     "release": block_release,
     "remove": section_removed,
     "replace": replace,
+    "room": room,
     "section": section,
     "shrink": shrink,
+    "take away": take_away,
+    "tick": tick,
     "trim": depot_trim,
     "update": update,
 }
@@ -65,6 +77,8 @@ class Program:
     mortal: bool = False
     reader: bool = False
     announces: bool = False  # that it is inside an operation, for who gives memory back
+    process: int = 0  # whose slot it has, or will have (claiming.py)
+    comes: bool = False  # it has none at first
 
     def make(self, m):
         """The operations one after the other, as one generator."""
@@ -73,7 +87,9 @@ class Program:
             announced = self.announces and m.keeps("an operation says that it is under way")
             if announced:
                 yield from announce(m, self.runs_as)
-            if operation[0] in OF_READERS:
+            if operation[0] in OF_PROCESSES:
+                yield from OF_PROCESSES[operation[0]](m, self, *operation[1:])
+            elif operation[0] in OF_READERS:
                 yield from OF_READERS[operation[0]](m, *operation[1:])
             else:
                 yield from OF_WRITERS[operation[0]](m, self.runs_as, *operation[1:])
@@ -99,6 +115,16 @@ def recovers(subject, mortal=False):
     return Program(f"recoverer of {subject}", 0, (("recover", subject),), mortal)
 
 
+def is_process(number, *operations, context=0, mortal=False):
+    """A process with a slot, and with a context if it writes."""
+    return Program(f"process {number}", context, operations, mortal, process=number)
+
+
+def comes_as(number, *operations, context=0, mortal=False):
+    """A process that has no slot yet, nor a context."""
+    return Program(f"newcomer {number}", context, operations, mortal, process=number, comes=True)
+
+
 def survives(context, subject, *operations):
     """A writer that recovers a dead one first; if nobody dies it does nothing."""
     return Program(f"survivor {context}", context, (("recover", subject), *operations))
@@ -116,6 +142,8 @@ class Scene:
     parked: tuple = ()  # elements of each depot; the default parks all of them in the first
     credited: tuple = ()  # credits of each depot; likewise
     sizes: dict = field(default_factory=dict)
+    clock: int = 0  # how late it is
+    fallen: dict = field(default_factory=dict)  # processes dead at first: who was recovering whom
 
     def segment(self, without=()):
         """A modelled segment of this scene's size, less the steps that a mutant leaves out."""
@@ -145,7 +173,28 @@ class Scene:
         self.furnish_supply(m, memory, len(keys))
         for context in range(1, m.contexts + 1):
             memory[m.of(context, "owner")] = 1
+        self.furnish_processes(m, memory)
+        if m.timed:
+            memory[m.clock] = self.clock
         return tuple(memory)
+
+    def furnish_processes(self, m, memory):
+        """Slots in use, their bytes locked while their processes live."""
+        for number, program in enumerate(self.programs):
+            if program.process and not program.comes:
+                memory[m.used[program.process]] = claim_of(program)
+                memory[m.byte[program.process]] = 1 << number
+            if program.process and program.runs_as:
+                memory[m.of(program.runs_as, "owner")] = 0 if program.comes else program.process
+        for process, subject in self.fallen.items():
+            memory[m.used[process]] = CLAIM_OF_FALLEN
+            if subject:
+                memory[m.recoverer[subject]] = RECOVERED_ONE + process
+        if m.pins:
+            memory[m.refers] = memory[m.bytes_there] = 1
+            memory[m.thing] = m.header_after(0, LIVE)
+            memory[m.pin_owner[PIN_OF_PARENT]] = 1
+            memory[m.pin_ref[PIN_OF_PARENT]] = REF
 
     def furnish_supply(self, m, memory, used):
         """Park free elements and credits in the depots; the rest is in blocks and the header."""

@@ -3,9 +3,11 @@
 SHORT is what every run of the tests plays, LONG takes minutes.
 """
 
+from scenes_claiming import CLAIMING, CLAIMING_LARGE
 from scenes_dying import DYING
 from scenes_living import LIVING
 from scenes_long import LARGE
+from scenes_sweeping import SWEEPING
 
-SHORT = LIVING | DYING
-LONG = LARGE
+SHORT = LIVING | DYING | CLAIMING | SWEEPING
+LONG = LARGE | CLAIMING_LARGE

@@ -51,8 +51,8 @@ def covers(level, bucket, key_hash):
 
 # ---- element and line headers: a state, and a version raised by every change of state ----
 
-STATE_NAMES = ("FREE", "ALLOC", "LIVE", "UPD", "ULOCK", "LOCKED", "DEAD")
-FREE, ALLOC, LIVE, UPD, ULOCK, LOCKED, DEAD = range(7)
+STATE_NAMES = ("FREE", "ALLOC", "LIVE", "UPD", "ULOCK", "LOCKED", "DEAD", "RETIRED")
+FREE, ALLOC, LIVE, UPD, ULOCK, LOCKED, DEAD, RETIRED = range(8)
 READABLE = (LIVE, UPD, ULOCK, LOCKED)
 
 
@@ -127,6 +127,9 @@ class Segment:
     depots: int = 1
     contexts: int = 3
     value_words: int = 2
+    processes: int = 0  # with a slot of their own (claiming.py)
+    pins: int = 0  # of the one object (forking.py)
+    timed: bool = False  # values are deadlines (sweeping.py)
     keeps_memory: bool = False  # the kernel takes none back: locked, and no descriptor
     hashes: dict = field(default_factory=dict)
     without: frozenset = frozenset()
@@ -147,6 +150,14 @@ class Segment:
         self.element = [0, *(self._element(i) for i in range(1, self.elements + 1))]
         self.context = [0, *(self._context(i) for i in range(1, self.contexts + 1))]
         self.kernel_lock = [self._word(f"kernel's lock {i}") for i in range(self.contexts + 1)]
+        self.used, self.byte, self.recoverer = (
+            [0, *(self._word(f"{name} of process {i}") for i in range(1, self.processes + 1))]
+            for name in ("used", "byte", "recoverer")
+        )
+        if self.timed:
+            self.clock, self.rest = self._word("clock"), self._word("rest", "table")
+        if self.pins:
+            self._object()
         self.link_slot = self.slots - 1
 
     def _word(self, name, sort="number"):
@@ -169,6 +180,17 @@ class Segment:
         for address in range(header, len(self.names)):
             self.memory_of[address] = self.present[index // self.block_capacity]
         return header
+
+    def _object(self):
+        """An object that one entry refers to, its pins, and each context's name for it."""
+        self.refers = self._word("the entry's reference")
+        self.thing = self._word("object header", "element")
+        self.bytes_there = self._word("memory of the object")
+        self.bytes_of_thing = self._word("object bytes")
+        self.memory_of[self.bytes_of_thing] = self.bytes_there
+        self.pin_owner = [self._word(f"pin {i} owner") for i in range(self.pins)]
+        self.pin_ref = [self._word(f"pin {i} reference") for i in range(self.pins)]
+        self.of_name = [0, *(self._word(f"context {i} name") for i in range(1, self.contexts + 1))]
 
     def _context(self, index):
         first = len(self.names)

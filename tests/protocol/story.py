@@ -9,7 +9,7 @@ scene as designed, and tells how many states it has.
 import contextlib
 import sys
 
-from automaton import BEGIN, CAS, END, KIND_NAMES, LOCK, PUT, STORE, TRY
+from automaton import AWAIT, BEGIN, BYTE, CAS, END, KIND_NAMES, LOCK, PUT, STORE, TRY
 from explorer import Explorer
 from mutants import MUTANTS
 from oracle import Violation
@@ -49,6 +49,11 @@ def tell_step(explorer, program, action, answer):
         return f"{name:20} begins: {told}"
     if kind == END:
         return f"{name:20} ends: {'ABSENT' if address == 0 else address}"
+    if kind == AWAIT:
+        return f"{name:20} waits until {value}"
+    if kind == BYTE:
+        told = explorer.segment.names[address]
+        return f"{name:20} {value}s the {told}{'' if answer in (None, True) else ': it is held'}"
     if not isinstance(answer, int) and kind not in (STORE, PUT, LOCK, TRY):
         return f"{name:20} {KIND_NAMES[kind]} {address}"
     segment = explorer.segment

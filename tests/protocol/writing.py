@@ -4,7 +4,7 @@ Stands for element.pxd and the operations of map.pxd. A program waits for a lock
 gives everything up, waits and begins again; both come back when the lock is free.
 """
 
-from automaton import begin, cas, end, lock, own, put, store, wait
+from automaton import begin, cas, end, load, lock, own, put, store, wait
 from chains import chain_append, chain_remove
 from oracle import ABSENT, RETRY
 from reading import chain_find, element_still, map_find, map_look, table_find
@@ -14,6 +14,7 @@ from segment_model import (
     INSERT,
     LIVE,
     LOCKED,
+    PAYLOAD_SHIFT,
     ULOCK,
     UPD,
     VERSION_ONE,
@@ -59,11 +60,13 @@ def element_update(m, me, found, value):
         early = m.keeps("the redo buffer is written before UPD")
         if early:
             yield from redo_fill(m, me, value)
+        yield from deadline_stored(m, value, False)
         held = yield from element_own(m, me, found, UPD)
         if held == RETRY:
             return RETRY
         if not early:
             yield from redo_fill(m, me, value)
+        yield from deadline_stored(m, value, True)
         yield from redo_apply(m, me, index)
     yield store(m.element[index], m.header_after(held, LIVE))
     return OK
@@ -87,6 +90,17 @@ def element_add(m, me, found, delta):
     return OK
 
 
+def deadline_stored(m, value, held):
+    """Who stores a deadline ends a rest that goes further (sweeping.py); held: it has the entry, or
+    its bucket."""
+    if m.timed and held == m.keeps(
+        "who stores a deadline looks at the rest when it holds the entry"
+    ):
+        word = yield load(m.rest)
+        if value < word >> PAYLOAD_SHIFT and m.keeps("an earlier deadline ends the rest"):
+            yield store(m.rest, 0)
+
+
 def redo_fill(m, me, value):
     for word in range(m.value_words):
         yield store(m.redo(me, word), value)
@@ -104,7 +118,13 @@ def redo_apply(m, me, index):
 
 def bucket_hold(m, me, operation, key):
     """Lock the key's bucket: (bucket, held), or (None, RETRY)."""
-    at = yield from table_find(m, m.hashes[key])
+    outcome = yield from bucket_hold_hash(m, me, operation, m.hashes[key])
+    return outcome
+
+
+def bucket_hold_hash(m, me, operation, key_hash):
+    """The same, for a hash."""
+    at = yield from table_find(m, key_hash)
     if at is None:
         return None, RETRY
     bucket = m.bucket[at]
@@ -112,7 +132,7 @@ def bucket_hold(m, me, operation, key):
     yield put(m.of(me, "bucket"), at)
     held = yield lock(bucket, me)
     level = level_plus1(held)
-    moved = not covers(level, at, m.hashes[key])
+    moved = not covers(level, at, key_hash)
     if moved and m.keeps("a writer looks at the level again when it has the lock"):
         yield store(bucket, released(held))
         return None, RETRY
@@ -150,7 +170,7 @@ def update(m, me, key, value, kind="update"):
 
 
 def add(m, me, key, delta):
-    """map_add for a key that is there."""
+    """map_apply for a key that is there."""
     yield begin("add", key, delta)
     while True:
         found = yield from map_find(m, key)
@@ -198,9 +218,11 @@ def insert_try(m, me, key, value, at, header):
         yield store(m.key(element), key)
         for word in range(m.value_words):
             yield store(m.value(element, word), value)
+    yield from deadline_stored(m, value, False)
     bucket = yield from insert_hold(m, me, key, at, header)
     if bucket is None:
         return RETRY
+    yield from deadline_stored(m, value, True)
     appended = yield from chain_append(m, me, bucket, element, m.hashes[key], True)
     if not appended:
         held = yield own(bucket)

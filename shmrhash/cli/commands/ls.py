@@ -20,6 +20,7 @@ from shmrhash.cli.maps import (
     Process,
     all_states,
     health_cell,
+    nameless_states,
     others_mapping,
     state_of,
 )
@@ -172,8 +173,9 @@ def ls_command(session: Session, patterns: tuple[str, ...], everything: bool) ->
     process have one line together; --all and -j show each.
 
     OBJECTS is the memory of values (and long keys) that a SharedDict stores beside its entries; it
-    is part of SIZE. HEALTH is ok, full, frozen, 'N dead' (processes that ended without closing:
-    repair), left behind (gc), damaged, or other version. PROCESSES are those that may write; 'info'
+    is part of SIZE. HEALTH is ok, full (no new key fits), frozen, 'N dead' (processes that ended
+    without closing: repair), left behind (gc), damaged, other version, or no name (removed, but in
+    use: a program that opens the name gets another map). PROCESSES are those that may write; 'info'
     shows readers too. OWNER is shown if another user has maps. Root reads those in a child process,
     because their owners can kill a process that has them mapped, by truncating the file.
 
@@ -186,7 +188,11 @@ def ls_command(session: Session, patterns: tuple[str, ...], everything: bool) ->
     wanted = re.compile(
         "|".join(fnmatch.translate(pattern.removeprefix("/")) for pattern in patterns)
     )
-    states = list(all_states(session, lambda name: wanted.match(name) is not None))
+
+    def is_wanted(name: str) -> bool:
+        return wanted.match(name) is not None
+
+    states = [*all_states(session, is_wanted), *nameless_states(is_wanted)]
     shown = [state for state in states if everything or state.health not in (NOT_A_MAP, DENIED)]
     if session.json:
         session.emit([state_object(state) for state in shown])
