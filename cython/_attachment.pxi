@@ -9,7 +9,7 @@
 # A handle has a copy of the Map of its attachment, so that an operation reaches everything with one
 # load, and counts its own operations and views; timeout and name are its own too.
 
-cdef dict attachments = {}         # (device, inode, read_only) -> the address of an Attachment
+cdef dict attachments = {}         # attachment_key -> the address of an Attachment
 
 
 @cython.final
@@ -22,7 +22,8 @@ cdef class Attachment:
     cdef Standing standing
     cdef uint64_t users            # handles that this process has used and not closed,
     cdef uint64_t generation       # in this generation: a child begins with none
-    cdef uint64_t read_only_page
+    cdef uint64_t reader_page      # holds READER_BYTE
+    cdef bint without_contexts     # it only reads, and there are none for it
     cdef Unborn child              # while this process forks, and has views
     cdef uint64_t keeps            # generation + 1 in which pins began to stay (view_keep)
     cdef tuple key
@@ -39,28 +40,40 @@ cdef class Attachment:
             if keeps_pins(self):
                 self.map.local.registered = 0  # the slot is this process's until it ends
             session_end(&self.map, &self.standing)
-            if self.read_only_page:
-                munmap(<void *> self.read_only_page, PAGE_BYTES)
+            if self.reader_page:
+                munmap(<void *> self.reader_page, PAGE_BYTES)
         if is_segment(&self.map, self.map.fd):     # else the program closed it, and reused it
             close_fd(self.map.fd)
 
-    cdef announce_reader(self, str name):
-        """Hold READER_BYTE shared, by a mapping, for as long as this address space lives."""
-        cdef int fd = segment_open(&self.map)
+    cdef announce_reader(self, MapHandle handle):
+        """Hold READER_BYTE shared, by a mapping, for as long as this address space lives: nobody
+        can follow what it looks at."""
         cdef void *page = MAP_FAILED
+        cdef int fd
+        if self.reader_page:
+            return
+        fd = segment_open(&self.map)
+        if fd < 0:
+            fd = segment_open(&handle.map)     # which has the path
         if fd >= 0 and byte_lock(fd, F_OFD_SETLK, F_RDLCK, READER_BYTE) == 0:
             page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)
         if fd >= 0:
             close_fd(fd)
         if page == MAP_FAILED:
-            raise _errors.Error(f"cannot announce a reader of segment {name!r}: {os_error()}")
-        self.read_only_page = <uint64_t> page
+            raise _errors.SystemFailure(
+                f"cannot announce a reader of segment {handle.name!r}: {os_error()}")
+        self.reader_page = <uint64_t> page
+
+
+cdef tuple attachment_key(MapHandle handle):
+    """What handles have in common that share an attachment, before they are attached."""
+    return (handle.map.device, handle.map.inode, bool(handle.map.read_only),
+            bool(handle.map.peeks))
 
 
 cdef Attachment attachment_of(MapHandle handle):
     """The attachment this process has to the segment that a handle examined, or None."""
-    cdef uint64_t address = attachments.get(
-        (handle.map.device, handle.map.inode, bool(handle.map.read_only)), 0)
+    cdef uint64_t address = attachments.get(attachment_key(handle), 0)
     return None if address == 0 else <Attachment> <PyObject *> address
 
 
@@ -68,14 +81,24 @@ cdef Attachment attachment_new(MapHandle handle):
     """Map the segment that a handle examined; the handle's descriptor becomes the attachment's."""
     cdef Attachment made = Attachment.__new__(Attachment)
     cdef const char *missing = NULL
+    cdef tuple key = attachment_key(handle)
+    cdef int fd = -1
+    if handle.map.read_only and not handle.map.peeks:
+        handle.map.file_read_only = False
+        fd = segment_open(&handle.map)         # to write slots and contexts (session_map)
+        handle.map.file_read_only = fd < 0
+    if fd >= 0:
+        close_fd(handle.map.fd)
+        handle.map.fd = fd
     if not session_map(&handle.map, handle.map.fd, &missing):
         refuse_mapping(handle.name, handle.map.segment_bytes, missing)
     made.map = handle.map
     handle.map.fd = -1
-    if handle.map.read_only:
-        made.announce_reader(handle.name)
+    if handle.map.file_read_only:
+        made.announce_reader(handle)
+        made.without_contexts = True
     made.map.path = NULL                       # it goes with the handle
-    made.key = handle.map.device, handle.map.inode, bool(handle.map.read_only)
+    made.key = key
     attachments[made.key] = <uint64_t> <PyObject *> made
     return made
 
@@ -90,14 +113,36 @@ cdef attach(MapHandle handle):
         handle.map.local = found.map.local
         close_fd(handle.map.fd)
     handle.map.fd = found.map.fd
-    if not handle.map.read_only:               # again for each: what is allowed may have changed
-        handle.map.use_membarrier = syscall(
-            SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
+    handle.map.file_read_only = found.map.file_read_only
+    handle.map.peeks = found.without_contexts
+    if not handle.map.file_read_only:          # again for each: what is allowed may have changed
+        handle.map.use_membarrier = membarrier_register()
+        if not handle.map.use_membarrier:
+            found.announce_reader(handle)
+            if not fences_demand(&handle.map):
+                found.without_contexts = handle.map.peeks = True
     Py_INCREF(found)
     handle.attachment = <PyObject *> found
     handle.standing = &found.standing
     handle.generation = process_generation
     become_user(handle)
+
+
+cdef bint reader_has_context(MapHandle handle) except -1:
+    """Whether a handle that only reads has an idle context. If there is none for it, not now or
+    because there are too many readers, it does without from then on."""
+    cdef Attachment attachment
+    cdef uint64_t taken = 0
+    handle._expect_open()
+    attachment = <Attachment> handle.attachment
+    if not attachment.without_contexts:
+        if session_claim(&handle.map, handle.standing, &taken) == OK:
+            session_rest(&handle.map, taken)
+            return True
+        attachment.announce_reader(handle)
+        attachment.without_contexts = True
+    handle.map.peeks = True
+    return False
 
 
 cdef void become_user(MapHandle handle) noexcept:

@@ -125,7 +125,7 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
             if many.done != before:
                 patience.turn = patience.retries = patience.swept = 0
                 if op.context != NULL and many.done - before >= NOTICE_KEYS:
-                    context_note_time(op.context)
+                    context_note_time(&handle.map, op.context)
             if status == BUSY or status == RETRY or handle._freed(
                     status, &op, &patience):
                 handle._wait(&op, status, &patience)

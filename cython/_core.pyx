@@ -22,7 +22,8 @@ from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
 from atomics cimport (
     cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely, load_relaxed_u64,
-    load_acquire_u64, local_put_u64, local_take_u64, read_u32, read_u64, reverse_bits_u32,
+    load_acquire_u64, fence_seq_cst, local_put_u64, local_take_u64, read_u32, read_u64,
+    reverse_bits_u32,
 )
 from status cimport (
     Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
@@ -50,13 +51,13 @@ from field cimport (
     FIELD_UNSIGNED, bits_of, field_compute, field_mask, float_of, sign_extended,
 )
 from budget cimport budget_word
-from objects cimport LENGTH_MAX
+from objects cimport LENGTH_MAX, ref_length
 from pins cimport pin_claim, pin_clear, pin_set
 from special cimport deadline_is_over, field_meets, fields_blank
 from chain cimport Found
-from reference cimport element_replace, ref_stands
-from count cimport ObjectFacts, objects_count
-from commit cimport contexts_are_quiet
+from reference cimport element_replace, ref_protect, ref_stands
+from count cimport ObjectFacts, context_keeps_any, objects_count
+from commit cimport contexts_are_quiet, fences_demand, membarrier_all, membarrier_register
 from lock cimport (
     Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_cancel, context_end, lock_busy,
     lock_release, lock_try, op_begin, op_end, op_holds,
@@ -75,7 +76,7 @@ from item cimport (
     item_bytes, item_deadline, item_expire, item_expired, item_find, item_glance, item_object,
     item_touch,
 )
-from claim cimport CLAIM_LEAVING, claim_is_dead
+from claim cimport CLAIM_LEAVING, CLAIM_READS, claim_is_dead
 from liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
 from forking cimport Unborn, unborn_adopt, unborn_claim, unborn_release
 from recovery cimport recover_all, recover_those_inside
@@ -115,10 +116,6 @@ cdef extern from "generation.h":
     int generation_install()
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t size, long offset) noexcept
-    long syscall(long number, ...) noexcept
-
-cdef extern from "<sys/syscall.h>" nogil:
-    enum: SYS_membarrier
 
 cdef enum:
     STACK_VALUE_MAX = 512      # larger values are copied straight into the bytes object
@@ -126,7 +123,6 @@ cdef enum:
     PATROL_MASK = 0xFFFF       # and each 32,768th looks for dead processes
     F_LOCK = 4                 # BPF_F_LOCK
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries, yielding between: a damaged segment
-    MEMBARRIER_REGISTER_GLOBAL_EXPEDITED = 4
 
 
 include "_segments.pxi"
@@ -178,6 +174,7 @@ cdef class MapHandle:
     cdef bint is_closed
     cdef readonly bint write_only
     cdef Reads reads
+    cdef bint writes_oddly         # not at all, or where nobody can order what it does
     cdef bint overwrites           # the last update found its key: the next tries store_word
     cdef SpareBytes spare
     cdef uint64_t in_flight        # operations of this generation under way: the mapping stays
@@ -192,23 +189,29 @@ cdef class MapHandle:
     cdef object __weakref__
 
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
-                  timeout, **_ignored):
+                  timeout, bint without_trace=False, **_ignored):
         spare_begin(&self.spare)
         self.is_closed = True
         self.map.fd = -1
         self.name = name
         self.map.path = strdup(path)
-        self.map.read_only = read_only
+        self.map.read_only = self.map.file_read_only = read_only
+        self.map.peeks = without_trace
         self.map.fd = fd                       # owned from here on
         self.map.timeout_ns = -1 if timeout is None else timeout_ns(timeout)
         self._examine(fd)
         attach(self)
         self.is_closed = False
         self.reads = READS_WORDS if self.map.words_only else READS_ANY
+        self.writes_oddly = read_only or not self.map.use_membarrier
+        if self.writes_oddly and not read_only:
+            self.reads = READS_ANY             # for store_word, which does not ask
         if not read_only:
             expect_registered(self)
             with nogil:
                 self.recovered_at_open = recover_all(&self.map)
+        else:
+            reader_has_context(self)
 
     def __dealloc__(self):
         detach(self)
@@ -262,7 +265,6 @@ cdef class MapHandle:
         cdef uint64_t taken = 0
         cdef Status status
         self._expect_open()
-        self._expect_writable()
         status = session_claim(&self.map, self.standing, &taken)
         if status != OK:
             raise_status(self, status, NULL)
@@ -306,7 +308,7 @@ cdef class MapHandle:
 
     cdef void _notice(self, Context *context) noexcept:
         """Each 1,024th operation of a context: it was in use, and each 32,768th: who is dead?"""
-        context_note_time(context)
+        context_note_time(&self.map, context)
         if context.activity & PATROL_MASK == 0:
             with nogil:
                 recover_all(&self.map)
@@ -400,6 +402,8 @@ cdef class MapHandle:
         cdef uint64_t taken
         if likely(op.generation == process_generation):
             return False
+        if op.context != NULL and self.map.read_only and not reader_has_context(self):
+            op.context = NULL
         if op.context != NULL:
             taken = self._claim_context()
             op.self_index = <uint32_t> (taken - 1)
@@ -425,10 +429,21 @@ cdef class MapHandle:
 
     cdef inline int _enter_to_write(self, Op *op) except -1:
         """_enter for what writes. freeze() waits for whoever came in before it."""
-        self._enter(op)
+        if unlikely(self.writes_oddly):
+            self._enter_oddly(op)
+        else:
+            self._enter(op)
         if unlikely(load_relaxed_u64(&self.map.header.frozen) != 0):
             self._leave(op)
             raise _errors.FrozenMap(f"map {self.name!r} is frozen: it cannot be changed any more")
+        return 0
+
+    cdef int _enter_oddly(self, Op *op) except -1:
+        """_enter, by a handle that may not write, or where membarrier is refused."""
+        self._expect_open()
+        self._expect_writable()
+        self._enter(op)
+        fence_seq_cst()                        # in place of the membarrier in freeze()
         return 0
 
     cdef inline int _enter_to_modify(self, Op *op) except -1:
@@ -438,7 +453,7 @@ cdef class MapHandle:
         return self._enter_to_write(op)
 
     cdef int _enter_to_read(self, Op *op) except -1:
-        """_enter for what only reads; op.context is NULL if the handle may only read."""
+        """_enter for what only reads; op.context is NULL if the handle has none (peek.pxd)."""
         if self.reads == READS_NONE:
             self._refuse_reading()
         return self._enter_to_look(op)
@@ -448,6 +463,8 @@ cdef class MapHandle:
         if not self.map.read_only:
             return self._enter(op)
         self._expect_open()
+        if self.map.local.idle_context != 0 or reader_has_context(self):
+            return self._enter(op)
         op.map = &self.map
         op.context = NULL
         op.f_lock = False
@@ -546,7 +563,7 @@ cdef class MapHandle:
 
     cdef Status _read_slowly(
             self, const uint8_t *key, uint32_t hash, void *value) except? RETRY:
-        """The same without an idle context at hand, for a handle that may only read, or yielding to
+        """The same without an idle context at hand, for a handle without contexts, or yielding to
         writers that keep changing the key."""
         cdef Op op
         cdef Status status = RETRY

@@ -120,27 +120,18 @@ cdef class DictBase:
         value[0] = <uint64_t *> PyBytes_AS_STRING(room)
         return room
 
-    cdef object _take(self, const Found *found, const uint64_t *value, Op *op):
-        """The value of an entry that was found; MISSING if it changed meanwhile. op is for views;
-        NULL: a copy. found is NULL if nobody else can change it."""
-        cdef uint64_t length = 0
-        cdef const uint8_t *source
+    cdef object _take(self, const Found *found, const uint64_t *value, Op *op, bint view=False):
+        """The value of an entry that was found; MISSING if it changed meanwhile. view: where it is,
+        if that can be. found is NULL if nobody else can change it."""
         cdef bytes copy
         if self.value_slot == NO_SLOT:
             return value_inline(self.value, <const uint8_t *> (value + self.value_word))
         ref = value[self.handle.map.ref_words[self.value_slot]]
-        if self.value.kind == C_VALUE_VIEW and op != NULL:
+        if view and self.value.kind == C_VALUE_VIEW and not self.handle.map.read_only:
             pinned = pinned_object(self.handle, op, found, ref)
             return MISSING if pinned is None else self.value.decode(memoryview(pinned))
-        source = item_bytes(&self.handle.map, ref, &length)
-        if source == NULL:
-            if found != NULL and not ref_stands(found):
-                return MISSING
-            raise_status(self.handle, CORRUPT, NULL)
-        copy = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
-        if found != NULL and not ref_stands(found):
-            return MISSING
-        return value_decode(self.value, copy)
+        copy = object_copy(self.handle, op, found, ref)
+        return MISSING if copy is None else value_decode(self.value, copy)
 
     cdef inline bint _glance(self, object key, uint64_t *number) except -1:
         """A number under a short ASCII str, or an int, as nearly every lookup finds it. False: look
@@ -206,9 +197,7 @@ cdef class DictBase:
                 if status == OK:
                     over = item_expired(&self.handle.map, value)
                 if status == OK and not over:
-                    result = self._take(
-                        &found, value, &op if self.value.kind == C_VALUE_VIEW and (
-                            op.context != NULL) else NULL)
+                    result = self._take(&found, value, &op, True)
                     self.handle._renew(&op)
                 rounds += 1
                 if rounds > READ_ROUNDS_MAX:   # writers never go on so long

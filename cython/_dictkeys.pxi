@@ -26,7 +26,7 @@ cdef class DictKeys(DictBase):
             if status == OK and item_expired(&self.handle.map, value):
                 status = ABSENT
             if status == OK and wanted:
-                result = self._take(NULL, value, NULL)
+                result = self._take(NULL, value, &op)
         finally:
             op.options = OP_TYPED
             if op.generation == process_generation:

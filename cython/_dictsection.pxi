@@ -78,7 +78,7 @@ cdef class DictSection:
                 found.header = self.section.held
                 # Before decoding: a program's own code runs there, and may want the key.
                 sections_open[self._name()] = PyThread_get_thread_ident()
-                self.current = owner._take(&found, self.words, NULL)
+                self.current = owner._take(&found, self.words, &self.op)
                 if not self._mine():
                     refuse_section(owner.handle)
                 if self.current is not MISSING:

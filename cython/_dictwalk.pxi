@@ -73,9 +73,9 @@ cdef class DictCore(DictKeys):
                 if status == OK and item_expired(&self.handle.map, value):
                     status = ABSENT
                 if status == OK:
-                    result = name = self._key_of(raw, &found, value) if what != 1 else None
+                    result = name = self._key_of(raw, &found, value, &op) if what != 1 else None
                 if status == OK and what != 0 and result is not MISSING:
-                    result = self._take(&found, value, NULL)   # a copy: a walk meets too many
+                    result = self._take(&found, value, &op)    # a copy: a walk meets too many
                 self.handle._renew(&op)
                 rounds += 1
                 if rounds > READ_ROUNDS_MAX:   # writers never go on so long
@@ -86,7 +86,8 @@ cdef class DictCore(DictKeys):
             raise_status(self.handle, CORRUPT, NULL)
         return (name, result) if what == 2 and result is not MISSING else result
 
-    cdef object _key_of(self, bytes raw, const Found *found, const uint64_t *value):
+    cdef object _key_of(
+            self, bytes raw, const Found *found, const uint64_t *value, Op *op):
         """The key of an entry that was found; MISSING if it changed meanwhile."""
         cdef const uint8_t *source = <const uint8_t *> PyBytes_AS_STRING(raw)
         cdef uint64_t length = self.handle.map.key_size
@@ -94,17 +95,12 @@ cdef class DictCore(DictKeys):
         if self.key_slot != NO_SLOT:
             length = source[15]
             if length == KEY_IS_LONG:
-                source = item_bytes(
-                    &self.handle.map, value[self.handle.map.ref_words[self.key_slot]], &length)
-                if source == NULL:
-                    if not ref_stands(found):
-                        return MISSING
-                    raise_status(self.handle, CORRUPT, NULL)
-                whole = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
-                if not ref_stands(found):
+                whole = object_copy(
+                    self.handle, op, found, value[self.handle.map.ref_words[self.key_slot]])
+                if whole is None:
                     return MISSING
                 return key_decode(
-                    self.key, <const uint8_t *> PyBytes_AS_STRING(whole), <Py_ssize_t> length)
+                    self.key, <const uint8_t *> PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole))
         return key_decode(self.key, source, <Py_ssize_t> length)
 
     def entries(self, int what, bint skipping=False):

@@ -1,5 +1,19 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: what info(), check() and those who look after segments ask.
+from hazard cimport hazard_any, hazard_none
+
+
+cdef list waiting_pids(MapHandle handle):
+    """The processes that keep empty blocks of objects from going back: inside operations, or idle
+    and relying on a membarrier that this process may not make. It is inside none itself."""
+    cdef uint64_t index, process
+    pids = []
+    for index in range(contexts_usable(&handle.map)):      # at most CONTEXT_MAX
+        process = load_acquire_u64(&context_at(&handle.map, index).owner) - 1
+        if process < processes_usable(&handle.map) and context_keeps_any(
+                &handle.map, NULL, index):
+            pids.append((handle.map.processes + process).pid)
+    return sorted(set(pids))
 
 
 @cython.auto_pickle(False)
@@ -13,8 +27,8 @@ cdef class ObservedHandle(MapHandle):
             self.standing.lock_fd = -1
 
     def _processes(self):
-        """{index, pid, command, attached_ns, alive, operations, waits} of each used slot, but those
-        of processes that came to their end by themselves; recovery gives these back as others."""
+        """{index, pid, command, attached_ns, alive, reads, operations, waits} of each used slot, but
+        those of processes that came to their end by themselves; recovery gives these back as others."""
         cdef uint64_t index, at, claim
         cdef bint gone
         cdef uint64_t contexts = contexts_usable(&self.map)
@@ -40,6 +54,7 @@ cdef class ObservedHandle(MapHandle):
                     "command": (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace"),
                     "attached_ns": slot.attached_ns,
                     "alive": not gone,
+                    "reads": bool(claim & CLAIM_READS),
                     "operations": operations.get(index + 1, 0),
                     "waits": waits.get(index + 1, 0),
                 })
@@ -81,7 +96,7 @@ cdef class ObservedHandle(MapHandle):
             "last_activity_ns": max(active_ns, self.map.header.created_ns),
             "frozen": self.map.header.frozen != 0,
             "membarrier": bool(self.map.use_membarrier),
-            "liveness": ("none (read only)" if self.map.read_only else
+            "liveness": ("none (read only)" if self.map.peeks else
                          "not attached yet" if not self.map.local.registered else
                          "kernel lock kept by a descriptor" if self.standing.lock_fd >= 0 else
                          "kernel lock kept by a mapping" if self.standing.lock_page != NULL else
@@ -106,7 +121,7 @@ cdef class ObservedHandle(MapHandle):
     def _leave_name(self):
         """This process ends: it does not keep an ephemeral map's name, and once it is gone, it has
         ended and was not killed."""
-        if self.map.base != NULL and not self.map.read_only:
+        if self.map.base != NULL:
             mark_leaving(&self.map, True)
 
     def _path_bytes(self):
@@ -119,7 +134,9 @@ cdef class ObservedHandle(MapHandle):
         memset(&report, 0, sizeof(report))
         self._enter_to_look(&op)
         with nogil:
+            hazard_any(&op)
             check_map(&self.map, op.context, &report)
+            hazard_none(&op)
         self._leave_reading(&op)
         return <int> report.problem, report.where, bool(report.exact), {
             "entries": report.entries,

@@ -50,13 +50,19 @@ cdef class ObjectHandle(ModifyHandle):
     def _objects(self):
         """What info() says of objects; None if the map has none. Exact when nobody writes."""
         cdef ObjectFacts facts
+        cdef Op op
         self._expect_open()
         if self.map.objects == NULL:
             return None
-        objects_count(&self.map, &facts)
+        self._enter_to_look(&op)
+        with nogil:
+            objects_count(&op, &facts)
+        self._leave_reading(&op)
         return {
             "count": facts.count, "bytes_in_use": facts.bytes_in_use,
             "bytes_committed": budget_word(&self.map.objects.budget) * PAGE_BYTES,
+            "bytes_waiting": facts.pages_waiting * PAGE_BYTES,
+            "waiting_for": waiting_pids(self) if facts.pages_waiting else [],
             "pinned": facts.pinned, "views_copied": self.views_copied,
             "max_bytes": self.map.max_bytes,
         }
@@ -87,19 +93,18 @@ cdef class ObjectHandle(ModifyHandle):
         """One attempt of kptr_xchg: the bytes there were, or None; the status if that is not final.
         """
         cdef Found found
-        cdef uint64_t length = 0
-        cdef const uint8_t *source
+        cdef uint64_t ref
         cdef object before = None
         cdef Status status = item_find(&self.map, op.hash, op.key, &found, value)
         if status == OK and item_expired(&self.map, value):
             status = ABSENT
         if status != OK:
             return <int> status
-        source = item_bytes(&self.map, value[self.map.ref_words[slot]], &length)
-        if source == NULL and value[self.map.ref_words[slot]] != 0:
-            return <int> (CORRUPT if ref_stands(&found) else RETRY)
-        if source != NULL:
-            before = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
+        ref = value[self.map.ref_words[slot]]
+        if ref != 0:
+            before = object_copy(self, op, &found, ref)
+            if before is None:
+                return <int> RETRY
         if only_read:
             return before if ref_stands(&found) else <int> RETRY
         if data.buf != NULL:
@@ -148,19 +153,6 @@ cdef class ObjectHandle(ModifyHandle):
             raise_status(self, found, &op)
         return found
 
-    cdef object _copied(self, uint64_t ref, const Found *found):
-        """The bytes of an object that an element refers to, or None; whole if ref_stands."""
-        cdef uint64_t length = 0
-        cdef const uint8_t *source
-        if ref == 0:
-            return None
-        source = item_bytes(&self.map, ref, &length)
-        if source != NULL:
-            return PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
-        if ref_stands(found):
-            raise_status(self, CORRUPT, NULL)
-        return None
-
     def _parts(self, bytes key):
         """All that stands under a key, read in one step: (value as lookup() has it, deadline, bytes
         or None of each Kptr, whether a section holds it); None if absent. Expired ones too."""
@@ -182,7 +174,8 @@ cdef class ObjectHandle(ModifyHandle):
                 status = item_find(&self.map, op.hash, op.key, &found, value)
                 if status == OK:
                     objects = tuple([
-                        self._copied(value[self.map.ref_words[slot]], &found)
+                        object_copy(self, &op, &found, value[self.map.ref_words[slot]])
+                        if value[self.map.ref_words[slot]] != 0 else None
                         for slot in range(self.map.ref_count)])
                     if ref_stands(&found):
                         break

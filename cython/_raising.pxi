@@ -16,7 +16,7 @@ cdef refuse_mapping(str name, uint64_t size, const char *missing):
 
 cdef int expect_membarrier(MapHandle handle) except -1:
     """Raise if nobody can know here who is inside an operation."""
-    if not handle.map.use_membarrier:
+    if not membarrier_all(&handle.map):
         raise _errors.Unsupported(_errors.missing_message(
             handle.name, "membarrier(2) (Linux 4.16), which freeze() needs", 0))
     return 0
@@ -54,6 +54,25 @@ cdef raise_timeout(MapHandle handle, Op *op, int64_t waited_ns):
         f"swapped out?); continue or kill it")
 
 
+cdef str waiting_text(MapHandle handle):
+    """For whose sake memory that holds nothing cannot go back; empty if there is none."""
+    cdef ObjectFacts facts
+    cdef Op op
+    handle._enter_to_look(&op)
+    with nogil:
+        objects_count(&op, &facts)
+    handle._leave_reading(&op)
+    if facts.pages_waiting == 0:
+        return ""
+    pids = waiting_pids(handle)
+    if not handle.map.use_membarrier:
+        return (f"; {facts.pages_waiting * PAGE_BYTES} of them are empty, but membarrier(2) is "
+                f"refused to this process, so it cannot know whether processes {pids} still read "
+                f"them")
+    return (f"; {facts.pages_waiting * PAGE_BYTES} of them are empty, and wait for operations that "
+            f"do not go on, of processes {pids} (stopped?)")
+
+
 cdef raise_status(MapHandle handle, Status status, Op *op):
     """Turn a final status into the exception it stands for: the only place that does."""
     if status == FULL:
@@ -72,8 +91,8 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
         raise _errors.OutOfMemory(
             f"map {handle.name!r} may hold max_bytes={handle.map.max_bytes} bytes of objects; "
             f"{budget_word(&handle.map.objects.budget) * PAGE_BYTES} are taken, "
-            f"{op.bytes_wanted} more are wanted; delete some or create it with a larger "
-            f"max_bytes")
+            f"{op.bytes_wanted} more are wanted{waiting_text(handle)}; delete some or create it "
+            f"with a larger max_bytes")
     if status == PRESENT:
         raise _errors.KeyExists(f"map {handle.name!r} has this key already (BPF_NOEXIST)")
     if status == ABSENT:

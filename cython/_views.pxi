@@ -1,8 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: views of objects that nobody copies. pins.pxd is the protocol.
+# Part of _core.pyx: copies of objects, and views that nobody copies. hazard.pxd and pins.pxd are
+# the protocols.
 #
 # Whoever frees an object looks at as many pins as ever were in use at once, and all processes have
 # PIN_MAX together. So a handle has PIN_SHARE of them; what it reads beyond that is a private copy.
+from heap cimport ref_sound
+from peek cimport object_peek
 
 cdef enum:
     PIN_SHARE = 1024           # 64 handles can hold as many
@@ -73,6 +76,37 @@ cdef void view_unlist(PinnedObject view) noexcept:
         (<PinnedObject> view.behind).before = view.before
 
 
+cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t ref):
+    """The bytes of what a found element refers to; None if the element changed meanwhile. found is
+    NULL if the object is the operation's own.
+
+    Raises SegmentCorrupt: there is no such object; SystemFailure: a handle without contexts cannot
+    reach the file."""
+    cdef uint64_t length = 0
+    cdef const uint8_t *source = NULL
+    cdef bytes copy = None
+    cdef Status status = ABSENT
+    if op.context == NULL:
+        if ref != 0 and ref_sound(&handle.map, ref):
+            copy = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> ref_length(ref))
+            status = object_peek(&handle.map, ref, PyBytes_AS_STRING(copy))
+    elif found == NULL or likely(ref_protect(op, found, ref)):
+        source = item_bytes(&handle.map, ref, &length)
+        if source != NULL:
+            copy = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
+            status = OK
+    if found != NULL and unlikely(not ref_stands(found)):
+        return None
+    if unlikely(status != OK):
+        if status == SYSTEM_ERROR:
+            raise _errors.SystemFailure(
+                f"map {handle.name!r}: this process may not write the file, so it has to read "
+                f"objects through it, and can neither open it again nor copy from its own memory "
+                f"({os_error()}); open the map anew")
+        raise_status(handle, CORRUPT, NULL)
+    return copy
+
+
 cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
     """A PinnedObject of what a found element refers to, or its bytes if there is no pin for this
     handle; None if the element changed meanwhile.
@@ -81,7 +115,10 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
     cdef PinnedObject pinned = PinnedObject.__new__(PinnedObject)
     cdef uint64_t pin = 0
     cdef uint64_t length = 0
-    cdef const uint8_t *bytes = item_bytes(&handle.map, ref, &length)
+    cdef const uint8_t *bytes
+    if not ref_protect(op, found, ref):
+        return None
+    bytes = item_bytes(&handle.map, ref, &length)
     if bytes == NULL:
         if ref_stands(found):
             raise_status(handle, CORRUPT, NULL)

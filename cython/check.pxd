@@ -290,13 +290,13 @@ cdef inline bint check_contexts(Map *map, Report *report) noexcept nogil:
             line = pool_object(&map.line_pool, line).words[0]
     return True
 
-cdef inline bint check_objects(Map *map, Report *report) noexcept nogil:
+cdef inline bint check_objects(Map *map, const Context *own, Report *report) noexcept nogil:
     cdef uint64_t lost = objects_lost(map, report.element_seen, report.element_limit)
     if lost != 0:
         return report_add(report, LOST_OBJECT, lost - 1)
-    return budget_error(map) == 0 or report_add(report, BAD_BUDGET, budget_error(map))
+    return budget_error(map, own) == 0 or report_add(report, BAD_BUDGET, budget_error(map, own))
 
-cdef inline void check_walk(Map *map, Report *report) noexcept nogil:
+cdef inline void check_walk(Map *map, const Context *own, Report *report) noexcept nogil:
     cdef uint64_t block
     cdef uint32_t region
     for region in range(map.region_count):
@@ -311,7 +311,7 @@ cdef inline void check_walk(Map *map, Report *report) noexcept nogil:
     for block in range(pool_limit(map, &map.line_pool)):
         if not check_block(map, report, &map.line_pool, block):
             return
-    if map.objects != NULL and not check_objects(map, report):
+    if map.objects != NULL and not check_objects(map, own, report):
         return
     if report.credits + report.entries + report.owned_by_contexts != map.max_entries:
         report_add(report, BAD_CREDITS, report.credits)
@@ -341,7 +341,7 @@ cdef inline void check_map(Map *map, const Context *own, Report *report) noexcep
         report_add(report, NO_PRIVATE_MEMORY, 0)
     else:
         before = activity_of_others(map, own, &report.exact)
-        check_walk(map, report)
+        check_walk(map, own, report)
         if activity_of_others(map, own, &report.exact) != before:
             report.exact = False
     free(report.element_seen)

@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # The claim on a process slot: the word `used`, and whether whoever stored it still lives (C3).
 #
-#      63                        32  31     30          24 23        2 1      0
-#     +----------------------------+--------+--------------+-----------+--------+
-#     | inode of the PID namespace | leaves | registration | pid       | kind   |
-#     +----------------------------+--------+--------------+-----------+--------+
+#      63                        32  31       30      29          24 23        2 1      0
+#     +----------------------------+--------+-------+--------------+-----------+--------+
+#     | inode of the PID namespace | leaves | reads | registration | pid       | kind   |
+#     +----------------------------+--------+-------+--------------+-----------+--------+
 #
 #   CLAIM_LOCKED  byte i of the file is locked for as long as the address space lives: F_OFD_GETLK
 #                 tells, from every PID namespace and whatever became of the pid.
@@ -14,8 +14,9 @@
 #                 the same namespace. A zombie, a reused pid, or another namespace: it counts as
 #                 alive. That is never wrong, and late at the worst.
 #
-# leaves: the process comes to its end by itself. It does not count among those who keep an ephemeral
-# map's name, and once it is dead it is shown to nobody; recovery makes no difference.
+# leaves: the process comes to its end by itself. It does not count among those who keep an
+# ephemeral map's name, and once it is dead it is shown to nobody; recovery makes no difference.
+# reads: it may only read; for people.
 #
 # Who has no descriptor to ask with judges a locked claim by the pid, too. A claim that has gone and
 # come again meanwhile differs: registrations of a process are counted.
@@ -36,7 +37,8 @@ cdef enum:
     CLAIM_BY_PID = 2
     CLAIM_KIND_MASK = 3
     CLAIM_PID_MASK = 0x3FFFFF                  # the kernel's PID_MAX_LIMIT is 1 << 22
-    CLAIM_COUNT_MASK = 0x7F
+    CLAIM_COUNT_MASK = 0x3F
+    CLAIM_READS = 1ULL << 30
     CLAIM_LEAVING = 1ULL << 31
 
 cdef inline void claim_is_pinned() noexcept nogil:

@@ -18,13 +18,14 @@
 # Quiescence: no reader can still hold an index into the memory that is to go. Every operation makes
 # its context's activity odd, then looks; the releaser makes the memory unreachable, then lets
 # membarrier() order that against all running threads, then looks at every activity. Whoever is odd
-# and does not move on within a few pauses postpones the release, and never blocks anybody.
+# and does not move on within a few pauses postpones the release, and never blocks anybody. That is
+# for elements, lines and buckets; objects, which have a budget, wait for less (hazard.pxd).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.errno cimport errno, EINTR, EAGAIN, EFAULT, ENOMEM
 from posix.types cimport off_t
 from atomics cimport (
-    load_acquire_u64, load_relaxed_u64, store_release_u64, add_relaxed_u64, compiler_fence,
-    fence_seq_cst, pause,
+    load_acquire_u64, load_relaxed_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
+    compiler_fence, fence_seq_cst, pause,
 )
 from status cimport Status, OK, NO_MEMORY, BUSY, FULL
 from layout cimport (
@@ -33,7 +34,7 @@ from layout cimport (
 from blocks cimport round_up
 from geometry cimport Map, context_at, contexts_usable, region_at
 from system cimport (
-    segment_fd, byte_lock, madvise, READER_BYTE, F_OFD_GETLK, F_WRLCK,
+    segment_fd, byte_lock, header_begin, header_end, madvise, READER_BYTE, F_OFD_GETLK, F_WRLCK,
 )
 from lock cimport Op, lock_acquire, lock_release
 
@@ -73,6 +74,7 @@ cdef enum:
     HUGE_BYTES = 2097152
     HUGE_FROM = 8388608        # of one region: the huge page begun last is a quarter more at most
     MEMBARRIER_CMD_GLOBAL_EXPEDITED = 2
+    MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED = 4
 
 cdef inline bint memory_remove(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
     """Give size bytes back. False, with errno, if the kernel takes them neither by address nor by
@@ -146,6 +148,53 @@ cdef inline bint context_is_quiet(Context *context) noexcept nogil:
         pause()
     return False
 
+cdef inline bint membarrier_register() noexcept nogil:
+    """Let membarrier_all of other processes order this one's accesses too. False: refused."""
+    return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
+
+cdef inline bint membarrier_all(Map *map) noexcept nogil:
+    """A full fence in every running thread of those that registered. False: refused."""
+    return map.use_membarrier and (
+        syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) == 0)
+
+cdef inline bint fences_demand(Map *map) noexcept nogil:
+    """A process that may not call membarrier is here: from now on, and for ever, whoever looks at
+    an object makes a fence. To be called before the process has a context of this map. False: it
+    cannot have one."""
+    if not header_begin(map):
+        return False
+    store_relaxed_u64(&map.header.fences, 1)
+    header_end(map)
+    return True
+
+cdef inline void context_fences(Context *context) noexcept nogil:
+    """This context's owner has seen that, and those who come after it will."""
+    # Release: the last look without a fence; pairs with the acquire in looks_are_ordered.
+    store_release_u64(&context.fences, 1)
+
+cdef inline bint context_relies(Context *context) noexcept nogil:
+    """Whether a context has an owner who relies on the membarriers of those who give memory back.
+    """
+    # Acquire: pairs with the releases of an owner, and in context_fences.
+    return load_acquire_u64(&context.owner) != 0 and load_acquire_u64(&context.fences) == 0
+
+cdef inline bint looks_are_ordered(Map *map, const Context *own) noexcept nogil:
+    """After something was stored: whether each context but own either has named what it looks at,
+    for this process to see, or will see what was stored. False: membarrier is refused, and there
+    is a context whose owner relies on it."""
+    cdef uint64_t index
+    # Pairs with those in hazard_fence, object_own and context_claim_for.
+    fence_seq_cst()
+    if membarrier_all(map):
+        return True
+    if load_relaxed_u64(&map.header.fences) == 0 and errno != ENOMEM:      # it is a new rule
+        fences_demand(map)
+    for index in range(contexts_usable(map)):  # at most CONTEXT_MAX
+        context = context_at(map, index)
+        if context != own and context_relies(context):
+            return False
+    return True
+
 cdef inline bint contexts_are_quiet(Op *op) noexcept nogil:
     """Whether no operation of a handle that may write, begun before this call, is still under way;
     and those that begin later see what was stored before it."""
@@ -153,10 +202,8 @@ cdef inline bint contexts_are_quiet(Op *op) noexcept nogil:
     cdef uint64_t index
     cdef uint64_t count = contexts_usable(map)
     cdef Context *context
-    if not map.use_membarrier:
-        return False
     fence_seq_cst()
-    if syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) != 0:
+    if not membarrier_all(map):
         return False
     for index in range(count):              # at most CONTEXT_MAX
         context = context_at(map, index)

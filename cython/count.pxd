@@ -8,23 +8,30 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from atomics cimport load_acquire_u64, load_relaxed_u64
 from layout cimport (
-    Element, PAGE_BYTES, PAYLOAD_SHIFT, BLOCK_READY, ELEMENT_ALLOC, ELEMENT_FREE, ELEMENT_LIVE,
-    ELEMENT_RETIRED, NAME_MAX, block_free, block_fresh, block_head, block_state, depot_count,
+    Context, Element, PAGE_BYTES, PAYLOAD_SHIFT, BLOCK_READY, ELEMENT_ALLOC, ELEMENT_FREE,
+    ELEMENT_LIVE, ELEMENT_RETIRED, NAME_MAX, block_free, block_fresh, block_head, block_state, depot_count,
     depot_head, element_state, word_locked, word_owner,
 )
-from objects cimport CLASS_COUNT, CLASS_SMALL, ref_class, ref_index, POOL_KINDS
+from objects cimport (
+    CLASS_COUNT, CLASS_SMALL, POOL_KINDS, RUN_HEADER, ref_class, ref_index, ref_make,
+)
 from blocks cimport PoolView
 from geometry cimport (
     Map, context_at, contexts_usable, depot_at, element_value, pool_object, region_usable,
 )
-from supply cimport block_pages
+from lock cimport Op
+from commit cimport context_relies
+from hazard cimport context_names, hazard_set
+from supply cimport block_is_empty
 from pins cimport pins_usable
 from heap cimport ref_sound
+from peek cimport object_word
 
 cdef struct ObjectFacts:
     uint64_t count             # objects in use
     uint64_t bytes_in_use      # what they take: all of a small one, the pages of a run
     uint64_t pages             # committed
+    uint64_t pages_waiting     # of these, empty, but named by an operation under way
     uint64_t pinned            # pins
 
 cdef inline uint64_t blocks_begun(Map *map, PoolView *pool) noexcept nogil:
@@ -34,18 +41,64 @@ cdef inline uint64_t blocks_begun(Map *map, PoolView *pool) noexcept nogil:
     limit = limit if limit < usable else usable
     return limit if limit < pool.block_count else pool.block_count
 
-cdef inline void class_count(Map *map, uint32_t which, ObjectFacts *facts) noexcept nogil:
+cdef inline uint64_t pages_seen(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
+    """Pages of a block that was READY. A run is named before it is looked at; one that is held may
+    be going, and has a page at least."""
+    cdef uint64_t pages
+    if pool.capacity > 1:
+        return pool.first_bytes // PAGE_BYTES
+    if op.context != NULL:
+        hazard_set(op, ref_make(block, pool.stride - RUN_HEADER))
+    if word_locked(load_acquire_u64(pool.words + block)):
+        return 1
+    pages = object_word(op.map, &pool_object(pool, block).words[1])
+    return pages if pages != 0 else 1
+
+cdef inline bint context_keeps(
+        Map *map, const Context *own, uint64_t index, PoolView *pool,
+        uint64_t block) noexcept nogil:
+    """Whether a context, but own, keeps an empty block from going back, if this process tries."""
+    cdef Context *context = context_at(map, index)
+    return context != own and (context_names(context, pool, block) or (
+        not map.use_membarrier and not map.read_only and context_relies(context)))
+
+cdef inline bint block_is_kept(
+        Map *map, const Context *own, PoolView *pool, uint64_t block) noexcept nogil:
+    cdef uint64_t index
+    for index in range(contexts_usable(map)):  # at most CONTEXT_MAX
+        if context_keeps(map, own, index, pool, block):
+            return True
+    return False
+
+cdef inline bint context_keeps_any(Map *map, const Context *own, uint64_t index) noexcept nogil:
+    """Whether a context keeps any empty block of objects."""
+    cdef uint64_t block
+    cdef uint32_t which
+    cdef PoolView *pool
+    for which in range(CLASS_COUNT):
+        pool = &map.classes[which]
+        for block in range(blocks_begun(map, pool)):
+            if block_is_empty(pool, block, load_acquire_u64(pool.words + block)) and (
+                    context_keeps(map, own, index, pool, block)):
+                return True
+    return False
+
+cdef inline void class_count(Op *op, uint32_t which, ObjectFacts *facts) noexcept nogil:
+    cdef Map *map = op.map
     cdef PoolView *pool = &map.classes[which]
     cdef uint64_t used = 0
-    cdef uint64_t block, word, index
+    cdef uint64_t block, index, word, pages
     for block in range(blocks_begun(map, pool)):
         word = load_acquire_u64(pool.words + block)
         if block_state(word) != BLOCK_READY:
             continue
-        facts.pages += block_pages(pool, block)
+        pages = pages_seen(op, pool, block)
+        facts.pages += pages
+        if block_is_empty(pool, block, word) and block_is_kept(map, op.context, pool, block):
+            facts.pages_waiting += pages
         used += block_fresh(word) - block_free(word) - (pool.reserved if block == 0 else 0)
         if pool.capacity == 1 and block_fresh(word) != block_free(word):
-            facts.bytes_in_use += block_pages(pool, block) * PAGE_BYTES
+            facts.bytes_in_use += pages * PAGE_BYTES
     if which < CLASS_SMALL:
         for index in range(map.depot_count):
             used -= depot_count(load_acquire_u64(
@@ -53,13 +106,15 @@ cdef inline void class_count(Map *map, uint32_t which, ObjectFacts *facts) noexc
         facts.bytes_in_use += used * pool.stride
     facts.count += used
 
-cdef inline void objects_count(Map *map, ObjectFacts *facts) noexcept nogil:
-    """Costs a look at the word of every block. Exact when nobody writes."""
+cdef inline void objects_count(Op *op, ObjectFacts *facts) noexcept nogil:
+    """Costs a look at the word of every block. Exact when nobody writes. The operation names one
+    run after another."""
+    cdef Map *map = op.map
     cdef uint32_t which
     cdef uint64_t index
-    facts.count = facts.bytes_in_use = facts.pages = facts.pinned = 0
+    facts.count = facts.bytes_in_use = facts.pages = facts.pages_waiting = facts.pinned = 0
     for which in range(CLASS_COUNT):
-        class_count(map, which, facts)
+        class_count(op, which, facts)
     for index in range(pins_usable(map)):
         facts.pinned += load_acquire_u64(&map.pins[index].ref) != 0
 
@@ -86,13 +141,17 @@ cdef inline void class_lists(Map *map, ClassCheck *check) noexcept nogil:
     cdef uint32_t _
     for block in range(blocks_begun(map, pool)):
         word = load_acquire_u64(pool.words + block)
+        if word_locked(word):                  # it may be going; of a map at rest none is held
+            check.lost = block * pool.capacity + 1
+            return
         at = block * pool.capacity + block_head(word)
         for _ in range(block_free(word)):
             if at >= check.limit:
                 check.lost = at + 1
                 return
-            class_name(check, at, element_state(pool_object(pool, at).header) == ELEMENT_FREE)
-            at = pool_object(pool, at).words[0]
+            class_name(check, at, element_state(
+                object_word(map, &pool_object(pool, at).header)) == ELEMENT_FREE)
+            at = object_word(map, &pool_object(pool, at).words[0])
     if check.which >= CLASS_SMALL:
         return
     for index in range(map.depot_count):
@@ -102,8 +161,9 @@ cdef inline void class_lists(Map *map, ClassCheck *check) noexcept nogil:
             if at >= check.limit:
                 check.lost = at + 1
                 return
-            class_name(check, at, element_state(pool_object(pool, at).header) == ELEMENT_FREE)
-            at = pool_object(pool, at).words[0]
+            class_name(check, at, element_state(
+                object_word(map, &pool_object(pool, at).header)) == ELEMENT_FREE)
+            at = object_word(map, &pool_object(pool, at).words[0])
 
 cdef inline void class_entries(
         Map *map, ClassCheck *check, const uint8_t *element_seen,
@@ -121,8 +181,8 @@ cdef inline void class_entries(
             if ref != 0 and ref_class(ref) == check.which:
                 class_name(
                     check, ref_index(ref), ref_sound(map, ref) and ref_index(ref) < check.limit
-                    and element_state(pool_object(check.pool, ref_index(ref)).header)
-                    == ELEMENT_LIVE)
+                    and element_state(object_word(
+                        map, &pool_object(check.pool, ref_index(ref)).header)) == ELEMENT_LIVE)
 
 cdef inline void class_rest(Map *map, ClassCheck *check) noexcept nogil:
     """What is in use and nothing has named: a context's own, or retired. Else it is lost."""
@@ -132,13 +192,13 @@ cdef inline void class_rest(Map *map, ClassCheck *check) noexcept nogil:
     cdef uint32_t slot
     for block in range(blocks_begun(map, pool)):
         word = load_acquire_u64(pool.words + block)
-        if block_state(word) != BLOCK_READY:
+        if block_state(word) != BLOCK_READY or word_locked(word):
             continue
         for index in range(block * pool.capacity + (pool.reserved if block == 0 else 0),
                            block * pool.capacity + block_fresh(word)):
             if index >= check.limit or check.seen[index]:
                 continue
-            header = load_acquire_u64(&pool_object(pool, index).header)
+            header = object_word(map, &pool_object(pool, index).header)
             owner = word_owner(header)
             found = element_state(header) == ELEMENT_RETIRED
             if element_state(header) == ELEMENT_ALLOC and word_locked(header) and (
@@ -181,10 +241,13 @@ cdef inline uint64_t objects_lost(
             return (lost - 1) * POOL_KINDS + which + 1
     return 0
 
-cdef inline uint64_t budget_error(Map *map) noexcept nogil:
+cdef inline uint64_t budget_error(Map *map, const Context *own) noexcept nogil:
     """Pages that the budget counts, beyond those that there are; not 0 while it is held."""
     cdef ObjectFacts facts
-    objects_count(map, &facts)
+    cdef Op op
+    op.map = map
+    op.context = <Context *> own
+    objects_count(&op, &facts)
     if word_locked(map.objects.budget):
         return 1
     return (load_relaxed_u64(&map.objects.budget) >> PAYLOAD_SHIFT) - facts.pages

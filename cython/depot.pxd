@@ -23,8 +23,8 @@ from atomics cimport (
 )
 from status cimport Status, OK, BUSY, FULL, CORRUPT, NEED_ELEMENTS
 from layout cimport (
-    Depot, Element, ELEMENT_FREE, ELEMENT_ALLOC, PAYLOAD_SHIFT, word_locked, word_taken, lock_bits,
-    depot_word, depot_count, depot_credit, depot_head,
+    Depot, Element, ELEMENT_FREE, ELEMENT_ALLOC, PAYLOAD_SHIFT, SPARE_SHIFT, word_locked,
+    word_taken, lock_bits, depot_word, depot_count, depot_credit, depot_head,
 )
 from blocks cimport PoolView, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH
 from geometry cimport Map, depot_at, depot_pool, element_at, name_of, pool_object
@@ -34,7 +34,6 @@ from pool cimport Chain, pool_detach, pool_put_locked
 
 cdef enum:
     DEPOT_LOW = 8              # parked elements when blocks ought to run empty
-    SPARE_SHIFT = 48           # context.spare: the kind of its pool, then its index
     DRAIN_AT_ONCE = 16         # elements moved, about half a microsecond, before a depot is let go
 
 cdef extern from "<sched.h>" nogil:
@@ -279,7 +278,7 @@ cdef inline bint depot_push_down(
     compiler_fence()
     if lock_try(op, pool.words + block, &block_held) != OK:
         return False
-    op.context.spare = <uint64_t> pool.kind << SPARE_SHIFT | moved
+    store_relaxed_u64(&op.context.spare, <uint64_t> pool.kind << SPARE_SHIFT | moved)
     compiler_fence()
     header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
@@ -289,6 +288,6 @@ cdef inline bint depot_push_down(
     depot_store(op, depot, held[0])
     pool_put_locked(pool, block, block_held, moved)
     compiler_fence()
-    op.context.spare = 0
+    store_relaxed_u64(&op.context.spare, 0)
     compiler_fence()
     return True

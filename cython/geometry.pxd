@@ -89,7 +89,9 @@ cdef struct Map:
     int64_t timeout_ns         # how long to wait for a live owner; negative is for ever
     char *path                 # of the segment, to open it again; NULL if it has none
     int fd
-    bint read_only
+    bint read_only             # entries
+    bint file_read_only        # by permission: then its operations have no contexts
+    bint peeks                 # objects are read through the file (peek.pxd)
     bint use_membarrier
 
 cdef inline uint64_t geometry_place(

@@ -11,7 +11,9 @@
 # whether the object is this context's. It is cleared before the context touches a depot again after
 # the object has become somebody else's.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from atomics cimport load_acquire_u64, load_relaxed_u64, store_relaxed_u64, compiler_fence, unlikely
+from atomics cimport (
+    load_acquire_u64, load_relaxed_u64, store_relaxed_u64, compiler_fence, fence_seq_cst, unlikely,
+)
 from status cimport Status, OK, BUSY, CORRUPT, ABSENT
 from layout cimport (
     BLOCK_READY, Depot, Element, PAGE_BYTES, NAME_MAX, ELEMENT_ALLOC, ELEMENT_FREE, block_state,
@@ -58,7 +60,7 @@ cdef inline uint64_t name_read(Op *op, uint64_t slot) noexcept nogil:
 
 cdef inline bint object_stands(Map *map, uint64_t ref) noexcept nogil:
     """Whether the memory of a sound reference's object is there, as the words say that are in
-    charge of it. It stays until the caller's operation ends."""
+    charge of it. It stays while the caller's hazard names it (reference.pxd, ref_protect)."""
     cdef PoolView *pool = ref_pool(map, ref)
     cdef uint64_t block = ref_index(ref) // pool.capacity
     if block >= region_usable(map, pool.words_region) // 8:
@@ -92,7 +94,7 @@ cdef inline Status stock_take_from(
         lock_release(&depot.word, held)
         return status
     thing = pool_object(pool, taken)
-    op.context.names[slot] = ref_make(taken, length)
+    store_relaxed_u64(&op.context.names[slot], ref_make(taken, length))
     compiler_fence()
     held = depot_word(
         <uint32_t> load_relaxed_u64(&thing.words[0]), depot_count(held) - 1, 0)
@@ -146,7 +148,7 @@ cdef inline Status stock_give(
     lock_release(&depot_at(op.map, index).word, depot_word(
         <uint32_t> given, depot_count(held) + 1, 0))
     compiler_fence()
-    op.context.names[slot] = 0
+    store_relaxed_u64(&op.context.names[slot], 0)
     compiler_fence()
     if unlikely(depot_count(held) >= keep):
         depot_drain(op, index, keep // 2)
@@ -202,6 +204,7 @@ cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogi
     cdef Element *thing
     cdef Status status = ABSENT
     if ref != 0:
+        fence_seq_cst()                        # pairs with those in looks_are_ordered, pin_set
         thing = ref_object(op.map, ref)
         status = object_there(op, ref_pool(op.map, ref), ref_index(ref))
         if status == OK and not retired_take(op, thing, ref) and not (
@@ -209,7 +212,7 @@ cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogi
                 and element_state(thing.header) == ELEMENT_ALLOC):
             status = ABSENT
     if status == ABSENT:
-        op.context.names[slot] = 0
+        store_relaxed_u64(&op.context.names[slot], 0)
         compiler_fence()
     return status
 
@@ -222,7 +225,7 @@ cdef inline Status object_free(Op *op, uint64_t slot) noexcept nogil:
     if status != OK:
         return OK if status == ABSENT else status
     if unlikely(pins_find(op, ref)) and pins_hold_back(op, ref_object(op.map, ref), ref):
-        op.context.names[slot] = 0
+        store_relaxed_u64(&op.context.names[slot], 0)
         compiler_fence()
         return OK
     if pool.capacity > 1:

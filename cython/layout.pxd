@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # What lies where in a segment, and what each word means. Format version 1.
 #
-#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (256 B + redo) | depots 64 B each
+#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (272 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
 #     | objects of any size, in a map that has some (objects.pxd)
 #
@@ -22,13 +22,10 @@
 #
 # Payloads, from bit 16 up:
 #   bucket   level+1 : 6   reserved : 2   version : 40      level+1 == 0: this bucket does not exist
-#   element  state : 3     version : 45
-#   table    bucket_count : 48
-#   depot    count : 8     credit : 8     head element : 32
-#   credits  credits : 48
+#   element  state : 3     version : 45      table    bucket_count : 48
+#   depot    count : 8     credit : 8      head element : 32      credits   credits : 48
 #   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
-#   region   unused
-#   budget   pages that objects take : 48      clearing   unused
+#   budget   pages that objects take : 48      region, clearing   unused
 from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport static_assert
 
@@ -40,7 +37,7 @@ cdef enum:
 
     PROCESS_MAX = 1024
     CONTEXT_MAX = 4096         # 12 of the 15 owner bits
-    CONTEXT_BYTES = 256
+    CONTEXT_BYTES = 272
     DEPOT_MAX = 256
 
     SLOT_COUNT = 7             # an 8-byte header, 7 tags and 7 indices fill one cache line
@@ -77,8 +74,7 @@ cdef enum:
 #   DEAD    deleted, still named by a slot or on its way to a depot.         -> FREE
 #   RETIRED an object (objects.pxd) that nothing refers to but pins.         -> ALLOC by a CAS
 # Of these, objects are FREE, ALLOC, LIVE (an element has a reference to it) and RETIRED only.
-# Every change of state raises the version: a header seen twice means that nothing happened in
-# between.
+# Every change of state raises the version: a header seen twice means nothing happened in between.
 cdef enum:
     ELEMENT_FREE = 0
     ELEMENT_ALLOC = 1
@@ -116,6 +112,7 @@ cdef enum:
     SPECIAL_MAX = 8
     REF_MAX = 3                # references in a value
     NAME_MAX = 6               # objects that a context can name: new ones, then replaced ones
+    SPARE_SHIFT = 48           # context.spare: the kind of its pool, then its index
     SCHEMA_OFFSET = 2048       # in the header's page: what the program says the values are
     SCHEMA_MAX = 1536
 
@@ -189,7 +186,8 @@ cdef struct Header:
     uint64_t _reserved_a[3]
     uint64_t sweep_rest, sweep     # rest.pxd; and a hint: where the next sweep begins (sweep.pxd)
     uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
-    uint64_t _reserved_b[7]
+    uint64_t fences            # not 0, for ever: who looks at an object makes a fence (hazard.pxd)
+    uint64_t _reserved_b[6]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
     uint64_t _reserved_c[7]
     Region regions[5]
@@ -223,8 +221,7 @@ cdef struct Context:
     uint64_t child             # of a split or merge
     uint64_t depot             # depot locked, plus 1
     uint64_t block             # block word locked: index * 32 + kind of its pool + 1
-    uint64_t chain_head        # elements taken from a block for the locked depot
-    uint64_t chain_tail
+    uint64_t chain_head, chain_tail    # elements taken from a block for the locked depot
     uint64_t chain_count       # 0: no such chain
     uint64_t credit_moving     # 1: credits are moving between the locked depot and the header
     uint64_t credit_after      # the depot's credit when they have moved
@@ -238,6 +235,8 @@ cdef struct Context:
     uint64_t budget_after      # while it changes: (the value after + 1) * 2 + (1: taken off)
     uint64_t pages_wanted      # of the object that grows: pages * 8 + its place in names
     uint64_t active_ns         # CLOCK_REALTIME: when an owner came, went, and now and then between
+    uint64_t hazard            # the object that is looked at, or was (hazard.pxd)
+    uint64_t fences            # not 0: header.fences was seen, by this owner or an earlier one
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:
@@ -275,6 +274,7 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(<uint64_t> &(<Header *> NULL).fields_checksum == 208)
     static_assert(<uint64_t> &(<Header *> NULL).sweep == 248)
     static_assert(<uint64_t> &(<Header *> NULL).table == 256)
+    static_assert(<uint64_t> &(<Header *> NULL).fences == 264)
     static_assert(<uint64_t> &(<Header *> NULL).credits == 320)
     static_assert(<uint64_t> &(<Header *> NULL).regions == 384)
     static_assert(<uint64_t> &(<Header *> NULL).element_pool == 704)

@@ -13,8 +13,8 @@
 # A process that cannot have a lock of its own claims its slot by its pid (claim.pxd).
 #
 # Byte REMOVAL_BYTE is held by whoever is removing the segment's name (shmrhash/_segment.py); byte
-# READER_BYTE is shared by attachments that may not write and therefore have no slot: memory stays
-# while they are there.
+# READER_BYTE is shared by attachments whose operations nobody can follow, because they have no
+# slot (they may not write the file) or no membarrier: memory stays while they are there.
 #
 # used is stored, by a CAS, after the lock is held, so "used, and the byte is free" always means
 # dead. A slot that is used is never taken before recovery has cleared it.
@@ -27,7 +27,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acquire_u64,
-    cas_acq_rel_u64,
+    cas_acq_rel_u64, fence_seq_cst,
 )
 from status cimport Status, OK, FULL, NO_CONTEXT, SYSTEM_ERROR
 from layout cimport (
@@ -38,13 +38,14 @@ from blocks cimport round_up
 from geometry cimport Map, context_at, contexts_usable, processes_usable, region_usable
 from system cimport (
     segment_open, segment_fd, byte_lock, page_kept, clock_ns, munmap, close, fork_guard_begin,
-    fork_guard_end, getpid, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_RDLCK, F_UNLCK, CLOCK_REALTIME,
+    fork_guard_end, getpid, header_begin, header_end, F_OFD_GETLK, F_OFD_SETLK, F_WRLCK, F_RDLCK,
+    F_UNLCK, CLOCK_REALTIME,
 )
 from claim cimport (
-    CLAIM_BY_PID, CLAIM_LOCKED, claim_can_be_judged, claim_is_dead, claim_word, pid_namespace,
+    CLAIM_BY_PID, CLAIM_LOCKED, CLAIM_READS, claim_can_be_judged, claim_is_dead, claim_word, pid_namespace,
 )
 from lock cimport Op
-from commit cimport memory_ask
+from commit cimport context_fences, memory_ask
 
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, ...) noexcept
@@ -92,13 +93,13 @@ cdef inline bint recoverer_lives(Map *map, uint64_t word) noexcept nogil:
     return word & RECOVERER_MASK != 0 and not process_is_dead(map, (word & RECOVERER_MASK) - 1)
 
 cdef inline bint recoverer_enter(Map *map, uint64_t index) noexcept nogil:
-    """Become the one who recovers process index. False: somebody else is, or this process has no
-    slot to be named by."""
+    """Become the one who recovers process index. False: somebody else is, this process has no slot
+    to be named by, or may not write."""
     cdef uint64_t *word = &map.processes[index].recoverer
     # Acquire, here and in the CAS: what an earlier recoverer did; pairs with recoverer_leave and,
     # if it died, with nothing: a death is known from the kernel, which orders more.
     cdef uint64_t seen = load_acquire_u64(word)
-    if not map.local.registered or recoverer_lives(map, seen):
+    if map.read_only or not map.local.registered or recoverer_lives(map, seen):
         return False
     return cas_acq_rel_u64(word, seen, (seen & ~<uint64_t> RECOVERER_MASK) + RECOVERED_ONE
                            + map.local.process_index + 1)
@@ -137,6 +138,8 @@ cdef inline Status region_extend(Map *map, uint32_t which, uint64_t needed) noex
     status = memory_ask(&op, map.base + map.region_offset[which] + usable, upto - usable)
     if status != OK:
         return status
+    if not header_begin(map):
+        return SYSTEM_ERROR
     for mark in range(2):                      # allocated is never below usable
         seen = load_relaxed_u64(&region.allocated if mark == 0 else &region.usable)
         while seen < upto:                     # each turn somebody else has raised it
@@ -144,7 +147,13 @@ cdef inline Status region_extend(Map *map, uint32_t which, uint64_t needed) noex
             if cas_acq_rel_u64(&region.allocated if mark == 0 else &region.usable, seen, upto):
                 break
             seen = load_relaxed_u64(&region.allocated if mark == 0 else &region.usable)
+    header_end(map)
     return OK
+
+cdef inline uint64_t share_of(const Map *map, uint64_t all) noexcept nogil:
+    """Of process slots, or of contexts, those that a process may claim: who only reads can do
+    without (peek.pxd), and leaves half of them to the others."""
+    return all // 2 if map.read_only else all
 
 cdef inline uint32_t byte_taken(int fd, uint64_t at) noexcept nogil:
     """Lock byte at of a slot that nobody uses: which kind of claim is to be had; 0 if somebody
@@ -186,7 +195,7 @@ cdef inline Status process_claim(Map *map, int fd, uint64_t *index, bint *locked
     cdef uint64_t at
     cdef uint32_t kind
     cdef Status status
-    for at in range(PROCESS_MAX):
+    for at in range(share_of(map, PROCESS_MAX)):
         if at >= processes_usable(map):
             status = region_extend(map, REGION_PROCESSES, (at + 1) * sizeof(ProcessSlot))
             if status != OK:
@@ -197,6 +206,9 @@ cdef inline Status process_claim(Map *map, int fd, uint64_t *index, bint *locked
         if kind == 0:
             continue
         if slot_claim(map.processes + at, kind, 0):
+            if map.read_only:                  # only this process stores to its claim
+                store_relaxed_u64(
+                    &map.processes[at].used, map.processes[at].used | CLAIM_READS)
             index[0] = at
             locked[0] = kind == CLAIM_LOCKED
             return OK
@@ -247,18 +259,20 @@ cdef inline Status process_register(Map *map, Standing *standing) noexcept nogil
     fork_guard_end()
     return status
 
-cdef inline void context_note_time(Context *context) noexcept nogil:
-    """For people who ask when a map was used last."""
+cdef inline void context_note_time(Map *map, Context *context) noexcept nogil:
+    """For people who ask when a map was used last. Looking is no use."""
+    if map.read_only:
+        return
     store_relaxed_u64(&context.active_ns, <uint64_t> clock_ns(CLOCK_REALTIME))
 
-cdef inline void context_forget(Context *context) noexcept nogil:
+cdef inline void context_forget(Map *map, Context *context) noexcept nogil:
     """Drop the names a former owner left; nothing they name is owned by this context any more."""
     context.operation = 0
     store_relaxed_u64(&context.element, 0)
     context.target = 0
     context.line = 0
     context.line_stash = 0
-    context.spare = 0
+    store_relaxed_u64(&context.spare, 0)
     context.chain_count = 0
     context.credit_moving = 0
     if context.activity & 1:
@@ -266,7 +280,7 @@ cdef inline void context_forget(Context *context) noexcept nogil:
     context.activity_before = context.activity
     context.batched = 0
     context.waits = 0
-    context_note_time(context)
+    context_note_time(map, context)
 
 cdef inline Status context_claim_for(
         Map *map, uint64_t process_index, uint64_t *index) noexcept nogil:
@@ -274,7 +288,7 @@ cdef inline Status context_claim_for(
     cdef Context *context
     cdef uint64_t at
     cdef Status status
-    for at in range(CONTEXT_MAX):
+    for at in range(share_of(map, CONTEXT_MAX)):
         if at >= contexts_usable(map):
             status = region_extend(map, REGION_CONTEXTS, (at + 1) * map.context_stride)
             if status != OK:
@@ -282,7 +296,10 @@ cdef inline Status context_claim_for(
         context = context_at(map, at)
         if load_relaxed_u64(&context.owner) == 0 and cas_acquire_u64(
                 &context.owner, 0, process_index + 1):
-            context_forget(context)
+            fence_seq_cst()                    # pairs with that in looks_are_ordered
+            if load_relaxed_u64(&map.header.fences) != 0:
+                context_fences(context)
+            context_forget(map, context)
             index[0] = at
             return OK
     return NO_CONTEXT

@@ -42,8 +42,8 @@ cdef inline bint pins_look(Op *op, uint64_t ref) noexcept nogil:
     return False
 
 cdef inline bint pins_find(Op *op, uint64_t ref) noexcept nogil:
-    """Whether an object that no element refers to any more is pinned."""
-    fence_seq_cst()                            # pairs with the fence in pin_set
+    """Whether an object that no element refers to any more is pinned. The caller has made a
+    sequentially consistent fence since that is so (object_own); it pairs with that in pin_set."""
     if likely(load_relaxed_u64(&op.map.objects.pins_active) == 0):
         return False
     return pins_look(op, ref)
@@ -98,7 +98,7 @@ cdef inline uint64_t pin_clear(Op *op, uint64_t index) noexcept nogil:
     cdef Pin *pin = &op.map.pins[index]
     cdef uint64_t ref = load_relaxed_u64(&pin.ref)
     op.context.owing |= 1
-    op.context.names[0] = ref
+    store_relaxed_u64(&op.context.names[0], ref)
     compiler_fence()
     # Release: the last use of the object; pairs with the acquire in pins_look.
     store_release_u64(&pin.ref, 0)

@@ -297,10 +297,10 @@ cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
     return status
 
 cdef inline uint64_t recover_all(Map *map) noexcept nogil:
-    """Recover every dead process there is; how many were."""
+    """Recover every dead process there is; how many were. Nothing, for who may only read."""
     cdef uint64_t index, _turn
     cdef uint64_t found = 0
-    cdef bint again = True
+    cdef bint again = not map.read_only
     for _turn in range(4):                     # one dead process may stand in another's way
         if not again:
             break

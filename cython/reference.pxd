@@ -12,8 +12,9 @@
 # still names a context, which is holding the element then. The references of an element that is
 # FREE are 0.
 #
-# Readers copy a reference with the value, then use the object, then look at the element's header
-# again (ref_stands): an object is freed only after that has changed.
+# Readers copy a reference with the value, name the object and look whether the element still has
+# it (ref_protect), use it, then look at the element's header again (ref_stands): an object is freed
+# only after that has changed.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     cas_acq_rel_u64, compiler_fence, fence_acquire, fence_release, load_acquire_u64,
@@ -28,6 +29,7 @@ from objects cimport ref_index
 from geometry cimport Map, context_redo, element_value
 from special cimport fields_begin, fields_keep
 from lock cimport Op, OP_KEEP_SHIFT, OP_TYPED
+from hazard cimport hazard_set
 from supply cimport object_there
 from heap cimport name_read, names_settle, object_free, ref_object, ref_sound, ref_pool
 from chain cimport Found
@@ -90,7 +92,7 @@ cdef inline void names_forget(Op *op) noexcept nogil:
     cdef uint32_t slot
     compiler_fence()
     for slot in range(op.map.ref_count):
-        op.context.names[slot] = 0
+        store_relaxed_u64(&op.context.names[slot], 0)
     compiler_fence()
 
 cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
@@ -110,7 +112,7 @@ cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
         if ref_sound(op.map, ref) and object_there(
                 op, ref_pool(op.map, ref), ref_index(ref)) != ABSENT:
             op.context.owing |= 1
-            op.context.names[slot] = ref
+            store_relaxed_u64(&op.context.names[slot], ref)
             compiler_fence()
             object_detach(op, ref)
         store_relaxed_u64(value + op.map.ref_words[slot], 0)
@@ -133,14 +135,14 @@ cdef inline void refs_prepare(
             redo[op.map.ref_words[slot]] = ref
         else:
             redo[op.map.ref_words[slot]] = name_read(op, slot)
-            op.context.names[REF_MAX + slot] = ref
+            store_relaxed_u64(&op.context.names[REF_MAX + slot], ref)
     compiler_fence()
 
 cdef inline void refs_unprepare(Op *op) noexcept nogil:
     cdef uint32_t slot
     compiler_fence()
     for slot in range(op.map.ref_count):
-        op.context.names[REF_MAX + slot] = 0
+        store_relaxed_u64(&op.context.names[REF_MAX + slot], 0)
     compiler_fence()
 
 cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
@@ -157,7 +159,7 @@ cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
             object_attach(op, ref)
             compiler_fence()
             if op.context.names[slot] == ref:  # not one that the element had no use for
-                op.context.names[slot] = 0
+                store_relaxed_u64(&op.context.names[slot], 0)
         if old != 0 and old != ref:
             object_detach(op, old)
     compiler_fence()
@@ -197,6 +199,12 @@ cdef inline Status element_replace(
     element_settle(op, element, held)
     names_settle(op)                           # what is BUSY stays named
     return OK
+
+cdef inline bint ref_protect(Op *op, const Found *found, uint64_t ref) noexcept nogil:
+    """Before an object is looked at: whether its element still has it. From here until the
+    operation ends, or protects another, the object's memory stays (hazard.pxd)."""
+    hazard_set(op, ref)
+    return ref_stands(found)
 
 cdef inline bint ref_stands(const Found *found) noexcept nogil:
     """After an object was used: whether its element still is as it was found."""

@@ -10,8 +10,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence, load_acquire_u64
 from status cimport OK, Status
 from layout cimport (
-    Context, Depot, Element, NAME_MAX, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_ALLOC,
-    lock_bits, element_state, block_state, block_fresh, block_free, block_head, block_word,
+    Context, Depot, Element, NAME_MAX, SPARE_SHIFT, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE,
+    ELEMENT_ALLOC, lock_bits, element_state, block_state, block_fresh, block_free, block_head,
+    block_word,
     depot_word, depot_count, depot_credit, depot_head,
 )
 from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, ref_class, ref_index
@@ -23,7 +24,7 @@ from lock cimport Op, lock_release, header_set, op_holds
 from budget cimport budget_owe, budget_used, budget_owe_none, pages_owed
 from supply cimport block_vacate
 from pool cimport pool_give
-from depot cimport depot_store, SPARE_SHIFT
+from depot cimport depot_store
 from pins cimport pin_clear, pins_usable
 from heap cimport name_read, names_settle, ref_object
 
@@ -105,7 +106,7 @@ cdef inline void recover_taken(Op *op, Depot *depot, PoolView *pool) noexcept no
         thing = pool_object(pool, head if head < pool.object_count else 0)
         header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
-        context.spare = 0
+        store_relaxed_u64(&context.spare, 0)
     if pool.kind < POOL_OBJECTS:
         recover_passed(op, pool, head, context.element, &context.element)
         return
@@ -197,7 +198,7 @@ cdef inline Status recover_spare(Op *op) noexcept nogil:
     if pool != NULL and index < pool.object_count and op_holds(
             op, &pool_object(pool, index).header):
         return pool_give(op, pool, index, &op.context.spare)
-    op.context.spare = 0
+    store_relaxed_u64(&op.context.spare, 0)
     return OK
 
 cdef inline void recover_growth(Op *op) noexcept nogil:

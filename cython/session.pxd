@@ -10,11 +10,12 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport local_take_u64, local_put_u64, store_release_u64
 from status cimport Status, OK, NO_CONTEXT, NO_MEMORY
-from layout cimport Context
+from layout cimport Context, REGION_PROCESSES
 from geometry cimport Map, Local, geometry_bind, context_at
 from system cimport (
     byte_lock, clock_ns, mmap, munmap, madvise, CLOCK_MONOTONIC, REMOVAL_BYTE, F_OFD_GETLK,
-    F_OFD_SETLK, F_UNLCK, F_WRLCK, MADV_DONTFORK, MAP_FAILED, MAP_SHARED, PROT_READ,
+    F_OFD_SETLK, F_UNLCK, F_WRLCK, MADV_DONTFORK, MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE,
+    mprotect,
 )
 from commit cimport HUGE_BYTES
 from lock cimport Op
@@ -24,9 +25,7 @@ from recovery cimport recover_all
 from inherit cimport process_inherit
 
 cdef extern from "<sys/mman.h>" nogil:
-    int mprotect(void *address, size_t length, int protection) noexcept
     int munlock(const void *address, size_t length) noexcept
-    enum: PROT_WRITE
     enum: PROT_NONE
     enum: MAP_FIXED
     enum: MAP_PRIVATE
@@ -70,7 +69,9 @@ cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept no
 
 cdef inline bint session_map(Map *map, int fd, const char **missing) noexcept nogil:
     """Map the segment, and the page that fork wipes. If that fails, errno says why, and missing
-    names what this kernel has not, or a filter refuses, if it is that."""
+    names what this kernel has not, or a filter refuses, if it is that.
+
+    Of what only reads, process slots and contexts alone can be written, if the file may be."""
     cdef int protection = PROT_READ if map.read_only else PROT_READ | PROT_WRITE
     cdef void *base = map_aligned(map.segment_bytes, protection, fd)
     cdef void *page
@@ -91,6 +92,10 @@ cdef inline bint session_map(Map *map, int fd, const char **missing) noexcept no
         munmap(page, sizeof(Local))
         munmap(base, map.segment_bytes)
         return False
+    if map.read_only and not map.file_read_only and mprotect(
+            <uint8_t *> base + map.region_offset[REGION_PROCESSES],
+            map.depots_offset - map.region_offset[REGION_PROCESSES], PROT_READ | PROT_WRITE) != 0:
+        map.file_read_only = True
     geometry_bind(map, <uint8_t *> base)
     map.local = <Local *> page
     return True
@@ -122,7 +127,7 @@ cdef inline Status session_register(Map *map, Standing *standing) noexcept nogil
     if map.local.registered:
         return OK
     status = process_register(map, standing)
-    if status == NO_CONTEXT or status == NO_MEMORY:
+    if (status == NO_CONTEXT or status == NO_MEMORY) and not map.read_only:
         status = process_inherit(map, standing, status)
     map.local.generation = <uint64_t> clock_ns(CLOCK_MONOTONIC)
     return status
@@ -148,11 +153,12 @@ cdef inline void session_leave(Map *map, Standing *standing) noexcept nogil:
     cdef uint64_t taken
     if map.local.registered:
         op.map = map
+        op.starving = 0
         taken = session_idle(map)
         while taken != 0:                      # one turn for each idle context
             op.self_index = <uint32_t> (taken - 1)
             op.context = context_at(map, op.self_index)
-            context_note_time(op.context)
+            context_note_time(map, op.context)
             op_settle(&op)
             if op.context.element == 0 and op.context.line_stash == 0 and op.context.owing == 0:
                 # Release: everything is at rest; pairs with the CAS in context_claim.

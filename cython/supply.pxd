@@ -4,7 +4,7 @@
 #
 # A block's word (layout.pxd) is held for all of these; pool.pxd says what else it is for. A search
 # prefers the lowest block, so that high ones run empty. Releasing a block waits for nobody: while
-# somebody may hold an index into it, it stays (commit.pxd).
+# somebody may hold an index into it, it stays (commit.pxd; objects: hazard.pxd).
 #
 # Blocks of objects are charged to the budget, before their memory is had and until it has gone. A
 # run is a block of one object: of a hole one page is committed, the owner of the object adds what
@@ -31,6 +31,7 @@ from budget cimport (
 from commit cimport (
     memory_populate, memory_prefer_huge, memory_remove, memory_is_quiet, region_commit,
 )
+from hazard cimport block_is_watched
 
 
 cdef inline uint64_t pool_words_usable(Op *op, PoolView *pool) noexcept nogil:
@@ -178,6 +179,12 @@ cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept
     lock_release(word, block_empty(pool, block))
     return BUSY
 
+cdef inline bint block_is_used(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
+    """Whether somebody may be looking at what stood in a held block, which is empty."""
+    if pool.kind >= POOL_OBJECTS:
+        return block_is_watched(op.map, op.context, pool, block)
+    return not memory_is_quiet(op)
+
 cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
     """Give back the memory of a block in which nothing is in use. RETRY if something is."""
     cdef uint64_t held = 0
@@ -191,7 +198,7 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
         lock_release(pool.words + block, held)
         return RETRY
     # Nobody can reach an object of this block any more; whoever may have looked earlier must end.
-    if not memory_is_quiet(op) or pages_owed(op.context) != 0:
+    if block_is_used(op, pool, block) or pages_owed(op.context) != 0:
         lock_release(pool.words + block, held)
         return BUSY
     if pool.kind >= POOL_OBJECTS:              # counts once the word says RELEASING
@@ -216,7 +223,8 @@ cdef inline Status object_there(Op *op, PoolView *pool, uint64_t index) noexcept
     gone, BUSY if it may be going. OK holds until the context's operation ends.
 
     The context is inside an operation. Either this load sees the block held by block_release, or
-    that, after its membarrier, sees the activity stored before."""
+    that, after its membarrier, sees the activity stored before; of an object of the heap, after its
+    fence, the name stored before (hazard.pxd), if there is a fence in between here too."""
     cdef uint64_t block = index // pool.capacity
     cdef uint64_t word
     if block >= pool_words_usable(op, pool):

@@ -13,7 +13,7 @@ from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
 from posix.types cimport off_t
-from layout cimport PROCESS_MAX, PAGE_BYTES
+from layout cimport HEADER_BYTES, PROCESS_MAX, PAGE_BYTES
 from geometry cimport Map
 
 cdef extern from "<sys/stat.h>" nogil:
@@ -51,7 +51,9 @@ cdef extern from "<sys/mman.h>" nogil:
         void *address, size_t length, int protection, int flags, int fd, off_t offset) noexcept
     int munmap(void *address, size_t length) noexcept
     int madvise(void *address, size_t length, int advice) noexcept
+    int mprotect(void *address, size_t length, int protection) noexcept
     enum: PROT_READ
+    enum: PROT_WRITE
     enum: MAP_SHARED
     enum: MADV_DONTFORK
     void *MAP_FAILED
@@ -94,9 +96,9 @@ cdef inline int segment_opened(const Map *map, const char *path, int flags) noex
 
 cdef inline int segment_open(Map *map) noexcept nogil:
     """A new open file of the segment, or -1: through the kept descriptor, by name, or through the
-    mapping, which only a privileged process may."""
+    mapping (its first page, if only others may be written), which only a privileged process may."""
     cdef char path[PATH_BYTES]
-    cdef int flags = (O_RDONLY if map.read_only else O_RDWR) | O_CLOEXEC
+    cdef int flags = (O_RDONLY if map.file_read_only else O_RDWR) | O_CLOEXEC
     cdef int fd = -1
     if is_segment(map, map.fd):                # the program may have closed and reused it
         snprintf(path, PATH_BYTES, "/proc/self/fd/%d", map.fd)
@@ -106,7 +108,9 @@ cdef inline int segment_open(Map *map) noexcept nogil:
     if fd < 0 and map.base != NULL:
         snprintf(path, PATH_BYTES, "/proc/self/map_files/%llx-%llx",
                  <unsigned long long> map.base,
-                 <unsigned long long> (map.base + map.segment_bytes))
+                 <unsigned long long> (map.base + (
+                     HEADER_BYTES if map.read_only and not map.file_read_only
+                     else map.segment_bytes)))
         fd = segment_opened(map, path, flags)
     return fd
 
@@ -115,6 +119,15 @@ cdef inline int segment_fd(Map *map) noexcept nogil:
     if not is_segment(map, map.fd):
         map.fd = segment_open(map)
     return map.fd
+
+cdef inline bint header_begin(Map *map) noexcept nogil:
+    """Before a store to the header by who may otherwise only read it. The GIL is held, or nobody
+    else has the mapping. False: the system refuses."""
+    return not map.read_only or mprotect(map.header, HEADER_BYTES, PROT_READ | PROT_WRITE) == 0
+
+cdef inline void header_end(Map *map) noexcept nogil:
+    if map.read_only:
+        mprotect(map.header, HEADER_BYTES, PROT_READ)
 
 cdef inline int byte_lock(int fd, int command, int kind, uint64_t byte) noexcept nogil:
     """fcntl on one byte. After F_OFD_GETLK: 1 if somebody else's lock is in the way of one of this

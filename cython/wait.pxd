@@ -69,8 +69,8 @@ cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept 
         return RETRY
     if owner_recover(op):
         return RETRY
-    # A handle that may only read has no context, and says nothing.
-    if op.context != NULL and waited_ns >= STARVING_NS and is_element_word(map, op.wait_word):
+    # A handle that may only read says nothing.
+    if not map.read_only and waited_ns >= STARVING_NS and is_element_word(map, op.wait_word):
         starving_say(op, (<uint64_t> op.wait_word - <uint64_t> map.elements) // map.stride)
     sleep <<= turn - 4 if turn < 9 else 5
     if op.starving != 0:

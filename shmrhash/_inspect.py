@@ -33,43 +33,19 @@ from shmrhash._types import (
 )
 
 __all__ = [
-    "ANONYMOUS_PREFIX",
-    "NEVER_NS",
-    "WORD_BYTES",
-    "DictEntries",
-    "Extra",
-    "Field",
-    "Role",
-    "Types",
-    "array_codec",
-    "begins_as_map",
-    "check_schema",
-    "clock_ns",
-    "create_map",
-    "decode_key",
-    "directory",
-    "encode_key",
-    "entries",
-    "field_pairs",
-    "fields_of",
-    "file_status",
-    "is_map",
-    "is_trusted",
-    "is_unheld",
-    "path_of",
-    "plain_name",
-    "read_chunk",
-    "read_entries",
-    "read_entry",
-    "record_name",
-    "types_of",
+    "ANONYMOUS_PREFIX", "NEVER_NS", "WORD_BYTES", "DictEntries", "Extra", "Field", "Role",
+    "Types", "array_codec", "begins_as_map", "check_schema", "clock_ns", "count_expired",
+    "create_map", "decode_key", "directory", "encode_key", "entries", "field_pairs",
+    "fields_of", "file_status", "is_map", "is_trusted", "is_unheld", "open_to_look", "path_of",
+    "plain_name", "read_chunk", "read_entries", "read_entry", "record_name", "types_of",
     "user_name",
-]
+]  # fmt: skip
 
 NEVER_NS = (1 << 63) - 1  # the deadline of an entry that was told to have none
 KEY_IS_LONG = 255  # in the last byte of a digest: the whole key is an object
 
 clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
+count_expired = _core.count_expired  # of a map's entries
 
 
 # ---- segments as files ----
@@ -104,6 +80,14 @@ def is_unheld(path: str) -> bool:
 def file_status(shared_map: RHashMap) -> os.stat_result:
     """The status of the file behind a handle, whatever its name names by now."""
     return os.fstat(shared_map._descriptor())
+
+
+def open_to_look(name: str, *, timeout: float | None, owner: int | None) -> RHashMap:
+    """A handle for reading only that changes no byte of the segment. Raises what open() raises.
+
+    While it exists, no memory of the map is given back.
+    """
+    return RHashMap._look(name, timeout, owner)
 
 
 def create_map(

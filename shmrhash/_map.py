@@ -334,10 +334,11 @@ class RHashMap(BatchMethods):
     ) -> RHashMap:
         """Attach to the map of this name. Costs about 0.1 ms, and recovers whoever died in it.
 
-        read_only: map the memory for reading only; writing raises ReadOnlyMap. write_only: reading
-        raises WriteOnlyMap, as with BPF_F_WRONLY. timeout: as for create(). owner: a user id to
-        trust besides one's own and root's; root, too, trusts nobody else. A pickle of the handle
-        keeps it.
+        read_only: map the memory of entries for reading only; writing raises ReadOnlyMap. (Who may
+        write the file says there what it looks at, so that memory can go back meanwhile.)
+        write_only: reading raises WriteOnlyMap, as with BPF_F_WRONLY. timeout: as for create().
+        owner: a user id to trust besides one's own and root's; root, too, trusts nobody else. A
+        pickle of the handle keeps it.
 
         Raises InvalidArgument (read_only and write_only), SegmentMissing, PermissionDenied,
         LayoutMismatch (not a map, or of another layout version), SegmentCorrupt (a damaged header).
@@ -351,8 +352,21 @@ class RHashMap(BatchMethods):
         return handle
 
     @classmethod
+    def _look(cls, name: str, timeout: float | None, owner: int | None) -> RHashMap:
+        """open() for reading only, and without a trace: not a byte of the segment changes. Memory
+        does not go back meanwhile, and objects take longer to read."""
+        plain = _segment.plain_name(name)
+        return cls._open(plain, _segment.path_of(plain), True, timeout, owner, without_trace=True)
+
+    @classmethod
     def _open(
-        cls, plain: str, path: str, read_only: bool, timeout: float | None, owner: int | None
+        cls,
+        plain: str,
+        path: str,
+        read_only: bool,
+        timeout: float | None,
+        owner: int | None,
+        **more: bool,
     ) -> RHashMap:
         for _ in range(_ATTACH_TRIES_MAX):  # its name goes, and is another map's, each time
             fd = _segment.open_file(plain, path, read_only=read_only, owner=owner)
@@ -370,7 +384,7 @@ class RHashMap(BatchMethods):
                 raise SegmentMissing(
                     f"segment {plain!r} was ephemeral and its last user died; {what}"
                 )
-            handle = cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner)
+            handle = cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner, **more)
             if _segment.wait_for_removal(handle._descriptor(), path):
                 _remember(handle)
                 return handle
@@ -559,7 +573,8 @@ class RHashMap(BatchMethods):
         facts = self._facts()
         entries = len(self)
         committed = os.fstat(self._descriptor()).st_blocks * 512
-        processes = self._processes()
+        attached = self._processes()
+        processes = [one for one in attached if not one["reads"]]
         objects = self._objects()
         return {
             "name": self.name,
@@ -580,6 +595,7 @@ class RHashMap(BatchMethods):
             "processes": sum(one["alive"] for one in processes),
             "pids": [one["pid"] for one in processes if one["alive"]],
             "attached": processes,
+            "readers": [one["pid"] for one in attached if one["reads"] and one["alive"]],
             "huge_pages": _huge_pages(os.fstat(self._descriptor()).st_ino),
             **facts,
             **({} if objects is None else {"objects": objects}),

@@ -16,7 +16,7 @@ from typing import Any
 import shmrhash
 from shmrhash import RHashMap, _inspect
 from shmrhash.cli.nameless import nameless_maps
-from shmrhash.cli.screen import Cell
+from shmrhash.cli.screen import Cell, count_text
 from shmrhash.cli.session import Session
 from shmrhash.cli.strangers import read_map
 from shmrhash.cli.words import MapName
@@ -96,6 +96,14 @@ class MapState:
     @property
     def usable(self) -> bool:
         return self.health in USABLE
+
+    @property
+    def entries_text(self) -> str:
+        """How many entries there are, and how many of them have expired."""
+        expired = self.info.get("expired", 0)
+        return count_text(self.info["entries"]) + (
+            f" ({count_text(expired)} expired)" if expired else ""
+        )
 
     @property
     def fill(self) -> float:

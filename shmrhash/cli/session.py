@@ -11,6 +11,7 @@ import click
 
 import shmrhash
 from shmrhash import RHashMap
+from shmrhash._inspect import open_to_look
 from shmrhash.cli.errors import Failure
 from shmrhash.cli.screen import json_text
 from shmrhash.cli.words import MapName, Words, complete_words, take_map
@@ -37,11 +38,10 @@ class Session:
             self.emit(None)
 
     def open(self, name: MapName, *, write: bool = False) -> RHashMap:
-        """Attach to a map; for reading only, which disturbs nobody, unless told otherwise."""
+        """Attach to a map; for reading only, which leaves no trace in it, unless told otherwise."""
+        attach = RHashMap.open if write else open_to_look
         try:
-            return RHashMap.open(
-                name.name, read_only=not write, timeout=self.timeout, owner=self.owner
-            )
+            return attach(name.name, timeout=self.timeout, owner=self.owner)
         except shmrhash.PermissionDenied as error:
             message = str(error).replace("pass owner=", "pass --owner ")
             raise shmrhash.PermissionDenied(message) from None

@@ -284,6 +284,30 @@ def test_expired_entries_are_not_shown(tmp_path):
         assert set(left) == {"stays", "later"}
 
 
+def test_every_view_tells_the_living_from_the_expired():
+    """X1: what has expired and still takes room is neither hidden nor counted as fill."""
+    make_dict({"stays": 1}, key=str, value=int, ttl=math.inf, max_entries=4)
+    with SharedDict.open("jobs") as d:
+        d.set("one", 2, ttl=HOUR)
+        d.set("two", 3, ttl=HOUR)
+        for key in ("one", "two"):
+            d.touch(key, 1e-6)  # no insertion removes them
+        while "two" in d:
+            pass
+
+        assert run("dump", "jobs").out.splitlines()[-1] == "Found 1 element; 2 more have expired"
+        assert "3 of 4, 2 of them expired (25.0%)" in run("info", "jobs").out
+        for words in (("ls",), ("top", "-n", "1")):
+            assert "3 (2 expired)  25.0%" in run(*words).out
+        (seen,) = run("-j", "ls").json
+        assert (seen["entries"], seen["expired"], seen["fill"]) == (3, 2, 0.25)
+        (seen,) = run("-j", "top", "-n", "1").json["maps"]
+        assert (seen["entries"], seen["expired"]) == (3, 2)
+        metrics = run("metrics").out
+        assert 'shmrhash_entries{map="jobs"} 3.0' in metrics
+        assert 'shmrhash_expired_entries{map="jobs"} 2.0' in metrics
+
+
 def test_watch_follows_a_dict(users):
     make_dict({"a": 10}, key=str, value=int)
     watching = start("watch", "jobs", "key", "a", "-d", 0.002, "-n", 2)

@@ -376,6 +376,30 @@ def refused_fork(view):
         expect(view, 0)
 
 
+def test_children_without_number_each_have_pins_of_their_own(arrays):
+    """R2, C2: more at once than one page has slots for; and as many that ended without a word."""
+    views = [arrays[str(number)] for number in range(ARRAYS)]
+    for _ in range(100):
+        assert reap(fork(lambda: None)) == 0
+
+    def look():
+        for number, view in enumerate(views):
+            expect(view, number)
+
+    children = [Child(look) for _ in range(70)]
+    try:
+        assert arrays.info()["processes"] == 71
+        views.clear()
+        assert pinned(arrays) == 70 * ARRAYS
+        overwrite(arrays)
+        for child in children:
+            child.do()
+    finally:
+        for child in children:
+            child.end()
+    assert pinned(arrays) == 0
+
+
 @pytest.mark.usefixtures("stepper")
 def test_a_parent_killed_before_the_fork_leaves_nothing(arrays, seed):
     """C1, C2: at each change of the segment that the claims and pins for a child make."""

@@ -25,7 +25,7 @@ SLOTS = 8
 KEYS_PER_SLOT = 12
 SIZE_MAX = 1 << 20
 # Less than what all would like to have, so that some are refused.
-MAX_BYTES = SLOTS * KEYS_PER_SLOT * SIZE_MAX // 8
+MAX_BYTES = SLOTS * KEYS_PER_SLOT * SIZE_MAX // 24
 START_S = 20.0
 FAILED_EXIT = 3
 SHORT_S = 5.0

@@ -19,6 +19,7 @@ ABSENT = None
 
 # What an operation gave that returns no value.
 OK, EXISTS, MISSING = "ok", "KeyExists", "KeyNotFound"
+FULL = "MapFull"
 
 
 class Operation(NamedTuple):
@@ -101,6 +102,39 @@ def locked(value, new):
     return (value, MISSING) if value is ABSENT else (new, value)
 
 
+# ---- of entries that expire: the register holds (value, which deadline) ----
+
+
+def get(entry):
+    return entry, ABSENT if entry is ABSENT else entry[0]
+
+
+def store(_, new):
+    return (new, new), OK
+
+
+def store_new(entry, new):
+    return ((new, new), OK) if entry is ABSENT else (entry, EXISTS)
+
+
+def touch(entry, deadline):
+    return (ABSENT, MISSING) if entry is ABSENT else ((entry[0], deadline), OK)
+
+
+def remove(entry):
+    return ABSENT, MISSING if entry is ABSENT else OK
+
+
+def refused(entry):
+    """For want of room, which a key that is there does not need (W2)."""
+    return entry, FULL if entry is ABSENT else OK
+
+
+def expire(entry, deadline):
+    """The clock passes a deadline: it is nobody's doing, and does nothing to a renewed entry."""
+    return ABSENT if entry is not ABSENT and entry[1] == deadline else entry, OK
+
+
 SEMANTICS = {
     function.__name__: function
     for function in (
@@ -121,9 +155,16 @@ SEMANTICS = {
 }
 
 
+SEMANTICS_OF_EXPIRING = {
+    function.__name__: function
+    for function in (get, store, store_new, touch, remove, refused, expire)
+}
+ALL_SEMANTICS = SEMANTICS | SEMANTICS_OF_EXPIRING
+
+
 def has_no_effect(operation):
     """Whether it changed nothing, by its kind or its result, wherever it stood in an order."""
-    if operation.name in ("lookup", "contains"):
+    if operation.name in ("lookup", "contains", "get", "refused"):
         return True
     if operation.pending:
         return False
@@ -147,7 +188,7 @@ class Search:
                 self.returned |= 1 << number
             earlier = 0
             for other in range(number):
-                if precedes(self.order[other], operation):
+                if precedes(self.order[other], operation) or sets(self.order[other], operation):
                     earlier |= 1 << other
             self.before.append(earlier)
 
@@ -157,7 +198,7 @@ class Search:
         for number, operation in enumerate(self.order):
             if done >> number & 1 or self.before[number] & ~done:
                 continue
-            after, result = SEMANTICS[operation.name](value, *operation.arguments)
+            after, result = ALL_SEMANTICS[operation.name](value, *operation.arguments)
             if operation.pending:
                 if after != value:
                     changes.append((done | 1 << number, after, number))
@@ -194,6 +235,11 @@ class Search:
                 return path
             branches.append(iter(self.steps(done, after)))
         return None
+
+
+def sets(one, other):
+    """Whether one set the deadline that the other is the passing of."""
+    return other.name == "expire" != one.name and one.arguments == other.arguments
 
 
 def precedes(one, other):

@@ -9,7 +9,9 @@ import random
 import pytest
 from checker import (
     ABSENT,
+    ALL_SEMANTICS,
     EXISTS,
+    FULL,
     MISSING,
     OK,
     SEMANTICS,
@@ -80,10 +82,40 @@ def test_one_operation_has_one_outcome(before, name, arguments, after, result):
     assert not is_linearizable([told, found._replace(result="something else")], before)
 
 
-def test_every_operation_has_been_tried():
-    (cases,) = (mark.args[1] for mark in test_one_operation_has_one_outcome.pytestmark)
+@pytest.mark.parametrize(
+    ("before", "name", "arguments", "after", "result"),
+    [
+        (ABSENT, "get", (), ABSENT, ABSENT),
+        ((7, 1), "get", (), 7, 7),
+        ((7, 1), "store", (8,), 8, OK),
+        (ABSENT, "store_new", (8,), 8, OK),
+        ((7, 1), "store_new", (8,), 7, EXISTS),
+        (ABSENT, "touch", (8,), ABSENT, MISSING),
+        ((7, 1), "touch", (8,), 7, OK),
+        (ABSENT, "remove", (), ABSENT, MISSING),
+        ((7, 1), "remove", (), ABSENT, OK),
+        (ABSENT, "refused", (), ABSENT, FULL),
+        ((7, 1), "refused", (), 7, OK),
+        (ABSENT, "expire", (1,), ABSENT, OK),
+        ((7, 1), "expire", (1,), ABSENT, OK),
+        ((7, 2), "expire", (1,), 7, OK),
+    ],
+)
+def test_one_operation_on_what_expires_has_one_outcome(before, name, arguments, after, result):
+    """X1: the same for entries that expire, which are known by value and deadline."""
+    told = did(0, 0, 1, name, *arguments, gives=result)
+    found = did(0, 2, 3, "get", gives=after)
 
-    assert set(SEMANTICS) == {name for _, name, *_ in cases}
+    assert is_linearizable([told, found], before)
+    assert not is_linearizable([told._replace(result="something else")], before)
+    assert not is_linearizable([told, found._replace(result="something else")], before)
+
+
+def test_every_operation_has_been_tried():
+    tests = test_one_operation_has_one_outcome, test_one_operation_on_what_expires_has_one_outcome
+    cases = [case for test in tests for mark in test.pytestmark for case in mark.args[1]]
+
+    assert set(ALL_SEMANTICS) == {name for _, name, *_ in cases}
 
 
 # ---- orders that time allows ----

@@ -1,13 +1,14 @@
 """The orders that the core asks for, one by one, on a machine that takes none for granted.
 
-Each litmus test (orders.py, orders_of_buckets.py) is an outcome that must not be. With the orders
+Each litmus test (orders.py, orders_of_*.py) is an outcome that must not be. With the orders
 of the code it cannot be; without an order that is needed for it, it can.
 """
 
 import re
 from pathlib import Path
 
-import orders_of_buckets  # registers its tests
+import orders_of_buckets  # registers its tests, and so does
+import orders_of_hazards
 import pytest
 from litmus import ACQUIRE, RELAXED, RELEASE, Litmus, cas, fence, load, lock, membarrier, store
 from orders import TESTS, Orders, a_key_is_overwritten_after_dead
@@ -19,6 +20,7 @@ CORE = Path(__file__).resolve().parents[2] / "cython"
 RESTS_ON_THE_MACHINE = {"a_key_is_overwritten_after_dead"}
 
 assert orders_of_buckets.usable_memory_is_there in TESTS.values()
+assert orders_of_hazards.an_object_under_a_hazard_stays in TESTS.values()
 
 
 def every_order():

@@ -123,6 +123,8 @@ class Context(ctypes.Structure):
         ("budget_after", c_uint64),
         ("pages_wanted", c_uint64),
         ("active_ns", c_uint64),
+        ("hazard", c_uint64),
+        ("fences", c_uint64),
     ]
 
 

@@ -121,7 +121,7 @@ def _row(state: MapState) -> list[str]:
     figures = ["-"] * 5
     if state.info:
         figures = [
-            count_text(state.info["entries"]),
+            state.entries_text,
             percent_text(state.fill),
             size_text(state.info["bytes_committed"]),
             size_text(state.objects["bytes_in_use"]) if state.objects else "-",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import shmrhash
+from shmrhash._inspect import count_expired
 from shmrhash.cli.entries.contents import Plain, contents_of
 from shmrhash.cli.entries.options import DataOptions, look_options
 from shmrhash.cli.errors import STATUS_NO, Failure
@@ -113,10 +114,10 @@ def list_command(session: Session, words: Words) -> None:
 def dump_command(session: Session, name: MapName, data: DataOptions) -> None:
     """Print every entry. An entry that stays in the map throughout is printed exactly once.
 
-    The entries of a SharedDict are shown by its declared types; expired ones are not shown. Objects
-    are pickles, which can run any code when they are read: only their size is shown, unless you say
-    with --unpickle that you trust everybody who may write to the dict. Python must be able to
-    import the classes: PYTHONPATH=. if they are your own.
+    The entries of a SharedDict are shown by its declared types. Expired ones are only counted, in
+    the last line. Objects are pickles, which can run any code when they are read: only their size
+    is shown, unless you say with --unpickle that you trust everybody who may write to the dict.
+    Python must be able to import the classes: PYTHONPATH=. if they are your own.
 
     \b
     Examples:
@@ -134,7 +135,9 @@ def dump_command(session: Session, name: MapName, data: DataOptions) -> None:
         for key, value, extra in contents.items():
             sys.stdout.write(contents.entry_text(key, value, extra))
             count += 1
-    print(f"Found {count} element{'' if count == 1 else 's'}")
+        expired = count_expired(shared_map)
+    gone = f"; {expired:,} more have expired" if expired else ""
+    print(f"Found {count} element{'' if count == 1 else 's'}{gone}")
 
 
 def _dump_json(session: Session, contents: Plain) -> None:

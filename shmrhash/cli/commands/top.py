@@ -149,7 +149,7 @@ def map_cells(row: Row) -> list[str]:
         return [Cell(state.name, "head"), *["-"] * 12, health_cell(state)]
     return [
         Cell(state.name, "head"),
-        count_text(state.info["entries"]),
+        state.entries_text,
         percent_text(state.fill),
         rate_text(row.change, sign=True),
         rate_text(row.operations),
@@ -240,6 +240,7 @@ def row_object(row: Row) -> dict[str, Any]:
         "name": row.state.name,
         "health": row.state.health,
         "entries": row.state.info.get("entries"),
+        "expired": row.state.info.get("expired"),
         "bytes": row.state.info.get("bytes_committed"),
         "objects": row.state.objects or None,
         "recoveries": row.state.info.get("recoveries"),

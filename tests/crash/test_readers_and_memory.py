@@ -1,0 +1,499 @@
+"""Who only looks takes no memory from those who write: OutOfMemory is said when what is stored
+leaves no room (R1, M1).
+
+Values of one size give way to values of another, which live in other blocks; so memory has to go
+back while somebody reads, or has stopped in the middle of it, or where the kernel orders nothing.
+The oracle is what is stored: a dict beside the map, and the bytes that it comes to.
+"""
+
+import ctypes
+import os
+import random
+import signal
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import stepping
+from ledger import fork, reap
+
+import shmrhash
+from shmrhash import SharedDict
+from shmrhash._segment import path_of
+
+PAGE = 4096
+SIZES = (1_000, 3_000, 8_000, 20_000, 50_000, 100_000, 200_000)
+MANY_BYTES, MANY_MAX = 10_000_000, 64 << 20
+FEW_MAX = 1 << 20
+SLACK_BYTES = 200_000  # at most begun: a block of 64 KiB, a run, what depots have parked
+PLACES = 12  # instructions of a lookup at which the reader stops
+SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+
+
+def value_of(number, size):
+    """Bytes that show when two values are mixed."""
+    return (struct.pack("<Q", number) * (size // 8 + 1))[:size]
+
+
+def change_sizes(d, total=MANY_BYTES):
+    """Store so many bytes in values of one size, then of another, three times round."""
+    for size in SIZES * 3:
+        d.clear()
+        model = {number: value_of(number, size) for number in range(total // size)}
+        for number, value in model.items():
+            d[number] = value
+        assert d.info()["objects"]["count"] == len(d) == len(model)
+        number = len(model) // 2
+        assert d[number] == model[number]
+    assert dict(d.items()) == model
+
+
+def fill(d, size):
+    """Store values of one size until that is refused; the bytes that were taken, and the error."""
+    number = 0
+    try:
+        while True:
+            d[number] = value_of(number, size)
+            number += 1
+    except shmrhash.OutOfMemory as error:
+        return number * size, str(error)
+
+
+def committed(d):
+    """Bytes of the file: one that looks into a hole would add a page."""
+    return os.fstat(d.handle._descriptor()).st_blocks * 512
+
+
+@pytest.fixture
+def d(map_name):
+    """A dict of some room; in the end it is whole, and everything goes back."""
+    with SharedDict.create(map_name, key=int, value=bytes, max_bytes=MANY_MAX) as made:
+        yield made
+        made.check()
+        made.clear()
+        fill(made, 400_000)
+        made.clear()
+        made.check()
+    shmrhash.unlink(map_name)
+
+
+def read_for_ever(name, began):
+    """What a dashboard does: every value it gets is whole."""
+    with SharedDict.open(name, read_only=True) as reader:
+        turn = 0
+        while True:
+            turn += 1
+            found = reader.get(turn % 40)
+            if found is not None and found != value_of(turn % 40, len(found)):
+                raise AssertionError("a mixture was read")
+            if turn == 1000:
+                os.write(began, b"r")
+
+
+def test_a_handle_that_may_only_read_takes_no_room(d):
+    """M1: it is open, and has read."""
+    d[1] = value_of(1, 5000)
+    with SharedDict.open(d.name, read_only=True) as reader:
+        assert reader[1] == d[1]
+        change_sizes(d)
+        assert reader[1] == d[1]
+        assert reader.info()["objects"]["count"] == len(d)
+        reader.check()
+
+
+def test_a_handle_that_goes_on_reading_takes_no_room(d):
+    """M1, R2: it reads all the time, what is whole, and no signal ends it."""
+    ready, began = os.pipe()
+    pid = fork(read_for_ever, d.name, began)
+    os.read(ready, 1)
+    try:
+        change_sizes(d)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        assert reap(pid) == -signal.SIGTERM
+        os.close(ready)
+        os.close(began)
+
+
+def test_a_handle_that_may_only_read_has_entries_that_nobody_can_write(d):
+    """R1: of its mapping process slots and contexts are writable, and no page with an entry."""
+    d[1] = value_of(1, 5000)
+    with SharedDict.open(d.name, read_only=True) as reader:
+        assert reader[1] == d[1]
+        assert reader.info()["readers"] == d.info()["readers"] == [os.getpid()]
+        assert d.info()["processes"] == 1
+        file = os.fstat(d.handle._descriptor())
+        ours = [
+            line.split()
+            for line in Path("/proc/self/maps").read_text().splitlines()
+            if line.split()[4] == str(file.st_ino)
+        ]
+        writable = [
+            [int(part, 16) for part in words[0].split("-")] + [int(words[2], 16)]
+            for words in ours
+            if "w" in words[1]
+        ]
+        # All of the file is d's; the reader's part begins behind the header.
+        (_, whole), (start, end, offset) = sorted(
+            [one[:2] if one[2] == 0 else one for one in writable], key=len
+        )
+        assert whole
+        contexts = 4096 * 64 * -(-(272 + 64) // 64)
+        assert offset == PAGE
+        assert end - start <= 1024 * 64 + contexts
+        with pytest.raises(shmrhash.ReadOnlyMap):
+            reader[1] = b"another"
+        with pytest.raises(shmrhash.ReadOnlyMap):
+            reader.clear()
+    assert d.info()["readers"] == []
+    assert d[1] == value_of(1, 5000)
+
+
+def test_a_child_of_a_reader_is_a_reader_of_its_own(d):
+    """C1: parent and child read at once, each in a context of its own."""
+    d[1] = value_of(1, 5000)
+    go_on, tell = os.pipe()
+    ready, tells = os.pipe()
+    with SharedDict.open(d.name, read_only=True) as reader:
+        assert reader[1] == d[1]
+
+        def run():
+            assert reader[1] == value_of(1, 5000)
+            assert sorted(reader.info()["readers"]) == sorted([os.getppid(), os.getpid()])
+            os.write(tells, b"r")
+            os.read(go_on, 1)
+            assert reader[1] == b"another"
+
+        pid = fork(run)
+        assert reader[1] == d[1]
+        os.read(ready, 1)
+        d[1] = b"another"
+        os.write(tell, b"g")
+        assert reap(pid) == 0
+        assert reader[1] == b"another"
+    for descriptor in (go_on, tell, ready, tells):
+        os.close(descriptor)
+
+
+# ---- who may not write the file ----
+
+NOBODY = 65534
+
+
+def as_nobody(work, *arguments):
+    """Do some work in a child that may only read the files of this user."""
+
+    def run():
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        work(*arguments)
+
+    return fork(run)
+
+
+@pytest.fixture
+def public(map_name):
+    """A dict that others may read."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    with SharedDict.create(map_name, key=int, value=bytes, max_bytes=MANY_MAX, mode=0o644) as made:
+        yield made
+        made.check()
+    shmrhash.unlink(map_name)
+
+
+def test_who_may_not_write_the_file_takes_no_room(public):
+    """M1, R2: it reads all the time, through the file, and no signal ends it."""
+    ready, began = os.pipe()
+    pid = as_nobody(read_for_ever, public.name, began)
+    os.read(ready, 1)
+    try:
+        change_sizes(public)
+        assert public.info()["readers"] == []
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        assert reap(pid) == -signal.SIGTERM
+        os.close(ready)
+        os.close(began)
+
+
+def test_a_reader_without_a_descriptor_reads_on(public):
+    """M1: the program has closed the descriptor, and the name is gone: the kernel copies."""
+    public[1] = value_of(1, 50_000)
+    opened, theirs = os.pipe()
+    go_on, tell = os.pipe()
+
+    def run():
+        with SharedDict.open(public.name, read_only=True) as reader:
+            os.write(theirs, b"o")
+            os.read(go_on, 1)
+            os.close(reader.handle._descriptor())
+            assert reader[1] == value_of(1, 50_000)
+            assert dict(reader.items()) == {1: value_of(1, 50_000)}
+            assert reader.handle._facts()["liveness"] == "none (read only)"
+
+    pid = as_nobody(run)
+    os.read(opened, 1)
+    path = path_of(public.name)
+    os.rename(path, path + "-away")
+    try:
+        os.write(tell, b"g")
+        assert reap(pid) == 0
+    finally:
+        os.rename(path + "-away", path)
+    for descriptor in (opened, theirs, go_on, tell):
+        os.close(descriptor)
+
+
+# ---- stopped inside a lookup ----
+
+
+def look(handle):
+    return handle.get(0)
+
+
+def opened(name, read_only):
+    """prepare: an own handle that has read the key before, so that a lookup takes the same steps
+    each time."""
+
+    def prepare():
+        handle = SharedDict.open(name, read_only=read_only)
+        for _ in range(64):
+            look(handle)
+        return handle
+
+    return prepare
+
+
+class Stopped:
+    """A reader that can be stopped at every instruction of a lookup of key 0."""
+
+    def __init__(self, name, read_only=False):
+        self.prepare = opened(name, read_only)
+        self.segment = stepping.Segment(path_of(name))
+        self.trace = stepping.trace(self.prepare, look, self.segment)
+        begins, ends = self.trace.steps_changed[-2:]
+        self.places = range(ends - begins)
+
+    def at(self, k):
+        """Stopped k steps behind the beginning of its lookup."""
+        begins = len(self.trace.changes) - 1
+        reader = stepping.stop_at_change(
+            self.prepare, look, self.segment, begins, pcs=self.trace.pcs
+        )
+        if k:
+            reader.step(steps=k)
+        assert reader.run.ending == stepping.AT_TARGET, "the reader is not inside its lookup"
+        return reader
+
+
+@pytest.fixture
+def small(stepper, map_name):
+    with SharedDict.create(map_name, key=int, value=bytes, max_bytes=FEW_MAX) as made:
+        yield made
+        made.check()
+    shmrhash.unlink(map_name)
+
+
+@pytest.mark.parametrize(
+    ("size", "read_only"), [(40, False), (3_000, False), (12_000, False), (12_000, True)]
+)
+def test_a_reader_stopped_inside_a_lookup_keeps_one_object(small, seed, size, read_only):
+    """M1, R1, R2: all other memory changes hands; the reader goes on, and has a whole value."""
+    fill(small, size)
+    stopped = Stopped(small.name, read_only)
+    print(f"{len(stopped.places)} places")
+    # Anywhere, and in the last fifth: there it copies.
+    late = stopped.places[len(stopped.places) * 4 // 5 :]
+    rng = random.Random(seed)
+    for k in sorted({*rng.sample(stopped.places, PLACES), *rng.sample(late, PLACES)}):
+        small.clear()
+        fill(small, size)
+        with stopped.at(k) as reader:
+            for other in (200_000, 12_000, 500):
+                small.clear()
+                stored, error = fill(small, other)
+                assert stored >= FEW_MAX * 4 // 5 - SLACK_BYTES - size, (k, other, error)
+            before = committed(small)
+            seen = reader.wait()
+            assert committed(small) == before, (k, "it looked at memory that had gone")
+        assert seen in (value_of(0, size), value_of(0, other)), k
+        assert small.info()["objects"]["bytes_waiting"] == 0
+    small.check()
+
+
+def test_whoever_keeps_memory_is_named(small):
+    """M1: what a stopped reader is copying stays; the error and info() say so, and whose it is."""
+    large = 700_000
+    small[0] = value_of(0, large)
+    stopped = Stopped(small.name)
+    with stopped.at(stopped.places[-1] - 1) as reader:
+        small.clear()
+        with pytest.raises(shmrhash.OutOfMemory, match=rf"wait for operations.*{reader.pid}"):
+            fill_one(small, 400_000)
+        facts = small.info()["objects"]
+        assert facts["bytes_waiting"] >= large
+        assert facts["waiting_for"] == [reader.pid]
+        fill_one(small, 200_000)
+        small[0] = b"another"
+        assert reader.wait() == b"another"
+    small.clear()
+    fill_one(small, 400_000)
+    assert small.info()["objects"]["bytes_waiting"] == 0
+
+
+def fill_one(d, size):
+    d[1] = value_of(1, size)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_dead_reader_keeps_nothing(small, read_only):
+    """M1, C2: killed inside its lookup, it is recovered before memory is refused."""
+    large = 700_000
+    small[0] = value_of(0, large)
+    stopped = Stopped(small.name, read_only)
+    with stopped.at(stopped.places[-1] - 1) as reader:
+        small.clear()
+        reader.kill()
+    fill_one(small, 400_000)
+    assert len(small) == 1
+
+
+# ---- no membarrier ----
+
+
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+
+def refuse_membarrier():
+    """As older seccomp profiles of containers do, from here on and in this process."""
+    load, equal, give = 0x20, 0x15, 0x06
+    number = SYS_MEMBARRIER[os.uname().machine]
+    rules = [
+        (load, 0, 0, 0),
+        (equal, 0, 1, number),
+        (give, 0, 0, 0x50001),
+        (give, 0, 0, 0x7FFF0000),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *rule) for rule in rules))
+    program, libc = Program(len(rules), ctypes.addressof(code)), ctypes.CDLL(None)
+    no_new_privileges, seccomp, filter_mode = 38, 22, 2
+    assert libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0
+    assert libc.prctl(seccomp, filter_mode, ctypes.byref(program), 0, 0) == 0
+
+
+def without_membarrier(work, *arguments):
+    """Do some work in a child that may not call membarrier; its exit status."""
+
+    def run():
+        refuse_membarrier()
+        work(*arguments)
+
+    return reap(fork(run))
+
+
+def test_without_membarrier_memory_changes_hands(d):
+    """M1: readers of objects fence themselves."""
+
+    def work():
+        with SharedDict.open(d.name) as own:
+            assert not own.info()["membarrier"]
+            change_sizes(own)
+
+    assert without_membarrier(work) == 0
+    change_sizes(d, MANY_BYTES // 10)
+
+
+def test_an_idle_process_is_waited_for_by_one_without_membarrier(small):
+    """M1: it attached before, has looked at nothing since, and might rely on a membarrier. All
+    others go on, and so does this one when the idle one has looked."""
+    pipes = [os.pipe() for _ in range(4)]
+    (idle_go, tell_idle), (idle_says, idle_tells), (go, tell), (says, tells) = pipes
+    small[0] = b"x"
+
+    def idle():
+        os.close(tells)
+        with SharedDict.open(small.name) as own:
+            own[7] = b"y"
+            for _ in range(2):
+                os.write(idle_tells, b"r")
+                os.read(idle_go, 1)
+                assert own[7] == b"y"
+
+    def work(waited_for):
+        refuse_membarrier()
+        with SharedDict.open(small.name) as own:
+            own[1] = value_of(1, 500_000)  # of another class than 700,000 bytes
+            del own[1]
+            os.write(tells, b"r")
+            os.read(go, 1)
+            with pytest.raises(shmrhash.OutOfMemory, match=rf"membarrier.*\[{waited_for}\]"):
+                own[2] = value_of(2, 700_000)
+            assert own.info()["objects"]["waiting_for"] == [waited_for]
+            os.write(tells, b"r")
+            os.read(go, 1)
+            own[2] = value_of(2, 700_000)
+
+    waited_for = fork(idle)
+    os.read(idle_says, 1)
+    pid = fork(work, waited_for)
+    os.close(tells)
+    assert os.read(says, 1) == b"r"
+    assert small[0] == b"x"  # this process looks, and says that it made a fence
+    os.write(tell, b"g")
+    assert os.read(says, 1) == b"r"
+    small[3] = value_of(3, 700_000)  # with membarrier nobody is waited for
+    del small[3]
+    os.write(tell_idle, b"g")
+    os.read(idle_says, 1)
+    os.write(tell, b"g")
+    assert reap(pid) == 0
+    os.write(tell_idle, b"g")
+    assert reap(waited_for) == 0
+    assert len(small[2]) == 700_000
+    for descriptor in (idle_go, tell_idle, idle_says, idle_tells, go, tell, says):
+        os.close(descriptor)
+
+
+def test_freeze_says_that_membarrier_is_refused(d):
+    """Not that somebody holds a lock, and the map stays as it was."""
+
+    def work():
+        with SharedDict.open(d.name, timeout=1) as own:
+            began = time.monotonic()
+            with pytest.raises(shmrhash.Error, match="membarrier") as caught:
+                own.freeze()
+            assert not isinstance(caught.value, shmrhash.LockTimeout)
+            assert time.monotonic() - began < 1
+            own[1] = b"1"
+
+    assert without_membarrier(work) == 0
+    assert d[1] == b"1"
+    d.clear()
+
+
+def test_who_cannot_call_membarrier_sees_the_freezing(small):
+    """freeze() of another process is seen by a writer whose accesses nobody can order."""
+
+    go_on, tell = os.pipe()
+    ready, theirs = os.pipe()
+
+    def run():
+        refuse_membarrier()
+        with SharedDict.open(small.name) as own:
+            own[1] = b"1"
+            os.write(theirs, b"r")
+            os.read(go_on, 1)
+            with pytest.raises(shmrhash.FrozenMap):
+                own[2] = b"2"
+
+    pid = fork(run)
+    os.read(ready, 1)
+    small.freeze()
+    os.write(tell, b"g")
+    assert reap(pid) == 0
+    assert dict(small.items()) == {1: b"1"}
+    for descriptor in (go_on, tell, ready, theirs):
+        os.close(descriptor)
