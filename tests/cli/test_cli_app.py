@@ -112,6 +112,21 @@ def test_module_runs_as_the_command(hits):
     assert shmrhash.__version__ == run("--version", command=module).out.strip()
 
 
+def test_command_imports_only_what_it_needs(hits):
+    """Neither other commands nor packages that only some need, which take longer than a command."""
+    program = "import sys; from shmrhash.cli import app; app.run(['ls']); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.splitlines()[-1].split())
+
+    assert "shmrhash.cli.commands.ls" in imported
+    commands = {name for name in imported if name.startswith("shmrhash.cli.commands.")}
+    assert commands == {"shmrhash.cli.commands.ls"}
+    slow = {"numpy", "msgspec", "rich", "matplotlib", "prometheus_client", "shmrhash.cli.files"}
+    assert not imported & slow
+
+
 def test_reader_of_a_pipe_may_go_away(make):
     """No traceback, no message: `shmrhash dump | head`."""
     make(entries=1000, max_entries=1000).close()
