@@ -138,8 +138,8 @@ def test_commands_of_the_guide_run_one_after_another(directory, tmp_path):
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
 
 
-def test_documents_name_verbs_and_options_that_there_are(reference):
-    """`shmrhash VERB --option` in a document is known to the command."""
+def test_documents_name_commands_and_options_that_exist(reference):
+    """`shmrhash COMMAND --option` in a document is known to the command."""
     text = reference.command_line()
     helps = dict(re.findall(r"^## (\w+)\n\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     helps["help"] = ""
@@ -153,7 +153,7 @@ def test_documents_name_verbs_and_options_that_there_are(reference):
         words = [word for word in line.split() if word not in ("-j", "-p")]
         if words[0] == "--owner":
             words = words[2:]
-        if words and words[0] != "VERB" and not words[0].startswith("-"):
+        if words and words[0] != "COMMAND" and not words[0].startswith("-"):
             known = helps.get(words[0])
             assert known is not None, line
             assert all(word in known for word in words if word.startswith("--")), line

@@ -241,6 +241,14 @@ def test_depends_names_every_core_file(project):
     assert expected == core["depends"]
 
 
+def test_packages_are_named(project):
+    """A folder that is not named would be missing from the wheel."""
+    folders = [path.parent.relative_to(ROOT) for path in (ROOT / "shmrhash").rglob("__init__.py")]
+    packages = sorted(".".join(folder.parts) for folder in folders)
+
+    assert packages == sorted(project["tool"]["setuptools"]["packages"])
+
+
 def test_version_is_the_same_everywhere(project):
     version = project["project"]["version"]
 

@@ -3,7 +3,7 @@
 from drawing import Drawing
 
 LAYERS = [
-    ("shmrhash/cli", "grey", "the command line: bpftool's verbs, ls, top, check, export, doctor"),
+    ("shmrhash/cli", "grey", "the command line: that of bpftool; ls, top, check, export, doctor"),
     ("shmrhash", "amber", "RHashMap, SharedDict, SharedCounter; files, names, types, errors"),
     ("python", "amber", "the extension's classes: the only place that raises, or takes the GIL"),
     ("processes", "red", "who lives, waiting, recovery, attaching, check()"),

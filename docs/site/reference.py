@@ -252,19 +252,19 @@ def errors():
 
 
 def command_line():
-    """What the command says of itself and of each verb."""
+    """The help of shmrhash, and of each of its commands."""
     (overview,) = helps([])
-    verbs = re.findall(r"^  (\w+) {2,}[A-Z]", overview.partition("Verbs of")[2], re.MULTILINE)
-    if len(verbs) < 20:
-        raise LookupError("the command names its verbs in another way")
-    verbs.remove("help")
+    names = re.findall(r"^  (\w+) {2,}[A-Z]", overview.partition("Commands of")[2], re.MULTILINE)
+    if len(names) < 20:
+        raise LookupError("shmrhash lists its commands in another way")
+    names.remove("help")
     parts = [f"```text\n{overview}\n```\n"]
-    for verb, text in zip(verbs, helps(*([verb] for verb in verbs)), strict=True):
-        parts.append(f"## {verb}\n\n```text\n{text}\n```\n")
+    for name, text in zip(names, helps(*([name] for name in names)), strict=True):
+        parts.append(f"## {name}\n\n```text\n{text}\n```\n")
     return "\n".join(parts)
 
 
-# All verbs in one process, which takes as long as one of them.
+# All commands in one process, which takes as long as one of them.
 ASK = """
 import json, sys
 from shmrhash import cli

@@ -1,4 +1,4 @@
-"""The group of verbs: prefixes, global options, help, and what an error ends in."""
+"""The group of commands: shortened names, global options, help, and what an error ends in."""
 
 from __future__ import annotations
 
@@ -11,75 +11,68 @@ from collections.abc import Sequence
 import click
 
 import shmrhash
-from shmrhash.cli import completion, jsontext
-from shmrhash.cli.base import (
-    Session,
-    Verb,
-    json_options,
-    message_of,
-    pass_session,
-    status_of,
-    user_id,
-)
-from shmrhash.cli.screen import printable
-from shmrhash.cli.tokens import STATUS_NO, STATUS_USAGE, Failure
+from shmrhash.cli.errors import STATUS_NO, STATUS_USAGE, Failure, message_of, status_of
+from shmrhash.cli.screen import json_text, printable
+from shmrhash.cli.session import Command, Session, json_options, pass_session, user_id
+from shmrhash.cli.words import completion_script
 
 STATUS_INTERRUPTED = 130
 STATUS_PIPE = 141
 
-BPFTOOL = "verbs of bpftool"
-VERBS = {
+BPFTOOL = "commands of bpftool"
+COMMANDS = {  # by section of the help: each command and its module
     BPFTOOL: {
-        "show": "verbs",
-        "list": "verbs",
+        "show": "commands.show",
+        "list": "commands.show",
         "help": "app",
-        "dump": "verbs",
-        "update": "changes",
-        "lookup": "verbs",
-        "getnext": "verbs",
-        "delete": "changes",
-        "create": "changes",
-        "freeze": "changes",
+        "dump": "commands.show",
+        "update": "commands.change",
+        "lookup": "commands.show",
+        "getnext": "commands.show",
+        "delete": "commands.change",
+        "create": "commands.change",
+        "freeze": "commands.change",
     },
-    "see": {
-        "ls": "views",
-        "info": "views",
-        "top": "live",
-        "watch": "live",
-        "stat": "shape",
-        "metrics": "exposition",
+    "look": {
+        "ls": "commands.ls",
+        "info": "commands.ls",
+        "top": "commands.top",
+        "watch": "commands.watch",
+        "stat": "commands.stat",
+        "metrics": "commands.metrics",
     },
-    "mend": {
-        "check": "care",
-        "repair": "care",
-        "gc": "care",
-        "unlink": "care",
-        "doctor": "machine",
+    "repair": {
+        "check": "commands.check",
+        "repair": "commands.check",
+        "gc": "commands.check",
+        "unlink": "commands.check",
+        "doctor": "commands.doctor",
     },
     "move and measure": {
-        "export": "transfer",
-        "import": "transfer",
-        "bench": "measure",
+        "export": "commands.transfer",
+        "import": "commands.transfer",
+        "bench": "commands.bench",
         "completion": "app",
     },
 }
-MODULE_OF = {verb: module for section in VERBS.values() for verb, module in section.items()}
+SHELLS = ("bash", "zsh", "fish")
+MODULE_OF = {name: module for section in COMMANDS.values() for name, module in section.items()}
 
 EPILOG = """\b
 MAP is NAME, 'name NAME', 'pinned FILE' or 'id INODE'. DATA is bytes as bpftool takes them
-(1 0 0x1f, hex 01 00 1f), or one word with --str, --u64 or --struct; for a SharedDict what its
-types are: a text, a number. Pickles are not read unless --unpickle is said.
+(1 0 0x1f, hex 01 00 1f), or one word with --str, --u64 or --struct; for a SharedDict it is what
+its types are: a text, a number. Pickles are read only with --unpickle.
 
 \b
 Examples:
-  shmrhash ls                                   all maps, who uses them, how they are
+  shmrhash ls                                   all maps, their users and their health
   shmrhash dump hits --str --value-u64          keys are text, values are counters
   shmrhash update hits key alice value 7 --str --value-u64
   shmrhash lookup sessions key alice            a SharedDict knows its types
   shmrhash lookup hits key hex 61 6c 69 63 65 00 00 00
   shmrhash -j show | jq '.[] | .name'
   shmrhash check hits && echo sound
-  shmrhash top                                  what happens now
+  shmrhash top                                  rates of all maps, live
 
 \b
 Exit status:
@@ -91,22 +84,22 @@ Exit status:
   4  not permitted                    130  interrupted; 141 the reader of a pipe went away
 
 \b
-Verbs and keywords may be shortened: 'shmrhash d hits' dumps, as with bpftool.
-Colours are for terminals; NO_COLOR turns them off. --help behind a verb has its examples."""
+Commands and keywords may be shortened: 'shmrhash d hits' dumps, as with bpftool.
+Colours are for terminals; NO_COLOR turns them off. --help behind a command has its examples."""
 
 
-class Verbs(click.Group):
-    """Verbs that are imported when they are wanted, and may be shortened."""
+class Commands(click.Group):
+    """Commands that are imported when they are needed, and may be shortened."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(MODULE_OF)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        verb = verb_of(cmd_name)
-        if verb is None:
+        name = full_name(cmd_name)
+        if name is None:
             return None
-        module = importlib.import_module(f"shmrhash.cli.{MODULE_OF[verb]}")
-        command = getattr(module, f"{verb}_verb")
+        module = importlib.import_module(f"shmrhash.cli.{MODULE_OF[name]}")
+        command = getattr(module, f"{name}_command")
         assert isinstance(command, click.Command)
         return command
 
@@ -118,34 +111,36 @@ class Verbs(click.Group):
         if command is None:
             near = difflib.get_close_matches(words[0], MODULE_OF, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise Failure(f"what is {words[0]!r}?{hint} 'shmrhash help' lists the verbs.")
+            raise Failure(f"no command {words[0]!r}.{hint} 'shmrhash help' lists all.")
         return command.name, command, words[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, section in VERBS.items():
+        for title, section in COMMANDS.items():
             rows = []
-            for verb in section:
-                command = self.get_command(ctx, verb)
+            for name in section:
+                command = self.get_command(ctx, name)
                 assert command is not None
-                rows.append((verb, command.get_short_help_str(70)))
+                rows.append((name, command.get_short_help_str(70)))
             with formatter.section(title.capitalize()):
                 formatter.write_dl(rows)
 
 
-def verb_of(word: str) -> str | None:
-    """The verb that word is, or begins: bpftool's come first, in its order; ours must be clear."""
+def full_name(word: str) -> str | None:
+    """The command that word is, or begins: the first of bpftool's, else the only one of ours."""
     if word in MODULE_OF or not word:
         return word or None
-    begun = [verb for verb in MODULE_OF if verb.startswith(word)]
-    ours = [verb for verb in begun if verb not in VERBS[BPFTOOL]]
+    begun = [name for name in MODULE_OF if name.startswith(word)]
+    ours = [name for name in begun if name not in COMMANDS[BPFTOOL]]
     if len(ours) > 1 and len(ours) == len(begun):
-        raise Failure(f"{word!r} may be {' or '.join(ours)}")
+        raise Failure(f"{word!r} is short for {' and '.join(ours)}")
     return begun[0] if begun else None
 
 
-@click.group(cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(shmrhash.__version__, "-V", "--version", message="%(version)s")
-@click.option("--dir", "directory", metavar="DIR", help="Where segments are, if not in /dev/shm.")
+@click.option(
+    "--dir", "directory", metavar="DIR", help="The directory of segments, if not /dev/shm."
+)
 @click.option("--owner", metavar="USER", help="Trust the maps of this user too.")
 @click.option(
     "--timeout",
@@ -155,42 +150,42 @@ def verb_of(word: str) -> str | None:
     help="How long to wait for a lock whose owner is alive (5).",
 )
 @pass_session
-def verbs(session: Session, directory: str | None, owner: str | None, timeout: float) -> None:
-    """See and mend hash maps in shared memory; the verbs of bpftool map, and more."""
+def group(session: Session, directory: str | None, owner: str | None, timeout: float) -> None:
+    """Look at hash maps in shared memory and repair them: bpftool's commands, and more."""
     if directory:
         os.environ["SHMRHASH_DIR"] = os.path.abspath(directory)
     session.timeout = timeout
     session.owner = user_id(owner) if owner else None
 
 
-verbs.params += json_options()
+group.params += json_options()
 
 
-@click.command("help", cls=Verb, short_help="This text, or that of a verb.")
-@click.argument("verb", required=False)
+@click.command("help", cls=Command, short_help="This text, or that of a command.")
+@click.argument("name", metavar="[COMMAND]", required=False)
 @pass_session
 @click.pass_context
-def help_verb(context: click.Context, session: Session, verb: str | None) -> None:
-    """What the verbs are, or how to use one: 'shmrhash help dump'."""
+def help_command(context: click.Context, session: Session, name: str | None) -> None:
+    """The list of commands, or the help of one: 'shmrhash help dump'."""
     if session.json:
         session.emit(None)
         return
     assert context.parent is not None
-    command = verbs.get_command(context, verb) if verb else verbs
+    command = group.get_command(context, name) if name else group
     if command is None:
-        raise Failure(f"what is {verb!r}?")
-    if command is verbs:
-        click.echo(verbs.get_help(context.parent))
+        raise Failure(f"no command {name!r}")
+    if command is group:
+        click.echo(group.get_help(context.parent))
     else:
         with click.Context(command, info_name=command.name, parent=context.parent) as own:
             click.echo(command.get_help(own))
 
 
-@click.command("completion", cls=Verb, short_help="Code that completes words in a shell.")
-@click.argument("shell", type=click.Choice(list(completion.LINES)))
+@click.command("completion", cls=Command, short_help="Code for the completion of a shell.")
+@click.argument("shell", type=click.Choice(SHELLS))
 @pass_session
-def completion_verb(session: Session, shell: str) -> None:
-    """Print the code with which bash, zsh or fish completes verbs, maps and keywords.
+def completion_command(session: Session, shell: str) -> None:
+    """Print the code with which bash, zsh or fish completes commands, maps and keywords.
 
     \b
     Examples:
@@ -198,7 +193,7 @@ def completion_verb(session: Session, shell: str) -> None:
       eval "$(shmrhash completion zsh)"            in ~/.zshrc
       shmrhash completion fish | source            in ~/.config/fish/config.fish
     """
-    text = completion.script(shell, verbs)
+    text = completion_script(shell, group)
     if session.json:
         session.emit(text)
     else:
@@ -206,12 +201,12 @@ def completion_verb(session: Session, shell: str) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Do what the arguments say; the exit status. No exception of a user's making leaves it."""
+    """Run a command; its exit status. Errors of users, of the library, of the system end here."""
     session = Session()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        status = verbs.main(
+        status = group.main(
             list(arguments), prog_name="shmrhash", standalone_mode=False, obj=session
         )
         sys.stdout.flush()
@@ -233,10 +228,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _complain(session: Session, message: str, status: int) -> int:
-    """Tell the user what went wrong, in the way of bpftool."""
+    """Print an error as bpftool does."""
     try:
         if session.json:
-            print(jsontext.dumps({"error": message}, session.pretty), flush=True)
+            print(json_text({"error": message}, session.pretty), flush=True)
         else:
             print(f"Error: {printable(message)}", file=sys.stderr)
     except BrokenPipeError:

@@ -1,8 +1,7 @@
-"""Maps in use that have no name any more: removed by hand, by systemd, or replaced by a newer one.
+"""Maps that are in use and have no name: removed by hand, by systemd, or replaced by a newer one.
 
-Whoever opens the name makes or meets another map, so that one program may work on two without
-knowing. Such a map is found by the descriptors that its users have of it, as far as this user may
-look at these processes.
+A program that opens the name makes or gets another map, so that what should be one map is two. Such
+a map is found by the descriptors of its processes, as far as this user may see them.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import os
 import stat
 from dataclasses import dataclass, field
 
-from shmrhash import _core, _segment
+from shmrhash import _inspect
 
 _DELETED = " (deleted)"
 
 
 @dataclass
-class Nameless:
-    """A map without a name. name: what it was called; "" if only its maker has it, whose
-    descriptor is older than the name."""
+class NamelessMap:
+    """A map without a name. name: the last one; "" if only the process that made it has it open,
+    whose descriptor is older than the name."""
 
     inode: int
     user: int
@@ -27,10 +26,10 @@ class Nameless:
     pids: set[int] = field(default_factory=set)
 
 
-def nameless_maps() -> list[Nameless]:
+def nameless_maps() -> list[NamelessMap]:
     """The maps of the directory of segments that processes have open and that have no name."""
-    folder = os.path.realpath(_segment.directory())
-    found: dict[int, Nameless] = {}
+    folder = os.path.realpath(_inspect.directory())
+    found: dict[int, NamelessMap] = {}
     for process in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
         if not process.isdigit():
             continue
@@ -39,16 +38,16 @@ def nameless_maps() -> list[Nameless]:
         except OSError:  # ended, or another user's
             continue
         for link in links:
-            one = _looked_at(link, folder)
-            if one is not None:
-                first = found.setdefault(one.inode, one)
+            lost = _map_of(link, folder)
+            if lost is not None:
+                first = found.setdefault(lost.inode, lost)
                 first.pids.add(int(process))
-                first.name = first.name or one.name
-    return sorted(found.values(), key=lambda one: (one.name, one.inode))
+                first.name = first.name or lost.name
+    return sorted(found.values(), key=lambda lost: (lost.name, lost.inode))
 
 
-def _looked_at(link: str, folder: str) -> Nameless | None:
-    """The map that a descriptor is of, if it is a map's without a name."""
+def _map_of(link: str, folder: str) -> NamelessMap | None:
+    """The map of a descriptor, if it is of a map and that has no name."""
     try:
         path = os.readlink(link)
         if os.path.dirname(path) != folder or not path.endswith(_DELETED):
@@ -57,11 +56,11 @@ def _looked_at(link: str, folder: str) -> Nameless | None:
         if status.st_nlink or not stat.S_ISREG(status.st_mode):
             return None
         with open(link, "rb", buffering=0) as file:
-            if file.read(len(_core.MAGIC_BYTES)) != _core.MAGIC_BYTES:
+            if not _inspect.is_map(file):
                 return None
-    except OSError:  # closed meanwhile, or not to be read
+    except OSError:  # closed since, or not readable
         return None
     name = os.path.basename(path.removesuffix(_DELETED))
-    if name.startswith("#"):  # as the system calls a file that is made without a name
+    if name.startswith("#"):  # how the kernel names a file that was made without a name
         name = ""
-    return Nameless(status.st_ino, status.st_uid, name)
+    return NamelessMap(status.st_ino, status.st_uid, name)

@@ -1,36 +1,53 @@
-"""What people look at: tables, bars, sizes, times. On a terminal by rich; in a pipe plain text."""
+"""Output and keys: tables, bars, JSON, a keyboard; sizes and times for people.
+
+Tables are drawn by rich on a terminal, and are plain text in a pipe. JSON has bpftool's layout.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import select
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "dim": "dim", "head": "bold"}
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-PIPE_WIDTH = 10_000  # nothing is cut where nobody looks
+PIPE_WIDTH = 10_000  # in a pipe nothing is cut
+INDENT = "    "  # of pretty JSON
+
+
+# ---- text, tables, bars ----
+
+
+def on_terminal() -> bool:
+    """Whether the standard output is a terminal."""
+    return sys.stdout.isatty()
 
 
 def make_console() -> Console:
-    """A console on the standard output: colours, unless NO_COLOR says otherwise, and its width."""
+    """A console on the standard output: as wide as it, with colours unless NO_COLOR is set."""
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
+    terminal = on_terminal()
     return Console(highlight=False, width=None if terminal else PIPE_WIDTH, soft_wrap=not terminal)
 
 
 def printable(text: str) -> str:
-    """text without what would move a terminal's cursor: names of files and processes may."""
+    """text with control characters escaped: the names of files and processes can have any."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class Cell(str):
-    """A text with a style, one of STYLES; just a text where there are no colours."""
+    """A text with a style, one of STYLES, for where there are colours."""
 
     style: str = ""
 
@@ -45,9 +62,9 @@ def print_table(
 ) -> None:
     """Print rows under columns; a column whose name begins with '>' is aligned to the right.
 
-    drop: which columns a narrow terminal goes without, first to last.
+    drop: the columns that a narrow terminal does not show, in the order in which they go.
     """
-    if not sys.stdout.isatty():
+    if not on_terminal():
         print(plain_table(columns, rows))
         return
     console = make_console()
@@ -72,10 +89,9 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def fitting(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, drop: Sequence[str]
 ) -> list[int]:
-    """The numbers of the columns to show in so many letters.
+    """The numbers of the columns that a terminal of this width shows.
 
-    A column of nothing but "-" says nothing and goes first; then those named in drop, in order,
-    until the rest fits.
+    Columns of nothing but "-" go first; then those named in drop, in order, until the rest fits.
     """
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     kept = [
@@ -96,7 +112,7 @@ def rich_table(
     width: int | None = None,
     drop: Sequence[str] = (),
 ) -> RenderableType:
-    """The table for a terminal; with a width, of the columns that fit."""
+    """The table for a terminal; with a width, only the columns that fit."""
     from rich.table import Table
     from rich.text import Text
 
@@ -105,14 +121,14 @@ def rich_table(
     for number in kept:
         column = columns[number]
         own = max([len(column.lstrip(">")), *(len(row[number]) for row in rows)])
-        # The name, and what is said last, give way when the window is narrow.
-        gives_way = number in (0, len(columns) - 1)
+        # The first and the last column are cut when the window is narrow.
+        may_be_cut = number in (0, len(columns) - 1)
         table.add_column(
             column.lstrip(">"),
             justify="right" if column.startswith(">") else "left",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=min(own, 8) if gives_way else own,
+            min_width=min(own, 8) if may_be_cut else own,
         )
     for row in rows:
         cells = [row[number] for number in kept]
@@ -122,9 +138,9 @@ def rich_table(
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Print names and what they are, one to a line."""
+    """Print names and their texts, one to a line."""
     width = max(len(name) for name, _ in facts)
-    console = make_console() if sys.stdout.isatty() else None
+    console = make_console() if on_terminal() else None
     for name, text in facts:
         if console is None:
             print(f"{name.ljust(width)}  {printable(text)}".rstrip())
@@ -137,7 +153,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def bar(part: float, width: int) -> str:
-    """A bar of width letters, part (0 to 1) of it filled."""
+    """A bar of so many letters, of which part (0 to 1) is filled."""
     eighths = round(max(0.0, min(1.0, part)) * width * 8)
     if not can_draw():
         return "#" * round(eighths / 8)
@@ -152,6 +168,26 @@ def can_draw() -> bool:
     except (UnicodeEncodeError, LookupError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], Any]]:
+    """A function to call with the number of entries done since its last call; it moves a bar.
+
+    Nothing is drawn unless the standard error is a terminal.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=total or None)
+        yield lambda count: shown.advance(task, count)
+
+
+# ---- sizes, counts, times ----
 
 
 def size_text(size: float) -> str:
@@ -175,7 +211,7 @@ def count_text(number: float) -> str:
 
 
 def percent_text(part: float) -> str:
-    """A share for people; what is not nothing is not shown as nothing."""
+    """A share for people; a small one is "<0.1%", not "0.0%"."""
     if 0 < part < 0.001:
         return "<0.1%"
     return f"{part:.1%}" if part < 0.9995 or part == 1 else "99.9%"
@@ -187,3 +223,89 @@ def time_text(seconds: float) -> str:
         if seconds < limit:
             return f"{max(0.0, seconds) / size:.0f} {unit}"
     return f"{seconds / 86_400:.0f} d"
+
+
+def objects_text(objects: dict[str, int]) -> str:
+    """The objects of a map in one line."""
+    return (
+        f"{objects['count']:,}, {size_text(objects['bytes_in_use'])} in use, "
+        f"{size_text(objects['bytes_committed'])} committed of {size_text(objects['max_bytes'])}, "
+        f"{objects['pinned']:,} pinned"
+    )
+
+
+# ---- JSON, in the layout of bpftool: whatever reads its output reads ours ----
+
+
+def json_text(value: Any, pretty: bool, depth: int = 0) -> str:
+    """value as JSON. depth: how many objects and arrays are open around it."""
+    if isinstance(value, dict):
+        inside = json_break(pretty, depth + 1)
+        colon = ": " if pretty else ":"
+        items = ",".join(
+            f"{inside}{json.dumps(name)}{colon}{json_text(item, pretty, depth + 1)}"
+            for name, item in value.items()
+        )
+        return f"{{{items}{json_break(pretty and bool(value), depth)}}}"
+    if isinstance(value, (list, tuple)):
+        items = ",".join(json_text(item, pretty, depth + 1) for item in value)
+        return f"[{items}{json_break(pretty and bool(value), depth)}]"
+    return json.dumps(value)
+
+
+def json_break(pretty: bool, depth: int) -> str:
+    """The line break before a name, or before the end of an object or array that is not empty."""
+    return "\n" + INDENT * depth if pretty else ""
+
+
+def hex_strings(data: bytes) -> list[str]:
+    """Bytes as bpftool's JSON has them."""
+    return [f"0x{byte:02x}" for byte in data]
+
+
+def hex_array(data: bytes) -> str:
+    """hex_strings() as compact JSON, made faster."""
+    joined = data.hex(",").replace(",", '","0x')
+    return f'["0x{joined}"]' if data else "[]"
+
+
+# ---- the keyboard ----
+
+
+class Keyboard:
+    """Keys as they are pressed. descriptor: of a terminal, or None where there is no keyboard."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def wait(self, seconds: float) -> str:
+        """The next key within so many seconds, or ""."""
+        if self._descriptor is None:
+            time.sleep(max(0.0, seconds))
+            return ""
+        try:
+            ready, _, _ = select.select([self._descriptor], [], [], max(0.0, seconds))
+        except InterruptedError:
+            return ""
+        if not ready:
+            return ""
+        typed = os.read(self._descriptor, 64)
+        return typed[:1].decode("ascii", "ignore") if typed else "q"  # the terminal has gone
+
+
+@contextlib.contextmanager
+def keyboard() -> Iterator[Keyboard]:
+    """The keyboard, without echo and without waiting for Enter; restored afterwards."""
+    if not sys.stdin.isatty():
+        yield Keyboard(None)
+        return
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield Keyboard(descriptor)
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -20,6 +20,7 @@ SCRIPT = Path(sysconfig.get_path("scripts")) / "shmrhash"
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "shmrhash"]
 FOLDER = tempfile.gettempdir()
 TIMEOUT_SECONDS = 60
+STR = ("--str", "--value-u64")  # the maps of make() have texts for keys, numbers for values
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,18 @@ def start(*words, **more):
     """Start the command and go on."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     return subprocess.Popen([*COMMAND, *map(str, words)], cwd=FOLDER, **streams | more)
+
+
+def path_of(name):
+    """The file of a map."""
+    return Path(os.environ["SHMRHASH_DIR"], name)
+
+
+def overwrite(name, offset, data):
+    """Write data into a segment's file."""
+    with open(path_of(name), "r+b") as file:
+        file.seek(offset)
+        file.write(data)
 
 
 class Users:

@@ -405,11 +405,11 @@ LINE = '{"shmrhash":"map","name":"x","key_size":16,"value_size":24,"max_entries"
         (LINE.replace("[2,8],", ""), "laid out in another way"),
         (LINE.replace('"str"', '"strange"'), "cannot read its key type"),
         (LINE + '{"key":"a","value":1}', "line 2: value should be"),
-        (LINE + '{"key":"a","value":{"base64":"!"}}', "line 2: value has a base64 that is none"),
+        (LINE + '{"key":"a","value":{"base64":"!"}}', "line 2: value is not valid base64"),
         (LINE + '{"key":1,"value":{"base64":""}}', "line 2: key should be"),
         (LINE + '{"key":"a","value":{"base64":""},"expires":"x"}', "line 2: expires should be"),
-        (LINE + "[" * 100_000, "line 2 is no JSON object"),
-        ("[" * 100_000, "line 1 is no JSON object"),
+        (LINE + "[" * 100_000, "line 2 is not a JSON object"),
+        ("[" * 100_000, "line 1 is not a JSON object"),
     ],
 )
 @pytest.mark.thorough

@@ -133,7 +133,7 @@ def test_arrays_are_shown_with_their_shapes():
 
 @pytest.mark.thorough
 def test_a_pickle_is_never_unpickled_unless_asked_for(tmp_path):
-    """Values and keys, by every verb that looks or moves; --unpickle is the one way."""
+    """Values and keys, by every command that looks or moves; --unpickle is the one way."""
     trap = tmp_path / "sprung"
     make_dict({"a": Trap(trap)}, key=str, value=object)
     make_dict({}, "keys", key=object, value=int)
@@ -144,9 +144,9 @@ def test_a_pickle_is_never_unpickled_unless_asked_for(tmp_path):
         core[b"t" + b"\5sdeep" + bytes([len(key)]) + key] = 2
 
     for name in ("jobs", "keys"):
-        for verb in ("dump", "getnext", "info", "check", "stat"):
-            run(verb, name)
-            run("-j", verb, name)
+        for command in ("dump", "getnext", "info", "check", "stat"):
+            run(command, name)
+            run("-j", command, name)
         for ending in ("ndjson", "snap"):
             run("export", name, tmp_path / f"{name}.{ending}")
             run("import", tmp_path / f"{name}.{ending}", f"{name}-{ending}")
@@ -252,7 +252,7 @@ def test_update_goes_through_the_dict():
         (bytes, int, "key value 1", "expected bytes"),
         (bytes, int, "key zz value 1", "error parsing byte"),
         (object, int, "key {} value 1", "key cannot be {}"),
-        (object, int, "key x --u64 value 1", "is no number"),
+        (object, int, "key x --u64 value 1", "is not a number"),
     ],
 )
 @pytest.mark.thorough
@@ -466,10 +466,10 @@ def test_memory_of_objects_is_shown(users):
     make_dict({"a": b"x" * 5000}, key=str, value=bytes, max_bytes=1 << 20)
     users.start(look := Look())
 
-    for verb in ("info", "check", "stat"):
-        text = run(verb, "jobs").out
+    for command in ("info", "check", "stat"):
+        text = run(command, "jobs").out
         assert "KiB committed of 1.0 MiB, 1 pinned" in text
-        objects = run("-j", verb, "jobs").json["objects"]
+        objects = run("-j", command, "jobs").json["objects"]
         assert (objects["count"], objects["pinned"]) == (1, 1)
         assert 5000 <= objects["bytes_in_use"] <= objects["bytes_committed"] <= 1 << 20
         assert objects["max_bytes"] == 1 << 20

@@ -1,12 +1,50 @@
 """doctor: each feature is tried, and the file system in use is what it looks at."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from commandline import FOLDER, run
+
+
+def test_doctor_finds_this_machine_fit(own_directory):
+    """The tests run here, so nothing is bad; the trial leaves nothing behind."""
+    found = run("-j", "doctor").json
+
+    marks = {finding["what"]: finding["mark"] for finding in found}
+    assert "bad" not in marks.values()
+    assert marks["trial"] == marks["kernel"] == marks["directory"] == "ok"
+    assert all(finding["change"] for finding in found if finding["mark"] != "ok")
+    assert os.listdir(own_directory) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "what", "change"),
+    [("-v 4000000", "address space", "ulimit -v"), ("-f 100", "file size", "ulimit -f")],
+)
+def test_doctor_finds_what_is_not_fit(own_directory, limit, what, change):
+    """Exit status 1, and the command that changes it."""
+    words = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", sys.executable, "-m", "shmrhash"]
+
+    result = run("doctor", status=1, command=words)
+
+    line = next(line for line in result.lines if what in line)
+    assert line.startswith("bad ")
+    assert change in result.out
+
+
+def test_doctor_of_a_directory_that_is_no_tmpfs(tmp_path):
+    if "tmpfs" in subprocess.check_output(["df", "--output=fstype", tmp_path], text=True):
+        pytest.skip("the tests' own files are on a tmpfs")
+    found = run("-j", "--dir", tmp_path, "doctor", status=1)
+    where = next(finding for finding in found.json if finding["what"] == "directory")
+    assert where["mark"] == "bad"
+    assert "SHMRHASH_DIR" in where["change"]
+    assert "mount -t tmpfs" in run("--dir", tmp_path / "none", "doctor", status=1).out
+
 
 FILTERS = Path(__file__).resolve().parents[1] / "dict"  # where refusing.py is
 

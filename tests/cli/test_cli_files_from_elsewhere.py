@@ -16,8 +16,8 @@ from commandline import run
 from shmrhash import RHashMap
 
 if importlib.util.find_spec("click"):
-    from shmrhash.cli import newfile
-    from shmrhash.cli.files import ENDINGS
+    from shmrhash.cli.files import newfile
+    from shmrhash.cli.files.tables import ENDINGS
 
 DAMAGED, USAGE = 5, 2
 HEAD, CHUNK, NOTE = struct.Struct("<8sIIIIQQQ200s4xI"), struct.Struct("<4sIQ"), struct.Struct("<II")
@@ -65,7 +65,7 @@ def test_file_names_maps_in_the_directory_of_segments_only(own_directory, tmp_pa
 
     refused = run("import", tmp_path / f"evil.{ending}", status=DAMAGED)
 
-    assert "which is no map's name" in refused.err
+    assert "which is not a map's name" in refused.err
     assert os.listdir(own_directory) == []
     assert {path.name for path in tmp_path.iterdir()} == {"home", f"evil.{ending}"}
     assert not list((tmp_path / "home").iterdir())

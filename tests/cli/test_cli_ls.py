@@ -1,11 +1,86 @@
-"""ls: names by pattern, and many anonymous dicts in a line."""
+"""ls and info: every map, its figures, its users; names by pattern, anonymous dicts in a line."""
 
 import os
+import time
+from pathlib import Path
 
 import pytest
 from commandline import run
 
 from shmrhash import RHashMap, SharedDict
+
+
+def test_ls_shows_every_map_and_who_uses_it(make, users):
+    make("empty", entries=0).close()
+    make("full", entries=2, max_entries=2).close()
+    make("hits").close()
+    pids = [users.start(RHashMap.open, "hits") for _ in range(2)]
+
+    shown = {found["name"]: found for found in run("-j", "ls").json}
+    lines = {line.split()[0]: line for line in run("ls").lines}
+
+    assert list(shown) == ["empty", "full", "hits"]
+    assert [found["health"] for found in shown.values()] == ["ok", "full", "ok"]
+    assert [found["entries"] for found in shown.values()] == [0, 2, 3]
+    assert shown["full"]["fill"] == 1
+    assert {user["pid"] for user in shown["hits"]["processes"]} == set(pids)
+    assert list(lines) == ["NAME", "empty", "full", "hits"]
+    assert "100.0%" in lines["full"]
+    assert all(f"({pid})" in lines["hits"] for pid in pids)
+    assert lines["empty"].split()[-2:] == ["ok", "-"]
+
+
+def test_ls_says_when_a_map_was_used_last(make):
+    """By whoever came, went, or did a thousand operations; looking at it is no use."""
+    shared_map = make("hits")
+    (before,) = run("-j", "ls").json
+    began = time.time_ns()
+    for _ in range(1024):
+        shared_map.update(bytes(shared_map.key_size), bytes(shared_map.value_size))
+
+    (found,) = run("-j", "ls").json
+    text = run("ls").lines[1]
+
+    assert before["last_activity_ns"] <= began <= found["last_activity_ns"] <= time.time_ns()
+    assert found["last_activity"] == "used"
+    assert "used" in text
+    assert "ago" in text
+    assert run("-j", "info", "hits").json["last_activity_ns"] == found["last_activity_ns"]
+
+
+def test_ls_shows_maps_in_use_whose_name_is_gone(make, users, own_directory):
+    """Removed by hand, or replaced: both halves of what was one map are seen."""
+    make("hits").close()
+    old = users.start(RHashMap.open, "hits")
+    os.unlink(Path(own_directory, "hits"))
+    lost = Path(own_directory, "no-map")
+    with lost.open("wb") as file:
+        lost.unlink()
+        file.write(bytes(8192))
+        file.flush()
+        make("hits", entries=1).close()
+        new = users.start(RHashMap.open, "hits")
+
+        shown = [
+            found
+            for found in run("-j", "ls").json
+            if found["name"] in ("hits", "no-map") or found["health"] == "no name"
+        ]
+
+    assert [found["health"] for found in shown] == ["ok", "no name"]
+    assert [user["pid"] for user in shown[0]["processes"]] == [new]
+    assert f"({old})" in shown[1]["detail"]
+    assert "restart" in shown[1]["advice"]
+    (line,) = (line for line in run("ls").lines if "no name" in line)
+    assert line.split()[0] == "hits"
+    assert f"({old})" in line
+    users.kill(old)
+    assert "no name" not in run("ls", "hits").out
+
+
+def test_ls_of_nothing(own_directory):
+    assert run("ls").out.startswith("NAME")
+    assert run("-j", "ls").json == []
 
 
 def names_of(*words):
@@ -48,8 +123,8 @@ def test_one_anonymous_dict_has_its_name():
         assert run("ls").lines[1].split()[0] == d.name
 
 
-@pytest.mark.parametrize("verb", ["stat", "ls", "info", "show", "check", "top", "dump", "watch"])
-def test_no_verb_prints_what_a_terminal_obeys(make, verb):
+@pytest.mark.parametrize("command", ["stat", "ls", "info", "show", "check", "top", "dump", "watch"])
+def test_no_command_prints_what_a_terminal_obeys(make, command):
     """A map's name may be any bytes."""
     name = "evil\x1b[31m\n\x07\u202e"
     make(name).close()
@@ -58,9 +133,71 @@ def test_no_verb_prints_what_a_terminal_obeys(make, verb):
         "ls": ["ls"],
         "watch": ["watch", name, "key", *"12345678", "--for", "0"],
     }
-    out = run(*words.get(verb, [verb, name])).raw
+    out = run(*words.get(command, [command, name])).raw
     assert b"\x1b" not in out
     assert b"\x07" not in out
     assert "\u202e".encode() not in out
     with RHashMap.open(name) as shared_map:
         shared_map.check()
+
+
+def test_info_tells_everything(make, users):
+    """Figures, writers, and readers, who hold no slot."""
+    make(entries=500).close()
+    writer = users.start(RHashMap.open, "hits")
+    reader = users.start(lambda: RHashMap.open("hits", read_only=True))
+
+    found = run("-j", "info", "hits").json
+    text = run("info", "hits").out
+
+    with RHashMap.open("hits") as shared_map:
+        truth = shared_map.info()
+    for fact in ("entries", "buckets", "bytes_committed", "grows", "key_size", "max_entries"):
+        assert truth[fact] == found[fact]
+    assert [user["pid"] for user in found["processes"]] == [writer]
+    assert [user["pid"] for user in found["readers"]] == [reader]
+    assert "entries    500 of 1,000 (50.0%)" in text
+    assert f"({writer})  attached" in text
+    assert f"({reader})  reads" in text
+
+
+def test_looking_changes_nothing(make):
+    """No process slot, no recovery, not a byte of the file."""
+    make(entries=100).close()
+    path = Path(os.environ["SHMRHASH_DIR"], "hits")
+    before = path.read_bytes()
+
+    for words in (["ls"], ["info", "hits"], ["check", "hits"], ["stat", "hits"], ["dump", "hits"]):
+        run(*words)
+
+    assert before == path.read_bytes()
+
+
+@pytest.mark.thorough
+def test_unprintable_names_do_no_harm(make, own_directory, users):
+    """Names of maps and of processes may hold what moves a terminal's cursor."""
+    make("straße").close()
+    make("bad\x1b[2J\n").close()
+
+    def use():
+        Path("/proc/self/comm").write_text("\x1b[31m")
+        return RHashMap.open("bad\x1b[2J\n")
+
+    users.start(use)
+
+    for environment in ({}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}):
+        for words in (["ls"], ["show"], ["top", "-n", "1"]):
+            text = run(*words, env=os.environ | environment).out
+            assert "bad\\x1b[2J\\n" in text
+            assert "\x1b" not in text
+    refused = run("lookup", "bad\x1b[2J\n", "key", "1", status=2)
+    assert "\x1b" not in refused.err + run("info", "none\x1b[2J", status=3).err
+
+
+def test_names_need_not_be_utf8(make, own_directory):
+    make("good").close()
+    os.rename(Path(own_directory, "good"), os.fsencode(own_directory) + b"/bad\xff")
+
+    assert "bad\\udcff" in run("ls").out
+    (found,) = run("-j", "ls").json
+    assert found["name"] == "bad\udcff"

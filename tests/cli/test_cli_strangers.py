@@ -12,10 +12,10 @@ from shmrhash import SharedDict
 from shmrhash._trust import user_name
 
 if importlib.util.find_spec("click"):
-    from shmrhash.cli import looking
-    from shmrhash.cli.base import Session
-    from shmrhash.cli.observe import DAMAGED, look, look_around
-    from shmrhash.cli.tokens import MapName
+    from shmrhash.cli import strangers
+    from shmrhash.cli.maps import DAMAGED, all_states, state_of
+    from shmrhash.cli.session import Session
+    from shmrhash.cli.words import MapName
 
 STRANGER = 65534
 DENIED = 4
@@ -92,21 +92,21 @@ def test_looker_dies_in_the_place_of_the_command(theirs, monkeypatch):
         signal.signal(signal.SIGBUS, signal.SIG_DFL)  # pytest's handler would tell at length
         os.kill(os.getpid(), signal.SIGBUS)
 
-    monkeypatch.setattr("shmrhash.cli.observe._sight_of", die)
-    with pytest.raises(shmrhash.SegmentCorrupt, match=r"'hits' of user .* dies \(Bus error"):
-        look(theirs, Session())
-    assert {sight.health for sight in look_around(Session())} == {DAMAGED}
+    monkeypatch.setattr("shmrhash.cli.maps._read_state", die)
+    with pytest.raises(shmrhash.SegmentCorrupt, match=r"'hits' of user .* died \(Bus error"):
+        state_of(theirs, Session())
+    assert {state.health for state in all_states(Session())} == {DAMAGED}
 
 
 def test_looker_that_takes_too_long_is_left(theirs):
     """A child that never ends is killed, and its map called damaged."""
     with pytest.raises(shmrhash.SegmentCorrupt, match=r"more than 0\.1 s"):
-        looking.looked_at(theirs, Session(), lambda shared_map: signal.pause(), 0.1)
+        strangers.read_map(theirs, Session(), lambda shared_map: signal.pause(), 0.1)
 
 
 def test_looker_tells_what_it_found_wrong(theirs):
     with pytest.raises(shmrhash.MapFull, match="no room"):
-        looking.looked_at(theirs, Session(), refuse)
+        strangers.read_map(theirs, Session(), refuse)
 
 
 def refuse(shared_map):

@@ -210,7 +210,7 @@ def test_interrupted_import_can_be_repeated(own_directory, tmp_path, number):
 
     assert importing.returncode == (130 if number == signal.SIGINT else -number)
     assert b"Traceback" not in err
-    assert (b"the same command again" in err) == (number == signal.SIGINT)
+    assert (b"repeat the command" in err) == (number == signal.SIGINT)
     assert 65_536 <= entries_so_far("copy") < 200_000
     run(*words, stdin=whole)
     assert entries_of("big") == entries_of("copy")
@@ -228,13 +228,16 @@ def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
     """A file is there when it is complete; an older one stays until then."""
     make_big_snapshot(tmp_path / "big.snap", 300_000)
     path = tmp_path / "big.ndjson"
-    path.write_text("old")
 
-    exporting = start("export", "big", path)
-    while len(list(tmp_path.iterdir())) < 3 and exporting.poll() is None:
-        time.sleep(0.001)  # a poll, not an assumption
-    exporting.send_signal(signal.SIGINT)
-    exporting.communicate()
+    for _ in range(20):  # on a busy machine the export may be complete before the signal is sent
+        path.write_text("old")
+        exporting = start("export", "big", path)
+        while len(list(tmp_path.iterdir())) < 3 and exporting.poll() is None:
+            time.sleep(0.001)  # a poll, not an assumption
+        exporting.send_signal(signal.SIGINT)
+        exporting.communicate()
+        if exporting.returncode:
+            break
 
     assert exporting.returncode == 130
     assert path.read_text() == "old"
@@ -246,9 +249,9 @@ def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
     [
         (lambda data: data[:-1], "ends early, behind 300 entries"),
         (lambda data: data[:-2000], "ends early, behind 0 entries"),
-        (lambda data: data[: HEAD_BYTES - 1], "no snapshot"),
-        (lambda data: b"", "no snapshot"),
-        (lambda data: b"PK" + data[2:], "no snapshot"),
+        (lambda data: data[: HEAD_BYTES - 1], "not a snapshot"),
+        (lambda data: b"", "not a snapshot"),
+        (lambda data: b"PK" + data[2:], "not a snapshot"),
         (lambda data: data[:20] + b"\x07" + data[21:], "head of the snapshot is damaged"),
         (lambda data: data[:1000] + b"\xff\xfe" + data[1002:], "behind 0 entries"),
         (lambda data: data[:HEAD_BYTES] + b"\xff" * 16 + data[HEAD_BYTES + 16 :], "behind 0"),
@@ -273,17 +276,17 @@ def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.ndjson", '{"key":"00"}\n', "line 1 is no JSON object"),
+        ("a.ndjson", '{"key":"00"}\n', "line 1 is not a JSON object"),
         ("a.ndjson", '\n{"key":"0102030405060708","value":"01"}', "line 2: value expected 8"),
         ("a.ndjson", '{"key":7,"value":8}', "line 1: key should be a string of hex digits"),
-        ("a.ndjson", "[]", "line 1 is no JSON object"),
+        ("a.ndjson", "[]", "line 1 is not a JSON object"),
         ("a.csv", "key,value\n1,2,3\n", "line 2 is not two cells"),
         ("a.csv", "key,value\nxyz,00\n", "line 2: key should be a string of hex digits"),
-        pytest.param("a.csv", "x" * 200_000, "line 1 is no CSV", id="a huge cell"),
+        pytest.param("a.csv", "x" * 200_000, "line 1 is not CSV", id="a huge cell"),
         ("a.ndjson", '{"key":[1.5,0,0,0,0,0,0,0],"value":"00"}', "line 1: key should be"),
-        pytest.param("a.ndjson", "[" * 100_000, "line 1 is no JSON object", id="too deep"),
-        ("a.npz", "nothing of the kind", "no .npz"),
-        ("a.npz", "PK\3\4 and so on", "no .npz"),
+        pytest.param("a.ndjson", "[" * 100_000, "line 1 is not a JSON object", id="too deep"),
+        ("a.npz", "nothing of the kind", "not an .npz"),
+        ("a.npz", "PK\3\4 and so on", "not an .npz"),
     ],
 )
 @pytest.mark.thorough
@@ -308,11 +311,11 @@ def test_what_cannot_be_imported_is_explained(make, tmp_path):
         (["import", tmp_path / "hits.csv", "new"], 3, "give --entries"),
         (["import", tmp_path / "hits.snap", "small", "--entries", 2], 6, "is full, behind 2"),
         (["import", tmp_path / "none.snap"], 3, "No such file"),
-        (["import", tmp_path], 2, "what is"),
+        (["import", tmp_path], 2, "none of the endings"),
         (["import"], 2, "expected a FILE"),
         (["export", "hits"], 2, "expected a FILE"),
         (["export", "hits", tmp_path / "hits.xls"], 2, "--format"),
-        (["export", "hits", "-", "-f", "npz"], 2, "needs a file"),
+        (["export", "hits", "-", "-f", "npz"], 2, "cannot be written to a pipe"),
         (["export", "hits", tmp_path / "no" / "hits.snap"], 3, "No such file"),
         (["export", "hits", tmp_path / "a.csv", "more"], 2, "did not expect 'more'"),
     ):

@@ -1,0 +1,345 @@
+"""The one private door of the library: what the command line sees beyond the public names.
+
+It reads segments as files, without attaching to them; the schema of a SharedDict, without importing
+the classes that it names; and entries as encoded bytes, with their objects and deadlines. No other
+private name of the library is used in shmrhash/cli.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from io import FileIO
+from typing import Any, NamedTuple
+
+from shmrhash import _core
+from shmrhash._codec import Role
+from shmrhash._dictfile import ANONYMOUS_PREFIX
+from shmrhash._errors import Error, KeyExists, KeyNotFound, LayoutMismatch, SegmentCorrupt
+from shmrhash._fields import Field, Kptr, Timer, unpacked
+from shmrhash._keys import decode_key, encode_key
+from shmrhash._map import BPF_NOEXIST, RHashMap
+from shmrhash._schema import PER_ENTRY, read_schema, ttl_of_record
+from shmrhash._segment import directory, entries, look_at_file, path_of, plain_name
+from shmrhash._trust import is_trusted, user_name
+from shmrhash._types import (
+    KEY_DIGEST_BYTES,
+    WORD_BYTES,
+    codec_for,
+    record_name,
+    type_of_record,
+)
+
+__all__ = [
+    "ANONYMOUS_PREFIX", "NEVER_NS", "WORD_BYTES", "DictEntries", "Extra", "Field", "Role",
+    "Types", "array_codec", "begins_as_map", "check_schema", "clock_ns", "count_expired",
+    "create_map", "decode_key", "directory", "encode_key", "entries", "field_pairs",
+    "fields_of", "file_status", "is_map", "is_trusted", "is_unheld", "open_to_look", "path_of",
+    "plain_name", "read_chunk", "read_entries", "read_entry", "record_name", "types_of",
+    "user_name",
+]  # fmt: skip
+
+NEVER_NS = (1 << 63) - 1  # the deadline of an entry that was told to have none
+KEY_IS_LONG = 255  # in the last byte of a digest: the whole key is an object
+
+clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
+count_expired = _core.count_expired  # of a map's entries
+
+
+# ---- segments as files ----
+
+
+def is_map(file: FileIO) -> bool:
+    """Whether the first bytes of an open file are a map's. Raises OSError."""
+    return file.read(len(_core.MAGIC_BYTES)) == _core.MAGIC_BYTES
+
+
+def begins_as_map(path: str) -> bool:
+    """is_map(), of a file that is no link. Raises OSError."""
+    with open(look_at_file(path), "rb", buffering=0) as file:
+        return is_map(file)
+
+
+def is_unheld(path: str) -> bool:
+    """Whether no process holds a segment. False if that cannot be found out."""
+    try:
+        fd = look_at_file(path)
+    except OSError:
+        return False
+    try:
+        holders = _core.segment_holders(fd)
+    except Error:
+        return False
+    finally:
+        os.close(fd)
+    return holders is not None and not holders[0] and not holders[2]
+
+
+def file_status(shared_map: RHashMap) -> os.stat_result:
+    """The status of the file behind a handle, whatever its name names by now."""
+    return os.fstat(shared_map._descriptor())
+
+
+def open_to_look(name: str, *, timeout: float | None, owner: int | None) -> RHashMap:
+    """A handle for reading only that changes no byte of the segment. Raises what open() raises.
+
+    While it exists, no memory of the map is given back.
+    """
+    return RHashMap._look(name, timeout, owner)
+
+
+def create_map(
+    name: str, fields: tuple[tuple[int, int], ...], schema: bytes, **more: Any
+) -> RHashMap:
+    """A new map with these special fields and this schema, which need not be valid ones.
+
+    Raises what RHashMap.create() raises.
+    """
+    return RHashMap.create(name, fields=unpacked(fields), _schema=schema, **more)
+
+
+# ---- the types of a SharedDict ----
+
+
+@dataclass(frozen=True)
+class Types:
+    """The types that the schema of a SharedDict names, as records, and how it stores them.
+
+    ttl: None, entries have no deadline; inf, none unless told; else seconds, the default.
+    """
+
+    key: Any
+    value: Any
+    key_by_reference: bool
+    value_by_reference: bool
+    ttl: float | None
+
+    @property
+    def fields(self) -> tuple[tuple[int, int], ...]:
+        """The special fields of such a dict's values: (kind, offset)."""
+        kinds = [Kptr.kind] * self.key_by_reference
+        kinds += [Timer.kind] * (self.ttl is not None)
+        kinds += [Kptr.kind] * self.value_by_reference
+        return tuple((kind, number * WORD_BYTES) for number, kind in enumerate(kinds))
+
+    @property
+    def value_offset(self) -> int:
+        """Where an inline value begins: behind the special fields."""
+        return len(self.fields) * WORD_BYTES
+
+    @property
+    def default_ttl_ns(self) -> int:
+        """Nanoseconds; 0 for none."""
+        return 0 if self.ttl in (None, math.inf) else max(1, round((self.ttl or 0) * 1e9))
+
+    def __str__(self) -> str:
+        text = f"{record_name(self.key)} to {record_name(self.value)}"
+        if self.ttl is not None:
+            ttl = PER_ENTRY if self.ttl == math.inf else f"{self.ttl:g} s"
+            text += f", time to live {ttl}"
+        return text
+
+
+def types_of(shared_map: RHashMap) -> Types | None:
+    """The types of a SharedDict; None if the map is none.
+
+    Raises LayoutMismatch: see check_schema().
+    """
+    sizes = shared_map.key_size, shared_map.value_size
+    return check_schema(shared_map.schema, shared_map._fields(), *sizes, shared_map.name)
+
+
+def check_schema(
+    schema: bytes, fields: tuple[tuple[int, int], ...], key_size: int, value_size: int, name: str
+) -> Types | None:
+    """The types that a schema names, compared with the layout of the entries; None without one.
+
+    Raises LayoutMismatch: it is no SharedDict's, of another version, damaged, or does not fit.
+    """
+    if not schema:
+        return None
+    types = _read_types(schema, name)
+    used = types.value_offset
+    fits = value_size == used if types.value_by_reference else value_size > used
+    if types.key_by_reference:
+        fits = fits and key_size == KEY_DIGEST_BYTES
+    if not fits or tuple(fields) != types.fields:
+        raise LayoutMismatch(
+            f"segment {name!r} says that it is a dict of {types}, but its entries have another "
+            f"layout"
+        )
+    return types
+
+
+def _read_types(schema: bytes, name: str) -> Types:
+    record = read_schema(schema, name)
+    ttl = ttl_of_record(record, name)
+    try:
+        key, value = record["key"], record["value"]
+        types = Types(key, value, _by_reference(key, "key"), _by_reference(value, "value"), ttl)
+        str(types)
+    except LayoutMismatch as error:
+        raise LayoutMismatch(f"segment {name!r}: {error}") from None
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
+        raise LayoutMismatch(f"segment {name!r}: its schema is damaged") from None
+    return types
+
+
+def _by_reference(record: Any, role: Role) -> bool:
+    """Whether the bytes of a type are an object that the entry refers to.
+
+    Raises LayoutMismatch for a type that this version does not know.
+    """
+    if record in ("bytes", "str", "object"):
+        return True
+    if record in ("int", "float", "bool"):
+        return False
+    if isinstance(record, dict):
+        if "struct" in record or "numpy" in record or record.get("of") == "ctypes structure":
+            return False
+        if record.get("of") in ("dataclass", "msgspec.Struct") or (
+            "array" in record and role == "value"
+        ):
+            return True
+    raise LayoutMismatch(f"this version cannot read its {role} type {record!r:.200}")
+
+
+def array_codec(record: Any, role: Role, size: int) -> Callable[[Any], Any]:
+    """The decoder of a NumPy dtype or an Array; size: its bytes in the entry, 0 for an object.
+
+    Raises LayoutMismatch: it cannot be read, or has another size.
+    """
+    name = record_name(record)
+    try:
+        codec = codec_for(type_of_record(record, role), role)
+    except (Error, TypeError, ValueError, KeyError, SyntaxError, RecursionError) as error:
+        raise LayoutMismatch(f"{name:.200} cannot be read: {error}") from None
+    if not codec.by_reference and codec.size != size:
+        raise LayoutMismatch(f"{name:.200} has {codec.size} bytes, and there are {size}")
+    assert codec.decode is not None
+    return codec.decode
+
+
+# ---- entries as bytes ----
+
+
+class Extra(NamedTuple):
+    """What an entry has besides key and value. deadline_ns: of clock_ns(), 0 for none."""
+
+    deadline_ns: int = 0
+    objects: tuple[bytes | None, ...] = ()
+    held: bool = False
+
+    @property
+    def expires_in(self) -> float | None:
+        """Seconds; None: never."""
+        if self.deadline_ns in (0, NEVER_NS):
+            return None
+        return (self.deadline_ns - clock_ns()) / 1e9
+
+    @property
+    def expired(self) -> bool:
+        left = self.expires_in
+        return left is not None and left <= 0
+
+
+def field_pairs(shared_map: RHashMap) -> tuple[tuple[int, int], ...]:
+    """(kind, offset) of each special field of a map's values; of a SharedDict they are its own."""
+    return shared_map._fields()
+
+
+def fields_of(shared_map: RHashMap) -> tuple[Field, ...]:
+    """The special fields of a map's values."""
+    return unpacked(shared_map._fields())
+
+
+def read_chunk(
+    shared_map: RHashMap, cursor: bytes | None, limit: int
+) -> tuple[bytes, bytes, int, bytes | None]:
+    """The next entries of a map: keys, values, how many, and the next cursor, None at the end.
+
+    RHashMap.lookup_batch() without its arrays: importing NumPy takes longer than small exports.
+    """
+    keys, values = bytearray(limit * shared_map.key_size), bytearray(limit * shared_map.value_size)
+    count, cursor = _core.read_entries(shared_map, cursor, keys, values, 0, limit)
+    del keys[count * shared_map.key_size :], values[count * shared_map.value_size :]
+    return bytes(keys), bytes(values), count, cursor
+
+
+def read_entry(shared_map: RHashMap, key: bytes) -> tuple[bytes, Extra] | None:
+    """The value of a key, of one moment with its objects and deadline; None if there is none."""
+    parts = shared_map._parts(key)
+    if parts is None:
+        return None
+    extra = Extra(*parts[1:])
+    return None if extra.expired else (parts[0], extra)
+
+
+def read_entries(shared_map: RHashMap) -> Iterator[tuple[bytes, bytes, Extra]]:
+    """Every entry; one that stays throughout comes exactly once, an expired one never."""
+    for key in _core.raw_keys(shared_map):
+        found = read_entry(shared_map, key)
+        if found is not None:
+            yield (key, *found)
+
+
+class DictEntries:
+    """The entries of a SharedDict as encoded bytes, wherever the dict stores them."""
+
+    def __init__(self, shared_map: RHashMap, types: Types) -> None:
+        self._map = shared_map
+        self._types = types
+        key = (_core.KEY_BYTES, None, None)
+        value = (_core.VALUE_BYTES, None, None)
+        self._core = _core.DictCore(
+            shared_map,
+            key if types.key_by_reference else (_core.KEY_FIXED, bytes, bytes),
+            value if types.value_by_reference else (_core.VALUE_FIXED, bytes, bytes),
+        )
+        self._core.default_ttl_ns = types.default_ttl_ns
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes, Extra]]:
+        return (self._whole(*found) for found in read_entries(self._map))
+
+    def find(self, key: bytes) -> tuple[bytes, Extra] | None:
+        """The encoded value of an encoded key, and what the entry has besides."""
+        raw = self._core._raw_key(key)
+        found = read_entry(self._map, raw)
+        return None if found is None else self._whole(raw, *found)[1:]
+
+    def following(self, key: bytes | None) -> bytes | None:
+        """The encoded key behind one, or the first, in the order of the map."""
+        raw = None if key is None else self._core._raw_key(key)
+        while (raw := self._map.get_next_key(raw)) is not None:
+            found = read_entry(self._map, raw)
+            if found is not None:
+                return self._whole(raw, *found)[0]
+        return None
+
+    def store(self, key: bytes, value: bytes, flag: int, deadline_ns: int) -> None:
+        """Store an entry; with a deadline of 0 it gets the dict's own time to live.
+
+        Raises KeyExists, KeyNotFound (forbidden by flag), and what a SharedDict raises.
+        """
+        if not self._core.store(key, value, flag, deadline_ns):
+            error = KeyExists if flag == BPF_NOEXIST else KeyNotFound
+            raise error(os.strerror(error.errno or 0))
+
+    def delete(self, key: bytes) -> None:
+        """Remove an entry. Raises KeyNotFound."""
+        del self._core[key]
+
+    def _whole(self, raw: bytes, stored: bytes, extra: Extra) -> tuple[bytes, bytes, Extra]:
+        """Key and value from where the entry has them: in itself, or in objects."""
+        key: bytes | None = raw
+        if self._types.key_by_reference:
+            key = extra.objects[0] if raw[-1] == KEY_IS_LONG else raw[: raw[-1]]
+        by_reference = self._types.value_by_reference
+        value = extra.objects[-1] if by_reference else stored[self._types.value_offset :]
+        if key is None or value is None:
+            raise SegmentCorrupt(
+                f"map {self._map.name!r}: an entry refers to no object where one should be"
+            )
+        return key, value, extra

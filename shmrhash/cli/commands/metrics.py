@@ -1,0 +1,162 @@
+"""metrics: the figures of all maps in Prometheus' text format."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from shmrhash import _inspect
+from shmrhash.cli.errors import need
+from shmrhash.cli.files.newfile import new_file
+from shmrhash.cli.maps import DENIED, NOT_A_MAP, PROCESS_COUNTERS, MapState, all_states
+from shmrhash.cli.session import Command, Session, pass_session
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+GAUGES = {  # name: (name in info(), how many of its units make one of Prometheus', help)
+    "entries": ("entries", 1, "Entries in the map."),
+    "expired_entries": ("expired", 1, "Of these, past their deadline: they make room (estimate)."),
+    "max_entries": ("max_entries", 1, "The map's limit of entries."),
+    "committed_bytes": ("bytes_committed", 1, "Memory of the map."),
+    "used_bytes": ("bytes_used", 1, "Memory of entries and buckets."),
+    "buckets": ("buckets", 1, "Buckets of the hash table."),
+    "contexts": ("contexts", 1, "Operation contexts in use, one for each thread at work."),
+    "created_timestamp_seconds": ("created_ns", 1e9, "When the map was made."),
+    "recovery_seconds_max": ("recovery_ns_max", 1e9, "The longest recovery."),
+}
+OBJECT_GAUGES = {  # of maps with objects: name: (name in info()["objects"], help)
+    "objects": ("count", "Objects: values, and long keys, beside the entries."),
+    "objects_used_bytes": ("bytes_in_use", "Memory of objects in use."),
+    "objects_committed_bytes": ("bytes_committed", "Memory that objects have taken."),
+    "objects_max_bytes": ("max_bytes", "The limit of memory for objects."),
+    "objects_pinned": ("pinned", "Objects that processes read in place."),
+}
+COUNTERS = {
+    "grows": "Splits of a bucket.",
+    "shrinks": "Merges of two buckets.",
+    "growth_stopped": "Splits given up because there was no memory.",
+    "blocks_released": "Blocks of memory given back.",
+    "releases_postponed": "Blocks that could not be given back at once.",
+    "recoveries": "Dead processes recovered.",
+    "owners_found_dead": "Owners of a lock found dead.",
+    "operations_finished": "Operations of dead processes finished.",
+    "operations_undone": "Operations of dead processes undone.",
+}
+
+
+class Collector:
+    """A collector of prometheus_client. find: returns the states of all maps."""
+
+    def __init__(self, find: Callable[[], list[MapState]]) -> None:
+        self._find = find
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, from one reading of all maps."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        states = [state for state in self._find() if state.health not in (NOT_A_MAP, DENIED)]
+        healthy = GaugeMetricFamily(
+            "shmrhash_map_usable", "Whether the map can be opened.", labels=["map", "health"]
+        )
+        for state in states:
+            healthy.add_metric([state.name, state.health], float(state.usable))
+        yield healthy
+        usable = [state for state in states if state.usable]
+        for name, (fact, unit, text) in GAUGES.items():
+            gauge = GaugeMetricFamily(f"shmrhash_{name}", text, labels=["map"])
+            for state in usable:
+                gauge.add_metric([state.name], state.info[fact] / unit)
+            yield gauge
+        for name, (fact, text) in OBJECT_GAUGES.items():
+            gauge = GaugeMetricFamily(f"shmrhash_{name}", text, labels=["map"])
+            for state in usable:
+                if state.objects:
+                    gauge.add_metric([state.name], state.objects[fact])
+            yield gauge
+        for name, text in COUNTERS.items():
+            counter = CounterMetricFamily(f"shmrhash_{name}", text, labels=["map"])
+            for state in usable:
+                counter.add_metric([state.name], state.info[name])
+            yield counter
+        processes = GaugeMetricFamily(
+            "shmrhash_processes", "Processes attached to the map.", labels=["map", "state"]
+        )
+        for state in usable:
+            processes.add_metric([state.name, "alive"], len(state.alive))
+            processes.add_metric([state.name, "dead"], len(state.dead))
+        yield processes
+        yield from self._operations(usable)
+        yield from self._room()
+
+    def _operations(self, states: list[MapState]) -> Iterator[Metric]:
+        """The operations of each process."""
+        from prometheus_client.core import CounterMetricFamily
+
+        for name in PROCESS_COUNTERS:
+            family = CounterMetricFamily(
+                f"shmrhash_process_{name}",
+                f"Operations of a process on the map: {name}.",
+                labels=["map", "pid", "command"],
+            )
+            for state in states:
+                for user in state.processes:
+                    if name in user.counters:
+                        labels = [state.name, str(user.pid), user.command]
+                        family.add_metric(labels, user.counters[name])
+            if family.samples:
+                yield family
+
+    def _room(self) -> Iterator[Metric]:
+        """The file system of all maps."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        status = os.statvfs(_inspect.directory())
+        for name, blocks in (("size", status.f_blocks), ("free", status.f_bavail)):
+            yield GaugeMetricFamily(
+                f"shmrhash_directory_{name}_bytes",
+                f"Bytes of the file system of segments: {name}.",
+                value=blocks * status.f_frsize,
+            )
+
+
+@click.command("metrics", cls=Command, short_help="All figures for Prometheus.")
+@click.option(
+    "-o",
+    "--output",
+    "path",
+    type=click.Path(dir_okay=False),
+    help="Write to this file, completely or not at all, for node_exporter's textfile collector.",
+)
+@pass_session
+def metrics_command(session: Session, path: str | None) -> None:
+    """Print the figures of all maps in Prometheus' text format, or write them to a file.
+
+    \b
+    Examples:
+      shmrhash metrics
+      shmrhash metrics -o /var/lib/node_exporter/textfile/shmrhash.prom     (from cron)
+    """
+    need("prometheus_client")
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    registry.register(Collector(lambda: list(all_states(session))))
+    if path:
+        text = generate_latest(registry)
+        with new_file(path) as file:
+            file.write(text)
+    elif session.json:
+        session.emit(
+            [
+                {"name": sample.name, "labels": sample.labels, "value": sample.value}
+                for family in registry.collect()
+                for sample in family.samples
+            ]
+        )
+    else:
+        sys.stdout.write(generate_latest(registry).decode())

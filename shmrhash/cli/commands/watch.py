@@ -1,0 +1,100 @@
+"""watch: the value of a key, each time it changes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from shmrhash._inspect import Extra
+from shmrhash.cli.entries.contents import Found, Plain, contents_of
+from shmrhash.cli.entries.formats import Pair
+from shmrhash.cli.entries.options import DataOptions, look_options
+from shmrhash.cli.errors import STATUS_NO
+from shmrhash.cli.session import Session, WordCommand, pass_session, words_argument
+from shmrhash.cli.words import Words, take_map
+
+
+@click.command("watch", cls=WordCommand, short_help="The value of a key, each time it changes.")
+@words_argument("MAP key DATA")
+@look_options
+@click.option("-d", "--delay", type=click.FloatRange(0.001, 3600), default=0.1, show_default=True)
+@click.option("-n", "--changes", type=click.IntRange(1), help="Stop after so many.")
+@click.option("--for", "seconds", type=click.FloatRange(0), help="Stop after so many seconds.")
+@pass_session
+def watch_command(
+    session: Session,
+    words: Words,
+    data: DataOptions,
+    delay: float,
+    changes: int | None,
+    seconds: float | None,
+) -> int:
+    """Print a key's value now and after each change, with the time, until Ctrl-C.
+
+    The value is read every --delay seconds: a change that is undone in between is not seen. Exit
+    status 1 if --for ended it before -n changes.
+
+    \b
+    Examples:
+      shmrhash watch hits key alice --str --value-u64
+      shmrhash watch jobs key 1 0 0 0 -n 1 --for 60 && echo it changed
+    """
+    name = take_map(words)
+    key: bytes | None = None
+    seen: Found | None = None
+    count = -1  # the first line is no change
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        with session.open(name) as shared_map:  # only for a moment: see top.py
+            if key is None:
+                contents = contents_of(shared_map, data)
+                key = contents.pair.need_key(words)
+            found = contents.at(shared_map).find(key)
+            if count < 0 or found != seen:
+                _print_change(session, contents, key, found, seen)
+                seen = found
+                count += 1
+        if count == changes:
+            return 0
+        left = delay if end is None else min(delay, end - time.monotonic())
+        if left <= 0:
+            return 0 if changes is None else STATUS_NO
+        time.sleep(left)
+
+
+def _print_change(
+    session: Session, contents: Plain, key: bytes, found: Found | None, before: Found | None
+) -> None:
+    now = time.time()
+    pair = contents.pair
+    if session.json:
+        name = key.hex() if contents.types is None else pair.key.to_display(key)
+        entry: dict[str, Any] = {"time": now, "key": name, "value": None}
+        if found is not None:
+            value, extra = found
+            entry["value"] = pair.value.to_display(value)
+            entry |= {} if extra is None else contents.facts(value, extra)
+        session.emit(entry)
+    else:
+        moment = time.strftime("%H:%M:%S", time.localtime(now)) + f"{now % 1:.3f}"[1:]
+        text = "not there" if found is None else _value_text(contents, *found)
+        print(f"{moment}  {text}{_difference(pair, found, before)}")
+    sys.stdout.flush()
+
+
+def _value_text(contents: Plain, value: bytes, extra: Extra | None) -> str:
+    notes = "" if extra is None else contents.notes(value, extra)
+    return contents.pair.value.to_text(value) + notes
+
+
+def _difference(pair: Pair, found: Found | None, before: Found | None) -> str:
+    """By how much a number changed; "" for other values."""
+    if found is None or before is None:
+        return ""
+    now, then = pair.value.to_display(found[0]), pair.value.to_display(before[0])
+    if isinstance(now, (int, float)) and isinstance(then, (int, float)):
+        return f"  ({now - then:+g})"
+    return ""

@@ -1,0 +1,1 @@
+"""What is in a map: keys, values and types as people write and read them."""

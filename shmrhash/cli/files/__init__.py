@@ -1,0 +1,1 @@
+"""What export writes and import reads: the formats of files, and whole maps."""

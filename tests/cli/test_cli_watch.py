@@ -1,0 +1,43 @@
+"""watch: the value of a key after each change, as text and as JSON."""
+
+import json
+
+from commandline import STR, TIMEOUT_SECONDS, run, start
+
+
+def test_watch_prints_each_change(make):
+    """Now, changed, removed, back again; numbers with their difference."""
+    shared_map = make()
+    key = b"k1".ljust(8, b"\0")
+    watching = start("watch", "hits", "key", "k1", *STR, "-d", 0.002, "-n", 3)
+
+    assert watching.stdout.readline().endswith(b"  10\n")
+    shared_map.add(key, 5)
+    assert watching.stdout.readline().endswith(b"  15  (+5)\n")
+    del shared_map[key]
+    assert watching.stdout.readline().endswith(b"  not there\n")
+    shared_map[key] = bytes(8)
+    assert watching.stdout.readline().endswith(b"  0\n")
+    assert watching.wait(TIMEOUT_SECONDS) == 0
+    watching.communicate()
+
+
+def test_watch_as_json_and_with_an_end(make):
+    make().close()
+
+    ended = run("-j", "watch", "hits", "key", "k1", *STR, "--for", 0.05, "-n", 1, status=1)
+    (line,) = map(json.loads, ended.lines)
+    assert line["value"] == 10
+    assert line["key"] == b"k1".ljust(8, b"\0").hex()
+    assert run("watch", "hits", "key", "none", "--str", "--for", 0).out.endswith("not there\n")
+
+
+def test_watch_notices_that_the_map_is_gone(make):
+    make()
+    watching = start("watch", "hits", "key", "k1", "--str", "-d", 0.002)
+    watching.stdout.readline()
+
+    run("unlink", "hits")
+
+    assert watching.wait(TIMEOUT_SECONDS) == 3
+    assert b"no segment 'hits'" in watching.communicate()[1]
