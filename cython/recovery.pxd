@@ -29,14 +29,14 @@ from atomics cimport (
 )
 from status cimport Status, OK, ABSENT, BUSY
 from layout cimport (
-    Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, PAYLOAD_SHIFT,
-    ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE,
+    Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, ELEMENT_ALLOC,
+    ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE,
     OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits,
     word_locked, word_owner, element_state, element_header, bucket_level_plus1,
 )
 from geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, name_of,
-    contexts_usable, buckets_usable, processes_usable,
+    contexts_usable, processes_usable,
 )
 from system cimport clock_ns, CLOCK_MONOTONIC
 from lock cimport Op, context_begin, lock_release, header_set, op_holds
@@ -53,7 +53,9 @@ from resize cimport merge_finish, merge_undo, split_finish
 from remove cimport line_is_held, op_settle
 from clear cimport map_clear
 from liveness cimport process_is_dead, recoverer_enter, recoverer_leave, recoverers_forget
-from salvage cimport recover_regions, recover_depot, recover_growth, recover_pins, recover_spare
+from salvage cimport (
+    bucket_there, recover_regions, recover_depot, recover_growth, recover_pins, recover_spare,
+)
 
 
 cdef inline Status recover_element(Op *op) noexcept nogil:
@@ -164,25 +166,31 @@ cdef inline void recover_resize(
         bucket_release(child)
     bucket_release(parent)
 
-cdef inline void recover_bucket(Op *op) noexcept nogil:
+cdef inline Status recover_bucket(Op *op) noexcept nogil:
     cdef Context *context = op.context
     cdef uint64_t index = load_relaxed_u64(&context.bucket)
     cdef uint64_t child = load_relaxed_u64(&context.child)
     cdef Bucket *bucket
-    if index >= buckets_usable(op.map):
-        return
+    cdef Status status = bucket_there(op, index)
+    if status != OK:
+        return OK if status == ABSENT else BUSY
     bucket = bucket_at(op.map, index)
     if not op_holds(op, &bucket.header):
-        return
+        return OK
     if context.operation == OPERATION_INSERT:
         recover_insert(op, bucket)
     elif context.operation == OPERATION_DELETE:
         recover_delete(op, bucket)
     elif (context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE) and (
-            BUCKET_COUNT_MIN <= child < buckets_usable(op.map) and bucket_parent(child) == index):
-        recover_resize(op, bucket, child, context.operation == OPERATION_SPLIT)
+            child >= BUCKET_COUNT_MIN and bucket_parent(child) == index):
+        status = bucket_there(op, child)
+        if status == OK:
+            recover_resize(op, bucket, child, context.operation == OPERATION_SPLIT)
     else:
+        status = ABSENT
+    if status == ABSENT:
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
+    return BUSY if status == BUSY else OK
 
 cdef inline Status recover_owned(Op *op) noexcept nogil:
     """Give back the objects that the context still owns."""
@@ -235,8 +243,9 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     status = recover_element(&op)
     if status != OK:
         return status
-    recover_bucket(&op)
-    status = recover_owned(&op)
+    status = recover_bucket(&op)
+    if status == OK:
+        status = recover_owned(&op)
     if status == OK and map.objects != NULL:
         status = recover_pins(&op, op.context.owner)
     if status == OK and op_holds(&op, &map.header.clearing):

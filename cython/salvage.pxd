@@ -8,19 +8,20 @@
 # recovery.pxd.
 from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence, load_acquire_u64
-from status cimport OK, Status
+from status cimport OK, ABSENT, BUSY, Status
 from layout cimport (
-    Context, Depot, Element, NAME_MAX, SPARE_SHIFT, BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE,
-    ELEMENT_ALLOC, lock_bits, element_state, block_state, block_fresh, block_free, block_head,
-    block_word,
+    Context, Depot, Element, NAME_MAX, SPARE_SHIFT, REGION_BUCKETS, BLOCK_HOLE, BLOCK_READY,
+    ELEMENT_FREE, ELEMENT_ALLOC, lock_bits, element_state, block_state, block_fresh, block_free,
+    block_head, block_word,
     depot_word, depot_count, depot_credit, depot_head,
 )
 from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, ref_class, ref_index
 from blocks cimport PoolView
 from geometry cimport (
-    depot_at, depot_pool, depots_of_all, pool_object, pool_of_kind, region_at, region_usable,
+    buckets_usable, depot_at, depot_pool, depots_of_all, pool_object, pool_of_kind, region_at,
+    region_usable,
 )
-from lock cimport Op, lock_release, header_set, op_holds
+from lock cimport Op, lock_try, lock_release, header_set, op_holds
 from budget cimport budget_owe, budget_used, budget_owe_none, pages_owed
 from supply cimport block_vacate
 from pool cimport pool_give
@@ -34,6 +35,22 @@ cdef inline void recover_regions(Op *op) noexcept nogil:
     if which < op.map.region_count:
         if op_holds(op, &region_at(op.map, <uint32_t> which).lock):
             lock_release(&region_at(op.map, <uint32_t> which).lock, 0)
+
+cdef inline Status bucket_there(Op *op, uint64_t index) noexcept nogil:
+    """Whether a bucket that the context names has memory: OK, ABSENT. BUSY: somebody has lowered
+    the watermark, and will find that what the context holds has to stay (commit.pxd)."""
+    cdef uint64_t *lock = &region_at(op.map, REGION_BUCKETS).lock
+    cdef uint64_t held = 0
+    cdef Status status
+    if index < buckets_usable(op.map):
+        return OK
+    op.context.region = REGION_BUCKETS + 1
+    compiler_fence()
+    if lock_try(op, lock, &held) != OK:
+        return BUSY
+    status = OK if index < buckets_usable(op.map) else ABSENT
+    lock_release(lock, held)
+    return status
 
 cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
     """The word of the block that the context names, if it holds it."""

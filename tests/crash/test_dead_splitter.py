@@ -6,6 +6,9 @@ INSERTIONS_MAX of them, because the dead was recovered or his bucket passed; and
 bucket recovers him.
 """
 
+import os
+import struct
+
 import numpy as np
 import pytest
 import stepping
@@ -19,6 +22,8 @@ PUT_OFF = 8  # so many splits are put off before somebody asks whether the dead 
 INSERTIONS_MAX = PUT_OFF + 8  # the load is there: a few bring it back to where it was
 BATCH = 4
 FRESH = 1 << 32
+REGION_OFFSET = 384 + 4 * 64  # of the buckets: its lock, and how much of it may be touched
+HELD_BY_FIRST = 1  # a lock word: context 0 is the survivor's
 
 
 def parent_is_held(m):
@@ -82,3 +87,29 @@ def test_a_dead_splitter_is_met_by_who_inserts_in_batches(map_name):
     finally:
         m.unlink()
         m.close()
+
+
+def test_a_dead_splitter_is_recovered_when_memory_has_not_gone_back(map_name):
+    """C1, M1: while somebody lowers the watermark, to see whether the end of the array can go, the
+    bucket that the dead one holds there is not forgotten."""
+    with stepping.on_cpu(stepping.default_cpu()):
+        m, key, segment = fill_up_to_a_split(map_name)
+    held = 0
+    for _ in stepping.crash_states(
+        opened(m.name), lambda handle: handle.update(word(key), word(key)), segment
+    ):
+        if not parent_is_held(m):
+            continue
+        held += 1
+        file = os.open(segment.path, os.O_RDWR)
+        before = os.pread(file, 16, REGION_OFFSET)
+        os.pwrite(file, struct.pack("<QQ", HELD_BY_FIRST, 4096), REGION_OFFSET)
+        RHashMap.open(m.name).close()  # attaching recovers the dead
+        os.pwrite(file, before, REGION_OFFSET)
+        os.close(file)
+
+        assert m.check()["exact"]
+        assert all(m[word(old)] == word(old) for old in range(1, key))
+    assert held > 5, "no state had the parent"
+    m.unlink()
+    m.close()

@@ -24,7 +24,7 @@ from depot cimport depot_hold, depot_here, element_take
 from element cimport element_own
 from field cimport FIELD_ADD, FIELD_SIGNED, Field
 from geometry cimport (
-    Local, Map, context_at, context_redo, element_at, element_value, geometry_bind,
+    Local, Map, buckets_usable, context_at, context_redo, element_at, element_value, geometry_bind,
     geometry_compute,
 )
 from hashing cimport hash_key
@@ -52,7 +52,8 @@ from system cimport (
     CLOCK_MONOTONIC, MAP_FAILED, MAP_SHARED, PROT_READ, clock_ns, close, fstat, mmap, munmap,
     stat_t,
 )
-from table cimport table_count, table_hold
+from table cimport table_count
+from resize cimport pair_hold
 from wait cimport sleep_ns, wait_step
 from walk cimport BucketFacts, bucket_look, walk_on
 
@@ -415,6 +416,7 @@ cdef inline void die(Thread *me) noexcept nogil:
     cdef uint64_t key = roll(me) % me.keys
     cdef uint64_t how = roll(me) % 11
     cdef uint64_t held = 0
+    cdef uint64_t child, child_held
     cdef uint64_t[4] value
     cdef Op *op = &me.op
     op_for(me, op, &key)
@@ -432,9 +434,9 @@ cdef inline void die(Thread *me) noexcept nogil:
     elif how == 8:
         depot_hold(op, depot_here(op.map), &held, True)
     elif how == 9:
-        held = load_relaxed_u64(&op.map.header.table)
-        if not word_locked(held):
-            table_hold(op, held, table_count(op.map), OPERATION_SPLIT)
+        child = table_count(op.map)
+        if child < buckets_usable(op.map):
+            pair_hold(op, child, OPERATION_SPLIT, &held, &child_held)
     leave_life(me)
 
 cdef inline void seeded(Thread *me) noexcept nogil:
