@@ -86,6 +86,7 @@ cdef struct Map:
     uint64_t device            # of the segment's file, to recognise it again
     uint64_t inode
     uint64_t splits_put_off    # by this handle, because somebody held a lock
+    bint (*owner_recover)(void *op) noexcept nogil     # of a layer above (session.pxd); or NULL
     int64_t timeout_ns         # how long to wait for a live owner; negative is for ever
     char *path                 # of the segment, to open it again; NULL if it has none
     int fd

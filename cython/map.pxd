@@ -43,7 +43,6 @@ from lookup cimport first_slot, map_find, map_look, slot_finds_word
 from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held, bucket_hold_unchanged
 from rest cimport rest_shorten
 from sweep cimport sweep_some
-from recovery cimport owner_recover
 
 cdef enum:
     UPDATE_ANY = 0
@@ -98,7 +97,9 @@ cdef inline void split_put_off(Op *op, uint64_t child) noexcept nogil:
     """Somebody holds what a split takes. It is left to the next insertion; every 8th time asks
     whether whoever holds it lives, and if so passes that bucket."""
     op.map.splits_put_off += 1
-    if op.map.splits_put_off & SPLITS_PUT_OFF_MASK == 0 and not owner_recover(op):
+    if op.map.splits_put_off & SPLITS_PUT_OFF_MASK != 0:
+        return
+    if op.map.owner_recover == NULL or not op.map.owner_recover(op):
         table_pass(op, child)
 
 cdef inline Status map_split(Op *op, uint64_t child) noexcept nogil:

@@ -319,6 +319,10 @@ cdef inline bint owner_recover(Op *op) noexcept nogil:
     # Another dead process may stand in the way of that.
     return process_recover(op.map, process) == OK or recover_all(op.map) != 0
 
+cdef inline bint owner_recover_called(void *op) noexcept nogil:
+    """owner_recover, as Map.owner_recover calls it."""
+    return owner_recover(<Op *> op)
+
 cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
     """Recover the dead processes that died inside an operation, or while it waited with an element
     in hand; how many were. To be called before saying that the map, or memory, is full: the dead

@@ -21,7 +21,7 @@ from commit cimport HUGE_BYTES
 from lock cimport Op
 from remove cimport op_settle
 from liveness cimport Standing, context_claim, context_note_time, process_leave, process_register
-from recovery cimport recover_all
+from recovery cimport owner_recover_called, recover_all
 from inherit cimport process_inherit
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -97,6 +97,7 @@ cdef inline bint session_map(Map *map, int fd, const char **missing) noexcept no
             map.depots_offset - map.region_offset[REGION_PROCESSES], PROT_READ | PROT_WRITE) != 0:
         map.file_read_only = True
     geometry_bind(map, <uint8_t *> base)
+    map.owner_recover = owner_recover_called
     map.local = <Local *> page
     return True
 
