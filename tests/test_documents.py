@@ -213,6 +213,14 @@ def test_links_lead_somewhere(path):
     assert not wrong
 
 
+@each_document
+def test_named_files_are_there(path):
+    """`tests/...`, `examples/...` and the like in a document are parts of the project."""
+    named = re.findall(r"`((?:tests|examples|docs|shmrhash)/[\w./]+)[ `]", path.read_text())
+
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
 def test_drawings_are_what_their_sources_write():
     command = [sys.executable, ROOT / "docs" / "drawings" / "make.py", "--check"]
 
