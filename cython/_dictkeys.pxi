@@ -269,7 +269,8 @@ cdef class DictKeys(DictBase):
         """A read-only memoryview of the bytes of a value, where they are, without a copy.
 
         They stay as they are for as long as it lives, whatever becomes of the key; if the process
-        dies, they are freed. A child of fork must not use it. Costs about a lookup, at any size.
+        dies, they are freed. A child of os.fork() keeps them for itself, whatever its parent does.
+        Costs about a lookup, at any size.
         While the handle has 1,024 views, or the map 65,536, it is a copy of the bytes instead.
 
         Raises KeyNotFound (ENOENT), InvalidArgument (values that stand in the entry), ReadOnlyMap

@@ -275,7 +275,7 @@ cdef class ObjectHandle(ModifyHandle):
         cdef Status status
         cdef uint64_t held = 0
         cdef uint64_t done = 0
-        cdef Clearing clearing = Clearing(0, 0, 0, False)
+        cdef Clearing clearing = Clearing(0, 0, False)
         cdef Patience patience = self._patience()
         self._enter_to_write(&op)
         try:

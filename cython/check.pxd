@@ -5,7 +5,8 @@
 # report says so (exact is False) and whoever asked tries again or takes it for what it is: a
 # finding made while others write may be their work under way.
 #
-#   table     buckets 0..N-1 exist at the level that N gives them; none beyond, and those are empty
+#   table     of buckets 0..N-1 those are there that others have been split into, each at the level
+#             that its last child gives it; none beyond; those that are not there are empty
 #   chains    gaps only in a bucket without link; a line has two elements or more; tags are hashes;
 #             every entry belongs where it is; no key twice; elements LIVE, each named once
 #   depots    count elements, FREE, each in one place
@@ -19,10 +20,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from atomics cimport load_acquire_u64, load_relaxed_u64, load_relaxed_u32, words_equal
 from layout cimport (
-    Bucket, Element, Context, SLOT_COUNT, LINK_SLOT, LINE_BYTES, PAYLOAD_SHIFT, BLOCK_HOLE,
-    BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, ELEMENT_LOCKED, word_locked, word_held_by, word_owner,
-    element_state, bucket_level_plus1, block_state, block_fresh, block_free, block_head,
-    depot_count, depot_credit, depot_head,
+    Bucket, Element, Context, SLOT_COUNT, LINK_SLOT, LINE_BYTES, LOCK_MASK, PAYLOAD_SHIFT,
+    BLOCK_HOLE, BLOCK_READY, ELEMENT_FREE, ELEMENT_LIVE, ELEMENT_LOCKED, word_locked, word_held_by,
+    word_owner, element_state, bucket_level_plus1, block_state, block_fresh, block_free,
+    block_head, depot_count, depot_credit, depot_head,
 )
 from blocks cimport PoolView
 from hashing cimport hash_key
@@ -30,9 +31,8 @@ from geometry cimport (
     Map, bucket_at, element_at, context_at, pool_object, region_usable, contexts_usable, name_of,
     buckets_usable, region_at,
 )
-from segment cimport bucket_level
 from chain cimport chain_next, line_used
-from table cimport level_covers
+from table cimport bucket_fits, level_covers
 from count cimport budget_error, objects_lost
 
 cdef enum Problem:
@@ -198,19 +198,18 @@ cdef inline bint check_table(Map *map, Report *report) noexcept nogil:
     cdef uint64_t index
     cdef Bucket *bucket
     report.buckets = word >> PAYLOAD_SHIFT
-    if report.buckets > limit or report.buckets > map.bucket_max or report.buckets < 4:
+    if report.buckets > limit or report.buckets > map.bucket_max or report.buckets < 4 or (
+            word & LOCK_MASK):
         return report_add(report, BAD_TABLE, report.buckets)
-    if word_locked(word):
-        return report_add(report, LOCK_HELD, 0)
     for index in range(limit if limit < map.bucket_max else map.bucket_max):
         bucket = bucket_at(map, index)
         if word_locked(bucket.header):
             return report_add(report, LOCK_HELD, index)
-        if index >= report.buckets:
+        if index < report.buckets and not bucket_fits(map, report.buckets, index):
+            return report_add(report, BAD_LEVEL, index)
+        if index >= report.buckets or bucket_level_plus1(bucket.header) == 0:
             if bucket_level_plus1(bucket.header) != 0 or line_used(bucket) != 0:
                 return report_add(report, BAD_EMPTY_BUCKET, index)
-        elif bucket_level_plus1(bucket.header) != bucket_level(report.buckets, index) + 1:
-            return report_add(report, BAD_LEVEL, index)
         elif not check_chain(map, report, index):
             return False
     return True

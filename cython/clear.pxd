@@ -3,48 +3,40 @@
 #
 # header.clearing is held all the while; whoever wants to insert a key finds it BUSY. Updates and
 # deletes go on. The buckets are emptied from the last to the first: a merge moves entries down. A
-# split that was under way moves some up, into a bucket that the table word does not count before it
-# is released. So this ends with a pass that finds every bucket empty, after which that word is not
-# held, and nothing was split or merged meanwhile. A cleaner that dies is recovered by whoever meets
-# the word, or the process's other locks; its work is finished then (recovery.pxd).
+# split that was under way moves some up, perhaps into a bucket that was looked at before. But it is
+# counted before its parent is let go, so whoever has found the parent empty, under its lock, knows
+# of it: this ends with a pass that finds every bucket empty and before and after which the number
+# of splits was the same. A cleaner that dies is recovered by whoever meets the word, or the
+# process's other locks; its work is finished then (recovery.pxd).
 from libc.stdint cimport uint64_t
-from atomics cimport load_acquire_u64, load_relaxed_u64
+from atomics cimport load_acquire_u64
 from status cimport Status, OK, ABSENT
-from layout cimport PAYLOAD_SHIFT, word_locked
 from geometry cimport Map
-from lock cimport Op, lock_busy
+from lock cimport Op
 from table cimport table_count
 from remove cimport map_clear_bucket, map_shrink_if_empty
 
 # How far a cleaner has come. Begin with zeros.
 cdef struct Clearing:
     uint64_t index             # buckets below it are to be looked at
-    uint64_t count             # buckets when this pass began,
-    uint64_t resizes           # and splits and merges that there had been
+    uint64_t splits            # that there had been when this pass began
     bint empty                 # nothing was found in this pass
-
-cdef inline uint64_t table_resizes(Map *map) noexcept nogil:
-    """Splits and merges so far; of one under way it counts before the table word is released."""
-    return load_relaxed_u64(&map.header.statistics.grows) + load_relaxed_u64(
-        &map.header.statistics.shrinks)
 
 cdef inline Status clear_step(Op *op, Clearing *clearing) noexcept nogil:
     """Delete one entry, or begin another pass: OK. ABSENT: none is left. BUSY, RETRY: call again.
     """
-    # Acquire: pairs with the release of the table word; then what it counts, and what was resized.
-    cdef uint64_t table = load_acquire_u64(&op.map.header.table)
-    cdef uint64_t count = table >> PAYLOAD_SHIFT
+    # Acquire: pairs with the fence in bucket_set_level. A bucket that was split off before this is
+    # below the number that is read after it.
+    cdef uint64_t splits = load_acquire_u64(&op.map.header.statistics.grows)
+    cdef uint64_t count = table_count(op.map)
     cdef Status status = ABSENT
     if count > op.map.bucket_max:              # only in a damaged segment
         count = op.map.bucket_max
     if clearing.index == 0:
-        if clearing.empty and word_locked(table):
-            return lock_busy(op, &op.map.header.table, table)
-        if clearing.empty and count == clearing.count and (
-                clearing.resizes == table_resizes(op.map)):
+        if clearing.empty and clearing.splits == splits:
             return ABSENT
-        clearing.resizes = table_resizes(op.map)
-        clearing.index = clearing.count = count
+        clearing.splits = splits
+        clearing.index = count
         clearing.empty = True
     while clearing.index > 0 and status == ABSENT:         # each turn leaves a bucket behind
         status = map_clear_bucket(op, clearing.index - 1)
@@ -61,7 +53,7 @@ cdef inline Status clear_step(Op *op, Clearing *clearing) noexcept nogil:
 
 cdef inline Status map_clear(Op *op) noexcept nogil:
     """Delete everything. OK; or what stood in the way, and more is left."""
-    cdef Clearing pass_ = Clearing(0, 0, 0, False)
+    cdef Clearing pass_ = Clearing(0, 0, False)
     cdef Status status = OK
     while status == OK:                        # each turn deletes an entry; none are inserted
         status = clear_step(op, &pass_)

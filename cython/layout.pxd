@@ -9,7 +9,7 @@
 # (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:
 # 0 says "none".
 #
-# Lock words. All of them (bucket, element, table, depot, credits, block, region) share 16 low bits:
+# Lock words. All of them (bucket, element, depot, credits, block, region) share 16 low bits:
 #
 #      63                          16 15            1   0
 #     +------------------------------+---------------+---+
@@ -22,7 +22,7 @@
 #
 # Payloads, from bit 16 up:
 #   bucket   level+1 : 6   reserved : 2   version : 40      level+1 == 0: this bucket does not exist
-#   element  state : 3     version : 45      table    bucket_count : 48
+#   element  state : 3     version : 45      table    bucket_count : 48, nobody's lock
 #   depot    count : 8     credit : 8      head element : 32      credits   credits : 48
 #   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
 #   budget   pages that objects take : 48      region, clearing   unused
@@ -185,7 +185,7 @@ cdef struct Header:
     uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
     uint64_t _reserved_a[3]
     uint64_t sweep_rest, sweep     # rest.pxd; and a hint: where the next sweep begins (sweep.pxd)
-    uint64_t table             # lock word: bucket_count. Its own cache line, as are those below.
+    uint64_t table             # bucket_count. Its own cache line, as are those below.
     uint64_t fences            # not 0, for ever: who looks at an object makes a fence (hazard.pxd)
     uint64_t _reserved_b[6]
     uint64_t credits           # lock word: entries that may still be added and are in no depot

@@ -58,6 +58,8 @@ cdef extern from *:
     unsigned int shm_registrations
 
 cdef enum:
+    AHEAD = 16                 # slots and contexts that there are for newcomers, if memory runs out
+    AHEAD_BYTES_MAX = 8192     # but not of contexts with large redo buffers
     LOCK_TRIES_MAX = 3         # of a byte that was found free just after it was not to be had
     RECOVERER_MASK = 0xFFFF
     RECOVERED_ONE = 0x10000
@@ -209,6 +211,7 @@ cdef inline Status process_claim(Map *map, int fd, uint64_t *index, bint *locked
             if map.read_only:                  # only this process stores to its claim
                 store_relaxed_u64(
                     &map.processes[at].used, map.processes[at].used | CLAIM_READS)
+            region_extend(map, REGION_PROCESSES, (at + 1 + AHEAD) * sizeof(ProcessSlot))
             index[0] = at
             locked[0] = kind == CLAIM_LOCKED
             return OK
@@ -300,6 +303,8 @@ cdef inline Status context_claim_for(
             if load_relaxed_u64(&map.header.fences) != 0:
                 context_fences(context)
             context_forget(map, context)
+            if AHEAD * map.context_stride <= AHEAD_BYTES_MAX:
+                region_extend(map, REGION_CONTEXTS, (at + 1 + AHEAD) * map.context_stride)
             index[0] = at
             return OK
     return NO_CONTEXT

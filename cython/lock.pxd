@@ -5,7 +5,7 @@
 # in the Op; the operation gives up everything it holds, and wait.pxd watches the word, asks the
 # kernel whether its owner lives, and recovers it if not. Then the operation starts again.
 #
-# Lock order: clearing -> table -> bucket -> child bucket -> depot -> credits -> block -> budget. At
+# Lock order: clearing -> bucket -> child bucket -> depot -> credits -> block -> budget. At
 # most one of each. An
 # element's header is taken by one CAS that is never waited for while anything else is held. While a
 # bit is held: no system call, no allocation, no Python (regions and holes apart: commit.pxd).

@@ -14,16 +14,16 @@
 # word's store; delete: the header's DEAD.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
-    load_relaxed_u64, add_relaxed_u64, compiler_fence, copy_in, copy_words, unlikely,
-    store_relaxed_u64, likely,
+    load_relaxed_u32, load_relaxed_u64, add_relaxed_u64, compiler_fence, copy_in, copy_words,
+    unlikely, store_relaxed_u64, likely,
 )
 from status cimport (
     Status, OK, ABSENT, BUSY, PRESENT, NO_MEMORY, FULL, RETRY, NEED_BUCKETS, NEED_ELEMENTS,
     NEED_LINES,
 )
 from layout cimport (
-    Bucket, Element, LINE_BYTES, BUCKET_VERSION_ONE, REGION_BUCKETS, OPERATION_INSERT,
-    element_state, ELEMENT_LIVE, ELEMENT_ULOCK,
+    Bucket, Element, LINE_BYTES, LINK_BASE, LINK_SLOT, BUCKET_VERSION_ONE, REGION_BUCKETS,
+    OPERATION_INSERT, element_state, ELEMENT_LIVE, ELEMENT_ULOCK,
 )
 from hashing cimport hash_key
 from geometry cimport Map, context_redo, element_at, element_value, name_of, bucket_at
@@ -37,7 +37,8 @@ from element cimport (
     element_stands, element_update, element_is_over, element_own, element_settle,
 )
 from reference cimport element_replace, names_forget, refs_attach, refs_blank, refs_detach
-from table cimport table_count, table_grow, table_guess, entries_taken
+from table cimport bucket_missed, table_count, table_guess, entries_taken
+from resize cimport table_pass, table_split
 from lookup cimport first_slot, map_find, map_look, slot_finds_word
 from remove cimport WRITE_TRIES_MAX, bucket_hold, map_delete_held, bucket_hold_unchanged
 from rest cimport rest_shorten
@@ -50,7 +51,7 @@ cdef enum:
     UPDATE_EXIST = 2
 
 cdef enum:
-    SPLITS_PUT_OFF_MASK = 63   # asking costs 0.3 us
+    SPLITS_PUT_OFF_MASK = 7    # asking costs 0.3 us; whoever runs lets go long before
 
 
 cdef inline Status map_memory(Op *op, Status need) noexcept nogil:
@@ -92,6 +93,34 @@ cdef inline Status insert_hold(
         return ABSENT
     lock_release(&bucket[0].header, held)
     return RETRY if status == OK else status           # somebody inserted it: update that one
+
+cdef inline void split_put_off(Op *op, uint64_t child) noexcept nogil:
+    """Somebody holds what a split takes. It is left to the next insertion; every 8th time asks
+    whether whoever holds it lives, and if so passes that bucket."""
+    op.map.splits_put_off += 1
+    if op.map.splits_put_off & SPLITS_PUT_OFF_MASK == 0 and not owner_recover(op):
+        table_pass(op, child)
+
+cdef inline Status map_split(Op *op, uint64_t child) noexcept nogil:
+    """Split a bucket off, with the memory that it takes."""
+    cdef Status status = table_split(op, child)
+    if status == NEED_BUCKETS or status == NEED_LINES:
+        status = map_memory(op, status)
+        if status == NO_MEMORY:                        # chains grow longer instead
+            add_relaxed_u64(&op.map.header.statistics.growth_stopped, 1)
+        if status == OK:
+            status = table_split(op, child)
+    if status == BUSY:
+        split_put_off(op, child)
+    return status
+
+cdef inline void map_catch_up(Op *op, Bucket *bucket) noexcept nogil:
+    """After an insertion into a bucket that has lines now: if it has missed a split, because the
+    number passed a bucket, make up for that."""
+    cdef uint64_t child = bucket_missed(
+        op.map, <uint64_t> (<uint8_t *> bucket - op.map.buckets) // LINE_BYTES)
+    if unlikely(child != 0):
+        map_split(op, child)
 
 cdef inline Status insert_try(
         Op *op, const uint8_t *value, const Found *miss, bint scavenge) noexcept nogil:
@@ -135,34 +164,19 @@ cdef inline Status insert_try(
     store_relaxed_u64(&op.context.element, 0)
     if map.ref_count != 0:
         names_forget(op)
+    if unlikely(load_relaxed_u32(&bucket.indices[LINK_SLOT]) >= LINK_BASE):
+        map_catch_up(op, bucket)
     return OK
-
-cdef inline void split_put_off(Op *op) noexcept nogil:
-    """Somebody holds what a split takes. It is left to the next insertion; but nobody ever waits
-    for the table word, so every 64th time asks whether whoever holds it lives."""
-    op.map.splits_put_off += 1
-    if op.map.splits_put_off & SPLITS_PUT_OFF_MASK == 0:
-        owner_recover(op)
 
 cdef inline void map_grow_if_loaded(Op *op) noexcept nogil:
     """After an insert: at most two splits, if the load is high."""
     cdef uint64_t taken = entries_taken(op.map)
     cdef uint64_t count = table_count(op.map)
-    cdef Status status
     cdef int turn
     for turn in range(2):
         if taken * 2 <= count * 7 or (turn == 1 and taken * 2 <= count * 9):
             return
-        status = table_grow(op)
-        if status == NEED_BUCKETS or status == NEED_LINES:
-            status = map_memory(op, status)
-            if status == NO_MEMORY:                    # chains grow longer instead
-                add_relaxed_u64(&op.map.header.statistics.growth_stopped, 1)
-            if status == OK:
-                status = table_grow(op)
-        if status == BUSY:
-            split_put_off(op)
-        if status != OK:
+        if map_split(op, table_count(op.map)) != OK:
             return
 
 cdef inline Status map_insert(

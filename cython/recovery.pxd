@@ -20,7 +20,7 @@
 #   element UPD          redo -> value, LIVE         ULOCK, LOCKED   LIVE
 #   bucket, INSERT       element named by a slot: done; else the element is freed
 #   bucket, DELETE       element DEAD: its slot is cleared; else nothing happened
-#   bucket, SPLIT/MERGE  before its commit undone, after it finished (table.pxd)
+#   bucket, SPLIT/MERGE  before its commit undone, after it finished (resize.pxd)
 # The cost does not depend on the number of entries, but on the length of one chain.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from atomics cimport (
@@ -48,7 +48,8 @@ from chain cimport (
 )
 from reference cimport refs_exchange
 from rest cimport rest_shorten
-from table cimport split_finish, merge_finish, chain_drop_bit, bucket_release
+from table cimport bucket_parent, bucket_release
+from resize cimport merge_finish, merge_undo, split_finish
 from remove cimport line_is_held, op_settle
 from clear cimport map_clear
 from liveness cimport process_is_dead, recoverer_enter, recoverer_leave, recoverers_forget
@@ -139,47 +140,35 @@ cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
         add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
     bucket_release(bucket)
 
-cdef inline void recover_resize(Op *op, uint64_t child_index, bint split) noexcept nogil:
-    """A split or merge: of the locks it takes, the parent's is the first after the table's."""
-    cdef Map *map = op.map
+cdef inline void recover_resize(
+        Op *op, Bucket *parent, uint64_t child_index, bint split) noexcept nogil:
+    """A split or merge whose parent is held. The number of buckets needs nothing: what is below it
+    and not there is a gap."""
     cdef uint32_t level = 63 - count_leading_zeros(child_index)
-    cdef Bucket *parent = bucket_at(map, child_index ^ (1ULL << level))
-    cdef Bucket *child = bucket_at(map, child_index)
+    cdef Bucket *child = bucket_at(op.map, child_index)
     cdef bint parent_is_deep
+    # A child that is not held was not begun with, or is done; somebody else may have it.
     cdef bint child_held = op_holds(op, &child.header)
-    if op_holds(op, &parent.header):
-        # A child that is not held was not begun with, or is done; somebody else may have it.
-        recover_line(op, parent, child if child_held else NULL)
-        chain_repair(op, parent)
-        parent_is_deep = bucket_level_plus1(load_relaxed_u64(&parent.header)) == level + 2
-        if child_held and split and bucket_level_plus1(load_relaxed_u64(&child.header)) != 0:
-            split_finish(op, parent, child, level)
-        elif child_held and split:
-            chain_clear(op, child)
-        elif child_held and not parent_is_deep:
-            merge_finish(op, child)
-        elif not split and parent_is_deep:
-            chain_drop_bit(op, parent, <uint32_t> 1 << level)
-        if child_held:
-            bucket_release(child)
-        bucket_release(parent)
-    if op_holds(op, &map.header.table):
-        lock_release(&map.header.table, (
-            child_index + (bucket_level_plus1(load_relaxed_u64(&child.header)) != 0)
-        ) << PAYLOAD_SHIFT)
+    recover_line(op, parent, child if child_held else NULL)
+    chain_repair(op, parent)
+    parent_is_deep = bucket_level_plus1(load_relaxed_u64(&parent.header)) >= level + 2
+    if child_held and split and bucket_level_plus1(load_relaxed_u64(&child.header)) != 0:
+        split_finish(op, parent, child, level)
+    elif child_held and split:
+        chain_clear(op, child)
+    elif child_held and not parent_is_deep:
+        merge_finish(op, child)
+    elif not split and parent_is_deep:
+        merge_undo(op, parent, level)
+    if child_held:
+        bucket_release(child)
+    bucket_release(parent)
 
 cdef inline void recover_bucket(Op *op) noexcept nogil:
     cdef Context *context = op.context
     cdef uint64_t index = load_relaxed_u64(&context.bucket)
     cdef uint64_t child = load_relaxed_u64(&context.child)
     cdef Bucket *bucket
-    if context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE:
-        if op_holds(op, &op.map.header.table):
-            if child >= BUCKET_COUNT_MIN and child < buckets_usable(op.map):
-                recover_resize(op, child, context.operation == OPERATION_SPLIT)
-            else:                              # taken before the watermark was looked at
-                lock_release(&op.map.header.table, load_relaxed_u64(&op.map.header.table))
-        return
     if index >= buckets_usable(op.map):
         return
     bucket = bucket_at(op.map, index)
@@ -189,6 +178,9 @@ cdef inline void recover_bucket(Op *op) noexcept nogil:
         recover_insert(op, bucket)
     elif context.operation == OPERATION_DELETE:
         recover_delete(op, bucket)
+    elif (context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE) and (
+            BUCKET_COUNT_MIN <= child < buckets_usable(op.map) and bucket_parent(child) == index):
+        recover_resize(op, bucket, child, context.operation == OPERATION_SPLIT)
     else:
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
 

@@ -8,7 +8,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
     compiler_fence, cas_acq_rel_u64, copy_out, fence_release, load_acquire_u64, load_relaxed_u32,
-    load_relaxed_u64, store_relaxed_u64, unlikely, cas_acquire_u64,
+    load_relaxed_u64, store_relaxed_u64, unlikely, cas_acquire_u64, pause,
 )
 from status cimport ABSENT, BUSY, CORRUPT, OK, RETRY, Status
 from layout cimport (
@@ -21,7 +21,9 @@ from geometry cimport (
     region_usable,
 )
 from special cimport fields_blank
-from lock cimport Op, OP_HOLD, OP_TYPED, lock_acquire, lock_release
+from lock cimport (
+    Op, OP_HOLD, OP_TYPED, SPIN_PAUSES_MAX, lock_acquire, lock_busy, lock_release,
+)
 from commit cimport region_release
 from pool cimport pool_give
 from depot cimport element_give
@@ -30,7 +32,8 @@ from chain cimport Found, chain_find, chain_remove, line_stash
 from starving cimport starving_end
 from element cimport element_await, element_is_over
 from reference cimport refs_drop
-from table cimport entries_taken, level_covers, table_count, table_find, table_shrink
+from table cimport entries_taken, level_covers, table_count, table_find
+from resize cimport table_shrink
 
 cdef enum:
     WRITE_TRIES_MAX = 64
@@ -70,22 +73,28 @@ cdef inline void op_settle(Op *op) noexcept nogil:
 
 cdef inline Status bucket_hold(
         Op *op, uint32_t operation, Bucket **bucket, uint64_t *held) noexcept nogil:
-    """Lock the bucket that the operation's hash belongs to."""
+    """Lock the bucket that the operation's hash belongs to, as long as it does: who comes late, and
+    is stopped, holds nothing that a split needs."""
     cdef uint64_t index = 0
-    cdef Status status
+    cdef uint64_t seen = 0
+    cdef int _
     bucket[0] = table_find(op.map, op.hash, &index)
     if bucket[0] == NULL:
         return CORRUPT
     op.context.operation = operation
     op.context.bucket = index
     compiler_fence()
-    status = lock_acquire(op, &bucket[0].header, held)
-    if status != OK:
-        return status
-    if not level_covers(bucket_level_plus1(held[0]), index, op.hash):
-        lock_release(&bucket[0].header, held[0])       # it was split or merged meanwhile
-        return RETRY
-    return OK
+    for _ in range(SPIN_PAUSES_MAX):
+        seen = load_relaxed_u64(&bucket[0].header)
+        if not level_covers(bucket_level_plus1(seen), index, op.hash):
+            return RETRY                               # it was split or merged meanwhile
+        if not word_locked(seen):
+            held[0] = word_taken(seen, op.self_index)
+            # Acquire: as in lock_try.
+            if cas_acquire_u64(&bucket[0].header, seen, held[0]):
+                return OK
+        pause()
+    return lock_busy(op, &bucket[0].header, seen)
 
 cdef inline bint bucket_hold_unchanged(
         Op *op, uint32_t operation, const Found *miss) noexcept nogil:

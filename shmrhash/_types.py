@@ -49,7 +49,9 @@ class Array:
     What is stored is converted to dtype if that loses no kind (as numpy's "same_kind") and stands
     in C order. What d[key] and get() return is a read-only array on the shared memory; the bytes
     stay as they are for as long as it, or a view of it, lives, also when the key is overwritten or
-    deleted. A handle holds 1,024 such arrays at a time; what it reads beyond that is a copy,
+    deleted. So they do in a child of fork that inherits the array, even when its parent drops it or
+    ends: os.fork(), and what uses it, pins it for the child (not a C library that forks by itself).
+    A handle holds 1,024 such arrays at a time; what it reads beyond that is a copy,
     counted by info()["objects"]["views_copied"]. values(), items() and copy() always copy.
 
     Raises ImportError (no NumPy), TypeError, InvalidArgument (a dtype with objects).

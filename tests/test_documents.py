@@ -1,5 +1,6 @@
 """The documents are true: programs run, links lead somewhere, drawings are as their sources say."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -218,6 +219,18 @@ def test_drawings_are_what_their_sources_write():
     done = run(command, SEGMENTS, ROOT)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_segment_is_drawn_to_scale(make_map, monkeypatch):
+    """M1: the drawing's numbers are those of such a map; more processors have a few more depots."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "drawings")
+    segment = importlib.import_module("segment")
+
+    facts = make_map(key_size=8, value_size=8, max_entries=1_000_000).info()
+
+    drawn = sum(size for _, size, _ in segment.REGIONS)
+    assert facts["bytes_reserved"] == pytest.approx(drawn, rel=0.05)
+    assert facts["bytes_committed"] == pytest.approx(dict(segment.COMMITTED)["empty"], rel=0.2)
 
 
 def test_every_drawing_is_shown():

@@ -316,3 +316,13 @@ def test_shared_table_has_no_torn_row(start_method):
 
     assert result.status == 0, result.out + result.err
     assert "\n0 torn, 0 not whole at the end\n" in result.out
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_bank_loses_no_money_to_kills(start_method):
+    """W1, C1: a payment of two keys is finished by whoever comes next, and counts once."""
+    program = ROOT / "examples" / "bank.py"
+    finished = run(program, "--kills", 40, "--accounts", 5, "--start-method", start_method)
+
+    assert finished.status == 0, finished.out + finished.err
+    assert "the sum is 5,000 of 5,000" in finished.out

@@ -50,6 +50,7 @@ CORE = [
     "element",
     "reference",
     "table",
+    "resize",
     "lookup",
     "remove",
     "sweep",

@@ -8,22 +8,13 @@ STEPS = [
     ("before", "", ("L", "smsmm", False), (None, "", False)),
     ("1", "lock parent and child", ("L", "smsmm", True), (None, "", True)),
     ("2", "copy what moves", ("L", "smsmm", True), (None, "mmm", True)),
-    ("3", "child gets a level: commit", ("L", "smsmm", True), ("L+1", "mmm", True)),
-    ("4", "parent gets the next level", ("L+1", "smsmm", True), ("L+1", "mmm", True)),
-    ("5", "clear what has moved", ("L+1", "ss", True), ("L+1", "mmm", True)),
-    ("6", "unlock child and parent", ("L+1", "ss", False), ("L+1", "mmm", False)),
-    ("7", "the table has one more", ("L+1", "ss", False), ("L+1", "mmm", False)),
+    ("3", "one bucket more", ("L", "smsmm", True), (None, "mmm", True)),
+    ("4", "child gets a level: commit", ("L", "smsmm", True), ("L+1", "mmm", True)),
+    ("5", "parent gets the next level", ("L+1", "smsmm", True), ("L+1", "mmm", True)),
+    ("6", "clear what has moved", ("L+1", "ss", True), ("L+1", "mmm", True)),
+    ("7", "unlock child and parent", ("L+1", "ss", False), ("L+1", "mmm", False)),
 ]
-READERS = [
-    "in the parent",
-    "in the parent",
-    "in the parent",
-    "in either",
-    "in the child",
-    "in the child",
-    "in the child",
-    "in the child",
-]
+COMMIT = 4  # before it a reader finds what moves in the parent, after it in the child
 
 
 def bucket(drawing, x, y, name, level, entries, locked):
@@ -59,8 +50,10 @@ def draw():
             drawing.text(x + 30, y + 22, what, size=12)
         bucket(drawing, x + 11, y + 36, "parent", *parent)
         bucket(drawing, x + 11, y + 90, "child", *child)
-        hue = "blue" if place < 3 else "amber" if place == 3 else "green"
-        drawing.box(x + 11, y + 146, 176, 30, READERS[place], hue=hue, size=12.5)
+        found, hue = "in the parent", "blue"
+        if place >= COMMIT:
+            found, hue = ("in either", "amber") if place == COMMIT else ("in the child", "green")
+        drawing.box(x + 11, y + 146, 176, 30, found, hue=hue, size=12.5)
     drawing.rect(24, 500, 14, 14, "blue", radius=3)
     drawing.text(44, 512, "stays", size=12, hue="soft")
     drawing.rect(96, 500, 14, 14, "green", radius=3)
@@ -70,7 +63,7 @@ def draw():
     drawing.text(
         876,
         512,
-        "Killed before 3: undone. Killed after 3: finished.",
+        "Killed before 4: undone. Killed after 4: finished.",
         size=12,
         hue="soft",
         anchor="end",

@@ -5,11 +5,12 @@ from drawing import Drawing
 BIT = 12
 LEFT = 108
 LOCK = [("owner context", 15, "violet"), ("L", 1, "red")]
+UNLOCKED = [("nobody holds it", 16, "grey")]
 # From bit 63 down to bit 16: layout.pxd has the same list.
 WORDS = [
     ("bucket", [("version", 40, "blue"), ("", 2, "grey"), ("level", 6, "green")]),
     ("element", [("version", 45, "blue"), ("st", 3, "green")]),
-    ("table", [("number of buckets", 48, "blue")]),
+    ("table", [("number of buckets", 48, "blue")]),  # nobody holds it
     ("depot", [("head element", 32, "blue"), ("credit", 8, "green"), ("count", 8, "amber")]),
     ("credits", [("entries that may still be added", 48, "green")]),
     (
@@ -43,7 +44,7 @@ def draw():
         y = 96 + place * 40
         drawing.text(LEFT - 14, y + 21, name, size=14, anchor="end", bold=True)
         x = LEFT
-        for label, bits, hue in fields + LOCK:
+        for label, bits, hue in fields + (UNLOCKED if name == "table" else LOCK):
             small = 13 if bits > 8 else 11
             drawing.rect(x, y, bits * BIT, 32, hue, radius=2, weight=1)
             if label:

@@ -1,8 +1,9 @@
-"""A splitter dies with the table's word, which nobody waits for: insertions meet it (C2, G1).
+"""A splitter dies with the buckets that it takes, which no other splitter waits for (C2, G1).
 
-Killed after each change of the segment while it has that word, in every state that a SIGKILL can
-leave. The survivor inserts new keys in batches, and is counted: within INSERTIONS_MAX of them the
-dead is recovered and the table grows again.
+Killed after each change of the segment while it holds the parent, in every state that a SIGKILL can
+leave. The survivor inserts new keys in batches, and is counted: the table grows on within
+INSERTIONS_MAX of them, because the dead was recovered or his bucket passed; and who needs that
+bucket recovers him.
 """
 
 import numpy as np
@@ -14,17 +15,18 @@ from shmrhash import RHashMap
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
-TABLE_OFFSET = 256
-PUT_OFF = 64  # so many splits are put off before somebody asks whether the dead lives
+PUT_OFF = 8  # so many splits are put off before somebody asks whether the dead lives
 INSERTIONS_MAX = PUT_OFF + 8  # the load is there: a few bring it back to where it was
 BATCH = 4
 FRESH = 1 << 32
 
 
-def word_is_held(segment):
-    with open(segment.path, "rb") as file:
-        file.seek(TABLE_OFFSET)
-        return bool(file.read(8)[0] & 1)
+def parent_is_held(m):
+    """Whether the bucket is held from which the last one, or the next, is split off."""
+    buckets = list(m.walk())
+    count = len(buckets)
+    parents = {last ^ 1 << last.bit_length() - 1 for last in (count - 1, count)}
+    return any(buckets[parent].locked for parent in parents)
 
 
 def fill_up_to_a_split(name):
@@ -43,10 +45,11 @@ def fill_up_to_a_split(name):
             return m, key, segment
 
 
-def insertions_until_recovered(m):
-    """How many new keys, in batches, until the dead one is recovered."""
+def insertions_until_it_grows(m):
+    """How many new keys, in batches, until a bucket is split off."""
+    grows = m.info()["grows"]
     for first in range(0, 20 * INSERTIONS_MAX, BATCH):
-        if m.info()["recoveries"]:
+        if m.info()["grows"] > grows:
             return first
         keys = np.arange(FRESH + first, FRESH + first + BATCH, dtype="<u8")
         m.update_many(keys, keys)
@@ -54,7 +57,7 @@ def insertions_until_recovered(m):
 
 
 def test_a_dead_splitter_is_met_by_who_inserts_in_batches(map_name):
-    """C2: by counted insertions, and not only where somebody meets one of its buckets."""
+    """C2, G1: by counted insertions, and not only where somebody meets one of its buckets."""
     with stepping.on_cpu(stepping.default_cpu()):  # the depot of the child that is killed
         m, key, segment = fill_up_to_a_split(map_name)
     image = segment.image()
@@ -63,9 +66,9 @@ def test_a_dead_splitter_is_met_by_who_inserts_in_batches(map_name):
         for crash in stepping.crash_states(
             opened(m.name), lambda handle: handle.update(word(key), word(key)), segment
         ):
-            if not word_is_held(segment):
+            if not parent_is_held(m):
                 continue
-            met.append(insertions_until_recovered(m))
+            met.append(insertions_until_it_grows(m))
             assert met[-1] <= INSERTIONS_MAX, (str(crash), met)
             assert m.check()["exact"]
             assert all(m[word(old)] == word(old) for old in range(1, key))
@@ -73,7 +76,8 @@ def test_a_dead_splitter_is_met_by_who_inserts_in_batches(map_name):
             keys = np.arange(2 * FRESH, 2 * FRESH + 100, dtype="<u8")
             m.update_many(keys, keys)
             assert m.info()["buckets"] > buckets, str(crash)
-        assert len(met) > 5, "no state had the table's word"
+            assert m.info()["recoveries"] == 1
+        assert len(met) > 5, "no state had the parent"
         segment.restore(image)
     finally:
         m.unlink()

@@ -250,3 +250,39 @@ def test_signal_of_a_worker_would_be_seen():
         os.kill(os.getpid(), signal.SIGBUS)
 
     assert reap(fork(die)) == -signal.SIGBUS
+
+
+# ---- newcomers ----
+
+
+def read_and_stay(name, ready, leave):
+    """A new process that reads, says so, and stays until it is told to leave."""
+    with RHashMap.open(name) as shared_map:
+        os.write(ready, b"+" if shared_map.lookup(word(1)) == word(7) else b"-")
+        os.read(leave, 1)
+
+
+def test_a_full_file_system_has_room_for_new_processes(small, map_name):
+    """M1: workers that are started again can read and write where those before them could: slots
+    and contexts are there ahead, whoever took the last page."""
+    newcomers = 16
+    with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=100) as m:
+        m.update(word(1), word(7))
+        fill_the_rest(small)
+        ready, says = os.pipe()
+        leave, told = os.pipe()
+        pids = [fork(read_and_stay, map_name, says, leave) for _ in range(newcomers)]
+        os.close(says)
+
+        answers = b""
+        while len(answers) < newcomers and (more := os.read(ready, newcomers)):
+            answers += more
+        os.write(told, bytes(newcomers))
+        for pid in pids:
+            reap(pid)
+
+        assert answers == b"+" * newcomers
+        for descriptor in (ready, leave, told):
+            os.close(descriptor)
+        m.check()
+        m.unlink()

@@ -38,6 +38,10 @@ EARLIER = {
         "an insertion that a death undoes is taken for the key's",
         "insert says PRESENT",
     ),
+    "an undone merge raises the version before it clears": (
+        "two merge",
+        "lookup says ABSENT",
+    ),
     "a split takes the child's lock by trying": (
         "a bucket goes and comes while a writer wants its lock",
         "two at once",
@@ -132,7 +136,7 @@ OF_WRITERS = {
         "two insert the same key",
         "is there twice",
     ),
-    "a writer looks at the level again when it has the lock": (
+    "a writer takes a bucket only while it has the key": (
         "a merge while its keys are written",
         "",
     ),
@@ -178,6 +182,41 @@ OF_RESIZES = {
     "a merge lowers the child's level before it clears": (
         "a merge while its keys are written",
         "two buckets differ",
+    ),
+}
+
+OF_NUMBERS = {
+    "no bucket is born at the number or above": (
+        "the number goes down below a split",
+        "is there, of",
+    ),
+    "the number is lowered under the lock of who has the entries": (
+        "a split is passed, and the number goes down again",
+        "is there, of 2",
+    ),
+    "a split looks at the parent's level when it has the lock": (
+        "two make up for a gap",
+        "",
+    ),
+    "a merge looks at both levels when it has the locks": (
+        "a split goes on beyond a merge",
+        "",
+    ),
+    "a cleaner begins anew after a split": (
+        "a map is cleared while a bucket is split",
+        "was never empty",
+    ),
+    "a cleaner counts splits before it reads the number": (
+        "a map is cleared while a bucket is split",
+        "was never empty",
+    ),
+    "a split is counted before its parent is let go": (
+        "a map is cleared while a bucket is split",
+        "was never empty",
+    ),
+    "recovery knows a parent that is deeper still": (
+        "a merge dies, and others split beyond",
+        "no bucket answers",
     ),
 }
 
@@ -244,6 +283,7 @@ MUTANTS = (
     | OF_READERS
     | OF_WRITERS
     | OF_RESIZES
+    | OF_NUMBERS
     | OF_SUPPLY
     | OF_RECOVERY
     | OF_RECOVERERS

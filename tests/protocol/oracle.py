@@ -70,6 +70,8 @@ def noted(operation, view):
         return 1 << len(view) | sum(1 << key for key in keys if not is_over(view, key))
     if kind == "lookup":
         return 1 << view[key]
+    if kind == "clear":
+        return int(not any(view))
     if kind in ("contains", "insert"):
         return 1 << (view[key] != ABSENT)
     return int(view[key] == ABSENT) if kind in ("add", "delete", "replace") else 0
@@ -91,10 +93,11 @@ def check_change(before, after, operation, program, seen):
             continue
         if sweeps(operation) and new == ABSENT and is_over(before, key):
             continue
-        if operation is None or operation[1] != key:
+        cleared = operation is not None and operation[0] == "clear"
+        if operation is None or (operation[1] != key and not cleared):
             raise Violation(f"key {key}: {old} became {new}, by somebody else's work (W1, C1)")
         kind, _, value = operation
-        if seen[program][2] is not None:
+        if seen[program][2] is not None and not cleared:
             raise Violation(f"key {key}: {kind} takes effect twice (W1)")
         if not change_is_right(kind, value, old, new):
             raise Violation(f"key {key}: {kind} made {new} of {old} (R2, W1)")
@@ -104,7 +107,7 @@ def check_change(before, after, operation, program, seen):
 
 def change_is_right(kind, value, old, new):
     """Whether an operation of this kind may turn one value of its key into another."""
-    if kind == "delete":
+    if kind in ("clear", "delete"):
         return new == ABSENT
     if kind == "add":
         return old != ABSENT and new == old + value
@@ -122,6 +125,9 @@ def check_end(outcome, mine):
         check_walk(outcome, values)
     elif kind in ("recover", "settle", "resize", "view"):
         pass
+    elif kind == "clear":
+        if not values:
+            raise Violation("clear says it is done, and the map was never empty (W1)")
     elif outcome in ("ABSENT", "PRESENT"):
         if replaced is not None or not values & (1 if outcome == "ABSENT" else 2):
             raise Violation(f"key {key}: {kind} says {outcome}, which was not so (W1)")
@@ -177,8 +183,11 @@ class Oracle:
     def value_of(self, memory, key):
         segment = self.segment
         found = None
+        count = memory[segment.table] >> PAYLOAD_SHIFT
         for number, bucket in enumerate(segment.bucket):
             level = level_plus1(memory[bucket])
+            if level and number >= count:
+                raise Violation(f"bucket {number} is there, of {count} (G1)")
             if level == 0 or not covers(level, number, segment.hashes[key]):
                 continue
             named = {index for index in self.named(memory, bucket) if self.has(memory, index, key)}
@@ -265,7 +274,7 @@ class Oracle:
         for number, bucket in enumerate(segment.bucket):
             level = level_plus1(memory[bucket])
             slots, linked = self.places(memory, bucket)
-            if (level != 0) != (number < count) or (slots and not level):
+            if (slots and not level) or not self.level_fits(memory, number):
                 raise Violation(f"bucket {number} has level {level} - 1, of {count} buckets (C1)")
             for line, slot, index in slots:
                 key = memory[segment.key(index)]
@@ -279,6 +288,15 @@ class Oracle:
             elements += [index for _, _, index in slots]
             lines += [segment.line.index(line) for line in linked]
         return elements, lines
+
+    def level_fits(self, memory, number):
+        """What check() asks of levels: the parent of a bucket has been split as far as that; and
+        of one that has been split as far as that, the child is there."""
+        if number == 0:
+            return True
+        parent = memory[self.segment.bucket[number ^ 1 << number.bit_length() - 1]]
+        there = level_plus1(memory[self.segment.bucket[number]]) != 0
+        return there == (level_plus1(parent) > number.bit_length())
 
     def check_shape(self, memory, bucket, linked):
         """With a link all earlier slots are taken; a line is dense, not empty, and LIVE."""

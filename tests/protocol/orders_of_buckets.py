@@ -103,6 +103,21 @@ def a_bucket_is_cleared_after_its_level_changed(o):
     )
 
 
+@litmus
+def a_split_that_is_counted_is_below_the_number(o):
+    """W1: bucket_split, against clear_step, which would leave the new bucket out."""
+    splitter = [
+        *store("number", 1),
+        *fence(o.release(LEVEL_FENCE)),
+        *store("splits", 1),
+    ]
+    cleaner = [
+        *load("splits", "splits", o.acquire("clear_step: the splits")),
+        *load("number", "number"),
+    ]
+    return Litmus([splitter, cleaner], lambda r: r["splits"] == 1 and r["number"] == 0)
+
+
 # ---- memory ----
 
 

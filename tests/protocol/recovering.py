@@ -18,7 +18,7 @@ from chains import (
 from forking import recover_pins
 from reading import parent_of
 from releasing import block_vacate
-from resizing import chain_drop_bit, merge_finish, split_finish
+from resizing import merge_finish, merge_undo, split_finish
 from segment_model import (
     ALLOC,
     DELETE,
@@ -27,7 +27,6 @@ from segment_model import (
     LIVE,
     LOCKED,
     MERGE,
-    PAYLOAD_SHIFT,
     READY,
     SPLIT,
     ULOCK,
@@ -225,11 +224,6 @@ def recover_bucket(m, me):
     """What the dead context was about in the bucket it holds."""
     operation = yield own(m.of(me, "operation"))
     at = yield own(m.of(me, "bucket"))
-    if operation in (SPLIT, MERGE):
-        table = yield load(m.table)
-        if owner_of(table) == me:
-            yield from recover_resize(m, me, operation == SPLIT)
-        return
     header = yield load(m.bucket[at])
     if owner_of(header) != me:
         return
@@ -237,6 +231,10 @@ def recover_bucket(m, me):
         yield from recover_insert(m, me, m.bucket[at])
     elif operation == DELETE:
         yield from recover_delete(m, me, m.bucket[at])
+    elif operation in (SPLIT, MERGE):
+        yield from recover_resize(m, me, operation == SPLIT)
+    else:
+        yield store(m.bucket[at], released(header))
 
 
 def recover_lines(m, me, buckets):
@@ -303,33 +301,33 @@ def recover_delete(m, me, bucket):
 
 
 def recover_resize(m, me, is_split):
-    """A split or merge: undone before its commit, finished after it."""
+    """A split or merge whose parent is held: undone before its commit, finished after it. The
+    number needs nothing: what is below it and not there is a gap."""
     child_at = yield own(m.of(me, "child"))
     level = child_at.bit_length() - 1
     parent, child = m.bucket[parent_of(child_at)], m.bucket[child_at]
-    parent_header = yield load(parent)
+    parent_header = yield own(parent)
     child_header = yield load(child)
-    if owner_of(parent_header) == me:
-        yield from recover_lines(m, me, (parent, child))
-        yield from chain_repair(m, me, parent)
-        parent_is_deep = level_plus1(parent_header) == level + 2
-        committed = level_plus1(child_header) if is_split else not parent_is_deep
-        if not m.keeps("recovery finishes a resize after its commit"):
-            committed = not committed
-        if is_split and committed:
-            yield from split_finish(m, me, parent, level)
-        elif not is_split and not committed:
-            yield from chain_drop_bit(m, me, parent, 1 << level)
-        if owner_of(child_header) == me:  # if not, whoever unlocked it had done with it
-            if is_split and not committed:
-                yield from chain_clear(m, me, child)
-            elif not is_split and committed:
-                yield from merge_finish(m, me, child)
-            yield from bucket_release(m, child)
-        yield from bucket_release(m, parent)
-    child_header = yield load(child)
-    there = level_plus1(child_header) != 0
-    yield store(m.table, (child_at + there) << PAYLOAD_SHIFT)
+    mine = owner_of(child_header) == me  # if not, it was not taken yet, or is let go
+    yield from recover_lines(m, me, (parent, child) if mine else (parent,))
+    yield from chain_repair(m, me, parent)
+    deep = level_plus1(parent_header) >= level + 2
+    if not m.keeps("recovery knows a parent that is deeper still"):
+        deep = level_plus1(parent_header) == level + 2
+    committed = level_plus1(child_header) if is_split else not deep
+    if not m.keeps("recovery finishes a resize after its commit"):
+        committed = not committed
+    if mine and is_split and committed:
+        yield from split_finish(m, me, parent, level)
+    elif not is_split and not committed:
+        yield from merge_undo(m, me, parent, 1 << level)
+    if mine:
+        if is_split and not committed:
+            yield from chain_clear(m, me, child)
+        elif not is_split and committed:
+            yield from merge_finish(m, me, child)
+        yield from bucket_release(m, child)
+    yield from bucket_release(m, parent)
 
 
 # ---- what is left ----

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from claiming import CLAIM_OF_FALLEN, RECOVERED_ONE, claim_of, inherit, join, rescue
 from forking import PIN_OF_PARENT, REF, fork, grow_up, let_go, look, take_away
-from reading import contains, lookup
+from reading import contains, lookup, parent_of
 from recovering import recover
 from releasing import announce, block_release
-from resizing import grow, shrink
+from resizing import catch_up, clear, grow, shrink
 from sections import section, section_abandoned, section_removed
 from segment_model import (
     LINK_BASE,
@@ -46,6 +46,8 @@ OF_PROCESSES = {"inherit": inherit, "join": join, "rescue": rescue}
 OF_WRITERS = {
     "abandon": section_abandoned,
     "add": add,
+    "catch up": catch_up,
+    "clear": clear,
     "delete": delete,
     "expire": expire,
     "fork": fork,
@@ -138,6 +140,7 @@ class Scene:
     hashes: dict
     entries: dict = field(default_factory=dict)
     count: int = 1  # of buckets at first
+    gaps: tuple = ()  # buckets below it that are not there, nor any split off them
     deaths: int = 0  # at most
     parked: tuple = ()  # elements of each depot; the default parks all of them in the first
     credited: tuple = ()  # credits of each depot; likewise
@@ -163,7 +166,7 @@ class Scene:
                 memory[m.value(index, word)] = self.entries[key]
         lines_used = 0
         for number in range(self.count):
-            level = level_of(self.count, number) + 1
+            level = 0 if number in self.gaps else self.level_plus1(number)
             memory[m.bucket[number]] = with_level(0, level)
             chain = [i for i, key in enumerate(keys, 1) if covers(level, number, m.hashes[key])]
             tags = {i: m.hashes[keys[i - 1]] for i in chain}
@@ -195,6 +198,12 @@ class Scene:
             memory[m.thing] = m.header_after(0, LIVE)
             memory[m.pin_owner[PIN_OF_PARENT]] = 1
             memory[m.pin_ref[PIN_OF_PARENT]] = REF
+
+    def level_plus1(self, number):
+        """The level of a bucket that is there, plus one: up to its first gap."""
+        level = level_of(self.count, number)
+        missing = [gap for gap in self.gaps if number == parent_of(gap)]
+        return min([level, *(gap.bit_length() - 1 for gap in missing)]) + 1
 
     def furnish_supply(self, m, memory, used):
         """Park free elements and credits in the depots; the rest is in blocks and the header."""

@@ -139,6 +139,7 @@ class Segment:
         self.sorts = []  # what kind of word it is, for whoever tells a story of it
         self.memory_of = {}  # address -> the word that says whether its block has memory
         self.table = self._word("table", "table")
+        self.splits = self._word("splits")
         self.credits = self._word("header credits", "credits")
         self.depot = [self._word(f"depot {i}", "depot") for i in range(self.depots)]
         self.block_count = self.elements // self.block_capacity + 1

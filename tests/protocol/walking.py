@@ -45,7 +45,8 @@ def bucket_read(m, at, order):
 
 def span_read(m, bucket, header, at, span):
     """What a bucket has in this span of the order, or RETRY."""
-    if owner_of(header) == 0 and span[0] & span[1] - span[0] == 0:
+    whole = ORDER_END - 1 >> max(level_plus1(header), 1) - 1
+    if owner_of(header) == 0 and span[0] & whole == 0:
         link = yield load(m.index(bucket, m.link_slot))
         if link < LINK_BASE:
             return (yield from bucket_read_at_rest(m, bucket, header, at))

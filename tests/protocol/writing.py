@@ -117,7 +117,7 @@ def redo_apply(m, me, index):
 
 
 def bucket_hold(m, me, operation, key):
-    """Lock the key's bucket: (bucket, held), or (None, RETRY)."""
+    """Lock the key's bucket, as long as it is that: (bucket, held), or (None, RETRY)."""
     outcome = yield from bucket_hold_hash(m, me, operation, m.hashes[key])
     return outcome
 
@@ -130,13 +130,17 @@ def bucket_hold_hash(m, me, operation, key_hash):
     bucket = m.bucket[at]
     yield put(m.of(me, "operation"), operation)
     yield put(m.of(me, "bucket"), at)
-    held = yield lock(bucket, me)
-    level = level_plus1(held)
-    moved = not covers(level, at, key_hash)
-    if moved and m.keeps("a writer looks at the level again when it has the lock"):
-        yield store(bucket, released(held))
-        return None, RETRY
-    return bucket, held
+    while True:
+        seen = yield load(bucket)
+        moved = not covers(level_plus1(seen), at, key_hash)
+        if moved and m.keeps("a writer takes a bucket only while it has the key"):
+            return None, RETRY
+        if owner_of(seen):
+            yield wait(bucket, seen)
+        else:
+            done = yield cas(bucket, seen, taken(seen, me))
+            if done:
+                return bucket, taken(seen, me)
 
 
 def bucket_release(m, bucket):

@@ -18,6 +18,7 @@ cimport lookup as core_lookup
 cimport map as core_map
 cimport pool
 cimport remove as core_remove
+cimport resize
 cimport starving
 cimport supply
 cimport table
@@ -362,10 +363,18 @@ cdef class Image:
         return index
 
     def table_grow(self, uint64_t who):
-        return named(table.table_grow(self.op(who)))
+        return named(resize.table_grow(self.op(who)))
 
     def table_shrink(self, uint64_t who):
-        return named(table.table_shrink(self.op(who)))
+        return named(resize.table_shrink(self.op(who)))
+
+    def table_pass(self, uint64_t who, uint64_t child):
+        resize.table_pass(self.op(who), child)
+
+    def catch_up(self, uint64_t who, uint64_t index):
+        """The split that a bucket has missed, made up for; None: it has missed none."""
+        cdef uint64_t child = table.bucket_missed(&self.map, index)
+        return named(resize.table_split(self.op(who), child)) if child else None
 
     # ---- order and walk ----
 

@@ -70,8 +70,20 @@ def no_level(victim):
 
 
 @damage("BAD_LEVEL")
-def table_one_bucket_too_large(victim):
+def a_bucket_without_the_one_it_was_split_off(victim):
+    victim.set(victim.buckets[victim.bucket_count - 1], "header", 0)
+
+
+@damage("BAD_LEVEL")
+def a_bucket_that_is_split_beyond_the_last(victim):
+    last = victim.buckets[victim.bucket_count - 1]
+    victim.set(last, "header", last.header + (1 << 16))
+
+
+@damage("BAD_EMPTY_BUCKET")
+def a_reference_in_a_gap(victim):
     victim.set(victim.header, "table", victim.header.table + (1 << 16))
+    victim.set(victim.buckets[victim.bucket_count].indices, 3, victim.live()[0])
 
 
 @damage("BAD_EMPTY_BUCKET")
@@ -317,7 +329,7 @@ def a_credit_too_few(victim):
 # ---- locks ----
 
 
-@damage("LOCK_HELD")
+@damage("BAD_TABLE")
 def the_table(victim):
     victim.set(victim.header, "table", victim.header.table | held_by(4095))
 

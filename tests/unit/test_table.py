@@ -218,18 +218,15 @@ def test_a_split_without_memory_for_its_bucket_asks_for_it(image):
     assert image.check()[0] == 0
 
 
-@pytest.mark.parametrize("what", ["table", "parent"])
+@pytest.mark.parametrize("what", ["parent", "child"])
 @pytest.mark.parametrize("way", ["table_grow", "table_shrink"])
 def test_a_resize_waits_for_nobody(image, what, way):
     """G1: what it takes and somebody holds puts it off; the other lock is let go."""
     for _ in range(4):
         assert grow(image) == "OK"
     buckets = image.picture.buckets
-    if what == "table":
-        image.picture.header.table |= held_by(3)
-    else:
-        parent = 0 if way == "table_grow" else 3
-        buckets[parent].header |= held_by(3)
+    pair = (0, 8) if way == "table_grow" else (3, 7)
+    buckets[pair[what == "child"]].header |= held_by(3)
     before = image.picture.header.table, [bytes(buckets[index]) for index in range(10)]
 
     assert getattr(image, way)(1) == "BUSY"
@@ -245,7 +242,6 @@ def test_a_merge_waits_for_no_child(image):
     assert image.table_shrink(1) == "BUSY"
 
     assert owner_of(image.picture.buckets[3].header) is None
-    assert owner_of(image.picture.header.table) is None
     assert level_of(image.picture.buckets[7].header) == 3
 
 
@@ -273,3 +269,101 @@ def test_a_resize_of_damaged_levels_is_refused(image, way):
 
     assert owner_of(parent.header) is None
     assert image.picture.header.table == 8 << 16
+
+
+# ---- gaps ----
+
+
+@pytest.fixture
+def gappy(make_image):
+    """200 entries in buckets 0 to 3, of which 4 to 11 were passed while somebody held bucket 0."""
+    image = make_image(max_entries=10_000)
+    keys = keys_of(200)
+    for key in keys:
+        assert image.insert(0, key, key) == "OK"
+    image.picture.buckets[0].header |= held_by(3)
+    for count in range(4, 12):
+        if grow(image) == "BUSY":
+            image.table_pass(1, count)
+    image.picture.buckets[0].header &= ~0xFFFF
+    assert image.picture.header.table == 12 << 16
+    return image, keys
+
+
+def shrink(image):
+    """A merge, with the memory it asks for."""
+    while (status := image.table_shrink(2)) == "NEED_LINES":
+        assert image.block_commit(2, "line") == "OK"
+    image.op_settle(2)
+    return status
+
+
+def test_a_held_bucket_stops_no_split_elsewhere(gappy):
+    """G1: what cannot be split is a gap; all else is, and every entry is found."""
+    image, keys = gappy
+
+    there = [level_of(image.picture.buckets[index].header) for index in range(12)]
+
+    assert there == [2, 4, 4, 4, -1, 3, 3, 3, -1, 4, 4, 4]
+    check_entries(image, keys)
+
+
+def test_splits_that_were_missed_are_made_up_for(gappy):
+    """G1: one by one, from the bucket that has the entries; then there is no gap."""
+    image, keys = gappy
+
+    while (status := image.catch_up(1, 0)) is not None:
+        while status == "NEED_LINES":
+            assert image.block_commit(1, "line") == "OK"
+            status = image.catch_up(1, 0)
+        assert status == "OK"
+        image.op_settle(1)
+        check_entries(image, keys)
+
+    assert image.picture.header.table == 12 << 16
+    assert {level_of(image.picture.buckets[index].header) for index in (0, 4, 8)} == {3, 4}
+
+
+def test_a_bucket_that_is_not_behind_has_missed_nothing(image):
+    """G1: there is nothing to make up for in a table without gaps."""
+    for _ in range(10):
+        assert grow(image) == "OK"
+
+    assert {image.catch_up(1, index) for index in range(14)} == {None}
+
+
+def test_a_merge_lowers_the_number_over_gaps(gappy):
+    """G1: down to the fewest buckets, through those that are not there."""
+    image, keys = gappy
+
+    for count in range(11, 3, -1):
+        assert shrink(image) == "OK"
+        assert image.picture.header.table == count << 16
+        check_entries(image, keys)
+
+    assert shrink(image) == "FULL"
+
+
+def test_the_number_goes_down_to_a_gap_only_if_its_entries_are_free(gappy):
+    """G1: somebody who holds them may be about to put a bucket there."""
+    image, keys = gappy
+    for _ in range(3):
+        assert shrink(image) == "OK"
+    image.picture.buckets[0].header |= held_by(3)
+
+    assert image.table_shrink(1) == "BUSY"
+
+    assert image.picture.header.table == 9 << 16
+    image.picture.buckets[0].header &= ~0xFFFF
+    check_entries(image, keys)
+
+
+def test_a_bucket_that_is_passed_has_memory(image):
+    """M1: the number never goes beyond what readers may touch."""
+    image.picture.header.regions[4].usable = 4096
+    while image.picture.header.table >> 16 < 64:
+        assert image.table_grow(0) == "OK"
+
+    image.table_pass(0, 64)
+
+    assert image.picture.header.table == 64 << 16

@@ -1,0 +1,141 @@
+"""A splitter or merger is stopped after each of its changes: the others' table grows on (G1, R1).
+
+Nobody recovers who is only stopped. Inserting keys of the bucket that he holds has to wait for him;
+all else goes on: buckets are split elsewhere as the load asks, chains stay short, lookups and walks
+are exact. Then he goes on, or is killed after all; what he missed, and what the others passed, is
+made up for.
+"""
+
+import pytest
+import stepping
+from test_dead_splitter import FRESH, fill_up_to_a_split
+from test_kill_every_instruction import SCATTERED, opened, shm_path, word
+
+import shmrhash
+from shmrhash import RHashMap
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+INSERTED = 1500  # beside him; five times what was there
+LONGEST = 20  # entries of one bucket: of 500 with 3.5 on the average, one in a million has more
+LOAD_MAX = 4.6  # entries for each bucket: above 4.5 each insertion splits two
+SHARE = 40  # he holds one bucket of more than so many
+EMPTY_BUCKETS_MAX = 100  # the rights to insert that one depot keeps count as entries
+
+
+def fill_up_to_a_merge(name):
+    """A map that merges a bucket at its next deletion, the key of that, and its file."""
+    m = RHashMap.create(name, key_size=8, value_size=8, max_entries=4096, _seeds=SCATTERED)
+    segment = stepping.Segment(shm_path(name))
+    for key in range(1, 700):
+        m[word(key)] = word(key)
+    while m.info()["buckets"] > 2 * SHARE:
+        image, buckets = segment.image(), m.info()["buckets"]
+        m.delete(word(key))
+        if m.info()["buckets"] < buckets <= 2 * SHARE + 8:
+            break
+        key -= 1
+    segment.restore(image)
+    return m, key, segment
+
+
+def insert(handle, key):
+    handle[word(key)] = word(key)
+
+
+def refused_of(handle, keys):
+    """Insert keys; those whose bucket is held."""
+    refused = []
+    for key in keys:
+        try:
+            insert(handle, key)
+        except shmrhash.LockTimeout:
+            refused.append(key)
+    return refused
+
+
+def longest(m):
+    return max(bucket.entries for bucket in m.walk() if not bucket.locked)
+
+
+def expect_exact(m, keys):
+    """Every key is found, and met by a walk once."""
+    assert all(m[word(key)] == word(key) for key in keys)
+    assert sorted(m.keys()) == sorted(word(key) for key in keys)
+
+
+def expect_growth_beside(m, keys):
+    """Insert beside who is stopped; what is there then, and what he kept from being inserted."""
+    fresh = range(FRESH, FRESH + INSERTED)
+    with RHashMap.open(m.name, timeout=0) as hasty:
+        refused = refused_of(hasty, fresh)
+    keys = {*keys, *fresh} - {*refused}
+    assert len(refused) <= 2 * INSERTED / SHARE
+    assert len(m) <= LOAD_MAX * m.info()["buckets"]
+    assert longest(m) <= LONGEST
+    expect_exact(m, keys)
+    return keys, refused
+
+
+def expect_all_made_up_for(m, keys, refused):
+    """At rest: sound; gaps close where entries come, and go when all entries go."""
+    assert m.check()["exact"]
+    expect_exact(m, keys)
+    more = [*refused, *range(2 * FRESH, 2 * FRESH + INSERTED)]
+    for key in more:
+        insert(m, key)
+    assert longest(m) <= LONGEST
+    expect_exact(m, {*keys, *more})
+    assert m.check()["exact"]
+    for key in {*keys, *more}:
+        m.delete(word(key))
+    assert m.info()["buckets"] <= EMPTY_BUCKETS_MAX
+    assert m.check()["exact"]
+
+
+WAYS = {
+    "a split": (fill_up_to_a_split, insert),
+    "a merge": (fill_up_to_a_merge, lambda handle, key: handle.delete(word(key))),
+}
+
+
+def stopped(name, operate, key, segment, trace):
+    """Children, stopped after each change of an operation, one after the other."""
+    image = segment.image()
+    for number in range(1, len(trace.changes)):
+        segment.restore(image)
+        with stepping.stop_at_change(
+            opened(name), lambda handle: operate(handle, key), segment, number
+        ) as child:
+            yield child
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["goes on", "is killed after all"])
+@pytest.mark.parametrize("way", WAYS)
+def test_the_table_grows_beside_who_is_stopped_in(map_name, way, killed):
+    """G1, R1, I1, C1: stopped after each change that he makes while he holds a bucket."""
+    fill, operate = WAYS[way]
+    held = 0
+    with stepping.on_cpu(stepping.default_cpu()):  # one depot for all
+        m, key, segment = fill(map_name)
+        image = segment.image()
+        trace = stepping.trace(opened(m.name), lambda handle: operate(handle, key), segment)
+        segment.restore(image)
+        for child in stopped(m.name, operate, key, segment, trace):
+            there = word(key) in m
+            resizes = there == (way == "a split")  # the entry is done with
+            if not resizes or not any(bucket.locked for bucket in m.walk()):
+                continue
+            held += 1
+            keys = {*range(1, key + there)}
+            keys, refused = expect_growth_beside(m, keys)
+            if killed:
+                child.kill()
+            else:
+                child.resume()
+                child.wait()
+            expect_all_made_up_for(m, keys, refused)
+        assert held > 10, "no state had a bucket held"
+    segment.restore(image)
+    m.unlink()
+    m.close()
