@@ -27,8 +27,8 @@ cdef class ObservedHandle(MapHandle):
             self.standing.lock_fd = -1
 
     def _processes(self):
-        """{index, pid, command, attached_ns, alive, reads, operations, waits} of each used slot, but
-        those of processes that came to their end by themselves; recovery gives these back as others."""
+        """{index, pid, command, attached_ns, alive, reads, operations, waits} of each used slot,
+        but those of processes that came to their end by themselves, which recovery gives back."""
         cdef uint64_t index, at, claim
         cdef bint gone
         cdef uint64_t contexts = contexts_usable(&self.map)

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: sweeping before an operation is refused for want of room (X1). sweep.pxd.
 from sweep cimport (
-    NEXT_HELD, NEXT_UNKNOWN, SWEEP_FOUND, SWEEP_STEP, SWEEP_TURN, SWEEP_WANTED, sweep_begin, sweep_count, sweep_on,
-    sweep_rest_max,
+    NEXT_HELD, NEXT_UNKNOWN, SWEEP_FOUND, SWEEP_STEP, SWEEP_TURN, SWEEP_WANTED, sweep_begin,
+    sweep_count, sweep_on, sweep_rest_max,
 )
 from rest cimport rest_begin, rest_claim, rest_holds
 

@@ -137,7 +137,7 @@ cdef inline void memory_prefer_huge(
         madvise(map.base + first, last - first, MADV_HUGEPAGE)
 
 cdef inline bint context_is_quiet(Context *context) noexcept nogil:
-    # Acquire: pairs with the release in context_end; an even or changed value ends what it had read.
+    # Acquire: pairs with the release in context_end; an even or changed value ends what it read.
     cdef uint64_t seen = load_acquire_u64(&context.activity)
     cdef int _
     if not seen & 1:

@@ -11,8 +11,8 @@
 # renewed the deadline, or opened a section, has changed it, and keeps the entry. Killed anywhere,
 # it is a deletion that somebody finishes.
 #
-# Insertions into maps with deadlines look at a few places each (sweep_some), and who finds no room
-# sweeps until there is some, or a whole turn has found nothing (_sweeping.pxi). Such a turn has seen
+# Insertions into maps with deadlines look at a few places each (sweep_some); one that finds no room
+# sweeps until there is some, or a whole turn has found nothing (_sweeping.pxi). That turn has seen
 # when the next entry expires, and until then nobody needs another (rest.pxd): refusals, one after
 # another, cost a fifth of the time at most.
 from libc.stdint cimport int64_t, uint32_t, uint64_t

@@ -55,9 +55,10 @@ class SharedDict(MappingMethods):
     Array(dtype) (NumPy arrays, read without copying), dataclasses and msgspec.Struct (by msgspec),
     object (any object, by pickle): stored beside it, in any size up to 256 MiB; keys up to 65,535
     bytes. Keys of type object are compared as in a dict if they are None, numbers, str, bytes,
-    or tuples and frozensets of these (1, 1.0 and True are one key and come back as 1); other
-    objects are equal if their pickles are. A NaN is found again, by its bytes. Whoever reads
-    object keys or values unpickles what others stored: trust every process that may write.
+    or tuples and frozensets of these (1, 1.0 and True are one key and come back as 1), and so
+    are the standard library's value types and classes compared by their fields; a type with an
+    equality of its own is refused as a key (TypeError). A NaN is found again, by its bytes. A
+    process that reads object keys or values unpickles what others stored: trust every writer.
 
     Concurrency. Each operation on one key is atomic (W1): d[k], d[k] = v, del, in, get, set,
     setdefault, pop, popitem, exchange, add, touch, update_with. Reading waits for nobody. Several
