@@ -72,7 +72,7 @@ cdef inline bint context_names(Context *context, PoolView *pool, uint64_t block)
     """Whether a context is inside an operation that names something in a block of objects."""
     cdef uint64_t spare
     cdef uint32_t slot
-    # Acquire: pairs with the release in op_leave; what was read inside has been read.
+    # Acquire: pairs with the release in context_end; what was read inside has been read.
     if not load_acquire_u64(&context.activity) & 1:
         return False
     # Acquire: pairs with the release in hazard_set.

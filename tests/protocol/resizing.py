@@ -45,7 +45,7 @@ def grow(m, me, patient=False):
 
 
 def catch_up(m, me, at):
-    """table_catch_up, after an insert into bucket at: make up for the split that it has missed."""
+    """map_catch_up, after an insert into bucket at: make up for the split that it has missed."""
     yield begin("resize")
     header = yield load(m.bucket[at])
     seen = yield load(m.table)
