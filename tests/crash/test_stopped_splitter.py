@@ -110,8 +110,14 @@ def stopped(name, operate, key, segment, trace):
             yield child
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["goes on", "is killed after all"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(False, id="goes on"),
+        pytest.param(True, id="is killed after all", marks=pytest.mark.thorough),
+    ],
+)
+@pytest.mark.parametrize("way", ["a split", pytest.param("a merge", marks=pytest.mark.thorough)])
 def test_the_table_grows_beside_who_is_stopped_in(map_name, way, killed):
     """G1, R1, I1, C1: stopped after each change that he makes while he holds a bucket."""
     fill, operate = WAYS[way]
