@@ -90,11 +90,19 @@ def count_with_workers(shared_counts, paths, workers, start_method):
         workers, multiprocessing.get_context(start_method), start_worker, (shared_counts,)
     )
     try:
-        for done, found in enumerate(pool.map(count_file, paths, chunksize=4), start=1):
-            words += found
+        counts = [pool.submit(count_file, path) for path in paths]
+        for done, count in enumerate(counts, start=1):
+            words += count.result()
             show_progress("counting", done, len(paths))
-    finally:
+    except BrokenProcessPool:
+        # A worker was killed. Cancelling what the pool is just giving up would end its thread, and
+        # then nobody waits for the other workers (Python 3.11 and before).
+        pool.shutdown()
+        raise
+    except BaseException:
         pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
     return words
 
 
