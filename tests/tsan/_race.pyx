@@ -196,6 +196,7 @@ cdef inline Status one_point(
     cdef Field field
     cdef uint64_t after = 0
     cdef bint swapped = False
+    cdef Status status
     cdef Op *op = &me.op
     has[0] = False
     if choice < 30:
@@ -203,7 +204,9 @@ cdef inline Status one_point(
         return map_lookup(op.map, op.hash, op.key, value)
     if choice < 36:
         has[0] = True
-        return map_glance(op.map, op.hash, op.key, value)
+        status = map_glance(op.map, op.hash, op.key, value)
+        # As the package does: a glance at a gap, a bucket that is not there, tells nothing.
+        return status if status != RETRY else map_lookup(op.map, op.hash, op.key, value)
     if choice < 40:
         return map_contains(op.map, op.hash, op.key)
     if choice < 44:
@@ -416,7 +419,8 @@ cdef inline void die(Thread *me) noexcept nogil:
     cdef uint64_t key = roll(me) % me.keys
     cdef uint64_t how = roll(me) % 11
     cdef uint64_t held = 0
-    cdef uint64_t child, child_held
+    cdef uint64_t child
+    cdef uint64_t child_held = 0
     cdef uint64_t[4] value
     cdef Op *op = &me.op
     op_for(me, op, &key)
@@ -435,7 +439,7 @@ cdef inline void die(Thread *me) noexcept nogil:
         depot_hold(op, depot_here(op.map), &held, True)
     elif how == 9:
         child = table_count(op.map)
-        if child < buckets_usable(op.map):
+        if child < op.map.bucket_max and child < buckets_usable(op.map):
             pair_hold(op, child, OPERATION_SPLIT, &held, &child_held)
     leave_life(me)
 
