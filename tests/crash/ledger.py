@@ -292,6 +292,31 @@ def reap(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def stays(function, *arguments):
+    """A child that did function and stays until it is killed; its pid."""
+    ready, theirs = os.pipe()
+
+    def live():
+        kept = function(*arguments)
+        os.write(theirs, b"r")
+        signal.pause()
+        return kept
+
+    pid = fork(live)
+    os.close(theirs)
+    assert os.read(ready, 1) == b"r"
+    os.close(ready)
+    return pid
+
+
+def kill(*pids):
+    """SIGKILL children, and see that this is how they ended."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        assert reap(pid) == -signal.SIGKILL
+
+
 def processor_time_and_state(pid):
     """How many ns a process has run, and whether it is running or ready to; (None, False): gone."""
     try:

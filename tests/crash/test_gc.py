@@ -3,11 +3,10 @@
 import multiprocessing
 import os
 import shutil
-import signal
 
 import pytest
 import stepping
-from ledger import fork, reap, word
+from ledger import kill, stays, word
 
 import shmrhash
 from shmrhash import RHashMap
@@ -46,30 +45,6 @@ def ephemeral(map_name):
     return create
 
 
-def alive(function, *arguments):
-    """A child that did function and stays; (pid, what to do to let it end)."""
-    ready, theirs = os.pipe()
-
-    def live():
-        kept = function(*arguments)
-        os.write(theirs, b"r")
-        signal.pause()
-        return kept
-
-    pid = fork(live)
-    os.close(theirs)
-    assert os.read(ready, 1) == b"r"
-    os.close(ready)
-    return pid
-
-
-def kill(*pids):
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        assert reap(pid) == -signal.SIGKILL
-
-
 def open_and_put(name, key):
     m = RHashMap.open(name)
     put(m, key, key)
@@ -82,8 +57,8 @@ def open_and_put(name, key):
 def test_gc_recovers_the_dead_and_leaves_the_living(make_map):
     """C2: dead processes of all maps are recovered; names, entries and the living stay."""
     maps = [make_map(), make_map()]
-    dead = [alive(open_and_put, m.name, key) for m in maps for key in (1, 2, 3)]
-    living = alive(open_and_put, maps[0].name, 4)
+    dead = [stays(open_and_put, m.name, key) for m in maps for key in (1, 2, 3)]
+    living = stays(open_and_put, maps[0].name, 4)
     kill(*dead)
 
     report = shmrhash.gc()
@@ -105,9 +80,9 @@ def test_gc_with_names_removes_what_nobody_holds(make_map, map_name):
     names = [f"{map_name}-left", f"{map_name}-killed", f"{map_name}-read", f"{map_name}-forked"]
     for name in names:
         RHashMap.create(name, key_size=8, value_size=8, max_entries=8).close()
-    kill(alive(open_and_put, names[1], 1))
-    reader = alive(lambda: RHashMap.open(names[2], read_only=True))
-    user = alive(open_and_put, names[3], 1)
+    kill(stays(open_and_put, names[1], 1))
+    reader = stays(lambda: RHashMap.open(names[2], read_only=True))
+    user = stays(open_and_put, names[3], 1)
 
     report = shmrhash.gc(names=True)
 
@@ -177,8 +152,8 @@ def test_killed_users_leave_the_name_to_gc(ephemeral, map_name):
         put(m, key, key)
         return m
 
-    first = alive(create_and_put, 1)
-    others = [alive(open_and_put, map_name, key) for key in (2, 3, 4)]
+    first = stays(create_and_put, 1)
+    others = [stays(open_and_put, map_name, key) for key in (2, 3, 4)]
     kill(first, *others[:2])
     assert not shmrhash.gc()["removed"]
     with RHashMap.open(map_name) as m:
@@ -199,12 +174,12 @@ def test_killed_users_leave_the_name_to_the_next_open(ephemeral, map_name):
         put(m, 1, 1)
         return m
 
-    kill(alive(create_and_put))
+    kill(stays(create_and_put))
     with pytest.raises(shmrhash.SegmentMissing):
         RHashMap.open(map_name)
     assert not os.path.exists(segment_path(map_name))
 
-    kill(alive(create_and_put))
+    kill(stays(create_and_put))
     with RHashMap.open_or_create(
         map_name, key_size=8, value_size=8, max_entries=64, ephemeral=True
     ) as m:
@@ -215,7 +190,7 @@ def test_killed_users_leave_the_name_to_the_next_open(ephemeral, map_name):
 def test_child_of_fork_keeps_an_ephemeral_map(ephemeral, map_name):
     """C3: the parent closes, a child that uses the inherited handle goes on, and closes last."""
     m = ephemeral()
-    pid = alive(put, m, 1, 1)
+    pid = stays(put, m, 1, 1)
     m.close()
     assert os.path.exists(segment_path(map_name))
 
@@ -332,7 +307,7 @@ def test_info_counts_processes(make_map):
     m = make_map()
     put(m, 0, 1)
     assert m.info()["processes"] == 1
-    pids = [alive(put, m, 1, 1), alive(open_and_put, m.name, 2)]
+    pids = [stays(put, m, 1, 1), stays(open_and_put, m.name, 2)]
     assert m.info()["processes"] == 3
     assert set(m.info()["pids"]) == {os.getpid(), *pids}
 

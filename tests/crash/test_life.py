@@ -13,7 +13,7 @@ import tempfile
 import time
 
 import pytest
-from ledger import fork, reap, word
+from ledger import fork, kill, reap, stays, word
 
 import shmrhash
 from shmrhash import RHashMap, SharedDict
@@ -26,28 +26,6 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes the user")
 
 def segment_path(name):
     return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
-
-
-def stays(function, *arguments):
-    """A child that did function and stays; its pid."""
-    ready, theirs = os.pipe()
-
-    def live():
-        kept = function(*arguments)
-        os.write(theirs, b"r")
-        signal.pause()
-        return kept
-
-    pid = fork(live)
-    os.close(theirs)
-    assert os.read(ready, 1) == b"r"
-    os.close(ready)
-    return pid
-
-
-def kill(pid):
-    os.kill(pid, signal.SIGKILL)
-    assert reap(pid) == -signal.SIGKILL
 
 
 def in_section(m):

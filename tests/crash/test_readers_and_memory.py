@@ -6,6 +6,7 @@ back while somebody reads, or has stopped in the middle of it, or where the kern
 The oracle is what is stored: a dict beside the map, and the bytes that it comes to.
 """
 
+import contextlib
 import ctypes
 import os
 import random
@@ -91,6 +92,21 @@ def read_for_ever(name, began):
                 os.write(began, b"r")
 
 
+@contextlib.contextmanager
+def reading_beside(start, name):
+    """A child, started by this function, reads all the time; no signal but ours ends it."""
+    ready, began = os.pipe()
+    pid = start(read_for_ever, name, began)
+    os.read(ready, 1)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        assert reap(pid) == -signal.SIGTERM
+        os.close(ready)
+        os.close(began)
+
+
 def test_a_handle_that_may_only_read_takes_no_room(d):
     """M1: it is open, and has read."""
     d[1] = value_of(1, 5000)
@@ -104,16 +120,8 @@ def test_a_handle_that_may_only_read_takes_no_room(d):
 
 def test_a_handle_that_goes_on_reading_takes_no_room(d):
     """M1, R2: it reads all the time, what is whole, and no signal ends it."""
-    ready, began = os.pipe()
-    pid = fork(read_for_ever, d.name, began)
-    os.read(ready, 1)
-    try:
+    with reading_beside(fork, d.name):
         change_sizes(d)
-    finally:
-        os.kill(pid, signal.SIGTERM)
-        assert reap(pid) == -signal.SIGTERM
-        os.close(ready)
-        os.close(began)
 
 
 def test_a_handle_that_may_only_read_has_entries_that_nobody_can_write(d):
@@ -205,17 +213,9 @@ def public(map_name):
 
 def test_who_may_not_write_the_file_takes_no_room(public):
     """M1, R2: it reads all the time, through the file, and no signal ends it."""
-    ready, began = os.pipe()
-    pid = as_nobody(read_for_ever, public.name, began)
-    os.read(ready, 1)
-    try:
+    with reading_beside(as_nobody, public.name):
         change_sizes(public)
         assert public.info()["readers"] == []
-    finally:
-        os.kill(pid, signal.SIGTERM)
-        assert reap(pid) == -signal.SIGTERM
-        os.close(ready)
-        os.close(began)
 
 
 def test_a_reader_without_a_descriptor_reads_on(public):

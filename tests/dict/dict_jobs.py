@@ -199,3 +199,30 @@ def child_makes_its_own(gate):
         d["a"] = 1
         c.inc("b")
         return d.copy(), c.as_dict()
+
+
+# Values of many sizes.
+
+SIZES = [100, 3000, 5000, 9000, 70_000, 300_000, 1_000_000]
+
+
+def body(number, size):
+    return number.to_bytes(8, "little") * (size // 8)
+
+
+def change_sizes(d, rng, rounds, taken, every):
+    """Store and delete values of many sizes; how many were refused, and the most that taken() said,
+    which is asked in each so many rounds."""
+    refused = most = 0
+    for turn in range(rounds):
+        key = rng.randrange(200)
+        try:
+            if rng.random() < 0.4:
+                d.pop(key, None)
+            else:
+                d[key] = body(key, rng.choice(SIZES))
+        except shmrhash.OutOfMemory:
+            refused += 1
+        if turn % every == 0:
+            most = max(most, taken())
+    return refused, most

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import creation_jobs
 import pytest
+from dict_jobs import change_sizes
 from workers import run_together
 
-import shmrhash
 from shmrhash import RHashMap, SharedDict
 
 LIMIT = 4 << 20
-SIZES = [100, 3000, 5000, 9000, 70_000, 300_000, 1_000_000]
 CURRENT, FUTURE, ON_FAULT = 1, 2, 4
 
 
@@ -54,25 +53,9 @@ def lock_memory(flags):
         raise OSError(ctypes.get_errno(), "mlockall")
 
 
-def body(number, size):
-    return number.to_bytes(8, "little") * (size // 8)
-
-
-def change_sizes(d, seed, rounds):
+def most_taken(d, seed, rounds):
     """Store and delete values of many sizes; the most that was taken meanwhile."""
-    rng = random.Random(seed)
-    most = 0
-    for turn in range(rounds):
-        key = rng.randrange(200)
-        try:
-            if rng.random() < 0.4:
-                d.pop(key, None)
-            else:
-                d[key] = body(key, rng.choice(SIZES))
-        except shmrhash.OutOfMemory:
-            pass
-        if turn % 50 == 0:
-            most = max(most, taken())
+    _, most = change_sizes(d, random.Random(seed), rounds, taken, every=50)
     assert all(d[key][:8] == key.to_bytes(8, "little") for key in d)
     d.check()
     return most
@@ -157,7 +140,7 @@ def use_locked(gate, flags, when, seed):
         if when == "last":
             lock_memory(flags)
         opened = taken()
-        most = change_sizes(d, seed, 2000)
+        most = most_taken(d, seed, 2000)
         committed = d.info()["objects"]["bytes_committed"]
         d.clear()
         d.check()
@@ -203,7 +186,7 @@ def use_locked_without_file(gate, seed):
         if os.path.realpath(f"/proc/self/fd/{entry}").startswith(os.environ["SHMRHASH_DIR"]):
             os.close(int(entry))
     lock_memory(CURRENT | ON_FAULT)
-    return change_sizes(d, seed, 2000) - empty
+    return most_taken(d, seed, 2000) - empty
 
 
 def test_locked_memory_without_a_descriptor_stays_within_max_bytes(in_small, seed):

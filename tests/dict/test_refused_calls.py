@@ -15,6 +15,7 @@ import time
 import creation_jobs
 import pytest
 import refusing
+from dict_jobs import SIZES, body, change_sizes
 from refusing import (
     F_OFD_GETLK,
     F_OFD_SETLK,
@@ -32,7 +33,6 @@ import shmrhash
 from shmrhash import RHashMap, SharedDict
 
 LIMIT = 4 << 20
-SIZES = [100, 3000, 5000, 9000, 70_000, 300_000, 1_000_000]
 
 
 @pytest.fixture
@@ -44,10 +44,6 @@ def in_child():
         return result
 
     return run
-
-
-def body(number, size):
-    return number.to_bytes(8, "little") * (size // 8)
 
 
 def use_all(gate, name, refused):
@@ -202,27 +198,10 @@ def test_a_full_file_system_without_populate_is_an_error_and_no_signal(
     assert counts[0] // 2 - 200 < counts[1] <= counts[0]
 
 
-def change_sizes(d, rng, rounds):
-    """Store and delete values of many sizes; how many were refused, and the most that was taken."""
-    refused = most = 0
-    for turn in range(rounds):
-        key = rng.randrange(200)
-        try:
-            if rng.random() < 0.4:
-                d.pop(key, None)
-            else:
-                d[key] = body(key, rng.choice(SIZES))
-        except shmrhash.OutOfMemory:
-            refused += 1
-        if turn % 100 == 0:
-            most = max(most, taken(d.name))
-    return refused, most
-
-
 def keep_the_memory(gate, d, seed, rounds):
     refuse("madvise", MADV_REMOVE)
     refuse("fallocate", PUNCH_HOLE)
-    result = change_sizes(d, random.Random(seed), rounds)
+    result = change_sizes(d, random.Random(seed), rounds, lambda: taken(d.name), every=100)
     d.check()
     return result
 
@@ -244,7 +223,7 @@ def keep_the_memory_for_ever(d, seed):
     refuse("fallocate", PUNCH_HOLE)
     rng = random.Random(seed)
     while True:
-        change_sizes(d, rng, 1000)
+        change_sizes(d, rng, 1000, lambda: taken(d.name), every=100)
 
 
 def recover_refused(gate, d):
