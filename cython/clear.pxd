@@ -11,7 +11,6 @@
 from libc.stdint cimport uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, ABSENT
-from geometry cimport Map
 from lock cimport Op
 from table cimport table_count
 from remove cimport map_clear_bucket, map_shrink_if_empty

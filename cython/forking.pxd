@@ -18,7 +18,7 @@
 #
 # The claim has no pid until the child stores its own: who has no descriptor to ask with must not
 # judge the child by the life of its parent (claim.pxd).
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from atomics cimport (
     cas_acq_rel_u64, load_acquire_u64, load_relaxed_u64, local_put_u64, store_release_u64,
 )

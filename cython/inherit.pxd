@@ -8,7 +8,7 @@
 from libc.stdint cimport int64_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK
-from layout cimport ProcessSlot, PROCESS_MAX
+from layout cimport ProcessSlot
 from geometry cimport Map, processes_usable
 from system cimport (
     byte_lock, clock_ns, close, fork_guard_begin, fork_guard_end, segment_open, CLOCK_MONOTONIC,

@@ -20,9 +20,7 @@ from atomics cimport (
     count_trailing_zeros, likely, unlikely, read_u64,
 )
 from status cimport Status, OK, ABSENT, CORRUPT, RETRY
-from layout cimport (
-    Bucket, Element, ELEMENT_LIVE, LOCK_MASK, bucket_level_plus1, element_state,
-)
+from layout cimport Bucket, ELEMENT_LIVE, LOCK_MASK, bucket_level_plus1, element_state
 from geometry cimport Map, bucket_at, element_at
 from chain cimport Found, chain_find
 from element cimport (

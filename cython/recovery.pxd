@@ -29,10 +29,10 @@ from atomics cimport (
 )
 from status cimport Status, OK, ABSENT, BUSY
 from layout cimport (
-    Context, ProcessSlot, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, ELEMENT_ALLOC,
-    ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE,
-    OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits,
-    word_locked, word_owner, element_state, element_header, bucket_level_plus1,
+    Context, Element, Bucket, BUCKET_COUNT_MIN, PROCESS_MAX, ELEMENT_ALLOC, ELEMENT_LIVE,
+    ELEMENT_UPD, ELEMENT_ULOCK, ELEMENT_LOCKED, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE,
+    OPERATION_SPLIT, OPERATION_MERGE, word_held_by, lock_bits, word_locked, word_owner,
+    element_state, element_header, bucket_level_plus1,
 )
 from geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, name_of,

@@ -5,7 +5,7 @@
 # A deletion is committed by its element's DEAD, under the lock of the bucket that its hash belongs
 # to; then the slot goes, the lock, the objects it refers to, the element. Killed in between, all
 # that follows.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport (
     compiler_fence, cas_acq_rel_u64, copy_out, fence_release, load_acquire_u64, load_relaxed_u32,
     load_relaxed_u64, store_relaxed_u64, unlikely, cas_acquire_u64, pause,

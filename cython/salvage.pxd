@@ -10,9 +10,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from atomics cimport load_relaxed_u64, store_relaxed_u64, compiler_fence, load_acquire_u64
 from status cimport OK, ABSENT, BUSY, Status
 from layout cimport (
-    Context, Depot, Element, NAME_MAX, SPARE_SHIFT, REGION_BUCKETS, BLOCK_HOLE, BLOCK_READY,
-    ELEMENT_FREE, ELEMENT_ALLOC, lock_bits, element_state, block_state, block_fresh, block_free,
-    block_head, block_word,
+    Context, Depot, Element, NAME_MAX, SPARE_SHIFT, REGION_BUCKETS, BLOCK_READY, ELEMENT_FREE,
+    ELEMENT_ALLOC, lock_bits, element_state, block_state, block_fresh, block_free, block_head,
     depot_word, depot_count, depot_credit, depot_head,
 )
 from objects cimport POOL_KINDS, POOL_LINES, POOL_OBJECTS, ref_class, ref_index

@@ -20,7 +20,7 @@ from atomics cimport (
     fence_acquire, likely, load_acquire_u32, load_acquire_u64, load_relaxed_u32, load_relaxed_u64,
     reverse_bits_u32, store_relaxed_u64,
 )
-from status cimport BUSY, CORRUPT, OK, RETRY, Status
+from status cimport BUSY, OK, RETRY, Status
 from layout cimport (
     Bucket, Element, ELEMENT_LIVE, LOCK_MASK, OPERATION_DELETE, SLOT_COUNT, bucket_level_plus1,
     element_state, word_locked,

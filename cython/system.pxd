@@ -9,7 +9,7 @@
 # Whoever may read the file may hold shared locks on every byte of it, and so keep others from
 # locking a byte, but cannot hold an exclusive one. So F_OFD_GETLK asks with F_RDLCK, which only an
 # exclusive lock is in the way of; and nothing that has to go on waits for a lock on a byte.
-from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
 from posix.types cimport off_t

@@ -6,7 +6,7 @@
 # it lives, perhaps stopped, the waiter sleeps, 50 us at first and up to 1 ms, until the handle's
 # timeout. Who waits for an element for 4 ms is let in before others (starving.pxd). _core.pyx
 # calls wait_step without the GIL and looks at signals between steps.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from atomics cimport load_acquire_u64
 from status cimport Status, OK, ABSENT, BUSY, RETRY
 from layout cimport REGION_BUCKETS
