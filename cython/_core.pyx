@@ -296,9 +296,7 @@ cdef class MapHandle:
         if unlikely(op.generation != process_generation):
             self._leave_to_parent()
             return
-        if unlikely(op.context.element != 0 or op.context.line_stash != 0
-                    or op.context.owing != 0 or op.starving != 0):
-            op_settle(op)
+        op_settle(op)
         op_end(op)
         if unlikely(not local_put_u64(&self.map.local.idle_context, op.self_index + 1)):
             session_rest(&self.map, op.self_index + 1)

@@ -399,10 +399,10 @@ LINE = '{"shmrhash":"map","name":"x","key_size":16,"value_size":24,"max_entries"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"shmrhash":"map"}', "line 1 does not say how the map was"),
-        ('{"shmrhash":7}', "line 1 does not say how the map was"),
-        (LINE.replace("[2,8]", '[2,"x"]'), "line 1 does not say how the map was"),
-        (LINE.replace("[2,8],", ""), "laid out in another way"),
+        ('{"shmrhash":"map"}', "line 1 does not describe the map"),
+        ('{"shmrhash":7}', "line 1 does not describe the map"),
+        (LINE.replace("[2,8]", '[2,"x"]'), "line 1 does not describe the map"),
+        (LINE.replace("[2,8],", ""), "entries have another layout"),
         (LINE.replace('"str"', '"strange"'), "cannot read its key type"),
         (LINE + '{"key":"a","value":1}', "line 2: value should be"),
         (LINE + '{"key":"a","value":{"base64":"!"}}', "line 2: value is not valid base64"),

@@ -402,7 +402,7 @@ def rewrite_schema(name, change):
         (lambda text: b"[" * len(text), "a schema that is not a SharedDict's"),
         (lambda text: text.replace(b'"v":1', b'"v":9'), "of version 9"),
         (lambda text: text.replace(b'"str"', b'"st9"'), "cannot read its key type"),
-        (lambda text: text.replace(b'"str"', b'"int"'), "laid out in another way"),
+        (lambda text: text.replace(b'"str"', b'"int"'), "entries have another layout"),
         (lambda text: text.replace(b'"str"', b"12345"), "cannot read its key type"),
         (lambda text: text.replace(b'"ttl":null', b'"ttl":-700'), "ttl"),
     ],

@@ -211,3 +211,27 @@ def test_a_section_that_cannot_delete_ends_all_the_same(damaged):
 
     assert ending_of(delete_in_section) == "LockTimeout"
     assert shared_map.lookup(key, shmrhash.BPF_F_LOCK) == key
+
+
+FIRST_CONTEXT = 4096 + 1024 * 64  # behind the header and the process slots
+CONTEXT_STRIDE = 320  # 34 words and a value, in whole lines
+ELEMENT, LINE_STASH, OWING = 32, 56, 168  # what an operation may have to give back
+
+
+@pytest.mark.parametrize("word", [ELEMENT, LINE_STASH, OWING])
+def test_a_reader_gives_nothing_back_into_pages_it_cannot_write(damaged, word):
+    """H1: a read-only handle's context says that it owes an element, a line, or pages."""
+    shared_map, segment = damaged(10)
+    assert segment.get(FIRST_CONTEXT) == 1  # its maker, in the first slot
+    end = FIRST_CONTEXT + segment.get(segment.region(CONTEXTS, USABLE))
+
+    def read():
+        with shmrhash.RHashMap.open(shared_map.name, read_only=True) as reader:
+            for _ in range(3):
+                for context in range(FIRST_CONTEXT, end - CONTEXT_STRIDE + 1, CONTEXT_STRIDE):
+                    segment.set(context + word, 0x3C)
+                reader.lookup(KEYS[:8])
+                list(reader.items())
+                reader.check()
+
+    assert ending_of(read) in ("done", "SegmentCorrupt")
