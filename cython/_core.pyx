@@ -55,7 +55,7 @@ from objects cimport LENGTH_MAX, ref_length
 from pins cimport pin_claim, pin_clear, pin_set
 from special cimport deadline_is_over, field_meets, fields_blank
 from chain cimport Found
-from reference cimport element_replace, ref_protect, ref_stands
+from reference cimport element_replace, ref_protect, element_stands
 from count cimport ObjectFacts, context_keeps_any, objects_count
 from commit cimport contexts_are_quiet, fences_demand, membarrier_all, membarrier_register
 from lock cimport (

@@ -283,7 +283,7 @@ cdef class DictBase:
             return status
         deadline = load_relaxed_u64(
             element_value(&self.handle.map, found.element) + self.handle.map.timer_word - 1)
-        if not ref_stands(&found) or not deadline_is_over(deadline):
+        if not element_stands(&found) or not deadline_is_over(deadline):
             return ABSENT
         if element_state(found.header) == ELEMENT_LOCKED:
             return lock_busy(op, &found.element.header, found.header)

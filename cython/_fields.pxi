@@ -106,7 +106,7 @@ cdef class ObjectHandle(ModifyHandle):
             if before is None:
                 return <int> RETRY
         if only_read:
-            return before if ref_stands(&found) else <int> RETRY
+            return before if element_stands(&found) else <int> RETRY
         if data.buf != NULL:
             status = item_object(op, slot, <const uint8_t *> data.buf, <uint64_t> data.len)
             if status != OK:
@@ -177,7 +177,7 @@ cdef class ObjectHandle(ModifyHandle):
                         object_copy(self, &op, &found, value[self.map.ref_words[slot]])
                         if value[self.map.ref_words[slot]] != 0 else None
                         for slot in range(self.map.ref_count)])
-                    if ref_stands(&found):
+                    if element_stands(&found):
                         break
                     self._renew(&op)
                 elif status != RETRY:

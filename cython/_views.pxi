@@ -95,7 +95,7 @@ cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t re
         if source != NULL:
             copy = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
             status = OK
-    if found != NULL and unlikely(not ref_stands(found)):
+    if found != NULL and unlikely(not element_stands(found)):
         return None
     if unlikely(status != OK):
         if status == SYSTEM_ERROR:
@@ -120,16 +120,16 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
         return None
     bytes = item_bytes(&handle.map, ref, &length)
     if bytes == NULL:
-        if ref_stands(found):
+        if element_stands(found):
             raise_status(handle, CORRUPT, NULL)
         return None
     if handle.pins_held >= PIN_SHARE or pin_claim(
             op, handle.map.local.process_index + 1, &pin) != OK:
         copy = PyBytes_FromStringAndSize(<const char *> bytes, <Py_ssize_t> length)
         handle.views_copied += 1
-        return copy if ref_stands(found) else None
+        return copy if element_stands(found) else None
     pin_set(op, pin, ref)
-    if not ref_stands(found):
+    if not element_stands(found):
         pin_clear(op, pin)
         op_settle(op)
         return None

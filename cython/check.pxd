@@ -81,7 +81,7 @@ cdef inline bint report_add(Report *report, Problem problem, uint64_t where) noe
         report.where = where
     return False
 
-cdef inline uint64_t pool_limit(Map *map, PoolView *pool) noexcept nogil:
+cdef inline uint64_t blocks_begun(Map *map, PoolView *pool) noexcept nogil:
     cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
     cdef uint64_t usable = region_usable(map, pool.words_region) // 8
     limit = limit if limit < usable else usable
@@ -304,10 +304,10 @@ cdef inline void check_walk(Map *map, const Context *own, Report *report) noexce
     if not (check_table(map, report) and check_depots(map, report)
             and check_contexts(map, report)):
         return
-    for block in range(pool_limit(map, &map.element_pool)):
+    for block in range(blocks_begun(map, &map.element_pool)):
         if not check_block(map, report, &map.element_pool, block):
             return
-    for block in range(pool_limit(map, &map.line_pool)):
+    for block in range(blocks_begun(map, &map.line_pool)):
         if not check_block(map, report, &map.line_pool, block):
             return
     if map.objects != NULL and not check_objects(map, own, report):
@@ -332,8 +332,8 @@ cdef inline void check_map(Map *map, const Context *own, Report *report) noexcep
     """Fill in report, which must be zero."""
     cdef uint64_t before
     report.exact = True
-    report.element_limit = pool_limit(map, &map.element_pool) * map.element_pool.capacity
-    report.line_limit = pool_limit(map, &map.line_pool) * map.line_pool.capacity
+    report.element_limit = blocks_begun(map, &map.element_pool) * map.element_pool.capacity
+    report.line_limit = blocks_begun(map, &map.line_pool) * map.line_pool.capacity
     report.element_seen = <uint8_t *> calloc(report.element_limit + 1, 1)
     report.line_seen = <uint8_t *> calloc(report.line_limit + 1, 1)
     if report.element_seen == NULL or report.line_seen == NULL:

@@ -2,7 +2,7 @@
 # Entries with objects, as SharedDict uses them: whole operations beside those of map.pxd.
 #
 # An entry is looked up with its special fields (item_find). Who wants the object it refers to
-# copies that too, and then asks ref_stands; or pins it first (pins.pxd) and then asks. To store
+# copies that too, and then asks element_stands; or pins it first (pins.pxd) and then asks. To store
 # one, the context gets its objects (item_object), fills them, and calls map_update: the objects are
 # the context's until the element has them.
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
@@ -18,7 +18,7 @@ from supply cimport block_commit
 from heap cimport heap_reclaim, heap_take, name_read, object_stands, ref_bytes, ref_sound
 from chain cimport Found
 from element cimport element_is_lost, element_read_whole
-from reference cimport element_replace, ref_stands
+from reference cimport element_replace, element_stands
 from table cimport table_guess
 from lookup cimport READ_TRIES_MAX, map_find, bucket_find
 from remove cimport WRITE_TRIES_MAX, map_delete_held
@@ -58,7 +58,7 @@ cdef inline bint item_glance(
     value = element_value(map, found.element)
     number[0] = load_relaxed_u64(value + word)
     deadline[0] = load_relaxed_u64(value + map.timer_word - 1) if map.timer_word != 0 else 0
-    return ref_stands(&found)
+    return element_stands(&found)
 
 cdef inline Status item_object(
         Op *op, uint64_t slot, const uint8_t *source, uint64_t length) noexcept nogil:

@@ -3,7 +3,7 @@
 #
 # So nobody can know what it looks at, and an object's memory may go at any
 # moment. It never touches that memory: it reads the file instead, where a hole is zeros and takes
-# no page. What it read counts if the element still stands afterwards (reference.pxd, ref_stands).
+# no page. What it read counts if the element still stands afterwards (reference.pxd, element_stands).
 # Costs two system calls. Where the program has closed the descriptor and none can be had, the
 # kernel copies from the mapping: then a hole may take a page, but never raises a signal.
 from libc.stdint cimport uint8_t, uint64_t

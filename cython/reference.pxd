@@ -13,7 +13,7 @@
 # FREE are 0.
 #
 # Readers copy a reference with the value, name the object and look whether the element still has
-# it (ref_protect), use it, then look at the element's header again (ref_stands): an object is freed
+# it (ref_protect), use it, then look at the element's header again (element_stands): an object is freed
 # only after that has changed.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from atomics cimport (
@@ -204,9 +204,9 @@ cdef inline bint ref_protect(Op *op, const Found *found, uint64_t ref) noexcept 
     """Before an object is looked at: whether its element still has it. From here until the
     operation ends, or protects another, the object's memory stays (hazard.pxd)."""
     hazard_set(op, ref)
-    return ref_stands(found)
+    return element_stands(found)
 
-cdef inline bint ref_stands(const Found *found) noexcept nogil:
+cdef inline bint element_stands(const Found *found) noexcept nogil:
     """After an object was used: whether its element still is as it was found."""
     # What was read before the second look; pairs with the release fences in element_own and
     # delete_found.
