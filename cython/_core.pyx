@@ -20,78 +20,79 @@ from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
-from atomics cimport (
+from machine.atomics cimport (
     cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely, load_relaxed_u64,
     load_acquire_u64, fence_seq_cst, local_put_u64, local_take_u64, read_u32, read_u64,
     reverse_bits_u32,
 )
-from status cimport (
-    Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
-    OUT_OF_BYTES, RETRY,
+from machine.system cimport (
+    close as close_fd, fstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED,
+    MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, CLOCK_MONOTONIC, PROT_WRITE,
 )
-from layout cimport (
-    Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
-    LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS,
-    SCHEMA_MAX, SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, element_state,
-    depot_credit, depot_count as depot_parked, word_locked, word_owner,
-)
-from blocks cimport round_up
-from geometry cimport (
-    Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind,
-    context_at, contexts_usable, processes_usable,
-)
-from hashing cimport hash_key, hash_word
-from system cimport (
-    segment_open, segment_fd, is_segment, byte_lock, close as close_fd, fstat, stat_t, clock_ns,
-    mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED, MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK,
-    READER_BYTE, REMOVAL_BYTE, CLOCK_MONOTONIC, byte_is_shared,
-)
-from field cimport (
+from machine.hashing cimport hash_key, hash_word, KEY_INLINE_MAX, KEY_IS_LONG, key_digest
+from machine.number cimport (
     Field, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,
     FIELD_UNSIGNED, bits_of, field_compute, field_mask, float_of, sign_extended,
 )
-from budget cimport budget_word
-from objects cimport LENGTH_MAX, ref_length
-from pins cimport pin_claim, pin_clear, pin_set
-from special cimport deadline_is_over, field_meets, fields_blank
-from chain cimport Found
-from reference cimport element_replace, ref_protect, element_stands
-from count cimport ObjectFacts, context_keeps_any, objects_count
-from commit cimport contexts_are_quiet, fences_demand, membarrier_all, membarrier_register
-from lock cimport (
+from segment.status cimport (
+    Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, CORRUPT, BUSY, NO_CONTEXT, SYSTEM_ERROR,
+    OUT_OF_BYTES, RETRY,
+)
+from segment.layout cimport (
+    Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
+    LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
+    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED,
+)
+from segment.words cimport (
+    element_state, depot_credit, depot_count as depot_parked, word_locked, word_owner,
+)
+from segment.classes cimport round_up, LENGTH_MAX, ref_length
+from segment.geometry cimport (
+    Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind,
+    context_at, contexts_usable, processes_usable,
+)
+from segment.fields cimport deadline_is_over, field_meets, fields_blank
+from segment.header cimport segment_examine, segment_fill, buckets_for, first_bytes
+from segment.file cimport (
+    segment_open, segment_fd, is_segment, byte_lock, READER_BYTE, REMOVAL_BYTE, byte_is_shared,
+)
+from memory.operation cimport (
     Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_cancel, context_end, lock_busy,
     lock_release, lock_try, op_begin, op_end, op_holds,
 )
-from lookup cimport glance_word, map_find, map_glance, map_lookup, map_contains
-from map cimport map_store_word, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST
-from remove cimport op_settle, map_delete, map_delete_held
-from modify cimport map_apply, map_lookup_unlocked, map_swap
-from section cimport (
-    Section, section_abandon, section_commit, section_open, section_remove,
+from memory.region cimport (
+    budget_word, contexts_are_quiet, fences_demand, membarrier_all, membarrier_register,
 )
-from table cimport table_count, table_guess
-from clear cimport Clearing, clear_step
-from digest cimport KEY_INLINE_MAX, KEY_IS_LONG, key_digest
-from item cimport (
-    item_bytes, item_deadline, item_expire, item_expired, item_find, item_glance, item_object,
-    item_touch,
+from memory.pins cimport pin_claim, pin_clear, pin_set
+from memory.object cimport item_object
+from map.chain cimport Found
+from map.element cimport element_stands
+from map.reference cimport element_replace, ref_protect
+from map.table cimport table_count, table_guess
+from map.read cimport (
+    glance_word, map_find, map_glance, map_lookup, map_contains, item_bytes, item_deadline,
+    item_expired, item_find, item_glance,
 )
-from claim cimport CLAIM_LEAVING, CLAIM_READS, claim_is_dead
-from liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
-from forking cimport Unborn, unborn_adopt, unborn_claim, unborn_release
-from recovery cimport recover_all, recover_those_inside
-from wait cimport wait_step, sched_yield
-from session cimport (
+from map.hold cimport op_settle
+from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, item_expire
+from map.write cimport (
+    map_store_word, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_apply,
+    map_lookup_unlocked, map_swap, item_touch,
+)
+from map.section cimport Section, section_abandon, section_commit, section_open, section_remove
+from map.walk cimport Position, Sink, ORDER_END, BucketFacts, bucket_look, walk_on
+from map.batch cimport Many, MANY_LOOKUP, MANY_CONTAINS, MANY_UPDATE, MANY_DELETE, MANY_ADD, many_on
+from processes.claim cimport CLAIM_LEAVING, CLAIM_READS, claim_is_dead
+from processes.liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
+from processes.recover cimport recover_all, recover_those_inside
+from processes.forking cimport Unborn, unborn_adopt, unborn_claim, unborn_release
+from processes.wait cimport wait_step, sched_yield
+from processes.attach cimport (
     map_aligned, session_map, session_register, session_claim, session_rest, session_end,
-    session_leave, PROT_WRITE,
+    session_leave,
 )
-from segment cimport segment_examine, segment_fill, buckets_for, first_bytes
-from check cimport Report, check_map
-from order cimport Position, Sink, ORDER_END
-from walk cimport BucketFacts, bucket_look, walk_on
-from many cimport (
-    Many, MANY_LOOKUP, MANY_CONTAINS, MANY_UPDATE, MANY_DELETE, MANY_ADD, many_on,
-)
+from processes.check_objects cimport ObjectFacts, context_keeps_any, objects_count
+from processes.check cimport Report, check_map
 
 import struct
 from operator import index as as_index
@@ -103,7 +104,7 @@ cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
     char *PyByteArray_AS_STRING(object buffer)
 
-cdef extern from "spare.h":
+cdef extern from "machine/recycle.h":
     ctypedef struct SpareBytes:
         uint64_t made
     void spare_begin(SpareBytes *spare)
@@ -111,7 +112,7 @@ cdef extern from "spare.h":
     object spare_bytes(SpareBytes *spare, const void *content, Py_ssize_t size)
     object spare_pair(PyObject **kept, object key, object value)
 
-cdef extern from "generation.h":
+cdef extern from "machine/generation.h":
     uint64_t process_generation
     int generation_install()
 cdef extern from "<unistd.h>" nogil:
@@ -125,7 +126,7 @@ cdef enum:
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries, yielding between: a damaged segment
 
 
-include "_segments.pxi"
+include "python/segments.pxi"
 
 # Sections that threads of this process have open: (device, inode, context) -> thread.
 cdef dict sections_open = {}
@@ -137,7 +138,7 @@ ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
 cdef struct Patience:
     uint64_t turn
     uint64_t retries           # one after another
-    uint64_t swept, sweep_at, sweep_next       # of a sweep for room (_sweeping.pxi)
+    uint64_t swept, sweep_at, sweep_next       # of a sweep for room (sweeping.pxi)
     int64_t began
     int64_t limit_ns           # negative: for ever
 
@@ -866,20 +867,20 @@ cdef class MapHandle:
         return None if self.map.timeout_ns < 0 else self.map.timeout_ns / 1e9
 
 
-include "_raising.pxi"
-include "_attachment.pxi"
-include "_sweeping.pxi"
-include "_facts.pxi"
-include "_modify.pxi"
-include "_sections.pxi"
-include "_bulk.pxi"
-include "_entries.pxi"
-include "_iterator.pxi"
-include "_fields.pxi"
-include "_views.pxi"
-include "_forking.pxi"
-include "_codec.pxi"
-include "_dict.pxi"
-include "_dictkeys.pxi"
-include "_dictsection.pxi"
-include "_dictwalk.pxi"
+include "python/raising.pxi"
+include "python/attachment.pxi"
+include "python/sweeping.pxi"
+include "python/facts.pxi"
+include "python/modify.pxi"
+include "python/sections.pxi"
+include "python/bulk.pxi"
+include "python/entries.pxi"
+include "python/iterator.pxi"
+include "python/fields.pxi"
+include "python/views.pxi"
+include "python/forking.pxi"
+include "python/codec.pxi"
+include "python/dict.pxi"
+include "python/dictkeys.pxi"
+include "python/dictsection.pxi"
+include "python/dictwalk.pxi"

@@ -21,16 +21,16 @@ from cython cimport final
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
-from atomics cimport compiler_fence, likely, unlikely
-from status cimport Status, OK, ABSENT, BUSY, FULL, RETRY
-from hashing cimport hash_key
-from system cimport clock_ns, CLOCK_MONOTONIC
-from lock cimport Op, op_begin, op_end
-from field cimport Field, FIELD_ADD, FIELD_SIGNED
-from lookup cimport map_glance, map_lookup, map_contains
-from modify cimport map_apply
-from map cimport UPDATE_ANY, UPDATE_NOEXIST, map_update
-from remove cimport op_settle, map_delete
+from machine.atomics cimport compiler_fence, likely, unlikely
+from machine.system cimport clock_ns, CLOCK_MONOTONIC
+from machine.hashing cimport hash_key
+from machine.number cimport Field, FIELD_ADD, FIELD_SIGNED
+from segment.status cimport Status, OK, ABSENT, BUSY, FULL, RETRY
+from memory.operation cimport Op, op_begin, op_end
+from map.read cimport map_glance, map_lookup, map_contains
+from map.hold cimport op_settle
+from map.remove cimport map_delete
+from map.write cimport map_apply, UPDATE_ANY, UPDATE_NOEXIST, map_update
 
 cdef enum:
     KEY_BYTES_MAX = 1024

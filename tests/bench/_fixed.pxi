@@ -9,18 +9,18 @@
 # and anonymous, in pages like those of a segment.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.mman cimport mmap, munmap, MAP_ANONYMOUS, MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE
-from atomics cimport (
+from machine.atomics cimport (
     cas_acq_rel_u64, fence_acquire, fence_release, load_acquire_u64, load_relaxed_u64,
     store_relaxed_u64,
 )
-from layout cimport (
+from segment.layout cimport (
     Bucket, Element, ELEMENT_LIVE, ELEMENT_ULOCK, LINK_BASE, LINK_SLOT, LOCK_MASK, SLOT_COUNT,
-    element_header, lock_bits,
 )
-from blocks cimport element_stride, power_of_two_at_least
-from geometry cimport Map, bucket_at, element_at, element_value, line_at
-from chain cimport Found, chain_find
-from element cimport element_read, element_settle
+from segment.words cimport element_header, lock_bits
+from segment.classes cimport element_stride, power_of_two_at_least
+from segment.geometry cimport Map, bucket_at, element_at, element_value, line_at
+from map.chain cimport Found, chain_find
+from map.element cimport element_read, element_settle
 
 
 cdef inline Status fixed_look(
@@ -33,7 +33,7 @@ cdef inline Status fixed_look(
         if value == NULL or likely(element_read(map, found, key_size, value, value_size)):
             return OK
         return RETRY
-    # All slots before the second look, as in lookup.pxd.
+    # All slots before the second look, as in read.pxd.
     fence_acquire()
     if unlikely((load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK):
         return RETRY

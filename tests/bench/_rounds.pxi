@@ -6,8 +6,8 @@
 # done, the adder works when it is even and the deleter when it is odd. The deleter ends it, so that
 # nothing is left.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from layout cimport PAYLOAD_SHIFT
-from atomics cimport cas_acq_rel_u64, load_acquire_u64, pause, store_release_u64
+from machine.atomics cimport cas_acq_rel_u64, load_acquire_u64, pause, store_release_u64
+from segment.layout cimport PAYLOAD_SHIFT
 
 cdef extern from "<sched.h>" nogil:
     int sched_yield()

@@ -4,7 +4,7 @@ The generated C is compiled once more with --coverage and #line directives, so t
 lines of cython/; unoptimised, since inlined copies would be counted apart. A child that ends by
 os._exit() writes its counts first (dump.c); what a process did that was killed is not counted, nor
 what the tests of single layers do, which compile these for themselves. Branches are those of the C
-code: a condition of ours, and an exception of Cython's, alike; of shm_atomics.h's macros none are
+code: a condition of ours, and an exception of Cython's, alike; of atomics.h's macros none are
 seen.
 
 A line that no test reaches must stand in unreached.txt with its reason, and no other line may, but

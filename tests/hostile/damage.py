@@ -24,7 +24,7 @@ INTERESTING = [
 
 
 def checksum(part):
-    """segment.pxd's, of a part of the header."""
+    """header.pxd's, of a part of the header."""
     total = FOLD_START
     for offset in range(0, len(part), 8):
         word = int.from_bytes(part[offset : offset + 8], "little")

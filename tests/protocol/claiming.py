@@ -1,6 +1,6 @@
 """Process slots: whose they are, who is dead, and who recovers whom (C1, C2, C3).
 
-Stands for liveness.pxd, inherit.pxd and process_recover of recovery.pxd. A process has a slot: its
+Stands for liveness.pxd, attach.pxd and process_recover of recover.pxd. A process has a slot: its
 claim in the word used, stored while it holds the slot's byte of the file, which the kernel lets go
 when it dies. Who recovers a dead process is named in the word recoverer of the dead one's slot, as
 a process slot and with a count. A claim is a number that no two processes share.

@@ -1,6 +1,6 @@
 """Views of objects, and the slot that a process claims for a child before it forks (R2, C1, C3).
 
-Stands for pins.pxd, forking.pxd and what they use of heap.pxd. There is one object, which an entry
+Stands for pins.pxd, forking.pxd and what they use of object.pxd. There is one object, which an entry
 refers to at first. A view of it is kept by a pin, a slot that says whose it is and what it pins.
 Whoever takes the object from its entry looks for pins; so does whoever ends one. (That each of two
 sees the other's store is the business of fences; here all stores are seen at once.)

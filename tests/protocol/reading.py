@@ -1,6 +1,6 @@
 """A lookup: finding the bucket, searching its chain, copying the value (R1, R2, W1).
 
-Stands for lookup.pxd, and what it uses of table.pxd, chain.pxd and element.pxd. Nothing here
+Stands for read.pxd, and what it uses of table.pxd, chain.pxd and element.pxd. Nothing here
 stores: a reader only loads, in any state of the map, and believes what it found if the slot still
 names the element (a hit), the element's header is as it was (the value), the bucket's header is as
 it was (a miss).

@@ -1,6 +1,6 @@
 """Recovery: a dead context is resumed under its own name (C1, C2).
 
-Stands for salvage.pxd and recovery.pxd. What the dead context names is looked at, and is its own
+Stands for recover_memory.pxd and recover.pxd. What the dead context names is looked at, and is its own
 if its lock word says so. Every step looks at shared memory only and may be done twice, for whoever
 recovers may die, too, and the next one goes on.
 """

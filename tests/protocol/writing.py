@@ -1,6 +1,6 @@
 """Writing: update in place, add, insert, delete (W1, R2, C1).
 
-Stands for element.pxd and the operations of map.pxd. A program waits for a lock where the code
+Stands for element.pxd and the operations of write.pxd. A program waits for a lock where the code
 gives everything up, waits and begins again; both come back when the lock is free.
 """
 

@@ -15,47 +15,47 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from atomics cimport (
+from machine.atomics cimport (
     cas_acq_rel_u64, compiler_fence, copy_in, load_relaxed_u64, read_u64, store_relaxed_u64,
 )
-from chain cimport Found, chain_append, chain_find
-from check cimport Report, check_map
-from depot cimport depot_hold, depot_here, element_take
-from element cimport element_own
-from field cimport FIELD_ADD, FIELD_SIGNED, Field
-from geometry cimport (
-    Local, Map, buckets_usable, context_at, context_redo, element_at, element_value, geometry_bind,
-    geometry_compute,
-)
-from hashing cimport hash_key
-from layout cimport (
-    ELEMENT_DEAD, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, OPERATION_DELETE, OPERATION_INSERT,
-    OPERATION_SPLIT, PAGE_BYTES, Bucket, Element, Header, element_header, element_state, lock_bits,
-    word_locked,
-)
-from liveness cimport Standing, process_leave
-from lock cimport Op, op_begin, op_end
-from lookup cimport map_contains, map_glance, map_lookup
-from many cimport MANY_DELETE, MANY_LOOKUP, MANY_UPDATE, Many, many_on
-from map cimport (
-    UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_find, map_memory, map_store_word, map_update,
-)
-from remove cimport bucket_hold, map_delete, op_settle
-from modify cimport map_apply, map_lookup_unlocked, map_swap
-from order cimport Position, Sink
-from recovery cimport recover_all, recover_those_inside
-from section cimport Section, section_abandon, section_commit, section_open
-from segment cimport segment_fill
-from session cimport session_claim, session_register
-from status cimport ABSENT, BUSY, CORRUPT, FULL, NEED_ELEMENTS, NO_MEMORY, OK, RETRY, Status
-from system cimport (
+from machine.system cimport (
     CLOCK_MONOTONIC, MAP_FAILED, MAP_SHARED, PROT_READ, clock_ns, close, fstat, mmap, munmap,
     stat_t,
 )
-from table cimport table_count
-from resize cimport pair_hold
-from wait cimport sleep_ns, wait_step
-from walk cimport BucketFacts, bucket_look, walk_on
+from machine.hashing cimport hash_key
+from machine.number cimport FIELD_ADD, FIELD_SIGNED, Field
+from segment.status cimport ABSENT, BUSY, CORRUPT, FULL, NEED_ELEMENTS, NO_MEMORY, OK, RETRY, Status
+from segment.layout cimport (
+    ELEMENT_DEAD, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, OPERATION_DELETE, OPERATION_INSERT,
+    OPERATION_SPLIT, PAGE_BYTES, Bucket, Element, Header,
+)
+from segment.words cimport element_header, element_state, lock_bits, word_locked
+from segment.geometry cimport (
+    Local, Map, buckets_usable, context_at, context_redo, element_at, element_value, geometry_bind,
+    geometry_compute,
+)
+from segment.header cimport segment_fill
+from memory.operation cimport Op, op_begin, op_end
+from memory.depot cimport depot_hold, depot_here, element_take
+from map.chain cimport Found, chain_append, chain_find
+from map.element cimport element_own
+from map.table cimport table_count
+from map.resize cimport pair_hold
+from map.read cimport map_contains, map_glance, map_lookup, map_find
+from map.hold cimport bucket_hold, op_settle
+from map.remove cimport map_delete
+from map.write cimport (
+    UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_memory, map_store_word, map_update, map_apply,
+    map_lookup_unlocked, map_swap,
+)
+from map.section cimport Section, section_abandon, section_commit, section_open
+from map.walk cimport Position, Sink, BucketFacts, bucket_look, walk_on
+from map.batch cimport MANY_DELETE, MANY_LOOKUP, MANY_UPDATE, Many, many_on
+from processes.liveness cimport Standing, process_leave
+from processes.recover cimport recover_all, recover_those_inside
+from processes.wait cimport sleep_ns, wait_step
+from processes.attach cimport session_claim, session_register
+from processes.check cimport Report, check_map
 
 cdef extern from "kernel_locks.h" nogil:
     void race_die(uint64_t process) noexcept

@@ -4,9 +4,9 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from atomics cimport copy_out
-from hashing cimport hash_key
-from order cimport bucket_range_last
+from machine.atomics cimport copy_out
+from machine.hashing cimport hash_key
+from map.walk cimport bucket_range_last
 
 
 def hash_of(uint64_t size):

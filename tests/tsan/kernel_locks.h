@@ -8,7 +8,7 @@
  * besides its own process slot's, whose death race_die() announces.
  *
  * Second: reads of racing memory whose results are thrown away when the bucket's version turns out
- * to have changed (order.pxd hashes and compares the keys of elements that may be on their way
+ * to have changed (walk.pxd hashes and compares the keys of elements that may be on their way
  * elsewhere). Here they are atomic, word by word, as they are on every machine we know.
  */
 #ifndef KERNEL_LOCKS_H
@@ -69,7 +69,7 @@ static inline void race_die(uint64_t process)
 }
 
 #define shm_read_u64 shm_read_u64_plain
-#include "shm_atomics.h"
+#include "machine/atomics.h"
 #undef shm_read_u64
 
 static inline uint64_t shm_read_u64(const void *address)

@@ -9,32 +9,33 @@ import os
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-cimport chain
-cimport commit
-cimport depot
-cimport element
-cimport lock
-cimport lookup as core_lookup
-cimport map as core_map
-cimport pool
-cimport remove as core_remove
-cimport resize
-cimport starving
-cimport supply
-cimport table
-cimport walk
-from chain cimport Found
-from check cimport Report, check_map
-from field cimport Field, FIELD_ADD, FIELD_SIGNED
-from blocks cimport PoolView, round_up
-from geometry cimport Map, bucket_at, context_at, element_at, geometry_bind, geometry_compute
-from hashing cimport hash_key
-from layout cimport Bucket, Header, PAGE_BYTES, REGION_CONTEXTS
-from lock cimport Op, op_begin, op_end
-from order cimport Position, Sink, bucket_read
-from segment cimport segment_examine, segment_fill
-from status cimport Status, OK
-from system cimport MAP_FAILED, MAP_SHARED, PROT_READ, fstat, mmap, munmap, stat_t
+cimport memory.operation as core_operation
+cimport memory.region as core_region
+cimport memory.pool as core_pool
+cimport memory.depot as core_depot
+cimport map.chain as core_chain
+cimport map.element as core_element
+cimport map.table as core_table
+cimport map.resize as core_resize
+cimport map.read as core_read
+cimport map.hold as core_hold
+cimport map.remove as core_remove
+cimport map.write as core_write
+cimport map.walk as core_walk
+from machine.system cimport MAP_FAILED, MAP_SHARED, PROT_READ, fstat, mmap, munmap, stat_t
+from machine.hashing cimport hash_key
+from machine.number cimport Field, FIELD_ADD, FIELD_SIGNED
+from segment.status cimport Status, OK
+from segment.layout cimport Bucket, Header, PAGE_BYTES, REGION_CONTEXTS
+from segment.classes cimport PoolView, round_up
+from segment.geometry cimport (
+    Map, bucket_at, context_at, element_at, geometry_bind, geometry_compute,
+)
+from segment.header cimport segment_examine, segment_fill
+from memory.operation cimport Op, op_begin, op_end
+from map.chain cimport Found
+from map.walk cimport Position, Sink, bucket_read
+from processes.check cimport Report, check_map
 
 cdef extern from "<sys/mman.h>" nogil:
     enum: PROT_WRITE
@@ -145,16 +146,16 @@ cdef class Image:
     def lock_try(self, uint64_t who, uint64_t offset):
         """The status, and the word as held."""
         cdef uint64_t held = 0
-        status = named(lock.lock_try(self.op(who), self.word(offset), &held))
+        status = named(core_operation.lock_try(self.op(who), self.word(offset), &held))
         return status, held
 
     def lock_acquire(self, uint64_t who, uint64_t offset):
         cdef uint64_t held = 0
-        status = named(lock.lock_acquire(self.op(who), self.word(offset), &held))
+        status = named(core_operation.lock_acquire(self.op(who), self.word(offset), &held))
         return status, held
 
     def lock_release(self, uint64_t offset, uint64_t payload):
-        lock.lock_release(self.word(offset), payload)
+        core_operation.lock_release(self.word(offset), payload)
 
     def waits_for(self, uint64_t who):
         """The offset of the word that was in the way, and what it said."""
@@ -164,13 +165,13 @@ cdef class Image:
     # ---- commit ----
 
     def region_commit(self, uint64_t who, uint32_t which, uint64_t needed):
-        return named(commit.region_commit(self.op(who), which, needed))
+        return named(core_region.region_commit(self.op(who), which, needed))
 
     def region_release(self, uint64_t who, uint32_t which, uint64_t keep):
-        return named(commit.region_release(self.op(who), which, keep))
+        return named(core_region.region_release(self.op(who), which, keep))
 
     def memory_is_quiet(self, uint64_t who):
-        return bool(commit.memory_is_quiet(self.op(who)))
+        return bool(core_region.memory_is_quiet(self.op(who)))
 
     # ---- pool ----
 
@@ -180,23 +181,23 @@ cdef class Image:
         return &op.context.line if view.kind else &op.context.spare
 
     def block_commit(self, uint64_t who, str kind not None):
-        return named(supply.block_commit(self.op(who), self.view(kind)))
+        return named(core_pool.block_commit(self.op(who), self.view(kind)))
 
     def block_release(self, uint64_t who, str kind not None, uint64_t block):
-        return named(supply.block_release(self.op(who), self.view(kind), block))
+        return named(core_pool.block_release(self.op(who), self.view(kind), block))
 
     def block_retire_if_empty(self, uint64_t who, str kind not None, uint64_t block):
-        supply.block_retire_if_empty(self.op(who), self.view(kind), block)
+        core_pool.block_retire_if_empty(self.op(who), self.view(kind), block)
 
     def block_is_empty(self, str kind not None, uint64_t block):
         cdef PoolView *view = self.view(kind)
-        return bool(supply.block_is_empty(view, block, view.words[block]))
+        return bool(core_pool.block_is_empty(view, block, view.words[block]))
 
     def pool_take(self, uint64_t who, str kind not None):
         """Take an object into the context's field; the field is cleared, for the next one."""
         cdef PoolView *view = self.view(kind)
         cdef uint64_t *name = self.name(who, view)
-        status = named(pool.pool_take(self.op(who), view, name, 0))
+        status = named(core_pool.pool_take(self.op(who), view, name, 0))
         taken = name[0]
         name[0] = 0
         return status, taken
@@ -205,13 +206,13 @@ cdef class Image:
         cdef PoolView *view = self.view(kind)
         cdef uint64_t *name = self.name(who, view)
         name[0] = index
-        return named(pool.pool_give(self.op(who), view, index, name))
+        return named(core_pool.pool_give(self.op(who), view, index, name))
 
     def pool_detach(self, uint64_t who, uint64_t wanted):
         """The status, and the elements of the chain that was detached."""
-        cdef pool.Chain detached = pool.Chain(0, 0, 0)
+        cdef core_pool.Chain detached = core_pool.Chain(0, 0, 0)
         cdef uint64_t at
-        status = named(pool.pool_detach(
+        status = named(core_pool.pool_detach(
             self.op(who), &self.map.element_pool, wanted, &detached))
         found = []
         at = detached.head
@@ -225,24 +226,24 @@ cdef class Image:
     # ---- depot ----
 
     def depot_take(self, uint64_t who, uint64_t index):
-        return named(depot.depot_take(self.op(who), index))
+        return named(core_depot.depot_take(self.op(who), index))
 
     def element_take(self, uint64_t who, bint scavenge=False):
-        return named(depot.element_take(self.op(who), scavenge))
+        return named(core_depot.element_take(self.op(who), scavenge))
 
     def element_give(self, uint64_t who):
-        return named(depot.element_give(self.op(who)))
+        return named(core_depot.element_give(self.op(who)))
 
     def depot_trim(self, uint64_t who, uint64_t index, uint64_t keep):
-        depot.depot_trim(self.op(who), index, keep)
+        core_depot.depot_trim(self.op(who), index, keep)
 
     def credits_move(self, uint64_t who, uint64_t index, bint fetch):
         """credits_move, with the depot held around it."""
         cdef uint64_t held = 0
-        cdef Status status = depot.depot_hold(self.op(who), index, &held, False)
+        cdef Status status = core_depot.depot_hold(self.op(who), index, &held, False)
         if status == OK:
-            status = depot.credits_move(self.op(who), self.map.depots + index, &held, fetch)
-            lock.lock_release(&self.map.depots[index].word, held)
+            status = core_depot.credits_move(self.op(who), self.map.depots + index, &held, fetch)
+            core_operation.lock_release(&self.map.depots[index].word, held)
         return named(status)
 
     # ---- chain ----
@@ -254,38 +255,38 @@ cdef class Image:
 
     def chain_append(self, uint64_t who, uint64_t bucket, uint32_t index, uint32_t tag,
                      bint publish=False):
-        return named(chain.chain_append(
+        return named(core_chain.chain_append(
             self.op(who), self.bucket(bucket), index, tag,
             element_at(&self.map, index) if publish else NULL))
 
     def chain_remove(self, uint64_t who, uint64_t bucket, uint32_t index):
         """Remove the first reference to element index; whether there was one."""
         cdef Found found
-        if not chain.chain_names(&self.map, self.bucket(bucket), index, NULL, 0, &found):
+        if not core_chain.chain_names(&self.map, self.bucket(bucket), index, NULL, 0, &found):
             return False
-        chain.chain_remove(self.op(who), self.bucket(bucket), found.line, found.slot)
+        core_chain.chain_remove(self.op(who), self.bucket(bucket), found.line, found.slot)
         return True
 
     def chain_repair(self, uint64_t who, uint64_t bucket):
-        chain.chain_repair(self.op(who), self.bucket(bucket))
+        core_chain.chain_repair(self.op(who), self.bucket(bucket))
 
     def chain_clear(self, uint64_t who, uint64_t bucket):
-        chain.chain_clear(self.op(who), self.bucket(bucket))
+        core_chain.chain_clear(self.op(who), self.bucket(bucket))
 
     def chain_links(self, uint64_t bucket, uint64_t line):
-        return bool(chain.chain_links(&self.map, self.bucket(bucket), line))
+        return bool(core_chain.chain_links(&self.map, self.bucket(bucket), line))
 
     def chain_find(self, uint64_t bucket, uint32_t hash, bytes key not None):
         """The status, and the index of the element found."""
         cdef Found found
         found.index = 0
-        status = named(chain.chain_find(
+        status = named(core_chain.chain_find(
             &self.map, self.bucket(bucket), hash, <const uint8_t *> <char *> key,
             self.map.key_size, &found))
         return status, found.index
 
     def op_settle(self, uint64_t who):
-        core_remove.op_settle(self.op(who))
+        core_hold.op_settle(self.op(who))
 
     # ---- element ----
 
@@ -302,7 +303,7 @@ cdef class Image:
         """The value; None if the element changed meanwhile."""
         cdef Found found = self.found_at(index, header)
         value = bytearray(self.map.value_size)
-        if not element.element_read(&self.map, &found, self.map.key_size, <char *> value,
+        if not core_element.element_read(&self.map, &found, self.map.key_size, <char *> value,
                                     self.map.value_size):
             return None
         return bytes(value)
@@ -310,28 +311,28 @@ cdef class Image:
     def element_own(self, uint64_t who, uint32_t index, uint32_t state, header=None):
         cdef Found found = self.found_at(index, header)
         cdef uint64_t held = 0
-        status = named(element.element_own(self.op(who), &found, state, &held))
+        status = named(core_element.element_own(self.op(who), &found, state, &held))
         return status, held
 
     def starving_say(self, uint64_t who, uint32_t index):
-        starving.starving_say(self.op(who), index)
+        core_element.starving_say(self.op(who), index)
         return self.ops[who].starving
 
     def starving_is_another(self, uint64_t who, uint32_t index):
-        return bool(starving.starving_is_another(self.op(who), index))
+        return bool(core_element.starving_is_another(self.op(who), index))
 
     def starving_end(self, uint64_t who):
-        starving.starving_end(self.op(who))
+        core_element.starving_end(self.op(who))
         return self.ops[who].starving
 
     def element_settle(self, uint64_t who, uint32_t index, uint64_t held):
-        element.element_settle(self.op(who), element_at(&self.map, index), held)
+        core_element.element_settle(self.op(who), element_at(&self.map, index), held)
 
     def element_update(self, uint64_t who, uint32_t index, bytes value not None, header=None):
         cdef Found found = self.found_at(index, header)
         if <uint64_t> len(value) != self.map.value_size:
             raise ValueError("not a value")
-        return named(element.element_update(
+        return named(core_element.element_update(
             self.op(who), &found, <const uint8_t *> <char *> value))
 
     def element_add(self, uint64_t who, uint32_t index, uint64_t offset, uint64_t delta,
@@ -344,7 +345,7 @@ cdef class Image:
             raise IndexError(offset)
         field.offset, field.operand, field.size = offset, delta, 8
         field.kind, field.operation = FIELD_SIGNED, FIELD_ADD
-        status = named(element.element_apply(self.op(who), &found, &field, &after))
+        status = named(core_element.element_apply(self.op(who), &found, &field, &after))
         return status, after
 
     # ---- table ----
@@ -353,28 +354,28 @@ cdef class Image:
         return hash_key(self.map.seeds, <const uint8_t *> <char *> key, self.map.key_size)
 
     def table_guess(self, uint32_t hash):
-        return table.table_guess(&self.map, hash)
+        return core_table.table_guess(&self.map, hash)
 
     def table_find(self, uint32_t hash):
         """The index of the hash's bucket; None if the levels lead nowhere."""
         cdef uint64_t index = 0
-        if table.table_find(&self.map, hash, &index) == NULL:
+        if core_table.table_find(&self.map, hash, &index) == NULL:
             return None
         return index
 
     def table_grow(self, uint64_t who):
-        return named(resize.table_grow(self.op(who)))
+        return named(core_resize.table_grow(self.op(who)))
 
     def table_shrink(self, uint64_t who):
-        return named(resize.table_shrink(self.op(who)))
+        return named(core_resize.table_shrink(self.op(who)))
 
     def table_pass(self, uint64_t who, uint64_t child):
-        resize.table_pass(self.op(who), child)
+        core_resize.table_pass(self.op(who), child)
 
     def catch_up(self, uint64_t who, uint64_t index):
         """The split that a bucket has missed, made up for; None: it has missed none."""
-        cdef uint64_t child = table.bucket_missed(&self.map, index)
-        return named(resize.table_split(self.op(who), child)) if child else None
+        cdef uint64_t child = core_table.bucket_missed(&self.map, index)
+        return named(core_resize.table_split(self.op(who), child)) if child else None
 
     # ---- order and walk ----
 
@@ -413,11 +414,11 @@ cdef class Image:
         if way == "bucket":
             status = bucket_read(&self.map, &position, &sink)
         elif way == "steps":
-            status = walk.walk_steps(&self.map, &position, &sink, steps)
+            status = core_walk.walk_steps(&self.map, &position, &sink, steps)
         else:
             if op.context != NULL:
                 op_begin(op)
-            status = walk.walk_on(op, &position, &sink)
+            status = core_walk.walk_on(op, &position, &sink)
             if op.context != NULL:
                 op_end(op)
         if sink.count > sink.capacity:
@@ -447,8 +448,8 @@ cdef class Image:
 
     def bucket_look(self, uint64_t index):
         """(level, entries, lines, locked); None if there is no such bucket."""
-        cdef walk.BucketFacts facts
-        if not walk.bucket_look(&self.map, index, &facts):
+        cdef core_walk.BucketFacts facts
+        if not core_walk.bucket_look(&self.map, index, &facts):
             return None
         return facts.level, facts.entries, facts.lines, bool(facts.locked)
 
@@ -470,10 +471,10 @@ cdef class Image:
         cdef Status status
         miss.index = 1                         # not one to rely on: it looks for itself
         while True:
-            status = core_map.insert_try(op, <const uint8_t *> <char *> value, &miss, False)
-            if named(status)[:5] != "NEED_" or core_map.map_memory(op, status) != OK:
+            status = core_write.insert_try(op, <const uint8_t *> <char *> value, &miss, False)
+            if named(status)[:5] != "NEED_" or core_write.map_memory(op, status) != OK:
                 break
-        core_remove.op_settle(op)
+        core_hold.op_settle(op)
         return named(status)
 
     def delete(self, uint64_t who, bytes key not None):
@@ -485,5 +486,5 @@ cdef class Image:
         cdef Found found
         cdef Op *op = self.op_of(0, key)
         found.index = 0
-        status = named(core_lookup.map_find(&self.map, op.hash, op.key, &found))
+        status = named(core_read.map_find(&self.map, op.hash, op.key, &found))
         return status, found.index

@@ -4,18 +4,18 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-cimport atomics
-cimport blocks
-cimport field as core_field
-cimport geometry as core_geometry
-cimport hashing
-cimport layout
-cimport order as core_order
-cimport segment
-cimport walk
-from blocks cimport PoolView
-from geometry cimport Map
-from status cimport OK
+cimport machine.atomics as core_atomics
+cimport machine.hashing as core_hashing
+cimport machine.number as core_number
+cimport segment.layout as core_layout
+cimport segment.words as core_words
+cimport segment.classes as core_classes
+cimport segment.geometry as core_geometry
+cimport segment.header as core_header
+cimport map.walk as core_walk
+from segment.status cimport OK
+from segment.classes cimport PoolView
+from segment.geometry cimport Map
 
 REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets"]
 
@@ -32,15 +32,15 @@ def match7(list tags not None, uint32_t tag, uint32_t shift=0):
         first += 1
     for index in range(7):
         first[shift + index] = tags[index]
-    return atomics.match7(first + shift, tag)
+    return core_atomics.match7(first + shift, tag)
 
 
 def multiply_fold(uint64_t a, uint64_t b):
-    return atomics.multiply_fold(a, b)
+    return core_atomics.multiply_fold(a, b)
 
 
 def reverse_bits_u32(uint32_t word):
-    return atomics.reverse_bits_u32(word)
+    return core_atomics.reverse_bits_u32(word)
 
 
 def copy_in_and_out(bytes value not None, uint64_t offset=0):
@@ -57,8 +57,8 @@ def copy_in_and_out(bytes value not None, uint64_t offset=0):
         words[index] = <uint64_t> -1
     memset(copy, 0xEE, 256)
     memcpy(private + 8 + offset, <char *> value, size)
-    atomics.copy_in(words, private + 8 + offset, size)
-    atomics.copy_out(copy + 8 + offset, words, size)
+    core_atomics.copy_in(words, private + 8 + offset, size)
+    core_atomics.copy_out(copy + 8 + offset, words, size)
     whole = (<char *> words)[:(size + 7) // 8 * 8 + 8]
     return whole, copy[offset:offset + size + 16]
 
@@ -71,7 +71,7 @@ def words_equal(bytes words not None, bytes value not None, uint64_t offset=0):
         raise ValueError("at most 256 bytes, and as many words")
     memcpy(shared, <char *> words, len(words))
     memcpy(private + offset, <char *> value, len(value))
-    return bool(atomics.words_equal(shared, private + offset, len(value)))
+    return bool(core_atomics.words_equal(shared, private + offset, len(value)))
 
 
 # ---- layout ----
@@ -79,72 +79,72 @@ def words_equal(bytes words not None, bytes value not None, uint64_t offset=0):
 def sizes():
     """The size of each shared structure."""
     return {
-        "Region": sizeof(layout.Region), "Pool": sizeof(layout.Pool),
-        "Statistics": sizeof(layout.Statistics), "Header": sizeof(layout.Header),
-        "ProcessSlot": sizeof(layout.ProcessSlot), "Context": sizeof(layout.Context),
-        "Bucket": sizeof(layout.Bucket), "Depot": sizeof(layout.Depot),
+        "Region": sizeof(core_layout.Region), "Pool": sizeof(core_layout.Pool),
+        "Statistics": sizeof(core_layout.Statistics), "Header": sizeof(core_layout.Header),
+        "ProcessSlot": sizeof(core_layout.ProcessSlot), "Context": sizeof(core_layout.Context),
+        "Bucket": sizeof(core_layout.Bucket), "Depot": sizeof(core_layout.Depot),
     }
 
 
 def word_locked(uint64_t word):
-    return bool(layout.word_locked(word))
+    return bool(core_words.word_locked(word))
 
 
 def word_owner(uint64_t word):
-    return layout.word_owner(word)
+    return core_words.word_owner(word)
 
 
 def word_taken(uint64_t word, uint32_t context):
-    return layout.word_taken(word, context)
+    return core_words.word_taken(word, context)
 
 
 def word_released(uint64_t word):
-    return layout.word_released(word)
+    return core_words.word_released(word)
 
 
 def word_held_by(uint64_t word, uint32_t context):
-    return bool(layout.word_held_by(word, context))
+    return bool(core_words.word_held_by(word, context))
 
 
 def bucket_level_plus1(uint64_t header):
-    return layout.bucket_level_plus1(header)
+    return core_words.bucket_level_plus1(header)
 
 
 def bucket_with_level(uint64_t header, uint32_t level_plus1):
-    return layout.bucket_with_level(header, level_plus1)
+    return core_words.bucket_with_level(header, level_plus1)
 
 
 def bucket_next_version(uint64_t header):
-    return <uint64_t> (header + layout.BUCKET_VERSION_ONE)
+    return <uint64_t> (header + core_layout.BUCKET_VERSION_ONE)
 
 
 def element_state(uint64_t header):
-    return layout.element_state(header)
+    return core_words.element_state(header)
 
 
 def element_header(uint64_t before, uint32_t state, uint64_t lock_bits):
-    return layout.element_header(before, state, lock_bits)
+    return core_words.element_header(before, state, lock_bits)
 
 
 def lock_bits(uint32_t context):
-    return layout.lock_bits(context)
+    return core_words.lock_bits(context)
 
 
 def depot_word(uint32_t head, uint32_t count, uint32_t credit):
-    return layout.depot_word(head, count, credit)
+    return core_words.depot_word(head, count, credit)
 
 
 def depot_parts(uint64_t word):
-    return layout.depot_head(word), layout.depot_count(word), layout.depot_credit(word)
+    return core_words.depot_head(word), core_words.depot_count(word), core_words.depot_credit(word)
 
 
 def block_word(uint32_t state, uint32_t fresh, uint32_t free_count, uint32_t head):
-    return layout.block_word(state, fresh, free_count, head)
+    return core_words.block_word(state, fresh, free_count, head)
 
 
 def block_parts(uint64_t word):
-    return (layout.block_state(word), layout.block_fresh(word), layout.block_free(word),
-            layout.block_head(word))
+    return (core_words.block_state(word), core_words.block_fresh(word), core_words.block_free(word),
+            core_words.block_head(word))
 
 
 # ---- geometry ----
@@ -157,7 +157,7 @@ cdef dict pool_facts(PoolView *pool):
 
 
 def element_stride(uint64_t key_size, uint64_t value_size):
-    return blocks.element_stride(key_size, value_size)
+    return core_classes.element_stride(key_size, value_size)
 
 
 def geometry(uint64_t key_size, uint64_t value_size, uint64_t max_entries, uint64_t depot_count):
@@ -185,35 +185,35 @@ def geometry(uint64_t key_size, uint64_t value_size, uint64_t max_entries, uint6
 def field_compute(
         uint32_t kind, uint32_t size, uint32_t operation, uint64_t operand, uint64_t bits):
     """The bits of a field after an operation."""
-    cdef core_field.Field field
+    cdef core_number.Field field
     memset(&field, 0xA5, sizeof(field))
     field.kind, field.size, field.operation, field.operand = kind, size, operation, operand
-    return core_field.field_compute(&field, bits)
+    return core_number.field_compute(&field, bits)
 
 
 def field_mask(uint32_t size):
-    cdef core_field.Field field
+    cdef core_number.Field field
     field.size = size
-    return core_field.field_mask(&field)
+    return core_number.field_mask(&field)
 
 
 def sign_extended(uint64_t bits, uint32_t size):
-    return core_field.sign_extended(bits, size)
+    return core_number.sign_extended(bits, size)
 
 
 def float_of(uint64_t bits, uint32_t size):
-    return core_field.float_of(bits, size)
+    return core_number.float_of(bits, size)
 
 
 def bits_of(double number, uint32_t size):
-    return core_field.bits_of(number, size)
+    return core_number.bits_of(number, size)
 
 
 # ---- hashing ----
 
 def hash_key(tuple seeds not None, bytes key not None):
     cdef uint64_t[4] words = seeds
-    return hashing.hash_key(words, <const uint8_t *> <char *> key, len(key))
+    return core_hashing.hash_key(words, <const uint8_t *> <char *> key, len(key))
 
 
 def hash_keys(tuple seeds not None, bytes keys not None, uint64_t key_size):
@@ -225,28 +225,28 @@ def hash_keys(tuple seeds not None, bytes keys not None, uint64_t key_size):
     hashes = bytearray(count * 4)
     cdef uint32_t *results = <uint32_t *> <char *> hashes
     for index in range(count):
-        results[index] = hashing.hash_key(words, at + index * key_size, key_size)
+        results[index] = core_hashing.hash_key(words, at + index * key_size, key_size)
     return hashes
 
 
 # ---- order and walk ----
 
 def bucket_range_last(uint64_t order, uint32_t level):
-    return core_order.bucket_range_last(order, level)
+    return core_walk.bucket_range_last(order, level)
 
 
 def order_next(uint64_t order, uint64_t bucket, uint64_t count):
-    return walk.order_next(order, bucket, count)
+    return core_walk.order_next(order, bucket, count)
 
 
 # ---- segment ----
 
 def bucket_level(uint64_t count, uint64_t index):
-    return segment.bucket_level(count, index)
+    return core_header.bucket_level(count, index)
 
 
 def buckets_for(uint64_t max_entries, uint64_t presize):
     """How many buckets a map begins with, for so many expected entries."""
     cdef Map map
     core_geometry.geometry_compute(&map, 8, 8, max_entries, 2)
-    return segment.buckets_for(&map, presize), map.bucket_max
+    return core_header.buckets_for(&map, presize), map.bucket_max

@@ -1,4 +1,4 @@
-"""What shm_atomics.h adds to Cython: the match of seven tags, the fold, the copies of words."""
+"""What atomics.h adds to Cython: the match of seven tags, the fold, the copies of words."""
 
 import random
 

@@ -1,0 +1,93 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# What every write begins and ends with: locking the bucket of a hash, and giving back what an
+# attempt kept (write.pxd says what an attempt is).
+from libc.stdint cimport uint32_t, uint64_t
+from machine.atomics cimport load_relaxed_u64, cas_acquire_u64, compiler_fence, pause, unlikely
+from segment.status cimport Status, OK, CORRUPT, RETRY
+from segment.layout cimport Bucket
+from segment.words cimport word_locked, word_taken, word_held_by, bucket_level_plus1
+from segment.geometry cimport bucket_at, line_at, element_at, pool_object, name_of
+from memory.operation cimport SPIN_PAUSES_MAX, Op, lock_busy
+from memory.pool cimport pool_give
+from memory.depot cimport element_give
+from memory.object cimport names_settle
+from map.chain cimport Found, line_stash
+from map.element cimport starving_end
+from map.reference cimport refs_drop
+from map.table cimport level_covers, table_find
+
+cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
+    """Whether this context owns a line, as it thinks it does."""
+    return index != 0 and index < op.map.line_max and word_held_by(
+        line_at(op.map, index).header, op.self_index)
+
+cdef inline void op_settle_all(Op *op) noexcept nogil:
+    cdef uint64_t line
+    if unlikely(op.map.read_only):
+        return                                 # it kept nothing, whatever a damaged context says
+    if unlikely(op.starving != 0):
+        starving_end(op)
+    if unlikely(op.context.element != 0):
+        if op.map.ref_count == 0 or refs_drop(op, element_at(op.map, name_of(
+                &op.map.element_pool, load_relaxed_u64(&op.context.element)))) == OK:
+            element_give(op)
+    if unlikely(op.context.owing != 0):
+        names_settle(op)
+    while unlikely(op.context.line_stash != 0):        # each turn gives one back
+        line = load_relaxed_u64(&op.context.line_stash)
+        if not line_is_held(op, line):
+            op.context.line_stash = 0                  # only in a damaged segment
+            break
+        op.context.line = line
+        compiler_fence()
+        op.context.line_stash = pool_object(&op.map.line_pool, line).words[0]
+        compiler_fence()
+        if pool_give(op, &op.map.line_pool, line, &op.context.line) != OK:
+            line_stash(op)
+            break
+
+cdef inline void op_settle(Op *op) noexcept nogil:
+    """Give back what an operation kept for a next attempt, its claim to be let in first too. What
+    cannot be had now stays named."""
+    if unlikely(op.starving != 0 or op.context.element != 0 or op.context.owing != 0
+                or op.context.line_stash != 0):
+        op_settle_all(op)
+
+cdef inline Status bucket_hold(
+        Op *op, uint32_t operation, Bucket **bucket, uint64_t *held) noexcept nogil:
+    """Lock the bucket that the operation's hash belongs to, as long as it does: who comes late, and
+    is stopped, holds nothing that a split needs."""
+    cdef uint64_t index = 0
+    cdef uint64_t seen = 0
+    cdef int _
+    bucket[0] = table_find(op.map, op.hash, &index)
+    if bucket[0] == NULL:
+        return CORRUPT
+    op.context.operation = operation
+    op.context.bucket = index
+    compiler_fence()
+    for _ in range(SPIN_PAUSES_MAX):
+        seen = load_relaxed_u64(&bucket[0].header)
+        if not level_covers(bucket_level_plus1(seen), index, op.hash):
+            return RETRY                               # it was split or merged meanwhile
+        if not word_locked(seen):
+            held[0] = word_taken(seen, op.self_index)
+            # Acquire: as in lock_try.
+            if cas_acquire_u64(&bucket[0].header, seen, held[0]):
+                return OK
+        pause()
+    return lock_busy(op, &bucket[0].header, seen)
+
+cdef inline bint bucket_hold_unchanged(
+        Op *op, uint32_t operation, const Found *miss) noexcept nogil:
+    """Lock the bucket of a validated miss if nothing has happened to it since its header was looked
+    at first. True: the miss still holds."""
+    if unlikely(word_locked(miss.header)):
+        return False
+    op.context.operation = operation
+    op.context.bucket = miss.bucket
+    compiler_fence()
+    # Acquire: as in bucket_hold. Whoever changed the chain since has raised the version.
+    return cas_acquire_u64(
+        &bucket_at(op.map, miss.bucket).header, miss.header,
+        word_taken(miss.header, op.self_index))

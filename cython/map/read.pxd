@@ -1,0 +1,248 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Looking a key up: what readers do, and how every write begins.
+#
+# Which buckets to read: first the one where the table word points, then those where the levels
+# lead. A hit counts in whichever bucket it is made. A slot that names an element after its header
+# was read shows that the element is in the map (chain.pxd), and that holds for the second reference
+# that a split or merge makes too: deleting the element takes the lock of the bucket that its hash
+# belongs to, which the splitter, or the process that recovers it, holds until one of the two
+# references is gone. Only a miss has to be made in the bucket that covers the hash, and is
+# validated there.
+#
+# map_glance is the first look alone, as straight code without a loop around it: nearly every lookup
+# ends there. On what it leaves open the caller calls map_lookup or map_contains. glance_word is the
+# shortest of it. Its length counts: a processor looks some 350 to 450 instructions ahead, and only
+# what it sees there begins its cache misses beside those that it waits for (DESIGN.md, section 17).
+#
+# An entry with objects, as SharedDict uses them, is looked up with its special fields (item_find).
+# A reader that wants the object too copies it, and then asks ref_stands; or pins it first
+# (pins.pxd), and then asks.
+#
+# Upholds: R1, R2, W1 (a miss is validated by the bucket's version).
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from machine.atomics cimport (
+    load_relaxed_u64, load_acquire_u64, load_acquire_u32, fence_acquire, likely, unlikely,
+    count_trailing_zeros, match7, read_u64,
+)
+from segment.status cimport Status, OK, ABSENT, CORRUPT, RETRY
+from segment.layout cimport LOCK_MASK, ELEMENT_LIVE, ELEMENT_UPD, Bucket
+from segment.words cimport bucket_level_plus1, element_state
+from segment.classes cimport ref_length
+from segment.geometry cimport Map, bucket_at, element_at, element_value
+from segment.fields cimport deadline_is_over
+from memory.object cimport ref_sound, ref_bytes, object_stands
+from map.chain cimport Found, chain_find
+from map.element cimport (
+    element_read, element_read_whole, element_is_over, element_is_lost, element_stands,
+)
+from map.table cimport FOLLOW_MAX, NOWHERE, level_covers, table_guess, table_follow
+
+cdef enum:
+    READ_TRIES_MAX = 64        # then the caller yields the processor and reads again
+
+cdef inline Status bucket_find(
+        Map *map, uint64_t *at, uint32_t hash, const uint8_t *key, uint64_t key_size,
+        Found *found) noexcept nogil:
+    """Look in bucket at. OK and found; ABSENT, validated, found says where; RETRY, in another."""
+    cdef Bucket *bucket = bucket_at(map, at[0])
+    # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+    cdef uint64_t header = load_acquire_u64(&bucket.header)
+    cdef Status status = chain_find(map, bucket, hash, key, key_size, found)
+    if status != ABSENT:
+        return status
+    if unlikely(not level_covers(bucket_level_plus1(header), at[0], hash)):
+        at[0] = table_follow(map, hash, at[0], bucket_level_plus1(header))
+        return RETRY
+    # All slots before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    fence_acquire()
+    if unlikely((load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK):
+        return RETRY
+    found.header = header
+    found.bucket = at[0]
+    return ABSENT
+
+cdef inline Status map_find(
+        Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
+    """OK and found; ABSENT, validated; RETRY; CORRUPT."""
+    cdef uint64_t at = table_guess(map, hash)
+    cdef uint64_t before
+    cdef Status status
+    cdef int led = 0                       # from bucket to bucket: twice for each level at most
+    cdef int _
+    for _ in range(FOLLOW_MAX):
+        before = at
+        status = bucket_find(map, &at, hash, key, map.key_size, found)
+        if status != RETRY:
+            return status
+        if unlikely(at == NOWHERE):
+            return CORRUPT
+        led += at != before
+    return CORRUPT if led == FOLLOW_MAX else RETRY     # so many resizes do not meet one search
+
+cdef inline Status map_lookup(
+        Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
+    """Copy the value of key. OK, ABSENT, CORRUPT; RETRY after READ_TRIES_MAX changes under our
+    eyes."""
+    cdef Found found
+    cdef Status status
+    cdef bint over
+    cdef int _
+    for _ in range(READ_TRIES_MAX):
+        status = map_find(map, hash, key, &found)
+        over = status == OK and element_is_over(map, &found)
+        if status == OK and likely(
+                element_read(map, &found, map.key_size, value, map.value_size)):
+            return ABSENT if unlikely(over) else OK
+        if status == OK and unlikely(element_is_lost(&found)):
+            return CORRUPT
+        if status == ABSENT or status == CORRUPT:
+            return status
+    return RETRY
+
+cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noexcept nogil:
+    cdef Found found
+    cdef Status status = RETRY
+    cdef bint over
+    cdef int _
+    for _ in range(READ_TRIES_MAX):
+        status = map_find(map, hash, key, &found)
+        over = status == OK and element_is_over(map, &found)
+        if status == OK and unlikely(not element_stands(&found)):
+            status = RETRY
+        elif unlikely(over):
+            status = ABSENT
+        if status != RETRY:
+            break
+    return status
+
+cdef inline Status map_look(
+        Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
+    """The first look of map_find as straight code, for keys of 8 bytes. RETRY: ask map_find."""
+    cdef uint64_t at = table_guess(map, hash)
+    if unlikely(map.key_size != 8):
+        return RETRY
+    return bucket_find(map, &at, hash, key, 8, found)
+
+cdef inline bint slot_finds_word(
+        Map *map, uint32_t *slot, uint32_t index, uint64_t key, Found *found) noexcept nogil:
+    """Whether a slot that named element index leads to key, in a map of words only, and nobody
+    holds the element: found.element, header and index. False: nothing is known."""
+    if unlikely(index - 1 >= map.element_max - 1):
+        return False
+    found.index = index
+    found.element = element_at(map, index)
+    # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
+    found.header = load_acquire_u64(&found.element.header)
+    if unlikely(element_state(found.header) != ELEMENT_LIVE):
+        return False
+    if unlikely(load_relaxed_u64(&found.element.words[0]) != key):
+        return False
+    # Only while a slot names the element does its header speak for the map (chain_find).
+    return load_acquire_u32(slot) == index
+
+cdef inline bint slot_reads_word(
+        Map *map, uint32_t *slot, uint32_t index, uint64_t key, uint64_t *value) noexcept nogil:
+    """slot_finds_word, and its value, if value is not NULL."""
+    cdef Found found
+    if unlikely(not slot_finds_word(map, slot, index, key, &found)):
+        return False
+    if value != NULL:
+        value[0] = load_relaxed_u64(&found.element.words[1])
+    return element_stands(&found)
+
+cdef inline uint32_t *first_slot(Bucket *line, uint32_t hash, uint32_t *index) noexcept nogil:
+    """The first slot of a line with the hash's tag, and what it names; or NULL."""
+    cdef uint32_t mask = match7(line.tags, hash)
+    cdef uint32_t *slot
+    if unlikely(mask == 0):
+        return NULL
+    slot = &line.indices[count_trailing_zeros(mask)]
+    # Acquire: pairs with the release store of the index in chain_append.
+    index[0] = load_acquire_u32(slot)
+    return slot
+
+cdef inline bint glance_word(
+        Map *map, uint64_t at, uint32_t hash, uint64_t key, uint64_t *value) noexcept nogil:
+    """map_glance_at in a map of words only, as nearly every lookup that hits is: the first slot
+    with the hash's tag, an element that nobody holds. False: nothing is known yet."""
+    cdef uint32_t index = 0
+    cdef uint32_t *slot = first_slot(bucket_at(map, at), hash, &index)
+    return likely(slot != NULL) and slot_reads_word(map, slot, index, key, value)
+
+cdef inline Status glance_sized(
+        Map *map, uint64_t at, uint32_t hash, const uint8_t *key, uint64_t key_size, void *value,
+        uint64_t value_size) noexcept nogil:
+    cdef Found found
+    cdef Status status = bucket_find(map, &at, hash, key, key_size, &found)
+    if likely(status == OK):
+        if unlikely(map.field_count != 0):
+            return RETRY                       # map_lookup knows special fields
+        if value == NULL:
+            return OK if likely(element_stands(&found)) else RETRY
+        if unlikely(not element_read_whole(map, &found, key_size, value, value_size)):
+            return RETRY
+    return status
+
+cdef inline Status map_glance_at(
+        Map *map, uint64_t at, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
+    """map_glance in a bucket that table_guess named, perhaps a while ago."""
+    if likely(map.words_only):
+        if likely(glance_word(map, at, hash, read_u64(key), <uint64_t *> value)):
+            return OK
+        return glance_sized(map, at, hash, key, 8, value, 8)
+    return glance_sized(map, at, hash, key, map.key_size, value, map.value_size)
+
+cdef inline Status map_glance(
+        Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
+    """The first look of map_lookup, or of map_contains if value is NULL, as straight code. What it
+    cannot settle is RETRY."""
+    return map_glance_at(map, table_guess(map, hash), hash, key, value)
+
+cdef inline uint64_t item_deadline(Map *map, const uint64_t *value) noexcept nogil:
+    """When an entry expires, CLOCK_MONOTONIC in ns; 0: never."""
+    return value[map.timer_word - 1] if map.timer_word != 0 else 0
+
+cdef inline Status item_find(
+        Map *map, uint32_t hash, const uint8_t *key, Found *found, uint64_t *value) noexcept nogil:
+    """Copy the value of key, special fields and all. OK, ABSENT, CORRUPT; RETRY after
+    READ_TRIES_MAX changes under our eyes. An expired entry is found."""
+    cdef Status status
+    cdef int _
+    for _ in range(READ_TRIES_MAX):
+        status = map_find(map, hash, key, found)
+        if likely(status == OK):
+            if likely(element_read_whole(map, found, map.key_size, value, map.value_size)):
+                return OK
+            if unlikely(element_is_lost(found)):
+                return CORRUPT
+        elif status != RETRY:
+            return status
+    return RETRY
+
+cdef inline bint item_glance(
+        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
+        uint64_t *number, uint64_t *deadline) noexcept nogil:
+    """The first look of item_find, for one word of the value and the deadline, as straight code.
+    False: not there, or not to be settled so."""
+    cdef Found found
+    cdef uint64_t at = table_guess(map, hash)
+    cdef uint64_t *value
+    if bucket_find(map, &at, hash, key, key_size, &found) != OK or unlikely(
+            element_state(found.header) == ELEMENT_UPD):
+        return False
+    value = element_value(map, found.element)
+    number[0] = load_relaxed_u64(value + word)
+    deadline[0] = load_relaxed_u64(value + map.timer_word - 1) if map.timer_word != 0 else 0
+    return element_stands(&found)
+
+cdef inline bint item_expired(Map *map, const uint64_t *value) noexcept nogil:
+    return map.timer_word != 0 and deadline_is_over(value[map.timer_word - 1])
+
+cdef inline const uint8_t *item_bytes(
+        Map *map, uint64_t ref, uint64_t *length) noexcept nogil:
+    """Where an object's bytes are; NULL if ref is 0, or there is no such object any more, or, in a
+    damaged segment, never was. To be asked inside an operation."""
+    if unlikely(ref == 0 or not ref_sound(map, ref) or not object_stands(map, ref)):
+        return NULL
+    length[0] = ref_length(ref)
+    return ref_bytes(map, ref)

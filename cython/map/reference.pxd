@@ -1,0 +1,204 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# References: an element and the objects that belong to it (C1, R2).
+#
+#   attach     the element is still this context's (ALLOC): store the reference, object ALLOC ->
+#              LIVE
+#   exchange   in place, the element UPD: the redo buffer's references count from the CAS on; new
+#              objects -> LIVE, replaced ones -> ALLOC, of this context; then the element LIVE
+#   drop       the element is this context's (DEAD, ALLOC): object LIVE -> ALLOC; the reference 0;
+#              object freed
+#
+# So a reference in an element says whose the object is, but for the moment that the object's header
+# still names a context, which is holding the element then. The references of an element that is
+# FREE are 0.
+#
+# Readers copy a reference with the value, name the object and look whether the element still has
+# it (ref_protect), use it, then look at the element's header again (element_stands): an object is freed
+# only after that has changed.
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from machine.atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
+    fence_release, compiler_fence, copy_in, copy_words,
+)
+from segment.status cimport Status, OK, ABSENT
+from segment.layout cimport ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, REF_MAX, Element
+from segment.words cimport word_locked, word_held_by, element_state, element_header, lock_bits
+from segment.classes cimport ref_index
+from segment.geometry cimport Map, element_value, context_redo
+from segment.fields cimport fields_begin, fields_keep
+from memory.operation cimport OP_TYPED, OP_KEEP_SHIFT, Op
+from memory.hazard cimport hazard_set
+from memory.pool cimport object_there
+from memory.object cimport ref_pool, ref_sound, ref_object, name_read, object_free, names_settle
+from map.rest cimport rest_shorten
+from map.chain cimport Found
+from map.element cimport element_stands, element_await, element_own, element_settle
+
+cdef inline void object_attach(Op *op, uint64_t ref) noexcept nogil:
+    """ALLOC -> LIVE, if the object is this context's."""
+    cdef Element *thing = ref_object(op.map, ref)
+    cdef uint64_t header = load_relaxed_u64(&thing.header)
+    if word_held_by(header, op.self_index) and element_state(header) == ELEMENT_ALLOC:
+        # Release: the object's bytes; whoever gets the reference gets them with the element.
+        store_release_u64(&thing.header, element_header(header, ELEMENT_LIVE, 0))
+
+cdef inline void object_detach(Op *op, uint64_t ref) noexcept nogil:
+    """LIVE -> ALLOC of this context, whose element has the reference."""
+    cdef Element *thing = ref_object(op.map, ref)
+    # Acquire: the object as its writer left it.
+    cdef uint64_t header = load_acquire_u64(&thing.header)
+    if element_state(header) == ELEMENT_LIVE and not word_locked(header):
+        store_relaxed_u64(
+            &thing.header, element_header(header, ELEMENT_ALLOC, lock_bits(op.self_index)))
+    compiler_fence()
+
+cdef inline void refs_attach(Op *op, Element *element) noexcept nogil:
+    """Give the new objects to an element of this context's, ALLOC and filled."""
+    cdef uint64_t *value = element_value(op.map, element)
+    cdef uint64_t ref
+    cdef uint32_t slot
+    for slot in range(op.map.ref_count):
+        ref = name_read(op, slot)
+        store_relaxed_u64(value + op.map.ref_words[slot], ref)
+        compiler_fence()
+        if ref != 0:
+            object_attach(op, ref)
+            compiler_fence()
+
+cdef inline Status refs_detach(Op *op, Element *element) noexcept nogil:
+    """Take them back: the element will not be inserted."""
+    cdef uint64_t *value = element_value(op.map, element)
+    cdef uint64_t ref
+    cdef uint32_t slot
+    for slot in range(op.map.ref_count):
+        ref = name_read(op, slot)
+        if ref != 0:
+            object_detach(op, ref)
+        store_relaxed_u64(value + op.map.ref_words[slot], 0)
+        compiler_fence()
+    return OK
+
+cdef inline void refs_blank(Map *map, uint64_t *value) noexcept nogil:
+    """Take the references out of a private copy of a value."""
+    cdef uint32_t slot
+    for slot in range(map.ref_count):
+        value[map.ref_words[slot]] = 0
+
+cdef inline void names_forget(Op *op) noexcept nogil:
+    """The new objects are an element's, and anybody's to free, from here on."""
+    cdef uint32_t slot
+    compiler_fence()
+    for slot in range(op.map.ref_count):
+        store_relaxed_u64(&op.context.names[slot], 0)
+    compiler_fence()
+
+cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
+    """Free the objects of an element that is this context's. BUSY, RETRY: some are left."""
+    cdef uint64_t *value = element_value(op.map, element)
+    cdef uint64_t ref
+    cdef uint32_t slot
+    cdef Status status = OK
+    for slot in range(op.map.ref_count):
+        ref = load_relaxed_u64(value + op.map.ref_words[slot])
+        if ref == 0:
+            continue
+        if op.context.names[slot] != 0 and op.context.names[slot] != ref:
+            status = object_free(op, slot)
+            if status != OK:
+                return status
+        if ref_sound(op.map, ref) and object_there(
+                op, ref_pool(op.map, ref), ref_index(ref)) != ABSENT:
+            op.context.owing |= 1
+            store_relaxed_u64(&op.context.names[slot], ref)
+            compiler_fence()
+            object_detach(op, ref)
+        store_relaxed_u64(value + op.map.ref_words[slot], 0)
+        compiler_fence()
+        status = object_free(op, slot)
+        if status != OK:
+            return status
+    return status
+
+cdef inline void refs_prepare(
+        Op *op, const uint64_t *value, uint32_t keep, uint64_t *redo) noexcept nogil:
+    """Put the references that will count into the redo buffer: the new objects', but for those in
+    the mask keep, which stay as the element has them. The replaced ones are named."""
+    cdef uint64_t ref
+    cdef uint32_t slot
+    op.context.owing |= 1
+    for slot in range(op.map.ref_count):
+        ref = load_relaxed_u64(value + op.map.ref_words[slot])
+        if keep >> slot & 1:
+            redo[op.map.ref_words[slot]] = ref
+        else:
+            redo[op.map.ref_words[slot]] = name_read(op, slot)
+            store_relaxed_u64(&op.context.names[REF_MAX + slot], ref)
+    compiler_fence()
+
+cdef inline void refs_unprepare(Op *op) noexcept nogil:
+    cdef uint32_t slot
+    compiler_fence()
+    for slot in range(op.map.ref_count):
+        store_relaxed_u64(&op.context.names[REF_MAX + slot], 0)
+    compiler_fence()
+
+cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
+    """The element is UPD, of this context: carry out what the redo buffer and the names say. Doing
+    it again changes nothing."""
+    cdef uint64_t *redo = context_redo(op.context)
+    cdef uint64_t ref, old
+    cdef uint32_t slot
+    copy_words(element_value(op.map, element), redo, op.map.value_words)
+    for slot in range(op.map.ref_count):
+        ref = load_relaxed_u64(redo + op.map.ref_words[slot])
+        old = name_read(op, REF_MAX + slot)
+        if ref != 0 and ref_sound(op.map, ref):
+            object_attach(op, ref)
+            compiler_fence()
+            if op.context.names[slot] == ref:  # not one that the element had no use for
+                store_relaxed_u64(&op.context.names[slot], 0)
+        if old != 0 and old != ref:
+            object_detach(op, old)
+    compiler_fence()
+
+cdef inline Status element_replace(
+        Op *op, const Found *found, const uint8_t *value, uint64_t section) noexcept nogil:
+    """Replace a value with special fields: LIVE -> UPD -> LIVE, or, if section is the header of a
+    section that this context has open, LOCKED -> UPD -> LIVE. OK, RETRY if the element changed,
+    BUSY if somebody holds it, ABSENT if the section was cut off."""
+    cdef Element *element = found.element
+    cdef uint64_t *redo = context_redo(op.context)
+    cdef uint64_t held = element_header(section, ELEMENT_UPD, lock_bits(op.self_index))
+    cdef uint32_t keep = op.options >> OP_KEEP_SHIFT
+    cdef Status status
+    if word_locked(found.header) and found.header != section:
+        return element_await(op, found)
+    copy_in(redo, value, op.map.value_size)
+    if not op.options & OP_TYPED and section != 0:
+        fields_keep(op.map, redo, element_value(op.map, element))
+        keep = (1 << REF_MAX) - 1
+    elif not op.options & OP_TYPED:
+        fields_begin(op.map, redo)
+    refs_prepare(op, element_value(op.map, element), keep, redo)
+    if section == 0:
+        status = element_own(op, found, ELEMENT_UPD, &held)
+    else:
+        # Release: the redo buffer, for readers that meet UPD; pairs with the acquire of the header
+        # in chain_find.
+        status = OK if cas_acq_rel_u64(&element.header, section, held) else ABSENT
+        fence_release()                        # the header before the value's words
+    if status != OK:
+        refs_unprepare(op)
+        return status
+    if op.map.timer_word != 0:
+        rest_shorten(op.map, load_relaxed_u64(redo + op.map.timer_word - 1))
+    refs_exchange(op, element)
+    element_settle(op, element, held)
+    names_settle(op)                           # what is BUSY stays named
+    return OK
+
+cdef inline bint ref_protect(Op *op, const Found *found, uint64_t ref) noexcept nogil:
+    """Before an object is looked at: whether its element still has it. From here until the
+    operation ends, or protects another, the object's memory stays (hazard.pxd)."""
+    hazard_set(op, ref)
+    return element_stands(found)

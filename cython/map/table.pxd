@@ -1,0 +1,170 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# The bucket array: finding a key's bucket, levels, moving references between buckets (G1).
+#
+# Linear hashing. There is one array, and a level in each bucket: bucket b at level L holds the
+# hashes whose low L bits are b. The table word says how many buckets there are; it is only a hint
+# for readers, who follow levels: a bucket without level has not been split off yet, so its parent
+# (b without its highest bit) has the entries; a bucket whose level says that the hash belongs
+# deeper names the child to go to. Which buckets there are is changed in resize.pxd.
+from libc.stdint cimport uint32_t, uint64_t
+from machine.atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_release_u64, store_relaxed_u32, fence_release, likely,
+    unlikely, count_trailing_zeros, count_leading_zeros,
+)
+from segment.status cimport Status, OK, CORRUPT
+from segment.layout cimport (
+    SLOT_COUNT, LINK_SLOT, BUCKET_COUNT_MIN, PAYLOAD_SHIFT, BUCKET_VERSION_ONE, LINK_BASE, Bucket,
+)
+from segment.words cimport bucket_level_plus1, bucket_with_level
+from segment.geometry cimport Map, bucket_at
+from memory.operation cimport Op, lock_release
+from map.chain cimport Found, chain_next, chain_last, chain_append, chain_remove
+
+cdef enum:
+    FOLLOW_MAX = 128           # each step goes one level deeper or higher; resizes may add some
+    NOWHERE = 0xFFFFFFFFFFFFFFFFULL
+
+cdef inline uint64_t table_count(Map *map) noexcept nogil:
+    """The number of buckets, gaps included."""
+    # Acquire: pairs with the release in table_move: what is raised or lowered after it.
+    return load_acquire_u64(&map.header.table) >> PAYLOAD_SHIFT
+
+cdef inline uint64_t entries_taken(Map *map) noexcept nogil:
+    """Entries, and the rights to add one that are parked in depots."""
+    return map.max_entries - (load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT)
+
+cdef inline bint level_covers(uint32_t level_plus1, uint64_t bucket, uint32_t hash) noexcept nogil:
+    """Whether a bucket of this level holds this hash; no bucket does whose level is 0."""
+    return level_plus1 != 0 and ((hash ^ bucket) & ((1ULL << (level_plus1 - 1)) - 1)) == 0
+
+cdef inline uint64_t table_guess(Map *map, uint32_t hash) noexcept nogil:
+    """Where the table word says that a hash belongs."""
+    cdef uint64_t count = table_count(map)
+    cdef uint64_t mask = <uint64_t> -1 >> count_leading_zeros((count - 1) | 1)
+    cdef uint64_t guess = hash & mask
+    if guess >= count:
+        guess &= mask >> 1
+    if unlikely(guess >= map.bucket_max):              # only in a damaged segment
+        guess &= BUCKET_COUNT_MIN - 1
+    return guess
+
+cdef inline uint64_t bucket_parent(uint64_t child) noexcept nogil:
+    """The bucket that a bucket from BUCKET_COUNT_MIN on was split off."""
+    return child ^ (1ULL << (63 - count_leading_zeros(child)))
+
+cdef inline uint64_t table_follow(
+        Map *map, uint32_t hash, uint64_t at, uint32_t level_plus1) noexcept nogil:
+    """Where to look after bucket at, of a level that does not cover hash; NOWHERE if damaged."""
+    cdef uint64_t difference
+    if level_plus1 == 0:
+        if at < BUCKET_COUNT_MIN:
+            return NOWHERE
+        return bucket_parent(at)
+    difference = (hash ^ at) & ((1ULL << (level_plus1 - 1)) - 1)
+    at = hash & ((2ULL << count_trailing_zeros(difference)) - 1)
+    return at if at < map.bucket_max else NOWHERE
+
+cdef inline Bucket *table_find(Map *map, uint32_t hash, uint64_t *index) noexcept nogil:
+    """The bucket of a hash and its index. NULL if the levels lead nowhere, or in circles: so many
+    resizes do not meet one search."""
+    cdef uint64_t at = table_guess(map, hash)
+    cdef uint32_t level_plus1
+    cdef int _
+    for _ in range(FOLLOW_MAX):
+        # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+        level_plus1 = bucket_level_plus1(load_acquire_u64(&bucket_at(map, at).header))
+        if likely(level_covers(level_plus1, at, hash)):
+            index[0] = at
+            return bucket_at(map, at)
+        at = table_follow(map, hash, at, level_plus1)
+        if at == NOWHERE:
+            break
+    return NULL
+
+cdef inline bint chain_find_bit(
+        Map *map, Bucket *bucket, uint32_t bit, Found *found) noexcept nogil:
+    """A reference in a held chain whose tag has bit set."""
+    cdef Bucket *line = bucket
+    cdef uint64_t _
+    cdef uint32_t slot
+    for _ in range(map.line_max + 1):
+        for slot in range(SLOT_COUNT):
+            if line.indices[slot] != 0 and line.indices[slot] < LINK_BASE and line.tags[slot] & bit:
+                found.line = line
+                found.slot = slot
+                found.index = line.indices[slot]
+                return True
+        line = chain_next(map, line)
+        if line == NULL:
+            return False
+    return False
+
+cdef inline void chain_drop_bit(Op *op, Bucket *bucket, uint32_t bit) noexcept nogil:
+    """Remove every reference whose tag has bit set."""
+    cdef Found found
+    cdef uint64_t _
+    cdef uint32_t slot
+    if likely(bucket.indices[LINK_SLOT] < LINK_BASE):      # the usual case: no gap has to be filled
+        for slot in range(SLOT_COUNT):
+            if bucket.tags[slot] & bit:
+                store_relaxed_u32(&bucket.indices[slot], 0)
+        return
+    for _ in range((op.map.line_max + 1) * SLOT_COUNT):    # each turn removes one
+        if not chain_find_bit(op.map, bucket, bit, &found):
+            break
+        chain_remove(op, bucket, found.line, found.slot)
+
+cdef inline Status chain_copy(
+        Op *op, Bucket *source, Bucket *target, uint32_t bit) noexcept nogil:
+    """Append source's references whose tag has bit set to target."""
+    cdef Bucket *line = source
+    cdef Bucket *before = NULL
+    cdef uint64_t _
+    cdef uint32_t slot
+    cdef Status status
+    if chain_next(op.map, chain_last(op.map, source, &before)) != NULL:
+        return CORRUPT                                     # in circles: nothing is copied
+    for _ in range(op.map.line_max + 1):
+        for slot in range(SLOT_COUNT):
+            if line.indices[slot] != 0 and line.indices[slot] < LINK_BASE and line.tags[slot] & bit:
+                status = chain_append(op, target, line.indices[slot], line.tags[slot], NULL)
+                if status != OK:
+                    return status
+        line = chain_next(op.map, line)
+        if line == NULL:
+            return OK
+    return CORRUPT
+
+cdef inline void bucket_set_level(Bucket *bucket, uint32_t level_plus1) noexcept nogil:
+    """Give a held bucket a level, and the next version."""
+    # Release: the references now in it; pairs with the acquire in table_find. The fence keeps the
+    # clearing of moved references behind it; pairs with the acquire fence before a miss is
+    # believed.
+    store_release_u64(&bucket.header, bucket_with_level(
+        load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE, level_plus1))
+    fence_release()
+
+cdef inline void bucket_release(Bucket *bucket) noexcept nogil:
+    """Unlock a changed bucket."""
+    lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
+
+cdef inline uint64_t bucket_missed(Map *map, uint64_t index) noexcept nogil:
+    """The bucket below the number that bucket index has not been split into; 0: there is none."""
+    cdef uint32_t level_plus1 = bucket_level_plus1(load_relaxed_u64(&bucket_at(map, index).header))
+    cdef uint64_t child = index + (1ULL << level_plus1 >> 1)
+    return child if level_plus1 != 0 and child < table_count(map) else 0
+
+cdef inline bint bucket_fits(Map *map, uint64_t count, uint64_t index) noexcept nogil:
+    """Whether the level of a bucket at rest, one of count, goes with its parent's and its own
+    children: it is there if its parent has been split as far, and it has no child beyond."""
+    cdef uint32_t level_plus1 = bucket_level_plus1(load_relaxed_u64(&bucket_at(map, index).header))
+    cdef uint32_t first = 2                    # the level that it had when it came
+    if index >= BUCKET_COUNT_MIN:
+        first = 64 - count_leading_zeros(index)
+        if (level_plus1 != 0) != (bucket_level_plus1(load_relaxed_u64(
+                &bucket_at(map, bucket_parent(index)).header)) > first):
+            return False
+        if level_plus1 == 0:
+            return True
+    return level_plus1 == first + 1 or (
+        level_plus1 > first and index + (1ULL << (level_plus1 - 2)) < count)

@@ -1,0 +1,390 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Walking over the map: its order, reading one bucket of it, and reading ahead (I1).
+#
+# Entries are ordered by their hash with its bits reversed, then by the bytes of their key. A bucket
+# at level L holds the hashes that agree in their low L bits, and so owns one unbroken range of that
+# order. Splits cut ranges and merges join them; nothing else happens to the order. So a position in
+# it is a cursor that outlives every resize and the deletion of the entry it stood at: whatever
+# stays in the map lies before it or behind it for good.
+#
+# Reading a bucket means reading all that it held at one moment:
+#   at rest     unlocked, no overflow lines, read from the start of its range: the slots as they
+#               stand, then the header again. Unchanged and unlocked: no writer was in it. No
+#               sorting, since the position is behind the whole range afterwards.
+#   otherwise   locked (perhaps by a process that is stopped or dead), chained, or entered in the
+#               middle: the lowest entries behind the position are collected in order, then the
+#               version is read again. A tag may be that of another element while a removal moves
+#               one (chain.pxd), so hashes are computed from keys, and one element is taken once.
+# An element's memory is not given back before its bucket's version was raised, so what was read by
+# way of a slot is sound if the version is.
+#
+# In a map larger than the cache every bucket and every element is a miss. The walk prefetches
+# twice: the bucket BUCKETS_AHEAD places on, and, when that has arrived, the elements of the bucket
+# ELEMENTS_AHEAD places on. Both are guesses by the table word; a wrong one costs a prefetch. The
+# caller's context is inside an operation only for WALK_STEPS buckets at a time, so that memory can
+# be given back between them (region.pxd). Nothing is kept across the gap but the position.
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.string cimport memcmp, memcpy
+from machine.atomics cimport (
+    load_relaxed_u64, load_acquire_u64, load_relaxed_u32, load_acquire_u32, fence_acquire, prefetch,
+    likely, unlikely, count_leading_zeros, reverse_bits_u32, copy_out,
+)
+from machine.hashing cimport hash_key
+from segment.status cimport Status, OK, ABSENT, CORRUPT, BUSY, RETRY
+from segment.layout cimport (
+    SLOT_COUNT, LINK_SLOT, BUCKET_COUNT_MIN, LOCK_BIT, LOCK_MASK, LINK_BASE, ELEMENT_LIVE, Bucket,
+)
+from segment.words cimport word_locked, bucket_level_plus1, element_state
+from segment.geometry cimport Map, bucket_at, element_at, buckets_usable
+from memory.operation cimport Op, op_begin, op_end
+from map.chain cimport Found, chain_next, chain_moved
+from map.element cimport element_read, element_is_over, element_is_lost, element_await
+from map.table cimport table_count, level_covers, table_guess, table_find
+
+cdef enum:
+    SORTED_MAX = 32            # entries collected in order at a time
+    ENTRY_TRIES_MAX = 64       # an element that changes under our eyes
+
+cdef enum:
+    ORDER_END = 0x100000000ULL
+
+# A place in the order: before every entry whose reversed hash is order or more; if inside, then
+# behind those of this very hash whose key is not above key.
+cdef struct Position:
+    uint64_t order
+    bint inside
+    uint8_t *key               # key_size bytes of private memory
+
+# Where entries go, one behind the other.
+cdef struct Sink:
+    uint8_t *keys
+    uint8_t *values            # NULL: keys only
+    uint64_t count
+    uint64_t capacity
+    Op *waiter                 # BPF_F_LOCK: for who waits until nobody holds an entry; or NULL
+    bint expired               # expired entries too
+
+cdef struct Ranked:
+    uint64_t order
+    uint32_t index
+
+cdef struct Ranking:
+    Ranked entries[32]
+    uint32_t count
+    bint cut                   # there are more
+
+
+cdef inline uint64_t bucket_range_last(uint64_t order, uint32_t level) noexcept nogil:
+    """The last reversed hash of the level's range that contains order."""
+    return order | (0xFFFFFFFFULL >> level)
+
+cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nogil:
+    """Append a copy of one element's key and value. ABSENT if it is not a live entry; RETRY if it
+    kept changing; BUSY if it is held and that is waited for."""
+    cdef Found found
+    cdef uint8_t *key = sink.keys + sink.count * map.key_size
+    cdef bint over
+    cdef int _
+    found.element = element_at(map, index)
+    for _ in range(ENTRY_TRIES_MAX):
+        # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
+        found.header = load_acquire_u64(&found.element.header)
+        if unlikely(element_state(found.header) - <uint32_t> ELEMENT_LIVE > 3):
+            return ABSENT
+        if unlikely(sink.waiter != NULL and element_state(found.header) != ELEMENT_LIVE):
+            if element_await(sink.waiter, &found) == BUSY:
+                return BUSY
+            continue
+        over = element_is_over(map, &found) and not sink.expired
+        if likely(map.key_size == 8):
+            (<uint64_t *> key)[0] = load_relaxed_u64(&found.element.words[0])
+        else:
+            copy_out(key, &found.element.words[0], map.key_size)
+        if sink.values == NULL:
+            # The key before the second look; pairs with the release fences in element.pxd.
+            fence_acquire()
+            if likely(load_relaxed_u64(&found.element.header) == found.header):
+                break
+        elif likely(element_read(
+                map, &found, map.key_size, sink.values + sink.count * map.value_size,
+                map.value_size)):
+            break
+        elif unlikely(element_is_lost(&found)):
+            return CORRUPT
+    else:
+        return RETRY
+    if unlikely(over):
+        return ABSENT
+    sink.count += 1
+    return OK
+
+cdef inline Status bucket_read_at_rest(
+        Map *map, Bucket *bucket, uint64_t header, uint64_t bucket_index,
+        Sink *sink) noexcept nogil:
+    """Append all entries of a bucket without lines. RETRY if somebody was at it; BUSY."""
+    cdef uint64_t before = sink.count
+    cdef uint64_t mask = (1ULL << (bucket_level_plus1(header) - 1)) - 1
+    cdef uint32_t slot, index
+    cdef Status one
+    cdef Status status = OK
+    for slot in range(SLOT_COUNT):
+        # Acquire: pairs with the release store of the index in chain_append.
+        index = load_acquire_u32(&bucket.indices[slot])
+        if index == 0 or unlikely(index >= map.element_max) or unlikely(
+                (load_relaxed_u32(&bucket.tags[slot]) ^ bucket_index) & mask):
+            continue
+        one = entry_read(map, index, sink)
+        if unlikely(one != OK and one != ABSENT):
+            status = one
+    # All of it before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    fence_acquire()
+    if unlikely(load_relaxed_u64(&bucket.header) != header):
+        status = RETRY
+    if unlikely(status != OK):
+        sink.count = before
+    return status
+
+cdef inline int rank_compare(
+        Map *map, uint64_t order, uint32_t index, const Ranked *other) noexcept nogil:
+    if order != other.order:
+        return -1 if order < other.order else 1
+    return memcmp(
+        &element_at(map, index).words[0], &element_at(map, other.index).words[0], map.key_size)
+
+cdef inline void rank_insert(
+        Map *map, Ranking *ranking, uint64_t order, uint32_t index) noexcept nogil:
+    """Keep an entry if it is among the lowest, in its place."""
+    cdef uint32_t at = ranking.count
+    cdef int compared = 1
+    while at > 0:                          # at most SORTED_MAX turns
+        compared = rank_compare(map, order, index, &ranking.entries[at - 1])
+        if compared >= 0:
+            break
+        at -= 1
+    if at > 0 and compared == 0:
+        return                             # the same element, in two slots
+    if ranking.count == SORTED_MAX:
+        ranking.cut = True
+        if at == SORTED_MAX:
+            return
+        ranking.count -= 1
+    cdef uint32_t place = ranking.count
+    while place > at:
+        ranking.entries[place] = ranking.entries[place - 1]
+        place -= 1
+    ranking.entries[at].order = order
+    ranking.entries[at].index = index
+    ranking.count += 1
+
+cdef inline Status chain_rank(
+        Map *map, Bucket *bucket, const Position *position, uint64_t last,
+        Ranking *ranking) noexcept nogil:
+    """Collect the lowest entries of a chain that lie behind position, up to last."""
+    cdef Bucket *line = bucket
+    cdef const uint8_t *key
+    cdef uint64_t _, order
+    cdef uint32_t slot, index, link
+    cdef Bucket *following
+    ranking.count = 0
+    ranking.cut = False
+    for _ in range(map.line_max + 1):
+        # Acquire: what it says now is seen below, or something newer.
+        link = load_acquire_u32(&line.indices[LINK_SLOT])
+        for slot in range(SLOT_COUNT):
+            # Acquire: pairs with the release store of the index in chain_append.
+            index = load_acquire_u32(&line.indices[slot])
+            if index == 0 or index >= map.element_max:
+                continue
+            key = <const uint8_t *> &element_at(map, index).words[0]
+            order = reverse_bits_u32(hash_key(map.seeds, key, map.key_size))
+            if order < position.order or order > last:
+                continue
+            if position.inside and order == position.order and memcmp(
+                    key, position.key, map.key_size) <= 0:
+                continue
+            rank_insert(map, ranking, order, index)
+        following = chain_next(map, line)
+        if following == NULL:
+            return RETRY if unlikely(chain_moved(line, link)) else OK
+        line = following
+    return CORRUPT
+
+cdef inline Status bucket_read_in_order(
+        Map *map, Bucket *bucket, uint64_t header, Position *position,
+        Sink *sink) noexcept nogil:
+    """Append the next entries of a bucket and move the position. RETRY if somebody was at it; BUSY.
+    """
+    cdef uint64_t before = sink.count
+    cdef uint64_t last = bucket_range_last(position.order, bucket_level_plus1(header) - 1)
+    cdef uint64_t reached = 0              # the order of the last entry appended
+    cdef Ranking ranking
+    cdef uint32_t done = 0
+    cdef Status one
+    cdef Status status = chain_rank(map, bucket, position, last, &ranking)
+    while status == OK and done < ranking.count and sink.count < sink.capacity:
+        one = entry_read(map, ranking.entries[done].index, sink)
+        if one == OK:
+            reached = ranking.entries[done].order
+        elif one != ABSENT:
+            status = one
+        done += 1
+    # All of it before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    fence_acquire()
+    if (load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK:
+        status = RETRY
+    if status != OK:
+        sink.count = before
+        return status
+    if done == ranking.count and not ranking.cut:
+        position.order = last + 1
+        position.inside = False
+        return OK
+    if sink.count == before:               # one entry at a time is on its way out of a bucket
+        return CORRUPT
+    position.order = reached
+    position.inside = True
+    memcpy(position.key, sink.keys + (sink.count - 1) * map.key_size, map.key_size)
+    return OK
+
+cdef inline Status bucket_read(Map *map, Position *position, Sink *sink) noexcept nogil:
+    """Append what the next bucket has behind position, as far as there is room, and move the
+    position: by at least one entry, or to the end of the bucket. RETRY, having appended nothing, if
+    somebody was at it, BUSY if the sink waits for an entry. There is room for one at least, and
+    position is not the end."""
+    cdef uint64_t header = 0
+    cdef uint64_t index = 0
+    cdef uint64_t last
+    cdef uint32_t hash = reverse_bits_u32(<uint32_t> position.order)
+    cdef Bucket *bucket = table_find(map, hash, &index)
+    cdef Status status
+    if unlikely(bucket == NULL):
+        return CORRUPT
+    # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+    header = load_acquire_u64(&bucket.header)
+    if unlikely(not level_covers(bucket_level_plus1(header), index, hash)):
+        return RETRY
+    last = bucket_range_last(position.order, bucket_level_plus1(header) - 1)
+    if likely(
+            not word_locked(header) and not position.inside
+            and sink.capacity - sink.count >= SLOT_COUNT
+            and load_relaxed_u32(&bucket.indices[LINK_SLOT]) < LINK_BASE
+            and (position.order & (0xFFFFFFFFULL >> (bucket_level_plus1(header) - 1))) == 0):
+        status = bucket_read_at_rest(map, bucket, header, index, sink)
+        if likely(status == OK):
+            position.order = last + 1
+        return status
+    return bucket_read_in_order(map, bucket, header, position, sink)
+
+cdef enum:
+    BUCKETS_AHEAD = 16
+    ELEMENTS_AHEAD = 6
+    WALK_STEPS = 256           # buckets between two chances to give memory back
+    STEP_TRIES_MAX = 64        # then the caller yields the processor
+
+cdef struct Ahead:
+    uint64_t order             # how far this stage has come
+    uint32_t steps             # how many buckets that is ahead of the position
+
+# What an operator sees of one bucket.
+cdef struct BucketFacts:
+    uint32_t level
+    uint32_t entries
+    uint32_t lines
+    bint locked
+
+
+cdef inline uint64_t order_next(uint64_t order, uint64_t bucket, uint64_t count) noexcept nogil:
+    """Where the bucket's range, which contains order, probably ends."""
+    cdef uint32_t level = 63 - count_leading_zeros(count)
+    if (bucket | 1ULL << level) < count:   # it has been split at this level already
+        level += 1
+    return (order | (0xFFFFFFFFULL >> level)) + 1
+
+cdef inline void prefetch_bucket(Map *map, Ahead *ahead, uint64_t count) noexcept nogil:
+    cdef uint64_t bucket = table_guess(map, reverse_bits_u32(<uint32_t> ahead.order))
+    prefetch(bucket_at(map, bucket))
+    ahead.order = order_next(ahead.order, bucket, count)
+    ahead.steps += 1
+
+cdef inline void prefetch_elements(Map *map, Ahead *ahead, uint64_t count) noexcept nogil:
+    cdef uint64_t guess = table_guess(map, reverse_bits_u32(<uint32_t> ahead.order))
+    cdef Bucket *bucket = bucket_at(map, guess)
+    cdef uint32_t slot, index
+    for slot in range(SLOT_COUNT):
+        # Without a branch: what an empty slot or a link leads to is asked for in vain.
+        index = load_relaxed_u32(&bucket.indices[slot])
+        prefetch(element_at(map, index))
+        prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)
+    ahead.order = order_next(ahead.order, guess, count)
+    ahead.steps += 1
+
+cdef inline Status walk_steps(
+        Map *map, Position *position, Sink *sink, uint64_t steps) noexcept nogil:
+    """Read at most so many buckets. OK: there is more, or the sink is full. ABSENT: the walk is at
+    its end. RETRY: writers were faster too often; BUSY: an entry is held that the sink waits for;
+    what stands in the sink is good."""
+    cdef Ahead far, near
+    cdef uint64_t count = table_count(map)
+    cdef uint64_t tries = 0
+    cdef uint64_t _
+    cdef Status status
+    if count < BUCKET_COUNT_MIN:
+        count = BUCKET_COUNT_MIN           # only in a damaged segment
+    far.order = near.order = position.order
+    far.steps = near.steps = 0
+    for _ in range(steps):
+        if position.order >= ORDER_END:
+            return ABSENT
+        if sink.count == sink.capacity:
+            return OK
+        while far.steps <= BUCKETS_AHEAD and far.order < ORDER_END:
+            prefetch_bucket(map, &far, count)
+        while near.steps <= ELEMENTS_AHEAD and near.order < ORDER_END:
+            prefetch_elements(map, &near, count)
+        status = bucket_read(map, position, sink)
+        if likely(status == OK):
+            tries = 0
+            far.steps -= far.steps != 0
+            near.steps -= near.steps != 0
+        elif status != RETRY:
+            return status
+        else:
+            tries += 1
+            if tries > STEP_TRIES_MAX:
+                return RETRY
+    return OK
+
+cdef inline Status walk_on(Op *op, Position *position, Sink *sink) noexcept nogil:
+    """walk_steps until the sink is full (OK) or the walk at its end (ABSENT); RETRY, BUSY: wait.
+
+    op.context is inside an operation, or NULL if this handle may only read."""
+    cdef Status status = OK
+    while status == OK and sink.count < sink.capacity:     # each turn reads WALK_STEPS buckets
+        status = walk_steps(op.map, position, sink, WALK_STEPS)
+        if op.context != NULL:
+            op_end(op)
+            op_begin(op)
+    return status
+
+cdef inline bint bucket_look(Map *map, uint64_t index, BucketFacts *facts) noexcept nogil:
+    """What bucket index looks like now; False if there is none. Nobody is kept from changing it:
+    the figures of one bucket fit together only if nobody did."""
+    cdef Bucket *bucket = bucket_at(map, index)
+    cdef Bucket *line = bucket
+    cdef uint64_t _, header
+    cdef uint32_t slot, found
+    if index >= table_count(map) or index >= buckets_usable(map):
+        return False
+    header = load_acquire_u64(&bucket.header)
+    facts.level = bucket_level_plus1(header) - 1 if bucket_level_plus1(header) else 0
+    facts.locked = header & LOCK_BIT
+    facts.entries = facts.lines = 0
+    for _ in range(map.line_max + 1):
+        for slot in range(SLOT_COUNT):
+            found = load_relaxed_u32(&line.indices[slot])
+            facts.entries += found != 0 and found < LINK_BASE
+        line = chain_next(map, line)
+        if line == NULL:
+            break
+        facts.lines += 1
+    return True

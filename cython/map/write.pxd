@@ -1,0 +1,360 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Inserting, updating, and changing a value in one step: what RHashMap's methods call. Deletions are
+# in remove.pxd.
+#
+# Each operation is a loop of attempts. An attempt looks, takes at most what the order of locks
+# allows (operation.pxd), and either commits with one store or gives everything up and says why:
+#   RETRY    another process changed the map      -> at once again
+#   NEED_*   memory has to be committed           -> commit, again
+#   BUSY     a lock is held                       -> to the caller, who waits (wait.pxd), then again
+# Nothing is held when an operation returns, but an element that it has taken and filled may stay in
+# context.element for the next attempt, and objects in context.names; op_settle gives them back.
+#
+# A value is changed in one step (a number added, a value swapped) while its element is held
+# (ULOCK), for the time of a few instructions; nothing else can change it, and a reader sees the old
+# value or the new one.
+#
+# To store an entry with objects, the context gets its objects (item_object), fills them, and calls
+# map_update: the objects are the context's until the element has them.
+#
+# Linearization points (W1): insert: the slot's store; update: the header's UPD, or the word's
+# store; a number in one word: the word's store; other changes in one step: the header's UPD; a swap
+# that does not find what it expects: between taking the element and releasing it; a lookup of an
+# absent key before a write: the second reading of the bucket's header; delete: the header's DEAD.
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from machine.atomics cimport (
+    load_relaxed_u64, store_relaxed_u64, load_relaxed_u32, add_relaxed_u64, compiler_fence, likely,
+    unlikely, read_tail, copy_in, copy_words,
+)
+from machine.hashing cimport hash_key
+from machine.number cimport Field
+from segment.status cimport (
+    Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, BUSY, RETRY, NEED_BUCKETS, NEED_ELEMENTS,
+    NEED_LINES,
+)
+from segment.layout cimport (
+    LINE_BYTES, LINK_SLOT, BUCKET_VERSION_ONE, LINK_BASE, ELEMENT_LIVE, ELEMENT_ULOCK,
+    REGION_BUCKETS, OPERATION_INSERT, Bucket, Element,
+)
+from segment.words cimport element_state
+from segment.geometry cimport Map, bucket_at, element_at, element_value, context_redo, name_of
+from segment.fields cimport fields_begin
+from memory.operation cimport OP_TYPED, OP_KEEP_SHIFT, Op, lock_busy, lock_release, WRITE_TRIES_MAX
+from memory.region cimport region_commit
+from memory.pool cimport block_commit
+from memory.depot cimport element_take
+from map.rest cimport rest_shorten
+from map.chain cimport Found, chain_find, chain_append
+from map.element cimport (
+    element_read, element_is_over, element_stands, element_await, element_own, element_settle,
+    element_update, element_apply, element_swap,
+)
+from map.reference cimport refs_attach, refs_detach, refs_blank, names_forget, element_replace
+from map.table cimport table_count, entries_taken, table_guess, bucket_missed
+from map.resize cimport table_pass, table_split
+from map.read cimport map_find, map_look, slot_finds_word, first_slot, item_find, item_expired
+from map.hold cimport bucket_hold, bucket_hold_unchanged
+from map.remove cimport map_delete_held
+from map.sweep cimport sweep_some
+
+cdef enum:
+    UPDATE_ANY = 0
+    UPDATE_NOEXIST = 1
+    UPDATE_EXIST = 2
+
+cdef enum:
+    SPLITS_PUT_OFF_MASK = 7    # asking costs 0.3 us; whoever runs lets go long before
+
+
+cdef inline Status map_memory(Op *op, Status need) noexcept nogil:
+    """Commit what an attempt asked for. OK if there is more now."""
+    if need == NEED_ELEMENTS:
+        return block_commit(op, &op.map.element_pool)
+    if need == NEED_LINES:
+        return block_commit(op, &op.map.line_pool)
+    return region_commit(op, REGION_BUCKETS, (table_count(op.map) + 1) * LINE_BYTES)
+
+cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) noexcept nogil:
+    """A value with special fields: what it says there never stands in the element."""
+    cdef uint64_t *redo = context_redo(op.context)
+    copy_in(redo, value, op.map.value_size)
+    if not op.options & OP_TYPED:
+        fields_begin(op.map, redo)
+    refs_blank(op.map, redo)
+    copy_words(element_value(op.map, element), redo, op.map.value_words)
+    compiler_fence()
+    refs_attach(op, element)
+
+cdef inline Status insert_hold(
+        Op *op, Element *element, const Found *miss, Bucket **bucket) noexcept nogil:
+    """Lock the bucket for a filled element. ABSENT: locked, and its key is not there; RETRY if it
+    is, BUSY, CORRUPT: not locked."""
+    cdef uint64_t held = 0
+    cdef Found found
+    cdef Status status
+    # If no tag was the hash's, the miss was one of whatever key has that hash.
+    if likely(miss.index == 0 and bucket_hold_unchanged(op, OPERATION_INSERT, miss)):
+        bucket[0] = bucket_at(op.map, miss.bucket)
+        return ABSENT
+    status = bucket_hold(op, OPERATION_INSERT, bucket, &held)
+    if status != OK:
+        return status
+    status = chain_find(
+        op.map, bucket[0], op.hash, <const uint8_t *> &element.words[0], op.map.key_size, &found)
+    if status == ABSENT:
+        return ABSENT
+    lock_release(&bucket[0].header, held)
+    return RETRY if status == OK else status           # somebody inserted it: update that one
+
+cdef inline void split_put_off(Op *op, uint64_t child) noexcept nogil:
+    """Somebody holds what a split takes. It is left to the next insertion; every 8th time asks
+    whether whoever holds it lives, and if so passes that bucket."""
+    op.map.splits_put_off += 1
+    if op.map.splits_put_off & SPLITS_PUT_OFF_MASK != 0:
+        return
+    if op.map.owner_recover == NULL or not op.map.owner_recover(op):
+        table_pass(op, child)
+
+cdef inline Status map_split(Op *op, uint64_t child) noexcept nogil:
+    """Split a bucket off, with the memory that it takes."""
+    cdef Status status = table_split(op, child)
+    if status == NEED_BUCKETS or status == NEED_LINES:
+        status = map_memory(op, status)
+        if status == NO_MEMORY:                        # chains grow longer instead
+            add_relaxed_u64(&op.map.header.statistics.growth_stopped, 1)
+        if status == OK:
+            status = table_split(op, child)
+    if status == BUSY:
+        split_put_off(op, child)
+    return status
+
+cdef inline void map_catch_up(Op *op, Bucket *bucket) noexcept nogil:
+    """After an insertion into a bucket that has lines now: if it has missed a split, because the
+    number passed a bucket, make up for that."""
+    cdef uint64_t child = bucket_missed(
+        op.map, <uint64_t> (<uint8_t *> bucket - op.map.buckets) // LINE_BYTES)
+    if unlikely(child != 0):
+        map_split(op, child)
+
+cdef inline Status insert_try(
+        Op *op, const uint8_t *value, const Found *miss, bint scavenge) noexcept nogil:
+    """Insert a key that was absent a moment ago. RETRY if it is not any more."""
+    cdef Map *map = op.map
+    cdef Bucket *bucket = NULL
+    cdef Element *element
+    cdef uint32_t key_hash
+    cdef Status status
+    if unlikely(load_relaxed_u64(&map.header.clearing) != 0):
+        return lock_busy(op, &map.header.clearing, load_relaxed_u64(&map.header.clearing))
+    if op.context.element == 0:
+        status = element_take(op, scavenge)
+        if status != OK:
+            return status
+    element = element_at(map, name_of(&map.element_pool, load_relaxed_u64(&op.context.element)))
+    if not op.element_filled:
+        copy_in(&element.words[0], op.key, map.key_size)
+        if unlikely(map.field_count != 0):
+            element_fill(op, element, value)
+        else:
+            copy_in(element_value(map, element), value, map.value_size)
+        op.element_filled = True
+        # From here on the element's key counts: the caller's memory may change under our eyes.
+        key_hash = hash_key(map.seeds, <const uint8_t *> &element.words[0], map.key_size)
+        if unlikely(key_hash != op.hash):
+            op.element_filled = False
+            op.hash = key_hash
+            return RETRY
+    status = insert_hold(op, element, miss, &bucket)
+    if status != ABSENT:
+        return status
+    if unlikely(map.timer_word != 0):
+        rest_shorten(map, load_relaxed_u64(element_value(map, element) + map.timer_word - 1))
+    status = chain_append(op, bucket, <uint32_t> op.context.element, op.hash, element)
+    if unlikely(status != OK):
+        lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
+        return status
+    lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
+    compiler_fence()
+    store_relaxed_u64(&op.context.element, 0)
+    if map.ref_count != 0:
+        names_forget(op)
+    if unlikely(load_relaxed_u32(&bucket.indices[LINK_SLOT]) >= LINK_BASE):
+        map_catch_up(op, bucket)
+    return OK
+
+cdef inline void map_grow_if_loaded(Op *op) noexcept nogil:
+    """After an insert: at most two splits, if the load is high."""
+    cdef uint64_t taken = entries_taken(op.map)
+    cdef uint64_t count = table_count(op.map)
+    cdef int turn
+    for turn in range(2):
+        if taken * 2 <= count * 7 or (turn == 1 and taken * 2 <= count * 9):
+            return
+        if map_split(op, table_count(op.map)) != OK:
+            return
+
+cdef inline Status map_insert(
+        Op *op, const uint8_t *value, const Found *miss, bint *scavenge) noexcept nogil:
+    """insert_try, and what it asks for."""
+    cdef Status status = insert_try(op, value, miss, scavenge[0])
+    cdef Status memory
+    cdef Found found
+    if status == OK:
+        map_grow_if_loaded(op)
+        if unlikely(op.map.timer_word != 0):
+            sweep_some(op)
+    elif status >= NEED_BUCKETS:
+        memory = map_memory(op, status)
+        if memory == OK:
+            return RETRY
+        if memory == NO_MEMORY and status == NEED_ELEMENTS and not scavenge[0]:
+            scavenge[0] = True                         # other depots may have parked some
+            return RETRY
+        status = memory
+    # Others may have inserted the key, and taken the last room: then it is an update (W2).
+    if (status == FULL or status == NO_MEMORY) and (
+            map_find(op.map, op.hash, op.key, &found) != ABSENT):
+        return RETRY
+    return status
+
+cdef inline Status map_met(Op *op, const Found *found) noexcept nogil:
+    """After map_find found an entry that has a deadline: one that has expired is deleted. OK: it
+    stands; RETRY, BUSY. Of typed values the caller has seen to that (read.pxd), and a section keeps
+    its entry."""
+    cdef Status status
+    if not element_is_over(op.map, found) or op.options & OP_TYPED or (
+            element_state(found.header) != ELEMENT_LIVE):
+        return OK
+    op.element_filled = False
+    status = map_delete_held(op, found.header, NULL)
+    return RETRY if status == OK or status == ABSENT else status
+
+cdef inline Status map_replace(Op *op, const Found *found, const uint8_t *value) noexcept nogil:
+    """element_update of a value with special fields. The new objects may belong to an element that
+    was to be inserted."""
+    if op.element_filled and op.context.element != 0:
+        refs_detach(op, element_at(op.map, name_of(
+            &op.map.element_pool, load_relaxed_u64(&op.context.element))))
+        op.element_filled = False
+    return element_replace(op, found, value, 0)
+
+cdef inline Status map_meet(
+        Op *op, const Found *found, const uint8_t *value, uint32_t flag) noexcept nogil:
+    """map_update of a key that is there, where the value has special fields or flag forbids it."""
+    cdef Status status = OK
+    if op.map.timer_word != 0:
+        status = map_met(op, found)
+    if status == OK and flag == UPDATE_NOEXIST:
+        return PRESENT if element_stands(found) else RETRY
+    if status == OK:
+        status = map_replace(op, found, value)
+    return status
+
+cdef inline bint map_store_word(Op *op, uint64_t key, uint64_t value) noexcept nogil:
+    """map_update in a map of words only, as nearly every one of a key that is there is (read.pxd,
+    glance_word). False: nothing was done."""
+    cdef Found found
+    cdef uint32_t index = 0
+    cdef uint32_t *slot = first_slot(
+        bucket_at(op.map, table_guess(op.map, op.hash)), op.hash, &index)
+    cdef uint64_t held = 0
+    if unlikely(slot == NULL) or unlikely(
+            not slot_finds_word(op.map, slot, index, key, &found)):
+        return False
+    if unlikely(element_own(op, &found, ELEMENT_ULOCK, &held) != OK):
+        return False
+    store_relaxed_u64(&found.element.words[1], value)
+    element_settle(op, found.element, held)
+    return True
+
+cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:
+    """Store value under key. OK, PRESENT, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""
+    cdef Found found
+    cdef bint scavenge = False
+    cdef Status status = map_look(op.map, op.hash, op.key, &found)
+    cdef int _
+    for _ in range(WRITE_TRIES_MAX):
+        if status == OK and likely(flag != UPDATE_NOEXIST and op.map.field_count == 0):
+            status = element_update(op, &found, value)
+        elif status == OK:
+            status = map_meet(op, &found, value, flag)
+        elif status == ABSENT and flag != UPDATE_EXIST:
+            status = map_insert(op, value, &found, &scavenge)
+        if status != RETRY:
+            break
+        status = map_find(op.map, op.hash, op.key, &found)
+    return status
+
+
+cdef inline Status map_apply(
+        Op *op, const Field *field, const uint8_t *initial, uint64_t *after) noexcept nogil:
+    """Change a field; after has its bits then. An absent key is inserted with the value initial, if
+    that is not NULL, in which the field has the result already. OK, ABSENT, FULL, NO_MEMORY; BUSY
+    or RETRY: call again."""
+    cdef Found found
+    cdef bint scavenge = False
+    cdef Status status = map_look(op.map, op.hash, op.key, &found)
+    cdef int _
+    for _ in range(WRITE_TRIES_MAX):
+        if unlikely(op.map.timer_word != 0) and status == OK:
+            status = map_met(op, &found)
+        if status == OK:
+            status = element_apply(op, &found, field, after)
+        elif status == ABSENT and initial != NULL:
+            status = map_insert(op, initial, &found, &scavenge)
+            if status == OK:
+                after[0] = read_tail(initial + field.offset, field.size)
+        if status != RETRY:
+            break
+        status = map_find(op.map, op.hash, op.key, &found)
+    return status
+
+cdef inline Status map_swap(
+        Op *op, const uint8_t *expected, const uint8_t *value, uint8_t *old,
+        bint *swapped) noexcept nogil:
+    """Replace a value, if it is as expected or expected is NULL; the one before is copied to old if
+    that is not NULL. OK, ABSENT; BUSY or RETRY: call again."""
+    cdef Found found
+    cdef Status status = RETRY
+    cdef int _
+    for _ in range(WRITE_TRIES_MAX):
+        status = map_find(op.map, op.hash, op.key, &found)
+        if status == OK:
+            status = element_swap(op, &found, expected, value, old, swapped)
+        if status != RETRY:
+            break
+    return status
+
+cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
+    """Copy a value at a moment when nobody holds its element (BPF_F_LOCK). OK, ABSENT; BUSY or
+    RETRY: call again. Deletes nothing that has expired: the handle may be one that only reads."""
+    cdef Found found
+    cdef Status status = RETRY
+    cdef bint over
+    cdef int _
+    for _ in range(WRITE_TRIES_MAX):
+        status = map_find(op.map, op.hash, op.key, &found)
+        over = status == OK and element_is_over(op.map, &found)
+        if status == OK:
+            if element_state(found.header) != ELEMENT_LIVE:
+                status = element_await(op, &found)
+            elif not likely(element_read(
+                    op.map, &found, op.map.key_size, value, op.map.value_size)):
+                status = RETRY
+            elif unlikely(over):
+                status = ABSENT
+        if status != RETRY:
+            break
+    return status
+
+cdef inline Status item_touch(Op *op, uint64_t deadline, uint64_t *value) noexcept nogil:
+    """Set the deadline of an entry that has not expired. OK, ABSENT; BUSY or RETRY: call again."""
+    cdef Found found
+    cdef Status status = item_find(op.map, op.hash, op.key, &found, value)
+    if status != OK:
+        return status
+    if item_expired(op.map, value):
+        return ABSENT
+    value[op.map.timer_word - 1] = deadline
+    op.options |= 7 << OP_KEEP_SHIFT           # its references stay
+    return element_replace(op, &found, <const uint8_t *> value, 0)

@@ -1,0 +1,381 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Per-CPU depots of free elements and of the right to use them (W2); and of free objects of the
+# small classes (object.pxd), which need no such right.
+#
+# The shape is bpf_mem_alloc's: each CPU takes from and gives to its own list, with transfers of up
+# to half a hundred elements to and from the pool. The CPU is a hint only; a depot somebody else
+# holds is passed over for the next. A depot is one word: lock, count, credit, head. Taking an
+# element and its credit, and giving both back, is committed by the one store that also unlocks.
+#
+# Credits make max_entries exact. Each entry holds one; header.credits has those in no depot. A
+# depot without credit fetches CREDIT_BATCH from there; only when the header and every depot have
+# none is the map full. credits + sum of depot credits + entries == max_entries, always, counting an
+# element that a context has taken and not yet inserted, or deleted and not yet given back, as an
+# entry.
+#
+# Moving credits: with the depot held and the header's word held, credit_after and then
+# credit_moving are stored; the header's store commits; the depot's store completes. Recovery, with
+# the depot still held by the dead: header word held too: nothing moved; else: depot credit :=
+# credit_after. Moving a chain of elements works likewise with chain_* (pool_detach).
+from libc.stdint cimport uint32_t, uint64_t
+from machine.atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence, prefetch_write, unlikely,
+)
+from segment.status cimport Status, OK, FULL, CORRUPT, BUSY, NEED_ELEMENTS
+from segment.layout cimport PAYLOAD_SHIFT, ELEMENT_FREE, ELEMENT_ALLOC, SPARE_SHIFT, Element, Depot
+from segment.words cimport (
+    word_locked, word_taken, lock_bits, depot_count, depot_credit, depot_head, depot_word,
+)
+from segment.classes cimport (
+    class_of, ref_make, ref_index, ref_class, PARKED_MAX, DEPOT_HIGH_MAX, CREDIT_BATCH, CREDIT_HIGH,
+    PoolView,
+)
+from segment.geometry cimport Map, depot_at, depot_pool, element_at, pool_object, name_of
+from memory.operation cimport Op, lock_busy, lock_try, lock_acquire, lock_release, header_set
+from memory.pool cimport (
+    block_name, block_is_empty, block_retire_if_empty, Chain, pool_detach, pool_put_locked,
+)
+
+cdef enum:
+    DEPOT_LOW = 8              # parked elements when blocks ought to run empty
+    DRAIN_AT_ONCE = 16         # elements moved, about half a microsecond, before a depot is let go
+
+cdef extern from "<sched.h>" nogil:
+    int sched_getcpu() noexcept
+
+cdef inline uint64_t depot_here(Map *map) noexcept nogil:
+    """The depot of this CPU: its number modulo a power of two."""
+    return <uint64_t> sched_getcpu() & (map.depot_count - 1)
+
+cdef inline void depot_store(Op *op, Depot *depot, uint64_t payload) noexcept nogil:
+    """Change a depot that stays held."""
+    store_relaxed_u64(&depot.word, word_taken(payload, op.self_index))
+    compiler_fence()
+
+cdef inline Status depot_hold(Op *op, uint64_t index, uint64_t *held, bint wait) noexcept nogil:
+    op.context.depot = index + 1
+    compiler_fence()
+    if wait:
+        return lock_acquire(op, &depot_at(op.map, index).word, held)
+    return lock_try(op, &depot_at(op.map, index).word, held)
+
+cdef inline Status credits_move(
+        Op *op, Depot *depot, uint64_t *held, bint fetch) noexcept nogil:
+    """Fetch up to CREDIT_BATCH credits into the held depot, or return as many."""
+    cdef uint64_t *word = &op.map.header.credits
+    cdef uint64_t header_held = 0
+    cdef uint64_t moving = CREDIT_BATCH
+    cdef uint64_t available, after
+    cdef Status status
+    if fetch and load_relaxed_u64(word) >> PAYLOAD_SHIFT == 0:
+        return FULL
+    status = lock_acquire(op, word, &header_held)
+    if status != OK:
+        return status
+    available = header_held >> PAYLOAD_SHIFT
+    if fetch:
+        if moving > available:
+            moving = available
+        after = depot_credit(held[0]) + moving
+        available -= moving
+    else:
+        after = depot_credit(held[0]) - moving
+        available += moving
+    op.context.credit_after = after
+    compiler_fence()
+    op.context.credit_moving = 1
+    compiler_fence()
+    lock_release(word, available << PAYLOAD_SHIFT)
+    held[0] = word_taken(
+        depot_word(depot_head(held[0]), depot_count(held[0]), <uint32_t> after), op.self_index)
+    depot_store(op, depot, held[0])
+    op.context.credit_moving = 0
+    compiler_fence()
+    return OK if moving else FULL
+
+cdef inline Status depot_refill(
+        Op *op, Depot *depot, PoolView *pool, uint64_t batch, uint64_t *held) noexcept nogil:
+    """Fetch objects from the pool into the held depot."""
+    cdef Chain chain = Chain(0, 0, 0)
+    cdef Status status = pool_detach(op, pool, batch, &chain)
+    if status != OK:
+        return status
+    store_relaxed_u64(&pool_object(pool, chain.tail).words[0], depot_head(held[0]))
+    compiler_fence()
+    held[0] = word_taken(
+        depot_word(<uint32_t> chain.head, depot_count(held[0]) + <uint32_t> chain.count,
+                   depot_credit(held[0])), op.self_index)
+    depot_store(op, depot, held[0])
+    op.context.chain_count = 0
+    compiler_fence()
+    return OK
+
+cdef inline Status depot_take(Op *op, uint64_t index) noexcept nogil:
+    """Take an element and a credit from one depot into context.element."""
+    cdef Map *map = op.map
+    cdef Depot *depot = map.depots + index
+    cdef uint64_t held = 0
+    cdef uint64_t taken, next_free
+    cdef Element *element
+    cdef Status status = depot_hold(op, index, &held, True)
+    if status != OK:
+        return status
+    if depot_credit(held) == 0:
+        status = credits_move(op, depot, &held, True)
+    if status == OK and depot_count(held) == 0:
+        status = depot_refill(op, depot, &map.element_pool, map.depot_batch, &held)
+    taken = depot_head(held)
+    if status == OK and (taken == 0 or taken >= map.element_max):
+        status = CORRUPT
+    if status != OK:
+        lock_release(&depot.word, held)
+        return status
+    element = element_at(map, taken)
+    next_free = load_relaxed_u64(&element.words[0])
+    store_relaxed_u64(&op.context.element, taken)
+    compiler_fence()
+    header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
+    compiler_fence()
+    lock_release(&depot.word, depot_word(
+        <uint32_t> next_free, depot_count(held) - 1, depot_credit(held) - 1))
+    if next_free < map.element_max:
+        prefetch_write(element_at(map, next_free))
+    return OK
+
+cdef inline bint depot_is_spent(Map *map, uint64_t index) noexcept nogil:
+    """Whether a depot, and the header, have no credit; without holding anything.
+
+    Credits leave the header only while a depot is held, so an unheld one without credit has none
+    on the way.
+    """
+    cdef uint64_t word
+    if load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT != 0:
+        return False
+    # Acquire: a later look at another depot must not be older than this one.
+    word = load_acquire_u64(&map.depots[index].word)
+    return not word_locked(word) and depot_credit(word) == 0
+
+cdef inline Status element_take(Op *op, bint scavenge) noexcept nogil:
+    """An element and the right to insert it, from this CPU's depot or, without credit, another.
+
+    FULL only if no depot and not the header had a credit. NEED_ELEMENTS if a block has to be
+    committed first; with scavenge, only if no depot at all has a free element either.
+    """
+    cdef Map *map = op.map
+    cdef uint64_t here = depot_here(map)
+    cdef uint64_t turn, index
+    cdef Status status
+    cdef Status worst = FULL
+    for turn in range(map.depot_count):
+        index = (here + turn) & (map.depot_count - 1)
+        if depot_is_spent(map, index):
+            continue
+        status = depot_take(op, index)
+        if status == OK or status == CORRUPT or (status == NEED_ELEMENTS and not scavenge):
+            return status
+        if status != FULL:
+            worst = status
+    return worst
+
+cdef inline uint64_t depot_keep(Map *map) noexcept nogil:
+    """How many free elements a depot may park: few when most committed elements are free, because
+    each parked one may hold a whole block."""
+    cdef uint64_t taken = map.max_entries - (load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT)
+    cdef uint64_t ready = load_relaxed_u64(&map.element_pool.shared.ready_count)
+    if ready > 4 and ready * map.element_pool.capacity > 4 * taken and map.depot_high > DEPOT_LOW:
+        return DEPOT_LOW
+    return map.depot_high
+
+cdef inline Status element_give(Op *op) noexcept nogil:
+    """Give back the element that context.element names, ALLOC or DEAD, and its credit."""
+    cdef Map *map = op.map
+    cdef uint64_t given = name_of(&map.element_pool, load_relaxed_u64(&op.context.element))
+    cdef Element *element = element_at(map, given)
+    cdef uint64_t here = depot_here(map)
+    cdef uint64_t held = 0
+    cdef uint64_t index = here
+    cdef uint64_t keep = depot_keep(map)
+    cdef uint64_t turn
+    cdef Status status = BUSY
+    for turn in range(map.depot_count + 1):    # the last turn waits for the first depot
+        index = (here + turn) & (map.depot_count - 1)
+        status = depot_hold(op, index, &held, turn == map.depot_count)
+        if status == OK:
+            if depot_count(held) < PARKED_MAX and depot_credit(held) < PARKED_MAX:
+                break
+            lock_release(&map.depots[index].word, held)
+            status = lock_busy(op, &map.depots[index].word, held)
+    if status != OK:
+        return status
+    store_relaxed_u64(&element.words[0], depot_head(held))
+    compiler_fence()
+    header_set(&element.header, ELEMENT_FREE, 0)
+    compiler_fence()
+    lock_release(&map.depots[index].word, depot_word(
+        <uint32_t> given, depot_count(held) + 1, depot_credit(held) + 1))
+    compiler_fence()
+    store_relaxed_u64(&op.context.element, 0)
+    compiler_fence()
+    if unlikely(depot_count(held) >= keep or depot_credit(held) >= CREDIT_HIGH):
+        depot_trim(op, index, keep)
+    return OK
+
+cdef inline void depot_trim(Op *op, uint64_t index, uint64_t keep) noexcept nogil:
+    """Bring a depot down to half of keep, and its credits below CREDIT_HIGH.
+
+    Gives up early, at no loss, where a lock is not free.
+    """
+    cdef Map *map = op.map
+    cdef uint64_t held = 0
+    cdef uint64_t turn, other
+    if depot_hold(op, index, &held, False) != OK:
+        return
+    if depot_credit(held) >= CREDIT_HIGH:
+        credits_move(op, map.depots + index, &held, False)
+    lock_release(&map.depots[index].word, held)
+    depot_drain(op, index, keep // 2)
+    if keep == map.depot_high:
+        return
+    for turn in range(1, map.depot_count):     # elements parked where nobody works hold blocks too
+        other = (index + turn) & (map.depot_count - 1)
+        if depot_count(load_relaxed_u64(&map.depots[other].word)) > DEPOT_LOW:
+            depot_drain(op, other, 0)
+            return
+
+cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept nogil:
+    """Move objects of a depot into their blocks until target are left. Holds the depot for a few
+    at a time, and releases blocks that ran empty while holding nothing."""
+    cdef Depot *depot = depot_at(op.map, index)
+    cdef PoolView *pool = depot_pool(op.map, index)
+    cdef uint64_t held = 0
+    cdef uint64_t moved = 0
+    cdef uint64_t block = 0
+    cdef uint64_t _turn
+    cdef bint empty
+    for _turn in range(PARKED_MAX):            # each turn moves at least one
+        if depot_hold(op, index, &held, False) != OK:
+            return
+        empty = False
+        moved = 0
+        while depot_count(held) > target and moved < DRAIN_AT_ONCE and not empty:
+            block = depot_head(held) // pool.capacity
+            if not depot_push_down(op, depot, pool, &held):
+                break
+            moved += 1
+            empty = block_is_empty(pool, block, load_relaxed_u64(pool.words + block))
+        lock_release(&depot.word, held)
+        if empty:
+            block_retire_if_empty(op, pool, block)
+        if moved == 0:
+            return
+
+cdef inline bint depot_push_down(
+        Op *op, Depot *depot, PoolView *pool, uint64_t *held) noexcept nogil:
+    """Move the held depot's first object into its block, if that can be had."""
+    cdef uint64_t moved = depot_head(held[0])
+    cdef uint64_t block = moved // pool.capacity
+    cdef uint64_t block_held = 0
+    cdef Element *element = pool_object(pool, moved)
+    if moved == 0 or moved >= pool.object_count:
+        return False
+    op.context.block = block_name(pool, block)
+    compiler_fence()
+    if lock_try(op, pool.words + block, &block_held) != OK:
+        return False
+    store_relaxed_u64(&op.context.spare, <uint64_t> pool.kind << SPARE_SHIFT | moved)
+    compiler_fence()
+    header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
+    compiler_fence()
+    held[0] = word_taken(
+        depot_word(<uint32_t> load_relaxed_u64(&element.words[0]), depot_count(held[0]) - 1,
+                   depot_credit(held[0])), op.self_index)
+    depot_store(op, depot, held[0])
+    pool_put_locked(pool, block, block_held, moved)
+    compiler_fence()
+    store_relaxed_u64(&op.context.spare, 0)
+    compiler_fence()
+    return True
+
+cdef inline uint64_t stock_high(uint64_t bytes) noexcept nogil:
+    """Free objects of a small class that a depot may hold: bpf_mem_alloc's, about 24 KiB."""
+    return DEPOT_HIGH_MAX if bytes <= 256 else 24576 // bytes
+
+cdef inline Status stock_take_from(
+        Op *op, uint64_t index, PoolView *pool, uint64_t slot, uint64_t length) noexcept nogil:
+    """Take an object out of depot index, refilled if it is empty, into names[slot]."""
+    cdef Depot *depot = depot_at(op.map, index)
+    cdef uint64_t held = 0
+    cdef uint64_t batch = stock_high(pool.stride) // 2
+    cdef uint64_t taken
+    cdef Element *thing
+    cdef Status status = depot_hold(op, index, &held, True)
+    if status != OK:
+        return status
+    if depot_count(held) == 0:
+        status = depot_refill(op, depot, pool, batch, &held)
+    taken = depot_head(held)
+    if status == OK and (taken == 0 or taken >= pool.object_count):
+        status = CORRUPT
+    if status != OK:
+        lock_release(&depot.word, held)
+        return status
+    thing = pool_object(pool, taken)
+    store_relaxed_u64(&op.context.names[slot], ref_make(taken, length))
+    compiler_fence()
+    held = depot_word(
+        <uint32_t> load_relaxed_u64(&thing.words[0]), depot_count(held) - 1, 0)
+    header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
+    compiler_fence()
+    lock_release(&depot.word, held)
+    return OK
+
+cdef inline Status stock_take(
+        Op *op, PoolView *pool, uint64_t slot, uint64_t length, bint scavenge) noexcept nogil:
+    """Take a small object. With scavenge, where memory cannot be had, out of any depot."""
+    cdef uint64_t first = (class_of(length) + 1) * op.map.depot_count
+    cdef uint64_t here = depot_here(op.map)
+    cdef uint64_t turn, index
+    cdef Status status = stock_take_from(op, first + here, pool, slot, length)
+    if status == OK or status == BUSY or not scavenge:
+        return status
+    for turn in range(1, op.map.depot_count):
+        index = first + ((here + turn) & (op.map.depot_count - 1))
+        if depot_count(load_relaxed_u64(&depot_at(op.map, index).word)) != 0 and (
+                stock_take_from(op, index, pool, slot, length) == OK):
+            return OK
+    return status
+
+cdef inline Status stock_give(
+        Op *op, PoolView *pool, uint64_t slot, uint64_t ref) noexcept nogil:
+    """Give back the small object ref, which names[slot] names, ALLOC; clear the name."""
+    cdef uint64_t given = ref_index(ref)
+    cdef uint64_t first = (ref_class(ref) + 1) * op.map.depot_count
+    cdef uint64_t here = depot_here(op.map)
+    cdef uint64_t keep = stock_high(pool.stride)
+    cdef Element *thing = pool_object(pool, given)
+    cdef uint64_t held = 0
+    cdef uint64_t index = first
+    cdef uint64_t turn
+    cdef Status status = BUSY
+    for turn in range(op.map.depot_count + 1):  # the last turn waits for the first depot
+        index = first + ((here + turn) & (op.map.depot_count - 1))
+        status = depot_hold(op, index, &held, turn == op.map.depot_count)
+        if status == OK:
+            if depot_count(held) < PARKED_MAX:
+                break
+            lock_release(&depot_at(op.map, index).word, held)
+            status = lock_busy(op, &depot_at(op.map, index).word, held)
+    if status != OK:
+        return status
+    store_relaxed_u64(&thing.words[0], depot_head(held))
+    compiler_fence()
+    header_set(&thing.header, ELEMENT_FREE, 0)
+    compiler_fence()
+    lock_release(&depot_at(op.map, index).word, depot_word(
+        <uint32_t> given, depot_count(held) + 1, 0))
+    compiler_fence()
+    store_relaxed_u64(&op.context.names[slot], 0)
+    compiler_fence()
+    if unlikely(depot_count(held) >= keep):
+        depot_drain(op, index, keep // 2)
+    return OK

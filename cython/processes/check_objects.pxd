@@ -1,0 +1,255 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# What the objects of a map add up to, and whether every one of them is in its place.
+#
+# Counting looks at the words of blocks and depots alone. Checking, part of check.pxd, looks at each
+# object: FREE in one list; LIVE with one reference in an entry; RETIRED with a pin; ALLOC with a
+# name in its context. What is in use and has none of these is lost.
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.stdlib cimport calloc, free
+from machine.atomics cimport load_relaxed_u64, load_acquire_u64
+from segment.layout cimport (
+    PAGE_BYTES, PAYLOAD_SHIFT, ELEMENT_FREE, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_RETIRED,
+    BLOCK_READY, NAME_MAX, Context, Element,
+)
+from segment.words cimport (
+    word_locked, word_owner, element_state, depot_count, depot_head, block_state, block_fresh,
+    block_free, block_head,
+)
+from segment.classes cimport (
+    CLASS_SMALL, CLASS_COUNT, RUN_HEADER, POOL_KINDS, ref_make, ref_index, ref_class, PoolView,
+)
+from segment.geometry cimport (
+    Map, depot_at, element_value, context_at, pool_object, region_usable, contexts_usable,
+)
+from memory.operation cimport Op
+from memory.region cimport context_relies
+from memory.hazard cimport hazard_set, context_names
+from memory.pool cimport block_is_empty
+from memory.pins cimport pins_usable
+from memory.object cimport ref_sound
+from memory.peek cimport object_word
+
+cdef struct ObjectFacts:
+    uint64_t count             # objects in use
+    uint64_t bytes_in_use      # what they take: all of a small one, the pages of a run
+    uint64_t pages             # committed
+    uint64_t pages_waiting     # of these, empty, but named by an operation under way
+    uint64_t pinned            # pins
+
+cdef inline uint64_t blocks_begun(Map *map, PoolView *pool) noexcept nogil:
+    """Blocks below the frontier whose words may be looked at."""
+    cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
+    cdef uint64_t usable = region_usable(map, pool.words_region) // 8
+    limit = limit if limit < usable else usable
+    return limit if limit < pool.block_count else pool.block_count
+
+cdef inline uint64_t pages_seen(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
+    """Pages of a block that was READY. A run is named before it is looked at; one that is held may
+    be going, and has a page at least."""
+    cdef uint64_t pages
+    if pool.capacity > 1:
+        return pool.first_bytes // PAGE_BYTES
+    if op.context != NULL:
+        hazard_set(op, ref_make(block, pool.stride - RUN_HEADER))
+    if word_locked(load_acquire_u64(pool.words + block)):
+        return 1
+    pages = object_word(op.map, &pool_object(pool, block).words[1])
+    return pages if pages != 0 else 1
+
+cdef inline bint context_keeps(
+        Map *map, const Context *own, uint64_t index, PoolView *pool,
+        uint64_t block) noexcept nogil:
+    """Whether a context, but own, keeps an empty block from going back, if this process tries."""
+    cdef Context *context = context_at(map, index)
+    return context != own and (context_names(context, pool, block) or (
+        not map.use_membarrier and not map.read_only and context_relies(context)))
+
+cdef inline bint block_is_kept(
+        Map *map, const Context *own, PoolView *pool, uint64_t block) noexcept nogil:
+    cdef uint64_t index
+    for index in range(contexts_usable(map)):  # at most CONTEXT_MAX
+        if context_keeps(map, own, index, pool, block):
+            return True
+    return False
+
+cdef inline bint context_keeps_any(Map *map, const Context *own, uint64_t index) noexcept nogil:
+    """Whether a context keeps any empty block of objects."""
+    cdef uint64_t block
+    cdef uint32_t which
+    cdef PoolView *pool
+    for which in range(CLASS_COUNT):
+        pool = &map.classes[which]
+        for block in range(blocks_begun(map, pool)):
+            if block_is_empty(pool, block, load_acquire_u64(pool.words + block)) and (
+                    context_keeps(map, own, index, pool, block)):
+                return True
+    return False
+
+cdef inline void class_count(Op *op, uint32_t which, ObjectFacts *facts) noexcept nogil:
+    cdef Map *map = op.map
+    cdef PoolView *pool = &map.classes[which]
+    cdef uint64_t used = 0
+    cdef uint64_t block, index, word, pages
+    for block in range(blocks_begun(map, pool)):
+        word = load_acquire_u64(pool.words + block)
+        if block_state(word) != BLOCK_READY:
+            continue
+        pages = pages_seen(op, pool, block)
+        facts.pages += pages
+        if block_is_empty(pool, block, word) and block_is_kept(map, op.context, pool, block):
+            facts.pages_waiting += pages
+        used += block_fresh(word) - block_free(word) - (pool.reserved if block == 0 else 0)
+        if pool.capacity == 1 and block_fresh(word) != block_free(word):
+            facts.bytes_in_use += pages * PAGE_BYTES
+    if which < CLASS_SMALL:
+        for index in range(map.depot_count):
+            used -= depot_count(load_acquire_u64(
+                &depot_at(map, (which + 1) * map.depot_count + index).word))
+        facts.bytes_in_use += used * pool.stride
+    facts.count += used
+
+cdef inline void objects_count(Op *op, ObjectFacts *facts) noexcept nogil:
+    """Costs a look at the word of every block. Exact when nobody writes. The operation names one
+    run after another."""
+    cdef Map *map = op.map
+    cdef uint32_t which
+    cdef uint64_t index
+    facts.count = facts.bytes_in_use = facts.pages = facts.pages_waiting = facts.pinned = 0
+    for which in range(CLASS_COUNT):
+        class_count(op, which, facts)
+    for index in range(pins_usable(map)):
+        facts.pinned += load_acquire_u64(&map.pins[index].ref) != 0
+
+
+# One class at a time: seen has a byte for each of its objects, below limit.
+cdef struct ClassCheck:
+    PoolView *pool
+    uint32_t which
+    uint64_t limit
+    uint8_t *seen
+    uint64_t lost              # an object that nothing, or more than one thing, names, plus 1
+
+cdef inline void class_name(ClassCheck *check, uint64_t index, bint right) noexcept nogil:
+    """Something names an object, in the state it ought to have then."""
+    if index >= check.limit or check.seen[index] or not right:
+        check.lost = index + 1
+    else:
+        check.seen[index] = 1
+
+cdef inline void class_lists(Map *map, ClassCheck *check) noexcept nogil:
+    """Free objects: in blocks, and in depots."""
+    cdef PoolView *pool = check.pool
+    cdef uint64_t block, word, at, index
+    cdef uint32_t _
+    for block in range(blocks_begun(map, pool)):
+        word = load_acquire_u64(pool.words + block)
+        if word_locked(word):                  # it may be going; of a map at rest none is held
+            check.lost = block * pool.capacity + 1
+            return
+        at = block * pool.capacity + block_head(word)
+        for _ in range(block_free(word)):
+            if at >= check.limit:
+                check.lost = at + 1
+                return
+            class_name(check, at, element_state(
+                object_word(map, &pool_object(pool, at).header)) == ELEMENT_FREE)
+            at = object_word(map, &pool_object(pool, at).words[0])
+    if check.which >= CLASS_SMALL:
+        return
+    for index in range(map.depot_count):
+        word = load_acquire_u64(&depot_at(map, (check.which + 1) * map.depot_count + index).word)
+        at = depot_head(word)
+        for _ in range(depot_count(word)):
+            if at >= check.limit:
+                check.lost = at + 1
+                return
+            class_name(check, at, element_state(
+                object_word(map, &pool_object(pool, at).header)) == ELEMENT_FREE)
+            at = object_word(map, &pool_object(pool, at).words[0])
+
+cdef inline void class_entries(
+        Map *map, ClassCheck *check, const uint8_t *element_seen,
+        uint64_t element_limit) noexcept nogil:
+    """Objects that entries refer to. element_seen is 2 for elements in chains."""
+    cdef uint64_t index, ref
+    cdef uint32_t slot
+    cdef Element *element
+    for index in range(element_limit):
+        if element_seen[index] != 2:
+            continue
+        element = pool_object(&map.element_pool, index)
+        for slot in range(map.ref_count):
+            ref = element_value(map, element)[map.ref_words[slot]]
+            if ref != 0 and ref_class(ref) == check.which:
+                class_name(
+                    check, ref_index(ref), ref_sound(map, ref) and ref_index(ref) < check.limit
+                    and element_state(object_word(
+                        map, &pool_object(check.pool, ref_index(ref)).header)) == ELEMENT_LIVE)
+
+cdef inline void class_rest(Map *map, ClassCheck *check) noexcept nogil:
+    """What is in use and nothing has named: a context's own, or retired. Else it is lost."""
+    cdef PoolView *pool = check.pool
+    cdef uint64_t block, word, index, header, owner
+    cdef bint found
+    cdef uint32_t slot
+    for block in range(blocks_begun(map, pool)):
+        word = load_acquire_u64(pool.words + block)
+        if block_state(word) != BLOCK_READY or word_locked(word):
+            continue
+        for index in range(block * pool.capacity + (pool.reserved if block == 0 else 0),
+                           block * pool.capacity + block_fresh(word)):
+            if index >= check.limit or check.seen[index]:
+                continue
+            header = object_word(map, &pool_object(pool, index).header)
+            owner = word_owner(header)
+            found = element_state(header) == ELEMENT_RETIRED
+            if element_state(header) == ELEMENT_ALLOC and word_locked(header) and (
+                    owner < contexts_usable(map)):
+                for slot in range(NAME_MAX):
+                    if context_at(map, owner).names[slot] != 0 and (
+                            ref_class(context_at(map, owner).names[slot]) == check.which
+                            and ref_index(context_at(map, owner).names[slot]) == index):
+                        found = True
+            if not found:
+                check.lost = index + 1
+
+cdef inline uint64_t class_check(
+        Map *map, uint32_t which, const uint8_t *element_seen,
+        uint64_t element_limit) noexcept nogil:
+    """0: every object of a class is in its place; else one that is not, plus 1."""
+    cdef ClassCheck check
+    check.pool = &map.classes[which]
+    check.which = which
+    check.limit = blocks_begun(map, check.pool) * check.pool.capacity
+    check.lost = 0
+    check.seen = <uint8_t *> calloc(check.limit + 1, 1)
+    if check.seen == NULL:
+        return 0                               # no private memory: nothing is found
+    class_lists(map, &check)
+    class_entries(map, &check, element_seen, element_limit)
+    class_rest(map, &check)
+    free(check.seen)
+    return check.lost
+
+cdef inline uint64_t objects_lost(
+        Map *map, const uint8_t *element_seen, uint64_t element_limit) noexcept nogil:
+    """0: every object is in its place; else one that is not, as index * POOL_KINDS + class, plus
+    1."""
+    cdef uint64_t lost
+    cdef uint32_t which
+    for which in range(CLASS_COUNT):
+        lost = class_check(map, which, element_seen, element_limit)
+        if lost != 0:
+            return (lost - 1) * POOL_KINDS + which + 1
+    return 0
+
+cdef inline uint64_t budget_error(Map *map, const Context *own) noexcept nogil:
+    """Pages that the budget counts, beyond those that there are; not 0 while it is held."""
+    cdef ObjectFacts facts
+    cdef Op op
+    op.map = map
+    op.context = <Context *> own
+    objects_count(&op, &facts)
+    if word_locked(map.objects.budget):
+        return 1
+    return (load_relaxed_u64(&map.objects.budget) >> PAYLOAD_SHIFT) - facts.pages

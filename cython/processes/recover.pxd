@@ -1,0 +1,352 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Finishing or undoing what a dead process was about (C1, C2).
+#
+# Recovery resumes each of the dead process's contexts under the dead context's own identity: the
+# same fields name what it works on, the same lock words name it as their owner, and most of the
+# work is done by the functions the dead one would have called. So a recoverer that dies leaves what
+# its subject could have left, and the next one goes on. Exclusion is the kernel's lock on byte
+# PROCESS_MAX + i, which dies with the recoverer.
+#
+# Order: what is innermost first, as the lock order says: region, depot with credits and block,
+# element, bucket with child and table; then the objects the context still owns go back. Each step
+# looks at shared state only, and doing it twice is doing it once.
+#
+# What is looked at is named by the context and owned if its own lock word says so:
+#   region held          unlock: its watermarks are right at every moment
+#   depot held           hang in a detached chain; complete moved credits; take back or forget an
+#                        element or spare on its way; unlock
+#   block held           HOLE, RELEASING: remove its memory; READY: see pool.pxd
+#   budget held          unlock, as context.budget_after says (region.pxd)
+#   element UPD          redo -> value, LIVE         ULOCK, LOCKED   LIVE
+#   bucket, INSERT       element named by a slot: done; else the element is freed
+#   bucket, DELETE       element DEAD: its slot is cleared; else nothing happened
+#   bucket, SPLIT/MERGE  before its commit undone, after it finished (resize.pxd)
+# The cost does not depend on the number of entries, but on the length of one chain.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from machine.atomics cimport (
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
+    cas_acq_rel_u64, compiler_fence, count_leading_zeros, copy_words,
+)
+from machine.system cimport CLOCK_MONOTONIC, clock_ns
+from segment.status cimport Status, OK, ABSENT, BUSY
+from segment.layout cimport (
+    PROCESS_MAX, BUCKET_COUNT_MIN, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK,
+    ELEMENT_LOCKED, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT,
+    OPERATION_MERGE, Context, Bucket, Element,
+)
+from segment.words cimport (
+    word_locked, word_owner, word_held_by, bucket_level_plus1, element_state, element_header,
+    lock_bits,
+)
+from segment.geometry cimport (
+    Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, contexts_usable,
+    processes_usable, name_of,
+)
+from memory.operation cimport Op, lock_release, op_holds, header_set, context_begin
+from memory.region cimport budget_recover
+from memory.pool cimport object_there
+from map.rest cimport rest_shorten
+from map.chain cimport (
+    Found, chain_bump, chain_links, chain_names, line_stash, chain_remove, chain_repair,
+    chain_clear,
+)
+from map.reference cimport refs_exchange
+from map.table cimport bucket_parent, bucket_release
+from map.resize cimport split_finish, merge_finish, merge_undo
+from map.hold cimport line_is_held, op_settle
+from map.remove cimport map_clear
+from processes.liveness cimport process_is_dead, recoverer_enter, recoverer_leave, recoverers_forget
+from processes.recover_memory cimport (
+    recover_regions, bucket_there, recover_depot, recover_spare, recover_growth, recover_pins,
+)
+
+cdef inline Status recover_element(Op *op) noexcept nogil:
+    """An element being changed in place, or held by a section. BUSY: its block is held."""
+    cdef uint64_t index = load_relaxed_u64(&op.context.target)
+    cdef Element *element
+    cdef uint64_t header
+    cdef Status status
+    if index == 0 or index >= op.map.element_max:
+        return OK
+    element = element_at(op.map, index)
+    status = object_there(op, &op.map.element_pool, index)   # the name may be of long ago
+    if status != OK:
+        return OK if status == ABSENT else BUSY
+    # Acquire: the redo buffer is the dead one's, the value what it left. One look decides: an
+    # element that a section holds may be deleted by others while we are at it.
+    header = load_acquire_u64(&element.header)
+    if not word_held_by(header, op.self_index):
+        return OK
+    if element_state(header) == ELEMENT_UPD:
+        if op.map.ref_count != 0:
+            refs_exchange(op, element)
+        else:
+            copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
+        if op.map.timer_word != 0:             # the dead one perhaps did not come to it
+            rest_shorten(op.map, load_relaxed_u64(
+                element_value(op.map, element) + op.map.timer_word - 1))
+        add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
+    elif element_state(header) == ELEMENT_ULOCK or element_state(header) == ELEMENT_LOCKED:
+        add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
+    else:
+        return OK
+    # Release: the value's words; pairs with the acquire of the header in chain_find.
+    cas_acq_rel_u64(&element.header, header, element_header(header, ELEMENT_LIVE, 0))
+    return OK
+
+cdef inline void recover_line(Op *op, Bucket *bucket, Bucket *other) noexcept nogil:
+    """A line between its chain and elsewhere: one that a held chain links belongs to that; another
+    is stashed, before its name is needed for the next."""
+    cdef uint64_t index = load_relaxed_u64(&op.context.line)
+    cdef Bucket *line
+    if not line_is_held(op, index):
+        return
+    if chain_links(op.map, bucket, index) or (
+            other != NULL and chain_links(op.map, other, index)):
+        line = line_at(op.map, index)
+        header_set(&line.header, ELEMENT_LIVE, 0)
+        compiler_fence()
+        op.context.line = 0
+        compiler_fence()
+    elif op.context.line_stash != index:
+        # It may have been unlinked just before the death. A reader who is still on it must not
+        # believe that it is empty: the version first, then the emptying.
+        chain_bump(bucket)
+        if other != NULL:
+            chain_bump(other)
+        line_stash(op)
+
+cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
+    cdef Found found
+    cdef Element *element
+    recover_line(op, bucket, NULL)
+    chain_repair(op, bucket)
+    if op.context.element != 0:
+        element = element_at(
+            op.map, name_of(&op.map.element_pool, load_relaxed_u64(&op.context.element)))
+        if chain_names(op.map, bucket, <uint32_t> op.context.element, NULL, 0, &found):
+            store_relaxed_u64(&op.context.element, 0)
+            add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
+        elif element_state(load_relaxed_u64(&element.header)) == ELEMENT_LIVE:
+            header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
+        compiler_fence()
+    bucket_release(bucket)
+
+cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
+    cdef Found found
+    cdef uint64_t index = name_of(
+        &op.map.element_pool, load_relaxed_u64(&op.context.element))
+    recover_line(op, bucket, NULL)
+    chain_repair(op, bucket)
+    if index != 0 and op_holds(op, &element_at(op.map, index).header):
+        if chain_names(op.map, bucket, <uint32_t> index, NULL, 0, &found):
+            chain_remove(op, bucket, found.line, found.slot)
+        add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
+    bucket_release(bucket)
+
+cdef inline void recover_resize(
+        Op *op, Bucket *parent, uint64_t child_index, bint split) noexcept nogil:
+    """A split or merge whose parent is held. The number of buckets needs nothing: what is below it
+    and not there is a gap."""
+    cdef uint32_t level = 63 - count_leading_zeros(child_index)
+    cdef Bucket *child = bucket_at(op.map, child_index)
+    cdef bint parent_is_deep
+    # A child that is not held was not begun with, or is done; somebody else may have it.
+    cdef bint child_held = op_holds(op, &child.header)
+    recover_line(op, parent, child if child_held else NULL)
+    chain_repair(op, parent)
+    parent_is_deep = bucket_level_plus1(load_relaxed_u64(&parent.header)) >= level + 2
+    if child_held and split and bucket_level_plus1(load_relaxed_u64(&child.header)) != 0:
+        split_finish(op, parent, child, level)
+    elif child_held and split:
+        chain_clear(op, child)
+    elif child_held and not parent_is_deep:
+        merge_finish(op, child)
+    elif not split and parent_is_deep:
+        merge_undo(op, parent, level)
+    if child_held:
+        bucket_release(child)
+    bucket_release(parent)
+
+cdef inline Status recover_bucket(Op *op) noexcept nogil:
+    cdef Context *context = op.context
+    cdef uint64_t index = load_relaxed_u64(&context.bucket)
+    cdef uint64_t child = load_relaxed_u64(&context.child)
+    cdef Bucket *bucket
+    cdef Status status = bucket_there(op, index)
+    if status != OK:
+        return OK if status == ABSENT else BUSY
+    bucket = bucket_at(op.map, index)
+    if not op_holds(op, &bucket.header):
+        return OK
+    if context.operation == OPERATION_INSERT:
+        recover_insert(op, bucket)
+    elif context.operation == OPERATION_DELETE:
+        recover_delete(op, bucket)
+    elif (context.operation == OPERATION_SPLIT or context.operation == OPERATION_MERGE) and (
+            child >= BUCKET_COUNT_MIN and bucket_parent(child) == index):
+        status = bucket_there(op, child)
+        if status == OK:
+            recover_resize(op, bucket, child, context.operation == OPERATION_SPLIT)
+    else:
+        status = ABSENT
+    if status == ABSENT:
+        lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
+    return BUSY if status == BUSY else OK
+
+cdef inline Status recover_owned(Op *op) noexcept nogil:
+    """Give back the objects that the context still owns."""
+    cdef Context *context = op.context
+    cdef Status status = OK
+    if line_is_held(op, op.context.line) and context.line_stash != context.line:
+        line_stash(op)
+    context.line = 0
+    if context.element != 0 and not op_holds(
+            op, &element_at(op.map, name_of(&op.map.element_pool, context.element)).header):
+        store_relaxed_u64(&context.element, 0)     # inserted, or given back
+    if context.element != 0:
+        add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
+    op_settle(op)
+    if context.spare != 0:
+        status = recover_spare(op)
+    if context.element != 0 or context.line_stash != 0 or context.owing != 0:
+        return BUSY
+    return status
+
+cdef inline void context_mend(Map *map, Context *context) noexcept nogil:
+    """Forget names that can only stand in a damaged segment."""
+    if context.element >= map.element_max:
+        context.element = 0
+    if context.line >= map.line_max:
+        context.line = 0
+
+cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
+    """Bring one context of a dead process to rest, and free it. BUSY: somebody else's lock is in
+    the way (op's wait word is lost; the caller tries again)."""
+    cdef Op op
+    cdef Status status
+    op.map = map
+    op.context = context_at(map, index)
+    op.self_index = <uint32_t> index
+    op.wait_word = NULL
+    op.starving = 0
+    op.options = 0
+    op.f_lock = False
+    op.element_filled = False
+    context_mend(map, op.context)
+    if not op.context.activity & 1:            # it died outside, and we are inside for it
+        context_begin(op.context)
+    recover_regions(&op)
+    if map.objects != NULL:
+        budget_recover(&op)
+    recover_depot(&op)
+    if map.objects != NULL:
+        recover_growth(&op)
+    status = recover_element(&op)
+    if status != OK:
+        return status
+    status = recover_bucket(&op)
+    if status == OK:
+        status = recover_owned(&op)
+    if status == OK and map.objects != NULL:
+        status = recover_pins(&op, op.context.owner)
+    if status == OK and op_holds(&op, &map.header.clearing):
+        status = map_clear(&op)
+        if status == OK:
+            lock_release(&map.header.clearing, 0)
+    if status != OK:
+        return status
+    op.context.operation = OPERATION_NONE
+    if op.context.activity & 1:
+        store_release_u64(&op.context.activity, op.context.activity + 1)
+    # Release: everything is at rest; pairs with the CAS in context_claim.
+    store_release_u64(&op.context.owner, 0)
+    return OK
+
+cdef inline Status contexts_recover(Map *map, uint64_t index) noexcept nogil:
+    """Recover all contexts of a dead process, and what it recovered. OK: nothing is left of it."""
+    cdef uint64_t at
+    cdef uint64_t count = contexts_usable(map)
+    cdef Status status = OK
+    cdef Status one
+    add_relaxed_u64(&map.header.statistics.owners_found_dead, 1)
+    for at in range(count):                    # at most CONTEXT_MAX
+        if load_acquire_u64(&context_at(map, at).owner) == index + 1:
+            one = context_recover(map, at)
+            if one != OK:
+                status = one
+    recoverers_forget(map, index)
+    return status
+
+cdef inline void recovery_note(Map *map, int64_t began) noexcept nogil:
+    cdef uint64_t spent = <uint64_t> (clock_ns(CLOCK_MONOTONIC) - began)
+    add_relaxed_u64(&map.header.statistics.recoveries, 1)
+    if spent > load_relaxed_u64(&map.header.statistics.recovery_ns_max):
+        store_relaxed_u64(&map.header.statistics.recovery_ns_max, spent)
+
+cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
+    """Recover a dead process. OK: done, or it needs none. BUSY: somebody else is at it."""
+    cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
+    cdef Status status = OK
+    if not recoverer_enter(map, index):
+        return BUSY
+    if process_is_dead(map, index):            # nobody else can have recovered it since
+        status = contexts_recover(map, index)
+        if status == OK:
+            # Release: its contexts are free; pairs with the CAS in slot_claim.
+            store_release_u64(&(map.processes + index).used, 0)
+            recovery_note(map, began)
+    recoverer_leave(map, index)
+    return status
+
+cdef inline uint64_t recover_all(Map *map) noexcept nogil:
+    """Recover every dead process there is; how many were. Nothing, for who may only read."""
+    cdef uint64_t index, _turn
+    cdef uint64_t found = 0
+    cdef bint again = not map.read_only
+    for _turn in range(4):                     # one dead process may stand in another's way
+        if not again:
+            break
+        again = False
+        for index in range(PROCESS_MAX):
+            if index >= processes_usable(map):
+                break
+            if process_is_dead(map, index):
+                if process_recover(map, index) == OK:
+                    found += 1
+                else:
+                    again = True
+    return found
+
+cdef inline bint owner_recover(Op *op) noexcept nogil:
+    """After BUSY: if the owner of the word in the way is dead, recover it. Whether anybody was."""
+    cdef uint64_t owner = word_owner(op.wait_seen)
+    cdef uint64_t process
+    if not word_locked(op.wait_seen) or owner >= contexts_usable(op.map):
+        return False
+    process = load_acquire_u64(&context_at(op.map, owner).owner) - 1
+    if not process_is_dead(op.map, process):
+        return False
+    # Another dead process may stand in the way of that.
+    return process_recover(op.map, process) == OK or recover_all(op.map) != 0
+
+cdef inline bint owner_recover_called(void *op) noexcept nogil:
+    """owner_recover, as Map.owner_recover calls it."""
+    return owner_recover(<Op *> op)
+
+cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
+    """Recover the dead processes that died inside an operation, or while it waited with an element
+    in hand; how many were. To be called before saying that the map, or memory, is full: the dead
+    may hold the last of it."""
+    cdef uint64_t count = contexts_usable(map)
+    cdef uint64_t index, process
+    cdef uint64_t found = 0
+    cdef Context *context
+    for index in range(count):                 # at most CONTEXT_MAX
+        context = context_at(map, index)
+        if load_acquire_u64(&context.activity) & 1 or (
+                load_relaxed_u64(&context.element) != 0 or load_relaxed_u64(&context.owing) != 0):
+            process = load_acquire_u64(&context.owner) - 1
+            if process_is_dead(map, process) and process_recover(map, process) == OK:
+                found += 1
+    return found

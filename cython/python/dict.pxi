@@ -1,0 +1,331 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: DictKeys (dictwalk.pxi), what SharedDict and SharedCounter are made of.
+#
+# A value is [reference to the whole key] [deadline] bytes, or a reference to them: which of these
+# there are follows from the map's special fields and the kinds of key and value (DictBase).
+# Everything here is one look, or one store, of read.pxd and write.pxd; what takes several is a
+# section.
+
+cdef object MISSING = object()
+
+
+@cython.auto_pickle(False)
+cdef class DictBase:
+    """The layout of a dict's entries, and the steps that its operations consist of."""
+
+    cdef readonly ObjectHandle handle
+    cdef bint quick                # keys and values that _glance knows
+    cdef Codec key
+    cdef Codec value
+    cdef uint32_t key_slot         # which of the value's references is the whole key's; NO_SLOT
+    cdef uint32_t value_slot       # and the value's
+    cdef uint32_t value_word       # where an inline value is
+    cdef public int64_t default_ttl_ns
+
+    def __init__(self, ObjectHandle handle not None, key, value):
+        cdef Map *map = &handle.map
+        cdef uint32_t next_slot = 0
+        cdef uint64_t words = 0
+        self.handle = handle
+        self.key = codec_of(key, True, 0)
+        self.value = codec_of(value, False, 0)
+        self.key_slot = self.value_slot = NO_SLOT
+        if self.key.kind in (C_KEY_BYTES, C_KEY_STR, C_KEY_ENCODED):
+            self.key_slot = next_slot
+            next_slot += 1
+            words += 1
+        elif self.key.kind == C_KEY_FIXED:
+            self.key.size = map.key_size
+        if map.timer_word != 0:
+            words += 1
+        self.value_word = <uint32_t> words
+        if self.value.kind >= C_VALUE_BYTES:
+            self.value_slot = next_slot
+            next_slot += 1
+        elif self.value.kind == C_VALUE_FIXED:
+            self.value.size = map.value_size - words * 8
+        self.quick = self.key.kind in (C_KEY_STR, C_KEY_INT) and (
+            self.value.kind in (C_VALUE_INT, C_VALUE_FLOAT))
+        if next_slot != map.ref_count or not self._sizes_fit(words):
+            raise _errors.LayoutMismatch(
+                f"map {handle.name!r} has not the fields of a dict with such keys and values")
+
+    cdef bint _sizes_fit(self, uint64_t words) noexcept:
+        """Whether keys and values of such kinds are what the map has, behind so many words."""
+        cdef Map *map = &self.handle.map
+        if words >= map.value_words:
+            return False
+        if self.value.kind != C_VALUE_FIXED and map.value_size != words * 8 + 8:
+            return False
+        if self.key_slot != NO_SLOT:
+            return map.key_size == 16
+        if self.key.kind == C_KEY_INT or self.key.kind == C_KEY_FLOAT:
+            return map.key_size == 8
+        return self.key.kind == C_KEY_FIXED or map.key_size == 1
+
+    cdef Status _find(self, Op *op, Found *found, uint64_t *value) noexcept:
+        """item_find until it is settled: OK, ABSENT, CORRUPT."""
+        cdef Status status = RETRY
+        cdef uint64_t _rounds
+        for _rounds in range(READ_ROUNDS_MAX):
+            status = item_find(&self.handle.map, op.hash, op.key, found, value)
+            if likely(status != RETRY):
+                return status
+            if _rounds & 63 == 63:
+                with nogil:
+                    sched_yield()
+        return CORRUPT                         # writers never go on so long
+
+    cdef Status _seek(self, KeyBytes *key, uint64_t *deadline) except? RETRY:
+        """Whether a key has an entry, expired or not, and when it expires: OK, ABSENT."""
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Found found
+        cdef Op op
+        cdef Status status
+        room = self._spot(small, &value)
+        self._aim(&op, key)
+        self.handle._enter_to_read(&op)
+        status = self._find(&op, &found, value)
+        self.handle._leave_reading(&op)
+        if status == OK:
+            deadline[0] = item_deadline(&self.handle.map, value)
+        elif status != ABSENT:
+            raise_status(self.handle, status, NULL)
+        return status
+
+    cdef int _aim(self, Op *op, KeyBytes *key) except -1:
+        op.key = key.bytes
+        op.hash = hash_key(self.handle.map.seeds, key.bytes, self.handle.map.key_size)
+        return 0
+
+    cdef int _begin(self, Op *op, KeyBytes *key, Patience *patience) except -1:
+        """Begin an operation that writes."""
+        self._aim(op, key)
+        self.handle._enter_to_modify(op)
+        op.options = OP_TYPED
+        try:
+            self.handle._settled(op, patience)
+        except BaseException:
+            self.handle._leave(op)
+            raise
+        return 0
+
+    cdef object _spot(self, uint64_t *small, uint64_t **value):
+        """Room for a copy of a value: small, or what is returned has to live."""
+        if self.handle.map.value_words <= SPOT_WORDS:
+            value[0] = small
+            return None
+        room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.handle.map.value_words * 8)
+        value[0] = <uint64_t *> PyBytes_AS_STRING(room)
+        return room
+
+    cdef object _take(self, const Found *found, const uint64_t *value, Op *op, bint view=False):
+        """The value of an entry that was found; MISSING if it changed meanwhile. view: where it is,
+        if that can be. found is NULL if nobody else can change it."""
+        cdef bytes copy
+        if self.value_slot == NO_SLOT:
+            return value_inline(self.value, <const uint8_t *> (value + self.value_word))
+        ref = value[self.handle.map.ref_words[self.value_slot]]
+        if view and self.value.kind == C_VALUE_VIEW and not self.handle.map.read_only:
+            pinned = pinned_object(self.handle, op, found, ref)
+            return MISSING if pinned is None else self.value.decode(memoryview(pinned))
+        copy = object_copy(self.handle, op, found, ref)
+        return MISSING if copy is None else value_decode(self.value, copy)
+
+    cdef inline bint _glance(self, object key, uint64_t *number) except -1:
+        """A number under a short ASCII str, or an int, as nearly every lookup finds it. False: look
+        for it in the usual way."""
+        cdef Map *map = &self.handle.map
+        cdef Context *context
+        cdef uint64_t words[2]
+        cdef uint64_t deadline = 0
+        cdef uint64_t idle
+        cdef int overflow = 0
+        cdef bint found
+        if unlikely(self.handle.reads == READS_NONE or map.local.idle_context == 0):
+            return False
+        if self.key.kind == C_KEY_STR:
+            if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
+                        or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
+                return False
+            key_digest(map.seeds, <const uint8_t *> PyUnicode_DATA(key),
+                       <uint64_t> PyUnicode_GET_LENGTH(key), words)
+        elif PyLong_CheckExact(key):
+            words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
+            if unlikely(overflow != 0):
+                return False
+        else:
+            return False
+        idle = map.local.idle_context          # nothing above let go of the GIL
+        context = context_at(map, idle - 1)
+        context_begin(context)
+        if self.key.kind == C_KEY_STR:
+            found = item_glance(
+                map, hash_key(map.seeds, <const uint8_t *> words, 16), <const uint8_t *> words, 16,
+                self.value_word, number, &deadline)
+        else:
+            found = item_glance(
+                map, hash_key(map.seeds, <const uint8_t *> words, 8), <const uint8_t *> words, 8,
+                self.value_word, number, &deadline)
+        context_end(context)
+        return found and not deadline_is_over(deadline)
+
+    cdef inline object _number(self, uint64_t bits):
+        cdef double number
+        if self.value.kind == C_VALUE_INT:
+            return <int64_t> bits
+        memcpy(&number, &bits, 8)
+        return number
+
+    cdef object _look(self, KeyBytes *key):
+        """The value of a key, or MISSING."""
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Found found
+        cdef Op op
+        cdef Status status = OK
+        cdef bint over = False
+        cdef uint64_t rounds = 0
+        cdef object result = MISSING
+        room = self._spot(small, &value)
+        self._aim(&op, key)
+        self.handle._enter_to_read(&op)
+        try:
+            while status == OK and not over and result is MISSING:
+                status = self._find(&op, &found, value)
+                if status == OK:
+                    over = item_expired(&self.handle.map, value)
+                if status == OK and not over:
+                    result = self._take(&found, value, &op, True)
+                    self.handle._renew(&op)
+                rounds += 1
+                if rounds > READ_ROUNDS_MAX:   # writers never go on so long
+                    status = CORRUPT
+        finally:
+            self.handle._leave_reading(&op)
+        if status != OK and status != ABSENT:
+            raise_status(self.handle, CORRUPT, NULL)
+        if over and not self.handle.map.read_only:
+            self._expire_one(key)
+        return result
+
+    cdef bint _expire_one(self, KeyBytes *key) except -1:
+        """Delete an entry if it has expired, unless somebody is at it."""
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Op op
+        cdef Status status
+        if load_relaxed_u64(&self.handle.map.header.frozen) != 0:
+            return False
+        room = self._spot(small, &value)
+        self._aim(&op, key)
+        self.handle._enter_to_write(&op)
+        op.options = OP_TYPED
+        op_settle(&op)
+        status = item_expire(&op, value)
+        self.handle._leave(&op)
+        return status == OK
+
+    cdef object _value_of(self, uint64_t *words, object thing, Py_buffer *view, Span *span):
+        """Encode a value: into words if it stands in the entry, else as a span. What is returned
+        has to live."""
+        cdef double number
+        span.bytes = NULL
+        if self.value.kind == C_VALUE_INT:
+            words[self.value_word] = <uint64_t> self.value._integer(thing)
+        elif self.value.kind == C_VALUE_FLOAT:
+            number = self.value._number(thing)
+            memcpy(words + self.value_word, &number, 8)
+        elif self.value.kind == C_VALUE_BOOL:
+            words[self.value_word] = self.value._truth(thing)
+        elif self.value.kind == C_VALUE_FIXED:
+            encoded = bytes(self.value._bytes_of(thing))
+            memcpy(words + self.value_word, PyBytes_AS_STRING(encoded), self.value.size)
+        elif self.value.kind == C_VALUE_STR:
+            thing = self.value._text(thing, span)
+        else:
+            if self.value.kind != C_VALUE_BYTES:
+                thing = self.value.encode(thing)
+            span_view(thing, "value", view, span)
+        if span.bytes != NULL and <uint64_t> span.size > LENGTH_MAX:
+            raise _errors.TooLarge(
+                f"a value has at most {LENGTH_MAX} bytes, not {span.size}")
+        return thing
+
+    cdef Status _attempt_store(
+            self, Op *op, KeyBytes *key, uint64_t *words, Span *span, uint32_t flag) noexcept nogil:
+        """Objects for what needs them, then the update."""
+        cdef Status status = OK
+        if self.handle.map.timer_word != 0 and flag != UPDATE_ANY:
+            status = self._attempt_expire(op)
+            if status == BUSY or status == RETRY or status == CORRUPT:
+                return status
+        if self.value_slot != NO_SLOT:
+            status = item_object(op, self.value_slot, span.bytes, <uint64_t> span.size)
+            if status != OK:
+                return status
+        if self.key_slot != NO_SLOT:
+            op.options |= 1 << (OP_KEEP_SHIFT + self.key_slot)
+            if key.is_long and flag != UPDATE_EXIST:
+                status = item_object(op, self.key_slot, key.whole, key.length)
+                if status != OK:
+                    return status
+        return map_update(op, <const uint8_t *> words, flag)
+
+    cdef Status _attempt_expire(self, Op *op) noexcept nogil:
+        """item_expire with room of its own: only the deadline is wanted. BUSY if a section holds an
+        entry that has expired: it is absent, but nobody can take its place."""
+        cdef Found found
+        cdef Status status = map_find(&self.handle.map, op.hash, op.key, &found)
+        cdef uint64_t deadline
+        if status != OK:
+            return status
+        deadline = load_relaxed_u64(
+            element_value(&self.handle.map, found.element) + self.handle.map.timer_word - 1)
+        if not element_stands(&found) or not deadline_is_over(deadline):
+            return ABSENT
+        if element_state(found.header) == ELEMENT_LOCKED:
+            return lock_busy(op, &found.element.header, found.header)
+        if element_state(found.header) != ELEMENT_LIVE:
+            return ABSENT
+        return map_delete_held(op, found.header, NULL)
+
+    cdef Status _store(
+            self, object key, object thing, uint32_t flag, int64_t deadline) except? RETRY:
+        """Store a value: OK, PRESENT or ABSENT."""
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *words = NULL
+        cdef KeyBytes key_bytes
+        cdef Py_buffer view
+        cdef Span span
+        cdef Op op
+        cdef Status status
+        cdef Patience patience = self.handle._patience()
+        kept_key = key_encode(self.handle, self.key, key, &key_bytes)
+        room = self._spot(small, &words)
+        memset(words, 0, self.handle.map.value_words * 8)
+        view.buf = NULL
+        if deadline == 0 and self.default_ttl_ns != 0:
+            deadline = clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns
+        if self.handle.map.timer_word != 0:
+            words[self.handle.map.timer_word - 1] = <uint64_t> deadline
+        try:
+            kept_value = self._value_of(words, thing, &view, &span)
+            self._begin(&op, &key_bytes, &patience)
+            try:
+                while True:                    # ends with the timeout
+                    status = self._attempt_store(&op, &key_bytes, words, &span, flag)
+                    if likely(status != RETRY and status != BUSY) and (
+                            not self.handle._freed(status, &op, &patience)):
+                        break
+                    self.handle._wait(&op, status, &patience)
+                    op.options = OP_TYPED
+            finally:
+                self.handle._leave(&op)
+        finally:
+            if view.buf != NULL:
+                PyBuffer_Release(&view)
+        if status != OK and status != PRESENT and status != ABSENT:
+            raise_status(self.handle, status, &op)
+        return status

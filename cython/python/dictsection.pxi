@@ -1,0 +1,266 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: a locked key of a dict. section.pxd is the protocol; as in sections.pxi, a
+# section has a context of its own.
+
+cdef object NOT_CREATED = object()
+
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+cdef class RawKey:
+    """A key as the map has it, for a section that creates nothing."""
+
+    cdef bytes raw
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear                # __dealloc__ needs the dict
+cdef class DictSection:
+    """A key that one thread has locked. Made by locked(), for a with statement.
+
+    value is a copy of its own: what is assigned to it is stored, in one step, when the block ends;
+    if the block raises, or the process dies, nothing is (L1).
+    """
+
+    cdef DictBase owner
+    cdef object key
+    cdef object kept
+    cdef object timeout
+    cdef object create
+    cdef KeyBytes key_bytes
+    cdef Op op
+    cdef Section section
+    cdef int state
+    cdef object current
+    cdef object room
+    cdef object fresh              # of create: its bytes have to live
+    cdef uint64_t small[SPOT_WORDS]
+    cdef uint64_t *words
+    cdef bint changed
+    cdef bint removing
+
+    def __cinit__(self, DictBase owner not None, key, timeout, create):
+        self.owner = owner
+        self.key = key
+        self.timeout = timeout
+        self.create = create
+        if type(key) is RawKey:
+            self.kept = (<RawKey> key).raw
+            self.key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
+            self.key_bytes.is_long = False
+        else:
+            self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
+        self.room = owner._spot(self.small, &self.words)
+
+    cdef int _open(self, Patience *patience) except -1:
+        """Find and lock the key; create it first if that is wanted."""
+        cdef DictBase owner = self.owner
+        cdef Status status = RETRY
+        cdef Found found
+        while True:                            # ends with the timeout
+            status = RETRY
+            if owner.handle.map.timer_word != 0:
+                status = owner._attempt_expire(&self.op)
+            if status != BUSY:
+                status = section_open(&self.op, &self.section, NULL, <uint8_t *> self.words)
+            if status == ABSENT and self.create is not NOT_CREATED:
+                op_end(&self.op)
+                try:
+                    owner._store(self.key, self.create, UPDATE_NOEXIST, 0)
+                finally:
+                    if not owner.handle._renew(&self.op):
+                        op_begin(&self.op)
+                status = RETRY
+            if status == OK:
+                found.element = element_at(&owner.handle.map, self.section.index)
+                found.header = self.section.held
+                # Before decoding: a program's own code runs there, and may want the key.
+                sections_open[self._name()] = PyThread_get_thread_ident()
+                self.current = owner._take(&found, self.words, &self.op)
+                if not self._mine():
+                    refuse_section(owner.handle)
+                if self.current is not MISSING:
+                    return 0
+                sections_open.pop(self._name(), None)
+                status = RETRY                 # deleted at once
+            if status != RETRY and status != BUSY:
+                break
+            owner.handle._wait(&self.op, status, patience)
+        if status == ABSENT:
+            raise _errors.KeyNotFound(self.key)
+        raise_status(owner.handle, status, &self.op)
+
+    def __enter__(self):
+        cdef DictBase owner = self.owner
+        cdef Patience patience = owner.handle._patience()
+        if self.state != SECTION_NEW:
+            raise _errors.InvalidArgument("a locked section is entered once")
+        if self.timeout is not None:
+            patience.limit_ns = timeout_ns(self.timeout)
+        owner._begin(&self.op, &self.key_bytes, &patience)
+        try:
+            self._open(&patience)
+        except BaseException:
+            if self._mine():
+                self._roll_back()
+            else:
+                self._leave_to_parent()
+            raise
+        op_end(&self.op)
+        self.state = SECTION_OPEN
+        return self
+
+    cdef tuple _name(self):
+        return self.owner.handle.map.device, self.owner.handle.map.inode, self.op.self_index
+
+    cdef bint _mine(self) noexcept:
+        """Whether this process opened it: a child of fork did not."""
+        return self.op.generation == process_generation
+
+    cdef void _leave_to_parent(self) noexcept:
+        """In a child of fork: the object ends, and the section goes on."""
+        self.state = SECTION_ENDED
+        self.owner.handle._leave_to_parent()
+
+    cdef void _abandon(self) noexcept:
+        """End the object, and the section too if it is this process's: nothing is stored."""
+        if self._mine():
+            op_begin(&self.op)
+            self._roll_back()
+        else:
+            self._leave_to_parent()
+
+    cdef void _roll_back(self) noexcept:
+        """End the section as if nothing had happened: it waits for nobody."""
+        cdef uint64_t _rounds
+        if self.section.held != 0:
+            for _rounds in range(READ_ROUNDS_MAX):         # writers never go on so long
+                if section_abandon(&self.op, &self.section) != RETRY:
+                    break
+        self._rest()
+
+    cdef void _rest(self) noexcept:
+        sections_open.pop(self._name(), None)
+        self.state = SECTION_ENDED
+        self.section.held = 0
+        self.owner.handle._leave(&self.op)
+
+    cdef Status _attempt_end(self, Span *span) noexcept:
+        cdef DictBase owner = self.owner
+        cdef Status status
+        if self.removing:
+            return section_remove(&self.op, &self.section)
+        if owner.value_slot != NO_SLOT:
+            status = item_object(&self.op, owner.value_slot, span.bytes, <uint64_t> span.size)
+            if status != OK:
+                return status
+        self.op.options = OP_TYPED
+        if owner.key_slot != NO_SLOT:
+            self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
+        return section_commit(&self.op, &self.section, <const uint8_t *> self.words)
+
+    cdef int _commit(self) except -1:
+        """Store what value is now, or delete the key."""
+        cdef DictBase owner = self.owner
+        cdef Py_buffer view
+        cdef Span span
+        cdef Status status = RETRY
+        cdef Patience patience = owner.handle._patience()
+        view.buf = NULL
+        span.bytes = NULL
+        try:
+            if not self.removing:
+                self.fresh = owner._value_of(self.words, self.current, &view, &span)
+            if not self._mine():               # a fork inside the encoding
+                refuse_section(owner.handle)
+        except BaseException:
+            if view.buf != NULL:
+                PyBuffer_Release(&view)
+            self._abandon()
+            raise
+        op_begin(&self.op)
+        try:
+            if load_relaxed_u64(&owner.handle.map.header.frozen) != 0:
+                raise _errors.FrozenMap(
+                    f"map {owner.handle.name!r} was frozen while the key was locked; what the "
+                    f"section had to store is not stored")
+            if not self.removing and item_expired(&owner.handle.map, self.words):
+                raise _errors.KeyGone(
+                    f"map {owner.handle.name!r}: the entry expired while it was locked; what the "
+                    f"section had to store is not stored")
+            while status == RETRY or status == BUSY:       # ends with the timeout
+                status = self._attempt_end(&span)
+                if status == OK:
+                    self.section.held = 0
+                elif owner.handle._freed(status, &self.op, &patience):
+                    status = RETRY
+                if status == RETRY or status == BUSY:
+                    owner.handle._wait(&self.op, status, &patience)
+            if status == ABSENT:
+                raise _errors.KeyGone(
+                    f"map {owner.handle.name!r}: the key was deleted while it was locked; what the "
+                    f"section had to store is not stored")
+            if status != OK:
+                raise_status(owner.handle, status, &self.op)
+        finally:
+            if view.buf != NULL:
+                PyBuffer_Release(&view)
+            if self._mine():
+                self._roll_back()
+            else:
+                self._leave_to_parent()
+        return 0
+
+    def __exit__(self, kind, error, traceback):
+        if self.state != SECTION_OPEN:
+            return False
+        if not self._mine():
+            self._leave_to_parent()
+            refuse_section(self.owner.handle)
+        if kind is None and (self.changed or self.removing):
+            self._commit()
+        else:
+            self._abandon()
+        return False
+
+    def __dealloc__(self):
+        if self.state == SECTION_OPEN:
+            self._abandon()
+
+    cdef int _expect_open(self) except -1:
+        if self.state != SECTION_OPEN:
+            raise _errors.InvalidArgument("the value is locked inside its with block only")
+        return 0
+
+    @property
+    def value(self):
+        """The value; what is assigned is stored when the block ends, and what a mutable one became
+        is, once it was read here."""
+        self._expect_open()
+        self.changed = True
+        return self.current
+
+    @value.setter
+    def value(self, new):
+        self._expect_open()
+        self.current = new
+        self.changed = True
+        self.removing = False
+
+    def delete(self):
+        """Delete the key at the end of the block."""
+        self._expect_open()
+        self.removing = True
+
+    def roll_back(self):
+        """End the section now, and store nothing.
+
+        Raises InvalidArgument (outside the with block), Error (the parent process's, in a child of
+        fork).
+        """
+        self._expect_open()
+        self._abandon()
+        if not self._mine():
+            refuse_section(self.owner.handle)

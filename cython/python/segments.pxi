@@ -1,0 +1,117 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: segments as files, before and without a MapHandle.
+#
+# segment_bytes and segment_prepare serve creation, segment_holders those who ask about a segment
+# without attaching to it.
+
+cdef extern from "machine/fork_guard.h":
+    int fork_guard_install()
+
+if generation_install() != 0 or fork_guard_install() != 0:
+    raise MemoryError("pthread_atfork() has no memory for a handler")
+
+MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
+
+
+def segment_bytes(key_size, value_size, max_entries, depot_count, max_bytes=0):
+    """The size in bytes of a segment with this geometry; None if no address space can hold it."""
+    cdef Map map
+    if geometry_compute(&map, key_size, value_size, max_entries, depot_count) != OK:
+        return None
+    if max_bytes and geometry_add_objects(&map, max_bytes) != OK:
+        return None
+    return map.segment_bytes
+
+
+def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t value_size,
+                    uint64_t max_entries, uint32_t map_flags, uint32_t map_extra,
+                    uint32_t depot_count, bint ephemeral, bytes seeds not None, uint64_t created_ns,
+                    commit, uint64_t max_bytes=0, tuple fields=(), bytes schema=b""):
+    """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises.
+
+    fields: (kind, offset) of the special fields, which must be sound.
+    """
+    cdef Map map
+    cdef Header header
+    cdef uint64_t bucket_count
+    cdef uint32_t region
+    cdef void *base
+    memset(&map, 0, sizeof(map))
+    memset(&header, 0, sizeof(header))
+    geometry_compute(&map, key_size, value_size, max_entries, depot_count)
+    if max_bytes:
+        geometry_add_objects(&map, max_bytes)
+    bucket_count = buckets_for(&map, map_extra)
+    header.key_size = key_size
+    header.value_size = value_size
+    header.max_entries = max_entries
+    header.map_flags = map_flags
+    header.map_extra = map_extra
+    header.depot_count = depot_count
+    header.ephemeral = ephemeral
+    header.created_ns = created_ns
+    header.max_bytes = max_bytes
+    header.field_count = <uint32_t> len(fields)
+    header.schema_bytes = <uint32_t> len(schema)
+    for index in range(len(fields)):
+        header.fields[index].kind, header.fields[index].offset = fields[index]
+    memcpy(header.seeds, PyBytes_AS_STRING(seeds), sizeof(header.seeds))
+    commit(0, HEADER_BYTES)
+    commit(map.depots_offset, round_up(depot_count * LINE_BYTES, PAGE_BYTES))
+    if max_bytes:
+        commit(map.objects_offset, map.region_offset[REGION_PINS] - map.objects_offset)
+    for region in range(REGION_COUNT):
+        commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
+    base = map_aligned(map.segment_bytes, PROT_READ | PROT_WRITE, fd)
+    if base == MAP_FAILED:
+        refuse_mapping(name, map.segment_bytes, NULL)
+    geometry_bind(&map, <uint8_t *> base)
+    segment_fill(&map, &header, bucket_count)
+    memcpy(map.base + SCHEMA_OFFSET, PyBytes_AS_STRING(schema), len(schema))
+    munmap(base, map.segment_bytes)
+
+
+def segment_holders(int fd):
+    """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
+
+    alive and dead are numbers of processes; alive without those at their end (_leave_name), dead
+    with those that have come to it and left something; readers whether a handle for reading is
+    open. Raises SegmentCorrupt if the header is damaged.
+    """
+    cdef Map map
+    cdef Header header
+    cdef stat_t file_status
+    cdef Status status
+    cdef ProcessSlot slots[PROCESS_MAX]
+    cdef uint64_t index, size
+    cdef bint gone
+    alive = dead = 0
+    if fstat(fd, &file_status) != 0 or pread(fd, &header, sizeof(header), 0) != sizeof(header):
+        return None
+    status = segment_examine(&map, &header, <uint64_t> file_status.st_size)
+    if status == ABSENT or status == PRESENT:
+        return None
+    if status != OK:
+        raise _errors.SegmentCorrupt("the header is damaged; unlink and recreate it")
+    size = header.regions[REGION_PROCESSES].usable
+    if size > sizeof(slots) or pread(fd, slots, size, HEADER_BYTES) != <ssize_t> size:
+        return None
+    for index in range(size // sizeof(ProcessSlot)):
+        if slots[index].used:
+            gone = claim_is_dead(fd, index, slots[index].used)
+            alive += not gone and not slots[index].used & CLAIM_LEAVING
+            dead += gone
+    return (alive, dead, byte_lock(fd, F_OFD_GETLK, F_WRLCK, READER_BYTE) != 0,
+            bool(header.ephemeral))
+
+
+def removal_begin(int fd):
+    """Keep attachments out while a name is removed, until fd is closed. False: somebody else is
+    removing it. Who may only read the file cannot lock exclusively, and is not waited for."""
+    return (byte_lock(fd, F_OFD_SETLK, F_WRLCK, REMOVAL_BYTE) == 0
+            or byte_is_shared(fd, REMOVAL_BYTE))
+
+
+def removal_is_under_way(int fd):
+    """Whether somebody is removing the name of this file. fd has no lock on it."""
+    return byte_lock(fd, F_OFD_GETLK, F_RDLCK, REMOVAL_BYTE) == 1

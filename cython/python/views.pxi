@@ -1,0 +1,146 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: copies of objects, and views that nobody copies. hazard.pxd and pins.pxd are
+# the protocols.
+#
+# Whoever frees an object looks at as many pins as ever were in use at once, and all processes have
+# PIN_MAX together. So a handle has PIN_SHARE of them; what it reads beyond that is a private copy.
+from memory.object cimport ref_sound
+from memory.peek cimport object_peek
+
+cdef enum:
+    PIN_SHARE = 1024           # 64 handles can hold as many
+
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+@cython.no_gc_clear                # __dealloc__ needs the handle
+cdef class PinnedObject:
+    """The bytes of one object, where they are, for reading. Nobody reuses them while this lives."""
+
+    cdef ObjectHandle handle
+    cdef PyObject *before          # all views of this process stand in a list
+    cdef PyObject *behind
+    cdef uint64_t pin
+    cdef uint64_t child_pin        # index + 1 of that of a child that is being forked; or 0
+    cdef bint is_kept              # a child may use it without a pin: this process's pin stays
+    cdef uint64_t generation
+    cdef const uint8_t *bytes
+    cdef Py_ssize_t size
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, <void *> self.bytes, self.size, True, flags)
+
+    def __dealloc__(self):
+        cdef Op op
+        cdef bint closed
+        if self.handle is None:
+            return
+        view_unlist(self)
+        self.handle.pins_held -= 1
+        if self.generation == process_generation and not self.is_kept:     # else the parent's
+            closed = self.handle.is_closed     # closing waits for us
+            self.handle.is_closed = False
+            try:
+                self.handle._enter(&op)
+                op_settle(&op)
+                if op.context.names[0] == 0:   # else the pin stays: rather too long than not
+                    pin_clear(&op, self.pin)
+                self.handle.is_closed = closed
+                self.handle._leave(&op)
+            except _errors.Error:
+                self.handle.is_closed = closed  # no context: this process's death ends the pin
+        self.handle.views -= 1
+        self.handle._detach_if_idle()
+
+
+cdef PyObject *views_first = NULL
+
+
+cdef void view_list(PinnedObject view) noexcept:
+    global views_first
+    view.before = NULL
+    view.behind = views_first
+    if views_first != NULL:
+        (<PinnedObject> views_first).before = <PyObject *> view
+    views_first = <PyObject *> view
+
+
+cdef void view_unlist(PinnedObject view) noexcept:
+    global views_first
+    if view.before != NULL:
+        (<PinnedObject> view.before).behind = view.behind
+    else:
+        views_first = view.behind
+    if view.behind != NULL:
+        (<PinnedObject> view.behind).before = view.before
+
+
+cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t ref):
+    """The bytes of what a found element refers to; None if the element changed meanwhile. found is
+    NULL if the object is the operation's own.
+
+    Raises SegmentCorrupt: there is no such object; SystemFailure: a handle without contexts cannot
+    reach the file."""
+    cdef uint64_t length = 0
+    cdef const uint8_t *source = NULL
+    cdef bytes copy = None
+    cdef Status status = ABSENT
+    if op.context == NULL:
+        if ref != 0 and ref_sound(&handle.map, ref):
+            copy = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> ref_length(ref))
+            status = object_peek(&handle.map, ref, PyBytes_AS_STRING(copy))
+    elif found == NULL or likely(ref_protect(op, found, ref)):
+        source = item_bytes(&handle.map, ref, &length)
+        if source != NULL:
+            copy = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
+            status = OK
+    if found != NULL and unlikely(not element_stands(found)):
+        return None
+    if unlikely(status != OK):
+        if status == SYSTEM_ERROR:
+            raise _errors.SystemFailure(
+                f"map {handle.name!r}: this process may not write the file, so it has to read "
+                f"objects through it, and can neither open it again nor copy from its own memory "
+                f"({os_error()}); open the map anew")
+        raise_status(handle, CORRUPT, NULL)
+    return copy
+
+
+cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
+    """A PinnedObject of what a found element refers to, or its bytes if there is no pin for this
+    handle; None if the element changed meanwhile.
+
+    Raises SegmentCorrupt: there is no such object."""
+    cdef PinnedObject pinned = PinnedObject.__new__(PinnedObject)
+    cdef uint64_t pin = 0
+    cdef uint64_t length = 0
+    cdef const uint8_t *bytes
+    if not ref_protect(op, found, ref):
+        return None
+    bytes = item_bytes(&handle.map, ref, &length)
+    if bytes == NULL:
+        if element_stands(found):
+            raise_status(handle, CORRUPT, NULL)
+        return None
+    if handle.pins_held >= PIN_SHARE or pin_claim(
+            op, handle.map.local.process_index + 1, &pin) != OK:
+        copy = PyBytes_FromStringAndSize(<const char *> bytes, <Py_ssize_t> length)
+        handle.views_copied += 1
+        return copy if element_stands(found) else None
+    pin_set(op, pin, ref)
+    if not element_stands(found):
+        pin_clear(op, pin)
+        op_settle(op)
+        return None
+    pinned.handle = handle
+    pinned.pin = pin
+    pinned.generation = op.generation
+    pinned.bytes = bytes
+    pinned.size = <Py_ssize_t> length
+    handle.pins_held += 1
+    handle.views += 1                          # the mapping stays for as long as the view
+    view_list(pinned)
+    if unlikely(forks_under_way != 0):
+        pin_for_child(pinned, op)
+    return pinned

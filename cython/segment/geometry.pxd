@@ -1,0 +1,284 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# One process's view of a segment: where everything is, computed and never read from the segment.
+#
+# The header stores the six numbers that decide the geometry (key_size, value_size, max_entries,
+# depot_count, max_bytes, layout version). Whoever attaches checks them, computes everything else
+# anew and keeps it in private memory, so that nothing in the segment is ever trusted as a length or
+# a pointer (H1).
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+from machine.atomics cimport load_acquire_u64
+from segment.status cimport Status, OK, FULL
+from segment.layout cimport (
+    PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES, LINK_BASE,
+    REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS, REGION_LINE_WORDS, REGION_BUCKETS,
+    REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, Region, Header, ProcessSlot, Context, Bucket,
+    Element, Depot,
+)
+from segment.classes cimport (
+    CLASS_SMALL, CLASS_COUNT, POOL_OBJECTS, PIN_MAX, OBJECTS_HEADER_BYTES, OBJECT_INDEX_MAX,
+    Objects, Pin, class_bytes, BLOCK_CAPACITY_MAX, PARKED_MAX, LINE_SPARE_COUNT, DEPOT_HIGH_MAX,
+    PoolView, round_up, element_stride, pool_view_init, run_view_init,
+)
+
+cdef enum:
+    SEGMENT_BYTES_MAX = 0x400000000000ULL     # 64 TiB: half of what 47-bit addresses can map
+
+# This process's standing in the segment. In a page that fork wipes: a child finds zeros, hence no
+# slot and no context, and registers itself at its first operation.
+cdef struct Local:
+    uint64_t idle_context      # index + 1 of one at rest; taken and put back by each operation
+    uint64_t registered        # 1 once the process slot is held
+    uint64_t process_index
+    uint64_t generation        # of this registration: another one after every fork
+    uint64_t more_count        # further idle contexts, for threads that meet inside operations
+    uint32_t more[446]
+
+cdef struct Map:
+    uint8_t *base
+    Header *header
+    uint8_t *buckets
+    uint8_t *lines
+    uint8_t *elements
+    uint8_t *contexts
+    ProcessSlot *processes
+    Depot *depots
+    Objects *objects           # NULL: a map without objects
+    Depot *object_depots
+    Pin *pins
+    Local *local
+    uint64_t stride
+    uint64_t bucket_max
+    uint64_t line_max
+    uint64_t element_max
+    uint64_t seeds[4]
+    uint64_t key_size
+    uint64_t value_size
+    uint64_t key_words
+    uint64_t value_words
+    uint64_t context_stride
+    uint64_t depot_count
+    uint64_t depot_high        # free elements in a depot above which some go back
+    uint64_t depot_batch
+    uint64_t max_entries
+    PoolView element_pool
+    PoolView line_pool
+    PoolView classes[27]
+    uint64_t max_bytes         # of objects
+    uint64_t objects_offset
+    uint64_t timer_word        # where the value's deadline is, in words, plus 1; 0: nowhere
+    uint32_t field_count       # special fields of the value, and which of its words they are
+    uint32_t field_words[8]
+    uint32_t field_kinds[8]
+    uint32_t ref_count         # of these, the references
+    uint32_t ref_words[3]
+    bint words_only            # keys and values are a word each, without special fields
+    uint32_t region_count
+    uint64_t region_offset[33]
+    uint64_t region_bytes[33]
+    uint64_t depots_offset
+    uint64_t buckets_offset
+    uint64_t lines_offset
+    uint64_t elements_offset
+    uint64_t segment_bytes
+    uint64_t device            # of the segment's file, to recognise it again
+    uint64_t inode
+    uint64_t splits_put_off    # by this handle, because somebody held a lock
+    bint (*owner_recover)(void *op) noexcept nogil     # of a layer above (attach.pxd); or NULL
+    int64_t timeout_ns         # how long to wait for a live owner; negative is for ever
+    char *path                 # of the segment, to open it again; NULL if it has none
+    int fd
+    bint read_only             # entries
+    bint file_read_only        # by permission: then its operations have no contexts
+    bint peeks                 # objects are read through the file (peek.pxd)
+    bint use_membarrier
+
+cdef inline uint64_t geometry_place(
+        Map *map, uint32_t region, uint64_t offset, uint64_t size) noexcept nogil:
+    """Put a region at offset; the offset behind it."""
+    map.region_offset[region] = offset
+    map.region_bytes[region] = round_up(size, PAGE_BYTES)
+    return offset + map.region_bytes[region]
+
+cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_size,
+                                    uint64_t max_entries, uint64_t depot_count) noexcept nogil:
+    """Fill in what follows from these four numbers. FULL if no address space holds it."""
+    cdef uint64_t offset = HEADER_BYTES
+    map.key_size = key_size
+    map.value_size = value_size
+    map.words_only = key_size == 8 and value_size == 8
+    map.key_words = (key_size + 7) // 8
+    map.value_words = (value_size + 7) // 8
+    map.max_entries = max_entries
+    map.depot_count = depot_count
+    map.stride = element_stride(key_size, value_size)
+    map.depot_high = DEPOT_HIGH_MAX
+    if map.stride > 256:           # as bpf_mem_alloc: about 24 KiB parked at most
+        map.depot_high = 24576 // map.stride if 24576 // map.stride > 3 else 3
+    map.depot_batch = map.depot_high // 2 if map.depot_high > 3 else 1
+    if map.stride * (max_entries + depot_count * PARKED_MAX) > SEGMENT_BYTES_MAX:
+        return FULL
+    pool_view_init(&map.element_pool, map.stride, 1 + max_entries + depot_count * PARKED_MAX, 0)
+    map.element_max = map.element_pool.object_count
+    map.line_max = max_entries // 6 + LINE_SPARE_COUNT
+    if map.line_max > 0xFFFFFFFFULL - LINK_BASE:
+        map.line_max = 0xFFFFFFFFULL - LINK_BASE
+    pool_view_init(&map.line_pool, LINE_BYTES, map.line_max, 1)
+    map.line_max = map.line_pool.object_count
+    # Growth stops at a mean load of 3.5, reckoned with every credit in the depots as taken.
+    map.bucket_max = round_up((max_entries + depot_count * PARKED_MAX) * 2 // 7 + 64, 64)
+    map.context_stride = round_up(CONTEXT_BYTES + map.value_words * 8, LINE_BYTES)
+
+    offset = geometry_place(map, REGION_PROCESSES, offset, PROCESS_MAX * sizeof(ProcessSlot))
+    offset = geometry_place(map, REGION_CONTEXTS, offset, CONTEXT_MAX * map.context_stride)
+    map.depots_offset = offset
+    offset += round_up(depot_count * sizeof(Depot), PAGE_BYTES)
+    offset = geometry_place(map, REGION_ELEMENT_WORDS, offset, map.element_pool.block_count * 8)
+    offset = geometry_place(map, REGION_LINE_WORDS, offset, map.line_pool.block_count * 8)
+    map.buckets_offset = offset
+    offset = geometry_place(map, REGION_BUCKETS, offset, map.bucket_max * LINE_BYTES)
+    map.lines_offset = offset
+    offset += map.line_pool.block_count * map.line_pool.block_bytes
+    map.elements_offset = offset
+    offset += map.element_pool.block_count * map.element_pool.block_bytes
+    map.segment_bytes = offset
+    map.max_bytes = map.objects_offset = 0
+    map.region_count = REGION_COUNT
+    return OK if offset <= SEGMENT_BYTES_MAX else FULL
+
+cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept nogil:
+    """After geometry_compute, of a map that holds up to max_bytes of objects."""
+    cdef uint64_t offset = map.segment_bytes
+    cdef uint64_t bytes, count
+    cdef uint32_t which
+    cdef PoolView *pool
+    if max_bytes > SEGMENT_BYTES_MAX:
+        return FULL
+    map.max_bytes = max_bytes
+    map.objects_offset = offset
+    map.region_count = REGION_OBJECT_WORDS + CLASS_COUNT
+    offset += OBJECTS_HEADER_BYTES
+    offset += round_up(map.depot_count * CLASS_SMALL * sizeof(Depot), PAGE_BYTES)
+    offset = geometry_place(map, REGION_PINS, offset, PIN_MAX * sizeof(Pin))
+    for which in range(CLASS_COUNT):
+        pool = &map.classes[which]
+        bytes = class_bytes(which)
+        if which < CLASS_SMALL:                # all of them in one class, and a block begun
+            count = max_bytes // bytes + 1
+            pool_view_init(pool, bytes, count if count < OBJECT_INDEX_MAX - BLOCK_CAPACITY_MAX else
+                           OBJECT_INDEX_MAX - BLOCK_CAPACITY_MAX, POOL_OBJECTS + which)
+        else:                                  # an object has more than half of its run
+            run_view_init(pool, bytes, 2 * max_bytes // bytes + 2, POOL_OBJECTS + which)
+        offset = geometry_place(map, pool.words_region, offset, pool.block_count * 8)
+        offset += pool.block_count * pool.block_bytes
+    map.segment_bytes = offset
+    return OK if offset <= SEGMENT_BYTES_MAX else FULL
+
+cdef inline void geometry_bind_objects(Map *map) noexcept nogil:
+    cdef uint32_t which
+    cdef PoolView *pool
+    if map.max_bytes == 0:
+        map.objects = NULL
+        return
+    map.objects = <Objects *> (map.base + map.objects_offset)
+    map.object_depots = <Depot *> (map.base + map.objects_offset + OBJECTS_HEADER_BYTES)
+    map.pins = <Pin *> (map.base + map.region_offset[REGION_PINS])
+    for which in range(CLASS_COUNT):
+        pool = &map.classes[which]
+        pool.shared = &map.objects.classes[which].pool
+        pool.words = <uint64_t *> (map.base + map.region_offset[pool.words_region])
+        pool.base = map.base + map.region_offset[pool.words_region] + map.region_bytes[
+            pool.words_region]
+
+cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
+    """Turn offsets into this process's addresses."""
+    map.base = base
+    map.header = <Header *> base
+    map.processes = <ProcessSlot *> (base + map.region_offset[REGION_PROCESSES])
+    map.contexts = base + map.region_offset[REGION_CONTEXTS]
+    map.depots = <Depot *> (base + map.depots_offset)
+    map.buckets = base + map.buckets_offset
+    map.lines = base + map.lines_offset
+    map.elements = base + map.elements_offset
+    map.element_pool.shared = &map.header.element_pool
+    map.element_pool.words = <uint64_t *> (base + map.region_offset[REGION_ELEMENT_WORDS])
+    map.element_pool.base = map.elements
+    map.line_pool.shared = &map.header.line_pool
+    map.line_pool.words = <uint64_t *> (base + map.region_offset[REGION_LINE_WORDS])
+    map.line_pool.base = map.lines
+    geometry_bind_objects(map)
+
+cdef inline Region *region_at(Map *map, uint32_t which) noexcept nogil:
+    """A region's words: which is below region_count."""
+    if which < REGION_COUNT:
+        return &map.header.regions[which]
+    if which == REGION_PINS:
+        return &map.objects.pins
+    return &map.objects.classes[which - REGION_OBJECT_WORDS].words
+
+cdef inline PoolView *pool_of_kind(Map *map, uint32_t kind) noexcept nogil:
+    """A pool by its kind; NULL if the map has none of that kind."""
+    if kind < POOL_OBJECTS:
+        return &map.line_pool if kind else &map.element_pool
+    if map.objects == NULL or kind - POOL_OBJECTS >= CLASS_COUNT:
+        return NULL
+    return &map.classes[kind - POOL_OBJECTS]
+
+cdef inline Depot *depot_at(Map *map, uint64_t index) noexcept nogil:
+    """A depot: of elements, or behind those of each small class."""
+    if index < map.depot_count:
+        return map.depots + index
+    return map.object_depots + (index - map.depot_count)
+
+cdef inline PoolView *depot_pool(Map *map, uint64_t index) noexcept nogil:
+    """What a depot has free objects of."""
+    if index < map.depot_count:
+        return &map.element_pool
+    return &map.classes[index // map.depot_count - 1]
+
+cdef inline uint64_t depots_of_all(Map *map) noexcept nogil:
+    """How many depots there are."""
+    return map.depot_count * (1 if map.objects == NULL else 1 + CLASS_SMALL)
+
+cdef inline Bucket *bucket_at(Map *map, uint64_t index) noexcept nogil:
+    return <Bucket *> (map.buckets + index * LINE_BYTES)
+
+cdef inline Bucket *line_at(Map *map, uint64_t index) noexcept nogil:
+    return <Bucket *> (map.lines + index * LINE_BYTES)
+
+cdef inline Element *element_at(Map *map, uint64_t index) noexcept nogil:
+    return <Element *> (map.elements + index * map.stride)
+
+cdef inline uint64_t *element_value(Map *map, Element *element) noexcept nogil:
+    return &element.words[0] + map.key_words
+
+cdef inline Context *context_at(Map *map, uint64_t index) noexcept nogil:
+    return <Context *> (map.contexts + index * map.context_stride)
+
+cdef inline uint64_t *context_redo(Context *context) noexcept nogil:
+    return <uint64_t *> (<uint8_t *> context + CONTEXT_BYTES)
+
+cdef inline Element *pool_object(PoolView *pool, uint64_t index) noexcept nogil:
+    return <Element *> (pool.base + index * pool.stride)
+
+# Of what the segment says, each time it is asked: another process may be damaging it meanwhile.
+cdef inline uint64_t region_usable(Map *map, uint32_t which) noexcept nogil:
+    """Bytes of a region that may be touched."""
+    # Acquire: pairs with the releases of usable; the memory is there.
+    cdef uint64_t usable = load_acquire_u64(&region_at(map, which).usable)
+    return usable if usable <= map.region_bytes[which] else map.region_bytes[which]
+
+cdef inline uint64_t contexts_usable(Map *map) noexcept nogil:
+    """How many contexts may be touched: at most CONTEXT_MAX."""
+    return region_usable(map, REGION_CONTEXTS) // map.context_stride
+
+cdef inline uint64_t buckets_usable(Map *map) noexcept nogil:
+    """How many buckets may be touched."""
+    return region_usable(map, REGION_BUCKETS) // LINE_BYTES
+
+cdef inline uint64_t processes_usable(Map *map) noexcept nogil:
+    """How many process slots may be touched: at most PROCESS_MAX."""
+    return region_usable(map, REGION_PROCESSES) // sizeof(ProcessSlot)
+
+cdef inline uint64_t name_of(PoolView *pool, uint64_t index) noexcept nogil:
+    """A name that a context holds; 0, which is nobody's, if there is no such object."""
+    return index if index < pool.object_count else 0

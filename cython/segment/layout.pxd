@@ -1,0 +1,282 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# What lies where in a segment, and what each word means. Format version 1.
+#
+#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (272 B + redo) | depots 64 B each
+#     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
+#     | objects of any size, in a map that has some (classes.pxd)
+#
+# Every region starts on a page, at an offset that is a pure function of the geometry
+# (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:
+# 0 says "none".
+#
+# Lock words. All of them (bucket, element, depot, credits, block, region) share 16 low bits:
+#
+#      63                          16 15            1   0
+#     +------------------------------+---------------+---+
+#     | payload of that kind of word | owner context | L |
+#     +------------------------------+---------------+---+
+#
+# L set: the context named by the owner bits holds the word, nobody else may store to it, and
+# whoever waits can find the process behind the context (liveness.pxd). L clear: the owner bits are
+# zero. Taking and naming the owner is one CAS; commit and release are, where possible, one store.
+#
+# Payloads, from bit 16 up:
+#   bucket   level+1 : 6   reserved : 2   version : 40      level+1 == 0: this bucket does not exist
+#   element  state : 3     version : 45      table    bucket_count : 48, nobody's lock
+#   depot    count : 8     credit : 8      head element : 32      credits   credits : 48
+#   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
+#   budget   pages that objects take : 48      region, clearing   unused
+from libc.stdint cimport uint32_t, uint64_t
+from machine.atomics cimport static_assert
+
+cdef enum:
+    LAYOUT_VERSION = 2
+    PAGE_BYTES = 4096
+    LINE_BYTES = 64
+    HEADER_BYTES = 4096
+
+    PROCESS_MAX = 1024
+    CONTEXT_MAX = 4096         # 12 of the 15 owner bits
+    CONTEXT_BYTES = 272
+    DEPOT_MAX = 256
+
+    SLOT_COUNT = 7             # an 8-byte header, 7 tags and 7 indices fill one cache line
+    LINK_SLOT = 6              # the only slot that may hold a link to an overflow line
+    BUCKET_COUNT_MIN = 4       # rhashtable's HASH_MIN_SIZE; buckets 0 to 3 always exist
+
+    OWNER_SHIFT = 1
+    OWNER_LIMIT = 0x7FFF
+    PAYLOAD_SHIFT = 16
+
+cdef enum:
+    LOCK_BIT = 1ULL
+    LOCK_MASK = 0xFFFFULL                     # lock bit and owner
+    LEVEL_SHIFT = 16
+    LEVEL_LIMIT = 0x3FULL
+    BUCKET_VERSION_ONE = 0x1000000ULL         # 1 << 24
+    STATE_SHIFT = 16
+    STATE_LIMIT = 0x7ULL
+    ELEMENT_VERSION_ONE = 0x80000ULL          # 1 << 19
+    LINK_BASE = 0xF0000000ULL                 # an index at or above it is LINK_BASE + line
+    MAGIC = 0x31485352524D4853ULL             # "SHMRRSH1" in memory
+
+# States of an element, and who may change them. Readers may meet any of them at any time.
+#   FREE    in a depot, a block's list, or never used.                       -> ALLOC by the taker
+#   ALLOC   belongs to the owner context, not reachable.                     -> LIVE, FREE
+#   LIVE    a complete entry.   -> UPD, ULOCK, LOCKED by a CAS of any writer; DEAD under its
+#           bucket's lock
+#   UPD     the new value stands in the owner's redo buffer and counts from here on; the owner, or
+#           whoever recovers it, is copying it over the old one.             -> LIVE
+#   ULOCK   the owner holds the element; the value is the old one and valid, or changes by one
+#           aligned store.                                                   -> LIVE, UPD
+#   LOCKED  the owner has a section open on it (F_LOCK): the value is valid and does not change.
+#           -> LIVE, UPD by a CAS of the owner; DEAD under its bucket's lock, by whoever deletes it
+#   DEAD    deleted, still named by a slot or on its way to a depot.         -> FREE
+#   RETIRED an object (classes.pxd) that nothing refers to but pins.         -> ALLOC by a CAS
+# Of these, objects are FREE, ALLOC, LIVE (an element has a reference to it) and RETIRED only.
+# Every change of state raises the version: a header seen twice means nothing happened in between.
+cdef enum:
+    ELEMENT_FREE = 0
+    ELEMENT_ALLOC = 1
+    ELEMENT_LIVE = 2
+    ELEMENT_UPD = 3
+    ELEMENT_ULOCK = 4
+    ELEMENT_LOCKED = 5
+    ELEMENT_DEAD = 6
+    ELEMENT_RETIRED = 7
+
+# States of a block of elements or lines. A HOLE has no memory; its fresh and free counts are 0.
+# RELEASING: held by its owner, no reader can hold an index into it, its memory may be gone.
+cdef enum:
+    BLOCK_HOLE = 0
+    BLOCK_READY = 1
+    BLOCK_RELEASING = 2
+
+cdef enum:
+    REGION_PROCESSES = 0
+    REGION_CONTEXTS = 1
+    REGION_ELEMENT_WORDS = 2
+    REGION_LINE_WORDS = 3
+    REGION_BUCKETS = 4
+    REGION_COUNT = 5           # that every map has
+    REGION_PINS = 5
+    REGION_OBJECT_WORDS = 6    # and so on, one for each class of objects
+    REGION_MAX = 33
+
+# Special fields of a value, declared at creation (fields.pxd). Each takes a word of the value.
+cdef enum:
+    SPECIAL_SPIN_LOCK = 1
+    SPECIAL_TIMER = 2
+    SPECIAL_KPTR = 3
+    SPECIAL_REFCOUNT = 4
+    SPECIAL_MAX = 8
+    REF_MAX = 3                # references in a value
+    NAME_MAX = 6               # objects that a context can name: new ones, then replaced ones
+    SPARE_SHIFT = 48           # context.spare: the kind of its pool, then its index
+    SCHEMA_OFFSET = 2048       # in the header's page: what the program says the values are
+    SCHEMA_MAX = 1536
+
+cdef struct FieldPlace:
+    uint32_t kind
+    uint32_t offset            # in the value, bytes
+
+# What the owner of a bucket lock is about. Read by recovery, and only while that context still
+# holds one of the locks it names; a stale value means nothing.
+cdef enum:
+    OPERATION_NONE = 0
+    OPERATION_INSERT = 1
+    OPERATION_DELETE = 2
+    OPERATION_SPLIT = 3
+    OPERATION_MERGE = 4
+
+# A region committed from its start up to a watermark.
+#   usable     bytes that may be touched. Raised after the memory is there, lowered before it goes.
+#   allocated  bytes that may have memory. usable <= allocated, unequal only inside commit and
+#              release and after the death of somebody inside one of them.
+cdef struct Region:
+    uint64_t lock
+    uint64_t usable
+    uint64_t allocated
+    uint64_t _reserved[5]
+
+# Blocks of a pool. All three are hints: a wrong value costs a longer search, nothing else.
+cdef struct Pool:
+    uint64_t frontier          # blocks from here on have never been used
+    uint64_t hint              # blocks below it probably have nothing free
+    uint64_t spare             # an empty block kept for the next refill, plus one; 0 is none
+    uint64_t ready_count       # committed blocks
+    uint64_t _reserved[4]
+
+cdef struct Statistics:
+    uint64_t grows             # splits done
+    uint64_t shrinks           # merges done
+    uint64_t growth_stopped    # splits given up for want of memory
+    uint64_t recoveries        # processes recovered
+    uint64_t owners_found_dead
+    uint64_t operations_finished
+    uint64_t operations_undone
+    uint64_t recovery_ns_max
+    uint64_t blocks_released
+    uint64_t releases_postponed
+    uint64_t _reserved[6]
+
+cdef struct Header:
+    uint64_t magic
+    uint32_t layout_version
+    uint32_t header_bytes
+    uint32_t key_size
+    uint32_t value_size
+    uint64_t max_entries
+    uint32_t map_flags
+    uint32_t map_extra
+    uint32_t depot_count
+    uint32_t ephemeral
+    uint64_t seeds[4]
+    uint64_t segment_bytes
+    uint64_t created_ns        # CLOCK_REALTIME
+    uint64_t checksum          # of the bytes before it
+    uint64_t frozen            # not 0: nobody writes any more. In a line that is hardly written.
+    uint64_t starving          # who waited too long for an element (element.pxd); 0: nobody
+    uint64_t clearing          # lock word: held while a map is cleared; no key is inserted then
+    uint64_t max_bytes         # of objects; 0: the map has none
+    uint32_t field_count
+    uint32_t schema_bytes
+    FieldPlace fields[8]
+    uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
+    uint64_t _reserved_a[3]
+    uint64_t sweep_rest, sweep     # rest.pxd; and a hint: where the next sweep begins (sweep.pxd)
+    uint64_t table             # bucket_count. Its own cache line, as are those below.
+    uint64_t fences            # not 0, for ever: who looks at an object makes a fence (hazard.pxd)
+    uint64_t _reserved_b[6]
+    uint64_t credits           # lock word: entries that may still be added and are in no depot
+    uint64_t _reserved_c[7]
+    Region regions[5]
+    Pool element_pool
+    Pool line_pool
+    Statistics statistics
+
+# One attached process, or a dead one that nobody has recovered yet.
+cdef struct ProcessSlot:
+    uint64_t used              # 0 free; else the claim of a process (claim.pxd). Taken by CAS.
+    uint64_t pid               # as its own PID namespace shows it; for people only
+    uint64_t attached_ns       # CLOCK_REALTIME
+    uint64_t namespace_inode   # of that PID namespace; for people only
+    char command[16]           # for people only
+    uint64_t recoverer         # turns : 48; process slot + 1 of who recovers this one, or 0 : 16
+    uint64_t _reserved
+
+# The state of one thread's operation: who it is, and what it may own. Written by its owner alone,
+# in program order, and read by recovery after the owner's death. A name here says "look there";
+# whether the thing is owned is said by the thing's own lock word.
+cdef struct Context:
+    uint64_t owner             # 0 free; process slot + 1. Taken by CAS.
+    uint64_t activity          # odd inside an operation: its reader may hold any index
+    uint64_t operation         # Operation
+    uint64_t bucket            # locked for operation; the parent of a split or merge
+    uint64_t element           # ALLOC with a credit, or DEAD, by this context
+    uint64_t target            # UPD, ULOCK or LOCKED by this context
+    uint64_t line              # ALLOC by this context, between its chain and elsewhere
+    uint64_t line_stash        # first of a list, through words[0], of lines ALLOC by this context
+    uint64_t spare             # ALLOC by this context, without a credit, between depot and block
+    uint64_t child             # of a split or merge
+    uint64_t depot             # depot locked, plus 1
+    uint64_t block             # block word locked: index * 32 + kind of its pool + 1
+    uint64_t chain_head, chain_tail    # elements taken from a block for the locked depot
+    uint64_t chain_count       # 0: no such chain
+    uint64_t credit_moving     # 1: credits are moving between the locked depot and the header
+    uint64_t credit_after      # the depot's credit when they have moved
+    uint64_t region            # region locked, plus 1
+    uint64_t activity_before   # activity when this owner came: each operation of its own adds 2
+    uint64_t batched           # keys that batches of this owner did, beyond one each
+    uint64_t waits             # times this owner's operations had to wait for a lock
+    uint64_t owing             # pages to be taken off the budget * 2 + (1: and perhaps names)
+    uint64_t names[6]          # references to objects: see NAME_MAX and reference.pxd
+    uint64_t charged           # pages just added to the budget, for a block or an object
+    uint64_t budget_after      # while it changes: (the value after + 1) * 2 + (1: taken off)
+    uint64_t pages_wanted      # of the object that grows: pages * 8 + its place in names
+    uint64_t active_ns         # CLOCK_REALTIME: when an owner came, went, and now and then between
+    uint64_t hazard            # the object that is looked at, or was (hazard.pxd)
+    uint64_t fences            # not 0: header.fences was seen, by this owner or an earlier one
+    # The redo buffer follows: value_size bytes, rounded up to 8.
+
+cdef struct Bucket:
+    uint64_t header
+    uint32_t tags[7]           # 32 bits of the key's hash
+    uint32_t indices[7]        # 0 empty; an element; in the last slot a link
+
+# An overflow line has a bucket's shape, so that one function searches both. Its header is a lock
+# word with a line's state, as an element's; the free list runs through the word behind it.
+cdef struct Element:
+    uint64_t header
+    uint64_t words[1]          # key, padded to 8; value, padded to 8. Free: the next free one.
+
+cdef struct Depot:
+    uint64_t word
+    uint64_t _reserved[7]
+
+
+cdef inline void layout_is_pinned() noexcept nogil:
+    static_assert(sizeof(Bucket) == 64)
+    static_assert(<uint64_t> &(<Bucket *> NULL).tags == 8)
+    static_assert(<uint64_t> &(<Bucket *> NULL).indices == 36)
+    static_assert(sizeof(Context) == CONTEXT_BYTES)
+    static_assert(<uint64_t> &(<Context *> NULL).activity == 8)
+    static_assert(sizeof(ProcessSlot) == 64)
+    static_assert(sizeof(Depot) == 64)
+    static_assert(sizeof(Region) == 64)
+    static_assert(sizeof(Pool) == 64)
+    static_assert(sizeof(Statistics) == 128)
+    static_assert(<uint64_t> &(<Header *> NULL).seeds == 48)
+    static_assert(<uint64_t> &(<Header *> NULL).checksum == 96)
+    static_assert(<uint64_t> &(<Header *> NULL).frozen == 104)
+    static_assert(<uint64_t> &(<Header *> NULL).clearing == 120)
+    static_assert(<uint64_t> &(<Header *> NULL).max_bytes == 128)
+    static_assert(<uint64_t> &(<Header *> NULL).fields_checksum == 208)
+    static_assert(<uint64_t> &(<Header *> NULL).sweep == 248)
+    static_assert(<uint64_t> &(<Header *> NULL).table == 256)
+    static_assert(<uint64_t> &(<Header *> NULL).fences == 264)
+    static_assert(<uint64_t> &(<Header *> NULL).credits == 320)
+    static_assert(<uint64_t> &(<Header *> NULL).regions == 384)
+    static_assert(<uint64_t> &(<Header *> NULL).element_pool == 704)
+    static_assert(<uint64_t> &(<Header *> NULL).statistics == 832)
+    static_assert(sizeof(Header) <= 4096)

@@ -1,0 +1,75 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Packing and unpacking the words that layout.pxd draws: lock words of every kind, and what their
+# payloads hold. Pure arithmetic: nothing here reads or writes the segment.
+from libc.stdint cimport uint32_t, uint64_t
+from segment.layout cimport (
+    OWNER_SHIFT, OWNER_LIMIT, LOCK_BIT, LOCK_MASK, LEVEL_SHIFT, LEVEL_LIMIT, STATE_SHIFT,
+    STATE_LIMIT, ELEMENT_VERSION_ONE,
+)
+
+# Lock words of every kind.
+cdef inline bint word_locked(uint64_t word) noexcept nogil:
+    return word & LOCK_BIT
+
+cdef inline uint32_t word_owner(uint64_t word) noexcept nogil:
+    return <uint32_t> (word >> OWNER_SHIFT) & OWNER_LIMIT
+
+cdef inline uint64_t word_taken(uint64_t word, uint32_t context_index) noexcept nogil:
+    return (word & ~LOCK_MASK) | (<uint64_t> context_index << OWNER_SHIFT) | LOCK_BIT
+
+cdef inline uint64_t word_released(uint64_t word) noexcept nogil:
+    return word & ~LOCK_MASK
+
+cdef inline bint word_held_by(uint64_t word, uint32_t context_index) noexcept nogil:
+    return (word & LOCK_MASK) == ((<uint64_t> context_index << OWNER_SHIFT) | LOCK_BIT)
+
+# Bucket headers.
+cdef inline uint32_t bucket_level_plus1(uint64_t header) noexcept nogil:
+    return <uint32_t> (header >> LEVEL_SHIFT) & <uint32_t> LEVEL_LIMIT
+
+cdef inline uint64_t bucket_with_level(uint64_t header, uint32_t level_plus1) noexcept nogil:
+    return (header & ~(LEVEL_LIMIT << LEVEL_SHIFT)) | (<uint64_t> level_plus1 << LEVEL_SHIFT)
+
+# Element and line headers.
+cdef inline uint32_t element_state(uint64_t header) noexcept nogil:
+    return <uint32_t> (header >> STATE_SHIFT) & <uint32_t> STATE_LIMIT
+
+cdef inline uint64_t element_header(
+        uint64_t before, uint32_t state, uint64_t lock_bits) noexcept nogil:
+    """The header after before: next version, this state, these lock bits."""
+    return (((before & ~(LOCK_MASK | (STATE_LIMIT << STATE_SHIFT))) + ELEMENT_VERSION_ONE)
+            | (<uint64_t> state << STATE_SHIFT) | lock_bits)
+
+cdef inline uint64_t lock_bits(uint32_t context_index) noexcept nogil:
+    return (<uint64_t> context_index << OWNER_SHIFT) | LOCK_BIT
+
+# Depot words.
+cdef inline uint32_t depot_count(uint64_t word) noexcept nogil:
+    return <uint32_t> (word >> 16) & 0xFF
+
+cdef inline uint32_t depot_credit(uint64_t word) noexcept nogil:
+    return <uint32_t> (word >> 24) & 0xFF
+
+cdef inline uint32_t depot_head(uint64_t word) noexcept nogil:
+    return <uint32_t> (word >> 32)
+
+cdef inline uint64_t depot_word(uint32_t head, uint32_t count, uint32_t credit) noexcept nogil:
+    return (<uint64_t> head << 32) | (<uint64_t> credit << 24) | (<uint64_t> count << 16)
+
+# Block words.
+cdef inline uint32_t block_state(uint64_t word) noexcept nogil:
+    return <uint32_t> (word >> 16) & 3
+
+cdef inline uint32_t block_fresh(uint64_t word) noexcept nogil:
+    return <uint32_t> (word >> 28) & 0xFFF
+
+cdef inline uint32_t block_free(uint64_t word) noexcept nogil:
+    return <uint32_t> (word >> 40) & 0xFFF
+
+cdef inline uint32_t block_head(uint64_t word) noexcept nogil:
+    return <uint32_t> (word >> 52)
+
+cdef inline uint64_t block_word(
+        uint32_t state, uint32_t fresh, uint32_t free_count, uint32_t head) noexcept nogil:
+    return ((<uint64_t> head << 52) | (<uint64_t> free_count << 40) | (<uint64_t> fresh << 28)
+            | (<uint64_t> state << 16))
