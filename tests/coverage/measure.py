@@ -114,7 +114,7 @@ def counts(folder):
     (report,) = objects.glob("*.gcov.json.gz")
     found = collections.defaultdict(dict)
     for file in json.loads(gzip.decompress(report.read_bytes()))["files"]:
-        name = Path(file["file"]).name
+        name = os.path.normpath(file["file"])
         if not (ROOT / "cython" / name).exists():
             continue
         for line in file["lines"]:

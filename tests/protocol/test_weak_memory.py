@@ -81,7 +81,7 @@ def test_a_fence_after_dead_would_hold_by_the_memory_model_of_c():
 def ordered_functions():
     """file and function of each ordered access of the core's layers."""
     access = re.compile(r"\b((load|cas)_acq\w+|store_release_u\d+|fence_\w+|add_acq\w*)\(")
-    for path in sorted(CORE.glob("*.pxd")):
+    for path in sorted(CORE.rglob("*.pxd")):
         function = None
         for line in path.read_text().splitlines():
             code = line.split("#")[0]
