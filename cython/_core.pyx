@@ -31,7 +31,7 @@ from machine.system cimport (
 )
 from machine.hashing cimport hash_key, hash_word, KEY_INLINE_MAX, KEY_IS_LONG, key_digest
 from machine.number cimport (
-    Field, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,
+    NumberField, FIELD_ADD, FIELD_AND, FIELD_FLOAT, FIELD_MAX, FIELD_MIN, FIELD_OR, FIELD_SIGNED,
     FIELD_UNSIGNED, bits_of, field_compute, field_mask, float_of, sign_extended,
 )
 from segment.status cimport (
@@ -51,45 +51,46 @@ from segment.geometry cimport (
     Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind,
     context_at, contexts_usable, processes_usable,
 )
-from segment.fields cimport deadline_is_over, field_meets, fields_blank
+from segment.fields cimport deadline_passed, field_meets, fields_blank
 from segment.header cimport segment_examine, segment_fill, buckets_for, first_bytes
 from segment.file cimport (
     segment_open, segment_fd, is_segment, byte_lock, READER_BYTE, REMOVAL_BYTE, byte_is_shared,
 )
 from memory.operation cimport (
-    Op, OP_HOLD, OP_KEEP_SHIFT, OP_TYPED, context_begin, context_cancel, context_end, lock_busy,
-    lock_release, lock_try, op_begin, op_end, op_holds,
+    Op, OP_KEEP_ELEMENT, OP_KEEP_SHIFT, OP_RAW_FIELDS, context_begin, context_cancel, context_end,
+    lock_busy, lock_release, lock_try, op_begin, op_end, op_holds,
 )
 from memory.region cimport (
     budget_word, contexts_are_quiet, fences_demand, membarrier_all, membarrier_register,
 )
 from memory.pins cimport pin_claim, pin_clear, pin_set
-from memory.object cimport item_object
+from memory.object cimport object_make
 from map.chain cimport Found
-from map.element cimport element_stands
+from map.element cimport element_unchanged
 from map.reference cimport element_replace, ref_protect
 from map.table cimport table_count, table_guess
 from map.read cimport (
-    glance_word, map_find, map_glance, map_lookup, map_contains, item_bytes, item_deadline,
-    item_expired, item_find, item_glance,
+    read_word_fast, map_find, read_fast, map_lookup, map_contains, entry_bytes, entry_deadline,
+    entry_expired, entry_find, entry_read_fast,
 )
-from map.hold cimport op_settle
-from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, item_expire
+from map.hold cimport op_give_back
+from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, entry_expire
 from map.write cimport (
-    map_store_word, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_apply,
-    map_lookup_unlocked, map_swap, item_touch,
+    update_word_fast, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_apply,
+    map_lookup_unlocked, map_swap, entry_touch,
 )
 from map.section cimport Section, section_abandon, section_commit, section_open, section_remove
-from map.walk cimport Position, Sink, ORDER_END, BucketFacts, bucket_look, walk_on
-from map.batch cimport Many, MANY_LOOKUP, MANY_CONTAINS, MANY_UPDATE, MANY_DELETE, MANY_ADD, many_on
+from map.walk cimport Position, EntryBuffer, ORDER_END, BucketFacts, bucket_figures, walk_on
+from map.batch cimport (
+    Batch, BATCH_LOOKUP, BATCH_CONTAINS, BATCH_UPDATE, BATCH_DELETE, BATCH_ADD, batch_go_on,
+)
 from processes.claim cimport CLAIM_LEAVING, CLAIM_READS, claim_is_dead
 from processes.liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
 from processes.recover cimport recover_all, recover_those_inside
 from processes.forking cimport Unborn, unborn_adopt, unborn_claim, unborn_release
 from processes.wait cimport wait_step, sched_yield
 from processes.attach cimport (
-    map_aligned, session_map, session_register, session_claim, session_rest, session_end,
-    session_leave,
+    map_aligned, attach_map, attach_register, attach_claim, attach_rest, attach_end, attach_leave,
 )
 from processes.check_objects cimport ObjectFacts, context_keeps_any, objects_count
 from processes.check cimport Report, check_map
@@ -105,12 +106,12 @@ cdef extern from "Python.h":
     char *PyByteArray_AS_STRING(object buffer)
 
 cdef extern from "machine/recycle.h":
-    ctypedef struct SpareBytes:
+    ctypedef struct Recycler:
         uint64_t made
-    void spare_begin(SpareBytes *spare)
-    void spare_end(SpareBytes *spare)
-    object spare_bytes(SpareBytes *spare, const void *content, Py_ssize_t size)
-    object spare_pair(PyObject **kept, object key, object value)
+    void recycler_begin(Recycler *recycler)
+    void recycler_end(Recycler *recycler)
+    object recycled_bytes(Recycler *recycler, const void *content, Py_ssize_t size)
+    object recycled_pair(PyObject **kept, object key, object value)
 
 cdef extern from "machine/generation.h":
     uint64_t process_generation
@@ -135,7 +136,7 @@ cdef dict sections_open = {}
 ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
 
 # How long an operation has waited, and may.
-cdef struct Patience:
+cdef struct Waiting:
     uint64_t turn
     uint64_t retries           # one after another
     uint64_t swept, sweep_at, sweep_next       # of a sweep for room (sweeping.pxi)
@@ -177,7 +178,7 @@ cdef class MapHandle:
     cdef Reads reads
     cdef bint writes_oddly         # not at all, or where nobody can order what it does
     cdef bint overwrites           # the last update found its key: the next tries store_word
-    cdef SpareBytes spare
+    cdef Recycler recycler
     cdef uint64_t in_flight        # operations of this generation under way: the mapping stays
     cdef uint64_t generation       # in which they began
     cdef uint64_t inherited        # of earlier generations: some of their frames may still return
@@ -191,7 +192,7 @@ cdef class MapHandle:
 
     def __cinit__(self, int fd, str name not None, bytes path not None, bint read_only,
                   timeout, bint without_trace=False, **_ignored):
-        spare_begin(&self.spare)
+        recycler_begin(&self.recycler)
         self.is_closed = True
         self.map.fd = -1
         self.name = name
@@ -219,7 +220,7 @@ cdef class MapHandle:
         if self.map.fd >= 0:                   # it was never attached
             close_fd(self.map.fd)
         free(self.map.path)
-        spare_end(&self.spare)
+        recycler_end(&self.recycler)
 
     cdef _examine(self, int fd):
         cdef Header header
@@ -266,7 +267,7 @@ cdef class MapHandle:
         cdef uint64_t taken = 0
         cdef Status status
         self._expect_open()
-        status = session_claim(&self.map, self.standing, &taken)
+        status = attach_claim(&self.map, self.standing, &taken)
         if status != OK:
             raise_status(self, status, NULL)
         return taken
@@ -297,10 +298,10 @@ cdef class MapHandle:
         if unlikely(op.generation != process_generation):
             self._leave_to_parent()
             return
-        op_settle(op)
+        op_give_back(op)
         op_end(op)
         if unlikely(not local_put_u64(&self.map.local.idle_context, op.self_index + 1)):
-            session_rest(&self.map, op.self_index + 1)
+            attach_rest(&self.map, op.self_index + 1)
         if unlikely(op.context.activity & NOTICE_MASK == 0):
             self._notice(op.context)
         self._end_use()
@@ -348,14 +349,14 @@ cdef class MapHandle:
         self.inherited -= 1
         self._detach_if_idle()
 
-    cdef inline Patience _patience(self) noexcept:
-        cdef Patience patience
+    cdef inline Waiting _patience(self) noexcept:
+        cdef Waiting patience
         patience.turn = patience.retries = patience.swept = patience.began = 0
         patience.sweep_at = patience.sweep_next = 0
         patience.limit_ns = self.map.timeout_ns
         return patience
 
-    cdef int _wait(self, Op *op, Status status, Patience *patience) except -1:
+    cdef int _wait(self, Op *op, Status status, Waiting *patience) except -1:
         """Between two attempts. The operation holds nothing; its context is at rest meanwhile."""
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
         if patience.turn == 0:
@@ -365,7 +366,7 @@ cdef class MapHandle:
         if status == BUSY:
             self._expect_no_deadlock(op)
             if op.wait_word == &self.map.header.clearing and patience.turn > 8 and not (
-                    op.options & OP_TYPED):
+                    op.options & OP_RAW_FIELDS):
                 raise _errors.MapBusy(
                     f"map {self.name!r} is being cleared: no key can be inserted until that ends")
         if status == BUSY and patience.limit_ns >= 0 and (
@@ -482,7 +483,7 @@ cdef class MapHandle:
         else:
             self._leave_to_parent()
 
-    cdef inline bint _freed(self, Status status, Op *op, Patience *patience) noexcept:
+    cdef inline bint _recovered_room(self, Status status, Op *op, Waiting *patience) noexcept:
         """After FULL or NO_MEMORY: whether the dead, or what has expired, had what was wanted."""
         if likely(status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES):
             return False
@@ -534,7 +535,7 @@ cdef class MapHandle:
         context_begin(context)
         word = read_u64(key)
         hash = hash_word(self.map.seeds, word)
-        if unlikely(not glance_word(
+        if unlikely(not read_word_fast(
                 &self.map, table_guess(&self.map, hash), hash, word, <uint64_t *> value)):
             return self._read_on(context, key, hash, value)
         context_end(context)
@@ -554,7 +555,7 @@ cdef class MapHandle:
     cdef Status _read_on(
             self, Context *context, const uint8_t *key, uint32_t hash, void *value) except? RETRY:
         """_read in a context that has begun."""
-        cdef Status status = map_glance(&self.map, hash, key, value)
+        cdef Status status = read_fast(&self.map, hash, key, value)
         context_end(context)
         if unlikely(status != OK and status != ABSENT):
             return self._read_slowly(key, hash, value)
@@ -590,7 +591,7 @@ cdef class MapHandle:
             return self._lookup_any(key)
         if self._read(<const uint8_t *> PyBytes_AS_STRING(key), &word) != OK:
             return None
-        return spare_bytes(&self.spare, &word, 8)
+        return recycled_bytes(&self.recycler, &word, 8)
 
     cdef object _lookup_any(self, object key):
         """_lookup with any buffer as key, and values of any size."""
@@ -602,7 +603,7 @@ cdef class MapHandle:
         try:
             if size <= STACK_VALUE_MAX:
                 if self._read(key_bytes, small) == OK:
-                    value = spare_bytes(&self.spare, small, size)
+                    value = recycled_bytes(&self.recycler, small, size)
             else:
                 value = PyBytes_FromStringAndSize(NULL, size)
                 if self._read(key_bytes, PyBytes_AS_STRING(value)) != OK:
@@ -625,7 +626,7 @@ cdef class MapHandle:
         cdef const uint8_t *value_bytes
         cdef Op op
         cdef Status status = RETRY
-        cdef Patience patience = self._patience()
+        cdef Waiting patience = self._patience()
         value_view.buf = NULL
         op.key = self._buffer("key", key, self.map.key_size, &key_view)
         try:
@@ -635,7 +636,8 @@ cdef class MapHandle:
             try:
                 while True:                    # ends with the timeout
                     status = map_update(&op, value_bytes, flag)
-                    if likely(is_final(status)) and not self._freed(status, &op, &patience):
+                    if likely(is_final(status)) and not self._recovered_room(
+                            status, &op, &patience):
                         break
                     self._wait(&op, status, &patience)
             finally:
@@ -655,7 +657,7 @@ cdef class MapHandle:
         cdef Py_buffer view
         cdef Op op
         cdef Status status = RETRY
-        cdef Patience patience = self._patience()
+        cdef Waiting patience = self._patience()
         op.key = self._buffer("key", key, self.map.key_size, &view)
         try:
             op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
@@ -711,7 +713,7 @@ cdef class MapHandle:
         have loops of their own, so that the compiler sees the whole of them.)"""
         cdef Py_buffer view
         cdef Status status = RETRY
-        cdef Patience patience = self._patience()
+        cdef Waiting patience = self._patience()
         op.key = self._buffer("key", key, self.map.key_size, &view)
         try:
             op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
@@ -722,7 +724,7 @@ cdef class MapHandle:
             try:
                 while True:                    # ends with the timeout
                     status = attempt(op, arguments)
-                    if likely(is_final(status)) and not self._freed(status, op, &patience):
+                    if likely(is_final(status)) and not self._recovered_room(status, op, &patience):
                         break
                     self._wait(op, status, &patience)
             finally:

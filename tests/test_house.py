@@ -20,7 +20,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# The layers of the core, lowest first: a file cimports from files before it, never from later ones.
 # The layers of the core, lowest first, and the files of each. A file cimports from files before it
 # in this list, never from later ones. The parts of python/ are included in their order.
 LAYERS = {
@@ -54,10 +53,11 @@ DIRECTIVES = "# cython: language_level=3, boundscheck=False, wraparound=False, c
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "cython"
-CORE_FILES = sorted(path for path in FOLDER.rglob("*") if path.suffix in (".h", ".pxd", ".pxi", ".pyx"))
+CORE_FILES = sorted(
+    path for path in FOLDER.rglob("*") if path.suffix in (".h", ".pxd", ".pxi", ".pyx")
+)
 CORE_PXDS = [path for path in CORE_FILES if path.suffix == ".pxd"]
 CYTHON_FILES = [path for path in CORE_FILES if path.suffix != ".h"]
-
 
 
 def place(path):
@@ -126,7 +126,8 @@ def test_file_names_of_the_core_are_unique():
 
 
 def test_parts_are_included_in_the_order_of_their_layer():
-    included = re.findall(r'^include "(\S+)\.pxi"', (FOLDER / "_core.pyx").read_text(), re.MULTILINE)
+    extension = (FOLDER / "_core.pyx").read_text()
+    included = re.findall(r'^include "(\S+)\.pxi"', extension, re.MULTILINE)
 
     assert included == [name for name in CORE if name.startswith("python/")]
 

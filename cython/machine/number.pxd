@@ -18,14 +18,14 @@ cdef enum:
     FIELD_UNSIGNED = 1
     FIELD_FLOAT = 2
 
-cdef struct Field:
+cdef struct NumberField:
     uint64_t offset            # of its first byte in the value
     uint64_t operand           # its bits, in the low bytes
     uint32_t size              # in bytes
     uint32_t kind
     uint32_t operation
 
-cdef inline uint64_t field_mask(const Field *field) noexcept nogil:
+cdef inline uint64_t field_mask(const NumberField *field) noexcept nogil:
     return 0xFFFFFFFFFFFFFFFFULL >> (64 - 8 * field.size)
 
 cdef inline int64_t sign_extended(uint64_t bits, uint32_t size) noexcept nogil:
@@ -49,7 +49,8 @@ cdef inline uint64_t bits_of(double number, uint32_t size) noexcept nogil:
         memcpy(&bits, &narrow, 4)
     return bits
 
-cdef inline bint field_above(const Field *field, uint64_t bits, uint64_t other) noexcept nogil:
+cdef inline bint field_above(
+        const NumberField *field, uint64_t bits, uint64_t other) noexcept nogil:
     """Whether the number in bits is greater than the other. With a NaN it is not."""
     if field.kind == FIELD_FLOAT:
         return float_of(bits, field.size) > float_of(other, field.size)
@@ -57,7 +58,7 @@ cdef inline bint field_above(const Field *field, uint64_t bits, uint64_t other) 
         return sign_extended(bits, field.size) > sign_extended(other, field.size)
     return bits > other
 
-cdef inline uint64_t field_compute(const Field *field, uint64_t bits) noexcept nogil:
+cdef inline uint64_t field_compute(const NumberField *field, uint64_t bits) noexcept nogil:
     """The field's bits after the operation."""
     if field.operation == FIELD_ADD:
         if field.kind == FIELD_FLOAT:

@@ -27,33 +27,33 @@
 typedef struct {
     PyObject *kept[SPARE_KEPT];
     uint64_t made;
-} SpareBytes;
+} Recycler;
 
-static inline void spare_begin(SpareBytes *spare)
+static inline void recycler_begin(Recycler *recycler)
 {
     for (int i = 0; i < SPARE_KEPT; i++) {
         Py_INCREF(Py_None);
-        spare->kept[i] = Py_None;
+        recycler->kept[i] = Py_None;
     }
-    spare->made = 0;
+    recycler->made = 0;
 }
 
-static inline void spare_end(SpareBytes *spare)
+static inline void recycler_end(Recycler *recycler)
 {
     for (int i = 0; i < SPARE_KEPT; i++)
-        Py_CLEAR(spare->kept[i]);
+        Py_CLEAR(recycler->kept[i]);
 }
 
 /* A new object, in the place of kept[1]. */
-SHM_APART PyObject *spare_bytes_new(SpareBytes *spare, const void *content, Py_ssize_t size)
+SHM_APART PyObject *spare_bytes_new(Recycler *recycler, const void *content, Py_ssize_t size)
 {
     PyObject *bytes = PyBytes_FromStringAndSize((const char *)content, size);
-    spare->made++;
+    recycler->made++;
 #if SPARE_USED_AGAIN
     if (bytes != NULL) {
-        PyObject *before = spare->kept[1];
+        PyObject *before = recycler->kept[1];
         Py_INCREF(bytes);
-        spare->kept[1] = bytes;
+        recycler->kept[1] = bytes;
         Py_DECREF(before);
     }
 #endif
@@ -62,12 +62,12 @@ SHM_APART PyObject *spare_bytes_new(SpareBytes *spare, const void *content, Py_s
 
 /* A bytes object, a new reference; NULL with an exception. Those of a keeper have one size. (Python
  * shares bytes objects of size 1, so they are never the keeper's alone.) */
-static inline PyObject *spare_bytes(SpareBytes *spare, const void *content, Py_ssize_t size)
+static inline PyObject *recycled_bytes(Recycler *recycler, const void *content, Py_ssize_t size)
 {
 #if SPARE_USED_AGAIN
-    PyObject *bytes = spare->kept[0];
-    spare->kept[0] = spare->kept[1];
-    spare->kept[1] = bytes;
+    PyObject *bytes = recycler->kept[0];
+    recycler->kept[0] = recycler->kept[1];
+    recycler->kept[1] = bytes;
     if (__builtin_expect(Py_REFCNT(bytes) == 1, 1)) {
         Py_INCREF(bytes);
 #pragma GCC diagnostic push
@@ -78,13 +78,13 @@ static inline PyObject *spare_bytes(SpareBytes *spare, const void *content, Py_s
         return bytes;
     }
 #endif
-    return spare_bytes_new(spare, content, size);
+    return spare_bytes_new(recycler, content, size);
 }
 
 /* (key, value), two bytes objects, as a new reference; NULL with an exception. The keeper has the
  * last one it gave in *kept, Py_None at first. (If the collector has left it aside, it may stay
  * there: bytes are in no cycle.) */
-static inline PyObject *spare_pair(PyObject **kept, PyObject *key, PyObject *value)
+static inline PyObject *recycled_pair(PyObject **kept, PyObject *key, PyObject *value)
 {
     PyObject *pair = *kept;
 #if SPARE_USED_AGAIN

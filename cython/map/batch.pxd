@@ -14,14 +14,14 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 from machine.atomics cimport prefetch, likely, unlikely, read_u64
 from machine.hashing cimport hash_key
-from machine.number cimport Field, field_compute
+from machine.number cimport NumberField, field_compute
 from segment.status cimport Status, OK, ABSENT, PRESENT, RETRY
 from segment.layout cimport LINE_BYTES, Bucket
 from segment.geometry cimport Map, bucket_at, element_at
 from memory.operation cimport Op, op_begin, op_end
 from map.chain cimport chain_next
 from map.table cimport table_count, entries_taken, table_guess
-from map.read cimport map_lookup, map_contains, slot_reads_word, first_slot, map_glance_at
+from map.read cimport map_lookup, map_contains, slot_reads_word, first_slot, read_fast_at
 from map.remove cimport map_delete
 from map.write cimport map_update, map_apply, map_lookup_unlocked
 
@@ -33,22 +33,22 @@ cdef enum:
     CACHED_BYTES = 262144      # a map this small is taken to be in a cache: nothing is asked for
 
 cdef enum:
-    MANY_LOOKUP = 0            # values out, done_mask
-    MANY_CONTAINS = 1          # done_mask
-    MANY_UPDATE = 2            # values in, done_mask if not NULL
-    MANY_DELETE = 3            # done_mask if not NULL
-    MANY_ADD = 4               # deltas in, sums out
+    BATCH_LOOKUP = 0            # values out, done_mask
+    BATCH_CONTAINS = 1          # done_mask
+    BATCH_UPDATE = 2            # values in, done_mask if not NULL
+    BATCH_DELETE = 3            # done_mask if not NULL
+    BATCH_ADD = 4               # deltas in, sums out
 
-cdef struct Many:
+cdef struct Batch:
     int kind
     const uint8_t *keys
     uint8_t *values            # value_size bytes each
     uint8_t *done_mask         # one byte each: 1 found, stored or deleted
     const uint8_t *deltas      # 8 bytes each
     uint8_t *sums              # 8 bytes each
-    const uint8_t *initial     # of an absent key's value, for MANY_ADD; NULL: that is ABSENT
-    uint8_t *fresh             # value_size bytes of private memory, for MANY_ADD
-    Field field                # for MANY_ADD: its operand comes from deltas
+    const uint8_t *initial     # of an absent key's value, for BATCH_ADD; NULL: that is ABSENT
+    uint8_t *fresh             # value_size bytes of private memory, for BATCH_ADD
+    NumberField field                # for BATCH_ADD: its operand comes from deltas
     uint64_t count
     uint64_t done
     uint32_t flag
@@ -56,7 +56,7 @@ cdef struct Many:
 
 
 # The keys on their way, in a ring by their number, and how far each stage has come.
-cdef struct Lead:
+cdef struct Prefetch:
     uint64_t hashed
     uint64_t looked
     uint64_t rested            # of the asked, how many were looked into
@@ -69,14 +69,14 @@ cdef struct Lead:
     uint64_t keys[RING]
 
 
-cdef inline void lead_bucket(Map *map, Lead *lead, Many *many, uint64_t i) noexcept nogil:
+cdef inline void lead_bucket(Map *map, Prefetch *lead, Batch *many, uint64_t i) noexcept nogil:
     """Stage 1: hash key i, for its bucket to be asked for."""
     cdef uint32_t hash = hash_key(map.seeds, many.keys + i * map.key_size, map.key_size)
     lead.hashes[i & (RING - 1)] = hash
     lead.guesses[i & (RING - 1)] = table_guess(map, hash)
     lead.slots[i & (RING - 1)] = NULL
 
-cdef inline bint lead_line(Map *map, Lead *lead, Bucket *line, uint64_t at) noexcept nogil:
+cdef inline bint lead_line(Map *map, Prefetch *lead, Bucket *line, uint64_t at) noexcept nogil:
     """Ask for the element that probably has key at of the ring. False: no slot has its tag."""
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(line, lead.hashes[at], &index)
@@ -89,7 +89,7 @@ cdef inline bint lead_line(Map *map, Lead *lead, Bucket *line, uint64_t at) noex
         prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)
     return True
 
-cdef inline void lead_element(Map *map, Lead *lead, uint64_t i) noexcept nogil:
+cdef inline void lead_element(Map *map, Prefetch *lead, uint64_t i) noexcept nogil:
     """Stage 2: look into the bucket of key i, and ask for the line behind it if need be."""
     cdef uint64_t at = i & (RING - 1)
     cdef Bucket *line = bucket_at(map, lead.guesses[at])
@@ -102,7 +102,7 @@ cdef inline void lead_element(Map *map, Lead *lead, uint64_t i) noexcept nogil:
         lead.keys[lead.asked & (RING - 1)] = i
         lead.asked += 1
 
-cdef inline void lead_rest(Map *map, Lead *lead, uint64_t upto) noexcept nogil:
+cdef inline void lead_rest(Map *map, Prefetch *lead, uint64_t upto) noexcept nogil:
     """Stage 3, for the few keys up to upto that were not in their bucket's own slots: look into
     the line."""
     cdef uint64_t at
@@ -113,8 +113,8 @@ cdef inline void lead_rest(Map *map, Lead *lead, uint64_t upto) noexcept nogil:
         lead_line(map, lead, lead.lines[at], lead.keys[at] & (RING - 1))
         lead.rested += 1
 
-cdef inline Status many_add_one(Op *op, Many *many, uint64_t i) noexcept nogil:
-    cdef Field field = many.field
+cdef inline Status many_add_one(Op *op, Batch *many, uint64_t i) noexcept nogil:
+    cdef NumberField field = many.field
     cdef uint64_t after = 0
     cdef Status status
     field.operand = read_u64(many.deltas + i * 8)
@@ -126,7 +126,7 @@ cdef inline Status many_add_one(Op *op, Many *many, uint64_t i) noexcept nogil:
         memcpy(many.sums + i * 8, &after, 8)
     return status
 
-cdef inline Status many_one(Op *op, Many *many, uint64_t i, uint64_t guess) noexcept nogil:
+cdef inline Status many_one(Op *op, Batch *many, uint64_t i, uint64_t guess) noexcept nogil:
     """The ordinary operation on key i, whose hash is op.hash."""
     cdef Map *map = op.map
     cdef uint8_t *value = NULL
@@ -135,23 +135,23 @@ cdef inline Status many_one(Op *op, Many *many, uint64_t i, uint64_t guess) noex
     op.element_filled = False
     if many.values != NULL:
         value = many.values + i * map.value_size
-    if many.kind == MANY_LOOKUP and op.f_lock:
+    if many.kind == BATCH_LOOKUP and op.f_lock:
         return map_lookup_unlocked(op, value)
-    if many.kind <= MANY_CONTAINS:
-        status = map_glance_at(map, guess, op.hash, op.key, value)
+    if many.kind <= BATCH_CONTAINS:
+        status = read_fast_at(map, guess, op.hash, op.key, value)
         if likely(status != RETRY):
             return status
-        if many.kind == MANY_LOOKUP:
+        if many.kind == BATCH_LOOKUP:
             return map_lookup(map, op.hash, op.key, value)
         return map_contains(map, op.hash, op.key)
-    if many.kind == MANY_UPDATE:
+    if many.kind == BATCH_UPDATE:
         return map_update(op, value, many.flag)
-    if many.kind == MANY_DELETE:
+    if many.kind == BATCH_DELETE:
         return map_delete(op, NULL)
     return many_add_one(op, many, i)
 
 cdef inline void many_lead(
-        Map *map, Lead *lead, Many *many, uint64_t upto) noexcept nogil:
+        Map *map, Prefetch *lead, Batch *many, uint64_t upto) noexcept nogil:
     """The stages before the operation: each is a group ahead of the next, and all end at upto."""
     cdef uint64_t left = upto - many.done
     cdef uint64_t stop = many.done + (left if left < 4 * GROUP else 4 * GROUP)
@@ -165,7 +165,7 @@ cdef inline void many_lead(
         lead.looked += 1
     lead_rest(map, lead, many.done + (left if left < 2 * GROUP else 2 * GROUP))
 
-cdef inline void many_words(Map *map, Lead *lead, Many *many, uint64_t stop) noexcept nogil:
+cdef inline void many_words(Map *map, Prefetch *lead, Batch *many, uint64_t stop) noexcept nogil:
     """The lookups up to stop, of words only, as far as the slots found ahead settle them."""
     cdef uint64_t *values = <uint64_t *> many.values
     cdef uint64_t i = many.done
@@ -180,12 +180,12 @@ cdef inline void many_words(Map *map, Lead *lead, Many *many, uint64_t stop) noe
         i += 1
     many.done = i
 
-cdef inline Status many_span(Op *op, Many *many, uint64_t upto) noexcept nogil:
+cdef inline Status many_span(Op *op, Batch *many, uint64_t upto) noexcept nogil:
     """Do the next keys, up to but not including upto."""
-    cdef Lead lead
+    cdef Prefetch lead
     cdef uint64_t stop
     cdef Status status
-    cdef bint quick = op.map.words_only and many.kind <= MANY_CONTAINS and not op.f_lock
+    cdef bint quick = op.map.words_only and many.kind <= BATCH_CONTAINS and not op.f_lock
     cdef bint cached = table_count(op.map) * LINE_BYTES + (
         entries_taken(op.map) * op.map.stride) <= CACHED_BYTES
     lead.hashed = lead.looked = many.done
@@ -215,7 +215,7 @@ cdef inline Status many_span(Op *op, Many *many, uint64_t upto) noexcept nogil:
             many.done += 1
     return OK
 
-cdef inline Status many_on(Op *op, Many *many, uint64_t upto) noexcept nogil:
+cdef inline Status batch_go_on(Op *op, Batch *many, uint64_t upto) noexcept nogil:
     """Do the next keys up to upto. OK, or what the key at many.done came to: BUSY and RETRY ask to
     be called again.
 

@@ -34,7 +34,7 @@ from segment.layout cimport (
     Element,
 )
 from segment.words cimport element_state, element_header, lock_bits
-from segment.geometry cimport Map, line_at, element_at, pool_object, name_of
+from segment.geometry cimport Map, line_at, element_at, pool_object, checked_index
 from memory.operation cimport Op, header_set
 from memory.pool cimport pool_take
 
@@ -196,7 +196,7 @@ cdef inline Status chain_append(
     status = line_take(op)
     if status != OK:
         return status
-    index_of_line = name_of(&map.line_pool, load_relaxed_u64(&op.context.line))
+    index_of_line = checked_index(&map.line_pool, load_relaxed_u64(&op.context.line))
     line = line_at(map, index_of_line)
     for slot in range(SLOT_COUNT):
         store_relaxed_u32(&line.indices[slot], 0)
@@ -220,7 +220,7 @@ cdef inline Status chain_append(
 
 cdef inline Status line_take(Op *op) noexcept nogil:
     """A line for context.line: from the context's own stash, else from the pool."""
-    cdef uint64_t stashed = name_of(
+    cdef uint64_t stashed = checked_index(
         &op.map.line_pool, load_relaxed_u64(&op.context.line_stash))
     if stashed == 0:
         return pool_take(op, &op.map.line_pool, &op.context.line, 0)
@@ -235,7 +235,7 @@ cdef inline void line_stash(Op *op) noexcept nogil:
 
     It is emptied first: a reader may still stand on it, and a slot that names an element speaks for
     that element (chain_find)."""
-    cdef uint64_t index = name_of(&op.map.line_pool, load_relaxed_u64(&op.context.line))
+    cdef uint64_t index = checked_index(&op.map.line_pool, load_relaxed_u64(&op.context.line))
     cdef uint32_t slot
     for slot in range(SLOT_COUNT):
         store_relaxed_u32(&line_at(op.map, index).indices[slot], 0)

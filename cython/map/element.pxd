@@ -34,12 +34,12 @@ from machine.atomics cimport (
     copy_out_words, copy_in, copy_words, words_equal,
 )
 from machine.system cimport CLOCK_MONOTONIC, clock_ns
-from machine.number cimport Field, field_mask, field_compute
+from machine.number cimport NumberField, field_mask, field_compute
 from segment.status cimport Status, OK, RETRY
 from segment.layout cimport ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, Element
 from segment.words cimport word_locked, word_owner, element_state, element_header, lock_bits
 from segment.geometry cimport Map, element_value, context_at, context_redo, contexts_usable
-from segment.fields cimport fields_blank, deadline_is_over
+from segment.fields cimport fields_blank, deadline_passed
 from memory.operation cimport SPIN_PAUSES_MAX, Op, lock_busy
 from map.chain cimport Found
 
@@ -93,7 +93,7 @@ cdef inline bint element_read_whole(
         Map *map, const Found *found, uint64_t key_size, void *value,
         uint64_t value_size) noexcept nogil:
     """Copy the value of an element as it was found; False if it changed meanwhile. False for ever
-    if it claims to be updated by nobody: element_is_lost."""
+    if it claims to be updated by nobody: element_is_stuck."""
     cdef uint64_t owner
     cdef uint64_t *source = &found.element.words[0] + (key_size + 7) // 8
     if unlikely(element_state(found.header) == ELEMENT_UPD):
@@ -111,25 +111,25 @@ cdef inline bint element_read_whole(
     fence_acquire()
     return load_relaxed_u64(&found.element.header) == found.header
 
-cdef inline bint element_is_over(Map *map, const Found *found) noexcept nogil:
+cdef inline bint element_expired(Map *map, const Found *found) noexcept nogil:
     """Whether an element's deadline has passed. To be looked at before the header is looked at
     again: only if that stands is it the element's."""
     cdef uint64_t *value = &found.element.words[0] + map.key_words
     if likely(map.timer_word == 0):
         return False
-    return deadline_is_over(load_relaxed_u64(value + map.timer_word - 1))
+    return deadline_passed(load_relaxed_u64(value + map.timer_word - 1))
 
-cdef inline bint element_is_lost(const Found *found) noexcept nogil:
+cdef inline bint element_is_stuck(const Found *found) noexcept nogil:
     """After element_read said False: whether it will do so for ever."""
     return load_relaxed_u64(&found.element.header) == found.header
 
-cdef inline bint element_stands(const Found *found) noexcept nogil:
+cdef inline bint element_unchanged(const Found *found) noexcept nogil:
     """Whether an element is still as it was found: only then was its key in the map."""
     # The slot and the key before the second look; pairs with the release fences of the writers.
     fence_acquire()
     return load_relaxed_u64(&found.element.header) == found.header
 
-cdef inline Status element_await(Op *op, const Found *found) noexcept nogil:
+cdef inline Status element_spin(Op *op, const Found *found) noexcept nogil:
     """Somebody holds the element: RETRY once it has moved on, BUSY if that takes long."""
     cdef int _
     for _ in range(SPIN_PAUSES_MAX):
@@ -138,11 +138,11 @@ cdef inline Status element_await(Op *op, const Found *found) noexcept nogil:
         pause()
     return lock_busy(op, &found.element.header, found.header)
 
-cdef inline Status element_own(
+cdef inline Status element_hold(
         Op *op, const Found *found, uint32_t state, uint64_t *held) noexcept nogil:
     """LIVE -> state, if the element is as it was found. held is the header now."""
     if word_locked(found.header):
-        return element_await(op, found)
+        return element_spin(op, found)
     if unlikely(load_relaxed_u64(&op.map.header.starving) != 0) and starving_is_another(
             op, found.index):
         return lock_busy(op, &op.map.header.starving, load_relaxed_u64(&op.map.header.starving))
@@ -159,7 +159,7 @@ cdef inline Status element_own(
     fence_release()
     return OK
 
-cdef inline void element_settle(Op *op, Element *element, uint64_t held) noexcept nogil:
+cdef inline void element_release(Op *op, Element *element, uint64_t held) noexcept nogil:
     """UPD or ULOCK -> LIVE."""
     # Release: the value's words; pairs with the acquire of the header in chain_find.
     store_release_u64(&element.header, element_header(held, ELEMENT_LIVE, 0))
@@ -174,14 +174,14 @@ cdef inline Status element_update(
     cdef uint64_t held = 0
     cdef Status status
     if map.value_words == 1:
-        status = element_own(op, found, ELEMENT_ULOCK, &held)
+        status = element_hold(op, found, ELEMENT_ULOCK, &held)
         if status == OK:
             store_relaxed_u64(words, read_u64(value) if map.value_size == 8
                               else read_tail(value, map.value_size))
-            element_settle(op, found.element, held)
+            element_release(op, found.element, held)
         return status
     copy_in(context_redo(op.context), value, map.value_size)
-    status = element_own(op, found, ELEMENT_UPD, &held)
+    status = element_hold(op, found, ELEMENT_UPD, &held)
     if status == OK:
         element_redo(op, found.element, held)
     return status
@@ -191,7 +191,7 @@ cdef inline void element_redo(Op *op, Element *element, uint64_t held) noexcept 
     # The header before the value's words; pairs with the acquire fence in element_read.
     fence_release()
     copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
-    element_settle(op, element, held)
+    element_release(op, element, held)
 
 cdef inline void element_commit(Op *op, Element *element, uint64_t held) noexcept nogil:
     """ULOCK, held -> UPD -> LIVE with what stands in the redo buffer."""
@@ -201,7 +201,7 @@ cdef inline void element_commit(Op *op, Element *element, uint64_t held) noexcep
     element_redo(op, element, held)
 
 cdef inline Status element_apply(
-        Op *op, const Found *found, const Field *field, uint64_t *after) noexcept nogil:
+        Op *op, const Found *found, const NumberField *field, uint64_t *after) noexcept nogil:
     """Change one field of the value by its operation; after has its bits then."""
     cdef Map *map = op.map
     cdef uint64_t *words = element_value(map, found.element)
@@ -210,14 +210,14 @@ cdef inline Status element_apply(
     cdef uint64_t *redo
     cdef uint64_t held = 0
     cdef uint64_t before
-    cdef Status status = element_own(op, found, ELEMENT_ULOCK, &held)
+    cdef Status status = element_hold(op, found, ELEMENT_ULOCK, &held)
     if status != OK:
         return status
     if likely(shift + field.size * 8 <= 64):
         before = load_relaxed_u64(word)
         after[0] = field_compute(field, (before >> shift) & field_mask(field))
         store_relaxed_u64(word, (before & ~(field_mask(field) << shift)) | after[0] << shift)
-        element_settle(op, found.element, held)
+        element_release(op, found.element, held)
         return OK
     # The field crosses words: the whole value goes through the redo buffer, UPD commits.
     redo = context_redo(op.context)
@@ -240,17 +240,17 @@ cdef inline Status element_swap(
     cdef Map *map = op.map
     cdef uint64_t *words = element_value(map, found.element)
     cdef uint64_t held = 0
-    cdef Status status = element_own(op, found, ELEMENT_ULOCK, &held)
+    cdef Status status = element_hold(op, found, ELEMENT_ULOCK, &held)
     if status != OK:
         return status
     swapped[0] = expected == NULL or words_equal(words, expected, map.value_size)
     if old != NULL:
         copy_out(old, words, map.value_size)
     if not swapped[0]:
-        element_settle(op, found.element, held)
+        element_release(op, found.element, held)
     elif map.value_words == 1:
         store_relaxed_u64(words, read_tail(value, map.value_size))
-        element_settle(op, found.element, held)
+        element_release(op, found.element, held)
     else:
         copy_in(context_redo(op.context), value, map.value_size)
         element_commit(op, found.element, held)

@@ -6,11 +6,11 @@ from machine.atomics cimport load_relaxed_u64, cas_acquire_u64, compiler_fence, 
 from segment.status cimport Status, OK, CORRUPT, RETRY
 from segment.layout cimport Bucket
 from segment.words cimport word_locked, word_taken, word_held_by, bucket_level_plus1
-from segment.geometry cimport bucket_at, line_at, element_at, pool_object, name_of
+from segment.geometry cimport bucket_at, line_at, element_at, pool_object, checked_index
 from memory.operation cimport SPIN_PAUSES_MAX, Op, lock_busy
 from memory.pool cimport pool_give
 from memory.depot cimport element_give
-from memory.object cimport names_settle
+from memory.object cimport owned_refs_free
 from map.chain cimport Found, line_stash
 from map.element cimport starving_end
 from map.reference cimport refs_drop
@@ -21,18 +21,18 @@ cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
     return index != 0 and index < op.map.line_max and word_held_by(
         line_at(op.map, index).header, op.self_index)
 
-cdef inline void op_settle_all(Op *op) noexcept nogil:
+cdef inline void op_give_back_all(Op *op) noexcept nogil:
     cdef uint64_t line
     if unlikely(op.map.read_only):
         return                                 # it kept nothing, whatever a damaged context says
     if unlikely(op.starving != 0):
         starving_end(op)
     if unlikely(op.context.element != 0):
-        if op.map.ref_count == 0 or refs_drop(op, element_at(op.map, name_of(
+        if op.map.ref_count == 0 or refs_drop(op, element_at(op.map, checked_index(
                 &op.map.element_pool, load_relaxed_u64(&op.context.element)))) == OK:
             element_give(op)
-    if unlikely(op.context.owing != 0):
-        names_settle(op)
+    if unlikely(op.context.debt != 0):
+        owned_refs_free(op)
     while unlikely(op.context.line_stash != 0):        # each turn gives one back
         line = load_relaxed_u64(&op.context.line_stash)
         if not line_is_held(op, line):
@@ -46,12 +46,12 @@ cdef inline void op_settle_all(Op *op) noexcept nogil:
             line_stash(op)
             break
 
-cdef inline void op_settle(Op *op) noexcept nogil:
+cdef inline void op_give_back(Op *op) noexcept nogil:
     """Give back what an operation kept for a next attempt, its claim to be let in first too. What
     cannot be had now stays named."""
-    if unlikely(op.starving != 0 or op.context.element != 0 or op.context.owing != 0
+    if unlikely(op.starving != 0 or op.context.element != 0 or op.context.debt != 0
                 or op.context.line_stash != 0):
-        op_settle_all(op)
+        op_give_back_all(op)
 
 cdef inline Status bucket_hold(
         Op *op, uint32_t operation, Bucket **bucket, uint64_t *held) noexcept nogil:
@@ -78,7 +78,7 @@ cdef inline Status bucket_hold(
         pause()
     return lock_busy(op, &bucket[0].header, seen)
 
-cdef inline bint bucket_hold_unchanged(
+cdef inline bint bucket_hold_if_unchanged(
         Op *op, uint32_t operation, const Found *miss) noexcept nogil:
     """Lock the bucket of a validated miss if nothing has happened to it since its header was looked
     at first. True: the miss still holds."""

@@ -9,13 +9,14 @@
 # references is gone. Only a miss has to be made in the bucket that covers the hash, and is
 # validated there.
 #
-# map_glance is the first look alone, as straight code without a loop around it: nearly every lookup
-# ends there. On what it leaves open the caller calls map_lookup or map_contains. glance_word is the
-# shortest of it. Its length counts: a processor looks some 350 to 450 instructions ahead, and only
-# what it sees there begins its cache misses beside those that it waits for (DESIGN.md, section 17).
+# read_fast is the first look alone, as straight code without a loop around it: nearly every lookup
+# ends there. On what it leaves open the caller calls map_lookup or map_contains. read_word_fast is
+# the shortest of it. Its length counts: a processor looks some 350 to 450 instructions ahead, and
+# only what it sees there begins its cache misses beside those that it waits for (DESIGN.md, section
+# 17).
 #
-# An entry with objects, as SharedDict uses them, is looked up with its special fields (item_find).
-# A reader that wants the object too copies it, and then asks ref_stands; or pins it first
+# An entry with objects, as SharedDict uses them, is looked up with its special fields (entry_find).
+# A reader that wants the object too copies it, and then asks element_unchanged; or pins it first
 # (pins.pxd), and then asks.
 #
 # Upholds: R1, R2, W1 (a miss is validated by the bucket's version).
@@ -29,11 +30,11 @@ from segment.layout cimport LOCK_MASK, ELEMENT_LIVE, ELEMENT_UPD, Bucket
 from segment.words cimport bucket_level_plus1, element_state
 from segment.classes cimport ref_length
 from segment.geometry cimport Map, bucket_at, element_at, element_value
-from segment.fields cimport deadline_is_over
-from memory.object cimport ref_sound, ref_bytes, object_stands
+from segment.fields cimport deadline_passed
+from memory.object cimport ref_valid, ref_bytes, object_memory_covers
 from map.chain cimport Found, chain_find
 from map.element cimport (
-    element_read, element_read_whole, element_is_over, element_is_lost, element_stands,
+    element_read, element_read_whole, element_expired, element_is_stuck, element_unchanged,
 )
 from map.table cimport FOLLOW_MAX, NOWHERE, level_covers, table_guess, table_follow
 
@@ -89,11 +90,11 @@ cdef inline Status map_lookup(
     cdef int _
     for _ in range(READ_TRIES_MAX):
         status = map_find(map, hash, key, &found)
-        over = status == OK and element_is_over(map, &found)
+        over = status == OK and element_expired(map, &found)
         if status == OK and likely(
                 element_read(map, &found, map.key_size, value, map.value_size)):
             return ABSENT if unlikely(over) else OK
-        if status == OK and unlikely(element_is_lost(&found)):
+        if status == OK and unlikely(element_is_stuck(&found)):
             return CORRUPT
         if status == ABSENT or status == CORRUPT:
             return status
@@ -106,8 +107,8 @@ cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noe
     cdef int _
     for _ in range(READ_TRIES_MAX):
         status = map_find(map, hash, key, &found)
-        over = status == OK and element_is_over(map, &found)
-        if status == OK and unlikely(not element_stands(&found)):
+        over = status == OK and element_expired(map, &found)
+        if status == OK and unlikely(not element_unchanged(&found)):
             status = RETRY
         elif unlikely(over):
             status = ABSENT
@@ -115,7 +116,7 @@ cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noe
             break
     return status
 
-cdef inline Status map_look(
+cdef inline Status find_once(
         Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
     """The first look of map_find as straight code, for keys of 8 bytes. RETRY: ask map_find."""
     cdef uint64_t at = table_guess(map, hash)
@@ -123,7 +124,7 @@ cdef inline Status map_look(
         return RETRY
     return bucket_find(map, &at, hash, key, 8, found)
 
-cdef inline bint slot_finds_word(
+cdef inline bint slot_holds_key(
         Map *map, uint32_t *slot, uint32_t index, uint64_t key, Found *found) noexcept nogil:
     """Whether a slot that named element index leads to key, in a map of words only, and nobody
     holds the element: found.element, header and index. False: nothing is known."""
@@ -142,13 +143,13 @@ cdef inline bint slot_finds_word(
 
 cdef inline bint slot_reads_word(
         Map *map, uint32_t *slot, uint32_t index, uint64_t key, uint64_t *value) noexcept nogil:
-    """slot_finds_word, and its value, if value is not NULL."""
+    """slot_holds_key, and its value, if value is not NULL."""
     cdef Found found
-    if unlikely(not slot_finds_word(map, slot, index, key, &found)):
+    if unlikely(not slot_holds_key(map, slot, index, key, &found)):
         return False
     if value != NULL:
         value[0] = load_relaxed_u64(&found.element.words[1])
-    return element_stands(&found)
+    return element_unchanged(&found)
 
 cdef inline uint32_t *first_slot(Bucket *line, uint32_t hash, uint32_t *index) noexcept nogil:
     """The first slot of a line with the hash's tag, and what it names; or NULL."""
@@ -161,15 +162,15 @@ cdef inline uint32_t *first_slot(Bucket *line, uint32_t hash, uint32_t *index) n
     index[0] = load_acquire_u32(slot)
     return slot
 
-cdef inline bint glance_word(
+cdef inline bint read_word_fast(
         Map *map, uint64_t at, uint32_t hash, uint64_t key, uint64_t *value) noexcept nogil:
-    """map_glance_at in a map of words only, as nearly every lookup that hits is: the first slot
+    """read_fast_at in a map of words only, as nearly every lookup that hits is: the first slot
     with the hash's tag, an element that nobody holds. False: nothing is known yet."""
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(bucket_at(map, at), hash, &index)
     return likely(slot != NULL) and slot_reads_word(map, slot, index, key, value)
 
-cdef inline Status glance_sized(
+cdef inline Status read_sized_fast(
         Map *map, uint64_t at, uint32_t hash, const uint8_t *key, uint64_t key_size, void *value,
         uint64_t value_size) noexcept nogil:
     cdef Found found
@@ -178,31 +179,31 @@ cdef inline Status glance_sized(
         if unlikely(map.field_count != 0):
             return RETRY                       # map_lookup knows special fields
         if value == NULL:
-            return OK if likely(element_stands(&found)) else RETRY
+            return OK if likely(element_unchanged(&found)) else RETRY
         if unlikely(not element_read_whole(map, &found, key_size, value, value_size)):
             return RETRY
     return status
 
-cdef inline Status map_glance_at(
+cdef inline Status read_fast_at(
         Map *map, uint64_t at, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
-    """map_glance in a bucket that table_guess named, perhaps a while ago."""
+    """read_fast in a bucket that table_guess named, perhaps a while ago."""
     if likely(map.words_only):
-        if likely(glance_word(map, at, hash, read_u64(key), <uint64_t *> value)):
+        if likely(read_word_fast(map, at, hash, read_u64(key), <uint64_t *> value)):
             return OK
-        return glance_sized(map, at, hash, key, 8, value, 8)
-    return glance_sized(map, at, hash, key, map.key_size, value, map.value_size)
+        return read_sized_fast(map, at, hash, key, 8, value, 8)
+    return read_sized_fast(map, at, hash, key, map.key_size, value, map.value_size)
 
-cdef inline Status map_glance(
+cdef inline Status read_fast(
         Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
     """The first look of map_lookup, or of map_contains if value is NULL, as straight code. What it
     cannot settle is RETRY."""
-    return map_glance_at(map, table_guess(map, hash), hash, key, value)
+    return read_fast_at(map, table_guess(map, hash), hash, key, value)
 
-cdef inline uint64_t item_deadline(Map *map, const uint64_t *value) noexcept nogil:
+cdef inline uint64_t entry_deadline(Map *map, const uint64_t *value) noexcept nogil:
     """When an entry expires, CLOCK_MONOTONIC in ns; 0: never."""
     return value[map.timer_word - 1] if map.timer_word != 0 else 0
 
-cdef inline Status item_find(
+cdef inline Status entry_find(
         Map *map, uint32_t hash, const uint8_t *key, Found *found, uint64_t *value) noexcept nogil:
     """Copy the value of key, special fields and all. OK, ABSENT, CORRUPT; RETRY after
     READ_TRIES_MAX changes under our eyes. An expired entry is found."""
@@ -213,16 +214,16 @@ cdef inline Status item_find(
         if likely(status == OK):
             if likely(element_read_whole(map, found, map.key_size, value, map.value_size)):
                 return OK
-            if unlikely(element_is_lost(found)):
+            if unlikely(element_is_stuck(found)):
                 return CORRUPT
         elif status != RETRY:
             return status
     return RETRY
 
-cdef inline bint item_glance(
+cdef inline bint entry_read_fast(
         Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
         uint64_t *number, uint64_t *deadline) noexcept nogil:
-    """The first look of item_find, for one word of the value and the deadline, as straight code.
+    """The first look of entry_find, for one word of the value and the deadline, as straight code.
     False: not there, or not to be settled so."""
     cdef Found found
     cdef uint64_t at = table_guess(map, hash)
@@ -233,16 +234,16 @@ cdef inline bint item_glance(
     value = element_value(map, found.element)
     number[0] = load_relaxed_u64(value + word)
     deadline[0] = load_relaxed_u64(value + map.timer_word - 1) if map.timer_word != 0 else 0
-    return element_stands(&found)
+    return element_unchanged(&found)
 
-cdef inline bint item_expired(Map *map, const uint64_t *value) noexcept nogil:
-    return map.timer_word != 0 and deadline_is_over(value[map.timer_word - 1])
+cdef inline bint entry_expired(Map *map, const uint64_t *value) noexcept nogil:
+    return map.timer_word != 0 and deadline_passed(value[map.timer_word - 1])
 
-cdef inline const uint8_t *item_bytes(
+cdef inline const uint8_t *entry_bytes(
         Map *map, uint64_t ref, uint64_t *length) noexcept nogil:
     """Where an object's bytes are; NULL if ref is 0, or there is no such object any more, or, in a
     damaged segment, never was. To be asked inside an operation."""
-    if unlikely(ref == 0 or not ref_sound(map, ref) or not object_stands(map, ref)):
+    if unlikely(ref == 0 or not ref_valid(map, ref) or not object_memory_covers(map, ref)):
         return NULL
     length[0] = ref_length(ref)
     return ref_bytes(map, ref)

@@ -13,8 +13,8 @@
 # FREE are 0.
 #
 # Readers copy a reference with the value, name the object and look whether the element still has
-# it (ref_protect), use it, then look at the element's header again (element_stands): an object is freed
-# only after that has changed.
+# it (ref_protect), use it, then read the element's header again (element_unchanged): an object is
+# freed only after that has changed.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
@@ -26,13 +26,13 @@ from segment.words cimport word_locked, word_held_by, element_state, element_hea
 from segment.classes cimport ref_index
 from segment.geometry cimport Map, element_value, context_redo
 from segment.fields cimport fields_begin, fields_keep
-from memory.operation cimport OP_TYPED, OP_KEEP_SHIFT, Op
+from memory.operation cimport OP_RAW_FIELDS, OP_KEEP_SHIFT, Op
 from memory.hazard cimport hazard_set
-from memory.pool cimport object_there
-from memory.object cimport ref_pool, ref_sound, ref_object, name_read, object_free, names_settle
+from memory.pool cimport object_memory_ready
+from memory.object cimport ref_pool, ref_valid, ref_object, owned_ref, object_free, owned_refs_free
 from map.rest cimport rest_shorten
 from map.chain cimport Found
-from map.element cimport element_stands, element_await, element_own, element_settle
+from map.element cimport element_unchanged, element_spin, element_hold, element_release
 
 cdef inline void object_attach(Op *op, uint64_t ref) noexcept nogil:
     """ALLOC -> LIVE, if the object is this context's."""
@@ -58,7 +58,7 @@ cdef inline void refs_attach(Op *op, Element *element) noexcept nogil:
     cdef uint64_t ref
     cdef uint32_t slot
     for slot in range(op.map.ref_count):
-        ref = name_read(op, slot)
+        ref = owned_ref(op, slot)
         store_relaxed_u64(value + op.map.ref_words[slot], ref)
         compiler_fence()
         if ref != 0:
@@ -71,7 +71,7 @@ cdef inline Status refs_detach(Op *op, Element *element) noexcept nogil:
     cdef uint64_t ref
     cdef uint32_t slot
     for slot in range(op.map.ref_count):
-        ref = name_read(op, slot)
+        ref = owned_ref(op, slot)
         if ref != 0:
             object_detach(op, ref)
         store_relaxed_u64(value + op.map.ref_words[slot], 0)
@@ -84,12 +84,12 @@ cdef inline void refs_blank(Map *map, uint64_t *value) noexcept nogil:
     for slot in range(map.ref_count):
         value[map.ref_words[slot]] = 0
 
-cdef inline void names_forget(Op *op) noexcept nogil:
+cdef inline void owned_refs_forget(Op *op) noexcept nogil:
     """The new objects are an element's, and anybody's to free, from here on."""
     cdef uint32_t slot
     compiler_fence()
     for slot in range(op.map.ref_count):
-        store_relaxed_u64(&op.context.names[slot], 0)
+        store_relaxed_u64(&op.context.owned_refs[slot], 0)
     compiler_fence()
 
 cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
@@ -102,14 +102,14 @@ cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
         ref = load_relaxed_u64(value + op.map.ref_words[slot])
         if ref == 0:
             continue
-        if op.context.names[slot] != 0 and op.context.names[slot] != ref:
+        if op.context.owned_refs[slot] != 0 and op.context.owned_refs[slot] != ref:
             status = object_free(op, slot)
             if status != OK:
                 return status
-        if ref_sound(op.map, ref) and object_there(
+        if ref_valid(op.map, ref) and object_memory_ready(
                 op, ref_pool(op.map, ref), ref_index(ref)) != ABSENT:
-            op.context.owing |= 1
-            store_relaxed_u64(&op.context.names[slot], ref)
+            op.context.debt |= 1
+            store_relaxed_u64(&op.context.owned_refs[slot], ref)
             compiler_fence()
             object_detach(op, ref)
         store_relaxed_u64(value + op.map.ref_words[slot], 0)
@@ -125,21 +125,21 @@ cdef inline void refs_prepare(
     the mask keep, which stay as the element has them. The replaced ones are named."""
     cdef uint64_t ref
     cdef uint32_t slot
-    op.context.owing |= 1
+    op.context.debt |= 1
     for slot in range(op.map.ref_count):
         ref = load_relaxed_u64(value + op.map.ref_words[slot])
         if keep >> slot & 1:
             redo[op.map.ref_words[slot]] = ref
         else:
-            redo[op.map.ref_words[slot]] = name_read(op, slot)
-            store_relaxed_u64(&op.context.names[REF_MAX + slot], ref)
+            redo[op.map.ref_words[slot]] = owned_ref(op, slot)
+            store_relaxed_u64(&op.context.owned_refs[REF_MAX + slot], ref)
     compiler_fence()
 
 cdef inline void refs_unprepare(Op *op) noexcept nogil:
     cdef uint32_t slot
     compiler_fence()
     for slot in range(op.map.ref_count):
-        store_relaxed_u64(&op.context.names[REF_MAX + slot], 0)
+        store_relaxed_u64(&op.context.owned_refs[REF_MAX + slot], 0)
     compiler_fence()
 
 cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
@@ -151,12 +151,12 @@ cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
     copy_words(element_value(op.map, element), redo, op.map.value_words)
     for slot in range(op.map.ref_count):
         ref = load_relaxed_u64(redo + op.map.ref_words[slot])
-        old = name_read(op, REF_MAX + slot)
-        if ref != 0 and ref_sound(op.map, ref):
+        old = owned_ref(op, REF_MAX + slot)
+        if ref != 0 and ref_valid(op.map, ref):
             object_attach(op, ref)
             compiler_fence()
-            if op.context.names[slot] == ref:  # not one that the element had no use for
-                store_relaxed_u64(&op.context.names[slot], 0)
+            if op.context.owned_refs[slot] == ref:  # not one that the element had no use for
+                store_relaxed_u64(&op.context.owned_refs[slot], 0)
         if old != 0 and old != ref:
             object_detach(op, old)
     compiler_fence()
@@ -172,16 +172,16 @@ cdef inline Status element_replace(
     cdef uint32_t keep = op.options >> OP_KEEP_SHIFT
     cdef Status status
     if word_locked(found.header) and found.header != section:
-        return element_await(op, found)
+        return element_spin(op, found)
     copy_in(redo, value, op.map.value_size)
-    if not op.options & OP_TYPED and section != 0:
+    if not op.options & OP_RAW_FIELDS and section != 0:
         fields_keep(op.map, redo, element_value(op.map, element))
         keep = (1 << REF_MAX) - 1
-    elif not op.options & OP_TYPED:
+    elif not op.options & OP_RAW_FIELDS:
         fields_begin(op.map, redo)
     refs_prepare(op, element_value(op.map, element), keep, redo)
     if section == 0:
-        status = element_own(op, found, ELEMENT_UPD, &held)
+        status = element_hold(op, found, ELEMENT_UPD, &held)
     else:
         # Release: the redo buffer, for readers that meet UPD; pairs with the acquire of the header
         # in chain_find.
@@ -193,12 +193,12 @@ cdef inline Status element_replace(
     if op.map.timer_word != 0:
         rest_shorten(op.map, load_relaxed_u64(redo + op.map.timer_word - 1))
     refs_exchange(op, element)
-    element_settle(op, element, held)
-    names_settle(op)                           # what is BUSY stays named
+    element_release(op, element, held)
+    owned_refs_free(op)                           # what is BUSY stays named
     return OK
 
 cdef inline bint ref_protect(Op *op, const Found *found, uint64_t ref) noexcept nogil:
     """Before an object is looked at: whether its element still has it. From here until the
     operation ends, or protects another, the object's memory stays (hazard.pxd)."""
     hazard_set(op, ref)
-    return element_stands(found)
+    return element_unchanged(found)

@@ -28,16 +28,16 @@ from segment.geometry cimport (
 )
 from segment.fields cimport fields_blank
 from memory.operation cimport (
-    OP_TYPED, OP_HOLD, Op, lock_acquire, lock_release, WRITE_TRIES_MAX, REGION_SLACK_BYTES,
-    RELEASE_MASK,
+    OP_RAW_FIELDS, OP_KEEP_ELEMENT, Op, lock_acquire, lock_release, WRITE_TRIES_MAX,
+    REGION_SLACK_BYTES, RELEASE_MASK,
 )
 from memory.region cimport region_release
 from map.chain cimport Found, chain_find, chain_remove
-from map.element cimport element_is_over, element_await
+from map.element cimport element_expired, element_spin
 from map.table cimport table_count, entries_taken
 from map.resize cimport table_shrink
-from map.read cimport item_find, item_expired
-from map.hold cimport op_settle, bucket_hold
+from map.read cimport entry_find, entry_expired
+from map.hold cimport op_give_back, bucket_hold
 
 cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
     """After a delete: at most two merges, if the load is low, and memory back."""
@@ -65,7 +65,7 @@ cdef inline Status delete_found(
     if word_locked(found.header) and (
             op.f_lock or element_state(found.header) != ELEMENT_LOCKED):
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
-        return element_await(op, found)
+        return element_spin(op, found)
     store_relaxed_u64(&op.context.element, found.index)
     compiler_fence()
     # Acquire: the value as the last writer left it. DEAD commits.
@@ -78,12 +78,12 @@ cdef inline Status delete_found(
     fence_release()                        # DEAD before whatever becomes of the element
     if value != NULL:
         copy_out(value, element_value(op.map, found.element), op.map.value_size)
-        if op.map.field_count != 0 and not op.options & OP_TYPED:
+        if op.map.field_count != 0 and not op.options & OP_RAW_FIELDS:
             fields_blank(op.map, <uint64_t *> value)
     chain_remove(op, bucket, found.line, found.slot)
     lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
-    if not op.options & OP_HOLD:
-        op_settle(op)
+    if not op.options & OP_KEEP_ELEMENT:
+        op_give_back(op)
     return OK
 
 cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept nogil:
@@ -95,9 +95,9 @@ cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept 
     cdef Status status = RETRY
     cdef bint over = False
     cdef int _
-    if unlikely(op.context.element != 0 or op.context.owing != 0 or op.context.line_stash != 0):
-        op_settle(op)
-    if op.context.element != 0 or op.context.owing != 0:
+    if unlikely(op.context.element != 0 or op.context.debt != 0 or op.context.line_stash != 0):
+        op_give_back(op)
+    if op.context.element != 0 or op.context.debt != 0:
         return BUSY
     for _ in range(WRITE_TRIES_MAX):
         status = bucket_hold(op, OPERATION_DELETE, &bucket, &bucket_held)
@@ -106,7 +106,8 @@ cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept 
             if status == OK and held != 0 and found.header != held:
                 status = ABSENT
             if status == OK:
-                over = held == 0 and not op.options & OP_TYPED and element_is_over(op.map, &found)
+                over = held == 0 and not op.options & OP_RAW_FIELDS and element_expired(
+                    op.map, &found)
                 status = delete_found(op, bucket, &found, value)
             else:
                 lock_release(&bucket.header, bucket_held)
@@ -139,8 +140,8 @@ cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
     cdef uint64_t held = 0
     cdef Found found
     cdef Status status
-    op_settle(op)
-    if op.context.element != 0 or op.context.owing != 0:
+    op_give_back(op)
+    if op.context.element != 0 or op.context.debt != 0:
         return BUSY
     if index >= buckets_usable(op.map):
         return ABSENT
@@ -198,13 +199,13 @@ cdef inline Status map_clear(Op *op) noexcept nogil:
         status = clear_step(op, &pass_)
     return OK if status == ABSENT else status
 
-cdef inline Status item_expire(Op *op, uint64_t *value) noexcept nogil:
+cdef inline Status entry_expire(Op *op, uint64_t *value) noexcept nogil:
     """Delete the entry of op's key if it has expired. OK: it was; ABSENT: it is not there, or has
     not. BUSY or RETRY: call again. An entry that a section holds is left alone."""
     cdef Found found
-    cdef Status status = item_find(op.map, op.hash, op.key, &found, value)
+    cdef Status status = entry_find(op.map, op.hash, op.key, &found, value)
     if status != OK:
         return status
-    if not item_expired(op.map, value) or element_state(found.header) == ELEMENT_LOCKED:
+    if not entry_expired(op.map, value) or element_state(found.header) == ELEMENT_LOCKED:
         return ABSENT
     return map_delete_held(op, found.header, NULL)

@@ -25,13 +25,13 @@ from segment.layout cimport ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_LOCKED
 from segment.words cimport element_header, lock_bits
 from segment.geometry cimport element_value, context_redo
 from segment.fields cimport fields_blank
-from memory.operation cimport OP_TYPED, Op, WRITE_TRIES_MAX
+from memory.operation cimport OP_RAW_FIELDS, Op, WRITE_TRIES_MAX
 from map.chain cimport Found
-from map.element cimport element_own, element_redo
+from map.element cimport element_hold, element_redo
 from map.reference cimport element_replace
 from map.read cimport READ_TRIES_MAX, map_find
 from map.remove cimport map_delete_held
-from map.write cimport map_insert, map_met
+from map.write cimport map_insert, delete_if_expired
 
 # What the owner keeps of a section, in its own memory.
 cdef struct Section:
@@ -45,18 +45,18 @@ cdef inline Status section_open(
     create, if that is not NULL. OK, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""
     cdef Found found
     cdef Status status = RETRY
-    cdef bint scavenge = False
+    cdef bint any_depot = False
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
         status = map_find(op.map, op.hash, op.key, &found)
         if unlikely(op.map.timer_word != 0) and status == OK:
-            status = map_met(op, &found)
+            status = delete_if_expired(op, &found)
         if status == OK:
-            status = element_own(op, &found, ELEMENT_LOCKED, &section.held)
+            status = element_hold(op, &found, ELEMENT_LOCKED, &section.held)
             if status == OK:
                 section.index = found.index
                 copy_out(value, element_value(op.map, found.element), op.map.value_size)
-                if op.map.field_count != 0 and not op.options & OP_TYPED:
+                if op.map.field_count != 0 and not op.options & OP_RAW_FIELDS:
                     fields_blank(op.map, <uint64_t *> value)
                 # The copy before the second look: whoever deletes the element cuts us off, and it
                 # may have another's value by now. Pairs with the release stores of headers.
@@ -64,7 +64,7 @@ cdef inline Status section_open(
                 if load_relaxed_u64(&found.element.header) != section.held:
                     status = RETRY
         elif status == ABSENT and create != NULL:
-            status = map_insert(op, create, &found, &scavenge)
+            status = map_insert(op, create, &found, &any_depot)
             if status == OK:
                 status = RETRY             # it is there now, unless somebody deletes it again
         if status != RETRY:
@@ -107,7 +107,7 @@ cdef inline Status section_abandon(Op *op, const Section *section) noexcept nogi
     cdef Status status = section_find(op, section, &found)
     if status != OK:
         return status
-    # Release: nothing was written; the order is that of element_settle.
+    # Release: nothing was written; the order is that of element_release.
     if not cas_acq_rel_u64(
             &found.element.header, section.held, element_header(section.held, ELEMENT_LIVE, 0)):
         return ABSENT

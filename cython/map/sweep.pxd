@@ -28,7 +28,7 @@ from segment.geometry cimport Map, element_at, element_value
 from memory.operation cimport Op, lock_release
 from map.chain cimport Found, chain_next
 from map.table cimport table_count, level_covers, table_find
-from map.hold cimport op_settle, bucket_hold
+from map.hold cimport op_give_back, bucket_hold
 from map.remove cimport map_shrink_if_empty, delete_found
 
 cdef enum:
@@ -125,9 +125,9 @@ cdef inline Status expired_remove(Op *op, const Expired *gone) noexcept nogil:
     cdef Found found
     cdef Status status = RETRY
     cdef int _
-    if op.context.element != 0 or op.context.owing != 0 or op.context.line_stash != 0:
-        op_settle(op)
-    if op.context.element != 0 or op.context.owing != 0:
+    if op.context.element != 0 or op.context.debt != 0 or op.context.line_stash != 0:
+        op_give_back(op)
+    if op.context.element != 0 or op.context.debt != 0:
         return BUSY
     op.hash = gone.tag
     for _ in range(SWEEP_TRIES_MAX):

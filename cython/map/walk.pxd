@@ -38,7 +38,7 @@ from segment.words cimport word_locked, bucket_level_plus1, element_state
 from segment.geometry cimport Map, bucket_at, element_at, buckets_usable
 from memory.operation cimport Op, op_begin, op_end
 from map.chain cimport Found, chain_next, chain_moved
-from map.element cimport element_read, element_is_over, element_is_lost, element_await
+from map.element cimport element_read, element_expired, element_is_stuck, element_spin
 from map.table cimport table_count, level_covers, table_guess, table_find
 
 cdef enum:
@@ -56,7 +56,7 @@ cdef struct Position:
     uint8_t *key               # key_size bytes of private memory
 
 # Where entries go, one behind the other.
-cdef struct Sink:
+cdef struct EntryBuffer:
     uint8_t *keys
     uint8_t *values            # NULL: keys only
     uint64_t count
@@ -78,7 +78,7 @@ cdef inline uint64_t bucket_range_last(uint64_t order, uint32_t level) noexcept 
     """The last reversed hash of the level's range that contains order."""
     return order | (0xFFFFFFFFULL >> level)
 
-cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nogil:
+cdef inline Status entry_read(Map *map, uint32_t index, EntryBuffer *sink) noexcept nogil:
     """Append a copy of one element's key and value. ABSENT if it is not a live entry; RETRY if it
     kept changing; BUSY if it is held and that is waited for."""
     cdef Found found
@@ -92,10 +92,10 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
         if unlikely(element_state(found.header) - <uint32_t> ELEMENT_LIVE > 3):
             return ABSENT
         if unlikely(sink.waiter != NULL and element_state(found.header) != ELEMENT_LIVE):
-            if element_await(sink.waiter, &found) == BUSY:
+            if element_spin(sink.waiter, &found) == BUSY:
                 return BUSY
             continue
-        over = element_is_over(map, &found) and not sink.expired
+        over = element_expired(map, &found) and not sink.expired
         if likely(map.key_size == 8):
             (<uint64_t *> key)[0] = load_relaxed_u64(&found.element.words[0])
         else:
@@ -109,7 +109,7 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
                 map, &found, map.key_size, sink.values + sink.count * map.value_size,
                 map.value_size)):
             break
-        elif unlikely(element_is_lost(&found)):
+        elif unlikely(element_is_stuck(&found)):
             return CORRUPT
     else:
         return RETRY
@@ -120,7 +120,7 @@ cdef inline Status entry_read(Map *map, uint32_t index, Sink *sink) noexcept nog
 
 cdef inline Status bucket_read_at_rest(
         Map *map, Bucket *bucket, uint64_t header, uint64_t bucket_index,
-        Sink *sink) noexcept nogil:
+        EntryBuffer *sink) noexcept nogil:
     """Append all entries of a bucket without lines. RETRY if somebody was at it; BUSY."""
     cdef uint64_t before = sink.count
     cdef uint64_t mask = (1ULL << (bucket_level_plus1(header) - 1)) - 1
@@ -211,7 +211,7 @@ cdef inline Status chain_rank(
 
 cdef inline Status bucket_read_in_order(
         Map *map, Bucket *bucket, uint64_t header, Position *position,
-        Sink *sink) noexcept nogil:
+        EntryBuffer *sink) noexcept nogil:
     """Append the next entries of a bucket and move the position. RETRY if somebody was at it; BUSY.
     """
     cdef uint64_t before = sink.count
@@ -246,7 +246,7 @@ cdef inline Status bucket_read_in_order(
     memcpy(position.key, sink.keys + (sink.count - 1) * map.key_size, map.key_size)
     return OK
 
-cdef inline Status bucket_read(Map *map, Position *position, Sink *sink) noexcept nogil:
+cdef inline Status bucket_read(Map *map, Position *position, EntryBuffer *sink) noexcept nogil:
     """Append what the next bucket has behind position, as far as there is room, and move the
     position: by at least one entry, or to the end of the bucket. RETRY, having appended nothing, if
     somebody was at it, BUSY if the sink waits for an entry. There is room for one at least, and
@@ -319,7 +319,7 @@ cdef inline void prefetch_elements(Map *map, Ahead *ahead, uint64_t count) noexc
     ahead.steps += 1
 
 cdef inline Status walk_steps(
-        Map *map, Position *position, Sink *sink, uint64_t steps) noexcept nogil:
+        Map *map, Position *position, EntryBuffer *sink, uint64_t steps) noexcept nogil:
     """Read at most so many buckets. OK: there is more, or the sink is full. ABSENT: the walk is at
     its end. RETRY: writers were faster too often; BUSY: an entry is held that the sink waits for;
     what stands in the sink is good."""
@@ -354,7 +354,7 @@ cdef inline Status walk_steps(
                 return RETRY
     return OK
 
-cdef inline Status walk_on(Op *op, Position *position, Sink *sink) noexcept nogil:
+cdef inline Status walk_on(Op *op, Position *position, EntryBuffer *sink) noexcept nogil:
     """walk_steps until the sink is full (OK) or the walk at its end (ABSENT); RETRY, BUSY: wait.
 
     op.context is inside an operation, or NULL if this handle may only read."""
@@ -366,7 +366,7 @@ cdef inline Status walk_on(Op *op, Position *position, Sink *sink) noexcept nogi
             op_begin(op)
     return status
 
-cdef inline bint bucket_look(Map *map, uint64_t index, BucketFacts *facts) noexcept nogil:
+cdef inline bint bucket_figures(Map *map, uint64_t index, BucketFacts *facts) noexcept nogil:
     """What bucket index looks like now; False if there is none. Nobody is kept from changing it:
     the figures of one bucket fit together only if nobody did."""
     cdef Bucket *bucket = bucket_at(map, index)

@@ -8,13 +8,14 @@
 #   NEED_*   memory has to be committed           -> commit, again
 #   BUSY     a lock is held                       -> to the caller, who waits (wait.pxd), then again
 # Nothing is held when an operation returns, but an element that it has taken and filled may stay in
-# context.element for the next attempt, and objects in context.names; op_settle gives them back.
+# context.element for the next attempt, and objects in context.owned_refs; op_give_back gives them
+# back.
 #
 # A value is changed in one step (a number added, a value swapped) while its element is held
 # (ULOCK), for the time of a few instructions; nothing else can change it, and a reader sees the old
 # value or the new one.
 #
-# To store an entry with objects, the context gets its objects (item_object), fills them, and calls
+# To store an entry with objects, the context gets its objects (object_make), fills them, and calls
 # map_update: the objects are the context's until the element has them.
 #
 # Linearization points (W1): insert: the slot's store; update: the header's UPD, or the word's
@@ -27,7 +28,7 @@ from machine.atomics cimport (
     unlikely, read_tail, copy_in, copy_words,
 )
 from machine.hashing cimport hash_key
-from machine.number cimport Field
+from machine.number cimport NumberField
 from segment.status cimport (
     Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, BUSY, RETRY, NEED_BUCKETS, NEED_ELEMENTS,
     NEED_LINES,
@@ -37,23 +38,25 @@ from segment.layout cimport (
     REGION_BUCKETS, OPERATION_INSERT, Bucket, Element,
 )
 from segment.words cimport element_state
-from segment.geometry cimport Map, bucket_at, element_at, element_value, context_redo, name_of
+from segment.geometry cimport Map, bucket_at, element_at, element_value, context_redo, checked_index
 from segment.fields cimport fields_begin
-from memory.operation cimport OP_TYPED, OP_KEEP_SHIFT, Op, lock_busy, lock_release, WRITE_TRIES_MAX
+from memory.operation cimport (
+    OP_RAW_FIELDS, OP_KEEP_SHIFT, Op, lock_busy, lock_release, WRITE_TRIES_MAX,
+)
 from memory.region cimport region_commit
 from memory.pool cimport block_commit
 from memory.depot cimport element_take
 from map.rest cimport rest_shorten
 from map.chain cimport Found, chain_find, chain_append
 from map.element cimport (
-    element_read, element_is_over, element_stands, element_await, element_own, element_settle,
+    element_read, element_expired, element_unchanged, element_spin, element_hold, element_release,
     element_update, element_apply, element_swap,
 )
-from map.reference cimport refs_attach, refs_detach, refs_blank, names_forget, element_replace
+from map.reference cimport refs_attach, refs_detach, refs_blank, owned_refs_forget, element_replace
 from map.table cimport table_count, entries_taken, table_guess, bucket_missed
 from map.resize cimport table_pass, table_split
-from map.read cimport map_find, map_look, slot_finds_word, first_slot, item_find, item_expired
-from map.hold cimport bucket_hold, bucket_hold_unchanged
+from map.read cimport map_find, find_once, slot_holds_key, first_slot, entry_find, entry_expired
+from map.hold cimport bucket_hold, bucket_hold_if_unchanged
 from map.remove cimport map_delete_held
 from map.sweep cimport sweep_some
 
@@ -78,7 +81,7 @@ cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) no
     """A value with special fields: what it says there never stands in the element."""
     cdef uint64_t *redo = context_redo(op.context)
     copy_in(redo, value, op.map.value_size)
-    if not op.options & OP_TYPED:
+    if not op.options & OP_RAW_FIELDS:
         fields_begin(op.map, redo)
     refs_blank(op.map, redo)
     copy_words(element_value(op.map, element), redo, op.map.value_words)
@@ -93,7 +96,7 @@ cdef inline Status insert_hold(
     cdef Found found
     cdef Status status
     # If no tag was the hash's, the miss was one of whatever key has that hash.
-    if likely(miss.index == 0 and bucket_hold_unchanged(op, OPERATION_INSERT, miss)):
+    if likely(miss.index == 0 and bucket_hold_if_unchanged(op, OPERATION_INSERT, miss)):
         bucket[0] = bucket_at(op.map, miss.bucket)
         return ABSENT
     status = bucket_hold(op, OPERATION_INSERT, bucket, &held)
@@ -137,7 +140,7 @@ cdef inline void map_catch_up(Op *op, Bucket *bucket) noexcept nogil:
         map_split(op, child)
 
 cdef inline Status insert_try(
-        Op *op, const uint8_t *value, const Found *miss, bint scavenge) noexcept nogil:
+        Op *op, const uint8_t *value, const Found *miss, bint any_depot) noexcept nogil:
     """Insert a key that was absent a moment ago. RETRY if it is not any more."""
     cdef Map *map = op.map
     cdef Bucket *bucket = NULL
@@ -147,10 +150,11 @@ cdef inline Status insert_try(
     if unlikely(load_relaxed_u64(&map.header.clearing) != 0):
         return lock_busy(op, &map.header.clearing, load_relaxed_u64(&map.header.clearing))
     if op.context.element == 0:
-        status = element_take(op, scavenge)
+        status = element_take(op, any_depot)
         if status != OK:
             return status
-    element = element_at(map, name_of(&map.element_pool, load_relaxed_u64(&op.context.element)))
+    element = element_at(
+        map, checked_index(&map.element_pool, load_relaxed_u64(&op.context.element)))
     if not op.element_filled:
         copy_in(&element.words[0], op.key, map.key_size)
         if unlikely(map.field_count != 0):
@@ -177,7 +181,7 @@ cdef inline Status insert_try(
     compiler_fence()
     store_relaxed_u64(&op.context.element, 0)
     if map.ref_count != 0:
-        names_forget(op)
+        owned_refs_forget(op)
     if unlikely(load_relaxed_u32(&bucket.indices[LINK_SLOT]) >= LINK_BASE):
         map_catch_up(op, bucket)
     return OK
@@ -194,9 +198,9 @@ cdef inline void map_grow_if_loaded(Op *op) noexcept nogil:
             return
 
 cdef inline Status map_insert(
-        Op *op, const uint8_t *value, const Found *miss, bint *scavenge) noexcept nogil:
+        Op *op, const uint8_t *value, const Found *miss, bint *any_depot) noexcept nogil:
     """insert_try, and what it asks for."""
-    cdef Status status = insert_try(op, value, miss, scavenge[0])
+    cdef Status status = insert_try(op, value, miss, any_depot[0])
     cdef Status memory
     cdef Found found
     if status == OK:
@@ -207,8 +211,8 @@ cdef inline Status map_insert(
         memory = map_memory(op, status)
         if memory == OK:
             return RETRY
-        if memory == NO_MEMORY and status == NEED_ELEMENTS and not scavenge[0]:
-            scavenge[0] = True                         # other depots may have parked some
+        if memory == NO_MEMORY and status == NEED_ELEMENTS and not any_depot[0]:
+            any_depot[0] = True                         # other depots may have parked some
             return RETRY
         status = memory
     # Others may have inserted the key, and taken the last room: then it is an update (W2).
@@ -217,12 +221,12 @@ cdef inline Status map_insert(
         return RETRY
     return status
 
-cdef inline Status map_met(Op *op, const Found *found) noexcept nogil:
+cdef inline Status delete_if_expired(Op *op, const Found *found) noexcept nogil:
     """After map_find found an entry that has a deadline: one that has expired is deleted. OK: it
     stands; RETRY, BUSY. Of typed values the caller has seen to that (read.pxd), and a section keeps
     its entry."""
     cdef Status status
-    if not element_is_over(op.map, found) or op.options & OP_TYPED or (
+    if not element_expired(op.map, found) or op.options & OP_RAW_FIELDS or (
             element_state(found.header) != ELEMENT_LIVE):
         return OK
     op.element_filled = False
@@ -233,53 +237,53 @@ cdef inline Status map_replace(Op *op, const Found *found, const uint8_t *value)
     """element_update of a value with special fields. The new objects may belong to an element that
     was to be inserted."""
     if op.element_filled and op.context.element != 0:
-        refs_detach(op, element_at(op.map, name_of(
+        refs_detach(op, element_at(op.map, checked_index(
             &op.map.element_pool, load_relaxed_u64(&op.context.element))))
         op.element_filled = False
     return element_replace(op, found, value, 0)
 
-cdef inline Status map_meet(
+cdef inline Status update_with_fields(
         Op *op, const Found *found, const uint8_t *value, uint32_t flag) noexcept nogil:
     """map_update of a key that is there, where the value has special fields or flag forbids it."""
     cdef Status status = OK
     if op.map.timer_word != 0:
-        status = map_met(op, found)
+        status = delete_if_expired(op, found)
     if status == OK and flag == UPDATE_NOEXIST:
-        return PRESENT if element_stands(found) else RETRY
+        return PRESENT if element_unchanged(found) else RETRY
     if status == OK:
         status = map_replace(op, found, value)
     return status
 
-cdef inline bint map_store_word(Op *op, uint64_t key, uint64_t value) noexcept nogil:
+cdef inline bint update_word_fast(Op *op, uint64_t key, uint64_t value) noexcept nogil:
     """map_update in a map of words only, as nearly every one of a key that is there is (read.pxd,
-    glance_word). False: nothing was done."""
+    read_word_fast). False: nothing was done."""
     cdef Found found
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(
         bucket_at(op.map, table_guess(op.map, op.hash)), op.hash, &index)
     cdef uint64_t held = 0
     if unlikely(slot == NULL) or unlikely(
-            not slot_finds_word(op.map, slot, index, key, &found)):
+            not slot_holds_key(op.map, slot, index, key, &found)):
         return False
-    if unlikely(element_own(op, &found, ELEMENT_ULOCK, &held) != OK):
+    if unlikely(element_hold(op, &found, ELEMENT_ULOCK, &held) != OK):
         return False
     store_relaxed_u64(&found.element.words[1], value)
-    element_settle(op, found.element, held)
+    element_release(op, found.element, held)
     return True
 
 cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:
     """Store value under key. OK, PRESENT, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""
     cdef Found found
-    cdef bint scavenge = False
-    cdef Status status = map_look(op.map, op.hash, op.key, &found)
+    cdef bint any_depot = False
+    cdef Status status = find_once(op.map, op.hash, op.key, &found)
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
         if status == OK and likely(flag != UPDATE_NOEXIST and op.map.field_count == 0):
             status = element_update(op, &found, value)
         elif status == OK:
-            status = map_meet(op, &found, value, flag)
+            status = update_with_fields(op, &found, value, flag)
         elif status == ABSENT and flag != UPDATE_EXIST:
-            status = map_insert(op, value, &found, &scavenge)
+            status = map_insert(op, value, &found, &any_depot)
         if status != RETRY:
             break
         status = map_find(op.map, op.hash, op.key, &found)
@@ -287,21 +291,21 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
 
 
 cdef inline Status map_apply(
-        Op *op, const Field *field, const uint8_t *initial, uint64_t *after) noexcept nogil:
+        Op *op, const NumberField *field, const uint8_t *initial, uint64_t *after) noexcept nogil:
     """Change a field; after has its bits then. An absent key is inserted with the value initial, if
     that is not NULL, in which the field has the result already. OK, ABSENT, FULL, NO_MEMORY; BUSY
     or RETRY: call again."""
     cdef Found found
-    cdef bint scavenge = False
-    cdef Status status = map_look(op.map, op.hash, op.key, &found)
+    cdef bint any_depot = False
+    cdef Status status = find_once(op.map, op.hash, op.key, &found)
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
         if unlikely(op.map.timer_word != 0) and status == OK:
-            status = map_met(op, &found)
+            status = delete_if_expired(op, &found)
         if status == OK:
             status = element_apply(op, &found, field, after)
         elif status == ABSENT and initial != NULL:
-            status = map_insert(op, initial, &found, &scavenge)
+            status = map_insert(op, initial, &found, &any_depot)
             if status == OK:
                 after[0] = read_tail(initial + field.offset, field.size)
         if status != RETRY:
@@ -334,10 +338,10 @@ cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
     cdef int _
     for _ in range(WRITE_TRIES_MAX):
         status = map_find(op.map, op.hash, op.key, &found)
-        over = status == OK and element_is_over(op.map, &found)
+        over = status == OK and element_expired(op.map, &found)
         if status == OK:
             if element_state(found.header) != ELEMENT_LIVE:
-                status = element_await(op, &found)
+                status = element_spin(op, &found)
             elif not likely(element_read(
                     op.map, &found, op.map.key_size, value, op.map.value_size)):
                 status = RETRY
@@ -347,13 +351,13 @@ cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
             break
     return status
 
-cdef inline Status item_touch(Op *op, uint64_t deadline, uint64_t *value) noexcept nogil:
+cdef inline Status entry_touch(Op *op, uint64_t deadline, uint64_t *value) noexcept nogil:
     """Set the deadline of an entry that has not expired. OK, ABSENT; BUSY or RETRY: call again."""
     cdef Found found
-    cdef Status status = item_find(op.map, op.hash, op.key, &found, value)
+    cdef Status status = entry_find(op.map, op.hash, op.key, &found, value)
     if status != OK:
         return status
-    if item_expired(op.map, value):
+    if entry_expired(op.map, value):
         return ABSENT
     value[op.map.timer_word - 1] = deadline
     op.options |= 7 << OP_KEEP_SHIFT           # its references stay

@@ -22,7 +22,9 @@ from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence, prefetch_write, unlikely,
 )
 from segment.status cimport Status, OK, FULL, CORRUPT, BUSY, NEED_ELEMENTS
-from segment.layout cimport PAYLOAD_SHIFT, ELEMENT_FREE, ELEMENT_ALLOC, SPARE_SHIFT, Element, Depot
+from segment.layout cimport (
+    PAYLOAD_SHIFT, ELEMENT_FREE, ELEMENT_ALLOC, TRANSIT_SHIFT, Element, Depot,
+)
 from segment.words cimport (
     word_locked, word_taken, lock_bits, depot_count, depot_credit, depot_head, depot_word,
 )
@@ -30,10 +32,10 @@ from segment.classes cimport (
     class_of, ref_make, ref_index, ref_class, PARKED_MAX, DEPOT_HIGH_MAX, CREDIT_BATCH, CREDIT_HIGH,
     PoolView,
 )
-from segment.geometry cimport Map, depot_at, depot_pool, element_at, pool_object, name_of
+from segment.geometry cimport Map, depot_at, depot_pool, element_at, pool_object, checked_index
 from memory.operation cimport Op, lock_busy, lock_try, lock_acquire, lock_release, header_set
 from memory.pool cimport (
-    block_name, block_is_empty, block_retire_if_empty, Chain, pool_detach, pool_put_locked,
+    block_name, block_is_empty, block_retire_if_empty, FreeList, pool_detach, pool_put_locked,
 )
 
 cdef enum:
@@ -96,7 +98,7 @@ cdef inline Status credits_move(
 cdef inline Status depot_refill(
         Op *op, Depot *depot, PoolView *pool, uint64_t batch, uint64_t *held) noexcept nogil:
     """Fetch objects from the pool into the held depot."""
-    cdef Chain chain = Chain(0, 0, 0)
+    cdef FreeList chain = FreeList(0, 0, 0)
     cdef Status status = pool_detach(op, pool, batch, &chain)
     if status != OK:
         return status
@@ -106,7 +108,7 @@ cdef inline Status depot_refill(
         depot_word(<uint32_t> chain.head, depot_count(held[0]) + <uint32_t> chain.count,
                    depot_credit(held[0])), op.self_index)
     depot_store(op, depot, held[0])
-    op.context.chain_count = 0
+    op.context.list_count = 0
     compiler_fence()
     return OK
 
@@ -155,11 +157,11 @@ cdef inline bint depot_is_spent(Map *map, uint64_t index) noexcept nogil:
     word = load_acquire_u64(&map.depots[index].word)
     return not word_locked(word) and depot_credit(word) == 0
 
-cdef inline Status element_take(Op *op, bint scavenge) noexcept nogil:
+cdef inline Status element_take(Op *op, bint any_depot) noexcept nogil:
     """An element and the right to insert it, from this CPU's depot or, without credit, another.
 
     FULL only if no depot and not the header had a credit. NEED_ELEMENTS if a block has to be
-    committed first; with scavenge, only if no depot at all has a free element either.
+    committed first; with any_depot, only if no depot at all has a free element either.
     """
     cdef Map *map = op.map
     cdef uint64_t here = depot_here(map)
@@ -171,7 +173,7 @@ cdef inline Status element_take(Op *op, bint scavenge) noexcept nogil:
         if depot_is_spent(map, index):
             continue
         status = depot_take(op, index)
-        if status == OK or status == CORRUPT or (status == NEED_ELEMENTS and not scavenge):
+        if status == OK or status == CORRUPT or (status == NEED_ELEMENTS and not any_depot):
             return status
         if status != FULL:
             worst = status
@@ -189,7 +191,7 @@ cdef inline uint64_t depot_keep(Map *map) noexcept nogil:
 cdef inline Status element_give(Op *op) noexcept nogil:
     """Give back the element that context.element names, ALLOC or DEAD, and its credit."""
     cdef Map *map = op.map
-    cdef uint64_t given = name_of(&map.element_pool, load_relaxed_u64(&op.context.element))
+    cdef uint64_t given = checked_index(&map.element_pool, load_relaxed_u64(&op.context.element))
     cdef Element *element = element_at(map, given)
     cdef uint64_t here = depot_here(map)
     cdef uint64_t held = 0
@@ -282,7 +284,7 @@ cdef inline bint depot_push_down(
     compiler_fence()
     if lock_try(op, pool.words + block, &block_held) != OK:
         return False
-    store_relaxed_u64(&op.context.spare, <uint64_t> pool.kind << SPARE_SHIFT | moved)
+    store_relaxed_u64(&op.context.in_transit, <uint64_t> pool.kind << TRANSIT_SHIFT | moved)
     compiler_fence()
     header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
@@ -292,20 +294,20 @@ cdef inline bint depot_push_down(
     depot_store(op, depot, held[0])
     pool_put_locked(pool, block, block_held, moved)
     compiler_fence()
-    store_relaxed_u64(&op.context.spare, 0)
+    store_relaxed_u64(&op.context.in_transit, 0)
     compiler_fence()
     return True
 
-cdef inline uint64_t stock_high(uint64_t bytes) noexcept nogil:
+cdef inline uint64_t depot_objects_high(uint64_t bytes) noexcept nogil:
     """Free objects of a small class that a depot may hold: bpf_mem_alloc's, about 24 KiB."""
     return DEPOT_HIGH_MAX if bytes <= 256 else 24576 // bytes
 
-cdef inline Status stock_take_from(
+cdef inline Status depot_take_object_from(
         Op *op, uint64_t index, PoolView *pool, uint64_t slot, uint64_t length) noexcept nogil:
-    """Take an object out of depot index, refilled if it is empty, into names[slot]."""
+    """Take an object out of depot index, refilled if it is empty, into owned_refs[slot]."""
     cdef Depot *depot = depot_at(op.map, index)
     cdef uint64_t held = 0
-    cdef uint64_t batch = stock_high(pool.stride) // 2
+    cdef uint64_t batch = depot_objects_high(pool.stride) // 2
     cdef uint64_t taken
     cdef Element *thing
     cdef Status status = depot_hold(op, index, &held, True)
@@ -320,7 +322,7 @@ cdef inline Status stock_take_from(
         lock_release(&depot.word, held)
         return status
     thing = pool_object(pool, taken)
-    store_relaxed_u64(&op.context.names[slot], ref_make(taken, length))
+    store_relaxed_u64(&op.context.owned_refs[slot], ref_make(taken, length))
     compiler_fence()
     held = depot_word(
         <uint32_t> load_relaxed_u64(&thing.words[0]), depot_count(held) - 1, 0)
@@ -329,29 +331,29 @@ cdef inline Status stock_take_from(
     lock_release(&depot.word, held)
     return OK
 
-cdef inline Status stock_take(
-        Op *op, PoolView *pool, uint64_t slot, uint64_t length, bint scavenge) noexcept nogil:
-    """Take a small object. With scavenge, where memory cannot be had, out of any depot."""
+cdef inline Status depot_take_object(
+        Op *op, PoolView *pool, uint64_t slot, uint64_t length, bint any_depot) noexcept nogil:
+    """Take a small object. With any_depot, where memory cannot be had, out of any depot."""
     cdef uint64_t first = (class_of(length) + 1) * op.map.depot_count
     cdef uint64_t here = depot_here(op.map)
     cdef uint64_t turn, index
-    cdef Status status = stock_take_from(op, first + here, pool, slot, length)
-    if status == OK or status == BUSY or not scavenge:
+    cdef Status status = depot_take_object_from(op, first + here, pool, slot, length)
+    if status == OK or status == BUSY or not any_depot:
         return status
     for turn in range(1, op.map.depot_count):
         index = first + ((here + turn) & (op.map.depot_count - 1))
         if depot_count(load_relaxed_u64(&depot_at(op.map, index).word)) != 0 and (
-                stock_take_from(op, index, pool, slot, length) == OK):
+                depot_take_object_from(op, index, pool, slot, length) == OK):
             return OK
     return status
 
-cdef inline Status stock_give(
+cdef inline Status depot_give_object(
         Op *op, PoolView *pool, uint64_t slot, uint64_t ref) noexcept nogil:
-    """Give back the small object ref, which names[slot] names, ALLOC; clear the name."""
+    """Give back the small object ref, which owned_refs[slot] names, ALLOC; clear the name."""
     cdef uint64_t given = ref_index(ref)
     cdef uint64_t first = (ref_class(ref) + 1) * op.map.depot_count
     cdef uint64_t here = depot_here(op.map)
-    cdef uint64_t keep = stock_high(pool.stride)
+    cdef uint64_t keep = depot_objects_high(pool.stride)
     cdef Element *thing = pool_object(pool, given)
     cdef uint64_t held = 0
     cdef uint64_t index = first
@@ -374,7 +376,7 @@ cdef inline Status stock_give(
     lock_release(&depot_at(op.map, index).word, depot_word(
         <uint32_t> given, depot_count(held) + 1, 0))
     compiler_fence()
-    store_relaxed_u64(&op.context.names[slot], 0)
+    store_relaxed_u64(&op.context.owned_refs[slot], 0)
     compiler_fence()
     if unlikely(depot_count(held) >= keep):
         depot_drain(op, index, keep // 2)

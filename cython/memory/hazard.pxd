@@ -2,9 +2,10 @@
 # Hazards: which objects an operation may be looking at (M1).
 #
 # An operation that looks at an object of somebody else's names it first, in its context: hazard, a
-# reader's; names and spare, a writer's (object.pxd, depot.pxd). Memory of objects goes back while no
-# operation under way names anything in it. So whoever stops inside an operation keeps one block or
-# run, of each of these, and no more; who has ended, or looks elsewhere, keeps nothing.
+# reader's; owned_refs and in_transit, a writer's (object.pxd, depot.pxd). Memory of objects goes
+# back while no operation under way names anything in it. So a process that stops inside an
+# operation keeps one block or run for each of these, and no more; one that has ended its operation,
+# or looks elsewhere, keeps nothing.
 #
 #   reader     hazard := reference; [fence]; the element still has it (ref_protect)? then look
 #   writer     names[i] := reference; fence; the block's word is free and READY (object_own)? look
@@ -28,7 +29,7 @@ from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_release_u64, add_relaxed_u64, fence_seq_cst,
     compiler_fence, pause, unlikely,
 )
-from segment.layout cimport NAME_MAX, SPARE_SHIFT, Context
+from segment.layout cimport NAME_MAX, TRANSIT_SHIFT, Context
 from segment.classes cimport POOL_OBJECTS, ref_index, ref_class, PoolView
 from segment.geometry cimport Map, context_at, contexts_usable
 from memory.operation cimport Op
@@ -78,11 +79,11 @@ cdef inline bint context_names(Context *context, PoolView *pool, uint64_t block)
     if ref_within(pool, block, load_acquire_u64(&context.hazard)):
         return True
     for slot in range(NAME_MAX):
-        if ref_within(pool, block, load_acquire_u64(&context.names[slot])):
+        if ref_within(pool, block, load_acquire_u64(&context.owned_refs[slot])):
             return True
-    spare = load_relaxed_u64(&context.spare)
-    return spare >> SPARE_SHIFT == pool.kind and (
-        (spare & ((1ULL << SPARE_SHIFT) - 1)) // pool.capacity == block)
+    spare = load_relaxed_u64(&context.in_transit)
+    return spare >> TRANSIT_SHIFT == pool.kind and (
+        (spare & ((1ULL << TRANSIT_SHIFT) - 1)) // pool.capacity == block)
 
 cdef inline bint block_is_watched(
         Map *map, const Context *own, PoolView *pool, uint64_t block) noexcept nogil:

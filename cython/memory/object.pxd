@@ -6,10 +6,10 @@
 # pins alone keep it (pins.pxd). Small ones pass through a depot of this CPU, as elements do; runs
 # come from their pool and grow to the pages they need while they are the context's own.
 #
-# context.names has a place for each reference of a value, twice: 0 to REF_MAX - 1 for objects that
-# are new, from REF_MAX on for those replaced or dropped. A name says "look there"; the header says
-# whether the object is this context's. It is cleared before the context touches a depot again after
-# the object has become somebody else's.
+# context.owned_refs has a place for each reference of a value, twice: 0 to REF_MAX - 1 for objects
+# that are new, from REF_MAX on for those replaced or dropped. A reference there is a hint for
+# recovery; only the object's header says whether it is this context's. It is cleared before the
+# context touches a depot again after the object has got another owner.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 from machine.atomics cimport (
@@ -28,9 +28,9 @@ from segment.geometry cimport Map, pool_object, region_usable
 from memory.operation cimport Op, WRITE_TRIES_MAX
 from memory.region cimport budget_charge, budget_used, budget_refund, memory_populate
 from memory.pool cimport (
-    block_commit, block_release, object_there, block_is_empty, pool_take, pool_give,
+    block_commit, block_release, object_memory_ready, block_is_empty, pool_take, pool_give,
 )
-from memory.depot cimport depot_drain, stock_take, stock_give
+from memory.depot cimport depot_drain, depot_take_object, depot_give_object
 from memory.pins cimport pins_find, retired_take, pins_hold_back
 
 cdef inline PoolView *ref_pool(Map *map, uint64_t ref) noexcept nogil:
@@ -38,7 +38,7 @@ cdef inline PoolView *ref_pool(Map *map, uint64_t ref) noexcept nogil:
     cdef uint32_t which = ref_class(ref)
     return &map.classes[which if which < CLASS_COUNT else 0]
 
-cdef inline bint ref_sound(Map *map, uint64_t ref) noexcept nogil:
+cdef inline bint ref_valid(Map *map, uint64_t ref) noexcept nogil:
     """Whether a reference names an object there could be."""
     return ref_class(ref) < CLASS_COUNT and (
         ref_index(ref) < ref_pool(map, ref).object_count)
@@ -51,13 +51,13 @@ cdef inline uint8_t *ref_bytes(Map *map, uint64_t ref) noexcept nogil:
     return <uint8_t *> ref_object(map, ref) + (
         SMALL_HEADER if ref_class(ref) < CLASS_SMALL else RUN_HEADER)
 
-cdef inline uint64_t name_read(Op *op, uint64_t slot) noexcept nogil:
-    """What names[slot] names; 0 if that is nothing there could be. Read once, and checked as read:
+cdef inline uint64_t owned_ref(Op *op, uint64_t slot) noexcept nogil:
+    """owned_refs[slot]; 0 if that is no reference there could be. Read once, and checked as read:
     in a damaged segment somebody may be writing there."""
-    cdef uint64_t ref = load_relaxed_u64(&op.context.names[slot])
-    return ref if ref_sound(op.map, ref) else 0
+    cdef uint64_t ref = load_relaxed_u64(&op.context.owned_refs[slot])
+    return ref if ref_valid(op.map, ref) else 0
 
-cdef inline bint object_stands(Map *map, uint64_t ref) noexcept nogil:
+cdef inline bint object_memory_covers(Map *map, uint64_t ref) noexcept nogil:
     """Whether the memory of a sound reference's object is there, as the words say that are in
     charge of it. It stays while the caller's hazard names it (reference.pxd, ref_protect)."""
     cdef PoolView *pool = ref_pool(map, ref)
@@ -70,8 +70,8 @@ cdef inline bint object_stands(Map *map, uint64_t ref) noexcept nogil:
     return pool.capacity > 1 or pages_of(ref_length(ref)) <= run_pages(ref_object(map, ref))
 
 cdef inline Status run_grow(Op *op, PoolView *pool, uint64_t slot) noexcept nogil:
-    """Have all pages of the run that names[slot] names, which is this context's."""
-    cdef uint64_t ref = name_read(op, slot)
+    """Have all pages of the run that owned_refs[slot] names, which is this context's."""
+    cdef uint64_t ref = owned_ref(op, slot)
     cdef Element *run = pool_object(pool, ref_index(ref))
     cdef uint64_t wanted = pages_of(ref_length(ref))
     cdef uint64_t pages
@@ -95,17 +95,17 @@ cdef inline Status run_grow(Op *op, PoolView *pool, uint64_t slot) noexcept nogi
             op, <uint8_t *> run + PAGE_BYTES, (wanted - 1) * PAGE_BYTES)
     return status
 
-cdef inline Status heap_take(
-        Op *op, uint64_t slot, uint64_t length, bint scavenge) noexcept nogil:
-    """An object of length bytes, at most LENGTH_MAX, into names[slot], which must be 0; ALLOC, of
+cdef inline Status object_take(
+        Op *op, uint64_t slot, uint64_t length, bint any_depot) noexcept nogil:
+    """An object of length bytes, at most LENGTH_MAX, into owned_refs[slot], which is 0; ALLOC, of
     this context. NEED_OBJECTS, NO_MEMORY, OUT_OF_BYTES, BUSY, RETRY, CORRUPT: nothing taken."""
     cdef PoolView *pool = &op.map.classes[class_of(length)]
     cdef Status status
-    op.context.owing |= 1
+    op.context.debt |= 1
     compiler_fence()
     if pool.capacity > 1:
-        return stock_take(op, pool, slot, length, scavenge)
-    status = pool_take(op, pool, &op.context.names[slot], length)
+        return depot_take_object(op, pool, slot, length, any_depot)
+    status = pool_take(op, pool, &op.context.owned_refs[slot], length)
     if status == OK:
         status = run_grow(op, pool, slot)
         if status != OK:
@@ -113,7 +113,7 @@ cdef inline Status heap_take(
     return status
 
 cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogil:
-    """Whether ref, which names[slot] names, is an object of this context's: OK. ABSENT: it is not,
+    """Whether ref, which owned_refs[slot] names, is this context's object: OK. ABSENT: it is not,
     and the name is cleared. BUSY: its block is held. A retired object that nothing pins any more
     becomes it."""
     cdef Element *thing
@@ -121,42 +121,42 @@ cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogi
     if ref != 0:
         fence_seq_cst()                        # pairs with those in looks_are_ordered, pin_set
         thing = ref_object(op.map, ref)
-        status = object_there(op, ref_pool(op.map, ref), ref_index(ref))
+        status = object_memory_ready(op, ref_pool(op.map, ref), ref_index(ref))
         if status == OK and not retired_take(op, thing, ref) and not (
                 word_held_by(load_acquire_u64(&thing.header), op.self_index)
                 and element_state(thing.header) == ELEMENT_ALLOC):
             status = ABSENT
     if status == ABSENT:
-        store_relaxed_u64(&op.context.names[slot], 0)
+        store_relaxed_u64(&op.context.owned_refs[slot], 0)
         compiler_fence()
     return status
 
 cdef inline Status object_free(Op *op, uint64_t slot) noexcept nogil:
-    """Give back the object that names[slot] names, if it is this context's and not pinned, and
+    """Give back the object that owned_refs[slot] names, if it is this context's and not pinned, and
     clear the name. BUSY, RETRY: it stays named."""
-    cdef uint64_t ref = name_read(op, slot)
+    cdef uint64_t ref = owned_ref(op, slot)
     cdef PoolView *pool = ref_pool(op.map, ref)
     cdef Status status = object_own(op, slot, ref)
     if status != OK:
         return OK if status == ABSENT else status
     if unlikely(pins_find(op, ref)) and pins_hold_back(op, ref_object(op.map, ref), ref):
-        store_relaxed_u64(&op.context.names[slot], 0)
+        store_relaxed_u64(&op.context.owned_refs[slot], 0)
         compiler_fence()
         return OK
     if pool.capacity > 1:
-        return stock_give(op, pool, slot, ref)
-    return pool_give(op, pool, ref_index(ref), &op.context.names[slot])
+        return depot_give_object(op, pool, slot, ref)
+    return pool_give(op, pool, ref_index(ref), &op.context.owned_refs[slot])
 
-cdef inline Status names_settle(Op *op) noexcept nogil:
+cdef inline Status owned_refs_free(Op *op) noexcept nogil:
     """Give back every object of this context's, and pages it owes. BUSY, RETRY: some are left."""
     cdef uint64_t slot
     cdef Status status = OK
     cdef Status one
     if op.map.objects == NULL:                 # there is nothing to owe
-        op.context.owing = 0
+        op.context.debt = 0
         return OK
     for slot in range(NAME_MAX):
-        if op.context.names[slot] != 0:
+        if op.context.owned_refs[slot] != 0:
             one = object_free(op, slot)
             if one != OK:
                 status = one
@@ -164,10 +164,10 @@ cdef inline Status names_settle(Op *op) noexcept nogil:
     if one != OK:
         status = one
     if status == OK:
-        op.context.owing = 0
+        op.context.debt = 0
     return status
 
-cdef inline void heap_reclaim(Op *op) noexcept nogil:
+cdef inline void objects_reclaim(Op *op) noexcept nogil:
     """Give back the memory of every block of objects that is empty: for who finds none. Costs a
     look at every block's word."""
     cdef uint64_t index, block, limit
@@ -180,35 +180,35 @@ cdef inline void heap_reclaim(Op *op) noexcept nogil:
                 depot_drain(op, (which + 1) * op.map.depot_count + index, 0)
         limit = load_relaxed_u64(&pool.shared.frontier)
         for block in range(limit if limit < pool.block_count else pool.block_count):
-            if object_there(op, pool, block * pool.capacity) == OK and block_is_empty(
+            if object_memory_ready(op, pool, block * pool.capacity) == OK and block_is_empty(
                     pool, block, load_relaxed_u64(pool.words + block)):
                 block_release(op, pool, block)
 
-cdef inline Status item_object(
+cdef inline Status object_make(
         Op *op, uint64_t slot, const uint8_t *source, uint64_t length) noexcept nogil:
-    """A new object with these bytes, into names[slot], unless there is one. OK, NO_MEMORY,
+    """A new object with these bytes, into owned_refs[slot], unless there is one. OK, NO_MEMORY,
     OUT_OF_BYTES, CORRUPT; BUSY or RETRY: call again."""
     cdef Status status = OK
-    cdef bint scavenge = False
-    cdef uint64_t ref = name_read(op, slot)
+    cdef bint any_depot = False
+    cdef uint64_t ref = owned_ref(op, slot)
     cdef int _
     if ref != 0:
         return OK if ref_length(ref) == length else CORRUPT
     for _ in range(WRITE_TRIES_MAX):
-        status = heap_take(op, slot, length, scavenge)
+        status = object_take(op, slot, length, any_depot)
         if status == NEED_OBJECTS:
             status = block_commit(op, &op.map.classes[class_of(length)])
             if status == OK:
                 status = RETRY
-        if (status == NO_MEMORY or status == OUT_OF_BYTES) and not scavenge:
-            heap_reclaim(op)
-            scavenge = True
+        if (status == NO_MEMORY or status == OUT_OF_BYTES) and not any_depot:
+            objects_reclaim(op)
+            any_depot = True
             status = RETRY
         if status != RETRY:
             break
     if status != OK or length == 0:
         return status
-    ref = name_read(op, slot)
+    ref = owned_ref(op, slot)
     if unlikely(ref == 0 or ref_length(ref) != length):    # only in a damaged segment
         return CORRUPT
     memcpy(ref_bytes(op.map, ref), source, length)

@@ -22,8 +22,8 @@ cdef enum:
     SPIN_PAUSES_MAX = 128      # about 4 us: longer than any section here lasts when its owner runs
 
 cdef enum:
-    OP_TYPED = 1               # values come with their special fields, and go with them
-    OP_HOLD = 2                # a deleted element stays in context.element until op_settle
+    OP_RAW_FIELDS = 1               # values come with their special fields, and go with them
+    OP_KEEP_ELEMENT = 2                # a deletion leaves the element in context.element
     OP_KEEP_SHIFT = 8
 
 cdef struct Op:

@@ -3,8 +3,8 @@
 #
 # So nobody can know what it looks at, and an object's memory may go at any
 # moment. It never touches that memory: it reads the file instead, where a hole is zeros and takes
-# no page. What it read counts if the element still stands afterwards (reference.pxd, element_stands).
-# Costs two system calls. Where the program has closed the descriptor and none can be had, the
+# no page. What it read counts if the element is unchanged afterwards (element_unchanged). Costs
+# two system calls. Where the program has closed the descriptor and none can be had, the
 # kernel copies from the mapping: then a hole may take a page, but never raises a signal.
 from libc.stdint cimport uint64_t, uint8_t
 from posix.types cimport off_t
@@ -16,7 +16,7 @@ from segment.words cimport block_state
 from segment.classes cimport ref_index, ref_length, pages_of, PoolView
 from segment.geometry cimport Map, pool_object, region_usable
 from segment.file cimport segment_fd
-from memory.object cimport ref_pool, ref_sound, ref_bytes
+from memory.object cimport ref_pool, ref_valid, ref_bytes
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buffer, size_t size, off_t offset) noexcept
@@ -65,7 +65,7 @@ cdef inline Status object_peek(Map *map, uint64_t ref, void *into) noexcept nogi
     cdef PoolView *pool = ref_pool(map, ref)
     cdef uint64_t block = ref_index(ref) // pool.capacity
     cdef uint64_t pages
-    if not ref_sound(map, ref) or block >= region_usable(map, pool.words_region) // 8:
+    if not ref_valid(map, ref) or block >= region_usable(map, pool.words_region) // 8:
         return ABSENT
     # Acquire: pairs with the release of a block word; the object is as old or newer.
     if block_state(load_acquire_u64(pool.words + block)) != BLOCK_READY:

@@ -12,7 +12,7 @@
 # takes it by a CAS (retired_take) and frees it.
 #
 # A pin of a dead process is ended by whoever recovers the process. To end a pin a context names the
-# object first (names[0]), so a death in between leaves a name, and its recovery looks again.
+# object first (owned_refs[0]), so a death in between leaves a name, and its recovery looks again.
 from libc.stdint cimport uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
@@ -92,11 +92,11 @@ cdef inline void pin_set(Op *op, uint64_t index, uint64_t ref) noexcept nogil:
     fence_seq_cst()                            # pairs with the fences in pins_find and pins_look
 
 cdef inline uint64_t pin_clear(Op *op, uint64_t index) noexcept nogil:
-    """End a pin; names[0], which must be 0, names what it pinned. The caller settles the names."""
+    """End a pin; owned_refs[0], which must be 0, names what it pinned. The caller frees that."""
     cdef Pin *pin = &op.map.pins[index]
     cdef uint64_t ref = load_relaxed_u64(&pin.ref)
-    op.context.owing |= 1
-    store_relaxed_u64(&op.context.names[0], ref)
+    op.context.debt |= 1
+    store_relaxed_u64(&op.context.owned_refs[0], ref)
     compiler_fence()
     # Release: the last use of the object; pairs with the acquire in pins_look.
     store_release_u64(&pin.ref, 0)

@@ -38,8 +38,8 @@ from segment.classes cimport POOL_LINES, POOL_OBJECTS, POOL_KINDS, ref_make, run
 from segment.geometry cimport pool_object, region_usable
 from memory.operation cimport Op, lock_busy, lock_try, lock_acquire, lock_release, header_set
 from memory.region cimport (
-    budget_charge, budget_used, budget_owe, pages_owed, budget_owe_none, budget_refund,
-    memory_remove, memory_populate, memory_prefer_huge, memory_is_quiet, region_commit,
+    budget_charge, budget_used, debt_add, pages_owed, budget_owe_none, budget_refund, memory_remove,
+    memory_populate, memory_prefer_huge, memory_is_quiet, region_commit,
 )
 from memory.hazard cimport block_is_watched
 
@@ -103,7 +103,7 @@ cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept n
             block * pool.block_bytes, pool.block_bytes)
     status = memory_populate(op, pool.base + block * pool.block_bytes, pool.first_bytes)
     if status != OK and pool.kind >= POOL_OBJECTS:
-        budget_owe(op, op.context.charged)
+        debt_add(op, op.context.charged)
         budget_used(op)
     return status
 
@@ -211,7 +211,7 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
         lock_release(pool.words + block, held)
         return BUSY
     if pool.kind >= POOL_OBJECTS:              # counts once the word says RELEASING
-        budget_owe(op, block_pages(pool, block))
+        debt_add(op, block_pages(pool, block))
     if pool.capacity == 1:                     # what is owed says it from here on
         pool_object(pool, block).words[1] = 0
         compiler_fence()
@@ -227,7 +227,7 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
     add_relaxed_u64(&op.map.header.statistics.blocks_released, 1)
     return OK
 
-cdef inline Status object_there(Op *op, PoolView *pool, uint64_t index) noexcept nogil:
+cdef inline Status object_memory_ready(Op *op, PoolView *pool, uint64_t index) noexcept nogil:
     """Whether an object that this context does not own may be touched: ABSENT if its memory has
     gone, BUSY if it may be going. OK holds until the context's operation ends.
 
@@ -257,21 +257,21 @@ cdef inline void block_retire_if_empty(Op *op, PoolView *pool, uint64_t block) n
         return
     if not block_is_empty(pool, block, load_relaxed_u64(pool.words + block)):
         return
-    spare = load_relaxed_u64(&pool.shared.spare)
+    spare = load_relaxed_u64(&pool.shared.kept_block)
     if spare != 0 and spare - 1 != block and spare - 1 < pool_words_usable(op, pool) and (
             block_is_empty(pool, spare - 1, load_relaxed_u64(pool.words + spare - 1))):
         # Keep the lower of the two, so that the high one goes.
         if spare - 1 > block:
-            store_relaxed_u64(&pool.shared.spare, block + 1)
+            store_relaxed_u64(&pool.shared.kept_block, block + 1)
             block = spare - 1
         block_release(op, pool, block)
     else:
-        store_relaxed_u64(&pool.shared.spare, block + 1)
+        store_relaxed_u64(&pool.shared.kept_block, block + 1)
 
 cdef enum:
     POOL_TRIES_MAX = 16        # blocks somebody else took or emptied before we had them
 
-cdef struct Chain:             # objects taken from a block, linked by index through words[0]
+cdef struct FreeList:             # objects taken from a block, linked by index through words[0]
     uint64_t head
     uint64_t tail
     uint64_t count
@@ -336,7 +336,7 @@ cdef inline Status pool_take(
     return OK
 
 cdef inline Status pool_detach(
-        Op *op, PoolView *pool, uint64_t wanted, Chain *chain) noexcept nogil:
+        Op *op, PoolView *pool, uint64_t wanted, FreeList *chain) noexcept nogil:
     """Take up to wanted objects, state FREE, as a chain that context.chain_* names.
 
     The caller holds the depot they are for; its recovery hangs the chain into that depot. Until the
@@ -372,10 +372,10 @@ cdef inline Status pool_detach(
             chain.head = index
         chain.tail = index
         chain.count += 1
-    op.context.chain_head = chain.head
-    op.context.chain_tail = chain.tail
+    op.context.list_head = chain.head
+    op.context.list_tail = chain.tail
     compiler_fence()
-    op.context.chain_count = chain.count
+    op.context.list_count = chain.count
     compiler_fence()
     lock_release(pool.words + block, block_word(
         BLOCK_READY, <uint32_t> fresh, <uint32_t> free_count, <uint32_t> place & 0xFFF))

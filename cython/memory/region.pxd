@@ -26,8 +26,8 @@
 #            happen; the store that unlocks the word commits. The context that charged goes on to
 #            use the pages: the store that makes them a block's, or a run's, comes next, and charged
 #            becomes 0.
-#   refund   pages given up stand in context.owing until the word says so: hold it, budget_after,
-#            unlock, none are owed. It may wait: op_settle tries again.
+#   refund   pages given up stand in context.debt until the word says so: hold it, budget_after,
+#            unlock, none are owed. It may wait: op_give_back tries again.
 #
 # After a death, budget_after decides what became of the word (budget_recover), and the block or run
 # that was charged for decides what becomes of charged (recover_memory.pxd).
@@ -78,20 +78,20 @@ cdef inline void budget_used(Op *op) noexcept nogil:
     op.context.charged = 0
     compiler_fence()
 
-cdef inline void budget_owe(Op *op, uint64_t pages) noexcept nogil:
+cdef inline void debt_add(Op *op, uint64_t pages) noexcept nogil:
     """From here on this context has pages to give back; it must owe none so far."""
-    op.context.owing = pages * 2 + 1
+    op.context.debt = pages * 2 + 1
     compiler_fence()
 
 cdef inline uint64_t pages_owed(const Context *context) noexcept nogil:
-    return context.owing >> 1
+    return context.debt >> 1
 
 cdef inline void budget_owe_none(Op *op) noexcept nogil:
-    op.context.owing &= 1
+    op.context.debt &= 1
     compiler_fence()
 
 cdef inline Status budget_refund(Op *op) noexcept nogil:
-    """Give back what the context owes. BUSY: it goes on owing it."""
+    """Give back what the context owes. BUSY: it goes on debt it."""
     cdef uint64_t *word = &op.map.objects.budget
     cdef uint64_t held = 0
     cdef uint64_t after

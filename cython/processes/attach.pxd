@@ -4,7 +4,7 @@
 # A context is taken for each operation and put back after it, so a process has as many as it has
 # threads inside operations at once. One is kept in Local.idle_context, where the next operation
 # finds it with one load; others in Local.more. Local is in a page that fork wipes: a child finds no
-# context and no slot there, and session_claim gives it its own.
+# context and no slot there, and attach_claim gives it its own.
 #
 # A process that finds all slots in use, or no memory for more, could not recover the dead processes
 # that have them, since a recoverer is named by its process slot. It locks the byte of a dead
@@ -26,7 +26,7 @@ from segment.geometry cimport Local, Map, geometry_bind, context_at, processes_u
 from segment.file cimport REMOVAL_BYTE, segment_open, byte_lock
 from memory.operation cimport Op
 from memory.region cimport HUGE_BYTES
-from map.hold cimport op_settle
+from map.hold cimport op_give_back
 from processes.claim cimport CLAIM_LOCKED, CLAIM_BY_PID, CLAIM_KIND_MASK
 from processes.liveness cimport (
     Standing, process_is_dead, recoverer_lives, slot_claim, process_keep, process_register,
@@ -113,7 +113,7 @@ cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept no
     munmap(<void *> (start + size), reserved + HUGE_BYTES - start)
     return base
 
-cdef inline bint session_map(Map *map, int fd, const char **missing) noexcept nogil:
+cdef inline bint attach_map(Map *map, int fd, const char **missing) noexcept nogil:
     """Map the segment, and the page that fork wipes. If that fails, errno says why, and missing
     names what this kernel has not, or a filter refuses, if it is that.
 
@@ -155,7 +155,7 @@ cdef inline uint64_t session_idle(Map *map) noexcept nogil:
         taken = map.local.more[map.local.more_count]
     return taken
 
-cdef inline void session_rest(Map *map, uint64_t taken) noexcept nogil:
+cdef inline void attach_rest(Map *map, uint64_t taken) noexcept nogil:
     """Put a context back that is at rest. Beyond MORE_MAX it is freed, unless it still owns what it
     could not give back."""
     cdef Context *context = context_at(map, taken - 1)
@@ -164,11 +164,11 @@ cdef inline void session_rest(Map *map, uint64_t taken) noexcept nogil:
     if map.local.more_count < MORE_MAX:
         map.local.more[map.local.more_count] = <uint32_t> taken
         map.local.more_count += 1
-    elif context.element == 0 and context.line_stash == 0 and context.owing == 0:
+    elif context.element == 0 and context.line_stash == 0 and context.debt == 0:
         # Release: everything is at rest; pairs with the CAS in context_claim.
         store_release_u64(&context.owner, 0)
 
-cdef inline Status session_register(Map *map, Standing *standing) noexcept nogil:
+cdef inline Status attach_register(Map *map, Standing *standing) noexcept nogil:
     """Give this process a slot, unless it has one."""
     cdef Status status
     if map.local.registered:
@@ -179,10 +179,10 @@ cdef inline Status session_register(Map *map, Standing *standing) noexcept nogil
     map.local.generation = <uint64_t> clock_ns(CLOCK_MONOTONIC)
     return status
 
-cdef inline Status session_claim(Map *map, Standing *standing, uint64_t *taken) noexcept nogil:
+cdef inline Status attach_claim(Map *map, Standing *standing, uint64_t *taken) noexcept nogil:
     """A context for an operation, its index plus one."""
     cdef uint64_t index = 0
-    cdef Status status = session_register(map, standing)
+    cdef Status status = attach_register(map, standing)
     if status != OK:
         return status
     taken[0] = session_idle(map)
@@ -194,7 +194,7 @@ cdef inline Status session_claim(Map *map, Standing *standing, uint64_t *taken) 
     taken[0] = index + 1
     return status
 
-cdef inline void session_leave(Map *map, Standing *standing) noexcept nogil:
+cdef inline void attach_leave(Map *map, Standing *standing) noexcept nogil:
     """Free the contexts and the slot. No operation of this process is under way."""
     cdef Op op
     cdef uint64_t taken
@@ -206,16 +206,16 @@ cdef inline void session_leave(Map *map, Standing *standing) noexcept nogil:
             op.self_index = <uint32_t> (taken - 1)
             op.context = context_at(map, op.self_index)
             context_note_time(map, op.context)
-            op_settle(&op)
-            if op.context.element == 0 and op.context.line_stash == 0 and op.context.owing == 0:
+            op_give_back(&op)
+            if op.context.element == 0 and op.context.line_stash == 0 and op.context.debt == 0:
                 # Release: everything is at rest; pairs with the CAS in context_claim.
                 store_release_u64(&op.context.owner, 0)
             taken = session_idle(map)
         process_leave(map, standing)
 
-cdef inline void session_end(Map *map, Standing *standing) noexcept nogil:
-    """session_leave, and unmap."""
-    session_leave(map, standing)
+cdef inline void attach_end(Map *map, Standing *standing) noexcept nogil:
+    """attach_leave, and unmap."""
+    attach_leave(map, standing)
     munmap(map.local, sizeof(Local))
     munmap(map.base, map.segment_bytes)
     map.base = NULL

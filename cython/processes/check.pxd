@@ -14,7 +14,7 @@
 #   leaks     every element that is not fresh is named by a chain, a depot, a block or a context
 #   lines     likewise: linked, in a block, or stashed by a context
 #   credits   header + depots + entries + those in contexts == max_entries
-#   objects   each named once, in the state that goes with it (check_objects.pxd); the budget adds up
+#   objects   each named once, in the state that fits (check_objects.pxd); the budget adds up
 #   locks     none is held, but by a section or a clear() whose context rests meanwhile
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
@@ -31,11 +31,11 @@ from segment.words cimport (
 from segment.classes cimport PoolView
 from segment.geometry cimport (
     Map, region_at, bucket_at, element_at, context_at, pool_object, contexts_usable, buckets_usable,
-    name_of,
+    checked_index,
 )
 from map.chain cimport chain_next, line_used
 from map.table cimport level_covers, bucket_fits
-from processes.check_objects cimport blocks_begun, objects_lost, budget_error
+from processes.check_objects cimport pool_limit, objects_lost, budget_error
 
 cdef enum Problem:
     SOUND = 0
@@ -129,7 +129,7 @@ cdef inline bint check_no_twin(
         Map *map, Report *report, Bucket *bucket, Bucket *line, uint32_t slot) noexcept nogil:
     """No earlier slot of the chain has the same key."""
     cdef uint32_t index = load_relaxed_u32(&line.indices[slot])
-    cdef Element *element = element_at(map, name_of(&map.element_pool, index))
+    cdef Element *element = element_at(map, checked_index(&map.element_pool, index))
     cdef Bucket *other = bucket
     cdef uint64_t _
     cdef uint32_t at, twin
@@ -272,7 +272,7 @@ cdef inline bint check_contexts(Map *map, Report *report) noexcept nogil:
         context = context_at(map, index)
         if context.owner == 0:
             continue
-        element = name_of(&map.element_pool, load_relaxed_u64(&context.element))
+        element = checked_index(&map.element_pool, load_relaxed_u64(&context.element))
         if element != 0 and word_held_by(
                 element_at(map, element).header, <uint32_t> index):
             report.owned_by_contexts += 1
@@ -300,10 +300,10 @@ cdef inline void check_walk(Map *map, const Context *own, Report *report) noexce
     if not (check_table(map, report) and check_depots(map, report)
             and check_contexts(map, report)):
         return
-    for block in range(blocks_begun(map, &map.element_pool)):
+    for block in range(pool_limit(map, &map.element_pool)):
         if not check_block(map, report, &map.element_pool, block):
             return
-    for block in range(blocks_begun(map, &map.line_pool)):
+    for block in range(pool_limit(map, &map.line_pool)):
         if not check_block(map, report, &map.line_pool, block):
             return
     if map.objects != NULL and not check_objects(map, own, report):
@@ -328,8 +328,8 @@ cdef inline void check_map(Map *map, const Context *own, Report *report) noexcep
     """Fill in report, which must be zero."""
     cdef uint64_t before
     report.exact = True
-    report.element_limit = blocks_begun(map, &map.element_pool) * map.element_pool.capacity
-    report.line_limit = blocks_begun(map, &map.line_pool) * map.line_pool.capacity
+    report.element_limit = pool_limit(map, &map.element_pool) * map.element_pool.capacity
+    report.line_limit = pool_limit(map, &map.line_pool) * map.line_pool.capacity
     report.element_seen = <uint8_t *> calloc(report.element_limit + 1, 1)
     report.line_seen = <uint8_t *> calloc(report.line_limit + 1, 1)
     if report.element_seen == NULL or report.line_seen == NULL:

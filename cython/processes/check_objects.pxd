@@ -26,7 +26,7 @@ from memory.region cimport context_relies
 from memory.hazard cimport hazard_set, context_names
 from memory.pool cimport block_is_empty
 from memory.pins cimport pins_usable
-from memory.object cimport ref_sound
+from memory.object cimport ref_valid
 from memory.peek cimport object_word
 
 cdef struct ObjectFacts:
@@ -36,7 +36,7 @@ cdef struct ObjectFacts:
     uint64_t pages_waiting     # of these, empty, but named by an operation under way
     uint64_t pinned            # pins
 
-cdef inline uint64_t blocks_begun(Map *map, PoolView *pool) noexcept nogil:
+cdef inline uint64_t pool_limit(Map *map, PoolView *pool) noexcept nogil:
     """Blocks below the frontier whose words may be looked at."""
     cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
     cdef uint64_t usable = region_usable(map, pool.words_region) // 8
@@ -79,7 +79,7 @@ cdef inline bint context_keeps_any(Map *map, const Context *own, uint64_t index)
     cdef PoolView *pool
     for which in range(CLASS_COUNT):
         pool = &map.classes[which]
-        for block in range(blocks_begun(map, pool)):
+        for block in range(pool_limit(map, pool)):
             if block_is_empty(pool, block, load_acquire_u64(pool.words + block)) and (
                     context_keeps(map, own, index, pool, block)):
                 return True
@@ -90,7 +90,7 @@ cdef inline void class_count(Op *op, uint32_t which, ObjectFacts *facts) noexcep
     cdef PoolView *pool = &map.classes[which]
     cdef uint64_t used = 0
     cdef uint64_t block, index, word, pages
-    for block in range(blocks_begun(map, pool)):
+    for block in range(pool_limit(map, pool)):
         word = load_acquire_u64(pool.words + block)
         if block_state(word) != BLOCK_READY:
             continue
@@ -141,7 +141,7 @@ cdef inline void class_lists(Map *map, ClassCheck *check) noexcept nogil:
     cdef PoolView *pool = check.pool
     cdef uint64_t block, word, at, index
     cdef uint32_t _
-    for block in range(blocks_begun(map, pool)):
+    for block in range(pool_limit(map, pool)):
         word = load_acquire_u64(pool.words + block)
         if word_locked(word):                  # it may be going; of a map at rest none is held
             check.lost = block * pool.capacity + 1
@@ -182,17 +182,17 @@ cdef inline void class_entries(
             ref = element_value(map, element)[map.ref_words[slot]]
             if ref != 0 and ref_class(ref) == check.which:
                 class_name(
-                    check, ref_index(ref), ref_sound(map, ref) and ref_index(ref) < check.limit
+                    check, ref_index(ref), ref_valid(map, ref) and ref_index(ref) < check.limit
                     and element_state(object_word(
                         map, &pool_object(check.pool, ref_index(ref)).header)) == ELEMENT_LIVE)
 
-cdef inline void class_rest(Map *map, ClassCheck *check) noexcept nogil:
+cdef inline void class_unnamed(Map *map, ClassCheck *check) noexcept nogil:
     """What is in use and nothing has named: a context's own, or retired. Else it is lost."""
     cdef PoolView *pool = check.pool
     cdef uint64_t block, word, index, header, owner
     cdef bint found
     cdef uint32_t slot
-    for block in range(blocks_begun(map, pool)):
+    for block in range(pool_limit(map, pool)):
         word = load_acquire_u64(pool.words + block)
         if block_state(word) != BLOCK_READY or word_locked(word):
             continue
@@ -206,9 +206,9 @@ cdef inline void class_rest(Map *map, ClassCheck *check) noexcept nogil:
             if element_state(header) == ELEMENT_ALLOC and word_locked(header) and (
                     owner < contexts_usable(map)):
                 for slot in range(NAME_MAX):
-                    if context_at(map, owner).names[slot] != 0 and (
-                            ref_class(context_at(map, owner).names[slot]) == check.which
-                            and ref_index(context_at(map, owner).names[slot]) == index):
+                    if context_at(map, owner).owned_refs[slot] != 0 and (
+                            ref_class(context_at(map, owner).owned_refs[slot]) == check.which
+                            and ref_index(context_at(map, owner).owned_refs[slot]) == index):
                         found = True
             if not found:
                 check.lost = index + 1
@@ -220,14 +220,14 @@ cdef inline uint64_t class_check(
     cdef ClassCheck check
     check.pool = &map.classes[which]
     check.which = which
-    check.limit = blocks_begun(map, check.pool) * check.pool.capacity
+    check.limit = pool_limit(map, check.pool) * check.pool.capacity
     check.lost = 0
     check.seen = <uint8_t *> calloc(check.limit + 1, 1)
     if check.seen == NULL:
         return 0                               # no private memory: nothing is found
     class_lists(map, &check)
     class_entries(map, &check, element_seen, element_limit)
-    class_rest(map, &check)
+    class_unnamed(map, &check)
     free(check.seen)
     return check.lost
 

@@ -40,11 +40,11 @@ from segment.words cimport (
 )
 from segment.geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, contexts_usable,
-    processes_usable, name_of,
+    processes_usable, checked_index,
 )
 from memory.operation cimport Op, lock_release, op_holds, header_set, context_begin
 from memory.region cimport budget_recover
-from memory.pool cimport object_there
+from memory.pool cimport object_memory_ready
 from map.rest cimport rest_shorten
 from map.chain cimport (
     Found, chain_bump, chain_links, chain_names, line_stash, chain_remove, chain_repair,
@@ -53,11 +53,11 @@ from map.chain cimport (
 from map.reference cimport refs_exchange
 from map.table cimport bucket_parent, bucket_release
 from map.resize cimport split_finish, merge_finish, merge_undo
-from map.hold cimport line_is_held, op_settle
+from map.hold cimport line_is_held, op_give_back
 from map.remove cimport map_clear
 from processes.liveness cimport process_is_dead, recoverer_enter, recoverer_leave, recoverers_forget
 from processes.recover_memory cimport (
-    recover_regions, bucket_there, recover_depot, recover_spare, recover_growth, recover_pins,
+    recover_regions, bucket_there, recover_depot, recover_in_transit, recover_growth, recover_pins,
 )
 
 cdef inline Status recover_element(Op *op) noexcept nogil:
@@ -69,7 +69,7 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
     if index == 0 or index >= op.map.element_max:
         return OK
     element = element_at(op.map, index)
-    status = object_there(op, &op.map.element_pool, index)   # the name may be of long ago
+    status = object_memory_ready(op, &op.map.element_pool, index)   # the name may be of long ago
     if status != OK:
         return OK if status == ABSENT else BUSY
     # Acquire: the redo buffer is the dead one's, the value what it left. One look decides: an
@@ -123,7 +123,7 @@ cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
     chain_repair(op, bucket)
     if op.context.element != 0:
         element = element_at(
-            op.map, name_of(&op.map.element_pool, load_relaxed_u64(&op.context.element)))
+            op.map, checked_index(&op.map.element_pool, load_relaxed_u64(&op.context.element)))
         if chain_names(op.map, bucket, <uint32_t> op.context.element, NULL, 0, &found):
             store_relaxed_u64(&op.context.element, 0)
             add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
@@ -134,7 +134,7 @@ cdef inline void recover_insert(Op *op, Bucket *bucket) noexcept nogil:
 
 cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
     cdef Found found
-    cdef uint64_t index = name_of(
+    cdef uint64_t index = checked_index(
         &op.map.element_pool, load_relaxed_u64(&op.context.element))
     recover_line(op, bucket, NULL)
     chain_repair(op, bucket)
@@ -194,7 +194,7 @@ cdef inline Status recover_bucket(Op *op) noexcept nogil:
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
     return BUSY if status == BUSY else OK
 
-cdef inline Status recover_owned(Op *op) noexcept nogil:
+cdef inline Status recover_give_back(Op *op) noexcept nogil:
     """Give back the objects that the context still owns."""
     cdef Context *context = op.context
     cdef Status status = OK
@@ -202,14 +202,14 @@ cdef inline Status recover_owned(Op *op) noexcept nogil:
         line_stash(op)
     context.line = 0
     if context.element != 0 and not op_holds(
-            op, &element_at(op.map, name_of(&op.map.element_pool, context.element)).header):
+            op, &element_at(op.map, checked_index(&op.map.element_pool, context.element)).header):
         store_relaxed_u64(&context.element, 0)     # inserted, or given back
     if context.element != 0:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
-    op_settle(op)
-    if context.spare != 0:
-        status = recover_spare(op)
-    if context.element != 0 or context.line_stash != 0 or context.owing != 0:
+    op_give_back(op)
+    if context.in_transit != 0:
+        status = recover_in_transit(op)
+    if context.element != 0 or context.line_stash != 0 or context.debt != 0:
         return BUSY
     return status
 
@@ -247,7 +247,7 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
         return status
     status = recover_bucket(&op)
     if status == OK:
-        status = recover_owned(&op)
+        status = recover_give_back(&op)
     if status == OK and map.objects != NULL:
         status = recover_pins(&op, op.context.owner)
     if status == OK and op_holds(&op, &map.header.clearing):
@@ -345,7 +345,7 @@ cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
     for index in range(count):                 # at most CONTEXT_MAX
         context = context_at(map, index)
         if load_acquire_u64(&context.activity) & 1 or (
-                load_relaxed_u64(&context.element) != 0 or load_relaxed_u64(&context.owing) != 0):
+                load_relaxed_u64(&context.element) != 0 or load_relaxed_u64(&context.debt) != 0):
             process = load_acquire_u64(&context.owner) - 1
             if process_is_dead(map, process) and process_recover(map, process) == OK:
                 found += 1

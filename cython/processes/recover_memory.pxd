@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence
 from segment.status cimport Status, OK, ABSENT, BUSY
 from segment.layout cimport (
-    ELEMENT_FREE, ELEMENT_ALLOC, BLOCK_READY, REGION_BUCKETS, NAME_MAX, SPARE_SHIFT, Context,
+    ELEMENT_FREE, ELEMENT_ALLOC, BLOCK_READY, REGION_BUCKETS, NAME_MAX, TRANSIT_SHIFT, Context,
     Element, Depot,
 )
 from segment.words cimport (
@@ -23,11 +23,11 @@ from segment.geometry cimport (
     buckets_usable,
 )
 from memory.operation cimport Op, lock_try, lock_release, op_holds, header_set
-from memory.region cimport budget_used, budget_owe, pages_owed, budget_owe_none
+from memory.region cimport budget_used, debt_add, pages_owed, budget_owe_none
 from memory.pool cimport block_vacate, pool_give
 from memory.depot cimport depot_store
 from memory.pins cimport pins_usable, pin_clear
-from memory.object cimport ref_object, name_read, names_settle
+from memory.object cimport ref_object, owned_ref, owned_refs_free
 
 cdef inline void recover_regions(Op *op) noexcept nogil:
     cdef uint64_t which = load_relaxed_u64(&op.context.region) - 1
@@ -65,21 +65,21 @@ cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
     word = pool[0].words + block
     return word if op_holds(op, word) else NULL
 
-cdef inline void recover_chain(
+cdef inline void recover_list(
         Op *op, Depot *depot, PoolView *pool, bint block_held) noexcept nogil:
     """Objects on their way from a block to the held depot."""
     cdef Context *context = op.context
     cdef uint64_t word = load_relaxed_u64(&depot.word)
-    cdef uint64_t head = load_relaxed_u64(&context.chain_head)
-    cdef uint64_t tail = load_relaxed_u64(&context.chain_tail)
-    if context.chain_count != 0 and not block_held and depot_head(word) != head:
+    cdef uint64_t head = load_relaxed_u64(&context.list_head)
+    cdef uint64_t tail = load_relaxed_u64(&context.list_tail)
+    if context.list_count != 0 and not block_held and depot_head(word) != head:
         if head < pool.object_count and tail < pool.object_count:
             store_relaxed_u64(&pool_object(pool, tail).words[0], depot_head(word))
             compiler_fence()
             depot_store(op, depot, depot_word(
-                <uint32_t> head, depot_count(word) + <uint32_t> context.chain_count,
+                <uint32_t> head, depot_count(word) + <uint32_t> context.list_count,
                 depot_credit(word)))
-    context.chain_count = 0
+    context.list_count = 0
     compiler_fence()
 
 cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
@@ -97,7 +97,7 @@ cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
         op.context.credit_moving = 0
         compiler_fence()
 
-cdef inline void recover_passed(
+cdef inline void recover_depot_object(
         Op *op, PoolView *pool, uint64_t head, uint64_t index, uint64_t *name) noexcept nogil:
     """An object between the held depot and the context, whose field name names it."""
     cdef Element *thing
@@ -112,27 +112,28 @@ cdef inline void recover_passed(
         header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
-cdef inline void recover_taken(Op *op, Depot *depot, PoolView *pool) noexcept nogil:
+cdef inline void recover_in_depot(Op *op, Depot *depot, PoolView *pool) noexcept nogil:
     """What is between the held depot and the context, and a spare between it and a block."""
     cdef Context *context = op.context
     cdef uint64_t head = depot_head(load_relaxed_u64(&depot.word))
     cdef uint32_t slot
     cdef Element *thing
-    if context.spare != 0 and context.spare == (<uint64_t> pool.kind << SPARE_SHIFT | head):
+    if context.in_transit != 0 and (
+            context.in_transit == (<uint64_t> pool.kind << TRANSIT_SHIFT | head)):
         thing = pool_object(pool, head if head < pool.object_count else 0)
         header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
-        store_relaxed_u64(&context.spare, 0)
+        store_relaxed_u64(&context.in_transit, 0)
     if pool.kind < POOL_OBJECTS:
-        recover_passed(op, pool, head, context.element, &context.element)
+        recover_depot_object(op, pool, head, context.element, &context.element)
         return
     for slot in range(NAME_MAX):
-        if context.names[slot] != 0 and (
-                ref_class(context.names[slot]) + POOL_OBJECTS == pool.kind):
-            recover_passed(
-                op, pool, head, ref_index(context.names[slot]), &context.names[slot])
+        if context.owned_refs[slot] != 0 and (
+                ref_class(context.owned_refs[slot]) + POOL_OBJECTS == pool.kind):
+            recover_depot_object(
+                op, pool, head, ref_index(context.owned_refs[slot]), &context.owned_refs[slot])
 
-cdef inline void recover_placed(
+cdef inline void recover_block_object(
         Op *op, PoolView *pool, uint64_t *word, uint64_t index, uint64_t *name) noexcept nogil:
     """An object between the held block and the context, whose field name names it."""
     cdef uint64_t block = <uint64_t> (word - pool.words)
@@ -159,7 +160,7 @@ cdef inline void recover_charge(
             compiler_fence()
         budget_owe_none(op)
     elif op.context.charged != 0:
-        budget_owe(op, op.context.charged)
+        debt_add(op, op.context.charged)
         budget_used(op)
 
 cdef inline void recover_block(Op *op) noexcept nogil:
@@ -177,16 +178,18 @@ cdef inline void recover_block(Op *op) noexcept nogil:
         return
     if pool.kind == POOL_LINES:
         if op.context.line != 0:
-            recover_placed(op, pool, word, op.context.line, &op.context.line)
+            recover_block_object(op, pool, word, op.context.line, &op.context.line)
     elif pool.capacity == 1:
         for slot in range(NAME_MAX):
-            if op.context.names[slot] != 0 and (
-                    ref_class(op.context.names[slot]) + POOL_OBJECTS == pool.kind):
-                recover_placed(
-                    op, pool, word, ref_index(op.context.names[slot]), &op.context.names[slot])
-    elif op.context.spare != 0 and op.context.spare >> SPARE_SHIFT == pool.kind:
-        recover_placed(
-            op, pool, word, op.context.spare & ((1ULL << SPARE_SHIFT) - 1), &op.context.spare)
+            if op.context.owned_refs[slot] != 0 and (
+                    ref_class(op.context.owned_refs[slot]) + POOL_OBJECTS == pool.kind):
+                recover_block_object(
+                    op, pool, word, ref_index(op.context.owned_refs[slot]),
+                    &op.context.owned_refs[slot])
+    elif op.context.in_transit != 0 and op.context.in_transit >> TRANSIT_SHIFT == pool.kind:
+        recover_block_object(
+            op, pool, word, op.context.in_transit & ((1ULL << TRANSIT_SHIFT) - 1),
+            &op.context.in_transit)
     lock_release(word, load_relaxed_u64(word))
 
 cdef inline void recover_depot(Op *op) noexcept nogil:
@@ -200,21 +203,21 @@ cdef inline void recover_depot(Op *op) noexcept nogil:
         return
     depot = depot_at(op.map, index)
     pool = depot_pool(op.map, index)
-    recover_chain(op, depot, pool, block_named(op, &of_block) != NULL)
+    recover_list(op, depot, pool, block_named(op, &of_block) != NULL)
     if pool.kind == 0:
         recover_credits(op, depot)
-    recover_taken(op, depot, pool)
+    recover_in_depot(op, depot, pool)
     recover_block(op)
     lock_release(&depot.word, load_relaxed_u64(&depot.word))
 
-cdef inline Status recover_spare(Op *op) noexcept nogil:
+cdef inline Status recover_in_transit(Op *op) noexcept nogil:
     """What was on its way from a depot to its block."""
-    cdef uint64_t index = op.context.spare & ((1ULL << SPARE_SHIFT) - 1)
-    cdef PoolView *pool = pool_of_kind(op.map, <uint32_t> (op.context.spare >> SPARE_SHIFT))
+    cdef uint64_t index = op.context.in_transit & ((1ULL << TRANSIT_SHIFT) - 1)
+    cdef PoolView *pool = pool_of_kind(op.map, <uint32_t> (op.context.in_transit >> TRANSIT_SHIFT))
     if pool != NULL and index < pool.object_count and op_holds(
             op, &pool_object(pool, index).header):
-        return pool_give(op, pool, index, &op.context.spare)
-    store_relaxed_u64(&op.context.spare, 0)
+        return pool_give(op, pool, index, &op.context.in_transit)
+    store_relaxed_u64(&op.context.in_transit, 0)
     return OK
 
 cdef inline void recover_growth(Op *op) noexcept nogil:
@@ -223,7 +226,7 @@ cdef inline void recover_growth(Op *op) noexcept nogil:
     cdef uint64_t wanted = load_relaxed_u64(&context.pages_wanted)
     cdef uint64_t ref
     if context.charged != 0 and wanted != 0 and wanted & 7 < NAME_MAX:
-        ref = name_read(op, wanted & 7)
+        ref = owned_ref(op, wanted & 7)
         if ref != 0 and op_holds(op, &ref_object(op.map, ref).header):
             ref_object(op.map, ref).words[1] = wanted >> 3
             compiler_fence()
@@ -238,7 +241,7 @@ cdef inline Status recover_pins(Op *op, uint64_t owner) noexcept nogil:
     for index in range(pins_usable(op.map)):   # at most PIN_MAX
         if load_acquire_u64(&op.map.pins[index].owner) == owner:
             pin_clear(op, index)
-            status = names_settle(op)
+            status = owned_refs_free(op)
             if status != OK:
                 return status
     return OK

@@ -13,7 +13,7 @@ from segment.status cimport Status, OK, ABSENT, BUSY, RETRY
 from segment.layout cimport REGION_BUCKETS
 from segment.geometry cimport Map, region_usable
 from memory.operation cimport Op, context_begin, context_end
-from memory.pool cimport object_there
+from memory.pool cimport object_memory_ready
 from map.element cimport STARVING_NS, starving_say
 from processes.recover cimport owner_recover
 
@@ -49,7 +49,7 @@ cdef inline bint word_stands(Op *op) noexcept nogil:
     if op.context != NULL:
         context_begin(op.context)
     if is_element_word(map, op.wait_word):
-        there = object_there(
+        there = object_memory_ready(
             op, &map.element_pool, (at - <uint64_t> map.elements) // map.stride)
     elif at >= <uint64_t> map.buckets and at < <uint64_t> map.lines:
         if at - <uint64_t> map.buckets >= region_usable(map, REGION_BUCKETS):

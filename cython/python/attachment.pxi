@@ -39,7 +39,7 @@ cdef class Attachment:
         if self.map.base != NULL:
             if keeps_pins(self):
                 self.map.local.registered = 0  # the slot is this process's until it ends
-            session_end(&self.map, &self.standing)
+            attach_end(&self.map, &self.standing)
             if self.reader_page:
                 munmap(<void *> self.reader_page, PAGE_BYTES)
         if is_segment(&self.map, self.map.fd):     # else the program closed it, and reused it
@@ -85,12 +85,12 @@ cdef Attachment attachment_new(MapHandle handle):
     cdef int fd = -1
     if handle.map.read_only and not handle.map.peeks:
         handle.map.file_read_only = False
-        fd = segment_open(&handle.map)         # to write slots and contexts (session_map)
+        fd = segment_open(&handle.map)         # to write slots and contexts (attach_map)
         handle.map.file_read_only = fd < 0
     if fd >= 0:
         close_fd(handle.map.fd)
         handle.map.fd = fd
-    if not session_map(&handle.map, handle.map.fd, &missing):
+    if not attach_map(&handle.map, handle.map.fd, &missing):
         refuse_mapping(handle.name, handle.map.segment_bytes, missing)
     made.map = handle.map
     handle.map.fd = -1
@@ -136,8 +136,8 @@ cdef bint reader_has_context(MapHandle handle) except -1:
     handle._expect_open()
     attachment = <Attachment> handle.attachment
     if not attachment.without_contexts:
-        if session_claim(&handle.map, handle.standing, &taken) == OK:
-            session_rest(&handle.map, taken)
+        if attach_claim(&handle.map, handle.standing, &taken) == OK:
+            attach_rest(&handle.map, taken)
             return True
         attachment.announce_reader(handle)
         attachment.without_contexts = True
@@ -181,7 +181,7 @@ cdef void leave(MapHandle handle) noexcept:
         if left.users == 0 and keeps_pins(left):
             mark_leaving(&left.map, True)
         elif left.users == 0:
-            session_leave(&left.map, &left.standing)
+            attach_leave(&left.map, &left.standing)
 
 
 cdef void detach(MapHandle handle) noexcept:

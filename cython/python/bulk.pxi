@@ -102,13 +102,13 @@ cdef expect_count(str what, Rows rows, uint64_t count):
         raise _errors.InvalidArgument(f"{what} has {rows.count} items, and there are {count} keys")
 
 
-cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
+cdef int many_run(MapHandle handle, Batch *many, bint f_lock) except -1:
     """Do all of a batch."""
     cdef Op op
     cdef Status status = OK
     cdef uint64_t upto, before, batched
-    cdef Patience patience = handle._patience()
-    if many.kind >= MANY_UPDATE:
+    cdef Waiting patience = handle._patience()
+    if many.kind >= BATCH_UPDATE:
         handle._enter_to_write(&op)
     else:
         handle._enter_to_read(&op)
@@ -119,14 +119,14 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
             upto = before + SIGNAL_KEYS if many.count - before > SIGNAL_KEYS else many.count
             batched = op.context.batched if op.context != NULL else 0
             with nogil:
-                status = many_on(&op, many, upto)
+                status = batch_go_on(&op, many, upto)
                 if op.context != NULL and (op.context.batched ^ batched) > PATROL_KEYS_MASK:
                     recover_all(&handle.map)   # as after so many single operations
             if many.done != before:
                 patience.turn = patience.retries = patience.swept = 0
                 if op.context != NULL and many.done - before >= NOTICE_KEYS:
                     context_note_time(&handle.map, op.context)
-            if status == BUSY or status == RETRY or handle._freed(
+            if status == BUSY or status == RETRY or handle._recovered_room(
                     status, &op, &patience):
                 handle._wait(&op, status, &patience)
             elif status != OK:
@@ -145,14 +145,14 @@ cdef int many_run(MapHandle handle, Many *many, bint f_lock) except -1:
 
 def lookup_many(MapHandle handle not None, keys, values, found, bint f_lock):
     """Copy the values of keys into values, and 1 or 0 for each into found."""
-    cdef Many many
+    cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows value_rows = Rows("out", values, handle.map.value_size, True)
     cdef Rows found_rows = Rows("found", found, 1, True)
     expect_count("out", value_rows, key_rows.count)
     expect_count("found", found_rows, key_rows.count)
     memset(&many, 0, sizeof(many))
-    many.kind = MANY_LOOKUP
+    many.kind = BATCH_LOOKUP
     many.keys = key_rows.base
     many.values = value_rows.base
     many.done_mask = found_rows.base
@@ -162,12 +162,12 @@ def lookup_many(MapHandle handle not None, keys, values, found, bint f_lock):
 
 def contains_many(MapHandle handle not None, keys, found):
     """Store 1 or 0 for each of keys into found."""
-    cdef Many many
+    cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows found_rows = Rows("found", found, 1, True)
     expect_count("found", found_rows, key_rows.count)
     memset(&many, 0, sizeof(many))
-    many.kind = MANY_CONTAINS
+    many.kind = BATCH_CONTAINS
     many.keys = key_rows.base
     many.done_mask = found_rows.base
     many.count = key_rows.count
@@ -181,7 +181,7 @@ def update_many(
 
     stored gets 1 or 0 for each; if it is None, the first that flag forbids raises.
     """
-    cdef Many many
+    cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows value_rows = rows_of("values", values, handle.map.value_size)
     cdef Rows stored_rows = None
@@ -191,7 +191,7 @@ def update_many(
         stored_rows = Rows("stored", stored, 1, True)
         expect_count("stored", stored_rows, key_rows.count)
         many.done_mask = stored_rows.base
-    many.kind = MANY_UPDATE
+    many.kind = BATCH_UPDATE
     many.keys = key_rows.base
     many.values = value_rows.base
     many.count = key_rows.count if key_rows.count < limit else limit
@@ -207,7 +207,7 @@ def delete_many(MapHandle handle not None, keys, deleted, bint f_lock):
 
     deleted gets 1 or 0 for each; if it is None, the first absent key raises.
     """
-    cdef Many many
+    cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows deleted_rows = None
     memset(&many, 0, sizeof(many))
@@ -215,7 +215,7 @@ def delete_many(MapHandle handle not None, keys, deleted, bint f_lock):
         deleted_rows = Rows("deleted", deleted, 1, True)
         expect_count("deleted", deleted_rows, key_rows.count)
         many.done_mask = deleted_rows.base
-    many.kind = MANY_DELETE
+    many.kind = BATCH_DELETE
     many.keys = key_rows.base
     many.count = key_rows.count
     many.strict = deleted is None
@@ -225,7 +225,7 @@ def delete_many(MapHandle handle not None, keys, deleted, bint f_lock):
 
 def add_many(MapHandle handle not None, keys, deltas, sums, initial, Py_ssize_t offset):
     """add() of 8-byte integers for each of keys and deltas; sums gets the results."""
-    cdef Many many
+    cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows delta_rows = Rows("deltas", deltas, 8)
     cdef Rows sum_rows = Rows("out", sums, 8, True)
@@ -241,7 +241,7 @@ def add_many(MapHandle handle not None, keys, deltas, sums, initial, Py_ssize_t 
         start = PyLong_AsUnsignedLongLongMask(initial)
         many.initial = <uint8_t *> PyByteArray_AS_STRING(first)
         memcpy(PyByteArray_AS_STRING(first) + offset, &start, 8)
-    many.kind = MANY_ADD
+    many.kind = BATCH_ADD
     many.keys = key_rows.base
     many.deltas = delta_rows.base
     many.sums = sum_rows.base

@@ -14,7 +14,7 @@ cdef class DictBase:
     """The layout of a dict's entries, and the steps that its operations consist of."""
 
     cdef readonly ObjectHandle handle
-    cdef bint quick                # keys and values that _glance knows
+    cdef bint quick                # keys and values that _get_fast knows
     cdef Codec key
     cdef Codec value
     cdef uint32_t key_slot         # which of the value's references is the whole key's; NO_SLOT
@@ -64,11 +64,11 @@ cdef class DictBase:
         return self.key.kind == C_KEY_FIXED or map.key_size == 1
 
     cdef Status _find(self, Op *op, Found *found, uint64_t *value) noexcept:
-        """item_find until it is settled: OK, ABSENT, CORRUPT."""
+        """entry_find until it is settled: OK, ABSENT, CORRUPT."""
         cdef Status status = RETRY
         cdef uint64_t _rounds
         for _rounds in range(READ_ROUNDS_MAX):
-            status = item_find(&self.handle.map, op.hash, op.key, found, value)
+            status = entry_find(&self.handle.map, op.hash, op.key, found, value)
             if likely(status != RETRY):
                 return status
             if _rounds & 63 == 63:
@@ -76,34 +76,34 @@ cdef class DictBase:
                     sched_yield()
         return CORRUPT                         # writers never go on so long
 
-    cdef Status _seek(self, KeyBytes *key, uint64_t *deadline) except? RETRY:
+    cdef Status _find_deadline(self, KeyBytes *key, uint64_t *deadline) except? RETRY:
         """Whether a key has an entry, expired or not, and when it expires: OK, ABSENT."""
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
         cdef Found found
         cdef Op op
         cdef Status status
-        room = self._spot(small, &value)
-        self._aim(&op, key)
+        room = self._value_room(small, &value)
+        self._set_key(&op, key)
         self.handle._enter_to_read(&op)
         status = self._find(&op, &found, value)
         self.handle._leave_reading(&op)
         if status == OK:
-            deadline[0] = item_deadline(&self.handle.map, value)
+            deadline[0] = entry_deadline(&self.handle.map, value)
         elif status != ABSENT:
             raise_status(self.handle, status, NULL)
         return status
 
-    cdef int _aim(self, Op *op, KeyBytes *key) except -1:
+    cdef int _set_key(self, Op *op, KeyBytes *key) except -1:
         op.key = key.bytes
         op.hash = hash_key(self.handle.map.seeds, key.bytes, self.handle.map.key_size)
         return 0
 
-    cdef int _begin(self, Op *op, KeyBytes *key, Patience *patience) except -1:
+    cdef int _begin(self, Op *op, KeyBytes *key, Waiting *patience) except -1:
         """Begin an operation that writes."""
-        self._aim(op, key)
+        self._set_key(op, key)
         self.handle._enter_to_modify(op)
-        op.options = OP_TYPED
+        op.options = OP_RAW_FIELDS
         try:
             self.handle._settled(op, patience)
         except BaseException:
@@ -111,7 +111,7 @@ cdef class DictBase:
             raise
         return 0
 
-    cdef object _spot(self, uint64_t *small, uint64_t **value):
+    cdef object _value_room(self, uint64_t *small, uint64_t **value):
         """Room for a copy of a value: small, or what is returned has to live."""
         if self.handle.map.value_words <= SPOT_WORDS:
             value[0] = small
@@ -133,7 +133,7 @@ cdef class DictBase:
         copy = object_copy(self.handle, op, found, ref)
         return MISSING if copy is None else value_decode(self.value, copy)
 
-    cdef inline bint _glance(self, object key, uint64_t *number) except -1:
+    cdef inline bint _get_fast(self, object key, uint64_t *number) except -1:
         """A number under a short ASCII str, or an int, as nearly every lookup finds it. False: look
         for it in the usual way."""
         cdef Map *map = &self.handle.map
@@ -161,15 +161,15 @@ cdef class DictBase:
         context = context_at(map, idle - 1)
         context_begin(context)
         if self.key.kind == C_KEY_STR:
-            found = item_glance(
+            found = entry_read_fast(
                 map, hash_key(map.seeds, <const uint8_t *> words, 16), <const uint8_t *> words, 16,
                 self.value_word, number, &deadline)
         else:
-            found = item_glance(
+            found = entry_read_fast(
                 map, hash_key(map.seeds, <const uint8_t *> words, 8), <const uint8_t *> words, 8,
                 self.value_word, number, &deadline)
         context_end(context)
-        return found and not deadline_is_over(deadline)
+        return found and not deadline_passed(deadline)
 
     cdef inline object _number(self, uint64_t bits):
         cdef double number
@@ -178,7 +178,7 @@ cdef class DictBase:
         memcpy(&number, &bits, 8)
         return number
 
-    cdef object _look(self, KeyBytes *key):
+    cdef object _get(self, KeyBytes *key):
         """The value of a key, or MISSING."""
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
@@ -188,14 +188,14 @@ cdef class DictBase:
         cdef bint over = False
         cdef uint64_t rounds = 0
         cdef object result = MISSING
-        room = self._spot(small, &value)
-        self._aim(&op, key)
+        room = self._value_room(small, &value)
+        self._set_key(&op, key)
         self.handle._enter_to_read(&op)
         try:
             while status == OK and not over and result is MISSING:
                 status = self._find(&op, &found, value)
                 if status == OK:
-                    over = item_expired(&self.handle.map, value)
+                    over = entry_expired(&self.handle.map, value)
                 if status == OK and not over:
                     result = self._take(&found, value, &op, True)
                     self.handle._renew(&op)
@@ -218,12 +218,12 @@ cdef class DictBase:
         cdef Status status
         if load_relaxed_u64(&self.handle.map.header.frozen) != 0:
             return False
-        room = self._spot(small, &value)
-        self._aim(&op, key)
+        room = self._value_room(small, &value)
+        self._set_key(&op, key)
         self.handle._enter_to_write(&op)
-        op.options = OP_TYPED
-        op_settle(&op)
-        status = item_expire(&op, value)
+        op.options = OP_RAW_FIELDS
+        op_give_back(&op)
+        status = entry_expire(&op, value)
         self.handle._leave(&op)
         return status == OK
 
@@ -262,19 +262,19 @@ cdef class DictBase:
             if status == BUSY or status == RETRY or status == CORRUPT:
                 return status
         if self.value_slot != NO_SLOT:
-            status = item_object(op, self.value_slot, span.bytes, <uint64_t> span.size)
+            status = object_make(op, self.value_slot, span.bytes, <uint64_t> span.size)
             if status != OK:
                 return status
         if self.key_slot != NO_SLOT:
             op.options |= 1 << (OP_KEEP_SHIFT + self.key_slot)
             if key.is_long and flag != UPDATE_EXIST:
-                status = item_object(op, self.key_slot, key.whole, key.length)
+                status = object_make(op, self.key_slot, key.whole, key.length)
                 if status != OK:
                     return status
         return map_update(op, <const uint8_t *> words, flag)
 
     cdef Status _attempt_expire(self, Op *op) noexcept nogil:
-        """item_expire with room of its own: only the deadline is wanted. BUSY if a section holds an
+        """entry_expire with room of its own: only the deadline counts. BUSY if a section holds an
         entry that has expired: it is absent, but nobody can take its place."""
         cdef Found found
         cdef Status status = map_find(&self.handle.map, op.hash, op.key, &found)
@@ -283,7 +283,7 @@ cdef class DictBase:
             return status
         deadline = load_relaxed_u64(
             element_value(&self.handle.map, found.element) + self.handle.map.timer_word - 1)
-        if not element_stands(&found) or not deadline_is_over(deadline):
+        if not element_unchanged(&found) or not deadline_passed(deadline):
             return ABSENT
         if element_state(found.header) == ELEMENT_LOCKED:
             return lock_busy(op, &found.element.header, found.header)
@@ -301,9 +301,9 @@ cdef class DictBase:
         cdef Span span
         cdef Op op
         cdef Status status
-        cdef Patience patience = self.handle._patience()
+        cdef Waiting patience = self.handle._patience()
         kept_key = key_encode(self.handle, self.key, key, &key_bytes)
-        room = self._spot(small, &words)
+        room = self._value_room(small, &words)
         memset(words, 0, self.handle.map.value_words * 8)
         view.buf = NULL
         if deadline == 0 and self.default_ttl_ns != 0:
@@ -317,10 +317,10 @@ cdef class DictBase:
                 while True:                    # ends with the timeout
                     status = self._attempt_store(&op, &key_bytes, words, &span, flag)
                     if likely(status != RETRY and status != BUSY) and (
-                            not self.handle._freed(status, &op, &patience)):
+                            not self.handle._recovered_room(status, &op, &patience)):
                         break
                     self.handle._wait(&op, status, &patience)
-                    op.options = OP_TYPED
+                    op.options = OP_RAW_FIELDS
             finally:
                 self.handle._leave(&op)
         finally:

@@ -11,26 +11,26 @@ cdef class DictKeys(DictBase):
         cdef uint64_t *value = NULL
         cdef Op op
         cdef Status status = RETRY
-        cdef Patience patience = self.handle._patience()
+        cdef Waiting patience = self.handle._patience()
         cdef object result = None
-        room = self._spot(small, &value)
+        room = self._value_room(small, &value)
         self._begin(&op, key, &patience)
         try:
             if wanted:
-                op.options |= OP_HOLD
+                op.options |= OP_KEEP_ELEMENT
             while True:                        # ends with the timeout
                 status = map_delete(&op, value)
                 if status != RETRY and status != BUSY:
                     break
                 self.handle._wait(&op, status, &patience)
-            if status == OK and item_expired(&self.handle.map, value):
+            if status == OK and entry_expired(&self.handle.map, value):
                 status = ABSENT
             if status == OK and wanted:
                 result = self._take(NULL, value, &op)
         finally:
-            op.options = OP_TYPED
+            op.options = OP_RAW_FIELDS
             if op.generation == process_generation:
-                op_settle(&op)
+                op_give_back(&op)
             self.handle._leave(&op)
         if status == ABSENT:
             return MISSING
@@ -41,10 +41,10 @@ cdef class DictKeys(DictBase):
     def __getitem__(self, key):
         cdef KeyBytes key_bytes
         cdef uint64_t number = 0
-        if self.quick and likely(self._glance(key, &number)):
+        if self.quick and likely(self._get_fast(key, &number)):
             return self._number(number)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        found = self._look(&key_bytes)
+        found = self._get(&key_bytes)
         if found is MISSING:
             missing = getattr(type(self), "__missing__", None)     # as in a subclass of dict
             if missing is not None:
@@ -61,23 +61,23 @@ cdef class DictKeys(DictBase):
         """
         cdef KeyBytes key_bytes
         cdef uint64_t number = 0
-        if self.quick and self._glance(key, &number):
+        if self.quick and self._get_fast(key, &number):
             return self._number(number)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        found = self._look(&key_bytes)
+        found = self._get(&key_bytes)
         return default if found is MISSING else found
 
     def __contains__(self, key):
         cdef KeyBytes key_bytes
         cdef uint64_t number = 0
-        if self.quick and self._glance(key, &number):
+        if self.quick and self._get_fast(key, &number):
             return True
         try:
             kept = key_encode(self.handle, self.key, key, &key_bytes)
         except (TypeError, OverflowError, UnicodeError, _errors.TooLarge):
             hash(key)                          # as a dict: an unhashable key is an error
             return False
-        return self._seek(&key_bytes, &number) == OK and not deadline_is_over(number)
+        return self._find_deadline(&key_bytes, &number) == OK and not deadline_passed(number)
 
     def __setitem__(self, key, value):
         self._store(key, value, UPDATE_ANY, 0)
@@ -150,7 +150,7 @@ cdef class DictKeys(DictBase):
         cdef KeyBytes key_bytes
         cdef uint64_t when = 0
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        if self._seek(&key_bytes, &when) != OK or deadline_is_over(when):
+        if self._find_deadline(&key_bytes, &when) != OK or deadline_passed(when):
             raise _errors.KeyNotFound(key)
         return when
 
@@ -171,15 +171,15 @@ cdef class DictKeys(DictBase):
         cdef uint64_t *value = NULL
         cdef Op op
         cdef Status status = RETRY
-        cdef Patience patience = self.handle._patience()
+        cdef Waiting patience = self.handle._patience()
         if self.handle.map.timer_word == 0:
             raise _errors.InvalidArgument(f"map {self.handle.name!r} has no Timer field")
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        room = self._spot(small, &value)
+        room = self._value_room(small, &value)
         self._begin(&op, &key_bytes, &patience)
         try:
             while True:                        # ends with the timeout
-                status = item_touch(&op, <uint64_t> deadline_ns, value)
+                status = entry_touch(&op, <uint64_t> deadline_ns, value)
                 if status != RETRY and status != BUSY:
                     break
                 self.handle._wait(&op, status, &patience)
@@ -212,7 +212,7 @@ cdef class DictKeys(DictBase):
         cdef Apply apply
         cdef Status status = RETRY
         cdef uint64_t after = 0
-        cdef Patience patience = self.handle._patience()
+        cdef Waiting patience = self.handle._patience()
         cdef bytearray fresh = None
         if self.value.kind != C_VALUE_INT and self.value.kind != C_VALUE_FLOAT:
             raise TypeError("add is for values that are int or float")
@@ -230,7 +230,7 @@ cdef class DictKeys(DictBase):
         try:
             while True:                        # ends with the timeout
                 status = self._attempt_add(&op, &key_bytes, &apply)
-                if is_final(status) and not self.handle._freed(status, &op, &patience):
+                if is_final(status) and not self.handle._recovered_room(status, &op, &patience):
                     break
                 self.handle._wait(&op, status, &patience)
         finally:
@@ -260,7 +260,7 @@ cdef class DictKeys(DictBase):
             if status == BUSY or status == RETRY or status == CORRUPT:
                 return status
         if key.is_long and apply.initial != NULL:
-            status = item_object(op, self.key_slot, key.whole, key.length)
+            status = object_make(op, self.key_slot, key.whole, key.length)
             if status != OK:
                 return status
         return map_apply(op, &apply.field, apply.initial, &apply.after)
@@ -288,14 +288,14 @@ cdef class DictKeys(DictBase):
             raise _errors.InvalidArgument("views are of values that are objects: bytes, str, ...")
         self.handle._expect_writable()
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        room = self._spot(small, &value)
-        self._aim(&op, &key_bytes)
+        room = self._value_room(small, &value)
+        self._set_key(&op, &key_bytes)
         self.handle._enter_to_read(&op)
         try:
-            op_settle(&op)
+            op_give_back(&op)
             while status == OK and pinned is None:     # each turn the entry changed meanwhile
                 status = self._find(&op, &found, value)
-                if status == OK and item_expired(&self.handle.map, value):
+                if status == OK and entry_expired(&self.handle.map, value):
                     status = ABSENT
                 if status == OK:
                     pinned = pinned_object(

@@ -52,9 +52,9 @@ cdef class DictSection:
             self.key_bytes.is_long = False
         else:
             self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
-        self.room = owner._spot(self.small, &self.words)
+        self.room = owner._value_room(self.small, &self.words)
 
-    cdef int _open(self, Patience *patience) except -1:
+    cdef int _open(self, Waiting *patience) except -1:
         """Find and lock the key; create it first if that is wanted."""
         cdef DictBase owner = self.owner
         cdef Status status = RETRY
@@ -94,7 +94,7 @@ cdef class DictSection:
 
     def __enter__(self):
         cdef DictBase owner = self.owner
-        cdef Patience patience = owner.handle._patience()
+        cdef Waiting patience = owner.handle._patience()
         if self.state != SECTION_NEW:
             raise _errors.InvalidArgument("a locked section is entered once")
         if self.timeout is not None:
@@ -153,10 +153,10 @@ cdef class DictSection:
         if self.removing:
             return section_remove(&self.op, &self.section)
         if owner.value_slot != NO_SLOT:
-            status = item_object(&self.op, owner.value_slot, span.bytes, <uint64_t> span.size)
+            status = object_make(&self.op, owner.value_slot, span.bytes, <uint64_t> span.size)
             if status != OK:
                 return status
-        self.op.options = OP_TYPED
+        self.op.options = OP_RAW_FIELDS
         if owner.key_slot != NO_SLOT:
             self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
         return section_commit(&self.op, &self.section, <const uint8_t *> self.words)
@@ -167,7 +167,7 @@ cdef class DictSection:
         cdef Py_buffer view
         cdef Span span
         cdef Status status = RETRY
-        cdef Patience patience = owner.handle._patience()
+        cdef Waiting patience = owner.handle._patience()
         view.buf = NULL
         span.bytes = NULL
         try:
@@ -186,7 +186,7 @@ cdef class DictSection:
                 raise _errors.FrozenMap(
                     f"map {owner.handle.name!r} was frozen while the key was locked; what the "
                     f"section had to store is not stored")
-            if not self.removing and item_expired(&owner.handle.map, self.words):
+            if not self.removing and entry_expired(&owner.handle.map, self.words):
                 raise _errors.KeyGone(
                     f"map {owner.handle.name!r}: the entry expired while it was locked; what the "
                     f"section had to store is not stored")
@@ -194,7 +194,7 @@ cdef class DictSection:
                 status = self._attempt_end(&span)
                 if status == OK:
                     self.section.held = 0
-                elif owner.handle._freed(status, &self.op, &patience):
+                elif owner.handle._recovered_room(status, &self.op, &patience):
                     status = RETRY
                 if status == RETRY or status == BUSY:
                     owner.handle._wait(&self.op, status, &patience)

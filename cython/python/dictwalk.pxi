@@ -64,13 +64,13 @@ cdef class DictCore(DictKeys):
         cdef object result = MISSING
         cdef object name = None
         key.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
-        room = self._spot(small, &value)
-        self._aim(&op, &key)
+        room = self._value_room(small, &value)
+        self._set_key(&op, &key)
         self.handle._enter_to_read(&op)
         try:
             while status == OK and result is MISSING:
                 status = self._find(&op, &found, value)
-                if status == OK and item_expired(&self.handle.map, value):
+                if status == OK and entry_expired(&self.handle.map, value):
                     status = ABSENT
                 if status == OK:
                     result = name = self._key_of(raw, &found, value, &op) if what != 1 else None
@@ -157,8 +157,8 @@ cdef class DictCore(DictKeys):
                 key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(raw)
                 try:
                     name = self._entry(raw, 0)
-                    if name is MISSING and self._seek(&key_bytes, &when) == OK and (
-                            deadline_is_over(when)):
+                    if name is MISSING and self._find_deadline(&key_bytes, &when) == OK and (
+                            deadline_passed(when)):
                         self._expire_one(&key_bytes)
                         continue
                     found = MISSING if name is MISSING else self._pop_raw(raw, &key_bytes)

@@ -10,7 +10,7 @@ cdef enum:
 
 @cython.final
 @cython.auto_pickle(False)
-cdef class Place:
+cdef class Cursor:
     """A position in the order of a map, with the memory for its key."""
 
     cdef Position position
@@ -55,11 +55,11 @@ cdef class Place:
         return cursor
 
 
-cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) except -1:
+cdef int walk_fill(MapHandle handle, Op *op, Position *position, EntryBuffer *sink) except -1:
     """Read entries until the sink is full or the map at its end."""
     cdef Status status = RETRY
     cdef uint64_t order, count
-    cdef Patience patience = handle._patience()
+    cdef Waiting patience = handle._patience()
     sink.waiter = op if op.f_lock and sink.values != NULL else NULL
     while status == RETRY or status == BUSY:   # ends unless writers never rest
         order = position.order
@@ -75,12 +75,12 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, Sink *sink) exc
     return 0
 
 
-cdef int walk_probe(Op *op, Place place, bint expired) except -1:
+cdef int walk_probe(Op *op, Cursor place, bint expired) except -1:
     """If nothing lies behind a place, move it to the end; expired: what has expired counts too.
     Waits for nobody: then it stays."""
     cdef bytearray keys = bytearray(2 * op.map.key_size)
     cdef Position position = place.position
-    cdef Sink sink
+    cdef EntryBuffer sink
     cdef Status status
     if position.order >= ORDER_END:
         return 0
@@ -100,7 +100,8 @@ cdef int walk_probe(Op *op, Place place, bint expired) except -1:
     return 0
 
 
-cdef int sink_into(Sink *sink, Rows keys, Rows values, uint64_t first, uint64_t limit) except -1:
+cdef int sink_into(
+        EntryBuffer *sink, Rows keys, Rows values, uint64_t first, uint64_t limit) except -1:
     """Let a sink append to rows from first on, up to limit entries in all."""
     if limit > keys.count or (values is not None and limit > values.count) or first > limit:
         raise _errors.InvalidArgument(f"there is no room for entries {first} to {limit}")
@@ -121,8 +122,8 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
     cdef Rows key_rows = Rows("keys", keys, handle.map.key_size, True)
     cdef Rows value_rows = None if values is None else (
         Rows("values", values, handle.map.value_size, True))
-    cdef Place place = Place.__new__(Place)
-    cdef Sink sink
+    cdef Cursor place = Cursor.__new__(Cursor)
+    cdef EntryBuffer sink
     cdef Op op
     sink_into(&sink, key_rows, value_rows, first, limit)
     sink.expired = expired
@@ -140,7 +141,7 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
 def cursor_at(MapHandle handle not None, key):
     """The cursor behind key, in the map or not."""
     cdef Rows rows = Rows("key", key, handle.map.key_size)
-    cdef Place place = Place.__new__(Place)
+    cdef Cursor place = Cursor.__new__(Cursor)
     if rows.count != 1:
         raise _errors.InvalidArgument(f"key has {rows.count * handle.map.key_size} bytes, map "
                                       f"{handle.name!r} has keys of {handle.map.key_size} bytes")
@@ -153,7 +154,7 @@ def cursor_at(MapHandle handle not None, key):
     return place.cursor(handle)
 
 
-cdef Status take_some(Op *op, Sink *sink, uint64_t *at, uint64_t *taken) noexcept nogil:
+cdef Status take_some(Op *op, EntryBuffer *sink, uint64_t *at, uint64_t *taken) noexcept nogil:
     """Delete the keys at[0] to sink.count, and move what was deleted to taken[0] and on."""
     cdef uint64_t size = op.map.key_size
     cdef Status status
@@ -178,12 +179,12 @@ def take_entries(
     """
     cdef Rows key_rows = Rows("keys", keys, handle.map.key_size, True)
     cdef Rows value_rows = Rows("values", values, handle.map.value_size, True)
-    cdef Place place = Place.__new__(Place)
-    cdef Sink sink, part
+    cdef Cursor place = Cursor.__new__(Cursor)
+    cdef EntryBuffer sink, part
     cdef Op op
     cdef uint64_t at
     cdef uint64_t taken = 0
-    cdef Patience patience = handle._patience()
+    cdef Waiting patience = handle._patience()
     cdef Status status = OK
     memset(&sink, 0, sizeof(sink))
     sink_into(&sink, key_rows, value_rows, 0, limit)
@@ -234,7 +235,7 @@ def bucket_facts(MapHandle handle not None, uint64_t first, uint64_t count):
     handle._enter_to_look(&op)
     try:
         for index in range(first, first + count):
-            if not bucket_look(&handle.map, index, &facts):
+            if not bucket_figures(&handle.map, index, &facts):
                 break
             found.append((index, facts.level, facts.entries, facts.lines, bool(facts.locked)))
     finally:

@@ -67,12 +67,12 @@ cdef class ObjectHandle(ModifyHandle):
             "max_bytes": self.map.max_bytes,
         }
 
-    cdef int _begin_typed(self, Op *op, object key, Py_buffer *view, Patience *patience) except -1:
+    cdef int _begin_raw(self, Op *op, object key, Py_buffer *view, Waiting *patience) except -1:
         """Begin an operation on one key that handles special fields itself."""
         op.key = self._buffer("key", key, self.map.key_size, view)
         op.hash = hash_key(self.map.seeds, op.key, self.map.key_size)
         self._enter_to_modify(op)
-        op.options = OP_TYPED
+        op.options = OP_RAW_FIELDS
         try:
             self._settled(op, patience)
         except BaseException:
@@ -95,8 +95,8 @@ cdef class ObjectHandle(ModifyHandle):
         cdef Found found
         cdef uint64_t ref
         cdef object before = None
-        cdef Status status = item_find(&self.map, op.hash, op.key, &found, value)
-        if status == OK and item_expired(&self.map, value):
+        cdef Status status = entry_find(&self.map, op.hash, op.key, &found, value)
+        if status == OK and entry_expired(&self.map, value):
             status = ABSENT
         if status != OK:
             return <int> status
@@ -106,12 +106,12 @@ cdef class ObjectHandle(ModifyHandle):
             if before is None:
                 return <int> RETRY
         if only_read:
-            return before if element_stands(&found) else <int> RETRY
+            return before if element_unchanged(&found) else <int> RETRY
         if data.buf != NULL:
-            status = item_object(op, slot, <const uint8_t *> data.buf, <uint64_t> data.len)
+            status = object_make(op, slot, <const uint8_t *> data.buf, <uint64_t> data.len)
             if status != OK:
                 return <int> status
-        op.options = OP_TYPED | (7 ^ (1 << slot)) << OP_KEEP_SHIFT
+        op.options = OP_RAW_FIELDS | (7 ^ (1 << slot)) << OP_KEEP_SHIFT
         # What was copied is what is replaced: the element is as it was found, or this fails.
         status = element_replace(op, &found, <const uint8_t *> value, 0)
         return before if status == OK else <int> status
@@ -120,7 +120,7 @@ cdef class ObjectHandle(ModifyHandle):
         cdef Op op
         cdef Py_buffer key_view
         cdef Py_buffer data_view
-        cdef Patience patience = self._patience()
+        cdef Waiting patience = self._patience()
         cdef uint32_t slot = self._ref_at(offset)
         cdef bytes room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_words * 8)
         data_view.buf = NULL
@@ -130,13 +130,13 @@ cdef class ObjectHandle(ModifyHandle):
                 PyBuffer_Release(&data_view)
                 raise _errors.TooLarge(f"an object has at most {LENGTH_MAX} bytes")
         try:
-            self._begin_typed(&op, key, &key_view, &patience)
+            self._begin_raw(&op, key, &key_view, &patience)
             try:
                 while True:                    # ends with the timeout
                     found = self._exchange_ref(
                         &op, slot, <uint64_t *> PyBytes_AS_STRING(room), &data_view, only_read)
                     if not isinstance(found, int) or (
-                            found != RETRY and found != BUSY and not self._freed(
+                            found != RETRY and found != BUSY and not self._recovered_room(
                                 found, &op, &patience)):
                         break
                     self._wait(&op, RETRY if found == RETRY else BUSY, &patience)
@@ -171,13 +171,13 @@ cdef class ObjectHandle(ModifyHandle):
         self._enter_to_read(&op)
         try:
             for _rounds in range(READ_ROUNDS_MAX):
-                status = item_find(&self.map, op.hash, op.key, &found, value)
+                status = entry_find(&self.map, op.hash, op.key, &found, value)
                 if status == OK:
                     objects = tuple([
                         object_copy(self, &op, &found, value[self.map.ref_words[slot]])
                         if value[self.map.ref_words[slot]] != 0 else None
                         for slot in range(self.map.ref_count)])
-                    if element_stands(&found):
+                    if element_unchanged(&found):
                         break
                     self._renew(&op)
                 elif status != RETRY:
@@ -191,7 +191,7 @@ cdef class ObjectHandle(ModifyHandle):
             return None
         if status != OK:
             raise_status(self, CORRUPT, NULL)
-        deadline = <int64_t> item_deadline(&self.map, value)
+        deadline = <int64_t> entry_deadline(&self.map, value)
         fields_blank(&self.map, value)
         held = element_state(found.header) == ELEMENT_LOCKED
         return room[:self.map.value_size], deadline, objects, held
@@ -226,14 +226,14 @@ cdef class ObjectHandle(ModifyHandle):
         cdef Op op
         cdef Py_buffer view
         cdef Status status
-        cdef Patience patience = self._patience()
+        cdef Waiting patience = self._patience()
         cdef bytes room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_words * 8)
         if self.map.timer_word == 0:
             raise _errors.InvalidArgument(f"map {self.name!r} has no Timer field")
-        self._begin_typed(&op, key, &view, &patience)
+        self._begin_raw(&op, key, &view, &patience)
         try:
             while True:                        # ends with the timeout
-                status = item_touch(
+                status = entry_touch(
                     &op, <uint64_t> deadline_ns, <uint64_t *> PyBytes_AS_STRING(room))
                 if status != RETRY and status != BUSY:
                     break
@@ -254,12 +254,12 @@ cdef class ObjectHandle(ModifyHandle):
         self._expect_open()
         return sweep_all(self) if self.map.timer_word != 0 else 0
 
-    cdef int _settled(self, Op *op, Patience *patience) except -1:
+    cdef int _settled(self, Op *op, Waiting *patience) except -1:
         """Before an operation takes objects: give back what an earlier one had to keep."""
-        op_settle(op)
-        while op.context.element != 0 or op.context.owing != 0:    # ends with the timeout
+        op_give_back(op)
+        while op.context.element != 0 or op.context.debt != 0:    # ends with the timeout
             self._wait(op, BUSY, patience)
-            op_settle(op)
+            op_give_back(op)
         return 0
 
     def clear(self):
@@ -276,7 +276,7 @@ cdef class ObjectHandle(ModifyHandle):
         cdef uint64_t held = 0
         cdef uint64_t done = 0
         cdef Clearing clearing = Clearing(0, 0, False)
-        cdef Patience patience = self._patience()
+        cdef Waiting patience = self._patience()
         self._enter_to_write(&op)
         try:
             while lock_try(&op, &self.map.header.clearing, &held) != OK:   # ends with the timeout

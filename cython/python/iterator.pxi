@@ -14,26 +14,26 @@ cdef class EntryIterator:
     handle deleted or changed meanwhile it looks up again. Threads may share one."""
 
     cdef MapHandle handle
-    cdef Place place
+    cdef Cursor place
     cdef bytearray keys
     cdef bytearray values
     cdef bint with_key
     cdef bint with_value
-    cdef Sink sink
+    cdef EntryBuffer sink
     cdef uint64_t at
     cdef uint64_t writes
     cdef unsigned long filler      # the thread that reads the next entries, or 0,
     cdef uint64_t generation       # in this generation: it did not come along into a child
-    cdef SpareBytes spare_keys
-    cdef SpareBytes spare_values
+    cdef Recycler spare_keys
+    cdef Recycler spare_values
     cdef PyObject *last_pair
     cdef bint collected            # who has it keeps what it gives: nothing can be used again
 
     def __cinit__(self, MapHandle handle not None, str kind not None):
         cdef uint64_t entry = handle.map.key_size + handle.map.value_size
         cdef uint64_t count = CHUNK_BYTES // entry
-        spare_begin(&self.spare_keys)
-        spare_begin(&self.spare_values)
+        recycler_begin(&self.spare_keys)
+        recycler_begin(&self.spare_values)
         Py_INCREF(None)
         self.last_pair = <PyObject *> None
         count = 1 if count < 1 else CHUNK_ENTRIES if count > CHUNK_ENTRIES else count
@@ -46,13 +46,13 @@ cdef class EntryIterator:
             self.values = bytearray(count * handle.map.value_size)
             self.sink.values = <uint8_t *> PyByteArray_AS_STRING(self.values)
         self.sink.capacity = count
-        self.place = Place.__new__(Place)
+        self.place = Cursor.__new__(Cursor)
         handle._expect_open()
         self.place.start(handle, None)
 
     def __dealloc__(self):
-        spare_end(&self.spare_keys)
-        spare_end(&self.spare_values)
+        recycler_end(&self.spare_keys)
+        recycler_end(&self.spare_values)
         Py_XDECREF(self.last_pair)
 
     def __iter__(self):
@@ -95,10 +95,10 @@ cdef class EntryIterator:
             PyBytes_AS_STRING(value) if self.with_value else NULL)
         return value if status == OK else None
 
-    cdef inline bytes _bytes(self, SpareBytes *spare, const uint8_t *content, Py_ssize_t size):
+    cdef inline bytes _bytes(self, Recycler *recycler, const uint8_t *content, Py_ssize_t size):
         if self.collected:
             return PyBytes_FromStringAndSize(<const char *> content, size)
-        return spare_bytes(spare, content, size)
+        return recycled_bytes(recycler, content, size)
 
     def __next__(self):
         cdef uint64_t value_size = self.handle.map.value_size
@@ -128,4 +128,4 @@ cdef class EntryIterator:
                     <Py_ssize_t> value_size)
         if not self.with_value:
             return key
-        return spare_pair(&self.last_pair, key, value) if self.with_key else value
+        return recycled_pair(&self.last_pair, key, value) if self.with_key else value

@@ -28,7 +28,7 @@ cdef inline bint store_word(MapHandle handle, object key, object value) noexcept
     op.starving = 0
     context_begin(op.context)
     # freeze() waits for whoever came in before it.
-    stored = likely(load_relaxed_u64(&op.map.header.frozen) == 0) and map_store_word(
+    stored = likely(load_relaxed_u64(&op.map.header.frozen) == 0) and update_word_fast(
         &op, word, read_u64(<const uint8_t *> PyBytes_AS_STRING(value)))
     if unlikely(not stored):
         context_cancel(op.context)
@@ -42,7 +42,7 @@ cdef inline bint store_word(MapHandle handle, object key, object value) noexcept
     return True
 
 cdef struct Apply:
-    Field field
+    NumberField field
     const uint8_t *initial
     uint64_t after
 
@@ -62,7 +62,7 @@ cdef Status attempt_swap(Op *op, void *arguments) noexcept nogil:
     return map_swap(op, swap.expected, swap.value, swap.old, &swap.swapped)
 
 
-cdef int field_fill(MapHandle handle, Field *field, Py_ssize_t offset, fmt) except -1:
+cdef int field_fill(MapHandle handle, NumberField *field, Py_ssize_t offset, fmt) except -1:
     """Say where a field is and what it holds."""
     if fmt is FORMAT_INT64:
         field.size, field.kind = 8, FIELD_SIGNED
@@ -78,13 +78,13 @@ cdef int field_fill(MapHandle handle, Field *field, Py_ssize_t offset, fmt) exce
     field.offset = <uint64_t> offset
     return 0
 
-cdef uint64_t field_bits(const Field *field, number) except? 0xFFFFFFFFFFFFFFFF:
+cdef uint64_t field_bits(const NumberField *field, number) except? 0xFFFFFFFFFFFFFFFF:
     """A Python number as the field holds it; integers wrap around."""
     if field.kind == FIELD_FLOAT:
         return bits_of(float(number), field.size)
     return PyLong_AsUnsignedLongLongMask(number) & field_mask(field)
 
-cdef object field_number(const Field *field, uint64_t bits):
+cdef object field_number(const NumberField *field, uint64_t bits):
     if field.kind == FIELD_FLOAT:
         return float_of(bits, field.size)
     if field.kind == FIELD_SIGNED:
@@ -290,7 +290,7 @@ cdef class ModifyHandle(ObservedHandle):
         """
         cdef Op op
         cdef Status status = BUSY
-        cdef Patience patience = self._patience()
+        cdef Waiting patience = self._patience()
         self._enter_to_write(&op)
         try:
             expect_membarrier(self)

@@ -113,7 +113,7 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
 
 cdef int expect_registered(MapHandle handle) except -1:
     """Give this process a slot, unless it has one."""
-    cdef Status status = session_register(&handle.map, handle.standing)
+    cdef Status status = attach_register(&handle.map, handle.standing)
     if status != OK:
         raise_status(handle, status, NULL)
     return 0

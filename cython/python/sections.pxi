@@ -63,7 +63,7 @@ cdef class LockedValue:
 
     def __enter__(self):
         cdef Status status = RETRY
-        cdef Patience patience = self.handle._patience()
+        cdef Waiting patience = self.handle._patience()
         cdef const uint8_t *create = NULL
         cdef uint8_t *value
         if self.state != SECTION_NEW:
@@ -80,13 +80,13 @@ cdef class LockedValue:
         try:
             while True:                        # ends with the timeout
                 status = section_open(&self.op, &self.section, create, value)
-                if likely(is_final(status)) and not self.handle._freed(
+                if likely(is_final(status)) and not self.handle._recovered_room(
                         status, &self.op, &patience):
                     break
                 self.handle._wait(&self.op, status, &patience)
         finally:
             if status == OK:
-                op_settle(&self.op)            # an element for an insert that another made
+                op_give_back(&self.op)            # an element for an insert that another made
                 op_end(&self.op)
                 self.state = SECTION_OPEN
             else:
@@ -122,7 +122,7 @@ cdef class LockedValue:
         """End the section: OK, or ABSENT if the key was deleted meanwhile. Interrupted while it
         waits, which only a deletion does, it rolls back."""
         cdef Status status = RETRY
-        cdef Patience patience
+        cdef Waiting patience
         cdef bint frozen
         if not self._mine():
             self._leave_to_parent()

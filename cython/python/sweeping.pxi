@@ -10,14 +10,14 @@ from map.sweep cimport (
 cdef enum:
     COUNT_PLACES = 4096        # buckets that count_expired looks at: about 0.2 ms
     TURNS_MAX = 3              # in vain, while others hold buckets with expired entries
-    SWEPT = 0x1000000000ULL    # in Patience.swept: no more turns
+    SWEPT = 0x1000000000ULL    # in Waiting.swept: no more turns
 
 
 cdef inline bint is_final(Status status) noexcept nogil:
     return status != RETRY and status != BUSY
 
 
-cdef bint sweep_for_room(MapHandle handle, Op *op, Patience *patience) noexcept:
+cdef bint sweep_for_room(MapHandle handle, Op *op, Waiting *patience) noexcept:
     """After FULL, NO_MEMORY or OUT_OF_BYTES: remove some of what has expired. True: try again;
     False: a whole turn found nothing, and after that there was still no room; or nothing has
     expired since such a turn.
@@ -36,7 +36,7 @@ cdef bint sweep_for_room(MapHandle handle, Op *op, Patience *patience) noexcept:
     op.element_filled = False
     before = patience.sweep_at
     with nogil:
-        op_settle(op)
+        op_give_back(op)
         removed = sweep_on(
             op, &patience.sweep_at, SWEEP_STEP, SWEEP_WANTED, &patience.sweep_next)
     store_relaxed_u64(&map.header.sweep, (patience.sweep_at & (SWEEP_TURN - 1)) | (
@@ -61,10 +61,10 @@ cdef uint64_t sweep_all(MapHandle handle) except? 0xFFFFFFFFFFFFFFFF:
     cdef uint64_t removed = 0
     while order < SWEEP_TURN:                  # each turn leaves a bucket behind, or removes
         handle._enter_to_write(&op)
-        op.options = OP_TYPED
+        op.options = OP_RAW_FIELDS
         op.hash = 0
         with nogil:
-            op_settle(&op)
+            op_give_back(&op)
             removed += sweep_on(&op, &order, SWEEP_STEP, SWEEP_WANTED, &next)
         handle._leave(&op)
         PyErr_CheckSignals()

@@ -4,7 +4,7 @@
 #
 # Whoever frees an object looks at as many pins as ever were in use at once, and all processes have
 # PIN_MAX together. So a handle has PIN_SHARE of them; what it reads beyond that is a private copy.
-from memory.object cimport ref_sound
+from memory.object cimport ref_valid
 from memory.peek cimport object_peek
 
 cdef enum:
@@ -43,8 +43,8 @@ cdef class PinnedObject:
             self.handle.is_closed = False
             try:
                 self.handle._enter(&op)
-                op_settle(&op)
-                if op.context.names[0] == 0:   # else the pin stays: rather too long than not
+                op_give_back(&op)
+                if op.context.owned_refs[0] == 0:   # else the pin stays: rather too long than not
                     pin_clear(&op, self.pin)
                 self.handle.is_closed = closed
                 self.handle._leave(&op)
@@ -87,15 +87,15 @@ cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t re
     cdef bytes copy = None
     cdef Status status = ABSENT
     if op.context == NULL:
-        if ref != 0 and ref_sound(&handle.map, ref):
+        if ref != 0 and ref_valid(&handle.map, ref):
             copy = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> ref_length(ref))
             status = object_peek(&handle.map, ref, PyBytes_AS_STRING(copy))
     elif found == NULL or likely(ref_protect(op, found, ref)):
-        source = item_bytes(&handle.map, ref, &length)
+        source = entry_bytes(&handle.map, ref, &length)
         if source != NULL:
             copy = PyBytes_FromStringAndSize(<const char *> source, <Py_ssize_t> length)
             status = OK
-    if found != NULL and unlikely(not element_stands(found)):
+    if found != NULL and unlikely(not element_unchanged(found)):
         return None
     if unlikely(status != OK):
         if status == SYSTEM_ERROR:
@@ -118,20 +118,20 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
     cdef const uint8_t *bytes
     if not ref_protect(op, found, ref):
         return None
-    bytes = item_bytes(&handle.map, ref, &length)
+    bytes = entry_bytes(&handle.map, ref, &length)
     if bytes == NULL:
-        if element_stands(found):
+        if element_unchanged(found):
             raise_status(handle, CORRUPT, NULL)
         return None
     if handle.pins_held >= PIN_SHARE or pin_claim(
             op, handle.map.local.process_index + 1, &pin) != OK:
         copy = PyBytes_FromStringAndSize(<const char *> bytes, <Py_ssize_t> length)
         handle.views_copied += 1
-        return copy if element_stands(found) else None
+        return copy if element_unchanged(found) else None
     pin_set(op, pin, ref)
-    if not element_stands(found):
+    if not element_unchanged(found):
         pin_clear(op, pin)
-        op_settle(op)
+        op_give_back(op)
         return None
     pinned.handle = handle
     pinned.pin = pin

@@ -77,5 +77,5 @@ cdef inline bint field_meets(Map *map, uint64_t offset, uint64_t size) noexcept 
             return True
     return False
 
-cdef inline bint deadline_is_over(uint64_t deadline) noexcept nogil:
+cdef inline bint deadline_passed(uint64_t deadline) noexcept nogil:
     return unlikely(deadline != 0) and clock_ns(CLOCK_MONOTONIC) >= <int64_t> deadline

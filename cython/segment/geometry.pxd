@@ -279,6 +279,6 @@ cdef inline uint64_t processes_usable(Map *map) noexcept nogil:
     """How many process slots may be touched: at most PROCESS_MAX."""
     return region_usable(map, REGION_PROCESSES) // sizeof(ProcessSlot)
 
-cdef inline uint64_t name_of(PoolView *pool, uint64_t index) noexcept nogil:
+cdef inline uint64_t checked_index(PoolView *pool, uint64_t index) noexcept nogil:
     """A name that a context holds; 0, which is nobody's, if there is no such object."""
     return index if index < pool.object_count else 0

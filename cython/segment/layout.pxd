@@ -112,7 +112,7 @@ cdef enum:
     SPECIAL_MAX = 8
     REF_MAX = 3                # references in a value
     NAME_MAX = 6               # objects that a context can name: new ones, then replaced ones
-    SPARE_SHIFT = 48           # context.spare: the kind of its pool, then its index
+    TRANSIT_SHIFT = 48           # context.in_transit: the kind of its pool, then its index
     SCHEMA_OFFSET = 2048       # in the header's page: what the program says the values are
     SCHEMA_MAX = 1536
 
@@ -143,7 +143,7 @@ cdef struct Region:
 cdef struct Pool:
     uint64_t frontier          # blocks from here on have never been used
     uint64_t hint              # blocks below it probably have nothing free
-    uint64_t spare             # an empty block kept for the next refill, plus one; 0 is none
+    uint64_t kept_block           # an empty block kept for the next refill, plus one; 0 is none
     uint64_t ready_count       # committed blocks
     uint64_t _reserved[4]
 
@@ -217,20 +217,20 @@ cdef struct Context:
     uint64_t target            # UPD, ULOCK or LOCKED by this context
     uint64_t line              # ALLOC by this context, between its chain and elsewhere
     uint64_t line_stash        # first of a list, through words[0], of lines ALLOC by this context
-    uint64_t spare             # ALLOC by this context, without a credit, between depot and block
+    uint64_t in_transit           # ALLOC by this context, without a credit, between depot and block
     uint64_t child             # of a split or merge
     uint64_t depot             # depot locked, plus 1
     uint64_t block             # block word locked: index * 32 + kind of its pool + 1
-    uint64_t chain_head, chain_tail    # elements taken from a block for the locked depot
-    uint64_t chain_count       # 0: no such chain
+    uint64_t list_head, list_tail    # elements taken from a block for the locked depot
+    uint64_t list_count       # 0: no such chain
     uint64_t credit_moving     # 1: credits are moving between the locked depot and the header
     uint64_t credit_after      # the depot's credit when they have moved
     uint64_t region            # region locked, plus 1
     uint64_t activity_before   # activity when this owner came: each operation of its own adds 2
     uint64_t batched           # keys that batches of this owner did, beyond one each
     uint64_t waits             # times this owner's operations had to wait for a lock
-    uint64_t owing             # pages to be taken off the budget * 2 + (1: and perhaps names)
-    uint64_t names[6]          # references to objects: see NAME_MAX and reference.pxd
+    uint64_t debt             # pages to be taken off the budget * 2 + (1: and perhaps names)
+    uint64_t owned_refs[6]          # references to objects: see NAME_MAX and reference.pxd
     uint64_t charged           # pages just added to the budget, for a block or an object
     uint64_t budget_after      # while it changes: (the value after + 1) * 2 + (1: taken off)
     uint64_t pages_wanted      # of the object that grows: pages * 8 + its place in names

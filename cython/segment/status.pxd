@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # The outcomes of core functions. _core.pyx turns those that leave the core into exceptions.
 #
-# The first group is final: an operation ends with it. The second never leaves write.pxd and wait.pxd:
+# The first group is final: an operation ends with it. The second stays in write.pxd and wait.pxd:
 # it says what has to happen, outside every lock, before the operation is tried again.
 
 cdef enum Status:

@@ -24,11 +24,11 @@ from libc.string cimport memcmp, memcpy, memset
 from machine.atomics cimport compiler_fence, likely, unlikely
 from machine.system cimport clock_ns, CLOCK_MONOTONIC
 from machine.hashing cimport hash_key
-from machine.number cimport Field, FIELD_ADD, FIELD_SIGNED
+from machine.number cimport NumberField, FIELD_ADD, FIELD_SIGNED
 from segment.status cimport Status, OK, ABSENT, BUSY, FULL, RETRY
 from memory.operation cimport Op, op_begin, op_end
-from map.read cimport map_glance, map_lookup, map_contains
-from map.hold cimport op_settle
+from map.read cimport read_fast, map_lookup, map_contains
+from map.hold cimport op_give_back
 from map.remove cimport map_delete
 from map.write cimport map_apply, UPDATE_ANY, UPDATE_NOEXIST, map_update
 
@@ -148,7 +148,7 @@ cdef inline Status keys_step(Op *op, uint32_t task, uint8_t *value) noexcept nog
     op.hash = hash_key(op.map.seeds, op.key, op.map.key_size)
     op.element_filled = False
     if task == LOOKUP:
-        status = map_glance(op.map, op.hash, op.key, value)
+        status = read_fast(op.map, op.hash, op.key, value)
         if unlikely(status == RETRY):
             return map_lookup(op.map, op.hash, op.key, value)
         return status
@@ -167,7 +167,7 @@ cdef Status keys_run(
         while True:                            # RETRY and BUSY pass: nobody is stopped here
             status = keys_step(op, task, values + index * op.map.value_size)
             if unlikely(op.context.element != 0 or op.context.line_stash != 0):
-                op_settle(op)
+                op_give_back(op)
             op_end(op)
             op_begin(op)
             if likely(status != RETRY and status != BUSY):
@@ -194,7 +194,7 @@ cdef inline Status map_read(
             op_end(op)
             op_begin(op)
             hash = hash_key(map.seeds, key, map.key_size)
-            status = map_glance(map, hash, key, value)
+            status = read_fast(map, hash, key, value)
             while unlikely(status == RETRY):   # ends: nobody is stopped here
                 if value == NULL:
                     status = map_contains(map, hash, key)
@@ -208,7 +208,7 @@ cdef inline Status map_read(
 
 
 cdef inline Status map_step(Op *op, Workload *work) noexcept nogil:
-    cdef Field field
+    cdef NumberField field
     cdef uint64_t sum = 0
     op.key = <const uint8_t *> work.key
     op.hash = hash_key(op.map.seeds, op.key, op.map.key_size)
@@ -233,7 +233,7 @@ cdef Status map_run(Op *op, Workload *work, uint64_t *done) noexcept nogil:
             while True:                        # RETRY and BUSY pass: nobody is stopped here
                 status = map_step(op, work)
                 if unlikely(op.context.element != 0 or op.context.line_stash != 0):
-                    op_settle(op)
+                    op_give_back(op)
                 op_end(op)
                 op_begin(op)
                 if likely(status != RETRY and status != BUSY):

@@ -20,7 +20,7 @@ from segment.words cimport element_header, lock_bits
 from segment.classes cimport element_stride, power_of_two_at_least
 from segment.geometry cimport Map, bucket_at, element_at, element_value, line_at
 from map.chain cimport Found, chain_find
-from map.element cimport element_read, element_settle
+from map.element cimport element_read, element_release
 
 
 cdef inline Status fixed_look(
@@ -145,7 +145,7 @@ cdef class Fixed:
             return False
         fence_release()
         store_relaxed_u64(element_value(&self.map, found.element), self.work.value[0])
-        element_settle(NULL, found.element, held)
+        element_release(NULL, found.element, held)
         return True
 
     cdef bint append(self, uint32_t hash) noexcept nogil:

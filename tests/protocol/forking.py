@@ -1,9 +1,9 @@
 """Views of objects, and the slot that a process claims for a child before it forks (R2, C1, C3).
 
-Stands for pins.pxd, forking.pxd and what they use of object.pxd. There is one object, which an entry
-refers to at first. A view of it is kept by a pin, a slot that says whose it is and what it pins.
-Whoever takes the object from its entry looks for pins; so does whoever ends one. (That each of two
-sees the other's store is the business of fences; here all stores are seen at once.)
+Stands for pins.pxd, forking.pxd and what they use of object.pxd. There is one object, which an
+entry refers to at first. A view of it is kept by a pin, a slot that says whose it is and what it
+pins. Whoever takes the object from its entry looks for pins; so does whoever ends one. (That each
+of two sees the other's store is the business of fences; here all stores are seen at once.)
 
 A child has its parent's views from its first instruction on, and the parent may be killed, or let
 go of its own, at any time.
@@ -44,7 +44,7 @@ def retired_take(m, me):
     return done
 
 
-def names_settle(m, me):
+def owned_refs_free(m, me):
     """Give back the object that the context names, if it is this context's and nobody pins it."""
     name = yield own(m.of_name[me])
     if name == 0:
@@ -83,12 +83,12 @@ def pin_clear(m, me, pin):
 
 def recover_pins(m, me, process):
     """End every pin of a dead process, in the name of its context."""
-    yield from names_settle(m, me)
+    yield from owned_refs_free(m, me)
     for pin in range(PINS):
         owner = yield load(m.pin_owner[pin])
         if owner == process:
             yield from pin_clear(m, me, pin)
-            yield from names_settle(m, me)
+            yield from owned_refs_free(m, me)
         del owner
 
 
@@ -99,7 +99,7 @@ def take_away(m, me):
     yield store(m.refers, 0)
     header = yield load(m.thing)
     yield store(m.thing, m.header_after(header, ALLOC, me))
-    yield from names_settle(m, me)
+    yield from owned_refs_free(m, me)
     yield end()
 
 
@@ -115,7 +115,7 @@ def let_go(m, me, pin):
     """The view ends."""
     yield begin("settle")
     yield from pin_clear(m, me, pin)
-    yield from names_settle(m, me)
+    yield from owned_refs_free(m, me)
     yield end()
 
 

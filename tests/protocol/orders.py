@@ -67,7 +67,7 @@ def a_live_element_is_complete(o):
     return Litmus([writer, reader], lambda r: r["h"] == LIVE and 0 in (r["k"], r["v"]))
 
 
-def updating(o, *spare, commit="element_own: the CAS"):
+def updating(o, *spare, commit="element_hold: the CAS"):
     """element_update of a value of two words, or section_commit; and the redo buffer's next use."""
     return [
         *store("redo 0", 1),
@@ -76,8 +76,8 @@ def updating(o, *spare, commit="element_own: the CAS"):
         *fence(o.release("element_redo: the fence", "redo" in spare)),
         *store("word 0", 1),
         *store("word 1", 1),
-        *store("header", LIVE_AGAIN, o.release("element_settle: LIVE", "live" in spare)),
-        *fence(o.release("element_settle: the fence", "settle" in spare)),
+        *store("header", LIVE_AGAIN, o.release("element_release: LIVE", "live" in spare)),
+        *fence(o.release("element_release: the fence", "settle" in spare)),
         *store("redo 0", 2),
         *store("redo 1", 2),
     ]
@@ -130,14 +130,14 @@ def changing(o, *spare):
     """element_apply of a field that crosses words: ULOCK, redo, UPD by a store, words, LIVE."""
     return [
         *cas("header", LIVE, ULOCK, acquire=ACQUIRE, release=RELEASE),
-        *fence(o.release("element_own: the fence", spare=True)),
+        *fence(o.release("element_hold: the fence", spare=True)),
         *store("redo 0", 1),
         *store("redo 1", 1),
         *store("header", UPD, o.release("element_commit: UPD", "upd" in spare)),
         *fence(o.release("element_redo: the fence", "redo" in spare)),
         *store("word 0", 1),
         *store("word 1", 1),
-        *store("header", LIVE_AGAIN, o.release("element_settle: LIVE", spare=True)),
+        *store("header", LIVE_AGAIN, o.release("element_release: LIVE", spare=True)),
     ]
 
 
@@ -158,10 +158,10 @@ def words_of_a_change_come_behind_upd(o):
 @litmus
 def an_owner_sees_the_last_value(o):
     """W1: element_apply adds to what the owner before it left. Either acquire is enough."""
-    before = store("word", 1) + store("header", LIVE_AGAIN, o.release("element_settle: LIVE"))
+    before = store("word", 1) + store("header", LIVE_AGAIN, o.release("element_release: LIVE"))
     after = [
         *load("header", "h", o.acquire(HEADER, spare=True)),
-        *cas("header", LIVE_AGAIN, ULOCK, acquire=o.acquire("element_own: the CAS", spare=True)),
+        *cas("header", LIVE_AGAIN, ULOCK, acquire=o.acquire("element_hold: the CAS", spare=True)),
         *load("word", "w"),
     ]
     return Litmus(

@@ -49,11 +49,11 @@ def contains(m, key):
 
 def map_find(m, key):
     """What was found: ABSENT is validated; RETRY if the levels lead nowhere."""
-    found, _, _ = yield from map_look(m, key)
+    found, _, _ = yield from find_once(m, key)
     return found
 
 
-def map_look(m, key):
+def find_once(m, key):
     """The same, and of a miss the bucket and its header as it was seen first."""
     count = yield load(m.table)
     at = table_guess(count >> PAYLOAD_SHIFT, m.hashes[key])

@@ -1,6 +1,6 @@
 """Recovery: a dead context is resumed under its own name (C1, C2).
 
-Stands for recover_memory.pxd and recover.pxd. What the dead context names is looked at, and is its own
+Stands for recover_memory.pxd and recover.pxd. What the dead context names is read, and is its own
 if its lock word says so. Every step looks at shared memory only and may be done twice, for whoever
 recovers may die, too, and the next one goes on.
 """
@@ -40,7 +40,7 @@ from segment_model import (
     state_of,
     taken,
 )
-from supply import element_put, op_settle
+from supply import element_put, op_give_back
 from writing import bucket_release, deadline_stored, redo_apply
 
 
@@ -63,7 +63,7 @@ def context_recover(m, subject):
         yield from recover_depot(m, subject)
         yield from recover_element(m, subject)
         yield from recover_bucket(m, subject)
-        yield from recover_owned(m, subject)
+        yield from recover_give_back(m, subject)
         if m.pins:
             owner = yield own(m.of(subject, "owner"))
             yield from recover_pins(m, subject, owner)
@@ -97,26 +97,26 @@ def recover_depot(m, me):
         yield from recover_block(m, me)
         return
     depot = m.depot[name - 1]
-    yield from recover_chain(m, me, depot)
+    yield from recover_list(m, me, depot)
     yield from recover_credits(m, me, depot)
-    yield from recover_taken(m, me, depot)
+    yield from recover_in_depot(m, me, depot)
     yield from recover_block(m, me)
     held = yield own(depot)
     yield store(depot, released(held))
 
 
-def recover_chain(m, me, depot):
+def recover_list(m, me, depot):
     """Elements on their way from a block to the held depot."""
     word = yield own(depot)
-    count = yield own(m.of(me, "chain_count"))
-    first = yield own(m.of(me, "chain_head"))
+    count = yield own(m.of(me, "list_count"))
+    first = yield own(m.of(me, "list_head"))
     block = yield from block_named(m, me)
     head, parked, credit = depot_parts(word)
     if count and block is None and head != first:
-        tail = yield own(m.of(me, "chain_tail"))
+        tail = yield own(m.of(me, "list_tail"))
         yield store(m.next_free(tail), head)
         yield store(depot, taken(depot_word(first, parked + count, credit), me))
-    yield put(m.of(me, "chain_count"), 0)
+    yield put(m.of(me, "list_count"), 0)
 
 
 def recover_credits(m, me, depot):
@@ -134,14 +134,14 @@ def recover_credits(m, me, depot):
         yield put(m.of(me, "credit_moving"), 0)
 
 
-def recover_taken(m, me, depot):
+def recover_in_depot(m, me, depot):
     """An element, or a spare, between the held depot and the context."""
     word = yield own(depot)
     head, _, _ = depot_parts(word)
-    spare = yield own(m.of(me, "spare"))
+    spare = yield own(m.of(me, "in_transit"))
     if spare and spare == head:
         yield from set_state(m, m.element[spare], FREE)
-        yield put(m.of(me, "spare"), 0)
+        yield put(m.of(me, "in_transit"), 0)
     element = yield own(m.of(me, "element"))
     if element == 0:
         return
@@ -180,7 +180,7 @@ def recover_block(m, me):
     if state != READY:
         yield from block_vacate(m, me, m.block.index(word_at))
         return
-    field = "line" if lines else "spare"
+    field = "line" if lines else "in_transit"
     name = yield own(m.of(me, field))
     base = 0 if lines else m.block.index(word_at) * m.block_capacity
     if name and base <= name < base + (1000 if lines else m.block_capacity):
@@ -333,7 +333,7 @@ def recover_resize(m, me, is_split):
 # ---- what is left ----
 
 
-def recover_owned(m, me):
+def recover_give_back(m, me):
     """Give back the objects that the context still owns."""
     line = yield own(m.of(me, "line"))
     header = 0
@@ -347,10 +347,10 @@ def recover_owned(m, me):
         header = yield load(m.element[element])
         if owner_of(header) != me and m.keeps("recovery frees only what the context owns"):
             yield put(m.of(me, "element"), 0)
-    yield from op_settle(m, me)
-    spare = yield own(m.of(me, "spare"))
+    yield from op_give_back(m, me)
+    spare = yield own(m.of(me, "in_transit"))
     if spare:
         header = yield load(m.element[spare])
         if owner_of(header) == me:
             yield from element_put(m, me)
-        yield put(m.of(me, "spare"), 0)
+        yield put(m.of(me, "in_transit"), 0)

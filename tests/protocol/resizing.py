@@ -24,7 +24,7 @@ from segment_model import (
     taken,
     with_level,
 )
-from supply import lines_give, op_settle
+from supply import lines_give, op_give_back
 from writing import bucket_release, delete_found
 
 REACH_TRIES_MAX = 4
@@ -316,7 +316,7 @@ def bucket_clear(m, me, at):
     """Delete every element of a bucket; whether there were any."""
     found = False
     while True:
-        yield from op_settle(m, me)
+        yield from op_give_back(m, me)
         yield put(m.of(me, "operation"), DELETE)
         yield put(m.of(me, "bucket"), at)
         held = yield lock(m.bucket[at], me)

@@ -9,7 +9,7 @@ from automaton import begin, cas, end, store
 from oracle import ABSENT, RETRY
 from reading import map_find
 from segment_model import LIVE, LOCKED, UPD
-from writing import delete_held, element_own, redo_apply, redo_fill
+from writing import delete_held, element_hold, redo_apply, redo_fill
 
 
 def section(m, me, key, value):
@@ -51,7 +51,7 @@ def section_open(m, me, key):
         if found == ABSENT:
             return 0, 0
         if found != RETRY:
-            held = yield from element_own(m, me, found, LOCKED)
+            held = yield from element_hold(m, me, found, LOCKED)
             if held != RETRY:
                 return found[0], held
 

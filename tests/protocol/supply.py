@@ -110,7 +110,7 @@ def depot_refill(m, me, depot, held):
     yield store(m.next_free(tail), head)
     held = taken(depot_word(first, parked + count, credit), me)
     yield store(m.depot[depot], held)
-    yield put(m.of(me, "chain_count"), 0)
+    yield put(m.of(me, "list_count"), 0)
     return OK, held
 
 
@@ -155,14 +155,14 @@ def depot_push_down(m, me, depot, held):
     block_held = yield lock_try(m.block[block], me)
     if block_held is None:
         return held
-    yield put(m.of(me, "spare"), head)
+    yield put(m.of(me, "in_transit"), head)
     header = yield own(m.element[head])
     yield store(m.element[head], m.header_after(header, ALLOC, me))
     following = yield own(m.next_free(head))
     held = taken(depot_word(following, count - 1, credit), me)
     yield store(m.depot[depot], held)
     yield from put_locked(m, m.block[block], block_held, head, block * m.block_capacity, False)
-    yield put(m.of(me, "spare"), 0)
+    yield put(m.of(me, "in_transit"), 0)
     return held
 
 
@@ -209,10 +209,10 @@ def block_detach(m, me, block, held):
                 yield store(m.next_free(chain[-1]), base + fresh)
             chain = (*chain, base + fresh)
             fresh += 1
-    yield put(m.of(me, "chain_head"), chain[0])
-    yield put(m.of(me, "chain_tail"), chain[-1])
+    yield put(m.of(me, "list_head"), chain[0])
+    yield put(m.of(me, "list_tail"), chain[-1])
     if m.keeps("a detached chain is named before its block is unlocked"):
-        yield put(m.of(me, "chain_count"), len(chain))
+        yield put(m.of(me, "list_count"), len(chain))
     yield store(m.block[block], block_word(READY, fresh, free, place & 15 if free else 0))
     return OK, chain[0], chain[-1], len(chain)
 
@@ -230,12 +230,12 @@ def put_locked(m, word, held, index, base, is_line):
 
 def element_put(m, me):
     """pool_give of context.spare: an element, ALLOC and without a credit, back into its block."""
-    spare = yield own(m.of(me, "spare"))
+    spare = yield own(m.of(me, "in_transit"))
     block = spare // m.block_capacity
     yield put(m.of(me, "block"), block * 2 + 1)
     held = yield lock(m.block[block], me)
     yield from put_locked(m, m.block[block], held, spare, block * m.block_capacity, False)
-    yield put(m.of(me, "spare"), 0)
+    yield put(m.of(me, "in_transit"), 0)
 
 
 # ---- lines ----
@@ -273,7 +273,7 @@ def line_take(m, me):
 
 
 def lines_give(m, me):
-    """op_settle: give back the lines of the stash, one by one."""
+    """op_give_back: give back the lines of the stash, one by one."""
     while True:
         line = yield own(m.of(me, "line_stash"))
         if line == 0:
@@ -287,7 +287,7 @@ def lines_give(m, me):
         yield put(m.of(me, "line"), 0)
 
 
-def op_settle(m, me):
+def op_give_back(m, me):
     """Give back what an operation kept."""
     element = yield own(m.of(me, "element"))
     if element:

@@ -15,7 +15,7 @@ goes. So one of the two sees the other.
 
 from automaton import begin, cas, end, load, store
 from chains import chain_names
-from reading import chain_next, map_look, table_find
+from reading import chain_next, find_once, table_find
 from segment_model import (
     DELETE,
     LINK_BASE,
@@ -27,7 +27,7 @@ from segment_model import (
     released,
     state_of,
 )
-from supply import FULL, op_settle
+from supply import FULL, op_give_back
 from walking import ORDER_END, reverse_bits
 from writing import RETRY, bucket_hold_hash, delete_found, insert_try
 
@@ -93,7 +93,7 @@ def chain_expired(m, bucket, now):
 def expired_remove(m, me, gone):
     """Delete what was collected, if it is as it was: whether it was done."""
     index, header, tag, place = gone
-    yield from op_settle(m, me)
+    yield from op_give_back(m, me)
     bucket = None
     while bucket is None:
         bucket, held = yield from bucket_hold_hash(m, me, DELETE, tag)
@@ -105,7 +105,7 @@ def expired_remove(m, me, gone):
     if not m.keeps("a sweeper removes only what it saw expired"):
         header = yield load(m.element[index])
     removed = yield from delete_found(m, me, bucket, (index, header, *place))
-    yield from op_settle(m, me)
+    yield from op_give_back(m, me)
     return removed != RETRY
 
 
@@ -169,9 +169,9 @@ def insert_once(m, me, key, value):
     """One attempt after another, until it is inserted or there is no room."""
     outcome = RETRY
     while outcome == RETRY:
-        _, at, header = yield from map_look(m, key)
+        _, at, header = yield from find_once(m, key)
         outcome = yield from insert_try(m, me, key, value, at, header)
-    yield from op_settle(m, me)
+    yield from op_give_back(m, me)
     return outcome
 
 

@@ -7,7 +7,7 @@ gives everything up, waits and begins again; both come back when the lock is fre
 from automaton import begin, cas, end, load, lock, own, put, store, wait
 from chains import chain_append, chain_remove
 from oracle import ABSENT, RETRY
-from reading import chain_find, element_still, map_find, map_look, table_find
+from reading import chain_find, element_still, find_once, map_find, table_find
 from segment_model import (
     DEAD,
     DELETE,
@@ -25,12 +25,12 @@ from segment_model import (
     state_of,
     taken,
 )
-from supply import FULL, OK, element_take, op_settle
+from supply import FULL, OK, element_take, op_give_back
 
 # ---- elements ----
 
 
-def element_own(m, me, found, state):
+def element_hold(m, me, found, state):
     """LIVE -> UPD or ULOCK, if the element is as it was found: its header now, or RETRY."""
     index, header, _, _ = found
     if owner_of(header):
@@ -52,7 +52,7 @@ def element_update(m, me, found, value):
     """Replace the value of what was found: OK or RETRY."""
     index = found[0]
     if m.value_words == 1:
-        held = yield from element_own(m, me, found, ULOCK)
+        held = yield from element_hold(m, me, found, ULOCK)
         if held == RETRY:
             return RETRY
         yield store(m.value(index, 0), value)
@@ -61,7 +61,7 @@ def element_update(m, me, found, value):
         if early:
             yield from redo_fill(m, me, value)
         yield from deadline_stored(m, value, False)
-        held = yield from element_own(m, me, found, UPD)
+        held = yield from element_hold(m, me, found, UPD)
         if held == RETRY:
             return RETRY
         if not early:
@@ -75,7 +75,7 @@ def element_update(m, me, found, value):
 def element_add(m, me, found, delta):
     """Add to every word: by one store if the value is a word, else through the redo buffer."""
     index = found[0]
-    held = yield from element_own(m, me, found, ULOCK)
+    held = yield from element_hold(m, me, found, ULOCK)
     if held == RETRY:
         return RETRY
     before = yield own(m.value(index, 0))
@@ -154,7 +154,7 @@ def update(m, me, key, value, kind="update"):
     """map_update. kind: update (any), insert (the key must be absent), replace (present)."""
     yield begin(kind, key, value)
     while True:
-        found, at, header = yield from map_look(m, key)
+        found, at, header = yield from find_once(m, key)
         outcome = found
         if found == ABSENT:
             outcome = "ABSENT"
@@ -169,7 +169,7 @@ def update(m, me, key, value, kind="update"):
             outcome = yield from element_update(m, me, found, value)
         if outcome != RETRY:
             break
-    yield from op_settle(m, me)
+    yield from op_give_back(m, me)
     yield end(outcome)
 
 
@@ -246,7 +246,7 @@ def delete(m, me, key):
 
 def delete_held(m, me, key, expected):
     """map_delete_held: delete key, if expected is None or the header of its element."""
-    yield from op_settle(m, me)
+    yield from op_give_back(m, me)
     while True:
         bucket, held = yield from bucket_hold(m, me, DELETE, key)
         outcome = held
@@ -259,7 +259,7 @@ def delete_held(m, me, key, expected):
                 outcome = "ABSENT"
         if outcome != RETRY:
             break
-    yield from op_settle(m, me)
+    yield from op_give_back(m, me)
     return outcome
 
 

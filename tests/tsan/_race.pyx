@@ -23,7 +23,7 @@ from machine.system cimport (
     stat_t,
 )
 from machine.hashing cimport hash_key
-from machine.number cimport FIELD_ADD, FIELD_SIGNED, Field
+from machine.number cimport FIELD_ADD, FIELD_SIGNED, NumberField
 from segment.status cimport ABSENT, BUSY, CORRUPT, FULL, NEED_ELEMENTS, NO_MEMORY, OK, RETRY, Status
 from segment.layout cimport (
     ELEMENT_DEAD, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, OPERATION_DELETE, OPERATION_INSERT,
@@ -38,23 +38,23 @@ from segment.header cimport segment_fill
 from memory.operation cimport Op, op_begin, op_end
 from memory.depot cimport depot_hold, depot_here, element_take
 from map.chain cimport Found, chain_append, chain_find
-from map.element cimport element_own
+from map.element cimport element_hold
 from map.table cimport table_count
 from map.resize cimport pair_hold
-from map.read cimport map_contains, map_glance, map_lookup, map_find
-from map.hold cimport bucket_hold, op_settle
+from map.read cimport map_contains, read_fast, map_lookup, map_find
+from map.hold cimport bucket_hold, op_give_back
 from map.remove cimport map_delete
 from map.write cimport (
-    UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_memory, map_store_word, map_update, map_apply,
+    UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST, map_memory, update_word_fast, map_update, map_apply,
     map_lookup_unlocked, map_swap,
 )
 from map.section cimport Section, section_abandon, section_commit, section_open
-from map.walk cimport Position, Sink, BucketFacts, bucket_look, walk_on
-from map.batch cimport MANY_DELETE, MANY_LOOKUP, MANY_UPDATE, Many, many_on
+from map.walk cimport Position, EntryBuffer, BucketFacts, bucket_figures, walk_on
+from map.batch cimport BATCH_DELETE, BATCH_LOOKUP, BATCH_UPDATE, Batch, batch_go_on
 from processes.liveness cimport Standing, process_leave
 from processes.recover cimport recover_all, recover_those_inside
 from processes.wait cimport sleep_ns, wait_step
-from processes.attach cimport session_claim, session_register
+from processes.attach cimport attach_claim, attach_register
 from processes.check cimport Report, check_map
 
 cdef extern from "kernel_locks.h" nogil:
@@ -184,7 +184,7 @@ cdef inline bint again(Thread *me, Op *op, Status status, uint64_t *turn) noexce
 
 cdef inline void leave(Op *op) noexcept nogil:
     if op.context.element != 0 or op.context.line_stash != 0:
-        op_settle(op)
+        op_give_back(op)
     op_end(op)
 
 
@@ -193,7 +193,7 @@ cdef inline void leave(Op *op) noexcept nogil:
 cdef inline Status one_point(
         Thread *me, uint64_t choice, uint64_t key, uint64_t *value, bint *has) noexcept nogil:
     """One attempt. has: afterwards value is one that was in the map."""
-    cdef Field field
+    cdef NumberField field
     cdef uint64_t after = 0
     cdef bint swapped = False
     cdef Status status
@@ -204,7 +204,7 @@ cdef inline Status one_point(
         return map_lookup(op.map, op.hash, op.key, value)
     if choice < 36:
         has[0] = True
-        status = map_glance(op.map, op.hash, op.key, value)
+        status = read_fast(op.map, op.hash, op.key, value)
         # As the package does: a glance at a gap, a bucket that is not there, tells nothing.
         return status if status != RETRY else map_lookup(op.map, op.hash, op.key, value)
     if choice < 40:
@@ -213,7 +213,7 @@ cdef inline Status one_point(
         has[0] = True
         return map_lookup_unlocked(op, value)
     value_make(me, key, value)
-    if choice < 48 and op.map.words_only and map_store_word(op, key, value[0]):
+    if choice < 48 and op.map.words_only and update_word_fast(op, key, value[0]):
         return OK
     if choice < 52:
         return map_update(op, <uint8_t *> value, UPDATE_EXIST)
@@ -286,7 +286,7 @@ cdef inline void do_walk(Thread *me) noexcept nogil:
     cdef uint64_t at
     cdef uint64_t place_key = 0
     cdef Position position
-    cdef Sink sink
+    cdef EntryBuffer sink
     cdef BucketFacts facts
     cdef Status status = OK
     position.order = 0
@@ -313,22 +313,22 @@ cdef inline void do_walk(Thread *me) noexcept nogil:
         if status != ABSENT and status != OK and not again(me, &me.op, status, &turn):
             break
     leave(&me.op)
-    bucket_look(&me.map, roll(me) % table_count(&me.map), &facts)
+    bucket_figures(&me.map, roll(me) % table_count(&me.map), &facts)
 
 cdef inline void do_batch(Thread *me) noexcept nogil:
-    cdef Many many
+    cdef Batch many
     cdef uint64_t[BATCH] keys
     cdef uint64_t[4] value
     cdef uint64_t turn = 0
     cdef uint64_t at
     cdef Status status
     cdef uint64_t choice = roll(me) % 3
-    memset(&many, 0, sizeof(Many))
-    many.kind = MANY_LOOKUP
+    memset(&many, 0, sizeof(Batch))
+    many.kind = BATCH_LOOKUP
     if choice:
-        many.kind = MANY_UPDATE
+        many.kind = BATCH_UPDATE
         if (clock_ns(CLOCK_MONOTONIC) >> PHASE_SHIFT) & 1:
-            many.kind = MANY_DELETE
+            many.kind = BATCH_DELETE
     for at in range(BATCH):
         keys[at] = roll(me) % me.keys
         value_make(me, keys[at], value)
@@ -341,7 +341,7 @@ cdef inline void do_batch(Thread *me) noexcept nogil:
     op_for(me, &me.op, keys)
     op_begin(&me.op)
     while many.done < BATCH:
-        status = many_on(&me.op, &many, BATCH)
+        status = batch_go_on(&me.op, &many, BATCH)
         if status == FULL or status == NO_MEMORY:
             me.mask_buffer[many.done] = 0
             many.done += 1
@@ -349,7 +349,7 @@ cdef inline void do_batch(Thread *me) noexcept nogil:
             break
     leave(&me.op)
     for at in range(many.done):
-        if me.mask_buffer[at] and many.kind != MANY_UPDATE:
+        if me.mask_buffer[at] and many.kind != BATCH_UPDATE:
             value_look(me, keys[at], me.values_buffer + at * me.map.value_size)
     me.done += many.done
 
@@ -403,7 +403,7 @@ cdef inline void die_in_value(Thread *me, uint64_t *value, uint64_t how) noexcep
     if element_state(found.header) != ELEMENT_LIVE:
         return
     copy_in(context_redo(op.context), <uint8_t *> value, op.map.value_size)
-    element_own(op, &found, ELEMENT_UPD if how == 5 else ELEMENT_ULOCK, &held)
+    element_hold(op, &found, ELEMENT_UPD if how == 5 else ELEMENT_ULOCK, &held)
 
 cdef inline void leave_life(Thread *me) noexcept nogil:
     """Give up the lock that says that this thread's process lives."""
@@ -426,7 +426,7 @@ cdef inline void die(Thread *me) noexcept nogil:
     op_for(me, op, &key)
     value_make(me, key, value)
     op_begin(op)
-    op_settle(op)
+    op_give_back(op)
     if op.context.element != 0:
         how = 10                           # it dies with what the last operation left it
     if how == 0:
@@ -460,7 +460,7 @@ cdef inline void seeded(Thread *me) noexcept nogil:
 cdef inline bint claim(Thread *me, Op *op) noexcept nogil:
     cdef uint64_t taken = 0
     memset(op, 0, sizeof(Op))
-    if session_claim(&me.map, &me.standing, &taken) != OK:
+    if attach_claim(&me.map, &me.standing, &taken) != OK:
         complain(me, NO_THREAD, 0)
         return False
     op.map = &me.map
@@ -613,7 +613,7 @@ cdef class Race:
         cdef Standing standing
         self.map.local = local
         with nogil:
-            if session_register(&self.map, &standing) == OK:
+            if attach_register(&self.map, &standing) == OK:
                 recover_all(&self.map)
                 process_leave(&self.map, &standing)
         memset(&report, 0, sizeof(report))

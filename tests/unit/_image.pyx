@@ -24,7 +24,7 @@ cimport map.write as core_write
 cimport map.walk as core_walk
 from machine.system cimport MAP_FAILED, MAP_SHARED, PROT_READ, fstat, mmap, munmap, stat_t
 from machine.hashing cimport hash_key
-from machine.number cimport Field, FIELD_ADD, FIELD_SIGNED
+from machine.number cimport NumberField, FIELD_ADD, FIELD_SIGNED
 from segment.status cimport Status, OK
 from segment.layout cimport Bucket, Header, PAGE_BYTES, REGION_CONTEXTS
 from segment.classes cimport PoolView, round_up
@@ -34,7 +34,7 @@ from segment.geometry cimport (
 from segment.header cimport segment_examine, segment_fill
 from memory.operation cimport Op, op_begin, op_end
 from map.chain cimport Found
-from map.walk cimport Position, Sink, bucket_read
+from map.walk cimport Position, EntryBuffer, bucket_read
 from processes.check cimport Report, check_map
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -178,7 +178,7 @@ cdef class Image:
     cdef uint64_t *name(self, uint64_t who, PoolView *view) except NULL:
         """The context's field for an object of this pool, between two places."""
         cdef Op *op = self.op(who)
-        return &op.context.line if view.kind else &op.context.spare
+        return &op.context.line if view.kind else &op.context.in_transit
 
     def block_commit(self, uint64_t who, str kind not None):
         return named(core_pool.block_commit(self.op(who), self.view(kind)))
@@ -210,7 +210,7 @@ cdef class Image:
 
     def pool_detach(self, uint64_t who, uint64_t wanted):
         """The status, and the elements of the chain that was detached."""
-        cdef core_pool.Chain detached = core_pool.Chain(0, 0, 0)
+        cdef core_pool.FreeList detached = core_pool.FreeList(0, 0, 0)
         cdef uint64_t at
         status = named(core_pool.pool_detach(
             self.op(who), &self.map.element_pool, wanted, &detached))
@@ -228,8 +228,8 @@ cdef class Image:
     def depot_take(self, uint64_t who, uint64_t index):
         return named(core_depot.depot_take(self.op(who), index))
 
-    def element_take(self, uint64_t who, bint scavenge=False):
-        return named(core_depot.element_take(self.op(who), scavenge))
+    def element_take(self, uint64_t who, bint any_depot=False):
+        return named(core_depot.element_take(self.op(who), any_depot))
 
     def element_give(self, uint64_t who):
         return named(core_depot.element_give(self.op(who)))
@@ -285,8 +285,8 @@ cdef class Image:
             self.map.key_size, &found))
         return status, found.index
 
-    def op_settle(self, uint64_t who):
-        core_hold.op_settle(self.op(who))
+    def op_give_back(self, uint64_t who):
+        core_hold.op_give_back(self.op(who))
 
     # ---- element ----
 
@@ -303,15 +303,15 @@ cdef class Image:
         """The value; None if the element changed meanwhile."""
         cdef Found found = self.found_at(index, header)
         value = bytearray(self.map.value_size)
-        if not core_element.element_read(&self.map, &found, self.map.key_size, <char *> value,
-                                    self.map.value_size):
+        if not core_element.element_read(
+                &self.map, &found, self.map.key_size, <char *> value, self.map.value_size):
             return None
         return bytes(value)
 
-    def element_own(self, uint64_t who, uint32_t index, uint32_t state, header=None):
+    def element_hold(self, uint64_t who, uint32_t index, uint32_t state, header=None):
         cdef Found found = self.found_at(index, header)
         cdef uint64_t held = 0
-        status = named(core_element.element_own(self.op(who), &found, state, &held))
+        status = named(core_element.element_hold(self.op(who), &found, state, &held))
         return status, held
 
     def starving_say(self, uint64_t who, uint32_t index):
@@ -325,8 +325,8 @@ cdef class Image:
         core_element.starving_end(self.op(who))
         return self.ops[who].starving
 
-    def element_settle(self, uint64_t who, uint32_t index, uint64_t held):
-        core_element.element_settle(self.op(who), element_at(&self.map, index), held)
+    def element_release(self, uint64_t who, uint32_t index, uint64_t held):
+        core_element.element_release(self.op(who), element_at(&self.map, index), held)
 
     def element_update(self, uint64_t who, uint32_t index, bytes value not None, header=None):
         cdef Found found = self.found_at(index, header)
@@ -339,7 +339,7 @@ cdef class Image:
                     header=None):
         """The status, and the sum."""
         cdef Found found = self.found_at(index, header)
-        cdef Field field
+        cdef NumberField field
         cdef uint64_t after = 0
         if offset + 8 > self.map.value_size:
             raise IndexError(offset)
@@ -388,7 +388,7 @@ cdef class Image:
         cdef bytearray values = bytearray(b"\xEE") * (total * value_size)
         cdef bytearray inside = bytearray(size if place[1] is None else place[1])
         cdef Position position
-        cdef Sink sink
+        cdef EntryBuffer sink
         cdef Op reader
         cdef Op *op = &reader
         cdef Status status
@@ -446,10 +446,10 @@ cdef class Image:
         """As bucket_read; without who as a handle that may only read."""
         return self.read("on", place, room, 0, True, who)
 
-    def bucket_look(self, uint64_t index):
+    def bucket_figures(self, uint64_t index):
         """(level, entries, lines, locked); None if there is no such bucket."""
         cdef core_walk.BucketFacts facts
-        if not core_walk.bucket_look(&self.map, index, &facts):
+        if not core_walk.bucket_figures(&self.map, index, &facts):
             return None
         return facts.level, facts.entries, facts.lines, bool(facts.locked)
 
@@ -474,7 +474,7 @@ cdef class Image:
             status = core_write.insert_try(op, <const uint8_t *> <char *> value, &miss, False)
             if named(status)[:5] != "NEED_" or core_write.map_memory(op, status) != OK:
                 break
-        core_hold.op_settle(op)
+        core_hold.op_give_back(op)
         return named(status)
 
     def delete(self, uint64_t who, bytes key not None):

@@ -185,14 +185,14 @@ def geometry(uint64_t key_size, uint64_t value_size, uint64_t max_entries, uint6
 def field_compute(
         uint32_t kind, uint32_t size, uint32_t operation, uint64_t operand, uint64_t bits):
     """The bits of a field after an operation."""
-    cdef core_number.Field field
+    cdef core_number.NumberField field
     memset(&field, 0xA5, sizeof(field))
     field.kind, field.size, field.operation, field.operand = kind, size, operation, operand
     return core_number.field_compute(&field, bits)
 
 
 def field_mask(uint32_t size):
-    cdef core_number.Field field
+    cdef core_number.NumberField field
     field.size = size
     return core_number.field_mask(&field)
 

@@ -115,7 +115,7 @@ def test_a_chain_is_a_list_under_random_appends_and_removals(held, seed):
         check_chain(held, model)
     assert not held.chain_remove(WHO, BUCKET, following)
 
-    held.op_settle(WHO)
+    held.op_give_back(WHO)
     assert stash(held) == []
     check_chain(held, model)
 
@@ -173,7 +173,7 @@ def test_clearing_leaves_nothing(held, count):
 
     check_chain(held, [])
     assert not any(held.picture.buckets[BUCKET].indices)
-    held.op_settle(WHO)
+    held.op_give_back(WHO)
     assert lines_taken(held) == 0
 
 
@@ -282,7 +282,7 @@ def test_a_repair_finishes_a_removal_from_any_store(make_image, count):
 
 
 def finish_recovery(image):
-    """What recovery does with a line that was unlinked and not stashed yet: recover_owned."""
+    """What recovery does with a line that was unlinked and not stashed yet: recover_give_back."""
     context = image.picture.context(WHO)
     if context.line and not image.chain_links(BUCKET, context.line):
         line = image.picture.lines[context.line]

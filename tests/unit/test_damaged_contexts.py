@@ -24,7 +24,7 @@ def end_of_child(function):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("field", ["element", "line", "line_stash", "spare"])
+@pytest.mark.parametrize("field", ["element", "line", "line_stash", "in_transit"])
 def test_a_damaged_free_context_is_no_crash(victim, field):
     """H1: what a context says that is taken over is not believed.
 
@@ -43,7 +43,7 @@ DEATHS = {
     "element, a little too large": {"element": 0xF0000000},
     "line": {"line": HUGE},
     "line_stash": {"line_stash": HUGE},
-    "spare": {"spare": HUGE},
+    "in_transit": {"in_transit": HUGE},
     "target": {"target": HUGE},
     "bucket": {"operation": INSERT, "bucket": HUGE},
     "bucket, the largest": {"operation": INSERT, "bucket": 2**64 - 1},
@@ -53,8 +53,8 @@ DEATHS = {
     "split child": {"operation": SPLIT, "bucket": 1, "child": HUGE},
     "merge parent": {"operation": MERGE, "bucket": HUGE, "child": 5},
     "element from a depot": {"depot": 1, "element": HUGE},
-    "spare from a depot": {"depot": 1, "spare": HUGE},
-    "chain for a depot": {"depot": 1, "chain_count": 3, "chain_head": HUGE, "chain_tail": HUGE},
+    "in_transit from a depot": {"depot": 1, "in_transit": HUGE},
+    "chain for a depot": {"depot": 1, "list_count": 3, "list_head": HUGE, "list_tail": HUGE},
     "depot": {"depot": HUGE},
     "block": {"block": HUGE},
     "region": {"region": HUGE},

@@ -112,7 +112,7 @@ def test_a_refill_brings_a_batch_and_credits(image):
     assert (batch - 1, 31) == (depot.count, depot.credit)
     assert image.picture.header.credits >> 16 == 4096 - 32
     assert batch - 1 == len(set(image.picture.parked(1)))
-    assert image.picture.context(0).chain_count == 0
+    assert image.picture.context(0).list_count == 0
     assert image.picture.context(0).credit_moving == 0
 
 

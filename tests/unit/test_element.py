@@ -32,14 +32,14 @@ def test_an_element_is_owned_and_settled(make_image, state):
     image, index = with_entry(make_image, b"12345678")
     before = image.picture.element(index)[0]
 
-    status, held = image.element_own(3, index, state)
+    status, held = image.element_hold(3, index, state)
 
     assert status == "OK"
     assert held == image.picture.element(index)[0]
     assert (state, 3) == (state_of(held), owner_of(held))
     assert version_of(before) + 1 == version_of(held)
     assert image.picture.context(3).target == index
-    image.element_settle(3, index, held)
+    image.element_release(3, index, held)
     settled = image.picture.element(index)[0]
     assert (state_of(settled), owner_of(settled)) == (LIVE, None)
     assert version_of(before) + 2 == version_of(settled)
@@ -49,9 +49,9 @@ def test_an_element_is_owned_and_settled(make_image, state):
 def test_an_owned_element_is_nobody_elses(make_image, state):
     """W1: other writers are told whose header to wait for; value and header stay."""
     image, index = with_entry(make_image, b"12345678")
-    _, held = image.element_own(3, index, state)
+    _, held = image.element_hold(3, index, state)
 
-    assert image.element_own(1, index, state)[0] == "BUSY"
+    assert image.element_hold(1, index, state)[0] == "BUSY"
     assert image.waits_for(1)[1] == held
     assert image.element_update(1, index, b"abcdefgh") == "BUSY"
     assert image.element_add(1, index, 0, 1)[0] == "BUSY"
@@ -70,7 +70,7 @@ def test_a_stale_look_changes_nothing(make_image, size):
 
     assert image.element_update(2, index, b"c" * size, stale) == "RETRY"
     assert image.element_add(2, index, 0, 1, stale)[0] == "RETRY"
-    assert image.element_own(2, index, ULOCK, stale)[0] == "RETRY"
+    assert image.element_hold(2, index, ULOCK, stale)[0] == "RETRY"
     assert image.element_read(index, stale) is None
 
     assert now == image.picture.element(index)[0]
@@ -80,8 +80,8 @@ def test_a_stale_look_changes_nothing(make_image, size):
 def test_a_header_seen_locked_and_now_free_is_tried_again(make_image):
     """The owner has moved on meanwhile: RETRY at once, not BUSY."""
     image, index = with_entry(make_image, b"12345678")
-    _, held = image.element_own(3, index, ULOCK)
-    image.element_settle(3, index, held)
+    _, held = image.element_hold(3, index, ULOCK)
+    image.element_release(3, index, held)
 
     assert image.element_update(1, index, b"abcdefgh", held) == "RETRY"
 
@@ -112,12 +112,12 @@ def test_a_reader_of_an_element_under_way_has_the_new_value(make_image, size):
     redo = image.picture.redo(3)
     for place in range(len(redo)):
         redo[place] = int.from_bytes(new[8 * place : 8 * place + 8], "little")
-    _, held = image.element_own(3, index, UPD)
+    _, held = image.element_hold(3, index, UPD)
 
     for place in range(len(redo)):
         assert image.element_read(index) == new
         image.picture.element(index)[2 + place] = redo[place]
-    image.element_settle(3, index, held)
+    image.element_release(3, index, held)
 
     assert image.element_read(index) == new
 
@@ -126,7 +126,7 @@ def test_a_reader_of_a_locked_element_has_the_old_value(make_image):
     """R1, R2: in ULOCK the element's own words count."""
     image, index = with_entry(make_image, b"o" * 24)
     image.picture.redo(3)[0] = 12345
-    image.element_own(3, index, ULOCK)
+    image.element_hold(3, index, ULOCK)
 
     assert image.element_read(index) == b"o" * 24
 

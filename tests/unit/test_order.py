@@ -637,14 +637,14 @@ def test_a_look_at_a_bucket_tells_what_is_there(make_image):
     for index in range(37):
         chained, lines = picture.chain(index)
 
-        assert image.bucket_look(index) == (
+        assert image.bucket_figures(index) == (
             level_of(picture.buckets[index].header),
             len(chained),
             len(lines),
             index == 5,
         )
-    assert image.bucket_look(37) is None
-    assert image.bucket_look(1 << 40) is None
+    assert image.bucket_figures(37) is None
+    assert image.bucket_figures(1 << 40) is None
 
 
 def test_a_look_goes_nowhere_without_memory(image):
@@ -655,6 +655,6 @@ def test_a_look_goes_nowhere_without_memory(image):
     image.picture.header.table = 2**40 << 16
     image.picture.header.regions[4].usable = 3 * 64
 
-    assert image.bucket_look(0)[3] is False
-    assert image.bucket_look(2) is not None
-    assert image.bucket_look(3) is None
+    assert image.bucket_figures(0)[3] is False
+    assert image.bucket_figures(2) is not None
+    assert image.bucket_figures(3) is None

@@ -245,7 +245,7 @@ def test_one_empty_block_is_kept_and_the_lower_of_two(image, kind):
     for index in range(size, 2 * size):
         image.pool_give(0, kind, index)
     assert block_parts(words(image, kind)[1])[0] == READY
-    assert shared(image, kind).spare == 2
+    assert shared(image, kind).kept_block == 2
     for index in range(2 * size, 3 * size):
         image.pool_give(0, kind, index)
     assert block_parts(words(image, kind)[1])[0] == READY
@@ -254,7 +254,7 @@ def test_one_empty_block_is_kept_and_the_lower_of_two(image, kind):
         image.pool_give(0, kind, index)
     assert block_parts(words(image, kind)[0])[0] == READY
     assert words(image, kind)[1] == 0
-    assert shared(image, kind).spare == 1
+    assert shared(image, kind).kept_block == 1
     assert shared(image, kind).ready_count == 1
 
 
@@ -273,9 +273,9 @@ def test_a_detached_chain_is_the_front_of_the_list_then_fresh_ones(image):
     assert [*reversed(taken), 6, 7, 8] == chain
     context = image.picture.context(1)
     assert (chain[0], chain[-1], 8) == (
-        context.chain_head,
-        context.chain_tail,
-        context.chain_count,
+        context.list_head,
+        context.list_tail,
+        context.list_count,
     )
     assert all(state_of(header(image, "element", index)) == FREE for index in chain)
     assert not set(take_all(image, "element")) & set(chain)

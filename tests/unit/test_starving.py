@@ -54,9 +54,9 @@ def test_others_do_not_begin_to_take_the_element(image, entry):
     """L1: whoever starves is let in first, and the word is gone then."""
     image.starving_say(1, entry)
 
-    assert image.element_own(2, entry, ULOCK)[0] == "BUSY"
+    assert image.element_hold(2, entry, ULOCK)[0] == "BUSY"
     assert image.waits_for(2)[1] == starving(image)
-    assert image.element_own(1, entry, ULOCK)[0] == "OK"
+    assert image.element_hold(1, entry, ULOCK)[0] == "OK"
     assert starving(image) == 0
 
 
@@ -89,7 +89,7 @@ def test_a_word_that_has_run_out_is_nobodys(image, entry, ahead):
 
     assert not image.starving_is_another(2, entry)
     assert starving(image) == 0
-    assert image.element_own(2, entry, ULOCK)[0] == "OK"
+    assert image.element_hold(2, entry, ULOCK)[0] == "OK"
     assert image.starving_say(3, entry) == starving(image) != 0
 
 
@@ -117,11 +117,11 @@ def test_whoever_lost_the_word_waits_like_everybody_else(image, entry):
 def test_whoever_gives_up_gives_up_the_word(image, entry):
     """L1: an operation that ends without the element does not keep others from it."""
     image.starving_say(1, entry)
-    image.op_settle(1)
+    image.op_give_back(1)
     assert starving(image) == 0
     assert not image.starving_is_another(2, entry)
 
     image.starving_say(1, entry)
     image.picture.header.starving = anothers = word_of(entry, 3)
-    image.op_settle(1)
+    image.op_give_back(1)
     assert starving(image) == anothers

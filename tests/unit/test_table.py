@@ -148,7 +148,7 @@ def grow(image):
             assert image.region_commit(1, 4, (image.picture.header.table >> 16) * 64 + 64) == "OK"
         else:
             break
-    image.op_settle(1)
+    image.op_give_back(1)
     return status
 
 
@@ -171,7 +171,7 @@ def test_entries_survive_every_split_and_merge(make_image):
             assert image.block_commit(2, "line") == "OK"
             status = image.table_shrink(2)
         assert status == "OK"
-        image.op_settle(2)
+        image.op_give_back(2)
         assert image.picture.header.table == count << 16
         check_entries(image, keys)
 
@@ -294,7 +294,7 @@ def shrink(image):
     """A merge, with the memory it asks for."""
     while (status := image.table_shrink(2)) == "NEED_LINES":
         assert image.block_commit(2, "line") == "OK"
-    image.op_settle(2)
+    image.op_give_back(2)
     return status
 
 
@@ -317,7 +317,7 @@ def test_splits_that_were_missed_are_made_up_for(gappy):
             assert image.block_commit(1, "line") == "OK"
             status = image.catch_up(1, 0)
         assert status == "OK"
-        image.op_settle(1)
+        image.op_give_back(1)
         check_entries(image, keys)
 
     assert image.picture.header.table == 12 << 16
