@@ -215,8 +215,8 @@ def test_links_lead_somewhere(path):
 
 @each_document
 def test_named_files_are_there(path):
-    """`tests/...`, `examples/...` and the like in a document are parts of the project."""
-    named = re.findall(r"`((?:tests|examples|docs|shmrhash)/[\w./]+)[ `]", path.read_text())
+    """`tests/...`, `cython/...` and the like in a document are parts of the project."""
+    named = re.findall(r"`((?:tests|examples|docs|shmrhash|cython)/[\w./]+)[ `]", path.read_text())
 
     assert not [name for name in named if not (ROOT / name).exists()]
 
