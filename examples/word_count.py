@@ -76,7 +76,7 @@ def count_file(path):
         counts.update(words)
     else:
         for word in words:
-            counts.add(word_key(word), 1, initial=0)
+            counts.add(word_key(word), 1, default=0)
     return len(words)
 
 

@@ -1,11 +1,13 @@
-"""Arguments of the constructors: numbers that are whole, modes that are permissions."""
+"""Arguments: numbers that are whole, modes that are permissions, times to live."""
 
+import math
 from operator import index
 from typing import Any
 
 from shmrhash._errors import InvalidArgument
 
 _MODE_MAX = 0o777
+_TTL_MAX = 1 << 33  # seconds, 272 years: a deadline fits into 63 bits of nanoseconds
 
 
 def whole_number(name: str, given: Any) -> int:
@@ -32,3 +34,12 @@ def checked_mode(mode: Any) -> int:
     if set(str(number)) <= set("01234567") and int(str(number), 8) <= _MODE_MAX:
         hint = f"; did you mean 0o{number}?"
     raise InvalidArgument(f"mode is permissions, 0 to 0o777, not {number} ({number:#o}){hint}")
+
+
+def checked_ttl(ttl: Any) -> float:
+    """Seconds to live. Raises TypeError, InvalidArgument."""
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise TypeError(f"ttl is seconds, int or float, not {type(ttl).__name__}")
+    if not 0 < ttl <= _TTL_MAX and ttl != math.inf:
+        raise InvalidArgument(f"ttl is above 0 and at most {_TTL_MAX} seconds, or inf, not {ttl}")
+    return ttl

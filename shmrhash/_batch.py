@@ -378,19 +378,19 @@ class BatchMethods(LockMethods):
         return _given(deleted)
 
     def add_many(
-        self, keys: Any, deltas: Any, *, initial: int | None = None, offset: int = 0
+        self, keys: Any, deltas: Any, *, default: int | None = None, offset: int = 0
     ) -> Any:
         """add() for each key and delta; the sums: a NumPy array of int64, or bytes without NumPy.
 
         deltas: a buffer of as many signed 8-byte integers, or one integer for all keys. An absent
-        key raises KeyNotFound if initial is None. The first error ends it, with the number done
+        key raises KeyNotFound if default is None. The first error ends it, with the number done
         before as its count. Else as update_batch().
         """
         keys = _core.Rows("keys", keys, self.key_size)
         with contextlib.suppress(TypeError):
             deltas = (index(deltas) & (1 << 64) - 1).to_bytes(8, "little") * keys.count
         sums = _rows(keys.count, 8, None if _numpy() is None else "<i8")
-        _core.add_many(self, keys, deltas, sums, initial, offset)
+        _core.add_many(self, keys, deltas, sums, default, offset)
         return _given(sums)
 
     def for_each(self, callback: Callable[[bytes, bytes], object]) -> int:

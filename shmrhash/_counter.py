@@ -25,7 +25,7 @@ class SharedCounter(SharedDict):
 
     A key stays when its count becomes 0, until it is deleted. == compares as dicts do.
 
-    Attributes: handle and default_ttl_ns, as a SharedDict's.
+    Attributes: handle, as a SharedDict's.
     """
 
     def __init__(
@@ -103,22 +103,22 @@ class SharedCounter(SharedDict):
         Raises what reading raises.
         """
         if n is None:
-            return sorted(self.entries(ITEMS), key=itemgetter(1), reverse=True)
-        return heapq.nlargest(n, self.entries(ITEMS), key=itemgetter(1))
+            return sorted(self._entries(ITEMS), key=itemgetter(1), reverse=True)
+        return heapq.nlargest(n, self._entries(ITEMS), key=itemgetter(1))
 
     def total(self) -> Any:
         """The sum of all counts. Exact if nobody counts meanwhile.
 
         Raises what reading raises.
         """
-        return sum(self.entries(VALUES))
+        return sum(self._entries(VALUES))
 
     def as_dict(self) -> dict[Any, Any]:
         """A plain dict of the counts.
 
         Raises what reading raises.
         """
-        return dict(self.entries(ITEMS))
+        return dict(self._entries(ITEMS))
 
     def copy(self, *, errors: Errors = "raise") -> Counter[Any]:
         """A collections.Counter of the counts. Not a snapshot. errors: as for items().

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from shmrhash import _core
 from shmrhash._dictfile import (
     create_anonymous,
     create_segment,
@@ -30,13 +28,11 @@ from shmrhash._schema import (
     make_schema,
     read_schema,
     restore_schema,
-    ttl_checked,
     with_ttl,
 )
 from shmrhash._types import record_name
 from shmrhash._views import ITEMS, shown
 
-_NEVER_NS = (1 << 63) - 1  # the deadline of an entry that must not get the default one
 _DEFAULT_TIMEOUT = 5.0
 _RACES_MAX = 100
 
@@ -80,8 +76,7 @@ class SharedDict(MappingMethods):
 
     A process may be killed at any moment (C1). Threads may share a handle.
 
-    Attributes: handle, the RHashMap below; default_ttl_ns, nanoseconds that this handle gives new
-    values to live, 0 for ever.
+    Attributes: handle, the RHashMap below, with the entries as the bytes they are stored as.
     """
 
     _schema: Schema
@@ -155,9 +150,8 @@ class SharedDict(MappingMethods):
     def _start(self, handle: RHashMap, schema: Schema) -> None:
         """Become the dict of this handle. Raises LayoutMismatch."""
         expect_geometry(schema, handle)
-        super().__init__(handle, schema.key.triple, schema.value.triple)
+        super().__init__(handle, schema.key.triple, schema.value.triple, schema.default_ttl_ns)
         self._schema = schema
-        self.default_ttl_ns = schema.default_ttl_ns
         if handle.ephemeral:  # whoever drops it leaves; at its end a process does (_map.py)
             weakref.finalize(self, handle.close).atexit = False
 
@@ -245,55 +239,6 @@ class SharedDict(MappingMethods):
             fresh[key] = value
         return fresh
 
-    # Expiry.
-
-    def _deadline_ns(self, ttl: float | None) -> int:
-        """What the core takes: 0 for the default."""
-        if ttl is None:
-            return 0
-        if self._schema.ttl is None:
-            raise InvalidArgument(
-                f"{self.name!r} has no room for deadlines; create it with ttl=math.inf, or a "
-                f"default in seconds"
-            )
-        if ttl_checked(ttl) == math.inf:
-            return _NEVER_NS
-        return _core.clock_monotonic_ns() + max(1, round(ttl * 1e9))
-
-    def set(self, key: Any, value: Any, ttl: float | None = None) -> None:
-        """Store a value that lives for ttl seconds; None: the default; inf: for ever. Atomic.
-
-        Raises InvalidArgument (the dict was created without ttl), and what d[key] = value raises.
-        """
-        self.store(key, value, 0, self._deadline_ns(ttl))
-
-    def exchange(self, key: Any, value: Any, ttl: float | None = None) -> Any:
-        """Store a value and return the one before it, in one step. ttl: as for set().
-
-        Raises KeyNotFound (absent: nothing is stored), and what set() raises.
-        """
-        return super().exchange(key, value, self._deadline_ns(ttl))
-
-    def ttl(self, key: Any) -> float | None:
-        """Seconds that an entry has left to live; None if it has no deadline.
-
-        Raises KeyNotFound.
-        """
-        deadline_ns = self.deadline(key)
-        if deadline_ns in (0, _NEVER_NS):
-            return None
-        return max(0.0, (deadline_ns - _core.clock_monotonic_ns()) / 1e9)
-
-    def touch(self, key: Any, ttl: float | None = None) -> bool:
-        """Give an entry ttl seconds from now; None: the default; inf: for ever. False if absent.
-
-        Raises InvalidArgument (the dict was created without ttl), LockTimeout.
-        """
-        deadline_ns = self._deadline_ns(ttl)
-        if not deadline_ns and self.default_ttl_ns:
-            deadline_ns = _core.clock_monotonic_ns() + self.default_ttl_ns
-        return super().touch(key, deadline_ns)
-
     # The handle.
 
     @property
@@ -367,7 +312,7 @@ class SharedDict(MappingMethods):
 
     def __repr__(self) -> str:
         key, value = record_name(self._schema.key.record), record_name(self._schema.value.record)
-        what = "closed" if self.closed else f"{{{shown(self.entries(ITEMS), True)}}}"
+        what = "closed" if self.closed else f"{{{shown(self._entries(ITEMS), True)}}}"
         return f"<{type(self).__name__} {self.name!r} of {key} to {value}: {what}>"
 
     def __copy__(self: _D) -> _D:

@@ -297,8 +297,8 @@ class DictEntries:
             shared_map,
             key if types.key_by_reference else (_core.KEY_FIXED, bytes, bytes),
             value if types.value_by_reference else (_core.VALUE_FIXED, bytes, bytes),
+            types.default_ttl_ns,
         )
-        self._core.default_ttl_ns = types.default_ttl_ns
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes, Extra]]:
         return (self._whole(*found) for found in read_entries(self._map))
@@ -323,7 +323,7 @@ class DictEntries:
 
         Raises KeyExists, KeyNotFound (forbidden by flag), and what a SharedDict raises.
         """
-        if not self._core.store(key, value, flag, deadline_ns):
+        if not self._core._put(key, value, flag, deadline_ns):
             error = KeyExists if flag == BPF_NOEXIST else KeyNotFound
             raise error(os.strerror(error.errno or 0))
 

@@ -20,7 +20,7 @@ class LockMethods(_core.ObjectHandle):
     """
 
     def locked(
-        self, key: Any, *, timeout: float | None = None, create: Any = None
+        self, key: Any, *, timeout: float | None = None, default: Any = None
     ) -> _core.LockedValue:
         """A locked section on key: ``with m.locked(key) as v:`` read and write v, a buffer.
 
@@ -30,21 +30,21 @@ class LockMethods(_core.ObjectHandle):
         stays as it was, and the lock is free (C1). Between, nobody else changes it (L1).
 
         timeout: seconds to wait for the lock; None is the handle's own, inf for ever, 0 not at all.
-        create: a value to insert first if the key is absent, as by setdefault(); it stays whatever
+        default: a value to insert first if the key is absent, as by setdefault(); it stays whatever
         becomes of the section. A lock belongs to the thread that took it. Costs about 0.6
         microseconds if nobody is in the way; waiting is without the GIL.
 
-        Raises, on entry: KeyNotFound (absent, and create is None), LockTimeout, DeadlockError (this
-        thread has it locked already), MapFull, SegmentFull, InvalidArgument, TypeError,
+        Raises, on entry: KeyNotFound (absent, and default is None), LockTimeout, DeadlockError
+        (this thread has it locked already), MapFull, SegmentFull, InvalidArgument, TypeError,
         ReadOnlyMap, MapClosed; at the end: KeyGone (the key was deleted; nothing is stored),
         FrozenMap (likewise). Storing waits for nobody. v.delete() needs the key's bucket, which
         another process may hold: after the handle's timeout, not that of the section, LockTimeout
         says that the key was not deleted; the value is then as before the block, and not locked.
         """
-        return _core.LockedValue(self, key, timeout, create)
+        return _core.LockedValue(self, key, timeout, default)
 
     def locked_many(
-        self, keys: Iterable[Any], *, timeout: float | None = None, create: Any = None
+        self, keys: Iterable[Any], *, timeout: float | None = None, default: Any = None
     ) -> LockedValues:
         """Locked sections on several keys: ``with m.locked_many([a, b]) as (va, vb):``.
 
@@ -52,12 +52,12 @@ class LockMethods(_core.ObjectHandle):
         the same keys never wait for each other in a circle. At the end of the block each is stored
         in one atomic step, one after another in that order: whoever reads several keys may see some
         new and some old, and if the process dies in between, the first are stored and the others
-        are not. If the block raises, none is. timeout and create are for each key.
+        are not. If the block raises, none is. timeout and default are for each key.
 
         Raises what locked() raises, InvalidArgument (a key given twice). KeyGone, at the end, says
         so after all keys that are still there were stored; its count is their number.
         """
-        return LockedValues(self, keys, timeout, create)
+        return LockedValues(self, keys, timeout, default)
 
     def update_with(
         self,
@@ -76,7 +76,7 @@ class LockMethods(_core.ObjectHandle):
         Raises what locked() raises, and what function raises; InvalidArgument (it returned another
         size).
         """
-        with self.locked(key, timeout=timeout, create=default) as value:
+        with self.locked(key, timeout=timeout, default=default) as value:
             value[:] = function(bytes(value))
             return bytes(value)
 
@@ -85,13 +85,13 @@ class LockedValues:
     """Several locked values. Made by RHashMap.locked_many(), for a with statement."""
 
     def __init__(
-        self, handle: LockMethods, keys: Iterable[Any], timeout: float | None, create: Any
+        self, handle: LockMethods, keys: Iterable[Any], timeout: float | None, default: Any
     ) -> None:
         self._given = [memoryview(key).tobytes() for key in keys]
         if len(set(self._given)) != len(self._given):
             raise InvalidArgument("locked_many takes each key once")
         self._sections = {
-            key: _core.LockedValue(handle, key, timeout, create) for key in sorted(self._given)
+            key: _core.LockedValue(handle, key, timeout, default) for key in sorted(self._given)
         }
 
     def __enter__(self) -> list[_core.LockedValue]:

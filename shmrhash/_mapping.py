@@ -18,7 +18,7 @@ class MappingMethods(_core.DictCore):
     __reversed__ = None  # there is no order to reverse
 
     def __iter__(self) -> Iterator[Any]:
-        return self.entries(KEYS)
+        return self._entries(KEYS)
 
     def keys(self, *, errors: Errors = "raise") -> SharedKeys:
         """A view of the keys, with the operations of a set. errors: as for items().
@@ -83,7 +83,7 @@ class MappingMethods(_core.DictCore):
         if not isinstance(other, Mapping):
             return NotImplemented
         merged = dict(other)
-        merged.update(self.entries(ITEMS))
+        merged.update(self._entries(ITEMS))
         return merged
 
     def __ior__(self, other: Any) -> Any:
@@ -96,7 +96,7 @@ class MappingMethods(_core.DictCore):
         if not isinstance(other, Mapping):
             return NotImplemented
         count = 0
-        for key, value in self.entries(ITEMS):
+        for key, value in self._entries(ITEMS):
             try:
                 found = other[key]
             except (KeyError, *NOT_HELD):  # absent; a key it cannot have
@@ -109,8 +109,8 @@ class MappingMethods(_core.DictCore):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def locked(  # type: ignore[override]
-        self, key: Any, *, timeout: float | None = None, create: Any = _ABSENT
+    def locked(
+        self, key: Any, *, timeout: float | None = None, default: Any = _ABSENT
     ) -> _core.DictSection:
         """A locked section: ``with d.locked(key) as entry: entry.value = f(entry.value)``.
 
@@ -119,16 +119,16 @@ class MappingMethods(_core.DictCore):
         instead, entry.roll_back() stores nothing. If the block raises, or the process dies, the
         value stays as it was. Between, nobody else writes the key (L1); readers see the old value.
 
-        timeout: seconds to wait for the lock; None is the dict's own. create: a value to insert
+        timeout: seconds to wait for the lock; None is the dict's own. default: a value to insert
         first if the key is absent; it stays whatever becomes of the section. A lock belongs to the
         thread that took it.
 
-        Raises KeyNotFound (absent, and no create), LockTimeout, DeadlockError (this thread has it
+        Raises KeyNotFound (absent, and no default), LockTimeout, DeadlockError (this thread has it
         locked already), what storing raises; at the end KeyGone (the key was deleted meanwhile).
         """
-        if create is _ABSENT:
-            return super().locked(key, timeout)
-        return super().locked(key, timeout, create)
+        if default is _ABSENT:
+            return self._section(key, timeout)
+        return self._section(key, timeout, default)
 
     def update_with(
         self,
@@ -150,8 +150,7 @@ class MappingMethods(_core.DictCore):
         """
         if len(default) > 1:
             raise TypeError("update_with takes a key, a function and a default")
-        create = default[0] if default else _ABSENT
-        with self.locked(key, timeout=timeout, create=create) as entry:
+        with self._section(key, timeout, *default) as entry:
             before = entry.value
             fresh = function(before)
             if fresh is None and before is not None and not allow_none:

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shmrhash._arguments import checked_ttl
 from shmrhash._classes import same_stored
 from shmrhash._codec import Codec, Role
 from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
@@ -27,19 +28,6 @@ REMEDY = (
     "unlink it"
 )
 _TIME_NAMESPACE = "/proc/self/timens_offsets"
-TTL_MAX = 1 << 33  # seconds, 272 years: a deadline fits into 63 bits of nanoseconds
-
-
-def ttl_checked(ttl: float) -> float:
-    """ttl, if it is a time to live.
-
-    Raises TypeError, InvalidArgument.
-    """
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise TypeError(f"ttl is seconds, int or float, not {type(ttl).__name__}")
-    if not 0 < ttl <= TTL_MAX and ttl != math.inf:
-        raise InvalidArgument(f"ttl is above 0 and at most {TTL_MAX} seconds, or inf, not {ttl}")
-    return ttl
 
 
 def clock_ahead_ns() -> int | None:
@@ -133,7 +121,7 @@ def make_schema(key: Any, value: Any, ttl: float | None) -> Schema:
 
     Raises TypeError, InvalidArgument, ImportError.
     """
-    checked = None if ttl is None else ttl_checked(ttl)
+    checked = None if ttl is None else checked_ttl(ttl)
     return Schema(codec_for(key, "key"), codec_for(value, "value"), checked)
 
 
@@ -159,7 +147,7 @@ def ttl_of_record(record: dict[str, Any], name: str) -> float | None:
     if ttl is None:
         return None
     try:
-        return ttl_checked(math.inf if ttl == PER_ENTRY else ttl)
+        return checked_ttl(math.inf if ttl == PER_ENTRY else ttl)
     except (TypeError, InvalidArgument) as error:
         raise LayoutMismatch(f"segment {name!r}: {error}") from None
 

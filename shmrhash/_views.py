@@ -11,7 +11,7 @@ from shmrhash._errors import InvalidArgument, TooLarge
 if TYPE_CHECKING:
     from shmrhash._dict import SharedDict
 
-KEYS, VALUES, ITEMS = 0, 1, 2  # what DictCore.entries() delivers
+KEYS, VALUES, ITEMS = 0, 1, 2  # what DictCore._entries() delivers
 SHOWN_MAX = 6  # entries in a repr
 
 Errors = Literal["raise", "skip"]
@@ -51,7 +51,7 @@ class SharedKeys(KeysView[Any]):
         self._skipping = _skipping(errors)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._mapping.entries(KEYS, self._skipping)
+        return self._mapping._entries(KEYS, self._skipping)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}([{shown(iter(self), False)}])"
@@ -72,7 +72,7 @@ class SharedItems(ItemsView[Any, Any]):
         self._skipping = _skipping(errors)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return self._mapping.entries(ITEMS, self._skipping)
+        return self._mapping._entries(ITEMS, self._skipping)
 
     def __contains__(self, item: object) -> bool:
         if not isinstance(item, tuple) or len(item) != 2:
@@ -105,7 +105,7 @@ class SharedValues(ValuesView[Any]):
         self._skipping = _skipping(errors)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._mapping.entries(VALUES, self._skipping)
+        return self._mapping._entries(VALUES, self._skipping)
 
     def __contains__(self, value: object) -> bool:
         return any(found is value or found == value for found in self)

@@ -144,7 +144,7 @@ def count_in_names(gate, name, rounds, geometry):
     for number in range(rounds):
         gate.wait()
         with RHashMap.open_or_create(f"{name}-{number}", **geometry) as m:
-            m.add(word(0), 1, initial=0)
+            m.add(word(0), 1, default=0)
 
 
 def create_and_wait(gate, name, geometry):

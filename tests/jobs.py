@@ -58,7 +58,7 @@ def add_ones(gate, m, keys_count, adds, seed):
     gate.wait()
     for _ in range(adds):
         number = rng.randrange(keys_count)
-        seen[number].append(m.add(word(number), 1, initial=0))
+        seen[number].append(m.add(word(number), 1, default=0))
     return seen
 
 

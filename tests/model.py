@@ -121,15 +121,15 @@ class ModelMap:
             raise Refused(errno.ENOENT)
         return self.pairs[key]
 
-    def add(self, key, delta, *, initial=None, offset=0):
+    def add(self, key, delta, *, default=None, offset=0):
         if offset < 0 or offset + 8 > self.value_size:
             raise Refused(errno.EINVAL)
         if key not in self.pairs:
-            if initial is None:
+            if default is None:
                 raise Refused(errno.ENOENT)
             if len(self.pairs) >= self.max_entries:
                 raise Refused(errno.E2BIG)
-            value, before = bytes(self.value_size), initial
+            value, before = bytes(self.value_size), default
         else:
             value = self.pairs[key]
             before = int.from_bytes(value[offset : offset + 8], "little", signed=True)

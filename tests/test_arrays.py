@@ -86,7 +86,7 @@ def test_arrays_may_be_any_contiguous_buffer(make_map, form, sizes):
     assert found.tolist() == m.contains_many(all_keys).tolist() == [False] * 30 + [True] * 30
     assert rows_of(found_values, sizes[1]) == [bytes(sizes[1])] * 30 + values[30:]
     if sizes[1] >= 8:
-        assert m.add_many(all_keys, 1, initial=5).tolist()[:30] == [6] * 30
+        assert m.add_many(all_keys, 1, default=5).tolist()[:30] == [6] * 30
 
 
 @pytest.mark.parametrize("form", WORDS)
@@ -156,8 +156,8 @@ TAKE_KEYS = {
     "values of update_batch": lambda m, keys: m.update_batch(bytes(24), keys),
     "delete_many": lambda m, keys: m.delete_many(keys),
     "delete_batch": lambda m, keys: m.delete_batch(keys),
-    "add_many": lambda m, keys: m.add_many(keys, 1, initial=0),
-    "deltas of add_many": lambda m, keys: m.add_many(bytes(24), keys, initial=0),
+    "add_many": lambda m, keys: m.add_many(keys, 1, default=0),
+    "deltas of add_many": lambda m, keys: m.add_many(bytes(24), keys, default=0),
 }
 UNFIT = {
     "ragged bytes": b"x" * 20,
@@ -224,7 +224,7 @@ def test_arrays_of_different_lengths_are_refused(shm_map):
     for operation in (
         lambda: shm_map.update_many(keys, keys[:4]),
         lambda: shm_map.update_batch(keys, b"x" * 32),
-        lambda: shm_map.add_many(keys, keys[:4], initial=0),
+        lambda: shm_map.add_many(keys, keys[:4], default=0),
         lambda: shm_map.lookup_many(keys, out=bytearray(32)),
     ):
         with pytest.raises(shmrhash.InvalidArgument, match=r"4 .*5 "):
@@ -356,7 +356,7 @@ def test_a_full_map_stops_a_batch(make_map, name):
     keys = numpy.array([1, 2, 3, 1, 2, *range(20, 40)])
 
     with pytest.raises(shmrhash.MapFull) as refused:
-        getattr(m, name)(keys, keys, **({"initial": 0} if name == "add_many" else {}))
+        getattr(m, name)(keys, keys, **({"default": 0} if name == "add_many" else {}))
 
     assert refused.value.errno == errno.E2BIG
     assert refused.value.count == 12
@@ -406,7 +406,7 @@ def test_a_long_batch_can_be_ended(make_map, map_name, ending):
     thread = threading.Thread(target=end_it)
     thread.start()
     with pytest.raises(ending) as ended:
-        m.add_many(keys, ones, initial=0)
+        m.add_many(keys, ones, default=0)
     thread.join()
 
     assert 0 < ended.value.count < len(keys)
@@ -454,7 +454,7 @@ def test_duplicates_are_done_one_after_another(shm_map):
     assert [number_in(shm_map[word(key)]) for key in (5, 7, 9)] == [3, 4, 5]
     assert shm_map.add_many(keys, 10).tolist() == [13, 14, 23, 33, 24, 15]
     assert shm_map.delete_many(keys).tolist() == [1, 1, 0, 0, 0, 1]
-    assert shm_map.add_many(keys, keys, initial=100).tolist() == [105, 107, 110, 115, 114, 109]
+    assert shm_map.add_many(keys, keys, default=100).tolist() == [105, 107, 110, 115, 114, 109]
 
 
 @pytest.mark.parametrize("delta", [1, -1, 1 << 63, -(1 << 63), (1 << 64) + 3, numpy.int64(5)])
@@ -462,7 +462,7 @@ def test_one_delta_serves_all_keys(shm_map, delta):
     """W1: as add(), wrapping around."""
     expected = [wrap_around(number + int(delta)) for number in range(30)]
 
-    assert shm_map.add_many(numpy.arange(30), delta, initial=0).tolist() == [expected[0]] * 30
+    assert shm_map.add_many(numpy.arange(30), delta, default=0).tolist() == [expected[0]] * 30
     shm_map.update_many(numpy.arange(30), numpy.arange(30))
     assert shm_map.add_many(numpy.arange(30), delta).tolist() == expected
 
@@ -471,14 +471,14 @@ def test_one_delta_serves_all_keys(shm_map, delta):
 def test_add_many_adds_where_it_is_told(make_map, offset):
     m = make_map(value_size=24)
 
-    sums = m.add_many(numpy.arange(40), numpy.arange(40), initial=1, offset=offset)
+    sums = m.add_many(numpy.arange(40), numpy.arange(40), default=1, offset=offset)
 
     assert sums.tolist() == list(range(1, 41))
     expected = [bytes(offset) + word(1 + key) + bytes(16 - offset) for key in range(40)]
     assert [m[word(key)] for key in range(40)] == expected
     for wrong in (-1, 17):
         with pytest.raises(shmrhash.InvalidArgument):
-            m.add_many(numpy.arange(3), 1, initial=0, offset=wrong)
+            m.add_many(numpy.arange(3), 1, default=0, offset=wrong)
 
 
 @pytest.mark.parametrize("seeds", [None, ALL_EQUAL, (7, 1 << 32)])
@@ -501,8 +501,8 @@ def test_random_arrays_agree_with_the_model(make_map, seed, seeds):
             deleted = [model.pairs.pop(key, None) is not None for key in keys]
             assert m.delete_many(keys).tolist() == deleted
         elif kind == 2:
-            sums = [model.add(key, 3, initial=1) for key in keys]
-            assert m.add_many(keys, 3, initial=1).tolist() == sums
+            sums = [model.add(key, 3, default=1) for key in keys]
+            assert m.add_many(keys, 3, default=1).tolist() == sums
         found_values, found = m.lookup_many(keys)
         if kind == 3:
             assert found.tolist() == there

@@ -502,7 +502,7 @@ def test_a_read_only_handle_reads_and_never_writes(make_map, map_name):
                 lambda key=key: reader.delete(key),
                 lambda key=key: reader.lookup_and_delete(key),
                 lambda key=key: reader.add(key, 1),
-                lambda key=key: reader.add(key, 1, initial=0),
+                lambda key=key: reader.add(key, 1, default=0),
                 lambda key=key: reader.__setitem__(key, word(3)),
                 lambda key=key: reader.__delitem__(key),
                 lambda: reader.clear(),

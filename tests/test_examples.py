@@ -172,7 +172,7 @@ def test_words_never_share_a_key(word_count):
 def test_check_accepts_the_right_map(word_count, counts):
     """The check has no false alarm."""
     for word in ["a", "b", "a"]:
-        counts.add(word_count.word_key(word), 1, initial=0)
+        counts.add(word_count.word_key(word), 1, default=0)
 
     assert word_count.differences(counts, Counter("aab")) == []
 
@@ -189,7 +189,7 @@ def test_check_accepts_the_right_map(word_count, counts):
 def test_check_finds_a_wrong_map(word_count, counts, expected, complaint):
     """A count too low or too high, a word missing, a word too many."""
     for word in ["a", "b", "a"]:
-        counts.add(word_count.word_key(word), 1, initial=0)
+        counts.add(word_count.word_key(word), 1, default=0)
 
     assert complaint in word_count.differences(counts, Counter(expected))
 

@@ -77,12 +77,12 @@ def test_an_operation_on_a_float_changes_that_float_only(m, operation, fmt, offs
 
 @pytest.mark.parametrize("fmt", INTEGERS + FLOATS)
 @pytest.mark.parametrize("operation", ["add", "min", "max"])
-def test_an_absent_key_begins_with_initial(m, operation, fmt):
-    """W1: zeros, with the result in the field; without initial it is an error."""
+def test_an_absent_key_begins_with_the_default(m, operation, fmt):
+    """W1: zeros, with the result in the field; without a default it is an error."""
     with pytest.raises(shmrhash.KeyNotFound):
         getattr(m, operation)(word(1), 5, fmt=fmt, offset=9)
 
-    told = getattr(m, operation)(word(1), 5, initial=20, fmt=fmt, offset=9)
+    told = getattr(m, operation)(word(1), 5, default=20, fmt=fmt, offset=9)
 
     expected = bytearray(VALUE_SIZE)
     struct.pack_into(f"<{fmt}", expected, 9, OPERATIONS[operation](20, 5))
@@ -104,7 +104,7 @@ def test_a_field_that_is_not_inside_the_value_is_refused(m, operation, fmt):
 @pytest.mark.parametrize("fmt", ["", "x", "qq", "<q", "n", None, 8])
 def test_an_unknown_format_is_refused(m, fmt):
     with pytest.raises(shmrhash.InvalidArgument):
-        m.add(word(1), 1, initial=0, fmt=fmt)
+        m.add(word(1), 1, default=0, fmt=fmt)
     assert word(1) not in m
 
 

@@ -74,7 +74,7 @@ def test_a_section_creates_its_key(m):
     """L1: the created value stays, whatever becomes of the section."""
     with pytest.raises(shmrhash.KeyNotFound):
         m.locked(word(9)).__enter__()
-    section = m.locked(word(9), create=OTHER)
+    section = m.locked(word(9), default=OTHER)
     section.__enter__()[:] = NEW
     section.__exit__(ZeroDivisionError, None, None)
     assert m[word(9)] == OTHER
@@ -96,22 +96,22 @@ def test_a_section_is_used_inside_its_block_once(m):
 def test_wrong_arguments_are_refused_and_nothing_is_locked(m):
     for act in (
         lambda: m.locked(b"short"),
-        lambda: m.locked(word(1), create=b"short"),
+        lambda: m.locked(word(1), default=b"short"),
         lambda: m.locked_many([word(1), word(2), word(1)]),
         lambda: m.update_with(word(1), lambda value: value + b"x"),
     ):
         with pytest.raises(shmrhash.InvalidArgument):
             act()
-    for act in (lambda: m.locked("text"), lambda: m.locked(word(1), create=5)):
+    for act in (lambda: m.locked("text"), lambda: m.locked(word(1), default=5)):
         with pytest.raises(TypeError):
             act()
     m.update(word(1), NEW, BPF_F_LOCK)
 
 
 def test_keys_and_values_of_sections_may_be_any_buffers(m):
-    with m.locked(bytearray(word(1)), create=memoryview(NEW)) as section:
+    with m.locked(bytearray(word(1)), default=memoryview(NEW)) as section:
         section[:] = memoryview(NEW)
-    with m.locked(memoryview(word(9)), create=bytearray(OTHER)):
+    with m.locked(memoryview(word(9)), default=bytearray(OTHER)):
         pass
 
     assert m.compare_and_swap(bytearray(word(1)), bytearray(NEW), memoryview(OLD))

@@ -32,7 +32,7 @@ def rounds_together(gate, m):
     for number in range(ROUNDS_MAX):
         yield number
         if number + 1 == ROUNDS:
-            m.add(DONE, 1, initial=0)
+            m.add(DONE, 1, default=0)
         if number + 1 >= ROUNDS and number_in(m[DONE][:8]) == WRITERS + READERS:
             return
 

@@ -134,15 +134,15 @@ class MapAgainstModel(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         delta=st.integers(-(1 << 63), (1 << 63) - 1),
-        initial=st.none() | st.integers(-(1 << 63), (1 << 63) - 1),
+        default=st.none() | st.integers(-(1 << 63), (1 << 63) - 1),
         offset=st.sampled_from([0, 0, 0, 8, 16, 24, 32]) | st.integers(0, 33),
     )
-    def add(self, data, delta, initial, offset):
+    def add(self, data, delta, default, offset):
         m, key = self.any_handle(data), self.any_key(data)
 
         self.compare(
-            lambda: self.model.add(key, delta, initial=initial, offset=offset),
-            lambda: m.add(key, delta, initial=initial, offset=offset),
+            lambda: self.model.add(key, delta, default=default, offset=offset),
+            lambda: m.add(key, delta, default=default, offset=offset),
         )
 
     @rule(data=st.data(), guess=st.sampled_from(["right", "wrong", "absent"]))

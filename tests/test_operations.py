@@ -297,7 +297,7 @@ def test_the_limit_is_exact(make_map, max_entries):
                 errno.E2BIG,
                 lambda flags=flags: m.update(word(1 << 40), word(0), flags),
             )
-        refuses(shmrhash.MapFull, errno.E2BIG, lambda: m.add(word(1 << 40), 1, initial=0))
+        refuses(shmrhash.MapFull, errno.E2BIG, lambda: m.add(word(1 << 40), 1, default=0))
         for number in range(max_entries):
             m.update(word(number), word(turn + 1), ANY if number % 2 else EXIST)
         assert max_entries == len(m)
@@ -489,14 +489,14 @@ def test_add_returns_the_new_value(make_map):
 
 
 def test_add_to_an_absent_key(make_map):
-    """W1: without initial it is KeyNotFound; with it, initial + delta is inserted among zeros."""
+    """W1: without default it is KeyNotFound; with it, default + delta is inserted among zeros."""
     m = make_map(value_size=24)
     refuses(shmrhash.KeyNotFound, errno.ENOENT, lambda: m.add(word(1), 5))
     assert word(1) not in m
 
-    assert m.add(word(1), 5, initial=100, offset=8) == 105
+    assert m.add(word(1), 5, default=100, offset=8) == 105
     assert long_long(0) + long_long(105) + long_long(0) == m[word(1)]
-    assert m.add(word(1), 5, initial=100, offset=8) == 110
+    assert m.add(word(1), 5, default=100, offset=8) == 110
 
     assert long_long(0) + long_long(110) + long_long(0) == m[word(1)]
     m.check()
@@ -520,7 +520,7 @@ def test_add_wraps_around(make_map, before, delta):
     expected = wrap_around(before + delta)
 
     assert expected == m.add(word(1), delta)
-    assert expected == m.add(word(2), delta, initial=before)
+    assert expected == m.add(word(2), delta, default=before)
 
     assert long_long(expected) == m[word(1)] == m[word(2)]
     m.check()
@@ -559,7 +559,7 @@ def test_add_beyond_the_value_is_refused(make_map, value_size, offset):
         refuses(
             shmrhash.InvalidArgument,
             errno.EINVAL,
-            lambda key=key: m.add(key, 1, initial=0, offset=offset),
+            lambda key=key: m.add(key, 1, default=0, offset=offset),
         )
 
     assert bytes(value_size) == m[word(1)]
@@ -569,12 +569,12 @@ def test_add_beyond_the_value_is_refused(make_map, value_size, offset):
 
 @pytest.mark.parametrize("delta", [INT64_MAX + 1, INT64_MIN - 1, (1 << 64) - 1, (1 << 100) + 7])
 def test_add_takes_numbers_modulo_64_bits(make_map, delta):
-    """W1: a delta or an initial value beyond 64 bits wraps around as the sum does."""
+    """W1: a delta or a default beyond 64 bits wraps around as the sum does."""
     m = make_map()
     m.update(word(1), word(1))
 
     assert wrap_around(delta + 1) == m.add(word(1), delta)
-    assert wrap_around(delta + 1) == m.add(word(2), 1, initial=delta)
+    assert wrap_around(delta + 1) == m.add(word(2), 1, default=delta)
     before = m[word(1)]
     for wrong in (1.5, "1", None):
         with pytest.raises(TypeError):

@@ -124,7 +124,7 @@ def test_a_child_that_got_its_parents_old_context_has_nothing_of_the_section(m):
 
     def take_over_and_die():
         os.read(go_on, 1)
-        sections = [m.locked(word(number), create=OLD) for number in range(10, 18)]
+        sections = [m.locked(word(number), default=OLD) for number in range(10, 18)]
         for section in sections[:4]:
             section.__enter__()
         with pytest.raises(shmrhash.Error, match="parent"):

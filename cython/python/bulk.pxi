@@ -223,7 +223,7 @@ def delete_many(MapHandle handle not None, keys, deleted, bint f_lock):
     return many.done
 
 
-def add_many(MapHandle handle not None, keys, deltas, sums, initial, Py_ssize_t offset):
+def add_many(MapHandle handle not None, keys, deltas, sums, default, Py_ssize_t offset):
     """add() of 8-byte integers for each of keys and deltas; sums gets the results."""
     cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
@@ -237,8 +237,8 @@ def add_many(MapHandle handle not None, keys, deltas, sums, initial, Py_ssize_t 
     memset(&many, 0, sizeof(many))
     field_fill(handle, &many.field, offset, FORMAT_INT64)
     many.field.operation = FIELD_ADD
-    if initial is not None:
-        start = PyLong_AsUnsignedLongLongMask(initial)
+    if default is not None:
+        start = PyLong_AsUnsignedLongLongMask(default)
         many.initial = <uint8_t *> PyByteArray_AS_STRING(first)
         memcpy(PyByteArray_AS_STRING(first) + offset, &start, 8)
     many.kind = BATCH_ADD

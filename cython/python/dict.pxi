@@ -6,27 +6,34 @@
 # Everything here is one look, or one store, of read.pxd and write.pxd; what takes several is a
 # section.
 
+from math import inf as INFINITE
+
+from shmrhash._arguments import checked_ttl
+
 cdef object MISSING = object()
+cdef enum:
+    NEVER_NS = 0x7FFFFFFFFFFFFFFF      # the deadline of an entry that must not get the default one
 
 
 @cython.auto_pickle(False)
 cdef class DictBase:
     """The layout of a dict's entries, and the steps that its operations consist of."""
 
-    cdef readonly ObjectHandle handle
+    cdef readonly ObjectHandle handle  # the map below
     cdef bint quick                # keys and values that _get_fast knows
     cdef Codec key
     cdef Codec value
     cdef uint32_t key_slot         # which of the value's references is the whole key's; NO_SLOT
     cdef uint32_t value_slot       # and the value's
     cdef uint32_t value_word       # where an inline value is
-    cdef public int64_t default_ttl_ns
+    cdef int64_t default_ttl_ns    # that new entries live; 0: for ever
 
-    def __init__(self, ObjectHandle handle not None, key, value):
+    def __init__(self, ObjectHandle handle not None, key, value, int64_t default_ttl_ns=0):
         cdef Map *map = &handle.map
         cdef uint32_t next_slot = 0
         cdef uint64_t words = 0
         self.handle = handle
+        self.default_ttl_ns = default_ttl_ns
         self.key = codec_of(key, True, 0)
         self.value = codec_of(value, False, 0)
         self.key_slot = self.value_slot = NO_SLOT
@@ -49,6 +56,25 @@ cdef class DictBase:
         if next_slot != map.ref_count or not self._sizes_fit(words):
             raise _errors.LayoutMismatch(
                 f"map {handle.name!r} has not the fields of a dict with such keys and values")
+
+    @property
+    def _default_ttl_ns(self):
+        return self.default_ttl_ns
+
+    cdef int64_t _deadline_after(self, ttl) except -1:
+        """When a value expires that is stored now, and lives so many seconds; 0: by the default."""
+        if ttl is None:
+            return 0
+        if self.handle.map.timer_word == 0:
+            self._refuse_ttl()
+        if checked_ttl(ttl) == INFINITE:
+            return NEVER_NS
+        return clock_ns(CLOCK_MONOTONIC) + <int64_t> max(1, round(ttl * 1e9))
+
+    def _refuse_ttl(self):
+        raise _errors.InvalidArgument(
+            f"{self.handle.name!r} has no room for deadlines; create it with ttl=math.inf, or a "
+            f"default in seconds")
 
     cdef bint _sizes_fit(self, uint64_t words) noexcept:
         """Whether keys and values of such kinds are what the map has, behind so many words."""

@@ -91,7 +91,16 @@ cdef class DictKeys(DictBase):
     def __len__(self):
         return len(self.handle)
 
-    def store(self, key, value, uint32_t flags=0, int64_t deadline_ns=0):
+    def set(self, key, value, ttl=None):
+        """Store a value that lives for ttl seconds; None: the default; inf: for ever.
+
+        Atomic (W1), whatever the value's size. Expected O(1), and O(bytes of the value).
+
+        Raises InvalidArgument (the dict was created without ttl), and what d[key] = value raises.
+        """
+        self._store(key, value, UPDATE_ANY, self._deadline_after(ttl))
+
+    def _put(self, key, value, uint32_t flags=0, int64_t deadline_ns=0):
         """Store a value; return whether that was done: BPF_NOEXIST and BPF_EXIST may refuse.
 
         deadline_ns: when the entry expires, CLOCK_MONOTONIC; 0: never, or the dict's default.
@@ -106,14 +115,16 @@ cdef class DictKeys(DictBase):
                 f"flags {flags} are not valid: BPF_ANY, BPF_NOEXIST or BPF_EXIST")
         return self._store(key, value, flags, deadline_ns) == OK
 
-    def setdefault(self, key, default=None, int64_t deadline_ns=0):
-        """The value of key, which is default from now on if there was none.
+    def setdefault(self, key, default=None, ttl=None):
+        """The value of key, which is default from now on if there was none. ttl: as for set(); it
+        is the new entry's alone.
 
         Atomic (W1): of several callers one stores, and all return what that one stored.
 
-        Raises what store() raises.
+        Raises what set() raises.
         """
         cdef uint64_t _rounds
+        cdef int64_t deadline_ns = self._deadline_after(ttl)
         for _rounds in range(READ_ROUNDS_MAX):         # each turn somebody stored or deleted it
             found = self.get(key, MISSING)
             if found is not MISSING:
@@ -142,7 +153,19 @@ cdef class DictKeys(DictBase):
             return default[0]
         raise _errors.KeyNotFound(key)
 
-    def deadline(self, key):
+    def ttl(self, key):
+        """Seconds that an entry has left to live; None if it has no deadline.
+
+        Raises KeyNotFound (ENOENT), TypeError, MapClosed.
+        """
+        cdef uint64_t when = self._deadline_ns(key)
+        cdef int64_t left
+        if when == 0 or when == <uint64_t> NEVER_NS:
+            return None
+        left = <int64_t> when - clock_ns(CLOCK_MONOTONIC)
+        return left / 1e9 if left > 0 else 0.0
+
+    def _deadline_ns(self, key):
         """When an entry expires, CLOCK_MONOTONIC in ns; 0: never.
 
         Raises KeyNotFound (ENOENT), TypeError, MapClosed.
@@ -161,19 +184,26 @@ cdef class DictKeys(DictBase):
         return PyBytes_FromStringAndSize(
             <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
 
-    def touch(self, key, int64_t deadline_ns):
-        """Set when an entry expires, CLOCK_MONOTONIC in ns, 0 for never; False if there is none.
+    def touch(self, key, ttl=None):
+        """Give an entry ttl seconds from now; None: the default; inf: for ever. False if absent.
 
-        Raises InvalidArgument (no Timer field), LockTimeout, TypeError, ReadOnlyMap, MapClosed.
+        Raises InvalidArgument (the dict was created without ttl), LockTimeout, TypeError,
+        ReadOnlyMap, MapClosed.
         """
+        cdef int64_t deadline_ns = self._deadline_after(ttl)
+        if self.handle.map.timer_word == 0:
+            self._refuse_ttl()
+        if deadline_ns == 0 and self.default_ttl_ns != 0:
+            deadline_ns = clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns
+        return self._touch_until(key, deadline_ns)
+
+    def _touch_until(self, key, int64_t deadline_ns):
         cdef KeyBytes key_bytes
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
         cdef Op op
         cdef Status status = RETRY
         cdef Waiting patience = self.handle._patience()
-        if self.handle.map.timer_word == 0:
-            raise _errors.InvalidArgument(f"map {self.handle.name!r} has no Timer field")
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         room = self._value_room(small, &value)
         self._begin(&op, &key_bytes, &patience)
@@ -199,13 +229,13 @@ cdef class DictKeys(DictBase):
         """
         self.handle.clear()
 
-    def add(self, key, delta, initial=None):
-        """Add to a number; return what it is then. An absent key becomes initial + delta.
+    def add(self, key, delta, default=None):
+        """Add to a number; return what it is then. An absent key becomes default + delta.
 
         For values that are int (64-bit, wrapping around) or float. Atomic (W1). Expected O(1).
 
-        Raises KeyNotFound (ENOENT: absent, and initial is None), TypeError (other values), and what
-        store() raises.
+        Raises KeyNotFound (ENOENT: absent, and default is None), TypeError (other values), and what
+        d[key] = value raises.
         """
         cdef KeyBytes key_bytes
         cdef Op op
@@ -218,9 +248,9 @@ cdef class DictKeys(DictBase):
             raise TypeError("add is for values that are int or float")
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         self._field(&apply, delta)
-        if initial is not None:
+        if default is not None:
             fresh = bytearray(self.handle.map.value_words * 8)
-            after = field_compute(&apply.field, field_bits(&apply.field, initial))
+            after = field_compute(&apply.field, field_bits(&apply.field, default))
             memcpy(PyByteArray_AS_STRING(fresh) + apply.field.offset, &after, 8)
             apply.initial = <uint8_t *> PyByteArray_AS_STRING(fresh)
             if self.handle.map.timer_word != 0 and self.default_ttl_ns != 0:

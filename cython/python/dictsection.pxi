@@ -2,14 +2,14 @@
 # Part of _core.pyx: a locked key of a dict. section.pxd is the protocol; as in sections.pxi, a
 # section has a context of its own.
 
-cdef object NOT_CREATED = object()
+cdef object NO_DEFAULT = object()
 
 
 @cython.final
 @cython.internal
 @cython.auto_pickle(False)
 cdef class RawKey:
-    """A key as the map has it, for a section that creates nothing."""
+    """A key as the map has it, for a section without a default."""
 
     cdef bytes raw
 
@@ -28,24 +28,24 @@ cdef class DictSection:
     cdef object key
     cdef object kept
     cdef object timeout
-    cdef object create
+    cdef object default
     cdef KeyBytes key_bytes
     cdef Op op
     cdef Section section
     cdef int state
     cdef object current
     cdef object room
-    cdef object fresh              # of create: its bytes have to live
+    cdef object fresh              # of default: its bytes have to live
     cdef uint64_t small[SPOT_WORDS]
     cdef uint64_t *words
     cdef bint changed
     cdef bint removing
 
-    def __cinit__(self, DictBase owner not None, key, timeout, create):
+    def __cinit__(self, DictBase owner not None, key, timeout, default):
         self.owner = owner
         self.key = key
         self.timeout = timeout
-        self.create = create
+        self.default = default
         if type(key) is RawKey:
             self.kept = (<RawKey> key).raw
             self.key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
@@ -55,7 +55,7 @@ cdef class DictSection:
         self.room = owner._value_room(self.small, &self.words)
 
     cdef int _open(self, Waiting *patience) except -1:
-        """Find and lock the key; create it first if that is wanted."""
+        """Find and lock the key; insert the default first, if there is one."""
         cdef DictBase owner = self.owner
         cdef Status status = RETRY
         cdef Found found
@@ -65,10 +65,10 @@ cdef class DictSection:
                 status = owner._attempt_expire(&self.op)
             if status != BUSY:
                 status = section_open(&self.op, &self.section, NULL, <uint8_t *> self.words)
-            if status == ABSENT and self.create is not NOT_CREATED:
+            if status == ABSENT and self.default is not NO_DEFAULT:
                 op_end(&self.op)
                 try:
-                    owner._store(self.key, self.create, UPDATE_NOEXIST, 0)
+                    owner._store(self.key, self.default, UPDATE_NOEXIST, 0)
                 finally:
                     if not owner.handle._renew(&self.op):
                         op_begin(&self.op)

@@ -10,38 +10,19 @@ cdef enum:
 cdef class DictCore(DictKeys):
     """Iterators, sections, and what is made of them."""
 
-    def locked(self, key, timeout=None, create=NOT_CREATED):
-        """A section of key, for a with statement: see DictSection.
+    def _section(self, key, timeout, *default):
+        """A DictSection of key, in which an absent key gets the default first, if there is one."""
+        return DictSection(self, key, timeout, default[0] if default else NO_DEFAULT)
 
-        timeout: seconds to wait for whoever has it locked; None: as the dict. create: a value for
-        an absent key, stored first.
-
-        Raises, when the block begins: KeyNotFound (ENOENT: absent, and no create), LockTimeout,
-        DeadlockError, TypeError; when it ends: KeyGone, and what store() raises.
-        """
-        return DictSection(self, key, timeout, create)
-
-    def update_with(self, key, function, *default):
-        """Store function(value) while the key is locked; return it.
-
-        An absent key gets function(default), if there is one; default stays if function raises.
-
-        Raises what locked() and function raise.
-        """
-        if len(default) > 1:
-            raise TypeError("update_with takes a key, a function and a default")
-        with DictSection(self, key, None, default[0] if default else NOT_CREATED) as section:
-            section.value = fresh = function(section.value)
-            return fresh
-
-    def exchange(self, key, value, int64_t deadline_ns=0):
-        """Store a value and return the one before.
+    def exchange(self, key, value, ttl=None):
+        """Store a value and return the one before it, in one step. ttl: as for set().
 
         Atomic (W1): each value that was ever stored is returned to one caller at most.
 
-        Raises KeyNotFound (ENOENT: absent; nothing is stored), and what store() raises.
+        Raises KeyNotFound (ENOENT: absent; nothing is stored), and what set() raises.
         """
-        cdef DictSection section = DictSection(self, key, None, NOT_CREATED)
+        cdef int64_t deadline_ns = self._deadline_after(ttl)
+        cdef DictSection section = DictSection(self, key, None, NO_DEFAULT)
         section.__enter__()
         before = section.current
         section.value = value
@@ -103,7 +84,7 @@ cdef class DictCore(DictKeys):
                     self.key, <const uint8_t *> PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole))
         return key_decode(self.key, source, <Py_ssize_t> length)
 
-    def entries(self, int what, bint skipping=False):
+    def _entries(self, int what, bint skipping=False):
         """An iterator of keys (0), values (1) or both (2).
 
         Each entry that is there throughout comes once, through every resize (I1). One that cannot
@@ -129,7 +110,7 @@ cdef class DictCore(DictKeys):
             return self._remove(key, True)
         name = RawKey.__new__(RawKey)
         name.raw = raw
-        section = DictSection(self, name, None, NOT_CREATED)
+        section = DictSection(self, name, None, NO_DEFAULT)
         try:
             section.__enter__()
             found = section.current

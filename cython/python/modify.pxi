@@ -104,7 +104,7 @@ cdef class ModifyHandle(ObservedHandle):
         return 0
 
     cdef object _apply(
-            self, object key, object operand, uint32_t operation, object initial,
+            self, object key, object operand, uint32_t operation, object default,
             Py_ssize_t offset, object fmt):
         cdef Apply apply
         cdef Op op
@@ -124,9 +124,9 @@ cdef class ModifyHandle(ObservedHandle):
             raise _errors.InvalidArgument(
                 f"{operand} does not fit into a field of format {fmt!r}")
         apply.initial = NULL
-        if initial is not None:
+        if default is not None:
             fresh = bytearray(self.map.value_size)
-            first = field_compute(&apply.field, field_bits(&apply.field, initial))
+            first = field_compute(&apply.field, field_bits(&apply.field, default))
             memcpy(PyByteArray_AS_STRING(fresh) + offset, &first, apply.field.size)
             apply.initial = <uint8_t *> PyByteArray_AS_STRING(fresh)
         status = self._attempt(key, attempt_apply, &apply, &op, False)
@@ -136,56 +136,56 @@ cdef class ModifyHandle(ObservedHandle):
             raise_status(self, status, &op)
         return field_number(&apply.field, apply.after)
 
-    def add(self, key, delta, *, initial=None, Py_ssize_t offset=0, fmt="q"):
+    def add(self, key, delta, *, default=None, Py_ssize_t offset=0, fmt="q"):
         """Add delta to a number in key's value; return the sum.
 
         The number is at byte offset of the value, little-endian; fmt is its format, as in the
         struct module: b B h H i I q Q (integers of 1, 2, 4, 8 bytes, wrapping around), f d. An
-        absent key is inserted if initial is given: zeros, with initial + delta in the field.
+        absent key is inserted if default is given: zeros, with default + delta in the field.
         Atomic: no other change comes in between (W1). Expected O(1). Waits, without the GIL, for a
         process that is changing the same element, or has it locked.
 
-        Raises KeyNotFound (ENOENT: absent, and initial is None), MapFull, SegmentFull, LockTimeout,
+        Raises KeyNotFound (ENOENT: absent, and default is None), MapFull, SegmentFull, LockTimeout,
         DeadlockError, InvalidArgument (key size, no such field in the value), TypeError,
         ReadOnlyMap, MapClosed.
         """
-        return self._apply(key, delta, FIELD_ADD, initial, offset, fmt)
+        return self._apply(key, delta, FIELD_ADD, default, offset, fmt)
 
-    def min(self, key, number, *, initial=None, Py_ssize_t offset=0, fmt="q"):
+    def min(self, key, number, *, default=None, Py_ssize_t offset=0, fmt="q"):
         """Lower a number in key's value to number, if that is less; return what it is then.
 
         Arguments and errors as for add(); number has to fit. A NaN is never lowered.
 
         Raises what add() raises.
         """
-        return self._apply(key, number, FIELD_MIN, initial, offset, fmt)
+        return self._apply(key, number, FIELD_MIN, default, offset, fmt)
 
-    def max(self, key, number, *, initial=None, Py_ssize_t offset=0, fmt="q"):
+    def max(self, key, number, *, default=None, Py_ssize_t offset=0, fmt="q"):
         """Raise a number in key's value to number, if that is greater; return what it is then.
 
         Arguments and errors as for add(); number has to fit. A NaN is never raised.
 
         Raises what add() raises.
         """
-        return self._apply(key, number, FIELD_MAX, initial, offset, fmt)
+        return self._apply(key, number, FIELD_MAX, default, offset, fmt)
 
-    def or_(self, key, bits, *, initial=None, Py_ssize_t offset=0, fmt="Q"):
+    def or_(self, key, bits, *, default=None, Py_ssize_t offset=0, fmt="Q"):
         """Set bits in an integer in key's value; return what it is then.
 
         Arguments and errors as for add(); bits has to fit, fmt is of an integer.
 
         Raises what add() raises.
         """
-        return self._apply(key, bits, FIELD_OR, initial, offset, fmt)
+        return self._apply(key, bits, FIELD_OR, default, offset, fmt)
 
-    def and_(self, key, bits, *, initial=None, Py_ssize_t offset=0, fmt="Q"):
+    def and_(self, key, bits, *, default=None, Py_ssize_t offset=0, fmt="Q"):
         """Keep only these bits of an integer in key's value; return what it is then.
 
         Arguments and errors as for add(); bits has to fit, fmt is of an integer.
 
         Raises what add() raises.
         """
-        return self._apply(key, bits, FIELD_AND, initial, offset, fmt)
+        return self._apply(key, bits, FIELD_AND, default, offset, fmt)
 
     cdef bint _swap(self, object key, object expected, object value, uint8_t *old) except -1:
         cdef Py_buffer expected_view, value_view

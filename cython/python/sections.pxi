@@ -37,41 +37,41 @@ cdef class LockedValue:
     cdef Section section
     cdef int state
     cdef object key                # private bytes: op.key points into it
-    cdef object create
+    cdef object default
     cdef object timeout
     cdef bytearray value
     cdef object view
     cdef bint removing
     cdef bint rolling_back
 
-    def __cinit__(self, ModifyHandle handle not None, key, timeout, create):
+    def __cinit__(self, ModifyHandle handle not None, key, timeout, default):
         cdef Py_buffer view
         cdef const uint8_t *key_bytes = handle._buffer("key", key, handle.map.key_size, &view)
         self.key = PyBytes_FromStringAndSize(
             <const char *> key_bytes, <Py_ssize_t> handle.map.key_size)
         if view.buf != NULL:
             PyBuffer_Release(&view)
-        if create is not None:
-            if not PyObject_CheckBuffer(create):
-                refuse_buffer(handle, "create", create, -1, handle.map.value_size)
-            create = memoryview(create).tobytes()
-            if len(create) != handle.map.value_size:
-                refuse_buffer(handle, "value", create, len(create), handle.map.value_size)
+        if default is not None:
+            if not PyObject_CheckBuffer(default):
+                refuse_buffer(handle, "default", default, -1, handle.map.value_size)
+            default = memoryview(default).tobytes()
+            if len(default) != handle.map.value_size:
+                refuse_buffer(handle, "value", default, len(default), handle.map.value_size)
         self.handle = handle
-        self.create = create
+        self.default = default
         self.timeout = timeout
 
     def __enter__(self):
         cdef Status status = RETRY
         cdef Waiting patience = self.handle._patience()
-        cdef const uint8_t *create = NULL
+        cdef const uint8_t *fresh = NULL
         cdef uint8_t *value
         if self.state != SECTION_NEW:
             raise _errors.InvalidArgument("a locked section is entered once")
         if self.timeout is not None:
             patience.limit_ns = timeout_ns(self.timeout)
-        if self.create is not None:
-            create = <const uint8_t *> PyBytes_AS_STRING(self.create)
+        if self.default is not None:
+            fresh = <const uint8_t *> PyBytes_AS_STRING(self.default)
         self.value = bytearray(self.handle.map.value_size)
         value = <uint8_t *> PyByteArray_AS_STRING(self.value)
         self.op.key = <const uint8_t *> PyBytes_AS_STRING(self.key)
@@ -79,7 +79,7 @@ cdef class LockedValue:
         self.handle._enter_to_modify(&self.op)
         try:
             while True:                        # ends with the timeout
-                status = section_open(&self.op, &self.section, create, value)
+                status = section_open(&self.op, &self.section, fresh, value)
                 if likely(is_final(status)) and not self.handle._recovered_room(
                         status, &self.op, &patience):
                     break

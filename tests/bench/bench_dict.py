@@ -170,7 +170,7 @@ def measure(entries, key_size, value_size, orders, options):
             )
         for key in keys:
             maps["full"][key] = value
-            maps["counters"].add(key, COUNTER_START, initial=0)
+            maps["counters"].add(key, COUNTER_START, default=0)
         subjects = {
             "dict": Subject({}, dict, {}, add_dict),
             "map": Subject(maps["full"], lambda: maps["empty"], maps["counters"], add_map),

@@ -449,7 +449,7 @@ def test_damaged_deadline_counts_as_over():
     """H1: as for the dict itself; a number beyond the clock's is no traceback."""
     make_dict({"stays": 1}, key=str, value=int, ttl=HOUR, max_entries=10, max_bytes=1 << 14)
     with SharedDict.open("jobs") as d:
-        d.store("goes", 2, 0, ODD)
+        d._put("goes", 2, 0, ODD)
     replace_everywhere("jobs", ODD.to_bytes(8, "little"), b"\xff" * 8)
 
     assert [entry["key"] for entry in formatted("jobs")] == ["stays"]

@@ -214,23 +214,23 @@ def deleting(name, key, fill, **more):
     )
 
 
-def added(key, delta, offset=0, initial=None):
+def added(key, delta, offset=0, default=None):
     """add(), done to a dict."""
 
     def outcome(model):
         value = bytearray(model.get(word(key), bytes(len(next(iter(model.values()))))))
         (old,) = struct.unpack_from("<Q", value, offset)
-        struct.pack_into("<Q", value, offset, (initial if word(key) not in model else old) + delta)
+        struct.pack_into("<Q", value, offset, (default if word(key) not in model else old) + delta)
         model[word(key)] = bytes(value)
 
     return outcome
 
 
-def adding(name, key, fill, offset=0, initial=None, **more):
+def adding(name, key, fill, offset=0, default=None, **more):
     return Scenario(
         name,
-        lambda m: m.add(word(key), 7, offset=offset, initial=initial),
-        added(key, 7, offset, initial),
+        lambda m: m.add(word(key), 7, offset=offset, default=default),
+        added(key, 7, offset, default),
         fill,
         key=key,
         **more,
@@ -281,7 +281,7 @@ SCENARIOS = {
         ),
         adding("add", 3, entries(5)),
         adding("add across words", 3, entries(5), offset=5, geometry={"value_size": 24}),
-        adding("add to an absent key", 6, entries(5), initial=100),
+        adding("add to an absent key", 6, entries(5), default=100),
         Scenario(
             "clear",
             lambda m: m.clear(),

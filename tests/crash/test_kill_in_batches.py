@@ -105,18 +105,18 @@ def deleting(name, keys, **more):
     )
 
 
-def adding(name, keys, initial=None, offset=0, **more):
+def adding(name, keys, default=None, offset=0, **more):
     """add_many of 7, once more for a key that comes twice."""
     rows, deltas, sums = words(keys), words([7] * len(keys)), bytearray(8 * len(keys))
 
     def add_many(m):
-        _core.add_many(m, rows, deltas, sums, initial, offset)
+        _core.add_many(m, rows, deltas, sums, default, offset)
         return sums
 
     return Batch(
         name,
         lambda _: add_many,
-        lambda *_: [added(k, 7, offset, initial) for k in keys],
+        lambda *_: [added(k, 7, offset, default) for k in keys],
         keys,
         **more,
     )
@@ -162,7 +162,7 @@ BATCHES = {
         taking("takes from a chain", 3, fill=entries(9), geometry=COLLISIONS),
         taking("takes of all there is", 10, fill=entries(3)),
         adding("additions", (3, 1, 3)),
-        adding("additions to absent keys", (6, 3, 6), initial=100),
+        adding("additions to absent keys", (6, 3, 6), default=100),
         adding("additions across words", (3, 1), offset=5, geometry={"value_size": 24}),
     ]
 }

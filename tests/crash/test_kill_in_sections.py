@@ -115,8 +115,8 @@ def deletes(key=3):
 KEPT = []  # in the child: what must not be collected before it is killed
 
 
-def enter(handle, key, create=None):
-    section = handle.locked(word(key), create=create)
+def enter(handle, key, default=None):
+    section = handle.locked(word(key), default=default)
     KEPT.append(section)
     section.__enter__()
     return section
@@ -178,7 +178,7 @@ def store_both(handle, scenario):
 
 
 def store_in_a_section(handle, scenario):
-    with handle.locked(word(6), create=scenario.value(OTHER)) as value:
+    with handle.locked(word(6), default=scenario.value(OTHER)) as value:
         value[:] = scenario.value(NEW)
 
 
@@ -198,12 +198,12 @@ def exchanging(name, **more):
     return Step(name, lambda m, s: m.exchange(word(3), s.value(NEW)), stores(NEW), **more)
 
 
-def fielding(name, method, number, change, fmt="q", offset=0, key=3, initial=None, **more):
+def fielding(name, method, number, change, fmt="q", offset=0, key=3, default=None, **more):
     """One of add, min, max, or_, and_."""
     return Step(
         name,
-        lambda m, _: getattr(m, method)(word(key), number, offset=offset, fmt=fmt, initial=initial),
-        sets_field(fmt, offset, change, key, initial),
+        lambda m, _: getattr(m, method)(word(key), number, offset=offset, fmt=fmt, default=default),
+        sets_field(fmt, offset, change, key, default),
         key=key,
         **more,
     )
@@ -292,7 +292,7 @@ STEPS = {
         fielding("min that changes nothing", "min", 7, lambda x: x),
         fielding("min across words", "min", -1, lambda x: -1, "i", 6, geometry=ODD),
         fielding("max", "max", 70, lambda x: 70),
-        fielding("max of an absent key", "max", 70, lambda x: 70, key=6, initial=60),
+        fielding("max of an absent key", "max", 70, lambda x: 70, key=6, default=60),
         fielding("max across words", "max", 1 << 60, lambda x: 1 << 60, "Q", 11, geometry=ODD),
         fielding("or", "or_", 12, lambda x: x | 12, "B"),
         fielding("or across words", "or_", 1 << 31, lambda x: x | 1 << 31, "I", 13, geometry=ODD),
@@ -331,7 +331,7 @@ LEARNED_DELETING = [set(), set()]
 def lock_same_key(scenario, survivor, model):
     """L1: the lock of the dead is free, and the value is whole."""
     key = word(scenario.key)
-    with survivor.locked(key, create=scenario.value(70)) as value:
+    with survivor.locked(key, default=scenario.value(70)) as value:
         assert bytes(value) == model.get(key, scenario.value(70))
         value[:] = scenario.value(71)
     model[key] = scenario.value(71)

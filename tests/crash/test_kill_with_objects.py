@@ -72,14 +72,14 @@ def nearly_full_depot(entries):
 
 def expiring(entries):
     five(entries)
-    entries.store(SHORT, value(3), 0, 1)
+    entries._put(SHORT, value(3), 0, 1)
 
 
 def others_expired(entries):
     """fill: what the child does not look up before it is stepped."""
     five(entries)
     for key in (b"k1", LONG):
-        assert entries.touch(key, 1)
+        assert entries._touch_until(key, 1)
 
 
 def full_of_expired(entries):
@@ -94,7 +94,7 @@ def full_of_expired(entries):
         old.pop()
     assert len(old) > 3
     for key in old:
-        assert entries.touch(key, 1)
+        assert entries._touch_until(key, 1)
 
 
 def stored(key, number, size=SMALL):
@@ -159,7 +159,7 @@ class Case:
 
 def storing(name, key, number, size=SMALL, fill=five, **more):
     return Case(
-        name, lambda d: d.store(key, value(number, size)), stored(key, number, size), fill, **more
+        name, lambda d: d._put(key, value(number, size)), stored(key, number, size), fill, **more
     )
 
 
@@ -183,7 +183,7 @@ CASES = {
         storing("replace an expired", SHORT, 71, fill=expiring),
         Case(
             "insert refused",
-            lambda d: d.store(SHORT, value(1), BPF_NOEXIST),
+            lambda d: d._put(SHORT, value(1), BPF_NOEXIST),
             unchanged,
         ),
         Case("delete", lambda d: d.__delitem__(SHORT), removed(SHORT)),
@@ -204,7 +204,7 @@ CASES = {
         ),
         Case("exchange", lambda d: d.exchange(SHORT, value(72)), stored(SHORT, 72)),
         Case("setdefault", lambda d: d.setdefault(b"new", value(73)), stored(b"new", 73)),
-        Case("touch", lambda d: d.touch(LONG, 1 << 62), unchanged, changes_min=4),
+        Case("touch", lambda d: d._touch_until(LONG, 1 << 62), unchanged, changes_min=4),
         Case("section", in_a_section, stored(SHORT, 80, PAGE)),
         Case("section rolled back", left_section, unchanged, changes_min=4),
         Case("view", looked_at, unchanged),
@@ -244,7 +244,7 @@ def somebody_attaches(entries, model):
 
 
 def lock_same_key(entries, model):
-    with entries.locked(SHORT, create=value(92)) as section:
+    with entries.locked(SHORT, default=value(92)) as section:
         assert section.value == model.get(SHORT, value(92))
         section.value = model[SHORT] = value(93)
 
@@ -264,7 +264,7 @@ WAYS = [replace_same_key, insert_another, somebody_attaches, lock_same_key, clea
 def seen_by(entries):
     """What a reader sees, which waits for nobody (R1)."""
     began = time.monotonic()
-    seen = dict(entries.entries(2))
+    seen = dict(entries._entries(2))
     assert time.monotonic() - began < READ_SECONDS_MAX
     return seen
 

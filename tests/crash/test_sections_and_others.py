@@ -71,7 +71,7 @@ def insert_unless_there(handle):
 
 
 def hold(handle, inside, leave):
-    with handle.locked(word(1000), create=word(2)):
+    with handle.locked(word(1000), default=word(2)):
         inside.set()
         leave.wait(10)
 
@@ -165,7 +165,7 @@ def test_a_section_that_cannot_delete_its_key_in_time_is_rolled_back(m):
                 gone = False
                 timed_out += 1
             assert own.lookup(word(3)) == (None if gone else word(3)), f"state {n}"
-            with own.locked(word(3), create=word(66)) as value:
+            with own.locked(word(3), default=word(66)) as value:
                 assert bytes(value) == (word(66) if gone else word(3)), f"state {n}"
         child.wait()
         m.update(word(3), word(3), BPF_F_LOCK)

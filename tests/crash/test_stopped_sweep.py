@@ -26,7 +26,7 @@ def test_an_entry_renewed_under_a_sweep_is_kept(map_name):
     try:
         entries = core(handle)
         five(entries)
-        assert entries.touch(KEY, 1)
+        assert entries._touch_until(KEY, 1)
         image = segment.image()
         trace = stepping.trace(prepared(map_name), sweep, segment)
         assert len(trace.changes) >= CHANGES_MIN
@@ -39,12 +39,12 @@ def test_an_entry_renewed_under_a_sweep_is_kept(map_name):
             ):
                 stored = True
                 try:
-                    core(other).store(KEY, value(99))
+                    core(other)._put(KEY, value(99))
                 except shmrhash.LockTimeout:  # the sweeper has it already
                     stored = False
                 sweeper.resume()
                 sweeper.wait()
-            assert stored == (KEY in dict(entries.entries(2))), number
+            assert stored == (KEY in dict(entries._entries(2))), number
             if stored:
                 assert entries[KEY] == value(99), number
             handle.check()

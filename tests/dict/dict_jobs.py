@@ -54,7 +54,7 @@ def append_to_one_list(gate, d, key, rounds, mark):
         if number % 2:
             d.update_with(key, lambda value, item=(mark, number): [*value, item], [])
         else:
-            with d.locked(key, create=[]) as entry:
+            with d.locked(key, default=[]) as entry:
                 entry.value.append((mark, number))
 
 

@@ -309,7 +309,7 @@ def test_only_a_dict_is_replaced(make_map, map_name):
 def _start(name, barrier, results):
     barrier.wait()
     with SharedDict(name, key=int, value=int, if_different="replace") as d:
-        with d.locked(0, create=0) as entry:
+        with d.locked(0, default=0) as entry:
             entry.value += 1
         barrier.wait()  # all have it open
         results.put(d[0])

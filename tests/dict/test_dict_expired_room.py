@@ -43,7 +43,7 @@ def store_until_full(d, size, name):
 INSERTIONS = {
     "update": lambda d, key: d.__setitem__(key, 1),
     "setdefault": lambda d, key: d.setdefault(key, 1),
-    "store": lambda d, key: d.store(key, 1, BPF_NOEXIST),
+    "store": lambda d, key: d._put(key, 1, BPF_NOEXIST),
     "add": lambda d, key: d.add(key, 1, 0),
     "update_with": lambda d, key: d.update_with(key, lambda value: value, 1),
     "update many": lambda d, key: d.update({key: 1}),
@@ -51,7 +51,7 @@ INSERTIONS = {
 
 
 def locked_and_created(d, key):
-    with d.locked(key, create=1):
+    with d.locked(key, default=1):
         pass
 
 
@@ -197,7 +197,7 @@ def test_a_locked_entry_that_has_expired_is_passed_by(make_dict):
     d.update({number: number for number in range(8)})
     expire_now(d, range(1, 8))
     d.touch(0, 0.05)
-    deadline_ns = d.deadline(0)
+    deadline_ns = d._deadline_ns(0)
     with d.locked(0):
         wait_past(deadline_ns)
         for number in range(10, 17):
@@ -220,7 +220,7 @@ def test_a_refusal_is_no_excuse_for_the_next_one(make_dict, entries, how):
             d[-1] = -1
 
     set_deadline(d, how, 0.01)
-    deadline_ns = d.deadline(0)
+    deadline_ns = d._deadline_ns(0)
     with contextlib.suppress(MapFull):  # if refused, then a new rest: to the deadline, no further
         d[-1] = -1
     wait_past(deadline_ns or 0)

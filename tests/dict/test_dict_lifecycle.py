@@ -122,7 +122,7 @@ def test_a_handle_pickles_with_its_types(make_dict):
     with pickle.loads(pickle.dumps(d)) as again:
         assert type(again) is SharedDict
         assert (again.key_type, again.value_type) == ("<I", object)
-        assert again.default_ttl_ns == d.default_ttl_ns
+        assert again._default_ttl_ns == d._default_ttl_ns
         assert again == {5: [1]}
 
 

@@ -184,10 +184,10 @@ class DictAgainstDict(RuleBasedStateMachine):
         d, key = self.draw(data)
         value = data.draw(self.value_strategy, label="value")
         there = key in self.model
-        assert d.store(key, value, shmrhash.BPF_EXIST) == there
+        assert d._put(key, value, shmrhash.BPF_EXIST) == there
         if there:
             self.model[key] = value
-            assert not d.store(key, value, shmrhash.BPF_NOEXIST)
+            assert not d._put(key, value, shmrhash.BPF_NOEXIST)
 
     @rule(data=st.data())
     def popitem(self, data):

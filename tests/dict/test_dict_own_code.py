@@ -67,7 +67,7 @@ def test_a_section_whose_decoding_wants_its_key_is_a_deadlock_at_once(make_dict,
         "locked": lambda: d.locked("k").__enter__(),
         "update_with": lambda: d.update_with("k", lambda value: value),
         "exchange": lambda: d.exchange("k", 5),
-        "create": lambda: d.locked("k", create=5).__enter__(),
+        "create": lambda: d.locked("k", default=5).__enter__(),
     }
     with pytest.raises(shmrhash.DeadlockError):
         uses[use]()
@@ -86,7 +86,7 @@ def test_one_value_that_cannot_be_decoded_hides_no_other(make_dict, failing):
     failing(True)
 
     found, failures = {}, 0
-    for iterator in (iter(d.items()), d.entries(2)):
+    for iterator in (iter(d.items()), d._entries(2)):
         found, failures = {}, 0
         while True:
             try:
@@ -171,7 +171,7 @@ def test_a_subclass_keeps_its_attributes_and_its_missing_is_asked():
     with Tenant(key=str, value=str, tenant="t1", ttl=5) as d, pickle.loads(pickle.dumps(d)) as twin:
         d["a"] = "b"
         assert (twin.tenant, twin["a"], twin["c"]) == ("t1", "b", "no c")
-        assert twin.default_ttl_ns == d.default_ttl_ns
+        assert twin._default_ttl_ns == d._default_ttl_ns
         assert twin.get("c") is None
         with pytest.raises(KeyError):
             twin.pop("c")

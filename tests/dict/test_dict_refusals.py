@@ -23,25 +23,19 @@ def test_arguments_that_no_operation_takes_are_refused(make_dict):
     d = make_dict(key=str, value=str)
     d["k"] = "v"
     with pytest.raises(shmrhash.InvalidArgument, match="flags 7"):
-        d.store("k", "w", 7)
+        d._put("k", "w", 7)
     with pytest.raises(TypeError, match="pop takes"):
         d.pop("k", 1, 2)
     with pytest.raises(TypeError, match="int or float"):
         d.add("k", 1)
     with pytest.raises(TypeError, match="update_with takes"):
-        _core.DictCore.update_with(d, "k", str, "a", "b")
-    with pytest.raises(TypeError, match="update_with takes"):
         d.update_with("k", str, "a", "b")
     assert d["k"] == "v"
 
 
-def test_the_core_changes_a_value_while_it_is_locked(make_dict):
-    """L1: DictCore's own update_with and exchange, with and without a default."""
+def test_a_value_of_another_type_ends_an_exchange_with_nothing_stored(make_dict):
     d = make_dict(key=str, value=str)
-    assert _core.DictCore.update_with(d, "k", str.upper, "v") == "V"
-    assert _core.DictCore.update_with(d, "k", str.lower) == "v"
-    with pytest.raises(shmrhash.KeyNotFound):
-        _core.DictCore.update_with(d, "absent", str)
+    d["k"] = "v"
     with pytest.raises(TypeError):
         d.exchange("k", 5)
     assert d["k"] == "v"
@@ -139,7 +133,7 @@ def test_keys_that_the_short_way_does_not_know_are_as_others(make_dict):
 def test_an_expired_entry_of_a_frozen_dict_is_absent_and_stays(make_dict):
     """R1: nobody may delete it."""
     d = make_dict(key=str, value=int, ttl=math.inf)
-    d.store("k", 1, 0, 1)
+    d._put("k", 1, 0, 1)
     d.freeze()
 
     assert d.get("k") is None

@@ -35,7 +35,7 @@ def test_a_dict_opens_without_its_types(make_dict, map_name, key, value, ttl):
     with SharedDict.open(map_name) as opened:
         assert opened.handle.schema == made.handle.schema
         assert opened._schema.to_bytes() == made._schema.to_bytes()
-        assert opened.default_ttl_ns == made.default_ttl_ns
+        assert opened._default_ttl_ns == made._default_ttl_ns
         assert opened.info()["ttl"] == ttl
     with SharedDict.open(map_name, key=key, value=value) as opened:
         assert (opened.key_type, opened.value_type) == (key, value)
@@ -102,7 +102,7 @@ def test_a_ttl_is_the_handles_and_not_part_of_what_must_match(make_dict, map_nam
             found = opened.ttl("a")
             assert found is None if expected is None else expected - 5 < found <= expected
             with pickle.loads(pickle.dumps(opened)) as again:
-                assert again.default_ttl_ns == opened.default_ttl_ns
+                assert again._default_ttl_ns == opened._default_ttl_ns
 
 
 def test_a_ttl_without_room_for_deadlines_is_a_mismatch_that_says_what_is_missing(

@@ -236,7 +236,7 @@ def test_a_section_stores_what_was_assigned_or_changed(d):
         entry.value.append(3)
     with d.locked("a") as entry:
         entry.value = "text"
-    with d.locked("c", create=0) as entry:
+    with d.locked("c", default=0) as entry:
         entry.value += 1
 
     assert d == {"a": "text", "b": [2, 3], "c": 1}

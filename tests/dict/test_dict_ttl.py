@@ -35,8 +35,10 @@ def test_an_expired_entry_is_absent_for_every_operation(make_dict, key_type, val
     old, new = example(value_type, 1), example(value_type, 2)
     for key in keys:
         d[key] = old
-    wait_past(max(d.deadline(key) for key in keys if key in d) if any(k in d for k in keys) else 0)
-    d.default_ttl_ns = 0
+    wait_past(
+        max(d._deadline_ns(key) for key in keys if key in d) if any(k in d for k in keys) else 0
+    )
+    d = SharedDict(d.name, key=key_type, value=value_type, ttl=math.inf)
 
     with pytest.raises(KeyError):
         d[keys[0]]
@@ -58,8 +60,8 @@ def test_an_expired_entry_is_absent_for_every_operation(make_dict, key_type, val
     with pytest.raises(KeyError):
         d.update_with(keys[11], lambda value: value)
     assert d.update_with(keys[12], lambda value: value, new) == new
-    assert not d.store(keys[13], new, shmrhash.BPF_EXIST)
-    assert d.store(keys[14], new, shmrhash.BPF_NOEXIST)
+    assert not d._put(keys[13], new, shmrhash.BPF_EXIST)
+    assert d._put(keys[14], new, shmrhash.BPF_NOEXIST)
     d[keys[15]] = new
     if value_type is int:
         with pytest.raises(KeyError):
@@ -71,6 +73,7 @@ def test_an_expired_entry_is_absent_for_every_operation(make_dict, key_type, val
     assert set(d) == set(there)
     assert d == there
     assert sorted(map(repr, d.values())) == [repr(new)] * 4
+    d.close()
 
 
 def test_popitem_takes_what_has_not_expired(make_dict):
@@ -210,9 +213,9 @@ def test_a_counter_counts_anew_after_expiry(make_dict):
     c = make_dict(SharedCounter, ttl=SHORT_S)
 
     assert c.inc("user") == 1
-    deadline_ns = c.deadline("user")
+    deadline_ns = c._deadline_ns("user")
     assert c.inc("user") == 2
-    assert c.deadline("user") == deadline_ns
+    assert c._deadline_ns("user") == deadline_ns
     wait_past(deadline_ns)
 
     assert c["user"] == 0
@@ -224,7 +227,7 @@ def take_expired(gate, d, rounds):
     won = 0
     for number in range(rounds):
         gate.wait()
-        won += d.store("key", number, shmrhash.BPF_NOEXIST, time.monotonic_ns() + 1_000_000)
+        won += d._put("key", number, shmrhash.BPF_NOEXIST, time.monotonic_ns() + 1_000_000)
         gate.wait()
         wait_past(time.monotonic_ns() + 1_500_000)
     return won
@@ -246,7 +249,7 @@ def test_one_of_those_who_race_for_an_expired_key_gets_it(make_dict, method):
     "operation",
     [
         lambda d: d.setdefault("k", 2),
-        lambda d: d.store("k", 2, shmrhash.BPF_NOEXIST),
+        lambda d: d._put("k", 2, shmrhash.BPF_NOEXIST),
         lambda d: d.add("k", 1, 0),
     ],
     ids=["setdefault", "store", "add"],
@@ -256,7 +259,7 @@ def test_an_expired_entry_that_is_locked_is_waited_for_with_the_timeout(make_dic
     d = make_dict(key=str, value=int, ttl=math.inf, max_entries=64)
     d.set("k", 1, ttl=SHORT_S)
     with SharedDict.open(d.name, timeout=0.05) as other, d.locked("k"):
-        wait_past(d.deadline("k") if "k" in d else 0)
+        wait_past(d._deadline_ns("k") if "k" in d else 0)
         with pytest.raises(shmrhash.Error) as raised:
             run_alone(lambda: operation(other))
         assert raised.type in (shmrhash.LockTimeout, shmrhash.DeadlockError)
@@ -273,7 +276,7 @@ def test_what_a_section_stores_for_an_expired_entry_is_refused(make_dict):
         return value + 1
 
     d.touch("k", 0.1)
-    deadline_ns = d.deadline("k")
+    deadline_ns = d._deadline_ns("k")
     with pytest.raises(shmrhash.KeyGone, match="expired"):
         d.update_with("k", slowly)
     assert "k" not in d
@@ -292,7 +295,7 @@ def test_popitem_of_nothing_but_an_expired_entry_that_is_locked_ends(make_dict):
     d = make_dict(key=str, value=int, ttl=math.inf, max_entries=64)
     d.set("k", 1, ttl=SHORT_S)
     with d.locked("k"):
-        wait_past(d.deadline("k") if "k" in d else 0)
+        wait_past(d._deadline_ns("k") if "k" in d else 0)
         with pytest.raises(KeyError):
             run_alone(d.popitem)
     d.pop("k", None)

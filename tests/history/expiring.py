@@ -61,7 +61,7 @@ class Entries:
 
     def store_new(self, key, number, ttl_s):
         deadline_ns = time.monotonic_ns() + int(ttl_s * 1e9)
-        return OK if self.d.store(key, number, BPF_NOEXIST, deadline_ns) else EXISTS
+        return OK if self.d._put(key, number, BPF_NOEXIST, deadline_ns) else EXISTS
 
     def touch(self, key, ttl_s):
         return OK if self.d.touch(key, ttl_s) else MISSING

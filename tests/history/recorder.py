@@ -195,9 +195,9 @@ class Calls:
                 return partial(replace_locked, handle, key, encode(*step.arguments))
         raise ValueError(step.name)
 
-    def prepared_add(self, key, delta, initial=None):
+    def prepared_add(self, key, delta, default=None):
         return partial(
-            self.handle.add, key, delta, initial=initial, offset=getattr(self.codec, "offset", 0)
+            self.handle.add, key, delta, default=default, offset=getattr(self.codec, "offset", 0)
         )
 
 

@@ -63,9 +63,9 @@ class OneAtATime(RHashMap):
         with self.lock:
             return super().lookup_and_delete(key, flags)
 
-    def add(self, key, delta, *, initial=None, offset=0):
+    def add(self, key, delta, *, default=None, offset=0):
         with self.lock:
-            return super().add(key, delta, initial=initial, offset=offset)
+            return super().add(key, delta, default=default, offset=offset)
 
     def compare_and_swap(self, key, expected, new):
         with self.guard("compare_and_swap"):
@@ -203,8 +203,8 @@ class LooksAndDeletes(RHashMap):
 class AddsAfterALook(RHashMap):
     """add: one of two additions is lost."""
 
-    def add(self, key, delta, *, initial=None, offset=0):
-        before = super().add(key, 0, initial=initial, offset=offset)
+    def add(self, key, delta, *, default=None, offset=0):
+        before = super().add(key, 0, default=default, offset=offset)
         window()
         field = (before + delta).to_bytes(8, "little", signed=True)
         value = super().lookup(key)

@@ -145,7 +145,7 @@ def fill_dict(d, kind, upto=50, down_to=30):
         d[key_of(kind, number)] = value_of(kind, number + 3)
     if DICTS[kind][2] is not None:
         for number in range(0, upto, 4):
-            d.store(key_of(kind, number), value_of(kind, number), 0, PAST_NS)
+            d._put(key_of(kind, number), value_of(kind, number), 0, PAST_NS)
     for number in range(down_to, upto):
         d.pop(key_of(kind, number), None)
 

@@ -82,7 +82,7 @@ class DictUser:
         for _ in range(4):
             self.dict[self.key] = self.value
         self.expect_value(self.dict.setdefault(self.key, self.value))
-        expect(type(self.dict.store(self.key, self.value, self.rng.randrange(3))) is bool, "store")
+        expect(type(self.dict._put(self.key, self.value, self.rng.randrange(3))) is bool, "store")
 
     def grow(self):
         for number in range(100, 100 + self.rng.choice((5, 40, 400))):
@@ -113,14 +113,14 @@ class DictUser:
         write_while_walking(self.dict, self)
 
     def sections(self):
-        with self.dict.locked(self.key, create=self.value) as entry:
+        with self.dict.locked(self.key, default=self.value) as entry:
             self.expect_value(entry.value)
             self.rng.choice((entry.delete, entry.roll_back, lambda: None))()
         with contextlib.suppress(shmrhash.KeyNotFound):
             self.dict.update_with(self.key, lambda value: value)
         with contextlib.suppress(shmrhash.KeyNotFound):
             self.expect_value(self.dict.exchange(self.key, self.value))
-        with self.dict.locked(self.key, create=self.value) as entry:
+        with self.dict.locked(self.key, default=self.value) as entry:
             entry.value = self.value
             self.dict.get(self.key)
             self.dict[self.key + "x" if isinstance(self.key, str) else self.key] = self.value
@@ -141,7 +141,7 @@ class DictUser:
 
     def add(self):
         if self.value_type in (int, float):
-            expect(type(self.dict.add(self.key, 1, initial=0)) is self.value_type, "add")
+            expect(type(self.dict.add(self.key, 1, default=0)) is self.value_type, "add")
 
     def expire(self):
         expect(self.dict.expire() >= 0, "expire")

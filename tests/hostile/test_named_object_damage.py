@@ -92,7 +92,7 @@ ODD = 0x5A5A5A5A5A5A  # no other word of a segment
 LOST = {
     "get": lambda d: d.get(ODD),
     "in": lambda d: ODD in d,
-    "deadline": lambda d: d.deadline(ODD),
+    "deadline": lambda d: d._deadline_ns(ODD),
     "values": lambda d: list(d.values()),
     "pop": lambda d: d.pop(ODD),
     "setdefault": lambda d: d.setdefault(ODD, 1.5),

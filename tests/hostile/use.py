@@ -78,10 +78,10 @@ class User:
     def modify(self):
         if self.map.value_size >= 8:
             offset = self.rng.choice((0, self.map.value_size - 8, (self.map.value_size - 8) // 2))
-            expect(type(self.map.add(self.key, 1, initial=0, offset=offset)) is int, "add")
+            expect(type(self.map.add(self.key, 1, default=0, offset=offset)) is int, "add")
         if self.map.value_size >= 4:
-            self.map.max(self.key, 3, initial=0, fmt="i")
-            self.map.or_(self.key, 3, initial=0, fmt="I")
+            self.map.max(self.key, 3, default=0, fmt="i")
+            self.map.or_(self.key, 3, default=0, fmt="I")
         self.map.compare_and_swap(self.key, self.value, self.value)
         self.map.compare_and_swap(self.key, None, self.value)
         self.expect_value(self.map.setdefault(self.key, self.value))
@@ -117,7 +117,7 @@ class User:
         self.map.delete_many(self.keys())
 
     def sections(self):
-        with self.map.locked(self.key, create=self.rng.choice((None, self.value))) as section:
+        with self.map.locked(self.key, default=self.rng.choice((None, self.value))) as section:
             section[0:1] = b"\x01"
             self.rng.choice((section.delete, section.roll_back, lambda: None))()
         self.map.update_with(self.key, lambda value: value)
