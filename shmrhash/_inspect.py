@@ -22,7 +22,7 @@ from shmrhash._fields import Field, Kptr, Timer, unpacked
 from shmrhash._keys import decode_key, encode_key
 from shmrhash._map import BPF_NOEXIST, RHashMap
 from shmrhash._schema import PER_ENTRY, read_schema, ttl_of_record
-from shmrhash._segment import directory, entries, look_at_file, path_of, plain_name
+from shmrhash._segment import directory, entries, holders_of, look_at_file, path_of, plain_name
 from shmrhash._trust import is_trusted, user_name
 from shmrhash._types import (
     KEY_DIGEST_BYTES,
@@ -69,12 +69,12 @@ def is_unheld(path: str) -> bool:
     except OSError:
         return False
     try:
-        holders = _core.segment_holders(fd)
+        holders = holders_of(fd)
     except Error:
         return False
     finally:
         os.close(fd)
-    return holders is not None and not holders[0] and not holders[2]
+    return holders is not None and holders.nobody
 
 
 def file_status(shared_map: RHashMap) -> os.stat_result:

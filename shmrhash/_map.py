@@ -372,8 +372,8 @@ class RHashMap(BatchMethods):
             fd = _segment.open_file(plain, path, read_only=read_only, owner=owner)
             holders = None
             with contextlib.suppress(SegmentCorrupt):  # attaching says more about it
-                holders = _core.segment_holders(fd)
-            if holders is not None and holders[3] and not holders[0] and not holders[2]:
+                holders = _segment.holders_of(fd)
+            if holders is not None and holders.ephemeral and holders.nobody:
                 os.close(fd)
                 if read_only:  # looking changes nothing
                     what = "shmrhash.gc() removes its name"
@@ -743,20 +743,19 @@ def _collect(name: str, path: str, names: bool, owner: int | None, report: dict[
         fd = _segment.open_file(name, path, read_only=False, owner=owner)
     try:
         user = os.fstat(fd).st_uid  # of the file that is open, whatever has that name by now
-        holders = _core.segment_holders(fd)
+        holders = _segment.holders_of(fd)
         if holders is None:
             return
         report["maps"] += 1
-        alive, dead, readers, ephemeral = holders
-        unused = (names or ephemeral) and not alive and not readers
-        if dead and is_trusted(user, owner):
+        unused = (names or holders.ephemeral) and holders.nobody
+        if holders.dead and is_trusted(user, owner):
             handle = RHashMap(os.dup(fd), name, os.fsencode(path), False, _DEFAULT_TIMEOUT)
             report["recovered"] += handle.recovered_at_open + handle._recover()
             _core.MapHandle.close(handle)
-        elif dead and not unused:
+        elif holders.dead and not unused:
             report["skipped"][name] = (
-                f"{dead} processes died in it, but it belongs to user {user_text(user)}: whoever "
-                f"uses it next recovers them, or gc(owner={user})"
+                f"{holders.dead} processes died in it, but it belongs to user "
+                f"{user_text(user)}: whoever uses it next recovers them, or gc(owner={user})"
             )
         if unused:
             status = os.fstat(fd)

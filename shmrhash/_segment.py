@@ -11,6 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import posix_ipc
 
@@ -216,6 +217,29 @@ def unlink_file(name: str, path: str, identity: Identity | None = None) -> None:
         )
 
 
+class Holders(NamedTuple):
+    """Who has a segment open, by what its file and the locks on it say."""
+
+    alive: int  # processes, without those at their end
+    dead: int  # processes that were killed and whom nobody has recovered yet
+    readers: bool  # whether a handle for reading is open
+    ephemeral: bool
+
+    @property
+    def nobody(self) -> bool:
+        """Whether no process has it open."""
+        return not self.alive and not self.readers
+
+
+def holders_of(fd: int) -> Holders | None:
+    """Who has the segment of this file; None if it is no map of this version.
+
+    Raises SegmentCorrupt.
+    """
+    found = _core.segment_holders(fd)
+    return None if found is None else Holders(*found)
+
+
 def names(path: str, identity: Identity) -> bool:
     """Whether path is the name of this file."""
     try:
@@ -250,8 +274,8 @@ def remove_name(path: str, identity: Identity | None = None, *, unheld: bool = F
         if not names(path, found):
             return False
         if unheld:
-            holders = _core.segment_holders(fd)
-            if holders is None or holders[0] or holders[2]:
+            holders = holders_of(fd)
+            if holders is None or not holders.nobody:
                 return False
         os.unlink(path)
         return True

@@ -8,7 +8,7 @@ import time
 
 from commandline import TIMEOUT_SECONDS, Terminal, run, start
 
-from shmrhash import LockTimeout, RHashMap, _core
+from shmrhash import LockTimeout, RHashMap, _segment
 
 
 def counting(name):
@@ -152,7 +152,7 @@ def test_top_ends_by_interrupt_and_when_the_terminal_goes(make):
 def readers(shared_map):
     """Whether a handle for reading is open anywhere."""
     with open(shared_map.info()["path"], "rb") as file:
-        return _core.segment_holders(file.fileno())[2]
+        return _segment.holders_of(file.fileno()).readers
 
 
 def test_top_keeps_nothing_open(make):
