@@ -6,7 +6,7 @@
 # Everything here is one look, or one store, of read.pxd and write.pxd; what takes several is a
 # section.
 
-from math import inf as INFINITE
+from libc.math cimport INFINITY
 
 from shmrhash._arguments import checked_ttl
 
@@ -67,7 +67,7 @@ cdef class DictBase:
             return 0
         if self.handle.map.timer_word == 0:
             self._refuse_ttl()
-        if checked_ttl(ttl) == INFINITE:
+        if checked_ttl(ttl) == INFINITY:
             return NEVER_NS
         return clock_ns(CLOCK_MONOTONIC) + <int64_t> max(1, round(ttl * 1e9))
 
