@@ -15,6 +15,8 @@ import pytest
 
 import shmrhash
 
+pytest.register_assert_rewrite("support")
+
 NAME_PREFIX = "shmrhash-test-"
 RUN_VARIABLE = "SHMRHASH_TEST_RUN"  # one value for the whole run, handed down to xdist's workers
 FAILED = pytest.StashKey[bool]()

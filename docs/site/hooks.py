@@ -16,9 +16,8 @@ PLOTS = "plots"  # where the site has the figures that the benchmarks draw
 
 def on_files(files, config):
     """Add the benchmarks' plots, which stand beside the benchmarks."""
-    for folder in ("tests/bench", "benchmarks"):
-        for path in sorted(ROOT.glob(f"{folder}/plots/*.svg")):
-            files.append(File.generated(config, f"{PLOTS}/{path.name}", content=path.read_text()))
+    for path in sorted(ROOT.glob("benchmarks/plots/*.svg")):
+        files.append(File.generated(config, f"{PLOTS}/{path.name}", content=path.read_text()))
     return files
 
 
@@ -32,4 +31,4 @@ def on_page_markdown(markdown, page, config, files):
         last = max(place for place, row in enumerate(rows) if re.match(r"\| [A-Z]\d \|", row))
         markdown = markdown.replace("{{ promises }}", "\n".join(rows[first : last + 1]))
     up = "../" * page.file.src_uri.count("/")
-    return re.sub(r"\((?:\.\./)*(?:tests/bench|benchmarks)/plots/", f"({up}{PLOTS}/", markdown)
+    return re.sub(r"\((?:\.\./)*benchmarks/plots/", f"({up}{PLOTS}/", markdown)

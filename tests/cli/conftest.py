@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from commandline import SCRIPT, Users
+from support.commandline import SCRIPT, Users
 
 import shmrhash
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
-from commandline import FOLDER, run, say
+from support.commandline import FOLDER, run, say
 
 import shmrhash
 from shmrhash.cli import app

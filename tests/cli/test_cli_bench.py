@@ -3,7 +3,7 @@
 import os
 import re
 
-from commandline import run
+from support.commandline import run
 
 
 def test_bench_measures_and_leaves_nothing(own_directory):

@@ -2,7 +2,7 @@
 
 import os
 
-from commandline import STR, run, say
+from support.commandline import STR, run, say
 
 from shmrhash import RHashMap
 

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from commandline import overwrite, path_of, run
+from support.commandline import overwrite, path_of, run
 
 import shmrhash
 from shmrhash import RHashMap

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commandline import run, start
+from support.commandline import run, start
 
 from shmrhash import Array, Kptr, Refcount, RHashMap, SharedDict, Timer
 

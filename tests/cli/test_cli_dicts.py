@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from commandline import TIMEOUT_SECONDS, run, start
+from support.commandline import TIMEOUT_SECONDS, run, start
 
 from shmrhash import Array, Kptr, Refcount, RHashMap, SharedDict, SpinLock, Timer, _core
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import FOLDER, run
+from support.commandline import FOLDER, run
 
 
 def test_doctor_finds_this_machine_fit(own_directory):
@@ -46,13 +46,13 @@ def test_doctor_of_a_directory_that_is_no_tmpfs(tmp_path):
     assert "mount -t tmpfs" in run("--dir", tmp_path / "none", "doctor", status=1).out
 
 
-FILTERS = Path(__file__).resolve().parents[1] / "dict"  # where refusing.py is
+TESTS = Path(__file__).resolve().parents[1]  # the folder of the package support
 
 
 def doctor_refused(call, asked, status):
     """What doctor finds where a system call is refused."""
     program = (
-        f"import sys; sys.path.insert(0, {str(FILTERS)!r}); from refusing import refuse; "
+        f"import sys; sys.path.insert(0, {str(TESTS)!r}); from support.refusing import refuse; "
         f"refuse({call!r}, {asked}); import shmrhash.cli; sys.argv[0] = 'shmrhash'; "
         "sys.exit(shmrhash.cli.main())"
     )

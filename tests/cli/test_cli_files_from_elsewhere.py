@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from commandline import run
+from support.commandline import run
 
 from shmrhash import RHashMap
 

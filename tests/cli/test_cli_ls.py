@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commandline import run
+from support.commandline import run
 
 from shmrhash import RHashMap, SharedDict
 

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from commandline import run
+from support.commandline import run
 
 from shmrhash import RHashMap
 

@@ -3,9 +3,9 @@
 import json
 import re
 
-from commandline import Terminal, run
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commandline import Terminal, run
 
 from shmrhash.cli.screen import (
     count_text,

@@ -1,7 +1,7 @@
 """show, dump, lookup, getnext: plain and JSON, on maps that others use."""
 
 import pytest
-from commandline import STR, run
+from support.commandline import STR, run
 
 from shmrhash import RHashMap
 

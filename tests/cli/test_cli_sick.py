@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from commandline import COMMAND, FOLDER, overwrite, path_of, run, say
+from support.commandline import COMMAND, FOLDER, overwrite, path_of, run, say
 
 NOBODY = 65534
 MISSING, DENIED, DAMAGED = 3, 4, 5

@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from commandline import run
+from support.commandline import run
 
 
 def test_stat_counts_every_bucket(make):

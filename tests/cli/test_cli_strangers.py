@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from commandline import run
+from support.commandline import run
 
 import shmrhash
 from shmrhash import SharedDict

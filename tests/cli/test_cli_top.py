@@ -6,7 +6,7 @@ import signal
 import termios
 import time
 
-from commandline import TIMEOUT_SECONDS, Terminal, run, start
+from support.commandline import TIMEOUT_SECONDS, Terminal, run, start
 
 from shmrhash import LockTimeout, RHashMap, _segment
 

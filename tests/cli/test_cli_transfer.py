@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commandline import Terminal, run, start
+from support.commandline import Terminal, run, start
 
 from shmrhash import BPF_F_NO_PREALLOC, BPF_F_RDONLY, BPF_F_WRONLY, RHashMap
 

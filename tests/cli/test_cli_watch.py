@@ -2,7 +2,7 @@
 
 import json
 
-from commandline import STR, TIMEOUT_SECONDS, run, start
+from support.commandline import STR, TIMEOUT_SECONDS, run, start
 
 
 def test_watch_prints_each_change(make):

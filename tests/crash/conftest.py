@@ -4,7 +4,7 @@ import fcntl
 import os
 
 import pytest
-import stepping
+from support import stepping
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import struct
 import time
 
 import pytest
-from ledger import fork, reap
+from support.ledger import fork, reap
 
 from shmrhash import RHashMap
 

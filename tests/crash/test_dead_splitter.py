@@ -11,8 +11,8 @@ import struct
 
 import numpy as np
 import pytest
-import stepping
-from test_kill_every_instruction import SCATTERED, opened, shm_path, word
+from support import stepping
+from support.killing import fill_up_to_a_split, opened, word
 
 from shmrhash import RHashMap
 
@@ -32,22 +32,6 @@ def parent_is_held(m):
     count = len(buckets)
     parents = {last ^ 1 << last.bit_length() - 1 for last in (count - 1, count)}
     return any(buckets[parent].locked for parent in parents)
-
-
-def fill_up_to_a_split(name):
-    """A map that splits a bucket at its next insertion, the key of that, and its file."""
-    m = RHashMap.create(name, key_size=8, value_size=8, max_entries=4096, _seeds=SCATTERED)
-    segment = stepping.Segment(shm_path(name))
-    for key in range(1, 300):
-        m[word(key)] = word(key)
-    while True:
-        image = segment.image()
-        buckets = m.info()["buckets"]
-        key += 1
-        m[word(key)] = word(key)
-        if m.info()["buckets"] > buckets:
-            segment.restore(image)
-            return m, key, segment
 
 
 def insertions_until_it_grows(m):

@@ -16,8 +16,8 @@ import threading
 import time
 
 import pytest
-import stepping
-from ledger import (
+from support import stepping
+from support.ledger import (
     VALUE_SIZE,
     Books,
     Ledger,

@@ -9,7 +9,7 @@ import os
 import threading
 
 import pytest
-from ledger import fork, reap
+from support.ledger import fork, reap
 
 import shmrhash
 from shmrhash import Array, SharedDict

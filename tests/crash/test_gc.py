@@ -5,8 +5,8 @@ import os
 import shutil
 
 import pytest
-import stepping
-from ledger import kill, stays, word
+from support import stepping
+from support.ledger import kill, stays, word
 
 import shmrhash
 from shmrhash import RHashMap

@@ -13,8 +13,8 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-import stepping
-from test_kill_every_instruction import (
+from support import stepping
+from support.killing import (
     COLLISIONS,
     MEETINGS,
     Scenario,

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import stepping
-from test_kill_every_instruction import (
+from support import stepping
+from support.killing import (
     COLLISIONS,
     MEETINGS,
     Scenario,

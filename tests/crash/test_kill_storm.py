@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from ledger import (
+from support.ledger import (
     GROWING,
     SHRINKING,
     Books,

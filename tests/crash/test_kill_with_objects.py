@@ -7,47 +7,19 @@ and clear() leaves none.
 
 import dataclasses
 import os
-import struct
 import time
 from collections.abc import Callable
 
 import pytest
-import stepping
-from test_kill_every_instruction import SCATTERED, Tally, explained, shm_path
+from support import stepping
+from support.killing import Tally, explained, shm_path
+from support.object_maps import LONG, PAGE, RUN, SHORT, SMALL, core, create, five, value
 
-from shmrhash import BPF_NOEXIST, Kptr, MapFull, OutOfMemory, RHashMap, Timer, _core
+from shmrhash import BPF_NOEXIST, MapFull, OutOfMemory, RHashMap
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
-SHORT, LONG = b"k3", b"a key of more than fifteen bytes"
-SMALL, PAGE, RUN = 40, 5_000, 40_000  # bytes: a small class, a run of two pages, of ten
-CODECS = (3, None, None), (4, None, None)  # bytes to bytes
 READ_SECONDS_MAX = 0.5
-
-
-def value(number, size=SMALL):
-    """Bytes that show when two values are mixed."""
-    return (struct.pack("<Q", number) * (size // 8 + 1))[:size]
-
-
-def create(name, **more):
-    geometry = {"key_size": 16, "value_size": 24, "max_entries": 64, "_seeds": SCATTERED}
-    fields = [Kptr(0), Timer(8), Kptr(16)]
-    return RHashMap.create(name, fields=fields, **({"max_bytes": 1 << 20} | geometry | more))
-
-
-def core(handle):
-    return _core.DictCore(handle, *CODECS)
-
-
-def five(entries):
-    """fill: five entries, one with a long key, after memory was committed and given back."""
-    for number in range(5):
-        entries[b"k%d" % number] = value(number)
-    entries[LONG] = value(9)
-    for size in (SMALL, PAGE, RUN):
-        entries[b"gone"] = value(1, size)
-        del entries[b"gone"]
 
 
 def nothing(entries):

@@ -13,7 +13,7 @@ import tempfile
 import time
 
 import pytest
-from ledger import fork, kill, reap, stays, word
+from support.ledger import fork, kill, reap, stays, word
 
 import shmrhash
 from shmrhash import RHashMap, SharedDict

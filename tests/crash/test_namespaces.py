@@ -12,8 +12,8 @@ import select
 import time
 
 import pytest
-import stepping
-from ledger import (
+from support import stepping
+from support.ledger import (
     GROWING,
     SHRINKING,
     VALUE_SIZE,

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 import pytest
-import stepping
-from ledger import fork, reap
+from support import stepping
+from support.ledger import fork, reap
 
 import shmrhash
 from shmrhash import SharedDict

@@ -10,8 +10,8 @@ import signal
 import threading
 
 import pytest
-import stepping
-from test_kill_every_instruction import COLLIDING, SCATTERED, opened, shm_path, word
+from support import stepping
+from support.killing import COLLIDING, SCATTERED, opened, shm_path, word
 
 import shmrhash
 from shmrhash import BPF_F_LOCK, BPF_NOEXIST, RHashMap

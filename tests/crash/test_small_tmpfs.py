@@ -12,7 +12,7 @@ import subprocess
 import time
 
 import pytest
-from ledger import (
+from support.ledger import (
     GROWING,
     NOEXIST,
     SHRINKING,

@@ -9,8 +9,8 @@ import multiprocessing
 import struct
 
 import pytest
-import stepping
-from test_kill_every_instruction import SCATTERED, opened, shm_path, word
+from support import stepping
+from support.killing import SCATTERED, opened, shm_path, word
 
 import shmrhash
 from shmrhash import RHashMap

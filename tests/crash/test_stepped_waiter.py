@@ -10,8 +10,8 @@ import contextlib
 import os
 
 import pytest
-import stepping
-from test_kill_every_instruction import FRESH, shm_path, word
+from support import stepping
+from support.killing import FRESH, shm_path, word
 
 import shmrhash
 from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_LOCK, RHashMap

@@ -7,7 +7,7 @@ import os
 import struct
 
 import pytest
-import stepping
+from support import stepping
 
 pytestmark = pytest.mark.usefixtures("stepper")
 

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-import stepping
-from ledger import (
+from support import stepping
+from support.ledger import (
     GROWING,
     SHRINKING,
     VALUE_SIZE,
@@ -28,12 +28,11 @@ from ledger import (
     version_in,
     word,
 )
+from support.words import COLLIDING, SCATTERED
 
 import shmrhash
 from shmrhash import RHashMap
 
-SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
-COLLIDING = (1, 0)  # every key hashes to 0: one bucket has them all
 TIMEOUT_S = 0.2
 TIMEOUT_SLACK_S = 2.0  # a busy machine
 READ_SECONDS_MAX = 0.5

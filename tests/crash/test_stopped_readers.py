@@ -6,26 +6,20 @@ returned. These windows are a few instructions wide; by chance they are hardly e
 """
 
 import random
-import struct
 
 import pytest
-import stepping
+from support import stepping
+from support.words import COLLIDING, SCATTERED, word
 
 import shmrhash
 from shmrhash import RHashMap
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
-COLLIDING = (1, 0)  # every key hashes to 0: one bucket and its lines have them all
-SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 LINK_OFFSET = 60  # of the last index in a bucket
 KEYS = (3, 14)  # of those that the three inserts move
 WARM = 64  # calls after which the interpreter takes the same steps for each
 SAMPLE, LONG_SAMPLE = 40, 600  # pairs of a reader's and a writer's place, of some ten thousand
-
-
-def word(number):
-    return struct.pack("<Q", number)
 
 
 def opened(name):

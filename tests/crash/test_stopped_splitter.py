@@ -7,9 +7,8 @@ made up for.
 """
 
 import pytest
-import stepping
-from test_dead_splitter import FRESH, fill_up_to_a_split
-from test_kill_every_instruction import SCATTERED, opened, shm_path, word
+from support import stepping
+from support.killing import FRESH, SCATTERED, fill_up_to_a_split, opened, shm_path, word
 
 import shmrhash
 from shmrhash import RHashMap

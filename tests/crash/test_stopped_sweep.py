@@ -6,9 +6,9 @@ Between the look at a deadline and the removal lie a few instructions, which cha
 import os
 
 import pytest
-import stepping
-from test_kill_every_instruction import shm_path
-from test_kill_with_objects import core, create, five, value
+from support import stepping
+from support.killing import shm_path
+from support.object_maps import core, create, five, value
 
 import shmrhash
 from shmrhash import RHashMap

@@ -16,9 +16,9 @@ import tempfile
 import threading
 
 import pytest
-import stepping
-from ledger import fork, reap
-from test_kill_every_instruction import shm_path
+from support import stepping
+from support.killing import shm_path
+from support.ledger import fork, reap
 
 import shmrhash
 from shmrhash import Array, SharedDict, _core

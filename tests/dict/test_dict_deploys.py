@@ -12,7 +12,7 @@ import types
 import typing
 
 import pytest
-from dict_types import Packed
+from support.dict_types import Packed
 
 import shmrhash
 from shmrhash import LayoutMismatch, SharedDict

@@ -327,7 +327,8 @@ def test_keys_do_not_depend_on_the_hash_seed():
             capture_output=True,
             text=True,
             check=True,
-            env=os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": str(here.parent)},
+            env=os.environ
+            | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": f"{here.parent}:{here.parents[1]}"},
         ).stdout
         for seed in range(4)
     }

@@ -6,7 +6,7 @@ import random
 import time
 
 import pytest
-from workers import run_together
+from support.workers import run_together
 
 import shmrhash
 from shmrhash import BPF_NOEXIST, MapFull, RHashMap, SharedCounter, SharedDict, Timer

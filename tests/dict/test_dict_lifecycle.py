@@ -13,14 +13,13 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
-import dict_jobs as jobs
 import pytest
-from workers import Crew, run_together
+from support import dict_jobs as jobs
+from support.workers import Crew, run_together
 
 import shmrhash
 from shmrhash import SharedCounter, SharedDict
 
-HERE = Path(__file__).parent
 START_METHODS = ["fork", "spawn", "forkserver"]
 TIMEOUT_S = 60
 

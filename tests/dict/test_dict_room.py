@@ -4,9 +4,9 @@ import errno
 import os
 import random
 
-import creation_jobs
 import pytest
-from workers import run_together
+from support import creation_jobs
+from support.workers import run_together
 
 import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict

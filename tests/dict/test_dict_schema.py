@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from dict_types import Packed, Place, Sample
+from support.dict_types import Packed, Place, Sample
 
 import shmrhash
 from shmrhash import Array, LayoutMismatch, SharedCounter, SharedDict

@@ -4,9 +4,9 @@ import itertools
 import operator
 import types
 
-import dict_jobs as jobs
 import pytest
-from workers import METHODS, run_together
+from support import dict_jobs as jobs
+from support.workers import METHODS, run_together
 
 import shmrhash
 from shmrhash import SharedCounter, SharedDict

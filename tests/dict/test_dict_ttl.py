@@ -5,7 +5,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from workers import run_together
+from support.workers import run_together
 
 import shmrhash
 from shmrhash import SharedCounter, SharedDict, _schema

@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from dict_types import Address, Deep, Either, Gapped, Outer, Packed, Place, Sample
+from support.dict_types import Address, Deep, Either, Gapped, Outer, Packed, Place, Sample
 
 import shmrhash
 from shmrhash import Array, SharedDict

@@ -12,10 +12,10 @@ import resource
 import signal
 from pathlib import Path
 
-import creation_jobs
 import pytest
-from dict_jobs import change_sizes
-from workers import run_together
+from support import creation_jobs
+from support.dict_jobs import change_sizes
+from support.workers import run_together
 
 from shmrhash import RHashMap, SharedDict
 

@@ -2,7 +2,7 @@
 
 import time
 
-from workers import run_together
+from support.workers import run_together
 
 from shmrhash import Kptr, Refcount, RHashMap, SharedDict, SpinLock, Timer
 

@@ -12,11 +12,10 @@ import resource
 import signal
 import time
 
-import creation_jobs
 import pytest
-import refusing
-from dict_jobs import SIZES, body, change_sizes
-from refusing import (
+from support import creation_jobs, refusing
+from support.dict_jobs import SIZES, body, change_sizes
+from support.refusing import (
     F_OFD_GETLK,
     F_OFD_SETLK,
     MADV_DONTDUMP,
@@ -27,7 +26,7 @@ from refusing import (
     PUNCH_HOLE,
     refuse,
 )
-from workers import run_together
+from support.workers import run_together
 
 import shmrhash
 from shmrhash import RHashMap, SharedDict

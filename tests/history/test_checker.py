@@ -7,7 +7,7 @@ import itertools
 import random
 
 import pytest
-from checker import (
+from support.history.checker import (
     ABSENT,
     ALL_SEMANTICS,
     EXISTS,

@@ -7,9 +7,9 @@ mistake each, which must not go unnoticed.
 import time
 
 import pytest
-from checker import ABSENT, FULL, MISSING, OK, rendered
-from expiring import Entries, Round, is_right, refused_wrongly, timed, with_clock
-from expiring import Step as Call
+from support.history.checker import ABSENT, FULL, MISSING, OK, rendered
+from support.history.expiring import Entries, Round, is_right, refused_wrongly, timed, with_clock
+from support.history.expiring import Step as Call
 
 import shmrhash
 from shmrhash import SharedDict

@@ -8,8 +8,8 @@ import random
 import time
 
 import pytest
-from recorder import KILL, OPTIONAL, STOP, NotLinearizable, Recorder, Setting
-from stand_ins import WRONG, OneAtATime, opened_as
+from support.history.recorder import KILL, OPTIONAL, STOP, NotLinearizable, Recorder, Setting
+from support.history.stand_ins import WRONG, OneAtATime, opened_as
 
 SHORT_SHARE = 0.2  # of --duration, for each setting
 LONG_DURATION_S = 60.0  # for each setting, unless --duration says otherwise

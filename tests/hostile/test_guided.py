@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bases
 import pytest
-from fuzz import Case, Site, folder, in_child
+from support.hostile import bases
+from support.hostile.fuzz import Case, Site, folder, in_child
 
 HERE = Path(__file__).parent
 KEPT = [Case(**json.loads(line)) for line in (HERE / "guided.jsonl").read_text().splitlines()]
@@ -28,8 +28,9 @@ def test_nothing_crashes_on_what_reaches_most_of_the_core():
 @pytest.mark.long
 def test_damage_guided_by_coverage_crashes_nothing(seed):
     """H1: ten thousand more, with the core compiled for counting its edges."""
-    command = [sys.executable, HERE / "guided.py", "--images", "10000", "--seed", str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "support.hostile.guided", "--images", "10000"]
+    command += ["--seed", str(seed)]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert "10000 images" in done.stdout

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from bases import all_images, can_step, resting_images
-from fuzz import Case, Site, campaign, ending_of, folder
-from images import AT_REST, in_the_middle
-from object_images import OBJECTS_AT_REST, objects_in_the_middle
+from support.hostile.bases import all_images, can_step, resting_images
+from support.hostile.fuzz import Case, Site, campaign, ending_of, folder
+from support.hostile.images import AT_REST, in_the_middle
+from support.hostile.object_images import OBJECTS_AT_REST, objects_in_the_middle
 
 CORPUS = [
     Case(**json.loads(line))

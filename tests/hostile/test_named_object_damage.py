@@ -11,9 +11,9 @@ import struct
 import msgspec
 import numpy as np
 import pytest
-from damage import FIRST_CONTEXT, LENGTH_BITS, checksum
-from object_images import DICTS, Sample, body, fill_dict, make_dict
-from test_named_damage import UPD, Segment, ending_of
+from support.hostile.damage import FIRST_CONTEXT, LENGTH_BITS, checksum
+from support.hostile.object_images import DICTS, Sample, body, fill_dict, make_dict
+from support.hostile.segment import UPD, Segment, ending_of
 
 import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict, Timer

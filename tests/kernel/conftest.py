@@ -5,12 +5,9 @@ With SHMRHASH_NEED_BPF=1 in the environment they fail instead of being left out.
 
 import os
 
-import bpf
 import pytest
-
-pytest.register_assert_rewrite("sides", "kernel_jobs")
-
-from sides import OurMap  # noqa: E402 (once its assertions explain themselves)
+from support.kernel import bpf
+from support.kernel.sides import OurMap
 
 NEED_VARIABLE = "SHMRHASH_NEED_BPF"
 

@@ -10,11 +10,9 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-import bpf
 import hypothesis
 import hypothesis.strategies as st
 import pytest
-from bpf import F_NO_PREALLOC, F_RDONLY, F_WRONLY, LOCK_BYTES, Answer, KernelMap
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     get_state_machine_test,
@@ -23,9 +21,11 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from kernel_jobs import add_one, fill_case
-from permissions import CALLS, INVALID_FLAGS, LACKS, UPDATE_VALID, expected
-from sides import ANY, EXIST, LOCK, NOEXIST, OurMap, answer, take_pairs, walk
+from support.kernel import bpf
+from support.kernel.bpf import F_NO_PREALLOC, F_RDONLY, F_WRONLY, LOCK_BYTES, Answer, KernelMap
+from support.kernel.kernel_jobs import add_one, fill_case
+from support.kernel.permissions import CALLS, INVALID_FLAGS, LACKS, UPDATE_VALID, expected
+from support.kernel.sides import ANY, EXIST, LOCK, NOEXIST, OurMap, answer, take_pairs, walk
 
 import shmrhash
 from shmrhash import RHashMap

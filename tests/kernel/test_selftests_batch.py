@@ -5,8 +5,8 @@ holds more than a step.
 """
 
 import pytest
-from kernel_jobs import int_word
-from sides import NOEXIST, OurMap, take_all, take_pairs
+from support.kernel.kernel_jobs import int_word
+from support.kernel.sides import NOEXIST, OurMap, take_all, take_pairs
 
 import shmrhash
 

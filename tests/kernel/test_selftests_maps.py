@@ -2,10 +2,10 @@
 
 import struct
 
-import bpf
 import pytest
-from jobs import word
-from kernel_jobs import (
+from support.jobs import word
+from support.kernel import bpf
+from support.kernel.kernel_jobs import (
     KEY_SIZES,
     VALUE_SIZES,
     add_one,
@@ -17,7 +17,7 @@ from kernel_jobs import (
     three_longs,
     walk_case,
 )
-from sides import EXIST, NOEXIST, OurMap, walk
+from support.kernel.sides import EXIST, NOEXIST, OurMap, walk
 
 import shmrhash
 

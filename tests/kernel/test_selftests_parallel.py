@@ -1,10 +1,10 @@
 """The kernel's test_maps.c, what many processes do: test_map_parallel and test_map_stress."""
 
-import kernel_jobs
 import pytest
-from kernel_jobs import KEY_SIZES, VALUE_SIZES, int_word
-from sides import NOEXIST, OurMap, walk
-from workers import run_together
+from support.kernel import kernel_jobs
+from support.kernel.kernel_jobs import KEY_SIZES, VALUE_SIZES, int_word
+from support.kernel.sides import NOEXIST, OurMap, walk
+from support.workers import run_together
 
 import shmrhash
 from shmrhash import RHashMap

@@ -3,12 +3,12 @@
 import os
 import random
 
-import kernel_jobs
 import pytest
-from jobs import number_in, number_of_whole, whole_value
-from kernel_jobs import int_word
-from sides import ANY, EXIST, LOCK, NOEXIST
-from workers import METHODS, run_together
+from support.jobs import number_in, number_of_whole, whole_value
+from support.kernel import kernel_jobs
+from support.kernel.kernel_jobs import int_word
+from support.kernel.sides import ANY, EXIST, LOCK, NOEXIST
+from support.workers import METHODS, run_together
 
 LOCK_FLAGS = [0, LOCK]
 

@@ -1,13 +1,14 @@
 """The kernel's prog_tests/rhash.c, lookup_and_delete.c and for_each.c, on our map and on its own.
 
-The cases of rhash.c on our map alone, looked at from all sides, stand in tests/test_operations.py.
+The cases of rhash.c on our map alone, looked at from all sides, stand in
+tests/api/test_operations.py.
 """
 
 import struct
 
 import pytest
-from jobs import number_in, word
-from sides import ANY, EXIST, NOEXIST, take_pairs, walk
+from support.jobs import number_in, word
+from support.kernel.sides import ANY, EXIST, NOEXIST, take_pairs, walk
 
 import shmrhash
 

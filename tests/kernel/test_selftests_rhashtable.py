@@ -2,11 +2,11 @@
 
 import random
 
-import kernel_jobs
 import pytest
-from jobs import number_in, word
-from sides import NOEXIST, OurMap, walk
-from workers import METHODS, run_together
+from support.jobs import number_in, word
+from support.kernel import kernel_jobs
+from support.kernel.sides import NOEXIST, OurMap, walk
+from support.workers import METHODS, run_together
 
 import shmrhash
 

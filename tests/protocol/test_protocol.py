@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from explorer import Explorer
-from mutants import MUTANTS
-from oracle import Violation
-from scenes import LONG, SHORT
-from story import tell
+from support.protocol import story
+from support.protocol.explorer import Explorer
+from support.protocol.mutants import MUTANTS
+from support.protocol.oracle import Violation
+from support.protocol.scenes import LONG, SHORT
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(story.__file__).parent
 PROGRAM_FILES = [
     *sorted(FOLDER.glob("*ing.py")),
     *(FOLDER / f"{name}.py" for name in ("chains", "scene", "sections", "supply")),
@@ -38,7 +38,7 @@ def test_scene_has_no_counterexample(name):
     try:
         explorer.run()
     except Violation as violation:
-        pytest.fail(tell(violation))
+        pytest.fail(story.tell(violation))
 
     assert explorer.ends
 

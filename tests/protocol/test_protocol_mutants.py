@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from explorer import Explorer
-from mutants import MUTANTS
-from oracle import Violation
-from scenes import SHORT
-from story import tell
+from support.protocol.explorer import Explorer
+from support.protocol.mutants import MUTANTS
+from support.protocol.oracle import Violation
+from support.protocol.scenes import SHORT
+from support.protocol.story import tell
 
 
 @pytest.mark.parametrize("step", MUTANTS)

@@ -7,11 +7,21 @@ of the code it cannot be; without an order that is needed for it, it can.
 import re
 from pathlib import Path
 
-import orders_of_buckets  # registers its tests, and so does
-import orders_of_hazards
 import pytest
-from litmus import ACQUIRE, RELAXED, RELEASE, Litmus, cas, fence, load, lock, membarrier, store
-from orders import TESTS, Orders, a_key_is_overwritten_after_dead
+from support.protocol import orders_of_buckets, orders_of_hazards  # both register tests
+from support.protocol.litmus import (
+    ACQUIRE,
+    RELAXED,
+    RELEASE,
+    Litmus,
+    cas,
+    fence,
+    load,
+    lock,
+    membarrier,
+    store,
+)
+from support.protocol.orders import TESTS, Orders, a_key_is_overwritten_after_dead
 
 README = (Path(__file__).parent / "README.md").read_text()
 CORE = Path(__file__).resolve().parents[2] / "cython"

@@ -217,7 +217,7 @@ def bench_command(
     It takes half a minute; --seconds is the time for each operation. Figures include the loop in
     Python. DICT is the same with a dict of one process, measured in alternation with the map: a
     dict cannot be shared, it is what a map would be at best. Each process has its own share of the
-    keys. For the cost of the hot path, and for other libraries, see tests/bench.
+    keys. For the cost of the hot path, and for other libraries, see benchmarks.
 
     \b
     Examples:

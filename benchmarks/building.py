@@ -1,0 +1,99 @@
+"""Compile _bench.pyx, the core's operations in loops without Python, and attach it to maps.
+
+The result is kept in build/ of the root, under a name that says what it was made from, so that
+several benchmarks compile it once. It needs Cython, setuptools and a C compiler.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("cython", "benchmarks")
+SUFFIXES = (".pyx", ".pxi", ".pxd", ".h")
+KEY_WORD_1 = 2654435761  # of _bench.pyx
+
+
+def digest():
+    """A name for what the module is made from: the sources, the flags, the interpreter."""
+    environment = [os.environ.get(name, "") for name in ("CC", "CFLAGS", "LDFLAGS")]
+    found = hashlib.sha256(f"{sys.version} {sysconfig.get_platform()} {environment}".encode())
+    found.update((ROOT / "pyproject.toml").read_bytes())
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).iterdir()):
+            if path.suffix in SUFFIXES:
+                found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def compile_bench(folder):
+    """Compile _bench.pyx in folder as pyproject.toml says for the extension; return its path."""
+    from Cython.Build import cythonize
+    from setuptools import Distribution, Extension
+
+    source = Path(folder) / "_bench.pyx"
+    source.write_bytes((ROOT / "benchmarks" / "_bench.pyx").read_bytes())
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (core,) = settings["tool"]["setuptools"]["ext-modules"]
+    include_dirs = [str(ROOT / path) for path in FOLDERS]
+    extension = Extension(
+        "_bench",
+        [str(source)],
+        include_dirs=include_dirs,
+        extra_compile_args=[*core["extra-compile-args"], "-w"],
+    )
+    modules = cythonize([extension], include_path=include_dirs, quiet=True)
+    command = Distribution({"name": "_bench", "ext_modules": modules}).get_command_obj("build_ext")
+    command.build_lib = command.build_temp = str(folder)
+    command.ensure_finalized()
+    command.run()
+    (built,) = Path(folder).glob("_bench.*.so")
+    return built
+
+
+def built_bench():
+    """The path of the compiled module, made if it is not there."""
+    kept = ROOT / "build" / f"bench-{digest()}" / f"_bench{sysconfig.get_config_var('EXT_SUFFIX')}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with open(kept.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several tests at once compile it once
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+                os.replace(compile_bench(folder), kept)
+    return kept
+
+
+def build_bench():
+    """The module."""
+    spec = importlib.util.spec_from_file_location("_bench", built_bench())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def key_of(index, key_size):
+    """The key number index of the module's loops: the index and 1, then words that stay."""
+    words = [KEY_WORD_1 * word & 0xFFFFFFFF for word in range(key_size // 4)]
+    return b"".join(word.to_bytes(4, "little") for word in [index + 1, *words[1:]])
+
+
+def segment_path(name):
+    """The file of a map."""
+    return Path(os.environ.get("SHMRHASH_DIR", "/dev/shm")) / name
+
+
+def attach(bench, name):
+    """A handle of the compiled benchmark on a map made by the installed package."""
+    path = segment_path(name)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    return bench.BenchHandle(fd, name, os.fsencode(path), False, 5.0)

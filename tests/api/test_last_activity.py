@@ -1,0 +1,76 @@
+"""info()["last_activity_ns"]: when somebody used the map last, as far as it costs nothing."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from support.jobs import word
+
+from shmrhash import RHashMap
+
+NOTICED = 1024  # operations of a thread between two times
+
+
+def last(m):
+    return m.info()["last_activity_ns"]
+
+
+def test_a_new_map_was_used_when_it_was_created(make_map):
+    before = time.time_ns()
+    m = make_map()
+    assert before <= m.info()["created_ns"] <= last(m) <= time.time_ns()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda m: [m.update(word(1), word(2)) for _ in range(NOTICED)],
+        lambda m: [m.add(word(1), 1) for _ in range(NOTICED)],
+        lambda m: m.lookup_many(np.arange(NOTICED, dtype="<u8")),
+    ],
+    ids=["updates", "adds", "batch"],
+)
+def test_a_thousand_operations_are_noticed(make_map, act):
+    m = make_map()
+    m[word(1)] = word(1)
+    before = time.time_ns()
+    assert last(m) <= before
+    act(m)
+    assert before <= last(m) <= time.time_ns()
+
+
+def test_the_first_use_and_the_end_of_a_process_are_noticed(make_map):
+    """They are known after the process has gone, too."""
+    m = make_map()
+    m[word(1)] = word(1)
+    before = time.time_ns()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with RHashMap.open(m.name) as own:
+            own[word(2)] = word(2)
+            os.write(writer, b"x")
+            first = last(own)
+            while time.time_ns() <= first:
+                pass
+        os._exit(0)
+    os.read(reader, 1)
+    used = last(m)
+    assert before <= used
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(reader)
+    os.close(writer)
+    assert used < last(m) <= time.time_ns()
+
+
+def test_looking_is_no_use(make_map):
+    """A handle that only reads changes nothing in the segment, and info() is not counted."""
+    m = make_map()
+    m[word(1)] = word(1)
+    before = last(m)
+    with RHashMap.open(m.name, read_only=True) as reader:
+        assert reader[word(1)] == word(1)
+        assert last(reader) == before
+    m.check()
+    assert last(m) == before

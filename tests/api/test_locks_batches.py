@@ -1,0 +1,195 @@
+"""Batches and arrays beside locked values: BPF_F_LOCK on every batch, and sections as arrays."""
+
+import numpy as np
+import pytest
+from support.jobs import word
+from support.locking import locked_elsewhere
+
+import shmrhash
+from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, RHashMap
+
+SIZE = 16
+OLD, NEW = bytes(SIZE), b"n" * SIZE
+KEYS = [word(number) for number in range(3)]
+MIDDLE = KEYS[1]  # is locked in these tests
+VALUES = [NEW] * 3
+ONES = np.ones(3, "<i8")
+
+
+@pytest.fixture
+def m(make_map):
+    shared_map = make_map(value_size=SIZE, timeout=0.05)
+    for key in KEYS:
+        shared_map[key] = OLD
+    return shared_map
+
+
+@pytest.fixture
+def held(m):
+    """The middle key is locked by another thread until the test ends."""
+    with locked_elsewhere(m, MIDDLE) as leave:
+        yield leave
+
+
+def contents(m):
+    return {key: m.lookup(key) for key in KEYS}
+
+
+# What each does to the keys before the locked one.
+WAITING = {
+    "lookup_many F_LOCK": (lambda m: m.lookup_many(KEYS, BPF_F_LOCK), OLD),
+    "update_batch": (lambda m: m.update_batch(KEYS, VALUES), NEW),
+    "update_batch F_LOCK": (lambda m: m.update_batch(KEYS, VALUES, BPF_ANY | BPF_F_LOCK), NEW),
+    "replace_batch F_LOCK": (lambda m: m.update_batch(KEYS, VALUES, BPF_EXIST | BPF_F_LOCK), NEW),
+    "update_many": (lambda m: m.update_many(KEYS, VALUES), NEW),
+    "update_many F_LOCK": (lambda m: m.update_many(KEYS, VALUES, BPF_EXIST | BPF_F_LOCK), NEW),
+    "delete_batch F_LOCK": (lambda m: m.delete_batch(KEYS, BPF_F_LOCK), None),
+    "delete_many F_LOCK": (lambda m: m.delete_many(KEYS, BPF_F_LOCK), None),
+    "add_many": (lambda m: m.add_many(KEYS, ONES), word(1) + word(0)),
+}
+PASSING = {
+    "lookup_many": lambda m: m.lookup_many(KEYS),
+    "contains_many": lambda m: m.contains_many(KEYS),
+    "lookup_batch": lambda m: m.lookup_batch(),
+    "to_arrays": lambda m: m.to_arrays(),
+    "update_many NOEXIST": lambda m: m.update_many(KEYS, VALUES, BPF_NOEXIST),
+    "others F_LOCK": lambda m: m.update_many([word(7)], [NEW], BPF_F_LOCK),
+}
+CUTTING = {
+    "delete_batch": lambda m: m.delete_batch(KEYS),
+    "delete_many": lambda m: m.delete_many(KEYS),
+    "lookup_and_delete_batch": lambda m: m.lookup_and_delete_batch(),
+}
+every_waiting = pytest.mark.parametrize("how", WAITING)
+
+
+@every_waiting
+def test_a_batch_waits_at_the_locked_key(m, held, how):
+    """L1: until the timeout; the keys before it are done and counted, it and those behind not."""
+    act, before = WAITING[how]
+    with pytest.raises(shmrhash.LockTimeout) as raised:
+        act(m)
+    assert raised.value.count == 1
+    assert contents(m) == {KEYS[0]: before, MIDDLE: OLD, KEYS[2]: OLD}
+
+
+@every_waiting
+def test_a_batch_that_waited_long_enough_does_all(m, held, how):
+    """L1: it goes on where it waited, each key once."""
+    act, before = WAITING[how]
+    with RHashMap.open(m.name, timeout=20) as patient:
+        held.set()
+        act(patient)
+    assert contents(m) == dict.fromkeys(KEYS, before)
+
+
+@every_waiting
+def test_a_batch_that_would_wait_for_its_own_section_is_told(m, how):
+    """L1: EDEADLK at once, with the keys before it done."""
+    act, before = WAITING[how]
+    with (
+        RHashMap.open(m.name, timeout=float("inf")) as patient,
+        m.locked(MIDDLE),
+        pytest.raises(shmrhash.DeadlockError) as raised,
+    ):
+        act(patient)
+    assert raised.value.count == 1
+    assert contents(m) == {KEYS[0]: before, MIDDLE: OLD, KEYS[2]: OLD}
+
+
+@pytest.mark.parametrize("how", PASSING)
+def test_a_batch_that_only_reads_does_not_wait(m, held, how):
+    """R1, R2: nor does one that stores nothing under the locked key."""
+    PASSING[how](m)
+    assert contents(m) == dict.fromkeys(KEYS, OLD)
+
+
+@pytest.mark.parametrize("how", CUTTING)
+def test_a_batch_of_deletions_cuts_the_section_off(m, how):
+    """L1: without BPF_F_LOCK it waits for nobody, and the section is told."""
+    section = m.locked(MIDDLE)
+    section.__enter__()[:] = NEW
+    CUTTING[how](m)
+    with pytest.raises(shmrhash.KeyGone):
+        section.__exit__(None, None, None)
+    assert contents(m) == dict.fromkeys(KEYS)
+
+
+def test_a_batch_that_takes_with_f_lock_leaves_the_locked_entry(m):
+    """L1: it returns early with what it has; the locked one is there, and can be taken later."""
+    taken = []
+
+    def take_all():
+        cursor = None
+        while True:  # each turn takes one at least, or ends
+            batch = m.lookup_and_delete_batch(cursor, flags=BPF_F_LOCK)
+            taken.extend(bytes(key) for key in batch.keys)
+            cursor = batch.cursor
+            if cursor is None:
+                return
+
+    with locked_elsewhere(m, MIDDLE):
+        with pytest.raises(shmrhash.LockTimeout):
+            take_all()
+        assert MIDDLE not in taken
+        assert m[MIDDLE] == OLD
+        assert sorted([*taken, *m]) == KEYS
+    take_all()
+    assert sorted(taken) == KEYS
+    assert len(m) == 0
+
+
+# ---- sections as arrays ----
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<i2", "<u4", "<f4", "<f8", "V8", "<i4, <f8, <u4"])
+def test_what_is_written_into_the_array_is_stored(m, dtype):
+    """L1: the array is the section's buffer; nothing is visible before the end."""
+    with m.locked(MIDDLE) as value:
+        array = value.as_array(dtype)
+        assert array.dtype == np.dtype(dtype)
+        assert array.nbytes == SIZE
+        array.view("u1")[:] = np.arange(SIZE)
+        assert bytes(value) == bytes(range(SIZE))
+        assert m[MIDDLE] == OLD
+    assert m[MIDDLE] == bytes(range(SIZE))
+
+
+def test_arrays_and_slices_are_the_same_bytes(m):
+    with m.locked(MIDDLE) as value:
+        first, second = value.as_array("<u4"), value.as_array("<u8")
+        value[0:4] = b"\x01\x02\x03\x04"
+        assert first[0] == second[0] == 0x04030201
+        second += 1
+        assert value[0] == 2
+    assert np.frombuffer(m[MIDDLE], "<u8").tolist() == [0x04030202, 1]
+
+
+def test_an_array_changes_nothing_after_its_section(m):
+    """L1: it keeps a private copy alive; the map is not in it."""
+    with m.locked(MIDDLE) as value:
+        array = value.as_array("u1")
+        array[:] = 1
+    array[:] = 2
+    assert m[MIDDLE] == b"\x01" * SIZE
+    with m.locked(MIDDLE) as value:
+        assert bytes(value) == b"\x01" * SIZE
+        value.as_array("u1")[:] = 3
+        value.roll_back()
+    assert m[MIDDLE] == b"\x01" * SIZE
+
+
+@pytest.mark.parametrize("dtype", ["<f8, <f8, <f8", "V5", "V32"])
+def test_a_type_that_does_not_divide_the_value_is_refused(m, dtype):
+    with m.locked(MIDDLE) as value, pytest.raises(shmrhash.InvalidArgument, match="16 bytes"):
+        value.as_array(dtype)
+
+
+def test_there_is_no_array_outside_the_section(m):
+    section = m.locked(MIDDLE)
+    with pytest.raises(shmrhash.InvalidArgument):
+        section.as_array("u1")
+    with section:
+        pass
+    with pytest.raises(shmrhash.InvalidArgument):
+        section.as_array("u1")

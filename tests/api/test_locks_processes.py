@@ -1,0 +1,214 @@
+"""BPF_F_LOCK among processes: four writers and four readers, as the kernel's map_lock, htab_reuse.
+
+Each of the eight does ROUNDS rounds, and goes on until all have. With BPF_F_LOCK and without, no
+reader gets a mixture of two values (R2), or an older one than it saw before (W1).
+"""
+
+import multiprocessing
+import os
+import struct
+
+import pytest
+from support.jobs import number_in, number_of_whole, whole_value, word
+from support.workers import WorkerFailed, run_together
+
+from shmrhash import BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, LockTimeout, RHashMap
+
+WRITERS = READERS = 4
+SIZE = 64
+NUMBERS = struct.Struct("<16I")
+KEYS_EACH = 2  # of a writer that reuses elements
+ROUNDS = 10_000
+ROUNDS_MAX = 100 * ROUNDS  # should somebody die
+DONE = word(1 << 32)  # under this key: how many have done their rounds
+
+processes = pytest.mark.parametrize("method", ["fork", "spawn"])
+flagged = pytest.mark.parametrize("flags", [0, BPF_F_LOCK], ids=["plain", "F_LOCK"])
+
+
+def rounds_together(gate, m):
+    """Count rounds, ROUNDS at least, until all eight have done as many."""
+    gate.wait()
+    for number in range(ROUNDS_MAX):
+        yield number
+        if number + 1 == ROUNDS:
+            m.add(DONE, 1, default=0)
+        if number + 1 >= ROUNDS and number_in(m[DONE][:8]) == WRITERS + READERS:
+            return
+
+
+# ---- map_lock ----
+
+
+def count_in_sections(gate, m):
+    """Under the lock, one number after another: each is one more than the first was. Sections."""
+    done = 0
+    for _ in rounds_together(gate, m):
+        with m.locked(word(0)) as value:
+            (number,) = value.unpack("<I")
+            for place in range(16):
+                value.pack("<I", number + 1, offset=4 * place)
+        done += 1
+    return done
+
+
+class Seen:
+    """What one reader of counts saw: 16 equal numbers, never less than before."""
+
+    def __init__(self):
+        self.number = self.changes = self.reads = 0
+
+    def see(self, value):
+        number = number_of_whole(value, SIZE)
+        if number < self.number:
+            raise AssertionError(f"the count went back from {self.number} to {number}")
+        self.changes += number != self.number
+        self.number = number
+        self.reads += 1
+
+
+def read_counted(gate, m, flags):
+    seen = Seen()
+    for _ in rounds_together(gate, m):
+        seen.see(m.lookup(word(0), flags))
+    return seen
+
+
+@flagged
+@processes
+@pytest.mark.thorough
+def test_values_of_sections_are_uniform(make_map, method, flags):
+    """L1, R2 (map_lock): no section is lost, no reader sees the inside of one."""
+    m = make_map(value_size=SIZE, max_entries=2, timeout=60)
+    m[word(0)] = bytes(SIZE)
+
+    results = run_together(
+        method,
+        *[(count_in_sections, m)] * WRITERS,
+        *[(read_counted, m, flags)] * READERS,
+    )
+
+    sections, seen = results[:WRITERS], results[WRITERS:]
+    assert NUMBERS.unpack(m[word(0)]) == (sum(sections),) * 16
+    assert min(*sections, *(one.reads for one in seen)) >= ROUNDS
+    assert all(one.changes > 0 for one in seen)
+    print(f"{sections} sections, {[(one.reads, one.changes) for one in seen]} reads and changes")
+    m.check()
+
+
+def count_bare(gate, memory):
+    """Sections without a lock: others run between any two numbers."""
+    gate.wait()
+    for _ in range(1_000):
+        (number,) = struct.unpack_from("<I", memory)
+        for place in range(16):
+            struct.pack_into("<I", memory, 4 * place, number + 1)
+            os.sched_yield()
+    gate.finish()
+
+
+def read_bare(gate, memory):
+    seen = Seen()
+    gate.wait()
+    for _ in gate.open_for(ROUNDS_MAX):
+        seen.see(bytes(memory))
+
+
+def test_these_readers_notice_values_without_a_lock():
+    """Memory that several write to without one is found out."""
+    memory = multiprocessing.get_context("fork").RawArray("B", SIZE)
+
+    with pytest.raises(WorkerFailed, match=r"a mixture of the writes|the count went back"):
+        run_together("fork", *[(count_bare, memory)] * WRITERS, (read_bare, memory))
+
+
+# ---- a reader that waits ----
+
+WAITING = {
+    "lookup": lambda m: m.lookup(word(0), BPF_F_LOCK),
+    "lookup_many": lambda m: m.lookup_many([word(0)], BPF_F_LOCK),
+    "lookup_batch": lambda m: m.lookup_batch(flags=BPF_F_LOCK),
+}
+
+
+def wait_in_vain(name, how):
+    """As a process that may not write; exit status 0 if it is told that it waited too long."""
+    with RHashMap.open(name, read_only=True, timeout=0.1) as reader:
+        try:
+            WAITING[how](reader)
+        except LockTimeout:
+            os._exit(0)
+    os._exit(2)
+
+
+@pytest.mark.parametrize("how", WAITING)
+def test_a_read_only_handle_waits_and_stores_nothing(make_map, how):
+    """L1: also when it has waited long enough to be let in first, which others say in the map."""
+    m = make_map(value_size=SIZE, max_entries=2)
+    m[word(0)] = bytes(SIZE)
+    with m.locked(word(0)):
+        reader = multiprocessing.get_context("fork").Process(
+            target=wait_in_vain, args=(m.name, how)
+        )
+        reader.start()
+        reader.join(20)
+    assert reader.exitcode == 0
+    m.check()
+
+
+# ---- htab_reuse ----
+
+
+def reuse(gate, m, writer, flags):
+    """Insert and delete one's own keys in turn, so that their elements become each other's."""
+    done = 0
+    for number in rounds_together(gate, m):
+        for key in range(writer, KEYS_EACH * WRITERS, WRITERS):
+            m.update(word(key), whole_value(key << 24 | 2 * number, SIZE), BPF_NOEXIST)
+            m.update(word(key), whole_value(key << 24 | 2 * number + 1, SIZE), BPF_EXIST | flags)
+            last = number_of_whole(m.lookup_and_delete(word(key), flags), SIZE)
+            if last != key << 24 | 2 * number + 1:
+                raise AssertionError(f"key {key} lost its write {number}")
+        done += 1
+    return done
+
+
+def read_reused(gate, m, flags):
+    """A key is absent or has a whole value of its own, no older one than before. (reads, found)."""
+    seen = dict.fromkeys(range(KEYS_EACH * WRITERS), 0)
+    reads = found = 0
+    for _ in rounds_together(gate, m):
+        for key in seen:
+            value = m.lookup(word(key), flags)
+            if value is None:
+                continue
+            number = number_of_whole(value, SIZE)
+            if number >> 24 != key:
+                raise AssertionError(f"key {key} has a value of key {number >> 24}")
+            if number & 0xFF_FFFF < seen[key]:
+                raise AssertionError(f"key {key} went back to {number & 0xFF_FFFF}")
+            seen[key] = number & 0xFF_FFFF
+            found += 1
+        reads += 1
+    return reads, found
+
+
+@flagged
+@processes
+@pytest.mark.thorough
+def test_reused_elements_have_the_values_of_their_keys(make_map, method, flags):
+    """R1, R2, L1 (htab_reuse): whoever reads, with the lock or without, gets no other key's."""
+    m = make_map(value_size=SIZE, max_entries=2 * KEYS_EACH * WRITERS, timeout=60)
+
+    results = run_together(
+        method,
+        *((reuse, m, writer, flags) for writer in range(WRITERS)),
+        *[(read_reused, m, flags)] * READERS,
+    )
+
+    writes, seen = results[:WRITERS], results[WRITERS:]
+    assert list(m) == [DONE]
+    assert min(*writes, *(reads for reads, _ in seen)) >= ROUNDS
+    assert all(found > 0 for _, found in seen)
+    print(f"{writes} writes, {seen} reads and values found")
+    m.check()

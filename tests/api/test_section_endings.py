@@ -1,0 +1,220 @@
+"""Sections beside what may come in between: collection, fork, a thousand of them, waiting."""
+
+import gc
+import math
+import os
+import struct
+import threading
+
+import pytest
+from support.jobs import word
+
+import shmrhash
+from shmrhash import BPF_F_LOCK, RHashMap
+
+VALUE_SIZE = 16
+OLD, NEW = bytes(VALUE_SIZE), b"n" * VALUE_SIZE
+CONTEXTS_MAX = 4096  # of a map
+
+
+@pytest.fixture
+def m(make_map):
+    shared_map = make_map(value_size=VALUE_SIZE, timeout=1)
+    for number in range(5):
+        shared_map[word(number)] = OLD
+    return shared_map
+
+
+def forked(function):
+    """Fork a child that calls function; (pid, descriptor to read what it returned)."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, str(function()).encode()[:100])
+        except BaseException as error:
+            os.write(writer, type(error).__name__.encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    return pid, reader
+
+
+def answer_of(pid, reader):
+    """The child's exit code, and at most 100 letters of what function returned or raised."""
+    _, status = os.waitpid(pid, 0)
+    answer = os.read(reader, 100).decode()
+    os.close(reader)
+    return os.waitstatus_to_exitcode(status), answer
+
+
+def in_child(function):
+    return answer_of(*forked(function))
+
+
+def expect_free(m, key=1):
+    """L1: nobody holds the key."""
+    m.update(word(key), NEW, BPF_F_LOCK)
+    assert m.lookup(word(key), BPF_F_LOCK) == NEW
+
+
+# ---- collected ----
+
+
+def test_a_section_in_a_garbage_cycle_is_rolled_back(m):
+    """L1, C1: whatever order the collector takes a cycle apart in, the lock is free afterwards."""
+
+    class Holder:
+        pass
+
+    def leave_cycles():
+        for number in range(4):
+            before, section, after = Holder(), m.locked(word(number)), Holder()
+            section.__enter__()[:] = NEW
+            before.itself, before.section = before, section
+            after.itself, after.section = after, section
+
+    def collect():
+        leave_cycles()
+        gc.collect()
+        for number in range(4):
+            assert m[word(number)] == OLD
+            expect_free(m, number)
+        return "sound"
+
+    assert in_child(collect) == (0, "sound")
+
+
+# ---- fork ----
+
+
+def test_a_child_of_fork_waits_for_its_parents_section(m):
+    """L1: the child's thread has nothing locked, so this is waiting, and no deadlock."""
+    with m.locked(word(1)) as value:
+        told = in_child(lambda: m.update(word(1), NEW))
+        value[:] = NEW
+
+    assert told == (0, "LockTimeout")
+    assert m[word(1)] == NEW
+
+
+def test_a_child_of_fork_that_closed_the_map_may_leave_the_block(m):
+    """C1: what the child has of its parent's section is a Python object, which does no harm."""
+    section = m.locked(word(1))
+    section.__enter__()[:] = NEW
+
+    def close_and_leave():
+        m.add(word(2), 1)
+        m.close()
+        section.__exit__(None, None, None)
+
+    told = in_child(close_and_leave)
+    section.__exit__(None, None, None)
+
+    assert told == (0, "Error")
+    assert m[word(1)] == NEW
+    expect_free(m)
+
+
+def test_a_child_that_got_its_parents_old_context_has_nothing_of_the_section(m):
+    """L1, C1: no context is in two hands, whoever had it before; and a kill leaves no lock."""
+    inherited = m.locked(word(0))
+    inherited.__enter__()
+    go_on, tell = os.pipe()
+
+    def take_over_and_die():
+        os.read(go_on, 1)
+        sections = [m.locked(word(number), default=OLD) for number in range(10, 18)]
+        for section in sections[:4]:
+            section.__enter__()
+        with pytest.raises(shmrhash.Error, match="parent"):
+            inherited.__exit__(None, None, None)
+        for section in sections[4:]:
+            section.__enter__()
+        os.write(died, b"inside")
+        os._exit(9)
+
+    with RHashMap.open(m.name, timeout=1) as other:
+        end, died = os.pipe()
+        child = forked(take_over_and_die)
+        inherited.__exit__(None, None, None)
+        m.close()
+        os.write(tell, b"x")
+        told = answer_of(*child)
+        os.close(died)
+
+        assert told == (9, "")
+        assert os.read(end, 10) == b"inside"
+        for number in range(10, 18):
+            expect_free(other, number)
+        assert other.check()["exact"]
+        for fd in (go_on, tell, end):
+            os.close(fd)
+
+
+# ---- many ----
+
+
+def test_a_thousand_locks_again_and_again_use_up_nothing(make_map):
+    """L1: contexts of ended sections are free again, for this process and for others."""
+    m = make_map(value_size=VALUE_SIZE, timeout=1)
+    keys = [word(number) for number in range(1000)]
+    for key in keys:
+        m[key] = OLD
+
+    for _ in range(8):
+        with m.locked_many(keys) as values:
+            assert len(values) == len(keys)
+
+    assert in_child(lambda: m.update(word(1), NEW)) == (0, "None")
+    assert m.info()["contexts"] < CONTEXTS_MAX // 2
+
+
+# ---- waiting for oneself ----
+
+
+def test_a_walk_that_comes_to_ones_own_section_after_anothers_is_a_deadlock(make_map):
+    """L1: said at once, also if the operation had to wait for somebody else before."""
+    m = make_map(value_size=VALUE_SIZE, timeout=10)
+    for number in range(60):
+        m[word(number)] = OLD
+    first, *_, last = list(m)
+    held, walking = threading.Event(), threading.Event()
+
+    def hold():
+        with m.locked(first):
+            held.set()
+            walking.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    threading.Timer(0.2, walking.set).start()
+    with m.locked(last), pytest.raises(shmrhash.DeadlockError):
+        m.lookup_batch(None, 100, BPF_F_LOCK)
+    thread.join()
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize("fmt", ["f", "d"])
+@pytest.mark.parametrize(
+    ("operation", "before", "number", "after"),
+    [
+        ("max", math.nan, 5.0, math.nan),
+        ("min", math.nan, 5.0, math.nan),
+        ("max", 1.0, math.nan, 1.0),
+        ("min", 1.0, math.nan, 1.0),
+        ("max", 1.0, 5.0, 5.0),
+        ("min", 5.0, -math.inf, -math.inf),
+    ],
+)
+def test_nothing_is_less_or_greater_than_a_nan(m, fmt, operation, before, number, after):
+    """W1: a NaN is neither raised nor lowered, nor does it replace anything."""
+    m[word(1)] = struct.pack(f"<{fmt}", before).ljust(VALUE_SIZE, b"\0")
+
+    told = getattr(m, operation)(word(1), number, fmt=fmt)
+
+    (found,) = struct.unpack_from(f"<{fmt}", m[word(1)])
+    assert repr((after, after)) == repr((told, found))

@@ -1,0 +1,88 @@
+"""Contexts that name what is not there: neither their next user nor their recovery crashes."""
+
+import contextlib
+import os
+import signal
+
+import pytest
+from support.core.picture import held_by
+
+import shmrhash
+
+
+def end_of_child(function):
+    """How a child of fork that calls function ends: 0 if in ten seconds, be it with an error."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        status = 1
+        with contextlib.suppress(BaseException):
+            with contextlib.suppress(shmrhash.Error):
+                function()
+            status = 0
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("field", ["element", "line", "line_stash", "in_transit"])
+def test_a_damaged_free_context_is_no_crash(victim, field):
+    """H1: what a context says that is taken over is not believed.
+
+    The child's handle registers itself and takes the first free context.
+    """
+    for index in range(1, 8):
+        victim.set(victim.picture.context(index), field, 1 << 40)
+
+    assert end_of_child(lambda: victim.map.update(bytes(8), bytes(8))) == 0
+
+
+HUGE = 1 << 40
+INSERT, DELETE, SPLIT, MERGE = range(1, 5)
+DEATHS = {
+    "element": {"element": HUGE},
+    "element, a little too large": {"element": 0xF0000000},
+    "line": {"line": HUGE},
+    "line_stash": {"line_stash": HUGE},
+    "in_transit": {"in_transit": HUGE},
+    "target": {"target": HUGE},
+    "bucket": {"operation": INSERT, "bucket": HUGE},
+    "bucket, the largest": {"operation": INSERT, "bucket": 2**64 - 1},
+    "inserted element": {"operation": INSERT, "bucket": 0, "element": HUGE},
+    "deleted element": {"operation": DELETE, "bucket": 0, "element": HUGE},
+    "split parent": {"operation": SPLIT, "bucket": HUGE, "child": 5},
+    "split child": {"operation": SPLIT, "bucket": 1, "child": HUGE},
+    "merge parent": {"operation": MERGE, "bucket": HUGE, "child": 5},
+    "element from a depot": {"depot": 1, "element": HUGE},
+    "in_transit from a depot": {"depot": 1, "in_transit": HUGE},
+    "chain for a depot": {"depot": 1, "list_count": 3, "list_head": HUGE, "list_tail": HUGE},
+    "depot": {"depot": HUGE},
+    "block": {"block": HUGE},
+    "region": {"region": HUGE},
+}
+
+
+@pytest.mark.parametrize("what", DEATHS)
+def test_the_recovery_of_a_damaged_context_is_no_crash(victim, what):
+    """H1: a dead process's context names what is not there, and holds what it could hold.
+
+    A process slot that is used and whose byte nobody locks is one of a dead process.
+    """
+    victim.set(victim.picture.processes[7], "used", 1)
+    context = victim.foreign_context()
+    victim.set(context, "owner", 8)
+    victim.set(context, "activity", 1)
+    for field, value in DEATHS[what].items():
+        victim.set(context, field, value)
+    if "operation" in DEATHS[what]:
+        victim.set(victim.buckets[0], "header", victim.buckets[0].header | held_by(3))
+        if "child" in DEATHS[what]:
+            victim.set(victim.header, "table", victim.header.table | held_by(3))
+    if "depot" in DEATHS[what]:
+        victim.set(victim.picture.depots[0], "word", victim.picture.depots[0].word | held_by(3))
+    before = bytes(victim.picture.memory)
+    name = victim.map.name
+
+    try:
+        assert end_of_child(lambda: shmrhash.RHashMap.open(name, timeout=0).close()) == 0
+    finally:
+        victim.picture.memory[:] = before

@@ -1,0 +1,227 @@
+"""Depots: per-CPU free elements, and credits that make max_entries exact."""
+
+import random
+
+import pytest
+from support.core.picture import ALLOC, FREE, depot_word, held_by, owner_of, state_of
+
+DEPOTS = 4
+
+
+def credits_somewhere(image):
+    """The credits in the header and in the depots."""
+    return (image.picture.header.credits >> 16) + sum(
+        depot.credit for depot in image.picture.depots
+    )
+
+
+def take(image, who, depot=None):
+    """An element, with the memory it asks for; None if the map is full."""
+    while True:
+        status = image.element_take(who) if depot is None else image.depot_take(who, depot)
+        if status == "NEED_ELEMENTS":
+            assert image.block_commit(who, "element") == "OK"
+            continue
+        if status == "FULL":
+            return None
+        assert status == "OK"
+        context = image.picture.context(who)
+        index, context.element = context.element, 0
+        header = image.picture.element(index)[0]
+        assert state_of(header) == ALLOC
+        assert owner_of(header) == who
+        return index
+
+
+def give(image, who, index):
+    context = image.picture.context(who)
+    context.element = index
+    assert image.element_give(who) == "OK"
+    assert context.element == 0
+    assert state_of(image.picture.element(index)[0]) == FREE
+
+
+def check_parked(image, held):
+    """Each parked element is FREE, in one place, and in nobody's hands."""
+    parked = [index for depot in range(DEPOTS) for index in image.picture.parked(depot)]
+    assert len(set(parked)) == len(parked)
+    assert not set(parked) & set(held)
+    assert all(state_of(image.picture.element(index)[0]) == FREE for index in parked)
+
+
+@pytest.mark.parametrize("entries", [1, 2, 31, 32, 33, 100, 1000])
+def test_max_entries_is_exact_whatever_depots_are_used(make_image, seed, entries):
+    """W2: exactly so many elements can be taken, by any contexts, through any depots."""
+    image = make_image(max_entries=entries, depot_count=DEPOTS)
+    rng = random.Random(seed)
+    held = []
+    while True:
+        index = take(image, rng.randrange(4), rng.choice([None, *range(DEPOTS)]))
+        if index is None:
+            # One depot and the header have no credit; the others may.
+            index = take(image, 0)
+            if index is None:
+                break
+        held.append(index)
+        assert credits_somewhere(image) + len(held) == entries
+
+    assert entries == len(held) == len(set(held))
+    assert image.element_take(0) == "FULL"
+    assert image.element_take(1, True) == "FULL"
+    give(image, 0, held.pop())
+    assert take(image, 3) is not None
+    assert image.element_take(0) == "FULL"
+
+
+@pytest.mark.parametrize("value_size", [8, 200, 1000, 9000])
+def test_credits_are_conserved_by_random_takers_and_givers(make_image, seed, value_size):
+    """W2: header + depots + taken == max_entries after every step; nothing is in two places."""
+    image = make_image(max_entries=700, depot_count=DEPOTS, value_size=value_size)
+    rng = random.Random(seed)
+    held = []
+    for step in range(4000):
+        filling = step % 1600 < 900
+        if held and rng.random() < (0.3 if filling else 0.7):
+            place = rng.randrange(len(held))
+            held[place], held[-1] = held[-1], held[place]
+            give(image, rng.randrange(4), held.pop())
+        else:
+            index = take(image, rng.randrange(4), rng.choice([None, *range(DEPOTS)]))
+            if index is not None:
+                assert index not in held
+                held.append(index)
+        assert credits_somewhere(image) + len(held) == 700
+        if step % 100 == 0:
+            check_parked(image, held)
+            assert max(depot.credit for depot in image.picture.depots) < 255
+    for index in held:
+        give(image, 0, index)
+
+    problem, where, figures = image.check()
+    assert (problem, where) == (0, 0)
+    assert figures["credits"] == 700
+
+
+def test_a_refill_brings_a_batch_and_credits(image):
+    """One trip to the pool and one to the header serve several dozen insertions."""
+    batch = image.picture.geometry["depot_batch"]
+
+    assert image.depot_take(0, 1) == "OK"
+
+    depot = image.picture.depots[1]
+    assert (batch - 1, 31) == (depot.count, depot.credit)
+    assert image.picture.header.credits >> 16 == 4096 - 32
+    assert batch - 1 == len(set(image.picture.parked(1)))
+    assert image.picture.context(0).list_count == 0
+    assert image.picture.context(0).credit_moving == 0
+
+
+def test_a_depot_that_is_given_much_returns_it(make_image):
+    """Elements go back to their blocks and credits to the header: a depot never overflows."""
+    image = make_image(max_entries=3000, depot_count=1)
+    held = [take(image, 0) for _ in range(3000)]
+    high = image.picture.geometry["depot_high"]
+
+    for index in held:
+        give(image, 0, index)
+        assert image.picture.depots[0].count <= high
+        assert image.picture.depots[0].credit <= 128
+
+    assert image.picture.header.credits >> 16 > 3000 - 128
+    assert image.check()[0] == 0
+
+
+def test_trimming_leaves_the_target_and_loses_nothing(image):
+    """Half of what is to be kept stays parked; the rest is in blocks again, to be handed out."""
+    image.depot_take(0, 0)
+    image.element_give(0)
+    before = sum(image.picture.depots[at].count for at in range(2))
+    fullest = max(range(2), key=lambda at: image.picture.depots[at].count)
+
+    image.depot_trim(1, fullest, 20)
+
+    assert image.picture.depots[fullest].count == 10
+    problem, _, figures = image.check()
+    assert problem == 0
+    assert figures["parked"] + figures["free"] == before
+
+
+def test_credits_move_32_at_a_time_and_only_those_there_are(make_image):
+    """W2: the last credits of the header move too; then the header has none, and says FULL."""
+    image = make_image(max_entries=40, depot_count=2)
+    depots, header = image.picture.depots, image.picture.header
+
+    assert image.credits_move(0, 0, True) == "OK"
+    assert (depots[0].credit, header.credits >> 16) == (32, 8)
+    assert image.credits_move(0, 1, True) == "OK"
+    assert (depots[1].credit, header.credits >> 16) == (8, 0)
+    assert image.credits_move(0, 1, True) == "FULL"
+    assert image.credits_move(0, 0, False) == "OK"
+    assert (depots[0].credit, header.credits >> 16) == (0, 32)
+
+
+def test_held_credits_move_nowhere(image):
+    """BUSY, and not a credit is lost; the depot is let go."""
+    image.depot_take(0, 0)
+    image.element_give(0)
+    total = credits_somewhere(image)
+    image.picture.header.credits |= held_by(3)
+
+    for fetch in (True, False):
+        assert image.credits_move(1, 0, fetch) == "BUSY"
+        assert owner_of(image.waits_for(1)[1]) == 3
+        assert owner_of(image.picture.depots[0].word) is None
+        assert total == credits_somewhere(image)
+
+
+def test_a_held_depot_is_passed_over(image):
+    """W2: any other depot serves, for taking and for giving; if all are held, the word is told."""
+    taken = [take(image, 0, depot) for depot in (0, 1)]
+    image.picture.depots[0].word |= held_by(3)
+    before = image.picture.depots[0].word
+
+    assert image.depot_take(1, 0) == "BUSY"
+    taken += [take(image, 1) for _ in range(3)]
+    give(image, 1, taken.pop())
+
+    assert before == image.picture.depots[0].word
+    image.picture.depots[1].word |= held_by(2)
+    assert image.element_take(1) == "BUSY"
+    assert owner_of(image.waits_for(1)[1]) in (2, 3)
+    image.picture.context(1).element = taken.pop()
+    assert image.element_give(1) == "BUSY"
+    assert image.picture.context(1).element != 0
+
+
+def test_a_depot_without_credit_is_not_full_while_another_has_some(make_image):
+    """W2: FULL is said only after looking at every depot, also at one that is held just now."""
+    image = make_image(max_entries=2, depot_count=DEPOTS)
+    assert take(image, 0, 3) is not None
+    assert image.picture.depots[3].credit == 1
+    assert image.depot_take(0, 0) == "FULL"
+
+    word = image.picture.depots[3].word
+    image.picture.depots[3].word |= held_by(2)
+    assert image.element_take(0) == "BUSY"
+    image.picture.depots[3].word = word & ~(0xFF << 24) | held_by(2)  # a credit may be on its way
+    assert image.element_take(0) == "BUSY"
+    image.picture.depots[3].word = word
+    assert take(image, 0) is not None
+    assert image.element_take(0) == "FULL"
+
+
+@pytest.mark.parametrize("head", [0, 0xF0000000, 0xFFFFFFFF])
+def test_a_damaged_depot_is_noticed(image, head):
+    """H1: a head that is no element is CORRUPT; the depot is let go as it was."""
+    damaged = depot_word(head, 3, 3)
+    image.picture.depots[0].word = damaged
+
+    assert image.depot_take(0, 0) == "CORRUPT"
+    assert damaged == image.picture.depots[0].word
+
+
+def test_the_first_element_past_the_last_is_noticed(image):
+    """H1: the limit itself is no element."""
+    image.picture.depots[0].word = depot_word(image.picture.geometry["element_max"], 1, 1)
+
+    assert image.depot_take(0, 0) == "CORRUPT"

@@ -1,0 +1,65 @@
+"""Taking and releasing lock words: two contexts that meet, and what the loser is told."""
+
+import pytest
+from support.core.picture import held_by, owner_of
+
+CREDITS = 320  # the offset of header.credits
+
+
+@pytest.fixture(params=["lock_try", "lock_acquire"])
+def take(request, image):
+    """Either way of taking a word: at once, or spinning."""
+    return getattr(image, request.param)
+
+
+def test_a_free_word_is_taken_in_one_step(image, take):
+    """The word names its owner, and says what it said before."""
+    before = image.picture.header.credits
+
+    status, held = take(3, CREDITS)
+
+    assert status == "OK"
+    assert held == image.picture.header.credits == before | held_by(3)
+
+
+def test_the_loser_is_told_which_word_and_what_it_said(image, take):
+    """C2: whoever waits can find the owner; the word stays as it is."""
+    _, held = image.lock_try(1, CREDITS)
+
+    status, _ = take(2, CREDITS)
+
+    assert status == "BUSY"
+    assert image.waits_for(2) == (CREDITS, held)
+    assert owner_of(image.waits_for(2)[1]) == 1
+    assert held == image.picture.header.credits
+
+
+def test_nobody_takes_a_word_twice(image, take):
+    """Not even its owner: a lock is no counter."""
+    image.lock_try(1, CREDITS)
+
+    assert take(1, CREDITS)[0] == "BUSY"
+    assert owner_of(image.picture.header.credits) == 1
+
+
+def test_a_release_commits_the_payload(image, take):
+    """Payload and unlocking are one store; lock bits in the payload are dropped."""
+    for who, payload in enumerate([0, 7 << 16, (1 << 48) - 1 << 16]):
+        assert take(who, CREDITS)[0] == "OK"
+
+        image.lock_release(CREDITS, payload | held_by(who))
+
+        assert payload == image.picture.header.credits
+
+
+def test_contexts_alternate(image, take):
+    """What one has released the other can take, any number of times."""
+    for turn in range(100):
+        winner, loser = turn % 2, 1 - turn % 2
+        status, held = take(winner, CREDITS)
+        assert status == "OK"
+        assert image.lock_try(loser, CREDITS)[0] == "BUSY"
+
+        image.lock_release(CREDITS, held + (1 << 16))
+
+    assert image.picture.header.credits >> 16 == 4096 + 100

@@ -1,0 +1,267 @@
+"""The documents are true: programs run, links lead somewhere, drawings are as their sources say."""
+
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import shmrhash
+
+ROOT = Path(__file__).resolve().parents[2]
+SEGMENTS = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
+SITE = ROOT / "docs" / "site"
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ["README", "CONTRIBUTING", "DESIGN"]),
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
+LANGUAGES = {"python", "cython", "sh", "text", "ini", "yaml", "toml", "json", "dockerfile"}
+# Examples that stand word for word in a document.
+SHOWN = ["shared_dict.py", "shared_counter.py"]
+TIMEOUT_SECONDS = 500  # of one block, on a machine with much else to do; most take a second
+
+each_document = pytest.mark.parametrize(
+    "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    path: Path
+    line: int
+    language: str
+    text: str
+    excuse: str | None  # why it is not run
+
+
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<excuse>[^\n]+) -->\n\n?)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def blocks_of(path):
+    text = path.read_text()
+    return [
+        Block(
+            path,
+            text.count("\n", 0, match.start("text")),
+            match["language"],
+            match["text"],
+            match["excuse"],
+        )
+        for match in FENCE.finditer(text)
+    ]
+
+
+BLOCKS = [block for path in DOCUMENTS for block in blocks_of(path)]
+PROGRAMS = [block for block in BLOCKS if block.language == "python"]
+
+
+def identify(block):
+    return f"{block.path.relative_to(ROOT)}:{block.line}"
+
+
+@pytest.fixture
+def directory(map_name):
+    """An empty directory of segments, of this test alone. Whatever is left in it must be sound."""
+    with tempfile.TemporaryDirectory(prefix=map_name, dir=SEGMENTS) as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """docs/site/reference.py, which makes the reference's pages from the package."""
+    spec = importlib.util.spec_from_file_location("reference", SITE / "reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(command, directory, cwd):
+    settings = os.environ | {"SHMRHASH_DIR": str(directory), "NO_COLOR": "1"}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=settings,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_SECONDS,
+    )
+
+
+@pytest.mark.parametrize("block", PROGRAMS, ids=identify)
+def test_program_of_a_document_runs_and_prints_what_it_says(
+    block, directory, tmp_path, monkeypatch
+):
+    """Every Python block is a whole program; what stands behind a print is a line of its output."""
+    assert block.excuse is None, "there is no reason yet that a Python block could not run"
+    program = tmp_path / "program.py"
+    program.write_text(block.text)
+
+    done = run([sys.executable, program], directory, tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    written = iter(done.stdout.splitlines())
+    for promised in re.findall(r"^ *print\(.*\)  # (.*)$", block.text, re.MULTILINE):
+        assert promised in written, f"{promised!r} is not printed, or too early:\n{done.stdout}"
+    monkeypatch.setenv("SHMRHASH_DIR", str(directory))
+    for name in os.listdir(directory):
+        assert not name.startswith("shmrhash-anonymous-")
+        with shmrhash.RHashMap.open(name) as left:
+            left.check()
+
+
+def test_commands_of_the_guide_run_one_after_another(directory, tmp_path):
+    """docs/howto/command-line.md, as somebody who tries it: each line succeeds."""
+    lines = [
+        line
+        for block in blocks_of(ROOT / "docs" / "howto" / "command-line.md")
+        if block.language == "sh" and block.excuse is None
+        for line in block.text.splitlines()
+    ]
+    assert len(lines) > 15
+
+    for line in lines:
+        done = run([sys.executable, "-m", *line.split()], directory, tmp_path)
+
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+
+
+def test_documents_name_commands_and_options_that_exist(reference):
+    """`shmrhash COMMAND --option` in a document is known to the command."""
+    text = reference.command_line()
+    helps = dict(re.findall(r"^## (\w+)\n\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    helps["help"] = ""
+    used = set()
+    for path in DOCUMENTS:
+        for line in re.findall(r"(?:`|^)shmrhash ([^`\n]+)", path.read_text(), re.MULTILINE):
+            used.add(line.partition("  #")[0].partition(" #")[0])
+    assert len(used) > 20
+
+    for line in used:
+        words = [word for word in line.split() if word not in ("-j", "-p")]
+        if words[0] == "--owner":
+            words = words[2:]
+        if words and words[0] != "COMMAND" and not words[0].startswith("-"):
+            known = helps.get(words[0])
+            assert known is not None, line
+            assert all(word in known for word in words if word.startswith("--")), line
+
+
+def test_documents_name_figures_that_metrics_prints(directory, tmp_path):
+    command_line = [sys.executable, "-m", "shmrhash"]
+    created = ["create", "hits", "key", "8", "value", "8", "entries", "10"]
+    assert run([*command_line, *created], directory, tmp_path).returncode == 0
+    printed = run([*command_line, "metrics"], directory, tmp_path).stdout
+    named = set()
+    for path in DOCUMENTS:
+        named |= set(re.findall(r"`(shmrhash_\w+)`", path.read_text()))
+    assert len(named) > 5
+
+    unknown = {name for name in named if f"# TYPE {name} " not in printed}
+
+    assert not unknown
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_short_example_is_a_block_of_a_document(name):
+    assert (ROOT / "examples" / name).read_text() in [block.text for block in PROGRAMS]
+
+
+@each_document
+def test_code_is_fenced_and_says_its_language(path):
+    """A block whose language is not said, or that is only indented, would not be tried."""
+    text = path.read_text()
+    assert {block.language for block in blocks_of(path)} <= LANGUAGES
+    assert text.count("```") == 2 * len(blocks_of(path))
+    prose = FENCE.sub("", text)
+
+    assert not re.findall(r"\n\n {4,}(?!- )\S.*", prose)
+
+
+def anchors_of(path):
+    """What headings of a document can be linked to."""
+    prose = FENCE.sub("", path.read_text())
+    titles = re.findall(r"^#+ +(.+?)(?: \{ #\S+ \})?$", prose, re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", title).strip().lower() for title in titles]
+    return {title.replace(" ", "-") for title in plain} | set(re.findall(r"\{ #(\S+) \}", prose))
+
+
+@each_document
+def test_links_lead_somewhere(path):
+    """A relative link names a file of the project, and an anchor one of its headings."""
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text())):
+        place, _, anchor = target.partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        file = (path.parent / place).resolve() if place else path
+        if not file.exists() or (anchor and anchor not in anchors_of(file)):
+            wrong.append(target)
+
+    assert not wrong
+
+
+@each_document
+def test_named_files_are_there(path):
+    """`tests/...`, `cython/...` and the like in a document are parts of the project."""
+    named = re.findall(r"`((?:tests|examples|docs|shmrhash|cython)/[\w./]+)[ `]", path.read_text())
+
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_drawings_are_what_their_sources_write():
+    command = [sys.executable, ROOT / "docs" / "drawings" / "make.py", "--check"]
+
+    done = run(command, SEGMENTS, ROOT)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_segment_is_drawn_to_scale(make_map, monkeypatch):
+    """M1: the drawing's numbers are those of such a map; more processors have a few more depots."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "drawings")
+    segment = importlib.import_module("segment")
+
+    facts = make_map(key_size=8, value_size=8, max_entries=1_000_000).info()
+
+    drawn = sum(size for _, size, _ in segment.REGIONS)
+    assert facts["bytes_reserved"] == pytest.approx(drawn, rel=0.05)
+    assert facts["bytes_committed"] == pytest.approx(dict(segment.COMMITTED)["empty"], rel=0.2)
+
+
+def test_every_drawing_is_shown():
+    text = "".join(path.read_text() for path in DOCUMENTS)
+
+    unused = [path.name for path in ROOT.glob("docs/drawings/*.svg") if path.name not in text]
+
+    assert not unused
+
+
+def test_reference_has_every_public_thing(reference):
+    """Each public name, and each method of the three classes, once: expand() compares."""
+    pages = [
+        reference.expand(path.read_text()) for path in sorted(ROOT.glob("docs/reference/*.md"))
+    ]
+
+    text = "\n".join(pages)
+    assert "{{" not in text
+    assert not [name for name in shmrhash.__all__ if not re.search(rf"\b{name}\b", text)]
+
+
+def test_reference_notices_a_method_that_no_page_has(reference):
+    page = "{{ members SharedCounter inc }}\n"
+
+    with pytest.raises(LookupError, match="most_common"):
+        reference.expand(page)

@@ -1,0 +1,328 @@
+"""The examples do what they say, as a user runs them: from the command line."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import shmrhash
+
+ROOT = Path(__file__).resolve().parents[2]
+WORD_COUNT = ROOT / "examples" / "word_count.py"
+SEGMENTS = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
+TIMEOUT_SECONDS = 120  # of one run; the corpora below need a few seconds on one slow core
+
+
+class Run:
+    """One program, in a session of its own so that a signal can reach all its processes."""
+
+    def __init__(self, *command, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=os.environ | environment,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.segment_name = f"word-count-{self.process.pid}"
+
+    def finish(self):
+        """Wait for the end; kill the whole session if it does not come."""
+        try:
+            self.out, self.err = self.process.communicate(timeout=TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.out, self.err = self.process.communicate()
+            pytest.fail(f"still running after {TIMEOUT_SECONDS} s:\n{self.out}\n{self.err}")
+        self.status = self.process.returncode
+        return self
+
+    def wait_until_counting(self, workers):
+        """Return when so many workers, beside the parent, are at work on the map."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with shmrhash.RHashMap.open(self.segment_name, read_only=True) as counts:
+                    if counts.info()["processes"] > workers:
+                        return
+            except shmrhash.SegmentMissing:
+                pass
+            time.sleep(0.001)  # a poll, not an assumption
+        self.finish()
+        pytest.fail(f"ended before it counted anything:\n{self.out}\n{self.err}")
+
+    def segment_exists(self):
+        return (SEGMENTS / self.segment_name).exists()
+
+
+def run(*command, **environment):
+    return Run(*command, **environment).finish()
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Eight files with every difficulty the program promises to handle."""
+    directory = tmp_path / "corpus"
+    (directory / "below").mkdir(parents=True)
+    long_word = "w" * 32
+    texts = {
+        "usual.py": b"a rose is a rose is a rose\n" * 300,
+        "empty.py": b"",
+        "no_words.py": b"+-*/ \n\n",
+        "undecodable.py": b"b\xff\xfe rose \xc3\n",
+        "not_ascii.py": "Straße straße naïve 東京 rose\n".encode() * 20,
+        # 32 bytes fit the key, 33 do not; the last two agree in their first 60 bytes
+        "long.py": " ".join([long_word, long_word + "x", "v" * 60, "v" * 60 + "1"]).encode() * 5,
+        "below/other.py": b"a rose by any other name " * 200,
+        "below/same.py": b"is a rose " * 400,
+    }
+    for name, data in texts.items():
+        (directory / name).write_bytes(data)
+    return directory
+
+
+@pytest.fixture
+def word_count(monkeypatch):
+    """The program as a module, importable by the worker processes of a fork."""
+    spec = importlib.util.spec_from_file_location("word_count", WORD_COUNT)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "word_count", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def counts(word_count, make_map):
+    """An empty map as the program makes it."""
+    return make_map(key_size=word_count.KEY_SIZE, value_size=word_count.VALUE_SIZE)
+
+
+def assert_counted(result):
+    __tracebackhide__ = True
+    assert result.status == 0, result.out + result.err
+    assert "equal to a Counter of the same files" in result.out
+    assert not result.segment_exists()
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.thorough
+def test_word_count_loses_no_word(corpus, workers, start_method):
+    """W1: additions by many processes; the oracle is a Counter."""
+    result = run(WORD_COUNT, corpus, "--workers", workers, "--start-method", start_method)
+
+    assert_counted(result)
+    assert re.search(r"^ +1,521  rose$", result.out, re.MULTILINE)
+    assert "8 of 8 files" in result.err
+
+
+def test_word_count_of_a_part_of_the_standard_library():
+    """W1: a real text, two workers."""
+    result = run(WORD_COUNT, Path(sysconfig.get_path("stdlib")) / "email", "--workers", 2)
+
+    assert_counted(result)
+
+
+def test_word_count_prints_results_and_the_rest_if_asked(corpus):
+    """Without --info there are the words, their number and the comparison."""
+    plain = run(WORD_COUNT, corpus, "--workers", 2)
+    asked = run(WORD_COUNT, corpus, "--workers", 2, "--info")
+
+    assert_counted(plain)
+    assert_counted(asked)
+    assert "bytes_committed" not in plain.out
+    assert re.search(r"^ +bytes_committed: \d+$", asked.out, re.MULTILINE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_word_count_loses_no_word_in_twenty_runs(corpus, start_method):
+    """W1: the same, repeated, since a lost update is a matter of chance."""
+    for _ in range(20):
+        result = run(WORD_COUNT, corpus, "--workers", 8, "--start-method", start_method)
+
+        assert_counted(result)
+
+
+@pytest.mark.long
+def test_word_count_of_the_whole_standard_library():
+    """W1: what the README's first command runs."""
+    assert_counted(run(WORD_COUNT))
+
+
+def test_words_never_share_a_key(word_count):
+    """Words of any length have keys of their own, all of the map's key size."""
+    words = ["a", "a" * 31, "a" * 32, "a" * 33, "a" * 34, "é" * 16, "é" * 17, "b" * 5000]
+
+    keys = [word_count.word_key(word) for word in words]
+
+    assert {len(key) for key in keys} == {word_count.KEY_SIZE}
+    assert len(set(keys)) == len(words)
+
+
+def test_check_accepts_the_right_map(word_count, counts):
+    """The check has no false alarm."""
+    for word in ["a", "b", "a"]:
+        counts.add(word_count.word_key(word), 1, default=0)
+
+    assert word_count.differences(counts, Counter("aab")) == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "complaint"),
+    [
+        ("aaab", "'a' counted 2 times instead of 3"),
+        ("ab", "'a' counted 2 times instead of 1"),
+        ("aabc", "'c' counted 0 times instead of 1"),
+        ("aa", "2 different words instead of 1"),
+    ],
+)
+def test_check_finds_a_wrong_map(word_count, counts, expected, complaint):
+    """A count too low or too high, a word missing, a word too many."""
+    for word in ["a", "b", "a"]:
+        counts.add(word_count.word_key(word), 1, default=0)
+
+    assert complaint in word_count.differences(counts, Counter(expected))
+
+
+def test_word_count_exits_with_1_if_counts_differ(word_count, corpus, monkeypatch, capfd):
+    """Words that begin alike share a key here, as 'name' and 'naïve' do."""
+    right_key = word_count.word_key
+    monkeypatch.setattr(word_count, "word_key", lambda word: right_key(word[:2]))
+
+    status = word_count.main([str(corpus), "--workers", "2", "--start-method", "fork"])
+
+    assert status == 1
+    out = capfd.readouterr().out
+    assert "WRONG: 'name' counted 220 times instead of 200" in out
+    assert "differs from a Counter of the same files" in out
+
+
+def test_word_count_exits_with_2_if_a_file_is_missing(corpus):
+    """The message names the file."""
+    result = run(WORD_COUNT, corpus, corpus / "missing.py")
+
+    assert result.status == 2
+    assert "missing.py" in result.err
+    assert "Traceback" not in result.err
+    assert not result.segment_exists()
+
+
+def test_word_count_exits_with_2_if_nothing_matches(corpus):
+    """The message names the option that helps."""
+    result = run(WORD_COUNT, corpus, "--glob", "*.nothing")
+
+    assert result.status == 2
+    assert "--glob" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_word_count_exits_with_2_if_the_map_is_full(corpus, start_method):
+    """W2: the worker's MapFull arrives in the parent; the segment is removed."""
+    result = run(WORD_COUNT, corpus, "--max-words", 3, "--start-method", start_method)
+
+    assert result.status == 2
+    assert "word_count: " in result.err
+    assert "Traceback" not in result.err
+    assert not result.segment_exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_word_count_removes_its_segment(number, status):
+    """Ctrl-C reaches every process of the terminal; kill usually the parent alone."""
+    program = Run(WORD_COUNT, "--workers", 2)
+    program.wait_until_counting(workers=2)
+
+    if number == signal.SIGINT:
+        os.killpg(program.process.pid, number)
+    else:
+        os.kill(program.process.pid, number)
+    program.finish()
+
+    assert program.status == status, program.out + program.err
+    assert "Traceback" not in program.err
+    assert not program.segment_exists()
+
+
+def test_word_count_exits_with_2_if_a_worker_is_killed():
+    """C1: the parent is not stuck, and the segment is removed."""
+    program = Run(WORD_COUNT, "--workers", 2, "--start-method", "fork")
+    program.wait_until_counting(workers=2)
+    pid = program.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+    os.kill(int(children[0]), signal.SIGKILL)
+    program.finish()
+
+    assert program.status == 2, program.out + program.err
+    assert "Traceback" not in program.err
+    assert not program.segment_exists()
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_word_count_with_a_shared_counter_loses_no_word(corpus, start_method):
+    """W1: the oracle is a Counter."""
+    result = run(WORD_COUNT, corpus, "--counter", "--workers", 3, "--start-method", start_method)
+
+    assert_counted(result)
+    assert re.search(r"^ +1,521  rose$", result.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.thorough
+def test_pool_cache_finds_what_one_process_finds(start_method):
+    """W1: and the workers find most of what they ask for."""
+    result = run(
+        ROOT / "examples" / "pool_cache.py",
+        *("--modules", 25, "--workers", 3, "--start-method", start_method),
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "equal to what one process finds" in result.out
+    (percent,) = re.findall(r"([\d.]+)% of", result.out)
+    assert float(percent) > 50
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_rate_limiter_is_exact(start_method):
+    """W1: at the limit exactly one of two requests is allowed."""
+    result = run(
+        ROOT / "examples" / "rate_limiter.py", "--workers", 4, "--start-method", start_method
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "40,000 requests of 20 users" in result.out
+    assert "2,000 allowed, at most 100 of one user" in result.out
+    assert "exact - a new window is open" in result.out
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_shared_table_has_no_torn_row(start_method):
+    """R2, L1: rows are read while they are written."""
+    result = run(
+        ROOT / "examples" / "shared_table.py",
+        *("--readers", 3, "--seconds", 0.5, "--start-method", start_method),
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "\n0 torn, 0 not whole at the end\n" in result.out
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_bank_loses_no_money_to_kills(start_method):
+    """W1, C1: a payment of two keys is finished by whoever comes next, and counts once."""
+    program = ROOT / "examples" / "bank.py"
+    finished = run(program, "--kills", 40, "--accounts", 5, "--start-method", start_method)
+
+    assert finished.status == 0, finished.out + finished.err
+    assert "the sum is 5,000 of 5,000" in finished.out

@@ -1,0 +1,160 @@
+"""Which Python module may import which: none in a circle; those of the command line point down."""
+
+import ast
+import graphlib
+import itertools
+from pathlib import Path
+
+import pytest
+
+# The layers of the command line, lowest first; modules of one layer do not import each other.
+COMMAND_LINE = [
+    ["errors", "screen", "system"],
+    ["words"],
+    ["session"],
+    ["entries.formats"],
+    ["entries.typed"],
+    ["entries.options"],
+    ["entries.contents"],
+    ["strangers", "nameless", "files.newfile", "files.tables"],
+    ["maps", "files.ndjson", "files.snapshot", "files.store"],
+    [
+        *("commands.bench", "commands.change", "commands.check", "commands.doctor", "commands.ls"),
+        *("commands.metrics", "commands.show", "commands.stat", "commands.top"),
+        *("commands.transfer", "commands.watch"),
+    ],
+    ["app"],
+    ["__init__"],
+]
+DOOR = "shmrhash._inspect"  # the only private module of the library that it may import
+PUBLIC_ANYWAY = ("_replace", "_exit", "__version__", "__name__", "__mro__")
+
+ROOT = Path(__file__).resolve().parents[2]
+CLI = "shmrhash.cli"
+
+
+def module_of(path):
+    """The dotted name of a module of the package; a folder's is that of its __init__."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in (ROOT / "shmrhash").rglob("*.py")}
+NAMES = list(itertools.chain(*COMMAND_LINE))
+each_name = pytest.mark.parametrize("name", NAMES)
+
+
+def path_of(name):
+    """The file of a module of the command line."""
+    return MODULES[CLI if name == "__init__" else f"{CLI}.{name}"]
+
+
+def is_module(name):
+    """Whether it is one of the package, or private: the extension, say."""
+    return name in MODULES or (name.startswith("shmrhash._") and name.count(".") == 1)
+
+
+def imports(source, *, late=True):
+    """The modules of this package that a source imports; late: in functions, and for types, too."""
+    tree = ast.parse(source)
+    found = set()
+    for node in ast.walk(tree) if late else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: a relative import"
+            inside = {f"{node.module}.{name.name}" for name in node.names}
+            found |= {name if is_module(name) else node.module for name in inside}
+    return {name for name in found if is_module(name)}
+
+
+def private_names(source):
+    """Attributes with an underscore, but those of self, cls and super()."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            whose = ast.unparse(node.value)
+            if whose not in ("self", "cls", "super()") and node.attr not in PUBLIC_ANYWAY:
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_every_module_of_the_command_line_has_a_layer():
+    packages = {module_of(path) for path in (ROOT / "shmrhash").rglob("__init__.py")}
+    found = {name for name in MODULES if name.startswith(f"{CLI}.")} - packages
+
+    assert sorted(NAMES) == sorted(["__init__", *(name.removeprefix(f"{CLI}.") for name in found)])
+
+
+@each_name
+def test_imports_of_the_command_line_point_down(name):
+    """Anywhere in a module: of the command line only what is below, of the library the one door."""
+    (layer,) = (number for number, names in enumerate(COMMAND_LINE) if name in names)
+    below = {f"{CLI}.{lower}" for lower in itertools.chain(*COMMAND_LINE[:layer])}
+
+    assert imports(path_of(name).read_text()) <= below | {"shmrhash", DOOR}
+
+
+@each_name
+def test_command_line_uses_no_private_name_of_the_library(name):
+    assert not list(private_names(path_of(name).read_text()))
+
+
+def test_modules_import_no_circle():
+    """What is imported with a module; what a function imports when it is called is not."""
+    graph = {
+        name: imports(path.read_text(), late=False) - {name, "shmrhash"}
+        for name, path in MODULES.items()
+    }
+
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from shmrhash.cli.app import run", {"shmrhash.cli.app"}),
+        ("from shmrhash.cli import app", {"shmrhash.cli.app"}),
+        ("def late():\n    import shmrhash.cli.app", {"shmrhash.cli.app"}),
+        ("if TYPE_CHECKING:\n    from shmrhash._map import RHashMap", {"shmrhash._map"}),
+        ("from shmrhash import RHashMap, _core", {"shmrhash", "shmrhash._core"}),
+        ("import os", set()),
+    ],
+)
+def test_imports_are_noticed(source, found):
+    assert found == imports(source)
+
+
+def test_private_names_are_noticed():
+    source = "import shmrhash\nshared_map._fields()\nshmrhash._core.x\nself._own\nextra._replace()"
+
+    assert list(private_names(source)) == ["line 2: shared_map._fields", "line 3: shmrhash._core"]
+
+
+HELPERS = ROOT / "tests" / "support"
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if HELPERS not in path.parents)
+
+
+def test_tests_are_tests_and_helpers_are_in_support():
+    """A helper has one place; what its folder holds besides is called test_*.py or conftest.py."""
+    names = {path.name for path in TESTS}
+
+    assert {name for name in names if not name.startswith("test_")} == {"conftest.py"}
+    assert not list(HELPERS.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*TESTS, *sorted(HELPERS.rglob("*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT / "tests")),
+)
+def test_no_test_imports_a_test(path):
+    """Whoever renames a test breaks no other; and no helper is found by its bare name."""
+    ours = {other.stem for other in TESTS} | {other.stem for other in HELPERS.rglob("*.py")}
+    ours -= {"__init__", "conftest"}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.partition(".")[0])
+
+    assert not found & ours

@@ -1,0 +1,269 @@
+"""Histories of entries that expire: what belongs to them, and processes that make them.
+
+An entry is stored or touched with a time to live; its deadline is a time on the clock of the
+histories, known to within the call that set it. So to each history belong operations of the clock
+itself, one for each deadline: between its earliest and its latest time what has it goes, if it is
+still there. Then W1 says all there is to say: gone only after the deadline, and for all reads after
+it; renewed in time, it stays.
+
+A refusal for want of room (X1) is about all keys at once: refused_wrongly() counts the entries that
+can have been there and alive.
+"""
+
+import mmap
+import os
+import random
+import signal
+import time
+from typing import NamedTuple
+
+import shmrhash
+from shmrhash import BPF_NOEXIST
+from support.history.checker import ABSENT, EXISTS, FULL, MISSING, OK, Operation, is_linearizable
+
+START, END, CODE, NUMBER = range(4)
+WORDS = 4
+CODES = (None, OK, EXISTS, MISSING, FULL, ABSENT, "number")
+TTLS_S = (0.00003, 0.0002, 0.001, 0.005, 3600.0)
+STORES = ("store", "store_new", "touch")
+MARK = 1 << 32
+
+
+class Step(NamedTuple):
+    name: str
+    key: int
+    number: int  # of what is stored, or, of a touch, of the deadline
+    ttl_s: float
+
+
+class Timed(NamedTuple):
+    """One call: as checker.Operation has it, the key, and the time to live that it gave."""
+
+    operation: Operation
+    key: int
+    ttl_ns: int
+    ended_ns: int  # when it had returned, or whoever made it was dead
+
+
+class Entries:
+    """The operations on a dict, as they ought to be; the wrong ones of the tests inherit this."""
+
+    def __init__(self, shared_dict):
+        self.d = shared_dict
+
+    def get(self, key):
+        return self.d.get(key, ABSENT)
+
+    def store(self, key, number, ttl_s):
+        self.d.set(key, number, ttl=ttl_s)
+        return OK
+
+    def store_new(self, key, number, ttl_s):
+        deadline_ns = time.monotonic_ns() + int(ttl_s * 1e9)
+        return OK if self.d._put(key, number, BPF_NOEXIST, deadline_ns) else EXISTS
+
+    def touch(self, key, ttl_s):
+        return OK if self.d.touch(key, ttl_s) else MISSING
+
+    def remove(self, key):
+        try:
+            del self.d[key]
+        except KeyError:
+            return MISSING
+        return OK
+
+
+def perform(entries, step):
+    """What a step gave: a number, or a word of checker.py."""
+    try:
+        if step.name in ("get", "remove"):
+            return getattr(entries, step.name)(step.key)
+        if step.name == "touch":
+            return entries.touch(step.key, step.ttl_s)
+        return getattr(entries, step.name)(step.key, step.number, step.ttl_s)
+    except shmrhash.MapFull:
+        return FULL
+
+
+def plan(seed, slot, steps, keys):
+    """What a worker does."""
+    rng = random.Random(repr((seed, slot)))
+    names = rng.choices(("get", "store", "store_new", "touch", "remove"), (4, 4, 2, 2, 1), k=steps)
+    return [
+        Step(name, rng.randrange(keys), (slot + 1) * MARK + at, rng.choice(TTLS_S))
+        for at, name in enumerate(names)
+    ]
+
+
+class Round:
+    """A few processes at once, each with a few steps on the same keys; one may be killed."""
+
+    def __init__(self, entries, seed, *, workers=3, steps=12, keys=8, kills=False):
+        self.plans = [plan(seed, slot, steps, keys) for slot in range(workers)]
+        self.entries = entries
+        self.keys = keys
+        self.ended = [0] * workers
+        self.killed = 0
+        memory = mmap.mmap(-1, 8 * (1 + workers * steps * WORDS))
+        self.words = memoryview(memory).cast("q")
+        pids = [self.begin(slot) for slot in range(workers)]
+        rng = random.Random(repr(seed))
+        self.words[0] = 1  # go
+        if kills:
+            time.sleep(rng.uniform(0, 0.002))  # anywhere in its work, or after it
+            os.kill(pids[0], signal.SIGKILL)
+        for slot, pid in enumerate(pids):
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            self.ended[slot] = time.monotonic_ns()
+            self.killed += code == -signal.SIGKILL
+            assert code == 0 or (code == -signal.SIGKILL and kills and slot == 0), code
+
+    def begin(self, slot):
+        pid = os.fork()
+        if pid == 0:
+            code = 3
+            try:
+                while not self.words[0]:
+                    os.sched_yield()
+                self.work(slot)
+                code = 0
+            finally:
+                os._exit(code)
+        return pid
+
+    def work(self, slot):
+        at = 1 + slot * len(self.plans[slot]) * WORDS
+        for step in self.plans[slot]:
+            self.words[at + START] = time.monotonic_ns()
+            result = perform(self.entries, step)
+            end = time.monotonic_ns()
+            number = result if isinstance(result, int) else 0
+            self.words[at + CODE] = CODES.index("number" if number else result) if result else 5
+            self.words[at + NUMBER] = number
+            self.words[at + END] = end
+            at += WORDS
+            os.sched_yield()
+
+    def history(self):
+        """Every call that began."""
+        calls = []
+        for slot, steps in enumerate(self.plans):
+            at = 1 + slot * len(steps) * WORDS
+            for step in steps:
+                start, end, code, number = self.words[at : at + WORDS]
+                at += WORDS
+                if not start:
+                    break
+                result = number or CODES[code]
+                ended = end or self.ended[slot]
+                calls.append(timed(slot, step, result, start, end or None, ended))
+        start = time.monotonic_ns()
+        for key in range(self.keys):
+            step = Step("get", key, 0, 0.0)
+            result = perform(self.entries, step)
+            end = time.monotonic_ns()
+            calls.append(timed("recorder", step, result, start, end, end))
+            start = end
+        return calls
+
+
+def timed(process, step, result, start, end, ended):
+    arguments = {
+        "get": (),
+        "remove": (),
+        "touch": (step.number,),
+        "store": (step.number,),
+        "store_new": (step.number,),
+    }[step.name]
+    name = step.name
+    if result == FULL:
+        name, arguments = "refused", ()
+    ttl_ns = int(step.ttl_s * 1e9) if name in STORES else 0
+    return Timed(Operation(process, name, arguments, result, start, end), step.key, ttl_ns, ended)
+
+
+def is_right(calls, key):
+    """Whether an order explains the history of one key, with what the clock does to it.
+
+    What never returned happened before its process was dead, or never; each key has one at most.
+    """
+    calls = [call for call in calls if call.key == key]
+    done = [call for call in calls if not call.operation.pending]
+    pending = [call for call in calls if call.operation.pending]
+    happened = [
+        call._replace(operation=call.operation._replace(result=OK, end=call.ended_ns))
+        for call in pending
+    ]
+    return is_linearizable(with_clock(done)) or is_linearizable(with_clock(done + happened))
+
+
+def with_clock(calls):
+    """The operations, and those of the clock that follow from them."""
+    found = [call.operation for call in calls]
+    for at, call in enumerate(calls):
+        if call.operation.name in STORES:
+            start = call.operation.start + call.ttl_ns
+            end = call.ended_ns + call.ttl_ns
+            found.append(
+                Operation(f"clock {at}", "expire", call.operation.arguments, OK, start, end)
+            )
+    return found
+
+
+def refused_wrongly(calls, max_entries):
+    """The refusals (X1) at which too few entries can have been there that had not expired before.
+
+    Each process that is at work meanwhile, or died in it, can hold one more.
+    """
+    return [
+        call
+        for call in calls
+        if call.operation.name == "refused"
+        and most_alive(calls, call) + at_work(calls, call) < max_entries
+    ]
+
+
+def at_work(calls, refusal):
+    start, end = refusal.operation.start, refusal.operation.end
+    return len(
+        {
+            call.operation.process
+            for call in calls
+            if call.operation.process != refusal.operation.process
+            and call.operation.start <= end
+            and (call.operation.end is None or call.operation.end >= start)
+        }
+    )
+
+
+def most_alive(calls, refusal):
+    """How many keys can have had an entry, at some time of the refusal, alive when it began."""
+    start, end = refusal.operation.start, refusal.operation.end
+    keys = {
+        call.key
+        for call in calls
+        if call.operation.name in STORES
+        and call.operation.result in (OK, None)
+        and call.operation.start <= end
+        and call.ended_ns + call.ttl_ns >= start
+        and not was_gone(calls, call, start)
+    }
+    return len(keys)
+
+
+def was_gone(calls, stored, before):
+    """Whether somebody was told, after this was stored and before that time, that it had gone."""
+    return any(
+        call.key == stored.key
+        and call.operation.start > stored.ended_ns
+        and call.ended_ns < before
+        and not call.operation.pending
+        and says_gone(call.operation)
+        for call in calls
+    )
+
+
+def says_gone(operation):
+    if operation.name == "remove":
+        return True
+    return (operation.name, operation.result) in (("touch", MISSING), ("get", ABSENT))

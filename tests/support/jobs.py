@@ -1,0 +1,370 @@
+"""What the workers of the process and thread tests do.
+
+A job checks what it can see by itself at once, and returns what only all jobs together can tell.
+It knows nothing of the map but its handle, and imports little: spawned children import this module.
+"""
+
+import contextlib
+import os
+import random
+import threading
+
+import shmrhash
+from shmrhash import RHashMap
+from support.words import word
+
+NOEXIST, EXIST = 1, 2
+
+READS_PER_ROUND = 64
+# Readers end with the writers; this bounds them should nobody finish.
+ROUNDS_MAX = 200_000
+CHILDREN_AT_ONCE = 10
+
+
+def number_in(value):
+    return int.from_bytes(value, "little")
+
+
+def stable_value(number):
+    """The value every reader expects under a stable key of that number."""
+    return word(number * 0x9E37_79B9_7F4A_7C15 % (1 << 64))
+
+
+def whole_value(number, size):
+    """A value that shows at each of its 32-bit words which write it is from."""
+    return number.to_bytes(4, "little") * (size // 4)
+
+
+def number_of_whole(value, size):
+    """The number of the write that a value is from; mixtures of two writes raise."""
+    number = int.from_bytes(value[:4], "little")
+    if value != whole_value(number, size):
+        words = {value[at : at + 4].hex() for at in range(0, len(value), 4)}
+        raise AssertionError(f"a mixture of the writes {sorted(words)}")
+    return number
+
+
+# Counters.
+
+
+def add_ones(gate, m, keys_count, adds, seed):
+    """Add 1 to random keys; all the values that came back, by key."""
+    rng = random.Random(seed)
+    seen = {number: [] for number in range(keys_count)}
+    gate.wait()
+    for _ in range(adds):
+        number = rng.randrange(keys_count)
+        seen[number].append(m.add(word(number), 1, default=0))
+    return seen
+
+
+# Keys that everybody wants.
+
+
+def insert_and_take_the_same(gate, m, rounds, keys_per_round, mark):
+    """In each round race for inserting the same new keys, then for taking them out again."""
+    inserted, taken = [], []
+    for number in range(rounds):
+        keys = range(number * keys_per_round, (number + 1) * keys_per_round)
+        gate.wait()
+        for key in keys:
+            try:
+                m.update(word(key), word(mark), NOEXIST)
+                inserted.append(key)
+            except shmrhash.KeyExists:
+                pass
+        gate.wait()
+        for key in keys:
+            with contextlib.suppress(shmrhash.KeyNotFound):
+                taken.append((key, number_in(m.lookup_and_delete(word(key)))))
+    return inserted, taken
+
+
+def insert_and_delete_at_random(gate, m, keys_count, operations, seed):
+    """Insert and delete a few keys; by key, the insertions less the deletions that succeeded."""
+    rng = random.Random(seed)
+    balance = dict.fromkeys(range(keys_count), 0)
+    gate.wait()
+    for _ in range(operations):
+        key = rng.randrange(keys_count)
+        try:
+            if rng.random() < 0.5:
+                m.update(word(key), word(key), NOEXIST)
+                balance[key] += 1
+            elif rng.random() < 0.5:
+                m.delete(word(key))
+                balance[key] -= 1
+            else:
+                if m.lookup_and_delete(word(key)) != word(key):
+                    raise AssertionError(f"took another key's value from {key}")
+                balance[key] -= 1
+        except (shmrhash.KeyExists, shmrhash.KeyNotFound):
+            pass
+    return balance
+
+
+# The limit.
+
+
+def insert_until_refused(gate, m, first, count):
+    """Insert count keys of one's own, all of them tried; which ones the map took."""
+    taken = []
+    gate.wait()
+    for key in range(first, first + count):
+        try:
+            m.update(word(key), word(key), NOEXIST)
+            taken.append(key)
+        except shmrhash.MapFull:
+            pass
+    return taken
+
+
+def churn_at_the_limit(gate, m, first, count, operations, seed):
+    """Insert and delete keys of one's own in a map with too little room; those in it at the end."""
+    rng = random.Random(seed)
+    mine = set()
+    gate.wait()
+    for _ in range(operations):
+        key = first + rng.randrange(count)
+        if key in mine:
+            m.delete(word(key))
+            mine.remove(key)
+        else:
+            try:
+                m.update(word(key), word(key), NOEXIST)
+                mine.add(key)
+            except shmrhash.MapFull:
+                pass
+        if len(m) > m.max_entries:
+            raise AssertionError(f"{len(m)} entries where {m.max_entries} fit")
+    return mine
+
+
+# Growing and shrinking.
+
+
+def churn(gate, m, first, count, rounds):
+    """Insert count keys of one's own and delete them again, rounds times."""
+    gate.wait()
+    for _ in range(rounds):
+        for key in range(first, first + count):
+            m.update(word(key), stable_value(key), NOEXIST)
+        for key in range(first, first + count):
+            m.delete(word(key))
+    gate.finish()
+
+
+def read_stable(gate, m, stable_count, seed):
+    """Look for keys that are in the map all along, and for keys that never are."""
+    rng = random.Random(seed)
+    reads = 0
+    gate.wait()
+    for _ in gate.open_for(ROUNDS_MAX):
+        for _ in range(READS_PER_ROUND):
+            key = rng.randrange(stable_count)
+            found = m.lookup(word(key))
+            if found != stable_value(key):
+                raise AssertionError(f"stable key {key}: found {found}")
+            absent = (1 << 40) + rng.randrange(1 << 20)
+            if m.lookup(word(absent)) is not None or word(absent) in m:
+                raise AssertionError(f"found key {absent}, which nobody inserted")
+            reads += 1
+    return reads
+
+
+def write_versions(gate, m, keys, versions):
+    """Store ever higher versions under one's own keys and read each back."""
+    gate.wait()
+    for version in range(1, versions + 1):
+        for key in keys:
+            m.update(word(key), word(version), EXIST)
+            if number_in(m[word(key)]) != version:
+                raise AssertionError(f"key {key} lost its version {version}")
+    gate.finish()
+
+
+def read_versions(gate, m, keys, seed):
+    """Read versions at random; none may be lower than one seen before."""
+    rng = random.Random(seed)
+    seen = dict.fromkeys(keys, 0)
+    reads = 0
+    gate.wait()
+    for _ in gate.open_for(ROUNDS_MAX):
+        for _ in range(READS_PER_ROUND):
+            key = rng.choice(keys)
+            version = number_in(m[word(key)])
+            if version < seen[key]:
+                raise AssertionError(f"key {key} went back from {seen[key]} to {version}")
+            seen[key] = version
+            reads += 1
+    return reads
+
+
+# Whole values.
+
+
+def write_whole(gate, m, key, value_size, writer, writes):
+    """Overwrite one key again and again with values that show which write they are from."""
+    name = word(key)
+    gate.wait()
+    for number in range(writes):
+        m.update(name, whole_value(writer << 24 | number, value_size), EXIST)
+    gate.finish()
+
+
+def read_whole(gate, m, key, value_size, writers, writes):
+    """Read one key; every value must be from one write. How often it was another than before."""
+    name = word(key)
+    changes = last = 0
+    gate.wait()
+    for _ in gate.open_for(ROUNDS_MAX):
+        for _ in range(READS_PER_ROUND):
+            number = number_of_whole(m[name], value_size)
+            if number >> 24 not in writers or number & 0xFF_FFFF >= writes:
+                raise AssertionError(f"read {number:#x}, which nobody wrote")
+            changes += number != last
+            last = number
+    return changes
+
+
+def reinsert_whole(gate, m, key, value_size, writes):
+    """Insert and delete one key, so that its element is soon another key's."""
+    gate.wait()
+    for number in range(writes):
+        m.update(word(key), whole_value(key << 24 | number, value_size), NOEXIST)
+        found = number_of_whole(m[word(key)], value_size)
+        if found != key << 24 | number:
+            raise AssertionError(f"key {key} holds {found:#x} after write {number:#x}")
+        m.delete(word(key))
+    gate.finish()
+
+
+def read_reinserted(gate, m, keys, value_size):
+    """Read keys that come and go: absent, or a whole value of that very key. The values found."""
+    found = 0
+    gate.wait()
+    for _ in gate.open_for(ROUNDS_MAX):
+        for _ in range(READS_PER_ROUND // len(keys)):
+            for key in keys:
+                value = m.lookup(word(key))
+                if value is None:
+                    continue
+                number = number_of_whole(value, value_size)
+                if number >> 24 != key:
+                    raise AssertionError(f"key {key} has the value {number:#x} of another key")
+                found += 1
+    return found
+
+
+# Handles and processes.
+
+
+def add_one_each_time_attached(gate, name, rounds):
+    """Open, count, close; again and again."""
+    gate.wait()
+    for _ in range(rounds):
+        with RHashMap.open(name) as m:
+            m.add(word(0), 1)
+
+
+def use_before_and_after(gate, m, key):
+    """Use the handle, let the parent do what it does at its gate, and use the handle again."""
+    m.update(word(key), word(1))
+    gate.wait()
+    gate.wait()
+    before = number_in(m[word(key)])
+    m.update(word(key), word(2), EXIST)
+    m.check()
+    return before, number_in(m[word(key)])
+
+
+def exit_without_closing(gate, m, key):
+    """End at once in the middle of everything but an operation."""
+    m.update(word(key), word(key))
+    os._exit(0)
+
+
+def fork_children_who_use(gate, m, first, children):
+    """Fork, and fork in the child: every generation writes its key through the inherited handle."""
+    gate.wait()
+    running, codes = [], []
+    for number in range(children):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(child_and_grandchild(m, first + 2 * number))
+        running.append(pid)
+        while len(running) > (CHILDREN_AT_ONCE if number + 1 < children else 0):
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(running.pop(0), 0)[1]))
+    return codes
+
+
+def child_and_grandchild(m, key):
+    """The exit code of a forked child: 0 if it and its own child did their work."""
+    try:
+        m.update(word(key), word(key), NOEXIST)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                m.update(word(key + 1), word(key + 1), NOEXIST)
+                os._exit(0)
+            except BaseException:
+                os._exit(3)
+        m.add(word(key), 0)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        return 2
+
+
+def use_until_closed(m, key, ends):
+    """Operate on the map until it is closed; how it ended goes into ends."""
+    try:
+        while True:
+            m.update(word(key), word(key))
+            m.lookup(word(key))
+            len(m)
+    except shmrhash.MapClosed:
+        ends.append("closed")
+    except BaseException as unexpected:
+        ends.append(repr(unexpected))
+
+
+def close_under_threads(gate, name, rounds, threads_count):
+    """Close a handle that threads are using; every thread must be told so. What they were told."""
+    told = []
+    for _ in range(rounds):
+        m = RHashMap.open(name)
+        ends = []
+        threads = [
+            threading.Thread(target=use_until_closed, args=(m, key, ends))
+            for key in range(threads_count)
+        ]
+        for thread in threads:
+            thread.start()
+        while not all(word(key) in m for key in range(threads_count)):
+            pass
+        m.close()
+        for thread in threads:
+            thread.join(30)
+        told += ends
+    return told
+
+
+def fork_under_threads(gate, m, children, threads_count):
+    """Fork while threads are in the middle of operations; the children use the same handle."""
+    ends = []
+    threads = [
+        threading.Thread(target=use_until_closed, args=(m, key, ends))
+        for key in range(threads_count)
+    ]
+    for thread in threads:
+        thread.start()
+    codes = []
+    for number in range(children):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(child_and_grandchild(m, 1000 + 2 * number))
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    m.close()
+    for thread in threads:
+        thread.join(30)
+    return codes, ends

@@ -1,0 +1,214 @@
+"""Process slots: whose they are, who is dead, and who recovers whom (C1, C2, C3).
+
+Stands for liveness.pxd, attach.pxd and process_recover of recover.pxd. A process has a slot: its
+claim in the word used, stored while it holds the slot's byte of the file, which the kernel lets go
+when it dies. Who recovers a dead process is named in the word recoverer of the dead one's slot, as
+a process slot and with a count. A claim is a number that no two processes share.
+"""
+
+from support.protocol.automaton import awaits, begin, byte, cas, end, load, store
+from support.protocol.oracle import Violation
+from support.protocol.recovering import context_recover
+from support.protocol.segment_model import FREE, state_of
+
+RECOVERER_MASK = 15
+RECOVERED_ONE = 16
+CLAIM_OF_FALLEN = 99  # of a process that is dead at first
+
+
+def claim_of(program):
+    """The claim that a process stores, who is told by its name."""
+    return 1 + program.process + 20 * program.comes
+
+
+# ---- what is waited for ----
+
+
+def is_dead(m, memory, process):
+    """Whether the kernel says so: a slot is in use, and nobody has its byte."""
+    return memory[m.used[process]] and not memory[m.byte[process]]
+
+
+def somebody_is_to_be_recovered(m, memory, subjects):
+    """Whether one of them is dead, and nobody alive is at it."""
+    for subject in subjects:
+        name = memory[m.recoverer[subject]] & RECOVERER_MASK
+        if is_dead(m, memory, subject) and (not name or is_dead(m, memory, name)):
+            return True
+    return False
+
+
+def slot_is_free(m, memory, subjects):
+    return not memory[m.used[subjects[0]]] and not memory[m.byte[subjects[0]]]
+
+
+def slot_is_a_dead_ones(m, memory, subjects):
+    return is_dead(m, memory, subjects[0])
+
+
+def it_is_born(m, memory, subjects):
+    process, program = subjects
+    return memory[m.byte[process]] >> program & 1
+
+
+CONDITIONS = {
+    "it is born": it_is_born,
+    "somebody is to be recovered": somebody_is_to_be_recovered,
+    "the slot is free": slot_is_free,
+    "the slot is a dead one's": slot_is_a_dead_ones,
+}
+
+
+# ---- the law ----
+
+
+def check_processes(m, memory, living):
+    """When nothing moves any more: who can be recovered is, and no word names a free slot."""
+    for program in living:
+        for operation in program.operations:
+            if operation[0] == "rescue" and any(is_dead(m, memory, s) for s in operation[1:]):
+                raise Violation("a dead process is left to nobody (C2)")
+    for process in range(1, m.processes + 1):
+        name = memory[m.recoverer[process]] & RECOVERER_MASK
+        if name and not memory[m.used[name]]:
+            raise Violation(f"a free slot is named as the recoverer of process {process} (C2)")
+    if m.pins:
+        check_object(m, memory)
+
+
+def check_object(m, memory):
+    """When nothing moves any more: no pin without a process, no object that nobody has."""
+    owners = [memory[address] for address in m.pin_owner]
+    if any(owner and not memory[m.used[owner]] for owner in owners):
+        raise Violation("a pin is nobody's (C1)")
+    pinned = any(memory[address] for address in m.pin_ref)
+    if not (memory[m.refers] or pinned or state_of(memory[m.thing]) == FREE):
+        raise Violation("an object is lost (C1)")
+
+
+# ---- programs ----
+
+
+def process_is_dead(m, process):
+    """The claim, the kernel's word, and the claim again."""
+    claim = yield load(m.used[process])
+    if claim == 0:
+        return False
+    held = yield load(m.byte[process])
+    if held:
+        return False
+    again = yield load(m.used[process])
+    return again == claim
+
+
+def rescue(m, me, *subjects):
+    """Recover these processes whenever they are dead; for as long as that may be."""
+    while True:
+        yield awaits("somebody is to be recovered", *subjects)
+        for turn in range(len(subjects)):
+            dead = yield from process_is_dead(m, subjects[turn])
+            if dead:
+                yield from process_recover(m, me, subjects[turn])
+
+
+def process_recover(m, me, subject):
+    """Recover a dead process, unless somebody else is at it."""
+    entered = yield from recoverer_enter(m, me, subject)
+    if not entered:
+        return
+    dead = True
+    if m.keeps("a recoverer asks for the death again when it is named"):
+        dead = yield from process_is_dead(m, subject)
+    if dead:
+        yield begin("recover")
+        early = m.keeps("words that name a process are cleared before its slot is free")
+        if early:
+            yield from contexts_recover(m, subject)
+        else:
+            yield from contexts_recover(m, subject, False)
+        yield store(m.used[subject], 0)
+        if not early:
+            yield from recoverers_forget(m, subject)
+        yield end()
+    word = yield load(m.recoverer[subject])
+    yield store(m.recoverer[subject], word & ~RECOVERER_MASK)
+
+
+def recoverer_lives(m, word):
+    """Whether the process that a word recoverer names is at it."""
+    name = word & RECOVERER_MASK
+    if name == 0:
+        return False
+    dead = yield from process_is_dead(m, name)
+    return not dead
+
+
+def recoverer_enter(m, me, subject):
+    """Become the one who recovers subject, unless somebody alive is."""
+    seen = yield load(m.recoverer[subject])
+    lives = False
+    if m.keeps("a recoverer that lives is not replaced"):
+        lives = yield from recoverer_lives(m, seen)
+    if lives:
+        return False
+    counted = RECOVERED_ONE if m.keeps("the word recoverer counts") else 0
+    word = (seen & ~RECOVERER_MASK) + counted + me.process
+    if m.keeps("a recoverer is named by a compare-and-swap"):
+        done = yield cas(m.recoverer[subject], seen, word)
+        return done
+    yield store(m.recoverer[subject], word)
+    return True
+
+
+def contexts_recover(m, subject, forget=True):
+    """All contexts of a dead process, and the words that name it."""
+    for context in range(1, m.contexts + 1):
+        owner = yield load(m.of(context, "owner"))
+        if owner == subject:
+            yield from context_recover(m, context)
+        del owner
+    if forget and m.keeps("whoever recovers a process clears the words that name it"):
+        yield from recoverers_forget(m, subject)
+
+
+def recoverers_forget(m, dead):
+    for process in range(1, m.processes + 1):
+        seen = yield load(m.recoverer[process])
+        if seen & RECOVERER_MASK == dead:
+            yield cas(m.recoverer[process], seen, seen & ~RECOVERER_MASK)
+        del seen
+
+
+def join(m, me):
+    """process_register: take the slot, once it is free."""
+    done = False
+    while not done:
+        yield awaits("the slot is free", me.process)
+        locked = yield byte(m.byte[me.process], "lock")
+        if locked:
+            done = yield cas(m.used[me.process], 0, claim_of(me))
+        if locked and not done:
+            yield byte(m.byte[me.process], "close")
+
+
+def inherit(m, me):
+    """slot_inherit, once: recover the dead process whose slot it is, and take its place."""
+    slot = me.process
+    yield awaits("the slot is a dead one's", slot)
+    claim = yield load(m.used[slot])
+    locked = yield byte(m.byte[slot], "lock")
+    if not locked:
+        return
+    again = yield load(m.used[slot])
+    lives = False
+    if m.keeps("an heir looks for a recoverer when it has the byte"):
+        word = yield load(m.recoverer[slot])
+        lives = yield from recoverer_lives(m, word)
+    done = False
+    if again == claim and claim and not lives:
+        yield begin("recover")
+        yield from contexts_recover(m, slot)
+        yield end()
+        done = yield cas(m.used[slot], claim, claim_of(me))
+    if not done:
+        yield byte(m.byte[slot], "close")

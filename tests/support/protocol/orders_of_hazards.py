@@ -1,0 +1,146 @@
+"""More litmus tests: objects that somebody looks at while their memory is to go. hazard.pxd.
+
+Who looks names the object, then looks whether it is still there; who gives memory back has had the
+object given up, then looks for names. The full fence between a reader's two steps is made by the
+releaser's membarrier, or, where that is refused to somebody, by the reader.
+"""
+
+from support.protocol.litmus import ACQUIRE, FULL, Litmus, cas, fence, load, lock, membarrier, store
+from support.protocol.orders import LOCK, litmus
+
+SET = "hazard_set"
+NAMED = "context_names: what is named"
+OWN = "object_own: the fence"
+READER = "hazard_fence"
+RELEASER = "looks_are_ordered: the fence"
+
+
+def releasing(o, *before_it_looks):
+    """block_release, but for the lock."""
+    return [
+        *store("element", "given up"),
+        *before_it_looks,
+        *load("hazard", "n", o.acquire(NAMED, spare=True)),
+        *store("object", "gone"),
+    ]
+
+
+def went(registers):
+    """Whether an object went under a reader that found it in its element."""
+    return registers["h"] == 0 and registers["x"] == "gone"
+
+
+@litmus
+def an_object_under_a_hazard_stays(o):
+    """M1: the releaser's membarrier is the reader's fence."""
+    reader = [*store("hazard", "ref"), *load("element", "h"), *load("object", "x")]
+    called = o.full("looks_are_ordered: membarrier") == FULL
+    releaser = releasing(
+        o, *fence(o.full(RELEASER, spare=True)), *(membarrier() if called else fence(FULL))
+    )
+    return Litmus([reader, releaser], lambda r: went(r) and r["n"] == 0)
+
+
+@litmus
+def an_object_under_a_fenced_hazard_stays(o):
+    """M1: where membarrier is refused, both make their fence; the reader's context says so."""
+    reader = [
+        *store("hazard", "ref"),
+        *fence(o.full(READER)),
+        *load("element", "h"),
+        *load("object", "x"),
+    ]
+    releaser = releasing(o, *fence(o.full(RELEASER)))
+    return Litmus([reader, releaser], lambda r: went(r) and r["n"] == 0)
+
+
+@litmus
+def who_says_that_it_makes_fences_has_named_what_it_looked_at_before(o):
+    """M1: a reader's last look without a fence, before it has seen header.fences."""
+    reader = [
+        *store("hazard", "ref"),
+        *load("element", "h"),
+        *load("object", "x"),
+        *store("fences", 1, o.release("context_fences")),
+    ]
+    releaser = [
+        *store("element", "given up"),
+        *fence(o.full(RELEASER, spare=True)),
+        *load("fences", "f", o.acquire("context_relies: fences")),
+        *load("hazard", "n", o.acquire(NAMED, spare=True)),
+        *store("object", "gone"),
+    ]
+    return Litmus([reader, releaser], lambda r: went(r) and r["f"] == 1 and r["n"] == 0)
+
+
+@litmus
+def who_claims_a_context_is_seen_or_sees_the_object_given_up(o):
+    """M1: a releaser without membarrier passes by contexts that nobody owns."""
+    claimant = [
+        *cas("owner", 0, 1, acquire=ACQUIRE),
+        *fence(o.full("context_claim_for: the fence")),
+        *store("hazard", "ref"),
+        *load("element", "h"),
+        *load("object", "x"),
+    ]
+    releaser = [
+        *store("element", "given up"),
+        *fence(o.full(RELEASER)),
+        *load("owner", "o", o.acquire("context_relies: owner", spare=True)),
+        *store("object", "gone"),
+    ]
+    return Litmus([claimant, releaser], lambda r: went(r) and r["o"] == 0)
+
+
+@litmus
+def a_context_without_owner_is_looked_at_by_nobody(o):
+    """M1: its last owner has read what it read."""
+    reader = [*load("object", "x"), *store("owner", 0, o.release("context_recover: owner"))]
+    releaser = [
+        *load("owner", "o", o.acquire("context_relies: owner")),
+        *store("object", "gone"),
+    ]
+    return Litmus([reader, releaser], lambda r: r["o"] == 0 and r["x"] == "gone", (("owner", 1),))
+
+
+@litmus
+def an_object_named_by_a_writer_stays(o):
+    """M1: likewise, but the writer looks at the block's word, which who gives it back holds."""
+    writer = [
+        *store("name", "ref"),
+        *fence(o.full(OWN)),
+        *load("block", "b", ACQUIRE),
+        *load("object", "x"),
+    ]
+    releaser = [
+        *lock("block", o.acquire(LOCK, spare=True)),
+        *fence(o.full(RELEASER)),
+        *load("name", "n", o.acquire(NAMED, spare=True)),
+        *store("object", "gone"),
+    ]
+    return Litmus(
+        [writer, releaser],
+        lambda r: r["b"] == 0 and r["x"] == "gone" and r["n"] == 0,
+    )
+
+
+@litmus
+def the_next_hazard_ends_the_last_look(o):
+    """M1: who is seen to look elsewhere, or nowhere, has read what it looked at before."""
+    reader = [*load("object", "x"), *store("hazard", "another", o.release(SET))]
+    releaser = [
+        *load("hazard", "n", o.acquire(NAMED)),
+        *store("object", "gone"),
+    ]
+    return Litmus([reader, releaser], lambda r: r["n"] == "another" and r["x"] == "gone")
+
+
+@litmus
+def the_end_of_an_operation_ends_the_last_look(o):
+    """M1: likewise."""
+    reader = [*load("object", "x"), *store("activity", 2, o.release("context_end"))]
+    releaser = [
+        *load("activity", "a", o.acquire("context_names: the activity")),
+        *store("object", "gone"),
+    ]
+    return Litmus([reader, releaser], lambda r: r["a"] == 2 and r["x"] == "gone")

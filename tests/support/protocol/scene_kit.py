@@ -1,0 +1,36 @@
+"""What scenes are written with.
+
+Keys are small numbers on purpose, the same as those of elements and lines: what is taken for
+something else ought to look like it. With two slots a bucket takes two entries, or one and a link;
+the third entry stands in a line.
+"""
+
+from support.protocol.scene import Scene, reads, recovers, writes
+
+SAME = {1: 0, 2: 0, 3: 0, 4: 0}  # one hash for all keys: tags tell nothing
+APART = {1: 0, 2: 1, 3: 2, 4: 3}  # one bucket while there is one; odd keys and even ones part
+ODD = {1: 1, 2: 3, 3: 5, 4: 7}  # a split moves all of them
+
+ONE, TWO, THREE, FOUR = ({key: key for key in range(1, count + 1)} for count in range(1, 5))
+
+LINES = {"lines": 2, "elements": 4}
+TABLE = {"buckets": 2, "lines": 2, "elements": 4}
+FEW_LINES = {"buckets": 2, "lines": 1, "elements": 3}
+MEMORY = {"elements": 3, "block_capacity": 2}
+SUPPLY = {"elements": 5, "block_capacity": 3, "depots": 2}
+RECOVERERS = (recovers(1, mortal=True), recovers(1))  # the first may die, too
+
+
+def scene(*programs, **facts):
+    return Scene([*programs], **facts)
+
+
+def reading(operation, *changes, **facts):
+    """One reader, and one writer that does so many things one after the other."""
+    return scene(reads(operation), writes(1, *changes), **facts)
+
+
+def dying(*changes, others=(), **facts):
+    """A writer that dies somewhere, and its recoverer, who may die, too."""
+    mortal = writes(1, *changes, mortal=True)
+    return scene(*others, mortal, *RECOVERERS, deaths=2, **facts)

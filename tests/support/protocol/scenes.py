@@ -1,0 +1,14 @@
+"""The scenes: what the explorer plays. Names say what happens in them.
+
+SHORT is what every run of the tests plays, LONG takes minutes.
+"""
+
+from support.protocol.scenes_beside import LARGE_BESIDE, STANDING_BESIDE
+from support.protocol.scenes_claiming import CLAIMING, CLAIMING_LARGE
+from support.protocol.scenes_dying import DYING
+from support.protocol.scenes_living import LIVING
+from support.protocol.scenes_long import LARGE
+from support.protocol.scenes_sweeping import SWEEPING
+
+SHORT = LIVING | DYING | CLAIMING | STANDING_BESIDE | SWEEPING
+LONG = LARGE | CLAIMING_LARGE | LARGE_BESIDE

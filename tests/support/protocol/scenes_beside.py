@@ -1,0 +1,246 @@
+"""Scenes in which others split and merge beside one who does, or who stopped or died at it; and
+gaps: buckets below the number that are not there."""
+
+from support.protocol.scene import reads, writes
+from support.protocol.scene_kit import APART, FOUR, TABLE, THREE, TWO, dying, reading, scene
+
+ROOM = {"buckets": 4, "elements": 4, "lines": 1}
+EVEN = {1: 0, 2: 2, 3: 4, 4: 6}  # all in bucket 0 of two, and parted by bits 1 and 2
+
+BESIDE = {
+    "two split, and the second passes the first": scene(
+        writes(1, ("grow",)),
+        writes(2, ("grow",), ("grow",)),
+        reads(("lookup", 3)),
+        hashes=APART,
+        entries=FOUR,
+        count=2,
+        sizes=ROOM,
+    ),
+    "two split, and the second is patient": scene(
+        writes(1, ("grow", True)),
+        writes(2, ("grow", True)),
+        reads(("lookup", 3)),
+        hashes=APART,
+        entries=FOUR,
+        count=2,
+        sizes=ROOM,
+    ),
+    "a split is passed, and the number goes down again": scene(
+        writes(1, ("grow",)),
+        writes(2, ("grow",), ("shrink",)),
+        reads(("lookup", 3)),
+        hashes=APART,
+        entries={1: 1, 3: 3},
+        count=2,
+        sizes=ROOM | {"elements": 2},
+    ),
+    "the number goes down below a split": scene(
+        writes(1, ("grow",)),
+        writes(2, ("shrink",)),
+        reads(("lookup", 4)),
+        hashes=APART,
+        entries=FOUR,
+        count=3,
+        sizes=ROOM,
+    ),
+    "two merge": scene(
+        writes(1, ("shrink",)),
+        writes(2, ("shrink",), ("shrink",)),
+        reads(("lookup", 3)),
+        hashes=APART,
+        entries=FOUR,
+        count=4,
+        sizes=ROOM,
+    ),
+    "a split goes on beyond a merge": scene(
+        writes(1, ("shrink",)),
+        writes(2, ("grow",), ("grow",)),
+        reads(("lookup", 2)),
+        hashes=APART,
+        entries=TWO,
+        count=2,
+        sizes=ROOM | {"elements": 2},
+    ),
+}
+
+GAPS = {
+    "what is behind a gap is read and written": scene(
+        writes(1, ("catch up", 0)),
+        writes(2, ("update", 3, 5)),
+        reads(("lookup", 3)),
+        hashes=APART,
+        entries=THREE,
+        count=3,
+        gaps=(2,),
+        sizes=ROOM,
+    ),
+    "two make up for a gap": scene(
+        writes(1, ("catch up", 0)),
+        writes(2, ("catch up", 0), ("catch up", 2)),
+        hashes=EVEN,
+        entries=FOUR,
+        count=7,
+        gaps=(2, 4, 6),
+        sizes={"buckets": 7, "elements": 4, "lines": 2},
+    ),
+    "a gap is made up for while the number goes down": scene(
+        writes(1, ("catch up", 0)),
+        writes(2, ("shrink",)),
+        reads(("lookup", 3)),
+        hashes=APART,
+        entries=THREE,
+        count=3,
+        gaps=(2,),
+        sizes=ROOM,
+    ),
+    "a bucket whose parent is missing is passed": reading(
+        ("lookup", 4),
+        ("grow",),
+        ("catch up", 0),
+        ("grow",),
+        ("catch up", 0),
+        hashes=EVEN,
+        entries=FOUR,
+        count=6,
+        gaps=(2, 4),
+        sizes={"buckets": 8, "elements": 4, "lines": 3},
+    ),
+    "a walk meets a gap that is made up for": reading(
+        ("walk",),
+        ("catch up", 0),
+        ("shrink",),
+        hashes=APART,
+        entries=THREE,
+        count=3,
+        gaps=(2,),
+        sizes=ROOM,
+    ),
+}
+
+DEAD_BESIDE = {
+    "a split dies, and others split beyond": dying(
+        ("grow",),
+        others=(writes(2, ("grow",), ("grow",)),),
+        hashes=APART,
+        entries=TWO,
+        count=2,
+        sizes=ROOM | {"elements": 2},
+    ),
+    "a merge dies, and others split beyond": dying(
+        ("shrink",),
+        others=(writes(2, ("grow",)),),
+        hashes=APART,
+        entries=TWO,
+        count=2,
+        sizes=ROOM | {"elements": 2},
+    ),
+    "who makes up for a gap dies while the number goes down": dying(
+        ("catch up", 0),
+        others=(writes(2, ("shrink",)),),
+        hashes=APART,
+        entries={1: 1, 3: 3},
+        count=3,
+        gaps=(2,),
+        sizes=ROOM | {"elements": 2},
+    ),
+    "who lowers the number below a gap dies": dying(
+        ("shrink",),
+        ("shrink",),
+        others=(writes(2, ("catch up", 0)),),
+        hashes=APART,
+        entries={1: 1, 3: 3},
+        count=3,
+        gaps=(2,),
+        sizes=ROOM | {"elements": 2},
+    ),
+}
+
+CLEARINGS = {
+    "a map is cleared while a bucket is split": scene(
+        writes(1, ("clear",)),
+        writes(2, ("grow",)),
+        hashes=APART,
+        entries={2: 2},
+        sizes={"buckets": 2, "elements": 1},
+    ),
+    "a map is cleared while one is split and merged": scene(
+        writes(1, ("clear",)),
+        writes(2, ("grow",), ("shrink",)),
+        hashes=APART,
+        entries=TWO,
+        sizes={"buckets": 2, "elements": 2},
+    ),
+    "a map is cleared while two split": scene(
+        writes(1, ("clear",)),
+        writes(2, ("grow",)),
+        writes(3, ("grow",)),
+        hashes=APART,
+        entries={4: 4},
+        count=2,
+        sizes=ROOM | {"elements": 1},
+    ),
+    "a split dies while a map is cleared": dying(
+        ("grow",),
+        others=(writes(2, ("clear",)),),
+        hashes=APART,
+        entries={2: 2},
+        sizes={"buckets": 2, "elements": 1},
+    ),
+}
+
+LARGE_BESIDE = {
+    "a split is passed, and the number goes down below it": scene(
+        writes(1, ("grow",)),
+        writes(2, ("grow",), ("shrink",), ("shrink",)),
+        reads(("lookup", 3)),
+        hashes=APART,
+        entries=FOUR,
+        count=2,
+        sizes=ROOM,
+    ),
+    "a walk meets two who split": scene(
+        reads(("walk",)),
+        writes(1, ("grow",)),
+        writes(2, ("grow",), ("grow",)),
+        hashes=APART,
+        entries=FOUR,
+        count=2,
+        sizes=ROOM,
+    ),
+    "a split dies under a reader, and others split beyond": dying(
+        ("grow",),
+        others=(reads(("lookup", 3)), writes(2, ("grow",), ("grow",))),
+        hashes=APART,
+        entries={1: 1, 3: 3},
+        count=2,
+        sizes=ROOM | {"elements": 2},
+    ),
+    "a merge dies under a reader, and others split beyond": dying(
+        ("shrink",),
+        others=(reads(("lookup", 2)), writes(2, ("grow",))),
+        hashes=APART,
+        entries=TWO,
+        count=2,
+        sizes=ROOM | {"elements": 2},
+    ),
+    "a split is passed, and gaps are made up for, while keys are written": scene(
+        writes(1, ("grow",)),
+        writes(2, ("grow",), ("grow",), ("catch up", 0)),
+        writes(3, ("update", 3, 5)),
+        hashes=EVEN,
+        entries=THREE,
+        count=2,
+        sizes=TABLE | {"buckets": 4},
+    ),
+    "a split and a merge die while a map is cleared": dying(
+        ("grow",),
+        ("shrink",),
+        others=(writes(2, ("clear",)),),
+        hashes=APART,
+        entries=TWO,
+        sizes={"buckets": 2, "elements": 2},
+    ),
+}
+
+STANDING_BESIDE = BESIDE | GAPS | CLEARINGS | DEAD_BESIDE

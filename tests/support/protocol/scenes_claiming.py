@@ -1,0 +1,101 @@
+"""Scenes of processes: who recovers whom, who takes whose slot, and what a child is born with."""
+
+from support.protocol.scene import comes_as, is_process, reads
+from support.protocol.scene_kit import ONE, SAME, scene
+
+WORD = {"elements": 1, "value_words": 1}
+VIEWS = WORD | {"processes": 4, "pins": 2}
+
+
+def adding(number, **facts):
+    """A process that adds to a word, and may die."""
+    return is_process(number, ("add", 1, 2), context=1, mortal=True, **facts)
+
+
+def parent(*, fails):
+    """Has a view, forks process 2 that program 1 plays, and lets go of its view."""
+    return is_process(1, ("fork", 2, 1, fails), ("look",), ("let go", 0), context=1, mortal=True)
+
+
+def forking(*, fails=False, deaths=2):
+    """A parent and a child, somebody who stores another object, and somebody who recovers both."""
+    return scene(
+        parent(fails=fails),
+        comes_as(2, ("grow up", 1), ("let go", 1), context=2, mortal=True),
+        is_process(3, ("take away",), context=3),
+        is_process(4, ("rescue", 1, 2)),
+        hashes=SAME,
+        deaths=deaths,
+        sizes=VIEWS,
+    )
+
+
+RECOVERERS = {
+    "a recoverer dies, and another comes": scene(
+        adding(1),
+        is_process(2, ("rescue", 1), mortal=True),
+        is_process(3, ("rescue", 1, 2)),
+        hashes=SAME,
+        entries=ONE,
+        deaths=2,
+        sizes=WORD | {"processes": 3},
+    ),
+    "a recoverer stops beside a reader": scene(
+        reads(("lookup", 1)),
+        adding(1),
+        is_process(2, ("rescue", 1)),
+        is_process(3, ("rescue", 1)),
+        hashes=SAME,
+        entries=ONE,
+        deaths=1,
+        sizes=WORD | {"processes": 3},
+    ),
+    "the slot of a dead recoverer is used again": scene(
+        adding(1),
+        is_process(3, ("rescue", 1)),
+        is_process(4, ("rescue", 2)),
+        comes_as(2, ("join",), ("rescue", 1)),
+        hashes=SAME,
+        entries=ONE,
+        deaths=1,
+        fallen={2: 1},
+        sizes=WORD | {"processes": 4},
+    ),
+    "a name is cleared while the slot is used again": scene(
+        is_process(4, ("rescue", 2)),
+        is_process(5, ("rescue", 1)),
+        comes_as(2, ("join",), ("rescue", 1)),
+        hashes=SAME,
+        fallen={1: 0, 2: 0, 3: 1},
+        sizes=WORD | {"processes": 5},
+    ),
+    "an heir takes the slot that another recovers": scene(
+        adding(1),
+        is_process(2, ("rescue", 1)),
+        comes_as(1, ("inherit",), mortal=True),
+        hashes=SAME,
+        entries=ONE,
+        deaths=2,
+        sizes=WORD | {"processes": 2},
+    ),
+}
+
+FORKS = {
+    "a child is born with a view": forking(),
+    "a fork fails": forking(fails=True, deaths=1),
+}
+
+CLAIMING = RECOVERERS | FORKS
+
+CLAIMING_LARGE = {
+    "three recoverers die one after another": scene(
+        adding(1),
+        is_process(2, ("rescue", 1), mortal=True),
+        is_process(3, ("rescue", 1, 2), mortal=True),
+        is_process(4, ("rescue", 1, 2, 3)),
+        hashes=SAME,
+        entries=ONE,
+        deaths=3,
+        sizes=WORD | {"processes": 4},
+    ),
+}

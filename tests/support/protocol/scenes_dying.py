@@ -1,0 +1,158 @@
+"""Scenes in which somebody dies, and who recovers him may die, too; and scenes of supply."""
+
+from support.protocol.scene import reads, reads_as, recovers, survives, writes
+from support.protocol.scene_kit import (
+    APART,
+    FOUR,
+    LINES,
+    MEMORY,
+    ODD,
+    ONE,
+    SAME,
+    SUPPLY,
+    THREE,
+    TWO,
+    dying,
+    scene,
+)
+
+DEATHS = {
+    "an update dies": dying(
+        ("update", 1, 2),
+        others=(reads(("lookup", 1)),),
+        hashes=SAME,
+        entries=ONE,
+        sizes={"elements": 1},
+    ),
+    "an update dies in another's way": dying(
+        ("update", 1, 2),
+        others=(writes(2, ("update", 1, 3)),),
+        hashes=SAME,
+        entries=ONE,
+        sizes={"elements": 1},
+    ),
+    "a store of one word dies": dying(
+        ("add", 1, 2),
+        others=(reads(("lookup", 1)),),
+        hashes=SAME,
+        entries=ONE,
+        sizes={"elements": 1, "value_words": 1},
+    ),
+    "a delete and an insert die": dying(
+        ("delete", 1), ("insert", 1, 5), hashes=SAME, entries=TWO, sizes={"elements": 2}
+    ),
+    "an insert dies under a reader": dying(
+        ("insert", 2, 5), others=(reads(("lookup", 2)),), hashes=APART, sizes={"elements": 1}
+    ),
+    "a removal that moves the last entry dies": dying(
+        ("delete", 1),
+        others=(reads(("lookup", 3)),),
+        hashes=APART,
+        entries=THREE,
+        sizes={"lines": 2, "elements": 3},
+    ),
+    "what gives and takes lines dies": dying(
+        ("delete", 3),
+        ("delete", 2),
+        ("insert", 2, 5),
+        ("insert", 3, 6),
+        hashes=APART,
+        entries=THREE,
+        sizes=LINES,
+    ),
+    "an unlinked line of the dead names nothing": scene(
+        reads(("lookup", 2)),
+        writes(1, ("delete", 3), ("delete", 2), mortal=True),
+        survives(2, 1, ("insert", 2, 5)),
+        hashes=SAME,
+        entries=THREE,
+        deaths=1,
+        sizes={"lines": 1, "elements": 3},
+    ),
+    "a split dies": dying(
+        ("grow",),
+        others=(reads(("lookup", 2)),),
+        hashes=APART,
+        entries=TWO,
+        sizes={"buckets": 2, "elements": 2},
+    ),
+    "a merge dies": dying(
+        ("shrink",),
+        others=(reads(("lookup", 2)),),
+        hashes=APART,
+        entries=TWO,
+        count=2,
+        sizes={"buckets": 2, "elements": 2},
+    ),
+    "a split of lines dies": dying(
+        ("grow",), hashes=ODD, entries=FOUR, sizes={"buckets": 2, "lines": 6, "elements": 4}
+    ),
+    "a merge of lines dies": dying(
+        ("shrink",),
+        hashes=APART | {5: 5},
+        entries=FOUR | {5: 5},
+        count=2,
+        sizes={"buckets": 2, "lines": 6, "elements": 5},
+    ),
+}
+
+SUPPLIES = {
+    "elements and credits come from block and header, and go back": scene(
+        writes(1, ("insert", 1, 1), ("delete", 1), ("trim",)),
+        writes(2, ("insert", 2, 2)),
+        hashes=SAME,
+        parked=(1, 1),
+        credited=(1, 0),
+        sizes=SUPPLY,
+    ),
+    "who fetches and gives back dies": dying(
+        ("insert", 1, 1),
+        ("delete", 1),
+        ("trim",),
+        hashes=SAME,
+        parked=(0, 0),
+        credited=(0, 0),
+        sizes=SUPPLY,
+    ),
+    "who fetches dies in another's way": scene(
+        writes(1, ("insert", 1, 1), mortal=True),
+        writes(2, ("insert", 2, 2)),
+        recovers(1),
+        hashes=SAME,
+        deaths=1,
+        parked=(0,),
+        credited=(0,),
+        sizes=SUPPLY | {"depots": 1, "elements": 3},
+    ),
+    "memory is given back under a reader": scene(
+        reads_as(2, ("lookup", 2)),
+        writes(1, ("delete", 2), ("trim",), ("release", 1)),
+        hashes=APART,
+        entries=TWO,
+        parked=(0,),
+        credited=(1,),
+        sizes=MEMORY,
+    ),
+    "memory that is given back stays": dying(
+        ("delete", 2),
+        ("trim",),
+        ("release", 1),
+        hashes=APART,
+        entries=TWO,
+        parked=(0,),
+        credited=(1,),
+        sizes=MEMORY | {"keeps_memory": True},
+    ),
+    "who gives memory back dies": dying(
+        ("delete", 2),
+        ("trim",),
+        ("release", 1),
+        hashes=APART,
+        entries=TWO,
+        parked=(0,),
+        credited=(1,),
+        sizes=MEMORY,
+    ),
+}
+
+DYING = DEATHS | SUPPLIES

@@ -1,0 +1,125 @@
+"""Scenes of what expires: a value is a deadline, 9 is never, and the clock begins at 0 or ticks."""
+
+from support.protocol.scene import survives, writes
+from support.protocol.scene_kit import APART, SAME, dying, scene
+
+TIMED = {"timed": True, "elements": 1}
+PAIR = TIMED | {"elements": 2}
+
+SWEEPS = {
+    "an entry is renewed under a sweeper": scene(
+        writes(1, ("expire",)),
+        writes(2, ("update", 1, 9)),
+        hashes=SAME,
+        entries={1: 1},
+        clock=1,
+        sizes=TIMED,
+    ),
+    "an entry is deleted and comes back under a sweeper": scene(
+        writes(1, ("expire",)),
+        writes(2, ("delete", 1), ("insert", 1, 9)),
+        hashes=SAME,
+        entries={1: 1},
+        clock=1,
+        sizes=TIMED,
+    ),
+    "a removal moves what a sweeper has seen": scene(
+        writes(1, ("expire",)),
+        writes(2, ("delete", 1)),
+        hashes=APART,
+        entries={1: 9, 2: 9, 3: 1},
+        clock=1,
+        sizes={"timed": True, "elements": 3, "lines": 2},
+    ),
+    "two sweep at once": scene(
+        writes(1, ("expire",)),
+        writes(2, ("expire",)),
+        hashes=SAME,
+        entries={1: 1, 2: 1},
+        clock=1,
+        sizes=PAIR,
+    ),
+    "a split meets a sweeper": scene(
+        writes(1, ("expire",)),
+        writes(2, ("grow",)),
+        hashes=APART,
+        entries={1: 1, 2: 1},
+        clock=1,
+        sizes=PAIR | {"buckets": 2},
+    ),
+    "a merge meets a sweeper": scene(
+        writes(1, ("expire",)),
+        writes(2, ("shrink",)),
+        hashes=APART,
+        entries={1: 1, 2: 1},
+        count=2,
+        clock=1,
+        sizes=PAIR | {"buckets": 2},
+    ),
+    "a sweeper dies beside who renews": dying(
+        ("expire",),
+        others=(writes(2, ("update", 1, 9)),),
+        hashes=SAME,
+        entries={1: 1},
+        clock=1,
+        sizes=TIMED,
+    ),
+    "who renews dies beside a sweeper": dying(
+        ("update", 1, 9),
+        others=(writes(2, ("expire",)),),
+        hashes=SAME,
+        entries={1: 1},
+        clock=1,
+        sizes=TIMED,
+    ),
+}
+
+ROOM = {
+    "two want the room of what has expired": scene(
+        writes(1, ("room", 2, 9)),
+        writes(2, ("room", 3, 9)),
+        hashes=SAME,
+        entries={1: 1},
+        clock=1,
+        sizes=TIMED,
+    ),
+    "a deadline comes nearer beside a turn in vain": scene(
+        writes(1, ("update", 1, 1), ("tick", 1)),
+        writes(2, ("room", 2, 9), ("room", 3, 9)),
+        hashes=SAME,
+        entries={1: 9},
+        sizes=TIMED,
+    ),
+    "an entry that lives shortly comes beside a turn in vain": scene(
+        writes(1, ("delete", 1), ("insert", 4, 1), ("tick", 1)),
+        writes(2, ("room", 2, 9), ("room", 3, 9)),
+        hashes=SAME,
+        entries={1: 9},
+        sizes=TIMED,
+    ),
+    "entries expire one after another": scene(
+        writes(1, ("tick", 1), ("tick", 2)),
+        writes(2, ("room", 3, 9), ("room", 4, 9)),
+        hashes=SAME,
+        entries={1: 1, 2: 2},
+        sizes=PAIR,
+    ),
+    "who stores a nearer deadline dies beside a turn in vain": scene(
+        writes(1, ("update", 1, 1), mortal=True),
+        survives(3, 1, ("tick", 1)),
+        writes(2, ("room", 2, 9), ("room", 3, 9)),
+        hashes=SAME,
+        entries={1: 9},
+        deaths=1,
+        sizes=TIMED,
+    ),
+    "two turns in vain at once": scene(
+        writes(1, ("room", 3, 9), ("tick", 1)),
+        writes(2, ("room", 2, 9), ("room", 4, 9)),
+        hashes=SAME,
+        entries={1: 1},
+        sizes=TIMED,
+    ),
+}
+
+SWEEPING = SWEEPS | ROOM

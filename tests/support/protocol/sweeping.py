@@ -1,0 +1,194 @@
+"""Removing what has expired, and refusing an insertion for want of room (X1).
+
+Stands for sweep.pxd and rest.pxd. In a timed segment the value of an entry is its deadline, and a
+word is the clock. What has expired in a bucket is collected without its lock, and removed one by
+one, each if its header is as it was. Who finds no room sweeps a whole turn of the map's order, and
+is refused if that removed nothing. A turn that was in vain saw when the next entry expires; until
+then nobody needs another. That is kept in the word rest:
+
+    until, and who is still looking, or 0: then it holds
+
+It is claimed before the turn and stored after it, by a compare-and-swap. Whoever stores a deadline
+holds the entry, or its bucket, and then looks at the word: if the deadline is earlier, the word
+goes. So one of the two sees the other.
+"""
+
+from support.protocol.automaton import begin, cas, end, load, store
+from support.protocol.chains import chain_names
+from support.protocol.reading import chain_next, find_once, table_find
+from support.protocol.segment_model import (
+    DELETE,
+    LINK_BASE,
+    LIVE,
+    PAYLOAD_SHIFT,
+    covers,
+    level_plus1,
+    owner_of,
+    released,
+    state_of,
+)
+from support.protocol.supply import FULL, op_give_back
+from support.protocol.walking import ORDER_END, reverse_bits
+from support.protocol.writing import RETRY, bucket_hold_hash, delete_found, insert_try
+
+FAR = 9  # no deadline is later; the furthest that a rest goes
+
+
+def tick(m, _, time):
+    """It is so late."""
+    yield begin("tick", 0, time)
+    yield store(m.clock, time)
+    yield end("OK")
+
+
+def element_look(m, index, now):
+    """(its key and header, if it has expired and is nobody's; when it expires, 0: not known)."""
+    header = yield load(m.element[index])
+    if state_of(header) != LIVE:
+        return None, 0
+    deadline = yield load(m.value(index, 0))
+    again = yield load(m.element[index])
+    if again != header:
+        return None, 0
+    return (header if deadline <= now else None), deadline
+
+
+def bucket_expired(m, order, now):
+    """What has expired in the bucket that order is in: (index, header, tag, slot) of each; its
+    level; and when the next of its entries expires, 0 if that is not known."""
+    while True:
+        at = yield from table_find(m, reverse_bits(order))
+        if at is None:
+            continue
+        header = yield load(m.bucket[at])
+        if not covers(level_plus1(header), at, reverse_bits(order)):
+            continue
+        gone, earliest = yield from chain_expired(m, m.bucket[at], now)
+        if owner_of(header) and m.keeps("a held bucket may get any entry"):
+            earliest = 0
+        again = yield load(m.bucket[at])
+        if released(again) == released(header) or not m.keeps(
+            "a bucket that changed is read again"
+        ):
+            return gone, level_plus1(header), earliest
+
+
+def chain_expired(m, bucket, now):
+    """What has expired in a chain, and when the next does, 0 if that is not known."""
+    line, gone, earliest = bucket, (), FAR
+    while line is not None:
+        for slot in range(m.slots):
+            index = yield load(m.index(line, slot))
+            if 0 < index < LINK_BASE:
+                expired, deadline = yield from element_look(m, index, now)
+                if deadline or m.keeps("an entry in motion may expire at any time"):
+                    earliest = min(earliest, deadline)
+                if expired is not None:
+                    tag = yield load(m.tag(line, slot))
+                    gone = (*gone, (index, expired, tag, (line, slot)))
+        line = yield from chain_next(m, line, load)
+    return gone, earliest
+
+
+def expired_remove(m, me, gone):
+    """Delete what was collected, if it is as it was: whether it was done."""
+    index, header, tag, place = gone
+    yield from op_give_back(m, me)
+    bucket = None
+    while bucket is None:
+        bucket, held = yield from bucket_hold_hash(m, me, DELETE, tag)
+    if m.keeps("a sweeper looks for the slot when it has the lock"):
+        place = yield from chain_names(m, bucket, index)
+    if place is None:
+        yield store(bucket, released(held))
+        return False
+    if not m.keeps("a sweeper removes only what it saw expired"):
+        header = yield load(m.element[index])
+    removed = yield from delete_found(m, me, bucket, (index, header, *place))
+    yield from op_give_back(m, me)
+    return removed != RETRY
+
+
+def sweep_turn(m, me):
+    """Remove what has expired: how many; and when the next entry expires, 0 if not known."""
+    now = yield load(m.clock)
+    order, removed, earliest = 0, 0, FAR
+    while order < ORDER_END:
+        gone, level, when = yield from bucket_expired(m, order, now)
+        earliest = min(earliest, when)
+        for turn in range(len(gone)):
+            done = yield from expired_remove(m, me, gone[turn])
+            removed += done
+            del done
+        if not m.keeps("a sweep goes on behind the bucket as it was read"):
+            count = yield load(m.table)
+            level = (count >> PAYLOAD_SHIFT).bit_length()
+        order = (order | ORDER_END - 1 >> max(level, 1) - 1) + 1
+    return removed, earliest
+
+
+def expire(m, me):
+    """Remove all that has expired."""
+    yield begin("expire")
+    yield from sweep_turn(m, me)
+    yield end("DONE")
+
+
+# ---- the rest ----
+
+
+def rests(m):
+    """Whether nothing has expired since a turn in vain."""
+    word = yield load(m.rest)
+    now = yield load(m.clock)
+    return owner_of(word) == 0 and now < word >> PAYLOAD_SHIFT
+
+
+def rest_claim(m, me):
+    """Begin a turn that may end in a rest: the word as it must be found again, or None."""
+    word = yield load(m.rest)
+    if owner_of(word) or not m.keeps("a rest is claimed before the turn"):
+        return None
+    yield store(m.rest, FAR << PAYLOAD_SHIFT | me)
+    return FAR << PAYLOAD_SHIFT | me
+
+
+def rest_end(m, claimed, removed, earliest):
+    """After a turn: rest until the next entry expires, if the turn was in vain."""
+    until = 0 if removed else earliest << PAYLOAD_SHIFT
+    if claimed is not None:
+        yield cas(m.rest, claimed, until)
+    elif not m.keeps("a rest is claimed before the turn"):
+        yield store(m.rest, until)
+
+
+# ---- an insertion that needs room ----
+
+
+def insert_once(m, me, key, value):
+    """One attempt after another, until it is inserted or there is no room."""
+    outcome = RETRY
+    while outcome == RETRY:
+        _, at, header = yield from find_once(m, key)
+        outcome = yield from insert_try(m, me, key, value, at, header)
+    yield from op_give_back(m, me)
+    return outcome
+
+
+def room(m, me, key, value):
+    """Insert a key that nobody else inserts; what has expired makes room."""
+    yield begin("room", key, value)
+    swept = not m.keeps("a sweep comes before a refusal")
+    while True:
+        outcome = yield from insert_once(m, me, key, value)
+        if outcome != FULL or swept:
+            break
+        resting = yield from rests(m)
+        if resting:
+            break
+        claimed = yield from rest_claim(m, me)
+        removed, earliest = yield from sweep_turn(m, me)
+        yield from rest_end(m, claimed, removed, earliest)
+        swept = removed == 0
+        del removed, earliest, claimed, resting
+    yield end(outcome)

@@ -1,0 +1,26 @@
+"""Run a command, and what it starts, with a sanitizer loaded: python sanitized.py address pytest...
+
+What the tests compile (CFLAGS) is compiled with the sanitizer as well.
+"""
+
+import os
+import shutil
+import sys
+
+from support.sanitizers import sanitizing
+
+
+def main(kind, command, *arguments):
+    environment = sanitizing.environment(kind)
+    if not sanitizing.libraries(kind):
+        sys.exit(f"{sanitizing.compiler()} has no {sanitizing.LIBRARIES[kind][0]}")
+    environment["CFLAGS"] = environment["LDFLAGS"] = " ".join(sanitizing.FLAGS[kind])
+    # The interpreter itself, lest a script's first line starts a shell with the sanitizer.
+    sanitizing.fix_addresses()
+    os.execve(
+        sys.executable, [sys.executable, shutil.which(command) or command, *arguments], environment
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
