@@ -163,7 +163,7 @@ def test_what_cannot_be_unpickled_is_told():
     """A class that this command cannot import."""
     make_dict({"a": Job("x", 1.0)}, key=str, value=object)
 
-    assert "test_cli_dicts" in lines_of("jobs", "--unpickle")[0]
+    assert "ModuleNotFoundError" in lines_of("jobs", "--unpickle")[0]
     (found,) = formatted("jobs", "--unpickle")
     assert "ModuleNotFoundError" in found["value"]["problem"]
 

@@ -1,6 +1,7 @@
 """The command as people run it, and processes that use the maps it looks at."""
 
 import fcntl
+import functools
 import json
 import os
 import select
@@ -14,6 +15,8 @@ import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from support.zygote import Zygote
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "shmrhash"
 # Elsewhere than the root: `-m` puts the current folder on sys.path.
@@ -47,18 +50,34 @@ class Result:
         return self.out.splitlines()
 
 
+@functools.cache
+def zygote_of(pid):
+    return Zygote()
+
+
+def zygote():
+    """The zygote of this process."""
+    return zygote_of(os.getpid())
+
+
 def run(*words, status=0, stdin="", command=None, **more):
     """Run the command; its exit status must be status, and it must not show a traceback."""
-    done = subprocess.run(
-        [*(command or COMMAND), *map(str, words)],
-        cwd=FOLDER,
-        input=stdin.encode() if isinstance(stdin, str) else stdin,
-        capture_output=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-        **more,
-    )
-    result = Result(done.returncode, done.stdout, done.stderr.decode())
+    content = stdin.encode() if isinstance(stdin, str) else stdin
+    words = [str(word) for word in words]
+    if command is None and not more:
+        ended, output, errors = zygote().run(words, content, FOLDER, TIMEOUT_SECONDS)
+    else:
+        done = subprocess.run(
+            [*(command or COMMAND), *words],
+            cwd=FOLDER,
+            input=content,
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            **more,
+        )
+        ended, output, errors = done.returncode, done.stdout, done.stderr
+    result = Result(ended, output, errors.decode())
     assert "Traceback" not in result.err, result.err
     assert status == result.status, f"{words}: {result}"
     return result

@@ -40,14 +40,14 @@ def new_file(path: str, mode: int = MODE_NEW) -> Iterator[BinaryIO]:
         os.path.dirname(path), f".{os.path.basename(path)[:100]}.{secrets.token_hex(8)}"
     )
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(part, flags, mode & MODE_NEW)
-    try:
+    try:  # an interrupt may come as soon as the file is there
+        fd = os.open(part, flags, mode & MODE_NEW)
         with open(fd, "wb") as file:
             if before is not None:
                 os.fchmod(fd, stat.S_IMODE(before.st_mode) & MODE_NEW)
             yield file
         os.replace(part, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(part)
         raise
