@@ -153,6 +153,7 @@ def test_a_new_map_of_an_old_name_is_another_attachment(make_map, map_name):
     m.close()
 
 
+@pytest.mark.thorough
 def test_threads_that_open_and_close_meet_only_whole_attachments(make_map, duration):
     """C1: handles come and go in four threads; each finds the map attached."""
     m = make_map()

@@ -433,6 +433,7 @@ def damages_anywhere(name, seed, count):
         yield at, rng.choice([1, 2, 16, 128, 255, rng.randrange(1, 256)])
 
 
+@pytest.mark.thorough
 def test_damage_anywhere_neither_crashes_nor_hangs(seed, map_name, tmp_path):
     """H1: random bytes of the segment changed, most of them in use; every operation ends."""
     fresh_segment(map_name)

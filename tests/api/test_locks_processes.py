@@ -10,7 +10,7 @@ import struct
 
 import pytest
 from support.jobs import number_in, number_of_whole, whole_value, word
-from support.workers import WorkerFailed, run_together
+from support.workers import SPAWN, WorkerFailed, run_together
 
 from shmrhash import BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, LockTimeout, RHashMap
 
@@ -22,7 +22,7 @@ ROUNDS = 10_000
 ROUNDS_MAX = 100 * ROUNDS  # should somebody die
 DONE = word(1 << 32)  # under this key: how many have done their rounds
 
-processes = pytest.mark.parametrize("method", ["fork", "spawn"])
+processes = pytest.mark.parametrize("method", ["fork", SPAWN])
 flagged = pytest.mark.parametrize("flags", [0, BPF_F_LOCK], ids=["plain", "F_LOCK"])
 
 

@@ -45,6 +45,7 @@ def insertions_until_it_grows(m):
     return first
 
 
+@pytest.mark.thorough
 def test_a_dead_splitter_is_met_by_who_inserts_in_batches(map_name):
     """C2, G1: by counted insertions, and not only where somebody meets one of its buckets."""
     with stepping.on_cpu(stepping.default_cpu()):  # the depot of the child that is killed

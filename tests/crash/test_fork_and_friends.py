@@ -31,6 +31,7 @@ from support.ledger import (
     work,
     work_on_files,
 )
+from support.workers import FORKSERVER, SPAWN
 
 import shmrhash
 from shmrhash import RHashMap
@@ -265,7 +266,7 @@ def settle_all(m, books, deaths, seed):
         return storm.shared_doubts
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", [SPAWN, FORKSERVER])
 def test_killed_processes_of_multiprocessing(method, storm_map, tmp_path, seed):
     """C1, C3: maps pickled to spawned workers, which are killed in the middle of their work."""
     m, path, slots, keys_count = storm_map, tmp_path / "books", 2, 300

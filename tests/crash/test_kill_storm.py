@@ -77,9 +77,10 @@ def survive_a_storm(make_map, seed, kills_wanted, seconds, pause_s_max):
     assert info["grows"] > 0 < info["shrinks"]
 
 
-def test_nothing_is_lost_or_torn_when_workers_are_killed(make_map, seed):
-    """C1, C2, R2, W2: 300 kills; the map is what the ledgers say, and nobody is held up."""
-    survive_a_storm(make_map, seed, 300, SHORT_DURATION_S, 0.02)
+@pytest.mark.parametrize("kills", [100, pytest.param(300, marks=pytest.mark.thorough)])
+def test_nothing_is_lost_or_torn_when_workers_are_killed(make_map, seed, kills):
+    """C1, C2, R2, W2: the map is what the ledgers say, and nobody is held up."""
+    survive_a_storm(make_map, seed, kills, SHORT_DURATION_S * kills / 300, 0.02)
 
 
 @pytest.mark.long

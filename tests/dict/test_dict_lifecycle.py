@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from support import dict_jobs as jobs
-from support.workers import Crew, run_together
+from support.workers import FORKSERVER, SPAWN, Crew, run_together
 
 import shmrhash
 from shmrhash import SharedCounter, SharedDict
 
-START_METHODS = ["fork", "spawn", "forkserver"]
+START_METHODS = ["fork", SPAWN, FORKSERVER]
 TIMEOUT_S = 60
 
 every_method = pytest.mark.parametrize("method", START_METHODS)
@@ -198,7 +198,7 @@ def test_info_says_what_it_is(make_dict):
 # Several.
 
 
-@every_method
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_use_a_named_dict(make_dict, method):
     d = make_dict(key=str, value=int)
 

@@ -237,6 +237,7 @@ def recover_refused(gate, d):
 
 
 @pytest.mark.parametrize("recoverer_is_refused", [False, True])
+@pytest.mark.thorough
 def test_a_death_where_no_memory_goes_back_leaves_the_budget_right(
     in_child, make_dict, seed, recoverer_is_refused
 ):

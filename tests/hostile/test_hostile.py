@@ -73,6 +73,7 @@ def test_what_once_failed_does_not_again(resting, case):
     assert ending_of(resting, case) == ""
 
 
+@pytest.mark.thorough
 def test_an_undamaged_image_gives_correct_answers(resting):
     """The method itself: without damage, every image is used to the end of every step."""
     cases = [Case(state, [], use) for use, state in enumerate([*AT_REST, *OBJECTS_AT_REST])]

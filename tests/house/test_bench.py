@@ -127,6 +127,7 @@ def test_plots_are_drawn_from_results(tmp_path):
     assert "p99.9" in drawn
 
 
+@pytest.mark.thorough
 def test_tables_are_made_from_results(tmp_path):
     result = tmp_path / "result.json"
     run("bench_rivals.py", "--quick", "--rounds", "1", "--sizes", "8/8", "--processes", "1",

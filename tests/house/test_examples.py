@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.workers import FORKSERVER, SPAWN
 
 import shmrhash
 
@@ -144,7 +145,7 @@ def test_word_count_prints_results_and_the_rest_if_asked(corpus):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_word_count_loses_no_word_in_twenty_runs(corpus, start_method):
     """W1: the same, repeated, since a lost update is a matter of chance."""
     for _ in range(20):
@@ -226,7 +227,7 @@ def test_word_count_exits_with_2_if_nothing_matches(corpus):
     assert "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_word_count_exits_with_2_if_the_map_is_full(corpus, start_method):
     """W2: the worker's MapFull arrives in the parent; the segment is removed."""
     result = run(WORD_COUNT, corpus, "--max-words", 3, "--start-method", start_method)
@@ -269,7 +270,7 @@ def test_word_count_exits_with_2_if_a_worker_is_killed():
     assert not program.segment_exists()
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("start_method", ["fork", SPAWN, FORKSERVER])
 def test_word_count_with_a_shared_counter_loses_no_word(corpus, start_method):
     """W1: the oracle is a Counter."""
     result = run(WORD_COUNT, corpus, "--counter", "--workers", 3, "--start-method", start_method)
@@ -278,7 +279,7 @@ def test_word_count_with_a_shared_counter_loses_no_word(corpus, start_method):
     assert re.search(r"^ +1,521  rose$", result.out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
 @pytest.mark.thorough
 def test_pool_cache_finds_what_one_process_finds(start_method):
     """W1: and the workers find most of what they ask for."""
@@ -293,7 +294,7 @@ def test_pool_cache_finds_what_one_process_finds(start_method):
     assert float(percent) > 50
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_rate_limiter_is_exact(start_method):
     """W1: at the limit exactly one of two requests is allowed."""
     result = run(
@@ -306,7 +307,7 @@ def test_rate_limiter_is_exact(start_method):
     assert "exact - a new window is open" in result.out
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_shared_table_has_no_torn_row(start_method):
     """R2, L1: rows are read while they are written."""
     result = run(
@@ -318,7 +319,7 @@ def test_shared_table_has_no_torn_row(start_method):
     assert "\n0 torn, 0 not whole at the end\n" in result.out
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_bank_loses_no_money_to_kills(start_method):
     """W1, C1: a payment of two keys is finished by whoever comes next, and counts once."""
     program = ROOT / "examples" / "bank.py"

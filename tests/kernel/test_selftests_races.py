@@ -8,7 +8,7 @@ from support.jobs import number_in, number_of_whole, whole_value
 from support.kernel import kernel_jobs
 from support.kernel.kernel_jobs import int_word
 from support.kernel.sides import ANY, EXIST, LOCK, NOEXIST
-from support.workers import METHODS, run_together
+from support.workers import METHODS, SPAWN, run_together
 
 LOCK_FLAGS = [0, LOCK]
 
@@ -16,7 +16,7 @@ methods = pytest.mark.parametrize("method", METHODS)
 flagged = pytest.mark.parametrize("flags", LOCK_FLAGS, ids=["plain", "F_LOCK"])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])  # a thread would pin the test runner
+@pytest.mark.parametrize("method", ["fork", SPAWN])  # a thread would pin the test runner
 def test_concurrent_update(make_map, method):
     """W1 (concurrent_update): four on one CPU, 1,000 updates of one key each, no error."""
     m = make_map(key_size=4, value_size=8, max_entries=1)

@@ -17,7 +17,12 @@ import time
 import traceback
 from multiprocessing.connection import wait as wait_for_connections
 
-METHODS = ["thread", "fork", "spawn"]
+import pytest
+
+# A spawned process imports everything anew: half a second of processor time each.
+SPAWN = pytest.param("spawn", marks=pytest.mark.thorough)
+FORKSERVER = pytest.param("forkserver", marks=pytest.mark.thorough)
+METHODS = ["thread", "fork", SPAWN]
 TIMEOUT_S = 60.0
 # A stuck worker prints where it is stuck this long before it is killed.
 DUMP_BEFORE_END_S = 3.0
