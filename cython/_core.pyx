@@ -298,7 +298,10 @@ cdef class MapHandle:
         if unlikely(op.generation != process_generation):
             self._leave_to_parent()
             return
-        op_give_back(op)
+        if unlikely(op.context.element != 0 or op.context.line_stash != 0
+                    or op.context.debt != 0 or op.starving != 0):
+            if not self.map.read_only:         # else it owes nothing: a damaged context says so
+                op_give_back(op)
         op_end(op)
         if unlikely(not local_put_u64(&self.map.local.idle_context, op.self_index + 1)):
             attach_rest(&self.map, op.self_index + 1)

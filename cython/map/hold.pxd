@@ -21,10 +21,10 @@ cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
     return index != 0 and index < op.map.line_max and word_held_by(
         line_at(op.map, index).header, op.self_index)
 
-cdef inline void op_give_back_all(Op *op) noexcept nogil:
+cdef inline void op_give_back(Op *op) noexcept nogil:
+    """Give back what an operation kept for a next attempt, its claim to be let in first too. What
+    cannot be had now stays named."""
     cdef uint64_t line
-    if unlikely(op.map.read_only):
-        return                                 # it kept nothing, whatever a damaged context says
     if unlikely(op.starving != 0):
         starving_end(op)
     if unlikely(op.context.element != 0):
@@ -45,13 +45,6 @@ cdef inline void op_give_back_all(Op *op) noexcept nogil:
         if pool_give(op, &op.map.line_pool, line, &op.context.line) != OK:
             line_stash(op)
             break
-
-cdef inline void op_give_back(Op *op) noexcept nogil:
-    """Give back what an operation kept for a next attempt, its claim to be let in first too. What
-    cannot be had now stays named."""
-    if unlikely(op.starving != 0 or op.context.element != 0 or op.context.debt != 0
-                or op.context.line_stash != 0):
-        op_give_back_all(op)
 
 cdef inline Status bucket_hold(
         Op *op, uint32_t operation, Bucket **bucket, uint64_t *held) noexcept nogil:

@@ -206,7 +206,8 @@ cdef inline void attach_leave(Map *map, Standing *standing) noexcept nogil:
             op.self_index = <uint32_t> (taken - 1)
             op.context = context_at(map, op.self_index)
             context_note_time(map, op.context)
-            op_give_back(&op)
+            if not map.read_only:              # else it owes nothing, whatever its context says
+                op_give_back(&op)
             if op.context.element == 0 and op.context.line_stash == 0 and op.context.debt == 0:
                 # Release: everything is at rest; pairs with the CAS in context_claim.
                 store_release_u64(&op.context.owner, 0)

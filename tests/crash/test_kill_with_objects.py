@@ -82,12 +82,12 @@ def removed(*keys):
 
 
 def in_a_section(entries):
-    with entries.locked(SHORT) as section:
+    with entries._section(SHORT, None) as section:
         section.value = value(80, PAGE)
 
 
 def left_section(entries):
-    with entries.locked(SHORT) as section:
+    with entries._section(SHORT, None) as section:
         section.value = value(80)
         section.roll_back()
 
@@ -216,7 +216,7 @@ def somebody_attaches(entries, model):
 
 
 def lock_same_key(entries, model):
-    with entries.locked(SHORT, default=value(92)) as section:
+    with entries._section(SHORT, None, value(92)) as section:
         assert section.value == model.get(SHORT, value(92))
         section.value = model[SHORT] = value(93)
 
