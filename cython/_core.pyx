@@ -2,7 +2,7 @@
 """The extension module: Python objects, the GIL and errors on top of the core's .pxd files.
 
 MapHandle attaches a process to a segment and offers the operations; shmrhash.RHashMap is its public
-subclass. Everything that can wait releases the GIL.
+subclass. Every operation that has to wait releases the GIL while it does.
 """
 cimport cython
 from cpython.buffer cimport (
@@ -122,9 +122,9 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     STACK_VALUE_MAX = 512      # larger values are copied straight into the bytes object
     NOTICE_MASK = 0x7FF        # of activity: each 1,024th operation of a context notes the time,
-    PATROL_MASK = 0xFFFF       # and each 32,768th looks for dead processes
+    PATROL_MASK = 0xFFFF       # and each 32,768th recovers dead processes
     F_LOCK = 4                 # BPF_F_LOCK
-    READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries, yielding between: a damaged segment
+    READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries each: more only in a damaged segment
 
 
 include "python/segments.pxi"
@@ -135,13 +135,13 @@ cdef dict sections_open = {}
 # One try of an operation, for MapHandle._attempt.
 ctypedef Status (*Attempt)(Op *op, void *arguments) noexcept nogil
 
-# How long an operation has waited, and may.
+# How long an operation has waited, and how long it may.
 cdef struct Waiting:
     uint64_t turn
-    uint64_t retries           # one after another
+    uint64_t retries           # in a row, none of them BUSY
     uint64_t swept, sweep_at, sweep_next       # of a sweep for room (sweeping.pxi)
     int64_t began
-    int64_t limit_ns           # negative: for ever
+    int64_t limit_ns           # negative: no limit
 
 
 cdef int64_t timeout_ns(timeout) except? -2:
@@ -149,41 +149,41 @@ cdef int64_t timeout_ns(timeout) except? -2:
     seconds = float(timeout)
     if not seconds >= 0:
         raise _errors.InvalidArgument(
-            f"timeout must be None or seconds from 0 on, not {timeout!r}")
+            f"timeout must be None or a number of seconds from 0 on, not {timeout!r}")
     return -1 if seconds > 1e9 else <int64_t> (seconds * 1e9)
 
 
 cdef enum Reads:               # what a handle may read
-    READS_NONE                 # nothing: it is closed, or only writes
+    READS_NONE                 # nothing: it is closed or write-only
     READS_ANY
-    READS_WORDS                # anything, and map.words_only
+    READS_WORDS                # anything, and the map is words_only
 
 
 @cython.auto_pickle(False)
 cdef class MapHandle:
-    """One process's attachment to a segment.
+    """A handle: the object through which a process uses a map.
 
-    Beside the operations: name (of the segment), map_flags and map_extra (as given at creation),
-    ephemeral (whether the last to close removes the name), recovered_at_open (how many dead
-    processes attaching recovered).
+    Attributes: name (of the segment), map_flags and map_extra (as given at creation), ephemeral
+    (whether the last process to close the map removes its name), recovered_at_open (how many dead
+    processes were recovered when this handle was opened).
     """
 
     cdef Map map
-    cdef PyObject *attachment      # counted; no object, so that this class needs no cyclic GC
+    cdef PyObject *attachment      # a counted reference, untyped: so this class needs no cyclic GC
     cdef Standing *standing        # the attachment's
     cdef bint is_user              # counted in attachment.users
     cdef readonly str name
     cdef bint is_closed
     cdef readonly bint write_only
     cdef Reads reads
-    cdef bint writes_oddly         # not at all, or where nobody can order what it does
+    cdef bint writes_oddly         # it may not write, or membarrier is refused (_enter_oddly)
     cdef bint overwrites           # the last update found its key: the next tries store_word
     cdef Recycler recycler
     cdef uint64_t in_flight        # operations of this generation under way: the mapping stays
-    cdef uint64_t generation       # in which they began
-    cdef uint64_t inherited        # of earlier generations: some of their frames may still return
+    cdef uint64_t generation       # the generation that in_flight counts
+    cdef uint64_t inherited        # operations of earlier generations: some may still return here
     cdef uint64_t views            # objects that point into the mapping
-    cdef uint64_t writes           # operations begun that may have written, for iterators
+    cdef uint64_t writes           # operations begun that may have written; iterators compare it
     cdef readonly uint32_t map_flags
     cdef readonly uint32_t map_extra
     cdef readonly bint ephemeral
@@ -207,7 +207,7 @@ cdef class MapHandle:
         self.reads = READS_WORDS if self.map.words_only else READS_ANY
         self.writes_oddly = read_only or not self.map.use_membarrier
         if self.writes_oddly and not read_only:
-            self.reads = READS_ANY             # for store_word, which does not ask
+            self.reads = READS_ANY             # keeps off store_word, which does not ask
         if not read_only:
             expect_registered(self)
             with nogil:
@@ -263,7 +263,8 @@ cdef class MapHandle:
                 f"map {self.name!r} is open for reading only; open it without read_only=True")
 
     cdef uint64_t _claim_context(self) except 0:
-        """An idle context, or a new one; registers this process first if it is not (fork)."""
+        """Take an idle context or claim a new one; returns its index plus one. Registers this
+        process first if it has no slot (a child of fork)."""
         cdef uint64_t taken = 0
         cdef Status status
         self._expect_open()
@@ -273,7 +274,7 @@ cdef class MapHandle:
         return taken
 
     cdef inline int _enter(self, Op *op) except -1:
-        """Begin an operation that writes, or that looks and must not lose what it looks at."""
+        """Begin a write, or a read that must keep memory from being given back."""
         cdef uint64_t taken
         if unlikely(self.is_closed):
             self._expect_open()
@@ -310,7 +311,8 @@ cdef class MapHandle:
         self._end_use()
 
     cdef void _notice(self, Context *context) noexcept:
-        """Each 1,024th operation of a context: it was in use, and each 32,768th: who is dead?"""
+        """After each 1,024th operation of a context: note that it is in use. After each 32,768th:
+        recover dead processes."""
         context_note_time(&self.map, context)
         if context.activity & PATROL_MASK == 0:
             with nogil:
@@ -323,7 +325,8 @@ cdef class MapHandle:
         self.in_flight += 1
 
     cdef void _forked(self) noexcept:
-        """In a child of fork, before anything is counted there."""
+        """In a child of fork, before this handle counts an operation there: what was under way in
+        the parent is inherited."""
         self.inherited += self.in_flight
         self.in_flight = 0
         self.generation = process_generation
@@ -335,10 +338,11 @@ cdef class MapHandle:
         self._detach_if_idle()
 
     cdef inline void _detach_if_idle(self) noexcept:
-        """After close(), once nobody points into the mapping any more.
+        """Detach after close(), once no operation and no view uses the mapping any more.
 
-        Of what was under way at a fork, what the forking thread had comes back in the child; what
-        others had does not, and cannot be told apart: the mapping stays, but no more than that."""
+        Of the operations under way at a fork, those of the forking thread return in the child and
+        those of other threads do not; the handle cannot tell the two apart. So while it has
+        inherited operations the mapping stays, but slot and contexts are given back."""
         if unlikely(self.is_closed and self.views == 0 and self.in_flight == 0):
             if self.inherited == 0:
                 detach(self)
@@ -346,7 +350,8 @@ cdef class MapHandle:
                 leave(self)
 
     cdef void _leave_to_parent(self) noexcept:
-        """In a child of fork: the end of an operation that the parent began, and ends itself."""
+        """In a child of fork, at the end of an operation that the parent began: the parent ends
+        it, the child only stops counting it."""
         if self.generation != process_generation:
             self._forked()
         self.inherited -= 1
@@ -360,7 +365,8 @@ cdef class MapHandle:
         return patience
 
     cdef int _wait(self, Op *op, Status status, Waiting *patience) except -1:
-        """Between two attempts. The operation holds nothing; its context is at rest meanwhile."""
+        """Wait between two attempts of an operation. It holds nothing, and its context is outside
+        any operation until the next attempt."""
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
         if patience.turn == 0:
             patience.began = now
@@ -376,7 +382,7 @@ cdef class MapHandle:
                 now - patience.began >= patience.limit_ns) and patience.turn > 4:
             raise_timeout(self, op, now - patience.began)
         patience.retries = 0 if status == BUSY else patience.retries + 1
-        if patience.retries > READ_ROUNDS_MAX:         # only while somebody damages the segment
+        if patience.retries > READ_ROUNDS_MAX:         # only if the segment is being damaged
             raise_status(self, CORRUPT, op)
         if op.context != NULL:
             op_end(op)
@@ -390,18 +396,19 @@ cdef class MapHandle:
         return 0
 
     cdef int _expect_no_deadlock(self, Op *op) except -1:
-        """Raise if what this thread waits for is a section that this thread has open."""
+        """Raise DeadlockError if this thread waits for a section that it has open itself."""
         if word_locked(op.wait_seen) and sections_open.get(
                 (self.map.device, self.map.inode, word_owner(op.wait_seen))
                 ) == PyThread_get_thread_ident():
             raise _errors.DeadlockError(
-                f"map {self.name!r}: this thread has the key locked already (a coroutine or "
-                f"greenlet is no thread of its own); use the section it has open")
+                f"map {self.name!r}: this thread has already locked the key (a coroutine or "
+                f"greenlet is not a thread of its own); use the section that is open")
         return 0
 
     cdef int _renew(self, Op *op) except -1:
-        """After Python code ran inside an operation: True if it forked, and this is the child. The
-        operation then goes on in a context of its own; what it held is its parent's."""
+        """After Python code ran inside an operation: True if that code forked and this is the
+        child. The operation then goes on in a context of the child's own; what it held remains the
+        parent's."""
         cdef uint64_t taken
         if likely(op.generation == process_generation):
             return False
@@ -420,7 +427,7 @@ cdef class MapHandle:
         return True
 
     cdef int _resume(self, Op *op) except -1:
-        """Look at signals, and begin the operation again that was ended for this."""
+        """Handle signals, then begin again the operation that the caller ended for that."""
         try:
             PyErr_CheckSignals()
         finally:
@@ -431,7 +438,7 @@ cdef class MapHandle:
         return 0
 
     cdef inline int _enter_to_write(self, Op *op) except -1:
-        """_enter for what writes. freeze() waits for whoever came in before it."""
+        """_enter for a write. freeze() waits for writes that began before it."""
         if unlikely(self.writes_oddly):
             self._enter_oddly(op)
         else:
@@ -442,7 +449,7 @@ cdef class MapHandle:
         return 0
 
     cdef int _enter_oddly(self, Op *op) except -1:
-        """_enter, by a handle that may not write, or where membarrier is refused."""
+        """_enter for a write by a handle that may not write, or where membarrier is refused."""
         self._expect_open()
         self._expect_writable()
         self._enter(op)
@@ -450,19 +457,19 @@ cdef class MapHandle:
         return 0
 
     cdef inline int _enter_to_modify(self, Op *op) except -1:
-        """_enter_to_write for what also tells the caller what was there."""
+        """_enter_to_write for an operation that also tells the caller what was stored before."""
         if unlikely(self.reads == READS_NONE):
             self._refuse_reading()
         return self._enter_to_write(op)
 
     cdef int _enter_to_read(self, Op *op) except -1:
-        """_enter for what only reads; op.context is NULL if the handle has none (peek.pxd)."""
+        """_enter for a read; op.context is NULL if the handle has no context (peek.pxd)."""
         if self.reads == READS_NONE:
             self._refuse_reading()
         return self._enter_to_look(op)
 
     cdef int _enter_to_look(self, Op *op) except -1:
-        """_enter_to_read for figures, not entries: also of a handle that only writes."""
+        """_enter_to_read for figures rather than entries: a write-only handle may read these."""
         if not self.map.read_only:
             return self._enter(op)
         self._expect_open()
@@ -487,7 +494,8 @@ cdef class MapHandle:
             self._leave_to_parent()
 
     cdef inline bint _recovered_room(self, Status status, Op *op, Waiting *patience) noexcept:
-        """After FULL or NO_MEMORY: whether the dead, or what has expired, had what was wanted."""
+        """After FULL, NO_MEMORY or OUT_OF_BYTES: recover the dead, or sweep some expired entries.
+        Returns whether to try again."""
         if likely(status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES):
             return False
         return recover_those_inside(&self.map) != 0 or sweep_for_room(self, op, patience)
@@ -520,19 +528,19 @@ cdef class MapHandle:
         raise _errors.WriteOnlyMap(f"map {self.name!r} is open for writing only")
 
     def _forbid_reading(self):
-        """From now on this handle only writes."""
+        """Make this handle write-only from now on."""
         self.write_only = True
         self.reads = READS_NONE
 
     cdef inline Status _read(self, const uint8_t *key, void *value) except? RETRY:
-        """lookup, or contains if value is NULL."""
+        """Copy the value of key to value; if value is NULL, only find out whether key is there."""
         cdef Context *context
         cdef uint32_t hash
         cdef uint64_t word
         cdef uint64_t idle
         if unlikely(self.reads != READS_WORDS) or unlikely(self.map.local.idle_context == 0):
             return self._read_any(key, value)
-        idle = self.map.local.idle_context     # local is there only while reads says so
+        idle = self.map.local.idle_context     # local is mapped while reads is not READS_NONE
         # The GIL is kept, so the idle context need not be taken, only marked.
         context = context_at(&self.map, idle - 1)
         context_begin(context)
@@ -557,7 +565,7 @@ cdef class MapHandle:
 
     cdef Status _read_on(
             self, Context *context, const uint8_t *key, uint32_t hash, void *value) except? RETRY:
-        """_read in a context that has begun."""
+        """_read, in a context in which the operation has begun."""
         cdef Status status = read_fast(&self.map, hash, key, value)
         context_end(context)
         if unlikely(status != OK and status != ABSENT):
@@ -566,8 +574,8 @@ cdef class MapHandle:
 
     cdef Status _read_slowly(
             self, const uint8_t *key, uint32_t hash, void *value) except? RETRY:
-        """The same without an idle context at hand, for a handle without contexts, or yielding to
-        writers that keep changing the key."""
+        """_read when no idle context is at hand, by a handle without contexts, or when writers keep
+        changing the key: it yields to them between its rounds."""
         cdef Op op
         cdef Status status = RETRY
         cdef uint64_t _rounds
@@ -684,10 +692,10 @@ cdef class MapHandle:
         return status
 
     def lookup(self, key, flags=0):
-        """Return the value of key as bytes, or None.
+        """Return the value of key as bytes, or None if the key is absent.
 
-        Takes no lock, never waits for a writer (R1); the value was stored whole (R2). Expected
-        O(1): two cache lines for a key that is there, one for a key that is not. With flags
+        Takes no lock and never waits for a writer (R1); the value is complete, as one write stored
+        it (R2). Expected O(1): two cache lines for a present key, one for an absent key. With flags
         BPF_F_LOCK it waits until no section and no write holds the element (L1).
 
         Raises InvalidArgument (flags, or a key of another size), TypeError (not a buffer),
@@ -700,7 +708,7 @@ cdef class MapHandle:
         return self._lookup(key)
 
     cdef object _lookup_unlocked(self, object key):
-        """_lookup at a moment when nobody holds the element."""
+        """_lookup that waits for a moment when no context holds the element (BPF_F_LOCK)."""
         cdef Op op
         cdef bytes value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.map.value_size)
         cdef Status status = self._attempt(
@@ -712,8 +720,9 @@ cdef class MapHandle:
     cdef Status _attempt(
             self, object key, Attempt attempt, void *arguments, Op *op,
             bint reading) except? RETRY:
-        """Try until it is final: OK, ABSENT, or what else is no error here. (_update and _delete
-        have loops of their own, so that the compiler sees the whole of them.)"""
+        """Repeat an attempt until its status is final, and return that status; the caller raises.
+        (_update and _delete have loops of their own, so that the compiler sees the whole of them.)
+        """
         cdef Py_buffer view
         cdef Status status = RETRY
         cdef Waiting patience = self._patience()
@@ -738,7 +747,9 @@ cdef class MapHandle:
         return status
 
     def get(self, key, default=None):
-        """Return the value of key as bytes, or default. Else as lookup().
+        """Return the value of key as bytes, or default if the key is absent.
+
+        Cost and guarantees are those of lookup() without flags.
 
         Raises InvalidArgument, TypeError, MapClosed, SegmentCorrupt.
         """
@@ -767,12 +778,14 @@ cdef class MapHandle:
         raise _errors.InvalidArgument(f"flags {as_index(flags)} are not valid: {wanted}")
 
     def update(self, key, value, flags=0):
-        """Store value, value_size bytes, under key, as flags say: BPF_ANY, BPF_NOEXIST, BPF_EXIST.
+        """Store value (value_size bytes) under key.
 
+        flags: BPF_ANY inserts or replaces, BPF_NOEXIST only inserts, BPF_EXIST only replaces.
         Atomic: a concurrent lookup returns the old value or the new one (R2), and so does every
-        lookup after a kill in between (C1). Replacing a value never fails for lack of room (W2).
-        Expected O(1); an insert may commit up to 256 KiB of memory and split two buckets (G1).
-        Waits, without the GIL, for a process that is changing the same element or bucket.
+        lookup after the writer was killed during the update (C1). Replacing a value never fails for
+        lack of room (W2). Expected O(1); an insert may commit up to 256 KiB of memory and split two
+        buckets (G1). Waits, without the GIL, for a process that is changing the same element or
+        bucket.
 
         Raises KeyExists (BPF_NOEXIST), KeyNotFound (BPF_EXIST), MapFull (E2BIG), SegmentFull
         (ENOMEM), LockTimeout (EBUSY), InvalidArgument, TypeError, ReadOnlyMap, MapClosed.
@@ -792,8 +805,8 @@ cdef class MapHandle:
         """Remove key and its value.
 
         Atomic (W1). Expected O(1); may merge two buckets and give memory back. Waits, without the
-        GIL, for a process that is changing the same element or bucket; a locked section on the key
-        is cut off, and told so at its end.
+        GIL, for a process that is changing the same element or bucket. It does not wait for a
+        locked section on the key: that is cut off, and learns so at its end.
 
         Raises KeyNotFound (ENOENT), LockTimeout (EBUSY), InvalidArgument, TypeError, ReadOnlyMap,
         MapClosed.
@@ -806,10 +819,10 @@ cdef class MapHandle:
             raise _errors.KeyNotFound(key)
 
     def lookup_and_delete(self, key, flags=0):
-        """Remove key and return its last value as bytes: no other caller gets the same one.
+        """Remove key and return its last value as bytes; no other caller gets the same value.
 
-        Atomic (W1); else as delete(). With flags BPF_F_LOCK it waits for a locked section to end,
-        instead of cutting it off.
+        Atomic (W1). Cost and waiting are those of delete(), but with flags BPF_F_LOCK it waits for
+        a locked section on the key to end instead of cutting it off.
 
         Raises KeyNotFound (ENOENT), LockTimeout (EBUSY), DeadlockError, InvalidArgument,
         TypeError, ReadOnlyMap, MapClosed.
@@ -833,7 +846,7 @@ cdef class MapHandle:
             credits < self.map.max_entries) else 0
 
     def close(self):
-        """Detach. Operations of other threads that are under way end first."""
+        """Close the handle. It detaches once other threads' operations and all views have ended."""
         if not self.is_closed:
             self.is_closed = True
             self.reads = READS_NONE
@@ -858,7 +871,7 @@ cdef class MapHandle:
 
     @property
     def max_entries(self):
-        """The hard limit of entries."""
+        """The hard limit on the number of entries."""
         return self.map.max_entries
 
     @property
@@ -868,7 +881,7 @@ cdef class MapHandle:
 
     @property
     def timeout(self):
-        """Seconds to wait for a lock whose owner is alive; None is for ever."""
+        """Seconds to wait for a lock whose owner is alive; None means without limit."""
         return None if self.map.timeout_ns < 0 else self.map.timeout_ns / 1e9
 
 

@@ -1,11 +1,11 @@
-/* What Cython cannot say: atomic accesses, fences, the 128-bit product, the vector match of a
+/* What Cython cannot express: atomic accesses, fences, the 128-bit product, the vector match of a
  * bucket's tags, static assertions. No state and no policy live here.
  *
  * Orders. A _relaxed access is atomic and unordered; _acquire and _release pair up as in C11. The
  * fences are C11 fences: fence_acquire() keeps earlier loads before later accesses, fence_release()
  * keeps earlier accesses before later stores. compiler_fence() orders one thread against its own
- * death only: after SIGKILL every retired store is visible and no later one happened, so program
- * order, kept by the compiler, is all that an intent record needs.
+ * death only: after SIGKILL every retired store is visible and no later one has happened, so what a
+ * process records for its recovery needs program order, kept by the compiler, and nothing more.
  */
 #ifndef SHM_ATOMICS_H
 #define SHM_ATOMICS_H
@@ -48,7 +48,7 @@ static inline int shm_cas_acq_rel_u64(uint64_t *p, uint64_t expected, uint64_t d
 #define shm_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #define shm_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
 #define shm_fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)
-/* A full fence behind a compare-and-swap, which is one itself on x86. */
+/* A full fence after a CAS. On x86 the CAS itself is one, so only the compiler needs a fence. */
 #if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
 #define shm_fence_after_cas() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 #else
@@ -56,8 +56,8 @@ static inline int shm_cas_acq_rel_u64(uint64_t *p, uint64_t expected, uint64_t d
 #endif
 #define shm_compiler_fence() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
-/* A process-local cache slot that at most one thread may empty. The GIL already serialises its
- * users; without a GIL the slot is exchanged atomically. */
+/* Empties a process-local cache slot and returns its value; of several threads one gets it. The GIL
+ * already serialises the threads; in a build without a GIL the slot is exchanged atomically. */
 static inline uint64_t shm_local_take_u64(uint64_t *slot)
 {
 #ifdef Py_GIL_DISABLED
@@ -69,7 +69,7 @@ static inline uint64_t shm_local_take_u64(uint64_t *slot)
 #endif
 }
 
-/* Puts value back if the slot is empty; answers whether it did. */
+/* Puts value back if the slot is empty; returns whether it did. */
 static inline int shm_local_put_u64(uint64_t *slot, uint64_t value)
 {
 #ifdef Py_GIL_DISABLED
@@ -117,7 +117,7 @@ static inline uint64_t shm_multiply_fold(uint64_t a, uint64_t b)
 }
 
 /* Bit i is set if tags[i] == tag, for the seven tags of a bucket or line. Only the tag words are
- * loaded: a vector load over the header just CASed would wait for store forwarding. */
+ * loaded: a vector load that covers a header just stored by a CAS would wait for that store. */
 static inline uint32_t shm_match7(const uint32_t *tags, uint32_t tag)
 {
 #if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
@@ -162,7 +162,8 @@ static inline uint32_t shm_read_u16(const void *p)
     return word;
 }
 
-/* size bytes, at most 8, as the low bytes of a word. No call and no loop: two loads that overlap. */
+/* size bytes, at most 8, as the low bytes of a word. There is no call and no loop, but two loads
+ * that overlap. */
 static inline uint64_t shm_read_tail(const void *p, uint64_t size)
 {
     const unsigned char *in = (const unsigned char *)p;
@@ -175,22 +176,22 @@ static inline uint64_t shm_read_tail(const void *p, uint64_t size)
     return size ? *in : 0;
 }
 
-/* Runs of shared words, moved as wide as the machine can. Such a copy may be torn anywhere: it
- * counts only if a header that is looked at afterwards says that nothing changed, or if nobody else
- * may touch the words. ThreadSanitizer has to know that they are shared and gets a word at a time,
- * as other machines do. */
+/* Copies of several shared words, in the widest moves that the machine has. Such a copy may be torn
+ * anywhere: it counts only if a header that is read afterwards says that nothing changed, or if no
+ * other thread may touch the words. ThreadSanitizer has to see that the words are shared, so under
+ * it they are copied one by one, as on machines without wide moves. */
 #if (defined(__SSE2__) || defined(__ARM_NEON)) && !defined(__SANITIZE_THREAD__)
 #define SHM_WIDE 1
 #else
 #define SHM_WIDE 0
 #endif
-#define SHM_MEMCPY_BYTES 128 /* from here on a call is faster than a loop */
+#define SHM_MEMCPY_BYTES 128 /* from this size on a call is faster than a loop */
 
 /* Out of line, so that the code for keys and values of 8 bytes around it stays small enough to be
  * inlined and keeps its registers. */
 #define SHM_APART static __attribute__((noinline, unused))
 
-/* 16 bytes at a time, as many as there are; how many bytes that was. */
+/* Copies all whole groups of 16 bytes; returns how many bytes that was. */
 static inline uint64_t shm_copy_wide(void *to, const void *from, uint64_t size)
 {
 #if SHM_WIDE
@@ -214,7 +215,7 @@ static inline uint64_t shm_copy_wide(void *to, const void *from, uint64_t size)
 #endif
 }
 
-/* Shared words to private bytes. The source is padded to whole words. */
+/* Copies shared words to private bytes. The source is padded to whole words. */
 SHM_APART void shm_copy_out(void *private_bytes, const uint64_t *shared_words, uint64_t size)
 {
     unsigned char *out = (unsigned char *)private_bytes;
@@ -229,7 +230,7 @@ SHM_APART void shm_copy_out(void *private_bytes, const uint64_t *shared_words, u
     }
 }
 
-/* The same where one word may change under our eyes: no word is torn. */
+/* The same, but word by word: a word that changes during the copy is not torn. */
 SHM_APART void shm_copy_out_words(void *private_bytes, const uint64_t *shared_words, uint64_t size)
 {
     unsigned char *out = (unsigned char *)private_bytes;
@@ -239,7 +240,7 @@ SHM_APART void shm_copy_out_words(void *private_bytes, const uint64_t *shared_wo
     }
 }
 
-/* Private bytes to shared words; the padding of the last word is written as zeros. */
+/* Copies private bytes to shared words; the padding of the last word is written as zeros. */
 SHM_APART void shm_copy_in_run(uint64_t *shared_words, const void *private_bytes, uint64_t size)
 {
     const unsigned char *in = (const unsigned char *)private_bytes;

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # The names of atomics.h for the core. The orders are explained there.
 #
-# Every ordered access in the core names its partner at the call.
+# In the core, a comment at each ordered access names the access that it pairs with.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "machine/atomics.h" nogil:

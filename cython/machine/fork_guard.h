@@ -1,10 +1,11 @@
-/* Fork is kept away while a process holds a descriptor whose lock a child must not have.
+/* Keeps fork away while a process holds a descriptor whose lock a child must not inherit.
  *
- * A process opens the segment's file, locks a byte, maps a page that fork does not pass on, and
- * closes the descriptor. A child forked between the first and the last would have the descriptor,
- * and keep the lock for as long as it lives. So those few calls are made under a mutex that fork
- * takes in its prepare handler. A handler does nothing but take the mutex or let it go, and whoever
- * has the mutex waits for nothing but system calls: neither can stand in the other's way. */
+ * A process opens the segment's file, locks a byte, maps a page that a child does not inherit, and
+ * closes the descriptor. A child forked between the first and the last of these calls would inherit
+ * the descriptor, and keep the lock for as long as it lives. So those few calls are made under a
+ * mutex that fork takes in its prepare handler. The handlers do nothing but lock and unlock the
+ * mutex, and a thread that holds the mutex waits for nothing but system calls: so there can be no
+ * deadlock. */
 #ifndef SHMRHASH_FORK_GUARD_H
 #define SHMRHASH_FORK_GUARD_H
 
@@ -22,7 +23,7 @@ static void fork_guard_end(void)
     pthread_mutex_unlock(&fork_guard_mutex);
 }
 
-/* Once, when the module is made. 0, or what pthread_atfork says. */
+/* Called when the module is imported. Returns 0, or the error of pthread_atfork. */
 static inline int fork_guard_install(void)
 {
     static int installed = 0;

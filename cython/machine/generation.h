@@ -1,10 +1,10 @@
-/* Which process of a line of forks this is.
+/* The generation of this process: a number that grows by one in each child of fork.
  *
- * A child of fork has all Python objects of its parent, and nothing of what they stand for in a
- * segment: pins, sections, contexts and operations under way are its parent's. So whatever stands
- * for something there notes the generation in which it began, and whoever uses or ends it compares.
- * The handler runs in the child before anything else of this library can, also where a C library
- * forks and Python's own hooks are not called. */
+ * A child of fork has all Python objects of its parent, but owns nothing of what they stand for in
+ * a segment: pins, sections, contexts and operations under way are still its parent's. So an object
+ * that stands for such a thing notes the generation in which it began, and the code that uses or
+ * ends it compares that with the current generation. The handler runs in the child before any other
+ * code of this library, also where a C library forks and Python's own hooks are not called. */
 #ifndef SHMRHASH_GENERATION_H
 #define SHMRHASH_GENERATION_H
 
@@ -18,7 +18,7 @@ static void generation_of_child(void)
     process_generation += 1;
 }
 
-/* Once, when the module is made. 0, or what pthread_atfork says. */
+/* Called when the module is imported. Returns 0, or the error of pthread_atfork. */
 static inline int generation_install(void)
 {
     static int installed = 0;

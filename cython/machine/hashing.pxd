@@ -2,18 +2,18 @@
 # Two hashes of a key: 32 bits for every map, and a digest of 16 bytes for keys of any length.
 #
 # The 32-bit hash is seeded for each map from getrandom. A key of 8 bytes takes two multiply-folds
-# (64 x 64 -> 128, halves xor-ed); other keys take a chain of them, 16 bytes a step. The low bits
-# choose the bucket and all 32 are kept as the tag, so splits and merges never read an element. An
-# attacker who does not know the seeds cannot choose collisions; a process that may attach can read
-# the seeds, and is trusted with the map anyway. Tests of collisions use the seeds as a lever: with
-# seeds[1] == 0 every key hashes to 0.
+# (64 x 64 -> 128, halves xor-ed), and so does one of 4; other keys take a chain of them, 16 bytes
+# in each step. The low bits choose the bucket and all 32 are kept as the tag, so splits and merges
+# never read an element. An attacker who does not know the seeds cannot choose collisions; a process
+# that may attach can read the seeds, and is trusted with the map anyway. Tests force collisions
+# through the seeds: with seeds[1] == 0 every key hashes to 0.
 #
 # The digest: a key of up to 15 bytes is stored in it, padded with zeros, with its length in the
 # last byte. A longer key is stored as 120 bits of SipHash-2-4 (128-bit output, keyed with the map's
 # seeds) and 255 in the last byte; the whole key is an object of the entry. Two keys with the same
-# 120 bits would be one key: among 2^32 random keys the chance is 2^-57, and nobody who does not
-# know the seeds can search for such a pair. (J.-P. Aumasson, D. J. Bernstein: SipHash, 2012; the
-# 128-bit variant is that of their reference code.)
+# 120 bits would count as one key: among 2^32 random keys the chance is 2^-57, and an attacker who
+# does not know the seeds cannot search for such a pair. (J.-P. Aumasson, D. J. Bernstein: SipHash,
+# 2012; the 128-bit variant is that of their reference code.)
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from machine.atomics cimport likely, unlikely, multiply_fold, read_u64, read_u32, read_tail
 
@@ -113,7 +113,7 @@ cdef inline void siphash128(
 
 cdef inline bint key_digest(
         const uint64_t *seeds, const uint8_t *key, uint64_t size, uint64_t *out) noexcept nogil:
-    """The 16 bytes of a key; whether it is a long one."""
+    """Store the 16-byte digest of a key in out. True if the key is a long one."""
     if unlikely(size > KEY_INLINE_MAX):
         siphash128(seeds, key, size, out)
         out[1] |= <uint64_t> KEY_IS_LONG << 56

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# A number inside a value, and what may be done to it in one step.
+# A number inside a value, and the operations that change it in one step.
 #
 # Integers are little-endian, of 1, 2, 4 or 8 bytes, and wrap around; floats are IEEE 754 of 4 or 8
 # bytes. Nothing here touches shared memory: bits in, bits out.
@@ -51,7 +51,7 @@ cdef inline uint64_t bits_of(double number, uint32_t size) noexcept nogil:
 
 cdef inline bint field_above(
         const NumberField *field, uint64_t bits, uint64_t other) noexcept nogil:
-    """Whether the number in bits is greater than the other. With a NaN it is not."""
+    """Whether the number in bits is greater than the other. False if one is a NaN."""
     if field.kind == FIELD_FLOAT:
         return float_of(bits, field.size) > float_of(other, field.size)
     if field.kind == FIELD_SIGNED:

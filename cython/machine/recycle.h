@@ -1,12 +1,13 @@
-/* Objects used again: bytes of keys and values, and pairs of them.
+/* Reuse of Python objects: the bytes of keys and values, and pairs of them.
  *
- * A lookup gives its caller a bytes object, and most callers have dropped it when they make the next
- * lookup or the one after. So each handle keeps the last two it gave, and one that nobody else has
- * any more is filled anew, as zip() does with its tuples: this saves an allocation and its end, a
- * quarter of the instructions of m[key]. Iterators do so with keys, values and pairs. A count of one
- * is the keeper's own reference, so nobody sees the contents change; the hash that the object
- * remembers is forgotten. The GIL keeps others away meanwhile: builds without it allocate, and so do
- * Pythons whose objects we do not know. */
+ * A lookup gives its caller a bytes object, and most callers have dropped it by the time of the
+ * next lookup or the one after. So each handle keeps the last two objects that it returned, and
+ * fills one again once the handle has the only reference to it, as zip() does with its tuples: this
+ * saves an allocation and a deallocation, a quarter of the instructions of m[key]. Iterators do the
+ * same with keys, values and pairs. A reference count of one is the keeper's own reference, so no
+ * other code sees the contents change; the hash that the object caches is reset. The GIL keeps
+ * other threads from taking a reference in between: builds without a GIL always allocate, and so do
+ * versions of Python whose objects this file does not know. */
 #ifndef SHMRHASH_SPARE_H
 #define SHMRHASH_SPARE_H
 
@@ -23,7 +24,7 @@
 #define SPARE_USED_AGAIN 0
 #endif
 
-/* kept: SPARE_KEPT references, Py_None where there is none yet. made: how many objects had to be. */
+/* kept: SPARE_KEPT references, at first to Py_None. made: how many objects were allocated. */
 typedef struct {
     PyObject *kept[SPARE_KEPT];
     uint64_t made;
@@ -44,7 +45,7 @@ static inline void recycler_end(Recycler *recycler)
         Py_CLEAR(recycler->kept[i]);
 }
 
-/* A new object, in the place of kept[1]. */
+/* Allocates an object and keeps it in kept[1]. */
 SHM_APART PyObject *spare_bytes_new(Recycler *recycler, const void *content, Py_ssize_t size)
 {
     PyObject *bytes = PyBytes_FromStringAndSize((const char *)content, size);
@@ -60,8 +61,9 @@ SHM_APART PyObject *spare_bytes_new(Recycler *recycler, const void *content, Py_
     return bytes;
 }
 
-/* A bytes object, a new reference; NULL with an exception. Those of a keeper have one size. (Python
- * shares bytes objects of size 1, so they are never the keeper's alone.) */
+/* Returns a new reference to a bytes object; NULL with an exception. All objects of one keeper have
+ * the same size. (Python shares bytes objects of size 1, so a keeper never has the only reference
+ * to such an object.) */
 static inline PyObject *recycled_bytes(Recycler *recycler, const void *content, Py_ssize_t size)
 {
 #if SPARE_USED_AGAIN
@@ -81,9 +83,9 @@ static inline PyObject *recycled_bytes(Recycler *recycler, const void *content, 
     return spare_bytes_new(recycler, content, size);
 }
 
-/* (key, value), two bytes objects, as a new reference; NULL with an exception. The keeper has the
- * last one it gave in *kept, Py_None at first. (If the collector has left it aside, it may stay
- * there: bytes are in no cycle.) */
+/* Returns a new reference to (key, value), two bytes objects; NULL with an exception. *kept is the
+ * last pair that was returned, at first Py_None. (If the garbage collector has untracked that pair,
+ * it may stay untracked: bytes are in no cycle.) */
 static inline PyObject *recycled_pair(PyObject **kept, PyObject *key, PyObject *value)
 {
     PyObject *pair = *kept;

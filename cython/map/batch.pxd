@@ -1,13 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Point operations on arrays of keys.
 #
-# Stages, a group of keys apart: hash a key and ask for its bucket; look into that for the element
-# and ask for it, or for the line behind the bucket; look into that line; do the ordinary operation,
-# now in the first cache. So the misses of some groups overlap, which is all there is to it: each
-# operation is exactly what it is alone, locks are taken one at a time, and the batch as a whole is
-# not atomic. A stage does its whole group before the next stage begins: asking for a line that no
-# TLB knows holds the processor up until the page is found, and in so short a loop many such walks
-# go on at once.
+# There are four stages, a group of keys apart: hash a key and prefetch its bucket; search the
+# bucket and prefetch the element, or the line behind the bucket; search that line and prefetch the
+# element; perform the ordinary operation, whose data is in the first cache now. So the cache misses
+# of several groups overlap, and nothing else is gained: each operation is exactly what it is alone,
+# locks are taken one at a time, and the batch as a whole is not atomic. A stage handles its whole
+# group before the next stage begins: a prefetch from a page that is in no TLB stops the processor
+# until the page is found, and in so short a loop many pages are looked up at once.
 #
 # The caller's context leaves the operation between spans, so that memory can be given back.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
@@ -26,11 +26,11 @@ from map.remove cimport map_delete
 from map.write cimport map_update, map_apply, map_lookup_unlocked
 
 cdef enum:
-    GROUP = 32                 # keys of a stage
+    GROUP = 32                 # keys that a stage handles at a time
     STAGES = 4
     RING = GROUP * STAGES      # a power of two
     SPAN = 1024                # keys between two chances to give memory back
-    CACHED_BYTES = 262144      # a map this small is taken to be in a cache: nothing is asked for
+    CACHED_BYTES = 262144      # a map this small is taken to be in a cache: nothing is prefetched
 
 cdef enum:
     BATCH_LOOKUP = 0            # values out, done_mask
@@ -46,7 +46,7 @@ cdef struct Batch:
     uint8_t *done_mask         # one byte each: 1 found, stored or deleted
     const uint8_t *deltas      # 8 bytes each
     uint8_t *sums              # 8 bytes each
-    const uint8_t *initial     # of an absent key's value, for BATCH_ADD; NULL: that is ABSENT
+    const uint8_t *initial     # value of an absent key, for BATCH_ADD; NULL: the key is ABSENT
     uint8_t *fresh             # value_size bytes of private memory, for BATCH_ADD
     NumberField field                # for BATCH_ADD: its operand comes from deltas
     uint64_t count
@@ -55,29 +55,30 @@ cdef struct Batch:
     bint strict                # ABSENT and PRESENT end the batch, instead of being marked
 
 
-# The keys on their way, in a ring by their number, and how far each stage has come.
+# The keys between the first stage and the last, in a ring by their number, and how far each stage
+# has come.
 cdef struct Prefetch:
     uint64_t hashed
     uint64_t looked
-    uint64_t rested            # of the asked, how many were looked into
-    uint64_t asked             # lines that were asked for
+    uint64_t rested            # of the prefetched lines, how many were searched
+    uint64_t asked             # lines that were prefetched
     uint32_t hashes[RING]
-    uint64_t guesses[RING]     # the bucket that table_guess named
-    uint32_t *slots[RING]      # the first slot there with the hash's tag, or NULL
-    uint32_t indices[RING]     # what it named
-    Bucket *lines[RING]        # by their number among the asked, like the keys they are asked for
-    uint64_t keys[RING]
+    uint64_t guesses[RING]     # the bucket that table_guess returned
+    uint32_t *slots[RING]      # the first slot with the hash's tag, or NULL
+    uint32_t indices[RING]     # the index that was in it
+    Bucket *lines[RING]        # the prefetched lines, in a ring by their own number
+    uint64_t keys[RING]        # the number of the key that needs each of them
 
 
 cdef inline void lead_bucket(Map *map, Prefetch *lead, Batch *many, uint64_t i) noexcept nogil:
-    """Stage 1: hash key i, for its bucket to be asked for."""
+    """Stage 1: hash key i, and find the bucket that the caller prefetches."""
     cdef uint32_t hash = hash_key(map.seeds, many.keys + i * map.key_size, map.key_size)
     lead.hashes[i & (RING - 1)] = hash
     lead.guesses[i & (RING - 1)] = table_guess(map, hash)
     lead.slots[i & (RING - 1)] = NULL
 
 cdef inline bint lead_line(Map *map, Prefetch *lead, Bucket *line, uint64_t at) noexcept nogil:
-    """Ask for the element that probably has key at of the ring. False: no slot has its tag."""
+    """Prefetch the element that probably has key at of the ring. False: no slot has its tag."""
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(line, lead.hashes[at], &index)
     if unlikely(slot == NULL):
@@ -90,7 +91,7 @@ cdef inline bint lead_line(Map *map, Prefetch *lead, Bucket *line, uint64_t at) 
     return True
 
 cdef inline void lead_element(Map *map, Prefetch *lead, uint64_t i) noexcept nogil:
-    """Stage 2: look into the bucket of key i, and ask for the line behind it if need be."""
+    """Stage 2: search the bucket of key i; if no slot has its tag, prefetch the line behind it."""
     cdef uint64_t at = i & (RING - 1)
     cdef Bucket *line = bucket_at(map, lead.guesses[at])
     if likely(lead_line(map, lead, line, at)):
@@ -103,8 +104,8 @@ cdef inline void lead_element(Map *map, Prefetch *lead, uint64_t i) noexcept nog
         lead.asked += 1
 
 cdef inline void lead_rest(Map *map, Prefetch *lead, uint64_t upto) noexcept nogil:
-    """Stage 3, for the few keys up to upto that were not in their bucket's own slots: look into
-    the line."""
+    """Stage 3, for the few keys before upto that no slot of their bucket has: search the line
+    behind it."""
     cdef uint64_t at
     while lead.rested < lead.asked:            # one turn for each line
         at = lead.rested & (RING - 1)
@@ -166,7 +167,8 @@ cdef inline void many_lead(
     lead_rest(map, lead, many.done + (left if left < 2 * GROUP else 2 * GROUP))
 
 cdef inline void many_words(Map *map, Prefetch *lead, Batch *many, uint64_t stop) noexcept nogil:
-    """The lookups up to stop, of words only, as far as the slots found ahead settle them."""
+    """Do the lookups before stop, in a map of words only, as long as the slots that were found
+    ahead decide them."""
     cdef uint64_t *values = <uint64_t *> many.values
     cdef uint64_t i = many.done
     cdef uint64_t at
@@ -194,7 +196,7 @@ cdef inline Status many_span(Op *op, Batch *many, uint64_t upto) noexcept nogil:
         stop = upto if upto - many.done < GROUP else many.done + GROUP
         if not cached:
             many_lead(op.map, &lead, many, upto)
-        while lead.hashed < stop:              # nothing has to be asked for if it is cached
+        while lead.hashed < stop:              # if the map is cached, nothing is prefetched before
             lead_bucket(op.map, &lead, many, lead.hashed)
             if quick:
                 lead_line(op.map, &lead, bucket_at(op.map, lead.guesses[lead.hashed & (RING - 1)]),
@@ -216,10 +218,10 @@ cdef inline Status many_span(Op *op, Batch *many, uint64_t upto) noexcept nogil:
     return OK
 
 cdef inline Status batch_go_on(Op *op, Batch *many, uint64_t upto) noexcept nogil:
-    """Do the next keys up to upto. OK, or what the key at many.done came to: BUSY and RETRY ask to
-    be called again.
+    """Do the next keys up to upto. OK, or the status of the key at many.done; BUSY or RETRY: call
+    again.
 
-    op.context is inside an operation, or NULL if this handle may only read."""
+    op.context is inside an operation, or NULL if this handle is read-only."""
     cdef uint64_t begin, end
     cdef Status status = OK
     while status == OK and many.done < upto:   # each turn does a span

@@ -7,19 +7,21 @@
 #
 # A slot is empty (index 0), names an element, or, the last slot only, links to an overflow line.
 # The index says which: at or above LINK_BASE it is a link, so one store turns an element's slot
-# into a link and back, and no reader can take one for the other. With a link every earlier slot is
-# full, and every line but the last is full too; a line holds at least two elements.
+# into a link and back, and no reader can mistake one for the other. If a bucket has a link, all its
+# earlier slots are full, and so is every line but the last; a line holds at least two elements.
 #
 # Writers hold the bucket's lock. Readers hold nothing and rely on this:
-#   append   the slot's index is the last store, and commits.
-#   remove   the last element of the chain moves into the gap: its new place is stored, the bucket's
-#            version is raised, the old place is cleared. Whoever missed both sees the version.
-#   a line   is given back only after the version was raised after its unlinking, and is emptied
-#            before. Where its link was stands its last element; a reader that saw the link before
-#            and finds none at the end of the line begins anew: it may have passed that slot too
-#            early.
-# A crash inside remove leaves the last element twice, its new place perhaps without its tag, or a
-# line with one element; chain_repair mends these and does nothing to a sound chain.
+#   append   the slot's index is stored last, and this store commits.
+#   remove   the last element of the chain moves into the gap: its new slot is stored, the bucket's
+#            version is raised, the old slot is cleared. A reader that missed the element in both
+#            slots sees that the version changed, and retries.
+#   a line   is unlinked, then the bucket's version is raised, then the line is emptied, and only
+#            then given back. Its last element replaces the link to it. A reader that loaded that
+#            link before it searched the slots beside it, and finds no link afterwards, retries: it
+#            may have looked at the link's slot before the element was there.
+# A process killed inside remove leaves the last element in two slots, the new one perhaps without
+# the element's tag, or a line with one element. chain_repair mends these, and leaves a sound chain
+# as it is.
 #
 # Upholds: R1, R2 (searching), W1 (a miss is validated by the bucket's version).
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
@@ -38,11 +40,11 @@ from segment.geometry cimport Map, line_at, element_at, pool_object, checked_ind
 from memory.operation cimport Op, header_set
 from memory.pool cimport pool_take
 
-# An element found by key. header is from before the key was compared, and the slot named the
-# element after that: as long as the element's header is still the same, it is in the map.
+# An element found by key. header was loaded before the key was compared, and the slot still named
+# the element after that: as long as the element's header stays the same, the element is in the map.
 #
-# After a miss index is 0 if no tag was the hash's: then no key of that hash is in the chain. Where
-# the miss was validated (read.pxd), header and bucket are those of the bucket that was looked at.
+# After a miss index is 0 if no used slot has the hash's tag: then no key with that hash is in the
+# chain. If the miss was validated (read.pxd), header and bucket are those of the bucket searched.
 cdef struct Found:
     Element *element
     uint64_t header
@@ -66,13 +68,15 @@ cdef inline Bucket *chain_next(Map *map, Bucket *line) noexcept nogil:
     return line_at(map, link - LINK_BASE)
 
 cdef inline bint chain_moved(Bucket *line, uint32_t link) noexcept nogil:
-    """Whether the last slot of a line was a link a moment ago and is none now (chain_dissolve)."""
+    """Whether link, loaded from the last slot of a line, was a link that is not there any more
+    (chain_dissolve)."""
     return link >= LINK_BASE and load_acquire_u32(&line.indices[LINK_SLOT]) != link
 
 cdef inline Status chain_find(
         Map *map, Bucket *bucket, uint32_t hash, const uint8_t *key, uint64_t key_size,
         Found *found) noexcept nogil:
-    """OK and found; ABSENT, for the caller to validate; RETRY if the slot changed meanwhile."""
+    """Search a chain for key. OK: found is filled. ABSENT: the caller has to validate it. RETRY: a
+    slot changed while it was being read."""
     cdef Bucket *line = bucket
     cdef uint32_t mask, slot, index, link
     cdef uint64_t turn = 0
@@ -81,7 +85,7 @@ cdef inline Status chain_find(
     cdef Element *element
     found.index = 0
     while turn <= map.line_max:
-        # Acquire: what it says now is seen below, or something newer.
+        # Acquire: the line's tags and slots are loaded after this link.
         link = load_acquire_u32(&line.indices[LINK_SLOT])
         mask = match7(line.tags, hash)
         while mask:
@@ -93,14 +97,15 @@ cdef inline Status chain_find(
                 continue
             found.index = index
             element = element_at(map, index)
-            # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
+            # Acquire: pairs with the release stores of LIVE; key and value are of this version or
+            # newer.
             header = load_acquire_u64(&element.header)
             if unlikely(element_state(header) - <uint32_t> ELEMENT_LIVE > 3):
                 continue                       # FREE, ALLOC or DEAD
             if unlikely(not key_matches(element, key, key_size)):
                 continue
-            # The element may have been deleted and be on its way to another place, or be about to
-            # be inserted: only while a slot names it does its header speak for the map.
+            # The element may have been deleted and taken for another insertion, which has not
+            # stored its slot yet: its header counts for the map only while a slot names it.
             if unlikely(load_acquire_u32(&line.indices[slot]) != index):
                 return RETRY
             found.element = element
@@ -110,20 +115,20 @@ cdef inline Status chain_find(
             return OK
         following = chain_next(map, line)
         if following == NULL:
-            # A link that became an element under our eyes: it may have been looked at too early.
+            # If the link has become an element, that slot may have been searched too early.
             return RETRY if unlikely(chain_moved(line, link)) else ABSENT
         line = following
         turn += 1
     return CORRUPT
 
 cdef inline void chain_bump(Bucket *bucket) noexcept nogil:
-    """Raise the version of a held bucket: earlier stores before it, later ones after it."""
+    """Raise the version of a held bucket: earlier stores stay before it, later ones after it."""
     fence_release()
     store_relaxed_u64(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
     fence_release()
 
 cdef inline uint32_t line_used(Bucket *line) noexcept nogil:
-    """How many slots of a line are taken, link included; a bucket without link may have gaps."""
+    """How many slots of a line are used, link included; a bucket without a link may have gaps."""
     cdef uint32_t slot
     cdef uint32_t used = 0
     for slot in range(SLOT_COUNT):
@@ -177,7 +182,7 @@ cdef inline bint chain_names(
 
 cdef inline Status chain_append(
         Op *op, Bucket *bucket, uint32_t index, uint32_t tag, Element *publish) noexcept nogil:
-    """Name element index in a held chain. If publish is given, it becomes LIVE just before."""
+    """Store index in a slot of a held chain. publish, if not NULL, becomes LIVE just before."""
     cdef Map *map = op.map
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(map, bucket, &before)
@@ -190,7 +195,7 @@ cdef inline Status chain_append(
         slot = count_trailing_zeros(empty)
         element_publish(publish)
         store_relaxed_u32(&last.tags[slot], tag)
-        # Release: the tag, and the element as it is; pairs with the acquire in chain_find.
+        # Release: the tag, and all of the element; pairs with the acquire in chain_find.
         store_release_u32(&last.indices[slot], index)
         return OK
     status = line_take(op)
@@ -211,15 +216,15 @@ cdef inline Status chain_append(
     compiler_fence()
     op.context.line = 0
     compiler_fence()
-    # Only now, in the chain: a reader may still stand on this line from an earlier use of it.
+    # Only now that the line is in the chain: a reader may still be on it from its earlier use.
     element_publish(publish)
     store_relaxed_u32(&line.tags[1], tag)
-    # Release: the tag, and the element as it is; pairs with the acquire in chain_find.
+    # Release: the tag, and all of the element; pairs with the acquire in chain_find.
     store_release_u32(&line.indices[1], index)
     return OK
 
 cdef inline Status line_take(Op *op) noexcept nogil:
-    """A line for context.line: from the context's own stash, else from the pool."""
+    """Take a line into context.line, from the context's own stash or else from the pool."""
     cdef uint64_t stashed = checked_index(
         &op.map.line_pool, load_relaxed_u64(&op.context.line_stash))
     if stashed == 0:
@@ -233,14 +238,14 @@ cdef inline Status line_take(Op *op) noexcept nogil:
 cdef inline void line_stash(Op *op) noexcept nogil:
     """Move context.line, unlinked and ALLOC, to the stash: no lock is needed, so it cannot fail.
 
-    It is emptied first: a reader may still stand on it, and a slot that names an element speaks for
-    that element (chain_find)."""
+    The line is emptied first: a reader may still be on it, and takes a slot that names an element
+    as proof that the element is in the map (chain_find)."""
     cdef uint64_t index = checked_index(&op.map.line_pool, load_relaxed_u64(&op.context.line))
     cdef uint32_t slot
     for slot in range(SLOT_COUNT):
         store_relaxed_u32(&line_at(op.map, index).indices[slot], 0)
     compiler_fence()
-    # Over two tags that a reader may be looking at.
+    # This overwrites two tags that a reader may be comparing.
     store_relaxed_u64(&pool_object(&op.map.line_pool, index).words[0], op.context.line_stash)
     compiler_fence()
     op.context.line_stash = op.context.line
@@ -249,7 +254,7 @@ cdef inline void line_stash(Op *op) noexcept nogil:
     compiler_fence()
 
 cdef inline void line_own(Op *op, Bucket *line) noexcept nogil:
-    """Name a line that is about to be unlinked, and say in its header whose it is."""
+    """Before a line is unlinked: name it in the context, and the context in its header."""
     op.context.line = <uint64_t> (<uint8_t *> line - op.map.lines) // sizeof(Bucket)
     compiler_fence()
     header_set(&line.header, ELEMENT_ALLOC, lock_bits(op.self_index))
@@ -263,7 +268,7 @@ cdef inline void element_publish(Element *element) noexcept nogil:
 
 cdef inline void chain_remove(
         Op *op, Bucket *bucket, Bucket *line, uint32_t slot) noexcept nogil:
-    """Clear a slot of a held chain. If there are lines, the chain's last element fills it."""
+    """Clear a slot of a held chain. If the chain has lines, its last element fills the slot."""
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(op.map, bucket, &before)
     cdef uint32_t used = 0 if before == NULL else line_used(last)
@@ -273,8 +278,9 @@ cdef inline void chain_remove(
         return
     top = used - 1
     if line != last or slot != top:
-        # The index first: killed before the tag, chain_repair finds the last element twice and
-        # mends the tag. The other way round, what is to go would stay under a foreign tag.
+        # The index before the tag: if the process is killed in between, chain_repair finds the last
+        # element twice and mends the tag. In the other order the element that is being removed
+        # would stay, under another element's tag.
         store_release_u32(&line.indices[slot], last.indices[top])
         store_release_u32(&line.tags[slot], last.tags[top])
         chain_bump(bucket)
@@ -284,17 +290,18 @@ cdef inline void chain_remove(
 
 cdef inline void chain_dissolve(
         Op *op, Bucket *bucket, Bucket *before, Bucket *last) noexcept nogil:
-    """Put the only element of the last line where its link is, and stash the line."""
+    """Replace the link to the last line by the only element of that line, and stash the line."""
     line_own(op, last)
     store_relaxed_u32(&before.tags[LINK_SLOT], last.tags[0])
     # Release: the tag; pairs with the acquire in chain_find.
     store_release_u32(&before.indices[LINK_SLOT], last.indices[0])
-    # A reader still on the line began before this bump, and its miss will not be believed.
+    # A reader that is still on the line loaded the version before this bump, so its miss fails
+    # validation.
     chain_bump(bucket)
     line_stash(op)
 
 cdef inline void chain_repair(Op *op, Bucket *bucket) noexcept nogil:
-    """Finish a removal that somebody began in a held chain. Idempotent."""
+    """Finish a removal that a dead process may have begun in a held chain. Idempotent."""
     cdef Bucket *before = NULL
     cdef Bucket *last = chain_last(op.map, bucket, &before)
     cdef Found twin
@@ -312,7 +319,8 @@ cdef inline void chain_repair(Op *op, Bucket *bucket) noexcept nogil:
         chain_dissolve(op, bucket, before, last)
 
 cdef inline void chain_clear(Op *op, Bucket *bucket) noexcept nogil:
-    """Empty a held chain that no reader looks into any more, and stash its lines."""
+    """Empty a held chain whose bucket has no level, so that no search relies on it, and stash its
+    lines."""
     cdef Bucket *line
     cdef uint64_t _
     cdef uint32_t slot, following

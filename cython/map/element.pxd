@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# One element: reading its value, changing it in place, and fairness among those who want to.
+# One element: reading its value, changing it in place, and fairness among the operations that wait
+# to change it.
 #
 # The header is a seqlock that names its owner and never makes a reader wait:
 #
@@ -12,19 +13,20 @@
 #                                                     changes the header, and the owner's CAS fails
 #
 # A reader copies from the element (LIVE, ULOCK, LOCKED) or from the owner's redo buffer (UPD), then
-# reads the header again: unchanged means that what it copied was complete. In ULOCK at most one
-# aligned word of the value changes, by one store, so a copy made word by word is the old value or
-# the new one; in every other state a copy may be torn, since the header tells.
+# reads the header again: if it is unchanged, the copy is complete. In ULOCK at most one aligned
+# word of the value changes, by one store, so a copy made word by word is the old value or the new
+# one; in every other state a copy may be torn: then the header has changed, and tells the reader.
 #
-# Fairness. A free lock belongs to the first that takes it, and a sleeper comes late. A waiter that
-# has waited STARVING_NS for an element says so in header.starving: which element, and a time, some
-# milliseconds ahead, until which others do not begin to take it. Only one waiter can hold the word;
-# the next starving waiter queues behind it. It is a hint and no lock: nothing depends on it. A
-# waiter that ends its operation, with the element or without, takes the word away; the word of a
-# process that died runs out, and the next that reads it takes it away. The time has 31 bits, so a
-# word that nobody read would count again after 26 days, for 9 ms.
+# Fairness. A free lock goes to the first operation that takes it, and a waiter that sleeps is late.
+# A waiter that has waited STARVING_NS for an element stores in header.starving which element it
+# waits for, and a time, some milliseconds ahead, until which other operations do not begin to take
+# it. One waiter at a time can hold the word; another starving waiter gets it when it is free. The
+# word is a hint and no lock: nothing depends on it. A waiter sets the word to 0 when its operation
+# ends, with the element or without; the word of a process that died expires, and the next reader of
+# the word sets it to 0. The time has 31 bits, so a word that nobody read would count again after 26
+# days, for 9 ms.
 #
-#     starving   until, in 2^20 ns : 31   element : 32   zero : 1       no lock word: bit 0 is 0
+#     starving   until, in 2^20 ns : 31   element : 32   zero : 1    not a lock word: bit 0 is 0
 #
 # Upholds: R1, R2, L1 (exclusive, undone or done by recovery), C1.
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
@@ -45,7 +47,7 @@ from map.chain cimport Found
 
 cdef enum:
     STARVING_NS = 4000000          # of waiting for one element
-    STARVING_AHEAD_NS = 8388608    # a waiter that lives says it again much sooner
+    STARVING_AHEAD_NS = 8388608    # a live waiter renews its word much sooner
     STARVING_UNITS_MAX = 9         # units of 2^20 ns that a word can lie ahead
     STARVING_TIME_BITS = 31
 
@@ -57,18 +59,18 @@ cdef inline bint starving_is_over(uint64_t word, int64_t now_ns) noexcept nogil:
     return ahead & ((1ULL << STARVING_TIME_BITS) - 1) > STARVING_UNITS_MAX
 
 cdef inline bint starving_is_another(Op *op, uint32_t index) noexcept nogil:
-    """Whether somebody else starves for this element."""
+    """Whether another operation is starving for this element."""
     cdef uint64_t word = load_relaxed_u64(&op.map.header.starving)
     if word == 0 or word == op.starving or <uint32_t> (word >> 1) != index:
         return False
     if not starving_is_over(word, clock_ns(CLOCK_MONOTONIC)):
         return True
-    # Its owner died: gone for good, before the time that it says comes round again.
+    # The waiter that stored the word died: set it to 0, before its 31-bit time comes round again.
     cas_acq_rel_u64(&op.map.header.starving, word, 0)
     return False
 
 cdef inline void starving_say(Op *op, uint64_t index) noexcept nogil:
-    """Claim the word, or keep it, unless somebody else has it."""
+    """Claim the word for this operation, or renew the claim, unless another operation has it."""
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
     cdef uint64_t word = load_relaxed_u64(&op.map.header.starving)
     cdef uint64_t mine = starving_word(index, now + STARVING_AHEAD_NS)
@@ -76,14 +78,14 @@ cdef inline void starving_say(Op *op, uint64_t index) noexcept nogil:
         op.starving = mine if cas_acq_rel_u64(&op.map.header.starving, word, mine) else 0
 
 cdef inline void starving_end(Op *op) noexcept nogil:
-    """The operation has what it wanted, or gave it up: nothing changes if another has the word."""
+    """The operation has the element, or gave it up: set the word to 0, unless another has it."""
     cas_acq_rel_u64(&op.map.header.starving, op.starving, 0)
     op.starving = 0
 
 cdef inline bint element_read(
         Map *map, const Found *found, uint64_t key_size, void *value,
         uint64_t value_size) noexcept nogil:
-    """element_read_whole, without what the special fields say."""
+    """element_read_whole, and take the special fields out of the copy (fields_blank)."""
     cdef bint whole = element_read_whole(map, found, key_size, value, value_size)
     if unlikely(map.field_count != 0):
         fields_blank(map, <uint64_t *> value)
@@ -92,8 +94,9 @@ cdef inline bint element_read(
 cdef inline bint element_read_whole(
         Map *map, const Found *found, uint64_t key_size, void *value,
         uint64_t value_size) noexcept nogil:
-    """Copy the value of an element as it was found; False if it changed meanwhile. False for ever
-    if it claims to be updated by nobody: element_is_stuck."""
+    """Copy the value of an element as it was found; False if the element changed before the copy
+    was complete. In a damaged segment the header may be UPD without a possible owner: then the
+    result stays False (element_is_stuck)."""
     cdef uint64_t owner
     cdef uint64_t *source = &found.element.words[0] + (key_size + 7) // 8
     if unlikely(element_state(found.header) == ELEMENT_UPD):
@@ -107,30 +110,33 @@ cdef inline bint element_read_whole(
         copy_out_words(value, source, value_size)
     else:
         copy_out(value, source, value_size)
-    # The copy before the second look; pairs with the release fences of the writers below.
+    # The copy is read before the header is loaded again; pairs with the release fences of the
+    # writers below.
     fence_acquire()
     return load_relaxed_u64(&found.element.header) == found.header
 
 cdef inline bint element_expired(Map *map, const Found *found) noexcept nogil:
-    """Whether an element's deadline has passed. To be looked at before the header is looked at
-    again: only if that stands is it the element's."""
+    """Whether an element's deadline has passed. Call it before the header is loaded again: only if
+    the header is unchanged was the deadline this entry's."""
     cdef uint64_t *value = &found.element.words[0] + map.key_words
     if likely(map.timer_word == 0):
         return False
     return deadline_passed(load_relaxed_u64(value + map.timer_word - 1))
 
 cdef inline bint element_is_stuck(const Found *found) noexcept nogil:
-    """After element_read said False: whether it will do so for ever."""
+    """After element_read returned False: whether it will always return False."""
     return load_relaxed_u64(&found.element.header) == found.header
 
 cdef inline bint element_unchanged(const Found *found) noexcept nogil:
     """Whether an element is still as it was found: only then was its key in the map."""
-    # The slot and the key before the second look; pairs with the release fences of the writers.
+    # The slot and the key are read before the header is loaded again; pairs with the release fences
+    # of the writers.
     fence_acquire()
     return load_relaxed_u64(&found.element.header) == found.header
 
 cdef inline Status element_spin(Op *op, const Found *found) noexcept nogil:
-    """Somebody holds the element: RETRY once it has moved on, BUSY if that takes long."""
+    """Another operation holds the element: RETRY once the header has changed, BUSY if that takes
+    more than SPIN_PAUSES_MAX pauses."""
     cdef int _
     for _ in range(SPIN_PAUSES_MAX):
         if load_relaxed_u64(&found.element.header) != found.header:
@@ -140,7 +146,7 @@ cdef inline Status element_spin(Op *op, const Found *found) noexcept nogil:
 
 cdef inline Status element_hold(
         Op *op, const Found *found, uint32_t state, uint64_t *held) noexcept nogil:
-    """LIVE -> state, if the element is as it was found. held is the header now."""
+    """LIVE -> state, if the element is as it was found. held receives the new header."""
     if word_locked(found.header):
         return element_spin(op, found)
     if unlikely(load_relaxed_u64(&op.map.header.starving) != 0) and starving_is_another(
@@ -149,13 +155,13 @@ cdef inline Status element_hold(
     held[0] = element_header(found.header, state, lock_bits(op.self_index))
     op.context.target = found.index
     compiler_fence()
-    # Release: the redo buffer, for readers that meet UPD. Acquire: the value as the last one left
+    # Release: the redo buffer, for readers that meet UPD. Acquire: the value as the last owner left
     # it.
     if not cas_acq_rel_u64(&found.element.header, found.header, held[0]):
         return RETRY
     if unlikely(op.starving != 0):
         starving_end(op)
-    # The header before the value's words; pairs with the acquire fence in element_read.
+    # The header before the value's words; pairs with the acquire fence in element_read_whole.
     fence_release()
     return OK
 
@@ -163,12 +169,12 @@ cdef inline void element_release(Op *op, Element *element, uint64_t held) noexce
     """UPD or ULOCK -> LIVE."""
     # Release: the value's words; pairs with the acquire of the header in chain_find.
     store_release_u64(&element.header, element_header(held, ELEMENT_LIVE, 0))
-    # The redo buffer may be written again only after that; readers of it look at the header last.
+    # LIVE before the next store to the redo buffer: readers of the buffer load the header last.
     fence_release()
 
 cdef inline Status element_update(
         Op *op, const Found *found, const uint8_t *value) noexcept nogil:
-    """Replace the value. OK, RETRY if the element changed, BUSY if somebody holds it."""
+    """Replace the value. OK, RETRY if the element changed, BUSY if another operation holds it."""
     cdef Map *map = op.map
     cdef uint64_t *words = element_value(map, found.element)
     cdef uint64_t held = 0
@@ -187,14 +193,15 @@ cdef inline Status element_update(
     return status
 
 cdef inline void element_redo(Op *op, Element *element, uint64_t held) noexcept nogil:
-    """The header says UPD and the redo buffer has the new value: copy it over, LIVE."""
-    # The header before the value's words; pairs with the acquire fence in element_read.
+    """The header is UPD and the redo buffer has the new value: copy it into the element, then LIVE.
+    """
+    # The header before the value's words; pairs with the acquire fence in element_read_whole.
     fence_release()
     copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
     element_release(op, element, held)
 
 cdef inline void element_commit(Op *op, Element *element, uint64_t held) noexcept nogil:
-    """ULOCK, held -> UPD -> LIVE with what stands in the redo buffer."""
+    """ULOCK (the header held) -> UPD -> LIVE, with the value in the redo buffer."""
     held = element_header(held, ELEMENT_UPD, lock_bits(op.self_index))
     # Release: the redo buffer; pairs with the acquire of the header in chain_find.
     store_release_u64(&element.header, held)
@@ -202,7 +209,7 @@ cdef inline void element_commit(Op *op, Element *element, uint64_t held) noexcep
 
 cdef inline Status element_apply(
         Op *op, const Found *found, const NumberField *field, uint64_t *after) noexcept nogil:
-    """Change one field of the value by its operation; after has its bits then."""
+    """Change one field of the value by its operation; after receives the field's new bits."""
     cdef Map *map = op.map
     cdef uint64_t *words = element_value(map, found.element)
     cdef uint64_t *word = words + (field.offset >> 3)
@@ -225,7 +232,7 @@ cdef inline Status element_apply(
     redo += field.offset >> 3
     before = redo[0] >> shift | redo[1] << (64 - shift)
     after[0] = field_compute(field, before & field_mask(field))
-    # A reader may still be copying what stood here before.
+    # Atomic stores: a reader may still be copying an earlier value out of the redo buffer.
     store_relaxed_u64(redo, (redo[0] & ~(field_mask(field) << shift)) | after[0] << shift)
     store_relaxed_u64(redo + 1, (
         redo[1] & ~(field_mask(field) >> (64 - shift))) | after[0] >> (64 - shift))
@@ -235,8 +242,8 @@ cdef inline Status element_apply(
 cdef inline Status element_swap(
         Op *op, const Found *found, const uint8_t *expected, const uint8_t *value,
         uint8_t *old, bint *swapped) noexcept nogil:
-    """Replace the value if it is the expected one, or expected is NULL; copy it to old, if that is
-    not NULL, in either case."""
+    """Replace the value if it equals expected, or if expected is NULL. The value from before is
+    copied to old, if that is not NULL, in either case."""
     cdef Map *map = op.map
     cdef uint64_t *words = element_value(map, found.element)
     cdef uint64_t held = 0

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# What every write begins and ends with: locking the bucket of a hash, and giving back what an
+# The beginning and the end of a write: locking the bucket of a hash, and giving back what an
 # attempt kept (write.pxd says what an attempt is).
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport load_relaxed_u64, cas_acquire_u64, compiler_fence, pause, unlikely
@@ -17,13 +17,13 @@ from map.reference cimport refs_drop
 from map.table cimport level_covers, table_find
 
 cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
-    """Whether this context owns a line, as it thinks it does."""
+    """Whether this context owns the line that it names."""
     return index != 0 and index < op.map.line_max and word_held_by(
         line_at(op.map, index).header, op.self_index)
 
 cdef inline void op_give_back(Op *op) noexcept nogil:
-    """Give back what an operation kept for a next attempt, its claim to be let in first too. What
-    cannot be had now stays named."""
+    """Give back what an operation kept for its next attempt, and its word in header.starving. What
+    cannot be given back now stays named in the context."""
     cdef uint64_t line
     if unlikely(op.starving != 0):
         starving_end(op)
@@ -48,8 +48,8 @@ cdef inline void op_give_back(Op *op) noexcept nogil:
 
 cdef inline Status bucket_hold(
         Op *op, uint32_t operation, Bucket **bucket, uint64_t *held) noexcept nogil:
-    """Lock the bucket that the operation's hash belongs to, as long as it does: who comes late, and
-    is stopped, holds nothing that a split needs."""
+    """Lock the bucket that the operation's hash belongs to, by a CAS on a header whose level covers
+    the hash: so a late writer that is stopped never holds a bucket that is yet to be split off."""
     cdef uint64_t index = 0
     cdef uint64_t seen = 0
     cdef int _
@@ -62,7 +62,7 @@ cdef inline Status bucket_hold(
     for _ in range(SPIN_PAUSES_MAX):
         seen = load_relaxed_u64(&bucket[0].header)
         if not level_covers(bucket_level_plus1(seen), index, op.hash):
-            return RETRY                               # it was split or merged meanwhile
+            return RETRY                               # split or merged since table_find
         if not word_locked(seen):
             held[0] = word_taken(seen, op.self_index)
             # Acquire: as in lock_try.
@@ -73,14 +73,14 @@ cdef inline Status bucket_hold(
 
 cdef inline bint bucket_hold_if_unchanged(
         Op *op, uint32_t operation, const Found *miss) noexcept nogil:
-    """Lock the bucket of a validated miss if nothing has happened to it since its header was looked
-    at first. True: the miss still holds."""
+    """Lock the bucket of a validated miss if it is unchanged since its header was first loaded.
+    True: the miss still holds."""
     if unlikely(word_locked(miss.header)):
         return False
     op.context.operation = operation
     op.context.bucket = miss.bucket
     compiler_fence()
-    # Acquire: as in bucket_hold. Whoever changed the chain since has raised the version.
+    # Acquire: as in bucket_hold. Any change of the chain has raised the version.
     return cas_acquire_u64(
         &bucket_at(op.map, miss.bucket).header, miss.header,
         word_taken(miss.header, op.self_index))

@@ -1,23 +1,21 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Looking a key up: what readers do, and how every write begins.
 #
-# Which buckets to read: first the one where the table word points, then those where the levels
-# lead. A hit counts in whichever bucket it is made. A slot that names an element after its header
-# was read shows that the element is in the map (chain.pxd), and that holds for the second reference
-# that a split or merge makes too: deleting the element takes the lock of the bucket that its hash
-# belongs to, which the splitter, or the process that recovers it, holds until one of the two
-# references is gone. Only a miss has to be made in the bucket that covers the hash, and is
-# validated there.
+# A search begins in the bucket that the table word suggests, and goes on to those where the levels
+# lead. A hit counts in whichever bucket it is found. If a slot names an element after the element's
+# header was read, the element is in the map (chain.pxd). That holds for the second reference that a
+# split or merge makes too: deleting the element takes the lock of the bucket that its hash belongs
+# to, which the splitter, or the process that recovers it, holds until one of the two references is
+# gone. Only a miss has to be found in the bucket that covers the hash, and is validated there.
 #
-# read_fast is the first look alone, as straight code without a loop around it: nearly every lookup
-# ends there. On what it leaves open the caller calls map_lookup or map_contains. read_word_fast is
-# the shortest of it. Its length counts: a processor looks some 350 to 450 instructions ahead, and
-# only what it sees there begins its cache misses beside those that it waits for (DESIGN.md, section
+# read_fast makes the first step of a search only, as straight code without a loop around it: nearly
+# every lookup ends there. If it cannot decide, the caller calls map_lookup or map_contains.
+# read_word_fast is its shortest path. Its length counts: a processor looks some 350 to 450
+# instructions ahead, and only the cache misses within that distance overlap (DESIGN.md, section
 # 17).
 #
 # An entry with objects, as SharedDict uses them, is looked up with its special fields (entry_find).
-# A reader that wants the object too copies it, and then asks element_unchanged; or pins it first
-# (pins.pxd), and then asks.
+# A reader that needs the object too copies or pins it (pins.pxd), and then calls element_unchanged.
 #
 # Upholds: R1, R2, W1 (a miss is validated by the bucket's version).
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
@@ -44,9 +42,10 @@ cdef enum:
 cdef inline Status bucket_find(
         Map *map, uint64_t *at, uint32_t hash, const uint8_t *key, uint64_t key_size,
         Found *found) noexcept nogil:
-    """Look in bucket at. OK and found; ABSENT, validated, found says where; RETRY, in another."""
+    """Search bucket at. OK: found is filled. ABSENT: validated, and found has the bucket and its
+    header. RETRY: search bucket at again, which may be another one now."""
     cdef Bucket *bucket = bucket_at(map, at[0])
-    # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+    # Acquire: pairs with the release stores of levels; the slots read next are at least as new.
     cdef uint64_t header = load_acquire_u64(&bucket.header)
     cdef Status status = chain_find(map, bucket, hash, key, key_size, found)
     if status != ABSENT:
@@ -54,7 +53,8 @@ cdef inline Status bucket_find(
     if unlikely(not level_covers(bucket_level_plus1(header), at[0], hash)):
         at[0] = table_follow(map, hash, at[0], bucket_level_plus1(header))
         return RETRY
-    # All slots before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    # All slots are read before the header is loaded again; pairs with the release fences in
+    # chain.pxd and table.pxd.
     fence_acquire()
     if unlikely((load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK):
         return RETRY
@@ -64,11 +64,11 @@ cdef inline Status bucket_find(
 
 cdef inline Status map_find(
         Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
-    """OK and found; ABSENT, validated; RETRY; CORRUPT."""
+    """Search the map for key. OK: found is filled. ABSENT: validated. RETRY; CORRUPT."""
     cdef uint64_t at = table_guess(map, hash)
     cdef uint64_t before
     cdef Status status
-    cdef int led = 0                       # from bucket to bucket: twice for each level at most
+    cdef int led = 0                       # moves to another bucket: at most two for each level
     cdef int _
     for _ in range(FOLLOW_MAX):
         before = at
@@ -78,12 +78,12 @@ cdef inline Status map_find(
         if unlikely(at == NOWHERE):
             return CORRUPT
         led += at != before
-    return CORRUPT if led == FOLLOW_MAX else RETRY     # so many resizes do not meet one search
+    return CORRUPT if led == FOLLOW_MAX else RETRY     # one search does not meet so many resizes
 
 cdef inline Status map_lookup(
         Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
-    """Copy the value of key. OK, ABSENT, CORRUPT; RETRY after READ_TRIES_MAX changes under our
-    eyes."""
+    """Copy the value of key. OK, ABSENT, CORRUPT; RETRY if the map changed during each of
+    READ_TRIES_MAX attempts."""
     cdef Found found
     cdef Status status
     cdef bint over
@@ -118,7 +118,7 @@ cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noe
 
 cdef inline Status find_once(
         Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
-    """The first look of map_find as straight code, for keys of 8 bytes. RETRY: ask map_find."""
+    """The first step of map_find as straight code, for keys of 8 bytes. RETRY: call map_find."""
     cdef uint64_t at = table_guess(map, hash)
     if unlikely(map.key_size != 8):
         return RETRY
@@ -126,24 +126,24 @@ cdef inline Status find_once(
 
 cdef inline bint slot_holds_key(
         Map *map, uint32_t *slot, uint32_t index, uint64_t key, Found *found) noexcept nogil:
-    """Whether a slot that named element index leads to key, in a map of words only, and nobody
-    holds the element: found.element, header and index. False: nothing is known."""
+    """In a map of words only: whether slot, from which index was read, leads to key in an element
+    that nobody holds. Fills found.element, header and index. False: nothing is known."""
     if unlikely(index - 1 >= map.element_max - 1):
         return False
     found.index = index
     found.element = element_at(map, index)
-    # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
+    # Acquire: pairs with the release stores of LIVE; key and value are of this version or newer.
     found.header = load_acquire_u64(&found.element.header)
     if unlikely(element_state(found.header) != ELEMENT_LIVE):
         return False
     if unlikely(load_relaxed_u64(&found.element.words[0]) != key):
         return False
-    # Only while a slot names the element does its header speak for the map (chain_find).
+    # An element's header counts for the map only while a slot names the element (chain_find).
     return load_acquire_u32(slot) == index
 
 cdef inline bint slot_reads_word(
         Map *map, uint32_t *slot, uint32_t index, uint64_t key, uint64_t *value) noexcept nogil:
-    """slot_holds_key, and its value, if value is not NULL."""
+    """slot_holds_key, and copy the element's value if value is not NULL."""
     cdef Found found
     if unlikely(not slot_holds_key(map, slot, index, key, &found)):
         return False
@@ -152,7 +152,7 @@ cdef inline bint slot_reads_word(
     return element_unchanged(&found)
 
 cdef inline uint32_t *first_slot(Bucket *line, uint32_t hash, uint32_t *index) noexcept nogil:
-    """The first slot of a line with the hash's tag, and what it names; or NULL."""
+    """The first slot of a line that has the hash's tag, and the index in it; NULL if none has."""
     cdef uint32_t mask = match7(line.tags, hash)
     cdef uint32_t *slot
     if unlikely(mask == 0):
@@ -164,8 +164,8 @@ cdef inline uint32_t *first_slot(Bucket *line, uint32_t hash, uint32_t *index) n
 
 cdef inline bint read_word_fast(
         Map *map, uint64_t at, uint32_t hash, uint64_t key, uint64_t *value) noexcept nogil:
-    """read_fast_at in a map of words only, as nearly every lookup that hits is: the first slot
-    with the hash's tag, an element that nobody holds. False: nothing is known yet."""
+    """The usual hit of read_fast_at in a map of words only: the first slot with the hash's tag
+    leads to the key, and nobody holds the element. False: nothing is known yet."""
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(bucket_at(map, at), hash, &index)
     return likely(slot != NULL) and slot_reads_word(map, slot, index, key, value)
@@ -177,7 +177,7 @@ cdef inline Status read_sized_fast(
     cdef Status status = bucket_find(map, &at, hash, key, key_size, &found)
     if likely(status == OK):
         if unlikely(map.field_count != 0):
-            return RETRY                       # map_lookup knows special fields
+            return RETRY                       # map_lookup handles special fields
         if value == NULL:
             return OK if likely(element_unchanged(&found)) else RETRY
         if unlikely(not element_read_whole(map, &found, key_size, value, value_size)):
@@ -186,7 +186,7 @@ cdef inline Status read_sized_fast(
 
 cdef inline Status read_fast_at(
         Map *map, uint64_t at, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
-    """read_fast in a bucket that table_guess named, perhaps a while ago."""
+    """read_fast in bucket at, which an earlier call of table_guess returned."""
     if likely(map.words_only):
         if likely(read_word_fast(map, at, hash, read_u64(key), <uint64_t *> value)):
             return OK
@@ -195,8 +195,8 @@ cdef inline Status read_fast_at(
 
 cdef inline Status read_fast(
         Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:
-    """The first look of map_lookup, or of map_contains if value is NULL, as straight code. What it
-    cannot settle is RETRY."""
+    """The first step of map_lookup, or of map_contains if value is NULL, as straight code. RETRY:
+    it could not decide."""
     return read_fast_at(map, table_guess(map, hash), hash, key, value)
 
 cdef inline uint64_t entry_deadline(Map *map, const uint64_t *value) noexcept nogil:
@@ -205,8 +205,8 @@ cdef inline uint64_t entry_deadline(Map *map, const uint64_t *value) noexcept no
 
 cdef inline Status entry_find(
         Map *map, uint32_t hash, const uint8_t *key, Found *found, uint64_t *value) noexcept nogil:
-    """Copy the value of key, special fields and all. OK, ABSENT, CORRUPT; RETRY after
-    READ_TRIES_MAX changes under our eyes. An expired entry is found."""
+    """Copy the value of key with its special fields. OK, ABSENT, CORRUPT; RETRY if the map changed
+    during each of READ_TRIES_MAX attempts. An expired entry counts as present."""
     cdef Status status
     cdef int _
     for _ in range(READ_TRIES_MAX):
@@ -223,8 +223,8 @@ cdef inline Status entry_find(
 cdef inline bint entry_read_fast(
         Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
         uint64_t *number, uint64_t *deadline) noexcept nogil:
-    """The first look of entry_find, for one word of the value and the deadline, as straight code.
-    False: not there, or not to be settled so."""
+    """The first step of entry_find, for one word of the value and the deadline, as straight code.
+    False: the key is absent, or this path could not decide."""
     cdef Found found
     cdef uint64_t at = table_guess(map, hash)
     cdef uint64_t *value
@@ -241,8 +241,8 @@ cdef inline bint entry_expired(Map *map, const uint64_t *value) noexcept nogil:
 
 cdef inline const uint8_t *entry_bytes(
         Map *map, uint64_t ref, uint64_t *length) noexcept nogil:
-    """Where an object's bytes are; NULL if ref is 0, or there is no such object any more, or, in a
-    damaged segment, never was. To be asked inside an operation."""
+    """The address of an object's bytes; NULL if ref is 0, or the object is gone, or, in a damaged
+    segment, never existed. Call it inside an operation."""
     if unlikely(ref == 0 or not ref_valid(map, ref) or not object_memory_covers(map, ref)):
         return NULL
     length[0] = ref_length(ref)

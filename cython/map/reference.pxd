@@ -8,13 +8,13 @@
 #   drop       the element is this context's (DEAD, ALLOC): object LIVE -> ALLOC; the reference 0;
 #              object freed
 #
-# So a reference in an element says whose the object is, but for the moment that the object's header
-# still names a context, which is holding the element then. The references of an element that is
-# FREE are 0.
+# So a reference in an element says that the object belongs to the element, except while the
+# object's header still names a context; that context holds the element then. The references of an
+# element that is FREE are 0.
 #
-# Readers copy a reference with the value, name the object and look whether the element still has
-# it (ref_protect), use it, then read the element's header again (element_unchanged): an object is
-# freed only after that has changed.
+# A reader copies a reference with the value, names the object in its context and checks that the
+# element still has it (ref_protect), uses the object, then reads the element's header again
+# (element_unchanged): an object is freed only after that header has changed.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, cas_acq_rel_u64,
@@ -39,11 +39,12 @@ cdef inline void object_attach(Op *op, uint64_t ref) noexcept nogil:
     cdef Element *thing = ref_object(op.map, ref)
     cdef uint64_t header = load_relaxed_u64(&thing.header)
     if word_held_by(header, op.self_index) and element_state(header) == ELEMENT_ALLOC:
-        # Release: the object's bytes; whoever gets the reference gets them with the element.
+        # Release: the object's bytes. A reader gets them, and the reference, by the element's
+        # header.
         store_release_u64(&thing.header, element_header(header, ELEMENT_LIVE, 0))
 
 cdef inline void object_detach(Op *op, uint64_t ref) noexcept nogil:
-    """LIVE -> ALLOC of this context, whose element has the reference."""
+    """LIVE -> ALLOC of this context, which owns the element that has the reference."""
     cdef Element *thing = ref_object(op.map, ref)
     # Acquire: the object as its writer left it.
     cdef uint64_t header = load_acquire_u64(&thing.header)
@@ -53,7 +54,7 @@ cdef inline void object_detach(Op *op, uint64_t ref) noexcept nogil:
     compiler_fence()
 
 cdef inline void refs_attach(Op *op, Element *element) noexcept nogil:
-    """Give the new objects to an element of this context's, ALLOC and filled."""
+    """Give the new objects to an element that is ALLOC, this context's, and filled."""
     cdef uint64_t *value = element_value(op.map, element)
     cdef uint64_t ref
     cdef uint32_t slot
@@ -66,7 +67,7 @@ cdef inline void refs_attach(Op *op, Element *element) noexcept nogil:
             compiler_fence()
 
 cdef inline Status refs_detach(Op *op, Element *element) noexcept nogil:
-    """Take them back: the element will not be inserted."""
+    """Take the new objects back from an element that will not be inserted."""
     cdef uint64_t *value = element_value(op.map, element)
     cdef uint64_t ref
     cdef uint32_t slot
@@ -85,7 +86,7 @@ cdef inline void refs_blank(Map *map, uint64_t *value) noexcept nogil:
         value[map.ref_words[slot]] = 0
 
 cdef inline void owned_refs_forget(Op *op) noexcept nogil:
-    """The new objects are an element's, and anybody's to free, from here on."""
+    """Forget the new objects: from here on an element has them, and any context may free them."""
     cdef uint32_t slot
     compiler_fence()
     for slot in range(op.map.ref_count):
@@ -121,8 +122,8 @@ cdef inline Status refs_drop(Op *op, Element *element) noexcept nogil:
 
 cdef inline void refs_prepare(
         Op *op, const uint64_t *value, uint32_t keep, uint64_t *redo) noexcept nogil:
-    """Put the references that will count into the redo buffer: the new objects', but for those in
-    the mask keep, which stay as the element has them. The replaced ones are named."""
+    """Store the references that will count in the redo buffer: those of the new objects, except at
+    the places in the mask keep, which stay as the element has them. Name the replaced objects."""
     cdef uint64_t ref
     cdef uint32_t slot
     op.context.debt |= 1
@@ -143,8 +144,8 @@ cdef inline void refs_unprepare(Op *op) noexcept nogil:
     compiler_fence()
 
 cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
-    """The element is UPD, of this context: carry out what the redo buffer and the names say. Doing
-    it again changes nothing."""
+    """The element is UPD, of this context: copy the redo buffer into it, attach the new objects and
+    detach the replaced ones that the context names. Doing it again changes nothing."""
     cdef uint64_t *redo = context_redo(op.context)
     cdef uint64_t ref, old
     cdef uint32_t slot
@@ -155,7 +156,7 @@ cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
         if ref != 0 and ref_valid(op.map, ref):
             object_attach(op, ref)
             compiler_fence()
-            if op.context.owned_refs[slot] == ref:  # not one that the element had no use for
+            if op.context.owned_refs[slot] == ref:  # a new object that was not used stays named
                 store_relaxed_u64(&op.context.owned_refs[slot], 0)
         if old != 0 and old != ref:
             object_detach(op, old)
@@ -165,7 +166,7 @@ cdef inline Status element_replace(
         Op *op, const Found *found, const uint8_t *value, uint64_t section) noexcept nogil:
     """Replace a value with special fields: LIVE -> UPD -> LIVE, or, if section is the header of a
     section that this context has open, LOCKED -> UPD -> LIVE. OK, RETRY if the element changed,
-    BUSY if somebody holds it, ABSENT if the section was cut off."""
+    BUSY if another operation holds it, ABSENT if the section was cut off."""
     cdef Element *element = found.element
     cdef uint64_t *redo = context_redo(op.context)
     cdef uint64_t held = element_header(section, ELEMENT_UPD, lock_bits(op.self_index))
@@ -194,11 +195,11 @@ cdef inline Status element_replace(
         rest_shorten(op.map, load_relaxed_u64(redo + op.map.timer_word - 1))
     refs_exchange(op, element)
     element_release(op, element, held)
-    owned_refs_free(op)                           # what is BUSY stays named
+    owned_refs_free(op)                           # an object that is BUSY stays named
     return OK
 
 cdef inline bint ref_protect(Op *op, const Found *found, uint64_t ref) noexcept nogil:
-    """Before an object is looked at: whether its element still has it. From here until the
-    operation ends, or protects another, the object's memory stays (hazard.pxd)."""
+    """Before an object is read: whether its element still has it. If so, the object's memory stays
+    until the operation ends or protects another object (hazard.pxd)."""
     hazard_set(op, ref)
     return element_unchanged(found)

@@ -2,16 +2,18 @@
 # Deletions of one key, and of all of them.
 #
 # A deletion is committed by its element's DEAD, under the lock of the bucket that its hash belongs
-# to; then the slot goes, the lock, the objects that the element refers to, the element. If the
-# process is killed in between, recovery performs the remaining steps.
+# to; then the slot is cleared, the bucket unlocked, and the objects that the element refers to and
+# the element itself are freed. If the process is killed in between, recovery performs the remaining
+# steps.
 #
-# Emptying a map ends because insertions are locked out: header.clearing is held from its beginning
-# to its end, and the insertion of a new key finds it BUSY. Updates and deletions go on. The buckets
-# are emptied from the last to the first: a merge moves entries down. A split that was under way
-# moves some up, into a bucket that the table word does not count before it is released. So this
-# ends with a pass that finds every bucket empty, after which that word is not held, and nothing was
-# split or merged during the pass. A cleaner that dies is recovered by the next process that meets
-# the word, or one of its other locks; its work is finished then (recover.pxd).
+# Emptying a map ends because insertions are locked out: header.clearing is held from the beginning
+# to the end, and the insertion of a new key finds it BUSY. Updates and deletions go on. The buckets
+# are emptied from the last to the first, because a merge moves entries down. A split that is under
+# way moves some up, perhaps into a bucket that the pass has left behind. So the last pass is one
+# that finds every bucket empty, and during which no split was counted (statistics.grows, which is
+# raised before the parent is unlocked). A process that dies while it empties the map is recovered
+# by the next process that meets header.clearing, or another lock of the dead one; recovery finishes
+# the work (recover.pxd).
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, load_relaxed_u32, cas_acq_rel_u64,
@@ -40,7 +42,7 @@ from map.read cimport entry_find, entry_expired
 from map.hold cimport op_give_back, bucket_hold
 
 cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
-    """After a delete: at most two merges, if the load is low, and memory back."""
+    """After a delete: at most two merges, if the load is low, and give unused memory back."""
     cdef Map *map = op.map
     cdef uint64_t taken = entries_taken(map)
     cdef uint64_t count = table_count(map)
@@ -60,8 +62,8 @@ cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
 
 cdef inline Status delete_found(
         Op *op, Bucket *bucket, const Found *found, void *value) noexcept nogil:
-    """Delete an element of a held bucket, and unlock it. A section open on it is cut off, unless
-    this operation waits for sections."""
+    """Delete an element of a held bucket, and unlock the bucket. A section that is open on the
+    element is cut off, unless this operation waits for sections."""
     if word_locked(found.header) and (
             op.f_lock or element_state(found.header) != ELEMENT_LOCKED):
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
@@ -75,7 +77,7 @@ cdef inline Status delete_found(
         store_relaxed_u64(&op.context.element, 0)
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
         return RETRY
-    fence_release()                        # DEAD before whatever becomes of the element
+    fence_release()                        # DEAD before any later use of the element
     if value != NULL:
         copy_out(value, element_value(op.map, found.element), op.map.value_size)
         if op.map.field_count != 0 and not op.options & OP_RAW_FIELDS:
@@ -87,8 +89,8 @@ cdef inline Status delete_found(
     return OK
 
 cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept nogil:
-    """Delete key, copying its last value out if value is not NULL; if held is not 0, only if that
-    is the header of its element. OK, ABSENT; BUSY or RETRY: call again."""
+    """Delete key, and copy its last value out if value is not NULL; if held is not 0, only if the
+    header of its element is held. OK, ABSENT; BUSY or RETRY: call again."""
     cdef Bucket *bucket = NULL
     cdef uint64_t bucket_held = 0
     cdef Found found
@@ -121,7 +123,7 @@ cdef inline Status map_delete(Op *op, void *value) noexcept nogil:
     return map_delete_held(op, 0, value)
 
 cdef inline bint bucket_first(Map *map, Bucket *bucket, Found *found) noexcept nogil:
-    """Any element of a held bucket."""
+    """Find any element of a held bucket."""
     cdef uint32_t slot, index
     for slot in range(SLOT_COUNT):
         index = load_relaxed_u32(&bucket.indices[slot])
@@ -156,17 +158,17 @@ cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
         return ABSENT
     return delete_found(op, bucket, &found, NULL)
 
-# How far a cleaner has come. Begin with zeros.
+# How far emptying a map has come. It begins with zeros.
 cdef struct Clearing:
-    uint64_t index             # buckets below it are to be looked at
-    uint64_t splits            # that there had been when this pass began
-    bint empty                 # nothing was found in this pass
+    uint64_t index             # this pass has yet to search the buckets below
+    uint64_t splits            # statistics.grows when this pass began
+    bint empty                 # this pass has found no entry, and no held lock
 
 cdef inline Status clear_step(Op *op, Clearing *clearing) noexcept nogil:
     """Delete one entry, or begin another pass: OK. ABSENT: none is left. BUSY, RETRY: call again.
     """
-    # Acquire: pairs with the fence in bucket_set_level. A bucket that was split off before this is
-    # below the number that is read after it.
+    # Acquire: pairs with the fence in bucket_set_level. A bucket whose split is counted here lies
+    # below the number of buckets that is loaded next.
     cdef uint64_t splits = load_acquire_u64(&op.map.header.statistics.grows)
     cdef uint64_t count = table_count(op.map)
     cdef Status status = ABSENT
@@ -192,7 +194,7 @@ cdef inline Status clear_step(Op *op, Clearing *clearing) noexcept nogil:
     return status
 
 cdef inline Status map_clear(Op *op) noexcept nogil:
-    """Delete everything. OK; or what stood in the way, and more is left."""
+    """Delete every entry. OK; or the status of the step that failed, and entries may be left."""
     cdef Clearing pass_ = Clearing(0, 0, False)
     cdef Status status = OK
     while status == OK:                        # each turn deletes an entry; none are inserted
@@ -200,8 +202,8 @@ cdef inline Status map_clear(Op *op) noexcept nogil:
     return OK if status == ABSENT else status
 
 cdef inline Status entry_expire(Op *op, uint64_t *value) noexcept nogil:
-    """Delete the entry of op's key if it has expired. OK: it was; ABSENT: it is not there, or has
-    not. BUSY or RETRY: call again. An entry that a section holds is left alone."""
+    """Delete the entry of op's key if it has expired. OK: it is deleted. ABSENT: there is none, or
+    it has not expired, or a section holds it. BUSY or RETRY: call again."""
     cdef Found found
     cdef Status status = entry_find(op.map, op.hash, op.key, &found, value)
     if status != OK:

@@ -1,32 +1,32 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Splitting and merging buckets in place, one at a time, by whoever inserts and deletes (G1).
+# Splitting and merging buckets in place, one at a time, as a part of inserts and deletes (G1).
 #
-# With N buckets the next to come is C = N; its parent is P = C minus its highest bit 2^L. A split
-# or merge holds P and C and nothing else, and takes them only if they are free at once: there may
-# be as many under way as there are pairs. A split is
+# With N buckets the next one is C = N; its parent is P = C minus its highest bit 2^L. A split or
+# merge holds P and C and nothing else, and takes their locks only if they are free at once: as many
+# may be under way as there are pairs. A split is
 #
-#   1 take P, C   2 copy P's references with bit L set into C, whose level is 0: nobody looks
+#   1 take P, C   2 copy P's references with bit L set into C (no level: no search relies on it)
 #   3 table: above C   4 C: level L+1    <- commit: readers find the entries in both
 #   5 P: level L+1                       readers of P now go to C for those hashes
 #   6 clear the references in P   7 unlock C, then P
 #
-# and a merge mirrors it: take P, C; append C's references to P; P: level L (commit); C: level 0;
-# clear C; table: down to C; unlock. Killed before the commit it is undone, after it finished
-# (recover.pxd), and at every moment each reader finds each entry in P or in C. References are
-# moved; elements never are.
+# and a merge mirrors it: take P, C; append C's references to P; P: level L (commit); C: no level;
+# clear C; table: down to C; unlock. If the process is killed before the commit, recovery undoes the
+# split or merge; after the commit, recovery finishes it (recover.pxd). At every moment each reader
+# finds each entry in P or in C. References are moved; elements never are.
 #
-# Nobody holds the table word. Every bucket that is there lies below N, but not every bucket below N
-# is there. Whoever cannot have P or C for long moves N beyond C and leaves a gap (table_pass): a
-# splitter that is stopped holds up nobody's growth elsewhere. The entries of a gap stay in P, or in
-# the nearest ancestor that is there. If they become many, the insertion that finds that bucket
-# overfull makes up for the split (bucket_missed). Whoever lowers N to C, and whoever is about to
-# make a bucket at C, below N, holds the bucket that has the entries of C; so no bucket is ever
-# there at N or above.
+# The table word is never held. Every bucket that exists lies below N, but not every bucket below N
+# exists. A process that repeatedly finds P or C held moves N beyond C and leaves a gap
+# (table_pass), so a stopped splitter keeps nobody from growing the rest of the table. The entries
+# of a gap stay in P, or in the nearest ancestor that exists. If there are many of them, an
+# insertion finds that bucket with overflow lines, and makes up for the split (bucket_missed). A
+# process that lowers N to C, and one that is about to create bucket C below N, both hold the bucket
+# that has the entries of C; so no bucket ever exists at N or above.
 #
 # Pace: an insert splits one bucket while the mean load is above 3.5 of 7, two above 4.5; a delete
 # merges one while it is below 1.75, two below 1. The load, and with it the memory and the time of
-# each operation, stays flat while the map grows, and the gap between the two marks keeps a map that
-# breathes from doing either.
+# each operation, stays flat while the map grows, and the gap between the two marks keeps a map
+# whose size goes up and down a little from doing either.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, add_relaxed_u64, cas_acq_rel_u64, compiler_fence, count_leading_zeros,
@@ -45,17 +45,17 @@ from map.table cimport (
 )
 
 cdef enum:
-    REACH_TRIES_MAX = 4        # others raise and lower the number; then the split is left to them
+    REACH_TRIES_MAX = 4        # other processes change the number; then the split is put off
 
 
 cdef inline bint table_move(Map *map, uint64_t count, uint64_t to) noexcept nogil:
-    """Let the number be to, if it is count."""
-    # Release: what was merged is not there any more; pairs with the acquire in table_count.
+    """If the number of buckets is count, replace it by to. False: it is not count."""
+    # Release: what was merged does not exist any more; pairs with the acquire in table_count.
     return cas_acq_rel_u64(&map.header.table, count << PAYLOAD_SHIFT, to << PAYLOAD_SHIFT)
 
 cdef inline bint table_reach(Map *map, uint64_t child) noexcept nogil:
-    """Whether the number is above child, or is so now. It stays so for who holds the bucket that
-    has child's entries."""
+    """Raise the number of buckets above child, if it is not; False: this failed. The number stays
+    above child as long as the caller holds the bucket that has child's entries."""
     cdef uint64_t count
     cdef int _
     for _ in range(REACH_TRIES_MAX):
@@ -67,12 +67,13 @@ cdef inline bint table_reach(Map *map, uint64_t child) noexcept nogil:
     return False
 
 cdef inline void table_pass(Op *op, uint64_t child) noexcept nogil:
-    """If child is the next bucket, let the number go beyond it; a gap is left."""
+    """If child is the next bucket, raise the number of buckets beyond it, and so leave a gap."""
     if child < op.map.bucket_max and child < buckets_usable(op.map):
         table_move(op.map, child, child + 1)
 
 cdef inline Status table_lower(Op *op, uint64_t last) noexcept nogil:
-    """Lower the number to a gap. BUSY if it is none, or what has its entries is held."""
+    """Lower the number of buckets to last, a gap. BUSY if last exists or is not the last any more,
+    or if the bucket that has its entries is held."""
     cdef uint64_t index = 0
     cdef uint64_t held = 0
     cdef Bucket *bucket = table_find(op.map, <uint32_t> last, &index)
@@ -106,14 +107,14 @@ cdef inline Status pair_hold(
     status = lock_try(op, &bucket_at(op.map, parent).header, parent_held)
     if status != OK:
         return status
-    # clear() may have the lock of a bucket that is not there.
+    # clear() may hold the lock of a bucket that does not exist.
     status = lock_try(op, &bucket_at(op.map, child).header, child_held)
     if status != OK:
         lock_release(&bucket_at(op.map, parent).header, parent_held[0])
     return status
 
 cdef inline void bucket_restore(Bucket *bucket) noexcept nogil:
-    """Unlock a bucket in which nothing has changed that a reader looks at."""
+    """Unlock a bucket in which nothing has changed that a reader relies on."""
     lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
 
 cdef inline void split_finish(Op *op, Bucket *parent, Bucket *child, uint32_t level) noexcept nogil:
@@ -121,11 +122,12 @@ cdef inline void split_finish(Op *op, Bucket *parent, Bucket *child, uint32_t le
     if bucket_level_plus1(load_relaxed_u64(&parent.header)) == level + 1:
         bucket_set_level(parent, level + 2)
     chain_drop_bit(op, parent, <uint32_t> 1 << level)
-    # Before the parent is let go: clear() counts on it (remove.pxd).
+    # Before the parent is unlocked: clear() relies on this order (remove.pxd).
     add_relaxed_u64(&op.map.header.statistics.grows, 1)
 
 cdef inline Status split_fill(Op *op, uint64_t index, uint32_t level) noexcept nogil:
-    """Steps 2 to 4 of a split of held buckets, or nothing."""
+    """Steps 2 to 4 of a split of held buckets. If one fails, those before it are undone, unless the
+    status is CORRUPT."""
     cdef Bucket *child = bucket_at(op.map, index)
     cdef Status status = chain_copy(
         op, bucket_at(op.map, bucket_parent(index)), child, <uint32_t> 1 << level)
@@ -138,8 +140,8 @@ cdef inline Status split_fill(Op *op, uint64_t index, uint32_t level) noexcept n
     return status
 
 cdef inline Status bucket_split(Op *op, uint64_t index) noexcept nogil:
-    """Split bucket index off its parent. ABSENT: that is not as far, or further already. BUSY if
-    somebody holds what it takes; NEED_* if memory is wanted."""
+    """Split bucket index off its parent. ABSENT: the parent's level is still too low, or already
+    higher. BUSY if a lock is held that the split takes; NEED_* if memory has to be committed."""
     cdef Bucket *parent = bucket_at(op.map, bucket_parent(index))
     cdef Bucket *child = bucket_at(op.map, index)
     cdef uint32_t level = 63 - count_leading_zeros(index)
@@ -169,7 +171,7 @@ cdef inline Status bucket_split(Op *op, uint64_t index) noexcept nogil:
     return OK
 
 cdef inline Status table_split(Op *op, uint64_t index) noexcept nogil:
-    """bucket_split; a bucket whose parent is not as far is passed. FULL at the array's end."""
+    """bucket_split; if that returns ABSENT, pass the bucket. FULL at the array's end."""
     cdef Status status
     if index < BUCKET_COUNT_MIN:               # only in a damaged segment
         return CORRUPT
@@ -192,8 +194,8 @@ cdef inline void merge_finish(Op *op, Bucket *child) noexcept nogil:
     chain_clear(op, child)
 
 cdef inline void merge_undo(Op *op, Bucket *parent, uint32_t level) noexcept nogil:
-    """Take back what was copied. The chain may have got a line, and may lose it again: a reader who
-    met both is told by the version between them."""
+    """Remove the references that were copied. The chain may have got a line, and may lose it again:
+    a reader that saw it come and go sees that the version changed in between."""
     chain_bump(parent)
     chain_drop_bit(op, parent, <uint32_t> 1 << level)
 
@@ -203,7 +205,7 @@ cdef inline Status merge_held(Op *op, uint64_t index) noexcept nogil:
     cdef Bucket *child = bucket_at(op.map, index)
     cdef uint32_t level = 63 - count_leading_zeros(index)
     cdef Status status
-    if table_count(op.map) != index + 1:       # buckets beyond may have been split off either
+    if table_count(op.map) != index + 1:       # a later bucket may be split off one of the two
         return BUSY
     if bucket_level_plus1(load_relaxed_u64(&parent.header)) != level + 2 or (
             bucket_level_plus1(load_relaxed_u64(&child.header)) != level + 2):
@@ -213,13 +215,14 @@ cdef inline Status merge_held(Op *op, uint64_t index) noexcept nogil:
         bucket_set_level(parent, level + 1)
         merge_finish(op, child)
         add_relaxed_u64(&op.map.header.statistics.shrinks, 1)
-        table_move(op.map, index + 1, index)   # if it has changed, a gap is left
+        table_move(op.map, index + 1, index)   # if the number has changed, a gap is left
     elif status != CORRUPT:
         merge_undo(op, parent, level)
     return status
 
 cdef inline Status table_shrink(Op *op) noexcept nogil:
-    """Merge the last bucket into its parent. BUSY if somebody holds what it takes."""
+    """Merge the last bucket into its parent, or lower the number of buckets if the last is a gap.
+    BUSY if a lock is held that this takes; FULL if only the first BUCKET_COUNT_MIN are left."""
     cdef uint64_t last = table_count(op.map) - 1
     cdef uint64_t parent_held = 0
     cdef uint64_t child_held = 0

@@ -4,18 +4,19 @@
 #   open     LIVE -> LOCKED, in the name of a context that belongs to the section alone, and a copy
 #            of the value. The context then rests: it is inside no operation, so the section keeps
 #            no memory from going back.
-#   commit   the new value into the context's redo buffer, LOCKED -> UPD by a CAS (from here on it
-#            counts), over the old one, LIVE.
+#   commit   the new value is stored in the context's redo buffer; LOCKED -> UPD by a CAS, from
+#            which on the new value counts; it is copied over the old one; LIVE.
 #   abandon  LOCKED -> LIVE by a CAS.
 #   remove   LOCKED -> DEAD, under the bucket's lock.
 #
-# While a section is open, readers read the value, other writers and sections wait, and whoever
-# deletes the element without F_LOCK cuts the section off: the header is another then, and will
-# never be that one again. The element's memory may even be gone; so the end of a section begins
-# with an ordinary search for the key, and touches the element only as that finds it.
+# While a section is open, readers read the value, other writers and sections wait, and a deletion
+# of the element without F_LOCK cuts the section off: it changes the header, which never has the
+# same value again. The element's memory may even be gone; so the end of a section begins with an
+# ordinary search for the key, and touches the element only if the search finds it with that header.
 #
-# Killed while a section is open, the element becomes LIVE with the value from before; after the CAS
-# to UPD the new value is completed (recover.pxd). context.target names the element all the time.
+# If the owner is killed while its section is open, the element becomes LIVE with the value from
+# before; after the CAS to UPD, recovery completes the new value (recover.pxd). context.target names
+# the element during the whole section.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from machine.atomics cimport (
     load_relaxed_u64, cas_acq_rel_u64, fence_acquire, unlikely, copy_out, copy_in,
@@ -58,15 +59,16 @@ cdef inline Status section_open(
                 copy_out(value, element_value(op.map, found.element), op.map.value_size)
                 if op.map.field_count != 0 and not op.options & OP_RAW_FIELDS:
                     fields_blank(op.map, <uint64_t *> value)
-                # The copy before the second look: whoever deletes the element cuts us off, and it
-                # may have another's value by now. Pairs with the release stores of headers.
+                # The copy is read before the header is loaded again: a deletion may have cut this
+                # section off, and the element may have another entry's value. Pairs with the
+                # release stores of headers.
                 fence_acquire()
                 if load_relaxed_u64(&found.element.header) != section.held:
                     status = RETRY
         elif status == ABSENT and create != NULL:
             status = map_insert(op, create, &found, &any_depot)
             if status == OK:
-                status = RETRY             # it is there now, unless somebody deletes it again
+                status = RETRY             # the key is present now, unless it is deleted again
         if status != RETRY:
             break
     return status
@@ -85,7 +87,8 @@ cdef inline Status section_find(Op *op, const Section *section, Found *found) no
 
 cdef inline Status section_commit(
         Op *op, const Section *section, const uint8_t *value) noexcept nogil:
-    """Store value and end the section. ABSENT: the key was deleted meanwhile; nothing is stored."""
+    """Store value and end the section. ABSENT: the key was deleted during the section; nothing is
+    stored."""
     cdef Found found
     cdef uint64_t held = element_header(section.held, ELEMENT_UPD, lock_bits(op.self_index))
     cdef Status status = section_find(op, section, &found)
@@ -102,7 +105,7 @@ cdef inline Status section_commit(
     return OK
 
 cdef inline Status section_abandon(Op *op, const Section *section) noexcept nogil:
-    """End the section with the value as it was. ABSENT: the key was deleted meanwhile."""
+    """End the section with the value as it was. ABSENT: the key was deleted during the section."""
     cdef Found found
     cdef Status status = section_find(op, section, &found)
     if status != OK:
@@ -114,5 +117,6 @@ cdef inline Status section_abandon(Op *op, const Section *section) noexcept nogi
     return OK
 
 cdef inline Status section_remove(Op *op, const Section *section) noexcept nogil:
-    """Delete the key and end the section. ABSENT: somebody else did. BUSY or RETRY: call again."""
+    """Delete the key and end the section. ABSENT: the key was deleted during the section. BUSY or
+    RETRY: call again."""
     return map_delete_held(op, section.held, NULL)

@@ -1,20 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Removing what has expired, without being asked for any of it (X1).
+# Removing expired entries whose keys no operation asks for (X1).
 #
 # A sweep goes through the map in its order (walk.pxd: hashes with their bits reversed), so it
-# meets every entry that is there all the while, through every resize. header.sweep is where the
-# next one begins, and whether the last one found something. It is a hint: any value is a place in
-# the order, and whoever has to see the whole map counts how far it went itself.
+# meets every entry that stays in the map during the sweep, through every resize. header.sweep holds
+# the place where the next sweep begins, and whether the last one found something. It is a hint: any
+# value is a place in the order, and a caller that has to see the whole map counts its own progress.
 #
-# What has expired in a bucket is collected without its lock, each with the header that the element
-# had then. A removal is that of remove.pxd, and its CAS to DEAD expects that header: whoever
-# renewed the deadline, or opened a section, has changed it, and keeps the entry. Killed anywhere,
-# it is a deletion that somebody finishes.
+# The expired entries of a bucket are collected without its lock, each with its element's header.
+# The removal is that of remove.pxd, and its CAS to DEAD expects this header: an operation that
+# renewed the deadline, or opened a section, has changed the header, and the entry stays. If the
+# process is killed, recovery treats the removal as any other deletion.
 #
-# Insertions into maps with deadlines look at a few places each (sweep_some); one that finds no room
-# sweeps until there is some, or a whole turn has found nothing (sweeping.pxi). That turn has seen
-# when the next entry expires, and until then nobody needs another (rest.pxd): refusals, one after
-# another, cost a fifth of the time at most.
+# One insertion in 8 or 64 into a map with deadlines sweeps a few buckets (sweep_some). An insertion
+# that finds no room sweeps until there is some, or until a whole turn has found nothing
+# (sweeping.pxi). That turn has seen when the next entry expires, and until then no other is needed
+# (rest.pxd): of a series of refusals, sweeping takes a fifth of the time at most.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, load_relaxed_u32, load_acquire_u32,
@@ -34,14 +34,14 @@ from map.remove cimport map_shrink_if_empty, delete_found
 cdef enum:
     SWEEP_TURN = 0x100000000ULL    # all of the order
     SWEEP_STEP = 1024          # buckets between two chances to give memory back
-    SWEEP_WANTED = 256         # entries removed before it is tried whether they were enough
+    SWEEP_WANTED = 256         # entries to remove before the insertion is tried again
     SWEEP_FOUND = 0x100000000ULL   # in header.sweep: the last sweep found something
-    SWEEP_MASK = 7             # then one insertion in 8 looks at
-    SWEEP_PLACES = 4           # so many buckets: a turn takes two insertions for each bucket;
-    SWEEP_MASK_IDLE = 63       # else one in 64
+    SWEEP_MASK = 7             # then one insertion in 8 sweeps this number of
+    SWEEP_PLACES = 4           # buckets: a turn takes two insertions for each bucket;
+    SWEEP_MASK_IDLE = 63       # else one insertion in 64 does
     REST_NS = 2000             # at most, for each bucket, which takes 0.1 to 0.5 us to sweep
-    SWEEP_TRIES_MAX = 16       # a bucket that changes under our eyes: others are at work there
-    EXPIRED_MAX = 16           # collected at a time
+    SWEEP_TRIES_MAX = 16       # then other operations are changing the bucket all the time
+    EXPIRED_MAX = 16           # entries collected at a time
 
 # When the next entry expires, as far as a turn has seen: a time, or
 cdef enum:
@@ -60,7 +60,7 @@ cdef inline void next_unknown(uint64_t *next) noexcept nogil:
 
 cdef inline uint32_t chain_expired(
         Map *map, Bucket *bucket, int64_t now, Expired *found, uint64_t *next) noexcept nogil:
-    """Collect what has expired in a bucket and is nobody's; how many there are."""
+    """Collect the expired entries of a bucket that no operation holds. Returns how many."""
     cdef Bucket *line = bucket
     cdef Element *element
     cdef uint64_t _, header, deadline
@@ -73,14 +73,16 @@ cdef inline uint32_t chain_expired(
             if index == 0 or index >= map.element_max:
                 continue
             element = element_at(map, index)
-            # Acquire: pairs with the release stores of LIVE; the deadline is as old or newer.
+            # Acquire: pairs with the release stores of LIVE; the deadline is of this version or
+            # newer.
             header = load_acquire_u64(&element.header)
             deadline = load_relaxed_u64(element_value(map, element) + map.timer_word - 1)
-            # The deadline before the second look; pairs with the release fences in element.pxd.
+            # The deadline is read before the header is loaded again; pairs with the release fences
+            # in element.pxd.
             fence_acquire()
             if element_state(header) != ELEMENT_LIVE or (
                     load_relaxed_u64(&element.header) != header):
-                next_unknown(next)             # in motion, or a section's
+                next_unknown(next)             # changing, or held by a section
                 continue
             if deadline == 0 or now < <int64_t> deadline:
                 if deadline != 0 and deadline < next[0]:
@@ -118,8 +120,8 @@ cdef inline bint chain_find_element(
     return False
 
 cdef inline Status expired_remove(Op *op, const Expired *gone) noexcept nogil:
-    """Delete what was collected. RETRY: it is not as it was any more; BUSY: somebody holds its
-    bucket."""
+    """Delete a collected entry. RETRY: the entry has changed since; BUSY: a lock is held that the
+    deletion takes."""
     cdef Bucket *bucket = NULL
     cdef uint64_t held = 0
     cdef Found found
@@ -147,8 +149,8 @@ cdef inline Status expired_remove(Op *op, const Expired *gone) noexcept nogil:
 cdef inline uint32_t bucket_expired(
         Map *map, uint64_t *order, int64_t now, Expired *found, uint32_t *count,
         uint64_t *next) noexcept nogil:
-    """Collect what has expired in the bucket that order is in; the bucket's level, 0 if there is
-    none. A bucket that never comes to rest is taken as it was seen last."""
+    """Collect the expired entries of the bucket that order is in. Returns the bucket's level plus
+    1; 0: there is none. A bucket that changes all the time is taken as it was read last."""
     cdef uint32_t hash = reverse_bits_u32(<uint32_t> order[0])
     cdef Bucket *bucket
     cdef uint64_t index = 0
@@ -160,15 +162,16 @@ cdef inline uint32_t bucket_expired(
         bucket = table_find(map, hash, &index)
         if bucket == NULL:
             return 0
-        # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+        # Acquire: pairs with the release stores of levels; the slots read next are at least as new.
         header = load_acquire_u64(&bucket.header)
         if not level_covers(bucket_level_plus1(header), index, hash):
             continue
         level_plus1 = bucket_level_plus1(header)
         count[0] = chain_expired(map, bucket, now, found, next)
-        if word_locked(header):                # it may be getting an entry
+        if word_locked(header):                # an entry may be on its way into it
             next_unknown(next)
-        # All slots before the second look; pairs with the release fences in chain.pxd, table.pxd.
+        # All slots are read before the header is loaded again; pairs with the release fences in
+        # chain.pxd and table.pxd.
         fence_acquire()
         if (load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK == 0:
             return level_plus1
@@ -177,8 +180,8 @@ cdef inline uint32_t bucket_expired(
 
 cdef inline uint64_t bucket_sweep(
         Op *op, uint64_t *order, int64_t now, uint64_t *next) noexcept nogil:
-    """Remove what has expired in the bucket that order is in, and move order behind it; how many.
-    """
+    """Remove the expired entries of the bucket that order is in, and move order behind the bucket
+    unless more may be left. Returns how many were removed."""
     cdef Expired found[16]
     cdef uint32_t count = 0
     cdef uint32_t level_plus1 = 0
@@ -187,7 +190,7 @@ cdef inline uint64_t bucket_sweep(
     cdef bint changed = False
     cdef Status status
     cdef int _
-    for _ in range(SWEEP_TRIES_MAX):           # what changed meanwhile is looked at again
+    for _ in range(SWEEP_TRIES_MAX):           # again, if an entry changed after it was collected
         level_plus1 = bucket_expired(op.map, order, now, found, &count, next)
         changed = False
         for at in range(count):
@@ -206,7 +209,8 @@ cdef inline uint64_t bucket_sweep(
 
 cdef inline uint64_t sweep_on(
         Op *op, uint64_t *order, uint64_t places, uint64_t wanted, uint64_t *next) noexcept nogil:
-    """Remove what has expired in so many buckets from order on, until wanted are gone; how many."""
+    """Remove the expired entries of at most places buckets, from order on, until wanted are gone.
+    Returns how many were removed."""
     cdef uint32_t hash = op.hash
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
     cdef uint64_t end = order[0] + SWEEP_TURN
@@ -224,7 +228,7 @@ cdef inline uint64_t sweep_begin(Map *map) noexcept nogil:
     return load_relaxed_u64(&map.header.sweep) & (SWEEP_TURN - 1)
 
 cdef inline void sweep_some(Op *op) noexcept nogil:
-    """After an insertion into a map with deadlines."""
+    """After an insertion into a map with deadlines: sweep a few buckets, now and then."""
     cdef uint64_t next = NEXT_UNKNOWN
     cdef uint64_t order
     cdef uint64_t found = load_relaxed_u64(&op.map.header.sweep) & SWEEP_FOUND
@@ -240,8 +244,9 @@ cdef inline uint64_t sweep_rest_max(Map *map) noexcept nogil:
     return table_count(map) * REST_NS
 
 cdef inline uint64_t sweep_count(Map *map, uint64_t places, uint64_t *seen) noexcept nogil:
-    """How many entries of so many buckets have expired and were not removed; seen is how far in the
-    order that is. The caller is inside an operation, or may only read."""
+    """How many entries of the first places buckets have expired and were not removed; seen receives
+    how far in the order these buckets reach. The caller is inside an operation, or has a handle
+    that is read-only."""
     cdef Expired found[16]
     cdef uint64_t next = NEXT_UNKNOWN
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)

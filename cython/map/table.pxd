@@ -2,10 +2,10 @@
 # The bucket array: finding a key's bucket, levels, moving references between buckets (G1).
 #
 # Linear hashing. There is one array, and a level in each bucket: bucket b at level L holds the
-# hashes whose low L bits are b. The table word says how many buckets there are; it is only a hint
-# for readers, who follow levels: a bucket without level has not been split off yet, so its parent
-# (b without its highest bit) has the entries; a bucket whose level says that the hash belongs
-# deeper names the child to go to. Which buckets there are is changed in resize.pxd.
+# hashes whose low L bits are b. The table word holds the number of buckets. For readers it is only
+# a hint, because they follow levels: a bucket without a level has not been split off yet, so its
+# parent (b without its highest bit) has the entries; the level of a bucket that has been split
+# further leads to the child for the hash. Splits and merges are in resize.pxd.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_release_u64, store_relaxed_u32, fence_release, likely,
@@ -21,24 +21,24 @@ from memory.operation cimport Op, lock_release
 from map.chain cimport Found, chain_next, chain_last, chain_append, chain_remove
 
 cdef enum:
-    FOLLOW_MAX = 128           # each step goes one level deeper or higher; resizes may add some
+    FOLLOW_MAX = 128           # a step goes at least a level up or down; resizes may add steps
     NOWHERE = 0xFFFFFFFFFFFFFFFFULL
 
 cdef inline uint64_t table_count(Map *map) noexcept nogil:
     """The number of buckets, gaps included."""
-    # Acquire: pairs with the release in table_move: what is raised or lowered after it.
+    # Acquire: pairs with the release in table_move: what was merged before the number was lowered.
     return load_acquire_u64(&map.header.table) >> PAYLOAD_SHIFT
 
 cdef inline uint64_t entries_taken(Map *map) noexcept nogil:
-    """Entries, and the rights to add one that are parked in depots."""
+    """The number of entries, and of credits in depots."""
     return map.max_entries - (load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT)
 
 cdef inline bint level_covers(uint32_t level_plus1, uint64_t bucket, uint32_t hash) noexcept nogil:
-    """Whether a bucket of this level holds this hash; no bucket does whose level is 0."""
+    """Whether a bucket of this level holds this hash; a bucket without a level (0) holds none."""
     return level_plus1 != 0 and ((hash ^ bucket) & ((1ULL << (level_plus1 - 1)) - 1)) == 0
 
 cdef inline uint64_t table_guess(Map *map, uint32_t hash) noexcept nogil:
-    """Where the table word says that a hash belongs."""
+    """The bucket that a hash belongs to, as far as the table word says."""
     cdef uint64_t count = table_count(map)
     cdef uint64_t mask = <uint64_t> -1 >> count_leading_zeros((count - 1) | 1)
     cdef uint64_t guess = hash & mask
@@ -49,12 +49,13 @@ cdef inline uint64_t table_guess(Map *map, uint32_t hash) noexcept nogil:
     return guess
 
 cdef inline uint64_t bucket_parent(uint64_t child) noexcept nogil:
-    """The bucket that a bucket from BUCKET_COUNT_MIN on was split off."""
+    """The bucket that child, at least BUCKET_COUNT_MIN, is split off from."""
     return child ^ (1ULL << (63 - count_leading_zeros(child)))
 
 cdef inline uint64_t table_follow(
         Map *map, uint32_t hash, uint64_t at, uint32_t level_plus1) noexcept nogil:
-    """Where to look after bucket at, of a level that does not cover hash; NOWHERE if damaged."""
+    """The bucket to search after bucket at, whose level does not cover hash; NOWHERE in a damaged
+    segment."""
     cdef uint64_t difference
     if level_plus1 == 0:
         if at < BUCKET_COUNT_MIN:
@@ -65,13 +66,13 @@ cdef inline uint64_t table_follow(
     return at if at < map.bucket_max else NOWHERE
 
 cdef inline Bucket *table_find(Map *map, uint32_t hash, uint64_t *index) noexcept nogil:
-    """The bucket of a hash and its index. NULL if the levels lead nowhere, or in circles: so many
-    resizes do not meet one search."""
+    """The bucket of a hash and its index. NULL if the levels lead nowhere, or in circles: one
+    search does not meet so many resizes that it needs FOLLOW_MAX steps."""
     cdef uint64_t at = table_guess(map, hash)
     cdef uint32_t level_plus1
     cdef int _
     for _ in range(FOLLOW_MAX):
-        # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+        # Acquire: pairs with the release stores of levels; the slots read next are at least as new.
         level_plus1 = bucket_level_plus1(load_acquire_u64(&bucket_at(map, at).header))
         if likely(level_covers(level_plus1, at, hash)):
             index[0] = at
@@ -137,9 +138,9 @@ cdef inline Status chain_copy(
 
 cdef inline void bucket_set_level(Bucket *bucket, uint32_t level_plus1) noexcept nogil:
     """Give a held bucket a level, and the next version."""
-    # Release: the references now in it; pairs with the acquire in table_find. The fence keeps the
-    # clearing of moved references behind it; pairs with the acquire fence before a miss is
-    # believed.
+    # Release: the references that the bucket has now; pairs with the acquire in table_find. The
+    # fence keeps the clearing of moved references after this store; pairs with the acquire fence by
+    # which bucket_find validates a miss.
     store_release_u64(&bucket.header, bucket_with_level(
         load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE, level_plus1))
     fence_release()
@@ -149,16 +150,17 @@ cdef inline void bucket_release(Bucket *bucket) noexcept nogil:
     lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
 
 cdef inline uint64_t bucket_missed(Map *map, uint64_t index) noexcept nogil:
-    """The bucket below the number that bucket index has not been split into; 0: there is none."""
+    """The next child of bucket index, if it lies below the number of buckets and so ought to exist
+    already; 0: there is none."""
     cdef uint32_t level_plus1 = bucket_level_plus1(load_relaxed_u64(&bucket_at(map, index).header))
     cdef uint64_t child = index + (1ULL << level_plus1 >> 1)
     return child if level_plus1 != 0 and child < table_count(map) else 0
 
 cdef inline bint bucket_fits(Map *map, uint64_t count, uint64_t index) noexcept nogil:
-    """Whether the level of a bucket at rest, one of count, goes with its parent's and its own
-    children: it is there if its parent has been split as far, and it has no child beyond."""
+    """Whether the level of a bucket at rest, one of count, agrees with its parent and its children:
+    it exists exactly if its parent has been split as far, and all its children are below count."""
     cdef uint32_t level_plus1 = bucket_level_plus1(load_relaxed_u64(&bucket_at(map, index).header))
-    cdef uint32_t first = 2                    # the level that it had when it came
+    cdef uint32_t first = 2                    # the level that it had at first
     if index >= BUCKET_COUNT_MIN:
         first = 64 - count_leading_zeros(index)
         if (level_plus1 != 0) != (bucket_level_plus1(load_relaxed_u64(

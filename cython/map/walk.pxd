@@ -4,25 +4,27 @@
 # Entries are ordered by their hash with its bits reversed, then by the bytes of their key. A bucket
 # at level L holds the hashes that agree in their low L bits, and so owns one unbroken range of that
 # order. Splits cut ranges and merges join them; nothing else happens to the order. So a position in
-# it is a cursor that outlives every resize and the deletion of the entry it stood at: whatever
-# stays in the map lies before it or behind it for good.
+# it is a cursor that outlives every resize and the deletion of the entry it stood at: an entry that
+# stays in the map is before the position for good, or behind it for good.
 #
 # Reading a bucket means reading all that it held at one moment:
-#   at rest     unlocked, no overflow lines, read from the start of its range: the slots as they
-#               stand, then the header again. Unchanged and unlocked: no writer was in it. No
-#               sorting, since the position is behind the whole range afterwards.
+#   at rest     unlocked, no overflow lines, read from the start of its range: the slots are read as
+#               they stand, then the header is read again. If it is unchanged and unlocked, no
+#               writer changed the bucket in between. Nothing is sorted, because the position is
+#               behind the whole range afterwards.
 #   otherwise   locked (perhaps by a process that is stopped or dead), chained, or entered in the
 #               middle: the lowest entries behind the position are collected in order, then the
-#               version is read again. A tag may be that of another element while a removal moves
-#               one (chain.pxd), so hashes are computed from keys, and one element is taken once.
+#               version is read again. While a removal moves an element, a slot's tag may be that of
+#               another element (chain.pxd), so hashes are computed from keys, and an element that
+#               two slots name is taken once.
 # An element's memory is not given back before its bucket's version was raised, so what was read by
-# way of a slot is sound if the version is.
+# way of a slot is valid if the version is unchanged.
 #
-# In a map larger than the cache every bucket and every element is a miss. The walk prefetches
+# In a map larger than the cache every bucket and every element is a cache miss. The walk prefetches
 # twice: the bucket BUCKETS_AHEAD places on, and, when that has arrived, the elements of the bucket
-# ELEMENTS_AHEAD places on. Both are guesses by the table word; a wrong one costs a prefetch. The
-# caller's context is inside an operation only for WALK_STEPS buckets at a time, so that memory can
-# be given back between them (region.pxd). Nothing is kept across the gap but the position.
+# ELEMENTS_AHEAD places on. Both are guessed from the table word; a wrong guess costs a prefetch.
+# The caller's context is inside an operation only for WALK_STEPS buckets at a time, so that memory
+# can be given back after each (region.pxd). Only the position is kept from one to the next.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp, memcpy
 from machine.atomics cimport (
@@ -43,26 +45,26 @@ from map.table cimport table_count, level_covers, table_guess, table_find
 
 cdef enum:
     SORTED_MAX = 32            # entries collected in order at a time
-    ENTRY_TRIES_MAX = 64       # an element that changes under our eyes
+    ENTRY_TRIES_MAX = 64       # for an element that keeps changing
 
 cdef enum:
     ORDER_END = 0x100000000ULL
 
-# A place in the order: before every entry whose reversed hash is order or more; if inside, then
-# behind those of this very hash whose key is not above key.
+# A place in the order: before every entry whose reversed hash is order or more; but if inside,
+# behind the entries with exactly this hash whose key is not above key.
 cdef struct Position:
     uint64_t order
     bint inside
     uint8_t *key               # key_size bytes of private memory
 
-# Where entries go, one behind the other.
+# Where the entries that were read are stored, one behind the other.
 cdef struct EntryBuffer:
     uint8_t *keys
     uint8_t *values            # NULL: keys only
     uint64_t count
     uint64_t capacity
-    Op *waiter                 # BPF_F_LOCK: for who waits until nobody holds an entry; or NULL
-    bint expired               # expired entries too
+    Op *waiter                 # BPF_F_LOCK: the operation that waits for a held entry; or NULL
+    bint expired               # store expired entries too
 
 cdef struct Ranked:
     uint64_t order
@@ -80,14 +82,15 @@ cdef inline uint64_t bucket_range_last(uint64_t order, uint32_t level) noexcept 
 
 cdef inline Status entry_read(Map *map, uint32_t index, EntryBuffer *sink) noexcept nogil:
     """Append a copy of one element's key and value. ABSENT if it is not a live entry; RETRY if it
-    kept changing; BUSY if it is held and that is waited for."""
+    kept changing; BUSY if it is held and the sink has a waiter."""
     cdef Found found
     cdef uint8_t *key = sink.keys + sink.count * map.key_size
     cdef bint over
     cdef int _
     found.element = element_at(map, index)
     for _ in range(ENTRY_TRIES_MAX):
-        # Acquire: pairs with the release stores of LIVE; key and value are as old or newer.
+        # Acquire: pairs with the release stores of LIVE; key and value are of this version or
+        # newer.
         found.header = load_acquire_u64(&found.element.header)
         if unlikely(element_state(found.header) - <uint32_t> ELEMENT_LIVE > 3):
             return ABSENT
@@ -101,7 +104,8 @@ cdef inline Status entry_read(Map *map, uint32_t index, EntryBuffer *sink) noexc
         else:
             copy_out(key, &found.element.words[0], map.key_size)
         if sink.values == NULL:
-            # The key before the second look; pairs with the release fences in element.pxd.
+            # The key is read before the header is loaded again; pairs with the release fences in
+            # element.pxd.
             fence_acquire()
             if likely(load_relaxed_u64(&found.element.header) == found.header):
                 break
@@ -121,7 +125,7 @@ cdef inline Status entry_read(Map *map, uint32_t index, EntryBuffer *sink) noexc
 cdef inline Status bucket_read_at_rest(
         Map *map, Bucket *bucket, uint64_t header, uint64_t bucket_index,
         EntryBuffer *sink) noexcept nogil:
-    """Append all entries of a bucket without lines. RETRY if somebody was at it; BUSY."""
+    """Append all entries of a bucket without lines. RETRY if a writer has changed it; BUSY."""
     cdef uint64_t before = sink.count
     cdef uint64_t mask = (1ULL << (bucket_level_plus1(header) - 1)) - 1
     cdef uint32_t slot, index
@@ -136,7 +140,8 @@ cdef inline Status bucket_read_at_rest(
         one = entry_read(map, index, sink)
         if unlikely(one != OK and one != ABSENT):
             status = one
-    # All of it before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    # All entries are read before the header is loaded again; pairs with the release fences in
+    # chain.pxd and table.pxd.
     fence_acquire()
     if unlikely(load_relaxed_u64(&bucket.header) != header):
         status = RETRY
@@ -153,7 +158,7 @@ cdef inline int rank_compare(
 
 cdef inline void rank_insert(
         Map *map, Ranking *ranking, uint64_t order, uint32_t index) noexcept nogil:
-    """Keep an entry if it is among the lowest, in its place."""
+    """Insert an entry at its place in the ranking, if it is among the lowest SORTED_MAX."""
     cdef uint32_t at = ranking.count
     cdef int compared = 1
     while at > 0:                          # at most SORTED_MAX turns
@@ -188,7 +193,7 @@ cdef inline Status chain_rank(
     ranking.count = 0
     ranking.cut = False
     for _ in range(map.line_max + 1):
-        # Acquire: what it says now is seen below, or something newer.
+        # Acquire: the line's slots are loaded after this link.
         link = load_acquire_u32(&line.indices[LINK_SLOT])
         for slot in range(SLOT_COUNT):
             # Acquire: pairs with the release store of the index in chain_append.
@@ -212,8 +217,8 @@ cdef inline Status chain_rank(
 cdef inline Status bucket_read_in_order(
         Map *map, Bucket *bucket, uint64_t header, Position *position,
         EntryBuffer *sink) noexcept nogil:
-    """Append the next entries of a bucket and move the position. RETRY if somebody was at it; BUSY.
-    """
+    """Append the next entries of a bucket and move the position. RETRY if a writer has changed the
+    bucket; BUSY."""
     cdef uint64_t before = sink.count
     cdef uint64_t last = bucket_range_last(position.order, bucket_level_plus1(header) - 1)
     cdef uint64_t reached = 0              # the order of the last entry appended
@@ -228,7 +233,8 @@ cdef inline Status bucket_read_in_order(
         elif one != ABSENT:
             status = one
         done += 1
-    # All of it before the second look; pairs with the release fences in chain.pxd and table.pxd.
+    # All entries are read before the header is loaded again; pairs with the release fences in
+    # chain.pxd and table.pxd.
     fence_acquire()
     if (load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK:
         status = RETRY
@@ -247,10 +253,10 @@ cdef inline Status bucket_read_in_order(
     return OK
 
 cdef inline Status bucket_read(Map *map, Position *position, EntryBuffer *sink) noexcept nogil:
-    """Append what the next bucket has behind position, as far as there is room, and move the
-    position: by at least one entry, or to the end of the bucket. RETRY, having appended nothing, if
-    somebody was at it, BUSY if the sink waits for an entry. There is room for one at least, and
-    position is not the end."""
+    """Append the entries that the next bucket has behind position, as far as there is room, and
+    move the position: by at least one entry, or to the end of the bucket. RETRY if a writer has
+    changed the bucket, BUSY if the sink waits for an entry; then nothing is appended. The sink must
+    have room for one entry, and position must not be the end."""
     cdef uint64_t header = 0
     cdef uint64_t index = 0
     cdef uint64_t last
@@ -259,7 +265,7 @@ cdef inline Status bucket_read(Map *map, Position *position, EntryBuffer *sink) 
     cdef Status status
     if unlikely(bucket == NULL):
         return CORRUPT
-    # Acquire: pairs with the release stores of levels; the bucket's slots are as new.
+    # Acquire: pairs with the release stores of levels; the slots read next are at least as new.
     header = load_acquire_u64(&bucket.header)
     if unlikely(not level_covers(bucket_level_plus1(header), index, hash)):
         return RETRY
@@ -285,7 +291,7 @@ cdef struct Ahead:
     uint64_t order             # how far this stage has come
     uint32_t steps             # how many buckets that is ahead of the position
 
-# What an operator sees of one bucket.
+# What an operator is shown of one bucket.
 cdef struct BucketFacts:
     uint32_t level
     uint32_t entries
@@ -311,7 +317,7 @@ cdef inline void prefetch_elements(Map *map, Ahead *ahead, uint64_t count) noexc
     cdef Bucket *bucket = bucket_at(map, guess)
     cdef uint32_t slot, index
     for slot in range(SLOT_COUNT):
-        # Without a branch: what an empty slot or a link leads to is asked for in vain.
+        # Without a branch: for an empty slot or a link the prefetch is wasted.
         index = load_relaxed_u32(&bucket.indices[slot])
         prefetch(element_at(map, index))
         prefetch(<uint8_t *> element_at(map, index) + map.stride - 8)
@@ -320,9 +326,9 @@ cdef inline void prefetch_elements(Map *map, Ahead *ahead, uint64_t count) noexc
 
 cdef inline Status walk_steps(
         Map *map, Position *position, EntryBuffer *sink, uint64_t steps) noexcept nogil:
-    """Read at most so many buckets. OK: there is more, or the sink is full. ABSENT: the walk is at
-    its end. RETRY: writers were faster too often; BUSY: an entry is held that the sink waits for;
-    what stands in the sink is good."""
+    """Read at most steps buckets. OK: there is more, or the sink is full. ABSENT: the walk is at
+    its end. RETRY: writers changed the same bucket too often; BUSY: the sink waits for a held
+    entry. In either case the entries in the sink are valid."""
     cdef Ahead far, near
     cdef uint64_t count = table_count(map)
     cdef uint64_t tries = 0
@@ -355,9 +361,10 @@ cdef inline Status walk_steps(
     return OK
 
 cdef inline Status walk_on(Op *op, Position *position, EntryBuffer *sink) noexcept nogil:
-    """walk_steps until the sink is full (OK) or the walk at its end (ABSENT); RETRY, BUSY: wait.
+    """walk_steps until the sink is full (OK) or the walk at its end (ABSENT). RETRY, BUSY: wait,
+    then call again.
 
-    op.context is inside an operation, or NULL if this handle may only read."""
+    op.context is inside an operation, or NULL if this handle is read-only."""
     cdef Status status = OK
     while status == OK and sink.count < sink.capacity:     # each turn reads WALK_STEPS buckets
         status = walk_steps(op.map, position, sink, WALK_STEPS)
@@ -367,8 +374,8 @@ cdef inline Status walk_on(Op *op, Position *position, EntryBuffer *sink) noexce
     return status
 
 cdef inline bint bucket_figures(Map *map, uint64_t index, BucketFacts *facts) noexcept nogil:
-    """What bucket index looks like now; False if there is none. Nobody is kept from changing it:
-    the figures of one bucket fit together only if nobody did."""
+    """The figures of bucket index; False if there is no such bucket. No lock is taken: the figures
+    fit together only if no operation changed the bucket while they were read."""
     cdef Bucket *bucket = bucket_at(map, index)
     cdef Bucket *line = bucket
     cdef uint64_t _, header

@@ -2,12 +2,13 @@
 # Inserting, updating, and changing a value in one step: what RHashMap's methods call. Deletions are
 # in remove.pxd.
 #
-# Each operation is a loop of attempts. An attempt looks, takes at most what the order of locks
-# allows (operation.pxd), and either commits with one store or gives everything up and says why:
-#   RETRY    another process changed the map      -> at once again
-#   NEED_*   memory has to be committed           -> commit, again
-#   BUSY     a lock is held                       -> to the caller, who waits (wait.pxd), then again
-# Nothing is held when an operation returns, but an element that it has taken and filled may stay in
+# Each operation is a loop of attempts. An attempt searches for the key, takes at most what the lock
+# order allows (operation.pxd), and either commits with one store or gives everything up and returns
+# the reason:
+#   RETRY    another operation changed the map    -> next attempt at once
+#   NEED_*   memory has to be committed           -> commit it, next attempt
+#   BUSY     a lock is held                       -> the caller waits (wait.pxd) and calls again
+# No lock is held when an operation returns, but an element that it has taken and filled may stay in
 # context.element for the next attempt, and objects in context.owned_refs; op_give_back gives them
 # back.
 #
@@ -15,8 +16,8 @@
 # (ULOCK), for the time of a few instructions; nothing else can change it, and a reader sees the old
 # value or the new one.
 #
-# To store an entry with objects, the context gets its objects (object_make), fills them, and calls
-# map_update: the objects are the context's until the element has them.
+# To store an entry with objects, the caller makes and fills the objects in its context
+# (object_make), then calls map_update: the objects are the context's until the element has them.
 #
 # Linearization points (W1): insert: the slot's store; update: the header's UPD, or the word's
 # store; a number in one word: the word's store; other changes in one step: the header's UPD; a swap
@@ -66,11 +67,11 @@ cdef enum:
     UPDATE_EXIST = 2
 
 cdef enum:
-    SPLITS_PUT_OFF_MASK = 7    # asking costs 0.3 us; whoever runs lets go long before
+    SPLITS_PUT_OFF_MASK = 7    # asking costs 0.3 us; an owner that runs unlocks long before
 
 
 cdef inline Status map_memory(Op *op, Status need) noexcept nogil:
-    """Commit what an attempt asked for. OK if there is more now."""
+    """Commit the memory that an attempt asked for. OK: there is more now."""
     if need == NEED_ELEMENTS:
         return block_commit(op, &op.map.element_pool)
     if need == NEED_LINES:
@@ -78,7 +79,8 @@ cdef inline Status map_memory(Op *op, Status need) noexcept nogil:
     return region_commit(op, REGION_BUCKETS, (table_count(op.map) + 1) * LINE_BYTES)
 
 cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) noexcept nogil:
-    """A value with special fields: what it says there never stands in the element."""
+    """Store a value with special fields, by way of the redo buffer: a reference in the caller's
+    bytes never stands in the element, nor, without OP_RAW_FIELDS, any other special field."""
     cdef uint64_t *redo = context_redo(op.context)
     copy_in(redo, value, op.map.value_size)
     if not op.options & OP_RAW_FIELDS:
@@ -90,12 +92,12 @@ cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) no
 
 cdef inline Status insert_hold(
         Op *op, Element *element, const Found *miss, Bucket **bucket) noexcept nogil:
-    """Lock the bucket for a filled element. ABSENT: locked, and its key is not there; RETRY if it
-    is, BUSY, CORRUPT: not locked."""
+    """Lock the bucket for a filled element. ABSENT: the bucket is locked and does not have the key.
+    RETRY (it has the key), BUSY, CORRUPT: it is not locked."""
     cdef uint64_t held = 0
     cdef Found found
     cdef Status status
-    # If no tag was the hash's, the miss was one of whatever key has that hash.
+    # index 0: no used slot has this hash's tag, so every key with this hash is absent.
     if likely(miss.index == 0 and bucket_hold_if_unchanged(op, OPERATION_INSERT, miss)):
         bucket[0] = bucket_at(op.map, miss.bucket)
         return ABSENT
@@ -107,11 +109,11 @@ cdef inline Status insert_hold(
     if status == ABSENT:
         return ABSENT
     lock_release(&bucket[0].header, held)
-    return RETRY if status == OK else status           # somebody inserted it: update that one
+    return RETRY if status == OK else status           # inserted by another: it is updated instead
 
 cdef inline void split_put_off(Op *op, uint64_t child) noexcept nogil:
-    """Somebody holds what a split takes. It is left to the next insertion; every 8th time asks
-    whether whoever holds it lives, and if so passes that bucket."""
+    """A lock that a split takes is held. The split is left to the next insertion; every 8th call
+    recovers the lock's owner if that is dead, and otherwise passes the bucket (table_pass)."""
     op.map.splits_put_off += 1
     if op.map.splits_put_off & SPLITS_PUT_OFF_MASK != 0:
         return
@@ -119,11 +121,11 @@ cdef inline void split_put_off(Op *op, uint64_t child) noexcept nogil:
         table_pass(op, child)
 
 cdef inline Status map_split(Op *op, uint64_t child) noexcept nogil:
-    """Split a bucket off, with the memory that it takes."""
+    """Split a bucket off, and commit the memory that this takes."""
     cdef Status status = table_split(op, child)
     if status == NEED_BUCKETS or status == NEED_LINES:
         status = map_memory(op, status)
-        if status == NO_MEMORY:                        # chains grow longer instead
+        if status == NO_MEMORY:                        # chains get longer instead
             add_relaxed_u64(&op.map.header.statistics.growth_stopped, 1)
         if status == OK:
             status = table_split(op, child)
@@ -132,8 +134,8 @@ cdef inline Status map_split(Op *op, uint64_t child) noexcept nogil:
     return status
 
 cdef inline void map_catch_up(Op *op, Bucket *bucket) noexcept nogil:
-    """After an insertion into a bucket that has lines now: if it has missed a split, because the
-    number passed a bucket, make up for that."""
+    """After an insertion into a bucket that has lines: if the bucket has missed a split, because
+    its child was passed (table_pass), split it now."""
     cdef uint64_t child = bucket_missed(
         op.map, <uint64_t> (<uint8_t *> bucket - op.map.buckets) // LINE_BYTES)
     if unlikely(child != 0):
@@ -141,7 +143,8 @@ cdef inline void map_catch_up(Op *op, Bucket *bucket) noexcept nogil:
 
 cdef inline Status insert_try(
         Op *op, const uint8_t *value, const Found *miss, bint any_depot) noexcept nogil:
-    """Insert a key that was absent a moment ago. RETRY if it is not any more."""
+    """Insert a key that was absent when miss was validated. RETRY if it has been inserted since, or
+    if the key in the caller's memory has changed."""
     cdef Map *map = op.map
     cdef Bucket *bucket = NULL
     cdef Element *element
@@ -162,7 +165,8 @@ cdef inline Status insert_try(
         else:
             copy_in(element_value(map, element), value, map.value_size)
         op.element_filled = True
-        # From here on the element's key counts: the caller's memory may change under our eyes.
+        # From here on the element's copy of the key counts: another thread may change the caller's
+        # memory while this one inserts.
         key_hash = hash_key(map.seeds, <const uint8_t *> &element.words[0], map.key_size)
         if unlikely(key_hash != op.hash):
             op.element_filled = False
@@ -199,7 +203,7 @@ cdef inline void map_grow_if_loaded(Op *op) noexcept nogil:
 
 cdef inline Status map_insert(
         Op *op, const uint8_t *value, const Found *miss, bint *any_depot) noexcept nogil:
-    """insert_try, and what it asks for."""
+    """insert_try, then the splits, the sweep or the memory that its result calls for."""
     cdef Status status = insert_try(op, value, miss, any_depot[0])
     cdef Status memory
     cdef Found found
@@ -212,19 +216,19 @@ cdef inline Status map_insert(
         if memory == OK:
             return RETRY
         if memory == NO_MEMORY and status == NEED_ELEMENTS and not any_depot[0]:
-            any_depot[0] = True                         # other depots may have parked some
+            any_depot[0] = True                         # other depots may have free elements
             return RETRY
         status = memory
-    # Others may have inserted the key, and taken the last room: then it is an update (W2).
+    # The loser of a race for the last room updates the key if the winner inserted it (W2).
     if (status == FULL or status == NO_MEMORY) and (
             map_find(op.map, op.hash, op.key, &found) != ABSENT):
         return RETRY
     return status
 
 cdef inline Status delete_if_expired(Op *op, const Found *found) noexcept nogil:
-    """After map_find found an entry that has a deadline: one that has expired is deleted. OK: it
-    stands; RETRY, BUSY. Of typed values the caller has seen to that (read.pxd), and a section keeps
-    its entry."""
+    """Delete the entry that map_find found if it has expired. OK: it stays; RETRY, BUSY. With typed
+    values (OP_RAW_FIELDS) the caller checks the deadline itself (read.pxd), so the entry stays, as
+    does one that is held, by a section for example."""
     cdef Status status
     if not element_expired(op.map, found) or op.options & OP_RAW_FIELDS or (
             element_state(found.header) != ELEMENT_LIVE):
@@ -234,8 +238,8 @@ cdef inline Status delete_if_expired(Op *op, const Found *found) noexcept nogil:
     return RETRY if status == OK or status == ABSENT else status
 
 cdef inline Status map_replace(Op *op, const Found *found, const uint8_t *value) noexcept nogil:
-    """element_update of a value with special fields. The new objects may belong to an element that
-    was to be inserted."""
+    """element_update for a value with special fields. If an attempt to insert came before, its
+    element has the new objects: take them back first."""
     if op.element_filled and op.context.element != 0:
         refs_detach(op, element_at(op.map, checked_index(
             &op.map.element_pool, load_relaxed_u64(&op.context.element))))
@@ -244,7 +248,7 @@ cdef inline Status map_replace(Op *op, const Found *found, const uint8_t *value)
 
 cdef inline Status update_with_fields(
         Op *op, const Found *found, const uint8_t *value, uint32_t flag) noexcept nogil:
-    """map_update of a key that is there, where the value has special fields or flag forbids it."""
+    """map_update of a present key, if its value has special fields or flag forbids an update."""
     cdef Status status = OK
     if op.map.timer_word != 0:
         status = delete_if_expired(op, found)
@@ -255,8 +259,8 @@ cdef inline Status update_with_fields(
     return status
 
 cdef inline bint update_word_fast(Op *op, uint64_t key, uint64_t value) noexcept nogil:
-    """map_update in a map of words only, as nearly every one of a key that is there is (read.pxd,
-    read_word_fast). False: nothing was done."""
+    """The usual case of map_update for a present key in a map of words only (as read_word_fast in
+    read.pxd). False: nothing was done."""
     cdef Found found
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(
@@ -292,9 +296,9 @@ cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexc
 
 cdef inline Status map_apply(
         Op *op, const NumberField *field, const uint8_t *initial, uint64_t *after) noexcept nogil:
-    """Change a field; after has its bits then. An absent key is inserted with the value initial, if
-    that is not NULL, in which the field has the result already. OK, ABSENT, FULL, NO_MEMORY; BUSY
-    or RETRY: call again."""
+    """Change a field of the value; after receives the field's new bits. If initial is not NULL, an
+    absent key is inserted with that value, in which the field has the result already. OK, ABSENT,
+    FULL, NO_MEMORY; BUSY or RETRY: call again."""
     cdef Found found
     cdef bint any_depot = False
     cdef Status status = find_once(op.map, op.hash, op.key, &found)
@@ -316,8 +320,8 @@ cdef inline Status map_apply(
 cdef inline Status map_swap(
         Op *op, const uint8_t *expected, const uint8_t *value, uint8_t *old,
         bint *swapped) noexcept nogil:
-    """Replace a value, if it is as expected or expected is NULL; the one before is copied to old if
-    that is not NULL. OK, ABSENT; BUSY or RETRY: call again."""
+    """Replace a value if it equals expected, or if expected is NULL; the value from before is
+    copied to old if that is not NULL. OK, ABSENT; BUSY or RETRY: call again."""
     cdef Found found
     cdef Status status = RETRY
     cdef int _
@@ -331,7 +335,7 @@ cdef inline Status map_swap(
 
 cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
     """Copy a value at a moment when nobody holds its element (BPF_F_LOCK). OK, ABSENT; BUSY or
-    RETRY: call again. Deletes nothing that has expired: the handle may be one that only reads."""
+    RETRY: call again. An expired entry is not deleted: the handle may be read-only."""
     cdef Found found
     cdef Status status = RETRY
     cdef bint over

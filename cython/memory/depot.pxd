@@ -1,22 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Per-CPU depots of free elements and of the right to use them (W2); and of free objects of the
-# small classes (object.pxd), which need no such right.
+# Per-CPU depots of free elements and of the credits to use them (W2); and of free objects of the
+# small classes (object.pxd), which need no credit.
 #
 # The shape is bpf_mem_alloc's: each CPU takes from and gives to its own list, with transfers of up
-# to half a hundred elements to and from the pool. The CPU is a hint only; a depot somebody else
-# holds is passed over for the next. A depot is one word: lock, count, credit, head. Taking an
-# element and its credit, and giving both back, is committed by the one store that also unlocks.
+# to half a hundred elements to and from the pool. The CPU is a hint only: a depot that another
+# context holds is passed over for the next. A depot is one word: lock, count, credit, head. Taking
+# an element and its credit, and giving both back, is committed by the one store that also unlocks.
 #
-# Credits make max_entries exact. Each entry holds one; header.credits has those in no depot. A
-# depot without credit fetches CREDIT_BATCH from there; only when the header and every depot have
-# none is the map full. credits + sum of depot credits + entries == max_entries, always, counting an
-# element that a context has taken and not yet inserted, or deleted and not yet given back, as an
-# entry.
+# Credits make max_entries exact. Each entry holds one credit; header.credits counts those that are
+# in no depot. A depot without credit fetches up to CREDIT_BATCH from there; the map is full only
+# when neither the header nor any depot has a credit. header.credits + sum of the depots' credits +
+# entries == max_entries, always, where an element that a context has taken and not yet inserted, or
+# deleted and not yet given back, counts as an entry.
 #
-# Moving credits: with the depot held and the header's word held, credit_after and then
-# credit_moving are stored; the header's store commits; the depot's store completes. Recovery, with
-# the depot still held by the dead: header word held too: nothing moved; else: depot credit :=
-# credit_after. Moving a chain of elements works likewise with chain_* (pool_detach).
+# Moving credits: with the depot and the header's word held, credit_after and then credit_moving are
+# stored; the header's store commits; the depot's store completes. If the owner dies while it holds
+# the depot, recovery decides by the header's word: if the dead context holds that too, nothing has
+# moved; else the depot's credit becomes credit_after. A list of elements moves likewise, with
+# list_head, list_tail and list_count (pool_detach).
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence, prefetch_write, unlikely,
@@ -39,8 +40,8 @@ from memory.pool cimport (
 )
 
 cdef enum:
-    DEPOT_LOW = 8              # parked elements when blocks ought to run empty
-    DRAIN_AT_ONCE = 16         # elements moved, about half a microsecond, before a depot is let go
+    DEPOT_LOW = 8              # elements that a depot may park when blocks ought to run empty
+    DRAIN_AT_ONCE = 16         # elements moved under one lock of a depot: half a microsecond
 
 cdef extern from "<sched.h>" nogil:
     int sched_getcpu() noexcept
@@ -50,7 +51,7 @@ cdef inline uint64_t depot_here(Map *map) noexcept nogil:
     return <uint64_t> sched_getcpu() & (map.depot_count - 1)
 
 cdef inline void depot_store(Op *op, Depot *depot, uint64_t payload) noexcept nogil:
-    """Change a depot that stays held."""
+    """Store a new payload in a depot that stays held."""
     store_relaxed_u64(&depot.word, word_taken(payload, op.self_index))
     compiler_fence()
 
@@ -63,7 +64,7 @@ cdef inline Status depot_hold(Op *op, uint64_t index, uint64_t *held, bint wait)
 
 cdef inline Status credits_move(
         Op *op, Depot *depot, uint64_t *held, bint fetch) noexcept nogil:
-    """Fetch up to CREDIT_BATCH credits into the held depot, or return as many."""
+    """Fetch up to CREDIT_BATCH credits into the held depot, or return CREDIT_BATCH of them."""
     cdef uint64_t *word = &op.map.header.credits
     cdef uint64_t header_held = 0
     cdef uint64_t moving = CREDIT_BATCH
@@ -145,23 +146,23 @@ cdef inline Status depot_take(Op *op, uint64_t index) noexcept nogil:
     return OK
 
 cdef inline bint depot_is_spent(Map *map, uint64_t index) noexcept nogil:
-    """Whether a depot, and the header, have no credit; without holding anything.
+    """Whether a depot and the header have no credit. Nothing is held for this.
 
-    Credits leave the header only while a depot is held, so an unheld one without credit has none
-    on the way.
+    Credits leave the header only while a depot is held, so to a depot that is unlocked and without
+    credit none is on its way.
     """
     cdef uint64_t word
     if load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT != 0:
         return False
-    # Acquire: a later look at another depot must not be older than this one.
+    # Acquire: a later load of another depot must not be older than this one.
     word = load_acquire_u64(&map.depots[index].word)
     return not word_locked(word) and depot_credit(word) == 0
 
 cdef inline Status element_take(Op *op, bint any_depot) noexcept nogil:
-    """An element and the right to insert it, from this CPU's depot or, without credit, another.
+    """Take an element and a credit, from this CPU's depot or, if that has no credit, from another.
 
-    FULL only if no depot and not the header had a credit. NEED_ELEMENTS if a block has to be
-    committed first; with any_depot, only if no depot at all has a free element either.
+    FULL only if neither the header nor any depot had a credit. NEED_ELEMENTS if a block has to be
+    committed first; with any_depot, only if no depot has a free element either.
     """
     cdef Map *map = op.map
     cdef uint64_t here = depot_here(map)
@@ -181,7 +182,7 @@ cdef inline Status element_take(Op *op, bint any_depot) noexcept nogil:
 
 cdef inline uint64_t depot_keep(Map *map) noexcept nogil:
     """How many free elements a depot may park: few when most committed elements are free, because
-    each parked one may hold a whole block."""
+    each parked element may keep a whole block."""
     cdef uint64_t taken = map.max_entries - (load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT)
     cdef uint64_t ready = load_relaxed_u64(&map.element_pool.shared.ready_count)
     if ready > 4 and ready * map.element_pool.capacity > 4 * taken and map.depot_high > DEPOT_LOW:
@@ -223,9 +224,9 @@ cdef inline Status element_give(Op *op) noexcept nogil:
     return OK
 
 cdef inline void depot_trim(Op *op, uint64_t index, uint64_t keep) noexcept nogil:
-    """Bring a depot down to half of keep, and its credits below CREDIT_HIGH.
+    """Reduce a depot to half of keep, and its credits to less than CREDIT_HIGH.
 
-    Gives up early, at no loss, where a lock is not free.
+    Stops early, and loses nothing, if a lock is not free.
     """
     cdef Map *map = op.map
     cdef uint64_t held = 0
@@ -238,15 +239,15 @@ cdef inline void depot_trim(Op *op, uint64_t index, uint64_t keep) noexcept nogi
     depot_drain(op, index, keep // 2)
     if keep == map.depot_high:
         return
-    for turn in range(1, map.depot_count):     # elements parked where nobody works hold blocks too
+    for turn in range(1, map.depot_count):     # a depot that no CPU uses keeps blocks, too
         other = (index + turn) & (map.depot_count - 1)
         if depot_count(load_relaxed_u64(&map.depots[other].word)) > DEPOT_LOW:
             depot_drain(op, other, 0)
             return
 
 cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept nogil:
-    """Move objects of a depot into their blocks until target are left. Holds the depot for a few
-    at a time, and releases blocks that ran empty while holding nothing."""
+    """Move objects from a depot into their blocks until target are left. The depot is held for a
+    few objects at a time; a block that has run empty is released while nothing is held."""
     cdef Depot *depot = depot_at(op.map, index)
     cdef PoolView *pool = depot_pool(op.map, index)
     cdef uint64_t held = 0
@@ -254,7 +255,7 @@ cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept n
     cdef uint64_t block = 0
     cdef uint64_t _turn
     cdef bint empty
-    for _turn in range(PARKED_MAX):            # each turn moves at least one
+    for _turn in range(PARKED_MAX):            # each turn moves at least one, or is the last
         if depot_hold(op, index, &held, False) != OK:
             return
         empty = False
@@ -273,7 +274,7 @@ cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept n
 
 cdef inline bint depot_push_down(
         Op *op, Depot *depot, PoolView *pool, uint64_t *held) noexcept nogil:
-    """Move the held depot's first object into its block, if that can be had."""
+    """Move the held depot's first object into its block, if the block's lock is free."""
     cdef uint64_t moved = depot_head(held[0])
     cdef uint64_t block = moved // pool.capacity
     cdef uint64_t block_held = 0
@@ -299,7 +300,7 @@ cdef inline bint depot_push_down(
     return True
 
 cdef inline uint64_t depot_objects_high(uint64_t bytes) noexcept nogil:
-    """Free objects of a small class that a depot may hold: bpf_mem_alloc's, about 24 KiB."""
+    """How many objects of a small class a depot may hold: as bpf_mem_alloc, about 24 KiB."""
     return DEPOT_HIGH_MAX if bytes <= 256 else 24576 // bytes
 
 cdef inline Status depot_take_object_from(
@@ -333,7 +334,7 @@ cdef inline Status depot_take_object_from(
 
 cdef inline Status depot_take_object(
         Op *op, PoolView *pool, uint64_t slot, uint64_t length, bint any_depot) noexcept nogil:
-    """Take a small object. With any_depot, where memory cannot be had, out of any depot."""
+    """Take a small object. With any_depot, if memory cannot be had, from any depot."""
     cdef uint64_t first = (class_of(length) + 1) * op.map.depot_count
     cdef uint64_t here = depot_here(op.map)
     cdef uint64_t turn, index

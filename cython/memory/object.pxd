@@ -1,15 +1,15 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Objects of any size: taking one, giving it back (C1, M1).
+# Objects of any size: taking an object, and giving it back (C1, M1).
 #
-# An object is never ownerless. Either its header says ALLOC and names a context that has a
-# reference to it among its names; or it is LIVE, and one element has the reference; or RETIRED:
-# pins alone keep it (pins.pxd). Small ones pass through a depot of this CPU, as elements do; runs
-# come from their pool and grow to the pages they need while they are the context's own.
+# An object always has an owner. Either its header says ALLOC and names a context, and that context
+# has a reference to it in owned_refs; or it is LIVE, and one element has the reference; or it is
+# RETIRED, and only pins keep it (pins.pxd). Small objects pass through a depot of this CPU, as
+# elements do; runs come from their pool, and grow to the pages they need while a context owns them.
 #
-# context.owned_refs has a place for each reference of a value, twice: 0 to REF_MAX - 1 for objects
-# that are new, from REF_MAX on for those replaced or dropped. A reference there is a hint for
-# recovery; only the object's header says whether it is this context's. It is cleared before the
-# context touches a depot again after the object has got another owner.
+# context.owned_refs has two slots for each reference of a value: 0 to REF_MAX - 1 are for new
+# objects, those from REF_MAX on for replaced or dropped ones. A reference there is a hint for
+# recovery; only the object's header says whether this context owns it. Once the object has another
+# owner, the slot is cleared before the context touches a depot again.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 from machine.atomics cimport (
@@ -34,12 +34,12 @@ from memory.depot cimport depot_drain, depot_take_object, depot_give_object
 from memory.pins cimport pins_find, retired_take, pins_hold_back
 
 cdef inline PoolView *ref_pool(Map *map, uint64_t ref) noexcept nogil:
-    """The pool of an object; some pool, if the reference is none."""
+    """The pool of an object; an arbitrary pool if ref is no valid reference."""
     cdef uint32_t which = ref_class(ref)
     return &map.classes[which if which < CLASS_COUNT else 0]
 
 cdef inline bint ref_valid(Map *map, uint64_t ref) noexcept nogil:
-    """Whether a reference names an object there could be."""
+    """Whether a reference names an object that can exist."""
     return ref_class(ref) < CLASS_COUNT and (
         ref_index(ref) < ref_pool(map, ref).object_count)
 
@@ -52,14 +52,15 @@ cdef inline uint8_t *ref_bytes(Map *map, uint64_t ref) noexcept nogil:
         SMALL_HEADER if ref_class(ref) < CLASS_SMALL else RUN_HEADER)
 
 cdef inline uint64_t owned_ref(Op *op, uint64_t slot) noexcept nogil:
-    """owned_refs[slot]; 0 if that is no reference there could be. Read once, and checked as read:
-    in a damaged segment somebody may be writing there."""
+    """owned_refs[slot]; 0 if that is no valid reference. It is read once, and what was read is
+    checked: in a damaged segment another process may be writing there."""
     cdef uint64_t ref = load_relaxed_u64(&op.context.owned_refs[slot])
     return ref if ref_valid(op.map, ref) else 0
 
 cdef inline bint object_memory_covers(Map *map, uint64_t ref) noexcept nogil:
-    """Whether the memory of a sound reference's object is there, as the words say that are in
-    charge of it. It stays while the caller's hazard names it (reference.pxd, ref_protect)."""
+    """Whether the memory of the object of a valid reference is committed, according to its block's
+    word and, of a run, its pages. It stays while the caller's hazard names the object (ref_protect
+    in reference.pxd)."""
     cdef PoolView *pool = ref_pool(map, ref)
     cdef uint64_t block = ref_index(ref) // pool.capacity
     if block >= region_usable(map, pool.words_region) // 8:
@@ -70,7 +71,7 @@ cdef inline bint object_memory_covers(Map *map, uint64_t ref) noexcept nogil:
     return pool.capacity > 1 or pages_of(ref_length(ref)) <= run_pages(ref_object(map, ref))
 
 cdef inline Status run_grow(Op *op, PoolView *pool, uint64_t slot) noexcept nogil:
-    """Have all pages of the run that owned_refs[slot] names, which is this context's."""
+    """Commit all pages of the run that owned_refs[slot] names, which is this context's."""
     cdef uint64_t ref = owned_ref(op, slot)
     cdef Element *run = pool_object(pool, ref_index(ref))
     cdef uint64_t wanted = pages_of(ref_length(ref))
@@ -90,15 +91,17 @@ cdef inline Status run_grow(Op *op, PoolView *pool, uint64_t slot) noexcept nogi
         op.context.pages_wanted = 0
         budget_used(op)
     if status == OK and wanted > 1:
-        # What an earlier object had is there, and populating it costs little; the first page is.
+        # The first page is committed already. So may be pages that an earlier object had:
+        # populating them again costs little.
         status = memory_populate(
             op, <uint8_t *> run + PAGE_BYTES, (wanted - 1) * PAGE_BYTES)
     return status
 
 cdef inline Status object_take(
         Op *op, uint64_t slot, uint64_t length, bint any_depot) noexcept nogil:
-    """An object of length bytes, at most LENGTH_MAX, into owned_refs[slot], which is 0; ALLOC, of
-    this context. NEED_OBJECTS, NO_MEMORY, OUT_OF_BYTES, BUSY, RETRY, CORRUPT: nothing taken."""
+    """Take an object of length bytes, at most LENGTH_MAX, into owned_refs[slot], which is 0. It is
+    ALLOC and this context's. NEED_OBJECTS, NO_MEMORY, OUT_OF_BYTES, BUSY, RETRY, CORRUPT: nothing
+    is taken."""
     cdef PoolView *pool = &op.map.classes[class_of(length)]
     cdef Status status
     op.context.debt |= 1
@@ -113,9 +116,9 @@ cdef inline Status object_take(
     return status
 
 cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogil:
-    """Whether ref, which owned_refs[slot] names, is this context's object: OK. ABSENT: it is not,
-    and the name is cleared. BUSY: its block is held. A retired object that nothing pins any more
-    becomes it."""
+    """OK if the object of ref, which is in owned_refs[slot], is this context's. ABSENT: it is not,
+    and the slot is cleared. BUSY: its block is held. A retired object that is no longer pinned
+    becomes this context's."""
     cdef Element *thing
     cdef Status status = ABSENT
     if ref != 0:
@@ -133,7 +136,7 @@ cdef inline Status object_own(Op *op, uint64_t slot, uint64_t ref) noexcept nogi
 
 cdef inline Status object_free(Op *op, uint64_t slot) noexcept nogil:
     """Give back the object that owned_refs[slot] names, if it is this context's and not pinned, and
-    clear the name. BUSY, RETRY: it stays named."""
+    clear the slot. BUSY, RETRY: the slot still names it."""
     cdef uint64_t ref = owned_ref(op, slot)
     cdef PoolView *pool = ref_pool(op.map, ref)
     cdef Status status = object_own(op, slot, ref)
@@ -148,7 +151,7 @@ cdef inline Status object_free(Op *op, uint64_t slot) noexcept nogil:
     return pool_give(op, pool, ref_index(ref), &op.context.owned_refs[slot])
 
 cdef inline Status owned_refs_free(Op *op) noexcept nogil:
-    """Give back every object of this context's, and pages it owes. BUSY, RETRY: some are left."""
+    """Give back every object of this context's, and the pages it owes. BUSY, RETRY: some remain."""
     cdef uint64_t slot
     cdef Status status = OK
     cdef Status one
@@ -168,8 +171,8 @@ cdef inline Status owned_refs_free(Op *op) noexcept nogil:
     return status
 
 cdef inline void objects_reclaim(Op *op) noexcept nogil:
-    """Give back the memory of every block of objects that is empty: for who finds none. Costs a
-    look at every block's word."""
+    """Give back the memory of every empty block of objects, for a caller that found no memory. It
+    loads the word of every block."""
     cdef uint64_t index, block, limit
     cdef uint32_t which
     cdef PoolView *pool
@@ -186,7 +189,7 @@ cdef inline void objects_reclaim(Op *op) noexcept nogil:
 
 cdef inline Status object_make(
         Op *op, uint64_t slot, const uint8_t *source, uint64_t length) noexcept nogil:
-    """A new object with these bytes, into owned_refs[slot], unless there is one. OK, NO_MEMORY,
+    """Make a new object with these bytes in owned_refs[slot], unless one is there. OK, NO_MEMORY,
     OUT_OF_BYTES, CORRUPT; BUSY or RETRY: call again."""
     cdef Status status = OK
     cdef bint any_depot = False

@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Objects as a handle sees them that has no contexts: it may not write the file (M1).
+# How a handle without contexts reads objects (M1).
 #
-# So nobody can know what it looks at, and an object's memory may go at any
-# moment. It never touches that memory: it reads the file instead, where a hole is zeros and takes
-# no page. What it read counts if the element is unchanged afterwards (element_unchanged). Costs
-# two system calls. Where the program has closed the descriptor and none can be had, the
-# kernel copies from the mapping: then a hole may take a page, but never raises a signal.
+# Such a handle, for example one whose process may not write the file, cannot name the object that
+# it reads, so the object's memory may be given back at any moment. It never touches that memory: it
+# reads the file instead, where a hole is zeros and takes no page. What it has read counts if the
+# element is unchanged afterwards (element_unchanged). A read costs two system calls. If the program
+# has closed the descriptor and the file cannot be opened again, the kernel copies from the mapping:
+# then a hole may take a page, but never raises a signal.
 from libc.stdint cimport uint64_t, uint8_t
 from posix.types cimport off_t
 from machine.atomics cimport load_acquire_u64
@@ -31,12 +32,12 @@ cdef extern from "<sys/uio.h>" nogil:
 
 
 cdef inline bint peek(Map *map, const void *at, void *into, uint64_t size) noexcept nogil:
-    """Copy bytes of the mapping without touching them. False: the system refuses."""
+    """Copy size bytes of the mapping without touching it. False: the system refuses."""
     cdef int fd = segment_fd(map)
     cdef uint64_t done = 0
     cdef ssize_t got
     cdef iovec own, other
-    while done < size:                         # each turn gets some
+    while done < size:                         # each turn copies at least one byte
         if fd >= 0:
             got = pread(fd, <uint8_t *> into + done, size - done,
                         <off_t> (<const uint8_t *> at - map.base + done))
@@ -51,7 +52,7 @@ cdef inline bint peek(Map *map, const void *at, void *into, uint64_t size) noexc
     return True
 
 cdef inline uint64_t object_word(Map *map, const uint64_t *word) noexcept nogil:
-    """A word of an object whose memory may go if the handle names nothing; then it is 0."""
+    """A word of an object. For a handle without contexts: 0 if its memory has been given back."""
     cdef uint64_t seen = 0
     if not map.peeks:
         # Acquire: pairs with the release of the block or element that the object went through.
@@ -60,14 +61,14 @@ cdef inline uint64_t object_word(Map *map, const uint64_t *word) noexcept nogil:
     return seen
 
 cdef inline Status object_peek(Map *map, uint64_t ref, void *into) noexcept nogil:
-    """Copy an object, ref_length(ref) bytes. ABSENT: there is none, any more or ever;
-    SYSTEM_ERROR."""
+    """Copy an object, ref_length(ref) bytes. ABSENT: the object is gone, or never was;
+    SYSTEM_ERROR: the system refuses."""
     cdef PoolView *pool = ref_pool(map, ref)
     cdef uint64_t block = ref_index(ref) // pool.capacity
     cdef uint64_t pages
     if not ref_valid(map, ref) or block >= region_usable(map, pool.words_region) // 8:
         return ABSENT
-    # Acquire: pairs with the release of a block word; the object is as old or newer.
+    # Acquire: pairs with the release of a block word; the object is at least as new as the word.
     if block_state(load_acquire_u64(pool.words + block)) != BLOCK_READY:
         return ABSENT
     if pool.capacity == 1:

@@ -1,22 +1,25 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Pools of equal objects in blocks: elements, overflow lines, and the classes of objects (M1).
+# Pools of objects of one size, in blocks: elements, overflow lines, classes of objects (M1).
 #
 # A block is a whole number of pages, 4 to 64 KiB, with one word that is its lock, its free list and
-# its state (layout.pxd). Objects never used yet lie from "fresh" on; those given back form a list
-# through words[0], by their place in the block. Taking and giving are committed by the one store
-# that also unlocks the block. So are getting a block's memory and giving it back.
+# its state (layout.pxd). Objects that have never been used lie from "fresh" on; objects that were
+# given back form a list through words[0], by their place in the block. Taking and giving are
+# committed by the one store that also unlocks the block. So are committing a block's memory and
+# giving it back.
 #
-# A search prefers the lowest block that has something free, so that high blocks run empty and their
-# memory can go back. Releasing a block waits for nobody: while a reader may hold an index into it,
-# it stays (region.pxd). Object 0 of a pool is never given out: 0 means "none".
+# A search prefers the lowest block with a free object, so that high blocks run empty and their
+# memory can go back. A release does not wait for readers: while one may hold an index into the
+# block, the block stays (region.pxd). Object 0 of a pool is never given out, because 0 means
+# "none"; only runs need no such rule (classes.pxd).
 #
 # Blocks of objects are charged to the budget before their memory is committed, and refunded after
-# it has gone. A run is a block of one object: only its first page is committed with its block; the
-# run's owner commits the rest (object.pxd).
+# it has been given back. A run is a block of one object: only its first page is committed with its
+# block; the run's owner commits the rest (object.pxd).
 #
-# An object is never ownerless: between two places a field of the taker's context names it and its
-# header says ALLOC and whose. Recovery (recover.pxd) relies on this, for a block locked by a dead
-# context whose field names object i of it:
+# An object always has an owner: while it is in neither a block, a depot nor the map, a field of a
+# context names it, and its header says ALLOC and names that context. Recovery relies on this
+# (recover_memory.pxd) for a block that a dead context has locked, if a field of that context names
+# object i of the block:
 #   i at the head of the list, or not below fresh    the take was not committed: header FREE
 #   else                                             the give was not committed: header ALLOC
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
@@ -49,7 +52,7 @@ cdef inline uint64_t pool_words_usable(Op *op, PoolView *pool) noexcept nogil:
     return count if count < pool.block_count else pool.block_count
 
 cdef inline uint64_t block_name(PoolView *pool, uint64_t block) noexcept nogil:
-    """What context.block says of a block."""
+    """The value of context.block that names a block."""
     return block * POOL_KINDS + pool.kind + 1
 
 cdef inline bint block_offers(PoolView *pool, uint64_t word) noexcept nogil:
@@ -58,9 +61,9 @@ cdef inline bint block_offers(PoolView *pool, uint64_t word) noexcept nogil:
 
 cdef inline Status pool_search(
         Op *op, PoolView *pool, uint64_t *block, uint64_t *hole) noexcept nogil:
-    """The lowest block with something free; else NEED_*, and the lowest hole, held or not.
+    """The lowest block with a free object; else NEED_*, and the lowest hole, locked or not.
 
-    The last held block met is noted in op, for who finds that there is nothing else.
+    op notes the last locked block that was seen, for a caller that finds neither.
     """
     cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
     cdef uint64_t usable = pool_words_usable(op, pool)
@@ -70,7 +73,7 @@ cdef inline Status pool_search(
     if limit > usable:
         limit = usable
     hole[0] = limit
-    for _ in range(2):                  # from the hint on, then everything
+    for _ in range(2):                  # from the hint on, then from the start
         for index in range(start, limit):  # at most block_count
             word = load_relaxed_u64(pool.words + index)
             if block_offers(pool, word):
@@ -89,7 +92,7 @@ cdef inline Status pool_search(
     return NEED_LINES if pool.kind == POOL_LINES else NEED_ELEMENTS
 
 cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Memory for a held hole, charged. What was charged and not had is owed."""
+    """Charge and commit memory for a held hole. Pages charged but not committed become a debt."""
     cdef Status status
     if pool.kind >= POOL_OBJECTS:
         status = budget_refund(op)
@@ -97,7 +100,7 @@ cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept n
             status = budget_charge(op, pool.first_bytes // PAGE_BYTES)
         if status != OK:
             return status
-    if pool.kind == 0:                         # of objects each page counts
+    if pool.kind == 0:                         # not for objects, where each page counts
         memory_prefer_huge(
             op.map, op.map.elements_offset, pool.block_count * pool.block_bytes,
             block * pool.block_bytes, pool.block_bytes)
@@ -112,7 +115,7 @@ cdef inline uint64_t block_empty(PoolView *pool, uint64_t block) noexcept nogil:
     return block_word(BLOCK_READY, <uint32_t> pool.reserved if block == 0 else 0, 0, 0)
 
 cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
-    """Get memory for one more block: the lowest hole."""
+    """Commit memory for one more block, the lowest hole."""
     cdef uint64_t block = 0
     cdef uint64_t hole = 0
     cdef uint64_t held = 0
@@ -120,13 +123,13 @@ cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
     op.wait_word = NULL
     status = pool_search(op, pool, &block, &hole)
     if status == OK:
-        return OK                          # somebody gave something back meanwhile
-    if hole >= pool.block_count:           # there is enough for all: some block is held
+        return OK                          # a free object has come since the last search
+    if hole >= pool.block_count:           # blocks suffice for all objects, so one is locked
         return BUSY if op.wait_word != NULL else CORRUPT
     status = region_commit(op, pool.words_region, (hole + 1) * 8)
     if status != OK:
         return status
-    # The frontier first: a block that is READY and beyond it would be found by nobody.
+    # Raise the frontier first: no search would find a READY block beyond it.
     while True:                            # ends: the frontier only rises
         block = load_relaxed_u64(&pool.shared.frontier)
         if block > hole or cas_acq_rel_u64(&pool.shared.frontier, block, hole + 1):
@@ -159,10 +162,11 @@ cdef inline uint64_t block_pages(PoolView *pool, uint64_t block) noexcept nogil:
     return pool.block_bytes // PAGE_BYTES
 
 cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Give back the memory of a held block that is RELEASING, or a HOLE, and unlock it: a HOLE.
+    """Give back the memory of a held block that is RELEASING or a HOLE, and unlock it as a HOLE.
 
-    BUSY: the kernel does not take it, so the block stays, READY and empty, with the pages that the
-    context owes for it charged as before. Recovery may begin with this again after each store.
+    BUSY: the kernel refuses, so the block stays, READY and empty, and the pages that the context
+    owes for it stay charged. If the process is killed after any store here, recovery calls this
+    function again.
     """
     cdef uint64_t *word = pool.words + block
     cdef uint8_t *memory = pool.base + block * pool.block_bytes
@@ -172,8 +176,9 @@ cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept
         compiler_fence()
         lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
         return OK
-    # A hole for which nothing was charged never had memory. Else all of it must be there; if that
-    # fails too, what is left of it belongs to a hole, and is found when that is filled.
+    # A hole for which nothing was charged never had memory. Any other block must have all of its
+    # memory to be READY; if populating it fails too, the block becomes a hole that has some memory,
+    # which is used when the hole is filled.
     if size == 0 or (pool.kind >= POOL_OBJECTS and pages_owed(op.context) == 0) or (
             memory_populate(op, memory, size) != OK):
         lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
@@ -189,13 +194,13 @@ cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept
     return BUSY
 
 cdef inline bint block_is_used(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Whether somebody may be looking at what stood in a held block, which is empty."""
+    """Whether an operation may be looking at what stood in a held block, which is empty."""
     if pool.kind >= POOL_OBJECTS:
         return block_is_watched(op.map, op.context, pool, block)
     return not memory_is_quiet(op)
 
 cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Give back the memory of a block in which nothing is in use. RETRY if something is."""
+    """Give back the memory of a block in which no object is in use. RETRY if one is."""
     cdef uint64_t held = 0
     cdef Status status
     op.context.block = block_name(pool, block)
@@ -206,13 +211,14 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
     if not block_is_empty(pool, block, held):
         lock_release(pool.words + block, held)
         return RETRY
-    # Nobody can reach an object of this block any more; whoever may have looked earlier must end.
+    # No object of this block can be reached any more, but operations that began earlier may still
+    # be looking at one. While there are any, the block stays.
     if block_is_used(op, pool, block) or pages_owed(op.context) != 0:
         lock_release(pool.words + block, held)
         return BUSY
-    if pool.kind >= POOL_OBJECTS:              # counts once the word says RELEASING
+    if pool.kind >= POOL_OBJECTS:              # the debt counts once the word says RELEASING
         debt_add(op, block_pages(pool, block))
-    if pool.capacity == 1:                     # what is owed says it from here on
+    if pool.capacity == 1:                     # from here on the debt has the run's pages
         pool_object(pool, block).words[1] = 0
         compiler_fence()
     store_relaxed_u64(
@@ -229,11 +235,12 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
 
 cdef inline Status object_memory_ready(Op *op, PoolView *pool, uint64_t index) noexcept nogil:
     """Whether an object that this context does not own may be touched: ABSENT if its memory has
-    gone, BUSY if it may be going. OK holds until the context's operation ends.
+    been given back, BUSY if that may be under way. OK holds until the context's operation ends.
 
-    The context is inside an operation. Either this load sees the block held by block_release, or
-    that, after its membarrier, sees the activity stored before; of an object of the heap, after its
-    fence, the name stored before (hazard.pxd), if there is a fence in between here too."""
+    The context is inside an operation. Either this load sees that block_release holds the block; or
+    block_release sees, after its membarrier, the activity that this context stored before the load.
+    For blocks of objects it looks, after its fence, for names instead (hazard.pxd): it sees a name
+    that this context stored before, if this context made a fence between that and the load."""
     cdef uint64_t block = index // pool.capacity
     cdef uint64_t word
     if block >= pool_words_usable(op, pool):
@@ -250,7 +257,7 @@ cdef inline bint block_is_empty(PoolView *pool, uint64_t block, uint64_t word) n
         pool.reserved if block == 0 else 0)
 
 cdef inline void block_retire_if_empty(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Release an empty block, but for one that is kept for the next refill."""
+    """Release an empty block, unless it is kept for the next refill."""
     cdef uint64_t spare
     if pool.capacity == 1:
         block_release(op, pool, block)
@@ -260,7 +267,7 @@ cdef inline void block_retire_if_empty(Op *op, PoolView *pool, uint64_t block) n
     spare = load_relaxed_u64(&pool.shared.kept_block)
     if spare != 0 and spare - 1 != block and spare - 1 < pool_words_usable(op, pool) and (
             block_is_empty(pool, spare - 1, load_relaxed_u64(pool.words + spare - 1))):
-        # Keep the lower of the two, so that the high one goes.
+        # Keep the lower of the two empty blocks, and release the higher.
         if spare - 1 > block:
             store_relaxed_u64(&pool.shared.kept_block, block + 1)
             block = spare - 1
@@ -269,9 +276,9 @@ cdef inline void block_retire_if_empty(Op *op, PoolView *pool, uint64_t block) n
         store_relaxed_u64(&pool.shared.kept_block, block + 1)
 
 cdef enum:
-    POOL_TRIES_MAX = 16        # blocks somebody else took or emptied before we had them
+    POOL_TRIES_MAX = 16        # blocks that others locked or used up after the search found them
 
-cdef struct FreeList:             # objects taken from a block, linked by index through words[0]
+cdef struct FreeList:          # objects taken from a block, linked by index through words[0]
     uint64_t head
     uint64_t tail
     uint64_t count
@@ -279,7 +286,7 @@ cdef struct FreeList:             # objects taken from a block, linked by index 
 
 cdef inline Status pool_lock_block(
         Op *op, PoolView *pool, uint64_t *block, uint64_t *held) noexcept nogil:
-    """Take the word of a block that offers something."""
+    """Lock the word of a block that has a free object."""
     cdef uint64_t hole = 0
     cdef Status status
     cdef int _
@@ -298,14 +305,14 @@ cdef inline Status pool_lock_block(
 
 cdef inline bint pool_next_place(
         PoolView *pool, uint64_t block, uint64_t place, uint64_t *next_place) noexcept nogil:
-    """The place behind place in the block's free list; False if that is none of the block's."""
+    """The place after place in the block's free list; False if it is not within the block."""
     next_place[0] = load_relaxed_u64(
         &pool_object(pool, block * pool.capacity + place).words[0]) - block * pool.capacity
     return next_place[0] < pool.capacity
 
 cdef inline Status pool_take(
         Op *op, PoolView *pool, uint64_t *name, uint64_t length) noexcept nogil:
-    """Take one object into the context's field name, in state ALLOC; length is of a run."""
+    """Take one object, in state ALLOC, into the context's field name. length: that of a run."""
     cdef uint64_t block = 0
     cdef uint64_t held = 0
     cdef uint64_t next_place = 0
@@ -316,7 +323,7 @@ cdef inline Status pool_take(
         return status
     if block_free(held) > 0:
         place = block_head(held)
-        # The last link of a list is whatever it is; the count says where the list ends.
+        # The last link of a list has no meaning; the count says where the list ends.
         if place >= pool.capacity or (
                 not pool_next_place(pool, block, place, &next_place) and block_free(held) > 1):
             lock_release(pool.words + block, held)
@@ -337,11 +344,12 @@ cdef inline Status pool_take(
 
 cdef inline Status pool_detach(
         Op *op, PoolView *pool, uint64_t wanted, FreeList *chain) noexcept nogil:
-    """Take up to wanted objects, state FREE, as a chain that context.chain_* names.
+    """Take up to wanted objects, state FREE, as a list that context.list_head, list_tail and
+    list_count name.
 
-    The caller holds the depot they are for; its recovery hangs the chain into that depot. Until the
-    block's word is stored nothing that its list consists of has changed: the chain is the front of
-    the list, and only the list's meaningless last link is written.
+    The caller holds the depot that they are for; if it dies, recovery puts the list into that
+    depot. Until the block's word is stored, the block's own list is unchanged: the new list is the
+    front of it, and only the last link, which has no meaning, is written.
     """
     cdef uint64_t block = 0
     cdef uint64_t held = 0
@@ -383,7 +391,7 @@ cdef inline Status pool_detach(
 
 cdef inline void pool_put_locked(
         PoolView *pool, uint64_t block, uint64_t held, uint64_t index) noexcept nogil:
-    """Put object index, owned and in state ALLOC, into its block, whose word is held: one store."""
+    """Put object index, owned and ALLOC, into its held block. One store commits and unlocks."""
     cdef Element *given = pool_object(pool, index)
     store_relaxed_u64(&given.words[0], block * pool.capacity + block_head(held))
     compiler_fence()
@@ -397,10 +405,10 @@ cdef inline void pool_put_locked(
 
 cdef inline Status pool_give(
         Op *op, PoolView *pool, uint64_t index, uint64_t *name) noexcept nogil:
-    """Give back object index, which the context's field name names, in state ALLOC; clear the
+    """Give back object index, in state ALLOC, which the context's field name names; clear the
     field.
 
-    To be called with nothing held: an empty block's memory is released.
+    The caller must hold no lock, because this may release the block's memory.
     """
     cdef uint64_t block = index // pool.capacity
     cdef uint64_t held = 0

@@ -1,36 +1,37 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Pages for the segment: committing them, giving them back, and counting those of objects (M1).
 #
-# On a full tmpfs even reading a hole is SIGBUS, so nothing is touched that was not committed here.
+# On a full tmpfs even reading a hole is SIGBUS, so only memory that was committed here is touched.
 # MADV_POPULATE_WRITE allocates and maps pages and reports failure instead of raising SIGBUS;
 # MADV_REMOVE gives them back. Neither needs a descriptor, which the process may have closed. Where
 # they are refused (a kernel before 5.14, a sandbox, memory that the program has locked),
 # fallocate() does the same by descriptor; its pages are mapped at the first touch.
 #
 # A region (layout.pxd) grows and shrinks at its end. Commit: lock; raise allocated; populate; raise
-# usable; unlock. Release: lock; lower usable; wait for quiescence; remove; lower allocated; unlock.
-# Killed anywhere, usable never covers a page that may be missing, and allocated covers every page
-# that may be there: recovery only has to unlock, and the next release finds what was left. The same
-# holds for a release that the kernel refuses. Blocks of a pool come and go one by one, each under
-# its own word (pool.pxd).
+# usable; unlock. Release: lock; lower usable; check quiescence; remove; lower allocated; unlock.
+# Wherever the process is killed, usable never covers a page that may be missing, and allocated
+# covers every page that may be there: recovery only has to unlock, and the next release removes
+# what was left. The same holds for a release that the kernel refuses. Blocks of a pool are
+# committed and released one by one, each under its own word (pool.pxd).
 #
-# Quiescence: no reader can still hold an index into the memory that is to go. Every operation makes
-# its context's activity odd, then looks; the releaser makes the memory unreachable, then lets
-# membarrier() order that against all running threads, then reads every activity. A context that
-# stays odd for more than a few pauses postpones the release; nobody waits for it.
+# Quiescence: no reader can still hold an index into the memory that is to be given back. Every
+# operation makes its context's activity odd, then looks; the releaser makes the memory unreachable,
+# then lets membarrier() order that against all running threads, then reads every activity. If a
+# context stays odd for more than a few pauses, the release is postponed; it never waits longer.
 #
-# The budget is one lock word that counts the pages of all blocks and runs of objects that are
-# committed, exactly, of those that max_bytes allows:
+# The budget is one lock word. It has the exact number of pages that are committed for blocks and
+# runs of objects, which max_bytes limits:
 #
-#   charge   hold the word; context.budget_after, then context.charged record what is about to
-#            happen; the store that unlocks the word commits. The context that charged goes on to
-#            use the pages: the store that makes them a block's, or a run's, comes next, and charged
+#   charge   hold the word; store context.budget_after, then context.charged, to record what is
+#            about to happen; the store that unlocks the word commits. Next, the context that
+#            charged the pages makes them part of a block or a run by one store, and charged
 #            becomes 0.
-#   refund   pages given up stand in context.debt until the word says so: hold it, budget_after,
-#            unlock, none are owed. It may wait: op_give_back tries again.
+#   refund   context.debt has the pages that were given up, until the budget has them: hold the
+#            word; store budget_after; unlock the word; clear the debt. If the word cannot be had,
+#            the debt stays, and op_give_back tries again.
 #
-# After a death, budget_after decides what became of the word (budget_recover), and the block or run
-# that was charged for decides what becomes of charged (recover_memory.pxd).
+# After a death, budget_after decides what is done with the word (budget_recover), and the block or
+# run for which pages were charged decides what is done with charged (recover_memory.pxd).
 from libc.errno cimport errno, EAGAIN, EFAULT, EINTR, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from posix.types cimport off_t
@@ -50,7 +51,7 @@ cdef inline uint64_t budget_word(uint64_t *word) noexcept nogil:
     return load_relaxed_u64(word) >> PAYLOAD_SHIFT
 
 cdef inline Status budget_charge(Op *op, uint64_t pages) noexcept nogil:
-    """Take pages, into context.charged. OUT_OF_BYTES if max_bytes does not allow them."""
+    """Add pages to the budget and to context.charged. OUT_OF_BYTES if max_bytes forbids it."""
     cdef uint64_t *word = &op.map.objects.budget
     cdef uint64_t held = 0
     cdef uint64_t after
@@ -73,13 +74,13 @@ cdef inline Status budget_charge(Op *op, uint64_t pages) noexcept nogil:
     return OK
 
 cdef inline void budget_used(Op *op) noexcept nogil:
-    """The pages charged belong to a block or a run now."""
+    """Clear context.charged: the pages belong to a block or a run now."""
     compiler_fence()
     op.context.charged = 0
     compiler_fence()
 
 cdef inline void debt_add(Op *op, uint64_t pages) noexcept nogil:
-    """From here on this context has pages to give back; it must owe none so far."""
+    """From here on this context owes pages to the budget; before, it must owe none."""
     op.context.debt = pages * 2 + 1
     compiler_fence()
 
@@ -91,7 +92,7 @@ cdef inline void budget_owe_none(Op *op) noexcept nogil:
     compiler_fence()
 
 cdef inline Status budget_refund(Op *op) noexcept nogil:
-    """Give back what the context owes. BUSY: it goes on debt it."""
+    """Refund the pages that the context owes. BUSY: it still owes them."""
     cdef uint64_t *word = &op.map.objects.budget
     cdef uint64_t held = 0
     cdef uint64_t after
@@ -113,12 +114,12 @@ cdef inline Status budget_refund(Op *op) noexcept nogil:
     return OK
 
 cdef inline void budget_recover(Op *op) noexcept nogil:
-    """The word, and what the context says of it, after its owner's death."""
+    """Recover the budget word, and the fields about it in this context, whose owner has died."""
     cdef Context *context = op.context
     cdef uint64_t *word = &op.map.objects.budget
     cdef uint64_t after = context.budget_after // 2 - 1
     if op_holds(op, word):
-        if context.budget_after == 0:          # nothing had been decided
+        if context.budget_after == 0:          # the owner had not begun to change the word
             lock_release(word, load_relaxed_u64(word))
             return
         if not context.budget_after & 1:
@@ -162,16 +163,16 @@ cdef extern from *:
 
 cdef enum:
     COMMIT_STEP_MAX = 262144   # a step of 256 KiB takes about 60 us; regions grow by an eighth
-    POPULATE_TRIES_MAX = 100   # interrupted by signals
-    QUIET_PAUSES_MAX = 200     # an operation lasts less, unless its thread is not running
+    POPULATE_TRIES_MAX = 100   # tries, each interrupted by a signal
+    QUIET_PAUSES_MAX = 200     # an operation takes less, unless its thread is not running
     HUGE_BYTES = 2097152
-    HUGE_FROM = 8388608        # of one region: the huge page begun last is a quarter more at most
+    HUGE_FROM = 8388608        # bytes of one region: its last huge page adds at most a quarter
     MEMBARRIER_CMD_GLOBAL_EXPEDITED = 2
     MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED = 4
 
 cdef inline bint memory_remove(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
-    """Give size bytes back. False, with errno, if the kernel takes them neither by address nor by
-    descriptor: then they are there as before, or, if the program has locked a part, some of them.
+    """Give size bytes back. False, with errno, if the kernel refuses this by address and by
+    descriptor: then all of them are still there, or, if the program has locked a part, some.
     """
     cdef int fd
     if madvise(address, size, MADV_REMOVE) == 0:
@@ -195,7 +196,7 @@ cdef inline bint memory_allocate(Op *op, uint8_t *address, uint64_t size) noexce
     return False
 
 cdef inline Status memory_ask(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
-    """Allocate and map size bytes. If that fails some of them may be there."""
+    """Allocate and map size bytes. If that fails, some of them may be allocated."""
     cdef int _
     for _ in range(POPULATE_TRIES_MAX):
         if madvise(address, size, MADV_POPULATE_WRITE) == 0:
@@ -204,24 +205,25 @@ cdef inline Status memory_ask(Op *op, uint8_t *address, uint64_t size) noexcept 
             break
     op.error_number = errno
     op.bytes_wanted = size
-    if errno != ENOMEM and errno != EFAULT and errno != EHWPOISON:     # the request is unknown
+    if errno != ENOMEM and errno != EFAULT and errno != EHWPOISON:     # no such request, or refused
         if memory_allocate(op, address, size):
             return OK
     return NO_MEMORY
 
 cdef inline Status memory_populate(Op *op, uint8_t *address, uint64_t size) noexcept nogil:
-    """Allocate and map size bytes, all or none. NO_MEMORY: op.error_number says whether there is
-    none, or the kernel refuses to be asked."""
+    """Allocate and map size bytes, all or none. NO_MEMORY: op.error_number says whether the file
+    system has no memory or the kernel refuses the request."""
     cdef Status status = memory_ask(op, address, size)
     if status != OK:
-        # What was had of it goes back. If that is refused, it is there when it is wanted next.
+        # Give back what was allocated. If the kernel refuses, the next attempt finds it allocated.
         memory_remove(op, address, size)
     return status
 
 cdef inline void memory_prefer_huge(
         Map *map, uint64_t start, uint64_t size, uint64_t at, uint64_t step) noexcept nogil:
-    """Before step bytes are committed, at bytes behind the start of a region: ask for huge pages if
-    it is large in use. Advice, and once for each 2 MiB: the kernel keeps it."""
+    """Called before step bytes are committed at the offset at of a region that begins at start: ask
+    for huge pages if much of the region is in use. The kernel remembers the advice, so one call for
+    each 2 MiB is enough."""
     cdef uint64_t first = round_up(start + HUGE_FROM, HUGE_BYTES)
     cdef uint64_t last = (start + size) // HUGE_BYTES * HUGE_BYTES
     cdef uint64_t offset = start + at
@@ -230,7 +232,8 @@ cdef inline void memory_prefer_huge(
         madvise(map.base + first, last - first, MADV_HUGEPAGE)
 
 cdef inline bint context_is_quiet(Context *context) noexcept nogil:
-    # Acquire: pairs with the release in context_end; an even or changed value ends what it read.
+    # Acquire: pairs with the release in context_end; if the value is even or has changed, all reads
+    # of the operation that was under way are done.
     cdef uint64_t seen = load_acquire_u64(&context.activity)
     cdef int _
     if not seen & 1:
@@ -242,18 +245,18 @@ cdef inline bint context_is_quiet(Context *context) noexcept nogil:
     return False
 
 cdef inline bint membarrier_register() noexcept nogil:
-    """Let membarrier_all of other processes order this one's accesses too. False: refused."""
+    """Let membarrier_all in other processes order this process's accesses, too. False: refused."""
     return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0
 
 cdef inline bint membarrier_all(Map *map) noexcept nogil:
-    """A full fence in every running thread of those that registered. False: refused."""
+    """A full fence in every running thread of the processes that registered. False: refused."""
     return map.use_membarrier and (
         syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) == 0)
 
 cdef inline bint fences_demand(Map *map) noexcept nogil:
-    """A process that may not call membarrier is here: from now on, and for ever, whoever looks at
-    an object makes a fence. To be called before the process has a context of this map. False: it
-    cannot have one."""
+    """Set header.fences for good, because this process may not call membarrier: from here on every
+    reader makes a fence before it looks at an object. At attaching this is called before the
+    process has a context of this map. False: it cannot have one."""
     if not header_begin(map):
         return False
     store_relaxed_u64(&map.header.fences, 1)
@@ -261,26 +264,25 @@ cdef inline bint fences_demand(Map *map) noexcept nogil:
     return True
 
 cdef inline void context_fences(Context *context) noexcept nogil:
-    """This context's owner has seen that, and those who come after it will."""
-    # Release: the last look without a fence; pairs with the acquire in looks_are_ordered.
+    """Note in this context that its owner has seen header.fences, and that later owners will."""
+    # Release: after the last look without a fence; pairs with the acquire in context_relies.
     store_release_u64(&context.fences, 1)
 
 cdef inline bint context_relies(Context *context) noexcept nogil:
-    """Whether a context has an owner who relies on the membarriers of those who give memory back.
-    """
+    """Whether a context has an owner that makes no fences, but relies on releasers' membarriers."""
     # Acquire: pairs with the releases of an owner, and in context_fences.
     return load_acquire_u64(&context.owner) != 0 and load_acquire_u64(&context.fences) == 0
 
 cdef inline bint looks_are_ordered(Map *map, const Context *own) noexcept nogil:
-    """After something was stored: whether each context but own either has named what it looks at,
-    for this process to see, or will see what was stored. False: membarrier is refused, and there
-    is a context whose owner relies on it."""
+    """Called after a store: whether for each context but own, either this process sees the name of
+    what the context is looking at, or the context will see that store. False: membarrier is
+    refused, and there is a context whose owner relies on it."""
     cdef uint64_t index
-    # Pairs with those in hazard_fence, object_own and context_claim_for.
+    # Pairs with the fences in hazard_fence, object_own and context_claim_for.
     fence_seq_cst()
     if membarrier_all(map):
         return True
-    if load_relaxed_u64(&map.header.fences) == 0 and errno != ENOMEM:      # it is a new rule
+    if load_relaxed_u64(&map.header.fences) == 0 and errno != ENOMEM:      # newly refused
         fences_demand(map)
     for index in range(contexts_usable(map)):  # at most CONTEXT_MAX
         context = context_at(map, index)
@@ -289,8 +291,8 @@ cdef inline bint looks_are_ordered(Map *map, const Context *own) noexcept nogil:
     return True
 
 cdef inline bint contexts_are_quiet(Op *op) noexcept nogil:
-    """Whether no operation of a handle that may write, begun before this call, is still under way;
-    and those that begin later see what was stored before it."""
+    """Whether no operation in another context that began before this call is still under way. If
+    so, operations that begin later see what was stored before this call."""
     cdef Map *map = op.map
     cdef uint64_t index
     cdef uint64_t count = contexts_usable(map)
@@ -305,8 +307,9 @@ cdef inline bint contexts_are_quiet(Op *op) noexcept nogil:
     return True
 
 cdef inline bint memory_is_quiet(Op *op) noexcept nogil:
-    """Whether no operation that began before this call can still be under way. Attachments that may
-    not write cannot say what they do: while there are any, the answer is no."""
+    """Whether no operation that began before this call can still be under way. A process without
+    contexts, or one that may not call membarrier, cannot show its operations: while one is
+    attached, the answer is no."""
     if contexts_are_quiet(op) and byte_lock(
             segment_fd(op.map), F_OFD_GETLK, F_WRLCK, READER_BYTE) == 0:
         return True
@@ -314,7 +317,7 @@ cdef inline bint memory_is_quiet(Op *op) noexcept nogil:
     return False
 
 cdef inline Status region_commit(Op *op, uint32_t which, uint64_t needed) noexcept nogil:
-    """Make the first needed bytes of a region usable. FULL beyond the region's end."""
+    """Make the first needed bytes of a region usable. FULL if the region is not that large."""
     cdef Map *map = op.map
     cdef Region *region = region_at(map, which)
     cdef uint64_t held = 0
@@ -345,7 +348,7 @@ cdef inline Status region_commit(Op *op, uint32_t which, uint64_t needed) noexce
                 map, map.region_offset[which], map.region_bytes[which], usable, upto - usable)
         status = memory_populate(
             op, map.base + map.region_offset[which] + usable, upto - usable)
-        # Release: the pages are there; pairs with the acquire loads of usable.
+        # Release: the pages are committed; pairs with the acquire loads of usable.
         if status == OK:
             store_release_u64(&region.usable, upto)
     lock_release(&region.lock, held)
@@ -356,7 +359,7 @@ cdef inline bint buckets_fit(Map *map, uint32_t which, uint64_t keep) noexcept n
             or (load_acquire_u64(&map.header.table) >> PAYLOAD_SHIFT) * LINE_BYTES <= keep)
 
 cdef inline Status region_release(Op *op, uint32_t which, uint64_t keep) noexcept nogil:
-    """Give back what a region has beyond keep bytes, unless somebody may be looking at it."""
+    """Give back what a region has beyond keep bytes, unless an operation may be looking at it."""
     cdef Map *map = op.map
     cdef Region *region = region_at(map, which)
     cdef uint64_t held = 0
@@ -375,16 +378,17 @@ cdef inline Status region_release(Op *op, uint32_t which, uint64_t keep) noexcep
     if keep < usable:
         store_release_u64(&region.usable, keep)
     if keep < allocated:
-        # A split that saw the higher watermark has ended once all is quiet; look for its bucket.
+        # A split that saw the higher watermark has ended once all is quiet. Check whether the
+        # bucket that it added still fits.
         if memory_is_quiet(op) and buckets_fit(op.map, which, keep):
             if memory_remove(
                     op, map.base + map.region_offset[which] + keep, allocated - keep):
                 compiler_fence()
                 region.allocated = keep
-            else:                                      # some may be missing: usable stays low
+            else:                                      # pages may be missing: usable stays low
                 status = BUSY
         else:
-            # The pages are still there, all of them up to usable: take them back.
+            # All pages up to the old value of usable are still there: restore it.
             status = BUSY
             store_release_u64(&region.usable, usable)
     lock_release(&region.lock, held)

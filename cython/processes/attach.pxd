@@ -1,16 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# A process's stay in a segment: the mapping, the process slot, and its contexts.
+# What a process has while it is attached to a segment: the mapping, a process slot, and contexts.
 #
-# A context is taken for each operation and put back after it, so a process has as many as it has
-# threads inside operations at once. One is kept in Local.idle_context, where the next operation
-# finds it with one load; others in Local.more. Local is in a page that fork wipes: a child finds no
-# context and no slot there, and attach_claim gives it its own.
+# A context is taken for each operation and put back after it, so a process has as many contexts as
+# it has had threads inside operations at once. One idle context is kept in Local.idle_context,
+# where the next operation finds it with one load; the others are in Local.more. Local is in a page
+# that fork wipes: a child finds no context and no slot there, and attach_claim gives it its own.
 #
 # A process that finds all slots in use, or no memory for more, could not recover the dead processes
 # that have them, since a recoverer is named by its process slot. It locks the byte of a dead
-# process instead: then that process counts as alive for everybody else, until it is recovered and
-# its slot stands in the newcomer's name. If the newcomer dies on the way, the slot is a dead
-# process's as before.
+# process instead: then the dead process counts as alive for all others, until the newcomer has
+# recovered it and claimed its slot. If the newcomer dies before that, the slot is a dead process's
+# as before.
 #
 # The caller serialises these functions among the threads of the process (the GIL).
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
@@ -35,15 +35,16 @@ from processes.liveness cimport (
 from processes.recover cimport contexts_recover, recovery_note, recover_all, owner_recover_called
 
 cdef inline bint slot_inherit(Map *map, Standing *standing, int fd, uint64_t index) noexcept nogil:
-    """Recover a dead process and take its slot at once, for one that finds no free one and thus
-    has no name to recover by: it holds the dead one's own byte."""
+    """Recover a dead process and claim its slot, for a process that found no free slot and so
+    cannot be named as the recoverer: it locks the dead process's own byte instead."""
     cdef ProcessSlot *slot = map.processes + index
     cdef uint64_t claim = load_acquire_u64(&slot.used)
     cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
     if claim == 0 or claim & CLAIM_KIND_MASK == CLAIM_BY_PID or byte_lock(
             fd, F_OFD_SETLK, F_WRLCK, index) != 0:
         return False
-    # Who became the recoverer before the byte was held is seen here; who comes later sees the byte.
+    # A recoverer that entered before the byte was locked is seen here; a later one sees that the
+    # byte is locked.
     if (load_acquire_u64(&slot.used) == claim
             and not recoverer_lives(map, load_acquire_u64(&slot.recoverer))
             and contexts_recover(map, index) == OK and slot_claim(slot, CLAIM_LOCKED, claim)):
@@ -53,7 +54,8 @@ cdef inline bint slot_inherit(Map *map, Standing *standing, int fd, uint64_t ind
     return False
 
 cdef inline Status process_inherit(Map *map, Standing *standing, Status why) noexcept nogil:
-    """Give this process the slot of a dead one. why: what process_register said."""
+    """Give this process the slot of a dead one. If there is none, return why, the status of
+    process_register."""
     cdef uint64_t index
     cdef int fd
     cdef bint done = False
@@ -81,15 +83,16 @@ cdef extern from "<sys/mman.h>" nogil:
     enum: MADV_WIPEONFORK
 
 cdef enum:
-    MORE_MAX = 446             # idle contexts a process keeps: Local.more
+    MORE_MAX = 446             # idle contexts that a process keeps in Local.more
 
 
 cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept nogil:
     """Map a file at a multiple of 2 MiB, so that huge pages can be used; or MAP_FAILED.
 
-    Nobody but us may touch a hole: the kernel would fill it. So a core dump leaves the mapping out;
-    and after mlockall(MCL_FUTURE) it is made without access, when there is nothing to lock, and
-    unlocked. (A later mlockall(MCL_CURRENT) without MCL_ONFAULT fills every hole.)
+    The kernel must not touch a hole, since that would fill it. So core dumps leave the mapping out.
+    After mlockall(MCL_FUTURE) a new mapping is locked: this one is made without access, so that
+    there is nothing to lock yet, and is unlocked before access is allowed. (A later
+    mlockall(MCL_CURRENT) without MCL_ONFAULT fills every hole.)
     """
     cdef uint64_t reserved
     cdef uint64_t start
@@ -101,8 +104,8 @@ cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept no
     start = (reserved + HUGE_BYTES - 1) // HUGE_BYTES * HUGE_BYTES
     base = mmap(<void *> start, size, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0)
     if base != MAP_FAILED:
-        munlock(base, size)                    # refused by a filter: it stays locked, as it is
-        madvise(base, size, MADV_DONTDUMP)     # the same: a core dump is larger
+        munlock(base, size)                    # if a filter refuses, it stays locked, as it is
+        madvise(base, size, MADV_DONTDUMP)     # if a filter refuses, core dumps are larger
         if mprotect(base, size, protection) != 0:
             base = MAP_FAILED
     if base == MAP_FAILED:
@@ -114,10 +117,11 @@ cdef inline void *map_aligned(uint64_t size, int protection, int fd) noexcept no
     return base
 
 cdef inline bint attach_map(Map *map, int fd, const char **missing) noexcept nogil:
-    """Map the segment, and the page that fork wipes. If that fails, errno says why, and missing
-    names what this kernel has not, or a filter refuses, if it is that.
+    """Map the segment, and the page that fork wipes. If that fails, errno says why; if the reason
+    is a call that this kernel does not have, or that a filter refuses, missing names the call.
 
-    Of what only reads, process slots and contexts alone can be written, if the file may be."""
+    In the mapping of a read-only handle, only process slots and contexts can be written, and these
+    only if the process may write the file."""
     cdef int protection = PROT_READ if map.read_only else PROT_READ | PROT_WRITE
     cdef void *base = map_aligned(map.segment_bytes, protection, fd)
     cdef void *page
@@ -129,10 +133,10 @@ cdef inline bint attach_map(Map *map, int fd, const char **missing) noexcept nog
         return False
     if madvise(page, sizeof(Local), MADV_WIPEONFORK) != 0:
         missing[0] = b"madvise(MADV_WIPEONFORK) (Linux 4.14)"
-    elif madvise(page, 0, MADV_DONTFORK) != 0:     # of nothing: an attempt. Recovery needs it.
+    elif madvise(page, 0, MADV_DONTFORK) != 0:     # size 0: only a test. Recovery needs the call.
         missing[0] = b"madvise(MADV_DONTFORK) (Linux 2.6.16)"
     elif byte_lock(fd, F_OFD_GETLK, F_WRLCK, REMOVAL_BYTE) < 0 or (
-            byte_lock(fd, F_OFD_SETLK, F_UNLCK, REMOVAL_BYTE) < 0):     # of a lock we have not
+            byte_lock(fd, F_OFD_SETLK, F_UNLCK, REMOVAL_BYTE) < 0):     # unlocks nothing: a test
         missing[0] = b"fcntl(F_OFD_SETLK) or F_OFD_GETLK (Linux 3.15)"
     if missing[0] != NULL:
         munmap(page, sizeof(Local))
@@ -148,7 +152,7 @@ cdef inline bint attach_map(Map *map, int fd, const char **missing) noexcept nog
     return True
 
 cdef inline uint64_t session_idle(Map *map) noexcept nogil:
-    """One of this process's idle contexts, its index plus one; 0 if there is none."""
+    """Take one of this process's idle contexts: its index plus one; 0 if there is none."""
     cdef uint64_t taken = local_take_u64(&map.local.idle_context)
     if taken == 0 and map.local.more_count > 0:
         map.local.more_count -= 1
@@ -156,8 +160,8 @@ cdef inline uint64_t session_idle(Map *map) noexcept nogil:
     return taken
 
 cdef inline void attach_rest(Map *map, uint64_t taken) noexcept nogil:
-    """Put a context back that is at rest. Beyond MORE_MAX it is freed, unless it still owns what it
-    could not give back."""
+    """Put back a context whose operation has ended. Beyond MORE_MAX it is freed, unless it still
+    owns something that it could not give back."""
     cdef Context *context = context_at(map, taken - 1)
     if local_put_u64(&map.local.idle_context, taken):
         return
@@ -165,7 +169,7 @@ cdef inline void attach_rest(Map *map, uint64_t taken) noexcept nogil:
         map.local.more[map.local.more_count] = <uint32_t> taken
         map.local.more_count += 1
     elif context.element == 0 and context.line_stash == 0 and context.debt == 0:
-        # Release: everything is at rest; pairs with the CAS in context_claim.
+        # Release: the context is at rest; pairs with the CAS in context_claim_for.
         store_release_u64(&context.owner, 0)
 
 cdef inline Status attach_register(Map *map, Standing *standing) noexcept nogil:
@@ -180,7 +184,8 @@ cdef inline Status attach_register(Map *map, Standing *standing) noexcept nogil:
     return status
 
 cdef inline Status attach_claim(Map *map, Standing *standing, uint64_t *taken) noexcept nogil:
-    """A context for an operation, its index plus one."""
+    """Take a context for an operation, registering the process first if it has no slot. taken: its
+    index plus one."""
     cdef uint64_t index = 0
     cdef Status status = attach_register(map, standing)
     if status != OK:
@@ -209,13 +214,13 @@ cdef inline void attach_leave(Map *map, Standing *standing) noexcept nogil:
             if not map.read_only:              # else it owes nothing, whatever its context says
                 op_give_back(&op)
             if op.context.element == 0 and op.context.line_stash == 0 and op.context.debt == 0:
-                # Release: everything is at rest; pairs with the CAS in context_claim.
+                # Release: the context is at rest; pairs with the CAS in context_claim_for.
                 store_release_u64(&op.context.owner, 0)
             taken = session_idle(map)
         process_leave(map, standing)
 
 cdef inline void attach_end(Map *map, Standing *standing) noexcept nogil:
-    """attach_leave, and unmap."""
+    """attach_leave, then unmap the segment and Local."""
     attach_leave(map, standing)
     munmap(map.local, sizeof(Local))
     munmap(map.base, map.segment_bytes)

@@ -1,21 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Every structural invariant, walked.
+# Checking every structural invariant by walking the whole map.
 #
-# Meant for a map at rest. If another context is inside an operation or has been meanwhile, the
-# report says so (exact is False) and whoever asked tries again or takes it for what it is: a
-# finding made while others write may be their work under way.
+# Meant for a map at rest. If another context is inside an operation at the beginning or the end of
+# the walk, or was inside one between them, the report says so (exact is False), and the caller
+# tries again or takes that into account: a problem that is found while others write may be an
+# operation under way.
 #
-#   table     of buckets 0..N-1 those are there that others have been split into, each at the level
-#             that its last child gives it; none beyond; those that are not there are empty
+#   table     of buckets 0..N-1 those exist that their parents have been split into, each at the
+#             level that its last child gives it; none exists beyond; one that does not is empty
 #   chains    gaps only in a bucket without link; a line has two elements or more; tags are hashes;
-#             every entry belongs where it is; no key twice; elements LIVE, each named once
-#   depots    count elements, FREE, each in one place
-#   blocks    holes are empty; a free list has free elements; fresh ones were never used
+#             every entry is in the right bucket; no key twice; elements LIVE, each named once
+#   depots    as many elements as the depot counts, FREE, each in one place
+#   blocks    holes are empty; a free list has free elements; fresh elements were never used
 #   leaks     every element that is not fresh is named by a chain, a depot, a block or a context
-#   lines     likewise: linked, in a block, or stashed by a context
+#   lines     likewise: each is linked, in a block, or stashed by a context
 #   credits   header + depots + entries + those in contexts == max_entries
 #   objects   each named once, in the state that fits (check_objects.pxd); the budget adds up
-#   locks     none is held, but by a section or a clear() whose context rests meanwhile
+#   locks     none is held, except by a section or a clear() whose context is at rest
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from machine.atomics cimport load_relaxed_u64, load_acquire_u64, load_relaxed_u32, words_equal
@@ -72,7 +73,7 @@ cdef struct Report:
     uint64_t credits           # header and depots
     uint8_t *element_seen
     uint8_t *line_seen
-    uint64_t element_limit     # beyond it nothing was ever used
+    uint64_t element_limit     # elements from here on were never used
     uint64_t line_limit
 
 
@@ -121,7 +122,7 @@ cdef inline bint check_entry(
         return report_add(report, BAD_TAG, index)
     if not level_covers(level_plus1, bucket, tag):
         return report_add(report, BAD_PLACE, index)
-    report.element_seen[index] = 2             # for the objects it refers to
+    report.element_seen[index] = 2             # so class_entries follows its references
     report.entries += 1
     return True
 
@@ -255,7 +256,7 @@ cdef inline bint check_block(
         at = pool_object(pool, at).words[0]
         report.free_in_blocks += pool.kind == 0
     if (block + 1) * pool.capacity > (report.line_limit if pool.kind else report.element_limit):
-        return report_add(report, BAD_BLOCK, block)        # there were fewer a moment ago
+        return report_add(report, BAD_BLOCK, block)        # check_map saw fewer blocks
     for index in range(block * pool.capacity, (block + 1) * pool.capacity):
         if (index >= block * pool.capacity + block_fresh(word)) == (
                 (report.line_seen if pool.kind else report.element_seen)[index] != 0):
@@ -264,7 +265,8 @@ cdef inline bint check_block(
     return True
 
 cdef inline bint check_contexts(Map *map, Report *report) noexcept nogil:
-    """Objects that contexts own. Before check_block, which looks for those nobody owns."""
+    """Note the elements and lines that contexts own. Comes before check_block, which reports those
+    that nothing names."""
     cdef uint64_t count = contexts_usable(map)
     cdef uint64_t index, line, element
     cdef Context *context
@@ -279,7 +281,7 @@ cdef inline bint check_contexts(Map *map, Report *report) noexcept nogil:
             if not see_element(map, report, element):
                 return False
         line = context.line_stash
-        while line != 0:                       # each turn sees another line
+        while line != 0:                       # ends: each turn sees a new line
             if not see_line(report, line):
                 return False
             line = pool_object(&map.line_pool, line).words[0]
@@ -325,7 +327,7 @@ cdef inline uint64_t activity_of_others(Map *map, const Context *own, bint *quie
     return total
 
 cdef inline void check_map(Map *map, const Context *own, Report *report) noexcept nogil:
-    """Fill in report, which must be zero."""
+    """Check the map and fill in report, which must be zeroed."""
     cdef uint64_t before
     report.exact = True
     report.element_limit = pool_limit(map, &map.element_pool) * map.element_pool.capacity

@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# What the objects of a map add up to, and whether every one of them is in its place.
+# Counting the objects of a map, and checking that every one of them is in its place.
 #
-# Counting looks at the words of blocks and depots alone. Checking, part of check.pxd, looks at each
-# object: FREE in one list; LIVE with one reference in an entry; RETIRED with a pin; ALLOC with a
-# name in its context. What is in use and has none of these is lost.
+# Counting reads the words of blocks and depots, and the lengths of runs. Checking, part of
+# check.pxd, reads each object: it is FREE and in one list; LIVE, and one entry refers to it;
+# RETIRED; or ALLOC, and its context names it. An object in use that is none of these is lost.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from machine.atomics cimport load_relaxed_u64, load_acquire_u64
@@ -31,21 +31,21 @@ from memory.peek cimport object_word
 
 cdef struct ObjectFacts:
     uint64_t count             # objects in use
-    uint64_t bytes_in_use      # what they take: all of a small one, the pages of a run
+    uint64_t bytes_in_use      # what they take: a small one its stride, a run its pages
     uint64_t pages             # committed
-    uint64_t pages_waiting     # of these, empty, but named by an operation under way
-    uint64_t pinned            # pins
+    uint64_t pages_waiting     # of these, in empty blocks that operations under way keep
+    uint64_t pinned            # pins in use
 
 cdef inline uint64_t pool_limit(Map *map, PoolView *pool) noexcept nogil:
-    """Blocks below the frontier whose words may be looked at."""
+    """How many blocks lie below the frontier and have words that may be read."""
     cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
     cdef uint64_t usable = region_usable(map, pool.words_region) // 8
     limit = limit if limit < usable else usable
     return limit if limit < pool.block_count else pool.block_count
 
 cdef inline uint64_t pages_seen(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Pages of a block that was READY. A run is named before it is looked at; one that is held may
-    be going, and has a page at least."""
+    """Pages of a block that was READY. A run is named by the hazard before it is read. A run whose
+    block is held may be losing its memory, and counts as one page."""
     cdef uint64_t pages
     if pool.capacity > 1:
         return pool.first_bytes // PAGE_BYTES
@@ -59,7 +59,7 @@ cdef inline uint64_t pages_seen(Op *op, PoolView *pool, uint64_t block) noexcept
 cdef inline bint context_keeps(
         Map *map, const Context *own, uint64_t index, PoolView *pool,
         uint64_t block) noexcept nogil:
-    """Whether a context, but own, keeps an empty block from going back, if this process tries."""
+    """Whether a context other than own would keep this process from giving an empty block back."""
     cdef Context *context = context_at(map, index)
     return context != own and (context_names(context, pool, block) or (
         not map.use_membarrier and not map.read_only and context_relies(context)))
@@ -109,8 +109,8 @@ cdef inline void class_count(Op *op, uint32_t which, ObjectFacts *facts) noexcep
     facts.count += used
 
 cdef inline void objects_count(Op *op, ObjectFacts *facts) noexcept nogil:
-    """Costs a look at the word of every block. Exact when nobody writes. The operation names one
-    run after another."""
+    """Count all objects. Reads the word of every block. Exact when no process writes. The
+    operation's hazard names one run after another."""
     cdef Map *map = op.map
     cdef uint32_t which
     cdef uint64_t index
@@ -121,29 +121,29 @@ cdef inline void objects_count(Op *op, ObjectFacts *facts) noexcept nogil:
         facts.pinned += load_acquire_u64(&map.pins[index].ref) != 0
 
 
-# One class at a time: seen has a byte for each of its objects, below limit.
+# The check of one class: seen has a byte for each of its objects below limit.
 cdef struct ClassCheck:
     PoolView *pool
     uint32_t which
     uint64_t limit
     uint8_t *seen
-    uint64_t lost              # an object that nothing, or more than one thing, names, plus 1
+    uint64_t lost              # index + 1 of an object that is not in its place, or 0
 
 cdef inline void class_name(ClassCheck *check, uint64_t index, bint right) noexcept nogil:
-    """Something names an object, in the state it ought to have then."""
+    """Note that something names an object. right: whether it is in the state that this requires."""
     if index >= check.limit or check.seen[index] or not right:
         check.lost = index + 1
     else:
         check.seen[index] = 1
 
 cdef inline void class_lists(Map *map, ClassCheck *check) noexcept nogil:
-    """Free objects: in blocks, and in depots."""
+    """Note the free objects, in blocks and in depots."""
     cdef PoolView *pool = check.pool
     cdef uint64_t block, word, at, index
     cdef uint32_t _
     for block in range(pool_limit(map, pool)):
         word = load_acquire_u64(pool.words + block)
-        if word_locked(word):                  # it may be going; of a map at rest none is held
+        if word_locked(word):                  # its memory may be going; at rest none is held
             check.lost = block * pool.capacity + 1
             return
         at = block * pool.capacity + block_head(word)
@@ -170,7 +170,7 @@ cdef inline void class_lists(Map *map, ClassCheck *check) noexcept nogil:
 cdef inline void class_entries(
         Map *map, ClassCheck *check, const uint8_t *element_seen,
         uint64_t element_limit) noexcept nogil:
-    """Objects that entries refer to. element_seen is 2 for elements in chains."""
+    """Note the objects that entries refer to. element_seen is 2 for elements in chains."""
     cdef uint64_t index, ref
     cdef uint32_t slot
     cdef Element *element
@@ -187,7 +187,8 @@ cdef inline void class_entries(
                         map, &pool_object(check.pool, ref_index(ref)).header)) == ELEMENT_LIVE)
 
 cdef inline void class_unnamed(Map *map, ClassCheck *check) noexcept nogil:
-    """What is in use and nothing has named: a context's own, or retired. Else it is lost."""
+    """Look at the objects in use that nothing has named so far. One that is neither retired nor
+    owned by a context is lost."""
     cdef PoolView *pool = check.pool
     cdef uint64_t block, word, index, header, owner
     cdef bint found
@@ -216,7 +217,7 @@ cdef inline void class_unnamed(Map *map, ClassCheck *check) noexcept nogil:
 cdef inline uint64_t class_check(
         Map *map, uint32_t which, const uint8_t *element_seen,
         uint64_t element_limit) noexcept nogil:
-    """0: every object of a class is in its place; else one that is not, plus 1."""
+    """0 if every object of a class is in its place; else the index of one that is not, plus 1."""
     cdef ClassCheck check
     check.pool = &map.classes[which]
     check.which = which
@@ -233,7 +234,7 @@ cdef inline uint64_t class_check(
 
 cdef inline uint64_t objects_lost(
         Map *map, const uint8_t *element_seen, uint64_t element_limit) noexcept nogil:
-    """0: every object is in its place; else one that is not, as index * POOL_KINDS + class, plus
+    """0 if every object is in its place; else one that is not, as index * POOL_KINDS + class, plus
     1."""
     cdef uint64_t lost
     cdef uint32_t which
@@ -244,7 +245,8 @@ cdef inline uint64_t objects_lost(
     return 0
 
 cdef inline uint64_t budget_error(Map *map, const Context *own) noexcept nogil:
-    """Pages that the budget counts, beyond those that there are; not 0 while it is held."""
+    """How many pages the budget counts beyond those that are committed; 1 while the budget is
+    held."""
     cdef ObjectFacts facts
     cdef Op op
     op.map = map

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# The claim on a process slot: the word `used`, and whether whoever stored it still lives (C3).
+# The claim on a process slot: the word `used`, and whether the process that stored it still lives
+# (C3).
 #
 #      63                        32  31       30      29          24 23        2 1      0
 #     +----------------------------+--------+-------+--------------+-----------+--------+
@@ -7,19 +8,20 @@
 #     +----------------------------+--------+-------+--------------+-----------+--------+
 #
 #   CLAIM_LOCKED  byte i of the file is locked for as long as the address space lives: F_OFD_GETLK
-#                 tells, from every PID namespace and whatever became of the pid.
+#                 tells, from every PID namespace and whether or not the pid is reused.
 #   CLAIM_BY_PID  the byte could not be locked: the file cannot be opened again (privileges dropped,
-#                 no descriptor left, the name gone), or somebody who may read it holds a shared
-#                 lock. The process is dead when the kernel knows no process of that pid, asked from
-#                 the same namespace. A zombie, a reused pid, or another namespace: it counts as
-#                 alive. That is never wrong, and late at the worst.
+#                 no descriptor left, the name gone), or a process that may read the file holds a
+#                 shared lock. The process is dead when the kernel, asked from the same namespace,
+#                 knows no process of that pid. A process that is a zombie, whose pid is reused or
+#                 that is in another namespace counts as alive: it is recovered late, never wrongly.
 #
-# leaves: the process comes to its end by itself. It does not count among those who keep an
-# ephemeral map's name, and once it is dead it is shown to nobody; recovery makes no difference.
-# reads: it may only read; for people.
+# leaves: the process has closed the map, and keeps its slot until it ends. It does not count among
+# the processes that keep an ephemeral map's name, and once it is dead it is not listed; recovery
+# treats it as any other.
+# reads: the process may only read; shown to people.
 #
-# Who has no descriptor to ask with judges a locked claim by the pid, too. A claim that has gone and
-# come again meanwhile differs: registrations of a process are counted.
+# A process that has no descriptor to ask with judges a locked claim by its pid, too. If a process
+# leaves and registers again, its claim differs, because its registrations are counted.
 from libc.errno cimport errno, ESRCH
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport static_assert
@@ -62,14 +64,14 @@ cdef inline uint64_t pid_namespace() noexcept nogil:
     return status.st_ino & 0xFFFFFFFFULL
 
 cdef inline bint claim_can_be_judged(int fd, uint64_t claim) noexcept nogil:
-    """Whether claim_is_dead can find it dead, if it is."""
+    """Whether claim_is_dead can tell that the process is dead, if it is."""
     if fd >= 0 and claim & CLAIM_KIND_MASK != CLAIM_BY_PID:
         return True
     return claim_pid(claim) != 0 and claim >> 32 != 0 and claim >> 32 == pid_namespace()
 
 cdef inline bint claim_is_dead(int fd, uint64_t index, uint64_t claim) noexcept nogil:
-    """Whether the process that claimed slot index is dead. False if it cannot be known. fd: any
-    open file of the segment, or -1."""
+    """Whether the process that claimed slot index is dead. False if that cannot be known. fd:
+    any open file of the segment, or -1."""
     if claim == 0:
         return False
     if fd >= 0 and claim & CLAIM_KIND_MASK != CLAIM_BY_PID:

@@ -1,23 +1,24 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # A process slot and a context that a process claims for the child it is about to fork.
 #
-# What a child inherits as a Python object, a view, is kept by a pin; and pins belong to a process
-# slot. The parent's pins end when the parent lets go of its views, so the child needs pins of its
-# own, and needs them before the parent can run on. So they are made before the fork:
+# A child inherits the parent's views as Python objects. A pin keeps the object that a view refers
+# to, and a pin belongs to a process slot. The parent's pins end when the parent lets go of its
+# views, so the child needs pins of its own before the parent runs on. The parent makes them before
+# the fork:
 #
 #   parent, before    opens the file, locks the byte of a free slot, claims the slot and a context
-#                     of it, and pins what its views refer to in the name of that slot
+#                     for it, and pins the objects of its views in the name of that slot
 #   fork              the open file, and with it the lock, is now the child's too
 #   parent, after     closes its descriptor: the lock stays while the child has the open file
-#   child             keeps the lock as any process does (process_keep), and goes on with the slot,
+#   child             keeps the lock as any process does (process_keep), and takes over the slot,
 #                     the context and the pins
 #
-# If the parent is killed before the fork, or the fork fails, or the child dies, nobody holds the
-# lock, and the slot is a dead process's: its recovery ends the pins. A view in use is pinned at
-# every moment.
+# If the parent is killed before the fork, or the fork fails, or the child dies, no process holds
+# the lock any more, and the slot is a dead process's: its recovery ends the pins. A view in use is
+# pinned at every moment.
 #
-# The claim has no pid until the child stores its own: who has no descriptor to ask with must not
-# judge the child by the life of its parent (claim.pxd).
+# The claim has no pid until the child stores its own: a process that has no descriptor to ask with
+# must not judge the child by the life of its parent (claim.pxd).
 from libc.stdint cimport uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_release_u64, cas_acq_rel_u64, local_put_u64,
@@ -57,17 +58,17 @@ cdef inline Status unborn_claim_slot(Map *map, int fd, Unborn *child) noexcept n
                 child.fd = fd
                 child.index = at
                 child.context += 1
-            else:                              # nothing is in its name yet
+            else:                              # no context is in its name yet
                 store_release_u64(&map.processes[at].used, 0)
             return status
         byte_lock(fd, F_OFD_SETLK, F_UNLCK, at)
     return NO_CONTEXT
 
 cdef inline Status unborn_claim(Map *map, Unborn *child) noexcept nogil:
-    """Claim a slot and a context for a child. The dead are recovered before, for children that
-    end without a word would else have all slots and pins in time: some 0.3 us for each process.
+    """Claim a slot and a context for a child. First recovers the dead, at some 0.3 us for each
+    process: otherwise children that end without detaching would use up all slots and pins.
 
-    NO_CONTEXT, NO_MEMORY, SYSTEM_ERROR: there is none to be had."""
+    NO_CONTEXT, NO_MEMORY, SYSTEM_ERROR: there is no slot or no context for it."""
     cdef Status status
     cdef int fd
     recover_all(map)
@@ -82,17 +83,17 @@ cdef inline Status unborn_claim(Map *map, Unborn *child) noexcept nogil:
 cdef inline void unborn_release(Map *map, Unborn *child) noexcept nogil:
     """In the parent, after the fork: the slot is the child's, or a dead process's."""
     if child.fd >= 0 and is_segment(map, child.fd):
-        close(child.fd)                        # and no F_UNLCK: the child has the lock too
+        close(child.fd)                        # no F_UNLCK: that would unlock the child's too
     child.fd = -1
 
 cdef inline bint unborn_adopt(Map *map, Standing *standing, Unborn *child) noexcept nogil:
-    """In the child: go on with what was claimed. False: the descriptor is closed already, and with
-    it the slot is a dead process's."""
+    """In the child: take over the slot and the context. False: the descriptor was closed already,
+    or the lock cannot be kept; then the slot is a dead process's."""
     cdef ProcessSlot *slot = map.processes + child.index
     cdef int fd = child.fd
     child.fd = -1
     if fd < 0 or not is_segment(map, fd) or process_keep(map, standing, fd, child.index) != OK:
         return False
-    slot_claim(slot, CLAIM_LOCKED, load_relaxed_u64(&slot.used))   # with a pid, and for people
+    slot_claim(slot, CLAIM_LOCKED, load_relaxed_u64(&slot.used))   # now with a pid
     local_put_u64(&map.local.idle_context, child.context)
     return True

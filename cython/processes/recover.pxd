@@ -1,27 +1,29 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Finishing or undoing what a dead process was about (C1, C2).
+# Recovery: finishing or undoing the operations that a dead process left under way (C1, C2).
 #
-# Recovery resumes each of the dead process's contexts under the dead context's own identity: the
-# same fields name what it works on, the same lock words name it as their owner, and most of the
-# work is done by the functions the dead one would have called. So a recoverer that dies leaves what
-# its subject could have left, and the next one goes on. Exclusion is the kernel's lock on byte
-# PROCESS_MAX + i, which dies with the recoverer.
+# Recovery resumes each context of the dead process under that context's own identity: its fields
+# name the things that the operation worked on, the lock words of those things name the context as
+# their owner, and most of the work is done by the functions that the dead process would have
+# called. So a recoverer that dies leaves a state that the dead process itself could have left, and
+# the next recoverer continues from it. One process at a time recovers process i: the word
+# `recoverer` of slot i names it (liveness.pxd). A newcomer without a slot locks byte i instead
+# (attach.pxd).
 #
-# Order: what is innermost first, as the lock order says: region, depot with credits and block,
-# element, bucket with child and table; then the objects the context still owns go back. Each step
-# looks at shared state only, and doing it twice is doing it once.
+# Order: the innermost locks first (operation.pxd has the lock order): region, budget, depot with
+# credits and block, element, bucket with child; then the context gives back the objects that it
+# still owns. Each step looks at shared state only, and repeating a step changes nothing.
 #
-# What is looked at is named by the context and owned if its own lock word says so:
+# The context names the things to look at. It owns a thing if the thing's own lock word says so:
 #   region held          unlock: its watermarks are right at every moment
-#   depot held           hang in a detached chain; complete moved credits; take back or forget an
-#                        element or spare on its way; unlock
+#   depot held           hang in a list taken from a block; complete moved credits; decide whether
+#                        an object on its way belongs to the depot or the context; unlock
 #   block held           HOLE, RELEASING: remove its memory; READY: see pool.pxd
 #   budget held          unlock, as context.budget_after says (region.pxd)
 #   element UPD          redo -> value, LIVE         ULOCK, LOCKED   LIVE
-#   bucket, INSERT       element named by a slot: done; else the element is freed
-#   bucket, DELETE       element DEAD: its slot is cleared; else nothing happened
-#   bucket, SPLIT/MERGE  before its commit undone, after it finished (resize.pxd)
-# The cost does not depend on the number of entries, but on the length of one chain.
+#   bucket, INSERT       if a slot names the element, the insert is done; else the element is freed
+#   bucket, DELETE       if the element is DEAD, its slot is cleared; else nothing has happened
+#   bucket, SPLIT/MERGE  undone if it was not committed, else finished (resize.pxd)
+# The cost depends on the length of one chain, not on the number of entries.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
@@ -61,7 +63,8 @@ from processes.recover_memory cimport (
 )
 
 cdef inline Status recover_element(Op *op) noexcept nogil:
-    """An element being changed in place, or held by a section. BUSY: its block is held."""
+    """Settle an element that was being changed in place, or that a section held. BUSY: its block
+    is held."""
     cdef uint64_t index = load_relaxed_u64(&op.context.target)
     cdef Element *element
     cdef uint64_t header
@@ -69,11 +72,11 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
     if index == 0 or index >= op.map.element_max:
         return OK
     element = element_at(op.map, index)
-    status = object_memory_ready(op, &op.map.element_pool, index)   # the name may be of long ago
+    status = object_memory_ready(op, &op.map.element_pool, index)   # target may be old
     if status != OK:
         return OK if status == ABSENT else BUSY
-    # Acquire: the redo buffer is the dead one's, the value what it left. One look decides: an
-    # element that a section holds may be deleted by others while we are at it.
+    # Acquire: the redo buffer and the value are as the dead process left them. The header is loaded
+    # once: another process may delete an element that a section holds while this function runs.
     header = load_acquire_u64(&element.header)
     if not word_held_by(header, op.self_index):
         return OK
@@ -82,7 +85,7 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
             refs_exchange(op, element)
         else:
             copy_words(element_value(op.map, element), context_redo(op.context), op.map.value_words)
-        if op.map.timer_word != 0:             # the dead one perhaps did not come to it
+        if op.map.timer_word != 0:             # the dead process may not have reached this step
             rest_shorten(op.map, load_relaxed_u64(
                 element_value(op.map, element) + op.map.timer_word - 1))
         add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
@@ -95,8 +98,8 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
     return OK
 
 cdef inline void recover_line(Op *op, Bucket *bucket, Bucket *other) noexcept nogil:
-    """A line between its chain and elsewhere: one that a held chain links belongs to that; another
-    is stashed, before its name is needed for the next."""
+    """Settle the line that was on its way into or out of a chain. If a held chain links it, it
+    belongs to that chain; else it is stashed, before context.line has to name the next line."""
     cdef uint64_t index = load_relaxed_u64(&op.context.line)
     cdef Bucket *line
     if not line_is_held(op, index):
@@ -109,8 +112,8 @@ cdef inline void recover_line(Op *op, Bucket *bucket, Bucket *other) noexcept no
         op.context.line = 0
         compiler_fence()
     elif op.context.line_stash != index:
-        # It may have been unlinked just before the death. A reader who is still on it must not
-        # believe that it is empty: the version first, then the emptying.
+        # The line may have been unlinked just before the death. A reader that still stands on it
+        # must not take the emptied line for a miss: raise the version, then empty the line.
         chain_bump(bucket)
         if other != NULL:
             chain_bump(other)
@@ -146,12 +149,13 @@ cdef inline void recover_delete(Op *op, Bucket *bucket) noexcept nogil:
 
 cdef inline void recover_resize(
         Op *op, Bucket *parent, uint64_t child_index, bint split) noexcept nogil:
-    """A split or merge whose parent is held. The number of buckets needs nothing: what is below it
-    and not there is a gap."""
+    """Finish or undo a split or merge whose parent is held. The number of buckets needs no repair:
+    a bucket below it that does not exist is a gap."""
     cdef uint32_t level = 63 - count_leading_zeros(child_index)
     cdef Bucket *child = bucket_at(op.map, child_index)
     cdef bint parent_is_deep
-    # A child that is not held was not begun with, or is done; somebody else may have it.
+    # A child that is not held was not locked yet, or was released already; another context may hold
+    # it now.
     cdef bint child_held = op_holds(op, &child.header)
     recover_line(op, parent, child if child_held else NULL)
     chain_repair(op, parent)
@@ -203,7 +207,7 @@ cdef inline Status recover_give_back(Op *op) noexcept nogil:
     context.line = 0
     if context.element != 0 and not op_holds(
             op, &element_at(op.map, checked_index(&op.map.element_pool, context.element)).header):
-        store_relaxed_u64(&context.element, 0)     # inserted, or given back
+        store_relaxed_u64(&context.element, 0)     # it was inserted, or given back
     if context.element != 0:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
     op_give_back(op)
@@ -214,15 +218,15 @@ cdef inline Status recover_give_back(Op *op) noexcept nogil:
     return status
 
 cdef inline void context_mend(Map *map, Context *context) noexcept nogil:
-    """Forget names that can only stand in a damaged segment."""
+    """Clear indices that only a damaged segment can hold."""
     if context.element >= map.element_max:
         context.element = 0
     if context.line >= map.line_max:
         context.line = 0
 
 cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
-    """Bring one context of a dead process to rest, and free it. BUSY: somebody else's lock is in
-    the way (op's wait word is lost; the caller tries again)."""
+    """Bring one context of a dead process to rest, and free it. BUSY: another context's lock is in
+    the way (the caller does not learn which word, and tries again)."""
     cdef Op op
     cdef Status status
     op.map = map
@@ -234,7 +238,7 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     op.f_lock = False
     op.element_filled = False
     context_mend(map, op.context)
-    if not op.context.activity & 1:            # it died outside, and we are inside for it
+    if not op.context.activity & 1:            # it died between operations: begin one for it
         context_begin(op.context)
     recover_regions(&op)
     if map.objects != NULL:
@@ -259,12 +263,13 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     op.context.operation = OPERATION_NONE
     if op.context.activity & 1:
         store_release_u64(&op.context.activity, op.context.activity + 1)
-    # Release: everything is at rest; pairs with the CAS in context_claim.
+    # Release: the context is at rest; pairs with the CAS in context_claim_for.
     store_release_u64(&op.context.owner, 0)
     return OK
 
 cdef inline Status contexts_recover(Map *map, uint64_t index) noexcept nogil:
-    """Recover all contexts of a dead process, and what it recovered. OK: nothing is left of it."""
+    """Recover all contexts of a dead process, and clear the words that name it as the recoverer of
+    others. OK: no context is in its name any more."""
     cdef uint64_t at
     cdef uint64_t count = contexts_usable(map)
     cdef Status status = OK
@@ -285,12 +290,13 @@ cdef inline void recovery_note(Map *map, int64_t began) noexcept nogil:
         store_relaxed_u64(&map.header.statistics.recovery_ns_max, spent)
 
 cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
-    """Recover a dead process. OK: done, or it needs none. BUSY: somebody else is at it."""
+    """Recover a dead process. OK: it is recovered, or it is not dead. BUSY: another process is
+    recovering it, a lock is in the way, or this process cannot be a recoverer."""
     cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
     cdef Status status = OK
     if not recoverer_enter(map, index):
         return BUSY
-    if process_is_dead(map, index):            # nobody else can have recovered it since
+    if process_is_dead(map, index):            # it may have been recovered before recoverer_enter
         status = contexts_recover(map, index)
         if status == OK:
             # Release: its contexts are free; pairs with the CAS in slot_claim.
@@ -300,11 +306,12 @@ cdef inline Status process_recover(Map *map, uint64_t index) noexcept nogil:
     return status
 
 cdef inline uint64_t recover_all(Map *map) noexcept nogil:
-    """Recover every dead process there is; how many were. Nothing, for who may only read."""
+    """Recover every dead process, and return how many were recovered. A read-only handle recovers
+    none."""
     cdef uint64_t index, _turn
     cdef uint64_t found = 0
     cdef bint again = not map.read_only
-    for _turn in range(4):                     # one dead process may stand in another's way
+    for _turn in range(4):                     # one may need a lock that another dead process holds
         if not again:
             break
         again = False
@@ -319,7 +326,8 @@ cdef inline uint64_t recover_all(Map *map) noexcept nogil:
     return found
 
 cdef inline bint owner_recover(Op *op) noexcept nogil:
-    """After BUSY: if the owner of the word in the way is dead, recover it. Whether anybody was."""
+    """After BUSY: if the owner of the word in the way is dead, recover it. Returns whether any
+    process was recovered."""
     cdef uint64_t owner = word_owner(op.wait_seen)
     cdef uint64_t process
     if not word_locked(op.wait_seen) or owner >= contexts_usable(op.map):
@@ -327,7 +335,7 @@ cdef inline bint owner_recover(Op *op) noexcept nogil:
     process = load_acquire_u64(&context_at(op.map, owner).owner) - 1
     if not process_is_dead(op.map, process):
         return False
-    # Another dead process may stand in the way of that.
+    # Recovering it may need a lock that another dead process holds.
     return process_recover(op.map, process) == OK or recover_all(op.map) != 0
 
 cdef inline bint owner_recover_called(void *op) noexcept nogil:
@@ -335,9 +343,9 @@ cdef inline bint owner_recover_called(void *op) noexcept nogil:
     return owner_recover(<Op *> op)
 
 cdef inline uint64_t recover_those_inside(Map *map) noexcept nogil:
-    """Recover the dead processes that died inside an operation, or while it waited with an element
-    in hand; how many were. To be called before saying that the map, or memory, is full: the dead
-    may hold the last of it."""
+    """Recover the processes that died inside an operation, or whose operation was waiting with an
+    element in its context; return how many were recovered. Call this before reporting that the map
+    or the memory is full: a dead process may hold the last of it."""
     cdef uint64_t count = contexts_usable(map)
     cdef uint64_t index, process
     cdef uint64_t found = 0

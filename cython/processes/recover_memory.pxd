@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# The inner part of recovery: what a dead context was moving between blocks, depots and the header.
+# The inner part of recovery: the objects and credits that a dead context was moving between blocks,
+# depots and the header.
 #
-# Called by recover.pxd, which says what recovery is and by which right it acts as the dead
-# context. Each case is decided by which lock words still name the context: moves are committed by
-# the store that unlocks the inner one (pool.pxd, depot.pxd). Whatever was not committed is put back
-# where it was, whatever was is completed; what the context owns after that is given back by
-# recover.pxd.
+# Called by recover.pxd, which says what recovery is and why it may act as the dead context. Each
+# case is decided by which lock words still name the context, since the store that unlocks the inner
+# word commits a move (pool.pxd, depot.pxd). A move that was not committed is undone, a committed
+# one is completed; recover.pxd gives back what the context owns after that.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence
 from segment.status cimport Status, OK, ABSENT, BUSY
@@ -36,8 +36,9 @@ cdef inline void recover_regions(Op *op) noexcept nogil:
             lock_release(&region_at(op.map, <uint32_t> which).lock, 0)
 
 cdef inline Status bucket_there(Op *op, uint64_t index) noexcept nogil:
-    """Whether a bucket that the context names has memory: OK, ABSENT. BUSY: somebody has lowered
-    the watermark, and will find that what the context holds has to stay (region.pxd)."""
+    """Whether a bucket that the context names has memory: OK, ABSENT. BUSY: another context holds
+    the region; if its release has lowered the watermark, it will find that a bucket that this
+    context holds has to stay (region.pxd)."""
     cdef uint64_t *lock = &region_at(op.map, REGION_BUCKETS).lock
     cdef uint64_t held = 0
     cdef Status status
@@ -52,7 +53,7 @@ cdef inline Status bucket_there(Op *op, uint64_t index) noexcept nogil:
     return status
 
 cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
-    """The word of the block that the context names, if it holds it."""
+    """The word of the block that the context names, if the context holds that word; else NULL."""
     cdef uint64_t name = load_relaxed_u64(&op.context.block) - 1
     cdef uint64_t block = name // POOL_KINDS
     cdef uint64_t *word
@@ -67,7 +68,7 @@ cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
 
 cdef inline void recover_list(
         Op *op, Depot *depot, PoolView *pool, bint block_held) noexcept nogil:
-    """Objects on their way from a block to the held depot."""
+    """Settle a list of objects on its way from a block to the held depot."""
     cdef Context *context = op.context
     cdef uint64_t word = load_relaxed_u64(&depot.word)
     cdef uint64_t head = load_relaxed_u64(&context.list_head)
@@ -83,11 +84,11 @@ cdef inline void recover_list(
     compiler_fence()
 
 cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
-    """Credits on their way between the header and the held depot."""
+    """Settle credits on their way between the header and the held depot."""
     cdef uint64_t *credits = &op.map.header.credits
     cdef uint64_t word
     if op_holds(op, credits):
-        op.context.credit_moving = 0           # the header's store did not happen
+        op.context.credit_moving = 0           # the store to the header did not happen
         compiler_fence()
         lock_release(credits, load_relaxed_u64(credits))
     elif op.context.credit_moving:
@@ -99,21 +100,22 @@ cdef inline void recover_credits(Op *op, Depot *depot) noexcept nogil:
 
 cdef inline void recover_depot_object(
         Op *op, PoolView *pool, uint64_t head, uint64_t index, uint64_t *name) noexcept nogil:
-    """An object between the held depot and the context, whose field name names it."""
+    """Settle an object between the held depot and the context, whose field `name` names it."""
     cdef Element *thing
     if index == 0 or index >= pool.object_count:
         return
     thing = pool_object(pool, index)
-    if index == head:                          # not taken yet
+    if index == head:                          # the depot has it still
         header_set(&thing.header, ELEMENT_FREE, 0)
         compiler_fence()
         name[0] = 0
-    elif element_state(load_relaxed_u64(&thing.header)) == ELEMENT_FREE:      # not given yet
+    elif element_state(load_relaxed_u64(&thing.header)) == ELEMENT_FREE:      # not in the depot yet
         header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
 cdef inline void recover_in_depot(Op *op, Depot *depot, PoolView *pool) noexcept nogil:
-    """What is between the held depot and the context, and a spare between it and a block."""
+    """Settle an object between the held depot and the context, and one in transit between that
+    depot and a block."""
     cdef Context *context = op.context
     cdef uint64_t head = depot_head(load_relaxed_u64(&depot.word))
     cdef uint32_t slot
@@ -135,7 +137,7 @@ cdef inline void recover_in_depot(Op *op, Depot *depot, PoolView *pool) noexcept
 
 cdef inline void recover_block_object(
         Op *op, PoolView *pool, uint64_t *word, uint64_t index, uint64_t *name) noexcept nogil:
-    """An object between the held block and the context, whose field name names it."""
+    """Settle an object between the held block and the context, whose field `name` names it."""
     cdef uint64_t block = <uint64_t> (word - pool.words)
     cdef uint64_t place = index - block * pool.capacity
     cdef uint64_t seen = load_relaxed_u64(word)
@@ -153,8 +155,8 @@ cdef inline void recover_block_object(
 
 cdef inline void recover_charge(
         Op *op, PoolView *pool, uint64_t block, uint64_t word) noexcept nogil:
-    """What was charged for the held block, or is owed for it."""
-    if block_state(word) == BLOCK_READY:       # it stays
+    """Settle the pages that were charged for the held block, or that are owed for it."""
+    if block_state(word) == BLOCK_READY:       # the block stays
         if pool.capacity == 1 and pages_owed(op.context) != 0:
             pool_object(pool, block).words[1] = pages_owed(op.context)
             compiler_fence()
@@ -211,7 +213,7 @@ cdef inline void recover_depot(Op *op) noexcept nogil:
     lock_release(&depot.word, load_relaxed_u64(&depot.word))
 
 cdef inline Status recover_in_transit(Op *op) noexcept nogil:
-    """What was on its way from a depot to its block."""
+    """Give the object that was on its way from a depot to its block to the block."""
     cdef uint64_t index = op.context.in_transit & ((1ULL << TRANSIT_SHIFT) - 1)
     cdef PoolView *pool = pool_of_kind(op.map, <uint32_t> (op.context.in_transit >> TRANSIT_SHIFT))
     if pool != NULL and index < pool.object_count and op_holds(
@@ -221,7 +223,8 @@ cdef inline Status recover_in_transit(Op *op) noexcept nogil:
     return OK
 
 cdef inline void recover_growth(Op *op) noexcept nogil:
-    """Pages charged for a run of the context's that was growing; others' have found their place."""
+    """Note the pages that were charged for a run of this context's that was growing. Charges for
+    blocks are settled already (recover_charge)."""
     cdef Context *context = op.context
     cdef uint64_t wanted = load_relaxed_u64(&context.pages_wanted)
     cdef uint64_t ref

@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Waiting for somebody else's lock, and finding out whether there is anybody to wait for.
+# Waiting for a lock that another context holds, and finding out whether its owner lives.
 #
 # An operation that returned BUSY holds nothing. The waiter watches the word that stood in the way:
 # if it has changed, the operation is tried again; if its owner is dead, the owner is recovered; if
-# it lives, perhaps stopped, the waiter sleeps, 50 us at first and up to 1 ms, until the handle's
-# timeout. Who waits for an element for 4 ms is let in before others (element.pxd). _core.pyx
-# calls wait_step without the GIL and looks at signals between steps.
+# the owner lives, perhaps stopped, the waiter sleeps, 50 us at first and up to 1 ms, until the
+# handle's timeout. A waiter that has waited 4 ms for an element is let in before others
+# (element.pxd). _core.pyx calls wait_step without the GIL and handles signals between steps.
 from libc.stdint cimport int64_t, uint64_t
 from machine.atomics cimport load_acquire_u64
 from machine.system cimport timespec, nanosleep
@@ -31,14 +31,14 @@ cdef inline void sleep_ns(int64_t wanted_ns) noexcept nogil:
     nanosleep(&wanted, NULL)
 
 cdef inline bint is_element_word(Map *map, const uint64_t *word) noexcept nogil:
-    """Whether a word lies in an element; behind those are the objects, and their words."""
+    """Whether a word lies in an element. Behind the elements lie the objects, and their words."""
     return <uint64_t> map.elements <= <uint64_t> word < (
         <uint64_t> map.elements + map.element_pool.block_count * map.element_pool.block_bytes)
 
 cdef inline bint word_stands(Op *op) noexcept nogil:
-    """Whether the word in the way is as it was. An element's or a bucket's memory may have gone
-    since: that is looked at first, from inside an operation, so that it stays. If an element's
-    block is held, that is in the way now."""
+    """Whether the word in the way is unchanged. The memory of an element or a bucket may have been
+    given back since: that is checked first, inside an operation, so that the memory stays until the
+    word is loaded. If an element's block is held, the block's word is in the way from here on."""
     cdef Map *map = op.map
     cdef uint64_t at = <uint64_t> op.wait_word
     cdef uint64_t seen = op.wait_seen
@@ -61,7 +61,8 @@ cdef inline bint word_stands(Op *op) noexcept nogil:
     return there != ABSENT
 
 cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept nogil:
-    """One look at what stands in the way, and a short sleep. RETRY: try the operation again."""
+    """Look once at the word in the way and its owner, and sleep briefly. RETRY: there is nothing to
+    wait for any more, or this was an early turn, which only yields."""
     cdef Map *map = op.map
     cdef int64_t sleep = SLEEP_NS_MIN
     if turn < 4 or not word_stands(op):
@@ -69,7 +70,7 @@ cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept 
         return RETRY
     if owner_recover(op):
         return RETRY
-    # A handle that may only read says nothing.
+    # A read-only handle may not store to header.starving.
     if not map.read_only and waited_ns >= STARVING_NS and is_element_word(map, op.wait_word):
         starving_say(op, (<uint64_t> op.wait_word - <uint64_t> map.elements) // map.stride)
     sleep <<= turn - 4 if turn < 9 else 5

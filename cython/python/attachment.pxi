@@ -2,12 +2,12 @@
 # Part of _core.pyx: what all handles of one map in one process share.
 #
 # An attachment is the mapping, the process slot with its contexts, and the descriptor. Handles of
-# one file that may do the same (read, or read and write) share one, however they were made: opened,
-# unpickled, copied. It is found by device and inode, so a map made anew under an old name has
-# another. The last handle, with its views and what it has under way, ends it.
+# one file with the same rights (read, or read and write) share one, however they were made: opened,
+# unpickled, copied. It is found by device and inode, so a new map under an old name has another
+# attachment. It ends with its last handle, once that has no views and operations under way left.
 #
 # A handle has a copy of the Map of its attachment, so that an operation reaches everything with one
-# load, and counts its own operations and views; timeout and name are its own too.
+# load. It counts its own operations and views, and has its own timeout and name.
 
 cdef dict attachments = {}         # attachment_key -> the address of an Attachment
 
@@ -20,12 +20,12 @@ cdef class Attachment:
 
     cdef Map map
     cdef Standing standing
-    cdef uint64_t users            # handles that this process has used and not closed,
-    cdef uint64_t generation       # in this generation: a child begins with none
-    cdef uint64_t reader_page      # holds READER_BYTE
-    cdef bint without_contexts     # it only reads, and there are none for it
-    cdef Unborn child              # while this process forks, and has views
-    cdef uint64_t keeps            # generation + 1 in which pins began to stay (view_keep)
+    cdef uint64_t users            # handles that this process has used and not closed
+    cdef uint64_t generation       # (in this generation: a child begins with none)
+    cdef uint64_t reader_page      # the mapped page that holds READER_BYTE
+    cdef bint without_contexts     # it only reads, and can have no contexts
+    cdef Unborn child              # the claims for a child, while a process with views forks
+    cdef uint64_t keeps            # generation + 1 in which view_keep was called; or 0
     cdef tuple key
 
     def __cinit__(self):
@@ -38,16 +38,16 @@ cdef class Attachment:
             del attachments[self.key]
         if self.map.base != NULL:
             if keeps_pins(self):
-                self.map.local.registered = 0  # the slot is this process's until it ends
+                self.map.local.registered = 0  # the process keeps the slot until it ends
             attach_end(&self.map, &self.standing)
             if self.reader_page:
                 munmap(<void *> self.reader_page, PAGE_BYTES)
-        if is_segment(&self.map, self.map.fd):     # else the program closed it, and reused it
+        if is_segment(&self.map, self.map.fd):     # else the program has closed and reused it
             close_fd(self.map.fd)
 
     cdef announce_reader(self, MapHandle handle):
-        """Hold READER_BYTE shared, by a mapping, for as long as this address space lives: nobody
-        can follow what it looks at."""
+        """Hold READER_BYTE shared, by a mapping, as long as this address space exists: no releaser
+        of memory can tell what this attachment reads."""
         cdef void *page = MAP_FAILED
         cdef int fd
         if self.reader_page:
@@ -66,7 +66,7 @@ cdef class Attachment:
 
 
 cdef tuple attachment_key(MapHandle handle):
-    """What handles have in common that share an attachment, before they are attached."""
+    """The key of a handle's attachment in attachments, known before the handle is attached."""
     return (handle.map.device, handle.map.inode, bool(handle.map.read_only),
             bool(handle.map.peeks))
 
@@ -85,7 +85,7 @@ cdef Attachment attachment_new(MapHandle handle):
     cdef int fd = -1
     if handle.map.read_only and not handle.map.peeks:
         handle.map.file_read_only = False
-        fd = segment_open(&handle.map)         # to write slots and contexts (attach_map)
+        fd = segment_open(&handle.map)         # so as to write slots and contexts (attach_map)
         handle.map.file_read_only = fd < 0
     if fd >= 0:
         close_fd(handle.map.fd)
@@ -97,14 +97,14 @@ cdef Attachment attachment_new(MapHandle handle):
     if handle.map.file_read_only:
         made.announce_reader(handle)
         made.without_contexts = True
-    made.map.path = NULL                       # it goes with the handle
+    made.map.path = NULL                       # the handle owns and frees it
     made.key = key
     attachments[made.key] = <uint64_t> <PyObject *> made
     return made
 
 
 cdef attach(MapHandle handle):
-    """Attach a handle that has examined its segment: to what this process has, or anew."""
+    """Attach a handle that has examined its segment to its attachment, a new one if need be."""
     cdef Attachment found = attachment_of(handle)
     if found is None:
         found = attachment_new(handle)
@@ -115,7 +115,7 @@ cdef attach(MapHandle handle):
     handle.map.fd = found.map.fd
     handle.map.file_read_only = found.map.file_read_only
     handle.map.peeks = found.without_contexts
-    if not handle.map.file_read_only:          # again for each: what is allowed may have changed
+    if not handle.map.file_read_only:          # for each handle: the permission may have changed
         handle.map.use_membarrier = membarrier_register()
         if not handle.map.use_membarrier:
             found.announce_reader(handle)
@@ -129,8 +129,8 @@ cdef attach(MapHandle handle):
 
 
 cdef bint reader_has_context(MapHandle handle) except -1:
-    """Whether a handle that only reads has an idle context. If there is none for it, not now or
-    because there are too many readers, it does without from then on."""
+    """Whether a read-only handle has an idle context. If it cannot get one now, its attachment goes
+    on without contexts for good."""
     cdef Attachment attachment
     cdef uint64_t taken = 0
     handle._expect_open()
@@ -146,7 +146,7 @@ cdef bint reader_has_context(MapHandle handle) except -1:
 
 
 cdef void become_user(MapHandle handle) noexcept:
-    """Count a handle that is opened, or used for the first time in a child of fork."""
+    """Count a handle as a user: one just opened, or one first used in a child of fork."""
     cdef Attachment used = <Attachment> handle.attachment
     if used.generation != process_generation:
         used.generation = process_generation
@@ -158,7 +158,7 @@ cdef void become_user(MapHandle handle) noexcept:
 
 
 cdef void mark_leaving(Map *map, bint leaving) noexcept:
-    """Say in this process's claim whether it is one that is about to go (claim.pxd)."""
+    """Say in this process's claim whether it is coming to its end by itself (claim.pxd)."""
     cdef uint64_t *word
     if map.local.registered:
         word = &(map.processes + map.local.process_index).used
@@ -168,12 +168,12 @@ cdef void mark_leaving(Map *map, bint leaving) noexcept:
 
 
 cdef bint keeps_pins(Attachment attachment) noexcept:
-    """Whether pins of this process stay for as long as it: so does its slot, which they name."""
+    """Whether this process keeps its pins until it ends, and so its slot, which they name."""
     return attachment.keeps == process_generation + 1
 
 
 cdef void leave(MapHandle handle) noexcept:
-    """A closed handle uses the attachment no more; the last one gives slot and contexts back."""
+    """End a closed handle's use of the attachment. The last one gives back slot and contexts."""
     cdef Attachment left = <Attachment> handle.attachment
     if handle.is_user and handle.generation == process_generation:
         handle.is_user = False
@@ -185,14 +185,14 @@ cdef void leave(MapHandle handle) noexcept:
 
 
 cdef void detach(MapHandle handle) noexcept:
-    """leave(), and nothing of the handle points into the mapping any more."""
+    """leave(), and let go of the mapping, into which nothing of the handle may point any more."""
     cdef Attachment left
     if handle.attachment == NULL:
         return
     leave(handle)
     left = <Attachment> handle.attachment
     if handle.map.fd != left.map.fd and is_segment(&handle.map, handle.map.fd):
-        close_fd(handle.map.fd)                # opened again after the program had closed it
+        close_fd(handle.map.fd)                # reopened after the program had closed it
     handle.map.fd = -1
     handle.map.base = NULL
     handle.map.local = NULL

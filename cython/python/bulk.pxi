@@ -2,20 +2,20 @@
 # Part of _core.pyx: arrays of keys and values, and the batches over them.
 #
 # The functions take a MapHandle and buffers; shmrhash/_batch.py gives them their public form. The
-# GIL is free while a batch runs. What stopped a batch is an exception whose count says how many
+# GIL is released while a batch runs. If a batch fails, the count of the exception says how many
 # keys were done before.
 
 cdef enum:
-    SIGNAL_KEYS = 65536        # keys between two looks at signals
-    PATROL_KEYS_MASK = 0x7FFF  # each 32,768 keys the dead are looked for
-    NOTICE_KEYS = 1024         # a batch of fewer does not note the time
+    SIGNAL_KEYS = 65536        # keys between two checks for signals
+    PATROL_KEYS_MASK = 0x7FFF  # every 32,768 keys dead processes are looked for
+    NOTICE_KEYS = 1024         # a batch of fewer keys does not note the time
     TAKE_KEYS = 256            # entries collected before they are deleted one by one
 
 
 @cython.final
 @cython.auto_pickle(False)
 cdef class Rows:
-    """A caller's buffer as count rows of size bytes, one behind the other.
+    """A caller's buffer as count rows of size bytes, one after another.
 
     Accepted: a flat buffer of bytes whose length is a multiple of size; a one-dimensional array of
     items of size bytes; an array whose rows along its first axis have size bytes; a list or tuple
@@ -67,12 +67,12 @@ cdef class Rows:
 
 
 cdef Rows rows_of(str what, thing, uint64_t size, bint writable=False):
-    """thing as rows, if it is not already."""
+    """thing as Rows, unless it is that already."""
     return thing if type(thing) is Rows else Rows(what, thing, size, writable)
 
 
 cdef object plain(thing):
-    """A NumPy array whose items the buffer protocol has no name for (dates), as one of bytes."""
+    """thing, or, if the buffer protocol has no format for its dtype (dates), its items as bytes."""
     kind = getattr(thing, "dtype", None)
     if kind is None or getattr(kind, "hasobject", True) or not hasattr(thing, "view"):
         return thing
@@ -84,7 +84,7 @@ cdef object plain(thing):
 
 
 cdef bytes joined(str what, things, uint64_t size):
-    """A list of buffers as one."""
+    """The bytes of a list of buffers, of size bytes each, joined."""
     parts = []
     for number, thing in enumerate(things):
         with memoryview(thing) as view:
@@ -103,7 +103,7 @@ cdef expect_count(str what, Rows rows, uint64_t count):
 
 
 cdef int many_run(MapHandle handle, Batch *many, bint f_lock) except -1:
-    """Do all of a batch."""
+    """Run a batch to its end."""
     cdef Op op
     cdef Status status = OK
     cdef uint64_t upto, before, batched
@@ -121,7 +121,7 @@ cdef int many_run(MapHandle handle, Batch *many, bint f_lock) except -1:
             with nogil:
                 status = batch_go_on(&op, many, upto)
                 if op.context != NULL and (op.context.batched ^ batched) > PATROL_KEYS_MASK:
-                    recover_all(&handle.map)   # as after so many single operations
+                    recover_all(&handle.map)   # as _notice does after single operations
             if many.done != before:
                 patience.turn = patience.retries = patience.swept = 0
                 if op.context != NULL and many.done - before >= NOTICE_KEYS:
@@ -144,7 +144,7 @@ cdef int many_run(MapHandle handle, Batch *many, bint f_lock) except -1:
 
 
 def lookup_many(MapHandle handle not None, keys, values, found, bint f_lock):
-    """Copy the values of keys into values, and 1 or 0 for each into found."""
+    """Copy the values of keys into values; found gets 1 or 0 for each key."""
     cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows value_rows = Rows("out", values, handle.map.value_size, True)
@@ -161,7 +161,7 @@ def lookup_many(MapHandle handle not None, keys, values, found, bint f_lock):
 
 
 def contains_many(MapHandle handle not None, keys, found):
-    """Store 1 or 0 for each of keys into found."""
+    """Say which keys are in the map; found gets 1 or 0 for each key."""
     cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows found_rows = Rows("found", found, 1, True)
@@ -177,9 +177,9 @@ def contains_many(MapHandle handle not None, keys, found):
 def update_many(
         MapHandle handle not None, keys, values, uint32_t flag, stored, uint64_t first=0,
         uint64_t limit=0xFFFFFFFFFFFFFFFF):
-    """Store values under keys, those from number first up to limit; the number behind the last.
+    """Store values under keys, from row first up to row limit; return the row behind the last.
 
-    stored gets 1 or 0 for each; if it is None, the first that flag forbids raises.
+    stored gets 1 or 0 for each key; if it is None, the first key that flag forbids raises.
     """
     cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
@@ -203,9 +203,9 @@ def update_many(
 
 
 def delete_many(MapHandle handle not None, keys, deleted, bint f_lock):
-    """Delete keys; how many.
+    """Delete keys; return how many keys were done, absent ones included.
 
-    deleted gets 1 or 0 for each; if it is None, the first absent key raises.
+    deleted gets 1 or 0 for each key; if it is None, the first absent key raises.
     """
     cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
@@ -224,7 +224,7 @@ def delete_many(MapHandle handle not None, keys, deleted, bint f_lock):
 
 
 def add_many(MapHandle handle not None, keys, deltas, sums, default, Py_ssize_t offset):
-    """add() of 8-byte integers for each of keys and deltas; sums gets the results."""
+    """add() for each of keys and deltas, which are 8-byte integers; sums gets the results."""
     cdef Batch many
     cdef Rows key_rows = rows_of("keys", keys, handle.map.key_size)
     cdef Rows delta_rows = Rows("deltas", deltas, 8)

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: Python objects as the bytes of keys and values, for DictCore.
 #
-# Kinds with bytes of a fixed size stand in the entry. The others are objects (classes.pxd), and a
-# key of such a kind is the 16 bytes that hashing.pxd makes of it.
+# Keys and values of kinds with a fixed size are stored in the entry. Values of the other kinds are
+# objects (classes.pxd). Keys of the other kinds are stored as the 16 bytes that hashing.pxd makes
+# of them, and long keys also as objects.
 
 KEY_INT, KEY_FLOAT, KEY_BOOL, KEY_BYTES, KEY_STR, KEY_FIXED, KEY_ENCODED = range(7)
 VALUE_INT, VALUE_FLOAT, VALUE_BOOL, VALUE_FIXED = range(4)
@@ -24,13 +25,13 @@ cdef enum:
     C_VALUE_STR = 5
     C_VALUE_ENCODED = 6
     C_VALUE_VIEW = 7
-    NO_SLOT = 3                # REF_MAX: the value has no such reference
+    NO_SLOT = 3                # as REF_MAX: the value has no such reference
     SPOT_WORDS = 64            # values up to 512 bytes are handled on the stack
     LONG_KEY_MAX = 65535
 
 
 def clock_monotonic_ns():
-    """CLOCK_MONOTONIC in ns, as deadlines have it, whatever the program made of Python's clocks."""
+    """CLOCK_MONOTONIC in ns, the clock of deadlines, even where Python's clocks are replaced."""
     return clock_ns(CLOCK_MONOTONIC)
 
 
@@ -51,15 +52,15 @@ cdef extern from "Python.h":
     bint PyBool_Check(object thing)
     object PyMemoryView_FromObject(object thing)
 
-# Bytes of a key or value, and what has to live or to be released for as long as they are used.
+# The bytes of a key or value. The object that has them must live as long as they are used.
 cdef struct Span:
     const uint8_t *bytes
     Py_ssize_t size
 
 cdef struct KeyBytes:
-    uint64_t words[2]          # of the kinds that are made here
-    const uint8_t *bytes       # key_size of them: what the map has
-    const uint8_t *whole       # of a long key, all of it
+    uint64_t words[2]          # the bytes of kinds whose bytes are made here
+    const uint8_t *bytes       # key_size bytes: the key as the map stores it
+    const uint8_t *whole       # of a long key: all its bytes
     uint64_t length
     bint is_long
 
@@ -68,13 +69,13 @@ cdef struct KeyBytes:
 @cython.internal
 @cython.auto_pickle(False)
 cdef class Codec:
-    """How a dict's keys, or its values, become bytes: a kind, and functions where it needs them."""
+    """How a dict's keys or values become bytes: a kind, and the functions that some kinds need."""
 
     cdef int kind
     cdef bint is_key
     cdef object encode
     cdef object decode
-    cdef uint64_t size         # of FIXED
+    cdef uint64_t size         # bytes of a FIXED key or value
 
     cdef str _what(self):
         return "key" if self.is_key else "value"
@@ -83,8 +84,8 @@ cdef class Codec:
         raise TypeError(f"{self._what()} must be {wanted}, not {type(thing).__name__}")
 
     cdef object _text(self, object thing, Span *span):
-        """The UTF-8 of a str, lone surrogates (of file names, say) as three bytes each. What is
-        returned has to live."""
+        """Set span to the UTF-8 of a str, lone surrogates (of file names, say) as three bytes each.
+        The returned object must live as long as the span is used."""
         if not PyUnicode_Check(thing):
             self._wrong("str", thing)
         try:
@@ -125,7 +126,7 @@ cdef class Codec:
             self._wrong("float", thing)
 
     cdef object _bytes_of(self, object thing):
-        """What the program's function makes of it: bytes of the size that is wanted."""
+        """The bytes that the program's encode function makes of thing; checks their size."""
         encoded = self.encode(thing)
         if self.size and len(encoded) != <Py_ssize_t> self.size:
             raise _errors.InvalidArgument(
@@ -142,7 +143,7 @@ cdef Codec codec_of(triple, bint is_key, uint64_t size):
 
 
 cdef object span_view(object thing, str what, Py_buffer *view, Span *span):
-    """The bytes of any contiguous buffer, until view is released."""
+    """Set span to the bytes of any contiguous buffer. They are valid until view is released."""
     if not PyObject_CheckBuffer(thing):
         raise TypeError(f"{what} must be bytes or another buffer, not {type(thing).__name__}")
     try:
@@ -165,7 +166,7 @@ cdef int key_digested(MapHandle handle, KeyBytes *key, Span span) except -1:
 
 
 cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out):
-    """Fill in out; what is returned has to live for as long as out is used."""
+    """Fill in out. The returned object must live as long as out is used."""
     cdef Span span
     cdef double number
     out.is_long = False
@@ -211,7 +212,7 @@ cdef object text_decode(const uint8_t *bytes, Py_ssize_t size):
 
 
 cdef object key_decode(Codec codec, const uint8_t *bytes, Py_ssize_t size):
-    """The key of these bytes: the whole key of the kinds of any length."""
+    """The key that has these bytes: for kinds of any length, all bytes of the key."""
     cdef double number
     if codec.kind == C_KEY_STR:
         return text_decode(bytes, size)
@@ -227,7 +228,7 @@ cdef object key_decode(Codec codec, const uint8_t *bytes, Py_ssize_t size):
 
 
 cdef object value_inline(Codec codec, const uint8_t *bytes):
-    """The value of a kind that stands in the entry."""
+    """The value of a kind that is stored in the entry."""
     cdef double number
     if codec.kind == C_VALUE_INT:
         return <int64_t> read_u64(bytes)
@@ -240,7 +241,7 @@ cdef object value_inline(Codec codec, const uint8_t *bytes):
 
 
 cdef object value_decode(Codec codec, bytes found):
-    """The value of a kind that is an object, from a copy of its bytes."""
+    """The value of a kind that is stored as an object, from a copy of its bytes."""
     if codec.kind == C_VALUE_BYTES:
         return found
     if codec.kind == C_VALUE_STR:

@@ -1,10 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: DictKeys (dictwalk.pxi), what SharedDict and SharedCounter are made of.
+# Part of _core.pyx: DictBase, the base of DictKeys (dictkeys.pxi) and DictCore (dictwalk.pxi), of
+# which SharedDict and SharedCounter are made.
 #
-# A value is [reference to the whole key] [deadline] bytes, or a reference to them: which of these
-# there are follows from the map's special fields and the kinds of key and value (DictBase).
-# Everything here is one look, or one store, of read.pxd and write.pxd; what takes several is a
-# section.
+# A value in the map is [reference to the whole key] [deadline] and then the value's bytes or a
+# reference to them. Which parts a map has follows from its special fields and the kinds of key and
+# value (DictBase.__init__). Each step here is one lookup or one store of read.pxd and write.pxd; an
+# operation that needs several is a section.
 
 from libc.math cimport INFINITY
 
@@ -12,21 +13,21 @@ from shmrhash._arguments import checked_ttl
 
 cdef object MISSING = object()
 cdef enum:
-    NEVER_NS = 0x7FFFFFFFFFFFFFFF      # the deadline of an entry that must not get the default one
+    NEVER_NS = 0x7FFFFFFFFFFFFFFF      # the deadline for ttl=inf; 0 would get the default
 
 
 @cython.auto_pickle(False)
 cdef class DictBase:
-    """The layout of a dict's entries, and the steps that its operations consist of."""
+    """The layout of a dict's entries, and the steps of which its operations consist."""
 
-    cdef readonly ObjectHandle handle  # the map below
-    cdef bint quick                # keys and values that _get_fast knows
+    cdef readonly ObjectHandle handle  # the map below the dict
+    cdef bint quick                # _get_fast knows keys and values of these kinds
     cdef Codec key
     cdef Codec value
-    cdef uint32_t key_slot         # which of the value's references is the whole key's; NO_SLOT
-    cdef uint32_t value_slot       # and the value's
-    cdef uint32_t value_word       # where an inline value is
-    cdef int64_t default_ttl_ns    # that new entries live; 0: for ever
+    cdef uint32_t key_slot         # the number of the reference to the whole key; or NO_SLOT
+    cdef uint32_t value_slot       # the number of the reference to the value; or NO_SLOT
+    cdef uint32_t value_word       # the word at which an inline value begins
+    cdef int64_t default_ttl_ns    # the default lifetime of entries; 0: no deadline
 
     def __init__(self, ObjectHandle handle not None, key, value, int64_t default_ttl_ns=0):
         cdef Map *map = &handle.map
@@ -55,14 +56,14 @@ cdef class DictBase:
             self.value.kind in (C_VALUE_INT, C_VALUE_FLOAT))
         if next_slot != map.ref_count or not self._sizes_fit(words):
             raise _errors.LayoutMismatch(
-                f"map {handle.name!r} has not the fields of a dict with such keys and values")
+                f"map {handle.name!r} does not have the fields of a dict with such keys and values")
 
     @property
     def _default_ttl_ns(self):
         return self.default_ttl_ns
 
     cdef int64_t _deadline_after(self, ttl) except -1:
-        """When a value expires that is stored now, and lives so many seconds; 0: by the default."""
+        """The deadline of a value that is stored now and lives ttl seconds; 0: the default one."""
         if ttl is None:
             return 0
         if self.handle.map.timer_word == 0:
@@ -77,7 +78,7 @@ cdef class DictBase:
             f"default in seconds")
 
     cdef bint _sizes_fit(self, uint64_t words) noexcept:
-        """Whether keys and values of such kinds are what the map has, behind so many words."""
+        """Whether the map's sizes are those of such keys and values, behind so many words."""
         cdef Map *map = &self.handle.map
         if words >= map.value_words:
             return False
@@ -90,7 +91,7 @@ cdef class DictBase:
         return self.key.kind == C_KEY_FIXED or map.key_size == 1
 
     cdef Status _find(self, Op *op, Found *found, uint64_t *value) noexcept:
-        """entry_find until it is settled: OK, ABSENT, CORRUPT."""
+        """Repeat entry_find until it returns OK, ABSENT or CORRUPT."""
         cdef Status status = RETRY
         cdef uint64_t _rounds
         for _rounds in range(READ_ROUNDS_MAX):
@@ -100,10 +101,10 @@ cdef class DictBase:
             if _rounds & 63 == 63:
                 with nogil:
                     sched_yield()
-        return CORRUPT                         # writers never go on so long
+        return CORRUPT                         # no writers interfere this often
 
     cdef Status _find_deadline(self, KeyBytes *key, uint64_t *deadline) except? RETRY:
-        """Whether a key has an entry, expired or not, and when it expires: OK, ABSENT."""
+        """Find the deadline of a key's entry, expired or not: OK or ABSENT."""
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
         cdef Found found
@@ -138,7 +139,7 @@ cdef class DictBase:
         return 0
 
     cdef object _value_room(self, uint64_t *small, uint64_t **value):
-        """Room for a copy of a value: small, or what is returned has to live."""
+        """Room for a copy of a value: small, or memory of the returned object, which must live."""
         if self.handle.map.value_words <= SPOT_WORDS:
             value[0] = small
             return None
@@ -147,8 +148,8 @@ cdef class DictBase:
         return room
 
     cdef object _take(self, const Found *found, const uint64_t *value, Op *op, bint view=False):
-        """The value of an entry that was found; MISSING if it changed meanwhile. view: where it is,
-        if that can be. found is NULL if nobody else can change it."""
+        """The value of a found entry; MISSING if the entry has changed since it was found. view:
+        without a copy, if possible. found is NULL if no other operation can change the entry."""
         cdef bytes copy
         if self.value_slot == NO_SLOT:
             return value_inline(self.value, <const uint8_t *> (value + self.value_word))
@@ -160,8 +161,8 @@ cdef class DictBase:
         return MISSING if copy is None else value_decode(self.value, copy)
 
     cdef inline bint _get_fast(self, object key, uint64_t *number) except -1:
-        """A number under a short ASCII str, or an int, as nearly every lookup finds it. False: look
-        for it in the usual way."""
+        """Find a number under a short ASCII str or an int by the path that nearly every lookup
+        takes. False: it was not found, and the caller has to take the general path."""
         cdef Map *map = &self.handle.map
         cdef Context *context
         cdef uint64_t words[2]
@@ -183,7 +184,7 @@ cdef class DictBase:
                 return False
         else:
             return False
-        idle = map.local.idle_context          # nothing above let go of the GIL
+        idle = map.local.idle_context          # nothing above released the GIL
         context = context_at(map, idle - 1)
         context_begin(context)
         if self.key.kind == C_KEY_STR:
@@ -226,7 +227,7 @@ cdef class DictBase:
                     result = self._take(&found, value, &op, True)
                     self.handle._renew(&op)
                 rounds += 1
-                if rounds > READ_ROUNDS_MAX:   # writers never go on so long
+                if rounds > READ_ROUNDS_MAX:   # no writers interfere this often
                     status = CORRUPT
         finally:
             self.handle._leave_reading(&op)
@@ -237,7 +238,7 @@ cdef class DictBase:
         return result
 
     cdef bint _expire_one(self, KeyBytes *key) except -1:
-        """Delete an entry if it has expired, unless somebody is at it."""
+        """Delete an entry if it has expired; do not wait if another operation holds it."""
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
         cdef Op op
@@ -254,8 +255,8 @@ cdef class DictBase:
         return status == OK
 
     cdef object _value_of(self, uint64_t *words, object thing, Py_buffer *view, Span *span):
-        """Encode a value: into words if it stands in the entry, else as a span. What is returned
-        has to live."""
+        """Encode a value: into words if it is stored in the entry, else as a span. The returned
+        object must live as long as the span is used."""
         cdef double number
         span.bytes = NULL
         if self.value.kind == C_VALUE_INT:
@@ -281,7 +282,7 @@ cdef class DictBase:
 
     cdef Status _attempt_store(
             self, Op *op, KeyBytes *key, uint64_t *words, Span *span, uint32_t flag) noexcept nogil:
-        """Objects for what needs them, then the update."""
+        """Make the objects that the value and a long key need, then update the entry."""
         cdef Status status = OK
         if self.handle.map.timer_word != 0 and flag != UPDATE_ANY:
             status = self._attempt_expire(op)
@@ -300,8 +301,8 @@ cdef class DictBase:
         return map_update(op, <const uint8_t *> words, flag)
 
     cdef Status _attempt_expire(self, Op *op) noexcept nogil:
-        """entry_expire with room of its own: only the deadline counts. BUSY if a section holds an
-        entry that has expired: it is absent, but nobody can take its place."""
+        """entry_expire without a copy of the value: it reads the deadline alone. BUSY if a section
+        holds an expired entry: that is absent, but no other can be stored in its place yet."""
         cdef Found found
         cdef Status status = map_find(&self.handle.map, op.hash, op.key, &found)
         cdef uint64_t deadline

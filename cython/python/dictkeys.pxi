@@ -3,10 +3,10 @@
 
 @cython.auto_pickle(False)
 cdef class DictKeys(DictBase):
-    """The operations on one key, without the comforts (SharedDict has them)."""
+    """The operations on one key. SharedDict adds the conveniences."""
 
     cdef object _remove(self, KeyBytes *key, bint wanted):
-        """Delete a key: its value if that is wanted, else None; MISSING if there is none."""
+        """Delete a key; return its value if wanted, else None; MISSING if the key is absent."""
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
         cdef Op op
@@ -53,7 +53,7 @@ cdef class DictKeys(DictBase):
         return found
 
     def get(self, key, default=None):
-        """The value of key, or default.
+        """Return the value of key, or default if key is absent.
 
         Takes no lock and never waits (R1). Expected O(1), and O(bytes of the value).
 
@@ -92,7 +92,7 @@ cdef class DictKeys(DictBase):
         return len(self.handle)
 
     def set(self, key, value, ttl=None):
-        """Store a value that lives for ttl seconds; None: the default; inf: for ever.
+        """Store a value that expires after ttl seconds. None: the dict's default; inf: never.
 
         Atomic (W1), whatever the value's size. Expected O(1), and O(bytes of the value).
 
@@ -101,9 +101,10 @@ cdef class DictKeys(DictBase):
         self._store(key, value, UPDATE_ANY, self._deadline_after(ttl))
 
     def _put(self, key, value, uint32_t flags=0, int64_t deadline_ns=0):
-        """Store a value; return whether that was done: BPF_NOEXIST and BPF_EXIST may refuse.
+        """Store a value; return whether it was stored, which BPF_NOEXIST and BPF_EXIST may forbid.
 
-        deadline_ns: when the entry expires, CLOCK_MONOTONIC; 0: never, or the dict's default.
+        deadline_ns: the CLOCK_MONOTONIC time at which the entry expires; 0: after the dict's
+        default, or never if it has none.
         Atomic (W1), whatever the value's size. Expected O(1), and O(bytes of the value).
 
         Raises MapFull, SegmentFull and OutOfMemory (nothing was stored),
@@ -116,16 +117,16 @@ cdef class DictKeys(DictBase):
         return self._store(key, value, flags, deadline_ns) == OK
 
     def setdefault(self, key, default=None, ttl=None):
-        """The value of key, which is default from now on if there was none. ttl: as for set(); it
-        is the new entry's alone.
+        """Return the value of key; if key is absent, store default and return it. ttl: as for
+        set(); it applies only to an entry that this call inserts.
 
-        Atomic (W1): of several callers one stores, and all return what that one stored.
+        Atomic (W1): of several concurrent callers one stores its default, and all return that one.
 
         Raises what set() raises.
         """
         cdef uint64_t _rounds
         cdef int64_t deadline_ns = self._deadline_after(ttl)
-        for _rounds in range(READ_ROUNDS_MAX):         # each turn somebody stored or deleted it
+        for _rounds in range(READ_ROUNDS_MAX):         # again if another caller stored the key
             found = self.get(key, MISSING)
             if found is not MISSING:
                 return found
@@ -134,7 +135,7 @@ cdef class DictKeys(DictBase):
         raise_status(self.handle, CORRUPT, NULL)
 
     def pop(self, key, *default):
-        """Delete key and return its value, or default.
+        """Delete key and return its value; if key is absent, return default.
 
         Atomic (W1): no other caller gets the same value. A value that cannot be decoded is deleted
         all the same.
@@ -154,7 +155,7 @@ cdef class DictKeys(DictBase):
         raise _errors.KeyNotFound(key)
 
     def ttl(self, key):
-        """Seconds that an entry has left to live; None if it has no deadline.
+        """Return the seconds until an entry expires; None if it has no deadline.
 
         Raises KeyNotFound (ENOENT), TypeError, MapClosed.
         """
@@ -166,7 +167,7 @@ cdef class DictKeys(DictBase):
         return left / 1e9 if left > 0 else 0.0
 
     def _deadline_ns(self, key):
-        """When an entry expires, CLOCK_MONOTONIC in ns; 0: never.
+        """The CLOCK_MONOTONIC time in ns at which an entry expires; 0: never.
 
         Raises KeyNotFound (ENOENT), TypeError, MapClosed.
         """
@@ -178,14 +179,16 @@ cdef class DictKeys(DictBase):
         return when
 
     def _raw_key(self, key):
-        """The bytes of a key as the map below has them."""
+        """The bytes under which the map below the dict stores a key."""
         cdef KeyBytes key_bytes
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         return PyBytes_FromStringAndSize(
             <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
 
     def touch(self, key, ttl=None):
-        """Give an entry ttl seconds from now; None: the default; inf: for ever. False if absent.
+        """Make an entry expire ttl seconds from now; return False if key is absent.
+
+        ttl: None is the dict's default, inf is never.
 
         Raises InvalidArgument (the dict was created without ttl), LockTimeout, TypeError,
         ReadOnlyMap, MapClosed.
@@ -220,19 +223,20 @@ cdef class DictKeys(DictBase):
         return status == OK
 
     def clear(self):
-        """Delete every entry; insertions of new keys wait meanwhile.
+        """Delete every entry. Insertions of new keys wait until clear() has finished.
 
-        Each deletion is atomic, the whole is not. If the process dies, whoever recovers it finishes
-        this.
+        Each deletion is atomic, the whole is not. If the process dies before the end, the process
+        that recovers it deletes the remaining entries.
 
         Raises LockTimeout, ReadOnlyMap, MapClosed.
         """
         self.handle.clear()
 
     def add(self, key, delta, default=None):
-        """Add to a number; return what it is then. An absent key becomes default + delta.
+        """Add delta to the number under key; return the sum.
 
-        For values that are int (64-bit, wrapping around) or float. Atomic (W1). Expected O(1).
+        If key is absent and default is given, default + delta is stored. For values that are int
+        (64-bit, wrapping around) or float. Atomic (W1). Expected O(1).
 
         Raises KeyNotFound (ENOENT: absent, and default is None), TypeError (other values), and what
         d[key] = value raises.
@@ -272,13 +276,13 @@ cdef class DictKeys(DictBase):
         return field_number(&apply.field, apply.after)
 
     cdef int _field(self, Apply *apply, object delta) except -1:
-        """The field that a number is, and what to do to it."""
+        """Describe the addition: the field of the value that holds the number, and the operand."""
         apply.field.offset = self.value_word * 8
         apply.field.size = 8
         apply.field.operation = FIELD_ADD
         apply.field.kind = FIELD_SIGNED if self.value.kind == C_VALUE_INT else FIELD_FLOAT
         if self.value.kind == C_VALUE_INT:
-            self.value._integer(delta)         # what is beyond 64 bits, signed, is no number here
+            self.value._integer(delta)         # raises if it has more than 64 signed bits
         apply.field.operand = field_bits(&apply.field, delta)
         apply.initial = NULL
         return 0
@@ -296,15 +300,16 @@ cdef class DictKeys(DictBase):
         return map_apply(op, &apply.field, apply.initial, &apply.after)
 
     def view(self, key):
-        """A read-only memoryview of the bytes of a value, where they are, without a copy.
+        """Return a read-only memoryview of a value's bytes in the segment, without copying them.
 
-        They stay as they are for as long as it lives, whatever becomes of the key; if the process
-        dies, they are freed. A child of os.fork() keeps them for itself, whatever its parent does.
-        Costs about a lookup, at any size.
-        While the handle has 1,024 views, or the map 65,536, it is a copy of the bytes instead.
+        The bytes neither change nor are freed while the memoryview exists, whatever happens to the
+        key; if the process dies, its views no longer keep them. A child of os.fork() keeps the
+        bytes for itself, whatever its parent does. Costs about as much as a lookup, at any size.
+        While the handle has 1,024 views, or the map 65,536, the memoryview is of a copy instead.
 
-        Raises KeyNotFound (ENOENT), InvalidArgument (values that stand in the entry), ReadOnlyMap
-        (a handle that only reads cannot keep others from reusing them), TypeError, MapClosed.
+        Raises KeyNotFound (ENOENT), InvalidArgument (values that are stored in the entry),
+        ReadOnlyMap (a read-only handle cannot keep other processes from reusing the memory),
+        TypeError, MapClosed.
         """
         cdef KeyBytes key_bytes
         cdef uint64_t small[SPOT_WORDS]
@@ -315,7 +320,8 @@ cdef class DictKeys(DictBase):
         cdef uint64_t rounds = 0
         cdef object pinned = None
         if self.value_slot == NO_SLOT:
-            raise _errors.InvalidArgument("views are of values that are objects: bytes, str, ...")
+            raise _errors.InvalidArgument(
+                "views are for values stored as objects (bytes, str, ...), not in the entry")
         self.handle._expect_writable()
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         room = self._value_room(small, &value)
@@ -323,7 +329,7 @@ cdef class DictKeys(DictBase):
         self.handle._enter_to_read(&op)
         try:
             op_give_back(&op)
-            while status == OK and pinned is None:     # each turn the entry changed meanwhile
+            while status == OK and pinned is None:     # again if the entry changed during the turn
                 status = self._find(&op, &found, value)
                 if status == OK and entry_expired(&self.handle.map, value):
                     status = ABSENT
@@ -332,7 +338,7 @@ cdef class DictKeys(DictBase):
                         self.handle, &op, &found,
                         value[self.handle.map.ref_words[self.value_slot]])
                 rounds += 1
-                if rounds > READ_ROUNDS_MAX:   # writers never go on so long
+                if rounds > READ_ROUNDS_MAX:   # no writers interfere this often
                     status = CORRUPT
         finally:
             self.handle._leave_reading(&op)

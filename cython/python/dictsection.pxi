@@ -9,7 +9,7 @@ cdef object NO_DEFAULT = object()
 @cython.internal
 @cython.auto_pickle(False)
 cdef class RawKey:
-    """A key as the map has it, for a section without a default."""
+    """A key in the bytes that the map stores, for a section without a default."""
 
     cdef bytes raw
 
@@ -20,8 +20,8 @@ cdef class RawKey:
 cdef class DictSection:
     """A key that one thread has locked. Made by locked(), for a with statement.
 
-    value is a copy of its own: what is assigned to it is stored, in one step, when the block ends;
-    if the block raises, or the process dies, nothing is (L1).
+    value is a private copy. What is assigned to it is stored in one step when the block ends; if
+    the block raises or the process dies, nothing is stored (L1).
     """
 
     cdef DictBase owner
@@ -35,7 +35,7 @@ cdef class DictSection:
     cdef int state
     cdef object current
     cdef object room
-    cdef object fresh              # of default: its bytes have to live
+    cdef object fresh              # keeps the bytes of the encoded value alive
     cdef uint64_t small[SPOT_WORDS]
     cdef uint64_t *words
     cdef bint changed
@@ -55,7 +55,7 @@ cdef class DictSection:
         self.room = owner._value_room(self.small, &self.words)
 
     cdef int _open(self, Waiting *patience) except -1:
-        """Find and lock the key; insert the default first, if there is one."""
+        """Find and lock the key. If it is absent and there is a default, insert that first."""
         cdef DictBase owner = self.owner
         cdef Status status = RETRY
         cdef Found found
@@ -76,7 +76,7 @@ cdef class DictSection:
             if status == OK:
                 found.element = element_at(&owner.handle.map, self.section.index)
                 found.header = self.section.held
-                # Before decoding: a program's own code runs there, and may want the key.
+                # Before decoding, which may run the program's code; that may use the key as well.
                 sections_open[self._name()] = PyThread_get_thread_ident()
                 self.current = owner._take(&found, self.words, &self.op)
                 if not self._mine():
@@ -84,7 +84,7 @@ cdef class DictSection:
                 if self.current is not MISSING:
                     return 0
                 sections_open.pop(self._name(), None)
-                status = RETRY                 # deleted at once
+                status = RETRY                 # it was deleted after it was locked
             if status != RETRY and status != BUSY:
                 break
             owner.handle._wait(&self.op, status, patience)
@@ -96,7 +96,7 @@ cdef class DictSection:
         cdef DictBase owner = self.owner
         cdef Waiting patience = owner.handle._patience()
         if self.state != SECTION_NEW:
-            raise _errors.InvalidArgument("a locked section is entered once")
+            raise _errors.InvalidArgument("a locked section can be entered once only")
         if self.timeout is not None:
             patience.limit_ns = timeout_ns(self.timeout)
         owner._begin(&self.op, &self.key_bytes, &patience)
@@ -116,16 +116,16 @@ cdef class DictSection:
         return self.owner.handle.map.device, self.owner.handle.map.inode, self.op.self_index
 
     cdef bint _mine(self) noexcept:
-        """Whether this process opened it: a child of fork did not."""
+        """Whether this process opened the section: a child of fork did not."""
         return self.op.generation == process_generation
 
     cdef void _leave_to_parent(self) noexcept:
-        """In a child of fork: the object ends, and the section goes on."""
+        """In a child of fork: end this object; the parent's section goes on."""
         self.state = SECTION_ENDED
         self.owner.handle._leave_to_parent()
 
     cdef void _abandon(self) noexcept:
-        """End the object, and the section too if it is this process's: nothing is stored."""
+        """End the object, and the section if it is this process's, and store nothing."""
         if self._mine():
             op_begin(&self.op)
             self._roll_back()
@@ -133,10 +133,10 @@ cdef class DictSection:
             self._leave_to_parent()
 
     cdef void _roll_back(self) noexcept:
-        """End the section as if nothing had happened: it waits for nobody."""
+        """End the section and store nothing. Never waits."""
         cdef uint64_t _rounds
         if self.section.held != 0:
-            for _rounds in range(READ_ROUNDS_MAX):         # writers never go on so long
+            for _rounds in range(READ_ROUNDS_MAX):         # no writers interfere this often
                 if section_abandon(&self.op, &self.section) != RETRY:
                     break
         self._rest()
@@ -162,7 +162,7 @@ cdef class DictSection:
         return section_commit(&self.op, &self.section, <const uint8_t *> self.words)
 
     cdef int _commit(self) except -1:
-        """Store what value is now, or delete the key."""
+        """Store the current value, or delete the key."""
         cdef DictBase owner = self.owner
         cdef Py_buffer view
         cdef Span span
@@ -173,7 +173,7 @@ cdef class DictSection:
         try:
             if not self.removing:
                 self.fresh = owner._value_of(self.words, self.current, &view, &span)
-            if not self._mine():               # a fork inside the encoding
+            if not self._mine():               # the encoder forked: this is the child
                 refuse_section(owner.handle)
         except BaseException:
             if view.buf != NULL:
@@ -184,12 +184,12 @@ cdef class DictSection:
         try:
             if load_relaxed_u64(&owner.handle.map.header.frozen) != 0:
                 raise _errors.FrozenMap(
-                    f"map {owner.handle.name!r} was frozen while the key was locked; what the "
-                    f"section had to store is not stored")
+                    f"map {owner.handle.name!r} was frozen while the key was locked; the section "
+                    f"changed nothing")
             if not self.removing and entry_expired(&owner.handle.map, self.words):
                 raise _errors.KeyGone(
-                    f"map {owner.handle.name!r}: the entry expired while it was locked; what the "
-                    f"section had to store is not stored")
+                    f"map {owner.handle.name!r}: the entry expired while it was locked; the new "
+                    f"value was not stored")
             while status == RETRY or status == BUSY:       # ends with the timeout
                 status = self._attempt_end(&span)
                 if status == OK:
@@ -200,8 +200,8 @@ cdef class DictSection:
                     owner.handle._wait(&self.op, status, &patience)
             if status == ABSENT:
                 raise _errors.KeyGone(
-                    f"map {owner.handle.name!r}: the key was deleted while it was locked; what the "
-                    f"section had to store is not stored")
+                    f"map {owner.handle.name!r}: the key was deleted while it was locked; the new "
+                    f"value was not stored")
             if status != OK:
                 raise_status(owner.handle, status, &self.op)
         finally:
@@ -231,13 +231,13 @@ cdef class DictSection:
 
     cdef int _expect_open(self) except -1:
         if self.state != SECTION_OPEN:
-            raise _errors.InvalidArgument("the value is locked inside its with block only")
+            raise _errors.InvalidArgument("the value can be used only inside its with block")
         return 0
 
     @property
     def value(self):
-        """The value; what is assigned is stored when the block ends, and what a mutable one became
-        is, once it was read here."""
+        """The value. What is assigned to it is stored when the block ends. A value that was only
+        read is stored too, as it is then: a mutable one may have been changed."""
         self._expect_open()
         self.changed = True
         return self.current
@@ -250,15 +250,15 @@ cdef class DictSection:
         self.removing = False
 
     def delete(self):
-        """Delete the key at the end of the block."""
+        """Delete the key when the block ends."""
         self._expect_open()
         self.removing = True
 
     def roll_back(self):
         """End the section now, and store nothing.
 
-        Raises InvalidArgument (outside the with block), Error (the parent process's, in a child of
-        fork).
+        Raises InvalidArgument (outside the with block), Error (in a child of fork: the section is
+        the parent's).
         """
         self._expect_open()
         self._abandon()

@@ -1,23 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: the iterators of a dict, and what is made of sections of its keys.
+# Part of _core.pyx: the iterators of a dict, and the operations that are sections of its keys.
 
 
 cdef enum:
-    LOST_MAX = 20000          # entries that popitem sees and cannot have, one after another
+    LOST_MAX = 20000          # found entries that popitem loses to other callers
 
 
 @cython.auto_pickle(False)
 cdef class DictCore(DictKeys):
-    """Iterators, sections, and what is made of them."""
+    """The iterators, the sections, and the operations that use these."""
 
     def _section(self, key, timeout, *default):
-        """A DictSection of key, in which an absent key gets the default first, if there is one."""
+        """A DictSection of key, which on entry inserts the default, if given, for an absent key."""
         return DictSection(self, key, timeout, default[0] if default else NO_DEFAULT)
 
     def exchange(self, key, value, ttl=None):
-        """Store a value and return the one before it, in one step. ttl: as for set().
+        """Store a value and return the one that it replaced. ttl: as for set().
 
-        Atomic (W1): each value that was ever stored is returned to one caller at most.
+        Atomic (W1): each stored value is returned to one caller at most.
 
         Raises KeyNotFound (ENOENT: absent; nothing is stored), and what set() raises.
         """
@@ -34,7 +34,7 @@ cdef class DictCore(DictKeys):
         return before
 
     cdef object _entry(self, bytes raw, int what):
-        """What an iterator yields of a key as the map has it; MISSING if it has gone or expired."""
+        """An entry's key (what: 0), value (1) or both (2); MISSING if it is gone or has expired."""
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
         cdef KeyBytes key
@@ -56,10 +56,10 @@ cdef class DictCore(DictKeys):
                 if status == OK:
                     result = name = self._key_of(raw, &found, value, &op) if what != 1 else None
                 if status == OK and what != 0 and result is not MISSING:
-                    result = self._take(&found, value, &op)    # a copy: a walk meets too many
+                    result = self._take(&found, value, &op)    # copied: a walk would pin too many
                 self.handle._renew(&op)
                 rounds += 1
-                if rounds > READ_ROUNDS_MAX:   # writers never go on so long
+                if rounds > READ_ROUNDS_MAX:   # no writers interfere this often
                     status = CORRUPT
         finally:
             self.handle._leave_reading(&op)
@@ -69,7 +69,7 @@ cdef class DictCore(DictKeys):
 
     cdef object _key_of(
             self, bytes raw, const Found *found, const uint64_t *value, Op *op):
-        """The key of an entry that was found; MISSING if it changed meanwhile."""
+        """The key of a found entry; MISSING if the entry has changed since it was found."""
         cdef const uint8_t *source = <const uint8_t *> PyBytes_AS_STRING(raw)
         cdef uint64_t length = self.handle.map.key_size
         cdef bytes whole
@@ -85,10 +85,11 @@ cdef class DictCore(DictKeys):
         return key_decode(self.key, source, <Py_ssize_t> length)
 
     def _entries(self, int what, bint skipping=False):
-        """An iterator of keys (0), values (1) or both (2).
+        """An iterator over the keys (what: 0), values (1) or both (2).
 
-        Each entry that is there throughout comes once, through every resize (I1). One that cannot
-        be decoded raises, and the next call goes on behind it; skipping leaves it out.
+        An entry that is present during the whole iteration is yielded exactly once, through every
+        resize (I1). An entry that cannot be decoded raises, and the iterator then continues with
+        the next entry; with skipping it is left out.
 
         Raises WriteOnlyMap, MapClosed, and what decoding raises.
         """
@@ -102,8 +103,8 @@ cdef class DictCore(DictKeys):
         return self.handle.expire()
 
     cdef object _pop_raw(self, bytes raw, KeyBytes *key):
-        """Delete a key and return its value; MISSING if there is none. What has to be decoded is
-        decoded while the key is locked, and stays if that raises."""
+        """Delete a key and return its value; MISSING if the key is absent. A value that is an
+        object is decoded while the key is locked, and the entry stays if decoding raises."""
         cdef DictSection section
         cdef RawKey name
         if self.value_slot == NO_SLOT:
@@ -121,8 +122,8 @@ cdef class DictCore(DictKeys):
         return found
 
     def popitem(self):
-        """Delete some entry and return it as (key, value). Entries that cannot be decoded stay,
-        and are passed by while there are others.
+        """Delete some entry and return it as (key, value). Entries that cannot be decoded are
+        skipped and stay.
 
         Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed, and
         what decoding raises (no entry can be decoded).
@@ -131,7 +132,7 @@ cdef class DictCore(DictKeys):
         cdef uint64_t when = 0
         cdef uint64_t lost = 0
         cdef uint64_t before
-        while lost < LOST_MAX:                 # each turn others took what was found
+        while lost < LOST_MAX:                 # again if other callers took all that was found
             before = lost
             undecoded = None
             for raw in raw_keys(self.handle):
@@ -155,14 +156,14 @@ cdef class DictCore(DictKeys):
                 raise undecoded
             if lost == before or len(self) == 0:
                 raise _errors.KeyNotFound("popitem(): the dict is empty")
-        raise_status(self.handle, CORRUPT, NULL)      # a walk finds what nobody can look up
+        raise_status(self.handle, CORRUPT, NULL)      # the walk finds keys that no lookup finds
 
 
 @cython.final
 @cython.internal
 @cython.auto_pickle(False)
 cdef class DictEntries:
-    """What entries() returns. An entry that raises does not end it."""
+    """The iterator that _entries() returns. An entry that raises does not end it."""
 
     cdef DictCore owner
     cdef object raws
@@ -192,6 +193,6 @@ cdef class DictEntries:
 
 
 cdef bint decoding_failed(object error):
-    """Whether it is about one entry's bytes, and not about the map."""
+    """Whether an error comes from decoding one entry's bytes, and not from the map."""
     return isinstance(error, _errors.SegmentCorrupt) or not isinstance(
         error, (_errors.Error, MemoryError))

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: walking over the entries, for batches and dumps.
 #
-# A cursor is bytes: 8 that name the map, 4 of the position's order, and, if the position is inside
-# a group of equal hashes, the key it stands behind. None is the start, and the end.
+# A cursor is a bytes object: 8 bytes that identify the map, 4 of the position's order, and, if the
+# position is inside a group of equal hashes, the key that it lies behind. None as an argument is
+# the start, and as a result the end.
 
 cdef enum:
     CURSOR_HEAD = 12
@@ -17,7 +18,7 @@ cdef class Cursor:
     cdef bytearray key
 
     cdef int start(self, MapHandle handle, cursor) except -1:
-        """Stand where cursor says."""
+        """Move to the position that cursor gives."""
         cdef uint64_t size = handle.map.key_size
         cdef const uint8_t *bytes_at
         if self.key is None:
@@ -40,7 +41,7 @@ cdef class Cursor:
         return 0
 
     cdef bytes cursor(self, MapHandle handle):
-        """Where this stands; None at the end."""
+        """The position as a cursor; None at the end."""
         cdef uint64_t size = handle.map.key_size if self.position.inside else 0
         cdef uint32_t order = <uint32_t> self.position.order
         cdef bytes cursor
@@ -56,12 +57,12 @@ cdef class Cursor:
 
 
 cdef int walk_fill(MapHandle handle, Op *op, Position *position, EntryBuffer *sink) except -1:
-    """Read entries until the sink is full or the map at its end."""
+    """Read entries until the sink is full or the end of the map is reached."""
     cdef Status status = RETRY
     cdef uint64_t order, count
     cdef Waiting patience = handle._patience()
     sink.waiter = op if op.f_lock and sink.values != NULL else NULL
-    while status == RETRY or status == BUSY:   # ends unless writers never rest
+    while status == RETRY or status == BUSY:   # ends unless writers interfere each time
         order = position.order
         count = sink.count
         with nogil:
@@ -76,8 +77,8 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, EntryBuffer *si
 
 
 cdef int walk_probe(Op *op, Cursor place, bint expired) except -1:
-    """If nothing lies behind a place, move it to the end; expired: what has expired counts too.
-    Waits for nobody: then it stays."""
+    """Move a place to the end if no entry lies behind it; expired: expired entries count too.
+    Never waits: where it would have to, the place stays."""
     cdef bytearray keys = bytearray(2 * op.map.key_size)
     cdef Position position = place.position
     cdef EntryBuffer sink
@@ -102,7 +103,7 @@ cdef int walk_probe(Op *op, Cursor place, bint expired) except -1:
 
 cdef int sink_into(
         EntryBuffer *sink, Rows keys, Rows values, uint64_t first, uint64_t limit) except -1:
-    """Let a sink append to rows from first on, up to limit entries in all."""
+    """Make a sink append entries to the rows from first on, up to row limit."""
     if limit > keys.count or (values is not None and limit > values.count) or first > limit:
         raise _errors.InvalidArgument(f"there is no room for entries {first} to {limit}")
     sink.keys = keys.base
@@ -117,7 +118,7 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
                  bint f_lock=False, bint expired=False):
     """Copy entries from cursor on into rows first to limit of keys, and of values if not None.
 
-    Returns (row behind the last, cursor for the next call or None).
+    Returns (the row behind the last one filled, the cursor for the next call or None).
     """
     cdef Rows key_rows = Rows("keys", keys, handle.map.key_size, True)
     cdef Rows value_rows = None if values is None else (
@@ -139,7 +140,7 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
 
 
 def cursor_at(MapHandle handle not None, key):
-    """The cursor behind key, in the map or not."""
+    """The cursor of the place behind key, whether key is in the map or not."""
     cdef Rows rows = Rows("key", key, handle.map.key_size)
     cdef Cursor place = Cursor.__new__(Cursor)
     if rows.count != 1:
@@ -155,7 +156,7 @@ def cursor_at(MapHandle handle not None, key):
 
 
 cdef Status take_some(Op *op, EntryBuffer *sink, uint64_t *at, uint64_t *taken) noexcept nogil:
-    """Delete the keys at[0] to sink.count, and move what was deleted to taken[0] and on."""
+    """Delete the keys in rows at[0] to sink.count; move those deleted to rows taken[0] and on."""
     cdef uint64_t size = op.map.key_size
     cdef Status status
     while at[0] < sink.count:
@@ -173,9 +174,9 @@ cdef Status take_some(Op *op, EntryBuffer *sink, uint64_t *at, uint64_t *taken) 
 
 def take_entries(
         MapHandle handle not None, cursor, keys, values, uint64_t limit, bint f_lock=False):
-    """Delete entries from cursor on, copying each into keys and values; as read_entries.
+    """Delete entries from cursor on, copying each into keys and values; returns as read_entries.
 
-    With entries in hand it raises nothing and waits for nobody: it returns early with what it has.
+    Once it has deleted an entry it neither raises nor waits: it returns early with those it has.
     """
     cdef Rows key_rows = Rows("keys", keys, handle.map.key_size, True)
     cdef Rows value_rows = Rows("values", values, handle.map.value_size, True)
@@ -194,7 +195,7 @@ def take_entries(
     op.f_lock = f_lock
     try:
         place.start(handle, cursor)
-        # Each turn takes one at least, or comes to the end, or is the last.
+        # Each turn takes at least one entry, reaches the end of the map, or is the last.
         while taken < limit and status == OK and place.position.order < ORDER_END:
             before = place.cursor(handle)
             handle._renew(&op)
@@ -213,7 +214,7 @@ def take_entries(
                     status = take_some(&op, &sink, &at, &taken)
                 if status == OK:
                     continue
-                if taken != 0:                 # these first; the cursor stays before the rest
+                if taken != 0:                 # return these; the cursor stays before the rest
                     place.start(handle, before)
                     break
                 if status != BUSY and status != RETRY:
@@ -227,7 +228,7 @@ def take_entries(
 
 
 def bucket_facts(MapHandle handle not None, uint64_t first, uint64_t count):
-    """(index, level, entries, lines, locked) of buckets first and on, at most count."""
+    """(index, level, entries, lines, locked) of the buckets from first on, at most count."""
     cdef BucketFacts facts
     cdef Op op
     cdef uint64_t index

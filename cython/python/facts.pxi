@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: what info(), check() and those who look after segments ask.
+# Part of _core.pyx: the figures of info(), check() and the tools that look after segments.
 from memory.hazard cimport hazard_any, hazard_none
 
 
 cdef list waiting_pids(MapHandle handle):
-    """The processes that keep empty blocks of objects from going back: inside operations, or idle
-    and relying on a membarrier that this process may not make. It is inside none itself."""
+    """The pids of the processes that keep empty blocks of objects from going back: they are inside
+    operations, or idle and rely on a membarrier that this process may not call. The caller is
+    inside no operation itself."""
     cdef uint64_t index, process
     pids = []
     for index in range(contexts_usable(&handle.map)):      # at most CONTEXT_MAX
@@ -18,7 +19,7 @@ cdef list waiting_pids(MapHandle handle):
 
 @cython.auto_pickle(False)
 cdef class ObservedHandle(MapHandle):
-    """MapHandle with what it knows about its segment and the processes in it."""
+    """MapHandle with the figures of its segment and of the processes in it."""
 
     def _forget_lock_descriptor(self):
         """In a child of fork: close the descriptor that would keep the parent's lock."""
@@ -28,7 +29,7 @@ cdef class ObservedHandle(MapHandle):
 
     def _processes(self):
         """{index, pid, command, attached_ns, alive, reads, operations, waits} of each used slot,
-        but those of processes that came to their end by themselves, which recovery gives back."""
+        except those of processes that ended by themselves, which recovery gives back."""
         cdef uint64_t index, at, claim
         cdef bint gone
         cdef uint64_t contexts = contexts_usable(&self.map)
@@ -61,7 +62,7 @@ cdef class ObservedHandle(MapHandle):
         return found
 
     def _facts(self):
-        """Everything info() is made of."""
+        """The figures that info() is made of."""
         cdef Statistics *statistics
         cdef uint64_t index, contexts, parked
         cdef uint64_t active_ns = 0
@@ -104,7 +105,7 @@ cdef class ObservedHandle(MapHandle):
         }
 
     def _descriptor(self):
-        """The segment's descriptor, for fstat; it stays the handle's. Raises SystemFailure."""
+        """The segment's descriptor, for fstat; the handle still owns it. Raises SystemFailure."""
         cdef int fd
         self._expect_open()
         fd = segment_fd(&self.map)
@@ -119,8 +120,8 @@ cdef class ObservedHandle(MapHandle):
         return self.map.device, self.map.inode
 
     def _leave_name(self):
-        """This process ends: it does not keep an ephemeral map's name, and once it is gone, it has
-        ended and was not killed."""
+        """Note that this process is ending by itself: from now on it does not keep the name of an
+        ephemeral map, and once it is dead, it does not count as killed."""
         if self.map.base != NULL:
             mark_leaving(&self.map, True)
 
@@ -128,7 +129,7 @@ cdef class ObservedHandle(MapHandle):
         return <bytes> self.map.path
 
     def _check(self):
-        """One walk over all invariants: (problem, where, exact, figures)."""
+        """Check all invariants in one walk; return (problem, where, exact, figures)."""
         cdef Report report
         cdef Op op
         memset(&report, 0, sizeof(report))
@@ -150,7 +151,7 @@ cdef class ObservedHandle(MapHandle):
         }
 
     def _recover(self):
-        """Recover every dead process; how many there were."""
+        """Recover every dead process; return how many there were."""
         cdef Op op
         cdef uint64_t found
         if self.is_closed or self.map.read_only:

@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: maps with objects and special fields as Python sees them.
+# Part of _core.pyx: the handle of maps with objects and special fields, as Python sees it.
 
 cdef enum:
-    KEYS_AHEAD = 128           # that raw_keys reads at a time
+    KEYS_AHEAD = 128           # keys that raw_keys reads at a time
 
 
 def raw_keys(MapHandle handle not None):
-    """Every key of a map, once; those of expired entries too."""
+    """Yield every key of a map once, those of expired entries included."""
     size = handle.key_size
     room = bytearray(size * KEYS_AHEAD)
     cursor = None
@@ -20,19 +20,19 @@ def raw_keys(MapHandle handle not None):
 
 @cython.auto_pickle(False)
 cdef class ObjectHandle(ModifyHandle):
-    """The handle with what maps with special fields and objects have besides."""
+    """The handle with the operations on special fields and objects."""
 
-    cdef uint64_t pins_held        # views of this handle that live
-    cdef uint64_t views_copied     # values that were to be views, and are copies
+    cdef uint64_t pins_held        # by living views of this handle
+    cdef uint64_t views_copied     # values that are copies for want of a pin
 
     @property
     def max_bytes(self):
-        """Bytes that objects may take; 0: the map has none."""
+        """Bytes of memory that the map's objects may take; 0: the map has no objects."""
         return self.map.max_bytes
 
     @property
     def schema(self):
-        """What the program that created the map says its entries are: bytes."""
+        """The description of the entries, as bytes, that the creator of the map stored in it."""
         cdef uint32_t size
         self._expect_open()
         size = self.map.header.schema_bytes
@@ -48,7 +48,7 @@ cdef class ObjectHandle(ModifyHandle):
             for index in range(self.map.field_count))
 
     def _objects(self):
-        """What info() says of objects; None if the map has none. Exact when nobody writes."""
+        """The figures of info() about objects; None if the map has none. Exact at rest."""
         cdef ObjectFacts facts
         cdef Op op
         self._expect_open()
@@ -81,7 +81,7 @@ cdef class ObjectHandle(ModifyHandle):
         return 0
 
     cdef uint32_t _ref_at(self, Py_ssize_t offset) except? 0xFFFFFFFF:
-        """Which of the references is at an offset of the value."""
+        """The number of the reference that is at this offset of the value."""
         cdef uint32_t slot
         for slot in range(self.map.ref_count):
             if <Py_ssize_t> self.map.ref_words[slot] * 8 == offset:
@@ -90,8 +90,8 @@ cdef class ObjectHandle(ModifyHandle):
 
     cdef object _exchange_ref(
             self, Op *op, uint32_t slot, uint64_t *value, const Py_buffer *data, bint only_read):
-        """One attempt of kptr_xchg: the bytes there were, or None; the status if that is not final.
-        """
+        """One attempt of kptr_xchg: the bytes of the object before, or None if there was none; if
+        the attempt failed, its status, an int."""
         cdef Found found
         cdef uint64_t ref
         cdef object before = None
@@ -112,7 +112,7 @@ cdef class ObjectHandle(ModifyHandle):
             if status != OK:
                 return <int> status
         op.options = OP_RAW_FIELDS | (7 ^ (1 << slot)) << OP_KEEP_SHIFT
-        # What was copied is what is replaced: the element is as it was found, or this fails.
+        # This fails unless the element is as it was found: the object copied is the one replaced.
         status = element_replace(op, &found, <const uint8_t *> value, 0)
         return before if status == OK else <int> status
 
@@ -154,8 +154,9 @@ cdef class ObjectHandle(ModifyHandle):
         return found
 
     def _parts(self, bytes key):
-        """All that stands under a key, read in one step: (value as lookup() has it, deadline, bytes
-        or None of each Kptr, whether a section holds it); None if absent. Expired ones too."""
+        """All that is stored under a key, read in one step: (value as lookup() returns it,
+        deadline, bytes or None of each Kptr, whether a section holds the entry); None if the key is
+        absent. An expired entry is returned like any other."""
         cdef Op op
         cdef Py_buffer view
         cdef Found found
@@ -197,11 +198,14 @@ cdef class ObjectHandle(ModifyHandle):
         return room[:self.map.value_size], deadline, objects, held
 
     def kptr_xchg(self, key, data, Py_ssize_t offset):
-        """Put an object with these bytes, or none, into the Kptr field at a byte offset of key's
-        value; return the bytes that were there, or None.
+        """Store an object in the Kptr field at byte offset of key's value, or empty the field;
+        return the bytes of the object that was there, or None.
 
-        data: a contiguous buffer of up to 256 MiB - 64 bytes, or None. Atomic (W1): each object is
-        returned to one caller at most. Expected O(1), and O(bytes) of both.
+        data: the object's bytes, a contiguous buffer of up to 256 MiB - 64 bytes; None empties the
+        field.
+
+        Atomic (W1): each object is returned to one caller at most. Expected O(1), and O(bytes) of
+        both objects.
 
         Raises KeyNotFound (ENOENT), InvalidArgument (no such field), TooLarge, OutOfMemory and
         SegmentFull (nothing changed), LockTimeout, TypeError, ReadOnlyMap, MapClosed.
@@ -209,17 +213,19 @@ cdef class ObjectHandle(ModifyHandle):
         return self._kptr(key, data, offset, False)
 
     def kptr_get(self, key, Py_ssize_t offset):
-        """The bytes of the object in the Kptr field at a byte offset of key's value, or None.
+        """Return the bytes of the object in the Kptr field at byte offset of key's value, or None.
 
         Raises KeyNotFound (ENOENT), InvalidArgument (no such field), ReadOnlyMap, MapClosed.
         """
         return self._kptr(key, None, offset, True)
 
     def timer_set(self, key, int64_t deadline_ns):
-        """Set when key's entry expires: CLOCK_MONOTONIC in ns, 0 for never; False if it is absent.
+        """Set the time at which key's entry expires; return False if key is absent.
 
-        From then on the entry is absent to every operation; who meets it deletes it. Atomic.
-        Expected O(1).
+        deadline_ns: a CLOCK_MONOTONIC time in ns; 0 for never.
+
+        From that time on the entry is absent for every operation, and writers that find it delete
+        it. Atomic. Expected O(1).
 
         Raises InvalidArgument (no Timer field), LockTimeout, TypeError, ReadOnlyMap, MapClosed.
         """
@@ -247,7 +253,7 @@ cdef class ObjectHandle(ModifyHandle):
         return status == OK
 
     def expire(self):
-        """Delete every entry that has expired; return how many. Costs a walk.
+        """Delete every expired entry; return how many were deleted. Costs a walk over the map.
 
         Raises ReadOnlyMap, FrozenMap, MapClosed.
         """
@@ -255,7 +261,7 @@ cdef class ObjectHandle(ModifyHandle):
         return sweep_all(self) if self.map.timer_word != 0 else 0
 
     cdef int _settled(self, Op *op, Waiting *patience) except -1:
-        """Before an operation takes objects: give back what an earlier one had to keep."""
+        """Give back what an earlier operation could not, before this one takes objects."""
         op_give_back(op)
         while op.context.element != 0 or op.context.debt != 0:    # ends with the timeout
             self._wait(op, BUSY, patience)
@@ -265,11 +271,11 @@ cdef class ObjectHandle(ModifyHandle):
     def clear(self):
         """Delete all entries, one after another: each deletion is atomic, the whole is not.
 
-        Meanwhile nobody can insert a key (MapBusy); updates and deletes go on. If the process dies,
-        whoever recovers it finishes this. Costs about a delete() for each entry; memory goes back
-        as blocks run empty.
+        Until it ends, inserting a new key raises MapBusy; updates and deletions go on. If the
+        process dies before the end, the process that recovers it deletes the remaining entries.
+        Costs about as much as a delete() of each entry; memory goes back as blocks run empty.
 
-        Raises MapBusy (somebody else clears it), LockTimeout, ReadOnlyMap, MapClosed.
+        Raises MapBusy (another caller is clearing the map), LockTimeout, ReadOnlyMap, MapClosed.
         """
         cdef Op op
         cdef Status status
@@ -282,7 +288,7 @@ cdef class ObjectHandle(ModifyHandle):
             while lock_try(&op, &self.map.header.clearing, &held) != OK:   # ends with the timeout
                 self._wait(&op, BUSY, &patience)
             try:
-                while True:                    # an entry each turn; none come
+                while True:                    # deletes an entry each turn; none are inserted
                     status = clear_step(&op, &clearing)
                     if status == ABSENT:
                         break
@@ -300,7 +306,7 @@ cdef class ObjectHandle(ModifyHandle):
                         op_begin(&op)
                         PyErr_CheckSignals()
             finally:
-                if op_holds(&op, &self.map.header.clearing):      # not a child of fork
+                if op_holds(&op, &self.map.header.clearing):      # a child of fork does not
                     lock_release(&self.map.header.clearing, 0)
         finally:
             self._leave(&op)

@@ -1,22 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: what becomes of views when their process forks. forking.pxd is the protocol.
+# Part of _core.pyx: what happens to views when their process forks. forking.pxd is the protocol.
 #
-# The three functions are called by Python's hooks of fork (shmrhash/_map.py), which keep other
-# threads from forking meanwhile. A C library that forks by itself calls none of them: its child has
-# views whose bytes its parent may reuse.
+# The public functions are called by the hooks that shmrhash/_map.py registers with os.fork(), which
+# let one thread fork at a time. A C library that forks by itself calls no hook: nothing pins the
+# views of its child, so that the parent may reuse their bytes.
 
 cdef uint64_t forks_under_way = 0
 
 
 cdef void view_keep(PinnedObject view) noexcept:
-    """No pin is to be had for a child. This process's own stays for as long as the process: rather
-    too long than not."""
+    """For want of a pin for a child, keep this process's own pin until the process ends: too long
+    is safe."""
     view.is_kept = True
     (<Attachment> view.handle.attachment).keeps = process_generation + 1
 
 
 cdef void pin_for_child(PinnedObject view, Op *op) noexcept:
-    """Pin what a view refers to in the name of the child."""
+    """Pin the object of a view in the name of the child that is about to be forked."""
     cdef ObjectHandle handle = view.handle
     cdef Attachment attachment = <Attachment> handle.attachment
     cdef uint64_t pin = 0
@@ -28,19 +28,19 @@ cdef void pin_for_child(PinnedObject view, Op *op) noexcept:
     if status != OK:
         view_keep(view)
         return
-    pin_set(op, pin, load_relaxed_u64(&handle.map.pins[view.pin].ref))     # pinned by this process
+    pin_set(op, pin, load_relaxed_u64(&handle.map.pins[view.pin].ref))     # this process pins it
     view.child_pin = pin + 1
 
 
 cdef PinnedObject view_behind(PinnedObject view):
-    """The view that stands behind one in the list, or None. Views are walked with a reference to
-    the one at hand: an operation may let other threads run, which drop theirs."""
+    """The next view in the list, or None. A walk holds a reference to the view that it is at: an
+    operation may let other threads run, and these may drop their views."""
     return None if view.behind == NULL else <PinnedObject> view.behind
 
 
 cdef void view_before_fork(PinnedObject view) noexcept:
     cdef Op op
-    cdef bint closed = view.handle.is_closed   # closing waits for us
+    cdef bint closed = view.handle.is_closed   # a closed handle stays attached for its views
     cdef bint inside = False
     view.handle.is_closed = False
     try:
@@ -55,8 +55,8 @@ cdef void view_before_fork(PinnedObject view) noexcept:
 
 
 def views_keep():
-    """In a process that forks inside the hooks of another fork: its own pins stay for as long as
-    the process, for nothing was claimed for that child."""
+    """Before a fork inside the hooks of another fork: keep this process's pins until it ends, since
+    nothing is claimed for that child."""
     cdef PinnedObject view = None if views_first == NULL else <PinnedObject> views_first
     while view is not None:                    # each view once
         if view.generation == process_generation:
@@ -65,12 +65,12 @@ def views_keep():
 
 
 def views_before_fork():
-    """In a process that forks: pin all that its views refer to, for the child. Costs some 10 us for
+    """Before a fork: pin the objects of this process's views for the child. Costs some 10 us for
     each map with views, and 0.1 us for each view."""
     global forks_under_way
     cdef PinnedObject view = None if views_first == NULL else <PinnedObject> views_first
     forks_under_way += 1
-    while view is not None:                    # each view once; who comes meanwhile stands before
+    while view is not None:                    # each view once; new views are put before the first
         view.child_pin = 0
         if view.generation == process_generation and not view.is_kept:
             view_before_fork(view)
@@ -78,7 +78,7 @@ def views_before_fork():
 
 
 def views_after_fork_in_parent():
-    """What was claimed is the child's."""
+    """In the parent, after a fork: what it claimed now belongs to the child."""
     global forks_under_way
     cdef Attachment attachment
     forks_under_way -= 1
@@ -88,10 +88,10 @@ def views_after_fork_in_parent():
 
 
 def views_after_fork_in_child(bint is_the_child):
-    """Go on with what the parent claimed: its views are pinned in this process's name.
+    """In a child of fork: take over the slots, contexts and pins that the parent claimed for it.
 
-    is_the_child: False in one that was forked inside the hooks of another fork; what was claimed is
-    the other's.
+    is_the_child: False in a process that was forked inside the hooks of another fork; what the
+    parent claimed is for the child of that other fork.
     """
     global forks_under_way
     cdef Attachment attachment

@@ -2,16 +2,16 @@
 # Part of _core.pyx: the iterator behind iter(), keys(), values() and items().
 
 cdef enum:
-    CHUNK_ENTRIES = 128        # that an iterator reads at a time,
-    CHUNK_BYTES = 65536        # unless they are large
-    COLLECTED_MIN = 64         # objects made in a chunk
+    CHUNK_ENTRIES = 128        # entries that an iterator reads at a time,
+    CHUNK_BYTES = 65536        # fewer if they have more bytes than this
+    COLLECTED_MIN = 64         # a chunk that makes more new objects ends recycling
 
 
 @cython.final
 @cython.auto_pickle(False)
 cdef class EntryIterator:
-    """Iterator over a map: "keys", "values" or "items". Reads up to 128 entries ahead; what its own
-    handle deleted or changed meanwhile it looks up again. Threads may share one."""
+    """Iterator over a map: "keys", "values" or "items". Reads up to 128 entries ahead; looks each
+    of them up again if its own handle has written since. Threads may share an iterator."""
 
     cdef MapHandle handle
     cdef Cursor place
@@ -22,12 +22,12 @@ cdef class EntryIterator:
     cdef EntryBuffer sink
     cdef uint64_t at
     cdef uint64_t writes
-    cdef unsigned long filler      # the thread that reads the next entries, or 0,
-    cdef uint64_t generation       # in this generation: it did not come along into a child
+    cdef unsigned long filler      # the thread that is reading the next entries, or 0,
+    cdef uint64_t generation       # in this generation: a child of fork does not have it
     cdef Recycler spare_keys
     cdef Recycler spare_values
     cdef PyObject *last_pair
-    cdef bint collected            # who has it keeps what it gives: nothing can be used again
+    cdef bint collected            # the caller keeps the objects it gets: none can be recycled
 
     def __cinit__(self, MapHandle handle not None, str kind not None):
         cdef uint64_t entry = handle.map.key_size + handle.map.value_size
@@ -59,7 +59,7 @@ cdef class EntryIterator:
         return self
 
     cdef int _fill(self) except -1:
-        """Read the next entries. Of several threads one does it, and the others wait for it."""
+        """Read the next entries. Of several threads one reads, and the others wait for it."""
         cdef Op op
         if self.generation != process_generation:
             self.generation = process_generation
@@ -87,7 +87,7 @@ cdef class EntryIterator:
         return 0
 
     cdef bytes _again(self, bytes key):
-        """The value that key has now, or b"" for keys alone; None if it is not there."""
+        """The value that key has now, or b"" if only keys are wanted; None if key is absent."""
         cdef bytes value = PyBytes_FromStringAndSize(
             NULL, <Py_ssize_t> self.handle.map.value_size if self.with_value else 0)
         cdef Status status = self.handle._read(
@@ -104,7 +104,7 @@ cdef class EntryIterator:
         cdef uint64_t value_size = self.handle.map.value_size
         cdef bytes key = None
         cdef bytes value = None
-        while value is None:                   # ends at the map's end
+        while value is None:                   # ends at the end of the map
             if self.handle.reads == READS_NONE:
                 self.handle._refuse_reading()
             if self.filler != 0 or self.at == self.sink.count:
@@ -112,7 +112,7 @@ cdef class EntryIterator:
                     raise StopIteration
                 self._fill()
                 continue
-            # From here to the copies nobody else runs: the GIL is held.
+            # From here to the copies no other thread runs: the GIL is held.
             if self.with_key or self.writes != self.handle.writes:
                 key = self._bytes(
                     &self.spare_keys, self.sink.keys + self.at * self.handle.map.key_size,

@@ -2,7 +2,7 @@
 # Part of _core.pyx: operations that read and write a value in one step.
 
 cdef str FORMAT_INT64 = "q"
-cdef dict FORMATS = {                          # as the struct module's: (bytes, kind)
+cdef dict FORMATS = {                          # of the struct module: (bytes, kind)
     "b": (1, FIELD_SIGNED), "B": (1, FIELD_UNSIGNED), "h": (2, FIELD_SIGNED),
     "H": (2, FIELD_UNSIGNED), "i": (4, FIELD_SIGNED), "I": (4, FIELD_UNSIGNED),
     "q": (8, FIELD_SIGNED), "Q": (8, FIELD_UNSIGNED), "f": (4, FIELD_FLOAT), "d": (8, FIELD_FLOAT),
@@ -12,7 +12,8 @@ cdef inline bint is_word(object thing) noexcept:
     return PyBytes_CheckExact(thing) and PyBytes_GET_SIZE(thing) == 8
 
 cdef inline bint store_word(MapHandle handle, object key, object value) noexcept:
-    """MapHandle._update of a key that is there, in a map of words only. False: nothing was done.
+    """_update of a present key, in a map whose keys and values are words. False: nothing was done,
+    and the caller has to take the general path.
 
     The GIL is kept, so the idle context need not be taken, only marked."""
     cdef Op op
@@ -27,7 +28,7 @@ cdef inline bint store_word(MapHandle handle, object key, object value) noexcept
     op.hash = hash_word(op.map.seeds, word)
     op.starving = 0
     context_begin(op.context)
-    # freeze() waits for whoever came in before it.
+    # freeze() waits for every operation that began before it.
     stored = likely(load_relaxed_u64(&op.map.header.frozen) == 0) and update_word_fast(
         &op, word, read_u64(<const uint8_t *> PyBytes_AS_STRING(value)))
     if unlikely(not stored):
@@ -63,7 +64,7 @@ cdef Status attempt_swap(Op *op, void *arguments) noexcept nogil:
 
 
 cdef int field_fill(MapHandle handle, NumberField *field, Py_ssize_t offset, fmt) except -1:
-    """Say where a field is and what it holds."""
+    """Fill in the size, kind and offset of a number field; check that it fits into a value."""
     if fmt is FORMAT_INT64:
         field.size, field.kind = 8, FIELD_SIGNED
     elif fmt in FORMATS:
@@ -79,7 +80,7 @@ cdef int field_fill(MapHandle handle, NumberField *field, Py_ssize_t offset, fmt
     return 0
 
 cdef uint64_t field_bits(const NumberField *field, number) except? 0xFFFFFFFFFFFFFFFF:
-    """A Python number as the field holds it; integers wrap around."""
+    """The bits that store a Python number in the field; integers wrap around."""
     if field.kind == FIELD_FLOAT:
         return bits_of(float(number), field.size)
     return PyLong_AsUnsignedLongLongMask(number) & field_mask(field)
@@ -94,10 +95,10 @@ cdef object field_number(const NumberField *field, uint64_t bits):
 
 @cython.auto_pickle(False)
 cdef class ModifyHandle(ObservedHandle):
-    """The handle with the operations that change a value depending on what it was."""
+    """The handle with the operations whose effect depends on the value before."""
 
     cdef int _expect_plain(self) except -1:
-        """Raise if values have special fields: whole values cannot be compared or exchanged."""
+        """Raise if values have special fields: they cannot be compared or exchanged whole."""
         if self.map.field_count != 0:
             raise _errors.InvalidArgument(
                 f"map {self.name!r} has values with special fields; change them in a section")
@@ -115,7 +116,7 @@ cdef class ModifyHandle(ObservedHandle):
         apply.field.operation = operation
         if field_meets(&self.map, apply.field.offset, apply.field.size):
             raise _errors.InvalidArgument(
-                f"offset {offset}: a special field of map {self.name!r} is there")
+                f"the field at offset {offset} overlaps a special field of map {self.name!r}")
         if operation >= FIELD_OR and apply.field.kind == FIELD_FLOAT:
             raise _errors.InvalidArgument("or_ and and_ are for integers, not floats")
         apply.field.operand = field_bits(&apply.field, operand)
@@ -139,11 +140,12 @@ cdef class ModifyHandle(ObservedHandle):
     def add(self, key, delta, *, default=None, Py_ssize_t offset=0, fmt="q"):
         """Add delta to a number in key's value; return the sum.
 
-        The number is at byte offset of the value, little-endian; fmt is its format, as in the
-        struct module: b B h H i I q Q (integers of 1, 2, 4, 8 bytes, wrapping around), f d. An
-        absent key is inserted if default is given: zeros, with default + delta in the field.
-        Atomic: no other change comes in between (W1). Expected O(1). Waits, without the GIL, for a
-        process that is changing the same element, or has it locked.
+        The number is stored at byte offset of the value, little-endian. fmt is its format, as in
+        the struct module: b B h H i I q Q (integers of 1, 2, 4, 8 bytes, which wrap around), f d.
+        If key is absent and default is given, a value of zeros with default + delta in the field
+        is inserted. Atomic (W1): no other change comes between reading and writing the number.
+        Expected O(1). While another process changes the entry, or has it locked, this call waits
+        with the GIL released.
 
         Raises KeyNotFound (ENOENT: absent, and default is None), MapFull, SegmentFull, LockTimeout,
         DeadlockError, InvalidArgument (key size, no such field in the value), TypeError,
@@ -152,36 +154,38 @@ cdef class ModifyHandle(ObservedHandle):
         return self._apply(key, delta, FIELD_ADD, default, offset, fmt)
 
     def min(self, key, number, *, default=None, Py_ssize_t offset=0, fmt="q"):
-        """Lower a number in key's value to number, if that is less; return what it is then.
+        """Replace a number in key's value by number if number is less; return the number stored.
 
-        Arguments and errors as for add(); number has to fit. A NaN is never lowered.
+        Arguments and errors are those of add(); number has to fit into the field. A NaN stays.
 
         Raises what add() raises.
         """
         return self._apply(key, number, FIELD_MIN, default, offset, fmt)
 
     def max(self, key, number, *, default=None, Py_ssize_t offset=0, fmt="q"):
-        """Raise a number in key's value to number, if that is greater; return what it is then.
+        """Replace a number in key's value by number if number is greater; return the number stored.
 
-        Arguments and errors as for add(); number has to fit. A NaN is never raised.
+        Arguments and errors are those of add(); number has to fit into the field. A NaN stays.
 
         Raises what add() raises.
         """
         return self._apply(key, number, FIELD_MAX, default, offset, fmt)
 
     def or_(self, key, bits, *, default=None, Py_ssize_t offset=0, fmt="Q"):
-        """Set bits in an integer in key's value; return what it is then.
+        """Set bits of an integer in key's value; return the integer stored.
 
-        Arguments and errors as for add(); bits has to fit, fmt is of an integer.
+        Arguments and errors are those of add(); bits has to fit into the field, and fmt has to be
+        that of an integer.
 
         Raises what add() raises.
         """
         return self._apply(key, bits, FIELD_OR, default, offset, fmt)
 
     def and_(self, key, bits, *, default=None, Py_ssize_t offset=0, fmt="Q"):
-        """Keep only these bits of an integer in key's value; return what it is then.
+        """Clear all bits but these of an integer in key's value; return the integer stored.
 
-        Arguments and errors as for add(); bits has to fit, fmt is of an integer.
+        Arguments and errors are those of add(); bits has to fit into the field, and fmt has to be
+        that of an integer.
 
         Raises what add() raises.
         """
@@ -213,10 +217,10 @@ cdef class ModifyHandle(ObservedHandle):
         return status == OK and (swap.swapped or expected is None)
 
     def compare_and_swap(self, key, expected, new):
-        """Store new if the value is expected; return whether it was. An absent key has no value.
+        """Store new under key if its value equals expected; return whether new was stored.
 
-        expected of None: the key must be absent, and is inserted. Atomic (W1), for values of any
-        size. Expected O(1). Waits as add().
+        If expected is None, new is stored only if key is absent; otherwise an absent key gives
+        False. Atomic (W1), for values of any size. Expected O(1). Waits as add() does.
 
         Raises MapFull, SegmentFull (expected is None), LockTimeout, DeadlockError, InvalidArgument
         (sizes), TypeError, ReadOnlyMap, MapClosed.
@@ -232,8 +236,8 @@ cdef class ModifyHandle(ObservedHandle):
     def exchange(self, key, new):
         """Store new under key and return the value it replaced, as bytes.
 
-        Atomic (W1): each value that was ever stored is returned to one caller at most. Expected
-        O(1). Waits as add().
+        Atomic (W1): each stored value is returned to one caller at most. Expected O(1). Waits as
+        add() does.
 
         Raises KeyNotFound (ENOENT), LockTimeout, DeadlockError, InvalidArgument, TypeError,
         ReadOnlyMap, MapClosed.
@@ -244,15 +248,15 @@ cdef class ModifyHandle(ObservedHandle):
         return old
 
     def setdefault(self, key, default):
-        """Return the value of key; if it is absent, insert default and return that.
+        """Return the value of key; if key is absent, insert default and return it.
 
-        Atomic (W1): of several callers one inserts, and all return what that one stored. Waits as
-        add(), for the insertion only.
+        Atomic (W1): of several concurrent callers one inserts its default, and all return that
+        value. Only the insertion waits, as add() does.
 
         Raises MapFull, SegmentFull, LockTimeout, InvalidArgument, TypeError, ReadOnlyMap,
         MapClosed.
         """
-        while True:                            # again if the key came and went in between
+        while True:                            # again if another caller inserted the key
             value = self._lookup(key)
             if value is not None:
                 return value
@@ -263,9 +267,9 @@ cdef class ModifyHandle(ObservedHandle):
             return bytes(default)
 
     def pop(self, key, *default):
-        """Remove key and return its value; if it is absent, return default.
+        """Remove key and return its value; if key is absent, return default.
 
-        Atomic (W1): no other caller gets the same value. Else as lookup_and_delete().
+        Atomic (W1): no other caller gets the same value. Otherwise as lookup_and_delete().
 
         Raises KeyNotFound (ENOENT: absent, and no default), LockTimeout, InvalidArgument,
         TypeError, ReadOnlyMap, MapClosed.
@@ -280,13 +284,13 @@ cdef class ModifyHandle(ObservedHandle):
         return default[0]
 
     def freeze(self):
-        """Let nobody change the map any more, through any handle, ever.
+        """Forbid every change of the map, by any process and handle, permanently.
 
-        Returns when no operation that began before is under way. Locked sections that are open end
-        with FrozenMap, having stored nothing. Costs a system call.
+        Returns when all operations that began before it have ended. Locked sections that are open
+        store nothing and end with FrozenMap. Costs a system call.
 
-        Raises FrozenMap (EPERM: frozen already), ReadOnlyMap, LockTimeout (EBUSY: a process inside
-        an operation does not go on; the map is not frozen), Unsupported (no membarrier), MapClosed.
+        Raises FrozenMap (EPERM: frozen already), ReadOnlyMap, LockTimeout (EBUSY: an operation that
+        began before does not end; the map is not frozen), Unsupported (no membarrier), MapClosed.
         """
         cdef Op op
         cdef Status status = BUSY
@@ -299,7 +303,7 @@ cdef class ModifyHandle(ObservedHandle):
             try:
                 while status == BUSY:          # ends with the timeout
                     with nogil:
-                        # Orders the store before every look at it by who comes later.
+                        # Its membarrier orders the store before later operations' loads of it.
                         status = OK if contexts_are_quiet(&op) else BUSY
                         if status == BUSY:
                             recover_all(&self.map)
@@ -313,6 +317,6 @@ cdef class ModifyHandle(ObservedHandle):
 
     @property
     def frozen(self):
-        """Whether freeze() was called, by anybody. Raises MapClosed."""
+        """Whether a process has frozen the map. Raises MapClosed."""
         self._expect_open()
         return load_relaxed_u64(&self.map.header.frozen) != 0

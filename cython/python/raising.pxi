@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: what is raised when an operation ends otherwise than well.
+# Part of _core.pyx: the exceptions of operations that fail.
 
 
 cdef str os_error():
@@ -7,7 +7,7 @@ cdef str os_error():
 
 
 cdef refuse_mapping(str name, uint64_t size, const char *missing):
-    """Raise what says why a segment cannot be mapped."""
+    """Raise the exception that says why a segment cannot be mapped."""
     cdef int number = errno
     if missing != NULL:
         raise _errors.Unsupported(_errors.missing_message(name, (<bytes> missing).decode(), number))
@@ -15,7 +15,7 @@ cdef refuse_mapping(str name, uint64_t size, const char *missing):
 
 
 cdef int expect_membarrier(MapHandle handle) except -1:
-    """Raise if nobody can know here who is inside an operation."""
+    """Raise if membarrier(2) is refused, without which no one can tell what is under way."""
     if not membarrier_all(&handle.map):
         raise _errors.Unsupported(_errors.missing_message(
             handle.name, "membarrier(2) (Linux 4.16), which freeze() needs", 0))
@@ -23,39 +23,39 @@ cdef int expect_membarrier(MapHandle handle) except -1:
 
 
 cdef str who_is(MapHandle handle, uint64_t index):
-    """A process slot in words: its pid and command."""
+    """Words for the process of a slot: its pid and command."""
     cdef ProcessSlot *slot = handle.map.processes + index
     command = (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace")
     return f"process {slot.pid} ({command})" if command else f"process {slot.pid}"
 
 
 cdef raise_timeout(MapHandle handle, Op *op, int64_t waited_ns):
-    """LockTimeout, about whoever has the lock that was waited for."""
+    """Raise LockTimeout, which names the owner of the lock that was waited for."""
     cdef uint64_t owner = word_owner(op.wait_seen)
     cdef uint64_t index = PROCESS_MAX
     if word_locked(op.wait_seen) and owner < contexts_usable(&handle.map):
         index = load_acquire_u64(&context_at(&handle.map, owner).owner) - 1
     about = f"map {handle.name!r}: waited {waited_ns / 1e9:.1f} s for a lock "
     if index >= processes_usable(&handle.map):
-        raise _errors.LockTimeout(f"{about}that was never free when looked at; try again")
+        raise _errors.LockTimeout(f"{about}that was taken at each attempt; try again")
     name = who_is(handle, index)
     if process_is_dead(&handle.map, index):
-        why = ("a handle for reading cannot recover it; gc() or any writer can"
+        why = ("a read-only handle cannot recover it; gc() or any writer can"
                if handle.map.read_only else
-               "a lock of somebody who does not go on stands in the way of its recovery; try again")
+               "its recovery needs a lock that another process holds; try again")
         raise _errors.LockTimeout(f"{about}of {name}, which is dead: {why}")
     if not process_can_be_judged(&handle.map, index):
         raise _errors.LockTimeout(
-            f"{about}of {name}; whether that is alive cannot be known here (this process has no "
-            f"descriptor of the file left, or they are in different PID namespaces); if it is "
+            f"{about}of {name}; this process cannot tell whether that is alive (it has no "
+            f"descriptor of the file left, or the two are in different PID namespaces); if it is "
             f"dead, gc() by a process that can open the map recovers it")
     raise _errors.LockTimeout(
-        f"{about}of {name}, which is alive but does not let go (in a locked section, stopped, or "
-        f"swapped out?); continue or kill it")
+        f"{about}of {name}, which is alive but does not release it (in a locked section, stopped, "
+        f"or swapped out?); continue or kill it")
 
 
 cdef str waiting_text(MapHandle handle):
-    """For whose sake memory that holds nothing cannot go back; empty if there is none."""
+    """How much memory of objects is empty but cannot go back, and because of whom; '' if none."""
     cdef ObjectFacts facts
     cdef Op op
     handle._enter_to_look(&op)
@@ -69,12 +69,12 @@ cdef str waiting_text(MapHandle handle):
         return (f"; {facts.pages_waiting * PAGE_BYTES} of them are empty, but membarrier(2) is "
                 f"refused to this process, so it cannot know whether processes {pids} still read "
                 f"them")
-    return (f"; {facts.pages_waiting * PAGE_BYTES} of them are empty, and wait for operations that "
-            f"do not go on, of processes {pids} (stopped?)")
+    return (f"; {facts.pages_waiting * PAGE_BYTES} of them are empty, and wait for operations of "
+            f"processes {pids} that do not end (stopped?)")
 
 
 cdef raise_status(MapHandle handle, Status status, Op *op):
-    """Turn a final status into the exception it stands for: the only place that does."""
+    """Raise the exception that a final status stands for. No other function does so."""
     if status == FULL:
         raise _errors.MapFull(
             f"map {handle.name!r} has all of its {handle.map.max_entries} entries; delete some or "
@@ -82,8 +82,8 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
     cdef int number = errno if op == NULL else op.error_number
     if status == NO_MEMORY and number in _errors.REFUSALS:
         raise _errors.Unsupported(_errors.missing_message(
-            handle.name, "madvise(MADV_POPULATE_WRITE) (Linux 5.14), and fallocate(2) in its stead",
-            number))
+            handle.name,
+            "madvise(MADV_POPULATE_WRITE) (Linux 5.14), and fallocate(2) as a substitute", number))
     if status == NO_MEMORY:
         raise _errors.SegmentFull(_errors.no_space_message(
             handle.name, 0 if op == NULL else op.bytes_wanted, handle.map.path))
@@ -107,7 +107,7 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
             f"({os_error()}), and /proc does not tell the PID namespace; use the map once before "
             f"closing descriptors, changing the user or the root, or open it by name")
     raise _errors.SegmentCorrupt(
-        f"map {handle.name!r}: the segment holds what no operation leaves "
+        f"map {handle.name!r}: the segment is damaged: no operation leaves such contents "
         f"(status {<int> status}); run check(), then unlink and recreate it")
 
 
@@ -126,4 +126,4 @@ cdef refuse_buffer(
             f"{what} must be bytes or another buffer of {wanted} bytes, not "
             f"{type(thing).__name__}")
     raise _errors.InvalidArgument(
-        f"{what} has {size} bytes, map {handle.name!r} has {what}s of {wanted} bytes")
+        f"{what} has {size} bytes, but map {handle.name!r} has {what}s of {wanted} bytes")

@@ -2,8 +2,8 @@
 # Part of _core.pyx: locked sections as Python sees them. section.pxd is the protocol.
 #
 # A section has a context of its own from its beginning to its end, so that its thread can do other
-# operations meanwhile. A child of fork has the Python object, and nothing else: the context, and
-# with it the section, stays its parent's.
+# operations while the section is open. A child of fork inherits the Python object and nothing else:
+# the context, and with it the section, stays its parent's.
 
 cdef enum:
     SECTION_NEW = 0
@@ -12,14 +12,14 @@ cdef enum:
 
 
 def forget_sections():
-    """In a child of fork: none of the sections that are open is this process's."""
+    """In a child of fork: forget the open sections, which are the parent's."""
     sections_open.clear()
 
 
 cdef refuse_section(MapHandle handle):
     raise _errors.Error(
-        f"map {handle.name!r}: the section is the parent process's, which alone can end it; a "
-        f"child of fork opens its own")
+        f"map {handle.name!r}: the section is the parent process's, and only the parent can end "
+        f"it; a child of fork has to open its own")
 
 
 @cython.final
@@ -28,8 +28,8 @@ cdef refuse_section(MapHandle handle):
 cdef class LockedValue:
     """A value that one thread has locked: a writable buffer on a private copy.
 
-    Made by RHashMap.locked(), for a with statement. What stands in the buffer when the block ends
-    is stored in one atomic step; if the block raises, or the process dies, nothing is (L1).
+    Made by RHashMap.locked(), for a with statement. When the block ends, the content of the buffer
+    is stored in one atomic step; if the block raises or the process dies, nothing is stored (L1).
     """
 
     cdef ModifyHandle handle
@@ -67,7 +67,7 @@ cdef class LockedValue:
         cdef const uint8_t *fresh = NULL
         cdef uint8_t *value
         if self.state != SECTION_NEW:
-            raise _errors.InvalidArgument("a locked section is entered once")
+            raise _errors.InvalidArgument("a locked section can be entered once only")
         if self.timeout is not None:
             patience.limit_ns = timeout_ns(self.timeout)
         if self.default is not None:
@@ -86,7 +86,7 @@ cdef class LockedValue:
                 self.handle._wait(&self.op, status, &patience)
         finally:
             if status == OK:
-                op_give_back(&self.op)            # an element for an insert that another made
+                op_give_back(&self.op)            # its element, if another inserted the key first
                 op_end(&self.op)
                 self.state = SECTION_OPEN
             else:
@@ -102,11 +102,11 @@ cdef class LockedValue:
         return self.handle.map.device, self.handle.map.inode, self.op.self_index
 
     cdef bint _mine(self) noexcept:
-        """Whether this process opened it: a child of fork did not."""
+        """Whether this process opened the section: a child of fork did not."""
         return self.op.generation == process_generation
 
     cdef void _leave_to_parent(self) noexcept:
-        """In a child of fork: the object ends, and the section goes on."""
+        """In a child of fork: end this object; the parent's section goes on."""
         self.state = SECTION_ENDED
         self.handle._leave_to_parent()
 
@@ -119,8 +119,8 @@ cdef class LockedValue:
             &self.op, &self.section, <const uint8_t *> PyByteArray_AS_STRING(self.value))
 
     cdef Status _end(self, bint commit) except? RETRY:
-        """End the section: OK, or ABSENT if the key was deleted meanwhile. Interrupted while it
-        waits, which only a deletion does, it rolls back."""
+        """End the section: OK, or ABSENT if the key was deleted while it was locked. Only an end
+        that deletes the key waits; if that wait is interrupted, the section is rolled back."""
         cdef Status status = RETRY
         cdef Waiting patience
         cdef bint frozen
@@ -136,7 +136,7 @@ cdef class LockedValue:
                 try:
                     self.handle._wait(&self.op, status, &patience)
                 except _errors.MapClosed:
-                    pass                       # closing waits for what is under way
+                    pass                       # the handle stays attached until this ends
                 except BaseException:
                     self._roll_back()
                     raise
@@ -145,14 +145,14 @@ cdef class LockedValue:
             raise_status(self.handle, status, &self.op)
         if commit and frozen:
             raise _errors.FrozenMap(
-                f"map {self.handle.name!r} was frozen while the key was locked; what the section "
-                f"had to store is not stored")
+                f"map {self.handle.name!r} was frozen while the key was locked; the section "
+                f"changed nothing")
         return status
 
     cdef void _roll_back(self) noexcept:
-        """End the section as if nothing had happened: it waits for nobody."""
+        """End the section and store nothing. Never waits."""
         cdef uint64_t _rounds
-        for _rounds in range(READ_ROUNDS_MAX):             # writers never go on so long
+        for _rounds in range(READ_ROUNDS_MAX):             # no writers interfere this often
             if section_abandon(&self.op, &self.section) != RETRY:
                 break
         self._rest()
@@ -168,8 +168,8 @@ cdef class LockedValue:
             status = self._end(kind is None and not self.rolling_back)
             if status == ABSENT and kind is None and not self.rolling_back:
                 raise _errors.KeyGone(
-                    f"map {self.handle.name!r}: the key was deleted while it was locked; what the "
-                    f"section had to store is not stored")
+                    f"map {self.handle.name!r}: the key was deleted while it was locked; the new "
+                    f"value was not stored")
         return False
 
     def __dealloc__(self):
@@ -181,14 +181,14 @@ cdef class LockedValue:
 
     cdef object _view(self):
         if self.state != SECTION_OPEN:
-            raise _errors.InvalidArgument("the value is locked inside its with block only")
+            raise _errors.InvalidArgument("the value can be used only inside its with block")
         if self.view is None:
             self.view = memoryview(self.value)
         return self.view
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         if self.state != SECTION_OPEN:
-            raise BufferError("the value is locked inside its with block only")
+            raise BufferError("the value can be used only inside its with block")
         PyObject_GetBuffer(self.value, buffer, flags)
 
     def __len__(self):
@@ -203,7 +203,7 @@ cdef class LockedValue:
             self._view()[where] = new
         except ValueError as error:
             raise _errors.InvalidArgument(
-                f"values of {len(self)} bytes cannot be set so: {error}") from None
+                f"a value of {len(self)} bytes cannot be changed like this: {error}") from None
 
     def __bytes__(self):
         return bytes(self._view())
@@ -213,7 +213,8 @@ cdef class LockedValue:
         return f"<LockedValue of {self.key!r} in {self.handle.name!r}: {state}>"
 
     def as_array(self, dtype):
-        """The value as a writable NumPy array of this dtype; what is written there is stored.
+        """Return the value as a writable NumPy array of this dtype. What is written into the array
+        is stored when the block ends.
 
         Raises InvalidArgument (outside the with block, or a dtype that does not divide the value),
         ModuleNotFoundError (NumPy is missing).
@@ -225,21 +226,21 @@ cdef class LockedValue:
             raise _errors.InvalidArgument(f"values of {len(self)} bytes: {error}") from None
 
     def unpack(self, fmt, offset=0):
-        """struct.unpack_from() of the value.
+        """Return the result of struct.unpack_from() on the value.
 
         Raises InvalidArgument outside the with block, struct.error.
         """
         return struct.unpack_from(fmt, self._view(), offset)
 
     def pack(self, fmt, *values, offset=0):
-        """struct.pack_into() the value.
+        """Write values into the value with struct.pack_into().
 
         Raises InvalidArgument outside the with block, struct.error.
         """
         struct.pack_into(fmt, self._view(), offset, *values)
 
     def delete(self):
-        """Delete the key at the end of the block, instead of storing a value.
+        """Delete the key when the block ends, instead of storing a value.
 
         Raises InvalidArgument outside the with block.
         """
@@ -247,7 +248,7 @@ cdef class LockedValue:
         self.removing = True
 
     def roll_back(self):
-        """Store nothing at the end of the block.
+        """Store nothing when the block ends.
 
         Raises InvalidArgument outside the with block.
         """

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: segments as files, before and without a MapHandle.
 #
-# segment_bytes and segment_prepare serve creation, segment_holders those who ask about a segment
-# without attaching to it.
+# segment_bytes and segment_prepare are for the creation of a segment, segment_holders is for
+# questions about one without attaching to it, and the removal functions are for unlinking its name.
 
 cdef extern from "machine/fork_guard.h":
     int fork_guard_install()
@@ -29,7 +29,7 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
                     commit, uint64_t max_bytes=0, tuple fields=(), bytes schema=b""):
     """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises.
 
-    fields: (kind, offset) of the special fields, which must be sound.
+    fields: (kind, offset) of the special fields, which the caller has checked.
     """
     cdef Map map
     cdef Header header
@@ -72,11 +72,12 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
 
 
 def segment_holders(int fd):
-    """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; or None.
+    """(alive, dead, readers, ephemeral) of a segment's file, without mapping it; None if the file
+    is no segment of this version or cannot be read.
 
-    alive and dead are numbers of processes; alive without those at their end (_leave_name), dead
-    with those that have come to it and left something; readers whether a handle for reading is
-    open. Raises SegmentCorrupt if the header is damaged.
+    alive: how many processes live, without those at their end (_leave_name). dead: how many dead
+    ones still have slots, whether they were killed or ended. readers: whether a handle for reading
+    is open. Raises SegmentCorrupt if the header is damaged.
     """
     cdef Map map
     cdef Header header
@@ -106,12 +107,13 @@ def segment_holders(int fd):
 
 
 def removal_begin(int fd):
-    """Keep attachments out while a name is removed, until fd is closed. False: somebody else is
-    removing it. Who may only read the file cannot lock exclusively, and is not waited for."""
+    """Keep processes from attaching while a name is removed, until fd is closed. False: another
+    process is removing it. A process that may only read the file cannot take the lock exclusively;
+    its shared lock is not waited for."""
     return (byte_lock(fd, F_OFD_SETLK, F_WRLCK, REMOVAL_BYTE) == 0
             or byte_is_shared(fd, REMOVAL_BYTE))
 
 
 def removal_is_under_way(int fd):
-    """Whether somebody is removing the name of this file. fd has no lock on it."""
+    """Whether a process is removing the name of this file. fd must not hold REMOVAL_BYTE."""
     return byte_lock(fd, F_OFD_GETLK, F_RDLCK, REMOVAL_BYTE) == 1

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: sweeping before an operation is refused for want of room (X1). sweep.pxd.
+# Part of _core.pyx: sweeping before an operation is refused for want of room (X1). The sweep is in
+# sweep.pxd.
 from map.rest cimport rest_begin, rest_claim, rest_holds
 from map.sweep cimport (
     NEXT_HELD, NEXT_UNKNOWN, SWEEP_FOUND, SWEEP_STEP, SWEEP_TURN, SWEEP_WANTED, sweep_begin,
@@ -9,7 +10,7 @@ from map.sweep cimport (
 
 cdef enum:
     COUNT_PLACES = 4096        # buckets that count_expired looks at: about 0.2 ms
-    TURNS_MAX = 3              # in vain, while others hold buckets with expired entries
+    TURNS_MAX = 3              # that find nothing while others hold buckets with expired entries
     SWEPT = 0x1000000000ULL    # in Waiting.swept: no more turns
 
 
@@ -18,12 +19,12 @@ cdef inline bint is_final(Status status) noexcept nogil:
 
 
 cdef bint sweep_for_room(MapHandle handle, Op *op, Waiting *patience) noexcept:
-    """After FULL, NO_MEMORY or OUT_OF_BYTES: remove some of what has expired. True: try again;
-    False: a whole turn found nothing, and after that there was still no room; or nothing has
-    expired since such a turn.
+    """After FULL, NO_MEMORY or OUT_OF_BYTES: remove some expired entries. True: try the operation
+    again. False: a whole turn found nothing, and the try after it found no room either; or nothing
+    has expired since such a turn.
 
-    Each call looks at SWEEP_STEP buckets at most. What the operation had taken is given back, so
-    that removals have the context for themselves."""
+    Each call looks at SWEEP_STEP buckets at most. It gives back what the operation had taken, since
+    removals need the context."""
     cdef Map *map = &handle.map
     cdef uint64_t removed, before
     if map.timer_word == 0 or patience.swept == SWEPT:
@@ -48,18 +49,18 @@ cdef bint sweep_for_room(MapHandle handle, Op *op, Waiting *patience) noexcept:
     elif patience.swept % SWEEP_TURN < patience.sweep_at - before:
         rest_begin(map, op.self_index, patience.sweep_next)
         if patience.sweep_next != NEXT_HELD or patience.swept >= TURNS_MAX * SWEEP_TURN:
-            patience.swept = SWEPT             # one more try: others may have removed the last
+            patience.swept = SWEPT             # one more try: others may have removed entries
         patience.sweep_next = NEXT_UNKNOWN
     return True
 
 
 cdef uint64_t sweep_all(MapHandle handle) except? 0xFFFFFFFFFFFFFFFF:
-    """Remove all that has expired; how many. Costs a walk."""
+    """Remove all expired entries; return how many. Costs a walk over the map."""
     cdef Op op
     cdef uint64_t next = NEXT_UNKNOWN
     cdef uint64_t order = 0
     cdef uint64_t removed = 0
-    while order < SWEEP_TURN:                  # each turn leaves a bucket behind, or removes
+    while order < SWEEP_TURN:                  # each turn passes a bucket, or removes an entry
         handle._enter_to_write(&op)
         op.options = OP_RAW_FIELDS
         op.hash = 0
@@ -72,8 +73,8 @@ cdef uint64_t sweep_all(MapHandle handle) except? 0xFFFFFFFFFFFFFFFF:
 
 
 def count_expired(MapHandle handle not None):
-    """About how many entries have expired and still take room: exact in a map of up to 4,096
-    buckets at rest, else what that many say of all. 0 in a map without deadlines.
+    """Return about how many expired entries still take room: exact in a map of up to 4,096 buckets
+    at rest, else extrapolated from as many buckets. 0 in a map without deadlines.
 
     Raises MapClosed."""
     cdef Op op

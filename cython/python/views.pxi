@@ -1,14 +1,15 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: copies of objects, and views that nobody copies. hazard.pxd and pins.pxd are
-# the protocols.
+# Part of _core.pyx: copies of objects, and views of objects without a copy. hazard.pxd and pins.pxd
+# are the protocols.
 #
-# Whoever frees an object looks at as many pins as ever were in use at once, and all processes have
-# PIN_MAX together. So a handle has PIN_SHARE of them; what it reads beyond that is a private copy.
+# An operation that frees an object looks at as many pins as ever were in use at once, and all
+# processes together have PIN_MAX. So a handle uses at most PIN_SHARE pins; an object that it reads
+# beyond that is copied.
 from memory.object cimport ref_valid
 from memory.peek cimport object_peek
 
 cdef enum:
-    PIN_SHARE = 1024           # 64 handles can hold as many
+    PIN_SHARE = 1024           # 64 handles have so many before PIN_MAX is reached
 
 
 @cython.final
@@ -16,14 +17,14 @@ cdef enum:
 @cython.auto_pickle(False)
 @cython.no_gc_clear                # __dealloc__ needs the handle
 cdef class PinnedObject:
-    """The bytes of one object, where they are, for reading. Nobody reuses them while this lives."""
+    """A read-only buffer on the bytes of one object in the segment, which its pin keeps there."""
 
     cdef ObjectHandle handle
-    cdef PyObject *before          # all views of this process stand in a list
+    cdef PyObject *before          # the list of all views of this process
     cdef PyObject *behind
     cdef uint64_t pin
-    cdef uint64_t child_pin        # index + 1 of that of a child that is being forked; or 0
-    cdef bint is_kept              # a child may use it without a pin: this process's pin stays
+    cdef uint64_t child_pin        # index + 1 of the pin for a child that is being forked; or 0
+    cdef bint is_kept              # this process's pin is never cleared: a child may have none
     cdef uint64_t generation
     cdef const uint8_t *bytes
     cdef Py_ssize_t size
@@ -39,12 +40,12 @@ cdef class PinnedObject:
         view_unlist(self)
         self.handle.pins_held -= 1
         if self.generation == process_generation and not self.is_kept:     # else the parent's
-            closed = self.handle.is_closed     # closing waits for us
+            closed = self.handle.is_closed     # a closed handle stays attached for its views
             self.handle.is_closed = False
             try:
                 self.handle._enter(&op)
                 op_give_back(&op)
-                if op.context.owned_refs[0] == 0:   # else the pin stays: rather too long than not
+                if op.context.owned_refs[0] == 0:   # else the pin stays: too long is safe
                     pin_clear(&op, self.pin)
                 self.handle.is_closed = closed
                 self.handle._leave(&op)
@@ -77,8 +78,8 @@ cdef void view_unlist(PinnedObject view) noexcept:
 
 
 cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t ref):
-    """The bytes of what a found element refers to; None if the element changed meanwhile. found is
-    NULL if the object is the operation's own.
+    """A copy of the object that a found element refers to; None if the element has changed since it
+    was found. found is NULL if the object is the operation's own.
 
     Raises SegmentCorrupt: there is no such object; SystemFailure: a handle without contexts cannot
     reach the file."""
@@ -101,15 +102,15 @@ cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t re
         if status == SYSTEM_ERROR:
             raise _errors.SystemFailure(
                 f"map {handle.name!r}: this process may not write the file, so it has to read "
-                f"objects through it, and can neither open it again nor copy from its own memory "
-                f"({os_error()}); open the map anew")
+                f"objects through a descriptor, and can neither open the file again nor copy from "
+                f"its own memory ({os_error()}); open the map anew")
         raise_status(handle, CORRUPT, NULL)
     return copy
 
 
 cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
-    """A PinnedObject of what a found element refers to, or its bytes if there is no pin for this
-    handle; None if the element changed meanwhile.
+    """A PinnedObject of the object that a found element refers to, or a copy of its bytes if the
+    handle can have no further pin; None if the element has changed since it was found.
 
     Raises SegmentCorrupt: there is no such object."""
     cdef PinnedObject pinned = PinnedObject.__new__(PinnedObject)
@@ -139,7 +140,7 @@ cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint6
     pinned.bytes = bytes
     pinned.size = <Py_ssize_t> length
     handle.pins_held += 1
-    handle.views += 1                          # the mapping stays for as long as the view
+    handle.views += 1                          # the mapping stays as long as the view exists
     view_list(pinned)
     if unlikely(forks_under_way != 0):
         pin_for_child(pinned, op)

@@ -1,27 +1,27 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Equal objects in blocks, and objects of any size in classes: where each lies, computed.
+# Where each object lies, computed: objects of one size in blocks, objects of any size in classes.
 #
-# A pool (pool.pxd) has equal objects in blocks. An element is one of these:
+# A pool (pool.pxd) has objects of one size, in blocks. An element is such an object:
 #
 #   element   8 B header | key, padded to 8 | value, padded to 8 | padding to the stride
 #
 # The stride is a multiple of a power of two near a thirty-second of it, so that a block, a whole
 # number of pages and of elements, stays near 16 or 64 KiB.
 #
-# Objects of any size, in a map that has some:
+# Objects of any size, in a map that has objects:
 #
 #   objects header 4 KiB | depots 64 B each, for each small class | pins 16 B each
 #     | for each class: block words, then blocks
 #
 # Every class is a pool in a range of addresses of its own, so an object never changes its class,
-# and its index says where it is. The ranges are reserved, not committed; what all of them may
-# commit together is the budget (region.pxd).
+# and its index says where it is. The ranges are reserved, not committed; the budget limits what
+# all of them together may commit (region.pxd).
 #
-#   small classes   16 to 4096 bytes as bpf_mem_alloc's, in blocks, with a depot for each CPU.
-#                   An object: header 8 B | bytes
-#   runs            8 KiB to 256 MiB, powers of two, each a block of its own of which only the pages
-#                   in use are committed.     An object: header 8 B | link 8 B | pages 8 B | 40 B
-#                   unused | bytes
+#   small classes   16 to 4096 bytes, the sizes of bpf_mem_alloc, in blocks, with a depot for each
+#                   CPU. An object: header 8 B | bytes
+#   runs            8 KiB to 256 MiB, powers of two. Each is a block of its own, of which only the
+#                   pages in use are committed. An object: header 8 B | link 8 B | pages 8 B
+#                   | 40 B unused | bytes
 #
 # A reference is one word: index : 34, length : 30. The length decides the class. 0 refers to
 # nothing: object 0 of a small class is never used, and runs have no length 0.
@@ -57,13 +57,14 @@ cdef struct ObjectClass:
 cdef struct Objects:
     uint64_t budget            # lock word: pages committed for objects
     uint64_t _reserved_a[7]
-    uint64_t pins_active       # pins, rather too many than too few: 0 means none
-    uint64_t pins_hint         # where a free pin was; a hint
+    uint64_t pins_active       # how many pins are set, or more, never fewer; 0 means none
+    uint64_t pins_hint         # where to look for a free pin first
     uint64_t _reserved_b[6]
     Region pins
     ObjectClass classes[27]
 
-# Somebody uses an object directly. owner first, then ref; backwards when it ends.
+# A process uses an object in place. A pin begins with the store of owner, then of ref; it ends with
+# the same two stores in the reverse order.
 cdef struct Pin:
     uint64_t owner             # 0: free; process slot + 1. Taken by CAS.
     uint64_t ref
@@ -86,7 +87,7 @@ cdef inline uint64_t class_bytes(uint32_t which) noexcept nogil:
     return 16ULL << (which if which < 3 else which - 1)
 
 cdef inline uint32_t class_of(uint64_t length) noexcept nogil:
-    """The class of objects with so many bytes, at most LENGTH_MAX."""
+    """The class for objects of length bytes, at most LENGTH_MAX."""
     cdef uint64_t needed = length + SMALL_HEADER
     if needed <= 64:
         return 0 if needed <= 16 else 1 if needed <= 32 else 2
@@ -109,25 +110,25 @@ cdef inline uint64_t ref_length(uint64_t ref) noexcept nogil:
     return ref & LENGTH_MASK
 
 cdef inline uint32_t ref_class(uint64_t ref) noexcept nogil:
-    """The class of an object; CLASS_COUNT or more if there is none of that length."""
+    """The class of an object; CLASS_COUNT if no class has objects of that length."""
     return class_of(ref_length(ref)) if ref_length(ref) <= LENGTH_MAX else CLASS_COUNT
 
 cdef inline uint64_t pages_of(uint64_t length) noexcept nogil:
-    """Pages of a run that holds so many bytes."""
+    """Pages of a run that holds length bytes."""
     return (length + RUN_HEADER + PAGE_BYTES - 1) // PAGE_BYTES
 
 cdef inline uint64_t run_pages(Element *run) noexcept nogil:
-    """Pages that are charged for a run: its word says 0 before it ever grew."""
+    """Pages that are charged for a run: one if its word is 0, because it has never grown."""
     cdef uint64_t pages = run.words[1]
     return pages if pages != 0 else 1
 
 cdef enum:
-    BLOCK_BYTES_SMALL = 16384  # blocks of pools up to POOL_BYTES_SMALL: little memory is half used
-    BLOCK_BYTES_LARGE = 65536  # of larger ones: a commit costs about 11 us for 2700 elements
+    BLOCK_BYTES_SMALL = 16384  # in pools up to POOL_BYTES_SMALL, to have little in half-used blocks
+    BLOCK_BYTES_LARGE = 65536  # in larger pools: a commit costs about 11 us for 2700 elements
     POOL_BYTES_SMALL = 67108864
     BLOCK_CAPACITY_MAX = 4095  # 12 bits in a block word
     PARKED_MAX = 255           # free elements, and credits, that one depot can hold
-    LINE_SPARE_COUNT = 16384   # lines beyond one for every six entries: in flight, or of a split
+    LINE_SPARE_COUNT = 16384   # lines beyond one for every six entries: in no chain, or for a split
     DEPOT_HIGH_MAX = 96        # bpf_mem_alloc's watermarks for elements up to 256 bytes
     DEPOT_BATCH_MAX = 48
     CREDIT_BATCH = 32
@@ -136,14 +137,14 @@ cdef enum:
 # The private description of a pool of equal objects, in blocks (pool.pxd).
 cdef struct PoolView:
     Pool *shared
-    uint64_t *words            # one word a block
+    uint64_t *words            # one word for each block
     uint8_t *base
     uint64_t stride
     uint64_t capacity          # objects in a block
     uint64_t block_bytes
     uint64_t block_count
     uint64_t object_count      # index limit
-    uint64_t first_bytes       # of a block, committed with it: all, but of a run one page
+    uint64_t first_bytes       # committed with a block: all of the block, but of a run one page
     uint64_t reserved          # objects of block 0 that are never given out
     uint32_t kind              # 0 elements, 1 lines, POOL_OBJECTS + class
     uint32_t words_region
@@ -199,7 +200,7 @@ cdef inline void pool_view_init(
 
 cdef inline void run_view_init(
         PoolView *pool, uint64_t bytes, uint64_t count, uint32_t kind) noexcept nogil:
-    """A pool of runs: each object a block, of which at first one page is committed."""
+    """A pool of runs: each object is a block, of which one page is committed at first."""
     pool.stride = pool.block_bytes = bytes
     pool.first_bytes = PAGE_BYTES
     pool.capacity = 1

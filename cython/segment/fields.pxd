@@ -1,13 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Special fields of a value: words that bytes from outside never reach, nor leave.
+# Special fields of a value: words that a caller's bytes are never copied into, nor out of.
 #
-#   SPIN_LOCK   accepted for the kernel's sake: any element can be locked without it
+#   SPIN_LOCK   accepted because the kernel has it: any element can be locked without it
 #   TIMER       a deadline, CLOCK_MONOTONIC in ns; 0: none. The entry is absent from then on
 #   KPTR        a reference to an object (classes.pxd); 0: none
 #   REFCOUNT    a number; 1 at first
 #
-# As the kernel's special fields: an insertion initialises them, an update frees what they refer to
-# and initialises them again, a copy that leaves the map has zeros there (a count is shown).
+# They behave like the kernel's: an insertion initialises them, an update frees what they refer to
+# and initialises them again, and a copy for the caller has zeros there (but shows a REFCOUNT).
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport unlikely
 from machine.system cimport CLOCK_MONOTONIC, clock_ns
@@ -18,7 +18,7 @@ from segment.layout cimport (
 from segment.geometry cimport Map
 
 cdef inline bint fields_place(Map *map, const Header *header) noexcept nogil:
-    """Fill in where the special fields are. False if what the header says cannot be."""
+    """Note in map where the special fields are. False if what the header says is impossible."""
     cdef uint32_t index, other, kind, word
     map.field_count = map.ref_count = 0
     map.timer_word = 0
@@ -49,26 +49,27 @@ cdef inline bint fields_place(Map *map, const Header *header) noexcept nogil:
     return True
 
 cdef inline void fields_blank(Map *map, uint64_t *value) noexcept nogil:
-    """Take the special fields out of a private copy of a value; its words may be unaligned."""
+    """Zero the special fields in a private copy of a value, whose words may be unaligned. A
+    REFCOUNT stays."""
     cdef uint32_t index
     for index in range(map.field_count):
         if map.field_kinds[index] != SPECIAL_REFCOUNT:
             value[map.field_words[index]] = 0
 
 cdef inline void fields_begin(Map *map, uint64_t *value) noexcept nogil:
-    """Initialise the special fields of a value that comes from outside."""
+    """Initialise the special fields of a value that the caller supplied."""
     cdef uint32_t index
     for index in range(map.field_count):
         value[map.field_words[index]] = map.field_kinds[index] == SPECIAL_REFCOUNT
 
 cdef inline void fields_keep(Map *map, uint64_t *value, const uint64_t *before) noexcept nogil:
-    """Let the special fields of a new value be those of the one before."""
+    """Copy the special fields of the value before into a new value."""
     cdef uint32_t index
     for index in range(map.field_count):
         value[map.field_words[index]] = before[map.field_words[index]]
 
 cdef inline bint field_meets(Map *map, uint64_t offset, uint64_t size) noexcept nogil:
-    """Whether bytes of a value reach into a special field other than a count."""
+    """Whether size bytes at offset overlap a special field other than a REFCOUNT."""
     cdef uint32_t index
     for index in range(map.field_count):
         if map.field_kinds[index] != SPECIAL_REFCOUNT and (

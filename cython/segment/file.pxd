@@ -3,13 +3,14 @@
 # descriptor.
 #
 # The program may close a kept descriptor (daemonizing code closes all of them), and the kernel may
-# give its number to another file. So before each use the device and inode are compared, and if they
-# differ the segment is opened again by its name. File locks are open-file-description locks: one
-# file opened twice is two owners, even within one process.
+# give its number to another file. So before each use of the descriptor its device and inode are
+# compared, and if they differ the segment is opened again by its name. File locks are
+# open-file-description locks: a file that is opened twice has two owners, even within one process.
 #
-# A process that may only read the file may hold shared locks on each of its bytes, and so keep
-# others from locking a byte, but it cannot hold an exclusive one. So F_OFD_GETLK asks with F_RDLCK,
-# with which only an exclusive lock conflicts; and nothing that has to go on waits for such a lock.
+# A process that may only read the file can hold shared locks on its bytes, and so keep others from
+# locking a byte exclusively, but it cannot hold an exclusive lock. So F_OFD_GETLK asks with
+# F_RDLCK, with which only an exclusive lock conflicts, and no code that has to make progress waits
+# for a shared lock.
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
@@ -33,7 +34,7 @@ cdef inline bint is_segment(const Map *map, int fd) noexcept nogil:
         status.st_dev == map.device and status.st_ino == map.inode)
 
 cdef inline int segment_opened(const Map *map, const char *path, int flags) noexcept nogil:
-    """A new open file of this path if that is the segment; else -1."""
+    """Open path: the new descriptor if the file is the segment; else -1."""
     cdef int fd = open(path, flags)
     if fd >= 0 and not is_segment(map, fd):
         close(fd)
@@ -42,11 +43,12 @@ cdef inline int segment_opened(const Map *map, const char *path, int flags) noex
 
 cdef inline int segment_open(Map *map) noexcept nogil:
     """A new open file of the segment, or -1: through the kept descriptor, by name, or through the
-    mapping (its first page, if only others may be written), which only a privileged process may."""
+    mapping, which only a privileged process may do. (The first page of a read-only handle's mapping
+    is a mapping by itself if the slots and contexts behind it are writable.)"""
     cdef char path[PATH_BYTES]
     cdef int flags = (O_RDONLY if map.file_read_only else O_RDWR) | O_CLOEXEC
     cdef int fd = -1
-    if is_segment(map, map.fd):                # the program may have closed and reused it
+    if is_segment(map, map.fd):                # the program may have closed map.fd and reused it
         snprintf(path, PATH_BYTES, "/proc/self/fd/%d", map.fd)
         fd = segment_opened(map, path, flags)
     if fd < 0 and map.path != NULL:
@@ -61,14 +63,14 @@ cdef inline int segment_open(Map *map) noexcept nogil:
     return fd
 
 cdef inline int segment_fd(Map *map) noexcept nogil:
-    """The kept descriptor, made anew if the program closed it; -1 if that cannot be done."""
+    """The kept descriptor, opened again if the program has closed it; -1 if that fails."""
     if not is_segment(map, map.fd):
         map.fd = segment_open(map)
     return map.fd
 
 cdef inline bint header_begin(Map *map) noexcept nogil:
-    """Before a store to the header by who may otherwise only read it. The GIL is held, or nobody
-    else has the mapping. False: the system refuses."""
+    """Make the header writable in a read-only mapping, before a store. The caller holds the GIL, or
+    no other thread has the mapping yet. False: the system refuses."""
     return not map.read_only or mprotect(map.header, HEADER_BYTES, PROT_READ | PROT_WRITE) == 0
 
 cdef inline void header_end(Map *map) noexcept nogil:
@@ -76,8 +78,8 @@ cdef inline void header_end(Map *map) noexcept nogil:
         mprotect(map.header, HEADER_BYTES, PROT_READ)
 
 cdef inline int byte_lock(int fd, int command, int kind, uint64_t byte) noexcept nogil:
-    """fcntl on one byte. After F_OFD_GETLK: 1 if somebody else's lock is in the way of one of this
-    kind, 0 if not."""
+    """fcntl on one byte. After F_OFD_GETLK: 1 if the lock of another open file conflicts with one
+    of this kind, 0 if none does."""
     cdef flock_t lock
     memset(&lock, 0, sizeof(lock))
     lock.l_type = <short> kind
@@ -90,7 +92,7 @@ cdef inline int byte_lock(int fd, int command, int kind, uint64_t byte) noexcept
     return 0
 
 cdef inline bint byte_is_shared(int fd, uint64_t byte) noexcept nogil:
-    """Whether what keeps an exclusive lock from this byte is a shared one."""
+    """Whether a shared lock is what prevents an exclusive lock on this byte."""
     cdef flock_t lock
     memset(&lock, 0, sizeof(lock))
     lock.l_type = <short> F_WRLCK
@@ -99,7 +101,7 @@ cdef inline bint byte_is_shared(int fd, uint64_t byte) noexcept nogil:
     return fcntl(fd, F_OFD_GETLK, &lock) == 0 and lock.l_type == F_RDLCK
 
 cdef inline void *page_kept(int fd) noexcept nogil:
-    """Map a page that keeps the open file, and is not passed on by fork; NULL if that fails."""
+    """Map a page, not inherited by fork, that keeps the open file alive; NULL if that fails."""
     cdef void *page = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0)
     if page == MAP_FAILED:
         return NULL

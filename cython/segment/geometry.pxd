@@ -2,9 +2,9 @@
 # One process's view of a segment: where everything is, computed and never read from the segment.
 #
 # The header stores the six numbers that decide the geometry (key_size, value_size, max_entries,
-# depot_count, max_bytes, layout version). Whoever attaches checks them, computes everything else
-# anew and keeps it in private memory, so that nothing in the segment is ever trusted as a length or
-# a pointer (H1).
+# depot_count, max_bytes, layout version). A process that attaches checks them, computes everything
+# else itself and keeps it in private memory, so that nothing in the segment is ever trusted as a
+# length or a pointer (H1).
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from machine.atomics cimport load_acquire_u64
 from segment.status cimport Status, OK, FULL
@@ -23,14 +23,14 @@ from segment.classes cimport (
 cdef enum:
     SEGMENT_BYTES_MAX = 0x400000000000ULL     # 64 TiB: half of what 47-bit addresses can map
 
-# This process's standing in the segment. In a page that fork wipes: a child finds zeros, hence no
-# slot and no context, and registers itself at its first operation.
+# What this process holds in the segment. It stands in a page that fork wipes: a child finds zeros,
+# so it has no slot and no context, and registers itself at its first operation.
 cdef struct Local:
-    uint64_t idle_context      # index + 1 of one at rest; taken and put back by each operation
+    uint64_t idle_context      # index + 1 of an idle context; an operation takes and returns it
     uint64_t registered        # 1 once the process slot is held
     uint64_t process_index
     uint64_t generation        # of this registration: another one after every fork
-    uint64_t more_count        # further idle contexts, for threads that meet inside operations
+    uint64_t more_count        # further idle contexts: several threads can be inside operations
     uint32_t more[446]
 
 cdef struct Map:
@@ -57,21 +57,21 @@ cdef struct Map:
     uint64_t value_words
     uint64_t context_stride
     uint64_t depot_count
-    uint64_t depot_high        # free elements in a depot above which some go back
+    uint64_t depot_high        # a depot with more free elements than this gives some back
     uint64_t depot_batch
     uint64_t max_entries
     PoolView element_pool
     PoolView line_pool
     PoolView classes[27]
-    uint64_t max_bytes         # of objects
+    uint64_t max_bytes         # limit of the memory of objects
     uint64_t objects_offset
-    uint64_t timer_word        # where the value's deadline is, in words, plus 1; 0: nowhere
+    uint64_t timer_word        # which word of the value is its deadline, plus 1; 0: none is
     uint32_t field_count       # special fields of the value, and which of its words they are
     uint32_t field_words[8]
     uint32_t field_kinds[8]
-    uint32_t ref_count         # of these, the references
+    uint32_t ref_count         # references among the special fields
     uint32_t ref_words[3]
-    bint words_only            # keys and values are a word each, without special fields
+    bint words_only            # keys and values are one word each, without special fields
     uint32_t region_count
     uint64_t region_offset[33]
     uint64_t region_bytes[33]
@@ -82,26 +82,26 @@ cdef struct Map:
     uint64_t segment_bytes
     uint64_t device            # of the segment's file, to recognise it again
     uint64_t inode
-    uint64_t splits_put_off    # by this handle, because somebody held a lock
-    bint (*owner_recover)(void *op) noexcept nogil     # of a layer above (attach.pxd); or NULL
-    int64_t timeout_ns         # how long to wait for a live owner; negative is for ever
+    uint64_t splits_put_off    # splits that this handle put off because a lock was held
+    bint (*owner_recover)(void *op) noexcept nogil     # set by a layer above (attach.pxd); or NULL
+    int64_t timeout_ns         # how long to wait for a live owner; negative: without limit
     char *path                 # of the segment, to open it again; NULL if it has none
     int fd
-    bint read_only             # entries
-    bint file_read_only        # by permission: then its operations have no contexts
+    bint read_only             # the handle must not change entries
+    bint file_read_only        # the process may not write the file: its operations have no contexts
     bint peeks                 # objects are read through the file (peek.pxd)
     bint use_membarrier
 
 cdef inline uint64_t geometry_place(
         Map *map, uint32_t region, uint64_t offset, uint64_t size) noexcept nogil:
-    """Put a region at offset; the offset behind it."""
+    """Put a region at offset; returns the offset behind it."""
     map.region_offset[region] = offset
     map.region_bytes[region] = round_up(size, PAGE_BYTES)
     return offset + map.region_bytes[region]
 
 cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_size,
                                     uint64_t max_entries, uint64_t depot_count) noexcept nogil:
-    """Fill in what follows from these four numbers. FULL if no address space holds it."""
+    """Compute the geometry from these four numbers. FULL if no address space can hold it."""
     cdef uint64_t offset = HEADER_BYTES
     map.key_size = key_size
     map.value_size = value_size
@@ -112,7 +112,7 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     map.depot_count = depot_count
     map.stride = element_stride(key_size, value_size)
     map.depot_high = DEPOT_HIGH_MAX
-    if map.stride > 256:           # as bpf_mem_alloc: about 24 KiB parked at most
+    if map.stride > 256:           # like bpf_mem_alloc: at most about 24 KiB are parked
         map.depot_high = 24576 // map.stride if 24576 // map.stride > 3 else 3
     map.depot_batch = map.depot_high // 2 if map.depot_high > 3 else 1
     if map.stride * (max_entries + depot_count * PARKED_MAX) > SEGMENT_BYTES_MAX:
@@ -124,7 +124,7 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
         map.line_max = 0xFFFFFFFFULL - LINK_BASE
     pool_view_init(&map.line_pool, LINE_BYTES, map.line_max, 1)
     map.line_max = map.line_pool.object_count
-    # Growth stops at a mean load of 3.5, reckoned with every credit in the depots as taken.
+    # Growth stops at a mean load of 3.5, where every credit in a depot counts as an entry.
     map.bucket_max = round_up((max_entries + depot_count * PARKED_MAX) * 2 // 7 + 64, 64)
     map.context_stride = round_up(CONTEXT_BYTES + map.value_words * 8, LINE_BYTES)
 
@@ -146,7 +146,7 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
 
 cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept nogil:
-    """After geometry_compute, of a map that holds up to max_bytes of objects."""
+    """Called after geometry_compute, for a map that holds up to max_bytes of objects."""
     cdef uint64_t offset = map.segment_bytes
     cdef uint64_t bytes, count
     cdef uint32_t which
@@ -162,11 +162,11 @@ cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept n
     for which in range(CLASS_COUNT):
         pool = &map.classes[which]
         bytes = class_bytes(which)
-        if which < CLASS_SMALL:                # all of them in one class, and a block begun
+        if which < CLASS_SMALL:                # max_bytes of objects all of one class
             count = max_bytes // bytes + 1
             pool_view_init(pool, bytes, count if count < OBJECT_INDEX_MAX - BLOCK_CAPACITY_MAX else
                            OBJECT_INDEX_MAX - BLOCK_CAPACITY_MAX, POOL_OBJECTS + which)
-        else:                                  # an object has more than half of its run
+        else:                                  # an object fills more than half of its run
             run_view_init(pool, bytes, 2 * max_bytes // bytes + 2, POOL_OBJECTS + which)
         offset = geometry_place(map, pool.words_region, offset, pool.block_count * 8)
         offset += pool.block_count * pool.block_bytes
@@ -190,7 +190,7 @@ cdef inline void geometry_bind_objects(Map *map) noexcept nogil:
             pool.words_region]
 
 cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
-    """Turn offsets into this process's addresses."""
+    """Turn the offsets into addresses of this process."""
     map.base = base
     map.header = <Header *> base
     map.processes = <ProcessSlot *> (base + map.region_offset[REGION_PROCESSES])
@@ -208,7 +208,7 @@ cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
     geometry_bind_objects(map)
 
 cdef inline Region *region_at(Map *map, uint32_t which) noexcept nogil:
-    """A region's words: which is below region_count."""
+    """The words of a region; which must be below region_count."""
     if which < REGION_COUNT:
         return &map.header.regions[which]
     if which == REGION_PINS:
@@ -224,19 +224,19 @@ cdef inline PoolView *pool_of_kind(Map *map, uint32_t kind) noexcept nogil:
     return &map.classes[kind - POOL_OBJECTS]
 
 cdef inline Depot *depot_at(Map *map, uint64_t index) noexcept nogil:
-    """A depot: of elements, or behind those of each small class."""
+    """A depot: those of elements come first, then those of each small class."""
     if index < map.depot_count:
         return map.depots + index
     return map.object_depots + (index - map.depot_count)
 
 cdef inline PoolView *depot_pool(Map *map, uint64_t index) noexcept nogil:
-    """What a depot has free objects of."""
+    """The pool whose free objects a depot holds."""
     if index < map.depot_count:
         return &map.element_pool
     return &map.classes[index // map.depot_count - 1]
 
 cdef inline uint64_t depots_of_all(Map *map) noexcept nogil:
-    """How many depots there are."""
+    """How many depots the map has, of elements and of objects."""
     return map.depot_count * (1 if map.objects == NULL else 1 + CLASS_SMALL)
 
 cdef inline Bucket *bucket_at(Map *map, uint64_t index) noexcept nogil:
@@ -260,10 +260,11 @@ cdef inline uint64_t *context_redo(Context *context) noexcept nogil:
 cdef inline Element *pool_object(PoolView *pool, uint64_t index) noexcept nogil:
     return <Element *> (pool.base + index * pool.stride)
 
-# Of what the segment says, each time it is asked: another process may be damaging it meanwhile.
+# The functions below check what they read from the segment at every call, because another process
+# may damage the segment at any time.
 cdef inline uint64_t region_usable(Map *map, uint32_t which) noexcept nogil:
     """Bytes of a region that may be touched."""
-    # Acquire: pairs with the releases of usable; the memory is there.
+    # Acquire: pairs with the releases of usable; the memory below it is committed.
     cdef uint64_t usable = load_acquire_u64(&region_at(map, which).usable)
     return usable if usable <= map.region_bytes[which] else map.region_bytes[which]
 
@@ -280,5 +281,5 @@ cdef inline uint64_t processes_usable(Map *map) noexcept nogil:
     return region_usable(map, REGION_PROCESSES) // sizeof(ProcessSlot)
 
 cdef inline uint64_t checked_index(PoolView *pool, uint64_t index) noexcept nogil:
-    """A name that a context holds; 0, which is nobody's, if there is no such object."""
+    """index, as a context names it; 0, which is never in use, if the pool has no such object."""
     return index if index < pool.object_count else 0

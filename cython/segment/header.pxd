@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# The segment as a whole: its first contents, and the examination before anything in it is used
-# (H1).
+# The segment as a whole: its first contents, and the examination of its header before anything in
+# it is used (H1).
 #
-# A segment is filled while it has no name, so nobody sees it half made; shmrhash/_segment.py does
-# the files. Examination looks at a private copy of the header: the numbers that decide the geometry
-# are range-checked, everything else is computed from them and compared.
+# A segment is filled while it has no name, so no other process sees it half made; the files are
+# handled by shmrhash/_segment.py. The examination uses a private copy of the header: the numbers
+# that decide the geometry are range-checked, everything else is computed from them and compared.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 from machine.atomics cimport multiply_fold, read_u64
@@ -20,10 +20,10 @@ from segment.fields cimport fields_place
 
 cdef enum:
     CHECKED_BYTES = 96         # of the header, before the checksum
-    KEY_SIZE_MAX = 65535       # rhashtable's key_len is 16 bits
-    ENTRIES_MAX = 0x80000000   # 1 << 31, as the kernel's
+    KEY_SIZE_MAX = 65535       # rhashtable's key_len has 16 bits
+    ENTRIES_MAX = 0x80000000   # 1 << 31, the kernel's limit
     PAIR_SIZE_LIMIT = 4194256  # key_size + value_size must stay below it: KMALLOC_MAX_SIZE of 4 MiB
-                               # less 48, the kernel's struct htab_elem (asked of a 6.18 kernel)
+                               # less 48, the kernel's struct htab_elem (measured on a 6.18 kernel)
 
 cdef inline uint64_t header_checksum(const Header *header) noexcept nogil:
     cdef const uint8_t *at = <const uint8_t *> header
@@ -34,8 +34,8 @@ cdef inline uint64_t header_checksum(const Header *header) noexcept nogil:
     return sum
 
 cdef inline uint64_t fields_checksum(const Header *header) noexcept nogil:
-    """Of max_bytes and the special fields; the schema, which the core does not read, is the
-    program's."""
+    """A checksum of max_bytes and the special fields. The schema is not in it: it is the program's,
+    and the core does not read it."""
     cdef const uint8_t *at = <const uint8_t *> &header.max_bytes
     cdef uint64_t sum = 0x9E3779B97F4A7C15ULL
     cdef uint64_t offset
@@ -45,14 +45,14 @@ cdef inline uint64_t fields_checksum(const Header *header) noexcept nogil:
     return sum
 
 cdef inline uint64_t buckets_for(Map *map, uint64_t entries) noexcept nogil:
-    """Buckets that hold so many entries at the load at which growth begins."""
+    """How many buckets hold entries at the load at which growth begins."""
     cdef uint64_t count = (entries * 2 + 6) // 7
     if count < BUCKET_COUNT_MIN:
         count = BUCKET_COUNT_MIN
     return count if count < map.bucket_max else map.bucket_max
 
 cdef inline uint64_t first_bytes(Map *map, uint32_t region, uint64_t bucket_count) noexcept nogil:
-    """How much of a region is committed at creation."""
+    """How many bytes of a region are committed at creation."""
     cdef uint64_t wanted = PAGE_BYTES
     if region == REGION_CONTEXTS:
         wanted = map.context_stride
@@ -61,14 +61,15 @@ cdef inline uint64_t first_bytes(Map *map, uint32_t region, uint64_t bucket_coun
     return round_up(wanted, PAGE_BYTES)
 
 cdef inline uint64_t bucket_level(uint64_t count, uint64_t index) noexcept nogil:
-    """The level of bucket index when there are count: the least L with index + 2^L >= count."""
+    """The level of bucket index among count: the least L with index < 2^L and index + 2^L >= count.
+    """
     cdef uint64_t level = 0
     while index + (1ULL << level) < count or index >= (1ULL << level):     # at most 32 turns
         level += 1
     return level
 
 cdef inline void segment_fill(Map *map, const Header *wanted, uint64_t bucket_count) noexcept nogil:
-    """Write a fresh segment's contents into committed zeros. map is bound to it."""
+    """Write a new segment's contents into committed zeros. map is bound to the segment."""
     cdef Header *header = map.header
     cdef uint64_t index
     cdef uint32_t region
@@ -92,8 +93,8 @@ cdef inline Status segment_examine(
         Map *map, const Header *header, uint64_t file_bytes) noexcept nogil:
     """Compute map's geometry from a private copy of a header.
 
-    ABSENT: not a segment of ours; PRESENT: another layout version; CORRUPT: damaged; FULL: no
-    address space could hold it.
+    ABSENT: not a segment of this library; PRESENT: another layout version; CORRUPT: damaged; FULL:
+    no address space could hold it.
     """
     cdef Status status
     cdef uint32_t region

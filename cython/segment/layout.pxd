@@ -1,28 +1,29 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# What lies where in a segment, and what each word means. Format version 1.
+# What lies where in a segment, and what each word means. Format version 2.
 #
 #   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (272 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
-#     | objects of any size, in a map that has some (classes.pxd)
+#     | objects of any size, in a map that has objects (classes.pxd)
 #
 # Every region starts on a page, at an offset that is a pure function of the geometry
 # (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:
-# 0 says "none".
+# an index of 0 means "none".
 #
-# Lock words. All of them (bucket, element, depot, credits, block, region) share 16 low bits:
+# Lock words. All of them (bucket, element, depot, credits, block, region) share their 16 low bits:
 #
 #      63                          16 15            1   0
 #     +------------------------------+---------------+---+
-#     | payload of that kind of word | owner context | L |
+#     | payload, for each kind       | owner context | L |
 #     +------------------------------+---------------+---+
 #
-# L set: the context named by the owner bits holds the word, nobody else may store to it, and
-# whoever waits can find the process behind the context (liveness.pxd). L clear: the owner bits are
-# zero. Taking and naming the owner is one CAS; commit and release are, where possible, one store.
+# L set: the context named by the owner bits holds the word. No other context may store to it, and
+# a waiter can find the process that the context belongs to (liveness.pxd). L clear: the owner bits
+# are zero. One CAS takes a word and names its owner. Commit and release are one store, where
+# possible.
 #
 # Payloads, from bit 16 up:
 #   bucket   level+1 : 6   reserved : 2   version : 40      level+1 == 0: this bucket does not exist
-#   element  state : 3     version : 45      table    bucket_count : 48, nobody's lock
+#   element  state : 3     version : 45      table    bucket_count : 48, never locked
 #   depot    count : 8     credit : 8      head element : 32      credits   credits : 48
 #   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
 #   budget   pages that objects take : 48      region, clearing   unused
@@ -60,21 +61,23 @@ cdef enum:
     LINK_BASE = 0xF0000000ULL                 # an index at or above it is LINK_BASE + line
     MAGIC = 0x31485352524D4853ULL             # "SHMRRSH1" in memory
 
-# States of an element, and who may change them. Readers may meet any of them at any time.
-#   FREE    in a depot, a block's list, or never used.                       -> ALLOC by the taker
+# States of an element or object, and what may change them. A reader may find an element in any
+# state at any time.
+#   FREE    in a depot or a block's list, or never used.   -> ALLOC by the context that takes it
 #   ALLOC   belongs to the owner context, not reachable.                     -> LIVE, FREE
 #   LIVE    a complete entry.   -> UPD, ULOCK, LOCKED by a CAS of any writer; DEAD under its
 #           bucket's lock
 #   UPD     the new value stands in the owner's redo buffer and counts from here on; the owner, or
-#           whoever recovers it, is copying it over the old one.             -> LIVE
+#           the process that recovers it, copies it over the old value.      -> LIVE
 #   ULOCK   the owner holds the element; the value is the old one and valid, or changes by one
 #           aligned store.                                                   -> LIVE, UPD
 #   LOCKED  the owner has a section open on it (F_LOCK): the value is valid and does not change.
-#           -> LIVE, UPD by a CAS of the owner; DEAD under its bucket's lock, by whoever deletes it
+#           -> LIVE, UPD by a CAS of the owner; DEAD under its bucket's lock, by any deletion
 #   DEAD    deleted, still named by a slot or on its way to a depot.         -> FREE
-#   RETIRED an object (classes.pxd) that nothing refers to but pins.         -> ALLOC by a CAS
-# Of these, objects are FREE, ALLOC, LIVE (an element has a reference to it) and RETIRED only.
-# Every change of state raises the version: a header seen twice means nothing happened in between.
+#   RETIRED an object (classes.pxd) that only pins refer to.                 -> ALLOC by a CAS
+# An object is only ever FREE, ALLOC, LIVE (an element has a reference to it) or RETIRED.
+# Every change of state raises the version: if a header is the same in two loads, the element did
+# not change state between them.
 cdef enum:
     ELEMENT_FREE = 0
     ELEMENT_ALLOC = 1
@@ -85,8 +88,8 @@ cdef enum:
     ELEMENT_DEAD = 6
     ELEMENT_RETIRED = 7
 
-# States of a block of elements or lines. A HOLE has no memory; its fresh and free counts are 0.
-# RELEASING: held by its owner, no reader can hold an index into it, its memory may be gone.
+# States of a block of a pool. A HOLE has no memory; its fresh and free counts are 0. A RELEASING
+# block is locked, no operation can be looking into it, and its memory may be gone.
 cdef enum:
     BLOCK_HOLE = 0
     BLOCK_READY = 1
@@ -98,9 +101,9 @@ cdef enum:
     REGION_ELEMENT_WORDS = 2
     REGION_LINE_WORDS = 3
     REGION_BUCKETS = 4
-    REGION_COUNT = 5           # that every map has
+    REGION_COUNT = 5           # regions that every map has
     REGION_PINS = 5
-    REGION_OBJECT_WORDS = 6    # and so on, one for each class of objects
+    REGION_OBJECT_WORDS = 6    # the first of one region for each class of objects
     REGION_MAX = 33
 
 # Special fields of a value, declared at creation (fields.pxd). Each takes a word of the value.
@@ -112,16 +115,16 @@ cdef enum:
     SPECIAL_MAX = 8
     REF_MAX = 3                # references in a value
     NAME_MAX = 6               # objects that a context can name: new ones, then replaced ones
-    TRANSIT_SHIFT = 48           # context.in_transit: the kind of its pool, then its index
-    SCHEMA_OFFSET = 2048       # in the header's page: what the program says the values are
+    TRANSIT_SHIFT = 48         # context.in_transit: the pool's kind above this bit, the index below
+    SCHEMA_OFFSET = 2048       # in the header's page: the program's description of its values
     SCHEMA_MAX = 1536
 
 cdef struct FieldPlace:
     uint32_t kind
     uint32_t offset            # in the value, bytes
 
-# What the owner of a bucket lock is about. Read by recovery, and only while that context still
-# holds one of the locks it names; a stale value means nothing.
+# The operation that the owner of a bucket lock is performing. Recovery reads it, and only while the
+# context still holds one of the locks that it names; a stale value means nothing.
 cdef enum:
     OPERATION_NONE = 0
     OPERATION_INSERT = 1
@@ -130,27 +133,29 @@ cdef enum:
     OPERATION_MERGE = 4
 
 # A region committed from its start up to a watermark.
-#   usable     bytes that may be touched. Raised after the memory is there, lowered before it goes.
-#   allocated  bytes that may have memory. usable <= allocated, unequal only inside commit and
-#              release and after the death of somebody inside one of them.
+#   usable     bytes that may be touched. Raised after their memory is committed, lowered before it
+#              is given back.
+#   allocated  bytes that may have memory. usable <= allocated; they differ only during a commit or
+#              release, and after one that failed or whose process died.
 cdef struct Region:
     uint64_t lock
     uint64_t usable
     uint64_t allocated
     uint64_t _reserved[5]
 
-# Blocks of a pool. All three are hints: a wrong value costs a longer search, nothing else.
+# Blocks of a pool. The frontier only rises, and no READY block lies at or beyond it. The others are
+# hints: a wrong value costs time, nothing else.
 cdef struct Pool:
     uint64_t frontier          # blocks from here on have never been used
     uint64_t hint              # blocks below it probably have nothing free
-    uint64_t kept_block           # an empty block kept for the next refill, plus one; 0 is none
+    uint64_t kept_block        # an empty block kept for the next refill, plus one; 0 is none
     uint64_t ready_count       # committed blocks
     uint64_t _reserved[4]
 
 cdef struct Statistics:
     uint64_t grows             # splits done
     uint64_t shrinks           # merges done
-    uint64_t growth_stopped    # splits given up for want of memory
+    uint64_t growth_stopped    # splits given up because memory could not be had
     uint64_t recoveries        # processes recovered
     uint64_t owners_found_dead
     uint64_t operations_finished
@@ -175,18 +180,18 @@ cdef struct Header:
     uint64_t segment_bytes
     uint64_t created_ns        # CLOCK_REALTIME
     uint64_t checksum          # of the bytes before it
-    uint64_t frozen            # not 0: nobody writes any more. In a line that is hardly written.
-    uint64_t starving          # who waited too long for an element (element.pxd); 0: nobody
+    uint64_t frozen            # not 0: writes are refused. In a cache line that is hardly written.
+    uint64_t starving          # the claim of a waiter that starves (element.pxd); 0: there is none
     uint64_t clearing          # lock word: held while a map is cleared; no key is inserted then
-    uint64_t max_bytes         # of objects; 0: the map has none
+    uint64_t max_bytes         # limit of the memory of objects; 0: the map has no objects
     uint32_t field_count
     uint32_t schema_bytes
     FieldPlace fields[8]
-    uint64_t fields_checksum   # of max_bytes and what follows it, and of the schema
+    uint64_t fields_checksum   # of the bytes from max_bytes to here; not of the schema
     uint64_t _reserved_a[3]
-    uint64_t sweep_rest, sweep     # rest.pxd; and a hint: where the next sweep begins (sweep.pxd)
+    uint64_t sweep_rest, sweep     # see rest.pxd; a hint where the next sweep begins (sweep.pxd)
     uint64_t table             # bucket_count. Its own cache line, as are those below.
-    uint64_t fences            # not 0, for ever: who looks at an object makes a fence (hazard.pxd)
+    uint64_t fences            # never 0 again once set: readers of objects fence (hazard.pxd)
     uint64_t _reserved_b[6]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
     uint64_t _reserved_c[7]
@@ -195,48 +200,48 @@ cdef struct Header:
     Pool line_pool
     Statistics statistics
 
-# One attached process, or a dead one that nobody has recovered yet.
+# One attached process, or a dead one that is not recovered yet.
 cdef struct ProcessSlot:
     uint64_t used              # 0 free; else the claim of a process (claim.pxd). Taken by CAS.
     uint64_t pid               # as its own PID namespace shows it; for people only
     uint64_t attached_ns       # CLOCK_REALTIME
     uint64_t namespace_inode   # of that PID namespace; for people only
     char command[16]           # for people only
-    uint64_t recoverer         # turns : 48; process slot + 1 of who recovers this one, or 0 : 16
+    uint64_t recoverer         # changes : 48; process slot + 1 of its recoverer, or 0 : 16
     uint64_t _reserved
 
-# The state of one thread's operation: who it is, and what it may own. Written by its owner alone,
-# in program order, and read by recovery after the owner's death. A name here says "look there";
-# whether the thing is owned is said by the thing's own lock word.
+# The state of one thread's operation: its owner, and what it may own. Only the owner writes it, in
+# program order; recovery reads it after the owner's death. A field that names a thing only tells
+# recovery where to look: the thing's own lock word says whether this context owns it.
 cdef struct Context:
     uint64_t owner             # 0 free; process slot + 1. Taken by CAS.
-    uint64_t activity          # odd inside an operation: its reader may hold any index
-    uint64_t operation         # Operation
+    uint64_t activity          # odd inside an operation: then its thread may hold any index
+    uint64_t operation         # OPERATION_*
     uint64_t bucket            # locked for operation; the parent of a split or merge
-    uint64_t element           # ALLOC with a credit, or DEAD, by this context
+    uint64_t element           # ALLOC with a credit, or DEAD; this context's
     uint64_t target            # UPD, ULOCK or LOCKED by this context
-    uint64_t line              # ALLOC by this context, between its chain and elsewhere
+    uint64_t line              # ALLOC by this context: on its way into a chain or out of one
     uint64_t line_stash        # first of a list, through words[0], of lines ALLOC by this context
-    uint64_t in_transit           # ALLOC by this context, without a credit, between depot and block
+    uint64_t in_transit        # ALLOC by this context, without a credit, between depot and block
     uint64_t child             # of a split or merge
     uint64_t depot             # depot locked, plus 1
     uint64_t block             # block word locked: index * 32 + kind of its pool + 1
-    uint64_t list_head, list_tail    # elements taken from a block for the locked depot
-    uint64_t list_count       # 0: no such chain
+    uint64_t list_head, list_tail    # objects taken from a block for the locked depot
+    uint64_t list_count        # of that list; 0: there is none
     uint64_t credit_moving     # 1: credits are moving between the locked depot and the header
     uint64_t credit_after      # the depot's credit when they have moved
     uint64_t region            # region locked, plus 1
-    uint64_t activity_before   # activity when this owner came: each operation of its own adds 2
-    uint64_t batched           # keys that batches of this owner did, beyond one each
-    uint64_t waits             # times this owner's operations had to wait for a lock
-    uint64_t debt             # pages to be taken off the budget * 2 + (1: and perhaps names)
-    uint64_t owned_refs[6]          # references to objects: see NAME_MAX and reference.pxd
+    uint64_t activity_before   # activity when the owner took the context; each operation adds 2
+    uint64_t batched           # keys that this owner's batches handled, beyond one for each batch
+    uint64_t waits             # how often this owner's operations had to wait for a lock
+    uint64_t debt              # pages to refund to the budget * 2 + (1: owned_refs may be in use)
+    uint64_t owned_refs[6]     # references to objects: see NAME_MAX and reference.pxd
     uint64_t charged           # pages just added to the budget, for a block or an object
-    uint64_t budget_after      # while it changes: (the value after + 1) * 2 + (1: taken off)
-    uint64_t pages_wanted      # of the object that grows: pages * 8 + its place in names
-    uint64_t active_ns         # CLOCK_REALTIME: when an owner came, went, and now and then between
-    uint64_t hazard            # the object that is looked at, or was (hazard.pxd)
-    uint64_t fences            # not 0: header.fences was seen, by this owner or an earlier one
+    uint64_t budget_after      # while the budget changes: (its next value + 1) * 2 + (1: a refund)
+    uint64_t pages_wanted      # of the object that grows: pages * 8 + its slot in owned_refs
+    uint64_t active_ns         # CLOCK_REALTIME when taken, when given back, and sometimes between
+    uint64_t hazard            # the object that this context reads, or read last (hazard.pxd)
+    uint64_t fences            # not 0: this owner or an earlier one has seen header.fences set
     # The redo buffer follows: value_size bytes, rounded up to 8.
 
 cdef struct Bucket:
@@ -245,10 +250,10 @@ cdef struct Bucket:
     uint32_t indices[7]        # 0 empty; an element; in the last slot a link
 
 # An overflow line has a bucket's shape, so that one function searches both. Its header is a lock
-# word with a line's state, as an element's; the free list runs through the word behind it.
+# word with the line's state, like an element's; the free list runs through the word after it.
 cdef struct Element:
     uint64_t header
-    uint64_t words[1]          # key, padded to 8; value, padded to 8. Free: the next free one.
+    uint64_t words[1]          # key, padded to 8; value, padded to 8. In FREE: next in list.
 
 cdef struct Depot:
     uint64_t word

@@ -36,7 +36,7 @@ cdef inline uint32_t element_state(uint64_t header) noexcept nogil:
 
 cdef inline uint64_t element_header(
         uint64_t before, uint32_t state, uint64_t lock_bits) noexcept nogil:
-    """The header after before: next version, this state, these lock bits."""
+    """The header that follows before: the next version, with this state and these lock bits."""
     return (((before & ~(LOCK_MASK | (STATE_LIMIT << STATE_SHIFT))) + ELEMENT_VERSION_ONE)
             | (<uint64_t> state << STATE_SHIFT) | lock_bits)
 
