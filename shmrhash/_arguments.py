@@ -11,7 +11,7 @@ _TTL_MAX = 1 << 33  # seconds, 272 years: a deadline fits into 63 bits of nanose
 
 
 def whole_number(name: str, given: Any) -> int:
-    """given as an int. Raises TypeError, which names the argument."""
+    """The argument given as an int. Raises TypeError, which names the argument."""
     try:
         return index(given)
     except TypeError:

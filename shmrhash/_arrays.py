@@ -1,4 +1,4 @@
-"""NumPy's types as keys and values. Imported when one is declared, so that NumPy may be absent."""
+"""NumPy's types as keys and values. Imported only when one is declared: NumPy may be absent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DIMENSIONS_MAX = 64
 
 
 def plain_dtype(dtype: Any) -> Any:
-    """dtype as NumPy's, if its items are bytes and nothing else.
+    """dtype as a numpy.dtype, if its items are plain bytes.
 
     Raises TypeError, InvalidArgument.
     """
@@ -39,7 +39,7 @@ def plain_dtype(dtype: Any) -> Any:
 
 
 def plain_shape(shape: Any) -> tuple[int, ...]:
-    """The sizes of all dimensions, from a tuple or, of one dimension, a number."""
+    """The sizes of all dimensions, from a tuple, or from a number for one dimension."""
     sizes = shape if isinstance(shape, (tuple, list)) else (shape,)
     return tuple(index(size) for size in sizes)
 
@@ -64,7 +64,7 @@ def dtype_of_record(record: Any) -> Any:
 
 
 def _described(record: Any) -> Any:
-    """Lists of JSON as the lists and tuples that NumPy takes."""
+    """Lists from JSON as the lists and tuples that NumPy takes."""
     if isinstance(record, str):
         return record
     fields = []
@@ -75,7 +75,7 @@ def _described(record: Any) -> Any:
 
 
 def _converted(thing: Any, dtype: Any, what: str) -> Any:
-    """thing as an array of that dtype, if no kind of information is lost."""
+    """thing as an array of that dtype, if NumPy allows the conversion as "same_kind"."""
     given = np.asarray(thing)
     if given.dtype == dtype:
         return given
@@ -102,9 +102,9 @@ def _padded(dtype: Any) -> bool:
 
 
 def dtype_codec(declared: Any, role: Role) -> Codec:
-    """A dtype, inline: a NumPy number, a record, or with a subarray's shape an array.
+    """A dtype, inline: a NumPy number, a record, or an array if the dtype has a subarray's shape.
 
-    What comes out is a copy; records and arrays may be changed.
+    Decoded things are copies; decoded records and arrays may be changed.
     """
     dtype = plain_dtype(declared)
     if role == "key" and _padded(dtype):
@@ -131,7 +131,7 @@ def dtype_codec(declared: Any, role: Role) -> Codec:
         return bytes(array.tobytes() + padding)
 
     def decode(data: bytes) -> Any:
-        if role == "key":  # cannot be changed, so it has a hash
+        if role == "key":  # a scalar that cannot be changed, so it has a hash
             return np.ndarray((), item, data)[()]
         array = np.ndarray(shape, item, bytearray(data))
         return array if shape else array[()]
@@ -140,10 +140,11 @@ def dtype_codec(declared: Any, role: Role) -> Codec:
 
 
 def array_codec(declared: Array) -> Codec:
-    """Arrays by reference. Bytes: the data, and if the shape is not declared, a trailer.
+    """Arrays by reference. Stored are the data and, if the shape is not declared, a trailer.
 
-    The trailer, behind the data and at a multiple of 8: the size of each dimension and then their
-    number, 8 bytes each. The data is at the object's start, so it is aligned as objects are.
+    The trailer stands after the data, at a multiple of 8: the size of each dimension, then the
+    number of dimensions, 8 bytes each. The data is at the object's start, so it is aligned as
+    objects are.
     """
     dtype = declared.dtype
     wanted = declared.shape
@@ -182,7 +183,7 @@ def _with_trailer(array: Any) -> bytearray:
 
 
 def _trailer_shape(view: memoryview, itemsize: int) -> tuple[int, ...]:
-    """The shape that a trailer says, if it agrees with the number of bytes."""
+    """The shape that the trailer gives, if it agrees with the number of bytes."""
     words = view.nbytes // _WORD_BYTES
     count = int.from_bytes(view[-_WORD_BYTES:], "little")
     if words and not view.nbytes % _WORD_BYTES and count <= min(words - 1, _DIMENSIONS_MAX):

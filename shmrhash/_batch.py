@@ -1,4 +1,4 @@
-"""Iteration and batches: what RHashMap offers beside single operations."""
+"""Iteration and batches: the operations of RHashMap on more than one entry."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from shmrhash import _core
 from shmrhash._errors import InvalidArgument
 from shmrhash._locks import LockMethods
 
-_CHUNK_ENTRIES = 1 << 16  # of dumps and loads, between two calls of progress
-_ROOM_ENTRIES = 1 << 12  # of a batch, though the map may have fewer
+_CHUNK_ENTRIES = 1 << 16  # dumped or loaded between two calls of progress
+_ROOM_ENTRIES = 1 << 12  # the least room for a lookup batch, even if the map has fewer entries
 _WALK_BUCKETS = 1024
 _F_LOCK = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a lookup batch returned.
+    """The result of a lookup batch.
 
-    keys, values: count items each: NumPy arrays of dtype V<size> unless another was asked for, or
-    bytes without NumPy. cursor: for the next call; None if the map had no more.
+    keys, values: count items each, as NumPy arrays of dtype V<size> unless the call gave another
+    dtype, or as bytes without NumPy. cursor: for the next call; None if the map had no more
+    entries.
     """
 
     keys: Any
@@ -44,10 +45,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BucketInfo:
-    """What one bucket looks like.
+    """Facts about one bucket.
 
-    index: its number. level: it holds the hashes that agree with index in so many low bits.
-    entries: how many. lines: overflow lines, 64 bytes each. locked: whether somebody holds it.
+    index: its number. level: how many low bits of the hash agree with index in all its entries.
+    entries: how many. lines: overflow lines, 64 bytes each. locked: whether its lock is held.
     """
 
     index: int
@@ -57,7 +58,7 @@ class BucketInfo:
     locked: bool
 
 
-@functools.cache  # a failed import looks through the whole path
+@functools.cache  # a failed import searches the whole path
 def _numpy() -> Any:
     try:
         return importlib.import_module("numpy")
@@ -105,7 +106,7 @@ def _mask(count: int) -> Any:
 
 
 def _given(rows: Any) -> Any:
-    """What the caller gets of such memory: the array itself, or bytes."""
+    """Rows as the caller gets them: the array itself, or bytes."""
     return bytes(rows) if isinstance(rows, bytearray) else rows
 
 
@@ -145,47 +146,49 @@ class _Items(ItemsView[bytes, bytes]):
 class BatchMethods(LockMethods):
     """The part of RHashMap that handles more than one entry at a time.
 
-    Order: entries come in the order of their hashes, bits reversed, which no resize changes; within
-    one bucket each way of walking has its own, so they do not mix. Every walk delivers what is in
-    the map from its beginning to its end exactly once, and what was not in it at any time never,
-    whatever happens meanwhile (I1); no key comes twice.
+    Order: entries come in the order of their hashes, bits reversed, which no resize changes. Within
+    one bucket the order differs between the ways of walking, so a walk must not change from one to
+    another. Every walk delivers each entry that is in the map from the walk's beginning to its end
+    exactly once, and an entry that was not in the map in that time never, whatever other processes
+    do during the walk (I1); no key comes twice.
     """
 
     def __iter__(self) -> Iterator[bytes]:
-        """The keys. Reads up to 128 entries ahead of what it yields; never waits for a writer.
+        """The keys. Reads up to 128 entries ahead of the one it yields; never waits for a writer.
 
-        What this handle deletes meanwhile is not delivered any more. Raises MapClosed.
+        An entry that this handle deletes during the iteration is not delivered afterwards. Raises
+        MapClosed.
         """
         return _core.EntryIterator(self, "keys")
 
     __reversed__ = None
 
     def keys(self) -> KeysView[bytes]:
-        """The keys, as a view: iterable again and again, with len() and set operations. O(1).
+        """The keys, as a view: repeatedly iterable, with len() and set operations. O(1).
 
         Iterating raises what iter() raises.
         """
         return _Keys(self)
 
     def values(self) -> ValuesView[bytes]:
-        """The values, as a view. Each is complete, and as of when it was read (R2). O(1).
+        """The values, as a view. Each is complete, and from the moment it was read (R2). O(1).
 
         Iterating raises what iter() raises.
         """
         return _Values(self)
 
     def items(self) -> ItemsView[bytes, bytes]:
-        """(key, value) of the entries, as a view; each pair belongs together (R2). O(1).
+        """The entries as pairs (key, value), as a view; each pair belongs together (R2). O(1).
 
         Iterating raises what iter() raises.
         """
         return _Items(self)
 
     def get_next_key(self, key: Any = None) -> bytes | None:
-        """The key behind key in the map's order; the first if key is None; None after the last.
+        """The key after key in the map's order; the first if key is None; None after the last.
 
-        key need not be in the map: one that was deleted still has its place, so a walk goes on
-        where it was (the kernel's starts again). Costs about two lookups.
+        key need not be in the map: a deleted key still has its place in the order, so a walk
+        continues there (the kernel's starts again). Costs about two lookups.
 
         Raises InvalidArgument (key size), TypeError, MapClosed, SegmentCorrupt.
         """
@@ -203,12 +206,12 @@ class BatchMethods(LockMethods):
         key_dtype: Any = None,
         value_dtype: Any = None,
     ) -> Batch:
-        """Up to count entries from cursor on. A cursor of None is the beginning.
+        """Up to count entries, beginning at cursor. A cursor of None is the beginning of the map.
 
         Returns fewer than count only at the end of the map. cursor of the result is None if there
-        was nothing more; else it is for the next call, of any process, whatever became of the
-        entries it lies between. Each entry is as of some moment during the call; with flags
-        BPF_F_LOCK one at which nobody held it.
+        were no more entries; otherwise any process may pass it to the next call, even if the
+        entries around it have changed. Each entry is as of some moment during the call; with flags
+        BPF_F_LOCK, of a moment at which no section had it locked.
 
         Raises InvalidArgument (count below 1, flags, a cursor of another map, a dtype of another
         size), MapClosed, SegmentCorrupt.
@@ -224,13 +227,14 @@ class BatchMethods(LockMethods):
         key_dtype: Any = None,
         value_dtype: Any = None,
     ) -> Batch:
-        """Up to count entries from cursor on, each deleted: nobody else gets the same one.
+        """Take up to count entries, beginning at cursor: each is deleted, and returned only once.
 
-        Each deletion is atomic, the batch is not: what a process had deleted when it was killed in
-        here is gone. Rather than wait for others, or if the map grew meanwhile, it returns fewer
-        than count, with a cursor. Else as lookup_batch().
+        Each deletion is atomic, the batch is not: if the process is killed during the call, the
+        entries that it has deleted are lost. If it would have to wait for another process, or if
+        the map grew during the call, it returns fewer than count, with a cursor. All else is as for
+        lookup_batch().
 
-        Raises what lookup_batch() raises, LockTimeout (having deleted nothing), ReadOnlyMap.
+        Raises what lookup_batch() raises, LockTimeout (nothing was deleted), ReadOnlyMap.
         """
         self._expect_writable()
         return self._batch(cursor, count, flags, key_dtype, value_dtype, take=True)
@@ -253,7 +257,7 @@ class BatchMethods(LockMethods):
         parts = []
         size = min(room, max(len(self) + 64, _ROOM_ENTRIES))
         done = 0
-        while True:  # once, unless the map grew meanwhile
+        while True:  # once, unless the map has grown since len()
             keys = _rows(size, self.key_size, key_dtype)
             values = _rows(size, self.value_size, value_dtype)
             if take:
@@ -268,13 +272,14 @@ class BatchMethods(LockMethods):
         return Batch(_joined([k for k, _ in parts]), _joined([v for _, v in parts]), done, cursor)
 
     def update_batch(self, keys: Any, values: Any, flags: int = 0) -> int:
-        """update() for each key and value in turn; how many there were.
+        """Update each key with its value, in turn; return how many there were.
 
-        keys and values: C-contiguous buffers of as many items of key_size and value_size bytes:
-        bytes, bytearray, memoryview, a NumPy array of such items or rows, or lists of buffers. No
-        batch is atomic: each update is. The GIL is free meanwhile. The first update that fails ends
-        the batch: its exception has the number done before as count. Expected cost: an update each,
-        with the cache misses of 32 at a time overlapping.
+        keys and values: C-contiguous buffers with equally many items, of key_size and value_size
+        bytes: bytes, bytearray, memoryview, a NumPy array of such items or rows, or lists of
+        buffers. Each update is atomic, the batch is not. The GIL is released during the batch. The
+        first update that fails ends the batch: the count of its exception is the number of updates
+        done before. Expected cost: one update for each key, with the cache misses of 32 at a time
+        overlapping.
 
         Raises what update() raises; InvalidArgument (another item size, not contiguous, different
         numbers of keys and values).
@@ -283,11 +288,12 @@ class BatchMethods(LockMethods):
         return done
 
     def delete_batch(self, keys: Any, flags: int = 0) -> int:
-        """delete() for each key in turn; how many there were.
+        """Delete each key, in turn; return how many there were.
 
         The first key that is absent ends the batch with KeyNotFound, whose count says how many were
-        deleted; delete_many() goes on instead. With flags BPF_F_LOCK it waits for locked sections,
-        which it cuts off otherwise. Else as update_batch().
+        deleted; delete_many() goes on instead. With flags BPF_F_LOCK it waits for locked sections;
+        without it, it deletes their keys too, and they end with KeyGone. All else is as for
+        update_batch().
 
         Raises what delete() raises, InvalidArgument as update_batch().
         """
@@ -316,7 +322,7 @@ class BatchMethods(LockMethods):
                 f"flags {index(flags)} are not valid: update takes BPF_ANY, BPF_NOEXIST or "
                 f"BPF_EXIST, each with or without BPF_F_LOCK"
             )
-        return index(flags) & ~_F_LOCK  # every update waits for sections
+        return index(flags) & ~_F_LOCK  # every update waits for sections anyway
 
     def lookup_many(
         self, keys: Any, flags: int = 0, *, out: Any = None, dtype: Any = None
@@ -325,9 +331,9 @@ class BatchMethods(LockMethods):
 
         keys: as for update_batch(). values: out if given, a writable buffer of as many items of
         value_size bytes; else a NumPy array of dtype (default V<value_size>), or bytes without
-        NumPy. found: a NumPy array of bool, or bytes of 0 and 1. The values of absent keys are left
-        as they were in out, zeros in a new array. Each lookup is as lookup(); all of them are not
-        one moment. flags: 0 or BPF_F_LOCK. The GIL is free meanwhile.
+        NumPy. found: a NumPy array of bool, or bytes of 0 and 1. The values of absent keys keep
+        their contents in out, and are zeros in a new array. Each lookup is atomic, as lookup() is;
+        the batch is not. flags: 0 or BPF_F_LOCK. The GIL is released during the batch.
 
         Raises InvalidArgument (item size, contiguity, numbers), TypeError, MapClosed,
         SegmentCorrupt.
@@ -345,7 +351,7 @@ class BatchMethods(LockMethods):
     def contains_many(self, keys: Any) -> Any:
         """Whether each of an array of keys is in the map: a NumPy array of bool, or bytes of 0, 1.
 
-        As lookup_many(), without values; raises the same.
+        As lookup_many(), without values; raises the same exceptions.
         """
         keys = _core.Rows("keys", keys, self.key_size)
         found = _mask(keys.count)
@@ -353,13 +359,13 @@ class BatchMethods(LockMethods):
         return _given(found)
 
     def update_many(self, keys: Any, values: Any, flags: int = 0) -> Any:
-        """update() for each key and value; whether each was stored, as a mask.
+        """Update each key with its value; return whether each was stored, as a mask.
 
-        A key that BPF_NOEXIST or BPF_EXIST forbids is left out and marked; any other error ends it,
-        with the number done before as its count. Duplicates are done one after another. Else as
-        update_batch().
+        A key that BPF_NOEXIST or BPF_EXIST forbids is not stored, and its place in the mask is
+        False; any other error ends the batch, with the number of updates done before as its count.
+        If a key occurs twice, its updates happen in turn. All else is as for update_batch().
 
-        Raises what update() raises but KeyExists and KeyNotFound; InvalidArgument as
+        Raises what update() raises except KeyExists and KeyNotFound; InvalidArgument as
         update_batch().
         """
         keys = _core.Rows("keys", keys, self.key_size)
@@ -368,9 +374,11 @@ class BatchMethods(LockMethods):
         return _given(stored)
 
     def delete_many(self, keys: Any, flags: int = 0) -> Any:
-        """delete() for each key; whether each was there, as a mask. Else as update_many().
+        """Delete each key; return whether each was in the map, as a mask.
 
-        Raises what delete() raises but KeyNotFound, InvalidArgument as update_batch().
+        flags: as for delete_batch(). All else is as for update_many().
+
+        Raises what delete() raises except KeyNotFound; InvalidArgument as update_batch().
         """
         keys = _core.Rows("keys", keys, self.key_size)
         deleted = _mask(keys.count)
@@ -380,11 +388,11 @@ class BatchMethods(LockMethods):
     def add_many(
         self, keys: Any, deltas: Any, *, default: int | None = None, offset: int = 0
     ) -> Any:
-        """add() for each key and delta; the sums: a NumPy array of int64, or bytes without NumPy.
+        """Add to each key its delta; return the sums: a NumPy array of int64, or bytes without it.
 
         deltas: a buffer of as many signed 8-byte integers, or one integer for all keys. An absent
-        key raises KeyNotFound if default is None. The first error ends it, with the number done
-        before as its count. Else as update_batch().
+        key raises KeyNotFound if default is None. The first error ends the batch, with the number
+        of additions done before as its count. All else is as for update_batch().
         """
         keys = _core.Rows("keys", keys, self.key_size)
         with contextlib.suppress(TypeError):
@@ -394,11 +402,11 @@ class BatchMethods(LockMethods):
         return _given(sums)
 
     def for_each(self, callback: Callable[[bytes, bytes], object]) -> int:
-        """Call callback(key, value) for each entry; a true result stops. How many were visited.
+        """Call callback(key, value) for each entry; return how many entries were visited.
 
-        The callback may delete the entry it is at or any other, insert, and raise: what it deletes
-        through this handle before its turn is not visited, and the walk goes on (the kernel's
-        stops).
+        A true result of the callback stops the walk. The callback may delete the entry that it is
+        called for or any other, insert, and raise. An entry that it deletes through this handle
+        before the entry's turn is not visited, and the walk goes on (the kernel's stops).
 
         Raises MapClosed, SegmentCorrupt, and what callback raises.
         """
@@ -410,9 +418,9 @@ class BatchMethods(LockMethods):
         return visited
 
     def walk(self) -> Iterator[BucketInfo]:
-        """The buckets, one after another: for people who look into the map, not for its entries.
+        """Facts about each bucket in turn: for looking into the structure, not at the entries.
 
-        Takes no lock: with writers about, the figures are of different moments. O(buckets).
+        Takes no lock: while a process writes, the figures are from different moments. O(buckets).
 
         Raises MapClosed.
         """
@@ -431,11 +439,12 @@ class BatchMethods(LockMethods):
         value_dtype: Any = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> tuple[Any, Any]:
-        """All keys and all values, as two arrays of equal length; each entry as of some moment.
+        """All keys and all values, as two arrays of equal length.
 
-        Arrays are NumPy's, of dtype V<size> unless said otherwise; bytes without NumPy.
-        progress(done, total) is called every 65,536 entries and at the end; its total is an
-        estimate. Memory: the arrays.
+        Each entry is as of some moment during the call. They are NumPy arrays, of dtype V<size>
+        unless key_dtype or value_dtype is given; bytes without NumPy. progress(done, total) is
+        called every 65,536 entries and at the end; its total is an estimate. Memory: that of the
+        arrays.
 
         Raises InvalidArgument (a dtype of another size), MapClosed, SegmentCorrupt.
         """
@@ -458,7 +467,7 @@ class BatchMethods(LockMethods):
             parts.append((_cut(keys, filled, self.key_size), _cut(values, filled, self.value_size)))
             if cursor is None:
                 return _joined([k for k, _ in parts]), _joined([v for _, v in parts])
-            room = max(64, room // 2)  # it grew meanwhile
+            room = max(64, room // 2)  # the map has grown since len()
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -17,7 +17,7 @@ from shmrhash._stored import Describer, ambiguous, compatible, packed
 
 _WORD_BYTES = 8
 _DIGEST_BYTES = 16
-_FIELDS_BYTES_MAX = 480  # of the text of a class's fields in a schema; a digest stands for more
+_FIELDS_BYTES_MAX = 480  # of a class's fields as text in a schema; a digest replaces a longer text
 
 
 def class_name(cls: type) -> str:
@@ -27,7 +27,7 @@ def class_name(cls: type) -> str:
 
 
 def class_record(cls: type, of: str, fields: list[str]) -> dict[str, str]:
-    """What a schema says of a class: its name and the names and types of its fields."""
+    """The record of a class in a schema: its name and the names and types of its fields."""
     text = ", ".join(fields)
     if len(text.encode()) > _FIELDS_BYTES_MAX:
         text = f"{len(fields)} fields, digest {hashlib.sha256(text.encode()).hexdigest()}"
@@ -54,7 +54,7 @@ def _ctypes_fields(cls: Any) -> list[tuple[str, Any, int, int]]:
 
 
 def _expect_no_address(cls: Any, kind: Any) -> None:
-    """Addresses of one process mean nothing in another."""
+    """Raise InvalidArgument for a type with an address, which means nothing in another process."""
     if issubclass(kind, ctypes.Array):
         _expect_no_address(cls, kind._type_)
     elif issubclass(kind, (ctypes.Structure, ctypes.Union)):
@@ -63,12 +63,12 @@ def _expect_no_address(cls: Any, kind: Any) -> None:
     elif issubclass(kind, ctypes._SimpleCData):
         if kind._type_ in "PzZOX":
             raise InvalidArgument(f"{cls.__qualname__} has a field that is an address or an object")
-    else:  # a pointer, a function
+    else:  # a pointer or a function
         raise InvalidArgument(f"{cls.__qualname__} has a field that is an address")
 
 
 def _has_padding(kind: Any) -> bool:
-    """Whether some byte belongs to no field: equal structures might differ there."""
+    """Whether some byte belongs to no field, so that equal structures may differ there."""
     if issubclass(kind, ctypes.Array):
         return _has_padding(kind._type_)
     if not issubclass(kind, (ctypes.Structure, ctypes.Union)):
@@ -82,7 +82,7 @@ def _has_padding(kind: Any) -> bool:
 
 
 def _ctypes_texts(cls: Any) -> list[str]:
-    """What is stored of a structure: each field, and its size."""
+    """The description of a structure in a schema: each field, and its size."""
     fields = [
         f"{name}: {_ctypes_text(kind)} at {offset}" for name, kind, offset, _ in _ctypes_fields(cls)
     ]
@@ -105,7 +105,7 @@ def _ctypes_text(kind: Any) -> str:
 
 
 def _is_twin_structure(kind: Any, cls: Any) -> bool:
-    """Whether a structure is of the class once more, as a notebook makes it."""
+    """Whether kind is the class defined once more, as by a notebook cell that was run again."""
     return (
         issubclass(kind, (ctypes.Structure, ctypes.Union))
         and kind.__qualname__ == cls.__qualname__
@@ -114,7 +114,7 @@ def _is_twin_structure(kind: Any, cls: Any) -> bool:
 
 
 def ctypes_codec(cls: Any, role: Role) -> Codec:
-    """A ctypes.Structure or Union, inline. What comes out is a copy that may be changed."""
+    """A ctypes.Structure or Union, inline. Decoding gives a copy that may be changed."""
     size = ctypes.sizeof(cls)
     if not size:
         raise InvalidArgument(f"{cls.__qualname__} has no fields")
@@ -145,23 +145,23 @@ def ctypes_codec(cls: Any, role: Role) -> Codec:
 
 
 def is_msgspec_class(cls: type) -> bool:
-    """Whether cls is a msgspec.Struct; without importing msgspec if nobody has."""
+    """Whether cls is a msgspec.Struct; does not import msgspec if the program has not."""
     msgspec = sys.modules.get("msgspec")
     return msgspec is not None and issubclass(cls, msgspec.Struct)
 
 
 def _forget_msgspec(classes: list[Any]) -> None:
-    """Leave no trace on a program's classes: what msgspec keeps there cannot be pickled by value,
-    as notebooks' classes are. Its decoder has what it needs."""
+    """Remove msgspec's cache from a program's classes: it cannot be pickled by value, as the
+    classes of notebooks are. The decoder that was made does not need it."""
     for cls in classes:
         plain = getattr(cls, "__origin__", cls)
         if isinstance(plain, type) and "__msgspec_cache__" in vars(plain):
-            with contextlib.suppress(AttributeError, TypeError):  # another thread did it
+            with contextlib.suppress(AttributeError, TypeError):  # another thread removed it
                 type.__delattr__(plain, "__msgspec_cache__")
 
 
 def _described(cls: Any) -> Any:
-    """What is stored of cls: see _stored.py. Raises what msgspec raises."""
+    """The description of cls: see _stored.py. Raises what msgspec raises."""
     import msgspec.inspect
 
     describer = Describer()
@@ -171,7 +171,7 @@ def _described(cls: Any) -> Any:
 
 
 def _without_signs_of_zero(thing: Any) -> Any:
-    """A decoded message with 0.0 for -0.0, which are equal."""
+    """A decoded message with -0.0 replaced by 0.0, which equals it."""
     if isinstance(thing, float):
         return thing + 0.0
     if isinstance(thing, list):
@@ -204,19 +204,19 @@ class _Encoder:
         return self._canonical(data) if self._role == "key" else data
 
     def _is_twin(self, cls: type) -> bool:
-        """Whether cls is the class once more: its notebook cell was run again, or its module is the
-        program and was imported too."""
+        """Whether cls is the class defined once more: its notebook cell was run again, or its
+        module runs as the program and was imported too."""
         if cls.__qualname__ != self._cls.__qualname__:
             return False
         if cls not in self._twins:
             try:
                 self._twins[cls] = _described(cls) == self._description
-            except (TypeError, NameError):  # msgspec cannot store it
+            except (TypeError, NameError):  # msgspec cannot store cls
                 self._twins[cls] = False
         return self._twins[cls]
 
     def _canonical(self, data: bytes) -> bytes:
-        """Equal keys have equal bytes, also if a float field was given an int."""
+        """The bytes that all equal keys have, even if a float field was given an int."""
         try:
             again = bytes(self._encode(self._decode(data)))
         except self._error as error:
@@ -249,7 +249,7 @@ def message_codec(cls: Any, role: Role) -> Codec:
     def decode(data: bytes) -> Any:
         try:
             return decoder.decode(data)
-        except msgspec.ValidationError:  # a field of another type than it was declared with
+        except msgspec.ValidationError:  # a field does not have its declared type
             raise
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SegmentCorrupt(f"{len(data)} bytes are not MessagePack: {error}") from None
@@ -263,13 +263,13 @@ def message_codec(cls: Any, role: Role) -> Codec:
 
 
 def same_stored(one: Any, other: Any, role: Role) -> bool:
-    """Whether two records, as JSON has them, stand for types that read each other's entries."""
+    """Whether two records, as JSON, stand for types that can read each other's entries."""
     if one == other:
         return True
     if not isinstance(one, dict) or not isinstance(other, dict):
         return False
     if "stored" in one and "stored" in other:
-        if role == "key":  # found by their bytes
+        if role == "key":  # keys are found by their bytes
             return bool(one["stored"] == other["stored"])
         return compatible(one["stored"], other["stored"])
     parts = ("of", "fields")

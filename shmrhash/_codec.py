@@ -13,9 +13,9 @@ Role = Literal["key", "value"]
 class Codec:
     """A declared type, as the core and the schema take it.
 
-    declared: what the program said. record: the same as JSON. kind, encode, decode: the core's
-    triple. size: bytes inline: of a key all of them, of a value a multiple of 8. by_reference:
-    the bytes are an object of the segment, and the entry refers to it.
+    declared: the type as the program declared it. record: the same as JSON. kind, encode, decode:
+    the core's triple. size: the bytes inline: for a key its exact size, for a value a multiple of
+    8. by_reference: the bytes are an object of the segment, and the entry refers to it.
     """
 
     declared: Any
@@ -28,5 +28,5 @@ class Codec:
 
     @property
     def triple(self) -> tuple[int, Callable[[Any], Any] | None, Callable[[Any], Any] | None]:
-        """What the core takes."""
+        """kind, encode and decode, as the core takes them."""
         return self.kind, self.encode, self.decode

@@ -15,13 +15,13 @@ from shmrhash._views import ITEMS, VALUES, Errors
 
 
 class SharedCounter(SharedDict):
-    """A SharedDict of numbers; what is absent counts 0, and additions are atomic.
+    """A SharedDict of numbers, in which an absent key has the count 0 and additions are atomic.
 
     SharedCounter(name, key=str, value=int): int counts in 64 bits and wraps (2**63 - 1 and one more
-    are -2**63: there is no OverflowError of a sum), float in doubles.
+    are -2**63: a sum never raises OverflowError), float counts in doubles.
     inc(key) adds 1 and returns the sum: no addition is lost, and no two callers get the same sum.
-    c[key] += 1 would be a read and a write; use inc(). update() and subtract() add for each key
-    what they counted, in one step per key; c += and c -= are the same.
+    c[key] += 1 would be a read and a write; use inc(). update() and subtract() add the counted
+    number to each key, in one step per key; c += and c -= do the same.
 
     A key stays when its count becomes 0, until it is deleted. == compares as dicts do.
 
@@ -33,7 +33,8 @@ class SharedCounter(SharedDict):
     ) -> None:
         """Create a counter, or open the one of this name. options: as for SharedDict().
 
-        Raises InvalidArgument (a value type but int and float), and what SharedDict() raises.
+        Raises InvalidArgument (a value type other than int and float), and what SharedDict()
+        raises.
         """
         _expect_number(value)
         super().__init__(name, key=key, value=value, **options)
@@ -42,7 +43,7 @@ class SharedCounter(SharedDict):
     def create(
         cls, name: str, *, key: Any = str, value: Any = int, **options: Any
     ) -> SharedCounter:
-        """Create a counter of this name, which must not be there.
+        """Create a counter of this name, which must not exist.
 
         Raises what SharedCounter() and SharedDict.create() raise.
         """
@@ -64,23 +65,23 @@ class SharedCounter(SharedDict):
         return self.add(key, by, 0)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        """Count the elements of an iterable, or add the counts of a mapping; and the keywords.
+        """Count the items of an iterable, or add the counts of a mapping; add the keywords' counts.
 
-        Each key's count changes in one step, all of them do not.
+        Each key's count changes in one step, but not all of them together.
 
-        Raises what inc() raises: the keys before it are counted.
+        Raises what inc() raises; the keys before the failing one are counted.
         """
         self._add_all(other, more, 1)
 
     def subtract(self, other: Any = (), /, **more: Any) -> None:
-        """As update(), taking away. Counts may become negative.
+        """Like update(), but subtract. Counts may become negative.
 
         Raises what inc() raises.
         """
         self._add_all(other, more, -1)
 
     def _add_all(self, other: Any, more: dict[str, Any], sign: int) -> None:
-        # An iterable is counted by itself first: then each key is added to once.
+        # Count the items of an iterable first, to add to each key only once.
         counts = other if isinstance(other, Mapping) else Counter(other)
         for group in (counts, more):
             for key, count in group.items():
@@ -94,7 +95,7 @@ class SharedCounter(SharedDict):
         self.subtract(other)
         return self
 
-    # A Counter's | is a maximum, a dict's is not: neither is here by accident.
+    # A Counter's | is a maximum, a dict's is a merge: neither is offered, to prevent mistakes.
     __or__ = __ror__ = __ior__ = None  # type: ignore[assignment]
 
     def most_common(self, n: int | None = None) -> list[tuple[Any, Any]]:
@@ -107,7 +108,7 @@ class SharedCounter(SharedDict):
         return heapq.nlargest(n, self._entries(ITEMS), key=itemgetter(1))
 
     def total(self) -> Any:
-        """The sum of all counts. Exact if nobody counts meanwhile.
+        """The sum of all counts. Exact if no count changes during the call.
 
         Raises what reading raises.
         """
@@ -129,7 +130,7 @@ class SharedCounter(SharedDict):
 
     @classmethod
     def fromkeys(cls, *_args: Any, **_options: Any) -> Any:
-        """Not there, as in a Counter: raises NotImplementedError."""
+        """Not available, as in a Counter: raises NotImplementedError."""
         raise NotImplementedError("a counter from keys: use update()")
 
 

@@ -42,41 +42,43 @@ _D = TypeVar("_D", bound="SharedDict")
 class SharedDict(MappingMethods):
     """A dict in shared memory, for any number of processes.
 
-    SharedDict(name, key=str, value=int) makes it, or opens it if it is there with the same types.
-    SharedDict() is anonymous: shared with children by inheritance (fork) or by pickling (spawn,
-    forkserver, Pool initializers), gone when the last process has closed it or ended.
+    SharedDict(name, key=str, value=int) creates the dict, or opens it if it exists with the same
+    types. SharedDict() is anonymous: children get it by inheritance (fork) or by pickling (spawn,
+    forkserver, Pool initializers), and it is gone when the last process has closed it or ended.
 
     Types. key and value are declared once and kept in the segment. int (64 bits, signed), float,
-    bool, a struct format, a NumPy dtype, a ctypes.Structure: stored in the entry. bytes, str,
+    bool, a struct format, a NumPy dtype and a ctypes.Structure are stored in the entry. bytes, str,
     Array(dtype) (NumPy arrays, read without copying), dataclasses and msgspec.Struct (by msgspec),
-    object (any object, by pickle): stored beside it, in any size up to 256 MiB; keys up to 65,535
-    bytes. Keys of type object are compared as in a dict if they are None, numbers, str, bytes,
-    or tuples and frozensets of these (1, 1.0 and True are one key and come back as 1), and so
-    are the standard library's value types and classes compared by their fields; a type with an
-    equality of its own is refused as a key (TypeError). A NaN is found again, by its bytes. A
-    process that reads object keys or values unpickles what others stored: trust every writer.
+    and object (any object, by pickle) are stored beside it, in any size up to 256 MiB; keys up to
+    65,535 bytes. Keys of type object are compared as in a dict if they are None, numbers, str,
+    bytes, or tuples and frozensets of these (1, 1.0 and True are one key and come back as 1), and
+    so are the standard library's value types and classes compared by their fields; a type with an
+    equality of its own is refused as a key (TypeError). A NaN key is found by its bytes. A process
+    that reads object keys or values unpickles what other processes stored: trust every writer.
 
     Concurrency. Each operation on one key is atomic (W1): d[k], d[k] = v, del, in, get, set,
-    setdefault, pop, popitem, exchange, add, touch, update_with. Reading waits for nobody. Several
-    together are not atomic: d[k] += 1 is a read and a write, and what others add in between is
-    lost; use add(), update_with() or locked(). update(), clear(), copy() and == go from key to key
-    and are no snapshots. An iterator, of keys, values or items, delivers each entry that is there
-    from its beginning to its end exactly once, through every resize (I1); one that comes or goes
-    meanwhile once or not at all; writing while iterating is allowed. len() counts what is there,
-    also expired entries that nobody has met yet. There is no order.
+    setdefault, pop, popitem, exchange, add, touch, update_with. A reader never waits. Several
+    operations together are not atomic: d[k] += 1 is a read and a write, and what another process
+    adds between the two is lost; use add(), update_with() or locked(). update(), clear(), copy()
+    and == work key by key, not on a snapshot. An iterator over keys, values or items delivers each
+    entry that stays in the dict from the iterator's beginning to its end exactly once, through
+    every resize (I1); it delivers an entry that is added or removed in that time once or not at
+    all. Writing while iterating is allowed. len() counts all entries, including expired ones that
+    no operation has removed yet. There is no order.
 
     Values are copies: d[k].append(x) changes a list that only the caller has, and nothing in the
-    dict. Store it back, as one step: d.update_with(k, lambda v: v + [x]), or
+    dict. Store the new value in one step: d.update_with(k, lambda v: v + [x]), or
 
         with d.locked(k) as entry:
             entry.value.append(x)
 
-    Expiry. ttl=seconds gives each new value that long to live; ttl=math.inf none, but set(ttl=...)
-    can. An expired entry behaves as absent from that millisecond on.
+    Expiry. With ttl=seconds each new value lives that long; with ttl=math.inf values live without
+    limit unless set(ttl=...) gives one. An expired entry behaves as absent from that millisecond
+    on.
 
     A process may be killed at any moment (C1). Threads may share a handle.
 
-    Attributes: handle, the RHashMap below, with the entries as the bytes they are stored as.
+    Attributes: handle, the RHashMap in which the dict stores its entries as bytes.
     """
 
     _schema: Schema
@@ -96,22 +98,24 @@ class SharedDict(MappingMethods):
         owner: int | None = None,
         if_different: str = "raise",
     ) -> None:
-        """Create a dict; or open the one of this name, if its types fit and its limits are equal.
+        """Create a dict, or open the one of this name if its types fit and its limits are equal.
 
-        name: None makes an anonymous one. key, value: the declared types. max_entries: a hard
-        limit, and compared if it is given; else 2**20. max_bytes: of keys and values that are not
-        in the entries, compared likewise; None: as much as the file system has, and 1 GiB at most.
-        ttl: seconds that values live which this handle stores. None: as the dict was made; and if
-        it is made now, for ever, and entries have no room for a deadline. timeout: seconds an
-        operation waits for a lock whose owner is alive; None is for ever. mode: permissions of the
-        segment's file. ephemeral: the last process to close it removes the name. owner: a user id
-        to trust besides one's own and root's. if_different: "replace" takes the name from a dict of
-        other types or limits and makes a new one; who has the old one goes on with it. Of several
-        that start at once, one makes it and the others open it.
+        name: None makes an anonymous dict. key, value: the declared types. max_entries: a hard
+        limit; if given, it must equal that of an existing dict; a new one gets 2**20 by default.
+        max_bytes: the limit for keys and values that are not in the entries, compared likewise;
+        None is as much as the file system has, and 1 GiB at most. ttl: seconds to live of the
+        values that this handle stores. None uses the ttl that the dict was created with; if the
+        dict is created now, its values live without limit and its entries have no room for a
+        deadline. timeout: seconds an operation waits for a lock whose owner is alive; None waits
+        without limit. mode: permissions of the segment's file. ephemeral: the last process to close
+        the dict removes its name. owner: a user id to trust besides one's own and root's.
+        if_different: "replace" takes the name from a dict of other types or limits and makes a new
+        one; processes that have the old dict open go on using it. If several processes do this at
+        once, one makes the new dict and the others open it.
 
         Types fit if each side can read what the other stores: docs/deploys.md has the rules.
 
-        Raises LayoutMismatch (it is there, with other types: both are named), TypeError and
+        Raises LayoutMismatch (the dict exists with other types: both are named), TypeError and
         InvalidArgument (a type that cannot be declared), ImportError (its library is not
         installed), TooLarge, SegmentFull, LimitReached, PermissionDenied, Unsupported.
         """
@@ -122,7 +126,7 @@ class SharedDict(MappingMethods):
             return
         if if_different not in ("raise", "replace"):
             raise InvalidArgument(f"if_different is 'raise' or 'replace', not {if_different!r}")
-        for _ in range(_RACES_MAX):  # somebody else creates and unlinks in between; not for ever
+        for _ in range(_RACES_MAX):  # another process may create and unlink it each time
             try:
                 handle = RHashMap.open(name, timeout=timeout, owner=owner)
             except SegmentMissing:
@@ -148,11 +152,11 @@ class SharedDict(MappingMethods):
         raise LockTimeout(f"segment {name!r} is created and removed all the time")
 
     def _start(self, handle: RHashMap, schema: Schema) -> None:
-        """Become the dict of this handle. Raises LayoutMismatch."""
+        """Initialize this object as the dict of this handle. Raises LayoutMismatch."""
         expect_geometry(schema, handle)
         super().__init__(handle, schema.key.triple, schema.value.triple, schema.default_ttl_ns)
         self._schema = schema
-        if handle.ephemeral:  # whoever drops it leaves; at its end a process does (_map.py)
+        if handle.ephemeral:  # a dict that is collected is closed; _map.py handles process exit
             weakref.finalize(self, handle.close).atexit = False
 
     @classmethod
@@ -179,7 +183,7 @@ class SharedDict(MappingMethods):
         mode: int = 0o600,
         ephemeral: bool = False,
     ) -> _D:
-        """Create a dict of this name, which must not be there. Arguments as for SharedDict().
+        """Create a dict of this name, which must not exist. Arguments as for SharedDict().
 
         Raises SegmentExists, and what SharedDict() raises.
         """
@@ -200,12 +204,12 @@ class SharedDict(MappingMethods):
         timeout: float | None = _DEFAULT_TIMEOUT,
         owner: int | None = None,
     ) -> _D:
-        """Open the dict of this name, which must be there.
+        """Open the dict of this name, which must exist.
 
-        key, value: the types it must have; None takes those that it says it has. A class must be
-        given. So must object, unless trust is True: reading its keys or values unpickles what any
-        writer stored, and a pickle can run any code. read_only: map the memory for reading only;
-        then values are copied, also arrays. timeout, owner: as for SharedDict().
+        key, value: the types it must have; None takes the types that the segment names. A class
+        must be given. So must object, unless trust is True: reading its keys or values unpickles
+        what any writer stored, and a pickle can run any code. read_only: map the memory for reading
+        only; then all values are copied, arrays too. timeout, owner: as for SharedDict().
 
         Raises SegmentMissing, LayoutMismatch (other types: both are named; not a dict; a class that
         was not given), InvalidArgument (object, neither given nor trusted), PermissionDenied.
@@ -258,7 +262,7 @@ class SharedDict(MappingMethods):
 
     @property
     def max_entries(self) -> int:
-        """As many entries fit."""
+        """The number of entries that fit."""
         return self.handle.max_entries
 
     @property
@@ -267,25 +271,27 @@ class SharedDict(MappingMethods):
         return self.handle.closed
 
     def close(self) -> None:
-        """Detach. The dict and its name stay, unless it is ephemeral and nobody else has it."""
+        """Detach. The dict and its name stay, unless it is ephemeral and no process has it open."""
         self.handle.close()
 
     def unlink(self) -> None:
-        """Remove the name. Attached processes go on; the memory goes with the last of them.
+        """Remove the name. Attached processes go on; the last of them to detach frees the memory.
 
         Raises SegmentMissing if the name is gone already.
         """
         self.handle.unlink()
 
     def freeze(self) -> None:
-        """Forbid writing, to every process and for ever.
+        """Forbid writing to every process, permanently.
 
         Raises what RHashMap.freeze() raises.
         """
         self.handle.freeze()
 
     def info(self) -> dict[str, Any]:
-        """RHashMap.info(), and the types and ttl, readable. "objects" counts what is by reference.
+        """RHashMap.info(), with the types and the ttl.
+
+        key_type and value_type are JSON. "objects" counts keys and values stored beside entries.
 
         Raises MapClosed.
         """
@@ -295,7 +301,7 @@ class SharedDict(MappingMethods):
     def check(self) -> dict[str, Any]:
         """Walk every structural invariant; raise SegmentCorrupt with what is wrong.
 
-        As RHashMap.check(), the objects included.
+        Works as RHashMap.check() does, and includes the objects.
         """
         return self.handle.check()
 
@@ -319,7 +325,7 @@ class SharedDict(MappingMethods):
         return self
 
     def __deepcopy__(self: _D, memo: object) -> _D:
-        return self  # the same dict: what other processes see is not copied; copy() does that
+        return self  # the same dict, as other processes see it; copy() makes a plain dict
 
     def __reduce__(self) -> tuple[Any, ...]:
         types = self._schema.key.declared, self._schema.value.declared
@@ -328,7 +334,7 @@ class SharedDict(MappingMethods):
 
 
 def _attach(cls: type[_D], handle: RHashMap, key: Any, value: Any, ttl: float | None = None) -> _D:
-    """What a pickled dict becomes: the one of that name, if it still has those types."""
+    """Unpickle a dict: open the one of that name, if it still has those types."""
     try:
         record = read_schema(handle.schema, handle.name)
         schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)

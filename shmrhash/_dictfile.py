@@ -1,4 +1,4 @@
-"""Segments of dicts: made with a schema, compared with what was wanted, removed if forgotten."""
+"""Segments of dicts: creation with a schema, comparison with declared types, removal of names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from shmrhash._schema import REMEDY, Schema, read_schema, restore_schema, with_t
 MAX_ENTRIES = 1 << 20
 PAGE_BYTES = 4096  # max_bytes are whole pages
 ANONYMOUS_PREFIX = "shmrhash-anonymous-"
-SWEEP_PAUSE = 100  # looking at what others left takes a hundredth of the time at the most
+SWEEP_PAUSE = 100  # remove_abandoned takes at most about a hundredth of the time
 
-next_sweep: dict[str, float] = {}  # when remove_abandoned is due again, for each directory
+next_sweep: dict[str, float] = {}  # for each directory: when remove_abandoned is due again
 
 Limits = tuple[int | None, int | None]  # max_entries, max_bytes; None: not given
 
@@ -51,19 +51,19 @@ def create_anonymous(schema: Schema, limits: Limits, **options: Any) -> RHashMap
 def remove_abandoned(name: str) -> None:
     """Remove the names of anonymous dicts all of whose processes were killed.
 
-    name: of the dict to be made, for what is raised.
+    name: that of the dict to be made, for the messages of exceptions.
     """
     for entry in _segment.entries(name):
         if entry.name.startswith(ANONYMOUS_PREFIX):
-            with contextlib.suppress(Error, OSError):  # another user's, or just removed
+            with contextlib.suppress(Error, OSError):  # it is another user's, or was just removed
                 os.close(_segment.open_file(entry.name, entry.path, read_only=False, owner=None))
                 _segment.remove_name(entry.path, unheld=True)
 
 
 def expect_types(handle: RHashMap, schema: Schema, limits: Limits) -> Schema:
-    """Compare what was found with what was wanted; return the schema of this handle.
+    """Compare the types and limits of a map with the declared ones; return the handle's schema.
 
-    Raises LayoutMismatch: it is something else.
+    Raises LayoutMismatch: they differ, or the map is no dict.
     """
     record = read_schema(handle.schema, handle.name)
     found = restore_schema(record, handle.name, schema.key.declared, schema.value.declared)
@@ -84,9 +84,9 @@ def expect_types(handle: RHashMap, schema: Schema, limits: Limits) -> Schema:
 
 
 def remove_replaced(handle: RHashMap) -> bool:
-    """Remove the name of a dict that is to be replaced; False: it is no dict, and stays.
+    """Remove the name of a dict that is to be replaced; False: it is no dict, and keeps its name.
 
-    Starters that found the same dict do this one after another, under a lock of its file. So none
+    Processes that found the same dict do this one after another, under a lock of its file. So none
     of them takes the name from the new dict that the first of them makes.
 
     Raises PermissionDenied: the directory does not let this user remove it.

@@ -1,6 +1,7 @@
-"""The exceptions of shmrhash: one hierarchy, each also what a Python user already catches.
+"""The exceptions of shmrhash: one hierarchy, each also derived from a built-in exception.
 
-Each has an ``errno``: the kernel's for the same condition (BPF_MAP_TYPE_RHASH), where it has one.
+Each has an ``errno``: the one that the kernel's BPF_MAP_TYPE_RHASH gives for the same condition,
+where there is one.
 """
 
 import errno
@@ -8,9 +9,9 @@ import os
 
 
 class Error(Exception):
-    """Something went wrong in shmrhash. ``errno`` is a number from the errno module, or None.
+    """Base of all exceptions of shmrhash. ``errno`` is a number from the errno module, or None.
 
-    ``count``, if a batch was under way: how many of its keys were done before.
+    ``count``: how many keys of a batch, or of locked_many(), were done; None for one key.
     """
 
     errno: int | None = None
@@ -24,7 +25,7 @@ class KeyNotFound(Error, KeyError):
 
 
 class KeyExists(Error, KeyError):
-    """BPF_NOEXIST was asked for and the key is in the map. ``errno`` is EEXIST."""
+    """BPF_NOEXIST was given, and the key is in the map. ``errno`` is EEXIST."""
 
     errno = errno.EEXIST
 
@@ -36,7 +37,7 @@ class MapFull(Error, OverflowError):
 
 
 class SegmentFull(Error, MemoryError):
-    """The shared-memory file system has no room for what one operation needed.
+    """The shared-memory file system has no room for the memory that one operation needed.
 
     Nothing changed. ``errno`` is ENOMEM.
     """
@@ -45,7 +46,7 @@ class SegmentFull(Error, MemoryError):
 
 
 class InvalidArgument(Error, ValueError):
-    """An argument no map accepts. ``errno`` is EINVAL."""
+    """An argument that no map accepts. ``errno`` is EINVAL."""
 
     errno = errno.EINVAL
 
@@ -69,7 +70,7 @@ class ReadOnlyMap(Error, PermissionError):
 
 
 class FrozenMap(ReadOnlyMap):
-    """The map was frozen: no handle writes any more. ``errno`` is EPERM."""
+    """The map was frozen: no handle can write to it. ``errno`` is EPERM."""
 
 
 class WriteOnlyMap(Error, PermissionError):
@@ -103,13 +104,13 @@ class LayoutMismatch(Error, ValueError):
 
 
 class SegmentCorrupt(Error, RuntimeError):
-    """The segment holds what no operation of this library leaves. ``errno`` is EUCLEAN."""
+    """The segment has contents that no operation of this library writes. ``errno`` is EUCLEAN."""
 
     errno = errno.EUCLEAN
 
 
 class LockTimeout(Error, TimeoutError):
-    """A lock's owner is alive and did not let go within the handle's timeout.
+    """A lock's owner is alive and did not release the lock within the timeout.
 
     The operation did nothing. ``errno`` is EBUSY.
     """
@@ -125,7 +126,7 @@ class MapBusy(LockTimeout):
 
 
 class OutOfMemory(SegmentFull):
-    """The objects of a map would take more than its max_bytes.
+    """The objects of the map would take more than its max_bytes.
 
     Nothing changed. ``errno`` is ENOMEM.
     """
@@ -134,14 +135,14 @@ class OutOfMemory(SegmentFull):
 class LimitReached(Error, MemoryError):
     """A limit of this process forbids a segment of this size: ulimit -v, -f or -l.
 
-    Nothing was made. ``errno`` is the system's: ENOMEM, EFBIG or EAGAIN.
+    No segment was created. ``errno`` is the system's: ENOMEM, EFBIG or EAGAIN.
     """
 
     errno = errno.ENOMEM
 
 
 class Unsupported(Error, OSError):
-    """This kernel, or a filter of system calls, refuses a call that nothing can stand in for.
+    """This kernel, or a filter of system calls, refuses a call for which there is no substitute.
 
     The operation did nothing. ``errno`` is ENOSYS.
     """
@@ -150,22 +151,22 @@ class Unsupported(Error, OSError):
 
 
 class DeadlockError(Error, RuntimeError):
-    """This thread waits for a lock that it holds itself. ``errno`` is EDEADLK."""
+    """This thread would wait for a lock that it holds itself. ``errno`` is EDEADLK."""
 
     errno = errno.EDEADLK
 
 
 class KeyGone(KeyNotFound):
-    """A key was deleted while a section had it locked; its value was not stored.
+    """A key was deleted while a section had it locked; the section's value was not stored.
 
     ``errno`` is ENOENT.
     """
 
 
 class SystemFailure(Error, OSError):
-    """The system refused what a map needs: its directory is missing, a limit is reached.
+    """The system refused something that a map needs: for example, there is no directory.
 
-    The message says what helps. ``errno`` is the system's.
+    The message says what to do about it. ``errno`` is the system's.
     """
 
 
@@ -175,13 +176,13 @@ class TooManyProcesses(Error, RuntimeError):
     errno = errno.EUSERS
 
 
-REFUSALS = frozenset(  # what a system call that is unknown, or filtered, answers
+REFUSALS = frozenset(  # the errnos of a system call that is unknown or filtered
     (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP)
 )
 
 
 def missing_message(name: str, what: str, number: int) -> str:
-    """What to tell somebody whose system refuses a system call."""
+    """The message for a user whose system refuses a system call."""
     reason = f" ({os.strerror(number)})" if number else ""
     return (
         f"map {name!r}: this system refuses {what}{reason}; use a kernel that has it, or let the "
@@ -209,7 +210,7 @@ def limit_reached(name: str, size: int, number: int) -> LimitReached:
 
 
 def no_space_message(name: str, wanted: int, path: bytes | str) -> str:
-    """What to tell somebody whose shared-memory file system is full."""
+    """The message for a user whose shared-memory file system is full."""
     directory = os.path.dirname(os.fsdecode(path))
     try:
         status = os.statvfs(directory)

@@ -1,9 +1,10 @@
-"""Special fields: places in a map's values that the map itself looks after, as in a BPF map.
+"""Special fields: places in a map's values that the map itself manages, as in a BPF map.
 
     RHashMap.create(name, ..., value_size=24, fields=[Kptr(0), Timer(8)])
 
-Each takes one word of the value, 8 bytes at a multiple of 8, whatever the kernel's type takes. What
-is copied out of the map has zeros there; what is copied in does not touch them.
+Each takes one word of the value, 8 bytes at a multiple of 8, whatever size the kernel's type has. A
+value that is copied out of the map has zeros there; a value that is copied in leaves the fields
+unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Field:
 
 @dataclass(frozen=True)
 class SpinLock(Field):
-    """A struct bpf_spin_lock, 4 bytes. Accepted for the kernel's sake: every element has a lock."""
+    """A struct bpf_spin_lock, 4 bytes. Accepted because the kernel has it: every element has a lock
+    anyway."""
 
     kind: ClassVar[int] = 1
     size: ClassVar[int] = 4
@@ -44,7 +46,7 @@ class SpinLock(Field):
 class Timer(Field):
     """A deadline, in the place of a struct bpf_timer, 8 bytes: CLOCK_MONOTONIC ns, 0 for none.
 
-    An entry whose deadline has passed behaves as absent, and is reclaimed by whoever meets it.
+    An entry whose deadline has passed behaves as absent; later operations remove it.
     """
 
     kind: ClassVar[int] = 2
@@ -55,7 +57,7 @@ class Timer(Field):
 class Kptr(Field):
     """A reference to an object of variable size, 8 bytes, as a referenced kptr of the kernel's.
 
-    The object is the element's own: it is freed with it, or when another takes its place.
+    The element owns the object: it is freed with the element, or when another object replaces it.
     """
 
     kind: ClassVar[int] = 3

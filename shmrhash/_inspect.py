@@ -1,8 +1,8 @@
-"""The one private door of the library: what the command line sees beyond the public names.
+"""The private interface of the library to the command line, beyond the public names.
 
 It reads segments as files, without attaching to them; the schema of a SharedDict, without importing
-the classes that it names; and entries as encoded bytes, with their objects and deadlines. No other
-private name of the library is used in shmrhash/cli.
+the classes that it names; and entries as encoded bytes, with their objects and deadlines. The code
+in shmrhash/cli uses no other private name of the library.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
     "user_name",
 ]  # fmt: skip
 
-NEVER_NS = (1 << 63) - 1  # the deadline of an entry that was told to have none
+NEVER_NS = (1 << 63) - 1  # the deadline of an entry that never expires by request (ttl=inf)
 KEY_IS_LONG = 255  # in the last byte of a digest: the whole key is an object
 
 clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
@@ -52,18 +52,18 @@ count_expired = _core.count_expired  # of a map's entries
 
 
 def is_map(file: FileIO) -> bool:
-    """Whether the first bytes of an open file are a map's. Raises OSError."""
+    """Whether an open file begins with a map's magic bytes. Raises OSError."""
     return file.read(len(_core.MAGIC_BYTES)) == _core.MAGIC_BYTES
 
 
 def begins_as_map(path: str) -> bool:
-    """is_map(), of a file that is no link. Raises OSError."""
+    """is_map() of the file at path, which must not be a link. Raises OSError."""
     with open(look_at_file(path), "rb", buffering=0) as file:
         return is_map(file)
 
 
 def is_unheld(path: str) -> bool:
-    """Whether no process holds a segment. False if that cannot be found out."""
+    """Whether no process holds a segment. False if that cannot be determined."""
     try:
         fd = look_at_file(path)
     except OSError:
@@ -78,14 +78,14 @@ def is_unheld(path: str) -> bool:
 
 
 def file_status(shared_map: RHashMap) -> os.stat_result:
-    """The status of the file behind a handle, whatever its name names by now."""
+    """The status of the file behind a handle, even if its name names another file now."""
     return os.fstat(shared_map._descriptor())
 
 
 def open_to_look(name: str, *, timeout: float | None, owner: int | None) -> RHashMap:
     """A handle for reading only that changes no byte of the segment. Raises what open() raises.
 
-    While it exists, no memory of the map is given back.
+    While the handle is open, no memory of the map is given back.
     """
     return RHashMap._look(name, timeout, owner)
 
@@ -93,7 +93,7 @@ def open_to_look(name: str, *, timeout: float | None, owner: int | None) -> RHas
 def create_map(
     name: str, fields: tuple[tuple[int, int], ...], schema: bytes, **more: Any
 ) -> RHashMap:
-    """A new map with these special fields and this schema, which need not be valid ones.
+    """A new map with these special fields and this schema, which need not be valid.
 
     Raises what RHashMap.create() raises.
     """
@@ -107,7 +107,8 @@ def create_map(
 class Types:
     """The types that the schema of a SharedDict names, as records, and how it stores them.
 
-    ttl: None, entries have no deadline; inf, none unless told; else seconds, the default.
+    ttl: None if entries have no deadlines; inf if only entries with a ttl of their own expire;
+    otherwise the default in seconds.
     """
 
     key: Any
@@ -126,12 +127,12 @@ class Types:
 
     @property
     def value_offset(self) -> int:
-        """Where an inline value begins: behind the special fields."""
+        """The offset of an inline value: after the special fields."""
         return len(self.fields) * WORD_BYTES
 
     @property
     def default_ttl_ns(self) -> int:
-        """Nanoseconds; 0 for none."""
+        """The default ttl in nanoseconds; 0 for none."""
         return 0 if self.ttl in (None, math.inf) else max(1, round((self.ttl or 0) * 1e9))
 
     def __str__(self) -> str:
@@ -143,7 +144,7 @@ class Types:
 
 
 def types_of(shared_map: RHashMap) -> Types | None:
-    """The types of a SharedDict; None if the map is none.
+    """The types of a SharedDict; None if the map is not a SharedDict.
 
     Raises LayoutMismatch: see check_schema().
     """
@@ -154,9 +155,10 @@ def types_of(shared_map: RHashMap) -> Types | None:
 def check_schema(
     schema: bytes, fields: tuple[tuple[int, int], ...], key_size: int, value_size: int, name: str
 ) -> Types | None:
-    """The types that a schema names, compared with the layout of the entries; None without one.
+    """The types that a schema names, compared with the layout of the entries; None if it is empty.
 
-    Raises LayoutMismatch: it is no SharedDict's, of another version, damaged, or does not fit.
+    Raises LayoutMismatch: the schema is no SharedDict's, of another version, damaged, or does not
+    fit the layout.
     """
     if not schema:
         return None
@@ -209,7 +211,7 @@ def _by_reference(record: Any, role: Role) -> bool:
 def array_codec(record: Any, role: Role, size: int) -> Callable[[Any], Any]:
     """The decoder of a NumPy dtype or an Array; size: its bytes in the entry, 0 for an object.
 
-    Raises LayoutMismatch: it cannot be read, or has another size.
+    Raises LayoutMismatch: the record cannot be read, or the type has another size.
     """
     name = record_name(record)
     try:
@@ -226,7 +228,7 @@ def array_codec(record: Any, role: Role, size: int) -> Callable[[Any], Any]:
 
 
 class Extra(NamedTuple):
-    """What an entry has besides key and value. deadline_ns: of clock_ns(), 0 for none."""
+    """The parts of an entry besides key and value. deadline_ns: by clock_ns(), 0 for none."""
 
     deadline_ns: int = 0
     objects: tuple[bytes | None, ...] = ()
@@ -234,7 +236,7 @@ class Extra(NamedTuple):
 
     @property
     def expires_in(self) -> float | None:
-        """Seconds; None: never."""
+        """Seconds until the deadline; None if the entry never expires."""
         if self.deadline_ns in (0, NEVER_NS):
             return None
         return (self.deadline_ns - clock_ns()) / 1e9
@@ -246,7 +248,7 @@ class Extra(NamedTuple):
 
 
 def field_pairs(shared_map: RHashMap) -> tuple[tuple[int, int], ...]:
-    """(kind, offset) of each special field of a map's values; of a SharedDict they are its own."""
+    """(kind, offset) of each special field of a map's values; also those a SharedDict uses."""
     return shared_map._fields()
 
 
@@ -260,7 +262,7 @@ def read_chunk(
 ) -> tuple[bytes, bytes, int, bytes | None]:
     """The next entries of a map: keys, values, how many, and the next cursor, None at the end.
 
-    RHashMap.lookup_batch() without its arrays: importing NumPy takes longer than small exports.
+    RHashMap.lookup_batch() without NumPy, whose import takes longer than a small export.
     """
     keys, values = bytearray(limit * shared_map.key_size), bytearray(limit * shared_map.value_size)
     count, cursor = _core.read_entries(shared_map, cursor, keys, values, 0, limit)
@@ -269,7 +271,7 @@ def read_chunk(
 
 
 def read_entry(shared_map: RHashMap, key: bytes) -> tuple[bytes, Extra] | None:
-    """The value of a key, of one moment with its objects and deadline; None if there is none."""
+    """The value of a key with its objects and deadline, all of one moment; None if it is absent."""
     parts = shared_map._parts(key)
     if parts is None:
         return None
@@ -278,7 +280,7 @@ def read_entry(shared_map: RHashMap, key: bytes) -> tuple[bytes, Extra] | None:
 
 
 def read_entries(shared_map: RHashMap) -> Iterator[tuple[bytes, bytes, Extra]]:
-    """Every entry; one that stays throughout comes exactly once, an expired one never."""
+    """Every entry; one that stays during the walk comes exactly once, an expired one never."""
     for key in _core.raw_keys(shared_map):
         found = read_entry(shared_map, key)
         if found is not None:
@@ -286,7 +288,7 @@ def read_entries(shared_map: RHashMap) -> Iterator[tuple[bytes, bytes, Extra]]:
 
 
 class DictEntries:
-    """The entries of a SharedDict as encoded bytes, wherever the dict stores them."""
+    """The entries of a SharedDict as encoded bytes, from the entry itself or from its objects."""
 
     def __init__(self, shared_map: RHashMap, types: Types) -> None:
         self._map = shared_map
@@ -304,13 +306,13 @@ class DictEntries:
         return (self._whole(*found) for found in read_entries(self._map))
 
     def find(self, key: bytes) -> tuple[bytes, Extra] | None:
-        """The encoded value of an encoded key, and what the entry has besides."""
+        """The encoded value of an encoded key, and the other parts of the entry."""
         raw = self._core._raw_key(key)
         found = read_entry(self._map, raw)
         return None if found is None else self._whole(raw, *found)[1:]
 
     def following(self, key: bytes | None) -> bytes | None:
-        """The encoded key behind one, or the first, in the order of the map."""
+        """The encoded key after this one in the order of the map; after None the first."""
         raw = None if key is None else self._core._raw_key(key)
         while (raw := self._map.get_next_key(raw)) is not None:
             found = read_entry(self._map, raw)
@@ -319,7 +321,7 @@ class DictEntries:
         return None
 
     def store(self, key: bytes, value: bytes, flag: int, deadline_ns: int) -> None:
-        """Store an entry; with a deadline of 0 it gets the dict's own time to live.
+        """Store an entry; with a deadline of 0 it gets the dict's default time to live.
 
         Raises KeyExists, KeyNotFound (forbidden by flag), and what a SharedDict raises.
         """
@@ -332,7 +334,7 @@ class DictEntries:
         del self._core[key]
 
     def _whole(self, raw: bytes, stored: bytes, extra: Extra) -> tuple[bytes, bytes, Extra]:
-        """Key and value from where the entry has them: in itself, or in objects."""
+        """Key, value and other parts, with key and value taken from the entry or its objects."""
         key: bytes | None = raw
         if self._types.key_by_reference:
             key = extra.objects[0] if raw[-1] == KEY_IS_LONG else raw[: raw[-1]]

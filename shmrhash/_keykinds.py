@@ -1,7 +1,7 @@
-"""Keys that are neither text nor tuples: an encoding of its own for each type of the standard
-library that a dict's key may have, so that equal keys have equal bytes.
+"""Keys of other kinds: a separate encoding for each type of the standard library that a dict's key
+may have, so that equal keys have equal bytes.
 
-    r   a number that is no float: numerator, denominator (Decimal, Fraction)
+    r   a number equal to no float: numerator, denominator (Decimal, Fraction)
     c   complex: two floats                     u   UUID: 16 bytes
     P   path: its flavour, p or w, its text     R   range: length, start, step
     D   date: its ordinal                       T   timedelta: microseconds
@@ -9,9 +9,9 @@ library that a dict's key may have, so that equal keys have equal bytes.
     H   time without an offset: ISO 8601        I   with one: microseconds from midnight UTC
     O   timezone: its offset in microseconds
 
-What has a place where it can be imported from is a pickle that is written here: classes, functions,
-enum members (by name), addresses (by text), frozen dataclasses and Structs (by their fields). What
-is left has an equality of which nothing is known, and is refused.
+An object that can be imported by name, or whose class can, becomes a pickle that this module
+writes: classes, functions, enum members (by name), addresses (by text), frozen dataclasses and
+Structs (by their fields). Any other key is refused, because nothing is known about its equality.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from typing import Any
 from shmrhash._errors import SegmentCorrupt, TooLarge
 
 _PROTOCOL = 5
-DIGITS_MAX = 160_000  # of a decimal; more are longer than any key
+DIGITS_MAX = 160_000  # of a decimal; with more digits it is longer than any key
 _COMPLEX = struct.Struct("<dd")
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _DAY_US = 86_400_000_000
 _MINUTE_US = 60_000_000
 _BY_NAME = (type, types.FunctionType, types.BuiltinFunctionType, type(...), type(NotImplemented))
-_BY_REDUCE = (re.Pattern,)  # equal ones pickle alike, and nothing else is inside
+_BY_REDUCE = (re.Pattern,)  # equal ones have equal pickles, and contain no other keys
 
 Encode = Callable[[Any], bytes]
 
 
 def special_bytes(key: Any, encode: Encode) -> bytes:
-    """The bytes of a key of another kind. Raises TypeError, TooLarge."""
+    """The bytes of a key that encode_key() does not encode itself. Raises TypeError, TooLarge."""
     plain = _without_numpy(key)
     if plain is not key:
         return encode(plain)
@@ -64,7 +64,7 @@ def refusal(key: Any, why: str) -> TypeError:
 
 
 def _without_numpy(key: Any) -> Any:
-    """NumPy's bool, datetime64 and timedelta64 as what they are equal to."""
+    """NumPy's bool, datetime64 and timedelta64 as the equal bool, datetime or timedelta."""
     if type(key).__module__ != "numpy":
         return key
     kind = getattr(getattr(key, "dtype", None), "kind", "")
@@ -138,7 +138,7 @@ def _thing_bytes(key: Any, encode: Encode) -> bytes | None:
 
 
 class _Parts:
-    """Pickles as a call that makes the key."""
+    """An object that pickles as a call that makes the key."""
 
     def __init__(self, make: Any, *parts: Any) -> None:
         self._call = make, parts
@@ -148,7 +148,7 @@ class _Parts:
 
 
 def _pickled(key: Any, encode: Encode) -> bytes:
-    """A pickle without memo, so that it does not depend on identities. Raises TypeError."""
+    """A pickle without memo, so that identities do not change its bytes. Raises TypeError."""
     out = io.BytesIO()
     pickler = pickle.Pickler(out, _PROTOCOL)
     pickler.fast = True
@@ -188,7 +188,7 @@ def _parts_of(key: Any, encode: Encode) -> Any:
 
 
 def _is_frozen_dataclass(cls: Any) -> bool:
-    """Whether a class is one whose equality is that of its fields, as dataclass() made it."""
+    """Whether cls is a frozen dataclass, with the __eq__ that dataclass() generated."""
     if "__dataclass_params__" not in vars(cls):
         return False
     made = getattr(cls.__eq__, "__code__", None)
@@ -197,7 +197,7 @@ def _is_frozen_dataclass(cls: Any) -> bool:
 
 
 def made_of_fields(cls: Any, data: bytes) -> Any:
-    """What the pickle of a frozen dataclass or Struct calls."""
+    """Make a frozen dataclass or Struct of its encoded fields. Its pickle calls this function."""
     from shmrhash._keys import decode_key
 
     values = decode_key(data)
@@ -257,7 +257,8 @@ def _microseconds(content: bytes) -> datetime.timedelta:
 
 
 def _aware_time(content: bytes, _: Any) -> datetime.time:
-    """At UTC; or where that day ends there, at an offset of whole minutes that it does not."""
+    """The time in UTC; if that is outside the day, at an offset of whole minutes that moves it
+    inside."""
     at = int.from_bytes(content, "little", signed=True)
     minutes = 0
     if at < 0:

@@ -1,15 +1,16 @@
-"""Keys of any type as bytes: equal keys have equal bytes, different keys different ones.
+"""Keys of any type as bytes: equal keys have equal bytes, different keys have different bytes.
 
 A key is a tag and a content:
 
     n            None
-    i INT        a number equal to an integer: that, little-endian, two's complement, shortest
+    i INT        a number equal to an integer: the integer in little-endian two's complement, in
+                 bit_length() // 8 + 1 bytes
     f FLOAT      any other number equal to a float: its 8 bytes, little-endian
     s TEXT       str, in UTF-8 (lone surrogates as three bytes)
     b BYTES      bytes
-    t ITEMS      tuple: each item's bytes, its length before it
+    t ITEMS      tuple: for each item its length, then its bytes
     z ITEMS      frozenset: the same, sorted
-    and the tags of _keykinds.py: numbers that are no float, times, paths, p for pickles, ...
+    and the tags of _keykinds.py: numbers equal to no float, times, paths, p for pickles, ...
 
 So 1, 1.0 and True are one key, as in a dict; it comes back as 1. A NaN is the key of its 8 bytes.
 """
@@ -26,14 +27,14 @@ from typing import Any
 from shmrhash._errors import SegmentCorrupt
 from shmrhash._keykinds import DIGITS_MAX, refusal, special_bytes, special_key
 
-_LENGTH_LONG = 255  # this byte says that four bytes of length follow
+_LENGTH_LONG = 255  # a byte of this value says that four bytes of length follow
 _FLOAT = struct.Struct("<d")
 
 
 def encode_key(key: Any) -> bytes:
     """The bytes of a key.
 
-    Raises TypeError (no hash; an equality that the bytes could not have), TooLarge.
+    Raises TypeError (no hash; an equality that bytes cannot represent), TooLarge.
     """
     kind = type(key)
     content: bytes
@@ -66,8 +67,8 @@ def _encode_items(tag: bytes, items: Any) -> bytes:
 
 
 def _encode_other(key: Any) -> bytes:
-    """Subclasses, numbers of other types, frozensets, and what must be pickled."""
-    hashed = hash(key)  # as in a dict, a key without one is a TypeError
+    """Subclasses, numbers of other types, frozensets, and keys of _keykinds.py."""
+    hashed = hash(key)  # as in a dict, a key without a hash is a TypeError
     kinds: tuple[Any, ...] = (str, bytes, tuple, frozenset)
     for kind in kinds:
         if isinstance(key, kind):
@@ -77,7 +78,8 @@ def _encode_other(key: Any) -> bytes:
             if kind is frozenset:
                 return _encode_items(b"z", sorted(map(encode_key, plain)))
             return encode_key(plain)
-    span = getattr(getattr(key, "dtype", None), "kind", "") == "m"  # which NumPy calls an integer
+    # A timedelta64 is an integer to NumPy, but no number here.
+    span = getattr(getattr(key, "dtype", None), "kind", "") == "m"
     if isinstance(key, (numbers.Number, Decimal)) and not span:
         number = _plain_number(key)
         if number is not None:
@@ -91,7 +93,7 @@ def _plain_number(key: Any) -> int | float | None:
         return float(key)
     real: Any = key.real if isinstance(key, numbers.Complex) else key
     if isinstance(real, Decimal) and abs(real.adjusted()) > DIGITS_MAX:
-        return None  # too long for a key, and for ever in making
+        return None  # too long for a key, and very slow to convert
     for kind in (int, float):
         try:
             number = kind(real)
@@ -103,8 +105,8 @@ def _plain_number(key: Any) -> int | float | None:
 
 
 def decode_key(data: bytes, load: Callable[[bytes], Any] = pickle.loads) -> Any:
-    """The key of these bytes; load makes something of a pickle. Raises SegmentCorrupt, and what
-    load raises."""
+    """The key of these bytes; load() unpickles a key that is a pickle. Raises SegmentCorrupt, and
+    what load raises."""
     try:
         return _decoded(data, load)
     except (UnicodeDecodeError, RecursionError) as error:

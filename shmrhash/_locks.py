@@ -1,4 +1,4 @@
-"""Locked sections: reading, thinking and writing as one step, for one key or several."""
+"""Locked sections: reading a value and storing a new one as one step, for one key or several."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from shmrhash._errors import InvalidArgument, KeyGone
 class LockMethods(_core.ObjectHandle):
     """The part of RHashMap that locks values (F_LOCK, L1).
 
-    Every element of every map can be locked; nothing has to be reserved in the value. Readers do
-    not notice: a lookup without BPF_F_LOCK returns the value from before the section until its end.
-    Writers, and whatever uses BPF_F_LOCK, wait. delete(), pop() and clear() do not wait, but cut
-    the section off.
+    Every element of every map can be locked; nothing has to be reserved in the value. Readers are
+    not affected: until the section ends, a lookup without BPF_F_LOCK returns the value from before
+    it. Writers, and every operation with BPF_F_LOCK, wait. delete(), pop() and clear() do not wait:
+    they remove the key, and the section then stores nothing.
     """
 
     def locked(
@@ -25,21 +25,23 @@ class LockMethods(_core.ObjectHandle):
         """A locked section on key: ``with m.locked(key) as v:`` read and write v, a buffer.
 
         v is a private copy of the value: a writable buffer with v[...], bytes(v), v.unpack(fmt),
-        v.pack(fmt, ...), v.as_array(dtype), v.delete(), v.roll_back(). When the block ends, what
-        is in it is stored in one atomic step; if the block raises or the process dies, the value
-        stays as it was, and the lock is free (C1). Between, nobody else changes it (L1).
+        v.pack(fmt, ...), v.as_array(dtype), v.delete(), v.roll_back(). When the block ends, v is
+        stored in one atomic step; if the block raises or the process dies, the value stays as it
+        was, and the lock is free (C1). Inside the block no other thread or process changes the
+        value (L1).
 
-        timeout: seconds to wait for the lock; None is the handle's own, inf for ever, 0 not at all.
-        default: a value to insert first if the key is absent, as by setdefault(); it stays whatever
-        becomes of the section. A lock belongs to the thread that took it. Costs about 0.6
-        microseconds if nobody is in the way; waiting is without the GIL.
+        timeout: seconds to wait for the lock; None is the handle's own timeout, inf waits without
+        limit, 0 does not wait. default: a value to insert first if the key is absent, as by
+        setdefault(); it stays, however the section ends. A lock belongs to the thread that took it.
+        Costs about 0.6 microseconds if the lock is free; waiting releases the GIL.
 
         Raises, on entry: KeyNotFound (absent, and default is None), LockTimeout, DeadlockError
-        (this thread has it locked already), MapFull, SegmentFull, InvalidArgument, TypeError,
+        (this thread has the key locked already), MapFull, SegmentFull, InvalidArgument, TypeError,
         ReadOnlyMap, MapClosed; at the end: KeyGone (the key was deleted; nothing is stored),
-        FrozenMap (likewise). Storing waits for nobody. v.delete() needs the key's bucket, which
-        another process may hold: after the handle's timeout, not that of the section, LockTimeout
-        says that the key was not deleted; the value is then as before the block, and not locked.
+        FrozenMap (likewise). Storing never waits. v.delete() needs the key's bucket, which another
+        process may hold: after the handle's timeout, not that of the section, it raises
+        LockTimeout; the key is then not deleted, has the value from before the block, and is not
+        locked.
         """
         return _core.LockedValue(self, key, timeout, default)
 
@@ -48,14 +50,16 @@ class LockMethods(_core.ObjectHandle):
     ) -> LockedValues:
         """Locked sections on several keys: ``with m.locked_many([a, b]) as (va, vb):``.
 
-        They are locked in the order of their bytes, whatever order is given, so that two who lock
-        the same keys never wait for each other in a circle. At the end of the block each is stored
-        in one atomic step, one after another in that order: whoever reads several keys may see some
-        new and some old, and if the process dies in between, the first are stored and the others
-        are not. If the block raises, none is. timeout and default are for each key.
+        The keys are locked in the order of their bytes, whatever order is given, so that two
+        callers that lock the same keys cannot deadlock. At the end of the block each value is
+        stored in one atomic step, one after another in that order: a reader of several keys may see
+        some new and some old values, and if the process dies between two of these steps, the first
+        values are stored and the others are not. If the block raises, no value is stored. timeout
+        and default are for each key.
 
-        Raises what locked() raises, InvalidArgument (a key given twice). KeyGone, at the end, says
-        so after all keys that are still there were stored; its count is their number.
+        Raises what locked() raises, InvalidArgument (a key given twice). KeyGone, at the end, is
+        raised after the values of all keys that were not deleted are stored; its count is the
+        number of those keys.
         """
         return LockedValues(self, keys, timeout, default)
 
@@ -69,12 +73,12 @@ class LockMethods(_core.ObjectHandle):
     ) -> bytes:
         """Store function(value) under key, in a locked section; return what was stored.
 
-        default: what function gets if the key is absent; it is inserted first, and stays if
-        function raises. Without it an absent key is an error. function runs once, and must not
-        change this key by other means. timeout: as for locked().
+        default: the value that function gets if the key is absent; it is inserted first, and stays
+        if function raises. Without a default an absent key is an error. function runs once, and
+        must not change this key by other means. timeout: as for locked().
 
-        Raises what locked() raises, and what function raises; InvalidArgument (it returned another
-        size).
+        Raises what locked() raises, and what function raises; InvalidArgument (function returned a
+        value of another size).
         """
         with self.locked(key, timeout=timeout, default=default) as value:
             value[:] = function(bytes(value))
@@ -118,7 +122,7 @@ class LockedValues:
             try:
                 if broken is None:
                     section.__exit__(kind, error, traceback)
-                else:  # interrupted: the rest is rolled back
+                else:  # after an error of another kind the remaining sections are rolled back
                     section.__exit__(type(broken), broken, broken.__traceback__)
             except KeyGone as one:
                 gone.append(one)

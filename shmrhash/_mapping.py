@@ -1,4 +1,4 @@
-"""MappingMethods: what SharedDict has because dict has it, made of DictCore's operations."""
+"""MappingMethods: the methods of dict that SharedDict offers, made of DictCore's operations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ABSENT: Any = object()
 
 
 class MappingMethods(_core.DictCore):
-    """A collections.abc.MutableMapping. d[key], get, in, pop and the like are the core's own."""
+    """A collections.abc.MutableMapping. The core implements d[key], get, in, pop and the like."""
 
     __reversed__ = None  # there is no order to reverse
 
@@ -23,34 +23,34 @@ class MappingMethods(_core.DictCore):
     def keys(self, *, errors: Errors = "raise") -> SharedKeys:
         """A view of the keys, with the operations of a set. errors: as for items().
 
-        Raises, when it is read, what reading raises.
+        Raises InvalidArgument, as items(). Iterating raises what reading raises.
         """
         return SharedKeys(self, errors)
 
     def values(self, *, errors: Errors = "raise") -> SharedValues:
-        """A view of the values; each is a copy of its own. errors: as for items().
+        """A view of the values; each is a separate copy. errors: as for items().
 
-        Raises, when it is read, what reading raises.
+        Raises InvalidArgument, as items(). Iterating raises what reading raises.
         """
         return SharedValues(self, errors)
 
     def items(self, *, errors: Errors = "raise") -> SharedItems:
         """A view of the pairs (key, value), with the operations of a set; each is read in one step.
 
-        errors: what becomes of an entry that cannot be decoded, because its class is not to be
-        imported here, say. "raise": iterating raises at this entry, and next() of the same iterator
-        goes on behind it. "skip": it is left out.
+        errors: how iterating treats an entry that cannot be decoded, for example because its class
+        cannot be imported here. "raise": iterating raises at this entry, and next() of the same
+        iterator continues after it. "skip": iterating leaves it out.
 
-        Raises, when it is read, what reading raises; InvalidArgument (another word for errors).
+        Raises InvalidArgument (another word for errors). Iterating raises what reading raises.
         """
         return SharedItems(self, errors)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Store the pairs of a mapping or an iterable, and the keywords, as dict.update() does.
 
-        Each pair is stored in one step, all of them are not. The default ttl applies.
+        Each pair is stored in one step, but not all of them together. The default ttl applies.
 
-        Raises what storing raises: the pairs before it are stored.
+        Raises what storing raises; the pairs before the failing one are stored.
         """
         if isinstance(other, (dict, MappingMethods)):
             pairs: Iterable[Any] = other.items()
@@ -64,9 +64,10 @@ class MappingMethods(_core.DictCore):
             self[key] = value
 
     def copy(self, *, errors: Errors = "raise") -> dict[Any, Any]:
-        """A plain dict of what is in it. Not a snapshot: see the class. errors: as for items().
+        """A plain dict of the entries. Not a snapshot: see the class. errors: as for items().
 
-        copy.copy() and copy.deepcopy() of a dict, or of what refers to it, give the same dict.
+        copy.copy() and copy.deepcopy() of a SharedDict, or of an object that refers to one, give
+        the same SharedDict.
 
         Array values are copies too. Raises what reading raises.
         """
@@ -99,12 +100,12 @@ class MappingMethods(_core.DictCore):
         for key, value in self._entries(ITEMS):
             try:
                 found = other[key]
-            except (KeyError, *NOT_HELD):  # absent; a key it cannot have
+            except (KeyError, *NOT_HELD):  # absent, or a key that its type cannot hold
                 return False
             if not (found is value or found == value):
                 return False
             count += 1
-        # Entries that have expired count in len(), not here.
+        # len() counts expired entries; this count does not.
         return count == (sum(1 for _ in other) if isinstance(other, MappingMethods) else len(other))
 
     __hash__ = None  # type: ignore[assignment]
@@ -114,17 +115,19 @@ class MappingMethods(_core.DictCore):
     ) -> _core.DictSection:
         """A locked section: ``with d.locked(key) as entry: entry.value = f(entry.value)``.
 
-        entry.value is a copy of the value, of one's own: assign to it, or change it if it is
-        mutable, and when the block ends it is stored in one step. entry.delete() deletes the key
-        instead, entry.roll_back() stores nothing. If the block raises, or the process dies, the
-        value stays as it was. Between, nobody else writes the key (L1); readers see the old value.
+        entry.value is a private copy of the value: assign to it, or change it if it is mutable, and
+        when the block ends it is stored in one step. entry.delete() deletes the key instead,
+        entry.roll_back() stores nothing. If the block raises, or the process dies, the value stays
+        as it was. Inside the block no other thread or process writes the key (L1); readers see the
+        old value.
 
-        timeout: seconds to wait for the lock; None is the dict's own. default: a value to insert
-        first if the key is absent; it stays whatever becomes of the section. A lock belongs to the
+        timeout: seconds to wait for the lock; None is the dict's own timeout. default: a value to
+        insert first if the key is absent; it stays, however the section ends. A lock belongs to the
         thread that took it.
 
-        Raises KeyNotFound (absent, and no default), LockTimeout, DeadlockError (this thread has it
-        locked already), what storing raises; at the end KeyGone (the key was deleted meanwhile).
+        Raises KeyNotFound (absent, and no default), LockTimeout, DeadlockError (this thread has the
+        key locked already), what storing raises; at the end KeyGone (the key was deleted, or its
+        entry expired, during the section).
         """
         if default is _ABSENT:
             return self._section(key, timeout)
@@ -140,13 +143,13 @@ class MappingMethods(_core.DictCore):
     ) -> Any:
         """Store function(value) while the key is locked; return it.
 
-        default: what function gets if the key is absent; it is inserted first, and stays if
-        function raises. function runs once, and must not write this key by other means. A function
-        that changes its argument and returns nothing would store None: that is refused unless the
-        value was None or allow_none is true. The entry keeps its deadline.
+        default: the value that function gets if the key is absent; it is inserted first, and stays
+        if function raises. function runs once, and must not write this key by other means. A
+        function that changes its argument and returns nothing would store None: that is refused
+        unless the value was None or allow_none is true. The entry keeps its deadline.
 
-        Raises what locked() raises, what function raises, and InvalidArgument (None): then nothing
-        is stored. KeyGone: the entry expired meanwhile.
+        Raises what locked() raises, what function raises, and InvalidArgument (function returned
+        None); then nothing is stored. KeyGone: the entry was deleted or expired while function ran.
         """
         if len(default) > 1:
             raise TypeError("update_with takes a key, a function and a default")

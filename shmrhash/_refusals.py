@@ -1,4 +1,4 @@
-"""What the system refused when a segment's file was made, opened or removed: the exceptions."""
+"""The exceptions for what the system refuses when a segment's file is made, opened or removed."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from shmrhash._errors import (
 )
 from shmrhash._trust import user_text
 
-# What the number means for a map, and what helps.
+# By errno: what it means for a map, and the remedy.
 _REMEDIES = {
     errno.EMFILE: "this process has all the file descriptors it may have; close some, or raise "
     "the limit (ulimit -n)",
@@ -45,7 +45,7 @@ def permission_message(name: str, path: str) -> str:
 
 
 def missing_directory(name: str, where: str) -> SystemFailure:
-    """What to raise where the directory of segments is not there."""
+    """The exception if the directory of segments does not exist."""
     return system_failure(
         errno.ENOENT,
         f"map {name!r} cannot be made: the directory {where} does not exist; mount a tmpfs there, "
@@ -54,7 +54,7 @@ def missing_directory(name: str, where: str) -> SystemFailure:
 
 
 def unreadable_directory(error: OSError, where: str) -> Error:
-    """What to raise where the directory of segments cannot be listed."""
+    """The exception if the directory of segments cannot be listed."""
     message = f"the directory of segments, {where}, cannot be read: {error.strerror}"
     if error.errno == errno.ENOENT:
         return SegmentMissing(f"{message}; SHMRHASH_DIR names another")
@@ -64,21 +64,21 @@ def unreadable_directory(error: OSError, where: str) -> Error:
 
 
 def without_proc(name: str) -> SystemFailure:
-    """What to raise where a finished segment cannot get its name."""
+    """The exception if a finished segment cannot get its name."""
     return system_failure(
         errno.ENOENT, f"map {name!r} cannot be made: /proc is not there; mount it (procfs)"
     )
 
 
 def system_failure(number: int | None, message: str) -> SystemFailure:
-    """A SystemFailure with the system's number."""
+    """A SystemFailure with the system's errno."""
     failure = SystemFailure(message)
     failure.errno = number
     return failure
 
 
 def refuse(error: OSError, name: str, path: str) -> NoReturn:
-    """Raise what stands for an error of the system at the segment's file."""
+    """Raise the exception for an error that the system gave for a segment's file."""
     where = os.path.dirname(path)
     number = error.errno
     if number == errno.EEXIST:
@@ -93,7 +93,7 @@ def refuse(error: OSError, name: str, path: str) -> NoReturn:
 
 
 def refuse_creation(error: OSError, name: str, path: str) -> NoReturn:
-    """As refuse(), where a file without a name was to be made in the directory of segments."""
+    """As refuse(), for making a file without a name in the directory of segments."""
     where = os.path.dirname(path)
     if error.errno == errno.ENOENT:
         raise missing_directory(name, where) from None
@@ -106,7 +106,7 @@ def refuse_creation(error: OSError, name: str, path: str) -> NoReturn:
 
 
 def raise_other(error: OSError, name: str, path: str) -> NoReturn:
-    """Raise for an error that means the same in making, opening and removing."""
+    """Raise the exception for an error that means the same in making, opening and removing."""
     where = os.path.dirname(path)
     number = error.errno
     if number in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):

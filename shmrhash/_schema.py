@@ -1,7 +1,7 @@
-"""Schema: what a dict's segment says of its types, and where an entry has what.
+"""Schema: the description of a dict's types in its segment, and the layout of its entries.
 
 A value is [reference to the whole key] [deadline] [value, or a reference to it], each at a multiple
-of 8 bytes. The first is there if keys are of any length, the second if entries can expire.
+of 8 bytes. The first is present if keys are of any length, the second if entries can expire.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shmrhash._types import WORD_BYTES, codec_for, record_name, type_of_record
 VERSION = 1
 KIND = "SharedDict"
 BYTES_MAX = 1536
-PER_ENTRY = "per entry"  # entries can expire, and do so only if they are told to
+PER_ENTRY = "per entry"  # entries can expire; only those with a ttl of their own do
 REMEDY = (
     "if_different='replace' makes it anew, open() takes it as it is; or choose another name, or "
     "unlink it"
@@ -39,14 +39,15 @@ def clock_ahead_ns() -> int | None:
                 if name == "monotonic":
                     return int(seconds) * 10**9 + int(ns)
     except FileNotFoundError:
-        return 0 if os.path.exists("/proc/self/ns") else None  # a kernel without them, or no /proc
+        # The kernel has no time namespaces, or there is no /proc.
+        return 0 if os.path.exists("/proc/self/ns") else None
     except (OSError, ValueError):
         return None
     return 0
 
 
 def _expect_clock(record: dict[str, Any], name: str) -> None:
-    """Refuse a clock by which the deadlines of others cannot be judged. Raises LayoutMismatch."""
+    """Refuse to judge deadlines by another clock than theirs. Raises LayoutMismatch."""
     made, here = record.get("clock", 0), clock_ahead_ns()
     if record["ttl"] is not None and here not in (None, made):
         raise LayoutMismatch(
@@ -60,7 +61,8 @@ def _expect_clock(record: dict[str, Any], name: str) -> None:
 class Schema:
     """The types of a dict's keys and values, and its ttl.
 
-    ttl: None, entries have no deadline; inf, none unless told; else seconds, the default.
+    ttl: None if entries have no deadlines; inf if only entries with a ttl of their own expire;
+    otherwise the default in seconds.
     """
 
     key: Codec
@@ -92,11 +94,11 @@ class Schema:
 
     @property
     def default_ttl_ns(self) -> int:
-        """Nanoseconds; 0 for none."""
+        """The default ttl in nanoseconds; 0 for none."""
         return 0 if self.ttl is None or self.ttl == math.inf else max(1, round(self.ttl * 1e9))
 
     def to_bytes(self) -> bytes:
-        """The JSON that stands in the segment. Raises TooLarge."""
+        """The JSON that is stored in the segment. Raises TooLarge."""
         record = {
             "v": VERSION,
             "kind": KIND,
@@ -126,7 +128,8 @@ def make_schema(key: Any, value: Any, ttl: float | None) -> Schema:
 
 
 def read_schema(data: bytes, name: str) -> dict[str, Any]:
-    """What a segment says of its types. Raises LayoutMismatch: not a dict of this version."""
+    """The schema in a segment, as a dict. Raises LayoutMismatch: not a SharedDict's, or of another
+    version."""
     if not data:
         raise LayoutMismatch(f"segment {name!r} is a map, but not a SharedDict")
     try:
@@ -142,7 +145,7 @@ def read_schema(data: bytes, name: str) -> dict[str, Any]:
 
 
 def ttl_of_record(record: dict[str, Any], name: str) -> float | None:
-    """The ttl that a schema says. Raises LayoutMismatch."""
+    """The ttl that a schema gives. Raises LayoutMismatch."""
     ttl = record["ttl"]
     if ttl is None:
         return None
@@ -153,7 +156,7 @@ def ttl_of_record(record: dict[str, Any], name: str) -> float | None:
 
 
 def _restored(record: Any, role: Role, name: str) -> Codec:
-    """The codec of a type that a segment names, which may name anything."""
+    """The codec of the type that a segment names, which may be any JSON. Raises LayoutMismatch."""
     try:
         return codec_for(type_of_record(record, role), role)
     except LayoutMismatch as error:
@@ -165,9 +168,9 @@ def _restored(record: Any, role: Role, name: str) -> Codec:
 
 
 def expect_geometry(schema: Schema, handle: Any) -> None:
-    """Compare what the types need with what the map has, which only a damaged segment tells apart.
+    """Compare the sizes and fields that the types need with the map's.
 
-    Raises LayoutMismatch.
+    Raises LayoutMismatch: they differ, which happens only in a damaged segment.
     """
     needed = schema.key.size, schema.value_size, packed(schema.fields, schema.value_size)
     found = handle.key_size, handle.value_size, list(handle._fields())
@@ -179,7 +182,7 @@ def expect_geometry(schema: Schema, handle: Any) -> None:
 
 
 def with_ttl(schema: Schema, name: str, ttl: float | None) -> Schema:
-    """The schema for a handle with this default ttl; None: the one of the segment.
+    """The schema for a handle with this default ttl; None takes the segment's ttl.
 
     Raises LayoutMismatch: entries have no room for a deadline.
     """
@@ -194,7 +197,7 @@ def with_ttl(schema: Schema, name: str, ttl: float | None) -> Schema:
 
 
 def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> Schema:
-    """The schema of a segment; key and value, unless None, must be the types it has.
+    """The schema of a segment. key and value, unless None, must fit the types that it has.
 
     Raises LayoutMismatch, naming both types, and what codec_for() raises.
     """
@@ -206,7 +209,7 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
             codec = _restored(record[role], role, name)
         else:
             codec = codec_for(declared, role)
-        # As JSON has it: a tuple, say, comes back as a list.
+        # Compare it as JSON returns it: a tuple, for example, becomes a list.
         if not same_stored(json.loads(json.dumps(codec.record)), record[role], role):
             raise LayoutMismatch(
                 f"segment {name!r} has the {role} type {record_name(record[role])}, opened with "

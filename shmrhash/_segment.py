@@ -1,8 +1,8 @@
-"""Files of segments: names, creation without a half-made name, opening, unlinking.
+"""Files of segments: names, creation, opening, unlinking.
 
-A segment is a file in the shared-memory directory, /dev/shm unless SHMRHASH_DIR says otherwise. It
-is made without a name (O_TMPFILE), filled, attached, and only then linked to its name: a creator
-that dies leaves nothing, and of two that race one is told that the name exists.
+A segment is a file in the shared-memory directory, /dev/shm unless SHMRHASH_DIR names another. It
+is created without a name (O_TMPFILE), filled, attached, and only then linked to its name. So a
+creator that dies leaves no file, and the loser of a race to create learns that the name exists.
 """
 
 import errno
@@ -49,7 +49,7 @@ def directory() -> str:
 
 
 def plain_name(name: str) -> str:
-    """name without its leading slash, if it can be a segment's."""
+    """name without its leading slash, if a segment can have it."""
     if not isinstance(name, str):
         raise TypeError(f"a map's name must be str, not {type(name).__name__}")
     plain = name.removeprefix("/")
@@ -74,7 +74,7 @@ def path_of(name: str) -> str:
 
 
 def entries(name: str = "") -> list[os.DirEntry[str]]:
-    """What is in the directory of segments, by name; name is that of the map to be made, if any."""
+    """The files in the segments' directory, sorted; name is that of the map to be made, if any."""
     where = directory()
     try:
         with os.scandir(where) as found:
@@ -86,7 +86,7 @@ def entries(name: str = "") -> list[os.DirEntry[str]]:
 
 
 def file_system_bytes(name: str) -> int:
-    """The size of the file system that holds the segments; name is the map's that asks."""
+    """The size of the file system that holds the segments; name is that of the map to be made."""
     try:
         status = os.statvfs(directory())
     except OSError as error:
@@ -130,7 +130,7 @@ def committer(fd: int, name: str) -> Callable[[int, int], None]:
 
 
 def link_file(fd: int, name: str, path: str) -> None:
-    """Give a finished segment its name. SegmentExists if it is taken."""
+    """Give a finished segment its name. Raises SegmentExists if the name is taken."""
     try:
         folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -157,7 +157,7 @@ def _is_text(name: str) -> bool:
 
 
 def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> int:
-    """The descriptor of an existing segment that may be trusted as far as its file goes."""
+    """The descriptor of an existing segment, if it is a regular file of a trusted user."""
     try:
         if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
             raise PermissionDenied(f"{path} is not a regular file, hence no segment")
@@ -173,11 +173,11 @@ def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> in
     except PermissionDenied:
         raise
     except OSError as error:
-        if error.errno is None:  # posix_ipc's words for too many open files
+        if error.errno is None:  # posix_ipc raises it for too many open files
             error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         refuse(error, name, path)
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):  # put there since
+    if not stat.S_ISREG(status.st_mode):  # the name was given to another file after os.stat()
         os.close(fd)
         raise PermissionDenied(f"{path} is not a regular file, hence no segment")
     if not is_trusted(status.st_uid, owner):
@@ -187,9 +187,9 @@ def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> in
 
 
 def look_at_file(path: str) -> int:
-    """A descriptor to read a segment's file by, whoever it belongs to; never to map it.
+    """A descriptor for reading a segment's file, of any user; never for mapping it.
 
-    Raises OSError, also for what is no regular file.
+    Raises OSError, also if it is no regular file.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, flags)
@@ -200,9 +200,9 @@ def look_at_file(path: str) -> int:
 
 
 def unlink_file(name: str, path: str, identity: Identity | None = None) -> None:
-    """Remove a segment's name. Attached processes go on; the memory goes with the last of them.
+    """Remove a segment's name. Attached processes go on; the last to detach frees the memory.
 
-    identity: remove it only if it is still this file's.
+    identity: remove the name only if it still names this file.
     """
     try:
         done = remove_name(path, identity)
@@ -218,10 +218,10 @@ def unlink_file(name: str, path: str, identity: Identity | None = None) -> None:
 
 
 class Holders(NamedTuple):
-    """Who has a segment open, by what its file and the locks on it say."""
+    """The processes that have a segment open, as its file and the locks on it show them."""
 
-    alive: int  # processes, without those at their end
-    dead: int  # processes that were killed and whom nobody has recovered yet
+    alive: int  # processes, except those at their end
+    dead: int  # processes that were killed and have not been recovered
     readers: bool  # whether a handle for reading is open
     ephemeral: bool
 
@@ -232,7 +232,7 @@ class Holders(NamedTuple):
 
 
 def holders_of(fd: int) -> Holders | None:
-    """Who has the segment of this file; None if it is no map of this version.
+    """The holders of the segment in this file; None if it is no map of this version.
 
     Raises SegmentCorrupt.
     """
@@ -250,11 +250,14 @@ def names(path: str, identity: Identity) -> bool:
 
 
 def remove_name(path: str, identity: Identity | None = None, *, unheld: bool = False) -> bool:
-    """Remove a name: of this file only, and only if nobody holds it, if so wanted. Whether it went.
+    """Remove a name; return whether it was removed.
 
-    Removal and attachment exclude each other (removal_begin, wait_for_removal): who attached before
-    is seen here, who comes later finds the name gone. Without the right to write there is no lock
-    to be had, and explicit removal goes on without it.
+    identity: only if it names this file. unheld: only if no process holds the segment.
+
+    Removal and attachment exclude each other (removal_begin, wait_for_removal): a process that
+    attached before the removal is seen here, and one that attaches later finds the name gone.
+    Without the right to write the file, its lock cannot be taken; then explicit removal goes on
+    without the lock.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -280,19 +283,19 @@ def remove_name(path: str, identity: Identity | None = None, *, unheld: bool = F
         os.unlink(path)
         return True
     finally:
-        os.close(fd)  # and with it the lock
+        os.close(fd)  # this also releases the lock
 
 
 def wait_for_removal(fd: int, path: str) -> bool:
-    """After attaching: whether the name still is this file's, and nobody is removing it."""
+    """After attaching: wait until no process is removing the name; whether it names this file."""
     _wait_until(lambda: not _core.removal_is_under_way(fd))
     status = os.fstat(fd)
     return names(path, (status.st_dev, status.st_ino))
 
 
 def _wait_until(done: Callable[[], bool]) -> None:
-    """Of what takes microseconds; a process stopped in the middle of it is not waited for longer
-    than REMOVAL_TRIES_MAX milliseconds."""
+    """Wait for a condition that takes microseconds; if the other process is stopped in between,
+    give up after REMOVAL_TRIES_MAX milliseconds."""
     for _ in range(REMOVAL_TRIES_MAX):
         if done():
             return

@@ -1,12 +1,13 @@
-"""What msgspec stores of a class: a description to keep in a segment, and to compare at an open.
+"""Descriptions of what msgspec stores of a class: kept in a segment, and compared at each open.
 
 A description is JSON: the name of a simple type; or a list, its first item the kind, the rest the
-types inside; or for a class a dict, "f": [name, type, whether it must be there] of each field, and
-what else changes the bytes: "a": by position; "t": its tag; "x": unknown fields are refused; "o":
-defaults are left out. A class that came before is ["ref", its number], so classes may be recursive.
+types inside; or for a class a dict, "f": [name, type, whether it is required] of each field, and
+options that change the bytes: "a": by position; "t": its tag; "x": unknown fields are refused; "o":
+defaults are left out. A class that was described before is ["ref", its number], so classes may be
+recursive.
 
 Two descriptions are compatible if each side can read what the other wrote. So the names of classes,
-their modules and the spelling of types do not count; a field may be added or removed if it has a
+their modules and the spelling of types do not matter; a field may be added or removed if it has a
 default. Keys are found by their bytes, so descriptions of keys must be equal.
 """
 
@@ -19,7 +20,7 @@ import zlib
 from typing import Any
 
 _PLAIN_MAX = 320  # bytes of a description as it is; a longer one is compressed
-_PACKED_MAX = 560  # of a compressed one: two have room in a schema; a digest stands for more
+_PACKED_MAX = 560  # of a compressed one: two fit into a schema; a digest replaces a longer one
 _UNPACKED_MAX = 1 << 20
 _LISTS = {"ListType": "list", "VarTupleType": "list", "CollectionType": "list"}
 _SETS = {"SetType": "set", "FrozenSetType": "set"}
@@ -28,14 +29,14 @@ _LIMITS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "p
 
 
 class Describer:
-    """Makes the description of a class. classes: the classes it met, in order."""
+    """Makes the description of a class. classes: those that it describes, in order."""
 
     def __init__(self) -> None:
         self.classes: list[Any] = []
         self._described: list[Any] = []
 
     def describe(self, kind: Any) -> Any:
-        """kind: a type of msgspec.inspect."""
+        """The description of kind, a type of msgspec.inspect."""
         name = type(kind).__name__
         if name in _CLASSES:
             return self._class(kind, name)
@@ -92,14 +93,14 @@ class Describer:
 
 
 def _place(description: Any) -> str:
-    """Where a member of a union stands: msgspec tells them by their kind, and classes by tag."""
+    """The sort key of a union's member: msgspec tells members apart by kind, and classes by tag."""
     if isinstance(description, dict):
         return "class " + str(description.get("t"))
     return description if isinstance(description, str) else "list " + str(description[0])
 
 
 def packed(description: Any) -> Any:
-    """The description as a schema has room for it."""
+    """The description in a form that fits into a schema: as it is, compressed, or a digest."""
     text = json.dumps(description, separators=(",", ":")).encode()
     if len(text) <= _PLAIN_MAX:
         return json.loads(text)
@@ -110,7 +111,7 @@ def packed(description: Any) -> Any:
 
 
 def unpacked(record: Any) -> Any:
-    """The description of packed(), or the digest. Raises ValueError."""
+    """The description that packed() was given, or the digest. Raises ValueError."""
     if not isinstance(record, list) or record[:1] != ["z"]:
         return record
     try:
@@ -128,11 +129,11 @@ def compatible(one: Any, other: Any) -> bool:
     try:
         return _Comparison(unpacked(one), unpacked(other)).agree()
     except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
-        return False  # what no version of this library describes
+        return False  # no version of this library writes such a description
 
 
 class _Comparison:
-    """Of two descriptions, one of which may say anything."""
+    """A comparison of two descriptions, one of which may be any JSON."""
 
     def __init__(self, one: Any, other: Any) -> None:
         self._sides = one, other
@@ -149,7 +150,7 @@ class _Comparison:
         if isinstance(one, dict) and isinstance(other, dict):
             pair = id(one), id(other)
             if pair in self._seen:
-                return True  # it is being compared, or was
+                return True  # this pair is being compared, or was compared
             self._seen.add(pair)
             return self._classes_agree(one, other)
         if type(one) is not type(other) or not isinstance(one, list):
@@ -180,11 +181,11 @@ class _Comparison:
                 ([field for field in other["f"] if field[0] not in names[0]], one),
             ]
         for fields, reader in extra:
-            # Who knows the field reads messages without it; who does not, messages with it.
+            # A side with the field reads messages without it, and the other side messages with it.
             if any(field[2] for field in fields) or (fields and "x" in reader):
                 return False
             if fields and one.get("a") == "tuple":
-                return False  # msgspec refuses a named tuple with an item too many
+                return False  # msgspec refuses a named tuple with too many items
         for first, second in pairs:
             if first[0] != second[0] or ("o" in one and first[2] != second[2]):
                 return False
@@ -194,7 +195,7 @@ class _Comparison:
 
 
 def _collect(description: Any, classes: list[Any]) -> None:
-    """The classes of a description by number."""
+    """Append the classes of a description to classes, in the order of their numbers."""
     if isinstance(description, dict):
         classes.append(description)
         for field in description["f"]:
@@ -205,7 +206,7 @@ def _collect(description: Any, classes: list[Any]) -> None:
 
 
 def text_of(record: Any) -> str:
-    """The fields of a packed description, as a person reads them."""
+    """The fields of a packed description, as text for people."""
     try:
         description = unpacked(record)
         if description[0:1] == ["digest"] if isinstance(description, list) else False:
@@ -243,7 +244,7 @@ def _name(description: Any) -> str:
 
 
 def ambiguous(description: Any) -> str | None:
-    """Why equal keys of a class might be stored as different bytes; None: they are not."""
+    """Why equal keys of a class could be stored as different bytes; None if they cannot."""
     numbers = {"bool", "int", "float"}
     if isinstance(description, dict):
         inner = [field[1] for field in description["f"]]

@@ -2,7 +2,7 @@
 
 A declared type is one of: bytes, str, int, float, bool, object; a struct format; a NumPy dtype;
 Array(dtype, shape); a subclass of ctypes.Structure; a dataclass; a msgspec.Struct. codec_for()
-makes a Codec of it, whose record, plain JSON, stands in the segment and is compared at every open.
+makes a Codec of it, whose record, plain JSON, is kept in the segment and compared at every open.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shmrhash._errors import InvalidArgument, LayoutMismatch
 from shmrhash._keys import decode_key, encode_key
 from shmrhash._stored import text_of
 
-KEY_DIGEST_BYTES = 16  # of a key of any length: itself if it has up to 15 bytes, else a digest
+KEY_DIGEST_BYTES = 16  # stands for a key of any length: up to 15 bytes of key, or a digest
 WORD_BYTES = 8
 
 _PICKLE_PROTOCOL = 5
-_STRUCT_BYTES_MAX = 1 << 22  # no key or value is as large
+_STRUCT_BYTES_MAX = 1 << 22  # keys and values in entries are smaller
 _dump = functools.partial(pickle.dumps, protocol=_PICKLE_PROTOCOL)
 
 # By declared type: its name in a schema, the kinds as a key and as a value, the bytes as a key.
@@ -45,14 +45,15 @@ _BY_NAME = {name: declared for declared, (name, *_) in _BUILTINS.items()}
 class Array:
     """The type of values that are NumPy arrays, read where they are, without a copy.
 
-    dtype: anything that numpy.dtype() takes, but objects. shape: of every value, or None: any.
-    What is stored is converted to dtype if that loses no kind (as numpy's "same_kind") and stands
-    in C order. What d[key] and get() return is a read-only array on the shared memory; the bytes
-    stay as they are for as long as it, or a view of it, lives, also when the key is overwritten or
-    deleted. So they do in a child of fork that inherits the array, even when its parent drops it or
-    ends: os.fork(), and what uses it, pins it for the child (not a C library that forks by itself).
-    A handle holds 1,024 such arrays at a time; what it reads beyond that is a copy,
-    counted by info()["objects"]["views_copied"]. values(), items() and copy() always copy.
+    dtype: anything that numpy.dtype() takes, except objects. shape: that of every value; None
+    allows any shape. A stored array is converted to dtype if that keeps its kind (as numpy's
+    "same_kind") and is kept in C order. d[key] and get() return a read-only array on the shared
+    memory; its bytes stay unchanged as long as the array, or a view of it, lives, even if the key
+    is overwritten or deleted. They also stay unchanged in a child of fork that inherits the array,
+    even if its parent drops the array or ends: os.fork(), and everything that uses it, pins the
+    object for the child (a C library that forks by itself does not). A handle holds 1,024 such
+    arrays at a time; beyond that it returns copies, counted by
+    info()["objects"]["views_copied"]. values(), items() and copy() always copy.
 
     Raises ImportError (no NumPy), TypeError, InvalidArgument (a dtype with objects).
     """
@@ -72,7 +73,7 @@ def codec_for(declared: Any, role: Role) -> Codec:
     """The codec of a declared type.
 
     Raises TypeError (not a type that can be declared), InvalidArgument (a struct format, dtype or
-    class that cannot be stored), ImportError (msgspec or NumPy is not there).
+    class that cannot be stored), ImportError (msgspec or NumPy is not installed).
     """
     if isinstance(declared, type) and declared in _BUILTINS:
         return _builtin_codec(declared, role)
@@ -107,13 +108,16 @@ def codec_for(declared: Any, role: Role) -> Codec:
 
 
 def _is_array_class(declared: Any) -> bool:
-    """numpy.ndarray or a subclass, which says nothing of its items."""
+    """Whether declared is numpy.ndarray or a subclass, which does not name its items' type."""
     bases = declared.__mro__ if isinstance(declared, type) else ()
     return any((base.__module__, base.__name__) == ("numpy", "ndarray") for base in bases)
 
 
 def _is_dtype(declared: Any) -> bool:
-    """A numpy.dtype, or a class of NumPy's numbers; nothing else that numpy.dtype() would take."""
+    """Whether declared is a numpy.dtype, or a class of NumPy's numbers.
+
+    False for anything else that numpy.dtype() would take.
+    """
     kind = declared if isinstance(declared, type) else type(declared)
     return any(base.__module__.partition(".")[0] == "numpy" for base in kind.__mro__)
 
@@ -132,7 +136,7 @@ def _builtin_codec(declared: type, role: Role) -> Codec:
 
 
 def _struct_codec(fmt: str, role: Role) -> Codec:
-    """A struct format: a tuple, or if the format has one item, that item."""
+    """The codec of a struct format: for tuples, or for single items if the format has one."""
     try:
         size = struct.calcsize(fmt)
     except struct.error as error:
@@ -193,7 +197,7 @@ def type_of_record(record: Any, role: Role) -> Any:
 
 
 def record_name(record: Any) -> str:
-    """A record as a person reads it."""
+    """A record as text for people."""
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):

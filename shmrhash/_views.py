@@ -1,4 +1,4 @@
-"""Views of a SharedDict: windows on what is in it at the moment, as those of a dict."""
+"""Views of a SharedDict: like those of a dict, they show its current entries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYS, VALUES, ITEMS = 0, 1, 2  # what DictCore._entries() delivers
 SHOWN_MAX = 6  # entries in a repr
 
 Errors = Literal["raise", "skip"]
-NOT_HELD = (TypeError, OverflowError, UnicodeError, TooLarge)  # by keys that a type cannot hold
+NOT_HELD = (TypeError, OverflowError, UnicodeError, TooLarge)  # for keys that a type cannot hold
 
 _T = TypeVar("_T")
 _short = reprlib.Repr()
@@ -34,7 +34,7 @@ def shown(entries: Iterator[Any], pairs: bool) -> str:
 
 
 def _skipping(errors: Errors) -> bool:
-    """Raises InvalidArgument."""
+    """Whether errors is "skip". Raises InvalidArgument."""
     if errors not in ("raise", "skip"):
         raise InvalidArgument(f"errors is 'raise' or 'skip', not {errors!r}")
     return errors == "skip"
@@ -83,7 +83,7 @@ class SharedItems(ItemsView[Any, Any]):
         except KeyError:
             return False
         except NOT_HELD:
-            return key in self._mapping  # which cannot be there; or unhashable
+            return key in self._mapping  # False; or TypeError if the key is unhashable
         return bool(found is wanted or found == wanted)
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ class SharedItems(ItemsView[Any, Any]):
 
 
 class SharedValues(ValuesView[Any]):
-    """The values, each a copy of its own."""
+    """The values, each a separate copy."""
 
     __slots__ = ("_skipping",)
     _mapping: SharedDict

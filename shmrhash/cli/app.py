@@ -1,4 +1,4 @@
-"""The group of commands: shortened names, global options, help, and what an error ends in."""
+"""The group of commands: shortened names, global options, help, and the exit after an error."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Commands(click.Group):
 
 
 def full_name(word: str) -> str | None:
-    """The command that word is, or begins: the first of bpftool's, else the only one of ours."""
+    """The command that word names or abbreviates: the first of bpftool's, else the only other."""
     if word in MODULE_OF or not word:
         return word or None
     begun = [name for name in MODULE_OF if name.startswith(word)]
@@ -201,7 +201,7 @@ def completion_command(session: Session, shell: str) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; its exit status. Errors of users, of the library, of the system end here."""
+    """Run a command; return its exit status. Errors of users, library and system end here."""
     session = Session()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

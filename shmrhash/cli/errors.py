@@ -1,4 +1,4 @@
-"""Errors as the user gets them: a message and an exit status."""
+"""Errors as the user sees them: a message and an exit status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATUS_OF_ERROR: list[tuple[type[BaseException], int]] = [
     (PermissionError, STATUS_DENIED),
     (FileExistsError, STATUS_NO),
 ]
-EXTRAS = {  # a package: what of shmrhash needs it, for pip
+EXTRAS = {  # for each package: the extra of shmrhash that installs it
     "click": "cli",
     "rich": "cli",
     "prometheus_client": "metrics",
@@ -43,7 +43,7 @@ EXTRAS = {  # a package: what of shmrhash needs it, for pip
 
 
 class Failure(Exception):
-    """What the user is told, and the exit status."""
+    """An error with a message for the user and an exit status."""
 
     def __init__(self, message: str, status: int = STATUS_USAGE) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class Failure(Exception):
 
 
 def need(package: str) -> None:
-    """Failure, with the command that installs it, unless this package can be imported."""
+    """Raise Failure, with the command that installs the package, unless it can be imported."""
     if importlib.util.find_spec(package) is None:
         raise Failure(
             f"this needs the Python package {package}, which is not installed; "
@@ -69,14 +69,14 @@ def status_of(error: BaseException) -> int:
 
 
 def message_of(error: BaseException) -> str:
-    """The message of an exception, without Python's quotes around a KeyError's."""
+    """The message of an exception, without the quotes that Python puts around a KeyError's."""
     if isinstance(error, OSError) and error.strerror and not isinstance(error, shmrhash.Error):
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error.args[0]) if error.args else str(error)
 
 
 def failed(action: str, error: shmrhash.Error) -> Failure:
-    """What bpftool prints when an action fails, and the library's message if that says more."""
+    """The message that bpftool prints if an action fails, with the library's if it says more."""
     text = os.strerror(error.errno) if error.errno else message_of(error)
     if not isinstance(error, (shmrhash.KeyNotFound, shmrhash.KeyExists)):
         text += f" ({message_of(error)})"

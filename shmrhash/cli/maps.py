@@ -1,7 +1,7 @@
 """The maps of this machine: their figures, their health, and the processes that use them.
 
-Each map is opened for reading, read and closed again, and nothing is changed; a stranger's map is
-read in a child process (strangers.py).
+Each map is opened for reading, read and closed again, and no map is changed; the map of an
+untrusted user is read in a child process (strangers.py).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ NOT_A_MAP = "not a map"
 GONE = "gone"
 NAMELESS = "no name"
 
-READ_SECONDS_MAX = 10.0  # for one of several maps, if it is a stranger's
+READ_SECONDS_MAX = 10.0  # for each of several maps, if it belongs to an untrusted user
 
-# What a process counts in the segment; a version that does not count one leaves it out.
+# The counters of a process in the segment; a version of the library may lack some of them.
 PROCESS_COUNTERS = ("operations", "lookups", "updates", "inserts", "deletes", "adds", "waits")
 USABLE = (OK, DEAD, FULL, FROZEN)
 ADVICE = {
@@ -78,11 +78,11 @@ class MapState:
     mem_usage: int = 0
     types: str = ""
     fields: tuple[_inspect.Field, ...] = ()
-    user: int = -1  # whose file it is
+    user: int = -1  # the owner of the file
 
     @property
     def owner(self) -> str:
-        """The name of the user whose map it is."""
+        """The name of the user that owns the map."""
         return _inspect.user_name(self.user) if self.user >= 0 else "?"
 
     @property
@@ -107,7 +107,7 @@ class MapState:
 
     @property
     def fill(self) -> float:
-        """Living entries as a share of max_entries: expired ones make room for others."""
+        """Unexpired entries as a share of max_entries: expired ones make room for others."""
         return float(_living(self.info) / self.info["max_entries"]) if self.info else 0.0
 
     @property
@@ -126,7 +126,7 @@ def _living(info: dict[str, Any]) -> int:
 
 
 def state_of(name: MapName, session: Session, seconds: float | None = None) -> MapState:
-    """The state of a map; seconds, and what is raised: as for read_map()."""
+    """The state of a map. seconds and exceptions: as for read_map()."""
     return read_map(name, session, partial(_read_state, name.name), seconds)
 
 
@@ -199,7 +199,7 @@ def all_states(
 
 
 def examine(path: str) -> tuple[str, str]:
-    """OK if the file begins as a map does; else NOT_A_MAP, DENIED or GONE, and why."""
+    """OK if the file begins as a map does; else NOT_A_MAP, DENIED or GONE, and the reason."""
     try:
         if _inspect.begins_as_map(path):
             return OK, ""
@@ -213,7 +213,7 @@ def examine(path: str) -> tuple[str, str]:
 def _diagnosis(error: Exception, path: str) -> str:
     """The health of a map that cannot be opened."""
     if isinstance(error, shmrhash.SegmentMissing):
-        # Ephemeral, and its last process was killed: the library calls it missing.
+        # The library also raises SegmentMissing for an ephemeral map whose last process was killed.
         return ORPHAN if os.path.exists(path) else GONE
     if isinstance(error, shmrhash.LayoutMismatch):
         return VERSION
@@ -260,6 +260,6 @@ def others_mapping(inode: int, path: str) -> list[tuple[int, str]]:
                 words = (line.split(None, 5) for line in maps)
                 if any(word[3] == device and word[4] == str(inode) for word in words):
                     found.append((pid, command_of(pid)))
-        except OSError:  # ended, or another user's
+        except OSError:  # the process has ended, or is another user's
             continue
     return found

@@ -1,7 +1,8 @@
 """Maps that are in use and have no name: removed by hand, by systemd, or replaced by a newer one.
 
-A program that opens the name makes or gets another map, so that what should be one map is two. Such
-a map is found by the descriptors of its processes, as far as this user may see them.
+A program that opens the name creates or opens another map, so that processes which should share a
+map use two. Maps without names are found by the descriptors of their processes, as far as this user
+may see those.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ _DELETED = " (deleted)"
 
 @dataclass
 class NamelessMap:
-    """A map without a name. name: the last one; "" if only the process that made it has it open,
-    whose descriptor is older than the name."""
+    """A map without a name. name: its last name; "" if only the process that made it has it open,
+    because that process's descriptor is older than the name."""
 
     inode: int
     user: int
@@ -35,7 +36,7 @@ def nameless_maps() -> list[NamelessMap]:
             continue
         try:
             links = [entry.path for entry in os.scandir(f"/proc/{process}/fd")]
-        except OSError:  # ended, or another user's
+        except OSError:  # the process has ended, or is another user's
             continue
         for link in links:
             lost = _map_of(link, folder)
@@ -47,7 +48,7 @@ def nameless_maps() -> list[NamelessMap]:
 
 
 def _map_of(link: str, folder: str) -> NamelessMap | None:
-    """The map of a descriptor, if it is of a map and that has no name."""
+    """The map that a descriptor refers to, if it is a map without a name."""
     try:
         path = os.readlink(link)
         if os.path.dirname(path) != folder or not path.endswith(_DELETED):
@@ -58,9 +59,9 @@ def _map_of(link: str, folder: str) -> NamelessMap | None:
         with open(link, "rb", buffering=0) as file:
             if not _inspect.is_map(file):
                 return None
-    except OSError:  # closed since, or not readable
+    except OSError:  # the descriptor was closed, or cannot be read
         return None
     name = os.path.basename(path.removesuffix(_DELETED))
-    if name.startswith("#"):  # how the kernel names a file that was made without a name
+    if name.startswith("#"):  # the kernel names a file without a name so
         name = ""
     return NamelessMap(status.st_ino, status.st_uid, name)

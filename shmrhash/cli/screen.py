@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STYLES = {"ok": "green", "note": "yellow", "bad": "bold red", "dim": "dim", "head": "bold"}
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-PIPE_WIDTH = 10_000  # in a pipe nothing is cut
+PIPE_WIDTH = 10_000  # so that lines in a pipe are not cut
 INDENT = "    "  # of pretty JSON
 
 
@@ -32,7 +32,7 @@ def on_terminal() -> bool:
 
 
 def make_console() -> Console:
-    """A console on the standard output: as wide as it, with colours unless NO_COLOR is set."""
+    """A console on the standard output, of its width, with colours unless NO_COLOR is set."""
     from rich.console import Console
 
     terminal = on_terminal()
@@ -40,14 +40,14 @@ def make_console() -> Console:
 
 
 def printable(text: str) -> str:
-    """text with control characters escaped: the names of files and processes can have any."""
+    """text with control characters escaped: names of files and processes may contain any."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class Cell(str):
-    """A text with a style, one of STYLES, for where there are colours."""
+    """A text with a style, one of STYLES, which is used where colours are shown."""
 
     style: str = ""
 
@@ -62,7 +62,7 @@ def print_table(
 ) -> None:
     """Print rows under columns; a column whose name begins with '>' is aligned to the right.
 
-    drop: the columns that a narrow terminal does not show, in the order in which they go.
+    drop: the columns that a narrow terminal does not show, in the order in which they are left out.
     """
     if not on_terminal():
         print(plain_table(columns, rows))
@@ -91,7 +91,8 @@ def fitting(
 ) -> list[int]:
     """The numbers of the columns that a terminal of this width shows.
 
-    Columns of nothing but "-" go first; then those named in drop, in order, until the rest fits.
+    Columns with only "-" are left out first; then those named in drop, in order, until the rest
+    fits.
     """
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     kept = [
@@ -112,7 +113,7 @@ def rich_table(
     width: int | None = None,
     drop: Sequence[str] = (),
 ) -> RenderableType:
-    """The table for a terminal; with a width, only the columns that fit."""
+    """The table for a terminal; if a width is given, only the columns that fit."""
     from rich.table import Table
     from rich.text import Text
 
@@ -153,7 +154,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def bar(part: float, width: int) -> str:
-    """A bar of so many letters, of which part (0 to 1) is filled."""
+    """A bar that is width letters wide if part is 1; part is from 0 to 1."""
     eighths = round(max(0.0, min(1.0, part)) * width * 8)
     if not can_draw():
         return "#" * round(eighths / 8)
@@ -234,7 +235,7 @@ def objects_text(objects: dict[str, int]) -> str:
     )
 
 
-# ---- JSON, in the layout of bpftool: whatever reads its output reads ours ----
+# ---- JSON, in the layout of bpftool: a program that reads bpftool's output reads this too ----
 
 
 def json_text(value: Any, pretty: bool, depth: int = 0) -> str:
@@ -264,7 +265,7 @@ def hex_strings(data: bytes) -> list[str]:
 
 
 def hex_array(data: bytes) -> str:
-    """hex_strings() as compact JSON, made faster."""
+    """The compact JSON of hex_strings(), by a faster way."""
     joined = data.hex(",").replace(",", '","0x')
     return f'["0x{joined}"]' if data else "[]"
 
@@ -273,13 +274,13 @@ def hex_array(data: bytes) -> str:
 
 
 class Keyboard:
-    """Keys as they are pressed. descriptor: of a terminal, or None where there is no keyboard."""
+    """Keys as they are pressed. descriptor: a terminal's, or None if there is no keyboard."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
 
     def wait(self, seconds: float) -> str:
-        """The next key within so many seconds, or ""."""
+        """The next key that is pressed within this many seconds, or ""."""
         if self._descriptor is None:
             time.sleep(max(0.0, seconds))
             return ""

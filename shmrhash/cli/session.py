@@ -21,7 +21,7 @@ Function = Callable[..., Any]
 
 @dataclass
 class Session:
-    """What the options before and behind the command say."""
+    """The values of the options before and after the command."""
 
     json: bool = False
     pretty: bool = False
@@ -33,12 +33,12 @@ class Session:
         print(json_text(value, self.pretty))
 
     def done(self) -> None:
-        """Print what bpftool prints for a change: nothing, or null."""
+        """Print what bpftool prints after a change: nothing, or with JSON null."""
         if self.json:
             self.emit(None)
 
     def open(self, name: MapName, *, write: bool = False) -> RHashMap:
-        """Attach to a map; for reading only, which leaves no trace in it, unless told otherwise."""
+        """Attach to a map; without write for reading only, which changes no byte of it."""
         attach = RHashMap.open if write else open_to_look
         try:
             return attach(name.name, timeout=self.timeout, owner=self.owner)
@@ -103,7 +103,7 @@ class WordCommand(Command):
 
 
 def _words(name: str, metavar: str, made: Callable[[Words], Any]) -> Callable[[Function], Function]:
-    """An argument of all words behind a command; the command gets what is made of them."""
+    """An argument of all words after a command; the command gets made(words)."""
 
     def make(context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> Any:
         return given if context.resilient_parsing else made(Words(given))
@@ -119,7 +119,7 @@ def _words(name: str, metavar: str, made: Callable[[Words], Any]) -> Callable[[F
 
 
 def words_argument(metavar: str) -> Callable[[Function], Function]:
-    """The words behind a command, which it takes one by one."""
+    """The words after a command, which it takes one by one."""
     return _words("words", metavar, lambda words: words)
 
 

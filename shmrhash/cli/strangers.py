@@ -1,7 +1,7 @@
-"""Reading maps of users whom this one does not trust.
+"""Reading maps of users that this one does not trust.
 
 Root may read every map, but the owner of a map can truncate its file at any moment, and a process
-that has it mapped then dies of SIGBUS. So a child process maps it, and sends what it has read.
+that has the map mapped then dies of SIGBUS. So a child process maps it, and sends the result.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def read_map(
     read: Callable[[RHashMap], Found],
     seconds: float | None = None,
 ) -> Found:
-    """What read(map) returns; a child process calls it if the map is a stranger's.
+    """The result of read(map); a child process calls read if the map's owner is not trusted.
 
-    seconds: how long the child may take; None: any time. Raises what open() and read raise, and
+    seconds: how long the child may take; None sets no limit. Raises what open() and read raise, and
     SegmentCorrupt if the child died while it read the map, or took too long.
     """
     stranger = stranger_of(name, session)
@@ -73,7 +73,7 @@ def _in_child(
     finally:
         os.close(ours)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # it has answered, or takes too long
+            os.kill(pid, signal.SIGKILL)  # it has answered, or took too long
         status = os.waitpid(pid, 0)[1]
     whose = f"map {name.name!r} of user {user_name(stranger)}"
     if answer is None:
@@ -84,14 +84,14 @@ def _in_child(
         raise shmrhash.SegmentCorrupt(
             f"{whose}: the process that read it died ({what}); its owner may truncate the file"
         )
-    raised, found = pickle.loads(answer)  # of our own child
+    raised, found = pickle.loads(answer)  # written by this process's own child
     if raised:
         raise found
     return cast(Found, found)
 
 
 def _send(function: Callable[[], Any], theirs: int) -> NoReturn:
-    """In the child: write what function returns or raises, and end."""
+    """In the child: write the result or the exception of function, and exit."""
     try:
         try:
             answer = False, function()
@@ -104,7 +104,7 @@ def _send(function: Callable[[], Any], theirs: int) -> NoReturn:
 
 
 def _receive(ours: int, seconds: float | None) -> bytes | None:
-    """All that the child writes; None if it takes longer than so many seconds."""
+    """All bytes that the child writes; None if it takes longer than this many seconds."""
     end = None if seconds is None else time.monotonic() + seconds
     parts: list[bytes] = []
     while True:

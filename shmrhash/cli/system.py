@@ -1,7 +1,7 @@
 """Facts about this machine, for doctor: features of the kernel, mounts, memory limits.
 
-Each feature is tried. The kernel's version proves nothing: a sandbox can report one and refuse
-features that it has.
+Each feature is tried. The kernel's version proves nothing: a sandbox can report a version and
+refuse features that this version has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
 
 @dataclass(frozen=True)
 class Feature:
-    """A system call, the kernel that has it, and what happens without it."""
+    """A system call, the first kernel that has it, and the consequence if it is refused."""
 
     call: str
     kernel: str
@@ -94,7 +94,7 @@ FEATURES = [
 
 
 def refused_features(folder: str) -> Iterator[tuple[Feature, str]]:
-    """The features that are refused, and why. OSError if no file can be made to try them with."""
+    """The features that are refused, and why. Raises OSError if no file can be made for trials."""
     fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, mmap.PAGESIZE)
@@ -131,7 +131,7 @@ def text_of(path: str) -> str:
 
 
 def in_container() -> bool:
-    """Whether this looks like a container."""
+    """Whether this process seems to run in a container."""
     marks = ("/.dockerenv", "/run/.containerenv")
     return any(map(os.path.exists, marks)) or "KUBERNETES_SERVICE_HOST" in os.environ
 

@@ -48,13 +48,13 @@ class Words:
         return self._words[self._at - 1]
 
     def next_or_fail(self, message: str) -> str:
-        """Take the next word; Failure if there is none."""
+        """Take the next word; raise Failure if there is none."""
         if self.peek() is None:
             raise Failure(f"{message}, got nothing")
         return self.next()
 
     def word_is(self, keyword: str) -> bool:
-        """Whether the next word is this keyword, or begins it."""
+        """Whether the next word is this keyword, or a beginning of it."""
         word = self.peek()
         return bool(word) and keyword.startswith(word or "")
 
@@ -64,7 +64,7 @@ class Words:
         return None if word in DATA_KEYWORDS else word
 
     def keyword(self, choices: Iterable[str]) -> str | None:
-        """Take the next word if it is, or begins, one of these keywords; the first that matches."""
+        """Take the next word if it is, or begins, a keyword; return the first that matches."""
         for choice in choices:
             if self.word_is(choice):
                 self.next()
@@ -76,7 +76,7 @@ class Words:
         return len(self._words) - self._at
 
     def end(self) -> None:
-        """Failure if words are left."""
+        """Raise Failure if words are left."""
         word = self.peek()
         if word is not None:
             raise Failure(f"did not expect {word!r} there")
@@ -91,7 +91,7 @@ class MapName:
 
 
 def map_at(path: str) -> MapName:
-    """The map in this file, whose directory is the directory of segments from here on."""
+    """The map in this file. Its directory becomes the directory of segments of this process."""
     full = os.path.abspath(path)
     folder, name = os.path.split(full)
     plain = _inspect.plain_name(name)
@@ -148,13 +148,13 @@ def map_names() -> list[str]:
         try:
             if _inspect.begins_as_map(entry.path):
                 names.append(entry.name)
-        except OSError:  # no regular file, not readable, or removed since
+        except OSError:  # it is no regular file, cannot be read, or was just removed
             continue
     return names
 
 
 def complete_words(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
-    """What may come next behind a command."""
+    """The words that may come next after a command."""
     words = list(context.params.get(parameter.name or "") or ())
     command = context.info_name or ""
     if not words:

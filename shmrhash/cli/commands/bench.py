@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 START_SECONDS_MAX = 60.0
 
-TURNS = 5  # of map and dict in alternation: a slow phase of the machine slows both
-GAIN_MIN = 1.2  # several processes should do more than so many times the work of one
+TURNS = 5  # map and dict are measured in alternation: a slow phase of the machine slows both
+GAIN_MIN = 1.2  # several processes should do more than this many times the work of one
 
 Operate = Callable[[Any, list[bytes], bytes], None]
 
 
-# Map and dict have functions of their own: CPython specialises a loop for the first type it meets.
+# Map and dict have separate functions: CPython specialises a loop for the first type it meets.
 
 
 def _get(shared_map: Any, keys: list[bytes], value: bytes) -> None:
@@ -101,14 +101,14 @@ OPERATIONS = {
 
 
 class Rates(NamedTuple):
-    """Operations per second, of the map and of a dict: 0 if that was not measured."""
+    """Operations per second, of the map and of a dict; 0 if no dict was measured."""
 
     shared: float
     in_dict: float
 
 
 def _rate(operate: Operate, subject: Any, keys: list[bytes], value: bytes, seconds: float) -> float:
-    """Operations per second of a loop over the keys, repeated for so many seconds."""
+    """Operations per second of a loop over the keys, repeated for this many seconds."""
     done, begun = 0, time.perf_counter()
     while (passed := time.perf_counter() - begun) < seconds or not done:
         operate(subject, keys, value)
@@ -117,7 +117,7 @@ def _rate(operate: Operate, subject: Any, keys: list[bytes], value: bytes, secon
 
 
 def _turns(operation: Operation, shared_map: RHashMap, keys: list[bytes], seconds: float) -> Rates:
-    """The medians of the turns of the map, and of those of the dict."""
+    """The median rate of the map's turns, and that of the dict's."""
     value = bytes(shared_map.value_size)
     entries = dict.fromkeys(keys, value)
     maps, dicts = [], []
@@ -131,7 +131,7 @@ def _work(
     name: str, keys: list[bytes], seconds: float, beside: bool, start: Barrier, answer: Connection
 ) -> None:
     """One process: each operation on its own keys; the rates go to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; only the parent prints
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; only the parent reports
     with RHashMap.open(name) as shared_map:
         value = bytes(shared_map.value_size)
         for operation in OPERATIONS.values():
@@ -146,7 +146,7 @@ def _work(
 def measure(
     name: str, keys: list[bytes], processes: int, seconds: float, beside: bool = False
 ) -> Iterator[Rates]:
-    """The operations per second of so many processes together, for each of OPERATIONS in turn.
+    """The operations per second of all processes together, for each of OPERATIONS in turn.
 
     beside: each process also measures a dict of its own, in turns.
     """
@@ -215,9 +215,9 @@ def bench_command(
     """Fill a new map, then read and write it from one process and from several.
 
     It takes half a minute; --seconds is the time for each operation. Figures include the loop in
-    Python. DICT is the same with a dict of one process, measured in alternation with the map: a
-    dict cannot be shared, it is what a map would be at best. Each process has its own share of the
-    keys. For the cost of the hot path, and for other libraries, see benchmarks.
+    Python. DICT is the same work on a dict of one process, measured in alternation with the map: a
+    dict cannot be shared; it shows the best that a map could reach. Each process has its own share
+    of the keys. For the cost of the hot path, and for other libraries, see benchmarks.
 
     \b
     Examples:

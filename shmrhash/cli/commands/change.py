@@ -32,7 +32,7 @@ def _number(word: str, what: str) -> int:
 def create_command(session: Session, words: Words) -> None:
     """Make an empty map. entries is a limit: a map takes memory as it fills.
 
-    The words of bpftool are accepted: a FILE in the directory of segments, 'type rhash', 'name'.
+    Arguments of bpftool are accepted: a FILE in the directory of segments, 'type rhash', 'name'.
     flags is 1, BPF_F_NO_PREALLOC, unless given. mode is octal, and 600 unless given.
 
     \b
@@ -85,8 +85,8 @@ def create_command(session: Session, words: Words) -> None:
 def update_command(session: Session, words: Words, data: DataOptions) -> None:
     """Store a value. exist: only if the key is in the map; noexist: only if it is not.
 
-    Keys and values of a SharedDict are written by their types; the entry gets the dict's time to
-    live. Values that only a program can make, objects and arrays, cannot be stored here.
+    Keys and values of a SharedDict are written according to their types; the entry gets the dict's
+    time to live. Objects and arrays, which only a program can make, cannot be stored here.
 
     \b
     Examples:

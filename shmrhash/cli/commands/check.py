@@ -38,8 +38,9 @@ FIGURES = {
 def check_command(session: Session, name: MapName) -> int:
     """Check every invariant of the map; print the result and what is safe to do.
 
-    Changes nothing: dead owners are reported; 'repair' recovers them. Exit status 0: sound;
-    1: dead owners, or changed by others all the time, so that the result is not exact; 5: damaged.
+    Changes nothing: it reports dead owners; 'repair' recovers them. Exit status 0: sound; 1: dead
+    owners, or other processes changed the map all the time, so that the result is not exact; 5:
+    damaged.
 
     \b
     Examples:
@@ -106,7 +107,8 @@ def repair_command(session: Session, name: MapName, target: str | None) -> int:
     """Finish or undo what killed processes had begun, then check the map.
 
     A damaged map is not repaired in place: --into copies its readable entries into a new map of the
-    same sizes. Exit status 0: sound now; 1: changed by others all the time; 5: still damaged.
+    same sizes. Exit status 0: sound now; 1: other processes changed the map all the time; 5: still
+    damaged.
 
     \b
     Examples:
@@ -139,12 +141,12 @@ def repair_command(session: Session, name: MapName, target: str | None) -> int:
 
 
 def _copy(source: RHashMap, target: str, session: Session) -> int:
-    """Copy every entry that can be read into a new map; how many they are."""
+    """Copy every entry that can be read into a new map; return how many were copied."""
     contents = contents_of(source, DataOptions())
     copied = 0
     with (
         create_map(geometry_of(contents), target, session.timeout) as copy,
-        contextlib.suppress(shmrhash.SegmentCorrupt),  # the entries before it are good
+        contextlib.suppress(shmrhash.SegmentCorrupt),  # the entries before the damage are good
     ):
         copies = contents_of(copy, DataOptions())
         for key, value, extra in contents.items():
@@ -172,10 +174,10 @@ def _abandoned(session: Session) -> list[str]:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @pass_session
 def gc_command(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
-    """Recover killed processes in all maps, and remove ephemeral maps that nobody holds.
+    """Recover killed processes in all maps, and remove ephemeral maps that no process holds.
 
-    With --names other maps that nobody holds at this moment are removed too, and their entries are
-    lost: a map is meant to outlive its processes, so it asks first. Root reads other users' maps
+    With --names it also removes other maps that no process holds now, and their entries are lost: a
+    map is meant to outlive its processes, so the command asks first. Root reads other users' maps
     without attaching to them; to recover processes that died there, trust their owner: --owner.
 
     \b
@@ -227,7 +229,7 @@ def unlink_command(session: Session, name: MapName, force: bool) -> None:
         raise Failure(f"{name.path} is not a map ({detail}); --force removes it", STATUS_DAMAGED)
     users = []
     if health == OK:
-        with contextlib.suppress(shmrhash.Error, OSError):  # damaged maps can be unlinked, too
+        with contextlib.suppress(shmrhash.Error, OSError):  # a damaged map can be unlinked, too
             users = state_of(name, session).alive
     shmrhash.unlink(name.name)
     session.done()

@@ -1,6 +1,6 @@
 """doctor: whether this machine is fit for maps, and what to change if it is not.
 
-Each finding has a mark: ok; note, it works but could be better; bad, it will fail.
+Each finding has a mark: ok; note, for what works but could be better; bad, for what will fail.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ NOTE = "note"
 BAD = "bad"
 
 SIZE_SMALL = 256 << 20  # containers get 64 MB unless told otherwise
-ADDRESS_SPACE_MIN = 64 << 30  # a map reserves addresses for max_entries at once
+ADDRESS_SPACE_MIN = 64 << 30  # creating a map reserves the addresses for all max_entries
 MEMORY_PART_MAX = 0.9
-SYSTEM_USER_MAX = 999  # logind leaves the segments of users up to here alone
+SYSTEM_USER_MAX = 999  # logind does not remove the segments of users up to this id
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. change: the command that helps."""
+    """The result of one check. change: the command that improves it."""
 
     mark: str
     what: str
@@ -55,7 +55,7 @@ def kernel() -> Iterator[Finding]:
     found = f"Linux {platform.release()}"
     try:
         refused = list(refused_features(_inspect.directory()))
-    except OSError as error:  # directory() says more
+    except OSError as error:  # directory() reports the reason
         yield Finding(OK, "kernel", f"{found}; nothing could be tried: {error.strerror}")
         refused = []
     else:
@@ -134,7 +134,7 @@ def memory() -> Iterator[Finding]:
 
 
 def _directory_bytes() -> int:
-    """The size of the directory's file system; 0 if it is not known."""
+    """The size of the directory's file system; 0 if it is unknown."""
     try:
         status = os.statvfs(_inspect.directory())
     except OSError:
@@ -173,7 +173,7 @@ def huge_pages() -> Iterator[Finding]:
     forced = text_of(path).partition("[")[2].partition("]")[0]
     if kind != "tmpfs" or not forced:
         return
-    # Other values of shmem_enabled are for memory that has no mount.
+    # Other values of shmem_enabled apply only to memory that has no mount.
     chosen = forced if forced in ("deny", "force") else "never"
     if chosen == "never":
         words = (word.partition("=") for word in options.split(","))
@@ -243,7 +243,7 @@ def _try(shared_map: RHashMap) -> Iterator[Finding]:
     os.close(ready)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    if not said.startswith(b"r"):  # a limit, or a full file system
+    if not said.startswith(b"r"):  # a limit was reached, or the file system is full
         reason = said[1:].decode(errors="replace") or "the process that writes ended by itself"
         yield Finding(BAD, "trial", reason, "free what is named, or raise the limit; try again")
         return

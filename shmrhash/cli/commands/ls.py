@@ -1,4 +1,4 @@
-"""Maps for people: ls, all of them in a table; info, everything about one."""
+"""Maps for people: ls prints all of them in a table, info everything about one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ COLUMNS = [
 
 
 def last_activity(state: MapState) -> tuple[str, int]:
-    """The last event that the map has recorded, and when (nanoseconds since the epoch)."""
+    """The last event that the map has recorded, and its time (nanoseconds since the epoch)."""
     created = int(state.info.get("created_ns", 0))
     attached = max((process.attached_ns for process in state.processes), default=0)
     used = int(state.info.get("last_activity_ns", 0))
@@ -107,7 +107,7 @@ def state_object(state: MapState) -> dict[str, Any]:
 
 
 def _by_process(states: list[MapState]) -> tuple[list[list[MapState]], list[MapState]]:
-    """Healthy anonymous dicts in groups, one for each process that made several; and all others."""
+    """Healthy anonymous dicts in groups, one for each process that made several; other maps."""
     made: dict[str, list[MapState]] = {}
     for state in states:
         if state.health == OK and state.name.startswith(ANONYMOUS_PREFIX):
@@ -169,8 +169,8 @@ def _owners_if_others(rows: list[list[str]]) -> tuple[list[str], list[list[str]]
 def ls_command(session: Session, patterns: tuple[str, ...], everything: bool) -> None:
     """Every map of this machine, its health, and the processes that are attached to it.
 
-    PATTERN is a name, or one with *, ? and [...]; quote it. Without one, the anonymous dicts of a
-    process have one line together; --all and -j show each.
+    PATTERN is a name, which may have *, ? and [...]; quote it. Without a PATTERN, the anonymous
+    dicts of a process share one line; --all and -j show each.
 
     OBJECTS is the memory of values (and long keys) that a SharedDict stores beside its entries; it
     is part of SIZE. HEALTH is ok, full (no new key fits), frozen, 'N dead' (processes that ended
@@ -225,7 +225,7 @@ def info_command(session: Session, name: MapName) -> None:
     mapping = others_mapping(state.inode, state.path)
     readers = [(pid, command) for pid, command in mapping if pid not in writers]
     if session.json:
-        own = ("liveness", "membarrier")  # facts of this command's handle, not of the map
+        own = ("liveness", "membarrier")  # facts about this command's handle, not the map
         found = {fact: value for fact, value in state.info.items() if fact not in own}
         del found["attached"], found["pids"]
         found |= {

@@ -18,7 +18,7 @@ from shmrhash.cli.session import Command, Session, pass_session
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-GAUGES = {  # name: (name in info(), how many of its units make one of Prometheus', help)
+GAUGES = {  # name: (name in info(), how many of its units make one of Prometheus's, help)
     "entries": ("entries", 1, "Entries in the map."),
     "expired_entries": ("expired", 1, "Of these, past their deadline: they make room (estimate)."),
     "max_entries": ("max_entries", 1, "The map's limit of entries."),

@@ -141,7 +141,7 @@ def dump_command(session: Session, name: MapName, data: DataOptions) -> None:
 
 
 def _dump_json(session: Session, contents: Plain) -> None:
-    """Print one entry after another: the map may be larger than the memory of this process."""
+    """Print each entry as it is read: the map may be larger than the memory of this process."""
     write = sys.stdout.write
     separator = "["
     for key, value, extra in contents.items():
@@ -161,9 +161,9 @@ def _dump_json(session: Session, contents: Plain) -> None:
 def lookup_command(session: Session, words: Words, data: DataOptions) -> int:
     """Print the entry of a key. Exit status 1 if there is none.
 
-    A key of a SharedDict is written by its type: a text, a number, the fields of a struct. If keys
-    are of type object, a word that is JSON means its value: 7, '"7"', null, '[1, "a"]' for a tuple;
-    --str makes it a text, --u64 a number.
+    A key of a SharedDict is written according to its type: a text, a number, the fields of a
+    struct. If keys are of type object, a word that is JSON means its value: 7, '"7"', null,
+    '[1, "a"]' for a tuple; --str makes it a text, --u64 a number.
 
     \b
     Examples:

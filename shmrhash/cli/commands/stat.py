@@ -1,6 +1,6 @@
 """stat: how entries are spread over buckets, drawn in the terminal or into a file.
 
-Each number of buckets is shown beside the one that a good hash function would give. The buckets of
+Each number of buckets is shown beside the number that a good hash function would give. Buckets of
 linear hashing have two levels at a time: a bucket of level l gets an entry with probability 2**-l,
 so the expected numbers are a mixture of two Poisson distributions.
 """
@@ -69,7 +69,7 @@ class BucketCounts:
         return lines / self.entries
 
     def expected(self, entries: int) -> float:
-        """How many buckets would have so many entries with a good hash function."""
+        """How many buckets a good hash function would give this many entries."""
         total = 0.0
         for level, buckets in self.by_level.items():
             mean = self.entries / 2.0**level
@@ -82,7 +82,7 @@ class BucketCounts:
 
 
 def count_buckets(shared_map: RHashMap) -> BucketCounts:
-    """Walk over all buckets. If others change the map during the walk, sums are not exact."""
+    """Walk over all buckets. If the map changes during the walk, sums are not exact."""
     counts = BucketCounts(shared_map.name, shared_map.info())
     for bucket in shared_map.walk():
         counts.buckets += 1
@@ -121,7 +121,7 @@ def mark(drawn: str, place: float) -> str:
 
 
 def plot(counts: BucketCounts, path: str) -> None:
-    """The histogram as a file, of the kind that its ending says."""
+    """The histogram as a file, of the kind that the name's ending tells."""
     need("matplotlib")
     import matplotlib as mpl
 
@@ -135,7 +135,7 @@ def plot(counts: BucketCounts, path: str) -> None:
     axes.axvline(SLOTS + 0.5, color="grey", linestyle=":", label="overflow lines from here on")
     axes.set_xlabel("entries in a bucket")
     axes.set_ylabel("buckets")
-    name = printable(counts.name).replace("$", r"\$")  # no formula
+    name = printable(counts.name).replace("$", r"\$")  # it is no formula
     axes.set_title(f"{name}: {counts.entries:,} entries in {counts.buckets:,} buckets")
     axes.legend()
     try:
@@ -159,7 +159,7 @@ def plot(counts: BucketCounts, path: str) -> None:
 def stat_command(session: Session, name: MapName, path: str | None) -> None:
     """Buckets by their number of entries, and the numbers that a good hash function would give.
 
-    The stroke behind or in a bar is its expected end. A bucket is one cache line of seven entries;
+    The stroke after or in a bar is its expected end. A bucket is one cache line of seven entries;
     further entries are in overflow lines, each of which costs a lookup one more cache miss.
 
     \b

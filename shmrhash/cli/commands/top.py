@@ -1,7 +1,7 @@
 """top: maps and processes, with rates from the difference of two readings.
 
-Each map is open only while it is read: a command that runs for hours must not be why its memory is
-not given back.
+Each map is open only while it is read: an open handle of this command keeps the map's memory from
+being given back, and the command may run for hours.
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ PROCESS_RATES = [f">{name.upper()}/s" for name in PROCESS_COUNTERS]
 PROCESS_COLUMNS = ["PROCESS", *PROCESS_RATES, ">ATTACHED", "MAP"]
 PROCESS_DROP = ["ATTACHED", "WAITS/s", "ADDS/s", "INSERTS/s", "DELETES/s"]
 
-# What rows are sorted by, by its first letter, its key. Names ascend, figures descend.
+# The figures by which rows are sorted; the first letter of each is its key on the keyboard. Names
+# ascend, figures descend.
 FIGURES = ("name", "entries", "fill", "change", "operations", "growth", "memory", "waits", "users")
 SORTS = {figure[0]: figure for figure in FIGURES}
 
 
 @dataclass
 class Row:
-    """A map at one moment, with rates since the reading before. None: not known."""
+    """A map at one moment, with rates since the previous reading; None if a rate is unknown."""
 
     state: MapState
     change: float | None = None
@@ -136,7 +137,7 @@ def make_row(before: MapState | None, now: MapState) -> Row:
 
 
 def rate_text(rate: float | None, sign: bool = False) -> str:
-    """A rate; "-" if it is not known."""
+    """A rate; "-" if it is unknown."""
     if rate is None:
         return "-"
     return ("+" if sign and rate > 0 else "-" if rate < 0 else "") + count_text(abs(rate))
@@ -179,7 +180,7 @@ def process_cells(row: Row) -> Iterator[list[str]]:
 
 
 def sort_rows(rows: list[Row], sort: str) -> list[Row]:
-    """Rows in the order that the user chose."""
+    """Rows in the order that the user has chosen."""
     if sort == "name":
         return sorted(rows, key=lambda row: row.state.name)
     return sorted(rows, key=lambda row: (-row.figure(sort), row.state.name))
@@ -301,7 +302,7 @@ def top_command(
 
 
 def _top_live(readings: Readings, delay: float, frames: int | None, sort: str) -> None:
-    """On a terminal each frame replaces the one before, until q or Ctrl-C."""
+    """Show frames on a terminal, each in place of the previous one, until q or Ctrl-C."""
     from rich.live import Live
 
     console = make_console()

@@ -1,4 +1,4 @@
-"""export and import: a map's entries to a file and back."""
+"""export and import: a map's entries into a file and back."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ WRITERS: dict[str, Callable[..., None]] = {
 
 
 def file_kind(path: str, asked: str | None) -> str:
-    """The format of a file: as asked, or by its ending; NDJSON in a pipe."""
+    """The format of a file: as asked, or by the name's ending; NDJSON in a pipe."""
     kind = asked or ENDINGS.get(os.path.splitext(path)[1])
     if kind is None and path == STANDARD:
         kind = "ndjson"
@@ -65,7 +65,7 @@ def file_kind(path: str, asked: str | None) -> str:
 def _tell(
     session: Session, what: str, count: int, began: float, quiet: bool, expired: int = 0
 ) -> None:
-    """Print how many entries were done, for a person or as JSON; nothing in a pipe."""
+    """Print how many entries were done, as text on a terminal or as JSON, unless quiet."""
     seconds = max(time.perf_counter() - began, 1e-9)
     if session.json and not quiet:
         session.emit({"entries": count, "seconds": seconds, "expired": expired})
@@ -124,7 +124,7 @@ def export_command(session: Session, words: Words, data: DataOptions, asked: str
             raise Failure(f"a {kind} file cannot hold {what_is(contents)}; .snap and .ndjson can")
         if kind == "snapshot" and name.name.encode("utf-8", "surrogateescape")[200:]:
             geometry = replace(geometry, name="")
-        mode = _inspect.file_status(shared_map).st_mode  # the file's readers are the map's
+        mode = _inspect.file_status(shared_map).st_mode  # who may read the map may read the file
         with (
             progress(f"export {name.name}", geometry.entries) as advance,
             new_file(path, mode) as file,
@@ -143,14 +143,14 @@ def export_command(session: Session, words: Words, data: DataOptions, asked: str
 
 
 def what_is(contents: Plain) -> str:
-    """What some formats cannot hold of a map, for a message."""
+    """The part of a map that some formats cannot hold, for a message."""
     if contents.types is not None:
         return f"the types of a SharedDict ({contents.types})"
     return "the special fields of this map"
 
 
 def _own_name(name: str) -> MapName:
-    """The map that a file names, which is in the directory of segments whatever the name is."""
+    """The map that a file names. Any name is looked up in the directory of segments."""
     if not name:
         raise Failure("into which map? expected FILE MAP")
     try:
@@ -166,7 +166,7 @@ def _own_name(name: str) -> MapName:
 def _target(
     session: Session, wanted: MapName | None, geometry: Geometry, says_how: bool
 ) -> RHashMap:
-    """The map to import into: the one of that name, or a new one like the one exported."""
+    """The map to import into: the one of that name, or a new map like the exported one."""
     name = wanted or _own_name(geometry.name)
     try:
         found = session.open(name, write=True)
@@ -205,10 +205,10 @@ def import_command(
 ) -> None:
     """Put the entries of a file into a map; '-' is the standard input.
 
-    A map that does not exist is made: a snapshot, an .npz and the .ndjson of a SharedDict have its
-    sizes; for other files say --entries, --key-size and --value-size. An interrupted import can be
-    repeated, and stores the same entries again. --keep leaves the values of keys that are in the
-    map, so that a repeated import does not undo later changes.
+    A map that does not exist is created: a snapshot, an .npz and the .ndjson of a SharedDict give
+    its sizes; for other files give --entries, --key-size and --value-size. An interrupted import
+    can be repeated, and stores the same entries again. --keep leaves the values of keys that are in
+    the map, so that a repeated import does not undo later changes.
 
     \b
     Examples:
@@ -259,7 +259,7 @@ def import_command(
 
 @dataclass(frozen=True)
 class Source:
-    """A file to import. says_how: it has the types and fields of its map."""
+    """A file to import. says_how: whether it gives the types and fields of its map."""
 
     geometry: Geometry
     says_how: bool
@@ -267,7 +267,7 @@ class Source:
 
 
 def read_file(file: BinaryIO, kind: str, given: Geometry) -> Source:
-    """The geometry of the map, by the file or else by the user; and the entries."""
+    """The geometry of the map, from the file or else from the user, and the entries."""
     if kind == "csv":
         return Source(given, True, lambda contents: read_csv(file, contents.pair))
     if kind == "ndjson":
@@ -289,7 +289,7 @@ def read_file(file: BinaryIO, kind: str, given: Geometry) -> Source:
 
 
 def _as_given(geometry: Geometry, given: Geometry) -> Geometry:
-    """The geometry of the file, with the limits that the user gave."""
+    """The geometry from the file, with the limits that the user gave."""
     changes = {
         name: getattr(given, name) for name in ("max_entries", "max_bytes") if getattr(given, name)
     }

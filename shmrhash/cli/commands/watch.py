@@ -45,10 +45,10 @@ def watch_command(
     name = take_map(words)
     key: bytes | None = None
     seen: Found | None = None
-    count = -1  # the first line is no change
+    count = -1  # the first line that is printed is no change
     end = None if seconds is None else time.monotonic() + seconds
     while True:
-        with session.open(name) as shared_map:  # only for a moment: see top.py
+        with session.open(name) as shared_map:  # open only while it is read: see top.py
             if key is None:
                 contents = contents_of(shared_map, data)
                 key = contents.pair.need_key(words)
@@ -91,7 +91,7 @@ def _value_text(contents: Plain, value: bytes, extra: Extra | None) -> str:
 
 
 def _difference(pair: Pair, found: Found | None, before: Found | None) -> str:
-    """By how much a number changed; "" for other values."""
+    """The difference between two numbers, as text; "" for other values."""
     if found is None or before is None:
         return ""
     now, then = pair.value.to_display(found[0]), pair.value.to_display(before[0])

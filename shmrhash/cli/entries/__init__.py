@@ -1,1 +1,1 @@
-"""What is in a map: keys, values and types as people write and read them."""
+"""The entries of a map: keys, values and types as people write and read them."""

@@ -1,10 +1,10 @@
-"""The entries of any map, read and written as people see them: the Contents of a map.
+"""The contents of any map: its entries, read and written as people see them.
 
 Three kinds of maps have three kinds of contents. Plain: keys and values are bytes. WithFields: the
 values have special fields, which are shown beside the bytes. Typed: a SharedDict, whose keys and
 values are the encoded bytes of declared types; they may be objects, and entries can expire.
 
-What is read of an entry is of one moment: its bytes, its objects, its deadline.
+The bytes, the objects and the deadline of an entry are read together, as of one moment.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Found = tuple[bytes, Extra | None]
 
 
 class Plain:
-    """The entries of a map whose values are bytes and nothing else."""
+    """The entries of a map whose values are plain bytes."""
 
     def __init__(self, shared_map: RHashMap, pair: Pair, types: Types | None = None) -> None:
         self.map = shared_map
@@ -48,38 +48,38 @@ class Plain:
         return type(self)(shared_map, self.pair, self.types)
 
     def items(self) -> Iterator[tuple[bytes, bytes, Extra | None]]:
-        """Every entry; one that stays throughout comes exactly once, an expired one never."""
+        """Every entry; one that stays during the walk comes exactly once, an expired one never."""
         return ((key, value, None) for key, value in self.map.items())
 
     def find(self, key: bytes) -> Found | None:
-        """The value of a key, and what the entry has besides."""
+        """The value of a key, and the other parts of its entry; None if the key is absent."""
         value = self.map.lookup(key)
         return None if value is None else (value, None)
 
     def following(self, key: bytes | None) -> bytes | None:
-        """The key behind a key, or the first one."""
+        """The key after this one; after None the first."""
         return self.map.get_next_key(key)
 
     def update(self, key: bytes, value: bytes, flag: int) -> None:
-        """Store an entry; KeyExists or KeyNotFound if flag forbids that."""
+        """Store an entry. Raises KeyExists or KeyNotFound if flag forbids it."""
         self.map.update(key, value, flag)
 
     def restore(self, key: bytes, value: bytes, extra: Extra, flag: int) -> None:
-        """Store an entry with all that it has; KeyExists if flag forbids that."""
+        """Store an entry with all its parts. Raises KeyExists if flag forbids it."""
         self.map.update(key, value, flag)
 
     def delete(self, key: bytes) -> None:
         """Remove an entry. Raises KeyNotFound."""
         self.map.delete(key)
 
-    # What is shown of an entry besides key and value.
+    # The parts that are shown of an entry besides key and value.
 
     def notes(self, value: bytes, extra: Extra) -> str:
-        """As text."""
+        """These parts as text."""
         return ""
 
     def facts(self, value: bytes, extra: Extra) -> dict[str, Any]:
-        """As JSON."""
+        """These parts as JSON."""
         return {}
 
     def entry_text(self, key: bytes, value: bytes, extra: Extra | None) -> str:
@@ -100,7 +100,7 @@ class Plain:
 
 
 class WithFields(Plain):
-    """The entries of a map with special fields (shmrhash.Timer and its kin)."""
+    """The entries of a map with special fields, such as shmrhash.Timer."""
 
     def items(self) -> Iterator[tuple[bytes, bytes, Extra | None]]:
         return read_entries(self.map)
@@ -109,7 +109,7 @@ class WithFields(Plain):
         return read_entry(self.map, key)
 
     def restore(self, key: bytes, value: bytes, extra: Extra, flag: int) -> None:
-        """In steps: the value, each object, the deadline. After a repetition all are there."""
+        """Store in steps: the value, each object, the deadline. Repeating completes the entry."""
         self.map.update(key, value, flag)
         objects = iter(extra.objects)
         for field in fields_of(self.map):
@@ -192,7 +192,7 @@ class Typed(Plain):
         self._entries.store(key, value, flag, 0)
 
     def restore(self, key: bytes, value: bytes, extra: Extra, flag: int) -> None:
-        """In one step. A deadline of 0 is the dict's own time to live."""
+        """Store in one step. A deadline of 0 gives the entry the dict's default time to live."""
         self._entries.store(key, value, flag, extra.deadline_ns)
 
     def delete(self, key: bytes) -> None:
@@ -206,10 +206,10 @@ class Typed(Plain):
 
 
 def contents_of(shared_map: RHashMap, data: DataOptions, *, strict: bool = False) -> Plain:
-    """The contents of a map, in the formats that the user wants.
+    """The contents of a map, in the formats that the user asked for.
 
     If the schema cannot be read, a warning goes to the standard error, and the bytes are shown;
-    with strict, for commands that store entries, it is a Failure.
+    with strict, for commands that store entries, Failure is raised.
     """
     try:
         types = types_of(shared_map)

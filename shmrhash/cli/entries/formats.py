@@ -1,7 +1,7 @@
 """Keys and values as people write them: bytes, text, 64-bit numbers, structs.
 
-A Spec is what the user asked for (`--str`, `key u64 7`); Spec.fit() gives the Format for keys or
-values of one size. Bytes are the default, and have bpftool's notation.
+A Spec is the format that the user asked for (`--str`, `--value-u64`); Spec.fit() gives the Format
+for keys or values of one size. Bytes are the default, in bpftool's notation.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from shmrhash.cli.errors import Failure
 from shmrhash.cli.screen import hex_array, hex_strings, json_text, printable
 from shmrhash.cli.words import Words
 
-BREAK_NAMES_SIZE = 16  # a key or value larger than this stands on lines of its own
-INFINITE = (math.inf, -math.inf)  # which JSON does not have, nor NaN
-SINGLE_LINE_SIZE = 24  # key and value that are no larger together share a line
+BREAK_NAMES_SIZE = 16  # a key or value larger than this is printed on its own lines
+INFINITE = (math.inf, -math.inf)  # JSON has neither these nor NaN
+SINGLE_LINE_SIZE = 24  # a key and a value up to this size together share a line
 
 
 @dataclass(frozen=True)
 class Format:
-    """How keys, or values, are written and shown. size: bytes of each; 0: any number."""
+    """How keys, or values, are written and shown. size: bytes of each; 0 means any number."""
 
     size: int
 
     def from_words(self, words: Words, what: str) -> bytes:
-        """The bytes that the next words mean. what: "key" or "value", for messages."""
+        """The bytes that the next words stand for. what: "key" or "value", for messages."""
         raise NotImplementedError
 
     def from_json(self, value: Any, what: str) -> bytes:
-        """The bytes that a value of JSON means, which to_json() may have made."""
+        """The bytes that a JSON value stands for, such as one from to_json()."""
         raise NotImplementedError
 
     def to_json(self, data: bytes) -> Any:
-        """data as a value of JSON that from_json() makes the same bytes of."""
+        """data as a JSON value from which from_json() makes the same bytes."""
         raise NotImplementedError
 
     def to_display(self, data: bytes) -> Any:
-        """data as a value of JSON to be read by people, which from_json() need not take."""
+        """data as a JSON value for people to read, which from_json() need not accept."""
         return self.to_json(data)
 
     def to_text(self, data: bytes) -> str:
@@ -73,7 +73,7 @@ class Raw(Format):
         try:
             if isinstance(value, str):
                 data = bytes.fromhex(value)
-            else:  # a list, as bpftool's JSON has it
+            else:  # a list, as in bpftool's JSON
                 data = bytes(_to_integer(byte) for byte in value)
         except (TypeError, ValueError):
             raise Failure(f"{what} should be a string of hex digits, not {value!r}") from None
@@ -105,7 +105,7 @@ def _run_of_bytes(word: str) -> bytes:
 
 
 def sized(data: bytes, size: int, what: str) -> bytes:
-    """data, if it has so many bytes; size 0: any number."""
+    """data, if it has size bytes; a size of 0 allows any number. Raises Failure."""
     if size and len(data) != size:
         raise Failure(f"{what} expected {size} bytes got {len(data)}")
     return data
@@ -141,7 +141,7 @@ class Record(Format):
 
     @property
     def is_integer(self) -> bool:
-        """Whether it is one whole number."""
+        """Whether it is a single whole number."""
         return self.converters == (_to_integer,)
 
     def from_words(self, words: Words, what: str) -> bytes:
@@ -150,7 +150,7 @@ class Record(Format):
         return self._pack(fields, what)
 
     def from_json(self, value: Any, what: str) -> bytes:
-        if type(value) is int and self.is_integer:  # the usual case, made faster
+        if type(value) is int and self.is_integer:  # a faster way for the usual case
             try:
                 return self.packer.pack(value)
             except struct.error:
@@ -221,13 +221,13 @@ def make_record(pattern: str, size: int, what: str) -> Record:
 
 @dataclass(frozen=True)
 class Spec:
-    """The format that the user asked for, of whatever size. kind: raw, str, u64, struct."""
+    """The format that the user asked for, without a size. kind: raw, str, u64, struct."""
 
     kind: str = "raw"
     pattern: str = ""
 
     def fit(self, size: int, what: str) -> Format:
-        """The format for keys or values of this size; Failure if it does not fit."""
+        """The format for keys or values of this size. Raises Failure if it does not fit."""
         if self.kind == "str":
             return Text(size)
         if self.kind == "struct":
@@ -268,7 +268,7 @@ class Pair:
 
     @cached_property
     def raw(self) -> bool:
-        """Whether both are bytes."""
+        """Whether both formats are bytes."""
         return isinstance(self.key, Raw) and isinstance(self.value, Raw)
 
     def take_key(self, words: Words) -> bytes | None:
@@ -283,18 +283,18 @@ class Pair:
         return key
 
     def need_key(self, words: Words) -> bytes:
-        """take_key(); Failure if there is none."""
+        """take_key(). Raises Failure if there is no key."""
         key = self.take_key(words)
         if key is None:
             raise Failure("did not find key")
         return key
 
     def key_lines(self, key: bytes) -> str:
-        """A key on lines of its own, as bpftool prints bytes."""
+        """A key on its own lines, as bpftool prints bytes."""
         return hex_lines(key) if self.raw else self.key.to_text(key)
 
     def entry_text(self, key: bytes, value: bytes) -> str:
-        """An entry as bpftool prints it, or in one line if something was asked for."""
+        """An entry as bpftool prints it, or in one line if it has another format than bytes."""
         if not self.raw:
             return f"key: {self.key.to_text(key)}  value: {self.value.to_text(value)}\n"
         if len(key) > BREAK_NAMES_SIZE or len(value) > BREAK_NAMES_SIZE:
@@ -303,7 +303,7 @@ class Pair:
         return f"key: {hex_lines(key)}{gap}value: {hex_lines(value)}\n"
 
     def entry_object(self, key: bytes, value: bytes) -> dict[str, Any]:
-        """An entry as bpftool's JSON has it; "formatted" as it has for maps with types."""
+        """An entry as in bpftool's JSON, with its "formatted" for maps with types."""
         entry: dict[str, Any] = {
             "key": hex_strings(key),
             "value": hex_strings(value),
@@ -327,7 +327,7 @@ class Pair:
 
 
 def _json_maker(wanted: Format, to_json: Callable[[bytes], Any]) -> Callable[[bytes], str]:
-    """to_json(), or to_display(), as compact JSON; the two usual cases made faster."""
+    """to_json(), or to_display(), as compact JSON, with faster ways for the two usual cases."""
     if type(wanted) is Raw:
         return lambda data: f'"{data.hex()}"'
     if isinstance(wanted, Record) and wanted.is_integer:

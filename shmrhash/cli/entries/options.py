@@ -1,4 +1,4 @@
-"""Which formats keys and values have: those of the user's options, or of their declared types."""
+"""The formats of keys and values: from the user's options, or from their declared types."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What the options ask for; without any, bytes, or the declared types of a SharedDict."""
+    """The formats that options ask for; by default bytes, or a SharedDict's declared types."""
 
     key: Spec = RAW
     value: Spec = RAW
@@ -73,7 +73,7 @@ class DataOptions:
 
 
 def _take(options: dict[str, Any]) -> DataOptions:
-    """Take them out of a command's keyword arguments."""
+    """Take the DataOptions out of a command's keyword arguments."""
     specs = []
     for side in ("key", "value"):
         given = {kind: options.pop(f"{side}_{kind}") for kind in ("str", "u64", "struct")}
@@ -109,7 +109,7 @@ def data_options(function: Function) -> Function:
 
 
 def look_options(function: Function) -> Function:
-    """data_options, and how far to go with the types of a SharedDict."""
+    """data_options, and --raw and --unpickle for the types of a SharedDict."""
     for option in (
         click.option("--raw", is_flag=True, help="Bytes, also where types are known."),
         click.option(
@@ -168,7 +168,7 @@ def _number(pattern: Any, is_key: bool, size: int, name: str) -> Format:
 
 
 def chosen(spec: Spec, declared: Format, role: Role) -> Format:
-    """The format that the user asked for; Failure if the declared type is another."""
+    """The format that the user asked for. Raises Failure if it does not fit the declared type."""
     if spec.kind == "raw":
         return declared
     if isinstance(declared, ObjectKey) and spec.kind in ("str", "u64"):

@@ -1,8 +1,8 @@
 """The declared types of SharedDicts: a Format for the encoded bytes of each.
 
-Nothing here imports the classes that a segment names, and only Unpickled, and an ObjectKey that was
-told to, unpickle anything. Bytes that cannot be shown are shown as their type and size; to_json()
-has them in base64, so that whatever is exported can be imported.
+No code here imports the classes that a segment names. Only Unpickled unpickles, and an ObjectKey
+whose load is pickle.loads. Bytes that cannot be shown as values are shown as their type and size;
+to_json() gives them in base64, so that every exported entry can be imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shmrhash.cli.words import Words
 
 INT_BITS_MAX = 4096  # Python refuses to print numbers of more than 4300 digits
 DEPTH_MAX = 50
-ITEMS_SHOWN = 64  # of arrays and bytes in a line
+ITEMS_SHOWN = 64  # items of an array, or bytes, in a line
 
 
 def jsonable(thing: Any, depth: int = 0) -> Any:
@@ -48,7 +48,7 @@ def jsonable(thing: Any, depth: int = 0) -> Any:
 
 
 def repr_of(thing: Any) -> str:
-    """repr(), or what it raises."""
+    """repr(), or a text with the error that it raises."""
     try:
         return repr(thing)
     except Exception as error:  # a number too long to print, or a class with a bad __repr__
@@ -86,7 +86,7 @@ class Opaque(Format):
         return f"<{printable(self.name)}, {len(data):,} bytes>"
 
     def displayed(self, data: bytes, thing: Any) -> Any:
-        """What data was decoded to, as JSON or as repr()."""
+        """The thing that data was decoded to, as JSON or as repr()."""
         try:
             return jsonable(thing)
         except ValueError:
@@ -135,7 +135,7 @@ class Octets(Opaque):
 
 
 class Inline(Opaque):
-    """ctypes structures, and dtypes where NumPy is not installed: their bytes."""
+    """The bytes of ctypes structures, and of dtypes if NumPy is not installed."""
 
     def from_words(self, words: Words, what: str) -> bytes:
         return Raw(self.size).from_words(words, what)
@@ -183,7 +183,7 @@ class Number(Record):
 
 
 class Pickle:
-    """What is shown of a pickle that may not be unpickled."""
+    """A stand-in that is shown for a pickle that must not be unpickled."""
 
     def __init__(self, data: bytes) -> None:
         self._size = len(data)
@@ -194,7 +194,7 @@ class Pickle:
 
 @dataclass(frozen=True)
 class ObjectKey(Opaque):
-    """Keys of type object. written: "str", "int", or "": as the word looks."""
+    """Keys of type object. written: "str", "int", or "" to go by the look of the word."""
 
     load: Callable[[bytes], Any] = Pickle
     written: str = ""
@@ -202,7 +202,7 @@ class ObjectKey(Opaque):
     def _thing(self, data: bytes) -> Any:
         try:
             return decode_key(data, self.load)
-        except Exception as error:  # damaged, too deep, or what unpickling raises
+        except Exception as error:  # it is damaged or too deep, or unpickling raised it
             return f"<key, {len(data):,} bytes: {error}>"
 
     def from_words(self, words: Words, what: str) -> bytes:
@@ -252,12 +252,12 @@ class ObjectKey(Opaque):
 
 
 def _with_tuples(thing: Any) -> Any:
-    """Lists of JSON as tuples, which can be keys."""
+    """Lists from JSON as tuples, which can be keys."""
     return tuple(map(_with_tuples, thing)) if isinstance(thing, list) else thing
 
 
 class Unpickled(Opaque):
-    """Pickles that are unpickled, which runs any code in them: only if the user asked for it."""
+    """Pickles to unpickle, which runs any code in them: used only if the user asked for it."""
 
     def _thing(self, data: bytes) -> tuple[bool, Any]:
         try:
@@ -311,7 +311,7 @@ class Message(Opaque):
 
 @dataclass(frozen=True)
 class Array(Opaque):
-    """NumPy's arrays and dtypes. decode: the codec's, which takes no pickles."""
+    """NumPy's arrays and dtypes. decode: the decoder of the codec, which accepts no pickles."""
 
     decode: Callable[[Any], Any] = bytes
 

@@ -1,1 +1,1 @@
-"""What export writes and import reads: the formats of files, and whole maps."""
+"""The files of export and import: their formats, and reading and storing whole maps."""

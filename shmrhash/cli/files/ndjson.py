@@ -1,12 +1,12 @@
-"""NDJSON: a JSON object for each entry, on a line of its own.
+"""NDJSON: a JSON object for each entry, each on its own line.
 
 If the map has special fields, or is a SharedDict, the first line describes the map:
 
     {"shmrhash": "map", "name": ..., "key_size": ..., "fields": ..., "schema": {...}, ...}
     {"key": "alice", "value": {"base64": ..., "type": "pickle"}, "expires": 1763861000.5}
 
-expires: seconds since the epoch, null for never; an entry without it gets the dict's own time to
-live. objects: those of Kptr fields, in base64, or null.
+expires: seconds since the epoch, null for never; an entry without it gets the dict's default time
+to live. objects: those of Kptr fields, in base64, or null.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _head(geometry: Geometry) -> dict[str, Any]:
 
 
 def _rest(geometry: Geometry, extra: Extra) -> str:
-    """What an entry has besides key and value."""
+    """The parts of an entry besides key and value."""
     text = ""
     if geometry.timed:
         seconds = extra.deadline_ns / SECOND_NS if extra.deadline_ns else None
@@ -72,7 +72,7 @@ def _rest(geometry: Geometry, extra: Extra) -> str:
 
 
 def read_ndjson_head(file: BinaryIO) -> tuple[Geometry | None, Lines]:
-    """The map that the first line describes, or None; and the lines of entries, numbered."""
+    """The map that the first line describes, or None, and the numbered lines of entries."""
     first = file.readline()
     rest = enumerate(file, 2)
     try:
@@ -97,7 +97,7 @@ def read_ndjson_head(file: BinaryIO) -> tuple[Geometry | None, Lines]:
 
 
 def read_ndjson(lines: Lines, pair: Pair, whole: bool, kptrs: int) -> Iterator[Chunk | Batch]:
-    """The entries of lines. whole: with objects and deadlines. kptrs: "objects" of each entry."""
+    """The entries in lines. whole: with objects and deadlines. kptrs: how many objects each has."""
 
     def entries() -> Iterator[tuple[int, Any, Any, Any]]:
         for number, line in lines:

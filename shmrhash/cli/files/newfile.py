@@ -1,7 +1,7 @@
 """Files that appear under their names when they are complete.
 
-Until then they have names that nobody can guess, in the same directory: another user who may write
-to that directory cannot place a link there, and no reader sees half a file.
+Until then they have random names in the same directory: another user who may write to the directory
+cannot place a link under such a name, and no reader sees half a file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MODE_NEW = 0o666  # less the umask
 def new_file(path: str, mode: int = MODE_NEW) -> Iterator[BinaryIO]:
     """A file to write, which appears under its name when it is complete; '-' is standard output.
 
-    mode: its permissions, less the umask; a file that is replaced keeps its own. A pipe, or what
-    else is no regular file, is written to.
+    mode: its permissions, less the umask; a file that is replaced keeps its permissions. A pipe, or
+    any other path that is no regular file, is written directly.
     """
     if path == STANDARD:
         yield sys.stdout.buffer

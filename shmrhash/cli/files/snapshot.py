@@ -1,22 +1,23 @@
 """The snapshot: a map's entries as bytes, fast, with checksums.
 
-A snapshot is a head of 256 bytes and chunks, each with a checksum, and an end with the number of
-entries, so that a file that ends early is noticed.
+A snapshot has a head of 256 bytes, chunks, each with a checksum, and an end with the number of
+entries, so that a reader notices a file that ends early.
 
     head   "SHMRSNP1"  key_size u32  value_size u32  map_flags u32  map_extra u32
            max_entries u64  created_ns u64  entries u64 (about)  name 200 bytes  0 u32  crc32 u32
     chunk  "CHNK"  crc32 u32  count u64  keys  values
     end    "DONE"  0 u32      total u64
 
-For a map with special fields, or a SharedDict, the head begins with "SHMRSNP2", and behind it is a
+For a map with special fields, or a SharedDict, the head begins with "SHMRSNP2". After it comes a
 note, JSON of {"max_bytes", "fields", "schema" in base64}; with fields, batches replace the chunks:
 
     note   length u32  crc32 u32  JSON
     batch  "BTCH"  crc32 u32  count u64  length u64  entries, of length bytes in all
     entry  deadline u64 (ns since the epoch, 0: none)  length u32 of each part  parts
 
-The parts of an entry are its key, its value, and, unless it is a dict's, the objects of its Kptr
-fields; a length of 2**32 - 1 means that there is none. Key and value of a dict are encoded bytes.
+The parts of an entry are its key, its value and, unless the map is a SharedDict, the objects of its
+Kptr fields; a length of 2**32 - 1 means no object. Keys and values of a SharedDict are encoded
+bytes.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def write_snapshot(file: BinaryIO, geometry: Geometry, chunks: Chunks, pair: Pai
 
 
 def _entry_head(geometry: Geometry) -> struct.Struct:
-    """A deadline, and the length of each part."""
+    """The head of an entry: a deadline, and the length of each part."""
     return struct.Struct(f"<Q{2 + geometry.kptrs}I")
 
 
@@ -131,7 +132,7 @@ def _with_note(file: BinaryIO, geometry: Geometry) -> Geometry:
 
 
 def read_snapshot(file: BinaryIO, geometry: Geometry) -> Iterator[Chunk | Batch]:
-    """The chunks behind the head. Failure where the file is damaged or ends early."""
+    """The chunks after the head. Raises Failure where the file is damaged or ends early."""
     total = 0
     while True:
         head = file.read(CHUNK.size)

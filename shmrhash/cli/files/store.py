@@ -1,4 +1,4 @@
-"""Whole maps: reading all entries of one, and storing those of a file into one."""
+"""Whole maps: reading all entries of a map, and storing the entries of a file into a map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shmrhash.cli.files.tables import NOT_SAID, Batch, Chunk, Geometry, batches,
 
 
 def geometry_of(contents: Plain) -> Geometry:
-    """The geometry of a map, without its schema if that cannot be read."""
+    """The geometry of a map, without its schema if the schema cannot be read."""
     shared_map = contents.map
     info = shared_map.info()
     return Geometry(
@@ -36,7 +36,7 @@ def geometry_of(contents: Plain) -> Geometry:
 
 
 def chunks_of(contents: Plain, done: Callable[[int], Any]) -> Iterator[Chunk | Batch]:
-    """All entries of a map; those that stay throughout come exactly once."""
+    """All entries of a map; those that stay during the walk come exactly once."""
     shared_map = contents.map
     if _inspect.field_pairs(shared_map):
         for batch in batches(_with_wall_clock(contents)):
@@ -68,7 +68,7 @@ def _with_wall_clock(contents: Plain) -> Iterator[tuple[bytes, bytes, Extra]]:
 
 
 def create_map(geometry: Geometry, name: str, timeout: float | None) -> RHashMap:
-    """A new map of this geometry, with the permissions of its owner only.
+    """A new map of this geometry, with permissions for its owner only.
 
     Raises LayoutMismatch (the parts of the geometry do not fit together), and what create() raises.
     """
@@ -81,7 +81,7 @@ def create_map(geometry: Geometry, name: str, timeout: float | None) -> RHashMap
         key_size=geometry.key_size,
         value_size=geometry.value_size,
         max_entries=geometry.max_entries,
-        map_flags=geometry.map_flags & ~(BPF_F_RDONLY | BPF_F_WRONLY),  # these are of a handle
+        map_flags=geometry.map_flags & ~(BPF_F_RDONLY | BPF_F_WRONLY),  # these concern a handle
         map_extra=min(geometry.map_extra, geometry.max_entries),
         timeout=timeout,
         max_bytes=geometry.max_bytes or None,
@@ -89,9 +89,9 @@ def create_map(geometry: Geometry, name: str, timeout: float | None) -> RHashMap
 
 
 def expect_like(found: RHashMap, geometry: Geometry, says_how: bool) -> None:
-    """Failure unless the entries of a file fit into a map.
+    """Raise Failure unless the entries of a file fit into a map.
 
-    says_how: the file has the types and fields of its map, which must be the same.
+    says_how: the file gives the types and fields of its map; those of found must be the same.
     """
     same_fields = geometry.fields == _inspect.field_pairs(found)
     if says_how and not (same_fields and _record(geometry.schema) == _record(found.schema)):
@@ -121,7 +121,7 @@ def _described(schema: bytes) -> str:
 
 
 def missing(name: str) -> Failure:
-    """There is no such map, and neither the file nor an option says how to make it."""
+    """The Failure if there is no such map, and neither file nor options say how to make it."""
     return Failure(
         f"no map {name!r}, and the file does not say how to make it: give --entries, --key-size "
         f"and --value-size, or create it first",

@@ -1,8 +1,8 @@
-"""What all files of export and import hold; and two of their formats, CSV and NumPy's .npz.
+"""The contents that all files of export and import share, and two formats, CSV and NumPy's .npz.
 
 Entries are read and written in chunks: the keys of some thousand entries, joined, and their values,
 joined; or, if entries have objects or deadlines, in batches of whole entries. A deadline in a file
-is of the wall clock: it passes also for entries that are in a file.
+is by the wall clock, so entries also expire while they are in a file.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from shmrhash.cli.errors import STATUS_DAMAGED, Failure, need
 
 CHUNK_ENTRIES = 1 << 16
 CHUNK_BYTES_MAX = 64 << 20
-ENTRY_BYTES = 64  # what an entry of a batch takes in memory besides its bytes
-NOT_SAID = -1  # the deadline of an entry for which the file has none, not even "never"
+ENTRY_BYTES = 64  # the memory of an entry in a batch besides its bytes
+NOT_SAID = -1  # the deadline of an entry for which the file gives none, not even "never"
 
 ENDINGS = {
     ".snap": "snapshot",
@@ -65,7 +65,7 @@ class Geometry:
 
     @property
     def kptrs(self) -> int:
-        """Objects of an entry besides key and value; the objects of a dict are just those."""
+        """How many objects an entry has besides key and value; for a SharedDict none."""
         return 0 if self.schema else sum(kind == Kptr.kind for kind, _ in self.fields)
 
 
@@ -89,7 +89,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some entries with all that they have. Deadlines: nanoseconds since the epoch, 0 for none."""
+    """Some entries with all their parts. Deadlines: nanoseconds since the epoch, 0 for none."""
 
     entries: list[tuple[bytes, bytes, Extra]]
 
@@ -174,7 +174,7 @@ def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
 
 
 def gathered(entries: Iterable[tuple[int, Any, Any]], pair: Pair) -> Iterator[Chunk]:
-    """Chunks of entries as people write them. Failure, with the line, where one is wrong."""
+    """Chunks of entries as people write them. Raises Failure, with the line of a wrong entry."""
     largest = chunk_entries(pair.key.size, pair.value.size)
     keys, values = bytearray(), bytearray()
     count = 0
@@ -223,7 +223,7 @@ def write_npz(file: BinaryIO, geometry: Geometry, chunks: Iterable[Chunk], pair:
 
 
 def read_npz(file: BinaryIO) -> tuple[Geometry, Iterator[Chunk]]:
-    """The entries of an .npz, and the limits of the map if it has them."""
+    """The entries of an .npz, and the limits of the map if the file has them."""
     need("numpy")
     import numpy as np
 
