@@ -1,4 +1,4 @@
-"""Operations on arrays of keys: buffers of all kinds, bad input, what stops one, duplicates."""
+"""Operations on arrays of keys: kinds of buffers, bad input, batches that stop, duplicates."""
 
 import array
 import ctypes
@@ -23,7 +23,7 @@ SIZES = [(8, 8), (1, 1), (1, 40), (2, 3), (4, 4), (5, 12), (8, 1), (12, 5), (33,
 
 
 def numbered(size, count, first=0):
-    """So many different rows of size bytes, up to 256 of them."""
+    """Return count different rows of size bytes, up to 256 of them."""
     return [
         bytes((number + 37 * place) % 256 for place in range(size))
         for number in range(first, first + count)
@@ -36,7 +36,7 @@ def mapped(raw):
     return memory
 
 
-# What keys and values may be: functions of their bytes, and of the size of each.
+# Buffers that may hold keys and values: functions of their bytes, and of the size of one row.
 FORMS = {
     "bytes": lambda raw, size: raw,
     "bytearray": lambda raw, size: bytearray(raw),
@@ -69,7 +69,7 @@ WORDS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(map(str, sizes)))
 def test_arrays_may_be_any_contiguous_buffer(make_map, form, sizes):
-    """W1: every operation on arrays does to each key what it does to a single one."""
+    """W1: each operation on an array does to each key what the operation on one key does."""
     m = make_map(key_size=sizes[0], value_size=sizes[1])
     keys, values = numbered(sizes[0], 60), numbered(sizes[1], 60, first=90)
     shape = FORMS[form]
@@ -89,8 +89,8 @@ def test_arrays_may_be_any_contiguous_buffer(make_map, form, sizes):
 
 
 @pytest.mark.parametrize("form", WORDS)
-def test_arrays_may_have_any_type_of_the_right_size(shm_map, form):
-    """W1: the bytes count, not what they mean."""
+def test_arrays_may_have_any_item_type_of_the_right_size(shm_map, form):
+    """W1: the bytes count, not the numbers that they represent."""
     raw = b"".join(map(word, range(100, 120)))
     rows = WORDS[form](raw)
 
@@ -103,7 +103,7 @@ def test_arrays_may_have_any_type_of_the_right_size(shm_map, form):
 
 
 @pytest.mark.parametrize("dtype", ["u8", "<f8", "M8[ns]", "S8", [("a", "u4"), ("b", "i4")]])
-def test_results_have_the_type_that_was_asked_for(shm_map, dtype):
+def test_results_have_the_requested_dtype(shm_map, dtype):
     numbers = numpy.arange(20)
     shm_map.update_many(numbers, numbers)
 
@@ -119,8 +119,8 @@ def test_results_have_the_type_that_was_asked_for(shm_map, dtype):
 
 
 @pytest.mark.parametrize("make", [bytearray, lambda size: numpy.full(size // 8, -1), mapped])
-def test_values_go_where_the_caller_says(shm_map, make):
-    """out is filled where keys were found, and left as it was elsewhere."""
+def test_lookup_many_fills_the_given_out_buffer(shm_map, make):
+    """out is filled in the rows whose keys were found, and unchanged in the others."""
     shm_map.update_many(numpy.arange(0, 10, 2), numpy.arange(100, 105))
     out = make(80 if make is not mapped else b"\xff" * 80)
     before = bytes(out)
@@ -133,7 +133,7 @@ def test_values_go_where_the_caller_says(shm_map, make):
     assert rows_of(bytes(out), 8) == expected
 
 
-def test_arrays_of_no_keys_do_nothing(shm_map):
+def test_empty_arrays_change_nothing(shm_map):
     shm_map[word(1)] = word(2)
     for none in (b"", [], (), numpy.empty(0, "u8"), numpy.empty((0, 8), "u1")):
         assert shm_map.update_batch(none, none) == 0
@@ -190,8 +190,8 @@ each_taker = pytest.mark.parametrize("taker", TAKE_KEYS)
 
 @each_taker
 @pytest.mark.parametrize("unfit", UNFIT)
-def test_unfit_arrays_are_refused(shm_map, taker, unfit):
-    """K1: EINVAL, and nothing is done."""
+def test_arrays_of_unfit_shape_or_size_are_refused(shm_map, taker, unfit):
+    """K1: EINVAL, and nothing changes."""
     shm_map[bytes(8)] = word(7)
 
     with pytest.raises(shmrhash.InvalidArgument) as refused:
@@ -204,7 +204,7 @@ def test_unfit_arrays_are_refused(shm_map, taker, unfit):
 
 @each_taker
 @pytest.mark.parametrize("thing", NO_BUFFERS, ids=lambda thing: type(thing).__name__)
-def test_what_is_no_buffer_is_refused(shm_map, taker, thing):
+def test_argument_that_is_not_a_buffer_is_a_type_error(shm_map, taker, thing):
     with pytest.raises(TypeError):
         TAKE_KEYS[taker](shm_map, thing)
 
@@ -212,13 +212,13 @@ def test_what_is_no_buffer_is_refused(shm_map, taker, thing):
 
 
 @pytest.mark.parametrize("items", [[memoryview(bytes(16))[::2]], [numpy.zeros(16, "u1")[::2]]])
-def test_an_unfit_item_of_a_list_is_refused(shm_map, items):
+def test_list_with_an_unfit_item_is_refused(shm_map, items):
     with pytest.raises(shmrhash.InvalidArgument):
         shm_map.contains_many(items)
 
 
 def test_arrays_of_different_lengths_are_refused(shm_map):
-    """K1: EINVAL, and the message has both numbers; nothing is done."""
+    """K1: EINVAL, the message has both numbers, and nothing changes."""
     keys = numpy.arange(5)
     for operation in (
         lambda: shm_map.update_many(keys, keys[:4]),
@@ -236,7 +236,7 @@ def test_arrays_of_different_lengths_are_refused(shm_map):
     [bytes(24), numpy.zeros(3, "u4"), numpy.zeros(6, "u8")[::2], bytearray(23), bytearray(32)],
     ids=lambda out: f"{type(out).__name__} {len(out)}",
 )
-def test_unfit_room_for_values_is_refused(shm_map, out):
+def test_unfit_out_buffer_is_refused(shm_map, out):
     shm_map.update_many(numpy.arange(3), numpy.arange(3))
 
     with pytest.raises(shmrhash.InvalidArgument):
@@ -246,7 +246,7 @@ def test_unfit_room_for_values_is_refused(shm_map, out):
 
 
 @pytest.mark.parametrize("dtype", ["u4", "V9", "S7"])
-def test_a_type_of_another_size_is_refused(shm_map, dtype):
+def test_dtype_of_another_size_is_refused(shm_map, dtype):
     shm_map[word(1)] = word(2)
     for operation in (
         lambda: shm_map.lookup_many(word(1), dtype=dtype),
@@ -259,8 +259,8 @@ def test_a_type_of_another_size_is_refused(shm_map, dtype):
     assert len(shm_map) == 1
 
 
-def test_arrays_of_references_are_refused(shm_map):
-    """H1: where NumPy keeps pointers nothing is stored that is none; a child of its own tries."""
+def test_arrays_of_python_objects_are_refused(shm_map):
+    """H1: nothing is stored where NumPy keeps pointers. A child tries, since it might crash."""
     shm_map.update_many(numpy.arange(50), numpy.arange(50))
 
     assert run_together("fork", (refuse_references, shm_map, numpy)) == [6]
@@ -268,7 +268,7 @@ def test_arrays_of_references_are_refused(shm_map):
 
 @pytest.mark.parametrize("flags", [3, 7, 8, 1 << 32, -1])
 def test_unknown_flags_are_refused(shm_map, flags):
-    """K1: as those of update; the other batches take BPF_F_LOCK."""
+    """K1: the flags of update; and the other batches, which take only BPF_F_LOCK."""
     key = word(1)
     for operation in (
         lambda: shm_map.update_many(key, key, flags),
@@ -283,8 +283,8 @@ def test_unknown_flags_are_refused(shm_map, flags):
     assert len(shm_map) == 0
 
 
-def test_handles_that_may_not_write_say_so(make_map, map_name):
-    """Reading arrays works; writing is ReadOnlyMap, and nothing is done."""
+def test_read_only_handle_reads_arrays_and_refuses_to_write(make_map, map_name):
+    """Reading arrays works; writing raises ReadOnlyMap, and nothing changes."""
     m = make_map()
     keys = numpy.arange(40)
     m.update_many(keys, keys)
@@ -309,7 +309,7 @@ def test_handles_that_may_not_write_say_so(make_map, map_name):
     assert dict(m.items()) == {word(number): word(number) for number in range(40)}
 
 
-def test_closed_handles_say_so(make_map):
+def test_array_operations_of_a_closed_handle_raise_map_closed(make_map):
     m = make_map()
     keys = numpy.arange(4)
     m.close()
@@ -328,11 +328,11 @@ def test_closed_handles_say_so(make_map):
             operation()
 
 
-# ---- what stops a batch, and what it says was done ----
+# ---- errors that stop a batch, and the count that they report ----
 
 
 def test_update_batch_stops_at_the_first_refusal(shm_map):
-    """W1: KeyExists and KeyNotFound say how many were done, and these are."""
+    """W1: KeyExists and KeyNotFound report how many keys were done, and exactly these are."""
     keys = numpy.arange(10)
     shm_map[word(6)] = word(99)
 
@@ -350,7 +350,7 @@ def test_update_batch_stops_at_the_first_refusal(shm_map):
 
 @pytest.mark.parametrize("name", ["update_batch", "update_many", "add_many"])
 def test_a_full_map_stops_a_batch(make_map, name):
-    """W2: MapFull, with the number done before; present keys do not count."""
+    """W2: MapFull reports the number of keys done before; present keys need no room."""
     m = make_map(max_entries=10)
     keys = numpy.array([1, 2, 3, 1, 2, *range(20, 40)])
 
@@ -387,8 +387,8 @@ def test_add_many_stops_at_the_first_absent_key(shm_map):
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, shmrhash.MapClosed])
-def test_a_long_batch_can_be_ended(make_map, map_name, ending):
-    """W1: by a signal, or by closing the handle; it says how many keys were done, each once."""
+def test_a_long_batch_is_ended_by_a_signal_or_by_close(make_map, map_name, ending):
+    """W1: the exception reports how many keys were done, each of them once."""
     m = make_map()
     keys = numpy.tile(numpy.arange(64), 100_000)
     ones = numpy.ones(len(keys), "i8")
@@ -414,8 +414,8 @@ def test_a_long_batch_can_be_ended(make_map, map_name, ending):
         same.check()
 
 
-def test_keys_that_change_meanwhile_damage_nothing(make_map, seed):
-    """H1: another thread writes into the array of keys; entries are wrong, the map is sound."""
+def test_changing_the_keys_during_a_batch_leaves_the_map_sound(make_map, seed):
+    """H1: another thread writes into the array of keys; entries may be wrong, the map is sound."""
     m = make_map(max_entries=4_000_000)
     keys = numpy.arange(200_000)
     ends = threading.Event()
@@ -442,8 +442,8 @@ def test_keys_that_change_meanwhile_damage_nothing(make_map, seed):
 # ---- duplicates, and the model ----
 
 
-def test_duplicates_are_done_one_after_another(shm_map):
-    """W1: as single operations in the order of the array."""
+def test_duplicate_keys_are_done_in_the_order_of_the_array(shm_map):
+    """W1: like single operations, one after another."""
     keys = numpy.array([5, 7, 5, 5, 7, 9])
     values = numpy.arange(6)
 
@@ -457,8 +457,8 @@ def test_duplicates_are_done_one_after_another(shm_map):
 
 
 @pytest.mark.parametrize("delta", [1, -1, 1 << 63, -(1 << 63), (1 << 64) + 3, numpy.int64(5)])
-def test_one_delta_serves_all_keys(shm_map, delta):
-    """W1: as add(), wrapping around."""
+def test_add_many_with_one_delta_adds_it_to_each_key(shm_map, delta):
+    """W1: like add(), wrapping around."""
     expected = [wrap_around(number + int(delta)) for number in range(30)]
 
     assert shm_map.add_many(numpy.arange(30), delta, default=0).tolist() == [expected[0]] * 30
@@ -467,7 +467,7 @@ def test_one_delta_serves_all_keys(shm_map, delta):
 
 
 @pytest.mark.parametrize("offset", [0, 3, 8, 16])
-def test_add_many_adds_where_it_is_told(make_map, offset):
+def test_add_many_adds_at_the_given_offset(make_map, offset):
     m = make_map(value_size=24)
 
     sums = m.add_many(numpy.arange(40), numpy.arange(40), default=1, offset=offset)
@@ -482,7 +482,7 @@ def test_add_many_adds_where_it_is_told(make_map, offset):
 
 @pytest.mark.parametrize("seeds", [None, COLLIDING, (7, 1 << 32)])
 def test_random_arrays_agree_with_the_model(make_map, seed, seeds):
-    """W1: arrays with duplicates, longer than the pipeline, against a dict; growth in between."""
+    """W1: arrays with duplicates, longer than the pipeline, against a dict; the map grows."""
     m = make_map(max_entries=1000, _seeds=seeds)
     model = ModelMap(key_size=8, value_size=8, max_entries=1000)
     rng = random.Random(seed)

@@ -16,7 +16,7 @@ COPIES = 3_000
 
 
 def mappings(file):
-    """How many mappings of a file this process has, but pages that hold locks."""
+    """Return how many mappings of a file this process has, not counting pages that hold locks."""
     device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
     found = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -32,7 +32,7 @@ def descriptors(file):
         try:
             found += os.path.samestat(os.stat(f"/proc/self/fd/{name}"), file)
         except FileNotFoundError:
-            continue  # the one that listed them
+            continue  # the descriptor of the folder that is being listed
     return found
 
 
@@ -77,7 +77,7 @@ def test_many_copies_of_a_dict_cost_one_mapping_and_one_slot():
         del copies
 
 
-def test_the_last_handle_detaches_in_whatever_order_they_go(make_map):
+def test_the_last_closed_handle_detaches_in_any_order(make_map):
     m = make_map()
     file = file_of(m)
     second, third = RHashMap.open(m.name), RHashMap.open(m.name, timeout=1)
@@ -97,7 +97,7 @@ def test_the_last_handle_detaches_in_whatever_order_they_go(make_map):
     assert descriptors(file) == 0
 
 
-def test_what_a_handle_may_and_how_long_it_waits_is_its_own(make_map):
+def test_access_and_timeout_belong_to_each_handle(make_map):
     m = make_map(timeout=5)
     reader = RHashMap.open(m.name, read_only=True)
     writer = RHashMap.open(m.name, write_only=True, timeout=0.25)
@@ -118,8 +118,8 @@ def test_what_a_handle_may_and_how_long_it_waits_is_its_own(make_map):
     writer.close()
 
 
-def test_a_section_of_one_handle_keeps_another_of_its_process_waiting(make_map):
-    """L1: they share contexts, not sections; a thread that waits for itself is told."""
+def test_a_section_of_one_handle_makes_other_handles_of_its_process_wait(make_map):
+    """L1: handles share contexts, not sections; waiting for its own section is an error."""
     m = make_map(timeout=0.2)
     other = RHashMap.open(m.name, timeout=0.2)
     m[b"12345678"] = bytes(8)
@@ -142,7 +142,7 @@ def test_a_section_of_one_handle_keeps_another_of_its_process_waiting(make_map):
     other.close()
 
 
-def test_a_new_map_of_an_old_name_is_another_attachment(make_map, map_name):
+def test_a_new_map_of_the_same_name_is_another_attachment(make_map, map_name):
     m = make_map()
     m[b"12345678"] = b"the old."
     m.unlink()
@@ -154,8 +154,8 @@ def test_a_new_map_of_an_old_name_is_another_attachment(make_map, map_name):
 
 
 @pytest.mark.thorough
-def test_threads_that_open_and_close_meet_only_whole_attachments(make_map, duration):
-    """C1: handles come and go in four threads; each finds the map attached."""
+def test_threads_that_open_and_close_always_find_the_map_attached(make_map, duration):
+    """C1: four threads open and close handles of one map."""
     m = make_map()
     stop = threading.Event()
     failures, turns = [], [0] * 4
@@ -189,8 +189,8 @@ def test_threads_that_open_and_close_meet_only_whole_attachments(make_map, durat
         again.check()
 
 
-def test_programs_that_close_every_descriptor_go_on(make_map):
-    """The attachment's descriptor is closed behind its back: each handle still finds the file."""
+def test_handles_work_after_the_program_has_closed_every_descriptor(make_map):
+    """The attachment's descriptor is closed too: each handle still finds the file."""
     m = make_map()
     other = RHashMap.open(m.name)
     pid = os.fork()
@@ -203,7 +203,7 @@ def test_programs_that_close_every_descriptor_go_on(make_map):
             assert other.info()["entries"] == m.info()["entries"] == 1
             other.close()
             m.close()
-            os.fstat(own)  # nobody closed what has the number now
+            os.fstat(own)  # no handle has closed the file that has the descriptor's number now
             failed = 0
         finally:
             os._exit(failed)
@@ -212,8 +212,8 @@ def test_programs_that_close_every_descriptor_go_on(make_map):
     other.close()
 
 
-def test_a_child_that_closes_what_it_opened_is_detached(make_map):
-    """A handle that the child only inherited does not keep it attached; used, it does."""
+def test_a_child_that_closes_the_handles_it_opened_is_detached(make_map):
+    """A handle that the child inherited attaches it only when the child uses that handle."""
     m = make_map()
     m[b"12345678"] = bytes(8)
     ends, tell = os.pipe()

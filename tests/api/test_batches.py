@@ -1,4 +1,4 @@
-"""Batches of entries: cursors, counts, taking, where we are stronger than the kernel, bulk load."""
+"""Batches of entries: cursors, counts, taking, differences from the kernel, bulk load."""
 
 import itertools
 import random
@@ -31,7 +31,7 @@ def without_numpy(monkeypatch):
 
 
 def fill(m, count, first=0):
-    """Insert so many entries; the pairs."""
+    """Insert count entries; return them."""
     keys = list(map(word, range(first, first + count)))
     pairs = {key: value_of(key, m.value_size) for key in keys}
     assert m.update_batch(keys, list(pairs.values())) == count
@@ -39,7 +39,7 @@ def fill(m, count, first=0):
 
 
 def batches(m, count, cursor=None, batch="lookup_batch"):
-    """The entries of each batch up to the end, which is where the cursor is None."""
+    """Return the entries of each batch, up to the batch whose cursor is None."""
     found = []
     while True:
         result = getattr(m, batch)(cursor, count)
@@ -52,7 +52,7 @@ def batches(m, count, cursor=None, batch="lookup_batch"):
 
 
 def entries(found):
-    """The entries of all batches, no key twice."""
+    """Return the entries of all batches; no key may come twice."""
     pairs = list(itertools.chain.from_iterable(found))
     assert len(pairs) == len(dict(pairs))
     return dict(pairs)
@@ -64,7 +64,7 @@ def entries(found):
 @each_batch
 @pytest.mark.parametrize("count", range(1, 82))
 def test_batches_of_every_count_deliver_everything_once(any_map, batch, count):
-    """I1: all batches but the last are full; what exactly fills the last one ends the map."""
+    """I1: all batches but the last are full; a last batch that is exactly full ends the map."""
     pairs = fill(any_map, 80)
 
     found = batches(any_map, count, batch=batch)
@@ -76,7 +76,7 @@ def test_batches_of_every_count_deliver_everything_once(any_map, batch, count):
 
 @each_batch
 def test_a_batch_of_an_empty_map_is_empty(shm_map, batch):
-    """No error, as at any other end (kernel: ENOENT)."""
+    """No error, as at the end of any map (kernel: ENOENT)."""
     result = getattr(shm_map, batch)(None, 10)
 
     assert (result.count, result.cursor, len(result.keys), len(result.values)) == (0, None, 0, 0)
@@ -84,7 +84,7 @@ def test_a_batch_of_an_empty_map_is_empty(shm_map, batch):
 
 @each_batch
 @pytest.mark.parametrize("count", [81, 1 << 20, 1 << 70])
-def test_a_count_beyond_the_map_is_as_good_as_all(any_map, batch, count):
+def test_a_count_above_the_number_of_entries_delivers_all(any_map, batch, count):
     pairs = fill(any_map, 80)
 
     assert entries(batches_of_one(any_map, batch, count)) == pairs
@@ -97,7 +97,7 @@ def batches_of_one(m, batch, count, cursor=None):
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 9), (7, 130), (64, 8), (8, 65536)])
-def test_batches_know_all_sizes(make_map, sizes):
+def test_batches_work_for_keys_and_values_of_all_sizes(make_map, sizes):
     m = make_map(key_size=sizes[0], value_size=sizes[1])
     keys = [bytes([number]) * sizes[0] for number in range(100)]
     pairs = {key: value_of(key, sizes[1]) for key in keys}
@@ -111,8 +111,8 @@ def test_batches_know_all_sizes(make_map, sizes):
 
 
 @pytest.mark.parametrize("seeds", [None, COLLIDING])
-def test_a_cursor_serves_any_handle_and_any_count(make_map, map_name, seed, seeds):
-    """I1: it is only bytes, also inside a group of equal hashes."""
+def test_a_cursor_works_with_any_handle_and_any_count(make_map, map_name, seed, seeds):
+    """I1: a cursor is only bytes, also inside a group of equal hashes."""
     m = make_map(_seeds=seeds)
     pairs = fill(m, 200)
     rng = random.Random(seed)
@@ -130,8 +130,8 @@ def test_a_cursor_serves_any_handle_and_any_count(make_map, map_name, seed, seed
     assert entries(found) == pairs
 
 
-def test_a_cursor_stays_where_it_is(any_map):
-    """I1: the same cursor gives the same entries again, and then what was inserted behind it."""
+def test_a_cursor_keeps_its_place(any_map):
+    """I1: the same cursor gives the same entries again, followed by entries inserted behind it."""
     fill(any_map, 60)
     cursor = any_map.lookup_batch(None, 20).cursor
 
@@ -147,8 +147,8 @@ def test_a_cursor_stays_where_it_is(any_map):
 
 @each_batch
 @pytest.mark.parametrize("count", [0, -1, -(1 << 70)])
-def test_a_batch_of_less_than_one_is_refused(shm_map, batch, count):
-    """K1: EINVAL; what is no number is a TypeError."""
+def test_a_batch_with_a_count_below_one_is_refused(shm_map, batch, count):
+    """K1: EINVAL; a count that is no number is a TypeError."""
     shm_map[word(1)] = word(2)
 
     with pytest.raises(shmrhash.InvalidArgument, match="count"):
@@ -161,7 +161,7 @@ def test_a_batch_of_less_than_one_is_refused(shm_map, batch, count):
 
 @each_batch
 def test_foreign_cursors_are_refused(make_map, map_name, batch):
-    """K1: those of another map, or of an earlier one of that name, and what never was one."""
+    """K1: cursors of another map, or of an earlier map of that name; bytes that are no cursor."""
     m, other = make_map(), make_map()
     fill(m, 100)
     fill(other, 100)
@@ -185,8 +185,8 @@ def test_foreign_cursors_are_refused(make_map, map_name, batch):
 
 
 @pytest.mark.parametrize("place", range(0, 2**32, 0x0FFF_FFFF))
-def test_any_place_is_a_place(any_map, place):
-    """H1: a cursor with any order in it delivers entries of the map, or none."""
+def test_a_cursor_with_any_order_delivers_only_entries_of_the_map(any_map, place):
+    """H1: a cursor with an arbitrary order in it delivers entries of the map, or none."""
     pairs = fill(any_map, 50)
     name = any_map.lookup_batch(None, 3).cursor[:8]
     order = place.to_bytes(4, "little")
@@ -198,7 +198,7 @@ def test_any_place_is_a_place(any_map, place):
 # ---- stronger than the kernel ----
 
 
-def test_a_deleted_cursor_goes_on(any_map, seed):
+def test_a_cursor_goes_on_after_its_key_was_deleted(any_map, seed):
     """I1: the kernel says EAGAIN if the key that its cursor names is gone, and starts again."""
     pairs = fill(any_map, 120)
     rng = random.Random(seed)
@@ -209,7 +209,8 @@ def test_a_deleted_cursor_goes_on(any_map, seed):
         cursor = result.cursor
         if cursor is None:
             break
-        # Whatever the cursor may stand at or before: what was just delivered, and what comes next.
+        # The keys that the cursor may stand at or before: the last ones delivered, and the next
+        # ones.
         upcoming = any_map.lookup_batch(cursor, 2)
         doomed = set(rows_of(result.keys, 8)[-2:] + rows_of(upcoming.keys, 8))
         any_map.delete_batch(list(doomed))
@@ -221,8 +222,8 @@ def test_a_deleted_cursor_goes_on(any_map, seed):
 
 
 @each_batch
-def test_deleting_what_was_delivered_ends_nothing(any_map, batch):
-    """I1: the kernel's batch says ENOENT there, as if the map were at its end."""
+def test_deleting_delivered_entries_does_not_end_a_walk(any_map, batch):
+    """I1: the kernel's batch says ENOENT there, as if it were at the end of the map."""
     pairs = fill(any_map, 100)
     delivered, cursor = {}, None
     while True:
@@ -237,8 +238,8 @@ def test_deleting_what_was_delivered_ends_nothing(any_map, batch):
     assert len(any_map) == 0
 
 
-def test_two_takers_never_get_the_same(any_map, map_name):
-    """W1, I1: the kernel may deliver one entry to both; here their cursors take turns."""
+def test_two_takers_never_get_the_same_entry(any_map, map_name):
+    """W1, I1: the kernel may deliver one entry to both; here two takers' cursors take turns."""
     pairs = fill(any_map, 100)
     with RHashMap.open(map_name) as other:
         found, cursors = [], {any_map: None, other: None}
@@ -255,7 +256,7 @@ def test_two_takers_never_get_the_same(any_map, map_name):
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 10, 20])
-def test_the_last_entry_that_fills_a_batch_ends_it(any_map, count):
+def test_a_batch_filled_by_the_last_entry_has_no_cursor(any_map, count):
     """I1: the cursor is None at once; no empty batch follows."""
     fill(any_map, 20)
 
@@ -268,8 +269,8 @@ def test_the_last_entry_that_fills_a_batch_ends_it(any_map, count):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("fed", [False, True], ids=["full", "fed"])
 @pytest.mark.thorough
-def test_every_entry_is_taken_by_exactly_one(make_map, seed, method, fed):
-    """W1, I1: four take a full map; or three take what is inserted meanwhile. None is lost."""
+def test_every_entry_is_taken_exactly_once(make_map, seed, method, fed):
+    """W1, I1: four workers take from a full map; or three while another inserts. None is lost."""
     m = make_map(max_entries=30_000)
     count = 20_000
     numbers = range(count)
@@ -289,8 +290,8 @@ def test_every_entry_is_taken_by_exactly_one(make_map, seed, method, fed):
 
 
 @pytest.mark.long
-def test_every_entry_is_taken_by_exactly_one_for_long(make_map, seed):
-    """W1, I1: a million entries through a map of a thousand."""
+def test_every_entry_is_taken_exactly_once_for_long(make_map, seed):
+    """W1, I1: two workers insert a million entries while three take them."""
     m = make_map(max_entries=1 << 20)
     numbers = [range(i * 500_000, (i + 1) * 500_000) for i in range(2)]
 
@@ -306,8 +307,8 @@ def test_every_entry_is_taken_by_exactly_one_for_long(make_map, seed):
     m.check()
 
 
-def test_what_was_taken_is_handed_over_whatever_fails_later(make_map, monkeypatch):
-    """W1: the map grows meanwhile and somebody is in the way; what was deleted is delivered."""
+def test_taken_entries_are_delivered_although_a_later_bucket_fails(make_map, monkeypatch):
+    """W1: the map grows, then a lock is not free; the entries already deleted are delivered."""
     m = make_map()
     pairs = fill(m, 50)
     take = _core.take_entries
@@ -354,7 +355,7 @@ def test_arrays_become_a_map_and_come_back(map_name, options):
 
 
 @pytest.mark.parametrize("shape", [lambda rows: b"".join(rows), bytearray().join, list, tuple])
-def test_bytes_become_a_map_if_the_sizes_are_said(map_name, shape):
+def test_bytes_become_a_map_if_both_sizes_are_given(map_name, shape):
     pairs = {bytes([number]) * 5: bytes([number]) * 3 for number in range(50)}
     keys, values = shape(list(pairs)), shape(list(pairs.values()))
 
@@ -363,7 +364,7 @@ def test_bytes_become_a_map_if_the_sizes_are_said(map_name, shape):
         assert dict(m.items()) == pairs
 
 
-def test_rows_and_structures_say_their_size(map_name):
+def test_sizes_are_taken_from_rows_and_structures(map_name):
     keys = numpy.arange(60, dtype="u1").reshape(20, 3)
     values = numpy.zeros(20, [("a", "u4"), ("b", "u1")])
 
@@ -384,7 +385,7 @@ def test_rows_and_structures_say_their_size(map_name):
         (numpy.arange(3), "text", {}, TypeError),
     ],
 )
-def test_what_cannot_be_loaded_leaves_no_map(map_name, keys, values, options, error):
+def test_arrays_that_cannot_be_loaded_leave_no_map(map_name, keys, values, options, error):
     with pytest.raises(error):
         RHashMap.from_arrays(map_name, keys, values, **options)
 
@@ -392,7 +393,7 @@ def test_what_cannot_be_loaded_leaves_no_map(map_name, keys, values, options, er
         RHashMap.open(map_name)
 
 
-def test_of_a_key_that_comes_twice_the_last_value_counts(map_name):
+def test_bulk_load_keeps_the_last_value_of_a_duplicate_key(map_name):
     keys = numpy.array([1, 2, 1, 3, 1])
 
     with RHashMap.from_arrays(map_name, keys, numpy.arange(5)) as m:
@@ -400,8 +401,8 @@ def test_of_a_key_that_comes_twice_the_last_value_counts(map_name):
         assert dict(m.items()) == {word(1): word(4), word(2): word(1), word(3): word(3)}
 
 
-def test_progress_is_told_and_may_raise(map_name, monkeypatch):
-    """Every so many entries and at the end; what it raises ends the load, and removes the map."""
+def test_progress_function_is_called_and_may_raise(map_name, monkeypatch):
+    """It is called every so many entries and at the end; an exception removes the map."""
     monkeypatch.setattr(_batch, "_CHUNK_ENTRIES", 30)
     numbers = numpy.arange(100)
     loaded, dumped = [], []
@@ -422,8 +423,8 @@ def test_progress_is_told_and_may_raise(map_name, monkeypatch):
 
 
 @pytest.mark.parametrize("batch", ["to_arrays", *BATCHES])
-def test_a_map_that_grows_meanwhile_is_delivered_whole(make_map, monkeypatch, batch):
-    """I1: more entries than there were when the arrays were made."""
+def test_a_map_that_grows_during_the_walk_is_delivered_whole(make_map, monkeypatch, batch):
+    """I1: there are more entries than when the arrays were allocated."""
     m = make_map()
     pairs = fill(m, 70)
     monkeypatch.setattr(_batch, "_CHUNK_ENTRIES", 10)
@@ -456,7 +457,7 @@ def test_a_map_that_grows_meanwhile_is_delivered_whole(make_map, monkeypatch, ba
 
 
 def test_without_numpy_results_are_bytes(shm_map, without_numpy):
-    """The same operations; masks are bytes of 0 and 1."""
+    """The operations are the same; masks are bytes of 0 and 1."""
     keys, values = b"".join(map(word, range(40))), b"".join(map(word, range(100, 140)))
 
     assert shm_map.update_many(keys[:240], values[:240]) == b"\1" * 30
@@ -478,7 +479,7 @@ def test_without_numpy_results_are_bytes(shm_map, without_numpy):
     assert len(entries(batches(shm_map, 10, batch="lookup_and_delete_batch"))) == 39
 
 
-def test_without_numpy_a_type_is_refused(shm_map, without_numpy):
+def test_without_numpy_a_dtype_is_refused(shm_map, without_numpy):
     for operation in (
         lambda: shm_map.lookup_many(word(1), dtype="u8"),
         lambda: shm_map.lookup_batch(None, 1, key_dtype="u8"),
@@ -488,7 +489,7 @@ def test_without_numpy_a_type_is_refused(shm_map, without_numpy):
             operation()
 
 
-def test_without_numpy_typed_memory_says_its_size(map_name, without_numpy):
+def test_without_numpy_the_size_of_typed_memory_is_known(map_name, without_numpy):
     keys = memoryview(bytes(range(160))).cast("Q")
 
     with RHashMap.from_arrays(map_name, keys, keys) as m:

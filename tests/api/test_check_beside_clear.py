@@ -9,8 +9,8 @@ import pytest
 import shmrhash
 from shmrhash import RHashMap
 
-ENTRIES = 60_000  # so many that a clear() lets others go first now and then
-EXACT_LOOKS = 200  # of them nine in ten met a cleaner at rest on two quiet cores
+ENTRIES = 60_000  # so many that a clear() now and then lets other operations go first
+EXACT_LOOKS = 200  # on two quiet cores nine in ten of these met a cleaner at rest
 DEADLINE_SECONDS = 60
 
 
@@ -32,7 +32,7 @@ def insert_over_and_over(name, first):
 
 @pytest.fixture
 def started():
-    """A function that starts a process, which is killed in the end."""
+    """A function that starts a process, which is killed at the end of the test."""
     processes = []
 
     def start(target, *arguments):
@@ -46,9 +46,10 @@ def started():
         process.join()
 
 
-def test_a_look_that_met_nobody_inside_finds_no_damage(make_map, started):
-    """C1: two cleaners in each other's way, and two writers. What check() goes by, again and again:
-    of the looks during which nobody was inside an operation none finds fault."""
+def test_check_finds_no_damage_while_no_operation_is_in_progress(make_map, started):
+    """C1: two processes that clear the map get in each other's way, and two insert. _check(), on
+    which check() relies, is called again and again: no call during which no process was inside an
+    operation may find damage."""
     m = make_map(max_entries=ENTRIES)
     for number in range(2):
         started(clear_over_and_over, m.name)

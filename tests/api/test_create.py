@@ -1,6 +1,7 @@
 """Making, finding and opening maps: the kernel's checks in its order, names, damage, races.
 
-Whatever may crash the process if the library is wrong runs in a child, which the parent watches.
+Code that could crash the process if the library were wrong runs in a child, which the parent
+watches.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from shmrhash import RHashMap
 EIGHT = {"key_size": 8, "value_size": 8}
 SMALL = EIGHT | {"max_entries": 100}
 
-# Offsets and sizes of the header's fields that are written once, and after them its moving parts.
+# Offset and size of each header field that is written once; and the offsets of fields that change.
 FIXED_FIELDS = {
     "magic": (0, 8),
     "layout_version": (8, 4),
@@ -52,7 +53,7 @@ def segment_path(name):
 
 @pytest.fixture
 def file_named(map_name):
-    """A function that puts a file of these bytes where a map called map_name would be."""
+    """A function that writes bytes to the file of the map called map_name."""
 
     def put(content):
         segment_path(map_name).write_bytes(content)
@@ -91,7 +92,7 @@ def file_named(map_name):
         ({"map_extra": 1, "max_entries": 0}, errno.EINVAL),
         ({"value_size": 4 << 20}, errno.E2BIG),
         ({"key_size": 65535, "value_size": 4 << 20}, errno.E2BIG),
-        # Two at once: the first in the kernel's order decides.
+        # Two mistakes at once: the first check in the kernel's order decides.
         ({"key_size": 65536, "map_flags": 0}, errno.EINVAL),
         ({"key_size": 65536, "max_entries": 0}, errno.E2BIG),
         ({"key_size": 65536, "map_extra": 1 << 32}, errno.E2BIG),
@@ -101,7 +102,7 @@ def file_named(map_name):
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else errno.errorcode[value],
 )
-def test_what_the_kernel_refuses_is_refused(map_name, wrong, error):
+def test_arguments_that_the_kernel_refuses_are_refused_with_its_errno(map_name, wrong, error):
     """K1: each check of map creation has the kernel's errno, and leaves no file."""
     arguments = SMALL | wrong
 
@@ -146,8 +147,8 @@ def test_any_mixture_of_arguments_has_the_errno_of_the_first_check(map_name):
             m.close()
             shmrhash.unlink(map_name)
         expected = model.creation_errno(**arguments)
-        # What would need more addresses than there are is too large here, where the kernel says
-        # so only when the memory runs out.
+        # A map that needs more addresses than there are is too large here; the kernel fails only
+        # when its memory runs out.
         huge = (
             arguments["max_entries"] * (arguments["key_size"] + arguments["value_size"]) > 1 << 43
         )
@@ -169,8 +170,8 @@ def test_any_mixture_of_arguments_has_the_errno_of_the_first_check(map_name):
     ],
     ids=str,
 )
-def test_numbers_no_kernel_struct_could_hold_are_refused(map_name, wrong):
-    """K1: negative numbers and those beyond 64 bits are errors about values, and leave no file."""
+def test_numbers_that_fit_no_kernel_struct_are_refused(map_name, wrong):
+    """K1: negative numbers and those beyond 64 bits are errors of values, and leave no file."""
     with pytest.raises((ValueError, OverflowError)):
         RHashMap.create(map_name, **(SMALL | wrong))
 
@@ -179,15 +180,15 @@ def test_numbers_no_kernel_struct_could_hold_are_refused(map_name, wrong):
 
 @pytest.mark.parametrize("wrong", [{"key_size": "8"}, {"max_entries": 1.5}, {"value_size": None}])
 def test_arguments_of_wrong_types_are_type_errors(map_name, wrong):
-    """K1: nothing but an integer is a number of bytes or entries."""
+    """K1: only an integer can be a number of bytes or entries."""
     with pytest.raises(TypeError):
         RHashMap.create(map_name, **(SMALL | wrong))
 
     assert not segment_path(map_name).exists()
 
 
-def test_what_was_asked_for_is_reported(make_map):
-    """K1: geometry and hint are reported back; flags of the handle are not flags of the map."""
+def test_info_reports_the_requested_geometry(make_map):
+    """K1: geometry and hint are reported; flags of the handle are not flags of the map."""
     m = make_map(key_size=5, value_size=132, max_entries=1024, map_extra=256, map_flags=1 | 4)
 
     info = m.info()
@@ -208,7 +209,7 @@ def test_what_was_asked_for_is_reported(make_map):
     ids=repr,
 )
 def test_names_that_are_no_file_names_are_refused(name):
-    """H1: create, open, open_or_create and unlink refuse the name before they touch anything."""
+    """H1: create, open, open_or_create and unlink refuse the name before they do anything."""
     for refuse in (
         lambda: RHashMap.create(name, **SMALL),
         lambda: RHashMap.open(name),
@@ -230,7 +231,7 @@ def test_names_that_are_no_strings_are_type_errors(name):
         RHashMap.open(name)
 
 
-def test_a_slash_in_front_means_nothing(map_name):
+def test_a_leading_slash_of_a_name_is_ignored(map_name):
     """H1: "/jobs" and "jobs" are one map, as with shm_open."""
     with RHashMap.create("/" + map_name, **SMALL) as m, RHashMap.open(map_name) as other:
         m.update(word(1), word(2))
@@ -245,7 +246,7 @@ def test_a_slash_in_front_means_nothing(map_name):
 
 
 def test_a_name_of_200_characters_works(map_name):
-    """H1: 200 characters are allowed, and none of them is cut off."""
+    """H1: 200 characters are allowed, and none is cut off."""
     name = map_name + "x" * (200 - len(map_name))
 
     with RHashMap.create(name, **SMALL) as m:
@@ -256,8 +257,8 @@ def test_a_name_of_200_characters_works(map_name):
         m.unlink()
 
 
-def test_the_file_has_the_mode_asked_for(make_map, map_name):
-    """H1: 0600 unless another mode is given; the umask takes away, never adds."""
+def test_the_file_has_the_requested_mode(make_map, map_name):
+    """H1: 0600 unless another mode is given; the umask removes permissions, never adds any."""
     before = os.umask(0o022)
     try:
         make_map()
@@ -270,8 +271,8 @@ def test_the_file_has_the_mode_asked_for(make_map, map_name):
     m.check()
 
 
-def test_a_name_outlives_its_users_until_unlinked(map_name):
-    """C2: closing keeps map and contents; unlinking keeps the handles and frees the name."""
+def test_a_map_outlives_its_handles_until_it_is_unlinked(map_name):
+    """C2: closing keeps the map and its contents; unlinking keeps handles and frees the name."""
     with RHashMap.create(map_name, **SMALL) as m:
         m.update(word(1), word(2))
     with RHashMap.open(map_name) as m:
@@ -290,10 +291,10 @@ def test_a_name_outlives_its_users_until_unlinked(map_name):
         shmrhash.unlink(map_name)
 
 
-# Opening what is no map.
+# Opening a file that is no map.
 
 
-def test_opening_nothing_is_a_missing_file(map_name):
+def test_opening_a_missing_map_is_a_file_not_found_error(map_name):
     """H1: SegmentMissing is a FileNotFoundError, with the name in its message."""
     with pytest.raises(shmrhash.SegmentMissing, match=map_name) as missing:
         RHashMap.open(map_name)
@@ -308,8 +309,8 @@ def test_opening_nothing_is_a_missing_file(map_name):
     ids=["empty", "one byte", "text", "zeros", "ones", "a page"],
 )
 @pytest.mark.parametrize("read_only", [False, True])
-def test_other_files_are_no_maps(map_name, file_named, content, read_only):
-    """H1: a file of something else is refused and left as it is."""
+def test_files_that_are_no_maps_are_refused(map_name, file_named, content, read_only):
+    """H1: a file with other contents is refused and left unchanged."""
     file_named(content)
 
     (refused,) = run_together("fork", (creation_jobs.try_to_open, map_name, read_only))
@@ -323,8 +324,8 @@ def test_other_files_are_no_maps(map_name, file_named, content, read_only):
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "broken link", "pipe"])
-def test_what_is_no_regular_file_is_refused(map_name, kind):
-    """H1: folders, links and pipes with the name of a map; none is followed or waited for."""
+def test_paths_that_are_no_regular_files_are_refused(map_name, kind):
+    """H1: folders, links and pipes with a map's name; no link is followed, no pipe waited for."""
     path, target = segment_path(map_name), f"{map_name}-target"
     with contextlib.ExitStack() as cleanup:
         if kind == "folder":
@@ -353,7 +354,7 @@ def test_what_is_no_regular_file_is_refused(map_name, kind):
 
 
 def fresh_segment(name):
-    """A closed map with something in it, and its header."""
+    """Create and close a map with 50 entries; return its header."""
     with RHashMap.create(name, **SMALL) as m:
         for key in range(50):
             m.update(word(key), word(key + 1))
@@ -378,8 +379,8 @@ def test_a_damaged_field_of_the_header_is_noticed(map_name, field):
     shmrhash.unlink(map_name)
 
 
-def test_another_version_is_named(map_name):
-    """H1: the message of LayoutMismatch says which version the file has and which is wanted."""
+def test_a_file_of_another_version_is_refused_with_both_versions(map_name):
+    """H1: the message of LayoutMismatch has the version of the file and the wanted one."""
     header = bytearray(fresh_segment(map_name))
     offset, _ = FIXED_FIELDS["layout_version"]
     (version,) = struct.unpack_from("<I", header, offset)
@@ -397,7 +398,7 @@ def test_another_version_is_named(map_name):
 
 
 def survive_damage(name, damages, tmp_path):
-    """Let a child use the map with each damage; it may refuse to, and must not die or hang."""
+    """Let a child use the map with each damage; it may refuse to, but must not die or hang."""
     progress = tmp_path / "progress"
     try:
         (endings,) = run_together(
@@ -411,7 +412,7 @@ def survive_damage(name, damages, tmp_path):
 
 
 @pytest.mark.thorough
-def test_damage_to_the_moving_parts_neither_crashes_nor_hangs(seed, map_name, tmp_path):
+def test_damage_to_changing_header_fields_neither_crashes_nor_hangs(seed, map_name, tmp_path):
     """H1: each byte of the header's counters and locks changed; every operation ends."""
     fresh_segment(map_name)
     rng = random.Random(seed)
@@ -422,7 +423,7 @@ def test_damage_to_the_moving_parts_neither_crashes_nor_hangs(seed, map_name, tm
 
 
 def damages_anywhere(name, seed, count):
-    """Random bytes of what the file has, and random changes to them."""
+    """Yield random places in the parts of the file that have memory, each with a random change."""
     rng = random.Random(seed)
     parts = creation_jobs.read_segment(segment_path(name))
     used = [offset + at for offset, content in parts for at, byte in enumerate(content) if byte]
@@ -454,8 +455,8 @@ def test_much_damage_anywhere_neither_crashes_nor_hangs(seed, map_name, tmp_path
 
 
 @pytest.mark.parametrize("length", [1, 100, 4095, 4096, 8192, 100_000, -4096, -1])
-def test_a_file_cut_short_is_noticed(map_name, length):
-    """M1, H1: cut anywhere, the file is a mismatch or damage at open(), never SIGBUS."""
+def test_a_truncated_file_is_noticed(map_name, length):
+    """M1, H1: a file cut anywhere is a mismatch or damage at open(), never a SIGBUS."""
     fresh_segment(map_name)
     path = segment_path(map_name)
     os.truncate(path, length if length > 0 else path.stat().st_size + length)
@@ -469,12 +470,12 @@ def test_a_file_cut_short_is_noticed(map_name, length):
     shmrhash.unlink(map_name)
 
 
-# Who may.
+# Permissions.
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("mode", [0o600, 0o000])
-def test_somebody_else_may_not_open_a_private_map(make_map, map_name, mode):
+def test_a_private_map_is_not_opened_by_another_user(make_map, map_name, mode):
     """H1: a file that may not be opened is PermissionDenied, a PermissionError."""
     m = make_map()
     segment_path(map_name).chmod(mode)
@@ -490,7 +491,7 @@ def test_somebody_else_may_not_open_a_private_map(make_map, map_name, mode):
 
 
 def test_a_read_only_handle_reads_and_never_writes(make_map, map_name):
-    """K1: everything that would change the map is ReadOnlyMap, EPERM, also for absent keys."""
+    """K1: every operation that would change the map is ReadOnlyMap, EPERM, also for absent keys."""
     m = make_map()
     m.update(word(1), word(2))
 
@@ -522,8 +523,8 @@ def test_a_read_only_handle_reads_and_never_writes(make_map, map_name):
     m.check()
 
 
-def test_creating_for_reading_only(map_name):
-    """K1: BPF_F_RDONLY is about the creator's handle; others write."""
+def test_creating_with_rdonly_limits_only_the_creators_handle(map_name):
+    """K1: BPF_F_RDONLY applies to the creator's handle; other handles write."""
     with RHashMap.create(map_name, **SMALL, map_flags=1 | model.RDONLY) as m:
         with pytest.raises(shmrhash.ReadOnlyMap) as refused, m:
             m.update(word(1), word(2))
@@ -537,8 +538,8 @@ def test_creating_for_reading_only(map_name):
     assert refused.value.errno == errno.EPERM
 
 
-def test_creating_for_writing_only(map_name):
-    """K1: BPF_F_WRONLY is about the creator's handle, also where it is pickled; others read."""
+def test_creating_with_wronly_limits_only_the_creators_handle(map_name):
+    """K1: BPF_F_WRONLY applies to the creator's handle, also when pickled; other handles read."""
     with RHashMap.create(map_name, **SMALL, map_flags=1 | model.WRONLY) as m:
         m.update(word(1), word(2))
         with pickle.loads(pickle.dumps(m)) as copy:
@@ -572,8 +573,8 @@ def test_creating_for_writing_only(map_name):
         m.unlink()
 
 
-def test_a_frozen_map_is_only_read(shm_map, map_name):
-    """K1: freeze() is for every handle and for good; a second one is EPERM."""
+def test_a_frozen_map_can_only_be_read(shm_map, map_name):
+    """K1: freeze() applies to every handle and cannot be undone; a second freeze() is EPERM."""
     shm_map.update(word(1), word(2))
     section = shm_map.locked(word(1))
     value = section.__enter__()
@@ -608,8 +609,8 @@ def test_a_frozen_map_is_only_read(shm_map, map_name):
     shm_map.check()
 
 
-def test_a_closed_handle_says_so(make_map, map_name):
-    """H1: every operation of a closed handle is MapClosed, EBADF; closing again does nothing."""
+def test_operations_of_a_closed_handle_raise_map_closed(make_map, map_name):
+    """H1: every operation of a closed handle is MapClosed, EBADF; closing it again does nothing."""
     m = make_map()
     m.update(word(1), word(2))
     m.close()
@@ -648,8 +649,8 @@ def test_a_closed_handle_says_so(make_map, map_name):
 @pytest.mark.parametrize(
     "other", [{"key_size": 4}, {"value_size": 16}, {"max_entries": 101}], ids=str
 )
-def test_open_or_create_insists_on_the_geometry(make_map, map_name, other):
-    """H1: a map of another geometry is LayoutMismatch, which names both numbers."""
+def test_open_or_create_refuses_a_map_of_another_geometry(make_map, map_name, other):
+    """H1: a map of another geometry is LayoutMismatch, whose message has both numbers."""
     m = make_map(**SMALL)
     ((field, wanted),) = other.items()
 
@@ -661,8 +662,8 @@ def test_open_or_create_insists_on_the_geometry(make_map, map_name, other):
     m.check()
 
 
-def test_open_or_create_opens_and_creates(map_name):
-    """H1: the first call creates, the next finds what the first stored."""
+def test_open_or_create_creates_and_then_opens(map_name):
+    """H1: the first call creates the map, the second finds what the first handle stored."""
     with RHashMap.open_or_create(map_name, **SMALL) as m:
         m.update(word(1), word(2))
         with RHashMap.open_or_create(map_name, **SMALL) as same:
@@ -679,8 +680,8 @@ def test_open_or_create_opens_and_creates(map_name):
 
 
 @pytest.mark.parametrize("method", ["fork", "thread"])
-def test_one_creator_wins_and_the_others_are_told(map_name, method):
-    """C2: in each round all create the same name; one succeeds, the others get SegmentExists."""
+def test_of_racing_creators_one_wins_and_the_others_get_segment_exists(map_name, method):
+    """C2: in each round all workers create the same name; one succeeds."""
     workers, rounds = 4, 25
 
     results = run_together(
@@ -697,7 +698,7 @@ def test_one_creator_wins_and_the_others_are_told(map_name, method):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_open_or_create_from_eight_processes_makes_one_map(map_name, method):
-    """C2: all get the same map: the count that each of them adds 1 to is 8."""
+    """C2: each process adds 1 to a count in its map; it is 8 at the end."""
     rounds = 10 if method == "fork" else 3
 
     run_together(
@@ -712,8 +713,8 @@ def test_open_or_create_from_eight_processes_makes_one_map(map_name, method):
 
 
 @pytest.mark.thorough
-def test_a_killed_creator_leaves_a_whole_map_or_no_name(map_name):
-    """C1: creators killed after ever more of their work; a name that is there opens and works."""
+def test_a_killed_creator_leaves_a_whole_map_or_no_file(map_name):
+    """C1: creators are killed later and later in their work; a file that is left is sound."""
     folder = segment_path(map_name).parent
     others = {path.name for path in folder.iterdir()}
     seen = {"nothing": 0, "map": 0}
@@ -744,7 +745,7 @@ def test_a_killed_creator_leaves_a_whole_map_or_no_name(map_name):
 
 @pytest.fixture
 def tiny_folder(tmp_path, monkeypatch):
-    """A folder for a tmpfs that a child mounts for itself alone."""
+    """A folder on which a child mounts a tmpfs that only the child sees."""
     folder = tmp_path / "tiny"
     folder.mkdir()
     monkeypatch.setenv("SHMRHASH_DIR", str(folder))
@@ -761,8 +762,8 @@ def in_tiny_tmpfs(folder, job, *arguments, size):
 
 
 @pytest.mark.thorough
-def test_a_map_that_finds_no_room_at_all_is_refused(tiny_folder):
-    """M1: where there is too little room creation is SegmentFull and leaves nothing."""
+def test_creation_without_room_is_refused_and_leaves_no_file(tiny_folder):
+    """M1: creation in a file system with too little room is SegmentFull."""
     results = [
         in_tiny_tmpfs(tiny_folder, creation_jobs.create_without_room, size=pages * 4096)
         for pages in range(1, 40)
@@ -777,8 +778,8 @@ def test_a_map_that_finds_no_room_at_all_is_refused(tiny_folder):
 
 
 @pytest.mark.parametrize("value_size", [8, 200, 3000])
-def test_a_full_file_system_refuses_the_insertion_only(tiny_folder, value_size):
-    """M1, W2: when the file system fills up, all but insertions go on; with room these do too."""
+def test_a_full_file_system_refuses_insertions_only(tiny_folder, value_size):
+    """M1, W2: all other operations go on; when there is room again, insertions do too."""
     result = in_tiny_tmpfs(tiny_folder, creation_jobs.fill_and_free, value_size, size=24 << 20)
 
     assert result["full"] == ("SegmentFull", errno.ENOMEM, True)
@@ -788,7 +789,7 @@ def test_a_full_file_system_refuses_the_insertion_only(tiny_folder, value_size):
     assert result["missing"] == []
 
 
-def test_a_file_system_filled_by_others_refuses_the_insertion_only(tiny_folder):
+def test_a_file_system_filled_by_other_files_refuses_insertions_only(tiny_folder):
     """M1: ballast takes every free byte at many stages of growth; no stage ends in SIGBUS."""
     result = in_tiny_tmpfs(tiny_folder, creation_jobs.fill_beside_ballast, size=24 << 20)
 

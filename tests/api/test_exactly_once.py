@@ -1,9 +1,10 @@
-"""Every walk delivers what stays exactly once, and what is absent never, whatever happens (I1).
+"""Every walk delivers each entry that stays exactly once, and absent entries never (I1).
 
-Two oracles. One process interleaves random operations with the steps of a walk, and knows at each
-moment what is in the map: thousands of schedules, cheap, and repeatable by their seed. And walkers
-in processes of their own judge their walks by the keys that others never touch, while these others
-fill and empty the map through several doublings.
+There are two oracles. In the first half, one process interleaves random operations with the steps
+of a walk, and knows at each moment which entries are in the map: thousands of schedules, cheap, and
+repeatable by their seed. In the second, walkers in processes of their own judge their walks by the
+keys that no other process touches, while other processes fill and empty the map through several
+doublings.
 """
 
 import random
@@ -19,17 +20,17 @@ import shmrhash
 from shmrhash import RHashMap
 
 # With COLLIDING all keys of 8 bytes hash to 0: one group of equal hashes, in one long chain. With
-# the seeds behind it small keys share most bits of their hashes.
+# the two pairs of seeds after it small keys share most bits of their hashes.
 SEEDS = [None, None, COLLIDING, (0, 1), (7, 1 << 32)]
 
 # ---- exactly once, by schedules of one process ----
 
 
 class Disturber:
-    """Inserts, deletes and changes entries in the middle of walks, and knows what was there when.
+    """Inserts, deletes and changes entries during walks, and records which entries were there when.
 
     present: the entries now. staying: the keys that were there all the time since begin().
-    seen: by key, the values it had since begin().
+    seen: by key, the values that it had since begin().
     """
 
     KEYS = 600
@@ -42,7 +43,7 @@ class Disturber:
         self.version = 0
 
     def begin(self, handle):
-        """From here on through this handle, 0 the walker's own, or through either if None."""
+        """Begin a record; operate through handle 0, the walker's own, or 1, or both if None."""
         self.handle = handle
         self.staying = set(self.present)
         self.seen = {key: {value} for key, value in self.present.items()}
@@ -72,7 +73,7 @@ class Disturber:
         self.staying -= set(keys)
 
     def act(self):
-        """One key, a few, or so many that the table doubles or halves, more than once."""
+        """Store or remove one key, a few, or enough to double or halve the table repeatedly."""
         rng = self.rng
         count = rng.choice([1, 1, 1, 3, 10, self.KEYS // 2, self.KEYS])
         if rng.random() < 0.5:
@@ -83,7 +84,7 @@ class Disturber:
             self.remove(rng.sample(keys, len(keys) - min(kept, len(keys))))
 
     def walk(self, way, calm):
-        """One walk, disturbed at one of so many steps, and judged."""
+        """Walk once and judge the walk; it is disturbed at one in `calm` of its steps."""
         rng = self.rng
         found = []
         fresh = self.handle == 0 and way in FRESH_WAYS
@@ -105,7 +106,7 @@ class Disturber:
 
 
 def disturb_many_walks(make_map, map_name, rng, schedules, monkeypatch):
-    """So many walks on maps of all kinds of hashes; how often their tables grew and shrank."""
+    """Walk this often on maps with all kinds of hashes; return how often their tables resized."""
     monkeypatch.setattr(shmrhash._batch, "_CHUNK_ENTRIES", 5)
     resizes = 0
     for number, seeds in enumerate(SEEDS):
@@ -133,7 +134,7 @@ def test_disturbed_walks_deliver_exactly_once(make_map, map_name, seed, monkeypa
 
 @pytest.mark.long
 def test_disturbed_walks_deliver_exactly_once_for_long(make_map, map_name, seed, monkeypatch):
-    """I1: a hundred thousand of them."""
+    """I1: a hundred thousand walks."""
     disturb_many_walks(make_map, map_name, random.Random(seed), 100_000, monkeypatch)
 
 
@@ -141,7 +142,7 @@ def test_disturbed_walks_deliver_exactly_once_for_long(make_map, map_name, seed,
 
 
 def churned_walks(method, m, seed, seconds, churned_each):
-    """Two walkers and two churners; how often each way was walked."""
+    """Run two walkers and two churners; return how often each way was walked."""
     rng = random.Random(seed)
     staying = rng.sample(range(1 << 40), rng.choice([5, 300, 1500]))
     churned = range(1 << 41, (1 << 41) + 2 * churned_each)
@@ -160,7 +161,7 @@ def churned_walks(method, m, seed, seconds, churned_each):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.thorough
 def test_walks_deliver_exactly_once_while_others_churn(make_map, seed, duration, method):
-    """I1: through several doublings, forth and back, all the time."""
+    """I1: the table grows and shrinks through several doublings all the time."""
     m = make_map(max_entries=20_000)
 
     walked_by_way = churned_walks(method, m, seed, duration, 4000)
@@ -178,7 +179,7 @@ def test_walks_deliver_exactly_once_while_others_churn(make_map, seed, duration,
     ids=["colliding", "large values", "few"],
 )
 def test_walks_of_other_maps_deliver_exactly_once(make_map, seed, duration, geometry, churned):
-    """I1, R2: one long chain; values that are not one word; a handful that is always moving."""
+    """I1, R2: one long chain; values that are not one word; a few entries that always move."""
     m = make_map(**geometry)
 
     assert all(churned_walks("fork", m, seed, duration / 2, churned).values())

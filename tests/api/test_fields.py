@@ -41,7 +41,7 @@ def wrapped(fmt, number):
 @pytest.mark.parametrize("fmt", INTEGERS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_operation_on_a_field_changes_that_field_only(m, seed, operation, fmt, offset):
-    """W1: the result is Python's, wrapped around; all bytes beside the field stay."""
+    """W1: the result is Python's, wrapped around; all bytes beside the field are unchanged."""
     rng = random.Random(f"{seed} {operation} {fmt} {offset}")
     low, high = limits(fmt)
     numbers = [low, high, 0, 1, *(rng.randint(low, high) for _ in range(6))]
@@ -77,8 +77,8 @@ def test_an_operation_on_a_float_changes_that_float_only(m, operation, fmt, offs
 
 @pytest.mark.parametrize("fmt", INTEGERS + FLOATS)
 @pytest.mark.parametrize("operation", ["add", "min", "max"])
-def test_an_absent_key_begins_with_the_default(m, operation, fmt):
-    """W1: zeros, with the result in the field; without a default it is an error."""
+def test_an_operation_on_an_absent_key_begins_with_the_default(m, operation, fmt):
+    """W1: the other bytes are zeros; without a default an absent key is an error."""
     with pytest.raises(shmrhash.KeyNotFound):
         getattr(m, operation)(word(1), 5, fmt=fmt, offset=9)
 
@@ -92,7 +92,7 @@ def test_an_absent_key_begins_with_the_default(m, operation, fmt):
 @pytest.mark.parametrize("fmt", INTEGERS + FLOATS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_field_that_is_not_inside_the_value_is_refused(m, operation, fmt):
-    """R2: before the first byte, or one byte too far."""
+    """R2: before the first byte, or too far back by one byte or more."""
     m[word(1)] = bytes(VALUE_SIZE)
     size = struct.calcsize(f"<{fmt}")
     for offset in (-1, VALUE_SIZE - size + 1, VALUE_SIZE, 1 << 62):
@@ -118,7 +118,7 @@ def test_bits_of_a_float_are_refused(m, operation, fmt):
 
 @pytest.mark.parametrize("fmt", INTEGERS)
 @pytest.mark.parametrize("operation", ["min", "max", "or_", "and_"])
-def test_a_number_that_does_not_fit_is_refused_where_wrapping_would_lie(m, operation, fmt):
+def test_min_max_and_bit_operations_refuse_a_number_that_does_not_fit(m, operation, fmt):
     m[word(1)] = bytes(VALUE_SIZE)
     low, high = limits(fmt)
     for number in (low - 1, high + 1):

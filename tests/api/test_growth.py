@@ -8,15 +8,16 @@ from support.jobs import NOEXIST, word
 
 MIB = 1 << 20
 BYTES_PER_ENTRY_MAX = 56
-# What may stay committed of a map that was large once.
+# How many bytes a map that was large once may keep committed.
 BYTES_KEPT_MAX = 2 * MIB
-# Room in the depots counts as taken when the table shrinks: up to 128 entries a depot, of which
-# there is one for each CPU, rounded up to a power of two; and shrinking stops below 1.75 a bucket.
+# Room in the depots counts as taken when the table shrinks: up to 128 entries in each depot. There
+# is one depot for each CPU, rounded up to a power of two; and shrinking stops below 1.75 entries a
+# bucket.
 BUCKETS_KEPT_MAX = 64 + 128 * 2 * (os.cpu_count() or 1)
 
 
 def test_a_map_grows_and_shrinks_without_a_hint(make_map):
-    """G1: 1,000,000 insertions, then as many deletions; sound and complete at each tenth."""
+    """G1: 1,000,000 insertions, then as many deletions; the map is checked at each tenth."""
     entries = 1_000_000
     m = make_map(max_entries=entries)
     tenth = entries // 10
@@ -67,8 +68,8 @@ def test_an_entry_of_8_and_8_bytes_costs_56_bytes_at_most(make_map, entries, max
     m.check()
 
 
-def test_the_cost_of_an_entry_is_level_while_the_map_grows(make_map):
-    """G1: from the first 4,096 entries to the last, no fill costs more than the limit."""
+def test_the_cost_of_an_entry_stays_within_the_limit_while_the_map_grows(make_map):
+    """G1: at no number of entries from 4,096 up does an entry cost more than the limit."""
     m = make_map(max_entries=60_000)
 
     costs = {}
@@ -111,8 +112,8 @@ def test_turnover_at_constant_size_needs_no_more_room(seed, make_map, order):
     m.check()
 
 
-def test_a_hint_gives_the_room_at_once(make_map):
-    """G1: a map with a hint starts with more buckets, and takes as much memory in the end."""
+def test_a_map_with_a_hint_starts_with_more_buckets(make_map):
+    """G1: a map with a hint takes no more memory in the end than one without it."""
     plain = make_map(max_entries=40_000)
     hinted = make_map(max_entries=40_000, map_extra=20_000)
     assert hinted.info()["buckets"] > plain.info()["buckets"]
@@ -126,8 +127,8 @@ def test_a_hint_gives_the_room_at_once(make_map):
     hinted.check()
 
 
-def test_many_small_waves_end_where_they_began(seed, make_map):
-    """G1: random waves of insertions and deletions; after each the map is empty and small again."""
+def test_a_map_is_empty_and_small_again_after_many_waves(seed, make_map):
+    """G1: random waves of insertions and deletions."""
     m = make_map(max_entries=30_000)
     rng = random.Random(seed)
     at_start = m.info()

@@ -22,7 +22,7 @@ each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 
 
 def fill(m, count, first=0):
-    """Insert so many keys with values that fit them; the keys."""
+    """Insert count keys, each with the value that belongs to it; return the keys."""
     keys = [number.to_bytes(8, "little")[: m.key_size] for number in range(first, first + count)]
     for key in keys:
         m[key] = value_of(key, m.value_size)
@@ -46,8 +46,8 @@ def any_map(request, make_map):
 
 @each_way
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 14, 32, 33, 65, 300])
-def test_a_walk_at_rest_delivers_every_entry_once(any_map, way, count):
-    """I1: short chains and long ones, also more equal hashes than are sorted at a time."""
+def test_a_walk_of_an_unchanged_map_delivers_every_entry_once(any_map, way, count):
+    """I1: short chains and long ones, also with more equal hashes than are sorted at a time."""
     keys = fill(any_map, count)
 
     pairs = walked(way, any_map)
@@ -66,8 +66,8 @@ KEEPERS = {
 
 
 @pytest.mark.parametrize("value_size", [1, 8, 20, 600])
-def test_what_is_kept_of_a_walk_never_changes(make_map, seed, value_size):
-    """I1: pairs, keys and values that were dropped are used again, and no others."""
+def test_objects_of_a_walk_that_the_caller_keeps_never_change(make_map, seed, value_size):
+    """I1: an iterator uses pairs, keys and values again only if the caller has dropped them."""
     m = make_map(max_entries=400, value_size=value_size)
     expected = {key: value_of(key, value_size) for key in fill(m, 400)}
     rng = random.Random(seed)
@@ -98,7 +98,7 @@ def test_a_walk_leaves_no_objects_behind(make_map, view):
 
 
 @pytest.mark.parametrize("view", ["keys", "values", "items"])
-def test_what_a_walk_used_belongs_to_nobody_else_afterwards(make_map, view):
+def test_the_iterator_keeps_no_reference_to_its_last_object(make_map, view):
     m = make_map(max_entries=100)
     fill(m, 100)
     for found in getattr(m, view)():  # noqa: B007
@@ -113,15 +113,15 @@ def test_what_a_walk_used_belongs_to_nobody_else_afterwards(make_map, view):
     ("key_size", "value_size"),
     [(1, 1), (2, 7), (3, 9), (4, 4), (5, 8), (7, 130), (8, 600), (8, 65536), (8, 70001)],
 )
-def test_a_walk_knows_all_sizes(make_map, way, key_size, value_size):
-    """I1, R2: odd sizes, and entries of which an iterator reads only one ahead."""
+def test_a_walk_works_for_keys_and_values_of_all_sizes(make_map, way, key_size, value_size):
+    """I1, R2: odd sizes, and entries so large that an iterator reads only one ahead."""
     m = make_map(key_size=key_size, value_size=value_size)
     keys = fill(m, 50)
 
     expect_exactly_once(walked(way, m), set(keys), set(keys), value_size)
 
 
-def test_keys_of_many_bytes_are_ordered_to_the_last(make_map):
+def test_long_keys_are_ordered_by_all_their_bytes(make_map):
     """I1: keys that differ in their last byte only."""
     m = make_map(key_size=64)
     keys = [bytes(63) + bytes([number]) for number in range(200)]
@@ -133,7 +133,7 @@ def test_keys_of_many_bytes_are_ordered_to_the_last(make_map):
 
 
 def next_keys(m):
-    """The chain of get_next_key: the order of the map."""
+    """Return the keys in the order of the map, by following get_next_key."""
     chain = []
     while (key := m.get_next_key(chain[-1] if chain else None)) is not None:
         chain.append(key)
@@ -141,7 +141,7 @@ def next_keys(m):
 
 
 def test_the_order_outlives_growth_and_shrinkage(any_map, map_name):
-    """I1: what stays keeps its order, for every handle."""
+    """I1: entries that stay keep their order, for every handle."""
     keys = fill(any_map, 100)
     order = next_keys(any_map)
     with RHashMap.open(map_name, read_only=True) as other:
@@ -156,8 +156,8 @@ def test_the_order_outlives_growth_and_shrinkage(any_map, map_name):
     assert any_map.info()["grows"] + any_map.info()["shrinks"] > resizes
 
 
-def test_slots_of_one_bucket_are_all_that_ways_order_differently(make_map):
-    """I1: batches and iterators deliver a bucket at once; between buckets they agree."""
+def test_ways_to_walk_differ_only_in_the_order_within_a_bucket(make_map):
+    """I1: batches and iterators deliver a bucket at once; the order of the buckets is the same."""
     m = make_map()
     fill(m, 500)
     order = next_keys(m)
@@ -167,8 +167,8 @@ def test_slots_of_one_bucket_are_all_that_ways_order_differently(make_map):
         assert max(abs(place - number) for number, place in enumerate(places)) < 7
 
 
-def test_views_are_as_those_of_a_dict(any_map):
-    """I1: each view may be walked again and again; len, in, set operations, equality."""
+def test_views_behave_like_those_of_a_dict(any_map):
+    """I1: each view can be walked repeatedly; len, in, set operations, equality."""
     keys = fill(any_map, 40)
     pairs = {key: value_of(key, 8) for key in keys}
     views = any_map.keys(), any_map.values(), any_map.items()
@@ -193,13 +193,13 @@ def test_views_are_as_those_of_a_dict(any_map):
     assert keys[0] not in set(views[0])
 
 
-def test_nothing_is_offered_backwards(shm_map):
+def test_maps_and_views_cannot_be_reversed(shm_map):
     for thing in (shm_map, shm_map.keys(), shm_map.values(), shm_map.items()):
         with pytest.raises(TypeError):
             reversed(thing)
 
 
-def test_an_iterator_is_its_own_iterator_and_stays_at_its_end(shm_map):
+def test_an_exhausted_iterator_stays_at_its_end(shm_map):
     fill(shm_map, 3)
     iterator = iter(shm_map.items())
 
@@ -212,7 +212,7 @@ def test_an_iterator_is_its_own_iterator_and_stays_at_its_end(shm_map):
 
 
 def test_pairs_kept_by_the_caller_stay_as_they_were(any_map):
-    """An iterator uses a pair again only if nobody has it."""
+    """An iterator uses a pair again only if the caller has no reference to it."""
     keys = fill(any_map, 300)
 
     kept = list(any_map.items())
@@ -229,7 +229,7 @@ def test_pairs_kept_by_the_caller_stay_as_they_were(any_map):
 
 
 def test_a_closed_map_ends_its_iterators(make_map):
-    """H1: with MapClosed, however much was read ahead."""
+    """H1: with MapClosed, however many entries the iterator has read ahead."""
     m = make_map()
     fill(m, 30)
     iterators = [iter(m), iter(m.values()), iter(m.items())]
@@ -257,7 +257,7 @@ def test_a_closed_map_ends_its_iterators(make_map):
 
 
 def test_walk_shows_every_bucket(make_map):
-    """G1: the buckets hold all entries, their levels divide the hashes, chains show as lines."""
+    """G1: the buckets hold all entries, their levels divide up all hashes, chains have lines."""
     m = make_map()
     colliding = make_map(_seeds=COLLIDING)
     fill(m, 1000)
@@ -275,8 +275,8 @@ def test_walk_shows_every_bucket(make_map):
     assert not any(bucket.entries for bucket in rest)
 
 
-def test_walk_goes_beyond_one_look(make_map):
-    """The buckets of a large map are looked at in several calls of the core."""
+def test_walk_shows_more_buckets_than_one_call_reads(make_map):
+    """The buckets of a large map are read by several calls of the core."""
     m = make_map(max_entries=20_000, map_extra=10_000)
 
     assert len(list(m.walk())) == m.info()["buckets"] > 2048
@@ -285,7 +285,7 @@ def test_walk_goes_beyond_one_look(make_map):
 # ---- get_next_key ----
 
 
-def test_next_key_of_nothing_is_the_first_and_of_the_last_nothing(any_map):
+def test_next_key_of_none_is_the_first_and_of_the_last_is_none(any_map):
     """I1 (kernel: next of NULL, ENOENT)."""
     assert any_map.get_next_key() is None
     assert any_map.get_next_key(word(5)) is None
@@ -299,7 +299,7 @@ def test_next_key_of_nothing_is_the_first_and_of_the_last_nothing(any_map):
 
 
 def test_next_key_of_an_absent_key_continues(any_map):
-    """I1: the kernel starts again from the first; here a deleted key still has its place."""
+    """I1: the kernel starts again at the first key; here a deleted key still has its place."""
     fill(any_map, 60)
     order = next_keys(any_map)
     deleted = order[10:40:3]
@@ -327,7 +327,7 @@ def test_next_key_refuses_keys_of_another_size(shm_map, key):
 
 
 @pytest.mark.parametrize("key", [5, "12345678", object()])
-def test_next_key_refuses_what_is_no_buffer(shm_map, key):
+def test_next_key_refuses_an_argument_that_is_no_buffer(shm_map, key):
     with pytest.raises(TypeError):
         shm_map.get_next_key(key)
 
@@ -335,8 +335,8 @@ def test_next_key_refuses_what_is_no_buffer(shm_map, key):
 # ---- for_each ----
 
 
-def test_a_true_callback_ends_the_visit(any_map):
-    """The entry it was at is counted (kernel: bpf_for_each_map_elem)."""
+def test_a_callback_that_returns_true_ends_for_each(any_map):
+    """The entry that it was called for is counted (kernel: bpf_for_each_map_elem)."""
     fill(any_map, 30)
     visited = []
 
@@ -350,8 +350,8 @@ def test_a_true_callback_ends_the_visit(any_map):
     assert any_map.for_each(lambda key, value: []) == 30
 
 
-def test_a_callback_may_delete_the_entry_it_is_at(any_map):
-    """I1: the kernel stops there; here each entry has its turn, and none is left."""
+def test_a_callback_may_delete_the_entry_it_is_called_for(any_map):
+    """I1: the kernel stops there; here each entry is visited, and none is left."""
     keys = fill(any_map, 300)
     visited = []
 
@@ -364,8 +364,8 @@ def test_a_callback_may_delete_the_entry_it_is_at(any_map):
     assert len(any_map) == 0
 
 
-def test_a_callback_may_delete_others(any_map):
-    """I1: what is deleted before its turn is not visited, everything else is."""
+def test_a_callback_may_delete_other_entries(any_map):
+    """I1: an entry that is deleted before its turn is not visited, every other one is."""
     fill(any_map, 300)
     order = list(any_map)
     visited = []
@@ -382,7 +382,7 @@ def test_a_callback_may_delete_others(any_map):
 
 
 def test_a_callback_may_insert(make_map):
-    """I1: the walk ends, through the growth that the callback causes."""
+    """I1: for_each ends although the callback makes the map grow."""
     m = make_map(max_entries=100_000)
     keys = fill(m, 500)
     visited = []
@@ -399,8 +399,8 @@ def test_a_callback_may_insert(make_map):
     assert m.info()["grows"] > 200
 
 
-def test_a_callback_may_raise_and_close(make_map):
-    """What it raises comes out; a map that it closed is closed."""
+def test_a_callback_may_raise_or_close_the_map(make_map):
+    """Its exception is passed on; if it closes the map, for_each raises MapClosed."""
     m = make_map()
     fill(m, 30)
 
@@ -412,8 +412,8 @@ def test_a_callback_may_raise_and_close(make_map):
         m.for_each(lambda key, value: m.close())
 
 
-def test_a_callback_may_walk_itself(any_map):
-    """Walks of one handle do not know of each other."""
+def test_a_callback_may_start_another_walk(any_map):
+    """Walks of one handle are independent."""
     fill(any_map, 20)
     inner = []
 
@@ -423,7 +423,7 @@ def test_a_callback_may_walk_itself(any_map):
 
 
 def test_threads_may_share_an_iterator(make_map):
-    """I1: each entry goes to exactly one of them."""
+    """I1: each entry goes to exactly one thread."""
     m = make_map(max_entries=100_000)
     m.update_many(numpy.arange(50_000), numpy.arange(50_000))
     got = []

@@ -1,4 +1,4 @@
-"""info()["last_activity_ns"]: when somebody used the map last, as far as it costs nothing."""
+"""info()["last_activity_ns"]: when the map was last used, as exactly as is possible at no cost."""
 
 import os
 import time
@@ -9,14 +9,14 @@ from support.jobs import word
 
 from shmrhash import RHashMap
 
-NOTICED = 1024  # operations of a thread between two times
+NOTICED = 1024  # operations of a thread from one time that it stores to the next
 
 
 def last(m):
     return m.info()["last_activity_ns"]
 
 
-def test_a_new_map_was_used_when_it_was_created(make_map):
+def test_last_activity_of_a_new_map_is_its_creation(make_map):
     before = time.time_ns()
     m = make_map()
     assert before <= m.info()["created_ns"] <= last(m) <= time.time_ns()
@@ -31,7 +31,7 @@ def test_a_new_map_was_used_when_it_was_created(make_map):
     ],
     ids=["updates", "adds", "batch"],
 )
-def test_a_thousand_operations_are_noticed(make_map, act):
+def test_a_thousand_operations_renew_last_activity(make_map, act):
     m = make_map()
     m[word(1)] = word(1)
     before = time.time_ns()
@@ -40,8 +40,8 @@ def test_a_thousand_operations_are_noticed(make_map, act):
     assert before <= last(m) <= time.time_ns()
 
 
-def test_the_first_use_and_the_end_of_a_process_are_noticed(make_map):
-    """They are known after the process has gone, too."""
+def test_the_first_use_and_the_exit_of_a_process_renew_last_activity(make_map):
+    """The times are known also after the process has exited."""
     m = make_map()
     m[word(1)] = word(1)
     before = time.time_ns()
@@ -64,8 +64,8 @@ def test_the_first_use_and_the_end_of_a_process_are_noticed(make_map):
     assert used < last(m) <= time.time_ns()
 
 
-def test_looking_is_no_use(make_map):
-    """A handle that only reads changes nothing in the segment, and info() is not counted."""
+def test_reading_and_info_do_not_renew_last_activity(make_map):
+    """A read-only handle changes nothing in the segment, and info() is not counted."""
     m = make_map()
     m[word(1)] = word(1)
     before = last(m)

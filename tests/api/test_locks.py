@@ -1,4 +1,4 @@
-"""What sections promise to one process and its threads; others have files of their own."""
+"""Sections of one process and its threads. Those of several processes have files of their own."""
 
 import signal
 import struct
@@ -34,8 +34,8 @@ def held(m):
 # ---- the value ----
 
 
-def test_what_stands_in_the_buffer_is_stored_at_the_end(m):
-    """L1: by slices, struct and the buffer protocol; readers see the old value until then."""
+def test_the_buffer_of_a_section_is_stored_at_its_end(m):
+    """L1: by slices, struct and the buffer protocol; readers see the old value until the end."""
     with m.locked(word(1)) as value:
         assert (len(value), bytes(value), value[0]) == (SIZE, OLD, 0)
         value[0] = 7
@@ -50,7 +50,7 @@ def test_what_stands_in_the_buffer_is_stored_at_the_end(m):
 
 @pytest.mark.parametrize("how", ["raise", "roll back"])
 def test_nothing_is_stored_if_the_block_fails(m, how):
-    """L1, C1: the value is as before, and the lock is free."""
+    """L1, C1: the value is unchanged, and the lock is free."""
     try:
         with m.locked(word(1)) as value:
             value[:] = NEW
@@ -71,7 +71,7 @@ def test_a_section_deletes_its_key(m):
 
 
 def test_a_section_creates_its_key(m):
-    """L1: the created value stays, whatever becomes of the section."""
+    """L1: the created value stays even if the section stores nothing."""
     with pytest.raises(shmrhash.KeyNotFound):
         m.locked(word(9)).__enter__()
     section = m.locked(word(9), default=OTHER)
@@ -80,7 +80,7 @@ def test_a_section_creates_its_key(m):
     assert m[word(9)] == OTHER
 
 
-def test_a_section_is_used_inside_its_block_once(m):
+def test_a_section_can_be_used_only_once_and_inside_its_block(m):
     section = m.locked(word(1))
     with pytest.raises(shmrhash.InvalidArgument):
         section[:] = NEW
@@ -118,7 +118,7 @@ def test_keys_and_values_of_sections_may_be_any_buffers(m):
     assert [m[word(1)], m[word(9)]] == [OLD, OTHER]
 
 
-def test_a_section_says_what_it_is(m):
+def test_repr_of_a_section_names_its_key_and_state(m):
     section = m.locked(word(1))
     assert repr(section).endswith(f" in {m.name!r}: not entered>")
     with section:
@@ -147,7 +147,7 @@ def test_locked_many_locks_nothing_if_one_key_is_absent(m):
         m.update(word(number), NEW, BPF_F_LOCK)
 
 
-def test_locked_many_says_how_many_were_stored_when_one_key_is_gone(m):
+def test_locked_many_reports_how_many_were_stored_when_one_key_is_gone(m):
     several = m.locked_many(map(word, range(3)))
     for value in several.__enter__():
         value[:] = NEW
@@ -171,7 +171,7 @@ def test_update_with_stores_what_the_function_returns(m):
     assert m[word(8)] == OTHER
 
 
-def test_compare_and_swap_stores_only_over_what_was_expected(m):
+def test_compare_and_swap_stores_only_over_the_expected_value(m):
     assert not m.compare_and_swap(word(1), NEW, OTHER)
     assert m.compare_and_swap(word(1), OLD, NEW)
     assert not m.compare_and_swap(word(1), None, OTHER)
@@ -183,7 +183,7 @@ def test_compare_and_swap_stores_only_over_what_was_expected(m):
             m.compare_and_swap(word(1), expected, new)
 
 
-def test_exchange_setdefault_and_pop_return_what_was_there(m):
+def test_exchange_setdefault_and_pop_return_the_previous_value(m):
     assert m.exchange(word(1), NEW) == OLD
     assert m.setdefault(word(1), OTHER) == NEW
     assert m.setdefault(word(9), OTHER) == OTHER == m.pop(word(9))
@@ -195,7 +195,7 @@ def test_exchange_setdefault_and_pop_return_what_was_there(m):
         m.pop(word(9), 1, 2)
 
 
-# ---- who waits ----
+# ---- waiting ----
 
 WAITING = {
     "lock": lambda m: m.locked(word(1)).__enter__(),
@@ -228,8 +228,8 @@ CUTTING = {
 
 
 @pytest.mark.parametrize("how", WAITING)
-def test_whoever_would_change_a_locked_value_waits(m, held, how):
-    """L1: until the handle's timeout; nothing is changed, and no other lock is left."""
+def test_an_operation_that_would_change_a_locked_value_waits(m, held, how):
+    """L1: until the handle's timeout; then nothing is changed, and no other lock is left."""
     with pytest.raises(shmrhash.LockTimeout):
         WAITING[how](m)
     assert m[word(1)] == OLD
@@ -237,8 +237,8 @@ def test_whoever_would_change_a_locked_value_waits(m, held, how):
 
 
 @pytest.mark.parametrize("how", WAITING)
-def test_whoever_would_wait_for_its_own_section_is_told(m, how):
-    """L1: EDEADLK at once, even if it may wait for ever."""
+def test_waiting_for_a_section_of_the_same_thread_is_a_deadlock_error(m, how):
+    """L1: EDEADLK at once, even if the handle's timeout is infinite."""
     with RHashMap.open(m.name, timeout=float("inf")) as patient:
         with patient.locked(word(1)), pytest.raises(shmrhash.DeadlockError):
             WAITING[how](patient)
@@ -248,14 +248,14 @@ def test_whoever_would_wait_for_its_own_section_is_told(m, how):
 
 
 @pytest.mark.parametrize("how", PASSING)
-def test_whoever_only_reads_does_not_wait(m, held, how):
-    """R1, R2: nor does who asks for something else."""
+def test_an_operation_that_only_reads_does_not_wait(m, held, how):
+    """R1, R2: neither does an operation that would not change the locked value."""
     PASSING[how](m)
     assert m[word(1)] == OLD
 
 
 def test_an_insertion_with_f_lock_is_refused_or_waits(m, held):
-    """L1: either way nothing is stored over a locked value."""
+    """L1: in both cases nothing is stored over a locked value."""
     with pytest.raises((shmrhash.KeyExists, shmrhash.LockTimeout)):
         m.update(word(1), NEW, BPF_NOEXIST | BPF_F_LOCK)
     assert m[word(1)] == OLD
@@ -263,8 +263,8 @@ def test_an_insertion_with_f_lock_is_refused_or_waits(m, held):
 
 @pytest.mark.parametrize("how", CUTTING)
 @pytest.mark.parametrize("again", [False, True], ids=["gone", "inserted-again"])
-def test_a_deletion_cuts_the_section_off(m, how, again):
-    """L1: KeyGone, and nothing is written, though the element may be in use again."""
+def test_deleting_a_locked_key_ends_its_section_with_key_gone(m, how, again):
+    """L1: nothing is written, not even where the element is in use again."""
     section = m.locked(word(1))
     section.__enter__()[:] = NEW
     CUTTING[how](m)
@@ -279,23 +279,23 @@ def test_a_deletion_cuts_the_section_off(m, how, again):
 
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
-def test_a_lock_is_waited_for_as_long_as_was_said(m, held, timeout):
-    """L1: not less; how much more is the machine's affair."""
+def test_a_lock_is_waited_for_until_the_timeout(m, held, timeout):
+    """L1: not less; how much longer depends on the machine."""
     began = time.monotonic()
     with pytest.raises(shmrhash.LockTimeout):
         m.locked(word(1), timeout=timeout).__enter__()
     assert timeout <= time.monotonic() - began < timeout + PATIENCE_SECONDS
 
 
-def test_who_waits_for_ever_is_let_in(m, held):
+def test_a_wait_without_timeout_ends_when_the_lock_is_released(m, held):
     threading.Timer(0.1, held.set).start()
     with m.locked(word(1), timeout=float("inf")) as value:
         value[:] = NEW
     assert m[word(1)] == NEW
 
 
-def test_a_signal_ends_the_waiting(m, held):
-    """L1: KeyboardInterrupt comes out, and the lock stays its owner's."""
+def test_a_signal_ends_a_wait(m, held):
+    """L1: KeyboardInterrupt is raised, and the lock stays with its owner."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
@@ -308,11 +308,11 @@ def test_a_signal_ends_the_waiting(m, held):
         m.update(word(1), NEW)
 
 
-# ---- what may happen meanwhile ----
+# ---- changes of the map during a section ----
 
 
-def test_the_map_grows_and_shrinks_under_a_section(m):
-    """L1, G1: the element is found again wherever its key went."""
+def test_a_section_stores_its_value_after_the_map_grew_and_shrank(m):
+    """L1, G1: the element is found again in the bucket to which its key has moved."""
     with m.locked(word(1)) as value:
         value[:] = NEW
         for number in range(100, 3000):
@@ -323,8 +323,8 @@ def test_the_map_grows_and_shrinks_under_a_section(m):
     assert m[word(1)] == NEW
 
 
-def test_a_section_outlives_the_closing_of_its_handle(m):
-    """L1: closing waits for what is under way, as for any operation."""
+def test_a_section_is_stored_although_its_handle_was_closed(m):
+    """L1: closing waits for the section to end, as for any operation."""
     with RHashMap.open(m.name) as other:
         with m.locked(word(1)) as value:
             value[:] = NEW
@@ -332,8 +332,8 @@ def test_a_section_outlives_the_closing_of_its_handle(m):
         assert other.lookup(word(1), BPF_F_LOCK) == NEW
 
 
-def test_a_map_that_is_frozen_meanwhile_gets_nothing(m):
-    """L1: FrozenMap at the end; the lock is free."""
+def test_a_section_stores_nothing_if_the_map_was_frozen_during_it(m):
+    """L1: FrozenMap at the end of the section; the lock is free."""
     section = m.locked(word(1))
     section.__enter__()[:] = NEW
     m.freeze()
@@ -349,8 +349,8 @@ def test_a_read_only_handle_locks_nothing(m):
         reader.locked(word(1)).__enter__()
 
 
-def test_memory_goes_back_under_open_sections(make_map):
-    """M1, L1: a section keeps no memory; those that were deleted are told."""
+def test_memory_is_released_during_open_sections(make_map):
+    """M1, L1: a section keeps no memory; sections whose keys were deleted raise KeyGone."""
     m = make_map(value_size=4096, max_entries=1000)
     for number in range(500):
         m[word(number)] = bytes(4096)

@@ -11,7 +11,7 @@ from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, RHashMap
 SIZE = 16
 OLD, NEW = bytes(SIZE), b"n" * SIZE
 KEYS = [word(number) for number in range(3)]
-MIDDLE = KEYS[1]  # is locked in these tests
+MIDDLE = KEYS[1]  # locked in these tests
 VALUES = [NEW] * 3
 ONES = np.ones(3, "<i8")
 
@@ -26,7 +26,7 @@ def m(make_map):
 
 @pytest.fixture
 def held(m):
-    """The middle key is locked by another thread until the test ends."""
+    """Another thread holds the middle key until the test ends."""
     with locked_elsewhere(m, MIDDLE) as leave:
         yield leave
 
@@ -35,7 +35,7 @@ def contents(m):
     return {key: m.lookup(key) for key in KEYS}
 
 
-# What each does to the keys before the locked one.
+# For each operation, also the value that it leaves under the keys before the locked one.
 WAITING = {
     "lookup_many F_LOCK": (lambda m: m.lookup_many(KEYS, BPF_F_LOCK), OLD),
     "update_batch": (lambda m: m.update_batch(KEYS, VALUES), NEW),
@@ -65,7 +65,7 @@ every_waiting = pytest.mark.parametrize("how", WAITING)
 
 @every_waiting
 def test_a_batch_waits_at_the_locked_key(m, held, how):
-    """L1: until the timeout; the keys before it are done and counted, it and those behind not."""
+    """L1: until the timeout; the keys before it are done and counted, it and later ones not."""
     act, before = WAITING[how]
     with pytest.raises(shmrhash.LockTimeout) as raised:
         act(m)
@@ -74,8 +74,8 @@ def test_a_batch_waits_at_the_locked_key(m, held, how):
 
 
 @every_waiting
-def test_a_batch_that_waited_long_enough_does_all(m, held, how):
-    """L1: it goes on where it waited, each key once."""
+def test_a_batch_goes_on_when_the_locked_key_is_released(m, held, how):
+    """L1: each key is done once."""
     act, before = WAITING[how]
     with RHashMap.open(m.name, timeout=20) as patient:
         held.set()
@@ -84,7 +84,7 @@ def test_a_batch_that_waited_long_enough_does_all(m, held, how):
 
 
 @every_waiting
-def test_a_batch_that_would_wait_for_its_own_section_is_told(m, how):
+def test_a_batch_that_meets_its_threads_own_section_is_a_deadlock_error(m, how):
     """L1: EDEADLK at once, with the keys before it done."""
     act, before = WAITING[how]
     with (
@@ -99,14 +99,14 @@ def test_a_batch_that_would_wait_for_its_own_section_is_told(m, how):
 
 @pytest.mark.parametrize("how", PASSING)
 def test_a_batch_that_only_reads_does_not_wait(m, held, how):
-    """R1, R2: nor does one that stores nothing under the locked key."""
+    """R1, R2: neither does a batch that stores nothing under the locked key."""
     PASSING[how](m)
     assert contents(m) == dict.fromkeys(KEYS, OLD)
 
 
 @pytest.mark.parametrize("how", CUTTING)
-def test_a_batch_of_deletions_cuts_the_section_off(m, how):
-    """L1: without BPF_F_LOCK it waits for nobody, and the section is told."""
+def test_a_batch_of_deletions_ends_a_section_with_key_gone(m, how):
+    """L1: without BPF_F_LOCK the batch does not wait."""
     section = m.locked(MIDDLE)
     section.__enter__()[:] = NEW
     CUTTING[how](m)
@@ -115,13 +115,13 @@ def test_a_batch_of_deletions_cuts_the_section_off(m, how):
     assert contents(m) == dict.fromkeys(KEYS)
 
 
-def test_a_batch_that_takes_with_f_lock_leaves_the_locked_entry(m):
-    """L1: it returns early with what it has; the locked one is there, and can be taken later."""
+def test_a_taking_batch_with_f_lock_leaves_the_locked_entry(m):
+    """L1: it returns early with the entries it has; the locked one can be taken later."""
     taken = []
 
     def take_all():
         cursor = None
-        while True:  # each turn takes one at least, or ends
+        while True:  # each turn takes at least one entry, or raises
             batch = m.lookup_and_delete_batch(cursor, flags=BPF_F_LOCK)
             taken.extend(bytes(key) for key in batch.keys)
             cursor = batch.cursor
@@ -143,8 +143,8 @@ def test_a_batch_that_takes_with_f_lock_leaves_the_locked_entry(m):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<i2", "<u4", "<f4", "<f8", "V8", "<i4, <f8, <u4"])
-def test_what_is_written_into_the_array_is_stored(m, dtype):
-    """L1: the array is the section's buffer; nothing is visible before the end."""
+def test_values_written_into_the_array_are_stored(m, dtype):
+    """L1: the array is the section's buffer; nothing is visible before the end of the section."""
     with m.locked(MIDDLE) as value:
         array = value.as_array(dtype)
         assert array.dtype == np.dtype(dtype)
@@ -155,7 +155,7 @@ def test_what_is_written_into_the_array_is_stored(m, dtype):
     assert m[MIDDLE] == bytes(range(SIZE))
 
 
-def test_arrays_and_slices_are_the_same_bytes(m):
+def test_arrays_and_slices_share_the_section_buffer(m):
     with m.locked(MIDDLE) as value:
         first, second = value.as_array("<u4"), value.as_array("<u8")
         value[0:4] = b"\x01\x02\x03\x04"
@@ -165,8 +165,8 @@ def test_arrays_and_slices_are_the_same_bytes(m):
     assert np.frombuffer(m[MIDDLE], "<u8").tolist() == [0x04030202, 1]
 
 
-def test_an_array_changes_nothing_after_its_section(m):
-    """L1: it keeps a private copy alive; the map is not in it."""
+def test_writing_to_an_array_after_its_section_changes_nothing(m):
+    """L1: the array keeps a private copy alive; it is not in the map."""
     with m.locked(MIDDLE) as value:
         array = value.as_array("u1")
         array[:] = 1
@@ -180,12 +180,12 @@ def test_an_array_changes_nothing_after_its_section(m):
 
 
 @pytest.mark.parametrize("dtype", ["<f8, <f8, <f8", "V5", "V32"])
-def test_a_type_that_does_not_divide_the_value_is_refused(m, dtype):
+def test_a_dtype_that_does_not_divide_the_value_is_refused(m, dtype):
     with m.locked(MIDDLE) as value, pytest.raises(shmrhash.InvalidArgument, match="16 bytes"):
         value.as_array(dtype)
 
 
-def test_there_is_no_array_outside_the_section(m):
+def test_a_section_gives_no_array_outside_its_block(m):
     section = m.locked(MIDDLE)
     with pytest.raises(shmrhash.InvalidArgument):
         section.as_array("u1")

@@ -1,7 +1,7 @@
-"""BPF_F_LOCK among processes: four writers and four readers, as the kernel's map_lock, htab_reuse.
+"""BPF_F_LOCK with four writing and four reading processes, as in the kernel's map_lock, htab_reuse.
 
 Each of the eight does ROUNDS rounds, and goes on until all have. With BPF_F_LOCK and without, no
-reader gets a mixture of two values (R2), or an older one than it saw before (W1).
+reader gets a mixture of two values (R2), or a value older than one that it saw before (W1).
 """
 
 import multiprocessing
@@ -17,17 +17,17 @@ from shmrhash import BPF_EXIST, BPF_F_LOCK, BPF_NOEXIST, LockTimeout, RHashMap
 WRITERS = READERS = 4
 SIZE = 64
 NUMBERS = struct.Struct("<16I")
-KEYS_EACH = 2  # of a writer that reuses elements
+KEYS_EACH = 2  # keys of each writer in htab_reuse
 ROUNDS = 10_000
-ROUNDS_MAX = 100 * ROUNDS  # should somebody die
-DONE = word(1 << 32)  # under this key: how many have done their rounds
+ROUNDS_MAX = 100 * ROUNDS  # the bound if a process dies
+DONE = word(1 << 32)  # the key of the number of processes that have done their rounds
 
 processes = pytest.mark.parametrize("method", ["fork", SPAWN])
 flagged = pytest.mark.parametrize("flags", [0, BPF_F_LOCK], ids=["plain", "F_LOCK"])
 
 
 def rounds_together(gate, m):
-    """Count rounds, ROUNDS at least, until all eight have done as many."""
+    """Count rounds, at least ROUNDS, until all eight processes have done as many."""
     gate.wait()
     for number in range(ROUNDS_MAX):
         yield number
@@ -41,7 +41,7 @@ def rounds_together(gate, m):
 
 
 def count_in_sections(gate, m):
-    """Under the lock, one number after another: each is one more than the first was. Sections."""
+    """In each section set all 16 numbers to one more than the first; return the sections done."""
     done = 0
     for _ in rounds_together(gate, m):
         with m.locked(word(0)) as value:
@@ -53,7 +53,7 @@ def count_in_sections(gate, m):
 
 
 class Seen:
-    """What one reader of counts saw: 16 equal numbers, never less than before."""
+    """The counts that one reader saw: 16 equal numbers, never less than before."""
 
     def __init__(self):
         self.number = self.changes = self.reads = 0
@@ -78,7 +78,7 @@ def read_counted(gate, m, flags):
 @processes
 @pytest.mark.thorough
 def test_values_of_sections_are_uniform(make_map, method, flags):
-    """L1, R2 (map_lock): no section is lost, no reader sees the inside of one."""
+    """L1, R2 (map_lock): no section is lost, no reader sees a value in the middle of a section."""
     m = make_map(value_size=SIZE, max_entries=2, timeout=60)
     m[word(0)] = bytes(SIZE)
 
@@ -97,7 +97,7 @@ def test_values_of_sections_are_uniform(make_map, method, flags):
 
 
 def count_bare(gate, memory):
-    """Sections without a lock: others run between any two numbers."""
+    """The same without a lock: other writers run between any two numbers."""
     gate.wait()
     for _ in range(1_000):
         (number,) = struct.unpack_from("<I", memory)
@@ -114,8 +114,8 @@ def read_bare(gate, memory):
         seen.see(bytes(memory))
 
 
-def test_these_readers_notice_values_without_a_lock():
-    """Memory that several write to without one is found out."""
+def test_readers_notice_values_written_without_a_lock():
+    """The readers of these tests fail for memory that several processes write to without a lock."""
     memory = multiprocessing.get_context("fork").RawArray("B", SIZE)
 
     with pytest.raises(WorkerFailed, match=r"a mixture of the writes|the count went back"):
@@ -132,7 +132,7 @@ WAITING = {
 
 
 def wait_in_vain(name, how):
-    """As a process that may not write; exit status 0 if it is told that it waited too long."""
+    """Wait in a read-only handle; the exit status is 0 if the wait ends with LockTimeout."""
     with RHashMap.open(name, read_only=True, timeout=0.1) as reader:
         try:
             WAITING[how](reader)
@@ -142,8 +142,8 @@ def wait_in_vain(name, how):
 
 
 @pytest.mark.parametrize("how", WAITING)
-def test_a_read_only_handle_waits_and_stores_nothing(make_map, how):
-    """L1: also when it has waited long enough to be let in first, which others say in the map."""
+def test_a_read_only_handle_waits_without_storing_anything(make_map, how):
+    """L1: also after a wait so long that a writer would claim the next turn in the map."""
     m = make_map(value_size=SIZE, max_entries=2)
     m[word(0)] = bytes(SIZE)
     with m.locked(word(0)):
@@ -160,7 +160,7 @@ def test_a_read_only_handle_waits_and_stores_nothing(make_map, how):
 
 
 def reuse(gate, m, writer, flags):
-    """Insert and delete one's own keys in turn, so that their elements become each other's."""
+    """Insert and delete this worker's own keys, so that workers reuse each other's elements."""
     done = 0
     for number in rounds_together(gate, m):
         for key in range(writer, KEYS_EACH * WRITERS, WRITERS):
@@ -174,7 +174,7 @@ def reuse(gate, m, writer, flags):
 
 
 def read_reused(gate, m, flags):
-    """A key is absent or has a whole value of its own, no older one than before. (reads, found)."""
+    """Return (reads, found). A key is absent or has its own whole value, never an older one."""
     seen = dict.fromkeys(range(KEYS_EACH * WRITERS), 0)
     reads = found = 0
     for _ in rounds_together(gate, m):
@@ -197,7 +197,7 @@ def read_reused(gate, m, flags):
 @processes
 @pytest.mark.thorough
 def test_reused_elements_have_the_values_of_their_keys(make_map, method, flags):
-    """R1, R2, L1 (htab_reuse): whoever reads, with the lock or without, gets no other key's."""
+    """R1, R2, L1 (htab_reuse): with or without the lock, no reader gets another key's value."""
     m = make_map(value_size=SIZE, max_entries=2 * KEYS_EACH * WRITERS, timeout=60)
 
     results = run_together(

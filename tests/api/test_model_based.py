@@ -1,4 +1,4 @@
-"""Every operation against the model, in orders that hypothesis makes up."""
+"""Every operation against the model, in random orders that hypothesis generates."""
 
 import contextlib
 import pickle
@@ -22,8 +22,8 @@ from shmrhash import RHashMap
 CHECK_EVERY_STEPS = 7
 HANDLES_MAX = 4
 
-# Key size, value size, max_entries. 8/8 has paths of its own in the core; sizes that are no
-# multiple of 8 leave padding, and a value below 8 bytes has no room for add().
+# Key size, value size, max_entries. 8/8 has its own code in the core; sizes that are no multiple of
+# 8 leave padding, and a value below 8 bytes has no room for add().
 GEOMETRIES = [
     (8, 8, 1),
     (8, 8, 2),
@@ -41,8 +41,8 @@ GEOMETRIES = [
     (40, 40, 9),
 ]
 
-# With the second seed 0 every key of 8 bytes has the same hash; with 1 and 2**32 small keys
-# share most of its bits.
+# With 0 as the second seed every key of 8 bytes has the same hash; with 1 and 2**32 small keys
+# share most of their hash bits.
 FORCED_SEEDS = [(0, 0), (0x1234_5678_9ABC_DEF0, 0), (0, 1), (7, 1 << 32)]
 
 FLAGS = st.sampled_from([0, 0, 0, 0, NOEXIST, NOEXIST, EXIST, EXIST, 3, LOCK, 5, 6, 7, 8, 1 << 40])
@@ -50,7 +50,7 @@ LOOKUP_FLAGS = st.sampled_from([0, 0, 0, 0, 0, 1, LOCK, 8])
 
 
 def key_number(index, key_size):
-    """The index-th key: distinct for each index below 256, and different in more than one byte."""
+    """Return the index-th key: distinct below 256, and different in more than one byte."""
     return bytes((index + 37 * place) % 256 for place in range(key_size))
 
 
@@ -76,7 +76,7 @@ class MapAgainstModel(RuleBasedStateMachine):
         options = {} if self.forced_seeds is None else {"_seeds": self.forced_seeds}
         self.model = ModelMap(**geometry)
         self.handles = [RHashMap.create(self.name, **geometry, **options)]
-        # Half as many keys again as fit, so that a full map is met often.
+        # Half as many keys again as fit, so that the map is often full.
         self.keys = [
             key_number(index, self.key_size)
             for index in range(min(250, self.max_entries + self.max_entries // 2 + 2))
@@ -194,7 +194,7 @@ class MapAgainstModel(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def locked_many(self, data):
-        """Each of two values gets the other's place; absent keys are refused."""
+        """Swap the values of two keys; absent keys are refused."""
         m, keys = self.any_handle(data), sorted({self.any_key(data), self.any_key(data)})
 
         def on_model():
@@ -329,14 +329,14 @@ def test_every_operation_agrees_with_the_model(seed, map_name, geometry):
 @pytest.mark.parametrize("max_entries", [1, 7, 20, 64])
 @pytest.mark.parametrize("forced_seeds", FORCED_SEEDS, ids=lambda s: f"{s[0]:x}-{s[1]:x}")
 def test_colliding_keys_agree_with_the_model(seed, map_name, forced_seeds, max_entries):
-    """W1, W2: the same when all hashes are equal or nearly so, by seeds made for the purpose."""
+    """W1, W2: the same when all hashes are equal or nearly so, because of chosen seeds."""
     run_machine(seed, map_name, (8, 8, max_entries), examples=6, forced_seeds=forced_seeds)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: "-".join(map(str, g)))
 def test_every_operation_agrees_with_the_model_for_long(seed, map_name, geometry):
-    """W1, W2: as above, many more orders of operations."""
+    """W1, W2: the same with many more orders of operations."""
     run_machine(seed, map_name, geometry, examples=300)
     if geometry[:2] == (8, 8):
         for forced_seeds in FORCED_SEEDS:

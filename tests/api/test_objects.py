@@ -1,4 +1,4 @@
-"""Maps with objects and special fields: what check() finds, the budget, memory (M1, C1)."""
+"""Maps with objects and special fields: damage that check() finds, the budget, memory (M1, C1)."""
 
 import mmap
 import os
@@ -12,7 +12,7 @@ from shmrhash import Kptr, Refcount, RHashMap, SegmentCorrupt, SharedDict, Timer
 
 @pytest.fixture
 def words(map_name):
-    """A dict of bytes to bytes."""
+    """A SharedDict of bytes to bytes."""
     with SharedDict(map_name, key=bytes, value=bytes, max_entries=1000, max_bytes=1 << 22) as made:
         yield made
     shmrhash.unlink(map_name)
@@ -23,7 +23,7 @@ def facts(words):
 
 
 def objects_offset(handle):
-    """Where the part of the segment with the objects begins: behind what a map without them has."""
+    """Return where the segment's objects begin: at the end of an equal map without objects."""
     return _core.segment_bytes(
         handle.key_size, handle.value_size, handle.max_entries, handle.info()["depots"]
     )
@@ -31,7 +31,7 @@ def objects_offset(handle):
 
 @pytest.fixture
 def patch(words):
-    """Write words into the segment behind everybody's back."""
+    """A function that writes words into the segment without the map's knowledge."""
     path = words.info()["path"]
 
     def write(offset, *numbers):
@@ -41,8 +41,8 @@ def patch(words):
     return write
 
 
-def test_a_budget_that_does_not_add_up_is_found(words, patch):
-    """M1: check() counts the pages that there are."""
+def test_check_finds_a_wrong_budget(words, patch):
+    """M1: check() counts the pages in use, and compares."""
     words[b"a"] = bytes(5000)
     words.check()
     offset = objects_offset(words.handle)
@@ -52,7 +52,7 @@ def test_a_budget_that_does_not_add_up_is_found(words, patch):
         words.check()
 
 
-def test_an_object_that_nothing_names_is_found(words, patch):
+def test_check_finds_an_object_without_a_reference(words, patch):
     """C1: check() looks for the reference to every object."""
     words[b"a"] = bytes(100)
     words.check()
@@ -69,8 +69,8 @@ def test_an_object_that_nothing_names_is_found(words, patch):
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 56, 57, 4087, 4088, 4089, 8128, 8129, 100_000])
-def test_values_at_the_edges_of_classes(words, size):
-    """R2: every byte of a value comes back, at the edges of size classes and runs."""
+def test_values_at_the_edges_of_size_classes_come_back(words, size):
+    """R2: every byte of a value comes back, also at the edges of size classes and runs."""
     value = os.urandom(size)
 
     words[b"key"] = value
@@ -80,8 +80,8 @@ def test_values_at_the_edges_of_classes(words, size):
     words.check()
 
 
-def test_max_bytes_is_a_hard_limit_and_nothing_is_lost_at_it(words):
-    """M1: an operation that would exceed max_bytes does nothing, and says what was found."""
+def test_max_bytes_is_a_hard_limit_at_which_nothing_is_lost(words):
+    """M1: an operation that would exceed max_bytes changes nothing; its error has the limit."""
     stored = {}
 
     def fill():
@@ -103,7 +103,7 @@ def test_max_bytes_is_a_hard_limit_and_nothing_is_lost_at_it(words):
     words.check()
 
 
-def test_memory_of_runs_goes_back_at_once(words):
+def test_memory_of_a_run_is_released_at_once(words):
     """M1: a page run is returned to the system when its object is freed."""
     words[b"a"] = b"x"
     before = os.stat(words.info()["path"]).st_blocks
@@ -117,8 +117,8 @@ def test_memory_of_runs_goes_back_at_once(words):
     words.check()
 
 
-def test_memory_is_used_by_another_class_after_it_was_freed(words):
-    """M1: the budget is of all classes together."""
+def test_freed_memory_is_used_by_another_size_class(words):
+    """M1: all classes share one budget."""
     for size in (100, 1000, 3000, 20_000, 300_000):
         for number in range(3 * (1 << 20) // (size + 100) // 2):
             words[b"%d" % number] = bytes(size)
@@ -129,8 +129,8 @@ def test_memory_is_used_by_another_class_after_it_was_freed(words):
     assert facts(words)["bytes_in_use"] == facts(words)["count"] == 0
 
 
-def test_a_view_keeps_what_it_shows(words):
-    """R2: a view shows the same bytes, whatever becomes of the key; the object goes with it."""
+def test_a_view_keeps_its_object(words):
+    """R2: a view shows the same bytes whatever happens to its key; its end frees the object."""
     first = os.urandom(50_000)
     words[b"key"] = first
     view = words.view(b"key")
@@ -152,7 +152,7 @@ def test_a_view_keeps_what_it_shows(words):
 
 
 def test_a_view_outlives_its_handle(map_name):
-    """H1: closing a dict waits for its views."""
+    """H1: a closed dict stays mapped as long as it has views."""
     with SharedDict(map_name, key=str, value=bytes, max_entries=10) as made:
         made["a"] = b"x" * 10_000
         view = made.view("a")
@@ -168,7 +168,7 @@ def test_a_view_outlives_its_handle(map_name):
 
 
 def test_raw_copies_have_no_references_in_them(words):
-    """As the kernel's special fields: bytes from outside never reach them, nor leave."""
+    """Like the kernel's special fields: bytes never get into them from outside, nor out."""
     words[b"key"] = b"value"
     handle = words.handle
     (raw,) = handle
@@ -176,7 +176,7 @@ def test_raw_copies_have_no_references_in_them(words):
     assert handle[raw] == bytes(16)
     assert list(handle.values()) == [bytes(16)]
     assert handle.lookup_batch(None, 1).values[0].tobytes() == bytes(16)
-    handle[raw] = b"\xff" * 16  # initialises the special fields again, and frees what was there
+    handle[raw] = b"\xff" * 16  # resets the special fields, and frees their object
 
     assert handle[raw] == bytes(16)
     assert facts(words)["count"] == 0
@@ -206,11 +206,11 @@ def test_a_raw_section_leaves_special_fields_alone(map_name):
 
 
 def test_insertions_are_locked_out_while_a_map_is_cleared(map_name):
-    """As the kernel while destructors run: EBUSY for insertions; updates and deletes go on."""
+    """Like the kernel while destructors run: insertions are EBUSY; updates and deletions go on."""
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as handle:
         handle[b"a" * 8] = b"1" * 8
         with open(handle.info()["path"], "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-            struct.pack_into("<Q", memory, 120, 4095 << 1 | 1)  # clearing: held by somebody alive
+            struct.pack_into("<Q", memory, 120, 4095 << 1 | 1)  # clearing: held by a living process
             with pytest.raises(shmrhash.MapBusy, match="being cleared"):
                 handle[b"b" * 8] = b"2" * 8
             handle[b"a" * 8] = b"3" * 8
@@ -221,7 +221,7 @@ def test_insertions_are_locked_out_while_a_map_is_cleared(map_name):
         handle.unlink()
 
 
-def test_a_closed_map_says_so_when_asked_for_its_fields(map_name):
+def test_schema_and_fields_of_a_closed_map_raise_map_closed(map_name):
     """H1: never a crash."""
     handle = RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10)
     handle.unlink()
@@ -238,7 +238,7 @@ BOTH = {"key_size": 8, "value_size": 32, "max_entries": 100}
 
 @pytest.fixture
 def special(map_name):
-    """A map with every special field: a Timer at 0, a Kptr at 8, a Refcount at 16; 8 bytes more."""
+    """A map with a Timer at 0, a Kptr at 8 and a Refcount at 16, and 8 bytes more."""
     fields = [Timer(0), Kptr(8), Refcount(16)]
     with RHashMap.create(map_name, fields=fields, max_bytes=1 << 20, **BOTH) as made:
         yield made
@@ -247,12 +247,12 @@ def special(map_name):
 
 
 def shown(count, data):
-    """A value as copies show it: the deadline and the reference are not for others."""
+    """Return a value as copies show it: without deadline and reference."""
     return bytes(16) + struct.pack("<Q", count) + data
 
 
-def test_a_kptr_is_exchanged_and_goes_with_its_element(special):
-    """As bpf_kptr_xchg: the object there is returned; deleting the element frees the last one."""
+def test_a_kptr_is_exchanged_and_freed_with_its_element(special):
+    """Like bpf_kptr_xchg: the previous object is returned; a deletion frees the last one."""
     special[PAIR] = b"\xff" * 32
     assert special[PAIR] == shown(1, b"\xff" * 8)
     assert special.kptr_get(PAIR, 8) is None
@@ -275,8 +275,8 @@ def test_a_kptr_is_exchanged_and_goes_with_its_element(special):
         special.kptr_get(PAIR, 16)
 
 
-def test_an_update_frees_what_the_old_value_had_and_begins_anew(special):
-    """As the kernel's update: copies first, then frees the old value's fields."""
+def test_an_update_frees_the_old_objects_and_resets_special_fields(special):
+    """Like the kernel's update, which copies first and then frees the old value's fields."""
     special[PAIR] = bytes(32)
     special.kptr_xchg(PAIR, b"object", 8)
     assert special.add(PAIR, 3, offset=16) == 4
@@ -299,7 +299,7 @@ def expired(special):
 
 
 def test_an_expired_entry_is_absent_to_every_operation(special):
-    """An entry whose deadline has passed behaves as absent, and whoever meets it reclaims it."""
+    """An entry behaves as absent after its deadline; an attempt to change it removes it."""
     expired(special)
     assert special.get(PAIR) is None
     assert PAIR not in special
@@ -308,7 +308,7 @@ def test_an_expired_entry_is_absent_to_every_operation(special):
     assert not any(special.lookup_many(PAIR)[1])
     assert special.lookup_batch(None, 5).count == 0
     assert not special.timer_set(PAIR, 0)
-    assert len(special) == 1  # until somebody meets it to change it
+    assert len(special) == 1  # until an operation meets it that would change it
     with pytest.raises(KeyError):
         special.kptr_get(PAIR, 8)
     with pytest.raises(KeyError):
@@ -332,21 +332,21 @@ def test_an_expired_entry_is_absent_to_every_operation(special):
     assert special.kptr_get(PAIR, 8) is None
 
 
-def test_expire_deletes_what_has_expired_and_nothing_else(special):
-    """What has a deadline to come, or none, stays."""
+def test_expire_deletes_expired_entries_only(special):
+    """Entries whose deadline is in the future, or that have none, stay."""
     for number in range(50):
         special[struct.pack("<Q", number)] = bytes(32)
-    for number in range(50):  # afterwards: an insertion may remove what has expired
+    for number in range(50):  # set afterwards, because an insertion may remove expired entries
         special.timer_set(struct.pack("<Q", number), (0, 1, 1 << 62)[number % 3])
 
-    left = len(special)  # insertions have removed some that they met
+    left = len(special)  # all 50, since no insertion followed the deadlines
     assert special.expire() == left - 33
 
     assert len(special) == len(list(special)) == 33
 
 
-def test_special_fields_are_told_to_whoever_opens_the_map(special):
-    """H1: places come from the segment, and another geometry is refused."""
+def test_opening_a_map_takes_its_special_fields_from_the_segment(special):
+    """H1: without arguments; and open_or_create with other fields is refused."""
     with RHashMap.open(special.name) as other:
         assert other._fields() == ((2, 0), (3, 8), (4, 16))
         assert other.max_bytes == 1 << 20
@@ -355,8 +355,8 @@ def test_special_fields_are_told_to_whoever_opens_the_map(special):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_lookup_that_waits_for_sections_deletes_nothing_that_has_expired(map_name, read_only):
-    """R1: as any lookup. With BPF_F_LOCK it deleted: on a handle that only reads, a crash."""
+def test_a_lookup_with_f_lock_does_not_delete_an_expired_entry(map_name, read_only):
+    """R1: like any lookup. It once deleted the entry, which crashed on a read-only handle."""
     with RHashMap.create(
         map_name, key_size=8, value_size=16, max_entries=10, fields=[Timer(0)]
     ) as shared_map:

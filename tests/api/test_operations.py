@@ -1,4 +1,4 @@
-"""Single operations, one process: the kernel's selftest cases, buffers, sizes, add(), reports."""
+"""Single operations in one process: the kernel's selftest cases, buffers, sizes, add(), reports."""
 
 import array
 import ctypes
@@ -37,7 +37,7 @@ def long_long(number):
 
 
 def refuses(error, number, operation):
-    """Assert that operation raises error with this errno."""
+    """Assert that operation raises error with the errno number."""
     with pytest.raises(error) as refused:
         operation()
     assert number == refused.value.errno
@@ -143,7 +143,7 @@ def test_delete_nonexistent(make_map):
 
 
 def test_map_extra_presize(make_map):
-    """K1 (kernel case map_extra_presize): the hint is reported, and so many insertions succeed."""
+    """K1 (kernel case map_extra_presize): the hint is reported; that many insertions succeed."""
     m = make_map(key_size=4, value_size=8, max_entries=1024, map_extra=256)
 
     assert m.info()["map_extra"] == 256
@@ -222,7 +222,7 @@ def test_hashmap_sizes(make_map, key_size, value_size):
 
 
 def test_keys_of_65535_bytes(make_map):
-    """K1: the largest key there may be; keys that differ in the last byte are different."""
+    """K1: the largest key size; keys that differ only in their last byte are different."""
     m = make_map(key_size=65535, value_size=1, max_entries=3)
     keys = [bytes(65534) + bytes([number]) for number in range(4)]
 
@@ -240,7 +240,7 @@ def test_keys_of_65535_bytes(make_map):
 @pytest.mark.parametrize("flags", [3, 7, 8, 16, 1 << 32, 1 << 63, -1])
 @pytest.mark.parametrize("present", [False, True])
 def test_update_refuses_other_flags(make_map, flags, present):
-    """K1: flags that do not exist or contradict each other are EINVAL first."""
+    """K1: flags that do not exist or contradict each other are EINVAL, before any other check."""
     m = make_map(max_entries=1)
     if present:
         m.update(word(1), word(2))
@@ -253,7 +253,7 @@ def test_update_refuses_other_flags(make_map, flags, present):
 
 @pytest.mark.parametrize("flags", [1, 2, 3, 5, 8, 1 << 63, -1])
 def test_lookups_refuse_other_flags(make_map, flags):
-    """K1: lookup and lookup_and_delete take no flag but BPF_F_LOCK."""
+    """K1: lookup and lookup_and_delete accept no flag but BPF_F_LOCK."""
     m = make_map()
     m.update(word(1), word(2))
 
@@ -352,7 +352,7 @@ BUFFERS = {
 
 @pytest.mark.parametrize("kind", BUFFERS)
 def test_any_contiguous_buffer_of_the_right_size_is_a_key_and_a_value(make_map, kind):
-    """W1: keys and values of every kind of buffer mean their bytes; what comes back is bytes."""
+    """W1: the bytes of a buffer count, whatever its kind; results are bytes."""
     m = make_map()
     key, value = b"key\0\xff\x80k8", b"value\0\xfe8"
     like = BUFFERS[kind]
@@ -374,7 +374,7 @@ def test_any_contiguous_buffer_of_the_right_size_is_a_key_and_a_value(make_map, 
     m.check()
 
 
-def test_buffers_are_let_go_of(make_map):
+def test_buffers_are_released_after_each_operation(make_map):
     """W1: after an operation, successful or refused, its buffers can be resized again."""
     m = make_map()
     key, value = bytearray(word(1)), bytearray(word(2))
@@ -396,8 +396,8 @@ def test_buffers_are_let_go_of(make_map):
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 9, 16, 100_000])
-def test_a_wrong_size_names_both_sizes(make_map, size):
-    """H1: keys and values of another size are ValueError; the message has found and wanted size."""
+def test_the_error_for_a_wrong_size_has_both_sizes(make_map, size):
+    """H1: keys and values of another size are ValueError, with the given and the wanted size."""
     m = make_map(key_size=8, value_size=11)
     m.update(word(1), bytes(11))
     wrong_key, right_key, wrong_value = bytes(size), word(1), bytes(size)
@@ -428,7 +428,7 @@ def test_a_wrong_size_names_both_sizes(make_map, size):
 
 
 @pytest.mark.parametrize("wrong", ["8 chars!", 8, 8.0, None, [1] * 8, {}], ids=repr)
-def test_what_is_no_buffer_is_a_type_error_that_names_its_type(make_map, wrong):
+def test_argument_that_is_no_buffer_is_a_type_error_that_names_its_type(make_map, wrong):
     """H1: str, numbers and lists are neither keys nor values."""
     m = make_map()
 
@@ -476,7 +476,7 @@ def test_buffers_with_gaps_are_refused(make_map):
 
 
 def test_add_returns_the_new_value(make_map):
-    """W1: add() changes the field by delta and returns what is in it then."""
+    """W1: add() changes the field by delta and returns its new number."""
     m = make_map()
     m.update(word(1), long_long(40))
 
@@ -585,7 +585,7 @@ def test_add_takes_numbers_modulo_64_bits(make_map, delta):
     m.check()
 
 
-# The forms that Python has for it.
+# Python's forms of these operations.
 
 
 def test_item_forms(make_map):
@@ -615,8 +615,8 @@ def sized(number, size):
 
 
 def values_kept_at_random(m, rng, rounds):
-    """Look numbers up; keep some of the bytes, as what a program keeps them. All kept values and
-    their hashes must be what they were."""
+    """Look random numbers up and keep some of the bytes, in the ways in which a program can keep
+    them. At the end all kept values and their hashes must be unchanged."""
     kept = []
     for _ in range(rounds):
         number = rng.randrange(len(m))
@@ -637,8 +637,8 @@ def values_kept_at_random(m, rng, rounds):
 
 
 @pytest.mark.parametrize("value_size", [1, 8, 20, 600])
-def test_values_that_are_kept_never_change(make_map, seed, value_size):
-    """R2: bytes objects that were dropped are used again, and no others."""
+def test_values_that_the_caller_keeps_never_change(make_map, seed, value_size):
+    """R2: a bytes object is used again only if the caller has dropped it."""
     m = make_map(max_entries=250, value_size=value_size)
     for number in range(250):
         m[word(number)] = sized(number, value_size)
@@ -662,7 +662,7 @@ def test_values_that_threads_keep_never_change(make_map, seed):
     m.check()
 
 
-def test_a_value_belongs_to_nobody_else_once_its_map_is_gone(map_name):
+def test_a_deleted_map_has_no_reference_to_the_values_it_returned(map_name):
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as m:
         m.unlink()
         m[word(1)] = word(2)
@@ -674,11 +674,11 @@ def test_a_value_belongs_to_nobody_else_once_its_map_is_gone(map_name):
     assert held == usual
 
 
-def test_each_operation_is_counted_once_whichever_way_it_takes(make_map):
-    """Of words, a hit takes the short way, what it cannot settle the usual one."""
+def test_each_operation_is_counted_once(make_map):
+    """With keys and values of one word a hit takes the short path, and all else the usual path."""
     m = make_map(max_entries=100)
 
-    m[word(0)] = word(0)  # from here on there is a context that is marked, not taken
+    m[word(0)] = word(0)  # from here on a context exists, which is marked, not taken
 
     def counted(operation, *arguments):
         before = m.info()["attached"][0]["operations"]
@@ -714,7 +714,7 @@ def test_length_and_truth(make_map):
 
 
 @pytest.mark.parametrize("entries", [0, 1, 500, 20_000])
-def test_clear(make_map, entries):
+def test_clear_empties_the_map(make_map, entries):
     """W1, W2: clear() leaves an empty map with room for max_entries."""
     m = make_map(max_entries=max(1, entries))
     for number in range(entries):
@@ -731,7 +731,7 @@ def test_clear(make_map, entries):
     m.check()
 
 
-def test_context_manager_closes_and_keeps(map_name):
+def test_context_manager_closes_the_handle_and_keeps_the_map(map_name):
     """C2: the with block closes the handle, also after an exception, and unlinks nothing."""
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as m:
         assert not m.closed
@@ -747,8 +747,8 @@ def test_context_manager_closes_and_keeps(map_name):
         m.unlink()
 
 
-def test_repr_says_what_it_is(make_map, map_name):
-    """H1: the repr names the map, its geometry and its fill; that of a closed one says closed."""
+def test_repr_has_name_geometry_and_state(make_map, map_name):
+    """H1: the repr has the map's name, geometry and fill; that of a closed map says closed."""
     m = make_map(key_size=8, value_size=24, max_entries=777)
     m.update(word(1), bytes(24))
 
@@ -763,7 +763,7 @@ def test_repr_says_what_it_is(make_map, map_name):
 
 
 def test_pickled_handles_are_handles_of_the_same_map(make_map, map_name):
-    """C3: a handle pickles to its name and what it expects there."""
+    """C3: a handle is pickled as its name and what is expected of the map."""
     m = make_map()
     m.update(word(1), word(2))
 
@@ -778,8 +778,8 @@ def test_pickled_handles_are_handles_of_the_same_map(make_map, map_name):
     m.check()
 
 
-def test_a_pickled_handle_of_a_map_that_is_gone_or_another_is_refused(make_map, map_name):
-    """H1: unpickling opens the map: SegmentMissing without it, LayoutMismatch with another one."""
+def test_unpickling_a_handle_of_a_missing_or_different_map_is_refused(make_map, map_name):
+    """H1: unpickling opens the map: SegmentMissing without one, LayoutMismatch with another."""
     m = make_map()
     pickled = pickle.dumps(m)
     m.check()
@@ -826,7 +826,7 @@ INFO_KEYS = {
 
 
 @pytest.mark.parametrize("entries", [0, 1, 5000])
-def test_info_reports_what_is_there(make_map, map_name, entries):
+def test_info_reports_geometry_counts_and_sizes(make_map, map_name, entries):
     """G1: all keys are there, the counts are right, and the sizes are in their order."""
     m = make_map(max_entries=10_000)
     for number in range(entries):

@@ -1,7 +1,7 @@
 """Many processes or threads on one map, each test with an oracle that counts or compares.
 
-The workers get the handle itself: threads share it, forked children inherit it, spawned children
-get it pickled.
+The workers get the handle itself: threads share it, forked children inherit it, and spawned
+children get it pickled.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from shmrhash import RHashMap
 
 WORKERS = 4
 
-# A forked or shared handle starts at once; spawned children cost their imports.
+# A forked worker, or one that shares the handle, starts at once; a spawned one must import first.
 methods = pytest.mark.parametrize("method", METHODS)
 
 
 @methods
 def test_no_addition_is_lost(seed, make_map, method):
-    """W1: adders of the same few keys; the sums are exact and no sum was returned twice."""
+    """W1: workers add to the same few keys; the sums are exact, and no sum was returned twice."""
     m = make_map()
     keys_count, adds = 5, 40_000
 
@@ -63,8 +63,8 @@ def test_one_inserter_wins_each_key_and_one_taker_gets_it(make_map, method):
 
 
 @methods
-def test_insertions_less_deletions_are_what_is_there(seed, make_map, method):
-    """W1: inserters and deleters race on a few keys; the successes of each key add up to 0 or 1."""
+def test_successful_insertions_less_deletions_are_the_entries_left(seed, make_map, method):
+    """W1: workers insert and delete a few keys; the successes for each key add up to 0 or 1."""
     m = make_map(max_entries=16)
     keys_count = 6
 
@@ -84,7 +84,7 @@ def test_insertions_less_deletions_are_what_is_there(seed, make_map, method):
 @methods
 @pytest.mark.parametrize("max_entries", [1, 50, 1000, 3001])
 def test_racing_inserters_fill_the_map_exactly(make_map, method, max_entries):
-    """W2: twice as many keys as fit; max_entries insertions succeed, all others are MapFull."""
+    """W2: twice as many keys as fit; max_entries insertions succeed, all others raise MapFull."""
     m = make_map(max_entries=max_entries)
     each = max_entries // 2 + 1
 
@@ -122,8 +122,8 @@ def test_the_limit_holds_while_keys_come_and_go(seed, make_map, method):
 
 
 @methods
-def test_readers_find_what_stays_while_the_map_grows_and_shrinks(seed, make_map, method):
-    """R1, G1: 2,000 keys stay while 20,000 come and go; readers find all of them, nothing else."""
+def test_readers_find_stable_keys_while_the_map_grows_and_shrinks(seed, make_map, method):
+    """R1, G1: 2,000 keys stay while 20,000 come and go; readers find exactly the 2,000."""
     stable_count, churned = 2_000, 10_000
     m = make_map(max_entries=100_000)
     for key in range(stable_count):
@@ -149,7 +149,7 @@ def test_readers_find_what_stays_while_the_map_grows_and_shrinks(seed, make_map,
 @methods
 @pytest.mark.thorough
 def test_keys_that_move_all_the_time_are_always_found(seed, make_map, method):
-    """R1, G1: a few keys stay in a small map that splits and merges their buckets incessantly."""
+    """R1, G1: a few keys stay in a small map whose buckets are split and merged all the time."""
     stable_count = 12
     m = make_map(max_entries=1_000)
     for key in range(stable_count):
@@ -172,7 +172,7 @@ def test_keys_that_move_all_the_time_are_always_found(seed, make_map, method):
 
 @methods
 def test_no_reader_sees_an_older_value_again(seed, make_map, method):
-    """W1: writers store rising versions; a writer reads its own, a reader never an older one."""
+    """W1: writers store rising versions and read them back; no reader sees an older one again."""
     m = make_map()
     for key in range(8):
         m.update(word(key), word(0))
@@ -194,7 +194,7 @@ def test_no_reader_sees_an_older_value_again(seed, make_map, method):
 @pytest.mark.parametrize("value_size", [8, 64, 256, 1000])
 @pytest.mark.thorough
 def test_every_value_read_is_from_one_write(make_map, method, value_size):
-    """R2: two writers and two readers on one key; the words of a value all name the same write."""
+    """R2: two writers and two readers on one key; all words of a value are from the same write."""
     m = make_map(value_size=value_size)
     writes = 200_000
     m.update(word(7), jobs.whole_value(0, value_size))
@@ -228,7 +228,7 @@ def test_a_value_is_never_read_under_another_key(make_map, method, value_size):
         (jobs.read_reinserted, m, [2, 1], value_size),
     )
 
-    # A reader in a thread may always be switched away from at the same place.
+    # A thread that reads may be switched away from at the same place every time.
     assert method == "thread" or sum(results[2:]) > 0
     assert len(m) == 0
     m.check()
@@ -236,7 +236,7 @@ def test_a_value_is_never_read_under_another_key(make_map, method, value_size):
 
 @methods
 def test_colliding_keys_of_many_writers_stay_apart(seed, make_map, method):
-    """W1, W2: the same races in one chain of buckets, all hashes being equal."""
+    """W1, W2: the same races in one chain of buckets, because all hashes are equal."""
     m = make_map(max_entries=200, _seeds=(0, 0))
     m.update(word(0), stable_value(0))
 
@@ -254,8 +254,8 @@ def test_colliding_keys_of_many_writers_stay_apart(seed, make_map, method):
 
 
 @pytest.mark.parametrize("method", [*METHODS, "forkserver"])
-def test_processes_come_and_go(make_map, map_name, method):
-    """C3: workers open and close the map all the time; no addition is lost, and all leave."""
+def test_processes_that_come_and_go_lose_no_addition(make_map, map_name, method):
+    """C3: workers open and close the map all the time; none stays attached."""
     m = make_map()
     m.update(word(0), word(0))
     rounds = 25
@@ -268,7 +268,7 @@ def test_processes_come_and_go(make_map, map_name, method):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_child_goes_on_when_its_parent_has_closed(make_map, map_name, method):
+def test_a_child_uses_the_handle_after_its_parent_closed_it(make_map, map_name, method):
     """C3: a child uses the handle before and after the parent closes its own."""
     m = make_map()
     crew = Crew(method, parties=2)
@@ -287,7 +287,7 @@ def test_a_child_goes_on_when_its_parent_has_closed(make_map, map_name, method):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_child_that_exits_without_closing_leaves_nothing(make_map, method):
-    """C1, C3: children end by os._exit with the handle open; what they wrote is there."""
+    """C1, C3: children end by os._exit with the handle open; what they wrote is in the map."""
     m = make_map()
     crew = Crew(method, parties=1)
     for key in range(4):
@@ -302,12 +302,12 @@ def test_a_child_that_exits_without_closing_leaves_nothing(make_map, method):
     m.check()
 
 
-def test_the_places_of_exited_processes_are_used_again(make_map):
-    """C2, C3: more children exit without closing than there are places for processes."""
+def test_process_slots_of_exited_processes_are_used_again(make_map):
+    """C2, C3: more children exit without closing than there are process slots."""
     m = make_map()
-    children = 540  # and as many children of theirs: 1,080, where 1,024 processes may attach
+    children = 540  # and as many grandchildren: 1,080 processes, where 1,024 may attach
 
-    # A spawned process is small, and forks in less time than the test runner.
+    # A spawned process is small, and forks faster than the test runner.
     (codes,) = run_together("spawn", (jobs.fork_children_who_use, m, 0, children))
 
     assert codes == [0] * children
@@ -316,8 +316,8 @@ def test_the_places_of_exited_processes_are_used_again(make_map):
     m.check()
 
 
-def test_children_inherit_the_handle_and_so_do_theirs(make_map):
-    """C3: two generations of forked children write through the handle of their grandparent."""
+def test_children_and_grandchildren_use_the_inherited_handle(make_map):
+    """C3: two generations of forked children write through the handle of the first process."""
     m = make_map()
     m.update(word(1 << 20), word(1))
 
@@ -330,8 +330,7 @@ def test_children_inherit_the_handle_and_so_do_theirs(make_map):
 
 
 def test_a_child_that_cannot_reach_the_file_by_name_uses_the_map_it_inherited(map_name):
-    """C3: the program has closed the descriptor, and the name is another map's: not that one is
-    used."""
+    """C3: the program has closed the descriptor, and the name belongs to another map now."""
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as m:
         m[word(1)] = word(2)
         for fd in os.listdir("/proc/self/fd"):
@@ -360,7 +359,7 @@ def test_a_child_that_cannot_reach_the_file_by_name_uses_the_map_it_inherited(ma
 
 
 def test_children_forked_while_threads_operate_can_use_the_handle(make_map):
-    """C3: nothing that a thread of the parent held at the fork stops the child."""
+    """C3: locks that threads of the parent held at the fork do not stop the child."""
     m = make_map()
 
     ((codes, ends),) = run_together("fork", (jobs.fork_under_threads, m, 20, 3))
@@ -371,8 +370,8 @@ def test_children_forked_while_threads_operate_can_use_the_handle(make_map):
     m.check()
 
 
-def test_closing_a_handle_under_threads_is_an_error_for_them_only(make_map, map_name):
-    """H1: close() in the middle of other threads' operations ends these with MapClosed."""
+def test_closing_a_handle_ends_the_operations_of_threads_with_map_closed(make_map, map_name):
+    """H1: close() during other threads' operations; the map itself stays usable."""
     m = make_map()
 
     (told,) = run_together("fork", (jobs.close_under_threads, map_name, 20, 3))
@@ -383,7 +382,7 @@ def test_closing_a_handle_under_threads_is_an_error_for_them_only(make_map, map_
 
 
 def test_handles_of_one_process_see_each_other_and_close_alone(make_map, map_name):
-    """W1: what one handle writes the others read; closing one leaves the others usable."""
+    """W1: values written by one handle are read by the others; closing one affects no other."""
     m = make_map()
     handles = [RHashMap.open(map_name) for _ in range(10)]
 

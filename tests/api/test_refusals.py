@@ -1,4 +1,4 @@
-"""What is refused is refused by one of shmrhash's errors, which names the map and what helps."""
+"""Every refusal is one of shmrhash's errors, which names the map and the remedy."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ SIZES = {"key_size": 8, "value_size": 8, "max_entries": 100}
 
 
 def in_child(function):
-    """The error that function ends with in a child: its class, errno and message; or None."""
+    """Call function in a child; return the error's class, whether it is ours, errno, message."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -46,7 +46,7 @@ each_maker = pytest.mark.parametrize("maker", MAKERS.values(), ids=list(MAKERS))
 
 
 @each_maker
-def test_missing_directory_is_named(map_name, monkeypatch, maker):
+def test_error_for_a_missing_directory_has_its_path(map_name, monkeypatch, maker):
     monkeypatch.setenv("SHMRHASH_DIR", "/nowhere/at/all")
     with pytest.raises(
         shmrhash.SystemFailure, match=r"/nowhere/at/all does not.*SHMRHASH_DIR"
@@ -57,7 +57,7 @@ def test_missing_directory_is_named(map_name, monkeypatch, maker):
 
 
 @each_maker
-def test_file_in_the_place_of_the_directory_is_named(map_name, tmp_path, monkeypatch, maker):
+def test_file_instead_of_the_directory_is_refused(map_name, tmp_path, monkeypatch, maker):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SHMRHASH_DIR", str(tmp_path / "file"))
     with pytest.raises(Error, match="SHMRHASH_DIR"):
@@ -65,7 +65,7 @@ def test_file_in_the_place_of_the_directory_is_named(map_name, tmp_path, monkeyp
 
 
 @each_maker
-def test_limit_of_file_sizes_is_named(map_name, maker):
+def test_error_at_the_limit_of_file_sizes_names_the_limit(map_name, maker):
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
         maker(map_name)
@@ -75,7 +75,7 @@ def test_limit_of_file_sizes_is_named(map_name, maker):
     assert "ulimit -f" in told
 
 
-def test_limit_of_descriptors_is_named(map_name, make_map):
+def test_error_at_the_limit_of_descriptors_names_the_limit(map_name, make_map):
     make_map()
 
     def limited(use):
@@ -107,15 +107,15 @@ ERRNOS = {
 
 @pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
 @pytest.mark.parametrize("refuse", [_refusals.refuse, _refusals.refuse_creation])
-def test_each_number_of_the_system_has_a_class_and_a_remedy(number, refuse):
+def test_each_errno_of_the_system_has_a_class_and_a_remedy(number, refuse):
     kind, words = ERRNOS[number]
     with pytest.raises(kind, match=words) as refused:
         refuse(OSError(number, os.strerror(number)), "hits", "/dev/shm/hits")
     assert "'hits'" in str(refused.value)
 
 
-def test_closed_descriptor_of_an_unlinked_map_is_reached_again_or_said(make_map):
-    """Entries go on; what needs the file finds it by its mapping, or says so."""
+def test_unlinked_map_with_closed_descriptor_is_found_or_refused(make_map):
+    """Operations on entries go on; one that needs the file finds it by its mapping, or raises."""
     m = make_map()
     m[b"k" * 8] = b"v" * 8
 
@@ -138,7 +138,7 @@ def test_closed_descriptor_of_an_unlinked_map_is_reached_again_or_said(make_map)
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
-    RHashMap.create(m.name, **SIZES).close()  # for make_map, which unlinks it
+    RHashMap.create(m.name, **SIZES).close()  # because make_map unlinks it
 
 
 # ---- names ----
@@ -147,7 +147,7 @@ def test_closed_descriptor_of_an_unlinked_map_is_reached_again_or_said(make_map)
 @pytest.mark.parametrize(
     "tail", ["\udcff", "é", "a b", "\n", "\x1b[31m", "%s", "*", "-x"], ids=ascii
 )
-def test_what_can_be_made_can_be_opened_and_unlinked(map_name, tail):
+def test_map_of_any_valid_name_can_be_opened_and_unlinked(map_name, tail):
     name = f"{map_name}-{tail}"
     with RHashMap.create(name, **SIZES) as m, RHashMap.open(name) as again:
         again[b"k" * 8] = b"v" * 8
@@ -169,7 +169,7 @@ def test_name_that_no_file_can_have_is_refused(use):
 # ---- arguments ----
 
 
-def test_class_says_which_call_makes_a_map():
+def test_calling_the_class_names_the_calls_that_make_a_map():
     with pytest.raises(
         TypeError, match=r"RHashMap\.create\(name.*open\(name\).*SharedDict\(name\)"
     ):
@@ -190,13 +190,13 @@ def test_class_says_which_call_makes_a_map():
         ("mode", "660", "mode is a whole number.*0o660"),
     ],
 )
-def test_argument_of_another_type_is_named(map_name, argument, given, words):
+def test_error_for_an_argument_of_another_type_names_the_argument(map_name, argument, given, words):
     with pytest.raises(TypeError, match=words):
         RHashMap.create(map_name, **(SIZES | {argument: given}))
 
 
-def test_bytes_of_objects_are_whole_and_hold_something(map_name):
-    """The least that is accepted works."""
+def test_max_bytes_is_a_whole_number_within_limits(map_name):
+    """The smallest accepted number works."""
     with pytest.raises(TypeError, match=r"max_bytes is a whole number.*1 << 30"):
         SharedDict(map_name, max_bytes="1G")
     for too_few in (-1, 0, 1, 4096, (16 << 10) - 1):
@@ -213,19 +213,19 @@ def test_bytes_of_objects_are_whole_and_hold_something(map_name):
 
 
 @pytest.mark.parametrize("mode", [660, 0o1777, 0o4755, -1, 1 << 40])
-def test_mode_is_permissions(map_name, mode):
+def test_mode_with_more_than_permission_bits_is_refused(map_name, mode):
     with pytest.raises(InvalidArgument, match="mode is permissions"):
         RHashMap.create(map_name, mode=mode, **SIZES)
     with pytest.raises(InvalidArgument, match="mode is permissions"):
         SharedDict(map_name, mode=mode)
 
 
-def test_decimal_mode_gets_the_octal_one_as_advice(map_name):
+def test_error_for_a_decimal_mode_suggests_the_octal_one(map_name):
     with pytest.raises(InvalidArgument, match=r"did you mean 0o660\?"):
         RHashMap.create(map_name, mode=660, **SIZES)
 
 
-def test_array_types_without_a_dtype_say_how(map_name):
+def test_error_for_an_array_type_without_dtype_names_the_remedy(map_name):
     np = pytest.importorskip("numpy")
     for declared in (shmrhash.Array, np.ndarray, np.recarray):
         with pytest.raises(TypeError, match=r"needs the dtype of its items: Array\('f8'\)"):
@@ -233,12 +233,12 @@ def test_array_types_without_a_dtype_say_how(map_name):
 
 
 @pytest.mark.parametrize("declared", [list, dict, list[int], set, tuple], ids=str)
-def test_containers_are_objects(map_name, declared):
+def test_error_for_a_container_type_suggests_object(map_name, declared):
     with pytest.raises(TypeError, match="object takes lists, dicts"):
         SharedDict(map_name, key=str, value=declared)
 
 
-def test_second_section_of_a_thread_says_what_a_thread_is(make_map):
+def test_error_for_a_second_section_of_a_thread_mentions_coroutines(make_map):
     m = make_map()
     m[b"k" * 8] = bytes(8)
     with m.locked(b"k" * 8), pytest.raises(shmrhash.DeadlockError, match="coroutine or greenlet"):
@@ -246,7 +246,7 @@ def test_second_section_of_a_thread_says_what_a_thread_is(make_map):
 
 
 @pytest.mark.parametrize("number", [1 << 63, -(1 << 63) - 1, 1 << 64, 1 << 70])
-def test_counter_takes_no_number_beyond_64_bits(map_name, number):
+def test_counter_refuses_numbers_beyond_64_bits(map_name, number):
     with shmrhash.SharedCounter(map_name) as words:
         words.inc("a", 5)
         with pytest.raises(OverflowError):

@@ -1,4 +1,4 @@
-"""Sections beside what may come in between: collection, fork, a thousand of them, waiting."""
+"""Events during sections: garbage collection, fork, a thousand of them, waiting."""
 
 import gc
 import math
@@ -26,7 +26,7 @@ def m(make_map):
 
 
 def forked(function):
-    """Fork a child that calls function; (pid, descriptor to read what it returned)."""
+    """Fork a child that calls function; return its pid and a descriptor to read the result."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -41,7 +41,7 @@ def forked(function):
 
 
 def answer_of(pid, reader):
-    """The child's exit code, and at most 100 letters of what function returned or raised."""
+    """Return the child's exit code, and up to 100 letters of what function returned or raised."""
     _, status = os.waitpid(pid, 0)
     answer = os.read(reader, 100).decode()
     os.close(reader)
@@ -53,7 +53,7 @@ def in_child(function):
 
 
 def expect_free(m, key=1):
-    """L1: nobody holds the key."""
+    """L1: no section holds the key."""
     m.update(word(key), NEW, BPF_F_LOCK)
     assert m.lookup(word(key), BPF_F_LOCK) == NEW
 
@@ -62,7 +62,7 @@ def expect_free(m, key=1):
 
 
 def test_a_section_in_a_garbage_cycle_is_rolled_back(m):
-    """L1, C1: whatever order the collector takes a cycle apart in, the lock is free afterwards."""
+    """L1, C1: in whatever order the collector takes a cycle apart, the lock is free afterwards."""
 
     class Holder:
         pass
@@ -89,7 +89,7 @@ def test_a_section_in_a_garbage_cycle_is_rolled_back(m):
 
 
 def test_a_child_of_fork_waits_for_its_parents_section(m):
-    """L1: the child's thread has nothing locked, so this is waiting, and no deadlock."""
+    """L1: the child's thread holds no lock, so this is a wait and no deadlock."""
     with m.locked(word(1)) as value:
         told = in_child(lambda: m.update(word(1), NEW))
         value[:] = NEW
@@ -98,8 +98,8 @@ def test_a_child_of_fork_waits_for_its_parents_section(m):
     assert m[word(1)] == NEW
 
 
-def test_a_child_of_fork_that_closed_the_map_may_leave_the_block(m):
-    """C1: what the child has of its parent's section is a Python object, which does no harm."""
+def test_a_forked_child_that_closed_the_map_may_leave_the_block(m):
+    """C1: the child's copy of its parent's section is only a Python object, and does no harm."""
     section = m.locked(word(1))
     section.__enter__()[:] = NEW
 
@@ -116,8 +116,8 @@ def test_a_child_of_fork_that_closed_the_map_may_leave_the_block(m):
     expect_free(m)
 
 
-def test_a_child_that_got_its_parents_old_context_has_nothing_of_the_section(m):
-    """L1, C1: no context is in two hands, whoever had it before; and a kill leaves no lock."""
+def test_an_inherited_section_has_no_part_in_a_context_that_the_child_takes(m):
+    """L1, C1: even if the parent's section had that context; and a kill leaves no lock."""
     inherited = m.locked(word(0))
     inherited.__enter__()
     go_on, tell = os.pipe()
@@ -155,7 +155,7 @@ def test_a_child_that_got_its_parents_old_context_has_nothing_of_the_section(m):
 # ---- many ----
 
 
-def test_a_thousand_locks_again_and_again_use_up_nothing(make_map):
+def test_a_thousand_locks_taken_repeatedly_use_up_no_contexts(make_map):
     """L1: contexts of ended sections are free again, for this process and for others."""
     m = make_map(value_size=VALUE_SIZE, timeout=1)
     keys = [word(number) for number in range(1000)]
@@ -170,11 +170,11 @@ def test_a_thousand_locks_again_and_again_use_up_nothing(make_map):
     assert m.info()["contexts"] < CONTEXTS_MAX // 2
 
 
-# ---- waiting for oneself ----
+# ---- waiting for a section of the same thread ----
 
 
-def test_a_walk_that_comes_to_ones_own_section_after_anothers_is_a_deadlock(make_map):
-    """L1: said at once, also if the operation had to wait for somebody else before."""
+def test_a_batch_that_waits_for_another_section_and_then_its_own_is_a_deadlock(make_map):
+    """L1: the error comes at once, also after the operation has waited for another thread."""
     m = make_map(value_size=VALUE_SIZE, timeout=10)
     for number in range(60):
         m[word(number)] = OLD
@@ -210,8 +210,8 @@ def test_a_walk_that_comes_to_ones_own_section_after_anothers_is_a_deadlock(make
         ("min", 5.0, -math.inf, -math.inf),
     ],
 )
-def test_nothing_is_less_or_greater_than_a_nan(m, fmt, operation, before, number, after):
-    """W1: a NaN is neither raised nor lowered, nor does it replace anything."""
+def test_a_nan_is_neither_less_nor_greater_than_a_number(m, fmt, operation, before, number, after):
+    """W1: a NaN is neither raised nor lowered, nor does it replace a number."""
     m[word(1)] = struct.pack(f"<{fmt}", before).ljust(VALUE_SIZE, b"\0")
 
     told = getattr(m, operation)(word(1), number, fmt=fmt)

@@ -1,4 +1,4 @@
-"""Users and what they may do to each other: root trusts as everybody else does."""
+"""What users may do to each other's maps: root trusts others no more than any user does."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, who may b
 
 
 def as_user(user, function, *arguments):
-    """What function returns in a child that is another user. Its exceptions fail the test."""
+    """Return what function returns in another user's child; its exceptions fail the test."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -45,9 +45,9 @@ def as_user(user, function, *arguments):
 
 @pytest.fixture
 def folder(monkeypatch):
-    """A directory of segments that every user may write to, as /dev/shm is one."""
+    """A directory of segments that every user may write to, like /dev/shm."""
     base = os.environ.get("SHMRHASH_DIR", "/dev/shm")
-    if not os.stat(base).st_mode & stat.S_IXOTH:  # of one run of the tests
+    if not os.stat(base).st_mode & stat.S_IXOTH:  # the directory of this test run
         base = "/dev/shm"
     where = f"{base}/shmrhash-trust-{os.getpid()}"
     os.mkdir(where)
@@ -59,7 +59,7 @@ def folder(monkeypatch):
 
 
 class Code:
-    """Its pickle makes a file when it is read."""
+    """An object whose pickle makes a directory when it is read."""
 
     def __init__(self, path):
         self.path = path
@@ -90,8 +90,8 @@ OPENERS = {
 
 @pytest.mark.parametrize("opener", OPENERS.values(), ids=list(OPENERS))
 @pytest.mark.parametrize("user", [0, OTHER], ids=["root", "other"])
-def test_strangers_map_is_used_if_its_owner_is_named(folder, opener, user):
-    """Root, too: nothing that a stranger stored is unpickled, and the message has the remedy."""
+def test_map_of_a_stranger_is_opened_only_if_its_owner_is_named(folder, opener, user):
+    """Also by root: nothing that a stranger stored is unpickled, and the message has the remedy."""
     as_user(STRANGER, make_dict, "settings", f"{folder}/ran")
 
     def refused():
@@ -109,7 +109,7 @@ def test_strangers_map_is_used_if_its_owner_is_named(folder, opener, user):
 
 
 @pytest.mark.parametrize("user", [0, OTHER], ids=["root", "other"])
-def test_counters_and_open_or_create_ask_whose_map_it_is(folder, user):
+def test_counters_and_open_or_create_check_the_owner(folder, user):
     sizes = {"key_size": 8, "value_size": 8, "max_entries": 100}
     as_user(STRANGER, make_map, "hits")
     as_user(STRANGER, lambda: SharedCounter.create("words", mode=0o666).close())
@@ -129,8 +129,8 @@ def test_counters_and_open_or_create_ask_whose_map_it_is(folder, user):
     as_user(user, look)
 
 
-def test_pickle_keeps_the_owner_it_trusts(folder):
-    """A handle sent to a worker opens the map there as it did here."""
+def test_pickle_keeps_the_trusted_owner(folder):
+    """A worker that unpickles the handle opens the map with the same trust."""
     as_user(STRANGER, make_map, "hits")
     as_user(STRANGER, make_dict, "settings")
     as_user(STRANGER, lambda: SharedCounter.create("words", mode=0o666).close())
@@ -152,11 +152,11 @@ def test_pickle_keeps_the_owner_it_trusts(folder):
 
     pickles = as_user(OTHER, send)
     assert as_user(OTHER, receive, pickles) == (b"v" * 8, "red", 3, "red")
-    assert receive(pickles) == (b"v" * 8, "red", 3, "red")  # root, told so by the pickle
+    assert receive(pickles) == (b"v" * 8, "red", 3, "red")  # root: the pickle names the owner
 
 
-def test_pickle_names_nobody_by_itself(folder):
-    """What a user pickles of his own map is not yet trusted by another user who reads it."""
+def test_reading_a_pickle_does_not_make_a_user_trust_its_writer(folder):
+    """Another user who reads the pickle must still name the owner."""
 
     def send():
         with RHashMap.create("own", key_size=8, value_size=8, max_entries=9, mode=0o666) as m:
@@ -171,7 +171,7 @@ def test_pickle_names_nobody_by_itself(folder):
 
 
 def leave_dead(name, **more):
-    """A map with one dead process in it."""
+    """Make a map with one dead process in it."""
     make_map(name, **more)
     pid = os.fork()
     if pid == 0:
@@ -181,8 +181,8 @@ def leave_dead(name, **more):
     os.waitpid(pid, 0)
 
 
-def test_gc_of_root_attaches_to_no_strangers_map(folder):
-    """It says whose it is; --owner, or a program of the owner's, recovers the dead."""
+def test_gc_of_root_does_not_attach_to_a_strangers_map(folder):
+    """The report says whose it is; --owner, or the owner's programs, recover the dead process."""
     as_user(STRANGER, leave_dead, "hits")
 
     report = shmrhash.gc()
@@ -193,8 +193,8 @@ def test_gc_of_root_attaches_to_no_strangers_map(folder):
     assert shmrhash.gc()["skipped"] == {}
 
 
-def test_gc_of_root_removes_what_strangers_abandoned(folder):
-    """Ephemeral maps, and with names=True all that nobody holds; never what somebody holds."""
+def test_gc_of_root_removes_maps_that_strangers_abandoned(folder):
+    """Ephemeral maps, and with names=True every map that no process holds; never a map in use."""
     as_user(STRANGER, make_map, "kept")
     as_user(STRANGER, make_map, "held")
     as_user(STRANGER, leave_dead, "dead")
@@ -206,7 +206,7 @@ def test_gc_of_root_removes_what_strangers_abandoned(folder):
 
 
 def truncate_to_and_fro(name, folder):
-    """For ever: the file shrinks to a page, and is then as large as before, with its header."""
+    """Without end: truncate the file to a page, and restore its size and its header."""
     leave_dead(name, max_entries=100_000)
     with open(f"{folder}/{name}", "r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -216,16 +216,16 @@ def truncate_to_and_fro(name, folder):
             file.truncate(4096)
             file.truncate(size)
             os.pwrite(file.fileno(), head, 0)
-            time.sleep(0.0005)  # for root to begin
+            time.sleep(0.0005)  # lets root begin
 
 
-def test_truncated_file_never_ends_roots_gc(folder):
+def test_truncating_a_file_never_ends_the_gc_of_root(folder):
     attacker = os.fork()
     if attacker == 0:
         os.setresuid(STRANGER, STRANGER, STRANGER)
         truncate_to_and_fro("bait", folder)
     try:
-        while not os.path.exists(f"{folder}/begun"):  # ends with the attacker's death at the latest
+        while not os.path.exists(f"{folder}/begun"):  # the assertion ends this if the attacker dies
             assert os.waitpid(attacker, os.WNOHANG) == (0, 0)
         collector = os.fork()
         if collector == 0:
@@ -238,8 +238,8 @@ def test_truncated_file_never_ends_roots_gc(folder):
         os.waitpid(attacker, 0)
 
 
-def test_link_in_the_place_of_a_map_is_no_map(folder):
-    """Nobody follows a link that a stranger laid, whatever it names."""
+def test_link_in_the_place_of_a_map_is_refused(folder):
+    """No operation follows a link that a stranger made, whatever it points to."""
     make_map("hits")
     elsewhere = f"{folder}/elsewhere"
     os.mkdir(elsewhere)

@@ -17,12 +17,12 @@ if not all(importlib.util.find_spec(module) for module in ("click", "rich")):
 
 @pytest.fixture(autouse=True)
 def own_directory(monkeypatch):
-    """The command looks at all maps there are: a directory of segments for this test only."""
+    """A directory of segments for this test only, because the command looks at all maps."""
     base = os.environ.get("SHMRHASH_DIR", "/dev/shm")
     folder = tempfile.mkdtemp(prefix="shmrhash-cli-", dir=base)
     with monkeypatch.context() as patch:
         patch.setenv("SHMRHASH_DIR", folder)
-        if not SCRIPT.exists():  # the working tree, not installed
+        if not SCRIPT.exists():  # the working tree is used, and the package is not installed
             patch.setenv("PYTHONPATH", str(Path(shmrhash.__file__).parents[1]))
         for variable in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
             patch.delenv(variable, raising=False)
@@ -58,13 +58,13 @@ def value_of(number, shared_map):
 
 @pytest.fixture
 def hits(make):
-    """A map with the entries k1: 10, k2: 20, k3: 30, which nobody is attached to."""
+    """A map with the entries k1: 10, k2: 20, k3: 30, to which no process is attached."""
     make().close()
     return "hits"
 
 
 @pytest.fixture
 def users():
-    """Processes that use maps; those that are left are killed when the test ends."""
+    """Processes that use maps; those still running are killed when the test ends."""
     with Users() as group:
         yield group

@@ -1,4 +1,4 @@
-"""Every command: its name, options, help, completion; pipes; Python packages that are missing."""
+"""Every command: its name, options, help, completion; pipes; missing Python packages."""
 
 import os
 import re
@@ -37,11 +37,11 @@ from shmrhash.cli.errors import Failure
     ],
 )
 def test_commands_may_be_shortened(word, command):
-    """bpftool's come first, in its order."""
+    """Where a prefix fits several commands, bpftool's come first, in its order."""
     assert command == app.full_name(word)
 
 
-def test_a_shortened_command_of_two_meanings_is_refused():
+def test_an_ambiguous_shortened_command_is_refused():
     with pytest.raises(Failure, match="info and import"):
         app.full_name("i")
 
@@ -88,7 +88,7 @@ def test_mistake_is_explained(hits, words, message):
     assert not result.out
 
 
-def test_negative_numbers_are_no_options(make):
+def test_negative_numbers_are_not_taken_for_options(make):
     make("points", value_size=16).close()
     run("update", "points", "key", -7, "value", -1.5, 2, "--struct", "<q", "--value-struct", "<dd")
 
@@ -96,8 +96,8 @@ def test_negative_numbers_are_no_options(make):
     assert found.json["formatted"] == {"key": -7, "value": [-1.5, 2.0]}
 
 
-def test_layout_options_stand_anywhere(hits):
-    """-j and -p before or behind the command; -p is JSON too."""
+def test_layout_options_may_stand_before_or_after_the_command(hits):
+    """-j and -p; -p is JSON, too."""
     wanted = run("-p", "dump", hits).out
 
     assert wanted.startswith("[{\n        ")
@@ -112,8 +112,8 @@ def test_module_runs_as_the_command(hits):
     assert shmrhash.__version__ == run("--version", command=module).out.strip()
 
 
-def test_command_imports_only_what_it_needs(hits):
-    """Neither other commands nor packages that only some need, which take longer than a command."""
+def test_command_imports_only_the_modules_it_needs(hits):
+    """Not other commands, nor optional packages, whose import takes longer than a command."""
     program = "import sys; from shmrhash.cli import app; app.run(['ls']); print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, check=True
@@ -127,8 +127,8 @@ def test_command_imports_only_what_it_needs(hits):
     assert not imported & slow
 
 
-def test_reader_of_a_pipe_may_go_away(make):
-    """No traceback, no message: `shmrhash dump | head`."""
+def test_closing_the_pipe_that_reads_the_output_is_no_error(make):
+    """`shmrhash dump | head` prints no traceback and no message."""
     make(entries=1000, max_entries=1000).close()
     script = f'"{sys.executable}" -m shmrhash dump hits | head -1'
 
@@ -140,8 +140,8 @@ def test_reader_of_a_pipe_may_go_away(make):
     assert done.stderr == ""
 
 
-def test_help_teaches_by_example():
-    """Every command has examples that begin with shmrhash; help and --help say the same."""
+def test_help_lists_every_command():
+    """help and --help say the same."""
     text = run("--help").out
     assert "Exit status:" in text
     assert text == run("help").out
@@ -165,13 +165,13 @@ def test_command_has_help_with_examples(command, capsys):
 
 
 def completions(*words):
-    """What a shell would offer for the last word."""
+    """Return the words that a shell would offer for the last one."""
     asked = ShellComplete(app.group, {}, "shmrhash", "_SHMRHASH_COMPLETE")
     return [item.value for item in asked.get_completions(list(words[:-1]), words[-1])]
 
 
-def test_words_are_completed(make):
-    """Verbs, names of maps, keywords."""
+def test_commands_maps_and_keywords_are_completed(make):
+    """Also the names of options."""
     make("jobs").close()
     make("hits").close()
     Path(os.environ["SHMRHASH_DIR"], "notes").write_text("no map")
@@ -193,8 +193,8 @@ def test_completion_prints_code_for_a_shell(shell):
     assert run("-j", "completion", shell).json == text.removesuffix("\n")
 
 
-def test_python_without_click_says_how_to_get_it():
-    """The extra's name and the command, instead of a traceback; exit status 8."""
+def test_python_without_a_needed_package_says_how_to_install_it():
+    """The message has the extra's name and the command; no traceback; exit status 8."""
     for module, extra, words in (
         ("click", "cli", ["ls"]),
         ("rich", "cli", ["ls"]),

@@ -1,4 +1,4 @@
-"""bench: it measures, and leaves nothing."""
+"""bench: it measures, and leaves no map behind."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import re
 from support.commandline import run
 
 
-def test_bench_measures_and_leaves_nothing(own_directory):
+def test_bench_measures_and_leaves_no_map(own_directory):
     words = ["bench", "--entries", 500, "--seconds", 0.01, "--processes", 2]
 
     found = run("-j", *words).json

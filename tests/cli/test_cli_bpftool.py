@@ -1,8 +1,8 @@
-"""Our output beside that of the real bpftool, for a kernel map and one of ours of equal content.
+"""Our output compared with that of the real bpftool, for a kernel map and a map of equal content.
 
-bpftool.json holds what bpftool said, and of which version it was, so these comparisons are made on
-every machine. Where bpftool is installed and bpf(2) is allowed, a second run of each test asks it
-again; `pytest tests/cli/test_cli_bpftool.py --record-bpftool` writes the file anew.
+bpftool.json holds the output of bpftool and its version, so the tests run on every machine. Where
+bpftool is installed and bpf(2) is allowed, a second run of each test asks bpftool again; `pytest
+tests/cli/test_cli_bpftool.py --record-bpftool` writes the file anew.
 """
 
 import json
@@ -20,15 +20,15 @@ from shmrhash.cli import app
 
 BPFTOOL = shutil.which("bpftool", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
 RECORD = Path(__file__).with_name("bpftool.json")
-PIN = "/sys/fs/bpf/jobs"  # stands in the record for wherever the map was pinned
+PIN = "/sys/fs/bpf/jobs"  # stands in the record for the path at which the map was pinned
 ENTRIES = 3
 
-# (key_size, value_size): one line, two lines, names alone, gaps and breaks of long ones.
+# (key_size, value_size): on one line, on two, names on lines of their own, with gaps and breaks.
 SIZES = [(1, 1), (4, 8), (8, 16), (9, 16), (16, 16), (17, 4), (8, 40)]
 
 
 def mounted_bpffs(folder):
-    """Whether bpftool is there and a bpffs is mounted now: the kernel's maps can be asked."""
+    """Mount a bpffs and return whether bpftool can make a map of the kernel there."""
     if BPFTOOL is None:
         return False
     done = subprocess.run(
@@ -48,7 +48,7 @@ def mounted_bpffs(folder):
 
 
 def kernel_can_be_asked():
-    """Mount a bpffs once to see whether this machine allows it."""
+    """Return whether bpftool and a bpffs can be used on this machine, by mounting one."""
     with tempfile.TemporaryDirectory() as folder:
         if not mounted_bpffs(folder):
             return False
@@ -57,7 +57,7 @@ def kernel_can_be_asked():
 
 
 class AskedBpftool:
-    """bpftool itself, on maps of the kernel; it notes what it was asked and what it said."""
+    """The real bpftool, on maps of the kernel; it records its arguments and its output."""
 
     def __init__(self, folder):
         self.pin = f"{folder}/jobs"
@@ -79,7 +79,7 @@ class AskedBpftool:
 
 
 class RecordedBpftool:
-    """What bpftool said when it was asked the same, word by word and in the same order."""
+    """The recorded output of bpftool for the same arguments, word by word and in the same order."""
 
     def __init__(self, said):
         self.pin = PIN
@@ -91,13 +91,13 @@ class RecordedBpftool:
         return out
 
     def end(self):
-        """All that was recorded was asked for."""
+        """Check that all recorded calls were made."""
         assert next(self.said, None) is None, "record anew with --record-bpftool"
 
 
 @pytest.fixture(scope="module")
 def recording(pytestconfig):
-    """The record by test; after a run with --record-bpftool it is what bpftool has just said."""
+    """The record by test; with --record-bpftool, what bpftool has output in this run."""
     if not pytestconfig.option.record_bpftool:
         yield json.loads(RECORD.read_text())["tests"]
         return
@@ -131,7 +131,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def bpftool(request, source, recording):
-    """A function that gives bpftool's output for its words: recorded, or asked for now."""
+    """A function that returns bpftool's output for its arguments: recorded, or of a call now."""
     test = request.node.name.replace("recorded", "S").replace("asked", "S")
     if source == "asked":
         tool = AskedBpftool(request.getfixturevalue("bpf_folder"))
@@ -145,7 +145,7 @@ def bpftool(request, source, recording):
 
 @pytest.fixture
 def ours(capfd):
-    """A function that runs our command in this process; its output."""
+    """A function that runs our command in this process and returns its output."""
 
     def run(*words):
         capfd.readouterr()
@@ -180,7 +180,7 @@ def twins(request, bpftool):
 
 
 def same_show(text):
-    """show with what differs between any two maps made equal."""
+    """Return the output of show, with replacements where any two maps differ."""
     text = re.sub(r"^\d+: r?hash", "ID: TYPE", text, flags=re.MULTILINE)
     text = re.sub(r"memlock \d+B", "memlock NB", text)
     text = re.sub(r'"id": ?\d+', '"id": ID', text)
@@ -190,7 +190,7 @@ def same_show(text):
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
 def test_show_looks_as_bpftools(twins, bpftool, ours, layout):
-    """One map, and the list of all; ids, sizes in memory and the type's name are our own."""
+    """One map, and the list of all; ids, sizes in memory and the name of the type are our own."""
     theirs = bpftool(*layout, "map", "show", *twins.pin)
 
     assert same_show(theirs) == same_show(ours(*layout, "map", "show", "name", "jobs"))
@@ -212,13 +212,13 @@ def map_path():
 
 
 def in_order(dump):
-    """The entries of a dump in an order of their own, and what stands behind the last."""
+    """Return the sorted entries of a dump, and the text behind the last."""
     pieces = re.split(r"(?=^key:)|(?=^Found)", dump, flags=re.MULTILINE)
     return sorted(pieces)
 
 
 def test_dump_looks_as_bpftools(twins, bpftool, ours):
-    """The order is each map's own; the text of each entry, and the last line, are equal."""
+    """Each map has an order of its own; the text of each entry and the last line are equal."""
     theirs = bpftool("map", "dump", *twins.pin)
 
     assert in_order(theirs) == in_order(ours("dump", "jobs"))
@@ -247,7 +247,7 @@ def test_dump_of_one_and_of_none_looks_as_bpftools(twins, bpftool, ours, layout)
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
 def test_lookup_looks_as_bpftools(twins, bpftool, ours, layout):
-    """Every key, and one that is not there."""
+    """Every key of the map, and one that is absent."""
     absent = bytes(255 for _ in next(iter(twins.entries)))
     for key in [*twins.entries, absent]:
         theirs = bpftool(*layout, "map", "lookup", *twins.pin, "key", *key, check=False)
@@ -256,7 +256,7 @@ def test_lookup_looks_as_bpftools(twins, bpftool, ours, layout):
 
 @pytest.mark.parametrize("layout", [[], ["-j"], ["-p"]], ids=["plain", "json", "pretty"])
 def test_getnext_looks_as_bpftools(twins, bpftool, ours, layout):
-    """A map of one key says the same first key, and that there is none behind it."""
+    """In a map of one key: the first key, and that no key follows it."""
     (only, *others) = twins.entries
     for key in others:
         bpftool("map", "delete", *twins.pin, "key", *key)
@@ -269,7 +269,7 @@ def test_getnext_looks_as_bpftools(twins, bpftool, ours, layout):
 
 
 def test_getnext_with_a_key_looks_as_bpftools(twins, bpftool, ours):
-    """From each key to the next, in our order; bpftool is asked the same in its own."""
+    """From each key to the next, in our order; bpftool is asked in its own order."""
     ways = {}
     for name, ask in (
         ("ours", lambda *key: ours("getnext", "jobs", *key)),
@@ -305,7 +305,7 @@ def test_getnext_with_a_key_looks_as_bpftools(twins, bpftool, ours):
     ids=lambda words: "-".join(map(str, words)),
 )
 def test_errors_read_as_bpftools(bpftool, ours, words):
-    """What bpftool says stands at the beginning of what we say."""
+    """Our message begins with bpftool's."""
     twins = Twins(4, 8, bpftool)
     verb, *rest = words
     theirs = json.loads(bpftool("-j", "map", verb, *twins.pin, *rest, check=False))

@@ -8,7 +8,7 @@ from shmrhash import RHashMap
 
 
 def test_map_from_create_to_delete():
-    """What bpftool's users do, in its words."""
+    """The words are those that users of bpftool write."""
     folder = os.environ["SHMRHASH_DIR"]
     assert say("create jobs key 4 value 8 entries 100").out == ""
     say(f"create {folder}/other type rhash key 4 value 8 entries 10 name other flags 1")
@@ -37,13 +37,13 @@ def test_map_from_create_to_delete():
     assert run("-j", "dump", "jobs").json == []
 
 
-def test_create_of_what_exists_says_so(hits):
+def test_create_of_an_existing_map_is_refused(hits):
     refused = run("-j", "create", hits, "key", 8, "value", 8, "entries", 5, status=1)
     assert refused.json["error"].startswith("map create failed: File exists")
     assert run("-j", "dump", hits).json
 
 
-def test_created_map_has_the_mode_asked_for():
+def test_created_map_has_the_requested_mode():
     say("create shared key 8 value 8 entries 10 mode 640 extra 5")
 
     path = os.path.join(os.environ["SHMRHASH_DIR"], "shared")
@@ -72,7 +72,7 @@ def test_update_obeys_its_flags(hits):
     }
 
 
-def test_full_map_has_a_status_of_its_own(make):
+def test_update_of_a_full_map_has_its_own_exit_status(make):
     make(max_entries=2, entries=2).close()
 
     refused = run("update", "hits", "key", "k9", "value", 1, *STR, status=6)
@@ -88,7 +88,7 @@ def test_freezing_again_is_refused(make):
 
 
 def test_frozen_map_is_shown_and_refuses_changes(hits):
-    """Every process may read it, none change it."""
+    """Every process may read the map, none may change it."""
     assert run("freeze", hits).out == ""
 
     assert "\n\tfrozen\n" in run("show", "name", hits).out

@@ -1,4 +1,4 @@
-"""check, repair, gc, unlink: dead owners, damage inside, maps that nobody holds."""
+"""check, repair, gc, unlink: dead owners, damaged contents, maps that no process holds."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ MISSING, DAMAGED = 3, 5
 
 
 def test_dead_owner_is_seen_and_recovered(make, users):
-    """C2: a process killed while attached; looking changes nothing, repair recovers it."""
+    """C2: a process is killed while attached; ls, info and check show it, repair recovers it."""
     make().close()
     pid = users.start(RHashMap.open, "hits")
     users.kill(pid)
@@ -37,8 +37,8 @@ def test_dead_owner_is_seen_and_recovered(make, users):
     assert run("-j", "ls").json[0]["health"] == "ok"
 
 
-def test_owner_killed_in_the_middle_of_writing(make, users):
-    """C1: a writer of large values dies inside an operation; every value is one it wrote."""
+def test_writer_killed_inside_an_operation_is_recovered(make, users):
+    """C1: every large value in the map afterwards is one that the writer stored."""
     make(value_size=1 << 20, entries=0, max_entries=8).close()
 
     def write():
@@ -62,7 +62,7 @@ def test_owner_killed_in_the_middle_of_writing(make, users):
         assert all(value == value[:1] * (1 << 20) for value in shared_map.values())
 
 
-def test_ephemeral_map_whose_users_were_killed(users, own_directory):
+def test_ephemeral_map_of_killed_processes_is_listed_and_removed(users, own_directory):
     """C2: it counts as missing; ls still shows it, and gc removes it."""
 
     def create():
@@ -76,8 +76,8 @@ def test_ephemeral_map_whose_users_were_killed(users, own_directory):
     assert os.listdir(own_directory) == []
 
 
-def test_stopped_owner_is_alive_and_makes_a_writer_wait(make, users):
-    """A process stopped inside an update: readers go on, a writer gives up in time."""
+def test_stopped_owner_counts_as_alive_and_makes_a_writer_wait(make, users):
+    """A process is stopped inside an update: readers go on, a writer gives up at its timeout."""
     make(value_size=1 << 20, entries=0, max_entries=2).close()
 
     def write():
@@ -87,7 +87,7 @@ def test_stopped_owner_is_alive_and_makes_a_writer_wait(make, users):
 
     own = None
     pid = users.start_working(write)
-    for _ in range(500):  # until it is stopped inside an operation, which it is most of the time
+    for _ in range(500):  # until it is stopped inside an operation, where it is most of the time
         os.kill(pid, signal.SIGSTOP)
         os.waitid(os.P_PID, pid, os.WSTOPPED)
         with RHashMap.open("hits", timeout=0.05) as shared_map:
@@ -96,7 +96,7 @@ def test_stopped_owner_is_alive_and_makes_a_writer_wait(make, users):
             except shmrhash.LockTimeout:
                 break
         os.kill(pid, signal.SIGCONT)
-        time.sleep(0.001)  # lest it is stopped where it was
+        time.sleep(0.001)  # so that the next stop finds it elsewhere
     else:
         pytest.fail("it was never stopped inside an operation")
 
@@ -106,8 +106,8 @@ def test_stopped_owner_is_alive_and_makes_a_writer_wait(make, users):
     assert "delete failed: Device or resource busy" in refused.err
 
 
-def test_damage_inside_is_found_and_what_is_left_is_saved(make):
-    """H1: check says what is wrong; repair --into copies what can be read."""
+def test_damage_is_found_and_readable_entries_are_saved(make):
+    """H1: check says what is wrong; repair --into copies the entries that can be read."""
     make(entries=200).close()
     size = path_of("hits").stat().st_size
     data = path_of("hits").read_bytes()
@@ -127,8 +127,8 @@ def test_damage_inside_is_found_and_what_is_left_is_saved(make):
     assert run("-j", "check", "saved").json["sound"]
 
 
-def test_gc_asks_before_it_removes_maps_in_use_by_nobody(make, users, own_directory):
-    """--dry-run looks; without a terminal only --yes removes."""
+def test_gc_asks_before_it_removes_maps_that_no_process_uses(make, users, own_directory):
+    """--dry-run only lists them; without a terminal only --yes removes them."""
     make("unused").close()
     make("used").close()
     users.start(RHashMap.open, "used")
@@ -143,7 +143,7 @@ def test_gc_asks_before_it_removes_maps_in_use_by_nobody(make, users, own_direct
     assert sorted(os.listdir(own_directory)) == ["read", "used"]
 
 
-def test_unlink_leaves_users_alone(make, users):
+def test_processes_go_on_using_an_unlinked_map(make, users):
     shared_map = make()
     users.start(RHashMap.open, "hits")
 

@@ -37,7 +37,7 @@ class Job:
 
 
 def make_dict(entries, name="jobs", **options):
-    """A dict with these entries, which nobody is attached to."""
+    """Make a dict with these entries, to which no process is attached."""
     with SharedDict.create(name, **options) as d:
         for key, value in entries.items():
             d[key] = value
@@ -66,8 +66,8 @@ KINDS = {
 
 @pytest.mark.parametrize(("key", "value", "entries"), KINDS.values(), ids=KINDS)
 @pytest.mark.thorough
-def test_a_dict_comes_back_as_it_was(tmp_path, key, value, entries):
-    """Into a new dict of the same types and limits, and again into that."""
+def test_a_dict_comes_back_unchanged(tmp_path, key, value, entries):
+    """It is imported into a new dict, which gets its types and limits, and again into that dict."""
     options = {"key": key, "value": value, "max_entries": 5000}
     references = value in (str, bytes, object) or key in (str, bytes, object)
     if references:
@@ -90,7 +90,7 @@ def test_a_dict_comes_back_as_it_was(tmp_path, key, value, entries):
 
 @need_numpy
 @pytest.mark.thorough
-def test_arrays_come_back_as_they_were(tmp_path):
+def test_arrays_come_back_unchanged(tmp_path):
     import numpy as np
 
     row = np.dtype([("id", "<u4"), ("at", "<f8")])
@@ -110,8 +110,8 @@ def test_arrays_come_back_as_they_were(tmp_path):
 
 
 @need_msgspec
-def test_dataclasses_come_back_as_they_were(tmp_path):
-    """Lines show the fields, too."""
+def test_dataclasses_come_back_unchanged(tmp_path):
+    """Lines also show the fields."""
     entries = {number: Job(f"job {number}", number / 2) for number in range(50)}
     make_dict(entries, key=int, value=Job)
     for ending in ENDINGS:
@@ -123,8 +123,8 @@ def test_dataclasses_come_back_as_they_were(tmp_path):
     assert {"name": "job 3", "at": 1.5} in [line["value"]["fields"] for line in lines[1:]]
 
 
-def test_lines_of_a_dict_are_readable(tmp_path):
-    """The first says how the dict was; without it lines go into a dict that is there."""
+def test_exported_lines_of_a_dict_are_readable(tmp_path):
+    """The first line describes the dict; without it the lines can go into an existing dict."""
     make_dict({"a": 7, LONG: 8}, key=str, value=int)
     head, *lines = run("export", "jobs", "-").lines
 
@@ -137,8 +137,8 @@ def test_lines_of_a_dict_are_readable(tmp_path):
         assert HOUR - 60 < d.ttl("a") <= HOUR
 
 
-def test_deadlines_go_on_in_the_file(tmp_path):
-    """What expires meanwhile is left out; what never does never will."""
+def test_deadlines_are_kept_in_the_file(tmp_path):
+    """Entries that expire before the import are left out; those without a deadline get none."""
     make_dict({}, key=str, value=object, ttl=HOUR)
     with SharedDict.open("jobs", trust=True) as d:
         d.set("stays", 1, ttl=float("inf"))
@@ -181,8 +181,8 @@ def parts_of(name):
         return {key: shared_map._parts(key) for key in shared_map}
 
 
-def test_special_fields_come_back_as_they_were(tmp_path):
-    """Objects, counts and deadlines; and by repair --into, which copied none of them."""
+def test_special_fields_come_back_unchanged(tmp_path):
+    """Objects, counts and deadlines; also with repair --into, which once copied none of them."""
     make_fields().close()
     wanted = parts_of("typed")
     assert wanted[b"k0000001"][2] == (None, b"an object")
@@ -212,7 +212,7 @@ def test_repair_into_copies_a_dict(tmp_path):
         assert d.ttl("a") is None
 
 
-def test_keep_leaves_a_dicts_entries(tmp_path):
+def test_keep_does_not_overwrite_entries_of_a_dict(tmp_path):
     make_dict({"a": "old", "b": "old"}, key=str, value=str)
     for ending in ENDINGS:
         path = tmp_path / f"jobs.{ending}"
@@ -228,7 +228,7 @@ def test_keep_leaves_a_dicts_entries(tmp_path):
 
 
 @pytest.mark.thorough
-def test_what_cannot_hold_a_dict_says_what_can(make, tmp_path):
+def test_files_and_maps_that_cannot_hold_a_dict_are_refused(make, tmp_path):
     make().close()
     run("export", "hits", tmp_path / "hits.snap")
     run("export", "hits", tmp_path / "hits.csv")
@@ -252,7 +252,7 @@ def test_what_cannot_hold_a_dict_says_what_can(make, tmp_path):
     assert entries_of("numbers") == {1: 1}
 
 
-def test_room_for_objects_can_be_given(tmp_path):
+def test_max_bytes_of_an_imported_dict_can_be_given(tmp_path):
     make_dict({"a": "x" * 100_000}, key=str, value=str, max_bytes=1 << 20)
     run("export", "jobs", tmp_path / "jobs.snap")
 
@@ -266,7 +266,7 @@ def test_room_for_objects_can_be_given(tmp_path):
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.thorough
 def test_interrupted_import_of_a_dict_can_be_repeated(tmp_path, ending):
-    """C1: killed in the middle; the same command again completes it."""
+    """C1: it is killed in the middle; the same command again completes it."""
     entries = {f"{number} {LONG}": f"value {number} " * 9 for number in range(70_000)}
     make_dict(entries, key=str, value=str)
     path = tmp_path / f"jobs.{ending}"
@@ -298,7 +298,7 @@ def entries_so_far(name):
 
 @pytest.mark.thorough
 def test_export_of_a_dict_under_writers_has_whole_entries(users, tmp_path):
-    """R2, I1: key, value and deadline are of one moment; what stays comes exactly once."""
+    """R2, I1: key, value and deadline are of one moment; entries that stay come exactly once."""
     texts = [letter * size for letter in "abc" for size in (1, 5000, 20_000)]
     make_dict({f"{n} {LONG}": texts[0] for n in range(30)}, key=str, value=str, ttl=HOUR)
 
@@ -330,7 +330,7 @@ def test_export_of_a_dict_under_writers_has_whole_entries(users, tmp_path):
 
 
 def old_snapshot(entries):
-    """A snapshot of the first version, made by hand."""
+    """Build a snapshot in the format of the first version."""
     head = HEAD.pack(b"SHMRSNP1", 8, 8, 1, 0, 100, 1, len(entries), b"old", 0)[:-4]
     keys, values = b"".join(entries), b"".join(entries.values())
     return b"".join(
@@ -345,8 +345,8 @@ def old_snapshot(entries):
     )
 
 
-def test_plain_snapshots_stay_as_they_are(tmp_path):
-    """Those of before are read, and those of plain maps are written as before."""
+def test_snapshots_of_plain_maps_keep_the_first_format(tmp_path):
+    """Old ones are read, and new ones are written in the same format."""
     entries = {b"key %4d" % number: bytes([number] * 8) for number in range(9)}
     (tmp_path / "old.snap").write_bytes(old_snapshot(entries))
 
@@ -413,7 +413,7 @@ LINE = '{"shmrhash":"map","name":"x","key_size":16,"value_size":24,"max_entries"
     ],
 )
 @pytest.mark.thorough
-def test_damaged_lines_of_a_dict_are_named(tmp_path, content, message):
+def test_the_error_for_a_damaged_line_of_a_dict_has_its_number(tmp_path, content, message):
     (tmp_path / "jobs.ndjson").write_text(content)
     if "line 1 is no" in message:
         make_dict({}, "x", key=str, value=int)

@@ -1,4 +1,4 @@
-"""SharedDicts and maps with special fields through the real command."""
+"""SharedDicts and maps with special fields, used through the real command."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ class Job:
 
 
 class Trap:
-    """Unpickled, it makes a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path):
         self._path = str(path)
@@ -43,7 +43,7 @@ class Trap:
 
 
 def make_dict(entries, name="jobs", **options):
-    """A dict with these entries, which nobody is attached to."""
+    """Make a dict with these entries, to which no process is attached."""
     with SharedDict.create(name, **options) as d:
         for key, value in entries.items():
             d[key] = value
@@ -58,7 +58,7 @@ def formatted(name, *options):
     return [entry["formatted"] for entry in run("-j", "dump", name, *options).json]
 
 
-# ---- looking ----
+# ---- showing entries ----
 
 
 SHOWN = {
@@ -84,7 +84,7 @@ SHOWN = {
 
 @pytest.mark.parametrize(("key", "value", "entries", "text"), SHOWN.values(), ids=SHOWN)
 def test_entries_are_shown_by_their_types(key, value, entries, text):
-    """Plain; and as JSON, with the encoded bytes as bpftool has them."""
+    """Plain; and as JSON, with the encoded bytes in bpftool's form."""
     make_dict(entries, key=key, value=value)
 
     assert lines_of("jobs") == text
@@ -96,7 +96,7 @@ def test_entries_are_shown_by_their_types(key, value, entries, text):
         assert all(byte.startswith("0x") for byte in entry["key"] + entry["value"])
 
 
-def test_json_has_the_values_themselves():
+def test_json_shows_values_by_their_type():
     make_dict({"a": 7, LONG: -8}, "numbers", key=str, value=int)
     make_dict({(1, 2): (0.5, True)}, "structs", key="<HI", value="<d?")
     make_dict({"x": {"y": 1}}, "objects", key=object, value=object)
@@ -110,7 +110,7 @@ def test_json_has_the_values_themselves():
 
 
 @need_msgspec
-def test_messages_are_shown_with_their_fields():
+def test_msgspec_values_are_shown_with_their_fields():
     make_dict({1: Job("clean", 2.5)}, key=int, value=Job)
 
     assert lines_of("jobs") == ['key: 1  value: {"name": "clean", "at": 2.5}']
@@ -132,12 +132,12 @@ def test_arrays_are_shown_with_their_shapes():
 
 
 @pytest.mark.thorough
-def test_a_pickle_is_never_unpickled_unless_asked_for(tmp_path):
-    """Values and keys, by every command that looks or moves; --unpickle is the one way."""
+def test_values_and_keys_are_unpickled_only_if_asked_for(tmp_path):
+    """No command that shows or copies entries unpickles them; only --unpickle does."""
     trap = tmp_path / "sprung"
     make_dict({"a": Trap(trap)}, key=str, value=object)
     make_dict({}, "keys", key=object, value=int)
-    with SharedDict.open("keys", trust=True) as d:  # by an encoder of its own: who may write, may
+    with SharedDict.open("keys", trust=True) as d:  # any writer may encode as it likes
         core = _core.DictCore(d.handle, (_core.KEY_ENCODED, bytes, bytes), d._schema.value.triple)
         key = b"p" + pickle.dumps(Trap(trap))
         core[key] = 1
@@ -159,8 +159,8 @@ def test_a_pickle_is_never_unpickled_unless_asked_for(tmp_path):
     assert trap.exists()
 
 
-def test_what_cannot_be_unpickled_is_told():
-    """A class that this command cannot import."""
+def test_a_value_that_cannot_be_unpickled_is_shown_with_the_problem():
+    """Its class cannot be imported by this command."""
     make_dict({"a": Job("x", 1.0)}, key=str, value=object)
 
     assert "ModuleNotFoundError" in lines_of("jobs", "--unpickle")[0]
@@ -169,8 +169,8 @@ def test_what_cannot_be_unpickled_is_told():
 
 
 @pytest.mark.thorough
-def test_keys_are_given_by_their_type():
-    """lookup and delete take a text, a number, fields, JSON for what may be anything."""
+def test_keys_are_written_by_their_type():
+    """lookup and delete take a text, a number, fields, or JSON where a key may be any object."""
     make_dict({"alice": 7, LONG: 8}, "texts", key=str, value=int)
     make_dict({-5: "five"}, "numbers", key=int, value=str)
     make_dict({(1, 2): 3}, "structs", key="<HI", value=int)
@@ -221,8 +221,8 @@ def test_getnext_meets_every_key_of_a_dict():
     run("getnext", "jobs", *words, status=1)
 
 
-def test_update_goes_through_the_dict():
-    """Values by their types, with the dict's time to live; flags obeyed; the map stays sound."""
+def test_update_stores_through_the_dict():
+    """Values have their types and the dict's ttl; flags are obeyed; the map stays sound."""
     make_dict({"a": 1}, key=str, value=int, ttl=HOUR)
 
     run("update", "jobs", "key", LONG, "value", "-9")
@@ -256,7 +256,7 @@ def test_update_goes_through_the_dict():
     ],
 )
 @pytest.mark.thorough
-def test_what_does_not_fit_a_dict_is_refused(key, value, words, message):
+def test_keys_and_values_that_do_not_fit_a_dict_are_refused(key, value, words, message):
     make_dict({}, key=key, value=value)
 
     assert message in run("update", "jobs", *words.split(), status=2).err
@@ -284,14 +284,14 @@ def test_expired_entries_are_not_shown(tmp_path):
         assert set(left) == {"stays", "later"}
 
 
-def test_every_view_tells_the_living_from_the_expired():
-    """X1: what has expired and still takes room is neither hidden nor counted as fill."""
+def test_every_view_separates_live_and_expired_entries():
+    """X1: expired entries that still take room are neither hidden nor counted as fill."""
     make_dict({"stays": 1}, key=str, value=int, ttl=math.inf, max_entries=4)
     with SharedDict.open("jobs") as d:
         d.set("one", 2, ttl=HOUR)
         d.set("two", 3, ttl=HOUR)
         for key in ("one", "two"):
-            d.touch(key, 1e-6)  # no insertion removes them
+            d.touch(key, 1e-6)  # afterwards no insertion removes them
         while "two" in d:
             pass
 
@@ -329,7 +329,7 @@ def test_watch_follows_a_dict(users):
     assert (missing["key"], missing["value"]) == ("a", None)
 
 
-def test_raw_shows_the_bytes():
+def test_raw_option_shows_the_bytes():
     make_dict({"ab": "x"}, key=str, value=str)
 
     assert run("dump", "jobs", "--raw").lines[0] == "key: 61 62  value: 78"
@@ -355,7 +355,7 @@ def make_fields(name="typed"):
 
 
 def test_special_fields_are_shown(users):
-    """Each beside the bytes; a section of another process shows as locked."""
+    """Each is shown beside the bytes; an entry locked by another process shows as locked."""
     make_fields().close()
 
     def hold():
@@ -385,7 +385,7 @@ def test_special_fields_are_shown(users):
 
 
 def rewrite_schema(name, change):
-    """Change the schema in the file of a segment, in its own length."""
+    """Change the schema in a segment's file, without changing its length."""
     path = Path(os.environ["SHMRHASH_DIR"], name)
     with open(path, "r+b") as file:
         head = file.read(4096)
@@ -408,8 +408,8 @@ def rewrite_schema(name, change):
     ],
 )
 @pytest.mark.thorough
-def test_damaged_schema_is_told_and_bytes_are_shown(change, message):
-    """H1: hex as a last resort; nothing is stored into it."""
+def test_damaged_schema_is_reported_and_bytes_are_shown(change, message):
+    """H1: entries are shown in hex as a last resort; nothing can be stored into such a dict."""
     make_dict({"a": "one", LONG: "two"}, key=str, value=str)
     rewrite_schema("jobs", change)
 
@@ -426,13 +426,13 @@ def test_damaged_schema_is_told_and_bytes_are_shown(change, message):
 
 
 def replace_everywhere(name, old, new):
-    """Replace bytes in the file of a segment, but for its holes."""
+    """Replace bytes in a segment's file, except in its holes."""
     with open(Path(os.environ["SHMRHASH_DIR"], name), "r+b", buffering=0) as file:
         at, size = 0, file.seek(0, os.SEEK_END)
         while at < size:
             try:
                 at = file.seek(at, os.SEEK_DATA)
-            except OSError:  # a hole up to the end
+            except OSError:  # there is only a hole up to the end
                 return
             end = file.seek(at, os.SEEK_HOLE)
             file.seek(at)
@@ -442,11 +442,11 @@ def replace_everywhere(name, old, new):
             at = end
 
 
-ODD = 0x4D3C2B1A5F6E7D8C  # a deadline in a far time, whose bytes stand nowhere else in a segment
+ODD = 0x4D3C2B1A5F6E7D8C  # a distant deadline, whose bytes occur nowhere else in a segment
 
 
-def test_damaged_deadline_counts_as_over():
-    """H1: as for the dict itself; a number beyond the clock's is no traceback."""
+def test_damaged_deadline_counts_as_expired():
+    """H1: as in the dict itself; a number beyond the clock's range causes no traceback."""
     make_dict({"stays": 1}, key=str, value=int, ttl=HOUR, max_entries=10, max_bytes=1 << 14)
     with SharedDict.open("jobs") as d:
         d._put("goes", 2, 0, ODD)
@@ -458,11 +458,11 @@ def test_damaged_deadline_counts_as_over():
         assert dict(d) == {"stays": 1}
 
 
-# ---- looking after them ----
+# ---- maintenance ----
 
 
 def test_memory_of_objects_is_shown(users):
-    """info, ls, check, stat, top and metrics; what others look at in place counts as pinned."""
+    """info, ls, check, stat, top and metrics; an object that a process views counts as pinned."""
     make_dict({"a": b"x" * 5000}, key=str, value=bytes, max_bytes=1 << 20)
     users.start(look := Look())
 
@@ -479,7 +479,7 @@ def test_memory_of_objects_is_shown(users):
         assert found[0]["objects"]["bytes_in_use"] >= 5000
     assert "OBJECTS" in run("ls").out
     assert "OBJECTS" in run("top", "-n", 1).out
-    assert look.view is None  # the child's, not ours
+    assert look.view is None  # the child has a view, this process has none
     if importlib.util.find_spec("prometheus_client") is not None:
         figures = run("metrics").lines
         assert 'shmrhash_objects_max_bytes{map="jobs"} 1.048576e+06' in figures
@@ -487,7 +487,7 @@ def test_memory_of_objects_is_shown(users):
 
 
 class Look:
-    """Keep a view of an entry's value."""
+    """Opens the dict and keeps a view of an entry's value."""
 
     view = None
 
@@ -505,8 +505,8 @@ def test_maps_without_objects_show_none(make):
     assert "objects" not in run("info", "hits").out + run("stat", "hits").out
 
 
-def test_dict_of_a_killed_process_is_looked_at_and_repaired(users):
-    """C2: killed while it stored objects; what is shown before and after is whole."""
+def test_dict_of_a_killed_process_is_shown_and_repaired(users):
+    """C2: it is killed while it stores objects; values are whole before and after repair."""
     make_dict({}, key=str, value=str, max_bytes=1 << 24)
 
     def store():

@@ -1,4 +1,4 @@
-"""doctor: each feature is tried, and the file system in use is what it looks at."""
+"""doctor: it tries each feature, in the file system that is in use."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import pytest
 from support.commandline import FOLDER, run
 
 
-def test_doctor_finds_this_machine_fit(own_directory):
-    """The tests run here, so nothing is bad; the trial leaves nothing behind."""
+def test_doctor_finds_this_machine_suitable(own_directory):
+    """The tests run here, so nothing is bad; doctor's trial leaves no file behind."""
     found = run("-j", "doctor").json
 
     marks = {finding["what"]: finding["mark"] for finding in found}
@@ -25,8 +25,8 @@ def test_doctor_finds_this_machine_fit(own_directory):
     ("limit", "what", "change"),
     [("-v 4000000", "address space", "ulimit -v"), ("-f 100", "file size", "ulimit -f")],
 )
-def test_doctor_finds_what_is_not_fit(own_directory, limit, what, change):
-    """Exit status 1, and the command that changes it."""
+def test_doctor_reports_limits_and_their_remedies(own_directory, limit, what, change):
+    """Exit status 1, and the command that changes the limit."""
     words = ["bash", "-c", f'ulimit {limit}; exec "$@"', "bash", sys.executable, "-m", "shmrhash"]
 
     result = run("doctor", status=1, command=words)
@@ -46,11 +46,11 @@ def test_doctor_of_a_directory_that_is_no_tmpfs(tmp_path):
     assert "mount -t tmpfs" in run("--dir", tmp_path / "none", "doctor", status=1).out
 
 
-TESTS = Path(__file__).resolve().parents[1]  # the folder of the package support
+TESTS = Path(__file__).resolve().parents[1]  # contains the package support
 
 
 def doctor_refused(call, asked, status):
-    """What doctor finds where a system call is refused."""
+    """Return doctor's findings where a system call is refused."""
     program = (
         f"import sys; sys.path.insert(0, {str(TESTS)!r}); from support.refusing import refuse; "
         f"refuse({call!r}, {asked}); import shmrhash.cli; sys.argv[0] = 'shmrhash'; "
@@ -73,7 +73,7 @@ def doctor_refused(call, asked, status):
     ],
 )
 def test_doctor_tries_each_feature(own_directory, call, asked, status, mark, name):
-    """Whatever the kernel calls itself: what is refused is named, and nothing is to be reported."""
+    """Whatever version the kernel has: the refused call is named, and is not to be reported."""
     found = doctor_refused(call, asked, status)
 
     (finding,) = (one for one in found if one["what"] == "system call")
@@ -84,11 +84,11 @@ def test_doctor_tries_each_feature(own_directory, call, asked, status, mark, nam
 
 
 def in_mount(options, *words, before=":"):
-    """What doctor finds in a file system of its own."""
+    """Return doctor's findings in a private file system."""
     shell = f"mount --make-rprivate / && mount -t tmpfs -o {options} tmpfs /mnt && {before}"
     command = ["unshare", "-m", "sh", "-c", f'{shell} && exec "$@"', "sh"]
     command += [sys.executable, "-m", "shmrhash", "-j", "--dir", "/mnt", "doctor"]
-    # Elsewhere than the root: `-m` puts the current folder on sys.path.
+    # The working directory is not the root: `-m` puts the current folder on sys.path.
     done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=False)
     if "permitted" in done.stderr or "denied" in done.stderr:
         pytest.skip("mounting is not permitted here")
@@ -99,8 +99,8 @@ def in_mount(options, *words, before=":"):
     ("huge", "mark", "change"),
     [("never", "note", "remount,huge=advise"), ("advise", "ok", ""), ("always", "note", "advise")],
 )
-def test_doctor_reads_the_switch_of_the_tmpfs_in_use(huge, mark, change):
-    """The mount's option counts, not the one for memory without a mount."""
+def test_doctor_reads_the_huge_page_option_of_the_tmpfs_in_use(huge, mark, change):
+    """The option of the mount counts, not the one for memory without a mount."""
     found = in_mount(f"size=64m,huge={huge}")["huge pages"]
 
     assert (mark, True) == (found["mark"], change in found["change"])
@@ -116,7 +116,7 @@ def test_doctor_gives_right_advice_for_a_read_only_directory():
 
 
 def test_doctor_never_asks_to_report_a_full_disk():
-    """What is missing is named instead, also where the map is made and then finds no room."""
+    """The missing room is named instead, also where the map is made and then finds no room."""
     for room in (0, 40, 80, 120, 160, 200, 240):
         fill = f"head -c {(400 - room) << 10} /dev/zero > /mnt/ballast"
         found = in_mount("size=400k", before=fill)

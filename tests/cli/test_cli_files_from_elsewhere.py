@@ -1,4 +1,4 @@
-"""Files that strangers made, and folders that strangers may write to."""
+"""Files made by strangers, and folders that strangers may write to."""
 
 import base64
 import importlib.util
@@ -26,7 +26,7 @@ TOKEN = "0123456789abcdef"
 
 
 def snapshot(name, note=None, key_size=8, value_size=8):
-    """A snapshot of one entry, whose head says what it is told to."""
+    """Build a snapshot of one entry, with a head as given."""
     magic = b"SHMRSNP1" if note is None else b"SHMRSNP2"
     head = HEAD.pack(magic, key_size, value_size, 1, 0, 10, 0, 1, name.encode()[:200], 0)[:-4]
     data = b"k" * key_size + b"v" * value_size
@@ -57,8 +57,8 @@ FILES = {"snap": snapshot, "ndjson": lines, "npz": arrays}
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 @pytest.mark.parametrize("ending", FILES)
-def test_file_names_maps_in_the_directory_of_segments_only(own_directory, tmp_path, ending, name):
-    """A name with a slash, which the command line takes for a path, is no name in a file."""
+def test_file_can_name_only_maps_of_the_segment_directory(own_directory, tmp_path, ending, name):
+    """On the command line a name with a slash is a path; in a file it is refused."""
     (tmp_path / "home").mkdir()
     name = name.replace("HOME", f"{tmp_path}/home")
     (tmp_path / f"evil.{ending}").write_bytes(FILES[ending](name))
@@ -72,7 +72,7 @@ def test_file_names_maps_in_the_directory_of_segments_only(own_directory, tmp_pa
 
 
 @pytest.mark.parametrize("ending", ["snap", "npz"])
-def test_user_may_say_where_the_map_of_a_file_goes(own_directory, tmp_path, ending):
+def test_map_named_on_the_command_line_replaces_the_files_name(own_directory, tmp_path, ending):
     (tmp_path / f"evil.{ending}").write_bytes(FILES[ending]("a/b"))
     run("import", tmp_path / f"evil.{ending}", "mine")
     with RHashMap.open("mine") as shared_map:
@@ -80,14 +80,14 @@ def test_user_may_say_where_the_map_of_a_file_goes(own_directory, tmp_path, endi
         shared_map.check()
 
 
-def test_csv_names_no_map(tmp_path):
+def test_csv_file_has_no_name_of_a_map(tmp_path):
     (tmp_path / "hits.csv").write_text("key,value\n1,2\n")
     assert "into which map?" in run("import", tmp_path / "hits.csv", status=USAGE).err
 
 
 @pytest.mark.parametrize("shape", [(1, 0), (3, 0)])
 def test_rows_of_no_bytes_are_refused(tmp_path, shape):
-    """A sentence, not a ZeroDivisionError."""
+    """With a message, not a ZeroDivisionError."""
     np = pytest.importorskip("numpy")
     rows = np.zeros(shape, "V8")
     np.savez(tmp_path / "hits.npz", keys=rows, values=rows, max_entries=10, name="hits")
@@ -95,8 +95,8 @@ def test_rows_of_no_bytes_are_refused(tmp_path, shape):
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 63, 1 << 64, 1 << 70, -1, 1])
-def test_limits_that_no_map_has_are_refused(tmp_path, max_bytes):
-    """A sentence, not an OverflowError."""
+def test_limits_that_no_map_can_have_are_refused(tmp_path, max_bytes):
+    """With a message, not an OverflowError."""
     schema = base64.b64encode(b"").decode()
     note = {"max_bytes": max_bytes, "fields": [[3, 0]], "schema": schema}
     (tmp_path / "hits.snap").write_bytes(snapshot("hits", note))
@@ -108,7 +108,7 @@ def test_limits_that_no_map_has_are_refused(tmp_path, max_bytes):
 
 @pytest.mark.parametrize("ending", sorted({"snap", "csv", "npz", "ndjson"}))
 def test_export_follows_no_link_at_its_temporary_name(hits, tmp_path, monkeypatch, ending):
-    """The name cannot be guessed; and if it could, the link there is refused, not followed."""
+    """The name cannot be guessed; if it were, a link of that name would be refused."""
     assert f".{ending}" in ENDINGS
     monkeypatch.setattr(newfile.secrets, "token_hex", lambda _size: TOKEN)
     victim = tmp_path / "victim"
@@ -120,7 +120,7 @@ def test_export_follows_no_link_at_its_temporary_name(hits, tmp_path, monkeypatc
     assert not (tmp_path / f"hits.{ending}").exists()
 
     for part in (f"hits.{ending}.part-{pid}" for pid in range(os.getpid(), os.getpid() + 200)):
-        (tmp_path / part).symlink_to(victim)  # as a predictable name would be met
+        (tmp_path / part).symlink_to(victim)  # as an attacker would prepare for a predictable name
     run("export", "hits", tmp_path / f"hits.{ending}")
     assert victim.read_text() == "as it was"
     assert (tmp_path / f"hits.{ending}").stat().st_size > 0
@@ -130,8 +130,8 @@ def mode_of(path):
     return stat.S_IMODE(Path(path).stat().st_mode)
 
 
-def test_exported_file_may_be_read_by_whom_the_map_may(make, tmp_path):
-    """As cp does: the source's permissions, less the umask; a file that was there keeps its own."""
+def test_exported_file_has_the_permissions_of_the_map(make, tmp_path):
+    """As with cp: less the umask; a file that exists keeps its own permissions."""
     make("own").close()
     make("common", mode=0o664).close()
     make("open", mode=0o666).close()
@@ -147,8 +147,8 @@ def test_exported_file_may_be_read_by_whom_the_map_may(make, tmp_path):
         os.umask(before)
 
 
-def test_pipe_is_written_to(hits, tmp_path):
-    """What is no file, such as a shell's >(...), is not replaced by one."""
+def test_export_to_a_pipe_writes_into_the_pipe(hits, tmp_path):
+    """A path that is no file, such as a shell's >(...), is not replaced by a file."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Keys and values as people write and read them; the words of bpftool; JSON as bpftool lays it."""
+"""Keys and values as people write and read them; bpftool's words; JSON in bpftool's layout."""
 
 import json
 import struct
@@ -50,7 +50,7 @@ def test_bytes_are_read_as_bpftool_reads_them(text, data):
         ("hex 012 1 2 3", "error parsing byte: 012"),
     ],
 )
-def test_bytes_that_are_none_are_refused(text, message):
+def test_words_that_are_no_bytes_are_refused(text, message):
     with pytest.raises(Failure) as caught:
         taken(text, 4)
 
@@ -58,8 +58,8 @@ def test_bytes_that_are_none_are_refused(text, message):
 
 
 @given(st.binary(min_size=1, max_size=40))
-def test_raw_bytes_survive_each_way(data):
-    """Plain, hex, run together, and as JSON has them."""
+def test_raw_bytes_are_read_back_from_each_form(data):
+    """Plain, hex, run together, and as in JSON."""
     raw = Raw(len(data))
 
     assert data == taken(" ".join(map(str, data)), len(data))
@@ -69,7 +69,7 @@ def test_raw_bytes_survive_each_way(data):
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_numbers_survive_each_way(number):
+def test_numbers_are_read_back_from_each_form(number):
     spec = Spec("u64").fit(8, "key")
 
     data = spec.from_words(Words([hex(number)]), "key")
@@ -80,7 +80,7 @@ def test_numbers_survive_each_way(number):
 
 
 @given(st.text(max_size=8).filter(lambda text: "\0" not in text))
-def test_text_survives_each_way(text):
+def test_text_is_read_back_from_each_form(text):
     spec = Spec("str").fit(32, "key")
 
     data = spec.from_json(text, "key")
@@ -91,7 +91,7 @@ def test_text_survives_each_way(text):
 
 
 @given(st.binary(min_size=8, max_size=8).filter(lambda data: not data.endswith(b"\0")))
-def test_text_that_is_no_utf8_survives(data):
+def test_text_that_is_no_utf8_is_read_back(data):
     spec = Spec("str").fit(8, "key")
 
     assert data == spec.from_json(json.loads(json.dumps(spec.to_json(data))), "key")
@@ -128,19 +128,19 @@ def test_structs_are_read_and_shown(pattern, words, data, plain):
         (Spec("struct", "<II"), "1", "got nothing"),
     ],
 )
-def test_what_does_not_fit_is_refused(spec, words, message):
+def test_keys_that_do_not_fit_their_type_are_refused(spec, words, message):
     with pytest.raises(Failure, match=message.replace("(", r"\(")):
         taken(words, 8, spec)
 
 
-def test_u64_needs_whole_numbers():
+def test_u64_needs_a_multiple_of_8_bytes():
     with pytest.raises(Failure, match="12 bytes"):
         Spec("u64").fit(12, "key")
     assert Spec("u64").fit(16, "key").to_json(struct.pack("<QQ", 1, 2)) == [1, 2]
 
 
-def test_entry_breaks_its_lines_as_bpftool_does():
-    """On one line up to 24 bytes; names alone from 17 bytes on; a gap after eight, 16 to a line."""
+def test_entry_has_the_line_breaks_of_bpftool():
+    """One line up to 24 bytes; names on their own lines from 17 bytes; a gap after 8, 16 a line."""
 
     def layout(key_size, value_size):
         pair = Pair(Raw(key_size), Raw(value_size))
@@ -154,8 +154,8 @@ def test_entry_breaks_its_lines_as_bpftool_does():
     assert hex_lines(bytes(33)).splitlines()[2] == "00"
 
 
-def test_map_is_named_in_every_way(own_directory):
-    """A word that is a map's name is no keyword; the last word is none either."""
+def test_map_can_be_named_in_every_way(own_directory):
+    """A word that is the name of a map is no keyword, and neither is the last word."""
     for name in ("jobs", "n", "pin"):
         Path(own_directory, name).touch()
     inode = Path(own_directory, "jobs").stat().st_ino

@@ -1,4 +1,4 @@
-"""ls and info: every map, its figures, its users; names by pattern, anonymous dicts in a line."""
+"""ls and info: all maps, figures, processes; names by pattern, anonymous dicts in one line."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from support.commandline import run
 from shmrhash import RHashMap, SharedDict
 
 
-def test_ls_shows_every_map_and_who_uses_it(make, users):
+def test_ls_shows_every_map_and_its_processes(make, users):
     make("empty", entries=0).close()
     make("full", entries=2, max_entries=2).close()
     make("hits").close()
@@ -30,8 +30,8 @@ def test_ls_shows_every_map_and_who_uses_it(make, users):
     assert lines["empty"].split()[-2:] == ["ok", "-"]
 
 
-def test_ls_says_when_a_map_was_used_last(make):
-    """By whoever came, went, or did a thousand operations; looking at it is no use."""
+def test_ls_shows_when_a_map_was_last_used(make):
+    """Attaching, leaving, and every thousandth operation are uses; reading and ls are not."""
     shared_map = make("hits")
     (before,) = run("-j", "ls").json
     began = time.time_ns()
@@ -48,8 +48,8 @@ def test_ls_says_when_a_map_was_used_last(make):
     assert run("-j", "info", "hits").json["last_activity_ns"] == found["last_activity_ns"]
 
 
-def test_ls_shows_maps_in_use_whose_name_is_gone(make, users, own_directory):
-    """Removed by hand, or replaced: both halves of what was one map are seen."""
+def test_ls_shows_maps_in_use_whose_name_was_removed(make, users, own_directory):
+    """The file was removed by hand, and another map has its name: ls shows both maps."""
     make("hits").close()
     old = users.start(RHashMap.open, "hits")
     os.unlink(Path(own_directory, "hits"))
@@ -78,7 +78,7 @@ def test_ls_shows_maps_in_use_whose_name_is_gone(make, users, own_directory):
     assert "no name" not in run("ls", "hits").out
 
 
-def test_ls_of_nothing(own_directory):
+def test_ls_of_an_empty_directory(own_directory):
     assert run("ls").out.startswith("NAME")
     assert run("-j", "ls").json == []
 
@@ -87,7 +87,7 @@ def names_of(*words):
     return [seen["name"] for seen in run("-j", "ls", *words).json]
 
 
-def test_patterns_choose_maps(make):
+def test_ls_shows_only_maps_that_match_a_pattern(make):
     for name in ("cache-a", "cache-b", "hits"):
         make(name).close()
     assert names_of() == ["cache-a", "cache-b", "hits"]
@@ -98,7 +98,7 @@ def test_patterns_choose_maps(make):
     assert [line.split()[0] for line in run("ls", "cache-?").lines[1:]] == ["cache-a", "cache-b"]
 
 
-def test_anonymous_dicts_of_a_process_stand_in_one_line(make):
+def test_anonymous_dicts_of_a_process_are_shown_in_one_line(make):
     make("hits").close()
     made = [SharedDict(key=str, value=bytes) for _ in range(5)]
     for number, d in enumerate(made):
@@ -118,14 +118,14 @@ def test_anonymous_dicts_of_a_process_stand_in_one_line(make):
         d.close()
 
 
-def test_one_anonymous_dict_has_its_name():
+def test_a_single_anonymous_dict_is_shown_by_its_name():
     with SharedDict(key=str, value=int) as d:
         assert run("ls").lines[1].split()[0] == d.name
 
 
 @pytest.mark.parametrize("command", ["stat", "ls", "info", "show", "check", "top", "dump", "watch"])
-def test_no_command_prints_what_a_terminal_obeys(make, command):
-    """A map's name may be any bytes."""
+def test_no_command_prints_control_characters_of_a_name(make, command):
+    """The name of a map may contain any bytes."""
     name = "evil\x1b[31m\n\x07\u202e"
     make(name).close()
     words = {
@@ -141,8 +141,8 @@ def test_no_command_prints_what_a_terminal_obeys(make, command):
         shared_map.check()
 
 
-def test_info_tells_everything(make, users):
-    """Figures, writers, and readers, who hold no slot."""
+def test_info_shows_figures_writers_and_readers(make, users):
+    """Readers hold no process slot."""
     make(entries=500).close()
     writer = users.start(RHashMap.open, "hits")
     reader = users.start(lambda: RHashMap.open("hits", read_only=True))
@@ -161,8 +161,8 @@ def test_info_tells_everything(make, users):
     assert f"({reader})  reads" in text
 
 
-def test_looking_changes_nothing(make):
-    """No process slot, no recovery, not a byte of the file."""
+def test_commands_that_show_a_map_do_not_change_it(make):
+    """They take no process slot, recover nothing, and change no byte of the file."""
     make(entries=100).close()
     path = Path(os.environ["SHMRHASH_DIR"], "hits")
     before = path.read_bytes()
@@ -174,8 +174,8 @@ def test_looking_changes_nothing(make):
 
 
 @pytest.mark.thorough
-def test_unprintable_names_do_no_harm(make, own_directory, users):
-    """Names of maps and of processes may hold what moves a terminal's cursor."""
+def test_unprintable_names_are_escaped(make, own_directory, users):
+    """Names of maps and of processes may contain control sequences of a terminal."""
     make("straße").close()
     make("bad\x1b[2J\n").close()
 

@@ -21,7 +21,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9]")
 
 
 def test_terminal_has_colours_and_a_pipe_has_none(make, monkeypatch):
-    """NO_COLOR turns them off."""
+    """NO_COLOR turns the colours off."""
     make("full", entries=2, max_entries=2).close()
     assert "\x1b" not in run("ls").out
 
@@ -35,7 +35,7 @@ def test_terminal_has_colours_and_a_pipe_has_none(make, monkeypatch):
         assert "full" in terminal.text
 
 
-def test_narrow_terminal_goes_without_columns(make):
+def test_narrow_terminal_gets_fewer_columns(make):
     make().close()
 
     with Terminal("ls", columns=50) as terminal:
@@ -48,7 +48,7 @@ def test_narrow_terminal_goes_without_columns(make):
     assert fitting(["A", "B", "C"], [["aaaa", "-", "cc"]], 80, []) == [0, 2]
 
 
-def test_columns_that_say_nothing_are_left_out():
+def test_columns_without_information_are_left_out():
     columns = ["NAME", ">A", ">B", "LAST"]
     rows = [["x", "-", "1", "end"], ["y", "-", "2", "end"]]
 
@@ -56,7 +56,7 @@ def test_columns_that_say_nothing_are_left_out():
     assert fitting(columns, rows, 10, ["B"]) == [0, 3]
 
 
-def test_figures_are_short():
+def test_figures_are_shown_in_short():
     assert [size_text(size) for size in (0, 999, 1024, 40960, 3 << 19, 9 << 30, 12 << 40)] == [
         "0 B",
         "999 B",
@@ -91,7 +91,7 @@ def test_figures_are_short():
     ]
 
 
-def test_plain_table_has_no_blanks_at_the_ends():
+def test_plain_table_has_no_trailing_blanks():
     text = plain_table(["NAME", ">N"], [["a", "1"], ["long name", "20"]])
 
     assert text.splitlines() == ["NAME        N", "a           1", "long name  20"]
@@ -104,6 +104,6 @@ def test_plain_table_has_no_blanks_at_the_ends():
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     )
 )
-def test_json_is_json(value):
+def test_json_text_is_valid_json(value):
     assert value == json.loads(json_text(value, False))
     assert value == json.loads(json_text(value, True))

@@ -1,4 +1,4 @@
-"""show, dump, lookup, getnext: plain and JSON, on maps that others use."""
+"""show, dump, lookup, getnext: plain and JSON, on maps that other processes use."""
 
 import pytest
 from support.commandline import STR, run
@@ -6,8 +6,8 @@ from support.commandline import STR, run
 from shmrhash import RHashMap
 
 
-def test_show_names_the_processes(hits, users):
-    """Who is attached; neither this command, nor who only reads."""
+def test_show_names_the_attached_processes(hits, users):
+    """Neither this command nor processes that only read are shown."""
     pids = [users.start(RHashMap.open, hits) for _ in range(2)]
     users.start(lambda: RHashMap.open(hits, read_only=True))
 
@@ -18,8 +18,8 @@ def test_show_names_the_processes(hits, users):
     assert all(f"({pid})" in line for pid in pids)
 
 
-def test_dump_of_a_map_that_others_write(make, users):
-    """The entries that stay are printed exactly once each, while others come and go."""
+def test_dump_under_a_writer_has_each_stable_entry_once(make, users):
+    """Another process inserts and deletes other entries during the dump."""
     shared_map = make(entries=300, max_entries=2000)
     shared_map.close()
 
@@ -52,20 +52,20 @@ def test_dump_of_a_map_that_others_write(make, users):
     ],
     ids=lambda words: " ".join(words),
 )
-def test_same_key_in_every_notation(hits, options, key):
+def test_lookup_finds_a_key_in_every_notation(hits, options, key):
     found = run("lookup", hits, "key", *key, "--value-u64", *options)
 
     assert found.out.endswith("value: 10\n")
 
 
-def test_lookup_of_what_is_not_there(hits):
+def test_lookup_of_an_absent_key(hits):
     plain = run("lookup", hits, "key", "none", "--str", status=1)
     assert plain.out == "key:\nnone\n\nNot found\n"
     assert run("-j", "lookup", hits, "key", "none", "--str", status=1).json is None
 
 
-def test_walk_by_getnext_meets_every_key(hits):
-    """Plain and JSON; after the last, exit status 1."""
+def test_getnext_walks_over_every_key(hits):
+    """Plain and JSON; the exit status after the last key is 1."""
     keys, words = [], []
     for _ in range(3):
         answer = run("-j", "getnext", hits, *words, "--str").json["formatted"]

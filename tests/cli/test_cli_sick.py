@@ -1,4 +1,4 @@
-"""Maps that are not well: every command says what is wrong, in a sentence and an exit status."""
+"""Unusable maps: every command explains the problem in a sentence, with its own exit status."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ def test_damaged_header(hits, words):
 @pytest.mark.parametrize("content", [b"", b"just a text\n", b"x" * 8192], ids=len)
 @pytest.mark.thorough
 def test_file_that_is_no_map(content):
-    """Some text, nothing, or as much as a map's header."""
+    """A text, an empty file, and one larger than a map's header."""
     path_of("notes").write_bytes(content)
 
     for words in (ONE_MAP[0], ONE_MAP[5], ONE_MAP[7]):
@@ -76,21 +76,21 @@ def test_map_of_another_version(hits):
     assert not path_of(hits).exists()
 
 
-def test_directory_and_socket_are_no_maps(own_directory):
+def test_directory_is_no_map(own_directory):
     path_of("folder").mkdir()
 
     assert "not a regular file" in run("info", "folder", status=DENIED).err
     assert run("-j", "ls", "--all").json == []
 
 
-def test_directory_that_does_not_exist(own_directory):
+def test_directory_of_segments_that_does_not_exist(own_directory):
     result = run("--dir", f"{own_directory}/nowhere", "ls", status=MISSING)
     assert f"{own_directory}/nowhere, cannot be read: No such file or directory" in result.err
     run("show", "pinned", f"{own_directory}/nowhere/hits", status=MISSING)
 
 
 def setpriv(*options):
-    """The command with other privileges than root's; skip where root cannot do that."""
+    """Return the command with other privileges than root's; skip where root cannot drop them."""
     try:
         command = ["setpriv", *options, *COMMAND]
         done = subprocess.run([*command, "--version"], cwd=FOLDER, capture_output=True, check=False)
@@ -103,7 +103,7 @@ def setpriv(*options):
 
 @pytest.fixture
 def denied(make):
-    """The command for somebody who may not open the map called secret."""
+    """The command as a user who may not open the map called secret."""
     make("secret").close()
     if os.geteuid() != 0:
         os.chmod(path_of("secret"), 0)
@@ -112,8 +112,8 @@ def denied(make):
     return setpriv("--bounding-set", "-dac_override,-dac_read_search")
 
 
-def test_map_of_somebody_else(denied):
-    """Each command says so; ls counts it, and shows it if asked for all."""
+def test_map_that_may_not_be_opened(denied):
+    """Each command names the map; ls counts it, and shows it with --all."""
     for words in (ONE_MAP[0], ONE_MAP[5], ONE_MAP[7]):
         result = run(*of("secret", words), status=DENIED, command=denied)
         assert result.err.startswith("Error: segment 'secret'")
@@ -124,8 +124,8 @@ def test_map_of_somebody_else(denied):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root, who may become somebody else")
-def test_map_that_may_be_read_must_be_trusted_too(make):
-    """--owner names whom to trust."""
+def test_readable_map_of_another_user_must_be_trusted(make):
+    """--owner names the trusted user."""
     make("open").close()
     os.chown(path_of("open"), 1, 1)
     user = ("--reuid", NOBODY, "--regid", NOBODY, "--clear-groups")

@@ -1,4 +1,4 @@
-"""stat: every bucket is counted; drawn as text and into files."""
+"""stat: every bucket is counted; histograms as text and in files."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from support.commandline import run
 
 
 def test_stat_counts_every_bucket(make):
-    """The sums of the histogram are those of the map; the expected ones are near."""
+    """The histogram has the sums of the map; the expected numbers are close."""
     make(entries=5000, max_entries=5000, key_size=16).close()
 
     found = run("-j", "stat", "hits").json
@@ -29,7 +29,7 @@ def test_stat_counts_every_bucket(make):
     assert max(len(line) for line in lines) <= 80
 
 
-def test_stat_of_an_empty_map_and_without_block_letters(make):
+def test_stat_of_an_empty_map_and_in_ascii(make):
     make(entries=0).close()
     assert "0 of 1,000 entries" in run("stat", "hits").out
     make("more", entries=50).close()
@@ -40,7 +40,7 @@ def test_stat_of_an_empty_map_and_without_block_letters(make):
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 @pytest.mark.thorough
-def test_stat_draws_a_file(make, tmp_path, ending):
+def test_stat_plots_into_a_file(make, tmp_path, ending):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     make(entries=500).close()
     path = tmp_path / f"hits.{ending}"
@@ -51,12 +51,12 @@ def test_stat_draws_a_file(make, tmp_path, ending):
     assert b"<svg" in data if ending == "svg" else data.startswith(b"\x89PNG")
 
 
-def test_stat_refuses_a_file_it_cannot_draw(hits, tmp_path):
+def test_stat_refuses_a_file_format_it_cannot_plot(hits, tmp_path):
     pytest.importorskip("matplotlib", reason="plots need matplotlib")
     assert "not supported" in run("stat", hits, "--plot", tmp_path / "hits.xyz", status=2).err
 
 
-def test_plot_without_matplotlib_says_how_to_get_it(hits, tmp_path):
+def test_plot_without_matplotlib_says_how_to_install_it(hits, tmp_path):
     script = (
         "import sys; sys.modules['matplotlib'] = None; from shmrhash.cli import main; "
         "sys.exit(main())"

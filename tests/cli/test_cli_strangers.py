@@ -1,4 +1,4 @@
-"""The command as root, beside maps of users whom root does not trust."""
+"""The command run by root, on maps of users that root does not trust."""
 
 import importlib.util
 import os
@@ -35,7 +35,7 @@ def theirs(make, own_directory):
     return MapName("hits", f"{own_directory}/hits")
 
 
-def test_root_sees_strangers_maps_and_whose_they_are(theirs):
+def test_root_sees_maps_of_strangers_with_their_owners(theirs):
     listed = {seen["name"]: seen for seen in run("-j", "ls").json}
     assert listed["hits"]["owner"] == user_name(STRANGER)
     assert (listed["hits"]["health"], listed["hits"]["entries"]) == ("ok", 3)
@@ -50,7 +50,7 @@ def test_root_sees_strangers_maps_and_whose_they_are(theirs):
     assert "hits" in run("top", "-n", "1").out
 
 
-def test_own_maps_have_no_column_for_their_owner(make):
+def test_ls_has_no_owner_column_for_own_maps(make):
     make("hits").close()
     assert "OWNER" not in run("ls").out
 
@@ -68,28 +68,28 @@ def test_own_maps_have_no_column_for_their_owner(make):
     ],
     ids=lambda words: words[0],
 )
-def test_root_reads_and_changes_strangers_maps_if_told_to(theirs, words):
-    """The message has the option that trusts their owner."""
+def test_root_is_refused_the_contents_of_a_strangers_map(theirs, words):
+    """The message names the option that trusts the owner."""
     refused = run(*words, status=DENIED)
     assert f"pass --owner {STRANGER} to trust that user" in refused.err
 
 
-def test_owner_option_trusts(theirs):
+def test_owner_option_gives_access(theirs):
     assert "red" in run("--owner", STRANGER, "dump", "settings", "--unpickle").out
     run("--owner", STRANGER, "repair", "hits")
     run("--owner", STRANGER, "gc")
 
 
-def test_gc_of_root_lists_strangers_abandoned_maps(theirs):
+def test_gc_of_root_lists_and_removes_abandoned_maps_of_strangers(theirs):
     assert run("-j", "gc", "--dry-run").json["abandoned"] == ["hits", "settings"]
     assert run("-j", "gc", "--names", "--yes").json["removed"] == ["hits", "settings"]
 
 
-def test_looker_dies_in_the_place_of_the_command(theirs, monkeypatch):
-    """What kills whoever has the file mapped is told as the map's fault."""
+def test_signal_kills_the_reading_child_and_not_the_command(theirs, monkeypatch):
+    """A child reads the map; a signal that kills the child is reported as damage of the map."""
 
     def die(name, shared_map):
-        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # pytest's handler would tell at length
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)  # pytest's handler would print a long report
         os.kill(os.getpid(), signal.SIGBUS)
 
     monkeypatch.setattr("shmrhash.cli.maps._read_state", die)
@@ -98,13 +98,13 @@ def test_looker_dies_in_the_place_of_the_command(theirs, monkeypatch):
     assert {state.health for state in all_states(Session())} == {DAMAGED}
 
 
-def test_looker_that_takes_too_long_is_left(theirs):
-    """A child that never ends is killed, and its map called damaged."""
+def test_child_that_takes_too_long_is_killed(theirs):
+    """Its map is reported as damaged."""
     with pytest.raises(shmrhash.SegmentCorrupt, match=r"more than 0\.1 s"):
         strangers.read_map(theirs, Session(), lambda shared_map: signal.pause(), 0.1)
 
 
-def test_looker_tells_what_it_found_wrong(theirs):
+def test_error_found_by_the_child_is_raised_in_the_command(theirs):
     with pytest.raises(shmrhash.MapFull, match="no room"):
         strangers.read_map(theirs, Session(), refuse)
 

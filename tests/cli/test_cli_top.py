@@ -1,4 +1,4 @@
-"""top: in a pipe, as JSON, and on a terminal with somebody at the keys."""
+"""top: in a pipe, as JSON, and on a terminal with a user who presses keys."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from shmrhash import LockTimeout, RHashMap, _segment
 
 
 def counting(name):
-    """A function that adds 1000 keys to a map and removes them, over and over."""
+    """Return a function that adds 1000 keys to a map and removes them, each time it is called."""
 
     def count():
         if not count.maps:
@@ -27,8 +27,8 @@ def counting(name):
     return count
 
 
-def test_top_shows_what_changes(make, users):
-    """Frames of JSON; a map that grows, one at rest, a dead owner; rates from the second on."""
+def test_top_shows_rates_and_dead_owners(make, users):
+    """A map that grows, and one at rest with a dead owner; rates from the second frame on."""
     make("rest").close()
     growing = make("growing", max_entries=1_000_000, entries=0)
     dead = users.start(RHashMap.open, "rest")
@@ -57,8 +57,8 @@ def test_top_shows_what_changes(make, users):
     assert [user["pid"] for user in rest["processes"] if not user["alive"]] == [dead]
 
 
-def test_top_shows_who_waits(make, users):
-    """Contention, per map and per process: one holds a key, another wants to write it."""
+def test_top_shows_which_processes_wait(make, users):
+    """Waits per map and per process: one process holds a key, another tries to write it."""
     make("quiet").close()
     make("busy").close()
     key = b"k1".ljust(8, b"\0")
@@ -94,8 +94,8 @@ def test_top_shows_who_waits(make, users):
     assert "WAITS/s" in frame
 
 
-def test_top_in_a_pipe_is_text(make, users):
-    """Sorted as asked; only the maps asked for."""
+def test_top_prints_text_into_a_pipe(make, users):
+    """Sorted by the given column; only the given maps."""
     make("few", entries=1).close()
     make("many", entries=500).close()
     pid = users.start(RHashMap.open, "many")
@@ -110,7 +110,7 @@ def test_top_in_a_pipe_is_text(make, users):
     assert "many" not in only
 
 
-def test_top_of_nothing_and_of_sick_maps(make, own_directory):
+def test_top_of_no_maps_and_of_a_damaged_map(make, own_directory):
     assert "0 maps" in run("top", "-n", 1).out
     make().close()
     with open(f"{own_directory}/hits", "r+b") as file:
@@ -119,8 +119,8 @@ def test_top_of_nothing_and_of_sick_maps(make, own_directory):
     assert re.search(r"^hits .* damaged$", run("top", "-n", 1).out, re.MULTILINE)
 
 
-def test_top_on_a_terminal_obeys_its_keys(make, users):
-    """Live, sorted by a key, narrow after a resize; q restores screen and keyboard."""
+def test_top_on_a_terminal_obeys_keys(make, users):
+    """It is sorted by the column of a key; q restores screen and keyboard."""
     make("few", entries=1).close()
     make("many", entries=500, max_entries=2000).close()
     users.start_working(counting("many"))
@@ -140,7 +140,7 @@ def test_top_on_a_terminal_obeys_its_keys(make, users):
         assert terminal.before == termios.tcgetattr(terminal.theirs)
 
 
-def test_top_ends_by_interrupt_and_when_the_terminal_goes(make):
+def test_top_ends_when_interrupted(make):
     make().close()
     with Terminal("top", "-d", 0.1) as terminal:
         terminal.wait_for("sorted by name")
@@ -150,13 +150,13 @@ def test_top_ends_by_interrupt_and_when_the_terminal_goes(make):
 
 
 def readers(shared_map):
-    """Whether a handle for reading is open anywhere."""
+    """Return whether any process has a read-only handle of the map open."""
     with open(shared_map.info()["path"], "rb") as file:
         return _segment.holders_of(file.fileno()).readers
 
 
-def test_top_keeps_nothing_open(make):
-    """Between two looks no handle for reading holds memory back."""
+def test_top_keeps_no_handle_open_between_frames(make):
+    """A handle that reads would hold memory back."""
     shared_map = make()
     top = start("top", "-d", 30)
     try:

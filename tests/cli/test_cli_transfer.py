@@ -1,4 +1,4 @@
-"""export and import: every format there and back, under writers, interrupted, damaged, full."""
+"""export and import: every format in both directions, under writers, interrupted, damaged, full."""
 
 import gzip
 import json
@@ -35,8 +35,8 @@ def ending(request):
 
 @pytest.mark.parametrize("options", [(), STR], ids=["bytes", "text"])
 @pytest.mark.thorough
-def test_entries_come_back_as_they_were(make, tmp_path, ending, options):
-    """Into a new map, and into one that is there; quiet in a pipe."""
+def test_entries_come_back_unchanged(make, tmp_path, ending, options):
+    """They are imported into a new map, and into an existing one; no output in a pipe."""
     make(entries=500).close()
     path = tmp_path / f"hits.{ending}"
     lines = ending in ("ndjson", "csv")
@@ -52,7 +52,7 @@ def test_entries_come_back_as_they_were(make, tmp_path, ending, options):
     run("check", "copy")
 
 
-def test_snapshot_and_npz_say_how_the_map_was(make, tmp_path):
+def test_snapshot_and_npz_keep_the_geometry_of_the_map(make, tmp_path):
     pytest.importorskip("numpy", reason="an .npz needs NumPy")
     make("odd", key_size=5, value_size=13, max_entries=77, map_extra=9, entries=4).close()
     wanted = entries_of("odd")
@@ -77,8 +77,8 @@ def test_empty_map_comes_back_empty(make, tmp_path, ending):
     assert entries_of("copy") == {}
 
 
-def test_structs_and_text_survive_lines(make, tmp_path):
-    """Several fields in a cell; quotes, commas, line ends and letters of all kinds in text."""
+def test_structs_and_text_come_back_from_lines(make, tmp_path):
+    """Several fields in a cell; text with quotes, commas, line ends and letters of all kinds."""
     shared_map = make(key_size=16, value_size=12, entries=0)
     texts = ['a,b"c', "two\nlines", "naïve 東京"[:9], "", " x ", "key"]
     for number, text in enumerate(texts):
@@ -95,7 +95,7 @@ def test_structs_and_text_survive_lines(make, tmp_path):
         assert entries_of("hits") == entries_of(ending)
 
 
-def test_lines_are_what_other_programs_read(hits):
+def test_lines_can_be_read_by_other_programs(hits):
     entries = [json.loads(line) for line in run("export", hits, "-", *STR).lines]
     assert {entry["key"]: entry["value"] for entry in entries} == {"k1": 10, "k2": 20, "k3": 30}
     raw = [json.loads(line) for line in run("export", hits, "-").lines]
@@ -105,7 +105,7 @@ def test_lines_are_what_other_programs_read(hits):
     assert sorted(lines[1:]) == ["k1,10", "k2,20", "k3,30"]
 
 
-def test_pipe_carries_a_map(hits):
+def test_map_is_exported_and_imported_through_a_pipe(hits):
     """export | gzip | import, as over ssh."""
     data = run("export", hits, "-", "-f", "snapshot").raw
     assert gzip.decompress(gzip.compress(data)) == data
@@ -115,8 +115,8 @@ def test_pipe_carries_a_map(hits):
     assert entries_of(hits) == entries_of("copy")
 
 
-def test_dump_is_imported_as_lines(hits):
-    """bpftool -j map dump | jq -c '.[]' has the same lines."""
+def test_output_of_dump_can_be_imported(hits):
+    """bpftool -j map dump | jq -c '.[]' prints the same lines."""
     lines = "".join(json.dumps(entry) + "\n" for entry in run("-j", "dump", hits).json)
 
     run("import", "-", "copy", *NEW, stdin=lines)
@@ -124,7 +124,7 @@ def test_dump_is_imported_as_lines(hits):
     assert entries_of(hits) == entries_of("copy")
 
 
-def test_numpy_reads_an_npz(make, tmp_path):
+def test_npz_is_exchanged_with_numpy(make, tmp_path):
     numpy = pytest.importorskip("numpy", reason="an .npz needs NumPy")
     make().close()
     run("export", "hits", tmp_path / "hits.npz")
@@ -142,7 +142,7 @@ def test_numpy_reads_an_npz(make, tmp_path):
 
 @pytest.mark.thorough
 def test_export_under_writers_has_each_entry_once(make, users, tmp_path):
-    """R2: values of eight equal words; entries that stay come exactly once."""
+    """R2: the values are eight equal words; entries that stay come exactly once."""
     shared_map = make(value_size=64, entries=0, max_entries=3000)
     for number in range(1000):
         shared_map[b"stay%04d" % number] = bytes(64)
@@ -171,8 +171,8 @@ def test_export_under_writers_has_each_entry_once(make, users, tmp_path):
 
 
 @pytest.mark.thorough
-def test_keep_leaves_what_is_there(hits, tmp_path, ending):
-    """A repeated import does not undo what others changed since."""
+def test_keep_does_not_overwrite_entries(hits, tmp_path, ending):
+    """A repeated import does not undo later changes of other processes."""
     path = tmp_path / f"hits.{ending}"
     run("export", hits, path)
     run("update", hits, "key", "k1", "value", 77, *STR)
@@ -194,7 +194,7 @@ def make_big_snapshot(path, entries):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.thorough
 def test_interrupted_import_can_be_repeated(own_directory, tmp_path, number):
-    """C1: stopped in the middle, by Ctrl-C or for good; the same command again completes it."""
+    """C1: stopped in the middle, by Ctrl-C or SIGKILL; the same command again completes it."""
     path = tmp_path / "big.snap"
     make_big_snapshot(path, 200_000)
     whole = path.read_bytes()
@@ -225,7 +225,7 @@ def entries_so_far(name):
 
 
 def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
-    """A file is there when it is complete; an older one stays until then."""
+    """The file appears when it is complete; an older one stays until then."""
     make_big_snapshot(tmp_path / "big.snap", 300_000)
     path = tmp_path / "big.ndjson"
 
@@ -259,7 +259,7 @@ def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
 )
 @pytest.mark.thorough
 def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
-    """Nothing of a chunk whose checksum is wrong is imported."""
+    """No entry of a chunk whose checksum is wrong is imported."""
     make(entries=300).close()
     path = tmp_path / "hits.snap"
     run("export", "hits", path)
@@ -290,7 +290,7 @@ def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
     ],
 )
 @pytest.mark.thorough
-def test_damaged_lines_are_named(hits, tmp_path, name, content, message):
+def test_the_error_for_a_damaged_line_has_its_number(hits, tmp_path, name, content, message):
     if name.endswith("npz"):
         pytest.importorskip("numpy", reason="an .npz needs NumPy")
     path = tmp_path / name
@@ -299,7 +299,7 @@ def test_damaged_lines_are_named(hits, tmp_path, name, content, message):
     assert message in run("import", path, hits, status=5).err
 
 
-def test_what_cannot_be_imported_is_explained(make, tmp_path):
+def test_errors_of_import_and_export_name_the_cause(make, tmp_path):
     make(entries=5).close()
     run("export", "hits", tmp_path / "hits.snap")
     run("export", "hits", tmp_path / "hits.csv")
@@ -322,7 +322,7 @@ def test_what_cannot_be_imported_is_explained(make, tmp_path):
         assert message in run(*words, status=status).err, words
 
 
-def test_import_into_a_larger_map_is_the_way_out_of_a_full_one(make, tmp_path):
+def test_entries_of_a_full_map_can_be_imported_into_a_larger_one(make, tmp_path):
     make(entries=20, max_entries=20).close()
     run("export", "hits", tmp_path / "hits.snap")
 
@@ -332,8 +332,8 @@ def test_import_into_a_larger_map_is_the_way_out_of_a_full_one(make, tmp_path):
     run("update", "larger", "key", "one more", "value", 1, *STR)
 
 
-def test_the_flags_of_a_handle_are_not_the_maps(make, tmp_path):
-    """A map that its creator only reads or only writes is exported and imported as any other."""
+def test_map_created_with_a_restricted_handle_is_exported_and_imported(make, tmp_path):
+    """The flags BPF_F_RDONLY and BPF_F_WRONLY belong to the creator's handle."""
     for name, flag in (("read", BPF_F_RDONLY), ("write", BPF_F_WRONLY)):
         make(name, entries=0, map_flags=BPF_F_NO_PREALLOC | flag).close()
         run("update", name, "key", "a", "value", 1, *STR)
@@ -344,7 +344,7 @@ def test_the_flags_of_a_handle_are_not_the_maps(make, tmp_path):
         assert entries_of(name) == entries_of(f"{name}-copy") != {}
 
 
-def test_progress_is_for_terminals(make, tmp_path):
+def test_progress_is_shown_on_a_terminal_only(make, tmp_path):
     make(entries=300).close()
     words = ("export", "hits", tmp_path / "hits.snap")
 
@@ -356,7 +356,7 @@ def test_progress_is_for_terminals(make, tmp_path):
 
 @pytest.mark.long
 def test_snapshot_of_a_million_entries_takes_half_a_second(own_directory, tmp_path):
-    """2 million entries a second each way, the best of five, as the command itself measures."""
+    """That is 2 million entries a second each way: the best of five, as measured by the command."""
     path = tmp_path / "big.snap"
     make_big_snapshot(path, 1_000_000)
 

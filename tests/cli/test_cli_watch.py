@@ -6,7 +6,7 @@ from support.commandline import STR, TIMEOUT_SECONDS, run, start
 
 
 def test_watch_prints_each_change(make):
-    """Now, changed, removed, back again; numbers with their difference."""
+    """The value now, changed, removed, and back again; numbers with their difference."""
     shared_map = make()
     key = b"k1".ljust(8, b"\0")
     watching = start("watch", "hits", "key", "k1", *STR, "-d", 0.002, "-n", 3)
@@ -22,7 +22,7 @@ def test_watch_prints_each_change(make):
     watching.communicate()
 
 
-def test_watch_as_json_and_with_an_end(make):
+def test_watch_ends_after_its_time_and_prints_json(make):
     make().close()
 
     ended = run("-j", "watch", "hits", "key", "k1", *STR, "--for", 0.05, "-n", 1, status=1)
@@ -32,7 +32,7 @@ def test_watch_as_json_and_with_an_end(make):
     assert run("watch", "hits", "key", "none", "--str", "--for", 0).out.endswith("not there\n")
 
 
-def test_watch_notices_that_the_map_is_gone(make):
+def test_watch_ends_when_the_map_is_removed(make):
     make()
     watching = start("watch", "hits", "key", "k1", "--str", "-d", 0.002)
     watching.stdout.readline()

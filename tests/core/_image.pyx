@@ -2,8 +2,9 @@
 # A segment in a memfd, and the core's functions on it one by one, for the tests in this folder.
 # Not part of the package.
 #
-# Four contexts belong to process 0, which never registered and is nobody's idea of dead. A method's
-# who says which of them acts. Statuses come out as their names.
+# Four contexts belong to process slot 0, which never registers, so that no context finds it dead.
+# The argument `who` of a method is the index of the acting context. Statuses are returned as their
+# names.
 import os
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -43,7 +44,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     WHO_COUNT = 4
-    GUARDED = 2                # entries before and behind the room of a sink
+    GUARDED = 2                # guard entries before and after the room of a sink
 
 STATUSES = [
     "OK", "ABSENT", "PRESENT", "FULL", "NO_MEMORY", "CORRUPT", "BUSY", "NO_CONTEXT", "CLOSED",
@@ -130,7 +131,7 @@ cdef class Image:
         return named(segment_examine(&map, &header, file_bytes))
 
     def check(self):
-        """What check_map finds, and where; its figures."""
+        """The problem that check_map finds, its place, and check_map's figures."""
         cdef Report report
         memset(&report, 0, sizeof(report))
         check_map(&self.map, NULL, &report)
@@ -158,7 +159,7 @@ cdef class Image:
         core_operation.lock_release(self.word(offset), payload)
 
     def waits_for(self, uint64_t who):
-        """The offset of the word that was in the way, and what it said."""
+        """The offset of the word that the context waits for, and the value it had."""
         cdef Op *op = self.op(who)
         return <uint64_t> (<uint8_t *> op.wait_word - self.map.base), op.wait_seen
 
@@ -176,7 +177,7 @@ cdef class Image:
     # ---- pool ----
 
     cdef uint64_t *name(self, uint64_t who, PoolView *view) except NULL:
-        """The context's field for an object of this pool, between two places."""
+        """The context's field that names an object of this pool between two places."""
         cdef Op *op = self.op(who)
         return &op.context.line if view.kind else &op.context.in_transit
 
@@ -194,7 +195,7 @@ cdef class Image:
         return bool(core_pool.block_is_empty(view, block, view.words[block]))
 
     def pool_take(self, uint64_t who, str kind not None):
-        """Take an object into the context's field; the field is cleared, for the next one."""
+        """Take an object into the context's field, and clear the field for the next one."""
         cdef PoolView *view = self.view(kind)
         cdef uint64_t *name = self.name(who, view)
         status = named(core_pool.pool_take(self.op(who), view, name, 0))
@@ -260,7 +261,7 @@ cdef class Image:
             element_at(&self.map, index) if publish else NULL))
 
     def chain_remove(self, uint64_t who, uint64_t bucket, uint32_t index):
-        """Remove the first reference to element index; whether there was one."""
+        """Remove the first reference to the element; return whether there was one."""
         cdef Found found
         if not core_chain.chain_names(&self.map, self.bucket(bucket), index, NULL, 0, &found):
             return False
@@ -291,7 +292,7 @@ cdef class Image:
     # ---- element ----
 
     cdef Found found_at(self, uint32_t index, header):
-        """An element as it was when its header said this; as it is now if header is None."""
+        """A Found as of the time when the element had this header; as of now if it is None."""
         cdef Found found
         memset(&found, 0, sizeof(found))
         found.index = index
@@ -300,7 +301,7 @@ cdef class Image:
         return found
 
     def element_read(self, uint32_t index, header=None):
-        """The value; None if the element changed meanwhile."""
+        """The value; None if the element's header is no longer the expected one."""
         cdef Found found = self.found_at(index, header)
         value = bytearray(self.map.value_size)
         if not core_element.element_read(
@@ -373,14 +374,14 @@ cdef class Image:
         core_resize.table_pass(self.op(who), child)
 
     def catch_up(self, uint64_t who, uint64_t index):
-        """The split that a bucket has missed, made up for; None: it has missed none."""
+        """Make up for a split that the bucket has missed; None if it has missed none."""
         cdef uint64_t child = core_table.bucket_missed(&self.map, index)
         return named(core_resize.table_split(self.op(who), child)) if child else None
 
     # ---- order and walk ----
 
     cdef read(self, str way, tuple place, uint64_t room, uint64_t steps, bint with_values, who):
-        """One read into a sink that has entries already, and whose end is watched."""
+        """One read into a sink that has entries already, with guard entries at both ends."""
         cdef uint64_t total = room + 2 * GUARDED
         cdef uint64_t size = self.map.key_size
         cdef uint64_t value_size = self.map.value_size
@@ -435,7 +436,7 @@ cdef class Image:
             position.order, bytes(inside) if position.inside else None)
 
     def bucket_read(self, tuple place not None, uint64_t room=1000, with_values=True, waiter=None):
-        """The status, the (key, value) appended, and the place now: (order, key or None)."""
+        """The status, the (key, value) pairs appended, and the new place: (order, key or None)."""
         return self.read("bucket", place, room, 0, with_values, waiter)
 
     def walk_steps(self, tuple place not None, uint64_t room, uint64_t steps, waiter=None):
@@ -443,7 +444,7 @@ cdef class Image:
         return self.read("steps", place, room, steps, True, waiter)
 
     def walk_on(self, tuple place not None, uint64_t room, who=None):
-        """As bucket_read; without who as a handle that may only read."""
+        """As bucket_read; who=None reads as a read-only handle without a context."""
         return self.read("on", place, room, 0, True, who)
 
     def bucket_figures(self, uint64_t index):
@@ -465,11 +466,11 @@ cdef class Image:
         return op
 
     def insert(self, uint64_t who, bytes key not None, bytes value not None):
-        """One insertion, with the memory it asks for, and without growth."""
+        """One insertion, which commits the memory that it needs and never grows the table."""
         cdef Op *op = self.op_of(who, key)
         cdef Found miss
         cdef Status status
-        miss.index = 1                         # not one to rely on: it looks for itself
+        miss.index = 1                         # no usable miss: insert_try searches itself
         while True:
             status = core_write.insert_try(op, <const uint8_t *> <char *> value, &miss, False)
             if named(status)[:5] != "NEED_" or core_write.map_memory(op, status) != OK:
@@ -478,7 +479,7 @@ cdef class Image:
         return named(status)
 
     def delete(self, uint64_t who, bytes key not None):
-        """One deletion, with the shrinking that may follow."""
+        """One deletion, and the merge that may follow."""
         return named(core_remove.map_delete(self.op_of(who, key), NULL))
 
     def find(self, bytes key not None):

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Core functions that need no segment, as Python functions, for the tests in this folder.
+# Core functions that need no segment, wrapped as Python functions for the tests in this folder.
 # Not part of the package.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -23,7 +23,8 @@ REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets"]
 # ---- atomics ----
 
 def match7(list tags not None, uint32_t tag, uint32_t shift=0):
-    """The bit mask of the tags, seven of them, that equal tag; they lie shift words from a line."""
+    """The bit mask of those of the seven tags that equal tag; the tags lie shift words after a
+    boundary of 16 bytes."""
     cdef uint32_t[32] words
     cdef uint32_t *first = words
     if shift > 7:
@@ -44,9 +45,9 @@ def reverse_bits_u32(uint32_t word):
 
 
 def copy_in_and_out(bytes value not None, uint64_t offset=0):
-    """Copy value from offset bytes behind a word's start into words that were all ones, and out
-    again to an address as crooked; gives the words, one more of them, and the copy with the
-    bytes before and behind it."""
+    """Copy value, offset bytes after a word's start, into words that were all ones, and from there
+    to an address with the same offset. Returns the words and one word more, and the copy with the
+    bytes before and after it."""
     cdef uint64_t[32] words
     cdef char[256] private
     cdef char[256] copy
@@ -64,7 +65,7 @@ def copy_in_and_out(bytes value not None, uint64_t offset=0):
 
 
 def words_equal(bytes words not None, bytes value not None, uint64_t offset=0):
-    """Whether value, offset bytes behind a word's start, equals the words."""
+    """Whether value, offset bytes after a word's start, equals the words."""
     cdef uint64_t[32] shared
     cdef char[256] private
     if len(words) > 256 or len(value) + offset > 256 or len(words) < len(value):
@@ -161,9 +162,9 @@ def element_stride(uint64_t key_size, uint64_t value_size):
 
 
 def geometry(uint64_t key_size, uint64_t value_size, uint64_t max_entries, uint64_t depot_count):
-    """What geometry_compute finds; None if no address space holds it."""
+    """The result of geometry_compute; None if no address space holds the map."""
     cdef Map map
-    memset(&map, 0xA5, sizeof(map))        # whatever it does not set is no zero by chance
+    memset(&map, 0xA5, sizeof(map))        # so that a field it does not set is not zero by chance
     if core_geometry.geometry_compute(
             &map, key_size, value_size, max_entries, depot_count) != OK:
         return None
@@ -217,7 +218,7 @@ def hash_key(tuple seeds not None, bytes key not None):
 
 
 def hash_keys(tuple seeds not None, bytes keys not None, uint64_t key_size):
-    """The hashes of keys that lie one behind the other: 4 bytes each."""
+    """The hashes, 4 bytes each, of keys that lie one after the other."""
     cdef uint64_t[4] words = seeds
     cdef uint64_t count = len(keys) // key_size
     cdef const uint8_t *at = <const uint8_t *> <char *> keys
@@ -246,7 +247,7 @@ def bucket_level(uint64_t count, uint64_t index):
 
 
 def buckets_for(uint64_t max_entries, uint64_t presize):
-    """How many buckets a map begins with, for so many expected entries."""
+    """How many buckets a map has at first for `presize` expected entries, and at most."""
     cdef Map map
     core_geometry.geometry_compute(&map, 8, 8, max_entries, 2)
     return core_header.buckets_for(&map, presize), map.bucket_max

@@ -1,4 +1,4 @@
-"""Compile the .pyx files here, which show core functions to the tests, with assertions on."""
+"""Compile the .pyx files here, which make core functions callable, with assertions on."""
 
 import fcntl
 import importlib.util
@@ -33,7 +33,7 @@ def image_module(tmp_path_factory):
 
 @pytest.fixture
 def make_image(image_module, unit):
-    """A function that makes an Image; image.picture shows what is in its memory."""
+    """A function that makes an Image; image.picture shows the image's memory."""
 
     class PicturedImage(image_module.Image):
         def __init__(self, *, key_size=8, value_size=8, max_entries=4096, depot_count=2, **_):
@@ -54,7 +54,7 @@ def image(make_image):
 
 @pytest.fixture
 def victim(make_map, unit):
-    """A map of 40 keys that all hash to 0: one chain of six, and lines that were given back."""
+    """A map of 40 keys that all hash to 0: a chain with six lines, and some lines free again."""
     m = make_map(max_entries=2000, _seeds=(1, 0, 0, 0))
     for number in range(60):
         m[number.to_bytes(8, "little")] = number.to_bytes(8, "little")
@@ -85,7 +85,7 @@ def load_built(name, tmp_path_factory):
 
 
 def build(name, folder):
-    """Compile name.pyx as the core is compiled, but with SHMRHASH_DEBUG and faster, into folder."""
+    """Compile name.pyx into folder, as the core, but with SHMRHASH_DEBUG and faster."""
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
 
@@ -110,6 +110,6 @@ def build(name, folder):
         command.build_temp = str(folder / "objects")
         command.ensure_finalized()
         command.run()
-    # Renamed last: what lies in folder under the final name is complete.
+    # Renamed last: a file in folder under its final name is complete.
     (built,) = (folder / "partial").glob(f"{name}.*.so")
     return built.rename(folder / built.name)

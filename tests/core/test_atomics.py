@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.parametrize("shift", range(5))
 @pytest.mark.thorough
 def test_match_finds_exactly_the_equal_tags(unit, seed, shift):
-    """Compare with the obvious loop, on tags from a small set so that matches are common.
+    """match7 agrees with the obvious loop, on tags from a small set so that matches are common.
 
     The seven tags lie at every distance from a 16-byte boundary.
     """
@@ -26,7 +26,7 @@ def test_match_finds_exactly_the_equal_tags(unit, seed, shift):
 @pytest.mark.parametrize("position", range(7))
 @pytest.mark.parametrize("bit", range(32))
 def test_match_compares_every_bit_at_every_position(unit, position, bit):
-    """One differing bit is no match; its neighbours do not care."""
+    """A tag that differs in one bit does not match, and its neighbours do."""
     tags = [0x5A5A5A5A] * 7
     tags[position] ^= 1 << bit
 
@@ -35,7 +35,7 @@ def test_match_compares_every_bit_at_every_position(unit, position, bit):
 
 
 def test_multiply_fold_mixes_both_halves_of_the_product(unit, seed):
-    """Compare with Python's integers, which have no halves."""
+    """The result is that of Python's integers, which have no halves."""
     rng = random.Random(seed)
     extremes = [(0, 0), (1, 2**64 - 1), (2**64 - 1, 2**64 - 1), (2**63, 2)]
     for a, b in extremes + [(rng.getrandbits(64), rng.getrandbits(64)) for _ in range(2000)]:
@@ -47,9 +47,9 @@ def test_multiply_fold_mixes_both_halves_of_the_product(unit, seed):
 
 @pytest.mark.parametrize("size", range(41))
 def test_bytes_survive_the_copy_into_words_and_the_padding_is_zero(unit, size):
-    """Copy in and out, from and to every alignment; nothing beside the value is touched.
+    """Copies from and to every alignment keep the value and touch no byte beside it.
 
-    The last word's rest becomes zero, not what lay there; the word behind stays.
+    The rest of the last word becomes zero; the word after it stays as it was.
     """
     value = bytes(range(1, size + 1))
     padded = value.ljust((size + 7) // 8 * 8, b"\0")
@@ -62,7 +62,7 @@ def test_bytes_survive_the_copy_into_words_and_the_padding_is_zero(unit, size):
 
 @pytest.mark.parametrize("size", range(41))
 def test_words_equal_exactly_the_bytes_they_were_made_of(unit, size):
-    """Any other byte, at any place and alignment, makes them different."""
+    """A changed byte at any place and alignment makes words and bytes different."""
     value = bytes(range(1, size + 1))
     words = value.ljust((size + 7) // 8 * 8, b"\0")
     for offset in range(8):
@@ -74,7 +74,7 @@ def test_words_equal_exactly_the_bytes_they_were_made_of(unit, size):
             assert not unit.words_equal(words, other, place % 8)
 
 
-def test_dirty_padding_is_not_equal(unit):
+def test_words_with_dirty_padding_are_not_equal(unit):
     """A key's padding is always zero, so that comparing whole words is comparing keys."""
     assert unit.words_equal(b"abc\0\0\0\0\0", b"abc")
     assert not unit.words_equal(b"abc\0\0\0\0\x01", b"abc")

@@ -1,4 +1,4 @@
-"""Chains: a bucket and its overflow lines, against a list; and removals that ended half way."""
+"""Chains: a bucket and its overflow lines, compared with a list; and half-done removals."""
 
 import random
 
@@ -36,7 +36,7 @@ def fill(image, count, first=100):
 
 
 def stash(image):
-    """The lines that the context keeps for itself."""
+    """The lines in the context's stash."""
     found = []
     at = image.picture.context(WHO).line_stash
     while at:
@@ -58,7 +58,7 @@ def lines_taken(image):
 
 
 def check_chain(image, expected):
-    """A sound chain with exactly these references, and no line lost."""
+    """Assert that the chain is sound, has exactly these references, and that no line is lost."""
     entries, lines = image.picture.chain(BUCKET)
     assert sorted(expected) == sorted(index for _, index in entries)
     assert all(tag == tag_of(index) for tag, index in entries)
@@ -85,8 +85,8 @@ def check_chain(image, expected):
 
 @pytest.mark.parametrize("count", range(41))
 @pytest.mark.thorough
-def test_a_chain_has_what_was_appended(held, count):
-    """Lines come one by one, when every slot is taken: 6 more each."""
+def test_chain_has_exactly_the_appended_references(held, count):
+    """A line is added only when every slot is taken; each line adds 6 references."""
     fill(held, count)
 
     check_chain(held, range(100, 100 + count))
@@ -94,8 +94,8 @@ def test_a_chain_has_what_was_appended(held, count):
 
 
 @pytest.mark.thorough
-def test_a_chain_is_a_list_under_random_appends_and_removals(held, seed):
-    """W1: up to 40 entries, lines that come and dissolve; a list is the model."""
+def test_chain_equals_a_list_under_random_appends_and_removals(held, seed):
+    """W1: up to 40 entries, with lines that are added and dissolved; a list is the model."""
     rng = random.Random(seed)
     model = []
     following = 1
@@ -118,8 +118,8 @@ def test_a_chain_is_a_list_under_random_appends_and_removals(held, seed):
     check_chain(held, model)
 
 
-def test_a_stashed_line_is_used_before_the_pool(held):
-    """A line that dissolved serves the next overflow; nothing is taken or given meanwhile."""
+def test_stashed_line_is_used_before_the_pool(held):
+    """The next overflow uses a dissolved line; the pool's word does not change."""
     fill(held, 8)
     (line,) = held.picture.chain(BUCKET)[1]
     word = held.picture.line_words[0]
@@ -133,7 +133,7 @@ def test_a_stashed_line_is_used_before_the_pool(held):
     assert word == held.picture.line_words[0]
 
 
-def test_whoever_missed_a_moving_entry_sees_the_version(held):
+def test_removal_that_moves_an_entry_raises_the_version(held):
     """W1: each removal that moves an entry or unlinks a line raises the bucket's version."""
     fill(held, 40)
     for victim in range(100, 140):
@@ -148,8 +148,8 @@ def test_whoever_missed_a_moving_entry_sees_the_version(held):
         assert raised or not moved or not before[1]
 
 
-def test_without_a_line_nothing_is_appended(make_image):
-    """The chain is as before, and the need is told."""
+def test_append_without_a_line_changes_nothing(make_image):
+    """The chain stays as it was, and the status is NEED_LINES."""
     image = make_image()
     image.picture.buckets[BUCKET].header |= held_by(WHO)
     fill(image, 7)
@@ -163,8 +163,8 @@ def test_without_a_line_nothing_is_appended(make_image):
 
 
 @pytest.mark.parametrize("count", range(41))
-def test_clearing_leaves_nothing(held, count):
-    """Every line is stashed, and given back when nothing is held any more."""
+def test_clear_leaves_no_reference_and_no_line(held, count):
+    """Every line is stashed, and op_give_back gives the stash back to the pool."""
     fill(held, count)
 
     held.chain_clear(WHO, BUCKET)
@@ -175,8 +175,8 @@ def test_clearing_leaves_nothing(held, count):
     assert lines_taken(held) == 0
 
 
-def test_an_appended_element_becomes_live_with_its_slot(image):
-    """W1: published just before the slot names it; and then a search finds it, and only it."""
+def test_appended_element_becomes_live_with_its_slot(image):
+    """W1: the element is published just before the slot names it; a search then finds it."""
     for number in range(20):
         key = number.to_bytes(8, "little")
         assert image.element_take(WHO) == "OK"
@@ -193,7 +193,7 @@ def test_an_appended_element_becomes_live_with_its_slot(image):
         assert image.chain_find(BUCKET, 8, key)[0] == "ABSENT"
 
 
-# ---- removals that ended half way ----
+# ---- half-done removals ----
 
 
 def snapshot(image):
@@ -204,11 +204,11 @@ def snapshot(image):
 
 
 @pytest.mark.parametrize("count", [8, 9, 13, 14, 15, 20])
-def test_a_repair_finishes_a_removal_from_any_store(make_image, count):
-    """C1: do the first stores of each possible removal, then repair.
+def test_repair_finishes_a_removal_from_any_store(make_image, count):
+    """C1: the first stores of each possible removal are done, then the chain is repaired.
 
-    Nothing is lost but the victim, nothing is there twice, no line is left over; and a second
-    repair, as after a repairer's death, changes nothing.
+    Only the victim is missing, no reference is there twice, and no line is lost. A second repair,
+    as after the death of the first recovering process, changes nothing.
     """
     image = make_image()
     for kind in "element", "line":
@@ -234,7 +234,7 @@ def test_a_repair_finishes_a_removal_from_any_store(make_image, count):
             expected = {*range(100, 100 + count)} - {victim}
             assert expected == {*names} - {victim}
             assert len(names) == len(set(names))
-            # What recover_delete does next: a victim that is still named is removed again.
+            # The next step of recover_delete: a victim that is still named is removed again.
             image.chain_remove(WHO, BUCKET, victim)
             check_chain(image, expected)
             image.chain_clear(WHO, BUCKET)
@@ -243,7 +243,7 @@ def test_a_repair_finishes_a_removal_from_any_store(make_image, count):
 
 
 def finish_recovery(image):
-    """What recovery does with a line that was unlinked and not stashed yet: recover_give_back."""
+    """Stash a line that was unlinked and not yet stashed, as recover_give_back does."""
     context = image.picture.context(WHO)
     if context.line and not image.chain_links(BUCKET, context.line):
         line = image.picture.lines[context.line]
@@ -253,8 +253,8 @@ def finish_recovery(image):
 
 
 @pytest.mark.parametrize("count", range(41))
-def test_a_repair_leaves_a_sound_chain_alone(held, count):
-    """C1: recovery repairs every chain it finds held, and most are sound."""
+def test_repair_leaves_a_sound_chain_unchanged(held, count):
+    """C1: recovery repairs every chain that the dead context holds, and most of them are sound."""
     fill(held, count)
     before = snapshot(held)
 
@@ -266,8 +266,8 @@ def test_a_repair_leaves_a_sound_chain_alone(held, count):
 # ---- damage ----
 
 
-def test_a_circle_of_lines_ends(held):
-    """H1: a search goes through at most as many lines as there are, and says so."""
+def test_search_in_a_circle_of_lines_ends(held):
+    """H1: a search visits at most as many lines as the map has, and then returns CORRUPT."""
     fill(held, 20)
     first, *_, last = held.picture.chain(BUCKET)[1]
     held.picture.lines[last].indices[LINK_SLOT] = LINK_BASE + first
@@ -276,8 +276,8 @@ def test_a_circle_of_lines_ends(held):
 
 
 @pytest.mark.parametrize("link", [0xFFFFFFFF, 0xEFFFFFFF])
-def test_a_link_beyond_the_lines_is_none(held, link):
-    """H1: it ends the chain, and is not followed."""
+def test_link_beyond_the_lines_ends_the_chain(held, link):
+    """H1: a link with an index beyond the lines ends the chain, and is not followed."""
     held.picture.buckets[BUCKET].indices[LINK_SLOT] = link
     for slot in range(SLOTS):
         held.picture.buckets[BUCKET].tags[slot] = 1
@@ -286,8 +286,8 @@ def test_a_link_beyond_the_lines_is_none(held, link):
     assert not held.chain_links(BUCKET, 1)
 
 
-def test_an_index_beyond_the_elements_is_passed_over(held):
-    """H1: it is not looked at, whatever its tag."""
+def test_index_beyond_the_elements_is_passed_over(held):
+    """H1: no element is read at such an index, even if the tag matches."""
     for slot in range(SLOTS):
         held.picture.buckets[BUCKET].tags[slot] = 1
         held.picture.buckets[BUCKET].indices[slot] = held.picture.geometry["element_max"] + slot

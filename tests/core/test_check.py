@@ -1,4 +1,4 @@
-"""check(): every kind of damage is found. A small live map is damaged in its file, and mended."""
+"""check() finds every kind of damage: a small live map is damaged in its file, and mended."""
 
 import re
 import resource
@@ -11,7 +11,7 @@ from support.core.victim import victim_of
 import shmrhash
 from shmrhash._map import _PROBLEMS
 
-# What check() says, and the damages below that make it say so.
+# The texts of check(); the functions below inflict the damage that each text reports.
 TEXTS = {
     "BAD_LEVEL": "has a level that does not fit the number of buckets",
     "BAD_EMPTY_BUCKET": "beyond the last, is not empty",
@@ -35,7 +35,7 @@ DAMAGES = {}
 
 
 def damage(text):
-    """Register a function that damages a Victim; check() then says text."""
+    """Register a function that damages a Victim so that check() reports TEXTS[text]."""
 
     def register(function):
         DAMAGES[f"{text}: {function.__name__.replace('_', ' ')}"] = TEXTS[text], function
@@ -44,8 +44,8 @@ def damage(text):
     return register
 
 
-def test_the_victim_is_what_the_damages_need(victim):
-    """A long chain in bucket 0, a free line, a depot with elements, buckets beyond the last."""
+def test_victim_has_all_that_the_damages_need(victim):
+    """A long chain in bucket 0, free lines, a depot with elements, room beyond the last bucket."""
     assert len(victim.live()) == 40
     assert len(victim.lines()) == 6
     assert sum(1 for index in victim.lines()[-1].indices if index) == 4
@@ -88,7 +88,7 @@ def a_reference_in_a_gap(victim):
 
 @damage("BAD_EMPTY_BUCKET")
 def table_one_bucket_too_small(victim):
-    # Where a number of buckets is next to a power of two, the levels are wrong too, later on.
+    # If the number of buckets is next to a power of two, some levels are wrong, too.
     victim.set(victim.buckets[victim.bucket_count], "header", 3 << 16)
 
 
@@ -127,7 +127,7 @@ def a_gap_in_a_line_with_lines_behind_it(victim):
 
 @damage("BAD_CHAIN_SHAPE")
 def a_gap_in_the_last_line(victim):
-    # Removal takes the last line's element number "used - 1" for its last one.
+    # A removal takes the reference in slot "used - 1" of the last line for the last one.
     last = victim.lines()[-1]
     for array in (last.tags, last.indices):
         victim.set(array, 5, array[1])
@@ -197,7 +197,7 @@ def another_tag(victim):
 
 @damage("BAD_PLACE")
 def an_entry_in_another_bucket(victim):
-    # The last one of the chain, which leaves no gap.
+    # The last entry of the chain, whose removal leaves no gap.
     last = victim.lines()[-1]
     victim.set(victim.buckets[1].indices, 0, last.indices[3])
     victim.set(victim.buckets[1].tags, 0, last.tags[3])
@@ -401,7 +401,7 @@ def a_context_that_owns_a_parked_element(victim):
 
 @pytest.mark.parametrize("what", DAMAGES)
 def test_damage_is_found_and_named(victim, what):
-    """C1, H1: check() raises SegmentCorrupt that says what is wrong; mended, the map is sound."""
+    """C1, H1: check() raises SegmentCorrupt with the damage's text; mended, the map is sound."""
     text, inflict = DAMAGES[what]
 
     inflict(victim)
@@ -411,8 +411,8 @@ def test_damage_is_found_and_named(victim, what):
 
 
 @pytest.mark.parametrize("at", range(0, 40, 3))
-def test_the_report_names_the_place(victim, at):
-    """Any element of the chain: the message has its index."""
+def test_report_names_the_damaged_element(victim, at):
+    """The message has the index of the damaged element, wherever in the chain it is."""
     index = victim.live()[at]
     victim.set_state(index, DEAD)
 
@@ -420,8 +420,8 @@ def test_the_report_names_the_place(victim, at):
         victim.map.check()
 
 
-def test_a_changed_key_is_found(make_map, unit):
-    """H1: under ordinary seeds a key that is not its element's is one with a foreign tag."""
+def test_changed_key_is_found(make_map, unit):
+    """H1: with random seeds, a changed key no longer has the hash that is its tag."""
     m = make_map(max_entries=2000)
     m[b"the key!"] = b"12345678"
     victim = victim_of(m, unit)
@@ -435,8 +435,8 @@ def test_a_changed_key_is_found(make_map, unit):
     assert m[b"the key!"] == b"12345678"
 
 
-def test_a_walk_without_memory_says_so(make_map, unit):
-    """A map of 2**31 elements needs 2 GiB to be walked; with less there is an error, no crash."""
+def test_check_without_private_memory_says_so(make_map, unit):
+    """check() of 2**31 elements needs 2 GiB of private memory; with less it raises an error."""
     m = make_map(max_entries=2**31)
     victim = victim_of(m, unit)
     region = victim.header.regions[2]
@@ -456,16 +456,16 @@ def test_a_walk_without_memory_says_so(make_map, unit):
         victim.mend()
 
 
-def test_a_finding_while_others_are_inside_is_no_verdict(victim):
-    """What another context has under way may look like damage: exact is False, nothing raised."""
+def test_finding_beside_an_operation_under_way_is_not_raised(victim):
+    """An operation of another context may look like damage: exact is False, nothing is raised."""
     victim.set(victim.picture.context(5), "activity", 1)
     victim.set(victim.header, "credits", victim.header.credits + (1 << 16))
 
     assert victim.map.check()["exact"] is False
 
 
-def test_a_clear_under_way_is_no_lock_left_behind(victim):
-    """C1: whoever clears the map rests now and then, and keeps that word."""
+def test_clear_under_way_is_no_lock_left_behind(victim):
+    """C1: a clear leaves its operation from time to time, and keeps the word `clearing` held."""
     victim.foreign_context()
     victim.set(victim.header, "clearing", held_by(3))
 
@@ -474,8 +474,8 @@ def test_a_clear_under_way_is_no_lock_left_behind(victim):
     victim.mend()
 
 
-def test_what_a_context_owns_is_not_lost(victim):
-    """W2: an element taken and not yet inserted counts as an entry; so does the line kept aside."""
+def test_element_that_a_context_owns_is_not_leaked(victim):
+    """W2: an element that a context has taken and not yet inserted is in flight, not leaked."""
     at = victim.some_depot()
     index = victim.picture.depots[at].head
     words = victim.picture.element(index)
@@ -490,7 +490,7 @@ def test_what_a_context_owns_is_not_lost(victim):
 
 
 def test_every_problem_has_a_damage():
-    """A problem that no damage brings about is one that check() cannot find."""
+    """Each text of check() has a damage above that causes it, or is of objects."""
     tried = {text for text, _ in DAMAGES.values()} | {TEXTS["NO_PRIVATE_MEMORY"]}
 
     of_objects = (17, 18)  # tests/api/test_objects.py damages those

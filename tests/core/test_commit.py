@@ -1,4 +1,4 @@
-"""Regions: committed from their start up to a watermark, and given back."""
+"""Regions: memory is committed from their start up to a watermark, and released."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ READER_BYTE = 2 * 1024 + 1
 
 
 def memory(image):
-    """The bytes that the segment's file really has."""
+    """How many bytes of the segment's file have memory."""
     return os.fstat(image.fd).st_blocks * 512
 
 
@@ -25,13 +25,13 @@ def watermarks(image, which=BUCKETS):
 
 @pytest.fixture
 def large(make_image):
-    """A map whose bucket array may have 18 MiB."""
+    """A map whose region of buckets has up to 18 MiB."""
     return make_image(max_entries=1_000_000)
 
 
 @pytest.mark.parametrize("which", range(5))
-def test_a_commit_makes_what_is_needed_usable(make_image, seed, which):
-    """M1: usable is whole pages, covers what was asked for, and never passes the region's end."""
+def test_commit_makes_the_needed_bytes_usable(make_image, seed, which):
+    """M1: `usable` is whole pages, covers the needed bytes, and never passes the region's end."""
     image = make_image(max_entries=1_000_000)
     end = image.picture.geometry["region_bytes"][REGIONS[which]]
     needed = 1
@@ -52,7 +52,7 @@ def test_a_commit_makes_what_is_needed_usable(make_image, seed, which):
     assert image.region_commit(0, which, end + 1) == "FULL"
 
 
-def test_a_commit_allocates_the_memory(large):
+def test_commit_allocates_the_memory(large):
     before, committed = memory(large), watermarks(large)[0]
 
     large.region_commit(0, BUCKETS, 1 << 20)
@@ -61,7 +61,7 @@ def test_a_commit_allocates_the_memory(large):
 
 
 def test_commits_grow_by_an_eighth_and_256_kib_at_most(large):
-    """Many small requests make few system calls; a step stays short."""
+    """Many small requests need few system calls, and each step is short."""
     steps = 0
     while watermarks(large)[0] < 8 << 20:
         before = watermarks(large)[0]
@@ -73,7 +73,7 @@ def test_commits_grow_by_an_eighth_and_256_kib_at_most(large):
     assert steps < 100
 
 
-def test_what_is_usable_is_not_committed_again(large):
+def test_usable_memory_is_not_committed_again(large):
     large.region_commit(0, BUCKETS, 100_000)
     before = watermarks(large)
 
@@ -81,8 +81,8 @@ def test_what_is_usable_is_not_committed_again(large):
     assert before == watermarks(large)
 
 
-def test_a_held_region_is_left_alone(large):
-    """Both ways report BUSY, and which word was in the way."""
+def test_held_region_is_left_unchanged(large):
+    """Commit and release return BUSY; the context has the region's lock word to wait for."""
     before = watermarks(large)
     region = large.picture.header.regions[BUCKETS]
     region.lock = held_by(1)
@@ -94,8 +94,8 @@ def test_a_held_region_is_left_alone(large):
     assert region.lock == held_by(1)
 
 
-def test_a_commit_without_memory_changes_nothing(large):
-    """M1: a file that ends early stands for a full file system; no SIGBUS, and all is as before."""
+def test_commit_without_memory_changes_nothing(large):
+    """M1: a file that ends early stands for a full file system: NO_MEMORY, and no SIGBUS."""
     before = watermarks(large)[0]
     offset = large.picture.geometry["region_offset"]["buckets"]
     os.ftruncate(large.fd, offset + before)
@@ -109,8 +109,8 @@ def test_a_commit_without_memory_changes_nothing(large):
     assert watermarks(large)[0] >= 1 << 20
 
 
-def test_a_release_gives_the_memory_back(large):
-    """What is committed again later is zero, as everywhere."""
+def test_release_gives_the_memory_back(large):
+    """Memory that is committed again after a release is zero."""
     large.region_commit(0, BUCKETS, 1 << 20)
     index = (1 << 20) // 64 - 1
     large.picture.buckets[index].tags[0] = 77
@@ -124,8 +124,8 @@ def test_a_release_gives_the_memory_back(large):
     assert large.picture.buckets[index].tags[0] == 0
 
 
-def test_a_release_never_takes_a_bucket_that_exists(large):
-    """A split that happened meanwhile has put the table word up: its bucket stays."""
+def test_release_never_takes_a_bucket_that_exists(large):
+    """A split has raised the table word after the release was decided on: its bucket stays."""
     large.region_commit(0, BUCKETS, 1 << 20)
     before = watermarks(large)
     large.picture.header.table = (2 * PAGE // 64 + 1) << 16
@@ -135,8 +135,8 @@ def test_a_release_never_takes_a_bucket_that_exists(large):
     assert large.region_release(0, BUCKETS, 3 * PAGE) == "OK"
 
 
-def test_memory_stays_while_somebody_may_look_at_it(large):
-    """R1: a context inside an operation postpones the release, and is not disturbed."""
+def test_memory_stays_while_a_context_is_inside_an_operation(large):
+    """R1: a context inside an operation postpones the release."""
     large.region_commit(0, BUCKETS, 1 << 20)
     before, bytes_before = watermarks(large), memory(large)
     large.picture.context(2).activity = 7
@@ -152,7 +152,7 @@ def test_memory_stays_while_somebody_may_look_at_it(large):
     assert large.region_release(0, BUCKETS, PAGE) == "OK"
 
 
-def test_ones_own_operation_does_not_postpone(large):
+def test_own_operation_does_not_postpone_a_release(large):
     large.picture.context(0).activity = 7
 
     assert large.memory_is_quiet(0)
@@ -160,7 +160,7 @@ def test_ones_own_operation_does_not_postpone(large):
 
 
 def test_memory_stays_while_a_reader_without_context_is_attached(large):
-    """R1: who may not write cannot say what he looks at, and holds a byte's lock instead."""
+    """R1: a reader that may not write the file has no context; it locks a byte of the file."""
     assert large.memory_is_quiet(0)
     reader = os.open(f"/proc/self/fd/{large.fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -173,8 +173,8 @@ def test_memory_stays_while_a_reader_without_context_is_attached(large):
     assert large.memory_is_quiet(0)
 
 
-def test_what_a_death_inside_a_commit_left_is_used_or_given_back(large):
-    """C1: allocated covers every page that may be there; usable none that may be missing."""
+def test_memory_left_by_a_dead_commit_is_used_or_released(large):
+    """C1: `allocated` covers every page that may exist, `usable` only pages that do."""
     region = large.picture.header.regions[BUCKETS]
     usable = region.usable
     offset = large.picture.geometry["region_offset"]["buckets"]

@@ -1,4 +1,4 @@
-"""Contexts that name what is not there: neither their next user nor their recovery crashes."""
+"""Contexts with damaged fields: neither their next user nor their recovery crashes."""
 
 import contextlib
 import os
@@ -11,7 +11,8 @@ import shmrhash
 
 
 def end_of_child(function):
-    """How a child of fork that calls function ends: 0 if in ten seconds, be it with an error."""
+    """The exit code of a forked child that calls function: 0 if it returns, or raises an Error of
+    the package, within ten seconds."""
     child = os.fork()
     if child == 0:
         signal.alarm(10)
@@ -25,10 +26,10 @@ def end_of_child(function):
 
 
 @pytest.mark.parametrize("field", ["element", "line", "line_stash", "in_transit"])
-def test_a_damaged_free_context_is_no_crash(victim, field):
-    """H1: what a context says that is taken over is not believed.
+def test_claim_of_a_damaged_context_does_not_crash(victim, field):
+    """H1: the process that claims a context does not trust the fields that it finds there.
 
-    The child's handle registers itself and takes the first free context.
+    The child's handle registers itself and claims the first free context.
     """
     for index in range(1, 8):
         victim.set(victim.picture.context(index), field, 1 << 40)
@@ -62,10 +63,10 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("what", DEATHS)
-def test_the_recovery_of_a_damaged_context_is_no_crash(victim, what):
-    """H1: a dead process's context names what is not there, and holds what it could hold.
+def test_recovery_of_a_damaged_context_does_not_crash(victim, what):
+    """H1: a dead process's context has a damaged field, and holds the locks of its operation.
 
-    A process slot that is used and whose byte nobody locks is one of a dead process.
+    A used process slot whose byte no process locks belongs to a dead process.
     """
     victim.set(victim.picture.processes[7], "used", 1)
     context = victim.foreign_context()

@@ -1,4 +1,4 @@
-"""Depots: per-CPU free elements, and credits that make max_entries exact."""
+"""Depots: free elements for each CPU, and credits that make max_entries exact."""
 
 import random
 
@@ -16,7 +16,7 @@ def credits_somewhere(image):
 
 
 def take(image, who, depot=None):
-    """An element, with the memory it asks for; None if the map is full."""
+    """Take an element, and commit the memory for it; None if the map is full."""
     while True:
         status = image.element_take(who) if depot is None else image.depot_take(who, depot)
         if status == "NEED_ELEMENTS":
@@ -42,7 +42,7 @@ def give(image, who, index):
 
 
 def check_parked(image, held):
-    """Each parked element is FREE, in one place, and in nobody's hands."""
+    """Assert that each parked element is FREE, parked once, and not held."""
     parked = [index for depot in range(DEPOTS) for index in image.picture.parked(depot)]
     assert len(set(parked)) == len(parked)
     assert not set(parked) & set(held)
@@ -51,14 +51,14 @@ def check_parked(image, held):
 
 @pytest.mark.parametrize("entries", [1, 2, 31, 32, 33, 100, 1000])
 def test_max_entries_is_exact_whatever_depots_are_used(make_image, seed, entries):
-    """W2: exactly so many elements can be taken, by any contexts, through any depots."""
+    """W2: exactly max_entries elements can be taken, by any contexts, through any depots."""
     image = make_image(max_entries=entries, depot_count=DEPOTS)
     rng = random.Random(seed)
     held = []
     while True:
         index = take(image, rng.randrange(4), rng.choice([None, *range(DEPOTS)]))
         if index is None:
-            # One depot and the header have no credit; the others may.
+            # This depot and the header have no credit; other depots may have some.
             index = take(image, 0)
             if index is None:
                 break
@@ -102,7 +102,7 @@ def test_credits_are_conserved_by_random_takers_and_givers(make_image, seed, val
     assert figures["credits"] == 700
 
 
-def test_a_refill_brings_a_batch_and_credits(image):
+def test_refill_brings_a_batch_and_credits(image):
     """One trip to the pool and one to the header serve several dozen insertions."""
     batch = image.picture.geometry["depot_batch"]
 
@@ -116,8 +116,8 @@ def test_a_refill_brings_a_batch_and_credits(image):
     assert image.picture.context(0).credit_moving == 0
 
 
-def test_a_depot_that_is_given_much_returns_it(make_image):
-    """Elements go back to their blocks and credits to the header: a depot never overflows."""
+def test_full_depot_returns_elements_and_credits(make_image):
+    """A full depot gives elements to their blocks and credits to the header: it never overflows."""
     image = make_image(max_entries=3000, depot_count=1)
     held = [take(image, 0) for _ in range(3000)]
     high = image.picture.geometry["depot_high"]
@@ -132,7 +132,7 @@ def test_a_depot_that_is_given_much_returns_it(make_image):
 
 
 def test_trimming_leaves_the_target_and_loses_nothing(image):
-    """Half of what is to be kept stays parked; the rest is in blocks again, to be handed out."""
+    """Half of `keep` stays parked; the other elements are free in their blocks again."""
     image.depot_take(0, 0)
     image.element_give(0)
     before = sum(image.picture.depots[at].count for at in range(2))
@@ -146,8 +146,8 @@ def test_trimming_leaves_the_target_and_loses_nothing(image):
     assert figures["parked"] + figures["free"] == before
 
 
-def test_credits_move_32_at_a_time_and_only_those_there_are(make_image):
-    """W2: the last credits of the header move too; then the header has none, and says FULL."""
+def test_credits_move_32_at_a_time_until_none_is_left(make_image):
+    """W2: the last credits of the header move, too; then the header has none: FULL."""
     image = make_image(max_entries=40, depot_count=2)
     depots, header = image.picture.depots, image.picture.header
 
@@ -160,8 +160,8 @@ def test_credits_move_32_at_a_time_and_only_those_there_are(make_image):
     assert (depots[0].credit, header.credits >> 16) == (0, 32)
 
 
-def test_held_credits_move_nowhere(image):
-    """BUSY, and not a credit is lost; the depot is let go."""
+def test_credits_do_not_move_while_their_word_is_held(image):
+    """BUSY while the word of the credits is held; no credit is lost, the depot is released."""
     image.depot_take(0, 0)
     image.element_give(0)
     total = credits_somewhere(image)
@@ -174,8 +174,8 @@ def test_held_credits_move_nowhere(image):
         assert total == credits_somewhere(image)
 
 
-def test_a_held_depot_is_passed_over(image):
-    """W2: any other depot serves, for taking and for giving; if all are held, the word is told."""
+def test_held_depot_is_passed_over(image):
+    """W2: any other depot serves to take and to give; if all are held, the status is BUSY."""
     taken = [take(image, 0, depot) for depot in (0, 1)]
     image.picture.depots[0].word |= held_by(3)
     before = image.picture.depots[0].word
@@ -193,8 +193,8 @@ def test_a_held_depot_is_passed_over(image):
     assert image.picture.context(1).element != 0
 
 
-def test_a_depot_without_credit_is_not_full_while_another_has_some(make_image):
-    """W2: FULL is said only after looking at every depot, also at one that is held just now."""
+def test_map_is_not_full_while_any_depot_may_have_a_credit(make_image):
+    """W2: FULL is returned only after every depot was examined; a held one may have credits."""
     image = make_image(max_entries=2, depot_count=DEPOTS)
     assert take(image, 0, 3) is not None
     assert image.picture.depots[3].credit == 1
@@ -203,7 +203,7 @@ def test_a_depot_without_credit_is_not_full_while_another_has_some(make_image):
     word = image.picture.depots[3].word
     image.picture.depots[3].word |= held_by(2)
     assert image.element_take(0) == "BUSY"
-    image.picture.depots[3].word = word & ~(0xFF << 24) | held_by(2)  # a credit may be on its way
+    image.picture.depots[3].word = word & ~(0xFF << 24) | held_by(2)  # a credit may be moving
     assert image.element_take(0) == "BUSY"
     image.picture.depots[3].word = word
     assert take(image, 0) is not None
@@ -211,8 +211,8 @@ def test_a_depot_without_credit_is_not_full_while_another_has_some(make_image):
 
 
 @pytest.mark.parametrize("head", [0, 0xF0000000, 0xFFFFFFFF])
-def test_a_damaged_depot_is_noticed(image, head):
-    """H1: a head that is no element is CORRUPT; the depot is let go as it was."""
+def test_damaged_head_of_a_depot_is_noticed(image, head):
+    """H1: a head that is no element's index is CORRUPT; the depot is released unchanged."""
     damaged = depot_word(head, 3, 3)
     image.picture.depots[0].word = damaged
 
@@ -220,8 +220,8 @@ def test_a_damaged_depot_is_noticed(image, head):
     assert damaged == image.picture.depots[0].word
 
 
-def test_the_first_element_past_the_last_is_noticed(image):
-    """H1: the limit itself is no element."""
+def test_head_one_past_the_last_element_is_noticed(image):
+    """H1: the number of elements is itself no element's index."""
     image.picture.depots[0].word = depot_word(image.picture.geometry["element_max"], 1, 1)
 
     assert image.depot_take(0, 0) == "CORRUPT"

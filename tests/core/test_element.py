@@ -27,8 +27,8 @@ def with_entry(make_image, value):
 
 
 @pytest.mark.parametrize("state", [UPD, ULOCK])
-def test_an_element_is_owned_and_settled(make_image, state):
-    """LIVE, owned, LIVE: each a version on, and named by the owner's context."""
+def test_hold_and_release_each_raise_the_version(make_image, state):
+    """Each of the two steps raises the version by one; the owner's context names the element."""
     image, index = with_entry(make_image, b"12345678")
     before = image.picture.element(index)[0]
 
@@ -46,8 +46,8 @@ def test_an_element_is_owned_and_settled(make_image, state):
 
 
 @pytest.mark.parametrize("state", [UPD, ULOCK])
-def test_an_owned_element_is_nobody_elses(make_image, state):
-    """W1: other writers are told whose header to wait for; value and header stay."""
+def test_owned_element_is_busy_for_other_writers(make_image, state):
+    """W1: other writers get BUSY and the header to wait for; value and header stay."""
     image, index = with_entry(make_image, b"12345678")
     _, held = image.element_hold(3, index, state)
 
@@ -61,8 +61,8 @@ def test_an_owned_element_is_nobody_elses(make_image, state):
 
 
 @pytest.mark.parametrize("size", [8, 12, 24])
-def test_a_stale_look_changes_nothing(make_image, size):
-    """W1: whoever found the element before it changed must look again; so must a reader."""
+def test_stale_header_changes_nothing(make_image, size):
+    """W1: a writer or reader that found the element before it changed has to search again."""
     image, index = with_entry(make_image, b"a" * size)
     stale = image.picture.element(index)[0]
     assert image.element_update(1, index, b"b" * size) == "OK"
@@ -77,8 +77,8 @@ def test_a_stale_look_changes_nothing(make_image, size):
     assert image.element_read(index) == b"b" * size
 
 
-def test_a_header_seen_locked_and_now_free_is_tried_again(make_image):
-    """The owner has moved on meanwhile: RETRY at once, not BUSY."""
+def test_header_seen_locked_and_now_free_is_retried(make_image):
+    """The owner has released the element since the header was read: RETRY, not BUSY."""
     image, index = with_entry(make_image, b"12345678")
     _, held = image.element_hold(3, index, ULOCK)
     image.element_release(3, index, held)
@@ -87,8 +87,8 @@ def test_a_header_seen_locked_and_now_free_is_tried_again(make_image):
 
 
 @pytest.mark.parametrize("size", range(1, 41))
-def test_an_update_replaces_the_whole_value(make_image, size):
-    """R2, W1: any size comes out as it went in, padded with zeros, two versions on."""
+def test_update_replaces_the_whole_value(make_image, size):
+    """R2, W1: a value of any size is read as stored, padded with zeros, two versions later."""
     image, index = with_entry(make_image, b"\xff" * size)
     for number in range(3):
         value = bytes((number * 50 + place) % 256 for place in range(size))
@@ -105,8 +105,8 @@ def test_an_update_replaces_the_whole_value(make_image, size):
 
 
 @pytest.mark.parametrize("size", [9, 16, 24, 40])
-def test_a_reader_of_an_element_under_way_has_the_new_value(make_image, size):
-    """R1, R2: in UPD the owner's redo buffer counts, whatever the element's words are by now."""
+def test_reader_of_an_element_in_update_gets_the_new_value(make_image, size):
+    """R1, R2: in UPD the owner's redo buffer has the value, however much of it was copied."""
     image, index = with_entry(make_image, b"o" * size)
     new = b"n" * size
     redo = image.picture.redo(3)
@@ -122,8 +122,8 @@ def test_a_reader_of_an_element_under_way_has_the_new_value(make_image, size):
     assert image.element_read(index) == new
 
 
-def test_a_reader_of_a_locked_element_has_the_old_value(make_image):
-    """R1, R2: in ULOCK the element's own words count."""
+def test_reader_of_a_locked_element_gets_the_old_value(make_image):
+    """R1, R2: in ULOCK the element's own words have the value."""
     image, index = with_entry(make_image, b"o" * 24)
     image.picture.redo(3)[0] = 12345
     image.element_hold(3, index, ULOCK)
@@ -132,8 +132,8 @@ def test_a_reader_of_a_locked_element_has_the_old_value(make_image):
 
 
 @pytest.mark.parametrize("owner", [4096, 0x7FFF])
-def test_an_owner_beyond_the_contexts_is_not_followed(make_image, owner):
-    """H1: a damaged header names no redo buffer that is not there."""
+def test_owner_beyond_the_contexts_is_not_followed(make_image, owner):
+    """H1: a header whose owner is not a context does not lead to a redo buffer."""
     image, index = with_entry(make_image, b"o" * 24)
     image.picture.element(index)[0] = 9 << 19 | UPD << 16 | held_by(owner)
 
@@ -171,7 +171,7 @@ def test_the_version_wraps_around(make_image):
 
 
 @pytest.mark.parametrize("state", [0, 1, DEAD, 6, 7])
-def test_an_element_in_no_readable_state_is_not_found(make_image, state):
+def test_element_in_no_readable_state_is_not_found(make_image, state):
     """W1: FREE, ALLOC and DEAD elements are absent, and so are states that do not exist."""
     image, index = with_entry(make_image, b"12345678")
     image.picture.element(index)[0] = 9 << 19 | state << 16

@@ -1,4 +1,4 @@
-"""Numbers inside values, bits in and bits out: every operation in every format."""
+"""Operations on numbers inside values, from bits to bits: every operation in every format."""
 
 import math
 import operator
@@ -52,7 +52,7 @@ def wrapped(fmt, number):
 
 
 def edges(fmt):
-    """The numbers about which something changes."""
+    """The numbers at which the format's behaviour changes."""
     bits = 8 * FORMATS[fmt][1]
     around = [0, 1, 2, (1 << bits - 1) - 1, 1 << bits - 1, (1 << bits - 1) + 1, (1 << bits) - 1]
     return sorted({wrapped(fmt, number) for number in around})
@@ -60,7 +60,7 @@ def edges(fmt):
 
 @pytest.mark.parametrize("operation", PYTHON)
 @pytest.mark.parametrize("fmt", "bB")
-def test_integers_of_a_byte_are_all_computed_as_python_does(unit, fmt, operation):
+def test_all_pairs_of_bytes_are_computed_as_in_python(unit, fmt, operation):
     """W1: all 65,536 pairs; sums wrap around."""
     numbers = [wrapped(fmt, number) for number in range(256)]
     for before in numbers:
@@ -71,8 +71,8 @@ def test_integers_of_a_byte_are_all_computed_as_python_does(unit, fmt, operation
 
 @pytest.mark.parametrize("operation", PYTHON)
 @integers
-def test_integers_are_computed_as_python_does(unit, seed, fmt, operation):
-    """W1: the edges of the format, each with each, and a thousand pairs at random."""
+def test_integers_are_computed_as_in_python(unit, seed, fmt, operation):
+    """W1: all pairs of the format's edges, and a thousand random pairs."""
     rng = random.Random(f"{seed} {fmt} {operation}")
     low, high = min(edges(fmt)), max(edges(fmt))
     pairs = [(a, b) for a in edges(fmt) for b in edges(fmt)]
@@ -90,7 +90,7 @@ def floats_to_try(fmt):
 
 @floats
 def test_floats_are_added_in_their_own_precision(unit, fmt):
-    """W1: rounded once, as NumPy does; beyond the largest is infinity, without a difference NaN."""
+    """W1: a sum is rounded once, as in NumPy; overflow is infinity, infinity less itself NaN."""
     with np.errstate(all="ignore"):
         for before in floats_to_try(fmt):
             for operand in floats_to_try(fmt):
@@ -103,7 +103,7 @@ def test_floats_are_added_in_their_own_precision(unit, fmt):
 
 @floats
 def test_the_lesser_and_the_greater_float_are_found(unit, fmt):
-    """W1: by value; of two equal ones, 0.0 and -0.0, the present one stays."""
+    """W1: floats are compared by value; of two equal ones, 0.0 and -0.0, the stored one stays."""
     for before in floats_to_try(fmt):
         for operand in floats_to_try(fmt):
             lower = operand if operand < before else before
@@ -114,8 +114,8 @@ def test_the_lesser_and_the_greater_float_are_found(unit, fmt):
 
 @pytest.mark.parametrize("operation", [MIN, MAX])
 @floats
-def test_a_nan_is_left_as_it_is_and_replaces_nothing(unit, fmt, operation):
-    """W1: bit by bit; what the NaN carries is not lost."""
+def test_nan_stays_as_it_is_and_replaces_no_number(unit, fmt, operation):
+    """W1: all bits of the NaN stay, also its payload."""
     nan, one = NAN_PAYLOAD[fmt], to_bits(fmt, 1.0)
     for other in (one, to_bits(fmt, -math.inf), nan ^ 1):
         assert unit.field_compute(*FORMATS[fmt], operation, other, nan) == nan
@@ -123,14 +123,14 @@ def test_a_nan_is_left_as_it_is_and_replaces_nothing(unit, fmt, operation):
 
 
 @floats
-def test_a_sum_with_a_nan_is_one(unit, fmt):
+def test_sum_with_a_nan_is_nan(unit, fmt):
     for pair in [(NAN_PAYLOAD[fmt], to_bits(fmt, 1.0)), (to_bits(fmt, 1.0), NAN_PAYLOAD[fmt])]:
         assert math.isnan(from_bits(fmt, unit.field_compute(*FORMATS[fmt], ADD, *pair)))
 
 
 @integers
-def test_sizes_of_integers(unit, fmt):
-    """A mask of all the field's bits, and the sign in the highest."""
+def test_mask_and_sign_extension_fit_the_size(unit, fmt):
+    """field_mask has all bits of the field, and the highest bit is the sign."""
     kind, size = FORMATS[fmt]
     assert unit.field_mask(size) == (1 << 8 * size) - 1
     for number in edges(fmt):
@@ -140,8 +140,8 @@ def test_sizes_of_integers(unit, fmt):
 
 
 @floats
-def test_floats_and_their_bits(unit, fmt):
-    """There and back; a double that is too large for a float becomes infinity."""
+def test_floats_survive_the_conversion_to_bits(unit, fmt):
+    """Bits to floats and back; a double that is too large for a float becomes infinity."""
     size = FORMATS[fmt][1]
     for number in floats_to_try(fmt):
         assert unit.bits_of(float(number), size) == to_bits(fmt, number)

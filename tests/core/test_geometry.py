@@ -1,4 +1,4 @@
-"""Where everything lies: a pure function of four numbers, without overlaps."""
+"""The layout of a segment: a pure function of four numbers, without overlaps."""
 
 import itertools
 import random
@@ -36,7 +36,7 @@ def regions(facts):
 
 
 def check_geometry(facts, max_entries):
-    """All that must hold of any geometry."""
+    """Assert what must hold for every geometry."""
     parts = regions(facts)
     parts.append((facts["segment_bytes"], 0))
     for (start, size), (following, _) in itertools.pairwise(parts):
@@ -53,14 +53,14 @@ def check_geometry(facts, max_entries):
         assert pool["object_count"] == pool["block_count"] * pool["capacity"]
         assert facts["region_bytes"][f"{name}_words"] >= pool["block_count"] * 8
 
-    # Every entry, and every place in a depot, has an element, and element 0 is nobody's.
+    # There is an element for each entry and each place in a depot, and element 0 is never used.
     assert facts["element_max"] > max_entries + facts["depot_count"] * 255
     assert facts["element_max"] == facts["element_pool"]["object_count"] < LINK_BASE
     assert facts["line_max"] == facts["line_pool"]["object_count"]
     assert LINK_BASE + facts["line_max"] <= 2**32
     assert facts["bucket_max"] * 64 <= facts["region_bytes"]["buckets"]
     assert facts["bucket_max"] >= 4
-    # Growth stops at 3.5 entries a bucket: there is room for all of it.
+    # The table grows up to one bucket for 3.5 entries: there is room for so many buckets.
     assert facts["bucket_max"] * 7 >= max_entries * 2
     assert facts["region_bytes"]["processes"] == 1024 * 64
     assert facts["region_bytes"]["contexts"] >= 4096 * facts["context_stride"]
@@ -69,14 +69,14 @@ def check_geometry(facts, max_entries):
 
 
 def check_element(facts, key_size, value_size):
-    """Header, padded key and padded value fit into an element, and not much more does."""
+    """Assert that header, padded key and padded value fit into an element with little to spare."""
     packed = 8 + facts["key_words"] * 8 + facts["value_words"] * 8
     assert facts["key_words"] == -(-key_size // 8)
     assert facts["value_words"] == -(-value_size // 8)
     assert facts["stride"] % 8 == 0
     assert packed <= facts["stride"] <= packed * 17 // 16 + 8
     assert facts["element_pool"]["stride"] == facts["stride"]
-    # A depot parks about 24 KiB, and at least a few; a transfer leaves room for a half.
+    # A depot parks elements of about 24 KiB, at least three; a batch is half as many.
     assert 3 <= facts["depot_high"] <= 96
     assert facts["depot_high"] * facts["stride"] <= max(24_576, 3 * facts["stride"])
     assert 1 <= facts["depot_batch"] <= facts["depot_high"]
@@ -104,7 +104,7 @@ def test_random_geometries_hold_together(unit, seed):
 
 
 def test_every_stride_makes_good_blocks(unit):
-    """Every value size up to 5,000: a block stays near 64 KiB, an element's padding small."""
+    """For every value size up to 5,000 a block is near 64 KiB, an element's padding small."""
     for value_size in range(1, 5001):
         facts = unit.geometry(8, value_size, 1000, 2)
 
@@ -121,7 +121,7 @@ def test_the_usual_element_has_no_padding(unit):
 
 
 def test_the_geometry_is_a_pure_function(unit, seed):
-    """H1: whoever attaches computes it anew; nothing of it depends on what memory held before."""
+    """H1: each attaching process computes it anew; it depends on no earlier contents of memory."""
     rng = random.Random(seed)
     for _ in range(50):
         numbers = rng.randint(1, 5000), rng.randint(1, 5000), rng.randint(1, 1 << 20), 4
@@ -140,11 +140,11 @@ def test_the_geometry_is_a_pure_function(unit, seed):
         (8, 65_536, 2**31, 1),
     ],
 )
-def test_what_no_address_space_holds_is_refused(unit, numbers):
+def test_geometry_larger_than_an_address_space_is_refused(unit, numbers):
     assert unit.geometry(*numbers) is None
 
 
-def test_more_entries_never_need_less(unit):
+def test_more_entries_never_need_less_memory(unit):
     """Each limit is monotonic in max_entries."""
     before = unit.geometry(8, 8, 1, 4)
     for log2 in range(32):

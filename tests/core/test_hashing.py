@@ -1,4 +1,4 @@
-"""The hash of keys: seeded, evenly spread over the buckets, sensitive to every bit."""
+"""The hash of keys is seeded, evenly spread over the buckets, and sensitive to every bit."""
 
 import random
 import statistics
@@ -21,7 +21,7 @@ def hashes(unit, seeds, keys, size):
 
 
 def chi_squared(found):
-    """How far the low bits are from an even spread, in standard deviations of chance."""
+    """How far the low bits are from an even spread, in standard deviations of random hashes."""
     counts = numpy.bincount(found & (BUCKETS - 1), minlength=BUCKETS)
     expected = len(found) / BUCKETS
     statistic = ((counts - expected) ** 2 / expected).sum()
@@ -29,7 +29,7 @@ def chi_squared(found):
 
 
 def numbered_keys(size, offset, count=KEYS, shift=0):
-    """Keys that are zero but for a number, of up to 4 bytes, at offset."""
+    """Keys that are zero except for a number, of up to 4 bytes, at offset."""
     width = min(4, size - offset)
     keys = bytearray(size * count)
     for number in range(count):
@@ -40,7 +40,7 @@ def numbered_keys(size, offset, count=KEYS, shift=0):
 
 
 def strange_keys():
-    """Families of regular keys: sequential ones, multiples of powers of two, in any place."""
+    """Families of regular keys: sequential numbers and multiples of powers of two, at any place."""
     for size in SIZES:
         yield f"{size} bytes, sequential", numbered_keys(size, 0), size
         yield f"{size} bytes, at the end", numbered_keys(size, size - 4), size
@@ -56,11 +56,11 @@ FAMILIES = {name: (keys, size) for name, keys, size in strange_keys()}
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_regular_keys_spread_evenly_over_the_buckets(unit, seed, family):
-    """Under most seeds the low bits of regular keys are as even as chance, or more so.
+    """With most seeds the low bits of regular keys are at least as even as random ones.
 
-    For keys of 4 and 8 bytes there is one multiplication, and about one seed in a hundred is
-    noticeably less even than chance for some family; the median of 25 seeds is not. For other
-    sizes every seed is good.
+    The hash of 4 or 8 bytes is one multiplication, and about one seed in a hundred is noticeably
+    less even than random for some family; the median of 25 seeds is not. For other sizes every
+    seed is good.
     """
     keys, size = FAMILIES[family]
     if size == 4:
@@ -76,7 +76,7 @@ def test_regular_keys_spread_evenly_over_the_buckets(unit, seed, family):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_keys_that_differ_in_one_high_byte_spread(unit, seed, size):
-    """256 keys, different in one byte only, whichever it is: few share a bucket."""
+    """Of 256 keys that differ in one byte only, whichever byte it is, few share a bucket."""
     rng = random.Random(seed)
     for place in {0, 3, size // 2, size - 2, size - 1}:
         base = rng.randbytes(size)
@@ -86,13 +86,13 @@ def test_keys_that_differ_in_one_high_byte_spread(unit, seed, size):
             len(set(hashes(unit, random_seeds(rng), keys, size) & (BUCKETS - 1))) for _ in range(25)
         ]
 
-        # Chance uses 1024 * (1 - (1 - 1/1024) ** 256) = 226.6 buckets.
+        # Random hashes use 1024 * (1 - (1 - 1/1024) ** 256) = 226.6 buckets.
         assert statistics.median(used) > 215
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_input_bit_matters_to_the_low_bits(unit, seed, size):
-    """Flip each bit of random keys under random seeds: each low bit flips in about half of them.
+    """If a bit of a random key is flipped, each low bit of the hash flips in about half the trials.
 
     1,200 trials; 0.1 is seven standard deviations.
     """
@@ -120,7 +120,7 @@ def test_every_input_bit_matters_to_the_low_bits(unit, seed, size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_hash_depends_on_the_seeds(unit, seed, size):
-    """H1: without the seeds nobody can choose collisions; other seeds scatter the same keys."""
+    """H1: other seeds scatter the same keys, so collisions cannot be chosen without the seeds."""
     rng = random.Random(seed)
     keys = numbered_keys(size, 0)
     first, second = random_seeds(rng), random_seeds(rng)
@@ -131,7 +131,7 @@ def test_the_hash_depends_on_the_seeds(unit, seed, size):
 
 
 @pytest.mark.parametrize("size", [*SIZES, 1, 2, 3, 5, 7, 9, 15, 31, 33, 65_535])
-def test_the_second_seed_is_a_lever_for_collisions(unit, seed, size):
+def test_second_seed_of_zero_makes_all_keys_collide(unit, seed, size):
     """With seeds[1] == 0 every key hashes to 0, whatever the other seeds are."""
     rng = random.Random(seed)
     for _ in range(20):
@@ -142,7 +142,7 @@ def test_the_second_seed_is_a_lever_for_collisions(unit, seed, size):
 
 @pytest.mark.parametrize("size", range(1, 70))
 def test_every_byte_of_a_key_counts(unit, seed, size):
-    """Change any single byte: another hash, but for one chance in 2**32."""
+    """A change of any bit gives another hash, except with a probability of 2**-32."""
     rng = random.Random(seed)
     seeds = random_seeds(rng)
     key = rng.randbytes(size)
@@ -157,7 +157,7 @@ def test_every_byte_of_a_key_counts(unit, seed, size):
     assert len(others) >= 8 * size - 1
 
 
-def test_one_hash_or_many_are_the_same_function(unit, seed):
+def test_hash_keys_and_hash_key_agree(unit, seed):
     rng = random.Random(seed)
     seeds = random_seeds(rng)
     for size in SIZES:

@@ -1,4 +1,4 @@
-"""The words of the segment: what is packed comes out again, at the extremes too."""
+"""The words of the segment: packed parts are unpacked unchanged, also at their extremes."""
 
 import ctypes
 import itertools
@@ -12,8 +12,8 @@ PAYLOADS = [0, 1, 0xA5A5_A5A5_A5A5, (1 << 48) - 1]
 ALL_ONES = 2**64 - 1
 
 
-def test_the_picture_has_the_sizes_of_the_core(unit):
-    """The tests' own structures are as large as the core's, which pins its offsets itself."""
+def test_structures_of_the_tests_have_the_sizes_of_the_core(unit):
+    """The structures of the tests are as large as the core's, which asserts its offsets itself."""
     for name, size in unit.sizes().items():
         assert size == ctypes.sizeof(getattr(picture, name)), name
 
@@ -39,7 +39,8 @@ def test_a_taken_word_names_its_owner_and_keeps_its_payload(unit, payload, conte
 @pytest.mark.parametrize("other", CONTEXT_INDICES)
 @pytest.mark.parametrize("context", CONTEXT_INDICES)
 def test_a_word_is_held_by_its_owner_alone(unit, context, other):
-    """C1: recovery resumes only what the dead context holds; an unlocked word is held by nobody."""
+    """C1: recovery resumes only operations whose words the dead context holds; an unlocked word
+    is held by no context."""
     for payload in PAYLOADS:
         taken = unit.word_taken(payload << 16, context)
 
@@ -49,7 +50,7 @@ def test_a_word_is_held_by_its_owner_alone(unit, context, other):
 
 
 def test_taking_a_word_again_replaces_the_owner(unit):
-    """A depot that stays held is stored with word_taken of a word that may be taken already."""
+    """word_taken may be applied to a taken word: a depot that stays held is stored so."""
     taken = unit.word_taken(unit.word_taken(0xABC0000, 0x7FFF), 1)
 
     assert unit.word_held_by(taken, 1)
@@ -61,14 +62,14 @@ def test_taking_a_word_again_replaces_the_owner(unit):
 
 @pytest.mark.parametrize("before", [0, 1, 0x7FFF << 1 | 1, 0xFFFFFFFF_FF00FFFF, ALL_ONES])
 @pytest.mark.parametrize("level_plus1", [0, 1, 2, 33, 63])
-def test_a_level_leaves_the_rest_of_the_header_alone(unit, before, level_plus1):
+def test_setting_the_level_leaves_the_rest_of_the_header(unit, before, level_plus1):
     after = unit.bucket_with_level(before, level_plus1)
 
     assert level_plus1 == unit.bucket_level_plus1(after) == picture.level_of(after) + 1
     assert before & ~(0x3F << 16) == after & ~(0x3F << 16)
 
 
-def test_the_version_of_a_bucket_wraps_around_into_nothing_else(unit):
+def test_version_of_a_bucket_wraps_around_without_a_carry(unit):
     """The last version is followed by the first, with the same level and the same owner."""
     last = (2**40 - 1) << 24 | 5 << 16 | 0x2A << 1 | 1
 
@@ -85,7 +86,7 @@ def test_the_version_of_a_bucket_wraps_around_into_nothing_else(unit):
 @pytest.mark.parametrize("version", [0, 1, 2**44, 2**45 - 2, 2**45 - 1])
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(range(6), repeat=2)))
 def test_every_change_of_state_raises_the_version(unit, version, before, after):
-    """R2: a header seen twice means that nothing happened; also where the version wraps around."""
+    """R2: an unchanged header means an unchanged element; also where the version wraps around."""
     for old_lock, new_lock in itertools.product([0, unit.lock_bits(0x7FFF)], repeat=2):
         header = version << 19 | before << 16 | old_lock
 
@@ -124,7 +125,7 @@ def test_a_block_word_holds_its_parts(unit, parts):
     assert word == picture.block_word(*parts) == unit.word_released(word)
 
 
-def test_random_words_come_apart_as_they_were_put_together(unit, seed):
+def test_random_words_are_unpacked_as_packed(unit, seed):
     rng = random.Random(seed)
     for _ in range(2000):
         depot = rng.getrandbits(32), rng.getrandbits(8), rng.getrandbits(8)

@@ -1,4 +1,4 @@
-"""Taking and releasing lock words: two contexts that meet, and what the loser is told."""
+"""Taking and releasing lock words: two contexts compete, and the loser learns whom to wait for."""
 
 import pytest
 from support.core.picture import held_by, owner_of
@@ -8,12 +8,12 @@ CREDITS = 320  # the offset of header.credits
 
 @pytest.fixture(params=["lock_try", "lock_acquire"])
 def take(request, image):
-    """Either way of taking a word: at once, or spinning."""
+    """Both ways to take a word: in one try, or spinning."""
     return getattr(image, request.param)
 
 
 def test_a_free_word_is_taken_in_one_step(image, take):
-    """The word names its owner, and says what it said before."""
+    """The taken word names its owner and keeps its payload."""
     before = image.picture.header.credits
 
     status, held = take(3, CREDITS)
@@ -22,8 +22,8 @@ def test_a_free_word_is_taken_in_one_step(image, take):
     assert held == image.picture.header.credits == before | held_by(3)
 
 
-def test_the_loser_is_told_which_word_and_what_it_said(image, take):
-    """C2: whoever waits can find the owner; the word stays as it is."""
+def test_loser_learns_the_word_and_its_value(image, take):
+    """C2: the loser has the word's offset and value, and so its owner; the word stays as it is."""
     _, held = image.lock_try(1, CREDITS)
 
     status, _ = take(2, CREDITS)
@@ -34,8 +34,8 @@ def test_the_loser_is_told_which_word_and_what_it_said(image, take):
     assert held == image.picture.header.credits
 
 
-def test_nobody_takes_a_word_twice(image, take):
-    """Not even its owner: a lock is no counter."""
+def test_held_word_is_not_taken_again_by_its_owner(image, take):
+    """A lock is not recursive: even its owner gets BUSY."""
     image.lock_try(1, CREDITS)
 
     assert take(1, CREDITS)[0] == "BUSY"
@@ -43,7 +43,7 @@ def test_nobody_takes_a_word_twice(image, take):
 
 
 def test_a_release_commits_the_payload(image, take):
-    """Payload and unlocking are one store; lock bits in the payload are dropped."""
+    """One store writes the payload and unlocks; lock bits in the payload are dropped."""
     for who, payload in enumerate([0, 7 << 16, (1 << 48) - 1 << 16]):
         assert take(who, CREDITS)[0] == "OK"
 
@@ -52,8 +52,8 @@ def test_a_release_commits_the_payload(image, take):
         assert payload == image.picture.header.credits
 
 
-def test_contexts_alternate(image, take):
-    """What one has released the other can take, any number of times."""
+def test_two_contexts_take_a_word_in_turn(image, take):
+    """After one context has released the word the other can take it, a hundred times."""
     for turn in range(100):
         winner, loser = turn % 2, 1 - turn % 2
         status, held = take(winner, CREDITS)

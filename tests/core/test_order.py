@@ -1,4 +1,4 @@
-"""The order of the map, reading one bucket of it, and walks, against sorted lists (I1)."""
+"""The order of the map, reads of one bucket, and walks, compared with sorted lists (I1)."""
 
 import bisect
 import itertools
@@ -58,7 +58,7 @@ def fill(image, keys):
 
 
 def colliding(make_image, count):
-    """An image with so many keys, all of bucket 0 and of one hash; and they."""
+    """An image with `count` keys, all of bucket 0 and of one hash; and the keys."""
     image = make_image(seeds=COLLIDING)
     keys = sorted(key_of(image, number) for number in range(count))
     fill(image, random.Random(count).sample(keys, count))
@@ -66,7 +66,7 @@ def colliding(make_image, count):
 
 
 def in_bucket(image, bucket, count):
-    """So many keys of one of four buckets, inserted."""
+    """Insert `count` keys of one of four buckets; return the keys."""
     keys = (key_of(image, number) for number in itertools.count())
     keys = list(itertools.islice((k for k in keys if image.hash_key(k) & 3 == bucket), count))
     fill(image, keys)
@@ -85,13 +85,13 @@ def set_state(image, key, state, owner=None):
 
 
 def range_of(image, order):
-    """The last reversed hash of the range of the bucket that owns this one."""
+    """The last reversed hash in the range of the bucket that owns `order`."""
     header = image.picture.buckets[image.table_find(reversed_bits(order))].header
     return order | (END - 1) >> level_of(header)
 
 
 def behind(image, keys, place):
-    """The keys that the bucket at a place has behind it, in order."""
+    """The keys of the bucket at a place that come after the place, in order."""
     order, inside = place
     last = range_of(image, order)
     ranked = sorted(rank(image, key) for key in keys)
@@ -101,7 +101,7 @@ def behind(image, keys, place):
 
 
 def check_in_order(image, keys, place, room):
-    """One read in order: what it delivers and where it ends, by the list."""
+    """Check one read in order against the list: what it delivers, and where it ends."""
     expected = behind(image, keys, place)
     read = expected[: min(room, SORTED_MAX)]
     end = range_of(image, place[0]) + 1, None
@@ -115,7 +115,7 @@ def check_in_order(image, keys, place, room):
 
 
 def whole_bucket(image, place, room):
-    """The keys of one bucket from a place on, by as many reads as it takes."""
+    """The keys of one bucket from a place on, by as many reads as are needed."""
     found = []
     end = range_of(image, place[0]) + 1
     while place[0] < end:
@@ -138,8 +138,8 @@ def test_reversed_bits_are_those_of_python(unit, seed):
 
 
 @pytest.mark.parametrize("level", range(33))
-def test_a_range_has_the_hashes_that_agree_in_the_low_bits(unit, seed, level):
-    """I1: reversed, they lie side by side, and nothing else lies between them."""
+def test_range_has_the_hashes_that_agree_in_the_low_bits(unit, seed, level):
+    """I1: the reversed hashes of a range are contiguous, and no other hash is between them."""
     rng = random.Random(seed)
     for _ in range(100):
         hash32 = rng.getrandbits(32)
@@ -156,7 +156,7 @@ def test_a_range_has_the_hashes_that_agree_in_the_low_bits(unit, seed, level):
 
 
 def test_guesses_lead_through_every_bucket_once(make_image, unit, seed):
-    """I1: at each number of buckets from 4 to 300, from the start of a range or from inside it."""
+    """I1: for each number of buckets from 4 to 300, from the start of a range or from inside it."""
     rng = random.Random(seed)
     image = make_image(max_entries=10_000)
     assert image.region_commit(0, 4, 2048 * 64) == "OK"
@@ -179,7 +179,7 @@ def test_guesses_lead_through_every_bucket_once(make_image, unit, seed):
 
 
 @pytest.mark.parametrize("count", [2**k + d for k in range(3, 31) for d in (-1, 0, 1)])
-def test_guesses_know_large_tables(unit, seed, count):
+def test_guesses_are_right_in_large_tables(unit, seed, count):
     rng = random.Random(seed)
     for index in (0, count - 1, *(rng.randrange(count) for _ in range(50))):
         level = unit.bucket_level(count, index)
@@ -192,8 +192,8 @@ def test_guesses_know_large_tables(unit, seed, count):
 
 
 @pytest.mark.parametrize("count", range(SLOTS + 1))
-def test_a_bucket_at_rest_is_read_whole(image, count):
-    """I1: room for a bucket, no lines, nobody at it: everything, in any order."""
+def test_bucket_at_rest_is_read_whole(image, count):
+    """I1: with room for a bucket, no lines and no lock, one read delivers all, in any order."""
     keys = in_bucket(image, BUCKET, count)
     first = reversed_bits(BUCKET)
 
@@ -206,8 +206,8 @@ def test_a_bucket_at_rest_is_read_whole(image, count):
 
 @pytest.mark.parametrize("sizes", [(8, 8), (3, 17), (20, 264), (64, 1)])
 @pytest.mark.parametrize("room", [1, 6, 1000])
-def test_a_bucket_without_rest_is_read_in_order(make_image, sizes, room):
-    """I1: locked by somebody, or too little room: the lowest first."""
+def test_locked_bucket_is_read_in_order(make_image, sizes, room):
+    """I1: with a lock held or too little room, a read delivers the lowest entries first."""
     image = make_image(key_size=sizes[0], value_size=sizes[1])
     keys = in_bucket(image, BUCKET, 6)
     image.picture.buckets[BUCKET].header |= held_by(OTHER)
@@ -220,7 +220,7 @@ def test_a_bucket_without_rest_is_read_in_order(make_image, sizes, room):
 @pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.parametrize("count", [*range(42), 100])
 def test_a_chain_is_read_in_order(image, count, locked):
-    """I1: all its lines, however much room there is."""
+    """I1: reads deliver the entries of all lines, whatever the room of each read."""
     keys = in_bucket(image, BUCKET, count)
     image.picture.buckets[BUCKET].header |= held_by(OTHER) if locked else 0
     start = reversed_bits(BUCKET), None
@@ -232,8 +232,8 @@ def test_a_chain_is_read_in_order(image, count, locked):
 
 
 @pytest.mark.parametrize("count", [3, 7, 20, 50])
-def test_a_bucket_is_entered_anywhere(image, seed, count):
-    """I1: at an order, or behind a key that need not be there; what lies before it is not read."""
+def test_read_of_a_bucket_begins_at_any_place(image, seed, count):
+    """I1: a read begins at an order or after a key, which may be absent, with nothing before it."""
     rng = random.Random(seed)
     keys = in_bucket(image, BUCKET, count)
     first = reversed_bits(BUCKET)
@@ -248,7 +248,7 @@ def test_a_bucket_is_entered_anywhere(image, seed, count):
 
 
 def test_keys_alone_are_read_without_values(image):
-    """The same keys; the place for values is not touched, as there is none."""
+    """A read without values delivers the same keys, and touches no memory for values."""
     keys = in_bucket(image, BUCKET, 20)
 
     status, pairs, _ = image.bucket_read((reversed_bits(BUCKET), None), 20, with_values=False)
@@ -258,10 +258,10 @@ def test_keys_alone_are_read_without_values(image):
 
 
 @pytest.mark.parametrize("count", [8, 9, 13, 14, 15, 20, 40])
-def test_a_removal_half_done_hides_and_doubles_nothing(image, count):
-    """I1, C1: after each store of each possible removal, whose owner was stopped there.
+def test_half_done_removal_hides_and_repeats_no_entry(image, count):
+    """I1, C1: the bucket is read after each store of each possible removal.
 
-    The last entry stands twice, in one place perhaps under the tag of the one that goes.
+    In some of these states the last entry is named twice, once perhaps with the victim's tag.
     """
     keys = in_bucket(image, BUCKET, count)
     picture = image.picture
@@ -296,7 +296,7 @@ def test_a_removal_half_done_hides_and_doubles_nothing(image, count):
 @pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.parametrize("other", [2, 3], ids=["before", "behind"])
 def test_references_of_another_range_are_passed_over(image, other, locked):
-    """I1: in the middle of a split or merge a bucket names entries that are read elsewhere."""
+    """I1: during a split or merge a bucket may name entries that are read in another bucket."""
     own, foreign = in_bucket(image, 1, 3), in_bucket(image, other, 3)
     bucket = image.picture.buckets[1]
     for slot, key in enumerate(foreign, start=3):
@@ -308,12 +308,12 @@ def test_references_of_another_range_are_passed_over(image, other, locked):
     assert sorted(foreign) == sorted(whole_bucket(image, (reversed_bits(other), None), 1000))
 
 
-# ---- entries that somebody is at ----
+# ---- entries that an operation is changing ----
 
 
 @pytest.fixture(params=["at rest", "locked", "chained"])
 def busy_bucket(request, image):
-    """A bucket that is read in one way or the other, and its keys in order."""
+    """A bucket that is at rest, locked or chained, and its keys in order."""
     keys = in_bucket(image, BUCKET, 12 if request.param == "chained" else 5)
     if request.param == "locked":
         image.picture.buckets[BUCKET].header |= held_by(OTHER)
@@ -326,8 +326,8 @@ def read_all(image, **options):
 
 
 @pytest.mark.parametrize("state", [FREE, ALLOC, DEAD])
-def test_what_is_no_entry_is_passed_over(busy_bucket, state):
-    """I1: an element on its way in or out, still or already named by a slot."""
+def test_element_that_is_no_entry_is_passed_over(busy_bucket, state):
+    """I1: a slot may name an element that is being inserted or deleted."""
     image, keys = busy_bucket
     set_state(image, keys[2], state, OTHER if state != FREE else None)
 
@@ -338,16 +338,16 @@ def test_what_is_no_entry_is_passed_over(busy_bucket, state):
 
 
 @pytest.mark.parametrize("state", [LIVE, ULOCK, LOCKED])
-def test_an_entry_that_is_held_is_read_at_once(busy_bucket, state):
-    """R1: its owner may be stopped."""
+def test_held_entry_is_read_without_waiting(busy_bucket, state):
+    """R1: a read does not wait for the owner, which may be stopped."""
     image, keys = busy_bucket
     set_state(image, keys[2], state, OTHER if state != LIVE else None)
 
     assert read_all(image) == ("OK", {key: value_of(image, key) for key in keys}, True)
 
 
-def test_an_update_under_way_counts_already(busy_bucket):
-    """R2: the value comes from the redo buffer of the owner."""
+def test_update_under_way_is_read_as_done(busy_bucket):
+    """R2: the new value is read from the owner's redo buffer."""
     image, keys = busy_bucket
     set_state(image, keys[2], UPD, OTHER)
     image.picture.redo(OTHER)[0] = 0x0102030405060708
@@ -361,8 +361,8 @@ def test_an_update_under_way_counts_already(busy_bucket):
 
 @pytest.mark.parametrize("state", HELD_STATES)
 @pytest.mark.parametrize("room", [3, 1000])
-def test_a_sink_that_waits_is_told_what_is_in_the_way(busy_bucket, state, room):
-    """L1: BPF_F_LOCK: BUSY, with the word to watch; nothing is appended, nothing moves."""
+def test_read_that_respects_locks_returns_busy_at_a_held_entry(busy_bucket, state, room):
+    """L1: with BPF_F_LOCK a read returns BUSY and the word to wait for; the place stays."""
     image, keys = busy_bucket
     set_state(image, keys[2], state, OTHER)
     start = reversed_bits(BUCKET), None
@@ -380,7 +380,7 @@ def test_a_sink_that_waits_is_told_what_is_in_the_way(busy_bucket, state, room):
     assert image.bucket_read(start, room, waiter=1)[0] == "OK"
 
 
-def test_a_sink_that_waits_passes_over_what_is_deleted(busy_bucket):
+def test_read_that_respects_locks_passes_over_a_deleted_entry(busy_bucket):
     image, keys = busy_bucket
     set_state(image, keys[2], DEAD, OTHER)
 
@@ -394,7 +394,7 @@ def test_a_sink_that_waits_passes_over_what_is_deleted(busy_bucket):
 
 @pytest.mark.parametrize("count", [31, 32, 33, 34, 63, 64, 65, 100])
 def test_equal_hashes_are_told_apart_by_their_keys(make_image, count):
-    """I1: 32 at a time, with a place behind the last of them; and in the middle of them."""
+    """I1: reads deliver 32 keys at a time, from the start or from any key on."""
     image, keys = colliding(make_image, count)
     place, reads = START, 0
     while place[0] < END >> 2:
@@ -408,8 +408,8 @@ def test_equal_hashes_are_told_apart_by_their_keys(make_image, count):
             check_in_order(image, keys, (0, key), room)
 
 
-def test_entries_that_come_and_go_between_reads_shift_nothing(make_image, seed):
-    """I1: among equal hashes, too: the key a place stands behind may be gone."""
+def test_changes_between_reads_skip_and_repeat_no_entry(make_image, seed):
+    """I1: also among equal hashes, where the key of a place may have been deleted."""
     rng = random.Random(seed)
     image, keys = colliding(make_image, 70)
     staying, going = keys[::2], keys[1::2]
@@ -428,8 +428,8 @@ def test_entries_that_come_and_go_between_reads_shift_nothing(make_image, seed):
 
 
 @pytest.mark.parametrize("count", [33, 40, 100])
-def test_a_ranking_of_nothing_is_damage(make_image, count):
-    """H1: of the lowest 32 one at most is being deleted; else the end would never come nearer."""
+def test_read_that_cannot_advance_is_corrupt(make_image, count):
+    """H1: at most one of the lowest 32 can be in deletion; a read that finds none is CORRUPT."""
     image, keys = colliding(make_image, count)
     for key in keys[:31]:
         set_state(image, key, DEAD)
@@ -444,8 +444,8 @@ def test_a_ranking_of_nothing_is_damage(make_image, count):
     assert keys[32:] == whole_bucket(image, (0, keys[31]), 1000)
 
 
-def test_a_full_ranking_of_nothing_ends_the_bucket(make_image):
-    """H1: if 32 are all there are, their end is reached."""
+def test_bucket_of_32_dead_references_is_read_to_its_end(make_image):
+    """H1: if the bucket has only these 32 references, the read ends at the bucket's end."""
     image, keys = colliding(make_image, 32)
     for key in keys:
         set_state(image, key, DEAD)
@@ -457,7 +457,7 @@ def test_a_full_ranking_of_nothing_ends_the_bucket(make_image):
 
 
 def test_a_circle_of_lines_is_damage(make_image):
-    """H1: it ends, and says so."""
+    """H1: a read of a chain whose lines form a circle ends with CORRUPT."""
     image, _ = colliding(make_image, 20)
     lines = image.picture.chain(0)[1]
     image.picture.lines[lines[-1]].indices[LINK_SLOT] = LINK_BASE + lines[0]
@@ -467,7 +467,7 @@ def test_a_circle_of_lines_is_damage(make_image):
 
 @pytest.mark.parametrize("locked", [False, True])
 def test_indices_beyond_the_elements_are_passed_over(image, locked):
-    """H1: no element is looked at that there is not."""
+    """H1: no memory beyond the elements is read."""
     keys = in_bucket(image, BUCKET, 4)
     bucket = image.picture.buckets[BUCKET]
     bucket.header |= held_by(OTHER) if locked else 0
@@ -480,7 +480,7 @@ def test_indices_beyond_the_elements_are_passed_over(image, locked):
 
 @pytest.mark.parametrize("locked", [False, True])
 def test_an_owner_beyond_the_contexts_is_not_looked_up(image, locked):
-    """H1: nothing is appended."""
+    """H1: an owner that is no context: CORRUPT, and no redo buffer is read."""
     keys = in_bucket(image, BUCKET, 3)
     image.picture.buckets[BUCKET].header |= held_by(OTHER) if locked else 0
     set_state(image, keys[1], UPD, 0x7FFF)
@@ -492,7 +492,7 @@ def test_an_owner_beyond_the_contexts_is_not_looked_up(image, locked):
 
 
 def test_levels_that_lead_nowhere_end_a_walk(image):
-    """H1: what was read before is good."""
+    """H1: the walk ends with CORRUPT; the entries that it read before are right."""
     keys = in_bucket(image, 0, 4)
     image.picture.buckets[2].header = 0
     second = END >> 2, None
@@ -507,7 +507,7 @@ def test_levels_that_lead_nowhere_end_a_walk(image):
 
 
 def grown(make_image, entries, buckets, **options):
-    """An image of so many entries and buckets, and its keys in order."""
+    """An image of `entries` entries and `buckets` buckets, and its keys in order."""
     image = make_image(max_entries=10_000, **options)
     keys = [key_of(image, number) for number in range(entries)]
     fill(image, keys)
@@ -522,7 +522,7 @@ def grown(make_image, entries, buckets, **options):
 @pytest.mark.parametrize("buckets", [4, 5, 7, 100, 129, 700])
 @pytest.mark.parametrize("room", [1, 6, 7, 50, 1000])
 def test_walks_deliver_every_entry_once(make_image, buckets, room):
-    """I1: bucket after bucket in the order, by as many calls as it takes."""
+    """I1: buckets are read one after another in the order, by as many calls as are needed."""
     image, keys = grown(make_image, 600, buckets)
     for walk in (
         lambda place: image.walk_steps(place, room, 5),
@@ -543,7 +543,7 @@ def test_walks_deliver_every_entry_once(make_image, buckets, room):
 
 
 def test_places_outlive_splits_and_merges(make_image, seed):
-    """I1: between any two reads the table grows or shrinks, and others come and go."""
+    """I1: between any two reads the table grows or shrinks, and entries come and go."""
     rng = random.Random(seed)
     for seeds in ((0x0123456789ABCDEF, 0x9E3779B97F4A7C15, 3, 4), COLLIDING, (7, 1 << 32, 3, 4)):
         image, keys = grown(make_image, 120, 4, seeds=seeds)
@@ -570,8 +570,8 @@ def test_places_outlive_splits_and_merges(make_image, seed):
         assert image.check()[0] == 0
 
 
-def test_a_walk_reads_at_most_so_many_buckets(make_image):
-    """G1: so that its caller can leave the operation now and then."""
+def test_walk_reads_at_most_the_given_number_of_buckets(make_image):
+    """G1: a walk ends after `steps` buckets, so that its caller can leave the operation."""
     image, _ = grown(make_image, 300, 64)
     for steps in (1, 2, 63):
         status, _, place = image.walk_steps(START, 1000, steps)
@@ -579,8 +579,8 @@ def test_a_walk_reads_at_most_so_many_buckets(make_image):
         assert (status, place) == ("OK", (steps * (END >> 6), None))
 
 
-def test_a_walk_leaves_the_operation_now_and_then(make_image):
-    """G1: every 256 buckets the context's activity says so, and memory can be given back."""
+def test_walk_leaves_its_operation_every_256_buckets(make_image):
+    """G1: every 256 buckets the context leaves its operation, so that memory can be released."""
     image, keys = grown(make_image, 600, 3 * WALK_STEPS)
     context = image.picture.context(1)
     before = context.activity
@@ -593,8 +593,8 @@ def test_a_walk_leaves_the_operation_now_and_then(make_image):
 
 
 @pytest.mark.parametrize("hint", [0, 1, 3, 5, 1 << 20, 2**48 - 1])
-def test_a_table_word_that_is_wrong_costs_only_time(make_image, hint):
-    """I1, H1: walks guess by it what to fetch ahead; levels decide where to read."""
+def test_wrong_table_word_costs_a_walk_only_time(make_image, hint):
+    """I1, H1: walks use the table word only to prefetch; levels decide where to read."""
     image, keys = grown(make_image, 300, 100)
     image.picture.header.table = hint << 16
 
@@ -604,8 +604,8 @@ def test_a_table_word_that_is_wrong_costs_only_time(make_image, hint):
     assert sorted(key for key, _ in pairs) == sorted(keys)
 
 
-def test_a_walk_that_waits_keeps_what_it_has(make_image):
-    """L1: BPF_F_LOCK: everything before the bucket with the held entry is in the sink."""
+def test_walk_that_respects_locks_keeps_its_entries_when_busy(make_image):
+    """L1: with BPF_F_LOCK the sink has all entries before the bucket with the held entry."""
     image, keys = grown(make_image, 300, 100)
     held = keys[200]
     set_state(image, held, LOCKED, OTHER)
@@ -626,10 +626,10 @@ def test_a_walk_that_waits_keeps_what_it_has(make_image):
     assert sorted(found + [key for key, _ in pairs]) == sorted(keys)
 
 
-# ---- what an operator sees ----
+# ---- facts of a bucket ----
 
 
-def test_a_look_at_a_bucket_tells_what_is_there(make_image):
+def test_figures_of_a_bucket_are_its_level_entries_lines_and_lock(make_image):
     image, _ = grown(make_image, 600, 37)
     picture = image.picture
     picture.buckets[5].header |= held_by(OTHER)
@@ -646,8 +646,8 @@ def test_a_look_at_a_bucket_tells_what_is_there(make_image):
     assert image.bucket_figures(1 << 40) is None
 
 
-def test_a_look_goes_nowhere_without_memory(image):
-    """M1, H1: not beyond the watermark, and not round in a circle."""
+def test_figures_of_a_damaged_bucket_end_without_a_crash(image):
+    """M1, H1: bucket_figures reads nothing beyond the watermark, and ends in a circle of lines."""
     in_bucket(image, 0, 20)
     lines = image.picture.chain(0)[1]
     image.picture.lines[lines[-1]].indices[LINK_SLOT] = LINK_BASE + lines[0]

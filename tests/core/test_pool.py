@@ -1,4 +1,4 @@
-"""Pools: objects in blocks, each handed out once, blocks that come and go."""
+"""Pools: objects in blocks, each object handed out once; blocks are committed and released."""
 
 import os
 import random
@@ -40,7 +40,7 @@ def header(image, kind, index):
 
 
 def link(image, kind, index):
-    """What a free object says is the next one."""
+    """The next object of the free list that a free object is in."""
     if kind == "line":
         return image.picture.lines[index].tags[0] | image.picture.lines[index].tags[1] << 32
     return image.picture.element(index)[1]
@@ -58,7 +58,7 @@ def listed(image, kind, block):
 
 
 def take_all(image, kind, who=0):
-    """Everything that committed blocks offer."""
+    """Take every object of the committed blocks."""
     taken = []
     while True:
         status, index = image.pool_take(who, kind)
@@ -69,9 +69,9 @@ def take_all(image, kind, who=0):
 
 
 @both_kinds
-def test_each_object_is_handed_out_once_and_object_0_never(image, kind):
-    """Two blocks: all their objects but 0, which means none; each says who has it."""
-    assert image.block_commit(0, kind) == "OK"  # there is something free: nothing to do
+def test_each_object_but_0_is_handed_out_once(image, kind):
+    """All objects of two blocks except 0, which means none; each header names its taker."""
+    assert image.block_commit(0, kind) == "OK"  # a block with free objects exists: nothing to do
     assert shared(image, kind).frontier == 1
     first = take_all(image, kind, who=1)
     assert image.block_commit(0, kind) == "OK"
@@ -87,8 +87,8 @@ def test_each_object_is_handed_out_once_and_object_0_never(image, kind):
 
 
 @both_kinds
-def test_blocks_count_what_random_takers_and_givers_do(image, seed, kind):
-    """A set is the model: after each step fresh and free add up; at times the list is walked."""
+def test_blocks_count_randomly_taken_and_given_objects(image, seed, kind):
+    """A set is the model: fresh and free fit it after each step, and the free list every 250."""
     rng = random.Random(seed)
     size = capacity(image, kind)
     held = set()
@@ -119,7 +119,7 @@ def test_blocks_count_what_random_takers_and_givers_do(image, seed, kind):
 
 
 @both_kinds
-def test_a_pool_without_a_block_says_what_it_needs(make_image, kind):
+def test_pool_without_a_block_says_what_it_needs(make_image, kind):
     image = make_image()
 
     assert image.pool_take(0, kind) == (f"NEED_{kind.upper()}S", 0)
@@ -128,8 +128,8 @@ def test_a_pool_without_a_block_says_what_it_needs(make_image, kind):
 
 
 @both_kinds
-def test_the_lowest_block_with_something_free_is_used_first(image, kind):
-    """So that high blocks run empty: what is given back low is what is taken next."""
+def test_lowest_block_with_a_free_object_is_used_first(image, kind):
+    """An object given to a low block is taken next, so that high blocks run empty."""
     size = capacity(image, kind)
     take_all(image, kind)
     image.block_commit(0, kind)
@@ -146,7 +146,7 @@ def test_the_lowest_block_with_something_free_is_used_first(image, kind):
 
 @both_kinds
 @pytest.mark.parametrize("hint", [1, 2, 1000, 2**64 - 1])
-def test_a_wrong_hint_costs_a_search_and_nothing_else(image, kind, hint):
+def test_wrong_hint_costs_only_a_search(image, kind, hint):
     shared(image, kind).hint = hint
 
     assert image.pool_take(0, kind) == ("OK", 1)
@@ -155,7 +155,7 @@ def test_a_wrong_hint_costs_a_search_and_nothing_else(image, kind, hint):
 
 @both_kinds
 def test_a_held_block_is_passed_over(image, kind):
-    """Another block serves; if none does, a new one is asked for, not waited for."""
+    """An object comes from another block, without waiting; a give to the held block is BUSY."""
     size = capacity(image, kind)
     take_all(image, kind)
     image.block_commit(0, kind)
@@ -185,7 +185,7 @@ def test_a_commit_without_memory_leaves_a_hole(make_image, kind):
 
 @both_kinds
 def test_only_an_empty_block_is_released(image, kind):
-    """An object in use keeps it; a held word and a busy context postpone it."""
+    """An object in use keeps a block; a held word and a busy context postpone its release."""
     take_all(image, kind)
     image.block_commit(0, kind)
     index = image.pool_take(0, kind)[1]
@@ -215,7 +215,7 @@ def test_only_an_empty_block_is_released(image, kind):
 
 @both_kinds
 def test_a_hole_is_filled_before_the_frontier_moves(image, kind):
-    """Three blocks, the middle one released: the next block is the middle one."""
+    """Of three blocks the middle one is released: it is the next to be committed."""
     everything = take_all(image, kind)
     for _ in range(2):
         image.block_commit(0, kind)
@@ -234,8 +234,8 @@ def test_a_hole_is_filled_before_the_frontier_moves(image, kind):
 
 
 @both_kinds
-def test_one_empty_block_is_kept_and_the_lower_of_two(image, kind):
-    """A refill soon after finds it; memory beyond it goes back."""
+def test_lowest_empty_block_is_kept_and_others_are_released(image, kind):
+    """The kept block serves a later refill; the memory of other empty blocks goes back."""
     everything = take_all(image, kind)
     for _ in range(2):
         image.block_commit(0, kind)
@@ -261,8 +261,8 @@ def test_one_empty_block_is_kept_and_the_lower_of_two(image, kind):
 # ---- chains of elements, for a depot ----
 
 
-def test_a_detached_chain_is_the_front_of_the_list_then_fresh_ones(image):
-    """What was listed comes first, in the list's order; nothing of it is handed out again."""
+def test_detached_chain_has_listed_objects_then_fresh_ones(image):
+    """Listed objects come first, in the list's order; no object of it is handed out again."""
     taken = [image.pool_take(0, "element")[1] for _ in range(5)]
     for index in taken:
         image.pool_give(0, "element", index)
@@ -282,7 +282,7 @@ def test_a_detached_chain_is_the_front_of_the_list_then_fresh_ones(image):
 
 
 def test_a_detached_chain_ends_with_the_block(image):
-    """It is shorter than wanted rather than of two blocks."""
+    """A chain is shorter than wanted rather than from two blocks."""
     size = capacity(image, "element")
     for _ in range(size - 4):
         image.pool_take(0, "element")
@@ -292,7 +292,7 @@ def test_a_detached_chain_ends_with_the_block(image):
 
 
 def test_random_detaching_hands_out_each_element_once(image, seed):
-    """Chains of all lengths, objects given back in between, over three blocks."""
+    """Chains of random lengths from three blocks, with objects given back in between."""
     rng = random.Random(seed)
     held = set()
     for _ in range(3000):
@@ -312,7 +312,7 @@ def test_random_detaching_hands_out_each_element_once(image, seed):
                 assert len(set(chain)) == len(chain)
                 assert not held & set(chain)
                 held |= set(chain)
-                for index in chain:  # as its taker would
+                for index in chain:  # as the taker of the chain would
                     image.picture.element(index)[0] = ALLOC << 16 | held_by(0)
     assert len(held) > 0
 
@@ -329,8 +329,8 @@ TAKES = {
 
 @pytest.mark.parametrize("take", TAKES)
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_head_out_of_the_block_is_noticed(image, take, count):
-    """H1: it is CORRUPT and no index, be it the list's last or not; and the block is let go."""
+def test_head_outside_the_block_is_noticed(image, take, count):
+    """H1: a head outside the block is CORRUPT, last of the list or not; its word is unlocked."""
     kind, pool_take = TAKES[take]
     size = capacity(image, kind)
     damaged = block_word(READY, size, count, size)
@@ -343,8 +343,8 @@ def test_a_head_out_of_the_block_is_noticed(image, take, count):
 
 
 @both_kinds
-def test_a_link_out_of_the_block_is_noticed(image, kind):
-    """H1: the second element of a free list is looked at before it is used."""
+def test_link_outside_the_block_is_noticed(image, kind):
+    """H1: the link to the second object of a free list is checked before it is used."""
     indices = [image.pool_take(0, kind)[1] for _ in range(3)]
     for index in indices:
         image.pool_give(0, kind, index)

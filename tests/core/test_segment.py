@@ -10,7 +10,7 @@ CHECKED_BYTES = 96
 
 
 def examine(image, change=None):
-    """What the examination says of image's header after change(header)."""
+    """The result of the examination of image's header after change(header)."""
     header = Header.from_buffer_copy(image.picture.header)
     if change is not None:
         change(header)
@@ -35,7 +35,7 @@ def test_a_fresh_segment_is_accepted_and_sound(make_image, numbers):
 
 
 def test_any_changed_bit_of_the_geometry_is_refused(image):
-    """H1: flip each bit of the bytes before the checksum, and of the checksum: never OK."""
+    """H1: with any bit of the checked bytes or of the checksum flipped, the result is not OK."""
     sound = bytes(image.picture.header)
     size = image.picture.geometry["segment_bytes"]
     for bit in range((CHECKED_BYTES + 8) * 8):
@@ -56,7 +56,7 @@ def test_a_file_of_another_size_is_refused(image):
 
 @pytest.mark.parametrize("name", REGIONS)
 def test_watermarks_out_of_range_are_refused(image, name):
-    """H1: whole pages, within the region, and never less than what exists from the beginning."""
+    """H1: a watermark is whole pages within the region, and not below that of a new segment."""
     which = REGIONS.index(name)
     end = image.picture.geometry["region_bytes"][name]
     for usable in (0, 1, 4095, 4097, end + 4096, 1 << 63):
@@ -84,8 +84,8 @@ def test_more_credits_than_entries_are_refused(image):
     assert examine(image, lambda header: setattr(header, "credits", 4097 << 16)) == "CORRUPT"
 
 
-def test_random_bytes_are_no_segment(image, seed):
-    """H1: whatever a file begins with, the examination ends with a status."""
+def test_random_headers_are_refused(image, seed):
+    """H1: the examination returns a status, whatever the file begins with."""
     rng = random.Random(seed)
     sound = bytes(image.picture.header)
     for _ in range(2000):

@@ -1,13 +1,13 @@
-"""The word of who waited too long: who has it, who minds it, and that it runs out."""
+"""The word `starving`: a context that waited too long claims an element, for a limited time."""
 
 import time
 
 import pytest
 from support.core.picture import ULOCK
 
-AHEAD_UNITS = 8  # of 2^20 ns: STARVING_AHEAD_NS
+AHEAD_UNITS = 8  # units of 2^20 ns: STARVING_AHEAD_NS
 UNITS_MAX = 9  # STARVING_UNITS_MAX
-TIME_SHIFT = 33  # the time has the word's highest 31 bits
+TIME_SHIFT = 33  # the time is in the word's highest 31 bits
 TIME_MASK = (1 << 31) - 1
 
 
@@ -16,7 +16,7 @@ def units_now():
 
 
 def word_of(index, units_ahead):
-    """The word as somebody left it who starves for this element, until so many units from now."""
+    """The word of a context that starves for this element, valid for so many units from now."""
     return ((units_now() + units_ahead) & TIME_MASK) << TIME_SHIFT | index << 1
 
 
@@ -31,18 +31,18 @@ def starving(image):
     return image.picture.header.starving
 
 
-def test_the_word_names_the_element_and_a_time_to_come(image, entry):
+def test_starving_word_names_the_element_and_a_deadline(image, entry):
     before = units_now()
     mine = image.starving_say(1, entry)
     ahead = (mine >> TIME_SHIFT) - before
 
     assert mine == starving(image)
     assert mine >> 1 & 0xFFFF_FFFF == entry
-    assert mine & 1 == 0  # no lock word
+    assert mine & 1 == 0  # it is no lock word
     assert AHEAD_UNITS <= ahead & TIME_MASK <= AHEAD_UNITS + (units_now() - before & TIME_MASK)
 
 
-def test_only_others_and_only_for_that_element_mind_it(image, entry):
+def test_starving_word_concerns_only_others_and_only_its_element(image, entry):
     image.starving_say(1, entry)
 
     assert image.starving_is_another(2, entry)
@@ -50,8 +50,8 @@ def test_only_others_and_only_for_that_element_mind_it(image, entry):
     assert not image.starving_is_another(2, entry + 1)
 
 
-def test_others_do_not_begin_to_take_the_element(image, entry):
-    """L1: whoever starves is let in first, and the word is gone then."""
+def test_others_cannot_hold_an_element_that_a_context_starves_for(image, entry):
+    """L1: the starving context gets the element first, and its hold clears the word."""
     image.starving_say(1, entry)
 
     assert image.element_hold(2, entry, ULOCK)[0] == "BUSY"
@@ -60,19 +60,19 @@ def test_others_do_not_begin_to_take_the_element(image, entry):
     assert starving(image) == 0
 
 
-def test_who_has_it_keeps_it_and_others_do_not_get_it(image, entry):
+def test_starving_word_is_renewed_by_its_context_and_not_taken_by_others(image, entry):
     first = image.starving_say(1, entry)
 
     assert image.starving_say(2, entry + 1) == 0
     assert starving(image) == first
-    time.sleep(0.003)  # so that the time to come is another
+    time.sleep(0.003)  # so that the deadline is a later one
     later = image.starving_say(1, entry)
     assert later == starving(image)
     assert (later - first) >> TIME_SHIFT >= 1
     assert image.starving_is_another(2, entry)
 
 
-def test_nobody_else_ends_it(image, entry):
+def test_starving_word_is_ended_only_by_its_context(image, entry):
     first = image.starving_say(1, entry)
 
     assert image.starving_end(2) == 0
@@ -82,9 +82,9 @@ def test_nobody_else_ends_it(image, entry):
 
 
 @pytest.mark.parametrize("ahead", [-1, -1000, UNITS_MAX + 2, 30_000, 1 << 16, 1 << 30])
-def test_a_word_that_has_run_out_is_nobodys(image, entry, ahead):
-    """L1, H1: left by the dead, or written by an accident: it holds up nobody, neither now nor when
-    some bits of the clock are again as they were. Who meets it takes it away."""
+def test_expired_starving_word_holds_up_no_context(image, entry, ahead):
+    """L1, H1: a word left by a dead process, or written by accident, holds up no context, neither
+    now nor when some bits of the clock repeat. A context that meets it clears it."""
     image.picture.header.starving = word_of(entry, ahead)
 
     assert not image.starving_is_another(2, entry)
@@ -94,7 +94,7 @@ def test_a_word_that_has_run_out_is_nobodys(image, entry, ahead):
 
 
 @pytest.mark.parametrize("ahead", [2, UNITS_MAX - 1])
-def test_a_word_that_has_not_run_out_counts(image, entry, ahead):
+def test_unexpired_starving_word_counts(image, entry, ahead):
     image.picture.header.starving = word = word_of(entry, ahead)
 
     assert image.starving_is_another(2, entry)
@@ -102,8 +102,8 @@ def test_a_word_that_has_not_run_out_counts(image, entry, ahead):
     assert starving(image) == word
 
 
-def test_whoever_lost_the_word_waits_like_everybody_else(image, entry):
-    """It ran out and another took it."""
+def test_context_that_lost_the_starving_word_waits_like_others(image, entry):
+    """Its word ran out, and another context has set the word since."""
     image.starving_say(1, entry)
     image.picture.header.starving = anothers = word_of(entry, 3)
 
@@ -114,7 +114,7 @@ def test_whoever_lost_the_word_waits_like_everybody_else(image, entry):
     assert starving(image) == anothers
 
 
-def test_whoever_gives_up_gives_up_the_word(image, entry):
+def test_operation_that_gives_up_ends_its_starving_word(image, entry):
     """L1: an operation that ends without the element does not keep others from it."""
     image.starving_say(1, entry)
     image.op_give_back(1)

@@ -11,7 +11,7 @@ HASHES = [0, 1, 2**31, 2**32 - 1]
 
 @pytest.fixture
 def roomy(make_image):
-    """An image with memory for 1,000 buckets and more."""
+    """An image with memory for 2,048 buckets."""
     image = make_image(max_entries=10_000)
     assert image.region_commit(0, 4, 2048 * 64) == "OK"
     return image
@@ -19,7 +19,7 @@ def roomy(make_image):
 
 @pytest.mark.parametrize("count", range(4, 301))
 def test_every_hash_belongs_to_exactly_one_bucket(unit, count):
-    """G1: at every number of buckets their levels divide the hashes among them."""
+    """G1: for every number of buckets, the levels divide all hashes among the buckets."""
     levels = [unit.bucket_level(count, index) for index in range(count)]
 
     shares = sum(2**9 >> level for level in levels)
@@ -36,7 +36,7 @@ def test_every_hash_belongs_to_exactly_one_bucket(unit, count):
     "count", [2**k + d for k in range(2, 31) for d in (-1, 0, 1) if 2**k + d > 3]
 )
 def test_levels_differ_by_one_and_fit_the_index(unit, count):
-    """The next to be split is the first of the lower level."""
+    """The next bucket to be split is the first of the lower level."""
     high = (count - 1).bit_length()
     for index in {0, 1, count // 3, count // 2, count - 2, count - 1}:
         level = unit.bucket_level(count, index)
@@ -62,8 +62,8 @@ def test_a_hash_is_found_at_every_size(roomy, unit, seed):
             assert expected == roomy.table_guess(hash32)
 
 
-def test_levels_lead_there_whatever_the_table_word_says(roomy, unit, seed):
-    """W1: the table word is a hint: one that is stale, or damaged, costs steps and nothing else."""
+def test_levels_lead_to_the_bucket_whatever_the_table_word_says(roomy, unit, seed):
+    """W1: the table word is a hint: a stale or damaged one costs only steps."""
     rng = random.Random(seed)
     for count in (4, 5, 7, 8, 9, 100, 128, 129, 300):
         set_levels(roomy, unit, count)
@@ -76,7 +76,7 @@ def test_levels_lead_there_whatever_the_table_word_says(roomy, unit, seed):
 
 
 def test_a_bucket_without_level_leads_to_its_parent(roomy, unit):
-    """A split that is under way: the child is not looked into before it has a level."""
+    """During a split a search does not go to the child before the child has a level."""
     set_levels(roomy, unit, 4)
     roomy.picture.header.table = 5 << 16
 
@@ -88,8 +88,8 @@ def test_a_bucket_without_level_leads_to_its_parent(roomy, unit):
     assert roomy.table_find(4) == 4
 
 
-def test_levels_that_lead_nowhere_end(roomy, unit):
-    """H1: no level at all, a circle, a bucket beyond the array: no bucket, no endless search."""
+def test_search_by_damaged_levels_ends(roomy, unit):
+    """H1: without a level, in a circle or beyond the array, a search ends without a bucket."""
     set_levels(roomy, unit, 4)
     roomy.picture.buckets[1].header = 0
     assert roomy.table_find(1) is None
@@ -99,13 +99,13 @@ def test_levels_that_lead_nowhere_end(roomy, unit):
     assert roomy.table_find(0xFFFFFFFE) is None
 
     set_levels(roomy, unit, 4)
-    roomy.picture.buckets[0].header = 5 << 16  # says: deeper, where there is no level
+    roomy.picture.buckets[0].header = 5 << 16  # leads to deeper buckets, which have no level
     assert roomy.table_find(8) is None
 
 
 @pytest.mark.parametrize("entries", [0, 1, 14, 15, 100, 65_535])
-def test_a_presized_table_holds_the_entries_at_the_load_of_growth(unit, entries):
-    """G1: 3.5 entries a bucket, four buckets at least, and never more than there is room for."""
+def test_presized_table_needs_no_split_for_its_entries(unit, entries):
+    """G1: one bucket for 3.5 entries, at least four, and never more than bucket_max."""
     buckets, limit = unit.buckets_for(1_000_000, entries)
 
     assert 4 <= buckets <= limit
@@ -122,7 +122,7 @@ def keys_of(count):
 
 
 def check_entries(image, keys):
-    """Every key is found, and the whole is sound."""
+    """Assert that every key is found, and that the map is sound."""
     for key in keys:
         assert image.find(key)[0] == "OK"
     assert image.find(b"no such!")[0] == "ABSENT"
@@ -132,7 +132,7 @@ def check_entries(image, keys):
 
 
 def grow(image):
-    """A split, with the memory it asks for."""
+    """One split, and the commits of memory that it needs."""
     while True:
         status = image.table_grow(1)
         if status == "NEED_LINES":
@@ -146,7 +146,7 @@ def grow(image):
 
 
 def test_entries_survive_every_split_and_merge(make_image):
-    """G1: 300 entries in 4 buckets; split to 150 one by one, and back; all there at every step."""
+    """G1: 300 entries in 4 buckets, split one by one to 150, and back; none is lost at any step."""
     image = make_image(max_entries=10_000)
     keys = keys_of(300)
     for key in keys:
@@ -187,7 +187,7 @@ def test_equal_hashes_stay_together(make_image):
 
 
 def test_growth_ends_at_the_limit(make_image):
-    """G1: FULL when the array is as large as it can be, and it is still sound."""
+    """G1: FULL when the table has bucket_max buckets; the map stays sound."""
     image = make_image(max_entries=1, depot_count=1)
     limit = image.picture.geometry["bucket_max"]
 
@@ -199,8 +199,8 @@ def test_growth_ends_at_the_limit(make_image):
     assert image.check()[0] == 0
 
 
-def test_a_split_without_memory_for_its_bucket_asks_for_it(image):
-    """M1: nothing beyond the watermark is touched, and nothing stays held."""
+def test_split_without_memory_for_its_bucket_asks_for_memory(image):
+    """M1: no memory beyond the watermark is touched, and no lock stays held."""
     image.picture.header.regions[4].usable = 4096
     while image.picture.header.table >> 16 < 64:
         assert image.table_grow(0) == "OK"
@@ -213,8 +213,8 @@ def test_a_split_without_memory_for_its_bucket_asks_for_it(image):
 
 @pytest.mark.parametrize("what", ["parent", "child"])
 @pytest.mark.parametrize("way", ["table_grow", "table_shrink"])
-def test_a_resize_waits_for_nobody(image, what, way):
-    """G1: what it takes and somebody holds puts it off; the other lock is let go."""
+def test_resize_of_a_held_bucket_is_busy(image, what, way):
+    """G1: if parent or child is held, the resize is BUSY; it releases the lock that it took."""
     for _ in range(4):
         assert grow(image) == "OK"
     buckets = image.picture.buckets
@@ -227,7 +227,7 @@ def test_a_resize_waits_for_nobody(image, what, way):
     assert before == (image.picture.header.table, [bytes(buckets[index]) for index in range(10)])
 
 
-def test_a_merge_waits_for_no_child(image):
+def test_merge_of_a_held_child_is_busy(image):
     for _ in range(4):
         assert grow(image) == "OK"
     image.picture.buckets[7].header |= held_by(3)
@@ -238,8 +238,8 @@ def test_a_merge_waits_for_no_child(image):
     assert level_of(image.picture.buckets[7].header) == 3
 
 
-def test_a_split_and_a_merge_raise_the_versions(image):
-    """W1: a reader that missed an entry while it moved sees that the bucket has changed."""
+def test_split_and_merge_raise_the_versions(image):
+    """W1: a reader that missed an entry while it moved sees that the version changed."""
     before = bucket_version_of(image.picture.buckets[0].header)
     assert grow(image) == "OK"
     split = bucket_version_of(image.picture.buckets[0].header)
@@ -252,7 +252,7 @@ def test_a_split_and_a_merge_raise_the_versions(image):
 
 @pytest.mark.parametrize("way", ["table_grow", "table_shrink"])
 def test_a_resize_of_damaged_levels_is_refused(image, way):
-    """H1: a parent whose level does not fit is CORRUPT; nothing stays held."""
+    """H1: a parent whose level does not fit is CORRUPT; no lock stays held."""
     for _ in range(4):
         assert grow(image) == "OK"
     parent = image.picture.buckets[0 if way == "table_grow" else 3]
@@ -269,7 +269,7 @@ def test_a_resize_of_damaged_levels_is_refused(image, way):
 
 @pytest.fixture
 def gappy(make_image):
-    """200 entries in buckets 0 to 3, of which 4 to 11 were passed while somebody held bucket 0."""
+    """200 entries; buckets 4 to 11 were split off or passed while context 3 held bucket 0."""
     image = make_image(max_entries=10_000)
     keys = keys_of(200)
     for key in keys:
@@ -284,7 +284,7 @@ def gappy(make_image):
 
 
 def shrink(image):
-    """A merge, with the memory it asks for."""
+    """One merge, and the commits of memory that it needs."""
     while (status := image.table_shrink(2)) == "NEED_LINES":
         assert image.block_commit(2, "line") == "OK"
     image.op_give_back(2)
@@ -292,7 +292,7 @@ def shrink(image):
 
 
 def test_a_held_bucket_stops_no_split_elsewhere(gappy):
-    """G1: what cannot be split is a gap; all else is, and every entry is found."""
+    """G1: a bucket that cannot be split off is a gap; the others are, and every entry is found."""
     image, keys = gappy
 
     there = [level_of(image.picture.buckets[index].header) for index in range(12)]
@@ -301,8 +301,8 @@ def test_a_held_bucket_stops_no_split_elsewhere(gappy):
     check_entries(image, keys)
 
 
-def test_splits_that_were_missed_are_made_up_for(gappy):
-    """G1: one by one, from the bucket that has the entries; then there is no gap."""
+def test_missed_splits_are_made_up_for(gappy):
+    """G1: splits of the bucket that has the entries close the gaps one by one."""
     image, keys = gappy
 
     while (status := image.catch_up(1, 0)) is not None:
@@ -317,16 +317,16 @@ def test_splits_that_were_missed_are_made_up_for(gappy):
     assert {level_of(image.picture.buckets[index].header) for index in (0, 4, 8)} == {3, 4}
 
 
-def test_a_bucket_that_is_not_behind_has_missed_nothing(image):
-    """G1: there is nothing to make up for in a table without gaps."""
+def test_bucket_without_gaps_has_missed_no_split(image):
+    """G1: in a table without gaps no bucket has missed a split."""
     for _ in range(10):
         assert grow(image) == "OK"
 
     assert {image.catch_up(1, index) for index in range(14)} == {None}
 
 
-def test_a_merge_lowers_the_number_over_gaps(gappy):
-    """G1: down to the fewest buckets, through those that are not there."""
+def test_merge_lowers_the_number_of_buckets_past_gaps(gappy):
+    """G1: the number goes down to the fewest buckets, also past gaps."""
     image, keys = gappy
 
     for count in range(11, 3, -1):
@@ -337,8 +337,8 @@ def test_a_merge_lowers_the_number_over_gaps(gappy):
     assert shrink(image) == "FULL"
 
 
-def test_the_number_goes_down_to_a_gap_only_if_its_entries_are_free(gappy):
-    """G1: somebody who holds them may be about to put a bucket there."""
+def test_merge_down_to_a_gap_is_busy_while_its_entries_are_held(gappy):
+    """G1: a context that holds the gap's entries may be about to split them into a bucket there."""
     image, keys = gappy
     for _ in range(3):
         assert shrink(image) == "OK"
@@ -351,8 +351,8 @@ def test_the_number_goes_down_to_a_gap_only_if_its_entries_are_free(gappy):
     check_entries(image, keys)
 
 
-def test_a_bucket_that_is_passed_has_memory(image):
-    """M1: the number never goes beyond what readers may touch."""
+def test_passed_bucket_has_memory(image):
+    """M1: the number of buckets never goes beyond the memory that readers may touch."""
     image.picture.header.regions[4].usable = 4096
     while image.picture.header.table >> 16 < 64:
         assert image.table_grow(0) == "OK"

@@ -1,4 +1,4 @@
-"""Compile stepper.c once for the whole run, and see whether this machine lets a test step."""
+"""Compile stepper.c once for the whole run, and find out whether this machine permits stepping."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ from support import stepping
 
 @pytest.fixture(scope="session")
 def stepper(tmp_path_factory):
-    """The module stepping, its C part compiled once for all of xdist's workers."""
+    """The module stepping. Its C part is compiled once for all of xdist's workers."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent

@@ -1,11 +1,13 @@
 """A bank: processes move money between accounts, and are killed at random (C1, L1).
 
-A transfer is a locked_many of two accounts, stored one after the other; killed in between, it is
-half done, as locked_many says. The journal is in the map: an account's value has its balance, how
-many transfers it has seen, and for each teller the number of his last one here, with a sum over it
-all. So after each kill the two accounts say which half of the teller's last transfer was stored,
-and each teller's ledger, in memory that outlives him, says which were before. At the end every
-account is exactly what the ledgers say.
+A transfer is a locked_many of two accounts, stored one after the other. If its process (a teller)
+is killed between the two stores, the transfer is half done, as locked_many documents. The journal
+is in the map: the value of an account has its balance, the number of its transfers, the number of
+each teller's last transfer here, and a checksum.
+
+After each kill the two accounts say which half of the teller's last transfer was stored; its
+ledger, in memory that outlives the teller, has the earlier transfers. At the end every account is
+exactly what the ledgers say.
 """
 
 import mmap
@@ -30,16 +32,16 @@ MASK = (1 << 64) - 1
 PAUSE_SECONDS = 0.001
 START_SECONDS_MAX = 20
 
-# A teller's ledger, in words: the transfer he is about, with what the entries of the two accounts
-# become by it, and then an entry for each account: how many transfers, how much money. SENDER is
-# stored last, and -1 once all is entered. Entering twice is entering once.
+# A teller's ledger, in words: its current transfer, the values that the ledger's entries of the two
+# accounts get by it, and then an entry for each account: number of transfers, sum of money. SENDER
+# is stored last, and is -1 when both entries are made. Making an entry twice is harmless.
 SENDER, RECEIVER, AMOUNT, NUMBER, BETWEEN, BECOMES = range(6)
 FIRST = BECOMES + 4
 LEDGER_WORDS = FIRST + 2 * ACCOUNTS
 
 
 def word(number):
-    return struct.pack(">Q", number)  # in the order of the numbers
+    return struct.pack(">Q", number)  # sorts as the numbers do
 
 
 def packed(balance, seen, last):
@@ -48,22 +50,22 @@ def packed(balance, seen, last):
 
 
 def unpacked(value):
-    """R2: an account, which is whole."""
+    """R2: unpack an account and assert that it is whole."""
     balance, seen, *last, total = struct.unpack(FORMAT, value)
     assert total == (balance + seen + sum(last)) & MASK, "an account is not whole"
     return balance, seen, last
 
 
 def enter(ledger, side):
-    """The sender's entry, or the receiver's, becomes what was prepared."""
+    """Make the prepared entry for the sender (side 0) or the receiver (side 1)."""
     account = ledger[SENDER + side]
     for offset in range(2):
         ledger[FIRST + 2 * account + offset] = ledger[BECOMES + 2 * side + offset]
 
 
 class Pause:
-    """Stands between two sections of a locked_many: a while in which the first is stored and the
-    second is not, long enough to be killed in it now and then."""
+    """Stands between two sections of a locked_many, and sometimes sleeps there: the first section
+    is stored and the second is not, for long enough that some kills fall into this time."""
 
     def __init__(self, ledger, rng):
         self.ledger = ledger
@@ -139,7 +141,7 @@ class Bank:
         self.settle(teller)
 
     def settle(self, teller):
-        """C1: what the two accounts say of a dead teller's last transfer, at once and for good."""
+        """C1: enter the part of a dead teller's last transfer that is stored, which is final."""
         ledger = self.ledgers[teller]
         if ledger[SENDER] < 0:
             return  # nothing was under way
@@ -172,7 +174,7 @@ class Bank:
             self.kill(teller)
 
     def end(self):
-        """Kill whoever is left, without looking."""
+        """Kill the remaining tellers without settling their transfers."""
         for pid in self.pids.values():
             os.kill(pid, signal.SIGKILL)
             reap(pid)
@@ -181,7 +183,7 @@ class Bank:
         return sum(ledger[NUMBER] for ledger in self.ledgers)
 
     def audit(self):
-        """Each account is what the ledgers say."""
+        """Assert that each account is what the ledgers say; return the money that is missing."""
         missing = 0
         for account in range(ACCOUNTS):
             balance, seen, _ = unpacked(self.map[word(account)])
@@ -227,6 +229,6 @@ def test_money_is_missing_only_where_a_teller_died_between_two_stores(make_map, 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_money_is_missing_only_where_tellers_died_in_a_long_time(make_map, seed, duration):
-    """C1, L1, R2: the same for --duration seconds, ten times as long if that is not given."""
+def test_money_is_missing_only_where_tellers_died_in_a_long_run(make_map, seed, duration):
+    """C1, L1, R2: the test above for ten times --duration seconds."""
     run_the_bank(make_map, seed, 200, 10 * duration)

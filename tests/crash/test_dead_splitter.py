@@ -1,9 +1,9 @@
-"""A splitter dies with the buckets that it takes, which no other splitter waits for (C2, G1).
+"""A splitter dies while it holds buckets, for which no other splitter waits (C2, G1).
 
-Killed after each change of the segment while it holds the parent, in every state that a SIGKILL can
-leave. The survivor inserts new keys in batches, and is counted: the table grows on within
-INSERTIONS_MAX of them, because the dead was recovered or his bucket passed; and who needs that
-bucket recovers him.
+The splitter is killed after each change of the segment while it holds the parent, in every state
+that a SIGKILL can leave. The survivor inserts new keys in batches: within INSERTIONS_MAX of them
+the table grows, because the dead process was recovered or its bucket was passed over. An operation
+that needs the bucket recovers the dead process.
 """
 
 import os
@@ -18,16 +18,16 @@ from shmrhash import RHashMap
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
-PUT_OFF = 8  # so many splits are put off before somebody asks whether the dead lives
-INSERTIONS_MAX = PUT_OFF + 8  # the load is there: a few bring it back to where it was
+PUT_OFF = 8  # splits put off before a process asks whether the owner lives
+INSERTIONS_MAX = PUT_OFF + 8  # the load asks for a split already: a few insertions more
 BATCH = 4
 FRESH = 1 << 32
-REGION_OFFSET = 384 + 4 * 64  # of the buckets: its lock, and how much of it may be touched
-HELD_BY_FIRST = 1  # a lock word: context 0 is the survivor's
+REGION_OFFSET = 384 + 4 * 64  # of the region of the buckets: its lock word, and how much is usable
+HELD_BY_FIRST = 1  # a lock word: held by context 0, which is the survivor's
 
 
 def parent_is_held(m):
-    """Whether the bucket is held from which the last one, or the next, is split off."""
+    """Whether the parent of the last bucket, or of the next one, is held."""
     buckets = list(m.walk())
     count = len(buckets)
     parents = {last ^ 1 << last.bit_length() - 1 for last in (count - 1, count)}
@@ -35,7 +35,7 @@ def parent_is_held(m):
 
 
 def insertions_until_it_grows(m):
-    """How many new keys, in batches, until a bucket is split off."""
+    """How many new keys are inserted, in batches, until a bucket is split off."""
     grows = m.info()["grows"]
     for first in range(0, 20 * INSERTIONS_MAX, BATCH):
         if m.info()["grows"] > grows:
@@ -46,9 +46,9 @@ def insertions_until_it_grows(m):
 
 
 @pytest.mark.thorough
-def test_a_dead_splitter_is_met_by_who_inserts_in_batches(map_name):
-    """C2, G1: by counted insertions, and not only where somebody meets one of its buckets."""
-    with stepping.on_cpu(stepping.default_cpu()):  # the depot of the child that is killed
+def test_dead_splitter_stops_no_growth_by_batches(map_name):
+    """C2, G1: the table grows within INSERTIONS_MAX insertions, wherever they insert."""
+    with stepping.on_cpu(stepping.default_cpu()):  # the survivor uses the killed child's depot
         m, key, segment = fill_up_to_a_split(map_name)
     image = segment.image()
     met = []
@@ -74,9 +74,9 @@ def test_a_dead_splitter_is_met_by_who_inserts_in_batches(map_name):
         m.close()
 
 
-def test_a_dead_splitter_is_recovered_when_memory_has_not_gone_back(map_name):
-    """C1, M1: while somebody lowers the watermark, to see whether the end of the array can go, the
-    bucket that the dead one holds there is not forgotten."""
+def test_dead_splitter_is_recovered_while_the_watermark_is_lowered(map_name):
+    """C1, M1: while a process has lowered the watermark, to see whether the end of the array can be
+    released, recovery still finds the bucket there that the dead process holds."""
     with stepping.on_cpu(stepping.default_cpu()):
         m, key, segment = fill_up_to_a_split(map_name)
     held = 0

@@ -1,7 +1,7 @@
-"""Fork, spawn, daemons, exits in the middle: liveness belongs to the address space (C3).
+"""Fork, spawn, daemons, exits during operations: liveness belongs to the address space (C3).
 
-Where an owner has to be in the middle of an operation, stepping.py stops it there; where many have
-to die, ledger.py knows what they had done.
+Where an owner has to be in the middle of an operation, stepping.py stops it there; where many
+processes have to die, ledger.py knows what each had done.
 """
 
 import ctypes
@@ -61,7 +61,7 @@ def number_of(m, key):
 
 
 def until(condition):
-    """Wait for what a child is about to do."""
+    """Wait until the condition, which a child brings about, is true."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
@@ -72,7 +72,7 @@ def until(condition):
 
 
 def plainly(m):
-    """An own handle, which has been used."""
+    """A handle of the child's own, which has been used."""
     own = RHashMap.open(m.name)
     put(own, 1, 1)
     return own
@@ -84,7 +84,7 @@ def inherited(m):
 
 
 def with_all_descriptors_closed(m):
-    """What daemons do; done after the handle has registered."""
+    """Close all descriptors, as daemons do, after the handle has registered."""
     own = RHashMap.open(m.name)
     put(own, 1, 1)
     os.closerange(3, DESCRIPTORS_MAX)
@@ -92,7 +92,7 @@ def with_all_descriptors_closed(m):
 
 
 def with_all_descriptors_reused(m):
-    """Worse: the numbers of the closed descriptors are now those of other files."""
+    """As above, and then the numbers of the closed descriptors are those of other files."""
     own = with_all_descriptors_closed(m)
     for _ in range(50):
         os.open("/dev/null", os.O_RDWR)
@@ -119,7 +119,7 @@ def with_a_second_handle_closed(m):
 
 
 def with_a_second_handle_open(m):
-    """Two attachments of one process; the operation is by the first."""
+    """Two attachments of one process; the first performs the operation."""
     first, second = RHashMap.open(m.name), RHashMap.open(m.name)
     put(second, 2, 1)
     return first, second
@@ -136,7 +136,7 @@ def with_a_child_that_lives_on(m):
 
 
 def with_a_child_of_another_program(m):
-    """The same with exec, and every descriptor that may be inherited."""
+    """The owner has forked; its child runs another program, with all inheritable descriptors."""
     own = RHashMap.open(m.name)
     put(own, 1, 1)
     pid = os.fork()
@@ -176,9 +176,9 @@ def held_map(make_map):
 
 
 def stopped_in_the_middle(m, prepare_owner):
-    """A child that stands in the middle of its update of key 3, so that other writers have to wait.
+    """A child stopped in the middle of its update of key 3, so that other writers have to wait.
 
-    An update writes the redo buffer, commits, and copies that into the element.
+    An update writes the redo buffer, commits, and copies the buffer into the element.
     """
     segment = stepping.Segment(segment_path(m))
     middle = stepping.changes_until(lambda: plainly(m), update_key_3, segment, 3 / 4)
@@ -188,7 +188,7 @@ def stopped_in_the_middle(m, prepare_owner):
 @pytest.mark.parametrize("prepare_owner", OWNERS)
 @pytest.mark.usefixtures("stepper")
 def test_live_owner_is_not_robbed_and_a_dead_one_is_recovered(held_map, prepare_owner):
-    """C3: the same owner, stopped and then killed; its children, if it has some, live on."""
+    """C3: the same owner is stopped and then killed; its children, if any, live on."""
     left = []
     with stopped_in_the_middle(held_map, prepare_owner) as child:
         left += children_of(child.pid)
@@ -211,7 +211,7 @@ def test_live_owner_is_not_robbed_and_a_dead_one_is_recovered(held_map, prepare_
 @pytest.mark.usefixtures("stepper")
 @pytest.mark.parametrize("prepare_owner", OWNERS[2:5])
 def test_process_without_descriptors_recovers_others(held_map, prepare_owner):
-    """C2, C3: a daemon that closed, and reused, every descriptor meets a dead owner."""
+    """C2, C3: a daemon that closed, or closed and reused, every descriptor meets a dead owner."""
     with stopped_in_the_middle(held_map, plainly) as child:
         child.kill()
 
@@ -226,7 +226,7 @@ def test_process_without_descriptors_recovers_others(held_map, prepare_owner):
 
 @pytest.mark.usefixtures("stepper")
 def test_child_of_a_killed_parent_recovers_it(held_map):
-    """C2, C3: the very child that was forked by the dead owner finishes its update."""
+    """C2, C3: a child that the dead owner forked finishes the owner's update."""
     told, tell = os.pipe()
 
     def prepare():
@@ -259,7 +259,7 @@ def storm_map(make_map):
 
 
 def settle_all(m, books, deaths, seed):
-    """What Storm does after a kill, for processes that it did not start."""
+    """Settle processes that the Storm did not start, as it does after a kill."""
     with Storm(m, books, seed) as storm:
         for slot in deaths:
             storm.settle(books.ledgers[slot])
@@ -267,8 +267,8 @@ def settle_all(m, books, deaths, seed):
 
 
 @pytest.mark.parametrize("method", [SPAWN, FORKSERVER])
-def test_killed_processes_of_multiprocessing(method, storm_map, tmp_path, seed):
-    """C1, C3: maps pickled to spawned workers, which are killed in the middle of their work."""
+def test_killed_multiprocessing_workers_lose_nothing(method, storm_map, tmp_path, seed):
+    """C1, C3: workers that received the map by pickling are killed in the middle of their work."""
     m, path, slots, keys_count = storm_map, tmp_path / "books", 2, 300
     books = Books(slots, keys_count, path)
     books.open_accounts(m)
@@ -307,8 +307,8 @@ def test_killed_processes_of_multiprocessing(method, storm_map, tmp_path, seed):
     expect_exact_limit(m)
 
 
-def test_fork_from_a_thread_while_others_work(storm_map, seed):
-    """C3: children forked in the middle of threads' operations work, and are killed at it."""
+def test_children_forked_while_threads_work_lose_nothing(storm_map, seed):
+    """C3: children forked during the operations of other threads work, and are killed at work."""
     m, books = storm_map, Books(4, 200)
     books.open_accounts(m)
     rng = random.Random(seed)
@@ -339,7 +339,7 @@ def test_fork_from_a_thread_while_others_work(storm_map, seed):
     try:
         with Storm(m, books, seed, slots=[2, 3]) as storm:
             for _ in range(10):
-                # PR_SET_PDEATHSIG is about the thread that forked: it has to outlive its children.
+                # PR_SET_PDEATHSIG concerns the thread that forked: it has to outlive its children.
                 begun = threading.Event()
                 over = threading.Event()
 
@@ -375,8 +375,8 @@ def test_fork_from_a_thread_while_others_work(storm_map, seed):
     expect_exact_limit(m)
 
 
-def test_exit_in_the_middle_of_other_threads_operations(storm_map, seed):
-    """C1, C3: os._exit ends the process while its threads are anywhere; like a kill."""
+def test_exit_during_operations_of_other_threads_loses_nothing(storm_map, seed):
+    """C1, C3: os._exit ends the process while its threads are anywhere, as a kill would."""
     m, books = storm_map, Books(2, 300)
     books.open_accounts(m)
     rng = random.Random(seed)
@@ -407,7 +407,7 @@ def test_exit_in_the_middle_of_other_threads_operations(storm_map, seed):
 
 
 def attach_and_die(m, count, at_once=20):
-    """So many forked children that are killed right after their first operation."""
+    """Fork `count` children and kill each after its first operation."""
     pids = []
     for number in range(count):
         ready, theirs = os.pipe()
@@ -448,8 +448,8 @@ def reuse_slots(make_map, count):
         )
 
 
-def test_slots_of_the_killed_are_used_again(make_map):
-    """C2, C3: 100 processes attach and are killed."""
+def test_slots_of_killed_processes_are_used_again(make_map):
+    """C2, C3: 100 processes attach and are killed; their slots are free again."""
     reuse_slots(make_map, 100)
 
 
@@ -460,7 +460,7 @@ def test_more_processes_may_be_killed_than_there_are_slots(make_map):
 
 
 def locked_bytes(path, first, count):
-    """Which bytes of a file somebody holds an open-file-description lock on."""
+    """The bytes of a file on which a process holds an open-file-description lock."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         found = []
@@ -475,7 +475,7 @@ def locked_bytes(path, first, count):
 
 
 def descriptors_of(pid, path):
-    """Copies of the descriptors that a process has of a file, as fork would make them."""
+    """Copy the descriptors that a process has of a file, as fork would."""
     pidfd = os.pidfd_open(pid)
     try:
         copies = []
@@ -494,7 +494,7 @@ def descriptors_of(pid, path):
 def test_child_forked_during_a_recovery_does_not_keep_its_lock(held_map):
     """C2, C3: one thread recovers while another forks; the child lives on and stops no recovery.
 
-    What the child of fork would have of the recoverer, copies of its descriptors, this test takes.
+    The test copies the descriptors of the recovering process, as a forked child would have them.
     """
     path = segment_path(held_map)
     with stopped_in_the_middle(held_map, plainly) as child:
@@ -520,8 +520,8 @@ def test_child_forked_during_a_recovery_does_not_keep_its_lock(held_map):
 
 
 @pytest.mark.usefixtures("stepper")
-def test_closed_handle_of_a_child_forked_during_a_wait_lets_go(held_map):
-    """C3: a child is forked while a thread waits; when it has closed the map, it is detached."""
+def test_child_forked_during_a_wait_detaches_when_it_closes(held_map):
+    """C3: a child that is forked while a thread waits is detached when it has closed the map."""
     closed, tell = os.pipe()
 
     def close_and_stay(patient):
@@ -551,8 +551,8 @@ def test_closed_handle_of_a_child_forked_during_a_wait_lets_go(held_map):
 
 
 @pytest.mark.usefixtures("stepper")
-def test_child_forked_by_a_signal_handler_leaves_the_waiting_operation_to_its_parent(held_map):
-    """C3: the handler of a signal forks in the middle of a wait, and the child unwinds.
+def test_child_forked_by_a_signal_handler_leaves_the_parents_wait_alone(held_map):
+    """C3: a signal handler forks in the middle of a wait, and the child unwinds from there.
 
     The operation, and the context it uses, are the parent's: the child must not touch them.
     """

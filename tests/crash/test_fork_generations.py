@@ -1,7 +1,7 @@
-"""A child of fork has its parent's Python objects, and nothing of what they stand for (C1, L1, W1).
+"""A child of fork inherits Python objects of its parent, but owns nothing in the map (C1, L1, W1).
 
-Sections, views, operations under way and iterators belong to the process that began them. Each test
-lets a child end, use or drop such an object, and then the parent go on with it.
+Sections, views, operations under way and iterators belong to the process that began them. In each
+test a child ends, uses or drops such an object, and then the parent goes on with it.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ def make_dict():
 
 
 def in_a_child(function, *arguments):
-    """Run function in a child of fork; it must return."""
+    """Run the function in a forked child and assert that it returns."""
     assert reap(fork(function, *arguments)) == 0
 
 
 class Forks:
-    """Forks when it is decoded, or encoded, if armed. The child goes on where it is."""
+    """A value that forks when it is decoded, or encoded, if armed. The child goes on from there."""
 
     armed = None
     pid = None
@@ -64,7 +64,7 @@ class Forks:
 
 @contextlib.contextmanager
 def forking():
-    """What is decoded or encoded in this block forks, once. The child ends with the block."""
+    """The first Forks decoded or encoded in this block forks. The child ends with the block."""
     parent = os.getpid()
     Forks.armed, Forks.pid = parent, None
     failed = 1
@@ -88,8 +88,8 @@ def count_up(d, key):
 
 
 @pytest.mark.parametrize("ending", ["roll_back", "exit", "raise", "drop", "close"])
-def test_a_child_never_ends_the_section_of_a_dict_of_its_parent(make_dict, ending):
-    """L1: whatever the child does with it, the key stays locked, and the value is stored."""
+def test_child_never_ends_its_parents_section_on_a_dict(make_dict, ending):
+    """L1: whatever the child does with the section, the key stays locked and the parent stores."""
     d = make_dict(key=str, value=object)
     d["k"] = 1
     section = d.locked("k")
@@ -122,8 +122,8 @@ def test_a_child_never_ends_the_section_of_a_dict_of_its_parent(make_dict, endin
 
 
 @pytest.mark.parametrize("ending", ["exit", "drop", "close"])
-def test_a_child_never_ends_the_section_of_its_parent(make_map, ending):
-    """L1: the same with the section of an RHashMap."""
+def test_child_never_ends_its_parents_section_on_a_map(make_map, ending):
+    """L1: the test above with the section of an RHashMap."""
     m = make_map(timeout=0.5)
     m[b"12345678"] = bytes(8)
     section = m.locked(b"12345678")
@@ -164,7 +164,7 @@ def walk(d):
 
 @pytest.mark.parametrize("operate", [read, pop, walk])
 def test_a_child_forked_inside_decoding_leaves_the_operation_to_its_parent(make_dict, operate):
-    """C1, W1: both return from the operation, and each works on in a context of its own."""
+    """C1, W1: parent and child both return from the operation; each then uses its own context."""
     for _ in range(ROUNDS):
         d = make_dict(key=str, value=object)
         d["x"], d["y"] = Forks(), 1
@@ -177,8 +177,8 @@ def test_a_child_forked_inside_decoding_leaves_the_operation_to_its_parent(make_
 
 
 @pytest.mark.parametrize("when", ["decoding", "encoding"])
-def test_a_section_that_forks_while_it_begins_or_ends_stays_its_parents(make_dict, when):
-    """L1, W1: the child of a fork inside the value's pickling is told, and stores nothing."""
+def test_section_that_forks_while_it_begins_or_ends_belongs_to_the_parent(make_dict, when):
+    """L1, W1: the section raises in a child that is forked during pickling, and stores nothing."""
     d = make_dict(key=str, value=object)
     d["x"] = Forks(when) if when == "decoding" else 0
     with forking():
@@ -196,7 +196,7 @@ def test_a_section_that_forks_while_it_begins_or_ends_stays_its_parents(make_dic
 
 
 def test_a_child_may_close_the_map_inside_its_parents_operation(make_dict):
-    """C1: the operation returns to a handle that is closed, not to memory that is gone."""
+    """C1: the operation returns to a closed handle, not to unmapped memory."""
 
     class Closes(Forks):
         def __setstate__(self, when):
@@ -220,7 +220,7 @@ def test_a_child_may_close_the_map_inside_its_parents_operation(make_dict):
 
 
 def test_views_of_the_parent_and_of_the_child_each_keep_the_mapping(make_dict):
-    """M1: a child drops a view of its parent's and closes; a view of its own can still be read."""
+    """M1: a child drops its parent's view and closes the dict; its own view can still be read."""
     d = make_dict(key=str, value=Array("u8"))
     numpy = pytest.importorskip("numpy")
     d["a"] = numpy.arange(100, dtype="u8")
@@ -244,8 +244,8 @@ def test_views_of_the_parent_and_of_the_child_each_keep_the_mapping(make_dict):
     assert d["a"].sum() == 4950
 
 
-def test_an_iterator_goes_on_in_a_child(make_map):
-    """I1: parent and child each get the rest, once, though another thread was reading ahead."""
+def test_iterator_gives_parent_and_child_each_the_remaining_entries(make_map):
+    """I1: parent and child each get the remaining entries once, while another thread reads."""
     m = make_map()
     keys = [number.to_bytes(8, "little") for number in range(2_000)]
     for key in keys:
@@ -274,8 +274,8 @@ def test_an_iterator_goes_on_in_a_child(make_map):
         reader.join()
 
 
-def test_a_section_whose_value_uses_its_key_is_told_at_once(make_dict):
-    """L1: code that decodes or encodes the value of a section waits for itself: DeadlockError."""
+def test_value_that_uses_the_key_of_its_own_section_raises_deadlock_error(make_dict):
+    """L1: code that decodes or encodes a section's value would wait for itself: DeadlockError."""
 
     told = []
 
@@ -311,7 +311,7 @@ def test_a_section_whose_value_uses_its_key_is_told_at_once(make_dict):
     assert set(told) == {shmrhash.DeadlockError}
 
 
-def test_a_fork_in_a_loop_of_readers_leaves_each_their_own_context(make_map):
+def test_children_forked_while_threads_operate_have_their_own_contexts(make_map):
     """W1: children forked while threads operate work beside their parent; the sum is exact."""
     m = make_map()
     key = b"counter!"

@@ -1,4 +1,4 @@
-"""gc(), ephemeral maps, and the counters that tell what was recovered."""
+"""gc(), ephemeral maps, and the counters of recovery."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ def put(m, key, number):
 
 @pytest.fixture(autouse=True)
 def own_directory(monkeypatch):
-    """gc() looks at all maps there are: a directory of segments for these tests only."""
+    """A directory of segments for these tests only, as gc() looks at all maps."""
     folder = f"{os.environ.get('SHMRHASH_DIR', '/dev/shm')}/shmrhash-gc-{os.getpid()}"
     os.mkdir(folder, 0o700)
     with monkeypatch.context() as patch:
@@ -54,8 +54,8 @@ def open_and_put(name, key):
 # ---- gc ----
 
 
-def test_gc_recovers_the_dead_and_leaves_the_living(make_map):
-    """C2: dead processes of all maps are recovered; names, entries and the living stay."""
+def test_gc_recovers_dead_processes_and_leaves_live_ones(make_map):
+    """C2: dead processes of all maps are recovered; names, entries and live processes stay."""
     maps = [make_map(), make_map()]
     dead = [stays(open_and_put, m.name, key) for m in maps for key in (1, 2, 3)]
     living = stays(open_and_put, maps[0].name, 4)
@@ -74,8 +74,8 @@ def test_gc_recovers_the_dead_and_leaves_the_living(make_map):
     kill(living)
 
 
-def test_gc_with_names_removes_what_nobody_holds(make_map, map_name):
-    """C2: used maps keep their names, whoever uses them; the others lose theirs."""
+def test_gc_with_names_removes_maps_without_users(make_map, map_name):
+    """C2: maps in use by any process keep their names; the others lose theirs."""
     held = make_map()
     names = [f"{map_name}-left", f"{map_name}-killed", f"{map_name}-read", f"{map_name}-forked"]
     for name in names:
@@ -92,7 +92,7 @@ def test_gc_with_names_removes_what_nobody_holds(make_map, map_name):
     assert sorted(shmrhash.gc(names=True)["removed"]) == sorted(names[2:])
 
 
-def test_gc_passes_over_what_is_no_map(make_map, own_directory):
+def test_gc_passes_over_files_that_are_no_maps(make_map, own_directory):
     """H1: other files stay as they are; a damaged map is skipped with a reason."""
     make_map()
     foreign = os.path.join(own_directory, "foreign")
@@ -130,8 +130,8 @@ def test_last_close_removes_the_name(ephemeral, map_name):
         RHashMap.open(map_name)
 
 
-def test_close_does_not_remove_a_successors_name(ephemeral, map_name):
-    """The name was unlinked and is another map's by now."""
+def test_close_does_not_remove_the_name_of_a_successor(ephemeral, map_name):
+    """The name was unlinked, and a second map has it when the first one is closed."""
     first = ephemeral()
     first.unlink()
     second = ephemeral()
@@ -145,7 +145,7 @@ def test_close_does_not_remove_a_successors_name(ephemeral, map_name):
 
 
 def test_killed_users_leave_the_name_to_gc(ephemeral, map_name):
-    """C2: all users are killed at once; gc() removes the name, but not while one is left."""
+    """C2: gc() removes the name when all users are killed, but not while one is left."""
 
     def create_and_put(key):
         m = ephemeral()
@@ -167,7 +167,7 @@ def test_killed_users_leave_the_name_to_gc(ephemeral, map_name):
 
 
 def test_killed_users_leave_the_name_to_the_next_open(ephemeral, map_name):
-    """C2: who opens it finds that nobody is left; who opens or creates gets a new one."""
+    """C2: open() finds that no user is left, and raises; open_or_create() makes a new map."""
 
     def create_and_put():
         m = ephemeral()
@@ -188,7 +188,7 @@ def test_killed_users_leave_the_name_to_the_next_open(ephemeral, map_name):
 
 
 def test_child_of_fork_keeps_an_ephemeral_map(ephemeral, map_name):
-    """C3: the parent closes, a child that uses the inherited handle goes on, and closes last."""
+    """C3: the parent closes the map; a child that uses the inherited handle is its last user."""
     m = ephemeral()
     pid = stays(put, m, 1, 1)
     m.close()
@@ -202,8 +202,8 @@ def test_child_of_fork_keeps_an_ephemeral_map(ephemeral, map_name):
 
 
 @pytest.mark.usefixtures("stepper")
-def test_name_goes_when_the_last_two_close_together(ephemeral, map_name):
-    """Whoever leaves last removes the name, also if each saw the other before it left."""
+def test_name_is_removed_when_the_last_two_users_close_together(ephemeral, map_name):
+    """The last of two to close removes the name, also if each saw the other before it closed."""
     first = ephemeral()
     put(first, 1, 1)
     second = stepping.stop_at_change(
@@ -226,11 +226,11 @@ def close_together(name, barrier, rounds):
         barrier.wait(60)  # the creator has closed
         m.close()
         barrier.wait(60)
-        barrier.wait(60)  # there is a new one
+        barrier.wait(60)  # there is a new map
 
 
-def test_name_goes_when_many_close_together(ephemeral, map_name):
-    """The same by chance, with three processes, 40 times."""
+def test_name_is_removed_when_many_users_close_together(ephemeral, map_name):
+    """The test above with three processes and random timing, 40 times."""
     rounds, count = 40, 3
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(count + 1)
@@ -265,7 +265,7 @@ def test_name_goes_when_many_close_together(ephemeral, map_name):
 
 
 def dead_in_the_middle(m, operate, part):
-    """Killed after this part of operate's changes."""
+    """Kill a child after this part of operate's changes."""
     segment = stepping.Segment(segment_path(m.name))
     number = stepping.changes_until(lambda: RHashMap.open(m.name), operate, segment, part)
     with stepping.stop_at_change(lambda: RHashMap.open(m.name), operate, segment, number) as child:
@@ -273,8 +273,8 @@ def dead_in_the_middle(m, operate, part):
 
 
 @pytest.mark.usefixtures("stepper")
-def test_info_counts_what_was_recovered(make_map):
-    """C2: a death in the middle of an update, which is finished, and of an insert, undone."""
+def test_info_counts_recoveries(make_map):
+    """C2: one death in an update, which is finished, and one in an insert, which is undone."""
     m = make_map(value_size=8 * HELD_WORDS)
     put(m, 1, 1)
     fresh = m.info()
@@ -282,7 +282,7 @@ def test_info_counts_what_was_recovered(make_map):
         assert fresh[counter] == 0
     assert fresh["operations_finished"] == fresh["operations_undone"] == 0
 
-    # An update writes the redo buffer, commits, and copies that into the element.
+    # An update writes the redo buffer, commits, and copies the buffer into the element.
     dead_in_the_middle(m, lambda own: put(own, 1, 9), 3 / 4)
     assert m[word(1)] == word(9) * HELD_WORDS
     put(m, 1, 10)
@@ -292,7 +292,7 @@ def test_info_counts_what_was_recovered(make_map):
     assert finished["recoveries"] == finished["owners_found_dead"] == 1
     assert 0 < finished["recovery_ns_max"] < 1_000_000_000
 
-    # In the middle of copying a value into a new element, whatever it took to get that.
+    # The child dies while it copies a value into a new element.
     dead_in_the_middle(m, lambda own: put(own, 2, 9), 1 / 2)
     assert shmrhash.gc()["recovered"] == 1
     undone = m.info()
@@ -302,8 +302,8 @@ def test_info_counts_what_was_recovered(make_map):
     assert word(2) not in m
 
 
-def test_info_counts_processes(make_map):
-    """C3: the living, in all their ways to be attached; not the dead."""
+def test_info_counts_live_processes(make_map):
+    """C3: info() counts live processes, by inherited and by opened handles, and no dead ones."""
     m = make_map()
     put(m, 0, 1)
     assert m.info()["processes"] == 1

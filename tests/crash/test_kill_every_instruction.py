@@ -1,12 +1,11 @@
 """A process is killed at every instruction of every operation, and of recovery (C1, C2).
 
 Each scenario fills a map, then a child does one operation and is killed after its n-th change of
-the segment, for every n. A survivor that was attached all along, and is met by the dead owner's
-leftovers at its first step, then
+the segment, for every n. A survivor, which was attached all the time, then
 
   1 reads everything: it gets the map from before or after the operation, at once (R1, R2);
-  2 meets the dead: writes the same key, writes a neighbour, or somebody attaches, or checks (C2);
-  3 finds check() content, and everything else as it was, and what it read in 1 still true (C1);
+  2 meets the dead: it writes the same key or a neighbour, a process attaches, or it checks (C2);
+  3 finds that check() passes, that what it read in 1 is still true and all else as it was (C1);
   4 fills the map up to exactly max_entries (W2), and check() finds nothing lost.
 
 The ways to meet the dead take turns from state to state; the long tests try each on every state.
@@ -64,7 +63,7 @@ def remove_next(scenario, target, _=None):
 
 
 def next_insert(name, happened, entry_count=0, stride=1, **more):
-    """The insert of the next key, at the moment when it makes something happen."""
+    """The insert of the next key, on a map in which this insert makes something happen."""
     return Scenario(
         name,
         lambda m: insert_next(SCENARIOS[name], m),
@@ -76,7 +75,7 @@ def next_insert(name, happened, entry_count=0, stride=1, **more):
 
 
 def next_remove(name, happened, entry_count, stride=1, coarse=None, **more):
-    """The removal of the last key, at the moment when it makes something happen."""
+    """The removal of the last key, on a map in which this removal makes something happen."""
     return Scenario(
         name,
         lambda m: remove_next(None, m),
@@ -269,7 +268,7 @@ SCENARIOS = {
     ]
 }
 
-# Operations of some thousand states: a sample of them, seeded, unless the test is a long one.
+# Operations of some thousand states: only a seeded sample of them, unless the test is `long`.
 SAMPLED = {
     "update 256 bytes": 40,
     "update 4096 bytes": 40,
@@ -314,7 +313,7 @@ brief_scenarios = pytest.mark.parametrize(
 
 
 def kill_and_survive(scenario, name, record_property, *, sample, seed, meetings_at_once):
-    """Every state of a scenario; see the head of this file."""
+    """Kill a child in every state of a scenario, as the head of this file says."""
     tally = Tally()
     path = shm_path(name)
     with filled(scenario, name) as (survivor, before):
@@ -342,7 +341,7 @@ def kill_and_survive(scenario, name, record_property, *, sample, seed, meetings_
 
 @brief_scenarios
 def test_killed_operation_leaves_a_sound_map(scenario, map_name, seed, record_property):
-    """C1, C2, R1, W2: killed after each change of the segment; survivors meet it in turn."""
+    """C1, C2, R1, W2: a kill after each change of the segment; the ways to meet take turns."""
     kill_and_survive(
         scenario,
         map_name,
@@ -355,10 +354,10 @@ def test_killed_operation_leaves_a_sound_map(scenario, map_name, seed, record_pr
 
 @pytest.mark.long
 @every_scenario
-def test_killed_operation_leaves_a_sound_map_whoever_comes(
+def test_killed_operation_leaves_a_sound_map_to_every_survivor(
     scenario, map_name, seed, record_property
 ):
-    """C1, C2, R1, W2: the same without samples, and each way to meet the dead on each state."""
+    """C1, C2, R1, W2: a kill after every change, and every way to meet the dead on every state."""
     kill_and_survive(
         scenario, map_name, record_property, sample=None, seed=seed, meetings_at_once=True
     )
@@ -369,13 +368,13 @@ def test_killed_operation_leaves_a_sound_map_whoever_comes(
 
 @pytest.fixture
 def survivor(map_name):
-    """A map of five entries, and who has held it all along."""
+    """The survivor's handle of a map of five entries."""
     with filled(SCENARIOS["update 8 bytes"], map_name) as (shared_map, _):
         yield shared_map
 
 
 def crashes_of(prepare, operate, survivor, record_property, what, changes_min):
-    """Kill operate at each state; the map must be as it was, and go on."""
+    """Kill operate at each state; the map must be as it was, and usable."""
     scenario = SCENARIOS["update 8 bytes"]
     before = contents(survivor, [word(key) for key in range(10)])
     segment = stepping.Segment(shm_path(survivor.name))
@@ -390,7 +389,7 @@ def crashes_of(prepare, operate, survivor, record_property, what, changes_min):
 
 
 def test_killed_open_leaves_a_sound_map(survivor, record_property):
-    """C1: killed while attaching, registering, and claiming a context."""
+    """C1: a process is killed while it attaches, registers, and claims a context."""
     kept = []
 
     def attach_and_read(_):
@@ -401,14 +400,14 @@ def test_killed_open_leaves_a_sound_map(survivor, record_property):
 
 
 def test_killed_close_leaves_a_sound_map(survivor, record_property):
-    """C1: killed while leaving."""
+    """C1: a process is killed while it closes its handle."""
     prepare = opened(survivor.name)
 
     crashes_of(prepare, lambda m: m.close(), survivor, record_property, "close", 2)
 
 
 def test_killed_first_operation_after_fork_leaves_a_sound_map(survivor, record_property):
-    """C1: a child of fork registers itself at its first operation, and is killed in it."""
+    """C1: a forked child registers itself at its first operation, and is killed inside it."""
 
     def look(_):
         survivor.lookup(word(1))
@@ -417,7 +416,7 @@ def test_killed_first_operation_after_fork_leaves_a_sound_map(survivor, record_p
 
 
 def test_killed_creator_leaves_no_half_made_map(map_name, record_property):
-    """C1, H1: the name is there with a complete map, or not at all; both can be used at once."""
+    """C1, H1: the name has a complete map, or is absent; open_or_create succeeds either way."""
     scenario = SCENARIOS["update 8 bytes"]
     kept = []
     tally = Tally()
@@ -437,7 +436,7 @@ def test_killed_creator_leaves_no_half_made_map(map_name, record_property):
 
 @pytest.mark.thorough
 def test_creator_killed_at_any_step_leaves_no_half_made_map(map_name, seed):
-    """C1, H1: the same at a sample of raw steps, for what happens before there is a name."""
+    """C1, H1: kills at a sample of raw steps, which includes those before there is a name."""
     scenario = SCENARIOS["update 8 bytes"]
     kept = []
 
@@ -477,7 +476,7 @@ INTERRUPTED = [
 
 
 def recover_by_writing(scenario, survivor):
-    """A child of the survivor registers itself, writes the same key and so meets the dead."""
+    """A child of the survivor registers itself, writes the same key and so recovers the dead."""
 
     def operate(_):
         with contextlib.suppress(shmrhash.MapFull):
@@ -495,12 +494,12 @@ def recover_by_attaching(scenario, survivor):
     return operate
 
 
-# What each way to recover is known to store with, from earlier scenarios: spares long traces.
+# The storing instructions of each way to recover, from earlier scenarios: spares long traces.
 LEARNED = {}
 
 
 def kill_twice_and_survive(scenario, name, record_property, *, recover, samples, seed):
-    """The operation is killed, then whoever recovers it; then the survivor must go on."""
+    """Kill an operation, then the process that recovers it; then the survivor must go on."""
     tally = Tally()
     with filled(scenario, name) as (survivor, before):
         after = dict(before)
@@ -538,7 +537,7 @@ recoveries = pytest.mark.parametrize("recover", [recover_by_writing, recover_by_
 )
 @recoveries
 def test_killed_recovery_leaves_a_sound_map(name, recover, map_name, seed, record_property):
-    """C1, C2: a child is killed in an operation and another one in its recovery."""
+    """C1, C2: one child is killed in an operation, and another in the recovery of the first."""
     kill_twice_and_survive(
         SCENARIOS[name], map_name, record_property, recover=recover, samples=[5, 6], seed=seed
     )
@@ -550,15 +549,15 @@ def test_killed_recovery_leaves_a_sound_map(name, recover, map_name, seed, recor
 def test_recovery_killed_anywhere_leaves_a_sound_map(
     name, recover, map_name, seed, record_property
 ):
-    """C1, C2: the same with many more states of both."""
+    """C1, C2: the test above with many more states of both."""
     kill_twice_and_survive(
         SCENARIOS[name], map_name, record_property, recover=recover, samples=[60, 60], seed=seed
     )
 
 
 @pytest.mark.long
-def test_recovery_of_a_recovery_may_be_killed(map_name, seed, record_property):
-    """C1, C2: three deaths in a row, in an insert that splits."""
+def test_killed_recovery_of_a_recovery_leaves_a_sound_map(map_name, seed, record_property):
+    """C1, C2: a process dies in an insert that splits, and two more while they recover."""
     scenario = SCENARIOS["insert that splits"]
     tally = Tally()
     with filled(scenario, map_name) as (survivor, before):
@@ -589,7 +588,7 @@ HELD_UP = [
 
 @pytest.mark.parametrize("name", HELD_UP)
 def test_stopped_writer_never_holds_up_a_reader(name, map_name, seed):
-    """R1, R2: stopped at each of a sample of states, it delays no reader; resumed, it finishes."""
+    """R1, R2: a writer stopped at a sample of states delays no reader; resumed, it finishes."""
     scenario = SCENARIOS[name]
     with filled(scenario, map_name) as (survivor, before):
         after = dict(before)

@@ -1,12 +1,12 @@
-"""A process is killed at every change that a batch makes (C1, C2): a beginning of it is done.
+"""A process is killed at every change that a batch makes (C1, C2): a prefix of the batch is done.
 
-As test_kill_every_instruction.py, with this oracle: the batch done to a dict, key by key, gives one
-model for each number of keys done. What the survivor finds is one of them, never between two, and
-the later the kill, the more keys. So at most one key, the next one, was in doubt. Then the survivor
-meets the dead by writing one of the two keys that they can have been at, or in another way, and
-finds the map sound and nothing lost.
+As test_kill_every_instruction.py, with this oracle: the batch, applied to a dict key by key, gives
+one model for each number of keys done. The survivor finds exactly one of these models, never a
+state between two, and a later kill never shows fewer keys. So only the next key was in doubt. Then
+the survivor meets the dead by writing one of the two keys that the batch can have been changing, or
+in another way, and finds the map sound and nothing lost.
 
-The batches are the core's functions, with their arrays ready: all that is stepped through.
+The batches call the core's functions with prepared arrays: only the core is stepped through.
 """
 
 import dataclasses
@@ -45,12 +45,12 @@ class Batch:
     """One batch on one map."""
 
     name: str
-    operate: Callable  # (scenario): what the child does with its handle
-    steps: Callable  # (scenario, keys in the map's order): functions that do it to a dict, in turn
-    keys: tuple  # the number of the key of each step; () if the map says which
+    operate: Callable  # (scenario): returns what the child does with its handle
+    steps: Callable  # (scenario, keys in the map's order): functions that do it to a dict
+    keys: tuple  # the number of each step's key; () if the map's order decides
     fill: Callable = FIVE
     geometry: dict = dataclasses.field(default_factory=dict)
-    result: object = None  # of operate, by itself
+    result: object = None  # of operate, if it is not killed
     proof: Callable = lambda before, after: True  # of facts()
 
     def __str__(self):
@@ -66,7 +66,7 @@ def words(numbers):
 
 
 def updating(name, keys, flag=0, **more):
-    """update_many of these keys; their values are their numbers and 100."""
+    """update_many of these keys; each value is the key's number plus 100."""
 
     def operate(scenario):
         rows, stored = words(keys), bytearray(len(keys))
@@ -106,7 +106,7 @@ def deleting(name, keys, **more):
 
 
 def adding(name, keys, default=None, offset=0, **more):
-    """add_many of 7, once more for a key that comes twice."""
+    """add_many of 7; a key that occurs twice gets 7 twice."""
     rows, deltas, sums = words(keys), words([7] * len(keys)), bytearray(8 * len(keys))
 
     def add_many(m):
@@ -123,7 +123,7 @@ def adding(name, keys, default=None, offset=0, **more):
 
 
 def taking(name, count, **more):
-    """lookup_and_delete_batch of so many entries, in the map's order."""
+    """lookup_and_delete_batch of `count` entries, in the map's order."""
     keys, values = bytearray(8 * count), bytearray(8 * count)
 
     def take(m):
@@ -167,17 +167,17 @@ BATCHES = {
     ]
 }
 
-# Batches of many changes: a sample of them, seeded, unless the test is a long one.
+# Batches with many changes: only a seeded sample of the states, unless the test is `long`.
 SAMPLED = {"first inserts of a map": 30, "inserts that split": 30}
 
-# The instructions that are known to change the segment, from earlier batches: spares long traces.
+# Instructions that changed the segment in earlier batches: knowing them spares long traces.
 LEARNED = set()
 
 every_batch = pytest.mark.parametrize("batch", BATCHES.values(), ids=str)
 
 
 def models_of(batch, scenario, before, in_order):
-    """What the map may be: after no key, one key, and so on."""
+    """The models that the map may show: after no key, after one key, and so on."""
     models = [dict(before)]
     for step in batch.steps(scenario, in_order):
         following = dict(models[-1])
@@ -187,14 +187,14 @@ def models_of(batch, scenario, before, in_order):
 
 
 def prefix_of(models, seen, least):
-    """How many keys are done, at least so many: the fewest that give what was seen."""
+    """How many keys are done: the lowest number, not below `least`, that gives what was seen."""
     fitting = [done for done, model in enumerate(models) if model == seen and done >= least]
     assert fitting, f"seen is no beginning of the batch behind its first {least} keys"
     return fitting[0]
 
 
 def expect_result(batch, scenario, trace, models, in_order, before):
-    """What the uninterrupted batch returned."""
+    """Assert what the uninterrupted batch returned."""
     if batch.keys:
         assert batch.result is None or batch.result == trace.result
         return
@@ -204,7 +204,7 @@ def expect_result(batch, scenario, trace, models, in_order, before):
 
 
 def kill_and_survive(batch, name, record_property, *, sample, seed, meetings_at_once):
-    """Every state of a batch, or a sample of them, in the order of time."""
+    """Kill a child in every state of a batch, or a sample of them, in the order of time."""
     scenario = batch.scenario
     tally = Tally()
     with filled(scenario, name) as (survivor, before):
@@ -239,7 +239,7 @@ def kill_and_survive(batch, name, record_property, *, sample, seed, meetings_at_
                 with explained(crash, meet):
                     seen = contents(survivor, keys)
                     done = prefix_of(models, seen, done)
-                    # The next key, or the last one done, which may not be finished.
+                    # The next key, or the last one done, whose operation may not be finished.
                     at = min(max(done - crash.n // len(MEETINGS) % 2, 0), len(numbers) - 1)
                     meant = dataclasses.replace(scenario, key=numbers[at])
                     survive(meant, survivor, meet, seen, seen)
@@ -252,8 +252,8 @@ def kill_and_survive(batch, name, record_property, *, sample, seed, meetings_at_
 
 @every_batch
 @pytest.mark.thorough
-def test_a_killed_batch_is_done_up_to_one_key(batch, map_name, seed, record_property):
-    """C1, C2, R1, W2: killed after each change of the segment; survivors meet it in turn."""
+def test_killed_batch_is_done_up_to_one_key(batch, map_name, seed, record_property):
+    """C1, C2, R1, W2: a kill after each change of the segment; the ways to meet take turns."""
     kill_and_survive(
         batch,
         map_name,
@@ -266,8 +266,10 @@ def test_a_killed_batch_is_done_up_to_one_key(batch, map_name, seed, record_prop
 
 @pytest.mark.long
 @every_batch
-def test_a_killed_batch_is_done_up_to_one_key_whoever_comes(batch, map_name, seed, record_property):
-    """C1, C2, R1, W2: the same without samples, and each way to meet the dead on each state."""
+def test_killed_batch_is_done_up_to_one_key_for_every_survivor(
+    batch, map_name, seed, record_property
+):
+    """C1, C2, R1, W2: a kill after every change, and every way to meet the dead on every state."""
     kill_and_survive(
         batch, map_name, record_property, sample=None, seed=seed, meetings_at_once=True
     )

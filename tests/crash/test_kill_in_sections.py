@@ -1,12 +1,13 @@
 """A process is killed at every change it makes in a section, or in a step on a value (C1, C2, L1).
 
-As test_kill_every_instruction.py, with this oracle: the operation done to a dict gives the models
-that the map may show, in the order of time. What the survivor finds is one of them, and the later
-the kill, the later the model; it is never between two. Then the survivor meets the dead by locking
-the same key, or in another way, and finds the map sound, no lock left and nothing lost.
+As test_kill_every_instruction.py, with this oracle: the operation, applied to a dict step by step,
+gives the models that the map may show, in the order of time. The survivor finds exactly one of
+these models, never a state between two, and a later kill never shows an earlier model. Then the
+survivor meets what the dead process left, by locking the same key or in another way, and finds the
+map sound, no lock left and nothing lost.
 
-Behind that: the same with others who delete what a section holds, and names of elements whose
-memory has gone.
+The second half of the file: another process deletes the element that a section holds, and contexts
+name elements whose memory was given back.
 """
 
 import contextlib
@@ -58,9 +59,9 @@ class Step:
     """One operation on one map."""
 
     name: str
-    operate: Callable  # (what prepare returned, scenario): what the child does
-    outcomes: Callable  # (model, scenario): functions that do it to a dict, in turn
-    prepare: Callable = handle_itself  # (handle, scenario): what it did before
+    operate: Callable  # (result of prepare, scenario): what the child does
+    outcomes: Callable  # (model, scenario): functions that do it to a dict, step by step
+    prepare: Callable = handle_itself  # (handle, scenario): what it does before it is traced
     key: int = 3
     fill: Callable = FIVE
     geometry: dict = dataclasses.field(default_factory=dict)
@@ -81,7 +82,7 @@ def nothing(model, scenario):
 
 
 def stores(*numbers, key=3):
-    """One value after another stands under a key."""
+    """The key has each of these values in turn."""
 
     def outcomes(model, scenario):
         return [
@@ -93,7 +94,7 @@ def stores(*numbers, key=3):
 
 
 def sets_field(fmt, offset, change, key=3, fresh=None):
-    """A field of the value is change(what it was)."""
+    """A field of the value becomes change(its old number)."""
 
     def outcomes(model, scenario):
         def step(model):
@@ -112,7 +113,7 @@ def deletes(key=3):
     return lambda model, scenario: [lambda model: model.pop(word(key))]
 
 
-KEPT = []  # in the child: what must not be collected before it is killed
+KEPT = []  # in the child: sections that must not be collected before it is killed
 
 
 def enter(handle, key, default=None):
@@ -123,7 +124,7 @@ def enter(handle, key, default=None):
 
 
 def entered(key):
-    """prepare: a section is open, and the value is changed in it."""
+    """prepare: open a section and change the value in it."""
 
     def prepare(handle, scenario):
         section = enter(handle, key)
@@ -152,7 +153,7 @@ def leave_deleted(section, _):
 
 
 def two_locked(first, second):
-    """prepare: locked_many is entered, in an order that is not the keys'."""
+    """prepare: enter locked_many with the keys in descending order."""
 
     def prepare(handle, scenario):
         both = handle.locked_many([word(second), word(first)])
@@ -165,7 +166,7 @@ def two_locked(first, second):
 
 
 def stores_two(first, second):
-    """The first key in the order of bytes is stored first."""
+    """The key that is first in the order of bytes is stored first."""
     return lambda model, scenario: [
         *stores(NEW, key=first)(model, scenario),
         *stores(OTHER, key=second)(model, scenario),
@@ -302,7 +303,7 @@ STEPS = {
 }
 every_step = pytest.mark.parametrize("step", STEPS.values(), ids=str)
 
-# The steps of the most states: a sample of them, seeded, unless the test is a long one.
+# The steps with the most states: only a seeded sample of the states, unless the test is `long`.
 SAMPLED = {
     "open with create": 10,
     "open with create into a full bucket": 12,
@@ -320,7 +321,7 @@ SAMPLED = {
 }
 SAMPLED_BESIDE = {"clear": 24}
 
-# The instructions that are known to change the segment, from earlier steps: spares long traces.
+# Instructions that changed the segment in earlier steps: knowing them spares long traces.
 LEARNED = set()
 LEARNED_DELETING = [set(), set()]
 
@@ -338,7 +339,7 @@ def lock_same_key(scenario, survivor, model):
 
 
 def update_with_f_lock(scenario, survivor, model):
-    """L1: whoever waits for sections gets in."""
+    """L1: an operation with BPF_F_LOCK, which waits for sections, completes."""
     key = word(scenario.key)
     assert survivor.lookup(key, BPF_F_LOCK) == model.get(key)
     survivor.update(key, scenario.value(72), BPF_F_LOCK)
@@ -346,14 +347,14 @@ def update_with_f_lock(scenario, survivor, model):
 
 
 def swap_same_key(scenario, survivor, model):
-    """W1: a swap with what was seen succeeds: the dead hold nothing, and add nothing later."""
+    """W1: a swap that expects the seen value succeeds: the dead hold and store nothing."""
     key = word(scenario.key)
     assert survivor.compare_and_swap(key, model.get(key), scenario.value(73))
     model[key] = scenario.value(73)
 
 
 def look_only(scenario, survivor, model):
-    """only_check, for a survivor that has contexts of its own sections."""
+    """Replaces only_check for a survivor whose own sections hold contexts."""
 
 
 WAYS = [lock_same_key, *MEETINGS, update_with_f_lock, swap_same_key]
@@ -361,7 +362,7 @@ WAYS_OF_OWNERS = [way if way is not only_check else look_only for way in WAYS]
 
 
 def expect_free(survivor, keys):
-    """L1: nobody holds any of these keys."""
+    """L1: no process holds any of these keys."""
     with survivor.locked_many(sorted(keys), timeout=1):
         pass
 
@@ -380,14 +381,14 @@ def models_of(step, before):
 
 
 def reached(models, seen, least):
-    """Which model was seen, not one before the least: time does not run backwards."""
+    """The number of the model that was seen; not below `least`, as time does not run backwards."""
     fitting = [n for n, model in enumerate(models) if model == seen and n >= least]
     assert fitting, f"what was seen is none of the models from {least} on"
     return fitting[0]
 
 
 def kill_and_survive(step, name, record_property, *, sample, seed, ways_at_once):
-    """The states of a step, in the order of time."""
+    """Kill a child in the states of a step, in the order of time; a survivor checks each."""
     tally = Tally()
     scenario = step.scenario
     with filled(scenario, name) as (survivor, before):
@@ -422,15 +423,17 @@ def kill_and_survive(step, name, record_property, *, sample, seed, ways_at_once)
                     survive(scenario, survivor, way, seen, seen)
             visited.add(done)
         assert [models[n] for n in sorted(visited)][-1] == models[-1]
-        # A sample has the first and the last state, and may miss one that a section passes through.
+        # A sample has the first and the last state, and may miss a model between them.
         assert len(visited) == len(models) or (sample is not None and 0 in visited)
     tally.report(record_property, scenario.name, crash.total)
 
 
 @stepped
 @every_step
-def test_killed_in_a_section_or_a_step_on_a_value(step, map_name, seed, record_property):
-    """C1, C2, L1, W1: killed after each change, or a sample of them; survivors take turns."""
+def test_kill_in_a_section_or_value_operation_leaves_a_sound_map(
+    step, map_name, seed, record_property
+):
+    """C1, C2, L1, W1: a kill after each change, or a sample; the ways to meet take turns."""
     kill_and_survive(
         step,
         map_name,
@@ -444,10 +447,10 @@ def test_killed_in_a_section_or_a_step_on_a_value(step, map_name, seed, record_p
 @pytest.mark.long
 @stepped
 @every_step
-def test_killed_in_a_section_or_a_step_on_a_value_whoever_comes(
+def test_kill_in_a_section_or_value_operation_leaves_all_a_sound_map(
     step, map_name, seed, record_property
 ):
-    """C1, C2, L1, W1: after each change, and each way to meet the dead on each state."""
+    """C1, C2, L1, W1: a kill after each change, and every way to meet the dead on every state."""
     kill_and_survive(step, map_name, record_property, sample=None, seed=seed, ways_at_once=True)
 
 
@@ -471,7 +474,7 @@ def deletion_beside_a_section(how, geometry, sample, name, seed, record_property
         how, None, None, entries(4), key=3, geometry=geometry, goes_on=how == "clear"
     )
     with filled(scenario, name) as (survivor, before):
-        expect_free(survivor, [word(1), word(2), word(3)])  # contexts of one's own in the image
+        expect_free(survivor, [word(1), word(2), word(3)])  # the image has the survivor's contexts
         segment = stepping.Segment(shm_path(name))
         image = segment.image()
         sections = []
@@ -497,7 +500,7 @@ def deletion_beside_a_section(how, geometry, sample, name, seed, record_property
             way = WAYS_OF_OWNERS[crash.n % len(WAYS)]
             with explained(crash, way):
                 if how == "clear":
-                    survivor._recover()  # finishes it
+                    survivor._recover()  # finishes the clear
                 model = contents(survivor, before)
                 if how != "clear":
                     assert model in (before, after_deletion(how, before))
@@ -522,8 +525,10 @@ both_geometries = pytest.mark.parametrize(
 @every_deletion
 @both_geometries
 @pytest.mark.thorough
-def test_a_deletion_is_killed_beside_a_section(how, geometry, map_name, seed, record_property):
-    """L1, C1: the section is told KeyGone if, and only if, others see that its key is gone."""
+def test_section_raises_key_gone_if_a_killed_deletion_counts(
+    how, geometry, map_name, seed, record_property
+):
+    """L1, C1: the section's end raises KeyGone if, and only if, others see that its key is gone."""
     sample = SAMPLED_BESIDE.get(how)
     deletion_beside_a_section(how, geometry, sample, map_name, seed, record_property)
 
@@ -531,8 +536,10 @@ def test_a_deletion_is_killed_beside_a_section(how, geometry, map_name, seed, re
 @pytest.mark.long
 @stepped
 @both_geometries
-def test_a_clear_is_killed_anywhere_beside_a_section(geometry, map_name, seed, record_property):
-    """L1, C1: the same at every change, where the other test has a sample."""
+def test_section_raises_key_gone_if_a_killed_clear_counts(
+    geometry, map_name, seed, record_property
+):
+    """L1, C1: a kill at every change of the clear, where the test above takes a sample."""
     deletion_beside_a_section("clear", geometry, None, map_name, seed, record_property)
 
 
@@ -549,7 +556,7 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
             return step.prepare(opened(name)(), scenario)
 
         def inherit():
-            """A handle without opening, which would recover the owner at once."""
+            """The inherited handle: opening one would recover the owner at once."""
             survivor.lookup(word(1))
             return survivor
 
@@ -565,7 +572,7 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
             with explained(crash, way):
                 seen = contents(survivor, before)
                 if how == "clear":
-                    survivor._recover()  # finishes it
+                    survivor._recover()  # finishes the clear
                     seen = contents(survivor, before)
                     assert all(value in (stored[k], before[k]) for k, value in seen.items())
                 else:
@@ -577,18 +584,20 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
 @stepped
 @pytest.mark.parametrize("how", ["delete", "take"])
 @pytest.mark.thorough
-def test_a_deletion_of_what_a_dead_owner_had_locked_is_killed(how, map_name, seed, record_property):
-    """C1, C2, L1: owners killed at a sample of their commit, deletions at a sample of theirs."""
+def test_killed_deletion_of_a_dead_owners_element_is_recovered(
+    how, map_name, seed, record_property
+):
+    """C1, C2, L1: an owner dies at a sample of its commit, a deletion at a sample of its own."""
     deletion_of_a_dead_owners(how, [7, 7], map_name, seed, record_property)
 
 
 @pytest.mark.long
 @stepped
 @every_deletion
-def test_a_deletion_of_what_a_dead_owner_had_locked_is_killed_anywhere(
+def test_deletion_of_a_dead_owners_element_may_be_killed_anywhere(
     how, map_name, seed, record_property
 ):
-    """C1, C2, L1: owners killed at every change of their commit, deletions likewise."""
+    """C1, C2, L1: an owner dies at every change of its commit, a deletion at its own changes."""
     deletion_of_a_dead_owners(
         how, [None, 60 if how == "clear" else None], map_name, seed, record_property
     )
@@ -604,10 +613,10 @@ def leave_and_tell(section):
 
 @stepped
 @pytest.mark.parametrize("name", ["commit 64 bytes", "remove the last of a chain", "roll back"])
-def test_a_key_is_deleted_while_the_owner_of_its_lock_is_stopped(name, map_name):
-    """L1: stopped anywhere in the end of its section, it notices: nothing is stored under the key.
+def test_stopped_owner_of_a_lock_stores_nothing_under_a_deleted_key(name, map_name):
+    """L1: an owner that is stopped anywhere in the end of its section stores nothing under the key.
 
-    A deletion waits only for an end that counts already; then the owner has stored it.
+    A deletion waits only for an end that counts already; then the owner has stored the value.
     """
     step = STEPS[name]
     scenario = step.scenario
@@ -656,7 +665,7 @@ def test_a_key_is_deleted_while_the_owner_of_its_lock_is_stopped(name, map_name)
     print(f"{name}: {sorted(told)}")
 
 
-# ---- names of elements whose memory has gone ----
+# ---- contexts that name elements whose memory was given back ----
 
 MANY = 500
 WIDE = 4096
@@ -665,21 +674,21 @@ HELD = range(1, MANY + 1, 10)
 
 @pytest.fixture
 def wide(make_map):
-    """Many blocks of elements, so that most of them go back when their entries are deleted."""
+    """A map of many blocks of elements; most are released when their entries are deleted."""
     shared_map = make_map(value_size=WIDE, max_entries=2 * MANY, timeout=30)
     for number in range(1, MANY + 1):
         shared_map[word(number)] = word(number) * (WIDE // 8)
-    RHashMap.open(shared_map.name).close()  # what a second process needs is committed
+    RHashMap.open(shared_map.name).close()  # commits what a second process needs
     return shared_map
 
 
 def memory_of(shared_map):
-    """Bytes of the segment that have memory."""
+    """How many bytes of the segment have memory."""
     return os.stat(shm_path(shared_map.name)).st_blocks * 512
 
 
 def child_that(act):
-    """Fork a child that calls act(tell), which is to call tell() and go on."""
+    """Fork a child that calls act(tell). Return when act has called tell(); the child goes on."""
     ready, told = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -696,17 +705,17 @@ def child_that(act):
 
 
 def give_back_all(shared_map):
-    """Delete everything; most of the memory goes back."""
+    """Delete all entries and assert that most of the memory goes back."""
     before, released = memory_of(shared_map), shared_map.info()["blocks_released"]
     shared_map.clear()
     assert memory_of(shared_map) < before // 2
     assert shared_map.info()["blocks_released"] > released
 
 
-def test_recovery_does_not_touch_an_element_whose_memory_has_gone(wide):
-    """C1, M1: killed with sections open whose elements are gone: no page is brought back.
+def test_recovery_does_not_touch_an_element_without_memory(wide):
+    """C1, M1: a process dies in sections whose elements' memory is gone: no page is brought back.
 
-    On a file system without room that would be SIGBUS.
+    On a file system without room, touching such a page would be SIGBUS.
     """
 
     def hold(tell):
@@ -732,14 +741,14 @@ def test_recovery_does_not_touch_an_element_whose_memory_has_gone(wide):
 
 
 def switches_of(pid):
-    """How often a process went to sleep."""
+    """How often a process has gone to sleep."""
     status = Path(f"/proc/{pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("voluntary"))
     return int(line.split()[1])
 
 
 def wait_till_asleep(pid):
-    """Until it has slept again and again, as only a waiter does."""
+    """Wait until the process has slept twenty times more, as only a waiter does."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     first = switches_of(pid)
     while switches_of(pid) < first + 20:
@@ -748,7 +757,7 @@ def wait_till_asleep(pid):
 
 
 def stop_asleep(shared_map, pid):
-    """Stop a waiter between two looks: memory goes back only if nobody is inside an operation."""
+    """Stop a waiter between two tries: memory goes back only if nobody is inside an operation."""
     for _ in range(100):
         wait_till_asleep(pid)
         os.kill(pid, signal.SIGSTOP)
@@ -760,9 +769,9 @@ def stop_asleep(shared_map, pid):
 
 
 @pytest.mark.parametrize("flags", [BPF_ANY, BPF_F_LOCK], ids=["plain", "f-lock"])
-def test_a_waiter_does_not_touch_an_element_whose_memory_has_gone(wide, flags):
-    """L1, M1: it is stopped while it waits, and finds the element's memory gone: no page comes
-    back, and it is told that the key is gone."""
+def test_waiter_does_not_touch_an_element_without_memory(wide, flags):
+    """L1, M1: the element's memory goes while the waiter is stopped: the waiter brings no page
+    back and raises KeyNotFound."""
 
     def wait_for(number):
         def act(tell):

@@ -1,7 +1,7 @@
 """Workers are killed at random, thousands of times, while others go on (C1, C2, R1, R2, W2).
 
-ledger.py has the workers and the oracle: what each had completed when it was killed is there, the
-one operation it was in is done or not done, and nothing is torn, lost or leaked.
+ledger.py has the workers and the oracle: each operation that a worker had completed when it was
+killed counts, the one it was inside is done or not done, and nothing is torn, lost or leaked.
 """
 
 import os
@@ -21,14 +21,17 @@ from support.ledger import (
 
 SLOTS = 4
 KEYS_COUNT = 800
-ROOM = SLOTS * KEYS_COUNT * 9 // 10  # a full map, now and then
+ROOM = SLOTS * KEYS_COUNT * 9 // 10  # so that the map is sometimes full
 LONG_DURATION_S = 600.0
 DEFAULT_DURATION_S = 2.0
 SHORT_DURATION_S = 6.0
 
 
 def rage(storm, kills_wanted, seconds, pause_s_max):
-    """Kill workers one by one, and now and then all of them, until there were enough of both."""
+    """Kill one or two workers at a time, and sometimes all of them, until both limits are reached.
+
+    The limits are the number of kills and the seconds.
+    """
     books, rng = storm.books, storm.rng
     phase_s = min(2.0, seconds / 6)
     storm.start_all()
@@ -78,15 +81,15 @@ def survive_a_storm(make_map, seed, kills_wanted, seconds, pause_s_max):
 
 
 @pytest.mark.parametrize("kills", [100, pytest.param(300, marks=pytest.mark.thorough)])
-def test_nothing_is_lost_or_torn_when_workers_are_killed(make_map, seed, kills):
-    """C1, C2, R2, W2: the map is what the ledgers say, and nobody is held up."""
+def test_killed_workers_neither_lose_nor_tear_entries(make_map, seed, kills):
+    """C1, C2, R2, W2: the map is what the ledgers say, and no worker is held up."""
     survive_a_storm(make_map, seed, kills, SHORT_DURATION_S * kills / 300, 0.02)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_nothing_is_lost_or_torn_in_ten_thousand_kills(make_map, seed, duration):
-    """C1, C2, R2, W2: 10,000 kills and at least ten minutes, or --duration seconds."""
+def test_ten_thousand_killed_workers_neither_lose_nor_tear_entries(make_map, seed, duration):
+    """C1, C2, R2, W2: 10,000 kills in at least ten minutes, or fewer in --duration seconds."""
     seconds = LONG_DURATION_S if duration == DEFAULT_DURATION_S else duration
     survive_a_storm(make_map, seed, int(10_000 * seconds / LONG_DURATION_S), seconds, 0.03)
 
@@ -97,8 +100,8 @@ def watch_for_ever(storm):
         time.sleep(0.01)
 
 
-def test_a_worker_that_stands_still_is_noticed(make_map, seed):
-    """The storm's own oracle: a stopped worker counts as stuck, beside one that goes on."""
+def test_stopped_worker_is_noticed(make_map, seed):
+    """A test of the storm's oracle: a stopped worker counts as stuck beside one that goes on."""
     m = make_map(key_size=8, value_size=264, max_entries=ROOM)
     books = Books(2, KEYS_COUNT)
     books.open_accounts(m)

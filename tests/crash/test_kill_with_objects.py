@@ -1,8 +1,8 @@
 """A process is killed at every change it makes in an operation on a map with objects (C1, C2, R2).
 
-As test_kill_every_instruction.py, with this besides: every object is named once, the budget is
-exact (both are check()'s), there are as many objects as the entries refer to, and no pin is left;
-and clear() leaves none.
+As test_kill_every_instruction.py, and in addition: every object is named once and the budget is
+exact (check() finds both), there are as many objects as the entries refer to, no pin is left, and
+clear() leaves no object.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ READ_SECONDS_MAX = 0.5
 
 
 def nothing(entries):
-    """fill: no object was ever made."""
+    """fill: leave the map untouched, so that it never had an object."""
 
 
 def of_size(size):
@@ -35,7 +35,7 @@ def of_size(size):
 
 
 def nearly_full_depot(entries):
-    """fill: the depots of two small classes are to be drained next."""
+    """fill: the next deletion drains the depots of two small classes."""
     for number in range(50):
         entries[b"k%d" % number] = value(number, 400)
     for number in range(4, 49):
@@ -48,14 +48,14 @@ def expiring(entries):
 
 
 def others_expired(entries):
-    """fill: what the child does not look up before it is stepped."""
+    """fill: let entries expire that the child does not look up before it is stepped."""
     five(entries)
     for key in (b"k1", LONG):
         assert entries._touch_until(key, 1)
 
 
 def full_of_expired(entries):
-    """fill: no room, but for what has expired in the meantime."""
+    """fill: leave no room except that of entries that have expired."""
     five(entries)
     old = []
     try:
@@ -105,7 +105,7 @@ def replaced_under_a_view(entries):
     del view
 
 
-KEPT = []  # in the child: what must not be collected before it is killed
+KEPT = []  # in the child: views that must not be collected before it is killed
 
 
 def kept_a_view(entries):
@@ -119,7 +119,7 @@ class Case:
 
     name: str
     operate: Callable  # in the child, with its DictCore
-    change: Callable  # does the same to a dict of what can be seen
+    change: Callable  # does the same to a dict of the visible entries
     fill: Callable = five
     atomic: bool = True
     geometry: dict = dataclasses.field(default_factory=dict)
@@ -185,7 +185,7 @@ CASES = {
         Case("clear", lambda d: d.clear(), lambda model: model.clear(), atomic=False),
     ]
 }
-# Its steps are many: each round looks for memory in every depot of every class.
+# It has many steps: each round looks for memory in every depot of every class.
 BYTES_ARE_FULL = storing(
     "insert where bytes are full",
     b"new",
@@ -227,14 +227,14 @@ def clear_all(entries, model):
 
 
 def only_check(entries, model):
-    """Nobody does anything more."""
+    """No process does anything more."""
 
 
 WAYS = [replace_same_key, insert_another, somebody_attaches, lock_same_key, clear_all, only_check]
 
 
 def seen_by(entries):
-    """What a reader sees, which waits for nobody (R1)."""
+    """What a reader sees; it must not wait for any process (R1)."""
     began = time.monotonic()
     seen = dict(entries._entries(2))
     assert time.monotonic() - began < READ_SECONDS_MAX
@@ -252,7 +252,7 @@ def survive(case, entries, way, seen):
     handle._recover()
     if case.atomic:
         assert seen_by(entries) == model
-    else:  # whoever recovers a cleaner finishes its work
+    else:  # recovery of a killed clear() finishes it
         left = seen_by(entries)
         assert left.items() <= model.items()
         assert len(left) <= 1 or left == model
@@ -262,7 +262,7 @@ def survive(case, entries, way, seen):
     facts = handle.info()["objects"]
     assert facts["count"] == objects_of(model), (facts, expired)
     assert facts["pinned"] == 0
-    for number in range(3):  # what is free can be used
+    for number in range(3):  # free memory can be used
         entries[b"after%d" % number] = value(number, RUN)
     handle.check()
     entries.clear()
@@ -317,22 +317,22 @@ def kill_and_survive(case, name, record_property, *, sample, ways_at_once):
 
 @every_case
 @pytest.mark.thorough
-def test_killed_in_an_operation_with_objects(case, map_name, record_property):
-    """C1, C2, R2: killed after changes of the segment; survivors meet it in turn."""
+def test_killed_operation_with_objects_leaves_a_sound_map(case, map_name, record_property):
+    """C1, C2, R2: a kill after a sample of the changes; the ways to meet take turns."""
     kill_and_survive(case, map_name, record_property, sample=60, ways_at_once=False)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", [*CASES.values(), BYTES_ARE_FULL], ids=str)
-def test_killed_in_an_operation_with_objects_whoever_comes(case, map_name, record_property):
-    """C1, C2, R2: after each change, and each way to meet the dead on each state."""
+def test_killed_operation_with_objects_leaves_a_sound_map_to_all(case, map_name, record_property):
+    """C1, C2, R2: a kill after each change, and every way to meet the dead on every state."""
     kill_and_survive(case, map_name, record_property, sample=None, ways_at_once=True)
 
 
 def one_split_behind(entries):
-    """fill: the last insertion brought more credits than it may split buckets for."""
+    """fill: end with an insertion that took more credits than it may split buckets for."""
     five(entries)
-    for number in range(100, 106):  # now there are buckets for the first credits
+    for number in range(100, 106):  # until there are buckets for the first credits
         entries[b"k%d" % number] = value(number)
     settled = entries.handle.info()["grows"]
     while entries.handle.info()["grows"] == settled:  # ends: 64 entries need more
@@ -340,11 +340,11 @@ def one_split_behind(entries):
         entries[b"k%d" % number] = value(number)
 
 
-def test_clear_finds_what_a_dead_split_moved_and_had_not_counted(
+def test_clear_finds_entries_in_an_uncounted_bucket_of_a_dead_split(
     map_name, record_property, monkeypatch
 ):
-    """C1: an insertion splits, and dies in the last of its changes: entries are in a bucket that
-    the table word, still held, does not count, and no other lock leads to the dead."""
+    """C1: a process dies in the last changes of an insertion that splits: entries are in a bucket
+    that the table word, still held, does not count, and no other lock leads to the dead process."""
     case = storing("insert and split", b"new", 70, fill=one_split_behind)
     monkeypatch.setattr(stepping, "choose", lambda total, *_: range(total - 12, total + 1))
     monkeypatch.setattr("test_kill_with_objects.WAYS", [clear_all])

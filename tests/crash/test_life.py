@@ -1,4 +1,4 @@
-"""Locks that readers cannot use against writers, recovery without the file, names that go."""
+"""File locks of readers that block no writer, recovery without the file, removal of names."""
 
 import contextlib
 import fcntl
@@ -35,7 +35,7 @@ def in_section(m):
 
 
 def told(function, *arguments):
-    """What function returns or raises in a child, as text."""
+    """What the function returns or raises in a child, as text."""
     reader, writer = os.pipe()
 
     def tell():
@@ -60,7 +60,7 @@ def become_nobody():
 
 
 def lock_all_shared(path, process_index):
-    """As who may only read the file: shared locks on all bytes that can be had."""
+    """Take shared locks on all free bytes of the file, as a user with read permission only."""
     become_nobody()
     fd = os.open(path, os.O_RDONLY)
 
@@ -76,8 +76,8 @@ def lock_all_shared(path, process_index):
 
 
 @as_root
-def test_who_may_only_read_stops_no_attachment_and_no_recovery(make_map):
-    """C2, C3: shared locks on every byte of the file; an owner dies under them."""
+def test_shared_file_locks_of_a_reader_stop_no_attachment_and_no_recovery(make_map):
+    """C2, C3: an owner dies while a reader has shared locks on every byte of the file."""
     m = make_map(mode=0o644, timeout=2)
     m[word(1)] = word(0)
     owner = stays(in_section, m)
@@ -129,8 +129,8 @@ WITHOUT = {
 @as_root
 @pytest.mark.parametrize("what", WITHOUT)
 @pytest.mark.parametrize("used_before", [True, False])
-def test_a_process_goes_on_and_recovers_without(make_map, what, used_before):
-    """C2: it gave up its user, its limits or its files after opening; an owner dies; it goes on."""
+def test_process_that_gave_up_a_resource_goes_on_and_recovers(make_map, what, used_before):
+    """C2: an owner dies; the process gives up its user, descriptors, memory or files."""
     if what == "files" and not used_before:
         pytest.skip("neither file nor /proc is left to register by: DESIGN 9")
     m = make_map(timeout=3)
@@ -148,7 +148,7 @@ def test_a_process_goes_on_and_recovers_without(make_map, what, used_before):
     assert m[word(1)] == word(9)
 
 
-def test_a_timeout_names_the_owner(make_map):
+def test_lock_timeout_names_the_owner(make_map):
     """C3: the message has the pid of the living owner."""
     m = make_map(timeout=0.1)
     m[word(1)] = word(0)
@@ -161,7 +161,7 @@ def test_a_timeout_names_the_owner(make_map):
 
 
 def test_unlink_of_a_handle_removes_only_its_own_file(make_map, map_name):
-    """B1: the name was taken by a newer map, which keeps it; the old handle can see that."""
+    """B1: a newer map has taken the name and keeps it; the old handle's info() says `unlinked`."""
     old = make_map()
     assert not old.info()["unlinked"]
     os.unlink(segment_path(map_name))
@@ -179,9 +179,9 @@ def collect_for_ever():
         shmrhash.gc(names=True)
 
 
-def test_attachment_never_lands_on_a_map_that_lost_its_name(request, monkeypatch):
-    """Maps are made, opened and closed while others remove whatever nobody holds: whoever has
-    attached has the map of that name for as long as it stays attached."""
+def test_attached_map_never_loses_its_name_to_gc(request, monkeypatch):
+    """Maps are made, opened and closed while other processes run gc(names=True): a map keeps its
+    name for as long as a process is attached."""
     folder = segment_path(f"shmrhash-life-{os.getpid()}")
     os.mkdir(folder)
     request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -223,8 +223,8 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("how", ENDINGS)
-def test_an_ephemeral_map_leaves_nothing_after_a_normal_end(map_name, how):
-    """Life: in each form the last process that ends removes the name, whoever made it."""
+def test_ephemeral_map_leaves_no_name_after_a_normal_end(map_name, how):
+    """Life: whatever the program looks like, the last process that ends removes the name."""
     program = (
         "import os\nfrom shmrhash import Array, RHashMap, SharedDict\n"
         f"NAME = {map_name!r}\nSIZES = dict(key_size=8, value_size=8, max_entries=9)\n"
@@ -246,8 +246,8 @@ def test_an_ephemeral_map_leaves_nothing_after_a_normal_end(map_name, how):
     assert not os.path.exists(segment_path(map_name))
 
 
-def test_making_anonymous_dicts_takes_time_in_proportion():
-    """Life: the second thousand takes no more than a few times the first hundred, times ten."""
+def test_time_to_make_anonymous_dicts_is_linear_in_their_number():
+    """Life: after 800 dicts, 200 more take less than eight times as long as the first 100."""
     dicts = []
 
     def make(count):

@@ -1,7 +1,7 @@
-"""Processes of several PID namespaces share one map, and have the same pids (C3).
+"""Processes with equal pids in different PID namespaces share one map (C3).
 
-Each namespace is made by unshare(2) in a forked helper; its first child has pid 1 there. The file
-of the map is the same for all, as for containers that share /dev/shm.
+Each namespace is made by unshare(2) in a forked helper; its first child has pid 1 there. All of
+them open the same file, as containers that share /dev/shm do.
 """
 
 import ctypes
@@ -98,7 +98,7 @@ class Helper:
         return os.read(self.told, 1)
 
     def end(self):
-        os.close(self.tell)  # whoever listens gets b"" and ends
+        os.close(self.tell)  # the listener reads b"" and ends
         code = reap(self.pid)
         os.close(self.told)
         return code
@@ -123,7 +123,7 @@ def put(m, key, number):
 
 
 def try_to_put(m, key, number):
-    """b"y" if it went through, b"n" if the owner of the element lives."""
+    """b"y" if the update succeeds, b"n" if it waits in vain for a live owner of the element."""
     try:
         put(m, key, number)
     except shmrhash.LockTimeout:
@@ -136,12 +136,15 @@ def update_key_3(own):
 
 
 def middle_of_update(m, segment):
-    """After so many changes it copies the redo buffer into the element: others have to wait."""
+    """How many changes update_key_3 makes until it is copying from the redo buffer to the element.
+
+    Others have to wait for an owner that is stopped there.
+    """
     return stepping.changes_until(lambda: RHashMap.open(m.name), update_key_3, segment, 3 / 4)
 
 
 def hold_key_3(m, segment, middle, talk):
-    """In a helper: its child, pid 1 of its namespace, is stopped in the middle of an update."""
+    """In a helper: stop its child, pid 1 of its namespace, in the middle of an update."""
 
     def prepare():
         assert os.getpid() == 1
@@ -157,7 +160,7 @@ def hold_key_3(m, segment, middle, talk):
 
 
 def write_when_asked(m, talk):
-    """In a helper: its child, pid 1 too, writes key 3 each time it is asked to."""
+    """In a helper: its child, also pid 1, writes key 3 each time it is asked to."""
 
     def write():
         assert os.getpid() == 1
@@ -178,8 +181,8 @@ def held_map(make_map):
 
 
 @pytest.mark.usefixtures("stepper")
-def test_owner_with_the_same_pid_in_another_namespace(held_map):
-    """C3: not robbed while it is stopped, recovered when it is dead, by its double."""
+def test_owner_with_an_equal_pid_in_another_namespace_is_not_robbed(held_map):
+    """C3: a process with the owner's pid does not rob a stopped owner, and recovers a dead one."""
     segment = stepping.Segment(
         os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), held_map.name)
     )
@@ -206,8 +209,8 @@ def test_owner_with_the_same_pid_in_another_namespace(held_map):
 
 
 @pytest.mark.usefixtures("stepper")
-def test_owner_whose_pid_nobody_here_has(held_map):
-    """C3: an owner outside is not robbed from inside a namespace where its pid does not exist."""
+def test_owner_whose_pid_does_not_exist_here_is_not_robbed(held_map):
+    """C3: a process in whose namespace the owner's pid does not exist does not rob the owner."""
     segment = stepping.Segment(
         os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), held_map.name)
     )
@@ -233,7 +236,10 @@ def test_owner_whose_pid_nobody_here_has(held_map):
 
 
 def storm_inside(m, books, slots, seed, kills_wanted, doubts, talk):
-    """In a helper: pid 1 of its namespace kills and replaces; doubts gets what stays open."""
+    """In a helper: pid 1 of its namespace kills workers and replaces them.
+
+    `doubts` receives the storm's shared_doubts.
+    """
 
     def rage():
         assert os.getpid() == 1
@@ -261,7 +267,7 @@ def storm_inside(m, books, slots, seed, kills_wanted, doubts, talk):
 
 
 def survive_two_storms(make_map, seed, kills_wanted):
-    """Two namespaces, in each of them a storm, whose workers have the same pids."""
+    """Run a storm in each of two namespaces; the workers of both have the same pids."""
     keys_count = 300
     m = make_map(value_size=VALUE_SIZE, max_entries=4 * keys_count * 9 // 10)
     books = Books(4, keys_count)
@@ -301,12 +307,12 @@ def survive_two_storms(make_map, seed, kills_wanted):
     assert recoveries > kills_wanted
 
 
-def test_storms_in_two_namespaces(make_map, seed):
-    """C1, C3: workers with equal pids are killed in both; nobody is taken for another."""
+def test_storms_in_two_namespaces_lose_nothing(make_map, seed):
+    """C1, C3: workers with equal pids are killed in both; no worker is taken for its double."""
     survive_two_storms(make_map, seed, 60)
 
 
 @pytest.mark.long
-def test_storms_in_two_namespaces_for_long(make_map, seed, duration):
-    """C1, C3: the same with 500 kills for each second of --duration."""
+def test_long_storms_in_two_namespaces_lose_nothing(make_map, seed, duration):
+    """C1, C3: the test above with 500 kills for each second of --duration."""
     survive_two_storms(make_map, seed, int(500 * duration))

@@ -1,9 +1,9 @@
-"""Who only looks takes no memory from those who write: OutOfMemory is said when what is stored
-leaves no room (R1, M1).
+"""Readers keep no memory from writers: OutOfMemory is raised only when the stored values leave no
+room (R1, M1).
 
-Values of one size give way to values of another, which live in other blocks; so memory has to go
-back while somebody reads, or has stopped in the middle of it, or where the kernel orders nothing.
-The oracle is what is stored: a dict beside the map, and the bytes that it comes to.
+Values of one size are replaced by values of another, which are in other blocks; so memory has to go
+back while a process reads, or is stopped inside a lookup, or where membarrier is not available. The
+oracle is what was stored: a dict beside the map, and the sum of its bytes.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ PAGE = 4096
 SIZES = (1_000, 3_000, 8_000, 20_000, 50_000, 100_000, 200_000)
 MANY_BYTES, MANY_MAX = 10_000_000, 64 << 20
 FEW_MAX = 1 << 20
-SLACK_BYTES = 200_000  # at most begun: a block of 64 KiB, a run, what depots have parked
+SLACK_BYTES = 200_000  # at most a begun block of 64 KiB, a run and the objects parked in depots
 PLACES = 12  # instructions of a lookup at which the reader stops
 SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 
@@ -38,7 +38,7 @@ def value_of(number, size):
 
 
 def change_sizes(d, total=MANY_BYTES):
-    """Store so many bytes in values of one size, then of another, three times round."""
+    """Store `total` bytes in values of each of the sizes in turn, three times round."""
     for size in SIZES * 3:
         d.clear()
         model = {number: value_of(number, size) for number in range(total // size)}
@@ -51,7 +51,7 @@ def change_sizes(d, total=MANY_BYTES):
 
 
 def fill(d, size):
-    """Store values of one size until that is refused; the bytes that were taken, and the error."""
+    """Store values of one size until that is refused; return the bytes stored, and the error."""
     number = 0
     try:
         while True:
@@ -62,13 +62,13 @@ def fill(d, size):
 
 
 def committed(d):
-    """Bytes of the file: one that looks into a hole would add a page."""
+    """How many bytes of the file have memory: a read from a hole would add a page."""
     return os.fstat(d.handle._descriptor()).st_blocks * 512
 
 
 @pytest.fixture
 def d(map_name):
-    """A dict of some room; in the end it is whole, and everything goes back."""
+    """A dict of MANY_MAX bytes. At the end it is whole, and all its memory can be used again."""
     with SharedDict.create(map_name, key=int, value=bytes, max_bytes=MANY_MAX) as made:
         yield made
         made.check()
@@ -80,7 +80,7 @@ def d(map_name):
 
 
 def read_for_ever(name, began):
-    """What a dashboard does: every value it gets is whole."""
+    """Read without end, as a dashboard does, and assert that each value is whole."""
     with SharedDict.open(name, read_only=True) as reader:
         turn = 0
         while True:
@@ -94,7 +94,7 @@ def read_for_ever(name, began):
 
 @contextlib.contextmanager
 def reading_beside(start, name):
-    """A child, started by this function, reads all the time; no signal but ours ends it."""
+    """A child, started by `start`, reads during the block; no signal but our SIGTERM ends it."""
     ready, began = os.pipe()
     pid = start(read_for_ever, name, began)
     os.read(ready, 1)
@@ -107,8 +107,8 @@ def reading_beside(start, name):
         os.close(began)
 
 
-def test_a_handle_that_may_only_read_takes_no_room(d):
-    """M1: it is open, and has read."""
+def test_read_only_handle_keeps_no_memory_from_writers(d):
+    """M1: a read-only handle that is open and has read keeps no memory from going back."""
     d[1] = value_of(1, 5000)
     with SharedDict.open(d.name, read_only=True) as reader:
         assert reader[1] == d[1]
@@ -118,14 +118,14 @@ def test_a_handle_that_may_only_read_takes_no_room(d):
         reader.check()
 
 
-def test_a_handle_that_goes_on_reading_takes_no_room(d):
-    """M1, R2: it reads all the time, what is whole, and no signal ends it."""
+def test_busy_reader_keeps_no_memory_from_writers(d):
+    """M1, R2: the reader reads all the time, every value is whole, and no signal ends it."""
     with reading_beside(fork, d.name):
         change_sizes(d)
 
 
-def test_a_handle_that_may_only_read_has_entries_that_nobody_can_write(d):
-    """R1: of its mapping process slots and contexts are writable, and no page with an entry."""
+def test_read_only_handle_maps_no_entry_writable(d):
+    """R1: process slots and contexts are writable in its mapping, but no page with an entry is."""
     d[1] = value_of(1, 5000)
     with SharedDict.open(d.name, read_only=True) as reader:
         assert reader[1] == d[1]
@@ -142,7 +142,7 @@ def test_a_handle_that_may_only_read_has_entries_that_nobody_can_write(d):
             for words in ours
             if "w" in words[1]
         ]
-        # All of the file is d's; the reader's part begins behind the header.
+        # d has mapped the whole file writable; the reader's writable part begins after the header.
         (_, whole), (start, end, offset) = sorted(
             [one[:2] if one[2] == 0 else one for one in writable], key=len
         )
@@ -158,8 +158,8 @@ def test_a_handle_that_may_only_read_has_entries_that_nobody_can_write(d):
     assert d[1] == value_of(1, 5000)
 
 
-def test_a_child_of_a_reader_is_a_reader_of_its_own(d):
-    """C1: parent and child read at once, each in a context of its own."""
+def test_child_of_a_reader_reads_with_a_context_of_its_own(d):
+    """C1: parent and child read at the same time, each with a context of its own."""
     d[1] = value_of(1, 5000)
     go_on, tell = os.pipe()
     ready, tells = os.pipe()
@@ -184,13 +184,13 @@ def test_a_child_of_a_reader_is_a_reader_of_its_own(d):
         os.close(descriptor)
 
 
-# ---- who may not write the file ----
+# ---- a user without permission to write the file ----
 
 NOBODY = 65534
 
 
 def as_nobody(work, *arguments):
-    """Do some work in a child that may only read the files of this user."""
+    """Do the work in a child of another user, which may only read the files of this one."""
 
     def run():
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -202,7 +202,7 @@ def as_nobody(work, *arguments):
 
 @pytest.fixture
 def public(map_name):
-    """A dict that others may read."""
+    """A dict that other users may read."""
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
     with SharedDict.create(map_name, key=int, value=bytes, max_bytes=MANY_MAX, mode=0o644) as made:
@@ -211,15 +211,15 @@ def public(map_name):
     shmrhash.unlink(map_name)
 
 
-def test_who_may_not_write_the_file_takes_no_room(public):
-    """M1, R2: it reads all the time, through the file, and no signal ends it."""
+def test_reader_that_may_not_write_the_file_keeps_no_memory(public):
+    """M1, R2: the reader reads through the file all the time, and no signal ends it."""
     with reading_beside(as_nobody, public.name):
         change_sizes(public)
         assert public.info()["readers"] == []
 
 
 def test_a_reader_without_a_descriptor_reads_on(public):
-    """M1: the program has closed the descriptor, and the name is gone: the kernel copies."""
+    """M1: the program closed the descriptor, and the name is gone: the kernel copies the values."""
     public[1] = value_of(1, 50_000)
     opened, theirs = os.pipe()
     go_on, tell = os.pipe()
@@ -254,8 +254,8 @@ def look(handle):
 
 
 def opened(name, read_only):
-    """prepare: an own handle that has read the key before, so that a lookup takes the same steps
-    each time."""
+    """prepare: a handle of the child's own that has read the key often enough that each lookup
+    takes the same steps."""
 
     def prepare():
         handle = SharedDict.open(name, read_only=read_only)
@@ -277,7 +277,7 @@ class Stopped:
         self.places = range(ends - begins)
 
     def at(self, k):
-        """Stopped k steps behind the beginning of its lookup."""
+        """A reader stopped k steps after the beginning of its lookup."""
         begins = len(self.trace.changes) - 1
         reader = stepping.stop_at_change(
             self.prepare, look, self.segment, begins, pcs=self.trace.pcs
@@ -300,11 +300,11 @@ def small(stepper, map_name):
     ("size", "read_only"), [(40, False), (3_000, False), (12_000, False), (12_000, True)]
 )
 def test_a_reader_stopped_inside_a_lookup_keeps_one_object(small, seed, size, read_only):
-    """M1, R1, R2: all other memory changes hands; the reader goes on, and has a whole value."""
+    """M1, R1, R2: all other memory is used again; the resumed reader returns a whole value."""
     fill(small, size)
     stopped = Stopped(small.name, read_only)
     print(f"{len(stopped.places)} places")
-    # Anywhere, and in the last fifth: there it copies.
+    # Places anywhere in the lookup, and places in its last fifth, where it copies the value.
     late = stopped.places[len(stopped.places) * 4 // 5 :]
     rng = random.Random(seed)
     for k in sorted({*rng.sample(stopped.places, PLACES), *rng.sample(late, PLACES)}):
@@ -323,12 +323,12 @@ def test_a_reader_stopped_inside_a_lookup_keeps_one_object(small, seed, size, re
     small.check()
 
 
-def test_whoever_keeps_memory_is_named(small):
-    """M1: what a stopped reader is copying stays; the error and info() say so, and whose it is."""
+def test_reader_that_keeps_memory_is_named(small):
+    """M1: the object that a stopped reader is copying stays; the error and info() have its pid."""
     large = 700_000
     small[0] = value_of(0, large)
     stopped = Stopped(small.name)
-    # Most of the places are in the copying of so large a value.
+    # With so large a value, most of the places are inside the copy.
     with stopped.at(stopped.places[len(stopped.places) * 3 // 4]) as reader:
         small.clear()
         with pytest.raises(shmrhash.OutOfMemory, match=rf"wait for operations.*{reader.pid}"):
@@ -338,7 +338,7 @@ def test_whoever_keeps_memory_is_named(small):
         assert facts["waiting_for"] == [reader.pid]
         fill_one(small, 200_000)
         small[0] = b"another"
-        # Which of them depends on whether its last look was before the stop.
+        # Which one depends on whether its last check preceded the stop.
         assert reader.wait() in (b"another", value_of(0, large))
     small.clear()
     fill_one(small, 400_000)
@@ -350,8 +350,8 @@ def fill_one(d, size):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_dead_reader_keeps_nothing(small, read_only):
-    """M1, C2: killed inside its lookup, it is recovered before memory is refused."""
+def test_dead_reader_keeps_no_memory(small, read_only):
+    """M1, C2: a reader killed inside its lookup is recovered before memory is refused."""
     large = 700_000
     small[0] = value_of(0, large)
     stopped = Stopped(small.name, read_only)
@@ -370,7 +370,7 @@ class Program(ctypes.Structure):
 
 
 def refuse_membarrier():
-    """As older seccomp profiles of containers do, from here on and in this process."""
+    """Refuse membarrier in this process, as older seccomp profiles of containers do."""
     load, equal, give = 0x20, 0x15, 0x06
     number = SYS_MEMBARRIER[os.uname().machine]
     rules = [
@@ -387,7 +387,7 @@ def refuse_membarrier():
 
 
 def without_membarrier(work, *arguments):
-    """Do some work in a child that may not call membarrier; its exit status."""
+    """Do the work in a child that may not call membarrier; return its exit status."""
 
     def run():
         refuse_membarrier()
@@ -396,8 +396,8 @@ def without_membarrier(work, *arguments):
     return reap(fork(run))
 
 
-def test_without_membarrier_memory_changes_hands(d):
-    """M1: readers of objects fence themselves."""
+def test_memory_is_used_again_without_membarrier(d):
+    """M1: without membarrier, readers of objects execute the fence themselves."""
 
     def work():
         with SharedDict.open(d.name) as own:
@@ -408,9 +408,10 @@ def test_without_membarrier_memory_changes_hands(d):
     change_sizes(d, MANY_BYTES // 10)
 
 
-def test_an_idle_process_is_waited_for_by_one_without_membarrier(small):
-    """M1: it attached before, has looked at nothing since, and might rely on a membarrier. All
-    others go on, and so does this one when the idle one has looked."""
+def test_process_without_membarrier_gets_memory_after_an_idle_one_has_read(small):
+    """M1: an idle process, which attached earlier and has read nothing since, might rely on a
+    membarrier. A process without membarrier is out of memory until the idle one has read; the
+    others go on."""
     pipes = [os.pipe() for _ in range(4)]
     (idle_go, tell_idle), (idle_says, idle_tells), (go, tell), (says, tells) = pipes
     small[0] = b"x"
@@ -427,7 +428,7 @@ def test_an_idle_process_is_waited_for_by_one_without_membarrier(small):
     def work(waited_for):
         refuse_membarrier()
         with SharedDict.open(small.name) as own:
-            own[1] = value_of(1, 500_000)  # of another class than 700,000 bytes
+            own[1] = value_of(1, 500_000)  # of another size class than 700,000 bytes
             del own[1]
             os.write(tells, b"r")
             os.read(go, 1)
@@ -443,10 +444,10 @@ def test_an_idle_process_is_waited_for_by_one_without_membarrier(small):
     pid = fork(work, waited_for)
     os.close(tells)
     assert os.read(says, 1) == b"r"
-    assert small[0] == b"x"  # this process looks, and says that it made a fence
+    assert small[0] == b"x"  # this process reads, and notes that it executed a fence
     os.write(tell, b"g")
     assert os.read(says, 1) == b"r"
-    small[3] = value_of(3, 700_000)  # with membarrier nobody is waited for
+    small[3] = value_of(3, 700_000)  # a process with membarrier waits for nobody
     del small[3]
     os.write(tell_idle, b"g")
     os.read(idle_says, 1)
@@ -459,8 +460,8 @@ def test_an_idle_process_is_waited_for_by_one_without_membarrier(small):
         os.close(descriptor)
 
 
-def test_freeze_says_that_membarrier_is_refused(d):
-    """Not that somebody holds a lock, and the map stays as it was."""
+def test_freeze_without_membarrier_says_so(d):
+    """freeze() raises Error, not LockTimeout, and the map stays as it was."""
 
     def work():
         with SharedDict.open(d.name, timeout=1) as own:
@@ -476,8 +477,8 @@ def test_freeze_says_that_membarrier_is_refused(d):
     d.clear()
 
 
-def test_who_cannot_call_membarrier_sees_the_freezing(small):
-    """freeze() of another process is seen by a writer whose accesses nobody can order."""
+def test_writer_without_membarrier_sees_the_freezing(small):
+    """A writer without membarrier, whose accesses freeze() cannot order, is refused."""
 
     go_on, tell = os.pipe()
     ready, theirs = os.pipe()

@@ -1,7 +1,7 @@
-"""A section beside somebody who was stopped in the middle of something: all the places he can stop.
+"""A section beside a process that is stopped in the middle of an operation, at every change of it.
 
-The other one is a child that stands after its n-th change of the segment, for every n; then the
-section's own thread, or a second process, does what it would do.
+The stopped process is a child that stands after its n-th change of the segment, for every n. Then
+the section's own thread, or a second process, performs its operation.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("stepper")
 
 @pytest.fixture
 def m(make_map, request):
-    """Five entries. This process has contexts enough already: their owners are in the image."""
+    """A map of five entries. This process has claimed all its contexts: images have their owner."""
     seeds = getattr(request, "param", SCATTERED)
     shared_map = make_map(max_entries=64, timeout=1, _seeds=seeds)
     for number in range(1, 6):
@@ -35,7 +35,7 @@ colliding = pytest.mark.parametrize("m", [COLLIDING], indirect=True)
 
 
 def stopped_at_each_change(m, prepare, operate):
-    """Yield (n, child); the child goes on, and ends, after each turn."""
+    """Yield (n, child) for each n; the child goes on, and ends, when the loop's body is done."""
     segment = stepping.Segment(shm_path(m.name))
     image = segment.image()
     whole = stepping.trace(prepare, operate, segment)
@@ -49,7 +49,7 @@ def stopped_at_each_change(m, prepare, operate):
 
 @contextlib.contextmanager
 def dead_inside_a_section(m, key):
-    """A child locks the key and is killed; nobody has recovered it yet."""
+    """A child locks the key and is killed; no process has recovered it yet."""
     ready, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -76,8 +76,8 @@ def hold(handle, inside, leave):
         leave.wait(10)
 
 
-def test_a_dead_owners_element_may_be_deleted_at_any_step_of_its_recovery(m):
-    """C1, L1: deletion does not wait for the dead; whoever recovers them must not notice."""
+def test_element_of_a_dead_owner_may_be_deleted_at_any_step_of_recovery(m):
+    """C1, L1: a deletion does not wait for the dead owner, and recovery leaves the map sound."""
     kept = []
     with dead_inside_a_section(m, 3):
         for n, child in stopped_at_each_change(
@@ -92,8 +92,8 @@ def test_a_dead_owners_element_may_be_deleted_at_any_step_of_its_recovery(m):
             assert m.check()["exact"], f"state {n}"
 
 
-def test_a_section_on_a_key_that_another_inserted_holds_no_second_entry(m):
-    """W2, L1: who loses the race for the insertion gives back what it had taken, at once."""
+def test_section_that_loses_the_race_to_insert_holds_no_second_entry(m):
+    """W2, L1: a section that loses the race for the insertion gives back its element at once."""
     for key in range(6, 63):
         m[word(key)] = word(key)  # room for two more
     with RHashMap.open(m.name, timeout=10) as other:
@@ -103,7 +103,7 @@ def test_a_section_on_a_key_that_another_inserted_holds_no_second_entry(m):
             inside, leave = threading.Event(), threading.Event()
             thread = threading.Thread(target=hold, args=(other, inside, leave))
             thread.start()
-            inside.wait(0.05)  # it is through, or waits for the child
+            inside.wait(0.05)  # the thread has its section, or waits for the child
             child.wait()
             assert inside.wait(10)
 
@@ -118,8 +118,8 @@ def test_a_section_on_a_key_that_another_inserted_holds_no_second_entry(m):
 
 @colliding
 @pytest.mark.parametrize("how", ["signal", "close"])
-def test_the_end_of_a_section_is_interrupted_and_no_lock_is_left(m, how):
-    """L1, C1: it waits for a stopped process's bucket when the handler of a signal raises."""
+def test_interrupted_end_of_a_section_leaves_no_lock(m, how):
+    """L1, C1: a signal handler raises while the end waits for a stopped process's bucket."""
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     interrupted = 0
     try:
@@ -148,7 +148,7 @@ def test_the_end_of_a_section_is_interrupted_and_no_lock_is_left(m, how):
 
 @colliding
 def test_a_section_that_cannot_delete_its_key_in_time_is_rolled_back(m):
-    """L1, C1: a deletion needs the bucket, and another has it and is stopped: LockTimeout after the
+    """L1, C1: a deletion needs the bucket, which a stopped process holds: LockTimeout after the
     handle's timeout; the value is as it was before the section, and the lock is free."""
     timed_out = 0
     for n, child in stopped_at_each_change(

@@ -1,6 +1,7 @@
-"""A file system of 2 MiB, full: an error of the operation that needed memory, never SIGBUS (M1).
+"""On a full file system, an operation that needs memory raises an error; never SIGBUS (M1).
 
-A worker that dies by itself, of whatever signal, fails the test (Storm.watch, reap).
+The file system has 2 MiB. A worker that dies by any signal but our kill fails the test
+(Storm.watch, reap).
 """
 
 import contextlib
@@ -39,7 +40,7 @@ FULL_WORKERS = 3
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """The directory of segments is a tmpfs of 2 MiB."""
+    """A tmpfs of 2 MiB as the directory of segments."""
     folder = tmp_path / "small"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES},mode=1777", "tmpfs", folder]
@@ -71,7 +72,7 @@ def free_bytes(folder):
 
 
 def fill_the_rest(folder):
-    """A file that takes every page that is left."""
+    """Make a file that takes every free page."""
     path = folder / "ballast"
     with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(4096)):
@@ -81,7 +82,7 @@ def fill_the_rest(folder):
 
 
 def fill(m, first):
-    """Insert keys of one's own until memory is refused; how many were taken."""
+    """Insert keys from `first` on until memory is refused; return how many were inserted."""
     for key in itertools.count(first):
         try:
             m.update(word(key), value_of(key, 1), NOEXIST)
@@ -94,7 +95,7 @@ def fill_and_report(m, first, count_at):
     count_at[0] = fill(m, first)
 
 
-def test_filling_processes_are_refused_and_go_on(m, small):
+def test_processes_that_fill_the_file_system_are_refused_and_go_on(m, small):
     """M1: several processes fill the file system; all are refused, all can read and delete."""
     books = Books(FULL_WORKERS, 1)
     first = [number << 20 for number in range(FULL_WORKERS)]
@@ -113,7 +114,7 @@ def test_filling_processes_are_refused_and_go_on(m, small):
     ]
     assert free_bytes(small) < 128 << 10
 
-    # Everybody reads, updates in place, and finds nothing wrong; also processes that come now.
+    # This process and a new one read and update in place, and find the right values.
     def use():
         for key in keys:
             assert version_in(key, m[word(key)]) == 1
@@ -127,18 +128,18 @@ def test_filling_processes_are_refused_and_go_on(m, small):
         m.update(word(1 << 40), value_of(1 << 40, 1))
     m.check()
 
-    # Room again, for the keys of others too.
+    # Deletions make room again, also for other keys.
     for key in keys[: len(keys) // 2]:
         m.delete(word(key))
     taken = fill(m, 1 << 30)
-    assert taken >= len(keys) // 2 - 200  # some stay parked in depots
+    assert taken >= len(keys) // 2 - 200  # some elements stay parked in depots
     m.check()
     m.clear()
     assert fill(m, 1 << 31) >= len(keys) - 200
 
 
-def test_not_one_page_left(m, small):
-    """M1: somebody else's file takes the last page; what needs no memory goes on."""
+def test_operations_that_need_no_memory_go_on_without_a_free_page(m, small):
+    """M1: a foreign file takes the last page; operations that need no memory go on."""
     for key in range(100):
         m.update(word(key), value_of(key, 1))
     ballast = fill_the_rest(small)
@@ -164,8 +165,8 @@ def test_not_one_page_left(m, small):
     assert len(m) > 1000
 
 
-def test_many_processes_come_when_there_is_no_page_left(m, small):
-    """M1: their slots and contexts may need memory: an error then, no signal, and others go on."""
+def test_new_processes_without_a_free_page_get_an_error_or_work(m, small):
+    """M1: a process whose slot or context needs memory gets an error, no signal; others go on."""
     m.update(word(1), value_of(1, 1))
     fill_the_rest(small)
     go_on, tell = os.pipe()
@@ -196,7 +197,7 @@ def test_many_processes_come_when_there_is_no_page_left(m, small):
 
 def survive_while_full(m, small, seed, kills_wanted):
     """Kill workers that are refused memory most of the time."""
-    slots, keys_count = 3, 4000  # together twice as many as fit
+    slots, keys_count = 3, 4000  # in sum twice as many keys as fit
     books = Books(slots, keys_count)
     books.open_accounts(m)
     with Storm(m, books, seed, tolerated=(shmrhash.SegmentFull,)) as storm:
@@ -231,19 +232,19 @@ def survive_while_full(m, small, seed, kills_wanted):
     assert again >= before + taken - 200, "memory is lost"
 
 
-def test_kills_while_memory_is_refused(m, small, seed):
-    """M1, C1: the ledgers are right, and all memory can be used afterwards."""
+def test_kills_while_memory_is_refused_lose_nothing(m, small, seed):
+    """M1, C1: workers are killed; the ledgers are right, and all memory can be used afterwards."""
     survive_while_full(m, small, seed, 60)
 
 
 @pytest.mark.long
-def test_kills_while_memory_is_refused_for_long(m, small, seed, duration):
-    """M1, C1: the same with 1,000 kills for each second of --duration."""
+def test_many_kills_while_memory_is_refused_lose_nothing(m, small, seed, duration):
+    """M1, C1: the test above with 1,000 kills for each second of --duration."""
     survive_while_full(m, small, seed, int(1000 * duration))
 
 
-def test_signal_of_a_worker_would_be_seen():
-    """M1: the way these tests look for SIGBUS finds one."""
+def test_death_of_a_worker_by_sigbus_is_seen():
+    """M1: the check for SIGBUS that these tests use finds one."""
 
     def die():
         faulthandler.disable()
@@ -256,15 +257,15 @@ def test_signal_of_a_worker_would_be_seen():
 
 
 def read_and_stay(name, ready, leave):
-    """A new process that reads, says so, and stays until it is told to leave."""
+    """In a new process: read, report the result, and stay until told to leave."""
     with RHashMap.open(name) as shared_map:
         os.write(ready, b"+" if shared_map.lookup(word(1)) == word(7) else b"-")
         os.read(leave, 1)
 
 
 def test_a_full_file_system_has_room_for_new_processes(small, map_name):
-    """M1: workers that are started again can read and write where those before them could: slots
-    and contexts are there ahead, whoever took the last page."""
+    """M1: restarted workers can read as those before them could: slots and contexts are committed
+    ahead, before the last page is taken."""
     newcomers = 16
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=100) as m:
         m.update(word(1), word(7))

@@ -1,7 +1,8 @@
-"""A writer comes too late: the bucket that he was about to lock is merged away (G1, C1).
+"""A writer comes too late: the bucket that it was about to lock is merged away (G1, C1).
 
-Somebody finds a bucket and is stopped before he locks it; the bucket is merged away; he goes on. He
-must not lock what is no bucket any more: a split would need that lock, and he may be stopped again.
+A writer finds a bucket and is stopped before it locks the bucket; the bucket is merged away; the
+writer goes on. It must not lock the memory of a bucket that no longer exists: a split would need
+that lock, and the writer may be stopped again.
 """
 
 import contextlib
@@ -17,11 +18,11 @@ from shmrhash import RHashMap
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
-BUCKETS_MIN = 100  # so many are left when the scene begins
+BUCKETS_MIN = 100  # the map has at least so many when the scene begins
 ABSENT = 10**6  # keys from here on are not in the map
 DEADLINE_SECONDS = 20
-STEPS = 300  # past where he would have it; a lock is had in some ten
-LOCKED = 1  # the bit
+STEPS = 300  # more than enough to take the lock, which needs some ten
+LOCKED = 1  # the bit of a taken lock word
 
 
 def delete_absent(key):
@@ -44,7 +45,7 @@ class Scene:
         while self.buckets() >= 2 * BUCKETS_MIN:
             shared_map.delete(word(self.keys.pop()))
         buckets = self.buckets()
-        while self.buckets() == buckets:  # ends, for an empty map has four
+        while self.buckets() == buckets:  # ends, as an empty map has four buckets
             image = self.segment.image()
             key = self.keys.pop()
             shared_map.delete(word(key))
@@ -61,12 +62,12 @@ class Scene:
         return list(self.m.walk())[self.last].entries
 
     def absent_key_of_last(self):
-        """A key that would stand in the last bucket."""
+        """An absent key that belongs to the last bucket."""
         before = self.entries_of_last()
         for key in range(ABSENT, ABSENT + 100 * self.last):
             self.m[word(key)] = word(0)
             stands_there = self.entries_of_last() > before
-            if stands_there or key % BUCKETS_MIN == 0:  # before they make it split
+            if stands_there or key % BUCKETS_MIN == 0:  # before the insertions cause a split
                 self.segment.restore(self.image)
             if stands_there:
                 return key
@@ -76,7 +77,7 @@ class Scene:
         """Which change of a deletion of an absent key locks the bucket, and where its header is."""
         trace = stepping.trace(opened(self.m.name), operate, self.segment)
         self.segment.restore(self.image)
-        context = trace.changes[0].offset  # its activity; the rest of it lies beside
+        context = trace.changes[0].offset  # its activity; the rest of it is beside
         away = [
             (number, change.offset)
             for number, change in enumerate(trace.changes, 1)
@@ -93,15 +94,15 @@ class Scene:
 
 
 def insert_beyond_a_split(name, first, buckets):
-    """Insert until the load asks for more than so many buckets, and some more."""
+    """Insert until the load asks for more than `buckets` buckets, and some entries more."""
     with RHashMap.open(name) as m:
         while len(m) * 2 <= buckets * 7 + 100:
             m[word(first)] = word(first)
             first += 1
 
 
-def test_who_comes_late_never_locks_what_is_no_bucket(make_map):
-    """G1, C1: looked at after each of his steps; stopped among them, he is in no splitter's way."""
+def test_late_writer_never_locks_a_bucket_that_was_merged_away(make_map):
+    """G1, C1: the lock stays free after each step of the writer, which stops no splitter."""
     scene = Scene(make_map(max_entries=2048, _seeds=SCATTERED))
     m = scene.m
     operate = delete_absent(scene.absent_key_of_last())

@@ -1,9 +1,9 @@
-"""A waiter is stopped at each change it makes while it waits, and the element goes (L1, M1).
+"""A waiter is stopped at each change that it makes, and the element is deleted there (L1, M1).
 
-What it waits for is named by an address. Between its attempts it is inside no operation, so the
-memory at that address may go back meanwhile; reading it then would bring a page back, or be SIGBUS
-on a file system without room. Only a few instructions lie between a failed attempt and the look at
-what stood in its way: it is stepped there.
+The waiter has the address of the word that it waits for. Between its attempts it is inside no
+operation, so the memory at that address may be released; reading it afterwards would bring a page
+back, or be SIGBUS on a file system without room. Only a few instructions lie between a failed
+attempt and the read of the word: the waiter is stepped there.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("stepper")
 
 MANY = 300
 WIDE = 4096
-KEY = 150  # not in the first block of elements, which stays
-# Changes of the waiter's own context: two of each attempt, and from the fifth on two of each look.
+KEY = 150  # its element is not in the first block, which is kept
+# Changes of the waiter's context: two for each attempt, and from the fifth on two for each look.
 CHANGES = range(9, 17)
 GONE_MIN = 3
 
@@ -45,7 +45,7 @@ def wait_in_vain(flags):
 
 
 def having_opened(name, timeout):
-    """prepare: an own handle, with everything lazy done."""
+    """prepare: a handle of the child's own, on which everything lazy is done."""
 
     def prepare():
         handle = RHashMap.open(name, timeout=timeout)
@@ -56,17 +56,17 @@ def having_opened(name, timeout):
 
 
 def memory_of(path):
-    """Bytes of the segment that have memory."""
+    """How many bytes of the segment have memory."""
     return os.stat(path).st_blocks * 512
 
 
 @pytest.mark.parametrize("flags", [BPF_ANY, BPF_F_LOCK], ids=["plain", "f-lock"])
-def test_a_waiter_looks_before_it_touches_what_it_waited_for(make_map, flags):
-    """L1, M1: wherever it is stopped, it brings no page back, and is told that the key is gone."""
+def test_stopped_waiter_does_not_touch_an_element_without_memory(make_map, flags):
+    """L1, M1: wherever the waiter is stopped, it brings no page back and raises KeyNotFound."""
     m = make_map(value_size=WIDE, max_entries=2 * MANY, timeout=30)
     for number in range(1, MANY + 1):
         m[word(number)] = word(number) * (WIDE // 8)
-    RHashMap.open(m.name).close()  # what a second process needs is committed
+    RHashMap.open(m.name).close()  # commits what a second process needs
     section = m.locked(word(KEY))
     section.__enter__()
     m.add(word(1), 0)  # with another context than the section's

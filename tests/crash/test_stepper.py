@@ -1,4 +1,4 @@
-"""The driver itself: known stores in a shared page, and nothing of the map."""
+"""Tests of the driver itself, with known stores in a shared page and without a map."""
 
 import contextlib
 import ctypes
@@ -52,12 +52,12 @@ def example(memory, name, count=WORDS):
 
 
 def counting(n):
-    """The words after n stores of stepper_example_count."""
+    """The words of the page after n stores of stepper_example_count."""
     return [*range(1, n + 1), *[0] * (WORDS - n)]
 
 
 def test_trace_finds_each_store(page):
-    """WORDS stores are WORDS changes, in order, each of the bytes it wrote."""
+    """WORDS stores are WORDS changes, in order, each at the offset that it wrote."""
     trace = stepping.trace(*example(page, "count"), stepping.Segment.of_memory(page))
 
     assert [change.offset for change in trace.changes] == [8 * i for i in range(WORDS)]
@@ -67,8 +67,8 @@ def test_trace_finds_each_store(page):
     assert words_of(page) == counting(WORDS)
 
 
-def test_kill_after_each_change_leaves_exactly_that_many_words(page):
-    """State n is: n stores done, the next one not begun; state 0 and the end included."""
+def test_kill_after_n_changes_leaves_exactly_n_words(page):
+    """In state n, n stores are done and the next one is not begun; n goes from 0 to all of them."""
     segment = stepping.Segment.of_memory(page)
     seen = []
 
@@ -82,7 +82,7 @@ def test_kill_after_each_change_leaves_exactly_that_many_words(page):
 
 
 def test_single_stepping_and_breakpoints_reach_the_same_states(page):
-    """Both ways to change n leave the same bytes and name the same instruction."""
+    """Both ways to reach change n leave the same bytes and name the same instruction."""
     segment = stepping.Segment.of_memory(page)
     start = segment.image()
     act = example(page, "lock")
@@ -97,8 +97,8 @@ def test_single_stepping_and_breakpoints_reach_the_same_states(page):
         assert found[0] == found[1]
 
 
-def test_a_lock_taken_and_dropped_is_two_states_each_time(page):
-    """A state that was met before (the lock dropped again) still counts as a change."""
+def test_taking_and_dropping_a_lock_are_two_changes(page):
+    """A state that equals an earlier one (the lock is dropped again) still counts as a change."""
     memory = stepping.Segment.of_memory(page)
     count = WORDS - 1
 
@@ -131,7 +131,7 @@ def test_system_calls_work_under_stepping_and_their_stores_are_seen(page):
 
 
 def test_a_stopped_child_resumes_and_finishes(page):
-    """Stopped in the middle it stands still; resumed, it does the rest and hands back a result."""
+    """A child stopped in the middle stands still; resumed, it does the rest and returns."""
 
     def operate(address):
         stepping.library().stepper_example_count(address, WORDS)
@@ -149,7 +149,7 @@ def test_a_stopped_child_resumes_and_finishes(page):
 
 
 def test_stop_after_breakpoints_resumes_and_finishes(page):
-    """The breakpoints are gone when the child runs on."""
+    """The breakpoints are removed before the child runs on."""
     segment = stepping.Segment.of_memory(page)
     act = example(page, "count")
     pcs = stepping.trace(*act, segment).pcs
@@ -163,7 +163,7 @@ def test_stop_after_breakpoints_resumes_and_finishes(page):
 
 
 def test_stop_at_step_counts_instructions(page):
-    """Steps are counted; they vary a little between runs, so the test leaves a margin."""
+    """The number of steps varies a little between runs, so the test leaves a margin."""
     act = example(page, "count")
     changed = stepping.trace(*act, stepping.Segment.of_memory(page)).steps_changed
     margin = 200
@@ -188,8 +188,8 @@ def test_every_step_meets_the_same_states(page):
     assert (written[0], written[-1]) == (0, WORDS)
 
 
-def test_an_instruction_without_a_breakpoint_is_noticed(page):
-    """With the wrong breakpoints the driver starts again, steps, and arrives all the same."""
+def test_change_by_an_instruction_without_a_breakpoint_is_noticed(page):
+    """With wrong breakpoints the driver starts again, single-steps, and reaches the same change."""
     segment = stepping.Segment.of_memory(page)
     image = segment.image()
     wrong = stepping.trace(*example(page, "count", 2), segment).pcs
@@ -227,7 +227,7 @@ def test_hooked_signals_reach_the_child(page):
     assert len(trace.changes) == 1
 
 
-def test_errors_of_the_child_come_out(page):
+def test_errors_of_the_child_are_raised_in_the_parent(page):
     """An exception in prepare or operate is raised here with the child's traceback."""
     segment = stepping.Segment.of_memory(page)
 
@@ -240,7 +240,7 @@ def test_errors_of_the_child_come_out(page):
 
 
 def test_commits_of_a_sparse_file_are_changes_and_holes_stay_holes(sparse):
-    """fallocate is a change, so is each first touch; looking fills no hole."""
+    """fallocate is a change, and so is each first touch of a page; an image fills no hole."""
     segment = stepping.Segment(sparse)
     before = segment.image()
 
@@ -261,7 +261,7 @@ def test_commits_of_a_sparse_file_are_changes_and_holes_stay_holes(sparse):
 
 
 def test_creation_and_removal_of_a_file_are_changes(sparse):
-    """A name that appears, and one that goes, are states of their own."""
+    """A file that appears, and one that is unlinked, are states of their own."""
     os.unlink(sparse)
     segment = stepping.Segment(sparse)
 
@@ -280,8 +280,8 @@ def test_creation_and_removal_of_a_file_are_changes(sparse):
     assert len(removal.changes) == 1
 
 
-def test_chain_kills_the_second_child_in_what_the_first_left(page):
-    """Stage two starts from the state stage one died in: every pair of states is met."""
+def test_chain_kills_the_second_child_in_every_state_of_the_first(page):
+    """Stage two starts from the state in which stage one died: every pair of states is met."""
     segment = stepping.Segment.of_memory(page)
     prepare, _ = example(page, "count", 3)
 
@@ -300,15 +300,15 @@ def test_chain_kills_the_second_child_in_what_the_first_left(page):
     assert pairs == [(i, j) for i in range(4) for j in range(3)]
 
 
-def test_where_names_the_function(page):
-    """The place of a crash is a function name, by the symbols of the library."""
+def test_where_names_the_function_of_a_crash(page):
+    """The place of a crash is the name of a function, from the symbols of the library."""
     crash = stepping.run_to_change(*example(page, "count"), stepping.Segment.of_memory(page), 1)
 
     assert "stepper" in crash.where()[0]
 
 
 def test_restore_refuses_a_segment_without_a_name(sparse):
-    """What cannot be restored is an error, not a silent difference."""
+    """A segment that cannot be restored is an error, not a silent difference."""
     segment = stepping.Segment(sparse)
     image = segment.image()
     os.unlink(sparse)
@@ -317,8 +317,8 @@ def test_restore_refuses_a_segment_without_a_name(sparse):
         segment.restore(image)
 
 
-def test_memory_given_and_never_touched_is_restored(sparse):
-    """What fallocate gave before the image stays given; what came after it goes."""
+def test_allocated_memory_that_was_never_touched_is_restored(sparse):
+    """Memory that fallocate gave before the image stays; pages touched after the image go."""
     fd = os.open(sparse, os.O_RDWR)
     os.posix_fallocate(fd, 1 << 20, 4 * mmap.PAGESIZE)
     segment = stepping.Segment(sparse)

@@ -1,4 +1,4 @@
-"""An owner that is stopped is not dead: nobody robs it, and nobody needs it who writes elsewhere.
+"""A stopped owner is not dead: no process robs it, and writers of other keys do not wait for it.
 
 The first tests stop a child after its n-th change of the segment, which is every state that a
 SIGSTOP can leave; the last one stops, continues and kills workers at random (ledger.py).
@@ -34,11 +34,11 @@ import shmrhash
 from shmrhash import RHashMap
 
 TIMEOUT_S = 0.2
-TIMEOUT_SLACK_S = 2.0  # a busy machine
+TIMEOUT_SLACK_S = 2.0  # for a busy machine
 READ_SECONDS_MAX = 0.5
-FAR = 1000  # a key that is there, in another bucket than the others if they are scattered
+FAR = 1000  # an entry in another bucket than the others, if the seeds are SCATTERED
 FRESH = 2000
-STATES = 14  # of an operation, where not all are visited
+STATES = 14  # so many states of an operation, where not all are visited
 
 
 def shm_path(name):
@@ -59,7 +59,7 @@ def put(m, key, version):
 
 
 def versions(m, keys):
-    """What the map has under each key, and that it says so at once (R1)."""
+    """The version under each key; the lookups must not wait (R1)."""
     began = time.monotonic()
     found = {key: version_in(key, m.lookup(word(key))) for key in keys}
     assert time.monotonic() - began < READ_SECONDS_MAX
@@ -68,12 +68,12 @@ def versions(m, keys):
 
 @dataclasses.dataclass(frozen=True)
 class Held:
-    """An operation that is stopped, and what it holds then."""
+    """An operation that is stopped, and facts about it."""
 
     name: str
     operate: Callable
-    key: int  # the operation is about it
-    after: int  # its version afterwards
+    key: int  # the key of the operation
+    after: int  # the key's version after the operation
     entries: int
     seeds: tuple = SCATTERED
     neighbour_waits: bool = False  # an insert into the same bucket meets the owner's lock
@@ -94,7 +94,10 @@ OPERATIONS = [
 
 @contextlib.contextmanager
 def stopped_states(held, make_map, sample, seed):
-    """The map, and a function that yields (n, child) for states of the operation, restored."""
+    """Yield the map, and a generator of (n, child) for states of the operation.
+
+    The segment is restored before each.
+    """
     m = make_map(value_size=VALUE_SIZE, max_entries=256, _seeds=held.seeds, timeout=TIMEOUT_S)
     put(m, FAR, 1)
     for key in range(1, held.entries + 1):
@@ -120,7 +123,7 @@ def stopped_states(held, make_map, sample, seed):
 
 
 def goes_on_or_times_out(operation, *arguments):
-    """True if the operation went through; LockTimeout must come in time, and says EBUSY."""
+    """Whether the operation succeeds; if not, LockTimeout comes in time and says EBUSY."""
     began = time.monotonic()
     refusals = []
     try:
@@ -144,12 +147,12 @@ def stop_everywhere(held, make_map, sample, seed):
             seen = before[held.key]
             assert seen in (0 if held.key > held.entries else 1, held.after), f"state {n}"
 
-            # Elsewhere: a key that is there, one that is not, and a deletion.
+            # Other keys: an update, an insertion and a deletion.
             put(m, FAR, 2 + n)
             if held.seeds == SCATTERED:
                 put(m, FRESH, 1)
                 m.delete(word(FRESH))
-            # The very same key; the stopped owner may have it, or be done with it.
+            # The owner's key: the stopped owner may hold it, or have finished with it.
             wrote = goes_on_or_times_out(put, m, held.key, 7777)
             outcomes.add(wrote)
             now = versions(m, keys)
@@ -174,22 +177,22 @@ every_operation = pytest.mark.parametrize("held", OPERATIONS, ids=str)
 
 @every_operation
 @pytest.mark.usefixtures("stepper")
-def test_stopped_owner_is_read_past_and_waited_for(held, make_map, seed):
-    """R1, R2, C3: readers do not notice; writers of the same key wait, and only they."""
+def test_stopped_owner_delays_only_writers_of_its_key(held, make_map, seed):
+    """R1, R2, C3: a stopped owner delays no reader, and only writers of the same key."""
     stop_everywhere(held, make_map, STATES, seed)
 
 
 @pytest.mark.long
 @every_operation
 @pytest.mark.usefixtures("stepper")
-def test_stopped_owner_is_read_past_and_waited_for_in_every_state(held, make_map, seed):
-    """R1, R2, C3: the same for all states; some of them do hold up the writer of the same key."""
+def test_stopped_owner_delays_only_writers_of_its_key_in_every_state(held, make_map, seed):
+    """R1, R2, C3: all states of the operation; some of them hold up a writer of the same key."""
     assert {True, False} == stop_everywhere(held, make_map, None, seed)
 
 
 @pytest.fixture
 def owner(stepper, make_map, seed):
-    """A map, key 3 of which a stopped child is updating."""
+    """A map, and a stopped child that is updating its key 3."""
     update = OPERATIONS[0]
     with stopped_states(update, make_map, None, seed) as (m, states):
         with RHashMap.open(m.name, timeout=0) as hasty:
@@ -207,7 +210,7 @@ def owner(stepper, make_map, seed):
 
 
 def test_waiting_writer_can_be_interrupted(owner):
-    """R1, C3: Control-C ends a wait that has no timeout; the operation did not happen."""
+    """R1, C3: Control-C ends a wait without timeout; the operation has not happened."""
     m, child = owner
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -229,7 +232,7 @@ def test_waiting_writer_can_be_interrupted(owner):
 
 
 def test_signal_handler_may_use_the_map_while_its_thread_waits(owner):
-    """R1: the handler of a signal during a wait reads and writes through the same handle."""
+    """R1: a signal handler that runs during a wait reads and writes through the same handle."""
     m, child = owner
     seen = []
 
@@ -275,8 +278,8 @@ def test_other_threads_run_while_one_waits(owner):
     assert versions(m, [3])[3] == 9
 
 
-def test_waiting_writer_goes_on_when_the_owner_does(owner):
-    """C3: the owner is continued in the middle of somebody's wait; both operations happen."""
+def test_waiting_writer_goes_on_when_the_owner_goes_on(owner):
+    """C3: the owner is continued while a writer waits for it; both operations happen."""
     m, child = owner
     with RHashMap.open(m.name, timeout=60) as patient:
         writer = threading.Thread(target=put, args=(patient, 3, 5))
@@ -289,8 +292,8 @@ def test_waiting_writer_goes_on_when_the_owner_does(owner):
     assert versions(m, [3])[3] == 5
 
 
-def test_waiting_writer_recovers_the_owner_that_is_killed(owner):
-    """C2: the owner is killed in the middle of somebody's wait, who then finishes its work."""
+def test_waiting_writer_recovers_a_killed_owner(owner):
+    """C2: the owner is killed while a writer waits for it; the writer finishes its operation."""
     m, child = owner
     with RHashMap.open(m.name, timeout=60) as patient:
         writer = threading.Thread(target=put, args=(patient, 3, 5))
@@ -307,7 +310,7 @@ def test_waiting_writer_recovers_the_owner_that_is_killed(owner):
 
 
 def look_at_the_stopped(storm, slot):
-    """R1, R2: what a stopped worker is in the middle of reads as old or new, and stays so."""
+    """R1, R2: a stopped worker's operation is seen as not done or as done, and stays so."""
     ledger = storm.books.ledgers[slot]
     doubt = ledger.in_doubt()
     if doubt is None:
@@ -375,12 +378,12 @@ def survive_stops(make_map, seed, seconds):
     assert stops > 3 * seconds
 
 
-def test_random_stops_hold_up_nobody_elsewhere(make_map, seed):
-    """R1, R2, C1, W2: stopped, continued, killed while stopped; the ledgers stay right."""
+def test_randomly_stopped_workers_hold_up_no_other_keys(make_map, seed):
+    """R1, R2, C1, W2: workers are stopped, continued, or killed while stopped; no entry is lost."""
     survive_stops(make_map, seed, 3.0)
 
 
 @pytest.mark.long
-def test_random_stops_hold_up_nobody_elsewhere_for_long(make_map, seed, duration):
-    """R1, R2, C1, W2: the same for thirty times --duration."""
+def test_randomly_stopped_workers_hold_up_no_other_keys_in_a_long_run(make_map, seed, duration):
+    """R1, R2, C1, W2: the test above for thirty times --duration seconds."""
     survive_stops(make_map, seed, 30 * duration)

@@ -1,8 +1,8 @@
 """A reader is stopped at every instruction of a lookup while the map changes under it (R1, R2, W1).
 
 Each test stops a reader inside its lookup, lets a writer go to some store of an operation that
-moves or deletes what the reader is looking for, lets the reader finish, and judges what it
-returned. These windows are a few instructions wide; by chance they are hardly ever met.
+moves or deletes the entry that the reader is looking for, lets the reader finish, and judges what
+it returned. These windows are a few instructions wide; by chance they are hardly ever met.
 """
 
 import random
@@ -17,13 +17,13 @@ from shmrhash import RHashMap
 pytestmark = pytest.mark.usefixtures("stepper")
 
 LINK_OFFSET = 60  # of the last index in a bucket
-KEYS = (3, 14)  # of those that the three inserts move
-WARM = 64  # calls after which the interpreter takes the same steps for each
-SAMPLE, LONG_SAMPLE = 40, 600  # pairs of a reader's and a writer's place, of some ten thousand
+KEYS = (3, 14)  # two of the keys that the three inserts move
+WARM = 64  # after so many calls the interpreter takes the same steps for each call
+SAMPLE, LONG_SAMPLE = 40, 600  # of some ten thousand pairs of a reader's and a writer's place
 
 
 def opened(name):
-    """prepare: an own handle, with many lazy done."""
+    """prepare: a handle of the child's own, on which most lazy work is done."""
 
     def prepare():
         handle = RHashMap.open(name)
@@ -34,7 +34,7 @@ def opened(name):
 
 
 def having_read(name, read):
-    """prepare: as opened(), and what the read calls for the first time has been called."""
+    """prepare: as opened(), and the read has been performed once."""
 
     def prepare():
         handle = opened(name)()
@@ -57,7 +57,7 @@ class Stage:
         self.segment = stepping.Segment(shmrhash._segment.path_of(name))
         self.image = self.segment.image()
         # A lookup changes its context's activity at its beginning and at its end. Places count from
-        # the former: before it the interpreter takes more steps in one child than in another.
+        # the first of these changes: before it, the number of steps differs between children.
         self.reader = having_read(name, read)
         self.reader_trace = stepping.trace(self.reader, read, self.segment)
         first, last = self.reader_trace.steps_changed[-2:]
@@ -73,7 +73,7 @@ class Stage:
         return random.Random(seed).sample(every, min(size, len(every)))
 
     def reader_at(self, k):
-        """A reader that stopped k steps behind the beginning of its lookup."""
+        """A reader stopped k steps after the beginning of its lookup."""
         begins = len(self.reader_trace.changes) - 1
         reader = stepping.stop_at_change(
             self.reader, self.read, self.segment, begins, pcs=self.reader_trace.pcs
@@ -84,8 +84,10 @@ class Stage:
         return reader
 
     def play(self, k, n, before=lambda _: None):
-        """The reader stops after k steps, the writer after n changes; what the reader returns, and
-        what a lookup finds once the writer was killed there."""
+        """Stop the reader after k steps and the writer after n changes, and let the reader finish.
+
+        Return what the reader returned, and what a lookup finds after the writer was killed.
+        """
         self.segment.restore(self.image)
         with self.reader_at(k) as reader:
             before(self.map)
@@ -103,7 +105,7 @@ class Stage:
 
 
 def insert_three(own):
-    """The first takes another block of credits, so that each of the three splits two buckets."""
+    """The first insert takes another block of credits, so that each insert splits two buckets."""
     for number in range(3):
         own.update(word(100 + number), word(0))
 
@@ -115,8 +117,8 @@ def many(request):
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.thorough
-def test_a_key_that_a_split_moves_is_found(map_name, seed, many, key):
-    """W1, R1: a miss is believed only if the bucket did not change since."""
+def test_key_is_found_while_a_split_moves_it(map_name, seed, many, key):
+    """W1, R1: a lookup returns a miss only if the bucket has not changed since it was read."""
     stage = Stage(
         map_name,
         range(1, 33),
@@ -134,8 +136,8 @@ def test_a_key_that_a_split_moves_is_found(map_name, seed, many, key):
 
 
 @pytest.mark.thorough
-def test_a_key_that_a_removal_moves_is_found(map_name, seed, many):
-    """W1, R1: the last of a chain moves into a gap; it is found in one place or the other."""
+def test_key_is_found_while_a_removal_moves_it(map_name, seed, many):
+    """W1, R1: the last entry of a chain moves into a gap; a lookup finds it in either place."""
     stage = Stage(
         map_name,
         range(1, 12),
@@ -153,7 +155,7 @@ def test_a_key_that_a_removal_moves_is_found(map_name, seed, many):
 
 
 class Reinsertion(Stage):
-    """A key is deleted and inserted again, in the same element, under a reader's eyes."""
+    """A key is deleted, and inserted again in the same element, while a reader is in its lookup."""
 
     def __init__(self, name):
         super().__init__(
@@ -162,7 +164,7 @@ class Reinsertion(Stage):
             read=lambda own: own.lookup(word(1)),
             write=lambda own: own.update(word(1), word(2)),
         )
-        self.map.delete(word(1))  # the writer's trace of an insert, from a map without the key
+        self.map.delete(word(1))  # the writer's places are those of an insert, so the key is absent
         self.map[word(1)] = word(1)
         self.image = self.segment.image()
         self.map.delete(word(1))
@@ -172,7 +174,7 @@ class Reinsertion(Stage):
         self.writer_places = range(1, len(insert.changes) + 1)
 
     def judge(self, k, n):
-        """What the reader returned, and what was there once the inserter was killed."""
+        """Judge what the reader returned; return the value after the inserter was killed."""
         seen, after = self.play(k, n, before=lambda own: own.delete(word(1)))
         assert seen in (None, word(1), word(2)), (k, n)
         assert seen != word(2) or after == word(2), (k, n)
@@ -180,10 +182,10 @@ class Reinsertion(Stage):
 
 
 @pytest.mark.thorough
-def test_what_was_read_does_not_vanish(map_name, seed, many):
-    """W1, C1: an insertion that a kill undoes was seen by nobody, not even through a stale slot.
+def test_value_that_was_read_does_not_vanish(map_name, seed, many):
+    """W1, C1: no reader sees an insertion that a kill undoes, not even through a stale slot.
 
-    The reader came by the slot before the key was deleted; the inserter takes the same element.
+    The reader read the slot before the key was deleted; the inserter takes the same element.
     """
     stage = Reinsertion(map_name)
     try:
@@ -195,8 +197,8 @@ def test_what_was_read_does_not_vanish(map_name, seed, many):
 
 
 @pytest.mark.thorough
-def test_what_is_not_committed_is_not_seen_through_a_stale_slot(map_name):
-    """W1, C1: the inserter stops just before its commit: the element is live, no slot names it.
+def test_uncommitted_insertion_is_not_seen_through_a_stale_slot(map_name):
+    """W1, C1: the inserter stops just before its commit: the element is live, but no slot names it.
 
     The reader stops at every instruction; one of them is between the two loads of the slot.
     """
@@ -212,14 +214,15 @@ def test_what_is_not_committed_is_not_seen_through_a_stale_slot(map_name):
 
 
 class Dissolution(Stage):
-    """The last but one of a line is deleted, and its other element moves to where the link was. The
-    remover is killed just then, before it raised the version, and recovery empties the line."""
+    """One of the two entries of a line is deleted, and the line's other element moves to the place
+    of the link. The remover is killed there, before it raises the version, and recovery empties
+    the line."""
 
     def __init__(self, name):
         super().__init__(
             name,
             range(1, 9),
-            read=lambda own: own.lookup(word(7)),  # the other one
+            read=lambda own: own.lookup(word(7)),  # the line's other element
             write=lambda own: own.delete(word(8)),
             _seeds=COLLIDING,
         )
@@ -233,7 +236,7 @@ class Dissolution(Stage):
         self.segment.restore(self.image)
 
     def killed_remover(self):
-        """Its block begins when the remover is dead."""
+        """A context manager whose block begins when the remover is dead."""
         child = stepping.stop_at_change(
             opened(self.name), self.write, self.segment, self.killed, pcs=self.writer_trace.pcs
         )
@@ -244,7 +247,7 @@ class Dissolution(Stage):
         RHashMap.open(self.name)
 
     def seen_during_recovery(self, k, n):
-        """The reader stops after k steps, recovery after n changes; what the reader returns."""
+        """Stop the reader after k steps, recovery after n changes; return the reader's result."""
         self.segment.restore(self.image)
         with (
             self.reader_at(k) as reader,
@@ -259,14 +262,14 @@ class Dissolution(Stage):
         return seen
 
 
-def test_recovery_empties_no_line_under_a_reader_who_believes_a_miss(map_name, seed, many):
-    """W1, R1, C1: the version is raised before, so that the reader looks again."""
+def test_recovery_that_empties_a_line_gives_no_reader_a_false_miss(map_name, seed, many):
+    """W1, R1, C1: recovery raises the version before it empties the line: the reader retries."""
     stage = Dissolution(map_name)
     try:
-        # Until the bucket's lock is given up: the version is another then.
+        # Up to the release of the bucket's lock, which changes the version.
         places = [(k, n) for n in (1, 2, 3, 4) for k in stage.reader_places]
         if not many:
-            half = len(stage.reader_places) // 2  # it comes to the line later
+            half = len(stage.reader_places) // 2  # the reader comes to the line in the second half
             places = [(k, 3) for k in stage.reader_places[half::3]]
         for k, n in places:
             assert stage.seen_during_recovery(k, n) == word(7), (k, n)

@@ -1,9 +1,9 @@
-"""A splitter or merger is stopped after each of its changes: the others' table grows on (G1, R1).
+"""A splitter or merger is stopped after each of its changes, and the table grows on (G1, R1).
 
-Nobody recovers who is only stopped. Inserting keys of the bucket that he holds has to wait for him;
-all else goes on: buckets are split elsewhere as the load asks, chains stay short, lookups and walks
-are exact. Then he goes on, or is killed after all; what he missed, and what the others passed, is
-made up for.
+A stopped process is not recovered. Insertions into the bucket that it holds have to wait; all other
+operations go on: other buckets are split as the load requires, chains stay short, lookups and walks
+are exact. Then the process goes on, or is killed; the splits that it missed, and those that the
+other processes passed over, are made up for.
 """
 
 import pytest
@@ -15,15 +15,15 @@ from shmrhash import RHashMap
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
-INSERTED = 1500  # beside him; five times what was there
+INSERTED = 1500  # beside the stopped process; five times the entries before
 LONGEST = 20  # entries of one bucket: of 500 with 3.5 on the average, one in a million has more
 LOAD_MAX = 4.6  # entries for each bucket: above 4.5 each insertion splits two
-SHARE = 40  # he holds one bucket of more than so many
-EMPTY_BUCKETS_MAX = 100  # the rights to insert that one depot keeps count as entries
+SHARE = 40  # the stopped process holds one bucket of more than this many
+EMPTY_BUCKETS_MAX = 100  # one depot keeps credits, which count as entries
 
 
 def fill_up_to_a_merge(name):
-    """A map that merges a bucket at its next deletion, the key of that, and its file."""
+    """A map that merges a bucket at its next deletion, the key to delete, and the segment."""
     m = RHashMap.create(name, key_size=8, value_size=8, max_entries=4096, _seeds=SCATTERED)
     segment = stepping.Segment(shm_path(name))
     for key in range(1, 700):
@@ -43,7 +43,7 @@ def insert(handle, key):
 
 
 def refused_of(handle, keys):
-    """Insert keys; those whose bucket is held."""
+    """Insert the keys; return those whose bucket is held."""
     refused = []
     for key in keys:
         try:
@@ -58,13 +58,13 @@ def longest(m):
 
 
 def expect_exact(m, keys):
-    """Every key is found, and met by a walk once."""
+    """Every key is found by a lookup, and by a walk once."""
     assert all(m[word(key)] == word(key) for key in keys)
     assert sorted(m.keys()) == sorted(word(key) for key in keys)
 
 
 def expect_growth_beside(m, keys):
-    """Insert beside who is stopped; what is there then, and what he kept from being inserted."""
+    """Insert beside the stopped process; return the keys in the map and those refused."""
     fresh = range(FRESH, FRESH + INSERTED)
     with RHashMap.open(m.name, timeout=0) as hasty:
         refused = refused_of(hasty, fresh)
@@ -77,7 +77,7 @@ def expect_growth_beside(m, keys):
 
 
 def expect_all_made_up_for(m, keys, refused):
-    """At rest: sound; gaps close where entries come, and go when all entries go."""
+    """At rest the map is sound; insertions close the gaps, and deleting everything removes them."""
     assert m.check()["exact"]
     expect_exact(m, keys)
     more = [*refused, *range(2 * FRESH, 2 * FRESH + INSERTED)]
@@ -99,7 +99,7 @@ WAYS = {
 
 
 def stopped(name, operate, key, segment, trace):
-    """Children, stopped after each change of an operation, one after the other."""
+    """Yield a child for each change of an operation but the last, stopped after that change."""
     image = segment.image()
     for number in range(1, len(trace.changes)):
         segment.restore(image)
@@ -117,8 +117,8 @@ def stopped(name, operate, key, segment, trace):
     ],
 )
 @pytest.mark.parametrize("way", ["a split", pytest.param("a merge", marks=pytest.mark.thorough)])
-def test_the_table_grows_beside_who_is_stopped_in(map_name, way, killed):
-    """G1, R1, I1, C1: stopped after each change that he makes while he holds a bucket."""
+def test_table_grows_beside_a_process_stopped_in_a_resize(map_name, way, killed):
+    """G1, R1, I1, C1: a process is stopped after each of its changes while it holds a bucket."""
     fill, operate = WAYS[way]
     held = 0
     with stepping.on_cpu(stepping.default_cpu()):  # one depot for all
@@ -128,7 +128,7 @@ def test_the_table_grows_beside_who_is_stopped_in(map_name, way, killed):
         segment.restore(image)
         for child in stopped(m.name, operate, key, segment, trace):
             there = word(key) in m
-            resizes = there == (way == "a split")  # the entry is done with
+            resizes = there == (way == "a split")  # its entry is already inserted or deleted
             if not resizes or not any(bucket.locked for bucket in m.walk()):
                 continue
             held += 1

@@ -1,6 +1,7 @@
-"""Who removes what has expired is stopped at each change, and the entry is renewed there (X1).
+"""A sweep is stopped at each change, and the expired entry is renewed there (X1).
 
-Between the look at a deadline and the removal lie a few instructions, which chance hardly meets.
+Between reading a deadline and removing the entry lie a few instructions, which a stress test hardly
+ever hits.
 """
 
 import os
@@ -19,8 +20,8 @@ KEY = b"k1"
 CHANGES_MIN = 8
 
 
-def test_an_entry_renewed_under_a_sweep_is_kept(map_name):
-    """X1, W1: it is stored anew in place, or the removal has it: never is a new value removed."""
+def test_entry_renewed_during_a_sweep_is_kept(map_name):
+    """X1, W1: the new value is stored, or the sweep holds the entry; no new value is removed."""
     handle = create(map_name)
     segment = stepping.Segment(shm_path(map_name))
     try:
@@ -40,7 +41,7 @@ def test_an_entry_renewed_under_a_sweep_is_kept(map_name):
                 stored = True
                 try:
                     core(other)._put(KEY, value(99))
-                except shmrhash.LockTimeout:  # the sweeper has it already
+                except shmrhash.LockTimeout:  # the sweeper holds the entry already
                     stored = False
                 sweeper.resume()
                 sweeper.wait()
@@ -56,7 +57,7 @@ def test_an_entry_renewed_under_a_sweep_is_kept(map_name):
 
 
 def prepared(name):
-    """prepare: a dict of the child's own, with everything lazy done."""
+    """prepare: a handle of the child's own, on which everything lazy is done."""
 
     def prepare():
         child = core(RHashMap.open(name))

@@ -1,7 +1,7 @@
 """Arrays and memoryviews that were read before a fork stay as they are in the child (R2, M1, C1).
 
-The child has pins of its own from the moment of the fork (forking.pxd): the parent may let go of
-its views, or end, and the bytes are not used again while the child lives.
+The child has pins of its own from the moment of the fork (forking.pxd): the parent may drop its
+views, or end, and the bytes are not used again while the child lives.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from shmrhash import Array, SharedDict, _core
 
 numpy = pytest.importorskip("numpy")
 
-ITEMS = 2_000  # of 8 bytes: runs of pages
+ITEMS = 2_000  # of 8 bytes: each array is a run
 ARRAYS = 8
 
 
 @pytest.fixture
 def arrays(map_name):
-    """A named dict of arrays whose room is hardly more than they take, so that it is used again."""
+    """A named dict of arrays with hardly more room than they need, so that memory is used again."""
     made = SharedDict(
         map_name,
         key=str,
@@ -58,7 +58,7 @@ def expect(array, number):
 
 
 def overwrite(d):
-    """Let go of what there is, and use its room for other values, several times."""
+    """Replace all arrays several times, so that their memory is used for other values."""
     for turn in range(4):
         for number in range(ARRAYS):
             with contextlib.suppress(shmrhash.OutOfMemory):
@@ -66,7 +66,7 @@ def overwrite(d):
 
 
 class Child:
-    """A child of fork that waits for a byte, does something, and says when it has."""
+    """A forked child that waits for a byte, calls the function, and reports its return."""
 
     def __init__(self, function, *arguments):
         self.go, theirs = os.pipe()
@@ -101,8 +101,8 @@ def pinned(d):
     return d.info()["objects"]["pinned"]
 
 
-def test_an_array_read_before_a_fork_never_changes_in_the_child(arrays):
-    """R2: the parent lets go, overwrites, and frees; the child still reads what it had."""
+def test_array_read_before_a_fork_never_changes_in_the_child(arrays):
+    """R2: the parent drops its views and replaces the values; the child reads the old ones."""
     views = [arrays[str(number)] for number in range(ARRAYS)]
 
     def look():
@@ -121,9 +121,9 @@ def test_an_array_read_before_a_fork_never_changes_in_the_child(arrays):
     overwrite(arrays)
 
 
-def test_a_view_outlives_the_process_that_read_it(arrays):
-    """R2, C2: the parent ends, and is recovered; its child, and a child of that, read on."""
-    other = Child(lambda: None)  # has nothing of it
+def test_view_outlives_the_process_that_read_it(arrays):
+    """R2, C2: the parent ends and is recovered; its grandchild still reads the old values."""
+    other = Child(lambda: None)  # forked before the views are read
     ready, tell = os.pipe()
     go, start = os.pipe()
 
@@ -147,15 +147,15 @@ def test_a_view_outlives_the_process_that_read_it(arrays):
     os.write(start, b"g")
     assert os.read(ready, 1) == b"d"
     while arrays.info()["processes"] > 1 and pinned(arrays):
-        pass  # a poll, not an assumption: it is about to end
+        pass  # a poll: the grandchild is about to end
     assert pinned(arrays) == 0
     other.end()
     for descriptor in (ready, go, start):
         os.close(descriptor)
 
 
-def test_parent_and_child_each_let_go_of_their_own(arrays):
-    """C1: a view that the child drops is still the parent's, and the other way round."""
+def test_dropping_a_view_in_the_child_keeps_the_parents(arrays):
+    """C1: a view that the child drops is still pinned by the parent, and the reverse."""
     view = arrays["0"]
 
     def drop_and_stay():
@@ -176,8 +176,8 @@ def test_parent_and_child_each_let_go_of_their_own(arrays):
     assert pinned(arrays) == 0
 
 
-def test_a_child_without_a_slot_of_its_own_is_still_right(arrays):
-    """R2: no descriptor is left for the child's slot: the parent's pins stay while it lives."""
+def test_child_without_a_slot_of_its_own_reads_unchanged_views(arrays):
+    """R2: no descriptor is left for the child's slot; the parent keeps its pins to its end."""
     view = arrays["0"]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = os.open("/dev/null", os.O_RDONLY)
@@ -203,7 +203,7 @@ def test_a_child_without_a_slot_of_its_own_is_still_right(arrays):
     assert reap(pid) == 0
     for descriptor in (ready, tell, go, start):
         os.close(descriptor)
-    pid = fork(lambda: None)  # what this process keeps for a child it has once kept for all
+    pid = fork(lambda: None)  # a pin that this process kept for one child serves all later ones
     assert reap(pid) == 0
     arrays.check()
 
@@ -241,8 +241,8 @@ def test_threads_that_fork_at_once_have_a_slot_for_each_child(arrays):
     assert arrays.info()["processes"] == 1
 
 
-def test_views_of_a_closed_dict_and_of_threads_that_drop_theirs_while_others_fork(arrays):
-    """R2, C1: the walk over all views meets some that go, and some of a handle that was closed."""
+def test_forks_keep_views_while_threads_drop_theirs(arrays):
+    """R2, C1: the walk over all views meets views that are being dropped, and a closed handle's."""
     for number in range(200):
         arrays[f"small {number}"] = numpy.full(4, number, "u8")
     other = SharedDict.open(arrays.name)
@@ -263,7 +263,7 @@ def test_views_of_a_closed_dict_and_of_threads_that_drop_theirs_while_others_for
     for thread in threads:
         thread.start()
     try:
-        for _ in range(100):  # each looks at 32,768 operations for the dead, without the GIL
+        for _ in range(100):  # every 32,768th operation looks for the dead, without the GIL
             assert reap(fork(look)) == 0
     finally:
         stop.set()
@@ -315,8 +315,8 @@ assert os.waitpid(nested[0], 0)[1] == 0, "the bytes that the nested child read h
 """
 
 
-def test_a_fork_inside_the_hooks_of_another_keeps_what_its_child_reads(arrays):
-    """R2: for this child nothing was claimed; the parent's own pins stay instead."""
+def test_fork_inside_the_hooks_of_a_fork_keeps_the_childs_views(arrays):
+    """R2: nothing was claimed for the nested child; the parent's own pins stay instead."""
     done = subprocess.run(
         [sys.executable, "-c", NESTED_FORK, arrays.name],
         cwd=tempfile.gettempdir(),  # not where the sources are
@@ -330,8 +330,8 @@ def test_a_fork_inside_the_hooks_of_another_keeps_what_its_child_reads(arrays):
 
 
 @pytest.mark.parametrize("way", ["forkpty", "preexec", "forkserver", "no process left"])
-def test_each_way_to_fork_leaves_views_and_slots_as_they_are(arrays, way):
-    """R2, C1: also a fork that fails, and one whose child starts another program."""
+def test_every_way_to_fork_leaves_views_and_slots_unchanged(arrays, way):
+    """R2, C1: every way to fork, also one that fails and one whose child runs another program."""
     view = arrays["0"]
     if way == "forkpty":
         pid, terminal = os.forkpty()
@@ -365,7 +365,7 @@ def test_each_way_to_fork_leaves_views_and_slots_as_they_are(arrays, way):
 
 
 def refused_fork(view):
-    """As a user who may have no more processes: root is not limited."""
+    """Fork as a user who may have no more processes, since root is not limited."""
     if os.geteuid() == 0:
         os.setgid(65533)
         os.setuid(65533)
@@ -376,8 +376,8 @@ def refused_fork(view):
         expect(view, 0)
 
 
-def test_children_without_number_each_have_pins_of_their_own(arrays):
-    """R2, C2: more at once than one page has slots for; and as many that ended without a word."""
+def test_seventy_children_each_have_pins_of_their_own(arrays):
+    """R2, C2: more children at once than one page has slots for, after 100 that have ended."""
     views = [arrays[str(number)] for number in range(ARRAYS)]
     for _ in range(100):
         assert reap(fork(lambda: None)) == 0
@@ -401,8 +401,8 @@ def test_children_without_number_each_have_pins_of_their_own(arrays):
 
 
 @pytest.mark.usefixtures("stepper")
-def test_a_parent_killed_before_the_fork_leaves_nothing(arrays, seed):
-    """C1, C2: at each change of the segment that the claims and pins for a child make."""
+def test_parent_killed_before_the_fork_leaves_no_pin(arrays, seed):
+    """C1, C2: a kill at changes of the segment that claiming and pinning for a child make."""
     segment = stepping.Segment(shm_path(arrays.name))
 
     def prepare():
@@ -423,8 +423,8 @@ def test_a_parent_killed_before_the_fork_leaves_nothing(arrays, seed):
     assert states > 10
 
 
-def test_a_child_killed_at_once_leaves_nothing(arrays):
-    """C2: children that never run any code of their own, with and without their parent."""
+def test_child_killed_at_once_leaves_no_pin(arrays):
+    """C2: children die before they run any code of their own; their pins end with them."""
     views = [arrays[str(number)] for number in range(ARRAYS)]
     for _ in range(20):
         pid = os.fork()
@@ -436,7 +436,7 @@ def test_a_child_killed_at_once_leaves_nothing(arrays):
     assert pinned(arrays) == 0
 
 
-def test_a_process_without_views_claims_nothing_for_its_children(arrays):
+def test_process_without_views_claims_no_slots_for_its_children(arrays):
     before = arrays.info()["processes"]
     child = Child(lambda: None)
     assert arrays.info()["processes"] == before

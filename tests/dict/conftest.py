@@ -1,4 +1,4 @@
-"""Dicts and counters for the tests; each ends with check(), and no anonymous one stays behind."""
+"""Dicts and counters for the tests; each is checked at the end, and no anonymous one remains."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def make_dict(map_name):
 
 @pytest.fixture
 def anonymous_left():
-    """A function that lists the anonymous dicts that came since the test began."""
+    """A function that lists the anonymous dicts created since the test began."""
 
     def anonymous():
         names = os.listdir(_segment.directory())

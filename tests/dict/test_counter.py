@@ -1,4 +1,4 @@
-"""SharedCounter by one process: what a collections.Counter does."""
+"""SharedCounter in one process: it behaves like collections.Counter."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ def c(make_dict):
     return make_dict(SharedCounter)
 
 
-def test_it_counts_as_a_counter(c):
+def test_counter_counts_like_a_counter_of_the_standard_library(c):
     expected = Counter()
     for counter in (c, expected):
         counter.update("abracadabra")
@@ -34,7 +34,7 @@ def test_it_counts_as_a_counter(c):
     assert c.most_common(0) == []
 
 
-def test_absent_is_zero_and_stays_absent(c):
+def test_absent_key_counts_zero_and_stays_absent(c):
     assert c["nothing"] == 0
     assert "nothing" not in c
     assert c.get("nothing") is None
@@ -49,7 +49,7 @@ def test_inc_returns_the_sum(c):
     assert c.inc("a") == 1
 
 
-def test_adding_in_place_counts(c):
+def test_counter_adds_and_subtracts_in_place(c):
     before = c
     c += "aab"
     c += {"b": 2}
@@ -71,7 +71,7 @@ def test_floats_and_other_keys(make_dict):
     assert tuples[("GET", 200)] == 1
 
 
-def test_merging_is_neither_a_dicts_nor_a_counters(c):
+def test_counters_cannot_be_merged_by_the_or_operator(c):
     with pytest.raises(TypeError):
         c | {"a": 1}
     with pytest.raises(TypeError):
@@ -82,7 +82,7 @@ def test_merging_is_neither_a_dicts_nor_a_counters(c):
         SharedCounter.fromkeys("ab")
 
 
-def test_it_opens_as_a_counter_and_as_a_dict(c, map_name):
+def test_counter_can_be_opened_as_a_counter_and_as_a_dict(c, map_name):
     c.update("aab")
 
     with SharedCounter.open(map_name) as again, SharedCounter(map_name) as third:
@@ -94,7 +94,7 @@ def test_it_opens_as_a_counter_and_as_a_dict(c, map_name):
             plain["z"]
 
 
-def test_a_dict_of_something_else_is_no_counter(make_dict, map_name):
+def test_a_dict_whose_values_are_no_numbers_is_no_counter(make_dict, map_name):
     make_dict(key=str, value=str)
 
     with pytest.raises(shmrhash.Error):
@@ -116,7 +116,7 @@ def test_wrong_keys_and_numbers_are_type_errors(c):
     assert len(c) == 0
 
 
-def test_a_full_counter_says_so_and_counts_on(make_dict):
+def test_a_full_counter_refuses_new_keys_and_counts_present_ones(make_dict):
     """W2."""
     c = make_dict(SharedCounter, max_entries=3)
     c.update("abc")

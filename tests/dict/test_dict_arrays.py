@@ -1,4 +1,4 @@
-"""Array values: read where they are, whatever their shape; and inline arrays."""
+"""Array values, which are read in place, whatever their shape; and inline arrays."""
 
 import gc
 
@@ -50,7 +50,7 @@ def test_an_array_of_any_dtype_comes_back(make_dict, dtype, shape):
     assert d["a"].tobytes() == array.tobytes()
 
 
-def test_what_is_like_an_array_is_converted(make_dict):
+def test_nested_lists_are_converted_to_an_array(make_dict):
     d = make_dict(key=str, value=Array("f4", (2, 2)))
 
     d["a"] = [[1, 2], [3, 4.5]]
@@ -59,7 +59,7 @@ def test_what_is_like_an_array_is_converted(make_dict):
 
 
 def test_an_array_is_read_without_copying(make_dict):
-    """Two reads show the same memory; a third handle's read does not copy the megabyte either."""
+    """Two reads show the same memory."""
     d = make_dict(key=str, value=Array("u1"))
     d["a"] = np.arange(1 << 20, dtype="u1")
 
@@ -71,8 +71,8 @@ def test_an_array_is_read_without_copying(make_dict):
         one[0] = 1
 
 
-def test_reading_arrays_never_runs_out_of_views(make_dict):
-    """Beyond its share a handle reads copies, and leaves pins to the others."""
+def test_reading_more_arrays_than_views_allowed_makes_copies(make_dict):
+    """A handle that has used up its share of pins reads copies, and leaves pins to the others."""
     d = make_dict(key=int, value=Array("f4", (3,)))
     d.update({number: np.full(3, number, "f4") for number in range(3000)})
     gc.collect()
@@ -94,7 +94,7 @@ def test_reading_arrays_never_runs_out_of_views(make_dict):
     del one
 
 
-def test_what_walks_read_holds_no_views(make_dict):
+def test_values_read_by_walks_hold_no_views(make_dict):
     d = make_dict(key=int, value=Array("i4"))
     d.update({number: np.full(2, number, "i4") for number in range(50)})
     gc.collect()
@@ -109,8 +109,8 @@ def test_what_walks_read_holds_no_views(make_dict):
         values[0][0] = 1
 
 
-def test_an_array_stays_as_it_was_while_somebody_holds_it(make_dict):
-    """Overwritten, deleted, cleared, and the memory wanted by others: the bytes stay."""
+def test_an_array_is_unchanged_while_a_reference_to_it_exists(make_dict):
+    """Its value is replaced, deleted, cleared, and other values need its memory: the bytes stay."""
     d = make_dict(key=int, value=Array("u1"), max_bytes=8 << 20)
     d[0] = np.full(1 << 20, 7, "u1")
     held = d[0]
@@ -156,7 +156,7 @@ def test_view_shows_the_bytes_of_a_value(make_dict, value_type):
         d.view("b")
 
 
-def test_a_dtype_with_a_shape_stands_in_the_entry(make_dict):
+def test_an_array_of_a_dtype_with_a_shape_is_stored_inline(make_dict):
     d = make_dict(key=int, value=np.dtype(("<f4", (3,))))
 
     d[1] = np.array([1, 2, 3], "f4")
@@ -181,7 +181,7 @@ def test_a_record_is_a_copy_that_may_be_changed(make_dict):
     assert d[1]["x"] == 2
 
 
-def test_an_array_type_says_what_it_is():
+def test_array_types_are_compared_and_checked():
     assert Array("f8", 3) == Array(float, (3,))
     assert Array("f8") != Array("f4")
     with pytest.raises(shmrhash.InvalidArgument):

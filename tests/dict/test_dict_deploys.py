@@ -1,4 +1,4 @@
-"""Deploys: what two versions of a program may differ in, and replacing a dict that does not fit."""
+"""Deploys: how two versions of a program may differ, and replacing a dict that does not fit."""
 
 # ruff: noqa: UP006, UP007, UP045 (how types are spelled is what is tested)
 
@@ -110,7 +110,7 @@ OTHER = {
 
 
 def some(kind):
-    """A value of a type of msgspec.inspect."""
+    """Return a value of a type of msgspec.inspect."""
     name = type(kind).__name__
     if name in ("DataclassType", "StructType"):
         return kind.cls(*(some(field.type) for field in kind.fields))
@@ -131,7 +131,7 @@ def some(kind):
 
 @pytest.mark.parametrize(("one", "other"), FITTING.values(), ids=FITTING)
 def test_types_that_fit_read_each_others_values(make_dict, map_name, one, other):
-    """Both ways, by what msgspec itself reads: values of both are read through both handles."""
+    """Values of both types are read through both handles, and checked against msgspec."""
     for number, (first, second) in enumerate(itertools.permutations((one, other))):
         made = make_dict(name=f"{map_name}-{number}", key=int, value=first)
         with SharedDict(made.name, key=int, value=second) as opened:
@@ -156,7 +156,7 @@ def attribute(value, stored_name):
 
 
 @pytest.mark.parametrize(("one", "other"), OTHER.values(), ids=OTHER)
-def test_types_that_do_not_fit_are_refused_and_the_remedy_is_named(make_dict, map_name, one, other):
+def test_types_that_do_not_fit_are_refused_with_the_remedy(make_dict, map_name, one, other):
     for number, (first, second) in enumerate(itertools.permutations((one, other))):
         made = make_dict(name=f"{map_name}-{number}", key=int, value=first)
 
@@ -167,14 +167,14 @@ def test_types_that_do_not_fit_are_refused_and_the_remedy_is_named(make_dict, ma
 
 
 @pytest.mark.parametrize(("one", "other"), FITTING.values(), ids=FITTING)
-def test_what_is_called_fitting_is_what_msgspec_reads(one, other):
+def test_types_that_fit_are_decoded_by_msgspec(one, other):
     for first, second in itertools.permutations((one, other)):
         message = msgspec.msgpack.encode(some(msgspec.inspect.type_info(first)))
         assert isinstance(msgspec.msgpack.decode(message, type=second), second)
 
 
 def test_a_key_class_fits_only_itself(make_dict, map_name):
-    """Keys are found by their bytes: an added field would make every key another."""
+    """Keys are found by their bytes: with one more field every key would be a different one."""
     frozen = [
         dataclasses.make_dataclass("Place", fields, frozen=True)
         for fields in ([X], [X], [X, ("y", int, default(5))])
@@ -213,8 +213,8 @@ def test_recursive_classes_are_compared_by_their_shape(make_dict, map_name):
         del sys.modules["elsewhere"]
 
 
-def test_a_cell_that_is_run_again_stores_into_the_dict_of_before(make_dict):
-    """By the stored form: another class object of the same name."""
+def test_a_class_defined_again_stores_into_the_same_dict(make_dict):
+    """As when a notebook's cell is run again: another class object of the same name and form."""
     made, again, other = data(X), data(X), data(("x", str))
     d = make_dict(key=int, value=made)
 
@@ -225,8 +225,8 @@ def test_a_cell_that_is_run_again_stores_into_the_dict_of_before(make_dict):
         d[2] = other("a")
 
 
-def test_structures_are_compared_by_what_is_stored(make_dict, map_name):
-    """ctypes: also structures inside, and not by the name of the class."""
+def test_structures_are_compared_by_their_stored_form(make_dict, map_name):
+    """ctypes: nested structures count, too; the name of the class does not."""
     import ctypes
 
     def outer(inner, name="Outer"):
@@ -245,8 +245,8 @@ def test_structures_are_compared_by_what_is_stored(make_dict, map_name):
 
 
 @pytest.mark.parametrize("record", [None, 5, [], ["z"], ["z", "!"], {}, {"f": 5}, ["ref", 9]])
-def test_a_description_of_somebody_else_fits_nothing(record):
-    """H1: it may say anything."""
+def test_a_type_description_from_a_stranger_fits_nothing(record):
+    """H1: it may contain anything."""
     mine = message_codec(Node, "value").record["stored"]
 
     assert not compatible(mine, record)
@@ -254,7 +254,7 @@ def test_a_description_of_somebody_else_fits_nothing(record):
     assert text_of(record)
 
 
-def test_a_large_class_is_described_compressed_and_evolves(make_dict, map_name):
+def test_the_description_of_a_large_class_is_compressed_and_still_compared(make_dict, map_name):
     names = [(f"column_{number}", int, 0) for number in range(60)]
     made = make_dict(key=int, value=struct(_fields=names[:-1]))
 
@@ -265,8 +265,8 @@ def test_a_large_class_is_described_compressed_and_evolves(make_dict, map_name):
     assert packed({"f": []}) == {"f": []}
 
 
-def test_declaring_a_dataclass_leaves_no_trace_on_it(make_dict):
-    """Nor on the classes of its fields: a notebook's classes are pickled by value."""
+def test_declaring_a_dataclass_does_not_change_it(make_dict):
+    """Nor the classes of its fields: a notebook's classes are pickled by value."""
     inner = data(X)
     cls = data(("a", inner), ("b", list[inner]), ("c", Old), ("d", NAMED))
     before = {one: dict(vars(one)) for one in (cls, inner, Old, NAMED)}
@@ -282,7 +282,7 @@ def test_declaring_a_dataclass_leaves_no_trace_on_it(make_dict):
 # if_different.
 
 
-def test_replacing_makes_a_new_dict_and_leaves_the_old_one_to_its_users(make_dict, map_name):
+def test_replacing_makes_a_new_dict_and_leaves_the_old_one_usable(make_dict, map_name):
     old = make_dict(key=str, value=int)
     old["a"] = 1
 
@@ -311,12 +311,12 @@ def _start(name, barrier, results):
     with SharedDict(name, key=int, value=int, if_different="replace") as d:
         with d.locked(0, default=0) as entry:
             entry.value += 1
-        barrier.wait()  # all have it open
+        barrier.wait()  # all processes have opened it
         results.put(d[0])
 
 
-def test_of_several_starters_one_replaces_and_all_open_that_one(make_dict, map_name):
-    """All count in one dict; were there two, neither would have all of them."""
+def test_of_several_starters_one_replaces_and_all_open_the_new_dict(make_dict, map_name):
+    """All count in one dict; if there were two, none would hold all the counts."""
     context = multiprocessing.get_context("fork")
     for round_number in range(10):
         name = f"{map_name}-{round_number}"
@@ -332,7 +332,7 @@ def test_of_several_starters_one_replaces_and_all_open_that_one(make_dict, map_n
         assert counts == [6] * 6
 
 
-def test_a_pickle_goes_to_the_dict_of_its_name_whatever_the_class_is_called(make_dict):
+def test_a_pickled_handle_opens_its_dict_whatever_the_class_is_called(make_dict):
     d = make_dict(key=str, value=Node)
     d["a"] = Node(1)
 

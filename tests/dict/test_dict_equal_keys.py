@@ -1,4 +1,4 @@
-"""Equal keys are one key, whatever they were made of; what comes back is equal to what was put."""
+"""Equal keys are one key, whatever they were made of; a returned key equals the stored one."""
 
 import dataclasses
 import datetime as dt
@@ -160,8 +160,8 @@ EQUAL = {
 
 
 @pytest.mark.parametrize("keys", EQUAL.values(), ids=EQUAL)
-def test_equal_keys_made_in_different_ways_are_one(make_dict, keys):
-    """With a dict as the oracle; what comes back is equal, and its like from then on."""
+def test_equal_keys_made_in_different_ways_are_one_key(make_dict, keys):
+    """A dict is the oracle; the key that comes back is equal, and can be used instead."""
     assert len(dict.fromkeys(keys)) == 1
 
     for put in keys:
@@ -200,7 +200,7 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
-def test_different_keys_of_like_kinds_are_two(one, other):
+def test_different_keys_of_similar_types_are_two_keys(one, other):
     assert one != other
     assert encode_key(one) != encode_key(other)
 
@@ -282,7 +282,7 @@ def test_numbers_are_equal_if_and_only_if_their_bytes_are(one, other):
     ],
     ids=lambda key: type(key).__name__,
 )
-def test_a_key_whose_equality_is_its_own_is_refused_and_nothing_stored(make_dict, key):
+def test_a_key_whose_equality_is_unknown_is_refused(make_dict, key):
     d = make_dict(value=int)
 
     assert key not in d
@@ -302,7 +302,7 @@ def test_a_decimal_that_is_too_long_is_refused_at_once(make_dict, text):
 
 
 def test_the_repeated_hour_is_two_hours(make_dict):
-    """Python calls both equal in one zone; here they are the moments that they are."""
+    """Python calls the two times equal; as keys they are different, because the moments differ."""
     zone = zoneinfo.ZoneInfo("Europe/Berlin")
     first, second = (dt.datetime(2025, 10, 26, 2, 30, tzinfo=zone, fold=fold) for fold in (0, 1))
     d = make_dict(value=int)
@@ -314,7 +314,7 @@ def test_the_repeated_hour_is_two_hours(make_dict):
 
 
 def test_keys_do_not_depend_on_the_hash_seed():
-    """A frozen dataclass with a frozenset inside, in processes with other seeds."""
+    """A frozen dataclass with a frozenset inside, in processes with different hash seeds."""
     program = (
         "import sys, test_dict_equal_keys as t\n"
         "print(t.encode_key(t.Place('a', frozenset('abcdefgh'))).hex())\n"
@@ -342,8 +342,8 @@ class Spot:
     x: float
 
 
-def test_keys_of_a_declared_class_are_equal_as_its_instances_are(make_dict):
-    """A float field that was given an int, or -0.0; what the class does not declare is refused."""
+def test_keys_of_a_declared_class_are_equal_if_the_instances_are(make_dict):
+    """A float field may hold an int, or -0.0; a value of an undeclared type is refused."""
     pytest.importorskip("msgspec")
     d = make_dict(key=Spot, value=int)
 
@@ -379,6 +379,6 @@ def test_keys_of_a_declared_class_are_equal_as_its_instances_are(make_dict):
     ],
 )
 def test_bytes_that_are_no_key_are_damage(data):
-    """H1: whoever may write may store anything."""
+    """H1: a process that may write may store anything."""
     with pytest.raises(shmrhash.SegmentCorrupt):
         decode_key(data)

@@ -1,4 +1,4 @@
-"""X1: what has expired takes no room. An insertion is refused only if live entries leave none."""
+"""X1: expired entries take no room: an insertion is refused only if live entries fill the map."""
 
 import contextlib
 import math
@@ -17,20 +17,20 @@ KEY = "a key of more than 15 bytes, {}".format
 
 
 def wait_past(deadline_ns):
-    """Wait until the monotonic clock, which deadlines are of, has passed this time."""
+    """Wait until the monotonic clock, which deadlines use, has passed this time."""
     while time.monotonic_ns() <= deadline_ns:
-        time.sleep(0.0005)  # until a time, not for one
+        time.sleep(0.0005)  # a poll: the loop waits for a time, not for a duration
 
 
 def expire_now(d, keys):
-    """Let these entries expire, without an insertion that would remove them."""
+    """Let these entries expire without an insertion, which would remove some."""
     for key in keys:
         assert d.touch(key, 0.001)
     wait_past(time.monotonic_ns() + 2_000_000)
 
 
 def store_until_full(d, size, name):
-    """Store values of that size until there is no room; how many."""
+    """Store values of that size until there is no room; return how many."""
     count = 0
     try:
         while True:
@@ -58,8 +58,8 @@ def locked_and_created(d, key):
 @pytest.mark.parametrize(
     "insert", [*INSERTIONS.values(), locked_and_created], ids=[*INSERTIONS, "locked"]
 )
-def test_every_insertion_finds_the_room_of_what_has_expired(make_dict, insert):
-    """X1: a full dict in which nothing lives takes as many new keys again, whatever stores them."""
+def test_every_kind_of_insertion_uses_the_room_of_expired_entries(make_dict, insert):
+    """X1: a full dict whose entries have all expired takes as many new keys again."""
     d = make_dict(key=str, value=int, ttl=LONG_S, max_entries=ENTRIES)
     for number in range(ENTRIES):
         d[KEY(number)] = 0
@@ -72,8 +72,8 @@ def test_every_insertion_finds_the_room_of_what_has_expired(make_dict, insert):
 
 
 @pytest.mark.parametrize("living", [0, 1, 250, 499])
-def test_max_entries_counts_only_what_lives(make_dict, living):
-    """X1: exactly as many fit as do not live; the next is refused, and nothing that lives goes."""
+def test_max_entries_counts_only_live_entries(make_dict, living):
+    """X1: each expired entry makes room for one new key; the next is refused; live ones stay."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=ENTRIES)
     d.update({number: number for number in range(ENTRIES)})
     expire_now(d, range(living, ENTRIES))
@@ -88,8 +88,8 @@ def test_max_entries_counts_only_what_lives(make_dict, living):
 
 
 @pytest.mark.parametrize("size", [100, 5_000, 60_000])
-def test_max_bytes_counts_only_what_lives(make_dict, size):
-    """X1: for objects as for entries; also where those that expired are of another size."""
+def test_max_bytes_counts_only_live_entries(make_dict, size):
+    """X1: for objects as for entries; also where the expired ones are of another size."""
     d = make_dict(key=str, value=bytes, ttl=LONG_S, max_bytes=2 << 20)
     d["kept"] = b"lives"
     count = store_until_full(d, size, KEY)
@@ -100,8 +100,8 @@ def test_max_bytes_counts_only_what_lives(make_dict, size):
     assert dict(d) == {"kept": b"lives", "new": bytes(1 << 20)}
 
 
-def test_a_replaced_value_finds_the_room_of_what_has_expired(make_dict):
-    """X1: updates of present keys want bytes too, and sections when they end."""
+def test_a_replacing_value_uses_the_room_of_expired_entries(make_dict):
+    """X1: updates of present keys need bytes, too, and so do sections when they end."""
     d = make_dict(key=int, value=bytes, ttl=LONG_S, max_bytes=2 << 20)
     d[-1] = d[-2] = b""
     count = store_until_full(d, 60_000, int)
@@ -118,8 +118,8 @@ def test_a_replaced_value_finds_the_room_of_what_has_expired(make_dict):
     assert len(d) == 1 + count - half
 
 
-def test_special_fields_of_a_plain_map_expire_as_well(map_name):
-    """X1: a map with a Timer field, its updates and batches."""
+def test_entries_of_a_plain_map_with_a_timer_expire(map_name):
+    """X1: updates and batches of a map with a Timer field find the room."""
     with RHashMap.create(
         map_name, key_size=8, value_size=16, max_entries=256, fields=[Timer(8)]
     ) as m:
@@ -142,8 +142,8 @@ def test_special_fields_of_a_plain_map_expire_as_well(map_name):
 
 @pytest.mark.parametrize("count", [1, 127, 128, 129, 1000, 20_000])
 @pytest.mark.parametrize("living", [0, 1])
-def test_expire_removes_everything_that_has_expired(make_dict, count, living):
-    """In one call, also if nothing that lives stands behind it."""
+def test_expire_removes_all_expired_entries(make_dict, count, living):
+    """It takes one call, also if no live entry comes after the expired ones."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=32_768)
     d.update({number: number for number in range(count + living)})
     expire_now(d, range(living, count + living))
@@ -155,7 +155,7 @@ def test_expire_removes_everything_that_has_expired(make_dict, count, living):
     assert d.expire() == 0
 
 
-def test_info_tells_the_living_from_the_expired(make_dict):
+def test_info_counts_expired_entries_separately(make_dict):
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=1 << 16)
     d.update({number: number for number in range(2000)})
     expire_now(d, range(700))
@@ -169,8 +169,8 @@ def test_info_tells_the_living_from_the_expired(make_dict):
     assert 23_000 < d.info()["expired"] < 27_000
 
 
-def test_a_walk_over_raw_keys_has_all_that_expired(make_dict):
-    """What shows or removes expired entries sees each of them, with nothing alive behind them."""
+def test_raw_keys_and_popitem_meet_all_expired_entries(make_dict):
+    """Code that shows or removes expired entries meets all of them, also if none is alive."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=2048)
     d.update({number: number for number in range(1000)})
     expire_now(d, range(1000))
@@ -181,8 +181,8 @@ def test_a_walk_over_raw_keys_has_all_that_expired(make_dict):
     assert len(d) == 0
 
 
-def test_insertions_remove_what_has_expired_unasked(make_dict):
-    """A dict whose entries live shortly stays small, though it has room for all and nobody asks."""
+def test_insertions_remove_expired_entries_while_there_is_room(make_dict):
+    """A dict of short-lived entries stays small, although it has room for all."""
     d = make_dict(key=int, value=int, ttl=math.inf, max_entries=1 << 17)
 
     for number in range(50_000):
@@ -191,8 +191,8 @@ def test_insertions_remove_what_has_expired_unasked(make_dict):
     assert len(d) < 5_000
 
 
-def test_a_locked_entry_that_has_expired_is_passed_by(make_dict):
-    """X1, L1: it is somebody's; the others make room."""
+def test_a_locked_expired_entry_is_skipped(make_dict):
+    """X1, L1: a section holds it, so it stays; the other expired entries make room."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=8)
     d.update({number: number for number in range(8)})
     expire_now(d, range(1, 8))
@@ -211,8 +211,8 @@ def test_a_locked_entry_that_has_expired_is_passed_by(make_dict):
 
 @pytest.mark.parametrize("entries", [50, 40_000])
 @pytest.mark.parametrize("how", ["touch", "replace", "section", "insert"])
-def test_a_refusal_is_no_excuse_for_the_next_one(make_dict, entries, how):
-    """X1: a turn that found nothing is believed until a deadline comes, also one set afterwards."""
+def test_an_entry_that_expires_after_a_refusal_makes_room(make_dict, entries, how):
+    """X1: a sweep that found nothing is relied on until a deadline, also one set afterwards."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
     d.update({number: number for number in range(entries)})
     for _ in range(3):
@@ -221,7 +221,7 @@ def test_a_refusal_is_no_excuse_for_the_next_one(make_dict, entries, how):
 
     set_deadline(d, how, 0.01)
     deadline_ns = d._deadline_ns(0)
-    with contextlib.suppress(MapFull):  # if refused, then a new rest: to the deadline, no further
+    with contextlib.suppress(MapFull):  # if refused, no sweep follows before the deadline
         d[-1] = -1
     wait_past(deadline_ns or 0)
     d[-1] = -1
@@ -231,7 +231,7 @@ def test_a_refusal_is_no_excuse_for_the_next_one(make_dict, entries, how):
 
 
 def set_deadline(d, how, seconds):
-    """Let key 0 expire soon."""
+    """Let key 0 expire after this time."""
     if how == "touch":
         d.touch(0, seconds)
     elif how == "replace":
@@ -245,18 +245,18 @@ def set_deadline(d, how, seconds):
         d.set(0, 1, ttl=seconds)
 
 
-def test_nothing_that_had_expired_is_left_when_an_insertion_is_refused(make_dict, seed):
-    """X1: entries come and go by the microsecond; before each refusal the clock is asked."""
-    entries = 16_000  # more buckets than one step of a sweep
+def test_no_expired_entry_is_left_when_an_insertion_is_refused(make_dict, seed):
+    """X1: entries expire by the microsecond; the clock is read before each refusal."""
+    entries = 16_000  # more buckets than one step of a sweep covers
     rng = random.Random(seed)
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
     d.update(dict.fromkeys(range(entries), 0))
-    deadlines = {}  # of those that do not live long
+    deadlines = {}  # of the short-lived entries
     refused = 0
     for number in range(entries, entries + 600):
         key = rng.randrange(entries)
         if rng.random() < 0.3 and d.touch(key, ttl := 10 ** rng.uniform(-5, -2)):
-            deadlines[key] = time.monotonic_ns() + int(ttl * 1e9)  # or a little earlier
+            deadlines[key] = time.monotonic_ns() + int(ttl * 1e9)  # or a bit less
         began_ns = time.monotonic_ns()
         try:
             d.set(number, 0, ttl=LONG_S)
@@ -270,8 +270,8 @@ def test_nothing_that_had_expired_is_left_when_an_insertion_is_refused(make_dict
     assert refused > 30
 
 
-def test_refusals_one_after_another_cost_little(make_dict):
-    """X1: a full map is not searched for each of them. Processor time, for a busy machine."""
+def test_repeated_refusals_do_not_search_the_map_each_time(make_dict):
+    """X1: measured in processor time, because the machine may be busy."""
     entries = 200_000
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=entries)
     d.update({number: number for number in range(entries)})
@@ -289,7 +289,7 @@ def test_refusals_one_after_another_cost_little(make_dict):
 
 
 def insert_short_lived(gate, d, first, count):
-    """Insert keys that live for a millisecond, into a dict with room for few; how often refused."""
+    """Insert keys that live for a millisecond into a dict with few entries; return the refusals."""
     refused = 0
     gate.wait()
     for number in range(first, first + count):
@@ -297,14 +297,14 @@ def insert_short_lived(gate, d, first, count):
             try:
                 d.set(number, number, ttl=0.001)
                 break
-            except MapFull:  # all that is there lives
+            except MapFull:  # all entries are alive
                 refused += 1
                 time.sleep(0.0005)
     return refused
 
 
-def test_inserters_that_race_for_the_room_of_the_expired_all_end(make_dict):
-    """X1: several sweep at once, and each entry is removed once (check() counts credits)."""
+def test_racing_inserters_all_get_the_room_of_expired_entries(make_dict):
+    """X1: several workers sweep at once; each entry is removed once (check() counts credits)."""
     d = make_dict(key=int, value=int, ttl=math.inf, max_entries=64)
 
     run_together("fork", *((insert_short_lived, d, n * 10_000, 1_000) for n in range(3)))
@@ -314,8 +314,8 @@ def test_inserters_that_race_for_the_room_of_the_expired_all_end(make_dict):
     assert set(d) == set(range(64))
 
 
-def test_a_counter_goes_on_when_its_users_have_gone():
-    """X1: a rate limiter with more clients than its limit of entries."""
+def test_a_counter_with_more_keys_than_its_limit_uses_the_room_of_expired_ones():
+    """X1: a rate limiter with more clients than entries."""
     with SharedCounter(key=str, ttl=LONG_S, max_entries=100) as hits:
         for number in range(1_000):
             assert hits.inc(f"user {number}") == 1
@@ -324,7 +324,7 @@ def test_a_counter_goes_on_when_its_users_have_gone():
         hits.check()
 
 
-def test_a_dict_without_deadlines_is_refused_as_before():
+def test_a_full_dict_without_deadlines_is_refused_and_loses_nothing():
     """W2: nothing is removed from a map whose entries do not expire."""
     with SharedDict(key=int, value=int, max_entries=16) as d:
         d.update({number: number for number in range(16)})

@@ -1,4 +1,4 @@
-"""Keys: of every type and length; equal keys are one key, different ones are not."""
+"""Keys of every type and length: equal keys are one key, different ones are not."""
 
 import dataclasses
 import decimal
@@ -17,7 +17,7 @@ import shmrhash
 from shmrhash._keys import decode_key, encode_key
 
 LENGTHS = [*range(40), 254, 255, 256, 257, 4095, 4096, 65533, 65534, 65535]
-EDGE = 15  # bytes of a key that stands in the entry itself
+EDGE = 15  # bytes of the longest key that is stored in the element
 
 Point = namedtuple("Point", "x y")
 
@@ -36,7 +36,7 @@ class Name(str):
 
 
 class Odd(str):
-    """Equal to other strings than a str is."""
+    """A str that equals every str of the same length."""
 
     def __eq__(self, other):
         return len(self) == len(other)
@@ -68,7 +68,7 @@ def test_a_key_comes_back_equal(key):
 
 @hypothesis.given(plain_keys, plain_keys)
 def test_keys_have_equal_bytes_if_and_only_if_they_are_equal(one, other):
-    """Also between types: the strategy makes numbers of several, alone and inside tuples."""
+    """Also between types: the strategy makes numbers of several types, alone and inside tuples."""
     assert (encode_key(one) == encode_key(other)) == (one == other)
 
 
@@ -103,7 +103,7 @@ def test_equal_numbers_of_any_type_are_one_key(number):
         (frozenset([1, 2, 3]), frozenset([3.0, 2.0, 1.0])),
     ],
 )
-def test_these_are_one_key(one, other):
+def test_equal_keys_of_different_types_are_one_key(one, other):
     assert one == other
     assert encode_key(one) == encode_key(other)
 
@@ -128,12 +128,12 @@ def test_these_are_one_key(one, other):
         (int, float),
     ],
 )
-def test_these_are_two_keys(one, other):
+def test_unequal_keys_are_two_keys(one, other):
     assert encode_key(one) != encode_key(other)
 
 
 def test_a_nan_is_found_again(make_dict):
-    """Unlike in a dict, where only the very object is found."""
+    """A dict finds a NaN only by the same object."""
     for key_type in (object, float):
         d = make_dict(key=key_type, value=int)
         d[math.nan] = 1
@@ -142,8 +142,8 @@ def test_a_nan_is_found_again(make_dict):
         assert (len(d), d[math.nan]) == (1, 2)
 
 
-def test_other_objects_are_keys_if_their_equality_is_known(make_dict):
-    """Equal objects made twice are one key, whatever else refers to their parts."""
+def test_objects_are_keys_if_their_equality_is_known(make_dict):
+    """Equal objects made separately are one key, whether or not they share their parts."""
     d = make_dict(value=int)
     text = "".join(["sh", "ared"])
     d[uuid.UUID(int=5)] = 1
@@ -183,8 +183,8 @@ def test_an_unhashable_key_is_a_type_error(make_dict, key):
 
 
 @pytest.mark.parametrize("key_type", [bytes, str, object])
-def test_keys_of_every_length_keep_apart(make_dict, key_type):
-    """Around the 15 bytes that stand in the entry, with lengths that only the end tells apart."""
+def test_keys_of_every_length_are_kept_apart(make_dict, key_type):
+    """Lengths around the 15 bytes that fit into the element; some keys differ only at the end."""
     d = make_dict(key=key_type, value=int)
     extra = 1 if key_type is object else 0  # the tag
     keys = {}
@@ -206,8 +206,8 @@ def test_keys_of_every_length_keep_apart(make_dict, key_type):
 
 
 @pytest.mark.parametrize("size", [EDGE - 1, EDGE, EDGE + 1, 16, 17])
-def test_keys_with_every_last_byte_keep_apart(make_dict, size):
-    """Also those whose bytes look like a length or a digest's mark."""
+def test_keys_with_every_last_byte_are_kept_apart(make_dict, size):
+    """Also keys whose bytes look like a length or like the mark of a digest."""
     d = make_dict(key=bytes, value=int)
     for last in range(256):
         d[bytes(size - 1) + bytes([last])] = last

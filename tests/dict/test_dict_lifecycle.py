@@ -1,4 +1,4 @@
-"""From birth to removal: every way to start processes, and nothing left behind or said."""
+"""From creation to removal: every way to start processes, with no files or warnings left."""
 
 import contextlib
 import gc
@@ -32,7 +32,7 @@ def segment_path(d):
 
 @pytest.fixture
 def run_program(tmp_path):
-    """A function that runs a program as a user does, with warnings as errors; its output."""
+    """A function that runs a program as a user does, warnings being errors; returns its output."""
 
     def run(text, *arguments, folder=tmp_path):
         program = folder / "program.py"
@@ -54,7 +54,7 @@ def run_program(tmp_path):
 # One process.
 
 
-def test_a_dict_is_opened_by_its_name_and_lives_until_it_is_unlinked(map_name):
+def test_a_named_dict_lives_until_it_is_unlinked(map_name):
     with SharedDict(map_name, key=str, value=int) as d:
         d["a"] = 1
         path = segment_path(d)
@@ -73,7 +73,7 @@ def test_a_dict_is_opened_by_its_name_and_lives_until_it_is_unlinked(map_name):
         SharedDict.open(map_name)
 
 
-def test_an_anonymous_dict_goes_with_its_last_reference(anonymous_left):
+def test_an_anonymous_dict_is_removed_with_its_last_reference(anonymous_left):
     for make in (SharedDict, SharedCounter):
         d = make()
         path = segment_path(d)
@@ -93,7 +93,7 @@ def test_an_anonymous_dict_goes_with_its_last_reference(anonymous_left):
     assert anonymous_left() == []
 
 
-def test_an_ephemeral_dict_goes_with_its_last_user(map_name):
+def test_an_ephemeral_dict_is_removed_by_its_last_user(map_name):
     one = SharedDict(map_name, key=str, value=int, ephemeral=True)
     other = SharedDict(map_name, key=str, value=int)
     path = segment_path(one)
@@ -107,7 +107,7 @@ def test_an_ephemeral_dict_goes_with_its_last_user(map_name):
     assert not path.exists()
 
 
-def test_two_anonymous_dicts_are_two(anonymous_left):
+def test_anonymous_dicts_are_distinct(anonymous_left):
     with SharedDict() as one, SharedDict() as other:
         one["a"] = 1
         assert len(other) == 0
@@ -125,8 +125,8 @@ def test_a_handle_pickles_with_its_types(make_dict):
         assert again == {5: [1]}
 
 
-def test_a_pickled_handle_is_not_of_another_dict(make_dict, map_name):
-    """Of the same name, made anew with other types."""
+def test_a_pickled_handle_does_not_open_a_different_dict(make_dict, map_name):
+    """The dict of the same name was made anew with other types."""
     d = make_dict(key=str, value=int)
     data = pickle.dumps(d)
     d.unlink()
@@ -137,7 +137,7 @@ def test_a_pickled_handle_is_not_of_another_dict(make_dict, map_name):
         pickle.loads(data)
 
 
-def test_of_those_who_race_one_creates_and_all_get_the_same(map_name):
+def test_racing_threads_create_one_dict_and_all_open_it(map_name):
     with ThreadPoolExecutor(8) as pool:
         dicts = list(
             pool.map(lambda _: SharedDict(map_name, key=str, value=int), range(32), timeout=60)
@@ -152,7 +152,7 @@ def test_of_those_who_race_one_creates_and_all_get_the_same(map_name):
             d.close()
 
 
-def test_read_only_handles_read_and_do_not_write(make_dict, map_name):
+def test_read_only_handles_read_and_refuse_to_write(make_dict, map_name):
     d = make_dict(key=str, value=object)
     d["a"] = [1]
 
@@ -182,7 +182,7 @@ def test_a_frozen_dict_is_read_only_for_everybody(make_dict):
     assert d == {"a": "x" * 100}
 
 
-def test_info_says_what_it_is(make_dict):
+def test_info_has_types_limits_and_counts(make_dict):
     d = make_dict(key=str, value="<q", ttl=5, max_entries=100, max_bytes=1 << 20)
     d["k" * 100] = 1
 
@@ -229,7 +229,7 @@ def test_a_handle_may_be_pickled_again_in_a_child(make_dict, method):
 
 
 @every_method
-def test_a_child_may_make_its_own(anonymous_left, method):
+def test_a_child_may_make_its_own_dicts(anonymous_left, method):
     assert run_together(method, (jobs.child_makes_its_own,)) == [({"a": 1}, {"b": 1})]
     assert anonymous_left() == []
 
@@ -267,8 +267,8 @@ def test_an_executor_shares_through_its_initializer(anonymous_left, method):
     assert anonymous_left() == []
 
 
-def test_a_dict_arrives_as_an_argument(anonymous_left):
-    """Of a task, not of the initializer: by a queue's pickle, several times."""
+def test_a_dict_can_be_an_argument_of_a_task(anonymous_left):
+    """The queue of tasks pickles it, several times."""
     with SharedDict(key=int, value=int) as d, ProcessPoolExecutor(2) as pool:
         futures = [pool.submit(SharedDict.update, d, {number: number}) for number in range(20)]
         for future in futures:
@@ -290,8 +290,8 @@ def test_threads_share_a_handle(make_dict):
     assert sorted(d["sum"]) == list(range(400))
 
 
-def test_forked_children_of_threads_use_it(make_dict):
-    """A fork while other threads operate."""
+def test_children_forked_while_threads_write_use_the_dict(make_dict):
+    """The fork happens while another thread operates on the dict."""
     d = make_dict(key=str, value=object)
     stop = threading.Event()
 
@@ -344,7 +344,7 @@ PREFORK = """
 """
 
 
-def test_preforking_as_gunicorn_does(run_program, anonymous_left):
+def test_dict_created_before_fork_is_shared_by_gunicorn_workers(run_program, anonymous_left):
     assert run_program(PREFORK) == "500 500 5\n"
     assert anonymous_left() == []
 
@@ -374,8 +374,8 @@ START_METHOD_PROGRAM = """
 
 
 @every_method
-def test_a_program_leaves_nothing_and_says_nothing(run_program, anonymous_left, method):
-    """No warning of a resource_tracker, nor any other; the dicts are left to the end of it all."""
+def test_a_program_leaves_no_files_and_no_warnings(run_program, anonymous_left, method):
+    """No warning of a resource_tracker or any other; the dicts stay open until the exit."""
     assert run_program(START_METHOD_PROGRAM, method) == "[0, 1, 2] 3 [0, 0, 0]\n"
     assert anonymous_left() == []
 
@@ -402,7 +402,7 @@ DAEMON_PROGRAM = """
 
 @every_method
 def test_a_program_that_ends_before_its_daemons_leaves_nothing(run_program, anonymous_left, method):
-    """They are terminated at its exit, and only then is the dict closed."""
+    """They are terminated when the program exits, and only then is the dict closed."""
     assert run_program(DAEMON_PROGRAM, method) == "True\n"
     assert anonymous_left() == []
 
@@ -428,15 +428,15 @@ THREADS_PROGRAM = """
 """
 
 
-def test_daemon_threads_use_a_dict_to_the_end_of_their_program(run_program, anonymous_left):
-    """Nothing is closed under them, so that none dies of MapClosed, aloud."""
+def test_daemon_threads_use_a_dict_until_the_program_exits(run_program, anonymous_left):
+    """The dict is not closed before, so no thread prints a MapClosed."""
     for _ in range(3):
         assert run_program(THREADS_PROGRAM) == "running\n"
     assert anonymous_left() == []
 
 
-def test_a_process_that_came_to_its_end_is_not_called_dead(run_program, make_dict):
-    """C3: neither one whose threads had the dict until then, nor one of multiprocessing."""
+def test_a_process_that_exits_normally_is_not_reported_dead(run_program, make_dict):
+    """C3: neither one whose threads used the dict until then, nor one of multiprocessing."""
     d = make_dict(key=str, value=int)
     ended = [os.getpid()]
     run_program(THREADS_PROGRAM, d.name)
@@ -458,8 +458,8 @@ def test_a_process_that_came_to_its_end_is_not_called_dead(run_program, make_dic
     assert d["spawn"] == 2
 
 
-def test_a_child_that_ends_unlinks_nothing(run_program, make_dict, anonymous_left):
-    """As the resource_tracker of another program's shared memory does."""
+def test_a_child_that_exits_does_not_unlink_the_dict(run_program, make_dict, anonymous_left):
+    """The resource_tracker would remove shared memory that another program owns."""
     d = make_dict(key=str, value=str)
     d["a"] = "parent"
     program = """
@@ -475,8 +475,8 @@ def test_a_child_that_ends_unlinks_nothing(run_program, make_dict, anonymous_lef
     assert d == {"a": "parent", "b": "child"}
 
 
-def test_what_a_killed_program_leaves_the_next_removes(tmp_path, anonymous_left):
-    """C1: all processes of an anonymous dict are killed; the next anonymous dict clears up."""
+def test_an_anonymous_dict_of_a_killed_program_is_removed_by_the_next(tmp_path, anonymous_left):
+    """C1: the processes of an anonymous dict are killed; creating the next one removes it."""
     program = "import shmrhash, time\nd = shmrhash.SharedDict()\nprint(d.name, flush=True)\n"
     with subprocess.Popen(
         [sys.executable, "-c", program + "time.sleep(60)"],
@@ -492,7 +492,7 @@ def test_what_a_killed_program_leaves_the_next_removes(tmp_path, anonymous_left)
         assert name not in anonymous_left()
 
 
-def test_importing_the_package_starts_nothing(run_program):
+def test_the_package_starts_no_threads_and_no_processes(run_program):
     assert (
         run_program(
             """

@@ -1,4 +1,4 @@
-"""Every operation against a plain dict, in orders that hypothesis makes up."""
+"""Every operation against a plain dict, in random orders that hypothesis generates."""
 
 import contextlib
 import pickle
@@ -28,7 +28,7 @@ blobs = st.sampled_from([0, 1, 8, 15, 16, 90, 1000, 5000, 70_000]).flatmap(
     lambda size: st.integers(0, 255).map(lambda byte: bytes([byte]) * size)
 )
 
-# Declared types, with what is drawn as keys and values of them.
+# Declared types, with strategies for their keys and values.
 TYPES = {
     "str to int": (str, int, texts, st.integers(-(2**63), 2**63 - 1)),
     "str to bytes": (str, bytes, texts, blobs),
@@ -45,7 +45,7 @@ TYPES = {
 
 
 def outcome(action):
-    """What an operation returned or which error it raised, as dict's own errors."""
+    """Return the result of an operation, or KeyError if it raised one."""
     try:
         return action()
     except KeyError:
@@ -53,7 +53,7 @@ def outcome(action):
 
 
 class DictAgainstDict(RuleBasedStateMachine):
-    """One SharedDict through several handles, and the dict it should be."""
+    """One SharedDict through several handles, and the dict to which it must be equal."""
 
     name = None
     types = None
@@ -67,7 +67,7 @@ class DictAgainstDict(RuleBasedStateMachine):
     @initialize()
     def create(self):
         key, value, self.key_strategy, self.value_strategy = self.types
-        # Little room: to undo a mapping of a terabyte takes AddressSanitizer tenths of a second.
+        # Little room: AddressSanitizer takes tenths of a second to unmap a terabyte.
         limits = {"max_entries": ROOM, "max_bytes": 1 << 24}
         options = {"key": key, "value": value, "ttl": self.ttl, **limits}
         self.options = options
@@ -85,7 +85,7 @@ class DictAgainstDict(RuleBasedStateMachine):
         return handle, data.draw(self.key_strategy, label="key")
 
     def store(self, data, write, key, value):
-        """Store in both; a new key in a full dict is refused, in the model too."""
+        """Store in both; the model, too, refuses a new key if the dict is full."""
         if key not in self.model and len(self.model) == ROOM:
             with pytest.raises(shmrhash.MapFull):
                 write()
@@ -245,8 +245,8 @@ class DictAgainstDict(RuleBasedStateMachine):
 @pytest.mark.parametrize("examples", [5, pytest.param(25, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("ttl", [None, 3600.0])
 @pytest.mark.parametrize("types", TYPES.values(), ids=TYPES)
-def test_any_sequence_of_operations_is_as_on_a_dict(map_name, types, ttl, examples):
-    """W1, W2, C1 (nothing leaked): all operations, all kinds of types, several handles."""
+def test_any_sequence_of_operations_has_the_results_of_a_dict(map_name, types, ttl, examples):
+    """W1, W2, C1 (nothing leaks): all operations, all kinds of types, several handles."""
     machine = type("Machine", (DictAgainstDict,), {"name": map_name, "types": types, "ttl": ttl})
     settings = hypothesis.settings(max_examples=examples, stateful_step_count=40)
     run_state_machine_as_test(machine, settings=settings)

@@ -1,4 +1,4 @@
-"""A program's own code inside a dict's operations, and its own classes around a dict."""
+"""A program's own code inside a dict's operations, and its own subclasses of a dict."""
 
 import copy
 import pickle
@@ -12,7 +12,7 @@ import pytest
 import shmrhash
 from shmrhash import SharedCounter, SharedDict
 
-DICT = None  # what Meddler uses
+DICT = None  # the dict that Meddler changes
 FAILING = False
 
 
@@ -30,7 +30,7 @@ def _meddle():
 
 
 class Fragile:
-    """Cannot be unpickled while FAILING."""
+    """Cannot be unpickled while FAILING is true."""
 
     def __reduce__(self):
         return _build, ()
@@ -57,8 +57,8 @@ def failing(monkeypatch):
 
 
 @pytest.mark.parametrize("use", ["locked", "update_with", "exchange", "create"])
-def test_a_section_whose_decoding_wants_its_key_is_a_deadlock_at_once(make_dict, monkeypatch, use):
-    """L1: by the error itself; a timeout of None would wait for ever."""
+def test_decoding_that_uses_its_sections_key_is_a_deadlock_error(make_dict, monkeypatch, use):
+    """L1: the error comes at once; a timeout of None would wait without end."""
     d = make_dict(key=str, value=object, timeout=None)
     d["k"] = Meddler()
     monkeypatch.setattr(sys.modules[__name__], "DICT", d)
@@ -72,12 +72,12 @@ def test_a_section_whose_decoding_wants_its_key_is_a_deadlock_at_once(make_dict,
     with pytest.raises(shmrhash.DeadlockError):
         uses[use]()
 
-    d["k"] = 7  # nobody holds it
+    d["k"] = 7  # no section holds it
     assert d["k"] == 7
 
 
-def test_one_value_that_cannot_be_decoded_hides_no_other(make_dict, failing):
-    """I1: it raises at its place, and the iterator goes on; or it is left out."""
+def test_a_value_that_cannot_be_decoded_hides_no_other_value(make_dict, failing):
+    """I1: the iterator raises at its place and can go on; with errors="skip" it is left out."""
     d = make_dict(key=int, value=object)
     expected = {number: number * 2 for number in range(200)}
     d.update(expected)
@@ -109,7 +109,7 @@ def test_one_value_that_cannot_be_decoded_hides_no_other(make_dict, failing):
         d.items(errors="ignore")
 
 
-def test_popitem_leaves_what_it_cannot_decode(make_dict, failing):
+def test_popitem_does_not_remove_a_value_that_it_cannot_decode(make_dict, failing):
     d = make_dict(key=int, value=object)
     d[1] = Fragile()
     failing(True)
@@ -128,8 +128,8 @@ def test_popitem_leaves_what_it_cannot_decode(make_dict, failing):
     assert len(d) == 0
 
 
-def test_popitem_passes_by_what_it_cannot_decode(make_dict, failing):
-    """One entry whose class is missing keeps no other from being taken, wherever it stands."""
+def test_popitem_takes_other_entries_than_those_it_cannot_decode(make_dict, failing):
+    """An entry whose class is missing does not keep others from being taken, wherever it is."""
     d = make_dict(key=int, value=object)
     d.update({number: -number for number in range(100)})
     d.update({number: Fragile() for number in (100, 101, 102)})
@@ -143,7 +143,7 @@ def test_popitem_passes_by_what_it_cannot_decode(make_dict, failing):
     assert set(d) == {100, 101, 102}
 
 
-def test_skipping_does_not_hide_what_is_about_the_map(make_dict):
+def test_skipping_undecodable_values_does_not_hide_errors_of_the_map(make_dict):
     d = make_dict(key=int, value=object)
     d.update({number: number for number in range(10)})
     iterator = iter(d.items(errors="skip"))
@@ -154,7 +154,7 @@ def test_skipping_does_not_hide_what_is_about_the_map(make_dict):
         list(iterator)
 
 
-def test_a_copied_handle_is_the_dict_and_copy_is_a_plain_one(make_dict):
+def test_copying_a_handle_gives_the_same_dict_and_copy_gives_a_plain_one(make_dict):
     d = make_dict(key=str, value=int)
     holder = types.SimpleNamespace(cache=d)
 
@@ -167,7 +167,7 @@ def test_a_copied_handle_is_the_dict_and_copy_is_a_plain_one(make_dict):
     assert counter["a"] == 1
 
 
-def test_a_subclass_keeps_its_attributes_and_its_missing_is_asked():
+def test_a_subclass_keeps_its_attributes_when_pickled_and_its_missing_is_called():
     with Tenant(key=str, value=str, tenant="t1", ttl=5) as d, pickle.loads(pickle.dumps(d)) as twin:
         d["a"] = "b"
         assert (twin.tenant, twin["a"], twin["c"]) == ("t1", "b", "no c")
@@ -179,8 +179,8 @@ def test_a_subclass_keeps_its_attributes_and_its_missing_is_asked():
         plain["c"]
 
 
-def test_deadlines_are_by_one_clock_also_where_pythons_is_frozen(make_dict, monkeypatch):
-    """As a freezing library does it: time.monotonic_ns gives what a test wants."""
+def test_deadlines_do_not_depend_on_a_patched_clock(make_dict, monkeypatch):
+    """A library that freezes time replaces time.monotonic_ns with a test's own function."""
     d = make_dict(key=str, value=int, ttl=60)
     now = {"ns": 1_700_000_000 * 10**9}
     monkeypatch.setattr(time, "monotonic_ns", lambda: now["ns"])
@@ -206,8 +206,8 @@ SURROGATES = ["\ud800", "name-\udcff", "\udcff" * 40, "\ud83d\ude00", "a\udc80" 
 
 
 @pytest.mark.parametrize("key_type", [str, object])
-def test_lone_surrogates_are_keys_and_values(make_dict, key_type):
-    """As os.listdir() makes them of names that are no UTF-8."""
+def test_lone_surrogates_work_in_keys_and_values(make_dict, key_type):
+    """os.listdir() returns them for names that are no UTF-8."""
     d = make_dict(key=key_type, value=str)
     for text in SURROGATES:
         assert text not in d
@@ -215,7 +215,7 @@ def test_lone_surrogates_are_keys_and_values(make_dict, key_type):
         d[text] = text
 
     assert dict(d) == {text: text for text in SURROGATES}
-    assert "\U0001f600" not in d  # which a pair of them is not
+    assert "\U0001f600" not in d  # two surrogates are not this character
     for text in SURROGATES:
         assert d.pop(text) == text
 
@@ -232,7 +232,7 @@ CANNOT = {
 
 
 @pytest.mark.parametrize("key_type", CANNOT, ids=str)
-def test_in_is_false_for_what_a_key_type_cannot_hold(make_dict, key_type):
+def test_in_is_false_for_keys_that_the_key_type_cannot_hold(make_dict, key_type):
     d = make_dict(key=key_type, value=int)
 
     for key in CANNOT[key_type]:
@@ -245,7 +245,7 @@ def test_in_is_false_for_what_a_key_type_cannot_hold(make_dict, key_type):
     assert len(d) == 0
 
 
-def test_a_bool_of_numpy_is_a_bool(make_dict):
+def test_a_numpy_bool_is_stored_as_a_bool(make_dict):
     d = make_dict(key=bool, value=bool)
 
     d[np.True_] = np.False_
@@ -255,7 +255,7 @@ def test_a_bool_of_numpy_is_a_bool(make_dict):
         d[True] = np.float64(1)
 
 
-def test_a_number_out_of_range_says_the_range(make_dict):
+def test_the_error_for_a_number_out_of_range_has_the_range(make_dict):
     d = make_dict(key=int, value=int)
     for use in (lambda: d.__setitem__(2**64, 1), lambda: d.__setitem__(1, -(2**64))):
         with pytest.raises(OverflowError, match=r"from -2\*\*63 to 2\*\*63 - 1, .* 65 bits"):

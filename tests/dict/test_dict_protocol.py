@@ -1,7 +1,7 @@
-"""The standard library's own tests of mappings, on SharedDict.
+"""The standard library's own tests of mappings, run on SharedDict.
 
-What cannot apply is named in CANNOT_APPLY, with the reason, and a test says that nothing else is
-left out. The dicts are anonymous, keys and values of type object.
+Tests that cannot apply are listed in CANNOT_APPLY, with the reason, and a test checks that no other
+is left out. The dicts are anonymous, with keys and values of type object.
 """
 
 import collections.abc
@@ -38,7 +38,7 @@ class DictOf(SharedDict):
 
 
 class SmallPopitem:
-    """test_popitem makes 24 dicts of up to 2,048 entries, and expects equal ones to pop alike."""
+    """test_popitem makes 24 dicts of up to 2,048 entries, and wants equal ones to pop the same."""
 
     def test_popitem(self):
         mapping_tests.BasicTestMappingProtocol.test_popitem(self)
@@ -50,7 +50,7 @@ class SmallPopitem:
 
 
 class TestBasicProtocolOfSharedDict(mapping_tests.BasicTestMappingProtocol):
-    """All of it applies."""
+    """All of these tests apply."""
 
     type2test = DictOf
 
@@ -84,8 +84,8 @@ for _case in (
 
 
 @pytest.mark.parametrize("case", [TestProtocolOfSharedDict, TestHashProtocolOfSharedDict])
-def test_nothing_is_left_out_but_what_cannot_apply(case):
-    """What a class here replaces is in the list, or is popitem, which it tests in another way."""
+def test_only_tests_that_cannot_apply_are_left_out(case):
+    """A test that a class here replaces is in the list; popitem is only tested differently."""
     ours = {name for name in vars(case) if name.startswith("test")}
 
     assert ours <= CANNOT_APPLY.keys()
@@ -93,7 +93,7 @@ def test_nothing_is_left_out_but_what_cannot_apply(case):
 
 
 class Loud:
-    """Raises where it is compared, hashed or shown, once it is told to; equal to nothing."""
+    """Raises when compared or shown, and when hashed while `fail` is true."""
 
     fail = False
 
@@ -110,7 +110,7 @@ class Loud:
 
 
 class LoudText(str):
-    """A str whose hash raises, once it is told to."""
+    """A str whose hash raises while `fail` is true."""
 
     fail = False
     __eq__ = str.__eq__
@@ -122,8 +122,8 @@ class LoudText(str):
 
 
 @pytest.mark.parametrize("operation", ["__getitem__", "pop", "setdefault", "get", "__contains__"])
-def test_a_key_whose_hash_raises_raises(operation):
-    """What test_getitem, test_pop and test_setdefault are about, with a class that may be a key."""
+def test_an_exception_of_a_keys_hash_is_passed_on(operation):
+    """The subject of test_getitem, test_pop and test_setdefault, with a class that may be a key."""
     with SharedDict() as d:
         key = LoudText("a")
         d[key] = 1
@@ -134,18 +134,18 @@ def test_a_key_whose_hash_raises_raises(operation):
             getattr(d, operation)(key)
 
 
-def test_what_comparing_and_showing_values_raises_comes_out():
-    """What test_eq and test_repr are about."""
+def test_an_exception_of_comparing_values_is_passed_on():
+    """The subject of test_eq and test_repr."""
     with SharedDict() as d:
         d[1] = Loud()
 
         with pytest.raises(ZeroDivisionError):
             assert d == {1: 1}
-        assert "Loud instance" in repr(d)  # as in reprlib: a broken repr is named, not raised
+        assert "Loud instance" in repr(d)  # as in reprlib: a broken repr is replaced, not raised
 
 
-def test_setdefault_returns_what_is_stored_and_shares_nothing():
-    """What the rest of test_setdefault is about, as it is here."""
+def test_setdefault_returns_a_copy_of_the_stored_value():
+    """The rest of test_setdefault, as it works here."""
     with SharedDict() as d:
         d.setdefault("key", []).append(3)
 
@@ -153,7 +153,7 @@ def test_setdefault_returns_what_is_stored_and_shares_nothing():
         assert d.setdefault("key", [1]) == []
 
 
-def test_it_is_a_mutable_mapping_and_matches_patterns():
+def test_a_dict_is_a_mutable_mapping_and_matches_patterns():
     with SharedDict() as d:
         d.update(kind="circle", radius=2)
 

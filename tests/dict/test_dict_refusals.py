@@ -1,4 +1,4 @@
-"""What a dict's core, and the handle below it, refuses; nothing is stored then."""
+"""Calls that a dict's core, or the handle below it, refuses without storing anything."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from shmrhash import Kptr, RHashMap, SharedDict, Timer, _core
 
 
 class Index:
-    """An integer by its __index__ alone."""
+    """An object that is an integer only because of its __index__."""
 
     def __index__(self):
         return 7
@@ -33,7 +33,7 @@ def test_arguments_that_no_operation_takes_are_refused(make_dict):
     assert d["k"] == "v"
 
 
-def test_a_value_of_another_type_ends_an_exchange_with_nothing_stored(make_dict):
+def test_an_exchange_with_a_value_of_another_type_stores_nothing(make_dict):
     d = make_dict(key=str, value=str)
     d["k"] = "v"
     with pytest.raises(TypeError):
@@ -41,8 +41,8 @@ def test_a_value_of_another_type_ends_an_exchange_with_nothing_stored(make_dict)
     assert d["k"] == "v"
 
 
-def test_a_section_is_used_inside_its_block_and_once(make_dict):
-    """L1: nothing of it counts outside, and a frozen dict stores nothing."""
+def test_a_section_can_be_used_only_once_and_inside_its_block(make_dict):
+    """L1: assignments outside are refused, and a section of a frozen dict stores nothing."""
     d = make_dict(key=str, value=int)
     d["k"] = 1
     section = d.locked("k", timeout=1.0)
@@ -63,8 +63,8 @@ def test_a_section_is_used_inside_its_block_and_once(make_dict):
     assert d["k"] == 2
 
 
-def test_a_section_that_is_forgotten_is_rolled_back(make_dict):
-    """L1: without its block's end, by the end of its object."""
+def test_a_section_that_is_garbage_collected_is_rolled_back(make_dict):
+    """L1: the end of the object ends the section, if the block does not."""
     d = make_dict(key=str, value=int)
     d["k"] = 1
     section = d.locked("k")
@@ -72,12 +72,12 @@ def test_a_section_that_is_forgotten_is_rolled_back(make_dict):
     section.value = 5
     del section
 
-    d["k"] += 1  # nobody holds it
+    d["k"] += 1  # no section holds it
     assert d["k"] == 2
 
 
 def test_a_section_of_the_parent_is_not_ended_by_a_child(make_dict):
-    """L1, fork: the child is told, and the parent's section goes on."""
+    """L1, fork: the child gets an error, and the parent's section goes on."""
     d = make_dict(key=str, value=int)
     d["k"] = 1
     with d.locked("k") as entry:
@@ -94,8 +94,8 @@ def test_a_section_of_the_parent_is_not_ended_by_a_child(make_dict):
     assert d["k"] == 2
 
 
-def test_views_are_of_objects(make_dict):
-    """R2: a value in the entry has none."""
+def test_inline_values_have_no_views(make_dict):
+    """R2: only objects have."""
     d = make_dict(key=str, value=int)
     d["k"] = 1
     with pytest.raises(shmrhash.InvalidArgument, match="views are"):
@@ -117,8 +117,8 @@ def test_numbers_may_be_of_any_class_with_an_index(make_dict):
     assert raw.copy() == {b"k": b"v"}
 
 
-def test_keys_that_the_short_way_does_not_know_are_as_others(make_dict):
-    """Codecs: of a dict of int to int, what is no int of 64 bits."""
+def test_keys_that_the_short_path_does_not_take_work_like_others(make_dict):
+    """Codecs: in a dict of int to int, keys that are no ints of 64 bits."""
     d = make_dict(key=int, value=int)
     d[1] = 5
     assert (d[True], d[np.int64(1)], d[Index()] if 7 in d else 0) == (5, 5, 0)
@@ -131,7 +131,7 @@ def test_keys_that_the_short_way_does_not_know_are_as_others(make_dict):
 
 
 def test_an_expired_entry_of_a_frozen_dict_is_absent_and_stays(make_dict):
-    """R1: nobody may delete it."""
+    """R1: no operation may delete it."""
     d = make_dict(key=str, value=int, ttl=math.inf)
     d._put("k", 1, 0, 1)
     d.freeze()
@@ -140,8 +140,8 @@ def test_an_expired_entry_of_a_frozen_dict_is_absent_and_stays(make_dict):
     assert len(d) == 1
 
 
-def test_a_deadline_is_not_changed_while_somebody_has_locked_the_entry(make_dict):
-    """L1: it is a write, which waits with the timeout."""
+def test_changing_a_deadline_waits_for_a_section_of_the_entry(make_dict):
+    """L1: the change is a write, which waits until the timeout."""
     d = make_dict(key=str, value=int, ttl=5)
     d["k"] = 1
     with SharedDict.open(d.name, timeout=0.02) as other, d.locked("k"):
@@ -153,7 +153,7 @@ def test_a_deadline_is_not_changed_while_somebody_has_locked_the_entry(make_dict
 
 
 def test_values_of_many_words_are_copied_whole(make_dict):
-    """R2: more than the core keeps on its stack."""
+    """R2: they are larger than what the core keeps on its stack."""
     d = make_dict(key=int, value="<200q")
     d[1] = tuple(range(200))
     assert d[1] == tuple(range(200))
@@ -161,8 +161,8 @@ def test_values_of_many_words_are_copied_whole(make_dict):
     assert d.pop(1) == tuple(range(200))
 
 
-def test_codecs_that_make_other_sizes_are_refused(map_name):
-    """H1: a program's own codec, used with the core."""
+def test_encoded_keys_and_values_of_wrong_sizes_are_refused(map_name):
+    """H1: the codec is the program's own; the core uses it."""
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as handle:
         handle.unlink()
         core = _core.DictCore(
@@ -176,7 +176,7 @@ def test_codecs_that_make_other_sizes_are_refused(map_name):
             core[b"abc"]
 
 
-def test_fields_that_a_map_does_not_have_are_refused(map_name):
+def test_operations_on_fields_that_a_map_does_not_have_are_refused(map_name):
     """K1: no Timer; buffers as keys; an object that is too large for any class."""
     with RHashMap.create(
         map_name, key_size=8, value_size=8, max_entries=10, fields=[Kptr(0)], max_bytes=1 << 20
@@ -199,8 +199,8 @@ def test_fields_that_a_map_does_not_have_are_refused(map_name):
         assert bytes(8) not in m
 
 
-def test_a_map_without_room_for_a_value_is_no_dict(map_name):
-    """H1: its only word is the deadline."""
+def test_a_map_whose_value_is_only_a_deadline_is_no_dict(map_name):
+    """H1: it has no room for a value."""
     with RHashMap.create(
         map_name, key_size=8, value_size=8, max_entries=10, fields=[Timer(0)]
     ) as m:
@@ -209,22 +209,22 @@ def test_a_map_without_room_for_a_value_is_no_dict(map_name):
             _core.DictCore(m, (_core.KEY_FIXED, bytes, bytes), (_core.VALUE_FIXED, bytes, bytes))
 
 
-def test_entries_are_read_into_what_has_room_for_them(make_map):
+def test_reading_entries_into_too_small_a_buffer_is_refused(make_map):
     m = make_map()
     with pytest.raises(shmrhash.InvalidArgument, match="no room for entries 0 to 5"):
         _core.read_entries(m, None, bytearray(8 * 4), None, 0, 5)
 
 
-def test_a_timeout_is_seconds_from_zero_on(make_dict):
-    """K1: not before the beginning, and not a number."""
+def test_a_negative_or_nan_timeout_is_refused(make_dict):
+    """K1: a timeout is a number of seconds from 0 up."""
     d = make_dict(key=str, value=int)
     for timeout in (-1, float("nan")):
         with pytest.raises(shmrhash.InvalidArgument, match="timeout must be"):
             SharedDict.open(d.name, timeout=timeout)
 
 
-def test_a_map_is_frozen_once(make_dict):
-    """K1: EPERM for the second."""
+def test_freezing_a_frozen_dict_is_refused(make_dict):
+    """K1: EPERM."""
     d = make_dict(key=str, value=int)
     d.freeze()
     with pytest.raises(shmrhash.FrozenMap):

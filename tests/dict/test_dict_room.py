@@ -1,4 +1,4 @@
-"""Dicts where memory ends: a full file system, and max_bytes (M1)."""
+"""Dicts that run out of memory: a full file system, and max_bytes (M1)."""
 
 import errno
 import os
@@ -15,12 +15,12 @@ SIZES = [40, 900, 4088, 5000, 70_000, 300_000]  # small classes, and runs of pag
 
 
 def body(number, size):
-    """A value that no other number or size has."""
+    """Return a value that is different for every number and size."""
     return random.Random(f"{number} {size}").randbytes(size)
 
 
 def in_tiny_tmpfs(tmp_path, monkeypatch, job, *arguments, size):
-    """Run job where the dict's folder is a tmpfs of size bytes."""
+    """Run job with the dict's directory on a tmpfs of size bytes."""
     monkeypatch.setenv("SHMRHASH_DIR", str(tmp_path))
     (result,) = run_together(
         "fork", (creation_jobs.in_private_tmpfs, str(tmp_path), size, job, *arguments)
@@ -31,7 +31,7 @@ def in_tiny_tmpfs(tmp_path, monkeypatch, job, *arguments, size):
 
 
 def store_until_full(d, first, size):
-    """Store until the file system is full; the error, and the next number."""
+    """Store until the file system is full; return the error and the next number."""
     number = first
     try:
         while True:
@@ -46,7 +46,7 @@ def expect_all(d, numbers, size):
 
 
 def fill_and_free(gate, size, ballast_size):
-    """Fill the file system with objects, use the full dict, make room, go on."""
+    """Fill the file system with objects, use the full dict, free memory, and store again."""
     limits = {"max_entries": 1 << 20, "max_bytes": 1 << 34}
     ballast = creation_jobs.segment_folder() / "ballast"
     ballast.write_bytes(bytes(ballast_size))
@@ -56,10 +56,10 @@ def fill_and_free(gate, size, ballast_size):
         full, count = store_until_full(d, 0, size)
         d.check()
         wrong = expect_all(d, range(count), size)
-        # A value is replaced by a new object, so that takes room; deletions make some.
+        # A new value is a new object and takes room, so some entries are deleted first.
         for number in range(0, count, 3):
             del d[number]
-        # What is free lies in the depot of this CPU, and is found from another.
+        # The freed objects are in this CPU's depot, and are found from another CPU.
         os.sched_setaffinity(0, {others[0] if others else here})
         for number in range(0, count, 6):
             d[number] = body(number, size)
@@ -84,9 +84,8 @@ def fill_and_free(gate, size, ballast_size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_full_file_system_refuses_the_store_only(tmp_path, monkeypatch, size):
-    """M1: what is there stays as it was, the budget counts what there is, and with room stores go
-    on."""
+def test_a_full_file_system_refuses_stores_only(tmp_path, monkeypatch, size):
+    """M1: stored values are unchanged, the budget counts them, and stores go on with new room."""
     room = 24 << 20 if size > 4096 else 4 << 20
     result = in_tiny_tmpfs(tmp_path, monkeypatch, fill_and_free, size, room // 8, size=room)
 
@@ -98,7 +97,7 @@ def test_a_full_file_system_refuses_the_store_only(tmp_path, monkeypatch, size):
 
 
 def store_beside_ballast(gate, seed):
-    """At each of many stages take all free memory away, try to go on, and give it back."""
+    """Repeatedly take all free memory away, store and delete, and give the memory back."""
     rng = random.Random(seed)
     ballast = creation_jobs.segment_folder() / "ballast"
     limits = {"max_entries": 1 << 20, "max_bytes": 1 << 34}
@@ -129,7 +128,7 @@ def store_beside_ballast(gate, seed):
     return refusals, found == model, wrong
 
 
-def test_a_file_system_filled_by_others_refuses_the_store_only(tmp_path, monkeypatch, seed):
+def test_a_file_system_filled_by_other_files_refuses_stores_only(tmp_path, monkeypatch, seed):
     """M1: ballast takes every free byte at many stages; no stage ends in SIGBUS."""
     refusals, same, wrong = in_tiny_tmpfs(
         tmp_path, monkeypatch, store_beside_ballast, seed, size=24 << 20
@@ -140,8 +139,8 @@ def test_a_file_system_filled_by_others_refuses_the_store_only(tmp_path, monkeyp
     assert wrong == []
 
 
-def test_a_kptr_that_max_bytes_has_no_room_for_changes_nothing(map_name):
-    """M1: OutOfMemory, and what was there stays."""
+def test_a_kptr_too_large_for_max_bytes_is_refused_and_changes_nothing(map_name):
+    """M1: OutOfMemory, and the previous object stays."""
     limits = {"max_entries": 10, "fields": [Kptr(0)], "max_bytes": 1 << 16}
     with RHashMap.create(map_name, key_size=8, value_size=8, **limits) as m:
         m.unlink()
@@ -154,18 +153,18 @@ def test_a_kptr_that_max_bytes_has_no_room_for_changes_nothing(map_name):
         m.check()
 
 
-# ---- two at one key ----
+# ---- two processes and one key ----
 
 
 def store_in_order(gate, d, who, count):
-    """Store under the same keys in the same order as another, who is seldom far."""
+    """Store under the same keys in the same order as the other process, which is seldom far."""
     gate.wait()
     for number in range(count):
         d[number] = body(who, 40 + number % 60)
 
 
 def store_under_one(gate, d, who, count):
-    """Replace the values of one key, and sometimes delete it."""
+    """Replace the value of one key, and sometimes delete the key."""
     gate.wait()
     for number in range(count):
         d[0] = body(who, 40 + number % 60)
@@ -174,8 +173,8 @@ def store_under_one(gate, d, who, count):
 
 
 @pytest.mark.parametrize("job", [store_in_order, store_under_one])
-def test_those_who_race_to_store_under_one_key_lose_no_object(make_dict, job):
-    """W1, C1: who finds that another was faster takes its object back, and uses it."""
+def test_racing_stores_under_one_key_lose_no_object(make_dict, job):
+    """W1, C1: the loser of the race takes its object back, and uses it for an update."""
     d = make_dict(key=int, value=bytes, max_entries=1 << 16, max_bytes=1 << 24)
     count = 20_000
 
@@ -195,8 +194,8 @@ def test_those_who_race_to_store_under_one_key_lose_no_object(make_dict, job):
     ],
     ids=["entries", "objects"],
 )
-def test_a_map_that_no_address_space_holds_is_refused(map_name, limits):
-    """M1: TooLarge says so, and nothing is made."""
+def test_a_map_larger_than_the_address_space_is_refused(map_name, limits):
+    """M1: with TooLarge, and no map is made."""
     with pytest.raises(shmrhash.TooLarge):
         RHashMap.create(map_name, key_size=8, **limits)
     with pytest.raises(shmrhash.SegmentMissing):
@@ -204,7 +203,7 @@ def test_a_map_that_no_address_space_holds_is_refused(map_name, limits):
 
 
 def update_the_last_key(gate, m, rounds):
-    """In each round race for the only entry that the map has room for."""
+    """In each round race to insert the only entry that the map has room for."""
     refused = 0
     for number in range(rounds):
         key = number.to_bytes(8, "little")
@@ -220,9 +219,9 @@ def update_the_last_key(gate, m, rounds):
     return refused
 
 
-def test_who_comes_second_for_the_key_that_took_the_last_room_updates_it(make_map):
-    """W2: it may be refused while the first is inserting, but not once the key is there; and one
-    of them inserts it."""
+def test_the_loser_of_a_race_for_the_last_free_entry_updates_its_key(make_map):
+    """W2: it may be refused while the winner inserts, but not once the key is there; and one of the
+    two always inserts the key."""
     m = make_map(max_entries=1)
     rounds = 1500
 

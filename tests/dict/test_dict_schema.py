@@ -1,4 +1,4 @@
-"""What a segment says of its types, and who may open it."""
+"""The types that a segment's schema describes, and the openers that it accepts."""
 
 import json
 import pickle
@@ -28,8 +28,8 @@ TYPES = [
 
 @pytest.mark.parametrize(("key", "value"), TYPES)
 @pytest.mark.parametrize("ttl", [None, 5, 0.25, float("inf")])
-def test_a_dict_opens_without_its_types(make_dict, map_name, key, value, ttl):
-    """They come from the schema, and are those it was made with."""
+def test_a_dict_can_be_opened_without_naming_its_types(make_dict, map_name, key, value, ttl):
+    """They come from the schema, and are the types that the dict was created with."""
     made = make_dict(key=key, value=value, ttl=ttl)
 
     with SharedDict.open(map_name) as opened:
@@ -43,7 +43,7 @@ def test_a_dict_opens_without_its_types(make_dict, map_name, key, value, ttl):
         assert opened.handle.schema == made.handle.schema
 
 
-def test_the_schema_is_readable(make_dict):
+def test_the_schema_is_readable_json(make_dict):
     d = make_dict(key=str, value="<qd", ttl=60)
 
     assert json.loads(d.handle.schema) == {
@@ -76,7 +76,7 @@ def test_another_type_is_a_mismatch_that_names_both(make_dict, map_name, made, w
             use(map_name, **types)
 
 
-def test_another_limit_is_a_mismatch_that_names_the_remedies(make_dict, map_name):
+def test_another_limit_is_a_mismatch_that_names_the_remedy(make_dict, map_name):
     make_dict(key=str, value=str, max_entries=100, max_bytes=1 << 20)
     types = {"key": str, "value": str}
 
@@ -91,8 +91,8 @@ def test_another_limit_is_a_mismatch_that_names_the_remedies(make_dict, map_name
             assert opened.max_entries == 100
 
 
-def test_a_ttl_is_the_handles_and_not_part_of_what_must_match(make_dict, map_name):
-    """Each opener's own default; without one, the creator's. A pickle keeps it."""
+def test_each_handle_may_have_its_own_ttl(make_dict, map_name):
+    """A handle without one has the creator's. A pickle keeps it."""
     types = {"key": str, "value": int}
     make_dict(**types, ttl=5)
 
@@ -105,16 +105,14 @@ def test_a_ttl_is_the_handles_and_not_part_of_what_must_match(make_dict, map_nam
                 assert again._default_ttl_ns == opened._default_ttl_ns
 
 
-def test_a_ttl_without_room_for_deadlines_is_a_mismatch_that_says_what_is_missing(
-    make_dict, map_name
-):
+def test_a_ttl_for_a_dict_without_deadlines_is_a_mismatch_with_the_remedy(make_dict, map_name):
     make_dict(key=str, value=int)
 
     with pytest.raises(LayoutMismatch, match=r"made without ttl, .* no room .*; open it without"):
         SharedDict(map_name, key=str, value=int, ttl=5)
 
 
-def test_a_class_must_be_given_and_be_the_same(make_dict, map_name):
+def test_a_class_must_be_named_to_open_its_dict(make_dict, map_name):
     make_dict(key=str, value=Packed)
 
     with pytest.raises(LayoutMismatch, match=r"class dict_types\.Packed; open it with value="):
@@ -123,7 +121,7 @@ def test_a_class_must_be_given_and_be_the_same(make_dict, map_name):
         assert opened.key_type is str
 
 
-def test_a_class_with_other_fields_is_another(make_dict, map_name):
+def test_a_class_with_other_fields_is_a_mismatch(make_dict, map_name):
     msgspec = pytest.importorskip("msgspec")
 
     def event(**fields):
@@ -139,8 +137,8 @@ def test_a_class_with_other_fields_is_another(make_dict, map_name):
         SharedDict.open(map_name, value=Sample)
 
 
-def test_a_class_of_the_main_module_is_the_same_in_a_spawned_child():
-    """There the module is called __mp_main__."""
+def test_a_class_of_the_main_module_is_equal_in_a_spawned_child():
+    """There the module's name is __mp_main__."""
     here = type("Thing", (), {"__module__": "__main__"})
     there = type("Thing", (), {"__module__": "__mp_main__"})
 
@@ -150,7 +148,7 @@ def test_a_class_of_the_main_module_is_the_same_in_a_spawned_child():
 
 
 @pytest.mark.parametrize("types", [(object, int), (str, object), (object, object)])
-def test_pickles_are_not_opened_unless_trusted(make_dict, map_name, types):
+def test_a_dict_of_pickles_is_not_opened_without_types_unless_trusted(make_dict, map_name, types):
     make_dict(key=types[0], value=types[1])
     role = "key" if types[0] is object else "value"
 
@@ -162,7 +160,7 @@ def test_pickles_are_not_opened_unless_trusted(make_dict, map_name, types):
         pass
 
 
-def test_a_map_is_not_a_dict(make_map, map_name):
+def test_opening_a_plain_map_as_a_dict_is_a_mismatch(make_map, map_name):
     make_map()
 
     for use in (SharedDict, SharedDict.open, SharedCounter):
@@ -187,8 +185,8 @@ def test_a_map_is_not_a_dict(make_map, map_name):
         (b'{"v":1,"kind":"SharedDict","key":"int","value":{"numpy":"O"},"ttl":null}', "type"),
     ],
 )
-def test_a_schema_of_somebody_else_is_a_mismatch(make_map, map_name, schema, complaint):
-    """H1: also one that does not describe the map it stands in."""
+def test_a_schema_of_another_program_is_a_mismatch(make_map, map_name, schema, complaint):
+    """H1: even if it is valid, but does not describe the map it is in."""
     make_map(_schema=schema)
 
     with pytest.raises(LayoutMismatch, match=complaint):
@@ -214,7 +212,7 @@ def test_types_too_long_to_describe_are_refused():
         SharedDict(key=int, value="<" + "qd" * 1000)
 
 
-def test_creating_what_is_there_is_refused(make_dict, map_name):
+def test_creating_a_dict_that_exists_is_refused(make_dict, map_name):
     make_dict(key=str, value=int)
 
     with pytest.raises(shmrhash.SegmentExists):
@@ -223,8 +221,8 @@ def test_creating_what_is_there_is_refused(make_dict, map_name):
         SharedDict.open(map_name + "-other")
 
 
-def test_max_bytes_is_a_limit_of_what_is_by_reference(make_dict):
-    """W2, M1: what does not fit is an error that names sizes; nothing changes."""
+def test_max_bytes_limits_the_objects_of_a_dict(make_dict):
+    """W2, M1: a value that does not fit is an error that names sizes; nothing changes."""
     d = make_dict(key=str, value=bytes, max_bytes=1 << 20)
     d["a"] = b"a" * 100_000
 
@@ -243,7 +241,7 @@ def test_max_bytes_is_a_limit_of_what_is_by_reference(make_dict):
 
 
 def test_a_full_dict_refuses_new_keys_and_takes_new_values(make_dict):
-    """W2: max_entries, with values by reference."""
+    """W2: max_entries, with values in objects."""
     d = make_dict(key=str, value=str, max_entries=10)
     for number in range(10):
         d[f"{number}" * 40] = "x" * 40
@@ -258,14 +256,14 @@ def test_a_full_dict_refuses_new_keys_and_takes_new_values(make_dict):
 
 def test_a_value_larger_than_any_object_is_too_large(make_dict):
     d = make_dict(key=str, value=bytes)
-    big = np.zeros((256 << 20) + 1, "u1")  # zeros that nobody touches take no memory
+    big = np.zeros((256 << 20) + 1, "u1")  # zeros that are never touched take no memory
 
     with pytest.raises(shmrhash.TooLarge):
         d["a"] = memoryview(big)
     assert len(d) == 0
 
 
-def test_numpy_is_imported_only_when_it_is_needed(tmp_path):
+def test_numpy_is_imported_only_when_needed(tmp_path):
     import subprocess
 
     program = (
@@ -285,7 +283,7 @@ def test_numpy_is_imported_only_when_it_is_needed(tmp_path):
     assert (done.stdout, done.stderr) == ("False False\n", "")
 
 
-def test_key_and_value_of_a_place(make_dict):
+def test_a_dataclass_key_comes_back_with_its_value(make_dict):
     pytest.importorskip("msgspec")
     d = make_dict(key=Place, value=int)
 

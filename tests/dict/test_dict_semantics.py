@@ -1,4 +1,4 @@
-"""What is dict's, what is not, and what is promised when many work at once."""
+"""Where SharedDict behaves like dict, where it does not, and its promises to concurrent users."""
 
 import itertools
 import operator
@@ -23,10 +23,10 @@ def d(make_dict):
     return d
 
 
-# As dict.
+# Like dict.
 
 
-def test_update_takes_what_dict_takes(make_dict):
+def test_update_accepts_the_arguments_of_dict_update(make_dict):
     class Keyed:
         def keys(self):
             return ["k"]
@@ -57,7 +57,7 @@ def test_update_takes_what_dict_takes(make_dict):
         make_dict().update({}, {})
 
 
-def test_an_update_that_fails_has_stored_what_came_before(d):
+def test_a_failing_update_keeps_the_items_stored_before(d):
     with pytest.raises(TypeError, match="key must be str, not int"):
         d.update([("c", 3), (4, 4), ("e", 5)])
 
@@ -109,7 +109,7 @@ def test_copies_are_plain_dicts(d):
         assert made == {"a": 1, "b": [2]}
 
 
-def test_views_are_sets_and_follow_the_dict(d):
+def test_views_are_sets_and_show_changes_of_the_dict(d):
     keys, items, values = d.keys(), d.items(), d.values()
 
     assert keys & {"a", "z"} == {"a"}
@@ -168,7 +168,7 @@ def test_repr_is_short(make_dict, map_name):
     assert repr(d) == f"<SharedDict {map_name!r} of str to object: closed>"
 
 
-def test_a_subscript_goes_straight_to_the_core():
+def test_subscripts_are_executed_by_the_core_directly():
     """No Python frame is made for d[key], key in d, d[key] = value, del d[key] or get."""
     for name in ("__getitem__", "__setitem__", "__delitem__", "__contains__", "get", "pop"):
         assert not any(
@@ -176,8 +176,8 @@ def test_a_subscript_goes_straight_to_the_core():
         )
 
 
-def test_a_dict_that_was_never_started_raises():
-    """Not a crash of the interpreter."""
+def test_using_a_dict_without_init_raises():
+    """The interpreter must not crash."""
     empty = SharedDict.__new__(SharedDict)
 
     for use in (len, lambda d: d["a"], lambda d: d.get("a"), lambda d: d.close(), list):
@@ -185,11 +185,11 @@ def test_a_dict_that_was_never_started_raises():
             use(empty)
 
 
-# Not as dict.
+# Unlike dict.
 
 
 def test_a_value_is_a_copy(d):
-    """d[k].append(x) shares nothing; the three ways that do."""
+    """d[k].append(x) changes only the copy; three other ways change the stored value."""
     d["b"].append(3)
     assert d["b"] == [2]
 
@@ -201,7 +201,7 @@ def test_a_value_is_a_copy(d):
 
 
 def test_writing_while_iterating_is_allowed(make_dict):
-    """I1: every entry that is there throughout comes once."""
+    """I1: every entry that is in the dict throughout is delivered once."""
     d = make_dict(key=int, value=int)
     d.update((number, 0) for number in range(1000))
 
@@ -216,7 +216,7 @@ def test_writing_while_iterating_is_allowed(make_dict):
     assert len(seen) == len(set(seen))
 
 
-def test_an_iterator_ends_when_the_dict_is_closed(make_dict):
+def test_iterating_over_a_closed_dict_raises_map_closed(make_dict):
     d = make_dict(key=int, value=int, max_entries=10_000)
     d.update((number, 0) for number in range(2000))
     walk = iter(d.items())
@@ -231,7 +231,7 @@ def test_an_iterator_ends_when_the_dict_is_closed(make_dict):
 # Sections.
 
 
-def test_a_section_stores_what_was_assigned_or_changed(d):
+def test_a_section_stores_an_assigned_or_changed_value(d):
     with d.locked("b") as entry:
         entry.value.append(3)
     with d.locked("a") as entry:
@@ -255,15 +255,15 @@ def test_a_section_that_raises_stores_nothing(d):
     assert d == {"a": 1, "b": [2]}
 
 
-def test_a_section_deletes(d):
+def test_a_section_can_delete_its_key(d):
     with d.locked("a") as entry:
         entry.delete()
 
     assert d == {"b": [2]}
 
 
-def test_a_section_of_what_cannot_be_stored_leaves_the_old_value(d):
-    """L1: also at the end; and the lock is free."""
+def test_a_section_whose_value_cannot_be_stored_leaves_the_old_value(d):
+    """L1: also if that is noticed at its end; and the lock is free."""
     with pytest.raises(Exception, match="pickle"), d.locked("a") as entry:
         entry.value = lambda: 0
 
@@ -281,7 +281,7 @@ def test_a_section_of_an_absent_key_is_a_key_error(d):
         d.update_with("z", lambda value: value, 1, 2)
 
 
-def test_a_key_deleted_under_a_section_stays_deleted(d):
+def test_a_key_deleted_during_its_section_stays_deleted(d):
     """L1: KeyGone."""
 
     def delete_and_store(value):
@@ -294,7 +294,7 @@ def test_a_key_deleted_under_a_section_stays_deleted(d):
     assert "a" not in d
 
 
-def test_who_locks_twice_is_told(d):
+def test_locking_a_key_twice_is_a_deadlock_error(d):
     with d.locked("a"), pytest.raises(shmrhash.DeadlockError), d.locked("a"):
         pytest.fail("entered")
 
@@ -309,7 +309,7 @@ def test_readers_see_the_old_value_until_a_section_ends(d):
 
 @methods
 def test_no_append_in_a_section_is_lost(make_dict, method):
-    """L1, W1: all append to one list; newcomers who append to copies change nothing."""
+    """L1, W1: all workers append to one list; one that appends to copies changes nothing."""
     d = make_dict(value=object)
     rounds = 150
     d["list"] = []
@@ -328,7 +328,7 @@ def test_no_append_in_a_section_is_lost(make_dict, method):
 
 
 @methods
-def test_one_of_those_who_race_stores_and_one_takes(make_dict, method):
+def test_of_racing_workers_one_stores_and_one_takes_each_key(make_dict, method):
     """W1: setdefault and pop."""
     d = make_dict(value=object)
     rounds = 200
@@ -348,7 +348,7 @@ def test_one_of_those_who_race_stores_and_one_takes(make_dict, method):
 
 @methods
 def test_each_item_is_popped_once(make_dict, method):
-    """W1: popitem by several until nothing is left."""
+    """W1: several workers call popitem until nothing is left."""
     d = make_dict(value=object, max_entries=4096)
     expected = {("key", number): "v" * (number % 50) for number in range(2000)}
     d.update(expected)
@@ -363,7 +363,7 @@ def test_each_item_is_popped_once(make_dict, method):
 
 
 @methods
-def test_no_token_is_lost_or_doubled_by_exchange(make_dict, method):
+def test_exchange_neither_loses_nor_duplicates_a_token(make_dict, method):
     """W1: each value that was stored comes out of one exchange, or is there at the end."""
     d = make_dict(value=object)
     rounds = 1000
@@ -379,8 +379,8 @@ def test_no_token_is_lost_or_doubled_by_exchange(make_dict, method):
 
 
 @methods
-def test_iteration_delivers_what_stays_exactly_once(make_dict, method):
-    """I1: with keys of every length, while two churn and the table resizes."""
+def test_iteration_delivers_stable_entries_exactly_once(make_dict, method):
+    """I1: with keys of every length, while two workers churn and the table resizes."""
     d = make_dict(key=str, value=str, max_entries=20_000)
     stable_count = 500
     for number in range(stable_count):
@@ -405,7 +405,7 @@ def test_iteration_delivers_what_stays_exactly_once(make_dict, method):
 
 @methods
 def test_no_count_is_lost(make_dict, method, seed):
-    """W1: inc, update and subtract of the same words by many."""
+    """W1: several workers call inc, update and subtract for the same words."""
     counter = make_dict(SharedCounter)
     words = [f"word {number}" + "d" * (number % 30) for number in range(40)]
 
@@ -420,7 +420,7 @@ def test_no_count_is_lost(make_dict, method, seed):
 
 @pytest.mark.parametrize("value", [int, float])
 def test_no_two_increments_return_the_same_sum(make_dict, seed, value):
-    """W1: by eight processes."""
+    """W1: eight processes increment."""
     counter = make_dict(SharedCounter, key=int, value=value)
 
     results = run_together(

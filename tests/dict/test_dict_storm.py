@@ -1,10 +1,10 @@
 """Eight processes store and read objects of 1 byte to 1 MiB, and are killed (C1, C2, R2, W1, L1).
 
-Each worker owns some keys of the dict. Before it writes one it notes key and version in a ledger
-in anonymous shared memory, after it that this is done; so a killed worker leaves one key in doubt,
-and whoever settles its ledger finds the old version or the new one there, nothing else. All read
-keys of all, and every value says whose it is and has a checksum. At the end the dict is what the
-ledgers say, and after clear() it holds no more bytes than before.
+Each worker owns some keys of the dict. Before it writes one it notes the key and the new version in
+a ledger in anonymous shared memory, and after the write that it is done. So a killed worker leaves
+one key in doubt, and when its ledger is settled the old or the new version must be in the dict. All
+workers read the keys of all; every value names its key and has a checksum. At the end the dict must
+hold what the ledgers say, and after clear() no more bytes than at the start.
 """
 
 import ctypes
@@ -24,13 +24,13 @@ import shmrhash
 SLOTS = 8
 KEYS_PER_SLOT = 12
 SIZE_MAX = 1 << 20
-# Less than what all would like to have, so that some are refused.
+# Less than all values together need, so that some stores are refused.
 MAX_BYTES = SLOTS * KEYS_PER_SLOT * SIZE_MAX // 24
 START_S = 20.0
 FAILED_EXIT = 3
 SHORT_S = 5.0
 LONG_S = 60.0
-DEFAULT_DURATION_S = 2.0  # of the option --duration
+DEFAULT_DURATION_S = 2.0  # the default of the option --duration
 PR_SET_PDEATHSIG = 1
 NEVER = (1 << 63) - 1
 
@@ -38,7 +38,7 @@ DOUBT, DOUBT_VERSION, OPERATIONS, REFUSALS, READS, VERSIONS = range(6)
 
 
 def key_of(number):
-    """Keys of one byte, of fifteen, and of many: inline and by reference."""
+    """Return a short key or a long one, of many lengths: inline or by reference."""
     return ("k", number) if number % 3 else f"key {number} " + "k" * (number * 7 % 300)
 
 
@@ -48,7 +48,7 @@ def value_of(number, version, size):
 
 
 def version_in(number, value):
-    """The version of a value of this key, 0 for none; raises for what nobody ever stored."""
+    """Return the version in a value of this key, 0 for None; raise if it was never stored."""
     if value is None:
         return 0
     owner, version, checksum, body = value
@@ -58,7 +58,7 @@ def version_in(number, value):
 
 
 class Worker:
-    """One slot's work, in a process that may die at any moment; its ledger outlives it."""
+    """The work of one slot, in a process that may be killed any time; the ledger outlives it."""
 
     def __init__(self, d, ledger, slot, seed):
         self.d, self.ledger = d, ledger
@@ -83,7 +83,7 @@ class Worker:
             raise AssertionError(f"own key {number} is of version {version}")
 
     def write(self, number, before, after, action):
-        """Do action, which replaces version before by after, with a note before and after it."""
+        """Run action, which replaces version before by after; note that before and after it."""
         self.ledger[DOUBT_VERSION] = after
         self.ledger[DOUBT] = number + 1
         try:
@@ -98,7 +98,7 @@ class Worker:
         return value_of(number, version, int(2 ** self.rng.uniform(0, 20)))
 
     def next_version(self):
-        """Higher than any before it: a settled ledger may have taken back the last."""
+        """Return a version above all earlier ones: settling a ledger may have undone the last."""
         return time.monotonic_ns() % NEVER
 
     def store(self, number, before):
@@ -146,7 +146,7 @@ def work(d, ledger, slot, seed):
 
 
 class Storm:
-    """The workers, who are killed and replaced."""
+    """The workers, which are killed and replaced."""
 
     def __init__(self, d, seed):
         self.d, self.seed = d, seed
@@ -169,7 +169,7 @@ class Storm:
         return begun
 
     def wait_at_work(self, slot, begun):
-        """Return when the worker has done something; it must not take for ever."""
+        """Return when the worker has done something; fail if that takes longer than START_S."""
         deadline = time.monotonic() + START_S
         while self.ledgers[slot][OPERATIONS] == begun:
             self.expect_alive()
@@ -196,7 +196,7 @@ class Storm:
             self.settle(slot)
 
     def settle(self, slot):
-        """One key of a dead worker may be of its old version or of its new one."""
+        """The key that a killed worker was writing must have its old or its new version."""
         ledger = self.ledgers[slot]
         if not ledger[DOUBT]:
             return
@@ -271,7 +271,7 @@ def survive_a_storm(d, seed, seconds):
 
 
 def expect_room_for_all(d):
-    """Nothing is lost of the room either: as many bytes fit as before."""
+    """No room has been lost either: as many bytes fit as before."""
     filled = 0
     try:
         while True:
@@ -285,7 +285,7 @@ def expect_room_for_all(d):
 
 @pytest.mark.timeout(900)
 def test_no_object_is_lost_torn_or_leaked_when_workers_are_killed(make_dict, seed):
-    """C1, C2, R2, L1: some seconds of it."""
+    """C1, C2, R2, L1: for some seconds."""
     d = make_dict(max_entries=1000, max_bytes=MAX_BYTES)
 
     survive_a_storm(d, seed, SHORT_S)
@@ -295,7 +295,7 @@ def test_no_object_is_lost_torn_or_leaked_when_workers_are_killed(make_dict, see
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_no_object_is_lost_torn_or_leaked_in_a_minute_of_kills(make_dict, seed, duration):
-    """C1, C2, R2, L1: a minute, or --duration seconds."""
+    """C1, C2, R2, L1: for a minute, or --duration seconds."""
     d = make_dict(max_entries=1000, max_bytes=MAX_BYTES)
 
     survive_a_storm(d, seed, LONG_S if duration == DEFAULT_DURATION_S else duration)

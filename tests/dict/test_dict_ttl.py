@@ -1,4 +1,4 @@
-"""Expiry: an expired entry behaves as absent, from its millisecond on."""
+"""Expiry: an expired entry behaves as absent, from the millisecond of its deadline on."""
 
 import math
 import time
@@ -16,19 +16,19 @@ VALUE_TYPES = [(str, int), (str, str), (int, float), (object, object)]
 
 
 def wait_past(deadline_ns):
-    """Wait until the monotonic clock, which deadlines are of, has passed this time."""
+    """Wait until the monotonic clock, which deadlines use, has passed this time."""
     while time.monotonic_ns() <= deadline_ns:
-        time.sleep(0.0005)  # until a time, not for one
+        time.sleep(0.0005)  # a poll: the loop waits for a time, not for a duration
 
 
 def example(declared, number):
-    """A value of that type."""
+    """Return a value of that type."""
     return declared(number) if declared is not object else [number]
 
 
 @pytest.mark.parametrize(("key_type", "value_type"), VALUE_TYPES)
 def test_an_expired_entry_is_absent_for_every_operation(make_dict, key_type, value_type):
-    """All operations on one key, each with an expired entry of its own."""
+    """Each operation has an expired entry of its own."""
     d = make_dict(key=key_type, value=value_type, ttl=SHORT_S, max_entries=64)
     keys = [example(key_type, number) for number in range(20)]
     keys = [tuple(key) if isinstance(key, list) else key for key in keys]
@@ -76,7 +76,7 @@ def test_an_expired_entry_is_absent_for_every_operation(make_dict, key_type, val
     d.close()
 
 
-def test_popitem_takes_what_has_not_expired(make_dict):
+def test_popitem_takes_only_live_entries(make_dict):
     d = make_dict(key=int, value=int, ttl=math.inf)
     for number in range(50):
         d.set(number, number, ttl=0.001 if number % 5 else None)
@@ -90,13 +90,13 @@ def test_popitem_takes_what_has_not_expired(make_dict):
     assert len(d) == 0
 
 
-def test_expire_reclaims_what_nobody_meets(make_dict):
-    """C1: the objects of the expired entries are given back, and no others."""
+def test_expire_frees_the_objects_of_all_expired_entries(make_dict):
+    """C1: and no other objects."""
     d = make_dict(key=str, value=bytes, ttl=LONG_S)
     for number in range(300):
         d[f"a key of more than 15 bytes, {number}"] = bytes(1000)
     for number in range(300):
-        if number % 3:  # not when it is stored: insertions remove what has expired
+        if number % 3:  # set later, because insertions remove expired entries
             d.touch(f"a key of more than 15 bytes, {number}", 0.001)
     wait_past(time.monotonic_ns() + 2_000_000)
     assert len(d) == 300
@@ -108,8 +108,8 @@ def test_expire_reclaims_what_nobody_meets(make_dict):
     assert d.expire() == 0
 
 
-def test_an_entry_lives_until_its_deadline_and_not_longer(make_dict):
-    """Exact to the millisecond: each answer is compared with the clock around it."""
+def test_an_entry_lives_exactly_until_its_deadline(make_dict):
+    """To the millisecond: each answer is compared with the clock before and after it."""
     d = make_dict(key=str, value=int, ttl=math.inf)
     for number in range(5):
         begun_ns = time.monotonic_ns()
@@ -162,7 +162,7 @@ def test_a_new_value_gets_a_new_deadline(make_dict):
 
 
 def test_a_change_in_place_keeps_the_deadline(make_dict):
-    """add, a section, update_with: the entry lives on as long as it would have."""
+    """add, a section, update_with: the entry expires when it would have without them."""
     d = make_dict(key=str, value=int, ttl=LONG_S)
     d.set("a", 0, ttl=5)
 
@@ -175,7 +175,7 @@ def test_a_change_in_place_keeps_the_deadline(make_dict):
     assert d.ttl("a") <= 5
 
 
-def test_without_ttl_there_is_no_expiry(make_dict):
+def test_a_dict_without_ttl_refuses_deadlines(make_dict):
     d = make_dict(key=str, value=int)
     d.set("a", 1)
 
@@ -193,7 +193,7 @@ def test_without_ttl_there_is_no_expiry(make_dict):
 
 
 @pytest.mark.parametrize("ttl", [0, -1, math.nan, -math.inf, 1e10])
-def test_what_is_no_time_to_live_is_refused(make_dict, ttl):
+def test_a_ttl_out_of_range_is_refused(make_dict, ttl):
     d = make_dict(key=str, value=int, ttl=math.inf)
 
     with pytest.raises(shmrhash.InvalidArgument, match="ttl"):
@@ -204,12 +204,12 @@ def test_what_is_no_time_to_live_is_refused(make_dict, ttl):
 
 
 @pytest.mark.parametrize("ttl", ["5", True, 5j])
-def test_what_is_no_number_is_refused(make_dict, ttl):
+def test_a_ttl_that_is_no_number_is_refused(make_dict, ttl):
     with pytest.raises(TypeError, match="ttl"):
         make_dict(key=str, value=int, ttl=ttl)
 
 
-def test_a_counter_counts_anew_after_expiry(make_dict):
+def test_a_counter_starts_at_zero_after_expiry(make_dict):
     c = make_dict(SharedCounter, ttl=SHORT_S)
 
     assert c.inc("user") == 1
@@ -223,7 +223,7 @@ def test_a_counter_counts_anew_after_expiry(make_dict):
 
 
 def take_expired(gate, d, rounds):
-    """In each round race for storing under a key that has just expired."""
+    """In each round race to store under a key that has just expired."""
     won = 0
     for number in range(rounds):
         gate.wait()
@@ -234,8 +234,8 @@ def take_expired(gate, d, rounds):
 
 
 @pytest.mark.parametrize("method", ["thread", "fork"])
-def test_one_of_those_who_race_for_an_expired_key_gets_it(make_dict, method):
-    """W1: as with an absent key. An entry lives for 1 ms, in which the others mostly come by."""
+def test_one_of_several_racing_stores_gets_an_expired_key(make_dict, method):
+    """W1: as with an absent key. The entry lives for 1 ms, in which most losers try."""
     d = make_dict(key=str, value=int, ttl=math.inf)
     rounds = 50
 
@@ -254,8 +254,8 @@ def test_one_of_those_who_race_for_an_expired_key_gets_it(make_dict, method):
     ],
     ids=["setdefault", "store", "add"],
 )
-def test_an_expired_entry_that_is_locked_is_waited_for_with_the_timeout(make_dict, operation):
-    """W1: it is absent, but nobody can take its place: setdefault tried for ever."""
+def test_storing_over_a_locked_expired_entry_waits_until_the_timeout(make_dict, operation):
+    """W1: the entry is absent but keeps its place; setdefault once retried without end."""
     d = make_dict(key=str, value=int, ttl=math.inf, max_entries=64)
     d.set("k", 1, ttl=SHORT_S)
     with SharedDict.open(d.name, timeout=0.05) as other, d.locked("k"):
@@ -266,8 +266,8 @@ def test_an_expired_entry_that_is_locked_is_waited_for_with_the_timeout(make_dic
     d.pop("k", None)
 
 
-def test_what_a_section_stores_for_an_expired_entry_is_refused(make_dict):
-    """L1: it would be absent at once; the caller is told instead."""
+def test_a_section_whose_entry_expired_stores_nothing_and_raises(make_dict):
+    """L1: the value would be absent at once, so the caller gets KeyGone."""
     d = make_dict(key=str, value=int, ttl=LONG_S)
     d["k"] = 1
 
@@ -285,13 +285,13 @@ def test_what_a_section_stores_for_an_expired_entry_is_refused(make_dict):
 
 
 def run_alone(function):
-    """Call it in another thread, as a section is a thread's own; raise what it raises."""
+    """Call function in another thread, which has no section of its own; raise what it raises."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
 
 
-def test_popitem_of_nothing_but_an_expired_entry_that_is_locked_ends(make_dict):
-    """W1: the dict is empty."""
+def test_popitem_of_a_dict_with_only_a_locked_expired_entry_raises_key_error(make_dict):
+    """W1: the dict counts as empty."""
     d = make_dict(key=str, value=int, ttl=math.inf, max_entries=64)
     d.set("k", 1, ttl=SHORT_S)
     with d.locked("k"):
@@ -301,8 +301,8 @@ def test_popitem_of_nothing_but_an_expired_entry_that_is_locked_ends(make_dict):
     d.pop("k", None)
 
 
-def test_a_clock_of_another_time_namespace_judges_no_deadlines(make_dict, monkeypatch, tmp_path):
-    """By what the kernel says of the namespace; dicts without ttl open anywhere."""
+def test_a_dict_with_ttl_is_not_opened_in_another_time_namespace(make_dict, monkeypatch, tmp_path):
+    """The kernel tells the namespace's clock offset; dicts without ttl can be opened anywhere."""
     offsets = tmp_path / "offsets"
     offsets.write_text("monotonic           0         0\nboottime            0         0\n")
     monkeypatch.setattr(_schema, "_TIME_NAMESPACE", str(offsets))
@@ -322,13 +322,13 @@ def test_a_clock_of_another_time_namespace_judges_no_deadlines(make_dict, monkey
     offsets.write_text("monotonic           0         0\n")
     with pytest.raises(shmrhash.LayoutMismatch, match="time namespace"):
         SharedDict.open(there.name)
-    offsets.unlink()  # a kernel without time namespaces
+    offsets.unlink()  # as in a kernel without time namespaces
     with SharedDict.open(d.name) as opened:
         assert opened["a"] == 1
 
 
-def test_update_with_stores_no_none_by_mistake(make_dict):
-    """A function that changes its argument and returns nothing is told so; nothing is stored."""
+def test_update_with_refuses_none_unless_allowed(make_dict):
+    """A function that changes its argument and returns nothing is a mistake; nothing is stored."""
     d = make_dict(key=str, value=object)
     d["k"] = [1]
 

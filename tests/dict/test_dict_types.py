@@ -1,4 +1,4 @@
-"""Declared types: what goes in comes out, inline or by reference; and what does not fit."""
+"""Declared types: stored values come back, inline or by reference; unfit ones are refused."""
 
 import ctypes
 import importlib.util
@@ -131,8 +131,8 @@ def test_unions_are_values_and_keys(make_dict):
 
 
 @pytest.mark.parametrize("cls", [Gapped, Outer])
-def test_a_structure_with_unused_bytes_is_no_key(make_dict, cls):
-    """Equal ones could differ there. As values they are welcome."""
+def test_a_structure_with_unused_bytes_is_refused_as_a_key(make_dict, cls):
+    """Equal keys could differ in these bytes. As values such structures are accepted."""
     value = Gapped(1, 2.0) if cls is Gapped else outer()
     with make_dict(key=int, value=cls) as d:
         d[1] = value
@@ -183,14 +183,14 @@ def test_msgspec_structs_are_values(make_dict):
     assert d["a"] == Event(1.5, {"x", "y"})
 
 
-def test_without_msgspec_a_dataclass_says_what_to_install(monkeypatch):
+def test_without_msgspec_the_error_for_a_dataclass_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "msgspec", None)
 
     with pytest.raises(ImportError, match=r"pip install 'shmrhash\[msgspec\]'"):
         SharedDict(key=str, value=Sample)
 
 
-def test_without_numpy_everything_else_works(tmp_path):
+def test_without_numpy_only_arrays_are_refused(tmp_path):
     """In a process that cannot import NumPy."""
     program = """
         import sys
@@ -215,7 +215,7 @@ def test_without_numpy_everything_else_works(tmp_path):
     assert "pip install 'shmrhash[numpy]'" in done.stdout
 
 
-# What does not fit.
+# Unfit types and values.
 
 WRONG_VALUES = [
     (int, "1", TypeError, "value must be int, not str"),
@@ -288,7 +288,7 @@ def test_a_key_of_another_type_is_refused(make_dict, declared, key, error, compl
     assert len(d) == 0
 
 
-def test_what_cannot_pickle_leaves_the_old_value(make_dict):
+def test_a_value_that_cannot_be_pickled_leaves_the_old_value(make_dict):
     d = make_dict()
     d["a"] = [1]
 
@@ -313,18 +313,18 @@ def test_what_cannot_pickle_leaves_the_old_value(make_dict):
     ],
 )
 @pytest.mark.parametrize("role", ["key", "value"])
-def test_what_is_no_type_is_refused(declared, error, complaint, role):
+def test_a_declared_type_that_is_no_type_is_refused(declared, error, complaint, role):
     with pytest.raises(error, match=complaint):
         SharedDict(**({"key": int, "value": int} | {role: declared}))
 
 
 @pytest.mark.parametrize("declared", [Array("f8"), Array("f8", 3), np.dtype(("f8", (3,)))])
-def test_arrays_are_no_keys(declared):
+def test_arrays_are_refused_as_keys(declared):
     with pytest.raises((TypeError, shmrhash.InvalidArgument), match="hash"):
         SharedDict(key=declared, value=int)
 
 
-def test_a_dtype_with_unused_bytes_is_no_key():
+def test_a_dtype_with_unused_bytes_is_refused_as_a_key():
     aligned = np.dtype([("a", "i1"), ("b", "f8")], align=True)
 
     with pytest.raises(shmrhash.InvalidArgument, match="unused bytes"):

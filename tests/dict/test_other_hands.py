@@ -1,7 +1,7 @@
-"""Who else may touch a segment's holes: core dumps, and programs that lock their memory (M1).
+"""Others that touch a segment's holes: core dumps, and programs that lock their memory (M1).
 
-Whatever reads or locks a whole mapping makes the kernel fill its holes. All of it is tried in a
-small file system that only the child sees.
+Reading or locking a whole mapping makes the kernel fill its holes. The tests run in a small file
+system that only their child sees.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ CURRENT, FUTURE, ON_FAULT = 1, 2, 4
 
 @pytest.fixture
 def in_small(tmp_path, monkeypatch):
-    """A function that runs a job where the directory of segments is a tmpfs of 32 MiB."""
+    """A function that runs a job with the directory of segments on a tmpfs of 32 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     monkeypatch.setenv("SHMRHASH_DIR", str(folder))
@@ -42,7 +42,7 @@ def in_small(tmp_path, monkeypatch):
 
 
 def taken():
-    """Bytes of the small file system that are in use."""
+    """Return how many bytes of the small file system are in use."""
     status = os.statvfs(creation_jobs.segment_folder())
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
@@ -54,7 +54,7 @@ def lock_memory(flags):
 
 
 def most_taken(d, seed, rounds):
-    """Store and delete values of many sizes; the most that was taken meanwhile."""
+    """Store and delete values of many sizes; return the most bytes in use during that."""
     _, most = change_sizes(d, random.Random(seed), rounds, taken, every=50)
     assert all(d[key][:8] == key.to_bytes(8, "little") for key in d)
     d.check()
@@ -65,7 +65,7 @@ def most_taken(d, seed, rounds):
 
 
 def flags_of_mappings(inode):
-    """(bytes, flags) of each mapping that this process has of a file."""
+    """Return (bytes, flags) of each mapping that this process has of a file."""
     found = []
     for part in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
         addresses, _, _, _, mapped, *_ = part.splitlines()[0].split()
@@ -77,21 +77,21 @@ def flags_of_mappings(inode):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_core_dump_leaves_the_segment_out(make_dict, read_only):
-    """M1: every mapping that has holes says so to the kernel."""
+def test_segments_are_excluded_from_core_dumps(make_dict, read_only):
+    """M1: every mapping that has holes is marked for the kernel."""
     d = make_dict(key=str, value=bytes)
     inode = (creation_jobs.segment_folder() / d.name).stat().st_ino
 
     with SharedDict.open(d.name, value=bytes, read_only=read_only):
         found = [flags for size, flags in flags_of_mappings(inode) if size > 4096]
 
-    # Handles that may do the same share one; of one that only reads, a part can be written.
+    # Handles with the same access share a mapping. That of a read-only handle has a writable part.
     assert len(found) == (3 if read_only else 1)
     assert all("dd" in flags for flags in found)
 
 
 def dump_core(gate, folder):
-    """What was taken before a child with a nameless map dumped core, afterwards, and its size."""
+    """Return the memory in use before and after a core dump, and whether one was written."""
     with RHashMap.create("m", key_size=8, value_size=1000, max_entries=1_000_000) as m:
         m.update(bytes(8), bytes(1000))
         m.unlink()
@@ -111,7 +111,7 @@ def dump_core(gate, folder):
 
 
 def test_a_core_dump_takes_no_memory_of_the_tmpfs(in_small, tmp_path):
-    """M1: of a map without a name, which the kernel takes for anonymous memory."""
+    """M1: for a map without a name, which the kernel treats as anonymous memory."""
     if Path("/proc/sys/kernel/core_pattern").read_text().startswith(("|", "/")):
         pytest.skip("core dumps go elsewhere here")
 
@@ -127,8 +127,8 @@ def test_a_core_dump_takes_no_memory_of_the_tmpfs(in_small, tmp_path):
 
 
 def use_locked(gate, flags, when, seed):
-    """How much a dict takes in a program that locks its memory before it makes it, or opens it, or
-    later."""
+    """Return how much memory a dict takes when the program locks its memory before it creates the
+    dict, before it opens the dict, or later."""
     if when == "first":
         lock_memory(flags)
     made = SharedDict.create("d", key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
@@ -166,7 +166,7 @@ def use_locked(gate, flags, when, seed):
         (CURRENT | FUTURE | ON_FAULT, "last"),
     ],
 )
-def test_locked_memory_fills_no_hole_and_goes_back(in_small, seed, flags, when):
+def test_locked_memory_fills_no_holes_and_is_released(in_small, seed, flags, when):
     """M1: max_bytes is a hard limit there, too. (MCL_CURRENT with a map open fills it: README.)"""
     found = in_small(use_locked, flags, when, seed)
 
@@ -178,7 +178,7 @@ def test_locked_memory_fills_no_hole_and_goes_back(in_small, seed, flags, when):
 
 
 def use_locked_without_file(gate, seed):
-    """Memory is locked, and there is no descriptor and no name to give it back by."""
+    """Lock the memory of a process that has no descriptor and no name to release memory with."""
     d = SharedDict.create("d", key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
     empty = taken()
     d.unlink()
@@ -190,7 +190,7 @@ def use_locked_without_file(gate, seed):
 
 
 def test_locked_memory_without_a_descriptor_stays_within_max_bytes(in_small, seed):
-    """M1: what cannot go back stays charged."""
+    """M1: memory that cannot be released stays charged."""
     most = in_small(use_locked_without_file, seed)
 
     assert LIMIT < most + (1 << 20) < LIMIT + (2 << 20)

@@ -1,4 +1,4 @@
-"""_parts(): an entry with all that belongs to it, as those see it who know no types."""
+"""_parts(): an entry with all its parts, for users that do not know its types."""
 
 import time
 
@@ -12,7 +12,7 @@ ROUNDS_MAX = 20_000
 
 
 def write_pairs(gate, name):
-    """Each value says how long it has to live, and both are stored in one step."""
+    """Store values that say how long they have to live; both are stored in one step."""
     with SharedDict.open(name) as d:
         gate.wait()
         for turn in gate.open_for(ROUNDS_MAX):
@@ -46,8 +46,8 @@ def test_parts_of_an_entry_are_of_one_moment(make_dict, map_name):
     assert seen[1] > 1
 
 
-def test_parts_are_those_of_each_field(map_name):
-    """An absent key has none; an expired entry still has them; a section holds its entry."""
+def test_parts_of_an_entry_are_its_value_deadline_objects_and_lock(map_name):
+    """An absent key has no parts; an expired entry still has them; a section holds its entry."""
     fields = [Kptr(0), Timer(8), Refcount(16), SpinLock(24), Kptr(32)]
     with RHashMap.create(
         map_name, key_size=4, value_size=48, max_entries=4, fields=fields, max_bytes=1 << 20
@@ -69,7 +69,7 @@ def test_parts_are_those_of_each_field(map_name):
         shared_map.unlink()
 
 
-def test_raw_key_is_what_the_map_has(make_dict):
+def test_raw_key_is_the_key_stored_in_the_map(make_dict):
     d = make_dict(key=str, value=int)
     d["short"] = 1
     d[KEY] = 2

@@ -1,6 +1,6 @@
 """System calls that a kernel or a sandbox refuses: another way, or an error that names them (M1).
 
-Each test refuses one in a child; what is left in the map is looked at by the parent, too.
+Each test refuses one call in a child; the parent also checks the map that is left.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ NO_SANITIZER = pytest.mark.skipif(
 
 @pytest.fixture
 def in_child():
-    """A function that runs a job in a child, and returns its result."""
+    """A function that runs a job in a child, and returns the job's result."""
 
     def run(job, *arguments):
         (result,) = run_together("fork", (job, *arguments))
@@ -51,7 +51,7 @@ def in_child():
 
 
 def use_all(gate, name, refused):
-    """Make a map and a dict, use them, let a child of fork die inside; what is left."""
+    """Make and use a map and a dict, kill a child in an operation; return what is wrong."""
     refuse(*refused)
     left = []
     with (
@@ -83,7 +83,7 @@ def use_all(gate, name, refused):
 
 
 def taken(name):
-    """Bytes that a map's file really has."""
+    """Return how many bytes of memory a map's file has."""
     return (creation_jobs.segment_folder() / name).stat().st_blocks * 512
 
 
@@ -99,8 +99,10 @@ def taken(name):
         ("membarrier", None, False),
     ],
 )
-def test_what_has_another_way_is_not_missed(in_child, map_name, call, asked, gives_back, number):
-    """M1, C1: everything works; without membarrier memory may stay."""
+def test_refused_calls_with_an_alternative_are_replaced(
+    in_child, map_name, call, asked, gives_back, number
+):
+    """M1, C1: everything works; only without membarrier memory may stay in use."""
     try:
         wrong, wrong_objects, less = in_child(use_all, map_name, (call, asked, number))
 
@@ -134,8 +136,10 @@ def create_refused(gate, name, refused):
     ],
 )
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
-def test_what_has_no_other_way_is_named(in_child, map_name, call, asked, named, number):
-    """M1: no map, and an error that says which call is refused, and which kernel has it."""
+def test_refused_calls_without_an_alternative_are_named_in_the_error(
+    in_child, map_name, call, asked, named, number
+):
+    """M1: no map is made; the error names the refused call, and the kernel version that has it."""
     kind, message, is_os_error = in_child(create_refused, map_name, (call, asked, number))
 
     assert (kind, is_os_error) == ("Unsupported", True)
@@ -156,8 +160,8 @@ def insert_until_refused(gate, m):
     return "memory without end"
 
 
-def test_memory_that_may_not_be_asked_for_is_no_full_disk(in_child, make_map):
-    """M1: the error names the calls; what was stored stays."""
+def test_memory_that_cannot_be_requested_is_not_reported_as_a_full_disk(in_child, make_map):
+    """M1: the error names the calls; stored entries stay."""
     m = make_map(max_entries=1 << 20)
 
     count, kind, message = in_child(insert_until_refused, m)
@@ -170,7 +174,7 @@ def test_memory_that_may_not_be_asked_for_is_no_full_disk(in_child, make_map):
 
 
 def fill_small(gate):
-    """Without MADV_POPULATE_WRITE: fill a tmpfs, free half, fill it again."""
+    """Without MADV_POPULATE_WRITE fill a tmpfs, delete half of the entries, and fill it again."""
     refuse("madvise", MADV_POPULATE_WRITE)
     with RHashMap.create("small", key_size=8, value_size=1000, max_entries=1 << 20) as m:
         counts = []
@@ -189,10 +193,10 @@ def fill_small(gate):
     return counts
 
 
-def test_a_full_file_system_without_populate_is_an_error_and_no_signal(
+def test_a_full_file_system_without_populate_raises_and_causes_no_signal(
     in_child, tmp_path, monkeypatch
 ):
-    """M1: fallocate() in its stead: SegmentFull, and what is freed can be used again."""
+    """M1: fallocate() is used instead: SegmentFull, and freed memory can be used again."""
     monkeypatch.setenv("SHMRHASH_DIR", str(tmp_path))
     counts = in_child(creation_jobs.in_private_tmpfs, str(tmp_path), 4 << 20, fill_small)
     if counts == "not permitted":
@@ -210,14 +214,14 @@ def keep_the_memory(gate, d, seed, rounds):
     return result
 
 
-def test_max_bytes_holds_where_no_memory_goes_back(in_child, make_dict, seed):
-    """M1: a block whose memory stays is not called a hole, and is charged; check() agrees."""
+def test_max_bytes_holds_where_memory_cannot_be_released(in_child, make_dict, seed):
+    """M1: a block that keeps its memory is not counted as a hole, but charged; check() agrees."""
     d = make_dict(key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
     before = taken(d.name)
 
     _, most = in_child(keep_the_memory, d, seed, 3000)
 
-    assert most - before < LIMIT + (1 << 20)  # of what is not objects
+    assert most - before < LIMIT + (1 << 20)  # the rest is not objects
     assert d.info()["objects"]["bytes_committed"] <= LIMIT
     assert all(d[key][:8] == key.to_bytes(8, "little") for key in d)
 
@@ -238,10 +242,10 @@ def recover_refused(gate, d):
 
 @pytest.mark.parametrize("recoverer_is_refused", [False, True])
 @pytest.mark.thorough
-def test_a_death_where_no_memory_goes_back_leaves_the_budget_right(
+def test_a_killed_process_that_could_not_release_memory_leaves_the_budget_right(
     in_child, make_dict, seed, recoverer_is_refused
 ):
-    """C1, M1: killed at some moment, recovered by who can give memory back, and by who cannot."""
+    """C1, M1: killed at some moment; recovered by a process that can release memory, or cannot."""
     d = make_dict(key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
     rng = random.Random(seed)
     for turn in range(40):
@@ -268,8 +272,8 @@ def freeze_refused(gate, name, refused):
         return str(caught.value)
 
 
-def test_freeze_without_membarrier_blames_nobody_alive(in_child, make_dict):
-    """The error names membarrier, and the map is not frozen."""
+def test_freeze_without_membarrier_does_not_wait_for_living_processes(in_child, make_dict):
+    """The error names membarrier, not an owner, and the map is not frozen."""
     d = make_dict(key=int, value=int)
 
     message = in_child(freeze_refused, d.name, ("membarrier", None, errno.EPERM))
@@ -280,7 +284,7 @@ def test_freeze_without_membarrier_blames_nobody_alive(in_child, make_dict):
 
 
 def make_limited(gate, name, limit, size, how):
-    """Create a dict, or open it, where a limit of the process forbids it."""
+    """Create or open a dict where a limit of the process forbids that."""
     resource.setrlimit(getattr(resource, limit), (size, size))
     try:
         if how == "open":
@@ -300,8 +304,10 @@ def make_limited(gate, name, limit, size, how):
         ("RLIMIT_FSIZE", 1 << 30, "ulimit -f", errno.EFBIG),
     ],
 )
-def test_a_limit_of_the_process_is_named(in_child, map_name, limit, size, option, number):
-    """M1: not SegmentFull: the file system has room. The remedy is in the message."""
+def test_the_error_at_a_limit_of_the_process_names_the_limit(
+    in_child, map_name, limit, size, option, number
+):
+    """M1: it is not SegmentFull, since the file system has room. The message has the remedy."""
     kind, message, is_memory_error, found = in_child(make_limited, map_name, limit, size, "create")
 
     assert (kind, is_memory_error, found) == ("LimitReached", True, number)
@@ -312,10 +318,10 @@ def test_a_limit_of_the_process_is_named(in_child, map_name, limit, size, option
 
 
 @NO_SANITIZER
-def test_a_limit_of_addresses_is_named_to_who_opens(in_child, make_dict):
-    """M1: the same for a map that is there; it goes on for others."""
+def test_the_error_for_opening_at_the_limit_of_addresses_names_it(in_child, make_dict):
+    """M1: the same for an existing map, which other processes can still open."""
     d = make_dict(key=str, value=bytes)
-    d.close()  # a child would use the mapping that it inherits
+    d.close()  # otherwise the child would use the mapping that it inherits
 
     kind, message, _, _ = in_child(make_limited, d.name, "RLIMIT_AS", 4 << 30, "open")
 
@@ -325,8 +331,8 @@ def test_a_limit_of_addresses_is_named_to_who_opens(in_child, make_dict):
         again["k"] = b"v"
 
 
-def test_a_default_dict_reserves_64_gib_at_most(make_dict):
-    """Whatever the file system has; and max_bytes= asks for more."""
+def test_a_dict_without_max_bytes_reserves_at_most_64_gib(make_dict):
+    """Whatever size the file system has; with max_bytes= it can be more."""
     default = make_dict(key=str, value=bytes)
     larger = make_dict(key=str, value=bytes, max_bytes=8 << 30)
 
@@ -337,8 +343,8 @@ def test_a_default_dict_reserves_64_gib_at_most(make_dict):
     assert reserved(larger) > 64 << 30
 
 
-def test_a_filter_would_be_seen(in_child):
-    """These tests' filter refuses what it is told to, and nothing else."""
+def test_the_filter_of_these_tests_refuses_the_named_call(in_child):
+    """It does not refuse the other calls of the same name."""
 
     def ask(gate):
         refusing.refuse("fallocate", PUNCH_HOLE, errno.ENOSYS)

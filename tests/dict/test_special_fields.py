@@ -1,4 +1,4 @@
-"""Special fields: what a value may declare."""
+"""Special fields that a value may declare."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_fields_are_sorted_by_offset_and_come_back():
     assert unpacked(pairs) == (Timer(0), SpinLock(8), Refcount(16), Kptr(24), Kptr(32))
 
 
-def test_no_field_is_a_field_of_another_kind():
+def test_fields_of_different_kinds_are_not_equal():
     assert Kptr(8) == Kptr(8)
     assert Kptr(8) != Timer(8)
     assert (SpinLock.size, Timer.size, Kptr.size, Refcount.size) == (4, 8, 8, 4)
@@ -39,12 +39,12 @@ def test_no_field_is_a_field_of_another_kind():
         ([Kptr], 8, TypeError, "not type"),
     ],
 )
-def test_what_no_value_can_have_is_refused(fields, value_size, error, complaint):
+def test_fields_that_no_value_can_have_are_refused(fields, value_size, error, complaint):
     with pytest.raises(error, match=complaint):
         packed(fields, value_size)
 
 
-def test_an_offset_is_an_integer():
+def test_an_offset_must_be_an_integer():
     with pytest.raises(TypeError):
         Kptr("8")
     with pytest.raises(TypeError):

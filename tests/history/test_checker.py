@@ -1,6 +1,6 @@
-"""The checker against histories written by hand, and against one that tries every order.
+"""The checker, tested with histories written by hand, and against a search of every order.
 
-Whether the map is right is for test_histories.py; here the judge is judged. (It judges W1.)
+test_histories.py tests the map; here the checker itself, which judges W1, is tested.
 """
 
 import itertools
@@ -72,7 +72,7 @@ def never_returned(process, start, name, *arguments):
     ],
 )
 def test_one_operation_has_one_outcome(before, name, arguments, after, result):
-    """W1: alone, an operation gives this result, and a lookup afterwards finds this value."""
+    """W1: a single operation gives this result, and a later lookup finds this value."""
     told = did(0, 0, 1, name, *arguments, gives=result)
     told_otherwise = told._replace(result="something else")
     found = did(0, 2, 3, "lookup", gives=after)
@@ -102,7 +102,7 @@ def test_one_operation_has_one_outcome(before, name, arguments, after, result):
     ],
 )
 def test_one_operation_on_what_expires_has_one_outcome(before, name, arguments, after, result):
-    """X1: the same for entries that expire, which are known by value and deadline."""
+    """X1: the test above for entries that expire, which have a value and a deadline."""
     told = did(0, 0, 1, name, *arguments, gives=result)
     found = did(0, 2, 3, "get", gives=after)
 
@@ -111,7 +111,7 @@ def test_one_operation_on_what_expires_has_one_outcome(before, name, arguments, 
     assert not is_linearizable([told, found._replace(result="something else")], before)
 
 
-def test_every_operation_has_been_tried():
+def test_every_operation_has_a_test_of_its_outcome():
     tests = test_one_operation_has_one_outcome, test_one_operation_on_what_expires_has_one_outcome
     cases = [case for test in tests for mark in test.pytestmark for case in mark.args[1]]
 
@@ -309,8 +309,8 @@ NOT_LINEARIZABLE = {
 
 
 @pytest.mark.parametrize(("initial", "history"), LINEARIZABLE.values(), ids=LINEARIZABLE)
-def test_what_has_an_order_is_accepted(initial, history):
-    """W1: and the order that is given is one: of these operations, in time, with these results."""
+def test_history_with_an_order_is_accepted(initial, history):
+    """W1: the order that is returned has these operations, in time, and explains their results."""
     order = linearization(history, initial)
 
     assert order is not None
@@ -320,8 +320,8 @@ def test_what_has_an_order_is_accepted(initial, history):
 
 
 @pytest.mark.parametrize(("initial", "history"), NOT_LINEARIZABLE.values(), ids=NOT_LINEARIZABLE)
-def test_what_has_no_order_is_refused(initial, history):
-    """W1: however the operations are listed."""
+def test_history_without_an_order_is_refused(initial, history):
+    """W1: a history without an order is refused, however its operations are listed."""
     for listed in itertools.permutations(history) if len(history) < 5 else [history]:
         assert linearization(listed, initial) is None
 
@@ -414,14 +414,14 @@ PENDING_WRONG = {
 
 
 @pytest.mark.parametrize(("initial", "history"), PENDING.values(), ids=PENDING)
-def test_what_never_returned_may_have_happened_or_not(initial, history):
-    """C1: once, at any time after it began, or never."""
+def test_pending_operation_may_have_happened_or_not(initial, history):
+    """C1: a pending operation may take effect once, at any time after it began, or never."""
     assert is_linearizable(history, initial)
 
 
 @pytest.mark.parametrize(("initial", "history"), PENDING_WRONG.values(), ids=PENDING_WRONG)
-def test_what_never_returned_happened_at_most_once_and_whole(initial, history):
-    """C1: and not before it began, nor did it take back anything."""
+def test_pending_operation_happened_at_most_once_and_whole(initial, history):
+    """C1: it has no effect twice, in part or before its start, and it undoes nothing."""
     assert not is_linearizable(history, initial)
 
 
@@ -444,7 +444,7 @@ def explains(order, value):
 
 
 def has_an_order(history, initial):
-    """As the definition says it: any of what never returned, and all the rest, in any order."""
+    """The definition: all that returned, with any of the pending operations, in any order."""
     returned = [operation for operation in history if not operation.pending]
     pending = [operation for operation in history if operation.pending]
     return any(
@@ -478,9 +478,9 @@ def random_operation(rng, process, start, end):
 
 
 def random_history(rng, operations):
-    """Operations of three processes, executed one after another at random times within theirs.
+    """Operations of three processes, executed one by one, each at a random time of its interval.
 
-    So it is linearizable; some of them never return, done or not.
+    So the history is linearizable; some operations never return, whether done or not.
     """
     initial = rng.choice((ABSENT, 0, 1))
     clocks = [0, 0, 0]
@@ -503,7 +503,7 @@ def random_history(rng, operations):
 
 
 def falsified(rng, history):
-    """The history with one result changed, perhaps into another one that is right."""
+    """The history with one result changed, possibly to one that is right, too."""
     number = rng.randrange(len(history))
     result = rng.choice((ABSENT, 0, 1, 2, 3, True, False, OK, EXISTS, MISSING))
     changed = list(history)
@@ -512,8 +512,8 @@ def falsified(rng, history):
     return changed
 
 
-def test_what_was_executed_in_some_order_is_accepted(seed):
-    """W1, C1: long random histories, made by a register that does one thing at a time."""
+def test_history_of_sequential_execution_is_accepted(seed):
+    """W1, C1: long random histories of a register that performs one operation at a time."""
     rng = random.Random(seed)
 
     for _ in range(300):
@@ -521,8 +521,8 @@ def test_what_was_executed_in_some_order_is_accepted(seed):
         assert is_linearizable(history, initial), rendered(history, initial)
 
 
-def test_verdict_is_that_of_trying_every_order(seed):
-    """W1, C1: short random histories, true and falsified."""
+def test_verdict_agrees_with_a_search_of_every_order(seed):
+    """W1, C1: for short random histories, true and falsified, a search of every order agrees."""
     rng = random.Random(seed)
     verdicts = []
 
@@ -536,11 +536,11 @@ def test_verdict_is_that_of_trying_every_order(seed):
     assert min(verdicts.count(True), verdicts.count(False)) > 100
 
 
-# ---- what is shown of a failure ----
+# ---- the report of a failure ----
 
 
-def test_essence_is_wrong_by_itself_and_no_longer_than_it_takes(seed):
-    """W1: falsified histories, cut down; nothing without effect can be left out any more."""
+def test_essence_is_wrong_and_has_no_lookup_to_spare(seed):
+    """W1: the essence of a falsified history is wrong, and right without any one of its lookups."""
     rng = random.Random(seed)
     cut = 0
 
@@ -561,12 +561,12 @@ def test_essence_is_wrong_by_itself_and_no_longer_than_it_takes(seed):
     assert cut
 
 
-def test_essence_of_what_is_right_is_an_error():
+def test_essence_of_a_linearizable_history_is_an_error():
     with pytest.raises(ValueError):
         essence([did(0, 0, 1, "update", 1)])
 
 
-def test_table_points_at_the_operation_that_cannot_be_explained():
+def test_table_marks_the_operation_that_no_order_explains():
     history = [
         did(0, 1000, 2000, "update", 0x1234),
         did(1, 2500, 3750, "lookup", gives=7),

@@ -1,7 +1,7 @@
 """Histories of entries that expire are linearizable, the clock included, also under kills (W1, X1).
 
-expiring.py has the processes and what belongs to their histories; here also stand dicts with one
-mistake each, which must not go unnoticed.
+expiring.py has the processes and the operations of their histories; below are dicts with one
+mistake each, which must be noticed.
 """
 
 import time
@@ -15,7 +15,7 @@ import shmrhash
 from shmrhash import SharedDict
 
 MAX_ENTRIES = 4
-ROUNDS_MAX = 1_000  # until a mistake is noticed; it takes 1 to 100
+ROUNDS_MAX = 1_000  # to notice a mistake, which takes 1 to 100 rounds
 OFTEN = 3
 
 
@@ -28,7 +28,7 @@ def small_dict(map_name):
 
 
 class Wrong(AssertionError):
-    """No order explains what happened to some key, or a refusal."""
+    """No order explains the operations on some key, or a refusal had no reason."""
 
 
 def judge(calls, seed, max_entries=MAX_ENTRIES):
@@ -41,7 +41,7 @@ def judge(calls, seed, max_entries=MAX_ENTRIES):
 
 
 def play(entries, seed, number, **facts):
-    """One round on an empty dict; how many were killed, refused, and had expired."""
+    """One round on an empty dict; how many workers were killed and how many calls refused."""
     entries.d.clear()
     seed = (seed, number)
     played = Round(entries, seed, **facts)
@@ -54,9 +54,9 @@ def play(entries, seed, number, **facts):
 
 
 @pytest.mark.parametrize("kills", [False, True], ids=["", "killed"])
-def test_histories_of_what_expires_are_linearizable(small_dict, seed, duration, kills):
-    """W1, C1, X1: gone when its deadline has passed and not before, renewed or not; refused only
-    when what lives, or is being stored, fills the dict."""
+def test_histories_of_expiring_entries_are_linearizable(small_dict, seed, duration, kills):
+    """W1, C1, X1: an entry goes when its deadline passes and not before, renewed or not; a refusal
+    needs a dict full of entries that live or are being stored."""
     end = time.monotonic() + 0.5 * duration
     patience = end + 60
     number = killed = refused = 0
@@ -68,7 +68,7 @@ def test_histories_of_what_expires_are_linearizable(small_dict, seed, duration, 
     print(f"{number} rounds, {killed} kills, {refused} refusals")
 
 
-# ---- whether anything would be noticed ----
+# ---- mistakes must be noticed ----
 
 
 class ExpiresEarly(Entries):
@@ -87,7 +87,7 @@ class TouchesNothing(Entries):
 
 
 class RemovesWhatWasRenewed(Entries):
-    """Looks whether an entry has expired, and deletes it later."""
+    """Finds that an entry has expired, and deletes it later, even if it was renewed."""
 
     def get(self, key):
         found = super().get(key)
@@ -98,7 +98,7 @@ class RemovesWhatWasRenewed(Entries):
 
 
 class RefusesForAWhile(Entries):
-    """After a refusal another, without a look, for three milliseconds."""
+    """After a refusal, refuses every new key for three milliseconds without trying."""
 
     until = 0
 
@@ -113,7 +113,7 @@ class RefusesForAWhile(Entries):
 
 
 class RefusesWhatIsThere(Entries):
-    """An update of a key that is there wants room like another."""
+    """Refuses an update of a present key when the dict is full."""
 
     def store(self, key, number, ttl_s):
         if len(self.d) >= MAX_ENTRIES:
@@ -132,8 +132,8 @@ class RefusesWhatIsThere(Entries):
         RefusesWhatIsThere,
     ],
 )
-def test_a_wrong_way_to_expire_is_noticed(small_dict, seed, kind):
-    """W1, X1: soon a history has no order, or a refusal no reason."""
+def test_wrong_way_to_expire_is_noticed(small_dict, seed, kind):
+    """W1, X1: after some rounds a history has no order, or a refusal no reason."""
 
     def play_often():
         for number in range(ROUNDS_MAX):
@@ -143,14 +143,14 @@ def test_a_wrong_way_to_expire_is_noticed(small_dict, seed, kind):
         play_often()
 
 
-# ---- the judge ----
+# ---- the judge itself ----
 
 
 def call(process, start, end, name, key=0, number=0, ttl_ns=0, gives=OK):
     return timed(process, Call(name, key, number, ttl_ns / 1e9), gives, start, end, end or 1_000)
 
 
-STORED = call(0, 0, 10, "store", number=7, ttl_ns=100)  # goes at 100 to 110
+STORED = call(0, 0, 10, "store", number=7, ttl_ns=100)  # its deadline is at 100 to 110
 
 HISTORIES = {
     "there before its deadline": (True, [STORED, call(1, 50, 60, "get", gives=7)]),
@@ -203,8 +203,8 @@ HISTORIES = {
 
 
 @pytest.mark.parametrize(("right", "calls"), HISTORIES.values(), ids=HISTORIES)
-def test_what_expires_is_there_to_its_deadline_and_no_longer(right, calls):
-    """W1, X1: by hand."""
+def test_expiring_entry_is_judged_by_its_deadline(right, calls):
+    """W1, X1: histories written by hand."""
     assert is_right(calls, 0) == right
 
 
@@ -227,6 +227,6 @@ def test_what_expires_is_there_to_its_deadline_and_no_longer(right, calls):
         ),
     }.values(),
 )
-def test_a_refusal_wants_entries_that_live(right, calls):
-    """X1, W2: by hand, for a dict with room for one."""
+def test_refusal_is_judged_by_the_entries_that_live(right, calls):
+    """X1, W2: refusals written by hand, for a dict with room for one entry."""
     assert (not refused_wrongly(calls, 1)) == right

@@ -1,7 +1,7 @@
 """Recorded histories of concurrent operations are linearizable, key by key (W1).
 
-recorder.py has the processes and what they do, checker.py judges what came of it, stand_ins.py has
-maps with one mistake each that must not go unnoticed here.
+recorder.py has the processes and their operations, checker.py judges the histories, stand_ins.py
+has maps with one mistake each, which must be noticed here.
 """
 
 import random
@@ -14,10 +14,10 @@ from support.history.stand_ins import WRONG, OneAtATime, opened_as
 SHORT_SHARE = 0.2  # of --duration, for each setting
 LONG_DURATION_S = 60.0  # for each setting, unless --duration says otherwise
 DEFAULT_DURATION_S = 2.0
-HISTORIES_MAX = 50_000  # until what has to happen has happened; some 500 mostly are enough
+HISTORIES_MAX = 50_000  # until has_happened(); some 500 are mostly enough
 OFTEN = 5
-MANY_FILLERS = 500  # of each worker, that buckets split and merge for certain
-BATCHES_MAX = 2_000  # until a mistake is noticed; it takes 1 to 60
+MANY_FILLERS = 500  # of each worker, enough that buckets certainly split and merge
+BATCHES_MAX = 2_000  # to notice a mistake, which takes 1 to 60 batches
 
 SETTINGS = {
     "two workers": Setting(),
@@ -61,7 +61,7 @@ brief_settings = pytest.mark.parametrize(
 
 
 def record(shared_map, setting, seed, seconds):
-    """Batch after batch for so long, and until the histories are what the setting says."""
+    """Record batches for `seconds`, and until the events of the setting have happened."""
     began = time.monotonic()
     with Recorder(shared_map, setting, seed) as recorded:
         while time.monotonic() - began < seconds or not has_happened(recorded):
@@ -94,7 +94,7 @@ def has_happened(recorded):
         if min(info["grows"], info["shrinks"]) < 100:
             return False
     if len(recorded.processors) == 1:
-        return True  # whatever else happens is up to chance
+        return True  # on one processor the other events are up to chance
     if setting.signals == KILL and (recorded.kills < OFTEN or not recorded.pending):
         return False
     return recorded.overlapping >= OFTEN
@@ -102,9 +102,9 @@ def has_happened(recorded):
 
 @brief_settings
 def test_histories_are_linearizable(make_map, seed, duration, setting):
-    """W1, R2, C1: some thousand short histories; every key has an order that explains it all.
+    """W1, R2, C1: some thousand short histories; for every key an order explains all results.
 
-    With kills, what never returned happened once or never, and recovery changes nothing else.
+    With kills, a pending operation happened once or never, and recovery changes nothing else.
     """
     m = make_map(**setting.geometry())
 
@@ -116,8 +116,8 @@ def test_histories_are_linearizable(make_map, seed, duration, setting):
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 @each_setting
-def test_histories_are_linearizable_for_long(make_map, seed, duration, setting):
-    """W1, R2, C1: the same for a minute, or --duration seconds, each."""
+def test_histories_of_a_long_run_are_linearizable(make_map, seed, duration, setting):
+    """W1, R2, C1: the test above for a minute, or --duration seconds, for each setting."""
     m = make_map(**setting.geometry())
 
     record(m, setting, seed, LONG_DURATION_S if duration == DEFAULT_DURATION_S else duration)
@@ -127,7 +127,7 @@ def test_histories_are_linearizable_for_long(make_map, seed, duration, setting):
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-def test_histories_of_any_setting_are_linearizable(make_map, seed, duration):
+def test_histories_of_random_settings_are_linearizable(make_map, seed, duration):
     """W1, R2, C1: settings drawn at random, each for a few seconds on a map of its own."""
     rng = random.Random(seed)
     seconds = 5 * LONG_DURATION_S if duration == DEFAULT_DURATION_S else duration
@@ -156,12 +156,12 @@ def any_setting(rng):
     )
 
 
-# ---- whether anything would be noticed ----
+# ---- mistakes must be noticed ----
 
 
 @pytest.mark.parametrize("counter_at", [None, 0])
-def test_map_under_one_lock_is_right(make_map, seed, duration, counter_at):
-    """W1: every operation the checker knows, done one at a time by a stand-in, has an order."""
+def test_histories_of_a_map_under_one_lock_are_linearizable(make_map, seed, duration, counter_at):
+    """W1: histories of a stand-in that performs one operation at a time have an order."""
     setting = Setting(value_size=8, counter_at=counter_at)
     m = make_map(**setting.geometry())
 
@@ -174,7 +174,7 @@ def test_map_under_one_lock_is_right(make_map, seed, duration, counter_at):
 
 @pytest.mark.parametrize(("kind", "setting"), WRONG, ids=[kind.__name__ for kind, _ in WRONG])
 def test_wrong_map_is_noticed(make_map, seed, kind, setting):
-    """W1, R2, C1: a map with one mistake; soon a history has no order, and the failure says so."""
+    """W1, R2, C1: a map with one mistake gives a history without an order; the failure says so."""
     m = make_map(**setting.geometry())
 
     with opened_as(kind, m.name) as wrong, pytest.raises(NotLinearizable) as noticed:

@@ -1,4 +1,4 @@
-"""The cases that guided.py kept: together they reach what it reached of the core."""
+"""The cases that guided.py kept: together they reach every edge of the core that it reached."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ HERE = Path(__file__).parent
 KEPT = [Case(**json.loads(line)) for line in (HERE / "guided.jsonl").read_text().splitlines()]
 
 
-def test_nothing_crashes_on_what_reaches_most_of_the_core():
-    """H1: as the other damaged images; a worker takes one after another."""
+def test_kept_damage_that_reaches_most_of_the_core_crashes_nothing():
+    """H1: the kept cases crash nothing; a worker tries one after another."""
     with folder() as made:
         site = Site(made, bases.resting_images())
         ending, _, tried, answered, said = in_child(site, list(enumerate(KEPT)))
@@ -27,7 +27,7 @@ def test_nothing_crashes_on_what_reaches_most_of_the_core():
 
 @pytest.mark.long
 def test_damage_guided_by_coverage_crashes_nothing(seed):
-    """H1: ten thousand more, with the core compiled for counting its edges."""
+    """H1: ten thousand new images, with the core compiled to count its edges."""
     command = [sys.executable, "-m", "support.hostile.guided", "--images", "10000"]
     command += ["--seed", str(seed)]
     done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
-"""Damaged images of live maps are used by children: no crash, no hang, no undocumented exception.
+"""Children use damaged images of live maps: no crash, no hang, no undocumented exception.
 
-fuzz.py does the work and has the long campaigns' command; this is a sample of it, and the corpus.
+fuzz.py does the work and has the command for long campaigns; here are a sample, and the corpus.
 """
 
 import json
@@ -34,7 +34,7 @@ def resting_objects():
 
 def expect_no_failures(report):
     assert not report.failures, "\n".join(case.as_line() for case in report.failures)
-    assert report.answered > report.tried // 4  # most are damaged where somebody notices late
+    assert report.answered > report.tried // 4  # in most images the damage is noticed late
 
 
 def test_no_operation_on_a_damaged_map_crashes_or_hangs(resting, seed):
@@ -43,7 +43,7 @@ def test_no_operation_on_a_damaged_map_crashes_or_hangs(resting, seed):
 
 
 def test_no_operation_on_damaged_objects_crashes_or_hangs(resting_objects, seed):
-    """H1: likewise, images of dicts, and of maps with special fields."""
+    """H1: some hundred damaged images of dicts, and of maps with special fields."""
     expect_no_failures(campaign(resting_objects, seed, seconds=4, failures_max=1))
 
 
@@ -59,7 +59,7 @@ DEAD_OWNERS = {
 @pytest.mark.parametrize("what", DEAD_OWNERS)
 @pytest.mark.thorough
 def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(what, seed):
-    """H1: likewise, images of a map whose writer was stopped inside an operation."""
+    """H1: damaged images of a map whose writer was stopped inside an operation."""
     if not can_step():
         pytest.skip("this machine does not allow single-stepping")
     with folder() as made:
@@ -68,14 +68,14 @@ def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(what, s
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=[f"{case.found}-{case.use}" for case in CORPUS])
-def test_what_once_failed_does_not_again(resting, case):
-    """H1: the images that once crashed or hung whoever used them, with the least of damage."""
+def test_image_of_the_corpus_neither_crashes_nor_hangs_a_process(resting, case):
+    """H1: images that once crashed or hung the process that used them, with minimised damage."""
     assert ending_of(resting, case) == ""
 
 
 @pytest.mark.thorough
-def test_an_undamaged_image_gives_correct_answers(resting):
-    """The method itself: without damage, every image is used to the end of every step."""
+def test_undamaged_image_gives_correct_answers(resting):
+    """A test of the method: without damage, every step on every image runs to its end."""
     cases = [Case(state, [], use) for use, state in enumerate([*AT_REST, *OBJECTS_AT_REST])]
 
     assert {ending_of(resting, case) for case in cases} == {""}
@@ -84,7 +84,7 @@ def test_an_undamaged_image_gives_correct_answers(resting):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_no_operation_on_one_of_many_damaged_maps_crashes_or_hangs(seed, duration):
-    """H1: a hundred thousand images, or for as long as --duration says if that is longer."""
+    """H1: a hundred thousand images, or --duration seconds if that is longer."""
     with folder() as made:
         site = Site(made, all_images(12, seed))
         expect_no_failures(campaign(site, seed, images=100_000, failures_max=5))

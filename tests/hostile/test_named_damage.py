@@ -1,4 +1,4 @@
-"""Damage by name: each of these once crashed a process, held it for ever, or destroyed more."""
+"""Named kinds of damage: each once crashed a process, hung it, or destroyed other memory."""
 
 import contextlib
 import struct
@@ -22,7 +22,7 @@ import shmrhash
 
 @pytest.fixture
 def damaged(map_name):
-    """A function that makes a map and its Segment; it is not checked at the end."""
+    """A function that makes a map and its Segment; the map is not checked at the end."""
     with contextlib.ExitStack() as stack:
 
         def make(entries, seeds=SCATTERED, **geometry):
@@ -52,7 +52,7 @@ each_use = pytest.mark.parametrize("use", USES.values(), ids=USES)
 
 @each_use
 def test_levels_that_lead_nowhere_end_in_segment_corrupt(damaged, use):
-    """H1: no bucket has a level; whoever follows them stops at once."""
+    """H1: no bucket has a level; a search by levels ends at once."""
     shared_map, segment = damaged(0)
     for bucket in segment.buckets():
         segment.set(bucket, 0)
@@ -62,7 +62,7 @@ def test_levels_that_lead_nowhere_end_in_segment_corrupt(damaged, use):
 
 @each_use
 def test_levels_that_lead_in_circles_end_in_segment_corrupt(damaged, use):
-    """H1: each bucket sends on to a child that is not there, which sends back."""
+    """H1: each bucket's level leads to a child without a level, which leads back."""
     shared_map, segment = damaged(0)
     for bucket in segment.buckets():
         segment.set(bucket, 9 << 16)
@@ -75,7 +75,7 @@ IN_CIRCLES |= {"take": USES["take"]}
 
 
 @pytest.mark.parametrize("use", IN_CIRCLES)
-def test_a_chain_in_a_circle_ends_in_segment_corrupt(damaged, use):
+def test_circular_chain_ends_in_segment_corrupt(damaged, use):
     """H1: the last slot of a full bucket links to a line that links to itself."""
     shared_map, segment = damaged(20, COLLIDING, max_entries=64)
     bucket = segment.buckets()[0]
@@ -93,8 +93,8 @@ def test_a_chain_in_a_circle_ends_in_segment_corrupt(damaged, use):
 
 @pytest.mark.parametrize("header", [UPD, UPD | 0x7FFF << 1 | 1])
 @pytest.mark.parametrize("use", ["lookup", "lookup_many", "iterate"])
-def test_an_update_by_nobody_ends_in_segment_corrupt(damaged, header, use):
-    """H1: an element says that its value stands with a context that is none."""
+def test_update_by_no_context_ends_in_segment_corrupt(damaged, header, use):
+    """H1: by its header, an element's value is in the redo buffer of a context that is none."""
     shared_map, segment = damaged(1)
     key, value = (0).to_bytes(8, "little"), b"\x5a" * 8
     shared_map[key] = value
@@ -110,16 +110,16 @@ def test_an_update_by_nobody_ends_in_segment_corrupt(damaged, header, use):
 
 @pytest.mark.parametrize("region", [PROCESSES, CONTEXTS, BUCKETS])
 @pytest.mark.parametrize("look", ["_processes", "_facts", "_check", "check", "info", "freeze"])
-def test_a_watermark_raised_beyond_its_region_is_not_believed(damaged, region, look):
-    """H1: after attaching, when nobody examines the header any more."""
+def test_watermark_beyond_its_region_is_not_believed(damaged, region, look):
+    """H1: the watermark is damaged after attaching, when the header is no longer examined."""
     shared_map, segment = damaged(10)
     segment.set(segment.region(region, USABLE), 1 << 44)
 
     assert ending_of(getattr(shared_map, look)) in ("done", "SegmentCorrupt", "LockTimeout")
 
 
-def test_a_segment_of_countless_buckets_is_cleared_in_time(damaged):
-    """H1: a table word damaged after attaching."""
+def test_clear_of_a_segment_with_countless_buckets_ends_in_time(damaged):
+    """H1: the table word is damaged after attaching; clear() does not visit so many buckets."""
     shared_map, segment = damaged(10)
     segment.set(TABLE, (1 << 48) - 1 << 16)
 
@@ -127,15 +127,15 @@ def test_a_segment_of_countless_buckets_is_cleared_in_time(damaged):
 
 
 def test_info_of_a_segment_without_buckets_has_a_load(damaged):
-    """H1: a table word damaged after attaching."""
+    """H1: the table word is damaged after attaching; info() divides by no zero."""
     shared_map, segment = damaged(10)
     segment.set(TABLE, 0)
 
     assert ending_of(shared_map.info) == "done"
 
 
-def test_giving_back_buckets_leaves_what_lies_behind_them(damaged):
-    """H1: what a region says that it has allocated ends with the region."""
+def test_release_of_buckets_frees_no_memory_beyond_their_region(damaged):
+    """H1: a release frees no memory beyond the region, whatever its `allocated` says."""
     shared_map, segment = damaged(20_000, max_entries=30_000)
     segment.set(segment.region(BUCKETS, ALLOCATED), 1 << 40)
 
@@ -147,8 +147,8 @@ def test_giving_back_buckets_leaves_what_lies_behind_them(damaged):
         assert shared_map[key] == key
 
 
-def test_a_section_that_cannot_delete_ends_all_the_same(damaged):
-    """H1: its bucket is held by a context of nobody; the section is abandoned."""
+def test_section_that_cannot_delete_its_key_is_abandoned(damaged):
+    """H1: the bucket is held by a context without an owner; the section is abandoned."""
     shared_map, segment = damaged(10)
     key = (3).to_bytes(8, "little")
 
@@ -162,16 +162,16 @@ def test_a_section_that_cannot_delete_ends_all_the_same(damaged):
     assert shared_map.lookup(key, shmrhash.BPF_F_LOCK) == key
 
 
-FIRST_CONTEXT = 4096 + 1024 * 64  # behind the header and the process slots
-CONTEXT_STRIDE = 320  # 34 words and a value, in whole lines
+FIRST_CONTEXT = 4096 + 1024 * 64  # after the header and the process slots
+CONTEXT_STRIDE = 320  # 34 words and a value, rounded up to 64 bytes
 ELEMENT, LINE_STASH, OWING = 32, 56, 168  # what an operation may have to give back
 
 
 @pytest.mark.parametrize("word", [ELEMENT, LINE_STASH, OWING])
-def test_a_reader_gives_nothing_back_into_pages_it_cannot_write(damaged, word):
-    """H1: a read-only handle's context says that it owes an element, a line, or pages."""
+def test_read_only_handle_gives_nothing_back(damaged, word):
+    """H1: the context of a read-only handle says that it owes an element, a line, or pages."""
     shared_map, segment = damaged(10)
-    assert segment.get(FIRST_CONTEXT) == 1  # its maker, in the first slot
+    assert segment.get(FIRST_CONTEXT) == 1  # the map's creator, in the first process slot
     end = FIRST_CONTEXT + segment.get(segment.region(CONTEXTS, USABLE))
 
     def read():

@@ -1,5 +1,5 @@
-"""Damage of maps with objects, by name: each of these once crashed a process, held it for ever, or
-was taken for a value."""
+"""Named kinds of damage of maps with objects: each once crashed a process, hung it, or was returned
+as a value."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def damaged_dict(map_name):
 
 
 def place_of(segment, content):
-    """The offset of these bytes in the segment, the last if a redo buffer has them too."""
+    """The offset of these bytes in the segment; the last one if a redo buffer has them, too."""
     found = [
         start + at
         for start, part in segment.whole()
@@ -50,7 +50,7 @@ def place_of(segment, content):
 
 
 def reference_to(d, segment, key):
-    """The offset of the reference that the only entry, whose key is short, has to its value."""
+    """The offset of the reference to the value of the only entry, whose key is short."""
     return place_of(segment, key.encode().ljust(15, b"\0") + bytes([len(key)])) + 16 + 16
 
 
@@ -68,15 +68,15 @@ LOOKS = {
 
 
 def d_key(d):
-    """The only key as the map has it."""
+    """The only key, as bytes of the map."""
     return next(iter(d.handle))
 
 
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("index", [1 << 33, 20])
 def test_a_reference_to_no_object_ends_in_segment_corrupt(damaged_dict, look, index):
-    """H1: beyond its class, or where no memory is. A view was tried for ever, kptr_get said None,
-    and the others read the hole: SIGBUS, if the file system is full."""
+    """H1: a reference beyond its class, or to a hole. Once view() hung, kptr_get() returned None,
+    and the others read the hole, which is SIGBUS if the file system is full."""
     d, segment = damaged_dict("str to bytes")
     d["k"] = RUN
     at = reference_to(d, segment, "k")
@@ -88,7 +88,7 @@ def test_a_reference_to_no_object_ends_in_segment_corrupt(damaged_dict, look, in
     assert os.stat(segment.path).st_blocks <= committed + 16  # the child's own page of slots
 
 
-ODD = 0x5A5A5A5A5A5A  # no other word of a segment
+ODD = 0x5A5A5A5A5A5A  # a key that no other word of a segment equals
 LOST = {
     "get": lambda d: d.get(ODD),
     "in": lambda d: ODD in d,
@@ -104,8 +104,8 @@ LOST = {
 
 
 @pytest.mark.parametrize("look", LOST)
-def test_an_entry_that_nobody_can_be_changing_ends_in_segment_corrupt(map_name, look):
-    """H1: its element says that its value stands with a context that is none."""
+def test_entry_in_an_update_by_no_context_ends_in_segment_corrupt(map_name, look):
+    """H1: by its header, the element's value is in the redo buffer of a context that is none."""
     with SharedDict.create(map_name, key=int, value=float, ttl=60, timeout=0.05) as d:
         d[ODD] = 0.625
         segment = Segment(d.handle)
@@ -119,8 +119,8 @@ def test_an_entry_that_nobody_can_be_changing_ends_in_segment_corrupt(map_name, 
             d.unlink()
 
 
-def test_a_length_that_is_more_than_a_run_has_is_not_read(damaged_dict):
-    """M1: the pages behind it are not there."""
+def test_length_beyond_the_run_is_not_read(damaged_dict):
+    """M1: the pages after the run have no memory."""
     d, segment = damaged_dict("str to bytes")
     d["k"] = body(13)
     size = len(d["k"])
@@ -131,7 +131,7 @@ def test_a_length_that_is_more_than_a_run_has_is_not_read(damaged_dict):
 
 
 def keep_naming(path, stride, seed, done):
-    """Write references, most of them to nothing, into what three contexts name, until told."""
+    """Write references, most of them to no object, into the names of three contexts, until told."""
     rng = random.Random(seed)
     places = [
         FIRST_CONTEXT + index * stride + NAMES_OFFSET + 8 * slot
@@ -155,9 +155,9 @@ def writes(d, rounds):
             d.pop(f"k{number % 5}", None)
 
 
-def test_names_that_others_write_meanwhile_are_read_once(damaged_dict, seed):
-    """H1: a name that was found right and read again had become another by then: a store beyond
-    the segment."""
+def test_names_that_another_process_changes_are_read_once(damaged_dict, seed):
+    """H1: once a name was checked and then read again, when another process had changed it: a
+    store beyond the segment."""
     d, segment = damaged_dict("str to bytes")
     d.handle.close()
     d = SharedDict.open(d.name, key=str, value=bytes, timeout=0.001)
@@ -186,20 +186,20 @@ def told(reader):
         return False
 
 
-def test_popitem_of_keys_that_nobody_can_look_up_ends(damaged_dict):
-    """H1: a walk delivers them, and no lookup finds them: popitem tried for ever."""
+def test_popitem_of_keys_that_no_lookup_finds_ends(damaged_dict):
+    """H1: a walk delivers keys that no lookup finds: popitem() once hung."""
     d, segment = damaged_dict("int to float")
     for number in (3, 4):
         d[number] = 0.5
-    for number in (3, 4):  # the keys in the elements are others than those of the tags
+    for number in (3, 4):  # the keys in the elements no longer fit the tags
         place = place_of(segment, struct.pack("<qd", number, 0.5))
         segment.set(place, number + 1000)
 
     assert ending_of(d.popitem) in ("SegmentCorrupt", "KeyNotFound")
 
 
-def test_text_that_is_none_ends_in_segment_corrupt(damaged_dict):
-    """H1: bytes of a str that are not UTF-8."""
+def test_text_that_is_not_utf8_ends_in_segment_corrupt(damaged_dict):
+    """H1: the bytes of a str are not UTF-8."""
     d, segment = damaged_dict("int to str")
     d[1] = "a text that stands beside its entry"
     segment.set(place_of(segment, b"a text that stands"), 0xFF, "<B")
@@ -208,8 +208,8 @@ def test_text_that_is_none_ends_in_segment_corrupt(damaged_dict):
 
 
 @pytest.mark.parametrize("damage", [0xFF, 0xC1])
-def test_messages_that_are_none_end_in_segment_corrupt(damaged_dict, damage):
-    """H1: bytes of a dataclass that are not MessagePack, or not UTF-8 in it."""
+def test_invalid_messages_end_in_segment_corrupt(damaged_dict, damage):
+    """H1: the bytes of a dataclass are not MessagePack, or a text in them is not UTF-8."""
     d, segment = damaged_dict("str to messages")
     d["k"] = Sample("a name of a sample", [0.5])
     place = place_of(segment, msgspec.msgpack.encode(d["k"]))
@@ -218,8 +218,8 @@ def test_messages_that_are_none_end_in_segment_corrupt(damaged_dict, damage):
     assert ending_of(lambda: d["k"]) == "SegmentCorrupt"
 
 
-def test_an_array_that_is_none_ends_in_segment_corrupt(damaged_dict):
-    """H1: a shape that its bytes do not have."""
+def test_invalid_array_ends_in_segment_corrupt(damaged_dict):
+    """H1: the shape of an array does not fit its bytes."""
     d, segment = damaged_dict("int to arrays")
     d[1] = np.arange(7.0) + 0.125
     segment.set(place_of(segment, struct.pack("<d", 0.125)) + 56, 8)
@@ -228,7 +228,7 @@ def test_an_array_that_is_none_ends_in_segment_corrupt(damaged_dict):
 
 
 def test_a_key_nested_too_deeply_ends_in_segment_corrupt():
-    """H1: each level is a tuple of one."""
+    """H1: the bytes of a key are a tuple in a tuple, 20,000 levels deep."""
     data = b"n"
     for _ in range(20_000):
         data = b"t\xff" + len(data).to_bytes(4, "little") + data
@@ -237,7 +237,7 @@ def test_a_key_nested_too_deeply_ends_in_segment_corrupt():
         shmrhash._keys.decode_key(data)
 
 
-# ---- what the header says of the types ----
+# ---- the types in the header ----
 
 
 def write_schema(segment, data):
@@ -249,7 +249,7 @@ def write_schema(segment, data):
 
 
 SPIN_LOCK, TIMER, KPTR, REFCOUNT = 1, 2, 3, 4
-HEADERS = {  # (offset in the header, form, numbers); a field is its kind and its offset
+HEADERS = {  # (offset in the header, format, numbers); a field is its kind and its offset
     "nothing else": (136, "<I", 2),
     "nine fields": (136, "<I", 9),
     "an unknown field": (144, "<II", 77, 0),
@@ -266,8 +266,8 @@ HEADERS = {  # (offset in the header, form, numbers); a field is its kind and it
 
 
 @pytest.mark.parametrize("lie", HEADERS)
-def test_a_header_that_cannot_be_ends_in_segment_corrupt(map_name, lie):
-    """H1: its checksums are right."""
+def test_impossible_header_ends_in_segment_corrupt(map_name, lie):
+    """H1: the header has right checksums and impossible numbers."""
     offset, form, *numbers = HEADERS[lie]
     limits = {"max_entries": 10, "fields": [Timer(0), Kptr(8)], "max_bytes": 1 << 16}
     with RHashMap.create(map_name, key_size=8, value_size=48, **limits) as m:
@@ -313,7 +313,7 @@ SCHEMAS = {
 @pytest.mark.parametrize("declared", [{}, {"key": int, "value": float}], ids=["found", "declared"])
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_schema_of_other_types_ends_in_layout_mismatch(damaged_dict, name, declared):
-    """H1: not JSON, no types, or types that are not what the map has room for."""
+    """H1: the schema is not JSON, has no types, or has types that do not fit the map's sizes."""
     d, segment = damaged_dict("int to float")
     d[1] = 0.5
     write_schema(segment, SCHEMAS[name])
@@ -322,10 +322,8 @@ def test_a_schema_of_other_types_ends_in_layout_mismatch(damaged_dict, name, dec
 
 
 @pytest.mark.parametrize(("key_size", "value_size"), [(4, 8), (16, 8), (8, 4), (8, 16)])
-def test_a_map_that_is_no_dict_of_these_types_ends_in_layout_mismatch(
-    map_name, key_size, value_size
-):
-    """H1: the core read 8 bytes of keys of 4, and hashed 16 of keys of 8."""
+def test_dict_of_types_that_do_not_fit_the_map_is_refused(map_name, key_size, value_size):
+    """H1: once the core read 8 bytes of 4-byte keys, and hashed 16 bytes of 8-byte keys."""
     with RHashMap.create(
         map_name, key_size=key_size, value_size=value_size, max_entries=10, _schema=schema()
     ) as shared_map:
@@ -336,8 +334,8 @@ def test_a_map_that_is_no_dict_of_these_types_ends_in_layout_mismatch(
             SharedDict._of(shared_map, shmrhash._schema.make_schema(int, float, None))
 
 
-def test_contexts_that_owe_what_there_is_not_are_settled(damaged_dict):
-    """H1: a context owes more pages than the budget has, and names what is no object."""
+def test_context_that_owes_too_much_is_settled(damaged_dict):
+    """H1: a context owes more pages than the budget has, and names objects that do not exist."""
     d, segment = damaged_dict("str to bytes")
     fill_dict(d, "str to bytes")
     segment.set(FIRST_CONTEXT + OWING_OFFSET, (1 << 40) * 2 + 1)
@@ -349,16 +347,16 @@ def test_contexts_that_owe_what_there_is_not_are_settled(damaged_dict):
 
 
 def test_every_kind_of_dict_has_an_image():
-    """The campaign itself: all codecs of the core are among its dicts."""
+    """A test of the campaign: its dicts use all codecs of the core."""
     keys = {shmrhash._types.codec_for(key, "key").kind for key, *_ in DICTS.values()}
     values = {shmrhash._types.codec_for(value, "value").kind for _, value, *_ in DICTS.values()}
 
-    assert keys == set(range(7)) - {shmrhash._core.KEY_FIXED}  # whose bytes are the entry's
+    assert keys == set(range(7)) - {shmrhash._core.KEY_FIXED}  # its keys are the bytes of the entry
     assert values == set(range(8))
 
 
 def test_a_kptr_to_no_object_ends_in_segment_corrupt(map_name):
-    """H1: kptr_get and kptr_xchg said that there was none."""
+    """H1: once kptr_get and kptr_xchg returned None."""
     key = bytes(8)
     with RHashMap.create(
         map_name, key_size=8, value_size=8, max_entries=10, fields=[Kptr(0)], max_bytes=1 << 20

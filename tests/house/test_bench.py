@@ -1,4 +1,4 @@
-"""The benchmarks still run, so that the figures they gave can be measured again."""
+"""The benchmarks run, so that their published figures can be measured again."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def run(program, *options, result):
     ids=lambda command: command[0],
 )
 def test_benchmark_runs(command, tmp_path):
-    """Each prints its facts and a table, and writes both as JSON."""
+    """Each prints facts and a table, and writes both as JSON."""
     _, found = run(*command, result=tmp_path / "result.json")
 
     assert found["rows"]
@@ -81,7 +81,7 @@ def test_short_benchmark_runs(command, tmp_path):
 
 @pytest.mark.thorough
 def test_kernel_benchmark_has_all_three(tmp_path):
-    """Without bpf(2) the kernel's side is left out, and the facts say why."""
+    """Where bpf(2) is not allowed the kernel is left out, and the facts give the reason."""
     text, found = run(
         "bench_kernel.py", "--quick", "--key-sizes", "8", result=tmp_path / "result.json"
     )
@@ -99,7 +99,7 @@ def test_kernel_benchmark_has_all_three(tmp_path):
 
 
 @pytest.mark.thorough
-def test_rivals_are_measured_or_named_with_the_reason(tmp_path):
+def test_rivals_are_measured_or_left_out_with_a_reason(tmp_path):
     text, found = run(
         "bench_rivals.py", "--quick", "--rounds", "1", "--sizes", "8/8",
         result=tmp_path / "result.json",
@@ -148,7 +148,7 @@ def test_committed_plots_are_small():
 
 @pytest.mark.thorough
 def test_operations_take_no_more_instructions_than_the_baseline():
-    """Counted by callgrind, so a busy machine disturbs nothing; --renew writes the baseline."""
+    """Callgrind counts them, so a busy machine does not matter; --renew writes the baseline."""
     try:
         rows = instructions.compare(instructions.count())
     except instructions.CannotCount as reason:
@@ -159,7 +159,7 @@ def test_operations_take_no_more_instructions_than_the_baseline():
     assert len(rows) == 14
 
 
-def test_instruction_guard_notices_what_is_slower(monkeypatch, tmp_path):
+def test_instruction_guard_notices_a_slower_operation(monkeypatch, tmp_path):
     baseline = tmp_path / "instructions.json"
     monkeypatch.setattr(instructions, "BASELINE", baseline)
     baseline.write_text(json.dumps({instructions.compiled_by(): {"lookup 8/8": 100.0}}))

@@ -1,4 +1,4 @@
-"""The documents are true: programs run, links lead somewhere, drawings are as their sources say."""
+"""The documents are true: programs run, links have targets, drawings equal their sources."""
 
 import importlib
 import importlib.util
@@ -22,9 +22,9 @@ DOCUMENTS = [
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 LANGUAGES = {"python", "cython", "sh", "text", "ini", "yaml", "toml", "json", "dockerfile"}
-# Examples that stand word for word in a document.
+# Examples whose text is also a block of a document.
 SHOWN = ["shared_dict.py", "shared_counter.py"]
-TIMEOUT_SECONDS = 500  # of one block, on a machine with much else to do; most take a second
+TIMEOUT_SECONDS = 500  # for one block, on a busy machine; most take a second
 
 each_document = pytest.mark.parametrize(
     "path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
@@ -38,7 +38,7 @@ class Block(NamedTuple):
     line: int
     language: str
     text: str
-    excuse: str | None  # why it is not run
+    excuse: str | None  # the reason why it is not run
 
 
 FENCE = re.compile(
@@ -71,7 +71,7 @@ def identify(block):
 
 @pytest.fixture
 def directory(map_name):
-    """An empty directory of segments, of this test alone. Whatever is left in it must be sound."""
+    """An empty directory of segments, for this test alone. Maps left in it must be sound."""
     with tempfile.TemporaryDirectory(prefix=map_name, dir=SEGMENTS) as path:
         yield Path(path)
 
@@ -100,10 +100,10 @@ def run(command, directory, cwd):
 
 
 @pytest.mark.parametrize("block", PROGRAMS, ids=identify)
-def test_program_of_a_document_runs_and_prints_what_it_says(
+def test_program_of_a_document_prints_the_output_that_it_shows(
     block, directory, tmp_path, monkeypatch
 ):
-    """Every Python block is a whole program; what stands behind a print is a line of its output."""
+    """Every Python block is a whole program; a comment behind a print is a line of its output."""
     assert block.excuse is None, "there is no reason yet that a Python block could not run"
     program = tmp_path / "program.py"
     program.write_text(block.text)
@@ -123,7 +123,7 @@ def test_program_of_a_document_runs_and_prints_what_it_says(
 
 
 def test_commands_of_the_guide_run_one_after_another(directory, tmp_path):
-    """docs/howto/command-line.md, as somebody who tries it: each line succeeds."""
+    """docs/howto/command-line.md, as a reader would try it: each line succeeds."""
     lines = [
         line
         for block in blocks_of(ROOT / "docs" / "howto" / "command-line.md")
@@ -139,7 +139,7 @@ def test_commands_of_the_guide_run_one_after_another(directory, tmp_path):
 
 
 def test_documents_name_commands_and_options_that_exist(reference):
-    """`shmrhash COMMAND --option` in a document is known to the command."""
+    """`shmrhash COMMAND --option` in a document exists in the command."""
     text = reference.command_line()
     helps = dict(re.findall(r"^## (\w+)\n\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     helps["help"] = ""
@@ -181,7 +181,7 @@ def test_short_example_is_a_block_of_a_document(name):
 
 @each_document
 def test_code_is_fenced_and_says_its_language(path):
-    """A block whose language is not said, or that is only indented, would not be tried."""
+    """A block without a language, or one that is only indented, would not be run."""
     text = path.read_text()
     assert {block.language for block in blocks_of(path)} <= LANGUAGES
     assert text.count("```") == 2 * len(blocks_of(path))
@@ -191,7 +191,7 @@ def test_code_is_fenced_and_says_its_language(path):
 
 
 def anchors_of(path):
-    """What headings of a document can be linked to."""
+    """Return the anchors of a document's headings."""
     prose = FENCE.sub("", path.read_text())
     titles = re.findall(r"^#+ +(.+?)(?: \{ #\S+ \})?$", prose, re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", title).strip().lower() for title in titles]
@@ -199,8 +199,8 @@ def anchors_of(path):
 
 
 @each_document
-def test_links_lead_somewhere(path):
-    """A relative link names a file of the project, and an anchor one of its headings."""
+def test_links_have_targets(path):
+    """A relative link names a file of the project, and an anchor one of the file's headings."""
     wrong = []
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text())):
         place, _, anchor = target.partition("#")
@@ -214,14 +214,14 @@ def test_links_lead_somewhere(path):
 
 
 @each_document
-def test_named_files_are_there(path):
-    """`tests/...`, `cython/...` and the like in a document are parts of the project."""
+def test_files_named_in_documents_exist(path):
+    """`tests/...`, `cython/...` and similar words in a document are paths of the project."""
     named = re.findall(r"`((?:tests|examples|docs|shmrhash|cython)/[\w./]+)[ `]", path.read_text())
 
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def test_drawings_are_what_their_sources_write():
+def test_drawings_equal_the_output_of_their_sources():
     command = [sys.executable, ROOT / "docs" / "drawings" / "make.py", "--check"]
 
     done = run(command, SEGMENTS, ROOT)
@@ -230,7 +230,7 @@ def test_drawings_are_what_their_sources_write():
 
 
 def test_segment_is_drawn_to_scale(make_map, monkeypatch):
-    """M1: the drawing's numbers are those of such a map; more processors have a few more depots."""
+    """M1: the drawing has the numbers of such a map; on more processors a map has more depots."""
     monkeypatch.syspath_prepend(ROOT / "docs" / "drawings")
     segment = importlib.import_module("segment")
 
@@ -241,7 +241,7 @@ def test_segment_is_drawn_to_scale(make_map, monkeypatch):
     assert facts["bytes_committed"] == pytest.approx(dict(segment.COMMITTED)["empty"], rel=0.2)
 
 
-def test_every_drawing_is_shown():
+def test_every_drawing_is_in_a_document():
     text = "".join(path.read_text() for path in DOCUMENTS)
 
     unused = [path.name for path in ROOT.glob("docs/drawings/*.svg") if path.name not in text]
@@ -250,7 +250,7 @@ def test_every_drawing_is_shown():
 
 
 def test_reference_has_every_public_thing(reference):
-    """Each public name, and each method of the three classes, once: expand() compares."""
+    """Each public name, and each method of the three classes, appears once: expand() compares."""
     pages = [
         reference.expand(path.read_text()) for path in sorted(ROOT.glob("docs/reference/*.md"))
     ]
@@ -260,7 +260,7 @@ def test_reference_has_every_public_thing(reference):
     assert not [name for name in shmrhash.__all__ if not re.search(rf"\b{name}\b", text)]
 
 
-def test_reference_notices_a_method_that_no_page_has(reference):
+def test_reference_without_a_method_is_noticed(reference):
     page = "{{ members SharedCounter inc }}\n"
 
     with pytest.raises(LookupError, match="most_common"):

@@ -1,4 +1,4 @@
-"""The examples do what they say, as a user runs them: from the command line."""
+"""The examples do what they say, run from the command line as users run them."""
 
 import importlib.util
 import os
@@ -19,11 +19,11 @@ import shmrhash
 ROOT = Path(__file__).resolve().parents[2]
 WORD_COUNT = ROOT / "examples" / "word_count.py"
 SEGMENTS = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
-TIMEOUT_SECONDS = 120  # of one run; the corpora below need a few seconds on one slow core
+TIMEOUT_SECONDS = 120  # for one run; the corpora below need a few seconds on one slow core
 
 
 class Run:
-    """One program, in a session of its own so that a signal can reach all its processes."""
+    """One program, in a session of its own, so that a signal can reach all its processes."""
 
     def __init__(self, *command, **environment):
         self.process = subprocess.Popen(
@@ -37,7 +37,7 @@ class Run:
         self.segment_name = f"word-count-{self.process.pid}"
 
     def finish(self):
-        """Wait for the end; kill the whole session if it does not come."""
+        """Wait for the end; if it does not come, kill the whole session."""
         try:
             self.out, self.err = self.process.communicate(timeout=TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -48,7 +48,7 @@ class Run:
         return self
 
     def wait_until_counting(self, workers):
-        """Return when so many workers, beside the parent, are at work on the map."""
+        """Return when this many workers, besides the parent, are attached to the map."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
@@ -71,7 +71,7 @@ def run(*command, **environment):
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Eight files with every difficulty the program promises to handle."""
+    """Eight files with every difficulty that the program promises to handle."""
     directory = tmp_path / "corpus"
     (directory / "below").mkdir(parents=True)
     long_word = "w" * 32
@@ -103,7 +103,7 @@ def word_count(monkeypatch):
 
 @pytest.fixture
 def counts(word_count, make_map):
-    """An empty map as the program makes it."""
+    """An empty map, made as the program makes it."""
     return make_map(key_size=word_count.KEY_SIZE, value_size=word_count.VALUE_SIZE)
 
 
@@ -118,7 +118,7 @@ def assert_counted(result):
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
 @pytest.mark.thorough
 def test_word_count_loses_no_word(corpus, workers, start_method):
-    """W1: additions by many processes; the oracle is a Counter."""
+    """W1: many processes add; a Counter is the oracle."""
     result = run(WORD_COUNT, corpus, "--workers", workers, "--start-method", start_method)
 
     assert_counted(result)
@@ -127,14 +127,14 @@ def test_word_count_loses_no_word(corpus, workers, start_method):
 
 
 def test_word_count_of_a_part_of_the_standard_library():
-    """W1: a real text, two workers."""
+    """W1: real text, two workers."""
     result = run(WORD_COUNT, Path(sysconfig.get_path("stdlib")) / "email", "--workers", 2)
 
     assert_counted(result)
 
 
-def test_word_count_prints_results_and_the_rest_if_asked(corpus):
-    """Without --info there are the words, their number and the comparison."""
+def test_word_count_prints_details_with_the_info_option(corpus):
+    """Without it there are the words, their number and the comparison."""
     plain = run(WORD_COUNT, corpus, "--workers", 2)
     asked = run(WORD_COUNT, corpus, "--workers", 2, "--info")
 
@@ -147,7 +147,7 @@ def test_word_count_prints_results_and_the_rest_if_asked(corpus):
 @pytest.mark.long
 @pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_word_count_loses_no_word_in_twenty_runs(corpus, start_method):
-    """W1: the same, repeated, since a lost update is a matter of chance."""
+    """W1: repeated, because losing an update is a matter of chance."""
     for _ in range(20):
         result = run(WORD_COUNT, corpus, "--workers", 8, "--start-method", start_method)
 
@@ -156,12 +156,12 @@ def test_word_count_loses_no_word_in_twenty_runs(corpus, start_method):
 
 @pytest.mark.long
 def test_word_count_of_the_whole_standard_library():
-    """W1: what the README's first command runs."""
+    """W1: the first command of the README."""
     assert_counted(run(WORD_COUNT))
 
 
 def test_words_never_share_a_key(word_count):
-    """Words of any length have keys of their own, all of the map's key size."""
+    """Words of any length have different keys, all of the map's key size."""
     words = ["a", "a" * 31, "a" * 32, "a" * 33, "a" * 34, "é" * 16, "é" * 17, "b" * 5000]
 
     keys = [word_count.word_key(word) for word in words]
@@ -171,7 +171,7 @@ def test_words_never_share_a_key(word_count):
 
 
 def test_check_accepts_the_right_map(word_count, counts):
-    """The check has no false alarm."""
+    """The check raises no false alarm."""
     for word in ["a", "b", "a"]:
         counts.add(word_count.word_key(word), 1, default=0)
 
@@ -188,7 +188,7 @@ def test_check_accepts_the_right_map(word_count, counts):
     ],
 )
 def test_check_finds_a_wrong_map(word_count, counts, expected, complaint):
-    """A count too low or too high, a word missing, a word too many."""
+    """A count that is too low or too high, a missing word, an additional word."""
     for word in ["a", "b", "a"]:
         counts.add(word_count.word_key(word), 1, default=0)
 
@@ -196,7 +196,7 @@ def test_check_finds_a_wrong_map(word_count, counts, expected, complaint):
 
 
 def test_word_count_exits_with_1_if_counts_differ(word_count, corpus, monkeypatch, capfd):
-    """Words that begin alike share a key here, as 'name' and 'naïve' do."""
+    """Here words with the same beginning share a key, as 'name' and 'naïve' do."""
     right_key = word_count.word_key
     monkeypatch.setattr(word_count, "word_key", lambda word: right_key(word[:2]))
 
@@ -239,8 +239,8 @@ def test_word_count_exits_with_2_if_the_map_is_full(corpus, start_method):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_word_count_removes_its_segment(number, status):
-    """Ctrl-C reaches every process of the terminal; kill usually the parent alone."""
+def test_interrupted_word_count_removes_its_map(number, status):
+    """Ctrl-C reaches every process of the terminal; kill usually only the parent."""
     program = Run(WORD_COUNT, "--workers", 2)
     program.wait_until_counting(workers=2)
 
@@ -256,7 +256,7 @@ def test_interrupted_word_count_removes_its_segment(number, status):
 
 
 def test_word_count_exits_with_2_if_a_worker_is_killed():
-    """C1: the parent is not stuck, and the segment is removed."""
+    """C1: the parent does not hang, and the map is removed."""
     program = Run(WORD_COUNT, "--workers", 2, "--start-method", "fork")
     program.wait_until_counting(workers=2)
     pid = program.process.pid
@@ -272,7 +272,7 @@ def test_word_count_exits_with_2_if_a_worker_is_killed():
 
 @pytest.mark.parametrize("start_method", ["fork", SPAWN, FORKSERVER])
 def test_word_count_with_a_shared_counter_loses_no_word(corpus, start_method):
-    """W1: the oracle is a Counter."""
+    """W1: a Counter is the oracle."""
     result = run(WORD_COUNT, corpus, "--counter", "--workers", 3, "--start-method", start_method)
 
     assert_counted(result)
@@ -282,7 +282,7 @@ def test_word_count_with_a_shared_counter_loses_no_word(corpus, start_method):
 @pytest.mark.parametrize("start_method", ["fork", SPAWN])
 @pytest.mark.thorough
 def test_pool_cache_finds_what_one_process_finds(start_method):
-    """W1: and the workers find most of what they ask for."""
+    """W1: and the workers find most values in the cache."""
     result = run(
         ROOT / "examples" / "pool_cache.py",
         *("--modules", 25, "--workers", 3, "--start-method", start_method),
@@ -321,7 +321,7 @@ def test_shared_table_has_no_torn_row(start_method):
 
 @pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_bank_loses_no_money_to_kills(start_method):
-    """W1, C1: a payment of two keys is finished by whoever comes next, and counts once."""
+    """W1, C1: the next process finishes an interrupted payment of two keys; it counts once."""
     program = ROOT / "examples" / "bank.py"
     finished = run(program, "--kills", 40, "--accounts", 5, "--start-method", start_method)
 

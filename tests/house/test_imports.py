@@ -1,4 +1,4 @@
-"""Which Python module may import which: none in a circle; those of the command line point down."""
+"""Which Python modules may import which: no circles; modules of the command line point down."""
 
 import ast
 import graphlib
@@ -26,7 +26,7 @@ COMMAND_LINE = [
     ["app"],
     ["__init__"],
 ]
-DOOR = "shmrhash._inspect"  # the only private module of the library that it may import
+DOOR = "shmrhash._inspect"  # the only private module that the command line may import
 PUBLIC_ANYWAY = ("_replace", "_exit", "__version__", "__name__", "__mro__")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ CLI = "shmrhash.cli"
 
 
 def module_of(path):
-    """The dotted name of a module of the package; a folder's is that of its __init__."""
+    """Return the dotted name of a module of the package; a folder's is that of its __init__."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -45,17 +45,17 @@ each_name = pytest.mark.parametrize("name", NAMES)
 
 
 def path_of(name):
-    """The file of a module of the command line."""
+    """Return the file of a module of the command line."""
     return MODULES[CLI if name == "__init__" else f"{CLI}.{name}"]
 
 
 def is_module(name):
-    """Whether it is one of the package, or private: the extension, say."""
+    """Whether a name is a module of the package, or private: the extension, for example."""
     return name in MODULES or (name.startswith("shmrhash._") and name.count(".") == 1)
 
 
 def imports(source, *, late=True):
-    """The modules of this package that a source imports; late: in functions, and for types, too."""
+    """Return the modules of the package a source imports; late: also in functions, for types."""
     tree = ast.parse(source)
     found = set()
     for node in ast.walk(tree) if late else tree.body:
@@ -69,7 +69,7 @@ def imports(source, *, late=True):
 
 
 def private_names(source):
-    """Attributes with an underscore, but those of self, cls and super()."""
+    """Return the private attributes that a source uses, except those of self, cls and super()."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
             whose = ast.unparse(node.value)
@@ -86,7 +86,7 @@ def test_every_module_of_the_command_line_has_a_layer():
 
 @each_name
 def test_imports_of_the_command_line_point_down(name):
-    """Anywhere in a module: of the command line only what is below, of the library the one door."""
+    """Also inside functions: a module imports lower layers, the public names, and DOOR."""
     (layer,) = (number for number, names in enumerate(COMMAND_LINE) if name in names)
     below = {f"{CLI}.{lower}" for lower in itertools.chain(*COMMAND_LINE[:layer])}
 
@@ -98,8 +98,8 @@ def test_command_line_uses_no_private_name_of_the_library(name):
     assert not list(private_names(path_of(name).read_text()))
 
 
-def test_modules_import_no_circle():
-    """What is imported with a module; what a function imports when it is called is not."""
+def test_modules_do_not_import_in_a_circle():
+    """Imports of a module count; imports that a function makes when it is called do not."""
     graph = {
         name: imports(path.read_text(), late=False) - {name, "shmrhash"}
         for name, path in MODULES.items()
@@ -133,8 +133,8 @@ HELPERS = ROOT / "tests" / "support"
 TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if HELPERS not in path.parents)
 
 
-def test_tests_are_tests_and_helpers_are_in_support():
-    """A helper has one place; what its folder holds besides is called test_*.py or conftest.py."""
+def test_files_outside_support_are_tests_or_conftest():
+    """Helpers are in support/; all other Python files are called test_*.py or conftest.py."""
     names = {path.name for path in TESTS}
 
     assert {name for name in names if not name.startswith("test_")} == {"conftest.py"}
@@ -147,7 +147,7 @@ def test_tests_are_tests_and_helpers_are_in_support():
     ids=lambda path: str(path.relative_to(ROOT / "tests")),
 )
 def test_no_test_imports_a_test(path):
-    """Whoever renames a test breaks no other; and no helper is found by its bare name."""
+    """So renaming a test breaks no other; and helpers are imported from the package support."""
     ours = {other.stem for other in TESTS} | {other.stem for other in HELPERS.rglob("*.py")}
     ours -= {"__init__", "conftest"}
     found = set()

@@ -1,6 +1,6 @@
-"""Maps of the kernel beside ours; where bpf(2) is refused, tests that need it say exactly why.
+"""Maps of the kernel beside ours. Where bpf(2) is refused, the tests that need it are skipped.
 
-With SHMRHASH_NEED_BPF=1 in the environment they fail instead of being left out.
+With SHMRHASH_NEED_BPF=1 in the environment they fail instead.
 """
 
 import os
@@ -13,7 +13,7 @@ NEED_VARIABLE = "SHMRHASH_NEED_BPF"
 
 
 def give_up(refused):
-    """Skip with the reason; fail where the kernel's maps were asked for."""
+    """Skip with the reason, or fail if SHMRHASH_NEED_BPF is 1."""
     if os.environ.get(NEED_VARIABLE) == "1":
         pytest.fail(f"{refused}, and {NEED_VARIABLE} is set")
     pytest.skip(str(refused))
@@ -32,7 +32,7 @@ def kernel_permits():
 
 @pytest.fixture(scope="session")
 def kernel_permits_all(kernel_permits):
-    """It also lets it open a map a second time, for one way only, and put a lock in a value."""
+    """The kernel also lets this process reopen a map read-only or write-only, and lock values."""
     try:
         with bpf.KernelMap.create(key_size=4, value_size=8, max_entries=1, lock=True) as kernel:
             for flags in (bpf.F_RDONLY, bpf.F_WRONLY):
@@ -59,7 +59,7 @@ def make_kernel_map(kernel_permits):
 def make_side(request):
     """A function that creates maps; each test runs on ours and on the kernel's.
 
-    What the kernel's own map says, too, is not a mistake of the test.
+    A result that the kernel's own map gives, too, is not a mistake of the test.
     """
     if request.param == "kernel":
         return request.getfixturevalue("make_kernel_map")

@@ -1,7 +1,7 @@
 """Our map and the kernel's hash map side by side: the same operations, results and errnos.
 
-Hypothesis makes up geometries and sequences; the maps are tiny, so that they are full most of the
-time. Where the two differ the difference must stand in DIFFERENCES.
+Hypothesis generates geometries and sequences; the maps are tiny, so that they are full most of the
+time. Every difference between the two must be listed in DIFFERENCES.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ import shmrhash
 from shmrhash import RHashMap
 
 COMPARE_EVERY_STEPS = 11
-FREEZE_AFTER_STEPS = 25  # most of a sequence has to do with maps that can be written
+FREEZE_AFTER_STEPS = 25  # most of a sequence runs on a map that can be written
 
 KEY_SIZES = st.sampled_from([1, 2, 3, 4, 7, 8, 9, 16, 64, 511, 512]) | st.integers(1, 512)
 VALUE_SIZES = st.sampled_from([1, 4, 7, 8, 9, 16, 68, 256, 4095, 4096]) | st.integers(1, 4096)
-# With the first, all keys of 8 bytes have the same hash. The kernel's seed cannot be chosen.
+# With the first pair, all keys of 8 bytes have the same hash. The kernel's seed cannot be chosen.
 HASH_SEEDS = st.sampled_from([(0, 0), (0, 1), (7, 1 << 32)]) | st.tuples(
     *[st.integers(0, (1 << 64) - 1)] * 4
 )
@@ -47,15 +47,15 @@ OTHER_FLAGS = st.sampled_from([0] * 16 + [LOCK] * 8 + [1, 2, 5, 6, *INVALID_FLAG
 
 
 class Difference(NamedTuple):
-    """One way in which the two may differ: what each says, and why ours is right."""
+    """One way in which the two maps may differ: what each does, and why ours is right."""
 
     kernel: str
     ours: str
     why: str
 
 
-# Those marked "demonstrated" have a test below that shows both sides of them. The machine allows
-# each only where its rule names it.
+# A difference marked "demonstrated" has a test below that shows both sides of it. The state
+# machine allows a difference only in the rules whose docstrings name it.
 DIFFERENCES = {
     "order": Difference(
         "keys come bucket by bucket, the latest first",
@@ -135,7 +135,7 @@ DIFFERENCES = {
 }
 
 
-# How docs/explanation/kernel.md begins to say each of those in which ours is not as RHASH.
+# How the row of docs/explanation/kernel.md begins for each difference between ours and RHASH.
 IN_DOCUMENTS = {
     "absent previous key": "get_next_key of an absent key",
     "deleted cursor": "a batch whose cursor was deleted: EAGAIN",
@@ -147,7 +147,7 @@ IN_DOCUMENTS = {
     "F_LOCK": "BPF_F_LOCK needs a bpf_spin_lock in the value",
 }
 
-NO_FREEZING = "524"  # ENOTSUPP, which is the kernel's own and has no name here
+NO_FREEZING = "524"  # ENOTSUPP, an errno inside the kernel, for which Python has no name
 
 
 def may_write(machine):
@@ -155,14 +155,14 @@ def may_write(machine):
 
 
 def key_number(index, size, salt):
-    """The index-th key of this salt: keys differ in one byte, and where it stands depends."""
+    """The index-th key of this salt: keys differ in one byte, whose place depends on the salt."""
     key = bytearray(hashlib.shake_128(f"{salt}".encode()).digest(size))
     key[salt % size] = index
     return bytes(key)
 
 
 class Both(RuleBasedStateMachine):
-    """A map of each side; subclasses made by run_machine() have the name."""
+    """A map of each side; run_machine() makes subclasses with the name of our map."""
 
     name = None
 
@@ -185,7 +185,7 @@ class Both(RuleBasedStateMachine):
         geometry = {"key_size": key_size, "value_size": value_size, "max_entries": entries}
         self.kernel = KernelMap.create(**geometry, lock=lock)
         self.ours = OurMap(RHashMap.create(self.name, **geometry, _seeds=hash_seeds))
-        # Half as many keys again as fit, so that a full map is met often.
+        # One and a half times as many keys as fit, so that the map is often full.
         self.keys = [key_number(i, key_size, salt) for i in range(entries + entries // 2 + 2)]
 
     def teardown(self):
@@ -214,7 +214,7 @@ class Both(RuleBasedStateMachine):
         return self.value_number(data.draw(st.integers(0, 1 << 16), label="value"))
 
     def value_number(self, number):
-        """The value of that number; where the kernel keeps its lock it reads as zeros."""
+        """The value of that number; the bytes in which the kernel keeps a lock are zeros."""
         value = hashlib.shake_128(f"value {number}".encode()).digest(self.kernel.value_size)
         return bytes(LOCK_BYTES) + value[LOCK_BYTES:] if self.kernel.lock else value
 
@@ -222,13 +222,13 @@ class Both(RuleBasedStateMachine):
         return data.draw(st.integers(1, len(self.keys) + 1), label="count")
 
     def same(self, operation):
-        """Do it to both; they must say the same, and this is what they said."""
+        """Perform the operation on both sides; the answers must be equal, and one is returned."""
         kernel, ours = operation(self.kernel), operation(self.ours)
         assert kernel == ours
         return kernel
 
     def same_with(self, flags, operation):
-        """The same of operation(side, flags). Differs: "F_LOCK", and then as if without it."""
+        """As same(), with flags. Differs: "F_LOCK"; the kernel's map then gets no LOCK."""
         if self.kernel.lock or not flags & LOCK:
             return self.same(lambda side: operation(side, flags))
         assert operation(self.kernel, flags).error == "EINVAL"
@@ -279,7 +279,7 @@ class Both(RuleBasedStateMachine):
     @precondition(may_write)
     @rule(data=st.data(), flags=st.sampled_from([ANY, NOEXIST, LOCK, LOCK | NOEXIST]))
     def fill(self, data, flags):
-        """To the limit and beyond: both refuse the same keys."""
+        """Fill up to the limit and beyond: both sides refuse the same keys."""
         value, start = self.any_value(data), data.draw(st.integers(0, len(self.keys)))
 
         for key in self.keys[start:] + self.keys[:start]:
@@ -325,7 +325,7 @@ class Both(RuleBasedStateMachine):
     @precondition(lambda self: self.steps > FREEZE_AFTER_STEPS and not self.frozen)
     @rule(by_a_writer=st.booleans())
     def freeze(self, by_a_writer):
-        """Differs: "freezing a map with locks", which then is not tried on ours."""
+        """Differs: "freezing a map with locks"; ours is then not frozen."""
         with self.kernel.reopen(F_RDONLY) as kernel, self.ours.reopen(F_RDONLY) as ours:
             assert ours.freeze() == ("EPERM", None)
             assert kernel.freeze() == (NO_FREEZING if self.kernel.lock else "EPERM", None)
@@ -376,7 +376,7 @@ class Both(RuleBasedStateMachine):
 
     @rule()
     def iterate(self):
-        """What Python's protocols give is what the kernel's walk gives."""
+        """Iteration by Python's protocols gives what the kernel's walk gives."""
         pairs = self.pairs_of_kernel()
         m = self.ours.m
 
@@ -386,7 +386,7 @@ class Both(RuleBasedStateMachine):
 
     @rule(stop_at=st.integers(1, 60))
     def for_each(self, stop_at):
-        """A callback is no system call: the kernel's walk is what it has to meet."""
+        """for_each has no system call: the callback must meet what the kernel's walk gives."""
         pairs = self.pairs_of_kernel()
         met = []
 
@@ -420,13 +420,13 @@ class Both(RuleBasedStateMachine):
 
         for method in ("lookup_batch", "lookup_and_delete_batch"):
             self.same(lambda side, method=method: getattr(side, method)(None, 3, flags))
-        # How many a refused batch has done is nothing the kernel says: it leaves its count alone.
+        # The kernel does not report the count of a refused batch: it leaves the count unchanged.
         self.same(lambda side: side.delete_batch(keys, flags).error)
 
     @precondition(may_write)
     @rule(data=st.data(), all_of_them=st.booleans(), flags=st.sampled_from([0, LOCK]))
     def take_batches(self, data, all_of_them, flags):
-        """Differs: "order", "short batches". A single batch of ours is repeated key by key."""
+        """Differs: "order", "short batches". The kernel's map repeats a batch of ours by keys."""
         count = self.any_count(data)
         kernel_flags = flags if self.kernel.lock else 0
         if all_of_them:
@@ -447,7 +447,7 @@ class Both(RuleBasedStateMachine):
     @precondition(may_write)
     @rule(data=st.data(), flags=UPDATE_FLAGS)
     def update_batch(self, data, flags):
-        """Differs: "flags of update_batch", which is a loop of updates here."""
+        """Differs: "flags of update_batch"; on the kernel's side it is then a loop of updates."""
         keys, number = self.any_keys(data), data.draw(st.integers(0, 1 << 16), label="value")
         values = [self.value_number(number + i) for i in range(len(keys))]
         if flags not in UPDATE_VALID or not flags & (NOEXIST | EXIST):
@@ -475,7 +475,7 @@ class Both(RuleBasedStateMachine):
 
 
 def update_each_or_all(side, keys, values, flags):
-    """What a loop of updates gives on the kernel's side, and a batch on ours."""
+    """A loop of updates on the kernel's side, and a batch on ours; the same Answer for both."""
     if isinstance(side, OurMap):
         return count_of(side.update_batch(keys, values, flags))
     for done, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -486,7 +486,7 @@ def update_each_or_all(side, keys, values, flags):
 
 
 def count_of(said):
-    """A batch that is refused before its first element has done none, whether it says so or not."""
+    """The answer with a count: 0 if the batch was refused before its first element."""
     return said if said.result is not None else Answer(said.error, 0)
 
 
@@ -511,7 +511,9 @@ def run_machine(seed, name, examples):
         pytest.param(3_000, marks=pytest.mark.long),
     ],
 )
-def test_the_kernel_and_we_say_the_same(kernel_permits_all, seed, map_name, examples):
+def test_random_operations_give_equal_answers_on_both_maps(
+    kernel_permits_all, seed, map_name, examples
+):
     """W1, W2, K1: any sequence of operations gives the same results and errnos on both maps."""
     run_machine(seed, map_name, examples)
 
@@ -520,7 +522,7 @@ def test_the_kernel_and_we_say_the_same(kernel_permits_all, seed, map_name, exam
 
 CREATION_FLAGS = [2, F_RDONLY, F_WRONLY, F_RDONLY | F_WRONLY, 1 << 7, 1 << 8, 3 << 7, 1 << 30]
 
-# What HASH and RHASH check in the same way; what they do not is in DIFFERENCES.
+# Arguments that HASH and RHASH check in the same way; the others are in DIFFERENCES.
 CREATIONS = {
     "key_size": [0, 1, 8, 512, 65_535],
     "value_size": [0, 1, 4096, (4 << 20) - 48 - 512, (4 << 20), 0xFFFF_FFFF],
@@ -533,8 +535,8 @@ CREATIONS = {
 
 
 @pytest.mark.parametrize("map_flags", CREATIONS["map_flags"], ids=hex)
-def test_creation_is_refused_alike(kernel_permits, map_name, map_flags):
-    """K1: sizes, limits and flags that HASH and RHASH treat alike; the same errno, or a map."""
+def test_creation_is_refused_alike_on_both_sides(kernel_permits, map_name, map_flags):
+    """K1: for sizes, limits and flags that HASH and RHASH treat alike: the same errno, or a map."""
     for key_size, value_size, max_entries in itertools.product(
         CREATIONS["key_size"], CREATIONS["value_size"], CREATIONS["max_entries"]
     ):
@@ -550,7 +552,7 @@ def test_creation_is_refused_alike(kernel_permits, map_name, map_flags):
 def assert_created_alike(name, **geometry):
     kernel = creation_by_kernel(**geometry)
     if kernel == "ENOMEM":
-        return  # a matter of this machine, for elements of megabytes
+        return  # depends on this machine, for elements of megabytes
     assert kernel == creation_by_us(name, **geometry), geometry
 
 
@@ -571,8 +573,8 @@ def creation_by_us(name, **geometry):
 # ---- the differences themselves ----
 
 
-def test_every_difference_from_rhash_stands_in_the_documents():
-    """K1: the list above, and docs/explanation/kernel.md; neither promises an order."""
+def test_every_difference_from_rhash_is_documented():
+    """K1: each difference of the list above is in docs/explanation/kernel.md, except "order"."""
     of_hash = {name for name, said in DIFFERENCES.items() if said.why.startswith("RHASH differs")}
     page = Path(__file__).parents[2] / "docs" / "explanation" / "kernel.md"
     rows = page.read_text().replace("`", "").splitlines()
@@ -591,10 +593,8 @@ def test_every_difference_from_rhash_stands_in_the_documents():
         ("presizing", {"map_extra": 1}, "EINVAL", ""),
     ],
 )
-def test_a_difference_at_creation_is_there(
-    kernel_permits, map_name, difference, change, kernel, ours
-):
-    """K1: both sides of a listed difference; where it has gone, so must its place in the list."""
+def test_difference_at_creation_exists(kernel_permits, map_name, difference, change, kernel, ours):
+    """K1: both sides of a listed difference; if it no longer exists it must leave the list."""
     geometry = {"key_size": 8, "value_size": 8, "max_entries": 4} | change
 
     assert difference in DIFFERENCES
@@ -615,7 +615,7 @@ FLAGS_LOOKED_AT_IN_ANOTHER_ORDER = {
 
 @pytest.fixture
 def both(make_kernel_map, make_map):
-    """Two maps of 4 entries with 1 and 2 in them."""
+    """A map of each side, of 4 entries, with the keys 1 and 2."""
     geometry = {"key_size": 1, "value_size": 1, "max_entries": 4}
     sides = make_kernel_map(**geometry), OurMap(make_map(**geometry))
     for side, key in itertools.product(sides, (b"\1", b"\2")):
@@ -624,8 +624,8 @@ def both(make_kernel_map, make_map):
 
 
 @pytest.mark.parametrize("kind", LACKS)
-def test_the_difference_in_flags_without_permission_is_there(kernel_permits_all, both, kind):
-    """K1: DIFFERENCES["flags without permission"], of every operation that is refused."""
+def test_difference_in_flags_without_permission_exists(kernel_permits_all, both, kind):
+    """K1: DIFFERENCES["flags without permission"], for every operation that is refused."""
     differing = set()
     if "frozen" in kind:
         assert [side.freeze() for side in both] == [("", None)] * 2
@@ -645,7 +645,7 @@ def test_the_difference_in_flags_without_permission_is_there(kernel_permits_all,
             side.close()
 
 
-def test_the_difference_in_freezing_a_map_with_locks_is_there(
+def test_difference_in_freezing_a_map_with_locks_exists(
     kernel_permits_all, make_kernel_map, make_map
 ):
     """K1: DIFFERENCES["freezing a map with locks"]."""
@@ -659,10 +659,8 @@ def test_the_difference_in_freezing_a_map_with_locks_is_there(
 
 
 @pytest.mark.parametrize("flag", [F_RDONLY, F_WRONLY], ids=["rdonly", "wronly"])
-def test_the_difference_in_reported_flags_is_there(
-    kernel_permits_all, make_kernel_map, make_map, flag
-):
-    """K1: DIFFERENCES["reported flags"]; another handle may do everything on either side."""
+def test_difference_in_reported_flags_exists(kernel_permits_all, make_kernel_map, make_map, flag):
+    """K1: DIFFERENCES["reported flags"]; on both sides another handle may read and write."""
     flags = F_NO_PREALLOC | flag
     geometry = {"key_size": 1, "value_size": 8, "max_entries": 4, "map_flags": flags}
     kernel, ours = make_kernel_map(**geometry), OurMap(make_map(**geometry))
@@ -674,8 +672,8 @@ def test_the_difference_in_reported_flags_is_there(
             assert other.lookup(b"1") == ("", bytes(8))
 
 
-def test_the_difference_after_an_absent_key_is_there(both):
-    """W1: DIFFERENCES["absent previous key"]: a walk that loses its place begins again, or not."""
+def test_difference_after_an_absent_key_exists(both):
+    """W1: DIFFERENCES["absent previous key"]: the kernel's walk begins again, ours goes on."""
     kernel, ours = both
     first, second = walk(kernel, 2)
     assert kernel.delete(second) == ("", None)
@@ -686,22 +684,22 @@ def test_the_difference_after_an_absent_key_is_there(both):
     assert ours.get_next_key(second) == ("ENOENT", None)
 
 
-def test_the_difference_in_the_flags_of_update_batch_is_there(both):
+def test_difference_in_the_flags_of_update_batch_exists(both):
     """W1: DIFFERENCES["flags of update_batch"]."""
     assert [side.update_batch([b"\3"], [b"\3"], NOEXIST).error for side in both] == ["EINVAL", ""]
 
 
 @pytest.mark.parametrize("method", ["lookup_batch", "lookup_and_delete_batch"])
-def test_the_difference_in_a_batch_of_none_is_there(both, method):
-    """W1: DIFFERENCES["a batch of none"]; neither takes anything."""
+def test_difference_in_a_batch_of_no_entries_exists(both, method):
+    """W1: DIFFERENCES["a batch of none"]; neither side takes an entry."""
     answers = [getattr(side, method)(None, 0).error for side in both]
 
     assert answers == ["", "EINVAL"]
     assert [sorted(walk(side, 2)) for side in both] == [[b"\1", b"\2"]] * 2
 
 
-def test_the_difference_in_an_update_during_a_walk_is_there(make_kernel_map, make_map):
-    """I1: DIFFERENCES["update during a walk"]: 500 keys, and a bound where it does not end."""
+def test_difference_in_an_update_during_a_walk_exists(make_kernel_map, make_map):
+    """I1: DIFFERENCES["update during a walk"]: 500 keys; the kernel's endless walk is cut off."""
     geometry = {"key_size": 8, "value_size": 24, "max_entries": 500}
     met = []
     for side in (make_kernel_map(**geometry), OurMap(make_map(**geometry))):
@@ -716,7 +714,7 @@ def test_the_difference_in_an_update_during_a_walk_is_there(make_kernel_map, mak
     assert met == [5_000, 500]
 
 
-def test_the_difference_in_f_lock_is_there(both):
+def test_difference_in_f_lock_exists(both):
     """K1: DIFFERENCES["F_LOCK"]: the kernel's map has no lock in its value."""
     answers = [
         [

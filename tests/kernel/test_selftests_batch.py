@@ -1,7 +1,7 @@
 """The kernel's map_tests/htab_map_batch_ops.c on our map and on the kernel's own.
 
-Ours does it with every step size; the kernel's hash map, not RHASH, says ENOSPC where a bucket
-holds more than a step.
+On our map every step size succeeds; on the kernel's hash map, though not on RHASH, a batch is
+ENOSPC if a bucket holds more entries than the step.
 """
 
 import pytest
@@ -37,13 +37,13 @@ def is_empty(side):
     return said == ("ENOENT", ([], None)) and side.get_next_key() == ("ENOENT", None)
 
 
-def test_take_from_an_empty_map(side):
-    """W1 (case 1): nothing, and nothing follows."""
+def test_take_from_an_empty_map_is_enoent(side):
+    """W1 (case 1): a batch of an empty map is empty, and ENOENT says that nothing follows."""
     assert side.lookup_and_delete_batch(None, MAX) == ("ENOENT", ([], None))
 
 
-def test_a_batch_of_none(side):
-    """W1 (case 2): a success that does nothing, on an empty map and on a full one."""
+def test_batch_of_no_keys_succeeds(side):
+    """W1 (case 2): a batch of no keys succeeds and changes nothing, in an empty or full map."""
     for _ in range(2):
         assert side.update_batch([], []) == ("", 0)
         assert side.delete_batch([]) == ("", 0)
@@ -52,8 +52,8 @@ def test_a_batch_of_none(side):
     assert take_pairs(side.lookup_batch, MAX, MAX) == PAIRS
 
 
-def test_take_all_at_once(side):
-    """W1 (case 3): all pairs in one batch, each a whole one; then the map is empty."""
+def test_one_batch_takes_all_pairs(side):
+    """W1 (case 3): one batch takes all pairs, each key with its value; then the map is empty."""
     fill(side)
 
     said = side.lookup_and_delete_batch(None, MAX)
@@ -64,8 +64,8 @@ def test_take_all_at_once(side):
 
 
 @steps
-def test_look_up_in_steps(side, step):
-    """W1, I1 (case 4): batches of a step each meet every pair once, and leave the map as it was."""
+def test_lookups_in_steps_meet_every_pair_once(side, step):
+    """W1, I1 (case 4): batches of `step` pairs meet every pair once, and change nothing."""
     fill(side)
 
     for _ in range(2):
@@ -73,8 +73,8 @@ def test_look_up_in_steps(side, step):
 
 
 @steps
-def test_delete_in_steps(side, step):
-    """W1 (case 4): as many as asked for are deleted each time, and the last are fewer."""
+def test_deletes_in_steps_empty_the_map(side, step):
+    """W1 (case 4): each batch deletes all of its keys; the last batch has fewer."""
     fill(side)
 
     chunks = [KEYS[at : at + step] for at in range(0, MAX, step)]
@@ -84,8 +84,8 @@ def test_delete_in_steps(side, step):
 
 
 @steps
-def test_take_in_steps(side, step):
-    """W1, I1 (case 4): batches that delete what they give meet every pair once."""
+def test_takes_in_steps_meet_every_pair_once(side, step):
+    """W1, I1 (case 4): batches that delete the pairs they return meet every pair once."""
     fill(side)
 
     assert take_pairs(side.lookup_and_delete_batch, step, MAX) == PAIRS
@@ -93,7 +93,7 @@ def test_take_in_steps(side, step):
     assert is_empty(side)
 
 
-def test_fill_and_empty_again_and_again(side):
+def test_map_is_filled_and_emptied_repeatedly(side):
     """W1, W2 (case 4): the steps of the kernel's test in its order, on one map."""
     for step in range(1, MAX):
         fill(side)
@@ -108,7 +108,7 @@ def test_fill_and_empty_again_and_again(side):
 
 
 def test_update_stops_at_the_limit(side):
-    """W2: E2BIG with the number done before, and these are in the map."""
+    """W2: E2BIG with the number of keys stored before it; these are in the map."""
     more = [int_word(number) for number in range(100, 100 + MAX)]
     assert side.update_batch(KEYS[:4], VALUES[:4]) == ("", 4)
 
@@ -119,15 +119,15 @@ def test_update_stops_at_the_limit(side):
     assert [side.lookup(key).result for key in KEYS[:4]] == VALUES[4:8]
 
 
-def test_update_the_same_key_twice(side):
-    """W1: the later one in the batch counts."""
+def test_later_value_of_a_repeated_key_stays(side):
+    """W1: of a key that is twice in a batch, the later value stays."""
     assert side.update_batch([KEYS[0], KEYS[1], KEYS[0]], VALUES[:3]) == ("", 3)
 
     assert side.lookup(KEYS[0]) == ("", VALUES[2])
 
 
 def test_delete_stops_at_an_absent_key(side):
-    """W1: ENOENT with the number done before; what comes after the absent key stays."""
+    """W1: ENOENT with the number of keys deleted before it; keys after the absent one stay."""
     fill(side)
 
     assert side.delete_batch([KEYS[3], KEYS[4], int_word(99), KEYS[5]]) == ("ENOENT", 2)
@@ -139,7 +139,7 @@ def test_delete_stops_at_an_absent_key(side):
 
 @pytest.mark.parametrize("flags", [1, 2, 3, 7, 8, 1 << 40, -1])
 def test_batches_refuse_other_flags(side, flags):
-    """K1: EINVAL before anything is done; a batch of lookups takes F_LOCK only."""
+    """K1: EINVAL before any key is changed; a batch of lookups takes F_LOCK only."""
     fill(side)
 
     assert side.lookup_batch(None, MAX, flags).error == "EINVAL"
@@ -151,7 +151,7 @@ def test_batches_refuse_other_flags(side, flags):
     assert take_pairs(side.lookup_batch, MAX, MAX) == PAIRS
 
 
-# What RHASH, unlike the kernel's other hash map, has to do, and what ours does beyond it.
+# Behaviour that RHASH has and HASH does not, and what our map does beyond it.
 
 
 @steps
@@ -169,7 +169,7 @@ def test_every_batch_but_the_last_is_full(ours, step):
 
 @steps
 def test_a_deleted_cursor_does_no_harm(ours, step):
-    """I1: what a cursor stands at may be deleted; RHASH says EAGAIN, ours goes on behind it."""
+    """I1: the key at a cursor is deleted; RHASH returns EAGAIN, our batch goes on after it."""
     fill(ours)
     first = ours.lookup_batch(None, step)
     seen = [key for key, _ in first.result.pairs]
@@ -187,7 +187,7 @@ def test_a_deleted_cursor_does_no_harm(ours, step):
 
 
 def test_update_batch_takes_noexist_and_exist(ours):
-    """W1: the kernel refuses these in a batch; here each element is treated as by update()."""
+    """W1: the kernel refuses these flags in a batch; ours treats each element as update() does."""
     fill(ours)
     assert ours.delete(KEYS[5]) == ("", None)
 
@@ -196,8 +196,8 @@ def test_update_batch_takes_noexist_and_exist(ours):
     assert ours.lookup(KEYS[6]) == ("", VALUES[6])
 
 
-def test_a_failed_batch_says_how_many_were_done(ours):
-    """W2: the exception is the operation's own, with the number as its count."""
+def test_failed_batch_says_how_many_were_done(ours):
+    """W2: a failed batch raises the single operation's exception, with the number as `count`."""
     keys = [int_word(number) for number in range(MAX + 3)]
 
     with pytest.raises(shmrhash.MapFull) as refused:

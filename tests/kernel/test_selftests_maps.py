@@ -1,4 +1,4 @@
-"""The kernel's test_maps.c, what one process does, on our map and on the kernel's own."""
+"""The cases of the kernel's test_maps.c in one process, on our map and on the kernel's own."""
 
 import struct
 
@@ -31,7 +31,7 @@ def large_key(number):
 
 
 def test_hashmap(make_side):
-    """W1, W2 (test_hashmap): two entries, every flag, at the limit and beyond."""
+    """W1, W2 (test_hashmap): every flag with two entries, at the limit and beyond it."""
     side = make_side(**TWO)
 
     hashmap_case(side)
@@ -39,7 +39,7 @@ def test_hashmap(make_side):
 
 
 def test_hashmap_next_keys(make_side):
-    """W1, I1 (test_hashmap): both keys once, then ENOENT; on an empty map always ENOENT."""
+    """W1, I1 (test_hashmap): a walk gives both keys once, then ENOENT; an empty map, ENOENT."""
     side = make_side(**TWO)
     hashmap_case(side)
 
@@ -50,7 +50,7 @@ def test_hashmap_next_keys(make_side):
     assert side.get_next_key(first) == ("", other)
     assert side.get_next_key(other) == ("ENOENT", None)
     if isinstance(side, bpf.KernelMap):
-        assert side.get_next_key(word(0)) == ("", first)  # ours goes on, see test_differential.py
+        assert side.get_next_key(word(0)) == ("", first)  # ours differs, see test_differential.py
     hashmap_end_case(side)
 
     assert side.get_next_key() == ("ENOENT", None)
@@ -69,7 +69,7 @@ def sizes(keys, values):
     ],
 )
 def test_hashmap_sizes(make_side, key_size, value_size):
-    """K1 (test_hashmap_sizes): such a map can be made, and does what a map does."""
+    """K1 (test_hashmap_sizes): a map of these sizes can be made, and stores and finds a key."""
     side = make_side(key_size=key_size, value_size=value_size, max_entries=2)
 
     assert side.update(b"k" * key_size, b"v" * value_size, NOEXIST) == OK
@@ -80,7 +80,7 @@ def test_hashmap_sizes(make_side, key_size, value_size):
 
 @pytest.mark.parametrize("entries", [500, pytest.param(10_000, marks=pytest.mark.long)])
 def test_fill_hashmap(make_side, entries):
-    """W2, G1 (helper_fill_hashmap): all entries, each with its own value, and none more."""
+    """W2, G1 (helper_fill_hashmap): exactly max_entries entries fit, each with its own value."""
     side = make_side(key_size=8, value_size=24, max_entries=entries)
 
     fill_case(side, entries)
@@ -91,7 +91,7 @@ def test_fill_hashmap(make_side, entries):
 
 @pytest.mark.parametrize("entries", [500, pytest.param(10_000, marks=pytest.mark.long)])
 def test_hashmap_walk(make_map, entries):
-    """W1, I1 (test_hashmap_walk): a walk meets every key once, also one that updates meanwhile."""
+    """W1, I1 (test_hashmap_walk): a walk meets every key once, also if it updates each key."""
     ours = OurMap(make_map(key_size=8, value_size=24, max_entries=entries))
     fill_case(ours, entries)
 
@@ -100,7 +100,7 @@ def test_hashmap_walk(make_map, entries):
 
 @pytest.mark.parametrize("entries", [500, pytest.param(10_000, marks=pytest.mark.long)])
 def test_hashmap_walk_and_update_afterwards(make_side, entries):
-    """W1, I1 (test_hashmap_walk): the same where an update would move what is walked over."""
+    """W1, I1 (test_hashmap_walk): the kernel's updates would move keys, so they follow the walk."""
     side = make_side(key_size=8, value_size=24, max_entries=entries)
     fill_case(side, entries)
 
@@ -113,7 +113,7 @@ def test_hashmap_walk_and_update_afterwards(make_side, entries):
 
 
 def test_hashmap_zero_seed(make_map):
-    """K1 (test_hashmap_zero_seed): EINVAL, as of RHASH; each map has a seed of its own."""
+    """K1 (test_hashmap_zero_seed): EINVAL, as with RHASH; each map has random seeds."""
     with pytest.raises(shmrhash.InvalidArgument):
         make_map(
             key_size=4,
@@ -130,7 +130,7 @@ large_maps = pytest.mark.parametrize(
 
 @large_maps
 def test_map_large(make_side, entries):
-    """W2, G1 (test_map_large): keys of 4,112 bytes that differ in the last 8, up to the limit."""
+    """W2, G1 (test_map_large): keys of 4,112 bytes, different in the last 8, fill a map."""
     side = make_side(key_size=4112, value_size=4, max_entries=entries)
 
     for number in range(entries):
@@ -144,7 +144,7 @@ def test_map_large(make_side, entries):
 
 @large_maps
 def test_map_large_walk(make_side, entries):
-    """I1 (test_map_large): the walk has so many keys, and then ENOENT."""
+    """I1 (test_map_large): a walk gives each key once, and then ENOENT."""
     side = make_side(key_size=4112, value_size=4, max_entries=entries)
     for number in range(entries):
         assert side.update(large_key(number), int_word(number), NOEXIST) == OK
@@ -156,7 +156,7 @@ def test_map_large_walk(make_side, entries):
 
 
 def test_map_rdonly(request, make_side):
-    """K1 (test_map_rdonly): a descriptor for reading writes nothing, and reads."""
+    """K1 (test_map_rdonly): a read-only descriptor reads, and its writes are EPERM."""
     side = make_side(key_size=4, value_size=4, max_entries=32_768)
     if not isinstance(side, OurMap):
         request.getfixturevalue("kernel_permits_all")
@@ -174,7 +174,7 @@ def test_map_rdonly(request, make_side):
 
 
 def test_map_rdonly_next_keys(request, make_side):
-    """K1 (test_map_rdonly): a descriptor for reading may walk."""
+    """K1 (test_map_rdonly): a read-only descriptor can walk."""
     side = make_side(key_size=4, value_size=4, max_entries=32_768)
     if not isinstance(side, OurMap):
         request.getfixturevalue("kernel_permits_all")
@@ -187,7 +187,7 @@ def test_map_rdonly_next_keys(request, make_side):
 
 
 def test_map_wronly(request, make_side):
-    """K1 (test_map_wronly): a descriptor for writing reads nothing, and writes."""
+    """K1 (test_map_wronly): a write-only descriptor writes, and its reads are EPERM."""
     side = make_side(key_size=4, value_size=4, max_entries=32_768)
     if not isinstance(side, OurMap):
         request.getfixturevalue("kernel_permits_all")
@@ -204,8 +204,8 @@ def test_map_wronly(request, make_side):
 
 
 @pytest.mark.parametrize("flag", [bpf.F_RDONLY, bpf.F_WRONLY], ids=["rdonly", "wronly"])
-def test_map_made_for_one_way(make_side, flag):
-    """K1 (test_map_rdonly, test_map_wronly): the same flags, given when the map is made."""
+def test_map_created_read_only_or_write_only(make_side, flag):
+    """K1 (test_map_rdonly, test_map_wronly): the same flags, given at creation."""
     side = make_side(
         key_size=4, value_size=4, max_entries=32_768, map_flags=bpf.F_NO_PREALLOC | flag
     )
@@ -218,7 +218,7 @@ def test_map_made_for_one_way(make_side, flag):
 
 
 def test_map_freeze(request, make_side):
-    """K1: freezes once; from then on nothing writes, and everything reads."""
+    """K1: a map can be frozen once; then all writes are EPERM, and reads succeed."""
     side = make_side(key_size=4, value_size=4, max_entries=2)
     if not isinstance(side, OurMap):
         request.getfixturevalue("kernel_permits_all")

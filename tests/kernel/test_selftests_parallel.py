@@ -1,4 +1,4 @@
-"""The kernel's test_maps.c, what many processes do: test_map_parallel and test_map_stress."""
+"""The cases of the kernel's test_maps.c in many processes: test_map_parallel, test_map_stress."""
 
 import pytest
 from support.kernel import kernel_jobs
@@ -16,7 +16,7 @@ from shmrhash import RHashMap
 )
 @pytest.mark.thorough
 def test_map_parallel(make_map, tasks, entries, walk_entries, rounds):
-    """W1, W2, G1 (test_map_parallel): processes fill one map to its limit, and empty it again."""
+    """W1, W2, G1 (test_map_parallel): processes fill one map to its limit, and empty it."""
     m = make_map(key_size=4, value_size=4, max_entries=entries)
     ours = OurMap(m)
 
@@ -58,7 +58,7 @@ def test_map_parallel(make_map, tasks, entries, walk_entries, rounds):
     ],
 )
 def test_map_stress(map_name, tasks, job, few, all_of_them):
-    """W1, C3 (test_map_stress): many processes, each with maps of its own that come and go."""
+    """W1, C3 (test_map_stress): many processes, each of which makes and removes its own maps."""
     arguments = all_of_them if tasks == 100 else few
 
     run_together(

@@ -18,7 +18,7 @@ flagged = pytest.mark.parametrize("flags", LOCK_FLAGS, ids=["plain", "F_LOCK"])
 
 @pytest.mark.parametrize("method", ["fork", SPAWN])  # a thread would pin the test runner
 def test_concurrent_update(make_map, method):
-    """W1 (concurrent_update): four on one CPU, 1,000 updates of one key each, no error."""
+    """W1 (concurrent_update): four workers on one CPU update one key 1,000 times each, no error."""
     m = make_map(key_size=4, value_size=8, max_entries=1)
     cpu = min(os.sched_getaffinity(0))
 
@@ -36,7 +36,7 @@ def test_concurrent_update(make_map, method):
 @pytest.mark.parametrize("loops", [500, pytest.param(200_000, marks=pytest.mark.long)])
 @pytest.mark.thorough
 def test_htab_reuse(make_map, method, flags, loops):
-    """R1, R2 (htab_reuse): one writer, four readers; nobody hangs or reads under another key."""
+    """R1, R2 (htab_reuse): one writer, four readers; none hangs or reads another key's value."""
     m = make_map(key_size=4, value_size=8, max_entries=64)
 
     results = run_together(
@@ -57,10 +57,10 @@ def test_htab_reuse(make_map, method, flags, loops):
 @pytest.mark.parametrize("number", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
 @pytest.mark.thorough
 def test_map_lock(seed, make_map, method, flags, write, number):
-    """R2, L1 (map_lock): four writers of 16 equal numbers, one reader; never a mixture.
+    """R2, L1 (map_lock): four writers of 16 equal numbers, one reader; it never reads a mixture.
 
-    A writer updates, or does as the kernel's program: it locks the value and stores one number
-    after another. Every change of the sections is counted, and none is lost.
+    A writer updates, or, like the kernel's program, locks the value and stores one number after
+    another. The sections count their changes in the value, and none is lost.
     """
     m = make_map(key_size=4, value_size=68, max_entries=1)
     m.update(int_word(0), bytes(68), ANY | flags)
@@ -79,8 +79,8 @@ def test_map_lock(seed, make_map, method, flags, write, number):
     m.check()
 
 
-def test_special_fields_are_those_of_this_insertion(seed, make_map):
-    """W1 (the special fields' delete and insert cycles): no value of an earlier life comes back."""
+def test_reinserted_key_has_no_value_of_an_earlier_insertion(seed, make_map):
+    """W1 (the special fields' delete and insert cycles): a reinserted key has its new value."""
     m = make_map(key_size=4, value_size=40, max_entries=16)
     rng = random.Random(seed)
     there = {}

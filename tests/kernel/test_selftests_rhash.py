@@ -1,6 +1,6 @@
 """The kernel's prog_tests/rhash.c, lookup_and_delete.c and for_each.c, on our map and on its own.
 
-The cases of rhash.c on our map alone, looked at from all sides, stand in
+More thorough versions of the cases of rhash.c, on our map alone, are in
 tests/api/test_operations.py.
 """
 
@@ -28,7 +28,7 @@ def rhash_value(number):
 
 
 def test_lookup_update(make_side):
-    """W1 (lookup_update): absent, inserted, found."""
+    """W1 (lookup_update): a key is absent, is inserted, and is found."""
     side = make_side(**RHASH)
     assert side.lookup(int_key(5)) == ("ENOENT", None)
 
@@ -38,7 +38,7 @@ def test_lookup_update(make_side):
 
 
 def test_update_delete(make_side):
-    """W1 (update_delete): absent, inserted, deleted, absent."""
+    """W1 (update_delete): a key is absent, is inserted and deleted, and is absent again."""
     side = make_side(**RHASH)
     assert side.lookup(int_key(6)) == ("ENOENT", None)
 
@@ -49,7 +49,7 @@ def test_update_delete(make_side):
 
 
 def test_update_elements(make_side):
-    """W1, W2, G1 (update_elements): filled to the last entry, which grows it, and emptied."""
+    """W1, W2, G1 (update_elements): a map is filled to its limit, while it grows, and emptied."""
     side = make_side(**RHASH)
 
     for number in range(128):
@@ -65,7 +65,7 @@ def test_update_elements(make_side):
 
 
 def test_update_exist(make_side):
-    """W1 (update_exist): EXIST needs the key, and then overwrites."""
+    """W1 (update_exist): EXIST is ENOENT for an absent key, and overwrites a present one."""
     side = make_side(**RHASH)
     assert side.update(int_key(10), rhash_value(1), EXIST) == ("ENOENT", None)
 
@@ -99,14 +99,14 @@ def test_noexist_duplicate(make_side):
 
 
 def test_delete_nonexistent(make_side):
-    """W1 (delete_nonexistent): ENOENT."""
+    """W1 (delete_nonexistent): deletion of an absent key is ENOENT."""
     side = make_side(**RHASH)
 
     assert side.delete(int_key(99999)) == ("ENOENT", None)
 
 
 def test_map_extra_presize(make_map):
-    """K1 (map_extra_presize): the hint is reported, and so many insertions succeed."""
+    """K1 (map_extra_presize): the hint is reported, and 256 insertions succeed."""
     m = make_map(key_size=4, value_size=8, max_entries=1024, map_extra=256)
 
     assert m.info()["map_extra"] == 256
@@ -135,8 +135,8 @@ def test_iter(make_side):
     assert sum(number_in(key) for key in keys) == 2080
 
 
-def test_iter_through_a_small_buffer(make_side):
-    """I1 (iter): the same in pieces of five pairs, as many as the kernel's 64 bytes hold."""
+def test_iter_in_small_batches(make_side):
+    """I1 (iter): the test above in batches of five pairs, as many as the kernel's 64 bytes hold."""
     side = make_side(**SMALL)
     for number in range(1, 65):
         assert side.update(int_key(number), word(0), NOEXIST) == OK
@@ -148,7 +148,7 @@ def test_iter_through_a_small_buffer(make_side):
 
 
 def test_lookup_and_delete(make_side):
-    """W1 (lookup_and_delete.c): the value comes out once, and the other key stays."""
+    """W1 (lookup_and_delete.c): the value is returned once, and the other key stays."""
     side = make_side(key_size=8, value_size=8, max_entries=2)
     for key in (1, 2):
         assert side.update(word(key), word(1234), NOEXIST) == OK
@@ -160,8 +160,8 @@ def test_lookup_and_delete(make_side):
     assert side.lookup(word(2)) == ("", word(1234))
 
 
-# for_each.c: three elements, values 1 to 3 under keys 0 to 2. A callback is no system call, so
-# these have no kernel side.
+# for_each.c: three elements, with the values 1 to 3 of the keys 0 to 2. There is no system call
+# with a callback, so these tests run on our map only.
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def three(make_map):
 
 
 def test_for_each_visits_every_element(three):
-    """I1 (for_each hash_map): three elements visited, each once, and the number returned."""
+    """I1 (for_each hash_map): each of three elements is visited once; the number is returned."""
     seen = {}
 
     visited = three.for_each(lambda key, value: seen.__setitem__(bytes(key), bytes(value)))
@@ -183,8 +183,8 @@ def test_for_each_visits_every_element(three):
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
-def test_for_each_stops_where_it_is_told(three, stop_at):
-    """W1 (for_each): truth ends the walk; the element that ended it counts."""
+def test_for_each_stops_when_the_callback_returns_true(three, stop_at):
+    """W1 (for_each): a true result of the callback ends the walk; that element is counted."""
     seen = []
 
     def stop(key, _value):
@@ -196,9 +196,9 @@ def test_for_each_stops_where_it_is_told(three, stop_at):
 
 
 def test_nested_for_each_deletes_each_element(three):
-    """W1, I1 (for_each hash_map): a walk inside a walk deletes every element it is at.
+    """W1, I1 (for_each hash_map): a walk inside a walk deletes every element that it visits.
 
-    RHASH would stop after the first deletion, HASH goes on; so does this map.
+    RHASH would stop after the first deletion; HASH goes on, and so does this map.
     """
     nested_visits = []
 
@@ -214,8 +214,8 @@ def test_nested_for_each_deletes_each_element(three):
     assert len(three) == 0
 
 
-def test_for_each_may_change_what_it_visits(three):
-    """W1 (reenter_update of htab_update.c): an update from the callback is no deadlock."""
+def test_callback_of_for_each_may_update_its_element(three):
+    """W1 (reenter_update of htab_update.c): an update from the callback does not deadlock."""
 
     def double(key, value):
         three.update(key, word(2 * number_in(value)), EXIST)

@@ -1,4 +1,4 @@
-"""The kernel's lib/test_rhashtable.c for a map: many entries, duplicates, threads, the next key."""
+"""The kernel's lib/test_rhashtable.c on our map: many entries, duplicates, threads, next keys."""
 
 import random
 
@@ -16,7 +16,7 @@ ALL_COLLIDE = {"_seeds": (0, 0)}
 
 @pytest.mark.parametrize(("entries", "runs"), ENTRIES)
 def test_rhashtable(make_map, entries, runs):
-    """W1, G1 (test_rhashtable): even ids in, every id looked up, all out again; several times."""
+    """W1, G1 (test_rhashtable): insert even ids, look up every id, delete all; several times."""
     m = make_map(max_entries=1_000_000, map_extra=8)
 
     for _ in range(runs):
@@ -35,7 +35,7 @@ def test_rhashtable(make_map, entries, runs):
 
 @pytest.mark.parametrize(("entries", "runs"), ENTRIES)
 def test_rhashtable_walks(make_map, entries, runs):
-    """I1 (test_bucket_stats): two walks of each run meet as many as there are."""
+    """I1 (test_bucket_stats): two walks in each run meet the same keys, each once."""
     m = make_map(max_entries=1_000_000, map_extra=8)
     expected = [word(number) for number in range(0, 2 * entries, 2)]
 
@@ -51,7 +51,7 @@ def test_rhashtable_walks(make_map, entries, runs):
 
 @pytest.mark.parametrize("limit", [2_048, pytest.param(16_384, marks=pytest.mark.long)])
 def test_rhashtable_max(make_map, limit):
-    """W2 (test_rhashtable_max): as many as the limit, and the next is E2BIG."""
+    """W2 (test_rhashtable_max): max_entries entries fit, and the next one is E2BIG."""
     m = make_map(max_entries=limit)
     for number in range(limit):
         m.update(word(number), word(number), NOEXIST)
@@ -67,7 +67,7 @@ def test_rhashtable_max(make_map, limit):
 def test_insert_duplicates(make_map, seeds):
     """W1 (test_insert_duplicates_run): 1, 21, 1 are two entries here, also in one chain.
 
-    The kernel's rhltable keeps both ones; a map has no duplicates.
+    The kernel's rhltable keeps both entries with key 1; a map has no duplicates.
     """
     m = make_map(max_entries=128, map_extra=128, **seeds)
 
@@ -83,8 +83,8 @@ def test_insert_duplicates(make_map, seeds):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
-def test_racing_duplicates(make_map, method, seeds):
-    """W1 (test_insert_duplicates_run): of racing inserters of a key one wins, whatever the path."""
+def test_one_of_racing_inserters_succeeds(make_map, method, seeds):
+    """W1 (test_insert_duplicates_run): of the workers that race to insert a key, one succeeds."""
     m = make_map(max_entries=400, **seeds)
 
     results = run_together(
@@ -101,8 +101,8 @@ def test_racing_duplicates(make_map, method, seeds):
     ("workers", "entries"), [(4, 1_000), pytest.param(10, 50_000, marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize("method", METHODS)
-def test_threads(make_map, method, workers, entries):
-    """W1, R1, G1 (threadfunc): each its own keys of one map, removed in ten waves."""
+def test_threads_insert_and_remove_their_own_keys(make_map, method, workers, entries):
+    """W1, R1, G1 (threadfunc): workers insert keys of their own and remove them in ten waves."""
     m = make_map(max_entries=workers * entries)
 
     run_together(
@@ -118,7 +118,7 @@ def test_threads(make_map, method, workers, entries):
 @pytest.mark.parametrize("entries", [400, pytest.param(3_125, marks=pytest.mark.long)])
 @pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
 def test_add_and_delete_at_random(seed, make_map, entries, seeds):
-    """W1 (test_rhltable): one by one, then at random; what is removed twice is ENOENT."""
+    """W1 (test_rhltable): entries come and go, later at random; a second delete is ENOENT."""
     m = make_map(max_entries=entries, **seeds)
     rng = random.Random(seed)
     for number in range(entries):
@@ -151,8 +151,8 @@ def test_add_and_delete_at_random(seed, make_map, entries, seeds):
 # rhashtable_next_key()
 
 
-def test_next_key_of_four(make_map):
-    """I1 (next_key): no key follows itself, and the tails have the lengths 1 to 4."""
+def test_next_key_of_four_keys(make_map):
+    """I1 (next_key): no key follows itself, and the walks from the four keys have 1 to 4 keys."""
     m = make_map(map_extra=64)
     for number in (0, 2, 4, 6):
         m.update(word(number), word(number), NOEXIST)
@@ -171,8 +171,8 @@ def test_next_key_of_four(make_map):
 
 
 @pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
-def test_next_key_of_an_absent_key(make_map, seeds):
-    """I1 (next_key of a missing key): what follows it if it is there, follows it when it is not."""
+def test_next_key_of_an_absent_key_is_that_of_a_present_one(make_map, seeds):
+    """I1 (next_key of a missing key): the next key is the same whether the key is there or not."""
     m = make_map(**seeds)
     for number in range(0, 200, 2):
         m.update(word(number), word(number), NOEXIST)
@@ -187,7 +187,7 @@ def test_next_key_of_an_absent_key(make_map, seeds):
 
 
 @pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
-def test_a_walk_may_delete_where_it_stands(make_map, seeds):
+def test_walk_may_delete_each_key_that_it_meets(make_map, seeds):
     """I1, G1: a walk that deletes each key before it asks for the next meets all of them."""
     m = make_map(max_entries=3_000, **seeds)
     count = 300 if seeds else 3_000

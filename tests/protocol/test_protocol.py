@@ -20,7 +20,7 @@ SCENES = [pytest.param(name, id=name) for name in SHORT] + [
     pytest.param(name, id=name, marks=pytest.mark.long) for name in LONG
 ]
 
-# Small enough to be played without the reductions, too.
+# Small enough to be explored without the reductions, too.
 UNREDUCED = (
     "a key is deleted and comes back in the same element",
     "the last of a chain fills a gap",
@@ -32,7 +32,7 @@ UNREDUCED = (
 
 @pytest.mark.parametrize("name", SCENES)
 def test_scene_has_no_counterexample(name):
-    """R1, R2, W1, W2, C1, M1: as far as the scene goes; oracle.py says what is asked."""
+    """R1, R2, W1, W2, C1, M1: no interleaving or death in the scene violates oracle.py."""
     explorer = Explorer((SHORT | LONG)[name])
 
     try:
@@ -44,8 +44,8 @@ def test_scene_has_no_counterexample(name):
 
 
 @pytest.mark.parametrize("name", UNREDUCED)
-def test_reductions_lose_no_ending(name):
-    """The same scene step by step, nothing taken at once: it ends in the same memories."""
+def test_reduced_exploration_reaches_the_same_endings(name):
+    """Explored step by step, without merging steps, the scene ends in the same memories."""
     reduced = Explorer(SHORT[name])
     whole = Explorer(SHORT[name], reduced=False)
 
@@ -62,9 +62,9 @@ def test_every_step_that_can_be_left_out_has_a_mutant():
 
 
 @pytest.mark.parametrize("path", PROGRAM_FILES, ids=lambda path: path.name)
-def test_programs_hide_nothing_in_their_frames(path):
-    """Two places of a program are told apart by instruction and locals (automaton.py): a yield
-    stands alone, and a loop over one runs over a range."""
+def test_programs_keep_all_their_state_in_locals(path):
+    """The explorer tells places of a program apart by instruction and locals (automaton.py): so a
+    yield stands alone, and a loop around a yield runs over a range."""
     wrong = []
     tree = ast.parse(path.read_text())
     alone = {
@@ -84,5 +84,5 @@ def test_programs_hide_nothing_in_their_frames(path):
 
 
 def yields(node):
-    """Whether there is a yield anywhere below."""
+    """Whether there is a yield anywhere below the node."""
     return any(isinstance(below, (ast.Yield, ast.YieldFrom)) for below in ast.walk(node))

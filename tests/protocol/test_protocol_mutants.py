@@ -1,4 +1,4 @@
-"""The protocol less one step, for each step: the explorer finds out what it was for."""
+"""The protocol without one of its steps, for each step: the explorer finds what then goes wrong."""
 
 import re
 
@@ -13,7 +13,7 @@ from support.protocol.story import tell
 @pytest.mark.parametrize("step", MUTANTS)
 @pytest.mark.thorough
 def test_explorer_finds_mutant(step):
-    """R1, R2, W1, W2, C1, M1: no step of the protocol is there for nothing."""
+    """R1, R2, W1, W2, C1, M1: without any one step the explorer finds a counterexample."""
     scene, broken = MUTANTS[step]
     explorer = Explorer(SHORT[scene], [step])
 

@@ -1,7 +1,7 @@
-"""The orders that the core asks for, one by one, on a machine that takes none for granted.
+"""The memory orders of the core's accesses, one by one, on a machine that orders nothing by itself.
 
-Each litmus test (orders.py, orders_of_*.py) is an outcome that must not be. With the orders
-of the code it cannot be; without an order that is needed for it, it can.
+Each litmus test (orders.py, orders_of_*.py) has an outcome that must not happen. With the orders of
+the code it is not reachable; without an order that the test needs, it is.
 """
 
 import re
@@ -43,20 +43,20 @@ def every_order():
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_orders_of_the_code_forbid(name):
-    """R2, W1, C1, M1: the outcome is not reachable."""
+def test_orders_of_the_code_forbid_the_outcome(name):
+    """R2, W1, C1, M1: with the orders of the code the outcome is not reachable."""
     assert TESTS[name](Orders()).reachable() is None
 
 
 @pytest.mark.parametrize(("name", "order", "needed"), list(every_order()))
-def test_order_is_needed_where_it_is_said_to_be(name, order, needed):
-    """R2, W1, C1, M1: without a needed order the outcome is reachable; a spare one has a twin."""
+def test_relaxed_order_permits_the_outcome_if_it_is_needed(name, order, needed):
+    """R2, W1, C1, M1: if an order is relaxed the outcome is reachable exactly if it is needed."""
     relaxed = TESTS[name](Orders(relaxed=order))
 
     assert (relaxed.reachable() is not None) == needed
 
 
-def test_every_order_is_needed_somewhere_or_said_to_be_spare():
+def test_every_order_is_needed_or_listed_as_spare():
     needed = {}
     for build in TESTS.values():
         orders = Orders()
@@ -70,8 +70,8 @@ def test_every_order_is_needed_somewhere_or_said_to_be_spare():
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_orders_hold_by_the_memory_model_of_c(name):
-    """W1: where an acquire may pass an earlier release, one outcome is possible; a fence helps."""
+def test_orders_forbid_the_outcome_in_the_memory_model_of_c(name):
+    """W1: if an acquire may pass an earlier release, as in C, only one outcome is reachable."""
     litmus = TESTS[name](Orders())
     litmus.rcsc = False
 
@@ -89,7 +89,7 @@ def test_a_fence_after_dead_would_hold_by_the_memory_model_of_c():
 
 
 def ordered_functions():
-    """file and function of each ordered access of the core's layers."""
+    """The file and function of each ordered access in the core's layers."""
     access = re.compile(r"\b((load|cas)_acq\w+|store_release_u\d+|fence_\w+|add_acq\w*)\(")
     for path in sorted(CORE.rglob("*.pxd")):
         function = None
@@ -120,14 +120,14 @@ def late(registers):
 @pytest.mark.parametrize(
     ("release", "acquire"), [(RELEASE, RELAXED), (RELAXED, ACQUIRE), (RELAXED, RELAXED)]
 )
-def test_a_message_can_be_late(release, acquire):
+def test_message_without_both_orders_can_be_late(release, acquire):
     writer = store("data", 1) + store("flag", 1, release)
     reader = load("flag", "f", acquire) + load("data", "d")
 
     assert Litmus([writer, reader], late).reachable()
 
 
-def test_a_message_is_in_time():
+def test_message_with_both_orders_is_never_late():
     ordered = [
         store("data", 1) + store("flag", 1, RELEASE),
         load("flag", "f", ACQUIRE) + load("data", "d"),
@@ -141,8 +141,8 @@ def test_a_message_is_in_time():
     assert Litmus(fenced, late).reachable() is None
 
 
-def test_two_stores_can_miss_each_other():
-    """Only a full fence orders a store before a later load; membarrier makes one for both."""
+def test_two_threads_can_miss_each_others_stores():
+    """Only a full fence orders a store before a later load; membarrier makes one in both."""
     first = store("x", 1) + load("y", "y")
     second = store("y", 1, RELEASE) + load("x", "x", ACQUIRE)
 
@@ -154,15 +154,15 @@ def test_two_stores_can_miss_each_other():
     assert Litmus(one_sided, missed).reachable() is None
 
 
-def test_a_store_can_pass_a_compare_and_swap():
-    """As on ARMv8: what follows an acquire may be seen before the store of the swap."""
+def test_store_can_pass_an_earlier_cas():
+    """As on ARMv8: a store after a CAS may be seen before the CAS's own store."""
     writer = cas("flag", 0, 1, acquire=ACQUIRE, release=RELEASE) + store("data", 1)
     reader = load("data", "d", ACQUIRE) + load("flag", "f")
 
     assert Litmus([writer, reader], lambda r: r["d"] == 1 and r["f"] == 0).reachable()
 
 
-def test_a_lock_is_held_by_one():
+def test_lock_is_held_by_one_thread():
     both = [lock("lock"), lock("lock")]
 
     assert Litmus(both, lambda r: True).reachable() is None

@@ -1,14 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Threads without the GIL on one segment, for ThreadSanitizer. Not part of the package.
 #
-# The segment is a memfd, mapped once. Each thread is a process of its own as far as the core is
-# concerned: it has its own slot, locked in the kernel, and its own contexts. So every thread meets
-# every other as it would meet another process, at the same addresses. A victim dies in the middle
-# of an operation by giving up its lock; whoever comes by recovers it.
+# The segment is a memfd, mapped once. To the core each thread is a process of its own: it has its
+# own process slot, locked in the kernel, and its own contexts. So every thread meets every other
+# one as it would meet another process, but at the same addresses. A victim dies in the middle of an
+# operation by giving up its slot's lock; the next thread that meets its locks recovers it.
 #
-# A value says whose it is: its first word's low 16 bits are the key's number. Of a long value the
-# second word is the first, and the low 16 bits of a number at byte 20, across two words, are the
-# key's number as well. A reader that finds anything else has seen what no writer wrote (R2).
+# A value names its key: the low 16 bits of its first word are the key's number. In a long value the
+# second word equals the first, and the low 16 bits of a number at byte 20, across two words, are
+# the key's number, too. A reader that finds anything else has read what no thread wrote (R2).
 import os
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -85,12 +85,12 @@ cdef enum:
     LONG_VALUE = 32
     NUMBER_OFFSET = 20
     BATCH = 64
-    PATROL = 255               # operations between two looks for the dead
-    PHASE_SHIFT = 28           # a quarter of a second of filling, and as much of emptying
+    PATROL = 255               # operations between two searches for dead threads
+    PHASE_SHIFT = 28           # a quarter of a second of filling, then one of emptying
 
 cdef enum:
     WAIT_NS_MAX = 60000000000ULL
-    SECTION = 1000             # Thread.choice
+    SECTION = 1000             # a value of Thread.choice
 
 cdef enum Problem:
     NOTHING = 0
@@ -115,10 +115,10 @@ cdef struct Thread:
     int64_t waiting_since
     int role
     Problem problem
-    uint64_t where             # key, or status
-    uint64_t choice            # the operation, and what it saw
+    uint64_t where             # the key, or the status
+    uint64_t choice            # the operation, and the value that it saw
     uint64_t seen
-    uint8_t *keys_buffer       # BATCH of each
+    uint8_t *keys_buffer       # each has BATCH places
     uint8_t *values_buffer
     uint8_t *mask_buffer
 
@@ -161,7 +161,7 @@ cdef inline void op_for(Thread *me, Op *op, const uint64_t *key) noexcept nogil:
     op.starving = 0
 
 cdef inline bint again(Thread *me, Op *op, Status status, uint64_t *turn) noexcept nogil:
-    """Whether an attempt has to be repeated; if so it has waited, as the package does."""
+    """Whether an attempt has to be repeated; if so this has waited, as the package does."""
     cdef int64_t waited_ns
     if status == FULL or status == NO_MEMORY:
         recover_those_inside(&me.map)
@@ -192,7 +192,7 @@ cdef inline void leave(Op *op) noexcept nogil:
 
 cdef inline Status one_point(
         Thread *me, uint64_t choice, uint64_t key, uint64_t *value, bint *has) noexcept nogil:
-    """One attempt. has: afterwards value is one that was in the map."""
+    """One attempt. has: whether value is then a value that was in the map."""
     cdef NumberField field
     cdef uint64_t after = 0
     cdef bint swapped = False
@@ -205,7 +205,7 @@ cdef inline Status one_point(
     if choice < 36:
         has[0] = True
         status = read_fast(op.map, op.hash, op.key, value)
-        # As the package does: a glance at a gap, a bucket that is not there, tells nothing.
+        # As in the package: a fast read that meets a gap of the table has no result.
         return status if status != RETRY else map_lookup(op.map, op.hash, op.key, value)
     if choice < 40:
         return map_contains(op.map, op.hash, op.key)
@@ -379,7 +379,7 @@ cdef inline void die_in_chain(Thread *me, uint64_t *value, uint64_t how) noexcep
     if bucket_hold(op, OPERATION_INSERT if how < 3 else OPERATION_DELETE, &bucket, &held) != OK:
         return
     status = chain_find(op.map, bucket, op.hash, op.key, 8, &found)
-    if how == 1 and status == ABSENT:      # named by a slot: it is done
+    if how == 1 and status == ABSENT:      # the slot names the element: the insertion is done
         chain_append(op, bucket, <uint32_t> op.context.element, op.hash,
                      element_at(op.map, op.context.element))
     if how == 4 and status == OK and not word_locked(found.header):
@@ -406,7 +406,7 @@ cdef inline void die_in_value(Thread *me, uint64_t *value, uint64_t how) noexcep
     element_hold(op, &found, ELEMENT_UPD if how == 5 else ELEMENT_ULOCK, &held)
 
 cdef inline void leave_life(Thread *me) noexcept nogil:
-    """Give up the lock that says that this thread's process lives."""
+    """Give up the lock by which this thread's process counts as alive."""
     race_die(me.map.local.process_index)
     if me.standing.lock_page != NULL:
         munmap(me.standing.lock_page, PAGE_BYTES)
@@ -428,7 +428,7 @@ cdef inline void die(Thread *me) noexcept nogil:
     op_begin(op)
     op_give_back(op)
     if op.context.element != 0:
-        how = 10                           # it dies with what the last operation left it
+        how = 10                           # it dies with the element that its last operation left
     if how == 0:
         die_with_element(me, key, value)
     elif how < 5:
@@ -444,7 +444,7 @@ cdef inline void die(Thread *me) noexcept nogil:
     leave_life(me)
 
 cdef inline void seeded(Thread *me) noexcept nogil:
-    """A mistake for the sanitizer to find: a value is changed by a plain store, unowned."""
+    """A mistake for the sanitizer to find: a plain store to a value whose element is not owned."""
     cdef uint64_t key = roll(me) % me.keys
     cdef Found found
     op_for(me, &me.op, &key)
@@ -500,7 +500,7 @@ cdef void *thread_main(void *argument) noexcept nogil:
     cdef Thread *me = <Thread *> argument
     if born(me):
         work(me)
-        leave_life(me)                     # at rest; Race.check() recovers everybody
+        leave_life(me)                     # at rest; Race.check() recovers all threads
     return NULL
 
 
@@ -513,7 +513,7 @@ cdef Local *local_page() except NULL:
 
 
 cdef class Race:
-    """A map in a memfd, for threads to race on."""
+    """A map in a memfd, on which threads race."""
 
     cdef Map map
     cdef Thread *threads
@@ -575,7 +575,7 @@ cdef class Race:
         return 0
 
     def run(self, roles, double seconds, uint64_t seed):
-        """Let threads of these roles race; what they did, and the first problem of each."""
+        """Let threads of these roles race; return the facts of each, with its first problem."""
         cdef pthread_t[THREADS_MAX] started
         cdef uint64_t stop = 0
         cdef uint64_t count = len(roles)
@@ -597,7 +597,7 @@ cdef class Race:
         return [self.ended(number) for number in range(count)]
 
     cdef ended(self, uint64_t number):
-        """What a thread did."""
+        """Free the buffers of a thread, and return its facts."""
         cdef Thread *thread = self.threads + number
         munmap(thread.local, sizeof(Local))
         free(thread.keys_buffer)
@@ -607,7 +607,7 @@ cdef class Race:
                 "where": thread.where, "choice": thread.choice, "seen": thread.seen}
 
     def check(self):
-        """Recover everybody, and look at every invariant; the map's statistics."""
+        """Recover all threads and check every invariant; return findings and statistics."""
         cdef Report report
         cdef Local *local = local_page()
         cdef Standing standing

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# The core's own functions, given what makes them go wrong, for AddressSanitizer and
+# Functions of the core, called with arguments that make them go wrong, for AddressSanitizer and
 # UndefinedBehaviorSanitizer. Not part of the package.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -21,7 +21,7 @@ def hash_of(uint64_t size):
 
 
 def copy_of(uint64_t size, bint freed):
-    """Copy a value of 24 bytes out of memory of size bytes, which may have been freed before."""
+    """Copy a value of 24 bytes out of memory of size bytes; if freed, 8 bytes of freed memory."""
     cdef uint64_t *words = <uint64_t *> malloc(size)
     cdef uint64_t[3] value
     words[0] = 7

@@ -13,12 +13,12 @@ collect_ignore = [name for name, kind in KINDS.items() if os.environ.get(VARIABL
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """A function that compiles an extension of this folder with a sanitizer; its path."""
+    """A function that compiles an extension of this folder with a sanitizer; returns its path."""
 
     def make(kind, name):
         if not sanitizing.libraries(kind):
             pytest.skip(f"{sanitizing.compiler()} has no {sanitizing.LIBRARIES[kind][0]}")
-        # With -n the workers compile it each for themselves.
+        # With -n each worker compiles an extension of its own.
         return sanitizing.build(kind, name, tmp_path_factory.mktemp(name))
 
     return make

@@ -1,15 +1,15 @@
-/* What ThreadSanitizer cannot see. Forced into the compilation of _race.pyx, before everything.
+/* Tells ThreadSanitizer what it cannot see. Included before all else when _race.pyx is compiled.
  *
- * First: the order that the kernel's file locks make. It stands between the core and fcntl() and
- * munmap().
- * Whoever lets go of a byte's lock comes before whoever finds the byte free afterwards: so the last
- * stores of a dead process come before those of its recoverer. A lock is let go of by F_UNLCK, or
- * with the last mapping of its open file; a thread keeps at most one of the latter kind at a time
- * besides its own process slot's, whose death race_die() announces.
+ * First: the order that the kernel's file locks make. The functions here wrap the core's calls of
+ * fcntl() and munmap(). The release of a byte's lock comes before a later test that finds the byte
+ * free: so the last stores of a dead process come before those of the process that recovers it. A
+ * lock is released by F_UNLCK, or with the last mapping of its open file. A thread has at most one
+ * lock of the latter kind at a time, besides that of its process slot, whose end race_die()
+ * announces.
  *
- * Second: reads of racing memory whose results are thrown away when the bucket's version turns out
- * to have changed (walk.pxd hashes and compares the keys of elements that may be on their way
- * elsewhere). Here they are atomic, word by word, as they are on every machine we know.
+ * Second: reads of racing memory whose results are discarded if the bucket's version has changed
+ * (walk.pxd hashes and compares the keys of elements that may be deleted and reused at the same
+ * time). Here they are atomic, word by word, as they are on every machine we know.
  */
 #ifndef KERNEL_LOCKS_H
 #define KERNEL_LOCKS_H

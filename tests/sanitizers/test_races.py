@@ -1,7 +1,7 @@
 """ThreadSanitizer over threads without the GIL that share one mapping (racing.py has the scenes).
 
-It knows acquire and release, and the kernel's locks by kernel_locks.h, but no fences: it finds
-plain accesses that nothing orders, not an atomic access of too weak an order.
+ThreadSanitizer knows acquire and release, and the kernel's locks by kernel_locks.h, but no fences:
+it finds unordered plain accesses, not atomic accesses whose order is too weak.
 """
 
 import json
@@ -20,7 +20,7 @@ def race_module(built):
 
 
 def run_race(module, scenario, seconds, seed):
-    """The finished process, with what it printed."""
+    """The finished process, with its output."""
     return subprocess.run(
         [sys.executable, *SCRIPT, module, scenario, str(seconds), str(seed)],
         env=sanitizing.environment("thread"),
@@ -34,7 +34,7 @@ def run_race(module, scenario, seconds, seed):
 
 @pytest.mark.parametrize("scenario", [name for name in racing.SCENARIOS if name != "seeded"])
 def test_threads_have_no_data_race(race_module, scenario, duration, seed):
-    """W1, R2, G1, C2: no unordered plain access; every value its own key's; at the end, sound."""
+    """W1, R2, G1, C2: no unordered plain access; each value is its key's; the map is sound."""
     done = run_race(race_module, scenario, duration, seed)
 
     assert done.returncode == 0, done.stderr[:20_000]
@@ -46,7 +46,7 @@ def test_threads_have_no_data_race(race_module, scenario, duration, seed):
         assert said["check"]["statistics"]["recoveries"] > len(said["threads"]), said
 
 
-def test_a_seeded_race_is_noticed(race_module, duration, seed):
+def test_seeded_race_is_noticed(race_module, duration, seed):
     """R2: a value changed by a plain store without owning the element is reported."""
     done = run_race(race_module, "seeded", duration, seed)
 

@@ -1,7 +1,7 @@
 """Mistakes that AddressSanitizer and UndefinedBehaviorSanitizer must notice inside the core.
 
-They run as the whole suite does under `tox -e asan`; what they cannot see is an access beyond an
-element that stays inside the segment: to them a mapping is one piece of memory.
+The mistakes run as the whole suite does under `tox -e asan`. The sanitizers cannot notice an access
+beyond an element that stays inside the segment: to them a mapping is one piece of memory.
 """
 
 import subprocess
@@ -30,8 +30,8 @@ def run(module, *call):
 
 
 @pytest.mark.parametrize("call", [("hash_of", 8), ("copy_of", 24, 0), ("range_last", 31)])
-def test_what_is_right_is_not_reported(seeded_module, call):
-    """H1: the same calls with nothing wrong."""
+def test_correct_calls_are_not_reported(seeded_module, call):
+    """H1: the calls of the test below, with correct arguments, give no report."""
     done = run(seeded_module, *call)
 
     assert done.returncode == 0, done.stderr
@@ -47,8 +47,8 @@ def test_what_is_right_is_not_reported(seeded_module, call):
         (("range_last", 64), "runtime error: shift exponent 64"),
     ],
 )
-def test_a_seeded_mistake_is_noticed(seeded_module, call, report):
-    """H1: an access beyond the end, to freed memory, and an undefined shift."""
+def test_seeded_mistake_is_noticed(seeded_module, call, report):
+    """H1: accesses beyond the end and to freed memory, and an undefined shift, are reported."""
     done = run(seeded_module, *call)
 
     assert done.returncode != 0

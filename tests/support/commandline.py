@@ -19,7 +19,7 @@ from pathlib import Path
 from support.zygote import Zygote
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "shmrhash"
-# Elsewhere than the root: `-m` puts the current folder on sys.path.
+# The working directory is not the root: `-m` puts the current folder on sys.path.
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "shmrhash"]
 FOLDER = tempfile.gettempdir()
 TIMEOUT_SECONDS = 60
@@ -28,7 +28,7 @@ STR = ("--str", "--value-u64")  # the maps of make() have texts for keys, number
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of the command left."""
+    """The exit status and output of one run of the command."""
 
     status: int
     raw: bytes
@@ -84,12 +84,12 @@ def run(*words, status=0, stdin="", command=None, **more):
 
 
 def say(line, **more):
-    """Run the command with the words of a line."""
+    """Run the command with the words of a line as its arguments."""
     return run(*line.split(), **more)
 
 
 def start(*words, **more):
-    """Start the command and go on."""
+    """Start the command and return without waiting for its end."""
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     return subprocess.Popen([*COMMAND, *map(str, words)], cwd=FOLDER, **streams | more)
 
@@ -100,7 +100,7 @@ def path_of(name):
 
 
 def overwrite(name, offset, data):
-    """Write data into a segment's file."""
+    """Write data into a segment's file, at offset."""
     with open(path_of(name), "r+b") as file:
         file.seek(offset)
         file.write(data)
@@ -119,7 +119,7 @@ class Users:
         self.kill(*list(self._pids))
 
     def start(self, function, *arguments):
-        """A child that calls function once, keeps what it returns, and stays."""
+        """Fork a child that calls function once, keeps the result, and stays until killed."""
 
         def stay(told):
             kept = function(*arguments)
@@ -130,7 +130,7 @@ class Users:
         return self._fork(stay)
 
     def start_working(self, function, *arguments):
-        """A child that calls function again and again."""
+        """Fork a child that calls function again and again."""
 
         def work(told):
             function(*arguments)
@@ -156,7 +156,7 @@ class Users:
         return pid
 
     def kill(self, *pids):
-        """SIGKILL, and wait for the end."""
+        """Kill these children with SIGKILL, and wait until they have ended."""
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -164,7 +164,7 @@ class Users:
 
 
 class Terminal:
-    """The command on a terminal of so many columns and lines."""
+    """The command on a terminal with the given number of columns and lines."""
 
     def __init__(self, *words, columns=100, lines=30):
         self.screen, theirs = os.openpty()
@@ -187,11 +187,11 @@ class Terminal:
         os.close(self.screen)
 
     def press(self, keys):
-        """Type something."""
+        """Type these keys."""
         os.write(self.screen, keys.encode())
 
     def wait_for(self, text):
-        """Read until text was shown, from here on; what was shown until then."""
+        """Read the terminal from here on until it shows text; return what it has shown."""
         seen = len(self.text)
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while text not in self.text[seen:]:
@@ -202,7 +202,7 @@ class Terminal:
         return self.text[seen:]
 
     def finish(self):
-        """Wait for the end; the exit status. All that was shown is in text."""
+        """Wait for the end; return the exit status. All that the terminal showed is in text."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"still running: {self.text!r}"

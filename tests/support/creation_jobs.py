@@ -1,4 +1,4 @@
-"""What the workers of test_create.py do: see jobs.py."""
+"""Jobs of the workers of test_create.py: see jobs.py."""
 
 import collections
 import ctypes
@@ -19,7 +19,7 @@ def segment_folder():
 
 
 def try_to_open(gate, name, read_only):
-    """The name of the error that opening gives."""
+    """Open the map; return the name of the error, or "opened"."""
     try:
         RHashMap.open(name, read_only=read_only).close()
     except shmrhash.Error as refused:
@@ -39,14 +39,14 @@ def try_to_open_as_nobody(gate, name, read_only):
 
 
 def damaged(header, offset):
-    """Headers with another byte at offset: one bit changed, all bits changed, zero or one."""
+    """Yield headers whose byte at offset has its lowest, its highest, or all bits flipped."""
     byte = header[offset]
     for other in {byte ^ 1, byte ^ 0xFF, byte ^ 0x80} - {byte}:
         yield header[:offset] + bytes([other]) + header[offset + 1 :]
 
 
 def open_with_damage(gate, name, header, offsets):
-    """Open with each of these bytes of the header changed; the names of the errors."""
+    """Open the map with each of these header bytes damaged; return the names of the errors."""
     found = set()
     with (segment_folder() / name).open("r+b", buffering=0) as file:
         for offset in offsets:
@@ -59,10 +59,11 @@ def open_with_damage(gate, name, header, offsets):
 
 
 def use_with_damage(gate, name, damages, entries, progress):
-    """Use the map with each of these bytes changed; how often that went how.
+    """Use the map with each of these bytes damaged; count the uses that finished, or were refused.
 
-    damages are pairs of an offset into the file and what to xor the byte there with. The file
-    progress says which damage this worker died of, if it does.
+    damages are pairs: an offset into the file, and the number that the byte there is xored with.
+    Before each use the damage is written to the file progress, so that it is known if this worker
+    dies.
     """
     endings = collections.Counter()
     path = segment_folder() / name
@@ -73,13 +74,13 @@ def use_with_damage(gate, name, damages, entries, progress):
             (byte,) = os.pread(file.fileno(), 1, offset)
             os.pwrite(file.fileno(), bytes([byte ^ change]), offset)
         endings[use(name, entries)] += 1
-        # What growth allocated since stays; the map does not know of it any more.
+        # Memory that growth has committed stays in the file; the restored map does not know of it.
         write_segment(path, whole)
     return endings
 
 
 def read_segment(path):
-    """The parts of the file that are there: (offset, bytes)."""
+    """Return the parts of the file that have memory: (offset, bytes) of each."""
     parts = []
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -101,7 +102,7 @@ def write_segment(path, parts):
 
 
 def use(name, entries):
-    """Operations that are all right on a sound map: did they end, or refuse to go on?"""
+    """Run operations that succeed on a sound map; return "finished", or "refused" if one failed."""
     try:
         m = RHashMap.open(name, timeout=ERROR_TIMEOUT_S)
     except shmrhash.Error:
@@ -127,7 +128,7 @@ def use(name, entries):
 
 
 def create_names(gate, name, rounds, geometry):
-    """Race for names; how each race ended for this worker."""
+    """Race to create each name; return how each race ended for this worker."""
     outcomes = []
     for number in range(rounds):
         gate.wait()
@@ -147,13 +148,13 @@ def count_in_names(gate, name, rounds, geometry):
 
 
 def create_and_wait(gate, name, geometry):
-    """Create, to be killed meanwhile or afterwards."""
+    """Create a map; this worker is killed during the creation or after it."""
     gate.wait()
     RHashMap.create(name, **geometry)
     gate.wait()
 
 
-# In a file system of one's own.
+# In a private file system.
 
 
 def in_private_tmpfs(gate, folder, size, job, *arguments):
@@ -171,7 +172,10 @@ def in_private_tmpfs(gate, folder, size, job, *arguments):
 
 
 def create_without_room(gate):
-    """Create and use a map where there is hardly room; how the creation ended, and what it left."""
+    """Create and use a map in a file system with hardly any room.
+
+    Return the name of the error or "created", its errno, the files that are left, and the message.
+    """
     try:
         m = RHashMap.create("large", key_size=8, value_size=4096, max_entries=100)
     except shmrhash.Error as refused:
@@ -188,7 +192,7 @@ def value_of(key, value_size):
 
 
 def insert_until_full(m, first, value_size):
-    """Insert until the file system is full; the error, and the next key to insert."""
+    """Insert until there is no room; return the error and the next key to insert."""
     key = first
     try:
         while True:
@@ -199,14 +203,14 @@ def insert_until_full(m, first, value_size):
 
 
 def fill_and_free(gate, value_size):
-    """Fill the file system by insertions, use the full map, make room, go on."""
+    """Fill the file system by insertions, use the full map, free memory, and insert again."""
     ballast = segment_folder() / "ballast"
     ballast.write_bytes(bytes(2 << 20))
     with RHashMap.create("tiny", key_size=8, value_size=value_size, max_entries=1 << 24) as m:
         full, count = insert_until_full(m, 0, value_size)
         m.check()
-        # Without memory every operation but insertion works, and so does insertion where a
-        # deletion made room.
+        # Without free memory every operation but insertion succeeds, and so does an insertion into
+        # the room that a deletion made.
         for key in range(0, count, 7):
             m.update(word(key), value_of(key, value_size), 2)
         for key in range(0, count, 5):
@@ -232,7 +236,7 @@ def fill_and_free(gate, value_size):
 
 
 def fill_beside_ballast(gate):
-    """At each of many stages take all free memory away, try to go on, and give it back."""
+    """Repeatedly take all free memory away, insert until refused, and give memory back."""
     ballast = segment_folder() / "ballast"
     refusals = key = 0
     with RHashMap.create("tiny", key_size=8, value_size=8, max_entries=1 << 24) as m:
@@ -257,7 +261,7 @@ def fill_beside_ballast(gate):
 
 
 def take_everything(path):
-    """Fill the file system with a file, to the last page."""
+    """Fill the file system with one file, to the last page."""
     with path.open("wb", buffering=0) as file:
         page = bytes(4096)
         try:

@@ -1,4 +1,4 @@
-"""What the workers of the tests of dicts do; spawned children import this module."""
+"""Jobs of the workers that test dicts; spawned children import this module."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ ROUNDS_MAX = 100_000
 
 
 def count_words(gate, counter, words, rounds, seed):
-    """Count random words one by one and in batches; what was counted."""
+    """Count random words one by one and in batches; return how often each was counted."""
     rng = random.Random(seed)
     counted = dict.fromkeys(words, 0)
     sums = []
@@ -38,7 +38,7 @@ def count_words(gate, counter, words, rounds, seed):
 
 
 def count_only(gate, counter, words, rounds, seed):
-    """Count one by one; the sums that came back."""
+    """Count words one by one; return the sums that came back."""
     rng = random.Random(seed)
     gate.wait()
     return [(word, counter.inc(word)) for word in rng.choices(words, k=rounds)]
@@ -48,7 +48,7 @@ def count_only(gate, counter, words, rounds, seed):
 
 
 def append_to_one_list(gate, d, key, rounds, mark):
-    """Append with update_with, and with a section, to the same list."""
+    """Append to one list, in turn with update_with and with a section."""
     gate.wait()
     for number in range(rounds):
         if number % 2:
@@ -59,14 +59,14 @@ def append_to_one_list(gate, d, key, rounds, mark):
 
 
 def append_without_lock(gate, d, key, rounds, mark):
-    """What a newcomer writes: read, append, and nothing stored."""
+    """Append to a copy of the list, as a newcomer would: nothing is stored."""
     gate.wait()
     for number in range(rounds):
         d[key].append((mark, number))
 
 
 def set_default_and_pop(gate, d, rounds, mark):
-    """Race for each key twice: who stored it, and who took it."""
+    """Race twice for each key: to store it and to take it; return which keys this worker won."""
     stored, taken = [], []
     for number in range(rounds):
         key = f"the key that all race for, number {number}"
@@ -81,7 +81,7 @@ def set_default_and_pop(gate, d, rounds, mark):
 
 
 def pop_items(gate, d):
-    """Pop until nothing is left."""
+    """Pop items until the dict is empty."""
     taken = []
     gate.wait()
     while True:
@@ -92,13 +92,13 @@ def pop_items(gate, d):
 
 
 def exchange_tokens(gate, d, key, rounds, mark):
-    """Swap tokens in and out of one key; all that came out."""
+    """Exchange tokens with the value of one key; return all tokens that came out."""
     gate.wait()
     return [d.exchange(key, (mark, number)) for number in range(rounds)]
 
 
 def churn_long_keys(gate, d, first, count, rounds):
-    """Insert and delete keys of one's own, of every length, so that the table resizes."""
+    """Insert and delete this worker's own keys, of every length, so that the table resizes."""
     gate.wait()
     for _ in range(rounds):
         for number in range(first, first + count):
@@ -117,7 +117,7 @@ def stable_key(number):
 
 
 def walk_all(gate, d, stable_count):
-    """Walk again and again; every stable entry comes exactly once, with its value. The walks."""
+    """Return the number of walks; each must deliver every stable entry once, with its value."""
     walks = 0
     gate.wait()
     for _ in gate.open_for(ROUNDS_MAX):
@@ -138,17 +138,17 @@ def walk_all(gate, d, stable_count):
     return walks
 
 
-# Values that show whether they are torn.
+# Values with a checksum, which shows a mixture of two values.
 
 
 def checked_value(key, number, size):
-    """An object whose pickle has about size bytes, and which says whose it is."""
+    """Return an object whose pickle has about size bytes; it names its key and has a checksum."""
     body = random.Random(f"{key}/{number}").randbytes(size)
     return {"key": key, "number": number, "crc": zlib.crc32(body), "body": body}
 
 
 def expect_whole(key, value):
-    """Raise unless it is a value that somebody stored under this key; its number."""
+    """Return the number of a value; raise unless the value was stored whole under this key."""
     if value["key"] != key or zlib.crc32(value["body"]) != value["crc"]:
         raise AssertionError(f"key {key}: a torn or foreign value of {value['key']}")
     return value["number"]
@@ -158,7 +158,7 @@ def expect_whole(key, value):
 
 
 def store_mark(gate, d, key, value):
-    """Use a dict that came by inheritance or by pickle; its name and types."""
+    """Store in a dict that was inherited or pickled; return its name, its types and its length."""
     gate.wait()
     d[key] = value
     return d.name, d.key_type, d.value_type, len(d)
@@ -177,13 +177,13 @@ pool_counter = None
 
 
 def start_pool_worker(shared, counter=None):
-    """A Pool's or executor's initializer."""
+    """Initialize a worker of a Pool or an executor."""
     global pool_dict, pool_counter
     pool_dict, pool_counter = shared, counter
 
 
 def square_in_pool(number):
-    """A task that memoizes in the dict."""
+    """Return the square of number; the dict caches it."""
     if pool_counter is not None:
         pool_counter.inc("tasks")
     with contextlib.suppress(KeyError):
@@ -193,7 +193,7 @@ def square_in_pool(number):
 
 
 def child_makes_its_own(gate):
-    """An anonymous dict made and used in a child."""
+    """Make and use an anonymous dict in a child."""
     gate.wait()
     with SharedDict() as d, SharedCounter() as c:
         d["a"] = 1
@@ -211,8 +211,8 @@ def body(number, size):
 
 
 def change_sizes(d, rng, rounds, taken, every):
-    """Store and delete values of many sizes; how many were refused, and the most that taken() said,
-    which is asked in each so many rounds."""
+    """Store and delete values of many sizes. Return how many stores were refused, and the largest
+    result of taken(), which is called once in every `every` rounds."""
     refused = most = 0
     for turn in range(rounds):
         key = rng.randrange(200)

@@ -44,5 +44,5 @@ class Place:
 
 
 def fields_of(structure):
-    """What a structure holds, for comparing."""
+    """Return the fields of a structure, for comparisons."""
     return bytes(structure)

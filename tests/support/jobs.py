@@ -1,7 +1,8 @@
-"""What the workers of the process and thread tests do.
+"""Jobs of the workers in the tests with processes and threads.
 
-A job checks what it can see by itself at once, and returns what only all jobs together can tell.
-It knows nothing of the map but its handle, and imports little: spawned children import this module.
+A job asserts at once what it can check by itself, and returns what only the results of all jobs
+together can show. It knows nothing of the map but its handle, and imports little, because spawned
+children import this module.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from support.words import word
 NOEXIST, EXIST = 1, 2
 
 READS_PER_ROUND = 64
-# Readers end with the writers; this bounds them should nobody finish.
+# Readers end when the writers have finished; this bounds their rounds if no writer does.
 ROUNDS_MAX = 200_000
 CHILDREN_AT_ONCE = 10
 
@@ -26,17 +27,17 @@ def number_in(value):
 
 
 def stable_value(number):
-    """The value every reader expects under a stable key of that number."""
+    """Return the value that every reader expects under the stable key of that number."""
     return word(number * 0x9E37_79B9_7F4A_7C15 % (1 << 64))
 
 
 def whole_value(number, size):
-    """A value that shows at each of its 32-bit words which write it is from."""
+    """Return a value whose 32-bit words each show which write it is from."""
     return number.to_bytes(4, "little") * (size // 4)
 
 
 def number_of_whole(value, size):
-    """The number of the write that a value is from; mixtures of two writes raise."""
+    """Return the number of the write that a value is from; raise for a mixture of two writes."""
     number = int.from_bytes(value[:4], "little")
     if value != whole_value(number, size):
         words = {value[at : at + 4].hex() for at in range(0, len(value), 4)}
@@ -48,7 +49,7 @@ def number_of_whole(value, size):
 
 
 def add_ones(gate, m, keys_count, adds, seed):
-    """Add 1 to random keys; all the values that came back, by key."""
+    """Add 1 to random keys; return all sums that add() returned, by key."""
     rng = random.Random(seed)
     seen = {number: [] for number in range(keys_count)}
     gate.wait()
@@ -58,11 +59,11 @@ def add_ones(gate, m, keys_count, adds, seed):
     return seen
 
 
-# Keys that everybody wants.
+# Keys that all workers use.
 
 
 def insert_and_take_the_same(gate, m, rounds, keys_per_round, mark):
-    """In each round race for inserting the same new keys, then for taking them out again."""
+    """In each round race to insert the same new keys, and then to take them."""
     inserted, taken = [], []
     for number in range(rounds):
         keys = range(number * keys_per_round, (number + 1) * keys_per_round)
@@ -81,7 +82,7 @@ def insert_and_take_the_same(gate, m, rounds, keys_per_round, mark):
 
 
 def insert_and_delete_at_random(gate, m, keys_count, operations, seed):
-    """Insert and delete a few keys; by key, the insertions less the deletions that succeeded."""
+    """Insert and delete a few keys; return, by key, successful insertions less deletions."""
     rng = random.Random(seed)
     balance = dict.fromkeys(range(keys_count), 0)
     gate.wait()
@@ -107,7 +108,7 @@ def insert_and_delete_at_random(gate, m, keys_count, operations, seed):
 
 
 def insert_until_refused(gate, m, first, count):
-    """Insert count keys of one's own, all of them tried; which ones the map took."""
+    """Try to insert each of count keys of this worker's own; return those that the map took."""
     taken = []
     gate.wait()
     for key in range(first, first + count):
@@ -120,7 +121,7 @@ def insert_until_refused(gate, m, first, count):
 
 
 def churn_at_the_limit(gate, m, first, count, operations, seed):
-    """Insert and delete keys of one's own in a map with too little room; those in it at the end."""
+    """Insert and delete own keys in a map with too little room; return those in it at the end."""
     rng = random.Random(seed)
     mine = set()
     gate.wait()
@@ -144,7 +145,7 @@ def churn_at_the_limit(gate, m, first, count, operations, seed):
 
 
 def churn(gate, m, first, count, rounds):
-    """Insert count keys of one's own and delete them again, rounds times."""
+    """Insert count keys of this worker's own and delete them again, rounds times."""
     gate.wait()
     for _ in range(rounds):
         for key in range(first, first + count):
@@ -155,7 +156,7 @@ def churn(gate, m, first, count, rounds):
 
 
 def read_stable(gate, m, stable_count, seed):
-    """Look for keys that are in the map all along, and for keys that never are."""
+    """Look up keys that are in the map all along, and keys that never are."""
     rng = random.Random(seed)
     reads = 0
     gate.wait()
@@ -173,7 +174,7 @@ def read_stable(gate, m, stable_count, seed):
 
 
 def write_versions(gate, m, keys, versions):
-    """Store ever higher versions under one's own keys and read each back."""
+    """Store ever higher versions under this worker's own keys, and read each back."""
     gate.wait()
     for version in range(1, versions + 1):
         for key in keys:
@@ -184,7 +185,7 @@ def write_versions(gate, m, keys, versions):
 
 
 def read_versions(gate, m, keys, seed):
-    """Read versions at random; none may be lower than one seen before."""
+    """Read versions at random; none may be lower than one that this reader saw before."""
     rng = random.Random(seed)
     seen = dict.fromkeys(keys, 0)
     reads = 0
@@ -213,7 +214,7 @@ def write_whole(gate, m, key, value_size, writer, writes):
 
 
 def read_whole(gate, m, key, value_size, writers, writes):
-    """Read one key; every value must be from one write. How often it was another than before."""
+    """Read one key; every value must be from one write. Return how often the value had changed."""
     name = word(key)
     changes = last = 0
     gate.wait()
@@ -228,7 +229,7 @@ def read_whole(gate, m, key, value_size, writers, writes):
 
 
 def reinsert_whole(gate, m, key, value_size, writes):
-    """Insert and delete one key, so that its element is soon another key's."""
+    """Insert and delete one key, so that its element is soon used by another key."""
     gate.wait()
     for number in range(writes):
         m.update(word(key), whole_value(key << 24 | number, value_size), NOEXIST)
@@ -240,7 +241,7 @@ def reinsert_whole(gate, m, key, value_size, writes):
 
 
 def read_reinserted(gate, m, keys, value_size):
-    """Read keys that come and go: absent, or a whole value of that very key. The values found."""
+    """Read keys that come and go: absent, or a whole value of its own. Return how many had one."""
     found = 0
     gate.wait()
     for _ in gate.open_for(ROUNDS_MAX):
@@ -260,7 +261,7 @@ def read_reinserted(gate, m, keys, value_size):
 
 
 def add_one_each_time_attached(gate, name, rounds):
-    """Open, count, close; again and again."""
+    """Open the map, add 1 and close it, rounds times."""
     gate.wait()
     for _ in range(rounds):
         with RHashMap.open(name) as m:
@@ -268,7 +269,7 @@ def add_one_each_time_attached(gate, name, rounds):
 
 
 def use_before_and_after(gate, m, key):
-    """Use the handle, let the parent do what it does at its gate, and use the handle again."""
+    """Use the handle, wait at the gate while the parent does its part, and use the handle again."""
     m.update(word(key), word(1))
     gate.wait()
     gate.wait()
@@ -279,13 +280,13 @@ def use_before_and_after(gate, m, key):
 
 
 def exit_without_closing(gate, m, key):
-    """End at once in the middle of everything but an operation."""
+    """Exit without closing the handle, between two operations."""
     m.update(word(key), word(key))
     os._exit(0)
 
 
 def fork_children_who_use(gate, m, first, children):
-    """Fork, and fork in the child: every generation writes its key through the inherited handle."""
+    """Fork children that fork again; each writes its key through the inherited handle."""
     gate.wait()
     running, codes = [], []
     for number in range(children):
@@ -299,7 +300,7 @@ def fork_children_who_use(gate, m, first, children):
 
 
 def child_and_grandchild(m, key):
-    """The exit code of a forked child: 0 if it and its own child did their work."""
+    """Return the exit code of a forked child: 0 if it and its own child succeeded."""
     try:
         m.update(word(key), word(key), NOEXIST)
         pid = os.fork()
@@ -316,7 +317,7 @@ def child_and_grandchild(m, key):
 
 
 def use_until_closed(m, key, ends):
-    """Operate on the map until it is closed; how it ended goes into ends."""
+    """Operate on the map until it is closed; append the way it ended to ends."""
     try:
         while True:
             m.update(word(key), word(key))
@@ -329,7 +330,7 @@ def use_until_closed(m, key, ends):
 
 
 def close_under_threads(gate, name, rounds, threads_count):
-    """Close a handle that threads are using; every thread must be told so. What they were told."""
+    """Close a handle that threads are using; return what each was told. All must be told."""
     told = []
     for _ in range(rounds):
         m = RHashMap.open(name)
@@ -350,7 +351,7 @@ def close_under_threads(gate, name, rounds, threads_count):
 
 
 def fork_under_threads(gate, m, children, threads_count):
-    """Fork while threads are in the middle of operations; the children use the same handle."""
+    """Fork while threads are inside operations; the children use the same handle."""
     ends = []
     threads = [
         threading.Thread(target=use_until_closed, args=(m, key, ends))

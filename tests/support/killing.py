@@ -1,7 +1,8 @@
-"""A map on which an operation is killed, and what the survivor of that must find.
+"""A map on which an operation is killed, and the state that the survivor must find.
 
-tests/crash/test_kill_every_instruction.py says how: a Scenario is one operation on one map, and
-survive() is what a process that was attached all along does with each state that a death leaves.
+tests/crash/test_kill_every_instruction.py explains the method: a Scenario is one operation on one
+map, and survive() is what a process that stayed attached does with each state that the killed
+process may have left.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from support import stepping
 from support.words import COLLIDING, SCATTERED, word
 
 READ_SECONDS_MAX = 0.5
-FRESH = 1 << 32  # keys from here on are used by the survivor only
+FRESH = 1 << 32  # keys from here on are inserted by the survivor only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +28,14 @@ class Scenario:
     """One operation on one map."""
 
     name: str
-    operate: Callable  # in the child, with its handle
-    outcome: Callable  # does the same to a dict
-    fill: Callable  # brings a new map to where the operation is interesting
-    key: int = 1  # the key the survivor writes to meet the dead
-    atomic: bool = True  # all or nothing; else every key for itself
-    goes_on: bool = False  # whoever recovers the dead finishes what it was about
-    changes_min: int = 3  # fewer, and the scenario no longer does what its name says
-    proof: Callable = lambda before, after: True  # of facts(): likewise
+    operate: Callable  # runs in the child, with the child's handle
+    outcome: Callable  # makes the same change to a dict
+    fill: Callable  # brings a new map to the state in which the operation is interesting
+    key: int = 1  # the key that the survivor writes, and so meets the dead process's locks
+    atomic: bool = True  # all keys change or none; otherwise each key for itself
+    goes_on: bool = False  # recovery finishes the operation of the dead process
+    changes_min: int = 3  # with fewer changes the scenario no longer does what its name says
+    proof: Callable = lambda before, after: True  # of two facts(): false if it no longer does
     geometry: dict = dataclasses.field(default_factory=dict)
 
     def __str__(self):
@@ -49,7 +50,7 @@ class Scenario:
         return self.geometry.get("value_size", 8)
 
     def value(self, number):
-        """A value that shows when two of them are mixed: the number in each of its words."""
+        """Return a value with the number in each of its words, which shows a mixture of two."""
         return (word(number) * (self.value_size // 8 + 1))[: self.value_size]
 
 
@@ -64,7 +65,7 @@ def remove(target, keys):
 
 
 def entries(count):
-    """fill: so many entries, keys 1 and up, after memory was committed and given back."""
+    """fill: this many entries, with keys from 1 up, after memory was committed and given back."""
 
     def fill(scenario, shared_map):
         insert(scenario, shared_map, [0])
@@ -75,23 +76,24 @@ def entries(count):
 
 
 def untouched(scenario, shared_map):
-    """fill: nothing was ever inserted."""
+    """fill: nothing; the map never had an entry."""
 
 
 def facts(shared_map):
-    """What a moment is recognised by."""
+    """Return the figures by which a moment is recognised."""
     return shared_map.info() | {"lines": shared_map.check()["lines"]}
 
 
 def before_moment(act, happened, prepare, stride=1, coarse=None):
-    """fill: prepare, then act(scenario, map, i) for i up to the one that makes happened() true.
+    """fill: prepare, then act(scenario, map, i) for each i before the one that makes happened()
+    true.
 
-    Maps beside it with the same seeds are asked when that is: one by one, and before that by
-    strides, until one makes coarse() true. Both look at two facts().
+    That i is found with probe maps that have the same seeds: one step at a time, and before that in
+    strides, up to the first stride that makes coarse() true. Both functions compare two facts().
     """
 
     def moment(scenario, name, start, step, happened):
-        """The first i whose step makes it happen."""
+        """Return the first i whose step makes it happen."""
         with contextlib.ExitStack() as stack:
             probe = stack.enter_context(scenario.create(name))
             stack.callback(probe.unlink)
@@ -128,7 +130,7 @@ def fell(*counters):
 
 
 def added(key, delta, offset=0, default=None):
-    """add(), done to a dict."""
+    """Return the outcome of add() as a function that changes a dict."""
 
     def outcome(model):
         value = bytearray(model.get(word(key), bytes(len(next(iter(model.values()))))))
@@ -143,7 +145,7 @@ COLLISIONS = {"_seeds": COLLIDING}
 
 
 def contents(shared_map, keys):
-    """What the map says about these keys, and that it says so at once (R1)."""
+    """Look these keys up; return the entries found. Reading must not take long (R1)."""
     began = time.perf_counter()
     found = {key: shared_map.lookup(key) for key in keys}
     spent = time.perf_counter() - began
@@ -152,7 +154,7 @@ def contents(shared_map, keys):
 
 
 def expect_before_or_after(scenario, seen, before, after):
-    """R2, W1: each key has its old value or its new one; all of them the same, if atomic."""
+    """R2, W1: each key has its old or its new value; if atomic, all have the old or the new."""
     if scenario.atomic:
         assert seen in (before, after)
         return
@@ -166,7 +168,7 @@ def write_same_key(scenario, survivor, model):
 
 
 def write_a_neighbour(scenario, survivor, model):
-    """A key of the same bucket, if all keys collide; else some other key."""
+    """Write a key of the same bucket if all keys collide, otherwise some other key."""
     key = word(2 if scenario.key == 1 else 1)
     if len(model) < survivor.max_entries or key in model:
         survivor.update(key, scenario.value(78))
@@ -191,10 +193,10 @@ MEETINGS = [write_same_key, attach, write_a_neighbour, only_check, delete_same_k
 
 
 def expect_whole(survivor, model=None):
-    """check(), undisturbed, finds as many entries as there should be.
+    """check() counts exactly as many entries as the model has.
 
-    len() is no witness here: it counts the right to an entry that a dead process holds, until
-    somebody has recovered it.
+    len() proves nothing here: it also counts the right to an entry that a dead process holds, until
+    that process has been recovered.
     """
     report = survivor.check()
     assert report["exact"]
@@ -203,7 +205,7 @@ def expect_whole(survivor, model=None):
 
 
 def expect_exact_limit(scenario, survivor, model):
-    """W2: exactly max_entries fit, whatever the dead one had in its hands."""
+    """W2: exactly max_entries fit, whatever the dead process held."""
     fresh = FRESH
     while True:
         try:
@@ -217,7 +219,7 @@ def expect_exact_limit(scenario, survivor, model):
 
 
 def survive(scenario, survivor, meet, before, after):
-    """Everything the survivor must be able to do after a crash."""
+    """Do everything that a survivor must be able to do after a crash, and check the results."""
     keys = before.keys() | after.keys() | {word(0), word(FRESH)}
     seen = contents(survivor, keys)
     expect_before_or_after(scenario, seen, before, after)
@@ -238,14 +240,14 @@ def survive(scenario, survivor, meet, before, after):
     expect_whole(survivor, model)
     assert contents(survivor, keys | model.keys()) == model
     if meet is only_check:
-        # Whoever attaches recovers all the dead: nothing of theirs is kept for ever.
+        # Attaching recovers all dead processes, so nothing of theirs is kept.
         attach(scenario, survivor, model)
         assert survivor.info()["contexts"] == 1
 
 
 @contextlib.contextmanager
 def filled(scenario, name):
-    """A map at the scenario's start, held by the survivor, and its contents."""
+    """Yield a map at the scenario's start, held by the survivor, and its contents."""
     with stepping.on_cpu(stepping.default_cpu()), scenario.create(name) as survivor:
         try:
             scenario.fill(scenario, survivor)
@@ -258,7 +260,7 @@ def filled(scenario, name):
 
 
 def opened(name):
-    """prepare: an own handle, registered."""
+    """prepare: open a handle of the child's own, and register the child."""
 
     def prepare():
         handle = RHashMap.open(name)
@@ -274,7 +276,7 @@ def shm_path(name):
 
 
 class Tally:
-    """How much a test has covered."""
+    """Counts how much a test has covered."""
 
     def __init__(self):
         self.crashes = 0
@@ -295,7 +297,7 @@ class Tally:
 
 @contextlib.contextmanager
 def explained(crash, meet):
-    """Say in a failure where the child was killed, and how the survivor met it."""
+    """Add to a failure where the child was killed, and how the survivor met it."""
     try:
         yield
     except Exception as error:
@@ -307,7 +309,7 @@ def explained(crash, meet):
 
 
 def fill_up_to_a_split(name):
-    """A map that splits a bucket at its next insertion, the key of that, and its file."""
+    """Return a map that splits a bucket at its next insertion, the key of that, and its file."""
     m = RHashMap.create(name, key_size=8, value_size=8, max_entries=4096, _seeds=SCATTERED)
     segment = stepping.Segment(shm_path(name))
     for key in range(1, 300):

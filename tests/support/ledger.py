@@ -1,13 +1,14 @@
 """Workers that write down what they are about to do, and a storm that stops or kills them.
 
 Each worker slot owns some keys and one counter; all slots share some counters. Its ledger lies in
-anonymous shared memory and outlives it: before an operation the worker notes key and new version
-there, after it that it is done. So a killed worker leaves one key, or one sum, in doubt, and
-whoever settles its ledger finds the old or the new version in the map, nothing else (C1). At the
-end the map must hold what the ledgers say, no more and no less.
+anonymous shared memory and outlives the worker: before an operation the worker notes the key and
+the new version there, and after it that the operation is done. So a killed worker leaves one key,
+or one sum, in doubt, and the process that settles its ledger must find the old or the new version
+in the map (C1). At the end the map must hold what the ledgers say, no more and no less.
 
-Versions are numbers from 1 up, 0 says that the key is absent. A value shows its key and version
-in every 16 bytes, with a checksum behind them: neither mixtures nor another key's value pass (R2).
+Versions are numbers from 1 up; 0 says that the key is absent. A value shows its key and version in
+every 16 bytes, with a checksum behind them, so a mixture of two values and the value of another key
+are both noticed (R2).
 """
 
 import contextlib
@@ -30,28 +31,28 @@ VALUE_SIZE = 264
 ANY, NOEXIST, EXIST = 0, 1, 2
 
 COUNTER_BASE = 1 << 40  # keys of counters
-FRESH_BASE = 1 << 41  # keys used when the map is filled at the end
+FRESH_BASE = 1 << 41  # keys inserted at the end, when the map is filled
 SHARED_COUNTERS = 2
-COUNTER_OFFSETS = (16, 45)  # one word; and across two words
+COUNTER_OFFSETS = (16, 45)  # inside one word; and across two words
 COUNTER_FILL = b"\xab"
 
 GROWING, SHRINKING = 0, 1
 
 STUCK_S = 1.0
-STARVED_S = 0.1  # on an idle machine eight workers on two processors wait a tenth of it for a turn
+STARVED_S = 0.1  # a tenth of it is usual on an idle machine: eight workers, two processors
 START_S = 10.0  # for a fork, on a busy machine
 PR_SET_PDEATHSIG = 1
 FAILED_EXIT = 3
 
 
 def value_of(key, version):
-    """The value of that key and version."""
+    """Return the value of that key and version."""
     body = struct.pack("<QQ", key, version) * 16
     return body + struct.pack("<Q", zlib.crc32(body))
 
 
 def version_in(key, value):
-    """The version in a value of that key, 0 for None; raises for what nobody ever stored."""
+    """Return the version in a value of that key, 0 for None; raise if it was never stored."""
     if value is None:
         return 0
     version = struct.unpack_from("<Q", value, 8)[0]
@@ -61,7 +62,7 @@ def version_in(key, value):
 
 
 def counter_value(value, offset):
-    """The field of a counter; the bytes beside its fields must be as they were."""
+    """Return a field of a counter; the bytes beside its fields must be unchanged."""
     expected = bytearray(COUNTER_FILL * VALUE_SIZE)
     for place in COUNTER_OFFSETS:
         expected[place : place + 8] = value[place : place + 8]
@@ -71,7 +72,7 @@ def counter_value(value, offset):
 
 
 class Ledger:
-    """What one worker slot has done: a window of shared memory, written word by word."""
+    """What one worker slot has done: a window of shared memory that is written word by word."""
 
     PROGRESS, OPERATIONS, REFUSALS, PID, PROC_PID = range(5)
     DOUBT, DOUBT_VERSION, DOUBT_COUNTER, DOUBT_DELTA, SUMS = range(5, 10)
@@ -99,7 +100,7 @@ class Ledger:
         self.words[self.DOUBT] = 0
 
     def in_doubt(self):
-        """(key, version) of the operation in doubt, or None."""
+        """Return (key, version) of the operation in doubt, or None."""
         doubt = self.words[self.DOUBT]
         return (doubt - 1, self.words[self.DOUBT_VERSION]) if doubt else None
 
@@ -122,7 +123,7 @@ class Ledger:
         return self.words[self.SUMS + number]
 
     def counter_of(self, number):
-        """(key, offset) of the number-th sum: the shared counters' fields, then one's own."""
+        """Return (key, offset) of the number-th sum: first the shared counters, then our own."""
         counter, field = divmod(number, len(COUNTER_OFFSETS))
         own = SHARED_COUNTERS + self.slot
         key = COUNTER_BASE + (counter if counter < SHARED_COUNTERS else own)
@@ -139,7 +140,7 @@ class Books:
     """The ledgers of all slots, and the phase they are in."""
 
     def __init__(self, slots, keys_count, path=None):
-        """In anonymous memory, for children of fork; or in a file, for anybody."""
+        """Keep the ledgers in anonymous memory, for forked children; or in a file."""
         self.slots = slots
         self.keys_count = keys_count
         size = Ledger.size(keys_count)
@@ -175,11 +176,11 @@ class Books:
 
 # ---- what a worker does ----
 
-BURST_MAX = 20  # one operation is done so many times over: a worker is in the map most of the time
+BURST_MAX = 20  # repetitions of one operation, so that a worker is inside the map most of the time
 
 
 def work(shared_map, books, ledger, rng, tolerated=()):
-    """Operate on the map for ever. What is raised is an error, but for MapFull and tolerated."""
+    """Operate on the map without end. Every exception is an error, except MapFull and tolerated."""
     refusals = (shmrhash.MapFull, *tolerated)
     while True:
         ledger.step()
@@ -212,7 +213,7 @@ def add_something(shared_map, ledger, rng, refusals):
 
 
 def read_something(shared_map, books, ledger, rng):
-    """One's own keys are exactly as written; those of others, some version of theirs."""
+    """Read a key of this slot, whose version is known, and any key, which has some version."""
     key = rng.choice(ledger.keys)
     version = version_in(key, shared_map.lookup(word(key)))
     if version != ledger.version(key):
@@ -223,7 +224,7 @@ def read_something(shared_map, books, ledger, rng):
 
 
 def store_something(shared_map, books, ledger, rng, refusals):
-    """Bring a key of one's own to a new version, or remove it; there and back some times first."""
+    """Bring a key of this slot to a new version, or remove it; first alternate some times."""
     key = rng.choice(ledger.keys)
     now = before = ledger.version(key)
     removes = rng.random() < (0.05 if books.phase == GROWING else 0.98)
@@ -259,7 +260,7 @@ def store_something(shared_map, books, ledger, rng, refusals):
 
 
 def work_on_files(shared_map, path, slots, keys_count, slot, seed):
-    """work(), for spawned processes: the map was pickled, the books are in a file."""
+    """Run work() in a spawned process: the map was pickled, and the books are in a file."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     books = Books(slots, keys_count, path)
     work(shared_map, books, books.ledgers[slot], random.Random(seed))
@@ -268,7 +269,7 @@ def work_on_files(shared_map, path, slots, keys_count, slot, seed):
 def fork(function, *arguments, report=2):
     """Fork a child that calls function and leaves by os._exit; it dies with its parent's thread.
 
-    A traceback goes to the descriptor report.
+    A traceback is written to the descriptor report.
     """
     pid = os.fork()
     if pid:
@@ -285,12 +286,12 @@ def fork(function, *arguments, report=2):
 
 
 def reap(pid):
-    """Wait for a child; its exit code, or minus its signal."""
+    """Wait for a child; return its exit code, or minus its signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def stays(function, *arguments):
-    """A child that did function and stays until it is killed; its pid."""
+    """Fork a child that calls function and stays until it is killed; return its pid."""
     ready, theirs = os.pipe()
 
     def live():
@@ -307,7 +308,7 @@ def stays(function, *arguments):
 
 
 def kill(*pids):
-    """SIGKILL children, and see that this is how they ended."""
+    """Kill children with SIGKILL, and check that the signal ended them."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     for pid in pids:
@@ -315,7 +316,7 @@ def kill(*pids):
 
 
 def processor_time_and_state(pid):
-    """How many ns a process has run, and whether it is running or ready to; (None, False): gone."""
+    """Return how many ns a process has run, and whether it is runnable; (None, False) if gone."""
     try:
         with open(f"/proc/{pid}/schedstat") as file:
             ran_ns = int(file.read().split()[0])
@@ -327,20 +328,20 @@ def processor_time_and_state(pid):
 
 
 class FairClock:
-    """Time in which no worker was refused a processor.
+    """A clock that stands still while a worker is refused a processor.
 
     On a busy machine a worker that holds a lock may be ready to run, and not run, for seconds, and
-    whoever waits for the lock stands still without any fault of the map. The clock does not go on
+    the workers that wait for the lock make no progress through no fault of the map. The clock stops
     while a worker has been ready for STARVED_S without having run.
     """
 
     def __init__(self):
         self.now_s = 0.0
         self._looked = time.monotonic()
-        self._last_ran = {}  # pid -> (its processor time, when that was last seen to change)
+        self._last_ran = {}  # pid -> (its processor time, when that time was last seen to change)
 
     def look(self, pids):
-        """Add the time since the last look, unless one of the workers starves."""
+        """Add the time since the last call, unless one of the workers starves."""
         now = time.monotonic()
         seen, starving = {}, False
         for pid in pids:
@@ -357,12 +358,12 @@ class FairClock:
 
 
 class Watch:
-    """When a worker last got on, by the FairClock."""
+    """When a worker last made progress, by the FairClock."""
 
     def __init__(self, ledger, clock):
         self.ledger = ledger
         self.clock = clock
-        ledger.words[Ledger.PROC_PID] = 0  # it will say so itself: /proc may know it by another pid
+        ledger.words[Ledger.PROC_PID] = 0  # the worker stores it: /proc may know it by another pid
         self.note()
 
     def proc_pid(self):
@@ -377,13 +378,13 @@ class Watch:
             self.note()
             return 0.0
         still = self.clock.now_s - self.since
-        if self.proc_pid() == 0:  # it has not begun to run Python yet
+        if self.proc_pid() == 0:  # it has not begun to run Python
             return still - START_S
         return still
 
 
 class Storm:
-    """Workers on a map, some of the slots of some books; who they are and what they have done."""
+    """Workers on a map, for some of the slots of some books: their pids and what they have done."""
 
     def __init__(self, shared_map, books, seed, slots=None, tolerated=(), timeout=5.0):
         self.shared_map = shared_map
@@ -409,8 +410,8 @@ class Storm:
         self.pids[slot] = fork(self._run, slot, seed, report=self.report_fd)
 
     def _run(self, slot, seed):
-        """In the child: through the handle of the parent, or one of its own."""
-        os.nice(5)  # who kills them comes first
+        """Operate in the child, through the parent's handle or one of the child's own."""
+        os.nice(5)  # the process that kills them has priority
         rng = random.Random(seed)
         ledger = self.books.ledgers[slot]
         ledger.words[Ledger.PID] = os.getpid()
@@ -427,14 +428,14 @@ class Storm:
             self.start(slot)
 
     def at_work(self):
-        """The slots whose workers have begun."""
+        """Return the slots whose workers have begun to operate."""
         words = {slot: self.books.ledgers[slot].words for slot in self.pids}
         return [
             slot for slot in words if words[slot][Ledger.PROGRESS] > self.steps_before[slot] + 1
         ]
 
     def kill(self, slots):
-        """SIGKILL these at once, and settle their ledgers before anybody takes their places."""
+        """Kill these workers at once, and settle their ledgers before others take their slots."""
         for slot in slots:
             os.kill(self.pids[slot], signal.SIGKILL)
         for slot in slots:
@@ -446,7 +447,7 @@ class Storm:
             self.settle(self.books.ledgers[slot])
 
     def settle(self, ledger):
-        """Look up what became of the operation in doubt; from now on it is what was found (C1)."""
+        """Look up how the operation in doubt ended, and note that in the ledger (C1)."""
         doubt = ledger.in_doubt()
         if doubt is not None:
             key, version = doubt
@@ -473,7 +474,7 @@ class Storm:
             ledger.nothing_added()
 
     def watch(self):
-        """Fail if a worker ended by itself, or has stood still for more than a second."""
+        """Fail if a worker ended by itself, or has made no progress for more than STUCK_S."""
         self.clock.look([self.watches[slot].proc_pid() for slot in self.pids])
         for slot, pid in self.pids.items():
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -488,7 +489,7 @@ class Storm:
                 raise AssertionError(f"worker {slot} is stuck for {still:.2f} s; {where}")
 
     def describe(self, slot):
-        """What a worker is doing, for messages."""
+        """Return what a worker is doing, for messages."""
         ledger = self.books.ledgers[slot]
         try:
             with open(f"/proc/{ledger.words[Ledger.PROC_PID]}/status") as file:
@@ -500,12 +501,12 @@ class Storm:
         return f"state {state}, key in doubt {ledger.in_doubt()}, sum {ledger.addition_in_doubt()}"
 
     def report(self):
-        """What failed workers wrote."""
+        """Return what failed workers wrote."""
         os.lseek(self.report_fd, 0, os.SEEK_SET)
         return os.read(self.report_fd, 1 << 20).decode()
 
     def end(self):
-        """Kill whoever is left, without looking. To be called in any case."""
+        """Kill the remaining workers without checking them. Must be called in any case."""
         for pid in self.pids.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -527,9 +528,9 @@ class Storm:
 def expect_ledgers(shared_map, books, shared_doubts, dead=0):
     """C1, R2: the map holds what the ledgers say. All workers are gone and settled.
 
-    shared_doubts: per sum of a shared counter, what killed workers may or may not have added.
-    dead: how many workers at most have not been recovered; each may hold one element, which len()
-    counts until then.
+    shared_doubts: by sum of a shared counter, how much killed workers may have added to it.
+    dead: the largest number of dead workers not yet recovered; each may hold one element, which
+    len() counts until it is recovered.
     """
     present = 0
     for ledger in books.ledgers:
@@ -551,7 +552,7 @@ def expect_ledgers(shared_map, books, shared_doubts, dead=0):
 
 
 def expect_exact_limit(shared_map):
-    """W2: exactly max_entries fit; nothing of the dead is missing."""
+    """W2: exactly max_entries fit; dead processes have kept no room."""
     number = FRESH_BASE
     with contextlib.suppress(shmrhash.MapFull):
         while len(shared_map) <= shared_map.max_entries:
@@ -564,7 +565,7 @@ def expect_exact_limit(shared_map):
 
 
 def expect_all_at_rest(shared_map):
-    """C2: once somebody has looked, nothing is left of the dead."""
+    """C2: once a process has attached, nothing is left of the dead ones."""
     with RHashMap.open(shared_map.name):
         pass
     info = shared_map.info()

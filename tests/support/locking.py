@@ -1,4 +1,4 @@
-"""A key that somebody else has locked, for the tests of who waits."""
+"""A key that another thread has locked, for tests of operations that wait."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ PATIENCE_SECONDS = 20
 
 @contextlib.contextmanager
 def locked_elsewhere(shared_map, key):
-    """Another thread has key locked until the block ends, or the event that this yields is set."""
+    """Let another thread hold key until the block ends or the event that this yields is set."""
     inside, leave = threading.Event(), threading.Event()
 
     def hold():

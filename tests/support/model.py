@@ -45,7 +45,7 @@ class Refused(Exception):
 
 
 def outcome(operation):
-    """What an operation gave: ("returned", value) or ("refused", name of the errno)."""
+    """Return how an operation ended: ("returned", value) or ("refused", name of the errno)."""
     try:
         return "returned", operation()
     except (Refused, shmrhash.Error) as refusal:
@@ -53,7 +53,7 @@ def outcome(operation):
 
 
 def creation_errno(*, key_size, value_size, max_entries, map_flags=NO_PREALLOC, map_extra=0):
-    """The errno of creating such a map, or 0. The order of the checks is the kernel's."""
+    """Return the errno of creating such a map, or 0. The order of the checks is the kernel's."""
     checks = [
         (map_flags & RDONLY and map_flags & WRONLY, errno.EINVAL),
         (not map_flags & NO_PREALLOC, errno.EINVAL),
@@ -73,7 +73,7 @@ def creation_errno(*, key_size, value_size, max_entries, map_flags=NO_PREALLOC, 
 
 
 def element_size(key_size, value_size):
-    """Bytes of one element: an 8-byte head, the key and the value, each rounded up to 8."""
+    """Return the bytes of an element: an 8-byte head, key and value, each rounded up to 8."""
     return 8 + -(-key_size // 8) * 8 + -(-value_size // 8) * 8
 
 
@@ -170,5 +170,5 @@ class ModelMap:
 
 
 def wrap_around(number):
-    """number as a signed 64-bit integer, as the processor's addition leaves it."""
+    """Return number as a signed 64-bit integer, as the processor's addition leaves it."""
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)

@@ -11,7 +11,7 @@ CODECS = (3, None, None), (4, None, None)  # bytes to bytes
 
 
 def value(number, size=SMALL):
-    """Bytes that show when two values are mixed."""
+    """Return bytes that show when two values are mixed."""
     return (struct.pack("<Q", number) * (size // 8 + 1))[:size]
 
 

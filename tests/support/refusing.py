@@ -1,6 +1,6 @@
-"""System calls refused, as a sandbox or an older kernel would: a seccomp filter in this process.
+"""Refuses system calls, as a sandbox or an older kernel would: a seccomp filter in this process.
 
-There is no way back, so it is for children.
+A filter cannot be removed, so only children install one.
 """
 
 import ctypes
@@ -8,7 +8,7 @@ import errno
 import os
 import struct
 
-# Of x86-64 and of the machines that came later.
+# Call numbers of x86-64, and of machines whose Linux port is younger.
 NUMBERS = {
     "x86_64": {"madvise": 28, "fcntl": 72, "munlock": 150, "fallocate": 285, "membarrier": 324},
     "aarch64": {"madvise": 233, "fcntl": 25, "munlock": 229, "fallocate": 47, "membarrier": 283},
@@ -22,7 +22,7 @@ MADV_REMOVE, MADV_DONTFORK, MADV_DONTDUMP = 9, 10, 16
 MADV_WIPEONFORK, MADV_POPULATE_WRITE = 18, 23
 F_OFD_GETLK, F_OFD_SETLK = 36, 37
 PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
-PLACES = {"madvise": 2, "fcntl": 1, "fallocate": 1}  # which argument says what is asked for
+PLACES = {"madvise": 2, "fcntl": 1, "fallocate": 1}  # the argument that says what is asked for
 
 
 class Program(ctypes.Structure):
@@ -30,11 +30,11 @@ class Program(ctypes.Structure):
 
 
 def refuse(call, asked=None, number=errno.EINVAL):
-    """From now on call answers number; only if asked for asked, if that is given."""
+    """From now on let call fail with the errno number; or only if it is asked for asked."""
     machine = os.uname().machine
     assert machine in NUMBERS, "add the machine's numbers"
     rules = [(LOAD, 0, 0, 0), (JUMP_EQUAL, 0, 1 if asked is None else 3, NUMBERS[machine][call])]
-    if asked is not None:  # the low half of the argument
+    if asked is not None:  # compare the low half of the argument
         rules += [(LOAD, 0, 0, 16 + 8 * PLACES[call]), (JUMP_EQUAL, 0, 1, asked)]
     rules += [(RETURN, 0, 0, ERRNO | number), (RETURN, 0, 0, ALLOW)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *rule) for rule in rules))

@@ -3,22 +3,23 @@
 A test gives two callables that run in a forked child: ``prepare()`` makes everything ready and
 returns a state, ``operate(state)`` does the one operation under test. A ``Segment`` names the
 shared memory to watch. The driver (stepper.c) single-steps the child with ptrace and sees each
-change of the shared memory; the states between two changes are all the states in which a
-SIGKILL can leave the map, so a test need visit each of them only once:
+change of the shared memory. The states between two changes are all the states in which a SIGKILL
+can leave the map, so a test need visit each of them only once:
 
     for crash in crash_states(prepare, operate, Segment(path), setup=build):
         ...                            # the child is dead; look at what it left
 
-Steps differ a little from run to run (a dict grew, an object lay elsewhere); "right after the
-n-th change" does not. So states are named by n: 0 is before the first change, and the last one
-is the finished operation followed by death. Raw steps are there too: ``every=True`` and
-``stop_at_step``.
+The number of steps differs a little from run to run (a dict grew, an object lay elsewhere); the
+number of changes does not. So states are named by n, "right after the n-th change": 0 is before the
+first change, and the last one is the finished operation followed by death. Raw steps can be used,
+too: ``every=True`` and ``stop_at_step``.
 
 The first run of an operation single-steps all of it (about 20 us a step where a hypervisor
-intercepts debug exceptions). Later runs have breakpoints on the instructions that changed memory
-in the first, and look for changes made by any other: then they single-step again.
+intercepts debug exceptions). Later runs have breakpoints on the instructions that changed memory in
+the first run, and look for changes made by any other instruction; if there are any, the operation
+is single-stepped again.
 
-The parent's thread that forks is the only one that may step: keep a scenario in one thread.
+Only the thread that forks the child may step it: keep a scenario in one thread.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ MACHINES = ("x86_64", "aarch64")
 # How a run ended; the list in stepper.c.
 AT_TARGET, DONE, EXITED, KILLED, FAULT, LIMIT, DRIFT, ERROR = range(1, 9)
 
-# An operation of some thousand steps ends far below; a child that loops for ever does not.
+# An operation takes some thousand steps; only a child that loops without end gets this far.
 STEPS_MAX = 2_000_000
 CHANGES_MAX = 100_000
 CHILD_SECONDS = 120
@@ -181,7 +182,7 @@ def why_not():
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """The bytes of a segment at one moment; what is not listed was a hole."""
+    """The bytes of a segment at one moment; ranges that are not listed were holes."""
 
     parts: tuple
     blocks: int
@@ -191,7 +192,7 @@ class Image:
 class Segment:
     """The shared memory of one map: a file that may not exist yet, or a mapping.
 
-    The parent's own view: it never fills a hole of the file, not even by reading.
+    It is the parent's own view, which never fills a hole of the file, not even by reading.
     """
 
     def __init__(self, path):
@@ -212,7 +213,7 @@ class Segment:
         return library().stepper_watch_memory(ctypes.addressof(view), len(self.memory))
 
     def image(self):
-        """Copy the bytes; of a file that does not exist, an image without parts."""
+        """Copy the bytes; if the file does not exist, return an image without parts."""
         if self.memory is not None:
             parts = ((0, self.memory[:]),)
             return Image(parts, 0, _digest(parts))
@@ -229,7 +230,7 @@ class Segment:
             os.close(fd)
 
     def restore(self, image):
-        """Write the bytes of image back, and punch out what was a hole then."""
+        """Write the bytes of image back, and punch out the ranges that were holes then."""
         if self.memory is not None:
             self.memory[:] = image.parts[0][1]
             return
@@ -283,8 +284,8 @@ class _PageCounts(ctypes.Structure):
 def allocated_ranges(fd):
     """Return (start, end) of each piece of a tmpfs file that has memory.
 
-    That is more than its data: pages that fallocate gave and nobody touched count as a hole for
-    lseek. cachestat(2) counts them; before Linux 6.5, which lacks it, they stay unknown.
+    That is more than its data: lseek takes pages that fallocate provided and no process touched for
+    a hole. cachestat(2) counts them; before Linux 6.5, which lacks it, they stay unknown.
     """
     wanted, counts = _PageRange(), _PageCounts()
 
@@ -399,7 +400,7 @@ class Child:
             self.exit_status = self.run.detail
 
     def _reap_failed(self, what):
-        """Raise for a child that did not get where it should; it is dead afterwards."""
+        """Raise for a child that did not get to its target; it is dead afterwards."""
         if not self.reaped:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
@@ -470,7 +471,7 @@ class Child:
         self._reap_failed(what + place)
 
     def kill(self):
-        """SIGKILL the child where it stands and reap it. No instruction of it runs any more."""
+        """Kill the child with SIGKILL where it stands, and reap it; it never runs again."""
         if not self.reaped:
             os.kill(self.pid, signal.SIGKILL)
             _, self.exit_status = os.waitpid(self.pid, 0)
@@ -480,7 +481,7 @@ class Child:
             self._pipe = None
 
     def resume(self):
-        """Let the child run on by itself, no longer traced; wait() for its end."""
+        """Let the child run on without being traced; wait() waits for its end."""
         if self.reaped or self.running:
             return
         error = library().stepper_detach(self.pid, ctypes.addressof(self._control))
@@ -510,7 +511,7 @@ class Child:
 
 
 def _child_main(prepare, operate, control, writer, cpu, seconds):
-    """Never returns: leaves by os._exit so that nothing of the test runner is undone here."""
+    """Never return: leave by os._exit, so that no cleanup of the test runner happens here."""
     try:
         gc.disable()
         sys.settrace(None)
@@ -646,9 +647,9 @@ def _trace_by_breaks(prepare, operate, segment, pcs, cpu):
 
 
 def changes_until(prepare, operate, segment, part):
-    """How many changes of shared memory make up this part of operate, which is undone again.
+    """Return how many changes of shared memory make up this part of operate, which is undone again.
 
-    How many bytes one instruction changes depends on the machine and its C library.
+    The number of bytes that one instruction changes depends on the machine and its C library.
     """
     image = segment.image()
     count = len(trace(prepare, operate, segment).changes)

@@ -1,8 +1,8 @@
 """Ways to walk over a map, the judge of what a walk delivered, and jobs that walk, churn and take.
 
-A way is a function (map, rng, step) that calls step(key, value) for each entry as it comes; value
-is None where the way has none. What step does, inserting or deleting, happens in the middle of the
-walk.
+A way is a function (map, rng, step) that calls step(key, value) for each entry when it is
+delivered; value is None where the way has none. What step does, inserting or deleting, happens in
+the middle of the walk.
 """
 
 import time
@@ -13,19 +13,19 @@ BATCH_MAX = 400
 
 
 def value_of(key, size, version=0):
-    """The value of a key: a checksum of it, and of its version, in each of its words."""
+    """Return the value of a key: a checksum of the key and its version, in each word."""
     number = int.from_bytes(key, "little") * 31 + version
     return (stable_value(number) * (size // 8 + 1))[:size]
 
 
 def rows_of(buffer, size):
-    """What a batch returned, as a list of bytes."""
+    """Return the buffer that a batch returned, as a list of bytes."""
     raw = buffer if isinstance(buffer, bytes) else buffer.tobytes()
     return [raw[at : at + size] for at in range(0, len(raw), size)]
 
 
 def pairs_of(m, keys, values):
-    """The entries of two arrays."""
+    """Return the entries of two arrays."""
     return list(zip(rows_of(keys, m.key_size), rows_of(values, m.value_size), strict=True))
 
 
@@ -53,7 +53,7 @@ def by_callback(m, rng, step):
 
 
 def by_batches(m, rng, step):
-    """Batches of one count, or of another count each time."""
+    """Walk in batches that all have the same count, or each a random one."""
     most = rng.choice([1, 2, 3, 6, 7, 8, 31, 32, 33, BATCH_MAX])
     same = rng.random() < 0.5
     cursor = None
@@ -74,7 +74,7 @@ def by_arrays(m, rng, step):
 
 
 WAYS = [by_keys, by_items, by_next_key, by_callback, by_batches, by_arrays]
-# What is delivered is in the map at that moment, if nobody but the walker's own handle writes.
+# Each entry that these deliver is in the map at that moment, if only the walker's handle writes.
 FRESH_WAYS = [by_keys, by_items, by_next_key, by_callback]
 
 
@@ -82,7 +82,7 @@ FRESH_WAYS = [by_keys, by_items, by_next_key, by_callback]
 
 
 def expect_exactly_once(pairs, staying, possible, value_size):
-    """I1: each staying key once, no key twice, none but possible ones; each with its value."""
+    """I1: each staying key once, no key twice, only possible keys; each with its value."""
     keys = [key for key, _ in pairs]
     found = set(keys)
     twice = len(keys) - len(found)
@@ -104,7 +104,7 @@ def entries_of(numbers, m):
 
 
 def churn_in_waves(gate, m, numbers, rng):
-    """Fill the map with keys of one's own and empty it again, by arrays and one by one."""
+    """Fill the map with this worker's own keys and empty it again, by arrays and one by one."""
     keys, values = entries_of(numbers, m)
     gate.wait()
     for _ in gate.open_for(ROUNDS_MAX):
@@ -121,7 +121,7 @@ def churn_in_waves(gate, m, numbers, rng):
 
 
 def walk_again_and_again(gate, m, staying, churned, seconds, rng):
-    """Walk in all ways and judge each walk; how many there were of each."""
+    """Walk in all ways and judge each walk; return how many walks of each way there were."""
     staying = {word(number) for number in staying}
     possible = staying | {word(number) for number in churned}
     walks = dict.fromkeys((way.__name__ for way in WAYS), 0)
@@ -144,7 +144,7 @@ def walk_again_and_again(gate, m, staying, churned, seconds, rng):
 
 
 def feed(gate, m, numbers):
-    """Insert keys of one's own, each once."""
+    """Insert this worker's own keys, each once."""
     keys, values = entries_of(numbers, m)
     gate.wait()
     for key, value in zip(keys, values, strict=True):
@@ -153,7 +153,7 @@ def feed(gate, m, numbers):
 
 
 def take_batches(gate, m, rng, until_finished):
-    """Take whatever there is in batches of random counts, over and over; the keys of all of it."""
+    """Take entries in batches of random counts, over and over; return the keys of all."""
     taken = []
     gate.wait()
     while True:
@@ -173,7 +173,7 @@ def take_batches(gate, m, rng, until_finished):
 
 
 def refuse_references(gate, m, numpy):
-    """Arrays of Python objects are memory that nobody may write values into."""
+    """Return how many operations refuse an array of Python objects, whose memory holds pointers."""
     refused = 0
     for operation in (
         lambda: m.lookup_batch(None, 10, key_dtype=object),

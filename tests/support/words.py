@@ -1,9 +1,9 @@
-"""Keys and values of eight bytes, and the seeds that scatter them or heap them up."""
+"""Keys and values of eight bytes, and hash seeds that scatter keys or make them collide."""
 
 SCATTERED = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
 COLLIDING = (1, 0, 0, 0)  # every key of 8 bytes below 2**32 hashes to 0: one bucket has them all
 
 
 def word(number):
-    """A number as the eight bytes of a key, or of a value."""
+    """Return a number as the eight bytes of a key or of a value."""
     return number.to_bytes(8, "little")

@@ -2,10 +2,10 @@
 
     results = run_together("spawn", (jobs.add_ones, m, 100, seed), (jobs.read_stable, m, 50, seed))
 
-Each job is a function that spawned children can import (see jobs.py), and its arguments; the
-function gets a Gate first, and calls gate.wait() when it is ready to begin. What it returns
-comes back in the order of the jobs. A worker that raises, dies or does not end in time fails the
-test, with its traceback or the place where it is stuck.
+Each job is a function that spawned children can import (see jobs.py), and its arguments. The
+function gets a Gate as its first argument, and calls gate.wait() when it is ready to begin. The
+results come back in the order of the jobs. A worker that raises, dies or does not end in time fails
+the test, with its traceback or the place where it is stuck.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ METHODS = ["thread", "fork", SPAWN]
 TIMEOUT_S = 60.0
 # A stuck worker prints where it is stuck this long before it is killed.
 DUMP_BEFORE_END_S = 3.0
-# Threads that take turns this often interleave within an operation's Python code.
+# At this switch interval threads interleave within an operation's Python code.
 SWITCH_INTERVAL_S = 1e-4
 
 
@@ -35,7 +35,7 @@ class WorkerFailed(AssertionError):
 
 
 class Died:
-    """The result of a worker that ended without one; only crews told to expect it give it out."""
+    """The result of a worker that died; only crews that allow deaths return it."""
 
     def __init__(self, exitcode):
         self.exitcode = exitcode
@@ -56,11 +56,11 @@ class Gate:
         self.barrier.wait(self.timeout_s)
 
     def finish(self):
-        """Say that the work others go along with is done."""
+        """Say that the work which the other workers accompany is done."""
         self.done.set()
 
     def open_for(self, rounds_max):
-        """Count rounds until somebody finishes: at least one, at most rounds_max."""
+        """Count rounds until a worker calls finish(): at least one, at most rounds_max."""
         for number in range(rounds_max):
             yield number
             if self.done.is_set():
@@ -90,7 +90,7 @@ class Crew:
         return worker
 
     def join(self, *, deaths_allowed=False):
-        """The results, in the order of start()."""
+        """Return the results, in the order of start()."""
         try:
             reports = [worker.report(self.deadline_s) for worker in self.workers]
         finally:
@@ -102,7 +102,8 @@ class Crew:
             for worker, (kind, text) in zip(self.workers, reports, strict=True)
             if kind == "error" or (kind == "died" and not deaths_allowed)
         ]
-        # One failure breaks the barrier of all the others: tell the cause, not the consequences.
+        # One failure breaks the barrier of all other workers: report the cause, not the
+        # consequences.
         causes = [text for text in troubles if "BrokenBarrierError" not in text]
         if troubles:
             raise WorkerFailed("\n".join(causes or troubles))
@@ -181,14 +182,14 @@ def call(gate, function, arguments):
     try:
         return "result", function(gate, *arguments)
     except BaseException:
-        # Those who wait for this worker would wait in vain.
+        # Workers that wait for this one would otherwise wait until the timeout.
         gate.barrier.abort()
         gate.finish()
         return "error", traceback.format_exc()
 
 
 def run_together(method, *jobs, timeout_s=TIMEOUT_S):
-    """Run the jobs, each (function, *arguments), together; their results in order."""
+    """Run the jobs, each (function, *arguments), together; return their results in order."""
     crew = Crew(method, len(jobs), timeout_s)
     for function, *arguments in jobs:
         crew.start(function, *arguments)

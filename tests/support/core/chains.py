@@ -1,4 +1,4 @@
-"""Chains in an Image: where their entries are, and the stores that remove one, one by one."""
+"""Chains in an Image: where their references are, and the single stores of a removal."""
 
 from support.core.picture import ALLOC, LINK_BASE, LINK_SLOT, SLOTS, held_by
 
@@ -7,7 +7,7 @@ WHO = 2  # the context that holds the bucket
 
 
 def places(image):
-    """Each element's (line, slot) in the chain's order, and the line before the last."""
+    """The (line, slot) of each reference in the chain's order, the last line but one, the last."""
     line, before = image.picture.buckets[BUCKET], None
     found = []
     while True:
@@ -19,7 +19,7 @@ def places(image):
 
 
 def stores_of_removal(image, victim):
-    """The stores of chain_remove and chain_dissolve, one function each, written a second time."""
+    """The stores of chain_remove and chain_dissolve, reimplemented, one function for each store."""
     found, before, last = places(image)
     line, slot = next((line, slot) for line, slot in found if line.indices[slot] == victim)
     top_line, top = found[-1]
@@ -44,7 +44,7 @@ def stores_of_removal(image, victim):
 
 
 def set_levels(image, unit, count):
-    """Make the table one of count buckets, all empty."""
+    """Give the table count buckets, all empty."""
     for index in range(len(image.picture.buckets)):
         level = unit.bucket_level(count, index) + 1 if index < count else 0
         image.picture.buckets[index].header = level << 16

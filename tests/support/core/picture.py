@@ -1,6 +1,6 @@
-"""A segment's memory as ctypes structures: the layout, written a second time.
+"""A segment's memory as ctypes structures: a second definition of the layout.
 
-What is assigned here lands in the segment, so that a test can build states by hand, or damage them.
+An assignment to a field changes the segment, so that a test can build states, or damage them.
 """
 
 import ctypes
@@ -141,7 +141,7 @@ class Depot(ctypes.Structure):
 
 
 class Picture:
-    """Everything in the segment behind a descriptor; geometry as _unit.geometry() gives it."""
+    """All parts of the segment of a descriptor; geometry is the result of _unit.geometry()."""
 
     def __init__(self, fd, geometry):
         self.geometry = geometry

@@ -1,4 +1,4 @@
-"""A small live map, seen through its file, that tests damage and mend."""
+"""A small live map, which tests damage through its file, and mend."""
 
 import os
 
@@ -6,7 +6,7 @@ from support.core import picture
 
 
 def victim_of(shared_map, unit):
-    """The Victim that a map is."""
+    """A Victim for a map."""
     facts = shared_map.info()
     fd = os.open(facts["path"], os.O_RDWR)
     try:
@@ -19,7 +19,7 @@ def victim_of(shared_map, unit):
 
 
 class Victim:
-    """A map's picture, in which what was set can be put back."""
+    """The picture of a map, in which all changes by set() can be undone."""
 
     def __init__(self, shared_map, picture):
         self.map = shared_map
@@ -30,7 +30,7 @@ class Victim:
         self.undo = []
 
     def set(self, thing, name, value):
-        """thing.name = value, or thing[name] = value."""
+        """Store thing.name = value, or thing[name] = value, and remember the old value."""
         if isinstance(name, str):
             self.undo.append((setattr, thing, name, getattr(thing, name)))
             setattr(thing, name, value)
@@ -39,7 +39,7 @@ class Victim:
             thing[name] = value
 
     def mend(self):
-        """Put everything back."""
+        """Undo all changes."""
         for function, thing, name, value in reversed(self.undo):
             function(thing, name, value)
         self.undo.clear()

@@ -1,29 +1,29 @@
 """Could these operations on one key have happened one after another, in an order that time allows?
 
-The keys of a map are independent registers, so each has a history of its own: what every process
-asked, what it was told, when it asked and when it was told. A history is linearizable if there is
-an order in which a register that does one thing at a time gives these answers, and in which no
+The keys of a map are independent registers, so each key has a history of its own: the call of each
+operation and its result, with the times of both. A history is linearizable if there is an order in
+which a register that performs one operation at a time gives these results, and in which no
 operation comes before another that had returned when it began (Herlihy and Wing). The search is
 that of Wing and Gong, with Lowe's memory of the configurations that led nowhere.
 
 An operation that never returned (its process was killed) may have taken effect at any time after
-its start, also after everything else, or never.
+its start, also after all other operations, or never.
 
-The register holds ABSENT or a value; values are any hashable things but None. SEMANTICS says what
-each operation does to it. Nothing here knows of shared memory, or of how a map works.
+The register holds ABSENT or a value; values are any hashable objects except None. SEMANTICS has the
+effect of each operation on the register. This module knows nothing of shared memory or of maps.
 """
 
 from typing import Any, NamedTuple
 
 ABSENT = None
 
-# What an operation gave that returns no value.
+# The results of operations that return no value.
 OK, EXISTS, MISSING = "ok", "KeyExists", "KeyNotFound"
 FULL = "MapFull"
 
 
 class Operation(NamedTuple):
-    """One call: who made it, what it was, what came back, and when; end is None if nothing did."""
+    """One call: its process, name, arguments, result and times; end is None without a return."""
 
     process: Any
     name: str
@@ -78,7 +78,7 @@ def add(value, delta, initial=None):
 
 
 def compare_and_swap(value, expected, new):
-    """An absent key is not what was expected, unless ABSENT was."""
+    """An absent key differs from every expected value except ABSENT."""
     return (new, True) if value == expected else (value, False)
 
 
@@ -91,7 +91,7 @@ def setdefault(value, default):
 
 
 def pop(value, *default):
-    """As a dict's: the default, if there is one, where the key is absent."""
+    """As a dict's pop: the default, if given, for an absent key."""
     if value is ABSENT and default:
         return ABSENT, default[0]
     return lookup_and_delete(value)
@@ -102,7 +102,7 @@ def locked(value, new):
     return (value, MISSING) if value is ABSENT else (new, value)
 
 
-# ---- of entries that expire: the register holds (value, which deadline) ----
+# ---- entries that expire: the register holds (value, number of the deadline) ----
 
 
 def get(entry):
@@ -126,12 +126,12 @@ def remove(entry):
 
 
 def refused(entry):
-    """For want of room, which a key that is there does not need (W2)."""
+    """A refusal for lack of room, which an update of a present key does not need (W2)."""
     return entry, FULL if entry is ABSENT else OK
 
 
 def expire(entry, deadline):
-    """The clock passes a deadline: it is nobody's doing, and does nothing to a renewed entry."""
+    """The clock passes a deadline: an entry with this deadline goes; a renewed entry stays."""
     return ABSENT if entry is not ABSENT and entry[1] == deadline else entry, OK
 
 
@@ -163,7 +163,7 @@ ALL_SEMANTICS = SEMANTICS | SEMANTICS_OF_EXPIRING
 
 
 def has_no_effect(operation):
-    """Whether it changed nothing, by its kind or its result, wherever it stood in an order."""
+    """Whether the operation, by its name or result, changes nothing at any place in an order."""
     if operation.name in ("lookup", "contains", "get", "refused"):
         return True
     if operation.pending:
@@ -177,12 +177,12 @@ def has_no_effect(operation):
 
 
 class Search:
-    """The operations of one key, each with those that had returned when it began."""
+    """The operations of one key, each with the operations that had returned when it began."""
 
     def __init__(self, history):
         self.order = sorted(history, key=lambda operation: operation.start)
-        self.returned = 0  # a bit for each operation that did
-        self.before = []  # for each operation, the bits of those that must come first
+        self.returned = 0  # a bit for each operation that returned
+        self.before = []  # for each operation, the bits of the operations that must come before it
         for number, operation in enumerate(self.order):
             if not operation.pending:
                 self.returned |= 1 << number
@@ -193,7 +193,7 @@ class Search:
             self.before.append(earlier)
 
     def steps(self, done, value):
-        """What may come next: (operations done then, value then, number of the operation)."""
+        """The possible next operations: (operations done, value after it, number)."""
         changes = []
         for number, operation in enumerate(self.order):
             if done >> number & 1 or self.before[number] & ~done:
@@ -205,10 +205,10 @@ class Search:
             elif result == operation.result:
                 step = (done | 1 << number, after, number)
                 if has_no_effect(operation):
-                    # Whatever order explains the rest explains it with this one first as well.
+                    # Any order that explains the rest explains it with this operation first, too.
                     return [step]
                 changes.append(step)
-        # Those who returned first: what was killed seldom had an effect.
+        # Operations that returned first: a killed one seldom had an effect.
         changes.sort(key=lambda step: self.order[step[2]].pending)
         return changes
 
@@ -238,14 +238,14 @@ class Search:
 
 
 def sets(one, other):
-    """Whether one set the deadline that the other is the passing of."""
+    """Whether `other` is the clock passing the deadline that `one` set."""
     return other.name == "expire" != one.name and one.arguments == other.arguments
 
 
 def precedes(one, other):
-    """Whether one, the earlier to begin, had returned when the other began.
+    """Whether `one`, which began earlier, had returned when `other` began.
 
-    Equal times leave it open, unless a single process did both.
+    Equal times leave the order open, unless one process performed both.
     """
     return one.end is not None and (one.end < other.start or one.process == other.process)
 
@@ -253,7 +253,7 @@ def precedes(one, other):
 def linearization(history, initial=ABSENT):
     """The operations in an order that explains their results, or None if there is none.
 
-    Operations that never returned are in it if they were needed.
+    A pending operation is in the order only if an explanation needs it.
     """
     search = Search(history)
     path = search.run(initial)
@@ -264,11 +264,11 @@ def is_linearizable(history, initial=ABSENT):
     return linearization(history, initial) is not None
 
 
-# ---- what to show of a history that is not ----
+# ---- the report of a history that is not linearizable ----
 
 
 def known_at(history, time):
-    """The history as it had been seen at that time: later returns have not happened yet."""
+    """The history as known at that time: operations that return later are pending."""
     return [
         operation
         if not operation.pending and operation.end <= time
@@ -279,10 +279,11 @@ def known_at(history, time):
 
 
 def essence(history, initial=ABSENT):
-    """The shortest beginning of a history that no order explains, less what it does not take.
+    """The shortest prefix of a history that no order explains, without operations it does not need.
 
-    A linearizable history stays so if it is cut short, or if operations without effect are left
-    out; so what is left here is wrong by itself. The last to return is where it became wrong.
+    A linearizable history stays linearizable if it is cut short, or if operations without effect
+    are left out; so the remaining history is wrong by itself. The last operation to return is the
+    one that made it wrong.
     """
     if is_linearizable(history, initial):
         raise ValueError("this history is linearizable")
@@ -300,7 +301,7 @@ def essence(history, initial=ABSENT):
 
 
 def rendered(history, initial=ABSENT):
-    """A table of the operations by their start, in microseconds since the first of them."""
+    """A table of the operations in the order of their starts, in microseconds since the first."""
     if not history:
         return "no operations"
     begin = min(operation.start for operation in history)
@@ -322,7 +323,7 @@ def rendered(history, initial=ABSENT):
 
 
 def shown(thing):
-    """A value or a result as a reader of the table wants it; large numbers are in base 16."""
+    """A value or a result as the table shows it; large numbers are in base 16."""
     if thing is ABSENT:
         return "absent"
     if isinstance(thing, bool) or not isinstance(thing, int):

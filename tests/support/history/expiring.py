@@ -1,13 +1,13 @@
-"""Histories of entries that expire: what belongs to them, and processes that make them.
+"""Histories of entries that expire: their operations, and processes that make them.
 
 An entry is stored or touched with a time to live; its deadline is a time on the clock of the
-histories, known to within the call that set it. So to each history belong operations of the clock
-itself, one for each deadline: between its earliest and its latest time what has it goes, if it is
-still there. Then W1 says all there is to say: gone only after the deadline, and for all reads after
-it; renewed in time, it stays.
+histories, known to within the call that set it. So each history also has operations of the clock
+itself, one for each deadline: between the earliest and the latest time of the deadline, an entry
+that has it goes. Then W1 covers expiry: an entry is gone only after its deadline, and for all reads
+after that; if renewed in time, it stays.
 
-A refusal for want of room (X1) is about all keys at once: refused_wrongly() counts the entries that
-can have been there and alive.
+A refusal for lack of room (X1) concerns all keys at once: refused_wrongly() counts the entries that
+can have been in the dict and alive.
 """
 
 import mmap
@@ -32,21 +32,21 @@ MARK = 1 << 32
 class Step(NamedTuple):
     name: str
     key: int
-    number: int  # of what is stored, or, of a touch, of the deadline
+    number: int  # of the stored value, or of a touch's deadline
     ttl_s: float
 
 
 class Timed(NamedTuple):
-    """One call: as checker.Operation has it, the key, and the time to live that it gave."""
+    """One call: a checker.Operation, the key, and the time to live that the call set."""
 
     operation: Operation
     key: int
     ttl_ns: int
-    ended_ns: int  # when it had returned, or whoever made it was dead
+    ended_ns: int  # when it had returned, or when its process was dead
 
 
 class Entries:
-    """The operations on a dict, as they ought to be; the wrong ones of the tests inherit this."""
+    """The correct operations on a dict; the wrong dicts of the tests inherit from this."""
 
     def __init__(self, shared_dict):
         self.d = shared_dict
@@ -74,7 +74,7 @@ class Entries:
 
 
 def perform(entries, step):
-    """What a step gave: a number, or a word of checker.py."""
+    """Perform a step; its result is a number, or a word of checker.py."""
     try:
         if step.name in ("get", "remove"):
             return getattr(entries, step.name)(step.key)
@@ -86,7 +86,7 @@ def perform(entries, step):
 
 
 def plan(seed, slot, steps, keys):
-    """What a worker does."""
+    """The steps of a worker."""
     rng = random.Random(repr((seed, slot)))
     names = rng.choices(("get", "store", "store_new", "touch", "remove"), (4, 4, 2, 2, 1), k=steps)
     return [
@@ -96,7 +96,7 @@ def plan(seed, slot, steps, keys):
 
 
 class Round:
-    """A few processes at once, each with a few steps on the same keys; one may be killed."""
+    """A few concurrent processes, each with a few steps on the same keys; one may be killed."""
 
     def __init__(self, entries, seed, *, workers=3, steps=12, keys=8, kills=False):
         self.plans = [plan(seed, slot, steps, keys) for slot in range(workers)]
@@ -145,7 +145,7 @@ class Round:
             os.sched_yield()
 
     def history(self):
-        """Every call that began."""
+        """Every call that began, and a final get of each key."""
         calls = []
         for slot, steps in enumerate(self.plans):
             at = 1 + slot * len(steps) * WORDS
@@ -183,9 +183,9 @@ def timed(process, step, result, start, end, ended):
 
 
 def is_right(calls, key):
-    """Whether an order explains the history of one key, with what the clock does to it.
+    """Whether an order explains the history of one key, with the operations of the clock.
 
-    What never returned happened before its process was dead, or never; each key has one at most.
+    A pending call happened before its process was dead, or never; each key has one at most.
     """
     calls = [call for call in calls if call.key == key]
     done = [call for call in calls if not call.operation.pending]
@@ -198,7 +198,7 @@ def is_right(calls, key):
 
 
 def with_clock(calls):
-    """The operations, and those of the clock that follow from them."""
+    """The operations, and the operations of the clock for the deadlines that they set."""
     found = [call.operation for call in calls]
     for at, call in enumerate(calls):
         if call.operation.name in STORES:
@@ -211,9 +211,9 @@ def with_clock(calls):
 
 
 def refused_wrongly(calls, max_entries):
-    """The refusals (X1) at which too few entries can have been there that had not expired before.
+    """The refusals (X1) at which too few entries can have been in the dict and not yet expired.
 
-    Each process that is at work meanwhile, or died in it, can hold one more.
+    Each process with an operation during the refusal, or that died in one, can hold one more.
     """
     return [
         call
@@ -237,7 +237,7 @@ def at_work(calls, refusal):
 
 
 def most_alive(calls, refusal):
-    """How many keys can have had an entry, at some time of the refusal, alive when it began."""
+    """How many keys can have had an entry during the refusal that was alive when it began."""
     start, end = refusal.operation.start, refusal.operation.end
     keys = {
         call.key
@@ -252,7 +252,7 @@ def most_alive(calls, refusal):
 
 
 def was_gone(calls, stored, before):
-    """Whether somebody was told, after this was stored and before that time, that it had gone."""
+    """Whether a call after `stored` and before that time found that the entry was gone."""
     return any(
         call.key == stored.key
         and call.operation.start > stored.ended_ns

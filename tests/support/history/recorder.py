@@ -1,16 +1,16 @@
-"""Processes that operate on a few keys at once, and the histories of what they did.
+"""Processes that operate on a few keys concurrently, and the histories of their operations.
 
 A Recorder forks workers that live through many batches of short histories. In each history every
-worker does a few random operations on the same few keys; all of them wait for each other before
-it. When a batch is over the recorder reads every key, and hands out a history per key for
+worker performs a few random operations on the same few keys; all workers wait for each other before
+it. When a batch is over the recorder reads every key, and returns a history of each key for
 checker.py.
 
     with Recorder(shared_map, setting, seed) as recorder:
         recorder.judge()    # runs a batch; raises NotLinearizable
 
-What a worker is to do follows from the seed, so that nobody has to write it down. It writes down,
-in shared memory that outlives it, when each operation began, what came of it and when. A worker
-that is killed leaves an operation that began and never returned. All times are CLOCK_MONOTONIC.
+The operations of a worker follow from the seed, so they need not be logged. The worker logs, in
+shared memory that outlives it, the start of each operation, its result and its end. A worker that
+is killed leaves an operation that began and never returned. All times are CLOCK_MONOTONIC.
 """
 
 import contextlib
@@ -46,31 +46,31 @@ STOP, KILL = "stop", "kill"
 HISTORIES_MAX = 64  # of one batch
 STEPS_MAX = 64  # of one worker in one history
 KEYS_MAX = 5
-FILLER_BASE = 1 << 24  # keys that come and go beside those of the histories
+FILLER_BASE = 1 << 24  # filler keys, which are inserted and deleted beside those of the histories
 FILLERS_MAX = 1 << 10  # of one worker
 FILLERS_AT_ONCE = 20
 
 PATIENCE_S = 30.0  # for one batch, on a busy machine
-STOPPED_S_MAX = 0.002  # how long others wait for a stopped worker's locks
-GONE = (1 << 62) - 1  # the place of a worker that others need not wait for
+STOPPED_S_MAX = 0.002  # how long other workers wait for a stopped worker's locks
+GONE = (1 << 62) - 1  # the place of a dead worker, for which the others do not wait
 PR_SET_PDEATHSIG = 1
 
 
 class Setting(NamedTuple):
-    """What the histories of one test are like."""
+    """The properties of the histories of one test."""
 
     workers: int = 2
     histories: int = 8  # in a batch
     steps: int = 8  # of each worker in each history
     key_size: int = 8
     value_size: int = 24
-    counter_at: int | None = None  # the values are counters, at that offset
+    counter_at: int | None = None  # the offset of the counter in each value; None: no counters
     colliding: bool = False  # all keys have one hash
     fillers: int = 0  # keys that each worker inserts and deletes between its operations
     signals: str | None = None  # STOP or KILL for workers at random moments
 
     def geometry(self):
-        """Arguments for create. There is always room, also for what the dead hold."""
+        """Arguments for create(). There is always room, also for elements that the dead hold."""
         geometry = {
             "key_size": self.key_size,
             "value_size": self.value_size,
@@ -85,7 +85,7 @@ class Setting(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What happened to one key in one history."""
+    """The operations on one key in one history."""
 
     history: int
     key: int
@@ -94,11 +94,11 @@ class Record(NamedTuple):
 
 
 class NotLinearizable(AssertionError):
-    """No order of the operations on some key explains what they gave."""
+    """No order of the operations on some key explains their results."""
 
 
 class Torn(Exception):
-    """A value that is no number's encoding."""
+    """A value that is not the encoding of any number."""
 
     def __init__(self, value):
         words = [value[at : at + 8] for at in range(0, len(value), 8)]
@@ -107,7 +107,7 @@ class Torn(Exception):
 
 
 class Repeated:
-    """A value is one 8-byte number again and again, so that mixtures of two show."""
+    """A value is one 8-byte number, repeated, so that a mixture of two values shows."""
 
     def __init__(self, size):
         self.times = size // 8
@@ -124,7 +124,7 @@ class Repeated:
 
 
 class Counter:
-    """A value is one signed 8-byte number amid bytes that never change."""
+    """A value is one signed 8-byte number among bytes that never change."""
 
     FILL = b"\xab"
 
@@ -147,7 +147,7 @@ class Counter:
 
 
 class Step(NamedTuple):
-    """What a worker is to do: the name that checker.py knows it by, and with what."""
+    """One operation of a worker: its name in checker.py, its key and its arguments."""
 
     name: str
     key: int
@@ -162,7 +162,7 @@ class Signal(NamedTuple):
     step: int
 
 
-# What every map can do, and what only some can: the names of the methods are those of the steps.
+# The operations of every map, and those of some maps; each step has a method's name.
 BASIC = ("lookup", "contains", "update", "insert", "replace", "delete", "lookup_and_delete")
 OPTIONAL = ("compare_and_swap", "exchange", "setdefault", "pop", "locked")
 # An expected value that no key ever has, for a compare_and_swap that must not swap.
@@ -178,7 +178,7 @@ class Calls:
         self.codec = codec
 
     def prepared(self, step):
-        """A call without arguments; but for compare_and_swap, which wants the expected number."""
+        """A call without arguments, or, for compare_and_swap, with the expected number."""
         handle, encode = self.handle, self.codec.encode
         key = step.key.to_bytes(self.key_size, "little")
         match step.name:
@@ -210,7 +210,7 @@ class Calls:
 
 
 def replace_locked(handle, key, new):
-    """Read the whole value and write another in one locked section; the value before."""
+    """Read the whole value and write another in one section; return the value before."""
     with handle.locked(key) as value:
         before = bytes(value)
         value[:] = new
@@ -218,15 +218,15 @@ def replace_locked(handle, key, new):
 
 
 class Planner:
-    """Derives from the seed what each worker does; the same in every process."""
+    """Derives each worker's operations from the seed; the same in every process."""
 
     def __init__(self, shared_map, setting, seed):
         self.setting = setting
         self.seed = seed
         self.names = [*BASIC, *(name for name in OPTIONAL if hasattr(shared_map, name))]
         if setting.counter_at is not None:
-            # Counters are added to more often than anything else. A new one is all zero but for
-            # its number, so only a map of nothing else can begin one by adding.
+            # With counters, additions are the most frequent operation. A new counter's value is
+            # zero except for its number, so add can insert only if the value is all counter.
             self.names += ["add"] * 4
         self.adds_initial = setting.counter_at is not None and setting.value_size == 8
 
@@ -234,12 +234,12 @@ class Planner:
         return random.Random(repr((self.seed, *path)))
 
     def keys_of(self, history):
-        """The keys of a history are its own within its batch; the next batch uses them again."""
+        """No two histories of a batch share a key; the next batch uses the same keys again."""
         count = 2 + history % (KEYS_MAX - 1)
         return range(history * KEYS_MAX, history * KEYS_MAX + count)
 
     def initial(self, batch, history):
-        """What the keys hold at first: a number, or ABSENT."""
+        """The initial value of each key: a number, or ABSENT."""
         rng = self.random(batch, history)
         return {
             key: ABSENT if rng.random() < 0.4 else self.number(batch, history, 0, key % KEYS_MAX)
@@ -247,14 +247,14 @@ class Planner:
         }
 
     def number(self, batch, history, worker, step):
-        """A number that no other write of the whole test writes; worker 0 is the recorder."""
+        """A number that no other write of the whole test stores; worker 0 is the recorder."""
         parts = (batch * HISTORIES_MAX + history) * 16 + worker
         return (parts * STEPS_MAX + step) * 2 + 1
 
     def steps(self, batch, history, slot):
-        """What the worker in this slot does in this history."""
+        """The steps of the worker in this slot in this history."""
         rng = self.random(batch, history, slot)
-        # A few kinds of operations at a time meet in more ways than all kinds always.
+        # Histories of a few kinds of operations have more interactions than those of all kinds.
         names = rng.sample(self.names, min(len(self.names), rng.choice((2, 3, 4, 20))))
         keys = self.keys_of(history)
         favourite_chance = rng.choice((0.0, 0.6, 0.9))
@@ -262,14 +262,14 @@ class Planner:
         while len(steps) < self.setting.steps:
             name = rng.choice(names)
             key = keys[0] if rng.random() < favourite_chance else rng.choice(keys)
-            if name == "compare_and_swap":  # it expects what was there just now
+            if name == "compare_and_swap":  # it expects the value of the lookup before it
                 steps.append(Step("lookup", key, ()))
             number = self.number(batch, history, slot + 1, len(steps))
             steps.append(Step(name, key, self.arguments(name, number, rng)))
         return steps[: self.setting.steps]
 
     def signals(self, batch):
-        """By history, who sends a signal to whom. Nobody is killed twice in a batch."""
+        """The Signal of each history. No worker is killed twice in a batch."""
         rng = self.random(batch, "signals")
         slots, histories = range(self.setting.workers), range(self.setting.histories)
         if self.setting.signals == KILL:
@@ -290,7 +290,7 @@ class Planner:
         }
 
     def victims(self, batch):
-        """Whom the others kill in this batch, if they come to it."""
+        """The workers that others kill in this batch, if the senders get so far."""
         if self.setting.signals != KILL:
             return set()
         return {sent.receiver for sent in self.signals(batch).values()}
@@ -304,9 +304,9 @@ class Planner:
         return (delta, number) if self.adds_initial and rng.random() < 0.5 else (delta,)
 
 
-# ---- what a worker writes down ----
+# ---- the log of a worker ----
 
-# The words of one step: when it began, when it returned, what kind of result, which number.
+# The words of one step: its start and end, the kind of its result, and the result's number.
 START, END, KIND, NUMBER = range(4)
 STEP_WORDS = 4
 NUMBER_RESULT, ABSENT_RESULT, TRUE_RESULT, FALSE_RESULT, OK_RESULT = 1, 2, 3, 4, 5
@@ -320,18 +320,18 @@ PLAIN_RESULTS = {
     MISSING_RESULT: MISSING,
     TORN_RESULT: "a mixture of values",
 }
-SIGNAL = "signal"  # a step that is not written down
+SIGNAL = "signal"  # a step that is not logged
 RETURNS_NOTHING = ("update", "insert", "replace", "delete")
-LINE_WORDS = 8  # the places of two workers share no cache line
+LINE_WORDS = 8  # so that the places of two workers share no cache line
 
 
 def place_of(batch, history):
-    """Where a worker is when it has come to a history: a number that only rises."""
+    """The place of a worker that has come to a history: a number that only rises."""
     return batch * HISTORIES_MAX + history + 1
 
 
 class Log:
-    """Shared memory: where each worker is, its process, and the words of each of its steps."""
+    """Shared memory with the place and the pid of each worker, and the words of each step."""
 
     def __init__(self, setting):
         self.setting = setting
@@ -349,7 +349,7 @@ class Log:
         self.steps[:] = memoryview(self.nothing).cast("q")
 
     def at(self, slot, history):
-        """Where the words of what this worker does in this history begin."""
+        """The index of the first word of this worker's steps in this history."""
         return slot * self.slot_words + history * self.history_words
 
     def close(self):
@@ -370,11 +370,11 @@ class Worker:
         self.slot = slot
         self.report_fd = recorder.report_fd
         self.calls = Calls(handle, self.setting, self.codec)
-        # More workers than processors take turns, or each would do its history in one go. But who
-        # is to be killed shall be at work, and not between two operations.
+        # If there are more workers than processors they yield after each operation, or each would
+        # finish its history in one go; not with signals, which should meet running operations.
         crowded = self.setting.workers > len(recorder.processors)
         self.takes_turns = crowded and self.setting.signals is None
-        self.filled = 0  # places on the way of fill_or_empty
+        self.filled = 0  # the next step of fill_or_empty
         first = FILLER_BASE + slot * FILLERS_MAX
         self.fillers = [
             (first + number).to_bytes(self.setting.key_size, "little")
@@ -391,7 +391,7 @@ class Worker:
             os.write(answers, b"!")
 
     def plans(self, batch):
-        """For each history, the names of the steps and the calls that do them."""
+        """For each history, the names of the steps and the calls that perform them."""
         plans = [
             [
                 (step.name, self.calls.prepared(step))
@@ -410,11 +410,11 @@ class Worker:
 
     def send(self, slot, number):
         pid = self.log.pids[slot]
-        if pid:  # else it has ended by itself, which the recorder will tell
+        if pid:  # else it has ended by itself, which the recorder will report
             os.kill(pid, number)
 
     def meet(self, place):
-        """Wait until everybody is here. Others may want this processor to get here."""
+        """Wait until all workers are at this place; yield, as others may need this processor."""
         places = self.log.places
         places[self.slot] = place
         while min(places) < place:
@@ -464,25 +464,25 @@ class Worker:
         return NUMBER_RESULT, result, result
 
     def fill_or_empty(self):
-        """Some steps on a way that fills the map and empties it again.
+        """Some steps of a cycle that fills the map with fillers and empties it again.
 
-        So buckets split, and merge, beside those who look for their keys.
+        So buckets split and merge beside the operations of the histories.
         """
         for _ in range(FILLERS_AT_ONCE):
             if self.filled < len(self.fillers):
                 self.handle.update(self.fillers[self.filled], self.filling)
             else:
-                with contextlib.suppress(shmrhash.KeyNotFound):  # killed ones left other ones
+                with contextlib.suppress(shmrhash.KeyNotFound):  # a killed one left others
                     self.handle.delete(self.fillers[self.filled - len(self.fillers)])
             self.filled = (self.filled + 1) % (2 * len(self.fillers))
 
 
 class WorkerFailed(AssertionError):
-    """A worker raised, died or was stuck; not what a history shows."""
+    """A worker raised, died or was stuck, which no history shows."""
 
 
 class Process:
-    """A forked worker, as the recorder sees it."""
+    """A forked worker, from the recorder's side."""
 
     def __init__(self, recorder, slot):
         commands, self.commands = os.pipe()
@@ -497,7 +497,7 @@ class Process:
         recorder.log.pids[slot] = self.pid
 
     def run(self, recorder, commands, answers):
-        """In the child, which never returns from here; it dies with its parent's thread."""
+        """Run the child, which never returns from here; it dies with its parent's thread."""
         code = 3
         try:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -513,21 +513,21 @@ class Process:
             os._exit(code)
 
     def tell(self, batch):
-        """Begin this batch; or leave, if it is 0."""
+        """Tell the worker to begin this batch, or, if it is 0, to leave."""
         os.write(self.commands, batch.to_bytes(8, "little"))
 
     def signal(self, number):
         os.kill(self.pid, number)
 
     def reap(self):
-        """Wait for its end; its exit code, or minus its signal."""
+        """Wait for the worker's end; return its exit code, or minus its signal."""
         os.close(self.commands)
         os.close(self.answers)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 class Recorder:
-    """Runs batches on a map and gives out what happened."""
+    """Runs batches on a map and returns the histories."""
 
     def __init__(self, shared_map, setting, seed):
         self.shared_map = shared_map
@@ -535,8 +535,8 @@ class Recorder:
         self.seed = seed
         self.planner = Planner(shared_map, setting, seed)
         self.codec = setting.codec()
-        # Left to themselves, workers who wait for each other gather on one processor. Which ones
-        # they get does not follow from the seed, or tests side by side would all get the same.
+        # Workers that wait for each other would otherwise gather on one processor. The choice of
+        # processors does not follow from the seed, or parallel tests would all use the same ones.
         self.processors = list(os.sched_getaffinity(0))
         random.SystemRandom().shuffle(self.processors)
         self.log = Log(setting)
@@ -548,7 +548,7 @@ class Recorder:
             self.processes[slot] = Process(self, slot)
 
     def handle_for(self, slot):
-        """Half of the workers use the recorder's handle, half open their own."""
+        """Half of the workers use the recorder's handle, half open one of their own."""
         if slot % 2 == 0:
             return self.shared_map
         return type(self.shared_map).open(self.shared_map.name)
@@ -568,7 +568,7 @@ class Recorder:
                 self.wait_for(self.processes, ending=True)
         finally:
             for process in self.processes.values():
-                process.signal(signal.SIGKILL)  # whoever has ended is not reaped yet
+                process.signal(signal.SIGKILL)  # a worker that has ended is not reaped yet
                 process.reap()
             self.log.close()
             os.close(self.report_fd)
@@ -576,7 +576,7 @@ class Recorder:
     # ---- one batch ----
 
     def batch(self):
-        """Run the next batch; the Record of every key of every history."""
+        """Run the next batch; return the Record of every key of every history."""
         self.number += 1
         histories = range(self.setting.histories)
         initial = {}
@@ -590,7 +590,7 @@ class Recorder:
         victims = self.planner.victims(self.number)
         self.wait_for(self.processes, victims)
         for slot in victims & set(self.processes):
-            self.processes[slot].signal(signal.SIGKILL)  # even if nobody came to it
+            self.processes[slot].signal(signal.SIGKILL)  # even if no sender got so far
             self.bury(slot)
         endings = self.endings(initial)
         for slot in victims:
@@ -611,9 +611,10 @@ class Recorder:
                 self.shared_map.delete(name)
 
     def endings(self, keys):
-        """What the keys hold in the end; twice if somebody was killed.
+        """Lookups of the keys at the end; two of each if a worker was killed.
 
-        The second time the dead have been recovered: what has not happened by then never will.
+        Before the second lookup the dead are recovered: a pending operation that has not happened
+        by then never will.
         """
         found = {key: [self.final_lookup(key)] for key in keys}
         if len(self.processes) < self.setting.workers:
@@ -634,7 +635,7 @@ class Recorder:
         return Operation("recorder", "lookup", (), number, start, end)
 
     def wait_for(self, processes, victims=(), *, ending=False):
-        """Until all of them have done the batch or were killed; or have ended, if told to."""
+        """Wait until all of them have done the batch or were killed; or have ended, if `ending`."""
         poll = select.poll()
         waiting = {process.answers: process for process in processes.values()}
         for answers in waiting:
@@ -647,7 +648,7 @@ class Recorder:
                 slots = sorted(process.slot for process in waiting.values())
                 raise WorkerFailed(f"workers {slots} are stuck; {self.whence()}\n{self.report()}")
             if not ready:
-                for process in waiting.values():  # one waits for a lock of whom it has stopped
+                for process in waiting.values():  # one may wait for a lock of a stopped one
                     process.signal(signal.SIGCONT)
             for answers, _ in ready:
                 poll.unregister(answers)
@@ -661,7 +662,7 @@ class Recorder:
                     )
 
     def bury(self, slot):
-        """A worker was killed; the others need not wait for it any more."""
+        """Reap a killed worker, and let the others no longer wait for it."""
         self.log.pids[slot] = 0
         code = self.processes.pop(slot).reap()
         if code != -signal.SIGKILL:
@@ -669,10 +670,10 @@ class Recorder:
         self.log.places[slot] = GONE
         self.kills += 1
 
-    # ---- what happened ----
+    # ---- the histories ----
 
     def operations_of(self, history):
-        """The operations of one history by key, as far as they began."""
+        """The operations of one history that began, by key."""
         found = {key: [] for key in self.planner.keys_of(history)}
         words = self.log.steps
         for slot in range(self.setting.workers):
@@ -698,7 +699,7 @@ class Recorder:
         return found
 
     def judge(self):
-        """Run a batch; raise NotLinearizable, with the shortest of the histories that show it."""
+        """Run a batch; raise NotLinearizable, with the shortest of the wrong histories."""
         wrong = [
             record
             for record in self.batch()
@@ -708,7 +709,7 @@ class Recorder:
             raise NotLinearizable(self.describe(wrong))
 
     def describe(self, records):
-        """For a failure: the shortest of what cannot be explained, and how to see it again."""
+        """The report of a failure: the shortest wrong history, and how to repeat the run."""
         shortest, record = min(
             ((essence(record.operations, record.initial), record) for record in records),
             key=lambda pair: len(pair[0]),
@@ -722,7 +723,7 @@ class Recorder:
         return f"seed {self.seed}, {self.setting}"
 
     def report(self):
-        """What failed workers wrote, and the values that were mixtures."""
+        """The reports of failed workers, and the values that were mixtures."""
         return os.pread(self.report_fd, 1 << 16, 0).decode()
 
     def summary(self):
@@ -734,7 +735,7 @@ class Recorder:
 
 
 def overlap(operations):
-    """Whether two of them were under way at once."""
+    """Whether two of the operations overlap."""
     in_order = sorted(operations, key=lambda operation: operation.start)
     return any(
         one.end is None or one.end > other.start for one, other in itertools.pairwise(in_order)

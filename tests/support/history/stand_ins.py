@@ -1,10 +1,10 @@
-"""Maps that are wrong in one way each, for the histories to show it; and one that is right.
+"""Maps with one mistake each, which the histories must show; and one that is right.
 
-A wrong one does in several operations of the real map what must be one, or keeps something to
-itself. A window() stands where nobody else must come in between: it lets others run.
+A wrong map performs as several operations of the real map what must be one, or caches or delays a
+value. A window() is where no other operation may come in between: it lets other processes run.
 
-The right one does everything under one lock of all processes. It has the operations that not every
-map has, too, so that they are recorded and checked; and each of those can do without the lock.
+The right map performs each operation under one lock that all processes share. It also has the
+optional operations, so that they are recorded and checked; each of those can be left unguarded.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from shmrhash import RHashMap
 from support.history.recorder import KILL, Setting
 
 ANY, NOEXIST, EXIST = 0, 1, 2
-CACHED_NS = 20_000  # how long a stale value passes for a new one
+CACHED_NS = 20_000  # how long a stale value is returned
 
 
 def window():
@@ -25,7 +25,7 @@ def window():
 
 
 def opened_as(kind, name):
-    """The map of that name as one of this kind, with a lock that no other test has."""
+    """Open the map of that name as one of this kind, with a lock of its own."""
     lock = multiprocessing.get_context("fork").Lock()
     return type(kind.__name__, (kind,), {"lock": lock}).open(name)
 
@@ -34,10 +34,10 @@ def opened_as(kind, name):
 
 
 class OneAtATime(RHashMap):
-    """Whatever an operation is made of, it is atomic. Nobody may be killed who has the lock."""
+    """Every operation, however composed, is atomic. The lock's holder must not be killed."""
 
     lock = None
-    unguarded = None  # the operation that goes without the lock
+    unguarded = None  # the operation that does not take the lock
 
     def guard(self, name):
         return contextlib.nullcontext() if name == self.unguarded else self.lock
@@ -130,7 +130,7 @@ class LocksNothing(OneAtATime):
 
 
 class InsertsAfterALook(RHashMap):
-    """NOEXIST: two who looked at once both insert."""
+    """NOEXIST: two processes that both find the key absent both insert it."""
 
     def update(self, key, value, flags=ANY):
         if flags == NOEXIST:
@@ -142,7 +142,7 @@ class InsertsAfterALook(RHashMap):
 
 
 class ReplacesAfterALook(RHashMap):
-    """EXIST: what was deleted since comes back."""
+    """EXIST: a key that is deleted after the check comes back."""
 
     def update(self, key, value, flags=ANY):
         if flags == EXIST:
@@ -154,7 +154,7 @@ class ReplacesAfterALook(RHashMap):
 
 
 class TriesAndTakesBack(RHashMap):
-    """NOEXIST: the value of an insertion that fails is there for a moment."""
+    """NOEXIST: the value of an insertion that fails is visible until it is taken back."""
 
     def update(self, key, value, flags=ANY):
         if flags == NOEXIST and (before := super().lookup(key)) is not None:
@@ -166,7 +166,7 @@ class TriesAndTakesBack(RHashMap):
 
 
 class WritesHalves(RHashMap):
-    """An update is there by half for a moment."""
+    """An update is visible half done before it is complete."""
 
     def update(self, key, value, flags=ANY):
         before = super().lookup(key)
@@ -178,7 +178,7 @@ class WritesHalves(RHashMap):
 
 
 class DeletesAndInserts(RHashMap):
-    """An update of a key that is there: for a moment it is not."""
+    """An update of a present key: the key is absent between its deletion and its insertion."""
 
     def update(self, key, value, flags=ANY):
         if flags == ANY:
@@ -189,7 +189,7 @@ class DeletesAndInserts(RHashMap):
 
 
 class LooksAndDeletes(RHashMap):
-    """lookup_and_delete: two take the same value."""
+    """lookup_and_delete: two processes take the same value."""
 
     def lookup_and_delete(self, key, flags=0):
         value = super().__getitem__(key)
@@ -213,7 +213,7 @@ class AddsAfterALook(RHashMap):
 
 
 class RemembersWhatItRead(RHashMap):
-    """lookup: a value that this process has read lately, though others have changed it since."""
+    """lookup: returns a value that this process read lately, although others have changed it."""
 
     def __init__(self, *_, **__):
         super().__init__()
@@ -241,7 +241,7 @@ class RemembersWhatItRead(RHashMap):
 
 
 class WritesLater(RHashMap):
-    """update: returns at once, and is done before the next operation of the same process."""
+    """update: returns at once, and is performed before the next operation of the same process."""
 
     def __init__(self, *_, **__):
         super().__init__()
@@ -277,7 +277,7 @@ class WritesLater(RHashMap):
 
 
 class UndoesTheLiving(RHashMap):
-    """check(), and with it recovery, undoes more than what the dead were in the middle of."""
+    """check(), and with it recovery, undoes more than the operations of the dead."""
 
     def __init__(self, *_, **__):
         super().__init__()

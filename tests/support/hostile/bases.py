@@ -1,4 +1,4 @@
-"""The images of a campaign, where this machine can make them."""
+"""The images of a campaign; those of stopped operations only if this machine permits stepping."""
 
 import tempfile
 
@@ -30,7 +30,7 @@ def resting_images(bases="all"):
 
 
 def all_images(stepped, seed, bases="all"):
-    """Images at rest and, if stepped, so many of each operation in its middle."""
+    """Images at rest and, if stepped is not 0, so many of each operation in the middle."""
     images = resting_images(bases)
     if not stepped or not can_step():
         return images

@@ -1,7 +1,7 @@
-"""Damage: what is done to an image. A list of mutations, each a tuple that JSON can hold.
+"""Damage of an image: a list of mutations, each of which is a tuple that JSON can hold.
 
-("set", offset, hex)               these bytes there
-("copy", image, from, to, size)    bytes of another image, or the same
+("set", offset, hex)               store these bytes at the offset
+("copy", image, from, to, size)    copy bytes of another image, or of the same
 ("size", bytes)                    truncate or extend the file
 """
 
@@ -10,7 +10,7 @@ import struct
 
 FOLD_START, FOLD_FACTOR = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 MASK = (1 << 64) - 1
-LENGTH_BITS = 30  # of a reference to an object, below its index
+LENGTH_BITS = 30  # the bits of the length in a reference, below the index
 LENGTHS = (0, 1, 8, 9, 56, 57, 248, 4088, 4089, 8128, 8129, 70_000, 0xFFFFFC0, 0xFFFFFC1, 1 << 29)
 FIRST_CONTEXT = 4096 + 65536
 CONTEXT_WORDS, CONTEXT_NAMES = 32, range(22, 28)
@@ -24,7 +24,7 @@ INTERESTING = [
 
 
 def checksum(part):
-    """header.pxd's, of a part of the header."""
+    """The checksum of header.pxd, of a part of the header."""
     total = FOLD_START
     for offset in range(0, len(part), 8):
         word = int.from_bytes(part[offset : offset + 8], "little")
@@ -54,7 +54,7 @@ class Damage:
         return drawn
 
     def place(self, size=8):
-        """An offset, more often of something than of zeros."""
+        """A random offset, more often of non-zero bytes than of zeros."""
         start, content = self.rng.choice(self.image.parts)
         at = self.rng.randrange(0, len(content), size)
         for _ in range(8):
@@ -63,7 +63,7 @@ class Damage:
             at = self.rng.randrange(0, len(content), size)
         if self.rng.random() < 0.2:  # the fields beside it
             at = max(0, min(len(content) - size, at + size * self.rng.randrange(-8, 24)))
-        if start == 0 and at < 112 and self.rng.random() < 0.9:  # checksummed, and found at once
+        if start == 0 and at < 112 and self.rng.random() < 0.9:  # has a checksum: found at once
             at = self.rng.randrange(256, 832, size)
         return start + at
 
@@ -96,7 +96,7 @@ class Damage:
         return [("set", at, struct.pack("<Q", number & MASK).hex())]
 
     def any_reference(self):
-        """A reference as there are many, or as there can be none."""
+        """A plausible reference, or an impossible one."""
         length = self.rng.choice((self.rng.choice(LENGTHS), self.rng.randrange(5000)))
         index = self.rng.choice(
             (0, 1, 2, self.rng.randrange(300), self.rng.randrange(1 << 17), (1 << 34) - 1)
@@ -104,7 +104,7 @@ class Damage:
         return index << LENGTH_BITS | length
 
     def reference(self):
-        """A reference, if one is met, becomes another: of other bytes, or of other objects."""
+        """Replace a word, a reference if one is found, by one with another length or index."""
         at = self.place()
         for _ in range(30):
             (old,) = struct.unpack("<Q", self.image.read(at, 8))
@@ -123,13 +123,13 @@ class Damage:
         return [("set", at, struct.pack("<Q", new & MASK).hex())]
 
     def name(self):
-        """A context names an object, owes pages, or was charged for some."""
+        """Let a context name an object, owe pages, or be charged for some."""
         at = self.context(self.rng.randrange(3)) + 8 * self.rng.randrange(21, 31)
         number = self.rng.choice((self.any_reference(), self.number(), self.rng.randrange(64)))
         return [("set", at, struct.pack("<Q", number & MASK).hex())]
 
     def pin(self):
-        """Somebody, perhaps nobody, pins something. Where the pins are is known by their page."""
+        """Let an owner, which need not exist, pin an object, in a part of one page, as pins are."""
         parts = [start for start, content in self.image.parts if len(content) == 4096]
         at = self.rng.choice(parts) + 16 * self.rng.randrange(4)
         words = struct.pack("<QQ", self.rng.randrange(4), self.any_reference())
@@ -141,7 +141,7 @@ class Damage:
         return FIRST_CONTEXT + index * stride
 
     def lock(self):
-        """Some word becomes locked, by a context that may be dead."""
+        """Let some word be locked by a context, which may be dead."""
         at = self.place()
         (old,) = struct.unpack("<Q", self.image.read(at, 8))
         owner = self.rng.choice((0, 0, 1, 2, 3, 4095, 4096, 0x7FFF))
@@ -162,7 +162,7 @@ class Damage:
         return [("copy", other.name, start + at, to, size)] if to + size <= self.image.size else []
 
     def death(self):
-        """A context of somebody dead, inside some operation, holding something."""
+        """Let a context of a dead process be inside some operation, and hold some words."""
         index = self.rng.randrange(3)
         slot = self.rng.choice((0, 0, 1, 2))
         base = self.context(index)
@@ -195,7 +195,7 @@ class Damage:
         return [("size", self.rng.choice((new, self.rng.randrange(self.image.size * 2))))]
 
     def geometry(self):
-        """Other sizes in a header that is right in itself, and of a file of the right size."""
+        """Change sizes in the header, with a right checksum, and the file's size with them."""
         header = bytearray(self.image.read(0, 4096))
         for at, code in self.rng.sample(list(HEADER_SIZES.values()), 1):
             old = struct.unpack_from(code, header, at)[0]
@@ -219,7 +219,7 @@ class Damage:
 
 
 def write(fd, image, mutations, images):
-    """Make the empty file fd what image is, damaged."""
+    """Write the image and its mutations into the empty file fd."""
     size = image.size
     for start, content in image.parts:
         os.pwrite(fd, content, start)

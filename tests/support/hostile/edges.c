@@ -1,7 +1,8 @@
-/* What gcc's -fsanitize-coverage=trace-pc calls at each basic block of the core: counts its edges.
+/* The function that gcc's -fsanitize-coverage=trace-pc calls at each basic block of the core: it
+ * counts the core's edges.
  *
- * Linked into the instrumented extension, itself not instrumented. Whoever counts gives it memory of
- * EDGES bytes; until then nothing is counted. */
+ * It is linked into the instrumented extension, but not instrumented itself. edges_count_into() gives
+ * it memory of EDGES bytes; before that call nothing is counted. */
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,7 +23,7 @@ void __sanitizer_cov_trace_pc(void)
     uint32_t block;
     if (counts == NULL)
         return;
-    /* Where the code was loaded does not matter: distances from this function do. */
+    /* Distances from this function, which do not depend on where the code is loaded. */
     place = (uint64_t)(uintptr_t)__builtin_return_address(0) - (uint64_t)(uintptr_t)&edges_count_into;
     block = (uint32_t)((place * 0x9E3779B97F4A7C15u) >> 48);
     counts += (block ^ edge_before) & (EDGES - 1);

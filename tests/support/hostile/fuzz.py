@@ -1,15 +1,15 @@
 """Attaches to damaged images and uses them, in child processes under a watchdog.
 
 A worker is a child that takes one image after another. When it dies or hangs, or an operation
-raises what it may not, the parent notes the image's number, minimises the damage with children
-for single images, and starts another worker behind it. Beside each worker there may be a vandal:
-a process that goes on writing into the image while it is used.
+raises an undocumented exception, the parent notes the image's number, minimises the damage with a
+child for each attempt, and starts another worker at the next image. Beside each worker there may be
+a vandal: a process that keeps writing into the image while it is used.
 
-By itself, for hours, in tests/:
+To run it alone, for hours, in tests/:
 
     cd tests; python -m support.hostile.fuzz --images 100000 [--seed N]
 
-and with out-of-bounds accesses noticed, after building with CFLAGS=-fsanitize=address:
+and so that out-of-bounds accesses are noticed, after building with CFLAGS=-fsanitize=address:
 
     ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \\
         LD_PRELOAD=$(gcc -print-file-name=libasan.so) python -m support.hostile.fuzz --seconds 600
@@ -41,12 +41,12 @@ from support.hostile.use import use
 
 HANG_SECONDS = 10  # for one image; loaded machines are slow
 VANDAL_SHARE = 0.2
-BATCH = 2000  # images of one worker's life: it must not collect leaks for ever
+BATCH = 2000  # images of one worker's life, which bounds its leaks
 
 
 @dataclasses.dataclass
 class Case:
-    """One damaged image and how it is used."""
+    """One damaged image, and how it is used."""
 
     image: str
     mutations: list
@@ -63,7 +63,7 @@ def segment_bytes(*sizes):
 
 
 def case_of(number, seed, images):
-    """Case number of a seed."""
+    """The case with this number of a seed."""
     rng = random.Random(f"{seed}:{number}")
     image = rng.choice(images)
     mutations = Damage(image, images, rng, segment_bytes).draw()
@@ -71,7 +71,7 @@ def case_of(number, seed, images):
 
 
 class Vandal:
-    """A process that writes into the image a worker uses, until it is told to stop."""
+    """A process that writes into the image that a worker uses, until it is told to stop."""
 
     def __init__(self, path):
         self.reader, self.writer = os.pipe()
@@ -97,7 +97,7 @@ class Vandal:
             os.write(self.done_writer, b"x")
 
     def spoil(self, path, rng, places):
-        """Write good and bad words by turns until a byte comes."""
+        """Write bad and good words by turns, until a byte comes."""
         fd = os.open(path, os.O_RDWR)
         try:
             with mmap.mmap(fd, os.fstat(fd).st_size) as memory:
@@ -141,7 +141,7 @@ class Site:
         self.hang_seconds = HANG_SECONDS
 
     def run(self, case, name="image"):
-        """Make the image and use it. Raises what it may not raise."""
+        """Make the image and use it. An undocumented exception of an operation is raised."""
         path = self.folder / name
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         image = self.images[case.image]
@@ -168,7 +168,7 @@ class Site:
 
 
 def life(site, cases, progress, failures):
-    """What a worker does: its cases, and a look at a healthy map at the end."""
+    """The life of a worker: its cases, and a check of a healthy map at the end."""
     os.environ["SHMRHASH_DIR"] = str(site.folder)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     name = f"bystander-{os.getpid()}"
@@ -202,7 +202,7 @@ def life(site, cases, progress, failures):
 
 
 def in_child(site, cases):
-    """Do the cases in a child: (how it ended, last number, tried, answered, failures said)."""
+    """Try the cases in a child: (its exit code, last number, tried, answered, failures)."""
     progress = mmap.mmap(-1, 4096)
     reader, writer = os.pipe()
     child = os.fork()
@@ -233,7 +233,7 @@ def in_child(site, cases):
 
 
 def ending_of(site, case):
-    """What happens to a case alone: "" if nothing that should not, else a word for it."""
+    """The result of a case alone in a child: "" if it is right, else a word for the failure."""
     ending, _, _, _, said = in_child(site, [(0, case)])
     if ending < 0:
         return signal.Signals(-ending).name
@@ -243,7 +243,7 @@ def ending_of(site, case):
 
 
 def minimised(site, case, wanted, seconds=20):
-    """The case with the fewest mutations that still ends so."""
+    """The case with the fewest mutations that still ends in `wanted`."""
     deadline = time.monotonic() + seconds
     tries = 5 if case.vandal else 1
     mutations = list(case.mutations)
@@ -264,7 +264,7 @@ def minimised(site, case, wanted, seconds=20):
 
 @dataclasses.dataclass
 class Report:
-    """What a campaign came to."""
+    """The results of a campaign."""
 
     tried: int = 0
     answered: int = 0
@@ -279,7 +279,7 @@ class Report:
 
 
 def campaign(site, seed, *, images=None, seconds=None, first=0, say=None, failures_max=20):
-    """Try damaged images until there were so many, or so long; the Report."""
+    """Try so many damaged images, or images for so many seconds; return the Report."""
     report = Report()
     began = time.monotonic()
     number = first
@@ -324,7 +324,7 @@ def until(end, cases):
 
 @contextlib.contextmanager
 def folder():
-    """A folder in shared memory for the segments of a campaign: gc() looks at nothing else."""
+    """A folder in shared memory for the segments of a campaign, so that gc() sees no others."""
     made = tempfile.mkdtemp(prefix="shmrhash-test-hostile-", dir="/dev/shm")
     before = os.environ.get("SHMRHASH_DIR")
     os.environ["SHMRHASH_DIR"] = made

@@ -4,11 +4,11 @@
 
 The core is compiled once more, with gcc's -fsanitize-coverage=trace-pc and edges.c, and this
 script starts again with that package. As in fuzz.py, a worker takes one case after another; here it
-also looks which edges of the core's control flow the case took, and how often (1, 2, 3, 4 to 7, and
-so on). Half of the cases are drawn blindly, and half from one that took a new edge, with damage
-added or left out, or used in another way. --blind draws all blindly, for comparison. --keep writes
-the fewest cases found that together take every edge seen, for guided.jsonl, which test_guided.py
-tries.
+also records which edges of the core's control flow the case took, and how often (1, 2, 3, 4 to 7,
+and so on). Half of the cases are drawn blindly, and half from a case that took a new edge, with
+damage added or removed, or with another use. --blind draws all cases blindly, for comparison.
+--keep writes the fewest cases found that together take every edge seen, for guided.jsonl, which
+test_guided.py tries.
 """
 
 import argparse
@@ -34,7 +34,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parents[1]
 ROOT = TESTS.parent
-STARTED = "SHMRHASH_GUIDED"  # in the environment: the folder of the instrumented package
+STARTED = "SHMRHASH_GUIDED"  # an environment variable: the folder of the instrumented package
 FLAGS = ["-O1", "-g1", "-fPIC", "-w", "-std=gnu11", "-fno-strict-aliasing"]
 EDGES = 65536  # as in edges.c
 CASE_BYTES = 1 << 20
@@ -46,7 +46,7 @@ for bit, first in enumerate([1, 2, 3, 4, 8, 16, 32, 128]):
 
 
 def build(folder):
-    """The package in folder, its core instrumented."""
+    """Build the package, with an instrumented core, in folder."""
     shutil.copytree(ROOT / "shmrhash", folder / "shmrhash", ignore=shutil.ignore_patterns("*.so"))
     compiler = os.environ.get("CC", "gcc")
     cython = [sys.executable, "-m", "cython", "-3", "-I", ROOT / "cython", "--module-name"]
@@ -64,7 +64,7 @@ def build(folder):
 
 
 class Counter:
-    """The edges that were taken since reset(), and those that ever were; shared with children."""
+    """The edges taken since reset(), and the edges ever taken; shared with children."""
 
     def __init__(self):
         import shmrhash
@@ -82,7 +82,7 @@ class Counter:
         return CLASSES[self.now]
 
     def is_new(self):
-        """Whether an edge was taken that never was, or never in that class; it is now."""
+        """Whether an edge was taken for the first time, or for the first time in that class."""
         taken = self.classes()
         new = bool((taken & ~self.ever).any())
         self.ever |= taken
@@ -92,12 +92,12 @@ class Counter:
         return int(np.count_nonzero(self.ever))
 
     def close(self):
-        """Count no more: the interpreter's end unmaps the memory before the core has done."""
+        """Stop counting: at its end the interpreter unmaps this memory before the last call."""
         self.library.edges_count_into(None)
 
 
 class Queue:
-    """Cases that took new edges, and the drawing of others from them."""
+    """Cases that took new edges, from which other cases are drawn."""
 
     def __init__(self, site, rng, blind):
         self.site, self.rng, self.blind = site, rng, blind
@@ -118,7 +118,7 @@ class Queue:
     def draw(self):
         if self.blind or not self.kept or self.rng.random() < 0.5:
             return self.fresh()
-        # The latest are the most promising; any may be it.
+        # Later cases are more promising; any may be drawn.
         at = max(self.rng.randrange(len(self.kept)), self.rng.randrange(len(self.kept)))
         parent = self.kept[at]
         mutations = list(parent.mutations)
@@ -134,7 +134,7 @@ class Queue:
 
 
 def life(site, queue, counter, count, current, tell):
-    """What a worker does: so many cases; each stands in current while it runs."""
+    """The life of a worker: `count` cases; `current` has the case that is running."""
     os.environ["SHMRHASH_DIR"] = str(site.folder)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for _ in range(count):
@@ -157,7 +157,7 @@ def life(site, queue, counter, count, current, tell):
 
 
 def in_child(site, queue, counter, count, current):
-    """A worker's life: (how it ended, what it told)."""
+    """Run a worker: (its exit code, its messages)."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -182,7 +182,7 @@ def in_child(site, queue, counter, count, current):
 
 
 def campaign(site, seed, images, *, blind=False, start=(), say=print):
-    """(the cases kept, the cases that failed with how, the Counter)."""
+    """Returns (the cases kept, the failed cases with their reports, the Counter)."""
     from support.hostile.fuzz import BATCH, Case
 
     counter = Counter()
@@ -212,7 +212,7 @@ def campaign(site, seed, images, *, blind=False, start=(), say=print):
 
 
 def edges_of(site, cases, counter):
-    """The edges that each case takes, alone in a child: an array of classes, one row each."""
+    """The edges that each case takes, tried in a child: an array with a row for each case."""
     shared = mmap.mmap(-1, max(1, len(cases)) * EDGES)
     rows = np.frombuffer(shared, np.uint8).reshape(-1, EDGES)
     child = os.fork()
@@ -230,7 +230,7 @@ def edges_of(site, cases, counter):
 
 
 def fewest(site, cases, counter):
-    """Cases that together take all the edges that all of these do, greedily chosen."""
+    """Greedily chosen cases that together take every edge that any of the cases takes."""
     rows = edges_of(site, cases, counter).astype(bool)
     missing = rows.any(axis=0)
     chosen = []

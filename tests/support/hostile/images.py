@@ -1,7 +1,7 @@
-"""Images of live maps: what damage is done to. At rest, with a section open, and mid-operation.
+"""Images of live maps, to be damaged: at rest, with an open section, and inside operations.
 
-A copy of an image has no owner: every process slot in it that is used belongs to somebody dead, as
-nobody locks the bytes of the copy.
+A copy of an image has no live process: every used process slot in it belongs to a dead one, as no
+process locks the bytes of the copy.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ COLLIDING = (1, 0, 0, 0)  # every key of 8 bytes below 2**32 has hash 0
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """What a segment's file held at one moment: (offset, bytes) of what has memory."""
+    """The contents of a segment's file at one moment: (offset, bytes) of each part with memory."""
 
     name: str
     key_size: int
@@ -48,7 +48,7 @@ def image_of(name, shared_map):
         parts = []
         for start, end in stepping.allocated_ranges(file.fileno()):
             content = os.pread(file.fileno(), end - start, start)
-            if start == 0 and end > 4096:  # the header for itself: damage is done part by part
+            if start == 0 and end > 4096:  # the header is a part of its own: damage draws a part
                 parts.append((0, content[:4096]))
                 start, content = 4096, content[4096:]
             parts.append((start, content))
@@ -90,7 +90,7 @@ def live(state, name):
     """A map in one of STATES."""
     geometry, prepare = STATES[state]
     options = {"key_size": 8, "value_size": 8, "max_entries": 4096, "_seeds": SCATTERED}
-    # Two depots, as the corpus expects, whatever this machine has.
+    # Two depots, as the corpus expects, whatever the number of this machine's CPUs.
     with mock.patch.object(shmrhash._map, "_depot_count", return_value=2):
         shared_map = shmrhash.RHashMap.create(name, **(options | geometry))
     with shared_map:
@@ -102,7 +102,7 @@ def live(state, name):
 
 
 def at_rest(state, name):
-    """The image of a map in one of STATES, or of that with a section open."""
+    """The image of a map in one of STATES, with a section open or not."""
     state, _, more = state.partition(", ")
     with live(state, name) as shared_map, contextlib.ExitStack() as stack:
         if more:
@@ -115,7 +115,7 @@ def at_rest(state, name):
 AT_REST = [*STATES, "wide, a section open", "chained, a section open"]
 
 
-# ---- mid-operation ----
+# ---- in the middle of an operation ----
 
 
 def inserts(shared_map, image):
@@ -147,7 +147,7 @@ OPERATIONS = {
 
 
 def in_the_middle(what, name, sample, seed):
-    """Images of a map whose only writer stands still inside an operation, or is dead."""
+    """Images of a map whose only writer was killed inside an operation."""
     with live(what.partition(", ")[0], name) as shared_map:
         plain = image_of(what, shared_map)
 

@@ -1,8 +1,8 @@
 """Images of maps with objects: SharedDicts of several types, and a map with every special field.
 
-Small and large objects of most classes, long keys, deadlines that have passed, views that were held
-(pins, retired objects), chains of lines. Pickled keys and values are among them; whoever uses an
-image does not unpickle (object_use.py).
+They have small and large objects of most classes, long keys, expired entries, views that were held
+(pins, retired objects), and chains with lines. Some have pickled keys and values, which a user of
+an image does not unpickle (object_use.py).
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from support import stepping
 from support.hostile import images
 from support.hostile.images import COLLIDING, SCATTERED, image_of
 
-MAX_BYTES = 1 << 20  # little, so that what lies beyond a class ends beyond the segment, not in it
+MAX_BYTES = 1 << 20  # small, so that memory beyond a class is mostly beyond the segment
 SIZES = (0, 1, 8, 40, 88, 120, 184, 248, 500, 1000, 2000, 4088, 4089, 9000, 20_000, 70_000)
-PAST_NS = 1  # a deadline
+PAST_NS = 1  # a deadline that has passed
 
 
 @dataclasses.dataclass
@@ -36,12 +36,12 @@ class Pair(ctypes.Structure):
 
 
 def text(number):
-    """A key: short ones stand in the entry, long ones beside it."""
+    """A key: short ones are in the element, long ones are objects."""
     return f"key {number}" if number % 3 else f"a key of more than fifteen bytes, {number}"
 
 
 def body(number):
-    """Bytes of some class of objects."""
+    """Bytes whose size is in one of the classes of objects."""
     size = SIZES[number % len(SIZES)]
     return (b"%08d" % number * (size // 8 + 1))[:size]
 
@@ -77,7 +77,7 @@ def value_of(kind, number):
 
 @dataclasses.dataclass(frozen=True)
 class ObjectImage(images.Image):
-    """An image of a dict of one of DICTS, or of a map with special fields (kind is "map")."""
+    """An image of a dict of a kind of DICTS, or of a map with special fields (kind is "map")."""
 
     kind: str = "map"
     max_bytes: int = 0
@@ -115,7 +115,7 @@ def fill_map(shared_map):
 
 
 def make_dict(name, kind, **options):
-    """A dict with the seeds and sizes that a corpus needs, whatever this machine has."""
+    """A dict with the seeds and sizes that a corpus needs, whatever the number of CPUs."""
     key, value, ttl, *_ = DICTS[kind]
     schema = make_schema(key, value, ttl)
     geometry = {"max_entries": 400, "_seeds": SCATTERED}
@@ -138,7 +138,7 @@ def open_dict(name, kind):
 
 
 def fill_dict(d, kind, upto=50, down_to=30):
-    """Insert, replace, delete; some have expired; a view is kept of a value and of a past one."""
+    """Insert, replace and delete entries; let some expire if the kind has a ttl."""
     for number in range(upto):
         d[key_of(kind, number)] = value_of(kind, number)
     for number in range(0, upto, 5):
@@ -151,7 +151,7 @@ def fill_dict(d, kind, upto=50, down_to=30):
 
 
 def viewed(d, kind):
-    """Views that pin objects: of a value, of one replaced since, of one deleted since."""
+    """Views that pin objects: of a value, of a replaced value, and of a deleted one."""
     if not isinstance(value_of(kind, 1), (bytes, str, np.ndarray)):
         return []
     views = [d.view(key_of(kind, number)) for number in (1, 2, 3)]
@@ -190,7 +190,7 @@ OBJECT_STATES += ["str to bytes; empty", "int to str; chained", "map; chained"]
 
 
 def object_at_rest(state, name):
-    """The image of one of OBJECT_STATES; with "; section", of that with a section open."""
+    """The image of one of OBJECT_STATES; with "; section", a section is open in it."""
     with (
         live_object(state.removesuffix("; section"), name) as (shared_map, kind),
         contextlib.ExitStack() as stack,
@@ -207,7 +207,7 @@ def object_at_rest(state, name):
 OBJECTS_AT_REST = [*OBJECT_STATES, "map; section", "str to bytes; section"]
 
 
-# ---- mid-operation ----
+# ---- in the middle of an operation ----
 
 
 def stores(d, kind):
@@ -246,7 +246,7 @@ OBJECT_OPERATIONS = {
 
 
 def objects_in_the_middle(what, name, sample, seed):
-    """Images of a dict whose only writer stands still inside an operation, or is dead."""
+    """Images of a dict whose only writer was killed inside an operation."""
     with live_object(what.partition(", ")[0], name) as (shared_map, kind):
 
         def prepare():

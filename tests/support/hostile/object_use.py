@@ -1,8 +1,8 @@
-"""Uses a dict, or a map with special fields, that may be damaged. As use.py.
+"""Uses a dict, or a map with special fields, that may be damaged; see use.py.
 
-Nothing is unpickled: whoever unpickles what others may write has decided to trust them, and a
-damaged pickle may do anything. In its place stand the bytes. That a message's field is of another
-type than its class says (msgspec.ValidationError) is documented, and passes.
+Nothing is unpickled: a damaged pickle may do anything, and a program that unpickles has decided to
+trust the other writers. The pickle's bytes are returned instead. msgspec.ValidationError, for a
+field of a message with another type than its class says, is documented, and is no failure.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ NEVER = object()
 
 
 class DictUser:
-    """One handle of a dict and what is done with it."""
+    """One handle of a dict, and the steps that use it."""
 
     def __init__(self, d, image, rng):
         self.dict, self.image, self.rng = d, image, rng
@@ -64,7 +64,7 @@ class DictUser:
             expect(isinstance(value, tuple) and len(value) == 2, f"{value!r:.80}")
         elif isinstance(wanted, shmrhash.Array):
             expect(isinstance(value, np.ndarray) and value.dtype == wanted.dtype, f"{value!r:.80}")
-            value.sum()  # every byte of it can be read
+            value.sum()  # reads every byte of the array
         else:
             expect(value.dtype == wanted, f"{value!r:.80}")
 
@@ -126,7 +126,7 @@ class DictUser:
             self.dict[self.key + "x" if isinstance(self.key, str) else self.key] = self.value
 
     def views(self):
-        """Hold views while their keys are written."""
+        """Hold views while their keys are updated or deleted."""
         if self.value_type in (bytes, str) or isinstance(self.value_type, shmrhash.Array):
             for _ in range(self.rng.choice((1, 5, 30))):
                 with contextlib.suppress(shmrhash.KeyNotFound):
@@ -169,7 +169,7 @@ class DictUser:
 
     def compare(self):
         if isinstance(self.value_type, shmrhash.Array):
-            return  # as of a dict: arrays are not true or false
+            return  # as with a dict: == of arrays is neither true nor false
         expect(type(self.dict == self.dict.copy()) is bool, "==")
 
     def clear(self):
@@ -217,7 +217,7 @@ FIELD_STEPS = [FieldUser.exchange_kptrs, FieldUser.get_kptrs, FieldUser.expire, 
 
 
 def export(name, rng):
-    """What the command line does with it: any exit status, no exception."""
+    """Run a command on the map: any exit status below 128, and no exception."""
     verb = rng.choice(
         (["export", name, "-", "--format", "snapshot"], ["dump", name], ["show", name])
     )
@@ -258,7 +258,7 @@ def use_fields(name, image, rng):
 
 
 def opened_dict(name, image, rng):
-    """The dict, or None if opening said what is wrong with it."""
+    """The dict, or None if opening it raised a documented error."""
     key, value, *_ = DICTS[image.kind]
     declared = {"key": key, "value": value}
     if rng.random() < 0.3 and value not in (Pair, Sample):
@@ -280,7 +280,7 @@ def use_dict(name, image, rng):
         return 0
     user = DictUser(d, image, rng)
     if (d.key_type, d.value_type) != DICTS[image.kind][:2]:
-        d.close()  # it has another's schema: whole, and opened as what it says
+        d.close()  # it has the valid schema of another dict, and was opened with that
         return 1
     try:
         steps = rng.sample(DICT_USUAL, rng.randrange(2, 8))

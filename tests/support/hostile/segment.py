@@ -1,4 +1,4 @@
-"""A map's file, to damage by name; and how a child that uses it ends."""
+"""A map's file, to be damaged word by word; and the ending of a child that uses the map."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ LINK_BASE = 0xF0000000
 
 
 class Segment:
-    """A map's file, to write into."""
+    """A map's file, whose words can be read and written."""
 
     def __init__(self, shared_map):
         self.map, self.path = shared_map, shared_map._path
@@ -31,7 +31,7 @@ class Segment:
         return REGIONS + 64 * which + field
 
     def whole(self):
-        """(offset, bytes) of everything that has memory."""
+        """The (offset, bytes) of each part of the file that has memory."""
         return image_of("", self.map).parts
 
     def pages(self):
@@ -49,7 +49,7 @@ class Segment:
 
 
 def ending_of(function):
-    """How a child that calls function ends: "done", an exception's name, or a signal's."""
+    """How a child that calls the function ends: "done", an exception's name, or a signal's."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

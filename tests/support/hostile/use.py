@@ -1,6 +1,6 @@
 """Uses a map that may be damaged: every public operation, in an order drawn from a seed.
 
-Whatever an operation answers must have the form of an answer; whatever it raises must be a
+Every result of an operation must have the type of its results, and every exception must be a
 shmrhash.Error. Anything else leaves use() as an exception.
 """
 
@@ -15,7 +15,7 @@ ENTRIES_MAX = 20_000  # more than any image holds
 
 
 class Misbehaved(Exception):
-    """An operation answered what is no answer."""
+    """An operation returned an invalid result."""
 
 
 def expect(condition, what):
@@ -32,7 +32,7 @@ def write_while_walking(mapping, user):
 
 
 class User:
-    """One handle and what is done with it."""
+    """One handle, and the steps that use it."""
 
     def __init__(self, shared_map, image, rng):
         self.map, self.image, self.rng = shared_map, image, rng
@@ -166,7 +166,7 @@ SELDOM += [User.freeze]
 
 
 def use(name, image, rng):
-    """Open the map and do what rng draws; return how many steps ended in an answer."""
+    """Open the map and perform steps drawn by rng; return how many ended without an exception."""
     shared_map = opened(name, rng)
     if shared_map is None:
         return 0
@@ -179,7 +179,7 @@ def use(name, image, rng):
 
 
 def opened(name, rng):
-    """The map, or None if opening said what is wrong with it."""
+    """The map, or None if opening it raised a documented error."""
     mode = rng.choice(({},) * 12 + ({"read_only": True}, {"write_only": True}))
     try:
         return shmrhash.RHashMap.open(name, timeout=rng.choice((0, 0, 0.002)), **mode)
@@ -188,7 +188,7 @@ def opened(name, rng):
 
 
 def answers(user, steps, documented=shmrhash.Error):
-    """How many steps ended in an answer, and not in what is documented."""
+    """How many steps ended without a documented exception."""
     answered = 0
     for step in steps:
         trace(step.__name__)
@@ -200,6 +200,6 @@ def answers(user, steps, documented=shmrhash.Error):
 
 
 def trace(what):
-    """Say what is done next, to whoever looks for the place of a crash."""
+    """Print the next step if HOSTILE_TRACE is set, to find the place of a crash."""
     if "HOSTILE_TRACE" in os.environ:
         print(what, flush=True)

@@ -4,8 +4,8 @@
         kernel.update(b"key.", b"a value.")    -> Answer(error="", result=None)
         kernel.lookup(b"none")                 -> Answer(error="ENOENT", result=None)
 
-Each operation is one system call and ends in an Answer. bpf() itself raises Refused only where a
-map cannot be had at all: conftest.py turns that into a skip, or into a failure.
+Each operation is one system call and returns an Answer. Refused is raised only where a map cannot
+be made or reopened at all: conftest.py turns that into a skip, or into a failure.
 """
 
 import ctypes
@@ -27,14 +27,14 @@ SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361
 ATTR_BYTES = 128
 LOCK_BYTES = 4
 CURSOR_BYTES_MIN = 4  # the cursor of this map type is a bucket's number
-# An element comes from a per-CPU list that an interrupt refills; it may be late.
+# An element comes from a per-CPU list that an interrupt refills, possibly too late.
 NO_MEMORY_TRIES_MAX = 1000
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Refused(Exception):
-    """The system gives no map; str() says which call failed, and why."""
+    """The system permits no map; str() says which call failed, and why."""
 
     def __init__(self, call, number):
         super().__init__(f"{call}: {errno.errorcode.get(number, number)} ({os.strerror(number)})")
@@ -42,21 +42,21 @@ class Refused(Exception):
 
 
 class Answer(NamedTuple):
-    """What one operation said: "" or the name of its errno, and what it gave."""
+    """The answer of one operation: "" or the name of its errno, and its result."""
 
     error: str
     result: Any = None
 
 
 class Chunk(NamedTuple):
-    """What a batch of lookups gave: pairs, and the cursor for the next one, if it gave any."""
+    """The result of a batch of lookups: pairs, and the cursor for the next batch, if any."""
 
     pairs: list
     cursor: bytes | None
 
 
 def bpf(command, attr):
-    """One system call: its result, or minus its errno. attr is changed as the kernel changes it."""
+    """One system call: its result, or minus its errno. The kernel may write to attr."""
     number = SYSCALL_NUMBERS.get(platform.machine())
     if number is None:
         return -errno.ENOSYS
@@ -67,7 +67,7 @@ def bpf(command, attr):
 
 
 def attributes(layout, *fields):
-    """union bpf_attr with these fields at its start and zeros behind them."""
+    """union bpf_attr with these fields at its start and zeros after them."""
     return ctypes.create_string_buffer(struct.pack(f"={layout}", *fields), ATTR_BYTES)
 
 
@@ -87,7 +87,7 @@ def error_name(result):
 def create(*, key_size, value_size, max_entries, map_flags=F_NO_PREALLOC, map_extra=0, types=None):
     """BPF_MAP_CREATE of a hash map: a descriptor, or minus the errno.
 
-    types: a descriptor of types, and the numbers of the key's and the value's.
+    types: a descriptor of BTF types, and the numbers of the key's type and the value's.
     """
     # After map_flags: inner_map_fd, numa_node, name, ifindex, types, one more type, map_extra.
     attr = attributes(
@@ -139,7 +139,7 @@ class KernelMap:
 
     @classmethod
     def create(cls, *, key_size, value_size, lock=False, **geometry):
-        """With lock the first LOCK_BYTES of each value are a lock, and read as zeros."""
+        """With lock, the first LOCK_BYTES of each value are a lock, which reads as zeros."""
         sizes = {"key_size": key_size, "value_size": value_size}
         types = locked_types(key_size, value_size) if lock else None
         try:
@@ -152,7 +152,7 @@ class KernelMap:
         return cls(fd, key_size, value_size, lock)
 
     def info(self):
-        """The id of the map, and the flags that the kernel says it has."""
+        """The id of the map, and its flags, as the kernel reports them."""
         info = ctypes.create_string_buffer(256)
         result = bpf(OBJ_GET_INFO_BY_FD, attributes("2IQ", self.fd, len(info), address(info)))
         if result < 0:
@@ -179,7 +179,7 @@ class KernelMap:
         self.close()
 
     def element(self, command, key, value=None, flags=0):
-        """One of the commands on one key; value is a buffer that is read or written."""
+        """A command on one key; value is a buffer that the kernel reads or writes."""
         key = buffer_of(key)
         fields = self.fd, 0, address(key), address(value), flags % (1 << 64)
         return bpf(command, attributes("2I3Q", *fields))
@@ -213,7 +213,7 @@ class KernelMap:
         return Answer(error_name(bpf(MAP_FREEZE, attributes("I", self.fd))))
 
     def batch(self, command, count, flags, *, keys, values=None, cursor=None, following=None):
-        """One of the batch commands: the name of its errno, and the count it wrote."""
+        """A batch command: the name of its errno, and the count that it wrote."""
         attr = attributes(
             "4Q2I2Q",
             *(address(cursor), address(following), address(keys), address(values)),
@@ -245,14 +245,14 @@ class KernelMap:
         return Answer(error, Chunk(list(pairs), None if error else following.raw))
 
     def lookup_batch(self, cursor=None, count=1, flags=0):
-        """ENOENT says that nothing follows; what was found comes with it."""
+        """ENOENT says that nothing follows; the answer has the last pairs nevertheless."""
         return self.take_batch(MAP_LOOKUP_BATCH, cursor, count, flags)
 
     def lookup_and_delete_batch(self, cursor=None, count=1, flags=0):
         return self.take_batch(MAP_LOOKUP_AND_DELETE_BATCH, cursor, count, flags)
 
     def update_batch(self, keys, values, flags=0):
-        """The result is how many were done, also before an error."""
+        """The result is the number of keys stored, also with an error."""
         done = 0
         for _ in range(NO_MEMORY_TRIES_MAX):
             left = len(keys) - done

@@ -1,7 +1,7 @@
 """Cases of the kernel's selftests that run both by themselves and in many processes at once.
 
-A case takes a side (sides.py). A job, as in support/jobs.py, takes its Gate first; what it can see
-to be wrong it raises, and it returns what only all jobs together can tell.
+A case takes a side (sides.py). A job, as in support/jobs.py, takes its Gate first; it raises for a
+mistake that it can see, and returns the facts that only all jobs together can judge.
 """
 
 import os
@@ -20,7 +20,7 @@ VALUE_SIZES = [1 << power for power in range(19)]
 
 
 def int_word(number):
-    """The kernel tests' int."""
+    """An int of the kernel's tests."""
     return number.to_bytes(4, "little", signed=True)
 
 
@@ -32,7 +32,7 @@ def three_longs(number):
 
 
 def hashmap_case(side):
-    """test_hashmap without its walk, on an empty map of two entries; leaves 1 and 2 in it."""
+    """test_hashmap without its walk, on an empty map for two entries; leaves the keys 1 and 2."""
     assert side.update(word(1), word(1234), ANY) == OK
     assert side.update(word(1), word(0), NOEXIST) == ("EEXIST", None)
     assert side.update(word(1), word(0), -1) == ("EINVAL", None)
@@ -50,7 +50,7 @@ def hashmap_case(side):
 
 
 def hashmap_end_case(side):
-    """The end of test_hashmap: both go, and nothing is left to delete."""
+    """The end of test_hashmap: both keys are deleted, and a third deletion is ENOENT."""
     assert side.delete(word(1)) == OK
     assert side.delete(word(2)) == OK
     assert side.delete(word(2)) == ("ENOENT", None)
@@ -58,13 +58,13 @@ def hashmap_end_case(side):
 
 
 def fill_case(side, entries):
-    """helper_fill_hashmap: keys from 0 on, three long longs as their values."""
+    """helper_fill_hashmap: keys from 0 on, each with a value of three long longs."""
     for number in range(entries):
         assert side.update(word(number), three_longs(number), NOEXIST) == OK
 
 
 def walk_case(side, entries):
-    """test_hashmap_walk on a filled map: a walk that reads, one that updates, one that looks."""
+    """test_hashmap_walk on a filled map: a walk that reads, one that updates, one that checks."""
     keys = walk(side, entries)
     assert sorted(map(number_in, keys)) == list(range(entries))
     assert all(side.lookup(key) == ("", three_longs(number_in(key))) for key in keys)
@@ -109,7 +109,7 @@ class RemovedAtEnd(OurMap):
 
 
 def stress_walk(gate, name, entries):
-    """test_hashmap_walk on a map of one's own."""
+    """test_hashmap_walk on a map of the job's own."""
     gate.wait()
     with make_and_remove(name, key_size=8, value_size=24, max_entries=entries) as side:
         fill_case(side, entries)
@@ -117,7 +117,7 @@ def stress_walk(gate, name, entries):
 
 
 def stress_hashmap(gate, name, rounds):
-    """test_hashmap on a map of one's own."""
+    """test_hashmap on maps of the job's own."""
     gate.wait()
     for _ in range(rounds):
         with make_and_remove(name, key_size=8, value_size=8, max_entries=2) as side:
@@ -126,7 +126,7 @@ def stress_hashmap(gate, name, rounds):
 
 
 def stress_sizes(gate, name, key_sizes, value_sizes):
-    """test_hashmap_sizes on maps of one's own."""
+    """test_hashmap_sizes on maps of the job's own."""
     gate.wait()
     for key_size in key_sizes:
         for value_size in value_sizes:
@@ -137,7 +137,7 @@ def stress_sizes(gate, name, key_sizes, value_sizes):
 
 
 def parallel_insert(gate, m, task, tasks, entries, walk_entries):
-    """test_update_delete, updating: every tasks-th key inserted, then overwritten with itself."""
+    """test_update_delete, updating: insert every tasks-th key, then store its number."""
     gate.wait()
     if task % 2:
         stress_walk(gate_of_nobody, f"{m.name}-walk-{task}", walk_entries)
@@ -147,7 +147,7 @@ def parallel_insert(gate, m, task, tasks, entries, walk_entries):
 
 
 def parallel_delete(gate, m, task, tasks, entries):
-    """test_update_delete, deleting: one's own keys, each with its value still in it."""
+    """test_update_delete, deleting: delete the job's keys, each of which still has its value."""
     gate.wait()
     for number in range(task, entries, tasks):
         if m[int_word(number)] != int_word(number):
@@ -157,7 +157,7 @@ def parallel_delete(gate, m, task, tasks, entries):
 
 class GateOfNobody:
     def wait(self):
-        """A case that has begun already waits for nobody."""
+        """Return at once: the job that calls this case has passed its gate already."""
 
 
 gate_of_nobody = GateOfNobody()
@@ -167,7 +167,7 @@ gate_of_nobody = GateOfNobody()
 
 
 def update_pinned(gate, m, cpu, updates, writer):
-    """concurrent_update: all on one CPU, all the same key."""
+    """concurrent_update: all writers on one CPU update the same key."""
     os.sched_setaffinity(0, {cpu})
     gate.wait()
     for number in range(updates):
@@ -175,7 +175,7 @@ def update_pinned(gate, m, cpu, updates, writer):
 
 
 def reuse_write(gate, m, loops, flags):
-    """htab_reuse, the writer: two keys in turn, whose element is the same memory."""
+    """htab_reuse, the writer: insert and delete two keys in turn, in the same element."""
     gate.wait()
     for number in range(loops):
         for key in (7, 24):
@@ -185,7 +185,7 @@ def reuse_write(gate, m, loops, flags):
 
 
 def reuse_read(gate, m, loops, flags):
-    """htab_reuse, a reader: key 7 is absent, or has a value written under 7; how often it had."""
+    """htab_reuse, a reader: key 7 is absent or has a value of its own; return how often it had."""
     found = last = 0
     gate.wait()
     for _ in gate.open_for(ROUNDS_MAX):
@@ -204,7 +204,7 @@ def reuse_read(gate, m, loops, flags):
 
 
 def lock_update(gate, m, writes, flags, seed):
-    """map_lock by updates: all the numbers of the value the same random one."""
+    """map_lock by updates: every number of the value is the same random one."""
     rng = random.Random(seed)
     gate.wait()
     for _ in range(writes):
@@ -214,7 +214,7 @@ def lock_update(gate, m, writes, flags, seed):
 
 
 def lock_section(gate, m, writes, flags, seed):
-    """map_lock, the program: under the lock, all the numbers one more than the first was."""
+    """map_lock, the program: under the lock, set all numbers to the first one plus one."""
     gate.wait()
     for _ in range(writes):
         with m.locked(int_word(0)) as value:
@@ -225,7 +225,7 @@ def lock_section(gate, m, writes, flags, seed):
 
 
 def lock_read(gate, m, reads, flags):
-    """map_lock, the reader: the lock's word is 0, all numbers are equal; how often they changed."""
+    """map_lock, the reader: the lock's word is 0, all numbers are equal; return their changes."""
     changes, last = 0, m.lookup(int_word(0), flags)
     gate.wait()
     for _ in gate.open_for(ROUNDS_MAX):
@@ -261,7 +261,7 @@ def thread_case(gate, m, thread, entries):
 
 
 def look_up_all(m, there, name, thread):
-    """thread_lookup_test: those that are there have their own value, the others are absent."""
+    """thread_lookup_test: each present key has its own value, the others are absent."""
     for number, is_there in there.items():
         expected = word(number << 8 | thread) if is_there else None
         if m.lookup(name(number)) != expected:
@@ -269,7 +269,7 @@ def look_up_all(m, there, name, thread):
 
 
 def insert_duplicates(gate, m, keys, mark):
-    """Race for the same keys; those this job inserted."""
+    """Race to insert the keys; return those that this job inserted."""
     inserted = []
     gate.wait()
     for key in keys:

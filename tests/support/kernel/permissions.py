@@ -1,8 +1,8 @@
-"""Handles that may not do everything, and frozen maps: what each side says to every operation.
+"""Read-only and write-only handles, and frozen maps: how each side answers every operation.
 
-expected("kernel", "writer", CALLS["lookup_batch"], 8)    -> "EPERM"
-expected("ours", "writer", CALLS["lookup_batch"], 8)      -> "EINVAL"
-expected("ours", "writer", CALLS["update"], 0)            -> None: it is allowed
+expected("kernel", "writer", "lookup_batch", 8)    -> "EPERM"
+expected("ours", "writer", "lookup_batch", 8)      -> "EINVAL"
+expected("ours", "writer", "update", 0)            -> None: it is allowed
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ CALLS = {
     ),
 }
 
-# What is missing.
+# The permission that each kind of handle or map lacks.
 LACKS = {
     "reader": "w",
     "writer": "r",
@@ -61,8 +61,9 @@ FLAGS_FIRST_IN_THE_KERNEL = ("lookup", "lookup_and_delete")
 
 
 def expected(side, kind, name, flags):
-    """The errno's name that side, "kernel" or "ours", gives for want of permission; None if it is
-    allowed. Where they differ is DIFFERENCES["flags without permission"]."""
+    """The name of the errno with which `side`, "kernel" or "ours", refuses the operation for lack
+    of permission; None if it is allowed. DIFFERENCES["flags without permission"] is where the
+    two sides differ."""
     call = CALLS[name]
     if not set(call.needs) & set(LACKS[kind]):
         return None

@@ -1,7 +1,7 @@
-"""Our map with the face of bpf.KernelMap, so that one test can drive either and compare the two.
+"""Our map with the interface of bpf.KernelMap, so that one test can use either and compare the two.
 
-An operation of a side returns an Answer: the errno's name, and what came back. The kernel says
-ENOENT where our lookup and get_next_key return None, and where a batch is the last one.
+An operation of a side returns an Answer: the errno's name, and the result. The kernel returns
+ENOENT where our lookup and get_next_key return None, and with the last batch of a series.
 """
 
 import errno
@@ -14,7 +14,7 @@ ANY, NOEXIST, EXIST, LOCK = 0, 1, 2, 4
 
 
 def answer(operation):
-    """What operation() says as an Answer; the result of a failed one is its count, if any."""
+    """The Answer of operation(); if it raises, the result is the exception's count, if any."""
     try:
         return Answer("", operation())
     except shmrhash.Error as error:
@@ -92,7 +92,7 @@ class OurMap:
 
 
 def contents(array):
-    """The bytes of a batch's keys or values: an array of NumPy, or bytes where it is missing."""
+    """The bytes of a batch's keys or values, which are an array, or bytes without NumPy."""
     return array.tobytes() if hasattr(array, "tobytes") else bytes(array)
 
 
@@ -100,7 +100,7 @@ def contents(array):
 
 
 def walk(side, limit):
-    """All keys in the side's order, by get_next_key; more than limit would be an endless walk."""
+    """All keys in the side's order, by get_next_key; more than limit keys are an endless walk."""
     keys = []
     said = side.get_next_key()
     while not said.error:
@@ -114,12 +114,12 @@ def walk(side, limit):
 
 
 def take_all(method, step, limit, flags=0):
-    """The chunks of a whole series of batches; a step too small for a bucket is doubled."""
+    """The chunks of a whole series of batches; a step that is too small for a bucket is doubled."""
     chunks = []
     cursor = None
     for _ in range(2 * limit + 20):
         said = method(cursor, step, flags)
-        if said.error == "ENOSPC":  # the kernel's hash map cannot leave a bucket half read
+        if said.error == "ENOSPC":  # HASH cannot return a part of a bucket
             step *= 2
             continue
         if said.error not in ("", "ENOENT"):
@@ -132,5 +132,5 @@ def take_all(method, step, limit, flags=0):
 
 
 def take_pairs(method, step, limit, flags=0):
-    """The pairs of a whole series of batches, sorted; each chunk is of unknown order."""
+    """The pairs of a whole series of batches, sorted, as their order is not promised."""
     return sorted(pair for chunk in take_all(method, step, limit, flags) for pair in chunk)

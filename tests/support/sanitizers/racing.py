@@ -1,6 +1,6 @@
 """Run one race in a process of its own: python -m support.sanitizers.racing MODULE.so SCENARIO....
 
-Prints what came of it as JSON; what a sanitizer has to say stands in the standard error.
+Prints the results as JSON; the reports of a sanitizer go to standard error.
 """
 
 import importlib.util
@@ -9,7 +9,7 @@ import sys
 
 ALL_COLLIDE = (1, 0, 0, 0)
 
-# Threads, and the map they race on. Fewer entries than keys: it is full now and then.
+# Threads, and the map that they use. With fewer entries than keys the map is sometimes full.
 SCENARIOS = {
     "points": (["points"] * 4, {"max_entries": 3000, "keys": 4000}),
     "long values": (["points"] * 3 + ["walker"], {"value_size": 32, "keys": 48}),

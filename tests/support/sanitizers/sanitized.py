@@ -1,6 +1,6 @@
-"""Run a command, and what it starts, with a sanitizer loaded: python sanitized.py address pytest...
+"""Run a command and its children with a sanitizer loaded: python sanitized.py address pytest...
 
-What the tests compile (CFLAGS) is compiled with the sanitizer as well.
+Extensions that the tests compile are compiled with the sanitizer, too (CFLAGS).
 """
 
 import os
@@ -15,7 +15,7 @@ def main(kind, command, *arguments):
     if not sanitizing.libraries(kind):
         sys.exit(f"{sanitizing.compiler()} has no {sanitizing.LIBRARIES[kind][0]}")
     environment["CFLAGS"] = environment["LDFLAGS"] = " ".join(sanitizing.FLAGS[kind])
-    # The interpreter itself, lest a script's first line starts a shell with the sanitizer.
+    # Run the interpreter itself: the first line of a script might start a shell with the sanitizer.
     sanitizing.fix_addresses()
     os.execve(
         sys.executable, [sys.executable, shutil.which(command) or command, *arguments], environment

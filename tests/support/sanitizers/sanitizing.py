@@ -1,4 +1,4 @@
-"""The compiler's sanitizers: how to compile a test extension with one, and how to run Python so.
+"""The compiler's sanitizers: compile a test extension with one, and run Python with it.
 
 The interpreter itself is not instrumented. The sanitizer's library is loaded before it
 (LD_PRELOAD), and the extensions, with the core inlined, are compiled with -fsanitize.
@@ -65,14 +65,14 @@ def environment(kind):
         **options,
         "LD_PRELOAD": " ".join(libraries(kind)),
         "PYTHONPATH": str(TESTS),
-        "PYTHONMALLOC": "malloc",  # so that a bytes object's end is seen
+        "PYTHONMALLOC": "malloc",  # so that an access beyond a bytes object is noticed
     }
 
 
 def fix_addresses():
     """Ask for fixed addresses, for this process and its children, if the system permits.
 
-    Older runtimes refuse to start where the kernel spreads addresses over more bits than they know.
+    Older runtimes do not start if the kernel randomizes more bits of the addresses than they know.
     """
     libc = ctypes.CDLL(None)
     current = libc.personality(ctypes.c_ulong(0xFFFFFFFF))
@@ -81,7 +81,7 @@ def fix_addresses():
 
 
 def build(kind, name, folder):
-    """Compile name.pyx of this folder as the core is compiled, but with a sanitizer; its path."""
+    """Compile name.pyx as the core is compiled, but with a sanitizer; return its path."""
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
 
