@@ -182,13 +182,15 @@ cdef inline void rank_insert(
     ranking.count += 1
 
 cdef inline Status chain_rank(
-        Map *map, Bucket *bucket, const Position *position, uint64_t last,
+        Map *map, Bucket *bucket, const Position *position, uint64_t last, bint expired,
         Ranking *ranking) noexcept nogil:
-    """Collect the lowest entries of a chain that lie behind position, up to last."""
+    """Collect the lowest entries of a chain that lie behind position, up to last; of those whose
+    deadline has passed none, unless expired."""
     cdef Bucket *line = bucket
     cdef const uint8_t *key
     cdef uint64_t _, order
     cdef uint32_t slot, index, link
+    cdef Found found
     cdef Bucket *following
     ranking.count = 0
     ranking.cut = False
@@ -206,6 +208,9 @@ cdef inline Status chain_rank(
                 continue
             if position.inside and order == position.order and memcmp(
                     key, position.key, map.key_size) <= 0:
+                continue
+            found.element = element_at(map, index)
+            if not expired and element_expired(map, &found):
                 continue
             rank_insert(map, ranking, order, index)
         following = chain_next(map, line)
@@ -225,7 +230,8 @@ cdef inline Status bucket_read_in_order(
     cdef Ranking ranking
     cdef uint32_t done = 0
     cdef Status one
-    cdef Status status = chain_rank(map, bucket, position, last, &ranking)
+    cdef Status status = chain_rank(
+        map, bucket, position, last, sink.expired, &ranking)
     while status == OK and done < ranking.count and sink.count < sink.capacity:
         one = entry_read(map, ranking.entries[done].index, sink)
         if one == OK:
@@ -245,8 +251,10 @@ cdef inline Status bucket_read_in_order(
         position.order = last + 1
         position.inside = False
         return OK
-    if sink.count == before:               # one entry at a time is on its way out of a bucket
-        return CORRUPT
+    if sink.count == before:
+        # One entry at a time is on its way out of a bucket; others may have expired since they were
+        # ranked, and the next ranking leaves them out.
+        return RETRY if map.timer_word != 0 else CORRUPT
     position.order = reached
     position.inside = True
     memcpy(position.key, sink.keys + (sink.count - 1) * map.key_size, map.key_size)

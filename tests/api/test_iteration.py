@@ -14,9 +14,7 @@ from support.walks import WAYS, expect_exactly_once, value_of
 from support.words import COLLIDING
 
 import shmrhash
-from shmrhash import RHashMap
-
-# All keys of 8 bytes hash to 0: one group of equal hashes, in one long chain.
+from shmrhash import RHashMap, Timer
 
 each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 
@@ -54,6 +52,21 @@ def test_a_walk_of_an_unchanged_map_delivers_every_entry_once(any_map, way, coun
 
     expect_exactly_once(pairs, set(keys), set(keys), 8)
     assert len(pairs) == count
+
+
+@each_way
+@pytest.mark.parametrize("expired", [1, 31, 32, 33, 200])
+def test_a_walk_passes_expired_entries_of_a_long_chain(make_map, way, expired):
+    """I1, H1: however many of them are in front of the live ones; that is no damage."""
+    m = make_map(value_size=16, fields=[Timer(0)], _seeds=COLLIDING)
+    live = set(fill(m, 3, first=1_000_000)) | set(fill(m, 1))
+    for key in fill(m, expired, first=1):
+        m.timer_set(key, 1)
+
+    keys = [key for key, _ in walked(way, m)]
+
+    assert set(keys) == live
+    assert len(keys) == len(live)
 
 
 KEEPERS = {
