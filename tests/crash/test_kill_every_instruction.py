@@ -306,9 +306,6 @@ brief_scenarios = pytest.mark.parametrize(
 )
 
 
-# ---- what the survivor finds ----
-
-
 # ---- the tests ----
 
 

@@ -243,8 +243,8 @@ def a_key_is_overwritten_after_dead(o, after_dead=RELAXED):
     """W1: who misses a deleted key because a link stands in its place cannot find it afterwards.
 
     Nothing but the depot's lock stands between DEAD and the link. That is enough where an acquire
-    stays behind an earlier release, as on ARMv8 (ldar, casa); C11 does not promise it, and a
-    release fence after DEAD would.
+    stays behind an earlier release, as on ARMv8 (ldar, casa); C11 does not promise it. The release
+    fence that delete_found has after DEAD does; here it is left out.
     """
     reader = [
         *load("bucket", "b1", o.acquire(BUCKET, spare=True)),

@@ -1,6 +1,6 @@
 """Growing and shrinking by one bucket, while readers and writers go on (G1, W1, C1).
 
-Stands for table.pxd and remove.pxd. A split or merge holds the parent and the child, and nothing
+Stands for resize.pxd. A split or merge holds the parent and the child, and nothing
 else; readers find each entry in the parent or in the child at every instant, because references are
 copied before the level says so and cleared after. The table word is a number that nobody holds:
 every bucket that is there lies below it, but not every bucket below it is there. Who cannot have

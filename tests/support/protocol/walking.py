@@ -1,6 +1,6 @@
 """A walk over all entries, bucket after bucket in the order of reversed hashes (R1, W1).
 
-Stands for bucket_read and walk_steps of walk.pxd and walk.pxd. A position in the order survives
+Stands for bucket_read and walk_steps of walk.pxd. A position in the order survives
 every resize, since a bucket at any level owns an unbroken range of it. Hashes have three bits here.
 A bucket is read as a whole or not at all: while it is unlocked and has no lines by its slots and
 one look at its header, else by its elements' own keys and one look at its version.
