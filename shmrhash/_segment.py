@@ -221,7 +221,7 @@ class Holders(NamedTuple):
     """The processes that have a segment open, as its file and the locks on it show them."""
 
     alive: int  # processes, except those at their end
-    dead: int  # processes that were killed and have not been recovered
+    dead: int  # processes that ended without leaving, and that nobody has recovered yet
     readers: bool  # whether a handle for reading is open
     ephemeral: bool
 
