@@ -46,6 +46,7 @@ def started():
         process.join()
 
 
+@pytest.mark.thorough
 def test_check_finds_no_damage_while_no_operation_is_in_progress(make_map, started):
     """C1: two processes that clear the map get in each other's way, and two insert. _check(), on
     which check() relies, is called again and again: no call during which no process was inside an

@@ -302,6 +302,7 @@ def test_a_child_that_exits_without_closing_leaves_nothing(make_map, method):
     m.check()
 
 
+@pytest.mark.thorough
 def test_process_slots_of_exited_processes_are_used_again(make_map):
     """C2, C3: more children exit without closing than there are process slots."""
     m = make_map()

@@ -74,6 +74,7 @@ def test_dead_splitter_stops_no_growth_by_batches(map_name):
         m.close()
 
 
+@pytest.mark.thorough
 def test_dead_splitter_is_recovered_while_the_watermark_is_lowered(map_name):
     """C1, M1: while a process has lowered the watermark, to see whether the end of the array can be
     released, recovery still finds the bucket there that the dead process holds."""

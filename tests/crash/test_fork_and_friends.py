@@ -448,6 +448,7 @@ def reuse_slots(make_map, count):
         )
 
 
+@pytest.mark.thorough
 def test_slots_of_killed_processes_are_used_again(make_map):
     """C2, C3: 100 processes attach and are killed; their slots are free again."""
     reuse_slots(make_map, 100)

@@ -522,7 +522,10 @@ def kill_twice_and_survive(scenario, name, record_property, *, recover, samples,
 
 
 interrupted = pytest.mark.parametrize("name", INTERRUPTED)
-recoveries = pytest.mark.parametrize("recover", [recover_by_writing, recover_by_attaching])
+recoveries = pytest.mark.parametrize(
+    "recover",
+    [recover_by_writing, pytest.param(recover_by_attaching, marks=pytest.mark.thorough)],
+)
 
 
 @pytest.mark.parametrize(

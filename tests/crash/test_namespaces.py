@@ -307,6 +307,7 @@ def survive_two_storms(make_map, seed, kills_wanted):
     assert recoveries > kills_wanted
 
 
+@pytest.mark.thorough
 def test_storms_in_two_namespaces_lose_nothing(make_map, seed):
     """C1, C3: workers with equal pids are killed in both; no worker is taken for its double."""
     survive_two_storms(make_map, seed, 60)

@@ -297,7 +297,13 @@ def small(stepper, map_name):
 
 
 @pytest.mark.parametrize(
-    ("size", "read_only"), [(40, False), (3_000, False), (12_000, False), (12_000, True)]
+    ("size", "read_only"),
+    [
+        (40, False),
+        pytest.param(3_000, False, marks=pytest.mark.thorough),
+        pytest.param(12_000, False, marks=pytest.mark.thorough),
+        pytest.param(12_000, True, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_reader_stopped_inside_a_lookup_keeps_one_object(small, seed, size, read_only):
     """M1, R1, R2: all other memory is used again; the resumed reader returns a whole value."""
@@ -350,6 +356,7 @@ def fill_one(d, size):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.thorough
 def test_dead_reader_keeps_no_memory(small, read_only):
     """M1, C2: a reader killed inside its lookup is recovered before memory is refused."""
     large = 700_000

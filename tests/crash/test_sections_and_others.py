@@ -76,6 +76,7 @@ def hold(handle, inside, leave):
         leave.wait(10)
 
 
+@pytest.mark.thorough
 def test_element_of_a_dead_owner_may_be_deleted_at_any_step_of_recovery(m):
     """C1, L1: a deletion does not wait for the dead owner, and recovery leaves the map sound."""
     kept = []
@@ -147,6 +148,7 @@ def test_interrupted_end_of_a_section_leaves_no_lock(m, how):
 
 
 @colliding
+@pytest.mark.thorough
 def test_a_section_that_cannot_delete_its_key_in_time_is_rolled_back(m):
     """L1, C1: a deletion needs the bucket, which a stopped process holds: LockTimeout after the
     handle's timeout; the value is as it was before the section, and the lock is free."""

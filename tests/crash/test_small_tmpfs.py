@@ -165,6 +165,7 @@ def test_operations_that_need_no_memory_go_on_without_a_free_page(m, small):
     assert len(m) > 1000
 
 
+@pytest.mark.thorough
 def test_new_processes_without_a_free_page_get_an_error_or_work(m, small):
     """M1: a process whose slot or context needs memory gets an error, no signal; others go on."""
     m.update(word(1), value_of(1, 1))
@@ -232,6 +233,7 @@ def survive_while_full(m, small, seed, kills_wanted):
     assert again >= before + taken - 200, "memory is lost"
 
 
+@pytest.mark.thorough
 def test_kills_while_memory_is_refused_lose_nothing(m, small, seed):
     """M1, C1: workers are killed; the ledgers are right, and all memory can be used afterwards."""
     survive_while_full(m, small, seed, 60)

@@ -101,6 +101,7 @@ def insert_beyond_a_split(name, first, buckets):
             first += 1
 
 
+@pytest.mark.thorough
 def test_late_writer_never_locks_a_bucket_that_was_merged_away(make_map):
     """G1, C1: the lock stays free after each step of the writer, which stops no splitter."""
     scene = Scene(make_map(max_entries=2048, _seeds=SCATTERED))

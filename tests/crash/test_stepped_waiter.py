@@ -61,6 +61,7 @@ def memory_of(path):
 
 
 @pytest.mark.parametrize("flags", [BPF_ANY, BPF_F_LOCK], ids=["plain", "f-lock"])
+@pytest.mark.thorough
 def test_stopped_waiter_does_not_touch_an_element_without_memory(make_map, flags):
     """L1, M1: wherever the waiter is stopped, it brings no page back and raises KeyNotFound."""
     m = make_map(value_size=WIDE, max_entries=2 * MANY, timeout=30)

@@ -378,6 +378,7 @@ def survive_stops(make_map, seed, seconds):
     assert stops > 3 * seconds
 
 
+@pytest.mark.thorough
 def test_randomly_stopped_workers_hold_up_no_other_keys(make_map, seed):
     """R1, R2, C1, W2: workers are stopped, continued, or killed while stopped; no entry is lost."""
     survive_stops(make_map, seed, 3.0)

@@ -262,6 +262,7 @@ class Dissolution(Stage):
         return seen
 
 
+@pytest.mark.thorough
 def test_recovery_that_empties_a_line_gives_no_reader_a_false_miss(map_name, seed, many):
     """W1, R1, C1: recovery raises the version before it empties the line: the reader retries."""
     stage = Dissolution(map_name)

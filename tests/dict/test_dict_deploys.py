@@ -315,6 +315,7 @@ def _start(name, barrier, results):
         results.put(d[0])
 
 
+@pytest.mark.thorough
 def test_of_several_starters_one_replaces_and_all_open_the_new_dict(make_dict, map_name):
     """All count in one dict; if there were two, none would hold all the counts."""
     context = multiprocessing.get_context("fork")

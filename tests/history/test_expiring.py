@@ -132,6 +132,7 @@ class RefusesWhatIsThere(Entries):
         RefusesWhatIsThere,
     ],
 )
+@pytest.mark.thorough
 def test_wrong_way_to_expire_is_noticed(small_dict, seed, kind):
     """W1, X1: after some rounds a history has no order, or a refusal no reason."""
 

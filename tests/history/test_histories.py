@@ -173,6 +173,7 @@ def test_histories_of_a_map_under_one_lock_are_linearizable(make_map, seed, dura
 
 
 @pytest.mark.parametrize(("kind", "setting"), WRONG, ids=[kind.__name__ for kind, _ in WRONG])
+@pytest.mark.thorough
 def test_wrong_map_is_noticed(make_map, seed, kind, setting):
     """W1, R2, C1: a map with one mistake gives a history without an order; the failure says so."""
     m = make_map(**setting.geometry())

@@ -16,9 +16,24 @@ PROGRAM_FILES = [
     *sorted(FOLDER.glob("*ing.py")),
     *(FOLDER / f"{name}.py" for name in ("chains", "scene", "sections", "supply")),
 ]
-SCENES = [pytest.param(name, id=name) for name in SHORT] + [
-    pytest.param(name, id=name, marks=pytest.mark.long) for name in LONG
-]
+# Scenes of several seconds; a scene of the same kind is in the quick run.
+THOROUGH = {
+    "an insertion that a death undoes is taken for the key's",
+    "a walk meets a merge and a split",
+    "a removal that moves the last entry dies",
+    "an unlinked line of the dead names nothing",
+    "a merge of lines dies",
+    "two split, and the second passes the first",
+    "a split is passed, and the number goes down again",
+    "two merge",
+    "a split goes on beyond a merge",
+    "what is behind a gap is read and written",
+}
+assert set(SHORT) >= THOROUGH
+SCENES = [
+    pytest.param(name, id=name, marks=pytest.mark.thorough if name in THOROUGH else ())
+    for name in SHORT
+] + [pytest.param(name, id=name, marks=pytest.mark.long) for name in LONG]
 
 # Small enough to be explored without the reductions, too.
 UNREDUCED = (
