@@ -115,7 +115,9 @@ def test_a_ttl_for_a_dict_without_deadlines_is_a_mismatch_with_the_remedy(make_d
 def test_a_class_must_be_named_to_open_its_dict(make_dict, map_name):
     make_dict(key=str, value=Packed)
 
-    with pytest.raises(LayoutMismatch, match=r"class dict_types\.Packed; open it with value="):
+    with pytest.raises(
+        LayoutMismatch, match=r"class support\.dict_types\.Packed; open it with value="
+    ):
         SharedDict.open(map_name)
     with SharedDict.open(map_name, value=Packed) as opened:
         assert opened.key_type is str

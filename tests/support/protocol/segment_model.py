@@ -1,10 +1,10 @@
 """The modelled segment: which words there are, how they are packed, what they are called.
 
-The real layout (cython/segment/layout.pxd) made small: a bucket or line has two or three slots instead of
-seven, a context has the fields that recovery reads, and each 64-bit word is a small number.
-Memory is a tuple of such numbers; an address is a place in it. As in the segment, bucket, line,
-element, table, depot, credit and block words share their low bits, which name the context that
-holds the word (0: nobody), so taking a lock and saying who has it is one step.
+The real layout (cython/segment/layout.pxd) made small: a bucket or line has two or three slots
+instead of seven, a context has the fields that recovery reads, and each 64-bit word is a small
+number. Memory is a tuple of such numbers; an address is a place in it. As in the segment, bucket,
+line, element, table, depot, credit and block words share their low bits, which name the context
+that holds the word (0: nobody), so taking a lock and saying who has it is one step.
 """
 
 from dataclasses import dataclass, field
