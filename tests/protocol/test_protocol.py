@@ -28,6 +28,7 @@ THOROUGH = {
     "two merge",
     "a split goes on beyond a merge",
     "what is behind a gap is read and written",
+    "two wait, and the first leaves",
 }
 assert set(SHORT) >= THOROUGH
 SCENES = [

@@ -15,7 +15,8 @@ test_protocol.py checks that.
 # What a program may yield. OWN and PUT are accesses of words that nobody else can be accessing at
 # the same time (fields of one's context, slots of a bucket one holds): the explorer takes them at
 # once, and checks that the claim is true.
-LOAD, OWN, STORE, PUT, CAS, LOCK, TRY, WAIT, SEIZE, BEGIN, END, BYTE, AWAIT = range(13)
+LOAD, OWN, STORE, PUT, CAS, LOCK, TRY, WAIT, SEIZE, BEGIN, END, BYTE, AWAIT, OR, AND = range(15)
+SLEEP, RING, WAKE = range(15, 18)
 KIND_NAMES = (
     "loads",
     "loads",
@@ -30,8 +31,13 @@ KIND_NAMES = (
     "ends",
     "asks the kernel for",
     "waits until",
+    "sets bits of",
+    "clears bits of",
+    "goes to sleep on",
+    "rings",
+    "wakes the sleepers of",
 )
-WRITING = frozenset((STORE, PUT, CAS, LOCK, TRY, BYTE))
+WRITING = frozenset((STORE, PUT, CAS, LOCK, TRY, BYTE, OR, AND, SLEEP, RING, WAKE))
 NO_ANSWER = object()
 
 
@@ -85,6 +91,32 @@ def byte(address, change, other=0):
     of it, "fork" a child, program number other, that has the same open file. Whether it was done.
     """
     return BYTE, address, change, other
+
+
+def fetch_or(address, bits):
+    """The word before these bits were set in it, in one step."""
+    return OR, address, bits, 0
+
+
+def fetch_and(address, bits):
+    """The word before its other bits were cleared, in one step."""
+    return AND, address, bits, 0
+
+
+def futex_sleep(address, seen, asleep):
+    """FUTEX_WAIT: compare and queue in one step; whether it sleeps now. Then the word asleep is 1
+    until a wake."""
+    return SLEEP, address, seen, asleep
+
+
+def futex_ring(address):
+    """FUTEX_WAKE_OP with one word as both: add 1 to it and wake its sleepers, in one step."""
+    return RING, address, 0, 0
+
+
+def futex_wake(address):
+    """FUTEX_WAKE of all."""
+    return WAKE, address, 0, 0
 
 
 def awaits(condition, *subjects):

@@ -51,7 +51,12 @@ def it_is_born(m, memory, subjects):
     return memory[m.byte[process]] >> program & 1
 
 
+def it_is_awake(m, memory, subjects):
+    return not memory[m.asleep[subjects[0]]]
+
+
 CONDITIONS = {
+    "it is awake": it_is_awake,
     "it is born": it_is_born,
     "somebody is to be recovered": somebody_is_to_be_recovered,
     "the slot is free": slot_is_free,

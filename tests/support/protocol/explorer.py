@@ -15,18 +15,23 @@ map (oracle.py) has had since it began, not as a history.
 import functools
 
 from support.protocol.automaton import (
+    AND,
     AWAIT,
     BYTE,
     CAS,
     END,
     LOAD,
     LOCK,
+    OR,
     OWN,
     PUT,
+    RING,
     SEIZE,
+    SLEEP,
     STORE,
     TRY,
     WAIT,
+    WAKE,
     WRITING,
     Automaton,
 )
@@ -122,6 +127,18 @@ class Explorer:
         if kind == CAS:
             done = memory[address] == value
             return (self.write(number, address, desired) if done else number), done
+        if kind in (OR, AND):
+            changed = memory[address] | value if kind == OR else memory[address] & value
+            return self.write(number, address, changed), memory[address]
+        if kind == SLEEP:
+            sleeps = memory[address] == value
+            return (self.write(number, desired, 1) if sleeps else number), sleeps
+        if kind in (RING, WAKE):
+            if kind == RING:
+                number = self.write(number, address, memory[address] + 1)
+            for asleep in self.segment.asleep:
+                number = self.write(number, asleep, 0)
+            return number, None
         if kind in (LOCK, TRY):
             if owner_of(memory[address]):
                 return number, None
@@ -304,6 +321,8 @@ class Explorer:
         self.ends.add(memory)
         living = [p for p, place in zip(self.programs, places, strict=True) if place != GONE]
         check_processes(self.segment, memory, living)
+        if self.segment.waiters:
+            self.check_sleepers(number, waiting)
         unrecovered = [
             program
             for program, place in zip(self.programs, places, strict=True)
@@ -312,6 +331,15 @@ class Explorer:
         ]
         if not unrecovered:
             self.oracle.check_at_rest(memory)
+
+    def check_sleepers(self, number, waiting):
+        """When nothing moves any more no waiter sleeps although what it waits for is so."""
+        for program in waiting:
+            waiter = self.programs[program]
+            if waiter.operations[0][0] == "wait for":
+                _, key, value = waiter.operations[0]
+                if self.views[number][key] == value:
+                    raise Violation(f"{waiter.name} sleeps, and what it waits for is there")
 
     def path(self, state, last):
         """The steps from the beginning to a state, and the last one."""

@@ -8,6 +8,7 @@ the explorer found the counterexample.
 
 from support.protocol.mutants_claiming import OF_FORKS, OF_RECOVERERS
 from support.protocol.mutants_sweeping import OF_SWEEPS
+from support.protocol.mutants_waiting import OF_WAITERS
 
 EARLIER = {
     "a link is looked at again": (
@@ -289,4 +290,5 @@ MUTANTS = (
     | OF_RECOVERERS
     | OF_FORKS
     | OF_SWEEPS
+    | OF_WAITERS
 )

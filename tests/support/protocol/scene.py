@@ -36,6 +36,7 @@ from support.protocol.segment_model import (
 )
 from support.protocol.supply import depot_trim
 from support.protocol.sweeping import expire, room, tick
+from support.protocol.waiting import change, wait_for
 from support.protocol.walking import walk
 from support.protocol.writing import add, delete, update
 
@@ -48,12 +49,14 @@ def replace(m, me, key, value):
     return update(m, me, key, value, "replace")
 
 
+OF_WAITERS = {"wait for": wait_for}
 OF_READERS = {"contains": contains, "lookup": lookup, "recover": recover, "walk": walk}
 OF_PROCESSES = {"inherit": inherit, "join": join, "rescue": rescue}
 OF_WRITERS = {
     "abandon": section_abandoned,
     "add": add,
     "catch up": catch_up,
+    "change": change,
     "clear": clear,
     "delete": delete,
     "expire": expire,
@@ -88,6 +91,7 @@ class Program:
     announces: bool = False  # that it is inside an operation, for who gives memory back
     process: int = 0  # whose slot it has, or will have (claiming.py)
     comes: bool = False  # it has none at first
+    waiter: int = 0  # which of those that wait (waiting.py)
 
     def make(self, m):
         """The operations one after the other, as one generator."""
@@ -98,6 +102,8 @@ class Program:
                 yield from announce(m, self.runs_as)
             if operation[0] in OF_PROCESSES:
                 yield from OF_PROCESSES[operation[0]](m, self, *operation[1:])
+            elif operation[0] in OF_WAITERS:
+                yield from OF_WAITERS[operation[0]](m, self.waiter, *operation[1:])
             elif operation[0] in OF_READERS:
                 yield from OF_READERS[operation[0]](m, *operation[1:])
             else:
@@ -118,6 +124,11 @@ def reads_as(context, *operations):
 
 def writes(context, *operations, mortal=False):
     return Program(f"writer {context}", context, operations, mortal)
+
+
+def waits(number, key, value, mortal=False):
+    """A process that waits until key has this value."""
+    return Program(f"waiter {number}", 0, (("wait for", key, value),), mortal, waiter=number)
 
 
 def recovers(subject, mortal=False):

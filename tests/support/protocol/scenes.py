@@ -9,6 +9,7 @@ from support.protocol.scenes_dying import DYING
 from support.protocol.scenes_living import LIVING
 from support.protocol.scenes_long import LARGE
 from support.protocol.scenes_sweeping import SWEEPING
+from support.protocol.scenes_waiting import WAITING
 
-SHORT = LIVING | DYING | CLAIMING | STANDING_BESIDE | SWEEPING
+SHORT = LIVING | DYING | CLAIMING | STANDING_BESIDE | SWEEPING | WAITING
 LONG = LARGE | CLAIMING_LARGE | LARGE_BESIDE

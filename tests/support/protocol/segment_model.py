@@ -130,6 +130,8 @@ class Segment:
     processes: int = 0  # with a slot of their own (claiming.py)
     pins: int = 0  # of the one object (forking.py)
     timed: bool = False  # values are deadlines (sweeping.py)
+    waiters: int = 0  # processes that may wait for a change (waiting.py)
+    looks_early: bool = False  # writers look for them before their commit is seen
     keeps_memory: bool = False  # the kernel takes none back: locked, and no descriptor
     hashes: dict = field(default_factory=dict)
     without: frozenset = frozenset()
@@ -159,6 +161,7 @@ class Segment:
             self.clock, self.rest = self._word("clock"), self._word("rest", "table")
         if self.pins:
             self._object()
+        self._bells()
         self.link_slot = self.slots - 1
 
     def _word(self, name, sort="number"):
@@ -192,6 +195,15 @@ class Segment:
         self.pin_owner = [self._word(f"pin {i} owner") for i in range(self.pins)]
         self.pin_ref = [self._word(f"pin {i} reference") for i in range(self.pins)]
         self.of_name = [0, *(self._word(f"context {i} name") for i in range(1, self.contexts + 1))]
+
+    def _bells(self):
+        """The bell of the only class of keys, who waits, and the kernel's queue of sleepers."""
+        self.waits, self.asleep = [], []
+        if self.waiters:
+            self.waited, self.bell = self._word("waited"), self._word("bell")
+            self.waits = [self._word(f"waits of process {i}") for i in range(self.waiters)]
+            self.asleep = [self._word(f"sleep of process {i}") for i in range(self.waiters)]
+            self.saw = [0, *(self._word(f"context {i} saw") for i in range(1, self.contexts + 1))]
 
     def _context(self, index):
         first = len(self.names)

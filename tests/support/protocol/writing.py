@@ -45,7 +45,23 @@ def element_hold(m, me, found, state):
     done = yield cas(m.element[index], header, held)
     if done and not named:
         yield put(m.of(me, "target"), index)
+    if done and m.waiters:
+        yield from waiters_seen(m, me)
     return held if done else RETRY
+
+
+def waiters_seen(m, me):
+    """Look for waiters as early as a load may be executed that stands behind the commit: after the
+    last compare-and-swap before it, and before the stores after that are seen (waiting.py). Of a
+    deletion that is its commit: the bucket's lock before it says nothing to a waiter that hits."""
+    if not m.looks_early:
+        return
+    sleeping = 0
+    waited = yield load(m.waited)
+    if waited:
+        bell = yield load(m.bell)
+        sleeping = bell & 1
+    yield put(m.saw[me], sleeping)
 
 
 def element_update(m, me, found, value):
@@ -139,6 +155,8 @@ def bucket_hold_hash(m, me, operation, key_hash):
             yield wait(bucket, seen)
         else:
             done = yield cas(bucket, seen, taken(seen, me))
+            if done and m.waiters and operation == INSERT:
+                yield from waiters_seen(m, me)
             if done:
                 return bucket, taken(seen, me)
 
@@ -196,6 +214,8 @@ def insert_hold(m, me, key, at, header):
         yield put(m.of(me, "bucket"), at)
         if m.keeps("the bucket of a miss is taken only as it was seen"):
             unchanged = yield cas(m.bucket[at], header, taken(header, me))
+            if unchanged and m.waiters:
+                yield from waiters_seen(m, me)
         else:
             yield lock(m.bucket[at], me)
             unchanged = True
@@ -278,6 +298,8 @@ def delete_found(m, me, bucket, found):
     if late:
         yield from chain_remove(m, me, bucket, line, slot)
     done = yield cas(m.element[index], header, m.header_after(header, DEAD, me))
+    if done and m.waiters:
+        yield from waiters_seen(m, me)
     if not done:
         yield put(m.of(me, "element"), 0)
         yield store(bucket, released(held))

@@ -1,0 +1,159 @@
+"""Waiting for a change of a key, without a lock, a list of waiters or a fence.
+
+A design that is not built yet.
+
+There is one class of keys here, with one bell: a futex word, a number and a bit SLEEPING that says
+that a waiter sleeps on it, or is about to. The word ``waited`` says that a process may be waiting,
+and the word ``waits`` of each process is the truth behind it. A waiter sets all three and then
+looks at the key; a writer takes its lock word, commits, and then looks at ``waited`` and at the
+bell. If the writer misses the waiter's bits, its lock word was taken before the waiter looked: so
+the waiter finds the word held, or the change, and does not sleep.
+
+Changing the bell's number and waking its sleepers is one system call (FUTEX_WAKE_OP): a writer that
+is killed has done both, or nothing. A writer killed between its commit and that call leaves
+SLEEPING behind, and the process that recovers it rings.
+"""
+
+from support.protocol.automaton import (
+    awaits,
+    begin,
+    end,
+    fetch_and,
+    fetch_or,
+    futex_ring,
+    futex_sleep,
+    futex_wake,
+    load,
+    own,
+    put,
+    wait,
+)
+from support.protocol.oracle import ABSENT, RETRY
+from support.protocol.reading import element_read, find_once
+from support.protocol.segment_model import LOCKED, owner_of, state_of
+from support.protocol.writing import delete, update
+
+SLEEPING = 1
+CLASS = 1  # the bit of the only class
+
+
+# ---- the waiter ----
+
+
+def wait_for(m, me, key, value):
+    """Wait until key has this value (0: until it is absent)."""
+    yield begin("lookup", key)
+    while True:
+        yield fetch_or(m.waits[me], CLASS)
+        waited = yield load(m.waited)
+        if not waited:
+            yield fetch_or(m.waited, CLASS)
+        del waited
+        early = m.keeps("a waiter sets SLEEPING before it looks")
+        seen = 0
+        if early:
+            seen = yield fetch_or(m.bell, SLEEPING)
+        found = yield from settled(m, key)
+        if found == value:
+            break
+        del found
+        if not early:
+            seen = yield fetch_or(m.bell, SLEEPING)
+        sleeps = yield futex_sleep(m.bell, seen | SLEEPING, m.asleep[me])
+        if sleeps:
+            yield awaits("it is awake", me)
+        del early, seen, sleeps
+    yield from leave(m, me)
+    yield end(value)
+
+
+def settled(m, key):
+    """The value of key at a moment when no word on the way to it is held by a writer that may be
+    changing it."""
+    while True:
+        found, at, header = yield from find_once(m, key)
+        held, word = m.bucket[0], 0
+        value = RETRY
+        if found == ABSENT:
+            held, word = m.bucket[at], header
+            value = ABSENT
+        elif found != RETRY:
+            held, word = m.element[found[0]], found[1]
+            value = yield from element_read(m, found)
+        busy = owner_of(word) != 0 and (found == ABSENT or state_of(word) != LOCKED)
+        if busy and m.keeps("a held word is not slept on"):
+            yield wait(held, word)
+            value = RETRY
+        if value != RETRY:
+            return value
+        del found, at, header, held, word, value, busy
+
+
+def leave(m, me):
+    """A process that waits no more; the last one clears the class, and looks again."""
+    yield fetch_and(m.waits[me], 0)
+    others = yield from others_wait(m, me)
+    if others:
+        return
+    yield fetch_and(m.waited, 0)
+    if not m.keeps("the last waiter looks again when it has cleared the class"):
+        return
+    others = yield from others_wait(m, me)
+    if others:
+        yield fetch_or(m.waited, CLASS)
+        if m.keeps("the last waiter rings if another has come"):
+            yield from bell_ring(m)
+
+
+def others_wait(m, me):
+    """Whether any other process says that it waits."""
+    found = 0
+    for other in range(len(m.waits)):
+        if other != me:
+            bits = yield load(m.waits[other])
+            found |= bits
+            del bits
+    return found
+
+
+# ---- the writer ----
+
+
+def ring_if_waited(m):
+    """After an operation has committed: ring, if a process may be waiting."""
+    waited = yield load(m.waited)
+    if waited:
+        yield from bell_ring(m)
+
+
+def bell_ring(m):
+    """Wake the sleepers of the bell, if there may be any."""
+    bell = yield load(m.bell)
+    if not bell & SLEEPING:
+        return
+    if not m.keeps("a ring changes the bell's number"):
+        yield futex_wake(m.bell)
+    elif m.keeps("the number and the wake are one call"):
+        yield futex_ring(m.bell)
+    else:
+        yield fetch_and(m.bell, ~SLEEPING)
+        yield fetch_or(m.bell, bell + 1 & ~SLEEPING)
+        yield futex_wake(m.bell)
+
+
+def change(m, me, kind, key, value=0):
+    """An update or a deletion, and the ring behind it."""
+    seen = None
+    if not m.keeps("a writer looks for waiters when it has its lock word"):
+        seen = yield load(m.waited)
+    if kind == "delete":
+        yield from delete(m, me, key)
+    else:
+        yield from update(m, me, key, value, kind)
+    if m.looks_early:
+        seen = yield own(m.saw[me])
+        yield put(m.saw[me], 0)
+    if seen is None:
+        yield from ring_if_waited(m)
+    elif seen:
+        yield from bell_ring(m)
