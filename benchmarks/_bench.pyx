@@ -1,21 +1,22 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# The core's operations in loops without Python, for core.py. Not part of the package.
+# The core's operations in loops without Python, for the benchmarks. Not part of the package.
 #
-# The whole extension is compiled in, so that the loops see the same code under the same optimiser.
-# What a loop leaves out is what _core.pyx adds for Python: buffers, bytes objects, exceptions, the
-# taking of a context. op_begin and op_end of each operation are in.
+# The whole extension is compiled in, so that the loops call the same code, optimised in the same
+# way. A loop leaves out what _core.pyx adds for Python: buffers, bytes objects, exceptions, the
+# claim of a context. It includes op_begin and op_end of each operation.
 #
-# Keys are those of the kernel's LOOKUP benchmark (bench bpf-hashmap-lookup): 32-bit words, word 0
-# is the number of the entry plus one, word j is 2654435761 * j; one key buffer, patched for each
-# operation. A run takes the entries in sequence or in the order of an array. run_keys takes keys
-# and values from arrays instead, for bench_batch.py: what a batch does, one by one.
+# The keys are those of the kernel's LOOKUP benchmark (bench bpf-hashmap-lookup): 32-bit words, word
+# 0 is the number of the entry plus one, word j is 2654435761 * j; there is one key buffer, patched
+# for each operation. A run takes the entries in sequence or in the order of an array. run_keys
+# takes keys and values from arrays instead, for bench_batch.py: it does one by one what a batch
+# does.
 #
-# Beside it: _reference.pxi, a table as simple as one can be; _fixed.pxi, the core's own table with
-# a fixed number of buckets; _rounds.pxi, the loops of the kernel's MEMORY benchmark;
+# Included files: _reference.pxi, a table as simple as possible; _fixed.pxi, the core's own table
+# with a fixed number of buckets; _rounds.pxi, the loops of the kernel's MEMORY benchmark;
 # _latency.pxi, the time of each single operation.
 include "_core.pyx"
 
-# Everything used below, so that it does not depend on what _core.pyx happens to use.
+# Everything used below, so that this file does not depend on what _core.pyx happens to cimport.
 from cpython.bytes cimport PyBytes_AS_STRING
 from cython cimport final
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
@@ -77,7 +78,7 @@ cdef void workload_init(Workload *work, str task, uint32_t first, uint64_t count
 
 
 cdef inline void workload_patch(Workload *work, uint64_t index) noexcept nogil:
-    # One store of 8 bytes, since the key is loaded that way: two of 4 would stall its forwarding.
+    # One store of 8 bytes, because the key is loaded so: two of 4 would defeat store forwarding.
     work.key[0] = <uint64_t> KEY_WORD_1 << 32 | (work.first + 1 + (
         <uint32_t> index if work.order == NULL else work.order[index]))
 
@@ -86,13 +87,13 @@ cdef inline void workload_patch(Workload *work, uint64_t index) noexcept nogil:
 cdef class BenchHandle(MapHandle):
     """A handle that runs a whole workload in one call."""
 
-    # Not on the stack: a store to a stack slot and a load from it in the next turn are paired by
-    # guess on some processors, and a wrong guess costs half of a lookup.
+    # Not on the stack: some processors predict that a load from a stack slot takes the value of the
+    # last turn's store to it, and a wrong prediction costs half of a lookup.
     cdef Workload work
 
     def run(self, str task not None, uint64_t count, *, uint64_t passes=1, uint32_t first=0,
             const uint32_t[::1] order=None):
-        """(nanoseconds, how many operations ended in OK). Beside it only ABSENT and FULL pass."""
+        """(nanoseconds, how many operations ended in OK). ABSENT and FULL are allowed, too."""
         cdef Op op
         cdef Workload *work = &self.work
         cdef int64_t began, ended
@@ -120,7 +121,7 @@ cdef class BenchHandle(MapHandle):
 
     def run_keys(self, str task not None, const uint8_t[::1] keys not None,
                  uint8_t[::1] values not None, uint8_t[::1] mask not None):
-        """(nanoseconds, how many ended in OK) of lookup, update or delete, of each key."""
+        """Look up, update or delete each key: (nanoseconds, how many operations ended in OK)."""
         cdef Op op
         cdef int64_t began, ended
         cdef uint64_t done = 0
@@ -164,7 +165,7 @@ cdef Status keys_run(
     cdef Status status
     for index in range(count):
         op.key = keys + index * op.map.key_size
-        while True:                            # RETRY and BUSY pass: nobody is stopped here
+        while True:                            # RETRY and BUSY pass: no process is stopped
             status = keys_step(op, task, values + index * op.map.value_size)
             if unlikely(op.context.element != 0 or op.context.line_stash != 0):
                 op_give_back(op)
@@ -181,7 +182,7 @@ cdef Status keys_run(
 
 cdef inline Status map_read(
         Op *op, Workload *work, void *value, uint64_t *done) noexcept nogil:
-    """What MapHandle._read does, but for the GIL; contains if value is NULL."""
+    """What MapHandle._read does, except for the GIL; tests for presence if value is NULL."""
     cdef Map *map = op.map
     cdef const uint8_t *key = <const uint8_t *> work.key
     cdef uint64_t _turn, index
@@ -195,7 +196,7 @@ cdef inline Status map_read(
             op_begin(op)
             hash = hash_key(map.seeds, key, map.key_size)
             status = read_fast(map, hash, key, value)
-            while unlikely(status == RETRY):   # ends: nobody is stopped here
+            while unlikely(status == RETRY):   # ends: no process is stopped
                 if value == NULL:
                     status = map_contains(map, hash, key)
                 else:
@@ -230,7 +231,7 @@ cdef Status map_run(Op *op, Workload *work, uint64_t *done) noexcept nogil:
     for _turn in range(work.passes):
         for index in range(work.count):
             workload_patch(work, index)
-            while True:                        # RETRY and BUSY pass: nobody is stopped here
+            while True:                        # RETRY and BUSY pass: no process is stopped
                 status = map_step(op, work)
                 if unlikely(op.context.element != 0 or op.context.line_stash != 0):
                     op_give_back(op)
@@ -246,12 +247,12 @@ cdef Status map_run(Op *op, Workload *work, uint64_t *done) noexcept nogil:
 
 
 cdef Status loop_alone(Workload *work) noexcept nogil:
-    """What the loops cost without an operation in them."""
+    """The loops without an operation in them."""
     cdef uint64_t _turn, index
     for _turn in range(work.passes):
         for index in range(work.count):
             workload_patch(work, index)
-            compiler_fence()                   # the store is made
+            compiler_fence()                   # keeps the store of the key
     return OK
 
 

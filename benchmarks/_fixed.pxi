@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# The core's own table without growth: what the kernel's htab is to its rhtab. Part of _bench.pyx.
+# The core's own table without growth, as the kernel's htab is its rhtab without. In _bench.pyx.
 #
-# Kept as they are: hash, buckets of one cache line with tags, overflow lines, elements with their
-# headers, chain_find, and how a reader validates what it copied. Left out is all that resizing and
-# death need: levels and the table word, contexts and their notes, depots, credits, recovery. The
-# number of buckets is the smallest power of two with a mean load of at most 3.5 at max_entries,
-# all memory is there from the beginning (htab's default), and one thread writes. Memory is shared
-# and anonymous, in pages like those of a segment.
+# It keeps the hash, the buckets of one cache line with tags, the overflow lines, the elements with
+# their headers, chain_find, and the validation of what a reader copied. It leaves out everything
+# that resizing and recovery need: levels and the table word, contexts and their fields, depots,
+# credits, recovery. The number of buckets is the smallest power of two with a mean load of at most
+# 3.5 at max_entries, all memory is there from the beginning (htab's default), and one thread
+# writes. The memory is shared and anonymous, in pages like those of a segment.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.mman cimport mmap, munmap, MAP_ANONYMOUS, MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE
 from machine.atomics cimport (
@@ -33,7 +33,7 @@ cdef inline Status fixed_look(
         if value == NULL or likely(element_read(map, found, key_size, value, value_size)):
             return OK
         return RETRY
-    # All slots before the second look, as in read.pxd.
+    # Load all slots before the header again, as in read.pxd.
     fence_acquire()
     if unlikely((load_relaxed_u64(&bucket.header) ^ header) & ~LOCK_MASK):
         return RETRY
@@ -42,7 +42,7 @@ cdef inline Status fixed_look(
 
 @final
 cdef class Fixed:
-    """run() as BenchHandle's, for nothing, lookup, update and insert; values of 8 bytes."""
+    """run() is like BenchHandle's, for nothing, lookup, update and insert; values have 8 bytes."""
     cdef Map map
     cdef Workload work
     cdef uint8_t *memory
@@ -139,7 +139,7 @@ cdef class Fixed:
                     done[0] += self.append(hash)
 
     cdef inline bint replace(self, Found *found) noexcept nogil:
-        """As element_update for one word, but that no context notes what it is at."""
+        """As element_update for one word, but no context names the element."""
         cdef uint64_t held = element_header(found.header, ELEMENT_ULOCK, lock_bits(1))
         if unlikely(not cas_acq_rel_u64(&found.element.header, found.header, held)):
             return False
@@ -149,7 +149,7 @@ cdef class Fixed:
         return True
 
     cdef bint append(self, uint32_t hash) noexcept nogil:
-        """A new entry at the end of its chain. One thread, no reader: plain stores."""
+        """Add an entry at the end of its chain. There is one thread and no reader: plain stores."""
         cdef Map *map = &self.map
         cdef Bucket *line = bucket_at(map, hash & self.mask)
         cdef Bucket *fresh

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# The time of each single operation, as histograms, for bench_latency.py. Part of _bench.pyx.
+# Histograms of the time of each single operation, for bench_latency.py. Part of _bench.pyx.
 #
 # A bucket of a histogram is a sixteenth of an octave, so a percentile read from it is at most 6 %
 # too large. The last word of each histogram is the largest time seen.
@@ -56,10 +56,10 @@ cdef inline Status one_operation(Op *op, Workload *work, uint64_t *done) noexcep
 def time_operations(BenchHandle handle not None, list tasks not None, list choices not None,
                     str clock not None, uint64_t begin, uint64_t end, uint64_t total,
                     uint32_t first, uint64_t seed, uint64_t[:, ::1] histograms not None):
-    """How many operations ended in OK, after one of each task for each number from begin to end.
+    """Time one operation of each task for each number from begin to end: how many ended in OK.
 
-    choices: where a task takes its key from: "this" number; "before", a random one below it;
-    "after", a random one above it, below total; "none", one that is never in the map.
+    choices: the number from which a task makes its key: "this" number; "before", a random number up
+    to this; "after", a random one above it and below total; "none", one that is never in the map.
     """
     cdef Op op
     cdef Workload *work = &handle.work

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# What the map is compared with: a table as simple as one can be. Open addressing, linear probing,
+# The table that the map is compared with, as simple as possible: open addressing, linear probing,
 # half full at most, never resized, in private memory, with the map's hash; no locks, no versions,
 # no limit, nothing shared. A deletion only marks its slot.
 #
@@ -58,7 +58,7 @@ cdef class Reference:
                 done[0] += self.step(work)
 
     cdef inline uint8_t *find(self, const void *key, uint64_t mark) noexcept nogil:
-        """The slot of a key, or the empty one where it would go."""
+        """The slot of a key, or the empty slot where the key would go."""
         cdef uint64_t at = mark & self.mask
         cdef uint8_t *slot
         cdef uint64_t found

@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # The loops of the kernel's MEMORY benchmark, for our map and for a program in the kernel. Part of
-# _bench.pyx. A round is some tasks over one batch of keys, one after the other.
+# _bench.pyx. A round performs some tasks over one batch of keys, one task after the other.
 #
-# Producers that work in pairs take turns: a word in shared memory counts the rounds that both have
-# done, the adder works when it is even and the deleter when it is odd. The deleter ends it, so that
-# nothing is left.
+# Producers that work in pairs take turns: a word in shared memory counts their rounds; the adder
+# works when the word is even and the deleter when it is odd. The deleter ends the pair's work, so
+# that no key is left.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from machine.atomics cimport cas_acq_rel_u64, load_acquire_u64, pause, store_release_u64
 from segment.layout cimport PAYLOAD_SHIFT
@@ -22,7 +22,7 @@ cdef enum:
 
 
 cdef bint turn_await(uint64_t *turn, uint64_t parity, uint64_t *seen) noexcept nogil:
-    """Wait until it is our turn; False if the partner has ended."""
+    """Wait for the turn of this parity; False if the partner has ended."""
     cdef uint32_t waited = 0
     while True:                                # ends: the partner goes on, or stores STOP_TURN
         seen[0] = load_acquire_u64(turn)
@@ -38,7 +38,7 @@ cdef bint turn_await(uint64_t *turn, uint64_t parity, uint64_t *seen) noexcept n
 
 
 cdef inline void turn_give(uint64_t *turn, uint64_t seen) noexcept nogil:
-    # Not a store: a partner that ended meanwhile has said so in the word.
+    # Not a store, which could overwrite STOP_TURN of a partner that has ended since.
     cas_acq_rel_u64(turn, seen, seen + 1)
 
 
@@ -51,9 +51,9 @@ cdef uint64_t *turn_word(uint8_t[::1] shared, uint64_t index) except? NULL:
 def rounds_of_map(BenchHandle handle not None, list tasks not None,
                   const uint32_t[::1] order not None, uint64_t seconds_ns,
                   uint8_t[::1] shared=None, uint64_t pair=0, uint64_t parity=0):
-    """(nanoseconds, rounds, operations that ended in OK) of rounds for so long.
+    """Run rounds for so long: (nanoseconds, rounds, operations that ended in OK).
 
-    With shared the rounds wait for their turns at word `pair`.
+    With shared, each round waits for its turn at word `pair`.
     """
     cdef Op op
     cdef Workload *work = &handle.work
@@ -78,7 +78,7 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
     with nogil:
         while status == OK and (adds or <uint64_t> (ended - began) < seconds_ns):
             if turn != NULL:
-                op_end(&op)                    # memory may go back while we wait
+                op_end(&op)                    # memory may be given back during the wait
                 if not turn_await(turn, parity, &seen):
                     op_begin(&op)
                     break
@@ -106,7 +106,7 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
 def rounds_of_kernel(uint64_t attributes, uint64_t attribute_bytes, long system_call,
                      uint64_t seconds_ns, uint8_t[::1] shared=None, uint64_t pair=0,
                      uint64_t parity=0):
-    """(nanoseconds, starts) of a program, started again and again for so long."""
+    """Start a program again and again for so long: (nanoseconds, starts)."""
     cdef uint64_t *turn = NULL if shared is None else turn_word(shared, pair)
     cdef int64_t began, ended
     cdef uint64_t rounds = 0
@@ -132,7 +132,7 @@ def rounds_of_kernel(uint64_t attributes, uint64_t attribute_bytes, long system_
 
 
 def hand_over(uint8_t[::1] shared not None, uint64_t parity, uint64_t rounds):
-    """Nanoseconds of handing one line to another core, which calls this with the other parity."""
+    """Nanoseconds of passing one line to another core, which calls this with the other parity."""
     cdef uint64_t *turn = turn_word(shared, 0)
     cdef uint64_t seen = 0
     cdef uint64_t _round
@@ -147,9 +147,9 @@ def hand_over(uint8_t[::1] shared not None, uint64_t parity, uint64_t rounds):
 
 def two_lines(BenchHandle handle not None, const uint32_t[::1] buckets not None,
               const uint32_t[::1] elements not None):
-    """(nanoseconds, a sum) of reading, for each pair, a bucket's line and an element's header.
+    """Read a bucket's header and an element's header for each pair: (nanoseconds, a sum).
 
-    Both places are known beforehand and no read waits for another: what memory itself can give.
+    Both places are known beforehand and no read waits for another: the most that memory can give.
     """
     cdef Map *map = &handle.map
     cdef uint64_t index, found = 0

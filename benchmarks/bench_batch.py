@@ -4,32 +4,33 @@
 
 Needs NumPy, Cython and a C compiler: _bench.pyx is compiled first, with the flags of the extension.
 
-Method. Keys are random numbers of 8 bytes, values others. Each round runs every variant of an
-operation once, one after the other and in another order each time, for some milliseconds: whatever
-slows the machine for a while slows all of them. The table shows the median of the rates, the best
-in brackets, and the median, smallest and largest of the rounds' ratios.
+Method. Keys and values are random numbers of 8 bytes. Each round runs every variant of an operation
+once, for some milliseconds each and in another order each time, so that a disturbance of the
+machine slows all variants. The table shows the median of the rates, the best in brackets, and the
+median, smallest and largest of the rounds' ratios.
 
-Arrays: rate of the batch divided by that of one operation after another, larger is better.
+Arrays: the rate of the batch divided by the rate of single operations, larger is better.
 
 - "one by one" is a loop in C over the same arrays of keys, values and marks (run_keys of
-  _bench.pyx), so a batch gains by overlapping cache misses alone. From Python a single operation
-  costs a call more: see bench_dict.py.
-- A batch is called through the package with NumPy arrays of SAMPLED_KEYS keys in random order, of
-  1,000 entries the same many times over; "out=" reuses the arrays for the values, otherwise they
-  are made and zeroed for each call.
-- update: keys that are there. delete takes a sample of the keys out of a map, insert puts them back
-  in another order; of 1,000 entries it is all of them, growth and shrinking included.
-- to_arrays and lookup_batch (4,096 entries a call) deliver the whole map. Nothing is beside them.
+  _bench.pyx), so a batch gains only by overlapping cache misses. From Python, each single operation
+  also costs a call: see bench_dict.py.
+- A batch is called through the package with NumPy arrays of SAMPLED_KEYS keys in random order; a
+  map of 1,000 entries has each key in them many times. "out=" reuses the arrays for the values;
+  without it, each call makes and zeroes them.
+- update: keys that are present. delete removes a sample of the keys, insert puts them back in
+  another order; with 1,000 entries the sample is all keys, so growth and shrinking are included.
+- to_arrays and lookup_batch (4,096 entries a call) deliver the whole map, and are compared with
+  nothing.
 
-Iteration: time of the map divided by time of the dict, smaller is better.
+Iteration: the time of the map divided by the time of the dict, smaller is better.
 
-- "for" throws away what it gets, and so does the dict, which hands out references to objects that
-  are there. The map has to make them: two bytes objects for each pair, some 40 ns. list() and
-  dict() keep everything, and so pay for memory in both; freeing the result is in the time.
-- Keys and values of the dict lie in memory in the order of the iteration, which favours it: in a
-  program they lie where there was room.
+- The "for" loops drop each object at once. The dict only hands out references to objects that it
+  has; the map makes two bytes objects for each pair, in some 40 ns. list() and dict() keep all
+  objects, so both sides also pay for memory; the time includes freeing the result.
+- Keys and values of the dict lie in memory in the order of the iteration, which favours the dict:
+  in a program they lie where there was room.
 
-The garbage collector is off. Nothing else should run: look at load_before.
+The garbage collector is off. No other program should run: load_before tells.
 """
 
 import argparse
@@ -46,8 +47,8 @@ from report import machine, print_facts, print_table, spread, write_json
 
 import shmrhash
 
-SAMPLED_KEYS = 200_000  # 10 ms or so, and 1.6 MB of keys beside 43 MB of map
-PAIRS_A_SAMPLE = 200_000  # of the iterations
+SAMPLED_KEYS = 200_000  # some 10 ms; 1.6 MB of keys for a map of 43 MB
+PAIRS_A_SAMPLE = 200_000  # for iterations
 GOALS = {
     "lookup_many, out=": "1.8x and 30 M/s",
     "update_many": "15 M/s",
@@ -106,7 +107,7 @@ ITERATIONS = {
 
 
 def taking_turns(variants, rounds):
-    """Samples of each variant, by name: what it returned in each round."""
+    """Run all variants in each round: by name, what each returned in each round."""
     samples = {name: [] for name in variants}
     names = collections.deque(variants)
     for _ in range(rounds):
@@ -117,7 +118,7 @@ def taking_turns(variants, rounds):
 
 
 def row(operation, entries, rates, beside, ratios):
-    """One line of the result; rates per second, beside of what it is compared with or None."""
+    """One line of the result; beside: the rates of what it is compared with, or None."""
     return {
         "operation": operation,
         "entries": entries,
@@ -134,7 +135,7 @@ def beside_single(operation, entries, rates, single):
 
 
 class Arrays:
-    """One map, arrays for it, and a handle that does single operations on it."""
+    """One map, arrays for it, and a handle for single operations on it."""
 
     def __init__(self, m, single, keys, chooser):
         self.m = m
@@ -152,7 +153,7 @@ class Arrays:
         self.turns = turns
 
     def rate_single(self, task, keys, values):
-        """Operations per second, one by one in C."""
+        """Operations per second of single operations in C."""
         mask = self.mask[: len(keys)]
         took, done = self.single.run_keys(task, keys.view("u1"), values.view("u1"), mask)
         if done != len(keys):
@@ -170,7 +171,7 @@ class Arrays:
         return len(keys) / took
 
     def delete_and_insert(self, delete, insert):
-        """The rates of deleting some keys and of inserting them again, in another order."""
+        """The rates of deleting some keys and of inserting them in another order."""
         took = [0.0, 0.0]
         for _ in range(self.turns):
             took[0] += len(self.some) / delete(self.some)
@@ -226,7 +227,7 @@ class Arrays:
         return rows
 
     def rate_of_walks(self, walk):
-        """Entries per second of delivering the whole map, many times if it is small."""
+        """Entries per second of a walk over the whole map, repeated if the map is small."""
         passes = max(1, PAIRS_A_SAMPLE // self.count)
         start = time.perf_counter()
         for _ in range(passes):
@@ -258,7 +259,7 @@ class Arrays:
 
 
 def rows_of_iteration(m, pairs, rounds):
-    """The map beside a dict with the same entries."""
+    """Rows that compare the map with a dict of the same entries."""
     rows = []
     passes = max(1, PAIRS_A_SAMPLE // len(pairs))
     for name, loop in ITERATIONS.items():
@@ -275,11 +276,11 @@ def rows_of_iteration(m, pairs, rounds):
     return rows
 
 
-# ---- the whole ----
+# ---- everything ----
 
 
 def measure(bench, entries, options):
-    """The rows of arrays and those of iteration, for a map of so many entries."""
+    """The rows of arrays and the rows of iteration, for a map of this many entries."""
     chooser = numpy.random.default_rng(options.seed)
     numbers = random.Random(options.seed).sample(range(1 << 62), entries)
     keys = numpy.array(numbers, "u8")

@@ -3,30 +3,30 @@
     python benchmarks/bench_dict.py [--quick] [--sizes 8/8 32/256] [--json FILE]
 
 Method. Both hold the same entries. One sample runs one loop over a list of key objects; samples
-alternate dict, map, dict, map, ... and each pair gives one ratio, so that whatever slows the
-machine for a while slows both. The table shows the median of the samples and the median, smallest
-and largest of the pairs' ratios: time of the map divided by time of the dict, smaller is better.
+alternate dict, map, dict, map, ... and each pair gives one ratio, so that a disturbance of the
+machine slows both. The table shows the median of the samples and the median, smallest and largest
+of the pairs' ratios: the time of the map divided by the time of the dict, smaller is better.
 
 - "loop" is the ratio as a program sees it, the for loop included; "net" is the ratio of medians
   after subtracting an empty loop over the same keys, measured in the same rounds.
-- Each subject has a code object of its own: CPython specialises byte code in place, so a loop
-  shared by a dict and a map would be specialised for neither.
-- The key objects are the ones the dict was filled with (--keys same): their hash is known and an
-  identity check settles the comparison, which favours the dict. --keys copies looks up equal
-  objects made anew for each sample, as they arrive from a file or a socket. Samples of 1,000
-  entries go over them many times, so there the hashes are known from the second time on.
+- Each subject's loop has a code object of its own: CPython specialises byte code in place, so a
+  loop shared by a dict and a map would be specialised for neither.
+- The key objects are those with which the dict was filled (--keys same): their hashes are cached
+  and an identity check settles the comparison, which favours the dict. --keys copies looks up equal
+  objects made for each sample, like keys from a file or a socket. A sample of 1,000 entries passes
+  over them many times, so the hashes are cached from the second pass on.
 - 1,000 entries: all keys again and again, in order of insertion or in one shuffled order.
   1,000,000 entries: a sample of SAMPLED_KEYS keys in random order, so that key objects, dict
-  entries and map entries all miss the caches; an empty loop has the key objects' misses too.
-- insert fills an empty map or a new dict with all keys, delete empties it again: growth is part of
-  both, shrinking of the map's (a dict never shrinks by deletions).
+  entries and map entries all miss the caches; the empty loop has the key objects' misses, too.
+- insert fills an empty map or a new dict with all keys, delete empties it again: both times include
+  growth, and the map's include shrinking (a dict never shrinks by deletions).
 - The dict holds a value object for each key, as it would in a program; get touches it. set and
-  insert store one and the same object, of which the dict only keeps a reference.
-- get drops each value at once; keep has them all in a list, which is freed in the time. A map makes
-  a bytes object for each, and can fill one again that was dropped.
-- add is `map.add(key, 1)`, the dict's is `d[key] += 1` on ints.
+  insert store the same object for all keys, and the dict only keeps a reference to it.
+- get drops each value at once; keep puts all values in a list, and the time includes freeing it. A
+  map makes a bytes object for each value, and can reuse one that was dropped.
+- add is `map.add(key, 1)` for the map and `d[key] += 1` on ints for the dict.
 
-The garbage collector is off. Nothing else should run: look at load_before.
+The garbage collector is off. No other program should run: load_before tells.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from report import machine, print_facts, print_table, spread, write_json
 
 import shmrhash
 
-SAMPLED_KEYS = 250_000  # with 8-byte keys 10 MB of key objects, beside 24 MB or more of entries
-OPERATIONS_A_SAMPLE = 250_000  # some 10 ms: long beside the timer, short beside a disturbance
-COUNTER_START = 1000  # beyond the small ints that CPython keeps ready
+SAMPLED_KEYS = 250_000  # with 8-byte keys 10 MB of key objects for 24 MB or more of entries
+OPERATIONS_A_SAMPLE = 250_000  # some 10 ms: long for the timer, short for a disturbance
+COUNTER_START = 1000  # beyond the small ints that CPython preallocates
 
 
 def empty(subject, keys, value):
@@ -98,12 +98,12 @@ def seconds(function, *arguments):
 
 
 def key_objects(keys, how):
-    """The list itself, or one of equal objects that were never hashed."""
+    """The list itself, or a list of equal objects that were never hashed."""
     return [bytes(bytearray(key)) for key in keys] if how == "copies" else keys
 
 
 class Subject:
-    """The dict or the map with loops of its own."""
+    """The dict or the map, with its own loops."""
 
     def __init__(self, full, make_empty, counters, add):
         self.full = full
@@ -120,12 +120,12 @@ class Subject:
         self.loops |= {"add": own_copy(add), "delete": own_copy(delete)}
 
     def sample(self, operation, keys, value, passes):
-        """Seconds for all keys, passes times."""
+        """Seconds of passes loops over all keys."""
         subject = self.counters if operation == "add" else self.full
         return sum(seconds(self.loops[operation], subject, keys, value) for _ in range(passes))
 
     def sample_fill(self, keys, value, passes):
-        """Seconds of inserting all keys into an empty one, and of deleting them."""
+        """Seconds of inserting all keys into an empty subject, and of deleting them."""
         inserting = deleting = 0.0
         for _ in range(passes):
             subject = self.make_empty()
@@ -177,7 +177,7 @@ def measure(entries, key_size, value_size, orders, options):
         }
         empty_loop = own_copy(empty)
         for order in orders:
-            for key in keys:  # an object for each value and each count, also after `set`
+            for key in keys:  # every value and count an object of its own, also after `set`
                 subjects["dict"].full[key] = bytes(bytearray(value))
                 subjects["dict"].counters[key] = COUNTER_START + len(subjects["dict"].counters)
             if order == "in order":

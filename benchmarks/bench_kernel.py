@@ -5,34 +5,34 @@
 Needs Cython and a C compiler; the kernel's side needs root or CAP_BPF with CAP_PERFMON. Where
 bpf(2) is refused its columns are empty and the facts say why.
 
-Sides. "htab" is BPF_MAP_TYPE_HASH, driven by a program inside the kernel (programs.py): the loops
-of the series, around the same helpers. "core" is this library's map in shared memory, driven by a
-loop in C (_bench.pyx). "fixed" is the core's table without growth and without what survives a kill
-(_fixed.pxi): what htab is to the series' RHASH. All in one run; in each round the sides take turns,
-and the ratios are the medians of the rounds' ratios: rate over htab's rate, larger is better. The
-series' published RHASH/HASH stands beside them; it is of another machine.
+Sides. "htab" is BPF_MAP_TYPE_HASH, driven by a program inside the kernel (programs.py), with the
+loops of the series around the same helpers. "core" is this library's map in shared memory, driven
+by a loop in C (_bench.pyx). "fixed" is the core's table without growth and without crash safety
+(_fixed.pxi), as htab is the series' RHASH without growth. All sides are in one run and take turns
+in each round; the ratios are the medians of the rounds' ratios: rate over htab's rate, larger is
+better. The series' published RHASH/HASH, from another machine, stands beside them.
 
 LOOKUP. Keys of 8, 32, 256 bytes, values of 8; max_entries 1,000 and 1,000,000, 75 % and 100 %
 full; keys in sequence, every lookup hits. One lookup is one event; the series credits 1,000,000
-events for 750,000 lookups at 75 % of 1M. htab is preallocated, as there. A lookup of htab gives a
-pointer; core and fixed also copy the value out and check that it was complete. "net" leaves out
-the loop: the time of a loop without lookup, measured in the same round on each side, is subtracted
-("loop ns"). "batched" is the core asked for the same keys by lookup_many, BATCH_KEYS a call, from
-an array: what overlapping the cache misses gives. The kernel has nothing beside it.
+events for 750,000 lookups at 75 % of 1M. htab is preallocated, as in the series. A lookup of htab
+gives a pointer; core and fixed also copy the value and check that the copy is complete. "net"
+leaves out the loop: the time of a loop without lookup ("loop ns"), measured in the same round on
+each side, is subtracted. "batched" is the core's lookup_many of the same keys from an array,
+BATCH_KEYS a call, which overlaps the cache misses. The kernel has no equivalent.
 
 FULL UPDATE. Keys of 4 bytes, values of 8, 1,000 of 1,000 entries; one producer for each core, each
-with one key of its own. "absent" is the series' program: the key is not there and every update is
-refused (E2BIG). "present" is what its cover letter speaks of: the value is replaced. Elements of
-keys inserted one after another lie 24 bytes apart, so "neighbours" share a cache line, which the
-producers then take from each other; "apart" do not. htab's elements have lines of their own.
+with one key of its own. "absent" is the series' program: the key is absent and every update is
+refused (E2BIG). "present" is what the series' cover letter describes: the value is replaced. The
+elements of keys inserted one after another lie 24 bytes apart, so "neighbours" share a cache line,
+for which the producers compete; "apart" do not. htab's elements have lines of their own.
 
 MEMORY. Keys of 4 bytes, values of 32 and 4096, max_entries 8192, one batch is 64 keys:
 overwrite updates them, batch_add_batch_del updates and deletes them, add_del_on_diff_cpu has pairs
 of producers of which one adds (NOEXIST) and the other deletes. Each batch of updates or deletes is
 one operation; rates are thousands a second and producer. htab is not preallocated. In the first two
-one start of the program does ROUNDS_A_START rounds, so its rate has no system calls in it, which
-favours it; in the third each batch is one. Memory is the largest seen: of htab what its fdinfo says
-(buckets and elements, without free lists), of the core all pages of its file.
+cases one start of htab's program performs ROUNDS_A_START rounds, so its rate includes no system
+calls, which favours it; in the third each batch is one start. Memory is the largest seen: for htab
+what its fdinfo says (buckets and elements, without free lists), for the core all pages of its file.
 """
 
 import argparse
@@ -58,7 +58,7 @@ PUBLISHED = {  # RHASH over HASH, in the order of POINTS
 
 
 class Kernel:
-    """The kernel's side of LOOKUP; run() as BenchHandle's."""
+    """The kernel's side of LOOKUP; run() is like BenchHandle's."""
 
     def __init__(self, key_size, max_entries):
         self.map = bpf.KernelMap.create(
@@ -78,7 +78,7 @@ class Kernel:
 
 
 class Batched:
-    """lookup_many on the map; run() as BenchHandle's, with the loops' keys."""
+    """lookup_many on the map; run() is like BenchHandle's, with the loops' keys."""
 
     def __init__(self, shared_map, entries):
         self.map = shared_map
@@ -102,7 +102,7 @@ class Batched:
 
 
 def check_contents(kernel, shared_map, entries, chooser):
-    """Both hold the keys that the loops look up: seen from outside, key by key."""
+    """Check by single lookups that both maps have the keys of the loops."""
     for index in [0, entries - 1, *chooser.sample(range(entries), 10)]:
         key = key_of(index, shared_map.key_size)
         if key not in shared_map:
@@ -228,7 +228,7 @@ def display_producers(title, rows, unit, scale):
 
 
 def kernel_refuses():
-    """Why there is no side of the kernel's; "" if there is one."""
+    """Why the kernel's side cannot be measured; "" if it can."""
     try:
         kernel = Kernel(8, 4)
         try:

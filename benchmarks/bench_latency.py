@@ -3,20 +3,20 @@
     python benchmarks/bench_latency.py [--entries 1000000] [--long] [--json FILE]
 
 Needs Cython and a C compiler. Loops in C, without Python (_latency.pxi), time every operation.
-While the map grows: each new key is inserted, then one lookup and one update of a random key that
-is there, and one lookup of a key that is not. While it shrinks: each key is deleted, then one
+While the map grows, each new key is inserted; then come one lookup and one update of a random
+present key, and one lookup of an absent key. While it shrinks, each key is deleted; then come one
 lookup and one update of a random key that is left.
 
-- "wall" is what a caller waits, and has all that a machine does to a process in it. "cpu" is the
-  operation's own work: the thread's CPU time, of a second run. The clock's own time is in both, and
-  stands in the row "nothing" of the alone tables.
+- "wall" is how long a caller waits, and includes all disturbances by the machine. "cpu" is the
+  operation's own work: the thread's CPU time, from a second run. Both include the time of reading
+  the clock, which the row "nothing" shows.
 - alone: one process. oversubscribed: --processes processes at once, several to each core, on one
-  map, each with its share of the keys. A process that is put off in the middle of an operation
-  shows in "wall" as a time slice; another that has to wait for it, too.
-- p50 ... max in microseconds, from histograms with 16 buckets an octave; max is exact.
+  map, each with its share of the keys. When the scheduler preempts a process in the middle of an
+  operation, "wall" shows a time slice; so it does for a process that waits for that one.
+- p50 ... max are in microseconds, from histograms with 16 buckets an octave; max is exact.
 
 Attach: RHashMap.open(), and open() with a first lookup, which registers the process; each in a new
-process, which has imported everything before.
+process that has imported everything before.
 """
 
 import argparse
@@ -45,7 +45,7 @@ PHASES = {
 
 
 class Histograms:
-    """One of each operation of a phase."""
+    """One histogram for each operation of a phase."""
 
     def __init__(self, bench, count):
         self.bench, self.count = bench, count
@@ -64,7 +64,7 @@ class Histograms:
                 self.words[at] += value
 
     def summary(self, index):
-        """Percentiles in ns of one operation."""
+        """Percentiles of one operation, in ns."""
         size = self.bench.LATENCY_WORDS
         *buckets, largest = self.words[index * size : (index + 1) * size]
         total, found = sum(buckets), {}
@@ -77,7 +77,7 @@ class Histograms:
 
 
 def run_phase(bench, name, phase, clock, entries, first, seed):
-    """For each slice of the phase its histograms, of one process."""
+    """Run a phase in one process: the histograms of each of its slices."""
     tasks, choices, names = PHASES[phase]
     handle = attach(bench, name)
     slices = []
@@ -88,7 +88,7 @@ def run_phase(bench, name, phase, clock, entries, first, seed):
             handle, tasks, choices, clock, begin, end, entries, first, seed + number,
             histograms.view(),
         )  # fmt: skip
-        # All but the misses, what is left out because nothing is left, and "nothing".
+        # All succeed but the misses, "nothing", and the two that are skipped when no key is left.
         expected = (end - begin) * 3 - (2 if phase == "shrink" and end == entries else 0)
         if done != expected:
             raise RuntimeError(f"{phase}: {done} of {expected} operations succeeded")
@@ -106,7 +106,7 @@ def worker(bench, name, clock, entries, first, seed, barrier, answer):
 
 
 def oversubscribed(bench, name, clock, options):
-    """{phase: [histograms]} of several processes, merged."""
+    """{phase: [the merged histograms of several processes]}."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(options.processes)
     share = options.entries // options.processes
@@ -139,7 +139,7 @@ def alone(bench, name, clock, options):
 
 
 def rows_of(found, mode, clock, options):
-    """One row for each operation of each phase; those of one process have a row of each slice."""
+    """One row for each operation of each phase; with one process it has the slices, too."""
     rows = []
     for phase, slices in found.items():
         for index, operation in enumerate(PHASES[phase][2]):

@@ -1,17 +1,17 @@
-"""What locking costs alone, and how long one waits when everybody wants the same key.
+"""What locking costs in one process, and how long processes wait that use the same key.
 
     python benchmarks/bench_locks.py [--quick] [--processes 2 8 32] [--seconds 3] [--json FILE]
 
 Alone: one process, one map of 1,000 entries with values of 8 bytes, loops of Python over all keys;
-samples of the operations take turns, and each turn gives one ratio to m[key] = value. "section" is
+samples of the operations take turns, and each turn gives one ratio to update(). "section" is
 `with m.locked(key): pass`; "section, read and write" also unpacks and packs a number.
 
-Together: so many processes, one key for all ("shared") or one for each ("own"), for some seconds:
-add, or a section that adds one. A wait is the time from the call until one is inside the section,
-or until add() returns. "own" waits for no lock: what it shows is the machine itself, with more
-processes than cores mostly its scheduler, and what "shared" has to be compared with. fairness is
-the smallest number of operations of a process over the largest. At the end the key must hold the
-number of all operations.
+Together: several processes, one key for all ("shared") or one for each ("own"), for some seconds:
+add, or a section that adds one. A wait is the time from the call until the process is inside the
+section, or until add() returns. "own" waits for no lock: it shows what the machine itself costs,
+with more processes than cores mostly its scheduler, and is what "shared" is to be compared with.
+fairness is the smallest number of operations of a process over the largest. At the end the numbers
+stored under the keys must add up to the number of all operations.
 """
 
 import argparse
@@ -115,7 +115,7 @@ LOOPS = {
 
 
 def measure_alone(rounds):
-    """Rows of time per operation."""
+    """One row for each operation: its time, alone."""
     keys = [word(number) for number in range(ENTRIES)]
     m = shmrhash.RHashMap.create(
         f"bench-locks-{os.getpid()}", key_size=8, value_size=8, max_entries=ENTRIES
@@ -174,7 +174,7 @@ def worker(loop, m, key, seconds, barrier, connection):
 
 
 def measure_together(what, loop, processes, seconds, shared):
-    """One row: so many processes at it."""
+    """One row: several processes at once."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(processes)
     m = shmrhash.RHashMap.create(

@@ -2,23 +2,24 @@
 
     python benchmarks/bench_rivals.py [--quick] [--long] [--sizes 8/8 32/256] [--json FILE]
 
-Whatever is installed is measured (`pip install --group rivals`; servers from the packages of the
-system); what is not, or does not work here, is named with the reason. Before a rival is timed it
-has to find what was stored, not find what was not, replace, delete, and show another process's
-changes.
+Every rival that is installed is measured (`pip install --group rivals`; servers from the packages
+of the system); the others, and those that do not work here, are named with the reason. Before a
+rival is timed it must find stored keys, miss absent keys, replace, delete, and show the changes of
+another process.
 
 Method. All rivals hold the same entries at once. A sample is one loop over random keys for about
---budget seconds, so a slow rival does fewer operations; in each round every rival takes its turn,
-and each round gives one ratio: rate of shmrhash over rate of the rival, larger is better. The table
-shows the medians. Loops are Python's and included; each calls what the rival itself offers.
+--budget seconds, so a slow rival performs fewer operations; in each round every rival takes its
+turn, and each round gives one ratio: the rate of shmrhash over the rate of the rival, larger is
+better. The table shows the medians. The times include the Python loops, which call the rival's own
+interface.
 
-- get: a present key, the value as bytes. in: whether it is there. set: a present key.
-- mixed: of ten operations nine get and one sets. insert and delete: keys that come and go again.
+- get: a present key, the value as bytes. in: whether a key is there. set: a present key.
+- mixed: of ten operations nine get and one sets. insert and delete: absent keys, deleted again.
 - batch: 1,000 keys in one call, as a list, from which shmrhash has to make one bytes object first.
-- add: an atomic addition to a number; only for those that have one. The dict's is `d[k] += 1`.
-- "N processes": mixed, N processes at once on all keys, all together, after each has gone through
-  the keys once; more of them than cores is "oversubscribed". The dict is one for each process, with
-  nothing shared.
+- add: an atomic addition to a number, for rivals that have one. The dict's is `d[k] += 1`.
+- "N processes": mixed, the sum of N processes at once on all keys, after each has passed over the
+  keys once; with more processes than cores the machine is oversubscribed. Each process has a dict
+  of its own, and shares nothing.
 
 A rival that cannot be filled in --fill-seconds, or that would take more than half of the machine's
 memory, is left out at that size.
@@ -41,14 +42,14 @@ from rivals_stores import STORE_RIVALS
 ALL = [Ours, Dict, *MEMORY_RIVALS, *STORE_RIVALS, KernelHash]
 SAMPLED_KEYS = 200_000
 TRIAL_KEYS = 20
-CHUNK_KEYS = 200  # between two looks at the clock, with several processes
+CHUNK_KEYS = 200  # between two readings of the clock, with several processes
 START_SECONDS_MAX = 60
 OPENING_SECONDS_MAX = 10
 WARM_SECONDS_MAX = 0.8
 
 
 class Load:
-    """The entries, and keys that are not among them."""
+    """The entries, and keys that are absent."""
 
     def __init__(self, entries, key_size, value_size, seed):
         chooser = random.Random(seed)
@@ -62,7 +63,7 @@ class Load:
 
 
 class Subject:
-    """A rival with its keys, and where in them its next sample begins."""
+    """A rival with its keys, and the place among them where its next sample begins."""
 
     def __init__(self, kind, load, number, fill_seconds):
         if kind.module:
@@ -98,7 +99,7 @@ class Subject:
             raise LeftOut(f"does not work here: {what}: {found!r} instead of {wanted!r}")
 
     def check(self):
-        """What has to hold before anything is timed."""
+        """Check that the rival works, before it is timed."""
         key, fresh = self.keys[0], self.fresh[0]
         for each in self.keys[:50]:
             self.expect("a key that was stored", each, self.value)
@@ -123,10 +124,10 @@ class Subject:
     def set_in_child(self):
         self.rival.in_child()
         self.rival.loops()["set"](self.keys[:1], self.other)
-        os._exit(0)  # without clearing up what belongs to the parent
+        os._exit(0)  # without cleaning up what belongs to the parent
 
     def some(self, count):
-        """So many keys, from where the last sample ended."""
+        """The next count keys, from where the last sample ended."""
         if self.at + count > len(self.keys):
             self.at = 0
         self.at += count
@@ -146,7 +147,7 @@ class Subject:
         return done / spent
 
     def sample_fresh(self, budget):
-        """The same of inserting and of deleting."""
+        """Operations a second of inserting and of deleting."""
         inserting = deleting = done = 0
         count = TRIAL_KEYS
         while inserting + deleting < budget:
@@ -163,7 +164,7 @@ class Subject:
         return time.perf_counter() - begun
 
     def work(self, seconds, barrier, answer, number):
-        """One of several processes: mixed, on all keys, from a place of its own."""
+        """Run "mixed" in one of several processes, on all keys, from a place of its own."""
         self.rival.in_child()
         loop = self.rival.loops()["mixed"]
         self.at = number * len(self.keys) // 16
@@ -182,7 +183,7 @@ class Subject:
         os._exit(0)
 
     def together(self, count, seconds):
-        """Operations a second of so many processes together."""
+        """Operations a second of count processes together."""
         context = multiprocessing.get_context("fork")
         barrier = context.Barrier(count)
         workers, answers = [], []
@@ -198,7 +199,7 @@ class Subject:
                 return sum(answer.recv() for answer in answers)
         except (EOFError, LeftOut) as reason:
             for worker in workers:
-                worker.kill()  # the others still wait for each other
+                worker.kill()  # those that did not fail still wait at the barrier
             if isinstance(reason, EOFError):
                 raise LeftOut(f"one of {count} processes failed") from None
             raise
@@ -208,7 +209,7 @@ class Subject:
 
 
 def prepare(load, options, left_out):
-    """The subjects that work; the reasons of the others."""
+    """The subjects that work; the reasons of the others go to left_out."""
     subjects = {}
     for number, kind in enumerate(ALL):
         if options.only and kind.name not in (*options.only, Ours.name):
@@ -225,7 +226,7 @@ def prepare(load, options, left_out):
 
 
 def sample_all(subjects, options):
-    """rates[operation][rival]: a list, one of each round."""
+    """rates[operation][rival]: a list with the rate of each round."""
     rates = {operation: {} for operation in OPERATIONS}
     for operation in ("get", "in", "set", "mixed", "batch", "insert", "add"):
         for _ in range(options.rounds):

@@ -1,22 +1,22 @@
-"""How the core scales with processes: measured as far as there are cores, and what a model expects.
+"""How the core scales with processes: measured up to the number of cores, and modelled beyond.
 
     python benchmarks/bench_scaling.py [--processes 1 2 ...] [--entries 1000 1000000] [--json FILE]
 
 Needs Cython and a C compiler. Each process is pinned to a core of its own and runs the same loop
-in C on one map, for --seconds; all begin at a barrier. Every workload also runs on maps of their
-own ("private"), which share no line: what the machine itself gives to so many processes.
-"efficiency" is the rate of N processes over N times that of one; "of private" is that of a shared
-map over private ones, and what sharing costs.
+in C on one map, for --seconds; all begin at a barrier. Every workload also runs with one map for
+each process ("private"), so that no cache line is shared: that is what the machine itself gives to
+as many processes. "efficiency" is the rate of N processes over N times the rate of one; "of
+private" is the rate of a shared map over that of private ones, and shows what sharing costs.
 
-- lookup: random keys of all. update, own: keys of one's own. update, all: random keys of all.
-- update, one: everybody the same key. insert and delete: a batch of 64 keys of one's own, in turn.
+- lookup: random keys of all. update, own: the process's own keys. update, all: random keys of all.
+- update, one: all processes the same key. insert and delete: a batch of 64 own keys, in turn.
 
-The model. An operation takes `work` ns, and for each line that another core wrote last `miss` ns
-more. For lines that are picked at random among many, another core was last with (N - 1) / N. A line
-that everybody writes in each operation is a queue: one operation at a time, each `miss` + `work`.
-`work` is measured here with one process; `miss` with two processes that hand one line to and fro,
-of which the fastest sample counts: whatever disturbs makes it slower. Which lines are meant is in
-docs/performance/index.md.
+The model. An operation takes `work` ns, and `miss` ns more for each cache line that another core
+wrote last. For a line picked at random among many, the probability of that is (N - 1) / N. A line
+that every operation writes is a queue: one operation at a time, each `miss` + `work`. `work` is
+measured here with one process; `miss` with two processes that pass one line to and fro: the fastest
+sample counts, because every disturbance makes a sample slower. docs/performance/index.md says which
+lines are meant.
 """
 
 import argparse
@@ -36,7 +36,7 @@ BATCH = 64
 SAMPLED_KEYS = 50_000
 HAND_OVERS = 2000
 HAND_OVER_SAMPLES = 50
-# (tasks, whose keys); lines written by others last: on average at random, by everybody in each one
+# (tasks, whose keys, lines an operation that others wrote last: picked at random, written by all)
 WORKLOADS = {
     "lookup": (["lookup"], "all", 0, 0),
     "update, own": (["update"], "own", 0, 0),
@@ -47,7 +47,7 @@ WORKLOADS = {
 
 
 def order_of(whose, number, count, entries, seed):
-    """The numbers of keys that one process goes through, again and again."""
+    """The numbers of the keys over which one process loops."""
     chooser = random.Random(seed + number)
     if whose == "one":
         return array.array("I", [0] * 1000)
@@ -70,7 +70,7 @@ def worker(bench, name, tasks, order, seconds, core, barrier, answer):
 
 
 def together(bench, names, workload, count, entries, options):
-    """Operations a second of `count` processes together; names: the map of each."""
+    """Operations a second of count processes together; names: the map of each."""
     tasks, whose, _, _ = WORKLOADS[workload]
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(count)
@@ -97,7 +97,7 @@ def hand_over_half(bench, shared, parity, core):
 
 
 def hand_over_ns(bench):
-    """What it takes to get a line that another core has written."""
+    """The time of getting a cache line that another core has written."""
     first, second, *_ = sorted(os.sched_getaffinity(0)) * 2
     shared = memoryview(mmap.mmap(-1, 4096))
     context = multiprocessing.get_context("fork")
@@ -114,7 +114,7 @@ def hand_over_ns(bench):
 
 
 def model(work_ns, miss_ns, workload, cores):
-    """Operations a second of so many cores; see above."""
+    """Operations a second that the model expects of this many cores."""
     _, _, random_lines, common_lines = WORKLOADS[workload]
     each = work_ns + miss_ns * random_lines * (cores - 1) / cores
     rate = cores / each * 1e9

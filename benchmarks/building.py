@@ -1,7 +1,7 @@
-"""Compile _bench.pyx, the core's operations in loops without Python, and attach it to maps.
+"""Compile _bench.pyx, which runs the core's operations in C loops, and attach it to maps.
 
-The result is kept in build/ of the root, under a name that says what it was made from, so that
-several benchmarks compile it once. It needs Cython, setuptools and a C compiler.
+The compiled module is kept in build/ of the root, under a digest of what it was made from, so that
+several benchmarks compile it once. This needs Cython, setuptools and a C compiler.
 """
 
 import fcntl
@@ -21,23 +21,23 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("cython", "benchmarks")
 SUFFIXES = (".pyx", ".pxi", ".pxd", ".h")
-KEY_WORD_1 = 2654435761  # of _bench.pyx
+KEY_WORD_1 = 2654435761  # as in _bench.pyx
 
 
 def digest():
-    """A name for what the module is made from: the sources, the flags, the interpreter."""
+    """A digest of what the module is made from: sources, flags, interpreter."""
     environment = [os.environ.get(name, "") for name in ("CC", "CFLAGS", "LDFLAGS")]
     found = hashlib.sha256(f"{sys.version} {sysconfig.get_platform()} {environment}".encode())
     found.update((ROOT / "pyproject.toml").read_bytes())
     for folder in FOLDERS:
-        for path in sorted((ROOT / folder).iterdir()):
+        for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in SUFFIXES:
                 found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
 def compile_bench(folder):
-    """Compile _bench.pyx in folder as pyproject.toml says for the extension; return its path."""
+    """Compile _bench.pyx in folder, with the flags of the extension; return the module's path."""
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
 
@@ -62,7 +62,7 @@ def compile_bench(folder):
 
 
 def built_bench():
-    """The path of the compiled module, made if it is not there."""
+    """The path of the compiled module; compiles it if there is none."""
     kept = ROOT / "build" / f"bench-{digest()}" / f"_bench{sysconfig.get_config_var('EXT_SUFFIX')}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with open(kept.parent / "lock", "w") as lock:
@@ -74,7 +74,7 @@ def built_bench():
 
 
 def build_bench():
-    """The module."""
+    """The module, imported."""
     spec = importlib.util.spec_from_file_location("_bench", built_bench())
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -82,13 +82,13 @@ def build_bench():
 
 
 def key_of(index, key_size):
-    """The key number index of the module's loops: the index and 1, then words that stay."""
+    """Key number index of the module's loops: index + 1, then words that never change."""
     words = [KEY_WORD_1 * word & 0xFFFFFFFF for word in range(key_size // 4)]
     return b"".join(word.to_bytes(4, "little") for word in [index + 1, *words[1:]])
 
 
 def segment_path(name):
-    """The file of a map."""
+    """The path of a map's file."""
     return Path(os.environ.get("SHMRHASH_DIR", "/dev/shm")) / name
 
 

@@ -1,4 +1,4 @@
-"""The core without Python in the loop, beside a plain table in C, in one run.
+"""The core in loops without Python, compared with a plain table in C, in one run.
 
     python benchmarks/core.py [--quick] [--sizes 8/8 32/8 256/8] [--json FILE]
 
@@ -6,14 +6,15 @@ Needs Cython and a C compiler: _bench.pyx is compiled first, with the flags of t
 
 Method. The keys and the "sequence" order are those of the kernel's LOOKUP benchmark (see
 _bench.pyx), "random" takes the same keys in one random order. Each round measures the map and the
-reference, a minimal open-addressing table without locks, limits or growth (see _bench.pyx), one
-after the other; the ratio is the median of the rounds' ratios: rate of the map divided by rate of
-the reference, larger is better. Misses look up keys of the same form that were never inserted.
+reference, a minimal open-addressing table without locks, limits or growth (see _reference.pxi), one
+after the other; the ratio is the median of the rounds' ratios: the rate of the map divided by that
+of the reference, larger is better. Misses look up keys of the same form that were never inserted.
 insert fills an empty map in the order given, growth included, delete empties it; the reference has
-its final size from the start and its deletions only mark, so these two ratios are hard on the map.
+its final size from the start and its deletions only mark, so these two ratios favour the reference.
 
-"lookup_many; two random lines a key": the batch of the package, beside a loop that reads a bucket's
-line and an element's at random places of the same map, known beforehand: what the memory can give.
+"lookup_many; two random lines a key" compares the package's lookup_many with a loop that reads the
+cache line of a bucket and that of an element, at random places of the same map that are known
+beforehand: the most that the memory can give.
 """
 
 import argparse
@@ -32,7 +33,7 @@ FLOOR_KEYS = 200_000
 
 
 def compare(subjects, task, entries, orders, options, *, first=0):
-    """One row for each order: the same workload on map and reference."""
+    """One row for each order: the same workload on the map and on the reference."""
     rows = []
     passes = max(1, OPERATIONS_A_SAMPLE // entries)
     hits = 0 if first else passes * entries
@@ -51,7 +52,7 @@ def compare(subjects, task, entries, orders, options, *, first=0):
 
 
 def compare_fill(subjects, entries, orders, options):
-    """Two rows for each order: inserting all into empty ones, and deleting all."""
+    """Two rows for each order: filling an empty subject, and emptying it."""
     rows = []
     passes = max(1, OPERATIONS_A_SAMPLE // 2 // entries)
     for order_name, order in orders.items():
@@ -86,7 +87,7 @@ def row(task, order_name, entries, rates):
 
 
 def compare_floor(bench, handle, shared_map, entries, options):
-    """lookup_many beside two independent random reads a key, in the memory of the same map."""
+    """lookup_many, compared with two independent random reads a key in the same map's memory."""
     chooser = random.Random(options.seed)
     count = min(entries, FLOOR_KEYS)
     passes = max(1, FLOOR_KEYS // count)

@@ -1,14 +1,15 @@
-"""Instructions that the core's operations take, compared with a committed baseline.
+"""How many instructions the core's operations execute, compared with a committed baseline.
 
     python benchmarks/instructions.py [--renew] [--json FILE]
 
-A guard against regressions that no busy machine disturbs: valgrind's callgrind counts what the
-native loops of _bench.pyx execute, Python left out. The counts depend on the compiler, so the
-baseline (instructions.json) has an entry for each compiler and Cython; where there is none, nothing
-is compared and the reason is said. They hardly depend on anything else: each map has hash seeds of
-its own, which moves them by half a percent. More than TOLERANCE above the baseline is a regression.
+A guard against regressions that does not depend on the load of the machine: valgrind's callgrind
+counts what the native loops of _bench.pyx execute, without Python. The counts depend on the
+compiler, so the baseline (instructions.json) has an entry for each compiler and Cython; without an
+entry nothing is compared, and the reason is printed. They depend on little else: each map has hash
+seeds of its own, which changes them by half a percent. More than TOLERANCE above the baseline is a
+regression.
 
---renew writes what is measured into the baseline. Do so in the commit that changes the numbers.
+--renew writes the counts into the baseline. Do so in the commit that changes them.
 Needs valgrind, Cython and a C compiler. tests/house/test_bench.py runs it.
 """
 
@@ -34,11 +35,12 @@ import shmrhash
 BASELINE = Path(__file__).with_name("instructions.json")
 TOLERANCE = 0.05
 ENTRIES = 1000
-PASSES = 4  # a run's fixed cost, a few hundred instructions, becomes a tenth of one
+PASSES = 4  # a run's fixed cost, a few hundred instructions, is then 0.1 per operation
 COUNTED = "__pyx_pw_6_bench_11BenchHandle_1run"  # BenchHandle.run as the C compiler knows it
 
-# In this order: (task, passes, first). A map is filled, used and emptied; what is counted of insert
-# and delete is the second time, when the memory is there; growing and shrinking are in it.
+# (task, passes, first), in this order. The map is filled and emptied, then filled again, used and
+# emptied: insert and delete are counted the second time, when the memory is there. Their counts
+# include growing and shrinking.
 STEPS = [
     ("insert", 1, 0),
     ("delete", 1, 0),
@@ -55,11 +57,11 @@ SIZES = [(8, 8), (32, 32)]
 
 
 class CannotCount(Exception):
-    """str() says why."""
+    """The instructions cannot be counted or compared; str() says why."""
 
 
 def run_steps():
-    """What runs under valgrind."""
+    """The program that runs under valgrind."""
     bench = building.build_bench()
     for key_size, value_size in SIZES:
         name = unique_name("instructions")
@@ -109,7 +111,7 @@ def count():
 
 
 def compiled_by():
-    """Compiler, architecture, Cython: what the counts depend on."""
+    """What the counts depend on: architecture, compiler, Cython, flags."""
     import Cython
 
     command = [*shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC")), "--version"]

@@ -1,8 +1,8 @@
 """FULL UPDATE and MEMORY of bench_kernel.py: several processes at once, on one map.
 
-Each producer is a process pinned to a core of its own, if there are enough; all begin at a barrier
-and go on for the same time. A producer of the kernel's side starts a program of its own again and
-again (BPF_PROG_TEST_RUN); one of the core's runs a loop in C.
+Each producer is a process, pinned to a core of its own if there are enough; all begin at a barrier
+and run for the same time. A producer on the kernel's side starts its own program again and again
+(BPF_PROG_TEST_RUN); one on the core's side runs a loop in C.
 """
 
 import array
@@ -23,11 +23,11 @@ import shmrhash
 BATCH = 64
 ROUNDS_A_START = 500  # some 5 ms inside the kernel
 UPDATES_A_ROUND = 10_000
-KEYS_APART = 16  # elements that were inserted so far apart share no cache line
+KEYS_APART = 16  # elements inserted this far apart share no cache line
 FULL_ENTRIES = 1000
 SAMPLING_SECONDS = 0.005
 
-USE_CASES = {  # the tasks of a producer in a round; of a pair's two producers
+USE_CASES = {  # the tasks in a round of a producer, or of the two producers of a pair
     "overwrite": [["update"]],
     "batch_add_batch_del": [["update", "delete"]],
     "add_del_on_diff_cpu": [["insert"], ["delete"]],
@@ -36,7 +36,7 @@ PUBLISHED = {("overwrite", 32): "1.08", ("overwrite", 4096): "1.01"}
 
 
 class Share(NamedTuple):
-    """What one producer does: tasks over first, first + step, ...; which half of which pair."""
+    """The work of one producer: tasks over first, first + step, ...; its pair and half of it."""
 
     tasks: list
     first: int
@@ -87,10 +87,10 @@ def producer(run, bench, target, share, seconds, shared, number, barrier, answer
 
 
 def together(run, bench, target, shares, seconds, measure_bytes):
-    """Mean rounds a second of a producer, share refused, and the largest memory seen."""
+    """Mean rounds a second of a producer, share of refused operations, largest memory seen."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(len(shares))
-    shared = memoryview(mmap.mmap(-1, 4096))  # turns of pairs
+    shared = memoryview(mmap.mmap(-1, 4096))  # the turn words of pairs
     answers, processes = [], []
     for number, share in enumerate(shares):
         ours, theirs = context.Pipe(duplex=False)
@@ -114,7 +114,7 @@ def kernel_bytes(kernel_map):
 
 
 def compare(bench, options, geometry, shares, fill, preallocated, scale):
-    """The rows' figures: the same shares on both sides, one after the other, in each round."""
+    """The figures of a row: in each round both sides run the same shares, one after the other."""
     name = unique_name("producers")
     samples = {"htab": [], "core": []} if options.kernel else {"core": []}
     flags = 0 if preallocated else bpf.F_NO_PREALLOC
@@ -153,7 +153,7 @@ def compare(bench, options, geometry, shares, fill, preallocated, scale):
 
 
 def measure_update(bench, options):
-    """FULL UPDATE: each producer one key, absent (all are refused) or present (all succeed)."""
+    """FULL UPDATE: each producer has one key, absent (all refused) or present (all succeed)."""
     count = options.producers or len(os.sched_getaffinity(0))
     geometry = {"key_size": 4, "value_size": 8, "max_entries": FULL_ENTRIES}
     rows = []

@@ -1,17 +1,18 @@
-"""Memory of a map at several fills, per entry.
+"""Memory per entry of a map at several fills.
 
     python benchmarks/memory.py [--sizes 8/8 32/256] [--entries 4096 10000 ...] [--json FILE]
-    python benchmarks/memory.py --rivals                    # the same of everything that is there
+    python benchmarks/memory.py --rivals                    # the same for every rival
 
 One map for 1,000,000 entries is filled step by step. "file" is what the segment's file occupies
 according to the file system (st_blocks), the fixed part included; "net" is without the fixed part,
-which is what the empty map occupies. "info" is bytes_per_entry as RHashMap.info() has it.
+which is what the empty map occupies. "info" is bytes_per_entry of RHashMap.info().
 
---rivals fills each of those of bench_rivals.py in a process of its own, made for the largest fill.
-Counted is what came since before it was made: anonymous memory of that process and of the rival's
-server, what its files in the shared-memory folder occupy, and what only the kernel knows of. Keys
-and values are objects made for the call and dropped after it, so a dict's are its own.
-Memory that a rival takes at its start for all its entries is in the figures of small fills.
+--rivals fills each rival of bench_rivals.py, created for the largest fill, in a process of its own.
+Its memory is what has been added since before its creation: anonymous memory of that process and of
+the rival's server, the space of its files in the shared-memory folder, and memory that only the
+kernel knows of. Keys and values are objects made for a call and dropped after it, so that a dict
+alone keeps its own. Memory that a rival takes at its start for all entries is in the figures of
+small fills.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def measure(key_size, value_size, fills, seed):
 
 
 def anonymous_bytes(pid):
-    """Memory of a process that is not of a file; 0 if there is none."""
+    """Anonymous memory of a process; 0 if there is no such process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
@@ -83,7 +84,7 @@ def anonymous_bytes(pid):
 
 
 def rival_bytes(rival, folder, prefix):
-    """What a rival has: memory of processes and files, or what the kernel says."""
+    """The memory of a rival: of its processes, its files, and in the kernel."""
     pids = [os.getpid(), *rival.server_pids()] if rival else [os.getpid()]
     files = (
         path
@@ -96,7 +97,7 @@ def rival_bytes(rival, folder, prefix):
 
 
 def fill_rival(kind, sizes, fills, seconds, answer):
-    """In a process of its own: (fill, bytes) at each, then why it ended."""
+    """Runs in its own process: sends (fill, bytes) at each fill, and why it ended early."""
     key_size, value_size = sizes
     folder = Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"))
     prefix = unique_name("memory-rival")
@@ -130,7 +131,7 @@ def fill_rival(kind, sizes, fills, seconds, answer):
 
 
 def measure_rivals(sizes, fills, seconds):
-    """Bytes per entry of each at each fill, and the reasons of those that ended early."""
+    """Bytes per entry of each rival at each fill, and why some ended early."""
     rows, reasons = [], {}
     for kind in ALL:
         ours, theirs = multiprocessing.get_context("fork").Pipe(duplex=False)

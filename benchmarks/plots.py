@@ -1,9 +1,10 @@
-"""Draw what the benchmarks wrote with --json, as small SVGs for the documents.
+"""Draw the results that the benchmarks wrote with --json, as small SVGs for the documents.
 
     python benchmarks/plots.py FILE.json ... [--out benchmarks/plots]
 
-What a file is about is seen from its rows: bench_kernel.py (LOOKUP), bench_rivals.py with two or
-more --entries (throughput by size), bench_latency.py (over growth), memory.py --rivals (over fill).
+The rows of a file tell which benchmark wrote it: bench_kernel.py (LOOKUP), bench_rivals.py with two
+or more --entries (throughput by size), bench_latency.py (over growth), memory.py --rivals (over
+fill).
 Needs matplotlib (`pip install 'shmrhash[plot]'`).
 """
 
@@ -37,7 +38,7 @@ def source(facts):
 
 
 def style_of(rival):
-    """The same colour and dashes for a rival in every picture."""
+    """The line style of a rival, the same in every picture."""
     if rival == "shmrhash":
         return OURS | {"marker": "o", "markersize": 3}
     place = sum(rival.encode())
@@ -48,14 +49,14 @@ def style_of(rival):
 
 
 def legend_beside(axis):
-    """Right of everything, in the order of the first axis' right end."""
+    """Put the legend right of the axes, in the order of the lines' right ends on this axis."""
     handles, labels = axis.get_legend_handles_labels()
     pairs = sorted(zip(handles, labels, strict=True), key=lambda p: -p[0].get_ydata()[-1])
     axis.figure.legend(*zip(*pairs, strict=True), loc="center right")
 
 
 def draw_throughput(facts, rows, axes):
-    """get by number of entries, one line for each rival."""
+    """Throughput by number of entries, one line for each rival."""
     left, right = axes
     sizes = next(row["sizes"] for row in rows)
     for axis, operation, title in (
@@ -142,7 +143,7 @@ def draw_kernel(facts, rows, axes):
 
 
 def kind_of(rows):
-    """(name of the picture, function) by what the rows look like."""
+    """(name of the picture, function that draws it), told from the rows."""
     first = rows[0]
     if first.get("benchmark") == "LOOKUP":
         return "kernel", draw_kernel

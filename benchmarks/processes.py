@@ -1,14 +1,14 @@
-"""How one and two processes together read and update one map, each process its own keys.
+"""How fast one and two processes read and update one map, each process with its own keys.
 
     python benchmarks/processes.py [--processes 1 2] [--entries 1000] [--json FILE]
 
 Method. Each process is pinned to a core of its own and runs the same Python loop over its own
 share of the keys: get (m[key]), set (m[key] = value) or add. All start at one barrier; the rate is
-all operations over the time from the first start to the last end. Rounds alternate between the
-numbers of processes. "scaling" is the median rate of N processes over that of one.
+the number of all operations over the time from the first start to the last end. Rounds alternate
+between the numbers of processes. "scaling" is the median rate of N processes over that of one.
 
-A builtin dict in each process, with nothing shared, is measured in the same rounds: it tells what
-the machine itself gives to two processes; a virtual machine's two cores are often less than two.
+The same rounds measure a builtin dict in each process, with nothing shared: it shows what the
+machine itself gives to two processes, since two cores of a virtual machine are often less than two.
 --processes beyond the number of cores is refused: that would measure the scheduler.
 """
 
@@ -22,7 +22,7 @@ from report import machine, print_facts, print_table, spread, write_json
 
 import shmrhash
 
-OPERATIONS = 1_000_000  # of one process in one round: 50 ms or more, long beside the barrier
+OPERATIONS = 1_000_000  # of one process in one round: 50 ms or more, long compared with the barrier
 
 
 def loop_get(subject, keys):
@@ -48,7 +48,7 @@ def worker(subject, keys, loop_name, core, barrier, results):
     os.sched_setaffinity(0, {core})
     loop = LOOPS[loop_name]
     passes = max(1, OPERATIONS // len(keys))
-    loop(subject, keys)  # warm: page tables, registration, byte code
+    loop(subject, keys)  # warms up page tables, registration, byte code
     barrier.wait()
     start = time.monotonic()  # one clock for all processes
     for _ in range(passes):
@@ -57,7 +57,7 @@ def worker(subject, keys, loop_name, core, barrier, results):
 
 
 def rate(subject, shares, loop_name):
-    """Operations per second of one process for each share of keys, all together."""
+    """Operations per second of all processes together, one process for each share of keys."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(len(shares))
     results = context.SimpleQueue()

@@ -3,12 +3,12 @@
     with LoopProgram(kernel_map, ["lookup"]) as program:
         program.run(turns=1000, passes=1000)    -> Ran(nanoseconds, done)
 
-A program is what the benchmarks of the kernel series run at a system call: two nested bpf_loop()s
-around one helper call, with the key in a global variable, of which word 0 is patched in each turn.
-Its time is taken inside by bpf_ktime_get_ns(), around both loops. It is a raw tracepoint program,
-started with BPF_PROG_TEST_RUN, so the thread that asks is the one that runs it.
+A program does what the benchmarks of the kernel series run at a system call: two nested bpf_loop()s
+around one helper call, with the key in a global variable, of which each turn patches word 0. The
+program takes the time itself, by bpf_ktime_get_ns() around both loops. It is a raw tracepoint
+program, started with BPF_PROG_TEST_RUN, so it runs in the thread that starts it.
 
-The verifier replaces bpf_loop() and the lookup of a hash map by direct code, as it does there.
+The verifier replaces bpf_loop() and the lookup of a hash map by direct code, as in the series.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ from support.kernel import bpf
 PROG_LOAD, PROG_TEST_RUN = 5, 10
 MAP_TYPE_ARRAY, PROG_TYPE_RAW_TRACEPOINT = 2, 17
 MAP_LOOKUP_ELEM, MAP_UPDATE_ELEM, MAP_DELETE_ELEM, KTIME_GET_NS, LOOP = 1, 2, 3, 5, 181
-LOOP_TURNS_MAX = 1 << 23  # of one bpf_loop()
+LOOP_TURNS_MAX = 1 << 23  # the limit of one bpf_loop()
 
 # The program's globals, one element of an array map. Offsets of 8-byte words, then the buffers.
 TURNS, PASSES, NANOSECONDS, DONE, FIRST, STEP = range(0, 48, 8)
@@ -81,7 +81,7 @@ ADD, MULTIPLY, SUBTRACT = 0x0F, 0x2F, 0x1F
 
 
 def patch_key(globals_fd):
-    """Word 0 of the key is the turn's number (r1) times STEP plus FIRST. r6 is the globals."""
+    """Set word 0 of the key to the turn's number (r1) times STEP plus FIRST; r6 = the globals."""
     return [
         *constant(6, 2, globals_fd),
         *load(2, 6, STEP),
@@ -93,14 +93,14 @@ def patch_key(globals_fd):
 
 
 def turn_body(task, map_fd, globals_fd):
-    """The inner loop's callback: one call of a helper, and a count of those that succeeded."""
+    """The inner loop's callback: calls a helper once, and counts the calls that succeeded."""
     code = patch_key(globals_fd)
     if task != "nothing":
         code += constant(1, 1, map_fd)
         code += copy(2, 6) + instruction(0x07, 2, immediate=KEY_AT)
     if task == "lookup":
-        # As the series has it: the loop ends with 1 at a key that is missing.
-        code += call(MAP_LOOKUP_ELEM) + instruction(0x15, 0, offset=2)  # NULL: over two
+        # As in the series: a missing key ends the loop, by returning 1.
+        code += call(MAP_LOOKUP_ELEM) + instruction(0x15, 0, offset=2)  # NULL: skip two
         return code + move(0, 0) + LEAVE + move(0, 1) + LEAVE
     if task in UPDATE_FLAGS:
         code += copy(3, 6) + instruction(0x07, 3, immediate=VALUE_AT)
@@ -108,13 +108,13 @@ def turn_body(task, map_fd, globals_fd):
     elif task == "delete":
         code += call(MAP_DELETE_ELEM)
     if task != "nothing":
-        code += instruction(0x55, 0, offset=3)  # not 0: an error, over three
+        code += instruction(0x55, 0, offset=3)  # not 0, an error: skip three
         code += load(1, 6, DONE) + instruction(0x07, 1, immediate=1) + store(6, DONE, 1)
     return code + move(0, 0) + LEAVE
 
 
 def call_loop(turns_at, function_at, here):
-    """bpf_loop(globals[turns_at], function_at, NULL, 0); here is the place of its first half."""
+    """bpf_loop(globals[turns_at], function_at, NULL, 0); here: the place of this code."""
     return [
         *load(1, 6, turns_at),
         *constant(2, 4, function_at - (here + 1) - 1),
@@ -125,7 +125,7 @@ def call_loop(turns_at, function_at, here):
 
 
 def functions(tasks, map_fd, globals_fd, starts):
-    """The program's functions: main, one pass, one turn of each task. starts: where they begin."""
+    """The program's functions: main, one pass, one turn of each task; they begin at starts."""
     main = constant(6, 2, globals_fd) + call(KTIME_GET_NS) + copy(7, 0)
     main += call_loop(PASSES, starts[1], starts[0] + len(main))
     main += call(KTIME_GET_NS) + instruction(SUBTRACT, 0, 7) + store(6, NANOSECONDS, 0)
@@ -134,14 +134,14 @@ def functions(tasks, map_fd, globals_fd, starts):
     one_pass = constant(6, 2, globals_fd)
     for number, task in enumerate(tasks):
         one_pass += call_loop(TURNS, starts[2 + number], starts[1] + len(one_pass))
-        if task == "lookup":  # the loop says how far it came; others count for themselves
+        if task == "lookup":  # bpf_loop() returns its turns; other tasks count themselves
             one_pass += load(1, 6, DONE) + instruction(ADD, 1, 0) + store(6, DONE, 1)
     one_pass += move(0, 0) + LEAVE
     return [main, one_pass, *(turn_body(task, map_fd, globals_fd) for task in tasks)]
 
 
 def assemble(tasks, map_fd, globals_fd):
-    """All instructions, and where the functions begin; their lengths are known before that."""
+    """All instructions, and the starts of the functions, which follow from their lengths."""
     unplaced = functions(tasks, map_fd, globals_fd, [0] * (2 + len(tasks)))
     starts = [0, *itertools.accumulate(map(len, unplaced[:-1]))]
     placed = functions(tasks, map_fd, globals_fd, starts)
@@ -149,14 +149,14 @@ def assemble(tasks, map_fd, globals_fd):
 
 
 def function_types(names):
-    """BTF of `static int name(void)` for each name: a descriptor, and the number of the first."""
+    """BTF of `static int name(void)` for each name: a descriptor, the number of the first type."""
     texts = b"\0" + b"".join(name + b"\0" for name in [b"int", *names])
 
     def at(name):
         return texts.index(b"\0" + name + b"\0") + 1
 
     types = struct.pack("=4I", at(b"int"), 1 << 24, 4, 32)  # number 1
-    types += struct.pack("=3I", 0, 13 << 24, 1)  # number 2: a prototype that returns it
+    types += struct.pack("=3I", 0, 13 << 24, 1)  # number 2: a prototype that returns int
     for name in names:
         types += struct.pack("=3I", at(name), 12 << 24, 2)
     header = struct.pack("=HBB5I", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(texts))
@@ -169,14 +169,14 @@ def function_types(names):
 
 
 def load_program(code, starts):
-    """BPF_PROG_LOAD: a descriptor. Where the verifier refuses, its last words are in the error."""
+    """BPF_PROG_LOAD: a descriptor. If the verifier refuses, the error has the end of its log."""
     types_fd, first_type = function_types([b"function_%d" % n for n in range(len(starts))])
     try:
         instructions = bpf.buffer_of(b"".join(code))
         places = bpf.buffer_of(
             b"".join(struct.pack("=2I", at, first_type + n) for n, at in enumerate(starts))
         )
-        licence = bpf.buffer_of(b"GPL\0")  # for bpf_ktime_get_ns
+        licence = bpf.buffer_of(b"GPL\0")  # bpf_ktime_get_ns demands it
         log = ctypes.create_string_buffer(1 << 16)
         attr = bpf.attributes(
             "2I2Q2IQ2I16s4IQ2I",
@@ -194,7 +194,7 @@ def load_program(code, starts):
 
 
 class LoopProgram:
-    """tasks, each `turns` times, and all that `passes` times; one thread at a time may run it."""
+    """Runs each task `turns` times, and all that `passes` times; in one thread at a time."""
 
     def __init__(self, kernel_map, tasks):
         attr = bpf.attributes("5I", MAP_TYPE_ARRAY, 4, GLOBALS_BYTES, 1, 0)
@@ -227,7 +227,7 @@ class LoopProgram:
         return Ran(*struct.unpack_from("=2Q", contents, NANOSECONDS))
 
     def run(self, **loops):
-        """prepare() and one start of it. Raises OSError."""
+        """Prepare the program and start it once. Raises OSError."""
         started = bpf.bpf(PROG_TEST_RUN, self.prepare(**loops))
         if started < 0:
             raise OSError(-started, "bpf(BPF_PROG_TEST_RUN)")

@@ -1,21 +1,21 @@
-"""How long a dead owner holds up others, and what a stopped one costs its readers.
+"""How long a dead owner delays other processes, and what a stopped one costs its readers.
 
     python benchmarks/recovery.py [--deaths 200] [--reads 20000] [--json FILE]
 
 Recovery, end to end. A small process is stopped in the middle of an update of one value (the driver
 of tests/crash stops it after a given change of the segment) and then killed. The time runs from the
-call of kill(2) until somebody else's operation on the same key has returned, the end of the dead
-process's address space included:
+call of kill(2) until another process's operation on the same key has returned; it includes the
+teardown of the dead process's address space:
 
-  writes next      the killer itself updates the key, which it does right after the kill
+  writes next      the killer itself updates the key, right after the kill
   waits already    another process has been waiting for the key since before the kill
   attaches         the killer opens the map, which recovers, and updates the key
 
-Goal: below 5 ms. info()["recovery_ns_max"] is the part that recovery itself took.
+Goal: below 5 ms. info()["recovery_ns_max"] is the time of recovery alone.
 
-Reads. A value whose writer stands still in the middle of replacing it is read from the writer's
-redo buffer. The loop `m.lookup(key)` over such a key is timed in turn with the same over a key that
-nobody writes. Goal: at most twice the time.
+Reads. If a writer is stopped in the middle of replacing a value, readers take the value from the
+writer's redo buffer. A loop of `m.lookup(key)` on such a key takes turns with the same loop on a
+key that no process writes. Goal: at most twice the time.
 
 A busy machine adds its scheduling to the first table; "load_before" tells how busy it was.
 """
@@ -42,7 +42,7 @@ from support import stepping
 
 ROUNDS = 9
 HELD_KEY, OTHER_KEY = 3, 5
-NUMBERS = itertools.count(10)  # never the same value twice
+NUMBERS = itertools.count(10)  # every update writes another value
 
 
 def word(number):
@@ -54,10 +54,10 @@ def put(m, key, number):
 
 
 def stopped_owner(m):
-    """A child in the middle of its update of HELD_KEY: the first half of its copy is done.
+    """A child stopped in the middle of its update of HELD_KEY, after the first half of the copy.
 
-    An update writes the redo buffer, commits, and copies that into the element. One word has no
-    redo buffer: it takes some changes to try.
+    An update writes the redo buffer, commits, and copies the buffer into the element. The update of
+    one word uses no redo buffer: several changes are tried until one leaves the element held.
     """
     segment = stepping.Segment(os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), m.name))
     middle = stepping.changes_until(
@@ -118,7 +118,7 @@ def attaches(m, child):
 
 
 def waits_already(m, child):
-    """The waiter is a forked process; perf_counter is one clock for all."""
+    """The waiter is a forked process; perf_counter is the same clock in both."""
     page = mmap.mmap(-1, mmap.PAGESIZE)
     times = memoryview(page).cast("d")
     ready, theirs = os.pipe()
@@ -133,7 +133,7 @@ def waits_already(m, child):
         finally:
             os._exit(0)
     os.read(ready, 1)
-    time.sleep(0.02)  # it waits by now, in its longest sleeps
+    time.sleep(0.02)  # then the waiter is in its longest sleeps
     began = time.perf_counter()
     os.kill(child.pid, 9)
     os.waitpid(pid, 0)

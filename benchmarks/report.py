@@ -1,4 +1,4 @@
-"""What every benchmark here says about itself, and how it sums up repeated measurements."""
+"""What every benchmark reports of its run, and how it summarises repeated measurements."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import shmrhash
 
 
 def machine():
-    """Where and with what the figures were made; the load tells whether something disturbed."""
+    """The machine and the software of a run; the load tells whether something disturbed it."""
     cpu = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -38,12 +38,12 @@ def spread(values):
 
 
 def median_row(name, values):
-    """One entry of a row."""
+    """One entry of a row: a name and the spread of its values."""
     return {name: spread(values)}
 
 
 def percentiles(values, marks=(50, 90, 99)):
-    """Of a list of numbers, by rank; the largest as "max"."""
+    """Percentiles of a list of numbers, by rank, and the largest as "max"."""
     ordered = sorted(values)
     found = {
         f"p{mark}": ordered[min(len(ordered) - 1, int(len(ordered) * mark / 100))] for mark in marks
@@ -76,7 +76,7 @@ def print_table(rows):
 
 
 def finish(path, facts, rows):
-    """The load at the end, and everything as JSON if a path is given."""
+    """Report the load at the end; write everything as JSON if a path is given."""
     facts["load_after"] = round(os.getloadavg()[0], 2)
     print(f"# load_after: {facts['load_after']}")
     write_json(path, facts, rows)

@@ -1,8 +1,8 @@
-"""What bench_rivals.py compares: one small adapter for each, and the loops that are timed.
+"""The rivals of bench_rivals.py: a small adapter for each, and the loops that are timed.
 
-A loop calls what the rival itself offers, with nothing of ours between: `subject[key]` where that
-is how it is used, else its method. Each loop has a code object of its own, because CPython
-specialises byte code in place. A loop that is None is an operation the rival does not have.
+A loop calls the rival's own interface directly: `subject[key]` if it has that, else its method.
+Each loop has a code object of its own, because CPython specialises byte code in place. A loop that
+is None stands for an operation that the rival does not have.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ BATCH_KEYS = 1000
 class LeftOut(BaseException):
     """The rival cannot be measured here; str() says why.
 
-    Not an Exception: it also comes out of a rival's code that has run too long, and that may have
-    handlers for all of those.
+    Not an Exception: it is also raised inside a rival's code that has run too long, which may have
+    handlers for every Exception.
     """
 
 
 @contextlib.contextmanager
 def time_limit(seconds, what):
-    """Raise LeftOut when so much time has passed, also in the middle of a rival's call."""
+    """Raise LeftOut after so many seconds, even in the middle of a rival's call."""
 
     def too_long(_signal, _frame):
         raise LeftOut(f"{what}: not done after {seconds:g} s")
@@ -120,7 +120,7 @@ def loop_mixed_calls(read, write):
 
 
 def loop_batch(function):
-    """function(list of keys), BATCH_KEYS at a time."""
+    """Call function with lists of BATCH_KEYS keys."""
 
     def loop(keys, value):
         for start in range(0, len(keys), BATCH_KEYS):
@@ -144,22 +144,22 @@ def own_code(loop):
 
 
 def limit_memory():
-    """No rival takes the machine down: beyond half of its memory an allocation fails."""
+    """Let allocations fail beyond half of the machine's memory: no rival may take it down."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     resource.setrlimit(resource.RLIMIT_AS, (total // 2, total // 2))
 
 
 class Rival:
-    """One of them with a map in it. Subclasses fill in create(), and what is special about them."""
+    """One rival, with a map. Subclasses define create(), and what else differs from a dict."""
 
     name = ""
     note = ""
-    module = ""  # what has to be installed
+    module = ""  # the module that has to be installed
     shared = True  # several processes can use it
-    slots_per_entry = 1  # entries a fixed table has to be made for, for each that is wanted
+    slots_per_entry = 1  # the room that a table of fixed size needs for each entry
 
     def __init__(self, place, key_size, value_size, max_entries):
-        """place: a path in shared memory that begins the names of whatever is made."""
+        """place: a path in shared memory with which the names of all files of the rival begin."""
         self.place, self.key_size, self.value_size = place, key_size, value_size
         self.max_entries = max_entries
         self.subject = self.create()
@@ -168,18 +168,18 @@ class Rival:
         raise NotImplementedError
 
     def key(self, key):
-        """A key of bytes as this one takes it."""
+        """Convert a key of bytes to what this rival takes."""
         return key
 
     def value(self, value):
         return value
 
     def found(self, key):
-        """What it says is stored under a key; None if nothing is."""
+        """The value that the rival has for a key, or None."""
         return self.subject[key] if key in self.subject else None  # noqa: SIM401 (not all have get)
 
     def fill(self, keys, value):
-        """Insert all, in the fastest way there is."""
+        """Insert all keys, in the fastest way that the rival has."""
         self.loops()["insert"](keys, value)
 
     def loops(self):
@@ -196,18 +196,18 @@ class Rival:
         return {name: own_code(loop) for name, loop in made.items() if loop}
 
     def special(self, subject):
-        """Loops that are not as a dict's."""
+        """Loops that differ from a dict's."""
         return {}
 
     def in_child(self):
-        """Called in a forked process before it uses the map: what it opens anew."""
+        """Called in a forked process before it uses the map, to open anew what it must."""
 
     def server_pids(self):
-        """Processes that hold its entries."""
+        """The processes that hold the entries."""
         return []
 
     def kernel_bytes(self):
-        """Memory that no process and no file has."""
+        """Memory that belongs to no process and no file."""
         return 0
 
     def close(self):
@@ -310,7 +310,7 @@ class KernelHash(Rival):
 
 
 def versions(kinds):
-    """What is installed of them: module and version."""
+    """{package: version} of the rivals that are installed."""
     found = {}
     for kind in kinds:
         if kind.module:

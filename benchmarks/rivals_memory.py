@@ -1,4 +1,4 @@
-"""Adapters of bench_rivals.py: maps in shared memory that Python can have."""
+"""Adapters of bench_rivals.py: maps in shared memory for Python."""
 
 import warnings
 from pathlib import Path
@@ -75,10 +75,10 @@ class AtomicDict(Rival):
         return {"get": get, "mixed": mixed, "in": None, "delete": None, "add": add}
 
     def found(self, key):
-        return self.subject[key].load() or None  # an absent key is made, and 0
+        return self.subject[key].load() or None  # a load of an absent key makes it, with value 0
 
     def kernel_bytes(self):
-        return len(self.subject.mm)  # shared and without a name: in no process's own memory
+        return len(self.subject.mm)  # shared and without a name: in no process's RssAnon
 
 
 class Ultra(Rival):
@@ -229,7 +229,7 @@ class EasyGlobals(Rival):
         self.subject.close()
         place = Path(self.place)
         for path in place.parent.glob(f"fg_{place.name.replace('-', '_')}*"):
-            path.unlink()  # as a child's fork left it
+            path.unlink()  # which a forked child has left
 
 
 MEMORY_RIVALS = [

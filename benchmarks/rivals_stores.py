@@ -1,7 +1,7 @@
 """Adapters of bench_rivals.py: embedded databases in shared memory, and servers on UNIX sockets.
 
-Servers are started here, on a socket in the same folder, without persistence, and ended with the
-adapter. diskcache and sqlite3 keep their files in the shared-memory folder.
+The adapters start their servers on a socket in the shared-memory folder, without persistence, and
+end them. diskcache and sqlite3 keep their files in that folder.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ class Lmdb(Rival):
         import lmdb
 
         if self.subject is not None:
-            self.subject.close()  # the parent's: a process may open a file once
+            self.subject.close()  # the one of the parent: a process may open a file once
         self.subject = lmdb.open(
             self.place,
             map_size=(1 << 26) + self.max_entries * (self.key_size + self.value_size + 200),
@@ -183,12 +183,12 @@ class Manager(Rival):
 
 
 def die_with_parent():
-    """A benchmark that is killed leaves no server behind."""
+    """Let the server end with the benchmark, even if that is killed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Server(Rival):
-    """A program of its own on a UNIX socket."""
+    """A rival that is a program of its own, on a UNIX socket."""
 
     programs = ()
 

@@ -1,11 +1,12 @@
-"""What a splitter that is stopped, not killed, costs the others.
+"""What a process that is stopped (not killed) in a split costs the others.
 
     python benchmarks/stopped.py [--inserts 1000000] [--states 6] [--json FILE]
 
-A process is stopped (the driver of tests/crash does it) in the middle of an insertion that splits a
-bucket of a map of 1,000 entries, after one of the changes that it makes while it holds that bucket.
-Beside it so many keys are inserted, and random ones of them looked up; the same is done in a map in
-which nobody is stopped, in turn. Insertions of keys of the held bucket are refused, and counted.
+The driver of tests/crash stops a process in the middle of an insertion that splits a bucket of a
+map of 1,000 entries, after one of the changes that it makes while it holds that bucket. Then
+another process inserts --inserts keys, and looks up random ones of them; in turn with that, it does
+the same in a map in which no process is stopped. Insertions of keys of the held bucket are refused,
+and counted.
 
 Goal: lookups take at most three times as long, whatever the change.
 """
@@ -37,7 +38,7 @@ def word(number):
 
 
 def make(inserts):
-    """A map whose next insertion splits a bucket, and the key of that."""
+    """A map whose next insertion splits a bucket, and the key of that insertion."""
     m = RHashMap.create(
         unique_name("stopped"), key_size=8, value_size=8, max_entries=inserts + 4096, _seeds=SEEDS
     )
@@ -64,7 +65,7 @@ def registered(name):
 
 
 def held_states(name, segment, key):
-    """The changes after which the splitter holds a bucket, its entry inserted."""
+    """The changes after which the splitter holds a bucket and has inserted its entry."""
     image = segment.image()
 
     def insert(handle):
@@ -83,7 +84,7 @@ def held_states(name, segment, key):
 
 
 def measure(m, inserts):
-    """Nanoseconds of an insertion and of a lookup, the longest chain, and what was refused."""
+    """Nanoseconds of an insertion and of a lookup, longest chain, number of refused insertions."""
     keys = [word(FIRST + number) for number in range(inserts)]
     refused = 0
     began = time.perf_counter_ns()
@@ -109,7 +110,7 @@ def measure(m, inserts):
 
 
 def run(inserts, change):
-    """Measure a map beside who is stopped after a change; None: nobody is."""
+    """Measure a map with a process stopped after a change; None: with no stopped process."""
     m, key = make(inserts)
     try:
         with RHashMap.open(m.name, timeout=0) as hasty:

@@ -1,4 +1,4 @@
-"""Print what the benchmarks wrote with --json as tables in Markdown, as the documents have them.
+"""Print the results that the benchmarks wrote with --json as the documents' Markdown tables.
 
 python benchmarks/tables.py FILE.json ...
 """
@@ -86,7 +86,7 @@ def latency_tables(rows):
 
 
 def flat_table(rows):
-    """Rows as they are, those of another kind than the first left out; of a spread its median."""
+    """All rows with the same names as the first, as they are; of a spread its median."""
     names = list(rows[0])
 
     def text(value):

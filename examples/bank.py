@@ -4,10 +4,11 @@
     python examples/bank.py
     python examples/bank.py --workers 8 --accounts 20 --kills 100
 
-An operation changes one key in one step, and a transfer changes two. So the payer's account says
-in the same step that takes the money what is under way, and each payee remembers the number of the
-last payment it had from each payer. Then whoever comes next can finish a payment, once or twice
-or late, and it counts once. Exit status: 0 if the sum is right at the end, else 1.
+An operation changes one key in one step, but a transfer changes two. So the step that takes the
+money from the payer's account also notes there which payment is under way, and each payee's account
+has the number of the last payment that arrived from each payer. Then any process can finish a
+payment, even twice or late, and it counts once. Exit status: 0 if the sum is right at the end, else
+1.
 """
 
 import argparse
@@ -30,12 +31,12 @@ class Bank:
             self.accounts[account] = {
                 "balance": START,
                 "sending": None,
-                "number": 0,  # of the last payment
-                "had": {},  # by payer: the number of the last payment that arrived
+                "number": 0,  # of the last payment that began
+                "had": {},  # {payer: number of the last payment that arrived}
             }
 
     def pay(self, payer, payee, amount):
-        """Transfer an amount; False if it is not there."""
+        """Transfer an amount; False if the payer does not have it."""
 
         def begin(account):
             if account["sending"] is None and account["balance"] >= amount:
@@ -53,7 +54,7 @@ class Bank:
         return begin.number is not None
 
     def finish(self, payer):
-        """Finish what a payer has under way, if anything; its process may have been killed."""
+        """Finish a payer's payment that is under way, if any; its process may have been killed."""
         sending = self.accounts[payer]["sending"]
         if sending is None:
             return
@@ -74,7 +75,7 @@ class Bank:
         self.accounts.update_with(payer, end)
 
     def total(self):
-        """The sum of all balances, when nobody pays."""
+        """The sum of all balances; call it when no payments are made."""
         for account in list(self.accounts):
             self.finish(account)
         return sum(account["balance"] for account in self.accounts.values())

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A pool of workers that share a memo cache: what one has computed none computes again.
+"""A pool of workers that share a memo cache: a result of one worker serves all others.
 
     python examples/pool_cache.py                       # modules of the standard library
     python examples/pool_cache.py --workers 8 --modules 200
 
-The work is real: for each module, all modules that it imports, directly or through others. For that
-every source file on the way is parsed, which takes milliseconds; what a file imports is kept in a
-SharedDict, from name to list of names. The result is compared with that of one process without
-the cache. Exit status: 0 if they are equal, 1 if they differ.
+The work is real: find for each module all modules that it imports, directly or through others. This
+parses every source file on the way, which takes milliseconds for each; a SharedDict keeps the
+imports of a file, from its name to a list of names. The result is compared with that of one process
+without the cache. Exit status: 0 if they are equal, 1 if they differ.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STDLIB = Path(sysconfig.get_path("stdlib"))
 
 
 def parse_imports(module):
-    """The names of the standard library's modules that a module's source imports: the slow part."""
+    """The standard library's modules that a module's source imports, by name: the slow part."""
     path = source_of(module)
     if path is None:
         return []
@@ -48,7 +48,7 @@ def source_of(module):
 
 
 def imported_by(module, imports_of):
-    """All that a module imports, directly or through others."""
+    """All modules that a module imports, directly or through others."""
     seen = set()
     waiting = [module]
     while waiting:
@@ -59,17 +59,17 @@ def imported_by(module, imports_of):
     return sorted(seen)
 
 
-# What the workers do.
+# Run by the workers.
 
 
 def start_worker(shared_cache, shared_counts):
-    """Keep the dict and the counter, which arrive by fork or by pickle."""
+    """Keep the dict and the counter, which a worker gets by fork or by pickle."""
     global cache, counts
     cache, counts = shared_cache, shared_counts
 
 
 def cached_imports(module):
-    """parse_imports(module), computed once for all processes, or by two that begin at once."""
+    """parse_imports(module), computed once for all processes, or by each that begins at once."""
     found = cache.get(module)
     if found is None:
         counts.inc("misses")
@@ -83,7 +83,7 @@ def task(module):
     return module, imported_by(module, cached_imports)
 
 
-# What the parent does.
+# Run by the parent.
 
 
 def standard_modules(limit):

@@ -5,9 +5,9 @@
     python examples/rate_limiter.py --workers 8 --users 100 --limit 50
 
 The workers of a web server would call allow() for each request. Here they race: every worker makes
-many requests for the same few users, and at the end each user was allowed exactly the limit, no
-matter who asked when. Then a short window is used up, and ends. Exit status: 0 if all that was
-exact, else 1.
+many requests for the same few users, and at the end each user was allowed exactly the limit,
+whichever worker asked, and when. Then one user uses up a short window, and waits for its end. Exit
+status: 0 if all counts were exact, else 1.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from shmrhash import SharedCounter
 
 
 class RateLimiter:
-    """limit requests of each user in every window, which begins with the user's first request.
+    """Allows limit requests of each user in every window, which begins with the first request.
 
-    A count is made with the window as its time to live: when that is over it is absent, and the
-    next request begins a new one. Counting is one atomic step that returns the sum, so of two
-    requests at the limit exactly one is allowed.
+    A count is created with the window as its time to live: when that has passed the count is
+    absent, and the next request begins a new one. Counting is one atomic step that returns the sum,
+    so of two requests that race for the last place exactly one is allowed.
     """
 
     def __init__(self, limit, window):
@@ -45,7 +45,7 @@ class RateLimiter:
 
 
 def make_requests(limiter, gate, requests, seed, results):
-    """What one worker is asked: many requests of random users. Who was allowed how often."""
+    """Make many requests of random users, in one worker; send how many of each were allowed."""
     rng = random.Random(seed)
     allowed, asked = Counter(), Counter()
     gate.wait()
@@ -56,7 +56,7 @@ def make_requests(limiter, gate, requests, seed, results):
 
 
 def race(limiter, options):
-    """All workers at once; requests and allowed requests of each user."""
+    """Run all workers at once: the requests and the allowed requests of each user."""
     context = multiprocessing.get_context(options.start_method)
     gate, results = context.Barrier(options.workers), context.Queue()
     requests = options.users, options.requests
@@ -77,12 +77,12 @@ def race(limiter, options):
 
 
 def use_up_a_short_window():
-    """One user, 5 requests in 0.2 seconds: refused until the window has ended."""
+    """Whether a user with 5 requests in 0.2 seconds is then refused until the window has ended."""
     limiter = RateLimiter(limit=5, window=0.2)
     begun = time.monotonic()
     answers = [limiter.allow("somebody") for _ in range(8)]
     if time.monotonic() - begun > 0.2:
-        return None  # this machine was busy with something else
+        return None  # the machine was too busy to tell
     time.sleep(limiter.retry_after("somebody") + 0.001)
     answers.append(limiter.allow("somebody"))
     return answers == [True] * 5 + [False] * 3 + [True]

@@ -5,10 +5,9 @@
     python examples/shared_table.py --readers 4 --rows 1000 --cells 256 --seconds 5
 
 Each row is a ring of cells with some heat in them. The writer lets the heat flow: it locks a row,
-takes a step of the heat equation, and stores the row, all cells at once. No heat is made or lost,
-so every reader can tell whether a row is whole: its cells must add up to what they always did. A
-torn row, half old and half new, would not. Exit status: 0 if every row was whole and the heat has
-flown, else 1.
+computes a step of the heat equation, and stores the row, all cells at once. The sum of the heat in
+a row never changes, so every reader can tell whether a row is whole: a torn row, half old and half
+new, has another sum. Exit status: 0 if every row was whole and the heat has flowed, else 1.
 """
 
 import argparse
@@ -21,12 +20,12 @@ import numpy as np
 
 from shmrhash import BPF_F_LOCK, SharedDict
 
-FLOW = 0.25  # of the difference between neighbours, in one step
+FLOW = 0.25  # the part of the difference between neighbours that flows in one step
 TOLERANCE = 1e-9
 
 
 def first_row(number, cells):
-    """All of the heat in one cell."""
+    """A row with all of its heat in one cell."""
     row = np.zeros(cells)
     row[number % cells] = 1.0 + number
     return row
@@ -44,7 +43,7 @@ def step(row):
 
 
 def write(table, rows, stop):
-    """Let the heat flow in one row after the other; how often."""
+    """Let the heat flow in one row after the other; return the number of steps."""
     steps = 0
     while not stop.is_set():
         number = steps % rows
@@ -63,7 +62,7 @@ def start_reader(shared_table):
 
 
 def read(task):
-    """Read rows for some time: how many, how many were torn, and the hottest cell of the last."""
+    """Read rows for some time: how many, how many torn, the hottest cell's share of the last."""
     rows, seconds, seed = task
     rng = np.random.default_rng(seed)
     reads = torn = 0
@@ -72,8 +71,8 @@ def read(task):
     while time.monotonic() < end:
         number = int(rng.integers(rows))
         if reads % 2:
-            row = table[number]  # at once, never torn
-        else:  # waits for the writer's lock, as bpf_map_lookup_elem with BPF_F_LOCK
+            row = table[number]  # never waits, never torn
+        else:  # waits for the writer's lock, like bpf_map_lookup_elem with BPF_F_LOCK
             key = number.to_bytes(8, "little")
             row = np.frombuffer(table.handle.lookup(key, BPF_F_LOCK))
         torn += not whole(number, row)
@@ -113,7 +112,7 @@ def main(arguments=None):
 
 
 class Ended:
-    """Whether the readers are done, asked as an Event is."""
+    """Whether the readers are done, with the is_set() of an Event."""
 
     def __init__(self, result):
         self.is_set = result.ready

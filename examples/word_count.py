@@ -4,7 +4,7 @@
     python examples/word_count.py                          # the standard library's .py files
     python examples/word_count.py --workers 8 --glob '*.txt' ~/texts README.md
     python examples/word_count.py --counter                # the same with a SharedCounter
-    python examples/word_count.py --info                   # and what the map says of itself
+    python examples/word_count.py --info                   # and print the map's info()
 
 Every worker adds every word to the same RHashMap as it meets it, and the result is compared with
 a collections.Counter made by one process. With --counter the map is a SharedCounter: its keys are
@@ -35,18 +35,18 @@ import shmrhash
 KEY_SIZE = 32  # bytes; 96 % of the different words of the standard library fit in
 VALUE_SIZE = 8  # add() counts in 64 bits
 
-signals = []  # received by the parent; looked at between two files
+signals = []  # received by the parent, which looks at them between two files
 
 
 class Stopped(Exception):
-    """Ctrl-C or kill."""
+    """Ctrl-C or kill ended the counting."""
 
 
 def word_key(word):
-    """The word in UTF-8, padded with NUL; a longer word is a NUL and the digest of all of it.
+    """The word in UTF-8, padded with NUL; for a longer word, a NUL and the digest of the word.
 
-    No word contains NUL, so the two forms never meet. Two long words with one digest have never
-    been found for BLAKE2; if it happened, the check at the end would see a word too few.
+    No word contains NUL, so a short word never has the key of a long one. Two texts with the same
+    BLAKE2 digest have never been found; if two words had, the check at the end would miss one.
     """
     data = word.encode()
     if len(data) > KEY_SIZE:
@@ -58,11 +58,11 @@ def words_of(path):
     return re.findall(r"\w+", path.read_text(encoding="utf-8", errors="replace"))
 
 
-# What the workers do.
+# Run by the workers.
 
 
 def start_worker(shared_counts):
-    """Keep the map, which arrives by fork or by pickle; leave Ctrl-C to the parent."""
+    """Keep the map, which a worker gets by fork or by pickle; leave Ctrl-C to the parent."""
     global counts
     counts = shared_counts
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -80,7 +80,7 @@ def count_file(path):
     return len(words)
 
 
-# What the parent does.
+# Run by the parent.
 
 
 def count_with_workers(shared_counts, paths, workers, start_method):
@@ -95,8 +95,8 @@ def count_with_workers(shared_counts, paths, workers, start_method):
             words += count.result()
             show_progress("counting", done, len(paths))
     except BrokenProcessPool:
-        # A worker was killed. Cancelling what the pool is just giving up would end its thread, and
-        # then nobody waits for the other workers (Python 3.11 and before).
+        # A worker was killed, and the pool is giving up its tasks. Cancelling them now would end
+        # the pool's thread, and then nothing waits for the other workers (Python 3.11 and before).
         pool.shutdown()
         raise
     except BaseException:
@@ -122,10 +122,10 @@ def count_of(shared_counts, word):
 
 
 def differences(shared_counts, expected):
-    """Every way in which the map is not the Counter, a line each; an empty list if it is.
+    """Every difference between the map and the Counter, a line each; an empty list if none.
 
-    The same number of different words, and each word of the Counter with its count: then the map
-    has no word that the Counter has not.
+    If both have the same number of different words, and the map has each word of the Counter with
+    its count, then the map has no word that the Counter lacks.
     """
     found = []
     if len(shared_counts) != len(expected):
@@ -137,8 +137,9 @@ def differences(shared_counts, expected):
 
 
 def show_progress(what, done, total):
-    # Here and not in the signal's handler: an exception at any moment, as Python's own handler of
-    # Ctrl-C raises it, can leave a lock of the pool taken, and the pool waiting for it for ever.
+    # Raised here and not in the signal's handler: an exception at an arbitrary instruction, as
+    # Python's own handler of Ctrl-C raises it, can leave a lock of the pool taken, and then the
+    # pool waits for that lock without end.
     if signals:
         raise Stopped
     if sys.stderr.isatty() or done == total:
@@ -153,10 +154,10 @@ def find_files(places, pattern):
         place = Path(place)
         if place.is_dir():
             below = sorted(path for path in place.rglob(pattern) if path.is_file())
-            # Installed packages live inside the standard library's directory; they are not it.
+            # Installed packages lie in the standard library's directory, but do not belong to it.
             paths.extend(p for p in below if p.relative_to(place).parts[0] != "site-packages")
         else:
-            place.open("rb").close()  # a missing file is an error now, not half-way
+            place.open("rb").close()  # fail now, not half-way, if the file is missing
             paths.append(place)
     if not paths:
         raise FileNotFoundError(f"no file matches {pattern!r}; see --glob")
@@ -164,7 +165,7 @@ def find_files(places, pattern):
 
 
 def report(shared_counts, expected, words, seconds, options):
-    # The map has digests of the long words: the words to ask for come from the Counter.
+    # For long words the map has only digests, so the words to print come from the Counter.
     ranking = sorted(expected, key=lambda word: (-count_of(shared_counts, word), word))
     for word in ranking[: options.top]:
         print(f"{count_of(shared_counts, word):>12,}  {word}")

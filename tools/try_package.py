@@ -1,4 +1,4 @@
-"""Build sdist and wheel; install each in an empty environment and use it from elsewhere.
+"""Build sdist and wheel; install each in an empty environment and use it outside the root.
 
 Run by tox's package environment, which has `build`.
 """
@@ -56,7 +56,7 @@ def install_and_use(package, folder):
 
 
 def expect_command_to_say_what_it_needs(folder):
-    """The command without its extra: status 8, one line, and how to install it."""
+    """Without its extra the command exits with 8, and says in one line how to install it."""
     for command in ([folder / "bin" / "shmrhash"], [folder / "bin" / "python", "-m", "shmrhash"]):
         done = subprocess.run(
             [*command, "ls"], capture_output=True, text=True, cwd=folder, check=False

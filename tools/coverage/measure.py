@@ -1,14 +1,14 @@
 """Which lines and branches of the core the tests reach: python measure.py [pytest's arguments].
 
 The generated C is compiled once more with --coverage and #line directives, so that gcov counts
-lines of cython/; unoptimised, since inlined copies would be counted apart. A child that ends by
-os._exit() writes its counts first (dump.c); what a process did that was killed is not counted, nor
-what the tests of single layers do, which compile these for themselves. Branches are those of the C
-code: a condition of ours, and an exception of Cython's, alike; of atomics.h's macros none are
-seen.
+lines of cython/; it is not optimised, because gcov would count inlined copies separately. A child
+that ends by os._exit() first writes its counts (dump.c). Not counted are the lines that a killed
+process executed, and those that the tests of single layers execute, which compile the layers for
+themselves. Branches are those of the C code: our own conditions as well as Cython's checks for
+exceptions; gcov sees none in the macros of atomics.h.
 
-A line that no test reaches must stand in unreached.txt with its reason, and no other line may, but
-for those that are reached in some runs: the reason of these begins with "by chance".
+A line that no test reaches must stand in unreached.txt with its reason, and no other line may,
+except lines that only some runs reach: their reason begins with "by chance".
 """
 
 import argparse
@@ -46,7 +46,7 @@ _os._exit = _exit_with_counts
 
 
 def build(folder):
-    """The package, instrumented, in folder; objects and counts lie in folder/objects."""
+    """Build the instrumented package in folder; objects and counts go to folder/objects."""
     shutil.copytree(ROOT / "shmrhash", folder / "shmrhash", ignore=shutil.ignore_patterns("*.so"))
     shutil.copytree(ROOT / "cython", folder / "core", ignore=shutil.ignore_patterns("*.c", "*.so"))
     objects = folder / "objects"
@@ -74,11 +74,12 @@ def build(folder):
 
 
 def pinned(code):
-    """C code in which what follows a #line directive for a file of ours is one line, up to the next
-    directive. Otherwise gcc counts on, and a statement of several lines in C runs on over the lines
-    that follow ours, and of a line with blocks of several statements gcov counts the last alone."""
+    """The C code, with all code between a #line directive for a file of ours and the next directive
+    joined into one line. Otherwise gcc increments the line number at each line of C: a C statement
+    of several lines would be counted for the lines of ours that follow, and of a line with several
+    blocks gcov would count only the last."""
     lines, run = [], []
-    here = None  # the last #line directive, if it is for a file of ours
+    here = None  # the last #line directive, if it names a file of ours
     continued = False
     for line in code.splitlines():
         if line.startswith("/* --- Runtime support code"):
@@ -99,14 +100,14 @@ def pinned(code):
 def run_tests(folder, arguments):
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     environment.pop("SHMRHASH_TEST_INSTALLED", None)
-    # Not `python -m pytest`, which would put the root, and with it another shmrhash, first.
+    # Not `python -m pytest`, which would put the root, with its own shmrhash, first on sys.path.
     start = "import sys; del sys.path[0]; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     command = [sys.executable, "-c", start, "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def counts(folder):
-    """{file: {line: [count, branches, branches taken]}} of the core's files."""
+    """{file: {line: [count, branches, branches taken]}} for the core's files."""
     objects = folder / "objects"
     gcov = os.environ.get("GCOV", "gcov")
     command = [gcov, "--json-format", "--branch-probabilities", "--branch-counts", "_core.o"]
@@ -138,8 +139,8 @@ def text_of(name, number):
 
 
 def has_code(name, number):
-    """Whether the line can be meant: the C code of a docstring's line is the refusing of wrong
-    arguments, and that of a function's first line its way out by an exception: both Cython's."""
+    """Whether a line has code of ours. The C code of a docstring's line refuses wrong arguments,
+    and that of a function's first line is its exit by an exception: both are Cython's."""
     if number > len(lines_of(name)):
         return False
     text = text_of(name, number)
@@ -149,7 +150,7 @@ def has_code(name, number):
 
 
 def reasons():
-    """{(file, text of the line)}: reason}, from unreached.txt: file, text and reason by tabs."""
+    """{(file, text of the line): reason}, from unreached.txt, which separates them by tabs."""
     known = {}
     for line in REASONS.read_text().splitlines():
         if line and not line.startswith("#"):
@@ -183,7 +184,7 @@ def print_row(name, row):
 
 
 def print_unreached(found):
-    """The lines that no test reaches; whether each has a reason, and no reason is too many."""
+    """Print the lines that no test reaches; whether each has a reason, and none is left over."""
     known = reasons()
     used = set()
     missing = 0

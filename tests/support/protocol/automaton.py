@@ -1,20 +1,19 @@
 """Programs of the model: generators that yield one access of shared memory at a time.
 
-A program reads as the code it stands for: ``header = yield load(address)``. The explorer must be
-able to stop such a program anywhere, go on in two ways, and see that two ways led to the same
-place. Generators cannot be copied; but a program is deterministic, so the answers it got so far
-say where it stands, and its frames (which line, which locals) say whether two such places are the
-same. An Automaton runs each program once for each new (place, answer) and then knows the step by
-heart.
+A program reads like the code that it models: ``header = yield load(address)``. The explorer must be
+able to stop a program anywhere, continue it in two ways, and see that both ways led to the same
+place. Generators cannot be copied, but a program is deterministic: the answers that it has received
+determine its place, and its frames (instruction and locals of each) tell whether two places are the
+same. An Automaton runs the program once for each new (place, answer) and remembers the step.
 
-For this to be right, nothing may be hidden in a frame but its locals: every ``yield`` stands alone
-on the right of an assignment, in a return, or as a statement, and a ``for`` runs over a range.
+This is right only if a frame hides no state except its locals: every ``yield`` stands alone on the
+right of an assignment, in a return, or as a statement, and a ``for`` runs over a range.
 test_protocol.py checks that.
 """
 
-# What a program may yield. OWN and PUT are accesses of words that nobody else can be accessing at
-# the same time (fields of one's context, slots of a bucket one holds): the explorer takes them at
-# once, and checks that the claim is true.
+# What a program may yield. OWN and PUT are accesses of words that no other program can be accessing
+# at the same time (fields of the program's own context, slots of a bucket that it holds): the
+# explorer performs them at once, and checks that the claim is true.
 LOAD, OWN, STORE, PUT, CAS, LOCK, TRY, WAIT, SEIZE, BEGIN, END, BYTE, AWAIT, OR, AND = range(15)
 SLEEP, RING, WAKE = range(15, 18)
 KIND_NAMES = (
@@ -56,39 +55,41 @@ def store(address, value):
 
 
 def put(address, value):
-    """Store to a word that only this context, or whoever recovers it, looks at."""
+    """Store to a word that only this context, or its recovery, accesses."""
     return PUT, address, value, 0
 
 
 def cas(address, expected, desired):
-    """Whether the word was as expected, and is as desired now."""
+    """Compare and swap. The answer: whether the word was as expected, and is now as desired."""
     return CAS, address, expected, desired
 
 
 def lock(address, me):
-    """Take a lock word as soon as it is free: the word, as it was taken."""
+    """Wait until a lock word is free, and take it. The answer: the word with its new holder."""
     return LOCK, address, me, 0
 
 
 def lock_try(address, me):
-    """Take a lock word if it is free now: the word as it was taken, or None."""
+    """Take a lock word if it is free. The answer: the word with its new holder, or None."""
     return TRY, address, me, 0
 
 
 def wait(address, seen):
-    """Go on when the word is not as seen."""
+    """Wait until the word differs from seen."""
     return WAIT, address, seen, 0
 
 
 def seize(subject, alone=True):
-    """Go on when context subject's process is dead, unrecovered, and nobody is at it: the kernel's
-    lock on its byte, which is let go when its holder dies."""
+    """Wait until the process of context subject is dead and not recovered and, if alone, no other
+    program is recovering it. That is the kernel's lock on the byte, released when its holder dies.
+    """
     return SEIZE, subject, alone, 0
 
 
 def byte(address, change, other=0):
-    """A system call about a byte of the file: "lock" it if nobody has it, "close" the own open file
-    of it, "fork" a child, program number other, that has the same open file. Whether it was done.
+    """A system call about a byte of the file: "lock" it if no open file has it locked, "close" the
+    caller's open file, or "fork" a child, program number other, that shares the open file. The
+    answer: whether the call succeeded.
     """
     return BYTE, address, change, other
 
@@ -120,28 +121,28 @@ def futex_wake(address):
 
 
 def awaits(condition, *subjects):
-    """Go on when the segment says so of these processes (claiming.py); it need not come to that."""
+    """Wait until a condition of claiming.py holds for these processes; it may never hold."""
     return AWAIT, -1, condition, subjects
 
 
 def begin(kind, key=0, value=0):
-    """An operation begins: no access, the oracle hears of it."""
+    """Tell the oracle that an operation begins; not an access."""
     return BEGIN, kind, key, value
 
 
 def end(outcome=None):
-    """The operation has ended, with this outcome."""
+    """Tell the oracle that the operation has ended with this outcome."""
     return END, outcome, 0, 0
 
 
 class Automaton:
-    """One program as a graph: places, and where each answer leads."""
+    """One program as a graph: its places, and the place to which each answer leads."""
 
     def __init__(self, make):
         self.make = make
-        self.actions = []  # of each place, what it yields; None: finished
-        self.operations = []  # of each place, the operation under way, or None
-        self.begins = []  # of each place, whether that operation has not yet done anything
+        self.actions = []  # for each place, what it yields; None: finished
+        self.operations = []  # for each place, the operation under way, or None
+        self.begins = []  # for each place, whether that operation has not yet performed an access
         self._histories = []
         self._places = {}
         self._steps = {}
@@ -170,7 +171,7 @@ class Automaton:
                 answer = next(answers, NO_ANSWER)
                 if answer is NO_ANSWER:
                     break
-                events = []  # those before this answer belong to earlier steps
+                events = []  # events before this answer belong to earlier steps
             action = answered(program, answer)
         begins = bool(events) and events[-1][0] == BEGIN
         return self._place(program, (action, operation, begins), history), tuple(events)
@@ -186,7 +187,7 @@ class Automaton:
 
 
 def answered(program, answer):
-    """What a program yields next, or None at its end."""
+    """Send the answer to a program: what it yields next, or None at its end."""
     try:
         return program.send(answer)
     except StopIteration:
@@ -194,7 +195,7 @@ def answered(program, answer):
 
 
 def frames_of(program):
-    """Where a program stands: the instruction and the locals of each of its generators."""
+    """The place of a program: the instruction and the locals of each of its generators."""
     frames = []
     while program is not None and program.gi_frame is not None:
         frame = program.gi_frame

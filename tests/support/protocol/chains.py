@@ -1,13 +1,14 @@
 """Chains: appending and removing references in a bucket that the program holds (W1, C1).
 
-Stands for chain.pxd. The holder of a bucket is alone with its slots (OWN loads), but readers look
-into them all the time, so each store to a slot is a step of its own. What readers rely on:
+Models chain.pxd. Only the holder of a bucket changes its slots, so its loads are OWN; but readers
+load the slots at any time, so each store to a slot is a step of its own. Readers rely on this:
 
-- a slot is filled by the store of its index, after its tag, and the element is LIVE by then;
-- what moves stands in its new place, and the version is raised, before the old place is cleared;
+- the store of the index fills a slot; the tag is stored and the element is LIVE before that store;
+- a moved reference stands in its new slot, and the version is raised, before the old slot is
+  cleared;
 - a line is complete when it is linked; the store that unlinks it puts its last element where the
-  link was, and a search that saw the link before looks again;
-- an unlinked line names nothing, for a reader may still stand on it.
+  link was, and a search that saw the link before that store, but not after it, begins again;
+- an unlinked line names no element, because a reader may still be searching it.
 """
 
 from support.protocol.automaton import own, put, store
@@ -37,7 +38,7 @@ def chain_last(m, bucket):
 
 
 def slots_used(m, line):
-    """How many slots of a line are taken, link included, and the first that is not."""
+    """How many slots of a line are taken, the link included; and the first free slot, or None."""
     used, gap = 0, None
     for slot in range(m.slots):
         index = yield own(m.index(line, slot))
@@ -61,7 +62,7 @@ def chain_links(m, bucket, line):
 
 
 def chain_names(m, bucket, index, but=None):
-    """The slot of a held chain that names an element, as (line, slot), other than but; or None."""
+    """The (line, slot) of a held chain that names an element, other than but; or None."""
     line = bucket
     while line is not None:
         following = None
@@ -80,7 +81,7 @@ def chain_names(m, bucket, index, but=None):
 
 
 def chain_append(m, me, bucket, index, tag, publish):
-    """Name an element in a held chain; publish: it becomes LIVE just before. False: no line."""
+    """Name an element in a held chain; publish: make it LIVE just before. False: no free line."""
     last, _ = yield from chain_last(m, bucket)
     _, slot = yield from slots_used(m, last)
     if slot is None:
@@ -97,7 +98,7 @@ def chain_append(m, me, bucket, index, tag, publish):
 
 
 def slot_fill(m, line, slot, tag, index, publish):
-    """Name an element in an empty slot: LIVE first, then the tag; the index commits."""
+    """Name an element in an empty slot: LIVE first, then the tag; storing the index commits."""
     early = m.keeps("an element is LIVE before a slot names it")
     if publish and early:
         yield from element_publish(m, index)
@@ -112,7 +113,7 @@ def slot_fill(m, line, slot, tag, index, publish):
 
 
 def line_prepare(m, last, line):
-    """Let a new line name the element whose slot the link to it will take."""
+    """Copy into a new line the reference whose slot the link to the line will take."""
     tag = yield own(m.tag(last, m.link_slot))
     index = yield own(m.index(last, m.link_slot))
     yield store(m.tag(m.line[line], 0), tag)
@@ -121,7 +122,7 @@ def line_prepare(m, last, line):
 
 
 def line_link(m, me, last, line):
-    """Put a line behind a full one; from here on it is the chain's."""
+    """Link a line behind a full one; from the store of the link on it belongs to the chain."""
     index = yield own(m.index(last, m.link_slot))
     yield store(m.index(last, m.link_slot), LINK_BASE + line)
     if not m.keeps("a line is filled before it is linked"):
@@ -154,7 +155,8 @@ def chain_remove(m, me, bucket, line, slot):
 def slot_move(m, bucket, source, target):
     """Name the last element of a chain in another slot too.
 
-    The index first: killed before the tag, chain_repair finds the element twice and mends the tag.
+    The index is stored first: if the process dies before it stores the tag, chain_repair finds the
+    element in two slots and repairs the tag.
     """
     index = yield own(m.index(*source))
     tag = yield own(m.tag(*source))
@@ -167,14 +169,14 @@ def slot_move(m, bucket, source, target):
 
 
 def slot_drop(m, me, bucket, before, last, top):
-    """Clear the last slot of a chain's last line; a line of one is dissolved."""
+    """Clear the last slot of a chain's last line; dissolve a line with one element left."""
     yield store(m.index(last, top), 0)
     if top == 1:
         yield from chain_dissolve(m, me, bucket, before, last)
 
 
 def chain_dissolve(m, me, bucket, before, last):
-    """Put the only element of the last line where its link is, and stash the line."""
+    """Put the only element of the last line where the line's link is, and stash the line."""
     tag = yield own(m.tag(last, 0))
     index = yield own(m.index(last, 0))
     yield from line_own(m, me, last)
@@ -185,14 +187,14 @@ def chain_dissolve(m, me, bucket, before, last):
 
 
 def line_own(m, me, line):
-    """Name a line that is about to be unlinked, and say in its header whose it is."""
+    """Name a line that is about to be unlinked in the context, and name its owner in its header."""
     yield put(m.of(me, "line"), m.line.index(line))
     header = yield own(line)
     yield store(line, m.header_after(header, ALLOC, me))
 
 
 def line_stash(m, me):
-    """Move context.line, unlinked and ALLOC, to the context's stash, emptied."""
+    """Empty context.line, which is unlinked and ALLOC, and move it to the context's stash."""
     line = yield own(m.of(me, "line"))
     if m.keeps("an unlinked line names nothing"):
         for slot in range(m.slots):
@@ -204,7 +206,7 @@ def line_stash(m, me):
 
 
 def chain_repair(m, me, bucket):
-    """Finish a removal that somebody began in a held chain; does nothing to a sound one."""
+    """Finish a removal that a dead context began in a held chain; a sound chain stays as it is."""
     last, before = yield from chain_last(m, bucket)
     used, _ = yield from slots_used(m, last)
     if before is None or used == 0:
@@ -221,7 +223,7 @@ def chain_repair(m, me, bucket):
 
 
 def chain_clear(m, me, bucket):
-    """Empty a held chain that no reader looks into any more, and stash its lines."""
+    """Empty a held chain without a level, in which no miss counts, and stash its lines."""
     while True:
         link = yield own(m.index(bucket, m.link_slot))
         if link < LINK_BASE:

@@ -1,9 +1,9 @@
-"""Process slots: whose they are, who is dead, and who recovers whom (C1, C2, C3).
+"""Process slots: their owners, which processes are dead, and who recovers them (C1, C2, C3).
 
-Stands for liveness.pxd, attach.pxd and process_recover of recover.pxd. A process has a slot: its
-claim in the word used, stored while it holds the slot's byte of the file, which the kernel lets go
-when it dies. Who recovers a dead process is named in the word recoverer of the dead one's slot, as
-a process slot and with a count. A claim is a number that no two processes share.
+Models liveness.pxd, attach.pxd and process_recover of recover.pxd. A process owns a slot: its claim
+stands in the word used, and was stored while the process held the lock on the slot's byte of the
+file, which the kernel releases when the process dies. The word recoverer of a dead process's slot
+names the process slot of its recoverer, and has a count. No two processes share a claim.
 """
 
 from support.protocol.automaton import awaits, begin, byte, cas, end, load, store
@@ -13,24 +13,24 @@ from support.protocol.segment_model import FREE, state_of
 
 RECOVERER_MASK = 15
 RECOVERED_ONE = 16
-CLAIM_OF_FALLEN = 99  # of a process that is dead at first
+CLAIM_OF_FALLEN = 99  # of a process that is dead from the beginning
 
 
 def claim_of(program):
-    """The claim that a process stores, who is told by its name."""
+    """The claim that a program's process stores, different for a newcomer to the same slot."""
     return 1 + program.process + 20 * program.comes
 
 
-# ---- what is waited for ----
+# ---- the conditions that programs wait for ----
 
 
 def is_dead(m, memory, process):
-    """Whether the kernel says so: a slot is in use, and nobody has its byte."""
+    """Whether a process is dead: its slot is in use, and no open file holds the slot's byte."""
     return memory[m.used[process]] and not memory[m.byte[process]]
 
 
 def somebody_is_to_be_recovered(m, memory, subjects):
-    """Whether one of them is dead, and nobody alive is at it."""
+    """Whether one of the processes is dead and no living process is named as its recoverer."""
     for subject in subjects:
         name = memory[m.recoverer[subject]] & RECOVERER_MASK
         if is_dead(m, memory, subject) and (not name or is_dead(m, memory, name)):
@@ -68,7 +68,7 @@ CONDITIONS = {
 
 
 def check_processes(m, memory, living):
-    """When nothing moves any more: who can be recovered is, and no word names a free slot."""
+    """When no program can move: all dead are recovered that can be; no word names a free slot."""
     for program in living:
         for operation in program.operations:
             if operation[0] == "rescue" and any(is_dead(m, memory, s) for s in operation[1:]):
@@ -82,7 +82,7 @@ def check_processes(m, memory, living):
 
 
 def check_object(m, memory):
-    """When nothing moves any more: no pin without a process, no object that nobody has."""
+    """When no program can move: every pin has a process, and the object is in use or FREE."""
     owners = [memory[address] for address in m.pin_owner]
     if any(owner and not memory[m.used[owner]] for owner in owners):
         raise Violation("a pin is nobody's (C1)")
@@ -95,7 +95,7 @@ def check_object(m, memory):
 
 
 def process_is_dead(m, process):
-    """The claim, the kernel's word, and the claim again."""
+    """Load the claim, ask the kernel about the byte, and load the claim again."""
     claim = yield load(m.used[process])
     if claim == 0:
         return False
@@ -107,7 +107,7 @@ def process_is_dead(m, process):
 
 
 def rescue(m, me, *subjects):
-    """Recover these processes whenever they are dead; for as long as that may be."""
+    """Recover these processes whenever one of them is dead; never ends."""
     while True:
         yield awaits("somebody is to be recovered", *subjects)
         for turn in range(len(subjects)):
@@ -117,7 +117,7 @@ def rescue(m, me, *subjects):
 
 
 def process_recover(m, me, subject):
-    """Recover a dead process, unless somebody else is at it."""
+    """Recover a dead process, unless another process is recovering it."""
     entered = yield from recoverer_enter(m, me, subject)
     if not entered:
         return
@@ -140,7 +140,7 @@ def process_recover(m, me, subject):
 
 
 def recoverer_lives(m, word):
-    """Whether the process that a word recoverer names is at it."""
+    """Whether a word recoverer names a living process."""
     name = word & RECOVERER_MASK
     if name == 0:
         return False
@@ -149,7 +149,7 @@ def recoverer_lives(m, word):
 
 
 def recoverer_enter(m, me, subject):
-    """Become the one who recovers subject, unless somebody alive is."""
+    """Become the recoverer of subject, unless a living process is."""
     seen = yield load(m.recoverer[subject])
     lives = False
     if m.keeps("a recoverer that lives is not replaced"):
@@ -166,7 +166,7 @@ def recoverer_enter(m, me, subject):
 
 
 def contexts_recover(m, subject, forget=True):
-    """All contexts of a dead process, and the words that name it."""
+    """Recover all contexts of a dead process, and clear the words that name the process."""
     for context in range(1, m.contexts + 1):
         owner = yield load(m.of(context, "owner"))
         if owner == subject:
@@ -185,7 +185,7 @@ def recoverers_forget(m, dead):
 
 
 def join(m, me):
-    """process_register: take the slot, once it is free."""
+    """process_register: wait until the slot is free, and take it."""
     done = False
     while not done:
         yield awaits("the slot is free", me.process)
@@ -197,7 +197,7 @@ def join(m, me):
 
 
 def inherit(m, me):
-    """slot_inherit, once: recover the dead process whose slot it is, and take its place."""
+    """slot_inherit, tried once: recover the dead owner of the slot, and take the slot over."""
     slot = me.process
     yield awaits("the slot is a dead one's", slot)
     claim = yield load(m.used[slot])

@@ -1,15 +1,15 @@
 """All interleavings of a few programs over one modelled segment, with deaths.
 
-A state is (memory, where each program stands, what each running operation could have seen). From
-each state every program takes its next step, and a program that may die dies instead, before each
-store and while it waits. States are visited breadth first and once each, so the first
-counterexample is a shortest one.
+A state is (memory, the place of each program, what each running operation could have seen). From
+each state every program takes its next step; a program that may die also dies instead, before each
+store and while it waits. Each state is visited once, breadth first, so the first counterexample is
+a shortest one.
 
-Two reductions keep this small. Accesses marked OWN or PUT are of words that no other program can
-be accessing: they commute with everything the others do, so when a program stands before one, only
-that program moves (with a death before it, if the program may die). The claim behind the mark is
-checked each time. And what an operation may return is kept as the set of values that the abstract
-map (oracle.py) has had since it began, not as a history.
+Two reductions keep the number of states small. Accesses marked OWN or PUT are of words that no
+other program can be accessing: they commute with all steps of the others, so when a program stands
+before one, only that program moves (or dies before a PUT, if it may die). The claim behind the mark
+is checked each time. And what an operation may return is kept as the set of values that the
+abstract map (oracle.py) has had since the operation began, not as a history.
 """
 
 import functools
@@ -39,14 +39,14 @@ from support.protocol.claiming import CONDITIONS, check_processes
 from support.protocol.oracle import Oracle, Violation, check_change, check_end, seen_at_begin
 from support.protocol.segment_model import owner_of, taken
 
-# Before a load a death leaves what it leaves before the next of these.
+# A death before a load leaves the same memory as a death before the next access of these kinds.
 DEADLY = WRITING | {WAIT, AWAIT}
-GONE = -1  # where a dead program stands
-SOLO_STEPS_MAX = 400  # a lookup that runs alone ends far below
+GONE = -1  # the place of a dead program
+SOLO_STEPS_MAX = 400  # a lookup that runs alone takes far fewer
 
 
 class Explorer:
-    """Visits every state that the scene's programs can reach; ``run`` says how many there are."""
+    """Visits every state that the scene's programs can reach; ``run`` returns their number."""
 
     def __init__(self, scene, without=(), reduced=True):
         self.scene = scene
@@ -63,12 +63,12 @@ class Explorer:
         self.stored = {}
         self.readers_that_end = set()
         self.came_from = {}
-        self.ends = set()  # the memories in which everybody is done
+        self.ends = set()  # the memories in which no program can move
 
     # ---- memory ----
 
     def remember(self, memory):
-        """The number of a memory; the abstract map it stands for is computed once."""
+        """The number of a memory; its abstract map is computed once."""
         if memory not in self.numbers:
             self.views.append(self.oracle.view(memory))  # or a Violation
             self.numbers[memory] = len(self.memories)
@@ -109,7 +109,7 @@ class Explorer:
         return True
 
     def access(self, program, number, action):
-        """Carry out one access: the memory after it, and the answer."""
+        """Perform one access: the number of the memory after it, and the answer."""
         kind, address, value, desired = action
         memory = self.memories[number]
         if kind == SEIZE:
@@ -147,7 +147,7 @@ class Explorer:
         return number, None
 
     def ask_byte(self, program, number, action):
-        """Open files that hold a byte are bits, named by the process that has them."""
+        """A call about a byte, in whose word each program's open file that holds it is one bit."""
         _, address, change, child = action
         holders = self.memories[number][address]
         if change == "lock":
@@ -157,7 +157,7 @@ class Explorer:
         return self.write(number, address, holders & ~(1 << program)), None
 
     def move(self, state, program, log=None):
-        """The state after one step of a program and the OWN and PUT accesses that follow it."""
+        """The state after one step of a program and the OWN and PUT accesses right behind it."""
         number, places, seen = state
         automaton = self.automata[program]
         place = places[program]
@@ -187,7 +187,7 @@ class Explorer:
                 return number, places, seen
 
     def hear(self, events, program, seen, log):
-        """Operations that ended, or began; one that began knows nothing until its first step."""
+        """Check operations that ended; one that began has seen nothing before its first step."""
         for event in events:
             if log is not None:
                 log.append((program, event, None))
@@ -197,7 +197,7 @@ class Explorer:
         return seen
 
     def check_alone(self, program, action, number, places):
-        """Nobody else stands before an access of a word that a program calls its own."""
+        """Check that no other program stands before an access of a word that one marks as own."""
         word = self.memories[number][action[1]]
         for other, place in enumerate(places):
             if other == program or place == GONE:
@@ -210,7 +210,7 @@ class Explorer:
                 raise Violation(f"two at once: {name} is used by another, too (C1)")
 
     def die(self, state, program):
-        """The state after the death of a program: the kernel lets go of its locks, no more."""
+        """The state after the death of a program: the kernel releases its locks, no more."""
         number, places, seen = state
         for address in self.segment.kernel_lock:
             if self.memories[number][address] == program + 1:
@@ -287,7 +287,7 @@ class Explorer:
             raise
 
     def check_readers(self, state):
-        """R1: from here every lookup ends by itself, though nobody else moves."""
+        """R1: from here every lookup ends by its own steps, while no other program moves."""
         number, places, _ = state
         for program, place in enumerate(places):
             if place == GONE or not self.programs[program].reader:
@@ -307,7 +307,8 @@ class Explorer:
             self.readers_that_end.update(passed)
 
     def check_final(self, state):
-        """Nothing can move: everybody is done or dead, the map is at rest and sound."""
+        """No program can move: each is done or dead, or waits for what need not happen; if all dead
+        are recovered, the map is at rest and sound."""
         number, places, _ = state
         waiting = [
             program
@@ -342,7 +343,7 @@ class Explorer:
                     raise Violation(f"{waiter.name} sleeps, and what it waits for is there")
 
     def path(self, state, last):
-        """The steps from the beginning to a state, and the last one."""
+        """The steps from the first state to this one, and the last step."""
         steps = [] if last is None else [(state, last)]
         while self.came_from[state] is not None:
             state, mover = self.came_from[state]
@@ -351,7 +352,7 @@ class Explorer:
 
 
 def writes_over(action, word):
-    """Whether an access would change a word that is as given."""
+    """Whether an access would change the word, if this is its value."""
     kind, _, expected, _ = action
     if kind in (LOCK, TRY):
         return owner_of(word) == 0

@@ -1,12 +1,13 @@
 """Views of objects, and the slot that a process claims for a child before it forks (R2, C1, C3).
 
-Stands for pins.pxd, forking.pxd and what they use of object.pxd. There is one object, which an
-entry refers to at first. A view of it is kept by a pin, a slot that says whose it is and what it
-pins. Whoever takes the object from its entry looks for pins; so does whoever ends one. (That each
-of two sees the other's store is the business of fences; here all stores are seen at once.)
+Models pins.pxd, forking.pxd and what they use of object.pxd. There is one object, and at first an
+entry refers to it. A pin protects a view of the object: a slot that names its process and what it
+pins. A context that takes the object from its entry searches the pins; so does one that ends a pin.
+(That each of two contexts sees the other's store is for fences to ensure; here all stores are seen
+at once.)
 
-A child has its parent's views from its first instruction on, and the parent may be killed, or let
-go of its own, at any time.
+A child has its parent's views from its first instruction on, and the parent may be killed, or end
+its own views, at any time.
 """
 
 from support.protocol.automaton import awaits, begin, byte, cas, end, load, own, put, store
@@ -14,7 +15,7 @@ from support.protocol.segment_model import ALLOC, FREE, RETIRED, owner_of, state
 
 REF = 1  # the name of the object
 PINS = 2
-CLAIM_OF_UNBORN = 50  # has no pid
+CLAIM_OF_UNBORN = 50  # the claim for a child that has no pid yet
 PIN_OF_PARENT, PIN_OF_CHILD = range(PINS)
 
 
@@ -32,7 +33,7 @@ def pins_find(m):
 
 
 def retired_take(m, me):
-    """RETIRED -> ALLOC of this context, unless it is pinned, or somebody was first."""
+    """RETIRED -> ALLOC of this context, unless a pin names it or another context was first."""
     header = yield load(m.thing)
     if state_of(header) != RETIRED:
         return False
@@ -45,7 +46,7 @@ def retired_take(m, me):
 
 
 def owned_refs_free(m, me):
-    """Give back the object that the context names, if it is this context's and nobody pins it."""
+    """Give back the object that the context names, if this context owns it and no pin names it."""
     name = yield own(m.of_name[me])
     if name == 0:
         return
@@ -72,7 +73,7 @@ def owned_refs_free(m, me):
 
 
 def pin_clear(m, me, pin):
-    """End a pin, with what it pinned named by the context."""
+    """End a pin; the context names the pinned object before that."""
     ref = yield load(m.pin_ref[pin])
     if m.keeps("what a pin pinned is named before the pin ends"):
         yield put(m.of_name[me], ref)
@@ -82,7 +83,7 @@ def pin_clear(m, me, pin):
 
 
 def recover_pins(m, me, process):
-    """End every pin of a dead process, in the name of its context."""
+    """End every pin of a dead process, as its context."""
     yield from owned_refs_free(m, me)
     for pin in range(PINS):
         owner = yield load(m.pin_owner[pin])
@@ -93,7 +94,7 @@ def recover_pins(m, me, process):
 
 
 def take_away(m, me):
-    """An update stores another object in the place of the one that is there."""
+    """An update that replaces the object by another."""
     yield begin("settle")
     yield put(m.of_name[me], REF)
     yield store(m.refers, 0)
@@ -104,7 +105,7 @@ def take_away(m, me):
 
 
 def look(m, me):
-    """A view is used: its bytes are there."""
+    """Use a view: load its bytes, which must have memory."""
     yield begin("view")
     yield load(m.bytes_of_thing)
     yield load(m.bytes_of_thing)
@@ -112,7 +113,7 @@ def look(m, me):
 
 
 def let_go(m, me, pin):
-    """The view ends."""
+    """End the view of a pin."""
     yield begin("settle")
     yield from pin_clear(m, me, pin)
     yield from owned_refs_free(m, me)
@@ -123,8 +124,9 @@ def let_go(m, me, pin):
 
 
 def fork(m, me, child, program, fails=False):
-    """Claim a slot and a context for a child, pin what the own view refers to, fork, close. child
-    is the process it will be, with the context of that number; program is who plays it."""
+    """Claim a slot and a context for a child, pin for it what the parent's view refers to, fork,
+    and close the open file. child: the number of the child's process and context; program: the
+    number of the program that plays it."""
     yield begin("settle")
     early = m.keeps("a child's slot is claimed when its byte is locked")
     if not early:
@@ -154,7 +156,7 @@ def pin_for_child(m, child):
 
 
 def grow_up(m, me, program):
-    """unborn_adopt, in the child: it has views at once, and then a slot with its own claim."""
+    """unborn_adopt, in the child: it has views at once; then it puts its own claim in its slot."""
     yield awaits("it is born", me, program)
     yield from look(m, me)
     yield begin("settle")

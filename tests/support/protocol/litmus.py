@@ -1,10 +1,11 @@
 """A small weak memory: which outcomes a few instructions of a few threads can have.
 
 Each thread is a list of instructions. Any instruction may be performed before an earlier one of its
-thread unless something forbids it: an acquire, a release, a fence, a dependency, or that both touch
-the same word. A store is performed for all threads at once (as on ARMv8 and x86; POWER is weaker).
-A compare-and-swap is a load and a store that nobody else's store comes between, and what follows
-may pass the store: so it is on ARMv8 without LSE. All orders of performing are tried.
+thread unless something forbids it: an acquire, a release, a fence, a dependency, or that both
+access the same word. A store is performed for all threads at once (as on ARMv8 and x86; POWER is
+weaker). A compare-and-swap is a load and a store with no other thread's store of the word between
+them, and later instructions may be performed before its store, as on ARMv8 without LSE. All orders
+are tried.
 
     litmus = Litmus(
         threads=[[store("data", 1), store("flag", 1, RELEASE)],
@@ -21,16 +22,16 @@ RELAXED, ACQUIRE, RELEASE, FULL = "relaxed", "acquire", "release", "full"
 
 @dataclass(frozen=True)
 class Instruction:
-    """kind: load, store, fence or membarrier. needs: registers that its address comes from."""
+    """kind: load, store, fence or membarrier. needs: the registers that give its address."""
 
     kind: str
     word: str = ""
-    target: str = ""  # the register of a load
-    value: object = 0  # of a store: a number, or a register's name
+    target: str = ""  # for a load: its register
+    value: object = 0  # for a store: a number, or a register's name
     order: str = RELAXED
     needs: tuple = ()
-    swaps: str = ""  # of a CAS's store: the register of its load
-    expects: object = None  # of a CAS's load: it goes on with this value only
+    swaps: str = ""  # for the store of a CAS: the register of its load
+    expects: object = None  # for the load of a CAS: the only value with which it is performed
 
     def __str__(self):
         what = {"load": f"{self.target} = {self.word}", "store": f"{self.word} = {self.value}"}
@@ -46,7 +47,7 @@ def store(word, value, order=RELAXED, needs=()):
 
 
 def fence(order):
-    """A C11 fence; RELAXED is none."""
+    """A C11 fence; for RELAXED no fence."""
     return [Instruction("fence", order=order)] if order != RELAXED else []
 
 
@@ -56,7 +57,7 @@ def membarrier():
 
 
 def cas(word, expected, desired, acquire=RELAXED, release=RELAXED):
-    """A compare-and-swap that succeeds; executions in which it fails are not looked at."""
+    """A compare-and-swap that succeeds; executions in which it fails are not explored."""
     register = f"old {word} {desired}"
     return [
         Instruction("load", word, register, order=acquire, expects=expected),
@@ -91,15 +92,15 @@ def ordered(earlier, later, rcsc):
 
 @dataclass
 class Litmus:
-    """Threads, the words that are not 0 at first, and the outcome that must not be."""
+    """Threads, the words that are not 0 at first, and the forbidden outcome."""
 
     threads: list
     forbidden: object
-    first: tuple = ()  # of (word, value)
+    first: tuple = ()  # pairs of (word, value)
     rcsc: bool = True  # an acquire stays behind an earlier release: ARMv8's ldar, not ldapr or C11
 
     def reachable(self):
-        """The order of performing that leads to the forbidden outcome, or None."""
+        """An order of the instructions that leads to the forbidden outcome, or None."""
         before = [
             [
                 frozenset(i for i in range(at) if ordered(thread[i], thread[at], self.rcsc))

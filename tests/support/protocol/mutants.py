@@ -1,8 +1,8 @@
-"""Mutants: the protocol less one step, and the scene in which that shows.
+"""Mutants: the protocol without one of its steps, and the scene that shows the mistake.
 
-Each key is the name of a step, as the programs ask for it with ``keeps``; the mutant leaves the
-step out, or takes it at the wrong time. Each value is the name of a scene (scenes.py) and a part of
-the violation that must be found there. Those marked EARLIER are ways the core once went, before
+Each key is the name of a step, as the programs pass it to ``keeps``; the mutant leaves the step
+out, or performs it at the wrong time. Each value is the name of a scene (scenes.py) and a part of
+the violation that must be found there. The mutants in EARLIER are what the core once did, before
 the explorer found the counterexample.
 """
 

@@ -1,4 +1,4 @@
-"""Mutants of claiming.py and forking.py, as mutants.py has the others."""
+"""Mutants of claiming.py and forking.py, in the form of those in mutants.py."""
 
 OF_RECOVERERS = {
     "a recoverer asks for the death again when it is named": (

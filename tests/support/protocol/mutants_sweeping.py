@@ -1,4 +1,4 @@
-"""Mutants of sweeping.py, as mutants.py has the others."""
+"""Mutants of sweeping.py, in the form of those in mutants.py."""
 
 OF_SWEEPS = {
     "a sweeper removes only what it saw expired": (

@@ -1,17 +1,18 @@
 """What must hold: the abstract map behind each memory, and the law that operations obey.
 
-The view of a memory is the value of each key, or ABSENT, read off the buckets at one instant. All
+The view of a memory is the value of each key, or ABSENT, as the buckets give it at one instant. All
 promises about values are promises about the view (DESIGN.md, R2, W1, C1):
 
-- the view is whole at every instant: each key in at most one element, its value complete, and
-  wherever two buckets answer for a key they answer the same;
-- it changes only by the one step that commits an operation, as that operation says, once; never by
-  recovery, which finishes and undoes what the view already shows;
-- what an operation returns was true of the view at some instant while it ran: a lookup's value was
-  there, a miss was absent.
+- the view is consistent at every instant: each key is in at most one element, its value is
+  complete, and where two buckets answer for a key they give the same answer;
+- only the one step that commits an operation changes the view, as the operation demands, and once;
+  recovery never changes it, but finishes or undoes what the view already shows;
+- what an operation returns was true of the view at some instant while the operation ran: a lookup's
+  value was there, a missed key was absent.
 
 So each operation on a key takes effect at one instant between its begin and its end: it is
-linearizable. At rest nothing may be lost, leaked or held, as check() sees it (cython/check.pxd).
+linearizable. At rest nothing may be lost, leaked or held, by the rules of check()
+(cython/processes/check.pxd).
 """
 
 from support.protocol.segment_model import (
@@ -32,12 +33,12 @@ from support.protocol.segment_model import (
 )
 
 ABSENT = 0  # every value is a positive number
-WALK_BITS = 16  # a walk notes the values of all keys, so many bits for each
+WALK_BITS = 16  # bits for each key: a walk notes the values of all
 RETRY = "RETRY"  # an attempt met a change; never an outcome
 
 
 class Violation(Exception):
-    """A promise is broken. The explorer adds the path to it."""
+    """A promise is broken. The explorer adds the path that led there."""
 
     path = ()
     explorer = None
@@ -47,13 +48,13 @@ class Violation(Exception):
 
 
 def seen_at_begin(operation, view):
-    """What an operation knows at its first step: (operation, the values its key had, as a set of
-    bits, the value it replaced)."""
+    """The notes of an operation at its first step: (operation, the values that its key had, as a
+    set of bits, the value that the operation replaced)."""
     return operation, noted(operation, view), None
 
 
 def seen_now(seen, view):
-    """The same for every running operation, after the view changed."""
+    """The notes of every running operation, after the view changed."""
     return tuple(
         None if mine is None else (mine[0], mine[1] | noted(mine[0], view), mine[2])
         for mine in seen
@@ -61,7 +62,7 @@ def seen_now(seen, view):
 
 
 def noted(operation, view):
-    """The value of the key, as far as the outcome depends on it; the less, the fewer states."""
+    """As much of the value of the key as the outcome depends on; noting less makes fewer states."""
     kind, key, _ = operation
     if kind == "walk":
         return sum(1 << value + WALK_BITS * at for at, value in enumerate(view))
@@ -87,7 +88,7 @@ def is_over(view, key):
 
 
 def check_change(before, after, operation, program, seen):
-    """Whether the running operation may change the view like that; what the others could see."""
+    """Check that the running operation may change the view so; the notes of all operations then."""
     for key, (old, new) in enumerate(zip(before, after, strict=True)):
         if old == new:
             continue
@@ -117,7 +118,7 @@ def change_is_right(kind, value, old, new):
 
 
 def check_end(outcome, mine):
-    """Whether an operation may end like that."""
+    """Check that an operation may end with this outcome."""
     (kind, key, _), values, replaced = mine
     if kind in ("lookup", "contains"):
         check_answer(kind, key, outcome, values)
@@ -142,21 +143,21 @@ def check_end(outcome, mine):
 
 
 def check_answer(kind, key, outcome, values):
-    """A lookup's value was the key's at some instant; a miss was absent at some instant."""
+    """A value found was the key's at some instant; a missed key was absent at some instant."""
     if not isinstance(outcome, int) or not values >> outcome & 1:
         had = [value or "ABSENT" for value in range(values.bit_length()) if values >> value & 1]
         raise Violation(f"key {key}: {kind} says {outcome or 'ABSENT'}, it was {had} (R2, W1)")
 
 
 def check_swept(kind, values):
-    """Every entry that had expired when it began has gone, or lived again, at some instant."""
+    """Every entry that had expired when the operation began was gone or renewed at some instant."""
     for key in range(1, values.bit_length() - 1):
         if not values >> key & 1:
             raise Violation(f"key {key}: {kind} ends, and it had expired before (X1)")
 
 
 def check_walk(entries, values):
-    """A walk meets a key at most once, with a value it had; who is not met was absent once."""
+    """A walk meets a key at most once, with a value it had; a key not met was absent once."""
     met = dict(entries)
     if len(met) != len(entries):
         raise Violation(f"the walk {entries} meets a key twice (W1)")
@@ -169,14 +170,14 @@ def check_walk(entries, values):
 
 
 class Oracle:
-    """Reads one segment's memories."""
+    """Computes the views of one segment's memories."""
 
     def __init__(self, segment):
         self.segment = segment
         self.keys = sorted(segment.hashes)
 
     def view(self, memory):
-        """The value of each key; place 0 is the clock's. Violation if there is no such thing."""
+        """The value of each key; place 0 is the clock's. Violation if the view is inconsistent."""
         clock = memory[self.segment.clock] if self.segment.timed else 0
         return (clock, *(self.value_of(memory, key) for key in self.keys))
 
@@ -205,7 +206,7 @@ class Oracle:
         return readable and memory[self.segment.key(index)] == key
 
     def read(self, memory, key, index):
-        """The value of an element, as it counts at this instant."""
+        """The value of an element at this instant: in UPD that of the redo buffer."""
         segment = self.segment
         header = memory[segment.element[index]]
         if state_of(header) == UPD:
@@ -217,7 +218,7 @@ class Oracle:
         return words.pop()
 
     def places(self, memory, bucket):
-        """(line, slot, index) of each taken slot of a chain, links left out; and its lines."""
+        """(line, slot, index) of each taken slot of a chain, except links; and its lines."""
         segment = self.segment
         line, slots, lines = bucket, [], []
         while line is not None:
@@ -241,7 +242,7 @@ class Oracle:
     # ---- at rest ----
 
     def check_at_rest(self, memory):
-        """C1, W2: what check() would find in a map that nobody is using."""
+        """C1, W2: the checks that check() makes of a map that no process is using."""
         segment = self.segment
         words = [segment.table, segment.credits, segment.line_block]
         words += segment.depot + segment.block + segment.bucket + segment.line[1:]
@@ -267,7 +268,7 @@ class Oracle:
             raise Violation(f"{credit_sum} credits, {entries} entries, of {segment.elements} (W2)")
 
     def check_table(self, memory):
-        """The elements and lines in chains, all of them where they belong."""
+        """The elements and lines in chains; checks that each stands where it belongs."""
         segment = self.segment
         count = memory[segment.table] >> PAYLOAD_SHIFT
         elements, lines = [], []
@@ -290,8 +291,8 @@ class Oracle:
         return elements, lines
 
     def level_fits(self, memory, number):
-        """What check() asks of levels: the parent of a bucket has been split as far as that; and
-        of one that has been split as far as that, the child is there."""
+        """What check() demands of levels: a bucket is there if and only if its parent has been
+        split that far."""
         if number == 0:
             return True
         parent = memory[self.segment.bucket[number ^ 1 << number.bit_length() - 1]]
@@ -299,7 +300,7 @@ class Oracle:
         return there == (level_plus1(parent) > number.bit_length())
 
     def check_shape(self, memory, bucket, linked):
-        """With a link all earlier slots are taken; a line is dense, not empty, and LIVE."""
+        """Before a link all slots are taken; a line has no gaps, is not empty, and is LIVE."""
         segment = self.segment
         for at, line in enumerate([bucket, *linked]):
             used = [memory[segment.index(line, slot)] != 0 for slot in range(segment.slots)]
@@ -319,7 +320,7 @@ class Oracle:
         return found
 
     def in_block(self, memory, number, block):
-        """The elements that a block has: its list and those never used."""
+        """The elements in a block: its free list, and those never used."""
         segment = self.segment
         state, fresh, free, head = block_parts(memory[block])
         if (state == READY) != bool(memory[segment.present[number]]):

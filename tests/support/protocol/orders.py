@@ -1,9 +1,10 @@
-"""The ordered accesses of the core as litmus tests: what each pair is for.
+"""The ordered accesses of the core as litmus tests: the purpose of each pair.
 
-A test lists the accesses of a writer and of a reader in the order of the code, and the outcome that
-must not be. Each order is named by the function that asks for it; test_weak_memory.py relaxes them
-one by one. An order marked spare is not needed for this outcome: another one does its work here.
-README.md has the table of all of them. Here are elements; orders_of_buckets.py has the rest.
+A test lists the accesses of a writer and of a reader in the order of the code, and the forbidden
+outcome. Each order is named after the function that asks for it; test_weak_memory.py relaxes them
+one by one. An order marked spare is not needed against this outcome: another one prevents it, too.
+README.md has the table of all orders. The tests here are about elements; orders_of_buckets.py and
+orders_of_hazards.py have the rest.
 """
 
 from support.protocol.litmus import (
@@ -35,7 +36,7 @@ LEVEL_FENCE = "bucket_set_level: the fence"
 
 
 class Orders:
-    """Hands out orders by name, but for one that is relaxed; remembers what was asked for."""
+    """Returns orders by name, RELAXED for one of them; remembers the names that were asked for."""
 
     def __init__(self, relaxed=None):
         self.relaxed = relaxed
@@ -62,7 +63,7 @@ def litmus(build):
 
 
 def torn(registers, header, whole):
-    """Whether a reader saw this header twice, and words that are not all as they should be."""
+    """Whether a reader saw this header twice, and a word that does not belong to it."""
     words = {value for name, value in registers.items() if name.startswith("word")}
     return registers["h1"] == registers["h2"] == header and words != {whole}
 
@@ -79,7 +80,7 @@ def a_live_element_is_complete(o):
 
 
 def updating(o, *spare, commit="element_hold: the CAS"):
-    """element_update of a value of two words, or section_commit; and the redo buffer's next use."""
+    """element_update of a value of two words, or section_commit; and the buffer's next use."""
     return [
         *store("redo 0", 1),
         *store("redo 1", 1),
@@ -107,7 +108,7 @@ def copying(o, source, *spare):
 
 @litmus
 def words_change_behind_the_header(o):
-    """R2: who sees a new word sees a new header afterwards."""
+    """R2: a reader that sees a new word sees a new header afterwards."""
     writer = updating(o, "cas", "live", "settle")
     reader = copying(o, "word", "header")
     return Litmus([writer, reader], lambda r: torn(r, LIVE, 0), (("header", LIVE),))
@@ -115,7 +116,7 @@ def words_change_behind_the_header(o):
 
 @litmus
 def words_are_new_when_live_again(o):
-    """R2: who sees the header settled sees the words settled."""
+    """R2: a reader that sees the header LIVE again sees both new words."""
     writer = updating(o, "cas", "redo", "settle")
     reader = copying(o, "word", "read")
     return Litmus([writer, reader], lambda r: torn(r, LIVE_AGAIN, 1), (("header", LIVE),))
@@ -123,7 +124,7 @@ def words_are_new_when_live_again(o):
 
 @litmus
 def the_redo_buffer_is_full_in_upd(o):
-    """R1, R2: who sees UPD sees the redo buffer of this update, and not that of the next."""
+    """R1, R2: a reader that sees UPD sees the redo buffer of this update, not that of the next."""
     writer = updating(o, "redo", "live")
     reader = copying(o, "redo")
     return Litmus([writer, reader], lambda r: torn(r, UPD, 1), (("header", LIVE),))
@@ -131,7 +132,7 @@ def the_redo_buffer_is_full_in_upd(o):
 
 @litmus
 def the_redo_buffer_of_a_section_is_full_in_upd(o):
-    """R1, R2: as for an update; the compare-and-swap is section_commit's, from LOCKED."""
+    """R1, R2: as for an update; here the CAS to UPD is that of section_commit, from LOCKED."""
     writer = updating(o, "redo", "live", commit="section_commit: the CAS")
     reader = copying(o, "redo")
     return Litmus([writer, reader], lambda r: torn(r, UPD, 1), (("header", LIVE),))
@@ -154,21 +155,21 @@ def changing(o, *spare):
 
 @litmus
 def the_redo_buffer_of_a_change_is_full_in_upd(o):
-    """R1, R2: as for an update; UPD is a store here."""
+    """R1, R2: as for an update; here a plain release store sets UPD."""
     threads = [changing(o, "redo"), copying(o, "redo", "read")]
     return Litmus(threads, lambda r: torn(r, UPD, 1), (("header", LIVE),))
 
 
 @litmus
 def words_of_a_change_come_behind_upd(o):
-    """R2: in ULOCK the words are the old ones."""
+    """R2: a reader that sees ULOCK sees the old words."""
     threads = [changing(o, "upd"), copying(o, "word", "header")]
     return Litmus(threads, lambda r: torn(r, ULOCK, 0), (("header", LIVE),))
 
 
 @litmus
 def an_owner_sees_the_last_value(o):
-    """W1: element_apply adds to what the owner before it left. Either acquire is enough."""
+    """W1: element_apply adds to the value that the last owner stored. Either acquire suffices."""
     before = store("word", 1) + store("header", LIVE_AGAIN, o.release("element_release: LIVE"))
     after = [
         *load("header", "h", o.acquire(HEADER, spare=True)),
@@ -184,7 +185,7 @@ def an_owner_sees_the_last_value(o):
 
 
 def deleting(o, *spare, after_dead=RELAXED):
-    """delete_found and element_give: an entry is deleted, its element given back."""
+    """delete_found and element_give: an entry is deleted, and its element is given back."""
     return [
         *cas("header", LIVE, DEAD, acquire=ACQUIRE, release=RELEASE),
         *fence(after_dead),
@@ -198,7 +199,7 @@ def deleting(o, *spare, after_dead=RELAXED):
 
 
 def taking(o, *spare):
-    """depot_take and insert_try: somebody else takes the element, and has not named it yet."""
+    """depot_take and insert_try: another context takes the element; no slot names it yet."""
     return [
         *cas("depot", 2, 3, acquire=o.acquire(LOCK, "lock" in spare)),
         *store("header", ALLOC),
@@ -208,7 +209,7 @@ def taking(o, *spare):
 
 
 def hitting(o, *spare):
-    """A lookup that came by the slot: its loads, in the order of chain_find and element_read."""
+    """A lookup that found the element by its slot: its loads, as chain_find and element_read do."""
     return [
         *load("slot", "i1", o.acquire("chain_find: the index", spare=True)),
         *load("header", "h1", o.acquire(HEADER, "header" in spare), needs=("i1",)),
@@ -224,7 +225,7 @@ BEFORE = (("header", LIVE), ("slot", 1), ("value", 1), ("key", "mine"))
 
 @litmus
 def a_stale_slot_does_not_vouch(o):
-    """W1: who meets the element's next life before a slot names it sees its old slot cleared."""
+    """W1: a reader that meets the next life before a slot names it sees the old slot cleared."""
     threads = [deleting(o, "lock"), taking(o, "lock", "publish"), hitting(o, "read")]
     return Litmus(
         threads, lambda r: r["i1"] == r["i2"] == 1 and r["h1"] == r["h2"] == LIVE_AGAIN, BEFORE
@@ -233,18 +234,19 @@ def a_stale_slot_does_not_vouch(o):
 
 @litmus
 def a_next_life_is_not_taken_for_the_first(o):
-    """R2: who copies a value of the next life does not see the first one's header afterwards."""
+    """R2: a reader that copies a value of the next life does not see the old header afterwards."""
     threads = [deleting(o, "unlock"), taking(o, "publish"), hitting(o, "header")]
     return Litmus(threads, lambda r: r["h1"] == r["h2"] == LIVE and r["word"] == 2, BEFORE)
 
 
 @litmus
 def a_key_is_overwritten_after_dead(o, after_dead=RELAXED):
-    """W1: who misses a deleted key because a link stands in its place cannot find it afterwards.
+    """W1: a reader that misses a deleted key, because the free list's link has overwritten it, does
+    not see the element's header LIVE afterwards.
 
-    Nothing but the depot's lock stands between DEAD and the link. That is enough where an acquire
-    stays behind an earlier release, as on ARMv8 (ldar, casa); C11 does not promise it. The release
-    fence that delete_found has after DEAD does; here it is left out.
+    Only the depot's lock orders the link after DEAD. That suffices where an acquire stays behind an
+    earlier release, as on ARMv8 (ldar, casa); C11 does not promise it. The release fence after DEAD
+    in delete_found does; this test leaves it out.
     """
     reader = [
         *load("bucket", "b1", o.acquire(BUCKET, spare=True)),

@@ -8,7 +8,7 @@ from support.protocol.orders import BUCKET, LEVEL, LEVEL_FENCE, LOCK, MISS, UNLO
 
 @litmus
 def what_moves_is_found_or_the_version_differs(o):
-    """W1: slot_move and chain_bump, against a miss."""
+    """W1: slot_move and chain_bump, against a reader that misses."""
     writer = [
         *store("new index", 1, o.release("chain_remove: the index", spare=True)),
         *store("new tag", 1, o.release("chain_remove: the tag", spare=True)),
@@ -34,7 +34,7 @@ def what_moves_is_found_or_the_version_differs(o):
 
 @litmus
 def a_linked_line_is_complete(o):
-    """W1: what stood in the link's slot is found behind the link."""
+    """W1: the reference that stood in the link's slot is found behind the link."""
     writer = store("line", 1) + store("slot", "link", o.release("chain_append: the link"))
     reader = load("slot", "s", o.acquire("chain_next")) + load("line", "l")
     return Litmus([writer, reader], lambda r: r["s"] == "link" and r["l"] == 0, (("slot", 1),))
@@ -42,7 +42,7 @@ def a_linked_line_is_complete(o):
 
 @litmus
 def a_slot_under_lock_is_seen_by_the_next_holder(o):
-    """W1, C1: everything that is done under a lock word, of whatever kind."""
+    """W1, C1: the next holder of a lock word, of any kind, sees all that the last one stored."""
     before = lock("lock") + store("slot", 1) + store("lock", 2, o.release(UNLOCK))
     after = cas("lock", 2, 3, acquire=o.acquire(LOCK)) + load("slot", "s") + unlock("lock")
     return Litmus([before, after], lambda r: r["s"] == 0)
@@ -53,7 +53,7 @@ def a_slot_under_lock_is_seen_by_the_next_holder(o):
 
 @litmus
 def a_rest_meets_whoever_stores_an_earlier_deadline(o):
-    """X1: rest_shorten, and the turn that may end in a rest; each side stores, then looks."""
+    """X1: rest_shorten, and a turn that may end in a rest; each stores, then loads."""
     writer = [
         *cas("entry", 0, "held"),
         *fence(o.full("rest_shorten: the fence")),
@@ -72,7 +72,7 @@ def a_rest_meets_whoever_stores_an_earlier_deadline(o):
 
 @litmus
 def a_bucket_with_a_level_is_full(o):
-    """W1: the child of a split, or the parent of a merge, has the references when its level says
+    """W1: the child of a split, or the parent of a merge, has all references before its level says
     so."""
     writer = [*store("slot", 1), *store("bucket", "level", o.release(LEVEL))]
     reader = [
@@ -86,7 +86,7 @@ def a_bucket_with_a_level_is_full(o):
 
 @litmus
 def a_bucket_is_cleared_after_its_level_changed(o):
-    """W1: the parent of a split, or the child of a merge."""
+    """W1: the parent of a split, or the child of a merge, is full until its level changes."""
     writer = [
         *store("bucket", "level", o.release(LEVEL, spare=True)),
         *fence(o.release(LEVEL_FENCE)),
@@ -105,7 +105,7 @@ def a_bucket_is_cleared_after_its_level_changed(o):
 
 @litmus
 def a_split_that_is_counted_is_below_the_number(o):
-    """W1: bucket_split, against clear_step, which would leave the new bucket out."""
+    """W1: bucket_split, against clear_step, which would otherwise leave out the new bucket."""
     splitter = [
         *store("number", 1),
         *fence(o.release(LEVEL_FENCE)),
@@ -123,7 +123,7 @@ def a_split_that_is_counted_is_below_the_number(o):
 
 @litmus
 def memory_goes_when_nobody_is_inside(o):
-    """M1: an operation that may hold an index is seen, or has ended before the memory goes."""
+    """M1: the releaser sees an operation that may hold an index, or that operation has ended."""
     inside = [
         *store("activity", 1),
         *load("slot", "i"),
@@ -146,7 +146,7 @@ def memory_goes_when_nobody_is_inside(o):
 
 @litmus
 def usable_memory_is_there(o):
-    """M1: a watermark rises behind the memory."""
+    """M1: the watermark usable rises after the memory is there."""
     writer = store("page", 1) + store("usable", 1, o.release("region_commit: usable"))
     reader = load("usable", "u", o.acquire("readers of usable")) + load("page", "p")
     return Litmus([writer, reader], lambda r: r["u"] == 1 and r["p"] == 0)
@@ -154,7 +154,7 @@ def usable_memory_is_there(o):
 
 @litmus
 def a_free_context_is_at_rest(o):
-    """C1: who claims a context sees what its recovery did."""
+    """C1: the claimant of a context sees all stores of the recovery that freed it."""
     recovery = store("name", 0) + store("owner", 0, o.release("context_recover: owner"))
     claimer = [*cas("owner", 0, 2, acquire=o.acquire("context_claim")), *load("name", "n")]
     return Litmus([recovery, claimer], lambda r: r["n"] == 1, (("owner", 1), ("name", 1)))

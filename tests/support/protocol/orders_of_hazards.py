@@ -1,8 +1,8 @@
-"""More litmus tests: objects that somebody looks at while their memory is to go. hazard.pxd.
+"""More litmus tests: a reader uses an object whose memory is to be released (hazard.pxd).
 
-Who looks names the object, then looks whether it is still there; who gives memory back has had the
-object given up, then looks for names. The full fence between a reader's two steps is made by the
-releaser's membarrier, or, where that is refused to somebody, by the reader.
+The reader names the object, then loads the reference to it again; the releaser of the memory loads
+the names after the reference to the object is gone. The full fence between the reader's two steps
+is the releaser's membarrier or, where a process may not call membarrier, a fence of the reader.
 """
 
 from support.protocol.litmus import ACQUIRE, FULL, Litmus, cas, fence, load, lock, membarrier, store
@@ -16,7 +16,7 @@ RELEASER = "looks_are_ordered: the fence"
 
 
 def releasing(o, *before_it_looks):
-    """block_release, but for the lock."""
+    """block_release without its lock."""
     return [
         *store("element", "given up"),
         *before_it_looks,
@@ -26,13 +26,13 @@ def releasing(o, *before_it_looks):
 
 
 def went(registers):
-    """Whether an object went under a reader that found it in its element."""
+    """Whether the memory went while a reader used an object that it had found in its element."""
     return registers["h"] == 0 and registers["x"] == "gone"
 
 
 @litmus
 def an_object_under_a_hazard_stays(o):
-    """M1: the releaser's membarrier is the reader's fence."""
+    """M1: the releaser's membarrier serves as the reader's fence."""
     reader = [*store("hazard", "ref"), *load("element", "h"), *load("object", "x")]
     called = o.full("looks_are_ordered: membarrier") == FULL
     releaser = releasing(
@@ -43,7 +43,7 @@ def an_object_under_a_hazard_stays(o):
 
 @litmus
 def an_object_under_a_fenced_hazard_stays(o):
-    """M1: where membarrier is refused, both make their fence; the reader's context says so."""
+    """M1: where membarrier is refused, both execute a fence; the reader's context says so."""
     reader = [
         *store("hazard", "ref"),
         *fence(o.full(READER)),
@@ -56,7 +56,7 @@ def an_object_under_a_fenced_hazard_stays(o):
 
 @litmus
 def who_says_that_it_makes_fences_has_named_what_it_looked_at_before(o):
-    """M1: a reader's last look without a fence, before it has seen header.fences."""
+    """M1: the last use without a fence, by a reader that then sees header.fences and says so."""
     reader = [
         *store("hazard", "ref"),
         *load("element", "h"),
@@ -75,7 +75,7 @@ def who_says_that_it_makes_fences_has_named_what_it_looked_at_before(o):
 
 @litmus
 def who_claims_a_context_is_seen_or_sees_the_object_given_up(o):
-    """M1: a releaser without membarrier passes by contexts that nobody owns."""
+    """M1: a releaser without membarrier skips contexts that have no owner."""
     claimant = [
         *cas("owner", 0, 1, acquire=ACQUIRE),
         *fence(o.full("context_claim_for: the fence")),
@@ -94,7 +94,7 @@ def who_claims_a_context_is_seen_or_sees_the_object_given_up(o):
 
 @litmus
 def a_context_without_owner_is_looked_at_by_nobody(o):
-    """M1: its last owner has read what it read."""
+    """M1: the last owner of a context without owner has finished its reads."""
     reader = [*load("object", "x"), *store("owner", 0, o.release("context_recover: owner"))]
     releaser = [
         *load("owner", "o", o.acquire("context_relies: owner")),
@@ -105,7 +105,7 @@ def a_context_without_owner_is_looked_at_by_nobody(o):
 
 @litmus
 def an_object_named_by_a_writer_stays(o):
-    """M1: likewise, but the writer looks at the block's word, which who gives it back holds."""
+    """M1: as for a reader, but the writer loads the word of the block, which the releaser holds."""
     writer = [
         *store("name", "ref"),
         *fence(o.full(OWN)),
@@ -126,7 +126,7 @@ def an_object_named_by_a_writer_stays(o):
 
 @litmus
 def the_next_hazard_ends_the_last_look(o):
-    """M1: who is seen to look elsewhere, or nowhere, has read what it looked at before."""
+    """M1: a reader whose hazard names another object, or none, has finished reading the last."""
     reader = [*load("object", "x"), *store("hazard", "another", o.release(SET))]
     releaser = [
         *load("hazard", "n", o.acquire(NAMED)),
@@ -137,7 +137,7 @@ def the_next_hazard_ends_the_last_look(o):
 
 @litmus
 def the_end_of_an_operation_ends_the_last_look(o):
-    """M1: likewise."""
+    """M1: a reader whose operation has ended has finished reading the object."""
     reader = [*load("object", "x"), *store("activity", 2, o.release("context_end"))]
     releaser = [
         *load("activity", "a", o.acquire("context_names: the activity")),

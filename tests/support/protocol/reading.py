@@ -1,9 +1,8 @@
 """A lookup: finding the bucket, searching its chain, copying the value (R1, R2, W1).
 
-Stands for read.pxd, and what it uses of table.pxd, chain.pxd and element.pxd. Nothing here
-stores: a reader only loads, in any state of the map, and believes what it found if the slot still
-names the element (a hit), the element's header is as it was (the value), the bucket's header is as
-it was (a miss).
+Models read.pxd, and what it uses of table.pxd, chain.pxd and element.pxd. A reader never stores: it
+only loads, in any state of the map. It believes a hit if the slot still names the element, a value
+if the element's header is unchanged, and a miss if the bucket's header is unchanged.
 """
 
 from support.protocol.automaton import begin, end, load
@@ -48,13 +47,13 @@ def contains(m, key):
 
 
 def map_find(m, key):
-    """What was found: ABSENT is validated; RETRY if the levels lead nowhere."""
+    """What was found; ABSENT is validated, and RETRY means that the levels lead nowhere."""
     found, _, _ = yield from find_once(m, key)
     return found
 
 
 def find_once(m, key):
-    """The same, and of a miss the bucket and its header as it was seen first."""
+    """As map_find, and for a miss the bucket and its header as first loaded."""
     count = yield load(m.table)
     at = table_guess(count >> PAYLOAD_SHIFT, m.hashes[key])
     while True:
@@ -64,8 +63,8 @@ def find_once(m, key):
 
 
 def bucket_find(m, at, key):
-    """(what was found, where to look if that is RETRY, header). A hit counts in any bucket; only a
-    miss has to be made in the bucket that has the key's hash."""
+    """(what was found, the bucket to search next if that is RETRY, header). A hit counts in any
+    bucket; a miss counts only in the bucket that has the key's hash."""
     header = yield load(m.bucket[at])
     found = yield from chain_find(m, m.bucket[at], key, load)
     if found != ABSENT:
@@ -81,13 +80,13 @@ def bucket_find(m, at, key):
 
 
 def table_guess(count, key_hash):
-    """Where the table word says that a hash belongs."""
+    """The bucket to which a hash belongs according to the number in the table word."""
     mask = (1 << (count - 1).bit_length()) - 1
     return key_hash & mask if key_hash & mask < count else key_hash & mask >> 1
 
 
 def table_follow(m, at, level, key_hash):
-    """Where to look after a bucket, of this level (plus one), that does not have a hash."""
+    """The bucket to search after one of this level (plus one) that does not have the hash."""
     if level == 0:
         return parent_of(at) if at else None
     difference = (key_hash ^ at) & ((1 << (level - 1)) - 1)
@@ -119,7 +118,7 @@ def chain_next(m, line, look):
 
 
 def chain_moved(m, line, link, look):
-    """Whether the last slot of a line was a link a moment ago and is none now."""
+    """Whether the last slot of a line was this link before the search, and has changed since."""
     if link < LINK_BASE or not m.keeps("a link is looked at again"):
         return False
     again = yield look(m.index(line, m.link_slot))
@@ -127,9 +126,9 @@ def chain_moved(m, line, link, look):
 
 
 def chain_find(m, bucket, key, look):
-    """(element, header, line, slot), ABSENT, or RETRY if the slot changed meanwhile.
+    """(element, header, line, slot), ABSENT, or RETRY if a slot changed during the search.
 
-    look is load, or own for who holds the bucket and so is alone with its slots.
+    look is load, or own for a caller that holds the bucket, so that no other can change its slots.
     """
     line = bucket
     while line is not None:
@@ -172,7 +171,7 @@ def slot_find(m, line, slot, key, look):
     their_key = yield look(m.key(index))
     if their_key != key:
         return ABSENT
-    # Only while a slot names the element does its header speak for the map.
+    # The header counts only while a slot names the element.
     if look is load and m.keeps("the slot is loaded a second time"):
         again = yield load(m.index(line, slot))
         if again != index:
@@ -181,7 +180,7 @@ def slot_find(m, line, slot, key, look):
 
 
 def element_read(m, found):
-    """The value of what was found, or RETRY if it changed meanwhile."""
+    """The value of what was found, or RETRY if the element changed since."""
     index, header, _, _ = found
     redo = state_of(header) == UPD and m.keeps("readers of UPD take the redo buffer")
     words = ()

@@ -1,8 +1,8 @@
 """Recovery: a dead context is resumed under its own name (C1, C2).
 
-Stands for recover_memory.pxd and recover.pxd. What the dead context names is read, and is its own
-if its lock word says so. Every step looks at shared memory only and may be done twice, for whoever
-recovers may die, too, and the next one goes on.
+Models recover_memory.pxd and recover.pxd. Recovery reads what the dead context names, and the lock
+word of each of these says whether the context owns it. Every step depends on shared memory alone,
+and may be performed twice, because the recoverer may die, too, and the next recoverer goes on.
 """
 
 from support.protocol.automaton import begin, cas, end, load, own, put, seize, store
@@ -46,8 +46,8 @@ from support.protocol.writing import bucket_release, deadline_stored, redo_apply
 
 
 def recover(m, subject):
-    """process_recover of a process with one context, as soon as it is dead. That there is one at a
-    time is taken for granted here; claiming.py has how it comes about."""
+    """process_recover of a process with one context, as soon as the process is dead. seize() makes
+    sure that there is one recoverer at a time; claiming.py models how the core does."""
     yield seize(subject, m.keeps("one at a time recovers a context"))
     yield begin("recover")
     yield from context_recover(m, subject)
@@ -78,7 +78,7 @@ def context_recover(m, subject):
 
 
 def unlock_everything(m, me):
-    """What a mutant does instead."""
+    """What a mutant does instead of recovery: release every lock word that the context holds."""
     words = (m.table, m.credits, m.line_block, *m.depot, *m.block, *m.bucket, *m.element[1:])
     for at in range(len(words)):
         word = yield load(words[at])
@@ -91,7 +91,8 @@ def unlock_everything(m, me):
 
 
 def recover_depot(m, me):
-    """What was moving between the held depot and a block, the header or the context."""
+    """Elements and credits on their way between the held depot and a block, the header or the
+    context."""
     name = yield own(m.of(me, "depot"))
     held = 0
     if name:
@@ -138,7 +139,7 @@ def recover_credits(m, me, depot):
 
 
 def recover_in_depot(m, me, depot):
-    """An element, or a spare, between the held depot and the context."""
+    """An element, with its credit or without, on its way between the held depot and the context."""
     word = yield own(depot)
     head, _, _ = depot_parts(word)
     spare = yield own(m.of(me, "in_transit"))
@@ -162,7 +163,7 @@ def set_state(m, address, state, me=0):
 
 
 def block_named(m, me):
-    """(address of the word, is it the lines') of the block that the context holds, or None."""
+    """(address of the word, whether it is the lines' block) of the held block, or None."""
     name = yield own(m.of(me, "block"))
     if name == 0:
         return None
@@ -173,7 +174,7 @@ def block_named(m, me):
 
 
 def recover_block(m, me):
-    """An object between the held block and the context."""
+    """An element or line on its way between the held block and the context."""
     block = yield from block_named(m, me)
     if block is None:
         return
@@ -201,8 +202,9 @@ def recover_block(m, me):
 
 
 def recover_element(m, me):
-    """An element being changed in place, or held by a section: UPD is finished, the others are as
-    good as undone. One look decides: what a section holds may be deleted meanwhile."""
+    """An element that the context was changing in place, or that a section holds: UPD is finished;
+    in the other states the value is unchanged. One load of the header decides, and a CAS compares
+    with it: another context may delete the element that a section holds."""
     index = yield own(m.of(me, "target"))
     if index == 0:
         return
@@ -224,7 +226,7 @@ def recover_element(m, me):
 
 
 def recover_bucket(m, me):
-    """What the dead context was about in the bucket it holds."""
+    """The operation that the dead context was performing in the bucket that it holds."""
     operation = yield own(m.of(me, "operation"))
     at = yield own(m.of(me, "bucket"))
     header = yield load(m.bucket[at])
@@ -241,7 +243,7 @@ def recover_bucket(m, me):
 
 
 def recover_lines(m, me, buckets):
-    """A line that a held chain links belongs to it; another that the context owns is stashed."""
+    """A line that a held chain links belongs to it; another line of the context is stashed."""
     line = yield own(m.of(me, "line"))
     if line == 0:
         return
@@ -259,7 +261,7 @@ def recover_lines(m, me, buckets):
 
 
 def line_keep(m, me, line, buckets=()):
-    """Stash context.line, unless it is stashed already; it may have been unlinked from these."""
+    """Stash context.line, unless it is stashed; it may have been unlinked from these buckets."""
     stash = yield own(m.of(me, "line_stash"))
     if stash != line and m.keeps("recovery raises the version before it empties a line"):
         for at in range(len(buckets)):
@@ -270,7 +272,7 @@ def line_keep(m, me, line, buckets=()):
 
 
 def recover_insert(m, me, bucket):
-    """Named by a slot: inserted. Otherwise undone, though it may be LIVE."""
+    """An element that a slot names is inserted. Else undo the insertion, even of a LIVE one."""
     yield from recover_lines(m, me, (bucket,))
     yield from chain_repair(m, me, bucket)
     index = yield own(m.of(me, "element"))
@@ -287,7 +289,7 @@ def recover_insert(m, me, bucket):
 
 
 def recover_delete(m, me, bucket):
-    """DEAD: its slot is cleared. Otherwise nothing happened."""
+    """If the element is DEAD, clear its slot. Otherwise the deletion has not taken effect."""
     yield from recover_lines(m, me, (bucket,))
     if m.keeps("recovery finishes a removal"):
         yield from chain_repair(m, me, bucket)
@@ -304,14 +306,14 @@ def recover_delete(m, me, bucket):
 
 
 def recover_resize(m, me, is_split):
-    """A split or merge whose parent is held: undone before its commit, finished after it. The
-    number needs nothing: what is below it and not there is a gap."""
+    """A split or merge whose parent is held: undo it before its commit, finish it after. The number
+    of buckets needs no repair: a bucket below it that is not there is a gap."""
     child_at = yield own(m.of(me, "child"))
     level = child_at.bit_length() - 1
     parent, child = m.bucket[parent_of(child_at)], m.bucket[child_at]
     parent_header = yield own(parent)
     child_header = yield load(child)
-    mine = owner_of(child_header) == me  # if not, it was not taken yet, or is let go
+    mine = owner_of(child_header) == me  # else it was not locked yet, or is unlocked again
     yield from recover_lines(m, me, (parent, child) if mine else (parent,))
     yield from chain_repair(m, me, parent)
     deep = level_plus1(parent_header) >= level + 2
@@ -333,11 +335,11 @@ def recover_resize(m, me, is_split):
     yield from bucket_release(m, parent)
 
 
-# ---- what is left ----
+# ---- the rest ----
 
 
 def recover_give_back(m, me):
-    """Give back the objects that the context still owns."""
+    """Give back the elements and lines that the context still owns."""
     line = yield own(m.of(me, "line"))
     header = 0
     if line:

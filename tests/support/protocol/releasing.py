@@ -1,9 +1,9 @@
-"""Giving memory back while readers may stand in it (M1).
+"""Giving memory back while readers may be using it (M1).
 
-Stands for block_release, block_vacate, memory_is_quiet, op_begin and op_end. Every operation makes
-its context's activity odd before it looks at anything; who gives memory back makes it unreachable
-first and then looks at every activity. (That each of the two sees the other's store is the business
-of the weak part: orders.py. Here all stores are seen at once.)
+Models block_release, block_vacate, memory_is_quiet, op_begin and op_end. Every operation makes its
+context's activity odd before its first load; a context that gives memory back first makes the
+memory unreachable, and then loads every activity. (orders_of_buckets.py shows that each of the two
+sees the other's store. Here all stores are seen at once.)
 """
 
 from support.protocol.automaton import begin, end, load, lock_try, own, put, store
@@ -19,7 +19,7 @@ from support.protocol.segment_model import (
 
 
 def announce(m, me):
-    """op_begin and op_end: odd inside an operation."""
+    """op_begin and op_end: raise the activity, which is odd inside an operation."""
     before = yield own(m.of(me, "activity"))
     yield store(m.of(me, "activity"), before + 1)
 
@@ -42,7 +42,7 @@ def block_release(m, me, block):
 
 
 def block_vacate(m, me, block):
-    """The memory of a held block that is RELEASING goes; or it stays, and the block with it."""
+    """Give back the memory of a held RELEASING block; if the memory stays, keep the block."""
     if not m.keeps_memory:
         yield store(m.present[block], 0)
     elif m.keeps("a block whose memory stays is no hole"):
@@ -60,7 +60,7 @@ def block_is_empty(m, block, held):
 
 
 def memory_is_quiet(m, me):
-    """Whether no operation that began before can still be under way."""
+    """Whether every operation that began before this call has ended."""
     if not m.keeps("memory goes when nobody is inside an operation"):
         return True
     for context in range(1, m.contexts + 1):

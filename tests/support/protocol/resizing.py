@@ -1,10 +1,10 @@
 """Growing and shrinking by one bucket, while readers and writers go on (G1, W1, C1).
 
-Stands for resize.pxd. A split or merge holds the parent and the child, and nothing
-else; readers find each entry in the parent or in the child at every instant, because references are
-copied before the level says so and cleared after. The table word is a number that nobody holds:
-every bucket that is there lies below it, but not every bucket below it is there. Who cannot have
-the locks of a split passes it by, and leaves a gap.
+Models resize.pxd. A split or merge holds the parent and the child, and nothing else. Readers find
+each entry in the parent or in the child at every instant, because references are copied before the
+level changes and cleared after. The table word is a number without a lock: every bucket that is
+there lies below it, but not every bucket below it is there. A context that cannot get the locks of
+a split may pass the bucket, and leaves a gap.
 """
 
 from support.protocol.automaton import begin, cas, end, load, lock, lock_try, own, put, store
@@ -31,8 +31,8 @@ REACH_TRIES_MAX = 4
 
 
 def grow(m, me, patient=False):
-    """table_grow, after an insert: split the next bucket, if everything is free at once. If not, it
-    is left to the next insert; who has had enough of that passes it (table_pass)."""
+    """table_grow, after an insert: split the next bucket if both locks are free at once. If not, a
+    patient caller leaves the split to the next insert; another passes the bucket (table_pass)."""
     yield begin("resize")
     seen = yield load(m.table)
     child = seen >> PAYLOAD_SHIFT
@@ -45,7 +45,7 @@ def grow(m, me, patient=False):
 
 
 def catch_up(m, me, at):
-    """map_catch_up, after an insert into bucket at: make up for the split that it has missed."""
+    """map_catch_up, after an insert into bucket at: make the split that the bucket has missed."""
     yield begin("resize")
     header = yield load(m.bucket[at])
     seen = yield load(m.table)
@@ -57,8 +57,8 @@ def catch_up(m, me, at):
 
 
 def shrink(m, me):
-    """table_shrink, after a delete: merge the last bucket into its parent; if it is not there, only
-    lower the number."""
+    """table_shrink, after a delete: merge the last bucket into its parent; if that bucket is a gap,
+    only lower the number."""
     yield begin("resize")
     seen = yield load(m.table)
     last = (seen >> PAYLOAD_SHIFT) - 1
@@ -73,8 +73,8 @@ def shrink(m, me):
 
 
 def table_reach(m, child):
-    """Whether the number is above child, or is so now. It stays so for who holds the bucket that
-    has the entries of child."""
+    """Raise the number above child if it equals child; whether it is above child then. It stays
+    above while the caller holds the bucket that has the entries of child."""
     reached = False
     for _ in range(REACH_TRIES_MAX):
         seen = yield load(m.table)
@@ -126,17 +126,17 @@ def pair_hold(m, me, child, operation):
 
 
 def pair_release(m, child, held):
-    """Let go of both, unchanged."""
+    """Unlock both, unchanged."""
     yield store(m.bucket[child], released(held[1]))
     yield store(m.bucket[parent_of(child)], released(held[0]))
 
 
 def split(m, me, at):
-    """Split bucket at off its parent: whether it is there now."""
+    """Split bucket at off its parent: whether this call did."""
     parent, child = m.bucket[parent_of(at)], m.bucket[at]
     level = at.bit_length() - 1
     header = yield load(parent)
-    if level_plus1(header) != level + 1:  # it is behind itself, or was split meanwhile
+    if level_plus1(header) != level + 1:  # the parent missed a split, or this one is done
         return False
     held = yield from pair_hold(m, me, at, SPLIT)
     if held is None:
@@ -168,7 +168,7 @@ def split(m, me, at):
 
 
 def split_count(m):
-    """One more split, by an atomic addition."""
+    """Count one more split, by an atomic addition."""
     while True:
         splits = yield load(m.splits)
         done = yield cas(m.splits, splits, splits + 1)
@@ -177,7 +177,7 @@ def split_count(m):
 
 
 def split_finish(m, me, parent, level):
-    """The steps after the commit; each may have been done already."""
+    """The steps of a split after its commit; each may have been performed already."""
     header = yield own(parent)
     raised = m.keeps("a split raises the parent's level before it clears")
     if raised and level_plus1(header) == level + 1:
@@ -216,15 +216,15 @@ def merge(m, me, at):
 
 
 def merge_undo(m, me, parent, bit):
-    """Take back what was copied. It may have got a line and may lose that again: a reader who saw
-    the one and the other is told by the version between them."""
+    """Remove the copied references. The copy may have linked a line that the removal unlinks again;
+    the version is raised in between, so that a reader that saw both states begins again."""
     if m.keeps("an undone merge raises the version before it clears"):
         yield from chain_bump(m, parent)
     yield from chain_drop_bit(m, me, parent, bit)
 
 
 def merge_finish(m, me, child):
-    """The part of a merge after the commit; each step may have been done already."""
+    """The steps of a merge after its commit; each may have been performed already."""
     header = yield own(child)
     lowered = m.keeps("a merge lowers the child's level before it clears")
     if lowered and level_plus1(header):
@@ -241,7 +241,7 @@ def bucket_set_level(m, bucket, level):
 
 
 def chain_copy(m, me, source, target, bit):
-    """Append source's references whose tag has bit set to target. False: there was no line."""
+    """Append source's references whose tag has bit set to target. False: there was no free line."""
     line = source
     while line is not None:
         following = None
@@ -288,10 +288,11 @@ def chain_find_bit(m, bucket, bit):
 
 
 def clear(m, me):
-    """map_clear: delete everything, while no key is inserted.
+    """map_clear: delete every entry, while no key is inserted.
 
-    From the last bucket to the first, for a merge moves entries down. A split that ended before its
-    parent was looked at has been counted by then.
+    Goes from the last bucket to the first, because a merge moves entries to a lower bucket. A split
+    moves them to a higher one, but is counted before its parent is unlocked, so a split that ended
+    before bucket_clear locked its parent is seen in the count.
     """
     yield begin("clear")
     while True:
@@ -313,7 +314,7 @@ def clear(m, me):
 
 
 def bucket_clear(m, me, at):
-    """Delete every element of a bucket; whether there were any."""
+    """Delete every entry of a bucket; whether there was any."""
     found = False
     while True:
         yield from op_give_back(m, me)

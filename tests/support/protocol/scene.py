@@ -1,4 +1,4 @@
-"""What a scene is: a small map, a few programs over it, and who may die.
+"""A scene: a small map, a few programs that use it, and which of them may die.
 
     Scene([reads(("lookup", 1)), writes(1, ("delete", 1))], hashes={1: 0}, entries={1: 5})
 
@@ -81,17 +81,17 @@ OF_WRITERS = {
 
 @dataclass(frozen=True)
 class Program:
-    """Who runs: as which context (0: none), which operations, and whether it may die."""
+    """A program: its context (0: none), its operations, and whether it may die."""
 
     name: str
     runs_as: int
     operations: tuple
     mortal: bool = False
     reader: bool = False
-    announces: bool = False  # that it is inside an operation, for who gives memory back
-    process: int = 0  # whose slot it has, or will have (claiming.py)
-    comes: bool = False  # it has none at first
-    waiter: int = 0  # which of those that wait (waiting.py)
+    announces: bool = False  # raises its activity, which a releaser of memory loads
+    process: int = 0  # the process slot that it has, or will have (claiming.py)
+    comes: bool = False  # it has no slot at first
+    waiter: int = 0  # which of the waiting processes it is (waiting.py)
 
     def make(self, m):
         """The operations one after the other, as one generator."""
@@ -113,12 +113,12 @@ class Program:
 
 
 def reads(*operations):
-    """A reader that has no context, as a handle opened for reading."""
+    """A reader without a context, like a handle opened for reading."""
     return Program("reader", 0, operations, reader=True)
 
 
 def reads_as(context, *operations):
-    """A reader that announces its operations."""
+    """A reader with a context, that announces its operations."""
     return Program(f"reader {context}", context, operations, reader=True, announces=True)
 
 
@@ -146,25 +146,25 @@ def comes_as(number, *operations, context=0, mortal=False):
 
 
 def survives(context, subject, *operations):
-    """A writer that recovers a dead one first; if nobody dies it does nothing."""
+    """A writer that waits for a death and recovers the dead; without a death it does nothing."""
     return Program(f"survivor {context}", context, (("recover", subject), *operations))
 
 
 @dataclass(eq=False)
 class Scene:
-    """What is there at first, and who does what. sizes are those of Segment."""
+    """The first state of the map, and the programs. sizes are those of Segment."""
 
     programs: list
     hashes: dict
     entries: dict = field(default_factory=dict)
-    count: int = 1  # of buckets at first
-    gaps: tuple = ()  # buckets below it that are not there, nor any split off them
-    deaths: int = 0  # at most
-    parked: tuple = ()  # elements of each depot; the default parks all of them in the first
-    credited: tuple = ()  # credits of each depot; likewise
+    count: int = 1  # buckets at first
+    gaps: tuple = ()  # buckets below count that are not there, nor any split off them
+    deaths: int = 0  # at most so many
+    parked: tuple = ()  # free elements in each depot; by default all are in the first
+    credited: tuple = ()  # credits in each depot; by default as many
     sizes: dict = field(default_factory=dict)
-    clock: int = 0  # how late it is
-    fallen: dict = field(default_factory=dict)  # processes dead at first: who was recovering whom
+    clock: int = 0  # the time at first
+    fallen: dict = field(default_factory=dict)  # {dead process: whom it was recovering}
 
     def segment(self, without=()):
         """A modelled segment of this scene's size, less the steps that a mutant leaves out."""
@@ -174,7 +174,7 @@ class Scene:
         )
 
     def furnish(self, m):
-        """The memory at the beginning: entries in chains, free elements in depots and blocks."""
+        """The first memory: entries in chains, free elements in depots and blocks."""
         memory = [0] * len(m.names)
         keys = list(self.entries)
         for index, key in enumerate(keys, 1):
@@ -200,7 +200,7 @@ class Scene:
         return tuple(memory)
 
     def furnish_processes(self, m, memory):
-        """Slots in use, their bytes locked while their processes live."""
+        """Mark process slots as used, lock the bytes of living processes, and set the pins."""
         for number, program in enumerate(self.programs):
             if program.process and not program.comes:
                 memory[m.used[program.process]] = claim_of(program)
@@ -218,13 +218,13 @@ class Scene:
             memory[m.pin_ref[PIN_OF_PARENT]] = REF
 
     def level_plus1(self, number):
-        """The level of a bucket that is there, plus one: up to its first gap."""
+        """The level, plus one, of a bucket that is there: as deep as its splits go before a gap."""
         level = level_of(self.count, number)
         missing = [gap for gap in self.gaps if number == parent_of(gap)]
         return min([level, *(gap.bit_length() - 1 for gap in missing)]) + 1
 
     def furnish_supply(self, m, memory, used):
-        """Park free elements and credits in the depots; the rest is in blocks and the header."""
+        """Put free elements and credits in the depots; the rest is in blocks and the header."""
         parked = self.parked or (m.elements - used,) + (0,) * (m.depots - 1)
         credited = self.credited or parked
         following = used + 1
@@ -244,7 +244,7 @@ class Scene:
 
 
 def level_of(count, number):
-    """The level that linear hashing with so many buckets gives to one of them."""
+    """The level that linear hashing gives to a bucket when there are count buckets."""
     level = 0
     while number + (1 << level) < count or 1 << level <= number:
         level += 1
@@ -252,7 +252,7 @@ def level_of(count, number):
 
 
 def furnish_chain(m, memory, line, chain, tags, lines_used):
-    """Fill a bucket and, if need be, lines behind it; the number of lines used then."""
+    """Fill a bucket and, if need be, lines behind it; return the number of lines in use."""
     while len(chain) > m.slots:
         lines_used += 1
         for slot in range(m.link_slot):

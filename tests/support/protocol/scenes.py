@@ -1,6 +1,6 @@
-"""The scenes: what the explorer plays. Names say what happens in them.
+"""The scenes that the explorer plays. Their names say what happens in them.
 
-SHORT is what every run of the tests plays, LONG takes minutes.
+Every run of the tests plays SHORT; LONG takes minutes.
 """
 
 from support.protocol.scenes_beside import LARGE_BESIDE, STANDING_BESIDE

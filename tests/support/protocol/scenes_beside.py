@@ -1,11 +1,11 @@
-"""Scenes in which others split and merge beside one who does, or who stopped or died at it; and
-gaps: buckets below the number that are not there."""
+"""Scenes in which contexts split and merge beside another that does so, or stopped or died in a
+split or merge; and scenes of gaps: buckets below the number that are not there."""
 
 from support.protocol.scene import reads, writes
 from support.protocol.scene_kit import APART, FOUR, TABLE, THREE, TWO, dying, reading, scene
 
 ROOM = {"buckets": 4, "elements": 4, "lines": 1}
-EVEN = {1: 0, 2: 2, 3: 4, 4: 6}  # all in bucket 0 of two, and parted by bits 1 and 2
+EVEN = {1: 0, 2: 2, 3: 4, 4: 6}  # of two buckets all in bucket 0; bits 1 and 2 part them
 
 BESIDE = {
     "two split, and the second passes the first": scene(

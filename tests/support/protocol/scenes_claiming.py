@@ -1,4 +1,4 @@
-"""Scenes of processes: who recovers whom, who takes whose slot, and what a child is born with."""
+"""Scenes of processes: recoverers and heirs of process slots, and children born with views."""
 
 from support.protocol.scene import comes_as, is_process, reads
 from support.protocol.scene_kit import ONE, SAME, scene
@@ -13,12 +13,12 @@ def adding(number, **facts):
 
 
 def parent(*, fails):
-    """Has a view, forks process 2 that program 1 plays, and lets go of its view."""
+    """A process that has a view, forks process 2, which program 1 plays, and ends its view."""
     return is_process(1, ("fork", 2, 1, fails), ("look",), ("let go", 0), context=1, mortal=True)
 
 
 def forking(*, fails=False, deaths=2):
-    """A parent and a child, somebody who stores another object, and somebody who recovers both."""
+    """A parent, a child, a process that replaces the object, and one that recovers the dead."""
     return scene(
         parent(fails=fails),
         comes_as(2, ("grow up", 1), ("let go", 1), context=2, mortal=True),

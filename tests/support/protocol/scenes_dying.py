@@ -1,4 +1,4 @@
-"""Scenes in which somebody dies, and who recovers him may die, too; and scenes of supply."""
+"""Scenes in which a context dies and its recoverer may die, too; and scenes of supply."""
 
 from support.protocol.scene import reads, reads_as, recovers, survives, writes
 from support.protocol.scene_kit import (

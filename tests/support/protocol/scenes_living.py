@@ -1,4 +1,4 @@
-"""Scenes in which nobody dies, but where a death is what an undone insertion takes."""
+"""Scenes without deaths, except where only a death makes recovery undo an insertion."""
 
 from support.protocol.scene import reads, survives, writes
 from support.protocol.scene_kit import (

@@ -1,4 +1,4 @@
-"""Larger scenes, of up to some million states: minutes, all together."""
+"""Larger scenes, of up to some million states; all together they take minutes."""
 
 from support.protocol.scene import reads, reads_as, recovers, writes
 from support.protocol.scene_kit import (

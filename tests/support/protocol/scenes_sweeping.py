@@ -1,4 +1,4 @@
-"""Scenes of what expires: a value is a deadline, 9 is never, and the clock begins at 0 or ticks."""
+"""Scenes of expiry: a value is a deadline, 9 is never; the clock begins at 0, and may tick."""
 
 from support.protocol.scene import survives, writes
 from support.protocol.scene_kit import APART, SAME, dying, scene

@@ -1,8 +1,8 @@
 """Sections: an element held LOCKED for as long as its owner likes (R1, R2, W1, C1).
 
-Stands for section.pxd. While a section is open readers read the value and other writers wait; who
-deletes the element cuts the section off, and the owner's compare-and-swap finds another header.
-The end begins with an ordinary search for the key, for the element may be anything by then.
+Models section.pxd. While a section is open, readers read the value and other writers wait; a delete
+of the element cuts the section off, and the owner's compare-and-swap then finds another header. The
+end of a section searches for the key again, because the element may be in use for another key.
 """
 
 from support.protocol.automaton import begin, cas, end, store
@@ -57,7 +57,7 @@ def section_open(m, me, key):
 
 
 def section_find(m, key, index, held):
-    """What is found, if it is still the section's element; else ABSENT."""
+    """Search for the key again: what is found if that is the section's element, else ABSENT."""
     found = RETRY
     while found == RETRY:
         found = yield from map_find(m, key)
@@ -65,7 +65,7 @@ def section_find(m, key, index, held):
 
 
 def section_commit(m, me, key, index, held, value):
-    """Store value and end the section; ABSENT if the key was deleted meanwhile."""
+    """Store value and end the section; ABSENT if the key was deleted since the section opened."""
     found = yield from section_find(m, key, index, held)
     if found == ABSENT:
         return "ABSENT"

@@ -1,10 +1,10 @@
-"""The modelled segment: which words there are, how they are packed, what they are called.
+"""The modelled segment: its words, how they are packed, and their names.
 
 The real layout (cython/segment/layout.pxd) made small: a bucket or line has two or three slots
 instead of seven, a context has the fields that recovery reads, and each 64-bit word is a small
-number. Memory is a tuple of such numbers; an address is a place in it. As in the segment, bucket,
-line, element, table, depot, credit and block words share their low bits, which name the context
-that holds the word (0: nobody), so taking a lock and saying who has it is one step.
+number. Memory is a tuple of such numbers; an address is a place in it. As in the segment, the low
+bits of bucket, line, element, table, depot, credit and block words name the context that holds the
+word (0: none), so one step takes a lock and says who holds it.
 """
 
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ def state_of(header):
 
 
 def version_of(header):
-    """Of a bucket, element or line."""
+    """The version in the header of a bucket, element or line."""
     return header // VERSION_ONE
 
 
@@ -127,18 +127,18 @@ class Segment:
     depots: int = 1
     contexts: int = 3
     value_words: int = 2
-    processes: int = 0  # with a slot of their own (claiming.py)
-    pins: int = 0  # of the one object (forking.py)
+    processes: int = 0  # processes that have slots (claiming.py)
+    pins: int = 0  # pins of the one object (forking.py)
     timed: bool = False  # values are deadlines (sweeping.py)
     waiters: int = 0  # processes that may wait for a change (waiting.py)
-    looks_early: bool = False  # writers look for them before their commit is seen
-    keeps_memory: bool = False  # the kernel takes none back: locked, and no descriptor
+    looks_early: bool = False  # writers look for waiters before their commit is seen
+    keeps_memory: bool = False  # the kernel takes no memory back: locked, and no descriptor
     hashes: dict = field(default_factory=dict)
     without: frozenset = frozenset()
 
     def __post_init__(self):
-        self.names = []  # of each address
-        self.sorts = []  # what kind of word it is, for whoever tells a story of it
+        self.names = []  # the name of each address
+        self.sorts = []  # the kind of each word, for story.py
         self.memory_of = {}  # address -> the word that says whether its block has memory
         self.table = self._word("table", "table")
         self.splits = self._word("splits")
@@ -214,12 +214,12 @@ class Segment:
         return first
 
     def header_after(self, before, state, me=0):
-        """The header after before: next version, this state, held by me or nobody."""
+        """The header that follows before: next version, this state, held by me (0: nobody)."""
         raised = 1 if self.keeps("every change of state raises the version") else 0
         return (version_of(before) + raised) * VERSION_ONE | state << PAYLOAD_SHIFT | me
 
     def keeps(self, step):
-        """Whether this step is taken as designed; a mutant leaves it out."""
+        """Whether to take this step as designed; a mutant leaves it out."""
         return step not in self.without
 
     # Addresses. A line stands for a bucket or an overflow line: the address of its header.
@@ -231,13 +231,13 @@ class Segment:
         return line + 1 + self.slots + slot
 
     def line_next(self, line):
-        """The free list of lines runs through the word behind the header."""
+        """The address of the word behind the header, which links the free list of lines."""
         return self.line[line] + 1
 
     def key(self, index):
         return self.element[index] + 1
 
-    next_free = key  # free elements are chained through the key's word
+    next_free = key  # the key's word links free elements
 
     def value(self, index, word):
         return self.element[index] + 2 + word

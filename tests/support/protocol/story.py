@@ -1,9 +1,9 @@
-"""Counterexamples for readers: every step of the path to a violation, in words.
+"""Counterexamples told in words: every step of the path to a violation.
 
     cd tests; python -m support.protocol.story "a link is looked at again"
 
-tells how the mutant that lacks this step breaks a promise. The name of a scene instead plays the
-scene as designed, and tells how many states it has.
+tells how the mutant that lacks this step breaks a promise. With the name of a scene instead, it
+plays the scene as designed, and tells the number of its states.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def tell(violation):
     lines = []
     for state, (program, dies) in violation.path:
         log = []
-        with contextlib.suppress(Violation):  # the last step; what it did is in the log
+        with contextlib.suppress(Violation):  # raised by the last step, which is in the log
             explorer.follow(state, program, dies, log)
         lines += [tell_step(explorer, *entry) for entry in log]
     return "\n".join([*lines, f"=> {violation}"])
@@ -79,7 +79,7 @@ def tell_step(explorer, program, action, answer):
 
 
 def word(segment, address, value):
-    """A word in words."""
+    """A value of a shared word, in words."""
     sort = segment.sorts[address]
     by = f", held by {owner_of(value)}" if owner_of(value) else ""
     if sort == "bucket":
@@ -104,7 +104,7 @@ def word(segment, address, value):
 
 
 def play(name):
-    """What there is to tell of a mutant, or of a scene."""
+    """Explore a mutant or a scene: the story of its violation, or the number of its states."""
     if name in MUTANTS:
         explorer = Explorer(SHORT[MUTANTS[name][0]], [name])
     else:

@@ -1,9 +1,9 @@
-"""Elements, lines and credits: taking and giving (W2, C1).
+"""Elements, lines and credits: taking them and giving them back (W2, C1).
 
-Stands for depot.pxd and the parts of pool.pxd that move one object or a chain. Each depot, the
-header's credits and each block is one lock word; taking an element with its credit, and giving it
-back, is committed by the store that unlocks. On its way an object is named by a field of the
-taker's context, and its header says whose it is.
+Models depot.pxd and the parts of pool.pxd that move one block of memory or a chain of them. Each
+depot, the header's credits and each block is one lock word; the store that unlocks it commits the
+taking of an element with its credit, or the giving back. While an element or line moves, a field of
+the taker's context names it, and its header names its owner.
 """
 
 from support.protocol.automaton import begin, end, load, lock, lock_try, own, put, store
@@ -21,7 +21,7 @@ from support.protocol.segment_model import (
     taken,
 )
 
-NEED = "NEED"  # the blocks have nothing free
+NEED = "NEED"  # no block has a free element
 FULL = "FULL"
 BUSY = "BUSY"
 OK = "OK"
@@ -31,14 +31,14 @@ OK = "OK"
 
 
 def depot_hold(m, me, depot, take):
-    """Name a depot and lock it; take is lock or lock_try."""
+    """Name a depot in the context and lock it; take is lock or lock_try."""
     yield put(m.of(me, "depot"), depot + 1)
     held = yield take(m.depot[depot], me)
     return held
 
 
 def element_take(m, me):
-    """An element and the right to insert it, in context.element: OK, FULL or NEED."""
+    """Take an element and a credit into context.element: OK, FULL or NEED."""
     outcome = FULL
     for turn in range(m.depots):
         depot = (me + turn) % m.depots
@@ -54,7 +54,7 @@ def element_take(m, me):
 
 
 def depot_is_spent(m, depot):
-    """Whether a depot, and the header, have no credit; without holding anything."""
+    """Whether neither a depot nor the header has a credit; takes no lock."""
     header = yield load(m.credits)
     if header >> PAYLOAD_SHIFT:
         return False
@@ -115,7 +115,7 @@ def depot_refill(m, me, depot, held):
 
 
 def credits_move(m, me, depot, held, fetch):
-    """Fetch a credit (two, if there are) into the held depot, or return as many."""
+    """Fetch up to two credits from the header into the held depot, or return up to two."""
     if fetch:
         word = yield load(m.credits)
         if word >> PAYLOAD_SHIFT == 0:
@@ -148,7 +148,7 @@ def depot_trim(m, me):
 
 
 def depot_push_down(m, me, depot, held):
-    """Move the held depot's first element into its block, if that can be had."""
+    """Move the held depot's first element into its block, unless the block is held."""
     head, count, credit = depot_parts(held)
     block = head // m.block_capacity
     yield put(m.of(me, "block"), block * 2 + 1)
@@ -170,7 +170,7 @@ def depot_push_down(m, me, depot, held):
 
 
 def pool_detach(m, me):
-    """Take up to two elements, FREE, as a chain that context.chain_* names."""
+    """Take up to two FREE elements, as a list that context.list_head and list_tail name."""
     for block in range(m.block_count):
         word = yield load(m.block[block])
         if owner_of(word) == 0 and block_offers(m, block, word):
@@ -185,7 +185,7 @@ def pool_detach(m, me):
 
 
 def block_limit(m, block):
-    """How many objects of a block there are, used or not."""
+    """How many elements a block has, used or not."""
     return min(m.block_capacity, m.elements + 1 - block * m.block_capacity)
 
 
@@ -218,7 +218,7 @@ def block_detach(m, me, block, held):
 
 
 def put_locked(m, word, held, index, base, is_line):
-    """Put an object, owned and ALLOC, into its block, whose word is held: one store commits."""
+    """Put an owned ALLOC element or line into its block, whose word is held; one store commits."""
     state, fresh, free, head = block_parts(held)
     header_at = m.line[index] if is_line else m.element[index]
     next_at = m.line_next(index) if is_line else m.next_free(index)
@@ -229,7 +229,7 @@ def put_locked(m, word, held, index, base, is_line):
 
 
 def element_put(m, me):
-    """pool_give of context.spare: an element, ALLOC and without a credit, back into its block."""
+    """pool_give of context.in_transit, an ALLOC element without a credit: back into its block."""
     spare = yield own(m.of(me, "in_transit"))
     block = spare // m.block_capacity
     yield put(m.of(me, "block"), block * 2 + 1)
@@ -242,8 +242,8 @@ def element_put(m, me):
 
 
 def line_take(m, me):
-    """A line into context.line, ALLOC: from the context's own stash, else from the block; 0 if that
-    has none."""
+    """Take a line into context.line, ALLOC: from the context's stash, else from the block; 0 if
+    neither has one."""
     stash = yield own(m.of(me, "line_stash"))
     if stash:
         yield put(m.of(me, "line"), stash)
@@ -273,7 +273,7 @@ def line_take(m, me):
 
 
 def lines_give(m, me):
-    """op_give_back: give back the lines of the stash, one by one."""
+    """The part of op_give_back that gives back the lines of the stash, one by one."""
     while True:
         line = yield own(m.of(me, "line_stash"))
         if line == 0:
@@ -288,7 +288,7 @@ def lines_give(m, me):
 
 
 def op_give_back(m, me):
-    """Give back what an operation kept."""
+    """Give back the element and the lines that the context still has."""
     element = yield own(m.of(me, "element"))
     if element:
         yield from element_give(m, me)

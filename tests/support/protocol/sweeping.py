@@ -1,16 +1,17 @@
-"""Removing what has expired, and refusing an insertion for want of room (X1).
+"""Removing expired entries, and refusing an insertion for want of room (X1).
 
-Stands for sweep.pxd and rest.pxd. In a timed segment the value of an entry is its deadline, and a
-word is the clock. What has expired in a bucket is collected without its lock, and removed one by
-one, each if its header is as it was. Who finds no room sweeps a whole turn of the map's order, and
-is refused if that removed nothing. A turn that was in vain saw when the next entry expires; until
-then nobody needs another. That is kept in the word rest:
+Models sweep.pxd and rest.pxd. In a timed segment the value of an entry is its deadline, and one
+word is the clock. A sweep collects the expired entries of a bucket without its lock, and removes
+them one by one, each if its header is unchanged. An insertion that finds no room sweeps the whole
+map once, in the map's order (a turn), and is refused if the turn removed nothing. A turn in vain
+has seen when the next entry expires; until then no context needs another turn. The word rest keeps
+that:
 
-    until, and who is still looking, or 0: then it holds
+    the end of the rest, and the context that is still making its turn; if that is 0, the rest holds
 
-It is claimed before the turn and stored after it, by a compare-and-swap. Whoever stores a deadline
-holds the entry, or its bucket, and then looks at the word: if the deadline is earlier, the word
-goes. So one of the two sees the other.
+A context claims the word before its turn, and stores the end after it by a compare-and-swap. A
+context that stores a deadline holds the entry, or its bucket, and then loads the word: if its
+deadline is earlier, it clears the word. So one of the two sees the other's store.
 """
 
 from support.protocol.automaton import begin, cas, end, load, store
@@ -31,18 +32,19 @@ from support.protocol.supply import FULL, op_give_back
 from support.protocol.walking import ORDER_END, reverse_bits
 from support.protocol.writing import RETRY, bucket_hold_hash, delete_found, insert_try
 
-FAR = 9  # no deadline is later; the furthest that a rest goes
+FAR = 9  # the latest deadline, and the latest end of a rest
 
 
 def tick(m, _, time):
-    """It is so late."""
+    """Set the clock."""
     yield begin("tick", 0, time)
     yield store(m.clock, time)
     yield end("OK")
 
 
 def element_look(m, index, now):
-    """(its key and header, if it has expired and is nobody's; when it expires, 0: not known)."""
+    """(the header of an element if it is LIVE and has expired, else None; its deadline, or 0 if
+    that is not known)."""
     header = yield load(m.element[index])
     if state_of(header) != LIVE:
         return None, 0
@@ -54,8 +56,8 @@ def element_look(m, index, now):
 
 
 def bucket_expired(m, order, now):
-    """What has expired in the bucket that order is in: (index, header, tag, slot) of each; its
-    level; and when the next of its entries expires, 0 if that is not known."""
+    """The expired entries of the bucket that order is in, as (index, header, tag, slot); the level
+    of the bucket; and when the next of its entries expires, or 0 if that is not known."""
     while True:
         at = yield from table_find(m, reverse_bits(order))
         if at is None:
@@ -74,7 +76,7 @@ def bucket_expired(m, order, now):
 
 
 def chain_expired(m, bucket, now):
-    """What has expired in a chain, and when the next does, 0 if that is not known."""
+    """The expired entries of a chain, and when the next expires, or 0 if that is not known."""
     line, gone, earliest = bucket, (), FAR
     while line is not None:
         for slot in range(m.slots):
@@ -91,7 +93,7 @@ def chain_expired(m, bucket, now):
 
 
 def expired_remove(m, me, gone):
-    """Delete what was collected, if it is as it was: whether it was done."""
+    """Delete a collected entry if its header is unchanged: whether it was deleted."""
     index, header, tag, place = gone
     yield from op_give_back(m, me)
     bucket = None
@@ -110,7 +112,7 @@ def expired_remove(m, me, gone):
 
 
 def sweep_turn(m, me):
-    """Remove what has expired: how many; and when the next entry expires, 0 if not known."""
+    """Remove expired entries: how many, and when the next entry expires, or 0 if not known."""
     now = yield load(m.clock)
     order, removed, earliest = 0, 0, FAR
     while order < ORDER_END:
@@ -128,7 +130,7 @@ def sweep_turn(m, me):
 
 
 def expire(m, me):
-    """Remove all that has expired."""
+    """Remove all entries that have expired."""
     yield begin("expire")
     yield from sweep_turn(m, me)
     yield end("DONE")
@@ -138,14 +140,14 @@ def expire(m, me):
 
 
 def rests(m):
-    """Whether nothing has expired since a turn in vain."""
+    """Whether a rest holds: no entry has expired since a turn in vain."""
     word = yield load(m.rest)
     now = yield load(m.clock)
     return owner_of(word) == 0 and now < word >> PAYLOAD_SHIFT
 
 
 def rest_claim(m, me):
-    """Begin a turn that may end in a rest: the word as it must be found again, or None."""
+    """Claim the word before a turn that may end in a rest: the word as claimed, or None."""
     word = yield load(m.rest)
     if owner_of(word) or not m.keeps("a rest is claimed before the turn"):
         return None
@@ -154,7 +156,7 @@ def rest_claim(m, me):
 
 
 def rest_end(m, claimed, removed, earliest):
-    """After a turn: rest until the next entry expires, if the turn was in vain."""
+    """After a turn: rest until the next entry expires, if the turn removed nothing."""
     until = 0 if removed else earliest << PAYLOAD_SHIFT
     if claimed is not None:
         yield cas(m.rest, claimed, until)
@@ -166,7 +168,7 @@ def rest_end(m, claimed, removed, earliest):
 
 
 def insert_once(m, me, key, value):
-    """One attempt after another, until it is inserted or there is no room."""
+    """Try to insert until the key is inserted or there is no room."""
     outcome = RETRY
     while outcome == RETRY:
         _, at, header = yield from find_once(m, key)
@@ -176,7 +178,7 @@ def insert_once(m, me, key, value):
 
 
 def room(m, me, key, value):
-    """Insert a key that nobody else inserts; what has expired makes room."""
+    """Insert a key that no other program inserts; removing expired entries makes room."""
     yield begin("room", key, value)
     swept = not m.keeps("a sweep comes before a refusal")
     while True:

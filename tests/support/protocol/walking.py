@@ -1,9 +1,10 @@
 """A walk over all entries, bucket after bucket in the order of reversed hashes (R1, W1).
 
-Stands for bucket_read and walk_steps of walk.pxd. A position in the order survives
-every resize, since a bucket at any level owns an unbroken range of it. Hashes have three bits here.
-A bucket is read as a whole or not at all: while it is unlocked and has no lines by its slots and
-one look at its header, else by its elements' own keys and one look at its version.
+Models bucket_read and walk_steps of walk.pxd. A position in the order survives every resize, since
+a bucket at any level owns an unbroken range of it. Hashes have three bits here. A bucket is read as
+a whole or not at all. If it is unlocked and has no lines, the walk reads its slots by their tags
+and then compares its header; else it goes by the keys in the elements and then compares the
+bucket's version.
 """
 
 from support.protocol.automaton import begin, end, load
@@ -41,7 +42,7 @@ def walk(m):
 
 
 def bucket_read(m, at, order):
-    """What a bucket has from order on, or RETRY; and the last of the order that it has."""
+    """The entries of a bucket from order on, or RETRY; and the end of the bucket's range."""
     header = yield load(m.bucket[at])
     level = level_plus1(header)
     if not covers(level, at, reverse_bits(order)) and m.keeps("a walk looks at the level again"):
@@ -52,7 +53,7 @@ def bucket_read(m, at, order):
 
 
 def span_read(m, bucket, header, at, span):
-    """What a bucket has in this span of the order, or RETRY."""
+    """The entries of a bucket in this span of the order, or RETRY."""
     whole = ORDER_END - 1 >> max(level_plus1(header), 1) - 1
     if owner_of(header) == 0 and span[0] & whole == 0:
         link = yield load(m.index(bucket, m.link_slot))
@@ -62,7 +63,7 @@ def span_read(m, bucket, header, at, span):
 
 
 def bucket_read_at_rest(m, bucket, header, at):
-    """All entries of a bucket without lines."""
+    """All entries of an unlocked bucket without lines, or RETRY."""
     entries = ()
     for slot in range(m.slots):
         index = yield load(m.index(bucket, slot))
@@ -78,7 +79,7 @@ def bucket_read_at_rest(m, bucket, header, at):
 
 
 def bucket_read_in_order(m, bucket, header, span):
-    """The entries of a chain in this span."""
+    """The entries of a chain in this span, or RETRY."""
     indices, keys, entries, line = (), (), (), bucket
     while line is not None:
         link = yield load(m.index(line, m.link_slot))

@@ -1,7 +1,7 @@
 """Writing: update in place, add, insert, delete (W1, R2, C1).
 
-Stands for element.pxd and the operations of write.pxd. A program waits for a lock where the code
-gives everything up, waits and begins again; both come back when the lock is free.
+Models element.pxd and the operations of write.pxd. Where the code releases everything, waits for a
+lock and begins again, a program here waits for the lock; both go on when the lock is free.
 """
 
 from support.protocol.automaton import begin, cas, end, load, lock, own, put, store, wait
@@ -31,7 +31,7 @@ from support.protocol.supply import FULL, OK, element_take, op_give_back
 
 
 def element_hold(m, me, found, state):
-    """LIVE -> UPD or ULOCK, if the element is as it was found: its header now, or RETRY."""
+    """LIVE -> UPD or ULOCK, if the element's header is as found: the new header, or RETRY."""
     index, header, _, _ = found
     if owner_of(header):
         yield wait(m.element[index], header)
@@ -89,7 +89,7 @@ def element_update(m, me, found, value):
 
 
 def element_add(m, me, found, delta):
-    """Add to every word: by one store if the value is a word, else through the redo buffer."""
+    """Add to every word: by one store if the value is one word, else through the redo buffer."""
     index = found[0]
     held = yield from element_hold(m, me, found, ULOCK)
     if held == RETRY:
@@ -107,8 +107,8 @@ def element_add(m, me, found, delta):
 
 
 def deadline_stored(m, value, held):
-    """Who stores a deadline ends a rest that goes further (sweeping.py); held: it has the entry, or
-    its bucket."""
+    """End a rest that goes beyond the deadline that the caller stores (sweeping.py). held: the
+    caller holds the entry, or its bucket."""
     if m.timed and held == m.keeps(
         "who stores a deadline looks at the rest when it holds the entry"
     ):
@@ -133,13 +133,13 @@ def redo_apply(m, me, index):
 
 
 def bucket_hold(m, me, operation, key):
-    """Lock the key's bucket, as long as it is that: (bucket, held), or (None, RETRY)."""
+    """Lock the key's bucket: (bucket, held), or (None, RETRY) if the key now belongs elsewhere."""
     outcome = yield from bucket_hold_hash(m, me, operation, m.hashes[key])
     return outcome
 
 
 def bucket_hold_hash(m, me, operation, key_hash):
-    """The same, for a hash."""
+    """As bucket_hold, for a hash."""
     at = yield from table_find(m, key_hash)
     if at is None:
         return None, RETRY
@@ -207,8 +207,8 @@ def add(m, me, key, delta):
 
 
 def insert_hold(m, me, key, at, header):
-    """The key's bucket, locked, without the key; or None. A miss in bucket at, which had header
-    then, still holds if nothing has happened to that."""
+    """Lock the key's bucket: the bucket, which does not have the key; or None. A miss in bucket at
+    still counts if the bucket's header is what it was then."""
     if not owner_of(header):
         yield put(m.of(me, "operation"), INSERT)
         yield put(m.of(me, "bucket"), at)
@@ -232,7 +232,7 @@ def insert_hold(m, me, key, at, header):
 
 
 def insert_try(m, me, key, value, at, header):
-    """Insert a key that was absent a moment ago: OK, FULL or RETRY."""
+    """Insert a key that a search in bucket at has missed: OK, FULL or RETRY."""
     element = yield own(m.of(me, "element"))
     if element == 0:
         status = yield from element_take(m, me)
@@ -265,7 +265,7 @@ def delete(m, me, key):
 
 
 def delete_held(m, me, key, expected):
-    """map_delete_held: delete key, if expected is None or the header of its element."""
+    """map_delete_held: delete key if expected is None or is the header of its element."""
     yield from op_give_back(m, me)
     while True:
         bucket, held = yield from bucket_hold(m, me, DELETE, key)
