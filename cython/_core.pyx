@@ -300,9 +300,8 @@ cdef class MapHandle:
             self._leave_to_parent()
             return
         if unlikely(op.context.element != 0 or op.context.line_stash != 0
-                    or op.context.debt != 0 or op.starving != 0):
-            if not self.map.read_only:         # else it owes nothing: a damaged context says so
-                op_give_back(op)
+                    or op.context.debt != 0 or op.starving != 0) and not self.map.read_only:
+            op_give_back(op)                   # a reader owes nothing, whatever its context says
         op_end(op)
         if unlikely(not local_put_u64(&self.map.local.idle_context, op.self_index + 1)):
             attach_rest(&self.map, op.self_index + 1)
@@ -720,9 +719,8 @@ cdef class MapHandle:
     cdef Status _attempt(
             self, object key, Attempt attempt, void *arguments, Op *op,
             bint reading) except? RETRY:
-        """Repeat an attempt until its status is final, and return that status; the caller raises.
-        (_update and _delete have loops of their own, so that the compiler sees the whole of them.)
-        """
+        """Repeat an attempt until its status is final, and return that; the caller raises. (_update
+        and _delete have loops of their own, so that the compiler sees the whole of them.)"""
         cdef Py_buffer view
         cdef Status status = RETRY
         cdef Waiting patience = self._patience()
@@ -747,9 +745,7 @@ cdef class MapHandle:
         return status
 
     def get(self, key, default=None):
-        """Return the value of key as bytes, or default if the key is absent.
-
-        Cost and guarantees are those of lookup() without flags.
+        """Return the value of key as bytes, or default if the key is absent; else as lookup().
 
         Raises InvalidArgument, TypeError, MapClosed, SegmentCorrupt.
         """

@@ -216,7 +216,8 @@ def test_links_have_targets(path):
 @each_document
 def test_files_named_in_documents_exist(path):
     """`tests/...`, `cython/...` and similar words in a document are paths of the project."""
-    named = re.findall(r"`((?:tests|examples|docs|shmrhash|cython)/[\w./]+)[ `]", path.read_text())
+    folders = "tests|benchmarks|tools|examples|docs|shmrhash|cython"
+    named = re.findall(rf"[` ]((?:{folders})/[\w./]+)[ `]", path.read_text())
 
     assert not [name for name in named if not (ROOT / name).exists()]
 

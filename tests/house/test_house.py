@@ -47,7 +47,7 @@ CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] 
 LIBRARIES = {"cpython", "cython", "libc", "posix"}  # libraries from which any file may cimport
 
 FILE_LINES_MAX = 450  # a longer file has two subjects
-CORE_PYX_LINES_MAX = 920  # one class adapts all of the core to Python, and cannot be divided
+CORE_PYX_LINES_MAX = 900  # one class adapts all of the core to Python, and cannot be divided
 FUNCTION_LINES_MAX = 60
 DIRECTIVES = "# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True"
 
@@ -212,6 +212,10 @@ FOREIGN_NAMES = {
 }
 
 
+# The folders whose comments are looked at: the library, and the model of its protocol.
+COMMENTED = ("cython/", "shmrhash/", "tests/protocol/", "tests/support/protocol/")
+
+
 def comments_and_code(path):
     """Return the comments and docstrings of a source file, and the rest of it."""
     comment = r"/\*.*?\*/|//[^\n]*" if path.suffix == ".h" else r'""".*?"""|#[^\n]*'
@@ -231,7 +235,7 @@ def test_names_in_comments_exist(project_files):
     file_named = re.compile(r"(?<![\w/-])\w+\.(?:pxd|pxi|pyx|h|py)\b")
     wrong = {}
     for path, (comments, _) in parts.items():
-        if not str(path.relative_to(ROOT)).startswith(("cython/", "shmrhash/", "tests/protocol/")):
+        if not str(path.relative_to(ROOT)).startswith(COMMENTED):
             continue
         text = "\n".join(comments)
         unknown = set(named.findall(text)) - words | set(file_named.findall(text)) - files
