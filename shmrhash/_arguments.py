@@ -7,6 +7,7 @@ from typing import Any
 from shmrhash._errors import InvalidArgument
 
 _MODE_MAX = 0o777
+NEVER_NS = (1 << 63) - 1  # the deadline of an entry that never expires by request (ttl=inf)
 _TTL_MAX = 1 << 33  # seconds, 272 years: a deadline fits into 63 bits of nanoseconds
 
 
@@ -43,3 +44,8 @@ def checked_ttl(ttl: Any) -> float:
     if not 0 < ttl <= _TTL_MAX and ttl != math.inf:
         raise InvalidArgument(f"ttl is above 0 and at most {_TTL_MAX} seconds, or inf, not {ttl}")
     return ttl
+
+
+def ttl_ns(ttl: float | None) -> int:
+    """A time to live in nanoseconds, at least 1; 0 for None and inf, which give no deadline."""
+    return 0 if ttl is None or ttl == math.inf else max(1, round(ttl * 1e9))

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Literal, NoReturn, TypeVar, final, overload
+from typing import Any, Literal, TypeVar, final, overload
 
 if sys.version_info >= (3, 12):
     from collections.abc import Buffer
@@ -314,7 +314,6 @@ class DictBase:
     def __init__(
         self, handle: ObjectHandle, key: _Codec, value: _Codec, default_ttl_ns: int = 0
     ) -> None: ...
-    def _refuse_ttl(self) -> NoReturn: ...
 
 class DictKeys(DictBase):
     def __getitem__(self, key: Any, /) -> Any: ...

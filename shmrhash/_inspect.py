@@ -15,6 +15,7 @@ from io import FileIO
 from typing import Any, NamedTuple
 
 from shmrhash import _core
+from shmrhash._arguments import NEVER_NS, ttl_ns
 from shmrhash._codec import Role
 from shmrhash._dictfile import ANONYMOUS_PREFIX
 from shmrhash._errors import Error, KeyExists, KeyNotFound, LayoutMismatch, SegmentCorrupt
@@ -41,7 +42,6 @@ __all__ = [
     "user_name",
 ]  # fmt: skip
 
-NEVER_NS = (1 << 63) - 1  # the deadline of an entry that never expires by request (ttl=inf)
 KEY_IS_LONG = 255  # in the last byte of a digest: the whole key is an object
 
 clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
@@ -133,7 +133,7 @@ class Types:
     @property
     def default_ttl_ns(self) -> int:
         """The default ttl in nanoseconds; 0 for none."""
-        return 0 if self.ttl in (None, math.inf) else max(1, round((self.ttl or 0) * 1e9))
+        return ttl_ns(self.ttl)
 
     def __str__(self) -> str:
         text = f"{record_name(self.key)} to {record_name(self.value)}"

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shmrhash._arguments import checked_ttl
+from shmrhash._arguments import checked_ttl, ttl_ns
 from shmrhash._classes import same_stored
 from shmrhash._codec import Codec, Role
 from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
@@ -95,7 +95,7 @@ class Schema:
     @property
     def default_ttl_ns(self) -> int:
         """The default ttl in nanoseconds; 0 for none."""
-        return 0 if self.ttl is None or self.ttl == math.inf else max(1, round(self.ttl * 1e9))
+        return ttl_ns(self.ttl)
 
     def to_bytes(self) -> bytes:
         """The JSON that is stored in the segment. Raises TooLarge."""

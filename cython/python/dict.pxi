@@ -7,13 +7,13 @@
 # value (DictBase.__init__). Each step here is one lookup or one store of read.pxd and write.pxd; an
 # operation that needs several is a section.
 
-from libc.math cimport INFINITY
-
-from shmrhash._arguments import checked_ttl
+from shmrhash import _arguments
 
 cdef object MISSING = object()
-cdef enum:
-    NEVER_NS = 0x7FFFFFFFFFFFFFFF      # the deadline for ttl=inf; 0 would get the default
+
+cdef inline int64_t deadline_in(int64_t ttl_ns) noexcept nogil:
+    """The deadline of a value that is stored now and lives so long; 0, no deadline, for 0."""
+    return clock_ns(CLOCK_MONOTONIC) + ttl_ns if ttl_ns != 0 else 0
 
 
 @cython.auto_pickle(False)
@@ -64,15 +64,15 @@ cdef class DictBase:
 
     cdef int64_t _deadline_after(self, ttl) except -1:
         """The deadline of a value that is stored now and lives ttl seconds; 0: the default one."""
+        cdef int64_t ttl_ns
         if ttl is None:
             return 0
         if self.handle.map.timer_word == 0:
             self._refuse_ttl()
-        if checked_ttl(ttl) == INFINITY:
-            return NEVER_NS
-        return clock_ns(CLOCK_MONOTONIC) + <int64_t> max(1, round(ttl * 1e9))
+        ttl_ns = _arguments.ttl_ns(_arguments.checked_ttl(ttl))
+        return deadline_in(ttl_ns) if ttl_ns != 0 else _arguments.NEVER_NS
 
-    def _refuse_ttl(self):
+    cdef object _refuse_ttl(self):
         raise _errors.InvalidArgument(
             f"{self.handle.name!r} has no room for deadlines; create it with ttl=math.inf, or a "
             f"default in seconds")
@@ -333,8 +333,8 @@ cdef class DictBase:
         room = self._value_room(small, &words)
         memset(words, 0, self.handle.map.value_words * 8)
         view.buf = NULL
-        if deadline == 0 and self.default_ttl_ns != 0:
-            deadline = clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns
+        if deadline == 0:
+            deadline = deadline_in(self.default_ttl_ns)
         if self.handle.map.timer_word != 0:
             words[self.handle.map.timer_word - 1] = <uint64_t> deadline
         try:

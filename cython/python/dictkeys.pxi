@@ -161,7 +161,7 @@ cdef class DictKeys(DictBase):
         """
         cdef uint64_t when = self._deadline_ns(key)
         cdef int64_t left
-        if when == 0 or when == <uint64_t> NEVER_NS:
+        if when == 0 or when == <uint64_t> _arguments.NEVER_NS:
             return None
         left = <int64_t> when - clock_ns(CLOCK_MONOTONIC)
         return left / 1e9 if left > 0 else 0.0
@@ -196,8 +196,8 @@ cdef class DictKeys(DictBase):
         cdef int64_t deadline_ns = self._deadline_after(ttl)
         if self.handle.map.timer_word == 0:
             self._refuse_ttl()
-        if deadline_ns == 0 and self.default_ttl_ns != 0:
-            deadline_ns = clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns
+        if deadline_ns == 0:
+            deadline_ns = deadline_in(self.default_ttl_ns)
         return self._touch_until(key, deadline_ns)
 
     def _touch_until(self, key, int64_t deadline_ns):
@@ -257,9 +257,9 @@ cdef class DictKeys(DictBase):
             after = field_compute(&apply.field, field_bits(&apply.field, default))
             memcpy(PyByteArray_AS_STRING(fresh) + apply.field.offset, &after, 8)
             apply.initial = <uint8_t *> PyByteArray_AS_STRING(fresh)
-            if self.handle.map.timer_word != 0 and self.default_ttl_ns != 0:
+            if self.handle.map.timer_word != 0:
                 (<uint64_t *> apply.initial)[self.handle.map.timer_word - 1] = <uint64_t> (
-                    clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns)
+                    deadline_in(self.default_ttl_ns))
         self._begin(&op, &key_bytes, &patience)
         try:
             while True:                        # ends with the timeout

@@ -27,8 +27,8 @@ cdef class DictCore(DictKeys):
         before = section.current
         section.value = value
         if self.handle.map.timer_word != 0:
-            if deadline_ns == 0 and self.default_ttl_ns != 0:
-                deadline_ns = clock_ns(CLOCK_MONOTONIC) + self.default_ttl_ns
+            if deadline_ns == 0:
+                deadline_ns = deadline_in(self.default_ttl_ns)
             section.words[self.handle.map.timer_word - 1] = <uint64_t> deadline_ns
         section.__exit__(None, None, None)
         return before
