@@ -12,7 +12,7 @@ import struct
 import numpy as np
 import pytest
 from support import stepping
-from support.killing import fill_up_to_a_split, opened, word
+from support.killing import FRESH, fill_up_to_a_split, opened, word
 
 from shmrhash import RHashMap
 
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.usefixtures("stepper")
 PUT_OFF = 8  # splits put off before a process asks whether the owner lives
 INSERTIONS_MAX = PUT_OFF + 8  # the load asks for a split already: a few insertions more
 BATCH = 4
-FRESH = 1 << 32
 REGION_OFFSET = 384 + 4 * 64  # of the region of the buckets: its lock word, and how much is usable
 HELD_BY_FIRST = 1  # a lock word: held by context 0, which is the survivor's
 

@@ -45,10 +45,6 @@ F_OFD_GETLK = 36
 SYS_PIDFD_GETFD = 438  # the same on every machine
 
 
-def segment_path(m):
-    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), m.name)
-
-
 def put(m, key, number):
     """Store a value that has the number in each of its words."""
     m.update(word(key), word(number) * (m.value_size // 8))
@@ -180,7 +176,7 @@ def stopped_in_the_middle(m, prepare_owner):
 
     An update writes the redo buffer, commits, and copies the buffer into the element.
     """
-    segment = stepping.Segment(segment_path(m))
+    segment = stepping.Segment(stepping.segment_path(m.name))
     middle = stepping.changes_until(lambda: plainly(m), update_key_3, segment, 3 / 4)
     return stepping.stop_at_change(lambda: prepare_owner(m), update_key_3, segment, middle)
 
@@ -497,7 +493,7 @@ def test_child_forked_during_a_recovery_does_not_keep_its_lock(held_map):
 
     The test copies the descriptors of the recovering process, as a forked child would have them.
     """
-    path = segment_path(held_map)
+    path = stepping.segment_path(held_map.name)
     with stopped_in_the_middle(held_map, plainly) as child:
         child.kill()
     recoverer = stepping.stop_at_change(

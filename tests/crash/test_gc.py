@@ -14,10 +14,6 @@ from shmrhash import RHashMap
 HELD_WORDS = 256
 
 
-def segment_path(name):
-    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
-
-
 def put(m, key, number):
     m.update(word(key), word(number) * (m.value_size // 8))
 
@@ -120,12 +116,12 @@ def test_last_close_removes_the_name(ephemeral, map_name):
     first = ephemeral()
     second = RHashMap.open(map_name)
     first.close()
-    assert os.path.exists(segment_path(map_name))
+    assert os.path.exists(stepping.segment_path(map_name))
     put(second, 1, 1)
 
     second.close()
 
-    assert not os.path.exists(segment_path(map_name))
+    assert not os.path.exists(stepping.segment_path(map_name))
     with pytest.raises(shmrhash.SegmentMissing):
         RHashMap.open(map_name)
 
@@ -141,7 +137,7 @@ def test_close_does_not_remove_the_name_of_a_successor(ephemeral, map_name):
     put(second, 1, 1)
     RHashMap.open(map_name).close()
     second.close()
-    assert not os.path.exists(segment_path(map_name))
+    assert not os.path.exists(stepping.segment_path(map_name))
 
 
 def test_killed_users_leave_the_name_to_gc(ephemeral, map_name):
@@ -158,12 +154,12 @@ def test_killed_users_leave_the_name_to_gc(ephemeral, map_name):
     assert not shmrhash.gc()["removed"]
     with RHashMap.open(map_name) as m:
         assert len(m) == 4
-    assert os.path.exists(segment_path(map_name))
+    assert os.path.exists(stepping.segment_path(map_name))
     kill(others[2])
 
     assert shmrhash.gc()["removed"] == [map_name]
 
-    assert not os.path.exists(segment_path(map_name))
+    assert not os.path.exists(stepping.segment_path(map_name))
 
 
 def test_killed_users_leave_the_name_to_the_next_open(ephemeral, map_name):
@@ -177,14 +173,14 @@ def test_killed_users_leave_the_name_to_the_next_open(ephemeral, map_name):
     kill(stays(create_and_put))
     with pytest.raises(shmrhash.SegmentMissing):
         RHashMap.open(map_name)
-    assert not os.path.exists(segment_path(map_name))
+    assert not os.path.exists(stepping.segment_path(map_name))
 
     kill(stays(create_and_put))
     with RHashMap.open_or_create(
         map_name, key_size=8, value_size=8, max_entries=64, ephemeral=True
     ) as m:
         assert not len(m)
-    assert not os.path.exists(segment_path(map_name))
+    assert not os.path.exists(stepping.segment_path(map_name))
 
 
 def test_child_of_fork_keeps_an_ephemeral_map(ephemeral, map_name):
@@ -192,13 +188,13 @@ def test_child_of_fork_keeps_an_ephemeral_map(ephemeral, map_name):
     m = ephemeral()
     pid = stays(put, m, 1, 1)
     m.close()
-    assert os.path.exists(segment_path(map_name))
+    assert os.path.exists(stepping.segment_path(map_name))
 
     with RHashMap.open(map_name) as again:
         assert len(again) == 1
         kill(pid)
 
-    assert not os.path.exists(segment_path(map_name))
+    assert not os.path.exists(stepping.segment_path(map_name))
 
 
 @pytest.mark.usefixtures("stepper")
@@ -209,14 +205,14 @@ def test_name_is_removed_when_the_last_two_users_close_together(ephemeral, map_n
     second = stepping.stop_at_change(
         lambda: open_and_put(map_name, 2),
         lambda own: own.close(),
-        stepping.Segment(segment_path(map_name)),
+        stepping.Segment(stepping.segment_path(map_name)),
         1,
     )
     with second:
         first.close()
         second.wait()
 
-    assert not os.path.exists(segment_path(map_name))
+    assert not os.path.exists(stepping.segment_path(map_name))
 
 
 def close_together(name, barrier, rounds):
@@ -247,9 +243,9 @@ def test_name_is_removed_when_many_users_close_together(ephemeral, map_name):
         first.close()
         barrier.wait(60)
         barrier.wait(60)
-        if os.path.exists(segment_path(map_name)):
+        if os.path.exists(stepping.segment_path(map_name)):
             left += 1
-            os.unlink(segment_path(map_name))
+            os.unlink(stepping.segment_path(map_name))
         first = ephemeral()
         barrier.wait(60)
     for worker in workers:
@@ -266,7 +262,7 @@ def test_name_is_removed_when_many_users_close_together(ephemeral, map_name):
 
 def dead_in_the_middle(m, operate, part):
     """Kill a child after this part of operate's changes."""
-    segment = stepping.Segment(segment_path(m.name))
+    segment = stepping.Segment(stepping.segment_path(m.name))
     number = stepping.changes_until(lambda: RHashMap.open(m.name), operate, segment, part)
     with stepping.stop_at_change(lambda: RHashMap.open(m.name), operate, segment, number) as child:
         child.kill()

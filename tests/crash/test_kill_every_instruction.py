@@ -37,7 +37,6 @@ from support.killing import (
     opened,
     remove,
     rose,
-    shm_path,
     survive,
     untouched,
     word,
@@ -312,7 +311,7 @@ brief_scenarios = pytest.mark.parametrize(
 def kill_and_survive(scenario, name, record_property, *, sample, seed, meetings_at_once):
     """Kill a child in every state of a scenario, as the head of this file says."""
     tally = Tally()
-    path = shm_path(name)
+    path = stepping.segment_path(name)
     with filled(scenario, name) as (survivor, before):
         after = dict(before)
         scenario.outcome(after)
@@ -374,7 +373,7 @@ def crashes_of(prepare, operate, survivor, record_property, what, changes_min):
     """Kill operate at each state; the map must be as it was, and usable."""
     scenario = SCENARIOS["update 8 bytes"]
     before = contents(survivor, [word(key) for key in range(10)])
-    segment = stepping.Segment(shm_path(survivor.name))
+    segment = stepping.Segment(stepping.segment_path(survivor.name))
     tally = Tally()
     for crash in stepping.crash_states(prepare, operate, segment):
         tally.add(crash)
@@ -421,7 +420,8 @@ def test_killed_creator_leaves_no_half_made_map(map_name, record_property):
     def create(_):
         kept.append(scenario.create(map_name))
 
-    for crash in stepping.crash_states(lambda: None, create, stepping.Segment(shm_path(map_name))):
+    segment = stepping.Segment(stepping.segment_path(map_name))
+    for crash in stepping.crash_states(lambda: None, create, segment):
         tally.add(crash)
         with explained(crash, attach):
             survivor = RHashMap.open_or_create(map_name, key_size=8, value_size=8, max_entries=64)
@@ -443,7 +443,7 @@ def test_creator_killed_at_any_step_leaves_no_half_made_map(map_name, seed):
     states = stepping.crash_states(
         lambda: None,
         create,
-        stepping.Segment(shm_path(map_name)),
+        stepping.Segment(stepping.segment_path(map_name)),
         every=True,
         sample=5,
         seed=seed,
@@ -503,7 +503,7 @@ def kill_twice_and_survive(scenario, name, record_property, *, recover, samples,
         scenario.outcome(after)
         written = {word(scenario.key): scenario.value(55)}
         possible = [model | extra for model in (before, after) for extra in ({}, written)]
-        segment = stepping.Segment(shm_path(name))
+        segment = stepping.Segment(stepping.segment_path(name))
         stages = [
             (opened(name), scenario.operate),
             (lambda: None, recover(scenario, survivor)),
@@ -563,7 +563,7 @@ def test_killed_recovery_of_a_recovery_leaves_a_sound_map(map_name, seed, record
     with filled(scenario, map_name) as (survivor, before):
         after = dict(before)
         scenario.outcome(after)
-        segment = stepping.Segment(shm_path(map_name))
+        segment = stepping.Segment(stepping.segment_path(map_name))
         recovery = (lambda: None, recover_by_attaching(scenario, survivor))
         stages = [(opened(map_name), scenario.operate), recovery, recovery]
         for crash in stepping.crash_chain(stages, segment, samples=[20, 12, 12], seed=seed):
@@ -594,7 +594,7 @@ def test_stopped_writer_never_holds_up_a_reader(name, map_name, seed):
         after = dict(before)
         scenario.outcome(after)
         keys = before.keys() | after.keys() | {word(FRESH)}
-        segment = stepping.Segment(shm_path(map_name))
+        segment = stepping.Segment(stepping.segment_path(map_name))
         image = segment.image()
         whole = stepping.trace(opened(map_name), scenario.operate, segment)
         for n in stepping.choose(len(whole.changes), 12, seed):

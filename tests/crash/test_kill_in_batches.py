@@ -27,7 +27,6 @@ from support.killing import (
     filled,
     opened,
     rose,
-    shm_path,
     survive,
     untouched,
     word,
@@ -212,7 +211,7 @@ def kill_and_survive(batch, name, record_property, *, sample, seed, meetings_at_
         models = models_of(batch, scenario, before, in_order)
         numbers = batch.keys or [int.from_bytes(k, "little") for k in in_order[: len(models) - 1]]
         keys = {key for model in models for key in model}
-        segment = stepping.Segment(shm_path(name))
+        segment = stepping.Segment(stepping.segment_path(name))
         at_start = facts(survivor)
 
         def whole(trace):

@@ -33,7 +33,6 @@ from support.killing import (
     filled,
     only_check,
     opened,
-    shm_path,
     survive,
     word,
 )
@@ -394,7 +393,7 @@ def kill_and_survive(step, name, record_property, *, sample, seed, ways_at_once)
     with filled(scenario, name) as (survivor, before):
         models = models_of(step, before)
         keys = {key for model in models for key in model} | {word(scenario.key)}
-        segment = stepping.Segment(shm_path(name))
+        segment = stepping.Segment(stepping.segment_path(name))
 
         def prepare():
             return step.prepare(opened(name)(), scenario)
@@ -475,7 +474,7 @@ def deletion_beside_a_section(how, geometry, sample, name, seed, record_property
     )
     with filled(scenario, name) as (survivor, before):
         expect_free(survivor, [word(1), word(2), word(3)])  # the image has the survivor's contexts
-        segment = stepping.Segment(shm_path(name))
+        segment = stepping.Segment(stepping.segment_path(name))
         image = segment.image()
         sections = []
 
@@ -550,7 +549,7 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
     with filled(scenario, name) as (survivor, before):
         stored = before | {word(3): scenario.value(NEW)}
         gone = after_deletion(how, before)
-        segment = stepping.Segment(shm_path(name))
+        segment = stepping.Segment(stepping.segment_path(name))
 
         def prepare_owner():
             return step.prepare(opened(name)(), scenario)
@@ -624,7 +623,7 @@ def test_stopped_owner_of_a_lock_stores_nothing_under_a_deleted_key(name, map_na
     with filled(scenario, map_name) as (survivor, before):
         key = word(scenario.key)
         ending = {"remove the last of a chain": "delete", "roll back": "roll_back"}.get(name)
-        segment = stepping.Segment(shm_path(map_name))
+        segment = stepping.Segment(stepping.segment_path(map_name))
         image = segment.image()
 
         def prepare():
@@ -684,7 +683,7 @@ def wide(make_map):
 
 def memory_of(shared_map):
     """How many bytes of the segment have memory."""
-    return os.stat(shm_path(shared_map.name)).st_blocks * 512
+    return os.stat(stepping.segment_path(shared_map.name)).st_blocks * 512
 
 
 def child_that(act):

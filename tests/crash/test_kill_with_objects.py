@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from support import stepping
-from support.killing import Tally, explained, shm_path
+from support.killing import Tally, explained
 from support.object_maps import LONG, PAGE, RUN, SHORT, SMALL, core, create, five, value
 
 from shmrhash import BPF_NOEXIST, MapFull, OutOfMemory, RHashMap
@@ -286,7 +286,7 @@ def kill_and_survive(case, name, record_property, *, sample, ways_at_once):
         before = seen_by(entries)
         after = dict(before)
         case.change(after)
-        segment = stepping.Segment(shm_path(name))
+        segment = stepping.Segment(stepping.segment_path(name))
 
         def prepare():
             child = core(RHashMap.open(name))
@@ -312,7 +312,7 @@ def kill_and_survive(case, name, record_property, *, sample, ways_at_once):
         tally.report(record_property, case.name, crashed.total)
     finally:
         handle.close()
-        os.unlink(shm_path(name))
+        os.unlink(stepping.segment_path(name))
 
 
 @every_case

@@ -13,6 +13,7 @@ import tempfile
 import time
 
 import pytest
+from support import stepping
 from support.ledger import fork, kill, reap, stays, word
 
 import shmrhash
@@ -22,10 +23,6 @@ F_OFD_SETLK = 37
 NOBODY = 65534
 ATTACHMENTS = 1000
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes the user")
-
-
-def segment_path(name):
-    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
 
 
 def in_section(m):
@@ -81,7 +78,7 @@ def test_shared_file_locks_of_a_reader_stop_no_attachment_and_no_recovery(make_m
     m = make_map(mode=0o644, timeout=2)
     m[word(1)] = word(0)
     owner = stays(in_section, m)
-    reader = stays(lock_all_shared, segment_path(m.name), 1)
+    reader = stays(lock_all_shared, stepping.segment_path(m.name), 1)
 
     began = time.monotonic()
     with RHashMap.open(m.name, timeout=2) as other:
@@ -164,7 +161,7 @@ def test_unlink_of_a_handle_removes_only_its_own_file(make_map, map_name):
     """B1: a newer map has taken the name and keeps it; the old handle's info() says `unlinked`."""
     old = make_map()
     assert not old.info()["unlinked"]
-    os.unlink(segment_path(map_name))
+    os.unlink(stepping.segment_path(map_name))
     assert old.info()["unlinked"]
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=8) as newer:
         assert old.info()["unlinked"]
@@ -182,7 +179,7 @@ def collect_for_ever():
 def test_attached_map_never_loses_its_name_to_gc(request, monkeypatch):
     """Maps are made, opened and closed while other processes run gc(names=True): a map keeps its
     name for as long as a process is attached."""
-    folder = segment_path(f"shmrhash-life-{os.getpid()}")
+    folder = stepping.segment_path(f"shmrhash-life-{os.getpid()}")
     os.mkdir(folder)
     request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
     monkeypatch.setenv("SHMRHASH_DIR", folder)
@@ -243,7 +240,7 @@ def test_ephemeral_map_leaves_no_name_after_a_normal_end(map_name, how):
     )
 
     assert done.stdout == "made\n", done.stderr
-    assert not os.path.exists(segment_path(map_name))
+    assert not os.path.exists(stepping.segment_path(map_name))
 
 
 def test_time_to_make_anonymous_dicts_is_linear_in_their_number():

@@ -183,9 +183,7 @@ def held_map(make_map):
 @pytest.mark.usefixtures("stepper")
 def test_owner_with_an_equal_pid_in_another_namespace_is_not_robbed(held_map):
     """C3: a process with the owner's pid does not rob a stopped owner, and recovers a dead one."""
-    segment = stepping.Segment(
-        os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), held_map.name)
-    )
+    segment = stepping.Segment(stepping.segment_path(held_map.name))
     writer = Helper(lambda talk: write_when_asked(held_map, talk))
     assert writer.listen() == b"r"
     middle = middle_of_update(held_map, segment)
@@ -211,9 +209,7 @@ def test_owner_with_an_equal_pid_in_another_namespace_is_not_robbed(held_map):
 @pytest.mark.usefixtures("stepper")
 def test_owner_whose_pid_does_not_exist_here_is_not_robbed(held_map):
     """C3: a process in whose namespace the owner's pid does not exist does not rob the owner."""
-    segment = stepping.Segment(
-        os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), held_map.name)
-    )
+    segment = stepping.Segment(stepping.segment_path(held_map.name))
     writer = Helper(lambda talk: write_when_asked(held_map, talk))
     assert writer.listen() == b"r"
     owner = stepping.stop_at_change(

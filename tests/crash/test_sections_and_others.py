@@ -11,7 +11,7 @@ import threading
 
 import pytest
 from support import stepping
-from support.killing import COLLIDING, SCATTERED, opened, shm_path, word
+from support.killing import COLLIDING, SCATTERED, opened, word
 
 import shmrhash
 from shmrhash import BPF_F_LOCK, BPF_NOEXIST, RHashMap
@@ -36,7 +36,7 @@ colliding = pytest.mark.parametrize("m", [COLLIDING], indirect=True)
 
 def stopped_at_each_change(m, prepare, operate):
     """Yield (n, child) for each n; the child goes on, and ends, when the loop's body is done."""
-    segment = stepping.Segment(shm_path(m.name))
+    segment = stepping.Segment(stepping.segment_path(m.name))
     image = segment.image()
     whole = stepping.trace(prepare, operate, segment)
     for n in range(len(whole.changes) + 1):

@@ -11,7 +11,7 @@ import struct
 
 import pytest
 from support import stepping
-from support.killing import SCATTERED, opened, shm_path, word
+from support.killing import SCATTERED, opened, word
 
 import shmrhash
 from shmrhash import RHashMap
@@ -38,7 +38,7 @@ class Scene:
 
     def __init__(self, shared_map):
         self.m = shared_map
-        self.segment = stepping.Segment(shm_path(shared_map.name))
+        self.segment = stepping.Segment(stepping.segment_path(shared_map.name))
         self.keys = list(range(1, 701))
         for key in self.keys:
             shared_map[word(key)] = word(key)

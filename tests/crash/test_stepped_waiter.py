@@ -11,7 +11,7 @@ import os
 
 import pytest
 from support import stepping
-from support.killing import FRESH, shm_path, word
+from support.killing import FRESH, word
 
 import shmrhash
 from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_LOCK, RHashMap
@@ -71,7 +71,7 @@ def test_stopped_waiter_does_not_touch_an_element_without_memory(make_map, flags
     section = m.locked(word(KEY))
     section.__enter__()
     m.add(word(1), 0)  # with another context than the section's
-    segment = stepping.Segment(shm_path(m.name))
+    segment = stepping.Segment(stepping.segment_path(m.name))
     image = segment.image()
     pcs = stepping.trace(having_opened(m.name, 0.02), wait_in_vain(flags), segment).pcs
     gone = 0

@@ -25,7 +25,7 @@ def page():
 @pytest.fixture
 def sparse(map_name):
     """The path of a sparse file of 1 GiB with data in its first page only."""
-    path = os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), map_name)
+    path = stepping.segment_path(map_name)
     with open(path, "wb") as file:
         file.write(b"head")
         file.truncate(1 << 30)

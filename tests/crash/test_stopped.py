@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import pytest
 from support import stepping
+from support.killing import opened
 from support.ledger import (
     GROWING,
     SHRINKING,
@@ -39,19 +40,6 @@ READ_SECONDS_MAX = 0.5
 FAR = 1000  # an entry in another bucket than the others, if the seeds are SCATTERED
 FRESH = 2000
 STATES = 14  # so many states of an operation, where not all are visited
-
-
-def shm_path(name):
-    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
-
-
-def opened(name):
-    def prepare():
-        handle = RHashMap.open(name)
-        handle.lookup(word(0))
-        return handle
-
-    return prepare
 
 
 def put(m, key, version):
@@ -102,7 +90,7 @@ def stopped_states(held, make_map, sample, seed):
     put(m, FAR, 1)
     for key in range(1, held.entries + 1):
         put(m, key, 1)
-    segment = stepping.Segment(shm_path(m.name))
+    segment = stepping.Segment(stepping.segment_path(m.name))
     image = segment.image()
     whole = stepping.trace(opened(m.name), held.operate, segment)
 

@@ -8,7 +8,7 @@ other processes passed over, are made up for.
 
 import pytest
 from support import stepping
-from support.killing import FRESH, SCATTERED, fill_up_to_a_split, opened, shm_path, word
+from support.killing import FRESH, SCATTERED, fill_up_to_a_split, opened, word
 
 import shmrhash
 from shmrhash import RHashMap
@@ -25,7 +25,7 @@ EMPTY_BUCKETS_MAX = 100  # one depot keeps credits, which count as entries
 def fill_up_to_a_merge(name):
     """A map that merges a bucket at its next deletion, the key to delete, and the segment."""
     m = RHashMap.create(name, key_size=8, value_size=8, max_entries=4096, _seeds=SCATTERED)
-    segment = stepping.Segment(shm_path(name))
+    segment = stepping.Segment(stepping.segment_path(name))
     for key in range(1, 700):
         m[word(key)] = word(key)
     while m.info()["buckets"] > 2 * SHARE:

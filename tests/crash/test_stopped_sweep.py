@@ -8,7 +8,6 @@ import os
 
 import pytest
 from support import stepping
-from support.killing import shm_path
 from support.object_maps import core, create, five, value
 
 import shmrhash
@@ -23,7 +22,7 @@ CHANGES_MIN = 8
 def test_entry_renewed_during_a_sweep_is_kept(map_name):
     """X1, W1: the new value is stored, or the sweep holds the entry; no new value is removed."""
     handle = create(map_name)
-    segment = stepping.Segment(shm_path(map_name))
+    segment = stepping.Segment(stepping.segment_path(map_name))
     try:
         entries = core(handle)
         five(entries)
@@ -53,7 +52,7 @@ def test_entry_renewed_during_a_sweep_is_kept(map_name):
         assert renewed >= CHANGES_MIN // 2
     finally:
         handle.close()
-        os.unlink(shm_path(map_name))
+        os.unlink(stepping.segment_path(map_name))
 
 
 def prepared(name):

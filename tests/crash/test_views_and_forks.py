@@ -17,7 +17,6 @@ import threading
 
 import pytest
 from support import stepping
-from support.killing import shm_path
 from support.ledger import fork, reap
 
 import shmrhash
@@ -403,7 +402,7 @@ def test_seventy_children_each_have_pins_of_their_own(arrays):
 @pytest.mark.usefixtures("stepper")
 def test_parent_killed_before_the_fork_leaves_no_pin(arrays, seed):
     """C1, C2: a kill at changes of the segment that claiming and pinning for a child make."""
-    segment = stepping.Segment(shm_path(arrays.name))
+    segment = stepping.Segment(stepping.segment_path(arrays.name))
 
     def prepare():
         own = SharedDict.open(arrays.name)

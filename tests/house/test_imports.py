@@ -130,7 +130,9 @@ def test_private_names_are_noticed():
 
 
 HELPERS = ROOT / "tests" / "support"
+HELPER_FILES = sorted(HELPERS.rglob("*.py"))
 TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if HELPERS not in path.parents)
+BARE_NAMES = {path.stem for path in TESTS + HELPER_FILES} - {"__init__", "conftest"}
 
 
 def test_files_outside_support_are_tests_or_conftest():
@@ -138,18 +140,16 @@ def test_files_outside_support_are_tests_or_conftest():
     names = {path.name for path in TESTS}
 
     assert {name for name in names if not name.startswith("test_")} == {"conftest.py"}
-    assert not list(HELPERS.rglob("test_*.py"))
+    assert not [path for path in HELPER_FILES if path.name.startswith("test_")]
 
 
 @pytest.mark.parametrize(
     "path",
-    [*TESTS, *sorted(HELPERS.rglob("*.py"))],
+    [*TESTS, *HELPER_FILES],
     ids=lambda path: str(path.relative_to(ROOT / "tests")),
 )
 def test_no_test_imports_a_test(path):
     """So renaming a test breaks no other; and helpers are imported from the package support."""
-    ours = {other.stem for other in TESTS} | {other.stem for other in HELPERS.rglob("*.py")}
-    ours -= {"__init__", "conftest"}
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -157,4 +157,4 @@ def test_no_test_imports_a_test(path):
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module.partition(".")[0])
 
-    assert not found & ours
+    assert not found & BARE_NAMES

@@ -7,7 +7,6 @@ process may have left.
 
 import contextlib
 import dataclasses
-import os
 import struct
 import time
 from collections.abc import Callable
@@ -270,11 +269,6 @@ def opened(name):
     return prepare
 
 
-def shm_path(name):
-    """The file of the segment."""
-    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
-
-
 class Tally:
     """Counts how much a test has covered."""
 
@@ -311,7 +305,7 @@ def explained(crash, meet):
 def fill_up_to_a_split(name):
     """Return a map that splits a bucket at its next insertion, the key of that, and its file."""
     m = RHashMap.create(name, key_size=8, value_size=8, max_entries=4096, _seeds=SCATTERED)
-    segment = stepping.Segment(shm_path(name))
+    segment = stepping.Segment(stepping.segment_path(name))
     for key in range(1, 300):
         m[word(key)] = word(key)
     while True:

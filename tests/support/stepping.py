@@ -189,6 +189,11 @@ class Image:
     digest: str
 
 
+def segment_path(name):
+    """The file of a map's segment, by the map's name."""
+    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
+
+
 class Segment:
     """The shared memory of one map: a file that may not exist yet, or a mapping.
 

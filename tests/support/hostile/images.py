@@ -11,9 +11,9 @@ from unittest import mock
 
 import shmrhash
 from support import stepping
+from support.words import COLLIDING
 
 SCATTERED = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5)
-COLLIDING = (1, 0, 0, 0)  # every key of 8 bytes below 2**32 has hash 0
 
 
 @dataclasses.dataclass(frozen=True)
