@@ -17,6 +17,20 @@ except ImportError as _error:
     ) from _error
 
 from shmrhash._batch import Batch, BucketInfo
+from shmrhash._constants import (
+    BPF_ANY,
+    BPF_EXIST,
+    BPF_F_LOCK,
+    BPF_F_NO_COMMON_LRU,
+    BPF_F_NO_PREALLOC,
+    BPF_F_NUMA_NODE,
+    BPF_F_RDONLY,
+    BPF_F_RDONLY_PROG,
+    BPF_F_WRONLY,
+    BPF_F_WRONLY_PROG,
+    BPF_F_ZERO_SEED,
+    BPF_NOEXIST,
+)
 from shmrhash._counter import SharedCounter
 from shmrhash._dict import SharedDict
 from shmrhash._errors import (
@@ -47,24 +61,9 @@ from shmrhash._errors import (
     WriteOnlyMap,
 )
 from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
-from shmrhash._map import (
-    BPF_ANY,
-    BPF_EXIST,
-    BPF_F_LOCK,
-    BPF_F_NO_COMMON_LRU,
-    BPF_F_NO_PREALLOC,
-    BPF_F_NUMA_NODE,
-    BPF_F_RDONLY,
-    BPF_F_RDONLY_PROG,
-    BPF_F_WRONLY,
-    BPF_F_WRONLY_PROG,
-    BPF_F_ZERO_SEED,
-    BPF_NOEXIST,
-    RHashMap,
-    gc,
-    unlink,
-)
-from shmrhash._types import Array
+from shmrhash._gc import gc, unlink
+from shmrhash._map import RHashMap
+from shmrhash._types.arrays import Array
 
 __version__ = "0.1.0"
 

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
 import itertools
-import math
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterator,
-    KeysView,
-    ValuesView,
-)
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from operator import index
 from typing import Any
 
 from shmrhash import _core
+from shmrhash._constants import BPF_F_LOCK
 from shmrhash._errors import InvalidArgument
 from shmrhash._locks import LockMethods
+from shmrhash._rows import delivered, first_rows, joined, new_mask, new_rows, new_sums
+from shmrhash._views import ITEMS, KEYS, VALUES, SharedItems, SharedKeys, SharedValues
 
 _CHUNK_ENTRIES = 1 << 16  # dumped or loaded between two calls of progress
 _ROOM_ENTRIES = 1 << 12  # the least room for a lookup batch, even if the map has fewer entries
 _WALK_BUCKETS = 1024
-_F_LOCK = 4
+_KINDS = {KEYS: "keys", VALUES: "values", ITEMS: "items"}  # of EntryIterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,89 +52,11 @@ class BucketInfo:
     locked: bool
 
 
-@functools.cache  # a failed import searches the whole path
-def _numpy() -> Any:
-    try:
-        return importlib.import_module("numpy")
-    except ModuleNotFoundError:
-        return None
-
-
-def _rows(count: int, size: int, dtype: Any = None, *, zeroed: bool = False) -> Any:
-    """Memory for count items of size bytes: a NumPy array, or a bytearray without NumPy."""
-    numpy = _numpy()
-    if numpy is None:
-        if dtype is not None:
-            raise InvalidArgument("a dtype needs NumPy: pip install 'shmrhash[numpy]'")
-        return bytearray(count * size)
-    wanted = numpy.dtype(f"V{size}" if dtype is None else dtype)
-    if wanted.hasobject:
-        raise InvalidArgument(f"dtype {wanted} has references to Python objects, not bytes")
-    if wanted.itemsize != size:
-        raise InvalidArgument(f"dtype {wanted} has {wanted.itemsize} bytes, the map has {size}")
-    return numpy.zeros(count, wanted) if zeroed else numpy.empty(count, wanted)
-
-
-def item_size(what: str, rows: Any) -> int:
-    """Bytes of each item, or row, of an array."""
-    try:
-        with memoryview(rows) as view:
-            shape = view.shape or ()
-            if view.format == "B" and len(shape) < 2:
-                raise InvalidArgument(f"{what} are plain bytes: say key_size and value_size")
-            return view.itemsize * math.prod(shape[1:])
-    except TypeError:
-        raise TypeError(f"{what} must be an array, not {type(rows).__name__}") from None
-
-
 def _locks(what: str, flags: int) -> bool:
     """Whether flags is BPF_F_LOCK."""
-    if flags not in (0, _F_LOCK):
+    if flags not in (0, BPF_F_LOCK):
         raise InvalidArgument(f"flags {index(flags)} are not valid: {what} takes 0 or BPF_F_LOCK")
-    return flags == _F_LOCK
-
-
-def _mask(count: int) -> Any:
-    numpy = _numpy()
-    return bytearray(count) if numpy is None else numpy.zeros(count, bool)
-
-
-def _given(rows: Any) -> Any:
-    """Rows as the caller gets them: the array itself, or bytes."""
-    return bytes(rows) if isinstance(rows, bytearray) else rows
-
-
-def _cut(rows: Any, count: int, size: int) -> Any:
-    """The first count rows, as the caller gets them."""
-    if isinstance(rows, bytearray):
-        return bytes(memoryview(rows)[: count * size])
-    if count == len(rows):
-        return rows
-    return rows[:count].copy() if count * 2 < len(rows) else rows[:count]
-
-
-class _Keys(KeysView[bytes]):
-    _mapping: BatchMethods
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._mapping)
-
-
-class _Values(ValuesView[bytes]):
-    _mapping: BatchMethods
-
-    def __iter__(self) -> Iterator[bytes]:
-        return _core.EntryIterator(self._mapping, "values")
-
-    def __contains__(self, value: object) -> bool:
-        return any(value == found for found in self)
-
-
-class _Items(ItemsView[bytes, bytes]):
-    _mapping: BatchMethods
-
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        return _core.EntryIterator(self._mapping, "items")
+    return flags == BPF_F_LOCK
 
 
 class BatchMethods(LockMethods):
@@ -163,26 +79,30 @@ class BatchMethods(LockMethods):
 
     __reversed__ = None
 
+    def _entries(self, what: int, skipping: bool = False) -> Iterator[Any]:
+        """What a view iterates over. Every entry is bytes, so there is none to skip."""
+        return _core.EntryIterator(self, _KINDS[what])
+
     def keys(self) -> KeysView[bytes]:
         """The keys, as a view: repeatedly iterable, with len() and set operations. O(1).
 
         Iterating raises what iter() raises.
         """
-        return _Keys(self)
+        return SharedKeys(self)
 
     def values(self) -> ValuesView[bytes]:
         """The values, as a view. Each is complete, and from the moment it was read (R2). O(1).
 
         Iterating raises what iter() raises.
         """
-        return _Values(self)
+        return SharedValues(self)
 
     def items(self) -> ItemsView[bytes, bytes]:
         """The entries as pairs (key, value), as a view; each pair belongs together (R2). O(1).
 
         Iterating raises what iter() raises.
         """
-        return _Items(self)
+        return SharedItems(self)
 
     def get_next_key(self, key: Any = None) -> bytes | None:
         """The key after key in the map's order; the first if key is None; None after the last.
@@ -258,18 +178,20 @@ class BatchMethods(LockMethods):
         size = min(room, max(len(self) + 64, _ROOM_ENTRIES))
         done = 0
         while True:  # once, unless the map has grown since len()
-            keys = _rows(size, self.key_size, key_dtype)
-            values = _rows(size, self.value_size, value_dtype)
+            keys = new_rows(size, self.key_size, key_dtype)
+            values = new_rows(size, self.value_size, value_dtype)
             if take:
                 got, cursor = _core.take_entries(self, cursor, keys, values, size, locked)
             else:
                 got, cursor = _core.read_entries(self, cursor, keys, values, 0, size, locked)
-            parts.append((_cut(keys, got, self.key_size), _cut(values, got, self.value_size)))
+            parts.append(
+                (first_rows(keys, got, self.key_size), first_rows(values, got, self.value_size))
+            )
             done += got
             if cursor is None or done == room or got < size or take:
                 break
             size = min(room - done, size * 2)
-        return Batch(_joined([k for k, _ in parts]), _joined([v for _, v in parts]), done, cursor)
+        return Batch(joined([k for k, _ in parts]), joined([v for _, v in parts]), done, cursor)
 
     def update_batch(self, keys: Any, values: Any, flags: int = 0) -> int:
         """Update each key with its value, in turn; return how many there were.
@@ -322,7 +244,7 @@ class BatchMethods(LockMethods):
                 f"flags {index(flags)} are not valid: update takes BPF_ANY, BPF_NOEXIST or "
                 f"BPF_EXIST, each with or without BPF_F_LOCK"
             )
-        return index(flags) & ~_F_LOCK  # every update waits for sections anyway
+        return index(flags) & ~BPF_F_LOCK  # every update waits for sections anyway
 
     def lookup_many(
         self, keys: Any, flags: int = 0, *, out: Any = None, dtype: Any = None
@@ -339,14 +261,14 @@ class BatchMethods(LockMethods):
         SegmentCorrupt.
         """
         keys = _core.Rows("keys", keys, self.key_size)
-        found = _mask(keys.count)
+        found = new_mask(keys.count)
         values = out
         if out is None:
-            values = _rows(keys.count, self.value_size, dtype, zeroed=True)
+            values = new_rows(keys.count, self.value_size, dtype, zeroed=True)
         elif dtype is not None:
             raise InvalidArgument("give either out or dtype, not both")
         _core.lookup_many(self, keys, values, found, _locks("lookup_many", flags))
-        return (_given(values) if out is None else out), _given(found)
+        return (delivered(values) if out is None else out), delivered(found)
 
     def contains_many(self, keys: Any) -> Any:
         """Whether each of an array of keys is in the map: a NumPy array of bool, or bytes of 0, 1.
@@ -354,9 +276,9 @@ class BatchMethods(LockMethods):
         As lookup_many(), without values; raises the same exceptions.
         """
         keys = _core.Rows("keys", keys, self.key_size)
-        found = _mask(keys.count)
+        found = new_mask(keys.count)
         _core.contains_many(self, keys, found)
-        return _given(found)
+        return delivered(found)
 
     def update_many(self, keys: Any, values: Any, flags: int = 0) -> Any:
         """Update each key with its value; return whether each was stored, as a mask.
@@ -369,9 +291,9 @@ class BatchMethods(LockMethods):
         update_batch().
         """
         keys = _core.Rows("keys", keys, self.key_size)
-        stored = _mask(keys.count)
+        stored = new_mask(keys.count)
         _core.update_many(self, keys, values, self._update_flag(flags), stored)
-        return _given(stored)
+        return delivered(stored)
 
     def delete_many(self, keys: Any, flags: int = 0) -> Any:
         """Delete each key; return whether each was in the map, as a mask.
@@ -381,9 +303,9 @@ class BatchMethods(LockMethods):
         Raises what delete() raises except KeyNotFound; InvalidArgument as update_batch().
         """
         keys = _core.Rows("keys", keys, self.key_size)
-        deleted = _mask(keys.count)
+        deleted = new_mask(keys.count)
         _core.delete_many(self, keys, deleted, _locks("delete_many", flags))
-        return _given(deleted)
+        return delivered(deleted)
 
     def add_many(
         self, keys: Any, deltas: Any, *, default: int | None = None, offset: int = 0
@@ -397,9 +319,9 @@ class BatchMethods(LockMethods):
         keys = _core.Rows("keys", keys, self.key_size)
         with contextlib.suppress(TypeError):
             deltas = (index(deltas) & (1 << 64) - 1).to_bytes(8, "little") * keys.count
-        sums = _rows(keys.count, 8, None if _numpy() is None else "<i8")
+        sums = new_sums(keys.count)
         _core.add_many(self, keys, deltas, sums, default, offset)
-        return _given(sums)
+        return delivered(sums)
 
     def for_each(self, callback: Callable[[bytes, bytes], object]) -> int:
         """Call callback(key, value) for each entry; return how many entries were visited.
@@ -453,8 +375,8 @@ class BatchMethods(LockMethods):
         parts = []
         room = len(self) + 64
         while True:
-            keys = _rows(room, self.key_size, key_dtype)
-            values = _rows(room, self.value_size, value_dtype)
+            keys = new_rows(room, self.key_size, key_dtype)
+            values = new_rows(room, self.value_size, value_dtype)
             filled = 0
             while filled < room:
                 limit = room if progress is None else min(room, filled + _CHUNK_ENTRIES)
@@ -464,15 +386,12 @@ class BatchMethods(LockMethods):
                 if cursor is None:
                     break
             done += filled
-            parts.append((_cut(keys, filled, self.key_size), _cut(values, filled, self.value_size)))
+            parts.append(
+                (
+                    first_rows(keys, filled, self.key_size),
+                    first_rows(values, filled, self.value_size),
+                )
+            )
             if cursor is None:
-                return _joined([k for k, _ in parts]), _joined([v for _, v in parts])
+                return joined([k for k, _ in parts]), joined([v for _, v in parts])
             room = max(64, room // 2)  # the map has grown since len()
-
-
-def _joined(parts: list[Any]) -> Any:
-    if len(parts) == 1:
-        return parts[0]
-    if isinstance(parts[0], bytes):
-        return b"".join(parts)
-    return _numpy().concatenate(parts)

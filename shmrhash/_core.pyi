@@ -17,6 +17,8 @@ _T = TypeVar("_T")
 _N = TypeVar("_N", int, float)
 
 MAGIC_BYTES: bytes
+SCHEMA_BYTES_MAX: int
+LONG_KEY_MARK: int
 KEY_INT: int
 KEY_FLOAT: int
 KEY_BOOL: int

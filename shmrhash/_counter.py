@@ -10,7 +10,7 @@ from typing import Any
 
 from shmrhash._dict import SharedDict
 from shmrhash._errors import InvalidArgument
-from shmrhash._schema import Schema
+from shmrhash._types.schema import Schema
 from shmrhash._views import ITEMS, VALUES, Errors
 
 

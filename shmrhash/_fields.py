@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from operator import index
 from typing import ClassVar
 
+from shmrhash._constants import WORD_BYTES
 from shmrhash._errors import InvalidArgument, TooLarge
-
-WORD_BYTES = 8
 
 
 @dataclass(frozen=True)

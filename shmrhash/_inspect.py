@@ -7,42 +7,62 @@ in shmrhash/cli uses no other private name of the library.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from io import FileIO
 from typing import Any, NamedTuple
 
 from shmrhash import _core
-from shmrhash._arguments import NEVER_NS, ttl_ns
-from shmrhash._codec import Role
-from shmrhash._dictfile import ANONYMOUS_PREFIX
+from shmrhash._arguments import NEVER_NS
+from shmrhash._constants import BPF_NOEXIST, WORD_BYTES
 from shmrhash._errors import Error, KeyExists, KeyNotFound, LayoutMismatch, SegmentCorrupt
-from shmrhash._fields import Field, Kptr, Timer, unpacked
-from shmrhash._keys import decode_key, encode_key
-from shmrhash._map import BPF_NOEXIST, RHashMap
-from shmrhash._schema import PER_ENTRY, read_schema, ttl_of_record
+from shmrhash._fields import Field, unpacked
+from shmrhash._gc import ANONYMOUS_PREFIX
+from shmrhash._map import RHashMap
 from shmrhash._segment import directory, entries, holders_of, look_at_file, path_of, plain_name
 from shmrhash._trust import is_trusted, user_name
-from shmrhash._types import (
-    KEY_DIGEST_BYTES,
-    WORD_BYTES,
-    codec_for,
-    record_name,
-    type_of_record,
-)
+from shmrhash._types.codec import Role
+from shmrhash._types.declared import codec_for, type_of_record
+from shmrhash._types.keys import decode_key, encode_key
+from shmrhash._types.records import PATTERNS, record_name
+from shmrhash._types.schema import Types, check_schema
 
 __all__ = [
-    "ANONYMOUS_PREFIX", "NEVER_NS", "WORD_BYTES", "DictEntries", "Extra", "Field", "Role",
-    "Types", "array_codec", "begins_as_map", "check_schema", "clock_ns", "count_expired",
-    "create_map", "decode_key", "directory", "encode_key", "entries", "field_pairs",
-    "fields_of", "file_status", "is_map", "is_trusted", "is_unheld", "open_to_look", "path_of",
-    "plain_name", "read_chunk", "read_entries", "read_entry", "record_name", "types_of",
+    "ANONYMOUS_PREFIX",
+    "NEVER_NS",
+    "PATTERNS",
+    "WORD_BYTES",
+    "DictEntries",
+    "Extra",
+    "Field",
+    "Role",
+    "Types",
+    "array_codec",
+    "begins_as_map",
+    "check_schema",
+    "clock_ns",
+    "count_expired",
+    "create_map",
+    "decode_key",
+    "directory",
+    "encode_key",
+    "entries",
+    "field_pairs",
+    "fields_of",
+    "file_status",
+    "is_map",
+    "is_trusted",
+    "is_unheld",
+    "open_to_look",
+    "path_of",
+    "plain_name",
+    "read_chunk",
+    "read_entries",
+    "read_entry",
+    "record_name",
+    "types_of",
     "user_name",
 ]  # fmt: skip
-
-KEY_IS_LONG = 255  # in the last byte of a digest: the whole key is an object
 
 clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
 count_expired = _core.count_expired  # of a map's entries
@@ -103,46 +123,6 @@ def create_map(
 # ---- the types of a SharedDict ----
 
 
-@dataclass(frozen=True)
-class Types:
-    """The types that the schema of a SharedDict names, as records, and how it stores them.
-
-    ttl: None if entries have no deadlines; inf if only entries with a ttl of their own expire;
-    otherwise the default in seconds.
-    """
-
-    key: Any
-    value: Any
-    key_by_reference: bool
-    value_by_reference: bool
-    ttl: float | None
-
-    @property
-    def fields(self) -> tuple[tuple[int, int], ...]:
-        """The special fields of such a dict's values: (kind, offset)."""
-        kinds = [Kptr.kind] * self.key_by_reference
-        kinds += [Timer.kind] * (self.ttl is not None)
-        kinds += [Kptr.kind] * self.value_by_reference
-        return tuple((kind, number * WORD_BYTES) for number, kind in enumerate(kinds))
-
-    @property
-    def value_offset(self) -> int:
-        """The offset of an inline value: after the special fields."""
-        return len(self.fields) * WORD_BYTES
-
-    @property
-    def default_ttl_ns(self) -> int:
-        """The default ttl in nanoseconds; 0 for none."""
-        return ttl_ns(self.ttl)
-
-    def __str__(self) -> str:
-        text = f"{record_name(self.key)} to {record_name(self.value)}"
-        if self.ttl is not None:
-            ttl = PER_ENTRY if self.ttl == math.inf else f"{self.ttl:g} s"
-            text += f", time to live {ttl}"
-        return text
-
-
 def types_of(shared_map: RHashMap) -> Types | None:
     """The types of a SharedDict; None if the map is not a SharedDict.
 
@@ -150,62 +130,6 @@ def types_of(shared_map: RHashMap) -> Types | None:
     """
     sizes = shared_map.key_size, shared_map.value_size
     return check_schema(shared_map.schema, shared_map._fields(), *sizes, shared_map.name)
-
-
-def check_schema(
-    schema: bytes, fields: tuple[tuple[int, int], ...], key_size: int, value_size: int, name: str
-) -> Types | None:
-    """The types that a schema names, compared with the layout of the entries; None if it is empty.
-
-    Raises LayoutMismatch: the schema is no SharedDict's, of another version, damaged, or does not
-    fit the layout.
-    """
-    if not schema:
-        return None
-    types = _read_types(schema, name)
-    used = types.value_offset
-    fits = value_size == used if types.value_by_reference else value_size > used
-    if types.key_by_reference:
-        fits = fits and key_size == KEY_DIGEST_BYTES
-    if not fits or tuple(fields) != types.fields:
-        raise LayoutMismatch(
-            f"segment {name!r} says that it is a dict of {types}, but its entries have another "
-            f"layout"
-        )
-    return types
-
-
-def _read_types(schema: bytes, name: str) -> Types:
-    record = read_schema(schema, name)
-    ttl = ttl_of_record(record, name)
-    try:
-        key, value = record["key"], record["value"]
-        types = Types(key, value, _by_reference(key, "key"), _by_reference(value, "value"), ttl)
-        str(types)
-    except LayoutMismatch as error:
-        raise LayoutMismatch(f"segment {name!r}: {error}") from None
-    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
-        raise LayoutMismatch(f"segment {name!r}: its schema is damaged") from None
-    return types
-
-
-def _by_reference(record: Any, role: Role) -> bool:
-    """Whether the bytes of a type are an object that the entry refers to.
-
-    Raises LayoutMismatch for a type that this version does not know.
-    """
-    if record in ("bytes", "str", "object"):
-        return True
-    if record in ("int", "float", "bool"):
-        return False
-    if isinstance(record, dict):
-        if "struct" in record or "numpy" in record or record.get("of") == "ctypes structure":
-            return False
-        if record.get("of") in ("dataclass", "msgspec.Struct") or (
-            "array" in record and role == "value"
-        ):
-            return True
-    raise LayoutMismatch(f"this version cannot read its {role} type {record!r:.200}")
 
 
 def array_codec(record: Any, role: Role, size: int) -> Callable[[Any], Any]:
@@ -337,7 +261,7 @@ class DictEntries:
         """Key, value and other parts, with key and value taken from the entry or its objects."""
         key: bytes | None = raw
         if self._types.key_by_reference:
-            key = extra.objects[0] if raw[-1] == KEY_IS_LONG else raw[: raw[-1]]
+            key = extra.objects[0] if raw[-1] == _core.LONG_KEY_MARK else raw[: raw[-1]]
         by_reference = self._types.value_by_reference
         value = extra.objects[-1] if by_reference else stored[self._types.value_offset :]
         if key is None or value is None:

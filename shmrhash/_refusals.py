@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from shmrhash._errors import (
     Error,
+    LockTimeout,
     PermissionDenied,
     SegmentExists,
     SegmentFull,
@@ -42,6 +43,19 @@ def permission_message(name: str, path: str) -> str:
     except OSError:
         what = "its owner and mode cannot be read"
     return f"segment {name!r} ({path}: {what}) may not be opened by user {os.geteuid()}"
+
+
+def segment_exists(name: str, path: str) -> SegmentExists:
+    """The exception if the name of a map to be made is taken."""
+    where = os.path.dirname(path)
+    return SegmentExists(
+        f"segment {name!r} exists in {where}; open it, unlink it, or choose another name"
+    )
+
+
+def restless_name(name: str) -> LockTimeout:
+    """The exception if a name could be neither opened nor created, however often it was tried."""
+    return LockTimeout(f"segment {name!r} is created and removed all the time")
 
 
 def missing_directory(name: str, where: str) -> SystemFailure:
@@ -82,9 +96,7 @@ def refuse(error: OSError, name: str, path: str) -> NoReturn:
     where = os.path.dirname(path)
     number = error.errno
     if number == errno.EEXIST:
-        raise SegmentExists(
-            f"segment {name!r} exists in {where}; open it, unlink it, or choose another name"
-        ) from None
+        raise segment_exists(name, path) from None
     if number == errno.ENOENT:
         raise SegmentMissing(f"no segment {name!r} in {where}") from None
     if number in (errno.EACCES, errno.EPERM):

@@ -5,6 +5,7 @@ is created without a name (O_TMPFILE), filled, attached, and only then linked to
 creator that dies leaves no file, and the loser of a race to create learns that the name exists.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -300,3 +301,20 @@ def _wait_until(done: Callable[[], bool]) -> None:
         if done():
             return
         time.sleep(0.001)
+
+
+def has_huge_pages(inode: int) -> bool:
+    """Whether the system maps any part of the file with this inode with huge pages, in this
+    process."""
+    inside = False
+    with (
+        contextlib.suppress(OSError),  # there is no /proc, or no descriptor is left
+        open("/proc/self/smaps", errors="replace") as smaps,
+    ):
+        for line in smaps:
+            words = line.split()
+            if "-" in words[0]:
+                inside = words[4] == str(inode)
+            elif inside and words[0] == "ShmemPmdMapped:" and words[1] != "0":
+                return True
+    return False

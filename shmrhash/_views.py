@@ -1,25 +1,36 @@
-"""Views of a SharedDict: like those of a dict, they show its current entries."""
+"""The views of a map: keys(), values() and items() of RHashMap and of SharedDict.
+
+Like the views of a dict they show the entries that there are now, and keys and items can be
+combined as sets; the result is a plain set.
+"""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import ItemsView, Iterator, KeysView, MappingView, ValuesView
+from typing import Any, Literal, Protocol
 
 from shmrhash._errors import InvalidArgument, TooLarge
 
-if TYPE_CHECKING:
-    from shmrhash._dict import SharedDict
-
-KEYS, VALUES, ITEMS = 0, 1, 2  # what DictCore._entries() delivers
+KEYS, VALUES, ITEMS = 0, 1, 2  # what _entries() delivers
 SHOWN_MAX = 6  # entries in a repr
 
 Errors = Literal["raise", "skip"]
 NOT_HELD = (TypeError, OverflowError, UnicodeError, TooLarge)  # for keys that a type cannot hold
 
-_T = TypeVar("_T")
 _short = reprlib.Repr()
 _short.maxother = _short.maxstring = 60
+
+
+class Viewed(Protocol):
+    """What a view needs of a map."""
+
+    def _entries(self, what: int, skipping: bool = False) -> Iterator[Any]:
+        """The keys, values or items; skipping: without those that cannot be decoded."""
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+    def __contains__(self, key: object, /) -> bool: ...
+    def __len__(self) -> int: ...
 
 
 def shown(entries: Iterator[Any], pairs: bool) -> str:
@@ -33,46 +44,37 @@ def shown(entries: Iterator[Any], pairs: bool) -> str:
     return ", ".join(parts)
 
 
-def _skipping(errors: Errors) -> bool:
-    """Whether errors is "skip". Raises InvalidArgument."""
-    if errors not in ("raise", "skip"):
-        raise InvalidArgument(f"errors is 'raise' or 'skip', not {errors!r}")
-    return errors == "skip"
-
-
-class SharedKeys(KeysView[Any]):
-    """The keys: a set, as dict.keys() is. Set operations make a plain set."""
+class _View(MappingView):
+    """What the three views have in common. errors: as for SharedDict.items()."""
 
     __slots__ = ("_skipping",)
-    _mapping: SharedDict
+    _mapping: Viewed
+    _what = KEYS
 
     def __init__(self, mapping: Any, errors: Errors = "raise") -> None:
+        if errors not in ("raise", "skip"):
+            raise InvalidArgument(f"errors is 'raise' or 'skip', not {errors!r}")
         super().__init__(mapping)
-        self._skipping = _skipping(errors)
+        self._skipping = errors == "skip"
 
     def __iter__(self) -> Iterator[Any]:
-        return self._mapping._entries(KEYS, self._skipping)
+        return self._mapping._entries(self._what, self._skipping)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}([{shown(iter(self), False)}])"
 
-    @classmethod
-    def _from_iterable(cls, iterable: Iterable[_T]) -> set[_T]:
-        return set(iterable)
+
+class SharedKeys(_View, KeysView[Any]):
+    """The keys, as a set."""
+
+    __slots__ = ()
 
 
-class SharedItems(ItemsView[Any, Any]):
-    """The pairs of key and value, each read in one step. Set operations make a plain set."""
+class SharedItems(_View, ItemsView[Any, Any]):
+    """The pairs of key and value, each read in one step, as a set."""
 
-    __slots__ = ("_skipping",)
-    _mapping: SharedDict
-
-    def __init__(self, mapping: Any, errors: Errors = "raise") -> None:
-        super().__init__(mapping)
-        self._skipping = _skipping(errors)
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        return self._mapping._entries(ITEMS, self._skipping)
+    __slots__ = ()
+    _what = ITEMS
 
     def __contains__(self, item: object) -> bool:
         if not isinstance(item, tuple) or len(item) != 2:
@@ -86,29 +88,12 @@ class SharedItems(ItemsView[Any, Any]):
             return key in self._mapping  # False; or TypeError if the key is unhashable
         return bool(found is wanted or found == wanted)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}([{shown(iter(self), False)}])"
 
-    @classmethod
-    def _from_iterable(cls, iterable: Iterable[_T]) -> set[_T]:
-        return set(iterable)
-
-
-class SharedValues(ValuesView[Any]):
+class SharedValues(_View, ValuesView[Any]):
     """The values, each a separate copy."""
 
-    __slots__ = ("_skipping",)
-    _mapping: SharedDict
-
-    def __init__(self, mapping: Any, errors: Errors = "raise") -> None:
-        super().__init__(mapping)
-        self._skipping = _skipping(errors)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._mapping._entries(VALUES, self._skipping)
+    __slots__ = ()
+    _what = VALUES
 
     def __contains__(self, value: object) -> bool:
         return any(found is value or found == value for found in self)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}([{shown(iter(self), False)}])"

@@ -11,6 +11,8 @@ if generation_install() != 0 or fork_guard_install() != 0:
     raise MemoryError("pthread_atfork() has no memory for a handler")
 
 MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
+SCHEMA_BYTES_MAX = SCHEMA_MAX
+LONG_KEY_MARK = KEY_IS_LONG    # the last byte of a stored key whose bytes are an object
 
 
 def segment_bytes(key_size, value_size, max_entries, depot_count, max_bytes=0):

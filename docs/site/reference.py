@@ -94,9 +94,10 @@ def parameter(argument, default):
 
 
 def default_text(default):
-    """A default as a caller would write it: permissions octal, private constants by their value."""
+    """A default as a caller would write it: permissions octal, constants by name if public, else by
+    value."""
     written = ast.unparse(default)
-    if re.fullmatch(r"_[A-Z_]+", written):
+    if re.fullmatch(r"[A-Z_]+", written) and written not in shmrhash.__all__:
         values = {getattr(sys.modules[module], written, None) for module in MODULES} - {None}
         plain = [value for value in values if isinstance(value, (int, float, str))]
         return repr(plain[0]) if len(plain) == 1 else "..."

@@ -12,7 +12,7 @@ from support.words import COLLIDING
 from support.workers import METHODS, run_together
 
 import shmrhash
-from shmrhash import RHashMap, _batch, _core
+from shmrhash import RHashMap, _batch, _core, _rows
 
 BATCHES = ["lookup_batch", "lookup_and_delete_batch"]
 
@@ -27,7 +27,7 @@ def any_map(request, make_map):
 
 @pytest.fixture
 def without_numpy(monkeypatch):
-    monkeypatch.setattr(_batch, "_numpy", lambda: None)
+    monkeypatch.setattr(_rows, "numpy_or_none", lambda: None)
 
 
 def fill(m, count, first=0):

@@ -9,7 +9,7 @@ from support.core.picture import DEAD, HOLE, LINK_BASE, LIVE, RELEASING, UPD, he
 from support.core.victim import victim_of
 
 import shmrhash
-from shmrhash._map import _PROBLEMS
+from shmrhash._check import PROBLEMS
 
 # The texts of check(); the functions below inflict the damage that each text reports.
 TEXTS = {
@@ -496,7 +496,7 @@ def test_every_problem_has_a_damage():
     of_objects = (17, 18)  # tests/api/test_objects.py damages those
     unknown = [
         text
-        for number, text in _PROBLEMS.items()
+        for number, text in PROBLEMS.items()
         if number not in of_objects and not any(part in text for part in tried)
     ]
 

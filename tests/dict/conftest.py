@@ -7,7 +7,7 @@ import pytest
 
 import shmrhash
 from shmrhash import _segment
-from shmrhash._dictfile import ANONYMOUS_PREFIX
+from shmrhash._gc import ANONYMOUS_PREFIX
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from support.dict_types import Packed
 
 import shmrhash
 from shmrhash import LayoutMismatch, SharedDict
-from shmrhash._classes import message_codec, same_stored
-from shmrhash._stored import compatible, packed, text_of
+from shmrhash._types.descriptions import compatible, packed, text_of
+from shmrhash._types.messages import message_codec
+from shmrhash._types.records import same_stored
 
 msgspec = pytest.importorskip("msgspec")
 

@@ -23,7 +23,7 @@ import pytest
 
 import shmrhash
 from shmrhash import SharedDict
-from shmrhash._keys import decode_key, encode_key
+from shmrhash._types.keys import decode_key, encode_key
 
 UTC = dt.timezone.utc
 PLUS = dt.timezone(dt.timedelta(hours=5, minutes=30))

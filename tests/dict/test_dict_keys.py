@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import shmrhash
-from shmrhash._keys import decode_key, encode_key
+from shmrhash._types.keys import decode_key, encode_key
 
 LENGTHS = [*range(40), 254, 255, 256, 257, 4095, 4096, 65533, 65534, 65535]
 EDGE = 15  # bytes of the longest key that is stored in the element

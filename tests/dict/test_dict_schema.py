@@ -10,7 +10,7 @@ from support.dict_types import Packed, Place, Sample
 
 import shmrhash
 from shmrhash import Array, LayoutMismatch, SharedCounter, SharedDict
-from shmrhash._classes import class_record
+from shmrhash._types.structures import class_record
 
 TYPES = [
     (str, int),

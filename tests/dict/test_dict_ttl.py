@@ -8,7 +8,8 @@ import pytest
 from support.workers import run_together
 
 import shmrhash
-from shmrhash import SharedCounter, SharedDict, _schema
+from shmrhash import SharedCounter, SharedDict
+from shmrhash._types import schema
 
 SHORT_S = 0.03
 LONG_S = 3600.0
@@ -305,7 +306,7 @@ def test_a_dict_with_ttl_is_not_opened_in_another_time_namespace(make_dict, monk
     """The kernel tells the namespace's clock offset; dicts without ttl can be opened anywhere."""
     offsets = tmp_path / "offsets"
     offsets.write_text("monotonic           0         0\nboottime            0         0\n")
-    monkeypatch.setattr(_schema, "_TIME_NAMESPACE", str(offsets))
+    monkeypatch.setattr(schema, "_TIME_NAMESPACE", str(offsets))
     d = make_dict(key=str, value=int, ttl=60)
     plain = make_dict(key=str, value=int)
     d["a"] = 1

@@ -13,7 +13,7 @@ from support.dict_types import Address, Deep, Either, Gapped, Outer, Packed, Pla
 
 import shmrhash
 from shmrhash import Array, SharedDict
-from shmrhash._types import codec_for
+from shmrhash._types.declared import codec_for
 
 need_msgspec = pytest.mark.skipif(
     importlib.util.find_spec("msgspec") is None, reason="msgspec is not installed"

@@ -17,6 +17,7 @@ from support.hostile.segment import UPD, Segment, ending_of
 
 import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict, Timer
+from shmrhash._types.declared import codec_for
 
 NAMES_OFFSET, OWING_OFFSET = 22 * 8, 21 * 8  # in a context
 VALUE = b"a value that stands in no entry, of some class"
@@ -234,7 +235,7 @@ def test_a_key_nested_too_deeply_ends_in_segment_corrupt():
         data = b"t\xff" + len(data).to_bytes(4, "little") + data
 
     with pytest.raises(shmrhash.SegmentCorrupt):
-        shmrhash._keys.decode_key(data)
+        shmrhash._types.keys.decode_key(data)
 
 
 # ---- the types in the header ----
@@ -331,7 +332,7 @@ def test_dict_of_types_that_do_not_fit_the_map_is_refused(map_name, key_size, va
         with pytest.raises(shmrhash.LayoutMismatch):
             shmrhash._core.DictCore(shared_map, (0, None, None), (1, None, None))
         with pytest.raises(shmrhash.LayoutMismatch):
-            SharedDict._of(shared_map, shmrhash._schema.make_schema(int, float, None))
+            SharedDict._of(shared_map, shmrhash._types.schema.make_schema(int, float, None))
 
 
 def test_context_that_owes_too_much_is_settled(damaged_dict):
@@ -348,8 +349,8 @@ def test_context_that_owes_too_much_is_settled(damaged_dict):
 
 def test_every_kind_of_dict_has_an_image():
     """A test of the campaign: its dicts use all codecs of the core."""
-    keys = {shmrhash._types.codec_for(key, "key").kind for key, *_ in DICTS.values()}
-    values = {shmrhash._types.codec_for(value, "value").kind for _, value, *_ in DICTS.values()}
+    keys = {codec_for(key, "key").kind for key, *_ in DICTS.values()}
+    values = {codec_for(value, "value").kind for _, value, *_ in DICTS.values()}
 
     assert keys == set(range(7)) - {shmrhash._core.KEY_FIXED}  # its keys are the bytes of the entry
     assert values == set(range(8))

@@ -54,11 +54,10 @@ def is_module(name):
     return name in MODULES or (name.startswith("shmrhash._") and name.count(".") == 1)
 
 
-def imports(source, *, late=True):
-    """Return the modules of the package a source imports; late: also in functions, for types."""
-    tree = ast.parse(source)
+def imports(source):
+    """Return the modules of the package a source imports, also in functions and for types."""
     found = set()
-    for node in ast.walk(tree) if late else tree.body:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -99,11 +98,8 @@ def test_command_line_uses_no_private_name_of_the_library(name):
 
 
 def test_modules_do_not_import_in_a_circle():
-    """Imports of a module count; imports that a function makes when it is called do not."""
-    graph = {
-        name: imports(path.read_text(), late=False) - {name, "shmrhash"}
-        for name, path in MODULES.items()
-    }
+    """Imports that a function makes when it is called, or that are for types only, count too."""
+    graph = {name: imports(path.read_text()) - {name, "shmrhash"} for name, path in MODULES.items()}
 
     list(graphlib.TopologicalSorter(graph).static_order())
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from shmrhash import LayoutMismatch, RHashMap
-from shmrhash._inspect import WORD_BYTES, Role, Types, array_codec, record_name
+from shmrhash._inspect import PATTERNS, WORD_BYTES, Role, Types, array_codec, record_name
 from shmrhash.cli.entries.formats import Format, Pair, Raw, Spec, make_record
 from shmrhash.cli.entries.typed import (
     Array,
@@ -29,7 +29,6 @@ from shmrhash.cli.entries.typed import (
 )
 from shmrhash.cli.errors import Failure
 
-PATTERNS = {"int": "<q", "float": "<d", "bool": "<?"}
 NUMPY_LETTERS = {
     "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
     "f2": "e", "f4": "f", "f8": "d", "b1": "?",

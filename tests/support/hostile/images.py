@@ -91,7 +91,7 @@ def live(state, name):
     geometry, prepare = STATES[state]
     options = {"key_size": 8, "value_size": 8, "max_entries": 4096, "_seeds": SCATTERED}
     # Two depots, as the corpus expects, whatever the number of this machine's CPUs.
-    with mock.patch.object(shmrhash._map, "_depot_count", return_value=2):
+    with mock.patch.object(shmrhash._creation, "_depot_count", return_value=2):
         shared_map = shmrhash.RHashMap.create(name, **(options | geometry))
     with shared_map:
         try:

@@ -15,7 +15,7 @@ import numpy as np
 
 import shmrhash
 from shmrhash import Array, Kptr, Refcount, RHashMap, SharedDict, SpinLock, Timer
-from shmrhash._schema import make_schema
+from shmrhash._types.schema import make_schema
 from support import stepping
 from support.hostile import images
 from support.hostile.images import COLLIDING, SCATTERED, image_of
@@ -97,7 +97,7 @@ VALUE_SIZE = 48
 def make_map(name, **options):
     geometry = {"key_size": 8, "value_size": VALUE_SIZE, "max_entries": 300, "_seeds": SCATTERED}
     geometry |= {"fields": FIELDS, "max_bytes": MAX_BYTES}
-    with mock.patch.object(shmrhash._map, "_depot_count", return_value=2):
+    with mock.patch.object(shmrhash._creation, "_depot_count", return_value=2):
         return RHashMap.create(name, **(geometry | options))
 
 
@@ -121,7 +121,7 @@ def make_dict(name, kind, **options):
     geometry = {"max_entries": 400, "_seeds": SCATTERED}
     if schema.has_objects:
         geometry["max_bytes"] = MAX_BYTES
-    with mock.patch.object(shmrhash._map, "_depot_count", return_value=2):
+    with mock.patch.object(shmrhash._creation, "_depot_count", return_value=2):
         handle = RHashMap.create(
             name,
             key_size=schema.key.size,

@@ -233,8 +233,8 @@ def export(name, rng):
 def use_object(name, image, rng):
     """As use.use(), for an ObjectImage."""
     with (
-        mock.patch.multiple("shmrhash._types", pickle=NOT_UNPICKLED),
-        mock.patch.multiple("shmrhash._keys", pickle=NOT_UNPICKLED),
+        mock.patch.multiple("shmrhash._types.declared", pickle=NOT_UNPICKLED),
+        mock.patch.multiple("shmrhash._types.keys", pickle=NOT_UNPICKLED),
     ):
         if rng.random() < 0.03:
             trace("export")

@@ -12,16 +12,17 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shmrhash import _core
 from shmrhash._arguments import checked_ttl, ttl_ns
-from shmrhash._classes import same_stored
-from shmrhash._codec import Codec, Role
+from shmrhash._constants import WORD_BYTES
 from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
-from shmrhash._fields import Field, Kptr, Timer, packed
-from shmrhash._types import WORD_BYTES, codec_for, record_name, type_of_record
+from shmrhash._fields import Field, Kptr, Timer, unpacked
+from shmrhash._types.codec import KEY_DIGEST_BYTES, Codec, Role
+from shmrhash._types.declared import codec_for, type_of_record
+from shmrhash._types.records import by_reference, record_name, same_stored
 
 VERSION = 1
 KIND = "SharedDict"
-BYTES_MAX = 1536
 PER_ENTRY = "per entry"  # entries can expire; only those with a ttl of their own do
 REMEDY = (
     "if_different='replace' makes it anew, open() takes it as it is; or choose another name, or "
@@ -58,44 +59,57 @@ def _expect_clock(record: dict[str, Any], name: str) -> None:
 
 
 @dataclass(frozen=True)
-class Schema:
-    """The types of a dict's keys and values, and its ttl.
+class Layout:
+    """Where the parts of an entry's value lie: see the head of this file.
 
     ttl: None if entries have no deadlines; inf if only entries with a ttl of their own expire;
     otherwise the default in seconds.
     """
 
-    key: Codec
-    value: Codec
+    key_by_reference: bool
+    value_by_reference: bool
     ttl: float | None
 
     @property
-    def fields(self) -> tuple[Field, ...]:
-        """The special fields of the map's values."""
-        fields: list[Field] = []
-        if self.key.by_reference:
-            fields.append(Kptr(0))
-        if self.ttl is not None:
-            fields.append(Timer(len(fields) * WORD_BYTES))
-        if self.value.by_reference:
-            fields.append(Kptr(len(fields) * WORD_BYTES))
-        return tuple(fields)
+    def places(self) -> tuple[tuple[int, int], ...]:
+        """(kind, offset) of each special field."""
+        kinds = [Kptr.kind] * self.key_by_reference
+        kinds += [Timer.kind] * (self.ttl is not None)
+        kinds += [Kptr.kind] * self.value_by_reference
+        return tuple((kind, number * WORD_BYTES) for number, kind in enumerate(kinds))
 
     @property
-    def value_size(self) -> int:
-        """Bytes of the map's values."""
-        inline = 0 if self.value.by_reference else self.value.size
-        return len(self.fields) * WORD_BYTES + inline
+    def fields(self) -> tuple[Field, ...]:
+        """The special fields."""
+        return unpacked(self.places)
+
+    @property
+    def value_offset(self) -> int:
+        """The offset of an inline value: after the special fields."""
+        return len(self.places) * WORD_BYTES
 
     @property
     def has_objects(self) -> bool:
         """Whether keys or values are objects, which max_bytes limits."""
-        return self.key.by_reference or self.value.by_reference
+        return self.key_by_reference or self.value_by_reference
 
     @property
     def default_ttl_ns(self) -> int:
         """The default ttl in nanoseconds; 0 for none."""
         return ttl_ns(self.ttl)
+
+
+@dataclass(frozen=True)
+class Schema(Layout):
+    """The types of a dict's keys and values as codecs: what a SharedDict works with."""
+
+    key: Codec
+    value: Codec
+
+    @property
+    def value_size(self) -> int:
+        """Bytes of the map's values."""
+        return self.value_offset + (0 if self.value_by_reference else self.value.size)
 
     def to_bytes(self) -> bytes:
         """The JSON that is stored in the segment. Raises TooLarge."""
@@ -109,11 +123,11 @@ class Schema:
         if self.ttl is not None and (ahead_ns := clock_ahead_ns()):
             record["clock"] = ahead_ns
         data = json.dumps(record, separators=(",", ":")).encode()
-        if len(data) > BYTES_MAX:
+        if len(data) > _core.SCHEMA_BYTES_MAX:
             raise TooLarge(
                 f"the types {record_name(self.key.record):.60} and "
                 f"{record_name(self.value.record):.60} take {len(data)} bytes to describe, and "
-                f"there is room for {BYTES_MAX}"
+                f"there is room for {_core.SCHEMA_BYTES_MAX}"
             )
         return data
 
@@ -124,7 +138,11 @@ def make_schema(key: Any, value: Any, ttl: float | None) -> Schema:
     Raises TypeError, InvalidArgument, ImportError.
     """
     checked = None if ttl is None else checked_ttl(ttl)
-    return Schema(codec_for(key, "key"), codec_for(value, "value"), checked)
+    return _schema_of(codec_for(key, "key"), codec_for(value, "value"), checked)
+
+
+def _schema_of(key: Codec, value: Codec, ttl: float | None) -> Schema:
+    return Schema(key.by_reference, value.by_reference, ttl, key, value)
 
 
 def read_schema(data: bytes, name: str) -> dict[str, Any]:
@@ -172,12 +190,13 @@ def expect_geometry(schema: Schema, handle: Any) -> None:
 
     Raises LayoutMismatch: they differ, which happens only in a damaged segment.
     """
-    needed = schema.key.size, schema.value_size, packed(schema.fields, schema.value_size)
-    found = handle.key_size, handle.value_size, list(handle._fields())
+    needed = schema.key.size, schema.value_size, schema.places
+    found = handle.key_size, handle.value_size, handle._fields()
     if needed != found:
         raise LayoutMismatch(
             f"segment {handle.name!r} has keys and values of {found[0]} and {found[1]} bytes with "
-            f"the fields {found[2]}; its types need {needed[0]}, {needed[1]} and {needed[2]}"
+            f"the fields {list(found[2])}; its types need {needed[0]}, {needed[1]} and "
+            f"{list(needed[2])}"
         )
 
 
@@ -217,4 +236,56 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
                 f"anew; or choose another name, or unlink it"
             )
         codecs.append(codec)
-    return Schema(codecs[0], codecs[1], ttl_of_record(record, name))
+    return _schema_of(codecs[0], codecs[1], ttl_of_record(record, name))
+
+
+@dataclass(frozen=True)
+class Types(Layout):
+    """The types that a schema names, as records: what can be said without importing classes."""
+
+    key: Any
+    value: Any
+
+    def __str__(self) -> str:
+        text = f"{record_name(self.key)} to {record_name(self.value)}"
+        if self.ttl is not None:
+            ttl = PER_ENTRY if self.ttl == math.inf else f"{self.ttl:g} s"
+            text += f", time to live {ttl}"
+        return text
+
+
+def check_schema(
+    schema: bytes, fields: tuple[tuple[int, int], ...], key_size: int, value_size: int, name: str
+) -> Types | None:
+    """The types that a schema names, compared with the layout of the entries; None if it is empty.
+
+    Raises LayoutMismatch: the schema is no SharedDict's, of another version, damaged, or does not
+    fit the layout.
+    """
+    if not schema:
+        return None
+    types = _read_types(schema, name)
+    used = types.value_offset
+    fits = value_size == used if types.value_by_reference else value_size > used
+    if types.key_by_reference:
+        fits = fits and key_size == KEY_DIGEST_BYTES
+    if not fits or tuple(fields) != types.places:
+        raise LayoutMismatch(
+            f"segment {name!r} says that it is a dict of {types}, but its entries have another "
+            f"layout"
+        )
+    return types
+
+
+def _read_types(schema: bytes, name: str) -> Types:
+    record = read_schema(schema, name)
+    ttl = ttl_of_record(record, name)
+    try:
+        key, value = record["key"], record["value"]
+        types = Types(by_reference(key, "key"), by_reference(value, "value"), ttl, key, value)
+        str(types)
+    except LayoutMismatch as error:
+        raise LayoutMismatch(f"segment {name!r}: {error}") from None
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
+        raise LayoutMismatch(f"segment {name!r}: its schema is damaged") from None
+    return types

@@ -1,28 +1,59 @@
-"""NumPy's types as keys and values. Imported only when one is declared: NumPy may be absent."""
+"""NumPy's types as keys and values: dtypes inline, arrays by reference.
+
+NumPy is imported when the first of them is declared: it may be absent, and takes long.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import math
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shmrhash import _core
-from shmrhash._codec import Codec, Role
+from shmrhash._constants import WORD_BYTES
 from shmrhash._errors import InvalidArgument, SegmentCorrupt
+from shmrhash._rows import numpy_or_none
+from shmrhash._types.codec import Codec, Role, inline_codec, inline_size
 
-try:
-    import numpy as np
-    from numpy.lib.format import descr_to_dtype, dtype_to_descr
-except ImportError:
-    raise ImportError(
-        "NumPy's types need NumPy, which is not installed: pip install 'shmrhash[numpy]'"
-    ) from None
-
-if TYPE_CHECKING:
-    from shmrhash._types import Array
-
-_WORD_BYTES = 8
 _DIMENSIONS_MAX = 64
+
+
+def _numpy() -> Any:
+    """The module numpy. Raises ImportError."""
+    numpy = numpy_or_none()
+    if numpy is None:
+        raise ImportError(
+            "NumPy's types need NumPy, which is not installed: pip install 'shmrhash[numpy]'"
+        )
+    return numpy
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """The type of values that are NumPy arrays, read where they are, without a copy.
+
+    dtype: anything that numpy.dtype() takes, except objects. shape: that of every value; None
+    allows any shape. A stored array is converted to dtype if that keeps its kind (as numpy's
+    "same_kind") and is kept in C order. d[key] and get() return a read-only array on the shared
+    memory; its bytes stay unchanged as long as the array, or a view of it, lives, even if the key
+    is overwritten or deleted. They also stay unchanged in a child of fork that inherits the array,
+    even if its parent drops the array or ends: os.fork(), and everything that uses it, pins the
+    object for the child (a C library that forks by itself does not). A handle holds 1,024 such
+    arrays at a time; beyond that it returns copies, counted by
+    info()["objects"]["views_copied"]. values(), items() and copy() always copy.
+
+    Raises ImportError (no NumPy), TypeError, InvalidArgument (a dtype with objects).
+    """
+
+    dtype: Any
+    shape: Any = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", plain_dtype(self.dtype))
+        if self.shape is not None:
+            object.__setattr__(self, "shape", plain_shape(self.shape))
 
 
 def plain_dtype(dtype: Any) -> Any:
@@ -30,7 +61,7 @@ def plain_dtype(dtype: Any) -> Any:
 
     Raises TypeError, InvalidArgument.
     """
-    found = np.dtype(dtype)
+    found = _numpy().dtype(dtype)
     if found.hasobject:
         raise InvalidArgument(f"the dtype {found} has Python objects, which cannot be shared")
     if not found.itemsize:
@@ -49,7 +80,13 @@ def dtype_record(dtype: Any) -> Any:
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return {"base": dtype_record(base), "shape": list(shape)}
-    return _listed(dtype_to_descr(dtype))
+    return _listed(_format().dtype_to_descr(dtype))
+
+
+def _format() -> Any:
+    """The module numpy.lib.format. Raises ImportError."""
+    _numpy()
+    return importlib.import_module("numpy.lib.format")
 
 
 def _listed(descr: Any) -> Any:
@@ -59,8 +96,8 @@ def _listed(descr: Any) -> Any:
 def dtype_of_record(record: Any) -> Any:
     """The dtype that a record names."""
     if isinstance(record, dict):
-        return np.dtype((dtype_of_record(record["base"]), tuple(record["shape"])))
-    return descr_to_dtype(_described(record))
+        return _numpy().dtype((dtype_of_record(record["base"]), tuple(record["shape"])))
+    return _format().descr_to_dtype(_described(record))
 
 
 def _described(record: Any) -> Any:
@@ -76,6 +113,7 @@ def _described(record: Any) -> Any:
 
 def _converted(thing: Any, dtype: Any, what: str) -> Any:
     """thing as an array of that dtype, if NumPy allows the conversion as "same_kind"."""
+    np = _numpy()
     given = np.asarray(thing)
     if given.dtype == dtype:
         return given
@@ -106,6 +144,7 @@ def dtype_codec(declared: Any, role: Role) -> Codec:
 
     Decoded things are copies; decoded records and arrays may be changed.
     """
+    np = _numpy()
     dtype = plain_dtype(declared)
     if role == "key" and _padded(dtype):
         raise InvalidArgument(
@@ -116,9 +155,7 @@ def dtype_codec(declared: Any, role: Role) -> Codec:
     if role == "key" and shape:
         raise InvalidArgument(f"the dtype {dtype} is an array, which has no hash")
     size = dtype.itemsize
-    room = size if role == "key" else -(-size // _WORD_BYTES) * _WORD_BYTES
-    padding = bytes(room - size)
-    kind = _core.KEY_FIXED if role == "key" else _core.VALUE_FIXED
+    padding = bytes(inline_size(size, role) - size)
     what = f"{role} must be of the dtype {dtype}"
     signed_zero = role == "key" and item.kind in "fc"
 
@@ -136,7 +173,8 @@ def dtype_codec(declared: Any, role: Role) -> Codec:
         array = np.ndarray(shape, item, bytearray(data))
         return array if shape else array[()]
 
-    return Codec(declared, {"numpy": dtype_record(dtype)}, kind, room, False, encode, decode)
+    record = {"numpy": dtype_record(dtype)}
+    return inline_codec(declared, record, role, size, encode, decode)
 
 
 def array_codec(declared: Array) -> Codec:
@@ -146,6 +184,7 @@ def array_codec(declared: Array) -> Codec:
     number of dimensions, 8 bytes each. The data is at the object's start, so it is aligned as
     objects are.
     """
+    np = _numpy()
     dtype = declared.dtype
     wanted = declared.shape
     what = f"value must be an array of {dtype}"
@@ -169,12 +208,13 @@ def array_codec(declared: Array) -> Codec:
         "array": dtype_record(dtype),
         "shape": None if wanted is None else list(wanted),
     }
-    return Codec(declared, record, _core.VALUE_VIEW, _WORD_BYTES, True, encode, decode)
+    return Codec(declared, record, _core.VALUE_VIEW, WORD_BYTES, True, encode, decode)
 
 
 def _with_trailer(array: Any) -> bytearray:
-    size = -(-array.nbytes // _WORD_BYTES) * _WORD_BYTES
-    whole = bytearray(size + (array.ndim + 1) * _WORD_BYTES)
+    np = _numpy()
+    size = -(-array.nbytes // WORD_BYTES) * WORD_BYTES
+    whole = bytearray(size + (array.ndim + 1) * WORD_BYTES)
     np.ndarray(array.shape, array.dtype, whole)[...] = array
     trailer = np.ndarray(array.ndim + 1, "<u8", whole, size)
     trailer[:-1] = array.shape
@@ -184,11 +224,11 @@ def _with_trailer(array: Any) -> bytearray:
 
 def _trailer_shape(view: memoryview, itemsize: int) -> tuple[int, ...]:
     """The shape that the trailer gives, if it agrees with the number of bytes."""
-    words = view.nbytes // _WORD_BYTES
-    count = int.from_bytes(view[-_WORD_BYTES:], "little")
-    if words and not view.nbytes % _WORD_BYTES and count <= min(words - 1, _DIMENSIONS_MAX):
-        trailer = np.ndarray(count, "<u8", view, (words - 1 - count) * _WORD_BYTES)
+    words = view.nbytes // WORD_BYTES
+    count = int.from_bytes(view[-WORD_BYTES:], "little")
+    if words and not view.nbytes % WORD_BYTES and count <= min(words - 1, _DIMENSIONS_MAX):
+        trailer = _numpy().ndarray(count, "<u8", view, (words - 1 - count) * WORD_BYTES)
         shape = tuple(trailer.tolist())
-        if -(-math.prod(shape) * itemsize // _WORD_BYTES) == words - 1 - count:
+        if -(-math.prod(shape) * itemsize // WORD_BYTES) == words - 1 - count:
             return shape
     raise SegmentCorrupt(f"{view.nbytes} bytes are not an array with its shape behind it")

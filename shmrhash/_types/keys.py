@@ -10,25 +10,36 @@ A key is a tag and a content:
     b BYTES      bytes
     t ITEMS      tuple: for each item its length, then its bytes
     z ITEMS      frozenset: the same, sorted
-    and the tags of _keykinds.py: numbers equal to no float, times, paths, p for pickles, ...
+    p            a pickle that this module writes: classes and functions by name, enum members by
+                 name, addresses by text, frozen dataclasses and Structs by their fields
+    and the tags of key_kinds.py: numbers equal to no float, times, paths, ...
 
+Any other key is refused, because nothing is known about its equality.
 So 1, 1.0 and True are one key, as in a dict; it comes back as 1. A NaN is the key of its 8 bytes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import io
 import numbers
 import pickle
+import re
 import struct
+import types
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 from shmrhash._errors import SegmentCorrupt
-from shmrhash._keykinds import DIGITS_MAX, refusal, special_bytes, special_key
+from shmrhash._types.key_kinds import DIGITS_MAX, refusal, special_bytes, special_key
 
 _LENGTH_LONG = 255  # a byte of this value says that four bytes of length follow
 _FLOAT = struct.Struct("<d")
+_PROTOCOL = 5
+_BY_NAME = (type, types.FunctionType, types.BuiltinFunctionType, type(...), type(NotImplemented))
+_BY_REDUCE = (re.Pattern,)  # equal ones have equal pickles, and contain no other keys
 
 
 def encode_key(key: Any) -> bytes:
@@ -67,7 +78,7 @@ def _encode_items(tag: bytes, items: Any) -> bytes:
 
 
 def _encode_other(key: Any) -> bytes:
-    """Subclasses, numbers of other types, frozensets, and keys of _keykinds.py."""
+    """Subclasses, numbers of other types, frozensets, keys of key_kinds.py, and pickles."""
     hashed = hash(key)  # as in a dict, a key without a hash is a TypeError
     kinds: tuple[Any, ...] = (str, bytes, tuple, frozenset)
     for kind in kinds:
@@ -84,7 +95,8 @@ def _encode_other(key: Any) -> bytes:
         number = _plain_number(key)
         if number is not None:
             return encode_key(number) if isinstance(number, int) else b"f" + _FLOAT.pack(number)
-    return special_bytes(key, encode_key)
+    special = special_bytes(key, encode_key)
+    return b"p" + _pickled(key) if special is None else special
 
 
 def _plain_number(key: Any) -> int | float | None:
@@ -148,3 +160,83 @@ def _decode_items(content: bytes, load: Callable[[bytes], Any]) -> list[Any]:
         items.append(_decoded(content[at : at + size], load))
         at += size
     return items
+
+
+# ---- keys that are pickles ----
+
+
+class _Parts:
+    """An object that pickles as a call that makes the key."""
+
+    def __init__(self, make: Any, *parts: Any) -> None:
+        self._call = make, parts
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self._call
+
+
+def _pickled(key: Any) -> bytes:
+    """A pickle without memo, so that identities do not change its bytes. Raises TypeError."""
+    out = io.BytesIO()
+    pickler = pickle.Pickler(out, _PROTOCOL)
+    pickler.fast = True
+    try:
+        pickler.dump(_parts_of(key))
+    except (pickle.PicklingError, AttributeError) as error:
+        raise TypeError(f"{type(key).__qualname__} cannot be a key: {error}") from None
+    return out.getvalue()
+
+
+def _parts_of(key: Any) -> Any:
+    cls: Any = type(key)
+    if isinstance(key, _BY_NAME):
+        owner = getattr(key, "__self__", None)
+        if owner is None or isinstance(owner, types.ModuleType):
+            return key
+    if cls in _BY_REDUCE or cls.__module__ == "zoneinfo":
+        return key
+    if isinstance(key, enum.Enum) and cls.__eq__ in (object.__eq__, enum.Enum.__eq__):
+        if isinstance(key, enum.Flag) or not isinstance(key.name, str):
+            return _Parts(cls, key.value)
+        return _Parts(getattr, cls, key.name)
+    if cls.__module__ == "ipaddress":
+        return _Parts(cls, str(key))
+    if _is_frozen_dataclass(cls):
+        fields = dataclasses.fields(cls)
+        if all(field.compare for field in fields):
+            return _Parts(
+                made_of_fields, cls, encode_key(tuple(getattr(key, field.name) for field in fields))
+            )
+        raise refusal(key, "it has fields that do not count for its equality")
+    config = getattr(cls, "__struct_config__", None)
+    if config is not None and config.frozen and config.eq and "__eq__" not in vars(cls):
+        parts = tuple(getattr(key, name) for name in cls.__struct_fields__)
+        return _Parts(made_of_fields, cls, encode_key(parts))
+    raise refusal(key, "nothing is known of when two of them are equal")
+
+
+def _is_frozen_dataclass(cls: Any) -> bool:
+    """Whether cls is a frozen dataclass, with the __eq__ that dataclass() generated."""
+    if "__dataclass_params__" not in vars(cls):
+        return False
+    made = getattr(cls.__eq__, "__code__", None)
+    generated = made is not None and made.co_filename == "<string>" and made.co_argcount == 2
+    return cls.__dataclass_params__.frozen and cls.__dataclass_params__.eq and generated
+
+
+def made_of_fields(cls: Any, data: bytes) -> Any:
+    """Make a frozen dataclass or Struct of its encoded fields. Its pickle calls this function."""
+    values = decode_key(data)
+    names = getattr(cls, "__struct_fields__", None)
+    if names is not None:
+        return cls(**dict(zip(names, values, strict=True)))
+    fields = list(zip(dataclasses.fields(cls), values, strict=True))
+    made = cls(**{field.name: value for field, value in fields if field.init})
+    for field, value in fields:
+        if not field.init:
+            object.__setattr__(made, field.name, value)
+    return made
+
+
+# Pickles in segments call the function by this name, which is a part of the bytes of a key.
+made_of_fields.__module__ = "shmrhash._keykinds"

@@ -1,0 +1,62 @@
+"""RHashMap.check(): walks until one has the map to itself, and the words for what it finds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shmrhash._errors import SegmentCorrupt
+
+_TRIES_MAX = 20
+
+# By the numbers of Problem in check.pxd. {0} is where: an index, or a count.
+PROBLEMS = {
+    1: "bucket {0} has a level that does not fit the number of buckets",
+    2: "bucket {0}, beyond the last, is not empty",
+    3: "the chain of bucket {0} has a gap or a line that is nearly empty",
+    4: "a reference names {0}, which was never allocated",
+    5: "element {0} is named by a bucket and is not live",
+    6: "the tag of element {0} is not the hash of its key",
+    7: "element {0} stands in a bucket that its hash does not belong to",
+    8: "the key of element {0} is in the map twice",
+    9: "element or line {0} is named twice",
+    10: "depot {0} lists an element that is not free",
+    11: "block {0} has a damaged word or free list",
+    12: "element or line {0} is lost: nothing names it",
+    13: "the credits do not add up: {0} besides the entries",
+    14: "a lock is held although nobody is inside an operation (at {0})",
+    15: "the table word is damaged: {0} buckets",
+    16: "no private memory for the walk",
+    17: "object {0} (index * 32 + class) is lost, or named twice",
+    18: "the budget of objects counts {0} pages that are not there",
+}
+
+
+def check(
+    name: str,
+    recover: Callable[[], int],
+    walk: Callable[[], tuple[int, int, bool, dict[str, int]]],
+) -> dict[str, Any]:
+    """Walk until no other process was inside an operation; return the figures of the last walk.
+
+    name: the map's. recover: recovers dead processes, before each walk. walk: returns the number
+    of the first problem or 0, where it is, whether the walk was exact, and figures.
+
+    Raises SegmentCorrupt if an exact walk found a problem.
+    """
+    problem = where = 0
+    exact = False
+    figures: dict[str, int] = {}
+    for attempt in range(_TRIES_MAX):
+        recover()
+        time.sleep(0.001 * attempt)
+        problem, where, exact, figures = walk()
+        if exact:
+            break
+    if problem and exact:
+        raise SegmentCorrupt(
+            f"map {name!r}: {PROBLEMS[problem].format(where)}; entries already read are good, but "
+            f"do not write to it: copy what you need, unlink and recreate it"
+        )
+    return {"exact": exact, **figures}

@@ -1,0 +1,27 @@
+"""Flags, limits and defaults that several modules share: each number stands once.
+
+A number that one module uses alone stands at the head of that module. The numbers of the format are
+the core's: _core.SCHEMA_BYTES_MAX, _core.LONG_KEY_MARK.
+"""
+
+# For update() and the batches.
+BPF_ANY = 0
+BPF_NOEXIST = 1
+BPF_EXIST = 2
+BPF_F_LOCK = 4
+
+# For create(): map_flags.
+BPF_F_NO_PREALLOC = 1 << 0
+BPF_F_NO_COMMON_LRU = 1 << 1
+BPF_F_NUMA_NODE = 1 << 2
+BPF_F_RDONLY = 1 << 3
+BPF_F_WRONLY = 1 << 4
+BPF_F_ZERO_SEED = 1 << 6
+BPF_F_RDONLY_PROG = 1 << 7
+BPF_F_WRONLY_PROG = 1 << 8
+
+DEFAULT_TIMEOUT = 5.0  # seconds to wait for a lock whose owner is alive
+
+WORD_BYTES = 8  # of each special field, and the unit of a SharedDict's inline values
+PAGE_BYTES = 4096  # max_bytes are whole pages
+RACES_MAX = 100  # how often a name may vanish or appear between two looks at it

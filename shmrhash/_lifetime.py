@@ -1,0 +1,121 @@
+"""The handles of this process: what happens to them when it forks and when it ends.
+
+A child of fork uses the handles of its parent; the hooks below keep the locks and the pinned
+objects of the two apart. A process that ends notes so in its maps, and removes the names of its
+ephemeral maps that no other process has open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from multiprocessing.util import Finalize, register_after_fork
+from typing import Protocol
+
+from shmrhash import _core
+from shmrhash._errors import Error
+from shmrhash._segment import Identity, names, remove_name
+
+_AFTER_CHILDREN = -100  # multiprocessing joins its children before finalizers of this priority
+
+
+class Handle(Protocol):
+    """What this module needs of an RHashMap."""
+
+    @property
+    def ephemeral(self) -> bool: ...
+    @property
+    def _path(self) -> str: ...
+    def _identity(self) -> Identity: ...
+    def _leave_name(self) -> None: ...
+    def _forget_lock_descriptor(self) -> None: ...
+
+
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_ephemeral: dict[Identity, str] = {}  # the ephemeral maps of this process, and their paths
+
+
+def register(handle: Handle) -> None:
+    """Include a new handle in what this process does when it forks and when it ends."""
+    _handles.add(handle)
+
+
+# ---- fork ----
+
+# One fork at a time, so that the pins claimed for a child belong to one child. A fork inside the
+# hooks of another fork claims none.
+_fork_lock = threading.RLock()
+_forks_nested = 0
+
+
+def _before_fork() -> None:
+    global _forks_nested
+    _fork_lock.acquire()
+    _forks_nested += 1
+    if _forks_nested == 1:
+        _core.views_before_fork()
+    else:
+        _core.views_keep()
+
+
+def _after_fork_in_parent() -> None:
+    global _forks_nested
+    if _forks_nested == 1:
+        _core.views_after_fork_in_parent()
+    _forks_nested -= 1
+    _fork_lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _fork_lock, _forks_nested
+    _core.forget_sections()
+    for handle in list(_handles):
+        handle._forget_lock_descriptor()
+    _core.views_after_fork_in_child(_forks_nested == 1)
+    _fork_lock, _forks_nested = threading.RLock(), 0
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
+
+
+# ---- the names of ephemeral maps ----
+
+
+def remember_name(handle: Handle) -> None:
+    """If the map is ephemeral, this process may be the one that has to remove its name."""
+    if handle.ephemeral:
+        _ephemeral[handle._identity()] = handle._path
+
+
+def remove_if_last(identity: Identity, path: str) -> None:
+    """Remove the name of an ephemeral map, unless a process holds it or permissions forbid it."""
+    with contextlib.suppress(Error, OSError):
+        if remove_name(path, identity, unheld=True) or not names(path, identity):
+            _ephemeral.pop(identity, None)
+
+
+def _leave_names() -> None:
+    """At the end of a process: mark it as ended, not killed, in all its maps, and remove the names
+    of its ephemeral maps that no other process holds, even if handles of them are still open here.
+    No handle is closed: other threads, and exit functions called after this one, may use them."""
+    for handle in list(_handles):
+        handle._leave_name()
+    for identity, path in list(_ephemeral.items()):
+        remove_if_last(identity, path)
+
+
+def _leave_at_exit(*_: object) -> None:
+    """Register _leave_names for the end of this process, after multiprocessing has joined its
+    children."""
+    Finalize(None, _leave_names, exitpriority=_AFTER_CHILDREN)
+
+
+_leave_at_exit()
+os.register_at_fork(after_in_child=_leave_at_exit)  # a forked child ends on its own, too;
+register_after_fork(_leave_at_exit, _leave_at_exit)  # multiprocessing clears it in its children
