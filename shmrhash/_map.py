@@ -33,7 +33,7 @@ from shmrhash._errors import (
     SegmentMissing,
 )
 from shmrhash._fields import packed
-from shmrhash._refusals import restless_name
+from shmrhash._refusals import refuse_creation, restless_name
 from shmrhash._rows import item_size
 
 
@@ -120,7 +120,11 @@ class RHashMap(BatchMethods):
             schema=_schema,
             seeds=_seeds,
         )
-        kept = os.dup(fd)
+        try:
+            kept = os.dup(fd)
+        except OSError as error:
+            os.close(fd)
+            refuse_creation(error, plain, path)
         try:
             # Attach before linking the name: no process sees an ephemeral map without a user.
             read_only = bool(sizes.map_flags & BPF_F_RDONLY)

@@ -78,14 +78,17 @@ def test_error_at_the_limit_of_file_sizes_names_the_limit(map_name, maker):
 def test_error_at_the_limit_of_descriptors_names_the_limit(map_name, make_map):
     make_map()
 
-    def limited(use):
+    def limited(use, left):
         last = os.dup(0)
         os.close(last)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (last, last))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last + left, last + left))
         use()
 
-    for use in (lambda: make(f"{map_name}-2"), lambda: RHashMap.open(map_name)):
-        told = in_child(lambda use=use: limited(use))
+    def create():
+        make(f"{map_name}-2")
+
+    for use, left in ((create, 0), (create, 1), (lambda: RHashMap.open(map_name), 0)):
+        told = in_child(lambda use=use, left=left: limited(use, left))
         assert told.startswith(f"SystemFailure|True|{errno.EMFILE}|map ")
         assert "ulimit -n" in told
 

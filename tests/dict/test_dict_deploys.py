@@ -340,3 +340,20 @@ def test_a_pickled_handle_opens_its_dict_whatever_the_class_is_called(make_dict)
 
     with pickle.loads(pickle.dumps(d)) as again:
         assert again["a"].value == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("_map.RHashMap", "_map._reopen", "_dict.SharedDict", "_dict._attach"),
+        *("_counter.SharedCounter", "_types.Array", "_fields.Kptr", "_errors.MapFull"),
+        *("_batch.Batch", "_batch.BucketInfo", "_views.SharedKeys", "_keykinds.made_of_fields"),
+    ],
+)
+def test_what_earlier_pickles_name_is_still_there(name):
+    """Handles, types and results in pickles of earlier programs, and the keys in segments."""
+    module, _, thing = name.rpartition(".")
+
+    found = pickle.loads(f"cshmrhash.{module}\n{thing}\n.".encode())
+
+    assert found.__name__ == thing

@@ -313,6 +313,13 @@ def test_the_repeated_hour_is_two_hours(make_dict):
     assert {key.timestamp() for key in d} == {first.timestamp(), second.timestamp()}
 
 
+def test_the_function_in_the_bytes_of_a_key_keeps_its_name():
+    """Otherwise a new release would not find the keys that an earlier one stored."""
+    data = encode_key(Place("a", frozenset()))
+
+    assert b"\x8c\x12shmrhash._keykinds\x8c\x0emade_of_fields\x93" in data
+
+
 def test_keys_do_not_depend_on_the_hash_seed():
     """A frozen dataclass with a frozenset inside, in processes with different hash seeds."""
     program = (
