@@ -16,11 +16,15 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument
-from shmrhash._locks import LockMethods
+
+if TYPE_CHECKING:
+    _Map = _core.ObjectHandle
+else:
+    _Map = object  # the methods are mixed into RHashMap, which has the core as its other base
 
 _CHUNK_ENTRIES = 1 << 16  # dumped or loaded between two calls of progress
 _ROOM_ENTRIES = 1 << 12  # the least room for a lookup batch, even if the map has fewer entries
@@ -143,7 +147,7 @@ class _Items(ItemsView[bytes, bytes]):
         return _core.EntryIterator(self._mapping, "items")
 
 
-class BatchMethods(LockMethods):
+class BatchMethods(_Map):
     """The part of RHashMap that handles more than one entry at a time.
 
     Order: entries come in the order of their hashes, bits reversed, which no resize changes. Within

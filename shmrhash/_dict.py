@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
+from shmrhash import _core
 from shmrhash._dictfile import (
     create_anonymous,
     create_segment,
@@ -39,7 +40,7 @@ _RACES_MAX = 100
 _D = TypeVar("_D", bound="SharedDict")
 
 
-class SharedDict(MappingMethods):
+class SharedDict(MappingMethods, _core.DictCore):
     """A dict in shared memory, for any number of processes.
 
     SharedDict(name, key=str, value=int) creates the dict, or opens it if it exists with the same
