@@ -7,14 +7,18 @@ import itertools
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
 from shmrhash._constants import BPF_F_LOCK
 from shmrhash._errors import InvalidArgument
-from shmrhash._locks import LockMethods
 from shmrhash._rows import delivered, first_rows, joined, new_mask, new_rows, new_sums
 from shmrhash._views import ITEMS, KEYS, VALUES, SharedItems, SharedKeys, SharedValues
+
+if TYPE_CHECKING:
+    _Map = _core.ObjectHandle
+else:
+    _Map = object  # the methods are mixed into RHashMap, which has the core as its other base
 
 _CHUNK_ENTRIES = 1 << 16  # dumped or loaded between two calls of progress
 _ROOM_ENTRIES = 1 << 12  # the least room for a lookup batch, even if the map has fewer entries
@@ -59,7 +63,7 @@ def _locks(what: str, flags: int) -> bool:
     return flags == BPF_F_LOCK
 
 
-class BatchMethods(LockMethods):
+class BatchMethods(_Map):
     """The part of RHashMap that handles more than one entry at a time.
 
     Order: entries come in the order of their hashes, bits reversed, which no resize changes. Within

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from shmrhash import _segment
+from shmrhash import _core, _segment
 from shmrhash._constants import DEFAULT_TIMEOUT, RACES_MAX
 from shmrhash._creation import whole_pages
 from shmrhash._errors import (
@@ -41,7 +41,7 @@ _Limits = tuple[int | None, int | None]  # max_entries, max_bytes; None: not giv
 _D = TypeVar("_D", bound="SharedDict")
 
 
-class SharedDict(MappingMethods):
+class SharedDict(MappingMethods, _core.DictCore):
     """A dict in shared memory, for any number of processes.
 
     SharedDict(name, key=str, value=int) creates the dict, or opens it if it exists with the same

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument, KeyGone
 
+if TYPE_CHECKING:
+    _Map = _core.ObjectHandle
+else:
+    _Map = object  # the methods are mixed into RHashMap, which has the core as its other base
 
-class LockMethods(_core.ObjectHandle):
+
+class LockMethods(_Map):
     """The part of RHashMap that locks values (F_LOCK, L1).
 
     Every element of every map can be locked; nothing has to be reserved in the value. Readers are

@@ -33,11 +33,12 @@ from shmrhash._errors import (
     SegmentMissing,
 )
 from shmrhash._fields import packed
+from shmrhash._locks import LockMethods
 from shmrhash._refusals import refuse_creation, restless_name
 from shmrhash._rows import item_size
 
 
-class RHashMap(BatchMethods):
+class RHashMap(LockMethods, BatchMethods, _core.ObjectHandle):
     """A hash map of fixed-size keys and values in shared memory, open to any number of processes.
 
     Made by RHashMap.create(), open() or open_or_create(). Keys and values are bytes, or any other

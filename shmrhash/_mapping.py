@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument
 from shmrhash._views import ITEMS, KEYS, NOT_HELD, Errors, SharedItems, SharedKeys, SharedValues
 
+if TYPE_CHECKING:
+    _Dict = _core.DictCore
+else:
+    _Dict = object  # the methods are mixed into SharedDict, which has the core as its other base
+
 _ABSENT: Any = object()
 
 
-class MappingMethods(_core.DictCore):
+class MappingMethods(_Dict):
     """A collections.abc.MutableMapping. The core implements d[key], get, in, pop and the like."""
 
     __reversed__ = None  # there is no order to reverse
