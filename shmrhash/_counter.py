@@ -67,7 +67,8 @@ class SharedCounter(SharedDict):
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Count the items of an iterable, or add the counts of a mapping; add the keywords' counts.
 
-        Each key's count changes in one step, but not all of them together.
+        Each key's count changes in one step, but not all of them together. Costs an add() for each
+        different key.
 
         Raises what inc() raises; the keys before the failing one are counted.
         """
@@ -99,7 +100,7 @@ class SharedCounter(SharedDict):
     __or__ = __ror__ = __ior__ = None  # type: ignore[assignment]
 
     def most_common(self, n: int | None = None) -> list[tuple[Any, Any]]:
-        """The n keys with the highest counts, or all, as (key, count), highest first.
+        """The n keys with the highest counts, or all, as (key, count), highest first. Reads all.
 
         Raises what reading raises.
         """
@@ -108,21 +109,21 @@ class SharedCounter(SharedDict):
         return heapq.nlargest(n, self._entries(ITEMS), key=itemgetter(1))
 
     def total(self) -> Any:
-        """The sum of all counts. Exact if no count changes during the call.
+        """The sum of all counts. Exact if no count changes during the call. O(entries).
 
         Raises what reading raises.
         """
         return sum(self._entries(VALUES))
 
     def as_dict(self) -> dict[Any, Any]:
-        """A plain dict of the counts.
+        """A plain dict of the counts. Not a snapshot. O(entries).
 
         Raises what reading raises.
         """
         return dict(self._entries(ITEMS))
 
     def copy(self, *, errors: Errors = "raise") -> Counter[Any]:
-        """A collections.Counter of the counts. Not a snapshot. errors: as for items().
+        """A collections.Counter of the counts. Not a snapshot. O(entries). errors: as for items().
 
         Raises what reading raises.
         """

@@ -238,7 +238,7 @@ class SharedDict(MappingMethods, _core.DictCore):
     ) -> _D:
         """A new dict with these keys and one value. options, name among them: as for SharedDict().
 
-        Raises what SharedDict() and storing raise.
+        Costs a store for each key. Raises what SharedDict() and storing raise.
         """
         fresh = cls(**options)
         for key in iterable:

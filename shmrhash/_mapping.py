@@ -54,6 +54,7 @@ class MappingMethods(_Dict):
         """Store the pairs of a mapping or an iterable, and the keywords, as dict.update() does.
 
         Each pair is stored in one step, but not all of them together. The default ttl applies.
+        Costs a store for each pair.
 
         Raises what storing raises; the pairs before the failing one are stored.
         """
@@ -69,12 +70,12 @@ class MappingMethods(_Dict):
             self[key] = value
 
     def copy(self, *, errors: Errors = "raise") -> dict[Any, Any]:
-        """A plain dict of the entries. Not a snapshot: see the class. errors: as for items().
+        """A plain dict of the entries. Not a snapshot: see the class. O(entries).
 
-        copy.copy() and copy.deepcopy() of a SharedDict, or of an object that refers to one, give
-        the same SharedDict.
+        errors: as for items(). Array values are copies too. copy.copy() and copy.deepcopy() of a
+        SharedDict, or of an object that refers to one, give the same SharedDict.
 
-        Array values are copies too. Raises what reading raises.
+        Raises what reading raises.
         """
         return dict(iter(self.items(errors=errors)))
 

@@ -26,14 +26,13 @@ from shmrhash._types.codec import (
     inline_codec,
     inline_size,
 )
-from shmrhash._types.keys import decode_key, encode_key
+from shmrhash._types.keys import PICKLE_PROTOCOL, decode_key, encode_key
 from shmrhash._types.messages import is_msgspec_class, message_codec
 from shmrhash._types.records import PATTERNS
 from shmrhash._types.structures import ctypes_codec
 
-_PICKLE_PROTOCOL = 5
 _STRUCT_BYTES_MAX = 1 << 22  # keys and values in entries are smaller
-_dump = functools.partial(pickle.dumps, protocol=_PICKLE_PROTOCOL)
+_dump = functools.partial(pickle.dumps, protocol=PICKLE_PROTOCOL)
 
 # The types whose bytes the core makes itself, and the kinds of each as a key and as a value.
 _KINDS: dict[type, tuple[int, int]] = {

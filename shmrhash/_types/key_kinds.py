@@ -1,5 +1,7 @@
-"""Keys of other kinds: a separate encoding for each type of the standard library that a dict's key
-may have, so that equal keys have equal bytes.
+"""Keys of the standard library's types: an encoding for each, so that equal keys have equal bytes.
+
+keys.py calls special_bytes() for keys that it does not encode itself, and special_key() for tags
+that it does not know.
 
     r   a number equal to no float: numerator, denominator (Decimal, Fraction)
     c   complex: two floats                     u   UUID: 16 bytes
@@ -43,6 +45,7 @@ def special_bytes(key: Any, encode: Encode) -> bytes | None:
 
 
 def refusal(key: Any, why: str) -> TypeError:
+    """The exception for a key whose equality bytes cannot represent."""
     return TypeError(
         f"{type(key).__qualname__} cannot be a key: {why}; use a tuple of what it is made of, its "
         f"text, or a frozen dataclass"

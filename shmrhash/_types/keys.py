@@ -14,8 +14,8 @@ A key is a tag and a content:
                  name, addresses by text, frozen dataclasses and Structs by their fields
     and the tags of key_kinds.py: numbers equal to no float, times, paths, ...
 
-Any other key is refused, because nothing is known about its equality.
 So 1, 1.0 and True are one key, as in a dict; it comes back as 1. A NaN is the key of its 8 bytes.
+Any other key is refused, because nothing is known of when two of them are equal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from shmrhash._types.key_kinds import DIGITS_MAX, refusal, special_bytes, specia
 
 _LENGTH_LONG = 255  # a byte of this value says that four bytes of length follow
 _FLOAT = struct.Struct("<d")
-_PROTOCOL = 5
+PICKLE_PROTOCOL = 5
 _BY_NAME = (type, types.FunctionType, types.BuiltinFunctionType, type(...), type(NotImplemented))
 _BY_REDUCE = (re.Pattern,)  # equal ones have equal pickles, and contain no other keys
 
@@ -178,7 +178,7 @@ class _Parts:
 def _pickled(key: Any) -> bytes:
     """A pickle without memo, so that identities do not change its bytes. Raises TypeError."""
     out = io.BytesIO()
-    pickler = pickle.Pickler(out, _PROTOCOL)
+    pickler = pickle.Pickler(out, PICKLE_PROTOCOL)
     pickler.fast = True
     try:
         pickler.dump(_parts_of(key))

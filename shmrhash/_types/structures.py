@@ -14,6 +14,14 @@ from shmrhash._types.records import STRUCTURE, class_name
 _FIELDS_BYTES_MAX = 480  # of a class's fields as text in a schema; a digest replaces a longer text
 
 
+def class_record(cls: type, of: str, fields: list[str]) -> dict[str, str]:
+    """The record of a class in a schema: its name and the names and types of its fields."""
+    text = ", ".join(fields)
+    if len(text.encode()) > _FIELDS_BYTES_MAX:
+        text = f"{len(fields)} fields, digest {hashlib.sha256(text.encode()).hexdigest()}"
+    return {"class": class_name(cls), "of": of, "fields": text}
+
+
 def _ctypes_fields(cls: Any) -> list[tuple[str, Any, int, int]]:
     """(name, type, offset, size) of each field, those of base classes first."""
     found: list[tuple[str, Any, int, int]] = []
@@ -109,11 +117,3 @@ def ctypes_codec(cls: Any, role: Role) -> Codec:
 
     record = class_record(cls, STRUCTURE, _ctypes_texts(cls))
     return inline_codec(cls, record, role, size, encode, decode)
-
-
-def class_record(cls: type, of: str, fields: list[str]) -> dict[str, str]:
-    """The record of a class in a schema: its name and the names and types of its fields."""
-    text = ", ".join(fields)
-    if len(text.encode()) > _FIELDS_BYTES_MAX:
-        text = f"{len(fields)} fields, digest {hashlib.sha256(text.encode()).hexdigest()}"
-    return {"class": class_name(cls), "of": of, "fields": text}
