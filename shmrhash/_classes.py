@@ -122,7 +122,7 @@ def ctypes_codec(cls: Any, role: Role) -> Codec:
         _expect_no_address(cls, kind)
     if role == "key" and _has_padding(cls):
         raise InvalidArgument(
-            f"{cls.__qualname__} has unused bytes between or behind its fields, so equal keys "
+            f"{cls.__qualname__} has unused bytes between or after its fields, so equal keys "
             f"could differ; set _pack_ = 1, or fill them with fields"
         )
     room = size if role == "key" else -(-size // _WORD_BYTES) * _WORD_BYTES
@@ -220,7 +220,7 @@ class _Encoder:
         try:
             again = bytes(self._encode(self._decode(data)))
         except self._error as error:
-            raise TypeError(f"key is not what {self._cls.__qualname__} declares: {error}") from None
+            raise TypeError(f"key does not fit {self._cls.__qualname__}: {error}") from None
         if b"\xcb\x80\0\0\0\0\0\0\0" in again:
             again = bytes(self._encode(_without_signs_of_zero(self._plain(again))))
         return again

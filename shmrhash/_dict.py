@@ -125,7 +125,9 @@ class SharedDict(MappingMethods):
             self._start(create_anonymous(schema, limits, timeout=timeout, mode=mode), schema)
             return
         if if_different not in ("raise", "replace"):
-            raise InvalidArgument(f"if_different is 'raise' or 'replace', not {if_different!r}")
+            raise InvalidArgument(
+                f"if_different must be 'raise' or 'replace', not {if_different!r}"
+            )
         for _ in range(_RACES_MAX):  # another process may create and unlink it each time
             try:
                 handle = RHashMap.open(name, timeout=timeout, owner=owner)
@@ -149,7 +151,7 @@ class SharedDict(MappingMethods):
             except BaseException:
                 handle.close()
                 raise
-        raise LockTimeout(f"segment {name!r} is created and removed all the time")
+        raise LockTimeout(f"segment {name!r} is created and removed again and again")
 
     def _start(self, handle: RHashMap, schema: Schema) -> None:
         """Initialize this object as the dict of this handle. Raises LayoutMismatch."""
@@ -220,8 +222,8 @@ class SharedDict(MappingMethods):
             for role, declared in (("key", key), ("value", value)):
                 if record[role] == "object" and declared is None and not trust:
                     raise InvalidArgument(
-                        f"the {role}s of {name!r} are pickles, and whoever may write them can run "
-                        f"code here; if you trust all of them, open it with {role}=object or "
+                        f"the {role}s of {name!r} are pickles: processes that may write them can "
+                        f"run code here; if you trust all of them, open it with {role}=object or "
                         f"trust=True"
                     )
             schema = restore_schema(record, handle.name, key, value)

@@ -70,14 +70,14 @@ def expect_types(handle: RHashMap, schema: Schema, limits: Limits) -> Schema:
     found = with_ttl(found, handle.name, schema.ttl)
     if limits[0] not in (None, handle.max_entries):
         raise LayoutMismatch(
-            f"segment {handle.name!r} has max_entries={handle.max_entries}, opened with "
+            f"segment {handle.name!r} has max_entries={handle.max_entries}, but was opened with "
             f"{limits[0]}; {REMEDY}"
         )
     if schema.has_objects and limits[1] is not None:
         wanted = -(-limits[1] // PAGE_BYTES) * PAGE_BYTES
         if handle.max_bytes != wanted:
             raise LayoutMismatch(
-                f"segment {handle.name!r} has max_bytes={handle.max_bytes}, opened with "
+                f"segment {handle.name!r} has max_bytes={handle.max_bytes}, but was opened with "
                 f"{limits[1]}; {REMEDY}"
             )
     return found

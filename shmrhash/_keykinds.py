@@ -58,7 +58,7 @@ def special_bytes(key: Any, encode: Encode) -> bytes:
 
 def refusal(key: Any, why: str) -> TypeError:
     return TypeError(
-        f"{type(key).__qualname__} cannot be a key: {why}; use a tuple of what it is made of, its "
+        f"{type(key).__qualname__} cannot be a key: {why}; use a tuple of its parts, its "
         f"text, or a frozen dataclass"
     )
 
@@ -103,7 +103,7 @@ def _time_bytes(key: Any) -> bytes | None:
     if not isinstance(key, kinds):
         return None
     if key != key or any(getattr(key, name, None) for name in ("nanosecond", "nanoseconds")):
-        raise refusal(key, "it is no time, or has nanoseconds, which a datetime has not")
+        raise refusal(key, "it is not a time, or has nanoseconds, which a datetime cannot have")
     if isinstance(key, datetime.datetime):
         tag, zone = b"N", key.utcoffset()
         if zone is not None:
@@ -179,12 +179,12 @@ def _parts_of(key: Any, encode: Encode) -> Any:
             return _Parts(
                 made_of_fields, cls, encode(tuple(getattr(key, field.name) for field in fields))
             )
-        raise refusal(key, "it has fields that do not count for its equality")
+        raise refusal(key, "some of its fields do not take part in its equality")
     config = getattr(cls, "__struct_config__", None)
     if config is not None and config.frozen and config.eq and "__eq__" not in vars(cls):
         parts = tuple(getattr(key, name) for name in cls.__struct_fields__)
         return _Parts(made_of_fields, cls, encode(parts))
-    raise refusal(key, "nothing is known of when two of them are equal")
+    raise refusal(key, "it is not known when two of them are equal")
 
 
 def _is_frozen_dataclass(cls: Any) -> bool:

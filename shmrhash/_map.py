@@ -66,20 +66,20 @@ _PROBLEMS = {
     2: "bucket {0}, beyond the last, is not empty",
     3: "the chain of bucket {0} has a gap or a line that is nearly empty",
     4: "a reference names {0}, which was never allocated",
-    5: "element {0} is named by a bucket and is not live",
+    5: "element {0} is named by a bucket but is not live",
     6: "the tag of element {0} is not the hash of its key",
-    7: "element {0} stands in a bucket that its hash does not belong to",
+    7: "element {0} is in a bucket to which its hash does not belong",
     8: "the key of element {0} is in the map twice",
     9: "element or line {0} is named twice",
     10: "depot {0} lists an element that is not free",
     11: "block {0} has a damaged word or free list",
     12: "element or line {0} is lost: nothing names it",
-    13: "the credits do not add up: {0} besides the entries",
-    14: "a lock is held although nobody is inside an operation (at {0})",
+    13: "the credits do not add up: there are {0} besides the entries",
+    14: "a lock is held although no process is inside an operation (at {0})",
     15: "the table word is damaged: {0} buckets",
     16: "no private memory for the walk",
     17: "object {0} (index * 32 + class) is lost, or named twice",
-    18: "the budget of objects counts {0} pages that are not there",
+    18: "the budget of objects counts {0} pages that do not exist",
 }
 
 _ATTACH_TRIES_MAX = 100
@@ -148,7 +148,7 @@ def _check_creation(
     if map_extra > max_entries:
         raise InvalidArgument(f"map_extra ({map_extra}) exceeds max_entries ({max_entries})")
     if map_flags & ~_FLAGS_KNOWN or map_flags < 0:
-        raise InvalidArgument(f"map_flags {map_flags:#x} has bits no map of this type knows")
+        raise InvalidArgument(f"map_flags {map_flags:#x} has bits that no map of this type has")
     if map_flags & BPF_F_RDONLY_PROG and map_flags & BPF_F_WRONLY_PROG:
         raise InvalidArgument("BPF_F_RDONLY_PROG and BPF_F_WRONLY_PROG exclude each other")
     if map_flags & BPF_F_NO_COMMON_LRU:
@@ -173,7 +173,7 @@ def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | Non
     """Bytes of objects that a map with these special fields may hold; 0 without Kptr fields."""
     if not any(kind == _KPTR for kind, _ in places):
         if max_bytes is not None:
-            raise InvalidArgument("max_bytes is for maps with Kptr fields; this has none")
+            raise InvalidArgument("max_bytes is for maps with Kptr fields; this map has none")
         return 0
     if max_bytes is None:
         max_bytes = max(_segment.file_system_bytes(name), _MAX_BYTES_LEAST)
@@ -181,11 +181,11 @@ def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | Non
     max_bytes = whole_number("max_bytes", max_bytes)
     if max_bytes < _MAX_BYTES_USABLE:
         raise InvalidArgument(
-            f"max_bytes must be at least {_MAX_BYTES_USABLE}, in which some small objects find "
-            f"room, not {max_bytes}"
+            f"max_bytes must be at least {_MAX_BYTES_USABLE}, the room of a few small "
+            f"objects, not {max_bytes}"
         )
     if max_bytes >> 62:
-        raise TooLarge(f"{max_bytes} bytes of objects exceed the address space")
+        raise TooLarge(f"max_bytes={max_bytes} exceeds the address space")
     return -(-max_bytes // 4096) * 4096
 
 
@@ -393,7 +393,7 @@ class RHashMap(BatchMethods):
                 _remember(handle)
                 return handle
             _core.MapHandle.close(handle)
-        raise SegmentMissing(f"segment {plain!r} is created and removed all the time")
+        raise SegmentMissing(f"segment {plain!r} is created and removed again and again")
 
     @classmethod
     def open_or_create(
@@ -443,7 +443,7 @@ class RHashMap(BatchMethods):
             _check_creation(key_size, value_size, max_entries, map_flags, map_extra)
             handle._expect(key_size, value_size, max_entries, packed(fields, value_size), _schema)
             return handle
-        raise LockTimeout(f"segment {name!r} is created and removed all the time")
+        raise LockTimeout(f"segment {name!r} is created and removed again and again")
 
     @classmethod
     def from_arrays(
@@ -760,8 +760,8 @@ def _collect(name: str, path: str, names: bool, owner: int | None, report: dict[
             _core.MapHandle.close(handle)
         elif holders.dead and not unused:
             report["skipped"][name] = (
-                f"{holders.dead} processes died in it, but it belongs to user "
-                f"{user_text(user)}: whoever uses it next recovers them, or gc(owner={user})"
+                f"{holders.dead} processes died in it, but it belongs to user {user_text(user)}: "
+                f"the next process that uses it recovers them, or gc(owner={user})"
             )
         if unused:
             status = os.fstat(fd)

@@ -36,7 +36,7 @@ def shown(entries: Iterator[Any], pairs: bool) -> str:
 def _skipping(errors: Errors) -> bool:
     """Whether errors is "skip". Raises InvalidArgument."""
     if errors not in ("raise", "skip"):
-        raise InvalidArgument(f"errors is 'raise' or 'skip', not {errors!r}")
+        raise InvalidArgument(f"errors must be 'raise' or 'skip', not {errors!r}")
     return errors == "skip"
 
 

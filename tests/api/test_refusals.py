@@ -181,13 +181,13 @@ def test_calling_the_class_names_the_calls_that_make_a_map():
 @pytest.mark.parametrize(
     ("argument", "given", "words"),
     [
-        ("max_entries", 1e6, "max_entries is a whole number.*write 1000000"),
-        ("max_entries", "many", "max_entries is a whole number"),
-        ("key_size", 8.0, "key_size is a whole number.*write 8"),
-        ("value_size", None, "value_size is a whole number, int, not NoneType"),
-        ("map_flags", "1", "map_flags is"),
-        ("map_extra", 1.5, "map_extra is"),
-        ("mode", "660", "mode is a whole number.*0o660"),
+        ("max_entries", 1e6, "max_entries must be an int.*write 1000000"),
+        ("max_entries", "many", "max_entries must be an int"),
+        ("key_size", 8.0, "key_size must be an int.*write 8"),
+        ("value_size", None, "value_size must be an int, not NoneType"),
+        ("map_flags", "1", "map_flags must be an int"),
+        ("map_extra", 1.5, "map_extra must be an int"),
+        ("mode", "660", "mode must be an int.*0o660"),
     ],
 )
 def test_error_for_an_argument_of_another_type_names_the_argument(map_name, argument, given, words):
@@ -197,7 +197,7 @@ def test_error_for_an_argument_of_another_type_names_the_argument(map_name, argu
 
 def test_max_bytes_is_a_whole_number_within_limits(map_name):
     """The smallest accepted number works."""
-    with pytest.raises(TypeError, match=r"max_bytes is a whole number.*1 << 30"):
+    with pytest.raises(TypeError, match=r"max_bytes must be an int.*1 << 30"):
         SharedDict(map_name, max_bytes="1G")
     for too_few in (-1, 0, 1, 4096, (16 << 10) - 1):
         with pytest.raises(InvalidArgument, match="max_bytes must be at least 16384"):
@@ -214,9 +214,9 @@ def test_max_bytes_is_a_whole_number_within_limits(map_name):
 
 @pytest.mark.parametrize("mode", [660, 0o1777, 0o4755, -1, 1 << 40])
 def test_mode_with_more_than_permission_bits_is_refused(map_name, mode):
-    with pytest.raises(InvalidArgument, match="mode is permissions"):
+    with pytest.raises(InvalidArgument, match="mode must be from 0"):
         RHashMap.create(map_name, mode=mode, **SIZES)
-    with pytest.raises(InvalidArgument, match="mode is permissions"):
+    with pytest.raises(InvalidArgument, match="mode must be from 0"):
         SharedDict(map_name, mode=mode)
 
 
