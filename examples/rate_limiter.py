@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""At most so many requests of each user in each window of time, counted across processes, exactly.
+"""Allow each user a fixed number of requests in each window of time, exactly, in all processes.
 
     python examples/rate_limiter.py
     python examples/rate_limiter.py --workers 8 --users 100 --limit 50

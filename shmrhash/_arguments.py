@@ -22,7 +22,7 @@ def whole_number(name: str, given: Any) -> int:
         elif isinstance(given, str):
             hint = "; write 0o660" if name == "mode" else "; write a number, such as 1 << 30"
         raise TypeError(
-            f"{name} is a whole number, int, not {type(given).__name__} {given!r:.40}{hint}"
+            f"{name} must be an int, not {type(given).__name__} {given!r:.40}{hint}"
         ) from None
 
 
@@ -34,15 +34,17 @@ def checked_mode(mode: Any) -> int:
     hint = ""
     if set(str(number)) <= set("01234567") and int(str(number), 8) <= _MODE_MAX:
         hint = f"; did you mean 0o{number}?"
-    raise InvalidArgument(f"mode is permissions, 0 to 0o777, not {number} ({number:#o}){hint}")
+    raise InvalidArgument(f"mode must be from 0 to 0o777, not {number} ({number:#o}){hint}")
 
 
 def checked_ttl(ttl: Any) -> float:
     """Seconds to live. Raises TypeError, InvalidArgument."""
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise TypeError(f"ttl is seconds, int or float, not {type(ttl).__name__}")
+        raise TypeError(f"ttl must be seconds, int or float, not {type(ttl).__name__}")
     if not 0 < ttl <= _TTL_MAX and ttl != math.inf:
-        raise InvalidArgument(f"ttl is above 0 and at most {_TTL_MAX} seconds, or inf, not {ttl}")
+        raise InvalidArgument(
+            f"ttl must be above 0 and at most {_TTL_MAX} seconds, or inf, not {ttl}"
+        )
     return ttl
 
 

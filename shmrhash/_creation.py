@@ -89,7 +89,7 @@ def checked_sizes(
     if presize > sizes.max_entries:
         raise InvalidArgument(f"map_extra ({presize}) exceeds max_entries ({sizes.max_entries})")
     if flags & ~_FLAGS_KNOWN or flags < 0:
-        raise InvalidArgument(f"map_flags {flags:#x} has bits no map of this type knows")
+        raise InvalidArgument(f"map_flags {flags:#x} has bits that no map of this type has")
     if flags & BPF_F_RDONLY_PROG and flags & BPF_F_WRONLY_PROG:
         raise InvalidArgument("BPF_F_RDONLY_PROG and BPF_F_WRONLY_PROG exclude each other")
     if flags & BPF_F_NO_COMMON_LRU:
@@ -163,18 +163,18 @@ def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | Non
     """Bytes of objects that a map with these special fields may hold; 0 without Kptr fields."""
     if not any(kind == Kptr.kind for kind, _ in places):
         if max_bytes is not None:
-            raise InvalidArgument("max_bytes is for maps with Kptr fields; this has none")
+            raise InvalidArgument("max_bytes is for maps with Kptr fields; this map has none")
         return 0
     if max_bytes is None:
         return min(max(file_system_bytes(name), _MAX_BYTES_LEAST), _MAX_BYTES_DEFAULT)
     max_bytes = whole_number("max_bytes", max_bytes)
     if max_bytes < _MAX_BYTES_USABLE:
         raise InvalidArgument(
-            f"max_bytes must be at least {_MAX_BYTES_USABLE}, in which some small objects find "
-            f"room, not {max_bytes}"
+            f"max_bytes must be at least {_MAX_BYTES_USABLE}, the room of a few small "
+            f"objects, not {max_bytes}"
         )
     if max_bytes >> 62:
-        raise TooLarge(f"{max_bytes} bytes of objects exceed the address space")
+        raise TooLarge(f"max_bytes={max_bytes} exceeds the address space")
     return whole_pages(max_bytes)
 
 

@@ -127,7 +127,9 @@ class SharedDict(MappingMethods, _core.DictCore):
             self._start(_create_anonymous(schema, limits, timeout=timeout, mode=mode), schema)
             return
         if if_different not in ("raise", "replace"):
-            raise InvalidArgument(f"if_different is 'raise' or 'replace', not {if_different!r}")
+            raise InvalidArgument(
+                f"if_different must be 'raise' or 'replace', not {if_different!r}"
+            )
         for _ in range(RACES_MAX):  # another process may create and unlink it each time
             try:
                 handle = RHashMap.open(name, timeout=timeout, owner=owner)
@@ -222,8 +224,8 @@ class SharedDict(MappingMethods, _core.DictCore):
             for role, declared in (("key", key), ("value", value)):
                 if record[role] == "object" and declared is None and not trust:
                     raise InvalidArgument(
-                        f"the {role}s of {name!r} are pickles, and whoever may write them can run "
-                        f"code here; if you trust all of them, open it with {role}=object or "
+                        f"the {role}s of {name!r} are pickles: processes that may write them can "
+                        f"run code here; if you trust all of them, open it with {role}=object or "
                         f"trust=True"
                     )
             schema = restore_schema(record, handle.name, key, value)
@@ -382,14 +384,14 @@ def _expect_types(handle: RHashMap, schema: Schema, limits: _Limits) -> Schema:
     found = with_ttl(found, handle.name, schema.ttl)
     if limits[0] not in (None, handle.max_entries):
         raise LayoutMismatch(
-            f"segment {handle.name!r} has max_entries={handle.max_entries}, opened with "
+            f"segment {handle.name!r} has max_entries={handle.max_entries}, but was opened with "
             f"{limits[0]}; {REMEDY}"
         )
     given = limits[1] if schema.has_objects else None
     if given is not None and whole_pages(given) != handle.max_bytes:
         raise LayoutMismatch(
-            f"segment {handle.name!r} has max_bytes={handle.max_bytes}, opened with {given}; "
-            f"{REMEDY}"
+            f"segment {handle.name!r} has max_bytes={handle.max_bytes}, but was opened with "
+            f"{given}; {REMEDY}"
         )
     return found
 

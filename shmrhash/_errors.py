@@ -197,7 +197,7 @@ def limit_reached(name: str, size: int, number: int) -> LimitReached:
         what = f"is a sparse file of {size} bytes, more than a file may have here"
         change = f"raise the limit (ulimit -f unlimited), {remedy}"
     elif number == errno.EAGAIN:
-        what = f"reserves {size} bytes, and this process locks all it maps (mlockall)"
+        what = f"reserves {size} bytes, and this process locks all memory that it maps (mlockall)"
         change = f"raise that limit (ulimit -l unlimited), {remedy}"
     else:
         what = f"reserves {size} bytes of address space, more than this process has left"

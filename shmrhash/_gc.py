@@ -71,8 +71,8 @@ def _collect(name: str, path: str, names: bool, owner: int | None, report: dict[
             handle._detach()
         elif holders.dead and not unused:
             report["skipped"][name] = (
-                f"{holders.dead} processes died in it, but it belongs to user "
-                f"{user_text(user)}: whoever uses it next recovers them, or gc(owner={user})"
+                f"{holders.dead} processes died in it, but it belongs to user {user_text(user)}: "
+                f"the next process that uses it recovers them, or gc(owner={user})"
             )
         if unused:
             status = os.fstat(fd)

@@ -115,7 +115,7 @@ def array_codec(record: Any, role: Role, size: int) -> Callable[[Any], Any]:
     except (Error, TypeError, ValueError, KeyError, SyntaxError, RecursionError) as error:
         raise LayoutMismatch(f"{name:.200} cannot be read: {error}") from None
     if not codec.by_reference and codec.size != size:
-        raise LayoutMismatch(f"{name:.200} has {codec.size} bytes, and there are {size}")
+        raise LayoutMismatch(f"{name:.200} has {codec.size} bytes, but the entry has {size}")
     assert codec.decode is not None
     return codec.decode
 

@@ -98,7 +98,7 @@ class LockedValues:
     ) -> None:
         self._given = [memoryview(key).tobytes() for key in keys]
         if len(set(self._given)) != len(self._given):
-            raise InvalidArgument("locked_many takes each key once")
+            raise InvalidArgument("locked_many() got a key twice; give each key once")
         self._sections = {
             key: _core.LockedValue(handle, key, timeout, default) for key in sorted(self._given)
         }

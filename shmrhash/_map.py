@@ -209,7 +209,7 @@ class RHashMap(LockMethods, BatchMethods, _core.ObjectHandle):
                 _lifetime.remember_name(handle)
                 return handle
             handle._detach()
-        raise SegmentMissing(f"segment {plain!r} is created and removed all the time")
+        raise SegmentMissing(f"segment {plain!r} is created and removed again and again")
 
     @classmethod
     def open_or_create(

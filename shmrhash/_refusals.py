@@ -31,7 +31,7 @@ _REMEDIES = {
     "SHMRHASH_DIR if it is not /dev/shm",
     errno.ENOTDIR: "SHMRHASH_DIR must name a directory",
     errno.ENAMETOOLONG: "the path is too long; shorten the name, or SHMRHASH_DIR",
-    errno.ELOOP: "a symbolic link is no segment",
+    errno.ELOOP: "a symbolic link is not a segment",
 }
 
 
@@ -55,7 +55,7 @@ def segment_exists(name: str, path: str) -> SegmentExists:
 
 def restless_name(name: str) -> LockTimeout:
     """The exception if a name could be neither opened nor created, however often it was tried."""
-    return LockTimeout(f"segment {name!r} is created and removed all the time")
+    return LockTimeout(f"segment {name!r} is created and removed again and again")
 
 
 def missing_directory(name: str, where: str) -> SystemFailure:
@@ -71,16 +71,16 @@ def unreadable_directory(error: OSError, where: str) -> Error:
     """The exception if the directory of segments cannot be listed."""
     message = f"the directory of segments, {where}, cannot be read: {error.strerror}"
     if error.errno == errno.ENOENT:
-        return SegmentMissing(f"{message}; SHMRHASH_DIR names another")
+        return SegmentMissing(f"{message}; set SHMRHASH_DIR to another")
     if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionDenied(message)
-    return system_failure(error.errno, f"{message}; SHMRHASH_DIR names another")
+    return system_failure(error.errno, f"{message}; set SHMRHASH_DIR to another")
 
 
 def without_proc(name: str) -> SystemFailure:
     """The exception if a finished segment cannot get its name."""
     return system_failure(
-        errno.ENOENT, f"map {name!r} cannot be made: /proc is not there; mount it (procfs)"
+        errno.ENOENT, f"map {name!r} cannot be made: /proc is not mounted; mount it (procfs)"
     )
 
 

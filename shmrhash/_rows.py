@@ -37,7 +37,7 @@ def new_rows(count: int, size: int, dtype: Any = None, *, zeroed: bool = False) 
     if wanted.hasobject:
         raise InvalidArgument(f"dtype {wanted} has references to Python objects, not bytes")
     if wanted.itemsize != size:
-        raise InvalidArgument(f"dtype {wanted} has {wanted.itemsize} bytes, the map has {size}")
+        raise InvalidArgument(f"dtype {wanted} has {wanted.itemsize} bytes, but the map has {size}")
     return numpy.zeros(count, wanted) if zeroed else numpy.empty(count, wanted)
 
 
@@ -84,7 +84,7 @@ def item_size(what: str, rows: Any) -> int:
         with memoryview(rows) as view:
             shape = view.shape or ()
             if view.format == "B" and len(shape) < 2:
-                raise InvalidArgument(f"{what} are plain bytes: say key_size and value_size")
+                raise InvalidArgument(f"{what} are plain bytes: give key_size and value_size")
             return view.itemsize * math.prod(shape[1:])
     except TypeError:
         raise TypeError(f"{what} must be an array, not {type(rows).__name__}") from None

@@ -63,8 +63,8 @@ def plain_name(name: str) -> str:
         ) from None
     if not 0 < size <= NAME_BYTES_MAX or "/" in plain or "\0" in plain or plain in (".", ".."):
         raise InvalidArgument(
-            f"a map's name has 1 to {NAME_BYTES_MAX} bytes, no slash but a leading one, no NUL, "
-            f"and is not '.' or '..'; got {name[:64]!r} ({size} bytes)"
+            f"a map's name must have 1 to {NAME_BYTES_MAX} bytes, no slash but a leading one, no "
+            f"NUL, and not be '.' or '..'; got {name[:64]!r} ({size} bytes)"
         )
     return plain
 
@@ -214,7 +214,7 @@ def unlink_file(name: str, path: str, identity: Identity | None = None) -> None:
         raise SegmentMissing(
             f"no segment {name!r} in {where}"
             if not os.path.lexists(path)
-            else f"segment {name!r} in {where} is another one by now; this one has no name any more"
+            else f"segment {name!r} in {where} is a newer one; this one has no name any more"
         )
 
 

@@ -53,7 +53,7 @@ class _View(MappingView):
 
     def __init__(self, mapping: Any, errors: Errors = "raise") -> None:
         if errors not in ("raise", "skip"):
-            raise InvalidArgument(f"errors is 'raise' or 'skip', not {errors!r}")
+            raise InvalidArgument(f"errors must be 'raise' or 'skip', not {errors!r}")
         super().__init__(mapping)
         self._skipping = errors == "skip"
 

@@ -52,13 +52,13 @@ cdef class Rows:
         if self.view.ndim == 1 and row == 1 and size > 1:
             if <uint64_t> self.view.len % size:
                 raise _errors.InvalidArgument(
-                    f"{what} has {self.view.len} bytes, which is no multiple of {size}")
+                    f"{what} has {self.view.len} bytes, which is not a multiple of {size}")
             return <uint64_t> self.view.len // size
         for axis in range(1, self.view.ndim):
             row *= self.view.shape[axis]
         if <uint64_t> row != size:
             raise _errors.InvalidArgument(
-                f"{what} has items of {row} bytes, this needs items of {size} bytes")
+                f"{what} has items of {row} bytes, but needs items of {size} bytes")
         return self.view.shape[0] if self.view.ndim else 1
 
     def __dealloc__(self):
@@ -90,7 +90,7 @@ cdef bytes joined(str what, things, uint64_t size):
         with memoryview(thing) as view:
             if view.nbytes != size:
                 raise _errors.InvalidArgument(
-                    f"{what}[{number}] has {view.nbytes} bytes, this needs items of {size} bytes")
+                    f"{what}[{number}] has {view.nbytes} bytes, but needs {size} bytes")
             if not view.c_contiguous:
                 raise _errors.InvalidArgument(f"{what}[{number}] must be contiguous in memory")
             parts.append(view.tobytes())
@@ -99,7 +99,7 @@ cdef bytes joined(str what, things, uint64_t size):
 
 cdef expect_count(str what, Rows rows, uint64_t count):
     if rows.count != count:
-        raise _errors.InvalidArgument(f"{what} has {rows.count} items, and there are {count} keys")
+        raise _errors.InvalidArgument(f"{what} has {rows.count} items, but there are {count} keys")
 
 
 cdef int many_run(MapHandle handle, Batch *many, bint f_lock) except -1:

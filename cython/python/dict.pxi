@@ -74,8 +74,8 @@ cdef class DictBase:
 
     cdef object _refuse_ttl(self):
         raise _errors.InvalidArgument(
-            f"{self.handle.name!r} has no room for deadlines; create it with ttl=math.inf, or a "
-            f"default in seconds")
+            f"map {self.handle.name!r} has no room for deadlines; create it with ttl=math.inf, or "
+            f"a default in seconds")
 
     cdef bint _sizes_fit(self, uint64_t words) noexcept:
         """Whether the map's sizes are those of such keys and values, behind so many words."""

@@ -96,7 +96,7 @@ cdef class DictSection:
         cdef DictBase owner = self.owner
         cdef Waiting patience = owner.handle._patience()
         if self.state != SECTION_NEW:
-            raise _errors.InvalidArgument("a locked section can be entered once only")
+            raise _errors.InvalidArgument("a locked section can be entered only once")
         if self.timeout is not None:
             patience.limit_ns = timeout_ns(self.timeout)
         owner._begin(&self.op, &self.key_bytes, &patience)

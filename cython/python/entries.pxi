@@ -144,7 +144,7 @@ def cursor_at(MapHandle handle not None, key):
     cdef Rows rows = Rows("key", key, handle.map.key_size)
     cdef Cursor place = Cursor.__new__(Cursor)
     if rows.count != 1:
-        raise _errors.InvalidArgument(f"key has {rows.count * handle.map.key_size} bytes, map "
+        raise _errors.InvalidArgument(f"key has {rows.count * handle.map.key_size} bytes, but map "
                                       f"{handle.name!r} has keys of {handle.map.key_size} bytes")
     handle._expect_open()
     place.start(handle, None)

@@ -37,7 +37,7 @@ cdef raise_timeout(MapHandle handle, Op *op, int64_t waited_ns):
         index = load_acquire_u64(&context_at(&handle.map, owner).owner) - 1
     about = f"map {handle.name!r}: waited {waited_ns / 1e9:.1f} s for a lock "
     if index >= processes_usable(&handle.map):
-        raise _errors.LockTimeout(f"{about}that was taken at each attempt; try again")
+        raise _errors.LockTimeout(f"{about}that was held at each attempt; try again")
     name = who_is(handle, index)
     if process_is_dead(&handle.map, index):
         why = ("a read-only handle cannot recover it; gc() or any writer can"
@@ -46,7 +46,7 @@ cdef raise_timeout(MapHandle handle, Op *op, int64_t waited_ns):
         raise _errors.LockTimeout(f"{about}of {name}, which is dead: {why}")
     if not process_can_be_judged(&handle.map, index):
         raise _errors.LockTimeout(
-            f"{about}of {name}; this process cannot tell whether that is alive (it has no "
+            f"{about}of {name}; this process cannot tell whether that one is alive (it has no "
             f"descriptor of the file left, or the two are in different PID namespaces); if it is "
             f"dead, gc() by a process that can open the map recovers it")
     raise _errors.LockTimeout(
@@ -70,7 +70,7 @@ cdef str waiting_text(MapHandle handle):
                 f"refused to this process, so it cannot know whether processes {pids} still read "
                 f"them")
     return (f"; {facts.pages_waiting * PAGE_BYTES} of them are empty, and wait for operations of "
-            f"processes {pids} that do not end (stopped?)")
+            f"processes {pids} that do not end (are they stopped?)")
 
 
 cdef raise_status(MapHandle handle, Status status, Op *op):
@@ -91,7 +91,7 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
         raise _errors.OutOfMemory(
             f"map {handle.name!r} may hold max_bytes={handle.map.max_bytes} bytes of objects; "
             f"{budget_word(&handle.map.objects.budget) * PAGE_BYTES} are taken, "
-            f"{op.bytes_wanted} more are wanted{waiting_text(handle)}; delete some or create it "
+            f"{op.bytes_wanted} more are needed{waiting_text(handle)}; delete some or create it "
             f"with a larger max_bytes")
     if status == PRESENT:
         raise _errors.KeyExists(f"map {handle.name!r} has this key already (BPF_NOEXIST)")

@@ -67,7 +67,7 @@ cdef class LockedValue:
         cdef const uint8_t *fresh = NULL
         cdef uint8_t *value
         if self.state != SECTION_NEW:
-            raise _errors.InvalidArgument("a locked section can be entered once only")
+            raise _errors.InvalidArgument("a locked section can be entered only once")
         if self.timeout is not None:
             patience.limit_ns = timeout_ns(self.timeout)
         if self.default is not None:

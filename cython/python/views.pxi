@@ -103,7 +103,7 @@ cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t re
             raise _errors.SystemFailure(
                 f"map {handle.name!r}: this process may not write the file, so it has to read "
                 f"objects through a descriptor, and can neither open the file again nor copy from "
-                f"its own memory ({os_error()}); open the map anew")
+                f"its own memory ({os_error()}); open the map again")
         raise_status(handle, CORRUPT, NULL)
     return copy
 

@@ -1,4 +1,4 @@
-"""The folders of the sources as layers: each uses what stands below it."""
+"""The folders of the sources as layers: each uses those below it."""
 
 from drawing import Drawing
 
@@ -6,7 +6,7 @@ LAYERS = [
     ("shmrhash/cli", "grey", "the command line: that of bpftool; ls, top, check, export, doctor"),
     ("shmrhash", "amber", "RHashMap, SharedDict, SharedCounter; files, names, types, errors"),
     ("python", "amber", "the extension's classes: the only place that raises, or takes the GIL"),
-    ("processes", "red", "who lives, waiting, recovery, attaching, check()"),
+    ("processes", "red", "which processes are alive; waiting, recovery, attaching, check()"),
     ("map", "green", "chains, elements, the table; read, write, remove, sections, walks"),
     ("memory", "violet", "operations and lock words; regions, pools, depots, objects"),
     ("segment", "blue", "what lies where: layout, geometry, header, the file"),
@@ -22,7 +22,7 @@ def draw():
         "From below: machine, segment, memory, map, processes, python; then the Python package "
         "and its command line. Each layer uses only those below it.",
     )
-    drawing.heading("Each layer uses what stands below it, and nothing above")
+    drawing.heading("Each layer uses the layers below it, and none above")
     for place, (name, hue, what) in enumerate(LAYERS):
         y = 80 + place * 48 + (12 if place > 1 else 0)
         inset = 24

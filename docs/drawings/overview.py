@@ -6,7 +6,7 @@ WORKERS = [
     ("web worker", "d[key]", "blue", "reads take no lock"),
     ("web worker", "d[key] = value", "green", "each write is atomic"),
     ("batch job", "c.inc(key)", "green", "no addition is lost"),
-    ("killed worker", "kill -9", "red", "the next one mends what it left"),
+    ("killed worker", "kill -9", "red", "the next process recovers it"),
 ]
 
 

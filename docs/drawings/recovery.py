@@ -1,4 +1,4 @@
-"""Recovery: how a death is found, and in which order it is mended."""
+"""Recovery: how a death is found, and in which order its traces are repaired."""
 
 from drawing import Drawing
 
@@ -11,7 +11,7 @@ FIND = [
 ORDER = [
     ("region", "violet", "its two watermarks are right at every moment: unlock"),
     ("depot, credits", "violet", "put a detached list back; complete moved credits; unlock"),
-    ("block", "violet", "a block without memory is a hole; else take or give is undone or done"),
+    ("block", "violet", "a block without memory is a hole; else a take or give is undone or finished"),
     ("budget", "violet", "the word becomes what the context said it would be; unlock"),
     ("element", "blue", "UPD: copy redo to value, LIVE.   ULOCK, LOCKED: LIVE"),
     ("bucket: insert", "blue", "a slot names the element: done.   Else: the element is freed"),
@@ -27,10 +27,10 @@ def draw():
         556,
         "Recovery",
         "A waiter finds a locked word, its context, the process slot, and asks the kernel "
-        "whether that process lives. Then the dead process's contexts are mended, innermost "
+        "whether that process lives. Then the dead process's contexts are recovered, innermost "
         "lock first. Each step looks at shared state only and may be repeated.",
     )
-    drawing.heading("Whoever meets the dead mends what it left; there is no daemon and no parent")
+    drawing.heading("The next process that meets a dead owner recovers it: no daemon, no parent")
     for place, (first, second) in enumerate(FIND):
         x = 24 + place * 222
         hue = "red" if place == 3 else "grey"

@@ -59,7 +59,7 @@ def draw():
     labels = [
         ("header", 40, "header"),
         ("process slots", 100, "1,024 process slots"),
-        ("contexts", 420, "4,096 contexts: who does what just now, and a redo buffer for each"),
+        ("contexts", 420, "4,096 contexts: the operation of each thread, and its redo buffer"),
         ("block words", 860, "depots, block words"),
     ]
     for name, x, label in labels:

@@ -12,7 +12,7 @@ def draw():
         "LOCKED and back to LIVE; a deletion makes it DEAD, and then it is FREE again.",
     )
     drawing.heading(
-        "Each change is one store or compare-and-swap of the header, and counts the version"
+        "Each change is one store or compare-and-swap of the header, and raises the version"
     )
     drawing.box(24, 226, 110, 60, "FREE", "in a depot", hue="grey", size=15)
     drawing.box(206, 226, 116, 60, "ALLOC", "one context's", hue="violet", size=15)
@@ -52,7 +52,7 @@ def draw():
     drawing.arrow([(526, 268), (760, 268)], "red")
     drawing.text(536, 286, "delete: bucket's lock", **small)
     drawing.arrow([(556, 412), (800, 412), (800, 286)], "red")
-    drawing.text(600, 430, "delete: the section is told at its end", **small)
+    drawing.text(600, 430, "delete: the section ends with KeyGone", **small)
     drawing.arrow([(842, 286), (842, 476), (78, 476), (78, 286)])
     drawing.text(200, 468, "the slot is cleared, the element goes to a depot", **small)
     return drawing

@@ -9,7 +9,7 @@ def draw():
         470,
         "An entry needs a credit and an element",
         "Credits move from the header to the depots, 32 at a time; elements move from the pool's "
-        "blocks to the depots, half a hundred at a time. An insert takes one of each by one "
+        "blocks to the depots, about 50 at a time. An insert takes one of each by one "
         "store.",
     )
     drawing.heading("An insert takes both from the depot of its CPU, by one store")
@@ -38,7 +38,7 @@ def draw():
     drawing.arrow([(214, 144), (430, 144)], "green")
     drawing.text(322, 136, "32 at a time", size=12, hue="soft", anchor="middle")
     drawing.arrow([(322, 304), (376, 304), (376, 160), (430, 160)], "amber", both=True)
-    drawing.text(336, 326, "some 50", size=12, hue="soft")
+    drawing.text(336, 326, "about 50", size=12, hue="soft")
     drawing.text(336, 342, "at a time", size=12, hue="soft")
 
     drawing.box(726, 152, 150, 84, "the map", "entries", hue="blue", size=16)
@@ -52,7 +52,7 @@ def draw():
     drawing.lines(
         24,
         412,
-        ["E2BIG (MapFull) is said only when the", "header and every depot have no credit."],
+        ["E2BIG (MapFull) is returned only when the", "header and every depot have no credit."],
         size=13,
     )
     return drawing

@@ -72,8 +72,8 @@ def draw():
     x = LEFT + 2 * STEP - (STEP - WIDTH) / 2
     drawing.line([(x, 150), (x, 362)], "green", weight=2, dashed=True)
     drawing.text(x, 380, "the commit", anchor="middle", hue="green", bold=True)
-    drawing.text(24, 406, "A reader looks at the header again after it has copied: if the version")
+    drawing.text(24, 406, "A reader loads the header again after the copy: if the version")
     drawing.text(
-        24, 424, "has changed, it starts anew. A writer that was stopped delays no reader."
+        24, 424, "has changed, it starts again. A writer that was stopped delays no reader."
     )
     return drawing

@@ -5,12 +5,12 @@ from drawing import Drawing
 BIT = 12
 LEFT = 108
 LOCK = [("owner context", 15, "violet"), ("L", 1, "red")]
-UNLOCKED = [("nobody holds it", 16, "grey")]
+UNLOCKED = [("never locked", 16, "grey")]
 # From bit 63 down to bit 16: layout.pxd has the same list.
 WORDS = [
     ("bucket", [("version", 40, "blue"), ("", 2, "grey"), ("level", 6, "green")]),
     ("element", [("version", 45, "blue"), ("st", 3, "green")]),
-    ("table", [("number of buckets", 48, "blue")]),  # nobody holds it
+    ("table", [("number of buckets", 48, "blue")]),  # no context holds it
     ("depot", [("head element", 32, "blue"), ("credit", 8, "green"), ("count", 8, "amber")]),
     ("credits", [("entries that may still be added", 48, "green")]),
     (
@@ -52,11 +52,11 @@ def draw():
                 drawing.text(middle, y + 21, label, size=small, anchor="middle")
             x += bits * BIT
     drawing.brace(LEFT, LEFT + 48 * BIT - 3, 380)
-    drawing.text(LEFT + 24 * BIT, 410, "what the word is about", anchor="middle", hue="soft")
+    drawing.text(LEFT + 24 * BIT, 410, "the content of the word", anchor="middle", hue="soft")
     drawing.brace(LEFT + 48 * BIT + 3, LEFT + 64 * BIT, 380)
-    drawing.text(LEFT + 56 * BIT, 410, "who holds it, or 0", anchor="middle", hue="soft")
+    drawing.text(LEFT + 56 * BIT, 410, "the owner, or 0", anchor="middle", hue="soft")
     drawing.text(
-        24, 440, "Taken: one compare-and-swap sets L and the owner together, so whoever finds a"
+        24, 440, "Taken: one compare-and-swap sets L and the owner together, so a reader of a"
     )
     drawing.text(
         24, 460, "locked word knows its owner. Released: the same store writes the new payload."

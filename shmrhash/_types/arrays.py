@@ -65,7 +65,7 @@ def plain_dtype(dtype: Any) -> Any:
     if found.hasobject:
         raise InvalidArgument(f"the dtype {found} has Python objects, which cannot be shared")
     if not found.itemsize:
-        raise InvalidArgument(f"the dtype {found} has no size; say it, as in 'U10'")
+        raise InvalidArgument(f"the dtype {found} has no size; give one, as in 'U10'")
     return found
 
 
@@ -231,4 +231,4 @@ def _trailer_shape(view: memoryview, itemsize: int) -> tuple[int, ...]:
         shape = tuple(trailer.tolist())
         if -(-math.prod(shape) * itemsize // WORD_BYTES) == words - 1 - count:
             return shape
-    raise SegmentCorrupt(f"{view.nbytes} bytes are not an array with its shape behind it")
+    raise SegmentCorrupt(f"{view.nbytes} bytes are not an array followed by its shape")

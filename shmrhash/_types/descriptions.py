@@ -225,7 +225,7 @@ def text_of(record: Any) -> str:
             flags.append("tag {}={!r}".format(*description["t"]))
         return f"{text} ({', '.join(flags)})" if flags else text
     except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
-        return f"what no version knows, {record!r:.60}"
+        return f"an unknown type, {record!r:.60}"
 
 
 def _name(description: Any) -> str:

@@ -47,7 +47,7 @@ def special_bytes(key: Any, encode: Encode) -> bytes | None:
 def refusal(key: Any, why: str) -> TypeError:
     """The exception for a key whose equality bytes cannot represent."""
     return TypeError(
-        f"{type(key).__qualname__} cannot be a key: {why}; use a tuple of what it is made of, its "
+        f"{type(key).__qualname__} cannot be a key: {why}; use a tuple of its parts, its "
         f"text, or a frozen dataclass"
     )
 
@@ -92,7 +92,7 @@ def _time_bytes(key: Any) -> bytes | None:
     if not isinstance(key, kinds):
         return None
     if key != key or any(getattr(key, name, None) for name in ("nanosecond", "nanoseconds")):
-        raise refusal(key, "it is no time, or has nanoseconds, which a datetime has not")
+        raise refusal(key, "it is not a time, or has nanoseconds, which a datetime cannot have")
     if isinstance(key, datetime.datetime):
         tag, zone = b"N", key.utcoffset()
         if zone is not None:

@@ -207,12 +207,12 @@ def _parts_of(key: Any) -> Any:
             return _Parts(
                 made_of_fields, cls, encode_key(tuple(getattr(key, field.name) for field in fields))
             )
-        raise refusal(key, "it has fields that do not count for its equality")
+        raise refusal(key, "some of its fields do not take part in its equality")
     config = getattr(cls, "__struct_config__", None)
     if config is not None and config.frozen and config.eq and "__eq__" not in vars(cls):
         parts = tuple(getattr(key, name) for name in cls.__struct_fields__)
         return _Parts(made_of_fields, cls, encode_key(parts))
-    raise refusal(key, "nothing is known of when two of them are equal")
+    raise refusal(key, "it is not known when two of them are equal")
 
 
 def _is_frozen_dataclass(cls: Any) -> bool:

@@ -90,7 +90,7 @@ class _Encoder:
         try:
             again = bytes(self._encode(self._decode(data)))
         except self._error as error:
-            raise TypeError(f"key is not what {self._cls.__qualname__} declares: {error}") from None
+            raise TypeError(f"key does not fit {self._cls.__qualname__}: {error}") from None
         if b"\xcb\x80\0\0\0\0\0\0\0" in again:
             again = bytes(self._encode(_without_signs_of_zero(self._plain(again))))
         return again

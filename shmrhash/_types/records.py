@@ -64,7 +64,7 @@ def record_name(record: Any) -> str:
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):
-        return f"what no version knows, {record!r:.60}"
+        return f"an unknown type, {record!r:.60}"
     if "struct" in record:
         return f"the struct format {record['struct']!r}"
     if "numpy" in record:

@@ -25,7 +25,7 @@ VERSION = 1
 KIND = "SharedDict"
 PER_ENTRY = "per entry"  # entries can expire; only those with a ttl of their own do
 REMEDY = (
-    "if_different='replace' makes it anew, open() takes it as it is; or choose another name, or "
+    "if_different='replace' replaces it, open() uses it as it is; or choose another name, or "
     "unlink it"
 )
 _TIME_NAMESPACE = "/proc/self/timens_offsets"
@@ -126,7 +126,7 @@ class Schema(Layout):
         if len(data) > _core.SCHEMA_BYTES_MAX:
             raise TooLarge(
                 f"the types {record_name(self.key.record):.60} and "
-                f"{record_name(self.value.record):.60} take {len(data)} bytes to describe, and "
+                f"{record_name(self.value.record):.60} take {len(data)} bytes to describe, but "
                 f"there is room for {_core.SCHEMA_BYTES_MAX}"
             )
         return data
@@ -157,7 +157,7 @@ def read_schema(data: bytes, name: str) -> dict[str, Any]:
         raise LayoutMismatch(f"segment {name!r} has a schema that is not a SharedDict's") from None
     if (version, kind) != (VERSION, KIND) or not {"key", "value", "ttl"} <= record.keys():
         raise LayoutMismatch(
-            f"segment {name!r} is a {kind} of version {version}; wanted {KIND}, version {VERSION}"
+            f"segment {name!r} is a {kind} of version {version}, not {KIND}, version {VERSION}"
         )
     return dict(record)
 
@@ -210,7 +210,7 @@ def with_ttl(schema: Schema, name: str, ttl: float | None) -> Schema:
     if schema.ttl is None:
         raise LayoutMismatch(
             f"segment {name!r} was made without ttl, so its entries have no room for a deadline, "
-            f"and it was opened with ttl={ttl}; open it without ttl, or {REMEDY}"
+            f"but it was opened with ttl={ttl}; open it without ttl, or {REMEDY}"
         )
     return replace(schema, ttl=ttl)
 
@@ -231,9 +231,9 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
         # Compare it as JSON returns it: a tuple, for example, becomes a list.
         if not same_stored(json.loads(json.dumps(codec.record)), record[role], role):
             raise LayoutMismatch(
-                f"segment {name!r} has the {role} type {record_name(record[role])}, opened with "
-                f"{record_name(codec.record)}; SharedDict(..., if_different='replace') makes it "
-                f"anew; or choose another name, or unlink it"
+                f"segment {name!r} has the {role} type {record_name(record[role])}, but was opened "
+                f"with {record_name(codec.record)}; SharedDict(..., if_different='replace') "
+                f"replaces it; or choose another name, or unlink it"
             )
         codecs.append(codec)
     return _schema_of(codecs[0], codecs[1], ttl_of_record(record, name))

@@ -102,7 +102,7 @@ def ctypes_codec(cls: Any, role: Role) -> Codec:
         _expect_no_address(cls, kind)
     if role == "key" and _has_padding(cls):
         raise InvalidArgument(
-            f"{cls.__qualname__} has unused bytes between or behind its fields, so equal keys "
+            f"{cls.__qualname__} has unused bytes between or after its fields, so equal keys "
             f"could differ; set _pack_ = 1, or fill them with fields"
         )
     padding = bytes(inline_size(size, role) - size)

@@ -33,7 +33,7 @@ COMMANDS = {  # by section of the help: each command and its module
         "create": "commands.change",
         "freeze": "commands.change",
     },
-    "look": {
+    "inspect": {
         "ls": "commands.ls",
         "info": "commands.ls",
         "top": "commands.top",
@@ -59,9 +59,9 @@ SHELLS = ("bash", "zsh", "fish")
 MODULE_OF = {name: module for section in COMMANDS.values() for name, module in section.items()}
 
 EPILOG = """\b
-MAP is NAME, 'name NAME', 'pinned FILE' or 'id INODE'. DATA is bytes as bpftool takes them
-(1 0 0x1f, hex 01 00 1f), or one word with --str, --u64 or --struct; for a SharedDict it is what
-its types are: a text, a number. Pickles are read only with --unpickle.
+MAP is NAME, 'name NAME', 'pinned FILE' or 'id INODE'. DATA is bytes in bpftool's notation
+(1 0 0x1f, hex 01 00 1f), or with --str a text, with --u64 a number, with --struct its fields;
+for a SharedDict it follows the declared types. Pickles are read only with --unpickle.
 
 \b
 Examples:
@@ -76,16 +76,16 @@ Examples:
 
 \b
 Exit status:
-  0  done                               5  damaged, of another version, or no map
-  1  the answer is no: no such key,     6  no room: map full, /dev/shm full
-     exists already, something found    7  busy: a lock was not released in time
-  2  wrong arguments                    8  a Python package is missing (says which)
+  0  done                               5  damaged, another version, or not a map
+  1  the answer is no: no such key,     6  no room: the map or /dev/shm is full
+     key exists, a problem was found    7  busy: a lock was not released in time
+  2  wrong arguments                    8  a Python package is missing
   3  no such map                        9  another error of the system
-  4  not permitted                    130  interrupted; 141 the reader of a pipe went away
+  4  permission denied                130  interrupted; 141: the output pipe was closed
 
 \b
-Commands and keywords may be shortened: 'shmrhash d hits' dumps, as with bpftool.
-Colours are for terminals; NO_COLOR turns them off. --help behind a command has its examples."""
+Commands and keywords may be shortened, as in bpftool: 'shmrhash d hits' is 'shmrhash dump hits'.
+Only a terminal gets colours; NO_COLOR turns them off. 'shmrhash COMMAND --help' has examples."""
 
 
 class Commands(click.Group):
@@ -111,7 +111,7 @@ class Commands(click.Group):
         if command is None:
             near = difflib.get_close_matches(words[0], MODULE_OF, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise Failure(f"no command {words[0]!r}.{hint} 'shmrhash help' lists all.")
+            raise Failure(f"no command {words[0]!r}.{hint} 'shmrhash help' lists the commands.")
         return command.name, command, words[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -132,16 +132,16 @@ def full_name(word: str) -> str | None:
     begun = [name for name in MODULE_OF if name.startswith(word)]
     ours = [name for name in begun if name not in COMMANDS[BPFTOOL]]
     if len(ours) > 1 and len(ours) == len(begun):
-        raise Failure(f"{word!r} is short for {' and '.join(ours)}")
+        raise Failure(f"{word!r} is ambiguous: it can be {' or '.join(ours)}")
     return begun[0] if begun else None
 
 
 @click.group(cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(shmrhash.__version__, "-V", "--version", message="%(version)s")
 @click.option(
-    "--dir", "directory", metavar="DIR", help="The directory of segments, if not /dev/shm."
+    "--dir", "directory", metavar="DIR", help="The directory of segments, instead of /dev/shm."
 )
-@click.option("--owner", metavar="USER", help="Trust the maps of this user too.")
+@click.option("--owner", metavar="USER", help="Also trust the maps of this user.")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, 1e9),
@@ -151,7 +151,7 @@ def full_name(word: str) -> str | None:
 )
 @pass_session
 def group(session: Session, directory: str | None, owner: str | None, timeout: float) -> None:
-    """Look at hash maps in shared memory and repair them: bpftool's commands, and more."""
+    """Inspect and repair hash maps in shared memory: bpftool's commands, and more."""
     if directory:
         os.environ["SHMRHASH_DIR"] = os.path.abspath(directory)
     session.timeout = timeout
@@ -161,7 +161,7 @@ def group(session: Session, directory: str | None, owner: str | None, timeout: f
 group.params += json_options()
 
 
-@click.command("help", cls=Command, short_help="This text, or that of a command.")
+@click.command("help", cls=Command, short_help="This text, or the help of one command.")
 @click.argument("name", metavar="[COMMAND]", required=False)
 @pass_session
 @click.pass_context
@@ -181,11 +181,11 @@ def help_command(context: click.Context, session: Session, name: str | None) -> 
             click.echo(command.get_help(own))
 
 
-@click.command("completion", cls=Command, short_help="Code for the completion of a shell.")
+@click.command("completion", cls=Command, short_help="Completion of the command line, for a shell.")
 @click.argument("shell", type=click.Choice(SHELLS))
 @pass_session
 def completion_command(session: Session, shell: str) -> None:
-    """Print the code with which bash, zsh or fish completes commands, maps and keywords.
+    """Print the code that makes bash, zsh or fish complete commands, maps and keywords.
 
     \b
     Examples:

@@ -40,12 +40,12 @@ PROCESS_COUNTERS = ("operations", "lookups", "updates", "inserts", "deletes", "a
 USABLE = (OK, DEAD, FULL, FROZEN)
 ADVICE = {
     DEAD: "shmrhash repair {name}",
-    FULL: "for new keys, delete entries, or move them to a larger map (shmrhash export, import)",
+    FULL: "delete entries, or move all of them to a larger map (shmrhash export, import)",
     ORPHAN: "shmrhash gc",
-    DAMAGED: "shmrhash unlink {name}, and create it again",
-    VERSION: "use the version of shmrhash that made it, or shmrhash unlink {name}",
-    DENIED: "ask as its owner, as root, or with --owner",
-    NAMELESS: "programs that open its name get another map: restart the processes of this one",
+    DAMAGED: "shmrhash unlink {name}, then create it again",
+    VERSION: "use the version of shmrhash that made it, or remove it: shmrhash unlink {name}",
+    DENIED: "run this as the owner, as root, or with --owner USER",
+    NAMELESS: "a program that opens its name gets another map: restart this map's processes",
 }
 
 
@@ -161,7 +161,7 @@ def _types_text(shared_map: RHashMap) -> str:
     try:
         types = _inspect.types_of(shared_map)
     except shmrhash.LayoutMismatch as error:
-        return f"not to be read: {error}"
+        return f"cannot be read: {error}"
     return "" if types is None else str(types)
 
 
@@ -207,7 +207,7 @@ def examine(path: str) -> tuple[str, str]:
         return GONE, str(error)
     except OSError as error:
         return DENIED, str(error)
-    return NOT_A_MAP, "it does not begin as a map does"
+    return NOT_A_MAP, "it does not begin with the header of a map"
 
 
 def _diagnosis(error: Exception, path: str) -> str:

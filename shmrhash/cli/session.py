@@ -57,7 +57,7 @@ def user_id(text: str) -> int:
     try:
         return int(text) if text.isdigit() else pwd.getpwnam(text).pw_uid
     except KeyError:
-        raise Failure(f"no user {text!r} here") from None
+        raise Failure(f"this machine has no user {text!r}") from None
 
 
 # ---- options and arguments ----
@@ -72,7 +72,7 @@ def _set_json(context: click.Context, parameter: click.Parameter, value: bool) -
 
 def json_options() -> list[click.Option]:
     """-j and -p, for the group and for each command."""
-    choices = {"json": "Print JSON.", "pretty": "Print JSON for people."}
+    choices = {"json": "Print JSON.", "pretty": "Print JSON with line breaks."}
     return [
         click.Option(
             [f"-{name[0]}", f"--{name}"],

@@ -82,7 +82,7 @@ def _in_child(
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         what = signal.strsignal(number) if number else f"exit status {status >> 8}"
         raise shmrhash.SegmentCorrupt(
-            f"{whose}: the process that read it died ({what}); its owner may truncate the file"
+            f"{whose}: the process that read it died ({what}); has its owner truncated the file?"
         )
     raised, found = pickle.loads(answer)  # written by this process's own child
     if raised:

@@ -79,7 +79,7 @@ class Words:
         """Raise Failure if words are left."""
         word = self.peek()
         if word is not None:
-            raise Failure(f"did not expect {word!r} there")
+            raise Failure(f"unexpected argument: {word!r}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def take_map(words: Words) -> MapName:
     """Take a MAP. The name of an existing map, or the last word, is not taken for a keyword."""
     word = words.peek()
     if word is None:
-        raise Failure("which map? expected NAME, 'name NAME', 'pinned FILE' or 'id NUMBER'")
+        raise Failure("expected a map: NAME, 'name NAME', 'pinned FILE' or 'id NUMBER'")
     is_name = word not in MAP_KEYWORDS and os.path.lexists(map_named(word).path)
     keyword = None if is_name or words.left() == 1 else words.keyword(MAP_KEYWORDS)
     argument = words.next()

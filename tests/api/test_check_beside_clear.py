@@ -62,5 +62,5 @@ def test_check_finds_no_damage_while_no_operation_is_in_progress(make_map, start
         if exact:
             found.append(problem)
 
-    assert found, "no look met everybody at rest"
+    assert found, "no check found all processes at rest"
     assert set(found) == {0}

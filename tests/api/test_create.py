@@ -473,7 +473,7 @@ def test_a_truncated_file_is_noticed(map_name, length):
 # Permissions.
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("mode", [0o600, 0o000])
 def test_a_private_map_is_not_opened_by_another_user(make_map, map_name, mode):
     """H1: a file that may not be opened is PermissionDenied, a PermissionError."""

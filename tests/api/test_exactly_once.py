@@ -90,8 +90,8 @@ class Disturber:
         fresh = self.handle == 0 and way in FRESH_WAYS
 
         def step(key, value):
-            assert key not in found, f"{way.__name__}: {key.hex()} twice"
-            assert value is None or value in self.seen.get(key, ()), f"{way.__name__}: {key.hex()}"
+            assert key not in found, f"{way.__name__} delivers {key.hex()} twice"
+            assert value is None or value in self.seen.get(key, ()), f"{way.__name__}, {key.hex()}"
             if fresh:
                 assert key in self.present
                 assert value is None or value == self.present[key]
@@ -101,8 +101,10 @@ class Disturber:
 
         way(self.m, rng, step)
         missed = self.staying - set(found)
-        assert not missed, f"{way.__name__}: {len(missed)} of {len(self.staying)} missed"
-        assert set(found) <= self.seen.keys(), f"{way.__name__}: a key that was never there"
+        assert not missed, f"{way.__name__} misses {len(missed)} of {len(self.staying)} keys"
+        assert set(found) <= self.seen.keys(), (
+            f"{way.__name__} delivers a key that was never in the map"
+        )
 
 
 def disturb_many_walks(make_map, map_name, rng, schedules, monkeypatch):

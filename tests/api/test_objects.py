@@ -90,7 +90,7 @@ def test_max_bytes_is_a_hard_limit_at_which_nothing_is_lost(words):
             words[key] = value
             stored[key] = value
 
-    with pytest.raises(shmrhash.OutOfMemory, match=r"max_bytes=4194304 .* more are wanted"):
+    with pytest.raises(shmrhash.OutOfMemory, match=r"max_bytes=4194304 .* more are needed"):
         fill()
     assert dict(words.items()) == stored
     assert facts(words)["bytes_committed"] <= 1 << 22

@@ -18,7 +18,7 @@ STRANGER, OTHER = 65534, 65533
 GC_TURNS = 6000
 GROUP = 65532
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root, who may become any user")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which can become any user")
 
 
 def as_user(user, function, *arguments):

@@ -98,7 +98,7 @@ def test_stopped_owner_counts_as_alive_and_makes_a_writer_wait(make, users):
         os.kill(pid, signal.SIGCONT)
         time.sleep(0.001)  # so that the next stop finds it elsewhere
     else:
-        pytest.fail("it was never stopped inside an operation")
+        pytest.fail("the writer was never stopped inside an operation")
 
     assert run("-j", "ls").json[0]["health"] == "ok"
     run("lookup", "hits", "key", "hex", "00" * 8)

@@ -242,9 +242,9 @@ def test_files_and_maps_that_cannot_hold_a_dict_are_refused(make, tmp_path):
         (["export", "typed", tmp_path / "jobs.npz"], "special fields of this map; .snap and .ndj"),
         (["import", tmp_path / "jobs.snap", "numbers"], 'of "str" to "int", map \'numbers\''),
         (["import", tmp_path / "jobs.ndjson", "numbers"], 'of "str" to "int", map \'numbers\''),
-        (["import", tmp_path / "jobs.snap", "hits"], "map 'hits' is of bytes to bytes"),
+        (["import", tmp_path / "jobs.snap", "hits"], "map 'hits' has bytes to bytes"),
         (["import", tmp_path / "jobs.snap", "typed"], "with other special fields"),
-        (["import", tmp_path / "hits.snap", "numbers"], "no SharedDict, map 'numbers' is of"),
+        (["import", tmp_path / "hits.snap", "numbers"], "no SharedDict), but map 'numbers' has"),
         (["import", tmp_path / "hits.csv", "numbers", "--str", "--value-u64"], "no SharedDict"),
         (["import", tmp_path / "hits.snap", "typed"], "with other special fields"),
     ):
@@ -257,7 +257,7 @@ def test_max_bytes_of_an_imported_dict_can_be_given(tmp_path):
     run("export", "jobs", tmp_path / "jobs.snap")
 
     refused = run("import", tmp_path / "jobs.snap", "small", "--max-bytes", 16384, status=6)
-    assert "behind 0 entries" in refused.err
+    assert "0 entries were imported" in refused.err
     run("import", tmp_path / "jobs.snap", "large", "--max-bytes", 1 << 22)
     with SharedDict.open("large") as d:
         assert d.handle.max_bytes == 1 << 22
@@ -369,15 +369,15 @@ NOTE_AT = HEAD.size
         (lambda data: data[: NOTE_AT + 3], "head of the snapshot is damaged"),
         (lambda data: data[:NOTE_AT] + b"\xff" * 8 + data[NOTE_AT + 8 :], "head of the snapshot"),
         (lambda data: data[: NOTE_AT + 20] + b"#" + data[NOTE_AT + 21 :], "head of the snapshot"),
-        (lambda data: data[:-16], "behind 40 entries"),
-        (lambda data: data[:-60], "behind 0 entries"),
-        (lambda data: data[:-100] + b"\xff" + data[-99:], "behind 0 entries"),
-        (lambda data: data.replace(b"BTCH", b"CHNK"), "behind 0 entries"),
+        (lambda data: data[:-16], "after 40 good entries"),
+        (lambda data: data[:-60], "after 0 good entries"),
+        (lambda data: data[:-100] + b"\xff" + data[-99:], "after 0 good entries"),
+        (lambda data: data.replace(b"BTCH", b"CHNK"), "after 0 good entries"),
         (
             lambda data: (
                 data[: data.index(b"BTCH") + 16] + b"\xff" * 8 + data[data.index(b"BTCH") + 24 :]
             ),
-            "behind 0 entries",
+            "after 0 good entries",
         ),
     ],
 )

@@ -243,7 +243,7 @@ def test_update_stores_through_the_dict():
 @pytest.mark.parametrize(
     ("key", "value", "words", "message"),
     [
-        (str, object, "key a value 1", "of the type pickle, which only a program can make"),
+        (str, object, "key a value 1", "the type pickle, which only a program can make"),
         (str, int, "key a value x", "does not fit"),
         (str, int, "key a value 9999999999999999999", "does not fit"),
         (int, int, "key a value 1", "does not fit"),
@@ -322,7 +322,7 @@ def test_watch_follows_a_dict(users):
     assert watching.stdout.readline().endswith(b"  15  (+5)\n")
     with SharedDict.open("jobs") as d:
         del d["a"]
-    assert watching.stdout.readline().endswith(b"  not there\n")
+    assert watching.stdout.readline().endswith(b"  no such key\n")
     assert watching.wait(TIMEOUT_SECONDS) == 0
     watching.communicate()
     missing = run("-j", "watch", "jobs", "key", "a", "--for", 0).json
@@ -415,13 +415,13 @@ def test_damaged_schema_is_reported_and_bytes_are_shown(change, message):
 
     result = run("dump", "jobs")
     assert message in result.err
-    assert "here are its bytes" in result.err
+    assert "its bytes are shown instead" in result.err
     assert "6f 6e 65" in result.out
     assert len(run("-j", "dump", "jobs").json) == 2
     refused = run("update", "jobs", "key", "a", "value", "b", status=5)
     assert message in refused.err
     run("import", "-", "jobs", stdin='{"key":"a","value":"b"}\n', status=5)
-    assert "not to be read" in run("info", "jobs").out
+    assert "cannot be read" in run("info", "jobs").out
     run("check", "jobs")
 
 

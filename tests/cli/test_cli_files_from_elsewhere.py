@@ -82,7 +82,7 @@ def test_map_named_on_the_command_line_replaces_the_files_name(own_directory, tm
 
 def test_csv_file_has_no_name_of_a_map(tmp_path):
     (tmp_path / "hits.csv").write_text("key,value\n1,2\n")
-    assert "into which map?" in run("import", tmp_path / "hits.csv", status=USAGE).err
+    assert "the file names no map" in run("import", tmp_path / "hits.csv", status=USAGE).err
 
 
 @pytest.mark.parametrize("shape", [(1, 0), (3, 0)])

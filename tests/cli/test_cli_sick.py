@@ -123,7 +123,7 @@ def test_map_that_may_not_be_opened(denied):
     assert "no permission" in run("ls", "--all", command=denied).out
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, who may become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which can become another user")
 def test_readable_map_of_another_user_must_be_trusted(make):
     """--owner names the trusted user."""
     make("open").close()

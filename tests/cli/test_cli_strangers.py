@@ -20,7 +20,7 @@ if importlib.util.find_spec("click"):
 STRANGER = 65534
 DENIED = 4
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @pytest.fixture

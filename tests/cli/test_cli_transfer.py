@@ -247,14 +247,14 @@ def test_interrupted_export_leaves_no_file(own_directory, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-1], "ends early, behind 300 entries"),
-        (lambda data: data[:-2000], "ends early, behind 0 entries"),
+        (lambda data: data[:-1], "ends early, after 300 good entries"),
+        (lambda data: data[:-2000], "ends early, after 0 good entries"),
         (lambda data: data[: HEAD_BYTES - 1], "not a snapshot"),
         (lambda data: b"", "not a snapshot"),
         (lambda data: b"PK" + data[2:], "not a snapshot"),
         (lambda data: data[:20] + b"\x07" + data[21:], "head of the snapshot is damaged"),
-        (lambda data: data[:1000] + b"\xff\xfe" + data[1002:], "behind 0 entries"),
-        (lambda data: data[:HEAD_BYTES] + b"\xff" * 16 + data[HEAD_BYTES + 16 :], "behind 0"),
+        (lambda data: data[:1000] + b"\xff\xfe" + data[1002:], "after 0 good entries"),
+        (lambda data: data[:HEAD_BYTES] + b"\xff" * 16 + data[HEAD_BYTES + 16 :], "after 0"),
     ],
 )
 @pytest.mark.thorough
@@ -280,7 +280,7 @@ def test_damaged_snapshot_is_refused(make, tmp_path, damage, message):
         ("a.ndjson", '\n{"key":"0102030405060708","value":"01"}', "line 2: value expected 8"),
         ("a.ndjson", '{"key":7,"value":8}', "line 1: key should be a string of hex digits"),
         ("a.ndjson", "[]", "line 1 is not a JSON object"),
-        ("a.csv", "key,value\n1,2,3\n", "line 2 is not two cells"),
+        ("a.csv", "key,value\n1,2,3\n", "line 2 does not have two cells"),
         ("a.csv", "key,value\nxyz,00\n", "line 2: key should be a string of hex digits"),
         pytest.param("a.csv", "x" * 200_000, "line 1 is not CSV", id="a huge cell"),
         ("a.ndjson", '{"key":[1.5,0,0,0,0,0,0,0],"value":"00"}', "line 1: key should be"),
@@ -306,10 +306,14 @@ def test_errors_of_import_and_export_name_the_cause(make, tmp_path):
     make("wide", value_size=16).close()
 
     for words, status, message in (
-        (["import", tmp_path / "hits.snap", "wide"], 2, "have 8 + 8 bytes, those of map 'wide'"),
-        (["import", tmp_path / "hits.csv"], 2, "into which map?"),
+        (
+            ["import", tmp_path / "hits.snap", "wide"],
+            2,
+            "have 8 + 8 bytes, but those of map 'wide'",
+        ),
+        (["import", tmp_path / "hits.csv"], 2, "the file names no map"),
         (["import", tmp_path / "hits.csv", "new"], 3, "give --entries"),
-        (["import", tmp_path / "hits.snap", "small", "--entries", 2], 6, "is full, behind 2"),
+        (["import", tmp_path / "hits.snap", "small", "--entries", 2], 6, "is full, after 2"),
         (["import", tmp_path / "none.snap"], 3, "No such file"),
         (["import", tmp_path], 2, "none of the endings"),
         (["import"], 2, "expected a FILE"),
@@ -317,7 +321,7 @@ def test_errors_of_import_and_export_name_the_cause(make, tmp_path):
         (["export", "hits", tmp_path / "hits.xls"], 2, "--format"),
         (["export", "hits", "-", "-f", "npz"], 2, "cannot be written to a pipe"),
         (["export", "hits", tmp_path / "no" / "hits.snap"], 3, "No such file"),
-        (["export", "hits", tmp_path / "a.csv", "more"], 2, "did not expect 'more'"),
+        (["export", "hits", tmp_path / "a.csv", "more"], 2, "unexpected argument: 'more'"),
     ):
         assert message in run(*words, status=status).err, words
 

@@ -15,7 +15,7 @@ def test_watch_prints_each_change(make):
     shared_map.add(key, 5)
     assert watching.stdout.readline().endswith(b"  15  (+5)\n")
     del shared_map[key]
-    assert watching.stdout.readline().endswith(b"  not there\n")
+    assert watching.stdout.readline().endswith(b"  no such key\n")
     shared_map[key] = bytes(8)
     assert watching.stdout.readline().endswith(b"  0\n")
     assert watching.wait(TIMEOUT_SECONDS) == 0
@@ -29,7 +29,7 @@ def test_watch_ends_after_its_time_and_prints_json(make):
     (line,) = map(json.loads, ended.lines)
     assert line["value"] == 10
     assert line["key"] == b"k1".ljust(8, b"\0").hex()
-    assert run("watch", "hits", "key", "none", "--str", "--for", 0).out.endswith("not there\n")
+    assert run("watch", "hits", "key", "none", "--str", "--for", 0).out.endswith("no such key\n")
 
 
 def test_watch_ends_when_the_map_is_removed(make):

@@ -165,7 +165,7 @@ def test_unlink_of_a_handle_removes_only_its_own_file(make_map, map_name):
     assert old.info()["unlinked"]
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=8) as newer:
         assert old.info()["unlinked"]
-        with pytest.raises(shmrhash.SegmentMissing, match="another one"):
+        with pytest.raises(shmrhash.SegmentMissing, match="a newer one"):
             old.unlink()
         assert not newer.info()["unlinked"]
         newer.unlink()

@@ -360,7 +360,7 @@ def test_keys_of_a_declared_class_are_equal_if_the_instances_are(make_dict):
     d[Spot("b", 0)] = 2
 
     assert dict(d) == {Spot("a", 1.0): 2, Spot("b", 0.0): 2}
-    with pytest.raises(TypeError, match="not what Spot declares"):
+    with pytest.raises(TypeError, match="does not fit Spot"):
         d[Spot(5, 1.0)] = 1
     for field in (Decimal, object, "int | float"):
         cls = dataclasses.make_dataclass("Unsure", [("a", field)], frozen=True)

@@ -50,7 +50,7 @@ def test_a_section_can_be_used_only_once_and_inside_its_block(make_dict):
         section.value += 1
     with pytest.raises(shmrhash.InvalidArgument, match="inside its with block"):
         section.value = 5
-    with pytest.raises(shmrhash.InvalidArgument, match="entered once"), section:
+    with pytest.raises(shmrhash.InvalidArgument, match="entered only once"), section:
         pass
 
     def freeze_inside():

@@ -58,12 +58,20 @@ def test_the_schema_is_readable_json(make_dict):
 @pytest.mark.parametrize(
     ("made", "wanted", "complaint"),
     [
-        ((str, int), (bytes, int), "key type str, opened with bytes"),
-        ((str, int), (str, float), "value type int, opened with float"),
-        ((str, object), (str, bytes), "value type object, opened with bytes"),
-        ((str, "<q"), (str, "<d"), "struct format '<q', opened with the struct format '<d'"),
-        ((int, np.dtype("<f4")), (int, np.dtype("<f8")), "dtype <f4, opened with the dtype <f8"),
-        ((int, Array("f8")), (int, Array("f8", (3,))), r"shape=None\), opened with Array"),
+        ((str, int), (bytes, int), "key type str, but was opened with bytes"),
+        ((str, int), (str, float), "value type int, but was opened with float"),
+        ((str, object), (str, bytes), "value type object, but was opened with bytes"),
+        (
+            (str, "<q"),
+            (str, "<d"),
+            "struct format '<q', but was opened with the struct format '<d'",
+        ),
+        (
+            (int, np.dtype("<f4")),
+            (int, np.dtype("<f8")),
+            "dtype <f4, but was opened with the dtype <f8",
+        ),
+        ((int, Array("f8")), (int, Array("f8", (3,))), r"shape=None\), but was opened with Array"),
         ((Packed, int), ("<q", int), r"dict_types\.Packed with number: c_int"),
     ],
 )
@@ -81,8 +89,11 @@ def test_another_limit_is_a_mismatch_that_names_the_remedy(make_dict, map_name):
     types = {"key": str, "value": str}
 
     for limits, complaint in (
-        ({"max_entries": 200}, "max_entries=100, opened with 200; if_different='replace'"),
-        ({"max_bytes": 1 << 21}, "max_bytes=1048576, opened with 2097152; if_different='replace'"),
+        ({"max_entries": 200}, "max_entries=100, but was opened with 200; if_different='replace'"),
+        (
+            {"max_bytes": 1 << 21},
+            "max_bytes=1048576, but was opened with 2097152; if_different='replace'",
+        ),
     ):
         with pytest.raises(LayoutMismatch, match=complaint):
             SharedDict(map_name, **types, **limits)

@@ -273,7 +273,7 @@ def test_a_section_whose_value_cannot_be_stored_leaves_the_old_value(d):
 
 def test_a_section_of_an_absent_key_is_a_key_error(d):
     with pytest.raises(KeyError), d.locked("z"):
-        pytest.fail("entered")
+        pytest.fail("the section was entered")
     with pytest.raises(KeyError):
         d.update_with("z", lambda value: value)
     assert d.update_with("z", lambda value: value + 1, 1) == 2
@@ -296,7 +296,7 @@ def test_a_key_deleted_during_its_section_stays_deleted(d):
 
 def test_locking_a_key_twice_is_a_deadlock_error(d):
     with d.locked("a"), pytest.raises(shmrhash.DeadlockError), d.locked("a"):
-        pytest.fail("entered")
+        pytest.fail("the section was entered")
 
 
 def test_readers_see_the_old_value_until_a_section_ends(d):
@@ -394,7 +394,7 @@ def test_iteration_delivers_stable_entries_exactly_once(make_dict, method):
         (jobs.walk_all, d, stable_count),
     )
 
-    assert all(results[2:]), "nobody walked"
+    assert all(results[2:]), "no process walked"
     assert d == {jobs.stable_key(number): str(number) for number in range(stable_count)}
     info = d.info()
     assert info["grows"] > 0 < info["shrinks"]

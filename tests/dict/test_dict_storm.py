@@ -173,7 +173,7 @@ class Storm:
         deadline = time.monotonic() + START_S
         while self.ledgers[slot][OPERATIONS] == begun:
             self.expect_alive()
-            assert time.monotonic() < deadline, f"worker {slot} does nothing"
+            assert time.monotonic() < deadline, f"worker {slot} performs no operation"
             time.sleep(0.001)  # a poll, not an assumption
 
     def expect_alive(self):

@@ -57,7 +57,7 @@ def test_an_expired_entry_is_absent_for_every_operation(make_dict, key_type, val
         d.ttl(keys[8])
     assert not d.touch(keys[9], LONG_S)
     with pytest.raises(KeyError), d.locked(keys[10]):
-        pytest.fail("locked what has expired")
+        pytest.fail("an expired entry was locked")
     with pytest.raises(KeyError):
         d.update_with(keys[11], lambda value: value)
     assert d.update_with(keys[12], lambda value: value, new) == new

@@ -147,7 +147,7 @@ LINEARIZABLE = {
             did(2, 4, 5, "lookup", gives=1),
         ],
     ),
-    "of two that insert at once, the later to begin wins": (
+    "of two inserts at the same time, the later to begin wins": (
         ABSENT,
         [
             did(0, 0, 9, "insert", 1, gives=EXISTS),
@@ -198,11 +198,11 @@ NOT_LINEARIZABLE = {
             did(2, 3, 4, "lookup", gives=7),
         ],
     ),
-    "one's own write is not read": (
+    "a process does not read its own write": (
         7,
         [did(0, 0, 1, "update", 1), did(0, 1, 2, "lookup", gives=7)],
     ),
-    "a value that nobody wrote": (
+    "a value that no operation wrote": (
         7,
         [did(0, 0, 9, "update", 1), did(1, 0, 9, "lookup", gives=2)],
     ),
@@ -210,7 +210,7 @@ NOT_LINEARIZABLE = {
         7,
         [did(0, 0, 9, "insert", 1, gives=EXISTS), did(1, 0, 9, "lookup", gives=1)],
     ),
-    "a value before anybody wrote it": (
+    "a value before any operation wrote it": (
         7,
         [did(1, 0, 1, "lookup", gives=1), did(0, 2, 3, "update", 1)],
     ),
@@ -226,7 +226,7 @@ NOT_LINEARIZABLE = {
             did(2, 10, 11, "lookup", gives=ABSENT),
         ],
     ),
-    "an exchange lost": (
+    "a lost exchange": (
         7,
         [did(0, 0, 9, "exchange", 1, gives=7), did(1, 0, 9, "exchange", 2, gives=7)],
     ),
@@ -274,11 +274,11 @@ NOT_LINEARIZABLE = {
             did(1, 5, 6, "lookup", gives=7),
         ],
     ),
-    "deleted, and there": (
+    "a key that is found after its deletion": (
         7,
         [did(0, 0, 1, "delete"), did(1, 2, 3, "contains", gives=True)],
     ),
-    "replaced after it was deleted": (
+    "a key replaced after its deletion": (
         7,
         [did(0, 0, 1, "delete"), did(1, 2, 3, "replace", 1)],
     ),
@@ -331,7 +331,7 @@ def test_history_without_an_order_is_refused(initial, history):
 PENDING = {
     "had no effect": (7, [never_returned(0, 0, "update", 1), did(1, 5, 6, "lookup", gives=7)]),
     "had its effect": (7, [never_returned(0, 0, "update", 1), did(1, 5, 6, "lookup", gives=1)]),
-    "had it after everything else but one": (
+    "had its effect after all other operations but one": (
         7,
         [
             never_returned(0, 0, "update", 1),
@@ -340,7 +340,7 @@ PENDING = {
             did(1, 90, 91, "lookup", gives=1),
         ],
     ),
-    "deleted what was inserted much later": (
+    "deleted a value that was inserted much later": (
         ABSENT,
         [
             never_returned(0, 0, "lookup_and_delete"),
@@ -373,11 +373,11 @@ PENDING_WRONG = {
             did(1, 7, 8, "lookup", gives=7),
         ],
     ),
-    "had it before it began": (
+    "had its effect before it began": (
         7,
         [did(1, 0, 1, "lookup", gives=1), never_returned(0, 2, "update", 1)],
     ),
-    "had it twice": (
+    "had its effect twice": (
         10,
         [
             never_returned(0, 0, "add", 5),
@@ -394,15 +394,15 @@ PENDING_WRONG = {
             did(1, 9, 10, "lookup", gives=ABSENT),
         ],
     ),
-    "replaced what was absent": (
+    "replaced an absent key": (
         ABSENT,
         [never_returned(0, 0, "replace", 1), did(1, 5, 6, "lookup", gives=1)],
     ),
-    "left a half of it": (
+    "had half of its effect": (
         7,
         [never_returned(0, 0, "update", 1), did(1, 5, 6, "lookup", gives="a mixture")],
     ),
-    "undid what others had done": (
+    "undid other operations": (
         7,
         [
             never_returned(0, 0, "update", 1),

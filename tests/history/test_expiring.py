@@ -53,7 +53,7 @@ def play(entries, seed, number, **facts):
     return played.killed, refusals
 
 
-@pytest.mark.parametrize("kills", [False, True], ids=["", "killed"])
+@pytest.mark.parametrize("kills", [False, True], ids=["no kills", "kills"])
 def test_histories_of_expiring_entries_are_linearizable(small_dict, seed, duration, kills):
     """W1, C1, X1: an entry goes when its deadline passes and not before, renewed or not; a refusal
     needs a dict full of entries that live or are being stored."""
@@ -186,14 +186,14 @@ HISTORIES = {
         False,
         [STORED, call(1, 120, 130, "touch", number=8, ttl_ns=500)],
     ),
-    "stored by whom was killed, and there for as long": (
+    "stored by a process that was killed, and there for its time to live": (
         True,
         [
             call(0, 0, None, "store", number=7, ttl_ns=100, gives=None),
             call(1, 1_050, 1_060, "get", gives=7),
         ],
     ),
-    "stored by whom was killed, and there for longer": (
+    "stored by a process that was killed, and there for longer": (
         False,
         [
             call(0, 0, None, "store", number=7, ttl_ns=100, gives=None),

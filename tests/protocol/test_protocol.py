@@ -18,17 +18,17 @@ PROGRAM_FILES = [
 ]
 # Scenes of several seconds; a scene of the same kind is in the quick run.
 THOROUGH = {
-    "an insertion that a death undoes is taken for the key's",
+    "an insert meets one of the same key that is undone after a death",
     "a walk meets a merge and a split",
-    "a removal that moves the last entry dies",
-    "an unlinked line of the dead names nothing",
-    "a merge of lines dies",
-    "two split, and the second passes the first",
-    "a split is passed, and the number goes down again",
-    "two merge",
-    "a split goes on beyond a merge",
-    "what is behind a gap is read and written",
-    "two wait, and the first leaves",
+    "a writer dies in a removal that moves the last entry",
+    "a writer dies while it unlinks a line, and the survivor inserts",
+    "a writer dies in a merge of chains with lines",
+    "two contexts split, and the second passes the first one's bucket",
+    "a split is passed, and the number of buckets falls again",
+    "two contexts merge at the same time",
+    "buckets beyond a merge are split",
+    "a key whose bucket is a gap is read and written",
+    "two processes wait, and the first one stops waiting",
 }
 assert set(SHORT) >= THOROUGH
 SCENES = [
@@ -38,11 +38,11 @@ SCENES = [
 
 # Small enough to be explored without the reductions, too.
 UNREDUCED = (
-    "a key is deleted and comes back in the same element",
-    "the last of a chain fills a gap",
-    "a split moves all of a chain",
-    "a store of one word dies",
-    "a delete and an insert die",
+    "a key is deleted, and inserted into the same element",
+    "the last entry of a chain fills a gap",
+    "a split moves all entries of a chain",
+    "a writer dies while it adds to one word",
+    "a writer dies in a delete or in the insert after it",
 )
 
 

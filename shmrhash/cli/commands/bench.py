@@ -180,18 +180,20 @@ def conclusions(one: list[Rates], many: list[Rates], processes: int, each: float
     if slower >= 1:
         lines = [f"A lookup takes {slower:.1f} times as long as in a dict of one process."]
     else:
-        lines = [f"A lookup takes {slower:.2f} of the time of a dict of one process."]
+        lines = [f"A lookup takes {slower:.2f} times as long as in a dict of one process."]
     batch, _ = found["lookup_many"]
     lines.append(
-        f"One call for many keys looks up {batch.shared / alone.shared:.1f} times as many a second."
+        f"One call for many keys is {batch.shared / alone.shared:.1f} times as fast for each key."
     )
     if processes > 1:
         gains = [f"{name} {all_.shared / own.shared:.1f}" for name, (own, all_) in found.items()]
-        lines.append(f"{processes} processes do so many times the work of one: {', '.join(gains)}.")
+        lines.append(
+            f"{processes} processes together, compared with one: {', '.join(gains)} times as fast."
+        )
         if found["lookup"][1].shared < GAIN_MIN * alone.shared:
             lines.append(
-                "That is little for lookups, which share nothing that is written: the processors "
-                "are busy with something else, or are fewer than they seem."
+                "Lookups write nothing that is shared, so they should gain more: the processors "
+                "are busy with something else, or there are fewer of them than it seems."
             )
     lines.append(f"An entry takes {each:.0f} bytes of memory, everything included.")
     return lines
@@ -215,9 +217,9 @@ def bench_command(
     """Fill a new map, then read and write it from one process and from several.
 
     It takes half a minute; --seconds is the time for each operation. Figures include the loop in
-    Python. DICT is the same work on a dict of one process, measured in alternation with the map: a
-    dict cannot be shared; it shows the best that a map could reach. Each process has its own share
-    of the keys. For the cost of the hot path, and for other libraries, see benchmarks.
+    Python. DICT is the same work on a builtin dict, measured in alternation with the map:
+    processes cannot share a dict, but it is a measure for the map. Each process has its own share
+    of the keys. The folder benchmarks of the sources has more: other libraries, instructions.
 
     \b
     Examples:
@@ -265,8 +267,8 @@ def bench_command(
             }
         )
         return
-    columns = ["OPERATION", ">DICT", ">ONE PROCESS", ">NS EACH", ">OF DICT"]
-    columns += [f">{processes} PROCESSES", ">TIMES"] if processes > 1 else []
+    columns = ["OPERATION", ">DICT", ">ONE PROCESS", ">NS EACH", ">VS DICT"]
+    columns += [f">{processes} PROCESSES", ">SPEEDUP"] if processes > 1 else []
     rows = [["insert", "-", f"{count_text(filled)}/s", f"{1e9 / filled:.0f}", "-", "-", "-"]]
     for operation, own, all_ in zip(OPERATIONS, one, many, strict=True):
         row = [operation, f"{count_text(own.in_dict)}/s", f"{count_text(own.shared)}/s"]

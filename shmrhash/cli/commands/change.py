@@ -30,10 +30,10 @@ def _number(word: str, what: str) -> int:
 )
 @pass_session
 def create_command(session: Session, words: Words) -> None:
-    """Make an empty map. entries is a limit: a map takes memory as it fills.
+    """Make an empty map. entries is its limit: the map takes memory only as it fills.
 
-    Arguments of bpftool are accepted: a FILE in the directory of segments, 'type rhash', 'name'.
-    flags is 1, BPF_F_NO_PREALLOC, unless given. mode is octal, and 600 unless given.
+    bpftool's arguments are accepted: a FILE in the directory of segments, 'type rhash', 'name'.
+    The default of flags is 1 (BPF_F_NO_PREALLOC), that of mode, which is octal, is 600.
 
     \b
     Examples:
@@ -50,11 +50,11 @@ def create_command(session: Session, words: Words) -> None:
         keyword = words.keyword(["type", "name", *numbers])
         if keyword is None:
             raise Failure(f"unknown arg {word}")
-        argument = words.next_or_fail(f"expected something after {word!r}")
+        argument = words.next_or_fail(f"expected an argument after {word!r}")
         if keyword == "type" and not MAP_TYPE.startswith(argument):
-            raise Failure(f"type is {MAP_TYPE}, not {argument!r}")
+            raise Failure(f"type must be {MAP_TYPE}, not {argument!r}")
         if keyword == "name" and map_named(argument).name != name.name:
-            raise Failure(f"a map has one name, that of its file: {name.name!r} or {argument!r}?")
+            raise Failure(f"a map has the name of its file, {name.name!r}, not {argument!r}")
         if keyword in numbers:
             if keyword in given:
                 raise Failure(f"{numbers[keyword]} already specified")
@@ -86,7 +86,7 @@ def update_command(session: Session, words: Words, data: DataOptions) -> None:
     """Store a value. exist: only if the key is in the map; noexist: only if it is not.
 
     Keys and values of a SharedDict are written according to their types; the entry gets the dict's
-    time to live. Objects and arrays, which only a program can make, cannot be stored here.
+    time to live. Objects and arrays cannot be stored here: only a program can make them.
 
     \b
     Examples:
@@ -132,7 +132,7 @@ def _take_entry(words: Words, pair: Pair) -> tuple[bytes, bytes, str]:
 @data_options
 @pass_session
 def delete_command(session: Session, words: Words, data: DataOptions) -> None:
-    """Remove an entry. Exit status 1 if there is none.
+    """Remove an entry. The exit status is 1 if the key is not in the map.
 
     \b
     Examples:
@@ -154,7 +154,7 @@ def delete_command(session: Session, words: Words, data: DataOptions) -> None:
 @map_argument
 @pass_session
 def freeze_command(session: Session, name: MapName) -> None:
-    """Forbid all changes to a map, in every process. It cannot be undone.
+    """Forbid all changes to a map, in every process. This cannot be undone.
 
     \b
     Examples:

@@ -26,21 +26,21 @@ FIGURES = {
     "buckets": "buckets",
     "lines": "overflow lines",
     "chain_longest": "longest chain",
-    "elements_parked": "free, at hand",
+    "elements_parked": "free, in depots",
     "elements_free": "free, in blocks",
     "elements_in_flight": "in operations",
 }
 
 
-@click.command("check", cls=Command, short_help="Is the map sound? Reads everything in it.")
+@click.command("check", cls=Command, short_help="Is the map sound? Reads all of it.")
 @map_argument
 @pass_session
 def check_command(session: Session, name: MapName) -> int:
     """Check every invariant of the map; print the result and what is safe to do.
 
-    Changes nothing: it reports dead owners; 'repair' recovers them. Exit status 0: sound; 1: dead
-    owners, or other processes changed the map all the time, so that the result is not exact; 5:
-    damaged.
+    It changes nothing: it reports dead owners, and 'repair' recovers them. Exit status 0: sound;
+    1: there are dead owners, or other processes kept changing the map, so that the result is not
+    exact; 5: damaged.
 
     \b
     Examples:
@@ -54,18 +54,20 @@ def check_command(session: Session, name: MapName) -> int:
     if found["problem"]:
         status = STATUS_DAMAGED
         found["advice"] = (
-            "reading and exporting is safe, writing is not: shmrhash repair "
-            f"{name.name} --into NEW copies what can be read into a new map"
+            "reading and exporting are safe, writing is not: shmrhash repair "
+            f"{name.name} --into NEW copies the readable entries into a new map"
         )
     elif state.dead:
         status = STATUS_NO
         found["advice"] = (
-            f"its users can go on: the next operation that needs it recovers dead owners; to "
-            f"recover them now: shmrhash repair {name.name}"
+            f"other processes can go on: an operation that meets a dead owner recovers it; to "
+            f"recover all of them now: shmrhash repair {name.name}"
         )
     elif not found["exact"]:
         status = STATUS_NO
-        found["advice"] = "others changed the map during the check: try again when it is idle"
+        found["advice"] = (
+            "other processes changed the map during the check: try again when it is idle"
+        )
     else:
         status = 0
         found["advice"] = ""
@@ -85,7 +87,7 @@ def _report(session: Session, found: dict[str, Any]) -> None:
     if session.json:
         session.emit(found)
         return
-    state = "damaged" if found["problem"] else "sound" if found.get("exact") else "not sure"
+    state = "damaged" if found["problem"] else "sound" if found.get("exact") else "not certain"
     if found["dead"]:
         state += f", {found['dead']} dead owners"
     facts = [("state", state)]
@@ -101,14 +103,14 @@ def _report(session: Session, found: dict[str, Any]) -> None:
 
 @click.command("repair", cls=Command, short_help="Recover dead owners, then check.")
 @map_argument
-@click.option("--into", "target", metavar="NEW", help="Copy what can be read into a new map.")
+@click.option("--into", "target", metavar="NEW", help="Copy the readable entries into a new map.")
 @pass_session
 def repair_command(session: Session, name: MapName, target: str | None) -> int:
-    """Finish or undo what killed processes had begun, then check the map.
+    """Finish or undo the operations that killed processes left unfinished, then check the map.
 
     A damaged map is not repaired in place: --into copies its readable entries into a new map of the
-    same sizes. Exit status 0: sound now; 1: other processes changed the map all the time; 5: still
-    damaged.
+    same sizes. Exit status 0: sound; 1: other processes kept changing the map, so that the result
+    is not exact; 5: damaged.
 
     \b
     Examples:
@@ -126,7 +128,7 @@ def repair_command(session: Session, name: MapName, target: str | None) -> int:
     found["dead"] = 0
     found["advice"] = ""
     if found["problem"] and not target:
-        found["advice"] = f"shmrhash repair {name.name} --into NEW copies what can be read"
+        found["advice"] = f"shmrhash repair {name.name} --into NEW copies the readable entries"
     if not session.json:
         print(
             f"recovered {found['recovered']} dead owners: {found['operations_finished']} "
@@ -169,14 +171,14 @@ def _abandoned(session: Session) -> list[str]:
 
 
 @click.command("gc", cls=Command, short_help="Recover dead owners in all maps; remove unused ones.")
-@click.option("--names", is_flag=True, help="Also remove maps that nobody holds, with all entries.")
-@click.option("-n", "--dry-run", is_flag=True, help="Only say which --names would remove.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--names", is_flag=True, help="Also remove named maps that no process has open.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only list the maps that --names would remove.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_session
 def gc_command(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
-    """Recover killed processes in all maps, and remove ephemeral maps that no process holds.
+    """Recover killed processes in all maps, and remove ephemeral maps that no process has open.
 
-    With --names it also removes other maps that no process holds now, and their entries are lost: a
+    With --names it also removes other maps that no process has open. Their entries are lost, and a
     map is meant to outlive its processes, so the command asks first. Root reads other users' maps
     without attaching to them; to recover processes that died there, trust their owner: --owner.
 
@@ -192,7 +194,7 @@ def gc_command(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
             if session.json:
                 session.emit({"abandoned": abandoned})
             else:
-                print("\n".join(abandoned) if abandoned else "every map is held by somebody")
+                print("\n".join(abandoned) if abandoned else "each map is open in some process")
             return
         _confirm(f"remove {len(abandoned)} maps and their entries ({', '.join(abandoned)})?")
     report = shmrhash.gc(names=names, owner=session.owner)
@@ -208,7 +210,7 @@ def gc_command(session: Session, names: bool, dry_run: bool, yes: bool) -> None:
 
 def _confirm(question: str) -> None:
     if not (on_terminal() and sys.stdin.isatty()):
-        raise Failure(f"{question} --yes means yes; --dry-run only shows them")
+        raise Failure(f"{question} Give --yes to remove them, or --dry-run to list them")
     if not click.confirm(question, err=True):
         raise Failure("nothing was removed", STATUS_NO)
 
@@ -234,4 +236,4 @@ def unlink_command(session: Session, name: MapName, force: bool) -> None:
     shmrhash.unlink(name.name)
     session.done()
     if users and on_terminal():
-        print(f"still in use, until they close it: {', '.join(map(str, users))}", file=sys.stderr)
+        print(f"still in use by {', '.join(map(str, users))}", file=sys.stderr)

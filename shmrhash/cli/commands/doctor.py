@@ -56,7 +56,7 @@ def kernel() -> Iterator[Finding]:
     try:
         refused = list(refused_features(_inspect.directory()))
     except OSError as error:  # directory() reports the reason
-        yield Finding(OK, "kernel", f"{found}; nothing could be tried: {error.strerror}")
+        yield Finding(OK, "kernel", f"{found}; its features could not be tried: {error.strerror}")
         refused = []
     else:
         yield Finding(OK, "kernel", found)
@@ -83,7 +83,7 @@ def directory() -> Iterator[Finding]:
     if kind == "tmpfs":
         yield Finding(OK, "directory", f"{folder} is a tmpfs")
     else:
-        found = f"{folder} is on {kind}: maps would be written to a disk, or fail"
+        found = f"{folder} is on {kind}: maps would be written to a disk, or could not be made"
         yield Finding(BAD, "directory", found, f"unset SHMRHASH_DIR, or {mount}")
     if not os.access(folder, os.W_OK | os.X_OK):
         found = f"user {os.geteuid()} may not write to {folder}"
@@ -103,7 +103,9 @@ def directory() -> Iterator[Finding]:
     if in_container():
         change = "docker run --shm-size=1g ... (Kubernetes: an emptyDir with medium: Memory)"
     if room < size // 20:
-        yield Finding(BAD, "size", found, f"remove maps (shmrhash ls), or {change}")
+        yield Finding(
+            BAD, "size", found, f"remove maps that are not needed (shmrhash ls), or {change}"
+        )
     else:
         small = size < SIZE_SMALL
         yield Finding(NOTE if small else OK, "size", found, change if small else "")
@@ -119,11 +121,11 @@ def memory() -> Iterator[Finding]:
     limit, used = group_memory()
     if limit is None:
         return
-    found = f"limit {size_text(limit)}, {size_text(used)} used; maps count"
+    found = f"limit {size_text(limit)}, {size_text(used)} used, maps included"
     change = "docker run --memory=..., or systemctl set-property UNIT MemoryMax=..."
     if used > limit * MEMORY_PART_MAX:
         yield Finding(
-            BAD, "memory group", f"{found}: the kernel may kill a process at the next page", change
+            BAD, "memory group", f"{found}: the kernel may kill a process that needs more", change
         )
     elif limit < _directory_bytes():
         found += "; maps may grow beyond it, and a process that reaches the limit is killed"
@@ -157,11 +159,11 @@ def limits() -> Iterator[Finding]:
     if text_of("/proc/sys/vm/overcommit_memory").strip() == "2":
         found = "vm.overcommit_memory is 2: addresses that a map reserves count as used memory"
         yield Finding(NOTE, "overcommit", found, "sudo sysctl vm.overcommit_memory=0")
-    found = "mlockall() fills the holes of maps that are open: add MCL_ONFAULT to its flags"
+    found = "mlockall() fills the holes of open maps, unless its flags include MCL_ONFAULT"
     yield Finding(OK, "locked memory", found)
     maps_max = int(text_of("/proc/sys/vm/max_map_count") or 1 << 30)
     if maps_max < 65_530:
-        found = f"vm.max_map_count is {maps_max}: each open map takes three"
+        found = f"vm.max_map_count is {maps_max}: each open map takes three mappings"
         yield Finding(NOTE, "mappings", found, "sudo sysctl vm.max_map_count=65530")
 
 
@@ -187,7 +189,7 @@ def huge_pages() -> Iterator[Finding]:
             change = f"echo advise | sudo tee {path}"
         yield Finding(NOTE, "huge pages", found, change)
     else:
-        found = f"{chosen}: random reads of maps over 100 MB are some 8 % slower than need be"
+        found = f"{chosen}: with huge pages, random reads of maps over 100 MB are about 8 % faster"
         change = f"sudo mount -o remount,huge=advise {folder}"
         if chosen == "deny":
             change = f"echo never | sudo tee {path}; {change}"
@@ -244,15 +246,17 @@ def _try(shared_map: RHashMap) -> Iterator[Finding]:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     if not said.startswith(b"r"):  # a limit was reached, or the file system is full
-        reason = said[1:].decode(errors="replace") or "the process that writes ended by itself"
-        yield Finding(BAD, "trial", reason, "free what is named, or raise the limit; try again")
+        reason = said[1:].decode(errors="replace") or "the process that writes ended too early"
+        yield Finding(
+            BAD, "trial", reason, "free what the message names, or raise the limit; then try again"
+        )
         return
     shared_map.check()
     info = shared_map.info()
     if info["entries"] == 100 and info["recoveries"] == 1:
         yield Finding(OK, "trial", "made a map, killed a writer, recovered it, lost nothing")
     else:
-        found = f"{info['entries']} entries, {info['recoveries']} recoveries; wanted 100 and 1"
+        found = f"{info['entries']} entries, {info['recoveries']} recoveries; expected 100 and 1"
         yield Finding(BAD, "trial", found, "please report this")
     yield Finding(OK, "liveness", info["liveness"])
     if info["membarrier"]:
@@ -274,13 +278,15 @@ CHECKS: list[Callable[[], Iterator[Finding]]] = [
 ]
 
 
-@click.command("doctor", cls=Command, short_help="Is this machine fit for maps? What to change.")
+@click.command(
+    "doctor", cls=Command, short_help="Is this machine fit for maps? If not, what to change."
+)
 @pass_session
 def doctor_command(session: Session) -> int:
     """Check the kernel, the shared-memory directory, limits and containers, and try a map.
 
-    Below each finding that could be better is the command that changes it. Exit status 1 if
-    something would fail.
+    Below each finding that could be better is the command that changes it. The exit status is 1 if
+    maps would fail on this machine.
 
     \b
     Examples:

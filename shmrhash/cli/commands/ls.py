@@ -164,7 +164,7 @@ def _owners_if_others(rows: list[list[str]]) -> tuple[list[str], list[list[str]]
 
 @click.command("ls", cls=Command, short_help="All maps: entries, size, processes, health.")
 @click.argument("patterns", nargs=-1, metavar="[PATTERN]...")
-@click.option("-a", "--all", "everything", is_flag=True, help="Also files that are no maps.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also list files that are not maps.")
 @pass_session
 def ls_command(session: Session, patterns: tuple[str, ...], everything: bool) -> None:
     """Every map of this machine, its health, and the processes that are attached to it.
@@ -173,11 +173,12 @@ def ls_command(session: Session, patterns: tuple[str, ...], everything: bool) ->
     dicts of a process share one line; --all and -j show each.
 
     OBJECTS is the memory of values (and long keys) that a SharedDict stores beside its entries; it
-    is part of SIZE. HEALTH is ok, full (no new key fits), frozen, 'N dead' (processes that ended
-    without closing: repair), left behind (gc), damaged, other version, or no name (removed, but in
-    use: a program that opens the name gets another map). PROCESSES are those that may write; 'info'
-    shows readers too. OWNER is shown if another user has maps. Root reads those in a child process,
-    because their owners can kill a process that has them mapped, by truncating the file.
+    is part of SIZE. HEALTH is ok, full (no new key fits), frozen, 'N dead' (N processes ended
+    without closing the map: 'repair' recovers them), left behind (no process is left: 'gc' removes
+    it), damaged, other version, or no name (the name was removed while processes used the map: a
+    program that opens the name gets another map). PROCESSES are those that may write; 'info' shows
+    readers too. OWNER is shown if another user has maps. Root reads those in a child process,
+    because the owner of a map can truncate it, which kills every process that has it mapped.
 
     \b
     Examples:
@@ -296,6 +297,6 @@ def _facts(state: MapState) -> list[tuple[str, str]]:
         facts.insert(7, ("no memory", f"growth was stopped {info['growth_stopped']:,} times"))
     flags = [word for word in ("frozen", "ephemeral", "huge_pages") if info.get(word)]
     if flags:
-        facts.append(("also", ", ".join(flags).replace("_", " ")))
+        facts.append(("kind", ", ".join(flags).replace("_", " ")))
     facts.append(("processes", f"{len(state.alive)} attached, {len(state.dead)} dead"))
     return facts

@@ -20,17 +20,25 @@ if TYPE_CHECKING:
 
 GAUGES = {  # name: (name in info(), how many of its units make one of Prometheus's, help)
     "entries": ("entries", 1, "Entries in the map."),
-    "expired_entries": ("expired", 1, "Of these, past their deadline: they make room (estimate)."),
+    "expired_entries": (
+        "expired",
+        1,
+        "Entries past their deadline, which make room for others (estimate).",
+    ),
     "max_entries": ("max_entries", 1, "The map's limit of entries."),
     "committed_bytes": ("bytes_committed", 1, "Memory of the map."),
     "used_bytes": ("bytes_used", 1, "Memory of entries and buckets."),
     "buckets": ("buckets", 1, "Buckets of the hash table."),
-    "contexts": ("contexts", 1, "Operation contexts in use, one for each thread at work."),
+    "contexts": (
+        "contexts",
+        1,
+        "Operation contexts in use: one for each thread inside an operation.",
+    ),
     "created_timestamp_seconds": ("created_ns", 1e9, "When the map was made."),
     "recovery_seconds_max": ("recovery_ns_max", 1e9, "The longest recovery."),
 }
 OBJECT_GAUGES = {  # of maps with objects: name: (name in info()["objects"], help)
-    "objects": ("count", "Objects: values, and long keys, beside the entries."),
+    "objects": ("count", "Objects: values and long keys that are stored outside the entries."),
     "objects_used_bytes": ("bytes_in_use", "Memory of objects in use."),
     "objects_committed_bytes": ("bytes_committed", "Memory that objects have taken."),
     "objects_max_bytes": ("max_bytes", "The limit of memory for objects."),
@@ -39,11 +47,11 @@ OBJECT_GAUGES = {  # of maps with objects: name: (name in info()["objects"], hel
 COUNTERS = {
     "grows": "Splits of a bucket.",
     "shrinks": "Merges of two buckets.",
-    "growth_stopped": "Splits given up because there was no memory.",
+    "growth_stopped": "Splits given up for lack of memory.",
     "blocks_released": "Blocks of memory given back.",
     "releases_postponed": "Blocks that could not be given back at once.",
     "recoveries": "Dead processes recovered.",
-    "owners_found_dead": "Owners of a lock found dead.",
+    "owners_found_dead": "Times that the owner of a lock was found dead.",
     "operations_finished": "Operations of dead processes finished.",
     "operations_undone": "Operations of dead processes undone.",
 }
@@ -119,7 +127,7 @@ class Collector:
         for name, blocks in (("size", status.f_blocks), ("free", status.f_bavail)):
             yield GaugeMetricFamily(
                 f"shmrhash_directory_{name}_bytes",
-                f"Bytes of the file system of segments: {name}.",
+                f"Bytes of the file system that holds the segments: {name}.",
                 value=blocks * status.f_frsize,
             )
 

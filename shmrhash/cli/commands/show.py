@@ -78,8 +78,8 @@ def _show(session: Session, words: Words) -> None:
 
 SHOW_HELP = """The maps of this machine, or one of them, as `bpftool map show` prints them.
 
-    The number in front is the inode number of the map's file; 'id NUMBER' names the map. memlock is
-    what the kernel would count: the entries. 'shmrhash ls' and 'info' have all figures.
+    The number in front is the inode number of the map's file: 'id NUMBER' names the map. memlock is
+    the memory of the entries, as the kernel counts it. 'shmrhash ls' and 'info' show all figures.
 
     \b
     Examples:
@@ -117,7 +117,7 @@ def dump_command(session: Session, name: MapName, data: DataOptions) -> None:
     The entries of a SharedDict are shown by its declared types. Expired ones are only counted, in
     the last line. Objects are pickles, which can run any code when they are read: only their size
     is shown, unless you say with --unpickle that you trust everybody who may write to the dict.
-    Python must be able to import the classes: PYTHONPATH=. if they are your own.
+    --unpickle has to import their classes: set PYTHONPATH=. for your own.
 
     \b
     Examples:
@@ -159,7 +159,7 @@ def _dump_json(session: Session, contents: Plain) -> None:
 @look_options
 @pass_session
 def lookup_command(session: Session, words: Words, data: DataOptions) -> int:
-    """Print the entry of a key. Exit status 1 if there is none.
+    """Print the entry of a key. The exit status is 1 if the key is not in the map.
 
     A key of a SharedDict is written according to its type: a text, a number, the fields of a
     struct. If keys are of type object, a word that is JSON means its value: 7, '"7"', null,
@@ -191,7 +191,7 @@ def lookup_command(session: Session, words: Words, data: DataOptions) -> int:
 @look_options
 @pass_session
 def getnext_command(session: Session, words: Words, data: DataOptions) -> None:
-    """Print the key that follows, or the first one. Exit status 1 after the last.
+    """Print the key that follows a key, or the first key. The exit status is 1 after the last.
 
     The order stays the same while the map grows and shrinks.
 

@@ -146,21 +146,22 @@ def plot(counts: BucketCounts, path: str) -> None:
         pyplot.close(figure)
 
 
-@click.command("stat", cls=Command, short_help="How entries are spread over buckets, drawn.")
+@click.command("stat", cls=Command, short_help="Draw how entries are spread over buckets.")
 @map_argument
 @click.option(
     "--plot",
     "path",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Also draw it into FILE: .svg, .png, .pdf.",
+    help="Also draw the histogram into FILE: .svg, .png, .pdf.",
 )
 @pass_session
 def stat_command(session: Session, name: MapName, path: str | None) -> None:
     """Buckets by their number of entries, and the numbers that a good hash function would give.
 
-    The stroke after or in a bar is its expected end. A bucket is one cache line of seven entries;
-    further entries are in overflow lines, each of which costs a lookup one more cache miss.
+    The stroke in or after a bar marks the expected number. A bucket is one cache line of seven
+    entries; further entries are in overflow lines, each of which costs a lookup one more cache
+    miss.
 
     \b
     Examples:
@@ -183,7 +184,7 @@ def stat_command(session: Session, name: MapName, path: str | None) -> None:
         f"in {counts.buckets:,} buckets, {counts.load:.2f} each; "
         f"{size_text(counts.info['bytes_committed'])}{objects}\n"
         f"{percent_text(part)} of the buckets have overflow lines; a lookup reads "
-        f"{counts.lookups:.2f} lines of buckets\n"
+        f"{counts.lookups:.2f} bucket lines\n"
         f"{picture(counts)}"
     )
     if on_terminal():

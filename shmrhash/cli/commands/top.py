@@ -264,18 +264,31 @@ def row_object(row: Row) -> dict[str, Any]:
 
 @click.command("top", cls=Command, short_help="Rates of all maps and processes, live.")
 @click.argument("maps", nargs=-1, metavar="[NAME]...")
-@click.option("-d", "--delay", type=click.FloatRange(0.05, 3600), default=1.0, show_default=True)
-@click.option("-n", "--frames", type=click.IntRange(1), help="Stop after so many.")
-@click.option("-s", "--sort", type=click.Choice(list(SORTS.values())), default="name")
+@click.option(
+    "-d",
+    "--delay",
+    type=click.FloatRange(0.05, 3600),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two frames.",
+)
+@click.option("-n", "--frames", type=click.IntRange(1), help="Stop after this many frames.")
+@click.option(
+    "-s",
+    "--sort",
+    type=click.Choice(list(SORTS.values())),
+    default="name",
+    help="The order of the rows.",
+)
 @pass_session
 def top_command(
     session: Session, maps: tuple[str, ...], delay: float, frames: int | None, sort: str
 ) -> None:
     """Maps and the processes that use them, with rates; live on a terminal.
 
-    Keys: q ends it; n name, e entries, f fill, c change, o operations, g growth, m memory, w waits,
-    u users sort. In a pipe, or with -j, each frame is printed below the one before; -n says how
-    many. A rate needs two readings, so the first frame has none.
+    Keys: q quits; n name, e entries, f fill, c change, o operations, g growth, m memory, w waits, u
+    users choose the order of the rows. In a pipe, or with -j, each frame is printed below the one
+    before; -n limits their number. A rate needs two readings, so the first frame has none.
 
     \b
     Examples:

@@ -56,7 +56,7 @@ def file_kind(path: str, asked: str | None) -> str:
     if kind is None and path == STANDARD:
         kind = "ndjson"
     if kind is None:
-        raise Failure(f"{path!r} has none of the endings {', '.join(ENDINGS)}; say --format")
+        raise Failure(f"{path!r} has none of the endings {', '.join(ENDINGS)}; give --format")
     if kind == "npz" and path == STANDARD:
         raise Failure("an .npz cannot be written to a pipe, or read from one")
     return kind
@@ -81,7 +81,7 @@ FORMAT_OPTION = click.option(
     "--format",
     "asked",
     type=click.Choice(list(WRITERS)),
-    help="The format, if the file's ending does not say it.",
+    help="The format, if the file's name does not say it.",
 )
 
 
@@ -102,7 +102,7 @@ def export_command(session: Session, words: Words, data: DataOptions, asked: str
 
     SharedDicts, and maps with special fields, go into .snap and .ndjson, with types, limits,
     objects and deadlines. Lines of .ndjson have the values that JSON has, and the bytes of all
-    others in base64: nothing is unpickled. Entries that expire before import are left out by it.
+    others in base64: nothing is unpickled. Import leaves out entries that have expired by then.
 
     \b
     Examples:
@@ -152,12 +152,12 @@ def what_is(contents: Plain) -> str:
 def _own_name(name: str) -> MapName:
     """The map that a file names. Any name is looked up in the directory of segments."""
     if not name:
-        raise Failure("into which map? expected FILE MAP")
+        raise Failure("the file names no map: give FILE MAP")
     try:
         plain = _inspect.plain_name(name)
     except (shmrhash.InvalidArgument, ValueError):
         raise Failure(
-            f"the file names its map {name!r:.80}, which is not a map's name; say FILE MAP",
+            f"the file names its map {name!r:.80}, which is not a map's name; give FILE MAP",
             STATUS_DAMAGED,
         ) from None
     return MapName(plain, _inspect.path_of(plain))
@@ -185,11 +185,17 @@ def _target(
 @click.command("import", cls=WordCommand, short_help="Put the entries of a file into a map.")
 @words_argument("FILE [MAP]")
 @FORMAT_OPTION
-@click.option("--keep", is_flag=True, help="Leave the values of keys that are in the map.")
+@click.option("--keep", is_flag=True, help="Keep the values of keys that are in the map already.")
 @click.option("--entries", type=click.IntRange(1), help="max_entries of a new map.")
-@click.option("--max-bytes", type=click.IntRange(1), help="Of objects in a new map.")
-@click.option("--key-size", type=click.IntRange(1), help="Of a new map, if the file is lines.")
-@click.option("--value-size", type=click.IntRange(1), help="The same.")
+@click.option(
+    "--max-bytes", type=click.IntRange(1), help="max_bytes of a new map: the limit of its objects."
+)
+@click.option(
+    "--key-size",
+    type=click.IntRange(1),
+    help="The key size of a new map, if the file does not say it.",
+)
+@click.option("--value-size", type=click.IntRange(1), help="The value size, likewise.")
 @data_options
 @pass_session
 def import_command(
@@ -207,8 +213,8 @@ def import_command(
 
     A map that does not exist is created: a snapshot, an .npz and the .ndjson of a SharedDict give
     its sizes; for other files give --entries, --key-size and --value-size. An interrupted import
-    can be repeated, and stores the same entries again. --keep leaves the values of keys that are in
-    the map, so that a repeated import does not undo later changes.
+    can be repeated, and stores the same entries again. --keep keeps the values of keys that are in
+    the map already, so that a repeated import does not undo later changes.
 
     \b
     Examples:
@@ -248,12 +254,12 @@ def import_command(
             raise
         except shmrhash.MapFull:
             raise Failure(
-                f"map {shared_map.name!r} is full, behind {count:,} entries; import "
+                f"map {shared_map.name!r} is full, after {count:,} entries; import "
                 f"into a larger one: --entries N",
                 STATUS_NO_ROOM,
             ) from None
         except shmrhash.SegmentFull as error:
-            raise Failure(f"{error}; behind {count:,} entries", STATUS_NO_ROOM) from None
+            raise Failure(f"{error}; {count:,} entries were imported", STATUS_NO_ROOM) from None
     _tell(session, "imported", count, began, False, store.expired)
 
 

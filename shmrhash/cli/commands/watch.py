@@ -20,9 +20,16 @@ from shmrhash.cli.words import Words, take_map
 @click.command("watch", cls=WordCommand, short_help="The value of a key, each time it changes.")
 @words_argument("MAP key DATA")
 @look_options
-@click.option("-d", "--delay", type=click.FloatRange(0.001, 3600), default=0.1, show_default=True)
-@click.option("-n", "--changes", type=click.IntRange(1), help="Stop after so many.")
-@click.option("--for", "seconds", type=click.FloatRange(0), help="Stop after so many seconds.")
+@click.option(
+    "-d",
+    "--delay",
+    type=click.FloatRange(0.001, 3600),
+    default=0.1,
+    show_default=True,
+    help="Seconds between two reads.",
+)
+@click.option("-n", "--changes", type=click.IntRange(1), help="Stop after this many changes.")
+@click.option("--for", "seconds", type=click.FloatRange(0), help="Stop after this many seconds.")
 @pass_session
 def watch_command(
     session: Session,
@@ -34,8 +41,8 @@ def watch_command(
 ) -> int:
     """Print a key's value now and after each change, with the time, until Ctrl-C.
 
-    The value is read every --delay seconds: a change that is undone in between is not seen. Exit
-    status 1 if --for ended it before -n changes.
+    The value is read every --delay seconds: a change that is undone in between is not seen. The
+    exit status is 1 if --for ended the command before -n changes.
 
     \b
     Examples:
@@ -80,7 +87,7 @@ def _print_change(
         session.emit(entry)
     else:
         moment = time.strftime("%H:%M:%S", time.localtime(now)) + f"{now % 1:.3f}"[1:]
-        text = "not there" if found is None else _value_text(contents, *found)
+        text = "no such key" if found is None else _value_text(contents, *found)
         print(f"{moment}  {text}{_difference(pair, found, before)}")
     sys.stdout.flush()
 

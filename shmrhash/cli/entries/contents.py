@@ -217,7 +217,7 @@ def contents_of(shared_map: RHashMap, data: DataOptions, *, strict: bool = False
             return Typed(shared_map, data.fit_types(shared_map, types), types)
     except LayoutMismatch as error:
         if strict:
-            raise Failure(f"{error}; nothing is stored into it", STATUS_DAMAGED) from None
-        print(f"Warning: {printable(str(error))}; here are its bytes", file=sys.stderr)
+            raise Failure(f"{error}; nothing was stored", STATUS_DAMAGED) from None
+        print(f"Warning: {printable(str(error))}; its bytes are shown instead", file=sys.stderr)
     contents = WithFields if fields_of(shared_map) else Plain
     return contents(shared_map, data.fit(shared_map))

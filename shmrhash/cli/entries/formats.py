@@ -122,7 +122,7 @@ class Text(Format):
             raise Failure(f"{what} should be text, not {value!r}")
         data = value.encode("utf-8", "surrogateescape")
         if len(data) > self.size:
-            raise Failure(f"{what} has room for {self.size} bytes, {value!r} has {len(data)}")
+            raise Failure(f"{what} has room for {self.size} bytes, but {value!r} has {len(data)}")
         return data.ljust(self.size, b"\0")
 
     def to_json(self, data: bytes) -> str:
@@ -207,7 +207,7 @@ def make_record(pattern: str, size: int, what: str) -> Record:
     except (struct.error, ValueError) as error:
         raise Failure(f"--struct {pattern!r} is not a format of Python's struct: {error}") from None
     if wanted != size:
-        raise Failure(f"{what} has {size} bytes, the struct {pattern!r} has {wanted}")
+        raise Failure(f"{what} has {size} bytes, but the struct {pattern!r} has {wanted}")
     packer = struct.Struct(pattern)
     sample = packer.unpack(bytes(size))
     kinds: dict[type, Callable[[Any], Any]] = {

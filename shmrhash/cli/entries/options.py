@@ -82,7 +82,7 @@ def _take(options: dict[str, Any]) -> DataOptions:
         specs.append(Spec(chosen[0], given["struct"] or "") if chosen else RAW)
     raw, unpickle = options.pop("raw", False), options.pop("unpickle", False)
     if raw and (unpickle or specs != [RAW, RAW]):
-        raise Failure("--raw is for bytes: it goes with no other option about data")
+        raise Failure("--raw shows bytes: give no other option for the format of data")
     return DataOptions(specs[0], specs[1], raw, unpickle)
 
 
@@ -110,12 +110,12 @@ def data_options(function: Function) -> Function:
 def look_options(function: Function) -> Function:
     """data_options, and --raw and --unpickle for the types of a SharedDict."""
     for option in (
-        click.option("--raw", is_flag=True, help="Bytes, also where types are known."),
+        click.option("--raw", is_flag=True, help="Show bytes, even if the types are known."),
         click.option(
             "--unpickle",
             is_flag=True,
-            help="Unpickle objects of a SharedDict. This runs any code stored by users who may "
-            "write to it: only if you trust all of them.",
+            help="Unpickle the objects of a SharedDict. This runs code that any user who may write "
+            "to it can store: use it only if you trust all of them.",
         ),
     ):
         function = option(function)
@@ -159,7 +159,7 @@ def _number(pattern: Any, is_key: bool, size: int, name: str) -> Format:
     try:
         used = struct.calcsize(pattern)
         if used > size or (used != size if is_key else size - used >= WORD_BYTES):
-            raise LayoutMismatch(f"{name} has {used} bytes, and there are {size}")
+            raise LayoutMismatch(f"{name} has {used} bytes, but the entry has {size}")
         made = make_record(f"{pattern}{size - used}x", size, "")
     except (struct.error, TypeError, ValueError, Failure) as error:
         raise LayoutMismatch(f"{name} cannot be read: {error}") from None
@@ -177,4 +177,4 @@ def chosen(spec: Spec, declared: Format, role: Role) -> Format:
     if spec.kind == "str" and isinstance(declared, (Utf8, Octets)):
         return Utf8(0, "str")
     name = getattr(declared, "name", "")
-    raise Failure(f"the {role}s of this dict are of the type {name}, not {spec.kind}")
+    raise Failure(f"the {role}s of this dict have the type {name}, not {spec.kind}")

@@ -65,7 +65,7 @@ class Opaque(Format):
     name: str
 
     def from_words(self, words: Words, what: str) -> bytes:
-        raise Failure(f"the {what} is of the type {self.name}, which only a program can make")
+        raise Failure(f"the {what} has the type {self.name}, which only a program can make")
 
     def from_json(self, value: Any, what: str) -> bytes:
         if isinstance(value, dict) and isinstance(value.get("base64"), str):

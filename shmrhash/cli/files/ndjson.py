@@ -144,7 +144,7 @@ def _objects(entry: dict[str, Any], kptrs: int) -> tuple[bytes | None, ...]:
     try:
         objects = tuple(None if text is None else base64.b64decode(text) for text in found)
     except (TypeError, ValueError):
-        raise Failure("objects should be a list of base64 or null") from None
+        raise Failure("objects should be a list, each base64 or null") from None
     if len(objects) != kptrs:
-        raise Failure(f"objects should be {kptrs}, not {len(objects)}")
+        raise Failure(f"an entry of this map has {kptrs} objects, not {len(objects)}")
     return objects

@@ -144,7 +144,7 @@ def read_snapshot(file: BinaryIO, geometry: Geometry) -> Iterator[Chunk | Batch]
         chunk = read(file, geometry, crc, count) if tag == wanted else None
         if chunk is None:
             raise Failure(
-                f"the snapshot is damaged or ends early, behind {total:,} entries that are good",
+                f"the snapshot is damaged or ends early, after {total:,} good entries",
                 STATUS_DAMAGED,
             )
         total += count

@@ -96,13 +96,13 @@ def expect_like(found: RHashMap, geometry: Geometry, says_how: bool) -> None:
     same_fields = geometry.fields == _inspect.field_pairs(found)
     if says_how and not (same_fields and _record(geometry.schema) == _record(found.schema)):
         raise Failure(
-            f"the file has entries of {_described(geometry.schema)}, map {found.name!r} is of "
+            f"the file has entries of {_described(geometry.schema)}, but map {found.name!r} has "
             f"{_described(found.schema)}" + ("" if same_fields else ", with other special fields")
         )
     sizes = (geometry.key_size or found.key_size, geometry.value_size or found.value_size)
     if sizes != (found.key_size, found.value_size):
         raise Failure(
-            f"the entries of the file have {sizes[0]} + {sizes[1]} bytes, those of map "
+            f"the entries of the file have {sizes[0]} + {sizes[1]} bytes, but those of map "
             f"{found.name!r} have {found.key_size} + {found.value_size}"
         )
 
@@ -116,14 +116,14 @@ def _record(schema: bytes) -> Any:
 def _described(schema: bytes) -> str:
     record = _record(schema)
     if not isinstance(record, dict):
-        return "bytes to bytes, no SharedDict"
+        return "bytes to bytes (it is no SharedDict)"
     return " to ".join(json.dumps(record.get(role)) for role in ("key", "value"))
 
 
 def missing(name: str) -> Failure:
     """The Failure if there is no such map, and neither file nor options say how to make it."""
     return Failure(
-        f"no map {name!r}, and the file does not say how to make it: give --entries, --key-size "
+        f"no map {name!r}, and the file does not give its sizes: give --entries, --key-size "
         f"and --value-size, or create it first",
         STATUS_MISSING,
     )

@@ -166,7 +166,7 @@ def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
                     for cell, is_list in zip(row, lists, strict=True)
                 )
             except (ValueError, RecursionError):
-                message = f"line {reader.line_num} is not two cells, key and value"
+                message = f"line {reader.line_num} does not have two cells, key and value"
                 raise Failure(message, STATUS_DAMAGED) from None
             yield reader.line_num, key, value
 
@@ -241,11 +241,11 @@ def read_npz(file: BinaryIO) -> tuple[Geometry, Iterator[Chunk]]:
     if not count or values.ndim == 0 or len(values) != count:
         key_size, value_size = keys.itemsize, values.itemsize
         if count or (values.ndim and len(values)):
-            raise Failure("keys and values differ in number", STATUS_DAMAGED)
+            raise Failure("the numbers of keys and values differ", STATUS_DAMAGED)
     else:
         key_size, value_size = keys.nbytes // count, values.nbytes // count
     if count and not (key_size and value_size):
-        raise Failure("keys and values have 0 bytes", STATUS_DAMAGED)
+        raise Failure("keys or values have 0 bytes", STATUS_DAMAGED)
     geometry = Geometry(
         str(rest.get("name", "")),
         key_size,

@@ -89,7 +89,7 @@ def chain_append(m, me, bucket, index, tag, publish):
         if line == 0:
             return False
         yield from line_prepare(m, last, line)
-        if not m.keeps("a line is linked before the new element stands in it"):
+        if not m.keeps("a line is linked before it gets the new element"):
             yield from slot_fill(m, m.line[line], 1, tag, index, publish)
         yield from line_link(m, me, last, line)
         last, slot = m.line[line], 1
@@ -196,7 +196,7 @@ def line_own(m, me, line):
 def line_stash(m, me):
     """Empty context.line, which is unlinked and ALLOC, and move it to the context's stash."""
     line = yield own(m.of(me, "line"))
-    if m.keeps("an unlinked line names nothing"):
+    if m.keeps("an unlinked line is emptied"):
         for slot in range(m.slots):
             yield store(m.index(m.line[line], slot), 0)
     stash = yield own(m.of(me, "line_stash"))

@@ -29,7 +29,7 @@ def is_dead(m, memory, process):
     return memory[m.used[process]] and not memory[m.byte[process]]
 
 
-def somebody_is_to_be_recovered(m, memory, subjects):
+def process_is_to_be_recovered(m, memory, subjects):
     """Whether one of the processes is dead and no living process is named as its recoverer."""
     for subject in subjects:
         name = memory[m.recoverer[subject]] & RECOVERER_MASK
@@ -42,11 +42,11 @@ def slot_is_free(m, memory, subjects):
     return not memory[m.used[subjects[0]]] and not memory[m.byte[subjects[0]]]
 
 
-def slot_is_a_dead_ones(m, memory, subjects):
+def owner_of_slot_is_dead(m, memory, subjects):
     return is_dead(m, memory, subjects[0])
 
 
-def it_is_born(m, memory, subjects):
+def child_is_forked(m, memory, subjects):
     process, program = subjects
     return memory[m.byte[process]] >> program & 1
 
@@ -57,10 +57,10 @@ def it_is_awake(m, memory, subjects):
 
 CONDITIONS = {
     "it is awake": it_is_awake,
-    "it is born": it_is_born,
-    "somebody is to be recovered": somebody_is_to_be_recovered,
+    "the child is forked": child_is_forked,
+    "a process is to be recovered": process_is_to_be_recovered,
     "the slot is free": slot_is_free,
-    "the slot is a dead one's": slot_is_a_dead_ones,
+    "the owner of the slot is dead": owner_of_slot_is_dead,
 }
 
 
@@ -72,7 +72,7 @@ def check_processes(m, memory, living):
     for program in living:
         for operation in program.operations:
             if operation[0] == "rescue" and any(is_dead(m, memory, s) for s in operation[1:]):
-                raise Violation("a dead process is left to nobody (C2)")
+                raise Violation("a dead process is never recovered (C2)")
     for process in range(1, m.processes + 1):
         name = memory[m.recoverer[process]] & RECOVERER_MASK
         if name and not memory[m.used[name]]:
@@ -85,7 +85,7 @@ def check_object(m, memory):
     """When no program can move: every pin has a process, and the object is in use or FREE."""
     owners = [memory[address] for address in m.pin_owner]
     if any(owner and not memory[m.used[owner]] for owner in owners):
-        raise Violation("a pin is nobody's (C1)")
+        raise Violation("the owner of a pin has no process slot (C1)")
     pinned = any(memory[address] for address in m.pin_ref)
     if not (memory[m.refers] or pinned or state_of(memory[m.thing]) == FREE):
         raise Violation("an object is lost (C1)")
@@ -109,7 +109,7 @@ def process_is_dead(m, process):
 def rescue(m, me, *subjects):
     """Recover these processes whenever one of them is dead; never ends."""
     while True:
-        yield awaits("somebody is to be recovered", *subjects)
+        yield awaits("a process is to be recovered", *subjects)
         for turn in range(len(subjects)):
             dead = yield from process_is_dead(m, subjects[turn])
             if dead:
@@ -122,7 +122,7 @@ def process_recover(m, me, subject):
     if not entered:
         return
     dead = True
-    if m.keeps("a recoverer asks for the death again when it is named"):
+    if m.keeps("a recoverer checks the death again after it is named"):
         dead = yield from process_is_dead(m, subject)
     if dead:
         yield begin("recover")
@@ -152,11 +152,11 @@ def recoverer_enter(m, me, subject):
     """Become the recoverer of subject, unless a living process is."""
     seen = yield load(m.recoverer[subject])
     lives = False
-    if m.keeps("a recoverer that lives is not replaced"):
+    if m.keeps("a living recoverer is not replaced"):
         lives = yield from recoverer_lives(m, seen)
     if lives:
         return False
-    counted = RECOVERED_ONE if m.keeps("the word recoverer counts") else 0
+    counted = RECOVERED_ONE if m.keeps("the word recoverer counts recoveries") else 0
     word = (seen & ~RECOVERER_MASK) + counted + me.process
     if m.keeps("a recoverer is named by a compare-and-swap"):
         done = yield cas(m.recoverer[subject], seen, word)
@@ -172,7 +172,7 @@ def contexts_recover(m, subject, forget=True):
         if owner == subject:
             yield from context_recover(m, context)
         del owner
-    if forget and m.keeps("whoever recovers a process clears the words that name it"):
+    if forget and m.keeps("the recovery of a process clears the words that name it"):
         yield from recoverers_forget(m, subject)
 
 
@@ -199,14 +199,14 @@ def join(m, me):
 def inherit(m, me):
     """slot_inherit, tried once: recover the dead owner of the slot, and take the slot over."""
     slot = me.process
-    yield awaits("the slot is a dead one's", slot)
+    yield awaits("the owner of the slot is dead", slot)
     claim = yield load(m.used[slot])
     locked = yield byte(m.byte[slot], "lock")
     if not locked:
         return
     again = yield load(m.used[slot])
     lives = False
-    if m.keeps("an heir looks for a recoverer when it has the byte"):
+    if m.keeps("an heir looks for a recoverer after it has locked the byte"):
         word = yield load(m.recoverer[slot])
         lives = yield from recoverer_lives(m, word)
     done = False

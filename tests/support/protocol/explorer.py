@@ -207,7 +207,7 @@ class Explorer:
                 continue
             if action[0] == PUT or writes_over(theirs, word):
                 name = self.segment.names[action[1]]
-                raise Violation(f"two at once: {name} is used by another, too (C1)")
+                raise Violation(f"two at once: another program uses {name}, too (C1)")
 
     def die(self, state, program):
         """The state after the death of a program: the kernel releases its locks, no more."""
@@ -317,7 +317,7 @@ class Explorer:
         ]
         for program in waiting:
             if self.automata[program].actions[places[program]][0] not in (SEIZE, AWAIT):
-                raise Violation("waits for ever (C1)")
+                raise Violation("a program can never go on (C1)")
         memory = self.memories[number]
         self.ends.add(memory)
         living = [p for p, place in zip(self.programs, places, strict=True) if place != GONE]
@@ -340,7 +340,7 @@ class Explorer:
             if waiter.operations[0][0] == "wait for":
                 _, key, value = waiter.operations[0]
                 if self.views[number][key] == value:
-                    raise Violation(f"{waiter.name} sleeps, and what it waits for is there")
+                    raise Violation(f"{waiter.name} sleeps although its condition holds")
 
     def path(self, state, last):
         """The steps from the first state to this one, and the last step."""

@@ -37,7 +37,7 @@ def retired_take(m, me):
     header = yield load(m.thing)
     if state_of(header) != RETIRED:
         return False
-    if m.keeps("a retired object is looked for among the pins"):
+    if m.keeps("a retired object is taken only if no pin names it"):
         pinned = yield from pins_find(m)
         if pinned:
             return False
@@ -56,12 +56,12 @@ def owned_refs_free(m, me):
         yield put(m.of_name[me], 0)
         return
     pinned = False
-    if m.keeps("who takes an object away looks for pins"):
+    if m.keeps("a context that owns an object searches the pins"):
         pinned = yield from pins_find(m)
     if pinned:
         yield store(m.thing, m.header_after(header, RETIRED))
         again = False
-        if m.keeps("who retires an object looks for pins once more"):
+        if m.keeps("a context that retires an object searches the pins again"):
             again = yield from retired_take(m, me)
         if not again:
             yield put(m.of_name[me], 0)
@@ -75,7 +75,7 @@ def owned_refs_free(m, me):
 def pin_clear(m, me, pin):
     """End a pin; the context names the pinned object before that."""
     ref = yield load(m.pin_ref[pin])
-    if m.keeps("what a pin pinned is named before the pin ends"):
+    if m.keeps("a context names the pinned object before the pin ends"):
         yield put(m.of_name[me], ref)
     yield store(m.pin_ref[pin], 0)
     yield put(m.of_name[me], ref)
@@ -128,21 +128,21 @@ def fork(m, me, child, program, fails=False):
     and close the open file. child: the number of the child's process and context; program: the
     number of the program that plays it."""
     yield begin("settle")
-    early = m.keeps("a child's slot is claimed when its byte is locked")
+    early = m.keeps("a child's slot is claimed after its byte is locked")
     if not early:
         yield cas(m.used[child], 0, CLAIM_OF_UNBORN)
     yield byte(m.byte[child], "lock")
     if early:
         yield cas(m.used[child], 0, CLAIM_OF_UNBORN)
     yield cas(m.of(child, "owner"), 0, child)
-    if m.keeps("a child's view is pinned before it is born"):
+    if m.keeps("a child's view is pinned before the fork"):
         yield from pin_for_child(m, child)
     late = m.keeps("a parent closes the open file after the fork")
     if not late:
         yield byte(m.byte[child], "close")
     if not fails:
         yield byte(m.byte[child], "fork", program)
-    if not m.keeps("a child's view is pinned before it is born"):
+    if not m.keeps("a child's view is pinned before the fork"):
         yield from pin_for_child(m, child)
     if late:
         yield byte(m.byte[child], "close")
@@ -157,7 +157,7 @@ def pin_for_child(m, child):
 
 def grow_up(m, me, program):
     """unborn_adopt, in the child: it has views at once; then it puts its own claim in its slot."""
-    yield awaits("it is born", me, program)
+    yield awaits("the child is forked", me, program)
     yield from look(m, me)
     yield begin("settle")
     if not m.keeps("a child keeps the open file that has the lock"):

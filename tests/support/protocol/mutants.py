@@ -11,63 +11,63 @@ from support.protocol.mutants_sweeping import OF_SWEEPS
 from support.protocol.mutants_waiting import OF_WAITERS
 
 EARLIER = {
-    "a link is looked at again": (
-        "a line loses one of two",
+    "a reader loads a link a second time": (
+        "a line loses one of its two entries",
         "lookup says ABSENT",
     ),
-    "an unlinked line names nothing": (
+    "an unlinked line is emptied": (
         "a line is unlinked under a reader",
         "lookup says 5",
     ),
-    "a line is linked before the new element stands in it": (
+    "a line is linked before it gets the new element": (
         "a line is unlinked and linked again under a reader",
         "lookup says 6",
     ),
     "recovery raises the version before it empties a line": (
-        "an unlinked line of the dead names nothing",
+        "a writer dies while it unlinks a line, and the survivor inserts",
         "lookup says ABSENT",
     ),
     "recovery stashes an unlinked line before it unlinks another": (
-        "a split of lines dies",
+        "a writer dies in a split of a chain with lines",
         "lines lost",
     ),
-    "contains looks at the header again": (
-        "an insertion that a death undoes leaves its element to another",
+    "contains loads the header a second time": (
+        "an insert is undone after a death, and another key gets its element",
         "contains says 1",
     ),
-    "PRESENT is said after a second look at the header": (
-        "an insertion that a death undoes is taken for the key's",
+    "an insert reports PRESENT after a second load of the header": (
+        "an insert meets one of the same key that is undone after a death",
         "insert says PRESENT",
     ),
-    "an undone merge raises the version before it clears": (
-        "two merge",
+    "an undone merge raises the version before it clears slots": (
+        "two contexts merge at the same time",
         "lookup says ABSENT",
     ),
-    "a split takes the child's lock by trying": (
-        "a bucket goes and comes while a writer wants its lock",
+    "a split only tries the child's lock": (
+        "a bucket is merged and split while a writer waits for its lock",
         "two at once",
     ),
 }
 
 OF_READERS = {
-    "the slot is loaded a second time": (
-        "a key is deleted and comes back in the same element",
+    "a reader loads the slot a second time": (
+        "a key is deleted, and inserted into the same element",
         "lookup says 5",
     ),
     "the value is validated by the element's header": (
         "a value of two words is replaced by two writers",
         "lookup says (",
     ),
-    "readers of UPD take the redo buffer": (
+    "readers of UPD copy the redo buffer": (
         "a value of two words is replaced by two writers",
         "lookup says",
     ),
     "a miss is validated by the bucket's version": (
-        "the last of a chain fills a gap",
+        "the last entry of a chain fills a gap",
         "lookup says ABSENT",
     ),
-    "a miss counts where the levels lead": (
-        "a split moves all of a chain",
+    "a miss counts only in the bucket to which the levels lead": (
+        "a split moves all entries of a chain",
         "lookup says ABSENT",
     ),
     "a bucket read at rest has the same header afterwards": (
@@ -78,11 +78,11 @@ OF_READERS = {
         "a walk meets a removal that moves the last entry",
         "walk says ABSENT",
     ),
-    "a walk looks at the level again": (
+    "a walk checks the level again": (
         "a walk meets a merge and a split",
         "",
     ),
-    "an operation says that it is under way": (
+    "an operation announces that it is under way": (
         "memory is given back under a reader",
         "touches memory",
     ),
@@ -93,8 +93,8 @@ OF_WRITERS = {
         "a value of two words is replaced by two writers",
         "lookup says (",
     ),
-    "an element's version goes on in its next life": (
-        "a key is deleted and comes back in the same element",
+    "an element's version continues in its next life": (
+        "a key is deleted, and inserted into the same element",
         "lookup says (",
     ),
     "the redo buffer is written before UPD": (
@@ -106,62 +106,62 @@ OF_WRITERS = {
         "a mixture",
     ),
     "an element is named before it is owned": (
-        "an update dies",
-        "is held by nobody alive",
+        "a writer dies in an update",
+        "is held by no living context",
     ),
     "an element is DEAD before its slot is cleared": (
-        "a delete and an insert die",
+        "a writer dies in a delete or in the insert after it",
         "elements lost",
     ),
     "an element is named before it is DEAD": (
-        "a delete and an insert die",
-        "is held by nobody alive",
+        "a writer dies in a delete or in the insert after it",
+        "is held by no living context",
     ),
     "an element is LIVE before a slot names it": (
-        "an insert dies under a reader",
+        "a writer dies in an insert under a reader",
         "not LIVE",
     ),
     "the tag is stored before the index": (
-        "an insert dies under a reader",
+        "a writer dies in an insert under a reader",
         "lookup says ABSENT",
     ),
     "a section is committed by a compare-and-swap": (
-        "a delete and an insert cut a section off",
+        "a key is deleted and inserted during its section",
         "",
     ),
-    "an inserter looks again when it has the lock": (
-        "two insert the same key",
-        "is there twice",
+    "an insert searches again when it has the lock": (
+        "two writers insert the same key",
+        "is in the map twice",
     ),
-    "the bucket of a miss is taken only as it was seen": (
-        "two insert the same key",
-        "is there twice",
+    "after a miss the bucket is locked only if it is unchanged": (
+        "two writers insert the same key",
+        "is in the map twice",
     ),
-    "a writer takes a bucket only while it has the key": (
+    "a writer locks a bucket only while the key belongs there": (
         "a merge while its keys are written",
         "",
     ),
     "the version is raised before the old place is cleared": (
-        "the last of a chain fills a gap",
+        "the last entry of a chain fills a gap",
         "lookup says ABSENT",
     ),
     "the new place is stored before the old one is cleared": (
-        "the last of a chain fills a gap",
-        "by somebody else's work",
+        "the last entry of a chain fills a gap",
+        "in a step of another operation",
     ),
     "a line is filled before it is linked": (
         "a full bucket gets a line",
-        "by somebody else's work",
+        "in a step of another operation",
     ),
     "a changed bucket is unlocked with another version": (
         "a walk meets a delete and an insert",
         "walk says 5",
     ),
-    "a block whose memory stays is no hole": (
-        "memory that is given back stays",
+    "a block that keeps its memory is no hole": (
+        "a writer releases memory that the system keeps",
         "has memory",
     ),
-    "memory goes when nobody is inside an operation": (
+    "memory is released when no operation can still use it": (
         "memory is given back under a reader",
         "touches memory",
     ),
@@ -169,112 +169,112 @@ OF_WRITERS = {
 
 OF_RESIZES = {
     "a split fills the child before it gives it a level": (
-        "a split moves all of a chain",
+        "a split moves all entries of a chain",
         "two buckets differ",
     ),
-    "a split raises the parent's level before it clears": (
-        "a split moves all of a chain",
+    "a split raises the parent's level before it clears slots": (
+        "a split moves all entries of a chain",
         "two buckets differ",
     ),
     "a merge fills the parent before it lowers the level": (
         "a merge while its keys are written",
         "two buckets differ",
     ),
-    "a merge lowers the child's level before it clears": (
+    "a merge lowers the child's level before it clears slots": (
         "a merge while its keys are written",
         "two buckets differ",
     ),
 }
 
 OF_NUMBERS = {
-    "no bucket is born at the number or above": (
-        "the number goes down below a split",
-        "is there, of",
+    "no split makes a bucket at or above the number of buckets": (
+        "the number of buckets falls below a split",
+        "exists beyond the number",
     ),
-    "the number is lowered under the lock of who has the entries": (
-        "a split is passed, and the number goes down again",
-        "is there, of 2",
+    "the number is lowered under the lock of the bucket with the entries": (
+        "a split is passed, and the number of buckets falls again",
+        "exists beyond the number, 2",
     ),
-    "a split looks at the parent's level when it has the lock": (
-        "two make up for a gap",
+    "a split checks the parent's level when it has the lock": (
+        "two contexts make up for a gap",
         "",
     ),
-    "a merge looks at both levels when it has the locks": (
-        "a split goes on beyond a merge",
+    "a merge checks both levels when it has the locks": (
+        "buckets beyond a merge are split",
         "",
     ),
-    "a cleaner begins anew after a split": (
+    "a clear begins anew after a split": (
         "a map is cleared while a bucket is split",
         "was never empty",
     ),
-    "a cleaner counts splits before it reads the number": (
+    "a clear reads the count of splits before that of buckets": (
         "a map is cleared while a bucket is split",
         "was never empty",
     ),
-    "a split is counted before its parent is let go": (
+    "a split is counted before its parent is unlocked": (
         "a map is cleared while a bucket is split",
         "was never empty",
     ),
-    "recovery knows a parent that is deeper still": (
-        "a merge dies, and others split beyond",
+    "recovery accepts a parent that was split once more": (
+        "a writer dies in a merge, and others split beyond it",
         "no bucket answers",
     ),
 }
 
 OF_SUPPLY = {
     "an element is named before it leaves its depot": (
-        "who fetches and gives back dies",
+        "a writer that fetches an element and gives it back dies",
         "elements lost",
     ),
     "a detached chain is named before its block is unlocked": (
-        "who fetches and gives back dies",
+        "a writer that fetches an element and gives it back dies",
         "elements lost",
     ),
     "credits are named before they move": (
-        "who fetches and gives back dies",
+        "a writer that fetches an element and gives it back dies",
         "credits",
     ),
 }
 
 OF_RECOVERY = {
     "recovery does more than unlock": (
-        "a delete and an insert die",
+        "a writer dies in a delete or in the insert after it",
         "",
     ),
     "recovery copies the redo buffer": (
-        "an update dies",
-        "by somebody else's work",
+        "a writer dies in an update",
+        "in a step of another operation",
     ),
-    "recovery lets go of an element by a compare-and-swap": (
-        "a section dies while another deletes",
+    "recovery releases an element by a compare-and-swap": (
+        "a writer dies in a section while another deletes the key",
         "",
     ),
     "recovery keeps an element that a slot names": (
-        "a delete and an insert die",
-        "by somebody else's work",
+        "a writer dies in a delete or in the insert after it",
+        "in a step of another operation",
     ),
     "recovery frees only what the context owns": (
-        "a delete and an insert die",
-        "by somebody else's work",
+        "a writer dies in a delete or in the insert after it",
+        "in a step of another operation",
     ),
     "recovery finishes a removal": (
-        "a removal that moves the last entry dies",
+        "a writer dies in a removal that moves the last entry",
         "",
     ),
     "recovery clears the slot of a DEAD element": (
-        "a delete and an insert die",
+        "a writer dies in a delete or in the insert after it",
         "",
     ),
     "recovery finishes a resize after its commit": (
-        "a split dies",
+        "a writer dies in a split",
         "",
     ),
     "recovery completes credits that have left the header": (
-        "who fetches and gives back dies",
+        "a writer that fetches an element and gives it back dies",
         "credits",
     ),
-    "one at a time recovers a context": (
-        "a delete and an insert die",
+    "one process at a time recovers a context": (
+        "a writer dies in a delete or in the insert after it",
         "",
     ),
 }

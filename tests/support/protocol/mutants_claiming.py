@@ -1,70 +1,70 @@
 """Mutants of claiming.py and forking.py, in the form of those in mutants.py."""
 
 OF_RECOVERERS = {
-    "a recoverer asks for the death again when it is named": (
-        "an heir takes the slot that another recovers",
+    "a recoverer checks the death again after it is named": (
+        "an heir takes over a slot that another process recovers",
         "two at once",
     ),
-    "an heir looks for a recoverer when it has the byte": (
-        "an heir takes the slot that another recovers",
+    "an heir looks for a recoverer after it has locked the byte": (
+        "an heir takes over a slot that another process recovers",
         "two at once",
     ),
-    "a recoverer that lives is not replaced": (
-        "a recoverer dies, and another comes",
+    "a living recoverer is not replaced": (
+        "a recoverer dies, and another replaces it",
         "two at once",
     ),
     "a recoverer is named by a compare-and-swap": (
-        "a recoverer dies, and another comes",
+        "a recoverer dies, and another replaces it",
         "two at once",
     ),
-    "the word recoverer counts": (
+    "the word recoverer counts recoveries": (
         "the slot of a dead recoverer is used again",
         "two at once",
     ),
-    "whoever recovers a process clears the words that name it": (
+    "the recovery of a process clears the words that name it": (
         "the slot of a dead recoverer is used again",
-        "is left to nobody",
+        "is never recovered",
     ),
     "words that name a process are cleared before its slot is free": (
-        "a name is cleared while the slot is used again",
+        "a recoverer's name is cleared while its slot is used again",
         "two at once",
     ),
 }
 
 OF_FORKS = {
-    "a child's slot is claimed when its byte is locked": (
-        "a child is born with a view",
+    "a child's slot is claimed after its byte is locked": (
+        "a parent that has a view forks a child",
         "",
     ),
-    "a child's view is pinned before it is born": (
-        "a child is born with a view",
+    "a child's view is pinned before the fork": (
+        "a parent that has a view forks a child",
         "touches memory",
     ),
     "a child's pin is in the child's name": (
-        "a child is born with a view",
+        "a parent that has a view forks a child",
         "touches memory",
     ),
     "a parent closes the open file after the fork": (
-        "a child is born with a view",
+        "a parent that has a view forks a child",
         "touches memory",
     ),
     "a child keeps the open file that has the lock": (
-        "a child is born with a view",
+        "a parent that has a view forks a child",
         "touches memory",
     ),
-    "a retired object is looked for among the pins": (
-        "a child is born with a view",
+    "a retired object is taken only if no pin names it": (
+        "a parent that has a view forks a child",
         "touches memory",
     ),
-    "who takes an object away looks for pins": (
-        "a child is born with a view",
+    "a context that owns an object searches the pins": (
+        "a parent that has a view forks a child",
         "touches memory",
     ),
-    "who retires an object looks for pins once more": (
+    "a context that retires an object searches the pins again": (
         "a fork fails",
         "an object is lost",
     ),
-    "what a pin pinned is named before the pin ends": (
+    "a context names the pinned object before the pin ends": (
         "a fork fails",
         "an object is lost",
     ),

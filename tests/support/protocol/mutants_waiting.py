@@ -1,20 +1,32 @@
 """Mutants of waiting.py, as mutants.py has the others."""
 
-LOST = "sleeps, and what it waits for is there"
+LOST = "sleeps although its condition holds"
 
 OF_WAITERS = {
-    "a waiter sets SLEEPING before it looks": ("one waits for what one stores", LOST),
-    "a held word is not slept on": ("one waits for what a slow store stores", LOST),
-    "a writer looks for waiters when it has its lock word": (
-        "one waits for what one stores",
+    "a waiter sets SLEEPING before it reads the key": (
+        "a process waits for the value that a writer stores",
         LOST,
     ),
-    "a ring changes the bell's number": ("one waits for what one stores", LOST),
-    "the number and the wake are one call": ("one waits, and the writer dies", LOST),
-    "a recoverer rings for the dead": ("one waits, and the writer dies", LOST),
-    "the last waiter looks again when it has cleared the class": (
-        "two wait, and the first leaves",
+    "a waiter does not sleep while the word is held": (
+        "a process waits for a value; the writer looks for waiters at its lock",
         LOST,
     ),
-    "the last waiter rings if another has come": ("two wait, and the first leaves", LOST),
+    "a writer looks for waiters after it has its lock word": (
+        "a process waits for the value that a writer stores",
+        LOST,
+    ),
+    "a ring changes the bell's number": (
+        "a process waits for the value that a writer stores",
+        LOST,
+    ),
+    "the number and the wake are one call": ("a process waits, and the writer dies", LOST),
+    "a recoverer rings for the dead": ("a process waits, and the writer dies", LOST),
+    "the last waiter looks again after it has cleared the class": (
+        "two processes wait, and the first one stops waiting",
+        LOST,
+    ),
+    "the last waiter rings if another has come": (
+        "two processes wait, and the first one stops waiting",
+        LOST,
+    ),
 }

@@ -96,7 +96,9 @@ def check_change(before, after, operation, program, seen):
             continue
         cleared = operation is not None and operation[0] == "clear"
         if operation is None or (operation[1] != key and not cleared):
-            raise Violation(f"key {key}: {old} became {new}, by somebody else's work (W1, C1)")
+            raise Violation(
+                f"key {key}: {old} became {new} in a step of another operation (W1, C1)"
+            )
         kind, _, value = operation
         if seen[program][2] is not None and not cleared:
             raise Violation(f"key {key}: {kind} takes effect twice (W1)")
@@ -128,16 +130,16 @@ def check_end(outcome, mine):
         pass
     elif kind == "clear":
         if not values:
-            raise Violation("clear says it is done, and the map was never empty (W1)")
+            raise Violation("clear says that it is done, but the map was never empty (W1)")
     elif outcome in ("ABSENT", "PRESENT"):
         if replaced is not None or not values & (1 if outcome == "ABSENT" else 2):
-            raise Violation(f"key {key}: {kind} says {outcome}, which was not so (W1)")
+            raise Violation(f"key {key}: {kind} says {outcome}, which was never true (W1)")
     elif outcome == "DONE" or (outcome == "FULL" and kind == "room"):
         check_swept(kind, values)
     elif outcome == "FULL":
         pass
     elif replaced is None:
-        raise Violation(f"key {key}: {kind} says it is done, and is not (W1)")
+        raise Violation(f"key {key}: {kind} says that it is done, but it is not (W1)")
     elif kind == "delete" and outcome != replaced:
         raise Violation(f"key {key}: the value popped is {outcome}, not {replaced} (W1)")
 
@@ -146,14 +148,14 @@ def check_answer(kind, key, outcome, values):
     """A value found was the key's at some instant; a missed key was absent at some instant."""
     if not isinstance(outcome, int) or not values >> outcome & 1:
         had = [value or "ABSENT" for value in range(values.bit_length()) if values >> value & 1]
-        raise Violation(f"key {key}: {kind} says {outcome or 'ABSENT'}, it was {had} (R2, W1)")
+        raise Violation(f"key {key}: {kind} says {outcome or 'ABSENT'}, but it was {had} (R2, W1)")
 
 
 def check_swept(kind, values):
     """Every entry that had expired when the operation began was gone or renewed at some instant."""
     for key in range(1, values.bit_length() - 1):
         if not values >> key & 1:
-            raise Violation(f"key {key}: {kind} ends, and it had expired before (X1)")
+            raise Violation(f"key {key} had expired before {kind} began, and was not removed (X1)")
 
 
 def check_walk(entries, values):
@@ -188,7 +190,7 @@ class Oracle:
         for number, bucket in enumerate(segment.bucket):
             level = level_plus1(memory[bucket])
             if level and number >= count:
-                raise Violation(f"bucket {number} is there, of {count} (G1)")
+                raise Violation(f"bucket {number} exists beyond the number, {count} (G1)")
             if level == 0 or not covers(level, number, segment.hashes[key]):
                 continue
             named = {index for index in self.named(memory, bucket) if self.has(memory, index, key)}
@@ -198,7 +200,7 @@ class Oracle:
         if found is None:
             raise Violation(f"key {key}: no bucket answers for it (W1)")
         if len(found) > 1:
-            raise Violation(f"key {key} is there twice (W1)")
+            raise Violation(f"key {key} is in the map twice (W1)")
         return self.read(memory, key, *found) if found else ABSENT
 
     def has(self, memory, index, key):
@@ -249,7 +251,7 @@ class Oracle:
         for address in words + segment.element[1:]:
             state = state_of(memory[address]) if address in segment.element + segment.line else 0
             if owner_of(memory[address]) and state != ALLOC:
-                raise Violation(f"{segment.names[address]} is held by nobody alive (C1)")
+                raise Violation(f"{segment.names[address]} is held by no living context (C1)")
         elements, lines = self.check_table(memory)
         entries = len(elements)
         credit_sum = memory[segment.credits] >> PAYLOAD_SHIFT
@@ -265,7 +267,9 @@ class Oracle:
         if sorted(lines) != list(range(1, segment.lines + 1)):
             raise Violation(f"lines lost or in two places: {sorted(lines)} (C1)")
         if credit_sum + entries != segment.elements:
-            raise Violation(f"{credit_sum} credits, {entries} entries, of {segment.elements} (W2)")
+            raise Violation(
+                f"{credit_sum} credits + {entries} entries, not {segment.elements} (W2)"
+            )
 
     def check_table(self, memory):
         """The elements and lines in chains; checks that each stands where it belongs."""
@@ -276,13 +280,15 @@ class Oracle:
             level = level_plus1(memory[bucket])
             slots, linked = self.places(memory, bucket)
             if (slots and not level) or not self.level_fits(memory, number):
-                raise Violation(f"bucket {number} has level {level} - 1, of {count} buckets (C1)")
+                raise Violation(
+                    f"bucket {number} has level {level} - 1 in a table of {count} buckets (C1)"
+                )
             for line, slot, index in slots:
                 key = memory[segment.key(index)]
                 if state_of(memory[segment.element[index]]) != LIVE:
-                    raise Violation(f"element {index} is in the map and not LIVE (C1)")
+                    raise Violation(f"element {index} is in the map but not LIVE (C1)")
                 if memory[segment.tag(line, slot)] != segment.hashes[key]:
-                    raise Violation(f"element {index} stands under a foreign tag (C1)")
+                    raise Violation(f"element {index} stands beside a tag that is not its own (C1)")
                 if not covers(level, number, segment.hashes[key]):
                     raise Violation(f"element {index} stands in the wrong bucket (C1)")
             self.check_shape(memory, bucket, linked)
@@ -308,7 +314,7 @@ class Oracle:
             if (at < len(linked) and not all(used)) or (line != bucket and not dense):
                 raise Violation(f"{segment.names[line]} has gaps: {used} (C1)")
             if line != bucket and state_of(memory[line]) != LIVE:
-                raise Violation(f"{segment.names[line]} is linked and not LIVE (C1)")
+                raise Violation(f"{segment.names[line]} is linked but not LIVE (C1)")
 
     def free_list(self, memory, at, count, next_free, headers):
         found = []
@@ -324,7 +330,7 @@ class Oracle:
         segment = self.segment
         state, fresh, free, head = block_parts(memory[block])
         if (state == READY) != bool(memory[segment.present[number]]):
-            raise Violation(f"block {number} is a hole, or has memory: not both (M1)")
+            raise Violation(f"block {number} is not READY and has memory, or READY without (M1)")
         if state != READY:
             return [*range(max(1, number * segment.block_capacity), segment.elements + 1)]
         first = number * segment.block_capacity

@@ -107,7 +107,7 @@ def copying(o, source, *spare):
 
 
 @litmus
-def words_change_behind_the_header(o):
+def words_change_after_the_header(o):
     """R2: a reader that sees a new word sees a new header afterwards."""
     writer = updating(o, "cas", "live", "settle")
     reader = copying(o, "word", "header")
@@ -161,7 +161,7 @@ def the_redo_buffer_of_a_change_is_full_in_upd(o):
 
 
 @litmus
-def words_of_a_change_come_behind_upd(o):
+def words_of_a_change_come_after_upd(o):
     """R2: a reader that sees ULOCK sees the old words."""
     threads = [changing(o, "upd"), copying(o, "word", "header")]
     return Litmus(threads, lambda r: torn(r, ULOCK, 0), (("header", LIVE),))
@@ -224,7 +224,7 @@ BEFORE = (("header", LIVE), ("slot", 1), ("value", 1), ("key", "mine"))
 
 
 @litmus
-def a_stale_slot_does_not_vouch(o):
+def a_stale_slot_does_not_vouch_for_the_next_life(o):
     """W1: a reader that meets the next life before a slot names it sees the old slot cleared."""
     threads = [deleting(o, "lock"), taking(o, "lock", "publish"), hitting(o, "read")]
     return Litmus(

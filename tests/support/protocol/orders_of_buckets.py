@@ -7,7 +7,7 @@ from support.protocol.orders import BUCKET, LEVEL, LEVEL_FENCE, LOCK, MISS, UNLO
 
 
 @litmus
-def what_moves_is_found_or_the_version_differs(o):
+def an_entry_that_moves_is_found_or_the_version_differs(o):
     """W1: slot_move and chain_bump, against a reader that misses."""
     writer = [
         *store("new index", 1, o.release("chain_remove: the index", spare=True)),
@@ -52,7 +52,7 @@ def a_slot_under_lock_is_seen_by_the_next_holder(o):
 
 
 @litmus
-def a_rest_meets_whoever_stores_an_earlier_deadline(o):
+def a_turn_sees_a_held_entry_or_its_writer_sees_the_claim(o):
     """X1: rest_shorten, and a turn that may end in a rest; each stores, then loads."""
     writer = [
         *cas("entry", 0, "held"),
@@ -122,7 +122,7 @@ def a_split_that_is_counted_is_below_the_number(o):
 
 
 @litmus
-def memory_goes_when_nobody_is_inside(o):
+def memory_goes_when_no_operation_is_inside(o):
     """M1: the releaser sees an operation that may hold an index, or that operation has ended."""
     inside = [
         *store("activity", 1),
@@ -158,3 +158,41 @@ def a_free_context_is_at_rest(o):
     recovery = store("name", 0) + store("owner", 0, o.release("context_recover: owner"))
     claimer = [*cas("owner", 0, 2, acquire=o.acquire("context_claim")), *load("name", "n")]
     return Litmus([recovery, claimer], lambda r: r["n"] == 1, (("owner", 1), ("name", 1)))
+
+
+# ---- freezing ----
+
+
+def writing(o, *after_activity):
+    """The beginning of a write: _enter_to_write."""
+    return [*store("activity", 1), *after_activity, *load("frozen", "f")]
+
+
+def freezing(o, *before_the_look):
+    """freeze and contexts_are_quiet."""
+    return [
+        *cas("frozen", 0, 1),
+        *fence(o.full("contexts_are_quiet: the fence", spare=True)),
+        *before_the_look,
+        *load("activity", "a", o.acquire("context_is_quiet", spare=True)),
+    ]
+
+
+def missed_each_other(registers):
+    """Whether a write went on, and the map was frozen without waiting for it."""
+    return registers["f"] == registers["a"] == 0
+
+
+@litmus
+def a_write_sees_the_freeze_or_is_waited_for(o):
+    """freeze(): the freezing process's membarrier serves as the writer's fence."""
+    called = o.full("contexts_are_quiet: membarrier") == FULL
+    threads = [writing(o), freezing(o, *(membarrier() if called else fence(FULL)))]
+    return Litmus(threads, missed_each_other)
+
+
+@litmus
+def a_write_without_membarrier_sees_the_freeze_or_is_waited_for(o):
+    """freeze(): a process to which membarrier is refused makes the fence itself."""
+    threads = [writing(o, *fence(o.full("_enter_oddly: the fence"))), freezing(o, *fence(FULL))]
+    return Litmus(threads, missed_each_other)

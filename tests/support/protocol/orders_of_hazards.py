@@ -55,7 +55,7 @@ def an_object_under_a_fenced_hazard_stays(o):
 
 
 @litmus
-def who_says_that_it_makes_fences_has_named_what_it_looked_at_before(o):
+def a_reader_that_announces_fences_has_named_its_last_object(o):
     """M1: the last use without a fence, by a reader that then sees header.fences and says so."""
     reader = [
         *store("hazard", "ref"),
@@ -74,7 +74,7 @@ def who_says_that_it_makes_fences_has_named_what_it_looked_at_before(o):
 
 
 @litmus
-def who_claims_a_context_is_seen_or_sees_the_object_given_up(o):
+def the_claimant_of_a_context_is_seen_or_sees_the_object_given_up(o):
     """M1: a releaser without membarrier skips contexts that have no owner."""
     claimant = [
         *cas("owner", 0, 1, acquire=ACQUIRE),
@@ -93,7 +93,7 @@ def who_claims_a_context_is_seen_or_sees_the_object_given_up(o):
 
 
 @litmus
-def a_context_without_owner_is_looked_at_by_nobody(o):
+def the_last_owner_of_a_free_context_has_finished_its_reads(o):
     """M1: the last owner of a context without owner has finished its reads."""
     reader = [*load("object", "x"), *store("owner", 0, o.release("context_recover: owner"))]
     releaser = [

@@ -39,7 +39,7 @@ def contains(m, key):
     while True:
         found = yield from map_find(m, key)
         still = found
-        if found not in (ABSENT, RETRY) and m.keeps("contains looks at the header again"):
+        if found not in (ABSENT, RETRY) and m.keeps("contains loads the header a second time"):
             still = yield from element_still(m, found)
         if still != RETRY:
             break
@@ -70,7 +70,9 @@ def bucket_find(m, at, key):
     if found != ABSENT:
         return found, at, 0
     level = level_plus1(header)
-    if not covers(level, at, m.hashes[key]) and m.keeps("a miss counts where the levels lead"):
+    if not covers(level, at, m.hashes[key]) and m.keeps(
+        "a miss counts only in the bucket to which the levels lead"
+    ):
         return RETRY, table_follow(m, at, level, m.hashes[key]), 0
     if m.keeps("a miss is validated by the bucket's version"):
         again = yield load(m.bucket[at])
@@ -119,7 +121,7 @@ def chain_next(m, line, look):
 
 def chain_moved(m, line, link, look):
     """Whether the last slot of a line was this link before the search, and has changed since."""
-    if link < LINK_BASE or not m.keeps("a link is looked at again"):
+    if link < LINK_BASE or not m.keeps("a reader loads a link a second time"):
         return False
     again = yield look(m.index(line, m.link_slot))
     return again != link
@@ -172,7 +174,7 @@ def slot_find(m, line, slot, key, look):
     if their_key != key:
         return ABSENT
     # The header counts only while a slot names the element.
-    if look is load and m.keeps("the slot is loaded a second time"):
+    if look is load and m.keeps("a reader loads the slot a second time"):
         again = yield load(m.index(line, slot))
         if again != index:
             return RETRY
@@ -182,7 +184,7 @@ def slot_find(m, line, slot, key, look):
 def element_read(m, found):
     """The value of what was found, or RETRY if the element changed since."""
     index, header, _, _ = found
-    redo = state_of(header) == UPD and m.keeps("readers of UPD take the redo buffer")
+    redo = state_of(header) == UPD and m.keeps("readers of UPD copy the redo buffer")
     words = ()
     for word in range(m.value_words):
         source = m.redo(owner_of(header), word) if redo else m.value(index, word)

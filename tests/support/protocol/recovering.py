@@ -48,7 +48,7 @@ from support.protocol.writing import bucket_release, deadline_stored, redo_apply
 def recover(m, subject):
     """process_recover of a process with one context, as soon as the process is dead. seize() makes
     sure that there is one recoverer at a time; claiming.py models how the core does."""
-    yield seize(subject, m.keeps("one at a time recovers a context"))
+    yield seize(subject, m.keeps("one process at a time recovers a context"))
     yield begin("recover")
     yield from context_recover(m, subject)
     yield store(m.kernel_lock[subject], 0)
@@ -216,7 +216,7 @@ def recover_element(m, me):
     if state_of(header) == UPD and m.keeps("recovery ends a rest, too"):
         value = yield own(m.redo(me, 0))
         yield from deadline_stored(m, value, True)
-    if m.keeps("recovery lets go of an element by a compare-and-swap"):
+    if m.keeps("recovery releases an element by a compare-and-swap"):
         yield cas(m.element[index], header, m.header_after(header, LIVE))
     else:
         yield store(m.element[index], m.header_after(header, LIVE))
@@ -317,7 +317,7 @@ def recover_resize(m, me, is_split):
     yield from recover_lines(m, me, (parent, child) if mine else (parent,))
     yield from chain_repair(m, me, parent)
     deep = level_plus1(parent_header) >= level + 2
-    if not m.keeps("recovery knows a parent that is deeper still"):
+    if not m.keeps("recovery accepts a parent that was split once more"):
         deep = level_plus1(parent_header) == level + 2
     committed = level_plus1(child_header) if is_split else not deep
     if not m.keeps("recovery finishes a resize after its commit"):

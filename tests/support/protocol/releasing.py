@@ -45,7 +45,7 @@ def block_vacate(m, me, block):
     """Give back the memory of a held RELEASING block; if the memory stays, keep the block."""
     if not m.keeps_memory:
         yield store(m.present[block], 0)
-    elif m.keeps("a block whose memory stays is no hole"):
+    elif m.keeps("a block that keeps its memory is no hole"):
         empty = block_word(READY, int(block == 0), 0, 0)
         yield store(m.block[block], taken(empty, me))
         yield store(m.block[block], empty)
@@ -61,7 +61,7 @@ def block_is_empty(m, block, held):
 
 def memory_is_quiet(m, me):
     """Whether every operation that began before this call has ended."""
-    if not m.keeps("memory goes when nobody is inside an operation"):
+    if not m.keeps("memory is released when no operation can still use it"):
         return True
     for context in range(1, m.contexts + 1):
         if context != me:

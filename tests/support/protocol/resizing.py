@@ -94,7 +94,7 @@ def table_lower(m, me, last):
     yield put(m.of(me, "operation"), 0)
     yield put(m.of(me, "bucket"), at)
     held = None
-    if m.keeps("the number is lowered under the lock of who has the entries"):
+    if m.keeps("the number is lowered under the lock of the bucket with the entries"):
         held = yield lock_try(m.bucket[at], me)
         if held is None:
             return
@@ -113,7 +113,7 @@ def pair_hold(m, me, child, operation):
     held = yield lock_try(parent, me)
     if held is None:
         return None
-    if m.keeps("a split takes the child's lock by trying"):
+    if m.keeps("a split only tries the child's lock"):
         child_held = yield lock_try(m.bucket[child], me)
     else:
         header = yield load(m.bucket[child])
@@ -142,7 +142,7 @@ def split(m, me, at):
     if held is None:
         return False
     fits = level_plus1(held[0]) == level + 1
-    if not fits and m.keeps("a split looks at the parent's level when it has the lock"):
+    if not fits and m.keeps("a split checks the parent's level when it has the lock"):
         yield from pair_release(m, at, held)
         return False
     first = m.keeps("a split fills the child before it gives it a level")
@@ -150,7 +150,7 @@ def split(m, me, at):
         yield from table_reach(m, at)
         yield from bucket_set_level(m, child, level + 2)
     copied = yield from chain_copy(m, me, parent, child, 1 << level)
-    if copied and m.keeps("no bucket is born at the number or above"):
+    if copied and m.keeps("no split makes a bucket at or above the number of buckets"):
         copied = yield from table_reach(m, at)
     if not copied:
         yield from chain_clear(m, me, child)
@@ -162,7 +162,7 @@ def split(m, me, at):
     yield from split_finish(m, me, parent, level)
     yield from bucket_release(m, child)
     yield from bucket_release(m, parent)
-    if not m.keeps("a split is counted before its parent is let go"):
+    if not m.keeps("a split is counted before its parent is unlocked"):
         yield from split_count(m)
     return True
 
@@ -179,13 +179,13 @@ def split_count(m):
 def split_finish(m, me, parent, level):
     """The steps of a split after its commit; each may have been performed already."""
     header = yield own(parent)
-    raised = m.keeps("a split raises the parent's level before it clears")
+    raised = m.keeps("a split raises the parent's level before it clears slots")
     if raised and level_plus1(header) == level + 1:
         yield from bucket_set_level(m, parent, level + 2)
     yield from chain_drop_bit(m, me, parent, 1 << level)
     if not raised and level_plus1(header) == level + 1:
         yield from bucket_set_level(m, parent, level + 2)
-    if m.keeps("a split is counted before its parent is let go"):
+    if m.keeps("a split is counted before its parent is unlocked"):
         yield from split_count(m)
 
 
@@ -197,7 +197,7 @@ def merge(m, me, at):
     if held is None:
         return
     fits = level_plus1(held[0]) == level_plus1(held[1]) == level + 2
-    if not fits and m.keeps("a merge looks at both levels when it has the locks"):
+    if not fits and m.keeps("a merge checks both levels when it has the locks"):
         yield from pair_release(m, at, held)
         return
     first = m.keeps("a merge fills the parent before it lowers the level")
@@ -218,7 +218,7 @@ def merge(m, me, at):
 def merge_undo(m, me, parent, bit):
     """Remove the copied references. The copy may have linked a line that the removal unlinks again;
     the version is raised in between, so that a reader that saw both states begins again."""
-    if m.keeps("an undone merge raises the version before it clears"):
+    if m.keeps("an undone merge raises the version before it clears slots"):
         yield from chain_bump(m, parent)
     yield from chain_drop_bit(m, me, parent, bit)
 
@@ -226,7 +226,7 @@ def merge_undo(m, me, parent, bit):
 def merge_finish(m, me, child):
     """The steps of a merge after its commit; each may have been performed already."""
     header = yield own(child)
-    lowered = m.keeps("a merge lowers the child's level before it clears")
+    lowered = m.keeps("a merge lowers the child's level before it clears slots")
     if lowered and level_plus1(header):
         yield from bucket_set_level(m, child, 0)
     yield from chain_clear(m, me, child)
@@ -296,7 +296,7 @@ def clear(m, me):
     """
     yield begin("clear")
     while True:
-        early = m.keeps("a cleaner counts splits before it reads the number")
+        early = m.keeps("a clear reads the count of splits before that of buckets")
         splits = 0
         if early:
             splits = yield load(m.splits)
@@ -308,7 +308,7 @@ def clear(m, me):
             found = yield from bucket_clear(m, me, (count >> PAYLOAD_SHIFT) - 1 - turn)
             empty = empty and not found
         again = yield load(m.splits)
-        if empty and (again == splits or not m.keeps("a cleaner begins anew after a split")):
+        if empty and (again == splits or not m.keeps("a clear begins anew after a split")):
             break
     yield end()
 

@@ -97,7 +97,7 @@ class Program:
         """The operations one after the other, as one generator."""
         for at in range(len(self.operations)):
             operation = self.operations[at]
-            announced = self.announces and m.keeps("an operation says that it is under way")
+            announced = self.announces and m.keeps("an operation announces that it is under way")
             if announced:
                 yield from announce(m, self.runs_as)
             if operation[0] in OF_PROCESSES:

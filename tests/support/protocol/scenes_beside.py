@@ -8,7 +8,7 @@ ROOM = {"buckets": 4, "elements": 4, "lines": 1}
 EVEN = {1: 0, 2: 2, 3: 4, 4: 6}  # of two buckets all in bucket 0; bits 1 and 2 part them
 
 BESIDE = {
-    "two split, and the second passes the first": scene(
+    "two contexts split, and the second passes the first one's bucket": scene(
         writes(1, ("grow",)),
         writes(2, ("grow",), ("grow",)),
         reads(("lookup", 3)),
@@ -17,7 +17,7 @@ BESIDE = {
         count=2,
         sizes=ROOM,
     ),
-    "two split, and the second is patient": scene(
+    "two contexts split, and the second leaves it to the next insert": scene(
         writes(1, ("grow", True)),
         writes(2, ("grow", True)),
         reads(("lookup", 3)),
@@ -26,7 +26,7 @@ BESIDE = {
         count=2,
         sizes=ROOM,
     ),
-    "a split is passed, and the number goes down again": scene(
+    "a split is passed, and the number of buckets falls again": scene(
         writes(1, ("grow",)),
         writes(2, ("grow",), ("shrink",)),
         reads(("lookup", 3)),
@@ -35,7 +35,7 @@ BESIDE = {
         count=2,
         sizes=ROOM | {"elements": 2},
     ),
-    "the number goes down below a split": scene(
+    "the number of buckets falls below a split": scene(
         writes(1, ("grow",)),
         writes(2, ("shrink",)),
         reads(("lookup", 4)),
@@ -44,7 +44,7 @@ BESIDE = {
         count=3,
         sizes=ROOM,
     ),
-    "two merge": scene(
+    "two contexts merge at the same time": scene(
         writes(1, ("shrink",)),
         writes(2, ("shrink",), ("shrink",)),
         reads(("lookup", 3)),
@@ -53,7 +53,7 @@ BESIDE = {
         count=4,
         sizes=ROOM,
     ),
-    "a split goes on beyond a merge": scene(
+    "buckets beyond a merge are split": scene(
         writes(1, ("shrink",)),
         writes(2, ("grow",), ("grow",)),
         reads(("lookup", 2)),
@@ -65,7 +65,7 @@ BESIDE = {
 }
 
 GAPS = {
-    "what is behind a gap is read and written": scene(
+    "a key whose bucket is a gap is read and written": scene(
         writes(1, ("catch up", 0)),
         writes(2, ("update", 3, 5)),
         reads(("lookup", 3)),
@@ -75,7 +75,7 @@ GAPS = {
         gaps=(2,),
         sizes=ROOM,
     ),
-    "two make up for a gap": scene(
+    "two contexts make up for a gap": scene(
         writes(1, ("catch up", 0)),
         writes(2, ("catch up", 0), ("catch up", 2)),
         hashes=EVEN,
@@ -84,7 +84,7 @@ GAPS = {
         gaps=(2, 4, 6),
         sizes={"buckets": 7, "elements": 4, "lines": 2},
     ),
-    "a gap is made up for while the number goes down": scene(
+    "a gap is made up for while the number of buckets falls": scene(
         writes(1, ("catch up", 0)),
         writes(2, ("shrink",)),
         reads(("lookup", 3)),
@@ -119,7 +119,7 @@ GAPS = {
 }
 
 DEAD_BESIDE = {
-    "a split dies, and others split beyond": dying(
+    "a writer dies in a split, and others split beyond it": dying(
         ("grow",),
         others=(writes(2, ("grow",), ("grow",)),),
         hashes=APART,
@@ -127,7 +127,7 @@ DEAD_BESIDE = {
         count=2,
         sizes=ROOM | {"elements": 2},
     ),
-    "a merge dies, and others split beyond": dying(
+    "a writer dies in a merge, and others split beyond it": dying(
         ("shrink",),
         others=(writes(2, ("grow",)),),
         hashes=APART,
@@ -135,7 +135,7 @@ DEAD_BESIDE = {
         count=2,
         sizes=ROOM | {"elements": 2},
     ),
-    "who makes up for a gap dies while the number goes down": dying(
+    "a writer that makes up for a gap dies while the number of buckets falls": dying(
         ("catch up", 0),
         others=(writes(2, ("shrink",)),),
         hashes=APART,
@@ -144,7 +144,7 @@ DEAD_BESIDE = {
         gaps=(2,),
         sizes=ROOM | {"elements": 2},
     ),
-    "who lowers the number below a gap dies": dying(
+    "a writer that lowers the number of buckets below a gap dies": dying(
         ("shrink",),
         ("shrink",),
         others=(writes(2, ("catch up", 0)),),
@@ -164,14 +164,14 @@ CLEARINGS = {
         entries={2: 2},
         sizes={"buckets": 2, "elements": 1},
     ),
-    "a map is cleared while one is split and merged": scene(
+    "a map is cleared while a bucket is split and merged": scene(
         writes(1, ("clear",)),
         writes(2, ("grow",), ("shrink",)),
         hashes=APART,
         entries=TWO,
         sizes={"buckets": 2, "elements": 2},
     ),
-    "a map is cleared while two split": scene(
+    "a map is cleared while two contexts split": scene(
         writes(1, ("clear",)),
         writes(2, ("grow",)),
         writes(3, ("grow",)),
@@ -180,7 +180,7 @@ CLEARINGS = {
         count=2,
         sizes=ROOM | {"elements": 1},
     ),
-    "a split dies while a map is cleared": dying(
+    "a writer dies in a split while another clears the map": dying(
         ("grow",),
         others=(writes(2, ("clear",)),),
         hashes=APART,
@@ -190,7 +190,7 @@ CLEARINGS = {
 }
 
 LARGE_BESIDE = {
-    "a split is passed, and the number goes down below it": scene(
+    "a split is passed, and the number of buckets falls below it": scene(
         writes(1, ("grow",)),
         writes(2, ("grow",), ("shrink",), ("shrink",)),
         reads(("lookup", 3)),
@@ -199,7 +199,7 @@ LARGE_BESIDE = {
         count=2,
         sizes=ROOM,
     ),
-    "a walk meets two who split": scene(
+    "a walk meets two contexts that split": scene(
         reads(("walk",)),
         writes(1, ("grow",)),
         writes(2, ("grow",), ("grow",)),
@@ -208,7 +208,7 @@ LARGE_BESIDE = {
         count=2,
         sizes=ROOM,
     ),
-    "a split dies under a reader, and others split beyond": dying(
+    "a writer dies in a split under a reader, and others split beyond it": dying(
         ("grow",),
         others=(reads(("lookup", 3)), writes(2, ("grow",), ("grow",))),
         hashes=APART,
@@ -216,7 +216,7 @@ LARGE_BESIDE = {
         count=2,
         sizes=ROOM | {"elements": 2},
     ),
-    "a merge dies under a reader, and others split beyond": dying(
+    "a writer dies in a merge under a reader, and others split beyond it": dying(
         ("shrink",),
         others=(reads(("lookup", 2)), writes(2, ("grow",))),
         hashes=APART,
@@ -233,7 +233,7 @@ LARGE_BESIDE = {
         count=2,
         sizes=TABLE | {"buckets": 4},
     ),
-    "a split and a merge die while a map is cleared": dying(
+    "a writer dies in a split or merge while another clears the map": dying(
         ("grow",),
         ("shrink",),
         others=(writes(2, ("clear",)),),

@@ -31,7 +31,7 @@ def forking(*, fails=False, deaths=2):
 
 
 RECOVERERS = {
-    "a recoverer dies, and another comes": scene(
+    "a recoverer dies, and another replaces it": scene(
         adding(1),
         is_process(2, ("rescue", 1), mortal=True),
         is_process(3, ("rescue", 1, 2)),
@@ -40,7 +40,7 @@ RECOVERERS = {
         deaths=2,
         sizes=WORD | {"processes": 3},
     ),
-    "a recoverer stops beside a reader": scene(
+    "recoverers and a reader: the reader waits for none of them": scene(
         reads(("lookup", 1)),
         adding(1),
         is_process(2, ("rescue", 1)),
@@ -61,7 +61,7 @@ RECOVERERS = {
         fallen={2: 1},
         sizes=WORD | {"processes": 4},
     ),
-    "a name is cleared while the slot is used again": scene(
+    "a recoverer's name is cleared while its slot is used again": scene(
         is_process(4, ("rescue", 2)),
         is_process(5, ("rescue", 1)),
         comes_as(2, ("join",), ("rescue", 1)),
@@ -69,7 +69,7 @@ RECOVERERS = {
         fallen={1: 0, 2: 0, 3: 1},
         sizes=WORD | {"processes": 5},
     ),
-    "an heir takes the slot that another recovers": scene(
+    "an heir takes over a slot that another process recovers": scene(
         adding(1),
         is_process(2, ("rescue", 1)),
         comes_as(1, ("inherit",), mortal=True),
@@ -81,7 +81,7 @@ RECOVERERS = {
 }
 
 FORKS = {
-    "a child is born with a view": forking(),
+    "a parent that has a view forks a child": forking(),
     "a fork fails": forking(fails=True, deaths=1),
 }
 

@@ -17,41 +17,41 @@ from support.protocol.scene_kit import (
 )
 
 DEATHS = {
-    "an update dies": dying(
+    "a writer dies in an update": dying(
         ("update", 1, 2),
         others=(reads(("lookup", 1)),),
         hashes=SAME,
         entries=ONE,
         sizes={"elements": 1},
     ),
-    "an update dies in another's way": dying(
+    "a writer dies in an update while another updates the same key": dying(
         ("update", 1, 2),
         others=(writes(2, ("update", 1, 3)),),
         hashes=SAME,
         entries=ONE,
         sizes={"elements": 1},
     ),
-    "a store of one word dies": dying(
+    "a writer dies while it adds to one word": dying(
         ("add", 1, 2),
         others=(reads(("lookup", 1)),),
         hashes=SAME,
         entries=ONE,
         sizes={"elements": 1, "value_words": 1},
     ),
-    "a delete and an insert die": dying(
+    "a writer dies in a delete or in the insert after it": dying(
         ("delete", 1), ("insert", 1, 5), hashes=SAME, entries=TWO, sizes={"elements": 2}
     ),
-    "an insert dies under a reader": dying(
+    "a writer dies in an insert under a reader": dying(
         ("insert", 2, 5), others=(reads(("lookup", 2)),), hashes=APART, sizes={"elements": 1}
     ),
-    "a removal that moves the last entry dies": dying(
+    "a writer dies in a removal that moves the last entry": dying(
         ("delete", 1),
         others=(reads(("lookup", 3)),),
         hashes=APART,
         entries=THREE,
         sizes={"lines": 2, "elements": 3},
     ),
-    "what gives and takes lines dies": dying(
+    "a writer that gives and takes lines dies": dying(
         ("delete", 3),
         ("delete", 2),
         ("insert", 2, 5),
@@ -60,7 +60,7 @@ DEATHS = {
         entries=THREE,
         sizes=LINES,
     ),
-    "an unlinked line of the dead names nothing": scene(
+    "a writer dies while it unlinks a line, and the survivor inserts": scene(
         reads(("lookup", 2)),
         writes(1, ("delete", 3), ("delete", 2), mortal=True),
         survives(2, 1, ("insert", 2, 5)),
@@ -69,14 +69,14 @@ DEATHS = {
         deaths=1,
         sizes={"lines": 1, "elements": 3},
     ),
-    "a split dies": dying(
+    "a writer dies in a split": dying(
         ("grow",),
         others=(reads(("lookup", 2)),),
         hashes=APART,
         entries=TWO,
         sizes={"buckets": 2, "elements": 2},
     ),
-    "a merge dies": dying(
+    "a writer dies in a merge": dying(
         ("shrink",),
         others=(reads(("lookup", 2)),),
         hashes=APART,
@@ -84,10 +84,10 @@ DEATHS = {
         count=2,
         sizes={"buckets": 2, "elements": 2},
     ),
-    "a split of lines dies": dying(
+    "a writer dies in a split of a chain with lines": dying(
         ("grow",), hashes=ODD, entries=FOUR, sizes={"buckets": 2, "lines": 6, "elements": 4}
     ),
-    "a merge of lines dies": dying(
+    "a writer dies in a merge of chains with lines": dying(
         ("shrink",),
         hashes=APART | {5: 5},
         entries=FOUR | {5: 5},
@@ -97,7 +97,7 @@ DEATHS = {
 }
 
 SUPPLIES = {
-    "elements and credits come from block and header, and go back": scene(
+    "elements and credits are fetched from block and header, and given back": scene(
         writes(1, ("insert", 1, 1), ("delete", 1), ("trim",)),
         writes(2, ("insert", 2, 2)),
         hashes=SAME,
@@ -105,7 +105,7 @@ SUPPLIES = {
         credited=(1, 0),
         sizes=SUPPLY,
     ),
-    "who fetches and gives back dies": dying(
+    "a writer that fetches an element and gives it back dies": dying(
         ("insert", 1, 1),
         ("delete", 1),
         ("trim",),
@@ -114,7 +114,7 @@ SUPPLIES = {
         credited=(0, 0),
         sizes=SUPPLY,
     ),
-    "who fetches dies in another's way": scene(
+    "a writer that fetches an element dies while another needs one": scene(
         writes(1, ("insert", 1, 1), mortal=True),
         writes(2, ("insert", 2, 2)),
         recovers(1),
@@ -133,7 +133,7 @@ SUPPLIES = {
         credited=(1,),
         sizes=MEMORY,
     ),
-    "memory that is given back stays": dying(
+    "a writer releases memory that the system keeps": dying(
         ("delete", 2),
         ("trim",),
         ("release", 1),
@@ -143,7 +143,7 @@ SUPPLIES = {
         credited=(1,),
         sizes=MEMORY | {"keeps_memory": True},
     ),
-    "who gives memory back dies": dying(
+    "a writer dies while it releases memory": dying(
         ("delete", 2),
         ("trim",),
         ("release", 1),

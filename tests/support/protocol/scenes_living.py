@@ -25,7 +25,7 @@ VALUES = {
         hashes=SAME,
         entries=ONE,
     ),
-    "a word is replaced, and added to": scene(
+    "one writer replaces a word, and another adds to it": scene(
         reads(("lookup", 1)),
         writes(1, ("update", 1, 2)),
         writes(2, ("add", 1, 3)),
@@ -33,7 +33,7 @@ VALUES = {
         entries=ONE,
         sizes={"value_words": 1},
     ),
-    "two add to a field of two words": scene(
+    "two writers add to a field of two words": scene(
         writes(1, ("add", 1, 1)),
         writes(2, ("add", 1, 2)),
         hashes=SAME,
@@ -52,21 +52,21 @@ SECTIONS = {
     "a section is committed under a reader": reading(
         ("lookup", 1), ("section", 1, 2), ("section", 1, 3), hashes=SAME, entries=ONE
     ),
-    "a delete and an insert cut a section off": scene(
+    "a key is deleted and inserted during its section": scene(
         writes(1, ("section", 1, 2)),
         writes(2, ("delete", 1), ("insert", 1, 5)),
         hashes=SAME,
         entries=ONE,
         sizes={"elements": 1},
     ),
-    "two sections, one of them removes": scene(
+    "two sections of one key, of which one removes it": scene(
         writes(1, ("remove", 1)),
         writes(2, ("section", 1, 2), ("abandon", 1)),
         hashes=SAME,
         entries=ONE,
         sizes={"elements": 1},
     ),
-    "a section dies while another deletes": dying(
+    "a writer dies in a section while another deletes the key": dying(
         ("section", 1, 2),
         others=(writes(2, ("delete", 1)),),
         hashes=SAME,
@@ -76,13 +76,13 @@ SECTIONS = {
 }
 
 LIVES = {
-    "a key is deleted and comes back in the same element": reading(
+    "a key is deleted, and inserted into the same element": reading(
         ("lookup", 1), ("delete", 1), ("insert", 1, 5), hashes=SAME, entries=TWO
     ),
-    "an element is taken for another key of the bucket": reading(
+    "an element is used again for another key of the bucket": reading(
         ("lookup", 1), ("delete", 1), ("insert", 2, 5), hashes=SAME, entries=ONE
     ),
-    "an element is taken for a key of another bucket": reading(
+    "an element is used again for a key of another bucket": reading(
         ("lookup", 1),
         ("delete", 1),
         ("insert", 2, 5),
@@ -91,17 +91,17 @@ LIVES = {
         count=2,
         sizes={"buckets": 2, "elements": 1},
     ),
-    "two insert the same key": scene(
+    "two writers insert the same key": scene(
         writes(1, ("insert", 1, 5)), writes(2, ("insert", 1, 6)), hashes=SAME
     ),
-    "one inserts what another deletes": scene(
+    "one writer inserts the key that another deletes": scene(
         writes(1, ("delete", 1)),
         writes(2, ("update", 1, 6)),
         hashes=SAME,
         entries=ONE,
         sizes={"elements": 2},
     ),
-    "an insertion that a death undoes leaves its element to another": scene(
+    "an insert is undone after a death, and another key gets its element": scene(
         reads(("contains", 1)),
         writes(1, ("delete", 2), ("insert", 1, 5), mortal=True),
         survives(2, 1, ("insert", 3, 5)),
@@ -110,7 +110,7 @@ LIVES = {
         deaths=1,
         sizes={"elements": 1},
     ),
-    "an insertion that a death undoes is taken for the key's": scene(
+    "an insert meets one of the same key that is undone after a death": scene(
         writes(3, ("insert", 1, 7)),
         writes(1, ("delete", 2), ("insert", 1, 5), mortal=True),
         survives(2, 1, ("insert", 3, 5)),
@@ -122,10 +122,10 @@ LIVES = {
 }
 
 CHAINS = {
-    "the last of a chain fills a gap": reading(
+    "the last entry of a chain fills a gap": reading(
         ("lookup", 3), ("delete", 1), hashes=APART, entries=THREE, sizes=LINES
     ),
-    "a line loses one of two": reading(
+    "a line loses one of its two entries": reading(
         ("lookup", 2), ("delete", 3), hashes=APART, entries=THREE, sizes=LINES
     ),
     "a line is unlinked under a reader": reading(
@@ -168,7 +168,7 @@ RESIZES = {
         count=2,
         sizes=TABLE,
     ),
-    "a split moves all of a chain": reading(
+    "a split moves all entries of a chain": reading(
         ("lookup", 3),
         ("grow",),
         hashes=ODD,
@@ -178,7 +178,7 @@ RESIZES = {
     "a merge and a split under a reader": reading(
         ("lookup", 2), ("shrink",), ("grow",), hashes=APART, entries=TWO, count=2, sizes=TABLE
     ),
-    "a bucket goes and comes while a writer wants its lock": scene(
+    "a bucket is merged and split while a writer waits for its lock": scene(
         writes(1, ("shrink",), ("grow",)),
         writes(2, ("update", 2, 5)),
         hashes=APART,
@@ -203,7 +203,7 @@ WALKS = {
     "a walk meets a removal that moves the last entry": reading(
         ("walk",), ("delete", 1), hashes=APART, entries=THREE, sizes=LINES
     ),
-    "a walk meets a line that comes": reading(
+    "a walk meets a line that is being linked": reading(
         ("walk",), ("insert", 3, 5), hashes=APART, entries=TWO, sizes=LINES
     ),
     "a walk meets a merge and a split": reading(
@@ -212,10 +212,10 @@ WALKS = {
 }
 
 SHORTAGES = {
-    "a split finds no line": reading(
+    "a split finds no free line": reading(
         ("lookup", 3), ("grow",), hashes=ODD, entries=THREE, sizes=FEW_LINES
     ),
-    "a merge finds no line": reading(
+    "a merge finds no free line": reading(
         ("lookup", 1),
         ("shrink",),
         hashes=APART,
@@ -223,14 +223,14 @@ SHORTAGES = {
         count=2,
         sizes={"buckets": 2, "lines": 1, "elements": 4},
     ),
-    "a merge that finds no line dies": dying(
+    "a writer dies in a merge that finds no free line": dying(
         ("shrink",),
         hashes=APART,
         entries={1: 1, 3: 3, 2: 2, 4: 4},
         count=2,
         sizes={"buckets": 2, "lines": 1, "elements": 4},
     ),
-    "an insert finds no line": reading(
+    "an insert finds no free line": reading(
         ("lookup", 3), ("insert", 3, 5), hashes=APART, entries=TWO, sizes={"elements": 3}
     ),
 }

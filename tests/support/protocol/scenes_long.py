@@ -19,7 +19,7 @@ from support.protocol.scene_kit import (
 )
 
 LARGE = {
-    "two add to a field of two words under a reader": scene(
+    "two writers add to a field of two words under a reader": scene(
         reads(("lookup", 1)),
         writes(1, ("add", 1, 1)),
         writes(2, ("add", 1, 2)),
@@ -34,7 +34,7 @@ LARGE = {
         entries=ONE,
         sizes={"elements": 1},
     ),
-    "one inserts what another deletes under a reader": scene(
+    "one writer inserts the key that another deletes, under a reader": scene(
         reads(("contains", 1)),
         writes(1, ("delete", 1)),
         writes(2, ("update", 1, 6)),
@@ -67,7 +67,7 @@ LARGE = {
         entries=THREE,
         sizes=LINES,
     ),
-    "two writers and a reader with lines that come and go": scene(
+    "two writers link and unlink lines under a reader": scene(
         reads(("lookup", 3)),
         writes(1, ("delete", 3), ("insert", 3, 5)),
         writes(2, ("delete", 2), ("insert", 2, 6)),
@@ -75,7 +75,7 @@ LARGE = {
         entries=THREE,
         sizes=LINES,
     ),
-    "a split while its keys are deleted and come back": scene(
+    "a split while its keys are deleted and inserted again": scene(
         reads(("lookup", 2)),
         writes(1, ("grow",)),
         writes(2, ("delete", 2), ("insert", 2, 5)),
@@ -83,7 +83,7 @@ LARGE = {
         entries=FOUR,
         sizes={"buckets": 2, "lines": 4, "elements": 4},
     ),
-    "a merge and a split while keys are deleted and come back": scene(
+    "a merge and a split while keys are deleted and inserted again": scene(
         reads(("lookup", 2)),
         writes(1, ("shrink",), ("grow",)),
         writes(2, ("delete", 2), ("insert", 2, 5)),
@@ -92,14 +92,14 @@ LARGE = {
         count=2,
         sizes=TABLE,
     ),
-    "who wants the lock of a bucket that goes and comes dies": dying(
+    "a writer dies that waits for the lock of a bucket that is merged and split": dying(
         ("update", 2, 5),
         others=(writes(2, ("shrink",), ("grow",)),),
         hashes=APART,
         count=2,
         sizes={"buckets": 2, "elements": 1},
     ),
-    "who makes a bucket go and come dies": dying(
+    "a writer that merges and splits a bucket dies": dying(
         ("shrink",),
         ("grow",),
         others=(writes(2, ("update", 2, 5)),),
@@ -108,7 +108,7 @@ LARGE = {
         count=2,
         sizes={"buckets": 2, "elements": 2},
     ),
-    "a section, an update and a delete": scene(
+    "a section, an update and a delete of one key": scene(
         writes(1, ("section", 1, 2)),
         writes(2, ("update", 1, 3)),
         writes(3, ("delete", 1)),
@@ -116,7 +116,7 @@ LARGE = {
         entries=ONE,
         sizes={"elements": 2},
     ),
-    "a section dies, and its element is cut off and used again": dying(
+    "a writer dies in a section, and another key gets its element": dying(
         ("section", 1, 2),
         others=(writes(2, ("delete", 1), ("insert", 2, 5)),),
         hashes=SAME,
@@ -131,14 +131,14 @@ LARGE = {
         entries=TWO,
         sizes={"buckets": 2, "elements": 2},
     ),
-    "a split dies while its keys are written": dying(
+    "a writer dies in a split while another writes its keys": dying(
         ("grow",),
         others=(reads(("lookup", 2)), writes(2, ("update", 2, 5))),
         hashes=APART,
         entries=TWO,
         sizes={"buckets": 2, "elements": 2},
     ),
-    "a merge dies while a key is deleted": dying(
+    "a writer dies in a merge while another deletes a key": dying(
         ("shrink",),
         others=(reads(("lookup", 2)), writes(2, ("delete", 2))),
         hashes=APART,
@@ -146,14 +146,14 @@ LARGE = {
         count=2,
         sizes={"buckets": 2, "elements": 2},
     ),
-    "a split of lines dies under a reader": dying(
+    "a writer dies in a split of a chain with lines under a reader": dying(
         ("grow",),
         others=(reads(("lookup", 3)),),
         hashes=ODD,
         entries=THREE,
         sizes={"buckets": 2, "lines": 4, "elements": 3},
     ),
-    "lines come and go, and their writer dies, under a reader": dying(
+    "a writer that links and unlinks lines dies under a reader": dying(
         ("delete", 3),
         ("delete", 2),
         ("insert", 2, 5),
@@ -163,7 +163,7 @@ LARGE = {
         entries=THREE,
         sizes={"lines": 2, "elements": 3},
     ),
-    "three slots": dying(
+    "a writer dies in a chain of buckets with three slots": dying(
         ("delete", 4),
         ("delete", 1),
         ("insert", 5, 5),
@@ -182,7 +182,7 @@ LARGE = {
         deaths=2,
         sizes={"elements": 2},
     ),
-    "an update dies, and who recovers it, and the next": scene(
+    "a writer dies in an update, then two of its recoverers": scene(
         reads(("lookup", 1)),
         writes(1, ("update", 1, 2), mortal=True),
         writes(2, ("add", 1, 3)),
@@ -194,7 +194,7 @@ LARGE = {
         deaths=3,
         sizes={"elements": 1},
     ),
-    "a delete dies, and who recovers it, and the next": scene(
+    "a writer dies in a delete, then two of its recoverers": scene(
         reads(("lookup", 3)),
         writes(1, ("delete", 1), mortal=True),
         recovers(1, mortal=True),
@@ -214,7 +214,7 @@ LARGE = {
         entries=THREE,
         sizes=LINES,
     ),
-    "a walk meets a removal that dies": dying(
+    "a walk meets a removal in which the writer dies": dying(
         ("delete", 1),
         others=(reads(("walk",)),),
         hashes=APART,
@@ -229,7 +229,7 @@ LARGE = {
         entries=THREE,
         sizes=TABLE,
     ),
-    "two fetch and give back": scene(
+    "two writers fetch elements and give them back": scene(
         writes(1, ("insert", 1, 1), ("delete", 1), ("trim",)),
         writes(2, ("insert", 2, 2), ("delete", 2), ("trim",)),
         hashes=SAME,
@@ -237,7 +237,7 @@ LARGE = {
         credited=(1, 0),
         sizes=SUPPLY,
     ),
-    "who fetches dies in another's way, and so does who recovers it": dying(
+    "a writer that fetches an element dies, then its recoverer, while another needs one": dying(
         ("insert", 1, 1),
         others=(writes(2, ("insert", 2, 2)),),
         hashes=SAME,
@@ -245,7 +245,7 @@ LARGE = {
         credited=(0,),
         sizes=SUPPLY | {"depots": 1, "elements": 3},
     ),
-    "who fetches and gives back dies in another's way": dying(
+    "a writer that fetches an element and gives it back dies while another needs one": dying(
         ("insert", 1, 1),
         ("delete", 1),
         ("trim",),
@@ -255,7 +255,7 @@ LARGE = {
         credited=(1, 0),
         sizes=SUPPLY,
     ),
-    "who gives memory back dies under a reader": dying(
+    "a writer dies while it releases memory under a reader": dying(
         ("delete", 2),
         ("trim",),
         ("release", 1),

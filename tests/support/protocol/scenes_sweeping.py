@@ -15,7 +15,7 @@ SWEEPS = {
         clock=1,
         sizes=TIMED,
     ),
-    "an entry is deleted and comes back under a sweeper": scene(
+    "an entry is deleted and inserted again under a sweeper": scene(
         writes(1, ("expire",)),
         writes(2, ("delete", 1), ("insert", 1, 9)),
         hashes=SAME,
@@ -23,7 +23,7 @@ SWEEPS = {
         clock=1,
         sizes=TIMED,
     ),
-    "a removal moves what a sweeper has seen": scene(
+    "a removal moves an entry that a sweeper has seen": scene(
         writes(1, ("expire",)),
         writes(2, ("delete", 1)),
         hashes=APART,
@@ -31,7 +31,7 @@ SWEEPS = {
         clock=1,
         sizes={"timed": True, "elements": 3, "lines": 2},
     ),
-    "two sweep at once": scene(
+    "two contexts sweep at the same time": scene(
         writes(1, ("expire",)),
         writes(2, ("expire",)),
         hashes=SAME,
@@ -56,7 +56,7 @@ SWEEPS = {
         clock=1,
         sizes=PAIR | {"buckets": 2},
     ),
-    "a sweeper dies beside who renews": dying(
+    "a sweeper dies while a writer renews the entry": dying(
         ("expire",),
         others=(writes(2, ("update", 1, 9)),),
         hashes=SAME,
@@ -64,7 +64,7 @@ SWEEPS = {
         clock=1,
         sizes=TIMED,
     ),
-    "who renews dies beside a sweeper": dying(
+    "a writer that renews an entry dies under a sweeper": dying(
         ("update", 1, 9),
         others=(writes(2, ("expire",)),),
         hashes=SAME,
@@ -75,7 +75,7 @@ SWEEPS = {
 }
 
 ROOM = {
-    "two want the room of what has expired": scene(
+    "two insertions need the room of one expired entry": scene(
         writes(1, ("room", 2, 9)),
         writes(2, ("room", 3, 9)),
         hashes=SAME,
@@ -83,14 +83,14 @@ ROOM = {
         clock=1,
         sizes=TIMED,
     ),
-    "a deadline comes nearer beside a turn in vain": scene(
+    "a deadline becomes earlier during a turn that removes nothing": scene(
         writes(1, ("update", 1, 1), ("tick", 1)),
         writes(2, ("room", 2, 9), ("room", 3, 9)),
         hashes=SAME,
         entries={1: 9},
         sizes=TIMED,
     ),
-    "an entry that lives shortly comes beside a turn in vain": scene(
+    "an entry with an early deadline is inserted during a turn that removes nothing": scene(
         writes(1, ("delete", 1), ("insert", 4, 1), ("tick", 1)),
         writes(2, ("room", 2, 9), ("room", 3, 9)),
         hashes=SAME,
@@ -104,7 +104,7 @@ ROOM = {
         entries={1: 1, 2: 2},
         sizes=PAIR,
     ),
-    "who stores a nearer deadline dies beside a turn in vain": scene(
+    "a writer of an earlier deadline dies during a turn that removes nothing": scene(
         writes(1, ("update", 1, 1), mortal=True),
         survives(3, 1, ("tick", 1)),
         writes(2, ("room", 2, 9), ("room", 3, 9)),
@@ -113,7 +113,7 @@ ROOM = {
         deaths=1,
         sizes=TIMED,
     ),
-    "two turns in vain at once": scene(
+    "two turns that remove nothing, at the same time": scene(
         writes(1, ("room", 3, 9), ("tick", 1)),
         writes(2, ("room", 2, 9), ("room", 4, 9)),
         hashes=SAME,

@@ -13,23 +13,23 @@ def changing(context, *changes, mortal=False):
 
 
 WAITING = {
-    "one waits for what one stores": scene(
+    "a process waits for the value that a writer stores": scene(
         waits(0, 1, 2), changing(1, ("update", 1, 2)), hashes=SAME, entries=ONE, sizes=WORD
     ),
-    "one waits for a key that is inserted": scene(
+    "a process waits for a key to be inserted": scene(
         waits(0, 1, 2), changing(1, ("update", 1, 2)), hashes=SAME, sizes=WORD
     ),
-    "one waits for a key to go": scene(
+    "a process waits for a key to be deleted": scene(
         waits(0, 1, 0), changing(1, ("delete", 1)), hashes=SAME, entries=ONE, sizes=WORD
     ),
-    "one waits for the last of two changes": scene(
+    "a process waits for the last of two changes": scene(
         waits(0, 1, 3),
         changing(1, ("update", 1, 2), ("update", 1, 3)),
         hashes=SAME,
         entries=ONE,
         sizes=WORD,
     ),
-    "two wait, and the first leaves": scene(
+    "two processes wait, and the first one stops waiting": scene(
         waits(0, 1, 2),
         waits(1, 1, 3),
         changing(1, ("update", 1, 2), ("update", 1, 3)),
@@ -37,7 +37,7 @@ WAITING = {
         entries=ONE,
         sizes=PAIR,
     ),
-    "one waits, and the writer dies": scene(
+    "a process waits, and the writer dies": scene(
         waits(0, 1, 2),
         changing(1, ("update", 1, 2), mortal=True),
         *RECOVERERS,
@@ -46,7 +46,7 @@ WAITING = {
         deaths=2,
         sizes=WORD,
     ),
-    "a waiter dies beside another": scene(
+    "one of two waiting processes dies": scene(
         waits(0, 1, 2, mortal=True),
         waits(1, 1, 2),
         changing(1, ("update", 1, 2)),
@@ -55,7 +55,7 @@ WAITING = {
         deaths=1,
         sizes=PAIR,
     ),
-    "two write, and one waits for what comes last": scene(
+    "a process waits for the last value of two writers": scene(
         waits(0, 1, 3),
         changing(1, ("update", 1, 2)),
         changing(2, ("update", 1, 3)),
@@ -63,20 +63,20 @@ WAITING = {
         entries=ONE,
         sizes=WORD,
     ),
-    "one waits for what a slow store stores": scene(
+    "a process waits for a value; the writer looks for waiters at its lock": scene(
         waits(0, 1, 2),
         changing(1, ("update", 1, 2)),
         hashes=SAME,
         entries=ONE,
         sizes=WORD | EARLY,
     ),
-    "one waits for what a slow store inserts": scene(
+    "a process waits for a new key; the writer looks for waiters at its lock": scene(
         waits(0, 1, 2), changing(1, ("update", 1, 2)), hashes=SAME, sizes=WORD | EARLY
     ),
-    "one waits for what a slow store deletes": scene(
+    "a process waits for a deletion; the writer looks for waiters at its lock": scene(
         waits(0, 1, 0), changing(1, ("delete", 1)), hashes=SAME, entries=ONE, sizes=WORD | EARLY
     ),
-    "two store slowly, and one waits for what comes last": scene(
+    "a process waits for the last value; two writers look for waiters at their locks": scene(
         waits(0, 1, 3),
         changing(1, ("update", 1, 2)),
         changing(2, ("update", 1, 3)),

@@ -214,7 +214,7 @@ class Segment:
         return first
 
     def header_after(self, before, state, me=0):
-        """The header that follows before: next version, this state, held by me (0: nobody)."""
+        """The header that follows before: next version, this state, held by me (0: not held)."""
         raised = 1 if self.keeps("every change of state raises the version") else 0
         return (version_of(before) + raised) * VERSION_ONE | state << PAYLOAD_SHIFT | me
 

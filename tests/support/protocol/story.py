@@ -1,6 +1,6 @@
 """Counterexamples told in words: every step of the path to a violation.
 
-    cd tests; python -m support.protocol.story "a link is looked at again"
+    cd tests; python -m support.protocol.story "a reader loads a link a second time"
 
 tells how the mutant that lacks this step breaks a promise. With the name of a scene instead, it
 plays the scene as designed, and tells the number of its states.

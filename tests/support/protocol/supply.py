@@ -93,7 +93,7 @@ def element_give(m, me):
     held = yield from depot_hold(m, me, depot, lock)
     head, count, credit = depot_parts(held)
     header = yield own(m.element[element])
-    if not m.keeps("an element's version goes on in its next life"):
+    if not m.keeps("an element's version continues in its next life"):
         header = 0
     yield store(m.next_free(element), head)
     yield store(m.element[element], m.header_after(header, FREE))

@@ -83,7 +83,7 @@ def chain_expired(m, bucket, now):
             index = yield load(m.index(line, slot))
             if 0 < index < LINK_BASE:
                 expired, deadline = yield from element_look(m, index, now)
-                if deadline or m.keeps("an entry in motion may expire at any time"):
+                if deadline or m.keeps("an entry that is changing may expire at any time"):
                     earliest = min(earliest, deadline)
                 if expired is not None:
                     tag = yield load(m.tag(line, slot))
@@ -99,12 +99,12 @@ def expired_remove(m, me, gone):
     bucket = None
     while bucket is None:
         bucket, held = yield from bucket_hold_hash(m, me, DELETE, tag)
-    if m.keeps("a sweeper looks for the slot when it has the lock"):
+    if m.keeps("a sweeper searches for the slot when it has the lock"):
         place = yield from chain_names(m, bucket, index)
     if place is None:
         yield store(bucket, released(held))
         return False
-    if not m.keeps("a sweeper removes only what it saw expired"):
+    if not m.keeps("a sweeper removes only the entry that it saw expired"):
         header = yield load(m.element[index])
     removed = yield from delete_found(m, me, bucket, (index, header, *place))
     yield from op_give_back(m, me)
@@ -122,7 +122,7 @@ def sweep_turn(m, me):
             done = yield from expired_remove(m, me, gone[turn])
             removed += done
             del done
-        if not m.keeps("a sweep goes on behind the bucket as it was read"):
+        if not m.keeps("a sweep continues after the bucket as it was read"):
             count = yield load(m.table)
             level = (count >> PAYLOAD_SHIFT).bit_length()
         order = (order | ORDER_END - 1 >> max(level, 1) - 1) + 1

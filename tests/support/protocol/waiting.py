@@ -49,7 +49,7 @@ def wait_for(m, me, key, value):
         if not waited:
             yield fetch_or(m.waited, CLASS)
         del waited
-        early = m.keeps("a waiter sets SLEEPING before it looks")
+        early = m.keeps("a waiter sets SLEEPING before it reads the key")
         seen = 0
         if early:
             seen = yield fetch_or(m.bell, SLEEPING)
@@ -81,7 +81,7 @@ def settled(m, key):
             held, word = m.element[found[0]], found[1]
             value = yield from element_read(m, found)
         busy = owner_of(word) != 0 and (found == ABSENT or state_of(word) != LOCKED)
-        if busy and m.keeps("a held word is not slept on"):
+        if busy and m.keeps("a waiter does not sleep while the word is held"):
             yield wait(held, word)
             value = RETRY
         if value != RETRY:
@@ -96,7 +96,7 @@ def leave(m, me):
     if others:
         return
     yield fetch_and(m.waited, 0)
-    if not m.keeps("the last waiter looks again when it has cleared the class"):
+    if not m.keeps("the last waiter looks again after it has cleared the class"):
         return
     others = yield from others_wait(m, me)
     if others:
@@ -144,7 +144,7 @@ def bell_ring(m):
 def change(m, me, kind, key, value=0):
     """An update or a deletion, and the ring behind it."""
     seen = None
-    if not m.keeps("a writer looks for waiters when it has its lock word"):
+    if not m.keeps("a writer looks for waiters after it has its lock word"):
         seen = yield load(m.waited)
     if kind == "delete":
         yield from delete(m, me, key)

@@ -45,7 +45,7 @@ def bucket_read(m, at, order):
     """The entries of a bucket from order on, or RETRY; and the end of the bucket's range."""
     header = yield load(m.bucket[at])
     level = level_plus1(header)
-    if not covers(level, at, reverse_bits(order)) and m.keeps("a walk looks at the level again"):
+    if not covers(level, at, reverse_bits(order)) and m.keeps("a walk checks the level again"):
         return RETRY, order
     last = order | ORDER_END - 1 >> max(level, 1) - 1
     found = yield from span_read(m, m.bucket[at], header, at, (order, last))

@@ -110,7 +110,7 @@ def deadline_stored(m, value, held):
     """End a rest that goes beyond the deadline that the caller stores (sweeping.py). held: the
     caller holds the entry, or its bucket."""
     if m.timed and held == m.keeps(
-        "who stores a deadline looks at the rest when it holds the entry"
+        "a writer of a deadline checks the rest when it holds the entry"
     ):
         word = yield load(m.rest)
         if value < word >> PAYLOAD_SHIFT and m.keeps("an earlier deadline ends the rest"):
@@ -149,7 +149,7 @@ def bucket_hold_hash(m, me, operation, key_hash):
     while True:
         seen = yield load(bucket)
         moved = not covers(level_plus1(seen), at, key_hash)
-        if moved and m.keeps("a writer takes a bucket only while it has the key"):
+        if moved and m.keeps("a writer locks a bucket only while the key belongs there"):
             return None, RETRY
         if owner_of(seen):
             yield wait(bucket, seen)
@@ -181,7 +181,9 @@ def update(m, me, key, value, kind="update"):
         elif found != RETRY and kind == "insert":
             outcome = "PRESENT"
             still = yield from element_still(m, found)
-            if still == RETRY and m.keeps("PRESENT is said after a second look at the header"):
+            if still == RETRY and m.keeps(
+                "an insert reports PRESENT after a second load of the header"
+            ):
                 outcome = RETRY
         elif found != RETRY:
             outcome = yield from element_update(m, me, found, value)
@@ -212,7 +214,7 @@ def insert_hold(m, me, key, at, header):
     if not owner_of(header):
         yield put(m.of(me, "operation"), INSERT)
         yield put(m.of(me, "bucket"), at)
-        if m.keeps("the bucket of a miss is taken only as it was seen"):
+        if m.keeps("after a miss the bucket is locked only if it is unchanged"):
             unchanged = yield cas(m.bucket[at], header, taken(header, me))
             if unchanged and m.waiters:
                 yield from waiters_seen(m, me)
@@ -225,7 +227,7 @@ def insert_hold(m, me, key, at, header):
     if bucket is None:
         return None
     found = yield from chain_find(m, bucket, key, own)
-    if found != ABSENT and m.keeps("an inserter looks again when it has the lock"):
+    if found != ABSENT and m.keeps("an insert searches again when it has the lock"):
         yield store(bucket, released(held))
         return None
     return bucket
