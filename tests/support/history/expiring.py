@@ -107,22 +107,23 @@ class Round:
         self.killed = 0
         memory = mmap.mmap(-1, 8 * (1 + workers * steps * WORDS))
         self.words = memoryview(memory).cast("q")
-        children = [Child(self.wait_and_work, slot) for slot in range(workers)]
         rng = random.Random(repr(seed))
+        deaths = [rng.uniform(0, 0.002) if kills and slot == 0 else 0 for slot in range(workers)]
+        children = [Child(self.wait_and_work, slot, deaths[slot]) for slot in range(workers)]
         self.words[0] = 1  # go
-        if kills:
-            time.sleep(rng.uniform(0, 0.002))  # anywhere in its work, or after it
-            os.kill(children[0].pid, signal.SIGKILL)
         for slot, child in enumerate(children):
             code = child.join()
             self.ended[slot] = time.monotonic_ns()
-            self.killed += code == -signal.SIGKILL
-            if not (code == -signal.SIGKILL and kills and slot == 0):
+            self.killed += code == -signal.SIGALRM
+            if not (code == -signal.SIGALRM and deaths[slot]):
                 child.result()
 
-    def wait_and_work(self, slot):
+    def wait_and_work(self, slot, death_s):
+        """Work; an alarm, which no handler delays, kills anywhere in the work or after it."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         while not self.words[0]:
             os.sched_yield()
+        signal.setitimer(signal.ITIMER_REAL, death_s)
         self.work(slot)
 
     def work(self, slot):
