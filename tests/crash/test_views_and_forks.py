@@ -250,7 +250,7 @@ def test_forks_keep_views_while_threads_drop_theirs(arrays):
     for thread in threads:
         thread.start()
     try:
-        for _ in range(100):  # every 32,768th operation looks for the dead, without the GIL
+        for _ in range(40):  # every 32,768th operation looks for the dead, without the GIL
             in_child(look)
     finally:
         stop.set()
@@ -364,9 +364,9 @@ def refused_fork(view):
 
 
 def test_seventy_children_each_have_pins_of_their_own(arrays):
-    """R2, C2: more children at once than one page has slots for, after 100 that have ended."""
+    """R2, C2: more children at once than one page has slots for, after 20 that have ended."""
     views = [arrays[str(number)] for number in range(ARRAYS)]
-    for _ in range(100):
+    for _ in range(20):
         in_child(lambda: None)
 
     def look():
@@ -398,7 +398,7 @@ def test_parent_killed_before_the_fork_leaves_no_pin(arrays, seed):
 
     states = 0
     for crash in stepping.crash_states(
-        prepare, lambda _: _core.views_before_fork(), segment, sample=40, seed=seed
+        prepare, lambda _: _core.views_before_fork(), segment, sample=16, seed=seed
     ):
         states += 1
         segment.restore(crash.image)
