@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.children import in_child
 
 import shmrhash
 from shmrhash import RHashMap, SharedDict
@@ -193,21 +194,17 @@ def test_handles_work_after_the_program_has_closed_every_descriptor(make_map):
     """The attachment's descriptor is closed too: each handle still finds the file."""
     m = make_map()
     other = RHashMap.open(m.name)
-    pid = os.fork()
-    if pid == 0:
-        failed = 1
-        try:
-            os.closerange(3, 256)
-            own = os.open("/dev/null", os.O_RDONLY)
-            other[b"12345678"] = m[b"12345678"] if b"12345678" in m else bytes(8)
-            assert other.info()["entries"] == m.info()["entries"] == 1
-            other.close()
-            m.close()
-            os.fstat(own)  # no handle has closed the file that has the descriptor's number now
-            failed = 0
-        finally:
-            os._exit(failed)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    def close_and_use():
+        os.closerange(3, 256)
+        own = os.open("/dev/null", os.O_RDONLY)
+        other[b"12345678"] = m[b"12345678"] if b"12345678" in m else bytes(8)
+        assert other.info()["entries"] == m.info()["entries"] == 1
+        other.close()
+        m.close()
+        os.fstat(own)  # no handle has closed the file that has the descriptor's number now
+
+    in_child(close_and_use)
     assert len(other) == 1
     other.close()
 
@@ -216,19 +213,13 @@ def test_a_child_that_closes_the_handles_it_opened_is_detached(make_map):
     """A handle that the child inherited attaches it only when the child uses that handle."""
     m = make_map()
     m[b"12345678"] = bytes(8)
-    ends, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            with RHashMap.open(m.name) as own:
-                own[b"12345678"] = bytes(8)
-                os.write(tell, b"%d" % own.info()["processes"])
-            os.write(tell, b"%d" % m.info()["processes"])
-            m[b"12345678"] = bytes(8)
-            os.write(tell, b"%d" % m.info()["processes"])
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    assert os.read(ends, 10) == b"212"
-    os.close(ends)
-    os.close(tell)
+
+    def open_close_and_use():
+        with RHashMap.open(m.name) as own:
+            own[b"12345678"] = bytes(8)
+            counts = [own.info()["processes"]]
+        counts.append(m.info()["processes"])
+        m[b"12345678"] = bytes(8)
+        return [*counts, m.info()["processes"]]
+
+    assert in_child(open_close_and_use) == [2, 1, 2]

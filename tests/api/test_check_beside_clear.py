@@ -1,10 +1,10 @@
 """check() beside clear(): a section in progress is no damage (C1)."""
 
-import multiprocessing
 import struct
 import time
 
 import pytest
+from support.children import Child, kill
 
 import shmrhash
 from shmrhash import RHashMap
@@ -33,17 +33,13 @@ def insert_over_and_over(name, first):
 @pytest.fixture
 def started():
     """A function that starts a process, which is killed at the end of the test."""
-    processes = []
+    children = []
 
-    def start(target, *arguments):
-        process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
-        processes.append(process)
-        process.start()
+    def start(function, *arguments):
+        children.append(Child(function, *arguments))
 
     yield start
-    for process in processes:
-        process.kill()
-        process.join()
+    kill(*children)
 
 
 @pytest.mark.thorough

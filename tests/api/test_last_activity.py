@@ -1,10 +1,10 @@
 """info()["last_activity_ns"]: when the map was last used, as exactly as is possible at no cost."""
 
-import os
 import time
 
 import numpy as np
 import pytest
+from support.children import Partner
 from support.jobs import word
 
 from shmrhash import RHashMap
@@ -45,22 +45,20 @@ def test_the_first_use_and_the_exit_of_a_process_renew_last_activity(make_map):
     m = make_map()
     m[word(1)] = word(1)
     before = time.time_ns()
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def use(parent):
         with RHashMap.open(m.name) as own:
             own[word(2)] = word(2)
-            os.write(writer, b"x")
+            parent.say()
             first = last(own)
             while time.time_ns() <= first:
                 pass
-        os._exit(0)
-    os.read(reader, 1)
+
+    child = Partner(use)
+    child.hear()
     used = last(m)
     assert before <= used
-    assert os.waitpid(pid, 0)[1] == 0
-    os.close(reader)
-    os.close(writer)
+    child.result()
     assert used < last(m) <= time.time_ns()
 
 

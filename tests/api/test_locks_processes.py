@@ -9,6 +9,7 @@ import os
 import struct
 
 import pytest
+from support.children import in_child
 from support.jobs import number_in, number_of_whole, whole_value, word
 from support.workers import SPAWN, WorkerFailed, run_together
 
@@ -132,13 +133,11 @@ WAITING = {
 
 
 def wait_in_vain(name, how):
-    """Wait in a read-only handle; the exit status is 0 if the wait ends with LockTimeout."""
-    with RHashMap.open(name, read_only=True, timeout=0.1) as reader:
-        try:
-            WAITING[how](reader)
-        except LockTimeout:
-            os._exit(0)
-    os._exit(2)
+    with (
+        RHashMap.open(name, read_only=True, timeout=0.1) as reader,
+        pytest.raises(LockTimeout),
+    ):
+        WAITING[how](reader)
 
 
 @pytest.mark.parametrize("how", WAITING)
@@ -147,12 +146,7 @@ def test_a_read_only_handle_waits_without_storing_anything(make_map, how):
     m = make_map(value_size=SIZE, max_entries=2)
     m[word(0)] = bytes(SIZE)
     with m.locked(word(0)):
-        reader = multiprocessing.get_context("fork").Process(
-            target=wait_in_vain, args=(m.name, how)
-        )
-        reader.start()
-        reader.join(20)
-    assert reader.exitcode == 0
+        in_child(wait_in_vain, m.name, how)
     m.check()
 
 

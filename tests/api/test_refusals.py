@@ -5,6 +5,7 @@ import os
 import resource
 
 import pytest
+from support.children import in_child
 
 import shmrhash
 from shmrhash import Error, InvalidArgument, PermissionDenied, RHashMap, SharedDict, _refusals
@@ -12,25 +13,18 @@ from shmrhash import Error, InvalidArgument, PermissionDenied, RHashMap, SharedD
 SIZES = {"key_size": 8, "value_size": 8, "max_entries": 100}
 
 
-def in_child(function):
+def error_in_child(function):
     """Call function in a child; return the error's class, whether it is ours, errno, message."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        told = "nothing"
+
+    def act():
         try:
             function()
         except Exception as error:
             is_ours = isinstance(error, Error)
-            told = f"{type(error).__name__}|{is_ours}|{getattr(error, 'errno', None)}|{error}"
-        finally:
-            os.write(theirs, told.encode())
-            os._exit(0)
-    os.close(theirs)
-    with open(ours) as pipe:
-        told = pipe.read()
-    os.waitpid(pid, 0)
-    return told
+            return f"{type(error).__name__}|{is_ours}|{getattr(error, 'errno', None)}|{error}"
+        return "nothing"
+
+    return in_child(act)
 
 
 def make(name):
@@ -70,7 +64,7 @@ def test_error_at_the_limit_of_file_sizes_names_the_limit(map_name, maker):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
         maker(map_name)
 
-    told = in_child(limited)
+    told = error_in_child(limited)
     assert told.startswith(f"LimitReached|True|{errno.EFBIG}|map ")
     assert "ulimit -f" in told
 
@@ -85,7 +79,7 @@ def test_error_at_the_limit_of_descriptors_names_the_limit(map_name, make_map):
         use()
 
     for use in (lambda: make(f"{map_name}-2"), lambda: RHashMap.open(map_name)):
-        told = in_child(lambda use=use: limited(use))
+        told = error_in_child(lambda use=use: limited(use))
         assert told.startswith(f"SystemFailure|True|{errno.EMFILE}|map ")
         assert "ulimit -n" in told
 
@@ -122,22 +116,15 @@ def test_unlinked_map_with_closed_descriptor_is_found_or_refused(make_map):
     def cut_off():
         m[b"k" * 8] = b"v" * 8  # registers the child
         m.unlink()
-        os.closerange(3, 200)
+        os.closerange(3, 200)  # the child's pipe to the test, too: its exit code remains
         assert m[b"k" * 8] == b"v" * 8
-        m.info()
-
-    ours = shmrhash.SystemFailure
-    pid = os.fork()
-    if pid == 0:
-        status = 1
         try:
-            cut_off()
-            status = 0
-        except ours as error:
-            status = 0 if "closed its descriptor" in str(error) else 2
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
+            m.info()
+        except shmrhash.SystemFailure as error:
+            if "closed its descriptor" not in str(error):
+                raise
+
+    in_child(cut_off)
     RHashMap.create(m.name, **SIZES).close()  # because make_map unlinks it
 
 

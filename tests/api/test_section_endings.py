@@ -7,6 +7,7 @@ import struct
 import threading
 
 import pytest
+from support.children import Partner, in_child
 from support.jobs import word
 
 import shmrhash
@@ -25,31 +26,12 @@ def m(make_map):
     return shared_map
 
 
-def forked(function):
-    """Fork a child that calls function; return its pid and a descriptor to read the result."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.write(writer, str(function()).encode()[:100])
-        except BaseException as error:
-            os.write(writer, type(error).__name__.encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    return pid, reader
-
-
-def answer_of(pid, reader):
-    """Return the child's exit code, and up to 100 letters of what function returned or raised."""
-    _, status = os.waitpid(pid, 0)
-    answer = os.read(reader, 100).decode()
-    os.close(reader)
-    return os.waitstatus_to_exitcode(status), answer
-
-
-def in_child(function):
-    return answer_of(*forked(function))
+def ending(function):
+    """What the function returns, or the class of the exception that it raises."""
+    try:
+        return function()
+    except BaseException as error:
+        return type(error)
 
 
 def expect_free(m, key=1):
@@ -82,7 +64,7 @@ def test_a_section_in_a_garbage_cycle_is_rolled_back(m):
             expect_free(m, number)
         return "sound"
 
-    assert in_child(collect) == (0, "sound")
+    assert in_child(collect) == "sound"
 
 
 # ---- fork ----
@@ -91,10 +73,10 @@ def test_a_section_in_a_garbage_cycle_is_rolled_back(m):
 def test_a_child_of_fork_waits_for_its_parents_section(m):
     """L1: the child's thread holds no lock, so this is a wait and no deadlock."""
     with m.locked(word(1)) as value:
-        told = in_child(lambda: m.update(word(1), NEW))
+        told = in_child(ending, lambda: m.update(word(1), NEW))
         value[:] = NEW
 
-    assert told == (0, "LockTimeout")
+    assert told is shmrhash.LockTimeout
     assert m[word(1)] == NEW
 
 
@@ -108,10 +90,10 @@ def test_a_forked_child_that_closed_the_map_may_leave_the_block(m):
         m.close()
         section.__exit__(None, None, None)
 
-    told = in_child(close_and_leave)
+    told = in_child(ending, close_and_leave)
     section.__exit__(None, None, None)
 
-    assert told == (0, "Error")
+    assert told is shmrhash.Error
     assert m[word(1)] == NEW
     expect_free(m)
 
@@ -120,10 +102,9 @@ def test_an_inherited_section_has_no_part_in_a_context_that_the_child_takes(m):
     """L1, C1: even if the parent's section had that context; and a kill leaves no lock."""
     inherited = m.locked(word(0))
     inherited.__enter__()
-    go_on, tell = os.pipe()
 
-    def take_over_and_die():
-        os.read(go_on, 1)
+    def take_over_and_die(parent):
+        parent.wait()
         sections = [m.locked(word(number), default=OLD) for number in range(10, 18)]
         for section in sections[:4]:
             section.__enter__()
@@ -131,25 +112,19 @@ def test_an_inherited_section_has_no_part_in_a_context_that_the_child_takes(m):
             inherited.__exit__(None, None, None)
         for section in sections[4:]:
             section.__enter__()
-        os.write(died, b"inside")
+        parent.say("inside")
         os._exit(9)
 
     with RHashMap.open(m.name, timeout=1) as other:
-        end, died = os.pipe()
-        child = forked(take_over_and_die)
+        child = Partner(take_over_and_die)
         inherited.__exit__(None, None, None)
         m.close()
-        os.write(tell, b"x")
-        told = answer_of(*child)
-        os.close(died)
-
-        assert told == (9, "")
-        assert os.read(end, 10) == b"inside"
+        child.tell()
+        assert child.hear() == "inside"
+        assert child.join() == 9
         for number in range(10, 18):
             expect_free(other, number)
         assert other.check()["exact"]
-        for fd in (go_on, tell, end):
-            os.close(fd)
 
 
 # ---- many ----
@@ -166,7 +141,7 @@ def test_a_thousand_locks_taken_repeatedly_use_up_no_contexts(make_map):
         with m.locked_many(keys) as values:
             assert len(values) == len(keys)
 
-    assert in_child(lambda: m.update(word(1), NEW)) == (0, "None")
+    in_child(lambda: m.update(word(1), NEW))
     assert m.info()["contexts"] < CONTEXTS_MAX // 2
 
 

@@ -7,9 +7,9 @@ import shutil
 import signal
 import stat
 import time
-import traceback
 
 import pytest
+from support.children import Child, Partner, in_child
 
 import shmrhash
 from shmrhash import PermissionDenied, RHashMap, SharedCounter, SharedDict
@@ -23,24 +23,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which can
 
 def as_user(user, function, *arguments):
     """Return what function returns in another user's child; its exceptions fail the test."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([GROUP])
-            os.setresgid(GROUP, GROUP, GROUP)
-            os.setresuid(user, user, user)
-            os.write(theirs, pickle.dumps((True, function(*arguments))))
-        except BaseException:
-            os.write(theirs, pickle.dumps((False, traceback.format_exc())))
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    with open(ours, "rb") as pipe:
-        done, found = pickle.loads(pipe.read())
-    os.waitpid(pid, 0)
-    assert done, found
-    return found
+
+    def act():
+        os.setgroups([GROUP])
+        os.setresgid(GROUP, GROUP, GROUP)
+        os.setresuid(user, user, user)
+        return function(*arguments)
+
+    return in_child(act)
 
 
 @pytest.fixture
@@ -173,12 +163,13 @@ def test_reading_a_pickle_does_not_make_a_user_trust_its_writer(folder):
 def leave_dead(name, **more):
     """Make a map with one dead process in it."""
     make_map(name, **more)
-    pid = os.fork()
-    if pid == 0:
+
+    def use():
         m = RHashMap.open(name)
         m[b"k" * 8] = bytes(8)
         os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
+
+    assert Child(use).join() == -signal.SIGKILL
 
 
 def test_gc_of_root_does_not_attach_to_a_strangers_map(folder):
@@ -205,13 +196,13 @@ def test_gc_of_root_removes_maps_that_strangers_abandoned(folder):
     assert shmrhash.gc(names=True)["removed"] == ["held"]
 
 
-def truncate_to_and_fro(name, folder):
+def truncate_to_and_fro(parent, name, folder):
     """Without end: truncate the file to a page, and restore its size and its header."""
     leave_dead(name, max_entries=100_000)
     with open(f"{folder}/{name}", "r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         head = os.pread(file.fileno(), 1 << 17, 0)
-        os.mkdir(f"{folder}/begun")
+        parent.say()
         while True:
             file.truncate(4096)
             file.truncate(size)
@@ -220,22 +211,18 @@ def truncate_to_and_fro(name, folder):
 
 
 def test_truncating_a_file_never_ends_the_gc_of_root(folder):
-    attacker = os.fork()
-    if attacker == 0:
+    def attack(parent):
         os.setresuid(STRANGER, STRANGER, STRANGER)
-        truncate_to_and_fro("bait", folder)
-    try:
-        while not os.path.exists(f"{folder}/begun"):  # the assertion ends this if the attacker dies
-            assert os.waitpid(attacker, os.WNOHANG) == (0, 0)
-        collector = os.fork()
-        if collector == 0:
-            for _ in range(GC_TURNS):
-                shmrhash.gc()
-            os._exit(0)
-        assert os.waitpid(collector, 0)[1] == 0
-    finally:
-        os.kill(attacker, signal.SIGKILL)
-        os.waitpid(attacker, 0)
+        truncate_to_and_fro(parent, "bait", folder)
+
+    def collect():
+        for _ in range(GC_TURNS):
+            shmrhash.gc()
+
+    with Partner(attack) as attacker:
+        attacker.hear()
+        in_child(collect)
+        assert not attacker.has_ended()
 
 
 def test_link_in_the_place_of_a_map_is_refused(folder):

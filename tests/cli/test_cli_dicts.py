@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pickle
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -511,26 +510,10 @@ def test_dict_of_a_killed_process_is_shown_and_repaired(users):
 
     def store():
         d = SharedDict.open("jobs")
-        while True:
-            for number in range(20):
-                d[f"key {number}"] = f"{number} " * 5000
-            if store.told:
-                store.told()
-                store.told = None
+        for number in range(20):
+            d[f"key {number}"] = f"{number} " * 5000
 
-    ready, theirs = os.pipe()
-    store.told = lambda: os.write(theirs, b"r")
-    pid = os.fork()
-    if pid == 0:
-        try:
-            store()
-        finally:
-            os._exit(1)
-    os.read(ready, 1)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    os.close(ready)
-    os.close(theirs)
+    users.kill(users.start_working(store))
 
     for attempt in range(2):
         entries = formatted("jobs")

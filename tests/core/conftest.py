@@ -98,7 +98,7 @@ def build(name, folder):
         name,
         [str(source)],
         include_dirs=include_dirs,
-        extra_compile_args=[*core["extra-compile-args"], "-O1", "-Wno-sign-compare"],
+        extra_compile_args=[*core["extra-compile-args"], "-O0", "-Wno-sign-compare"],
         define_macros=[("SHMRHASH_DEBUG", "1")],
     )
     with warnings.catch_warnings():

@@ -1,10 +1,10 @@
 """Contexts with damaged fields: neither their next user nor their recovery crashes."""
 
 import contextlib
-import os
 import signal
 
 import pytest
+from support.children import Child
 from support.core.picture import held_by
 
 import shmrhash
@@ -13,16 +13,13 @@ import shmrhash
 def end_of_child(function):
     """The exit code of a forked child that calls function: 0 if it returns, or raises an Error of
     the package, within ten seconds."""
-    child = os.fork()
-    if child == 0:
+
+    def act():
         signal.alarm(10)
-        status = 1
-        with contextlib.suppress(BaseException):
-            with contextlib.suppress(shmrhash.Error):
-                function()
-            status = 0
-        os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        with contextlib.suppress(shmrhash.Error):
+            function()
+
+    return Child(act).join()
 
 
 @pytest.mark.parametrize("field", ["element", "line", "line_stash", "in_transit"])

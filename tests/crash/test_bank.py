@@ -11,14 +11,12 @@ exactly what the ledgers say.
 """
 
 import mmap
-import os
 import random
-import signal
 import struct
 import time
 
 import pytest
-from support.ledger import fork, reap
+from support.children import Child, kill
 
 from shmrhash import RHashMap
 
@@ -87,7 +85,7 @@ class Bank:
         self.memory = mmap.mmap(-1, TELLERS * LEDGER_WORDS * 8)
         words = memoryview(self.memory).cast("q")
         self.ledgers = [words[n * LEDGER_WORDS : (n + 1) * LEDGER_WORDS] for n in range(TELLERS)]
-        self.pids = {}
+        self.children = {}
         self.kills = self.half_done = self.between = 0
         for ledger in self.ledgers:
             ledger[SENDER] = -1
@@ -131,12 +129,10 @@ class Bank:
     # ---- the manager ----
 
     def start(self, teller):
-        self.pids[teller] = fork(self.work, teller, self.rng.getrandbits(32))
+        self.children[teller] = Child(self.work, teller, self.rng.getrandbits(32))
 
     def kill(self, teller):
-        pid = self.pids.pop(teller)
-        os.kill(pid, signal.SIGKILL)
-        assert reap(pid) == -signal.SIGKILL
+        kill(self.children.pop(teller))
         self.kills += 1
         self.settle(teller)
 
@@ -175,9 +171,8 @@ class Bank:
 
     def end(self):
         """Kill the remaining tellers without settling their transfers."""
-        for pid in self.pids.values():
-            os.kill(pid, signal.SIGKILL)
-            reap(pid)
+        for child in self.children.values():
+            child.kill()
 
     def transfers(self):
         return sum(ledger[NUMBER] for ledger in self.ledgers)

@@ -17,6 +17,7 @@ import time
 
 import pytest
 from support import stepping
+from support.children import in_child, kill, stays
 from support.ledger import (
     VALUE_SIZE,
     Books,
@@ -25,8 +26,6 @@ from support.ledger import (
     expect_all_at_rest,
     expect_exact_limit,
     expect_ledgers,
-    fork,
-    reap,
     word,
     work,
     work_on_files,
@@ -216,7 +215,7 @@ def test_process_without_descriptors_recovers_others(held_map, prepare_owner):
         put(m, 3, 5)
         m.check()
 
-    assert reap(fork(meet)) == 0
+    in_child(meet)
     assert number_of(held_map, 3) == 5
 
 
@@ -390,7 +389,7 @@ def test_exit_during_operations_of_other_threads_loses_nothing(storm_map, seed):
 
     for _ in range(20):
         steps = rng.randrange(1, 100)
-        assert reap(fork(exit_after, steps, books.ledgers[0].words[Ledger.PROGRESS] + steps)) == 0
+        in_child(exit_after, steps, books.ledgers[0].words[Ledger.PROGRESS] + steps)
         found = settle_all(m, books, (0, 1), seed)
         doubts = [old + new for old, new in zip(doubts, found, strict=True)]
 
@@ -404,25 +403,12 @@ def test_exit_during_operations_of_other_threads_loses_nothing(storm_map, seed):
 
 def attach_and_die(m, count, at_once=20):
     """Fork `count` children and kill each after its first operation."""
-    pids = []
+    children = []
     for number in range(count):
-        ready, theirs = os.pipe()
-
-        def live(number=number, theirs=theirs):
-            put(m, number % 50, number + 1)
-            os.write(theirs, b"r")
-            signal.pause()
-
-        pids.append(fork(live))
-        os.close(theirs)
-        assert os.read(ready, 1) == b"r"
-        os.close(ready)
-        if len(pids) == at_once or number + 1 == count:
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-            for pid in pids:
-                assert reap(pid) == -signal.SIGKILL
-            pids.clear()
+        children.append(stays(put, m, number % 50, number + 1))
+        if len(children) == at_once or number + 1 == count:
+            kill(*children)
+            children.clear()
 
 
 def reuse_slots(make_map, count):
@@ -519,13 +505,10 @@ def test_child_forked_during_a_recovery_does_not_keep_its_lock(held_map):
 @pytest.mark.usefixtures("stepper")
 def test_child_forked_during_a_wait_detaches_when_it_closes(held_map):
     """C3: a child that is forked while a thread waits is detached when it has closed the map."""
-    closed, tell = os.pipe()
 
-    def close_and_stay(patient):
+    def use_and_close(patient):
         put(patient, 4, 2)
         patient.close()
-        os.write(tell, b"c")
-        signal.pause()
 
     with (
         stopped_in_the_middle(held_map, plainly) as child,
@@ -533,17 +516,12 @@ def test_child_forked_during_a_wait_detaches_when_it_closes(held_map):
     ):
         writer = threading.Thread(target=put, args=(patient, 3, 5))
         writer.start()
-        pid = fork(close_and_stay, patient)
         try:
-            assert os.read(closed, 1) == b"c"
-            assert pid not in held_map.info()["pids"]
+            with stays(use_and_close, patient) as closer:
+                assert closer.pid not in held_map.info()["pids"]
         finally:
-            os.kill(pid, signal.SIGKILL)
-            reap(pid)
             child.kill()
             writer.join()
-    os.close(closed)
-    os.close(tell)
     assert [number_of(held_map, key) for key in (3, 4)] == [5, 2]
 
 
@@ -577,7 +555,7 @@ def test_child_forked_by_a_signal_handler_leaves_the_parents_wait_alone(held_map
                 finally:
                     os._exit(0)
             (forked,) = children
-            assert reap(forked) == 0
+            assert os.waitpid(forked, 0)[1] == 0
             child.kill()
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -9,7 +9,7 @@ import os
 import threading
 
 import pytest
-from support.ledger import fork, reap
+from support.children import Child, in_child
 
 import shmrhash
 from shmrhash import Array, SharedDict
@@ -31,11 +31,6 @@ def make_dict():
         for d in made:
             if not d.closed:
                 d.check()
-
-
-def in_a_child(function, *arguments):
-    """Run the function in a forked child and assert that it returns."""
-    assert reap(fork(function, *arguments)) == 0
 
 
 class Forks:
@@ -79,7 +74,7 @@ def forking():
                 traceback.print_exc()
             os._exit(failed)
     assert Forks.pid, "nothing was forked"
-    assert reap(Forks.pid) == 0
+    assert os.waitpid(Forks.pid, 0)[1] == 0
 
 
 def count_up(d, key):
@@ -116,7 +111,7 @@ def test_child_never_ends_its_parents_section_on_a_dict(make_dict, ending):
 
     with section:
         section.value = 2
-        in_a_child(end)
+        in_child(end)
         assert d["k"] == 1
     assert d["k"] == 2
 
@@ -145,7 +140,7 @@ def test_child_never_ends_its_parents_section_on_a_map(make_map, ending):
 
     with section:
         section[:] = b"\1" * 8
-        in_a_child(end)
+        in_child(end)
         assert m[b"12345678"] == bytes(8)
     assert m[b"12345678"] == b"\1" * 8
 
@@ -238,8 +233,8 @@ def test_views_of_the_parent_and_of_the_child_each_keep_the_mapping(make_dict):
         d.close()
         assert inherited.sum() == 4950
 
-    in_a_child(use)
-    in_a_child(keep)
+    in_child(use)
+    in_child(keep)
     assert inherited.sum() == 4950
     assert d["a"].sum() == 4950
 
@@ -267,7 +262,7 @@ def test_iterator_gives_parent_and_child_each_the_remaining_entries(make_map):
             assert found == sorted(keys)
             m[keys[0]] = keys[0]
 
-        in_a_child(rest)
+        in_child(rest)
         rest()
     finally:
         stop.set()
@@ -326,8 +321,9 @@ def test_children_forked_while_threads_operate_have_their_own_contexts(make_map)
     added = [0]
     thread = threading.Thread(target=add)
     thread.start()
-    children = [fork(lambda: [m.add(key, 1) for _ in range(1_000)]) for _ in range(10)]
-    assert [reap(pid) for pid in children] == [0] * len(children)
+    children = [Child(lambda: [m.add(key, 1) for _ in range(1_000)]) for _ in range(10)]
+    for child in children:
+        child.result()
     stop.set()
     thread.join()
     assert int.from_bytes(m[key], "little") == added[0] + 10_000

@@ -1,12 +1,13 @@
 """gc(), ephemeral maps, and the counters of recovery."""
 
-import multiprocessing
 import os
 import shutil
 
 import pytest
 from support import stepping
-from support.ledger import kill, stays, word
+from support.children import kill, stays
+from support.words import word
+from support.workers import Crew
 
 import shmrhash
 from shmrhash import RHashMap
@@ -186,13 +187,13 @@ def test_killed_users_leave_the_name_to_the_next_open(ephemeral, map_name):
 def test_child_of_fork_keeps_an_ephemeral_map(ephemeral, map_name):
     """C3: the parent closes the map; a child that uses the inherited handle is its last user."""
     m = ephemeral()
-    pid = stays(put, m, 1, 1)
+    child = stays(put, m, 1, 1)
     m.close()
     assert os.path.exists(stepping.segment_path(map_name))
 
     with RHashMap.open(map_name) as again:
         assert len(again) == 1
-        kill(pid)
+        kill(child)
 
     assert not os.path.exists(stepping.segment_path(map_name))
 
@@ -215,43 +216,35 @@ def test_name_is_removed_when_the_last_two_users_close_together(ephemeral, map_n
     assert not os.path.exists(stepping.segment_path(map_name))
 
 
-def close_together(name, barrier, rounds):
+def close_together(gate, name, rounds):
     for _ in range(rounds):
         m = RHashMap.open(name)
-        barrier.wait(60)  # all are attached
-        barrier.wait(60)  # the creator has closed
+        gate.wait()  # all are attached
+        gate.wait()  # the creator has closed
         m.close()
-        barrier.wait(60)
-        barrier.wait(60)  # there is a new map
+        gate.wait()
+        gate.wait()  # there is a new map
 
 
 def test_name_is_removed_when_many_users_close_together(ephemeral, map_name):
     """The test above with three processes and random timing, 40 times."""
     rounds, count = 40, 3
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(count + 1)
+    crew = Crew("fork", count + 1)
     first = ephemeral()
-    workers = [
-        context.Process(target=close_together, args=(map_name, barrier, rounds), daemon=True)
-        for _ in range(count)
-    ]
-    for worker in workers:
-        worker.start()
+    for _ in range(count):
+        crew.start(close_together, map_name, rounds)
     left = 0
     for _ in range(rounds):
-        barrier.wait(60)
+        crew.gate.wait()
         first.close()
-        barrier.wait(60)
-        barrier.wait(60)
+        crew.gate.wait()
+        crew.gate.wait()
         if os.path.exists(stepping.segment_path(map_name)):
             left += 1
             os.unlink(stepping.segment_path(map_name))
         first = ephemeral()
-        barrier.wait(60)
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-        worker.close()
+        crew.gate.wait()
+    crew.join()
     first.close()
 
     assert left == 0, f"{left} of {rounds} times the name stayed"
@@ -303,10 +296,10 @@ def test_info_counts_live_processes(make_map):
     m = make_map()
     put(m, 0, 1)
     assert m.info()["processes"] == 1
-    pids = [stays(put, m, 1, 1), stays(open_and_put, m.name, 2)]
+    children = [stays(put, m, 1, 1), stays(open_and_put, m.name, 2)]
     assert m.info()["processes"] == 3
-    assert set(m.info()["pids"]) == {os.getpid(), *pids}
+    assert set(m.info()["pids"]) == {os.getpid(), *(child.pid for child in children)}
 
-    kill(*pids)
+    kill(*children)
 
     assert m.info()["pids"] == [os.getpid()]

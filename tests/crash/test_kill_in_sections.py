@@ -11,318 +11,37 @@ name elements whose memory was given back.
 """
 
 import contextlib
-import dataclasses
+import operator
 import os
 import signal
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support import stepping
+from support.children import Partner, stays
 from support.killing import (
     COLLISIONS,
     MEETINGS,
     Scenario,
     Tally,
     contents,
-    entries,
     expect_whole,
     explained,
-    filled,
     only_check,
-    opened,
-    survive,
     word,
 )
 
 import shmrhash
 from shmrhash import BPF_ANY, BPF_EXIST, BPF_F_LOCK, RHashMap
 
-FIVE = entries(5)
 LONG = {"value_size": 64}
 ODD = {"value_size": 24}
 NEW, OTHER = 90, 91  # the numbers in the values that are stored
 DEADLINE_SECONDS = 20
 
 stepped = pytest.mark.usefixtures("stepper")
-
-
-def handle_itself(handle, _):
-    return handle
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One operation on one map."""
-
-    name: str
-    operate: Callable  # (result of prepare, scenario): what the child does
-    outcomes: Callable  # (model, scenario): functions that do it to a dict, step by step
-    prepare: Callable = handle_itself  # (handle, scenario): what it does before it is traced
-    key: int = 3
-    fill: Callable = FIVE
-    geometry: dict = dataclasses.field(default_factory=dict)
-    changes_min: int = 3
-
-    def __str__(self):
-        return self.name.replace(" ", "-")
-
-    @property
-    def scenario(self):
-        geometry = {"max_entries": 16} | self.geometry
-        return Scenario(self.name, None, None, self.fill, key=self.key, geometry=geometry)
-
-
-def nothing(model, scenario):
-    """The map stays as it was."""
-    return []
-
-
-def stores(*numbers, key=3):
-    """The key has each of these values in turn."""
-
-    def outcomes(model, scenario):
-        return [
-            lambda model, number=number: model.update({word(key): scenario.value(number)})
-            for number in numbers
-        ]
-
-    return outcomes
-
-
-def sets_field(fmt, offset, change, key=3, fresh=None):
-    """A field of the value becomes change(its old number)."""
-
-    def outcomes(model, scenario):
-        def step(model):
-            value = bytearray(model.get(word(key), bytes(scenario.value_size)))
-            (old,) = struct.unpack_from(f"<{fmt}", value, offset)
-            old = old if word(key) in model else fresh
-            struct.pack_into(f"<{fmt}", value, offset, change(old))
-            model[word(key)] = bytes(value)
-
-        return [step]
-
-    return outcomes
-
-
-def deletes(key=3):
-    return lambda model, scenario: [lambda model: model.pop(word(key))]
-
-
-KEPT = []  # in the child: sections that must not be collected before it is killed
-
-
-def enter(handle, key, default=None):
-    section = handle.locked(word(key), default=default)
-    KEPT.append(section)
-    section.__enter__()
-    return section
-
-
-def entered(key):
-    """prepare: open a section and change the value in it."""
-
-    def prepare(handle, scenario):
-        section = enter(handle, key)
-        section[:] = scenario.value(NEW)
-        return section
-
-    return prepare
-
-
-def leave(section, _):
-    section.__exit__(None, None, None)
-
-
-def leave_by_an_error(section, _):
-    section.__exit__(ValueError, ValueError(), None)
-
-
-def leave_rolled_back(section, _):
-    section.roll_back()
-    section.__exit__(None, None, None)
-
-
-def leave_deleted(section, _):
-    section.delete()
-    section.__exit__(None, None, None)
-
-
-def two_locked(first, second):
-    """prepare: enter locked_many with the keys in descending order."""
-
-    def prepare(handle, scenario):
-        both = handle.locked_many([word(second), word(first)])
-        KEPT.append(both)
-        for value, number in zip(both.__enter__(), (OTHER, NEW), strict=True):
-            value[:] = scenario.value(number)
-        return both
-
-    return prepare
-
-
-def stores_two(first, second):
-    """The key that is first in the order of bytes is stored first."""
-    return lambda model, scenario: [
-        *stores(NEW, key=first)(model, scenario),
-        *stores(OTHER, key=second)(model, scenario),
-    ]
-
-
-def store_both(handle, scenario):
-    with handle.locked_many([word(4), word(2)]) as (four, two):
-        two[:], four[:] = scenario.value(NEW), scenario.value(OTHER)
-
-
-def store_in_a_section(handle, scenario):
-    with handle.locked(word(6), default=scenario.value(OTHER)) as value:
-        value[:] = scenario.value(NEW)
-
-
-def swapping(name, expected, outcomes, key=3, **more):
-    return Step(
-        name,
-        lambda m, s: m.compare_and_swap(
-            word(key), None if expected is None else s.value(expected), s.value(NEW)
-        ),
-        outcomes,
-        key=key,
-        **more,
-    )
-
-
-def exchanging(name, **more):
-    return Step(name, lambda m, s: m.exchange(word(3), s.value(NEW)), stores(NEW), **more)
-
-
-def fielding(name, method, number, change, fmt="q", offset=0, key=3, default=None, **more):
-    """One of add, min, max, or_, and_."""
-    return Step(
-        name,
-        lambda m, _: getattr(m, method)(word(key), number, offset=offset, fmt=fmt, default=default),
-        sets_field(fmt, offset, change, key, default),
-        key=key,
-        **more,
-    )
-
-
-def to_new(scenario):
-    return lambda _: scenario.value(NEW)
-
-
-STEPS = {
-    step.name: step
-    for step in [
-        Step("open", lambda m, _: enter(m, 3) and None, nothing, changes_min=2),
-        Step(
-            "open with create",
-            lambda m, s: enter(m, 6, s.value(OTHER)) and None,
-            stores(OTHER, key=6),
-            key=6,
-        ),
-        Step(
-            "open with create into a full bucket",
-            lambda m, s: enter(m, 8, s.value(OTHER)) and None,
-            stores(OTHER, key=8),
-            key=8,
-            fill=entries(7),
-            geometry=COLLISIONS,
-        ),
-        Step("commit", leave, stores(NEW), entered(3)),
-        Step("commit 64 bytes", leave, stores(NEW), entered(3), geometry=LONG, changes_min=9),
-        Step(
-            "commit in an overflow line",
-            leave,
-            stores(NEW, key=9),
-            entered(9),
-            key=9,
-            fill=entries(10),
-            geometry=COLLISIONS,
-        ),
-        Step("raise", leave_by_an_error, nothing, entered(3), changes_min=2),
-        Step("roll back", leave_rolled_back, nothing, entered(3), changes_min=2),
-        Step("remove", leave_deleted, deletes(), entered(3), changes_min=8),
-        Step(
-            "remove the last of a chain",
-            leave_deleted,
-            deletes(8),
-            entered(8),
-            key=8,
-            fill=entries(8),
-            geometry=COLLISIONS,
-            changes_min=8,
-        ),
-        Step(
-            "a section that creates",
-            store_in_a_section,
-            stores(OTHER, NEW, key=6),
-            key=6,
-            geometry=LONG,
-        ),
-        Step("commit two", leave, stores_two(2, 4), two_locked(2, 4), key=4, geometry=LONG),
-        Step("raise with two", leave_by_an_error, nothing, two_locked(2, 4), key=2),
-        Step("lock and store two", store_both, stores_two(2, 4), key=2),
-        Step(
-            "update with",
-            lambda m, s: m.update_with(word(3), to_new(s)),
-            stores(NEW),
-            geometry=LONG,
-        ),
-        Step(
-            "update with a default",
-            lambda m, s: m.update_with(word(6), to_new(s), s.value(OTHER)),
-            stores(OTHER, NEW, key=6),
-            key=6,
-        ),
-        swapping("swap", 3, stores(NEW)),
-        swapping("swap 64 bytes", 3, stores(NEW), geometry=LONG, changes_min=9),
-        swapping("swap that finds another value", 4, nothing),
-        swapping("swap that finds other 64 bytes", 4, nothing, geometry=LONG),
-        swapping("swap with an absent key", None, stores(NEW, key=6), key=6),
-        exchanging("exchange"),
-        exchanging("exchange 64 bytes", geometry=LONG, changes_min=9),
-        fielding(
-            "add of a float across words", "add", 0.5, lambda x: x + 0.5, "d", 4, geometry=ODD
-        ),
-        fielding("add of two bytes across words", "add", 9, lambda x: x + 9, "H", 7, geometry=ODD),
-        fielding("min", "min", 1, lambda x: 1),
-        fielding("min that changes nothing", "min", 7, lambda x: x),
-        fielding("min across words", "min", -1, lambda x: -1, "i", 6, geometry=ODD),
-        fielding("max", "max", 70, lambda x: 70),
-        fielding("max of an absent key", "max", 70, lambda x: 70, key=6, default=60),
-        fielding("max across words", "max", 1 << 60, lambda x: 1 << 60, "Q", 11, geometry=ODD),
-        fielding("or", "or_", 12, lambda x: x | 12, "B"),
-        fielding("or across words", "or_", 1 << 31, lambda x: x | 1 << 31, "I", 13, geometry=ODD),
-        fielding("and", "and_", 1, lambda x: x & 1, "Q"),
-        fielding("and across words", "and_", 255, lambda x: x & 255, "Q", 15, geometry=ODD),
-    ]
-}
-every_step = pytest.mark.parametrize("step", STEPS.values(), ids=str)
-
-# The steps with the most states: only a seeded sample of the states, unless the test is `long`.
-SAMPLED = {
-    "open with create": 10,
-    "open with create into a full bucket": 12,
-    "commit 64 bytes": 10,
-    "remove the last of a chain": 12,
-    "a section that creates": 16,
-    "commit two": 14,
-    "lock and store two": 12,
-    "update with": 10,
-    "update with a default": 10,
-    "swap 64 bytes": 10,
-    "swap with an absent key": 10,
-    "exchange 64 bytes": 10,
-    "max of an absent key": 10,
-}
-SAMPLED_BESIDE = {"clear": 24}
-
-# Instructions that changed the segment in earlier steps: knowing them spares long traces.
-LEARNED = set()
-LEARNED_DELETING = [set(), set()]
 
 
 # ---- how the survivor meets the dead ----
@@ -366,65 +85,251 @@ def expect_free(survivor, keys):
         pass
 
 
-# ---- the steps ----
+# ---- the operations ----
+
+KEPT = []  # in the child: sections that must not be collected before it is killed
 
 
-def models_of(step, before):
-    models = [dict(before)]
-    for outcome in step.outcomes(before, step.scenario):
-        following = dict(models[-1])
-        outcome(following)
-        if following != models[-1]:
-            models.append(following)
-    return models
+def enter(handle, key, default=None):
+    section = handle.locked(word(key), default=default)
+    KEPT.append(section)
+    section.__enter__()
+    return section
 
 
-def reached(models, seen, least):
-    """The number of the model that was seen; not below `least`, as time does not run backwards."""
-    fitting = [n for n, model in enumerate(models) if model == seen and n >= least]
-    assert fitting, f"what was seen is none of the models from {least} on"
-    return fitting[0]
+class OnValue(Scenario):
+    """An operation that stores the values with these numbers under its key, one after the other."""
+
+    key = 3
+    max_entries = 16
+    stored = ()
+    meetings = WAYS
+    learned = set()  # noqa: RUF012 - shared by all operations of the file
+
+    def steps(self):
+        """The changes in the order of time: each is a dict of what is stored."""
+        return [{word(self.key): self.value(number)} for number in self.stored]
+
+    def models(self, before):
+        models = [before]
+        for step in self.steps():
+            following = models[-1] | step
+            if following != models[-1]:
+                models.append(following)
+        return models
 
 
-def kill_and_survive(step, name, record_property, *, sample, seed, ways_at_once):
-    """Kill a child in the states of a step, in the order of time; a survivor checks each."""
-    tally = Tally()
-    scenario = step.scenario
-    with filled(scenario, name) as (survivor, before):
-        models = models_of(step, before)
-        keys = {key for model in models for key in model} | {word(scenario.key)}
-        segment = stepping.Segment(stepping.segment_path(name))
+class Open(OnValue):
+    """Enter a section, which inserts the value with the number `default` if the key is absent."""
 
-        def prepare():
-            return step.prepare(opened(name)(), scenario)
+    default = None
+    changes_min = 2
 
-        def whole(trace):
-            assert len(trace.changes) >= step.changes_min
-            assert contents(survivor, keys) == models[-1]
+    def operate(self, state):
+        enter(state, self.key, None if self.default is None else self.value(self.default))
 
-        done = 0
-        visited = set()
-        for crash in stepping.crash_states(
-            prepare,
-            lambda state: step.operate(state, scenario),
-            segment,
-            traced=whole,
-            pcs=LEARNED,
-            sample=sample,
-            seed=seed,
-        ):
-            tally.add(crash)
-            for way in WAYS if ways_at_once else [WAYS[crash.n % len(WAYS)]]:
-                segment.restore(crash.image)
-                with explained(crash, way):
-                    seen = contents(survivor, keys)
-                    done = reached(models, seen, done)
-                    survive(scenario, survivor, way, seen, seen)
-            visited.add(done)
-        assert [models[n] for n in sorted(visited)][-1] == models[-1]
-        # A sample has the first and the last state, and may miss a model between them.
-        assert len(visited) == len(models) or (sample is not None and 0 in visited)
-    tally.report(record_property, scenario.name, crash.total)
+    def steps(self):
+        return [{word(self.key): self.value(self.default)}] if self.default else []
+
+
+class Commit(OnValue):
+    """Leave a section in which the value was changed."""
+
+    stored = (NEW,)
+
+    def prepare(self, name):
+        section = enter(super().prepare(name), self.key)
+        section[:] = self.value(NEW)
+        return section
+
+    def operate(self, state):
+        state.__exit__(None, None, None)
+
+
+class Raise(Commit):
+    stored = ()
+    changes_min = 2
+
+    def operate(self, state):
+        state.__exit__(ValueError, ValueError(), None)
+
+
+class RollBack(Commit):
+    stored = ()
+    changes_min = 2
+
+    def operate(self, state):
+        state.roll_back()
+        state.__exit__(None, None, None)
+
+
+class Remove(Commit):
+    changes_min = 8
+
+    def operate(self, state):
+        state.delete()
+        state.__exit__(None, None, None)
+
+    def models(self, before):
+        return [before, {key: value for key, value in before.items() if key != word(self.key)}]
+
+
+class CommitTwo(OnValue):
+    """Leave locked_many; the key that is first in the order of bytes is stored first."""
+
+    keys = (2, 4)
+
+    def prepare(self, name):
+        both = super().prepare(name).locked_many([word(key) for key in reversed(self.keys)])
+        KEPT.append(both)
+        for value, number in zip(both.__enter__(), (OTHER, NEW), strict=True):
+            value[:] = self.value(number)
+        return both
+
+    def operate(self, state):
+        state.__exit__(None, None, None)
+
+    def steps(self):
+        return [
+            {word(key): self.value(number)}
+            for key, number in zip(self.keys, (NEW, OTHER), strict=True)
+        ]
+
+
+class RaiseWithTwo(CommitTwo):
+    def operate(self, state):
+        state.__exit__(ValueError, ValueError(), None)
+
+    def steps(self):
+        return []
+
+
+class LockAndStoreTwo(CommitTwo):
+    def prepare(self, name):
+        return Scenario.prepare(self, name)
+
+    def operate(self, state):
+        with state.locked_many([word(4), word(2)]) as (four, two):
+            two[:], four[:] = self.value(NEW), self.value(OTHER)
+
+
+class SectionThatCreates(OnValue):
+    stored = (OTHER, NEW)
+
+    def operate(self, state):
+        with state.locked(word(self.key), default=self.value(OTHER)) as value:
+            value[:] = self.value(NEW)
+
+
+class UpdateWith(OnValue):
+    stored = (NEW,)
+    default = None
+
+    def operate(self, state):
+        default = None if self.default is None else self.value(self.default)
+        state.update_with(word(self.key), lambda _: self.value(NEW), default)
+
+
+class Swap(OnValue):
+    """compare_and_swap that expects the value with the number `expected`, or an absent key."""
+
+    expected = None
+    stored = (NEW,)
+
+    def operate(self, state):
+        expected = None if self.expected is None else self.value(self.expected)
+        state.compare_and_swap(word(self.key), expected, self.value(NEW))
+
+
+class Exchange(OnValue):
+    stored = (NEW,)
+
+    def operate(self, state):
+        state.exchange(word(self.key), self.value(NEW))
+
+
+METHODS = {
+    "add": operator.add,
+    "min": min,
+    "max": max,
+    "or_": operator.or_,
+    "and_": operator.and_,
+}
+
+
+class Field(OnValue):
+    """One of the methods above, on a field of the value."""
+
+    method = "add"
+    number = 0
+    fmt = "q"
+    offset = 0
+    default = None
+
+    def operate(self, state):
+        act = getattr(state, self.method)
+        where = {"offset": self.offset, "fmt": self.fmt}
+        act(word(self.key), self.number, default=self.default, **where)
+
+    def models(self, before):
+        value = bytearray(before.get(word(self.key), bytes(self.value_size)))
+        (old,) = struct.unpack_from(f"<{self.fmt}", value, self.offset)
+        old = old if word(self.key) in before else self.default
+        struct.pack_into(f"<{self.fmt}", value, self.offset, METHODS[self.method](old, self.number))
+        after = before | {word(self.key): bytes(value)}
+        return [before] if after == before else [before, after]
+
+
+# Those with the most states have a `sample`: only the `long` test visits all of their states.
+STEPS = {
+    step.name: step
+    for step in [
+        Open("open"),
+        Open("open with create", key=6, default=OTHER, sample=10, changes_min=3),
+        Open(
+            "open with create into a full bucket",
+            COLLISIONS,
+            key=8,
+            default=OTHER,
+            entry_count=7,
+            sample=12,
+            changes_min=3,
+        ),
+        Commit("commit"),
+        Commit("commit 64 bytes", LONG, changes_min=9, sample=10),
+        Commit("commit in an overflow line", COLLISIONS, key=9, entry_count=10),
+        Raise("raise"),
+        RollBack("roll back"),
+        Remove("remove"),
+        Remove("remove the last of a chain", COLLISIONS, key=8, entry_count=8, sample=12),
+        SectionThatCreates("a section that creates", LONG, key=6, sample=16),
+        CommitTwo("commit two", LONG, key=4, sample=14),
+        RaiseWithTwo("raise with two", key=2),
+        LockAndStoreTwo("lock and store two", key=2, sample=12),
+        UpdateWith("update with", LONG, sample=10),
+        UpdateWith("update with a default", key=6, default=OTHER, stored=(OTHER, NEW), sample=10),
+        Swap("swap", expected=3),
+        Swap("swap 64 bytes", LONG, expected=3, changes_min=9, sample=10),
+        Swap("swap that finds another value", expected=4, stored=()),
+        Swap("swap that finds other 64 bytes", LONG, expected=4, stored=()),
+        Swap("swap with an absent key", key=6, sample=10),
+        Exchange("exchange"),
+        Exchange("exchange 64 bytes", LONG, changes_min=9, sample=10),
+        Field("add of a float across words", ODD, number=0.5, fmt="d", offset=4),
+        Field("add of two bytes across words", ODD, number=9, fmt="H", offset=7),
+        Field("min", method="min", number=1),
+        Field("min that changes nothing", method="min", number=7),
+        Field("min across words", ODD, method="min", number=-1, fmt="i", offset=6),
+        Field("max", method="max", number=70),
+        Field("max of an absent key", method="max", number=70, key=6, default=60, sample=10),
+        Field("max across words", ODD, method="max", number=1 << 60, fmt="Q", offset=11),
+        Field("or", method="or_", number=12, fmt="B"),
+        Field("or across words", ODD, method="or_", number=1 << 31, fmt="I", offset=13),
+        Field("and", method="and_", number=1, fmt="Q"),
+        Field("and across words", ODD, method="and_", number=255, fmt="Q", offset=15),
+    ]
+}
+every_step = pytest.mark.parametrize("step", STEPS.values(), ids=str)
 
 
 @stepped
@@ -433,14 +338,7 @@ def test_kill_in_a_section_or_value_operation_leaves_a_sound_map(
     step, map_name, seed, record_property
 ):
     """C1, C2, L1, W1: a kill after each change, or a sample; the ways to meet take turns."""
-    kill_and_survive(
-        step,
-        map_name,
-        record_property,
-        sample=SAMPLED.get(step.name),
-        seed=seed,
-        ways_at_once=False,
-    )
+    step.kill_and_survive(map_name, record_property, seed=seed, sample=step.sample)
 
 
 @pytest.mark.long
@@ -450,29 +348,49 @@ def test_kill_in_a_section_or_value_operation_leaves_all_a_sound_map(
     step, map_name, seed, record_property
 ):
     """C1, C2, L1, W1: a kill after each change, and every way to meet the dead on every state."""
-    kill_and_survive(step, map_name, record_property, sample=None, seed=seed, ways_at_once=True)
+    step.kill_and_survive(map_name, record_property, seed=seed, every_meeting=True)
 
 
 # ---- an element that a section holds is deleted ----
 
-DELETIONS = {
-    "delete": lambda m: m.delete(word(3)),
-    "take": lambda m: m.lookup_and_delete(word(3)),
-    "clear": lambda m: m.clear(),
-}
+
+class DeleteHeld(Scenario):
+    """A deletion of key 3, which a section holds."""
+
+    key = 3
+    entry_count = 4
+
+    def operate(self, state):
+        state.delete(word(3))
+
+    def change(self, model):
+        del model[word(3)]
+
+
+class TakeHeld(DeleteHeld):
+    def operate(self, state):
+        state.lookup_and_delete(word(3))
+
+
+class ClearHeld(DeleteHeld):
+    goes_on = True
+    sample = 24
+
+    def operate(self, state):
+        state.clear()
+
+    def change(self, model):
+        model.clear()
+
+
+DELETIONS = {"delete": DeleteHeld, "take": TakeHeld, "clear": ClearHeld}
+LEARNED_DELETING = [set(), set()]
 every_deletion = pytest.mark.parametrize("how", DELETIONS)
 
 
-def after_deletion(how, before):
-    return {} if how == "clear" else {k: v for k, v in before.items() if k != word(3)}
-
-
-def deletion_beside_a_section(how, geometry, sample, name, seed, record_property):
+def deletion_beside_a_section(scenario, sample, name, seed, record_property):
     tally = Tally()
-    scenario = Scenario(
-        how, None, None, entries(4), key=3, geometry=geometry, goes_on=how == "clear"
-    )
-    with filled(scenario, name) as (survivor, before):
+    with scenario.filled(name) as (survivor, before):
         expect_free(survivor, [word(1), word(2), word(3)])  # the image has the survivor's contexts
         segment = stepping.Segment(stepping.segment_path(name))
         image = segment.image()
@@ -487,32 +405,32 @@ def deletion_beside_a_section(how, geometry, sample, name, seed, record_property
 
         told = set()
         for crash in stepping.crash_states(
-            opened(name),
-            DELETIONS[how],
+            lambda: scenario.prepare(name),
+            scenario.operate,
             segment,
             setup=setup,
-            pcs=LEARNED,
+            pcs=OnValue.learned,
             sample=sample,
             seed=seed,
         ):
             tally.add(crash)
             way = WAYS_OF_OWNERS[crash.n % len(WAYS)]
             with explained(crash, way):
-                if how == "clear":
+                if scenario.goes_on:
                     survivor._recover()  # finishes the clear
                 model = contents(survivor, before)
-                if how != "clear":
-                    assert model in (before, after_deletion(how, before))
+                if not scenario.goes_on:
+                    assert model in scenario.models(before)
                 gone = word(3) not in model
                 with pytest.raises(shmrhash.KeyGone) if gone else contextlib.nullcontext():
                     sections[0].__exit__(None, None, None)
                 if not gone:
                     model[word(3)] = scenario.value(NEW)
                 assert contents(survivor, before) == model
-                survive(scenario, survivor, way, model, model)
+                scenario.survive(survivor, way, model, model.keys())
             told.add(gone)
         assert told == {False, True}
-    tally.report(record_property, f"{how} beside a section", crash.total)
+    tally.report(record_property, f"{scenario} beside a section", crash.total)
 
 
 both_geometries = pytest.mark.parametrize(
@@ -528,8 +446,8 @@ def test_section_raises_key_gone_if_a_killed_deletion_counts(
     how, geometry, map_name, seed, record_property
 ):
     """L1, C1: the section's end raises KeyGone if, and only if, others see that its key is gone."""
-    sample = SAMPLED_BESIDE.get(how)
-    deletion_beside_a_section(how, geometry, sample, map_name, seed, record_property)
+    scenario = DELETIONS[how](how, geometry)
+    deletion_beside_a_section(scenario, scenario.sample, map_name, seed, record_property)
 
 
 @pytest.mark.long
@@ -539,20 +457,17 @@ def test_section_raises_key_gone_if_a_killed_clear_counts(
     geometry, map_name, seed, record_property
 ):
     """L1, C1: a kill at every change of the clear, where the test above takes a sample."""
-    deletion_beside_a_section("clear", geometry, None, map_name, seed, record_property)
+    deletion_beside_a_section(ClearHeld("clear", geometry), None, map_name, seed, record_property)
 
 
 def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
     tally = Tally()
-    step = STEPS["commit 64 bytes"]
-    scenario = step.scenario
-    with filled(scenario, name) as (survivor, before):
+    scenario = STEPS["commit 64 bytes"]
+    deletion = DELETIONS[how](how)
+    with scenario.filled(name) as (survivor, before):
         stored = before | {word(3): scenario.value(NEW)}
-        gone = after_deletion(how, before)
+        gone = deletion.models(before)[-1]
         segment = stepping.Segment(stepping.segment_path(name))
-
-        def prepare_owner():
-            return step.prepare(opened(name)(), scenario)
 
         def inherit():
             """The inherited handle: opening one would recover the owner at once."""
@@ -560,8 +475,8 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
             return survivor
 
         stages = [
-            (prepare_owner, lambda section: leave(section, scenario)),
-            (inherit, DELETIONS[how]),
+            (lambda: scenario.prepare(name), scenario.operate),
+            (inherit, deletion.operate),
         ]
         for crash in stepping.crash_chain(
             stages, segment, samples=samples, seed=seed, learned=LEARNED_DELETING
@@ -570,13 +485,13 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
             way = WAYS[(crash.n + crash.previous.n) % len(WAYS)]
             with explained(crash, way):
                 seen = contents(survivor, before)
-                if how == "clear":
+                if deletion.goes_on:
                     survivor._recover()  # finishes the clear
                     seen = contents(survivor, before)
                     assert all(value in (stored[k], before[k]) for k, value in seen.items())
                 else:
                     assert seen in (before, stored, gone)
-                survive(scenario, survivor, way, seen, seen)
+                scenario.survive(survivor, way, seen, before.keys())
     tally.report(record_property, f"{how} of a dead owner's element", tally.crashes)
 
 
@@ -617,17 +532,16 @@ def test_stopped_owner_of_a_lock_stores_nothing_under_a_deleted_key(name, map_na
 
     A deletion waits only for an end that counts already; then the owner has stored the value.
     """
-    step = STEPS[name]
-    scenario = step.scenario
+    scenario = STEPS[name]
     told = set()
-    with filled(scenario, map_name) as (survivor, before):
+    with scenario.filled(map_name) as (survivor, before):
         key = word(scenario.key)
         ending = {"remove the last of a chain": "delete", "roll back": "roll_back"}.get(name)
         segment = stepping.Segment(stepping.segment_path(map_name))
         image = segment.image()
 
         def prepare():
-            section = step.prepare(opened(map_name)(), scenario)
+            section = scenario.prepare(map_name)
             if ending is not None:
                 getattr(section, ending)()
             return section
@@ -686,23 +600,6 @@ def memory_of(shared_map):
     return os.stat(stepping.segment_path(shared_map.name)).st_blocks * 512
 
 
-def child_that(act):
-    """Fork a child that calls act(tell). Return when act has called tell(); the child goes on."""
-    ready, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act(lambda: os.write(told, b"x"))
-            os._exit(0)
-        except BaseException as error:
-            os.write(2, f"child: {error!r}\n".encode())
-            os._exit(1)
-    assert os.read(ready, 1) == b"x"
-    os.close(ready)
-    os.close(told)
-    return pid
-
-
 def give_back_all(shared_map):
     """Delete all entries and assert that most of the memory goes back."""
     before, released = memory_of(shared_map), shared_map.info()["blocks_released"]
@@ -717,18 +614,12 @@ def test_recovery_does_not_touch_an_element_without_memory(wide):
     On a file system without room, touching such a page would be SIGBUS.
     """
 
-    def hold(tell):
+    def hold():
         for number in HELD:
             enter(wide, number)[:] = bytes(WIDE)
-        tell()
-        signal.pause()
 
-    pid = child_that(hold)
-    try:
+    with stays(hold):
         give_back_all(wide)
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
     before, recoveries = memory_of(wide), wide.info()["recoveries"]
 
     RHashMap.open(wide.name).close()
@@ -773,30 +664,33 @@ def test_waiter_does_not_touch_an_element_without_memory(wide, flags):
     back and raises KeyNotFound."""
 
     def wait_for(number):
-        def act(tell):
+        def act(parent):
             wide.lookup(word(number))
-            tell()
+            parent.say()
             with contextlib.suppress(shmrhash.KeyNotFound):
                 wide.update(word(number), bytes(WIDE), BPF_EXIST | flags)
                 raise AssertionError("the key was there")
 
-        return act
+        child = Partner(act)
+        child.hear()
+        return child
 
     wanted = list(HELD)[::10]
     sections = [wide.locked(word(number)) for number in wanted]
     for section in sections:
         section.__enter__()
-    waiters = [child_that(wait_for(number)) for number in wanted]
-    for pid in waiters:
-        stop_asleep(wide, pid)
+    waiters = [wait_for(number) for number in wanted]
+    for waiter in waiters:
+        stop_asleep(wide, waiter.pid)
     try:
         give_back_all(wide)
         before = memory_of(wide)
     finally:
-        for pid in waiters:
-            os.kill(pid, signal.SIGCONT)
+        for waiter in waiters:
+            os.kill(waiter.pid, signal.SIGCONT)
 
-    assert [0] * len(waiters) == [os.waitpid(pid, 0)[1] for pid in waiters]
+    for waiter in waiters:
+        waiter.result()
     for section in sections:
         with pytest.raises(shmrhash.KeyGone):
             section.__exit__(None, None, None)

@@ -110,6 +110,6 @@ def test_stopped_worker_is_noticed(make_map, seed):
         storm.start_all()
         while len(storm.at_work()) < 2:
             storm.watch()
-        os.kill(storm.pids[0], signal.SIGSTOP)
+        os.kill(storm.children[0].pid, signal.SIGSTOP)
         with pytest.raises(AssertionError, match="worker 0 is stuck"):
             watch_for_ever(storm)

@@ -5,348 +5,398 @@ exact (check() finds both), there are as many objects as the entries refer to, n
 clear() leaves no object.
 """
 
-import dataclasses
+import contextlib
 import os
-import time
-from collections.abc import Callable
 
 import pytest
 from support import stepping
-from support.killing import Tally, explained
+from support.killing import Scenario, not_waiting, only_check
 from support.object_maps import LONG, PAGE, RUN, SHORT, SMALL, core, create, five, value
 
 from shmrhash import BPF_NOEXIST, MapFull, OutOfMemory, RHashMap
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
-READ_SECONDS_MAX = 0.5
-
-
-def nothing(entries):
-    """fill: leave the map untouched, so that it never had an object."""
-
-
-def of_size(size):
-    def fill(entries):
-        five(entries)
-        entries[SHORT] = value(3, size)
-
-    return fill
-
-
-def nearly_full_depot(entries):
-    """fill: the next deletion drains the depots of two small classes."""
-    for number in range(50):
-        entries[b"k%d" % number] = value(number, 400)
-    for number in range(4, 49):
-        del entries[b"k%d" % number]
-
-
-def expiring(entries):
-    five(entries)
-    entries._put(SHORT, value(3), 0, 1)
-
-
-def others_expired(entries):
-    """fill: let entries expire that the child does not look up before it is stepped."""
-    five(entries)
-    for key in (b"k1", LONG):
-        assert entries._touch_until(key, 1)
-
-
-def full_of_expired(entries):
-    """fill: leave no room except that of entries that have expired."""
-    five(entries)
-    old = []
-    try:
-        while True:
-            old.append(b"old %d" % len(old))
-            entries[old[-1]] = value(1, RUN)
-    except (MapFull, OutOfMemory):
-        old.pop()
-    assert len(old) > 3
-    for key in old:
-        assert entries._touch_until(key, 1)
-
-
-def stored(key, number, size=SMALL):
-    return lambda model: model.__setitem__(key, value(number, size))
-
-
-def removed(*keys):
-    def change(model):
-        for key in keys:
-            del model[key]
-
-    return change
-
-
-def in_a_section(entries):
-    with entries._section(SHORT, None) as section:
-        section.value = value(80, PAGE)
-
-
-def left_section(entries):
-    with entries._section(SHORT, None) as section:
-        section.value = value(80)
-        section.roll_back()
-
-
-def looked_at(entries):
-    view = entries.view(SHORT)
-    assert bytes(view)[:8] == value(3)[:8]
-    del view
-
-
-def replaced_under_a_view(entries):
-    view = entries.view(SHORT)
-    entries[SHORT] = value(81)
-    assert bytes(view)[:8] == value(3)[:8]
-    del view
-
-
 KEPT = []  # in the child: views that must not be collected before it is killed
-
-
-def kept_a_view(entries):
-    KEPT.append(entries.view(SHORT))
-    entries[SHORT] = value(82)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One operation on one dict."""
-
-    name: str
-    operate: Callable  # in the child, with its DictCore
-    change: Callable  # does the same to a dict of the visible entries
-    fill: Callable = five
-    atomic: bool = True
-    geometry: dict = dataclasses.field(default_factory=dict)
-    changes_min: int = 8
-
-    def __str__(self):
-        return self.name.replace(" ", "-")
-
-
-def storing(name, key, number, size=SMALL, fill=five, **more):
-    return Case(
-        name, lambda d: d._put(key, value(number, size)), stored(key, number, size), fill, **more
-    )
-
-
-def unchanged(model):
-    pass
-
-
-CASES = {
-    case.name: case
-    for case in [
-        storing("insert", b"new", 70),
-        storing("insert a long key", LONG + b"!", 70),
-        storing("insert the first", LONG, 70, fill=nothing),
-        storing("insert a run", b"new", 70, RUN),
-        storing("insert the first run", b"new", 70, RUN, fill=nothing),
-        storing("replace", SHORT, 71),
-        storing("replace of a long key", LONG, 71),
-        storing("replace small by run", SHORT, 71, PAGE),
-        storing("replace run by small", SHORT, 71, fill=of_size(PAGE)),
-        storing("replace run by larger", SHORT, 71, RUN, fill=of_size(PAGE)),
-        storing("replace an expired", SHORT, 71, fill=expiring),
-        Case(
-            "insert refused",
-            lambda d: d._put(SHORT, value(1), BPF_NOEXIST),
-            unchanged,
-        ),
-        Case("delete", lambda d: d.__delitem__(SHORT), removed(SHORT)),
-        Case("delete a long key", lambda d: d.__delitem__(LONG), removed(LONG)),
-        Case("delete a run", lambda d: d.__delitem__(SHORT), removed(SHORT), of_size(RUN)),
-        Case(
-            "delete, and drain", lambda d: d.__delitem__(b"k49"), removed(b"k49"), nearly_full_depot
-        ),
-        Case("pop", lambda d: d.pop(SHORT), removed(SHORT)),
-        Case("pop a long key", lambda d: d.pop(LONG), removed(LONG)),
-        Case("expire", lambda d: d.expire(), unchanged, others_expired),
-        storing(
-            "insert where all is full",
-            b"new",
-            72,
-            fill=full_of_expired,
-            geometry={"max_entries": 16},
-        ),
-        Case("exchange", lambda d: d.exchange(SHORT, value(72)), stored(SHORT, 72)),
-        Case("setdefault", lambda d: d.setdefault(b"new", value(73)), stored(b"new", 73)),
-        Case("touch", lambda d: d._touch_until(LONG, 1 << 62), unchanged, changes_min=4),
-        Case("section", in_a_section, stored(SHORT, 80, PAGE)),
-        Case("section rolled back", left_section, unchanged, changes_min=4),
-        Case("view", looked_at, unchanged),
-        Case("replace under a view", replaced_under_a_view, stored(SHORT, 81)),
-        Case("replace and keep the view", kept_a_view, stored(SHORT, 82)),
-        Case("clear", lambda d: d.clear(), lambda model: model.clear(), atomic=False),
-    ]
-}
-# It has many steps: each round looks for memory in every depot of every class.
-BYTES_ARE_FULL = storing(
-    "insert where bytes are full",
-    b"new",
-    73,
-    RUN,
-    full_of_expired,
-    geometry={"max_bytes": 300_000},
-)
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
-LEARNED = set()
 
 
 # ---- how the survivor meets the dead ----
 
 
-def replace_same_key(entries, model):
+def replace_same_key(scenario, entries, model):
     entries[SHORT] = model[SHORT] = value(90, PAGE)
 
 
-def insert_another(entries, model):
+def insert_another(scenario, entries, model):
     key = LONG + b"another"
     entries[key] = model[key] = value(91, 300)
 
 
-def somebody_attaches(entries, model):
+def somebody_attaches(scenario, entries, model):
     with RHashMap.open(entries.handle.name):
         pass
 
 
-def lock_same_key(entries, model):
+def lock_same_key(scenario, entries, model):
     with entries._section(SHORT, None, value(92)) as section:
         assert section.value == model.get(SHORT, value(92))
         section.value = model[SHORT] = value(93)
 
 
-def clear_all(entries, model):
+def clear_all(scenario, entries, model):
     entries.clear()
     model.clear()
 
 
-def only_check(entries, model):
-    """No process does anything more."""
+# ---- the operations ----
 
 
-WAYS = [replace_same_key, insert_another, somebody_attaches, lock_same_key, clear_all, only_check]
+class OnObjects(Scenario):
+    """One operation on the DictCore of a map with objects, which begins with five entries."""
 
+    changes_min = 8
+    sample = 30
+    meetings = (
+        replace_same_key,
+        insert_another,
+        somebody_attaches,
+        lock_same_key,
+        clear_all,
+        only_check,
+    )
+    learned = set()  # noqa: RUF012 - shared by all operations of the file
 
-def seen_by(entries):
-    """What a reader sees; it must not wait for any process (R1)."""
-    began = time.monotonic()
-    seen = dict(entries._entries(2))
-    assert time.monotonic() - began < READ_SECONDS_MAX
-    return seen
+    def fill(self, entries):
+        five(entries)
+
+    def prepare(self, name):
+        child = core(RHashMap.open(name))
+        child.get(SHORT)
+        return child
+
+    def look(self, entries, keys):
+        with not_waiting(len(keys)):
+            return dict(entries._entries(2))
+
+    def facts(self, entries):
+        return entries.handle.info()
+
+    @contextlib.contextmanager
+    def filled(self, name):
+        handle = create(name, **self.geometry)
+        try:
+            entries = core(handle)
+            self.fill(entries)
+            yield entries, self.look(entries, ())
+        finally:
+            handle.close()
+            os.unlink(stepping.segment_path(name))
+
+    def survive(self, entries, meet, seen, keys):
+        handle = entries.handle
+        model = dict(seen)
+        meet(self, entries, model)
+        handle._recover()
+        if self.goes_on:
+            left = self.look(entries, keys)
+            assert left.items() <= model.items()
+            assert len(left) <= 1 or left == model
+            model = left
+        else:
+            assert self.look(entries, keys) == model
+        expired = entries.expire()
+        handle.check()
+        facts = handle.info()["objects"]
+        assert facts["count"] == objects_of(model), (facts, expired)
+        assert facts["pinned"] == 0
+        for number in range(3):  # free memory can be used
+            entries[b"after%d" % number] = value(number, RUN)
+        handle.check()
+        entries.clear()
+        handle.check()
+        assert handle.info()["objects"]["count"] == handle.info()["objects"]["bytes_in_use"] == 0
 
 
 def objects_of(model):
     return len(model) + sum(len(key) > 15 for key in model)
 
 
-def survive(case, entries, way, seen):
-    handle = entries.handle
-    model = dict(seen)
-    way(entries, model)
-    handle._recover()
-    if case.atomic:
-        assert seen_by(entries) == model
-    else:  # recovery of a killed clear() finishes it
-        left = seen_by(entries)
-        assert left.items() <= model.items()
-        assert len(left) <= 1 or left == model
-        model = left
-    expired = entries.expire()
-    handle.check()
-    facts = handle.info()["objects"]
-    assert facts["count"] == objects_of(model), (facts, expired)
-    assert facts["pinned"] == 0
-    for number in range(3):  # free memory can be used
-        entries[b"after%d" % number] = value(number, RUN)
-    handle.check()
-    entries.clear()
-    handle.check()
-    assert handle.info()["objects"]["count"] == handle.info()["objects"]["bytes_in_use"] == 0
+class Store(OnObjects):
+    stored_key = SHORT
+    number = 71
+    size = SMALL
+
+    def operate(self, state):
+        state._put(self.stored_key, value(self.number, self.size))
+
+    def change(self, model):
+        model[self.stored_key] = value(self.number, self.size)
 
 
-def expect_one_of(case, seen, before, after):
-    if case.atomic:
-        assert seen in (before, after)
-    else:
-        assert all(seen.get(key) in (before.get(key), after.get(key)) for key in before | seen)
+class StoreFirst(Store):
+    """The map never had an object."""
+
+    def fill(self, entries):
+        pass
 
 
-def kill_and_survive(case, name, record_property, *, sample, ways_at_once):
-    tally = Tally()
-    handle = create(name, **case.geometry)
-    try:
-        entries = core(handle)
-        case.fill(entries)
-        before = seen_by(entries)
-        after = dict(before)
-        case.change(after)
-        segment = stepping.Segment(stepping.segment_path(name))
+class Replace(Store):
+    """The key has a value of `old_size`."""
 
-        def prepare():
-            child = core(RHashMap.open(name))
-            child.get(SHORT)
-            return child
+    old_size = PAGE
 
-        def whole(trace):
-            assert len(trace.changes) >= case.changes_min
-            assert seen_by(entries) == after
+    def fill(self, entries):
+        five(entries)
+        entries[SHORT] = value(3, self.old_size)
 
-        crashed = None
-        for crash in stepping.crash_states(
-            prepare, case.operate, segment, traced=whole, pcs=LEARNED, sample=sample
-        ):
-            crashed = crash
-            tally.add(crash)
-            for way in WAYS if ways_at_once else [WAYS[crash.n % len(WAYS)]]:
-                segment.restore(crash.image)
-                with explained(crash, way):
-                    seen = seen_by(entries)
-                    expect_one_of(case, seen, before, after)
-                    survive(case, entries, way, seen)
-        tally.report(record_property, case.name, crashed.total)
-    finally:
-        handle.close()
-        os.unlink(stepping.segment_path(name))
+
+class ReplaceExpired(Store):
+    def fill(self, entries):
+        five(entries)
+        entries._put(SHORT, value(3), 0, 1)
+
+
+class StoreWhereAllIsFull(Store):
+    """No room is left except that of entries that have expired."""
+
+    stored_key = b"new"
+    number = 72
+
+    def fill(self, entries):
+        five(entries)
+        old = []
+        try:
+            while True:
+                old.append(b"old %d" % len(old))
+                entries[old[-1]] = value(1, RUN)
+        except (MapFull, OutOfMemory):
+            old.pop()
+        assert len(old) > 3
+        for key in old:
+            assert entries._touch_until(key, 1)
+
+
+class StoreAndSplit(Store):
+    """Before, an insertion took more credits than it may split buckets for."""
+
+    stored_key = b"new"
+    number = 70
+    meetings = (clear_all,)
+
+    def fill(self, entries):
+        five(entries)
+        for number in range(100, 106):  # until there are buckets for the first credits
+            entries[b"k%d" % number] = value(number)
+        settled = entries.handle.info()["grows"]
+        while entries.handle.info()["grows"] == settled:  # ends: 64 entries need more
+            number += 1
+            entries[b"k%d" % number] = value(number)
+
+
+class RefusedInsert(OnObjects):
+    def operate(self, state):
+        state._put(SHORT, value(1), BPF_NOEXIST)
+
+    def change(self, model):
+        pass
+
+
+class Delete(OnObjects):
+    deleted_key = SHORT
+
+    def operate(self, state):
+        del state[self.deleted_key]
+
+    def change(self, model):
+        del model[self.deleted_key]
+
+
+class DeleteRun(Delete):
+    def fill(self, entries):
+        five(entries)
+        entries[SHORT] = value(3, RUN)
+
+
+class DeleteAndDrain(Delete):
+    """The deletion drains the nearly full depots of two small classes."""
+
+    deleted_key = b"k49"
+
+    def fill(self, entries):
+        for number in range(50):
+            entries[b"k%d" % number] = value(number, 400)
+        for number in range(4, 49):
+            del entries[b"k%d" % number]
+
+
+class Pop(Delete):
+    def operate(self, state):
+        state.pop(self.deleted_key)
+
+
+class Expire(OnObjects):
+    """Entries expire that the child does not look up before it is stepped."""
+
+    def fill(self, entries):
+        five(entries)
+        for key in (b"k1", LONG):
+            assert entries._touch_until(key, 1)
+
+    def operate(self, state):
+        state.expire()
+
+    def change(self, model):
+        pass
+
+
+class Exchange(Store):
+    number = 72
+
+    def operate(self, state):
+        state.exchange(SHORT, value(self.number))
+
+
+class SetDefault(Store):
+    stored_key = b"new"
+    number = 73
+
+    def operate(self, state):
+        state.setdefault(self.stored_key, value(self.number))
+
+
+class Touch(OnObjects):
+    changes_min = 4
+
+    def operate(self, state):
+        state._touch_until(LONG, 1 << 62)
+
+    def change(self, model):
+        pass
+
+
+class Section(Store):
+    number = 80
+    size = PAGE
+
+    def operate(self, state):
+        with state._section(SHORT, None) as section:
+            section.value = value(self.number, self.size)
+
+
+class SectionRolledBack(OnObjects):
+    changes_min = 4
+
+    def operate(self, state):
+        with state._section(SHORT, None) as section:
+            section.value = value(80)
+            section.roll_back()
+
+    def change(self, model):
+        pass
+
+
+class View(OnObjects):
+    def operate(self, state):
+        view = state.view(SHORT)
+        assert bytes(view)[:8] == value(3)[:8]
+        del view
+
+    def change(self, model):
+        pass
+
+
+class ReplaceUnderAView(Store):
+    number = 81
+
+    def operate(self, state):
+        view = state.view(SHORT)
+        state[SHORT] = value(self.number)
+        assert bytes(view)[:8] == value(3)[:8]
+        del view
+
+
+class ReplaceAndKeepTheView(Store):
+    number = 82
+
+    def operate(self, state):
+        KEPT.append(state.view(SHORT))
+        state[SHORT] = value(self.number)
+
+
+class Clear(OnObjects):
+    atomic = False
+    goes_on = True  # recovery of a killed clear() finishes it
+
+    def operate(self, state):
+        state.clear()
+
+    def change(self, model):
+        model.clear()
+
+
+CASES = {
+    case.name: case
+    for case in [
+        Store("insert", stored_key=b"new", number=70),
+        Store("insert a long key", stored_key=LONG + b"!", number=70),
+        StoreFirst("insert the first", stored_key=LONG, number=70),
+        Store("insert a run", stored_key=b"new", number=70, size=RUN),
+        StoreFirst("insert the first run", stored_key=b"new", number=70, size=RUN),
+        Store("replace"),
+        Store("replace of a long key", stored_key=LONG),
+        Store("replace small by run", size=PAGE),
+        Replace("replace run by small"),
+        Replace("replace run by larger", size=RUN),
+        ReplaceExpired("replace an expired"),
+        RefusedInsert("insert refused"),
+        Delete("delete"),
+        Delete("delete a long key", deleted_key=LONG),
+        DeleteRun("delete a run"),
+        DeleteAndDrain("delete, and drain"),
+        Pop("pop"),
+        Pop("pop a long key", deleted_key=LONG),
+        Expire("expire"),
+        StoreWhereAllIsFull("insert where all is full", {"max_entries": 16}),
+        Exchange("exchange"),
+        SetDefault("setdefault"),
+        Touch("touch"),
+        Section("section"),
+        SectionRolledBack("section rolled back"),
+        View("view"),
+        ReplaceUnderAView("replace under a view"),
+        ReplaceAndKeepTheView("replace and keep the view"),
+        Clear("clear"),
+    ]
+}
+# It has many steps: each round looks for memory in every depot of every class.
+BYTES_ARE_FULL = StoreWhereAllIsFull(
+    "insert where bytes are full", {"max_bytes": 300_000}, number=73, size=RUN
+)
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)
 
 
 @every_case
 @pytest.mark.thorough
-def test_killed_operation_with_objects_leaves_a_sound_map(case, map_name, record_property):
+def test_killed_operation_with_objects_leaves_a_sound_map(case, map_name, seed, record_property):
     """C1, C2, R2: a kill after a sample of the changes; the ways to meet take turns."""
-    kill_and_survive(case, map_name, record_property, sample=60, ways_at_once=False)
+    case.kill_and_survive(map_name, record_property, seed=seed, sample=case.sample)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", [*CASES.values(), BYTES_ARE_FULL], ids=str)
-def test_killed_operation_with_objects_leaves_a_sound_map_to_all(case, map_name, record_property):
+def test_killed_operation_with_objects_leaves_a_sound_map_to_all(
+    case, map_name, seed, record_property
+):
     """C1, C2, R2: a kill after each change, and every way to meet the dead on every state."""
-    kill_and_survive(case, map_name, record_property, sample=None, ways_at_once=True)
-
-
-def one_split_behind(entries):
-    """fill: end with an insertion that took more credits than it may split buckets for."""
-    five(entries)
-    for number in range(100, 106):  # until there are buckets for the first credits
-        entries[b"k%d" % number] = value(number)
-    settled = entries.handle.info()["grows"]
-    while entries.handle.info()["grows"] == settled:  # ends: 64 entries need more
-        number += 1
-        entries[b"k%d" % number] = value(number)
+    case.kill_and_survive(map_name, record_property, seed=seed, every_meeting=True)
 
 
 def test_clear_finds_entries_in_an_uncounted_bucket_of_a_dead_split(
-    map_name, record_property, monkeypatch
+    map_name, seed, record_property, monkeypatch
 ):
     """C1: a process dies in the last changes of an insertion that splits: entries are in a bucket
     that the table word, still held, does not count, and no other lock leads to the dead process."""
-    case = storing("insert and split", b"new", 70, fill=one_split_behind)
+    case = StoreAndSplit("insert and split")
     monkeypatch.setattr(stepping, "choose", lambda total, *_: range(total - 12, total + 1))
-    monkeypatch.setattr("test_kill_with_objects.WAYS", [clear_all])
 
-    kill_and_survive(case, map_name, record_property, sample=None, ways_at_once=True)
+    case.kill_and_survive(map_name, record_property, seed=seed, sample=13)

@@ -8,11 +8,11 @@ import ctypes
 import errno
 import mmap
 import os
-import select
 import time
 
 import pytest
 from support import stepping
+from support.children import Partner, in_child
 from support.ledger import (
     GROWING,
     SHRINKING,
@@ -23,8 +23,6 @@ from support.ledger import (
     expect_all_at_rest,
     expect_exact_limit,
     expect_ledgers,
-    fork,
-    reap,
     word,
 )
 
@@ -48,21 +46,16 @@ def enter_pid_namespace():
 
 def refused():
     """Why no PID namespace can be made here, or None."""
-    told, tell = os.pipe()
 
     def attempt():
-        enter_pid_namespace()
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0 if os.getpid() == 1 else 1)
-        if reap(pid) != 0:
-            raise OSError("a child of unshare has not pid 1")
+        try:
+            enter_pid_namespace()
+        except OSError as error:
+            return str(error)
+        return None if in_child(os.getpid) == 1 else "a child of unshare has not pid 1"
 
-    code = reap(fork(attempt, report=tell))
-    os.close(tell)
-    text = os.read(told, 65536).decode()
-    os.close(told)
-    return None if code == 0 else f"no PID namespaces here: {text.strip().splitlines()[-1]}"
+    reason = in_child(attempt)
+    return None if reason is None else f"no PID namespaces here: {reason}"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,50 +65,24 @@ def namespaces_are_permitted():
         pytest.skip(reason)
 
 
-class Helper:
-    """A process whose children live in a PID namespace of their own; it runs main(talk)."""
+class Helper(Partner):
+    """A process whose children live in a PID namespace of their own; it runs main(parent)."""
 
     def __init__(self, main):
-        self.told, tell = os.pipe()
-        hear, self.tell = os.pipe()
-
-        def run():
-            os.close(self.told)
-            os.close(self.tell)
+        def run(parent):
             enter_pid_namespace()
-            main(Talk(hear, tell))
+            main(parent)
 
-        self.pid = fork(run)
-        os.close(tell)
-        os.close(hear)
+        super().__init__(run)
 
     def ask(self, what):
-        """Send one byte and return the byte that comes back."""
-        os.write(self.tell, what)
-        return self.listen()
-
-    def listen(self):
-        return os.read(self.told, 1)
+        """Send a word and return the answer."""
+        self.tell(what)
+        return self.hear()
 
     def end(self):
-        os.close(self.tell)  # the listener reads b"" and ends
-        code = reap(self.pid)
-        os.close(self.told)
-        return code
-
-
-class Talk:
-    """The helper's end of its pipes."""
-
-    def __init__(self, hear, tell):
-        self.hear = hear
-        self.tell = tell
-
-    def say(self, what):
-        os.write(self.tell, what)
-
-    def listen(self):
-        return os.read(self.hear, 1)
+        self.tell(None)
+        self.result()
 
 
 def put(m, key, number):
@@ -123,12 +90,12 @@ def put(m, key, number):
 
 
 def try_to_put(m, key, number):
-    """b"y" if the update succeeds, b"n" if it waits in vain for a live owner of the element."""
+    """Whether the update succeeds; it fails if a live owner of the element lets it wait in vain."""
     try:
         put(m, key, number)
     except shmrhash.LockTimeout:
-        return b"n"
-    return b"y"
+        return False
+    return True
 
 
 def update_key_3(own):
@@ -143,7 +110,7 @@ def middle_of_update(m, segment):
     return stepping.changes_until(lambda: RHashMap.open(m.name), update_key_3, segment, 3 / 4)
 
 
-def hold_key_3(m, segment, middle, talk):
+def hold_key_3(parent, m, segment, middle):
     """In a helper: stop its child, pid 1 of its namespace, in the middle of an update."""
 
     def prepare():
@@ -152,24 +119,24 @@ def hold_key_3(m, segment, middle, talk):
 
     owner = stepping.stop_at_change(prepare, update_key_3, segment, middle)
     with owner:
-        talk.say(b"h")
-        if talk.listen() == b"k":
+        parent.say("stopped")
+        if parent.wait() == "kill":
             owner.kill()
-            talk.say(b"k")
-            talk.listen()
+            parent.say("killed")
+            parent.wait()
 
 
-def write_when_asked(m, talk):
+def write_when_asked(parent, m):
     """In a helper: its child, also pid 1, writes key 3 each time it is asked to."""
 
     def write():
         assert os.getpid() == 1
         with RHashMap.open(m.name, timeout=TIMEOUT_S) as own:
-            talk.say(b"r")
-            while talk.listen():
-                talk.say(try_to_put(own, 3, 5))
+            parent.say("ready")
+            while parent.wait():
+                parent.say(try_to_put(own, 3, 5))
 
-    assert reap(fork(write)) == 0
+    in_child(write)
 
 
 @pytest.fixture
@@ -184,25 +151,25 @@ def held_map(make_map):
 def test_owner_with_an_equal_pid_in_another_namespace_is_not_robbed(held_map):
     """C3: a process with the owner's pid does not rob a stopped owner, and recovers a dead one."""
     segment = stepping.Segment(stepping.segment_path(held_map.name))
-    writer = Helper(lambda talk: write_when_asked(held_map, talk))
-    assert writer.listen() == b"r"
+    writer = Helper(lambda parent: write_when_asked(parent, held_map))
+    assert writer.hear() == "ready"
     middle = middle_of_update(held_map, segment)
-    holder = Helper(lambda talk: hold_key_3(held_map, segment, middle, talk))
-    assert holder.listen() == b"h"
+    holder = Helper(lambda parent: hold_key_3(parent, held_map, segment, middle))
+    assert holder.hear() == "stopped"
     assert held_map.info()["pids"].count(1) == 2
 
-    assert writer.ask(b"w") == b"n"
-    assert try_to_put(held_map, 3, 6) == b"n"
+    assert not writer.ask("write")
+    assert not try_to_put(held_map, 3, 6)
     assert held_map[word(3)] == word(9) * HELD_WORDS
     assert held_map.info()["owners_found_dead"] == 0
 
-    assert holder.ask(b"k") == b"k"
-    assert writer.ask(b"w") == b"y"
+    assert holder.ask("kill") == "killed"
+    assert writer.ask("write")
     assert held_map[word(3)] == word(5) * HELD_WORDS
     assert held_map.info()["owners_found_dead"] == 1
 
-    assert holder.end() == 0
-    assert writer.end() == 0
+    holder.end()
+    writer.end()
     expect_all_at_rest(held_map)
 
 
@@ -210,8 +177,8 @@ def test_owner_with_an_equal_pid_in_another_namespace_is_not_robbed(held_map):
 def test_owner_whose_pid_does_not_exist_here_is_not_robbed(held_map):
     """C3: a process in whose namespace the owner's pid does not exist does not rob the owner."""
     segment = stepping.Segment(stepping.segment_path(held_map.name))
-    writer = Helper(lambda talk: write_when_asked(held_map, talk))
-    assert writer.listen() == b"r"
+    writer = Helper(lambda parent: write_when_asked(parent, held_map))
+    assert writer.hear() == "ready"
     owner = stepping.stop_at_change(
         lambda: RHashMap.open(held_map.name),
         update_key_3,
@@ -219,19 +186,19 @@ def test_owner_whose_pid_does_not_exist_here_is_not_robbed(held_map):
         middle_of_update(held_map, segment),
     )
     with owner:
-        assert writer.ask(b"w") == b"n"
+        assert not writer.ask("write")
 
         owner.kill()
 
-        assert writer.ask(b"w") == b"y"
-    assert writer.end() == 0
+        assert writer.ask("write")
+    writer.end()
     expect_all_at_rest(held_map)
 
 
 # ---- storms ----
 
 
-def storm_inside(m, books, slots, seed, kills_wanted, doubts, talk):
+def storm_inside(parent, m, books, slots, seed, kills_wanted, doubts):
     """In a helper: pid 1 of its namespace kills workers and replaces them.
 
     `doubts` receives the storm's shared_doubts.
@@ -241,8 +208,8 @@ def storm_inside(m, books, slots, seed, kills_wanted, doubts, talk):
         assert os.getpid() == 1
         with Storm(m, books, seed, slots=slots) as storm:
             storm.start_all()
-            talk.say(b"r")
-            talk.listen()
+            parent.say("begun")
+            parent.wait()
             pids = set()
             while storm.kills < kills_wanted:
                 time.sleep(storm.rng.uniform(0, 0.01))
@@ -257,9 +224,8 @@ def storm_inside(m, books, slots, seed, kills_wanted, doubts, talk):
             assert set(range(2, kills_wanted // 2)) <= pids, "pids as in any new namespace"
             for number, doubt in enumerate(storm.shared_doubts):
                 doubts[number] = doubt
-        talk.say(b"e")
 
-    assert reap(fork(rage)) == 0
+    in_child(rage)
 
 
 def survive_two_storms(make_map, seed, kills_wanted):
@@ -274,25 +240,22 @@ def survive_two_storms(make_map, seed, kills_wanted):
 
     helpers = [
         Helper(
-            lambda talk, side=side: storm_inside(
-                m, books, [2 * side, 2 * side + 1], seed + side, kills_wanted, doubts[side], talk
+            lambda parent, side=side: storm_inside(
+                parent, m, books, [2 * side, 2 * side + 1], seed + side, kills_wanted, doubts[side]
             )
         )
         for side in (0, 1)
     ]
     for helper in helpers:
-        assert helper.listen() == b"r"
+        assert helper.hear() == "begun"
     for helper in helpers:
-        os.write(helper.tell, b"g")
+        helper.tell()
     began = time.monotonic()
-    ended = []
-    while len(ended) < 2:
+    while any(not helper.has_ended() for helper in helpers):
         books.phase = (GROWING, SHRINKING)[int(time.monotonic() - began) % 2]
-        ready, _, _ = select.select([helper.told for helper in helpers], [], [], 0.2)
-        ended += [helper for helper in helpers if helper.told in ready and helper not in ended]
-    said = [helper.listen() for helper in helpers]
-    assert [helper.end() for helper in helpers] == [0, 0]
-    assert said == [b"e", b"e"]
+        time.sleep(0.1)
+    for helper in helpers:
+        helper.result()
 
     expect_all_at_rest(m)
     expect_ledgers(m, books, [sum(pair) for pair in zip(*doubts, strict=True)])

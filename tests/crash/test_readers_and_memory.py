@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from support import stepping
-from support.ledger import fork, reap
+from support.children import Partner, in_child
 
 import shmrhash
 from shmrhash import SharedDict
@@ -79,7 +79,7 @@ def d(map_name):
     shmrhash.unlink(map_name)
 
 
-def read_for_ever(name, began):
+def read_for_ever(parent, name):
     """Read without end, as a dashboard does, and assert that each value is whole."""
     with SharedDict.open(name, read_only=True) as reader:
         turn = 0
@@ -89,22 +89,25 @@ def read_for_ever(name, began):
             if found is not None and found != value_of(turn % 40, len(found)):
                 raise AssertionError("a mixture was read")
             if turn == 1000:
-                os.write(began, b"r")
+                parent.say()
 
 
 @contextlib.contextmanager
-def reading_beside(start, name):
-    """A child, started by `start`, reads during the block; no signal but our SIGTERM ends it."""
-    ready, began = os.pipe()
-    pid = start(read_for_ever, name, began)
-    os.read(ready, 1)
+def reading_beside(name, user=None):
+    """A child reads during the block, as another user if one is given; only our SIGTERM ends it."""
+
+    def read(parent):
+        if user is not None:
+            become(user)
+        read_for_ever(parent, name)
+
+    reader = Partner(read)
+    reader.hear()
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGTERM)
-        assert reap(pid) == -signal.SIGTERM
-        os.close(ready)
-        os.close(began)
+        os.kill(reader.pid, signal.SIGTERM)
+        assert reader.join() == -signal.SIGTERM
 
 
 def test_read_only_handle_keeps_no_memory_from_writers(d):
@@ -120,7 +123,7 @@ def test_read_only_handle_keeps_no_memory_from_writers(d):
 
 def test_busy_reader_keeps_no_memory_from_writers(d):
     """M1, R2: the reader reads all the time, every value is whole, and no signal ends it."""
-    with reading_beside(fork, d.name):
+    with reading_beside(d.name):
         change_sizes(d)
 
 
@@ -161,27 +164,23 @@ def test_read_only_handle_maps_no_entry_writable(d):
 def test_child_of_a_reader_reads_with_a_context_of_its_own(d):
     """C1: parent and child read at the same time, each with a context of its own."""
     d[1] = value_of(1, 5000)
-    go_on, tell = os.pipe()
-    ready, tells = os.pipe()
     with SharedDict.open(d.name, read_only=True) as reader:
         assert reader[1] == d[1]
 
-        def run():
+        def run(parent):
             assert reader[1] == value_of(1, 5000)
             assert sorted(reader.info()["readers"]) == sorted([os.getppid(), os.getpid()])
-            os.write(tells, b"r")
-            os.read(go_on, 1)
+            parent.say()
+            parent.wait()
             assert reader[1] == b"another"
 
-        pid = fork(run)
+        child = Partner(run)
         assert reader[1] == d[1]
-        os.read(ready, 1)
+        child.hear()
         d[1] = b"another"
-        os.write(tell, b"g")
-        assert reap(pid) == 0
+        child.tell()
+        child.result()
         assert reader[1] == b"another"
-    for descriptor in (go_on, tell, ready, tells):
-        os.close(descriptor)
 
 
 # ---- a user without permission to write the file ----
@@ -189,15 +188,10 @@ def test_child_of_a_reader_reads_with_a_context_of_its_own(d):
 NOBODY = 65534
 
 
-def as_nobody(work, *arguments):
-    """Do the work in a child of another user, which may only read the files of this one."""
-
-    def run():
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        work(*arguments)
-
-    return fork(run)
+def become(user):
+    """Become another user, who may only read the files of this one."""
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
 
 
 @pytest.fixture
@@ -213,7 +207,7 @@ def public(map_name):
 
 def test_reader_that_may_not_write_the_file_keeps_no_memory(public):
     """M1, R2: the reader reads through the file all the time, and no signal ends it."""
-    with reading_beside(as_nobody, public.name):
+    with reading_beside(public.name, NOBODY):
         change_sizes(public)
         assert public.info()["readers"] == []
 
@@ -221,29 +215,26 @@ def test_reader_that_may_not_write_the_file_keeps_no_memory(public):
 def test_a_reader_without_a_descriptor_reads_on(public):
     """M1: the program closed the descriptor, and the name is gone: the kernel copies the values."""
     public[1] = value_of(1, 50_000)
-    opened, theirs = os.pipe()
-    go_on, tell = os.pipe()
 
-    def run():
+    def run(parent):
+        become(NOBODY)
         with SharedDict.open(public.name, read_only=True) as reader:
-            os.write(theirs, b"o")
-            os.read(go_on, 1)
+            parent.say()
+            parent.wait()
             os.close(reader.handle._descriptor())
             assert reader[1] == value_of(1, 50_000)
             assert dict(reader.items()) == {1: value_of(1, 50_000)}
             assert reader.handle._facts()["liveness"] == "none (read only)"
 
-    pid = as_nobody(run)
-    os.read(opened, 1)
+    child = Partner(run)
+    child.hear()
     path = path_of(public.name)
     os.rename(path, path + "-away")
     try:
-        os.write(tell, b"g")
-        assert reap(pid) == 0
+        child.tell()
+        child.result()
     finally:
         os.rename(path + "-away", path)
-    for descriptor in (opened, theirs, go_on, tell):
-        os.close(descriptor)
 
 
 # ---- stopped inside a lookup ----
@@ -394,13 +385,13 @@ def refuse_membarrier():
 
 
 def without_membarrier(work, *arguments):
-    """Do the work in a child that may not call membarrier; return its exit status."""
+    """Do the work in a child that may not call membarrier."""
 
     def run():
         refuse_membarrier()
         work(*arguments)
 
-    return reap(fork(run))
+    in_child(run)
 
 
 def test_memory_is_used_again_without_membarrier(d):
@@ -411,7 +402,7 @@ def test_memory_is_used_again_without_membarrier(d):
             assert not own.info()["membarrier"]
             change_sizes(own)
 
-    assert without_membarrier(work) == 0
+    without_membarrier(work)
     change_sizes(d, MANY_BYTES // 10)
 
 
@@ -419,52 +410,46 @@ def test_process_without_membarrier_gets_memory_after_an_idle_one_has_read(small
     """M1: an idle process, which attached earlier and has read nothing since, might rely on a
     membarrier. A process without membarrier is out of memory until the idle one has read; the
     others go on."""
-    pipes = [os.pipe() for _ in range(4)]
-    (idle_go, tell_idle), (idle_says, idle_tells), (go, tell), (says, tells) = pipes
     small[0] = b"x"
 
-    def idle():
-        os.close(tells)
+    def read_twice(parent):
         with SharedDict.open(small.name) as own:
             own[7] = b"y"
             for _ in range(2):
-                os.write(idle_tells, b"r")
-                os.read(idle_go, 1)
+                parent.say()
+                parent.wait()
                 assert own[7] == b"y"
 
-    def work(waited_for):
+    def work(parent, waited_for):
         refuse_membarrier()
         with SharedDict.open(small.name) as own:
             own[1] = value_of(1, 500_000)  # of another size class than 700,000 bytes
             del own[1]
-            os.write(tells, b"r")
-            os.read(go, 1)
+            parent.say()
+            parent.wait()
             with pytest.raises(shmrhash.OutOfMemory, match=rf"membarrier.*\[{waited_for}\]"):
                 own[2] = value_of(2, 700_000)
             assert own.info()["objects"]["waiting_for"] == [waited_for]
-            os.write(tells, b"r")
-            os.read(go, 1)
+            parent.say()
+            parent.wait()
             own[2] = value_of(2, 700_000)
 
-    waited_for = fork(idle)
-    os.read(idle_says, 1)
-    pid = fork(work, waited_for)
-    os.close(tells)
-    assert os.read(says, 1) == b"r"
+    idle = Partner(read_twice)
+    idle.hear()
+    worker = Partner(work, idle.pid)
+    worker.hear()
     assert small[0] == b"x"  # this process reads, and notes that it executed a fence
-    os.write(tell, b"g")
-    assert os.read(says, 1) == b"r"
+    worker.tell()
+    worker.hear()
     small[3] = value_of(3, 700_000)  # a process with membarrier waits for nobody
     del small[3]
-    os.write(tell_idle, b"g")
-    os.read(idle_says, 1)
-    os.write(tell, b"g")
-    assert reap(pid) == 0
-    os.write(tell_idle, b"g")
-    assert reap(waited_for) == 0
+    idle.tell()
+    idle.hear()
+    worker.tell()
+    worker.result()
+    idle.tell()
+    idle.result()
     assert len(small[2]) == 700_000
-    for descriptor in (idle_go, tell_idle, idle_says, idle_tells, go, tell, says):
-        os.close(descriptor)
 
 
 def test_freeze_without_membarrier_says_so(d):
@@ -479,7 +464,7 @@ def test_freeze_without_membarrier_says_so(d):
             assert time.monotonic() - began < 1
             own[1] = b"1"
 
-    assert without_membarrier(work) == 0
+    without_membarrier(work)
     assert d[1] == b"1"
     d.clear()
 
@@ -487,23 +472,18 @@ def test_freeze_without_membarrier_says_so(d):
 def test_writer_without_membarrier_sees_the_freezing(small):
     """A writer without membarrier, whose accesses freeze() cannot order, is refused."""
 
-    go_on, tell = os.pipe()
-    ready, theirs = os.pipe()
-
-    def run():
+    def run(parent):
         refuse_membarrier()
         with SharedDict.open(small.name) as own:
             own[1] = b"1"
-            os.write(theirs, b"r")
-            os.read(go_on, 1)
+            parent.say()
+            parent.wait()
             with pytest.raises(shmrhash.FrozenMap):
                 own[2] = b"2"
 
-    pid = fork(run)
-    os.read(ready, 1)
+    child = Partner(run)
+    child.hear()
     small.freeze()
-    os.write(tell, b"g")
-    assert reap(pid) == 0
+    child.tell()
+    child.result()
     assert dict(small.items()) == {1: b"1"}
-    for descriptor in (go_on, tell, ready, theirs):
-        os.close(descriptor)

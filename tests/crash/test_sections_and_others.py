@@ -5,12 +5,12 @@ the section's own thread, or a second process, performs its operation.
 """
 
 import contextlib
-import os
 import signal
 import threading
 
 import pytest
 from support import stepping
+from support.children import kill, stays
 from support.killing import COLLIDING, SCATTERED, opened, word
 
 import shmrhash
@@ -50,18 +50,13 @@ def stopped_at_each_change(m, prepare, operate):
 @contextlib.contextmanager
 def dead_inside_a_section(m, key):
     """A child locks the key and is killed; no process has recovered it yet."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def enter():
         section = m.locked(word(key))
         section.__enter__()
-        os.write(tell, b"x")
-        signal.pause()
-    os.read(ready, 1)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    os.close(ready)
-    os.close(tell)
+        return section
+
+    kill(stays(enter))
     yield
 
 

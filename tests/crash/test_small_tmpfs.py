@@ -13,6 +13,7 @@ import subprocess
 import time
 
 import pytest
+from support.children import Child, Partner, in_child
 from support.ledger import (
     GROWING,
     NOEXIST,
@@ -23,8 +24,6 @@ from support.ledger import (
     Storm,
     expect_all_at_rest,
     expect_ledgers,
-    fork,
-    reap,
     value_of,
     version_in,
     word,
@@ -99,11 +98,12 @@ def test_processes_that_fill_the_file_system_are_refused_and_go_on(m, small):
     """M1: several processes fill the file system; all are refused, all can read and delete."""
     books = Books(FULL_WORKERS, 1)
     first = [number << 20 for number in range(FULL_WORKERS)]
-    pids = [
-        fork(fill_and_report, m, first[number], books.ledgers[number].words)
+    children = [
+        Child(fill_and_report, m, first[number], books.ledgers[number].words)
         for number in range(FULL_WORKERS)
     ]
-    assert [reap(pid) for pid in pids] == [0] * FULL_WORKERS
+    for child in children:
+        child.result()
 
     counts = [ledger.words[0] for ledger in books.ledgers]
     assert sum(counts) == len(m) > 1000
@@ -123,7 +123,7 @@ def test_processes_that_fill_the_file_system_are_refused_and_go_on(m, small):
             assert version_in(keys[0], reader[word(keys[0])]) == 1
 
     use()
-    assert reap(fork(use)) == 0
+    in_child(use)
     with pytest.raises(shmrhash.SegmentFull, match="free"):
         m.update(word(1 << 40), value_of(1 << 40, 1))
     m.check()
@@ -151,7 +151,7 @@ def test_operations_that_need_no_memory_go_on_without_a_free_page(m, small):
         assert m.lookup(word(5000)) is None
 
     use()
-    assert reap(fork(use)) == 0
+    in_child(use)
     taken = fill(m, 1 << 20)
     with pytest.raises(shmrhash.SegmentFull):
         RHashMap.create(m.name + "-2", key_size=8, value_size=8, max_entries=10)
@@ -170,27 +170,23 @@ def test_new_processes_without_a_free_page_get_an_error_or_work(m, small):
     """M1: a process whose slot or context needs memory gets an error, no signal; others go on."""
     m.update(word(1), value_of(1, 1))
     fill_the_rest(small)
-    go_on, tell = os.pipe()
-    ready, theirs = os.pipe()
 
-    def come():
-        os.close(tell)
+    def come(parent):
         try:
             m.lookup(word(1))
-            answer = b"y"
+            parent.say("worked")
         except shmrhash.SegmentFull:
-            answer = b"n"
-        os.write(theirs, answer)
-        os.read(go_on, 1)  # stay attached until all have come
+            parent.say("refused")
+        parent.wait()  # stay attached until all have come
 
-    pids = [fork(come) for _ in range(100)]
-    answers = b"".join(os.read(ready, 1) for _ in pids)
-    os.close(tell)
-    assert [0] * len(pids) == [reap(pid) for pid in pids]
-    for fd in (go_on, ready, theirs):
-        os.close(fd)
+    children = [Partner(come) for _ in range(100)]
+    answers = [child.hear() for child in children]
+    for child in children:
+        child.tell()
+    for child in children:
+        child.result()
 
-    assert b"y" in answers
+    assert "worked" in answers
     assert version_in(1, m[word(1)]) == 1
     (small / "ballast").unlink()
     expect_all_at_rest(m)
@@ -252,17 +248,17 @@ def test_death_of_a_worker_by_sigbus_is_seen():
         faulthandler.disable()
         os.kill(os.getpid(), signal.SIGBUS)
 
-    assert reap(fork(die)) == -signal.SIGBUS
+    assert Child(die).join() == -signal.SIGBUS
 
 
 # ---- newcomers ----
 
 
-def read_and_stay(name, ready, leave):
+def read_and_stay(parent, name):
     """In a new process: read, report the result, and stay until told to leave."""
     with RHashMap.open(name) as shared_map:
-        os.write(ready, b"+" if shared_map.lookup(word(1)) == word(7) else b"-")
-        os.read(leave, 1)
+        parent.say(shared_map.lookup(word(1)))
+        parent.wait()
 
 
 def test_a_full_file_system_has_room_for_new_processes(small, map_name):
@@ -272,20 +268,14 @@ def test_a_full_file_system_has_room_for_new_processes(small, map_name):
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=100) as m:
         m.update(word(1), word(7))
         fill_the_rest(small)
-        ready, says = os.pipe()
-        leave, told = os.pipe()
-        pids = [fork(read_and_stay, map_name, says, leave) for _ in range(newcomers)]
-        os.close(says)
+        children = [Partner(read_and_stay, map_name) for _ in range(newcomers)]
 
-        answers = b""
-        while len(answers) < newcomers and (more := os.read(ready, newcomers)):
-            answers += more
-        os.write(told, bytes(newcomers))
-        for pid in pids:
-            reap(pid)
+        answers = [child.hear() for child in children]
+        for child in children:
+            child.tell()
+        for child in children:
+            child.result()
 
-        assert answers == b"+" * newcomers
-        for descriptor in (ready, leave, told):
-            os.close(descriptor)
+        assert answers == [word(7)] * newcomers
         m.check()
         m.unlink()

@@ -325,15 +325,15 @@ def stop_and_go(storm, seconds, pause_s_max):
                 storm.kill([slot])
                 storm.start(slot)
             else:
-                os.kill(storm.pids[slot], signal.SIGCONT)
+                os.kill(storm.children[slot].pid, signal.SIGCONT)
                 storm.watches[slot].note()
         running = [slot for slot in storm.at_work() if slot not in stopped]
         if running and len(stopped) < len(storm.slots) - 1:
             slot = rng.choice(running)
-            pid = storm.pids[slot]
+            pid = storm.children[slot].pid
             os.kill(pid, signal.SIGSTOP)
             _, status = os.waitpid(pid, os.WUNTRACED)
-            assert os.WIFSTOPPED(status), f"worker {slot}: {status:#x}\n{storm.report()}"
+            assert os.WIFSTOPPED(status), f"worker {slot}: {status:#x}"
             stopped[slot] = now + rng.uniform(0, pause_s_max)
             stops += 1
             look_at_the_stopped(storm, slot)
@@ -342,7 +342,7 @@ def stop_and_go(storm, seconds, pause_s_max):
         storm.watch()
         time.sleep(rng.uniform(0, 0.003))
     for slot in stopped:
-        os.kill(storm.pids[slot], signal.SIGCONT)
+        os.kill(storm.children[slot].pid, signal.SIGCONT)
     storm.kill(storm.slots)
     return stops
 

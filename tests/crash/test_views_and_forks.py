@@ -17,7 +17,7 @@ import threading
 
 import pytest
 from support import stepping
-from support.ledger import fork, reap
+from support.children import Child, Partner, in_child
 
 import shmrhash
 from shmrhash import Array, SharedDict, _core
@@ -64,34 +64,24 @@ def overwrite(d):
                 d[str(number)] = array_of(1_000 * (turn + 1) + number)
 
 
-class Child:
-    """A forked child that waits for a byte, calls the function, and reports its return."""
+class Waiting(Partner):
+    """A child that waits for do(), calls the function, and stays until it is killed."""
 
-    def __init__(self, function, *arguments):
-        self.go, theirs = os.pipe()
-        answers, self.said = os.pipe()
+    def __init__(self, function):
+        def live(parent):
+            parent.wait()
+            function()
+            parent.say()
+            parent.wait()
 
-        def live():
-            os.close(theirs)
-            os.read(self.go, 1)
-            function(*arguments)
-            os.write(self.said, b"d")
-            signal.pause()
-
-        self.pid = fork(live)
-        os.close(self.go)
-        os.close(self.said)
-        self.go, self.said = theirs, answers
+        super().__init__(live)
 
     def do(self):
-        os.write(self.go, b"g")
-        assert os.read(self.said, 1) == b"d"
+        self.tell()
+        self.hear()
 
     def end(self):
-        os.kill(self.pid, signal.SIGKILL)
-        assert reap(self.pid) == -signal.SIGKILL
-        os.close(self.go)
-        os.close(self.said)
+        assert self.kill() == -signal.SIGKILL
 
 
 def pinned(d):
@@ -108,7 +98,7 @@ def test_array_read_before_a_fork_never_changes_in_the_child(arrays):
         for number, view in enumerate(views):
             expect(view, number)
 
-    child = Child(look)
+    child = Waiting(look)
     try:
         views.clear()
         assert pinned(arrays) == ARRAYS
@@ -122,7 +112,7 @@ def test_array_read_before_a_fork_never_changes_in_the_child(arrays):
 
 def test_view_outlives_the_process_that_read_it(arrays):
     """R2, C2: the parent ends and is recovered; its grandchild still reads the old values."""
-    other = Child(lambda: None)  # forked before the views are read
+    other = Waiting(lambda: None)  # forked before the views are read
     ready, tell = os.pipe()
     go, start = os.pipe()
 
@@ -137,7 +127,7 @@ def test_view_outlives_the_process_that_read_it(arrays):
             os.write(tell, b"d")
             os._exit(0)
 
-    assert reap(fork(first)) == 0
+    in_child(first)
     os.close(tell)  # a child that fails is an end of file
     assert os.read(ready, 1) == b"r"
     shmrhash.gc()
@@ -163,7 +153,7 @@ def test_dropping_a_view_in_the_child_keeps_the_parents(arrays):
         view = None
         overwrite(arrays)
 
-    child = Child(drop_and_stay)
+    child = Waiting(drop_and_stay)
     try:
         assert pinned(arrays) == 2
         child.do()
@@ -181,11 +171,10 @@ def test_child_without_a_slot_of_its_own_reads_unchanged_views(arrays):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = os.open("/dev/null", os.O_RDONLY)
     os.close(spare)
-    ready, tell = os.pipe()
     go, start = os.pipe()
     resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
     try:
-        pid = os.fork()
+        pid = os.fork()  # there is no descriptor for the pipe of a Child
         if pid == 0:
             failed = 1
             try:
@@ -199,11 +188,10 @@ def test_child_without_a_slot_of_its_own_reads_unchanged_views(arrays):
     del view
     overwrite(arrays)
     os.write(start, b"g")
-    assert reap(pid) == 0
-    for descriptor in (ready, tell, go, start):
-        os.close(descriptor)
-    pid = fork(lambda: None)  # a pin that this process kept for one child serves all later ones
-    assert reap(pid) == 0
+    assert os.waitpid(pid, 0)[1] == 0
+    os.close(go)
+    os.close(start)
+    in_child(lambda: None)  # a pin that this process kept for one child serves all later ones
     arrays.check()
 
 
@@ -223,9 +211,9 @@ def test_threads_that_fork_at_once_have_a_slot_for_each_child(arrays):
                     del view
                     expect(own, number)
 
-                pid = fork(look)
+                child = Child(look)
                 del view, look
-                assert reap(pid) == 0
+                child.result()
         except BaseException as error:
             failures.append(error)
             raise
@@ -262,8 +250,8 @@ def test_forks_keep_views_while_threads_drop_theirs(arrays):
     for thread in threads:
         thread.start()
     try:
-        for _ in range(100):  # every 32,768th operation looks for the dead, without the GIL
-            assert reap(fork(look)) == 0
+        for _ in range(40):  # every 32,768th operation looks for the dead, without the GIL
+            in_child(look)
     finally:
         stop.set()
         for thread in threads:
@@ -340,7 +328,7 @@ def test_every_way_to_fork_leaves_views_and_slots_unchanged(arrays, way):
                 os._exit(0)
             finally:
                 os._exit(1)
-        assert reap(pid) == 0
+        assert os.waitpid(pid, 0)[1] == 0
         os.close(terminal)
     elif way == "preexec":
         run = subprocess.run(
@@ -353,7 +341,7 @@ def test_every_way_to_fork_leaves_views_and_slots_unchanged(arrays, way):
         process.join()
         assert process.exitcode == 0
     else:
-        assert reap(fork(refused_fork, view)) == 0
+        in_child(refused_fork, view)
 
     overwrite(arrays)
     expect(view, 0)
@@ -376,16 +364,16 @@ def refused_fork(view):
 
 
 def test_seventy_children_each_have_pins_of_their_own(arrays):
-    """R2, C2: more children at once than one page has slots for, after 100 that have ended."""
+    """R2, C2: more children at once than one page has slots for, after 20 that have ended."""
     views = [arrays[str(number)] for number in range(ARRAYS)]
-    for _ in range(100):
-        assert reap(fork(lambda: None)) == 0
+    for _ in range(20):
+        in_child(lambda: None)
 
     def look():
         for number, view in enumerate(views):
             expect(view, number)
 
-    children = [Child(look) for _ in range(70)]
+    children = [Waiting(look) for _ in range(70)]
     try:
         assert arrays.info()["processes"] == 71
         views.clear()
@@ -410,7 +398,7 @@ def test_parent_killed_before_the_fork_leaves_no_pin(arrays, seed):
 
     states = 0
     for crash in stepping.crash_states(
-        prepare, lambda _: _core.views_before_fork(), segment, sample=40, seed=seed
+        prepare, lambda _: _core.views_before_fork(), segment, sample=16, seed=seed
     ):
         states += 1
         segment.restore(crash.image)
@@ -429,7 +417,7 @@ def test_child_killed_at_once_leaves_no_pin(arrays):
         pid = os.fork()
         if pid == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        assert reap(pid) == -signal.SIGKILL
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     assert pinned(arrays) == ARRAYS
     views.clear()
     assert pinned(arrays) == 0
@@ -437,6 +425,6 @@ def test_child_killed_at_once_leaves_no_pin(arrays):
 
 def test_process_without_views_claims_no_slots_for_its_children(arrays):
     before = arrays.info()["processes"]
-    child = Child(lambda: None)
+    child = Waiting(lambda: None)
     assert arrays.info()["processes"] == before
     child.end()

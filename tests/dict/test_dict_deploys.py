@@ -5,7 +5,6 @@
 import dataclasses
 import enum
 import itertools
-import multiprocessing
 import pickle
 import sys
 import types
@@ -13,6 +12,7 @@ import typing
 
 import pytest
 from support.dict_types import Packed
+from support.workers import run_together
 
 import shmrhash
 from shmrhash import LayoutMismatch, SharedDict
@@ -307,31 +307,22 @@ def test_only_a_dict_is_replaced(make_map, map_name):
         SharedDict(map_name, if_different="ignore")
 
 
-def _start(name, barrier, results):
-    barrier.wait()
+def _start(gate, name):
+    gate.wait()
     with SharedDict(name, key=int, value=int, if_different="replace") as d:
         with d.locked(0, default=0) as entry:
             entry.value += 1
-        barrier.wait()  # all processes have opened it
-        results.put(d[0])
+        gate.wait()  # all processes have opened it
+        return d[0]
 
 
 @pytest.mark.thorough
 def test_of_several_starters_one_replaces_and_all_open_the_new_dict(make_dict, map_name):
     """All count in one dict; if there were two, none would hold all the counts."""
-    context = multiprocessing.get_context("fork")
     for round_number in range(10):
         name = f"{map_name}-{round_number}"
         make_dict(name=name, key=str, value=str)
-        barrier, results = context.Barrier(6), context.Queue()
-        starters = [context.Process(target=_start, args=(name, barrier, results)) for _ in range(6)]
-        for starter in starters:
-            starter.start()
-        counts = [results.get(timeout=60) for _ in starters]
-        for starter in starters:
-            starter.join()
-
-        assert counts == [6] * 6
+        assert run_together("fork", *[(_start, name)] * 6) == [6] * 6
 
 
 def test_a_pickled_handle_opens_its_dict_whatever_the_class_is_called(make_dict):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support import dict_jobs as jobs
+from support.children import kill, stays
 from support.workers import FORKSERVER, SPAWN, Crew, run_together
 
 import shmrhash
@@ -447,13 +448,10 @@ def test_a_process_that_exits_normally_is_not_reported_dead(run_program, make_di
         assert process.exitcode == 0
     assert [one["pid"] for one in d.info()["attached"]] == ended
 
-    pid = os.fork()
-    if pid == 0:
-        d["n"] = 1
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(pid, 0)
+    child = stays(d.__setitem__, "n", 1)
+    kill(child)
 
-    assert [one["pid"] for one in d.info()["attached"] if not one["alive"]] == [pid]
+    assert [one["pid"] for one in d.info()["attached"] if not one["alive"]] == [child.pid]
     d.check()
     assert d["spawn"] == 2
 

@@ -1,11 +1,11 @@
 """Calls that a dict's core, or the handle below it, refuses without storing anything."""
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from support.children import in_child
 
 import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict, Timer, _core
@@ -78,19 +78,16 @@ def test_a_section_that_is_garbage_collected_is_rolled_back(make_dict):
 
 def test_a_section_of_the_parent_is_not_ended_by_a_child(make_dict):
     """L1, fork: the child gets an error, and the parent's section goes on."""
+
+    def leave(entry):
+        with pytest.raises(shmrhash.Error, match="parent"):
+            entry.__exit__(None, None, None)
+
     d = make_dict(key=str, value=int)
     d["k"] = 1
     with d.locked("k") as entry:
         entry.value = 2
-        child = os.fork()
-        if child == 0:
-            try:
-                entry.__exit__(None, None, None)
-            except shmrhash.Error as error:
-                os._exit(17 if "parent" in str(error) else 1)
-            finally:
-                os._exit(2)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+        in_child(leave, entry)
     assert d["k"] == 2
 
 

@@ -7,17 +7,14 @@ workers read the keys of all; every value names its key and has a checksum. At t
 hold what the ledgers say, and after clear() no more bytes than at the start.
 """
 
-import ctypes
 import mmap
-import multiprocessing
 import os
 import random
-import signal
 import time
-import traceback
 import zlib
 
 import pytest
+from support.children import Child, kill
 
 import shmrhash
 
@@ -28,7 +25,7 @@ SIZE_MAX = 1 << 20
 MAX_BYTES = SLOTS * KEYS_PER_SLOT * SIZE_MAX // 24
 START_S = 20.0
 FAILED_EXIT = 3
-SHORT_S = 5.0
+SHORT_S = 3.0
 LONG_S = 60.0
 DEFAULT_DURATION_S = 2.0  # the default of the option --duration
 PR_SET_PDEATHSIG = 1
@@ -136,36 +133,24 @@ class Worker:
             self.write(number, before, 0, lambda: self.d.__delitem__(key_of(number)))
 
 
-def work(d, ledger, slot, seed):
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        Worker(d, ledger, slot, seed).run()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(FAILED_EXIT)
-
-
 class Storm:
     """The workers, which are killed and replaced."""
 
     def __init__(self, d, seed):
         self.d, self.seed = d, seed
         self.rng = random.Random(seed)
-        self.context = multiprocessing.get_context("fork")
         words = VERSIONS + KEYS_PER_SLOT
         self.memory = mmap.mmap(-1, SLOTS * words * 8)
         view = memoryview(self.memory).cast("Q")
         self.ledgers = [view[slot * words : (slot + 1) * words] for slot in range(SLOTS)]
-        self.processes = [None] * SLOTS
+        self.children = {}
         self.kills = self.new = self.old = 0
 
     def start(self, slot):
         ledger = self.ledgers[slot]
         begun = ledger[OPERATIONS]
         seed = self.rng.getrandbits(32)
-        process = self.context.Process(target=work, args=(self.d, ledger, slot, seed), daemon=True)
-        process.start()
-        self.processes[slot] = process
+        self.children[slot] = Child(Worker(self.d, ledger, slot, seed).run)
         return begun
 
     def wait_at_work(self, slot, begun):
@@ -177,21 +162,14 @@ class Storm:
             time.sleep(0.001)  # a poll, not an assumption
 
     def expect_alive(self):
-        for slot, process in enumerate(self.processes):
-            assert process is None or process.exitcode is None, (
-                f"worker {slot} ended with {process.exitcode}; its reason is on stderr"
-            )
+        for slot, child in self.children.items():
+            if child.has_ended():
+                child.result()  # raises what the worker raised
+                raise AssertionError(f"worker {slot} ended by itself")
 
     def kill(self, slots):
-        for slot in slots:
-            self.processes[slot].kill()
-        for slot in slots:
-            process = self.processes[slot]
-            process.join(START_S)
-            assert process.exitcode == -signal.SIGKILL
-            process.close()
-            self.processes[slot] = None
-            self.kills += 1
+        kill(*[self.children.pop(slot) for slot in slots])
+        self.kills += len(slots)
         for slot in slots:
             self.settle(slot)
 
@@ -210,10 +188,8 @@ class Storm:
         ledger[DOUBT] = 0
 
     def end(self):
-        for process in self.processes:
-            if process is not None:
-                process.kill()
-                process.join()
+        for child in self.children.values():
+            child.kill()
 
     def expect_ledgers(self):
         expected = {

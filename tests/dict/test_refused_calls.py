@@ -9,11 +9,11 @@ import os
 import random
 import re
 import resource
-import signal
 import time
 
 import pytest
 from support import creation_jobs, refusing
+from support.children import Child, kill
 from support.dict_jobs import SIZES, body, change_sizes
 from support.refusing import (
     F_OFD_GETLK,
@@ -50,6 +50,12 @@ def in_child():
     return run
 
 
+def store_for_ever(d):
+    while True:
+        for number in range(400):
+            d[number] = body(number, SIZES[number % 5])
+
+
 def use_all(gate, name, refused):
     """Make and use a map and a dict, kill a child in an operation; return what is wrong."""
     refuse(*refused)
@@ -62,15 +68,8 @@ def use_all(gate, name, refused):
             m.update(number.to_bytes(8, "little"), number.to_bytes(8, "little"))
         for number in range(400):
             d[number] = body(number, SIZES[number % 5])
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                for number in range(1 << 40):
-                    d[number % 400] = body(number % 400, SIZES[number % 5])
-            os._exit(1)
-        time.sleep(0.05)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        with Child(store_for_ever, d):
+            time.sleep(0.05)
         left.append(sum(m[n.to_bytes(8, "little")] != n.to_bytes(8, "little") for n in range(9000)))
         left.append(sum(d[n][:8] != n.to_bytes(8, "little") for n in range(400)))
         before = taken(name)
@@ -249,12 +248,9 @@ def test_a_killed_process_that_could_not_release_memory_leaves_the_budget_right(
     d = make_dict(key=int, value=bytes, max_bytes=LIMIT, max_entries=1000)
     rng = random.Random(seed)
     for turn in range(40):
-        pid = os.fork()
-        if pid == 0:
-            keep_the_memory_for_ever(d, seed + turn)
+        child = Child(keep_the_memory_for_ever, d, seed + turn)
         time.sleep(rng.uniform(0.01, 0.05))
-        os.kill(pid, signal.SIGKILL)
-        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        kill(child)
         if recoverer_is_refused:
             in_child(recover_refused, d)
 

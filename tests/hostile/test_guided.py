@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.hostile import bases
-from support.hostile.fuzz import Case, Site, folder, in_child
+from support.hostile.fuzz import Case, Site, folder, try_cases
 
 HERE = Path(__file__).parent
 KEPT = [Case(**json.loads(line)) for line in (HERE / "guided.jsonl").read_text().splitlines()]
@@ -17,7 +17,7 @@ def test_kept_damage_that_reaches_most_of_the_core_crashes_nothing():
     """H1: the kept cases crash nothing; a worker tries one after another."""
     with folder() as made:
         site = Site(made, bases.resting_images())
-        ending, _, tried, answered, said = in_child(site, list(enumerate(KEPT)))
+        ending, _, tried, answered, said = try_cases(site, list(enumerate(KEPT)))
 
     assert not said, said[0][1]
     assert ending == 0

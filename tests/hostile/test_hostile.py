@@ -39,12 +39,12 @@ def expect_no_failures(report):
 
 def test_no_operation_on_a_damaged_map_crashes_or_hangs(resting, seed):
     """H1: some hundred damaged images; every fifth is damaged further while it is used."""
-    expect_no_failures(campaign(resting, seed, seconds=3, failures_max=1))
+    expect_no_failures(campaign(resting, seed, images=200, failures_max=1))
 
 
 def test_no_operation_on_damaged_objects_crashes_or_hangs(resting_objects, seed):
     """H1: some hundred damaged images of dicts, and of maps with special fields."""
-    expect_no_failures(campaign(resting_objects, seed, seconds=4, failures_max=1))
+    expect_no_failures(campaign(resting_objects, seed, images=200, failures_max=1))
 
 
 DEAD_OWNERS = {
@@ -64,7 +64,7 @@ def test_no_operation_on_a_damaged_map_with_dead_owners_crashes_or_hangs(what, s
         pytest.skip("this machine does not allow single-stepping")
     with folder() as made:
         site = Site(made, list(DEAD_OWNERS[what](seed)))
-        expect_no_failures(campaign(site, seed, seconds=2, failures_max=1))
+        expect_no_failures(campaign(site, seed, images=100, failures_max=1))
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=[f"{case.found}-{case.use}" for case in CORPUS])

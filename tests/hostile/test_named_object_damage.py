@@ -11,6 +11,7 @@ import struct
 import msgspec
 import numpy as np
 import pytest
+from support.children import Child
 from support.hostile.damage import FIRST_CONTEXT, LENGTH_BITS, checksum
 from support.hostile.object_images import DICTS, Sample, body, fill_dict, make_dict
 from support.hostile.segment import UPD, Segment, ending_of
@@ -131,8 +132,8 @@ def test_length_beyond_the_run_is_not_read(damaged_dict):
     assert ending_of(lambda: d["k"]) == "SegmentCorrupt"
 
 
-def keep_naming(path, stride, seed, done):
-    """Write references, most of them to no object, into the names of three contexts, until told."""
+def keep_naming(path, stride, seed):
+    """Write references, most of them to no object, into the names of three contexts."""
     rng = random.Random(seed)
     places = [
         FIRST_CONTEXT + index * stride + NAMES_OFFSET + 8 * slot
@@ -140,12 +141,10 @@ def keep_naming(path, stride, seed, done):
         for slot in range(6)
     ]
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        for _ in range(1 << 30):
+        while True:
             for place in places:
                 number = rng.choice((0, rng.getrandbits(64), (1 << 34) - 1 << LENGTH_BITS | 40_000))
                 memory[place : place + 8] = number.to_bytes(8, "little")
-            if done():
-                return
 
 
 def writes(d, rounds):
@@ -162,29 +161,11 @@ def test_names_that_another_process_changes_are_read_once(damaged_dict, seed):
     d, segment = damaged_dict("str to bytes")
     d.handle.close()
     d = SharedDict.open(d.name, key=str, value=bytes, timeout=0.001)
-    reader, writer = os.pipe()
-    vandal = os.fork()
-    if vandal == 0:
-        try:
-            os.set_blocking(reader, False)
-            keep_naming(segment.path, 320, seed, lambda: told(reader))
-        finally:
-            os._exit(0)
     try:
-        assert ending_of(lambda: writes(d, 4000)) == "done"
+        with Child(keep_naming, segment.path, 320, seed):
+            assert ending_of(lambda: writes(d, 4000)) == "done"
     finally:
-        os.write(writer, b"x")
-        os.waitpid(vandal, 0)
-        os.close(reader)
-        os.close(writer)
         d.close()
-
-
-def told(reader):
-    try:
-        return bool(os.read(reader, 1))
-    except BlockingIOError:
-        return False
 
 
 def test_popitem_of_keys_that_no_lookup_finds_ends(damaged_dict):

@@ -393,6 +393,14 @@ def test_public_thing_is_documented(name, thing):
         assert text or re.search(rf"\b{member}\b", explained), f"what is {name}?"
 
 
+def test_lines_that_are_named_as_unreached_exist(monkeypatch):
+    """`tox -e coverage`, which would notice too, takes long."""
+    monkeypatch.syspath_prepend(ROOT / "tools" / "coverage")
+    import measure
+
+    assert measure.stale() == []
+
+
 def test_importing_sources_that_are_not_built_explains_the_problem(tmp_path):
     """A program in the root of a clone imports the folder shmrhash/, not the installed package."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__")

@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.children import Partner, kill, stays
 from support.zygote import Zygote
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "shmrhash"
@@ -110,57 +110,39 @@ class Users:
     """Children that do something with a map and stay attached."""
 
     def __init__(self):
-        self._pids = []
+        self._children = {}
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self.kill(*list(self._pids))
+        self.kill(*list(self._children))
 
     def start(self, function, *arguments):
         """Fork a child that calls function once, keeps the result, and stays until killed."""
-
-        def stay(told):
-            kept = function(*arguments)
-            told()
-            while kept is not self:
-                signal.pause()
-
-        return self._fork(stay)
+        return self._keep(stays(function, *arguments))
 
     def start_working(self, function, *arguments):
         """Fork a child that calls function again and again."""
 
-        def work(told):
+        def work(parent):
             function(*arguments)
-            told()
+            parent.say()
             while True:
                 function(*arguments)
 
-        return self._fork(work)
+        child = Partner(work)
+        child.hear()
+        return self._keep(child)
 
-    def _fork(self, live):
-        ready, theirs = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                live(lambda: os.write(theirs, b"r"))
-            finally:
-                os._exit(1)
-        self._pids.append(pid)
-        os.close(theirs)
-        answer = os.read(ready, 1)
-        os.close(ready)
-        assert answer == b"r", "the child failed"
-        return pid
+    def _keep(self, child):
+        self._children[child.pid] = child
+        return child.pid
 
     def kill(self, *pids):
         """Kill these children with SIGKILL, and wait until they have ended."""
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            self._pids.remove(pid)
+            kill(self._children.pop(pid))
 
 
 class Terminal:

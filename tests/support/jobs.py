@@ -12,6 +12,7 @@ import threading
 
 import shmrhash
 from shmrhash import RHashMap
+from support.children import Child, in_child
 from support.words import word
 
 NOEXIST, EXIST = 1, 2
@@ -288,32 +289,19 @@ def exit_without_closing(gate, m, key):
 def fork_children_who_use(gate, m, first, children):
     """Fork children that fork again; each writes its key through the inherited handle."""
     gate.wait()
-    running, codes = [], []
+    running = []
     for number in range(children):
-        pid = os.fork()
-        if pid == 0:
-            os._exit(child_and_grandchild(m, first + 2 * number))
-        running.append(pid)
+        running.append(Child(write_and_fork, m, first + 2 * number))
         while len(running) > (CHILDREN_AT_ONCE if number + 1 < children else 0):
-            codes.append(os.waitstatus_to_exitcode(os.waitpid(running.pop(0), 0)[1]))
-    return codes
+            running.pop(0).result()
 
 
-def child_and_grandchild(m, key):
-    """Return the exit code of a forked child: 0 if it and its own child succeeded."""
-    try:
-        m.update(word(key), word(key), NOEXIST)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                m.update(word(key + 1), word(key + 1), NOEXIST)
-                os._exit(0)
-            except BaseException:
-                os._exit(3)
-        m.add(word(key), 0)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:
-        return 2
+def write_and_fork(m, key):
+    """In a child: write a key, and have a child of its own write the next one."""
+    m.update(word(key), word(key), NOEXIST)
+    grandchild = Child(m.update, word(key + 1), word(key + 1), NOEXIST)
+    m.add(word(key), 0)
+    grandchild.result()
 
 
 def use_until_closed(m, key, ends):
@@ -359,13 +347,9 @@ def fork_under_threads(gate, m, children, threads_count):
     ]
     for thread in threads:
         thread.start()
-    codes = []
     for number in range(children):
-        pid = os.fork()
-        if pid == 0:
-            os._exit(child_and_grandchild(m, 1000 + 2 * number))
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        in_child(write_and_fork, m, 1000 + 2 * number)
     m.close()
     for thread in threads:
         thread.join(30)
-    return codes, ends
+    return ends

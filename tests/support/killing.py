@@ -1,15 +1,18 @@
-"""A map on which an operation is killed, and the state that the survivor must find.
+"""Kills an operation at each change that it makes to a map, and says what a survivor must find.
 
-tests/crash/test_kill_every_instruction.py explains the method: a Scenario is one operation on one
-map, and survive() is what a process that stayed attached does with each state that the killed
-process may have left.
+tests/crash/test_kill_every_instruction.py explains the method. A Scenario is one operation on one
+map; its subclasses, which stand beside the tests, override what their operations do differently:
+
+    fill, prepare, operate      the map, and what the child does
+    models, judge               what a survivor may see, from dicts to which the same is done
+    survive, meetings           what the survivor does then, and how it meets the dead
+    expect_whole_operation      what an operation that is not killed does
 """
 
 import contextlib
-import dataclasses
+import resource
 import struct
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -18,147 +21,13 @@ from shmrhash import RHashMap
 from support import stepping
 from support.words import COLLIDING, SCATTERED, word
 
-READ_SECONDS_MAX = 0.5
+READ_SECONDS_MAX = 0.5  # of processor time, and so many sleeps, of which a wait has hundreds
+READ_SLEEPS_MAX = 20
 FRESH = 1 << 32  # keys from here on are inserted by the survivor only
-
-
-@dataclasses.dataclass(frozen=True)
-class Scenario:
-    """One operation on one map."""
-
-    name: str
-    operate: Callable  # runs in the child, with the child's handle
-    outcome: Callable  # makes the same change to a dict
-    fill: Callable  # brings a new map to the state in which the operation is interesting
-    key: int = 1  # the key that the survivor writes, and so meets the dead process's locks
-    atomic: bool = True  # all keys change or none; otherwise each key for itself
-    goes_on: bool = False  # recovery finishes the operation of the dead process
-    changes_min: int = 3  # with fewer changes the scenario no longer does what its name says
-    proof: Callable = lambda before, after: True  # of two facts(): false if it no longer does
-    geometry: dict = dataclasses.field(default_factory=dict)
-
-    def __str__(self):
-        return self.name.replace(" ", "-")
-
-    def create(self, name):
-        geometry = {"key_size": 8, "value_size": 8, "max_entries": 64, "_seeds": SCATTERED}
-        return RHashMap.create(name, **(geometry | self.geometry))
-
-    @property
-    def value_size(self):
-        return self.geometry.get("value_size", 8)
-
-    def value(self, number):
-        """Return a value with the number in each of its words, which shows a mixture of two."""
-        return (word(number) * (self.value_size // 8 + 1))[: self.value_size]
-
-
-def insert(scenario, target, keys):
-    for key in keys:
-        target[word(key)] = scenario.value(key)
-
-
-def remove(target, keys):
-    for key in keys:
-        del target[word(key)]
-
-
-def entries(count):
-    """fill: this many entries, with keys from 1 up, after memory was committed and given back."""
-
-    def fill(scenario, shared_map):
-        insert(scenario, shared_map, [0])
-        remove(shared_map, [0])
-        insert(scenario, shared_map, range(1, count + 1))
-
-    return fill
-
-
-def untouched(scenario, shared_map):
-    """fill: nothing; the map never had an entry."""
-
-
-def facts(shared_map):
-    """Return the figures by which a moment is recognised."""
-    return shared_map.info() | {"lines": shared_map.check()["lines"]}
-
-
-def before_moment(act, happened, prepare, stride=1, coarse=None):
-    """fill: prepare, then act(scenario, map, i) for each i before the one that makes happened()
-    true.
-
-    That i is found with probe maps that have the same seeds: one step at a time, and before that in
-    strides, up to the first stride that makes coarse() true. Both functions compare two facts().
-    """
-
-    def moment(scenario, name, start, step, happened):
-        """Return the first i whose step makes it happen."""
-        with contextlib.ExitStack() as stack:
-            probe = stack.enter_context(scenario.create(name))
-            stack.callback(probe.unlink)
-            prepare(scenario, probe)
-            for i in range(start):
-                act(scenario, probe, i)
-            before = facts(probe)
-            for i in range(start, probe.max_entries, step):
-                for j in range(i, i + step):
-                    act(scenario, probe, j)
-                after = facts(probe)
-                if happened(before, after):
-                    return i
-                before = after
-        return pytest.fail("the map never does what this scenario is about")
-
-    def fill(scenario, shared_map):
-        probe = shared_map.name + "-probe"
-        start = moment(scenario, probe, 0, stride, coarse or happened) if stride > 1 else 0
-        count = moment(scenario, probe, start, 1, happened)
-        prepare(scenario, shared_map)
-        for i in range(count):
-            act(scenario, shared_map, i)
-
-    return fill
-
-
-def rose(*counters):
-    return lambda before, after: all(after[counter] > before[counter] for counter in counters)
-
-
-def fell(*counters):
-    return lambda before, after: all(after[counter] < before[counter] for counter in counters)
-
-
-def added(key, delta, offset=0, default=None):
-    """Return the outcome of add() as a function that changes a dict."""
-
-    def outcome(model):
-        value = bytearray(model.get(word(key), bytes(len(next(iter(model.values()))))))
-        (old,) = struct.unpack_from("<Q", value, offset)
-        struct.pack_into("<Q", value, offset, (default if word(key) not in model else old) + delta)
-        model[word(key)] = bytes(value)
-
-    return outcome
-
-
 COLLISIONS = {"_seeds": COLLIDING}
 
 
-def contents(shared_map, keys):
-    """Look these keys up; return the entries found. Reading must not take long (R1)."""
-    began = time.perf_counter()
-    found = {key: shared_map.lookup(key) for key in keys}
-    spent = time.perf_counter() - began
-    assert spent < READ_SECONDS_MAX + len(keys) * 1e-4, f"reading took {spent:.2f} s"
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def expect_before_or_after(scenario, seen, before, after):
-    """R2, W1: each key has its old or its new value; if atomic, all have the old or the new."""
-    if scenario.atomic:
-        assert seen in (before, after)
-        return
-    for key in before.keys() | after.keys():
-        assert seen.get(key) in (before.get(key), after.get(key))
+# ---- how the survivor meets the dead ----
 
 
 def write_same_key(scenario, survivor, model):
@@ -188,7 +57,291 @@ def only_check(scenario, survivor, model):
     pass
 
 
-MEETINGS = [write_same_key, attach, write_a_neighbour, only_check, delete_same_key]
+MEETINGS = (write_same_key, attach, write_a_neighbour, only_check, delete_same_key)
+
+
+# ---- the scenario ----
+
+
+class Scenario:
+    """One operation on one map."""
+
+    key = 1  # the key that the survivor writes, and so meets the dead process's locks
+    entry_count = 5  # at the start, with keys from 1 up; None: the map never had an entry
+    max_entries = 64
+    atomic = True  # all keys change or none; otherwise each key for itself
+    goes_on = False  # recovery finishes the operation of the dead process
+    changes_min = 3  # with fewer changes the scenario no longer does what its name says
+    rising, falling, not_rising = (), (), ()  # facts() that the operation must change, or must not
+    sample = None  # of the states, unless the test is long; None: all
+    meetings = MEETINGS
+    learned = None  # a set: instructions that changed the map in earlier scenarios of the kind
+
+    def __init__(self, name, geometry=None, **attributes):
+        self.name = name
+        self.geometry = geometry or {}
+        for attribute, value in attributes.items():
+            getattr(self, attribute)  # a misspelt one raises
+            setattr(self, attribute, value)
+
+    def __str__(self):
+        return self.name.replace(" ", "-")
+
+    # What the operation is.
+
+    def create(self, name):
+        geometry = {"key_size": 8, "value_size": 8, "max_entries": self.max_entries}
+        return RHashMap.create(name, **(geometry | {"_seeds": SCATTERED} | self.geometry))
+
+    def fill(self, shared_map):
+        """Fill a new map; its memory was committed and given back before."""
+        if self.entry_count is not None:
+            self.insert(shared_map, [0])
+            remove(shared_map, [0])
+            self.insert(shared_map, range(1, self.entry_count + 1))
+
+    def prepare(self, name):
+        """In the child, before it is traced: return what operate() takes. It is registered."""
+        handle = RHashMap.open(name)
+        handle.lookup(bytes(handle.key_size))
+        return handle
+
+    def operate(self, state):
+        """In the child, which is killed in here."""
+        raise NotImplementedError
+
+    def change(self, model):
+        """Do the same to a dict."""
+        raise NotImplementedError
+
+    def happened(self, before, after):
+        """Whether an operation between these facts() did what the name of the scenario says."""
+        return (
+            all(after[counter] > before[counter] for counter in self.rising)
+            and all(after[counter] < before[counter] for counter in self.falling)
+            and not any(after[counter] > before[counter] for counter in self.not_rising)
+        )
+
+    @property
+    def value_size(self):
+        return self.geometry.get("value_size", 8)
+
+    def value(self, number):
+        """Return a value with the number in each of its words, which shows a mixture of two."""
+        return (word(number) * (self.value_size // 8 + 1))[: self.value_size]
+
+    def insert(self, target, keys):
+        for key in keys:
+            target[word(key)] = self.value(key)
+
+    # What a survivor must find.
+
+    def models(self, before):
+        """What the map may show, in the order of time: first `before`, at last what is stored."""
+        after = dict(before)
+        self.change(after)
+        return [before, after]
+
+    def look(self, survivor, keys):
+        """What a reader sees."""
+        return contents(survivor, keys)
+
+    def judge(self, seen, models, done):
+        """R2, W1: return which model was seen; none before number `done`, which was seen before."""
+        if not self.atomic:
+            for key in models[0].keys() | models[-1].keys():
+                assert seen.get(key) in (models[0].get(key), models[-1].get(key))
+            return done
+        fitting = [n for n, model in enumerate(models) if model == seen and n >= done]
+        assert fitting, f"what was seen is none of the models from {done} on"
+        return fitting[0]
+
+    def survive(self, survivor, meet, seen, keys):
+        """Do everything that a survivor must be able to do after a crash, and check the results."""
+        keys = keys | {word(0), word(FRESH)}
+        model = dict(seen)
+        if meet is write_same_key and len(model) == survivor.max_entries:
+            model_has_room = word(self.key) in model
+            meet = write_same_key if model_has_room else delete_same_key
+        meet(self, survivor, model)
+        if self.goes_on:
+            survivor._recover()
+            left = contents(survivor, keys | model.keys())
+            assert left.items() <= model.items()
+            assert left == model or not left.keys() & seen.keys() - {word(1), word(2)}
+            model = left
+        expect_whole(survivor, model)
+        assert contents(survivor, keys | model.keys()) == model
+        self.expect_exact_limit(survivor, model)
+        expect_whole(survivor, model)
+        assert contents(survivor, keys | model.keys()) == model
+        if meet is only_check:
+            # Attaching recovers all dead processes, so nothing of theirs is kept.
+            attach(self, survivor, model)
+            assert survivor.info()["contexts"] == 1
+
+    def expect_exact_limit(self, survivor, model):
+        """W2: exactly max_entries fit, whatever the dead process held."""
+        fresh = FRESH
+        while True:
+            try:
+                survivor.update(word(fresh), self.value(fresh))
+            except shmrhash.MapFull:
+                break
+            model[word(fresh)] = self.value(fresh)
+            fresh += 1
+            assert len(model) <= survivor.max_entries
+        assert len(model) == len(survivor) == survivor.max_entries
+
+    def expect_whole_operation(self, trace, survivor, models, at_start):
+        """What an operation that was not killed did."""
+        assert len(trace.changes) >= self.changes_min
+        assert self.happened(at_start, self.facts(survivor))
+        assert self.look(survivor, all_keys(models)) == models[-1]
+
+    def facts(self, survivor):
+        """Return the figures by which a moment is recognised."""
+        return survivor.info() | {"lines": survivor.check()["lines"]}
+
+    def expect_all_seen(self, visited, models, sample):
+        """The kills have shown all models; a sample of them has shown the last one at least."""
+        if self.atomic:
+            shown = [models[number] for number in visited]
+            assert models[max(visited)] == models[-1]
+            assert sample is not None or all(model in shown for model in models)
+
+    # The test.
+
+    @contextlib.contextmanager
+    def filled(self, name):
+        """Yield a map at the scenario's start, held by the survivor, and its contents."""
+        with stepping.on_cpu(stepping.default_cpu()), self.create(name) as survivor:
+            try:
+                self.fill(survivor)
+                survivor.lookup(word(0))
+                expect_whole(survivor)
+                candidates = [word(key) for key in range(survivor.max_entries + 1)]
+                yield survivor, contents(survivor, candidates)
+            finally:
+                survivor.unlink()
+
+    def kill_and_survive(self, name, record_property, *, seed, sample=None, every_meeting=False):
+        """Kill a child in the states of the operation, in the order of time; the survivor checks
+        each, and meets the dead in one of the ways, by turns, or in every way."""
+        tally = Tally()
+        with self.filled(name) as (survivor, before):
+            models = self.models(before)
+            keys = all_keys(models)
+            segment = stepping.Segment(stepping.segment_path(name))
+            at_start = self.facts(survivor)
+            done, visited = 0, set()
+            for crash in stepping.crash_states(
+                lambda: self.prepare(name),
+                self.operate,
+                segment,
+                sample=sample,
+                seed=seed,
+                traced=lambda trace: self.expect_whole_operation(trace, survivor, models, at_start),
+                pcs=self.learned,
+            ):
+                tally.add(crash)
+                by_turns = [self.meetings[crash.n % len(self.meetings)]]
+                for meet in self.meetings if every_meeting else by_turns:
+                    segment.restore(crash.image)
+                    with explained(crash, meet):
+                        seen = self.look(survivor, keys)
+                        done = self.judge(seen, models, done)
+                        self.survive(survivor, meet, seen, keys)
+                visited.add(done)
+            self.expect_all_seen(visited, models, sample)
+        tally.report(record_property, f"{self.name}, seed {seed}", crash.total)
+
+
+class Same(Scenario):
+    """The same code changes a map and a dict."""
+
+    def act(self, target):
+        raise NotImplementedError
+
+    def operate(self, state):
+        self.act(state)
+
+    def change(self, model):
+        self.act(model)
+
+
+class AtMoment(Same):
+    """An operation that is repeated until it makes something happen; that one is killed.
+
+    Which one it is, is found with probe maps that have the same seeds: one by one, and before that
+    in strides, up to the first stride in which the counters in `coarse` rise.
+    """
+
+    entry_count = 0
+    stride = 1
+    coarse = ()
+
+    def fill(self, shared_map):
+        probe = shared_map.name + "-probe"
+        start = self.count_until(probe, 0, self.stride, self.coarse) if self.stride > 1 else 0
+        count = self.count_until(probe, start, 1, ())
+        super().fill(shared_map)
+        for _ in range(count):
+            self.act(shared_map)
+
+    def count_until(self, name, start, step, coarse):
+        """How many operations precede the step in which it happens."""
+        with contextlib.ExitStack() as stack:
+            probe = stack.enter_context(self.create(name))
+            stack.callback(probe.unlink)
+            super().fill(probe)
+            for _ in range(start):
+                self.act(probe)
+            before = self.facts(probe)
+            for count in range(start, probe.max_entries, step):
+                for _ in range(step):
+                    self.act(probe)
+                after = self.facts(probe)
+                rose = coarse and all(after[counter] > before[counter] for counter in coarse)
+                if rose or (not coarse and self.happened(before, after)):
+                    return count
+                before = after
+        return pytest.fail("the map never does what this scenario is about")
+
+
+def remove(target, keys):
+    for key in keys:
+        del target[word(key)]
+
+
+def add_to(model, key, delta, offset=0, default=None):
+    """Do to a dict what add() does to a map."""
+    value = bytearray(model.get(word(key), bytes(len(next(iter(model.values()))))))
+    (old,) = struct.unpack_from("<Q", value, offset)
+    struct.pack_into("<Q", value, offset, (default if word(key) not in model else old) + delta)
+    model[word(key)] = bytes(value)
+
+
+def all_keys(models):
+    return {key for model in models for key in model}
+
+
+def contents(shared_map, keys):
+    """Look these keys up; return the entries found. Reading must not wait (R1)."""
+    with not_waiting(len(keys)):
+        found = {key: shared_map.lookup(key) for key in keys}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@contextlib.contextmanager
+def not_waiting(lookups):
+    """R1: assert that this thread neither sleeps nor spins while it reads."""
+    began, before = time.thread_time(), resource.getrusage(resource.RUSAGE_THREAD)
+    yield
+    spent = time.thread_time() - began
+    sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before.ru_nvcsw
+    assert spent < READ_SECONDS_MAX + lookups * 1e-4, f"reading took {spent:.2f} s"
+    assert sleeps < READ_SLEEPS_MAX, f"the reader slept {sleeps} times"
 
 
 def expect_whole(survivor, model=None):
@@ -201,61 +354,6 @@ def expect_whole(survivor, model=None):
     assert report["exact"]
     if model is not None:
         assert report["entries"] == len(model)
-
-
-def expect_exact_limit(scenario, survivor, model):
-    """W2: exactly max_entries fit, whatever the dead process held."""
-    fresh = FRESH
-    while True:
-        try:
-            survivor.update(word(fresh), scenario.value(fresh))
-        except shmrhash.MapFull:
-            break
-        model[word(fresh)] = scenario.value(fresh)
-        fresh += 1
-        assert len(model) <= survivor.max_entries
-    assert len(model) == len(survivor) == survivor.max_entries
-
-
-def survive(scenario, survivor, meet, before, after):
-    """Do everything that a survivor must be able to do after a crash, and check the results."""
-    keys = before.keys() | after.keys() | {word(0), word(FRESH)}
-    seen = contents(survivor, keys)
-    expect_before_or_after(scenario, seen, before, after)
-    model = dict(seen)
-    if meet is write_same_key and len(model) == survivor.max_entries:
-        model_has_room = word(scenario.key) in model
-        meet = write_same_key if model_has_room else delete_same_key
-    meet(scenario, survivor, model)
-    if scenario.goes_on:
-        survivor._recover()
-        left = contents(survivor, keys | model.keys())
-        assert left.items() <= model.items()
-        assert left == model or not left.keys() & before.keys() - {word(1), word(2)}
-        model = left
-    expect_whole(survivor, model)
-    assert contents(survivor, keys | model.keys()) == model
-    expect_exact_limit(scenario, survivor, model)
-    expect_whole(survivor, model)
-    assert contents(survivor, keys | model.keys()) == model
-    if meet is only_check:
-        # Attaching recovers all dead processes, so nothing of theirs is kept.
-        attach(scenario, survivor, model)
-        assert survivor.info()["contexts"] == 1
-
-
-@contextlib.contextmanager
-def filled(scenario, name):
-    """Yield a map at the scenario's start, held by the survivor, and its contents."""
-    with stepping.on_cpu(stepping.default_cpu()), scenario.create(name) as survivor:
-        try:
-            scenario.fill(scenario, survivor)
-            survivor.lookup(word(0))
-            expect_whole(survivor)
-            candidates = [word(key) for key in range(survivor.max_entries + 1)]
-            yield survivor, contents(survivor, candidates)
-        finally:
-            survivor.unlink()
 
 
 def opened(name):

@@ -12,18 +12,17 @@ are both noticed (R2).
 """
 
 import contextlib
-import ctypes
 import mmap
 import os
 import random
 import signal
 import struct
 import time
-import traceback
 import zlib
 
 import shmrhash
 from shmrhash import RHashMap
+from support.children import Child, die_with_parent
 from support.words import word
 
 KEY_SIZE = 8
@@ -41,8 +40,6 @@ GROWING, SHRINKING = 0, 1
 STUCK_S = 1.0
 STARVED_S = 0.1  # a tenth of it is usual on an idle machine: eight workers, two processors
 START_S = 10.0  # for a fork, on a busy machine
-PR_SET_PDEATHSIG = 1
-FAILED_EXIT = 3
 
 
 def value_of(key, version):
@@ -261,58 +258,9 @@ def store_something(shared_map, books, ledger, rng, refusals):
 
 def work_on_files(shared_map, path, slots, keys_count, slot, seed):
     """Run work() in a spawned process: the map was pickled, and the books are in a file."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     books = Books(slots, keys_count, path)
     work(shared_map, books, books.ledgers[slot], random.Random(seed))
-
-
-def fork(function, *arguments, report=2):
-    """Fork a child that calls function and leaves by os._exit; it dies with its parent's thread.
-
-    A traceback is written to the descriptor report.
-    """
-    pid = os.fork()
-    if pid:
-        return pid
-    code = FAILED_EXIT
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        function(*arguments)
-        code = 0
-    except BaseException:
-        os.write(report, traceback.format_exc().encode())
-    finally:
-        os._exit(code)
-
-
-def reap(pid):
-    """Wait for a child; return its exit code, or minus its signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def stays(function, *arguments):
-    """Fork a child that calls function and stays until it is killed; return its pid."""
-    ready, theirs = os.pipe()
-
-    def live():
-        kept = function(*arguments)
-        os.write(theirs, b"r")
-        signal.pause()
-        return kept
-
-    pid = fork(live)
-    os.close(theirs)
-    assert os.read(ready, 1) == b"r"
-    os.close(ready)
-    return pid
-
-
-def kill(*pids):
-    """Kill children with SIGKILL, and check that the signal ended them."""
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        assert reap(pid) == -signal.SIGKILL
 
 
 def processor_time_and_state(pid):
@@ -384,7 +332,7 @@ class Watch:
 
 
 class Storm:
-    """Workers on a map, for some of the slots of some books: their pids and what they have done."""
+    """Workers on a map, for some of the slots of some books: their children and what these did."""
 
     def __init__(self, shared_map, books, seed, slots=None, tolerated=(), timeout=5.0):
         self.shared_map = shared_map
@@ -393,7 +341,7 @@ class Storm:
         self.slots = list(range(books.slots)) if slots is None else list(slots)
         self.tolerated = tolerated
         self.timeout = timeout
-        self.pids = {}
+        self.children = {}
         self.clock = FairClock()
         self.watches = {}
         self.steps_before = {}
@@ -401,13 +349,12 @@ class Storm:
         self.doubts = 0
         self.standing_still_s_max = 0.0
         self.shared_doubts = [0] * Ledger.SUM_COUNT
-        self.report_fd = os.memfd_create("report", 0)
 
     def start(self, slot):
         seed = self.rng.getrandbits(64)
         self.steps_before[slot] = self.books.ledgers[slot].words[Ledger.PROGRESS]
         self.watches[slot] = Watch(self.books.ledgers[slot], self.clock)
-        self.pids[slot] = fork(self._run, slot, seed, report=self.report_fd)
+        self.children[slot] = Child(self._run, slot, seed)
 
     def _run(self, slot, seed):
         """Operate in the child, through the parent's handle or one of the child's own."""
@@ -429,7 +376,7 @@ class Storm:
 
     def at_work(self):
         """Return the slots whose workers have begun to operate."""
-        words = {slot: self.books.ledgers[slot].words for slot in self.pids}
+        words = {slot: self.books.ledgers[slot].words for slot in self.children}
         return [
             slot for slot in words if words[slot][Ledger.PROGRESS] > self.steps_before[slot] + 1
         ]
@@ -437,11 +384,12 @@ class Storm:
     def kill(self, slots):
         """Kill these workers at once, and settle their ledgers before others take their slots."""
         for slot in slots:
-            os.kill(self.pids[slot], signal.SIGKILL)
+            os.kill(self.children[slot].pid, signal.SIGKILL)
         for slot in slots:
-            code = reap(self.pids.pop(slot))
-            if code != -signal.SIGKILL:
-                raise AssertionError(f"worker {slot} ended with {code}:\n{self.report()}")
+            child = self.children.pop(slot)
+            if child.join() != -signal.SIGKILL:
+                child.result()  # raises what the worker raised
+                raise AssertionError(f"worker {slot} ended by itself")
             self.kills += 1
         for slot in slots:
             self.settle(self.books.ledgers[slot])
@@ -475,13 +423,12 @@ class Storm:
 
     def watch(self):
         """Fail if a worker ended by itself, or has made no progress for more than STUCK_S."""
-        self.clock.look([self.watches[slot].proc_pid() for slot in self.pids])
-        for slot, pid in self.pids.items():
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                del self.pids[slot]
-                code = os.waitstatus_to_exitcode(status)
-                raise AssertionError(f"worker {slot} ended with {code}:\n{self.report()}")
+        self.clock.look([self.watches[slot].proc_pid() for slot in self.children])
+        for slot, child in self.children.items():
+            if child.has_ended():
+                del self.children[slot]
+                child.result()  # raises what the worker raised
+                raise AssertionError(f"worker {slot} ended by itself")
             still = self.watches[slot].standing_still_s()
             self.standing_still_s_max = max(self.standing_still_s_max, still)
             if still > STUCK_S:
@@ -500,20 +447,11 @@ class Storm:
             state = str(error)
         return f"state {state}, key in doubt {ledger.in_doubt()}, sum {ledger.addition_in_doubt()}"
 
-    def report(self):
-        """Return what failed workers wrote."""
-        os.lseek(self.report_fd, 0, os.SEEK_SET)
-        return os.read(self.report_fd, 1 << 20).decode()
-
     def end(self):
         """Kill the remaining workers without checking them. Must be called in any case."""
-        for pid in self.pids.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-                os.kill(pid, signal.SIGKILL)
-            reap(pid)
-        self.pids.clear()
-        os.close(self.report_fd)
+        for child in self.children.values():
+            child.kill()
+        self.children.clear()
 
     def __enter__(self):
         return self

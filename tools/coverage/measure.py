@@ -30,6 +30,7 @@ REASONS = Path(__file__).with_name("unreached.txt")
 C_FLAGS = ["-O0", "-g", "--coverage", "-fPIC", "-w", "-std=gnu11", "-fno-strict-aliasing"]
 OURS = re.compile(r'"[^"]*\.(pyx|pxi|pxd)"')
 FUNCTION = re.compile(r"(cdef|def)\b[^=]*\(")
+COMMENT = re.compile(r"\s{2,}# .*$")
 DUMP_AT_EXIT = """
 
 import ctypes as _ctypes
@@ -135,7 +136,8 @@ def lines_of(name):
 
 
 def text_of(name, number):
-    return lines_of(name)[number - 1].strip()
+    """The line without its indentation and without a comment behind the code."""
+    return COMMENT.sub("", lines_of(name)[number - 1]).strip()
 
 
 def has_code(name, number):
@@ -159,12 +161,22 @@ def reasons():
     return known
 
 
+def stale():
+    """The rows of unreached.txt whose file or line is gone."""
+    return [
+        (name, text)
+        for name, text in reasons()
+        if not (ROOT / "cython" / name).exists()
+        or text not in (text_of(name, number + 1) for number in range(len(lines_of(name))))
+    ]
+
+
 def percent(part, whole):
     return f"{100 * part / whole:6.1f} %" if whole else "       -"
 
 
 def print_table(found):
-    print(f"\n{'file':<16}{'lines':>7}{'reached':>9}{'':>9}{'branches':>10}{'taken':>7}")
+    print(f"\n{'file':<32}{'lines':>7}{'reached':>9}{'':>9}{'branches':>10}{'taken':>7}")
     total = [0, 0, 0, 0]
     for name in sorted(found):
         lines = found[name].values()
@@ -178,7 +190,7 @@ def print_table(found):
 def print_row(name, row):
     lines, reached, branches, taken = row
     print(
-        f"{name:<16}{lines:>7}{reached:>9} {percent(reached, lines)}{branches:>10}{taken:>7} "
+        f"{name:<32}{lines:>7}{reached:>9} {percent(reached, lines)}{branches:>10}{taken:>7} "
         f"{percent(taken, branches)}"
     )
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import shmrhash
 from shmrhash import BPF_NOEXIST
+from support.children import Child
 from support.history.checker import ABSENT, EXISTS, FULL, MISSING, OK, Operation, is_linearizable
 
 START, END, CODE, NUMBER = range(4)
@@ -106,30 +107,24 @@ class Round:
         self.killed = 0
         memory = mmap.mmap(-1, 8 * (1 + workers * steps * WORDS))
         self.words = memoryview(memory).cast("q")
-        pids = [self.begin(slot) for slot in range(workers)]
         rng = random.Random(repr(seed))
+        deaths = [rng.uniform(0, 0.002) if kills and slot == 0 else 0 for slot in range(workers)]
+        children = [Child(self.wait_and_work, slot, deaths[slot]) for slot in range(workers)]
         self.words[0] = 1  # go
-        if kills:
-            time.sleep(rng.uniform(0, 0.002))  # anywhere in its work, or after it
-            os.kill(pids[0], signal.SIGKILL)
-        for slot, pid in enumerate(pids):
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for slot, child in enumerate(children):
+            code = child.join()
             self.ended[slot] = time.monotonic_ns()
-            self.killed += code == -signal.SIGKILL
-            assert code == 0 or (code == -signal.SIGKILL and kills and slot == 0), code
+            self.killed += code == -signal.SIGALRM
+            if not (code == -signal.SIGALRM and deaths[slot]):
+                child.result()
 
-    def begin(self, slot):
-        pid = os.fork()
-        if pid == 0:
-            code = 3
-            try:
-                while not self.words[0]:
-                    os.sched_yield()
-                self.work(slot)
-                code = 0
-            finally:
-                os._exit(code)
-        return pid
+    def wait_and_work(self, slot, death_s):
+        """Work; an alarm, which no handler delays, kills anywhere in the work or after it."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        while not self.words[0]:
+            os.sched_yield()
+        signal.setitimer(signal.ITIMER_REAL, death_s)
+        self.work(slot)
 
     def work(self, slot):
         at = 1 + slot * len(self.plans[slot]) * WORDS

@@ -14,7 +14,6 @@ is killed leaves an operation that began and never returned. All times are CLOCK
 """
 
 import contextlib
-import ctypes
 import gc
 import itertools
 import mmap
@@ -28,6 +27,7 @@ from functools import partial
 from typing import NamedTuple
 
 import shmrhash
+from support.children import Child
 from support.history.checker import (
     ABSENT,
     EXISTS,
@@ -488,42 +488,36 @@ class Process:
         commands, self.commands = os.pipe()
         self.answers, answers = os.pipe()
         self.slot = slot
-        self.pid = os.fork()
-        if self.pid == 0:
-            self.run(recorder, commands, answers)
+        self.child = Child(self.run, recorder, commands, answers)
         os.close(commands)
         os.close(answers)
         recorder.log.places[slot] = 0
-        recorder.log.pids[slot] = self.pid
+        recorder.log.pids[slot] = self.child.pid
 
     def run(self, recorder, commands, answers):
-        """Run the child, which never returns from here; it dies with its parent's thread."""
-        code = 3
+        """In the child: obey the commands. The end of the child closes its end of answers."""
+        gc.disable()  # a collection would copy all the pages of the parent
+        processors = recorder.processors
+        os.sched_setaffinity(0, {processors[self.slot % len(processors)]})
         try:
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            gc.disable()  # a collection would copy all the pages of the parent
-            processors = recorder.processors
-            os.sched_setaffinity(0, {processors[self.slot % len(processors)]})
             with recorder.handle_for(self.slot) as handle:
                 Worker(handle, recorder, self.slot).live(commands, answers)
-            code = 0
         except BaseException:
             os.write(recorder.report_fd, traceback.format_exc().encode())
-        finally:
-            os._exit(code)
+            raise
 
     def tell(self, batch):
         """Tell the worker to begin this batch, or, if it is 0, to leave."""
         os.write(self.commands, batch.to_bytes(8, "little"))
 
     def signal(self, number):
-        os.kill(self.pid, number)
+        os.kill(self.child.pid, number)
 
     def reap(self):
         """Wait for the worker's end; return its exit code, or minus its signal."""
         os.close(self.commands)
         os.close(self.answers)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.child.join()
 
 
 class Recorder:

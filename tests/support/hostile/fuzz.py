@@ -22,7 +22,6 @@ import json
 import mmap
 import os
 import random
-import select
 import shutil
 import signal
 import struct
@@ -33,6 +32,7 @@ import traceback
 from pathlib import Path
 
 import shmrhash
+from support.children import Partner
 from support.hostile import bases
 from support.hostile.damage import Damage, write
 from support.hostile.object_images import ObjectImage
@@ -74,35 +74,23 @@ class Vandal:
     """A process that writes into the image that a worker uses, until it is told to stop."""
 
     def __init__(self, path):
-        self.reader, self.writer = os.pipe()
-        self.done_reader, self.done_writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                self.main(path)
-            finally:
-                os._exit(0)
-        os.close(self.reader)
+        self.child = Partner(self.main, path)
 
-    def main(self, path):
-        os.close(self.writer)
+    def main(self, parent, path):
         while True:
-            head = os.read(self.reader, 8)
-            if len(head) < 8:
-                return
-            places = struct.unpack("<64Q", os.read(self.reader, 512))
+            seed, places = parent.wait()
             with contextlib.suppress(OSError, ValueError):
-                self.spoil(path, random.Random(head), [at for at in places if at])
-            os.read(self.reader, 1)
-            os.write(self.done_writer, b"x")
+                self.spoil(parent, path, random.Random(seed), places)
+            parent.wait()
+            parent.say()
 
-    def spoil(self, path, rng, places):
-        """Write bad and good words by turns, until a byte comes."""
+    def spoil(self, parent, path, rng, places):
+        """Write bad and good words by turns, until the parent calls."""
         fd = os.open(path, os.O_RDWR)
         try:
             with mmap.mmap(fd, os.fstat(fd).st_size) as memory:
                 good = {at: memory[at : at + 8] for at in places if at + 8 <= len(memory)}
-                while not select.select([self.reader], [], [], 0)[0]:
+                while not parent.has_called():
                     for at in rng.choices(list(good), k=200) if good else ():
                         bad = rng.choice(
                             (rng.getrandbits(64), rng.choice(BAD_WORDS), rng.choice(BAD_WORDS))
@@ -114,17 +102,14 @@ class Vandal:
             os.close(fd)
 
     def begin(self, seed, places):
-        os.write(self.writer, struct.pack("<Q64Q", seed, *(places + [0] * 64)[:64]))
+        self.child.tell((seed, places))
 
     def end(self):
-        os.write(self.writer, b"x")
-        os.read(self.done_reader, 1)
+        self.child.tell()
+        self.child.hear()
 
     def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        for fd in (self.writer, self.done_reader, self.done_writer):
-            os.close(fd)
+        self.child.kill()
 
 
 BAD_WORDS = [1, (1 << 64) - 1, 1 << 40, 0xF000000000000000, 0x7FFFFFFF, 0xFFFFFFFF, 3 << 16 | 1]
@@ -201,40 +186,34 @@ def life(site, cases, progress, failures):
         bystander.unlink()
 
 
-def in_child(site, cases):
+def try_cases(site, cases):
     """Try the cases in a child: (its exit code, last number, tried, answered, failures)."""
     progress = mmap.mmap(-1, 4096)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
+
+    def live(parent):
+        def failures(number, text):
+            parent.say((number, text[-3000:]))
+
         try:
-            os.close(reader)
-
-            def failures(number, text):
-                os.write(writer, json.dumps([number, text[-3000:]]).encode() + b"\n")
-
             life(site, cases, progress, failures)
-            status = 0
         except BaseException:
             failures(-1, traceback.format_exc())
+            raise
         finally:
             if site.vandal is not None:
                 site.vandal.kill()
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as lines:
-        said = [json.loads(line) for line in lines if line.endswith("\n")]
-    ending = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    child = Partner(live)
+    said = child.rest()
     number, tried, answered = struct.unpack_from("<QQQ", progress)
-    for path in site.folder.glob(f"*-{child}"):
+    for path in site.folder.glob(f"*-{child.pid}"):
         path.unlink()
-    return ending, number, tried, answered, said
+    return child.exitcode, number, tried, answered, said
 
 
 def ending_of(site, case):
     """The result of a case alone in a child: "" if it is right, else a word for the failure."""
-    ending, _, _, _, said = in_child(site, [(0, case)])
+    ending, _, _, _, said = try_cases(site, [(0, case)])
     if ending < 0:
         return signal.Signals(-ending).name
     if said:
@@ -289,7 +268,7 @@ def campaign(site, seed, *, images=None, seconds=None, first=0, say=None, failur
             break
         end = None if seconds is None else began + seconds
         cases = until(end, ((n, case_of(n, seed, site.list)) for n in range(number, number + left)))
-        ending, last, tried, answered, said = in_child(site, cases)
+        ending, last, tried, answered, said = try_cases(site, cases)
         report.tried += tried + (ending < 0)
         report.answered += answered
         if ending < 0:

@@ -31,6 +31,8 @@ from pathlib import Path
 
 import numpy as np
 
+from support.children import Partner, in_child
+
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parents[1]
 ROOT = TESTS.parent
@@ -156,29 +158,17 @@ def life(site, queue, counter, count, current, tell):
             tell(["kept", json.loads(line), ""])
 
 
-def in_child(site, queue, counter, count, current):
+def run_worker(site, queue, counter, count, current):
     """Run a worker: (its exit code, its messages)."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(reader)
 
-            def tell(what):
-                os.write(writer, json.dumps(what).encode() + b"\n")
+    def live(parent):
+        life(site, queue, counter, count, current, parent.say)
 
-            life(site, queue, counter, count, current, tell)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader) as lines:
-        said = [json.loads(line) for line in lines if line.endswith("\n")]
-    ending = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    for path in site.folder.glob(f"*-{child}"):
+    child = Partner(live)
+    said = child.rest()
+    for path in site.folder.glob(f"*-{child.pid}"):
         path.unlink()
-    return ending, said
+    return child.exitcode, said
 
 
 def campaign(site, seed, images, *, blind=False, start=(), say=print):
@@ -194,7 +184,7 @@ def campaign(site, seed, images, *, blind=False, start=(), say=print):
     done = 0
     while done < images:
         queue.rng = random.Random(f"{seed}:{done}")
-        ending, said = in_child(site, queue, counter, min(BATCH, images - done), current)
+        ending, said = run_worker(site, queue, counter, min(BATCH, images - done), current)
         for what, case, text in said:
             if what == "kept":
                 queue.kept.append(Case(**case))
@@ -215,17 +205,15 @@ def edges_of(site, cases, counter):
     """The edges that each case takes, tried in a child: an array with a row for each case."""
     shared = mmap.mmap(-1, max(1, len(cases)) * EDGES)
     rows = np.frombuffer(shared, np.uint8).reshape(-1, EDGES)
-    child = os.fork()
-    if child == 0:
-        try:
-            os.environ["SHMRHASH_DIR"] = str(site.folder)
-            for row, case in zip(rows, cases, strict=True):
-                counter.reset()
-                site.run(case, f"image-{os.getpid()}")
-                row[:] = counter.classes() > 0
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+
+    def note_edges():
+        os.environ["SHMRHASH_DIR"] = str(site.folder)
+        for row, case in zip(rows, cases, strict=True):
+            counter.reset()
+            site.run(case, f"image-{os.getpid()}")
+            row[:] = counter.classes() > 0
+
+    in_child(note_edges)
     return rows
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import struct
 
+from support.children import Child
 from support.hostile.images import image_of
 
 TABLE, REGIONS = 256, 384  # offsets in the header
@@ -50,18 +51,14 @@ class Segment:
 
 def ending_of(function):
     """How a child that calls the function ends: "done", an exception's name, or a signal's."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def act():
         signal.alarm(20)
         try:
             function()
-            os.write(writer, b"done")
         except BaseException as error:
-            os.write(writer, type(error).__name__.encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as said:
-        text = said.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return signal.Signals(-status).name if status < 0 else text
+            return type(error).__name__
+        return "done"
+
+    child = Child(act)
+    return signal.Signals(-child.exitcode).name if child.join() < 0 else child.result()
