@@ -196,7 +196,7 @@ def _depot_count() -> int:
     return min(256, max(2, 1 << (cpus - 1).bit_length()))
 
 
-class RHashMap(LockMethods, BatchMethods, _core.ObjectHandle):
+class RHashMap(LockMethods, BatchMethods, _core.MapCore):
     """A hash map of fixed-size keys and values in shared memory, open to any number of processes.
 
     Made by RHashMap.create(), open() or open_or_create(). Keys and values are bytes, or any other
@@ -393,7 +393,7 @@ class RHashMap(LockMethods, BatchMethods, _core.ObjectHandle):
             if _segment.wait_for_removal(handle._descriptor(), path):
                 _remember(handle)
                 return handle
-            _core.ObjectHandle.close(handle)
+            _core.MapCore.close(handle)
         raise SegmentMissing(f"segment {plain!r} is created and removed all the time")
 
     @classmethod
@@ -758,7 +758,7 @@ def _collect(name: str, path: str, names: bool, owner: int | None, report: dict[
         if holders.dead and is_trusted(user, owner):
             handle = RHashMap(os.dup(fd), name, os.fsencode(path), False, _DEFAULT_TIMEOUT)
             report["recovered"] += handle.recovered_at_open + handle._recover()
-            _core.ObjectHandle.close(handle)
+            _core.MapCore.close(handle)
         elif holders.dead and not unused:
             report["skipped"][name] = (
                 f"{holders.dead} processes died in it, but it belongs to user "
