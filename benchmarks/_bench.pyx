@@ -84,7 +84,7 @@ cdef inline void workload_patch(Workload *work, uint64_t index) noexcept nogil:
 
 
 @final
-cdef class BenchHandle(MapHandle):
+cdef class BenchHandle(MapCore):
     """A handle that runs a whole workload in one call."""
 
     # Not on the stack: some processors predict that a load from a stack slot takes the value of the
@@ -102,7 +102,7 @@ cdef class BenchHandle(MapHandle):
         if self.map.key_size > KEY_BYTES_MAX or self.map.value_size > VALUE_BYTES_MAX:
             raise ValueError("keys or values too large for this benchmark")
         workload_init(work, task, first, count, passes, order)
-        self._enter(&op)
+        enter(self, &op)
         began = clock_ns(CLOCK_MONOTONIC)
         with nogil:
             if work.task == NOTHING:
@@ -114,7 +114,7 @@ cdef class BenchHandle(MapHandle):
             else:
                 status = map_run(&op, work, &done)
         ended = clock_ns(CLOCK_MONOTONIC)
-        self._leave(&op)
+        leave(self, &op)
         if status != OK:
             raise RuntimeError(f"{task} ended with status {<int> status} after {done} operations")
         return ended - began, done
@@ -133,12 +133,12 @@ cdef class BenchHandle(MapHandle):
             raise ValueError("arrays of different lengths")
         if count == 0 or kind not in (LOOKUP, UPDATE, DELETE):
             raise ValueError("nothing to do, or not known here")
-        self._enter(&op)
+        enter(self, &op)
         began = clock_ns(CLOCK_MONOTONIC)
         with nogil:
             status = keys_run(&op, kind, &keys[0], &values[0], &mask[0], count, &done)
         ended = clock_ns(CLOCK_MONOTONIC)
-        self._leave(&op)
+        leave(self, &op)
         if status != OK:
             raise RuntimeError(f"{task} ended with status {<int> status} after {done} operations")
         return ended - began, done
@@ -182,7 +182,7 @@ cdef Status keys_run(
 
 cdef inline Status map_read(
         Op *op, Workload *work, void *value, uint64_t *done) noexcept nogil:
-    """What MapHandle._read does, except for the GIL; tests for presence if value is NULL."""
+    """What read_value does, except for the GIL; tests for presence if value is NULL."""
     cdef Map *map = op.map
     cdef const uint8_t *key = <const uint8_t *> work.key
     cdef uint64_t _turn, index

@@ -16,7 +16,7 @@ from shmrhash._rows import delivered, first_rows, joined, new_mask, new_rows, ne
 from shmrhash._views import ITEMS, KEYS, VALUES, SharedItems, SharedKeys, SharedValues
 
 if TYPE_CHECKING:
-    _Map = _core.ObjectHandle
+    _Map = _core.MapCore
 else:
     _Map = object  # the methods are mixed into RHashMap, which has the core as its other base
 

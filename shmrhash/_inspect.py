@@ -177,7 +177,7 @@ def read_entry(shared_map: RHashMap, key: bytes) -> tuple[bytes, Extra] | None:
 
 def read_entries(shared_map: RHashMap) -> Iterator[tuple[bytes, bytes, Extra]]:
     """Every entry; one that stays during the walk comes exactly once, an expired one never."""
-    for key in _core.raw_keys(shared_map):
+    for key in _core.EntryIterator(shared_map, "keys", expired=True):
         found = read_entry(shared_map, key)
         if found is not None:
             yield (key, *found)

@@ -10,7 +10,7 @@ from shmrhash import _core
 from shmrhash._errors import InvalidArgument, KeyGone
 
 if TYPE_CHECKING:
-    _Map = _core.ObjectHandle
+    _Map = _core.MapCore
 else:
     _Map = object  # the methods are mixed into RHashMap, which has the core as its other base
 

@@ -38,7 +38,7 @@ from shmrhash._refusals import refuse_creation, restless_name
 from shmrhash._rows import item_size
 
 
-class RHashMap(LockMethods, BatchMethods, _core.ObjectHandle):
+class RHashMap(LockMethods, BatchMethods, _core.MapCore):
     """A hash map of fixed-size keys and values in shared memory, open to any number of processes.
 
     Made by RHashMap.create(), open() or open_or_create(). Keys and values are bytes, or any other

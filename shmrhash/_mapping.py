@@ -118,7 +118,7 @@ class MappingMethods(_Dict):
 
     def locked(
         self, key: Any, *, timeout: float | None = None, default: Any = _ABSENT
-    ) -> _core.DictSection:
+    ) -> _core.LockedEntry:
         """A locked section: ``with d.locked(key) as entry: entry.value = f(entry.value)``.
 
         entry.value is a private copy of the value: assign to it, or change it if it is mutable, and

@@ -133,7 +133,7 @@ cdef bint reader_has_context(MapHandle handle) except -1:
     on without contexts for good."""
     cdef Attachment attachment
     cdef uint64_t taken = 0
-    handle._expect_open()
+    expect_open(handle)
     attachment = <Attachment> handle.attachment
     if not attachment.without_contexts:
         if attach_claim(&handle.map, handle.standing, &taken) == OK:
@@ -172,7 +172,7 @@ cdef bint keeps_pins(Attachment attachment) noexcept:
     return attachment.keeps == process_generation + 1
 
 
-cdef void leave(MapHandle handle) noexcept:
+cdef void attachment_leave(MapHandle handle) noexcept:
     """End a closed handle's use of the attachment. The last one gives back slot and contexts."""
     cdef Attachment left = <Attachment> handle.attachment
     if handle.is_user and handle.generation == process_generation:
@@ -185,11 +185,12 @@ cdef void leave(MapHandle handle) noexcept:
 
 
 cdef void detach(MapHandle handle) noexcept:
-    """leave(), and let go of the mapping, into which nothing of the handle may point any more."""
+    """attachment_leave(), and let go of the mapping, into which nothing of the handle may point any
+    more."""
     cdef Attachment left
     if handle.attachment == NULL:
         return
-    leave(handle)
+    attachment_leave(handle)
     left = <Attachment> handle.attachment
     if handle.map.fd != left.map.fd and is_segment(&handle.map, handle.map.fd):
         close_fd(handle.map.fd)                # reopened after the program had closed it

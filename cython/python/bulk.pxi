@@ -107,11 +107,11 @@ cdef int many_run(MapHandle handle, Batch *many, bint f_lock) except -1:
     cdef Op op
     cdef Status status = OK
     cdef uint64_t upto, before, batched
-    cdef Waiting patience = handle._patience()
+    cdef Waiting waiting = new_waiting(handle)
     if many.kind >= BATCH_UPDATE:
-        handle._enter_to_write(&op)
+        enter_to_write(handle, &op)
     else:
-        handle._enter_to_read(&op)
+        enter_to_read(handle, &op)
     op.f_lock = f_lock
     try:
         while many.done < many.count:          # ends with the timeout
@@ -121,25 +121,25 @@ cdef int many_run(MapHandle handle, Batch *many, bint f_lock) except -1:
             with nogil:
                 status = batch_go_on(&op, many, upto)
                 if op.context != NULL and (op.context.batched ^ batched) > PATROL_KEYS_MASK:
-                    recover_all(&handle.map)   # as _notice does after single operations
+                    recover_all(&handle.map)   # as note_use does after single operations
             if many.done != before:
-                patience.turn = patience.retries = patience.swept = 0
+                waiting.turn = waiting.retries = waiting.swept = 0
                 if op.context != NULL and many.done - before >= NOTICE_KEYS:
                     context_note_time(&handle.map, op.context)
-            if status == BUSY or status == RETRY or handle._recovered_room(
-                    status, &op, &patience):
-                handle._wait(&op, status, &patience)
+            if status == BUSY or status == RETRY or recovered_room(
+                    handle, status, &op, &waiting):
+                wait_turn(handle, &op, status, &waiting)
             elif status != OK:
                 raise_status(handle, status, &op)
             elif many.done < many.count:
                 if op.context != NULL:
                     op_end(&op)
-                handle._resume(&op)
+                resume(handle, &op)
     except BaseException as error:
         error.count = many.done
         raise
     finally:
-        handle._leave_reading(&op)
+        leave_reading(handle, &op)
     return 0
 
 

@@ -5,26 +5,24 @@
 # objects (classes.pxd). Keys of the other kinds are stored as the 16 bytes that hashing.pxd makes
 # of them, and long keys also as objects.
 
-KEY_INT, KEY_FLOAT, KEY_BOOL, KEY_BYTES, KEY_STR, KEY_FIXED, KEY_ENCODED = range(7)
-VALUE_INT, VALUE_FLOAT, VALUE_BOOL, VALUE_FIXED = range(4)
-VALUE_BYTES, VALUE_STR, VALUE_ENCODED, VALUE_VIEW = range(4, 8)
+cpdef enum:                    # the kinds of keys and values, for the Python side as well
+    KEY_INT = 0
+    KEY_FLOAT = 1
+    KEY_BOOL = 2
+    KEY_BYTES = 3
+    KEY_STR = 4
+    KEY_FIXED = 5
+    KEY_ENCODED = 6
+    VALUE_INT = 0
+    VALUE_FLOAT = 1
+    VALUE_BOOL = 2
+    VALUE_FIXED = 3
+    VALUE_BYTES = 4
+    VALUE_STR = 5
+    VALUE_ENCODED = 6
+    VALUE_VIEW = 7
 
 cdef enum:
-    C_KEY_INT = 0
-    C_KEY_FLOAT = 1
-    C_KEY_BOOL = 2
-    C_KEY_BYTES = 3
-    C_KEY_STR = 4
-    C_KEY_FIXED = 5
-    C_KEY_ENCODED = 6
-    C_VALUE_INT = 0
-    C_VALUE_FLOAT = 1
-    C_VALUE_BOOL = 2
-    C_VALUE_FIXED = 3
-    C_VALUE_BYTES = 4
-    C_VALUE_STR = 5
-    C_VALUE_ENCODED = 6
-    C_VALUE_VIEW = 7
     NO_SLOT = 3                # as REF_MAX: the value has no such reference
     SPOT_WORDS = 64            # values up to 512 bytes are handled on the stack
     LONG_KEY_MAX = 65535
@@ -171,14 +169,14 @@ cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out)
     cdef double number
     out.is_long = False
     out.bytes = <const uint8_t *> out.words
-    if codec.kind == C_KEY_STR:
+    if codec.kind == KEY_STR:
         kept = codec._text(key, &span)
         key_digested(handle, out, span)
         return kept
-    if codec.kind == C_KEY_INT:
+    if codec.kind == KEY_INT:
         out.words[0] = <uint64_t> codec._integer(key)
         return key
-    if codec.kind == C_KEY_BYTES:
+    if codec.kind == KEY_BYTES:
         if not PyBytes_CheckExact(key):
             if not PyObject_CheckBuffer(key):
                 codec._wrong("bytes", key)
@@ -187,17 +185,17 @@ cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out)
         span.size = PyBytes_GET_SIZE(key)
         key_digested(handle, out, span)
         return key
-    if codec.kind == C_KEY_FLOAT:
+    if codec.kind == KEY_FLOAT:
         number = codec._number(key) + 0.0      # -0.0 and 0.0 are one key
         memcpy(out.words, &number, 8)
         return key
-    if codec.kind == C_KEY_BOOL:
+    if codec.kind == KEY_BOOL:
         out.words[0] = codec._truth(key)
         return key
     encoded = bytes(codec._bytes_of(key))
     span.bytes = <const uint8_t *> PyBytes_AS_STRING(encoded)
     span.size = PyBytes_GET_SIZE(encoded)
-    if codec.kind == C_KEY_ENCODED:
+    if codec.kind == KEY_ENCODED:
         key_digested(handle, out, span)
     else:
         out.bytes = span.bytes
@@ -214,38 +212,38 @@ cdef object text_decode(const uint8_t *bytes, Py_ssize_t size):
 cdef object key_decode(Codec codec, const uint8_t *bytes, Py_ssize_t size):
     """The key that has these bytes: for kinds of any length, all bytes of the key."""
     cdef double number
-    if codec.kind == C_KEY_STR:
+    if codec.kind == KEY_STR:
         return text_decode(bytes, size)
-    if codec.kind == C_KEY_INT:
+    if codec.kind == KEY_INT:
         return <int64_t> read_u64(bytes)
-    if codec.kind == C_KEY_FLOAT:
+    if codec.kind == KEY_FLOAT:
         memcpy(&number, bytes, 8)
         return number
-    if codec.kind == C_KEY_BOOL:
+    if codec.kind == KEY_BOOL:
         return bytes[0] != 0
     found = PyBytes_FromStringAndSize(<const char *> bytes, size)
-    return found if codec.kind == C_KEY_BYTES else codec.decode(found)
+    return found if codec.kind == KEY_BYTES else codec.decode(found)
 
 
 cdef object value_inline(Codec codec, const uint8_t *bytes):
     """The value of a kind that is stored in the entry."""
     cdef double number
-    if codec.kind == C_VALUE_INT:
+    if codec.kind == VALUE_INT:
         return <int64_t> read_u64(bytes)
-    if codec.kind == C_VALUE_FLOAT:
+    if codec.kind == VALUE_FLOAT:
         memcpy(&number, bytes, 8)
         return number
-    if codec.kind == C_VALUE_BOOL:
+    if codec.kind == VALUE_BOOL:
         return read_u64(bytes) != 0
     return codec.decode(PyBytes_FromStringAndSize(<const char *> bytes, <Py_ssize_t> codec.size))
 
 
 cdef object value_decode(Codec codec, bytes found):
     """The value of a kind that is stored as an object, from a copy of its bytes."""
-    if codec.kind == C_VALUE_BYTES:
+    if codec.kind == VALUE_BYTES:
         return found
-    if codec.kind == C_VALUE_STR:
+    if codec.kind == VALUE_STR:
         return text_decode(<const uint8_t *> PyBytes_AS_STRING(found), PyBytes_GET_SIZE(found))
-    if codec.kind == C_VALUE_VIEW:
+    if codec.kind == VALUE_VIEW:
         return codec.decode(memoryview(found))
     return codec.decode(found)

@@ -1,358 +1,256 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: DictBase, the base of DictKeys (dictkeys.pxi) and DictCore (dictwalk.pxi), of
-# which SharedDict and SharedCounter are made.
-#
-# A value in the map is [reference to the whole key] [deadline] and then the value's bytes or a
-# reference to them. Which parts a map has follows from its special fields and the kinds of key and
-# value (DictBase.__init__). Each step here is one lookup or one store of read.pxd and write.pxd; an
-# operation that needs several is a section.
-
-from shmrhash import _arguments
-
-cdef object MISSING = object()
-
-cdef inline int64_t deadline_in(int64_t ttl_ns) noexcept nogil:
-    """The deadline of a value that is stored now and lives so long; 0, no deadline, for 0."""
-    return clock_ns(CLOCK_MONOTONIC) + ttl_ns if ttl_ns != 0 else 0
+# Part of _core.pyx: DictCore, the part of SharedDict that is in the core. Each method is short: the
+# work is done by the parts before.
 
 
 @cython.auto_pickle(False)
-cdef class DictBase:
-    """The layout of a dict's entries, and the steps of which its operations consist."""
-
-    cdef readonly ObjectHandle handle  # the map below the dict
-    cdef bint quick                # _get_fast knows keys and values of these kinds
-    cdef Codec key
-    cdef Codec value
-    cdef uint32_t key_slot         # the number of the reference to the whole key; or NO_SLOT
-    cdef uint32_t value_slot       # the number of the reference to the value; or NO_SLOT
-    cdef uint32_t value_word       # the word at which an inline value begins
-    cdef int64_t default_ttl_ns    # the default lifetime of entries; 0: no deadline
-
-    def __init__(self, ObjectHandle handle not None, key, value, int64_t default_ttl_ns=0):
-        cdef Map *map = &handle.map
-        cdef uint32_t next_slot = 0
-        cdef uint64_t words = 0
-        self.handle = handle
-        self.default_ttl_ns = default_ttl_ns
-        self.key = codec_of(key, True, 0)
-        self.value = codec_of(value, False, 0)
-        self.key_slot = self.value_slot = NO_SLOT
-        if self.key.kind in (C_KEY_BYTES, C_KEY_STR, C_KEY_ENCODED):
-            self.key_slot = next_slot
-            next_slot += 1
-            words += 1
-        elif self.key.kind == C_KEY_FIXED:
-            self.key.size = map.key_size
-        if map.timer_word != 0:
-            words += 1
-        self.value_word = <uint32_t> words
-        if self.value.kind >= C_VALUE_BYTES:
-            self.value_slot = next_slot
-            next_slot += 1
-        elif self.value.kind == C_VALUE_FIXED:
-            self.value.size = map.value_size - words * 8
-        self.quick = self.key.kind in (C_KEY_STR, C_KEY_INT) and (
-            self.value.kind in (C_VALUE_INT, C_VALUE_FLOAT))
-        if next_slot != map.ref_count or not self._sizes_fit(words):
-            raise _errors.LayoutMismatch(
-                f"map {handle.name!r} does not have the fields of a dict with such keys and values")
+cdef class DictCore(DictHandle):
+    """The operations of a dict."""
 
     @property
     def _default_ttl_ns(self):
         return self.default_ttl_ns
 
-    cdef int64_t _deadline_after(self, ttl) except -1:
-        """The deadline of a value that is stored now and lives ttl seconds; 0: the default one."""
-        cdef int64_t ttl_ns
-        if ttl is None:
-            return 0
+    def __getitem__(self, key):
+        cdef KeyBytes key_bytes
+        cdef uint64_t number = 0
+        if self.quick and likely(self._get_fast(key, &number)):
+            return self._number(number)
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._get(&key_bytes)
+        if found is MISSING:
+            missing = getattr(type(self), "__missing__", None)     # as in a subclass of dict
+            if missing is not None:
+                return missing(self, key)
+            raise _errors.KeyNotFound(key)
+        return found
+
+    def get(self, key, default=None):
+        """Return the value of key, or default if key is absent.
+
+        Takes no lock and never waits (R1). Expected O(1), and O(bytes of the value).
+
+        Raises TypeError (the key is not of the dict's type), WriteOnlyMap, MapClosed.
+        """
+        cdef KeyBytes key_bytes
+        cdef uint64_t number = 0
+        if self.quick and self._get_fast(key, &number):
+            return self._number(number)
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._get(&key_bytes)
+        return default if found is MISSING else found
+
+    def __contains__(self, key):
+        cdef KeyBytes key_bytes
+        cdef uint64_t number = 0
+        if self.quick and self._get_fast(key, &number):
+            return True
+        try:
+            kept = key_encode(self.handle, self.key, key, &key_bytes)
+        except (TypeError, OverflowError, UnicodeError, _errors.TooLarge):
+            hash(key)                          # as a dict: an unhashable key is an error
+            return False
+        return self._find_deadline(&key_bytes, &number) == OK and not deadline_passed(number)
+
+    def view(self, key):
+        """Return a read-only memoryview of a value's bytes in the segment, without copying them.
+
+        The bytes neither change nor are freed while the memoryview exists, whatever happens to the
+        key; if the process dies, its views no longer keep them. A child of os.fork() keeps the
+        bytes for itself, whatever its parent does. Costs about as much as a lookup, at any size.
+        While the handle has 1,024 views, or the map 65,536, the memoryview is of a copy instead.
+
+        Raises KeyNotFound (ENOENT), InvalidArgument (values that are stored in the entry),
+        ReadOnlyMap (a read-only handle cannot keep other processes from reusing the memory),
+        TypeError, MapClosed.
+        """
+        return view_of(self, key)
+
+    def __setitem__(self, key, value):
+        self._store(key, value, UPDATE_ANY, 0)
+
+    def set(self, key, value, ttl=None):
+        """Store a value that expires after ttl seconds. None: the dict's default; inf: never.
+
+        Atomic (W1), whatever the value's size. Expected O(1), and O(bytes of the value).
+
+        Raises InvalidArgument (the dict was created without ttl), and what d[key] = value raises.
+        """
+        self._store(key, value, UPDATE_ANY, self._deadline_after(ttl))
+
+    def _put(self, key, value, uint32_t flags=0, int64_t deadline_ns=0):
+        """Store a value; return whether it was stored, which BPF_NOEXIST and BPF_EXIST may forbid.
+
+        deadline_ns: the CLOCK_MONOTONIC time at which the entry expires; 0: after the dict's
+        default, or never if it has none.
+        Atomic (W1), whatever the value's size. Expected O(1), and O(bytes of the value).
+
+        Raises MapFull, SegmentFull and OutOfMemory (nothing was stored),
+        LockTimeout, TypeError and OverflowError (the key or value is not of the dict's type),
+        ReadOnlyMap, MapClosed.
+        """
+        if flags > UPDATE_EXIST:
+            raise _errors.InvalidArgument(
+                f"flags {flags} are not valid: BPF_ANY, BPF_NOEXIST or BPF_EXIST")
+        return self._store(key, value, flags, deadline_ns) == OK
+
+    def setdefault(self, key, default=None, ttl=None):
+        """Return the value of key; if key is absent, store default and return it. ttl: as for
+        set(); it applies only to an entry that this call inserts.
+
+        Atomic (W1): of several concurrent callers one stores its default, and all return that one.
+
+        Raises what set() raises.
+        """
+        cdef uint64_t _rounds
+        cdef int64_t deadline_ns = self._deadline_after(ttl)
+        for _rounds in range(READ_ROUNDS_MAX):         # again if another caller stored the key
+            found = self.get(key, MISSING)
+            if found is not MISSING:
+                return found
+            if self._store(key, default, UPDATE_NOEXIST, deadline_ns) == OK:
+                return default
+        raise_status(self.handle, CORRUPT, NULL)
+
+    def exchange(self, key, value, ttl=None):
+        """Store a value and return the one that it replaced. ttl: as for set().
+
+        Atomic (W1): each stored value is returned to one caller at most.
+
+        Raises KeyNotFound (ENOENT: absent; nothing is stored), and what set() raises.
+        """
+        return exchange_value(self, key, value, ttl)
+
+    def add(self, key, delta, default=None):
+        """Add delta to the number under key; return the sum.
+
+        If key is absent and default is given, default + delta is stored. For values that are int
+        (64-bit, wrapping around) or float. Atomic (W1). Expected O(1).
+
+        Raises KeyNotFound (ENOENT: absent, and default is None), TypeError (other values), and what
+        d[key] = value raises.
+        """
+        return add_to(self, key, delta, default)
+
+    def __delitem__(self, key):
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        if self._remove(&key_bytes, False) is MISSING:
+            raise _errors.KeyNotFound(key)
+
+    def pop(self, key, *default):
+        """Delete key and return its value; if key is absent, return default.
+
+        Atomic (W1): no other caller gets the same value. A value that cannot be decoded is deleted
+        all the same.
+
+        Raises KeyNotFound (ENOENT: absent, and no default), LockTimeout, TypeError, ReadOnlyMap,
+        MapClosed.
+        """
+        cdef KeyBytes key_bytes
+        if len(default) > 1:
+            raise TypeError(f"pop takes a key and a default, not {1 + len(default)} arguments")
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._remove(&key_bytes, True)
+        if found is not MISSING:
+            return found
+        if default:
+            return default[0]
+        raise _errors.KeyNotFound(key)
+
+    def popitem(self):
+        """Delete some entry and return it as (key, value). Entries that cannot be decoded are
+        skipped and stay.
+
+        Raises KeyNotFound (ENOENT: the dict is empty), LockTimeout, ReadOnlyMap, MapClosed, and
+        what decoding raises (no entry can be decoded).
+        """
+        return pop_any(self)
+
+    # Deadlines.
+
+    def ttl(self, key):
+        """Return the seconds until an entry expires; None if it has no deadline.
+
+        Raises KeyNotFound (ENOENT), TypeError, MapClosed.
+        """
+        cdef uint64_t when = self._deadline_ns(key)
+        cdef int64_t left
+        if when == 0 or when == <uint64_t> _arguments.NEVER_NS:
+            return None
+        left = <int64_t> when - clock_ns(CLOCK_MONOTONIC)
+        return left / 1e9 if left > 0 else 0.0
+
+    def touch(self, key, ttl=None):
+        """Make an entry expire ttl seconds from now; return False if key is absent.
+
+        ttl: None is the dict's default, inf is never.
+
+        Raises InvalidArgument (the dict was created without ttl), LockTimeout, TypeError,
+        ReadOnlyMap, MapClosed.
+        """
+        cdef int64_t deadline_ns = self._deadline_after(ttl)
         if self.handle.map.timer_word == 0:
             self._refuse_ttl()
-        ttl_ns = _arguments.ttl_ns(_arguments.checked_ttl(ttl))
-        return deadline_in(ttl_ns) if ttl_ns != 0 else _arguments.NEVER_NS
+        if deadline_ns == 0:
+            deadline_ns = deadline_in(self.default_ttl_ns)
+        return touch_until(self, key, deadline_ns)
 
-    cdef object _refuse_ttl(self):
-        raise _errors.InvalidArgument(
-            f"map {self.handle.name!r} has no room for deadlines; create it with ttl=math.inf, or "
-            f"a default in seconds")
+    def _deadline_ns(self, key):
+        """The CLOCK_MONOTONIC time in ns at which an entry expires; 0: never.
 
-    cdef bint _sizes_fit(self, uint64_t words) noexcept:
-        """Whether the map's sizes are those of such keys and values, behind so many words."""
-        cdef Map *map = &self.handle.map
-        if words >= map.value_words:
-            return False
-        if self.value.kind != C_VALUE_FIXED and map.value_size != words * 8 + 8:
-            return False
-        if self.key_slot != NO_SLOT:
-            return map.key_size == 16
-        if self.key.kind == C_KEY_INT or self.key.kind == C_KEY_FLOAT:
-            return map.key_size == 8
-        return self.key.kind == C_KEY_FIXED or map.key_size == 1
-
-    cdef Status _find(self, Op *op, Found *found, uint64_t *value) noexcept:
-        """Repeat entry_find until it returns OK, ABSENT or CORRUPT."""
-        cdef Status status = RETRY
-        cdef uint64_t _rounds
-        for _rounds in range(READ_ROUNDS_MAX):
-            status = entry_find(&self.handle.map, op.hash, op.key, found, value)
-            if likely(status != RETRY):
-                return status
-            if _rounds & 63 == 63:
-                with nogil:
-                    sched_yield()
-        return CORRUPT                         # no writers interfere this often
-
-    cdef Status _find_deadline(self, KeyBytes *key, uint64_t *deadline) except? RETRY:
-        """Find the deadline of a key's entry, expired or not: OK or ABSENT."""
-        cdef uint64_t small[SPOT_WORDS]
-        cdef uint64_t *value = NULL
-        cdef Found found
-        cdef Op op
-        cdef Status status
-        room = self._value_room(small, &value)
-        self._set_key(&op, key)
-        self.handle._enter_to_read(&op)
-        status = self._find(&op, &found, value)
-        self.handle._leave_reading(&op)
-        if status == OK:
-            deadline[0] = entry_deadline(&self.handle.map, value)
-        elif status != ABSENT:
-            raise_status(self.handle, status, NULL)
-        return status
-
-    cdef int _set_key(self, Op *op, KeyBytes *key) except -1:
-        op.key = key.bytes
-        op.hash = hash_key(self.handle.map.seeds, key.bytes, self.handle.map.key_size)
-        return 0
-
-    cdef int _begin(self, Op *op, KeyBytes *key, Waiting *patience) except -1:
-        """Begin an operation that writes."""
-        self._set_key(op, key)
-        self.handle._enter_to_modify(op)
-        op.options = OP_RAW_FIELDS
-        try:
-            self.handle._settled(op, patience)
-        except BaseException:
-            self.handle._leave(op)
-            raise
-        return 0
-
-    cdef object _value_room(self, uint64_t *small, uint64_t **value):
-        """Room for a copy of a value: small, or memory of the returned object, which must live."""
-        if self.handle.map.value_words <= SPOT_WORDS:
-            value[0] = small
-            return None
-        room = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> self.handle.map.value_words * 8)
-        value[0] = <uint64_t *> PyBytes_AS_STRING(room)
-        return room
-
-    cdef object _take(self, const Found *found, const uint64_t *value, Op *op, bint view=False):
-        """The value of a found entry; MISSING if the entry has changed since it was found. view:
-        without a copy, if possible. found is NULL if no other operation can change the entry."""
-        cdef bytes copy
-        if self.value_slot == NO_SLOT:
-            return value_inline(self.value, <const uint8_t *> (value + self.value_word))
-        ref = value[self.handle.map.ref_words[self.value_slot]]
-        if view and self.value.kind == C_VALUE_VIEW and not self.handle.map.read_only:
-            pinned = pinned_object(self.handle, op, found, ref)
-            return MISSING if pinned is None else self.value.decode(memoryview(pinned))
-        copy = object_copy(self.handle, op, found, ref)
-        return MISSING if copy is None else value_decode(self.value, copy)
-
-    cdef inline bint _get_fast(self, object key, uint64_t *number) except -1:
-        """Find a number under a short ASCII str or an int by the path that nearly every lookup
-        takes. False: it was not found, and the caller has to take the general path."""
-        cdef Map *map = &self.handle.map
-        cdef Context *context
-        cdef uint64_t words[2]
-        cdef uint64_t deadline = 0
-        cdef uint64_t idle
-        cdef int overflow = 0
-        cdef bint found
-        if unlikely(self.handle.reads == READS_NONE or map.local.idle_context == 0):
-            return False
-        if self.key.kind == C_KEY_STR:
-            if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
-                        or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
-                return False
-            key_digest(map.seeds, <const uint8_t *> PyUnicode_DATA(key),
-                       <uint64_t> PyUnicode_GET_LENGTH(key), words)
-        elif PyLong_CheckExact(key):
-            words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
-            if unlikely(overflow != 0):
-                return False
-        else:
-            return False
-        idle = map.local.idle_context          # nothing above released the GIL
-        context = context_at(map, idle - 1)
-        context_begin(context)
-        if self.key.kind == C_KEY_STR:
-            found = entry_read_fast(
-                map, hash_key(map.seeds, <const uint8_t *> words, 16), <const uint8_t *> words, 16,
-                self.value_word, number, &deadline)
-        else:
-            found = entry_read_fast(
-                map, hash_key(map.seeds, <const uint8_t *> words, 8), <const uint8_t *> words, 8,
-                self.value_word, number, &deadline)
-        context_end(context)
-        return found and not deadline_passed(deadline)
-
-    cdef inline object _number(self, uint64_t bits):
-        cdef double number
-        if self.value.kind == C_VALUE_INT:
-            return <int64_t> bits
-        memcpy(&number, &bits, 8)
-        return number
-
-    cdef object _get(self, KeyBytes *key):
-        """The value of a key, or MISSING."""
-        cdef uint64_t small[SPOT_WORDS]
-        cdef uint64_t *value = NULL
-        cdef Found found
-        cdef Op op
-        cdef Status status = OK
-        cdef bint over = False
-        cdef uint64_t rounds = 0
-        cdef object result = MISSING
-        room = self._value_room(small, &value)
-        self._set_key(&op, key)
-        self.handle._enter_to_read(&op)
-        try:
-            while status == OK and not over and result is MISSING:
-                status = self._find(&op, &found, value)
-                if status == OK:
-                    over = entry_expired(&self.handle.map, value)
-                if status == OK and not over:
-                    result = self._take(&found, value, &op, True)
-                    self.handle._renew(&op)
-                rounds += 1
-                if rounds > READ_ROUNDS_MAX:   # no writers interfere this often
-                    status = CORRUPT
-        finally:
-            self.handle._leave_reading(&op)
-        if status != OK and status != ABSENT:
-            raise_status(self.handle, CORRUPT, NULL)
-        if over and not self.handle.map.read_only:
-            self._expire_one(key)
-        return result
-
-    cdef bint _expire_one(self, KeyBytes *key) except -1:
-        """Delete an entry if it has expired; do not wait if another operation holds it."""
-        cdef uint64_t small[SPOT_WORDS]
-        cdef uint64_t *value = NULL
-        cdef Op op
-        cdef Status status
-        if load_relaxed_u64(&self.handle.map.header.frozen) != 0:
-            return False
-        room = self._value_room(small, &value)
-        self._set_key(&op, key)
-        self.handle._enter_to_write(&op)
-        op.options = OP_RAW_FIELDS
-        op_give_back(&op)
-        status = entry_expire(&op, value)
-        self.handle._leave(&op)
-        return status == OK
-
-    cdef object _value_of(self, uint64_t *words, object thing, Py_buffer *view, Span *span):
-        """Encode a value: into words if it is stored in the entry, else as a span. The returned
-        object must live as long as the span is used."""
-        cdef double number
-        span.bytes = NULL
-        if self.value.kind == C_VALUE_INT:
-            words[self.value_word] = <uint64_t> self.value._integer(thing)
-        elif self.value.kind == C_VALUE_FLOAT:
-            number = self.value._number(thing)
-            memcpy(words + self.value_word, &number, 8)
-        elif self.value.kind == C_VALUE_BOOL:
-            words[self.value_word] = self.value._truth(thing)
-        elif self.value.kind == C_VALUE_FIXED:
-            encoded = bytes(self.value._bytes_of(thing))
-            memcpy(words + self.value_word, PyBytes_AS_STRING(encoded), self.value.size)
-        elif self.value.kind == C_VALUE_STR:
-            thing = self.value._text(thing, span)
-        else:
-            if self.value.kind != C_VALUE_BYTES:
-                thing = self.value.encode(thing)
-            span_view(thing, "value", view, span)
-        if span.bytes != NULL and <uint64_t> span.size > LENGTH_MAX:
-            raise _errors.TooLarge(
-                f"a value has at most {LENGTH_MAX} bytes, not {span.size}")
-        return thing
-
-    cdef Status _attempt_store(
-            self, Op *op, KeyBytes *key, uint64_t *words, Span *span, uint32_t flag) noexcept nogil:
-        """Make the objects that the value and a long key need, then update the entry."""
-        cdef Status status = OK
-        if self.handle.map.timer_word != 0 and flag != UPDATE_ANY:
-            status = self._attempt_expire(op)
-            if status == BUSY or status == RETRY or status == CORRUPT:
-                return status
-        if self.value_slot != NO_SLOT:
-            status = object_make(op, self.value_slot, span.bytes, <uint64_t> span.size)
-            if status != OK:
-                return status
-        if self.key_slot != NO_SLOT:
-            op.options |= 1 << (OP_KEEP_SHIFT + self.key_slot)
-            if key.is_long and flag != UPDATE_EXIST:
-                status = object_make(op, self.key_slot, key.whole, key.length)
-                if status != OK:
-                    return status
-        return map_update(op, <const uint8_t *> words, flag)
-
-    cdef Status _attempt_expire(self, Op *op) noexcept nogil:
-        """entry_expire without a copy of the value: it reads the deadline alone. BUSY if a section
-        holds an expired entry: that is absent, but no other can be stored in its place yet."""
-        cdef Found found
-        cdef Status status = map_find(&self.handle.map, op.hash, op.key, &found)
-        cdef uint64_t deadline
-        if status != OK:
-            return status
-        deadline = load_relaxed_u64(
-            element_value(&self.handle.map, found.element) + self.handle.map.timer_word - 1)
-        if not element_unchanged(&found) or not deadline_passed(deadline):
-            return ABSENT
-        if element_state(found.header) == ELEMENT_LOCKED:
-            return lock_busy(op, &found.element.header, found.header)
-        if element_state(found.header) != ELEMENT_LIVE:
-            return ABSENT
-        return map_delete_held(op, found.header, NULL)
-
-    cdef Status _store(
-            self, object key, object thing, uint32_t flag, int64_t deadline) except? RETRY:
-        """Store a value: OK, PRESENT or ABSENT."""
-        cdef uint64_t small[SPOT_WORDS]
-        cdef uint64_t *words = NULL
+        Raises KeyNotFound (ENOENT), TypeError, MapClosed.
+        """
         cdef KeyBytes key_bytes
-        cdef Py_buffer view
-        cdef Span span
-        cdef Op op
-        cdef Status status
-        cdef Waiting patience = self.handle._patience()
-        kept_key = key_encode(self.handle, self.key, key, &key_bytes)
-        room = self._value_room(small, &words)
-        memset(words, 0, self.handle.map.value_words * 8)
-        view.buf = NULL
-        if deadline == 0:
-            deadline = deadline_in(self.default_ttl_ns)
-        if self.handle.map.timer_word != 0:
-            words[self.handle.map.timer_word - 1] = <uint64_t> deadline
-        try:
-            kept_value = self._value_of(words, thing, &view, &span)
-            self._begin(&op, &key_bytes, &patience)
-            try:
-                while True:                    # ends with the timeout
-                    status = self._attempt_store(&op, &key_bytes, words, &span, flag)
-                    if likely(status != RETRY and status != BUSY) and (
-                            not self.handle._recovered_room(status, &op, &patience)):
-                        break
-                    self.handle._wait(&op, status, &patience)
-                    op.options = OP_RAW_FIELDS
-            finally:
-                self.handle._leave(&op)
-        finally:
-            if view.buf != NULL:
-                PyBuffer_Release(&view)
-        if status != OK and status != PRESENT and status != ABSENT:
-            raise_status(self.handle, status, &op)
-        return status
+        cdef uint64_t when = 0
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        if self._find_deadline(&key_bytes, &when) != OK or deadline_passed(when):
+            raise _errors.KeyNotFound(key)
+        return when
+
+    def _touch_until(self, key, int64_t deadline_ns):
+        return touch_until(self, key, deadline_ns)
+
+    def expire(self):
+        """Delete every entry that has expired; return how many.
+
+        Raises ReadOnlyMap, FrozenMap, MapClosed.
+        """
+        return expire_all(self.handle)
+
+    # The dict as a whole.
+
+    def __len__(self):
+        return len(self.handle)
+
+    def clear(self):
+        """Delete every entry. Insertions of new keys wait until clear() has finished.
+
+        Each deletion is atomic, the whole is not. If the process dies before the end, the process
+        that recovers it deletes the remaining entries.
+
+        Raises LockTimeout, ReadOnlyMap, MapClosed.
+        """
+        clear_map(self.handle)
+
+    def _entries(self, int what, bint skipping=False):
+        """An iterator over the keys (what: 0), values (1) or both (2).
+
+        An entry that is present during the whole iteration is yielded exactly once, through every
+        resize (I1). An entry that cannot be decoded raises, and the iterator then continues with
+        the next entry; with skipping it is left out.
+
+        Raises WriteOnlyMap, MapClosed, and what decoding raises.
+        """
+        return DictEntries(self, what, skipping)
+
+    def _section(self, key, timeout, *default):
+        """A LockedEntry of key, which on entry inserts the default, if given, for an absent key."""
+        return LockedEntry(self, key, timeout, default[0] if default else NO_DEFAULT)
+
+    def _raw_key(self, key):
+        """The bytes under which the map below the dict stores a key."""
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        return PyBytes_FromStringAndSize(
+            <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)

@@ -60,7 +60,7 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, EntryBuffer *si
     """Read entries until the sink is full or the end of the map is reached."""
     cdef Status status = RETRY
     cdef uint64_t order, count
-    cdef Waiting patience = handle._patience()
+    cdef Waiting waiting = new_waiting(handle)
     sink.waiter = op if op.f_lock and sink.values != NULL else NULL
     while status == RETRY or status == BUSY:   # ends unless writers interfere each time
         order = position.order
@@ -68,9 +68,9 @@ cdef int walk_fill(MapHandle handle, Op *op, Position *position, EntryBuffer *si
         with nogil:
             status = walk_on(op, position, sink)
         if position.order != order or sink.count != count:
-            patience.turn = patience.retries = 0
+            waiting.turn = waiting.retries = 0
         if status == RETRY or status == BUSY:
-            handle._wait(op, status, &patience)
+            wait_turn(handle, op, status, &waiting)
     if status != OK and status != ABSENT:
         raise_status(handle, status, NULL)
     return 0
@@ -128,14 +128,14 @@ def read_entries(MapHandle handle not None, cursor, keys, values, uint64_t first
     cdef Op op
     sink_into(&sink, key_rows, value_rows, first, limit)
     sink.expired = expired
-    handle._enter_to_read(&op)
+    enter_to_read(handle, &op)
     op.f_lock = f_lock
     try:
         place.start(handle, cursor)
         walk_fill(handle, &op, &place.position, &sink)
         walk_probe(&op, place, expired)
     finally:
-        handle._leave_reading(&op)
+        leave_reading(handle, &op)
     return sink.count, place.cursor(handle)
 
 
@@ -146,7 +146,7 @@ def cursor_at(MapHandle handle not None, key):
     if rows.count != 1:
         raise _errors.InvalidArgument(f"key has {rows.count * handle.map.key_size} bytes, but map "
                                       f"{handle.name!r} has keys of {handle.map.key_size} bytes")
-    handle._expect_open()
+    expect_open(handle)
     place.start(handle, None)
     place.position.order = reverse_bits_u32(
         hash_key(handle.map.seeds, rows.base, handle.map.key_size))
@@ -185,20 +185,20 @@ def take_entries(
     cdef Op op
     cdef uint64_t at
     cdef uint64_t taken = 0
-    cdef Waiting patience = handle._patience()
+    cdef Waiting waiting = new_waiting(handle)
     cdef Status status = OK
     memset(&sink, 0, sizeof(sink))
     sink_into(&sink, key_rows, value_rows, 0, limit)
     part.values = NULL
     part.waiter = NULL
-    handle._enter_to_modify(&op)
+    enter_to_modify(handle, &op)
     op.f_lock = f_lock
     try:
         place.start(handle, cursor)
         # Each turn takes at least one entry, reaches the end of the map, or is the last.
         while taken < limit and status == OK and place.position.order < ORDER_END:
             before = place.cursor(handle)
-            handle._renew(&op)
+            renew(handle, &op)
             part.keys = sink.keys
             part.count = at = taken
             part.capacity = taken + TAKE_KEYS if limit - taken > TAKE_KEYS else limit
@@ -219,26 +219,9 @@ def take_entries(
                     break
                 if status != BUSY and status != RETRY:
                     raise_status(handle, status, &op)
-                handle._wait(&op, status, &patience)
+                wait_turn(handle, &op, status, &waiting)
         if taken == 0 or status == OK:
             walk_probe(&op, place, False)
     finally:
-        handle._leave(&op)
+        leave(handle, &op)
     return taken, place.cursor(handle)
-
-
-def bucket_facts(MapHandle handle not None, uint64_t first, uint64_t count):
-    """(index, level, entries, lines, locked) of the buckets from first on, at most count."""
-    cdef BucketFacts facts
-    cdef Op op
-    cdef uint64_t index
-    found = []
-    handle._enter_to_look(&op)
-    try:
-        for index in range(first, first + count):
-            if not bucket_figures(&handle.map, index, &facts):
-                break
-            found.append((index, facts.level, facts.entries, facts.lines, bool(facts.locked)))
-    finally:
-        handle._leave_reading(&op)
-    return found

@@ -5,33 +5,6 @@
 # let one thread fork at a time. A C library that forks by itself calls no hook: nothing pins the
 # views of its child, so that the parent may reuse their bytes.
 
-cdef uint64_t forks_under_way = 0
-
-
-cdef void view_keep(PinnedObject view) noexcept:
-    """For want of a pin for a child, keep this process's own pin until the process ends: too long
-    is safe."""
-    view.is_kept = True
-    (<Attachment> view.handle.attachment).keeps = process_generation + 1
-
-
-cdef void pin_for_child(PinnedObject view, Op *op) noexcept:
-    """Pin the object of a view in the name of the child that is about to be forked."""
-    cdef ObjectHandle handle = view.handle
-    cdef Attachment attachment = <Attachment> handle.attachment
-    cdef uint64_t pin = 0
-    cdef Status status = OK
-    if attachment.child.fd < 0:
-        status = unborn_claim(&handle.map, &attachment.child)
-    if status == OK:
-        status = pin_claim(op, attachment.child.index + 1, &pin)
-    if status != OK:
-        view_keep(view)
-        return
-    pin_set(op, pin, load_relaxed_u64(&handle.map.pins[view.pin].ref))     # this process pins it
-    view.child_pin = pin + 1
-
-
 cdef PinnedObject view_behind(PinnedObject view):
     """The next view in the list, or None. A walk holds a reference to the view that it is at: an
     operation may let other threads run, and these may drop their views."""
@@ -44,14 +17,14 @@ cdef void view_before_fork(PinnedObject view) noexcept:
     cdef bint inside = False
     view.handle.is_closed = False
     try:
-        view.handle._enter(&op)
+        enter(view.handle, &op)
         inside = True
     except _errors.Error:
         view_keep(view)
     view.handle.is_closed = closed
     if inside:
         pin_for_child(view, &op)
-        view.handle._leave(&op)
+        leave(view.handle, &op)
 
 
 def views_keep():

@@ -11,7 +11,9 @@ cdef enum:
 @cython.auto_pickle(False)
 cdef class EntryIterator:
     """Iterator over a map: "keys", "values" or "items". Reads up to 128 entries ahead; looks each
-    of them up again if its own handle has written since. Threads may share an iterator."""
+    of them up again if its own handle has written since. Threads may share an iterator.
+
+    expired: expired entries are delivered too, and no entry is looked up again."""
 
     cdef MapHandle handle
     cdef Cursor place
@@ -19,6 +21,7 @@ cdef class EntryIterator:
     cdef bytearray values
     cdef bint with_key
     cdef bint with_value
+    cdef bint expired
     cdef EntryBuffer sink
     cdef uint64_t at
     cdef uint64_t writes
@@ -29,7 +32,7 @@ cdef class EntryIterator:
     cdef PyObject *last_pair
     cdef bint collected            # the caller keeps the objects it gets: none can be recycled
 
-    def __cinit__(self, MapHandle handle not None, str kind not None):
+    def __cinit__(self, MapHandle handle not None, str kind not None, bint expired=False):
         cdef uint64_t entry = handle.map.key_size + handle.map.value_size
         cdef uint64_t count = CHUNK_BYTES // entry
         recycler_begin(&self.spare_keys)
@@ -46,8 +49,9 @@ cdef class EntryIterator:
             self.values = bytearray(count * handle.map.value_size)
             self.sink.values = <uint8_t *> PyByteArray_AS_STRING(self.values)
         self.sink.capacity = count
+        self.sink.expired = self.expired = expired
         self.place = Cursor.__new__(Cursor)
-        handle._expect_open()
+        expect_open(handle)
         self.place.start(handle, None)
 
     def __dealloc__(self):
@@ -76,11 +80,11 @@ cdef class EntryIterator:
                 self.collected = True
             self.spare_keys.made = self.spare_values.made = 0
             self.at = self.sink.count = 0
-            self.handle._enter_to_read(&op)
+            enter_to_read(self.handle, &op)
             try:
                 walk_fill(self.handle, &op, &self.place.position, &self.sink)
             finally:
-                self.handle._leave_reading(&op)
+                leave_reading(self.handle, &op)
             self.writes = self.handle.writes
         finally:
             self.filler = 0
@@ -90,8 +94,8 @@ cdef class EntryIterator:
         """The value that key has now, or b"" if only keys are wanted; None if key is absent."""
         cdef bytes value = PyBytes_FromStringAndSize(
             NULL, <Py_ssize_t> self.handle.map.value_size if self.with_value else 0)
-        cdef Status status = self.handle._read(
-            <const uint8_t *> PyBytes_AS_STRING(key),
+        cdef Status status = read_value(
+            self.handle, <const uint8_t *> PyBytes_AS_STRING(key),
             PyBytes_AS_STRING(value) if self.with_value else NULL)
         return value if status == OK else None
 
@@ -104,21 +108,23 @@ cdef class EntryIterator:
         cdef uint64_t value_size = self.handle.map.value_size
         cdef bytes key = None
         cdef bytes value = None
+        cdef bint stale
         while value is None:                   # ends at the end of the map
             if self.handle.reads == READS_NONE:
-                self.handle._refuse_reading()
+                refuse_reading(self.handle)
             if self.filler != 0 or self.at == self.sink.count:
                 if self.filler == 0 and self.place.position.order >= ORDER_END:
                     raise StopIteration
                 self._fill()
                 continue
             # From here to the copies no other thread runs: the GIL is held.
-            if self.with_key or self.writes != self.handle.writes:
+            stale = self.writes != self.handle.writes and not self.expired
+            if self.with_key or stale:
                 key = self._bytes(
                     &self.spare_keys, self.sink.keys + self.at * self.handle.map.key_size,
                     <Py_ssize_t> self.handle.map.key_size)
             self.at += 1
-            if unlikely(self.writes != self.handle.writes):
+            if unlikely(stale):
                 value = self._again(key)
             elif not self.with_value:
                 return key

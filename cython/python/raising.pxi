@@ -2,18 +2,6 @@
 # Part of _core.pyx: the exceptions of operations that fail.
 
 
-cdef str os_error():
-    return (<bytes> strerror(errno)).decode(errors="replace")
-
-
-cdef refuse_mapping(str name, uint64_t size, const char *missing):
-    """Raise the exception that says why a segment cannot be mapped."""
-    cdef int number = errno
-    if missing != NULL:
-        raise _errors.Unsupported(_errors.missing_message(name, (<bytes> missing).decode(), number))
-    raise _errors.limit_reached(name, size, number)
-
-
 cdef int expect_membarrier(MapHandle handle) except -1:
     """Raise if membarrier(2) is refused, without which no one can tell what is under way."""
     if not membarrier_all(&handle.map):
@@ -54,14 +42,28 @@ cdef raise_timeout(MapHandle handle, Op *op, int64_t waited_ns):
         f"or swapped out?); continue or kill it")
 
 
+cdef list waiting_pids(MapHandle handle):
+    """The pids of the processes that keep empty blocks of objects from going back: they are inside
+    operations, or idle and rely on a membarrier that this process may not call. The caller is
+    inside no operation itself."""
+    cdef uint64_t index, process
+    pids = []
+    for index in range(contexts_usable(&handle.map)):      # at most CONTEXT_MAX
+        process = load_acquire_u64(&context_at(&handle.map, index).owner) - 1
+        if process < processes_usable(&handle.map) and context_keeps_any(
+                &handle.map, NULL, index):
+            pids.append((handle.map.processes + process).pid)
+    return sorted(set(pids))
+
+
 cdef str waiting_text(MapHandle handle):
     """How much memory of objects is empty but cannot go back, and because of whom; '' if none."""
     cdef ObjectFacts facts
     cdef Op op
-    handle._enter_to_look(&op)
+    enter_to_look(handle, &op)
     with nogil:
         objects_count(&op, &facts)
-    handle._leave_reading(&op)
+    leave_reading(handle, &op)
     if facts.pages_waiting == 0:
         return ""
     pids = waiting_pids(handle)
@@ -111,14 +113,6 @@ cdef raise_status(MapHandle handle, Status status, Op *op):
         f"(status {<int> status}); run check(), then unlink and recreate it")
 
 
-cdef int expect_registered(MapHandle handle) except -1:
-    """Give this process a slot, unless it has one."""
-    cdef Status status = attach_register(&handle.map, handle.standing)
-    if status != OK:
-        raise_status(handle, status, NULL)
-    return 0
-
-
 cdef refuse_buffer(
         MapHandle handle, str what, object thing, Py_ssize_t size, uint64_t wanted):
     if size < 0:
@@ -127,3 +121,10 @@ cdef refuse_buffer(
             f"{type(thing).__name__}")
     raise _errors.InvalidArgument(
         f"{what} has {size} bytes, but map {handle.name!r} has {what}s of {wanted} bytes")
+
+
+cdef bad_flags(MapHandle handle, flags, str wanted, bint writing=False):
+    if writing and handle.map.read_only:     # the kernel's order: EPERM, EINVAL
+        expect_open(handle)
+        handle._expect_writable()
+    raise _errors.InvalidArgument(f"flags {as_index(flags)} are not valid: {wanted}")

@@ -22,32 +22,172 @@ cdef refuse_section(MapHandle handle):
         f"it; a child of fork has to open its own")
 
 
-@cython.final
+@cython.internal
 @cython.auto_pickle(False)
 @cython.no_gc_clear                # __dealloc__ needs the handle
-cdef class LockedValue:
+cdef class LockedSection:
+    """What the two kinds of sections have in common: LockedValue, of a map; LockedEntry, of a
+    dict."""
+
+    cdef MapHandle handle
+    cdef Op op
+    cdef Section section           # section.held is 0 if the section has been ended or never begun
+    cdef int state
+    cdef object timeout
+    cdef object kept               # op.key points into this object, or into the section itself
+    cdef bint removing             # the key is deleted at the end
+
+    cdef int _prepare(self, Waiting *waiting) except -1:
+        """Begin __enter__: how long it may wait."""
+        waiting[0] = new_waiting(self.handle)
+        if self.state != SECTION_NEW:
+            raise _errors.InvalidArgument("a locked section can be entered only once")
+        if self.timeout is not None:
+            waiting.limit_ns = timeout_ns(self.timeout)
+        return 0
+
+    cdef tuple _name(self):
+        return self.handle.map.device, self.handle.map.inode, self.op.self_index
+
+    cdef int _locked(self) except -1:
+        """The key is locked now, by this thread."""
+        sections_open[self._name()] = PyThread_get_thread_ident()
+        return 0
+
+    cdef bint _mine(self) noexcept:
+        """Whether this process opened the section: a child of fork did not."""
+        return self.op.generation == process_generation
+
+    cdef int _expect_open(self) except -1:
+        if self.state != SECTION_OPEN:
+            raise _errors.InvalidArgument("the value can be used only inside its with block")
+        return 0
+
+    cdef bint _changes(self) except -1:
+        """Whether the end of the block changes anything."""
+        return True
+
+    cdef int _encode(self) except -1:
+        """Prepare the value that is to be stored. This may run the program's code."""
+        return 0
+
+    cdef int _expect_alive(self) except -1:
+        """Raise KeyGone if the entry has expired."""
+        return 0
+
+    cdef Status _attempt_store(self) noexcept:
+        """Store the value and end the section."""
+        return CORRUPT
+
+    cdef void _finish(self) noexcept:
+        """End this object, and the section, unless it has ended. Stores nothing, never waits. In a
+        child of fork only the object ends; the parent's section goes on."""
+        cdef uint64_t _rounds
+        self.state = SECTION_ENDED
+        if not self._mine():
+            leave_to_parent(self.handle)
+            return
+        if self.section.held != 0:
+            for _rounds in range(READ_ROUNDS_MAX):         # no writers interfere this often
+                if section_abandon(&self.op, &self.section) != RETRY:
+                    break
+        self.section.held = 0
+        sections_open.pop(self._name(), None)
+        leave(self.handle, &self.op)
+
+    cdef void _abandon(self) noexcept:
+        """End the section outside any operation of it, and store nothing."""
+        if self._mine():
+            op_begin(&self.op)
+        self._finish()
+
+    cdef int _commit(self) except -1:
+        """Store the value or delete the key, and end the section. If this fails or a wait is
+        interrupted, the key keeps the value from before."""
+        cdef MapHandle handle = self.handle
+        cdef Status status = RETRY
+        cdef Waiting waiting = new_waiting(handle)
+        try:
+            if not self.removing:
+                self._encode()
+            if not self._mine():               # the encoder forked: this is the child
+                refuse_section(handle)
+        except BaseException:
+            self._abandon()
+            raise
+        op_begin(&self.op)
+        try:
+            if load_relaxed_u64(&handle.map.header.frozen) != 0:
+                raise _errors.FrozenMap(
+                    f"map {handle.name!r} was frozen while the key was locked; the section "
+                    f"changed nothing")
+            if not self.removing:
+                self._expect_alive()
+            while status == RETRY:             # again after close(): the handle stays attached
+                try:
+                    status = repeat(handle, &self.op, attempt_end, <void *> self, &waiting)
+                except _errors.MapClosed:
+                    pass
+        finally:
+            self._finish()
+        if status == ABSENT:
+            raise _errors.KeyGone(
+                f"map {handle.name!r}: the key was deleted while it was locked; the new value "
+                f"was not stored")
+        if status != OK:
+            raise_status(handle, status, &self.op)
+        return 0
+
+    def __exit__(self, kind, error, traceback):
+        if self.state != SECTION_OPEN:
+            return False
+        if not self._mine():
+            self._finish()
+            refuse_section(self.handle)
+        if kind is None and self._changes():
+            self._commit()
+        else:
+            self._abandon()
+        return False
+
+    def __dealloc__(self):
+        if self.state == SECTION_OPEN:
+            self._abandon()
+
+
+cdef Status attempt_end(Op *op, void *arguments) noexcept:
+    """End a section: OK, or ABSENT if the key was deleted while it was locked."""
+    cdef LockedSection ended = <LockedSection> arguments
+    cdef Status status
+    if ended.removing:
+        status = section_remove(op, &ended.section)
+    else:
+        status = ended._attempt_store()
+    if status == OK:
+        ended.section.held = 0
+    return status
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class LockedValue(LockedSection):
     """A value that one thread has locked: a writable buffer on a private copy.
 
     Made by RHashMap.locked(), for a with statement. When the block ends, the content of the buffer
     is stored in one atomic step; if the block raises or the process dies, nothing is stored (L1).
     """
 
-    cdef ModifyHandle handle
-    cdef Op op
-    cdef Section section
-    cdef int state
-    cdef object key                # private bytes: op.key points into it
     cdef object default
-    cdef object timeout
     cdef bytearray value
     cdef object view
-    cdef bint removing
     cdef bint rolling_back
 
-    def __cinit__(self, ModifyHandle handle not None, key, timeout, default):
+    def __cinit__(self, MapHandle handle not None, key, timeout, default):
         cdef Py_buffer view
-        cdef const uint8_t *key_bytes = handle._buffer("key", key, handle.map.key_size, &view)
-        self.key = PyBytes_FromStringAndSize(
+        cdef const uint8_t *key_bytes = buffer_bytes(
+            handle, "key", key, handle.map.key_size, &view)
+        self.kept = PyBytes_FromStringAndSize(
             <const char *> key_bytes, <Py_ssize_t> handle.map.key_size)
         if view.buf != NULL:
             PyBuffer_Release(&view)
@@ -63,125 +203,37 @@ cdef class LockedValue:
 
     def __enter__(self):
         cdef Status status = RETRY
-        cdef Waiting patience = self.handle._patience()
-        cdef const uint8_t *fresh = NULL
-        cdef uint8_t *value
-        if self.state != SECTION_NEW:
-            raise _errors.InvalidArgument("a locked section can be entered only once")
-        if self.timeout is not None:
-            patience.limit_ns = timeout_ns(self.timeout)
-        if self.default is not None:
-            fresh = <const uint8_t *> PyBytes_AS_STRING(self.default)
+        cdef Waiting waiting
+        self._prepare(&waiting)
         self.value = bytearray(self.handle.map.value_size)
-        value = <uint8_t *> PyByteArray_AS_STRING(self.value)
-        self.op.key = <const uint8_t *> PyBytes_AS_STRING(self.key)
+        self.op.key = <const uint8_t *> PyBytes_AS_STRING(self.kept)
         self.op.hash = hash_key(self.handle.map.seeds, self.op.key, self.handle.map.key_size)
-        self.handle._enter_to_modify(&self.op)
+        enter_to_modify(self.handle, &self.op)
         try:
-            while True:                        # ends with the timeout
-                status = section_open(&self.op, &self.section, fresh, value)
-                if likely(is_final(status)) and not self.handle._recovered_room(
-                        status, &self.op, &patience):
-                    break
-                self.handle._wait(&self.op, status, &patience)
+            status = repeat(self.handle, &self.op, attempt_open, <void *> self, &waiting)
         finally:
             if status == OK:
-                op_give_back(&self.op)            # its element, if another inserted the key first
+                op_give_back(&self.op)         # its element, if another inserted the key first
                 op_end(&self.op)
                 self.state = SECTION_OPEN
             else:
-                self.handle._leave(&self.op)
+                leave(self.handle, &self.op)
         if status == ABSENT:
-            raise _errors.KeyNotFound(self.key)
+            raise _errors.KeyNotFound(self.kept)
         if status != OK:
             raise_status(self.handle, status, &self.op)
-        sections_open[self._name()] = PyThread_get_thread_ident()
+        self._locked()
         return self
 
-    cdef tuple _name(self):
-        return self.handle.map.device, self.handle.map.inode, self.op.self_index
+    cdef bint _changes(self) except -1:
+        return not self.rolling_back
 
-    cdef bint _mine(self) noexcept:
-        """Whether this process opened the section: a child of fork did not."""
-        return self.op.generation == process_generation
-
-    cdef void _leave_to_parent(self) noexcept:
-        """In a child of fork: end this object; the parent's section goes on."""
-        self.state = SECTION_ENDED
-        self.handle._leave_to_parent()
-
-    cdef Status _attempt_end(self, bint commit) noexcept:
-        if not commit:
-            return section_abandon(&self.op, &self.section)
-        if self.removing:
-            return section_remove(&self.op, &self.section)
+    cdef Status _attempt_store(self) noexcept:
         return section_commit(
             &self.op, &self.section, <const uint8_t *> PyByteArray_AS_STRING(self.value))
 
-    cdef Status _end(self, bint commit) except? RETRY:
-        """End the section: OK, or ABSENT if the key was deleted while it was locked. Only an end
-        that deletes the key waits; if that wait is interrupted, the section is rolled back."""
-        cdef Status status = RETRY
-        cdef Waiting patience
-        cdef bint frozen
-        if not self._mine():
-            self._leave_to_parent()
-            refuse_section(self.handle)
-        patience = self.handle._patience()
-        op_begin(&self.op)
-        frozen = load_relaxed_u64(&self.handle.map.header.frozen) != 0
-        while status == RETRY or status == BUSY:
-            status = self._attempt_end(commit and not frozen)
-            if status == RETRY or status == BUSY:
-                try:
-                    self.handle._wait(&self.op, status, &patience)
-                except _errors.MapClosed:
-                    pass                       # the handle stays attached until this ends
-                except BaseException:
-                    self._roll_back()
-                    raise
-        self._rest()
-        if status != OK and status != ABSENT:
-            raise_status(self.handle, status, &self.op)
-        if commit and frozen:
-            raise _errors.FrozenMap(
-                f"map {self.handle.name!r} was frozen while the key was locked; the section "
-                f"changed nothing")
-        return status
-
-    cdef void _roll_back(self) noexcept:
-        """End the section and store nothing. Never waits."""
-        cdef uint64_t _rounds
-        for _rounds in range(READ_ROUNDS_MAX):             # no writers interfere this often
-            if section_abandon(&self.op, &self.section) != RETRY:
-                break
-        self._rest()
-
-    cdef void _rest(self) noexcept:
-        """The section has ended: give its context back."""
-        self.state = SECTION_ENDED
-        sections_open.pop(self._name(), None)
-        self.handle._leave(&self.op)
-
-    def __exit__(self, kind, error, traceback):
-        if self.state == SECTION_OPEN:
-            status = self._end(kind is None and not self.rolling_back)
-            if status == ABSENT and kind is None and not self.rolling_back:
-                raise _errors.KeyGone(
-                    f"map {self.handle.name!r}: the key was deleted while it was locked; the new "
-                    f"value was not stored")
-        return False
-
-    def __dealloc__(self):
-        if self.state == SECTION_OPEN and not self._mine():
-            self._leave_to_parent()
-        elif self.state == SECTION_OPEN:
-            op_begin(&self.op)
-            self._roll_back()
-
     cdef object _view(self):
-        if self.state != SECTION_OPEN:
-            raise _errors.InvalidArgument("the value can be used only inside its with block")
+        self._expect_open()
         if self.view is None:
             self.view = memoryview(self.value)
         return self.view
@@ -210,7 +262,7 @@ cdef class LockedValue:
 
     def __repr__(self):
         state = ("not entered", "open", "ended")[self.state]
-        return f"<LockedValue of {self.key!r} in {self.handle.name!r}: {state}>"
+        return f"<LockedValue of {self.kept!r} in {self.handle.name!r}: {state}>"
 
     def as_array(self, dtype):
         """Return the value as a writable NumPy array of this dtype. What is written into the array
@@ -254,3 +306,13 @@ cdef class LockedValue:
         """
         self._view()
         self.rolling_back = True
+
+
+cdef Status attempt_open(Op *op, void *arguments) noexcept:
+    """Lock the key of a LockedValue; insert its default first, if it has one."""
+    cdef LockedValue opened = <LockedValue> arguments
+    cdef const uint8_t *fresh = NULL
+    if opened.default is not None:
+        fresh = <const uint8_t *> PyBytes_AS_STRING(opened.default)
+    return section_open(
+        op, &opened.section, fresh, <uint8_t *> PyByteArray_AS_STRING(opened.value))

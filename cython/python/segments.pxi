@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: segments as files, before and without a MapHandle.
+# Part of _core.pyx: segments as files, before and without a handle.
 #
 # segment_bytes and segment_prepare are for the creation of a segment, segment_holders is for
 # questions about one without attaching to it, and the removal functions are for unlinking its name.
@@ -13,6 +13,18 @@ if generation_install() != 0 or fork_guard_install() != 0:
 MAGIC_BYTES = (<uint64_t> MAGIC).to_bytes(8, "little")
 SCHEMA_BYTES_MAX = SCHEMA_MAX
 LONG_KEY_MARK = KEY_IS_LONG    # the last byte of a stored key whose bytes are an object
+
+
+cdef str os_error():
+    return (<bytes> strerror(errno)).decode(errors="replace")
+
+
+cdef refuse_mapping(str name, uint64_t size, const char *missing):
+    """Raise the exception that says why a segment cannot be mapped."""
+    cdef int number = errno
+    if missing != NULL:
+        raise _errors.Unsupported(_errors.missing_message(name, (<bytes> missing).decode(), number))
+    raise _errors.limit_reached(name, size, number)
 
 
 def segment_bytes(key_size, value_size, max_entries, depot_count, max_bytes=0):

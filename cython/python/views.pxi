@@ -19,7 +19,7 @@ cdef enum:
 cdef class PinnedObject:
     """A read-only buffer on the bytes of one object in the segment, which its pin keeps there."""
 
-    cdef ObjectHandle handle
+    cdef MapHandle handle
     cdef PyObject *before          # the list of all views of this process
     cdef PyObject *behind
     cdef uint64_t pin
@@ -43,19 +43,20 @@ cdef class PinnedObject:
             closed = self.handle.is_closed     # a closed handle stays attached for its views
             self.handle.is_closed = False
             try:
-                self.handle._enter(&op)
+                enter(self.handle, &op)
                 op_give_back(&op)
                 if op.context.owned_refs[0] == 0:   # else the pin stays: too long is safe
                     pin_clear(&op, self.pin)
                 self.handle.is_closed = closed
-                self.handle._leave(&op)
+                leave(self.handle, &op)
             except _errors.Error:
                 self.handle.is_closed = closed  # no context: this process's death ends the pin
         self.handle.views -= 1
-        self.handle._detach_if_idle()
+        detach_if_idle(self.handle)
 
 
 cdef PyObject *views_first = NULL
+cdef uint64_t forks_under_way = 0   # between the hooks of os.fork() (forking.pxi)
 
 
 cdef void view_list(PinnedObject view) noexcept:
@@ -108,7 +109,31 @@ cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t re
     return copy
 
 
-cdef object pinned_object(ObjectHandle handle, Op *op, const Found *found, uint64_t ref):
+cdef void view_keep(PinnedObject view) noexcept:
+    """For want of a pin for a child, keep this process's own pin until the process ends: too long
+    is safe."""
+    view.is_kept = True
+    (<Attachment> view.handle.attachment).keeps = process_generation + 1
+
+
+cdef void pin_for_child(PinnedObject view, Op *op) noexcept:
+    """Pin the object of a view in the name of the child that is about to be forked."""
+    cdef MapHandle handle = view.handle
+    cdef Attachment attachment = <Attachment> handle.attachment
+    cdef uint64_t pin = 0
+    cdef Status status = OK
+    if attachment.child.fd < 0:
+        status = unborn_claim(&handle.map, &attachment.child)
+    if status == OK:
+        status = pin_claim(op, attachment.child.index + 1, &pin)
+    if status != OK:
+        view_keep(view)
+        return
+    pin_set(op, pin, load_relaxed_u64(&handle.map.pins[view.pin].ref))     # this process pins it
+    view.child_pin = pin + 1
+
+
+cdef object pinned_object(MapHandle handle, Op *op, const Found *found, uint64_t ref):
     """A PinnedObject of the object that a found element refers to, or a copy of its bytes if the
     handle can have no further pin; None if the element has changed since it was found.
 

@@ -169,13 +169,13 @@ def test_info_counts_expired_entries_separately(make_dict):
     assert 23_000 < d.info()["expired"] < 27_000
 
 
-def test_raw_keys_and_popitem_meet_all_expired_entries(make_dict):
+def test_walks_over_raw_keys_and_popitem_meet_all_expired_entries(make_dict):
     """Code that shows or removes expired entries meets all of them, also if none is alive."""
     d = make_dict(key=int, value=int, ttl=LONG_S, max_entries=2048)
     d.update({number: number for number in range(1000)})
     expire_now(d, range(1000))
 
-    assert len(list(shmrhash._core.raw_keys(d.handle))) == len(d)
+    assert len(list(shmrhash._core.EntryIterator(d.handle, "keys", expired=True))) == len(d)
     with pytest.raises(KeyError):
         d.popitem()
     assert len(d) == 0

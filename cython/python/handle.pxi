@@ -1,0 +1,83 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: the state of a handle. Operations are functions of a handle, in the parts
+# that follow; MapCore (map.pxi) offers them to Python as methods.
+
+cdef enum Reads:               # what a handle may read
+    READS_NONE                 # nothing: it is closed or write-only
+    READS_ANY
+    READS_WORDS                # anything, and the map is words_only
+
+# How long an operation has waited, and how long it may.
+cdef struct Waiting:
+    uint64_t turn
+    uint64_t retries           # in a row, none of them BUSY
+    uint64_t swept, sweep_at, sweep_next       # of a sweep for room (sweeping.pxi)
+    int64_t began
+    int64_t limit_ns           # negative: no limit
+
+
+@cython.internal
+@cython.auto_pickle(False)
+cdef class MapHandle:
+    """The state of a handle, the object through which a process uses a map. MapCore attaches it."""
+
+    cdef Map map
+    cdef PyObject *attachment      # a counted reference, untyped: so this class needs no cyclic GC
+    cdef Standing *standing        # the attachment's
+    cdef bint is_user              # counted in attachment.users
+    cdef readonly str name
+    cdef bint is_closed
+    cdef readonly bint write_only
+    cdef Reads reads
+    cdef bint writes_oddly         # it may not write, or membarrier is refused (enter_oddly)
+    cdef bint overwrites           # the last update found its key: the next tries store_word
+    cdef Recycler recycler
+    cdef uint64_t in_flight        # operations of this generation under way: the mapping stays
+    cdef uint64_t generation       # the generation that in_flight counts
+    cdef uint64_t inherited        # operations of earlier generations: some may still return here
+    cdef uint64_t views            # objects that point into the mapping
+    cdef uint64_t writes           # operations begun that may have written; iterators compare it
+    cdef readonly uint32_t map_flags
+    cdef readonly uint32_t map_extra
+    cdef readonly bint ephemeral
+    cdef readonly uint64_t recovered_at_open
+    cdef object __weakref__
+    cdef uint64_t pins_held        # by living views of this handle
+    cdef uint64_t views_copied     # values that are copies for want of a pin
+
+    def __cinit__(self, *_ignored, **_named):
+        recycler_begin(&self.recycler)
+        self.is_closed = True
+        self.map.fd = -1
+
+    def __dealloc__(self):
+        free(self.map.path)
+        recycler_end(&self.recycler)
+
+
+cdef int expect_open(MapHandle handle) except -1:
+    if handle.is_closed:
+        raise _errors.MapClosed(f"map {handle.name!r} is closed")
+    return 0
+
+
+cdef int expect_writable(MapHandle handle) except -1:
+    """Raise ReadOnlyMap if the handle may only read."""
+    if handle.map.read_only:
+        raise _errors.ReadOnlyMap(
+            f"map {handle.name!r} is open for reading only; open it without read_only=True")
+    return 0
+
+
+cdef int refuse_reading(MapHandle handle) except -1:
+    expect_open(handle)
+    raise _errors.WriteOnlyMap(f"map {handle.name!r} is open for writing only")
+
+
+cdef int64_t timeout_ns(timeout) except? -2:
+    """Seconds as nanoseconds; -1 for more than 30 years."""
+    seconds = float(timeout)
+    if not seconds >= 0:
+        raise _errors.InvalidArgument(
+            f"timeout must be None or a number of seconds from 0 on, not {timeout!r}")
+    return -1 if seconds > 1e9 else <int64_t> (seconds * 1e9)

@@ -1,0 +1,109 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: storing and deleting the value of one key.
+
+
+cdef inline bint is_word(object thing) noexcept:
+    return PyBytes_CheckExact(thing) and PyBytes_GET_SIZE(thing) == 8
+
+
+cdef inline bint store_word(MapHandle handle, object key, object value) noexcept:
+    """update_value of a present key, in a map whose keys and values are words. False: nothing was
+    done, and the caller has to take the general path.
+
+    The GIL is kept, so the idle context need not be taken, only marked."""
+    cdef Op op
+    cdef uint64_t idle = handle.map.local.idle_context
+    cdef uint64_t word = read_u64(<const uint8_t *> PyBytes_AS_STRING(key))
+    cdef bint stored
+    if unlikely(idle == 0 or handle.map.read_only):
+        return False
+    op.map = &handle.map
+    op.self_index = <uint32_t> (idle - 1)
+    op.context = context_at(op.map, idle - 1)
+    op.hash = hash_word(op.map.seeds, word)
+    op.starving = 0
+    context_begin(op.context)
+    # freeze() waits for every operation that began before it.
+    stored = likely(load_relaxed_u64(&op.map.header.frozen) == 0) and update_word_fast(
+        &op, word, read_u64(<const uint8_t *> PyBytes_AS_STRING(value)))
+    if unlikely(not stored):
+        context_cancel(op.context)
+        return False
+    context_end(op.context)
+    handle.writes += 1
+    if unlikely(op.context.activity & NOTICE_MASK == 0):
+        begin_use(handle, &op)
+        note_use(handle, op.context)
+        end_use(handle)
+    return True
+
+
+cdef Status update_any(MapHandle handle, object key, object value, uint32_t flag) except? RETRY:
+    cdef Py_buffer key_view
+    cdef Py_buffer value_view
+    cdef const uint8_t *value_bytes
+    cdef Op op
+    cdef Status status = RETRY
+    cdef Waiting waiting = new_waiting(handle)
+    value_view.buf = NULL
+    op.key = buffer_bytes(handle, "key", key, handle.map.key_size, &key_view)
+    try:
+        value_bytes = buffer_bytes(handle, "value", value, handle.map.value_size, &value_view)
+        op.hash = hash_key(handle.map.seeds, op.key, handle.map.key_size)
+        enter_to_write(handle, &op)
+        try:
+            while True:                    # ends with the timeout
+                status = map_update(&op, value_bytes, flag)
+                if likely(is_final(status)) and not recovered_room(
+                        handle, status, &op, &waiting):
+                    break
+                wait_turn(handle, &op, status, &waiting)
+        finally:
+            leave(handle, &op)
+        handle.overwrites = not op.element_filled
+        if unlikely(status != OK):
+            raise_status(handle, status, &op)
+    finally:
+        if key_view.buf != NULL:
+            PyBuffer_Release(&key_view)
+        if value_view.buf != NULL:
+            PyBuffer_Release(&value_view)
+    return status
+
+
+cdef inline Status update_value(
+        MapHandle handle, object key, object value, uint32_t flag) except? RETRY:
+    if handle.overwrites and handle.reads == READS_WORDS and likely(
+            flag != UPDATE_NOEXIST and is_word(key) and is_word(value)
+            ) and likely(store_word(handle, key, value)):
+        return OK
+    return update_any(handle, key, value, flag)
+
+
+cdef Status delete_key(MapHandle handle, object key, void *value, bint f_lock=False) except? RETRY:
+    """OK or ABSENT."""
+    cdef Py_buffer view
+    cdef Op op
+    cdef Status status = RETRY
+    cdef Waiting waiting = new_waiting(handle)
+    op.key = buffer_bytes(handle, "key", key, handle.map.key_size, &view)
+    try:
+        op.hash = hash_key(handle.map.seeds, op.key, handle.map.key_size)
+        if value != NULL and handle.reads == READS_NONE:
+            refuse_reading(handle)
+        enter_to_write(handle, &op)
+        op.f_lock = f_lock
+        try:
+            while True:                    # ends with the timeout
+                status = map_delete(&op, value)
+                if likely(status != RETRY and status != BUSY):
+                    break
+                wait_turn(handle, &op, status, &waiting)
+        finally:
+            leave(handle, &op)
+    finally:
+        if view.buf != NULL:
+            PyBuffer_Release(&view)
+    if unlikely(status != OK and status != ABSENT):
+        raise_status(handle, status, &op)
+    return status
