@@ -79,7 +79,7 @@ def time_operations(BenchHandle handle not None, list tasks not None, list choic
         kinds[index] = TASKS[tasks[index]]
         places[index] = ["this", "before", "after", "none"].index(choices[index])
     workload_init(work, "update", first, 1, 1, None)
-    handle._enter(&op)
+    enter(handle, &op)
     with nogil:
         for number in range(begin, end):
             for index in range(count):
@@ -103,7 +103,7 @@ def time_operations(BenchHandle handle not None, list tasks not None, list choic
                     break
             if status != OK:
                 break
-    handle._leave(&op)
+    leave(handle, &op)
     if status != OK:
         raise RuntimeError(f"ended with status {<int> status}")
     return done

@@ -73,7 +73,7 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
     for index in range(kind_count):
         kinds[index] = TASKS[tasks[index]]
     workload_init(work, "update", 0, order.shape[0], 1, order)
-    handle._enter(&op)
+    enter(handle, &op)
     began = ended = clock_ns(CLOCK_MONOTONIC)
     with nogil:
         while status == OK and (adds or <uint64_t> (ended - began) < seconds_ns):
@@ -97,7 +97,7 @@ def rounds_of_map(BenchHandle handle not None, list tasks not None,
                 turn_give(turn, seen)
         if turn != NULL:
             store_release_u64(turn, <uint64_t> STOP_TURN)
-    handle._leave(&op)
+    leave(handle, &op)
     if status != OK:
         raise RuntimeError(f"ended with status {<int> status}")
     return ended - began, rounds, done
@@ -157,11 +157,11 @@ def two_lines(BenchHandle handle not None, const uint32_t[::1] buckets not None,
     cdef uint64_t bucket_count
     cdef Op op
     cdef int64_t began, ended
-    handle._enter(&op)
+    enter(handle, &op)
     bucket_count = load_acquire_u64(&map.header.table) >> PAYLOAD_SHIFT
     for index in range(count):
         if buckets[index] >= bucket_count or elements[index] >= map.element_max:
-            handle._leave(&op)
+            leave(handle, &op)
             raise ValueError("beyond what is there")
     began = clock_ns(CLOCK_MONOTONIC)
     with nogil:
@@ -169,5 +169,5 @@ def two_lines(BenchHandle handle not None, const uint32_t[::1] buckets not None,
             found += bucket_at(map, buckets[index]).header
             found += element_at(map, elements[index]).header
     ended = clock_ns(CLOCK_MONOTONIC)
-    handle._leave(&op)
+    leave(handle, &op)
     return ended - began, found

@@ -30,7 +30,7 @@ from machine.atomics cimport (
 )
 from machine.system cimport (
     close as close_fd, fstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED,
-    MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, CLOCK_MONOTONIC, PROT_WRITE,
+    MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, CLOCK_MONOTONIC, PROT_WRITE, futex_sleep,
 )
 from machine.hashing cimport hash_key, hash_word, KEY_INLINE_MAX, KEY_IS_LONG, key_digest
 from machine.number cimport (
@@ -68,11 +68,16 @@ from memory.region cimport (
 )
 from memory.pins cimport pin_claim, pin_clear, pin_set
 from memory.object cimport object_make
+from map.bell cimport (
+    BELL_ANY, bell_arm, bell_value, bells_ring_all, bells_section_ring, key_bell, lock_bell,
+    waiting_begin, waiting_end, waiting_say,
+)
 from map.chain cimport Found
-from map.element cimport element_unchanged
+from map.element cimport STARVING_NS, element_unchanged, starving_say
 from map.reference cimport element_replace, ref_protect
 from map.table cimport table_count, table_guess
 from map.read cimport (
+    Sight, key_settled,
     read_word_fast, map_find, read_fast, map_lookup, map_contains, entry_bytes, entry_deadline,
     entry_expired, entry_find, entry_read_fast,
 )
@@ -89,9 +94,11 @@ from map.batch cimport (
 )
 from processes.claim cimport CLAIM_LEAVING, CLAIM_READS, claim_is_dead
 from processes.liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
-from processes.recover cimport recover_all, recover_those_inside
+from processes.recover cimport owner_recover, recover_all, recover_those_inside
 from processes.forking cimport Unborn, unborn_adopt, unborn_claim, unborn_release
-from processes.wait cimport wait_step, sched_yield
+from processes.wait cimport (
+    element_of_word, is_element_word, sched_yield, wait_step, word_stands,
+)
 from processes.attach cimport (
     map_aligned, attach_map, attach_register, attach_claim, attach_rest, attach_end, attach_leave,
 )
@@ -143,6 +150,7 @@ include "python/bulk.pxi"
 include "python/entries.pxi"
 include "python/iterator.pxi"
 include "python/sections.pxi"
+include "python/watching.pxi"
 include "python/map.pxi"
 include "python/codec.pxi"
 include "python/dicthandle.pxi"

@@ -58,12 +58,14 @@ from shmrhash._errors import (
     TooLarge,
     TooManyProcesses,
     Unsupported,
+    WaitTimeout,
     WriteOnlyMap,
 )
 from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
 from shmrhash._gc import gc, unlink
 from shmrhash._map import RHashMap
 from shmrhash._types.arrays import Array
+from shmrhash._waiting import CHANGED, GONE, Change, Watch
 
 __version__ = "0.1.0"
 
@@ -80,9 +82,12 @@ __all__ = [
     "BPF_F_WRONLY_PROG",
     "BPF_F_ZERO_SEED",
     "BPF_NOEXIST",
+    "CHANGED",
+    "GONE",
     "Array",
     "Batch",
     "BucketInfo",
+    "Change",
     "DeadlockError",
     "Error",
     "FrozenMap",
@@ -114,6 +119,8 @@ __all__ = [
     "TooLarge",
     "TooManyProcesses",
     "Unsupported",
+    "WaitTimeout",
+    "Watch",
     "WriteOnlyMap",
     "gc",
     "unlink",

@@ -34,6 +34,7 @@ from shmrhash._types.schema import (
     with_ttl,
 )
 from shmrhash._views import ITEMS, shown
+from shmrhash._waiting import WaitMethods
 
 _MAX_ENTRIES = 1 << 20  # of a dict whose maker names no limit
 
@@ -41,7 +42,7 @@ _Limits = tuple[int | None, int | None]  # max_entries, max_bytes; None: not giv
 _D = TypeVar("_D", bound="SharedDict")
 
 
-class SharedDict(MappingMethods, _core.DictCore):
+class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
     """A dict in shared memory, for any number of processes.
 
     SharedDict(name, key=str, value=int) creates the dict, or opens it if it exists with the same
@@ -84,6 +85,9 @@ class SharedDict(MappingMethods, _core.DictCore):
     """
 
     _schema: Schema
+
+    def _waiter(self, keys: list[Any]) -> _core.Waiter:
+        return _core.Waiter(self.handle, [self._raw_key(key) for key in keys])
 
     def __init__(
         self,

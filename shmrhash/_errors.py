@@ -118,6 +118,12 @@ class LockTimeout(Error, TimeoutError):
     errno = errno.EBUSY
 
 
+class WaitTimeout(Error, TimeoutError):
+    """What was waited for did not happen within the timeout. ``errno`` is ETIMEDOUT."""
+
+    errno = errno.ETIMEDOUT
+
+
 class MapBusy(LockTimeout):
     """The map is being cleared: no new key can be inserted until that ends.
 

@@ -36,9 +36,10 @@ from shmrhash._fields import packed
 from shmrhash._locks import LockMethods
 from shmrhash._refusals import refuse_creation, restless_name
 from shmrhash._rows import item_size
+from shmrhash._waiting import WaitMethods
 
 
-class RHashMap(LockMethods, BatchMethods, _core.MapCore):
+class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
     """A hash map of fixed-size keys and values in shared memory, open to any number of processes.
 
     Made by RHashMap.create(), open() or open_or_create(). Keys and values are bytes, or any other
@@ -62,6 +63,9 @@ class RHashMap(LockMethods, BatchMethods, _core.MapCore):
                 f"SharedDict(name) makes a dict of any objects"
             )
         return super().__new__(cls, *args, **more)
+
+    def _waiter(self, keys: list[Any]) -> _core.Waiter:
+        return _core.Waiter(self, [_core.key_copy(self, key) for key in keys])
 
     def __init__(self, *_args: object, owner: int | None = None, **_ignored: object) -> None:
         self._owner = owner  # a user whom this handle trusts; a pickle of the handle keeps it

@@ -1,7 +1,8 @@
 /* What Cython cannot express: atomic accesses, fences, the 128-bit product, the vector match of a
  * bucket's tags, static assertions. No state and no policy live here.
  *
- * Orders. A _relaxed access is atomic and unordered; _acquire and _release pair up as in C11. The
+ * Orders. A _relaxed access is atomic and unordered; _acquire and _release pair up as in C11; all
+ * _seq_cst accesses have one order. The
  * fences are C11 fences: fence_acquire() keeps earlier loads before later accesses, fence_release()
  * keeps earlier accesses before later stores. compiler_fence() orders one thread against its own
  * death only: after SIGKILL every retired store is visible and no later one has happened, so what a
@@ -33,6 +34,11 @@
 #define shm_load_acquire_u32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_ACQUIRE)
 #define shm_store_relaxed_u32(p, v) __atomic_store_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_RELAXED)
 #define shm_store_release_u32(p, v) __atomic_store_n((uint32_t *)(p), (uint32_t)(v), __ATOMIC_RELEASE)
+#define shm_load_seq_cst_u64(p) __atomic_load_n((const uint64_t *)(p), __ATOMIC_SEQ_CST)
+#define shm_load_seq_cst_u32(p) __atomic_load_n((const uint32_t *)(p), __ATOMIC_SEQ_CST)
+#define shm_or_seq_cst_u64(p, v) __atomic_fetch_or((uint64_t *)(p), (uint64_t)(v), __ATOMIC_SEQ_CST)
+#define shm_or_seq_cst_u32(p, v) __atomic_fetch_or((uint32_t *)(p), (uint32_t)(v), __ATOMIC_SEQ_CST)
+#define shm_and_seq_cst_u64(p, v) __atomic_fetch_and((uint64_t *)(p), (uint64_t)(v), __ATOMIC_SEQ_CST)
 #define shm_add_relaxed_u64(p, v) __atomic_fetch_add((uint64_t *)(p), (uint64_t)(v), __ATOMIC_RELAXED)
 
 static inline int shm_cas_acquire_u64(uint64_t *p, uint64_t expected, uint64_t desired)

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # The system calls and constants that the core uses, and the clock.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.types cimport off_t
 
 cdef extern from "<sys/stat.h>" nogil:
@@ -48,6 +48,10 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef extern from "machine/fork_guard.h" nogil:
     void fork_guard_begin() noexcept
     void fork_guard_end() noexcept
+
+cdef extern from "machine/futex.h" nogil:
+    int futex_sleep "shm_futex_sleep" (
+        const uint32_t *word, uint32_t seen, int64_t until_ns) noexcept
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

@@ -24,11 +24,15 @@ from machine.atomics cimport (
     count_trailing_zeros, match7, read_u64,
 )
 from segment.status cimport Status, OK, ABSENT, CORRUPT, RETRY
-from segment.layout cimport LOCK_MASK, ELEMENT_LIVE, ELEMENT_UPD, Bucket
-from segment.words cimport bucket_level_plus1, element_state
+from segment.layout cimport (
+    LOCK_MASK, ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, ELEMENT_VERSION_ONE,
+    Bucket,
+)
+from segment.words cimport bucket_level_plus1, element_state, word_locked
 from segment.classes cimport ref_length
 from segment.geometry cimport Map, bucket_at, element_at, element_value
 from segment.fields cimport deadline_passed
+from memory.operation cimport Op, lock_busy
 from memory.object cimport ref_valid, ref_bytes, object_memory_covers
 from map.chain cimport Found, chain_find
 from map.element cimport (
@@ -247,3 +251,33 @@ cdef inline const uint8_t *entry_bytes(
         return NULL
     length[0] = ref_length(ref)
     return ref_bytes(map, ref)
+
+# How a key was found: an absent one with zeros.
+cdef struct Sight:
+    uint64_t element
+    uint64_t version           # of its header. While a section is open: the one before it began
+    uint64_t deadline          # 0: none
+
+cdef inline Status key_settled(Op *op, Sight *sight) noexcept nogil:
+    """Look at op's key at a moment when no writer may be in the middle of changing it. OK, ABSENT;
+    BUSY: one may; RETRY, CORRUPT. What a look at the value finds afterwards is at least as new."""
+    cdef Map *map = op.map
+    cdef Found found
+    cdef uint32_t state
+    cdef Status status = map_find(map, op.hash, op.key, &found)
+    sight.element = sight.version = sight.deadline = 0
+    if status == ABSENT and word_locked(found.header):
+        return lock_busy(op, &bucket_at(map, found.bucket).header, found.header)
+    if status != OK:
+        return status
+    state = element_state(found.header)
+    if state != ELEMENT_LIVE and state != ELEMENT_LOCKED:
+        return lock_busy(op, &found.element.header, found.header)
+    if map.timer_word != 0:
+        sight.deadline = load_relaxed_u64(
+            element_value(map, found.element) + map.timer_word - 1)
+    if not element_unchanged(&found):
+        return RETRY
+    sight.element = found.index
+    sight.version = found.header // ELEMENT_VERSION_ONE - (state == ELEMENT_LOCKED)
+    return OK

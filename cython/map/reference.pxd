@@ -31,6 +31,7 @@ from memory.hazard cimport hazard_set
 from memory.pool cimport object_memory_ready
 from memory.object cimport ref_pool, ref_valid, ref_object, owned_ref, object_free, owned_refs_free
 from map.rest cimport rest_shorten
+from map.bell cimport key_changed
 from map.chain cimport Found
 from map.element cimport element_unchanged, element_spin, element_hold, element_release
 
@@ -195,6 +196,7 @@ cdef inline Status element_replace(
         rest_shorten(op.map, load_relaxed_u64(redo + op.map.timer_word - 1))
     refs_exchange(op, element)
     element_release(op, element, held)
+    key_changed(op.map, op.hash)
     owned_refs_free(op)                           # an object that is BUSY stays named
     return OK
 

@@ -34,6 +34,7 @@ from memory.operation cimport (
     REGION_SLACK_BYTES, RELEASE_MASK,
 )
 from memory.region cimport region_release
+from map.bell cimport element_changed
 from map.chain cimport Found, chain_find, chain_remove
 from map.element cimport element_expired, element_spin
 from map.table cimport table_count, entries_taken
@@ -63,7 +64,7 @@ cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
 cdef inline Status delete_found(
         Op *op, Bucket *bucket, const Found *found, void *value) noexcept nogil:
     """Delete an element of a held bucket, and unlock the bucket. A section that is open on the
-    element is cut off, unless this operation waits for sections."""
+    element is cut off, unless this operation waits for sections. op.hash is the key's hash."""
     if word_locked(found.header) and (
             op.f_lock or element_state(found.header) != ELEMENT_LOCKED):
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
@@ -84,6 +85,7 @@ cdef inline Status delete_found(
             fields_blank(op.map, <uint64_t *> value)
     chain_remove(op, bucket, found.line, found.slot)
     lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
+    element_changed(op.map, op.hash, found.index)
     if not op.options & OP_KEEP_ELEMENT:
         op_give_back(op)
     return OK
@@ -156,6 +158,7 @@ cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
     if not bucket_first(op.map, bucket, &found):
         lock_release(&bucket.header, held)
         return ABSENT
+    op.hash = load_relaxed_u32(&found.line.tags[found.slot])
     return delete_found(op, bucket, &found, NULL)
 
 # How far emptying a map has come. It begins with zeros.

@@ -27,6 +27,7 @@ from segment.words cimport element_header, lock_bits
 from segment.geometry cimport element_value, context_redo
 from segment.fields cimport fields_blank
 from memory.operation cimport OP_RAW_FIELDS, Op, WRITE_TRIES_MAX
+from map.bell cimport element_changed, section_ended
 from map.chain cimport Found
 from map.element cimport element_hold, element_redo
 from map.reference cimport element_replace
@@ -95,14 +96,17 @@ cdef inline Status section_commit(
     if status != OK:
         return status
     if op.map.field_count != 0:
-        return element_replace(op, &found, value, section.held)
-    copy_in(context_redo(op.context), value, op.map.value_size)
-    # Release: the redo buffer, for readers that meet UPD; pairs with the acquire of the header in
-    # chain_find.
-    if not cas_acq_rel_u64(&found.element.header, section.held, held):
-        return ABSENT
-    element_redo(op, found.element, held)
-    return OK
+        status = element_replace(op, &found, value, section.held)
+    else:
+        copy_in(context_redo(op.context), value, op.map.value_size)
+        # Release: the redo buffer, for readers that meet UPD; pairs with the acquire of the header
+        # in chain_find.
+        if not cas_acq_rel_u64(&found.element.header, section.held, held):
+            return ABSENT
+        element_redo(op, found.element, held)
+    if status == OK:
+        element_changed(op.map, op.hash, section.index)
+    return status
 
 cdef inline Status section_abandon(Op *op, const Section *section) noexcept nogil:
     """End the section with the value as it was. ABSENT: the key was deleted during the section."""
@@ -114,6 +118,7 @@ cdef inline Status section_abandon(Op *op, const Section *section) noexcept nogi
     if not cas_acq_rel_u64(
             &found.element.header, section.held, element_header(section.held, ELEMENT_LIVE, 0)):
         return ABSENT
+    section_ended(op.map, section.index)
     return OK
 
 cdef inline Status section_remove(Op *op, const Section *section) noexcept nogil:

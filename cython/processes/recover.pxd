@@ -48,6 +48,7 @@ from memory.operation cimport Op, lock_release, op_holds, header_set, context_be
 from memory.region cimport budget_recover
 from memory.pool cimport object_memory_ready
 from map.rest cimport rest_shorten
+from map.bell cimport waiting_recover
 from map.chain cimport (
     Found, chain_bump, chain_links, chain_names, line_stash, chain_remove, chain_repair,
     chain_clear,
@@ -281,6 +282,8 @@ cdef inline Status contexts_recover(Map *map, uint64_t index) noexcept nogil:
             if one != OK:
                 status = one
     recoverers_forget(map, index)
+    if status == OK:
+        waiting_recover(map, index)
     return status
 
 cdef inline void recovery_note(Map *map, int64_t began) noexcept nogil:

@@ -35,6 +35,10 @@ cdef inline bint is_element_word(Map *map, const uint64_t *word) noexcept nogil:
     return <uint64_t> map.elements <= <uint64_t> word < (
         <uint64_t> map.elements + map.element_pool.block_count * map.element_pool.block_bytes)
 
+cdef inline uint64_t element_of_word(Map *map, const uint64_t *word) noexcept nogil:
+    """The element in which a word lies (is_element_word)."""
+    return (<uint64_t> word - <uint64_t> map.elements) // map.stride
+
 cdef inline bint word_stands(Op *op) noexcept nogil:
     """Whether the word in the way is unchanged. The memory of an element or a bucket may have been
     given back since: that is checked first, inside an operation, so that the memory stays until the
@@ -49,8 +53,7 @@ cdef inline bint word_stands(Op *op) noexcept nogil:
     if op.context != NULL:
         context_begin(op.context)
     if is_element_word(map, op.wait_word):
-        there = object_memory_ready(
-            op, &map.element_pool, (at - <uint64_t> map.elements) // map.stride)
+        there = object_memory_ready(op, &map.element_pool, element_of_word(map, word))
     elif at >= <uint64_t> map.buckets and at < <uint64_t> map.lines:
         if at - <uint64_t> map.buckets >= region_usable(map, REGION_BUCKETS):
             there = ABSENT
@@ -72,7 +75,7 @@ cdef inline Status wait_step(Op *op, uint64_t turn, int64_t waited_ns) noexcept 
         return RETRY
     # A read-only handle may not store to header.starving.
     if not map.read_only and waited_ns >= STARVING_NS and is_element_word(map, op.wait_word):
-        starving_say(op, (<uint64_t> op.wait_word - <uint64_t> map.elements) // map.stride)
+        starving_say(op, element_of_word(map, op.wait_word))
     sleep <<= turn - 4 if turn < 9 else 5
     if op.starving != 0:
         sleep = SLEEP_NS_MIN

@@ -27,6 +27,7 @@ cdef int freeze_map(MapHandle handle) except -1:
         except BaseException:
             store_release_u64(&handle.map.header.frozen, 0)
             raise
+        bells_ring_all(&handle.map)            # what is waited for cannot happen any more
     finally:
         leave(handle, &op)
     return 0
@@ -49,7 +50,7 @@ cdef int clear_map(MapHandle handle) except -1:
     try:
         repeat(handle, &op, attempt_clearing, NULL, &waiting)
         try:
-            while True:                    # deletes an entry each turn; none are inserted
+            while True:                        # deletes an entry each turn; none are inserted
                 status = clear_step(&op, &clearing)
                 if status == ABSENT:
                     break

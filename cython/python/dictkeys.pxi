@@ -116,7 +116,7 @@ cdef object view_of(DictHandle owner, object key):
                     owner.handle, &op, &found,
                     value[owner.handle.map.ref_words[owner.value_slot]])
             rounds += 1
-            if rounds > READ_ROUNDS_MAX:   # no writers interfere this often
+            if rounds > READ_ROUNDS_MAX:       # no writers interfere this often
                 status = CORRUPT
     finally:
         leave_reading(owner.handle, &op)

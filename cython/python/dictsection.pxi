@@ -72,7 +72,7 @@ cdef class LockedEntry(LockedSection):
             refuse_section(self.handle)
         if self.current is not MISSING:
             return True
-        sections_open.pop(self._name(), None)
+        self._not_locked()
         self.section.held = 0
         return False
 

@@ -48,7 +48,7 @@ cdef object entry_of(DictHandle owner, bytes raw, int what):
                 result = owner._decode(&found, value, &op)    # copied: a walk would pin too many
             renew(owner.handle, &op)
             rounds += 1
-            if rounds > READ_ROUNDS_MAX:   # no writers interfere this often
+            if rounds > READ_ROUNDS_MAX:       # no writers interfere this often
                 status = CORRUPT
     finally:
         leave_reading(owner.handle, &op)
@@ -125,7 +125,7 @@ cdef object pop_raw(DictHandle owner, bytes raw, KeyBytes *key):
         found = section.current
         section.removing = True
         section.__exit__(None, None, None)
-    except _errors.KeyNotFound:            # also KeyGone
+    except _errors.KeyNotFound:                # also KeyGone
         return MISSING
     return found
 
@@ -135,7 +135,7 @@ cdef object pop_any(DictHandle owner):
     cdef uint64_t when = 0
     cdef uint64_t lost = 0
     cdef uint64_t before
-    while lost < LOST_MAX:                 # again if other callers took all that was found
+    while lost < LOST_MAX:                     # again if other callers took all that was found
         before = lost
         undecoded = None
         for raw in EntryIterator(owner.handle, "keys", True):

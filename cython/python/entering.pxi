@@ -109,7 +109,7 @@ cdef inline void leave(MapHandle handle, Op *op) noexcept:
         return
     if unlikely(op.context.element != 0 or op.context.line_stash != 0
                 or op.context.debt != 0 or op.starving != 0) and not handle.map.read_only:
-        op_give_back(op)                   # a reader owes nothing, whatever its context says
+        op_give_back(op)                       # a reader owes nothing, whatever its context says
     op_end(op)
     if unlikely(not local_put_u64(&handle.map.local.idle_context, op.self_index + 1)):
         attach_rest(&handle.map, op.self_index + 1)
@@ -121,9 +121,9 @@ cdef inline void leave(MapHandle handle, Op *op) noexcept:
 cdef int enter_oddly(MapHandle handle, Op *op) except -1:
     """enter() for a write by a handle that may not write, or where membarrier is refused."""
     expect_open(handle)
-    handle._expect_writable()
+    expect_writable(handle)
     enter(handle, op)
-    fence_seq_cst()                        # in place of the membarrier in freeze()
+    fence_seq_cst()                            # in place of the membarrier in freeze()
     return 0
 
 

@@ -77,6 +77,8 @@ cdef class MapCore(MapHandle):
         if not self.is_closed:
             self.is_closed = True
             self.reads = READS_NONE
+            if self.in_flight != 0 and not self.map.read_only:
+                bells_ring_all(&self.map)      # threads that wait by this handle learn of it
             if self.generation != process_generation:
                 inherit_uses(self)
             detach_if_idle(self)

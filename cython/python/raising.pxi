@@ -126,5 +126,5 @@ cdef refuse_buffer(
 cdef bad_flags(MapHandle handle, flags, str wanted, bint writing=False):
     if writing and handle.map.read_only:     # the kernel's order: EPERM, EINVAL
         expect_open(handle)
-        handle._expect_writable()
+        expect_writable(handle)
     raise _errors.InvalidArgument(f"flags {as_index(flags)} are not valid: {wanted}")

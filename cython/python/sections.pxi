@@ -33,6 +33,7 @@ cdef class LockedSection:
     cdef Op op
     cdef Section section           # section.held is 0 if the section has been ended or never begun
     cdef int state
+    cdef tuple name                # in sections_open, once the key is locked
     cdef object timeout
     cdef object kept               # op.key points into this object, or into the section itself
     cdef bint removing             # the key is deleted at the end
@@ -46,12 +47,15 @@ cdef class LockedSection:
             waiting.limit_ns = timeout_ns(self.timeout)
         return 0
 
-    cdef tuple _name(self):
-        return self.handle.map.device, self.handle.map.inode, self.op.self_index
-
     cdef int _locked(self) except -1:
         """The key is locked now, by this thread."""
-        sections_open[self._name()] = PyThread_get_thread_ident()
+        self.name = self.handle.map.device, self.handle.map.inode, self.op.self_index
+        sections_open[self.name] = PyThread_get_thread_ident()
+        return 0
+
+    cdef int _not_locked(self) except -1:
+        if self.name is not None:
+            sections_open.pop(self.name, None)
         return 0
 
     cdef bint _mine(self) noexcept:
@@ -92,7 +96,7 @@ cdef class LockedSection:
                 if section_abandon(&self.op, &self.section) != RETRY:
                     break
         self.section.held = 0
-        sections_open.pop(self._name(), None)
+        self._not_locked()
         leave(self.handle, &self.op)
 
     cdef void _abandon(self) noexcept:

@@ -3,6 +3,9 @@
 
 cdef enum:
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries each: more only in a damaged segment
+    SECTION_SLICE_NS = 2000000         # how often a waiter for a section looks whether its owner
+    SECTION_SLICE_LATE_NS = 50000000   # lives: in the first 0.1 s, and later
+    SECTION_EARLY_NS = 100000000
 
 # Sections that threads of this process have open: (device, inode, context) -> thread.
 cdef dict sections_open = {}
@@ -11,7 +14,7 @@ cdef dict sections_open = {}
 cdef inline Waiting new_waiting(MapHandle handle) noexcept:
     cdef Waiting waiting
     waiting.turn = waiting.retries = waiting.swept = waiting.began = 0
-    waiting.sweep_at = waiting.sweep_next = 0
+    waiting.sweep_at = waiting.sweep_next = waiting.passed_on = 0
     waiting.limit_ns = handle.map.timeout_ns
     return waiting
 
@@ -39,6 +42,41 @@ cdef int resume(MapHandle handle, Op *op) except -1:
     return 0
 
 
+cdef bint section_in_the_way(Op *op) noexcept:
+    """After BUSY: whether to sleep on the section's bell. A waiter that starves is let in next, so
+    it looks by itself, often (wait.pxd)."""
+    return (op.context != NULL and not op.map.read_only and op.starving == 0
+            and is_element_word(op.map, op.wait_word)
+            and element_state(op.wait_seen) == ELEMENT_LOCKED)
+
+
+cdef void sleep_for_section(Op *op, Waiting *waiting, int64_t now) noexcept:
+    """Sleep until the section ends whose element is in the way, or for some milliseconds; recover
+    its owner if that is dead."""
+    cdef Map *map = op.map
+    cdef uint32_t element = <uint32_t> element_of_word(map, op.wait_word)
+    cdef int64_t waited = now - waiting.began
+    cdef int64_t until = now + (SECTION_SLICE_NS if waited < SECTION_EARLY_NS
+                                else SECTION_SLICE_LATE_NS)
+    cdef uint32_t seen
+    if waiting.limit_ns >= 0 and waiting.began + waiting.limit_ns < until:
+        until = waiting.began + waiting.limit_ns
+    waiting_begin(map, element)
+    with nogil:
+        waiting_say(map, element)
+        seen = bell_arm(lock_bell(map, element))
+        if word_stands(op) and not owner_recover(op):
+            if waited >= STARVING_NS:
+                starving_say(op, element)
+            # Woken, though this section has not ended: it was for another one of the same bell.
+            # The waiter behind this one may be the right one. Once for each section is enough.
+            if (op.starving == 0 and futex_sleep(lock_bell(map, element), seen, until) == 0
+                    and waiting.passed_on != op.wait_seen and word_stands(op)):
+                waiting.passed_on = op.wait_seen
+                bells_section_ring(map.header.bells, element)
+    waiting_end(map, element)
+
+
 cdef int wait_turn(MapHandle handle, Op *op, Status status, Waiting *waiting) except -1:
     """Wait between two attempts of an operation. It holds nothing, and its context is outside
     any operation until the next attempt."""
@@ -61,11 +99,14 @@ cdef int wait_turn(MapHandle handle, Op *op, Status status, Waiting *waiting) ex
         raise_status(handle, CORRUPT, op)
     if op.context != NULL:
         op_end(op)
-    with nogil:
-        if status == BUSY:
-            wait_step(op, waiting.turn, now - waiting.began)
-        else:
-            sched_yield()
+    if status == BUSY and waiting.turn >= 4 and section_in_the_way(op):
+        sleep_for_section(op, waiting, now)
+    else:
+        with nogil:
+            if status == BUSY:
+                wait_step(op, waiting.turn, now - waiting.began)
+            else:
+                sched_yield()
     waiting.turn += 1
     resume(handle, op)
     return 0

@@ -1,5 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: storing and deleting the value of one key.
+#
+# update_any and delete_key, behind the most frequent writes, have loops of their own: with the
+# attempt behind a pointer, as in repeat(), add() executes 34 instructions more, 4 %.
 
 
 cdef inline bint is_word(object thing) noexcept:
@@ -52,7 +55,7 @@ cdef Status update_any(MapHandle handle, object key, object value, uint32_t flag
         op.hash = hash_key(handle.map.seeds, op.key, handle.map.key_size)
         enter_to_write(handle, &op)
         try:
-            while True:                    # ends with the timeout
+            while True:                        # ends with the timeout
                 status = map_update(&op, value_bytes, flag)
                 if likely(is_final(status)) and not recovered_room(
                         handle, status, &op, &waiting):
@@ -94,7 +97,7 @@ cdef Status delete_key(MapHandle handle, object key, void *value, bint f_lock=Fa
         enter_to_write(handle, &op)
         op.f_lock = f_lock
         try:
-            while True:                    # ends with the timeout
+            while True:                        # ends with the timeout
                 status = map_delete(&op, value)
                 if likely(status != RETRY and status != BUSY):
                     break

@@ -32,6 +32,7 @@ cdef struct Local:
     uint64_t generation        # of this registration: another one after every fork
     uint64_t more_count        # further idle contexts: several threads can be inside operations
     uint32_t more[446]
+    uint32_t waiting[64]       # for each class of keys: how many threads wait (bell.pxd)
 
 cdef struct Map:
     uint8_t *base

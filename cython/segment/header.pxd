@@ -19,7 +19,7 @@ from segment.geometry cimport Map, geometry_compute, geometry_add_objects, bucke
 from segment.fields cimport fields_place
 
 cdef enum:
-    CHECKED_BYTES = 96         # of the header, before the checksum
+    CHECKED_BYTES = 88         # of the header, before the checksum
     KEY_SIZE_MAX = 65535       # rhashtable's key_len has 16 bits
     ENTRIES_MAX = 0x80000000   # 1 << 31, the kernel's limit
     PAIR_SIZE_LIMIT = 4194256  # key_size + value_size must stay below it: KMALLOC_MAX_SIZE of 4 MiB
@@ -100,7 +100,7 @@ cdef inline Status segment_examine(
     cdef uint32_t region
     if header.magic != MAGIC:
         return ABSENT
-    if header.layout_version != LAYOUT_VERSION:
+    if header.layout_version != LAYOUT_VERSION or header.features != 0:
         return PRESENT
     if header.fields_checksum != fields_checksum(header):
         return CORRUPT

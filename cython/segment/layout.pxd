@@ -1,7 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# What lies where in a segment, and what each word means. Format version 2.
+# What lies where in a segment, and what each word means. Format version 3.
 #
-#   header 4 KiB | process slots 1024 x 64 B | contexts 4096 x (272 B + redo) | depots 64 B each
+#   header 4 KiB: words, bells (from 1,024 on), the program's schema (2,048 to 3,583); what follows
+#     is reserved
+#     | process slots 1024 x 64 B | contexts 4096 x (272 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
 #     | objects of any size, in a map that has objects (classes.pxd)
 #
@@ -31,7 +33,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport static_assert
 
 cdef enum:
-    LAYOUT_VERSION = 2
+    LAYOUT_VERSION = 3
     PAGE_BYTES = 4096
     LINE_BYTES = 64
     HEADER_BYTES = 4096
@@ -119,6 +121,9 @@ cdef enum:
     SCHEMA_OFFSET = 2048       # in the header's page: the program's description of its values
     SCHEMA_MAX = 1536
 
+cdef enum:
+    BELL_COUNT = 256
+
 cdef struct FieldPlace:
     uint32_t kind
     uint32_t offset            # in the value, bytes
@@ -178,17 +183,19 @@ cdef struct Header:
     uint32_t ephemeral
     uint64_t seeds[4]
     uint64_t segment_bytes
-    uint64_t created_ns        # CLOCK_REALTIME
     uint64_t checksum          # of the bytes before it
     uint64_t frozen            # not 0: writes are refused. In a cache line that is hardly written.
     uint64_t starving          # the claim of a waiter that starves (element.pxd); 0: there is none
     uint64_t clearing          # lock word: held while a map is cleared; no key is inserted then
+    uint64_t waited            # classes of keys for which a process may be waiting (bell.pxd)
     uint64_t max_bytes         # limit of the memory of objects; 0: the map has no objects
     uint32_t field_count
     uint32_t schema_bytes
     FieldPlace fields[8]
+    uint64_t created_ns        # CLOCK_REALTIME
+    uint64_t features          # parts of the format that this version does not have: must be 0
     uint64_t fields_checksum   # of the bytes from max_bytes to here; not of the schema
-    uint64_t _reserved_a[3]
+    uint64_t _reserved_a
     uint64_t sweep_rest, sweep     # see rest.pxd; a hint where the next sweep begins (sweep.pxd)
     uint64_t table             # bucket_count. Its own cache line, as are those below.
     uint64_t fences            # never 0 again once set: readers of objects fence (hazard.pxd)
@@ -199,6 +206,8 @@ cdef struct Header:
     Pool element_pool
     Pool line_pool
     Statistics statistics
+    uint64_t _reserved_d[8]
+    uint32_t bells[BELL_COUNT]     # futex words (bell.pxd)
 
 # One attached process, or a dead one that is not recovered yet.
 cdef struct ProcessSlot:
@@ -208,7 +217,7 @@ cdef struct ProcessSlot:
     uint64_t namespace_inode   # of that PID namespace; for people only
     char command[16]           # for people only
     uint64_t recoverer         # changes : 48; process slot + 1 of its recoverer, or 0 : 16
-    uint64_t _reserved
+    uint64_t waiting           # classes of keys for which its threads wait (bell.pxd)
 
 # The state of one thread's operation: its owner, and what it may own. Only the owner writes it, in
 # program order; recovery reads it after the owner's death. A field that names a thing only tells
@@ -272,11 +281,11 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(sizeof(Pool) == 64)
     static_assert(sizeof(Statistics) == 128)
     static_assert(<uint64_t> &(<Header *> NULL).seeds == 48)
-    static_assert(<uint64_t> &(<Header *> NULL).checksum == 96)
-    static_assert(<uint64_t> &(<Header *> NULL).frozen == 104)
-    static_assert(<uint64_t> &(<Header *> NULL).clearing == 120)
+    static_assert(<uint64_t> &(<Header *> NULL).checksum == 88)
+    static_assert(<uint64_t> &(<Header *> NULL).frozen == 96)
+    static_assert(<uint64_t> &(<Header *> NULL).waited == 120)
     static_assert(<uint64_t> &(<Header *> NULL).max_bytes == 128)
-    static_assert(<uint64_t> &(<Header *> NULL).fields_checksum == 208)
+    static_assert(<uint64_t> &(<Header *> NULL).fields_checksum == 224)
     static_assert(<uint64_t> &(<Header *> NULL).sweep == 248)
     static_assert(<uint64_t> &(<Header *> NULL).table == 256)
     static_assert(<uint64_t> &(<Header *> NULL).fences == 264)
@@ -284,4 +293,5 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(<uint64_t> &(<Header *> NULL).regions == 384)
     static_assert(<uint64_t> &(<Header *> NULL).element_pool == 704)
     static_assert(<uint64_t> &(<Header *> NULL).statistics == 832)
-    static_assert(sizeof(Header) <= 4096)
+    static_assert(<uint64_t> &(<Header *> NULL).bells == 1024)
+    static_assert(sizeof(Header) == SCHEMA_OFFSET)

@@ -11,7 +11,11 @@ FIND = [
 ORDER = [
     ("region", "violet", "its two watermarks are right at every moment: unlock"),
     ("depot, credits", "violet", "put a detached list back; complete moved credits; unlock"),
-    ("block", "violet", "a block without memory is a hole; else a take or give is undone or finished"),
+    (
+        "block",
+        "violet",
+        "a block without memory is a hole; else a take or give is undone or finished",
+    ),
     ("budget", "violet", "the word becomes what the context said it would be; unlock"),
     ("element", "blue", "UPD: copy redo to value, LIVE.   ULOCK, LOCKED: LIVE"),
     ("bucket: insert", "blue", "a slot names the element: done.   Else: the element is freed"),

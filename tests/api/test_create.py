@@ -41,8 +41,9 @@ FIXED_FIELDS = {
     "ephemeral": (44, 4),
     "seeds": (48, 32),
     "segment_bytes": (80, 8),
-    "created_ns": (88, 8),
-    "checksum": (96, 8),
+    "checksum": (88, 8),
+    "created_ns": (208, 8),
+    "features": (216, 8),
 }
 MOVING_PARTS = range(256, 960)
 

@@ -210,12 +210,12 @@ def test_insertions_are_locked_out_while_a_map_is_cleared(map_name):
     with RHashMap.create(map_name, key_size=8, value_size=8, max_entries=10) as handle:
         handle[b"a" * 8] = b"1" * 8
         with open(handle.info()["path"], "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-            struct.pack_into("<Q", memory, 120, 4095 << 1 | 1)  # clearing: held by a living process
+            struct.pack_into("<Q", memory, 112, 4095 << 1 | 1)  # clearing: held by a living process
             with pytest.raises(shmrhash.MapBusy, match="being cleared"):
                 handle[b"b" * 8] = b"2" * 8
             handle[b"a" * 8] = b"3" * 8
             del handle[b"a" * 8]
-            struct.pack_into("<Q", memory, 120, 0)
+            struct.pack_into("<Q", memory, 112, 0)
         handle[b"b" * 8] = b"2" * 8
         handle.check()
         handle.unlink()

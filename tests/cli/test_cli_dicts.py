@@ -508,10 +508,13 @@ def test_dict_of_a_killed_process_is_shown_and_repaired(users):
     """C2: it is killed while it stores objects; values are whole before and after repair."""
     make_dict({}, key=str, value=str, max_bytes=1 << 24)
 
+    opened = []
+
     def store():
-        d = SharedDict.open("jobs")
+        if not opened:  # in the child, the first time
+            opened.append(SharedDict.open("jobs"))
         for number in range(20):
-            d[f"key {number}"] = f"{number} " * 5000
+            opened[0][f"key {number}"] = f"{number} " * 5000
 
     users.kill(users.start_working(store))
 

@@ -6,7 +6,7 @@ import random
 import pytest
 from support.core.picture import REGIONS, Header
 
-CHECKED_BYTES = 96
+CHECKED_BYTES = 88
 
 
 def examine(image, change=None):

@@ -23,7 +23,7 @@ from shmrhash._types.declared import codec_for
 NAMES_OFFSET, OWING_OFFSET = 22 * 8, 21 * 8  # in a context
 VALUE = b"a value that stands in no entry, of some class"
 RUN = bytes(range(256)) * 80  # five pages
-SCHEMA_BYTES_OFFSET, SCHEMA_OFFSET, CHECKED_FROM, CHECKSUM_OFFSET = 140, 2048, 128, 208
+SCHEMA_BYTES_OFFSET, SCHEMA_OFFSET, CHECKED_FROM, CHECKSUM_OFFSET = 140, 2048, 128, 224
 DONE_OR_SAID = ("done", "SegmentCorrupt", "LockTimeout", "KeyNotFound")
 
 
@@ -258,7 +258,7 @@ def test_impossible_header_ends_in_segment_corrupt(map_name, lie):
             with open(m._path, "r+b") as file:
                 header = bytearray(os.pread(file.fileno(), 4096, 0))
                 struct.pack_into(form, header, offset, *numbers)
-                struct.pack_into("<Q", header, 96, checksum(header[:96]))
+                struct.pack_into("<Q", header, 88, checksum(header[:88]))
                 fields = header[CHECKED_FROM:CHECKSUM_OFFSET]
                 struct.pack_into("<Q", header, CHECKSUM_OFFSET, checksum(fields))
                 os.pwrite(file.fileno(), header, 0)

@@ -29,7 +29,7 @@ LAYERS = {
     ],
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
-        *("rest", "chain", "element", "reference", "table", "resize", "read", "hold"),
+        *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
         *("remove", "sweep", "write", "section", "walk", "batch"),
     ],
     "processes": [
@@ -39,8 +39,8 @@ LAYERS = {
     "python": [
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
-        *("objects", "figures", "bulk", "entries", "iterator", "sections", "map"),
-        *("codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
+        *("objects", "figures", "bulk", "entries", "iterator", "sections"),
+        *("watching", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]
@@ -400,7 +400,7 @@ def public_things():
             continue
         yield pytest.param(name, thing, id=name)
         if inspect.isclass(thing) and not issubclass(thing, BaseException):
-            owners = itertools.takewhile(lambda owner: owner is not object, thing.__mro__)
+            owners = itertools.takewhile(lambda owner: owner not in (object, tuple), thing.__mro__)
             members = {member for owner in owners for member in vars(owner)}
             for member in sorted(member for member in members if not member.startswith("_")):
                 qualified = f"{name}.{member}"

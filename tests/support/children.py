@@ -215,7 +215,9 @@ def kill(*children):
         assert child.exitcode is None
         os.kill(child.pid, signal.SIGKILL)
     for child in children:
-        assert child.kill() == -signal.SIGKILL
+        if child.kill() != -signal.SIGKILL:
+            child.result()  # raises what the function raised
+            raise ChildFailed(f"{child.label}: ended before it was killed")
 
 
 def die_with_parent():

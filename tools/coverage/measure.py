@@ -157,7 +157,7 @@ def reasons():
     for line in REASONS.read_text().splitlines():
         if line and not line.startswith("#"):
             name, text, reason = line.split("\t")
-            known[name, text] = reason
+            known[name, COMMENT.sub("", text)] = reason
     return known
 
 

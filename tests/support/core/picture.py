@@ -65,11 +65,11 @@ class Header(ctypes.Structure):
         ("ephemeral", c_uint32),
         ("seeds", c_uint64 * 4),
         ("segment_bytes", c_uint64),
-        ("created_ns", c_uint64),
         ("checksum", c_uint64),
         ("frozen", c_uint64),
         ("starving", c_uint64),
         ("clearing", c_uint64),
+        ("waited", c_uint64),
         ("_reserved_a", c_uint64 * 16),
         ("table", c_uint64),
         ("_reserved_b", c_uint64 * 7),
@@ -79,6 +79,8 @@ class Header(ctypes.Structure):
         ("element_pool", Pool),
         ("line_pool", Pool),
         ("statistics", Statistics),
+        ("_reserved_d", c_uint64 * 8),
+        ("bells", c_uint32 * 256),
     ]
 
 
@@ -90,7 +92,7 @@ class ProcessSlot(ctypes.Structure):
         ("namespace_inode", c_uint64),
         ("command", c_char * 16),
         ("recoverer", c_uint64),
-        ("_reserved", c_uint64),
+        ("waiting", c_uint64),
     ]
 
 

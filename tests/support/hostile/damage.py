@@ -14,7 +14,7 @@ LENGTH_BITS = 30  # the bits of the length in a reference, below the index
 LENGTHS = (0, 1, 8, 9, 56, 57, 248, 4088, 4089, 8128, 8129, 70_000, 0xFFFFFC0, 0xFFFFFC1, 1 << 29)
 FIRST_CONTEXT = 4096 + 65536
 CONTEXT_WORDS, CONTEXT_NAMES = 32, range(22, 28)
-CHECKED_BYTES = 96
+CHECKED_BYTES = 88
 HEADER_SIZES = {"key_size": (16, "<I"), "value_size": (20, "<I"), "max_entries": (24, "<Q")}
 INTERESTING = [
     *(0, 1, 2, 3, 4, 5, 6, 7, 8, 64, 96, 255, 256, 4095, 4096),
@@ -214,8 +214,8 @@ class Damage:
         if size is None or size > 1 << 34:
             size = self.image.size
         struct.pack_into("<Q", header, 80, size)
-        struct.pack_into("<Q", header, 96, checksum(header[:CHECKED_BYTES]))
-        return [("set", 16, header[16:104].hex()), ("size", size)]
+        struct.pack_into("<Q", header, CHECKED_BYTES, checksum(header[:CHECKED_BYTES]))
+        return [("set", 16, header[16 : CHECKED_BYTES + 8].hex()), ("size", size)]
 
 
 def write(fd, image, mutations, images):

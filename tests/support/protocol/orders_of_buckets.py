@@ -194,5 +194,5 @@ def a_write_sees_the_freeze_or_is_waited_for(o):
 @litmus
 def a_write_without_membarrier_sees_the_freeze_or_is_waited_for(o):
     """freeze(): a process to which membarrier is refused makes the fence itself."""
-    threads = [writing(o, *fence(o.full("_enter_oddly: the fence"))), freezing(o, *fence(FULL))]
+    threads = [writing(o, *fence(o.full("enter_oddly: the fence"))), freezing(o, *fence(FULL))]
     return Litmus(threads, missed_each_other)

@@ -1,7 +1,5 @@
 """Waiting for a change of a key, without a lock, a list of waiters or a fence.
 
-A design that is not built yet.
-
 There is one class of keys here, with one bell: a futex word, a number and a bit SLEEPING that says
 that a waiter sleeps on it, or is about to. The word ``waited`` says that a process may be waiting,
 and the word ``waits`` of each process is the truth behind it. A waiter sets all three and then

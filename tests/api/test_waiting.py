@@ -1,0 +1,612 @@
+"""wait(), wait_any() and watch() of RHashMap: every change wakes whoever waits for it.
+
+Where nothing else is said, waiters do not look by themselves (slices are off), so a wake-up that is
+lost ends the test by its timeout.
+"""
+
+import os
+import signal
+import struct
+import threading
+import time
+
+import numpy
+import pytest
+from support.jobs import number_in, word
+from support.workers import METHODS, run_together
+
+import shmrhash
+from shmrhash import CHANGED, GONE, Change, Kptr, RHashMap, _core
+
+LONG_S = 60
+HOURS_NS = 10 * 3600 * 10**9
+KEY = word(1)
+OTHER = word(2)
+
+
+@pytest.fixture(autouse=True)
+def slices_off():
+    _core.set_wait_slice(HOURS_NS)
+    yield
+    _core.set_wait_slice(250_000_000)
+
+
+def words_of(m):
+    """The header's words waited, and the bells, as the file has them."""
+    path = os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), m.name)
+    with open(path, "rb") as file:
+        page = file.read(4096)
+    (waited,) = struct.unpack_from("<Q", page, 120)
+    return waited, struct.unpack_from("<256I", page, 1024)
+
+
+def until_somebody_sleeps(m, sleepers=1):
+    """Return when as many bells say that somebody sleeps, or is about to."""
+    deadline = time.monotonic() + LONG_S
+    while sum(bell & 1 for bell in words_of(m)[1]) < sleepers:
+        assert time.monotonic() < deadline, "nobody waits"
+        time.sleep(0.001)
+
+
+class Waiting:
+    """A thread that calls a function; its result, or what it raised."""
+
+    def __init__(self, function, *arguments, **more):
+        self.outcome = []
+        self.thread = threading.Thread(target=self.run, args=(function, arguments, more))
+        self.thread.start()
+
+    def run(self, function, arguments, more):
+        try:
+            self.outcome.append(function(*arguments, **more))
+        except Exception as error:
+            self.outcome.append(error)
+
+    def result(self):
+        self.thread.join(LONG_S)
+        assert not self.thread.is_alive(), "a wake-up was lost"
+        return self.outcome[0]
+
+
+@pytest.fixture
+def wide_map(make_map):
+    return make_map(value_size=24)
+
+
+# ---- every change wakes ----
+
+CHANGES = {
+    "update": lambda m: m.update(KEY, word(7)),
+    "the second update": lambda m: (m.update(OTHER, word(7)), m.update(KEY, word(7))),
+    "m[key] = value": lambda m: m.__setitem__(KEY, word(7)),
+    "add": lambda m: m.add(KEY, 7),
+    "max": lambda m: m.max(KEY, 7),
+    "compare_and_swap": lambda m: m.compare_and_swap(KEY, word(0), word(7)),
+    "exchange": lambda m: m.exchange(KEY, word(7)),
+    "update_many": lambda m: m.update_many([OTHER, KEY], [word(7), word(7)]),
+    "add_many": lambda m: m.add_many(KEY, numpy.array([7])),
+    "the end of a section": lambda m: with_section(m),
+}
+INSERTIONS = {
+    "update": lambda m: m.update(KEY, word(7)),
+    "setdefault": lambda m: m.setdefault(KEY, word(7)),
+    "add": lambda m: m.add(KEY, 7, default=0),
+    "compare_and_swap": lambda m: m.compare_and_swap(KEY, None, word(7)),
+    "update_many": lambda m: m.update_many([OTHER, KEY], [word(7), word(7)]),
+    "a section with a default": lambda m: with_section(m, default=word(7)),
+}
+DELETIONS = {
+    "delete": lambda m: m.delete(KEY),
+    "pop": lambda m: m.pop(KEY),
+    "lookup_and_delete": lambda m: m.lookup_and_delete(KEY),
+    "delete_many": lambda m: m.delete_many([OTHER, KEY]),
+    "clear": lambda m: m.clear(),
+    "lookup_and_delete_batch": lambda m: m.lookup_and_delete_batch(None, 100),
+    "the end of a section": lambda m: with_section(m, delete=True),
+}
+
+
+def with_section(m, delete=False, default=None):
+    with m.locked(KEY, default=default) as value:
+        if delete:
+            value.delete()
+        else:
+            value[:8] = word(7)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_change_of_a_value_wakes_a_waiter(shm_map, change):
+    m = shm_map
+    m[KEY] = m[OTHER] = word(0)
+    waiting = Waiting(m.wait, KEY, lambda value: value == word(7), timeout=LONG_S)
+    until_somebody_sleeps(m)
+
+    change(m)
+
+    assert waiting.result() == word(7)
+    m.check()
+
+
+@pytest.mark.parametrize("insertion", INSERTIONS.values(), ids=INSERTIONS)
+def test_every_insertion_wakes_a_waiter(shm_map, insertion):
+    m = shm_map
+    waiting = Waiting(m.wait, KEY, timeout=LONG_S)
+    until_somebody_sleeps(m)
+
+    insertion(m)
+
+    assert waiting.result() == word(7)
+    m.check()
+
+
+@pytest.mark.parametrize("deletion", DELETIONS.values(), ids=DELETIONS)
+def test_every_deletion_wakes_a_waiter(shm_map, deletion):
+    m = shm_map
+    for number in range(20):
+        m[word(number)] = word(number)
+    waiting = Waiting(m.wait, KEY, GONE, timeout=LONG_S)
+    until_somebody_sleeps(m)
+
+    deletion(m)
+
+    assert waiting.result() is None
+    m.check()
+
+
+def test_a_wide_value_wakes_a_waiter_and_is_whole(wide_map):
+    m = wide_map
+    m[KEY] = bytes(24)
+    waiting = Waiting(m.wait, KEY, CHANGED, timeout=LONG_S)
+    until_somebody_sleeps(m)
+
+    m[KEY] = b"abc" * 8
+
+    assert waiting.result() == b"abc" * 8
+
+
+def test_an_exchanged_object_wakes_a_waiter(make_map):
+    m = make_map(value_size=16, fields=[Kptr(0)])
+    m[KEY] = bytes(16)
+    waiting = Waiting(m.wait, KEY, CHANGED, timeout=LONG_S)
+    until_somebody_sleeps(m)
+
+    m.kptr_xchg(KEY, b"new", offset=0)
+
+    assert waiting.result() is not None
+
+
+def test_a_change_by_another_process_wakes_a_waiter(shm_map):
+    m = shm_map
+    waiting = Waiting(m.wait, KEY, timeout=LONG_S)
+    until_somebody_sleeps(m)
+    child = os.fork()
+    if child == 0:
+        m[KEY] = word(7)
+        os._exit(0)
+
+    assert waiting.result() == word(7)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def alternate(gate, m, mine, other, rounds):
+    """Wait for each number of the other, then store the next; return the last one seen."""
+    _core.set_wait_slice(HOURS_NS)
+    gate.wait()
+    for number in range(1, rounds + 1):
+        m[mine] = word(number)
+        m.wait(other, lambda value, least=number: number_in(value) >= least, timeout=LONG_S)
+    return number
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_wake_up_is_lost_between_two_who_take_turns(shm_map, method):
+    first, second = run_together(
+        method,
+        (alternate, shm_map, KEY, OTHER, 2_000),
+        (alternate, shm_map, OTHER, KEY, 2_000),
+    )
+
+    assert (first, second) == (2_000, 2_000)
+    assert words_of(shm_map)[0] == 0, "nobody waits any more"
+    shm_map.check()
+
+
+def appear_and_go(gate, m, key, answer, rounds):
+    """Delete a key and insert it again, each time when the other has seen that."""
+    _core.set_wait_slice(HOURS_NS)
+    gate.wait()
+    for number in range(1, rounds + 1):
+        m[key] = word(number)
+        m.wait(answer, lambda value, number=number: value == word(2 * number - 1), timeout=LONG_S)
+        del m[key]
+        m.wait(answer, lambda value, number=number: value == word(2 * number), timeout=LONG_S)
+
+
+def answer_each(gate, m, key, answer, rounds):
+    _core.set_wait_slice(HOURS_NS)
+    gate.wait()
+    for number in range(1, rounds + 1):
+        m.wait(key, timeout=LONG_S)
+        m[answer] = word(2 * number - 1)
+        m.wait(key, GONE, timeout=LONG_S)
+        m[answer] = word(2 * number)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_wake_up_is_lost_when_a_key_comes_and_goes(shm_map, method):
+    """The table grows and shrinks beside it."""
+
+    def churn(gate, m):
+        gate.wait()
+        for turn in range(20):
+            for number in range(100, 400):
+                m[word(number)] = word(turn)
+            for number in range(100, 400):
+                del m[word(number)]
+
+    jobs = [
+        (appear_and_go, shm_map, KEY, OTHER, 1_000),
+        (answer_each, shm_map, KEY, OTHER, 1_000),
+    ]
+    if method != "spawn":
+        jobs.append((churn, shm_map))
+
+    run_together(method, *jobs)
+
+    assert words_of(shm_map)[0] == 0
+    shm_map.check()
+
+
+def test_all_who_wait_for_a_key_are_woken(shm_map):
+    waiting = [Waiting(shm_map.wait, KEY, timeout=LONG_S) for _ in range(8)]
+    until_somebody_sleeps(shm_map)
+    time.sleep(0.05)
+
+    shm_map[KEY] = word(7)
+
+    assert [each.result() for each in waiting] == [word(7)] * 8
+
+
+# ---- what is waited for ----
+
+
+def test_a_key_that_is_as_wanted_is_returned_at_once(shm_map):
+    shm_map[KEY] = word(7)
+
+    assert shm_map.wait(KEY, timeout=0) == word(7)
+    assert shm_map.wait(KEY, lambda value: value == word(7), timeout=0) == word(7)
+    assert shm_map.wait(OTHER, GONE, timeout=0) is None
+    assert shm_map.wait_any([OTHER, KEY], timeout=0) == (KEY, word(7))
+    assert words_of(shm_map)[0] == 0
+
+
+def test_a_timeout_raises_and_says_what_was_waited_for(shm_map):
+    with pytest.raises(shmrhash.WaitTimeout, match=shm_map.name) as raised:
+        shm_map.wait(KEY, timeout=0.02)
+    assert isinstance(raised.value, TimeoutError)
+    with pytest.raises(shmrhash.WaitTimeout):
+        shm_map.wait_any([KEY, OTHER], CHANGED, timeout=0.02)
+    assert words_of(shm_map)[0] == 0
+    shm_map.check()
+
+
+def test_changed_counts_from_the_call_on(shm_map):
+    shm_map[KEY] = word(1)
+    with pytest.raises(shmrhash.WaitTimeout):
+        shm_map.wait(KEY, CHANGED, timeout=0.02)
+    waiting = Waiting(shm_map.wait, KEY, CHANGED, timeout=LONG_S)
+    until_somebody_sleeps(shm_map)
+
+    shm_map[KEY] = word(1)  # the same value, stored anew
+
+    assert waiting.result() == word(1)
+    waiting = Waiting(shm_map.wait, KEY, CHANGED, timeout=LONG_S)
+    until_somebody_sleeps(shm_map)
+    del shm_map[KEY]
+    assert waiting.result() is None
+
+
+def test_an_open_section_is_not_a_change(shm_map):
+    shm_map[KEY] = word(1)
+    with shm_map.locked(KEY):
+        with pytest.raises(shmrhash.WaitTimeout):
+            shm_map.wait(KEY, CHANGED, timeout=0.05)
+        assert shm_map.wait(KEY, timeout=0) == word(1)
+    shm_map.check()
+
+
+def test_of_several_keys_the_one_that_comes_is_returned(shm_map):
+    keys = [word(number) for number in range(100)]
+    waiting = Waiting(shm_map.wait_any, keys, timeout=LONG_S)
+    until_somebody_sleeps(shm_map)
+
+    shm_map[keys[42]] = word(7)
+
+    assert waiting.result() == (keys[42], word(7))
+
+
+def test_an_exception_of_until_is_raised_and_leaves_nothing_behind(shm_map):
+    shm_map[KEY] = word(1)
+    with pytest.raises(ZeroDivisionError):
+        shm_map.wait(KEY, lambda value: 1 / 0)
+    assert words_of(shm_map)[0] == 0
+    shm_map.check()
+
+
+def test_until_may_use_the_map(shm_map):
+    shm_map[KEY] = word(0)
+
+    def raise_it(value):
+        shm_map.add(KEY, 1)
+        return value >= word(5)
+
+    assert shm_map.wait(KEY, raise_it, timeout=LONG_S) == word(5)
+    shm_map.check()
+
+
+# ---- what cannot be waited for ----
+
+REFUSED = {
+    "a negative timeout": (lambda m: m.wait(KEY, timeout=-1), shmrhash.InvalidArgument),
+    "a timeout that is no number": (lambda m: m.wait(KEY, timeout=float("nan")), ValueError),
+    "a timeout that is a text": (lambda m: m.wait(KEY, timeout="1"), TypeError),
+    "a key of another size": (lambda m: m.wait(b"short"), shmrhash.InvalidArgument),
+    "a key that is no buffer": (lambda m: m.wait(1), TypeError),
+    "no keys": (lambda m: m.wait_any([]), shmrhash.InvalidArgument),
+    "nothing to watch": (lambda m: m.watch([]), shmrhash.InvalidArgument),
+    "a condition that is none": (lambda m: m.wait(KEY, until=3), shmrhash.InvalidArgument),
+}
+
+
+@pytest.mark.parametrize(("call", "error"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_waited_for_is_refused(shm_map, call, error):
+    with pytest.raises(error):
+        call(shm_map)
+    assert words_of(shm_map)[0] == 0
+    shm_map.check()
+
+
+def test_a_huge_timeout_is_none(shm_map):
+    shm_map[KEY] = word(1)
+    assert shm_map.wait(KEY, timeout=1e300) == word(1)
+    assert shm_map.wait(KEY, timeout=float("inf")) == word(1)
+
+
+def test_a_closed_map_cannot_be_waited_for(make_map):
+    m = make_map()
+    m.close()
+    with pytest.raises(shmrhash.MapClosed):
+        m.wait(KEY, timeout=1)
+
+
+def test_closing_a_map_wakes_its_waiters(make_map):
+    m = make_map()
+    waiting = Waiting(m.wait, KEY, timeout=LONG_S)
+    until_somebody_sleeps(m)
+
+    m.close()
+
+    assert isinstance(waiting.result(), shmrhash.MapClosed)
+
+
+def test_freezing_a_map_wakes_its_waiters(shm_map):
+    waiting = Waiting(shm_map.wait, KEY, timeout=LONG_S)
+    until_somebody_sleeps(shm_map)
+
+    shm_map.freeze()
+
+    assert isinstance(waiting.result(), shmrhash.FrozenMap)
+
+
+def test_a_write_only_handle_cannot_wait(make_map):
+    m = make_map(map_flags=shmrhash.BPF_F_NO_PREALLOC | shmrhash.BPF_F_WRONLY)
+    with pytest.raises(shmrhash.WriteOnlyMap):
+        m.wait(KEY, timeout=1)
+
+
+def test_a_read_only_handle_waits_by_looking(shm_map):
+    with RHashMap.open(shm_map.name, read_only=True) as reader:
+        waiting = Waiting(reader.wait, KEY, timeout=LONG_S)
+        time.sleep(0.1)
+        assert words_of(shm_map)[0] == 0
+
+        shm_map[KEY] = word(7)
+
+        assert waiting.result() == word(7)
+
+
+def test_a_map_without_a_name_can_be_waited_for(make_map):
+    m = make_map()
+    m.unlink()
+    waiting = Waiting(m.wait, KEY, timeout=LONG_S)
+    time.sleep(0.05)
+    m[KEY] = word(7)
+    assert waiting.result() == word(7)
+
+
+# ---- signals, forks, deaths ----
+
+
+def test_a_signal_handler_runs_while_a_thread_waits(shm_map):
+    def handler(_signal, _frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            shm_map.wait(KEY, timeout=LONG_S)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert words_of(shm_map)[0] == 0
+    shm_map.check()
+
+
+def test_a_fork_inside_until_goes_on_waiting_in_both(shm_map):
+    """The child waits on its own behalf, and its end is not its parent's."""
+    shm_map[KEY] = word(1)
+    children = []
+
+    def fork_once(value):
+        if value == word(1) and not children:
+            children.append(os.fork())
+        return value == word(7)
+
+    parent = os.getpid()
+    changer = threading.Timer(0.2, lambda: shm_map.update(KEY, word(7)))
+    changer.start()
+    value = shm_map.wait(KEY, fork_once, timeout=LONG_S)
+    if os.getpid() != parent:
+        os._exit(0 if value == word(7) else 1)
+    changer.join()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    assert value == word(7)
+    shm_map.check()
+    assert words_of(shm_map)[0] == 0
+
+
+def test_a_killed_waiter_leaves_nothing_behind_once_it_is_recovered(shm_map):
+    child = os.fork()
+    if child == 0:
+        shm_map.wait(KEY)
+        os._exit(0)
+    until_somebody_sleeps(shm_map)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert words_of(shm_map)[0] != 0
+
+    with RHashMap.open(shm_map.name) as another:
+        assert another.recovered_at_open == 1
+    assert words_of(shm_map)[0] == 0
+    shm_map.check()
+
+
+def test_a_dead_waiter_beside_a_living_one_silences_nobody(shm_map):
+    child = os.fork()
+    if child == 0:
+        shm_map.wait(KEY)
+        os._exit(0)
+    until_somebody_sleeps(shm_map)
+    waiting = Waiting(shm_map.wait, KEY, timeout=LONG_S)
+    time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with RHashMap.open(shm_map.name) as another:
+        assert another.recovered_at_open == 1
+    assert words_of(shm_map)[0] != 0
+
+    shm_map[KEY] = word(7)
+
+    assert waiting.result() == word(7)
+    assert words_of(shm_map)[0] == 0
+
+
+def test_the_recovery_of_a_dead_writer_rings_in_its_place(shm_map):
+    """It may have died between its store and its ring: whoever recovers it rings every bell on
+    which somebody sleeps."""
+    shm_map[KEY] = word(1)
+    child = os.fork()
+    if child == 0:
+        shm_map[OTHER] = word(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    waiting = Waiting(shm_map.wait, KEY, CHANGED, timeout=LONG_S)
+    until_somebody_sleeps(shm_map)
+    numbers = words_of(shm_map)[1]
+
+    with RHashMap.open(shm_map.name) as another:
+        assert another.recovered_at_open == 1
+
+    assert words_of(shm_map)[1] != numbers, "a recovery rings the bells on which somebody sleeps"
+    shm_map[KEY] = word(2)
+    assert waiting.result() == word(2)
+
+
+# ---- watch ----
+
+
+def test_watch_yields_each_change_of_its_keys(shm_map):
+    with shm_map.watch([KEY, OTHER], timeout=LONG_S) as changes:
+        shm_map[KEY] = word(1)
+        assert next(changes) == Change("set", KEY, word(1))
+        del shm_map[KEY]
+        shm_map[OTHER] = word(2)
+        assert [next(changes) for _ in range(2)] == [
+            Change("deleted", KEY, None),
+            Change("set", OTHER, word(2)),
+        ]
+        shm_map[word(3)] = word(3)  # not watched
+
+
+def test_watch_coalesces_changes_of_one_key(shm_map):
+    with shm_map.watch([KEY], timeout=0.02) as changes:
+        for number in range(1_000):
+            shm_map[KEY] = word(number)
+        assert list(changes) == [Change("set", KEY, word(999))]
+
+
+def test_watch_sees_no_change_where_there_was_none(shm_map):
+    shm_map[KEY] = word(1)
+    with shm_map.watch([KEY, OTHER], timeout=0.02) as changes:
+        assert list(changes) == []
+    assert words_of(shm_map)[0] == 0
+
+
+def test_watch_begins_with_the_present_state_if_asked(shm_map):
+    shm_map[KEY] = word(1)
+    with shm_map.watch([KEY, OTHER], initial=True, timeout=0.02) as changes:
+        assert list(changes) == [Change("set", KEY, word(1)), Change("deleted", OTHER, None)]
+
+
+def follow(gate, m, keys, last):
+    """Watch keys until all have the value last; return how many changes were seen."""
+    _core.set_wait_slice(HOURS_NS)
+    seen = {}
+    count = 0
+    with m.watch(keys, initial=True, timeout=LONG_S) as changes:
+        gate.wait()
+        for change in changes:
+            count += 1
+            if change.kind == "set":
+                assert seen.get(change.key, word(0)) <= change.value, "a change went back"
+                seen[change.key] = change.value
+            if len(seen) == len(keys) and set(seen.values()) == {last}:
+                return count
+    raise AssertionError(f"a change was lost: {seen}")
+
+
+def store_up_to(gate, m, keys, rounds):
+    gate.wait()
+    for number in range(1, rounds + 1):
+        for key in keys:
+            m[key] = number.to_bytes(8, "big")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_watcher_sees_the_last_value_of_every_key(shm_map, method):
+    keys = [word(number) for number in range(10)]
+    last = (2_000).to_bytes(8, "big")
+
+    counts = run_together(
+        method,
+        (follow, shm_map, keys, last),
+        (follow, shm_map, keys, last),
+        (store_up_to, shm_map, keys, 2_000),
+    )
+
+    assert counts[0] >= 10
+    assert words_of(shm_map)[0] == 0
+    shm_map.check()
+
+
+def test_closing_the_map_ends_a_watch(make_map):
+    m = make_map()
+    changes = m.watch([KEY])
+    waiting = Waiting(next, changes)
+    until_somebody_sleeps(m)
+    m.close()
+    assert isinstance(waiting.result(), shmrhash.MapClosed)
+    changes.close()
+    with pytest.raises(StopIteration):
+        next(changes)
