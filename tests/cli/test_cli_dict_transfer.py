@@ -240,8 +240,8 @@ def test_files_and_maps_that_cannot_hold_a_dict_are_refused(make, tmp_path):
     for words, message in (
         (["export", "jobs", tmp_path / "jobs.csv"], "a SharedDict (str to int); .snap and .ndjson"),
         (["export", "typed", tmp_path / "jobs.npz"], "special fields of this map; .snap and .ndj"),
-        (["import", tmp_path / "jobs.snap", "numbers"], 'of "str" to "int", map \'numbers\''),
-        (["import", tmp_path / "jobs.ndjson", "numbers"], 'of "str" to "int", map \'numbers\''),
+        (["import", tmp_path / "jobs.snap", "numbers"], 'of "str" to "int", but map \'numbers\''),
+        (["import", tmp_path / "jobs.ndjson", "numbers"], 'of "str" to "int", but map \'numbers\''),
         (["import", tmp_path / "jobs.snap", "hits"], "map 'hits' has bytes to bytes"),
         (["import", tmp_path / "jobs.snap", "typed"], "with other special fields"),
         (["import", tmp_path / "hits.snap", "numbers"], "no SharedDict), but map 'numbers' has"),
