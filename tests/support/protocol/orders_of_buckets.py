@@ -1,6 +1,17 @@
 """More litmus tests: chains, locks, splits and merges, memory. orders.py explains them."""
 
-from support.protocol.litmus import FULL, Litmus, cas, fence, load, lock, membarrier, store, unlock
+from support.protocol.litmus import (
+    ACQUIRE,
+    FULL,
+    Litmus,
+    cas,
+    fence,
+    load,
+    lock,
+    membarrier,
+    store,
+    unlock,
+)
 from support.protocol.orders import BUCKET, LEVEL, LEVEL_FENCE, LOCK, MISS, UNLOCK, litmus
 
 # ---- chains ----
@@ -65,6 +76,28 @@ def a_turn_sees_a_held_entry_or_its_writer_sees_the_claim(o):
         *load("entry", "e"),
     ]
     return Litmus([writer, turn], lambda r: r["r"] == r["e"] == 0)
+
+
+# ---- waiting ----
+
+
+@litmus
+def a_waiter_sees_the_word_taken_or_its_writer_sees_that_it_waits(o):
+    """Bells: the look at a lock word behind `waited`, against the look at `waited` behind the word.
+
+    The writer has no fence between its release of the word and its load: on ARMv8 an acquire load
+    (ldar) stays behind an earlier release store; on x86 the CAS that took the word is a fence."""
+    writer = [
+        *lock("word", o.acquire(LOCK, spare=True)),
+        *store("word", 2, o.release(UNLOCK)),
+        *load("waited", "w", o.acquire("key_changed: the load")),
+    ]
+    waiter = [
+        *cas("waited", 0, 1),
+        *fence(o.full("bell_arm: the fence")),
+        *load("word", "seen", ACQUIRE),
+    ]
+    return Litmus([writer, waiter], lambda r: r["w"] == 0 and r["seen"] == 0)
 
 
 # ---- splits and merges ----
