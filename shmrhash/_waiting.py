@@ -111,23 +111,7 @@ class WaitMethods:
         (it cannot happen any more), WriteOnlyMap, InvalidArgument (timeout, until), TypeError (a
         key that cannot be), and what until() raises.
         """
-        _checked_until(until)
-        deadline = _deadline_after(timeout)
-        wish = _Wish(self, key, until)
-        waiter = self._waiter([key])
-        try:
-            while True:  # ends with the timeout
-                if waiter.arm(deadline):
-                    done, value = wish.look(waiter.sight(0))
-                    if done:
-                        return value
-                if _is_over(deadline):
-                    raise WaitTimeout(
-                        f"map {self.name!r}, key {key!r:.60}: not as wanted within {timeout} s"
-                    )
-                waiter.sleep(deadline)
-        finally:
-            waiter.end()
+        return _wait(self, [key], until, timeout, f", key {key!r:.60}: not")[1]
 
     def wait_any(
         self: _Waitable, keys: Iterable[Any], until: Until = None, *, timeout: float | None = None
@@ -140,28 +124,10 @@ class WaitMethods:
 
         Raises what wait() raises, InvalidArgument (no keys).
         """
-        _checked_until(until)
         names = list(keys)
         if not names:
             raise InvalidArgument("wait_any needs at least one key")
-        deadline = _deadline_after(timeout)
-        wishes = [_Wish(self, name, until) for name in names]
-        waiter = self._waiter(names)
-        try:
-            while True:  # ends with the timeout
-                if waiter.arm(deadline):
-                    for i, wish in enumerate(wishes):
-                        done, value = wish.look(waiter.sight(i))
-                        if done:
-                            return names[i], value
-                if _is_over(deadline):
-                    raise WaitTimeout(
-                        f"map {self.name!r}: none of {len(names)} keys was as wanted within "
-                        f"{timeout} s"
-                    )
-                waiter.sleep(deadline)
-        finally:
-            waiter.end()
+        return _wait(self, names, until, timeout, f": none of {len(names)} keys was")
 
     def watch(
         self: _Waitable,
@@ -217,7 +183,7 @@ class Watch(Iterator[Change]):
             return
         for i, key in enumerate(self._keys):
             sight = self._waiter.sight(i)
-            if sight == self._states[i] and sight is None:
+            if sight is None and self._states[i] is None:
                 continue
             value = self._shared.get(key, _ABSENT)
             state = None if value is _ABSENT else sight
@@ -255,6 +221,29 @@ class Watch(Iterator[Change]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _wait(
+    shared: _Waitable, keys: list[Any], until: Until, timeout: float | None, unmet: str
+) -> tuple[Any, Any]:
+    """Sleep until one of the keys is as wanted, and return it and its value. unmet: the middle of
+    WaitTimeout's message, between the map and "as wanted"."""
+    _checked_until(until)
+    deadline = _deadline_after(timeout)
+    wishes = [_Wish(shared, key, until) for key in keys]
+    waiter = shared._waiter(keys)
+    try:
+        while True:  # ends with the timeout
+            if waiter.arm(deadline):
+                for i, wish in enumerate(wishes):
+                    done, value = wish.look(waiter.sight(i))
+                    if done:
+                        return keys[i], value
+            if _is_over(deadline):
+                raise WaitTimeout(f"map {shared.name!r}{unmet} as wanted within {timeout} s")
+            waiter.sleep(deadline)
+    finally:
+        waiter.end()
 
 
 def _checked_until(until: Until) -> None:

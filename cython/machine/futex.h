@@ -29,8 +29,9 @@ static inline int shm_futex_add_and_wake(uint32_t *word, int number, int count)
 {
     /* The call can wake sleepers of a second word, if that had a certain value: here it is the same
      * word, and all ones is a value that it has once in four thousand million. */
+    unsigned add = FUTEX_OP_ADD, equal = FUTEX_OP_CMP_EQ;
     long woken = syscall(SYS_futex, word, FUTEX_WAKE_OP, count, 0, word,
-                         (int)FUTEX_OP((unsigned)FUTEX_OP_ADD, (unsigned)number, (unsigned)FUTEX_OP_CMP_EQ, 0xFFFu));
+                         (int)FUTEX_OP(add, (unsigned)number, equal, 0xFFFu));
     if (woken >= 0)
         return (int)woken;
     __atomic_fetch_add(word, (uint32_t)number, __ATOMIC_SEQ_CST);

@@ -8,10 +8,27 @@
 enum {
     SHM_SLEEPING = 1,          /* of a bell: somebody sleeps on it, or is about to */
     SHM_BELL_NUMBER_ONE = 2,
+    SHM_WAIT_CLASSES = 64,     /* a bit for each in the word waited */
     SHM_KEY_BELLS = 128,       /* the bells 0 to 127: by hash */
     SHM_LOCK_BELLS = 127,      /* the bells 128 to 254: by element */
     SHM_BELL_ANY = 255,
 };
+
+/* The class of a key's hash, or of the element of a section. */
+static inline uint64_t shm_class_of(uint32_t number)
+{
+    return UINT64_C(1) << (number % SHM_WAIT_CLASSES);
+}
+
+static inline uint32_t *shm_key_bell(uint32_t *bells, uint32_t hash)
+{
+    return bells + hash % SHM_KEY_BELLS;
+}
+
+static inline uint32_t *shm_lock_bell(uint32_t *bells, uint32_t element)
+{
+    return bells + SHM_KEY_BELLS + element % SHM_LOCK_BELLS;
+}
 
 /* Wake all sleepers of a bell, if there may be any. Adding 1 clears SLEEPING and changes the number.
  * If another ringer was faster, SLEEPING is set for nobody: one useless ring later. */
@@ -27,7 +44,7 @@ static inline void shm_bell_ring(uint32_t *bell)
 static __attribute__((noinline, cold, unused)) void shm_section_ring(
     uint32_t *bells, uint32_t element)
 {
-    uint32_t *bell = bells + SHM_KEY_BELLS + element % SHM_LOCK_BELLS;
+    uint32_t *bell = shm_lock_bell(bells, element);
     if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
         return;
     if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, 1) == 0)
@@ -38,9 +55,9 @@ static __attribute__((noinline, cold, unused)) void shm_section_ring(
 static __attribute__((noinline, cold, unused)) void shm_key_ring(
     uint32_t *bells, uint64_t waited, uint32_t hash)
 {
-    if (!(waited >> (hash & 63) & 1))
+    if (!(waited & shm_class_of(hash)))
         return;
-    shm_bell_ring(bells + (hash & (SHM_KEY_BELLS - 1)));
+    shm_bell_ring(shm_key_bell(bells, hash));
     shm_bell_ring(bells + SHM_BELL_ANY);
 }
 
@@ -49,7 +66,7 @@ static __attribute__((noinline, cold, unused)) void shm_element_ring(
     uint32_t *bells, uint64_t waited, uint32_t hash, uint32_t element)
 {
     shm_key_ring(bells, waited, hash);
-    if (waited >> (element & 63) & 1)
+    if (waited & shm_class_of(element))
         shm_section_ring(bells, element);
 }
 

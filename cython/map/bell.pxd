@@ -49,28 +49,16 @@ from segment.geometry cimport Map, processes_usable
 
 cdef extern from "map/bell.h" nogil:
     enum: SLEEPING "SHM_SLEEPING"
-    enum: KEY_BELLS "SHM_KEY_BELLS"
-    enum: LOCK_BELLS "SHM_LOCK_BELLS"
+    enum: WAIT_CLASSES "SHM_WAIT_CLASSES"
     enum: BELL_ANY "SHM_BELL_ANY"
+    uint64_t class_of "shm_class_of" (uint32_t number) noexcept
+    uint32_t *key_bell "shm_key_bell" (uint32_t *bells, uint32_t hash) noexcept
+    uint32_t *lock_bell "shm_lock_bell" (uint32_t *bells, uint32_t element) noexcept
     void bell_ring "shm_bell_ring" (uint32_t *bell) noexcept
     void bells_section_ring "shm_section_ring" (uint32_t *bells, uint32_t element) noexcept
     void bells_key_ring "shm_key_ring" (uint32_t *bells, uint64_t waited, uint32_t hash) noexcept
     void bells_element_ring "shm_element_ring" (
         uint32_t *bells, uint64_t waited, uint32_t hash, uint32_t element) noexcept
-
-cdef enum:
-    CLASS_MASK = 63
-
-
-cdef inline uint64_t class_of(uint32_t number) noexcept nogil:
-    """The class of a key's hash, or of the element of a section."""
-    return 1ULL << (number & CLASS_MASK)
-
-cdef inline uint32_t *key_bell(Map *map, uint32_t hash) noexcept nogil:
-    return &map.header.bells[hash & (KEY_BELLS - 1)]
-
-cdef inline uint32_t *lock_bell(Map *map, uint32_t element) noexcept nogil:
-    return &map.header.bells[KEY_BELLS + element % LOCK_BELLS]
 
 
 # ---- writers: after the commit, with no lock held ----
@@ -119,8 +107,8 @@ cdef inline void classes_forget(Map *map, uint64_t classes) noexcept nogil:
     """A process waits no more for keys of these classes: clear those for which nobody waits."""
     cdef uint64_t index
     cdef uint64_t each
-    for index in range(64):
-        each = classes & (1ULL << index)
+    for index in range(WAIT_CLASSES):
+        each = classes & class_of(<uint32_t> index)
         if each == 0 or class_is_waited_for(map, each):
             continue
         and_seq_cst_u64(&map.header.waited, ~each)
@@ -131,14 +119,14 @@ cdef inline void classes_forget(Map *map, uint64_t classes) noexcept nogil:
 cdef inline void waiting_begin(Map *map, uint32_t number) noexcept nogil:
     """A thread of this process waits for keys with this hash, or this element's section. The caller
     has the GIL."""
-    map.local.waiting[number & CLASS_MASK] += 1
-    if map.local.waiting[number & CLASS_MASK] == 1:
+    map.local.waiting[number % WAIT_CLASSES] += 1
+    if map.local.waiting[number % WAIT_CLASSES] == 1:
         or_seq_cst_u64(&map.processes[map.local.process_index].waiting, class_of(number))
 
 cdef inline void waiting_end(Map *map, uint32_t number) noexcept nogil:
     """The end of waiting_begin, in the same process. The caller has the GIL."""
-    map.local.waiting[number & CLASS_MASK] -= 1
-    if map.local.waiting[number & CLASS_MASK] == 0:
+    map.local.waiting[number % WAIT_CLASSES] -= 1
+    if map.local.waiting[number % WAIT_CLASSES] == 0:
         and_seq_cst_u64(&map.processes[map.local.process_index].waiting, ~class_of(number))
         classes_forget(map, class_of(number))
 

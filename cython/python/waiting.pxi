@@ -58,19 +58,20 @@ cdef void sleep_for_section(Op *op, Waiting *waiting, int64_t now) noexcept:
     cdef int64_t waited = now - waiting.began
     cdef int64_t until = now + (SECTION_SLICE_NS if waited < SECTION_EARLY_NS
                                 else SECTION_SLICE_LATE_NS)
+    cdef uint32_t *bell = lock_bell(map.header.bells, element)
     cdef uint32_t seen
     if waiting.limit_ns >= 0 and waiting.began + waiting.limit_ns < until:
         until = waiting.began + waiting.limit_ns
     waiting_begin(map, element)
     with nogil:
         waiting_say(map, element)
-        seen = bell_arm(lock_bell(map, element))
+        seen = bell_arm(bell)
         if word_stands(op) and not owner_recover(op):
             if waited >= STARVING_NS:
                 starving_say(op, element)
             # Woken, though this section has not ended: it was for another one of the same bell.
             # The waiter behind this one may be the right one. Once for each section is enough.
-            if (op.starving == 0 and futex_sleep(lock_bell(map, element), seen, until) == 0
+            if (op.starving == 0 and futex_sleep(bell, seen, until) == 0
                     and waiting.passed_on != op.wait_seen and word_stands(op)):
                 waiting.passed_on = op.wait_seen
                 bells_section_ring(map.header.bells, element)

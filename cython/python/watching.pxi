@@ -12,9 +12,12 @@ cdef int64_t wait_slice_ns = SLICE_NS
 
 
 def set_wait_slice(int64_t slice_ns):
-    """For tests: how long a waiter sleeps at most before it looks by itself."""
+    """For tests: set how long a waiter sleeps at most before it looks by itself; return how long it
+    was before."""
     global wait_slice_ns
+    before = wait_slice_ns
     wait_slice_ns = slice_ns
+    return before
 
 
 def key_copy(MapHandle handle not None, key):
@@ -94,7 +97,7 @@ cdef class Waiter:
         cdef Map *map = &self.handle.map
         self.bell = &map.header.bells[BELL_ANY]
         if self.count == 1:
-            self.bell = key_bell(map, self.awaited[0].hash)
+            self.bell = key_bell(map.header.bells, self.awaited[0].hash)
         if map.read_only:
             self.seen = bell_value(self.bell)
             return
@@ -144,7 +147,7 @@ cdef class Waiter:
                 self._resume()
         finally:
             self._rest()
-        return True
+        return i == self.count
 
     cdef int _resume(self) except -1:
         """Handle signals, whose handlers may fork, and begin the operation again."""

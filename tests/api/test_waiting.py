@@ -12,7 +12,9 @@ import time
 
 import numpy
 import pytest
+from support.children import Child
 from support.jobs import number_in, word
+from support.stepping import segment_path
 from support.workers import METHODS, run_together
 
 import shmrhash
@@ -26,15 +28,14 @@ OTHER = word(2)
 
 @pytest.fixture(autouse=True)
 def slices_off():
-    _core.set_wait_slice(HOURS_NS)
+    before = _core.set_wait_slice(HOURS_NS)
     yield
-    _core.set_wait_slice(250_000_000)
+    _core.set_wait_slice(before)
 
 
 def words_of(m):
     """The header's words waited, and the bells, as the file has them."""
-    path = os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), m.name)
-    with open(path, "rb") as file:
+    with open(segment_path(m.name), "rb") as file:
         page = file.read(4096)
     (waited,) = struct.unpack_from("<Q", page, 120)
     return waited, struct.unpack_from("<256I", page, 1024)
@@ -71,6 +72,14 @@ class Waiting:
 @pytest.fixture
 def wide_map(make_map):
     return make_map(value_size=24)
+
+
+def woken_by(m, change, *until):
+    """Wait for KEY in a thread; when it sleeps, call change(m). Return the result of the wait."""
+    waiting = Waiting(m.wait, KEY, *until, timeout=LONG_S)
+    until_somebody_sleeps(m)
+    change(m)
+    return waiting.result()
 
 
 # ---- every change wakes ----
@@ -118,24 +127,14 @@ def with_section(m, delete=False, default=None):
 def test_every_change_of_a_value_wakes_a_waiter(shm_map, change):
     m = shm_map
     m[KEY] = m[OTHER] = word(0)
-    waiting = Waiting(m.wait, KEY, lambda value: value == word(7), timeout=LONG_S)
-    until_somebody_sleeps(m)
-
-    change(m)
-
-    assert waiting.result() == word(7)
+    assert woken_by(m, change, lambda value: value == word(7)) == word(7)
     m.check()
 
 
 @pytest.mark.parametrize("insertion", INSERTIONS.values(), ids=INSERTIONS)
 def test_every_insertion_wakes_a_waiter(shm_map, insertion):
     m = shm_map
-    waiting = Waiting(m.wait, KEY, timeout=LONG_S)
-    until_somebody_sleeps(m)
-
-    insertion(m)
-
-    assert waiting.result() == word(7)
+    assert woken_by(m, insertion) == word(7)
     m.check()
 
 
@@ -144,12 +143,7 @@ def test_every_deletion_wakes_a_waiter(shm_map, deletion):
     m = shm_map
     for number in range(20):
         m[word(number)] = word(number)
-    waiting = Waiting(m.wait, KEY, GONE, timeout=LONG_S)
-    until_somebody_sleeps(m)
-
-    deletion(m)
-
-    assert waiting.result() is None
+    assert woken_by(m, deletion, GONE) is None
     m.check()
 
 
@@ -179,13 +173,10 @@ def test_a_change_by_another_process_wakes_a_waiter(shm_map):
     m = shm_map
     waiting = Waiting(m.wait, KEY, timeout=LONG_S)
     until_somebody_sleeps(m)
-    child = os.fork()
-    if child == 0:
-        m[KEY] = word(7)
-        os._exit(0)
+    child = Child(m.update, KEY, word(7))
 
     assert waiting.result() == word(7)
-    assert os.waitpid(child, 0)[1] == 0
+    child.result()
 
 
 def alternate(gate, m, mine, other, rounds):
@@ -467,13 +458,9 @@ def test_a_fork_inside_until_goes_on_waiting_in_both(shm_map):
 
 
 def test_a_killed_waiter_leaves_nothing_behind_once_it_is_recovered(shm_map):
-    child = os.fork()
-    if child == 0:
-        shm_map.wait(KEY)
-        os._exit(0)
+    child = Child(shm_map.wait, KEY)
     until_somebody_sleeps(shm_map)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.kill()
     assert words_of(shm_map)[0] != 0
 
     with RHashMap.open(shm_map.name) as another:
@@ -483,15 +470,11 @@ def test_a_killed_waiter_leaves_nothing_behind_once_it_is_recovered(shm_map):
 
 
 def test_a_dead_waiter_beside_a_living_one_silences_nobody(shm_map):
-    child = os.fork()
-    if child == 0:
-        shm_map.wait(KEY)
-        os._exit(0)
+    child = Child(shm_map.wait, KEY)
     until_somebody_sleeps(shm_map)
     waiting = Waiting(shm_map.wait, KEY, timeout=LONG_S)
     time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.kill()
     with RHashMap.open(shm_map.name) as another:
         assert another.recovered_at_open == 1
     assert words_of(shm_map)[0] != 0
@@ -506,11 +489,12 @@ def test_the_recovery_of_a_dead_writer_rings_in_its_place(shm_map):
     """It may have died between its store and its ring: whoever recovers it rings every bell on
     which somebody sleeps."""
     shm_map[KEY] = word(1)
-    child = os.fork()
-    if child == 0:
+
+    def store_and_die():
         shm_map[OTHER] = word(1)
         os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    assert Child(store_and_die).join() == -signal.SIGKILL
     waiting = Waiting(shm_map.wait, KEY, CHANGED, timeout=LONG_S)
     until_somebody_sleeps(shm_map)
     numbers = words_of(shm_map)[1]
