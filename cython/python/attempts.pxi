@@ -56,30 +56,6 @@ cdef inline const uint8_t *buffer_bytes(
     return buffer_bytes_any(handle, what, thing, wanted, view)
 
 
-cdef Status attempt_on_key(
-        MapHandle handle, object key, Attempt attempt, void *arguments, Op *op,
-        bint reading) except? RETRY:
-    """Begin an operation on one key, repeat an attempt of it, and end it; the caller raises."""
-    cdef Py_buffer view
-    cdef Status status = RETRY
-    cdef Waiting waiting = new_waiting(handle)
-    op.key = buffer_bytes(handle, "key", key, handle.map.key_size, &view)
-    try:
-        op.hash = hash_key(handle.map.seeds, op.key, handle.map.key_size)
-        if reading:
-            enter_to_read(handle, op)
-        else:
-            enter_to_modify(handle, op)
-        try:
-            status = repeat(handle, op, attempt, arguments, &waiting)
-        finally:
-            leave_reading(handle, op)
-    finally:
-        if view.buf != NULL:
-            PyBuffer_Release(&view)
-    return status
-
-
 cdef Status attempt_settle(Op *op, void *_unused) noexcept:
     """Give back what an earlier operation in this context could not."""
     op_give_back(op)
@@ -99,20 +75,33 @@ cdef int begin_raw(MapHandle handle, Op *op, Waiting *waiting) except -1:
     return 0
 
 
-cdef Status attempt_raw(
-        MapHandle handle, object key, Attempt attempt, void *arguments, Op *op) except? RETRY:
-    """attempt_on_key for an operation that begin_raw begins."""
+# How an operation on one key begins.
+cdef enum Beginning:
+    TO_READ
+    TO_CHANGE
+    TO_CHANGE_RAW              # begin_raw
+
+
+cdef Status attempt_on_key(
+        MapHandle handle, object key, Attempt attempt, void *arguments, Op *op,
+        Beginning beginning) except? RETRY:
+    """Begin an operation on one key, repeat an attempt of it, and end it; the caller raises."""
     cdef Py_buffer view
     cdef Status status = RETRY
     cdef Waiting waiting = new_waiting(handle)
     op.key = buffer_bytes(handle, "key", key, handle.map.key_size, &view)
     try:
         op.hash = hash_key(handle.map.seeds, op.key, handle.map.key_size)
-        begin_raw(handle, op, &waiting)
+        if beginning == TO_READ:
+            enter_to_read(handle, op)
+        elif beginning == TO_CHANGE:
+            enter_to_modify(handle, op)
+        else:
+            begin_raw(handle, op, &waiting)
         try:
             status = repeat(handle, op, attempt, arguments, &waiting)
         finally:
-            leave(handle, op)
+            leave_reading(handle, op)
     finally:
         if view.buf != NULL:
             PyBuffer_Release(&view)

@@ -100,7 +100,7 @@ cdef object apply_number(
         first = field_compute(&apply.field, field_bits(&apply.field, default))
         memcpy(PyByteArray_AS_STRING(fresh) + offset, &first, apply.field.size)
         apply.initial = <uint8_t *> PyByteArray_AS_STRING(fresh)
-    status = attempt_on_key(handle, key, attempt_apply, &apply, &op, False)
+    status = attempt_on_key(handle, key, attempt_apply, &apply, &op, TO_CHANGE)
     if unlikely(status == ABSENT):
         raise _errors.KeyNotFound(key)
     if unlikely(status != OK):
@@ -126,7 +126,7 @@ cdef bint swap_value(
             swap.expected = buffer_bytes(
                 handle, "expected", expected, handle.map.value_size, &expected_view)
         swap.value = buffer_bytes(handle, "value", value, handle.map.value_size, &value_view)
-        status = attempt_on_key(handle, key, attempt_swap, &swap, &op, False)
+        status = attempt_on_key(handle, key, attempt_swap, &swap, &op, TO_CHANGE)
     finally:
         if expected_view.buf != NULL:
             PyBuffer_Release(&expected_view)

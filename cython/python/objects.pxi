@@ -74,7 +74,8 @@ cdef object exchange_object(
     try:
         if data is not None and fresh.len > <Py_ssize_t> LENGTH_MAX:
             raise _errors.TooLarge(f"an object has at most {LENGTH_MAX} bytes")
-        status = attempt_raw(handle, key, attempt_exchange, <void *> exchange, &op)
+        status = attempt_on_key(
+            handle, key, attempt_exchange, <void *> exchange, &op, TO_CHANGE_RAW)
     finally:
         if data is not None:
             PyBuffer_Release(&fresh)
@@ -105,7 +106,7 @@ cdef bint set_deadline(MapHandle handle, object key, int64_t deadline_ns) except
         raise _errors.InvalidArgument(f"map {handle.name!r} has no Timer field")
     fresh.deadline_ns = <uint64_t> deadline_ns
     fresh.value = <uint64_t *> PyBytes_AS_STRING(room)
-    status = attempt_raw(handle, key, attempt_touch, &fresh, &op)
+    status = attempt_on_key(handle, key, attempt_touch, &fresh, &op, TO_CHANGE_RAW)
     if status != OK and status != ABSENT:
         raise_status(handle, status, &op)
     return status == OK

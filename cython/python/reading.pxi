@@ -109,7 +109,7 @@ cdef object lookup_unlocked(MapHandle handle, object key):
     cdef Op op
     cdef bytes value = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> handle.map.value_size)
     cdef Status status = attempt_on_key(
-        handle, key, map_lookup_unlocked, PyBytes_AS_STRING(value), &op, True)
+        handle, key, map_lookup_unlocked, PyBytes_AS_STRING(value), &op, TO_READ)
     if status != OK and status != ABSENT:
         raise_status(handle, status, &op)
     return value if status == OK else None
