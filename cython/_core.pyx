@@ -107,6 +107,7 @@ from processes.check cimport Report, check_map
 
 import struct
 from operator import index as as_index
+from types import GenericAlias
 
 from shmrhash import _errors
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from shmrhash._dict import SharedDict
 from shmrhash._errors import InvalidArgument
 from shmrhash._types.schema import Schema
+from shmrhash._typing import CreateOptions, K, N, Options
 from shmrhash._views import ITEMS, VALUES, Errors
 
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
-class SharedCounter(SharedDict):
+
+class SharedCounter(SharedDict[K, N]):
     """A SharedDict of numbers, in which an absent key has the count 0 and additions are atomic.
 
     SharedCounter(name, key=str, value=int): int counts in 64 bits and wraps (2**63 - 1 and one more
@@ -23,11 +27,55 @@ class SharedCounter(SharedDict):
     c[key] += 1 would be a read and a write; use inc(). update() and subtract() add the counted
     number to each key, in one step per key; c += and c -= do the same.
 
-    A key stays when its count becomes 0, until it is deleted. == compares as dicts do.
+    A key stays when its count becomes 0, until it is deleted. == compares as dicts do. As a type,
+    SharedCounter[K] counts in int, and SharedCounter[K, float] in float.
 
     Attributes: handle, as a SharedDict's.
     """
 
+    if not TYPE_CHECKING:  # a checker knows the default of the second parameter
+
+        def __class_getitem__(cls, types: Any) -> Any:
+            return super().__class_getitem__(types if isinstance(types, tuple) else (types, int))
+
+    @overload
+    def __init__(
+        self: SharedCounter[str, int], name: str | None = None, **options: Unpack[Options]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: SharedCounter[str, N],
+        name: str | None = None,
+        *,
+        value: type[N],
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: SharedCounter[K, int],
+        name: str | None = None,
+        *,
+        key: type[K],
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: type[K],
+        value: type[N],
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any,
+        value: type[N] = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
     def __init__(
         self, name: str | None = None, *, key: Any = str, value: Any = int, **options: Any
     ) -> None:
@@ -39,10 +87,23 @@ class SharedCounter(SharedDict):
         _expect_number(value)
         super().__init__(name, key=key, value=value, **options)
 
+    @overload
     @classmethod
     def create(
-        cls, name: str, *, key: Any = str, value: Any = int, **options: Any
-    ) -> SharedCounter:
+        cls,
+        name: str,
+        *,
+        key: type[K] = ...,
+        value: type[N] = ...,
+        **options: Unpack[CreateOptions],
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def create(
+        cls, name: str, *, key: Any = ..., value: Any = ..., **options: Unpack[CreateOptions]
+    ) -> Self: ...
+    @classmethod
+    def create(cls, name: str, *, key: Any = str, value: Any = int, **options: Any) -> Self:
         """Create a counter of this name, which must not exist.
 
         Raises what SharedCounter() and SharedDict.create() raise.
@@ -54,17 +115,19 @@ class SharedCounter(SharedDict):
         _expect_number(schema.value.declared)
         super()._start(handle, schema)
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: K) -> N:
         return self.get(key, 0)
 
-    def inc(self, key: Any, by: Any = 1) -> Any:
+    def inc(self, key: K, by: N = 1) -> N:
         """Add to the count of key, atomically (W1); return the sum.
 
         Raises TypeError (a key or a number of another type), MapFull, SegmentFull, LockTimeout.
         """
         return self.add(key, by, 0)
 
-    def update(self, other: Any = (), /, **more: Any) -> None:
+    def update(  # type: ignore[override]
+        self, other: Mapping[K, N] | Iterable[K] = (), /, **more: N
+    ) -> None:
         """Count the items of an iterable, or add the counts of a mapping; add the keywords' counts.
 
         Each key's count changes in one step, but not all of them together. Costs an add() for each
@@ -74,32 +137,32 @@ class SharedCounter(SharedDict):
         """
         self._add_all(other, more, 1)
 
-    def subtract(self, other: Any = (), /, **more: Any) -> None:
+    def subtract(self, other: Mapping[K, N] | Iterable[K] = (), /, **more: N) -> None:
         """Like update(), but subtract. Counts may become negative.
 
         Raises what inc() raises.
         """
         self._add_all(other, more, -1)
 
-    def _add_all(self, other: Any, more: dict[str, Any], sign: int) -> None:
+    def _add_all(self, other: Any, more: Any, sign: int) -> None:
         # Count the items of an iterable first, to add to each key only once.
         counts = other if isinstance(other, Mapping) else Counter(other)
         for group in (counts, more):
             for key, count in group.items():
                 self.add(key, sign * count, 0)
 
-    def __iadd__(self, other: Any) -> SharedCounter:
+    def __iadd__(self, other: Mapping[K, N] | Iterable[K]) -> Self:
         self.update(other)
         return self
 
-    def __isub__(self, other: Any) -> SharedCounter:
+    def __isub__(self, other: Mapping[K, N] | Iterable[K]) -> Self:
         self.subtract(other)
         return self
 
     # A Counter's | is a maximum, a dict's is a merge: neither is offered, to prevent mistakes.
     __or__ = __ror__ = __ior__ = None  # type: ignore[assignment]
 
-    def most_common(self, n: int | None = None) -> list[tuple[Any, Any]]:
+    def most_common(self, n: int | None = None) -> list[tuple[K, N]]:
         """The n keys with the highest counts, or all, as (key, count), highest first. Reads all.
 
         Raises what reading raises.
@@ -108,21 +171,21 @@ class SharedCounter(SharedDict):
             return sorted(self._entries(ITEMS), key=itemgetter(1), reverse=True)
         return heapq.nlargest(n, self._entries(ITEMS), key=itemgetter(1))
 
-    def total(self) -> Any:
+    def total(self) -> N:
         """The sum of all counts. Exact if no count changes during the call. O(entries).
 
         Raises what reading raises.
         """
-        return sum(self._entries(VALUES))
+        return sum(self._entries(VALUES))  # type: ignore[no-any-return]
 
-    def as_dict(self) -> dict[Any, Any]:
+    def as_dict(self) -> dict[K, N]:
         """A plain dict of the counts. Not a snapshot. O(entries).
 
         Raises what reading raises.
         """
         return dict(self._entries(ITEMS))
 
-    def copy(self, *, errors: Errors = "raise") -> Counter[Any]:
+    def copy(self, *, errors: Errors = "raise") -> Counter[K]:  # type: ignore[override]
         """A collections.Counter of the counts. Not a snapshot. O(entries). errors: as for items().
 
         Raises what reading raises.

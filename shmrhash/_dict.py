@@ -7,7 +7,7 @@ import secrets
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmrhash import _core, _segment
 from shmrhash._constants import DEFAULT_TIMEOUT, RACES_MAX
@@ -33,16 +33,21 @@ from shmrhash._types.schema import (
     restore_schema,
     with_ttl,
 )
+from shmrhash._typing import CreateOptions, K, OpenOptions, Options, V
 from shmrhash._views import ITEMS, shown
 from shmrhash._waiting import WaitMethods
 
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
 _MAX_ENTRIES = 1 << 20  # of a dict whose maker names no limit
 
+_NOT_OWN = ("_schema", "__orig_class__")  # attributes that no pickle of a dict has
 _Limits = tuple[int | None, int | None]  # max_entries, max_bytes; None: not given
-_D = TypeVar("_D", bound="SharedDict")
+_D = TypeVar("_D", bound="SharedDict[Any, Any]")
 
 
-class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
+class SharedDict(MappingMethods[K, V], WaitMethods, _core.DictCore[K, V]):
     """A dict in shared memory, for any number of processes.
 
     SharedDict(name, key=str, value=int) creates the dict, or opens it if it exists with the same
@@ -89,6 +94,42 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
     def _waiter(self, keys: list[Any]) -> _core.Waiter:
         return _core.Waiter(self.handle, [self._raw_key(key) for key in keys])
 
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: type[K] = ...,
+        value: type[V] = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: type[K] = ...,
+        value: Any,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any,
+        value: type[V] = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any,
+        value: Any,
+        **options: Unpack[Options],
+    ) -> None: ...
     def __init__(
         self,
         name: str | None = None,
@@ -168,7 +209,7 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
             weakref.finalize(self, handle.close).atexit = False
 
     @classmethod
-    def _of(cls: type[_D], handle: RHashMap, schema: Schema) -> _D:
+    def _of(cls, handle: RHashMap, schema: Schema) -> Self:
         self = cls.__new__(cls)
         try:
             self._start(handle, schema)
@@ -177,9 +218,24 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
             raise
         return self
 
+    @overload
     @classmethod
     def create(
-        cls: type[_D],
+        cls,
+        name: str,
+        *,
+        key: type[K] = ...,
+        value: type[V] = ...,
+        **options: Unpack[CreateOptions],
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def create(
+        cls, name: str, *, key: Any = ..., value: Any = ..., **options: Unpack[CreateOptions]
+    ) -> Self: ...
+    @classmethod
+    def create(
+        cls,
         name: str,
         *,
         key: Any = object,
@@ -190,7 +246,7 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
         timeout: float | None = DEFAULT_TIMEOUT,
         mode: int = 0o600,
         ephemeral: bool = False,
-    ) -> _D:
+    ) -> Self:
         """Create a dict of this name, which must not exist. Arguments as for SharedDict().
 
         Raises SegmentExists, and what SharedDict() raises.
@@ -200,9 +256,24 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
         options = {"timeout": timeout, "mode": mode, "ephemeral": ephemeral}
         return cls._of(_create_map(name, schema, limits, **options), schema)
 
+    @overload
     @classmethod
     def open(
-        cls: type[_D],
+        cls,
+        name: str,
+        *,
+        key: type[K] | None = ...,
+        value: type[V] | None = ...,
+        **options: Unpack[OpenOptions],
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def open(
+        cls, name: str, *, key: Any = ..., value: Any = ..., **options: Unpack[OpenOptions]
+    ) -> Self: ...
+    @classmethod
+    def open(
+        cls,
         name: str,
         *,
         key: Any = None,
@@ -211,7 +282,7 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
         read_only: bool = False,
         timeout: float | None = DEFAULT_TIMEOUT,
         owner: int | None = None,
-    ) -> _D:
+    ) -> Self:
         """Open the dict of this name, which must exist.
 
         key, value: the types it must have; None takes the types that the segment names. A class
@@ -239,9 +310,7 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
         return cls._of(handle, schema)
 
     @classmethod
-    def fromkeys(
-        cls: type[_D], iterable: Iterable[Any], value: Any = None, /, **options: Any
-    ) -> _D:
+    def fromkeys(cls, iterable: Iterable[Any], value: Any = None, /, **options: Any) -> Self:
         """A new dict with these keys and one value. options, name among them: as for SharedDict().
 
         Costs a store for each key. Raises what SharedDict() and storing raise.
@@ -313,7 +382,7 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
         """
         return self.handle.check()
 
-    def __enter__(self: _D) -> _D:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -329,15 +398,15 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
         what = "closed" if self.closed else f"{{{shown(self._entries(ITEMS), True)}}}"
         return f"<{type(self).__name__} {self.name!r} of {key} to {value}: {what}>"
 
-    def __copy__(self: _D) -> _D:
+    def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self: _D, memo: object) -> _D:
+    def __deepcopy__(self, memo: object) -> Self:
         return self  # the same dict, as other processes see it; copy() makes a plain dict
 
     def __reduce__(self) -> tuple[Any, ...]:
         types = self._schema.key.declared, self._schema.value.declared
-        own = {name: value for name, value in vars(self).items() if name != "_schema"}
+        own = {name: value for name, value in vars(self).items() if name not in _NOT_OWN}
         return _attach, (type(self), self.handle, *types, self._schema.ttl), own or None
 
 

@@ -191,7 +191,7 @@ class DictEntries:
         self._types = types
         key = (_core.KEY_BYTES, None, None)
         value = (_core.VALUE_BYTES, None, None)
-        self._core = _core.DictCore(
+        self._core: _core.DictCore[bytes, bytes] = _core.DictCore(
             shared_map,
             key if types.key_by_reference else (_core.KEY_FIXED, bytes, bytes),
             value if types.value_by_reference else (_core.VALUE_FIXED, bytes, bytes),

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument
+from shmrhash._typing import K, V
 from shmrhash._views import ITEMS, KEYS, NOT_HELD, Errors, SharedItems, SharedKeys, SharedValues
 
+_L = TypeVar("_L")
+_W = TypeVar("_W")
+
 if TYPE_CHECKING:
-    _Dict = _core.DictCore
+    from _typeshed import SupportsKeysAndGetItem
+    from typing_extensions import Self
+
+    class _Dict(_core.DictCore[K, V], MutableMapping[K, V]): ...
 else:
-    _Dict = object  # the methods are mixed into SharedDict, which has the core as its other base
+    _Dict = Generic  # the methods are mixed into SharedDict, which has the core as its other base
 
 _ABSENT: Any = object()
 
 
-class MappingMethods(_Dict):
+class MappingMethods(_Dict[K, V]):
     """A collections.abc.MutableMapping. The core implements d[key], get, in, pop and the like."""
 
     __reversed__ = None  # there is no order to reverse
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[K]:
         return self._entries(KEYS)
 
-    def keys(self, *, errors: Errors = "raise") -> SharedKeys:
+    def keys(self, *, errors: Errors = "raise") -> SharedKeys[K]:
         """A view of the keys, with the operations of a set. errors: as for items().
 
         Raises InvalidArgument, as items(). Iterating raises what reading raises.
         """
         return SharedKeys(self, errors)
 
-    def values(self, *, errors: Errors = "raise") -> SharedValues:
+    def values(self, *, errors: Errors = "raise") -> SharedValues[V]:
         """A view of the values; each is a separate copy. errors: as for items().
 
         Raises InvalidArgument, as items(). Iterating raises what reading raises.
         """
         return SharedValues(self, errors)
 
-    def items(self, *, errors: Errors = "raise") -> SharedItems:
+    def items(self, *, errors: Errors = "raise") -> SharedItems[K, V]:
         """A view of the pairs (key, value), with the operations of a set; each is read in one step.
 
         errors: how iterating treats an entry that cannot be decoded, for example because its class
@@ -50,7 +58,12 @@ class MappingMethods(_Dict):
         """
         return SharedItems(self, errors)
 
-    def update(self, other: Any = (), /, **more: Any) -> None:
+    def update(
+        self,
+        other: SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]] = (),
+        /,
+        **more: V,
+    ) -> None:
         """Store the pairs of a mapping or an iterable, and the keywords, as dict.update() does.
 
         Each pair is stored in one step, but not all of them together. The default ttl applies.
@@ -61,15 +74,14 @@ class MappingMethods(_Dict):
         if isinstance(other, (dict, MappingMethods)):
             pairs: Iterable[Any] = other.items()
         elif hasattr(other, "keys"):
-            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 (dict asks it)
+            table: Any = other
+            pairs = ((key, table[key]) for key in table.keys())  # noqa: SIM118 (dict asks it)
         else:
             pairs = other
-        for key, value in pairs:
-            self[key] = value
-        for key, value in more.items():
+        for key, value in itertools.chain(pairs, more.items()):
             self[key] = value
 
-    def copy(self, *, errors: Errors = "raise") -> dict[Any, Any]:
+    def copy(self, *, errors: Errors = "raise") -> dict[K, V]:
         """A plain dict of the entries. Not a snapshot: see the class. O(entries).
 
         errors: as for items(). Array values are copies too. copy.copy() and copy.deepcopy() of a
@@ -79,21 +91,23 @@ class MappingMethods(_Dict):
         """
         return dict(iter(self.items(errors=errors)))
 
-    def __or__(self, other: Any) -> dict[Any, Any]:
+    def __or__(self, other: Mapping[_L, _W]) -> dict[K | _L, V | _W]:
         if not isinstance(other, Mapping):
             return NotImplemented
-        merged = self.copy()
+        merged: dict[Any, Any] = self.copy()
         merged.update(other)
         return merged
 
-    def __ror__(self, other: Any) -> dict[Any, Any]:
+    def __ror__(self, other: Mapping[_L, _W]) -> dict[K | _L, V | _W]:
         if not isinstance(other, Mapping):
             return NotImplemented
-        merged = dict(other)
+        merged: dict[Any, Any] = dict(other)
         merged.update(self._entries(ITEMS))
         return merged
 
-    def __ior__(self, other: Any) -> Any:
+    def __ior__(  # type: ignore[misc]  # other takes less than that of __or__, as in a dict
+        self, other: SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]]
+    ) -> Self:
         self.update(other)
         return self
 
@@ -117,8 +131,8 @@ class MappingMethods(_Dict):
     __hash__ = None  # type: ignore[assignment]
 
     def locked(
-        self, key: Any, *, timeout: float | None = None, default: Any = _ABSENT
-    ) -> _core.LockedEntry:
+        self, key: K, *, timeout: float | None = None, default: V = _ABSENT
+    ) -> _core.LockedEntry[V]:
         """A locked section: ``with d.locked(key) as entry: entry.value = f(entry.value)``.
 
         entry.value is a private copy of the value: assign to it, or change it if it is mutable, and
@@ -141,12 +155,12 @@ class MappingMethods(_Dict):
 
     def update_with(
         self,
-        key: Any,
-        function: Callable[[Any], Any],
-        *default: Any,
+        key: K,
+        function: Callable[[V], V],
+        *default: V,
         timeout: float | None = None,
         allow_none: bool = False,
-    ) -> Any:
+    ) -> V:
         """Store function(value) while the key is locked; return it.
 
         default: the value that function gets if the key is absent; it is inserted first, and stays

@@ -11,6 +11,7 @@ from collections.abc import ItemsView, Iterator, KeysView, MappingView, ValuesVi
 from typing import Any, Literal, Protocol
 
 from shmrhash._errors import InvalidArgument, TooLarge
+from shmrhash._typing import K, V
 
 KEYS, VALUES, ITEMS = 0, 1, 2  # what _entries() delivers
 SHOWN_MAX = 6  # entries in a repr
@@ -64,13 +65,13 @@ class _View(MappingView):
         return f"{type(self).__name__}([{shown(iter(self), False)}])"
 
 
-class SharedKeys(_View, KeysView[Any]):
+class SharedKeys(_View, KeysView[K]):
     """The keys, as a set."""
 
     __slots__ = ()
 
 
-class SharedItems(_View, ItemsView[Any, Any]):
+class SharedItems(_View, ItemsView[K, V]):
     """The pairs of key and value, each read in one step, as a set."""
 
     __slots__ = ()
@@ -89,7 +90,7 @@ class SharedItems(_View, ItemsView[Any, Any]):
         return bool(found is wanted or found == wanted)
 
 
-class SharedValues(_View, ValuesView[Any]):
+class SharedValues(_View, ValuesView[V]):
     """The values, each a separate copy."""
 
     __slots__ = ()

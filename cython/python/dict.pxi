@@ -7,6 +7,8 @@
 cdef class DictCore(DictHandle):
     """The operations of a dict."""
 
+    __class_getitem__ = classmethod(GenericAlias)
+
     @property
     def _default_ttl_ns(self):
         return self.default_ttl_ns

@@ -51,13 +51,20 @@ def source_of(owner):
     return Path(inspect.getfile(owner))
 
 
+def is_overload(definition):
+    return any(getattr(mark, "id", "") == "overload" for mark in definition.decorator_list)
+
+
 def definitions_of(cls, name):
-    """All definitions of a method, several if it is overloaded, from the class that has it."""
+    """All definitions of a method, from the class that has it: several if a stub overloads it.
+
+    Of a method that a source overloads, it is the one that is run.
+    """
     for owner in cls.__mro__:
         if name in vars(owner):
             found = definitions(source_of(owner)).get(owner.__name__, {}).get(name)
             if found:
-                return found
+                return [item for item in found if not is_overload(item)] or found
     raise LookupError(f"neither stub nor source has {cls.__name__}.{name}")
 
 
@@ -111,7 +118,7 @@ def signature(name, function, cls=None):
     texts = parameters(function.args)
     returns = f" -> {ast.unparse(function.returns)}" if function.returns else ""
     if cls:
-        returns = re.sub(r"\b_D\b", cls.__name__, returns)
+        returns = re.sub(r"\b(_D|Self)\b", cls.__name__, returns)
     returns = returns.replace("_core.", "")
     line = f"{name}({', '.join(texts)}){returns}"
     if len(line) <= 88:

@@ -1,0 +1,48 @@
+"""What only type checkers need of SharedDict and SharedCounter: type parameters, options.
+
+A parameter that key= or value= does not decide is Any.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    K = TypeVar("K", default=Any)  # keys
+    V = TypeVar("V", default=Any)  # values
+    N = TypeVar("N", int, float, default=int)  # counts
+else:
+    from typing import TypeVar
+
+    K = TypeVar("K")
+    V = TypeVar("V")
+    N = TypeVar("N", int, float)
+
+
+class CreateOptions(TypedDict, total=False):
+    """The options of SharedDict.create()."""
+
+    max_entries: int | None
+    max_bytes: int | None
+    ttl: float | None
+    timeout: float | None
+    mode: int
+    ephemeral: bool
+
+
+class Options(CreateOptions, total=False):
+    """The options of SharedDict()."""
+
+    owner: int | None
+    if_different: str
+
+
+class OpenOptions(TypedDict, total=False):
+    """The options of SharedDict.open()."""
+
+    trust: bool
+    read_only: bool
+    timeout: float | None
+    owner: int | None
