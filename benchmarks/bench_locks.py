@@ -12,6 +12,9 @@ section, or until add() returns. "own" waits for no lock: it shows what the mach
 with more processes than cores mostly its scheduler, and is what "shared" is to be compared with.
 fairness is the smallest number of operations of a process over the largest. At the end the numbers
 stored under the keys must add up to the number of all operations.
+
+Primitives (primitives.py): acquire and release, with, is_set and so on, of objects that nobody else
+uses, beside the same types of multiprocessing and threading, and posix_ipc's where it is installed.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import struct
 import time
 
 import numpy
+from primitives import measure_primitives, primitive_cells
 from report import machine, print_facts, print_table, spread, write_json
 
 import shmrhash
@@ -277,7 +281,9 @@ def main():
         for shared in (False, True)
     ]
     display_together(together)
-    write_json(options.json, facts, alone + together)
+    primitives = measure_primitives(options.rounds)
+    print_table([primitive_cells(row) for row in primitives])
+    write_json(options.json, facts, alone + together + primitives)
 
 
 if __name__ == "__main__":
