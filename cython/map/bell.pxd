@@ -175,8 +175,8 @@ cdef inline uint32_t key_bell_arm(uint64_t *bell, uint64_t tags) noexcept nogil:
     Returns the value of the futex word that the sleep expects."""
     cdef uint64_t seen
     cdef uint64_t others
-    cdef uint64_t turn
-    for turn in range(ARM_TRIES_MAX):
+    cdef uint64_t _turn
+    for _turn in range(ARM_TRIES_MAX):
         seen = load_seq_cst_u64(bell)
         others = seen & ~<uint64_t> 0xFFFFFFFF if seen & SLEEPING else 0
         # Also if the bits are there already: the CAS has to come before the looks.

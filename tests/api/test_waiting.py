@@ -260,8 +260,8 @@ def test_all_who_wait_for_a_key_are_woken(shm_map):
 
 @pytest.mark.parametrize("keys", [(KEY,), (KEY, OTHER)], ids=["wait", "wait_any"])
 def test_writers_of_other_keys_hardly_ever_ring(make_map, keys):
-    """Of 64 other keys one has the class of a key that is waited for, but hardly one its tag: of 1,280
-    changes, 0.01 or 0.3 ring on average, and 20 or 40 if the tags meant nothing."""
+    """Of 64 other keys one has the class of a key that is waited for, but hardly one its tag: of
+    1,280 changes, 0.01 or 0.3 ring on average, and 20 or 40 if the tags meant nothing."""
     m = make_map(max_entries=2000)
     waiting = Waiting(m.wait_any, keys, timeout=LONG_S)
     until_somebody_sleeps(m)

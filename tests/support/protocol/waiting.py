@@ -40,8 +40,8 @@ CLASS = 1  # the bit of the only class
 
 
 def tag_of(key):
-    """The tag of a key, in the half of the bell that the kernel does not look at: two bits, of which
-    the next key has one, too."""
+    """The tag of a key, in the half of the bell that the kernel does not look at: two bits, of
+    which the next key has one, too."""
     return 3 * (FUTEX_MASK + 1) << key
 
 
