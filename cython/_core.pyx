@@ -18,7 +18,7 @@ from cpython.bytes cimport (
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.errno cimport errno
+from libc.errno cimport ETIMEDOUT, errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset, strdup, strerror
@@ -69,8 +69,8 @@ from memory.region cimport (
 from memory.pins cimport pin_claim, pin_clear, pin_set
 from memory.object cimport object_make
 from map.bell cimport (
-    BELL_ANY, bell_arm, bell_value, bells_ring_all, bells_section_ring, key_bell, lock_bell,
-    waiting_begin, waiting_end, waiting_say,
+    BELL_ANY, bell_futex, bells_ring_all, bells_section_ring, key_bell, key_bell_arm,
+    key_bell_value, lock_bell, lock_bell_arm, tag_of, waiting_begin, waiting_end, waiting_say,
 )
 from map.chain cimport Found
 from map.element cimport STARVING_NS, element_unchanged, starving_say

@@ -8,10 +8,9 @@
 enum {
     SHM_SLEEPING = 1,          /* of a bell: somebody sleeps on it, or is about to */
     SHM_BELL_NUMBER_ONE = 2,
-    SHM_WAIT_CLASSES = 64,     /* a bit for each in the word waited */
-    SHM_KEY_BELLS = 128,       /* the bells 0 to 127: by hash */
-    SHM_LOCK_BELLS = 127,      /* the bells 128 to 254: by element */
-    SHM_BELL_ANY = 255,
+    SHM_WAIT_CLASSES = 64,     /* a bit for each in the word waited, and a key bell */
+    SHM_BELL_ANY = 64,         /* the last of the key bells: for those who wait for several keys */
+    SHM_LOCK_BELLS = 126,      /* by element */
 };
 
 /* The class of a key's hash, or of the element of a section. */
@@ -20,21 +19,43 @@ static inline uint64_t shm_class_of(uint32_t number)
     return UINT64_C(1) << (number % SHM_WAIT_CLASSES);
 }
 
-static inline uint32_t *shm_key_bell(uint32_t *bells, uint32_t hash)
+/* The tag of a key's hash: up to three of the upper 32 bits of a key bell, as in a Bloom filter. */
+static inline uint64_t shm_tag_of(uint32_t hash)
 {
-    return bells + hash % SHM_KEY_BELLS;
+    return (UINT64_C(1) << (32 + (hash >> 6) % 32)) | (UINT64_C(1) << (32 + (hash >> 11) % 32)) |
+           (UINT64_C(1) << (32 + (hash >> 16) % 32));
 }
 
-static inline uint32_t *shm_lock_bell(uint32_t *bells, uint32_t element)
+static inline uint64_t *shm_key_bell(uint64_t *key_bells, uint32_t hash)
 {
-    return bells + SHM_KEY_BELLS + element % SHM_LOCK_BELLS;
+    return key_bells + hash % SHM_WAIT_CLASSES;
 }
 
-/* Wake all sleepers of a bell, if there may be any. Adding 1 clears SLEEPING and changes the number.
- * If another ringer was faster, SLEEPING is set for nobody: one useless ring later. */
-static inline void shm_bell_ring(uint32_t *bell)
+static inline uint32_t *shm_lock_bell(uint32_t *lock_bells, uint32_t element)
 {
-    /* After the CAS that took the lock word of the change; pairs with bell_arm. */
+    return lock_bells + element % SHM_LOCK_BELLS;
+}
+
+/* The half of a key bell that is a futex word: number and SLEEPING. */
+static inline uint32_t *shm_bell_futex(uint64_t *key_bell)
+{
+    return (uint32_t *)key_bell;               /* the lower half: the machine is little-endian */
+}
+
+/* Wake all sleepers of a key bell, if there may be one for a key with this tag (0: for any key).
+ * Adding 1 clears SLEEPING, changes the number, and leaves the tags: they count only beside
+ * SLEEPING. If another ringer was faster, SLEEPING is set for nobody: one useless ring later. */
+static inline void shm_key_bell_ring(uint64_t *bell, uint64_t tag)
+{
+    /* After the CAS that took the lock word of the change; pairs with key_bell_arm. */
+    uint64_t seen = __atomic_load_n(bell, __ATOMIC_SEQ_CST);
+    if ((seen & SHM_SLEEPING) && (seen & tag) == tag)
+        shm_futex_add_and_wake(shm_bell_futex(bell), SHM_SLEEPING, INT_MAX);
+}
+
+/* The same for a lock bell, which has no tags. */
+static inline void shm_lock_bell_ring(uint32_t *bell)
+{
     if (__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING)
         shm_futex_add_and_wake(bell, SHM_SLEEPING, INT_MAX);
 }
@@ -42,32 +63,33 @@ static inline void shm_bell_ring(uint32_t *bell)
 /* Wake one waiter for the end of a section on this element. SLEEPING stays for the others, and is
  * cleared by the ring that finds nobody. */
 static __attribute__((noinline, cold, unused)) void shm_section_ring(
-    uint32_t *bells, uint32_t element)
+    uint32_t *lock_bells, uint32_t element)
 {
-    uint32_t *bell = shm_lock_bell(bells, element);
+    uint32_t *bell = shm_lock_bell(lock_bells, element);
+    /* After the CAS that ended the section; pairs with lock_bell_arm. */
     if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
         return;
     if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, 1) == 0)
-        shm_bell_ring(bell);
+        shm_lock_bell_ring(bell);
 }
 
 /* A key with this hash has changed, and the classes of waited are waited for. */
 static __attribute__((noinline, cold, unused)) void shm_key_ring(
-    uint32_t *bells, uint64_t waited, uint32_t hash)
+    uint64_t *key_bells, uint64_t waited, uint32_t hash)
 {
     if (!(waited & shm_class_of(hash)))
         return;
-    shm_bell_ring(shm_key_bell(bells, hash));
-    shm_bell_ring(bells + SHM_BELL_ANY);
+    shm_key_bell_ring(shm_key_bell(key_bells, hash), shm_tag_of(hash));
+    shm_key_bell_ring(key_bells + SHM_BELL_ANY, shm_tag_of(hash));
 }
 
 /* An element is gone: its key has changed, and a section on it, if there was one, has ended. */
 static __attribute__((noinline, cold, unused)) void shm_element_ring(
-    uint32_t *bells, uint64_t waited, uint32_t hash, uint32_t element)
+    uint64_t *key_bells, uint32_t *lock_bells, uint64_t waited, uint32_t hash, uint32_t element)
 {
-    shm_key_ring(bells, waited, hash);
+    shm_key_ring(key_bells, waited, hash);
     if (waited & shm_class_of(element))
-        shm_section_ring(bells, element);
+        shm_section_ring(lock_bells, element);
 }
 
 #endif

@@ -7,13 +7,18 @@
 #
 #   waited    a bit for each class of keys (hash & 63): somebody may wait for a key of the class
 #   waiting   the same bits for one process, in its slot: the truth behind waited
-#   bell      number : 31   SLEEPING : 1      somebody sleeps on it, or is about to
+#   key bell  tags : 32   number : 31   SLEEPING : 1
+#             somebody sleeps on it, or is about to, for keys with these tags. A key has up to
+#             three bits, from its hash: the 32 are a Bloom filter of what is waited for. Number
+#             and SLEEPING are the futex word. Tags beside no SLEEPING mean nothing.
+#             There is one for each class, and one, BELL_ANY, for those who wait for several keys.
+#   lock bell number : 31   SLEEPING : 1      for those who wait for the end of a section
 #
 #   waiter                                       writer
 #   1 waiting |= class                           A  takes the lock word that it needs anyway: a CAS
 #   2 waited |= class                               commits, and releases the word
-#   3 bell |= SLEEPING                           B  looks at waited, and if the class is in it
-#   4 looks at the key: settled?                 C  at the bells; if one has SLEEPING:
+#   3 bell |= SLEEPING and its tag: a CAS        B  looks at waited, and if the class is in it
+#   4 looks at the key: settled?                 C  at the bells; if one has SLEEPING and the tag:
 #   5 sleeps, if the bell is as it was in 3      D  changes its number and wakes: one system call
 #
 # 1 to 3, A, and the looks of 4, B and C have one order (sequential consistency). If B misses what
@@ -36,29 +41,46 @@
 # The last process that waits for a class clears its bit in waited, and looks again: if another has
 # come meanwhile, it sets the bit again and rings.
 #
-# Who waits for several keys sleeps on BELL_ANY, which every change of a class in waited rings; who
-# waits for the end of a section sleeps on the bell of the section's element, which only the end of
-# a section rings, and which wakes one sleeper at a time.
+# The tags keep writers of other keys from ringing. Step 3 replaces tags that it finds without
+# SLEEPING, because those who set them have been woken, and adds its own to those that it finds
+# beside SLEEPING. D changes only the futex word: the tags need no clearing.
+#
+# Who waits for several keys sleeps on BELL_ANY, which a change of a class in waited rings if it has
+# the tag; who waits for the end of a section sleeps on the lock bell of the section's element,
+# which only the end of a section rings, and which wakes one sleeper at a time.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
-    and_seq_cst_u64, fence_seq_cst, load_seq_cst_u32, load_seq_cst_u64,
-    or_seq_cst_u32, or_seq_cst_u64, unlikely,
+    and_seq_cst_u64, cas_seq_cst_u64, fence_seq_cst, load_seq_cst_u32, load_seq_cst_u64,
+    or_seq_cst_u32, or_seq_cst_u64, static_assert, unlikely,
 )
-from segment.layout cimport BELL_COUNT
+from segment.layout cimport KEY_BELL_COUNT, LOCK_BELL_COUNT
 from segment.geometry cimport Map, processes_usable
 
 cdef extern from "map/bell.h" nogil:
     enum: SLEEPING "SHM_SLEEPING"
     enum: WAIT_CLASSES "SHM_WAIT_CLASSES"
+    enum: LOCK_BELLS "SHM_LOCK_BELLS"
     enum: BELL_ANY "SHM_BELL_ANY"
     uint64_t class_of "shm_class_of" (uint32_t number) noexcept
-    uint32_t *key_bell "shm_key_bell" (uint32_t *bells, uint32_t hash) noexcept
-    uint32_t *lock_bell "shm_lock_bell" (uint32_t *bells, uint32_t element) noexcept
-    void bell_ring "shm_bell_ring" (uint32_t *bell) noexcept
-    void bells_section_ring "shm_section_ring" (uint32_t *bells, uint32_t element) noexcept
-    void bells_key_ring "shm_key_ring" (uint32_t *bells, uint64_t waited, uint32_t hash) noexcept
+    uint64_t tag_of "shm_tag_of" (uint32_t hash) noexcept
+    uint64_t *key_bell "shm_key_bell" (uint64_t *key_bells, uint32_t hash) noexcept
+    uint32_t *lock_bell "shm_lock_bell" (uint32_t *lock_bells, uint32_t element) noexcept
+    uint32_t *bell_futex "shm_bell_futex" (uint64_t *key_bell) noexcept
+    void key_bell_ring "shm_key_bell_ring" (uint64_t *bell, uint64_t tag) noexcept
+    void lock_bell_ring "shm_lock_bell_ring" (uint32_t *bell) noexcept
+    void bells_section_ring "shm_section_ring" (uint32_t *lock_bells, uint32_t element) noexcept
+    void bells_key_ring "shm_key_ring" (
+        uint64_t *key_bells, uint64_t waited, uint32_t hash) noexcept
     void bells_element_ring "shm_element_ring" (
-        uint32_t *bells, uint64_t waited, uint32_t hash, uint32_t element) noexcept
+        uint64_t *key_bells, uint32_t *lock_bells, uint64_t waited, uint32_t hash,
+        uint32_t element) noexcept
+
+cdef enum:
+    ARM_TRIES_MAX = 1000000    # others arm or ring the bell each time: more only in a damaged map
+
+cdef inline void bells_are_pinned() noexcept nogil:
+    static_assert(<uint32_t> KEY_BELL_COUNT == <uint32_t> BELL_ANY + 1)
+    static_assert(<uint32_t> LOCK_BELL_COUNT == <uint32_t> LOCK_BELLS)
 
 
 # ---- writers: after the commit, with no lock held ----
@@ -68,7 +90,7 @@ cdef inline void key_changed(Map *map, uint32_t hash) noexcept nogil:
     # After the CAS that took the lock word; pairs with waiting_say.
     cdef uint64_t waited = load_seq_cst_u64(&map.header.waited)
     if unlikely(waited != 0):
-        bells_key_ring(map.header.bells, waited, hash)
+        bells_key_ring(map.header.key_bells, waited, hash)
 
 cdef inline void element_changed(Map *map, uint32_t hash, uint32_t element) noexcept nogil:
     """Wake whoever waits for a key with this hash, and a waiter for the section that an operation
@@ -76,20 +98,23 @@ cdef inline void element_changed(Map *map, uint32_t hash, uint32_t element) noex
     # As in key_changed.
     cdef uint64_t waited = load_seq_cst_u64(&map.header.waited)
     if unlikely(waited != 0):
-        bells_element_ring(map.header.bells, waited, hash, element)
+        bells_element_ring(
+            map.header.key_bells, map.header.lock_bells, waited, hash, element)
 
 cdef inline void section_ended(Map *map, uint32_t element) noexcept nogil:
     """A section has ended without a change: wake a waiter for its element."""
     # As in key_changed.
     if unlikely(load_seq_cst_u64(&map.header.waited) & class_of(element)):
-        bells_section_ring(map.header.bells, element)
+        bells_section_ring(map.header.lock_bells, element)
 
 cdef inline void bells_ring_all(Map *map) noexcept nogil:
     """Wake everybody who waits for anything in the map: after a recovery, or when it is frozen."""
     cdef uint32_t at
     if load_seq_cst_u64(&map.header.waited) != 0:
-        for at in range(BELL_COUNT):
-            bell_ring(&map.header.bells[at])
+        for at in range(KEY_BELL_COUNT):
+            key_bell_ring(&map.header.key_bells[at], 0)
+        for at in range(LOCK_BELL_COUNT):
+            lock_bell_ring(&map.header.lock_bells[at])
 
 
 # ---- waiters ----
@@ -145,15 +170,29 @@ cdef inline void waiting_say(Map *map, uint32_t number) noexcept nogil:
     if load_seq_cst_u64(&map.header.waited) & class_of(number) == 0:
         or_seq_cst_u64(&map.header.waited, class_of(number))
 
-cdef inline uint32_t bell_arm(uint32_t *bell) noexcept nogil:
-    """Before each look: say that somebody is about to sleep on the bell. Returns the bell's value
-    that the sleep expects."""
-    cdef uint32_t seen = or_seq_cst_u32(bell, SLEEPING) | SLEEPING
+cdef inline uint32_t key_bell_arm(uint64_t *bell, uint64_t tags) noexcept nogil:
+    """Before each look: say that somebody is about to sleep on the bell, for keys with these tags.
+    Returns the value of the futex word that the sleep expects."""
+    cdef uint64_t seen
+    cdef uint64_t others
+    cdef uint64_t _turn
+    for _turn in range(ARM_TRIES_MAX):
+        seen = load_seq_cst_u64(bell)
+        others = seen & ~<uint64_t> 0xFFFFFFFF if seen & SLEEPING else 0
+        # Also if the bits are there already: the CAS has to come before the looks.
+        if cas_seq_cst_u64(bell, seen, others | tags | <uint32_t> seen | SLEEPING):
+            break
     # The bits before the looks at lock words, which are acquire loads; pairs with the CAS that
     # takes a lock word, and the look at waited behind it.
     fence_seq_cst()
+    return <uint32_t> seen | SLEEPING
+
+cdef inline uint32_t lock_bell_arm(uint32_t *bell) noexcept nogil:
+    """The same for a lock bell."""
+    cdef uint32_t seen = or_seq_cst_u32(bell, SLEEPING) | SLEEPING
+    fence_seq_cst()                            # as in key_bell_arm
     return seen
 
-cdef inline uint32_t bell_value(uint32_t *bell) noexcept nogil:
+cdef inline uint32_t key_bell_value(uint64_t *bell) noexcept nogil:
     """The value that a sleep of a read-only handle expects: it cannot say that it sleeps."""
-    return load_seq_cst_u32(bell)
+    return load_seq_cst_u32(bell_futex(bell))

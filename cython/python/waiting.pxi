@@ -58,14 +58,14 @@ cdef void sleep_for_section(Op *op, Waiting *waiting, int64_t now) noexcept:
     cdef int64_t waited = now - waiting.began
     cdef int64_t until = now + (SECTION_SLICE_NS if waited < SECTION_EARLY_NS
                                 else SECTION_SLICE_LATE_NS)
-    cdef uint32_t *bell = lock_bell(map.header.bells, element)
+    cdef uint32_t *bell = lock_bell(map.header.lock_bells, element)
     cdef uint32_t seen
     if waiting.limit_ns >= 0 and waiting.began + waiting.limit_ns < until:
         until = waiting.began + waiting.limit_ns
     waiting_begin(map, element)
     with nogil:
         waiting_say(map, element)
-        seen = bell_arm(bell)
+        seen = lock_bell_arm(bell)
         if word_stands(op) and not owner_recover(op):
             if waited >= STARVING_NS:
                 starving_say(op, element)
@@ -74,7 +74,7 @@ cdef void sleep_for_section(Op *op, Waiting *waiting, int64_t now) noexcept:
             if (op.starving == 0 and futex_sleep(bell, seen, until) == 0
                     and waiting.passed_on != op.wait_seen and word_stands(op)):
                 waiting.passed_on = op.wait_seen
-                bells_section_ring(map.header.bells, element)
+                bells_section_ring(map.header.lock_bells, element)
     waiting_end(map, element)
 
 

@@ -3,7 +3,8 @@
 # decided in shmrhash/_waiting.py.
 
 cdef enum:
-    SLICE_NS = 250000000       # a waiter looks by itself this often: a killed writer may not ring
+    SLICE_NS = 250000000       # a waiter looks by itself this often: a killed writer may not ring.
+    QUIET_SLICES = 10          # After so many looks that nobody rang for, half as often
     READER_SLICE_NS_MIN = 1000000      # a read-only handle cannot say that it waits,
     READER_SLICE_NS_MAX = 16000000     # so nobody rings for it: it looks after ever longer naps
     SETTLE_TURNS_MAX = 100000000       # a bound for the loop's sake: the deadline ends it sooner
@@ -57,9 +58,11 @@ cdef class Waiter:
     cdef Op op
     cdef bint begun
     cdef bint says                 # this process says that it waits: not with a read-only handle
-    cdef uint32_t *bell
+    cdef uint64_t *bell
+    cdef uint64_t tags             # of the keys
     cdef uint32_t seen
     cdef int64_t nap_ns            # of a read-only handle
+    cdef int quiet                 # sleeps in a row that nobody's ring has ended
 
     def __cinit__(self, MapHandle handle not None, list keys not None):
         cdef Py_ssize_t i
@@ -73,6 +76,7 @@ cdef class Waiter:
             self.awaited[i].hash = hash_key(
                 handle.map.seeds, <const uint8_t *> PyBytes_AS_STRING(keys[i]),
                 handle.map.key_size)
+            self.tags |= tag_of(self.awaited[i].hash)
 
     def __dealloc__(self):
         self._end()
@@ -95,18 +99,18 @@ cdef class Waiter:
     cdef void _say(self) noexcept:
         cdef Py_ssize_t i
         cdef Map *map = &self.handle.map
-        self.bell = &map.header.bells[BELL_ANY]
+        self.bell = &map.header.key_bells[BELL_ANY]
         if self.count == 1:
-            self.bell = key_bell(map.header.bells, self.awaited[0].hash)
+            self.bell = key_bell(map.header.key_bells, self.awaited[0].hash)
         if map.read_only:
-            self.seen = bell_value(self.bell)
+            self.seen = key_bell_value(self.bell)
             return
         for i in range(self.count):
             if not self.says:
                 waiting_begin(map, self.awaited[i].hash)
             waiting_say(map, self.awaited[i].hash)
         self.says = True
-        self.seen = bell_arm(self.bell)
+        self.seen = key_bell_arm(self.bell, self.tags)
 
     def arm(self, int64_t deadline_ns):
         """Say that this thread waits, and see each key at a moment when no writer may be in the
@@ -173,8 +177,9 @@ cdef class Waiter:
         """
         cdef Py_ssize_t i
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
-        cdef int64_t until = now + wait_slice_ns
-        cdef const uint32_t *bell = self.bell
+        cdef int64_t until = now + wait_slice_ns * (2 if self.quiet >= QUIET_SLICES else 1)
+        cdef int outcome = ETIMEDOUT
+        cdef const uint32_t *bell = bell_futex(self.bell)
         cdef uint32_t seen = self.seen
         if load_relaxed_u64(&self.handle.map.header.frozen) != 0:
             raise _errors.FrozenMap(
@@ -190,7 +195,11 @@ cdef class Waiter:
         with nogil:
             # A deadline that has passed costs the kernel's timer slack.
             if now < until:
-                futex_sleep(bell, seen, until)
+                outcome = futex_sleep(bell, seen, until)
+        if outcome != ETIMEDOUT:
+            self.quiet = 0
+        elif self.quiet < QUIET_SLICES:
+            self.quiet += 1
         PyErr_CheckSignals()                   # a handler may fork: arm() learns of it
         expect_open(self.handle)
 

@@ -122,7 +122,8 @@ cdef enum:
     SCHEMA_MAX = 1536
 
 cdef enum:
-    BELL_COUNT = 256
+    KEY_BELL_COUNT = 65        # one for each class of keys, and BELL_ANY
+    LOCK_BELL_COUNT = 126
 
 cdef struct FieldPlace:
     uint32_t kind
@@ -207,7 +208,8 @@ cdef struct Header:
     Pool line_pool
     Statistics statistics
     uint64_t _reserved_d[8]
-    uint32_t bells[BELL_COUNT]     # futex words (bell.pxd)
+    uint64_t key_bells[KEY_BELL_COUNT]     # futex words with tags (bell.pxd)
+    uint32_t lock_bells[LOCK_BELL_COUNT]   # futex words
 
 # One attached process, or a dead one that is not recovered yet.
 cdef struct ProcessSlot:
@@ -293,5 +295,6 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(<uint64_t> &(<Header *> NULL).regions == 384)
     static_assert(<uint64_t> &(<Header *> NULL).element_pool == 704)
     static_assert(<uint64_t> &(<Header *> NULL).statistics == 832)
-    static_assert(<uint64_t> &(<Header *> NULL).bells == 1024)
+    static_assert(<uint64_t> &(<Header *> NULL).key_bells == 1024)
+    static_assert(<uint64_t> &(<Header *> NULL).lock_bells == 1544)
     static_assert(sizeof(Header) == SCHEMA_OFFSET)

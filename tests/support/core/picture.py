@@ -80,7 +80,8 @@ class Header(ctypes.Structure):
         ("line_pool", Pool),
         ("statistics", Statistics),
         ("_reserved_d", c_uint64 * 8),
-        ("bells", c_uint32 * 256),
+        ("key_bells", c_uint64 * 65),
+        ("lock_bells", c_uint32 * 126),
     ]
 
 

@@ -16,6 +16,7 @@ test_protocol.py checks that.
 # explorer performs them at once, and checks that the claim is true.
 LOAD, OWN, STORE, PUT, CAS, LOCK, TRY, WAIT, SEIZE, BEGIN, END, BYTE, AWAIT, OR, AND = range(15)
 SLEEP, RING, WAKE = range(15, 18)
+FUTEX_MASK = 0xFFFF
 KIND_NAMES = (
     "loads",
     "loads",
@@ -106,7 +107,7 @@ def fetch_and(address, bits):
 
 def futex_sleep(address, seen, asleep):
     """FUTEX_WAIT: compare and queue in one step; whether it sleeps now. Then the word asleep is 1
-    until a wake."""
+    until a wake. The kernel compares only the half of the word that is in FUTEX_MASK."""
     return SLEEP, address, seen, asleep
 
 

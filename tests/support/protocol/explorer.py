@@ -20,6 +20,7 @@ from support.protocol.automaton import (
     BYTE,
     CAS,
     END,
+    FUTEX_MASK,
     LOAD,
     LOCK,
     OR,
@@ -131,7 +132,7 @@ class Explorer:
             changed = memory[address] | value if kind == OR else memory[address] & value
             return self.write(number, address, changed), memory[address]
         if kind == SLEEP:
-            sleeps = memory[address] == value
+            sleeps = memory[address] & FUTEX_MASK == value
             return (self.write(number, desired, 1) if sleeps else number), sleeps
         if kind in (RING, WAKE):
             if kind == RING:

@@ -7,6 +7,14 @@ OF_WAITERS = {
         "a process waits for the value that a writer stores",
         LOST,
     ),
+    "a waiter sets its tag together with SLEEPING": (
+        "a process waits for the value that a writer stores",
+        LOST,
+    ),
+    "a waiter keeps the tags of those who sleep": (
+        "two processes wait for two keys of one bell",
+        LOST,
+    ),
     "a waiter does not sleep while the word is held": (
         "a process waits for a value; the writer looks for waiters at its lock",
         LOST,

@@ -94,7 +94,7 @@ def a_waiter_sees_the_word_taken_or_its_writer_sees_that_it_waits(o):
     ]
     waiter = [
         *cas("waited", 0, 1),
-        *fence(o.full("bell_arm: the fence")),
+        *fence(o.full("key_bell_arm: the fence")),
         *load("word", "seen", ACQUIRE),
     ]
     return Litmus([writer, waiter], lambda r: r["w"] == 0 and r["seen"] == 0)

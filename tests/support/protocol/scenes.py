@@ -9,7 +9,7 @@ from support.protocol.scenes_dying import DYING
 from support.protocol.scenes_living import LIVING
 from support.protocol.scenes_long import LARGE
 from support.protocol.scenes_sweeping import SWEEPING
-from support.protocol.scenes_waiting import WAITING
+from support.protocol.scenes_waiting import WAITING, WAITING_LARGE
 
 SHORT = LIVING | DYING | CLAIMING | STANDING_BESIDE | SWEEPING | WAITING
-LONG = LARGE | CLAIMING_LARGE | LARGE_BESIDE
+LONG = LARGE | CLAIMING_LARGE | LARGE_BESIDE | WAITING_LARGE

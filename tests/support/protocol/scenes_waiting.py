@@ -1,7 +1,7 @@
 """Scenes of waiting: processes that sleep until a key has a value, and writers that wake them."""
 
 from support.protocol.scene import waits, writes
-from support.protocol.scene_kit import ONE, RECOVERERS, SAME, scene
+from support.protocol.scene_kit import ONE, RECOVERERS, SAME, TWO, scene
 
 EARLY = {"looks_early": True}
 WORD = {"elements": 1, "value_words": 1, "waiters": 1}
@@ -36,6 +36,14 @@ WAITING = {
         hashes=SAME,
         entries=ONE,
         sizes=PAIR,
+    ),
+    "two processes wait for two keys of one bell": scene(
+        waits(0, 1, 2),
+        waits(1, 2, 3),
+        changing(1, ("update", 1, 2), ("update", 2, 3)),
+        hashes=SAME,
+        entries=TWO,
+        sizes=PAIR | {"elements": 2},
     ),
     "a process waits, and the writer dies": scene(
         waits(0, 1, 2),
@@ -83,5 +91,17 @@ WAITING = {
         hashes=SAME,
         entries=ONE,
         sizes=WORD | EARLY,
+    ),
+}
+
+WAITING_LARGE = {
+    "two processes wait for two keys of one bell; each has a writer": scene(
+        waits(0, 1, 2),
+        waits(1, 2, 3),
+        changing(1, ("update", 1, 2)),
+        changing(2, ("update", 2, 3)),
+        hashes=SAME,
+        entries=TWO,
+        sizes=PAIR | {"elements": 2},
     ),
 }

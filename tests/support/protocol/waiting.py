@@ -1,11 +1,13 @@
 """Waiting for a change of a key, without a lock, a list of waiters or a fence.
 
-There is one class of keys here, with one bell: a futex word, a number and a bit SLEEPING that says
-that a waiter sleeps on it, or is about to. The word ``waited`` says that a process may be waiting,
-and the word ``waits`` of each process is the truth behind it. A waiter sets all three and then
-looks at the key; a writer takes its lock word, commits, and then looks at ``waited`` and at the
-bell. If the writer misses the waiter's bits, its lock word was taken before the waiter looked: so
-the waiter finds the word held, or the change, and does not sleep.
+There is one class of keys here, with one bell: a futex word, which is a number and a bit SLEEPING
+that says that a waiter sleeps on it, or is about to; and in the other half of the same word a tag
+for each key that is waited for, which count only while SLEEPING is set. The word ``waited`` says
+that a process may be waiting, and the word ``waits`` of each process is the truth behind it. A
+waiter sets all three and then looks at the key; a writer takes its lock word, commits, and then
+looks at ``waited`` and at the bell, and rings if it finds SLEEPING and its key's tag. If the writer
+misses the waiter's bits, its lock word was taken before the waiter looked: so the waiter finds the
+word held, or the change, and does not sleep.
 
 Changing the bell's number and waking its sleepers is one system call (FUTEX_WAKE_OP): a writer that
 is killed has done both, or nothing. A writer killed between its commit and that call leaves
@@ -13,8 +15,10 @@ SLEEPING behind, and the process that recovers it rings.
 """
 
 from support.protocol.automaton import (
+    FUTEX_MASK,
     awaits,
     begin,
+    cas,
     end,
     fetch_and,
     fetch_or,
@@ -35,6 +39,12 @@ SLEEPING = 1
 CLASS = 1  # the bit of the only class
 
 
+def tag_of(key):
+    """The tag of a key, in the half of the bell that the kernel does not look at: two bits, of
+    which the next key has one, too."""
+    return 3 * (FUTEX_MASK + 1) << key
+
+
 # ---- the waiter ----
 
 
@@ -50,19 +60,38 @@ def wait_for(m, me, key, value):
         early = m.keeps("a waiter sets SLEEPING before it reads the key")
         seen = 0
         if early:
-            seen = yield fetch_or(m.bell, SLEEPING)
+            seen = yield from bell_arm(m, key)
         found = yield from settled(m, key)
         if found == value:
             break
         del found
         if not early:
-            seen = yield fetch_or(m.bell, SLEEPING)
-        sleeps = yield futex_sleep(m.bell, seen | SLEEPING, m.asleep[me])
+            seen = yield from bell_arm(m, key)
+        sleeps = yield futex_sleep(m.bell, seen, m.asleep[me])
         if sleeps:
             yield awaits("it is awake", me)
         del early, seen, sleeps
     yield from leave(m, me)
     yield end(value)
+
+
+def bell_arm(m, key):
+    """Say that somebody is about to sleep for this key; the value that its sleep expects. The tags
+    of those who sleep already stay; tags without SLEEPING are of sleepers who have been woken."""
+    if not m.keeps("a waiter sets its tag together with SLEEPING"):
+        seen = yield fetch_or(m.bell, SLEEPING)
+        return seen & FUTEX_MASK | SLEEPING
+    while True:
+        bell = yield load(m.bell)
+        tags = bell & ~FUTEX_MASK if bell & SLEEPING else 0
+        if not m.keeps("a waiter keeps the tags of those who sleep"):
+            tags = 0
+        armed = tags | tag_of(key) | bell & FUTEX_MASK | SLEEPING
+        done = yield cas(m.bell, bell, armed)
+        del tags, bell
+        if done:
+            return armed & FUTEX_MASK
+        del armed, done
 
 
 def settled(m, key):
@@ -100,7 +129,7 @@ def leave(m, me):
     if others:
         yield fetch_or(m.waited, CLASS)
         if m.keeps("the last waiter rings if another has come"):
-            yield from bell_ring(m)
+            yield from bells_ring_all(m)
 
 
 def others_wait(m, me):
@@ -117,25 +146,36 @@ def others_wait(m, me):
 # ---- the writer ----
 
 
-def ring_if_waited(m):
-    """After an operation has committed: ring, if a process may be waiting."""
+def ring_if_waited(m, key):
+    """After an operation on key has committed: ring, if a process may be waiting."""
     waited = yield load(m.waited)
     if waited:
-        yield from bell_ring(m)
+        bell = yield load(m.bell)
+        yield from ring_if_sleeping(m, bell, key)
 
 
-def bell_ring(m):
-    """Wake the sleepers of the bell, if there may be any."""
+def ring_if_sleeping(m, bell, key):
+    """Ring, if the bell's value says that somebody sleeps for this key."""
+    if bell & SLEEPING and bell & tag_of(key) == tag_of(key):
+        yield from bell_ring(m, bell)
+
+
+def bells_ring_all(m):
+    """Wake whoever sleeps, whichever key it is for."""
     bell = yield load(m.bell)
-    if not bell & SLEEPING:
-        return
+    if bell & SLEEPING:
+        yield from bell_ring(m, bell)
+
+
+def bell_ring(m, bell):
+    """Change the bell's number, which clears SLEEPING, and wake its sleepers."""
     if not m.keeps("a ring changes the bell's number"):
         yield futex_wake(m.bell)
     elif m.keeps("the number and the wake are one call"):
         yield futex_ring(m.bell)
     else:
         yield fetch_and(m.bell, ~SLEEPING)
-        yield fetch_or(m.bell, bell + 1 & ~SLEEPING)
+        yield fetch_or(m.bell, bell + 1 & FUTEX_MASK & ~SLEEPING)
         yield futex_wake(m.bell)
 
 
@@ -143,7 +183,11 @@ def change(m, me, kind, key, value=0):
     """An update or a deletion, and the ring behind it."""
     seen = None
     if not m.keeps("a writer looks for waiters after it has its lock word"):
-        seen = yield load(m.waited)
+        seen = 0
+        waited = yield load(m.waited)
+        if waited:
+            seen = yield load(m.bell)
+        del waited
     if kind == "delete":
         yield from delete(m, me, key)
     else:
@@ -152,6 +196,6 @@ def change(m, me, kind, key, value=0):
         seen = yield own(m.saw[me])
         yield put(m.saw[me], 0)
     if seen is None:
-        yield from ring_if_waited(m)
-    elif seen:
-        yield from bell_ring(m)
+        yield from ring_if_waited(m, key)
+    else:
+        yield from ring_if_sleeping(m, seen, key)

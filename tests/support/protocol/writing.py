@@ -56,12 +56,11 @@ def waiters_seen(m, me):
     deletion that is its commit: the bucket's lock before it says nothing to a waiter that hits."""
     if not m.looks_early:
         return
-    sleeping = 0
+    bell = 0
     waited = yield load(m.waited)
     if waited:
         bell = yield load(m.bell)
-        sleeping = bell & 1
-    yield put(m.saw[me], sleeping)
+    yield put(m.saw[me], bell)
 
 
 def element_update(m, me, found, value):
