@@ -9,6 +9,11 @@
 try:
     from shmrhash import _core as _core
 except ImportError as _error:
+    if "nterpreter" in str(_error):
+        raise ImportError(
+            f"one interpreter of a process can use shmrhash, and this is another one ({_error}): "
+            f"use threads or processes instead of subinterpreters"
+        ) from _error
     if "cannot import name" not in str(_error):
         raise
     raise ImportError(
