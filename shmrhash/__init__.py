@@ -72,7 +72,7 @@ from shmrhash._map import RHashMap
 from shmrhash._types.arrays import Array
 from shmrhash._waiting import CHANGED, GONE, Change, Watch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the only place; pyproject.toml reads it
 
 __all__ = [
     "BPF_ANY",
