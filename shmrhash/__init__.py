@@ -9,6 +9,11 @@
 try:
     from shmrhash import _core as _core
 except ImportError as _error:
+    if "nterpreter" in str(_error):
+        raise ImportError(
+            f"one interpreter of a process can use shmrhash, and this is another one ({_error}): "
+            f"use threads or processes instead of subinterpreters"
+        ) from _error
     if "cannot import name" not in str(_error):
         raise
     raise ImportError(
@@ -67,7 +72,7 @@ from shmrhash._map import RHashMap
 from shmrhash._types.arrays import Array
 from shmrhash._waiting import CHANGED, GONE, Change, Watch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the only place; pyproject.toml reads it
 
 __all__ = [
     "BPF_ANY",

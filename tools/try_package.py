@@ -13,27 +13,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 WHEEL_SUFFIXES = {".py", ".pyi", ".so"}
 
-SMOKE = """
-import os, shmrhash
-from pathlib import Path
-
-name = f"shmrhash-test-{os.getpid()}-package"
-with shmrhash.RHashMap.create(name, key_size=4, value_size=8, max_entries=100) as jobs:
-    jobs.update(b"job1", b"\\x01" * 8)
-    assert jobs.lookup(b"job1") == b"\\x01" * 8
-    child = os.fork()
-    if child == 0:
-        jobs.update(b"job2", b"\\x02" * 8)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert jobs[b"job2"] == b"\\x02" * 8 and len(jobs) == 2
-    jobs.check()
-    jobs.unlink()
-assert Path(shmrhash.__file__).with_name("py.typed").exists()
-assert Path(shmrhash.__file__).with_name("_core.pyi").exists()
-print("works:", shmrhash.__file__)
-"""
-
 
 def check_wheel_content(wheel):
     with zipfile.ZipFile(wheel) as archive:
@@ -51,7 +30,7 @@ def install_and_use(package, folder):
     venv.create(folder, with_pip=True, symlinks=True)
     python = folder / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True, cwd=folder)
-    subprocess.run([python, "-I", "-c", SMOKE], check=True, cwd=folder)
+    subprocess.run([python, "-I", ROOT / "tools" / "use_installed.py"], check=True, cwd=folder)
     expect_command_to_say_what_it_needs(folder)
 
 

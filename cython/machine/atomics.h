@@ -11,6 +11,16 @@
 #ifndef SHM_ATOMICS_H
 #define SHM_ATOMICS_H
 
+#ifndef __linux__
+#error "shmrhash needs Linux: maps use its futexes, open-file-description locks and tmpfs"
+#endif
+#if __SIZEOF_POINTER__ != 8
+#error "shmrhash needs a 64-bit machine: maps are mapped whole, into more address space than 32 bits have"
+#endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "shmrhash stores little-endian words; this machine is big-endian"
+#endif
+
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,10 +30,6 @@
 #include <emmintrin.h>
 #elif defined(__ARM_NEON) && !defined(__SANITIZE_THREAD__)
 #include <arm_neon.h>
-#endif
-
-#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "shmrhash stores little-endian words; this machine is big-endian"
 #endif
 
 #define shm_load_relaxed_u64(p) __atomic_load_n((const uint64_t *)(p), __ATOMIC_RELAXED)

@@ -295,11 +295,11 @@ def test_packages_are_named(project):
     assert packages == sorted(project["tool"]["setuptools"]["packages"])
 
 
-def test_version_is_the_same_everywhere(project):
-    version = project["project"]["version"]
+def test_version_is_in_one_place_and_the_changelog_begins_with_it(project):
+    changelog = (ROOT / "CHANGELOG.md").read_text()
 
-    assert version == shmrhash.__version__
-    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "shmrhash.__version__"}
+    assert shmrhash.__version__ == re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE)[1]
 
 
 def test_cython_folder_is_no_package():
@@ -343,7 +343,7 @@ def test_no_file_has_a_path_of_one_machine(project_files):
 # ---- documents ----
 
 
-@pytest.mark.parametrize("name", ["README", "CHANGELOG", "DESIGN", "CONTRIBUTING"])
+@pytest.mark.parametrize("name", ["README", "CHANGELOG", "DESIGN", "CONTRIBUTING", "SECURITY"])
 def test_document_exists(name):
     assert (ROOT / f"{name}.md").read_text().startswith("# ")
 
