@@ -41,7 +41,7 @@ from support.protocol.segment_model import (
     taken,
 )
 from support.protocol.supply import element_put, op_give_back
-from support.protocol.waiting import bell_ring
+from support.protocol.waiting import bells_ring
 from support.protocol.writing import bucket_release, deadline_stored, redo_apply
 
 
@@ -69,7 +69,7 @@ def context_recover(m, subject):
             owner = yield own(m.of(subject, "owner"))
             yield from recover_pins(m, subject, owner)
         if m.waiters and m.keeps("a recoverer rings for the dead"):
-            yield from bell_ring(m)
+            yield from bells_ring(m)
     else:
         yield from unlock_everything(m, subject)
     activity = yield own(m.of(subject, "activity"))

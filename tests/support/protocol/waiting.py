@@ -100,7 +100,7 @@ def leave(m, me):
     if others:
         yield fetch_or(m.waited, CLASS)
         if m.keeps("the last waiter rings if another has come"):
-            yield from bell_ring(m)
+            yield from bells_ring(m)
 
 
 def others_wait(m, me):
@@ -121,22 +121,34 @@ def ring_if_waited(m):
     """After an operation has committed: ring, if a process may be waiting."""
     waited = yield load(m.waited)
     if waited:
-        yield from bell_ring(m)
+        yield from bells_ring(m)
 
 
-def bell_ring(m):
-    """Wake the sleepers of the bell, if there may be any."""
-    bell = yield load(m.bell)
+def bells_ring(m):
+    """Ring the bell of the key, and then the one of those who wait for any key."""
+    if not m.listens:
+        yield from bell_ring(m, m.bell)
+    elif m.keeps("the key's bell is rung before the any bell"):
+        yield from bell_ring(m, m.bell)
+        yield from bell_ring(m, m.any)
+    else:
+        yield from bell_ring(m, m.any)
+        yield from bell_ring(m, m.bell)
+
+
+def bell_ring(m, at):
+    """Wake the sleepers of a bell, if there may be any."""
+    bell = yield load(at)
     if not bell & SLEEPING:
         return
     if not m.keeps("a ring changes the bell's number"):
-        yield futex_wake(m.bell)
+        yield futex_wake(at)
     elif m.keeps("the number and the wake are one call"):
-        yield futex_ring(m.bell)
+        yield futex_ring(at)
     else:
-        yield fetch_and(m.bell, ~SLEEPING)
-        yield fetch_or(m.bell, bell + 1 & ~SLEEPING)
-        yield futex_wake(m.bell)
+        yield fetch_and(at, ~SLEEPING)
+        yield fetch_or(at, bell + 1 & ~SLEEPING)
+        yield futex_wake(at)
 
 
 def change(m, me, kind, key, value=0):
@@ -154,4 +166,4 @@ def change(m, me, kind, key, value=0):
     if seen is None:
         yield from ring_if_waited(m)
     elif seen:
-        yield from bell_ring(m)
+        yield from bells_ring(m)
