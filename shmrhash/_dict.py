@@ -89,6 +89,12 @@ class SharedDict(MappingMethods, WaitMethods, _core.DictCore):
     def _waiter(self, keys: list[Any]) -> _core.Waiter:
         return _core.Waiter(self.handle, [self._raw_key(key) for key in keys])
 
+    def _notifier(self) -> _core.Notifier:
+        return _core.Notifier(self.handle)
+
+    def _notifier_key(self) -> tuple[object, ...]:
+        return _core.notifier_key(self.handle)
+
     def __init__(
         self,
         name: str | None = None,

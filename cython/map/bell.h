@@ -47,8 +47,10 @@ static __attribute__((noinline, cold, unused)) void shm_section_ring(
     uint32_t *bell = shm_lock_bell(bells, element);
     if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
         return;
-    if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, 1) == 0)
+    if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, 1) == 0) {
         shm_bell_ring(bell);
+        shm_bell_ring(bells + SHM_BELL_ANY); /* it may be an event loop that waits: listener.pxd */
+    }
 }
 
 /* A key with this hash has changed, and the classes of waited are waited for. */
