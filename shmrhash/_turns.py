@@ -3,8 +3,8 @@
 The coroutines of one loop that want a key stand in a line. The first one tries to enter its
 section; whoever leaves a section wakes the first in the line, so they enter in the order in which
 they came. If the section in the way belongs to another loop, thread or process, the first one is
-told of its end by the bell of the section (cython/processes/listener.pxd), and looks by itself, too,
-for the owner may be dead: as a thread does that waits for a section (waiting.pxi).
+told of its end by the bell of the section (cython/processes/listener.pxd), and looks by itself,
+too, for the owner may be dead: as a thread does that waits for a section (waiting.pxi).
 
 A section that a coroutine has entered is like any other: it ends by its process's death, too.
 """

@@ -7,7 +7,8 @@ cdef enum:
     SECTION_SLICE_LATE_NS = 50000000   # lives: in the first 0.1 s, and later
     SECTION_EARLY_NS = 100000000
 
-# Sections that this process has open: (device, inode, context) -> (thread, task of asyncio or None).
+# Sections that this process has open: (device, inode, context) -> (thread, task or None), the task
+# being one of asyncio that entered it with async with.
 cdef dict sections_open = {}
 
 
