@@ -5,15 +5,19 @@
 Woken: one process stores the time under a key, or tells its partner in another way; the partner
 takes the time when it is awake. A round begins when the partner is about to sleep; the ways take
 turns, a batch of rounds each. "wait" is SharedDict.wait(); "event" multiprocessing.Event, "pipe" a
-pipe, "poll" a loop that looks each millisecond. The ratio is to "event" of the same turn.
+pipe, "poll" a loop that looks each millisecond. In asyncio: "await" is wait_for(), "executor" a
+wait() in a thread of the loop's pool, "await pipe" a pipe that the loop reads. The ratio is to
+"event" of the same turn.
 
 Writers: m[key] = value in a loop while nobody waits, and while 8 processes wait for other keys; the
 ratio is to nobody.
 
-Idle: the processor time of 100 threads that wait for a key that does not come, for each second.
+Idle: the processor time of 100 threads, and of 100 coroutines, that wait for a key that does not
+come, for each second.
 """
 
 import argparse
+import asyncio
 import multiprocessing
 import os
 import threading
@@ -83,10 +87,58 @@ class PollWay(WaitWay):
         return stored
 
 
-WAYS = {"wait": WaitWay, "event": EventWay, "pipe": PipeWay, "poll": PollWay}
+class AwaitWay(WaitWay):
+    """SharedDict.wait_for()."""
+
+    async def sleep_in_loop(self, before):
+        return await self.shared.wait_for("time", lambda stored: stored != before)
+
+
+class ExecutorWay(WaitWay):
+    """wait() in a thread of the loop's pool."""
+
+    async def sleep_in_loop(self, before):
+        return await asyncio.get_running_loop().run_in_executor(None, self.sleep, before)
+
+
+class AwaitPipeWay(PipeWay):
+    """A pipe that the loop reads when it is readable."""
+
+    async def sleep_in_loop(self, _before):
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        loop.add_reader(self.read, readable.set_result, None)
+        await readable
+        loop.remove_reader(self.read)
+        return self.sleep(0)
+
+
+WAYS = {
+    "wait": WaitWay,
+    "event": EventWay,
+    "pipe": PipeWay,
+    "poll": PollWay,
+    "await": AwaitWay,
+    "executor": ExecutorWay,
+    "await pipe": AwaitPipeWay,
+}
+
+
+async def partner_in_loop(way, rounds, answers):
+    before = 0
+    clock = time.perf_counter_ns
+    times = []
+    for _ in range(rounds):
+        answers.send_bytes(b"r")
+        before = await way.sleep_in_loop(before)
+        times.append(clock() - before)
+    answers.send(times)
 
 
 def partner(way, rounds, answers):
+    if hasattr(way, "sleep_in_loop"):
+        asyncio.run(partner_in_loop(way, rounds, answers))
+        return
     before = 0
     clock = time.perf_counter_ns
     times = []
@@ -193,6 +245,27 @@ def measure_writers(rounds):
     ]
 
 
+def idle_share(seconds, count):
+    """The share of a core that each of count waiters takes, while this thread sleeps."""
+    before, start = time.process_time(), time.perf_counter()
+    time.sleep(seconds)
+    return (time.process_time() - before) / (time.perf_counter() - start) / count
+
+
+async def idle_in_loop(seconds, count):
+    with shmrhash.SharedDict(key=int, value=int) as shared:
+        waits = [asyncio.ensure_future(shared.wait_for(number)) for number in range(count)]
+        await asyncio.sleep(0.2)
+        before, start = time.process_time(), time.perf_counter()
+        await asyncio.sleep(seconds)
+        spent, lasted = time.process_time() - before, time.perf_counter() - start
+        for number in range(count):
+            shared[number] = 0
+        await asyncio.gather(*waits)
+        shared.check()
+    return spent / lasted / count
+
+
 def measure_idle(seconds, threads_count):
     """Processor time of idle waiters."""
     shared = shmrhash.SharedDict(key=int, value=int)
@@ -203,16 +276,17 @@ def measure_idle(seconds, threads_count):
     for thread in threads:
         thread.start()
     time.sleep(0.2)
-    before, start = time.process_time(), time.perf_counter()
-    time.sleep(seconds)
-    spent, lasted = time.process_time() - before, time.perf_counter() - start
+    each = idle_share(seconds, threads_count)
     for number in range(threads_count):
         shared[number] = 0
     for thread in threads:
         thread.join()
     shared.check()
-    each = spent / lasted / threads_count
-    return [{"idle waiters": threads_count, "of a core, each": f"{each:.5%}"}]
+    in_loop = asyncio.run(idle_in_loop(seconds, threads_count))
+    return [
+        {"idle": f"{threads_count} threads", "of a core, each": f"{each:.5%}"},
+        {"idle": f"{threads_count} coroutines", "of a core, each": f"{in_loop:.5%}"},
+    ]
 
 
 def main():

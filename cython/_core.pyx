@@ -44,7 +44,7 @@ from segment.status cimport (
 from segment.layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
-    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED,
+    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, BELL_COUNT,
 )
 from segment.words cimport (
     element_state, depot_credit, depot_count as depot_parked, word_locked, word_owner,
@@ -69,8 +69,8 @@ from memory.region cimport (
 from memory.pins cimport pin_claim, pin_clear, pin_set
 from memory.object cimport object_make
 from map.bell cimport (
-    BELL_ANY, bell_futex, bells_ring_all, bells_section_ring, key_bell, key_bell_arm,
-    key_bell_value, lock_bell, lock_bell_arm, tag_of, waiting_begin, waiting_end, waiting_say,
+    BELL_ANY, bell_arm, bell_of_key, bell_of_section, bell_value, bell_word, bells_ring_all,
+    bells_section_ring, lock_bell, lock_bell_arm, tag_of, waiting_begin, waiting_end, waiting_say,
 )
 from map.chain cimport Found
 from map.element cimport STARVING_NS, element_unchanged, starving_say
@@ -98,6 +98,11 @@ from processes.recover cimport owner_recover, recover_all, recover_those_inside
 from processes.forking cimport Unborn, unborn_adopt, unborn_claim, unborn_release
 from processes.wait cimport (
     element_of_word, is_element_word, sched_yield, wait_step, word_stands,
+)
+from processes.listener cimport (
+    EFD_CLOEXEC, EFD_NONBLOCK, Ear, Listener, ear_add, ear_arm, ear_close, ear_drop, ear_moved,
+    ear_open, ears_forget, ears_tell, eventfd, eventfd_read, listener_go_on, listener_prepare,
+    listener_stop, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from processes.attach cimport (
     map_aligned, attach_map, attach_register, attach_claim, attach_rest, attach_end, attach_leave,
@@ -151,6 +156,7 @@ include "python/bulk.pxi"
 include "python/entries.pxi"
 include "python/iterator.pxi"
 include "python/sections.pxi"
+include "python/notifying.pxi"
 include "python/watching.pxi"
 include "python/map.pxi"
 include "python/codec.pxi"

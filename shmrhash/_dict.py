@@ -94,6 +94,12 @@ class SharedDict(MappingMethods[K, V], WaitMethods, _core.DictCore[K, V]):
     def _waiter(self, keys: list[Any]) -> _core.Waiter:
         return _core.Waiter(self.handle, [self._raw_key(key) for key in keys])
 
+    def _notifier(self) -> _core.Notifier:
+        return _core.Notifier(self.handle)
+
+    def _notifier_key(self) -> tuple[object, ...]:
+        return _core.notifier_key(self.handle)
+
     @overload
     def __init__(
         self,

@@ -53,6 +53,7 @@ _forks_nested = 0
 def _before_fork() -> None:
     global _forks_nested
     _fork_lock.acquire()
+    _core.listeners_stop()
     _forks_nested += 1
     if _forks_nested == 1:
         _core.views_before_fork()
@@ -64,6 +65,7 @@ def _after_fork_in_parent() -> None:
     global _forks_nested
     if _forks_nested == 1:
         _core.views_after_fork_in_parent()
+    _core.listeners_go_on()
     _forks_nested -= 1
     _fork_lock.release()
 

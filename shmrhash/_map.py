@@ -67,6 +67,12 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
     def _waiter(self, keys: list[Any]) -> _core.Waiter:
         return _core.Waiter(self, [_core.key_copy(self, key) for key in keys])
 
+    def _notifier(self) -> _core.Notifier:
+        return _core.Notifier(self)
+
+    def _notifier_key(self) -> tuple[object, ...]:
+        return _core.notifier_key(self)
+
     def __init__(self, *_args: object, owner: int | None = None, **_ignored: object) -> None:
         self._owner = owner  # a user whom this handle trusts; a pickle of the handle keeps it
         _lifetime.register(self)

@@ -143,7 +143,8 @@ class MappingMethods(_Dict[K, V]):
 
         timeout: seconds to wait for the lock; None is the dict's own timeout. default: a value to
         insert first if the key is absent; it stays, however the section ends. A lock belongs to the
-        thread that took it.
+        thread that took it. In a coroutine use ``async with``: the tasks of a loop take turns in
+        the order in which they came, the lock belongs to the task, and no wait blocks the loop.
 
         Raises KeyNotFound (absent, and no default), LockTimeout, DeadlockError (this thread has the
         key locked already), what storing raises; at the end KeyGone (the key was deleted, or its

@@ -1,13 +1,12 @@
 """Waiting until a key changes, without polling: wait(), wait_any() and watch() of the maps.
 
-The core (python/bells.pxi) sleeps until a key may have changed; here it is decided what is waited
-for. Whoever is woken looks at the keys again: it is told states, not events, so of several changes
-in a row only the last may be seen.
+The core (python/watching.pxi) sleeps until a key may have changed; here it is decided what is
+waited for. Whoever is woken looks at the keys again: it is told states, not events, so of several
+changes in a row only the last may be seen.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -17,7 +16,6 @@ from shmrhash import _core
 from shmrhash._errors import InvalidArgument, WaitTimeout
 
 _ABSENT: Any = object()
-_DEADLINE_MAX = 1 << 62  # ns; a later one is none
 
 
 class _Wanted:
@@ -54,6 +52,8 @@ class _Waitable(Protocol):
     def name(self) -> str: ...
     def get(self, key: Any, default: Any = ..., /) -> Any: ...
     def _waiter(self, keys: list[Any]) -> _core.Waiter: ...
+    def _notifier(self) -> _core.Notifier: ...
+    def _notifier_key(self) -> tuple[object, ...]: ...
 
 
 class _Wish:
@@ -67,7 +67,7 @@ class _Wish:
 
     def look(self, sight: Any) -> tuple[bool, Any]:
         """Whether what is waited for is so, and the value: None if the key is absent."""
-        value = self._shared.get(self._key, _ABSENT)
+        value = _ABSENT if sight is None else self._shared.get(self._key, _ABSENT)
         absent = value is _ABSENT
         found = None if absent else value
         if self._until is None:
@@ -112,7 +112,25 @@ class WaitMethods:
         (it cannot happen any more), WriteOnlyMap, InvalidArgument (timeout, until), TypeError (a
         key that cannot be), and what until() raises.
         """
-        return _wait(self, [key], until, timeout, f", key {key!r:.60}: not")[1]
+        wait = _Wait(self, [key], until, timeout, f", key {key!r:.60}: not")
+        return wait.sleep_until_found()[1]
+
+    async def wait_for(
+        self: _Waitable, key: Any, until: Until = None, *, timeout: float | None = None
+    ) -> Any:
+        """wait() for coroutines of asyncio: the loop goes on while this one waits.
+
+        Costs one lookup if the key is as wanted. Otherwise the coroutine waits for a future; a
+        thread of the process, made in C and without Python, listens for changes in this map and
+        wakes the loop, for as many waits as there are. It begins with the first and ends with the
+        last, and is stopped while the process forks. until() is called in the loop. Each map has a
+        descriptor in each loop that waits for it. Cancelling ends the wait and leaves nothing
+        behind. With a read-only handle, changes are seen after 1 to 16 milliseconds.
+
+        Raises what wait() raises, SystemFailure (no more threads or descriptors).
+        """
+        wait = _Wait(self, [key], until, timeout, f", key {key!r:.60}: not")
+        return (await wait.until_found())[1]
 
     def wait_any(
         self: _Waitable, keys: Iterable[Any], until: Until = None, *, timeout: float | None = None
@@ -125,10 +143,20 @@ class WaitMethods:
 
         Raises what wait() raises, InvalidArgument (no keys).
         """
-        names = list(keys)
-        if not names:
-            raise InvalidArgument("wait_any needs at least one key")
-        return _wait(self, names, until, timeout, f": none of {len(names)} keys was")
+        names = _names_for("wait_any", keys)
+        wait = _Wait(self, names, until, timeout, f": none of {len(names)} keys was")
+        return wait.sleep_until_found()
+
+    async def wait_for_any(
+        self: _Waitable, keys: Iterable[Any], until: Until = None, *, timeout: float | None = None
+    ) -> tuple[Any, Any]:
+        """wait_any() for coroutines of asyncio, as wait_for() is wait().
+
+        Raises what wait_for() raises, InvalidArgument (no keys).
+        """
+        names = _names_for("wait_for_any", keys)
+        wait = _Wait(self, names, until, timeout, f": none of {len(names)} keys was")
+        return await wait.until_found()
 
     def watch(
         self: _Waitable,
@@ -137,7 +165,8 @@ class WaitMethods:
         initial: bool = False,
         timeout: float | None = None,
     ) -> Watch:
-        """Iterate over the changes of some keys, as they happen, from this call on.
+        """Iterate over the changes of some keys, as they happen, from this call on: with for, or
+        with async for in a coroutine.
 
         Yields a Change for each key that has changed since the last one: kind ("set" or
         "deleted"), key, value. Changes of one key are coalesced: the value is the newest one, and
@@ -151,24 +180,27 @@ class WaitMethods:
 
         Raises, when it is made and in the loop, what wait() raises but WaitTimeout.
         """
-        return Watch(self, list(keys), initial, timeout)
+        return Watch(self, _names_for("watch", keys), initial, timeout)
 
 
 class Watch(Iterator[Change]):
-    """The changes of some keys: made by watch(), for a for loop or next()."""
+    """The changes of some keys: made by watch(), for a for loop or next().
+
+    In a coroutine: ``async for change in ...``, with or without ``async with``. In an event loop of
+    another kind: fileno() and poll().
+    """
 
     def __init__(
         self, shared: _Waitable, keys: list[Any], initial: bool, timeout: float | None
     ) -> None:
-        _deadline_after(timeout)
-        if not keys:
-            raise InvalidArgument("watch needs at least one key")
+        _core.deadline_after(timeout)
         self._shared = shared
         self._keys = keys
         self._timeout = timeout
         self._pending: deque[Change] = deque()
         self._states: list[Any] = [_ABSENT if initial else None] * len(keys)
         self._waiter: _core.Waiter | None = shared._waiter(keys)
+        self._notifier: _core.Notifier | None = None  # of fileno()
         try:
             self._look(-1)
         except BaseException:
@@ -177,25 +209,27 @@ class Watch(Iterator[Change]):
         if not initial:
             self._pending.clear()
 
-    def _look(self, deadline: int) -> None:
-        """Queue a change for each key whose state is not the one seen last."""
+    def _look(self, deadline: int) -> bool:
+        """Queue a change for each key whose state is not the one seen last. False: a process is in
+        the middle of changing a key, and the deadline is over."""
         assert self._waiter is not None
         if not self._waiter.arm(deadline):
-            return
+            return False
         for i, key in enumerate(self._keys):
             sight = self._waiter.sight(i)
-            if sight is None and self._states[i] is None:
+            if sight == self._states[i]:
                 continue
-            value = self._shared.get(key, _ABSENT)
+            value = _ABSENT if sight is None else self._shared.get(key, _ABSENT)
             state = None if value is _ABSENT else sight
             if state != self._states[i]:
                 self._states[i] = state
                 self._pending.append(
                     Change("deleted", key, None) if state is None else Change("set", key, value)
                 )
+        return True
 
     def __next__(self) -> Change:
-        deadline = _deadline_after(self._timeout)
+        deadline = _core.deadline_after(self._timeout)
         while not self._pending:  # ends with the timeout
             if self._waiter is None:
                 raise StopIteration
@@ -206,11 +240,71 @@ class Watch(Iterator[Change]):
                 self._waiter.sleep(deadline)
         return self._pending.popleft()
 
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> Change:
+        from shmrhash._awaiting import Told  # asyncio takes long to import
+
+        if self._pending:
+            return self._pending.popleft()
+        if self._waiter is None:
+            raise StopAsyncIteration
+        deadline = _core.deadline_after(self._timeout)
+        told = Told(self._shared, self._waiter, self._notifier)
+        try:
+            while True:  # ends with the timeout
+                settled = self._look(0)
+                if self._pending:
+                    return self._pending.popleft()
+                if _is_over(deadline):
+                    raise StopAsyncIteration
+                await told.pause(settled, deadline)
+                if self._waiter is None:  # closed by another coroutine
+                    raise StopAsyncIteration
+        finally:
+            told.close()
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when keys may have changed: for selectors, trio,
+        gevent, Qt. Then call poll(). It belongs to this Watch, which closes it.
+
+        An entry that expires is noticed within a quarter of a second. In a child of fork, call it
+        again: the child has a descriptor of its own. The first call begins a thread of the process
+        that listens, unless there is one; it runs no Python and ends when nothing is waited for.
+
+        Raises InvalidArgument (this Watch is closed), MapClosed, SystemFailure.
+        """
+        if self._waiter is None:
+            raise InvalidArgument("this watch is closed")
+        if self._notifier is None or not self._notifier.alive:
+            self._notifier = self._shared._notifier()
+            self._waiter.attach(self._notifier)
+        return self._notifier.fileno()
+
+    def poll(self) -> list[Change]:
+        """The changes until now, without waiting: one for each key that has changed.
+
+        Raises what the loop raises.
+        """
+        if self._notifier is not None:
+            self._notifier.moved()
+        if self._waiter is not None:
+            self._look(0)
+            if not self._pending:
+                self._waiter.expect_hope()
+        found = list(self._pending)
+        self._pending.clear()
+        return found
+
     def close(self) -> None:
         """End the iteration; what is pending is still yielded."""
         if self._waiter is not None:
             self._waiter.end()
             self._waiter = None
+        if self._notifier is not None:
+            self._notifier.close()
+            self._notifier = None
 
     def __enter__(self) -> Watch:
         return self
@@ -223,28 +317,75 @@ class Watch(Iterator[Change]):
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Watch:
+        return self
 
-def _wait(
-    shared: _Waitable, keys: list[Any], until: Until, timeout: float | None, unmet: str
-) -> tuple[Any, Any]:
-    """Sleep until one of the keys is as wanted, and return it and its value. unmet: the middle of
-    WaitTimeout's message, between the map and "as wanted"."""
-    _checked_until(until)
-    deadline = _deadline_after(timeout)
-    wishes = [_Wish(shared, key, until) for key in keys]
-    waiter = shared._waiter(keys)
-    try:
-        while True:  # ends with the timeout
-            if waiter.arm(deadline):
-                for i, wish in enumerate(wishes):
-                    done, value = wish.look(waiter.sight(i))
-                    if done:
-                        return keys[i], value
-            if _is_over(deadline):
-                raise WaitTimeout(f"map {shared.name!r}{unmet} as wanted within {timeout} s")
-            waiter.sleep(deadline)
-    finally:
-        waiter.end()
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Wait:
+    """A wait for one of some keys to be as wanted."""
+
+    def __init__(
+        self,
+        shared: _Waitable,
+        keys: list[Any],
+        until: Until,
+        timeout: float | None,
+        unmet: str,
+    ) -> None:
+        """unmet: the middle of WaitTimeout's message, between the map and "as wanted"."""
+        _checked_until(until)
+        self._deadline = _core.deadline_after(timeout)
+        self._waiter = shared._waiter(keys)
+        self._shared = shared
+        self._keys = keys
+        self._wishes = [_Wish(shared, key, until) for key in keys]
+        self._unmet = f"{unmet} as wanted within {timeout} s"
+
+    def _found(self, settled: bool) -> tuple[Any, Any] | None:
+        """Behind arm(), which returned settled: the first key that is as wanted, and its value.
+        Raises WaitTimeout."""
+        for i, wish in enumerate(self._wishes if settled else ()):
+            done, value = wish.look(self._waiter.sight(i))
+            if done:
+                return self._keys[i], value
+        if _is_over(self._deadline):
+            raise WaitTimeout(f"map {self._shared.name!r}{self._unmet}")
+        return None
+
+    def sleep_until_found(self) -> tuple[Any, Any]:
+        """Block this thread until a key is as wanted."""
+        try:
+            while True:  # ends with the timeout
+                found = self._found(self._waiter.arm(self._deadline))
+                if found is not None:
+                    return found
+                self._waiter.sleep(self._deadline)
+        finally:
+            self._waiter.end()
+
+    async def until_found(self) -> tuple[Any, Any]:
+        """Block this coroutine until a key is as wanted."""
+        from shmrhash._awaiting import Told  # asyncio takes long to import
+
+        told = Told(self._shared, self._waiter)
+        try:
+            while True:  # ends with the timeout
+                settled = self._waiter.arm(0)
+                found = self._found(settled)
+                if found is not None:
+                    return found
+                await told.pause(settled, self._deadline)
+        finally:
+            told.close()
+            self._waiter.end()
 
 
 def _checked_until(until: Until) -> None:
@@ -254,16 +395,11 @@ def _checked_until(until: Until) -> None:
         )
 
 
-def _deadline_after(timeout: float | None) -> int:
-    """The deadline of a wait that begins now, in ns; -1: none."""
-    if timeout is None or timeout == math.inf:
-        return -1
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout is seconds or None, not {type(timeout).__name__}")
-    if not timeout >= 0:
-        raise InvalidArgument(f"timeout is None or a number of seconds from 0 on, not {timeout!r}")
-    now = _core.clock_monotonic_ns()
-    return now + round(timeout * 1e9) if timeout * 1e9 < _DEADLINE_MAX else -1
+def _names_for(function: str, keys: Iterable[Any]) -> list[Any]:
+    names = list(keys)
+    if not names:
+        raise InvalidArgument(f"{function} needs at least one key")
+    return names
 
 
 def _is_over(deadline: int) -> bool:

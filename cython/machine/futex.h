@@ -21,6 +21,12 @@ static inline int shm_futex_sleep(const uint32_t *word, uint32_t seen, int64_t u
                    FUTEX_BITSET_MATCH_ANY) == 0 ? 0 : errno;
 }
 
+/* Wake all sleepers of *word, which stays as it is. */
+static inline void shm_futex_wake(const uint32_t *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
 /* Add a number (1 to 2047) to *word and wake up to count of its sleepers: one system call, so a
  * process that is killed has done both or neither. Returns how many were woken. Where a filter
  * refuses the call, it is done in two, and a death between them leaves the sleepers to their

@@ -52,6 +52,7 @@ cdef extern from "machine/fork_guard.h" nogil:
 cdef extern from "machine/futex.h" nogil:
     int futex_sleep "shm_futex_sleep" (
         const uint32_t *word, uint32_t seen, int64_t until_ns) noexcept
+    void futex_wake "shm_futex_wake" (const uint32_t *word) noexcept
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

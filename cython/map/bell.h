@@ -44,13 +44,16 @@ static inline uint32_t *shm_bell_futex(uint64_t *key_bell)
 
 /* Wake all sleepers of a key bell, if there may be one for a key with this tag (0: for any key).
  * Adding 1 clears SLEEPING, changes the number, and leaves the tags: they count only beside
- * SLEEPING. If another ringer was faster, SLEEPING is set for nobody: one useless ring later. */
-static inline void shm_key_bell_ring(uint64_t *bell, uint64_t tag)
+ * SLEEPING. If another ringer was faster, SLEEPING is set for nobody: one useless ring later. Returns
+ * whether it was rung. */
+static inline int shm_key_bell_ring(uint64_t *bell, uint64_t tag)
 {
     /* After the CAS that took the lock word of the change; pairs with key_bell_arm. */
     uint64_t seen = __atomic_load_n(bell, __ATOMIC_SEQ_CST);
-    if ((seen & SHM_SLEEPING) && (seen & tag) == tag)
-        shm_futex_add_and_wake(shm_bell_futex(bell), SHM_SLEEPING, INT_MAX);
+    if (!(seen & SHM_SLEEPING) || (seen & tag) != tag)
+        return 0;
+    shm_futex_add_and_wake(shm_bell_futex(bell), SHM_SLEEPING, INT_MAX);
+    return 1;
 }
 
 /* The same for a lock bell, which has no tags. */
@@ -63,24 +66,31 @@ static inline void shm_lock_bell_ring(uint32_t *bell)
 /* Wake one waiter for the end of a section on this element. SLEEPING stays for the others, and is
  * cleared by the ring that finds nobody. */
 static __attribute__((noinline, cold, unused)) void shm_section_ring(
-    uint32_t *lock_bells, uint32_t element)
+    uint64_t *key_bells, uint32_t *lock_bells, uint32_t element)
 {
     uint32_t *bell = shm_lock_bell(lock_bells, element);
     /* After the CAS that ended the section; pairs with lock_bell_arm. */
     if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
         return;
-    if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, 1) == 0)
+    if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, 1) == 0) {
         shm_lock_bell_ring(bell);
+        /* It may be an event loop that waits: listener.pxd. */
+        shm_key_bell_ring(key_bells + SHM_BELL_ANY, 0);
+    }
 }
 
 /* A key with this hash has changed, and the classes of waited are waited for. */
 static __attribute__((noinline, cold, unused)) void shm_key_ring(
     uint64_t *key_bells, uint64_t waited, uint32_t hash)
 {
+    uint64_t tag = shm_tag_of(hash);
     if (!(waited & shm_class_of(hash)))
         return;
-    shm_key_bell_ring(shm_key_bell(key_bells, hash), shm_tag_of(hash));
-    shm_key_bell_ring(key_bells + SHM_BELL_ANY, shm_tag_of(hash));
+    /* A thread that listens for event loops sets no tags on BELL_ANY: the bell of the key says for
+     * it whether its loops wait for the key. So that bell is rung first. */
+    if (shm_key_bell_ring(shm_key_bell(key_bells, hash), tag))
+        tag = 0;
+    shm_key_bell_ring(key_bells + SHM_BELL_ANY, tag);
 }
 
 /* An element is gone: its key has changed, and a section on it, if there was one, has ended. */
@@ -89,7 +99,7 @@ static __attribute__((noinline, cold, unused)) void shm_element_ring(
 {
     shm_key_ring(key_bells, waited, hash);
     if (waited & shm_class_of(element))
-        shm_section_ring(lock_bells, element);
+        shm_section_ring(key_bells, lock_bells, element);
 }
 
 #endif

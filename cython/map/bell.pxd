@@ -45,15 +45,17 @@
 # SLEEPING, because those who set them have been woken, and adds its own to those that it finds
 # beside SLEEPING. D changes only the futex word: the tags need no clearing.
 #
-# Who waits for several keys sleeps on BELL_ANY, which a change of a class in waited rings if it has
-# the tag; who waits for the end of a section sleeps on the lock bell of the section's element,
-# which only the end of a section rings, and which wakes one sleeper at a time.
+# Who waits for several keys sleeps on BELL_ANY, which a change of a class in waited rings if it
+# has the tag. A thread that listens for event loops sleeps there, too (listener.pxd), and a change
+# rings it that has rung the bell of its key. Who waits for the end of a section sleeps on the lock
+# bell of the section's element, which only the end of a section rings, and which wakes one sleeper
+# at a time.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     and_seq_cst_u64, cas_seq_cst_u64, fence_seq_cst, load_seq_cst_u32, load_seq_cst_u64,
     or_seq_cst_u32, or_seq_cst_u64, static_assert, unlikely,
 )
-from segment.layout cimport KEY_BELL_COUNT, LOCK_BELL_COUNT
+from segment.layout cimport Header, KEY_BELL_COUNT, LOCK_BELL_COUNT
 from segment.geometry cimport Map, processes_usable
 
 cdef extern from "map/bell.h" nogil:
@@ -63,12 +65,12 @@ cdef extern from "map/bell.h" nogil:
     enum: BELL_ANY "SHM_BELL_ANY"
     uint64_t class_of "shm_class_of" (uint32_t number) noexcept
     uint64_t tag_of "shm_tag_of" (uint32_t hash) noexcept
-    uint64_t *key_bell "shm_key_bell" (uint64_t *key_bells, uint32_t hash) noexcept
     uint32_t *lock_bell "shm_lock_bell" (uint32_t *lock_bells, uint32_t element) noexcept
     uint32_t *bell_futex "shm_bell_futex" (uint64_t *key_bell) noexcept
-    void key_bell_ring "shm_key_bell_ring" (uint64_t *bell, uint64_t tag) noexcept
+    bint key_bell_ring "shm_key_bell_ring" (uint64_t *bell, uint64_t tag) noexcept
     void lock_bell_ring "shm_lock_bell_ring" (uint32_t *bell) noexcept
-    void bells_section_ring "shm_section_ring" (uint32_t *lock_bells, uint32_t element) noexcept
+    void bells_section_ring "shm_section_ring" (
+        uint64_t *key_bells, uint32_t *lock_bells, uint32_t element) noexcept
     void bells_key_ring "shm_key_ring" (
         uint64_t *key_bells, uint64_t waited, uint32_t hash) noexcept
     void bells_element_ring "shm_element_ring" (
@@ -105,7 +107,7 @@ cdef inline void section_ended(Map *map, uint32_t element) noexcept nogil:
     """A section has ended without a change: wake a waiter for its element."""
     # As in key_changed.
     if unlikely(load_seq_cst_u64(&map.header.waited) & class_of(element)):
-        bells_section_ring(map.header.lock_bells, element)
+        bells_section_ring(map.header.key_bells, map.header.lock_bells, element)
 
 cdef inline void bells_ring_all(Map *map) noexcept nogil:
     """Wake everybody who waits for anything in the map: after a recovery, or when it is frozen."""
@@ -193,6 +195,27 @@ cdef inline uint32_t lock_bell_arm(uint32_t *bell) noexcept nogil:
     fence_seq_cst()                            # as in key_bell_arm
     return seen
 
-cdef inline uint32_t key_bell_value(uint64_t *bell) noexcept nogil:
+# ---- bells by number: the key bells, BELL_ANY, then the lock bells ----
+
+cdef inline uint32_t bell_of_key(uint32_t hash) noexcept nogil:
+    return hash % WAIT_CLASSES
+
+cdef inline uint32_t bell_of_section(uint32_t element) noexcept nogil:
+    return KEY_BELL_COUNT + element % LOCK_BELL_COUNT
+
+cdef inline uint32_t *bell_word(Header *header, uint32_t at) noexcept nogil:
+    """The futex word of a bell."""
+    if at < KEY_BELL_COUNT:
+        return bell_futex(&header.key_bells[at])
+    return &header.lock_bells[at - KEY_BELL_COUNT]
+
+cdef inline uint32_t bell_arm(Header *header, uint32_t at, uint64_t tags) noexcept nogil:
+    """Before each look: say that somebody is about to sleep on the bell; tags: of the keys that it
+    is for, if it is a key bell. Returns the value that the sleep expects."""
+    if at < KEY_BELL_COUNT:
+        return key_bell_arm(&header.key_bells[at], tags)
+    return lock_bell_arm(&header.lock_bells[at - KEY_BELL_COUNT])
+
+cdef inline uint32_t bell_value(Header *header, uint32_t at) noexcept nogil:
     """The value that a sleep of a read-only handle expects: it cannot say that it sleeps."""
-    return load_seq_cst_u32(bell_futex(bell))
+    return load_seq_cst_u32(bell_word(header, at))

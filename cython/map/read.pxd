@@ -259,8 +259,9 @@ cdef struct Sight:
     uint64_t deadline          # 0: none
 
 cdef inline Status key_settled(Op *op, Sight *sight) noexcept nogil:
-    """Look at op's key at a moment when no writer may be in the middle of changing it. OK, ABSENT;
-    BUSY: one may; RETRY, CORRUPT. What a look at the value finds afterwards is at least as new."""
+    """Look at op's key at a moment when no writer may be in the middle of changing it. OK; ABSENT,
+    also if it has expired; BUSY: one may; RETRY, CORRUPT. What a look at the value finds afterwards
+    is at least as new."""
     cdef Map *map = op.map
     cdef Found found
     cdef uint32_t state
@@ -278,6 +279,9 @@ cdef inline Status key_settled(Op *op, Sight *sight) noexcept nogil:
             element_value(map, found.element) + map.timer_word - 1)
     if not element_unchanged(&found):
         return RETRY
+    if deadline_passed(sight.deadline):
+        sight.deadline = 0
+        return ABSENT
     sight.element = found.index
     sight.version = found.header // ELEMENT_VERSION_ONE - (state == ELEMENT_LOCKED)
     return OK

@@ -25,6 +25,7 @@ cdef class Attachment:
     cdef uint64_t reader_page      # the mapped page that holds READER_BYTE
     cdef bint without_contexts     # it only reads, and can have no contexts
     cdef Unborn child              # the claims for a child, while a process with views forks
+    cdef Listener listener         # the thread that listens for the event loops
     cdef uint64_t keeps            # generation + 1 in which view_keep was called; or 0
     cdef tuple key
 
@@ -36,6 +37,8 @@ cdef class Attachment:
     def __dealloc__(self):
         if self.key is not None and attachments.get(self.key) == <uint64_t> <PyObject *> self:
             del attachments[self.key]
+        listener_stop(&self.listener, process_generation)
+        ears_forget(&self.listener, process_generation)
         if self.map.base != NULL:
             if keeps_pins(self):
                 self.map.local.registered = 0  # the process keeps the slot until it ends

@@ -15,6 +15,7 @@ cdef struct Waiting:
     uint64_t passed_on         # the section in the way when this waiter woke the next one
     int64_t began
     int64_t limit_ns           # negative: no limit
+    PyObject *task             # of asyncio, that asks; NULL: the thread does
 
 
 @cython.internal
@@ -76,9 +77,23 @@ cdef int refuse_reading(MapHandle handle) except -1:
 
 
 cdef int64_t timeout_ns(timeout) except? -2:
-    """Seconds as nanoseconds; -1 for more than 30 years."""
+    """Seconds as nanoseconds; -1 for None, and for more than 30 years."""
+    if timeout is None:
+        return -1
+    if isinstance(timeout, bool) or not (
+            hasattr(timeout, "__float__") or hasattr(timeout, "__index__")):
+        raise TypeError(f"timeout is seconds or None, not {type(timeout).__name__}")
     seconds = float(timeout)
     if not seconds >= 0:
         raise _errors.InvalidArgument(
             f"timeout must be None or a number of seconds from 0 on, not {timeout!r}")
     return -1 if seconds > 1e9 else <int64_t> (seconds * 1e9)
+
+
+def deadline_after(timeout):
+    """The deadline of a wait that begins now, on the clock CLOCK_MONOTONIC in ns; -1: none.
+
+    Raises TypeError (not a number), InvalidArgument (negative, or NaN).
+    """
+    cdef int64_t lasts = timeout_ns(timeout)
+    return lasts if lasts < 0 else clock_ns(CLOCK_MONOTONIC) + lasts

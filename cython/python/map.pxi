@@ -52,7 +52,7 @@ cdef class MapCore(MapHandle):
         self.map.read_only = self.map.file_read_only = read_only
         self.map.peeks = without_trace
         self.map.fd = fd                       # owned from here on
-        self.map.timeout_ns = -1 if timeout is None else timeout_ns(timeout)
+        self.map.timeout_ns = timeout_ns(timeout)
         examine(self, fd)
         attach(self)
         self.is_closed = False

@@ -9,6 +9,7 @@ cdef enum:
     SECTION_NEW = 0
     SECTION_OPEN = 1
     SECTION_ENDED = 2
+    REMOVAL_TURNS = 5          # the last of them looks whether the lock's owner is dead
 
 
 def forget_sections():
@@ -37,6 +38,9 @@ cdef class LockedSection:
     cdef object timeout
     cdef object kept               # op.key points into this object, or into the section itself
     cdef bint removing             # the key is deleted at the end
+    cdef object task               # of asyncio, that enters it; None: a thread does
+    cdef int64_t began             # when the task first asked
+    cdef object refused            # why the task's last attempt failed
 
     cdef int _prepare(self, Waiting *waiting) except -1:
         """Begin __enter__: how long it may wait."""
@@ -45,13 +49,103 @@ cdef class LockedSection:
             raise _errors.InvalidArgument("a locked section can be entered only once")
         if self.timeout is not None:
             waiting.limit_ns = timeout_ns(self.timeout)
+        if self.task is not None:              # it waits between attempts: see attempt()
+            waiting.task = <PyObject *> self.task
+            waiting.began = self.began
+            waiting.limit_ns = 0
         return 0
 
     cdef int _locked(self) except -1:
         """The key is locked now, by this thread."""
         self.name = self.handle.map.device, self.handle.map.inode, self.op.self_index
-        sections_open[self.name] = PyThread_get_thread_ident()
+        sections_open[self.name] = PyThread_get_thread_ident(), self.task
         return 0
+
+    # For an event loop (shmrhash/_turns.py): a section is entered, and ended with a deletion, in
+    # attempts that do not wait.
+
+    def _attempt(self, task):
+        """Try to enter. False: a lock is in the way; _refused says which.
+
+        Raises what __enter__ raises but LockTimeout.
+        """
+        if self.task is None:
+            self.task = task
+        if self.began == 0:
+            self.began = clock_ns(CLOCK_MONOTONIC)
+        self.refused = None
+        try:
+            self.__enter__()
+        except _errors.LockTimeout as error:
+            self.state = SECTION_NEW
+            self.refused = error
+        return self.refused is None
+
+    @property
+    def _refused(self):
+        return self.refused
+
+    @property
+    def _owner(self):
+        return self.handle
+
+    @property
+    def _place(self):
+        """Equal for sections on the same key of the same map."""
+        return self.handle.map.device, self.handle.map.inode, self.kept
+
+    @property
+    def _deadline_ns(self):
+        """When its time to wait is over, CLOCK_MONOTONIC in ns; -1: never."""
+        if self.began == 0:
+            self.began = clock_ns(CLOCK_MONOTONIC)
+        limit = self.handle.map.timeout_ns if self.timeout is None else timeout_ns(self.timeout)
+        return -1 if limit < 0 else self.began + limit
+
+    @property
+    def _element(self):
+        """The element of the section in the way of the last attempt; -1: something else was."""
+        if not is_element_word(&self.handle.map, self.op.wait_word):
+            return -1
+        return element_of_word(&self.handle.map, self.op.wait_word)
+
+    def _attempt_removal(self, int64_t waited_ns):
+        """Before __exit__: try to delete the key if the block asked for that. False: its bucket is
+        held by another process, perhaps a stopped one.
+
+        Raises LockTimeout if it has been tried for longer than the handle's timeout; the section is
+        then ended.
+        """
+        cdef Status status = RETRY
+        cdef uint64_t turn
+        if (self.state != SECTION_OPEN or not self.removing or not self._mine()
+                or load_relaxed_u64(&self.handle.map.header.frozen) != 0):
+            return True
+        op_begin(&self.op)
+        for turn in range(REMOVAL_TURNS):
+            status = attempt_end(&self.op, <void *> self)
+            if is_final(status):
+                break
+            with nogil:
+                wait_step(&self.op, turn, waited_ns)
+        if is_final(status):
+            op_end(&self.op)
+            return True
+        if 0 <= self.handle.map.timeout_ns < waited_ns:
+            try:
+                raise_timeout(self.handle, &self.op, waited_ns)
+            finally:
+                self._finish()
+        op_end(&self.op)
+        return False
+
+    def __aenter__(self):
+        from shmrhash import _turns  # it imports asyncio, which takes long
+        return _turns.enter(self)
+
+    def __aexit__(self, kind, error, traceback):
+        from shmrhash import _turns
+        return _turns.leave(self, kind, error, traceback)
 
     cdef int _not_locked(self) except -1:
         if self.name is not None:
@@ -163,6 +257,8 @@ cdef Status attempt_end(Op *op, void *arguments) noexcept:
     """End a section: OK, or ABSENT if the key was deleted while it was locked."""
     cdef LockedSection ended = <LockedSection> arguments
     cdef Status status
+    if ended.removing and ended.section.held == 0:
+        return OK                              # _attempt_removal has done it
     if ended.removing:
         status = section_remove(op, &ended.section)
     else:

@@ -7,7 +7,8 @@ cdef enum:
     SECTION_SLICE_LATE_NS = 50000000   # lives: in the first 0.1 s, and later
     SECTION_EARLY_NS = 100000000
 
-# Sections that threads of this process have open: (device, inode, context) -> thread.
+# Sections that this process has open: (device, inode, context) -> (thread, task or None), the task
+# being one of asyncio that entered it with async with.
 cdef dict sections_open = {}
 
 
@@ -16,18 +17,24 @@ cdef inline Waiting new_waiting(MapHandle handle) noexcept:
     waiting.turn = waiting.retries = waiting.swept = waiting.began = 0
     waiting.sweep_at = waiting.sweep_next = waiting.passed_on = 0
     waiting.limit_ns = handle.map.timeout_ns
+    waiting.task = NULL
     return waiting
 
 
-cdef int expect_no_deadlock(MapHandle handle, Op *op) except -1:
-    """Raise DeadlockError if this thread waits for a section that it has open itself."""
-    if word_locked(op.wait_seen) and sections_open.get(
-            (handle.map.device, handle.map.inode, word_owner(op.wait_seen))
-            ) == PyThread_get_thread_ident():
-        raise _errors.DeadlockError(
-            f"map {handle.name!r}: this thread has already locked the key (a coroutine or "
-            f"greenlet is not a thread of its own); use the section that is open")
-    return 0
+cdef int expect_no_deadlock(MapHandle handle, Op *op, Waiting *waiting) except -1:
+    """Raise DeadlockError if this thread waits for a section that it has open itself. Tasks of
+    asyncio that lock with async with can wait for each other: they let the loop go on."""
+    if not word_locked(op.wait_seen):
+        return 0
+    owner = sections_open.get((handle.map.device, handle.map.inode, word_owner(op.wait_seen)))
+    if owner is None or owner[0] != PyThread_get_thread_ident():
+        return 0
+    if waiting.task != NULL and owner[1] is not None and owner[1] is not <object> waiting.task:
+        return 0
+    raise _errors.DeadlockError(
+        f"map {handle.name!r}: this thread has already locked the key (a coroutine or "
+        f"greenlet is not a thread of its own, unless all of them use async with); use the section "
+        f"that is open")
 
 
 cdef int resume(MapHandle handle, Op *op) except -1:
@@ -74,7 +81,7 @@ cdef void sleep_for_section(Op *op, Waiting *waiting, int64_t now) noexcept:
             if (op.starving == 0 and futex_sleep(bell, seen, until) == 0
                     and waiting.passed_on != op.wait_seen and word_stands(op)):
                 waiting.passed_on = op.wait_seen
-                bells_section_ring(map.header.lock_bells, element)
+                bells_section_ring(map.header.key_bells, map.header.lock_bells, element)
     waiting_end(map, element)
 
 
@@ -83,11 +90,12 @@ cdef int wait_turn(MapHandle handle, Op *op, Status status, Waiting *waiting) ex
     any operation until the next attempt."""
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
     if waiting.turn == 0:
-        waiting.began = now
+        if waiting.began == 0:
+            waiting.began = now
         if op.context != NULL and status == BUSY:
             op.context.waits += 1
     if status == BUSY:
-        expect_no_deadlock(handle, op)
+        expect_no_deadlock(handle, op, waiting)
         if op.wait_word == &handle.map.header.clearing and waiting.turn > 8 and not (
                 op.options & OP_RAW_FIELDS):
             raise _errors.MapBusy(

@@ -3,22 +3,10 @@
 # decided in shmrhash/_waiting.py.
 
 cdef enum:
-    SLICE_NS = 250000000       # a waiter looks by itself this often: a killed writer may not ring.
-    QUIET_SLICES = 10          # After so many looks that nobody rang for, half as often
+    QUIET_SLICES = 10          # in a row that nobody rang for: then a waiter looks half as often
     READER_SLICE_NS_MIN = 1000000      # a read-only handle cannot say that it waits,
     READER_SLICE_NS_MAX = 16000000     # so nobody rings for it: it looks after ever longer naps
     SETTLE_TURNS_MAX = 100000000       # a bound for the loop's sake: the deadline ends it sooner
-
-cdef int64_t wait_slice_ns = SLICE_NS
-
-
-def set_wait_slice(int64_t slice_ns):
-    """For tests: set how long a waiter sleeps at most before it looks by itself; return how long it
-    was before."""
-    global wait_slice_ns
-    before = wait_slice_ns
-    wait_slice_ns = slice_ns
-    return before
 
 
 def key_copy(MapHandle handle not None, key):
@@ -36,6 +24,8 @@ def key_copy(MapHandle handle not None, key):
 # A key that is waited for: the bytes are in Waiter.keys.
 cdef struct Awaited:
     uint32_t hash
+    uint32_t bell              # its number
+    uint64_t tag
     Sight sight
 
 
@@ -43,11 +33,13 @@ cdef struct Awaited:
 @cython.auto_pickle(False)
 @cython.no_gc_clear                # __dealloc__ needs the handle
 cdef class Waiter:
-    """One thread that waits for changes of some keys of a map.
+    """The wait for changes of some keys of a map; or, with an element, for the end of a section on
+    it, which a notifier has to tell.
 
     arm(), then look at what the keys have; if that is not what is waited for, sleep(), and again;
-    end() at last. Between these calls it is inside no operation, so it keeps no memory from going
-    back. In a child of fork a waiter goes on as the child's own.
+    end() at last. A waiter that waits in an event loop is told by a Notifier, and does not sleep.
+    Between these calls it is inside no operation and has no context, so it keeps no memory from
+    going back; but the map stays mapped. In a child of fork a waiter goes on as the child's own.
     """
 
     cdef MapHandle handle
@@ -55,112 +47,126 @@ cdef class Waiter:
     cdef bytearray room            # of the Awaited
     cdef Awaited *awaited
     cdef Py_ssize_t count
-    cdef Op op
-    cdef bint begun
+    cdef Op stay                   # only its generation: the map is in use until the end
+    cdef bint stays
     cdef bint says                 # this process says that it waits: not with a read-only handle
-    cdef uint64_t *bell
+    cdef Notifier notifier
+    cdef uint32_t bell             # on which it sleeps
     cdef uint64_t tags             # of the keys
     cdef uint32_t seen
     cdef int64_t nap_ns            # of a read-only handle
     cdef int quiet                 # sleeps in a row that nobody's ring has ended
 
-    def __cinit__(self, MapHandle handle not None, list keys not None):
+    def __cinit__(self, MapHandle handle not None, list keys not None, uint32_t element=0):
         cdef Py_ssize_t i
         self.handle = handle
         self.keys = keys
-        self.count = len(keys)
+        self.count = len(keys) or 1
         self.room = bytearray(self.count * sizeof(Awaited))
         self.awaited = <Awaited *> PyByteArray_AS_STRING(self.room)
         self.nap_ns = READER_SLICE_NS_MIN
-        for i in range(self.count):
+        if not keys:
+            self.awaited[0].hash = element     # as far as classes are concerned
+            self.awaited[0].bell = bell_of_section(element)
+        for i in range(len(keys)):
             self.awaited[i].hash = hash_key(
                 handle.map.seeds, <const uint8_t *> PyBytes_AS_STRING(keys[i]),
                 handle.map.key_size)
-            self.tags |= tag_of(self.awaited[i].hash)
+            self.awaited[i].bell = bell_of_key(self.awaited[i].hash)
+            self.awaited[i].tag = tag_of(self.awaited[i].hash)
+            self.tags |= self.awaited[i].tag
 
     def __dealloc__(self):
         self._end()
 
-    cdef int _begin(self) except -1:
-        """Begin an operation, the first one or the next."""
-        if not self.begun:
-            enter_to_read(self.handle, &self.op)
-            self.begun = True
-        elif renew(self.handle, &self.op):
-            self.says = False          # what the parent says is not this child's
-        elif self.op.context != NULL:
-            op_begin(&self.op)
-        return 0
-
-    cdef void _rest(self) noexcept:
-        if self.op.context != NULL:
-            op_end(&self.op)
+    cdef bint _stay(self) noexcept:
+        """Keep the map mapped. Returns whether this is a child of fork that begins to do so: what
+        the parent says is not this child's."""
+        cdef bint inherited = self.stays and self.stay.generation != process_generation
+        if self.stays and not inherited:
+            return False
+        begin_use(self.handle, &self.stay)
+        self.stays = True
+        if inherited:
+            self.handle.inherited -= 1
+            self.says = False
+            self.notifier = None
+        return inherited
 
     cdef void _say(self) noexcept:
         cdef Py_ssize_t i
         cdef Map *map = &self.handle.map
-        self.bell = &map.header.key_bells[BELL_ANY]
+        self.bell = BELL_ANY
         if self.count == 1:
-            self.bell = key_bell(map.header.key_bells, self.awaited[0].hash)
+            self.bell = self.awaited[0].bell
         if map.read_only:
-            self.seen = key_bell_value(self.bell)
+            self.seen = bell_value(map.header, self.bell)
             return
         for i in range(self.count):
             if not self.says:
                 waiting_begin(map, self.awaited[i].hash)
             waiting_say(map, self.awaited[i].hash)
+            if self.notifier is not None and self.notifier._alive():
+                ear_arm(&self.notifier.ear, self.awaited[i].bell, self.awaited[i].tag)
         self.says = True
-        self.seen = key_bell_arm(self.bell, self.tags)
+        if self.notifier is None:
+            self.seen = bell_arm(map.header, self.bell, self.tags)
+
+    def say(self):
+        """arm() without a look at keys, for an element."""
+        self._stay()
+        expect_open(self.handle)
+        expect_registered(self.handle)
+        self._say()
 
     def arm(self, int64_t deadline_ns):
         """Say that this thread waits, and see each key at a moment when no writer may be in the
         middle of changing it. What is looked up afterwards is at least as new; and a later change
-        wakes sleep(), or keeps it from sleeping. Returns whether that took no longer than until
-        deadline_ns (CLOCK_MONOTONIC; negative: without limit): a writer may be stopped.
+        wakes sleep(), or keeps it from sleeping, or is told by the notifier. Returns whether that
+        took no longer than until deadline_ns (CLOCK_MONOTONIC; negative: without limit; 0: at most
+        five tries): a writer may be stopped.
 
         Raises MapClosed, WriteOnlyMap, SegmentCorrupt, what a signal handler raises.
         """
-        cdef Status status = OK
+        cdef Op op
         cdef Py_ssize_t i = 0
-        cdef uint64_t turn = 0
-        cdef int64_t now
-        self._begin()
+        self._stay()
+        enter_to_read(self.handle, &op)
         try:
-            expect_open(self.handle)
             self._say()
-            while i < self.count and turn < SETTLE_TURNS_MAX:
-                self.op.hash = self.awaited[i].hash
-                self.op.key = <const uint8_t *> PyBytes_AS_STRING(self.keys[i])
-                status = key_settled(&self.op, &self.awaited[i].sight)
-                if status == OK or status == ABSENT:
-                    i += 1
-                    turn = 0
-                    continue
-                if status != BUSY and status != RETRY:
-                    raise_status(self.handle, status, &self.op)
-                now = clock_ns(CLOCK_MONOTONIC)
-                if 0 <= deadline_ns < now and turn > 4:
-                    return False
-                self._rest()
-                with nogil:
-                    if status == BUSY:
-                        wait_step(&self.op, turn, 0)
-                    else:
-                        sched_yield()
-                turn += 1
-                self._resume()
+            while i < self.count and self._settle(&op, i, deadline_ns):
+                i += 1
         finally:
-            self._rest()
+            leave_reading(self.handle, &op)
         return i == self.count
 
-    cdef int _resume(self) except -1:
-        """Handle signals, whose handlers may fork, and begin the operation again."""
-        cdef uint64_t generation = self.op.generation
-        resume(self.handle, &self.op)
-        if self.op.generation != generation:
-            self.says = False
-            self._say()
-        return 0
+    cdef bint _settle(self, Op *op, Py_ssize_t i, int64_t deadline_ns) except -1:
+        """See one key; False: the deadline is over."""
+        cdef Status status
+        cdef uint64_t turn
+        cdef int64_t now
+        op.hash = self.awaited[i].hash
+        op.key = <const uint8_t *> PyBytes_AS_STRING(self.keys[i])
+        for turn in range(SETTLE_TURNS_MAX):
+            status = key_settled(op, &self.awaited[i].sight)
+            if status == OK or status == ABSENT:
+                return True
+            if status != BUSY and status != RETRY:
+                raise_status(self.handle, status, op)
+            now = clock_ns(CLOCK_MONOTONIC)
+            if 0 <= deadline_ns < now and turn > 4:
+                break
+            if op.context != NULL:
+                op_end(op)
+            with nogil:
+                if status == BUSY:
+                    wait_step(op, turn, 0)
+                else:
+                    sched_yield()
+            resume(self.handle, op)            # a signal handler may fork
+            if self._stay():
+                self._say()
+        return False
 
     def sight(self, Py_ssize_t i):
         """How arm() saw a key: (element, version), which differs after each change; None: absent.
@@ -169,29 +175,40 @@ cdef class Waiter:
             return None
         return self.awaited[i].sight.element, self.awaited[i].sight.version
 
+    def until(self, int64_t deadline_ns):
+        """deadline_ns, or when the first of the entries that arm() saw expires, if that is sooner;
+        negative: never."""
+        cdef Py_ssize_t i
+        cdef uint64_t first = <uint64_t> deadline_ns   # a negative one is later than any
+        for i in range(self.count):
+            if self.awaited[i].sight.deadline != 0 and self.awaited[i].sight.deadline < first:
+                first = self.awaited[i].sight.deadline
+        return <int64_t> first
+
+    def expect_hope(self):
+        """Raise FrozenMap if nothing can change any more."""
+        if load_relaxed_u64(&self.handle.map.header.frozen) != 0:
+            raise _errors.FrozenMap(
+                f"map {self.handle.name!r} is frozen: what is waited for cannot happen any more")
+
     def sleep(self, int64_t deadline_ns):
         """Sleep until a key may have changed, a deadline of an entry has passed, or the clock
         CLOCK_MONOTONIC reads deadline_ns (negative: without limit).
 
         Raises MapClosed, FrozenMap (nothing can change any more), what a signal handler raises.
         """
-        cdef Py_ssize_t i
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
         cdef int64_t until = now + wait_slice_ns * (2 if self.quiet >= QUIET_SLICES else 1)
+        cdef int64_t sooner = self.until(deadline_ns)
         cdef int outcome = ETIMEDOUT
-        cdef const uint32_t *bell = bell_futex(self.bell)
+        cdef const uint32_t *bell = bell_word(self.handle.map.header, self.bell)
         cdef uint32_t seen = self.seen
-        if load_relaxed_u64(&self.handle.map.header.frozen) != 0:
-            raise _errors.FrozenMap(
-                f"map {self.handle.name!r} is frozen: what is waited for cannot happen any more")
+        self.expect_hope()
         if self.handle.map.read_only:
             until = now + self.nap_ns
             self.nap_ns = min(self.nap_ns * 2, <int64_t> READER_SLICE_NS_MAX)
-        if 0 <= deadline_ns < until:
-            until = deadline_ns
-        for i in range(self.count):
-            if now < <int64_t> self.awaited[i].sight.deadline < until:
-                until = <int64_t> self.awaited[i].sight.deadline
+        if 0 <= sooner < until:
+            until = sooner
         with nogil:
             # A deadline that has passed costs the kernel's timer slack.
             if now < until:
@@ -203,21 +220,44 @@ cdef class Waiter:
         PyErr_CheckSignals()                   # a handler may fork: arm() learns of it
         expect_open(self.handle)
 
+    def attach(self, Notifier notifier):
+        """From now on, a change is told by this notifier, once arm() has been called; None: by
+        none. Returns the numbers of the bells of the keys.
+
+        Raises SystemFailure (the process may make no more threads).
+        """
+        cdef Py_ssize_t i
+        self._stay()
+        self._detach()
+        bells = {self.awaited[i].bell for i in range(self.count)}
+        if notifier is not None and notifier._alive():
+            self.notifier = notifier
+            for i in range(self.count):
+                ear_add(&notifier.ear, self.awaited[i].bell, self.awaited[i].tag)
+            notifier._go_on()
+        return bells
+
+    cdef void _detach(self) noexcept:
+        cdef Py_ssize_t i
+        if self.notifier is not None and self.notifier._alive():
+            for i in range(self.count):
+                ear_drop(&self.notifier.ear, self.awaited[i].bell)
+        self.notifier = None
+
     cdef void _end(self) noexcept:
         cdef Py_ssize_t i
-        if not self.begun:
+        if not self.stays:
             return
-        self.begun = False
-        if self.op.generation != process_generation:
+        self.stays = False
+        if self.stay.generation != process_generation:
             leave_to_parent(self.handle)
             return
+        self._detach()
         if self.says:
             self.says = False
             for i in range(self.count):
                 waiting_end(&self.handle.map, self.awaited[i].hash)
-        if self.op.context != NULL:
-            op_begin(&self.op)
-        leave_reading(self.handle, &self.op)
+        end_use(self.handle)
 
     def end(self):
         """This thread waits no more."""

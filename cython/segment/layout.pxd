@@ -124,6 +124,7 @@ cdef enum:
 cdef enum:
     KEY_BELL_COUNT = 65        # one for each class of keys, and BELL_ANY
     LOCK_BELL_COUNT = 126
+    BELL_COUNT = 191           # all of them
 
 cdef struct FieldPlace:
     uint32_t kind

@@ -39,7 +39,7 @@ def definitions(path):
         if isinstance(node, ast.ClassDef):
             functions = found.setdefault(node.name, {})
             for item in node.body:
-                if isinstance(item, ast.FunctionDef):
+                if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef)):
                     functions.setdefault(item.name, []).append(item)
     return found
 
@@ -120,6 +120,8 @@ def signature(name, function, cls=None):
     if cls:
         returns = re.sub(r"\b(_D|Self)\b", cls.__name__, returns)
     returns = returns.replace("_core.", "")
+    if isinstance(function, ast.AsyncFunctionDef):
+        name = f"await {name}"
     line = f"{name}({', '.join(texts)}){returns}"
     if len(line) <= 88:
         return line

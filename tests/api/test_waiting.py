@@ -6,7 +6,6 @@ lost ends the test by its timeout.
 
 import os
 import signal
-import struct
 import threading
 import time
 
@@ -14,14 +13,12 @@ import numpy
 import pytest
 from support.children import Child
 from support.jobs import number_in, word
-from support.stepping import segment_path
+from support.waiting import HOURS_NS, LONG_S, Waiting, until_somebody_sleeps, words_of
 from support.workers import METHODS, run_together
 
 import shmrhash
 from shmrhash import CHANGED, GONE, Change, Kptr, RHashMap, _core
 
-LONG_S = 60
-HOURS_NS = 10 * 3600 * 10**9
 KEY = word(1)
 OTHER = word(2)
 
@@ -31,42 +28,6 @@ def slices_off():
     before = _core.set_wait_slice(HOURS_NS)
     yield
     _core.set_wait_slice(before)
-
-
-def words_of(m):
-    """The header's words waited, and the bells, as the file has them."""
-    with open(segment_path(m.name), "rb") as file:
-        page = file.read(4096)
-    (waited,) = struct.unpack_from("<Q", page, 120)
-    return waited, struct.unpack_from("<65Q126I", page, 1024)
-
-
-def until_somebody_sleeps(m, sleepers=1):
-    """Return when as many bells say that somebody sleeps, or is about to."""
-    deadline = time.monotonic() + LONG_S
-    while sum(bell & 1 for bell in words_of(m)[1]) < sleepers:
-        assert time.monotonic() < deadline, "nobody waits"
-        time.sleep(0.001)
-
-
-class Waiting:
-    """A thread that calls a function; its result, or what it raised."""
-
-    def __init__(self, function, *arguments, **more):
-        self.outcome = []
-        self.thread = threading.Thread(target=self.run, args=(function, arguments, more))
-        self.thread.start()
-
-    def run(self, function, arguments, more):
-        try:
-            self.outcome.append(function(*arguments, **more))
-        except Exception as error:
-            self.outcome.append(error)
-
-    def result(self):
-        self.thread.join(LONG_S)
-        assert not self.thread.is_alive(), "a wake-up was lost"
-        return self.outcome[0]
 
 
 @pytest.fixture

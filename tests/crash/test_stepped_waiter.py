@@ -6,8 +6,10 @@ back, or be SIGBUS on a file system without room. Only a few instructions lie be
 attempt and the read of the word: the waiter is stepped there.
 """
 
+import asyncio
 import contextlib
 import os
+import time
 
 import pytest
 from support import stepping
@@ -97,3 +99,41 @@ def test_stopped_waiter_does_not_touch_an_element_without_memory(make_map, flags
     segment.restore(image)
     section.__exit__(None, None, None)
     print(f"the memory went in {gone} of {len(CHANGES)} places")
+
+
+def test_stopped_writer_does_not_block_an_event_loop(make_map):
+    """A writer is stopped inside its change of a key that a coroutine waits for: the loop goes on,
+    and the wait ends when the writer does."""
+    m = make_map(timeout=30)
+    m[word(KEY)] = word(1)
+    RHashMap.open(m.name).close()
+    segment = stepping.Segment(stepping.segment_path(m.name))
+
+    def store(handle):
+        handle.update(word(KEY), word(9))
+
+    async def main(writer, settled):
+        task = asyncio.ensure_future(m.wait_for(word(KEY), lambda value: value == word(9)))
+        spent = []
+        for _ in range(20):
+            began = time.thread_time()
+            await asyncio.sleep(0.001)
+            spent.append(time.thread_time() - began)
+        assert settled or not task.done()
+        assert min(spent) < 0.01, "processor time of a turn of the loop"
+        writer.wait()
+        return await task
+
+    changes = len(stepping.trace(having_opened(m.name, 30), store, segment).changes)
+    m[word(KEY)] = word(1)
+    image = segment.image()
+    unsettled = 0
+    for n in range(1, changes + 1):
+        segment.restore(image)
+        with stepping.stop_at_change(having_opened(m.name, 30), store, segment, n) as writer:
+            waiter = m._waiter([word(KEY)])
+            settled = waiter.arm(0)
+            waiter.end()
+            unsettled += not settled
+            assert asyncio.run(main(writer, settled)) == word(9)
+    assert unsettled, "the writer was inside its change"

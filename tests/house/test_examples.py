@@ -307,6 +307,18 @@ def test_rate_limiter_is_exact(start_method):
     assert "exact - a new window is open" in result.out
 
 
+@pytest.mark.parametrize("start_method", ["fork", pytest.param(SPAWN, marks=pytest.mark.thorough)])
+def test_live_config_reaches_all_workers_beside_kills(start_method):
+    """R2, C1: workers and publishers are killed and replaced."""
+    result = run(
+        ROOT / "examples" / "live_config.py",
+        *("--changes", 30, "--kills", 4, "--start-method", start_method),
+    )
+
+    assert result.status == 0, result.out + result.err
+    assert "all workers have the last one" in result.out
+
+
 @pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_shared_table_has_no_torn_row(start_method):
     """R2, L1: rows are read while they are written."""

@@ -33,13 +33,13 @@ LAYERS = {
         *("remove", "sweep", "write", "section", "walk", "batch"),
     ],
     "processes": [
-        *("claim", "liveness", "recover_memory", "recover", "forking", "wait", "attach"),
-        *("check_objects", "check"),
+        *("claim", "liveness", "recover_memory", "recover", "forking", "wait", "listener"),
+        *("attach", "check_objects", "check"),
     ],
     "python": [
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
-        *("objects", "figures", "bulk", "entries", "iterator", "sections"),
+        *("objects", "figures", "bulk", "entries", "iterator", "sections", "notifying"),
         *("watching", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }

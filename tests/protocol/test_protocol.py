@@ -29,6 +29,8 @@ THOROUGH = {
     "buckets beyond a merge are split",
     "a key whose bucket is a gap is read and written",
     "two processes wait, and the first one stops waiting",
+    "a loop waits for the last value of two writers",
+    "a loop waits, and the writer dies",
 }
 assert set(SHORT) >= THOROUGH
 SCENES = [

@@ -55,8 +55,18 @@ def it_is_awake(m, memory, subjects):
     return not memory[m.asleep[subjects[0]]]
 
 
+def thread_is_awake(m, memory, _subjects):
+    return not memory[m.thread_asleep]
+
+
+def loop_is_told(m, memory, _subjects):
+    return memory[m.told]
+
+
 CONDITIONS = {
     "it is awake": it_is_awake,
+    "the thread is awake": thread_is_awake,
+    "the loop is told": loop_is_told,
     "the child is forked": child_is_forked,
     "a process is to be recovered": process_is_to_be_recovered,
     "the slot is free": slot_is_free,

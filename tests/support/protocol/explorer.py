@@ -137,7 +137,7 @@ class Explorer:
         if kind in (RING, WAKE):
             if kind == RING:
                 number = self.write(number, address, memory[address] + 1)
-            for asleep in self.segment.asleep:
+            for asleep in self.segment.sleepers[address]:
                 number = self.write(number, asleep, 0)
             return number, None
         if kind in (LOCK, TRY):
@@ -338,7 +338,7 @@ class Explorer:
         """When nothing moves any more no waiter sleeps although what it waits for is so."""
         for program in waiting:
             waiter = self.programs[program]
-            if waiter.operations[0][0] == "wait for":
+            if waiter.operations[0][0] in ("wait for", "await"):
                 _, key, value = waiter.operations[0]
                 if self.views[number][key] == value:
                     raise Violation(f"{waiter.name} sleeps although its condition holds")

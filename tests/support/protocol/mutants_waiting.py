@@ -28,6 +28,22 @@ OF_WAITERS = {
         LOST,
     ),
     "the number and the wake are one call": ("a process waits, and the writer dies", LOST),
+    "the key's bell is rung before the any bell": (
+        "a loop waits for the last of two changes",
+        LOST,
+    ),
+    "the thread arms the any bell before it looks at the key's bell": (
+        "a loop waits for the last of two changes",
+        LOST,
+    ),
+    "a loop arms the bell and notes its number in one section": (
+        "a loop waits for the last of two changes",
+        LOST,
+    ),
+    "a loop empties its descriptor before it looks at the bell": (
+        "a loop waits for the last of two changes",
+        LOST,
+    ),
     "a recoverer rings for the dead": ("a process waits, and the writer dies", LOST),
     "the last waiter looks again after it has cleared the class": (
         "two processes wait, and the first one stops waiting",

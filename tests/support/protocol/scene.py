@@ -17,6 +17,7 @@ from support.protocol.claiming import (
     rescue,
 )
 from support.protocol.forking import PIN_OF_PARENT, REF, fork, grow_up, let_go, look, take_away
+from support.protocol.listening import await_for, listen
 from support.protocol.reading import contains, lookup, parent_of
 from support.protocol.recovering import recover
 from support.protocol.releasing import announce, block_release
@@ -49,8 +50,14 @@ def replace(m, me, key, value):
     return update(m, me, key, value, "replace")
 
 
-OF_WAITERS = {"wait for": wait_for}
-OF_READERS = {"contains": contains, "lookup": lookup, "recover": recover, "walk": walk}
+OF_WAITERS = {"await": await_for, "wait for": wait_for}
+OF_READERS = {
+    "contains": contains,
+    "listen": listen,
+    "lookup": lookup,
+    "recover": recover,
+    "walk": walk,
+}
 OF_PROCESSES = {"inherit": inherit, "join": join, "rescue": rescue}
 OF_WRITERS = {
     "abandon": section_abandoned,
@@ -129,6 +136,12 @@ def writes(context, *operations, mortal=False):
 def waits(number, key, value, mortal=False):
     """A process that waits until key has this value."""
     return Program(f"waiter {number}", 0, (("wait for", key, value),), mortal, waiter=number)
+
+
+def awaits_in_loop(number, key, value):
+    """An event loop that waits until key has this value, and the thread that listens for it."""
+    loop = Program(f"loop {number}", 0, (("await", key, value),), waiter=number)
+    return loop, Program("thread", 0, (("listen",),))
 
 
 def recovers(subject, mortal=False):

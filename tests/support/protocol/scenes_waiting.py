@@ -1,11 +1,12 @@
 """Scenes of waiting: processes that sleep until a key has a value, and writers that wake them."""
 
-from support.protocol.scene import waits, writes
+from support.protocol.scene import awaits_in_loop, waits, writes
 from support.protocol.scene_kit import ONE, RECOVERERS, SAME, TWO, scene
 
 EARLY = {"looks_early": True}
 WORD = {"elements": 1, "value_words": 1, "waiters": 1}
 PAIR = WORD | {"waiters": 2}
+LOOP = WORD | {"listens": True}
 
 
 def changing(context, *changes, mortal=False):
@@ -91,6 +92,44 @@ WAITING = {
         hashes=SAME,
         entries=ONE,
         sizes=WORD | EARLY,
+    ),
+    "a loop waits for the value that a writer stores": scene(
+        *awaits_in_loop(0, 1, 2),
+        changing(1, ("update", 1, 2)),
+        hashes=SAME,
+        entries=ONE,
+        sizes=LOOP,
+    ),
+    "a loop waits for the last of two changes": scene(
+        *awaits_in_loop(0, 1, 3),
+        changing(1, ("update", 1, 2), ("update", 1, 3)),
+        hashes=SAME,
+        entries=ONE,
+        sizes=LOOP,
+    ),
+    "a loop waits for the last value of two writers": scene(
+        *awaits_in_loop(0, 1, 3),
+        changing(1, ("update", 1, 2)),
+        changing(2, ("update", 1, 3)),
+        hashes=SAME,
+        entries=ONE,
+        sizes=LOOP,
+    ),
+    "a loop waits for a deletion; the writer looks for waiters at its lock": scene(
+        *awaits_in_loop(0, 1, 0),
+        changing(1, ("delete", 1)),
+        hashes=SAME,
+        entries=ONE,
+        sizes=LOOP | EARLY,
+    ),
+    "a loop waits, and the writer dies": scene(
+        *awaits_in_loop(0, 1, 2),
+        changing(1, ("update", 1, 2), mortal=True),
+        *RECOVERERS,
+        hashes=SAME,
+        entries=ONE,
+        deaths=2,
+        sizes=LOOP,
     ),
 }
 

@@ -131,6 +131,7 @@ class Segment:
     pins: int = 0  # pins of the one object (forking.py)
     timed: bool = False  # values are deadlines (sweeping.py)
     waiters: int = 0  # processes that may wait for a change (waiting.py)
+    listens: bool = False  # an event loop waits, and a thread listens for it (listening.py)
     looks_early: bool = False  # writers look for waiters before their commit is seen
     keeps_memory: bool = False  # the kernel takes no memory back: locked, and no descriptor
     hashes: dict = field(default_factory=dict)
@@ -198,12 +199,18 @@ class Segment:
 
     def _bells(self):
         """The bell of the only class of keys, who waits, and the kernel's queue of sleepers."""
-        self.waits, self.asleep = [], []
+        self.waits, self.asleep, self.sleepers = [], [], {}
         if self.waiters:
             self.waited, self.bell = self._word("waited"), self._word("bell")
             self.waits = [self._word(f"waits of process {i}") for i in range(self.waiters)]
             self.asleep = [self._word(f"sleep of process {i}") for i in range(self.waiters)]
             self.saw = [0, *(self._word(f"context {i} saw") for i in range(1, self.contexts + 1))]
+            self.sleepers[self.bell] = self.asleep
+        if self.listens:
+            self.any, self.thread_asleep = self._word("the any bell"), self._word("its sleep")
+            self.seen, self.told = self._word("the bell as the loop saw it"), self._word("told")
+            self.mutex = self._word("the mutex", "table")
+            self.sleepers[self.any] = [self.thread_asleep]
 
     def _context(self, index):
         first = len(self.names)

@@ -155,28 +155,43 @@ def ring_if_waited(m, key):
 
 
 def ring_if_sleeping(m, bell, key):
-    """Ring, if the bell's value says that somebody sleeps for this key."""
-    if bell & SLEEPING and bell & tag_of(key) == tag_of(key):
-        yield from bell_ring(m, bell)
+    """If the bell's value says that somebody sleeps for this key, ring, and then ring the any bell,
+    on which the thread sleeps that listens for a loop (listening.py)."""
+    if not bell & SLEEPING or bell & tag_of(key) != tag_of(key):
+        return
+    if not m.listens:
+        yield from bell_ring(m, m.bell, bell)
+    elif m.keeps("the key's bell is rung before the any bell"):
+        yield from bell_ring(m, m.bell, bell)
+        yield from bell_ring_for_all(m, m.any)
+    else:
+        yield from bell_ring_for_all(m, m.any)
+        yield from bell_ring(m, m.bell, bell)
 
 
 def bells_ring_all(m):
     """Wake whoever sleeps, whichever key it is for."""
-    bell = yield load(m.bell)
+    yield from bell_ring_for_all(m, m.bell)
+    if m.listens:
+        yield from bell_ring_for_all(m, m.any)
+
+
+def bell_ring_for_all(m, at):
+    bell = yield load(at)
     if bell & SLEEPING:
-        yield from bell_ring(m, bell)
+        yield from bell_ring(m, at, bell)
 
 
-def bell_ring(m, bell):
+def bell_ring(m, at, bell):
     """Change the bell's number, which clears SLEEPING, and wake its sleepers."""
     if not m.keeps("a ring changes the bell's number"):
-        yield futex_wake(m.bell)
+        yield futex_wake(at)
     elif m.keeps("the number and the wake are one call"):
-        yield futex_ring(m.bell)
+        yield futex_ring(at)
     else:
-        yield fetch_and(m.bell, ~SLEEPING)
-        yield fetch_or(m.bell, bell + 1 & FUTEX_MASK & ~SLEEPING)
-        yield futex_wake(m.bell)
+        yield fetch_and(at, ~SLEEPING)
+        yield fetch_or(at, bell + 1 & FUTEX_MASK & ~SLEEPING)
+        yield futex_wake(at)
 
 
 def change(m, me, kind, key, value=0):

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Settings that all workers see change at once: threads, processes and event loops.
+
+    python examples/live_config.py
+    python examples/live_config.py --workers 8 --changes 500 --kills 50
+
+Half of the workers follow the settings in a thread, which sleeps until they change; the others in
+asyncio, in a coroutine among others. A publisher changes the settings again and again, and waits
+each time until every worker has them. With --kills, workers and publishers are killed while they do
+that, and replaced. Each worker checks that the settings that it sees belong together and never go
+back. Exit status: 0 if all workers had the last settings at the end, else 1.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import multiprocessing
+import random
+import statistics
+import sys
+import threading
+import time
+
+from shmrhash import SharedDict
+
+PATIENCE_S = 60
+
+
+def settings_of(version):
+    """What belongs together: a torn or mixed value would show."""
+    return {"version": version, "limit": version * 10, "routes": [f"host-{version}"] * 3}
+
+
+class Worker:
+    """Has the newest settings, and says under its number which ones these are."""
+
+    def __init__(self, number, settings, seen):
+        self.number = number
+        self.settings = settings
+        self.seen = seen
+        self.version = -1
+        self.current = None
+
+    def use(self, new):
+        if new != settings_of(new["version"]) or new["version"] < self.version:
+            self.seen[self.number] = -2
+            raise SystemExit(f"worker {self.number} saw {new} after {self.version}")
+        self.current, self.version = new, new["version"]
+        self.seen[self.number] = self.version
+
+    def follow(self):
+        for change in self.settings.watch(["live"], initial=True):
+            self.use(change.value)
+
+    async def follow_in_a_loop(self):
+        async with self.settings.watch(["live"], initial=True) as changes:
+            async for change in changes:
+                self.use(change.value)
+
+
+def work_with_threads(number, settings, seen):
+    worker = Worker(number, settings, seen)
+    follower = threading.Thread(target=worker.follow, daemon=True)
+    follower.start()
+    follower.join()  # the work of this process would go here: it reads worker.current
+
+
+def work_in_asyncio(number, settings, seen):
+    worker = Worker(number, settings, seen)
+    asyncio.run(worker.follow_in_a_loop())
+
+
+def publish(settings, seen, changes, workers, times):
+    """Change the settings so often; each time wait until all workers have seen it."""
+    for _ in range(changes):
+        begun = time.perf_counter()
+        new = settings.update_with("live", lambda old: settings_of(old["version"] + 1))
+        wait_for_all(seen, workers, new["version"])
+        times.put(time.perf_counter() - begun)
+
+
+def wait_for_all(seen, workers, version):
+    for number in range(workers):
+        seen.wait(number, lambda has: has == -2 or has >= version, timeout=PATIENCE_S)
+
+
+def start(context, number, settings, seen):
+    work = work_in_asyncio if number % 2 else work_with_threads
+    process = context.Process(target=work, args=(number, settings, seen), daemon=True)
+    process.start()
+    return process
+
+
+def run(context, options, settings, seen):
+    """The times that it took until all workers had new settings."""
+    times = context.SimpleQueue()
+    crew = [start(context, number, settings, seen) for number in range(options.workers)]
+    wait_for_all(seen, options.workers, 0)
+    each = max(1, options.changes // (options.kills + 1))
+    for _ in range(options.kills):
+        publisher = context.Process(
+            target=publish, args=(settings, seen, 10**9, options.workers, context.SimpleQueue())
+        )
+        publisher.start()
+        settings.wait("live", timeout=PATIENCE_S)
+        time.sleep(random.uniform(0, 0.02))
+        victim = random.randrange(options.workers)
+        crew[victim].kill()
+        crew[victim].join()
+        crew[victim] = start(context, victim, settings, seen)
+        publisher.kill()
+        publisher.join()
+    publisher = threading.Thread(
+        target=publish, args=(settings, seen, each, options.workers, times)
+    )
+    publisher.start()
+    found = [times.get() for _ in range(each)]
+    publisher.join()
+    version = settings["live"]["version"]
+    wait_for_all(seen, options.workers, version)
+    whole = all(seen[number] == version for number in range(options.workers))
+    for process in crew:
+        process.kill()
+        process.join()
+    return version, found, whole
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=4, help="(%(default)s)")
+    parser.add_argument("--changes", type=int, default=200, help="(%(default)s)")
+    parser.add_argument("--kills", type=int, default=10, help="(%(default)s)")
+    parser.add_argument(
+        "--start-method", choices=multiprocessing.get_all_start_methods(), help="of the workers"
+    )
+    options = parser.parse_args(arguments)
+    context = multiprocessing.get_context(options.start_method)
+    with contextlib.ExitStack() as stack:
+        settings = stack.enter_context(SharedDict(key=str, value=object))
+        seen = stack.enter_context(SharedDict(key=int, value=int))
+        settings["live"] = settings_of(0)
+        version, times, whole = run(context, options, settings, seen)
+        settings.handle.check()
+        seen.handle.check()
+    print(f"{version} versions, {options.kills} workers and publishers killed")
+    print(f"until all {options.workers} had it: median {statistics.median(times) * 1000:.1f} ms")
+    print("all workers have the last one" if whole else "NOT all workers have the last one")
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
