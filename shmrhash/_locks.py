@@ -38,8 +38,8 @@ class LockMethods(_Map):
         timeout: seconds to wait for the lock; None is the handle's own timeout, inf waits without
         limit, 0 does not wait. default: a value to insert first if the key is absent, as by
         setdefault(); it stays, however the section ends. A lock belongs to the thread that took it.
-        Costs about 0.6 microseconds if the lock is free; waiting releases the GIL. In a coroutine use
-        ``async with``: the tasks of a loop take turns in the order in which they came, the lock
+        Costs about 0.6 microseconds if the lock is free; waiting releases the GIL. In a coroutine
+        use ``async with``: the tasks of a loop take turns in the order in which they came, the lock
         belongs to the task, and no wait blocks the loop.
 
         Raises, on entry: KeyNotFound (absent, and default is None), LockTimeout, DeadlockError
