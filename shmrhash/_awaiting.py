@@ -13,6 +13,9 @@ import weakref
 from typing import Protocol
 
 from shmrhash import _core
+from shmrhash._errors import SystemFailure
+
+RETRY_S = 0.1  # between two attempts to begin the thread
 
 UNSETTLED_S_MIN, UNSETTLED_S_MAX = 0.001, 0.016  # while a writer is stopped inside a change
 
@@ -60,7 +63,14 @@ class Hub:
         loop.add_reader(notifier.fileno(), self._told)
 
     def _told(self) -> None:
-        for bell in self.notifier.moved():
+        try:
+            bells = self.notifier.moved()
+        except SystemFailure:  # no new thread now, after a fork: perhaps soon
+            loop = self._loop()
+            if loop is not None:
+                loop.call_later(RETRY_S, self._told)
+            return
+        for bell in bells:
             for sleeper in list(self._sleepers.get(bell, ())):
                 sleeper.wake()
 
@@ -127,6 +137,7 @@ class Told:
         self._before = before
         self._sleeper = Sleeper()
         self._hub: Hub | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._bells: set[int] = set()
         self._pause_s = UNSETTLED_S_MIN
 
@@ -137,7 +148,7 @@ class Told:
 
         Raises FrozenMap (nothing can change any more), SystemFailure.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         if self._hub is None:
             self._hub = hub_of(loop, self._shared)
             self._bells = self._hub.enter(self._sleeper, self._waiter)
@@ -148,6 +159,11 @@ class Told:
         else:
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, UNSETTLED_S_MAX)
+
+    def wake(self) -> None:
+        """End the pause; from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._sleeper.wake)
 
     def close(self) -> None:
         if self._hub is not None:

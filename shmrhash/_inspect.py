@@ -207,6 +207,10 @@ class DictEntries:
         found = read_entry(self._map, raw)
         return None if found is None else self._whole(raw, *found)[1:]
 
+    def raw_key(self, key: bytes) -> bytes:
+        """The bytes under which the map stores an encoded key."""
+        return self._core._raw_key(key)
+
     def following(self, key: bytes | None) -> bytes | None:
         """The encoded key after this one in the order of the map; after None the first."""
         raw = None if key is None else self._core._raw_key(key)

@@ -171,24 +171,33 @@ async def _until_entered(
     place = section._place
     began = _core.clock_monotonic_ns()
     outside = _Outside(section, sleeper)
+    patient = True  # as long as the section in the way can be a task's of this loop
     try:
         while True:  # ends with the deadline
             now = _core.clock_monotonic_ns()
             deadline = section._deadline_ns
-            first = turns.lines[place][0] is sleeper and place not in turns.holders
-            outside.arm()
-            if (first or 0 <= deadline <= now) and section._attempt(task):
-                return
-            if 0 <= deadline <= now:
-                raise section._refused
-            if not first:
+            over = 0 <= deadline <= now
+            slice_ns = SLICE_NS if now - began < EARLY_NS else SLICE_LATE_NS
+            if turns.lines[place][0] is not sleeper and not over:
                 await sleeper.sleep(loop, deadline)
-            elif outside.listens(loop):
-                slice_ns = SLICE_NS if now - began < EARLY_NS else SLICE_LATE_NS
-                await sleeper.sleep(
-                    loop, now + slice_ns if deadline < 0 else min(now + slice_ns, deadline)
-                )
+                continue
+            if place in turns.holders and patient and not over:
+                patient = False  # that task may have forgotten its section
+                await sleeper.sleep(loop, _sooner(now + SLICE_LATE_NS, deadline))
+                continue
+            patient = True
+            outside.arm()
+            if section._attempt(task):
+                return
+            if over:
+                raise section._refused
+            if outside.listens(loop):
+                await sleeper.sleep(loop, _sooner(now + slice_ns, deadline))
             else:
                 await asyncio.sleep(0)
     finally:
         outside.close()
+
+
+def _sooner(moment_ns: int, deadline_ns: int) -> int:
+    return moment_ns if deadline_ns < 0 else min(moment_ns, deadline_ns)

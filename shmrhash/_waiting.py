@@ -201,6 +201,7 @@ class Watch(Iterator[Change]):
         self._states: list[Any] = [_ABSENT if initial else None] * len(keys)
         self._waiter: _core.Waiter | None = shared._waiter(keys)
         self._notifier: _core.Notifier | None = None  # of fileno()
+        self._told: Any = None  # while a coroutine waits
         try:
             self._look(-1)
         except BaseException:
@@ -250,8 +251,10 @@ class Watch(Iterator[Change]):
             return self._pending.popleft()
         if self._waiter is None:
             raise StopAsyncIteration
+        if self._told is not None:
+            raise InvalidArgument("another coroutine waits for this watch; make one for each")
         deadline = _core.deadline_after(self._timeout)
-        told = Told(self._shared, self._waiter, self._notifier)
+        told = self._told = Told(self._shared, self._waiter, self._notifier)
         try:
             while True:  # ends with the timeout
                 settled = self._look(0)
@@ -260,9 +263,10 @@ class Watch(Iterator[Change]):
                 if _is_over(deadline):
                     raise StopAsyncIteration
                 await told.pause(settled, deadline)
-                if self._waiter is None:  # closed by another coroutine
+                if self._waiter is None:  # close() was called
                     raise StopAsyncIteration
         finally:
+            self._told = None
             told.close()
 
     def fileno(self) -> int:
@@ -302,6 +306,8 @@ class Watch(Iterator[Change]):
         if self._waiter is not None:
             self._waiter.end()
             self._waiter = None
+        if self._told is not None:
+            self._told.wake()
         if self._notifier is not None:
             self._notifier.close()
             self._notifier = None

@@ -15,7 +15,6 @@ cdef struct Waiting:
     uint64_t passed_on         # the section in the way when this waiter woke the next one
     int64_t began
     int64_t limit_ns           # negative: no limit
-    PyObject *task             # of asyncio, that asks; NULL: the thread does
 
 
 @cython.internal

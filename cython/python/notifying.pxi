@@ -79,9 +79,11 @@ cdef class Notifier:
         cdef uint64_t count
         cdef bint all_of_them
         cdef bint[BELL_COUNT] moved            # nothing of Python's under the mutex
+        if self.ear.fd < 0 or self.generation != process_generation:
+            return []                          # a child shares the descriptor with its parent
+        eventfd_read(self.ear.fd, &count)
         if not self._alive():
             return []
-        eventfd_read(self.ear.fd, &count)
         pthread_mutex_lock(&self.ear.listener.mutex)
         all_of_them = self.ear.look_at_all or self.ear.listener.naps
         self.ear.look_at_all = False

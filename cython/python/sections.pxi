@@ -50,7 +50,6 @@ cdef class LockedSection:
         if self.timeout is not None:
             waiting.limit_ns = timeout_ns(self.timeout)
         if self.task is not None:              # it waits between attempts: see attempt()
-            waiting.task = <PyObject *> self.task
             waiting.began = self.began
             waiting.limit_ns = 0
         return 0

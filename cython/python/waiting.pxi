@@ -17,19 +17,27 @@ cdef inline Waiting new_waiting(MapHandle handle) noexcept:
     waiting.turn = waiting.retries = waiting.swept = waiting.began = 0
     waiting.sweep_at = waiting.sweep_next = waiting.passed_on = 0
     waiting.limit_ns = handle.map.timeout_ns
-    waiting.task = NULL
     return waiting
 
 
+cdef object current_task():
+    """The task of asyncio that runs in this thread, or None."""
+    import asyncio
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 cdef int expect_no_deadlock(MapHandle handle, Op *op, Waiting *waiting) except -1:
-    """Raise DeadlockError if this thread waits for a section that it has open itself. Tasks of
-    asyncio that lock with async with can wait for each other: they let the loop go on."""
+    """Raise DeadlockError if this thread waits for a section that it has open itself. A task of
+    asyncio tries, and lets the loop go on between two tries: so it may meet another task's."""
     if not word_locked(op.wait_seen):
         return 0
     owner = sections_open.get((handle.map.device, handle.map.inode, word_owner(op.wait_seen)))
     if owner is None or owner[0] != PyThread_get_thread_ident():
         return 0
-    if waiting.task != NULL and owner[1] is not None and owner[1] is not <object> waiting.task:
+    if waiting.limit_ns == 0 and owner[1] is not None and owner[1] is not current_task():
         return 0
     raise _errors.DeadlockError(
         f"map {handle.name!r}: this thread has already locked the key (a coroutine or "

@@ -109,8 +109,7 @@ cdef class Waiter:
             if self.notifier is not None and self.notifier._alive():
                 ear_arm(&self.notifier.ear, self.awaited[i].bell, self.awaited[i].tag)
         self.says = True
-        if self.notifier is None:
-            self.seen = bell_arm(map.header, self.bell, self.tags)
+        self.seen = bell_arm(map.header, self.bell, self.tags)
 
     def say(self):
         """arm() without a look at keys, for an element."""
@@ -227,10 +226,10 @@ cdef class Waiter:
         Raises SystemFailure (the process may make no more threads).
         """
         cdef Py_ssize_t i
-        self._stay()
         self._detach()
         bells = {self.awaited[i].bell for i in range(self.count)}
         if notifier is not None and notifier._alive():
+            self._stay()
             self.notifier = notifier
             for i in range(self.count):
                 ear_add(&notifier.ear, self.awaited[i].bell, self.awaited[i].tag)

@@ -38,6 +38,7 @@ COMMANDS = {  # by section of the help: each command and its module
         "info": "commands.ls",
         "top": "commands.top",
         "watch": "commands.watch",
+        "wait": "commands.wait",
         "stat": "commands.stat",
         "metrics": "commands.metrics",
     },

@@ -27,6 +27,7 @@ KEYWORDS = {  # of each command, for completion
     "delete": ["key"],
     "update": ["key", *DATA_KEYWORDS[1:]],
     "watch": ["key"],
+    "wait": ["key", "value"],
     "create": ["type", "key", "value", "entries", "name", "flags", "extra", "mode"],
 }
 

@@ -383,6 +383,46 @@ def test_a_watch_with_a_descriptor_can_be_awaited_too(shm_map):
         assert changes.poll() == [Change("set", KEY, word(2))]
 
 
+def test_a_watch_is_awaited_by_one_coroutine_and_its_end_wakes_that(shm_map):
+    async def main():
+        changes = shm_map.watch([KEY])
+        task = asyncio.ensure_future(changes.__anext__())
+        await asyncio.sleep(0.01)
+        with pytest.raises(shmrhash.InvalidArgument):
+            await changes.__anext__()
+        changes.close()
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(task, LONG_S)
+
+    asyncio.run(main())
+    assert words_of(shm_map)[0] == 0
+
+
+def test_a_watch_with_a_descriptor_sleeps_in_a_thread_too(shm_map):
+    with shm_map.watch([KEY], timeout=LONG_S) as changes:
+        changes.fileno()
+        began = time.process_time()
+        waiting = Waiting(next, changes)
+        time.sleep(0.2)
+        assert time.process_time() - began < 0.1, "it sleeps"
+        shm_map[KEY] = word(1)
+        assert waiting.result() == Change("set", KEY, word(1))
+
+
+def test_a_descriptor_of_a_closed_map_can_be_emptied(make_map):
+    """A loop that has it does not turn for ever."""
+    m = make_map()
+    notifier = _core.Notifier(m)
+    os.write(notifier.fileno(), (1).to_bytes(8, sys.byteorder))
+    m.close()
+
+    assert not notifier.alive
+    assert notifier.moved() == []
+    with selectors.DefaultSelector() as selector:
+        selector.register(notifier, selectors.EVENT_READ)
+        assert selector.select(0) == []
+
+
 # ---- forks ----
 
 FORK = """

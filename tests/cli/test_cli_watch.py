@@ -1,8 +1,12 @@
-"""watch: the value of a key after each change, as text and as JSON."""
+"""watch: the value of a key after each change, as text and as JSON. wait: until it is as wanted."""
 
 import json
+import os
+import time
 
 from support.commandline import STR, TIMEOUT_SECONDS, run, start
+
+from shmrhash import RHashMap, SharedDict
 
 
 def test_watch_prints_each_change(make):
@@ -41,3 +45,80 @@ def test_watch_ends_when_the_map_is_removed(make):
 
     assert watching.wait(TIMEOUT_SECONDS) == 3
     assert b"no segment 'hits'" in watching.communicate()[1]
+
+
+def until_attached(shared_map, processes=2):
+    """Return when the command waits: it then has the map open for writing."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while shared_map.info()["processes"] < processes:
+        assert time.monotonic() < deadline, "the command does not wait"
+        time.sleep(0.005)
+
+
+def test_watch_is_woken_by_a_change_and_does_not_poll(make):
+    """With an hour between two reads, only the one who stores can wake it."""
+    shared_map = make()
+    watching = start("watch", "hits", "key", "k1", *STR, "-d", 3600, "-n", 2)
+    assert watching.stdout.readline().endswith(b"  10\n")
+    until_attached(shared_map)
+
+    for text in (b"  15  (+5)\n", b"  20  (+5)\n"):
+        shared_map.add(b"k1".ljust(8, b"\0"), 5)
+        assert watching.stdout.readline().endswith(text)
+
+    assert watching.wait(TIMEOUT_SECONDS) == 0
+    watching.communicate()
+    assert shared_map.check()["exact"]
+
+
+def test_watch_of_a_map_that_is_replaced_follows_the_new_one(make):
+    old = make()
+    watching = start("watch", "hits", "key", "k1", *STR, "-n", 1)
+    watching.stdout.readline()
+    until_attached(old)
+
+    new = RHashMap.create("other", key_size=8, value_size=8, max_entries=10)
+    new[b"k1".ljust(8, b"\0")] = (7).to_bytes(8, "little")
+    folder = os.environ["SHMRHASH_DIR"]
+    os.rename(f"{folder}/other", f"{folder}/hits")
+
+    assert watching.stdout.readline().endswith(b"  7  (-3)\n")
+    assert watching.wait(TIMEOUT_SECONDS) == 0
+    watching.communicate()
+    new.close()
+
+
+def test_watch_of_a_frozen_map_goes_on_by_looking(make):
+    make().freeze()
+    assert run("watch", "hits", "key", "k1", *STR, "--for", 0.3).out.endswith("  10\n")
+
+
+def test_wait_ends_when_the_key_has_the_value():
+    with SharedDict("jobs", key=str, value=str) as jobs:
+        waiting = start("wait", "jobs", "key", "report", "value", "done", "--timeout", 3600)
+        until_attached(jobs.handle)
+        jobs["report"] = "begun"
+        jobs["report"] = "done"
+
+        assert waiting.wait(TIMEOUT_SECONDS) == 0
+        assert waiting.communicate()[0] == b"key: report  value: done\n"
+        assert run("-j", "wait", "jobs", "key", "report").json["formatted"]["value"] == "done"
+
+
+def test_wait_says_when_the_time_is_over(hits):
+    assert run("wait", hits, "key", "k9", *STR, "--timeout", 0.05, status=1).out == ""
+    assert run("wait", hits, "key", "k1", "value", 11, *STR, "--timeout", 0, status=1).out == ""
+    assert run("wait", hits, "key", "k1", "value", 10, *STR).out == "key: k1  value: 10\n"
+    assert "did not find key" in run("wait", hits, status=2).err
+
+
+def test_a_wait_that_is_interrupted_leaves_nothing_behind(make):
+    shared_map = make()
+    waiting = start("wait", "hits", "key", "k9", *STR)
+    until_attached(shared_map)
+    waiting.kill()
+    assert waiting.wait(TIMEOUT_SECONDS) == -9
+    waiting.communicate()
+    with RHashMap.open("hits") as another:
+        assert another.recovered_at_open == 1
+        assert another.check()["exact"]

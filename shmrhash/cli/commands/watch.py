@@ -14,6 +14,7 @@ from shmrhash.cli.entries.formats import Pair
 from shmrhash.cli.entries.options import DataOptions, look_options
 from shmrhash.cli.errors import STATUS_NO
 from shmrhash.cli.session import Session, WordCommand, pass_session, words_argument
+from shmrhash.cli.waiting import Alarm
 from shmrhash.cli.words import Words, take_map
 
 
@@ -26,7 +27,7 @@ from shmrhash.cli.words import Words, take_map
     type=click.FloatRange(0.001, 3600),
     default=0.1,
     show_default=True,
-    help="Seconds between two reads.",
+    help="Seconds between two reads, where the map may only be read.",
 )
 @click.option("-n", "--changes", type=click.IntRange(1), help="Stop after this many changes.")
 @click.option("--for", "seconds", type=click.FloatRange(0), help="Stop after this many seconds.")
@@ -41,8 +42,9 @@ def watch_command(
 ) -> int:
     """Print a key's value now and after each change, with the time, until Ctrl-C.
 
-    The value is read every --delay seconds: a change that is undone in between is not seen. The
-    exit status is 1 if --for ended the command before -n changes.
+    Whoever changes the value wakes this command, if you may write to the map; else the value is
+    read every --delay seconds. A change that is undone at once may not be seen. The exit status is
+    1 if --for ended the command before -n changes.
 
     \b
     Examples:
@@ -54,22 +56,26 @@ def watch_command(
     seen: Found | None = None
     count = -1  # the first line that is printed is no change
     end = None if seconds is None else time.monotonic() + seconds
-    while True:
-        with session.open(name) as shared_map:  # open only while it is read: see top.py
-            if key is None:
-                contents = contents_of(shared_map, data)
-                key = contents.pair.need_key(words)
-            found = contents.at(shared_map).find(key)
-            if count < 0 or found != seen:
-                _print_change(session, contents, key, found, seen)
-                seen = found
-                count += 1
-        if count == changes:
-            return 0
-        left = delay if end is None else min(delay, end - time.monotonic())
-        if left <= 0:
-            return 0 if changes is None else STATUS_NO
-        time.sleep(left)
+    with Alarm(session, name, delay) as alarm:
+        while True:
+            with session.open(name) as shared_map:
+                if key is None:
+                    contents = contents_of(shared_map, data)
+                    key = contents.pair.need_key(words)
+                present = contents.at(shared_map)
+                found = present.find(key)
+                raw_key = present.raw_key(key)
+                if count < 0 or found != seen:
+                    _print_change(session, contents, key, found, seen)
+                    seen = found
+                    count += 1
+            if count == changes:
+                return 0
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                return 0 if changes is None else STATUS_NO
+            if alarm.set(raw_key):
+                alarm.sleep(left)
 
 
 def _print_change(

@@ -56,6 +56,10 @@ class Plain:
         value = self.map.lookup(key)
         return None if value is None else (value, None)
 
+    def raw_key(self, key: bytes) -> bytes:
+        """The bytes under which the map stores a key."""
+        return key
+
     def following(self, key: bytes | None) -> bytes | None:
         """The key after this one; after None the first."""
         return self.map.get_next_key(key)
@@ -184,6 +188,9 @@ class Typed(Plain):
 
     def find(self, key: bytes) -> Found | None:
         return self._entries.find(key)
+
+    def raw_key(self, key: bytes) -> bytes:
+        return self._entries.raw_key(key)
 
     def following(self, key: bytes | None) -> bytes | None:
         return self._entries.following(key)
