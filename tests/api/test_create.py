@@ -697,7 +697,7 @@ def test_of_racing_creators_one_wins_and_the_others_get_segment_exists(map_name,
         shmrhash.unlink(f"{map_name}-{number}")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 def test_open_or_create_from_eight_processes_makes_one_map(map_name, method):
     """C2: each process adds 1 to a count in its map; it is 8 at the end."""
     rounds = 10 if method == "fork" else 3
