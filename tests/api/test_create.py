@@ -12,13 +12,13 @@ import pickle
 import random
 import stat
 import struct
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import creation_jobs, model
 from support.jobs import word
+from support.stepping import segment_path
 from support.workers import Crew, run_together
 
 import shmrhash
@@ -46,10 +46,6 @@ FIXED_FIELDS = {
     "features": (216, 8),
 }
 MOVING_PARTS = range(256, 960)
-
-
-def segment_path(name):
-    return Path(os.environ.get("SHMRHASH_DIR", "/dev/shm")) / name
 
 
 @pytest.fixture
