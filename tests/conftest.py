@@ -74,6 +74,13 @@ def use_own_directory(config):
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """For `-n auto`: three workers for two processors. A worker waits a quarter of its time, for
+    children that it stopped, deadlines, starts of programs."""
+    return max(1, len(os.sched_getaffinity(0)) * 3 // 2)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
     """xdist: tell a worker where directories are made; it inherits the environment of this one."""
     node.workerinput[DIRECTORY] = node.config.stash[PARENT]

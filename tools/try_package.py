@@ -1,6 +1,8 @@
-"""Build sdist and wheel; install each in an empty environment and use it outside the root.
+"""Build the sdist, and the wheel from it; install that in an empty environment and use it there.
 
-Run by tox's package environment, which has `build`.
+The wheel is built as pip builds one when it installs the sdist: from the unpacked sdist, in an
+environment with nothing but what pyproject.toml requires. Run by tox's package environment, which
+has `build`.
 """
 
 import subprocess
@@ -48,13 +50,11 @@ def expect_command_to_say_what_it_needs(folder):
 
 
 def main(folder):
-    command = [sys.executable, "-m", "build", "--outdir", folder, ROOT]  # the wheel from the sdist
+    command = [sys.executable, "-m", "build", "--outdir", folder, ROOT]
     subprocess.run(command, check=True, cwd=folder)
-    (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")
     check_wheel_content(wheel)
-    install_and_use(wheel, folder / "from_wheel")
-    install_and_use(sdist, folder / "from_sdist")
+    install_and_use(wheel, folder / "environment")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@
 # One insertion in 8 or 64 into a map with deadlines sweeps a few buckets (sweep_some). An insertion
 # that finds no room sweeps until there is some, or until a whole turn has found nothing
 # (sweeping.pxi). That turn has seen when the next entry expires, and until then no other is needed
-# (rest.pxd): of a series of refusals, sweeping takes a fifth of the time at most.
+# (rest.pxd): of a series of refusals, sweeping takes a hundredth of the time at most.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, load_relaxed_u32, load_acquire_u32,
@@ -39,7 +39,7 @@ cdef enum:
     SWEEP_MASK = 7             # then one insertion in 8 sweeps this number of
     SWEEP_PLACES = 4           # buckets: a turn takes two insertions for each bucket;
     SWEEP_MASK_IDLE = 63       # else one insertion in 64 does
-    REST_NS = 2000             # at most, for each bucket, which takes 0.1 to 0.5 us to sweep
+    REST_NS = 100000           # at most, for each bucket, which takes 0.1 to 0.5 us to sweep
     SWEEP_TRIES_MAX = 16       # then other operations are changing the bucket all the time
     EXPIRED_MAX = 16           # entries collected at a time
 

@@ -47,7 +47,7 @@ from segment.geometry cimport (
 from memory.operation cimport Op, lock_release, op_holds, header_set, context_begin
 from memory.region cimport budget_recover
 from memory.pool cimport object_memory_ready
-from map.rest cimport rest_shorten
+from map.rest cimport rest_forget, rest_shorten
 from map.bell cimport waiting_recover
 from map.chain cimport (
     Found, chain_bump, chain_links, chain_names, line_stash, chain_remove, chain_repair,
@@ -261,6 +261,7 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
             lock_release(&map.header.clearing, 0)
     if status != OK:
         return status
+    rest_forget(map, <uint32_t> index)
     op.context.operation = OPERATION_NONE
     if op.context.activity & 1:
         store_release_u64(&op.context.activity, op.context.activity + 1)

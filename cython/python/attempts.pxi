@@ -27,6 +27,8 @@ cdef inline Status repeat(
     while True:                                # ends with the timeout
         status = attempt(op, arguments)
         if likely(is_final(status)) and not recovered_room(handle, status, op, waiting):
+            if unlikely(waiting.turn != 0):
+                sweep_give_up(handle, op, waiting)
             return status
         wait_turn(handle, op, status, waiting)
 

@@ -123,7 +123,8 @@ cdef int many_run(MapHandle handle, Batch *many, bint f_lock) except -1:
                 if op.context != NULL and (op.context.batched ^ batched) > PATROL_KEYS_MASK:
                     recover_all(&handle.map)   # as note_use does after single operations
             if many.done != before:
-                waiting.turn = waiting.retries = waiting.swept = 0
+                sweep_give_up(handle, &op, &waiting)
+                waiting.turn = waiting.retries = 0
                 if op.context != NULL and many.done - before >= NOTICE_KEYS:
                     context_note_time(&handle.map, op.context)
             if status == BUSY or status == RETRY or recovered_room(

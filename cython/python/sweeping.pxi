@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: sweeping before an operation is refused for want of room (X1). The sweep is in
 # sweep.pxd.
-from map.rest cimport rest_begin, rest_claim, rest_holds
+from map.rest cimport rest_begin, rest_claim, rest_forget, rest_holds
 from map.sweep cimport (
     NEXT_HELD, NEXT_UNKNOWN, SWEEP_FOUND, SWEEP_STEP, SWEEP_TURN, SWEEP_WANTED, sweep_begin,
     sweep_count, sweep_on, sweep_rest_max,
@@ -48,6 +48,13 @@ cdef bint sweep_for_room(MapHandle handle, Op *op, Waiting *waiting) noexcept:
             waiting.swept = SWEPT             # one more try: others may have removed entries
         waiting.sweep_next = NEXT_UNKNOWN
     return True
+
+
+cdef void sweep_give_up(MapHandle handle, Op *op, Waiting *waiting) noexcept:
+    """The operation ends, perhaps within a turn because others have made room."""
+    if waiting.swept != 0 and waiting.swept != SWEPT:
+        rest_forget(&handle.map, op.self_index)
+    waiting.swept = 0
 
 
 cdef uint64_t expire_all(MapHandle handle) except? 0xFFFFFFFFFFFFFFFF:

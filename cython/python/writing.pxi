@@ -61,6 +61,8 @@ cdef Status update_any(MapHandle handle, object key, object value, uint32_t flag
                         handle, status, &op, &waiting):
                     break
                 wait_turn(handle, &op, status, &waiting)
+            if unlikely(waiting.turn != 0):
+                sweep_give_up(handle, &op, &waiting)
         finally:
             leave(handle, &op)
         handle.overwrites = not op.element_filled

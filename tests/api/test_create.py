@@ -12,13 +12,13 @@ import pickle
 import random
 import stat
 import struct
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support import creation_jobs, model
 from support.jobs import word
+from support.stepping import segment_path
 from support.workers import Crew, run_together
 
 import shmrhash
@@ -46,10 +46,6 @@ FIXED_FIELDS = {
     "features": (216, 8),
 }
 MOVING_PARTS = range(256, 960)
-
-
-def segment_path(name):
-    return Path(os.environ.get("SHMRHASH_DIR", "/dev/shm")) / name
 
 
 @pytest.fixture
@@ -697,7 +693,7 @@ def test_of_racing_creators_one_wins_and_the_others_get_segment_exists(map_name,
         shmrhash.unlink(f"{map_name}-{number}")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.thorough)])
 def test_open_or_create_from_eight_processes_makes_one_map(map_name, method):
     """C2: each process adds 1 to a count in its map; it is 8 at the end."""
     rounds = 10 if method == "fork" else 3

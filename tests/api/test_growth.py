@@ -16,6 +16,7 @@ BYTES_KEPT_MAX = 2 * MIB
 BUCKETS_KEPT_MAX = 64 + 128 * 2 * (os.cpu_count() or 1)
 
 
+@pytest.mark.thorough
 def test_a_map_grows_and_shrinks_without_a_hint(make_map):
     """G1: 1,000,000 insertions, then as many deletions; the map is checked at each tenth."""
     entries = 1_000_000

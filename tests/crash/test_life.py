@@ -176,7 +176,7 @@ def test_attached_map_never_loses_its_name_to_gc(request, monkeypatch):
     folder = stepping.segment_path(f"shmrhash-life-{os.getpid()}")
     os.mkdir(folder)
     request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
-    monkeypatch.setenv("SHMRHASH_DIR", folder)
+    monkeypatch.setenv("SHMRHASH_DIR", str(folder))
     collectors = [Child(collect_for_ever) for _ in range(2)]
     inodes = set()
     nameless = 0

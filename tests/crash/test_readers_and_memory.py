@@ -320,6 +320,7 @@ def test_a_reader_stopped_inside_a_lookup_keeps_one_object(small, seed, size, re
     small.check()
 
 
+@pytest.mark.thorough
 def test_reader_that_keeps_memory_is_named(small):
     """M1: the object that a stopped reader is copying stays; the error and info() have its pid."""
     large = 700_000

@@ -337,7 +337,7 @@ def test_keys_do_not_depend_on_the_hash_seed():
             env=os.environ
             | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": f"{here.parent}:{here.parents[1]}"},
         ).stdout
-        for seed in range(4)
+        for seed in (1, 2)
     }
 
     assert len(found) == 1

@@ -11,11 +11,11 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from support import dict_jobs as jobs
 from support.children import kill, stays
+from support.stepping import segment_path
 from support.workers import FORKSERVER, SPAWN, Crew, run_together
 
 import shmrhash
@@ -25,10 +25,6 @@ START_METHODS = ["fork", SPAWN, FORKSERVER]
 TIMEOUT_S = 60
 
 every_method = pytest.mark.parametrize("method", START_METHODS)
-
-
-def segment_path(d):
-    return Path(d.info()["path"])
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ def run_program(tmp_path):
 def test_a_named_dict_lives_until_it_is_unlinked(map_name):
     with SharedDict(map_name, key=str, value=int) as d:
         d["a"] = 1
-        path = segment_path(d)
+        path = segment_path(d.name)
     assert d.closed
     with pytest.raises(shmrhash.MapClosed):
         d["a"]
@@ -77,13 +73,13 @@ def test_a_named_dict_lives_until_it_is_unlinked(map_name):
 def test_an_anonymous_dict_is_removed_with_its_last_reference(anonymous_left):
     for make in (SharedDict, SharedCounter):
         d = make()
-        path = segment_path(d)
+        path = segment_path(d.name)
         assert path.exists()
         del d
         gc.collect()
         assert not path.exists()
     with SharedDict() as d:
-        path = segment_path(d)
+        path = segment_path(d.name)
     assert not path.exists()
     d = SharedDict()
     again = pickle.loads(pickle.dumps(d))
@@ -97,7 +93,7 @@ def test_an_anonymous_dict_is_removed_with_its_last_reference(anonymous_left):
 def test_an_ephemeral_dict_is_removed_by_its_last_user(map_name):
     one = SharedDict(map_name, key=str, value=int, ephemeral=True)
     other = SharedDict(map_name, key=str, value=int)
-    path = segment_path(one)
+    path = segment_path(one.name)
 
     one.close()
     assert path.exists()
@@ -469,7 +465,7 @@ def test_a_child_that_exits_does_not_unlink_the_dict(run_program, make_dict, ano
 
     run_program(program, d.name)
 
-    assert segment_path(d).exists()
+    assert segment_path(d.name).exists()
     assert d == {"a": "parent", "b": "child"}
 
 

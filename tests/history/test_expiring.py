@@ -54,7 +54,13 @@ def play(entries, seed, number, **facts):
     return played.killed, refusals
 
 
-@pytest.mark.parametrize("kills", [False, True], ids=["no kills", "kills"])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param(False, id="no kills", marks=pytest.mark.thorough),
+        pytest.param(True, id="kills"),
+    ],
+)
 def test_histories_of_expiring_entries_are_linearizable(small_dict, seed, duration, kills):
     """W1, C1, X1: an entry goes when its deadline passes and not before, renewed or not; a refusal
     needs a dict full of entries that live or are being stored."""

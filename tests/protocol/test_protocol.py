@@ -16,7 +16,7 @@ PROGRAM_FILES = [
     *sorted(FOLDER.glob("*ing.py")),
     *(FOLDER / f"{name}.py" for name in ("chains", "scene", "sections", "supply")),
 ]
-# Scenes of several seconds; a scene of the same kind is in the quick run.
+# Scenes of a second or more; a scene of the same kind is in the quick run.
 THOROUGH = {
     "an insert meets one of the same key that is undone after a death",
     "a walk meets a merge and a split",
@@ -31,6 +31,17 @@ THOROUGH = {
     "two processes wait, and the first one stops waiting",
     "a loop waits for the last value of two writers",
     "a loop waits, and the writer dies",
+    "two deadlines become earlier during a rest",
+    "a deadline becomes earlier during a turn that finds an expired entry",
+    "a parent that has a view forks a child",
+    "a writer dies in a split of a chain with lines",
+    "a writer dies in a split, and others split beyond it",
+    "a writer dies in a split while another clears the map",
+    "a map is cleared while two contexts split",
+    "two contexts make up for a gap",
+    "two contexts split, and the second leaves it to the next insert",
+    "a writer that lowers the number of buckets below a gap dies",
+    "a bucket whose parent is missing is passed",
 }
 assert set(SHORT) >= THOROUGH
 SCENES = [

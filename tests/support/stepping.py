@@ -42,6 +42,7 @@ import sys
 import threading
 import traceback
 import warnings
+from pathlib import Path
 
 MACHINES = ("x86_64", "aarch64")
 
@@ -191,7 +192,7 @@ class Image:
 
 def segment_path(name):
     """The file of a map's segment, by the map's name."""
-    return os.path.join(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
+    return Path(os.environ.get("SHMRHASH_DIR", "/dev/shm"), name)
 
 
 class Segment:

@@ -25,7 +25,7 @@ OF_SWEEPS = {
         "a deadline becomes earlier during a turn that removes nothing",
         "had expired before",
     ),
-    "an earlier deadline ends the rest": (
+    "an earlier deadline shortens the rest": (
         "a deadline becomes earlier during a turn that removes nothing",
         "had expired before",
     ),
@@ -44,5 +44,25 @@ OF_SWEEPS = {
     "a held bucket may get any entry": (
         "an entry with an early deadline is inserted during a turn that removes nothing",
         "had expired before",
+    ),
+    "a rest ends when its claim does": (
+        "a deadline becomes earlier during a turn that removes nothing",
+        "had expired before",
+    ),
+    "a claim that is shortened stays a claim": (
+        "a deadline becomes earlier during a turn that finds an expired entry",
+        "had expired before",
+    ),
+    "a rest is shortened by a compare-and-swap": (
+        "two deadlines become earlier during a rest",
+        "had expired before",
+    ),
+    "a turn ends its claim although that was shortened": (
+        "a deadline becomes earlier during a turn that removes nothing",
+        "rest is held by no living context",
+    ),
+    "recovery ends the claim of a dead context": (
+        "an insertion dies during its turn",
+        "rest is held by no living context",
     ),
 }

@@ -248,6 +248,7 @@ class Oracle:
         segment = self.segment
         words = [segment.table, segment.credits, segment.line_block]
         words += segment.depot + segment.block + segment.bucket + segment.line[1:]
+        words += [segment.rest] if segment.timed else []
         for address in words + segment.element[1:]:
             state = state_of(memory[address]) if address in segment.element + segment.line else 0
             if owner_of(memory[address]) and state != ALLOC:

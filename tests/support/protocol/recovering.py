@@ -41,6 +41,7 @@ from support.protocol.segment_model import (
     taken,
 )
 from support.protocol.supply import element_put, op_give_back
+from support.protocol.sweeping import rest_begin
 from support.protocol.waiting import bells_ring_all
 from support.protocol.writing import bucket_release, deadline_stored, redo_apply
 
@@ -68,6 +69,8 @@ def context_recover(m, subject):
         if m.pins:
             owner = yield own(m.of(subject, "owner"))
             yield from recover_pins(m, subject, owner)
+        if m.timed and m.keeps("recovery ends the claim of a dead context"):
+            yield from rest_begin(m, subject, 0)
         if m.waiters and m.keeps("a recoverer rings for the dead"):
             yield from bells_ring_all(m)
     else:

@@ -113,6 +113,24 @@ ROOM = {
         deaths=1,
         sizes=TIMED,
     ),
+    "a deadline becomes earlier during a turn that finds an expired entry": scene(
+        writes(1, ("update", 2, 5), ("room", 4, 9)),
+        writes(2, ("room", 3, 9)),
+        hashes=SAME,
+        entries={1: 1, 2: 9},
+        clock=1,
+        sizes=PAIR,
+    ),
+    "two deadlines become earlier during a rest": scene(
+        writes(1, ("room", 3, 9), ("update", 1, 5)),
+        writes(2, ("update", 2, 1), ("tick", 1), ("room", 4, 9)),
+        hashes=SAME,
+        entries={1: 9, 2: 9},
+        sizes=PAIR,
+    ),
+    "an insertion dies during its turn": dying(
+        ("room", 2, 9), hashes=SAME, entries={1: 9}, sizes=TIMED
+    ),
     "two turns that remove nothing, at the same time": scene(
         writes(1, ("room", 3, 9), ("tick", 1)),
         writes(2, ("room", 2, 9), ("room", 4, 9)),

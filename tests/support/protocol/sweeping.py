@@ -11,7 +11,8 @@ that:
 
 A context claims the word before its turn, and stores the end after it by a compare-and-swap. A
 context that stores a deadline holds the entry, or its bucket, and then loads the word: if its
-deadline is earlier, it clears the word. So one of the two sees the other's store.
+deadline is earlier, it lowers the end in the word to the deadline, and leaves the context in it. So
+one of the two sees the other's store. Recovery ends the claim of a dead context.
 """
 
 from support.protocol.automaton import begin, cas, end, load, store
@@ -147,21 +148,28 @@ def rests(m):
 
 
 def rest_claim(m, me):
-    """Claim the word before a turn that may end in a rest: the word as claimed, or None."""
+    """Claim the word before a turn that may end in a rest, unless another context has it."""
     word = yield load(m.rest)
-    if owner_of(word) or not m.keeps("a rest is claimed before the turn"):
-        return None
-    yield store(m.rest, FAR << PAYLOAD_SHIFT | me)
-    return FAR << PAYLOAD_SHIFT | me
+    if owner_of(word) == 0 and m.keeps("a rest is claimed before the turn"):
+        yield store(m.rest, FAR << PAYLOAD_SHIFT | me)
 
 
-def rest_end(m, claimed, removed, earliest):
-    """After a turn: rest until the next entry expires, if the turn removed nothing."""
-    until = 0 if removed else earliest << PAYLOAD_SHIFT
-    if claimed is not None:
-        yield cas(m.rest, claimed, until)
-    elif not m.keeps("a rest is claimed before the turn"):
-        yield store(m.rest, until)
+def rest_begin(m, me, until):
+    """After a turn: rest until this time, but not longer than the word was claimed for."""
+    if not m.keeps("a rest is claimed before the turn"):
+        yield store(m.rest, until << PAYLOAD_SHIFT)
+        return
+    done = False
+    while not done:
+        word = yield load(m.rest)
+        if owner_of(word) != me:
+            return
+        end = until
+        if m.keeps("a rest ends when its claim does"):
+            end = min(until, word >> PAYLOAD_SHIFT)
+        done = yield cas(m.rest, word, end << PAYLOAD_SHIFT)
+        if not m.keeps("a turn ends its claim although that was shortened"):
+            return
 
 
 # ---- an insertion that needs room ----
@@ -188,9 +196,9 @@ def room(m, me, key, value):
         resting = yield from rests(m)
         if resting:
             break
-        claimed = yield from rest_claim(m, me)
+        yield from rest_claim(m, me)
         removed, earliest = yield from sweep_turn(m, me)
-        yield from rest_end(m, claimed, removed, earliest)
+        yield from rest_begin(m, me, 0 if removed else earliest)
         swept = removed == 0
-        del removed, earliest, claimed, resting
+        del removed, earliest, resting
     yield end(outcome)

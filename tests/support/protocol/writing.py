@@ -106,14 +106,23 @@ def element_add(m, me, found, delta):
 
 
 def deadline_stored(m, value, held):
-    """End a rest that goes beyond the deadline that the caller stores (sweeping.py). held: the
-    caller holds the entry, or its bucket."""
-    if m.timed and held == m.keeps(
+    """Shorten a rest, or the claim of one, that goes beyond the deadline that the caller stores
+    (sweeping.py). held: the caller holds the entry, or its bucket."""
+    if not m.timed or held != m.keeps(
         "a writer of a deadline checks the rest when it holds the entry"
     ):
+        return
+    done = not m.keeps("an earlier deadline shortens the rest")
+    while not done:
         word = yield load(m.rest)
-        if value < word >> PAYLOAD_SHIFT and m.keeps("an earlier deadline ends the rest"):
-            yield store(m.rest, 0)
+        if value >= word >> PAYLOAD_SHIFT:
+            return
+        owner = owner_of(word) if m.keeps("a claim that is shortened stays a claim") else 0
+        if m.keeps("a rest is shortened by a compare-and-swap"):
+            done = yield cas(m.rest, word, value << PAYLOAD_SHIFT | owner)
+        else:
+            yield store(m.rest, value << PAYLOAD_SHIFT | owner)
+            return
 
 
 def redo_fill(m, me, value):
