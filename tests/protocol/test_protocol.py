@@ -29,6 +29,11 @@ THOROUGH = {
     "buckets beyond a merge are split",
     "a key whose bucket is a gap is read and written",
     "two processes wait, and the first one stops waiting",
+    "a writer dies while two values of two words change in one step",
+    "a writer dies while two keys change, and a process looks at both",
+    "a writer dies while two keys change, and one is deleted",
+    "a writer dies while two keys change, and another changes both",
+    "a writer dies while one key changes and one goes, and a split moves one",
 }
 assert set(SHORT) >= THOROUGH
 SCENES = [
