@@ -30,7 +30,7 @@ LAYERS = {
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
         *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
-        *("remove", "sweep", "write", "section", "walk", "batch"),
+        *("remove", "sweep", "write", "section", "journal", "walk", "batch"),
     ],
     "processes": [
         *("claim", "liveness", "recover_memory", "recover", "forking", "wait", "attach"),
@@ -40,7 +40,17 @@ LAYERS = {
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections"),
-        *("watching", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
+        *(
+            "several",
+            "watching",
+            "map",
+            "codec",
+            "dicthandle",
+            "dictsection",
+            "dictkeys",
+            "dictwalk",
+            "dict",
+        ),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]
