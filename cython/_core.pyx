@@ -20,7 +20,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport ETIMEDOUT, errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
 from machine.atomics cimport (
@@ -88,6 +88,9 @@ from map.write cimport (
     map_lookup_unlocked, map_swap, entry_touch,
 )
 from map.section cimport Section, section_abandon, section_commit, section_open, section_remove
+from map.journal cimport (
+    Member, journal_bucket_is_free, journal_commit, journal_store, member_remove,
+)
 from map.walk cimport Position, EntryBuffer, ORDER_END, BucketFacts, bucket_figures, walk_on
 from map.batch cimport (
     Batch, BATCH_LOOKUP, BATCH_CONTAINS, BATCH_UPDATE, BATCH_DELETE, BATCH_ADD, batch_go_on,
@@ -156,6 +159,7 @@ include "python/bulk.pxi"
 include "python/entries.pxi"
 include "python/iterator.pxi"
 include "python/sections.pxi"
+include "python/several.pxi"
 include "python/notifying.pxi"
 include "python/watching.pxi"
 include "python/map.pxi"

@@ -30,6 +30,7 @@ PROBLEMS = {
     16: "no private memory for the walk",
     17: "object {0} (index * 32 + class) is lost, or named twice",
     18: "the budget of objects counts {0} pages that do not exist",
+    19: "context {0} names a journal of which it is no member",
 }
 
 

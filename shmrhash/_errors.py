@@ -11,7 +11,7 @@ import os
 class Error(Exception):
     """Base of all exceptions of shmrhash. ``errno`` is a number from the errno module, or None.
 
-    ``count``: how many keys of a batch, or of locked_many(), were done; None for one key.
+    ``count``: how many keys of a batch were done; None for other calls.
     """
 
     errno: int | None = None

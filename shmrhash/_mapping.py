@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument
+from shmrhash._locks import LockedKeys
 from shmrhash._typing import K, V
 from shmrhash._views import ITEMS, KEYS, NOT_HELD, Errors, SharedItems, SharedKeys, SharedValues
 
@@ -153,6 +154,31 @@ class MappingMethods(_Dict[K, V]):
         if default is _ABSENT:
             return self._section(key, timeout)
         return self._section(key, timeout, default)
+
+    def locked_many(
+        self, keys: Iterable[K], *, timeout: float | None = None, default: V = _ABSENT
+    ) -> LockedKeys[_core.LockedEntry[V]]:
+        """Locked sections on several keys: ``with d.locked_many([a, b]) as (ea, eb):``.
+
+        Each is an entry as locked() gives it. The keys are locked in one order, whatever order is
+        given, so that two callers that lock the same keys cannot deadlock. The end of the block is
+        one step: all changes of the entries, those of delete() too, are stored, or nothing is, even
+        if the process is killed at any instruction (C1, L2). If the block raises, nothing is
+        stored. A later locked_many() of the keys sees all of the change or none of it. A lookup
+        takes no lock: one key after the other, it may find a new value and then an old one; to read
+        several keys that belong together, lock them, too. timeout and default are for each key; a
+        default that was inserted stays, however the block ends.
+
+        Raises what locked() raises, InvalidArgument (a key given twice), TooManyProcesses (no
+        context left: all processes together have 4,096); at the end KeyGone (a key was deleted, or
+        an entry expired: nothing is stored), LockTimeout (the bucket of a key to be deleted was
+        held by another process for the dict's timeout: nothing is stored).
+        """
+        given = list(keys)
+        more = () if default is _ABSENT else (default,)
+        return LockedKeys(
+            map(self._raw_key, given), lambda number: self._section(given[number], timeout, *more)
+        )
 
     def update_with(
         self,

@@ -163,25 +163,38 @@ cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
             object_detach(op, old)
     compiler_fence()
 
+cdef inline void references_fill(
+        Op *op, Element *element, const uint8_t *value, bint of_section) noexcept nogil:
+    """Fill the redo buffer with a value that has special fields, and name the replaced objects.
+    of_section: its end keeps the fields, where another update begins them anew."""
+    cdef uint64_t *redo = context_redo(op.context)
+    cdef uint32_t keep = op.options >> OP_KEEP_SHIFT
+    copy_in(redo, value, op.map.value_size)
+    if not op.options & OP_RAW_FIELDS and of_section:
+        fields_keep(op.map, redo, element_value(op.map, element))
+        keep = (1 << REF_MAX) - 1
+    elif not op.options & OP_RAW_FIELDS:
+        fields_begin(op.map, redo)
+    refs_prepare(op, element_value(op.map, element), keep, redo)
+
+cdef inline void references_apply(Op *op, Element *element, uint64_t held) noexcept nogil:
+    """The element is UPD, of this context: complete the value in it, then LIVE."""
+    if op.map.timer_word != 0:
+        rest_shorten(op.map, load_relaxed_u64(context_redo(op.context) + op.map.timer_word - 1))
+    refs_exchange(op, element)
+    element_release(op, element, held)
+
 cdef inline Status element_replace(
         Op *op, const Found *found, const uint8_t *value, uint64_t section) noexcept nogil:
     """Replace a value with special fields: LIVE -> UPD -> LIVE, or, if section is the header of a
     section that this context has open, LOCKED -> UPD -> LIVE. OK, RETRY if the element changed,
     BUSY if another operation holds it, ABSENT if the section was cut off."""
     cdef Element *element = found.element
-    cdef uint64_t *redo = context_redo(op.context)
     cdef uint64_t held = element_header(section, ELEMENT_UPD, lock_bits(op.self_index))
-    cdef uint32_t keep = op.options >> OP_KEEP_SHIFT
     cdef Status status
     if word_locked(found.header) and found.header != section:
         return element_spin(op, found)
-    copy_in(redo, value, op.map.value_size)
-    if not op.options & OP_RAW_FIELDS and section != 0:
-        fields_keep(op.map, redo, element_value(op.map, element))
-        keep = (1 << REF_MAX) - 1
-    elif not op.options & OP_RAW_FIELDS:
-        fields_begin(op.map, redo)
-    refs_prepare(op, element_value(op.map, element), keep, redo)
+    references_fill(op, element, value, section != 0)
     if section == 0:
         status = element_hold(op, found, ELEMENT_UPD, &held)
     else:
@@ -192,10 +205,7 @@ cdef inline Status element_replace(
     if status != OK:
         refs_unprepare(op)
         return status
-    if op.map.timer_word != 0:
-        rest_shorten(op.map, load_relaxed_u64(redo + op.map.timer_word - 1))
-    refs_exchange(op, element)
-    element_release(op, element, held)
+    references_apply(op, element, held)
     key_changed(op.map, op.hash)
     owned_refs_free(op)                           # an object that is BUSY stays named
     return OK

@@ -62,10 +62,11 @@ cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
         region_release(op, REGION_BUCKETS, count * LINE_BYTES + REGION_SLACK_BYTES // 4)
 
 cdef inline Status delete_found(
-        Op *op, Bucket *bucket, const Found *found, void *value) noexcept nogil:
+        Op *op, Bucket *bucket, const Found *found, uint64_t held, void *value) noexcept nogil:
     """Delete an element of a held bucket, and unlock the bucket. A section that is open on the
-    element is cut off, unless this operation waits for sections. op.hash is the key's hash."""
-    if word_locked(found.header) and (
+    element is cut off, unless this operation waits for sections. held: the header, if this context
+    holds the element, or 0. op.hash is the key's hash."""
+    if word_locked(found.header) and found.header != held and (
             op.f_lock or element_state(found.header) != ELEMENT_LOCKED):
         lock_release(&bucket.header, load_relaxed_u64(&bucket.header))
         return element_spin(op, found)
@@ -112,7 +113,7 @@ cdef inline Status map_delete_held(Op *op, uint64_t held, void *value) noexcept 
             if status == OK:
                 over = held == 0 and not op.options & OP_RAW_FIELDS and element_expired(
                     op.map, &found)
-                status = delete_found(op, bucket, &found, value)
+                status = delete_found(op, bucket, &found, held, value)
             else:
                 lock_release(&bucket.header, bucket_held)
         if status != RETRY:
@@ -159,7 +160,7 @@ cdef inline Status map_clear_bucket(Op *op, uint64_t index) noexcept nogil:
         lock_release(&bucket.header, held)
         return ABSENT
     op.hash = load_relaxed_u32(&found.line.tags[found.slot])
-    return delete_found(op, bucket, &found, NULL)
+    return delete_found(op, bucket, &found, 0, NULL)
 
 # How far emptying a map has come. It begins with zeros.
 cdef struct Clearing:

@@ -141,7 +141,7 @@ cdef inline Status expired_remove(Op *op, const Expired *gone) noexcept nogil:
     if not chain_find_element(op.map, bucket, gone, &found):
         lock_release(&bucket.header, held)
         return RETRY
-    status = delete_found(op, bucket, &found, NULL)
+    status = delete_found(op, bucket, &found, 0, NULL)
     if status == OK:
         map_shrink_if_empty(op)
     return status

@@ -16,18 +16,21 @@
 #   lines     likewise: each is linked, in a block, or stashed by a context
 #   credits   header + depots + entries + those in contexts == max_entries
 #   objects   each named once, in the state that fits (check_objects.pxd); the budget adds up
-#   locks     none is held, except by a section or a clear() whose context is at rest
+#   locks     none is held, except by a section, the end of several sections, or a clear() whose
+#             context is at rest
+#   journal   a context that names a lead holds its element, and the lead is committed
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from machine.atomics cimport load_relaxed_u64, load_acquire_u64, load_relaxed_u32, words_equal
 from machine.hashing cimport hash_key
 from segment.layout cimport (
     LINE_BYTES, SLOT_COUNT, LINK_SLOT, PAYLOAD_SHIFT, LOCK_MASK, ELEMENT_FREE, ELEMENT_LIVE,
-    ELEMENT_LOCKED, BLOCK_HOLE, BLOCK_READY, Context, Bucket, Element,
+    ELEMENT_ULOCK, ELEMENT_LOCKED, BLOCK_HOLE, BLOCK_READY, Context, Bucket, Element,
 )
 from segment.words cimport (
     word_locked, word_owner, word_held_by, bucket_level_plus1, element_state, depot_count,
-    depot_credit, depot_head, block_state, block_fresh, block_free, block_head,
+    depot_credit, depot_head, block_state, block_fresh, block_free, block_head, target_index,
+    target_lead,
 )
 from segment.classes cimport PoolView
 from segment.geometry cimport (
@@ -36,6 +39,7 @@ from segment.geometry cimport (
 )
 from map.chain cimport chain_next, line_used
 from map.table cimport level_covers, bucket_fits
+from map.journal cimport context_leads
 from processes.check_objects cimport pool_limit, objects_lost, budget_error
 
 cdef enum Problem:
@@ -58,6 +62,7 @@ cdef enum Problem:
     NO_PRIVATE_MEMORY = 16
     LOST_OBJECT = 17
     BAD_BUDGET = 18
+    BAD_JOURNAL = 19
 
 cdef struct Report:
     Problem problem
@@ -105,7 +110,24 @@ cdef inline bint context_is_used(Map *map, uint64_t context) noexcept nogil:
 
 cdef inline bint context_has_target(Map *map, uint64_t context, uint64_t index) noexcept nogil:
     """Whether a context is in use and names this element: a section may be open on it."""
-    return context_is_used(map, context) and context_at(map, context).target == index
+    return context_is_used(map, context) and (
+        target_index(context_at(map, context).target) == index)
+
+cdef inline bint context_in_journal(
+        Map *map, uint64_t context, uint64_t index) noexcept nogil:
+    """Whether a context that names this element is a member of a journal."""
+    return context_has_target(map, context, index) and (
+        target_lead(context_at(map, context).target) != 0)
+
+cdef inline bint member_is_sound(Map *map, uint64_t index) noexcept nogil:
+    """Whether a context that rests and names a lead waits in a committed journal: for the bucket of
+    a key that is to be deleted."""
+    cdef Context *context = context_at(map, index)
+    cdef uint64_t lead = target_lead(context.target)
+    cdef uint64_t element = checked_index(&map.element_pool, target_index(context.target))
+    return lead <= contexts_usable(map) and context_leads(map, lead - 1) and (
+        context_at(map, lead - 1).owner == context.owner) and (
+        element != 0 and word_held_by(element_at(map, element).header, <uint32_t> index))
 
 cdef inline bint check_entry(
         Map *map, Report *report, uint64_t bucket, uint32_t level_plus1, uint32_t tag,
@@ -116,7 +138,9 @@ cdef inline bint check_entry(
     element = element_at(map, index)
     if element_state(element.header) != ELEMENT_LIVE and not (
             element_state(element.header) == ELEMENT_LOCKED
-            and context_has_target(map, word_owner(element.header), index)):
+            and context_has_target(map, word_owner(element.header), index)) and not (
+            element_state(element.header) == ELEMENT_ULOCK
+            and context_in_journal(map, word_owner(element.header), index)):
         return report_add(report, BAD_ELEMENT_STATE, index)
     if hash_key(map.seeds, <uint8_t *> &element.words[0], map.key_size) != tag:
         return report_add(report, BAD_TAG, index)
@@ -274,6 +298,8 @@ cdef inline bint check_contexts(Map *map, Report *report) noexcept nogil:
         context = context_at(map, index)
         if context.owner == 0:
             continue
+        if target_lead(context.target) != 0 and not member_is_sound(map, index):
+            return report_add(report, BAD_JOURNAL, index)
         element = checked_index(&map.element_pool, load_relaxed_u64(&context.element))
         if element != 0 and word_held_by(
                 element_at(map, element).header, <uint32_t> index):

@@ -20,25 +20,27 @@
 #   block held           HOLE, RELEASING: remove its memory; READY: see pool.pxd
 #   budget held          unlock, as context.budget_after says (region.pxd)
 #   element UPD          redo -> value, LIVE         ULOCK, LOCKED   LIVE
+#   ULOCK in a journal   if its lead is committed: UPD, or the key is deleted (journal.pxd)
 #   bucket, INSERT       if a slot names the element, the insert is done; else the element is freed
 #   bucket, DELETE       if the element is DEAD, its slot is cleared; else nothing has happened
 #   bucket, SPLIT/MERGE  undone if it was not committed, else finished (resize.pxd)
 # The cost depends on the length of one chain, not on the number of entries.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, store_release_u64, add_relaxed_u64,
-    cas_acq_rel_u64, compiler_fence, count_leading_zeros, copy_words,
+    cas_acq_rel_u64, fence_release, compiler_fence, count_leading_zeros, copy_words,
 )
+from machine.hashing cimport hash_key
 from machine.system cimport CLOCK_MONOTONIC, clock_ns
-from segment.status cimport Status, OK, ABSENT, BUSY
+from segment.status cimport Status, OK, ABSENT, BUSY, RETRY
 from segment.layout cimport (
     PROCESS_MAX, BUCKET_COUNT_MIN, ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK,
     ELEMENT_LOCKED, OPERATION_NONE, OPERATION_INSERT, OPERATION_DELETE, OPERATION_SPLIT,
-    OPERATION_MERGE, Context, Bucket, Element,
+    OPERATION_MERGE, JOURNAL_REMOVES, Context, Bucket, Element,
 )
 from segment.words cimport (
     word_locked, word_owner, word_held_by, bucket_level_plus1, element_state, element_header,
-    lock_bits,
+    lock_bits, target_index, target_lead,
 )
 from segment.geometry cimport (
     Map, bucket_at, line_at, element_at, element_value, context_at, context_redo, contexts_usable,
@@ -57,7 +59,8 @@ from map.reference cimport refs_exchange
 from map.table cimport bucket_parent, bucket_release
 from map.resize cimport split_finish, merge_finish, merge_undo
 from map.hold cimport line_is_held, op_give_back
-from map.remove cimport map_clear
+from map.remove cimport map_clear, map_delete_held
+from map.journal cimport context_leads, journal_is_committed
 from processes.liveness cimport process_is_dead, recoverer_enter, recoverer_leave, recoverers_forget
 from processes.recover_memory cimport (
     recover_regions, bucket_there, recover_depot, recover_in_transit, recover_growth, recover_pins,
@@ -66,7 +69,7 @@ from processes.recover_memory cimport (
 cdef inline Status recover_element(Op *op) noexcept nogil:
     """Settle an element that was being changed in place, or that a section held. BUSY: its block
     is held."""
-    cdef uint64_t index = load_relaxed_u64(&op.context.target)
+    cdef uint64_t index = target_index(load_relaxed_u64(&op.context.target))
     cdef Element *element
     cdef uint64_t header
     cdef Status status
@@ -81,6 +84,18 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
     header = load_acquire_u64(&element.header)
     if not word_held_by(header, op.self_index):
         return OK
+    if element_state(header) == ELEMENT_ULOCK and journal_is_committed(op):
+        if load_relaxed_u64(&op.context.target) & JOURNAL_REMOVES:
+            # It is not DEAD yet, so it is not what context.element stands for. recover_removal
+            # begins the deletion again.
+            if op.context.element == index:
+                store_relaxed_u64(&op.context.element, 0)
+            return OK
+        header = element_header(header, ELEMENT_UPD, lock_bits(op.self_index))
+        # Release: the redo buffer, for readers that meet UPD; pairs with the acquire of the header
+        # in chain_find.
+        store_release_u64(&element.header, header)
+        fence_release()                        # as in element_redo
     if element_state(header) == ELEMENT_UPD:
         if op.map.ref_count != 0:
             refs_exchange(op, element)
@@ -218,6 +233,35 @@ cdef inline Status recover_give_back(Op *op) noexcept nogil:
         return BUSY
     return status
 
+cdef inline Status recover_removal(Op *op) noexcept nogil:
+    """Delete the key of a journal's member, if the journal is committed and its element is still
+    held. The context owns nothing else by now."""
+    cdef uint64_t word = load_relaxed_u64(&op.context.target)
+    cdef uint64_t index = target_index(word)
+    cdef Element *element
+    cdef uint64_t header
+    cdef Status status
+    if not word & JOURNAL_REMOVES or index == 0 or index >= op.map.element_max or (
+            not journal_is_committed(op)):
+        return OK
+    element = element_at(op.map, index)
+    status = object_memory_ready(op, &op.map.element_pool, index)
+    if status != OK:
+        return OK if status == ABSENT else BUSY
+    header = load_acquire_u64(&element.header)     # acquire: as in recover_element
+    if not word_held_by(header, op.self_index) or element_state(header) != ELEMENT_ULOCK:
+        return OK
+    op.key = <const uint8_t *> &element.words[0]
+    op.hash = hash_key(op.map.seeds, op.key, op.map.key_size)
+    status = map_delete_held(op, header, NULL)
+    if status == ABSENT:                       # only in a damaged segment
+        # Release: nothing was written; the order is that of element_release.
+        cas_acq_rel_u64(&element.header, header, element_header(header, ELEMENT_LIVE, 0))
+    if status == BUSY or status == RETRY or op.context.element != 0 or op.context.debt != 0:
+        return BUSY
+    add_relaxed_u64(&op.map.header.statistics.operations_finished, 1)
+    return OK
+
 cdef inline void context_mend(Map *map, Context *context) noexcept nogil:
     """Clear indices that only a damaged segment can hold."""
     if context.element >= map.element_max:
@@ -253,6 +297,8 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     status = recover_bucket(&op)
     if status == OK:
         status = recover_give_back(&op)
+    if status == OK:
+        status = recover_removal(&op)
     if status == OK and map.objects != NULL:
         status = recover_pins(&op, op.context.owner)
     if status == OK and op_holds(&op, &map.header.clearing):
@@ -263,23 +309,39 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
         return status
     rest_forget(map, <uint32_t> index)
     op.context.operation = OPERATION_NONE
+    store_relaxed_u64(&op.context.target, 0)   # so it leads no journal, and is a member of none
     if op.context.activity & 1:
         store_release_u64(&op.context.activity, op.context.activity + 1)
     # Release: the context is at rest; pairs with the CAS in context_claim_for.
     store_release_u64(&op.context.owner, 0)
     return OK
 
+cdef inline bint journal_has_members(Map *map, uint64_t lead, uint64_t count) noexcept nogil:
+    """Whether any other context of the lead's process is still a member of its journal."""
+    cdef uint64_t owner = load_relaxed_u64(&context_at(map, lead).owner)
+    cdef uint64_t at
+    for at in range(count):                    # at most CONTEXT_MAX
+        if at != lead and load_relaxed_u64(&context_at(map, at).owner) == owner and (
+                target_lead(load_relaxed_u64(&context_at(map, at).target)) == lead + 1):
+            return True
+    return False
+
 cdef inline Status contexts_recover(Map *map, uint64_t index) noexcept nogil:
     """Recover all contexts of a dead process, and clear the words that name it as the recoverer of
-    others. OK: no context is in its name any more."""
-    cdef uint64_t at
+    others. The lead of a journal comes after its members, who ask it whether it is committed. OK:
+    no context is in its name any more."""
+    cdef uint64_t at, turn
     cdef uint64_t count = contexts_usable(map)
     cdef Status status = OK
     cdef Status one
     add_relaxed_u64(&map.header.statistics.owners_found_dead, 1)
-    for at in range(count):                    # at most CONTEXT_MAX
-        if load_acquire_u64(&context_at(map, at).owner) == index + 1:
-            one = context_recover(map, at)
+    for turn in range(2 * count):              # at most 2 * CONTEXT_MAX
+        at = turn if turn < count else turn - count
+        if load_acquire_u64(&context_at(map, at).owner) == index + 1 and (
+                context_leads(map, at) == (turn >= count)):
+            one = BUSY
+            if turn < count or not journal_has_members(map, at, count):
+                one = context_recover(map, at)
             if one != OK:
                 status = one
     recoverers_forget(map, index)

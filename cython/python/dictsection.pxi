@@ -119,7 +119,7 @@ cdef class LockedEntry(LockedSection):
                 f"was not stored")
         return 0
 
-    cdef Status _attempt_store(self) noexcept:
+    cdef Status _attempt_objects(self) noexcept:
         cdef DictHandle owner = self.owner
         cdef Status status
         if owner.value_slot != NO_SLOT:
@@ -130,14 +130,27 @@ cdef class LockedEntry(LockedSection):
         self.op.options = OP_RAW_FIELDS
         if owner.key_slot != NO_SLOT:
             self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
+        return OK
+
+    cdef const uint8_t *_bytes(self) noexcept:
+        return <const uint8_t *> self.words
+
+    cdef Status _attempt_store(self) noexcept:
+        cdef Status status = self._attempt_objects()
+        if status != OK:
+            return status
         return section_commit(&self.op, &self.section, <const uint8_t *> self.words)
+
+    cdef int _forget_value(self) except -1:
+        if self.view.buf != NULL:
+            PyBuffer_Release(&self.view)
+        return 0
 
     cdef int _commit(self) except -1:
         try:
             return LockedSection._commit(self)
         finally:
-            if self.view.buf != NULL:
-                PyBuffer_Release(&self.view)
+            self._forget_value()
 
     @property
     def value(self):

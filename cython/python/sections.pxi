@@ -172,9 +172,21 @@ cdef class LockedSection:
         """Raise KeyGone if the entry has expired."""
         return 0
 
+    cdef Status _attempt_objects(self) noexcept:
+        """Make the objects of the value."""
+        return OK
+
+    cdef const uint8_t *_bytes(self) noexcept:
+        """The value as the entry gets it."""
+        return NULL
+
     cdef Status _attempt_store(self) noexcept:
         """Store the value and end the section."""
         return CORRUPT
+
+    cdef int _forget_value(self) except -1:
+        """The encoded value is not needed any more."""
+        return 0
 
     cdef void _finish(self) noexcept:
         """End this object, and the section, unless it has ended. Stores nothing, never waits. In a
@@ -326,6 +338,9 @@ cdef class LockedValue(LockedSection):
 
     cdef bint _changes(self) except -1:
         return not self.rolling_back
+
+    cdef const uint8_t *_bytes(self) noexcept:
+        return <const uint8_t *> PyByteArray_AS_STRING(self.value)
 
     cdef Status _attempt_store(self) noexcept:
         return section_commit(

@@ -212,6 +212,15 @@ cdef struct Header:
     uint64_t key_bells[KEY_BELL_COUNT]     # futex words with tags (bell.pxd)
     uint32_t lock_bells[LOCK_BELL_COUNT]   # futex words
 
+# context.target, in the end of several sections (journal.pxd):
+#
+#     COMMITTED : 1   REMOVES : 1   unused : 14   lead's context + 1, or 0 : 16   element : 32
+cdef enum:
+    TARGET_LEAD_SHIFT = 32
+    TARGET_LEAD_LIMIT = 0xFFFFULL
+    JOURNAL_REMOVES = 1ULL << 62      # the member's key is to be deleted
+    JOURNAL_COMMITTED = 1ULL << 63    # in the lead's context: the journal counts
+
 # One attached process, or a dead one that is not recovered yet.
 cdef struct ProcessSlot:
     uint64_t used              # 0 free; else the claim of a process (claim.pxd). Taken by CAS.
@@ -231,7 +240,7 @@ cdef struct Context:
     uint64_t operation         # OPERATION_*
     uint64_t bucket            # locked for operation; the parent of a split or merge
     uint64_t element           # ALLOC with a credit, or DEAD; this context's
-    uint64_t target            # UPD, ULOCK or LOCKED by this context
+    uint64_t target            # UPD, ULOCK or LOCKED by this context; and its journal, see below
     uint64_t line              # ALLOC by this context: on its way into a chain or out of one
     uint64_t line_stash        # first of a list, through words[0], of lines ALLOC by this context
     uint64_t in_transit        # ALLOC by this context, without a credit, between depot and block

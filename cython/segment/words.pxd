@@ -4,7 +4,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from segment.layout cimport (
     OWNER_SHIFT, OWNER_LIMIT, LOCK_BIT, LOCK_MASK, LEVEL_SHIFT, LEVEL_LIMIT, STATE_SHIFT,
-    STATE_LIMIT, ELEMENT_VERSION_ONE,
+    STATE_LIMIT, ELEMENT_VERSION_ONE, TARGET_LEAD_SHIFT, TARGET_LEAD_LIMIT,
 )
 
 # Lock words of every kind.
@@ -42,6 +42,18 @@ cdef inline uint64_t element_header(
 
 cdef inline uint64_t lock_bits(uint32_t context_index) noexcept nogil:
     return (<uint64_t> context_index << OWNER_SHIFT) | LOCK_BIT
+
+# A context's target: the element, and of a journal's member the lead.
+cdef inline uint64_t target_index(uint64_t word) noexcept nogil:
+    return <uint32_t> word
+
+cdef inline uint64_t target_lead(uint64_t word) noexcept nogil:
+    """The context of the lead, plus one; 0 if the target belongs to no journal."""
+    return word >> TARGET_LEAD_SHIFT & TARGET_LEAD_LIMIT
+
+cdef inline uint64_t target_in_journal(
+        uint64_t index, uint64_t lead, uint64_t flags) noexcept nogil:
+    return index | (lead + 1) << TARGET_LEAD_SHIFT | flags
 
 # Depot words.
 cdef inline uint32_t depot_count(uint64_t word) noexcept nogil:

@@ -28,6 +28,7 @@ TEXTS = {
     "BAD_CREDITS": "the credits do not add up",
     "LOCK_HELD": "a lock is held although no process is inside an operation",
     "BAD_TABLE": "the table word is damaged",
+    "BAD_JOURNAL": "names a journal of which it is no member",
     "NO_PRIVATE_MEMORY": "no private memory for the walk",
 }
 
@@ -375,6 +376,21 @@ def the_word_of_clearing_by_a_context_that_is_free(victim):
 @damage("LOCK_HELD")
 def a_region(victim):
     victim.set(victim.header.regions[2], "lock", held_by(4095))
+
+
+# ---- journals ----
+
+
+@damage("BAD_JOURNAL")
+def a_lead_that_is_not_committed(victim):
+    context = victim.foreign_context()
+    victim.set(context, "target", victim.live()[0] | 1 << 32)
+
+
+@damage("BAD_JOURNAL")
+def a_committed_lead_without_an_element(victim):
+    context = victim.foreign_context()  # number 3, which leads itself here
+    victim.set(context, "target", victim.live()[0] | 4 << 32 | 1 << 63)
 
 
 # ---- contexts ----

@@ -174,45 +174,6 @@ class Remove(Commit):
         return [before, {key: value for key, value in before.items() if key != word(self.key)}]
 
 
-class CommitTwo(OnValue):
-    """Leave locked_many; the key that is first in the order of bytes is stored first."""
-
-    keys = (2, 4)
-
-    def prepare(self, name):
-        both = super().prepare(name).locked_many([word(key) for key in reversed(self.keys)])
-        KEPT.append(both)
-        for value, number in zip(both.__enter__(), (OTHER, NEW), strict=True):
-            value[:] = self.value(number)
-        return both
-
-    def operate(self, state):
-        state.__exit__(None, None, None)
-
-    def steps(self):
-        return [
-            {word(key): self.value(number)}
-            for key, number in zip(self.keys, (NEW, OTHER), strict=True)
-        ]
-
-
-class RaiseWithTwo(CommitTwo):
-    def operate(self, state):
-        state.__exit__(ValueError, ValueError(), None)
-
-    def steps(self):
-        return []
-
-
-class LockAndStoreTwo(CommitTwo):
-    def prepare(self, name):
-        return Scenario.prepare(self, name)
-
-    def operate(self, state):
-        with state.locked_many([word(4), word(2)]) as (four, two):
-            two[:], four[:] = self.value(NEW), self.value(OTHER)
-
-
 class SectionThatCreates(OnValue):
     stored = (OTHER, NEW)
 
@@ -303,9 +264,6 @@ STEPS = {
         Remove("remove"),
         Remove("remove the last of a chain", COLLISIONS, key=8, entry_count=8, sample=12),
         SectionThatCreates("a section that creates", LONG, key=6, sample=16),
-        CommitTwo("commit two", LONG, key=4, sample=14),
-        RaiseWithTwo("raise with two", key=2),
-        LockAndStoreTwo("lock and store two", key=2, sample=12),
         UpdateWith("update with", LONG, sample=10),
         UpdateWith("update with a default", key=6, default=OTHER, stored=(OTHER, NEW), sample=10),
         Swap("swap", expected=3),

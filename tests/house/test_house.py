@@ -30,7 +30,7 @@ LAYERS = {
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
         *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
-        *("remove", "sweep", "write", "section", "walk", "batch"),
+        *("remove", "sweep", "write", "section", "journal", "walk", "batch"),
     ],
     "processes": [
         *("claim", "liveness", "recover_memory", "recover", "forking", "wait", "listener"),
@@ -39,7 +39,7 @@ LAYERS = {
     "python": [
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
-        *("objects", "figures", "bulk", "entries", "iterator", "sections", "notifying"),
+        *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
         *("watching", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }

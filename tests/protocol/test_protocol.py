@@ -42,6 +42,11 @@ THOROUGH = {
     "two contexts split, and the second leaves it to the next insert",
     "a writer that lowers the number of buckets below a gap dies",
     "a bucket whose parent is missing is passed",
+    "a writer dies while two values of two words change in one step",
+    "a writer dies while two keys change, and a process looks at both",
+    "a writer dies while two keys change, and one is deleted",
+    "a writer dies while two keys change, and another changes both",
+    "a writer dies while one key changes and one goes, and a split moves one",
 }
 assert set(SHORT) >= THOROUGH
 SCENES = [

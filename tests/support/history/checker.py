@@ -102,6 +102,21 @@ def locked(value, new):
     return (value, MISSING) if value is ABSENT else (new, value)
 
 
+# ---- several keys in one step: the register holds a tuple of the values of all keys ----
+
+
+def exchange_all(values, new):
+    return new, values
+
+
+def look_at_all(values):
+    return values, values
+
+
+def exchange_one(values, at, new):
+    return (*values[:at], new, *values[at + 1 :]), values[at]
+
+
 # ---- entries that expire: the register holds (value, number of the deadline) ----
 
 
@@ -159,12 +174,15 @@ SEMANTICS_OF_EXPIRING = {
     function.__name__: function
     for function in (get, store, store_new, touch, remove, refused, expire)
 }
-ALL_SEMANTICS = SEMANTICS | SEMANTICS_OF_EXPIRING
+SEMANTICS_OF_SEVERAL = {
+    function.__name__: function for function in (exchange_all, look_at_all, exchange_one)
+}
+ALL_SEMANTICS = SEMANTICS | SEMANTICS_OF_EXPIRING | SEMANTICS_OF_SEVERAL
 
 
 def has_no_effect(operation):
     """Whether the operation, by its name or result, changes nothing at any place in an order."""
-    if operation.name in ("lookup", "contains", "get", "refused"):
+    if operation.name in ("lookup", "contains", "get", "refused", "look_at_all"):
         return True
     if operation.pending:
         return False

@@ -100,14 +100,17 @@ class Explorer:
         if kind == AWAIT:
             return CONDITIONS[value](self.segment, memory, subjects)
         if kind == SEIZE:
-            subject = self.segment.of(address, "owner")
             dead = any(
-                place == GONE and program.runs_as == address
+                place == GONE and program.runs_as == address and self.owns(memory, program)
                 for program, place in zip(self.programs, places, strict=True)
             )
-            locked = value and memory[self.segment.kernel_lock[address]]
-            return dead and memory[subject] and not locked
+            return dead and not (value and memory[self.segment.kernel_lock[address]])
         return True
+
+    def owns(self, memory, program):
+        """Whether a context is in the name of the program's process."""
+        contexts = range(program.runs_as, program.runs_as + program.contexts)
+        return any(memory[self.segment.of(context, "owner")] for context in contexts)
 
     def access(self, program, number, action):
         """Perform one access: the number of the memory after it, and the answer."""
@@ -328,8 +331,7 @@ class Explorer:
         unrecovered = [
             program
             for program, place in zip(self.programs, places, strict=True)
-            if place == GONE and program.runs_as
-            if memory[self.segment.of(program.runs_as, "owner")]
+            if place == GONE and program.runs_as and self.owns(memory, program)
         ]
         if not unrecovered:
             self.oracle.check_at_rest(memory)

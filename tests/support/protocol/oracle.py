@@ -18,11 +18,14 @@ linearizable. At rest nothing may be lost, leaked or held, by the rules of check
 from support.protocol.segment_model import (
     ALLOC,
     FREE,
+    JOURNAL_COMMITTED,
+    JOURNAL_REMOVES,
     LINK_BASE,
     LIVE,
     PAYLOAD_SHIFT,
     READABLE,
     READY,
+    ULOCK,
     UPD,
     block_parts,
     covers,
@@ -70,12 +73,29 @@ def noted(operation, view):
         keys = range(1, len(view))
         return 1 << len(view) | sum(1 << key for key in keys if not is_over(view, key))
     if kind == "lookup":
-        return 1 << view[key]
+        return 1 << view[key] | 1 << plain(view, key)
+    if kind == "several":
+        return int(any(view[each] == ABSENT for each, _ in operation[2]))
+    if kind == "seen together":
+        return 1 << together(view[each] for each in operation[2])
     if kind == "clear":
         return int(not any(view))
     if kind in ("contains", "insert"):
         return 1 << (view[key] != ABSENT)
     return int(view[key] == ABSENT) if kind in ("add", "delete", "replace") else 0
+
+
+def plain(view, key):
+    """The value that readers see in the element: of a committed journal, perhaps the old one."""
+    return view[0][key - 1] if isinstance(view[0], tuple) else view[key]
+
+
+def together(values):
+    """One number for several values below 8."""
+    number = 0
+    for value in values:
+        number = number * 8 + value
+    return number
 
 
 def sweeps(operation):
@@ -89,8 +109,10 @@ def is_over(view, key):
 
 def check_change(before, after, operation, program, seen):
     """Check that the running operation may change the view so; the notes of all operations then."""
+    if operation is not None and operation[0] == "several" and before[1:] != after[1:]:
+        return seen_now(check_several(before, after, operation, program, seen), after)
     for key, (old, new) in enumerate(zip(before, after, strict=True)):
-        if old == new:
+        if old == new or isinstance(old, tuple):
             continue
         if sweeps(operation) and new == ABSENT and is_over(before, key):
             continue
@@ -106,6 +128,17 @@ def check_change(before, after, operation, program, seen):
             raise Violation(f"key {key}: {kind} made {new} of {old} (R2, W1)")
         seen = (*seen[:program], (*seen[program][:2], old), *seen[program + 1 :])
     return seen_now(seen, after)
+
+
+def check_several(before, after, operation, program, seen):
+    """All keys of the operation change in one step, and no other key does; the notes then."""
+    changes = dict(operation[2])
+    wanted = tuple(changes.get(key, before[key]) for key in range(1, len(before)))
+    if after[1:] != wanted or seen[program][2] is not None:
+        raise Violation(
+            f"{before[1:]} became {after[1:]}: {changes} are not stored in one step (W1)"
+        )
+    return (*seen[:program], (*seen[program][:2], True), *seen[program + 1 :])
 
 
 def change_is_right(kind, value, old, new):
@@ -128,6 +161,8 @@ def check_end(outcome, mine):
         check_walk(outcome, values)
     elif kind in ("recover", "settle", "resize", "view"):
         pass
+    elif kind == "seen together":
+        check_together(outcome, values)
     elif kind == "clear":
         if not values:
             raise Violation("clear says that it is done, but the map was never empty (W1)")
@@ -149,6 +184,12 @@ def check_answer(kind, key, outcome, values):
     if not isinstance(outcome, int) or not values >> outcome & 1:
         had = [value or "ABSENT" for value in range(values.bit_length()) if values >> value & 1]
         raise Violation(f"key {key}: {kind} says {outcome or 'ABSENT'}, but it was {had} (R2, W1)")
+
+
+def check_together(outcome, values):
+    """The values of several keys, seen while they were locked, stood together at some instant."""
+    if outcome is not None and not values >> together(outcome) & 1:
+        raise Violation(f"the values {outcome} never stood together (L1)")
 
 
 def check_swept(kind, values):
@@ -179,9 +220,31 @@ class Oracle:
         self.keys = sorted(segment.hashes)
 
     def view(self, memory):
-        """The value of each key; place 0 is the clock's. Violation if the view is inconsistent."""
+        """The value of each key; place 0 is the clock's. Violation if the view is inconsistent.
+        In a segment with journals a committed one counts, and place 0 has what readers see."""
         clock = memory[self.segment.clock] if self.segment.timed else 0
-        return (clock, *(self.value_of(memory, key) for key in self.keys))
+        values = tuple(self.value_of(memory, key) for key in self.keys)
+        if not self.segment.journal:
+            return (clock, *values)
+        return values, *self.with_journals(memory, values)
+
+    def with_journals(self, memory, values):
+        """The values of the keys as committed journals have them."""
+        segment, values = self.segment, list(values)
+        for context in range(1, segment.contexts + 1):
+            word = memory[segment.of(context, "target")]
+            lead = word >> 4 & 15
+            leading = memory[segment.of(lead, "target")] if lead else 0
+            header = memory[segment.element[word & 15]] if lead else 0
+            if not leading & JOURNAL_COMMITTED or state_of(header) != ULOCK:
+                continue
+            if owner_of(header) == context:
+                redo = memory[segment.redo(context, 0)]
+                key = memory[segment.key(word & 15)]
+                if key not in self.keys:
+                    raise Violation(f"a journal names element {word & 15}, which is free (C1)")
+                values[key - 1] = ABSENT if word & JOURNAL_REMOVES else redo
+        return values
 
     def value_of(self, memory, key):
         segment = self.segment

@@ -16,6 +16,7 @@ from support.protocol.chains import (
     line_stash,
 )
 from support.protocol.forking import recover_pins
+from support.protocol.journaling import member_committed
 from support.protocol.reading import parent_of
 from support.protocol.releasing import block_vacate
 from support.protocol.resizing import merge_finish, merge_undo, split_finish
@@ -24,6 +25,8 @@ from support.protocol.segment_model import (
     DELETE,
     FREE,
     INSERT,
+    JOURNAL_COMMITTED,
+    JOURNAL_REMOVES,
     LIVE,
     LOCKED,
     MERGE,
@@ -43,17 +46,33 @@ from support.protocol.segment_model import (
 from support.protocol.supply import element_put, op_give_back
 from support.protocol.sweeping import rest_begin
 from support.protocol.waiting import bells_ring_all
-from support.protocol.writing import bucket_release, deadline_stored, redo_apply
+from support.protocol.writing import bucket_release, deadline_stored, delete_held, redo_apply
 
 
-def recover(m, subject):
-    """process_recover of a process with one context, as soon as the process is dead. seize() makes
-    sure that there is one recoverer at a time; claiming.py models how the core does."""
+def recover(m, subject, count=1):
+    """process_recover of a process with this many contexts, as soon as the process is dead. seize()
+    makes sure that there is one recoverer at a time; claiming.py models how the core does."""
     yield seize(subject, m.keeps("one process at a time recovers a context"))
     yield begin("recover")
-    yield from context_recover(m, subject)
+    if count == 1:
+        yield from context_recover(m, subject)
+    else:
+        yield from contexts_recover(m, subject, count)
     yield store(m.kernel_lock[subject], 0)
     yield end()
+
+
+def contexts_recover(m, subject, count):
+    """contexts_recover: the lead of a committed journal comes after its members."""
+    for at in range(2 * count):
+        context = subject + at % count
+        owner = yield own(m.of(context, "owner"))
+        word = yield own(m.of(context, "target"))
+        leads = bool(word & JOURNAL_COMMITTED)
+        if not m.keeps("recovery takes the lead last"):
+            leads = not leads
+        if owner and leads == (at >= count):
+            yield from context_recover(m, context)
 
 
 def context_recover(m, subject):
@@ -65,6 +84,8 @@ def context_recover(m, subject):
         yield from recover_depot(m, subject)
         yield from recover_element(m, subject)
         yield from recover_bucket(m, subject)
+        if m.journal and m.keeps("recovery deletes what a committed journal deletes"):
+            yield from recover_removal(m, subject)
         yield from recover_give_back(m, subject)
         if m.pins:
             owner = yield own(m.of(subject, "owner"))
@@ -75,6 +96,8 @@ def context_recover(m, subject):
             yield from bells_ring_all(m)
     else:
         yield from unlock_everything(m, subject)
+    if m.journal:
+        yield put(m.of(subject, "target"), 0)
     activity = yield own(m.of(subject, "activity"))
     yield store(m.of(subject, "activity"), activity + 1)
     yield store(m.of(subject, "owner"), 0)
@@ -208,12 +231,23 @@ def recover_element(m, me):
     """An element that the context was changing in place, or that a section holds: UPD is finished;
     in the other states the value is unchanged. One load of the header decides, and a CAS compares
     with it: another context may delete the element that a section holds."""
-    index = yield own(m.of(me, "target"))
+    word = yield own(m.of(me, "target"))
+    index = word & 15
     if index == 0:
         return
     header = yield load(m.element[index])
     if owner_of(header) != me or state_of(header) not in (UPD, ULOCK, LOCKED):
         return
+    committed = False
+    if m.journal and state_of(header) == ULOCK:
+        committed = yield from member_committed(m, me)
+    if committed and word & JOURNAL_REMOVES:
+        if m.keeps("recovery forgets an element that it names before it is DEAD"):
+            yield put(m.of(me, "element"), 0)
+        return
+    if committed and m.keeps("recovery stores what a committed journal stores"):
+        header = m.header_after(header, UPD, me)
+        yield store(m.element[index], header)
     if state_of(header) == UPD and m.keeps("recovery copies the redo buffer"):
         yield from redo_apply(m, me, index)
     if state_of(header) == UPD and m.keeps("recovery ends a rest, too"):
@@ -223,6 +257,20 @@ def recover_element(m, me):
         yield cas(m.element[index], header, m.header_after(header, LIVE))
     else:
         yield store(m.element[index], m.header_after(header, LIVE))
+
+
+def recover_removal(m, me):
+    """Delete the key of a committed member that deletes. Its bucket is not held by now."""
+    word = yield own(m.of(me, "target"))
+    if not word & JOURNAL_REMOVES:
+        return
+    header = yield load(m.element[word & 15])
+    if owner_of(header) != me or state_of(header) != ULOCK:
+        return
+    committed = yield from member_committed(m, me)
+    if committed:
+        key = yield own(m.key(word & 15))
+        yield from delete_held(m, me, key, header)
 
 
 # ---- buckets ----

@@ -17,6 +17,7 @@ from support.protocol.claiming import (
     rescue,
 )
 from support.protocol.forking import PIN_OF_PARENT, REF, fork, grow_up, let_go, look, take_away
+from support.protocol.journaling import several, several_seen
 from support.protocol.listening import await_for, listen
 from support.protocol.reading import contains, lookup, parent_of
 from support.protocol.recovering import recover
@@ -78,6 +79,8 @@ OF_WRITERS = {
     "replace": replace,
     "room": room,
     "section": section,
+    "seen together": several_seen,
+    "several": several,
     "shrink": shrink,
     "take away": take_away,
     "tick": tick,
@@ -99,6 +102,7 @@ class Program:
     process: int = 0  # the process slot that it has, or will have (claiming.py)
     comes: bool = False  # it has no slot at first
     waiter: int = 0  # which of the waiting processes it is (waiting.py)
+    contexts: int = 1  # it has: runs_as, and those that follow (journaling.py)
 
     def make(self, m):
         """The operations one after the other, as one generator."""
@@ -133,6 +137,11 @@ def writes(context, *operations, mortal=False):
     return Program(f"writer {context}", context, operations, mortal)
 
 
+def writes_several(first, *operations, contexts=2, mortal=False):
+    """A writer that has several contexts, for sections that end in one step."""
+    return Program(f"writer {first}", first, operations, mortal, contexts=contexts)
+
+
 def waits(number, key, value, mortal=False):
     """A process that waits until key has this value."""
     return Program(f"waiter {number}", 0, (("wait for", key, value),), mortal, waiter=number)
@@ -144,8 +153,8 @@ def awaits_in_loop(number, key, value):
     return loop, Program("thread", 0, (("listen",),))
 
 
-def recovers(subject, mortal=False):
-    return Program(f"recoverer of {subject}", 0, (("recover", subject),), mortal)
+def recovers(subject, mortal=False, contexts=1):
+    return Program(f"recoverer of {subject}", 0, (("recover", subject, contexts),), mortal)
 
 
 def is_process(number, *operations, context=0, mortal=False):
@@ -181,7 +190,7 @@ class Scene:
 
     def segment(self, without=()):
         """A modelled segment of this scene's size, less the steps that a mutant leaves out."""
-        contexts = max([1, *(program.runs_as for program in self.programs)])
+        contexts = max([1, *(one.runs_as + one.contexts - 1 for one in self.programs)])
         return Segment(
             hashes=self.hashes, without=frozenset(without), contexts=contexts, **self.sizes
         )

@@ -89,6 +89,16 @@ def block_parts(word):
     return word >> 4 & 3, word >> 6 & 15, word >> 10 & 15, word >> 14
 
 
+# ---- a context's word target: the element; and, in a journal, the lead and what is to happen ----
+
+JOURNAL_REMOVES = 1 << 8
+JOURNAL_COMMITTED = 1 << 9
+
+
+def journal_note(index, lead, removes):
+    return index | lead << 4 | (JOURNAL_REMOVES if removes else 0)
+
+
 CONTEXT_FIELDS = (
     "owner",
     "activity",
@@ -133,6 +143,7 @@ class Segment:
     waiters: int = 0  # processes that may wait for a change (waiting.py)
     listens: bool = False  # an event loop waits, and a thread listens for it (listening.py)
     looks_early: bool = False  # writers look for waiters before their commit is seen
+    journal: bool = False  # several keys may change in one step (journaling.py)
     keeps_memory: bool = False  # the kernel takes no memory back: locked, and no descriptor
     hashes: dict = field(default_factory=dict)
     without: frozenset = frozenset()

@@ -283,7 +283,7 @@ def delete_held(m, me, key, expected):
         if bucket is not None:
             found = yield from chain_find(m, bucket, key, own)
             if found != ABSENT and expected in (None, found[1]):
-                outcome = yield from delete_found(m, me, bucket, found)
+                outcome = yield from delete_found(m, me, bucket, found, expected)
             else:
                 yield store(bucket, released(held))
                 outcome = "ABSENT"
@@ -293,11 +293,12 @@ def delete_held(m, me, key, expected):
     return outcome
 
 
-def delete_found(m, me, bucket, found):
-    """Delete an element of a held bucket, and unlock it: the value, or RETRY."""
+def delete_found(m, me, bucket, found, expected=None):
+    """Delete an element of a held bucket, and unlock it: the value, or RETRY. expected: the header
+    of the element that this context holds, or None."""
     index, header, line, slot = found
     held = yield own(bucket)
-    if owner_of(header) and state_of(header) != LOCKED:
+    if owner_of(header) and state_of(header) != LOCKED and header != expected:
         yield store(bucket, released(held))
         yield wait(m.element[index], header)
         return RETRY
