@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 else:
     _Map = object  # the methods are mixed into RHashMap, which has the core as its other base
 
-Section = TypeVar("Section", _core.LockedValue, _core.LockedEntry)
+Section = TypeVar("Section", bound="_core.LockedValue | _core.LockedEntry[Any]")
 
 
 class LockMethods(_Map):
