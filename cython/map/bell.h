@@ -56,27 +56,34 @@ static inline int shm_key_bell_ring(uint64_t *bell, uint64_t tag)
     return 1;
 }
 
-/* The same for a lock bell, which has no tags. */
+/* The same for a lock bell, or the bell of a cell: these have no tags. */
 static inline void shm_lock_bell_ring(uint32_t *bell)
 {
     if (__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING)
         shm_futex_add_and_wake(bell, SHM_SLEEPING, INT_MAX);
 }
 
-/* Wake one waiter for the end of a section on this element. SLEEPING stays for the others, and is
- * cleared by the ring that finds nobody. */
+/* Wake up to count sleepers of a lock bell. SLEEPING stays for the others, and is cleared by the ring
+ * that finds nobody. Returns how many were woken; -1: nobody sleeps. */
+static __attribute__((noinline, cold, unused)) int shm_lock_bell_wake(uint32_t *bell, int count)
+{
+    int woken;
+    if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
+        return -1;
+    woken = shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, count);
+    if (woken == 0)
+        shm_lock_bell_ring(bell);
+    return woken;
+}
+
+/* Wake one waiter for the end of a section on this element. */
 static __attribute__((noinline, cold, unused)) void shm_section_ring(
     uint64_t *key_bells, uint32_t *lock_bells, uint32_t element)
 {
-    uint32_t *bell = shm_lock_bell(lock_bells, element);
     /* After the CAS that ended the section; pairs with lock_bell_arm. */
-    if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
-        return;
-    if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, 1) == 0) {
-        shm_lock_bell_ring(bell);
+    if (shm_lock_bell_wake(shm_lock_bell(lock_bells, element), 1) == 0)
         /* It may be an event loop that waits: listener.pxd. */
         shm_key_bell_ring(key_bells + SHM_BELL_ANY, 0);
-    }
 }
 
 /* A key with this hash has changed, and the classes of waited are waited for. */

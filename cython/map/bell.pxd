@@ -69,6 +69,7 @@ cdef extern from "map/bell.h" nogil:
     uint32_t *bell_futex "shm_bell_futex" (uint64_t *key_bell) noexcept
     bint key_bell_ring "shm_key_bell_ring" (uint64_t *bell, uint64_t tag) noexcept
     void lock_bell_ring "shm_lock_bell_ring" (uint32_t *bell) noexcept
+    int lock_bell_wake "shm_lock_bell_wake" (uint32_t *bell, int count) noexcept
     void bells_section_ring "shm_section_ring" (
         uint64_t *key_bells, uint32_t *lock_bells, uint32_t element) noexcept
     void bells_key_ring "shm_key_ring" (

@@ -30,6 +30,7 @@
 # The ears and counts are changed by threads that have the GIL, under the mutex; the thread reads
 # them under the mutex.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.limits cimport INT_MAX
 from libc.string cimport memset
 from machine.atomics cimport load_acquire_u32, store_release_u32
 from machine.system cimport CLOCK_MONOTONIC, clock_ns, close, futex_sleep, futex_wake
@@ -169,7 +170,7 @@ cdef inline void listener_stop(Listener *listener, uint64_t generation) noexcept
     listener.stopping = True
     pthread_mutex_unlock(&listener.mutex)
     while not listener_has_ended(listener):    # it waits for nothing else
-        futex_wake(bell_word(listener.header, BELL_ANY))
+        futex_wake(bell_word(listener.header, BELL_ANY), INT_MAX)
         sleep_ns(STOP_LOOK_NS)
     thread_end(listener.thread, listener.thread_id)
     listener.has_thread = listener.stopping = False

@@ -15,7 +15,7 @@ test_protocol.py checks that.
 # at the same time (fields of the program's own context, slots of a bucket that it holds): the
 # explorer performs them at once, and checks that the claim is true.
 LOAD, OWN, STORE, PUT, CAS, LOCK, TRY, WAIT, SEIZE, BEGIN, END, BYTE, AWAIT, OR, AND = range(15)
-SLEEP, RING, WAKE = range(15, 18)
+SLEEP, RING, WAKE, FREEING, WAKE_ONE = range(15, 20)
 FUTEX_MASK = 0xFFFF
 KIND_NAMES = (
     "loads",
@@ -36,8 +36,12 @@ KIND_NAMES = (
     "goes to sleep on",
     "rings",
     "wakes the sleepers of",
+    "stores, and wakes a sleeper of",
+    "wakes a sleeper of",
 )
-WRITING = frozenset((STORE, PUT, CAS, LOCK, TRY, BYTE, OR, AND, SLEEP, RING, WAKE))
+WRITING = frozenset(
+    (STORE, PUT, CAS, LOCK, TRY, BYTE, OR, AND, SLEEP, RING, WAKE, FREEING, WAKE_ONE)
+)
 NO_ANSWER = object()
 
 
@@ -107,7 +111,7 @@ def fetch_and(address, bits):
 
 def futex_sleep(address, seen, asleep):
     """FUTEX_WAIT: compare and queue in one step; whether it sleeps now. Then the word asleep is 1
-    until a wake. The kernel compares only the half of the word that is in FUTEX_MASK."""
+    until a wake. Of a bell, the kernel compares the half in FUTEX_MASK."""
     return SLEEP, address, seen, asleep
 
 
@@ -119,6 +123,16 @@ def futex_ring(address):
 def futex_wake(address):
     """FUTEX_WAKE of all."""
     return WAKE, address, 0, 0
+
+
+def futex_store(address, value):
+    """FUTEX_WAKE_OP with one word as both: store value in it and wake one sleeper, in one step."""
+    return FREEING, address, value, 0
+
+
+def futex_wake_one(address):
+    """FUTEX_WAKE of one."""
+    return WAKE_ONE, address, 0, 0
 
 
 def awaits(condition, *subjects):

@@ -20,6 +20,7 @@ from support.protocol.automaton import (
     BYTE,
     CAS,
     END,
+    FREEING,
     FUTEX_MASK,
     LOAD,
     LOCK,
@@ -33,10 +34,12 @@ from support.protocol.automaton import (
     TRY,
     WAIT,
     WAKE,
+    WAKE_ONE,
     WRITING,
     Automaton,
 )
 from support.protocol.claiming import CONDITIONS, check_processes
+from support.protocol.holding import check_cell
 from support.protocol.oracle import Oracle, Violation, check_change, check_end, seen_at_begin
 from support.protocol.segment_model import owner_of, taken
 
@@ -135,13 +138,21 @@ class Explorer:
             changed = memory[address] | value if kind == OR else memory[address] & value
             return self.write(number, address, changed), memory[address]
         if kind == SLEEP:
-            sleeps = memory[address] & FUTEX_MASK == value
+            compared = FUTEX_MASK if address in self.segment.sleepers else -1
+            sleeps = memory[address] & compared == value
             return (self.write(number, desired, 1) if sleeps else number), sleeps
         if kind in (RING, WAKE):
             if kind == RING:
                 number = self.write(number, address, memory[address] + 1)
-            for asleep in self.segment.sleepers[address]:
+            for asleep in self.segment.sleepers.get(address, self.segment.asleep):
                 number = self.write(number, asleep, 0)
+            return number, None
+        if kind in (FREEING, WAKE_ONE):
+            if kind == FREEING:
+                number = self.write(number, address, value)
+            for asleep in self.segment.asleep:
+                if self.memories[number][asleep]:
+                    return self.write(number, asleep, 0), None
             return number, None
         if kind in (LOCK, TRY):
             if owner_of(memory[address]):
@@ -222,6 +233,9 @@ class Explorer:
         for address in self.segment.byte[1:]:
             holders = self.memories[number][address]
             number = self.write(number, address, holders & ~(1 << program))
+        if self.segment.cell and self.programs[program].runs_as:  # the kernel forgets a sleeper
+            asleep = self.segment.asleep[self.programs[program].runs_as - 1]
+            number = self.write(number, asleep, 0)
         places = (*places[:program], GONE, *places[program + 1 :])
         return number, places, (*seen[:program], None, *seen[program + 1 :])
 
@@ -333,6 +347,10 @@ class Explorer:
             for program, place in zip(self.programs, places, strict=True)
             if place == GONE and program.runs_as and self.owns(memory, program)
         ]
+        if self.segment.cell:
+            conditions = [self.automata[p].actions[places[p]][2] for p in waiting]
+            asleep = "it is awake" in conditions
+            check_cell(self.segment, memory, asleep, bool(unrecovered))
         if not unrecovered:
             self.oracle.check_at_rest(memory)
 

@@ -37,11 +37,11 @@ def await_for(m, me, key, value):
     while True:
         locks = m.keeps("a loop arms the bell and notes its number in one section")
         if locks:
-            yield lock(m.mutex, LOOP)
+            yield lock(m.loop_mutex, LOOP)
         seen = yield from bell_arm(m, key)
         yield store(m.seen, seen)
         if locks:
-            yield store(m.mutex, 0)
+            yield store(m.loop_mutex, 0)
         del locks, seen
         found = yield from settled(m, key)
         if found == value:
@@ -59,11 +59,11 @@ def until_it_has_moved(m):
         yield awaits("the loop is told", 0)
         early = m.keeps("a loop empties its descriptor before it looks at the bell")
         if early:
-            yield fetch_and(m.told, 0)
+            yield fetch_and(m.loop_told, 0)
         seen = yield load(m.seen)
         bell = yield load(m.bell)
         if not early:
-            yield fetch_and(m.told, 0)
+            yield fetch_and(m.loop_told, 0)
         if bell & FUTEX_MASK != seen:
             return
         del early, seen, bell
@@ -76,12 +76,12 @@ def listen(m):
         armed = 0
         if early:
             armed = yield fetch_or(m.any, SLEEPING)
-        yield lock(m.mutex, THREAD)
+        yield lock(m.loop_mutex, THREAD)
         seen = yield load(m.seen)
         bell = yield load(m.bell)
         if seen not in (0, bell & FUTEX_MASK):
-            yield store(m.told, 1)
-        yield store(m.mutex, 0)
+            yield store(m.loop_told, 1)
+        yield store(m.loop_mutex, 0)
         if not early:
             armed = yield fetch_or(m.any, SLEEPING)
         del seen, bell

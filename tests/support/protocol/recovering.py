@@ -16,6 +16,7 @@ from support.protocol.chains import (
     line_stash,
 )
 from support.protocol.forking import recover_pins
+from support.protocol.holding import recover_cell
 from support.protocol.journaling import member_committed
 from support.protocol.reading import parent_of
 from support.protocol.releasing import block_vacate
@@ -92,7 +93,9 @@ def context_recover(m, subject):
             yield from recover_pins(m, subject, owner)
         if m.timed and m.keeps("recovery ends the claim of a dead context"):
             yield from rest_begin(m, subject, 0)
-        if m.waiters and m.keeps("a recoverer rings for the dead"):
+        if m.cell:
+            yield from recover_cell(m, subject)
+        if m.waiters and not m.cell and m.keeps("a recoverer rings for the dead"):
             yield from bells_ring_all(m)
     else:
         yield from unlock_everything(m, subject)

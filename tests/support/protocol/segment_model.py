@@ -142,6 +142,9 @@ class Segment:
     timed: bool = False  # values are deadlines (sweeping.py)
     waiters: int = 0  # processes that may wait for a change (waiting.py)
     listens: bool = False  # an event loop waits, and a thread listens for it (listening.py)
+    cell: str = ""  # "lock", "permits" or "event": the one cell (holding.py)
+    permits_at_first: int = 1
+    held_at_first: bool = False  # context 1 holds the lock
     looks_early: bool = False  # writers look for waiters before their commit is seen
     journal: bool = False  # several keys may change in one step (journaling.py)
     keeps_memory: bool = False  # the kernel takes no memory back: locked, and no descriptor
@@ -174,6 +177,8 @@ class Segment:
         if self.pins:
             self._object()
         self._bells()
+        if self.cell:
+            self._cell()
         self.link_slot = self.slots - 1
 
     def _word(self, name, sort="number"):
@@ -219,9 +224,23 @@ class Segment:
             self.sleepers[self.bell] = self.asleep
         if self.listens:
             self.any, self.thread_asleep = self._word("the any bell"), self._word("its sleep")
-            self.seen, self.told = self._word("the bell as the loop saw it"), self._word("told")
-            self.mutex = self._word("the mutex", "table")
+            self.seen, self.loop_told = (
+                self._word("the bell as the loop saw it"),
+                self._word("told"),
+            )
+            self.loop_mutex = self._word("the mutex", "table")
             self.sleepers[self.any] = [self.thread_asleep]
+
+    def _cell(self):
+        """A cell, what contexts say of it, and what its lock protects."""
+        self.mutex, self.permits, self.flag = map(self._word, ("mutex", "permits", "flag"))
+        self.protected, self.told, self.orphaned, self.alarm = map(
+            self._word, ("protected", "told", "orphaned", "alarm")
+        )
+        self.names_cell, self.shares, self.shares_next = (
+            [0, *(self._word(f"context {i} {name}") for i in range(1, self.contexts + 1))]
+            for name in ("cell", "shares", "shares next")
+        )
 
     def _context(self, index):
         first = len(self.names)
