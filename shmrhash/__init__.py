@@ -71,6 +71,7 @@ from shmrhash._sync import (
     Orphan,
     Owner,
     RLock,
+    RWLock,
     Semaphore,
     Sync,
 )
@@ -121,6 +122,7 @@ __all__ = [
     "PermissionDenied",
     "RHashMap",
     "RLock",
+    "RWLock",
     "ReadOnlyMap",
     "Refcount",
     "SegmentCorrupt",
