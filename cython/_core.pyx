@@ -98,12 +98,16 @@ from map.batch cimport (
     Batch, BATCH_LOOKUP, BATCH_CONTAINS, BATCH_UPDATE, BATCH_DELETE, BATCH_ADD, batch_go_on,
 )
 from cells.cell cimport (
-    CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE, HELD_DEPTH, HELD_SHARES,
-    HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell, cell_at, held_name, held_set, held_word,
+    CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK, CELL_SEMAPHORE, HELD_DEPTH,
+    HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell, cell_at, held_name, held_set,
+    held_word,
 )
 from cells.flag cimport flag_came, flag_clear, flag_generation, flag_is_set, flag_set, flag_sleep
 from cells.mutex cimport (
     ORPHAN, MutexWait, mutex_give_up, mutex_intend, mutex_release, mutex_take_free, mutex_wait,
+)
+from cells.rwlock cimport (
+    READERS_MASK, WRITER, rwlock_give, rwlock_give_up, rwlock_has, rwlock_sleep, rwlock_take,
 )
 from cells.shares cimport (
     COUNT_MAX, count_give, count_give_up, count_sleep, count_take, shares_give, shares_take,
@@ -179,6 +183,7 @@ include "python/watching.pxi"
 include "python/cells.pxi"
 include "python/locks.pxi"
 include "python/semaphores.pxi"
+include "python/rwlocks.pxi"
 include "python/map.pxi"
 include "python/codec.pxi"
 include "python/dicthandle.pxi"

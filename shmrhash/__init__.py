@@ -76,6 +76,7 @@ from shmrhash._sync import (
     Orphan,
     Owner,
     RLock,
+    RWLock,
     Semaphore,
     Sync,
 )
@@ -126,6 +127,7 @@ __all__ = [
     "PermissionDenied",
     "RHashMap",
     "RLock",
+    "RWLock",
     "ReadOnlyMap",
     "Refcount",
     "SegmentCorrupt",

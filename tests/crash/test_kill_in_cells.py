@@ -1,4 +1,4 @@
-"""A process is killed at every change that it makes with a lock, a semaphore or an event, and the
+"""A process is killed at every change that it makes with a lock, semaphore or event, and the
 recoverer at every change of its recovery (C1, C2).
 
 The survivor takes every lock and every permit: nothing is stuck, permits are exact, and `orphan`
@@ -9,7 +9,7 @@ import pytest
 from support import stepping
 from support.killing import Tally, explained
 
-from shmrhash import Event, Lock, RLock, Semaphore, Sync
+from shmrhash import Event, Lock, RLock, RWLock, Semaphore, Sync
 
 PERMITS = 3
 LONG_S = 60
@@ -28,6 +28,7 @@ class Cells:
         self.semaphore = Semaphore(PERMITS, "semaphore", space=space)
         self.counter = Semaphore(PERMITS, "counter", space=space, undo=False)
         self.event = Event("event", space=space)
+        self.rwlock = RWLock("rwlock", space=space)
 
     def words(self, primitive):
         return self.space._cells.words(primitive._index)
@@ -83,6 +84,16 @@ def set_and_clear(cells):
     cells.event.clear()
 
 
+def read(cells):
+    with cells.rwlock.read_lock():
+        pass
+
+
+def write(cells):
+    with cells.rwlock.write_lock():
+        pass
+
+
 def release_lock(cells):
     cells.lock.release()
 
@@ -104,6 +115,8 @@ OPERATIONS = {
     "give a new permit": (nothing, give_new_permit),
     "change a counter": (nothing, change_counter),
     "set and clear an event": (nothing, set_and_clear),
+    "read under an RWLock": (nothing, read),
+    "write under an RWLock": (nothing, write),
     "make a lock": (nothing, make_a_lock),
 }
 
@@ -148,6 +161,10 @@ def survive(cells, held, new_permits=(0,)):
     cells.semaphore.release(free)
     assert cells.counter.get_value() in (PERMITS - 1, PERMITS, PERMITS + 1)
     cells.counter.release()
+    with cells.rwlock.write_lock(LONG_S):
+        assert cells.rwlock.readers == 0
+    assert not cells.rwlock.has_writer
+    assert cells.rwlock.orphan is None
     cells.event.set()
     assert cells.event.wait(LONG_S)
     with Lock("new", space=cells.space):
@@ -180,7 +197,13 @@ def test_killed_after_every_change(name, space, seed, record_property):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "name", ["take and release a lock", "give two permits back", "take two permits"]
+    "name",
+    [
+        "take and release a lock",
+        "give two permits back",
+        "take two permits",
+        "write under an RWLock",
+    ],
 )
 def test_killed_in_the_recovery_of_a_killed_process(name, space, seed, record_property):
     before, operate = OPERATIONS[name]
