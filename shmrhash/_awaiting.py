@@ -13,7 +13,7 @@ import weakref
 from typing import Protocol
 
 from shmrhash import _core
-from shmrhash._errors import SystemFailure
+from shmrhash._errors import Error, SystemFailure
 
 RETRY_S = 0.1  # between two attempts to begin the thread
 
@@ -59,7 +59,7 @@ class Hub:
     def __init__(self, loop: asyncio.AbstractEventLoop, notifier: _core.Notifier) -> None:
         self.notifier = notifier
         self._loop = weakref.ref(loop)  # the loop has this object: for its end, not the other way
-        self._sleepers: dict[int, dict[Sleeper, None]] = {}  # by bell
+        self._sleepers: dict[int, dict[Sleeper, _core.Waiter]] = {}  # by bell
         loop.add_reader(notifier.fileno(), self._told)
 
     def _told(self) -> None:
@@ -71,14 +71,15 @@ class Hub:
                 loop.call_later(RETRY_S, self._told)
             return
         for bell in bells:
-            for sleeper in list(self._sleepers.get(bell, ())):
-                sleeper.wake()
+            for sleeper, waiter in list(self._sleepers.get(bell, {}).items()):
+                if _has_changed(waiter):
+                    sleeper.wake()
 
     def enter(self, sleeper: Sleeper, waiter: _core.Waiter) -> set[int]:
         """Wake sleeper from now on when a key of its waiter may have changed."""
         bells = waiter.attach(self.notifier)
         for bell in bells:
-            self._sleepers.setdefault(bell, {})[sleeper] = None
+            self._sleepers.setdefault(bell, {})[sleeper] = waiter
         return bells
 
     def leave(self, sleeper: Sleeper, bells: set[int]) -> None:
@@ -93,6 +94,14 @@ class Hub:
         if loop is not None and not loop.is_closed():
             loop.remove_reader(self.notifier.fileno())
         self.notifier.close()
+
+
+def _has_changed(waiter: _core.Waiter) -> bool:
+    """Whether a wait is to be woken: most bells that move have moved for other keys."""
+    try:
+        return waiter.changed()
+    except Error:
+        return True  # it looks by itself, and raises this
 
 
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...], Hub]] = (

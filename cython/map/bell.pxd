@@ -49,7 +49,8 @@
 # has the tag. A thread that listens for event loops sleeps there, too (listener.pxd), and a change
 # rings it that has rung the bell of its key. Who waits for the end of a section sleeps on the lock
 # bell of the section's element, which only the end of a section rings, and which wakes one sleeper
-# at a time.
+# at a time. If no thread sleeps there, BELL_ANY is rung behind it: an event loop may wait for the
+# section.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     and_seq_cst_u64, cas_seq_cst_u64, fence_seq_cst, load_seq_cst_u32, load_seq_cst_u64,

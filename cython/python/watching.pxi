@@ -139,6 +139,30 @@ cdef class Waiter:
             leave_reading(self.handle, &op)
         return i == self.count
 
+    def changed(self):
+        """arm(0), and whether that saw a key differently than the look before, or could not see it;
+        or nothing can change any more. Not for an element: True.
+
+        Raises what arm() raises.
+        """
+        cdef Op op
+        cdef Sight before
+        cdef Py_ssize_t i
+        if not self.keys or load_relaxed_u64(&self.handle.map.header.frozen) != 0:
+            return True
+        self._stay()
+        enter_to_read(self.handle, &op)
+        try:
+            self._say()
+            for i in range(self.count):
+                before = self.awaited[i].sight
+                if not self._settle(&op, i, 0) or memcmp(
+                        &before, &self.awaited[i].sight, sizeof(Sight)) != 0:
+                    return True
+        finally:
+            leave_reading(self.handle, &op)
+        return False
+
     cdef bint _settle(self, Op *op, Py_ssize_t i, int64_t deadline_ns) except -1:
         """See one key; False: the deadline is over."""
         cdef Status status
