@@ -173,6 +173,7 @@ def test_kill_at_the_end_of_several_sections_leaves_all_or_nothing(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 @stepped
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_kill_anywhere_at_the_end_of_several_sections_leaves_all_or_nothing(
@@ -236,6 +237,7 @@ def test_killed_recovery_of_several_sections_leaves_all_or_nothing(
 
 @stepped
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("how", RECOVERIES)
 @pytest.mark.parametrize("geometry", [VALUES, COLLISIONS], ids=["scattered", "colliding"])
 def test_recovery_of_several_sections_may_be_killed_anywhere(
@@ -396,6 +398,7 @@ def test_kill_at_the_end_of_sections_with_objects_leaves_all_or_nothing(
 
 @stepped
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_kill_anywhere_at_the_end_of_sections_with_objects_leaves_all_or_nothing(
     map_name, seed, record_property
 ):
