@@ -66,7 +66,7 @@ class LockMethods(_Map):
         stored. A later locked_many() of the keys sees all of the change or none of it. A lookup
         takes no lock: one key after the other, it may find a new value and then an old one; to read
         several keys that belong together, lock them, too. timeout and default are for each key.
-        Costs about 1.3 times as much for each key as locked(), and an operation context for each
+        Costs about 1.5 times as much for each key as locked(), and an operation context for each
         key until the block ends.
 
         Raises what locked() raises, InvalidArgument (a key given twice), TooManyProcesses (no

@@ -9,23 +9,16 @@ cdef class Journal:
     commit nothing can fail; before it, sections_end() abandons the sections."""
 
     cdef MapHandle handle
-    cdef list sections             # those that delete their key come last
+    cdef list sections             # after _encode(), those that delete their key come last
     cdef Member *members           # the same, for the core
     cdef Py_ssize_t count
     cdef uint64_t generation       # of the process that made it
 
     def __cinit__(self, list sections):
-        cdef LockedSection section
         self.handle = (<LockedSection> sections[0]).handle
         self.generation = process_generation
         self.count = len(sections)
-        self.sections = []
-        for section in sections:
-            if not section.removing:
-                self.sections.append(section)
-        for section in sections:
-            if section.removing:
-                self.sections.append(section)
+        self.sections = sections
         self.members = <Member *> calloc(self.count, sizeof(Member))
         if self.members == NULL:
             raise MemoryError("no memory for the end of locked_many()")
@@ -49,16 +42,29 @@ cdef class Journal:
             refuse_section(self.handle)
         return 0
 
-    cdef int _prepare(self) except -1:
-        """Do what may fail, run the program's code, or wait: encode the values, make objects of
-        them, see that the buckets of deletions are free."""
+    cdef int _encode(self) except -1:
+        """Encode the values, which may run the program's code. From here on the sections are ended
+        for the program: no code or thread of it can change them any more."""
         cdef LockedSection section
-        cdef Waiting waiting
-        cdef Status status
+        cdef list storing = []
+        cdef list removing = []
         for section in self.sections:
             if not section.removing:
                 section._encode()
         self._expect_mine()
+        for section in self.sections:
+            section._expect_open()
+        for section in self.sections:
+            section.state = SECTION_ENDED
+            (removing if section.removing else storing).append(section)
+        self.sections = storing + removing
+        return 0
+
+    cdef int _prepare(self) except -1:
+        """Do what may fail, or wait: make objects, see that the buckets of deletions are free."""
+        cdef LockedSection section
+        cdef Waiting waiting
+        cdef Status status
         for section in self.sections:
             waiting = new_waiting(self.handle)
             op_begin(&section.op)
@@ -130,10 +136,13 @@ cdef class Journal:
         cdef LockedSection section
         cdef Status status = RETRY
         cdef object interrupted = None
+        cdef bint begun = False
         cdef Py_ssize_t at
-        self._prepare()
-        self._begin()
+        self._encode()
         try:
+            self._prepare()
+            self._begin()
+            begun = True
             status = self._commit()
             if status == OK:
                 for at in range(self.count):
@@ -142,7 +151,10 @@ cdef class Journal:
         finally:
             self._leave_to_parent()
             for section in self.sections:
-                section._finish()
+                if begun:
+                    section._finish()
+                else:
+                    section._abandon()
         if status == ABSENT:
             raise _errors.KeyGone(
                 f"map {self.handle.name!r}: a key was deleted while it was locked; no value was "

@@ -297,6 +297,36 @@ def test_value_that_cannot_be_stored_stops_all(map_name):
         d.unlink()
 
 
+class EndsASection:
+    """A value whose pickling ends another section, or deletes its key."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __reduce__(self):
+        self.act()
+        return int, (7,)
+
+
+def test_pickling_that_ends_another_section_stops_all(map_name):
+    with SharedDict.create(map_name, key=int, value=object) as d:
+        d[1], d[2], d[3] = 1, 2, 3
+        with pytest.raises(shmrhash.InvalidArgument), d.locked_many([1, 2, 3]) as (one, two, three):  # noqa: PT012
+            one.value = 10
+            two.value = EndsASection(three.roll_back)
+            three.value = 30
+
+        assert dict(d) == {1: 1, 2: 2, 3: 3}
+        with d.locked_many([1, 2, 3]) as (one, two, three):
+            one.value = EndsASection(one.delete)
+            two.value = EndsASection(three.delete)
+            three.value = 30
+
+        assert dict(d) == {2: 7}
+        d.check()
+        d.unlink()
+
+
 def test_entry_that_expires_in_the_block_stops_all(map_name):
     with SharedDict.create(map_name, key=int, value=int, ttl=3600) as d:
         d[1] = 1

@@ -18,6 +18,7 @@ from support.killing import (
     Scenario,
     Tally,
     contents,
+    expect_whole,
     explained,
     not_waiting,
     only_check,
@@ -25,6 +26,7 @@ from support.killing import (
 )
 from support.object_maps import LONG, PAGE, RUN, SHORT, core, create, five, value
 
+import shmrhash
 from shmrhash import RHashMap
 from shmrhash._locks import LockedKeys
 
@@ -171,6 +173,7 @@ def test_kill_at_the_end_of_several_sections_leaves_all_or_nothing(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 @stepped
 @pytest.mark.parametrize("step", STEPS, ids=str)
 def test_kill_anywhere_at_the_end_of_several_sections_leaves_all_or_nothing(
@@ -234,6 +237,7 @@ def test_killed_recovery_of_several_sections_leaves_all_or_nothing(
 
 @stepped
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("how", RECOVERIES)
 @pytest.mark.parametrize("geometry", [VALUES, COLLISIONS], ids=["scattered", "colliding"])
 def test_recovery_of_several_sections_may_be_killed_anywhere(
@@ -242,6 +246,67 @@ def test_recovery_of_several_sections_may_be_killed_anywhere(
     """C1, C2, L2: a process dies at the end of three sections, its recoverer at each change."""
     step = Together("three", geometry, changes=STORE_AND_DELETE)
     recovery_killed(step, how, [None, None], map_name, seed, record_property)
+
+
+# ---- the owner is stopped, and another process deletes one of the keys ----
+
+
+def leave_and_tell(several):
+    try:
+        several.__exit__(None, None, None)
+    except shmrhash.KeyGone:
+        return "gone"
+    return "stored"
+
+
+def delete_beside(step, key, name):
+    """R1: read all keys, then delete one; what became of that."""
+    with RHashMap.open(name, timeout=0.02) as other:
+        seen = contents(other, step.both[0])
+        for each in step.both[0]:
+            assert seen.get(each) in [model.get(each) for model in step.both]
+        try:
+            other.delete(key)
+        except shmrhash.LockTimeout:
+            return "waited"
+    return "deleted"
+
+
+@stepped
+@pytest.mark.thorough
+@pytest.mark.parametrize("geometry", [VALUES, COLLISIONS], ids=["scattered", "colliding"])
+def test_stopped_end_of_several_sections_is_whole_beside_a_deletion(geometry, map_name):
+    """L2, R1: stopped after each change, the end delays no reader, and a deletion of one of its
+    keys comes before it, so that nothing is stored, or after it."""
+    step = Together("three", geometry, changes=STORE_AND_DELETE)
+    told = set()
+    with step.filled(map_name) as (survivor, before):
+        key = word(6)
+        after = step.models(before)[-1]
+        segment = stepping.Segment(stepping.segment_path(map_name))
+        image = segment.image()
+        whole = stepping.trace(lambda: step.prepare(map_name), leave_and_tell, segment)
+        for n in range(len(whole.changes) + 1):
+            segment.restore(image)
+            with stepping.stop_at_change(
+                lambda: step.prepare(map_name),
+                leave_and_tell,
+                segment,
+                n,
+                pcs=whole.pcs,
+                again=lambda: segment.restore(image),
+            ) as child:
+                deleted = delete_beside(step, key, map_name)
+                answer = child.wait()
+            told.add((deleted, answer))
+            model = dict(after if answer == "stored" else before)
+            if deleted == "deleted":
+                del model[key]
+            assert contents(survivor, before) == model, f"state {n}: {deleted}, {answer}"
+            expect_whole(survivor, model)
+            with survivor.locked_many(sorted(model), timeout=1):
+                pass
+    assert told == {("deleted", "gone"), ("waited", "stored"), ("deleted", "stored")}
 
 
 # ---- values that are objects ----
@@ -333,6 +398,7 @@ def test_kill_at_the_end_of_sections_with_objects_leaves_all_or_nothing(
 
 @stepped
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_kill_anywhere_at_the_end_of_sections_with_objects_leaves_all_or_nothing(
     map_name, seed, record_property
 ):

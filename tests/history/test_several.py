@@ -40,6 +40,7 @@ def test_several_keys_change_in_one_step(make_map, seed, duration):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_several_keys_change_in_one_step_in_a_long_run(make_map, seed, duration):
     """L2, W1, C1: the test above for ten times --duration seconds."""
     record(make_map(value_size=SIZE, timeout=60), seed, 10 * duration)
