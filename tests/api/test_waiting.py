@@ -9,6 +9,7 @@ import signal
 import struct
 import threading
 import time
+from pathlib import Path
 
 import numpy
 import pytest
@@ -62,6 +63,15 @@ class Waiting:
             self.outcome.append(function(*arguments, **more))
         except Exception as error:
             self.outcome.append(error)
+
+    def until_asleep(self):
+        """Return when the thread sleeps, and not for the GIL, which this thread gives up often."""
+        deadline, naps = time.monotonic() + LONG_S, 0
+        while naps < 10:
+            stat = Path(f"/proc/self/task/{self.thread.native_id}/stat").read_text()
+            naps = naps + 1 if stat.rpartition(")")[2].split()[0] == "S" else 0
+            assert time.monotonic() < deadline, "the thread does not sleep"
+            time.sleep(0.001)
 
     def result(self):
         self.thread.join(LONG_S)
@@ -250,8 +260,8 @@ def test_no_wake_up_is_lost_when_a_key_comes_and_goes(shm_map, method):
 
 def test_all_who_wait_for_a_key_are_woken(shm_map):
     waiting = [Waiting(shm_map.wait, KEY, timeout=LONG_S) for _ in range(8)]
-    until_somebody_sleeps(shm_map)
-    time.sleep(0.05)
+    for each in waiting:
+        each.until_asleep()
 
     shm_map[KEY] = word(7)
 
@@ -410,7 +420,7 @@ def test_a_map_without_a_name_can_be_waited_for(make_map):
     m = make_map()
     m.unlink()
     waiting = Waiting(m.wait, KEY, timeout=LONG_S)
-    time.sleep(0.05)
+    waiting.until_asleep()
     m[KEY] = word(7)
     assert waiting.result() == word(7)
 
@@ -473,7 +483,7 @@ def test_a_dead_waiter_beside_a_living_one_silences_nobody(shm_map):
     child = Child(shm_map.wait, KEY)
     until_somebody_sleeps(shm_map)
     waiting = Waiting(shm_map.wait, KEY, timeout=LONG_S)
-    time.sleep(0.05)
+    waiting.until_asleep()
     child.kill()
     with RHashMap.open(shm_map.name) as another:
         assert another.recovered_at_open == 1
