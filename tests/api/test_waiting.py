@@ -211,8 +211,8 @@ def test_no_wake_up_is_lost_when_a_key_comes_and_goes(shm_map, method):
 
 def test_all_who_wait_for_a_key_are_woken(shm_map):
     waiting = [Waiting(shm_map.wait, KEY, timeout=LONG_S) for _ in range(8)]
-    until_somebody_sleeps(shm_map)
-    time.sleep(0.05)
+    for each in waiting:
+        each.until_asleep()
 
     shm_map[KEY] = word(7)
 
@@ -388,7 +388,7 @@ def test_a_map_without_a_name_can_be_waited_for(make_map):
     m = make_map()
     m.unlink()
     waiting = Waiting(m.wait, KEY, timeout=LONG_S)
-    time.sleep(0.05)
+    waiting.until_asleep()
     m[KEY] = word(7)
     assert waiting.result() == word(7)
 
@@ -451,7 +451,7 @@ def test_a_dead_waiter_beside_a_living_one_silences_nobody(shm_map):
     child = Child(shm_map.wait, KEY)
     until_somebody_sleeps(shm_map)
     waiting = Waiting(shm_map.wait, KEY, timeout=LONG_S)
-    time.sleep(0.05)
+    waiting.until_asleep()
     child.kill()
     with RHashMap.open(shm_map.name) as another:
         assert another.recovered_at_open == 1

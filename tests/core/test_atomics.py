@@ -35,7 +35,7 @@ def test_match_compares_every_bit_at_every_position(unit, position, bit):
 
 
 def test_multiply_fold_mixes_both_halves_of_the_product(unit, seed):
-    """The result is that of Python's integers, which have no halves."""
+    """The result equals one computed with Python's integers, which do not overflow."""
     rng = random.Random(seed)
     extremes = [(0, 0), (1, 2**64 - 1), (2**64 - 1, 2**64 - 1), (2**63, 2)]
     for a, b in extremes + [(rng.getrandbits(64), rng.getrandbits(64)) for _ in range(2000)]:

@@ -212,7 +212,8 @@ def test_map_is_not_full_while_any_depot_may_have_a_credit(make_image):
 
 @pytest.mark.parametrize("head", [0, 0xF0000000, 0xFFFFFFFF])
 def test_damaged_head_of_a_depot_is_noticed(image, head):
-    """H1: a head that is no element's index is CORRUPT; the depot is released unchanged."""
+    """H1: a head that is not the index of an element is CORRUPT; the depot is released
+    unchanged."""
     damaged = depot_word(head, 3, 3)
     image.picture.depots[0].word = damaged
 
@@ -221,7 +222,7 @@ def test_damaged_head_of_a_depot_is_noticed(image, head):
 
 
 def test_head_one_past_the_last_element_is_noticed(image):
-    """H1: the number of elements is itself no element's index."""
+    """H1: the number of elements is not itself the index of an element."""
     image.picture.depots[0].word = depot_word(image.picture.geometry["element_max"], 1, 1)
 
     assert image.depot_take(0, 0) == "CORRUPT"

@@ -115,7 +115,7 @@ def test_the_lesser_and_the_greater_float_are_found(unit, fmt):
 @pytest.mark.parametrize("operation", [MIN, MAX])
 @floats
 def test_nan_stays_as_it_is_and_replaces_no_number(unit, fmt, operation):
-    """W1: all bits of the NaN stay, also its payload."""
+    """W1: all bits of the NaN stay, its payload included."""
     nan, one = NAN_PAYLOAD[fmt], to_bits(fmt, 1.0)
     for other in (one, to_bits(fmt, -math.inf), nan ^ 1):
         assert unit.field_compute(*FORMATS[fmt], operation, other, nan) == nan

@@ -1,4 +1,4 @@
-"""The words of the segment: packed parts are unpacked unchanged, also at their extremes."""
+"""The words of the segment: packed parts are unpacked unchanged, at their extreme values too."""
 
 import ctypes
 import itertools
@@ -50,7 +50,7 @@ def test_a_word_is_held_by_its_owner_alone(unit, context, other):
 
 
 def test_taking_a_word_again_replaces_the_owner(unit):
-    """word_taken may be applied to a taken word: a depot that stays held is stored so."""
+    """word_taken may be applied to a taken word: a depot that stays held is stored in this way."""
     taken = unit.word_taken(unit.word_taken(0xABC0000, 0x7FFF), 1)
 
     assert unit.word_held_by(taken, 1)
@@ -86,7 +86,7 @@ def test_version_of_a_bucket_wraps_around_without_a_carry(unit):
 @pytest.mark.parametrize("version", [0, 1, 2**44, 2**45 - 2, 2**45 - 1])
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(range(6), repeat=2)))
 def test_every_change_of_state_raises_the_version(unit, version, before, after):
-    """R2: an unchanged header means an unchanged element; also where the version wraps around."""
+    """R2: an unchanged header means an unchanged element, even where the version wraps around."""
     for old_lock, new_lock in itertools.product([0, unit.lock_bits(0x7FFF)], repeat=2):
         header = version << 19 | before << 16 | old_lock
 

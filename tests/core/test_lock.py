@@ -1,4 +1,5 @@
-"""Taking and releasing lock words: two contexts compete, and the loser learns whom to wait for."""
+"""Taking and releasing lock words: two contexts compete, and the loser learns which context to wait
+for."""
 
 import pytest
 from support.core.picture import held_by, owner_of

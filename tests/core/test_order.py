@@ -409,7 +409,7 @@ def test_equal_hashes_are_told_apart_by_their_keys(make_image, count):
 
 
 def test_changes_between_reads_skip_and_repeat_no_entry(make_image, seed):
-    """I1: also among equal hashes, where the key of a place may have been deleted."""
+    """I1: even among equal hashes, where the key at which a read begins may have been deleted."""
     rng = random.Random(seed)
     image, keys = colliding(make_image, 70)
     staying, going = keys[::2], keys[1::2]
@@ -480,7 +480,8 @@ def test_indices_beyond_the_elements_are_passed_over(image, locked):
 
 @pytest.mark.parametrize("locked", [False, True])
 def test_an_owner_beyond_the_contexts_is_not_looked_up(image, locked):
-    """H1: an owner that is no context: CORRUPT, and no redo buffer is read."""
+    """H1: if the owner's index is not that of a context, the read is CORRUPT and no redo buffer is
+    read."""
     keys = in_bucket(image, BUCKET, 3)
     image.picture.buckets[BUCKET].header |= held_by(OTHER) if locked else 0
     set_state(image, keys[1], UPD, 0x7FFF)

@@ -70,7 +70,8 @@ def take_all(image, kind, who=0):
 
 @both_kinds
 def test_each_object_but_0_is_handed_out_once(image, kind):
-    """All objects of two blocks except 0, which means none; each header names its taker."""
+    """All objects of two blocks except object 0, whose index means "none"; each header names the
+    context that took it."""
     assert image.block_commit(0, kind) == "OK"  # a block with free objects exists: nothing to do
     assert shared(image, kind).frontier == 1
     first = take_all(image, kind, who=1)

@@ -292,7 +292,8 @@ def shrink(image):
 
 
 def test_a_held_bucket_stops_no_split_elsewhere(gappy):
-    """G1: a bucket that cannot be split off is a gap; the others are, and every entry is found."""
+    """G1: a bucket that cannot be split off becomes a gap; the other buckets are split off, and
+    every entry is found."""
     image, keys = gappy
 
     there = [level_of(image.picture.buckets[index].header) for index in range(12)]
@@ -326,7 +327,7 @@ def test_bucket_without_gaps_has_missed_no_split(image):
 
 
 def test_merge_lowers_the_number_of_buckets_past_gaps(gappy):
-    """G1: the number goes down to the fewest buckets, also past gaps."""
+    """G1: the number goes down to the fewest buckets, past gaps too."""
     image, keys = gappy
 
     for count in range(11, 3, -1):

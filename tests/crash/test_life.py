@@ -193,6 +193,15 @@ def test_attached_map_never_loses_its_name_to_gc(request, monkeypatch):
     assert nameless == 0, f"{nameless} looks in {ATTACHMENTS} attachments"
 
 
+# A daemon that goes on when its parents have ended: one that ends by _exit() removes no name.
+DAEMONIZE = """
+for _ in range(2):
+    reads, writes = os.pipe()
+    if os.fork():
+        os._exit(0)
+    os.close(writes)
+    os.read(reads, 1)
+"""
 ENDINGS = {
     "not closed": "m = RHashMap.create(NAME, **SIZES, ephemeral=True)",
     "forgotten": "RHashMap.create(NAME, **SIZES, ephemeral=True)",
@@ -204,9 +213,8 @@ ENDINGS = {
     "dict section": "m = SharedDict(NAME, key=str, value=int, ephemeral=True); m['a'] = 1; "
     "s = m.locked('a'); s.__enter__()",
     "daemon": "m = RHashMap.create(NAME, **SIZES, ephemeral=True)\n"
-    "for _ in range(2):\n    if os.fork(): os._exit(0)\nm[b'k' * 8] = bytes(8)",
-    "daemon that never uses it": "m = RHashMap.create(NAME, **SIZES, ephemeral=True)\n"
-    "for _ in range(2):\n    if os.fork(): os._exit(0)",
+    f"{DAEMONIZE}\nm[b'k' * 8] = bytes(8)",
+    "daemon that never uses it": f"m = RHashMap.create(NAME, **SIZES, ephemeral=True)\n{DAEMONIZE}",
     "workers that end at once": "m = RHashMap.create(NAME, **SIZES, ephemeral=True)\n"
     "if os.fork() == 0:\n    m[b'k' * 8] = bytes(8); os._exit(0)\nos.wait()",
 }

@@ -457,12 +457,12 @@ def test_freeze_without_membarrier_says_so(d):
     """freeze() raises Error, not LockTimeout, and the map stays as it was."""
 
     def work():
-        with SharedDict.open(d.name, timeout=1) as own:
+        with SharedDict.open(d.name, timeout=60) as own:
             began = time.monotonic()
             with pytest.raises(shmrhash.Error, match="membarrier") as caught:
                 own.freeze()
             assert not isinstance(caught.value, shmrhash.LockTimeout)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 60
             own[1] = b"1"
 
     without_membarrier(work)

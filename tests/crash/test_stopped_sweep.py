@@ -11,7 +11,7 @@ from support import stepping
 from support.object_maps import core, create, five, value
 
 import shmrhash
-from shmrhash import RHashMap
+from shmrhash import RHashMap, SharedDict
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
@@ -68,3 +68,56 @@ def prepared(name):
 
 def sweep(entries):
     entries.expire()
+
+
+SWEEP_REST_OFFSET = 240
+LOCK_BIT = 1
+
+
+def test_turn_of_a_killed_process_holds_up_no_rest(map_name):
+    """X1, C2: killed in a full map's turn, a process leaves its claim of the rest, which recovery
+    ends; the turn of the next refusal is followed by a rest."""
+    with SharedDict(map_name, key=int, value=int, ttl=3600.0, max_entries=8) as d:
+        d.update({number: number for number in range(8)})
+        segment = stepping.Segment(stepping.segment_path(map_name))
+        image = segment.image()
+        for number in range(1, 100):
+            segment.restore(image)
+            with stepping.stop_at_change(full_dict(map_name), refuse, segment, number) as child:
+                claimed = rest_of(map_name) & LOCK_BIT
+                if claimed:
+                    child.kill()
+            if claimed:
+                break
+        assert claimed
+
+        SharedDict.open(map_name, key=int, value=int).close()
+
+        assert rest_of(map_name) == 0
+        refuse(d)
+        assert rest_of(map_name) != 0
+        assert not rest_of(map_name) & LOCK_BIT
+        d.unlink()
+
+
+def rest_of(name):
+    """The word sweep_rest of the header (rest.pxd)."""
+    with open(stepping.segment_path(name), "rb") as file:
+        file.seek(SWEEP_REST_OFFSET)
+        return int.from_bytes(file.read(8), "little")
+
+
+def full_dict(name):
+    """prepare: a handle of the child's own, on which everything lazy is done."""
+
+    def prepare():
+        child = SharedDict.open(name, key=int, value=int)
+        child.get(1)
+        return child
+
+    return prepare
+
+
+def refuse(d):
+    with pytest.raises(shmrhash.MapFull):
+        d[99] = 1

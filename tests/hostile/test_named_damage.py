@@ -127,7 +127,7 @@ def test_clear_of_a_segment_with_countless_buckets_ends_in_time(damaged):
 
 
 def test_info_of_a_segment_without_buckets_has_a_load(damaged):
-    """H1: the table word is damaged after attaching; info() divides by no zero."""
+    """H1: the table word is damaged after attaching; info() does not divide by zero."""
     shared_map, segment = damaged(10)
     segment.set(TABLE, 0)
 

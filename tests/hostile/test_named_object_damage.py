@@ -107,7 +107,8 @@ LOST = {
 
 @pytest.mark.parametrize("look", LOST)
 def test_entry_in_an_update_by_no_context_ends_in_segment_corrupt(map_name, look):
-    """H1: by its header, the element's value is in the redo buffer of a context that is none."""
+    """H1: by its header, the element's value is in the redo buffer of a context that does not
+    exist."""
     with SharedDict.create(map_name, key=int, value=float, ttl=60, timeout=0.05) as d:
         d[ODD] = 0.625
         segment = Segment(d.handle)
@@ -133,7 +134,7 @@ def test_length_beyond_the_run_is_not_read(damaged_dict):
 
 
 def keep_naming(path, stride, seed):
-    """Write references, most of them to no object, into the names of three contexts."""
+    """Write references, most of which lead to no object, into the names of three contexts."""
     rng = random.Random(seed)
     places = [
         FIRST_CONTEXT + index * stride + NAMES_OFFSET + 8 * slot
@@ -156,8 +157,8 @@ def writes(d, rounds):
 
 
 def test_names_that_another_process_changes_are_read_once(damaged_dict, seed):
-    """H1: once a name was checked and then read again, when another process had changed it: a
-    store beyond the segment."""
+    """H1: a name used to be checked and then read again; a process that changed it in between made
+    the reader store beyond the segment."""
     d, segment = damaged_dict("str to bytes")
     d.handle.close()
     d = SharedDict.open(d.name, key=str, value=bytes, timeout=0.001)
@@ -169,7 +170,7 @@ def test_names_that_another_process_changes_are_read_once(damaged_dict, seed):
 
 
 def test_popitem_of_keys_that_no_lookup_finds_ends(damaged_dict):
-    """H1: a walk delivers keys that no lookup finds: popitem() once hung."""
+    """H1: a walk delivers keys that no lookup finds; popitem() used to hang then."""
     d, segment = damaged_dict("int to float")
     for number in (3, 4):
         d[number] = 0.5
@@ -305,7 +306,7 @@ def test_a_schema_of_other_types_ends_in_layout_mismatch(damaged_dict, name, dec
 
 @pytest.mark.parametrize(("key_size", "value_size"), [(4, 8), (16, 8), (8, 4), (8, 16)])
 def test_dict_of_types_that_do_not_fit_the_map_is_refused(map_name, key_size, value_size):
-    """H1: once the core read 8 bytes of 4-byte keys, and hashed 16 bytes of 8-byte keys."""
+    """H1: the core used to read 8 bytes of 4-byte keys, and to hash 16 bytes of 8-byte keys."""
     with RHashMap.create(
         map_name, key_size=key_size, value_size=value_size, max_entries=10, _schema=schema()
     ) as shared_map:
@@ -338,7 +339,7 @@ def test_every_kind_of_dict_has_an_image():
 
 
 def test_a_kptr_to_no_object_ends_in_segment_corrupt(map_name):
-    """H1: once kptr_get and kptr_xchg returned None."""
+    """H1: kptr_get and kptr_xchg used to return None."""
     key = bytes(8)
     with RHashMap.create(
         map_name, key_size=8, value_size=8, max_entries=10, fields=[Kptr(0)], max_bytes=1 << 20

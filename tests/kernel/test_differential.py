@@ -63,7 +63,7 @@ DIFFERENCES = {
         "neither promises an order: what a walk meets is compared as a set, with its size",
     ),
     "absent previous key": Difference(  # demonstrated
-        "get_next_key of an absent key begins again with the first; RHASH does as well",
+        "get_next_key of an absent key begins again with the first key; RHASH does the same",
         "it goes on where the absent key would stand",
         "stronger: a walk survives the deletion of the key it stands at",
     ),
@@ -78,8 +78,8 @@ DIFFERENCES = {
         "RHASH differs from HASH",
     ),
     "update during a walk": Difference(  # demonstrated
-        "HASH links a new element at the head of its bucket: the walk may go round for ever",
-        "an update leaves the key where it is; RHASH does as well",
+        "HASH links a new element at the head of its bucket: the walk may never end",
+        "an update leaves the key where it is; RHASH does the same",
         "RHASH differs from HASH",
     ),
     "a batch of none": Difference(  # demonstrated

@@ -91,7 +91,7 @@ def test_fill_hashmap(make_side, entries):
 
 @pytest.mark.parametrize("entries", [500, pytest.param(10_000, marks=pytest.mark.long)])
 def test_hashmap_walk(make_map, entries):
-    """W1, I1 (test_hashmap_walk): a walk meets every key once, also if it updates each key."""
+    """W1, I1 (test_hashmap_walk): a walk meets every key once, even if it updates each of them."""
     ours = OurMap(make_map(key_size=8, value_size=24, max_entries=entries))
     fill_case(ours, entries)
 

@@ -65,7 +65,7 @@ def test_rhashtable_max(make_map, limit):
 
 @pytest.mark.parametrize("seeds", [{}, ALL_COLLIDE], ids=["spread", "one chain"])
 def test_insert_duplicates(make_map, seeds):
-    """W1 (test_insert_duplicates_run): 1, 21, 1 are two entries here, also in one chain.
+    """W1 (test_insert_duplicates_run): keys 1, 21 and 1 make two entries here, even in one chain.
 
     The kernel's rhltable keeps both entries with key 1; a map has no duplicates.
     """

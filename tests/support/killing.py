@@ -333,6 +333,13 @@ def contents(shared_map, keys):
     return {key: value for key, value in found.items() if value is not None}
 
 
+def starved_s():
+    """How long this thread has been ready to run, all in all, while other threads had the
+    processors."""
+    with open("/proc/thread-self/schedstat") as file:
+        return int(file.read().split()[1]) / 1e9
+
+
 @contextlib.contextmanager
 def not_waiting(lookups):
     """R1: assert that this thread neither sleeps nor spins while it reads."""

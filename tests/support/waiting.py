@@ -3,6 +3,7 @@
 import struct
 import threading
 import time
+from pathlib import Path
 
 from support.stepping import segment_path
 
@@ -39,6 +40,15 @@ class Waiting:
             self.outcome.append(function(*arguments, **more))
         except Exception as error:
             self.outcome.append(error)
+
+    def until_asleep(self):
+        """Return when the thread sleeps, and not for the GIL, which this thread gives up often."""
+        deadline, naps = time.monotonic() + LONG_S, 0
+        while naps < 10:
+            stat = Path(f"/proc/self/task/{self.thread.native_id}/stat").read_text()
+            naps = naps + 1 if stat.rpartition(")")[2].split()[0] == "S" else 0
+            assert time.monotonic() < deadline, "the thread does not sleep"
+            time.sleep(0.001)
 
     def result(self):
         self.thread.join(LONG_S)

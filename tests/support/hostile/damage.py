@@ -141,7 +141,7 @@ class Damage:
         return FIRST_CONTEXT + index * stride
 
     def lock(self):
-        """Let some word be locked by a context, which may be dead."""
+        """Let a context, which may be dead, hold some lock word."""
         at = self.place()
         (old,) = struct.unpack("<Q", self.image.read(at, 8))
         owner = self.rng.choice((0, 0, 1, 2, 3, 4095, 4096, 0x7FFF))
