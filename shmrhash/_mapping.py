@@ -24,6 +24,7 @@ else:
     _Dict = Generic  # the methods are mixed into SharedDict, which has the core as its other base
 
 _ABSENT: Any = object()
+_COMPLETIONS_MAX = 1000  # keys that a shell offers; more would not help, and cost time
 
 
 class MappingMethods(_Dict[K, V]):
@@ -33,6 +34,10 @@ class MappingMethods(_Dict[K, V]):
 
     def __iter__(self) -> Iterator[K]:
         return self._entries(KEYS)
+
+    def _ipython_key_completions_(self) -> list[K]:
+        """What IPython and Jupyter offer after d[: the first keys, in no order."""
+        return list(itertools.islice(self._entries(KEYS, True), _COMPLETIONS_MAX))
 
     def keys(self, *, errors: Errors = "raise") -> SharedKeys[K]:
         """A view of the keys, with the operations of a set. errors: as for items().
