@@ -20,12 +20,13 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset, strdup, strerror
 
 from machine.atomics cimport (
     cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely, load_relaxed_u64,
-    load_acquire_u64, fence_seq_cst, local_put_u64, local_take_u64, read_u32, read_u64,
+    load_acquire_u32, load_relaxed_u32, load_acquire_u64, fence_seq_cst, local_put_u64,
+    local_take_u64, read_u32, read_u64,
     reverse_bits_u32,
 )
 from machine.system cimport (
@@ -44,7 +45,8 @@ from segment.status cimport (
 from segment.layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
-    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED,
+    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, CELL_BYTES, CELL_KEY_BYTES, FEATURE_CELLS,
+    LOCK_MASK, REGION_CONTEXTS,
 )
 from segment.words cimport (
     element_state, depot_credit, depot_count as depot_parked, word_locked, word_owner,
@@ -52,7 +54,7 @@ from segment.words cimport (
 from segment.classes cimport round_up, LENGTH_MAX, ref_length
 from segment.geometry cimport (
     Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind,
-    context_at, contexts_usable, processes_usable,
+    context_at, contexts_usable, processes_usable, region_usable,
 )
 from segment.fields cimport deadline_passed, field_meets, fields_blank
 from segment.header cimport segment_examine, segment_fill, buckets_for, first_bytes
@@ -91,6 +93,18 @@ from map.section cimport Section, section_abandon, section_commit, section_open,
 from map.walk cimport Position, EntryBuffer, ORDER_END, BucketFacts, bucket_figures, walk_on
 from map.batch cimport (
     Batch, BATCH_LOOKUP, BATCH_CONTAINS, BATCH_UPDATE, BATCH_DELETE, BATCH_ADD, batch_go_on,
+)
+from cells.cell cimport (
+    CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE, HELD_DEPTH, HELD_SHARES,
+    HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell, cell_at, held_name, held_set, held_word,
+)
+from cells.flag cimport flag_came, flag_clear, flag_generation, flag_is_set, flag_set, flag_sleep
+from cells.mutex cimport (
+    ORPHAN, MutexWait, mutex_give_up, mutex_intend, mutex_release, mutex_take_free, mutex_wait,
+)
+from cells.shares cimport (
+    COUNT_MAX, count_give, count_give_up, count_sleep, count_take, shares_give, shares_take,
+    word_count,
 )
 from processes.claim cimport CLAIM_LEAVING, CLAIM_READS, claim_is_dead
 from processes.liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
@@ -151,6 +165,9 @@ include "python/entries.pxi"
 include "python/iterator.pxi"
 include "python/sections.pxi"
 include "python/watching.pxi"
+include "python/cells.pxi"
+include "python/locks.pxi"
+include "python/semaphores.pxi"
 include "python/map.pxi"
 include "python/codec.pxi"
 include "python/dicthandle.pxi"

@@ -64,6 +64,16 @@ from shmrhash._errors import (
 from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
 from shmrhash._gc import gc, unlink
 from shmrhash._map import RHashMap
+from shmrhash._sync import (
+    BoundedSemaphore,
+    Event,
+    Lock,
+    Orphan,
+    Owner,
+    RLock,
+    Semaphore,
+    Sync,
+)
 from shmrhash._types.arrays import Array
 from shmrhash._waiting import CHANGED, GONE, Change, Watch
 
@@ -86,10 +96,12 @@ __all__ = [
     "GONE",
     "Array",
     "Batch",
+    "BoundedSemaphore",
     "BucketInfo",
     "Change",
     "DeadlockError",
     "Error",
+    "Event",
     "FrozenMap",
     "InvalidArgument",
     "KeyExists",
@@ -98,22 +110,28 @@ __all__ = [
     "Kptr",
     "LayoutMismatch",
     "LimitReached",
+    "Lock",
     "LockTimeout",
     "MapBusy",
     "MapClosed",
     "MapFull",
+    "Orphan",
     "OutOfMemory",
+    "Owner",
     "PermissionDenied",
     "RHashMap",
+    "RLock",
     "ReadOnlyMap",
     "Refcount",
     "SegmentCorrupt",
     "SegmentExists",
     "SegmentFull",
     "SegmentMissing",
+    "Semaphore",
     "SharedCounter",
     "SharedDict",
     "SpinLock",
+    "Sync",
     "SystemFailure",
     "Timer",
     "TooLarge",

@@ -117,11 +117,12 @@ def make_segment(
     max_bytes: int | None,
     schema: bytes,
     seeds: tuple[int, ...] | None,
+    is_space: bool = False,
 ) -> int:
     """The descriptor of a new file without a name that holds an empty map.
 
     name, path: those that the file is to get. places: (kind, offset) of the special fields. The
-    rest is as for RHashMap.create().
+    rest is as for RHashMap.create(). is_space: whether its values are cells.
 
     Raises SegmentExists, InvalidArgument, TooLarge, SegmentFull, LimitReached, PermissionDenied,
     Unsupported, SystemFailure.
@@ -152,6 +153,7 @@ def make_segment(
             max_bytes=limit,
             fields=tuple(places),
             schema=schema,
+            is_space=is_space,
         )
     except BaseException:
         os.close(fd)

@@ -55,6 +55,8 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
     attaching recovered.
     """
 
+    _holds_cells = False  # a Sync's map differs
+
     def __new__(cls, *args: Any, **more: Any) -> Any:
         if not args or isinstance(args[0], str):
             raise TypeError(
@@ -124,6 +126,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
             max_bytes=max_bytes,
             schema=_schema,
             seeds=_seeds,
+            is_space=cls._holds_cells,
         )
         try:
             kept = os.dup(fd)
@@ -209,6 +212,14 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
                     f"segment {plain!r} was ephemeral and its last user died; {what}"
                 )
             handle = cls(fd, plain, os.fsencode(path), read_only, timeout, owner=owner, **more)
+            if handle._is_space != cls._holds_cells and not more:  # _look() takes either
+                handle._detach()
+                raise LayoutMismatch(
+                    f"segment {plain!r} is a space of locks: open it with Sync(name)"
+                    if handle._is_space
+                    else f"segment {plain!r} is a map, not a space of locks; a Sync needs another "
+                    f"name"
+                )
             if _segment.wait_for_removal(handle._descriptor(), path):
                 _lifetime.remember_name(handle)
                 return handle

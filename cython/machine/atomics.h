@@ -51,6 +51,11 @@ static inline int shm_cas_acq_rel_u64(uint64_t *p, uint64_t expected, uint64_t d
     return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
+static inline int shm_cas_seq_cst_u32(uint32_t *p, uint32_t expected, uint32_t desired)
+{
+    return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}
+
 #define shm_fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #define shm_fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
 #define shm_fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST)

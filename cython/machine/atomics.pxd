@@ -23,6 +23,8 @@ cdef extern from "machine/atomics.h" nogil:
         uint64_t *word, uint64_t expected, uint64_t desired) noexcept
     bint cas_acq_rel_u64 "shm_cas_acq_rel_u64" (
         uint64_t *word, uint64_t expected, uint64_t desired) noexcept
+    bint cas_seq_cst_u32 "shm_cas_seq_cst_u32" (
+        uint32_t *word, uint32_t expected, uint32_t desired) noexcept
 
     void fence_acquire "shm_fence_acquire" () noexcept
     void fence_release "shm_fence_release" () noexcept

@@ -52,6 +52,9 @@ cdef extern from "machine/fork_guard.h" nogil:
 cdef extern from "machine/futex.h" nogil:
     int futex_sleep "shm_futex_sleep" (
         const uint32_t *word, uint32_t seen, int64_t until_ns) noexcept
+    int futex_store_and_wake "shm_futex_store_and_wake" (
+        uint32_t *word, int bit, int count) noexcept
+    void futex_wake "shm_futex_wake" (uint32_t *word, int count) noexcept
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -60,6 +63,7 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *result) noexcept
     int nanosleep(const timespec *wanted, timespec *left) noexcept
     enum: CLOCK_MONOTONIC
+    enum: CLOCK_MONOTONIC_COARSE
     enum: CLOCK_REALTIME
 
 cdef inline int64_t clock_ns(int clock) noexcept nogil:

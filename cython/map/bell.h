@@ -39,16 +39,21 @@ static inline void shm_bell_ring(uint32_t *bell)
         shm_futex_add_and_wake(bell, SHM_SLEEPING, INT_MAX);
 }
 
-/* Wake one waiter for the end of a section on this element. SLEEPING stays for the others, and is
- * cleared by the ring that finds nobody. */
+/* Wake up to count sleepers of a bell. SLEEPING stays for the others, and is cleared by the ring that
+ * finds nobody. */
+static __attribute__((noinline, cold, unused)) void shm_bell_ring_some(uint32_t *bell, int count)
+{
+    if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
+        return;
+    if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, count) == 0)
+        shm_bell_ring(bell);
+}
+
+/* Wake one waiter for the end of a section on this element. */
 static __attribute__((noinline, cold, unused)) void shm_section_ring(
     uint32_t *bells, uint32_t element)
 {
-    uint32_t *bell = shm_lock_bell(bells, element);
-    if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
-        return;
-    if (shm_futex_add_and_wake(bell, SHM_BELL_NUMBER_ONE, 1) == 0)
-        shm_bell_ring(bell);
+    shm_bell_ring_some(shm_lock_bell(bells, element), 1);
 }
 
 /* A key with this hash has changed, and the classes of waited are waited for. */

@@ -55,6 +55,7 @@ cdef extern from "map/bell.h" nogil:
     uint32_t *key_bell "shm_key_bell" (uint32_t *bells, uint32_t hash) noexcept
     uint32_t *lock_bell "shm_lock_bell" (uint32_t *bells, uint32_t element) noexcept
     void bell_ring "shm_bell_ring" (uint32_t *bell) noexcept
+    void bell_ring_some "shm_bell_ring_some" (uint32_t *bell, int count) noexcept
     void bells_section_ring "shm_section_ring" (uint32_t *bells, uint32_t element) noexcept
     void bells_key_ring "shm_key_ring" (uint32_t *bells, uint64_t waited, uint32_t hash) noexcept
     void bells_element_ring "shm_element_ring" (

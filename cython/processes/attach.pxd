@@ -200,10 +200,11 @@ cdef inline Status attach_claim(Map *map, Standing *standing, uint64_t *taken) n
     return status
 
 cdef inline void attach_leave(Map *map, Standing *standing) noexcept nogil:
-    """Free the contexts and the slot. No operation of this process is under way."""
+    """Free the contexts and the slot. No operation of this process is under way. A process that
+    holds something of a cell keeps its slot until it ends: its death is then found out."""
     cdef Op op
     cdef uint64_t taken
-    if map.local.registered:
+    if map.local.registered and map.local.held == 0:
         op.map = map
         op.starving = 0
         taken = session_idle(map)
@@ -220,7 +221,8 @@ cdef inline void attach_leave(Map *map, Standing *standing) noexcept nogil:
         process_leave(map, standing)
 
 cdef inline void attach_end(Map *map, Standing *standing) noexcept nogil:
-    """attach_leave, then unmap the segment and Local."""
+    """attach_leave, then unmap the segment and Local. The page that keeps the slot's lock stays if
+    the process keeps the slot."""
     attach_leave(map, standing)
     munmap(map.local, sizeof(Local))
     munmap(map.base, map.segment_bytes)

@@ -22,6 +22,7 @@
 #   element UPD          redo -> value, LIVE         ULOCK, LOCKED   LIVE
 #   bucket, INSERT       if a slot names the element, the insert is done; else the element is freed
 #   bucket, DELETE       if the element is DEAD, its slot is cleared; else nothing has happened
+#   a cell (a space)     what the context holds of it is let go (recover_cells.pxd)
 #   bucket, SPLIT/MERGE  undone if it was not committed, else finished (resize.pxd)
 # The cost depends on the length of one chain, not on the number of entries.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -59,6 +60,7 @@ from map.resize cimport split_finish, merge_finish, merge_undo
 from map.hold cimport line_is_held, op_give_back
 from map.remove cimport map_clear
 from processes.liveness cimport process_is_dead, recoverer_enter, recoverer_leave, recoverers_forget
+from processes.recover_cells cimport recover_cell
 from processes.recover_memory cimport (
     recover_regions, bucket_there, recover_depot, recover_in_transit, recover_growth, recover_pins,
 )
@@ -255,6 +257,8 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
         status = recover_give_back(&op)
     if status == OK and map.objects != NULL:
         status = recover_pins(&op, op.context.owner)
+    if status == OK and map.is_space:
+        status = recover_cell(&op, map.processes + (op.context.owner - 1))
     if status == OK and op_holds(&op, &map.header.clearing):
         status = map_clear(&op)
         if status == OK:

@@ -111,6 +111,7 @@ cdef attach(MapHandle handle):
     else:
         geometry_bind(&handle.map, found.map.base)
         handle.map.local = found.map.local
+        handle.map.owner_recover = found.map.owner_recover
         close_fd(handle.map.fd)
     handle.map.fd = found.map.fd
     handle.map.file_read_only = found.map.file_read_only

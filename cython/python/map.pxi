@@ -114,6 +114,11 @@ cdef class MapCore(MapHandle):
         return bool(self.map.read_only)
 
     @property
+    def _is_space(self):
+        """Whether the values are cells, of a Sync."""
+        return bool(self.map.is_space)
+
+    @property
     def timeout(self):
         """Seconds to wait for a lock whose owner is alive; None means without limit."""
         return None if self.map.timeout_ns < 0 else self.map.timeout_ns / 1e9

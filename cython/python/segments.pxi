@@ -40,7 +40,8 @@ def segment_bytes(key_size, value_size, max_entries, depot_count, max_bytes=0):
 def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t value_size,
                     uint64_t max_entries, uint32_t map_flags, uint32_t map_extra,
                     uint32_t depot_count, bint ephemeral, bytes seeds not None, uint64_t created_ns,
-                    commit, uint64_t max_bytes=0, tuple fields=(), bytes schema=b""):
+                    commit, uint64_t max_bytes=0, tuple fields=(), bytes schema=b"",
+                    bint is_space=False):
     """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises.
 
     fields: (kind, offset) of the special fields, which the caller has checked.
@@ -65,6 +66,7 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
     header.ephemeral = ephemeral
     header.created_ns = created_ns
     header.max_bytes = max_bytes
+    header.features = FEATURE_CELLS if is_space else 0
     header.field_count = <uint32_t> len(fields)
     header.schema_bytes = <uint32_t> len(schema)
     for index in range(len(fields)):

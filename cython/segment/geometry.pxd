@@ -33,6 +33,7 @@ cdef struct Local:
     uint64_t more_count        # further idle contexts: several threads can be inside operations
     uint32_t more[446]
     uint32_t waiting[64]       # for each class of keys: how many threads wait (bell.pxd)
+    uint64_t held              # contexts that hold something of a cell (cell.pxd)
 
 cdef struct Map:
     uint8_t *base
@@ -72,6 +73,7 @@ cdef struct Map:
     uint32_t field_kinds[8]
     uint32_t ref_count         # references among the special fields
     uint32_t ref_words[3]
+    bint is_space              # its values are cells (cell.pxd)
     bint words_only            # keys and values are one word each, without special fields
     uint32_t region_count
     uint64_t region_offset[33]
@@ -143,6 +145,7 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     offset += map.element_pool.block_count * map.element_pool.block_bytes
     map.segment_bytes = offset
     map.max_bytes = map.objects_offset = 0
+    map.is_space = False
     map.region_count = REGION_COUNT
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
 

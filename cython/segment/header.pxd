@@ -11,7 +11,8 @@ from machine.atomics cimport multiply_fold, read_u64
 from segment.status cimport Status, OK, ABSENT, PRESENT, CORRUPT
 from segment.layout cimport (
     LAYOUT_VERSION, PAGE_BYTES, LINE_BYTES, HEADER_BYTES, DEPOT_MAX, BUCKET_COUNT_MIN,
-    PAYLOAD_SHIFT, MAGIC, REGION_CONTEXTS, REGION_BUCKETS, REGION_COUNT, Header,
+    PAYLOAD_SHIFT, MAGIC, FEATURE_CELLS, CELL_BYTES, CELL_KEY_BYTES, REGION_CONTEXTS,
+    REGION_BUCKETS, REGION_COUNT, Header,
 )
 from segment.words cimport bucket_with_level
 from segment.classes cimport round_up
@@ -100,7 +101,7 @@ cdef inline Status segment_examine(
     cdef uint32_t region
     if header.magic != MAGIC:
         return ABSENT
-    if header.layout_version != LAYOUT_VERSION or header.features != 0:
+    if header.layout_version != LAYOUT_VERSION or header.features & ~<uint64_t> FEATURE_CELLS:
         return PRESENT
     if header.fields_checksum != fields_checksum(header):
         return CORRUPT
@@ -121,6 +122,10 @@ cdef inline Status segment_examine(
         if status != OK:
             return status
     if not fields_place(map, header):
+        return CORRUPT
+    map.is_space = header.features & FEATURE_CELLS
+    if map.is_space and not (header.key_size == CELL_KEY_BYTES and header.value_size == CELL_BYTES
+                             and header.max_bytes == 0 and header.field_count == 0):
         return CORRUPT
     if header.segment_bytes != map.segment_bytes or file_bytes != map.segment_bytes:
         return CORRUPT

@@ -124,6 +124,12 @@ cdef enum:
 cdef enum:
     BELL_COUNT = 256
 
+# Parts of the format that not every segment has.
+cdef enum:
+    FEATURE_CELLS = 1          # a space: each value is a cell (cell.pxd), and stays where it is
+    CELL_KEY_BYTES = 56        # so the header of an element and its key fill a cache line,
+    CELL_BYTES = 128           # and the cell begins with the next one
+
 cdef struct FieldPlace:
     uint32_t kind
     uint32_t offset            # in the value, bytes
@@ -193,7 +199,7 @@ cdef struct Header:
     uint32_t schema_bytes
     FieldPlace fields[8]
     uint64_t created_ns        # CLOCK_REALTIME
-    uint64_t features          # parts of the format that this version does not have: must be 0
+    uint64_t features          # FEATURE_*; a version refuses a segment with a bit it does not know
     uint64_t fields_checksum   # of the bytes from max_bytes to here; not of the schema
     uint64_t _reserved_a
     uint64_t sweep_rest, sweep     # see rest.pxd; a hint where the next sweep begins (sweep.pxd)

@@ -32,15 +32,17 @@ LAYERS = {
         *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
         *("remove", "sweep", "write", "section", "walk", "batch"),
     ],
+    "cells": ["cell", "mutex", "shares", "flag"],
     "processes": [
-        *("claim", "liveness", "recover_memory", "recover", "forking", "wait", "attach"),
-        *("check_objects", "check"),
+        *("claim", "liveness", "recover_memory", "recover_cells", "recover", "forking", "wait"),
+        *("attach", "check_objects", "check"),
     ],
     "python": [
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections"),
-        *("watching", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
+        *("watching", "cells", "locks", "semaphores"),
+        *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]

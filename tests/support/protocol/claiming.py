@@ -7,6 +7,7 @@ names the process slot of its recoverer, and has a count. No two processes share
 """
 
 from support.protocol.automaton import awaits, begin, byte, cas, end, load, store
+from support.protocol.holding import permits_are_free
 from support.protocol.oracle import Violation
 from support.protocol.recovering import context_recover
 from support.protocol.segment_model import FREE, state_of
@@ -57,6 +58,7 @@ def it_is_awake(m, memory, subjects):
 
 CONDITIONS = {
     "it is awake": it_is_awake,
+    "the permits are not locked": permits_are_free,
     "the child is forked": child_is_forked,
     "a process is to be recovered": process_is_to_be_recovered,
     "the slot is free": slot_is_free,

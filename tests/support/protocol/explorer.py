@@ -20,6 +20,7 @@ from support.protocol.automaton import (
     BYTE,
     CAS,
     END,
+    FREEING,
     LOAD,
     LOCK,
     OR,
@@ -32,10 +33,12 @@ from support.protocol.automaton import (
     TRY,
     WAIT,
     WAKE,
+    WAKE_ONE,
     WRITING,
     Automaton,
 )
 from support.protocol.claiming import CONDITIONS, check_processes
+from support.protocol.holding import check_cell
 from support.protocol.oracle import Oracle, Violation, check_change, check_end, seen_at_begin
 from support.protocol.segment_model import owner_of, taken
 
@@ -139,6 +142,13 @@ class Explorer:
             for asleep in self.segment.asleep:
                 number = self.write(number, asleep, 0)
             return number, None
+        if kind in (FREEING, WAKE_ONE):
+            if kind == FREEING:
+                number = self.write(number, address, value)
+            for asleep in self.segment.asleep:
+                if self.memories[number][asleep]:
+                    return self.write(number, asleep, 0), None
+            return number, None
         if kind in (LOCK, TRY):
             if owner_of(memory[address]):
                 return number, None
@@ -218,6 +228,9 @@ class Explorer:
         for address in self.segment.byte[1:]:
             holders = self.memories[number][address]
             number = self.write(number, address, holders & ~(1 << program))
+        if self.segment.cell and self.programs[program].runs_as:  # the kernel forgets a sleeper
+            asleep = self.segment.asleep[self.programs[program].runs_as - 1]
+            number = self.write(number, asleep, 0)
         places = (*places[:program], GONE, *places[program + 1 :])
         return number, places, (*seen[:program], None, *seen[program + 1 :])
 
@@ -330,6 +343,10 @@ class Explorer:
             if place == GONE and program.runs_as
             if memory[self.segment.of(program.runs_as, "owner")]
         ]
+        if self.segment.cell:
+            conditions = [self.automata[p].actions[places[p]][2] for p in waiting]
+            asleep = "it is awake" in conditions
+            check_cell(self.segment, memory, asleep, bool(unrecovered))
         if not unrecovered:
             self.oracle.check_at_rest(memory)
 

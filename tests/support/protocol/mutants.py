@@ -7,6 +7,7 @@ the explorer found the counterexample.
 """
 
 from support.protocol.mutants_claiming import OF_FORKS, OF_RECOVERERS
+from support.protocol.mutants_holding import OF_CELLS
 from support.protocol.mutants_sweeping import OF_SWEEPS
 from support.protocol.mutants_waiting import OF_WAITERS
 
@@ -291,4 +292,5 @@ MUTANTS = (
     | OF_FORKS
     | OF_SWEEPS
     | OF_WAITERS
+    | OF_CELLS
 )

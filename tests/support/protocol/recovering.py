@@ -16,6 +16,7 @@ from support.protocol.chains import (
     line_stash,
 )
 from support.protocol.forking import recover_pins
+from support.protocol.holding import recover_cell
 from support.protocol.reading import parent_of
 from support.protocol.releasing import block_vacate
 from support.protocol.resizing import merge_finish, merge_undo, split_finish
@@ -68,7 +69,9 @@ def context_recover(m, subject):
         if m.pins:
             owner = yield own(m.of(subject, "owner"))
             yield from recover_pins(m, subject, owner)
-        if m.waiters and m.keeps("a recoverer rings for the dead"):
+        if m.cell:
+            yield from recover_cell(m, subject)
+        if m.waiters and not m.cell and m.keeps("a recoverer rings for the dead"):
             yield from bell_ring(m)
     else:
         yield from unlock_everything(m, subject)

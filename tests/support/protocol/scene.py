@@ -17,6 +17,16 @@ from support.protocol.claiming import (
     rescue,
 )
 from support.protocol.forking import PIN_OF_PARENT, REF, fork, grow_up, let_go, look, take_away
+from support.protocol.holding import (
+    PERMIT,
+    give_permit,
+    hold,
+    let_lock_go,
+    ring_alarm,
+    set_flag,
+    take_permit,
+    wait_for_flag,
+)
 from support.protocol.reading import contains, lookup, parent_of
 from support.protocol.recovering import recover
 from support.protocol.releasing import announce, block_release
@@ -61,21 +71,28 @@ OF_WRITERS = {
     "delete": delete,
     "expire": expire,
     "fork": fork,
+    "give permit": give_permit,
     "grow": grow,
     "grow up": grow_up,
+    "hold": hold,
     "insert": insert,
     "let go": let_go,
+    "let lock go": let_lock_go,
     "look": look,
     "release": block_release,
     "remove": section_removed,
     "replace": replace,
+    "ring alarm": ring_alarm,
     "room": room,
     "section": section,
+    "set flag": set_flag,
     "shrink": shrink,
     "take away": take_away,
+    "take permit": take_permit,
     "tick": tick,
     "trim": depot_trim,
     "update": update,
+    "wait for flag": wait_for_flag,
 }
 
 
@@ -197,6 +214,9 @@ class Scene:
         self.furnish_processes(m, memory)
         if m.timed:
             memory[m.clock] = self.clock
+        if m.cell:
+            memory[m.permits] = m.permits_at_first * PERMIT
+            memory[m.mutex] = memory[m.names_cell[1]] = int(m.held_at_first)
         return tuple(memory)
 
     def furnish_processes(self, m, memory):

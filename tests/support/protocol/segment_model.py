@@ -131,6 +131,9 @@ class Segment:
     pins: int = 0  # pins of the one object (forking.py)
     timed: bool = False  # values are deadlines (sweeping.py)
     waiters: int = 0  # processes that may wait for a change (waiting.py)
+    cell: str = ""  # "lock", "permits" or "event": the one cell (holding.py)
+    permits_at_first: int = 1
+    held_at_first: bool = False  # context 1 holds the lock
     looks_early: bool = False  # writers look for waiters before their commit is seen
     keeps_memory: bool = False  # the kernel takes no memory back: locked, and no descriptor
     hashes: dict = field(default_factory=dict)
@@ -162,6 +165,8 @@ class Segment:
         if self.pins:
             self._object()
         self._bells()
+        if self.cell:
+            self._cell()
         self.link_slot = self.slots - 1
 
     def _word(self, name, sort="number"):
@@ -204,6 +209,17 @@ class Segment:
             self.waits = [self._word(f"waits of process {i}") for i in range(self.waiters)]
             self.asleep = [self._word(f"sleep of process {i}") for i in range(self.waiters)]
             self.saw = [0, *(self._word(f"context {i} saw") for i in range(1, self.contexts + 1))]
+
+    def _cell(self):
+        """A cell, what contexts say of it, and what its lock protects."""
+        self.mutex, self.permits, self.flag = map(self._word, ("mutex", "permits", "flag"))
+        self.protected, self.told, self.orphaned, self.alarm = map(
+            self._word, ("protected", "told", "orphaned", "alarm")
+        )
+        self.names_cell, self.shares, self.shares_next = (
+            [0, *(self._word(f"context {i} {name}") for i in range(1, self.contexts + 1))]
+            for name in ("cell", "shares", "shares next")
+        )
 
     def _context(self, index):
         first = len(self.names)

@@ -1,0 +1,225 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# A lock in a cell that survives its holder.
+#
+#      31                 18  17       16          15            1   0
+#     +---------------------+--------+-----------+---------------+---+
+#     | unused              | ORPHAN | CONTENDED | owner context | L |    Cell.state, a futex word
+#     +---------------------+--------+-----------+---------------+---+
+#
+#   L          the lock is held, by the context that the owner bits name. Clear: it is free.
+#   CONTENDED  somebody sleeps on the word, or is about to.
+#   ORPHAN     an owner died while it held the lock, and no later owner has released it since.
+#
+# Taking is one CAS, from free to held. Releasing is one step too: a CAS to 0, or if CONTENDED is
+# set one system call that stores 0 and wakes a sleeper. A process that is killed has done both or
+# neither. So the word alone says whether the lock is held and by which context, and the context
+# says by which process: nothing has to be undone but the hold of a dead owner.
+#
+# A waiter sets CONTENDED in the word that it found held, and sleeps if the word is still what it
+# set. Who has slept takes the lock with CONTENDED, because others may sleep behind it. One that was
+# woken and then gives up sets CONTENDED again, or if the lock is free wakes the next: a wake is
+# never swallowed. If a woken waiter is killed, its recovery passes the wake-up on. And all look by
+# themselves at the end of a slice: every 2 ms, and after 0.1 s every 50 ms.
+#
+# An owner that dies is found dead by a waiter at the end of a slice, or before its first sleep, or
+# by any process that recovers. Recovery notes who died, and then stores ORPHAN alone and wakes a
+# sleeper: one step again (mutex_recover). The next owner finds ORPHAN in the word: it is told. Its
+# release clears ORPHAN; if it dies first, ORPHAN stays, and the owner after it is told of that
+# death.
+#
+# Fairness. A thread that comes while the lock is free takes it, even if others sleep: that is fast,
+# and unfair. So a waiter that has waited for 1 ms writes a time into reserved_until, some ms ahead,
+# and until then all others leave the lock to it. The word is a hint: it changes who takes a free
+# lock, never whether it is free. If that waiter dies or is stopped, the time passes. A release
+# while the word is set wakes all sleepers, since only one of them may take the lock.
+from libc.limits cimport INT_MAX
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from machine.atomics cimport (
+    load_relaxed_u64, load_acquire_u32, store_relaxed_u64, add_relaxed_u64, cas_acq_rel_u64,
+    cas_seq_cst_u32, pause, likely, unlikely,
+)
+from machine.system cimport (
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, clock_ns, futex_sleep, futex_store_and_wake,
+    futex_wake,
+)
+from segment.layout cimport LOCK_BIT, LOCK_MASK, ProcessSlot
+from segment.words cimport lock_bits, word_locked
+from segment.geometry cimport Map
+from memory.operation cimport Op
+from cells.cell cimport (
+    HELD_DEPTH, HELD_SINCE, HELD_THREAD, Cell, held_name, held_set, held_word,
+)
+
+cdef enum:
+    CONTENDED = 0x10000
+    ORPHAN_BIT = 17
+    ORPHAN = 0x20000
+
+    MUTEX_PAUSES_MAX = 30              # about 1 us: shorter than a sleep and its wake-up
+    MUTEX_TURNS_MAX = 1000             # of one slice; each is a pause, a sleep or a lost race
+    MUTEX_SLICE_NS = 2000000           # how often a waiter looks whether the owner lives:
+    MUTEX_SLICE_LATE_NS = 50000000     # in the first 0.1 s, and later
+    MUTEX_EARLY_NS = 100000000
+    MUTEX_PATIENCE_NS = 1000000        # after which a waiter reserves the lock
+    MUTEX_RESERVE_NS = 20000000        # for how long: two of the slices in which it renews that
+    MUTEX_SLICE_RESERVED_NS = 10000000
+
+# One thread's wait for a lock.
+cdef struct MutexWait:
+    int64_t began
+    int64_t until              # the end of the wait; negative: none
+    uint64_t reservation       # what this thread stored in reserved_until; 0: nothing
+    bint slept                 # it has slept: others may sleep behind it
+
+
+cdef inline void mutex_intend(Op *op, uint64_t index, uint64_t thread) noexcept nogil:
+    """Before a CAS that takes the lock: say what the context will hold, and for which thread."""
+    held_set(op.context, HELD_THREAD, thread)
+    held_set(op.context, HELD_DEPTH, 1)
+    held_name(op.context, index)
+
+cdef inline void mutex_taken(Op *op, Cell *cell) noexcept nogil:
+    """After the CAS: the owner counts its grant."""
+    store_relaxed_u64(&cell.grants, load_relaxed_u64(&cell.grants) + 1)
+    held_set(op.context, HELD_SINCE, <uint64_t> clock_ns(CLOCK_MONOTONIC_COARSE))
+
+cdef inline bint mutex_take_free(Op *op, Cell *cell) noexcept nogil:
+    """Take a lock that nobody holds, waits for or has left behind. False: mutex_take may."""
+    # Acquire: what the last owner wrote under the lock; pairs with mutex_release.
+    if likely(load_relaxed_u64(&cell.reserved_until) == 0) and likely(
+            cas_seq_cst_u32(&cell.state, 0, <uint32_t> lock_bits(op.self_index))):
+        mutex_taken(op, cell)
+        return True
+    return False
+
+cdef inline bint mutex_is_reserved(Cell *cell, MutexWait *wait, uint64_t *until) noexcept nogil:
+    """Whether another waiter is to take the lock first; until then, by CLOCK_MONOTONIC."""
+    cdef uint64_t reserved = load_relaxed_u64(&cell.reserved_until)
+    until[0] = 0
+    if likely(reserved == 0) or reserved == wait.reservation:
+        return False
+    if reserved - MUTEX_RESERVE_NS > <uint64_t> clock_ns(CLOCK_MONOTONIC):
+        return False                           # further ahead than any waiter stores: damage
+    until[0] = reserved
+    return <uint64_t> clock_ns(CLOCK_MONOTONIC) < reserved
+
+cdef inline void mutex_reserve(Op *op, Cell *cell, MutexWait *wait, int64_t now) noexcept nogil:
+    """Reserve the lock for this waiter, or renew that, unless it is reserved for another."""
+    cdef uint64_t seen = load_relaxed_u64(&cell.reserved_until)
+    cdef uint64_t mine = (<uint64_t> (now + MUTEX_RESERVE_NS) & ~<uint64_t> 0xFFF) | (
+        op.self_index & 0xFFF)                 # the low bits make it this waiter's own
+    if (seen == 0 or seen == wait.reservation or seen <= <uint64_t> now) and cas_acq_rel_u64(
+            &cell.reserved_until, seen, mine):
+        wait.reservation = mine
+
+cdef inline void mutex_unreserve(Cell *cell, MutexWait *wait) noexcept nogil:
+    if wait.reservation != 0:
+        cas_acq_rel_u64(&cell.reserved_until, wait.reservation, 0)
+        wait.reservation = 0
+
+cdef inline bint mutex_take(Op *op, Cell *cell, uint32_t seen, MutexWait *wait) noexcept nogil:
+    """Take the lock, whose word was seen free. False: the word has changed."""
+    cdef uint32_t more = seen & (CONTENDED | ORPHAN)
+    if wait.slept:
+        more |= CONTENDED
+    # As in mutex_take_free.
+    if not cas_seq_cst_u32(&cell.state, seen, <uint32_t> lock_bits(op.self_index) | more):
+        return False
+    mutex_taken(op, cell)
+    mutex_unreserve(cell, wait)
+    return True
+
+cdef inline int64_t mutex_slice_end(
+        MutexWait *wait, int64_t now, uint64_t reserved_until) noexcept nogil:
+    """Until when a waiter sleeps at most before it looks by itself."""
+    cdef int64_t until = now + (MUTEX_SLICE_NS if now - wait.began < MUTEX_EARLY_NS
+                                else MUTEX_SLICE_LATE_NS)
+    if wait.reservation != 0 and until > now + MUTEX_SLICE_RESERVED_NS:
+        until = now + MUTEX_SLICE_RESERVED_NS
+    if reserved_until != 0 and until > <int64_t> reserved_until:
+        until = <int64_t> reserved_until
+    if wait.until >= 0 and until > wait.until:
+        until = wait.until
+    return until
+
+cdef inline bint mutex_wait(Op *op, Cell *cell, MutexWait *wait) noexcept nogil:
+    """Wait for the lock for one slice. True: it is taken. False: the caller handles signals, looks
+    whether the wait is over, and calls again. mutex_intend was called."""
+    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+    cdef int64_t until = now
+    cdef uint64_t reserved_until = 0
+    cdef uint32_t seen
+    cdef int turn
+    cdef int pauses = MUTEX_PAUSES_MAX if wait.slept else 0
+    if now - wait.began >= MUTEX_PATIENCE_NS:
+        mutex_reserve(op, cell, wait, now)
+    for turn in range(MUTEX_TURNS_MAX):
+        # Acquire: pairs with mutex_release; the CAS in mutex_take orders more.
+        seen = load_acquire_u32(&cell.state)
+        if not word_locked(seen) and not mutex_is_reserved(cell, wait, &reserved_until):
+            if mutex_take(op, cell, seen, wait):
+                return True
+            continue
+        if pauses < MUTEX_PAUSES_MAX:
+            pauses += 1
+            pause()
+            continue
+        op.wait_seen = seen
+        if until == now and word_locked(seen) and op.map.owner_recover(op):
+            continue                           # the owner was dead: look again
+        if turn > 0 and clock_ns(CLOCK_MONOTONIC) >= until > now:
+            return False                       # the slice is over, after a last look
+        until = mutex_slice_end(wait, now, reserved_until)
+        if until <= now:
+            return False
+        if not seen & CONTENDED and not cas_seq_cst_u32(&cell.state, seen, seen | CONTENDED):
+            continue
+        wait.slept = True
+        if futex_sleep(&cell.state, seen | CONTENDED, until) > 0 and (
+                clock_ns(CLOCK_MONOTONIC) < until and load_acquire_u32(&cell.state) == (
+                    seen | CONTENDED)):
+            return False                       # a signal
+    return False
+
+cdef inline void mutex_pass_on(Cell *cell) noexcept nogil:
+    """For a waiter that may have been woken and will not take the lock: leave no sleeper behind."""
+    cdef uint32_t seen
+    cdef int _
+    for _ in range(MUTEX_TURNS_MAX):           # each turn, another thread has changed the word
+        seen = load_acquire_u32(&cell.state)
+        if not word_locked(seen):
+            futex_wake(&cell.state, 1)
+            return
+        if seen & CONTENDED or cas_seq_cst_u32(&cell.state, seen, seen | CONTENDED):
+            return
+
+cdef inline void mutex_give_up(Cell *cell, MutexWait *wait) noexcept nogil:
+    """The end of a wait in vain."""
+    mutex_unreserve(cell, wait)
+    if wait.slept:
+        mutex_pass_on(cell)
+
+cdef inline void mutex_release(Cell *cell) noexcept nogil:
+    """Release the lock, which the caller's process holds."""
+    cdef uint32_t seen = load_acquire_u32(&cell.state)
+    # Release: what was written under the lock; pairs with the CAS of the next owner. If the CAS
+    # fails, a waiter has set CONTENDED, and nothing else can have changed.
+    if unlikely(seen & CONTENDED) or unlikely(not cas_seq_cst_u32(&cell.state, seen, 0)):
+        futex_store_and_wake(&cell.state, -1, INT_MAX if load_relaxed_u64(
+            &cell.reserved_until) != 0 else 1)
+
+cdef inline void mutex_recover(Op *op, Cell *cell, const ProcessSlot *owner) noexcept nogil:
+    """Free a lock whose owner died, if the context holds it; repeatable until the last store. Else
+    it may have been a waiter that was woken."""
+    cdef int at
+    if (load_acquire_u32(&cell.state) & LOCK_MASK) != lock_bits(op.self_index):
+        mutex_pass_on(cell)
+        return
+    store_relaxed_u64(&cell.orphan_pid, owner.pid)
+    store_relaxed_u64(&cell.orphan_since, held_word(op.context, HELD_SINCE))
+    for at in range(16):
+        cell.orphan_command[at] = owner.command[at]
+    add_relaxed_u64(&cell.deaths, 1)
+    # The owner is dead, and this process alone recovers it: waiters may set CONTENDED, no more.
+    futex_store_and_wake(&cell.state, ORPHAN_BIT, INT_MAX if load_relaxed_u64(
+        &cell.reserved_until) != 0 else 1)

@@ -1,0 +1,29 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Recovery of what a dead process held of cells. context.target names the cell; the cell's own word
+# says whether the context holds it (mutex.pxd, shares.pxd).
+from libc.stdint cimport uint64_t
+from machine.atomics cimport load_relaxed_u64
+from segment.status cimport Status, OK, ABSENT, BUSY
+from segment.layout cimport ProcessSlot
+from memory.operation cimport Op
+from memory.pool cimport object_memory_ready
+from cells.cell cimport CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE, Cell, cell_at
+from cells.mutex cimport mutex_recover
+from cells.shares cimport shares_recover
+
+cdef inline Status recover_cell(Op *op, const ProcessSlot *owner) noexcept nogil:
+    """Let go of what the context holds of the cell that it names. BUSY: the cell is locked."""
+    cdef uint64_t index = load_relaxed_u64(&op.context.target)
+    cdef Cell *cell
+    cdef Status status
+    if index == 0 or index >= op.map.element_max:
+        return OK
+    status = object_memory_ready(op, &op.map.element_pool, index)      # the name may be damaged
+    if status != OK:
+        return OK if status == ABSENT else BUSY
+    cell = cell_at(op.map, index)
+    if cell.kind == CELL_LOCK or cell.kind == CELL_RLOCK:
+        mutex_recover(op, cell, owner)
+    elif cell.kind == CELL_SEMAPHORE:
+        return shares_recover(op, cell)
+    return OK

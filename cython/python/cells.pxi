@@ -1,0 +1,214 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: what Lock, Semaphore and Event have in common: the cell, and the space it is
+# in.
+
+cdef enum:
+    CELL_SLICE_NS = 50000000   # a waiter for a permit or a flag looks by itself this often
+
+LOCK, RLOCK, SEMAPHORE, COUNTER, EVENT = (
+    CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE, CELL_COUNTER, CELL_EVENT)
+LIMIT_MAX = <uint64_t> COUNT_MAX
+CELL_KEY_SIZE, CELL_VALUE_SIZE = CELL_KEY_BYTES, CELL_BYTES
+
+cdef enum:
+    MAX_NS = 0x7FFFFFFFFFFFFFFF
+    STEP_PAUSES = 128              # as SPIN_PAUSES_MAX, before the owner is looked at
+    STEP_TURNS_MAX = 100000        # some 0.1 s of yielding
+
+cdef object FOR_EVER = -1
+cdef double TIMEOUT_MAX = 9223372036.0         # as threading.TIMEOUT_MAX
+
+
+cdef Status attempt_find_cell(Op *op, void *arguments) noexcept:
+    cdef Found found
+    cdef Status status = map_find(op.map, op.hash, op.key, &found)
+    if status == OK:
+        (<uint64_t *> arguments)[0] = found.index
+    return status
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear                # the objects of cells need the handle to the end
+cdef class Space:
+    """The cells of a space, as one handle of it reaches them."""
+
+    cdef MapHandle handle
+    cdef uint32_t *shares          # for each cell: the context that has this process's permits, + 1
+    cdef uint64_t generation       # in which these contexts were taken
+
+    def __cinit__(self, MapHandle handle not None):
+        if not handle.map.is_space:
+            raise _errors.LayoutMismatch(f"segment {handle.name!r} is not a space")
+        self.handle = handle
+
+    def __dealloc__(self):
+        free(self.shares)
+
+    cdef uint64_t _find(self, bytes key) except? 0:
+        """The index of the cell of this key; 0 if there is none."""
+        cdef Op op
+        cdef uint64_t index = 0
+        cdef Status status = attempt_on_key(
+            self.handle, key, attempt_find_cell, &index, &op, TO_READ)
+        if status != OK and status != ABSENT:
+            raise_status(self.handle, status, &op)
+        return index
+
+    def find(self, bytes key not None, uint32_t kind, uint64_t limit, uint64_t word):
+        """The index of the cell of this key, which is made if there is none. Raises InvalidArgument
+        if it is of another kind, and what an insertion raises."""
+        cdef Cell fresh
+        cdef uint64_t index = self._find(key)
+        memset(&fresh, 0, sizeof(fresh))
+        fresh.kind = kind
+        fresh.limit = limit
+        fresh.word = word << PAYLOAD_SHIFT
+        if index == 0:
+            try:
+                update_any(self.handle, key, PyBytes_FromStringAndSize(
+                    <const char *> &fresh, sizeof(fresh)), UPDATE_NOEXIST)
+            except _errors.KeyExists:          # another thread has made it since the search
+                pass
+            index = self._find(key)
+        return index
+
+    def kind(self, uint64_t index):
+        """The kind of a cell."""
+        expect_open(self.handle)
+        return cell_at(&self.handle.map, index).kind
+
+    cdef uint32_t *_share(self, uint64_t index) except NULL:
+        """Where the context is noted that has this process's permits of a cell."""
+        if self.shares == NULL or self.generation != process_generation:
+            free(self.shares)                  # a parent's permits are not its child's
+            self.shares = <uint32_t *> calloc(self.handle.map.element_max, sizeof(uint32_t))
+            if self.shares == NULL:
+                raise MemoryError()
+            self.generation = process_generation
+        return self.shares + index
+
+    def owner(self, uint64_t index):
+        """Who holds the lock in a cell: (pid, command, thread, since in ns, whether it lives,
+        whether it is this process); None if nobody does."""
+        cdef Map *map = &self.handle.map
+        cdef uint32_t seen
+        cdef uint64_t process
+        cdef Context *context
+        expect_open(self.handle)
+        seen = load_acquire_u32(&cell_at(map, index).state)
+        if not word_locked(seen) or word_owner(seen) >= contexts_usable(map):
+            return None
+        context = context_at(map, word_owner(seen))
+        process = load_acquire_u64(&context.owner) - 1
+        if process >= processes_usable(map) or load_acquire_u32(
+                &cell_at(map, index).state) & LOCK_MASK != seen & LOCK_MASK:
+            return None
+        return (map.processes[process].pid, command_text(map.processes[process].command),
+                held_word(context, HELD_THREAD), held_word(context, HELD_SINCE),
+                not process_is_dead(map, process),
+                bool(map.local.registered and map.local.process_index == process))
+
+    def orphaned_by(self, uint64_t index):
+        """Who died with the lock in a cell: (pid, command, since_ns)."""
+        cdef Cell *cell
+        expect_open(self.handle)
+        cell = cell_at(&self.handle.map, index)
+        return cell.orphan_pid, command_text(cell.orphan_command), cell.orphan_since
+
+    def words(self, uint64_t index):
+        """The words of a cell, for people and tests: a dict."""
+        cdef Cell *cell
+        expect_open(self.handle)
+        cell = cell_at(&self.handle.map, index)
+        return {
+            "state": load_acquire_u32(&cell.state), "bell": cell.bell,
+            "count": load_acquire_u64(&cell.word) >> PAYLOAD_SHIFT, "kind": cell.kind,
+            "limit": cell.limit, "grants": cell.grants, "deaths": cell.deaths,
+            "reserved_until": cell.reserved_until,
+        }
+
+
+cdef str command_text(const char *command):
+    return (<bytes> command[:15]).split(b"\0")[0].decode(errors="replace")
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class CellCore:
+    """An object that stands for a cell: it keeps the cell's place, and nothing of its state."""
+
+    cdef readonly Space _cells
+    cdef MapHandle handle
+    cdef Cell *cell
+    cdef readonly uint64_t _index
+
+    def __cinit__(self, Space cells not None, uint64_t index, *_ignored, **_named):
+        expect_open(cells.handle)
+        if not 0 < index < cells.handle.map.element_max:
+            raise _errors.InvalidArgument(f"there is no cell {index}")
+        self._cells = cells
+        self.handle = cells.handle
+        self._index = index
+        self.cell = cell_at(&self.handle.map, index)
+
+
+cdef int begin_with_context(MapHandle handle, Op *op) except -1:
+    """Take an idle context of this process, or claim one."""
+    cdef uint64_t taken
+    if unlikely(handle.is_closed):
+        refuse_closed(handle)
+    taken = local_take_u64(&handle.map.local.idle_context)
+    if unlikely(taken == 0):
+        taken = claim_context(handle)
+    op.map = &handle.map
+    op.self_index = <uint32_t> (taken - 1)
+    op.context = context_at(&handle.map, taken - 1)
+    op.wait_word = NULL
+    op.wait_seen = 0
+    op.starving = 0
+    return 0
+
+
+cdef inline void put_context(MapHandle handle, uint32_t index) noexcept:
+    """Put a context back that holds nothing."""
+    if unlikely(not local_put_u64(&handle.map.local.idle_context, index + 1)):
+        attach_rest(&handle.map, index + 1)
+
+
+cdef refuse_closed(MapHandle handle):
+    raise _errors.MapClosed(f"space {handle.name!r} is closed")
+
+
+cdef void end_waiting(MapHandle handle, Op *op) noexcept:
+    """The end of begin_use, perhaps in a child that was forked since."""
+    if op.generation == process_generation:
+        end_use(handle)
+    else:
+        leave_to_parent(handle)
+
+
+cdef int64_t acquire_limit(blocking, timeout) except? -2:
+    """How long an acquire() may wait, with the errors of threading's; -1: without limit."""
+    if timeout is FOR_EVER or timeout is None:
+        return -1 if blocking else 0
+    seconds = float(timeout)
+    if not blocking:
+        if seconds == -1:
+            return 0
+        raise ValueError("can't specify a timeout for a non-blocking call")
+    if seconds == -1:
+        return -1
+    if not seconds >= 0:
+        raise ValueError("timeout value must be a non-negative number")
+    if seconds > TIMEOUT_MAX:
+        raise OverflowError("timeout value is too large")
+    return <int64_t> (seconds * 1e9)
+
+
+cdef int between_slices(MapHandle handle, int64_t until_ns) except -1:
+    """Between two slices of a wait: handle signals. Returns whether the wait goes on."""
+    PyErr_CheckSignals()
+    if unlikely(handle.is_closed):
+        refuse_closed(handle)
+    return until_ns < 0 or clock_ns(CLOCK_MONOTONIC) < until_ns

@@ -1,0 +1,288 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: Lock and RLock as Python sees them. mutex.pxd is the protocol.
+#
+# The objects have no state of their own: the cell names the context that holds the lock, and the
+# context names process and thread. So two objects of one cell in one process are the same lock, a
+# child of fork holds nothing of its parent's, and a pickled lock is the lock.
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class MutexCore(CellCore):
+    """What Lock and RLock have in common."""
+
+    cdef bint _checks              # a thread that would wait for itself gets DeadlockError
+    cdef public object on_orphan
+
+    def _set_check(self, bint check):
+        self._checks = check
+
+    cdef inline Context *_mine(self) noexcept:
+        """The context by which this process holds the lock; NULL if it does not. The mapping must
+        be there."""
+        cdef Map *map = &self.handle.map
+        cdef uint32_t seen = load_acquire_u32(&self.cell.state)
+        cdef uint64_t owner = word_owner(seen)
+        cdef Context *context
+        if not word_locked(seen) or (owner + 1) * map.context_stride > region_usable(
+                map, REGION_CONTEXTS) or not map.local.registered:
+            return NULL
+        context = context_at(map, owner)
+        if load_relaxed_u64(&context.owner) != map.local.process_index + 1:
+            return NULL
+        return context
+
+    cdef inline bint _take_free(self) noexcept:
+        """Take the lock if nobody holds it, waits for it or has left it behind."""
+        cdef Op op
+        cdef uint64_t taken
+        if unlikely(self.handle.is_closed):
+            return False
+        taken = local_take_u64(&self.handle.map.local.idle_context)
+        if unlikely(taken == 0):
+            return False
+        op.self_index = <uint32_t> (taken - 1)
+        op.context = context_at(&self.handle.map, taken - 1)
+        mutex_intend(&op, self._index, PyThread_get_thread_ident())
+        if likely(mutex_take_free(&op, self.cell)):
+            self.handle.map.local.held += 1
+            return True
+        put_context(self.handle, op.self_index)
+        return False
+
+    cdef bint _take(self, int64_t limit) except -1:
+        """Take the lock, waiting for it if need be. False: the time is over."""
+        cdef Op op
+        cdef MutexWait wait
+        cdef bint taken = False
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        self._expect_no_deadlock(limit)
+        wait.began = clock_ns(CLOCK_MONOTONIC)
+        wait.until = -1 if limit < 0 or limit > MAX_NS - wait.began else wait.began + limit
+        wait.reservation = 0
+        wait.slept = False
+        begin_use(self.handle, &op)
+        try:
+            while not taken:                   # ends with the timeout
+                if op.generation != process_generation:
+                    leave_to_parent(self.handle)       # a signal handler forked: in the child
+                    begin_use(self.handle, &op)
+                taken = self._wait_once(&op, &wait)
+                if not taken and not between_slices(self.handle, wait.until):
+                    break
+        finally:
+            if not taken:
+                mutex_give_up(self.cell, &wait)
+            end_waiting(self.handle, &op)
+        if taken and self.on_orphan is not None and self._is_orphan():
+            self.on_orphan(self, self.orphan)
+        return taken
+
+    cdef bint _wait_once(self, Op *op, MutexWait *wait) except -1:
+        """One slice of a wait, with a context that is taken for it."""
+        cdef bint taken
+        begin_with_context(self.handle, op)
+        mutex_intend(op, self._index, PyThread_get_thread_ident())
+        with nogil:
+            taken = mutex_wait(op, self.cell, wait)
+        if taken:
+            self.handle.map.local.held += 1
+        else:
+            put_context(self.handle, op.self_index)
+        return taken
+
+    cdef int _expect_no_deadlock(self, int64_t limit) except -1:
+        cdef Context *mine
+        if limit >= 0 or not self._checks:
+            return 0
+        mine = self._mine()
+        if mine != NULL and held_word(mine, HELD_THREAD) == PyThread_get_thread_ident():
+            raise _errors.DeadlockError(
+                f"this thread holds {self!r} already and would wait for itself for ever (a "
+                f"coroutine or greenlet is not a thread of its own); check=False waits")
+        return 0
+
+    cdef int _expect_mine(self, Context *mine, str what) except -1:
+        if likely(mine != NULL):
+            return 0
+        if not word_locked(load_acquire_u32(&self.cell.state)):
+            raise RuntimeError(f"{what} {self!r}: nobody holds it")
+        raise RuntimeError(
+            f"{what} {self!r}: another process holds it, and only that one can release it (a "
+            f"child of fork holds nothing of its parent's)")
+
+    cdef inline void _let_go(self, Context *mine) noexcept:
+        cdef uint32_t index = word_owner(load_relaxed_u32(&self.cell.state))
+        mutex_release(self.cell)
+        self.handle.map.local.held -= 1
+        put_context(self.handle, index)
+
+    cdef bint _is_orphan(self) noexcept:
+        return load_acquire_u32(&self.cell.state) & ORPHAN and self._mine() != NULL
+
+    @property
+    def _orphaned(self):
+        """Whether this process holds the lock, and an earlier owner died holding it."""
+        expect_open(self.handle)
+        return self._is_orphan()
+
+    def locked(self):
+        """Whether any thread of any process holds the lock. A dead one does not.
+
+        Raises MapClosed.
+        """
+        cdef Op op
+        expect_open(self.handle)
+        op.map = &self.handle.map
+        op.wait_seen = load_acquire_u32(&self.cell.state)
+        if not word_locked(op.wait_seen):
+            return False
+        if not op.map.owner_recover(&op):
+            return True
+        return word_locked(load_acquire_u32(&self.cell.state))
+
+    @property
+    def token(self):
+        """How often the lock has been taken: it grows with each owner, so a service that is told
+        the tokens can refuse a late one (a fencing token).
+
+        Raises MapClosed.
+        """
+        expect_open(self.handle)
+        return load_relaxed_u64(&self.cell.grants)
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class LockCore(MutexCore):
+    """The part of Lock that is in the core."""
+
+    def acquire(self, blocking=True, timeout=-1):
+        """Take the lock; return whether it is taken. Arguments and errors as threading.Lock's.
+
+        timeout: seconds; -1 or None waits without limit. If the last owner died, the lock is taken
+        from it, and `orphan` tells. Costs about 40 ns if the lock is free; waiting sleeps in the
+        kernel without the GIL.
+
+        Raises DeadlockError (this thread holds it and would wait without limit), ValueError,
+        TooManyProcesses (4,096 locks and permits of the space are held), MapClosed.
+        """
+        if likely(blocking is True and timeout is FOR_EVER):
+            return True if likely(self._take_free()) else self._take(-1)
+        limit = acquire_limit(blocking, timeout)
+        return self._take_free() or self._take(limit)
+
+    def release(self):
+        """Let go of the lock. Any thread of the process that took it may do so.
+
+        Raises RuntimeError (this process does not hold it), MapClosed.
+        """
+        cdef Context *mine
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        mine = self._mine()
+        if unlikely(mine == NULL):
+            self._expect_mine(mine, "cannot release")
+        self._let_go(mine)
+
+    def __enter__(self):
+        if unlikely(not self._take_free()):
+            self._take(-1)
+        return True
+
+    def __exit__(self, kind, error, traceback):
+        cdef Context *mine
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        mine = self._mine()
+        if unlikely(mine == NULL):
+            self._expect_mine(mine, "cannot release")
+        self._let_go(mine)
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class RLockCore(MutexCore):
+    """The part of RLock that is in the core."""
+
+    cdef inline Context *_of_this_thread(self) noexcept:
+        cdef Context *mine = self._mine()
+        if mine == NULL or held_word(mine, HELD_THREAD) != PyThread_get_thread_ident():
+            return NULL
+        return mine
+
+    cdef bint _acquire(self, int64_t limit) except -1:
+        cdef Context *mine
+        if likely(self._take_free()):
+            return True
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        mine = self._of_this_thread()
+        if mine != NULL:
+            held_set(mine, HELD_DEPTH, held_word(mine, HELD_DEPTH) + 1)
+            return True
+        return self._take(limit)
+
+    cdef int _release(self) except -1:
+        cdef Context *mine
+        cdef uint64_t depth
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        mine = self._of_this_thread()
+        if unlikely(mine == NULL):
+            self._expect_mine(NULL if self._mine() == NULL else mine, "cannot release")
+        depth = held_word(mine, HELD_DEPTH)
+        if depth > 1:
+            held_set(mine, HELD_DEPTH, depth - 1)
+        else:
+            self._let_go(mine)
+        return 0
+
+    def acquire(self, blocking=True, timeout=-1):
+        """Take the lock, or take it once more if this thread has it; return whether it is taken.
+        Arguments and errors as threading.RLock's. Otherwise as Lock.acquire().
+
+        Raises ValueError, TooManyProcesses (4,096 locks and permits of the space are held),
+        MapClosed.
+        """
+        return self._acquire(acquire_limit(blocking, timeout))
+
+    def release(self):
+        """Let go of the lock once.
+
+        Raises RuntimeError (this thread does not hold it), MapClosed.
+        """
+        self._release()
+
+    def __enter__(self):
+        return self._acquire(-1)
+
+    def __exit__(self, kind, error, traceback):
+        self._release()
+
+    # What threading.Condition needs of an RLock.
+
+    def _is_owned(self):
+        expect_open(self.handle)
+        return self._of_this_thread() != NULL
+
+    def _recursion_count(self):
+        cdef Context *mine
+        expect_open(self.handle)
+        mine = self._of_this_thread()
+        return 0 if mine == NULL else held_word(mine, HELD_DEPTH)
+
+    def _release_save(self):
+        cdef Context *mine
+        expect_open(self.handle)
+        mine = self._of_this_thread()
+        if mine == NULL:
+            raise RuntimeError(f"cannot release {self!r}: this thread does not hold it")
+        depth = held_word(mine, HELD_DEPTH)
+        self._let_go(mine)
+        return depth
+
+    def _acquire_restore(self, uint64_t depth):
+        self._acquire(-1)
+        held_set(self._of_this_thread(), HELD_DEPTH, depth)

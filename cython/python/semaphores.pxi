@@ -1,0 +1,215 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: Semaphore and BoundedSemaphore as Python sees them. shares.pxd is the protocol.
+#
+# Permits are taken and given with the GIL, so the context that has a process's permits of a cell is
+# used by one thread at a time. Only waiting releases the GIL.
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class SemaphoreCore(CellCore):
+    """The part of Semaphore that is in the core."""
+
+    cdef readonly bint undo
+
+    def _set_undo(self, bint undo):
+        self.undo = undo
+
+    cdef int _begin(self, Op *op) except -1:
+        """Find or take the context that has this process's permits of the cell."""
+        cdef uint32_t *share
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        op.map = &self.handle.map
+        op.context = NULL
+        if not self.undo:
+            return 0
+        share = self._cells._share(self._index)
+        if likely(share[0] != 0):
+            op.self_index = share[0] - 1
+            op.context = context_at(op.map, op.self_index)
+            return 0
+        begin_with_context(self.handle, op)
+        held_set(op.context, HELD_SHARES, 0)
+        held_set(op.context, HELD_SHARES_NEXT, 0)
+        held_name(op.context, self._index)
+        share[0] = op.self_index + 1
+        self.handle.map.local.held += 1
+        return 0
+
+    cdef void _end(self, Op *op) noexcept:
+        """Put the context back if it has no permits any more."""
+        if op.context == NULL or held_word(op.context, HELD_SHARES) != 0:
+            return
+        op.context.target = 0
+        self._cells.shares[self._index] = 0
+        self.handle.map.local.held -= 1
+        put_context(self.handle, op.self_index)
+
+    cdef Status _step(self, bint give, uint64_t count) except? RETRY:
+        """Take a permit or give some, if that needs no wait for a permit: OK, ABSENT or FULL."""
+        cdef Op op
+        cdef Status status = RETRY
+        cdef int turn
+        self._begin(&op)
+        for turn in range(STEP_TURNS_MAX):     # each turn, another context has changed the word
+            if not self.undo:
+                status = count_give(self.cell, count) if give else count_take(self.cell)
+            elif give:
+                status = shares_give(&op, self.cell, count)
+            else:
+                status = shares_take(&op, self.cell)
+            if likely(status != RETRY and status != BUSY):
+                break
+            if status == BUSY and turn > STEP_PAUSES:
+                with nogil:                    # this thread's context rests, whoever else uses it
+                    if not op.map.owner_recover(&op):
+                        sched_yield()
+                self._begin(&op)
+        self._end(&op)
+        if status == RETRY or status == BUSY:
+            raise _errors.LockTimeout(
+                f"{self!r}: another process was stopped in the middle of a step")
+        return status
+
+    cdef bint _take(self, int64_t limit) except -1:
+        """Take a permit, waiting for it. False: the time is over."""
+        cdef Op op
+        cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
+        cdef int64_t until = -1 if limit < 0 or limit > MAX_NS - began else began + limit
+        cdef int64_t slice_end
+        cdef bint slept = False
+        cdef Status status = self._step(False, 1)
+        if status == OK or limit == 0:
+            return status == OK
+        begin_use(self.handle, &op)
+        try:
+            while status != OK and between_slices(self.handle, until):
+                slice_end = clock_ns(CLOCK_MONOTONIC) + CELL_SLICE_NS
+                if 0 <= until < slice_end:
+                    slice_end = until
+                op.map = &self.handle.map
+                slept = True
+                with nogil:
+                    if count_sleep(&op, self.cell, slice_end) > 0 and self.undo:
+                        recover_all(op.map)
+                status = self._step(False, 1)
+        finally:
+            if status != OK and slept:
+                count_give_up(self.cell)
+            end_waiting(self.handle, &op)
+        return status == OK
+
+    def acquire(self, blocking=True, timeout=None):
+        """Take a permit; return whether one is taken. Arguments and errors as
+        threading.Semaphore's; timeout None or -1 waits without limit. Waiting sleeps in the kernel
+        without the GIL.
+
+        Raises ValueError, TooManyProcesses (4,096 locks and permits of the space are held),
+        MapClosed.
+        """
+        if likely(blocking is True and timeout is None):
+            return True if likely(self._step(False, 1) == OK) else self._take(-1)
+        return self._take(acquire_limit(blocking, timeout))
+
+    def release(self, n=1):
+        """Give n permits: those that this process has, then new ones.
+
+        Raises ValueError (n is below 1; a BoundedSemaphore would have more than its limit),
+        MapClosed.
+        """
+        cdef int64_t count = n
+        if count < 1:
+            raise ValueError("n must be one or more")
+        if unlikely(self._step(True, <uint64_t> count) == FULL):
+            raise ValueError("Semaphore released too many times")
+
+    def __enter__(self):
+        return True if likely(self._step(False, 1) == OK) else self._take(-1)
+
+    def __exit__(self, kind, error, traceback):
+        self._step(True, 1)
+
+    def get_value(self):
+        """How many permits are free at the moment. Those of a process that died come back when it
+        is recovered.
+
+        Raises MapClosed.
+        """
+        expect_open(self.handle)
+        return word_count(load_acquire_u64(&self.cell.word))
+
+    def locked(self):
+        """Whether no permit is free at the moment.
+
+        Raises MapClosed.
+        """
+        return self.get_value() == 0
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class EventCore(CellCore):
+    """The part of Event that is in the core. flag.pxd is the protocol."""
+
+    def is_set(self):
+        """Whether the event is set.
+
+        Raises MapClosed.
+        """
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        return flag_is_set(self.cell)
+
+    def set(self):
+        """Set the event, and wake all who wait for it.
+
+        Raises MapClosed.
+        """
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        flag_set(self.cell)
+
+    def clear(self):
+        """Clear the event.
+
+        Raises MapClosed.
+        """
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        flag_clear(self.cell)
+
+    def wait(self, timeout=None):
+        """Wait until the event is set; return True, or False if the time is over. An event that is
+        set and cleared while a thread waits counts as set for that thread. Waiting sleeps in the
+        kernel without the GIL.
+
+        Raises MapClosed.
+        """
+        cdef Op op
+        cdef uint64_t generation
+        cdef int64_t until = -1
+        cdef int64_t slice_end
+        cdef bint came
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        if flag_is_set(self.cell):
+            return True
+        generation = flag_generation(self.cell)
+        if timeout is not None:
+            seconds = float(timeout)
+            if seconds < TIMEOUT_MAX:
+                until = clock_ns(CLOCK_MONOTONIC) + <int64_t> (max(seconds, 0.0) * 1e9)
+        begin_use(self.handle, &op)
+        try:
+            came = flag_came(self.cell, generation)
+            while not came and between_slices(self.handle, until):
+                slice_end = clock_ns(CLOCK_MONOTONIC) + CELL_SLICE_NS
+                if 0 <= until < slice_end:
+                    slice_end = until
+                with nogil:
+                    flag_sleep(self.cell, generation, slice_end)
+                came = flag_came(self.cell, generation)
+        finally:
+            end_waiting(self.handle, &op)
+        return came

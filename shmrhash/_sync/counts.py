@@ -1,0 +1,92 @@
+"""Semaphore and BoundedSemaphore: threading's, for all processes of a machine."""
+
+from __future__ import annotations
+
+from operator import index as as_index
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._sync.space import Key, Sync, shown_key, space_for
+
+
+class Semaphore(_core.SemaphoreCore):
+    """threading.Semaphore for all processes of a machine; the permits of a dead process come back.
+
+    Semaphore(3, "gpus") is the same semaphore in all processes of this user; with space=, in all
+    that open that space; Semaphore(3) is a new one, which children of fork share and which can be
+    pickled. The value counts when the semaphore is made; later ones are ignored.
+
+    undo: a process that dies, or ends, gives back the permits that it has: those that it took and
+    did not release. So a process should release what it took itself. With undo=False the semaphore
+    is a plain counter, for signals: one process releases what another one acquires.
+
+    Attributes: key, space, undo.
+    """
+
+    _bounded = False
+    _space: Sync
+    _raw: bytes
+
+    def __new__(
+        cls,
+        value: int = 1,
+        key: Key | None = None,
+        *,
+        space: Sync | None = None,
+        undo: bool = True,
+    ) -> Semaphore:
+        """Make the object for the semaphore of this key, which is made if it is not there.
+
+        Raises ValueError (value is below 0 or beyond 2**47 - 1), TypeError, InvalidArgument (the
+        key is that of another primitive), MapFull (the space has max_entries), SegmentFull,
+        MapClosed, and what Sync() raises.
+        """
+        value = as_index(value)
+        if not 0 <= value <= _core.LIMIT_MAX:
+            raise ValueError("semaphore initial value must be >= 0 and below 2**47")
+        space = space_for(space, key)
+        limit = value if cls._bounded else _core.LIMIT_MAX
+        kind = _core.SEMAPHORE if undo else _core.COUNTER
+        index, raw = space._find(key, kind, limit, value)
+        self = super().__new__(cls, space._cells, index)
+        self._start(space, raw, undo)
+        return self
+
+    def _start(self, space: Sync, raw: bytes, undo: bool) -> None:
+        self._space, self._raw = space, raw
+        self._set_undo(undo)
+
+    @property
+    def key(self) -> Key | None:
+        """The key in its space; None if the semaphore is anonymous."""
+        return shown_key(self._raw)
+
+    @property
+    def space(self) -> Sync:
+        """The space in which the semaphore is."""
+        return self._space
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self._space, self._raw, self.undo)
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
+        state = "closed" if self._space.closed else f"value={self.get_value()}"
+        return f"<{name} at {id(self):#x}: {state}, key={self.key!r} in {self._space.name!r}>"
+
+
+class BoundedSemaphore(Semaphore):
+    """A Semaphore that refuses, with ValueError, to have more permits than it was made with.
+
+    Attributes: key, space, undo.
+    """
+
+    _bounded = True
+
+
+def _restore(cls: type[Any], space: Sync, raw: bytes, undo: bool) -> Any:
+    """Unpickle a semaphore."""
+    index = space._find_stored(raw, _core.SEMAPHORE if undo else _core.COUNTER, 0, 0)
+    self = _core.SemaphoreCore.__new__(cls, space._cells, index)
+    self._start(space, raw, undo)
+    return self

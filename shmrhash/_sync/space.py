@@ -1,0 +1,258 @@
+"""Sync: a space of cells, in which locks, semaphores and events have their state.
+
+A space is a segment like a map's: its keys are names, and its values are cells (cell.pxd). A cell
+is made when a name is used for the first time, and stays as long as the space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import weakref
+from types import TracebackType
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._constants import DEFAULT_TIMEOUT, RACES_MAX
+from shmrhash._errors import InvalidArgument, SegmentExists, SegmentMissing
+from shmrhash._gc import ANONYMOUS_PREFIX, remove_abandoned
+from shmrhash._map import RHashMap
+from shmrhash._refusals import restless_name
+from shmrhash._segment import Identity
+
+Key = str | bytes | int
+
+_TEXT_BYTES_MAX = _core.CELL_KEY_SIZE - 2  # of a key that is stored as it is
+_DIGEST_BYTES = 32
+_LONG = 0xFF  # in the place of the length: a digest, and the beginning of the key
+_ANONYMOUS = b"a"
+_ANONYMOUS_MAX = 1 << 20  # anonymous cells; memory is taken as they are made
+
+KIND_NAMES = {
+    _core.LOCK: "Lock",
+    _core.RLOCK: "RLock",
+    _core.SEMAPHORE: "Semaphore",
+    _core.COUNTER: "Semaphore(undo=False)",
+    _core.EVENT: "Event",
+}
+
+
+class _CellMap(RHashMap):
+    """The map of a space."""
+
+    _holds_cells = True
+
+
+class Sync:
+    """A space of lock primitives that processes share: Lock("gpu0", space=Sync("cluster")).
+
+    Sync(name) creates the space of this name or opens it; Sync() makes an anonymous one, which
+    children of fork share and which a pickle of it, or of its locks, leads to while a process has
+    it open. A primitive that is made without a space is in the user's own space (with a key) or in
+    an anonymous one (without). A primitive belongs to all processes that make it with the same key,
+    and is made when the first does. It stays as long as the space: a space does not shrink.
+
+    At most 4,096 locks and, for each process and semaphore, permits can be held in a space at once.
+    A process that ends while it holds something, or closes the space, lets go of it when it ends.
+
+    Attributes: name, max_entries, closed.
+    """
+
+    def __init__(
+        self, name: str | None = None, max_entries: int = 4096, *, mode: int = 0o600
+    ) -> None:
+        """Create a space, or open the one of this name.
+
+        max_entries: how many primitives it can have; an existing space keeps its own limit. mode:
+        permissions of a new space's file: who may write it may lock.
+
+        Raises LayoutMismatch (the name is a map's), InvalidArgument, TooLarge, SegmentFull,
+        LimitReached, PermissionDenied, Unsupported.
+        """
+        self._start(_map_of(name, max_entries, mode))
+
+    @classmethod
+    def open(cls, name: str) -> Sync:
+        """Open the space of this name, which must exist.
+
+        Raises SegmentMissing, LayoutMismatch (the name is a map's), PermissionDenied.
+        """
+        return cls._of(_CellMap.open(name))
+
+    @classmethod
+    def _of(cls, handle: RHashMap) -> Sync:
+        self = cls.__new__(cls)
+        self._start(handle)
+        return self
+
+    def _start(self, handle: RHashMap) -> None:
+        self._map = handle
+        self._cells = _core.Space(handle)
+        if handle.ephemeral:  # at exit _lifetime.py acts
+            weakref.finalize(self, handle.close).atexit = False
+        _open_spaces[handle._identity()] = self
+
+    @property
+    def name(self) -> str:
+        """The segment's name, also of an anonymous space."""
+        return self._map.name
+
+    @property
+    def max_entries(self) -> int:
+        """How many primitives the space can have."""
+        return self._map.max_entries
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle was closed."""
+        return self._map.closed
+
+    def close(self) -> None:
+        """Detach. Primitives that were made with this handle raise MapClosed from now on. What this
+        process holds in the space it holds until it ends.
+        """
+        self._map.close()
+
+    def unlink(self) -> None:
+        """Remove the name. Attached processes go on; the last of them to detach frees the memory.
+
+        Raises SegmentMissing if the name is gone already.
+        """
+        self._map.unlink()
+
+    def cells(self) -> list[tuple[Any, str]]:
+        """(key, kind) of each primitive in the space; the key of an anonymous one is None, that of
+        a key of more than 54 bytes is its beginning. O(primitives).
+
+        Raises MapClosed.
+        """
+        return [(key, KIND_NAMES.get(kind, "?")) for key, kind, _ in self._entries()]
+
+    def _entries(self) -> list[tuple[Any, int, int]]:
+        """(key, kind, index) of each cell."""
+        found = []
+        for raw in list(self._map):
+            index = self._cells.find(raw, 0, 0, 0)
+            found.append((shown_key(raw), self._cells.kind(index), index))
+        return found
+
+    def check(self) -> dict[str, Any]:
+        """Check the segment as RHashMap.check() does, and recover dead processes first.
+
+        Raises SegmentCorrupt, MapClosed.
+        """
+        return self._map.check()
+
+    def _find(self, key: Key | None, kind: int, limit: int, count: int) -> tuple[int, bytes]:
+        """The index and the stored key of a primitive, which is made if there is none."""
+        raw = stored_key(key)
+        return self._find_stored(raw, kind, limit, count), raw
+
+    def _find_stored(self, raw: bytes, kind: int, limit: int, count: int) -> int:
+        index = self._cells.find(raw, kind, limit, count)
+        found = self._cells.kind(index)
+        if found != kind:
+            raise InvalidArgument(
+                f"{shown_key(raw)!r} in the space {self.name!r} is a {KIND_NAMES.get(found, '?')}, "
+                f"not a {KIND_NAMES[kind]}; choose another key"
+            )
+        return index
+
+    def __enter__(self) -> Sync:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self._map)} of {self.max_entries} primitives"
+        return f"<{type(self).__name__} {self.name!r}: {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._map.name, self._map._path)
+
+
+# The spaces that this process has open, so that unpickled primitives share their handles.
+_open_spaces: weakref.WeakValueDictionary[Identity, Sync] = weakref.WeakValueDictionary()
+_named: dict[str | None, Sync] = {}  # the user's own space and the anonymous one
+
+
+def _map_of(name: str | None, max_entries: int, mode: int) -> RHashMap:
+    for _ in range(RACES_MAX):  # another process may create and unlink it each time
+        if name is None:
+            drawn = ANONYMOUS_PREFIX + secrets.token_hex(8)
+            remove_abandoned(drawn)
+        else:
+            drawn = name
+            with contextlib.suppress(SegmentMissing):
+                return _CellMap.open(name)
+        with contextlib.suppress(SegmentExists):
+            return _CellMap.create(
+                drawn,
+                key_size=_core.CELL_KEY_SIZE,
+                value_size=_core.CELL_VALUE_SIZE,
+                max_entries=max_entries,
+                mode=mode,
+                ephemeral=name is None,
+            )
+    raise restless_name(drawn)
+
+
+def space_for(space: Sync | None, key: Key | None) -> Sync:
+    """The space of a primitive that is made with these arguments."""
+    if space is not None:
+        if not isinstance(space, Sync):
+            raise TypeError(f"space must be a Sync or None, not {type(space).__name__}")
+        return space
+    where = None if key is None else f"shmrhash-sync-{os.geteuid()}"
+    found = _named.get(where)
+    if found is None or found.closed:
+        found = Sync(where, _ANONYMOUS_MAX)
+        _named[where] = found
+    return found
+
+
+def _reopen(name: str, path: str) -> Sync:
+    """Unpickle a space, or find the handle that this process has."""
+    for space in list(_open_spaces.values()):
+        if not space.closed and space._map._path == path:
+            return space
+    return Sync._of(_CellMap._open(name, path, False, DEFAULT_TIMEOUT, None))
+
+
+def stored_key(key: Key | None) -> bytes:
+    """The 56 bytes that stand for a key in a space: its length, its type, its text; or a digest."""
+    if key is None:
+        text = _ANONYMOUS + secrets.token_bytes(16)
+    elif type(key) is str:
+        text = b"s" + key.encode()
+    elif type(key) is bytes:
+        text = b"b" + key
+    elif type(key) is int:
+        text = b"i%d" % key
+    else:
+        raise TypeError(f"a key is a str, bytes, int or None, not {type(key).__name__}")
+    if len(text) > _TEXT_BYTES_MAX + 1:
+        digest = hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest()
+        return (bytes([_LONG]) + text[:1] + digest + text[1:])[: _core.CELL_KEY_SIZE]
+    return (bytes([len(text)]) + text).ljust(_core.CELL_KEY_SIZE, b"\0")
+
+
+def shown_key(raw: bytes) -> Key | None:
+    """The key that stored_key() stored; of a long one its beginning."""
+    kind = raw[1:2]
+    text = raw[2 + _DIGEST_BYTES :] if raw[0] == _LONG else raw[2 : 1 + raw[0]]
+    if kind == b"b":
+        return text
+    if kind == b"s":
+        return text.decode(errors="replace")
+    if kind == b"i":
+        return int(text) if raw[0] != _LONG else text.decode()
+    return None

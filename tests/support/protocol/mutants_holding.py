@@ -1,0 +1,47 @@
+"""Mutants of holding.py, as mutants.py has the others."""
+
+SLEEPS = "a waiter sleeps although"
+DIES = "the owner of a lock dies, and so does its recoverer"
+PERMIT_DIES = "a context with the only permit dies"
+
+OF_CELLS = {
+    "one that has slept takes the lock with CONTENDED": (
+        "three contexts take a lock in turn",
+        SLEEPS,
+    ),
+    "a waiter that gives up passes the wake-up on": (
+        "a waiter for a lock gives up, and another one waits",
+        SLEEPS,
+    ),
+    "a release and its wake-up are one call": (
+        "the owner of a lock dies in its release, and its recoverer dies",
+        SLEEPS,
+    ),
+    "a release clears ORPHAN": (DIES, "was told"),
+    "recovery passes on the wake-up of a dead waiter": (
+        "a waiter for a lock dies, and two others wait",
+        SLEEPS,
+    ),
+    "recovery says that the owner died": (DIES, "was told"),
+    "recovery frees a lock and wakes in one call": (
+        "the owner of a lock dies in its release, and its recoverer dies",
+        SLEEPS,
+    ),
+    "recovery frees only a lock that the context holds": (
+        "a waiter for a lock dies, and two others wait",
+        "",
+    ),
+    "a context names the cell before it changes it": (PERMIT_DIES, ""),
+    "a change of permits begins with its intent": (PERMIT_DIES, "permits are lost"),
+    "recovery finishes a change that was committed": (PERMIT_DIES, "permits are lost"),
+    "recovery gives the permits of the dead back": (PERMIT_DIES, ""),
+    "recovery rings for permits": (PERMIT_DIES, SLEEPS),
+    "setting an event raises its generation": (
+        "an event is set and cleared while a context waits",
+        SLEEPS,
+    ),
+    "a waiter for an event arms the bell before it looks": (
+        "an event is set while two contexts wait",
+        SLEEPS,
+    ),
+}

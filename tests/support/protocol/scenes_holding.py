@@ -1,0 +1,81 @@
+"""Scenes of cells: a lock, a semaphore or an event, with deaths of those who hold it or wait."""
+
+from support.protocol.scene import recovers, writes
+from support.protocol.scene_kit import RECOVERERS, SAME, scene
+
+LOCK = {"elements": 1, "value_words": 1, "waiters": 3, "cell": "lock"}
+PERMITS = LOCK | {"cell": "permits"}
+EVENT = LOCK | {"cell": "event"}
+HOLD = ("hold",)
+BOTH = (("take permit",), ("give permit",))
+
+HOLDING = {
+    "three contexts take a lock in turn": scene(
+        writes(1, HOLD), writes(2, HOLD), writes(3, HOLD), hashes=SAME, sizes=LOCK
+    ),
+    "the owner of a lock dies, and so does its recoverer": scene(
+        writes(1, HOLD, mortal=True),
+        writes(2, HOLD, HOLD),
+        *RECOVERERS,
+        hashes=SAME,
+        deaths=2,
+        sizes=LOCK,
+    ),
+    "a waiter for a lock gives up, and another one waits": scene(
+        writes(1, HOLD, HOLD),
+        writes(2, ("hold", False)),
+        writes(3, HOLD),
+        writes(4, ("ring alarm", 2)),
+        hashes=SAME,
+        sizes=LOCK | {"waiters": 4},
+    ),
+    "a context whose lock another one has taken dies": scene(
+        writes(1, HOLD, HOLD, mortal=True),
+        writes(2, HOLD, HOLD),
+        recovers(1),
+        hashes=SAME,
+        deaths=1,
+        sizes=LOCK,
+    ),
+    "a waiter for a lock dies, and two others wait": scene(
+        writes(1, HOLD, mortal=True),
+        writes(2, HOLD, HOLD),
+        writes(3, HOLD),
+        recovers(1),
+        hashes=SAME,
+        deaths=1,
+        sizes=LOCK,
+    ),
+    "the owner of a lock dies in its release, and its recoverer dies": scene(
+        writes(1, ("let lock go",), mortal=True),
+        writes(2, HOLD),
+        recovers(1, mortal=True),
+        hashes=SAME,
+        deaths=2,
+        sizes=LOCK | {"held_at_first": True},
+    ),
+    "a context with the only permit dies": scene(
+        writes(1, *BOTH, mortal=True),
+        writes(2, *BOTH),
+        *RECOVERERS,
+        hashes=SAME,
+        deaths=2,
+        sizes=PERMITS,
+    ),
+    "two contexts wait for the only permit": scene(
+        writes(1, *BOTH), writes(2, *BOTH), writes(3, *BOTH), hashes=SAME, sizes=PERMITS
+    ),
+    "an event is set while two contexts wait": scene(
+        writes(1, ("wait for flag",)),
+        writes(2, ("wait for flag",)),
+        writes(3, ("set flag",)),
+        hashes=SAME,
+        sizes=EVENT,
+    ),
+    "an event is set and cleared while a context waits": scene(
+        writes(1, ("wait for flag",)),
+        writes(3, ("set flag", True)),
+        hashes=SAME,
+        sizes=EVENT,
+    ),
+}
