@@ -35,6 +35,7 @@ from shmrhash._counter import SharedCounter
 from shmrhash._dict import SharedDict
 from shmrhash._errors import (
     DeadlockError,
+    Deposed,
     Error,
     FrozenMap,
     InvalidArgument,
@@ -65,14 +66,20 @@ from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
 from shmrhash._gc import gc, unlink
 from shmrhash._map import RHashMap
 from shmrhash._sync import (
+    Barrier,
     BoundedSemaphore,
+    Condition,
     Event,
+    Leader,
     Lock,
+    LockInfo,
+    Once,
     Orphan,
     Owner,
     RLock,
     Semaphore,
     Sync,
+    locks,
 )
 from shmrhash._types.arrays import Array
 from shmrhash._waiting import CHANGED, GONE, Change, Watch
@@ -95,11 +102,14 @@ __all__ = [
     "CHANGED",
     "GONE",
     "Array",
+    "Barrier",
     "Batch",
     "BoundedSemaphore",
     "BucketInfo",
     "Change",
+    "Condition",
     "DeadlockError",
+    "Deposed",
     "Error",
     "Event",
     "FrozenMap",
@@ -109,12 +119,15 @@ __all__ = [
     "KeyNotFound",
     "Kptr",
     "LayoutMismatch",
+    "Leader",
     "LimitReached",
     "Lock",
+    "LockInfo",
     "LockTimeout",
     "MapBusy",
     "MapClosed",
     "MapFull",
+    "Once",
     "Orphan",
     "OutOfMemory",
     "Owner",
@@ -141,5 +154,6 @@ __all__ = [
     "Watch",
     "WriteOnlyMap",
     "gc",
+    "locks",
     "unlink",
 ]

@@ -37,6 +37,8 @@ cdef enum:
     CELL_SEMAPHORE = 3         # the permits of a dead process come back
     CELL_COUNTER = 4           # a semaphore whose permits do not
     CELL_EVENT = 5
+    CELL_CONDITION = 8
+    CELL_BARRIER = 9
 
 # Which word of context.owned_refs says what, in a space.
 cdef enum:

@@ -36,6 +36,8 @@ KIND_NAMES = {
     _core.SEMAPHORE: "Semaphore",
     _core.COUNTER: "Semaphore(undo=False)",
     _core.EVENT: "Event",
+    _core.CONDITION: "Condition",
+    _core.BARRIER: "Barrier",
 }
 
 

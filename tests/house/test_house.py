@@ -32,7 +32,7 @@ LAYERS = {
         *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
         *("remove", "sweep", "write", "section", "walk", "batch"),
     ],
-    "cells": ["cell", "mutex", "shares", "flag"],
+    "cells": ["cell", "mutex", "takeaway", "shares", "flag", "condition", "barrier"],
     "processes": [
         *("claim", "liveness", "recover_memory", "recover_cells", "recover", "forking", "wait"),
         *("attach", "check_objects", "check"),
@@ -41,7 +41,7 @@ LAYERS = {
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections"),
-        *("watching", "cells", "locks", "semaphores"),
+        *("watching", "cells", "locks", "semaphores", "conditions", "lockusers"),
         *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }
