@@ -40,12 +40,14 @@ COMMANDS = {  # by section of the help: each command and its module
         "watch": "commands.watch",
         "stat": "commands.stat",
         "metrics": "commands.metrics",
+        "locks": "commands.locks",
     },
     "repair": {
         "check": "commands.check",
         "repair": "commands.check",
         "gc": "commands.check",
         "unlink": "commands.check",
+        "unlock": "commands.locks",
         "doctor": "commands.doctor",
     },
     "move and measure": {
