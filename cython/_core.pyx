@@ -99,9 +99,9 @@ from cells.barrier cimport (
     barrier_give_up, barrier_look, barrier_pass, barrier_sleep,
 )
 from cells.cell cimport (
-    CELL_BARRIER, CELL_CONDITION, CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE,
-    HELD_DEPTH, HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell, cell_at, held_name,
-    held_set, held_word,
+    CELL_BARRIER, CELL_CONDITION, CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK,
+    CELL_SEMAPHORE, HELD_DEPTH, HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell,
+    cell_at, held_name, held_set, held_word,
 )
 from cells.condition cimport (
     TOLD, WAITING, condition_enter, condition_leave, condition_notify, condition_pass_on,
@@ -111,6 +111,9 @@ from cells.condition cimport (
 from cells.flag cimport flag_came, flag_clear, flag_generation, flag_is_set, flag_set, flag_sleep
 from cells.mutex cimport (
     ORPHAN, MutexWait, mutex_give_up, mutex_intend, mutex_release, mutex_take_free, mutex_wait,
+)
+from cells.rwlock cimport (
+    READERS_MASK, WRITER, rwlock_give, rwlock_give_up, rwlock_has, rwlock_sleep, rwlock_take,
 )
 from cells.shares cimport (
     COUNT_MAX, count_give, count_give_up, count_sleep, count_take, shares_give, shares_take,
@@ -179,6 +182,7 @@ include "python/watching.pxi"
 include "python/cells.pxi"
 include "python/locks.pxi"
 include "python/semaphores.pxi"
+include "python/rwlocks.pxi"
 include "python/conditions.pxi"
 include "python/lockusers.pxi"
 include "python/map.pxi"

@@ -37,6 +37,7 @@ cdef enum:
     CELL_SEMAPHORE = 3         # the permits of a dead process come back
     CELL_COUNTER = 4           # a semaphore whose permits do not
     CELL_EVENT = 5
+    CELL_RWLOCK = 6
     CELL_CONDITION = 8
     CELL_BARRIER = 9
 
@@ -45,7 +46,7 @@ cdef enum:
     HELD_THREAD = 0            # of a lock: the thread that took it
     HELD_DEPTH = 1             # of an RLock: how often. Only that thread stores it.
     HELD_SINCE = 2             # of a lock: CLOCK_MONOTONIC, some ms exact; for people
-    HELD_SHARES = 3            # of a semaphore: permits of the process
+    HELD_SHARES = 3            # permits of the process; or its readers and writer (rwlock.pxd)
     HELD_SHARES_NEXT = 4       # what that is after the commit, plus 1; 0: no change under way
 
 cdef struct Cell:

@@ -38,6 +38,11 @@ from cells.cell cimport HELD_SHARES, HELD_SHARES_NEXT, Cell, held_set, held_word
 cdef enum:
     COUNT_MAX = 0x7FFFFFFFFFFFULL
 
+# What the shares of processes are to the number in the word.
+cdef enum:
+    SHARES_ARE_TAKEN = 0       # taken off it: permits
+    SHARES_ARE_COUNTED = 1     # counted in it: readers and writers (rwlock.pxd)
+
 cdef inline uint64_t word_count(uint64_t word) noexcept nogil:
     return word >> PAYLOAD_SHIFT
 
@@ -122,8 +127,8 @@ cdef inline void count_give_up(Cell *cell) noexcept nogil:
     if word_count(load_acquire_u64(&cell.word)) != 0:
         bell_ring_some(&cell.bell, 1)
 
-cdef inline Status shares_recover(Op *op, Cell *cell) noexcept nogil:
-    """Settle the change that a dead process had begun, and give its permits back."""
+cdef inline Status shares_recover(Op *op, Cell *cell, int shares_are) noexcept nogil:
+    """Settle the change that a dead process had begun, and give back what it has."""
     cdef uint64_t next_one = held_word(op.context, HELD_SHARES_NEXT)
     cdef uint64_t held = 0
     cdef uint64_t shares
@@ -140,7 +145,8 @@ cdef inline Status shares_recover(Op *op, Cell *cell) noexcept nogil:
     if shares != 0:
         if lock_acquire(op, &cell.word, &held) != OK:
             return BUSY
-        shares_change(op, cell, word_count(held) + shares, 0)
+        shares_change(op, cell, word_count(held) + (
+            shares if shares_are == SHARES_ARE_TAKEN else 0 - shares), 0)
     # Also for permits that the dead process gave and did not live to ring for.
     bell_ring_some(&cell.bell, INT_MAX)
     return OK

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Recovery of what a dead process held of cells. context.target names the cell; the cell's own word
-# says whether the context holds it (mutex.pxd, shares.pxd).
+# says whether the context holds it (mutex.pxd, shares.pxd, rwlock.pxd).
 from libc.stdint cimport uint64_t
 from machine.atomics cimport load_relaxed_u64
 from segment.status cimport Status, OK, ABSENT, BUSY
@@ -8,12 +8,13 @@ from segment.layout cimport ProcessSlot
 from memory.operation cimport Op
 from memory.pool cimport object_memory_ready
 from cells.cell cimport (
-    CELL_BARRIER, CELL_CONDITION, CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE, Cell, cell_at,
+    CELL_BARRIER, CELL_CONDITION, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK, CELL_SEMAPHORE, Cell, cell_at,
 )
 from cells.barrier cimport barrier_recover
 from cells.condition cimport condition_recover
 from cells.mutex cimport mutex_recover
-from cells.shares cimport shares_recover
+from cells.rwlock cimport rwlock_recover
+from cells.shares cimport SHARES_ARE_TAKEN, shares_recover
 
 cdef inline Status recover_cell(Op *op, const ProcessSlot *owner) noexcept nogil:
     """Let go of what the context holds of the cell that it names. BUSY: the cell is locked."""
@@ -29,7 +30,9 @@ cdef inline Status recover_cell(Op *op, const ProcessSlot *owner) noexcept nogil
     if cell.kind == CELL_LOCK or cell.kind == CELL_RLOCK:
         mutex_recover(op, cell, owner)
     elif cell.kind == CELL_SEMAPHORE:
-        return shares_recover(op, cell)
+        return shares_recover(op, cell, SHARES_ARE_TAKEN)
+    elif cell.kind == CELL_RWLOCK:
+        return rwlock_recover(op, cell, owner)
     elif cell.kind == CELL_CONDITION:
         condition_recover(op, cell, index)
     elif cell.kind == CELL_BARRIER:

@@ -7,16 +7,13 @@
 
 @cython.auto_pickle(False)
 @cython.no_gc_clear
-cdef class SemaphoreCore(CellCore):
-    """The part of Semaphore that is in the core."""
+cdef class SharesCore(CellCore):
+    """What Semaphore and RWLock have in common: the context that has this process's shares."""
 
-    cdef readonly bint undo
-
-    def _set_undo(self, bint undo):
-        self.undo = undo
+    cdef readonly bint undo        # there is such a context
 
     cdef int _begin(self, Op *op) except -1:
-        """Find or take the context that has this process's permits of the cell."""
+        """Find or take the context that has this process's shares of the cell."""
         cdef uint32_t *share
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
@@ -38,13 +35,22 @@ cdef class SemaphoreCore(CellCore):
         return 0
 
     cdef void _end(self, Op *op) noexcept:
-        """Put the context back if it has no permits any more."""
+        """Put the context back if it has no shares any more."""
         if op.context == NULL or held_word(op.context, HELD_SHARES) != 0:
             return
         op.context.target = 0
         self._cells.shares[self._index] = 0
         self.handle.map.local.held -= 1
         put_context(self.handle, op.self_index)
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class SemaphoreCore(SharesCore):
+    """The part of Semaphore that is in the core."""
+
+    def _set_undo(self, bint undo):
+        self.undo = undo
 
     cdef Status _step(self, bint give, uint64_t count) except? RETRY:
         """Take a permit or give some, if that needs no wait for a permit: OK, ABSENT or FULL."""

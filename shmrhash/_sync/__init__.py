@@ -4,6 +4,7 @@ space.py    Sync, the spaces in which the primitives have their cells
 locks.py    Lock, RLock
 counts.py   Semaphore, BoundedSemaphore
 events.py   Event
+rwlocks.py  RWLock
 conditions.py, barriers.py    Condition, Barrier
 once.py, leader.py, parts.py  Once, Leader, which are made of the others
 listing.py  locks()
@@ -17,6 +18,7 @@ from shmrhash._sync.leader import Leader
 from shmrhash._sync.listing import LockInfo, locks
 from shmrhash._sync.locks import Lock, Orphan, Owner, RLock
 from shmrhash._sync.once import Once
+from shmrhash._sync.rwlocks import RWLock
 from shmrhash._sync.space import Sync
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Orphan",
     "Owner",
     "RLock",
+    "RWLock",
     "Semaphore",
     "Sync",
     "locks",

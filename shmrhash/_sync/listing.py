@@ -16,11 +16,12 @@ _SEMAPHORES = (_core.SEMAPHORE, _core.COUNTER)
 class LockInfo(NamedTuple):
     """What is known of one primitive.
 
-    kind: "Lock", "RLock", "Semaphore", "Semaphore(undo=False)", "Event", "Condition", "Barrier".
-    owners: who holds it; of a Semaphore, each process with permits, once for each permit. waiters:
-    the threads that wait for a Lock or RLock, at a Condition or a Barrier. value: the free permits
-    of a Semaphore, 1 or 0 of an Event, the parties that a Barrier needs; None of others. token: how
-    often a Lock or RLock has been taken. The `since` of a permit's owner is 0.
+    kind: "Lock", "RLock", "RWLock", "Semaphore", "Semaphore(undo=False)", "Event", "Condition",
+    "Barrier". owners: who holds it: of an RWLock, each process that reads or writes; of a
+    Semaphore, each process with permits, once for each permit; their `since` is 0. waiters: the
+    threads that wait for a Lock or RLock, at a Condition or a Barrier. value: the free permits of a
+    Semaphore, 1 or 0 of an Event, the parties that a Barrier needs; None of others. token: how
+    often a Lock or RLock has been taken.
     """
 
     key: Key | None
@@ -60,6 +61,9 @@ def _info(cells: _core.Space, index: int, key: Key | None) -> LockInfo:
         owner = cells.owner(index)
         if owner is not None and owner[4]:
             owners.append(_person(owner))
+    elif kind == _core.RWLOCK:
+        holders = _core.permit_holders(cells, index)
+        owners = [_person(holder) for holder, _ in holders if holder[4]]
     elif kind in _SEMAPHORES:
         value = words["count"]
         for holder, permits in _core.permit_holders(cells, index):

@@ -36,6 +36,7 @@ KIND_NAMES = {
     _core.SEMAPHORE: "Semaphore",
     _core.COUNTER: "Semaphore(undo=False)",
     _core.EVENT: "Event",
+    _core.RWLOCK: "RWLock",
     _core.CONDITION: "Condition",
     _core.BARRIER: "Barrier",
 }

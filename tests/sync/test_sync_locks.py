@@ -472,7 +472,7 @@ def enter_and_leave(lock, file, pid):
     return inside
 
 
-@pytest.mark.parametrize("rounds", [20, pytest.param(200, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.thorough)])
 @KINDS
 def test_storm_of_kills(space, kind, rounds, seed, tmp_path):
     """C1: killed at random, no two processes are ever inside at once, nobody is stuck, and whoever

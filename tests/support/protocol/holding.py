@@ -32,6 +32,7 @@ ORPHAN = 32
 SLEEPING = 1
 FLAG_SET = 1
 PERMIT = 1 << PAYLOAD_SHIFT
+READER, WRITER = 1, 8
 
 
 # ---- a lock ----
@@ -155,7 +156,7 @@ def take_permit(m, me):
         word = yield load(m.permits)
         done = False
         if word >= PERMIT and not owner_of(word):
-            done = yield from permits_change(m, me, word, -1)
+            done = yield from shares_change(m, me, word, -1, 1)
         elif word < PERMIT and not owner_of(word):
             sleeps = yield futex_sleep(m.bell, bell | SLEEPING, m.asleep[me - 1])
             if sleeps:
@@ -178,21 +179,21 @@ def give_permit(m, me):
         if owner_of(word):
             yield awaits("the permits are not locked")
         else:
-            done = yield from permits_change(m, me, word, 1)
+            done = yield from shares_change(m, me, word, 1, -1)
         del word
     yield from permit_ring(m)
 
 
-def permits_change(m, me, word, by):
-    """Add to the free permits, and take from this context's, or the other way round."""
+def shares_change(m, me, word, by, mine):
+    """Add to the number in the word, and to this context's shares."""
     done = yield cas(m.permits, word, word | me)
     if not done:
         return False
     shares = yield own(m.shares[me])
     if m.keeps("a change of permits begins with its intent"):
-        yield put(m.shares_next[me], shares - by + 1)
+        yield put(m.shares_next[me], shares + mine + 1)
     yield store(m.permits, word + by * PERMIT)
-    yield put(m.shares[me], shares - by)
+    yield put(m.shares[me], shares + mine)
     yield put(m.shares_next[me], 0)
     return True
 
@@ -203,10 +204,17 @@ def permit_ring(m):
         yield futex_ring(m.bell)
 
 
-def permits_recover(m, me):
-    """Settle the change that a dead context had begun, and give its permits back."""
+def shares_recover(m, me):
+    """Settle the change that a dead context had begun, and give its shares back."""
     word = yield load(m.permits)
     intent = yield own(m.shares_next[me])
+    if m.cell == "rwlock":
+        shares = yield own(m.shares[me])
+        if intent and owner_of(word) != me:
+            shares = intent - 1
+        if shares & WRITER and m.keeps("recovery tells of a writer before it takes it off"):
+            yield store(m.mutex, ORPHAN)
+        del shares
     if owner_of(word) == me:
         yield put(m.shares_next[me], 0)
         yield store(m.permits, word & ~OWNER_MASK)
@@ -223,9 +231,68 @@ def permits_recover(m, me):
             if owner_of(word):
                 yield awaits("the permits are not locked")
             else:
-                done = yield from permits_change(m, me, word, shares)
+                by = -shares if m.cell == "rwlock" else shares
+                done = yield from shares_change(m, me, word, by, -shares)
+                del by
             del word
     if m.keeps("recovery rings for permits"):
+        yield from permit_ring(m)
+
+
+# ---- readers and a writer ----
+
+
+def read(m, me):
+    """Come in as a reader, look whether a writer is in the middle of its work, and go out."""
+    yield from come_in(m, me, READER)
+    half_done = yield load(m.protected)
+    if half_done:
+        word = yield load(m.mutex)
+        if not word & ORPHAN:
+            yield store(m.told, 1)
+        del word
+    yield from go_out(m, me, READER)
+
+
+def write(m, me):
+    """Come in as the writer, do the work, and go out."""
+    yield from come_in(m, me, WRITER)
+    yield store(m.protected, 1)
+    yield store(m.protected, 0)
+    yield from go_out(m, me, WRITER)
+
+
+def come_in(m, me, unit):
+    yield put(m.names_cell[me], 1)
+    while True:
+        bell = yield fetch_or(m.bell, SLEEPING)
+        word = yield load(m.permits)
+        done = False
+        if owner_of(word):
+            yield awaits("the permits are not locked")
+        elif word < PERMIT or (unit == READER and not word & WRITER * PERMIT):
+            done = yield from shares_change(m, me, word, unit, unit)
+        else:
+            sleeps = yield futex_sleep(m.bell, bell | SLEEPING, m.asleep[me - 1])
+            if sleeps:
+                yield awaits("it is awake", me - 1)
+            del sleeps
+        if done:
+            return
+        del bell, word, done
+
+
+def go_out(m, me, unit):
+    done = False
+    while not done:
+        word = yield load(m.permits)
+        if owner_of(word):
+            yield awaits("the permits are not locked")
+        else:
+            done = yield from shares_change(m, me, word, -unit, -unit)
+        last = word // PERMIT == unit
+        del word
+    if last and m.keeps("who leaves the lock free rings"):
         yield from permit_ring(m)
 
 
@@ -275,8 +342,8 @@ def recover_cell(m, me):
         return
     if m.cell == "lock":
         yield from mutex_recover(m, me)
-    elif m.cell == "permits":
-        yield from permits_recover(m, me)
+    elif m.cell in ("permits", "rwlock"):
+        yield from shares_recover(m, me)
 
 
 def permits_are_free(m, memory, _subjects):
@@ -314,5 +381,12 @@ def check_cell(m, memory, sleeps, dead):
             raise Violation("permits are lost or made (C1)")
         if sleeps and free:
             raise Violation("a waiter sleeps although a permit is free")
+    if m.cell == "rwlock":
+        if memory[m.permits]:
+            raise Violation("somebody is never taken off the lock (C1)")
+        if sleeps:
+            raise Violation("a waiter sleeps although the lock is free")
+        if memory[m.told]:
+            raise Violation("a reader found a writer at work")
     if m.cell == "event" and sleeps and (memory[m.flag] & FLAG_SET or memory[m.told]):
         raise Violation("a waiter sleeps although the event has come")

@@ -36,6 +36,11 @@ OF_CELLS = {
     "recovery finishes a change that was committed": (PERMIT_DIES, "permits are lost"),
     "recovery gives the permits of the dead back": (PERMIT_DIES, ""),
     "recovery rings for permits": (PERMIT_DIES, SLEEPS),
+    "recovery tells of a writer before it takes it off": (
+        "a writer dies, and others read and write",
+        "a writer at work",
+    ),
+    "who leaves the lock free rings": ("two readers and a writer", SLEEPS),
     "setting an event raises its generation": (
         "an event is set and cleared while a context waits",
         SLEEPS,

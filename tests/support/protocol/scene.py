@@ -22,10 +22,12 @@ from support.protocol.holding import (
     give_permit,
     hold,
     let_lock_go,
+    read,
     ring_alarm,
     set_flag,
     take_permit,
     wait_for_flag,
+    write,
 )
 from support.protocol.reading import contains, lookup, parent_of
 from support.protocol.recovering import recover
@@ -79,6 +81,7 @@ OF_WRITERS = {
     "let go": let_go,
     "let lock go": let_lock_go,
     "look": look,
+    "read": read,
     "release": block_release,
     "remove": section_removed,
     "replace": replace,
@@ -93,6 +96,7 @@ OF_WRITERS = {
     "trim": depot_trim,
     "update": update,
     "wait for flag": wait_for_flag,
+    "write": write,
 }
 
 

@@ -5,6 +5,7 @@ from support.protocol.scene_kit import RECOVERERS, SAME, scene
 
 LOCK = {"elements": 1, "value_words": 1, "waiters": 3, "cell": "lock"}
 PERMITS = LOCK | {"cell": "permits"}
+RWLOCK = LOCK | {"cell": "rwlock", "permits_at_first": 0}
 EVENT = LOCK | {"cell": "event"}
 HOLD = ("hold",)
 BOTH = (("take permit",), ("give permit",))
@@ -64,6 +65,33 @@ HOLDING = {
     ),
     "two contexts wait for the only permit": scene(
         writes(1, *BOTH), writes(2, *BOTH), writes(3, *BOTH), hashes=SAME, sizes=PERMITS
+    ),
+    "two readers and a writer": scene(
+        writes(1, ("read",)), writes(2, ("read",)), writes(3, ("write",)), hashes=SAME, sizes=RWLOCK
+    ),
+    "two writers and a reader": scene(
+        writes(1, ("write",)),
+        writes(2, ("write",)),
+        writes(3, ("read",)),
+        hashes=SAME,
+        sizes=RWLOCK,
+    ),
+    "a writer dies, and others read and write": scene(
+        writes(1, ("write",), mortal=True),
+        writes(2, ("read",)),
+        writes(3, ("write",)),
+        recovers(1),
+        hashes=SAME,
+        deaths=1,
+        sizes=RWLOCK,
+    ),
+    "a reader dies, and so does its recoverer": scene(
+        writes(1, ("read",), mortal=True),
+        writes(2, ("write",)),
+        *RECOVERERS,
+        hashes=SAME,
+        deaths=2,
+        sizes=RWLOCK,
     ),
     "an event is set while two contexts wait": scene(
         writes(1, ("wait for flag",)),

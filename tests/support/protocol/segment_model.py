@@ -131,7 +131,7 @@ class Segment:
     pins: int = 0  # pins of the one object (forking.py)
     timed: bool = False  # values are deadlines (sweeping.py)
     waiters: int = 0  # processes that may wait for a change (waiting.py)
-    cell: str = ""  # "lock", "permits" or "event": the one cell (holding.py)
+    cell: str = ""  # "lock", "permits", "rwlock" or "event": the one cell (holding.py)
     permits_at_first: int = 1
     held_at_first: bool = False  # context 1 holds the lock
     looks_early: bool = False  # writers look for waiters before their commit is seen
