@@ -46,7 +46,7 @@ from segment.layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
     SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, BELL_COUNT, CELL_BYTES, CELL_KEY_BYTES,
-    FEATURE_CELLS, LOCK_MASK, REGION_CONTEXTS,
+    CONTEXT_MAX, FEATURE_CELLS, LOCK_MASK, REGION_CONTEXTS,
 )
 from segment.words cimport (
     element_state, depot_credit, depot_count as depot_parked, word_locked, word_owner,
@@ -97,10 +97,19 @@ from map.walk cimport Position, EntryBuffer, ORDER_END, BucketFacts, bucket_figu
 from map.batch cimport (
     Batch, BATCH_LOOKUP, BATCH_CONTAINS, BATCH_UPDATE, BATCH_DELETE, BATCH_ADD, batch_go_on,
 )
+from cells.barrier cimport (
+    BROKEN, COME_LIMIT, barrier_come, barrier_end_generation, barrier_enter, barrier_generation,
+    barrier_give_up, barrier_look, barrier_pass, barrier_sleep,
+)
 from cells.cell cimport (
-    CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK, CELL_SEMAPHORE, HELD_DEPTH,
-    HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell, cell_at, held_name, held_set,
-    held_word,
+    CELL_BARRIER, CELL_CONDITION, CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK,
+    CELL_SEMAPHORE, HELD_DEPTH, HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell,
+    cell_at, held_name, held_set, held_word,
+)
+from cells.condition cimport (
+    TOLD, WAITING, condition_enter, condition_leave, condition_notify, condition_pass_on,
+    condition_sleep, dead_waiters_recover, wait_end, wait_say, wait_turn_of, wait_word,
+    waits_for,
 )
 from cells.flag cimport flag_came, flag_clear, flag_generation, flag_is_set, flag_set, flag_sleep
 from cells.mutex cimport (
@@ -113,6 +122,7 @@ from cells.shares cimport (
     COUNT_MAX, count_give, count_give_up, count_sleep, count_take, shares_give, shares_take,
     word_count,
 )
+from cells.takeaway cimport mutex_take_away
 from processes.claim cimport CLAIM_LEAVING, CLAIM_READS, claim_is_dead
 from processes.liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
 from processes.recover cimport owner_recover, recover_all, recover_those_inside
@@ -184,6 +194,8 @@ include "python/cells.pxi"
 include "python/locks.pxi"
 include "python/semaphores.pxi"
 include "python/rwlocks.pxi"
+include "python/conditions.pxi"
+include "python/lockusers.pxi"
 include "python/map.pxi"
 include "python/codec.pxi"
 include "python/dicthandle.pxi"

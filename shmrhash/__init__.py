@@ -40,6 +40,7 @@ from shmrhash._counter import SharedCounter
 from shmrhash._dict import SharedDict
 from shmrhash._errors import (
     DeadlockError,
+    Deposed,
     Error,
     FrozenMap,
     InvalidArgument,
@@ -70,15 +71,21 @@ from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
 from shmrhash._gc import gc, unlink
 from shmrhash._map import RHashMap
 from shmrhash._sync import (
+    Barrier,
     BoundedSemaphore,
+    Condition,
     Event,
+    Leader,
     Lock,
+    LockInfo,
+    Once,
     Orphan,
     Owner,
     RLock,
     RWLock,
     Semaphore,
     Sync,
+    locks,
 )
 from shmrhash._types.arrays import Array
 from shmrhash._waiting import CHANGED, GONE, Change, Watch
@@ -101,11 +108,14 @@ __all__ = [
     "CHANGED",
     "GONE",
     "Array",
+    "Barrier",
     "Batch",
     "BoundedSemaphore",
     "BucketInfo",
     "Change",
+    "Condition",
     "DeadlockError",
+    "Deposed",
     "Error",
     "Event",
     "FrozenMap",
@@ -115,12 +125,15 @@ __all__ = [
     "KeyNotFound",
     "Kptr",
     "LayoutMismatch",
+    "Leader",
     "LimitReached",
     "Lock",
+    "LockInfo",
     "LockTimeout",
     "MapBusy",
     "MapClosed",
     "MapFull",
+    "Once",
     "Orphan",
     "OutOfMemory",
     "Owner",
@@ -148,5 +161,6 @@ __all__ = [
     "Watch",
     "WriteOnlyMap",
     "gc",
+    "locks",
     "unlink",
 ]

@@ -156,6 +156,10 @@ class Unsupported(Error, OSError):
     errno = errno.ENOSYS
 
 
+class Deposed(Error, RuntimeError):
+    """This process does not lead: see Leader.check()."""
+
+
 class DeadlockError(Error, RuntimeError):
     """This thread would wait for a lock that it holds itself. ``errno`` is EDEADLK."""
 

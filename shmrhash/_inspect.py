@@ -20,6 +20,7 @@ from shmrhash._fields import Field, unpacked
 from shmrhash._gc import ANONYMOUS_PREFIX
 from shmrhash._map import RHashMap
 from shmrhash._segment import directory, entries, holders_of, look_at_file, path_of, plain_name
+from shmrhash._sync.listing import lock_of, locks_in, take_away
 from shmrhash._trust import is_trusted, user_name
 from shmrhash._types.codec import Role
 from shmrhash._types.declared import codec_for, type_of_record
@@ -31,9 +32,10 @@ __all__ = [
     "ANONYMOUS_PREFIX", "NEVER_NS", "PATTERNS", "WORD_BYTES", "DictEntries", "Extra", "Field",
     "Role", "Types", "array_codec", "begins_as_map", "check_schema", "clock_ns",
     "count_expired", "create_map", "decode_key", "directory", "encode_key", "entries",
-    "field_pairs", "fields_of", "file_status", "is_map", "is_trusted", "is_unheld",
+    "field_pairs", "fields_of", "file_status", "is_map", "is_space", "is_trusted", "is_unheld",
+    "lock_of", "locks_in",
     "open_to_look", "path_of", "plain_name", "read_chunk", "read_entries", "read_entry",
-    "record_name", "types_of", "user_name",
+    "record_name", "take_away", "types_of", "user_name",
 ]  # fmt: skip
 
 clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
@@ -80,6 +82,11 @@ def open_to_look(name: str, *, timeout: float | None, owner: int | None) -> RHas
     While the handle is open, no memory of the map is given back.
     """
     return RHashMap._look(name, timeout, owner)
+
+
+def is_space(shared_map: RHashMap) -> bool:
+    """Whether a segment is a space of lock primitives, and not a map."""
+    return shared_map._is_space
 
 
 def create_map(

@@ -38,6 +38,8 @@ cdef enum:
     CELL_COUNTER = 4           # a semaphore whose permits do not
     CELL_EVENT = 5
     CELL_RWLOCK = 6
+    CELL_CONDITION = 8
+    CELL_BARRIER = 9
 
 # Which word of context.owned_refs says what, in a space.
 cdef enum:

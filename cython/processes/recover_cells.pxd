@@ -7,7 +7,11 @@ from segment.status cimport Status, OK, ABSENT, BUSY
 from segment.layout cimport ProcessSlot
 from memory.operation cimport Op
 from memory.pool cimport object_memory_ready
-from cells.cell cimport CELL_LOCK, CELL_RLOCK, CELL_RWLOCK, CELL_SEMAPHORE, Cell, cell_at
+from cells.cell cimport (
+    CELL_BARRIER, CELL_CONDITION, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK, CELL_SEMAPHORE, Cell, cell_at,
+)
+from cells.barrier cimport barrier_recover
+from cells.condition cimport condition_recover
 from cells.mutex cimport mutex_recover
 from cells.rwlock cimport rwlock_recover
 from cells.shares cimport SHARES_ARE_TAKEN, shares_recover
@@ -29,4 +33,8 @@ cdef inline Status recover_cell(Op *op, const ProcessSlot *owner) noexcept nogil
         return shares_recover(op, cell, SHARES_ARE_TAKEN)
     elif cell.kind == CELL_RWLOCK:
         return rwlock_recover(op, cell, owner)
+    elif cell.kind == CELL_CONDITION:
+        condition_recover(op, cell, index)
+    elif cell.kind == CELL_BARRIER:
+        return barrier_recover(op, cell, index)
     return OK

@@ -84,8 +84,11 @@ cdef class MutexCore(CellCore):
         cdef bint taken
         begin_with_context(self.handle, op)
         mutex_intend(op, self._index, PyThread_get_thread_ident())
+        held_set(op.context, HELD_SINCE, <uint64_t> wait.began)
+        wait_say(op.context, self._index)
         with nogil:
             taken = mutex_wait(op, self.cell, wait)
+        wait_say(op.context, 0)
         if taken:
             self.handle.map.local.held += 1
         else:
@@ -284,5 +287,8 @@ cdef class RLockCore(MutexCore):
         return depth
 
     def _acquire_restore(self, uint64_t depth):
+        cdef Context *mine
         self._acquire(-1)
-        held_set(self._of_this_thread(), HELD_DEPTH, depth)
+        mine = self._of_this_thread()
+        if mine != NULL:                       # else the segment has been damaged since
+            held_set(mine, HELD_DEPTH, depth)

@@ -71,8 +71,11 @@ class Semaphore(_core.SemaphoreCore):
 
     def __repr__(self) -> str:
         name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
-        state = "closed" if self._space.closed else f"value={self.get_value()}"
-        return f"<{name} at {id(self):#x}: {state}, key={self.key!r} in {self._space.name!r}>"
+        where = f"{name} at {id(self):#x}, key={self.key!r} in {self._space.name!r}"
+        if self._space.closed:
+            return f"<{where}: closed>"
+        limit = f"/{self._cells.words(self._index)['limit']}" if self._bounded else ""
+        return f"<{where}: value={self.get_value()}{limit}>"
 
 
 class BoundedSemaphore(Semaphore):

@@ -50,7 +50,7 @@ class Event(_core.EventCore):
     def __repr__(self) -> str:
         name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
         state = "closed" if self._space.closed else ("set" if self.is_set() else "unset")
-        return f"<{name} at {id(self):#x}: {state}, key={self.key!r} in {self._space.name!r}>"
+        return f"<{name} at {id(self):#x}, key={self.key!r} in {self._space.name!r}: {state}>"
 
 
 def _restore(cls: type[Any], space: Sync, raw: bytes) -> Any:

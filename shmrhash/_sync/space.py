@@ -37,6 +37,8 @@ KIND_NAMES = {
     _core.COUNTER: "Semaphore(undo=False)",
     _core.EVENT: "Event",
     _core.RWLOCK: "RWLock",
+    _core.CONDITION: "Condition",
+    _core.BARRIER: "Barrier",
 }
 
 

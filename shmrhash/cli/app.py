@@ -41,12 +41,14 @@ COMMANDS = {  # by section of the help: each command and its module
         "wait": "commands.wait",
         "stat": "commands.stat",
         "metrics": "commands.metrics",
+        "locks": "commands.locks",
     },
     "repair": {
         "check": "commands.check",
         "repair": "commands.check",
         "gc": "commands.check",
         "unlink": "commands.check",
+        "unlock": "commands.locks",
         "doctor": "commands.doctor",
     },
     "move and measure": {

@@ -339,3 +339,23 @@ def test_bank_loses_no_money_to_kills(start_method):
 
     assert finished.status == 0, finished.out + finished.err
     assert "the sum was 5,000 of 5,000 at the end, and wrong 0 times" in finished.out
+
+
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
+def test_leader_example_never_has_two_leaders(start_method):
+    """C2: a killed leader is followed, a stopped one deposed; each has a term of its own."""
+    program = ROOT / "examples" / "leader.py"
+    finished = run(program, "--kills", 12, "--start-method", start_method)
+
+    assert finished.status == 0, finished.out + finished.err
+    assert "two leaders in one term: 0" in finished.out
+
+
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
+def test_work_queue_example_does_every_job(start_method):
+    """C2: the jobs of killed workers are claimed again, and their permits come back."""
+    program = ROOT / "examples" / "work_queue.py"
+    finished = run(program, "--jobs", 60, "--kills", 12, "--start-method", start_method)
+
+    assert finished.status == 0, finished.out + finished.err
+    assert "60 of 60 jobs done, 2 of 2 devices free" in finished.out

@@ -32,7 +32,9 @@ LAYERS = {
         *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
         *("remove", "sweep", "write", "section", "journal", "walk", "batch"),
     ],
-    "cells": ["cell", "mutex", "shares", "rwlock", "flag"],
+    "cells": [
+        *("cell", "mutex", "takeaway", "shares", "rwlock", "flag", "condition", "barrier"),
+    ],
     "processes": [
         *("claim", "liveness", "recover_memory", "recover_cells", "recover", "forking", "wait"),
         *("listener", "attach", "check_objects", "check"),
@@ -41,7 +43,7 @@ LAYERS = {
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
-        *("watching", "cells", "locks", "semaphores", "rwlocks"),
+        *("watching", "cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
         *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }

@@ -20,7 +20,7 @@ COMMAND_LINE = [
     ["maps", "files.ndjson", "files.snapshot", "files.store"],
     [
         *("commands.bench", "commands.change", "commands.check", "commands.doctor", "commands.ls"),
-        *("commands.metrics", "commands.show", "commands.stat", "commands.top"),
+        *("commands.locks", "commands.metrics", "commands.show", "commands.stat", "commands.top"),
         *("commands.transfer", "commands.wait", "commands.watch"),
     ],
     ["app"],

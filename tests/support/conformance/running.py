@@ -60,9 +60,11 @@ def name_of(test):
 def exceptions_of(test_class):
     """Return the tests that a class does not take over from its bases."""
     inherited = {name for base in test_class.__mro__[1:] for name in vars(base)}
-    return sorted(
-        name for name in inherited if name.startswith("test") and getattr(test_class, name) is None
-    )
+    return sorted(name for name in inherited if getattr(test_class, name) is None and is_test(name))
+
+
+def is_test(name):
+    return name.startswith("test")
 
 
 def main(module, start_method, *class_names):

@@ -1,0 +1,30 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Taking a lock away from an owner that lives: for a leader whose lease has run out, and for people.
+#
+# One CAS frees the lock, as if the owner had died: ORPHAN, with the owner's name beside it. The
+# owner's context stays as it is, and so is not used for anything else as long as its process lives;
+# the cell names it no more. So the owner finds out at its next look at the lock, and its release
+# fails. An owner that was stopped in the middle of a release, behind its look, lets go of the lock
+# of the next owner: who needs more than that has the token, which no old owner has.
+from libc.limits cimport INT_MAX
+from libc.stdint cimport uint32_t
+from machine.atomics cimport cas_seq_cst_u32, store_relaxed_u64
+from machine.system cimport futex_wake
+from segment.layout cimport Context, ProcessSlot
+from cells.cell cimport HELD_SINCE, Cell, held_word
+from cells.mutex cimport ORPHAN
+
+cdef inline bint mutex_take_away(
+        Cell *cell, uint32_t seen, const Context *owner,
+        const ProcessSlot *process) noexcept nogil:
+    """Free a lock that is held as in the word seen. False: the word has changed."""
+    cdef int at
+    store_relaxed_u64(&cell.orphan_pid, process.pid)
+    store_relaxed_u64(&cell.orphan_since, held_word(<Context *> owner, HELD_SINCE))
+    for at in range(16):
+        cell.orphan_command[at] = process.command[at]
+    if not cas_seq_cst_u32(&cell.state, seen, ORPHAN):
+        return False
+    # Killed before this, the waiters look by themselves at the end of their slices.
+    futex_wake(&cell.state, INT_MAX)
+    return True

@@ -1,0 +1,323 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: what Condition and Barrier have in the core. condition.pxd and barrier.pxd are
+# the protocols; shmrhash/_sync says what the methods of threading do with them.
+
+CONDITION, BARRIER = CELL_CONDITION, CELL_BARRIER
+PARTIES_MAX = COME_LIMIT
+
+
+cdef int begin_waiter(MapHandle handle, Op *op) except -1:
+    """Keep the space mapped, and take a context for one wait."""
+    begin_use(handle, op)
+    try:
+        begin_with_context(handle, op)
+    except BaseException:
+        end_waiting(handle, op)
+        raise
+    held_set(op.context, HELD_THREAD, PyThread_get_thread_ident())
+    held_set(op.context, HELD_SINCE, <uint64_t> clock_ns(CLOCK_MONOTONIC))
+    handle.map.local.held += 1
+    return 0
+
+
+cdef void end_waiter(MapHandle handle, Op *op) noexcept:
+    """The end of begin_waiter; in a child that was forked since, the context is the parent's."""
+    if op.generation == process_generation:
+        wait_end(op)
+        handle.map.local.held -= 1
+        put_context(handle, op.self_index)
+    end_waiting(handle, op)
+
+
+cdef int64_t wait_end_ns(timeout) except? -2:
+    """Until when a wait of timeout seconds lasts, by CLOCK_MONOTONIC; None: -1, without limit."""
+    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+    if timeout is None:
+        return -1
+    seconds = max(float(timeout), 0.0)
+    return -1 if seconds * 1e9 > <double> (MAX_NS - now) else now + <int64_t> (seconds * 1e9)
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class ConditionWait:
+    """One thread's wait for a notification: made under the condition's lock, ended after it."""
+
+    cdef ConditionCore condition
+    cdef Op op
+    cdef bint waits
+
+    def __cinit__(self, ConditionCore condition not None):
+        self.condition = condition
+        begin_waiter(condition.handle, &self.op)
+        condition_enter(&self.op, condition.cell, condition._index)
+        self.waits = True
+
+    def __dealloc__(self):
+        self.end()
+
+    def sleep(self, timeout):
+        """Sleep until this thread has been told, or timeout seconds are over (None: never); return
+        whether it has been told. The caller has released the condition's lock.
+
+        Raises MapClosed, what a signal handler raises.
+        """
+        cdef MapHandle handle = self.condition.handle
+        cdef int64_t until = wait_end_ns(timeout)
+        cdef bint told = False
+        while not told and self.op.generation == process_generation:   # a handler may fork
+            with nogil:
+                told = condition_sleep(&self.op, until)
+                if not told:
+                    dead_waiters_recover(&self.op, self.condition._index, TOLD)
+            if not told and not between_slices(handle, until):
+                break
+        return told
+
+    def end(self, bint pass_on=False):
+        """Wait no more; return whether this thread has been told. pass_on: if it has, tell the next
+        waiter in its place."""
+        cdef bint told = False
+        if not self.waits:
+            return False
+        self.waits = False
+        if self.op.generation == process_generation:
+            told = condition_leave(&self.op)
+            if told and pass_on:
+                condition_pass_on(self.op.map, self.condition.cell, self.condition._index)
+        end_waiter(self.condition.handle, &self.op)
+        return told
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class ConditionCore(CellCore):
+    """The part of Condition that is in the core."""
+
+    cdef readonly object _lock
+
+    def _set_lock(self, lock):
+        self._lock = lock
+
+    def _is_owned(self):
+        """Whether this thread has the lock; for a plain Lock, whether this process has it."""
+        cdef bint taken
+        if isinstance(self._lock, RLockCore):
+            return (<RLockCore> self._lock)._is_owned()
+        if isinstance(self._lock, LockCore):
+            expect_open((<LockCore> self._lock).handle)
+            return (<LockCore> self._lock)._mine() != NULL
+        taken = self._lock.acquire(False)      # as threading.Condition finds out
+        if taken:
+            self._lock.release()
+        return not taken
+
+    def __enter__(self):
+        return self._lock.__enter__()
+
+    def __exit__(self, kind, error, traceback):
+        self._lock.__exit__(kind, error, traceback)
+
+    def notify(self, n=1):
+        """Wake n threads that wait, or all if there are fewer: those that have waited longest.
+
+        A thread whose process has died is passed over. One that dies after it has been notified,
+        before its wait() has returned, passes the notification on. Costs nothing more if nobody
+        waits, else a look at each thread of the space that holds or waits for something.
+
+        Raises RuntimeError (this thread has not got the lock), MapClosed.
+        """
+        if not self._is_owned():
+            raise RuntimeError("cannot notify on un-acquired lock")
+        self._notify(max(n, 0))
+
+    def notify_all(self):
+        """Wake all threads that wait.
+
+        Raises RuntimeError (this thread has not got the lock), MapClosed.
+        """
+        self.notify(CONTEXT_MAX)
+
+    cdef uint64_t _notify(self, uint64_t n) except? 0:
+        """Tell up to n waiters. The caller has the condition's lock."""
+        cdef Op op
+        cdef uint64_t told
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        if load_relaxed_u64(&self.cell.limit) == load_relaxed_u64(&self.cell.grants):
+            return 0
+        begin_use(self.handle, &op)
+        op.map = &self.handle.map
+        with nogil:
+            told = condition_notify(&op, self.cell, self._index, n)
+        end_waiting(self.handle, &op)
+        return told
+
+    def _waiting(self):
+        """How many threads wait that have not been told: living ones, and dead ones that have not
+        been recovered."""
+        cdef uint64_t at
+        cdef uint64_t count = 0
+        expect_open(self.handle)
+        for at in range(contexts_usable(&self.handle.map)):    # at most CONTEXT_MAX
+            count += waits_for(
+                wait_word(context_at(&self.handle.map, at)), self._index, WAITING)
+        return count
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class BarrierCore(CellCore):
+    """The part of Barrier that is in the core."""
+
+    cdef uint64_t _word(self) except? 0:
+        expect_open(self.handle)
+        return load_acquire_u64(&self.cell.word)
+
+    @property
+    def parties(self):
+        """How many parties have to come."""
+        expect_open(self.handle)
+        return load_relaxed_u64(&self.cell.limit)
+
+    @property
+    def n_waiting(self):
+        """How many parties have come and wait."""
+        cdef uint64_t word = self._word()
+        return 0 if barrier_come(word) >= self.cell.limit else barrier_come(word)
+
+    @property
+    def broken(self):
+        """Whether the barrier is broken."""
+        return self._word() & BROKEN != 0
+
+    cdef int _busy(self, Op *op, int turn) except -1:
+        """After BUSY: another process is in the middle of a change."""
+        if turn >= STEP_TURNS_MAX:
+            raise _errors.LockTimeout(
+                f"{self!r}: another process was stopped in the middle of a step")
+        with nogil:
+            if not op.map.owner_recover(op):
+                sched_yield()
+        return 0
+
+    def _end_generation(self, bint broken):
+        """Make all that wait return with BrokenBarrierError; then the barrier stays broken, or
+        begins anew."""
+        cdef Op op
+        cdef int turn = 0
+        expect_open(self.handle)
+        begin_waiter(self.handle, &op)
+        try:
+            while barrier_end_generation(&op, self.cell, self._index, broken) != OK:
+                self._busy(&op, turn)          # ends it
+                turn += 1
+        finally:
+            end_waiter(self.handle, &op)
+
+
+# How a wait at a barrier ended.
+BARRIER_PASSED, BARRIER_BROKE, BARRIER_LATE, BARRIER_LAST = range(4)
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class BarrierWait:
+    """One party's wait. come(); then the last to come calls open(), and the others wait()."""
+
+    cdef BarrierCore barrier
+    cdef Op op
+    cdef int64_t until
+    cdef uint32_t place
+    cdef bint waits
+
+    def __cinit__(self, BarrierCore barrier not None, timeout):
+        self.barrier = barrier
+        self.until = wait_end_ns(timeout)
+        begin_waiter(barrier.handle, &self.op)
+        self.waits = True
+
+    def __dealloc__(self):
+        self.end()
+
+    @property
+    def place(self):
+        """How many parties had come before this one."""
+        return self.place
+
+    def come(self):
+        """Come as a party, once an earlier generation has ended. Returns BARRIER_LAST,
+        BARRIER_PASSED (not the last), or BARRIER_BROKE."""
+        cdef BarrierCore barrier = self.barrier
+        cdef Status status
+        cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
+        cdef uint64_t seen
+        cdef int turn = 0
+        while True:                            # ends with the action of the last party before
+            seen = load_acquire_u64(&barrier.cell.word)
+            status = barrier_enter(&self.op, barrier.cell, barrier._index, &self.place)
+            if status == OK:
+                return (BARRIER_LAST if self.place + 1 == barrier.cell.limit
+                        else BARRIER_PASSED)
+            if status == ABSENT:
+                return BARRIER_BROKE
+            if status == RETRY:
+                with nogil:
+                    barrier_sleep(barrier.cell, barrier_generation(seen), began, -1)
+                    dead_waiters_recover(&self.op, barrier._index, WAITING)
+                between_slices(barrier.handle, -1)
+            else:
+                barrier._busy(&self.op, turn)
+                turn += 1
+
+    def open(self):
+        """The last party has come: let all go on. Returns BARRIER_PASSED or BARRIER_BROKE."""
+        cdef Status status
+        cdef int turn = 0
+        while True:                            # _busy ends it
+            status = barrier_pass(&self.op, self.barrier.cell)
+            if status == OK or status == ABSENT:
+                return BARRIER_PASSED if status == OK else BARRIER_BROKE
+            self.barrier._busy(&self.op, turn)
+            turn += 1
+
+    def wait(self):
+        """Sleep until all have come. Returns BARRIER_PASSED, BARRIER_BROKE, or BARRIER_LATE (the
+        time is over)."""
+        cdef BarrierCore barrier = self.barrier
+        cdef Status status
+        cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
+        cdef uint64_t generation = wait_turn_of(wait_word(self.op.context))
+        while self.op.generation == process_generation:        # a signal handler may fork
+            status = barrier_look(&self.op, barrier.cell)
+            if status != RETRY:
+                return BARRIER_PASSED if status == OK else BARRIER_BROKE
+            with nogil:
+                barrier_sleep(barrier.cell, generation, began, self.until)
+                if barrier_look(&self.op, barrier.cell) == RETRY:
+                    dead_waiters_recover(&self.op, barrier._index, WAITING)
+            if not between_slices(barrier.handle, self.until):
+                status = barrier_look(&self.op, barrier.cell)
+                if status == RETRY:
+                    return BARRIER_LATE
+        return BARRIER_BROKE
+
+    def give_up(self):
+        """Break the barrier, unless all have come. Returns BARRIER_PASSED or BARRIER_BROKE."""
+        cdef Status status
+        cdef int turn = 0
+        while self.op.generation == process_generation:        # _busy ends it
+            status = barrier_give_up(&self.op, self.barrier.cell, self.barrier._index)
+            if status == OK or status == ABSENT or status == PRESENT:
+                return BARRIER_PASSED if status == PRESENT else BARRIER_BROKE
+            self.barrier._busy(&self.op, turn)
+            turn += 1
+        return BARRIER_BROKE
+
+    def end(self):
+        """Wait no more."""
+        if self.waits:
+            self.waits = False
+            end_waiter(self.barrier.handle, &self.op)

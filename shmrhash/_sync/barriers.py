@@ -1,0 +1,149 @@
+"""Barrier: a number of threads, of any processes, wait for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import index as as_index
+from threading import BrokenBarrierError
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._errors import InvalidArgument
+from shmrhash._sync.space import Key, Sync, shown_key, space_for
+
+
+class Barrier(_core.BarrierCore):
+    """threading.Barrier for all processes of a machine; a party that dies waiting breaks it.
+
+    Barrier(4, key="start") is the same barrier in all processes of this user; with space=, in all
+    that open that space; Barrier(4) is a new one, which children of fork share and which can be
+    pickled, with its action. A barrier that a death has broken behaves as after abort().
+
+    Attributes: key, space, parties, n_waiting, broken.
+    """
+
+    _space: Sync
+    _raw: bytes
+
+    def __new__(
+        cls,
+        parties: int,
+        action: Callable[[], object] | None = None,
+        timeout: float | None = None,
+        key: Key | None = None,
+        *,
+        space: Sync | None = None,
+    ) -> Barrier:
+        """Make the object for the barrier of this key, which is made if it is not there.
+
+        action: called by one of the threads before all go on. timeout: of wait(), in seconds.
+
+        Raises ValueError (parties is not from 1 to 65,535), TypeError, InvalidArgument (the key is
+        that of another primitive, or of a barrier of another number of parties), MapFull (the space
+        has max_entries), SegmentFull, MapClosed, and what Sync() raises.
+        """
+        parties = as_index(parties)
+        if not 1 <= parties <= _core.PARTIES_MAX:
+            raise ValueError(f"parties must be from 1 to {_core.PARTIES_MAX}, not {parties}")
+        space = space_for(space, key)
+        index, raw = space._find(key, _core.BARRIER, parties, 0)
+        self = super().__new__(cls, space._cells, index)
+        self._start(space, raw, action, timeout)
+        if self.parties != parties:
+            raise InvalidArgument(
+                f"the barrier {key!r} in the space {space.name!r} has {self.parties} parties, not "
+                f"{parties}"
+            )
+        return self
+
+    def _start(
+        self,
+        space: Sync,
+        raw: bytes,
+        action: Callable[[], object] | None,
+        timeout: float | None,
+    ) -> None:
+        self._space, self._raw, self._action, self._timeout = space, raw, action, timeout
+
+    @property
+    def key(self) -> Key | None:
+        """The key in its space; None if the barrier is anonymous."""
+        return shown_key(self._raw)
+
+    @property
+    def space(self) -> Sync:
+        """The space in which the barrier is."""
+        return self._space
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until as many threads have come as there are parties; return which one this was.
+
+        The number is from 0 to parties - 1, another for each. timeout: seconds; None takes the
+        barrier's own. If it runs out, if a signal handler or the action raises, or if a party is
+        killed while it waits, the barrier is broken: for all.
+
+        Raises threading.BrokenBarrierError (the barrier is broken, or was reset while this thread
+        waited), MapClosed, what the action raises.
+        """
+        waiter = _core.BarrierWait(self, self._timeout if timeout is None else timeout)
+        try:
+            how = self._meet(waiter)
+        except BaseException:
+            waiter.give_up()
+            raise
+        finally:
+            waiter.end()
+        if how == _core.BARRIER_BROKE:
+            raise BrokenBarrierError
+        return waiter.place
+
+    def _meet(self, waiter: _core.BarrierWait) -> int:
+        how = waiter.come()
+        if how == _core.BARRIER_LAST:
+            if self._action is not None:
+                self._action()
+            return waiter.open()
+        if how == _core.BARRIER_PASSED:
+            how = waiter.wait()
+        return waiter.give_up() if how == _core.BARRIER_LATE else how
+
+    def reset(self) -> None:
+        """Make the barrier new: threads that wait get BrokenBarrierError.
+
+        Raises MapClosed.
+        """
+        self._end_generation(False)
+
+    def abort(self) -> None:
+        """Break the barrier: threads that wait, and those that come, get BrokenBarrierError.
+
+        Raises MapClosed.
+        """
+        self._end_generation(True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self._space, self._raw, self._action, self._timeout)
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
+        if self._space.closed:
+            state = "closed"
+        elif self.broken:
+            state = "broken"
+        else:
+            state = f"waiters={self.n_waiting}/{self.parties}"
+        return f"<{name} at {id(self):#x}: {state}>"
+
+
+def _restore(
+    cls: type[Any],
+    space: Sync,
+    raw: bytes,
+    action: Callable[[], object] | None,
+    timeout: float | None,
+) -> Any:
+    """Unpickle a barrier."""
+    index = space._find_stored(raw, _core.BARRIER, 0, 0)
+    self = _core.BarrierCore.__new__(cls, space._cells, index)
+    self._start(space, raw, action, timeout)
+    return self

@@ -1,0 +1,150 @@
+"""Condition: threads of all processes wait under a lock until another one notifies them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._errors import Error
+from shmrhash._sync.locks import Lock, RLock
+from shmrhash._sync.parts import key_of_part
+from shmrhash._sync.space import Key, Sync, shown_key, space_for
+
+
+class Condition(_core.ConditionCore):
+    """threading.Condition for all processes of a machine; a dead waiter takes no notification.
+
+    Condition(key="jobs") is the same condition in all processes of this user; with space=, in all
+    that open that space; Condition() is a new one, which children of fork share and which can be
+    pickled. Its lock is an RLock of its own (with the key "jobs.lock"), or the one that is given:
+    all processes have to give the same one.
+
+    Attributes: key, space, acquire and release (those of the lock).
+    """
+
+    _space: Sync
+    _raw: bytes
+
+    def __new__(
+        cls, lock: Any = None, key: Key | None = None, *, space: Sync | None = None
+    ) -> Condition:
+        """Make the object for the condition of this key, which is made if it is not there.
+
+        lock: a Lock or RLock, whose space is the condition's, too, unless space is given; any other
+        object with acquire() and release() guards the threads of this process only.
+
+        Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
+        has max_entries), SegmentFull, MapClosed, and what Sync() raises.
+        """
+        if space is None and isinstance(lock, (Lock, RLock)):
+            space = lock.space
+        space = space_for(space, key)
+        if lock is None:
+            lock = RLock(key_of_part(key, "lock"), space=space)
+        index, raw = space._find(key, _core.CONDITION, 0, 0)
+        self = super().__new__(cls, space._cells, index)
+        self._start(space, raw, lock)
+        return self
+
+    def _start(self, space: Sync, raw: bytes, lock: Any) -> None:
+        self._space, self._raw = space, raw
+        self._set_lock(lock)
+        self.acquire = lock.acquire
+        self.release = lock.release
+
+    @property
+    def key(self) -> Key | None:
+        """The key in its space; None if the condition is anonymous."""
+        return shown_key(self._raw)
+
+    @property
+    def space(self) -> Sync:
+        """The space in which the condition is."""
+        return self._space
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Release the lock, sleep until notified, and take the lock again; False: the time is over.
+
+        Threads are notified in the order in which they came. After a death a thread may be woken
+        though nobody notified it: so look at what is waited for again, or use wait_for().
+
+        Raises RuntimeError (this thread has not got the lock), MapClosed.
+        """
+        if not self._is_owned():
+            raise RuntimeError("cannot wait on un-acquired lock")
+        waiter = _core.ConditionWait(self)
+        interrupted = True
+        saved = None
+        try:
+            saved = self._release_save()
+            waiter.sleep(timeout)
+            interrupted = False
+        finally:
+            try:
+                if saved is not None:
+                    self._acquire_restore(saved)
+            finally:
+                told = waiter.end(interrupted)
+        return told
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        """Wait until predicate() is true, and return what it returned; the time over, the last.
+
+        Raises what wait() and predicate() raise.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        result = predicate()
+        while not result:
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            self.wait(None if timeout is None else left)
+            result = predicate()
+        return result
+
+    def _release_save(self) -> Any:
+        """Release the lock however often it was taken; what _acquire_restore() needs."""
+        if hasattr(self._lock, "_release_save"):
+            return self._lock._release_save()
+        self._lock.release()
+        return 1
+
+    def _acquire_restore(self, saved: Any) -> None:
+        """Take the lock again, also if a signal handler raises once; that is raised afterwards."""
+        restore = getattr(self._lock, "_acquire_restore", None)
+        raised = None
+        for _ in range(2):
+            try:
+                if restore is None:
+                    self._lock.acquire()
+                else:
+                    restore(saved)
+                break
+            except Error:
+                raise
+            except BaseException as error:
+                if raised is not None:
+                    raise
+                raised = error
+        if raised is not None:
+            raise raised
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self._space, self._raw, self._lock)
+
+    def __repr__(self) -> str:
+        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
+        if self._space.closed:
+            return f"<closed {name} at {id(self):#x}>"
+        return f"<{name}({self._lock!r}, {self._waiting()}), key={self.key!r}>"
+
+
+def _restore(cls: type[Any], space: Sync, raw: bytes, lock: Any) -> Any:
+    """Unpickle a condition."""
+    index = space._find_stored(raw, _core.CONDITION, 0, 0)
+    self = _core.ConditionCore.__new__(cls, space._cells, index)
+    self._start(space, raw, lock)
+    return self

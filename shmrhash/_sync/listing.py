@@ -1,0 +1,99 @@
+"""locks(): who holds the primitives of a space, and who waits for them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from shmrhash import _core
+from shmrhash._map import RHashMap
+from shmrhash._sync.locks import Lock, Owner, RLock
+from shmrhash._sync.space import KIND_NAMES, Key, Sync, shown_key, space_for
+
+_LOCKS = (_core.LOCK, _core.RLOCK)
+_SEMAPHORES = (_core.SEMAPHORE, _core.COUNTER)
+
+
+class LockInfo(NamedTuple):
+    """What is known of one primitive.
+
+    kind: "Lock", "RLock", "RWLock", "Semaphore", "Semaphore(undo=False)", "Event", "Condition",
+    "Barrier". owners: who holds it: of an RWLock, each process that reads or writes; of a
+    Semaphore, each process with permits, once for each permit; their `since` is 0. waiters: the
+    threads that wait for a Lock or RLock, at a Condition or a Barrier. value: the free permits of a
+    Semaphore, 1 or 0 of an Event, the parties that a Barrier needs; None of others. token: how
+    often a Lock or RLock has been taken.
+    """
+
+    key: Key | None
+    kind: str
+    owners: list[Owner]
+    waiters: list[Owner]
+    value: int | None
+    token: int | None
+
+
+def locks(space: Sync | None = None) -> list[LockInfo]:
+    """The primitives of a space, as they are at the moment: who holds them, and who waits.
+
+    space: None is the user's own, in which Lock("gpu0") is. Each is looked at by itself, while
+    others change. O(primitives x (1 + threads that hold something or wait)).
+
+    Raises MapClosed, and what Sync() raises.
+    """
+    return locks_in(space_for(space, "")._map)
+
+
+def locks_in(shared_map: RHashMap) -> list[LockInfo]:
+    """locks() of the map of a space, which may be open for reading only."""
+    cells = _core.Space(shared_map)
+    found = []
+    for raw in list(shared_map):
+        index = cells.find(raw, 0, 0, 0)
+        found.append(_info(cells, index, shown_key(raw)))
+    return found
+
+
+def _info(cells: _core.Space, index: int, key: Key | None) -> LockInfo:
+    kind, words = cells.kind(index), cells.words(index)
+    owners, value, token = [], None, None
+    if kind in _LOCKS:
+        token = words["grants"]
+        owner = cells.owner(index)
+        if owner is not None and owner[4]:
+            owners.append(_person(owner))
+    elif kind == _core.RWLOCK:
+        holders = _core.permit_holders(cells, index)
+        owners = [_person(holder) for holder, _ in holders if holder[4]]
+    elif kind in _SEMAPHORES:
+        value = words["count"]
+        for holder, permits in _core.permit_holders(cells, index):
+            if holder[4]:
+                owners += [_person(holder)] * permits
+    elif kind == _core.EVENT:
+        value = words["count"] & 1
+    elif kind == _core.BARRIER:
+        value = words["limit"]
+    waiters = [_person(waiter) for waiter in _core.cell_waiters(cells, index) if waiter[4]]
+    return LockInfo(key, KIND_NAMES.get(kind, "?"), owners, waiters, value, token)
+
+
+def _person(found: Any) -> Owner:
+    pid, command, thread, since_ns = found[:4]
+    return Owner(pid, command, thread, since_ns / 1e9)
+
+
+def lock_of(space: Sync, key: Key) -> Lock | RLock | None:
+    """The Lock or RLock that has this key; None if the primitive is another one. KeyError: there is
+    none."""
+    for known, kind, _ in space._entries():
+        if known == key and type(known) is type(key):
+            if kind == _core.LOCK:
+                return Lock(key, space=space)
+            return RLock(key, space=space) if kind == _core.RLOCK else None
+    raise KeyError(key)
+
+
+def take_away(lock: Lock | RLock) -> bool:
+    """Free a lock whose owner lives. That finds out when it releases it: RuntimeError. The next
+    owner is told as of a death. False: nobody holds it, or it changed hands just now."""
+    return _core.depose(lock, 0)

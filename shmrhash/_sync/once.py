@@ -1,0 +1,107 @@
+"""Once: a function that one process runs, and no other again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from shmrhash._sync.events import Event
+from shmrhash._sync.locks import Lock, Orphan
+from shmrhash._sync.parts import key_of_part
+from shmrhash._sync.space import Key, Sync, space_for
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Once:
+    """A function runs once among all processes; the others wait until it is done.
+
+    Once("migrate") is the same in all processes of this user; with space=, in all that open that
+    space; Once() is a new one, which children of fork share and which can be pickled. run(function)
+    runs the function, and an object is a decorator, too:
+
+        @Once("migrate")
+        def migrate(): ...
+
+    If the process dies while it runs the function, or the function raises, the next caller runs it:
+    so the function must bear to be begun twice. It is made of a Lock (of this key) and an Event
+    (with the key "migrate.done").
+
+    Attributes: key, space, done.
+    """
+
+    def __init__(
+        self,
+        key: Key | None = None,
+        *,
+        space: Sync | None = None,
+        on_orphan: Callable[[Lock, Orphan], object] | None = None,
+    ) -> None:
+        """Make the object for the Once of this key.
+
+        on_orphan: called with the lock and the Orphan, before the function, if the process that ran
+        it before was killed.
+
+        Raises what Lock() and Event() raise.
+        """
+        space = space_for(space, key)
+        self._lock = Lock(key, space=space, on_orphan=on_orphan)
+        self._done = Event(key_of_part(key, "done"), space=space)
+
+    @property
+    def key(self) -> Key | None:
+        """The key in its space; None if it is anonymous."""
+        return self._lock.key
+
+    @property
+    def space(self) -> Sync:
+        """The space in which it is."""
+        return self._lock.space
+
+    @property
+    def done(self) -> bool:
+        """Whether the function has run.
+
+        Raises MapClosed.
+        """
+        return self._done.is_set()
+
+    def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+        """Call the function if it has not run yet, and return what it returns; else None.
+
+        While another thread runs it, this one waits. Costs a look at a word once it is done.
+
+        Raises what the function raises, DeadlockError (the function calls run() itself), MapClosed.
+        """
+        if self._done.is_set():
+            return None
+        with self._lock:
+            if self._done.is_set():
+                return None
+            result = function(*args, **kwargs)
+            self._done.set()
+            return result
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]:
+        """Decorate a function: each call is run(function, ...)."""
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            return self.run(function, *args, **kwargs)
+
+        return run
+
+    def __repr__(self) -> str:
+        return f"<shmrhash.Once at {id(self):#x}: key={self.key!r} in {self.space.name!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self._lock, self._done)
+
+
+def _restore(cls: type[Once], lock: Lock, done: Event) -> Once:
+    """Unpickle a Once."""
+    self = cls.__new__(cls)
+    self._lock, self._done = lock, done
+    return self

@@ -1,0 +1,150 @@
+"""locks and unlock: who holds the primitives of all spaces, who waits, and taking a lock away."""
+
+import os
+import threading
+import time
+
+import pytest
+from support.children import Partner, stays
+from support.commandline import run
+
+from shmrhash import Barrier, Condition, Event, Lock, RLock, Semaphore, Sync
+
+LONG_S = 60
+
+
+@pytest.fixture
+def space(own_directory):
+    made = Sync("cluster")
+    yield made
+    if not made.closed:
+        made.check()
+        made.close()
+
+
+def wait_for_it(waits):
+    deadline = time.monotonic() + LONG_S
+    while not waits():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def listed(*arguments):
+    return {found["key"]: found for found in run("-j", "locks", *arguments).json}
+
+
+def test_locks_shows_who_holds_what(space, hits):
+    """Also a permit; a map that is no space is passed over."""
+    Lock("free", space=space)
+    child = stays(Lock("gpu0", space=space).acquire)
+    Semaphore(3, "slots", space=space).acquire()
+    Event("done", space=space).set()
+
+    found = listed()
+    lines = run("locks").lines
+    everything = listed("cluster", "-a")
+    child.kill()
+
+    assert list(found) == ["gpu0", "slots"]
+    assert found["gpu0"]["space"] == "cluster"
+    assert found["gpu0"]["kind"] == "Lock"
+    assert found["gpu0"]["token"] == 1
+    assert [owner["pid"] for owner in found["gpu0"]["owners"]] == [child.pid]
+    assert 0 <= found["gpu0"]["owners"][0]["seconds"] < LONG_S
+    assert found["slots"]["value"] == 2
+    assert [owner["pid"] for owner in found["slots"]["owners"]] == [os.getpid()]
+    assert lines[0].split() == ["SPACE", "KEY", "KIND", "VALUE", "HELD", "BY", "WAITING"]
+    assert f"({child.pid})" in lines[1]
+    assert set(everything) == {"free", "gpu0", "slots", "done"}
+    assert everything["done"]["value"] == 1
+
+
+def test_locks_shows_who_waits(space):
+    lock, condition = Lock("gpu0", space=space), Condition(key="jobs", space=space)
+    barrier = Barrier(2, key="start", space=space)
+
+    def wait(parent, function):
+        parent.say()
+        function()
+
+    def wait_under_lock():
+        with condition:
+            condition.wait(LONG_S)
+
+    lock.acquire()
+    waiters = [
+        Partner(wait, function) for function in (lock.acquire, wait_under_lock, barrier.wait)
+    ]
+    wait_for_it(lambda: sum(bool(found["waiters"]) for found in listed().values()) == 3)
+    found = listed()
+    for waiter in waiters:
+        waiter.kill()
+    lock.release()
+
+    assert [found[key]["waiters"][0]["pid"] for key in ("gpu0", "jobs", "start")] == [
+        waiter.pid for waiter in waiters
+    ]
+    assert found["start"]["value"] == 2
+
+
+def test_locks_of_one_key(space):
+    Lock("gpu0", space=space)
+    Lock(7, space=space)
+
+    assert [found["key"] for found in run("-j", "locks", "cluster", "7").json] == [7]
+    assert len(run("locks", "cluster", "gpu0").lines) == 2
+    run("locks", "cluster", "gpu1", status=1)
+    run("locks", "nothing", status=3)
+
+
+def test_locks_of_a_map_are_refused(space, hits):
+    result = run("locks", hits, status=2)
+
+    assert "not a space of locks" in result.err
+
+
+@pytest.mark.parametrize("kind", [Lock, RLock])
+def test_unlock_takes_a_lock_away_only_by_force(space, kind):
+    """The next owner is told as of a death; the one that lost it learns that at its release."""
+    lock = kind("gpu0", space=space)
+
+    def hold(parent):
+        lock.acquire()
+        parent.say()
+        parent.wait()
+        with pytest.raises(RuntimeError):
+            lock.release()
+
+    with Partner(hold) as child:
+        child.hear()
+        asked = run("unlock", "cluster", "gpu0", status=1)
+        assert f"({child.pid}) holds 'gpu0' and lives" in asked.err
+        assert f"({child.pid})" in run("unlock", "cluster", "gpu0", "--force").out
+        assert lock.acquire(timeout=LONG_S)
+        assert lock.orphan.pid == child.pid
+        child.tell()
+        child.join()
+        lock.release()
+
+
+def test_unlock_wakes_a_waiter(space):
+    lock = Lock("gpu0", space=space)
+    lock.acquire()
+    waiter = Partner(lambda parent: (parent.say(), lock.acquire(timeout=LONG_S))[1])
+    waiter.hear()
+    thread = threading.Thread(target=run, args=("unlock", "cluster", "gpu0", "--force"))
+    thread.start()
+    thread.join()
+
+    assert waiter.result() is True
+
+
+def test_unlock_of_what_nobody_holds(space):
+    Lock("gpu0", space=space)
+    Semaphore(1, "slots", space=space)
+
+    assert run("unlock", "cluster", "gpu0").out == "nobody holds it\n"
+    assert run("-j", "unlock", "cluster", "gpu0").json["free"]
+    run("unlock", "cluster", "gpu1", status=3)
+    run("unlock", "cluster", "slots", "--force", status=2)
+    run("unlock", "nothing", "gpu0", status=3)

@@ -1,0 +1,252 @@
+"""Holders, waiters and wakers of every lock primitive are killed at random (C1, C2).
+
+Workers change shared words by plain loads and stores, which the primitive guards, and keep accounts
+that outlive them (support/turns.py). So two workers inside at once, a wake-up that is lost, a
+permit that is lost or comes back twice, and a death that the next owner is not told of leave wrong
+numbers, or a worker that makes no progress.
+"""
+
+import contextlib
+import os
+from threading import BrokenBarrierError
+
+import pytest
+from support.turns import Storm
+
+from shmrhash import Barrier, Condition, Event, Lock, RLock, Semaphore, Sync
+
+KILLS = 25
+KILLS_LONG = 10_000
+
+# Shared words.
+INSIDE, TURNS, ITEMS, LOGGED = range(4)
+LOG = 16  # pairs: who was told, of whom
+LOG_MAX = 60_000
+DONE = 0  # a worker's note
+
+PERMITS = 2
+ROOM = 3
+PARTIES = 3
+
+
+@pytest.fixture
+def space(map_name):
+    with Sync(map_name) as made:
+        yield made
+        made.check()
+    made.unlink()
+
+
+# ---- Lock and RLock: one inside, each turn counted, each death told once ----
+
+
+def take_turns(lock, books, me, rng):
+    words = books.shared
+    while True:
+        chance = rng.random()
+        if chance < 0.1:
+            taken = lock.acquire(timeout=0.001)
+        elif chance < 0.2:
+            taken = lock.acquire(blocking=False)
+        else:
+            taken = lock.acquire()
+        me.step()
+        if not taken:
+            continue
+        note_orphan(lock, books)
+        words[INSIDE] = os.getpid()
+        words[TURNS] += 1
+        me[DONE] += 1
+        assert words[INSIDE] == os.getpid(), "another worker is inside, too"
+        words[INSIDE] = 0
+        lock.release()
+
+
+def note_orphan(lock, books):
+    """Inside: whoever died here must be told of, nobody else, and only once."""
+    words, orphan = books.shared, lock.orphan
+    if orphan is None:
+        assert words[INSIDE] == 0, "its last owner died inside, and this one is not told"
+        return
+    assert orphan.pid in books.killed(), "told of a death that was none"
+    count = words[LOGGED]
+    words[LOG + 2 * count] = os.getpid()
+    words[LOG + 2 * count + 1] = orphan.pid
+    words[LOGGED] = count + 1
+
+
+def expect_turns(books, kills):
+    """Every turn was counted, and each death was told to one owner that lived to release."""
+    words = books.shared
+    done = sum(account[DONE] for account in books.accounts)
+    assert abs(words[TURNS] - done) <= kills
+    killed, told = books.killed(), {}
+    assert words[LOGGED] < LOG_MAX
+    for number in range(words[LOGGED]):
+        teller, dead = words[LOG + 2 * number], words[LOG + 2 * number + 1]
+        told.setdefault(dead, []).append(teller)
+    for dead, tellers in told.items():
+        assert killed.issuperset(tellers[:-1]), f"the death of {dead} is told twice"
+    return len(told)
+
+
+def storm_of_locks(kind, space, seed, kills):
+    lock = kind("it", space=space)
+    job = lambda books, me, rng: take_turns(lock, books, me, rng)  # noqa: E731
+    with Storm([job] * 4, seed) as storm:
+        storm.rage(kills)
+        assert storm.books.shared[TURNS] > kills
+    expect_turns(storm.books, kills + 4)
+    assert lock.acquire(timeout=60)
+    lock.release()
+    return storm
+
+
+# ---- Semaphore: at most so many have a permit, and none is lost ----
+
+
+def use_permits(semaphore, books, me, rng):
+    while True:
+        taken = semaphore.acquire(timeout=0.001 if rng.random() < 0.2 else None)
+        me.step()
+        if not taken:
+            continue
+        me.words[me.HAS] = 1
+        holding = sum(
+            account.words[me.HAS] for account in books.accounts if not account.words[me.CONDEMNED]
+        )
+        assert holding <= PERMITS, f"{holding} have one of {PERMITS} permits"
+        me.words[me.HAS] = 0
+        semaphore.release()
+
+
+def storm_of_semaphores(space, seed, kills):
+    semaphore = Semaphore(PERMITS, "it", space=space)
+    job = lambda books, me, rng: use_permits(semaphore, books, me, rng)  # noqa: E731
+    with Storm([job] * 4, seed) as storm:
+        storm.rage(kills)
+    space.check()
+    for _ in range(PERMITS):
+        assert semaphore.acquire(timeout=60), "a permit is lost"
+    assert semaphore.get_value() == 0, "there are more permits than before"
+    semaphore.release(PERMITS)
+    return storm
+
+
+# ---- Event: nobody sleeps through ----
+
+
+def ring(event, _books, me, _rng):
+    while True:
+        event.set()
+        event.clear()
+        me.step()
+
+
+def listen(event, _books, me, rng):
+    while True:
+        event.wait(0.001 if rng.random() < 0.2 else None)
+        me.step()
+
+
+def storm_of_events(space, seed, kills):
+    event = Event("it", space=space)
+    ringing = lambda books, me, rng: ring(event, books, me, rng)  # noqa: E731
+    listening = lambda books, me, rng: listen(event, books, me, rng)  # noqa: E731
+    with Storm([ringing, listening, listening, listening], seed) as storm:
+        storm.rage(kills)
+    return storm
+
+
+# ---- Condition: items are put in and taken out; no notification is lost ----
+
+
+def put_items(full, empty, books, me, rng):
+    words = books.shared
+    while True:
+        with full:
+            while words[ITEMS] >= ROOM:
+                empty.wait(0.001 if rng.random() < 0.1 else None)
+                me.step()
+            words[ITEMS] += 1
+            full.notify()
+        me[DONE] += 1
+        me.step()
+
+
+def take_items(full, empty, books, me, rng):
+    words = books.shared
+    while True:
+        with full:
+            while words[ITEMS] == 0:
+                full.wait(0.001 if rng.random() < 0.1 else None)
+                me.step()
+            assert 0 < words[ITEMS] <= ROOM
+            words[ITEMS] -= 1
+            empty.notify()
+        me[DONE] += 1
+        me.step()
+
+
+def storm_of_conditions(space, seed, kills):
+    lock = Lock("lock", space=space)
+    full, empty = Condition(lock, "full"), Condition(lock, "empty")
+    putting = lambda books, me, rng: put_items(full, empty, books, me, rng)  # noqa: E731
+    taking = lambda books, me, rng: take_items(full, empty, books, me, rng)  # noqa: E731
+    with Storm([putting, putting, taking, taking], seed) as storm:
+        storm.rage(kills)
+        put, taken = (
+            sum(account[DONE] for account in accounts)
+            for accounts in (storm.books.accounts[:2], storm.books.accounts[2:])
+        )
+    assert abs(put - taken) <= ROOM + kills + 4
+    return storm
+
+
+# ---- Barrier: a death breaks it; then it is reset, and all meet again ----
+
+
+def meet(barrier, _books, me, _rng):
+    while True:
+        me.step()
+        with contextlib.suppress(BrokenBarrierError):
+            barrier.wait()
+            me[DONE] += 1
+            continue
+        if barrier.broken:
+            barrier.reset()
+
+
+def storm_of_barriers(space, seed, kills):
+    barrier = Barrier(PARTIES, key="it", space=space)
+    job = lambda books, me, rng: meet(barrier, books, me, rng)  # noqa: E731
+    with Storm([job] * PARTIES, seed) as storm:
+        storm.rage(kills)
+    assert sum(account[DONE] for account in storm.books.accounts) > 0
+    return storm
+
+
+STORMS = {
+    "Lock": lambda *arguments: storm_of_locks(Lock, *arguments),
+    "RLock": lambda *arguments: storm_of_locks(RLock, *arguments),
+    "Semaphore": storm_of_semaphores,
+    "Event": storm_of_events,
+    "Condition": storm_of_conditions,
+    "Barrier": storm_of_barriers,
+}
+
+
+@pytest.mark.parametrize("kind", STORMS)
+def test_kills_leave_nobody_stuck_and_nothing_wrong(space, seed, kind):
+    storm = STORMS[kind](space, seed, KILLS)
+
+    assert storm.kills == KILLS
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", STORMS)
+def test_ten_thousand_kills_leave_nobody_stuck_and_nothing_wrong(space, seed, kind):
+    storm = STORMS[kind](space, seed, KILLS_LONG)
+
+    print(f"{kind}: longest stand {storm.stood_s_max:.3f} s")
+    assert storm.kills == KILLS_LONG

@@ -1,0 +1,151 @@
+"""Workers that use one lock primitive in a loop, and a storm that kills them.
+
+A worker's account lies in anonymous shared memory and outlives it. The shared words beside the
+accounts are what the primitive guards: they are changed by plain loads and stores, so a primitive
+that lets two workers in at once, or forgets one, leaves wrong numbers. A job is a function
+job(space, books, me, rng) that runs without end; every exception in it fails the test.
+"""
+
+import mmap
+import os
+import random
+import signal
+import time
+
+from support.children import Child
+from support.ledger import STUCK_S, FairClock
+
+SHARED_WORDS = 1 << 17
+ACCOUNT_WORDS = 16
+KILLED_MAX = 20_000
+START_S = 20.0  # for a fork, on a busy machine
+
+
+class Account:
+    """The words of one worker: how far it is, and what it notes."""
+
+    PROGRESS, PID, PROC_PID, CONDEMNED, HAS, NOTES = range(6)
+
+    def __init__(self, words):
+        self.words = words
+
+    def step(self):
+        self.words[self.PROGRESS] += 1
+
+    def __getitem__(self, index):
+        return self.words[self.NOTES + index]
+
+    def __setitem__(self, index, value):
+        self.words[self.NOTES + index] = value
+
+
+class Books:
+    """Shared words, the pids of the killed, and the accounts of all workers."""
+
+    def __init__(self, slots):
+        total = SHARED_WORDS + 1 + KILLED_MAX + slots * ACCOUNT_WORDS
+        self._memory = mmap.mmap(-1, total * 8)
+        words = memoryview(self._memory).cast("q")
+        self.shared = words[:SHARED_WORDS]
+        self._killed = words[SHARED_WORDS : SHARED_WORDS + 1 + KILLED_MAX]
+        first = SHARED_WORDS + 1 + KILLED_MAX
+        self.accounts = [
+            Account(words[first + slot * ACCOUNT_WORDS : first + (slot + 1) * ACCOUNT_WORDS])
+            for slot in range(slots)
+        ]
+
+    def note_killed(self, pid):
+        self._killed[1 + self._killed[0]] = pid
+        self._killed[0] += 1
+
+    def killed(self):
+        """Return the pids of all workers that have been killed, or are about to be."""
+        return set(self._killed[1 : 1 + self._killed[0]])
+
+
+class Storm:
+    """The workers of some jobs, one a slot; a killed worker's slot gets a new one."""
+
+    def __init__(self, jobs, seed, *, stuck_s=STUCK_S):
+        self.jobs = jobs
+        self.books = Books(len(jobs))
+        self.rng = random.Random(seed)
+        self.clock = FairClock()
+        self.stuck_s = stuck_s
+        self.kills = 0
+        self.stood_s_max = 0.0
+        self._children = {}
+        self._seen = {}  # slot -> (progress, the clock when it was first seen)
+
+    def start(self, slot):
+        account = self.books.accounts[slot]
+        for word in (Account.PROC_PID, Account.HAS, Account.CONDEMNED):
+            account.words[word] = 0
+        self._seen[slot] = account.words[Account.PROGRESS], self.clock.now_s + START_S
+        self._children[slot] = Child(self._run, slot, self.rng.getrandbits(64))
+
+    def _run(self, slot, seed):
+        os.nice(5)  # the process that kills them has priority
+        account = self.books.accounts[slot]
+        account.words[Account.PID] = os.getpid()
+        account.words[Account.PROC_PID] = int(os.readlink("/proc/self"))
+        self.jobs[slot](self.books, account, random.Random(seed))
+
+    def kill(self, slot):
+        """Kill a worker wherever it is, and start another in its place."""
+        account, child = self.books.accounts[slot], self._children.pop(slot)
+        account.words[Account.CONDEMNED] = 1
+        self.books.note_killed(child.pid)
+        os.kill(child.pid, signal.SIGKILL)
+        if child.join() != -signal.SIGKILL:
+            child.result()  # raises what the worker raised
+            raise AssertionError(f"worker {slot} ended by itself")
+        self.kills += 1
+        self.start(slot)
+
+    def watch(self):
+        """Fail if a worker ended by itself, or has made no progress for too long."""
+        accounts = self.books.accounts
+        self.clock.look([accounts[slot].words[Account.PROC_PID] for slot in self._children])
+        for slot, child in self._children.items():
+            if child.has_ended():
+                child.result()
+                raise AssertionError(f"worker {slot} ended by itself")
+            progress, since = self._seen[slot]
+            if progress != accounts[slot].words[Account.PROGRESS]:
+                self._seen[slot] = accounts[slot].words[Account.PROGRESS], self.clock.now_s
+                continue
+            stood_s = self.clock.now_s - since
+            self.stood_s_max = max(self.stood_s_max, stood_s)
+            if stood_s > self.stuck_s:
+                raise AssertionError(f"worker {slot} has stood still for {stood_s:.2f} s")
+
+    def rage(self, kills, pause_s=0.002):
+        """Kill random workers, one after another; each after a random time."""
+        for slot in range(len(self.jobs)):
+            self.start(slot)
+        while self.kills < kills:
+            time.sleep(self.rng.random() * 2 * pause_s)
+            self.watch()
+            slot = self.rng.randrange(len(self.jobs))
+            if self.books.accounts[slot].words[Account.PROC_PID]:  # it is at work
+                self.kill(slot)
+        self.calm()
+
+    def calm(self):
+        """Let everybody make some more steps: nobody is stuck."""
+        before = [account.words[Account.PROGRESS] for account in self.books.accounts]
+        while any(
+            account.words[Account.PROGRESS] < steps + 3
+            for account, steps in zip(self.books.accounts, before, strict=True)
+        ):
+            time.sleep(0.001)
+            self.watch()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for child in self._children.values():
+            child.kill()
+        self._children.clear()
