@@ -38,8 +38,8 @@
 #
 # Who waits for several keys sleeps on BELL_ANY, which every change of a class in waited rings; who
 # waits for the end of a section sleeps on the bell of the section's element, which only the end of
-# a section rings, and which wakes one sleeper at a time. If no thread sleeps there, BELL_ANY is rung
-# behind it: an event loop may wait for the section (listener.pxd).
+# a section rings, and which wakes one sleeper at a time. If no thread sleeps there, BELL_ANY is
+# rung behind it: an event loop may wait for the section (listener.pxd).
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     and_seq_cst_u64, fence_seq_cst, load_seq_cst_u32, load_seq_cst_u64,

@@ -15,9 +15,9 @@
 #     empties it, looks at the bells; for each
 #     that has moved, again from 2 on
 #
-# A loop that waits for the end of a section arms the bell of the section's element instead, tries to
-# enter the section in step 3, and also looks by itself after some milliseconds: threads that sleep
-# on that bell are woken first, and the owner may be dead.
+# A loop that waits for the end of a section arms the bell of the section's element instead, tries
+# to enter the section in step 3, and also looks by itself after some milliseconds: threads that
+# sleep on that bell are woken first, and the owner may be dead.
 #
 # No wake-up is lost: a change behind 3 finds the bell of the key armed and moves it, and then rings
 # BELL_ANY. If that is not armed, the thread is awake, and a and b come after the ring of the key's
