@@ -15,6 +15,8 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import Self
 
+from typing_extensions import disjoint_base
+
 from shmrhash._map import RHashMap
 
 _T = TypeVar("_T")
@@ -146,6 +148,7 @@ class Space:
     def orphaned_by(self, index: int) -> tuple[int, str, int]: ...
     def words(self, index: int) -> dict[str, int]: ...
 
+@disjoint_base
 class CellCore:
     def __new__(cls, cells: Space, index: int, *ignored: Any, **named: Any) -> Self: ...
     @property
@@ -153,6 +156,7 @@ class CellCore:
     @property
     def _index(self) -> int: ...
 
+@disjoint_base
 class MutexCore(CellCore):
     on_orphan: Any
     def _set_check(self, check: bool) -> None: ...
@@ -188,6 +192,7 @@ class RLockCore(MutexCore):
     def _release_save(self) -> int: ...
     def _acquire_restore(self, depth: int) -> None: ...
 
+@disjoint_base
 class SharesCore(CellCore):
     @property
     def undo(self) -> bool: ...
