@@ -49,6 +49,7 @@ def locks_command(
         found = [(name, info) for name, info in found if str(info.key) == key]
     elif not everything:
         found = [(name, info) for name, info in found if info.owners or info.waiters]
+    found.sort(key=lambda pair: (pair[0], str(pair[1].key)))
     if session.json:
         session.emit([_object(name, info) for name, info in found])
     elif found or not on_terminal():
