@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# What lies where in a segment, and what each word means. Format version 3.
+# What lies where in a segment, and what each word means. Format version 4.
 #
 #   header 4 KiB: words, bells (from 1,024 on), the program's schema (2,048 to 3,583); what follows
 #     is reserved
@@ -33,7 +33,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport static_assert
 
 cdef enum:
-    LAYOUT_VERSION = 3
+    LAYOUT_VERSION = 4
     PAGE_BYTES = 4096
     LINE_BYTES = 64
     HEADER_BYTES = 4096

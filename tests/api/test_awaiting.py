@@ -173,7 +173,7 @@ def test_a_closed_map_is_not_kept_mapped_by_a_loop(make_map):
         task = await pending(m.wait_for(KEY, timeout=LONG_S), m)
         m[KEY] = word(1)
         await task
-        path = stepping.segment_path(m.name)
+        path = str(stepping.segment_path(m.name))
         m.close()
         with open("/proc/self/maps") as maps:
             assert path not in maps.read()

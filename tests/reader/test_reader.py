@@ -73,7 +73,7 @@ def constants():
 
 def structures():
     """The structs of the layout: for each, the offset and the size of each field; and the size."""
-    found = {}
+    found, numbers = {}, constants()
     for name in ("layout", "classes"):
         text = re.sub(r"#.*", "", (SEGMENT / f"{name}.pxd").read_text())
         for struct_name, body in re.findall(
@@ -86,7 +86,8 @@ def structures():
                 size, align = found[kind][1:] if kind in found else (SIZES[kind], SIZES[kind])
                 for field in names.split(","):
                     plain, _, length = field.strip().partition("[")
-                    count = int(length.rstrip("]").replace("BELL_COUNT", "256") or 1)
+                    length = length.rstrip("]")
+                    count = numbers[length] if length in numbers else int(length or 1)
                     offset = -(-offset // align) * align
                     fields[plain] = offset, size * count
                     offset += size * count
