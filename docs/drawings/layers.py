@@ -7,6 +7,7 @@ LAYERS = [
     ("shmrhash", "amber", "RHashMap, SharedDict, SharedCounter; files, names, types, errors"),
     ("python", "amber", "the extension's classes: the only place that raises, or takes the GIL"),
     ("processes", "red", "which processes are alive; waiting, recovery, attaching, check()"),
+    ("cells", "green", "the shared state of locks, semaphores, conditions and the like"),
     ("map", "green", "chains, elements, the table; read, write, remove, sections, walks"),
     ("memory", "violet", "operations and lock words; regions, pools, depots, objects"),
     ("segment", "blue", "what lies where: layout, geometry, header, the file"),
@@ -17,10 +18,10 @@ LAYERS = [
 def draw():
     drawing = Drawing(
         900,
-        500,
+        548,
         "The layers of the sources",
-        "From below: machine, segment, memory, map, processes, python; then the Python package "
-        "and its command line. Each layer uses only those below it.",
+        "From below: machine, segment, memory, map, cells, processes, python; then the Python "
+        "package and its command line. Each layer uses only those below it.",
     )
     drawing.heading("Each layer uses the layers below it, and none above")
     for place, (name, hue, what) in enumerate(LAYERS):
@@ -31,7 +32,7 @@ def draw():
         drawing.text(inset + 160, y + 25, what, size=13)
     for top, bottom, lines in (
         (80, 168, ["Python", "package"]),
-        (188, 468, ["cython/:", "one C file,", "no Python", "object", "below", "python"]),
+        (188, 516, ["cython/:", "one C file,", "no Python", "object", "below", "python"]),
     ):
         drawing.line([(772, top), (780, top), (780, bottom), (772, bottom)])
         start = (top + bottom) / 2 - (len(lines) - 1) * 9 + 4
