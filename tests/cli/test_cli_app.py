@@ -24,7 +24,7 @@ from shmrhash.cli.errors import Failure
         ("d", "dump"),
         ("de", "delete"),
         ("u", "update"),
-        ("unl", "unlink"),
+        ("unli", "unlink"),
         ("g", "getnext"),
         ("gc", "gc"),
         ("f", "freeze"),

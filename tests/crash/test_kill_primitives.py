@@ -105,6 +105,22 @@ def storm_of_locks(kind, space, seed, kills):
 # ---- Semaphore: at most so many have a permit, and none is lost ----
 
 
+def holders(books):
+    """How many workers had a permit at one moment, if nothing changed while this looked; else 0."""
+
+    def look():
+        return [
+            account.words[account.PROGRESS : account.HAS + 1].tolist() for account in books.accounts
+        ]
+
+    # Each worker counts a step between two permits: one that looks the same twice had its permit
+    # all the time between.
+    before, after = look(), look()
+    if before != after:
+        return 0
+    return sum(words[-1] for words in after if not words[-2])
+
+
 def use_permits(semaphore, books, me, rng):
     while True:
         taken = semaphore.acquire(timeout=0.001 if rng.random() < 0.2 else None)
@@ -112,9 +128,7 @@ def use_permits(semaphore, books, me, rng):
         if not taken:
             continue
         me.words[me.HAS] = 1
-        holding = sum(
-            account.words[me.HAS] for account in books.accounts if not account.words[me.CONDEMNED]
-        )
+        holding = holders(books)
         assert holding <= PERMITS, f"{holding} have one of {PERMITS} permits"
         me.words[me.HAS] = 0
         semaphore.release()

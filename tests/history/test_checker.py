@@ -111,8 +111,30 @@ def test_one_operation_on_what_expires_has_one_outcome(before, name, arguments, 
     assert not is_linearizable([told, found._replace(result="something else")], before)
 
 
+@pytest.mark.parametrize(
+    ("before", "name", "arguments", "after", "result"),
+    [
+        ((7, 8), "exchange_all", ((1, 2),), (1, 2), (7, 8)),
+        ((7, 8), "look_at_all", (), (7, 8), (7, 8)),
+        ((7, 8), "exchange_one", (1, 3), (7, 3), 8),
+    ],
+)
+def test_one_operation_on_several_keys_has_one_outcome(before, name, arguments, after, result):
+    """L2: the test above for several keys that are read and written in one step."""
+    told = did(0, 0, 1, name, *arguments, gives=result)
+    found = did(0, 2, 3, "look_at_all", gives=after)
+
+    assert is_linearizable([told, found], before)
+    assert not is_linearizable([told._replace(result="something else")], before)
+    assert not is_linearizable([told, found._replace(result="something else")], before)
+
+
 def test_every_operation_has_a_test_of_its_outcome():
-    tests = test_one_operation_has_one_outcome, test_one_operation_on_what_expires_has_one_outcome
+    tests = (
+        test_one_operation_has_one_outcome,
+        test_one_operation_on_what_expires_has_one_outcome,
+        test_one_operation_on_several_keys_has_one_outcome,
+    )
     cases = [case for test in tests for mark in test.pytestmark for case in mark.args[1]]
 
     assert set(ALL_SEMANTICS) == {name for _, name, *_ in cases}
