@@ -17,6 +17,7 @@ except ImportError as _error:
     ) from _error
 
 from shmrhash._batch import Batch, BucketInfo
+from shmrhash._cache import Cache, CacheStats
 from shmrhash._constants import (
     BPF_ANY,
     BPF_EXIST,
@@ -87,6 +88,8 @@ __all__ = [
     "Array",
     "Batch",
     "BucketInfo",
+    "Cache",
+    "CacheStats",
     "Change",
     "DeadlockError",
     "Error",

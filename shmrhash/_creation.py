@@ -117,6 +117,7 @@ def make_segment(
     max_bytes: int | None,
     schema: bytes,
     seeds: tuple[int, ...] | None,
+    is_cache: bool,
 ) -> int:
     """The descriptor of a new file without a name that holds an empty map.
 
@@ -132,7 +133,9 @@ def make_segment(
     if len(schema) > _core.SCHEMA_BYTES_MAX:
         raise TooLarge(f"a schema has at most {_core.SCHEMA_BYTES_MAX} bytes, not {len(schema)}")
     depots = _depot_count()
-    size = _core.segment_bytes(sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit)
+    size = _core.segment_bytes(
+        sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit, is_cache
+    )
     if size is None:
         raise TooLarge(
             f"{sizes.max_entries} entries of {sizes.key_size} + {sizes.value_size} bytes, and "
@@ -152,6 +155,7 @@ def make_segment(
             max_bytes=limit,
             fields=tuple(places),
             schema=schema,
+            is_cache=is_cache,
         )
     except BaseException:
         os.close(fd)

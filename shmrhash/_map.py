@@ -88,6 +88,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         max_bytes: int | None = None,
         _schema: bytes = b"",
         _seeds: tuple[int, ...] | None = None,
+        _is_cache: bool = False,
     ) -> RHashMap:
         """Create a map and attach to it.
 
@@ -124,6 +125,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
             max_bytes=max_bytes,
             schema=_schema,
             seeds=_seeds,
+            is_cache=_is_cache,
         )
         try:
             kept = os.dup(fd)

@@ -61,6 +61,7 @@ from map.read cimport map_find, find_once, slot_holds_key, first_slot, entry_fin
 from map.hold cimport bucket_hold, bucket_hold_if_unchanged
 from map.remove cimport map_delete_held
 from map.sweep cimport sweep_some
+from map.evict cimport entry_begin
 
 cdef enum:
     UPDATE_ANY = 0
@@ -90,6 +91,8 @@ cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) no
     copy_words(element_value(op.map, element), redo, op.map.value_words)
     compiler_fence()
     refs_attach(op, element)
+    if unlikely(op.map.cache != NULL):
+        entry_begin(op, element)
 
 cdef inline Status insert_hold(
         Op *op, Element *element, const Found *miss, Bucket **bucket) noexcept nogil:

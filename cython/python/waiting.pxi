@@ -15,6 +15,7 @@ cdef inline Waiting new_waiting(MapHandle handle) noexcept:
     cdef Waiting waiting
     waiting.turn = waiting.retries = waiting.swept = waiting.began = 0
     waiting.sweep_at = waiting.sweep_next = waiting.passed_on = 0
+    waiting.evictions = waiting.found_none = 0
     waiting.limit_ns = handle.map.timeout_ns
     return waiting
 

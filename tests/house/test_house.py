@@ -30,17 +30,27 @@ LAYERS = {
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
         *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
-        *("remove", "sweep", "write", "section", "walk", "batch"),
+        *("remove", "sweep", "evict", "write", "section", "walk", "batch"),
     ],
     "processes": [
         *("claim", "liveness", "recover_memory", "recover", "forking", "wait", "attach"),
         *("check_objects", "check"),
     ],
     "python": [
-        *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
+        *(
+            "segments",
+            "handle",
+            "attachment",
+            "entering",
+            "raising",
+            "waiting",
+            "sweeping",
+            "evicting",
+        ),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections"),
         *("watching", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
+        "cache",
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]
