@@ -44,7 +44,7 @@ from segment.status cimport (
 from segment.layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
-    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, FEATURE_CACHE, CacheCounts,
+    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, FEATURE_CACHE,
 )
 from segment.words cimport (
     element_state, depot_credit, depot_count as depot_parked, word_locked, word_owner,
@@ -52,7 +52,7 @@ from segment.words cimport (
 from segment.classes cimport round_up, LENGTH_MAX, ref_length
 from segment.geometry cimport (
     Map, element_at, element_value, geometry_add_cache, geometry_add_objects, geometry_compute_for,
-    geometry_bind, context_at, contexts_usable, processes_usable,
+    geometry_bind, context_at, context_redo, contexts_usable, processes_usable,
 )
 from segment.fields cimport deadline_passed, field_meets, fields_blank
 from segment.header cimport segment_examine, segment_fill, buckets_for, first_bytes
@@ -60,12 +60,13 @@ from segment.file cimport (
     segment_open, segment_fd, is_segment, byte_lock, READER_BYTE, REMOVAL_BYTE, byte_is_shared,
 )
 from memory.operation cimport (
-    Op, OP_KEEP_ELEMENT, OP_KEEP_SHIFT, OP_RAW_FIELDS, context_begin, context_cancel, context_end,
-    lock_busy, lock_release, lock_try, op_begin, op_end, op_holds,
+    Op, OP_KEEP_ELEMENT, OP_KEEP_SHIFT, OP_NO_SWEEP, OP_RAW_FIELDS, context_begin, context_cancel,
+    context_end, lock_busy, lock_release, lock_try, op_begin, op_end, op_holds,
 )
 from memory.region cimport (
     budget_word, contexts_are_quiet, fences_demand, membarrier_all, membarrier_register,
 )
+from memory.pool cimport object_memory_ready
 from memory.pins cimport pin_claim, pin_clear, pin_set
 from memory.object cimport object_make, objects_reclaim
 from map.bell cimport (
@@ -73,7 +74,9 @@ from map.bell cimport (
     waiting_begin, waiting_end, waiting_say,
 )
 from map.chain cimport Found
-from map.element cimport STARVING_NS, element_unchanged, starving_say
+from map.element cimport (
+    STARVING_NS, element_hold, element_spin, element_unchanged, starving_say,
+)
 from map.reference cimport element_replace, ref_protect
 from map.table cimport table_count, table_guess
 from map.read cimport (
@@ -159,4 +162,5 @@ include "python/dictsection.pxi"
 include "python/dictkeys.pxi"
 include "python/dictwalk.pxi"
 include "python/dict.pxi"
+include "python/claiming.pxi"
 include "python/cache.pxi"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import weakref
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from shmrhash import _core
 from shmrhash._arguments import whole_number
@@ -28,6 +31,8 @@ _ENTRY_BYTES = 256  # then there is an entry for each of so many bytes
 _VALUE_SHARE = 8  # one value takes at most an eighth of max_bytes
 
 _C = TypeVar("_C", bound="Cache")
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 class CacheStats(NamedTuple):
@@ -35,8 +40,9 @@ class CacheStats(NamedTuple):
 
     hits and misses: of get() and get_many(). evicted_new: entries that were evicted before anything
     read them a second time; evicted_kept: others that were evicted; evicted_expired: entries that
-    had expired when room was needed. unreadable: values that could not be decoded. entries: those
-    in the cache now, expired ones that no operation has removed yet included.
+    had expired when room was needed. unreadable: values that could not be decoded. computed: values
+    that get_or_compute() computed. waited: calls of it that waited for another's value. entries:
+    those in the cache now, with expired ones that no operation has removed yet.
     """
 
     hits: int
@@ -45,6 +51,8 @@ class CacheStats(NamedTuple):
     evicted_kept: int
     evicted_expired: int
     unreadable: int
+    computed: int
+    waited: int
     entries: int
 
     @property
@@ -72,6 +80,9 @@ class Cache(_core.CacheCore):
     Concurrency. Each operation on one key is atomic (W1), and get() never waits (R1). A process may
     be killed at any moment (C1): nothing is lost but its last operation, and nobody waits for it.
     Threads may share a handle.
+
+    Computing. get_or_compute(key, function) computes an absent value once for all processes, and
+    memoize() decorates a function with it.
 
     Values are copies, as in SharedDict: changing a list that get() returned changes nothing in the
     cache.
@@ -148,6 +159,63 @@ class Cache(_core.CacheCore):
         self._schema = schema
         if handle.ephemeral:  # a cache that is collected is closed; at exit _lifetime.py acts
             weakref.finalize(self, handle.close).atexit = False
+
+    def memoize(
+        self,
+        ttl: float | None = None,
+        *,
+        key: Callable[..., Any] | None = None,
+        name: str | None = None,
+        wait: float = 10.0,
+    ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+        """A decorator: calls of the function with the same arguments are computed once for all.
+
+            @cache.memoize(ttl=60)
+            def user(number): ...
+
+        A call is get_or_compute() of a key made of the arguments: key(*args, **kwargs) if key is
+        given; otherwise a tuple of the function's name, its positional and its named arguments, for
+        a cache whose keys are objects. name: unless given, the function's module and qualified
+        name. ttl, wait: as for get_or_compute(). f(2) and f(number=2) are two keys. None is a
+        result like others.
+
+        The function has cache_key(...), which returns the key of a call; forget(...), which deletes
+        its result and returns whether it was there; and __wrapped__.
+
+        Raises InvalidArgument (keys are not objects, and key is not given), TypeError (a coroutine
+        function); in a call, what get_or_compute() raises, and TypeError for arguments that cannot
+        be keys.
+        """
+        if key is None and self._schema.key.declared is not object:
+            raise InvalidArgument(
+                f"cache {self.name!r} has keys of another type than object: give memoize a key= "
+                f"function that makes one of the arguments"
+            )
+
+        def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+            if inspect.iscoroutinefunction(function):
+                raise TypeError("memoize is for functions, and this is a coroutine function")
+            title = name or f"{function.__module__}.{function.__qualname__}"
+
+            def cache_key(*args: Any, **kwargs: Any) -> Any:
+                if key is not None:
+                    return key(*args, **kwargs)
+                return title, args, tuple(sorted(kwargs.items()))
+
+            def forget(*args: Any, **kwargs: Any) -> bool:
+                return self.delete(cache_key(*args, **kwargs))
+
+            @functools.wraps(function)
+            def memoized(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+                return self.get_or_compute(
+                    cache_key(*args, **kwargs), lambda: function(*args, **kwargs), ttl, wait=wait
+                )
+
+            memoized.cache_key = cache_key  # type: ignore[attr-defined]
+            memoized.forget = forget  # type: ignore[attr-defined]
+            return memoized
+
+        return decorate
 
     @property
     def name(self) -> str:

@@ -42,7 +42,7 @@ from segment.words cimport element_state
 from segment.geometry cimport Map, bucket_at, element_at, element_value, context_redo, checked_index
 from segment.fields cimport fields_begin
 from memory.operation cimport (
-    OP_RAW_FIELDS, OP_KEEP_SHIFT, Op, lock_busy, lock_release, WRITE_TRIES_MAX,
+    OP_RAW_FIELDS, OP_NO_SWEEP, OP_KEEP_SHIFT, Op, lock_busy, lock_release, WRITE_TRIES_MAX,
 )
 from memory.region cimport region_commit
 from memory.pool cimport block_commit
@@ -214,7 +214,7 @@ cdef inline Status map_insert(
     cdef Found found
     if status == OK:
         map_grow_if_loaded(op)
-        if unlikely(op.map.timer_word != 0):
+        if unlikely(op.map.timer_word != 0) and not op.options & OP_NO_SWEEP:
             sweep_some(op)
     elif status >= NEED_BUCKETS:
         memory = map_memory(op, status)

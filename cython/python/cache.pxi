@@ -5,19 +5,21 @@
 # cannot be decoded.
 
 
-cdef inline void count_lookup(MapHandle handle, bint hit) noexcept:
-    """The GIL is held, and the process has a slot: its counts have one writer."""
-    cdef CacheCounts *counts
+cdef enum:                     # the places of the counts in CacheCounts, in words
+    COUNT_HITS = 0
+    COUNT_MISSES = 1
+    COUNT_UNREADABLE = 5
+    COUNT_COMPUTED = 6
+    COUNT_WAITED = 7
+    COUNT_ALL = 8
+
+
+cdef inline void count_one(MapHandle handle, int what) noexcept:
+    """Add one to a count of this process. The GIL is held, so the count has one writer."""
     cdef uint64_t *word
-    if handle.map.local.registered and not handle.map.read_only:
-        counts = counts_of(&handle.map)
-        word = &counts.hits if hit else &counts.misses
+    if not handle.is_closed and not handle.map.read_only and handle.map.local.registered:
+        word = <uint64_t *> counts_of(&handle.map) + what
         store_relaxed_u64(word, load_relaxed_u64(word) + 1)
-
-
-cdef Status attempt_remove_found(Op *op, void *found) noexcept:
-    """Delete the entry of op's key if it is still as it was found."""
-    return map_delete_held(op, (<Found *> found).header, NULL)
 
 
 @cython.auto_pickle(False)
@@ -116,7 +118,6 @@ cdef class CacheCore(DictHandle):
     cdef int _remove_unreadable(self, KeyBytes *key, Found *found) except -1:
         """Delete an entry that could not be decoded, unless it has changed, and count it."""
         cdef MapHandle handle = self.handle
-        cdef CacheCounts *counts
         cdef Op op
         cdef Waiting waiting = new_waiting(handle)
         cdef Status status
@@ -125,8 +126,7 @@ cdef class CacheCore(DictHandle):
         self._begin(&op, key, &waiting)
         try:
             status = repeat(handle, &op, attempt_remove_found, found, &waiting)
-            counts = counts_of(&handle.map)
-            store_relaxed_u64(&counts.unreadable, load_relaxed_u64(&counts.unreadable) + 1)
+            count_one(handle, COUNT_UNREADABLE)
         finally:
             leave(handle, &op)
         if status != OK and status != ABSENT:
@@ -138,11 +138,11 @@ cdef class CacheCore(DictHandle):
         cdef KeyBytes key_bytes
         cdef uint64_t number = 0
         if self.quick and likely(self._find_fast(key, &number)):
-            count_lookup(self.handle, True)
+            count_one(self.handle, COUNT_HITS)
             return self._number(number)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         found = self._look(&key_bytes)
-        count_lookup(self.handle, found is not MISSING)
+        count_one(self.handle, COUNT_MISSES if found is MISSING else COUNT_HITS)
         return found
 
     cdef bint _set(self, object key, object value, uint32_t flag, int64_t deadline_ns) except -1:
@@ -155,6 +155,71 @@ cdef class CacheCore(DictHandle):
                 kept = key_encode(self.handle, self.key, key, &key_bytes)
                 self._remove(&key_bytes, False)
             raise
+
+    cdef object _compute(self, Claim claim, function, ttl):
+        """The result of function(), stored under the claimed key unless the claim was cut off, or
+        the value does not fit."""
+        cdef int64_t deadline_ns
+        try:
+            value = function()
+            deadline_ns = self._deadline_after(ttl)
+        except BaseException:
+            claim.give_up()
+            raise
+        count_one(self.handle, COUNT_COMPUTED)
+        if deadline_ns == 0:
+            deadline_ns = deadline_in(self.default_ttl_ns)
+        try:
+            claim.store(value, deadline_ns)
+        except (_errors.KeyGone, _errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull):
+            pass
+        return value
+
+    def get_or_compute(self, key, function, ttl=None, *, wait=10.0):
+        """Return the value of key; if it is absent, call function(), store what it returns, and
+        return that. ttl: as for set(), from the end of the computation on.
+
+        Of all processes and threads that ask for a key at once, one computes, and the others wait
+        for its result. While a value is there nobody waits. If function() raises, its caller gets
+        the exception, and the next one who waits computes. If the process that computes dies, one
+        who waits takes over within 50 ms. A computation that needs more than wait seconds is not
+        waited for any longer: one of those who wait computes, too, and the late result is not
+        stored. If the key is deleted or stored during the computation, the result is returned to
+        those who asked before, and not stored; neither is one that does not fit.
+
+        Computations may ask for other keys. A key that this thread computes already, or whose
+        computation waits for this thread, is computed without waiting.
+
+        Costs a get() if the value is there, and otherwise about three stores. Raises what
+        function() raises, TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed,
+        and what set() raises for a value that cannot be encoded.
+        """
+        cdef Claim claim
+        cdef KeyBytes key_bytes
+        cdef int _
+        found = self._get_counted(key)
+        if found is not MISSING:
+            return found
+        self._deadline_after(ttl)              # raises now, not after the computation
+        for _ in range(CLAIM_TRIES_MAX):       # again if the value was gone before it was read
+            claim = Claim(self, key, wait)
+            try:
+                claimed = claim.take()
+            except _errors.LockTimeout:
+                if claim.in_the_way == 0:
+                    raise
+                claim.steal()
+                continue
+            if claimed:
+                return self._compute(claim, function, ttl)
+            if claim.is_circular:
+                break
+            kept = key_encode(self.handle, self.key, key, &key_bytes)
+            found = self._look(&key_bytes)
+            if found is not MISSING:
+                count_one(self.handle, COUNT_WAITED)
+                return found
+        return function()
 
     def get(self, key, default=None):
         """Return the value of key, or default if it is absent, has expired, or cannot be decoded.
@@ -301,19 +366,15 @@ cdef class CacheCore(DictHandle):
         clear_map(self.handle)
 
     def _counts(self):
-        """(hits, misses, evicted as new, as kept, as expired, unreadable) of all processes."""
+        """(hits, misses, evicted as new, as kept, as expired, unreadable, computed, waited) of all
+        processes."""
         cdef Map *map = &self.handle.map
-        cdef CacheCounts *counts
         cdef uint64_t at
-        cdef uint64_t sums[6]
+        cdef int what
+        cdef uint64_t sums[COUNT_ALL]
         expect_open(self.handle)
         memset(sums, 0, sizeof(sums))
         for at in range(PROCESS_MAX):
-            counts = map.cache_counts + at
-            sums[0] += load_relaxed_u64(&counts.hits)
-            sums[1] += load_relaxed_u64(&counts.misses)
-            sums[2] += load_relaxed_u64(&counts.evicted_new)
-            sums[3] += load_relaxed_u64(&counts.evicted_kept)
-            sums[4] += load_relaxed_u64(&counts.evicted_expired)
-            sums[5] += load_relaxed_u64(&counts.unreadable)
-        return sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]
+            for what in range(COUNT_ALL):
+                sums[what] += load_relaxed_u64(<uint64_t *> (map.cache_counts + at) + what)
+        return tuple(sums)

@@ -69,6 +69,22 @@ cdef Status attempt_store(Op *op, void *arguments) noexcept:
     return map_update(op, <const uint8_t *> storing.words, storing.flag)
 
 
+cdef bint claim_cut_off(Op *op) noexcept nogil:
+    """After BUSY: whether the key is claimed by a process that computes its value (claiming.pxi),
+    and the claim is now cut off."""
+    cdef Found found
+    cdef uint64_t deadline
+    if map_find(op.map, op.hash, op.key, &found) != OK or (
+            element_state(found.header) != ELEMENT_LOCKED):
+        return False
+    deadline = load_relaxed_u64(
+        element_value(op.map, found.element) + op.map.timer_word - 1)
+    if not element_unchanged(&found) or not deadline_passed(deadline):
+        return False
+    op.element_filled = False
+    return map_delete_held(op, found.header, NULL) == OK
+
+
 cdef Status attempt_cache_store(Op *op, void *arguments) noexcept:
     """attempt_store, after making room for a new entry. One for which there is no memory is tried
     again a few times, after an eviction each; evict_for_room goes on with that."""
@@ -78,6 +94,9 @@ cdef Status attempt_cache_store(Op *op, void *arguments) noexcept:
         status = room_reserve(op)
         if status == OK:
             status = attempt_store(op, arguments)
+        if status == BUSY and claim_cut_off(op):
+            status = RETRY
+            continue
         if status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES:
             break
         if evict_one(op) != OK:
@@ -87,6 +106,11 @@ cdef Status attempt_cache_store(Op *op, void *arguments) noexcept:
 
 cdef Status attempt_remove(Op *op, void *value) noexcept:
     return map_delete(op, value)
+
+
+cdef Status attempt_remove_found(Op *op, void *found) noexcept:
+    """Delete the entry of op's key if it is still as it was found."""
+    return map_delete_held(op, (<Found *> found).header, NULL)
 
 
 @cython.internal

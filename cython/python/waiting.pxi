@@ -9,6 +9,8 @@ cdef enum:
 
 # Sections that threads of this process have open: (device, inode, context) -> thread.
 cdef dict sections_open = {}
+# Claims that threads of this process have: thread -> list of Claim (claiming.pxi).
+cdef dict claims_open = {}
 
 
 cdef inline Waiting new_waiting(MapHandle handle) noexcept:

@@ -3,8 +3,8 @@
 #
 # The header stores the seven numbers that decide the geometry (key_size, value_size, max_entries,
 # depot_count, max_bytes, features, layout version). A process that attaches checks them, computes
-# everything else itself and keeps it in private memory, so that nothing in the segment is ever trusted as a
-# length or a pointer (H1).
+# everything else itself and keeps it in private memory, so that nothing in the segment is ever
+# trusted as a length or a pointer (H1).
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from machine.atomics cimport load_acquire_u64
 from segment.status cimport Status, OK, FULL

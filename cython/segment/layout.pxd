@@ -297,7 +297,8 @@ cdef struct CacheHead:
     uint64_t hand              # the element that the hand looks at next, modulo their number
     uint64_t _reserved_c[7]
 
-# What one process slot's processes counted. Only the slot's process stores to it.
+# What one process slot's processes counted (cache.pxi has the places). Only the slot's process
+# stores to it.
 cdef struct CacheCounts:
     uint64_t hits
     uint64_t misses
@@ -305,7 +306,8 @@ cdef struct CacheCounts:
     uint64_t evicted_kept      # evicted by the hand
     uint64_t evicted_expired   # found expired by either
     uint64_t unreadable
-    uint64_t _reserved[2]
+    uint64_t computed          # by claimants (get_or_compute)
+    uint64_t waited            # lookups that waited for a claimant's result
 
 
 cdef inline void layout_is_pinned() noexcept nogil:

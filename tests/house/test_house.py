@@ -50,7 +50,7 @@ LAYERS = {
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections"),
         *("watching", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
-        "cache",
+        *("claiming", "cache"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]
