@@ -69,6 +69,7 @@ cdef inline Status section_open(
         elif status == ABSENT and create != NULL:
             status = map_insert(op, create, &found, &any_depot)
             if status == OK:
+                op.element_filled = False  # by the entry that was inserted
                 status = RETRY             # the key is present now, unless it is deleted again
         if status != RETRY:
             break

@@ -154,7 +154,10 @@ cdef class Claim(LockedSection):
 
     cdef Status _attempt_blank(self) except? RETRY:
         """Insert an entry to claim. RETRY: the key has one."""
-        cdef Status status = room_reserve(&self.op)
+        cdef Status status
+        if self.op.context.element == 0:       # an earlier blank was inserted, and is gone already
+            self.op.element_filled = False
+        status = room_reserve(&self.op)
         if status != OK:
             return status
         memset(self.words, 0, self.handle.map.value_words * 8)

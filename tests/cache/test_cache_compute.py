@@ -38,7 +38,7 @@ def journal(tmp_path):
 
 @pytest.fixture
 def cache(make_cache):
-    return make_cache(key=object, value=object, max_entries=5000)
+    return make_cache(key=object, value=object, max_entries=5000, timeout=PATIENCE_S)
 
 
 def refuse():
@@ -57,7 +57,7 @@ def wait_until(condition):
 
 
 def reopened(name):
-    return Cache(name, key=object, value=object)
+    return Cache(name, key=object, value=object, timeout=PATIENCE_S)
 
 
 # ---- one caller ----
@@ -346,7 +346,7 @@ def compute_until_killed(name, seed):
 @pytest.mark.parametrize("kills", [20, pytest.param(300, marks=pytest.mark.thorough)])
 def test_killed_claimants_leave_nothing(make_cache, seed, kills):
     """C1: no claim stays, and those who live go on."""
-    cache = make_cache(key=object, value=object, max_entries=20)
+    cache = make_cache(key=object, value=object, max_entries=20, timeout=PATIENCE_S)
     rng = random.Random(seed)
     crew = [Child(compute_until_killed, cache.name, rng.random()) for _ in range(2)]
     try:
