@@ -45,16 +45,16 @@ from segment.status cimport (
 from segment.layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
-    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, BELL_COUNT, CELL_BYTES, CELL_KEY_BYTES,
-    CONTEXT_MAX, FEATURE_CELLS, LOCK_MASK, REGION_CONTEXTS,
+    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, BELL_COUNT, CELL_BYTES,
+    CELL_KEY_BYTES, CONTEXT_MAX, FEATURE_CACHE, FEATURE_CELLS, LOCK_MASK, REGION_CONTEXTS,
 )
 from segment.words cimport (
     element_state, depot_credit, depot_count as depot_parked, word_locked, word_owner,
 )
 from segment.classes cimport round_up, LENGTH_MAX, ref_length
 from segment.geometry cimport (
-    Map, element_at, element_value, geometry_add_objects, geometry_compute, geometry_bind,
-    context_at, contexts_usable, processes_usable, region_usable,
+    Map, element_at, element_value, geometry_add_cache, geometry_add_objects, geometry_compute_for,
+    geometry_bind, context_at, context_redo, contexts_usable, processes_usable, region_usable,
 )
 from segment.fields cimport deadline_passed, field_meets, fields_blank
 from segment.header cimport segment_examine, segment_fill, buckets_for, first_bytes
@@ -62,26 +62,29 @@ from segment.file cimport (
     segment_open, segment_fd, is_segment, byte_lock, READER_BYTE, REMOVAL_BYTE, byte_is_shared,
 )
 from memory.operation cimport (
-    Op, OP_KEEP_ELEMENT, OP_KEEP_SHIFT, OP_RAW_FIELDS, context_begin, context_cancel, context_end,
-    lock_busy, lock_release, lock_try, op_begin, op_end, op_holds,
+    Op, OP_KEEP_ELEMENT, OP_KEEP_SHIFT, OP_NO_SWEEP, OP_RAW_FIELDS, context_begin, context_cancel,
+    context_end, lock_busy, lock_release, lock_try, op_begin, op_end, op_holds,
 )
 from memory.region cimport (
     budget_word, contexts_are_quiet, fences_demand, membarrier_all, membarrier_register,
 )
+from memory.pool cimport object_memory_ready
 from memory.pins cimport pin_claim, pin_clear, pin_set
-from memory.object cimport object_make
+from memory.object cimport object_make, objects_reclaim
 from map.bell cimport (
     BELL_ANY, bell_arm, bell_of_key, bell_of_section, bell_value, bell_word, bells_ring_all,
     bells_section_ring, lock_bell, lock_bell_arm, tag_of, waiting_begin, waiting_end, waiting_say,
 )
 from map.chain cimport Found
-from map.element cimport STARVING_NS, element_unchanged, starving_say
+from map.element cimport (
+    STARVING_NS, element_hold, element_spin, element_unchanged, starving_say,
+)
 from map.reference cimport element_replace, ref_protect
 from map.table cimport table_count, table_guess
 from map.read cimport (
     Sight, key_settled,
     read_word_fast, map_find, read_fast, map_lookup, map_contains, entry_bytes, entry_deadline,
-    entry_expired, entry_find, entry_read_fast,
+    entry_expired, entry_find, entry_find_fast, entry_read_fast,
 )
 from map.hold cimport op_give_back
 from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, entry_expire
@@ -174,6 +177,7 @@ include "python/entering.pxi"
 include "python/raising.pxi"
 include "python/waiting.pxi"
 include "python/sweeping.pxi"
+include "python/evicting.pxi"
 include "python/attempts.pxi"
 include "python/reading.pxi"
 include "python/writing.pxi"
@@ -203,3 +207,5 @@ include "python/dictsection.pxi"
 include "python/dictkeys.pxi"
 include "python/dictwalk.pxi"
 include "python/dict.pxi"
+include "python/claiming.pxi"
+include "python/cache.pxi"

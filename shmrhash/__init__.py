@@ -22,6 +22,7 @@ except ImportError as _error:
     ) from _error
 
 from shmrhash._batch import Batch, BucketInfo
+from shmrhash._cache import Cache, CacheStats
 from shmrhash._constants import (
     BPF_ANY,
     BPF_EXIST,
@@ -112,6 +113,8 @@ __all__ = [
     "Batch",
     "BoundedSemaphore",
     "BucketInfo",
+    "Cache",
+    "CacheStats",
     "Change",
     "Condition",
     "DeadlockError",

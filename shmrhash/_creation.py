@@ -118,6 +118,7 @@ def make_segment(
     schema: bytes,
     seeds: tuple[int, ...] | None,
     is_space: bool = False,
+    is_cache: bool = False,
 ) -> int:
     """The descriptor of a new file without a name that holds an empty map.
 
@@ -133,7 +134,9 @@ def make_segment(
     if len(schema) > _core.SCHEMA_BYTES_MAX:
         raise TooLarge(f"a schema has at most {_core.SCHEMA_BYTES_MAX} bytes, not {len(schema)}")
     depots = _depot_count()
-    size = _core.segment_bytes(sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit)
+    size = _core.segment_bytes(
+        sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit, is_cache
+    )
     if size is None:
         raise TooLarge(
             f"{sizes.max_entries} entries of {sizes.key_size} + {sizes.value_size} bytes, and "
@@ -154,6 +157,7 @@ def make_segment(
             fields=tuple(places),
             schema=schema,
             is_space=is_space,
+            is_cache=is_cache,
         )
     except BaseException:
         os.close(fd)

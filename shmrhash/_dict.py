@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from shmrhash import _core, _segment
-from shmrhash._constants import DEFAULT_TIMEOUT, RACES_MAX
-from shmrhash._creation import whole_pages
-from shmrhash._errors import (
-    InvalidArgument,
-    LayoutMismatch,
-    PermissionDenied,
-    SegmentExists,
-    SegmentMissing,
-)
-from shmrhash._gc import ANONYMOUS_PREFIX, remove_abandoned
+from shmrhash import _core
+from shmrhash._constants import DEFAULT_TIMEOUT
+from shmrhash._errors import InvalidArgument
 from shmrhash._map import RHashMap
 from shmrhash._mapping import MappingMethods
-from shmrhash._refusals import restless_name
+from shmrhash._typed_maps import create_anonymous, create_map, open_or_create
 from shmrhash._types.records import record_name
 from shmrhash._types.schema import (
-    REMEDY,
     Schema,
     expect_geometry,
     make_schema,
@@ -40,10 +29,7 @@ from shmrhash._waiting import WaitMethods
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-_MAX_ENTRIES = 1 << 20  # of a dict whose maker names no limit
-
 _NOT_OWN = ("_schema", "__orig_class__")  # attributes that no pickle of a dict has
-_Limits = tuple[int | None, int | None]  # max_entries, max_bytes; None: not given
 _D = TypeVar("_D", bound="SharedDict[Any, Any]")
 
 
@@ -175,36 +161,20 @@ class SharedDict(MappingMethods[K, V], WaitMethods, _core.DictCore[K, V]):
         schema = make_schema(key, value, ttl)
         limits = max_entries, max_bytes
         if name is None:
-            self._start(_create_anonymous(schema, limits, timeout=timeout, mode=mode), schema)
+            handle = create_anonymous(schema, limits, timeout=timeout, mode=mode)
+            self._start(handle, schema)
             return
-        if if_different not in ("raise", "replace"):
-            raise InvalidArgument(
-                f"if_different must be 'raise' or 'replace', not {if_different!r}"
-            )
-        for _ in range(RACES_MAX):  # another process may create and unlink it each time
-            try:
-                handle = RHashMap.open(name, timeout=timeout, owner=owner)
-            except SegmentMissing:
-                try:
-                    handle = _create_map(
-                        name, schema, limits, timeout=timeout, mode=mode, ephemeral=ephemeral
-                    )
-                except SegmentExists:
-                    continue
-                self._start(handle, schema)
-                return
-            try:
-                self._start(handle, _expect_types(handle, schema, limits))
-                return
-            except LayoutMismatch:
-                replaced = if_different == "replace" and _remove_replaced(handle)
-                handle.close()
-                if not replaced:
-                    raise
-            except BaseException:
-                handle.close()
-                raise
-        raise restless_name(name)
+        open_or_create(
+            self._start,
+            name,
+            schema,
+            limits,
+            if_different,
+            owner=owner,
+            timeout=timeout,
+            mode=mode,
+            ephemeral=ephemeral,
+        )
 
     def _start(self, handle: RHashMap, schema: Schema) -> None:
         """Initialize this object as the dict of this handle. Raises LayoutMismatch."""
@@ -260,7 +230,7 @@ class SharedDict(MappingMethods[K, V], WaitMethods, _core.DictCore[K, V]):
         schema = make_schema(key, value, ttl)
         limits = max_entries, max_bytes
         options = {"timeout": timeout, "mode": mode, "ephemeral": ephemeral}
-        return cls._of(_create_map(name, schema, limits, **options), schema)
+        return cls._of(create_map(name, schema, limits, **options), schema)
 
     @overload
     @classmethod
@@ -425,70 +395,3 @@ def _attach(cls: type[_D], handle: RHashMap, key: Any, value: Any, ttl: float | 
         handle.close()
         raise
     return cls._of(handle, schema)
-
-
-# ---- the maps of dicts ----
-
-
-def _create_map(name: str, schema: Schema, limits: _Limits, **options: Any) -> RHashMap:
-    """A new map for a dict of these types. options: as for RHashMap.create()."""
-    max_entries, max_bytes = limits
-    if schema.has_objects:
-        options["max_bytes"] = max_bytes
-    return RHashMap.create(
-        name,
-        key_size=schema.key.size,
-        value_size=schema.value_size,
-        max_entries=_MAX_ENTRIES if max_entries is None else max_entries,
-        fields=schema.fields,
-        _schema=schema.to_bytes(),
-        **options,
-    )
-
-
-def _create_anonymous(schema: Schema, limits: _Limits, **options: Any) -> RHashMap:
-    """As _create_map(), with a name that no other map has and that goes with its last process."""
-    name = f"{ANONYMOUS_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    remove_abandoned(name)
-    return _create_map(name, schema, limits, ephemeral=True, **options)
-
-
-def _expect_types(handle: RHashMap, schema: Schema, limits: _Limits) -> Schema:
-    """Compare the types and limits of a map with the declared ones; return the handle's schema.
-
-    Raises LayoutMismatch: they differ, or the map is no dict.
-    """
-    record = read_schema(handle.schema, handle.name)
-    found = restore_schema(record, handle.name, schema.key.declared, schema.value.declared)
-    found = with_ttl(found, handle.name, schema.ttl)
-    if limits[0] not in (None, handle.max_entries):
-        raise LayoutMismatch(
-            f"segment {handle.name!r} has max_entries={handle.max_entries}, but was opened with "
-            f"{limits[0]}; {REMEDY}"
-        )
-    given = limits[1] if schema.has_objects else None
-    if given is not None and whole_pages(given) != handle.max_bytes:
-        raise LayoutMismatch(
-            f"segment {handle.name!r} has max_bytes={handle.max_bytes}, but was opened with "
-            f"{given}; {REMEDY}"
-        )
-    return found
-
-
-def _remove_replaced(handle: RHashMap) -> bool:
-    """Remove the name of a dict that is to be replaced; False: it is no dict, and keeps its name.
-
-    Processes that found the same dict do this one after another, under a lock of its file. So none
-    of them takes the name from the new dict that the first of them makes.
-
-    Raises PermissionDenied: the directory does not let this user remove it.
-    """
-    try:
-        read_schema(handle.schema, handle.name)
-    except LayoutMismatch:
-        return False
-    try:
-        _segment.remove_name(handle._path, handle._identity())
-    except PermissionError as error:
-        raise PermissionDenied(f"segment {handle.name!r} cannot be replaced: {error}") from None
-    return True

@@ -96,6 +96,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         max_bytes: int | None = None,
         _schema: bytes = b"",
         _seeds: tuple[int, ...] | None = None,
+        _is_cache: bool = False,
     ) -> RHashMap:
         """Create a map and attach to it.
 
@@ -133,6 +134,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
             schema=_schema,
             seeds=_seeds,
             is_space=cls._holds_cells,
+            is_cache=_is_cache,
         )
         try:
             kept = os.dup(fd)

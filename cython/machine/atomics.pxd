@@ -2,13 +2,17 @@
 # The names of atomics.h for the core. The orders are explained there.
 #
 # In the core, a comment at each ordered access names the access that it pairs with.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "machine/atomics.h" nogil:
     uint64_t load_relaxed_u64 "shm_load_relaxed_u64" (const uint64_t *word) noexcept
     uint64_t load_acquire_u64 "shm_load_acquire_u64" (const uint64_t *word) noexcept
     void store_relaxed_u64 "shm_store_relaxed_u64" (uint64_t *word, uint64_t value) noexcept
     void store_release_u64 "shm_store_release_u64" (uint64_t *word, uint64_t value) noexcept
+    uint8_t load_relaxed_u8 "shm_load_relaxed_u8" (const uint8_t *byte) noexcept
+    void store_relaxed_u8 "shm_store_relaxed_u8" (uint8_t *byte, uint8_t value) noexcept
+    uint16_t load_relaxed_u16 "shm_load_relaxed_u16" (const uint16_t *word) noexcept
+    void store_relaxed_u16 "shm_store_relaxed_u16" (uint16_t *word, uint16_t value) noexcept
     uint32_t load_relaxed_u32 "shm_load_relaxed_u32" (const uint32_t *word) noexcept
     uint32_t load_acquire_u32 "shm_load_acquire_u32" (const uint32_t *word) noexcept
     void store_relaxed_u32 "shm_store_relaxed_u32" (uint32_t *word, uint32_t value) noexcept

@@ -42,7 +42,7 @@ from segment.words cimport element_state
 from segment.geometry cimport Map, bucket_at, element_at, element_value, context_redo, checked_index
 from segment.fields cimport fields_begin
 from memory.operation cimport (
-    OP_RAW_FIELDS, OP_KEEP_SHIFT, Op, lock_busy, lock_release, WRITE_TRIES_MAX,
+    OP_RAW_FIELDS, OP_NO_SWEEP, OP_KEEP_SHIFT, Op, lock_busy, lock_release, WRITE_TRIES_MAX,
 )
 from memory.region cimport region_commit
 from memory.pool cimport block_commit
@@ -61,6 +61,7 @@ from map.read cimport map_find, find_once, slot_holds_key, first_slot, entry_fin
 from map.hold cimport bucket_hold, bucket_hold_if_unchanged
 from map.remove cimport map_delete_held
 from map.sweep cimport sweep_some
+from map.evict cimport entry_begin
 
 cdef enum:
     UPDATE_ANY = 0
@@ -90,6 +91,8 @@ cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) no
     copy_words(element_value(op.map, element), redo, op.map.value_words)
     compiler_fence()
     refs_attach(op, element)
+    if unlikely(op.map.cache != NULL):
+        entry_begin(op, element)
 
 cdef inline Status insert_hold(
         Op *op, Element *element, const Found *miss, Bucket **bucket) noexcept nogil:
@@ -211,7 +214,7 @@ cdef inline Status map_insert(
     cdef Found found
     if status == OK:
         map_grow_if_loaded(op)
-        if unlikely(op.map.timer_word != 0):
+        if unlikely(op.map.timer_word != 0) and not op.options & OP_NO_SWEEP:
             sweep_some(op)
     elif status >= NEED_BUCKETS:
         memory = map_memory(op, status)

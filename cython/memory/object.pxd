@@ -204,7 +204,8 @@ cdef inline Status object_make(
             if status == OK:
                 status = RETRY
         if (status == NO_MEMORY or status == OUT_OF_BYTES) and not any_depot:
-            objects_reclaim(op)
+            if op.map.cache == NULL:           # a cache evicts first (evict_for_room)
+                objects_reclaim(op)
             any_depot = True
             status = RETRY
         if status != RETRY:

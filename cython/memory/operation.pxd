@@ -25,6 +25,7 @@ cdef enum:
 cdef enum:
     OP_RAW_FIELDS = 1          # values are copied in and out with their special fields
     OP_KEEP_ELEMENT = 2        # a deletion leaves the element in context.element
+    OP_NO_SWEEP = 4            # an insertion sweeps nothing: its own entry has expired already
     OP_KEEP_SHIFT = 8
 
 cdef struct Op:

@@ -12,10 +12,12 @@ cdef inline bint is_final(Status status) noexcept nogil:
 
 
 cdef inline bint recovered_room(MapHandle handle, Status status, Op *op, Waiting *waiting) noexcept:
-    """After FULL, NO_MEMORY or OUT_OF_BYTES: recover the dead, or sweep some expired entries.
-    Returns whether to try again."""
+    """After FULL, NO_MEMORY or OUT_OF_BYTES: recover the dead, or sweep some expired entries; in a
+    cache, evict some. Returns whether to try again."""
     if likely(status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES):
         return False
+    if handle.map.cache != NULL:
+        return evict_for_room(handle, op, status, waiting)
     return recover_those_inside(&handle.map) != 0 or sweep_for_room(handle, op, waiting)
 
 

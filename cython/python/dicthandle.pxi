@@ -69,8 +69,48 @@ cdef Status attempt_store(Op *op, void *arguments) noexcept:
     return map_update(op, <const uint8_t *> storing.words, storing.flag)
 
 
+cdef bint claim_cut_off(Op *op) noexcept nogil:
+    """After BUSY: whether the key is claimed by a process that computes its value (claiming.pxi),
+    and the claim is now cut off."""
+    cdef Found found
+    cdef uint64_t deadline
+    if map_find(op.map, op.hash, op.key, &found) != OK or (
+            element_state(found.header) != ELEMENT_LOCKED):
+        return False
+    deadline = load_relaxed_u64(
+        element_value(op.map, found.element) + op.map.timer_word - 1)
+    if not element_unchanged(&found) or not deadline_passed(deadline):
+        return False
+    op.element_filled = False
+    return map_delete_held(op, found.header, NULL) == OK
+
+
+cdef Status attempt_cache_store(Op *op, void *arguments) noexcept:
+    """attempt_store, after making room for a new entry. One for which there is no memory is tried
+    again a few times, after an eviction each; evict_for_room goes on with that."""
+    cdef Status status = OK
+    cdef int _
+    for _ in range(EVICTIONS_AT_ONCE):
+        status = room_reserve(op)
+        if status == OK:
+            status = attempt_store(op, arguments)
+        if status == BUSY and claim_cut_off(op):
+            status = RETRY
+            continue
+        if status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES:
+            break
+        if evict_one(op) != OK:
+            break
+    return status
+
+
 cdef Status attempt_remove(Op *op, void *value) noexcept:
     return map_delete(op, value)
+
+
+cdef Status attempt_remove_found(Op *op, void *found) noexcept:
+    """Delete the entry of op's key if it is still as it was found."""
+    return map_delete_held(op, (<Found *> found).header, NULL)
 
 
 @cython.internal
@@ -86,6 +126,8 @@ cdef class DictHandle:
     cdef uint32_t value_slot       # the number of the reference to the value; or NO_SLOT
     cdef uint32_t value_word       # the word at which an inline value begins
     cdef int64_t default_ttl_ns    # the default lifetime of entries; 0: no deadline
+    cdef uint64_t value_bytes_max  # of a value that is an object
+    cdef Attempt store             # attempt_store, or attempt_cache_store
 
     def __init__(self, MapHandle handle not None, key, value, int64_t default_ttl_ns=0):
         cdef Map *map = &handle.map
@@ -96,6 +138,8 @@ cdef class DictHandle:
         self.key = codec_of(key, True, 0)
         self.value = codec_of(value, False, 0)
         self.key_slot = self.value_slot = NO_SLOT
+        self.value_bytes_max = LENGTH_MAX
+        self.store = attempt_store if map.cache == NULL else attempt_cache_store
         if self.key.kind in (KEY_BYTES, KEY_STR, KEY_ENCODED):
             self.key_slot = next_slot
             next_slot += 1
@@ -325,9 +369,9 @@ cdef class DictHandle:
             if self.value.kind != VALUE_BYTES:
                 thing = self.value.encode(thing)
             span_view(thing, "value", view, span)
-        if span.bytes != NULL and <uint64_t> span.size > LENGTH_MAX:
+        if span.bytes != NULL and <uint64_t> span.size > self.value_bytes_max:
             raise _errors.TooLarge(
-                f"a value has at most {LENGTH_MAX} bytes, not {span.size}")
+                f"a value has at most {self.value_bytes_max} bytes, not {span.size}")
         return thing
 
     cdef Status _store(
@@ -361,7 +405,7 @@ cdef class DictHandle:
             kept_value = self._value_of(words, thing, &view, &span)
             self._begin(&op, &key_bytes, &waiting)
             try:
-                status = repeat(handle, &op, attempt_store, &storing, &waiting)
+                status = repeat(handle, &op, self.store, &storing, &waiting)
             finally:
                 leave(handle, &op)
         finally:

@@ -12,6 +12,7 @@ cdef struct Waiting:
     uint64_t turn
     uint64_t retries           # in a row, none of them BUSY
     uint64_t swept, sweep_at, sweep_next       # of a sweep for room (sweeping.pxi)
+    uint64_t evictions, found_none             # calls of evict_for_room; those in vain, in a row
     uint64_t passed_on         # the section in the way when this waiter woke the next one
     int64_t began
     int64_t limit_ns           # negative: no limit

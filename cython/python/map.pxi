@@ -124,6 +124,12 @@ cdef class MapCore(MapHandle):
         return None if self.map.timeout_ns < 0 else self.map.timeout_ns / 1e9
 
     @property
+    def _is_cache(self):
+        """Whether the map evicts entries when it is full."""
+        expect_open(self)
+        return self.map.cache != NULL
+
+    @property
     def schema(self):
         """The description of the entries, as bytes, that the creator of the map stored in it."""
         cdef uint32_t size

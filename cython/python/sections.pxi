@@ -15,6 +15,7 @@ cdef enum:
 def forget_sections():
     """In a child of fork: forget the open sections, which are the parent's."""
     sections_open.clear()
+    claims_open.clear()
 
 
 cdef refuse_section(MapHandle handle):

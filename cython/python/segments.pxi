@@ -27,12 +27,25 @@ cdef refuse_mapping(str name, uint64_t size, const char *missing):
     raise _errors.limit_reached(name, size, number)
 
 
-def segment_bytes(key_size, value_size, max_entries, depot_count, max_bytes=0):
+cdef Status compute_segment(
+        Map *map, uint64_t features, uint64_t key_size, uint64_t value_size, uint64_t max_entries,
+        uint64_t depot_count, uint64_t max_bytes) noexcept:
+    """The geometry of a whole segment. FULL if no address space can hold it."""
+    cdef Status status = geometry_compute_for(
+        map, features, key_size, value_size, max_entries, depot_count)
+    if status == OK and max_bytes != 0:
+        status = geometry_add_objects(map, max_bytes)
+    if status == OK and features & FEATURE_CACHE:
+        status = geometry_add_cache(map)
+    return status
+
+
+def segment_bytes(
+        key_size, value_size, max_entries, depot_count, max_bytes=0, bint is_cache=False):
     """The size in bytes of a segment with this geometry; None if no address space can hold it."""
     cdef Map map
-    if geometry_compute(&map, key_size, value_size, max_entries, depot_count) != OK:
-        return None
-    if max_bytes and geometry_add_objects(&map, max_bytes) != OK:
+    if compute_segment(&map, FEATURE_CACHE if is_cache else 0, key_size, value_size, max_entries,
+                       depot_count, max_bytes) != OK:
         return None
     return map.segment_bytes
 
@@ -41,7 +54,7 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
                     uint64_t max_entries, uint32_t map_flags, uint32_t map_extra,
                     uint32_t depot_count, bint ephemeral, bytes seeds not None, uint64_t created_ns,
                     commit, uint64_t max_bytes=0, tuple fields=(), bytes schema=b"",
-                    bint is_space=False):
+                    bint is_space=False, bint is_cache=False):
     """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises.
 
     fields: (kind, offset) of the special fields, which the caller has checked.
@@ -53,9 +66,9 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
     cdef void *base
     memset(&map, 0, sizeof(map))
     memset(&header, 0, sizeof(header))
-    geometry_compute(&map, key_size, value_size, max_entries, depot_count)
-    if max_bytes:
-        geometry_add_objects(&map, max_bytes)
+    header.features = FEATURE_CACHE if is_cache else 0
+    compute_segment(
+        &map, header.features, key_size, value_size, max_entries, depot_count, max_bytes)
     bucket_count = buckets_for(&map, map_extra)
     header.key_size = key_size
     header.value_size = value_size
@@ -76,6 +89,8 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
     commit(map.depots_offset, round_up(depot_count * LINE_BYTES, PAGE_BYTES))
     if max_bytes:
         commit(map.objects_offset, map.region_offset[REGION_PINS] - map.objects_offset)
+    if is_cache:
+        commit(map.cache_offset, map.cache_bytes)
     for region in range(REGION_COUNT):
         commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
     base = map_aligned(map.segment_bytes, PROT_READ | PROT_WRITE, fd)

@@ -10,12 +10,15 @@ cdef enum:
 # Sections that this process has open: (device, inode, context) -> (thread, task or None), the task
 # being one of asyncio that entered it with async with.
 cdef dict sections_open = {}
+# Claims that threads of this process have: thread -> list of Claim (claiming.pxi).
+cdef dict claims_open = {}
 
 
 cdef inline Waiting new_waiting(MapHandle handle) noexcept:
     cdef Waiting waiting
     waiting.turn = waiting.retries = waiting.swept = waiting.began = 0
     waiting.sweep_at = waiting.sweep_next = waiting.passed_on = 0
+    waiting.evictions = waiting.found_none = 0
     waiting.limit_ns = handle.map.timeout_ns
     return waiting
 

@@ -1,26 +1,28 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # One process's view of a segment: where everything is, computed and never read from the segment.
 #
-# The header stores the six numbers that decide the geometry (key_size, value_size, max_entries,
-# depot_count, max_bytes, layout version). A process that attaches checks them, computes everything
-# else itself and keeps it in private memory, so that nothing in the segment is ever trusted as a
-# length or a pointer (H1).
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+# The header stores the seven numbers that decide the geometry (key_size, value_size, max_entries,
+# depot_count, max_bytes, features, layout version). A process that attaches checks them, computes
+# everything else itself and keeps it in private memory, so that nothing in the segment is ever
+# trusted as a length or a pointer (H1).
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from machine.atomics cimport load_acquire_u64
 from segment.status cimport Status, OK, FULL
 from segment.layout cimport (
     PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES, LINK_BASE,
     REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS, REGION_LINE_WORDS, REGION_BUCKETS,
-    REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, Region, Header, ProcessSlot, Context, Bucket,
-    Element, Depot,
+    REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, FEATURE_CACHE, CACHE_HEAD_BYTES, GHOST_PRINTS,
+    GHOST_LINE_BYTES, Region, Header, ProcessSlot, Context, Bucket, Element, Depot, CacheHead,
+    CacheCounts,
 )
 from segment.classes cimport (
     CLASS_SMALL, CLASS_COUNT, POOL_OBJECTS, PIN_MAX, OBJECTS_HEADER_BYTES, OBJECT_INDEX_MAX,
     Objects, Pin, class_bytes, BLOCK_CAPACITY_MAX, PARKED_MAX, LINE_SPARE_COUNT, DEPOT_HIGH_MAX,
-    PoolView, round_up, element_stride, pool_view_init, run_view_init,
+    PoolView, round_up, power_of_two_at_least, element_stride, pool_view_init, run_view_init,
 )
 
 cdef enum:
+    RING_PLACES_MIN = 32       # a ring is full of what was deleted if few entries come and go
     SEGMENT_BYTES_MAX = 0x400000000000ULL     # 64 TiB: half of what 47-bit addresses can map
 
 # What this process holds in the segment. It stands in a page that fork wipes: a child finds zeros,
@@ -47,6 +49,10 @@ cdef struct Map:
     Objects *objects           # NULL: a map without objects
     Depot *object_depots
     Pin *pins
+    CacheHead *cache           # NULL: a map that evicts nothing
+    CacheCounts *cache_counts
+    uint32_t *ring
+    uint16_t *ghosts
     Local *local
     uint64_t stride
     uint64_t bucket_max
@@ -67,6 +73,11 @@ cdef struct Map:
     PoolView classes[27]
     uint64_t max_bytes         # limit of the memory of objects
     uint64_t objects_offset
+    uint64_t cache_offset      # 0: a map that evicts nothing
+    uint64_t cache_bytes
+    uint64_t mark_offset       # of the mark in an element
+    uint64_t ring_places       # a power of two
+    uint64_t ghost_lines
     uint64_t timer_word        # which word of the value is its deadline, plus 1; 0: none is
     uint32_t field_count       # special fields of the value, and which of its words they are
     uint32_t field_words[8]
@@ -105,6 +116,13 @@ cdef inline uint64_t geometry_place(
 cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_size,
                                     uint64_t max_entries, uint64_t depot_count) noexcept nogil:
     """Compute the geometry from these four numbers. FULL if no address space can hold it."""
+    return geometry_compute_for(map, 0, key_size, value_size, max_entries, depot_count)
+
+cdef inline Status geometry_compute_for(
+        Map *map, uint64_t features, uint64_t key_size, uint64_t value_size, uint64_t max_entries,
+        uint64_t depot_count) noexcept nogil:
+    """geometry_compute for a map with these features. geometry_add_objects, if the map has objects,
+    and geometry_add_cache, if it is a cache, have to follow in this order."""
     cdef uint64_t offset = HEADER_BYTES
     map.key_size = key_size
     map.value_size = value_size
@@ -113,7 +131,8 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     map.value_words = (value_size + 7) // 8
     map.max_entries = max_entries
     map.depot_count = depot_count
-    map.stride = element_stride(key_size, value_size)
+    map.mark_offset = 8 + (map.key_words + map.value_words) * 8
+    map.stride = element_stride(key_size, value_size + (8 if features & FEATURE_CACHE else 0))
     map.depot_high = DEPOT_HIGH_MAX
     if map.stride > 256:           # like bpf_mem_alloc: at most about 24 KiB are parked
         map.depot_high = 24576 // map.stride if 24576 // map.stride > 3 else 3
@@ -144,7 +163,7 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     map.elements_offset = offset
     offset += map.element_pool.block_count * map.element_pool.block_bytes
     map.segment_bytes = offset
-    map.max_bytes = map.objects_offset = 0
+    map.max_bytes = map.objects_offset = map.cache_offset = 0
     map.is_space = False
     map.region_count = REGION_COUNT
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
@@ -176,6 +195,26 @@ cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept n
         offset += pool.block_count * pool.block_bytes
     map.segment_bytes = offset
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
+
+cdef inline Status geometry_add_cache(Map *map) noexcept nogil:
+    """Called last, for a cache."""
+    map.cache_offset = map.segment_bytes
+    map.ring_places = power_of_two_at_least(map.max_entries // 2 + RING_PLACES_MIN)
+    map.ghost_lines = map.max_entries * 9 // 10 // GHOST_PRINTS + 1
+    map.cache_bytes = round_up(
+        CACHE_HEAD_BYTES + PROCESS_MAX * sizeof(CacheCounts) + map.ring_places * 4
+        + map.ghost_lines * GHOST_LINE_BYTES, PAGE_BYTES)
+    map.segment_bytes += map.cache_bytes
+    return OK if map.segment_bytes <= SEGMENT_BYTES_MAX else FULL
+
+cdef inline void geometry_bind_cache(Map *map) noexcept nogil:
+    cdef uint8_t *at = map.base + map.cache_offset
+    map.cache = NULL
+    if map.cache_offset != 0:
+        map.cache = <CacheHead *> at
+        map.cache_counts = <CacheCounts *> (at + CACHE_HEAD_BYTES)
+        map.ring = <uint32_t *> (map.cache_counts + PROCESS_MAX)
+        map.ghosts = <uint16_t *> (map.ring + map.ring_places)
 
 cdef inline void geometry_bind_objects(Map *map) noexcept nogil:
     cdef uint32_t which
@@ -210,6 +249,7 @@ cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
     map.line_pool.words = <uint64_t *> (base + map.region_offset[REGION_LINE_WORDS])
     map.line_pool.base = map.lines
     geometry_bind_objects(map)
+    geometry_bind_cache(map)
 
 cdef inline Region *region_at(Map *map, uint32_t which) noexcept nogil:
     """The words of a region; which must be below region_count."""

@@ -11,12 +11,14 @@ from machine.atomics cimport multiply_fold, read_u64
 from segment.status cimport Status, OK, ABSENT, PRESENT, CORRUPT
 from segment.layout cimport (
     LAYOUT_VERSION, PAGE_BYTES, LINE_BYTES, HEADER_BYTES, DEPOT_MAX, BUCKET_COUNT_MIN,
-    PAYLOAD_SHIFT, MAGIC, FEATURE_CELLS, CELL_BYTES, CELL_KEY_BYTES, REGION_CONTEXTS,
-    REGION_BUCKETS, REGION_COUNT, Header,
+    PAYLOAD_SHIFT, MAGIC, FEATURES_KNOWN, FEATURE_CACHE, FEATURE_CELLS, CELL_BYTES, CELL_KEY_BYTES,
+    REGION_CONTEXTS, REGION_BUCKETS, REGION_COUNT, Header,
 )
 from segment.words cimport bucket_with_level
 from segment.classes cimport round_up
-from segment.geometry cimport Map, geometry_compute, geometry_add_objects, bucket_at
+from segment.geometry cimport (
+    Map, geometry_compute_for, geometry_add_objects, geometry_add_cache, bucket_at,
+)
 from segment.fields cimport fields_place
 
 cdef enum:
@@ -101,7 +103,8 @@ cdef inline Status segment_examine(
     cdef uint32_t region
     if header.magic != MAGIC:
         return ABSENT
-    if header.layout_version != LAYOUT_VERSION or header.features & ~<uint64_t> FEATURE_CELLS:
+    if header.layout_version != LAYOUT_VERSION or (
+            header.features & ~<uint64_t> FEATURES_KNOWN):
         return PRESENT
     if header.fields_checksum != fields_checksum(header):
         return CORRUPT
@@ -113,12 +116,17 @@ cdef inline Status segment_examine(
             and 0 < header.depot_count <= DEPOT_MAX
             and header.depot_count & (header.depot_count - 1) == 0):
         return CORRUPT
-    status = geometry_compute(
-        map, header.key_size, header.value_size, header.max_entries, header.depot_count)
+    status = geometry_compute_for(
+        map, header.features, header.key_size, header.value_size, header.max_entries,
+        header.depot_count)
     if status != OK:
         return status
     if header.max_bytes != 0:
         status = geometry_add_objects(map, header.max_bytes)
+        if status != OK:
+            return status
+    if header.features & FEATURE_CACHE:
+        status = geometry_add_cache(map)
         if status != OK:
             return status
     if not fields_place(map, header):

@@ -6,6 +6,8 @@
 #     | process slots 1024 x 64 B | contexts 4096 x (272 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
 #     | objects of any size, in a map that has objects (classes.pxd)
+#     | in a cache: head 4 KiB | counts 1024 x 64 B | ring 4 B a place | ghosts 16 B a line
+#     (evict.pxd)
 #
 # Every region starts on a page, at an offset that is a pure function of the geometry
 # (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:
@@ -29,7 +31,7 @@
 #   depot    count : 8     credit : 8      head element : 32      credits   credits : 48
 #   block    state : 2     unused : 10    fresh : 12   free : 12   head : 12
 #   budget   pages that objects take : 48      region, clearing   unused
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from machine.atomics cimport static_assert
 
 cdef enum:
@@ -129,8 +131,15 @@ cdef enum:
 # Parts of the format that not every segment has.
 cdef enum:
     FEATURE_CELLS = 1          # a space: each value is a cell (cell.pxd), and stays where it is
+    FEATURE_CACHE = 2          # elements have marks, and what evict.pxd needs lies behind the rest
+    FEATURES_KNOWN = 3
     CELL_KEY_BYTES = 56        # so the header of an element and its key fill a cache line,
     CELL_BYTES = 128           # and the cell begins with the next one
+
+cdef enum:
+    CACHE_HEAD_BYTES = 4096
+    GHOST_PRINTS = 7           # fingerprints in a ghost line; its last word is the next to replace
+    GHOST_LINE_BYTES = 16
 
 cdef struct FieldPlace:
     uint32_t kind
@@ -286,6 +295,35 @@ cdef struct Depot:
     uint64_t word
     uint64_t _reserved[7]
 
+# What a cache knows of an entry, behind the value in its element. Only hints: every value of every
+# field is allowed (evict.pxd).
+cdef struct Mark:
+    uint8_t uses               # reads since the hand or the ring passed, up to USES_MAX. Any reader
+    uint8_t kept               # 0: a new entry, noted in the ring; 1: the hand decides. Evictors
+    uint16_t _reserved
+    uint32_t place             # in the ring, its low 32 bits. The inserter
+
+# The first page of what a cache has. The three words are hints; each has a cache line.
+cdef struct CacheHead:
+    uint64_t head              # places of the ring before it are used up
+    uint64_t _reserved_a[7]
+    uint64_t tail              # the next place of the ring
+    uint64_t _reserved_b[7]
+    uint64_t hand              # the element that the hand looks at next, modulo their number
+    uint64_t _reserved_c[7]
+
+# What one process slot's processes counted (cache.pxi has the places). Only the slot's process
+# stores to it.
+cdef struct CacheCounts:
+    uint64_t hits
+    uint64_t misses
+    uint64_t evicted_new       # evicted as new, by the ring
+    uint64_t evicted_kept      # evicted by the hand
+    uint64_t evicted_expired   # found expired by either
+    uint64_t unreadable
+    uint64_t computed          # by claimants (get_or_compute)
+    uint64_t waited            # lookups that waited for a claimant's result
+
 
 cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(sizeof(Bucket) == 64)
@@ -295,6 +333,10 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(<uint64_t> &(<Context *> NULL).activity == 8)
     static_assert(sizeof(ProcessSlot) == 64)
     static_assert(sizeof(Depot) == 64)
+    static_assert(sizeof(Mark) == 8)
+    static_assert(sizeof(CacheCounts) == 64)
+    static_assert(<uint64_t> &(<CacheHead *> NULL).tail == 64)
+    static_assert(<uint64_t> &(<CacheHead *> NULL).hand == 128)
     static_assert(sizeof(Region) == 64)
     static_assert(sizeof(Pool) == 64)
     static_assert(sizeof(Statistics) == 128)

@@ -176,6 +176,24 @@ class StoreWhereAllIsFull(Store):
             assert entries._touch_until(key, 1)
 
 
+class StoreInFullCache(Store):
+    """An entry is evicted for the new one: the oldest, since none was read."""
+
+    stored_key = b"new"
+    number = 74
+    evicted = b"k0"
+    meetings = (replace_same_key, somebody_attaches, lock_same_key, clear_all, only_check)
+
+    def fill(self, entries):
+        five(entries)
+        entries[b"k9"] = value(9)
+        assert len(entries) == entries.handle.max_entries
+
+    def models(self, before):
+        between = {key: value for key, value in before.items() if key != self.evicted}
+        return [before, between, between | {self.stored_key: value(self.number, self.size)}]
+
+
 class StoreAndSplit(Store):
     """Before, an insertion took more credits than it may split buckets for."""
 
@@ -357,6 +375,7 @@ CASES = {
         Pop("pop a long key", deleted_key=LONG),
         Expire("expire"),
         StoreWhereAllIsFull("insert where all is full", {"max_entries": 16}),
+        StoreInFullCache("insert and evict", {"max_entries": 7, "_is_cache": True}),
         Exchange("exchange"),
         SetDefault("setdefault"),
         Touch("touch"),

@@ -30,7 +30,7 @@ LAYERS = {
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
         *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
-        *("remove", "sweep", "write", "section", "journal", "walk", "batch"),
+        *("remove", "sweep", "evict", "write", "section", "journal", "walk", "batch"),
     ],
     "cells": [
         *("cell", "mutex", "takeaway", "shares", "rwlock", "flag", "condition", "barrier"),
@@ -40,11 +40,21 @@ LAYERS = {
         *("listener", "attach", "check_objects", "check"),
     ],
     "python": [
-        *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
+        *(
+            "segments",
+            "handle",
+            "attachment",
+            "entering",
+            "raising",
+            "waiting",
+            "sweeping",
+            "evicting",
+        ),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
         *("watching", "cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
         *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
+        *("claiming", "cache"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]

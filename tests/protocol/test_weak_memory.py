@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.protocol import orders_of_buckets, orders_of_hazards  # both register tests
+from support.protocol import orders_of_buckets, orders_of_claims, orders_of_hazards  # with tests
 from support.protocol.litmus import (
     ACQUIRE,
     RELAXED,
@@ -33,6 +33,7 @@ RESTS_ON_THE_MACHINE = {
 }
 
 assert orders_of_buckets.usable_memory_is_there in TESTS.values()
+assert orders_of_claims.one_of_a_circle_sees_it in TESTS.values()
 assert orders_of_hazards.an_object_under_a_hazard_stays in TESTS.values()
 
 

@@ -1,0 +1,380 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: CacheCore, the part of Cache that is in the core. A cache is laid out as a
+# dict, so it stores and deletes as one does (dicthandle.pxi), and evicts where a dict is full
+# (evicting.pxi). Its own are lookups, which mark what they find, count, and take for absent what
+# cannot be decoded.
+
+
+cdef enum:                     # the places of the counts in CacheCounts, in words
+    COUNT_HITS = 0
+    COUNT_MISSES = 1
+    COUNT_UNREADABLE = 5
+    COUNT_COMPUTED = 6
+    COUNT_WAITED = 7
+    COUNT_ALL = 8
+
+
+cdef inline void count_one(MapHandle handle, int what) noexcept:
+    """Add one to a count of this process. The GIL is held, so the count has one writer."""
+    cdef uint64_t *word
+    if not handle.is_closed and not handle.map.read_only and handle.map.local.registered:
+        word = <uint64_t *> counts_of(&handle.map) + what
+        store_relaxed_u64(word, load_relaxed_u64(word) + 1)
+
+
+@cython.auto_pickle(False)
+cdef class CacheCore(DictHandle):
+    """The operations of a cache."""
+
+    def __init__(self, MapHandle handle not None, key, value, int64_t default_ttl_ns=0,
+                 uint64_t value_bytes_max=0):
+        DictHandle.__init__(self, handle, key, value, default_ttl_ns)
+        if handle.map.cache == NULL:
+            raise _errors.LayoutMismatch(f"segment {handle.name!r} is not a cache")
+        if value_bytes_max != 0 and value_bytes_max < self.value_bytes_max:
+            self.value_bytes_max = value_bytes_max
+
+    cdef bint _find_fast(self, object key, uint64_t *number) except -1:
+        """_look for a number under a short ASCII str or an int, by the path that nearly every
+        lookup takes. False: it was not found, and the caller has to take the general path."""
+        cdef Map *map = &self.handle.map
+        cdef Context *context
+        cdef Found found
+        cdef uint64_t words[2]
+        cdef uint64_t deadline = 0
+        cdef uint64_t idle
+        cdef uint64_t size = 8
+        cdef int overflow = 0
+        cdef bint hit
+        if unlikely(self.handle.reads == READS_NONE or map.local.idle_context == 0
+                    or map.read_only):
+            return False
+        if self.key.kind == KEY_STR:
+            if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
+                        or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
+                return False
+            size = 16
+            key_digest(map.seeds, <const uint8_t *> PyUnicode_DATA(key),
+                       <uint64_t> PyUnicode_GET_LENGTH(key), words)
+        elif PyLong_CheckExact(key):
+            words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
+        if unlikely(overflow != 0 or not (size == 16 or PyLong_CheckExact(key))):
+            return False
+        idle = map.local.idle_context          # nothing above released the GIL
+        context = context_at(map, idle - 1)
+        context_begin(context)
+        hit = entry_find_fast(
+            map, hash_key(map.seeds, <const uint8_t *> words, size), <const uint8_t *> words, size,
+            self.value_word, &found, number, &deadline) and not deadline_passed(deadline)
+        if hit:
+            entry_used(map, found.element)
+        context_end(context)
+        return hit
+
+    cdef object _look(self, KeyBytes *key):
+        """The value of a key, or MISSING; the entry is marked as read. One that cannot be decoded
+        is deleted."""
+        cdef MapHandle handle = self.handle
+        cdef uint64_t small[SPOT_WORDS]
+        cdef uint64_t *value = NULL
+        cdef Found found
+        cdef Op op
+        cdef Status status = OK
+        cdef bint over = False
+        cdef bint unreadable = False
+        cdef uint64_t rounds = 0
+        cdef object result = MISSING
+        room = self._value_room(small, &value)
+        self._set_key(&op, key)
+        enter_to_read(handle, &op)
+        try:
+            while status == OK and not over and result is MISSING:
+                status = self._find(&op, &found, value)
+                over = status == OK and entry_expired(&handle.map, value)
+                if status == OK and not over:
+                    if not handle.map.read_only:
+                        entry_used(&handle.map, found.element)
+                    try:
+                        result = self._decode(&found, value, &op, True)
+                    except (MemoryError, _errors.Error):
+                        raise
+                    except Exception:
+                        unreadable = True
+                        break
+                    renew(handle, &op)
+                rounds += 1
+                if rounds > READ_ROUNDS_MAX:   # no writers interfere this often
+                    status = CORRUPT
+        finally:
+            leave_reading(handle, &op)
+        if status != OK and status != ABSENT:
+            raise_status(handle, CORRUPT, NULL)
+        if over and not handle.map.read_only:
+            self._expire_one(key)
+        if unreadable and not handle.map.read_only:
+            self._remove_unreadable(key, &found)
+        return result
+
+    cdef int _remove_unreadable(self, KeyBytes *key, Found *found) except -1:
+        """Delete an entry that could not be decoded, unless it has changed, and count it."""
+        cdef MapHandle handle = self.handle
+        cdef Op op
+        cdef Waiting waiting = new_waiting(handle)
+        cdef Status status
+        if load_relaxed_u64(&handle.map.header.frozen) != 0:
+            return 0
+        self._begin(&op, key, &waiting)
+        try:
+            status = repeat(handle, &op, attempt_remove_found, found, &waiting)
+            count_one(handle, COUNT_UNREADABLE)
+        finally:
+            leave(handle, &op)
+        if status != OK and status != ABSENT:
+            raise_status(handle, status, &op)
+        return 0
+
+    cdef object _get_counted(self, object key):
+        """The value of a key, or MISSING, counted as a hit or a miss."""
+        cdef KeyBytes key_bytes
+        cdef uint64_t number = 0
+        if self.quick and likely(self._find_fast(key, &number)):
+            count_one(self.handle, COUNT_HITS)
+            return self._number(number)
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._look(&key_bytes)
+        count_one(self.handle, COUNT_MISSES if found is MISSING else COUNT_HITS)
+        return found
+
+    cdef bint _set(self, object key, object value, uint32_t flag, int64_t deadline_ns) except -1:
+        """Store a value. If it does not fit, the key is deleted: an old value would be wrong."""
+        cdef KeyBytes key_bytes
+        try:
+            return self._store(key, value, flag, deadline_ns) == OK
+        except (_errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull, _errors.MapFull):
+            if flag == UPDATE_ANY:
+                kept = key_encode(self.handle, self.key, key, &key_bytes)
+                self._remove(&key_bytes, False)
+            raise
+
+    cdef object _compute(self, Claim claim, function, ttl):
+        """The result of function(), stored under the claimed key unless the claim was cut off, or
+        the value does not fit."""
+        cdef int64_t deadline_ns
+        try:
+            value = function()
+            deadline_ns = self._deadline_after(ttl)
+        except BaseException:
+            claim.give_up()
+            raise
+        count_one(self.handle, COUNT_COMPUTED)
+        if deadline_ns == 0:
+            deadline_ns = deadline_in(self.default_ttl_ns)
+        try:
+            claim.store(value, deadline_ns)
+        except (_errors.KeyGone, _errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull):
+            pass
+        return value
+
+    def get_or_compute(self, key, function, ttl=None, *, wait=10.0):
+        """Return the value of key; if it is absent, call function(), store what it returns, and
+        return that. ttl: as for set(), from the end of the computation on.
+
+        Of all processes and threads that ask for a key at once, one computes, and the others wait
+        for its result. While a value is there nobody waits. If function() raises, its caller gets
+        the exception, and the next one who waits computes. If the process that computes dies, one
+        who waits takes over within 50 ms. A computation that needs more than wait seconds is not
+        waited for any longer: one of those who wait computes, too, and the late result is not
+        stored. If the key is deleted or stored during the computation, the result is returned to
+        those who asked before, and not stored; neither is one that does not fit.
+
+        Computations may ask for other keys. A key that this thread computes already, or whose
+        computation waits for this thread, is computed without waiting.
+
+        Costs a get() if the value is there, and otherwise about three stores. Raises what
+        function() raises, TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed,
+        and what set() raises for a value that cannot be encoded.
+        """
+        cdef Claim claim
+        cdef KeyBytes key_bytes
+        cdef int _
+        found = self._get_counted(key)
+        if found is not MISSING:
+            return found
+        self._deadline_after(ttl)              # raises now, not after the computation
+        for _ in range(CLAIM_TRIES_MAX):       # again if the value was gone before it was read
+            claim = Claim(self, key, wait)
+            try:
+                claimed = claim.take()
+            except _errors.LockTimeout:
+                if claim.in_the_way == 0:
+                    raise
+                claim.steal()
+                continue
+            if claimed:
+                return self._compute(claim, function, ttl)
+            if claim.is_circular:
+                break
+            kept = key_encode(self.handle, self.key, key, &key_bytes)
+            found = self._look(&key_bytes)
+            if found is not MISSING:
+                count_one(self.handle, COUNT_WAITED)
+                return found
+        return function()
+
+    def get(self, key, default=None):
+        """Return the value of key, or default if it is absent, has expired, or cannot be decoded.
+
+        Waits for nobody (R1), and always returns a complete value (R2). Counts as a hit or a miss,
+        and an entry that is found is evicted later than one that is not. An entry that cannot be
+        decoded, as after a deploy, is deleted. Expected O(1), and O(bytes of the value).
+
+        Raises TypeError (the key is not of the cache's type), MapClosed.
+        """
+        found = self._get_counted(key)
+        return default if found is MISSING else found
+
+    def get_many(self, keys):
+        """Return a dict of those of these keys that are present, with their values.
+
+        Costs a get() for each key, and is atomic for each key, not for all of them.
+
+        Raises what get() raises.
+        """
+        cdef dict present = {}
+        for key in keys:
+            found = self._get_counted(key)
+            if found is not MISSING:
+                present[key] = found
+        return present
+
+    def set(self, key, value, ttl=None):
+        """Store a value that expires after ttl seconds. None: the cache's default; inf: never.
+
+        Atomic (W1), whatever the value's size; every later get() of any process returns the value,
+        until it is replaced, deleted or evicted. If there is no room, entries are evicted: as many
+        as needed, and no more than twice as many. If the value cannot be stored at all, the key is
+        deleted, since its old value would be wrong. Expected O(1), and O(bytes of the value).
+
+        Raises TooLarge (of more bytes than an eighth of max_bytes), SegmentFull and OutOfMemory
+        (even an empty cache has no room for it), LockTimeout, TypeError and OverflowError (the key
+        or value is not of the cache's type), what pickling raises, ReadOnlyMap, MapClosed.
+        """
+        self._set(key, value, UPDATE_ANY, self._deadline_after(ttl))
+
+    def set_many(self, mapping, ttl=None):
+        """Store the items of a mapping, or of (key, value) pairs; return a list of the keys whose
+        values do not fit. ttl: as for set().
+
+        Costs a set() for each item, and is atomic for each item, not for all of them.
+
+        Raises what set() raises, except TooLarge, SegmentFull and OutOfMemory.
+        """
+        cdef list refused = []
+        cdef int64_t deadline_ns = self._deadline_after(ttl)
+        for key, value in (mapping.items() if hasattr(mapping, "items") else mapping):
+            try:
+                self._set(key, value, UPDATE_ANY, deadline_ns)
+            except (_errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull):
+                refused.append(key)
+        return refused
+
+    def add(self, key, value, ttl=None):
+        """Store a value if key is absent or has expired; return whether it was stored. ttl: as for
+        set().
+
+        Atomic (W1): of several concurrent callers one stores its value. Expected O(1).
+
+        Raises what set() raises; then the key stays as it is.
+        """
+        return self._set(key, value, UPDATE_NOEXIST, self._deadline_after(ttl))
+
+    def delete(self, key):
+        """Delete key; return whether it was present. Atomic (W1).
+
+        Raises LockTimeout, TypeError, ReadOnlyMap, MapClosed.
+        """
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        return self._remove(&key_bytes, False) is not MISSING
+
+    def pop(self, key, default=None):
+        """Delete key and return its value; return default if it is absent or cannot be decoded.
+
+        Atomic (W1): no other caller gets the same value. Not counted as a hit or a miss.
+
+        Raises LockTimeout, TypeError, ReadOnlyMap, MapClosed.
+        """
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        try:
+            found = self._remove(&key_bytes, True)
+        except (MemoryError, _errors.Error):
+            raise
+        except Exception:
+            return default
+        return default if found is MISSING else found
+
+    def __contains__(self, key):
+        cdef KeyBytes key_bytes
+        cdef uint64_t deadline = 0
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        return self._find_deadline(&key_bytes, &deadline) == OK and not deadline_passed(deadline)
+
+    def __len__(self):
+        return len(self.handle)
+
+    def incr(self, key, delta=1, default=None):
+        """Add delta to the number under key; return the sum. The deadline stays.
+
+        If key is absent and default is given, default + delta is stored, with the cache's ttl. For
+        caches of int values (64-bit, wrapping around) or float values. Atomic (W1). Expected O(1).
+
+        Raises KeyNotFound (ENOENT: absent, and default is None), TypeError (other values),
+        OverflowError, LockTimeout, ReadOnlyMap, MapClosed.
+        """
+        return add_to(self, key, delta, default)
+
+    def touch(self, key, ttl=None):
+        """Make an entry expire ttl seconds from now; return False if key is absent.
+
+        ttl: None is the cache's default, inf is never. Atomic (W1).
+
+        Raises InvalidArgument (ttl), LockTimeout, TypeError, ReadOnlyMap, MapClosed.
+        """
+        cdef int64_t deadline_ns = self._deadline_after(ttl)
+        if deadline_ns == 0:
+            deadline_ns = deadline_in(self.default_ttl_ns)
+        return touch_until(self, key, deadline_ns)
+
+    def expire(self):
+        """Delete every entry that has expired; return how many. Costs a walk over the cache.
+
+        Nobody has to call it: expired entries are absent at once, and what needs room takes theirs.
+
+        Raises ReadOnlyMap, MapClosed.
+        """
+        return expire_all(self.handle)
+
+    def clear(self):
+        """Delete every entry. Stores of new keys wait until clear() has finished.
+
+        Each deletion is atomic, the whole is not. If the process dies before the end, the process
+        that recovers it deletes the remaining entries. Costs a deletion for each entry.
+
+        Raises LockTimeout, ReadOnlyMap, MapClosed.
+        """
+        clear_map(self.handle)
+
+    def _counts(self):
+        """(hits, misses, evicted as new, as kept, as expired, unreadable, computed, waited) of all
+        processes."""
+        cdef Map *map = &self.handle.map
+        cdef uint64_t at
+        cdef int what
+        cdef uint64_t sums[COUNT_ALL]
+        expect_open(self.handle)
+        memset(sums, 0, sizeof(sums))
+        for at in range(PROCESS_MAX):
+            for what in range(COUNT_ALL):
+                sums[what] += load_relaxed_u64(<uint64_t *> (map.cache_counts + at) + what)
+        return tuple(sums)

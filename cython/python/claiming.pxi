@@ -1,0 +1,241 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: claims, by which one process computes a value for all (get_or_compute).
+#
+# A claim is a section on the key's own entry. An absent key gets an entry for this, a blank: its
+# deadline lies in the past, so every reader finds it absent, and it refers to no value. An entry
+# that has expired serves as well. The result is stored, with its deadline, by the end of the
+# section. So the promises of sections hold (L1): if the claimant dies, its claim is free at once,
+# and one of those who wait takes it over; they sleep on the section's bell; a blank that nobody
+# computes for any more is removed like any expired entry. A deletion takes the entry away, and so
+# does a store by another caller: then the result is not stored. A claimed entry is not evicted.
+#
+# Waiting in circles. While a thread waits for a claim, the first word of the redo buffer of each
+# claim that it has itself names the element that it waits for. Before it sleeps, it follows these
+# words from owner to owner; if they lead to a claim of its own, it computes without a claim. Of
+# threads that begin to wait at the same time each stores first and follows then, so at least one of
+# a circle sees it; the others look again at every slice of their sleep. The words are hints: a
+# wrong one costs a computation.
+
+cdef enum:
+    CLAIM_TRIES_MAX = 100      # values that were evicted before those who waited had read them
+    CIRCLE_STEPS_MAX = 16      # a longer chain of owners ends by the time limit of the waits
+    BLANK_DEADLINE = 1         # in the first ns after the system's start
+
+
+@cython.final
+@cython.internal
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class Claim(LockedSection):
+    """One thread's claim on a key, or its wait for the claim of another."""
+
+    cdef DictHandle owner
+    cdef KeyBytes key_bytes
+    cdef object room
+    cdef uint64_t small[SPOT_WORDS]
+    cdef uint64_t *words
+    cdef object current
+    cdef object fresh              # keeps the bytes of the encoded value alive,
+    cdef Py_buffer view            # or has to be released; span says where they are
+    cdef Span span
+    cdef list others               # the claims that this thread has already
+    cdef uint64_t in_the_way       # header of the claimed element, when the wait was over
+    cdef bint is_there             # the key has a value now
+    cdef bint is_circular          # waiting would be for this thread itself
+    cdef bint has_waited
+    cdef object thread
+
+    def __cinit__(self, DictHandle owner not None, key, wait):
+        self.owner = owner
+        self.handle = owner.handle
+        self.timeout = wait
+        self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
+        self.room = owner._value_room(self.small, &self.words)
+        self.thread = PyThread_get_thread_ident()
+        self.others = claims_open.get(self.thread, [])
+
+    cdef bint take(self) except -1:
+        """Claim the key: True. False: it has a value now, or, is_circular, it has to be computed
+        without a claim. Raises LockTimeout."""
+        cdef Waiting waiting
+        cdef Status status
+        self._prepare(&waiting)
+        self.owner._begin(&self.op, &self.key_bytes, &waiting)
+        try:
+            status = repeat(self.handle, &self.op, attempt_claim, <void *> self, &waiting)
+            if status != OK:
+                raise_status(self.handle, status, &self.op)
+        except BaseException:
+            self._wait_for(0)
+            self._finish()
+            raise
+        self._wait_for(0)
+        if self.is_there or self.is_circular:
+            self._finish()
+            return False
+        store_relaxed_u64(context_redo(self.op.context), 0)
+        self._locked()
+        op_give_back(&self.op)
+        op_end(&self.op)
+        self.state = SECTION_OPEN
+        claims_open.setdefault(self.thread, []).append(self)
+        return True
+
+    cdef int _wait_for(self, uint64_t word) except -1:
+        """Say in the claims that this thread has which element it waits for; 0: none."""
+        cdef Claim other
+        for other in self.others:
+            if other.state == SECTION_OPEN and other.op.generation == process_generation and (
+                    other.handle.map.inode == self.handle.map.inode):
+                store_relaxed_u64(context_redo(other.op.context), word)
+        return 0
+
+    cdef bint _owns(self, uint32_t context) except -1:
+        """Whether a context is that of a claim of this thread."""
+        cdef Claim other
+        for other in self.others:
+            if other.state == SECTION_OPEN and other.op.self_index == context and (
+                    other.op.generation == process_generation
+                    and other.handle.map.inode == self.handle.map.inode):
+                return True
+        return False
+
+    cdef bint _leads_here(self, Found *found) except -1:
+        """Whether the owner of a claim waits for this thread, directly or by way of others."""
+        cdef Map *map = &self.handle.map
+        cdef uint64_t header = found.header
+        cdef uint64_t at
+        cdef int _
+        if not self.others:
+            return False
+        self._wait_for(found.index)
+        fence_seq_cst()                        # pairs with itself in another thread of a circle
+        for _ in range(CIRCLE_STEPS_MAX):
+            if element_state(header) != ELEMENT_LOCKED or word_owner(header) >= (
+                    contexts_usable(map)):
+                return False
+            if self._owns(word_owner(header)):
+                return True
+            at = load_relaxed_u64(context_redo(context_at(map, word_owner(header))))
+            if at == 0 or at >= map.element_max or (
+                    object_memory_ready(&self.op, &map.element_pool, at) != OK):
+                return False
+            header = load_acquire_u64(&element_at(map, at).header)
+        return False
+
+    cdef Status _attempt(self) except? RETRY:
+        cdef Map *map = &self.handle.map
+        cdef Found found
+        cdef Status status = map_find(map, self.op.hash, self.op.key, &found)
+        cdef uint64_t deadline
+        if status == ABSENT:
+            return self._attempt_blank()
+        if status != OK:
+            return status
+        deadline = load_relaxed_u64(element_value(map, found.element) + map.timer_word - 1)
+        if not element_unchanged(&found):
+            return RETRY
+        if element_state(found.header) == ELEMENT_UPD:     # the deadline is not the new one
+            return element_spin(&self.op, &found)
+        if not deadline_passed(deadline):
+            self.is_there = True
+            return OK
+        if element_state(found.header) == ELEMENT_LOCKED:
+            self.has_waited = True
+            self.in_the_way = found.header
+            if self._leads_here(&found):
+                self.is_circular = True
+                return OK
+            return lock_busy(&self.op, &found.element.header, found.header)
+        status = element_hold(&self.op, &found, ELEMENT_LOCKED, &self.section.held)
+        if status == OK:
+            self.section.index = found.index
+        return status
+
+    cdef Status _attempt_blank(self) except? RETRY:
+        """Insert an entry to claim. RETRY: the key has one."""
+        cdef Status status
+        if self.op.context.element == 0:       # an earlier blank was inserted, and is gone already
+            self.op.element_filled = False
+        status = room_reserve(&self.op)
+        if status != OK:
+            return status
+        memset(self.words, 0, self.handle.map.value_words * 8)
+        self.words[self.handle.map.timer_word - 1] = BLANK_DEADLINE
+        self.op.options = OP_RAW_FIELDS | OP_NO_SWEEP
+        if self.key_bytes.is_long:
+            status = object_make(
+                &self.op, self.owner.key_slot, self.key_bytes.whole, self.key_bytes.length)
+            if status != OK:
+                return status
+        status = map_update(&self.op, <const uint8_t *> self.words, UPDATE_NOEXIST)
+        return RETRY if status == OK or status == PRESENT else status
+
+    cdef void _end_claim(self) noexcept:
+        claims = claims_open.get(self.thread)
+        if claims is not None and self in claims:
+            claims.remove(self)
+            if not claims:
+                del claims_open[self.thread]
+
+    cdef int give_up(self) except -1:
+        """End the claim, and store nothing: the next one who waits may compute."""
+        self._end_claim()
+        if self.state == SECTION_OPEN:
+            self._abandon()
+        return 0
+
+    cdef int steal(self) except -1:
+        """After LockTimeout: cut off the claim that was waited for, so that it can be claimed."""
+        cdef Op op
+        cdef Found found
+        cdef Status status
+        cdef Waiting waiting = new_waiting(self.handle)
+        found.header = self.in_the_way
+        self.owner._begin(&op, &self.key_bytes, &waiting)
+        try:
+            status = repeat(self.handle, &op, attempt_remove_found, &found, &waiting)
+        finally:
+            leave(self.handle, &op)
+        if status != OK and status != ABSENT:
+            raise_status(self.handle, status, &op)
+        return 0
+
+    cdef int store(self, object value, int64_t deadline_ns) except -1:
+        """Store the result and end the claim. Raises KeyGone if the claim was cut off, and what
+        storing raises."""
+        self._end_claim()
+        if self.state != SECTION_OPEN:
+            return 0
+        if not self._mine():
+            self._finish()
+            return 0
+        self.current = value
+        memset(self.words, 0, self.handle.map.value_words * 8)
+        self.words[self.handle.map.timer_word - 1] = <uint64_t> deadline_ns
+        try:
+            return LockedSection._commit(self)
+        finally:
+            if self.view.buf != NULL:
+                PyBuffer_Release(&self.view)
+
+    cdef int _encode(self) except -1:
+        self.fresh = self.owner._value_of(self.words, self.current, &self.view, &self.span)
+        return 0
+
+    cdef Status _attempt_store(self) noexcept:
+        cdef DictHandle owner = self.owner
+        cdef Status status
+        if owner.value_slot != NO_SLOT:
+            status = object_make(
+                &self.op, owner.value_slot, self.span.bytes, <uint64_t> self.span.size)
+            if status != OK:
+                return status
+        self.op.options = OP_RAW_FIELDS
+        if owner.key_slot != NO_SLOT:
+            self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
+        return section_commit(&self.op, &self.section, <const uint8_t *> self.words)
+
+
+cdef Status attempt_claim(Op *op, void *arguments) except? RETRY:
+    return (<Claim> arguments)._attempt()

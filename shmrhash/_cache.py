@@ -1,0 +1,317 @@
+"""Cache: what several processes remember instead of computing or fetching it again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from shmrhash import _core
+from shmrhash._arguments import whole_number
+from shmrhash._constants import DEFAULT_TIMEOUT
+from shmrhash._errors import InvalidArgument
+from shmrhash._map import RHashMap
+from shmrhash._typed_maps import create_anonymous, open_or_create
+from shmrhash._types.records import record_name
+from shmrhash._types.schema import (
+    Schema,
+    expect_geometry,
+    make_schema,
+    read_schema,
+    restore_schema,
+    with_ttl,
+)
+
+_MAX_BYTES = 64 << 20  # of a cache whose maker names no limit
+_ENTRY_BYTES = 256  # then there is an entry for each of so many bytes
+_VALUE_SHARE = 8  # one value takes at most an eighth of max_bytes
+
+_C = TypeVar("_C", bound="Cache")
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+
+
+class CacheStats(NamedTuple):
+    """What all processes counted since the cache was made.
+
+    hits and misses: of get() and get_many(). evicted_new: entries that were evicted before anything
+    read them a second time; evicted_kept: others that were evicted; evicted_expired: entries that
+    had expired when room was needed. unreadable: values that could not be decoded. computed: values
+    that get_or_compute() computed. waited: calls of it that waited for another's value. entries:
+    those in the cache now, with expired ones that no operation has removed yet.
+    """
+
+    hits: int
+    misses: int
+    evicted_new: int
+    evicted_kept: int
+    evicted_expired: int
+    unreadable: int
+    computed: int
+    waited: int
+    entries: int
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits as a share of all lookups; 0.0 if there were none."""
+        return self.hits / (self.hits + self.misses) if self.hits else 0.0
+
+
+class Cache(_core.CacheCore):
+    """A cache in shared memory, for any number of processes.
+
+    Cache(name, max_entries=10_000, ttl=60) creates the cache, or opens it if it exists. It holds at
+    most max_entries entries, and max_bytes of keys and values that are not stored in the entry;
+    both limits are exact. When it is full, storing evicts what is worth least. Nobody has to clean
+    it up: expired entries are absent at once, and their room is used first.
+
+    Eviction. An entry that is read again soon after it was stored is kept; one that nothing reads
+    again is the first to go (S3-FIFO). So keys that are asked for once, as in a scan, do not push
+    out those that are asked for often. A lookup that finds an entry stores at most one byte.
+
+    Types. key and value are declared as for SharedDict. A process that reads object keys or values
+    unpickles what other processes stored: trust every writer, or declare str, bytes, numbers or
+    msgspec types.
+
+    Concurrency. Each operation on one key is atomic (W1), and get() never waits (R1). A process may
+    be killed at any moment (C1): nothing is lost but its last operation, and nobody waits for it.
+    Threads may share a handle.
+
+    Computing. get_or_compute(key, function) computes an absent value once for all processes, and
+    memoize() decorates a function with it.
+
+    Values are copies, as in SharedDict: changing a list that get() returned changes nothing in the
+    cache.
+
+    Attributes: handle, the RHashMap in which the cache stores its entries as bytes.
+    """
+
+    _schema: Schema
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any = object,
+        value: Any = object,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
+        ttl: float | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT,
+        mode: int = 0o600,
+        ephemeral: bool = False,
+        owner: int | None = None,
+        if_different: str = "replace",
+    ) -> None:
+        """Create a cache, or open the one of this name if its types fit and its limits are equal.
+
+        name: None makes an anonymous cache, for the children of this process. key, value: the
+        declared types. max_entries: a hard limit; None is that of the existing cache, or, for a new
+        one, an entry for every 256 bytes of max_bytes. Each takes 3 bytes from the beginning, and
+        the rest when it is used. max_bytes: the limit for keys and values that are not in the
+        entries; None is that of the existing cache, or 64 MiB. One value takes at most an eighth of
+        it. ttl: seconds to live of the values that this handle stores, if set() names no other;
+        None is the ttl that the cache was created with, or without limit. timeout, mode, ephemeral,
+        owner: as for SharedDict(). if_different: a cache of this name with other types or limits
+        is replaced by a new one ("replace"), or raises LayoutMismatch ("raise"); processes that
+        have the old one open go on using it.
+
+        Raises LayoutMismatch (also if a dict or map has this name), TypeError and InvalidArgument,
+        ImportError (a type's library is not installed), TooLarge, SegmentFull, LimitReached,
+        PermissionDenied, Unsupported.
+        """
+        schema = make_schema(key, value, ttl)
+        fresh = schema if ttl is not None else make_schema(key, value, math.inf)
+        made = fresh, _limits_if_made(max_entries, max_bytes)
+        if name is None:
+            if if_different not in ("raise", "replace"):
+                raise InvalidArgument(
+                    f"if_different must be 'raise' or 'replace', not {if_different!r}"
+                )
+            handle = create_anonymous(*made, timeout=timeout, mode=mode, _is_cache=True)
+            self._start(handle, fresh)
+            return
+        open_or_create(
+            self._start,
+            name,
+            schema,
+            (max_entries, max_bytes),
+            if_different,
+            owner=owner,
+            timeout=timeout,
+            made=made,
+            mode=mode,
+            ephemeral=ephemeral,
+            _is_cache=True,
+        )
+
+    def _start(self, handle: RHashMap, schema: Schema) -> None:
+        """Initialize this object as the cache of this handle. Raises LayoutMismatch."""
+        expect_geometry(schema, handle)
+        largest = handle.max_bytes // _VALUE_SHARE if schema.has_objects else 0
+        super().__init__(
+            handle, schema.key.triple, schema.value.triple, schema.default_ttl_ns, largest
+        )
+        self._schema = schema
+        if handle.ephemeral:  # a cache that is collected is closed; at exit _lifetime.py acts
+            weakref.finalize(self, handle.close).atexit = False
+
+    def memoize(
+        self,
+        ttl: float | None = None,
+        *,
+        key: Callable[..., Any] | None = None,
+        name: str | None = None,
+        wait: float = 10.0,
+    ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+        """A decorator: calls of the function with the same arguments are computed once for all.
+
+            @cache.memoize(ttl=60)
+            def user(number): ...
+
+        A call is get_or_compute() of a key made of the arguments: key(*args, **kwargs) if key is
+        given; otherwise a tuple of the function's name, its positional and its named arguments, for
+        a cache whose keys are objects. name: unless given, the function's module and qualified
+        name. ttl, wait: as for get_or_compute(). f(2) and f(number=2) are two keys. None is a
+        result like others.
+
+        The function has cache_key(...), which returns the key of a call; forget(...), which deletes
+        its result and returns whether it was there; and __wrapped__.
+
+        Raises InvalidArgument (keys are not objects, and key is not given), TypeError (a coroutine
+        function); in a call, what get_or_compute() raises, and TypeError for arguments that cannot
+        be keys.
+        """
+        if key is None and self._schema.key.declared is not object:
+            raise InvalidArgument(
+                f"cache {self.name!r} has keys of another type than object: give memoize a key= "
+                f"function that makes one of the arguments"
+            )
+
+        def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+            if inspect.iscoroutinefunction(function):
+                raise TypeError("memoize is for functions, and this is a coroutine function")
+            title = name or f"{function.__module__}.{function.__qualname__}"
+
+            def cache_key(*args: Any, **kwargs: Any) -> Any:
+                if key is not None:
+                    return key(*args, **kwargs)
+                return title, args, tuple(sorted(kwargs.items()))
+
+            def forget(*args: Any, **kwargs: Any) -> bool:
+                return self.delete(cache_key(*args, **kwargs))
+
+            @functools.wraps(function)
+            def memoized(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+                return self.get_or_compute(
+                    cache_key(*args, **kwargs), lambda: function(*args, **kwargs), ttl, wait=wait
+                )
+
+            memoized.cache_key = cache_key  # type: ignore[attr-defined]
+            memoized.forget = forget  # type: ignore[attr-defined]
+            return memoized
+
+        return decorate
+
+    @property
+    def name(self) -> str:
+        """The segment's name, also of an anonymous cache."""
+        return self.handle.name
+
+    @property
+    def max_entries(self) -> int:
+        """The number of entries that fit."""
+        return self.handle.max_entries
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle was closed."""
+        return self.handle.closed
+
+    def stats(self) -> CacheStats:
+        """What all processes counted: hits, misses, evictions, unreadable values.
+
+        Each process counts for itself, so counting costs a store to memory of its own. Costs about
+        10 microseconds.
+
+        Raises MapClosed.
+        """
+        return CacheStats(*self._counts(), len(self))
+
+    def info(self) -> dict[str, Any]:
+        """RHashMap.info(), with the types, the ttl and the counts of stats() under "cache".
+
+        Raises MapClosed.
+        """
+        types = {"key_type": self._schema.key.record, "value_type": self._schema.value.record}
+        counts = {"cache": self.stats()._asdict()}
+        return self.handle.info() | types | {"ttl": self._schema.ttl} | counts
+
+    def check(self) -> dict[str, Any]:
+        """Walk every structural invariant; raise SegmentCorrupt with what is wrong.
+
+        Works as RHashMap.check() does, and includes the objects.
+        """
+        return self.handle.check()
+
+    def close(self) -> None:
+        """Detach. The cache and its name stay, unless it is ephemeral and no process has it open.
+
+        Idempotent."""
+        self.handle.close()
+
+    def unlink(self) -> None:
+        """Remove the name. Attached processes go on; the last of them to detach frees the memory.
+
+        Raises SegmentMissing if the name is gone already.
+        """
+        self.handle.unlink()
+
+    def __enter__(self: _C) -> _C:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        key, value = record_name(self._schema.key.record), record_name(self._schema.value.record)
+        what = "closed" if self.closed else f"{len(self)} of {self.max_entries} entries"
+        return f"<{type(self).__name__} {self.name!r} of {key} to {value}: {what}>"
+
+    def __copy__(self: _C) -> _C:
+        return self
+
+    def __deepcopy__(self: _C, memo: object) -> _C:
+        return self  # the same cache, as other processes see it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        types = self._schema.key.declared, self._schema.value.declared
+        return _attach, (type(self), self.handle, *types, self._schema.ttl)
+
+
+def _attach(cls: type[_C], handle: RHashMap, key: Any, value: Any, ttl: float) -> _C:
+    """Unpickle a cache: open the one of that name, if it still has those types."""
+    fresh = cls.__new__(cls)
+    try:
+        record = read_schema(handle.schema, handle.name)
+        schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)
+        fresh._start(handle, schema)
+    except BaseException:
+        handle.close()
+        raise
+    return fresh
+
+
+def _limits_if_made(max_entries: int | None, max_bytes: int | None) -> tuple[int, int]:
+    """The limits of a new cache whose maker gives these."""
+    most = _MAX_BYTES if max_bytes is None else whole_number("max_bytes", max_bytes)
+    return (max(1, most // _ENTRY_BYTES) if max_entries is None else max_entries), most

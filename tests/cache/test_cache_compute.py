@@ -1,0 +1,424 @@
+"""One computation for all who ask: get_or_compute() and memoize()."""
+
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+from support.children import Child, in_child, kill
+from support.workers import run_together
+
+import shmrhash
+from shmrhash import Cache, InvalidArgument
+
+PATIENCE_S = 30
+
+
+class Journal:
+    """A file to which processes append a byte for each computation."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def note(self):
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, b".")
+        os.close(descriptor)
+
+    def count(self):
+        return os.path.getsize(self.path) if os.path.exists(self.path) else 0
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "computations")
+
+
+@pytest.fixture
+def cache(make_cache):
+    return make_cache(key=object, value=object, max_entries=5000, timeout=PATIENCE_S)
+
+
+def refuse():
+    raise ValueError("it cannot be computed")
+
+
+def fail():
+    raise AssertionError("it was computed although a value is there")
+
+
+def wait_until(condition):
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)  # a poll
+
+
+def reopened(name):
+    return Cache(name, key=object, value=object, timeout=PATIENCE_S)
+
+
+# ---- one caller ----
+
+
+def test_an_absent_value_is_computed_and_stored(cache):
+    assert cache.get_or_compute("a", lambda: [1]) == [1]
+    assert cache.get_or_compute("a", fail) == [1]
+    assert cache.get("a") == [1]
+    assert cache.get_or_compute("none", lambda: None) is None
+    assert cache.get_or_compute("none", fail) is None
+    assert cache.get_or_compute("a key of more than fifteen bytes", lambda: 2) == 2
+    assert cache.get_or_compute("a key of more than fifteen bytes", fail) == 2
+    assert cache.stats().computed == 3
+
+
+@pytest.mark.parametrize(("key", "value"), [(int, int), (str, float), (bytes, bytes), (str, str)])
+def test_any_type_can_be_computed(make_cache, key, value):
+    cache = make_cache(key=key, value=value, max_entries=3)
+    keys = [key(number) if key is not str else str(number) for number in range(1, 20)]
+
+    for one in keys:
+        wanted = value(7) if value is not str else "7"
+        assert cache.get_or_compute(one, lambda wanted=wanted: wanted) == wanted
+        assert cache.get(one) == wanted
+
+    assert len(cache) == 3
+
+
+def test_the_time_to_live_counts_from_the_end_of_the_computation(cache):
+    assert cache.get_or_compute("a", lambda: 1, ttl=0.001) == 1
+    wait_until(lambda: "a" not in cache)
+    assert cache.get_or_compute("a", lambda: 2, ttl=1000) == 2
+    assert cache.get_or_compute("a", fail) == 2
+    with pytest.raises(InvalidArgument):
+        cache.get_or_compute("b", fail, ttl=-1)
+
+
+def test_an_exception_is_the_callers_and_nothing_is_stored(cache):
+    with pytest.raises(ValueError, match="cannot be computed"):
+        cache.get_or_compute("a", refuse)
+
+    assert "a" not in cache
+    assert cache.get_or_compute("a", lambda: 1) == 1
+
+
+def test_a_lock_timeout_of_the_function_is_the_callers(cache):
+    def time_out():
+        raise shmrhash.LockTimeout("its own")
+
+    with pytest.raises(shmrhash.LockTimeout, match="its own"):
+        cache.get_or_compute("a", time_out)
+
+
+def test_a_result_that_does_not_fit_is_returned(make_cache):
+    cache = make_cache(key=str, value=bytes, max_bytes=1 << 20, max_entries=10)
+
+    assert len(cache.get_or_compute("a", lambda: bytes(1 << 20))) == 1 << 20
+
+    assert "a" not in cache
+    assert cache.get_or_compute("a", lambda: b"1") == b"1"
+
+
+@pytest.mark.parametrize(
+    ("invalidate", "left"),
+    [
+        (lambda cache: cache.delete("a"), None),
+        (lambda cache: cache.pop("a"), None),
+        (lambda cache: cache.clear(), None),
+        (lambda cache: cache.set("a", "newer"), "newer"),
+        (lambda cache: cache.add("a", "newer"), "newer"),
+    ],
+    ids=["delete", "pop", "clear", "set", "add"],
+)
+def test_what_was_invalidated_meanwhile_is_not_stored(cache, invalidate, left):
+    """Nor does the one who invalidates wait for the computation."""
+
+    def compute():
+        invalidate(cache)
+        return "old"
+
+    assert cache.get_or_compute("a", compute) == "old"
+    assert cache.get("a") == left
+
+
+def test_a_computation_may_ask_for_its_own_key(cache):
+    """The thread does not wait for itself."""
+    inner = lambda: cache.get_or_compute("a", lambda: 1)  # noqa: E731
+
+    assert cache.get_or_compute("a", lambda: inner() + 1) == 2
+    assert cache.get("a") == 2
+
+
+def test_a_computation_may_ask_for_other_keys(cache):
+    def depth(number):
+        if number == 0:
+            return 0
+        return 1 + cache.get_or_compute(number - 1, lambda: depth(number - 1))
+
+    assert cache.get_or_compute(40, lambda: depth(40)) == 40
+    assert len(cache) == 41
+
+
+def test_a_computation_that_forks_is_the_parents(cache):
+    def compute():
+        assert in_child(cache.get, "a") is None
+        assert in_child(cache.get_or_compute, "b", lambda: 5) == 5
+        return 1
+
+    assert cache.get_or_compute("a", compute) == 1
+    assert (cache.get("a"), cache.get("b")) == (1, 5)
+
+
+# ---- many callers ----
+
+
+def ask_for_all(gate, name, journal, seed, keys):
+    """Ask for all keys in an order of one's own."""
+    order = list(range(keys))
+    random.Random(seed).shuffle(order)
+    with reopened(name) as cache:
+        gate.wait()
+        for key in order:
+
+            def compute(key=key):
+                journal.note()
+                time.sleep(0.0001)
+                return key * 2
+
+            assert cache.get_or_compute(key, compute, wait=PATIENCE_S) == key * 2
+
+
+@pytest.mark.parametrize("keys", [100, pytest.param(1000, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("method", ["fork", "thread"])
+def test_each_key_is_computed_once(cache, journal, seed, method, keys):
+    jobs = [(ask_for_all, cache.name, journal, seed + number, keys) for number in range(6)]
+
+    run_together(method, *jobs)
+
+    assert journal.count() == keys
+    assert cache.stats().computed == keys
+
+
+def test_those_who_wait_for_a_dead_process_go_on(cache, journal):
+    """With k of those who compute killed there are k computations more."""
+    kills = 5
+
+    def compute_long(number):
+        journal.note()
+        while True:
+            time.sleep(0.01)
+
+    def ask_for(number):
+        with reopened(cache.name) as mine:
+            mine.get_or_compute(number, lambda: compute_long(number), wait=PATIENCE_S)
+
+    for number in range(kills):
+        with Child(ask_for, number) as dying:
+            wait_until(lambda number=number: journal.count() == 2 * number + 1)
+            waiting = Child(in_other, cache.name, number, journal)
+            wait_until(lambda number=number: cache.stats().misses == 2 * number + 2)
+            dying.kill()
+            assert waiting.result() == number
+
+    assert journal.count() == 2 * kills
+    assert cache.get_many(range(kills)) == {number: number for number in range(kills)}
+
+
+def in_other(name, number, journal):
+    def compute():
+        journal.note()
+        return number
+
+    with reopened(name) as cache:
+        return cache.get_or_compute(number, compute, wait=PATIENCE_S)
+
+
+def test_an_exception_lets_the_next_one_compute(cache, journal):
+    def ask_first():
+        def compute():
+            journal.note()
+            wait_until(lambda: cache.stats().misses == 2)
+            refuse()
+
+        with reopened(cache.name) as mine, pytest.raises(ValueError, match="cannot"):
+            mine.get_or_compute("a", compute)
+
+    first = Child(ask_first)
+    wait_until(lambda: journal.count() == 1)
+    second = Child(in_other, cache.name, "a", journal)
+    first.result()
+
+    assert second.result() == "a"
+    assert journal.count() == 2
+
+
+def test_a_late_computation_is_not_waited_for_nor_stored(cache, journal):
+    """It counts as late after `wait` seconds, as one in a stopped process."""
+
+    def ask_first():
+        def compute():
+            journal.note()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return "late"
+
+        with reopened(cache.name) as mine:
+            return mine.get_or_compute("a", compute)
+
+    first = Child(ask_first)
+    wait_until(lambda: journal.count() == 1)
+    assert cache.get_or_compute("a", lambda: "in time", wait=0.05) == "in time"
+    os.kill(first.pid, signal.SIGCONT)
+
+    assert first.result() == "late"
+    assert cache.get("a") == "in time"
+
+
+def test_circles_of_computations_end(cache, seed):
+    """Processes whose computations need each other's results: none waits for itself."""
+    keys = 8
+
+    def follow(gate, number):
+        rng = random.Random(seed + number)
+        with reopened(cache.name) as mine:
+            gate.wait()
+            for turn in range(20):
+                path = rng.sample(range(keys), keys)
+
+                def compute(at, path=path, turn=turn):
+                    if at + 1 < len(path):
+                        key = turn, path[at + 1]
+                        mine.get_or_compute(key, lambda: compute(at + 1), wait=10 * PATIENCE_S)
+                    return path[at]
+
+                key = turn, path[0]
+                assert mine.get_or_compute(key, lambda: compute(0), wait=10 * PATIENCE_S) == path[0]
+
+    run_together("fork", *[(follow, number) for number in range(3)])
+
+    assert all(cache.get((turn, key)) == key for turn in range(20) for key in range(keys))
+
+
+def test_threads_that_need_each_other_do_not_wait_for_ever(cache):
+    both = threading.Barrier(2)
+    results = {}
+
+    def ask(mine, other):
+        def compute():
+            both.wait(PATIENCE_S)
+            cache.get_or_compute(other, lambda: other, wait=10 * PATIENCE_S)
+            return mine
+
+        results[mine] = cache.get_or_compute(mine, compute, wait=10 * PATIENCE_S)
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in (("a", "b"), ("b", "a"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+
+    assert results == {"a": "a", "b": "b"}
+
+
+def test_a_claimed_key_is_not_evicted(make_cache):
+    cache = make_cache(key=int, value=int, max_entries=3)
+
+    def compute():
+        for key in range(50):
+            cache.set(key, key)
+        return 7
+
+    assert cache.get_or_compute(-1, compute) == 7
+    assert cache.get(-1) == 7
+
+
+def compute_until_killed(name, seed):
+    rng = random.Random(seed)
+    with reopened(name) as cache:
+        while True:
+            key = rng.randrange(30)
+            if rng.random() < 0.3:
+                cache.delete(key)
+            assert cache.get_or_compute(key, lambda key=key: key * 2, wait=PATIENCE_S) == key * 2
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(300, marks=pytest.mark.thorough)])
+def test_killed_claimants_leave_nothing(make_cache, seed, kills):
+    """C1: no claim stays, and those who live go on."""
+    cache = make_cache(key=object, value=object, max_entries=20, timeout=PATIENCE_S)
+    rng = random.Random(seed)
+    crew = [Child(compute_until_killed, cache.name, rng.random()) for _ in range(2)]
+    try:
+        for _ in range(kills):
+            time.sleep(rng.uniform(0, 0.02))
+            which = rng.randrange(2)
+            assert crew[which].kill() < 0, crew[which].result()
+            crew[which] = Child(compute_until_killed, cache.name, rng.random())
+            key = rng.randrange(30)
+            assert cache.get_or_compute(key, lambda key=key: key * 2, wait=PATIENCE_S) == key * 2
+    finally:
+        kill(*crew)
+
+    cache.handle._recover()
+    cache.check()
+    cache.clear()
+    assert [cache.get_or_compute(key, lambda key=key: key) for key in range(30)] == list(range(30))
+
+
+# ---- memoize ----
+
+
+def test_a_memoized_function_is_called_once_for_each_arguments(cache):
+    calls = []
+
+    @cache.memoize(ttl=100)
+    def add(first, second=1):
+        """Add two numbers."""
+        calls.append((first, second))
+        return first + second
+
+    assert [add(1), add(1), add(1, 2), add(1, second=2), add(1, second=2)] == [2, 2, 3, 3, 3]
+    assert calls == [(1, 1), (1, 2), (1, 2)]
+    assert (add.__name__, add.__doc__) == ("add", "Add two numbers.")
+    assert cache.get(add.cache_key(1)) == 2
+    assert add.forget(1)
+    assert not add.forget(1)
+    assert add(1) == 2
+    assert len(calls) == 4
+    assert add.__wrapped__(5) == 6
+
+
+def test_the_key_of_a_memoized_call_can_be_made(make_cache):
+    cache = make_cache(key=str, value=int, max_entries=10)
+    with pytest.raises(InvalidArgument, match="key="):
+        cache.memoize()
+
+    @cache.memoize(key=lambda number: f"square:{number}")
+    def square(number):
+        return number * number
+
+    assert square(4) == 16
+    assert cache.get("square:4") == 16
+    assert square.forget(4)
+
+
+def test_two_functions_do_not_share_results_unless_named_alike(cache):
+    def make(factor, **options):
+        @cache.memoize(**options)
+        def scale(number):
+            return number * factor
+
+        scale.__wrapped__.__qualname__ = f"scale by {factor}"
+        return scale
+
+    twice = make(2, name="by two")
+    assert (twice(1), make(3, name="by three")(1), make(4, name="by two")(1)) == (2, 3, 2)
+
+
+def test_a_coroutine_function_is_refused(cache):
+    async def later():
+        pass
+
+    with pytest.raises(TypeError, match="coroutine"):
+        cache.memoize()(later)
