@@ -24,13 +24,7 @@ from shmrhash import CHANGED, GONE, Change, RHashMap, SharedCounter, SharedDict,
 
 KEY = word(1)
 OTHER = word(2)
-
-
-@pytest.fixture(autouse=True)
-def slices_off():
-    before = _core.set_wait_slice(HOURS_NS)
-    yield
-    _core.set_wait_slice(before)
+pytestmark = pytest.mark.usefixtures("slices_off")
 
 
 @pytest.fixture
