@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import weakref
 from collections.abc import Iterable
 from types import TracebackType
@@ -19,7 +17,7 @@ from shmrhash._errors import (
     SegmentExists,
     SegmentMissing,
 )
-from shmrhash._gc import ANONYMOUS_PREFIX, remove_abandoned
+from shmrhash._gc import anonymous_name
 from shmrhash._map import RHashMap
 from shmrhash._mapping import MappingMethods
 from shmrhash._refusals import restless_name
@@ -448,9 +446,7 @@ def _create_map(name: str, schema: Schema, limits: _Limits, **options: Any) -> R
 
 def _create_anonymous(schema: Schema, limits: _Limits, **options: Any) -> RHashMap:
     """As _create_map(), with a name that no other map has and that goes with its last process."""
-    name = f"{ANONYMOUS_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    remove_abandoned(name)
-    return _create_map(name, schema, limits, ephemeral=True, **options)
+    return _create_map(anonymous_name(), schema, limits, ephemeral=True, **options)
 
 
 def _expect_types(handle: RHashMap, schema: Schema, limits: _Limits) -> Schema:

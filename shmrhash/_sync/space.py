@@ -17,7 +17,7 @@ from typing import Any
 from shmrhash import _core
 from shmrhash._constants import DEFAULT_TIMEOUT, RACES_MAX
 from shmrhash._errors import InvalidArgument, SegmentExists, SegmentMissing
-from shmrhash._gc import ANONYMOUS_PREFIX, remove_abandoned
+from shmrhash._gc import anonymous_name
 from shmrhash._map import RHashMap
 from shmrhash._refusals import restless_name
 from shmrhash._segment import Identity
@@ -181,8 +181,7 @@ _named: dict[str | None, Sync] = {}  # the user's own space and the anonymous on
 def _map_of(name: str | None, max_entries: int, mode: int) -> RHashMap:
     for _ in range(RACES_MAX):  # another process may create and unlink it each time
         if name is None:
-            drawn = ANONYMOUS_PREFIX + secrets.token_hex(8)
-            remove_abandoned(drawn)
+            drawn = anonymous_name()
         else:
             drawn = name
             with contextlib.suppress(SegmentMissing):
