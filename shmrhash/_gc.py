@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import time
 from typing import Any
 
@@ -13,10 +14,10 @@ from shmrhash._errors import Error
 from shmrhash._map import RHashMap
 from shmrhash._trust import is_trusted, user_text
 
-ANONYMOUS_PREFIX = "shmrhash-anonymous-"  # of the names of SharedDicts that were given none
-_SWEEP_PAUSE = 100  # remove_abandoned() takes at most about a hundredth of the time
+ANONYMOUS_PREFIX = "shmrhash-anonymous-"  # of the names of dicts and spaces that were given none
+_SWEEP_PAUSE = 100  # _remove_abandoned() takes at most about a hundredth of the time
 
-_next_sweep: dict[str, float] = {}  # for each directory: when remove_abandoned() is due again
+_next_sweep: dict[str, float] = {}  # for each directory: when _remove_abandoned() is due again
 
 
 def unlink(name: str) -> None:
@@ -82,10 +83,17 @@ def _collect(name: str, path: str, names: bool, owner: int | None, report: dict[
         os.close(fd)
 
 
-def remove_abandoned(name: str) -> None:
-    """Now and then, remove the names of anonymous dicts all of whose processes were killed.
+def anonymous_name() -> str:
+    """A name that no map has. Now and then, those of dead processes are removed first."""
+    name = f"{ANONYMOUS_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    _remove_abandoned(name)
+    return name
 
-    name: that of the dict to be made, for the messages of exceptions.
+
+def _remove_abandoned(name: str) -> None:
+    """Now and then, remove the names of anonymous maps all of whose processes were killed.
+
+    name: that of the map to be made, for the messages of exceptions.
     """
     where, began = _segment.directory(), time.monotonic()
     if began < _next_sweep.get(where, 0.0):

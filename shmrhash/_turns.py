@@ -21,9 +21,8 @@ from typing import Any, TypeVar
 from shmrhash import _core
 from shmrhash._awaiting import Hub, Sleeper, hub_of
 
-SLICE_NS = 2_000_000  # how often the first in the line looks by itself: in the first 0.1 s,
-SLICE_LATE_NS = 50_000_000  # and later
-EARLY_NS = 100_000_000
+slice_ns = _core.section_slice_ns  # how long the first in the line sleeps before it looks itself
+PATIENCE_NS = 50_000_000  # after which a task may have forgotten its section
 REMOVAL_PAUSE_S = 0.001  # between two attempts to delete a key whose bucket is held
 
 _Section = TypeVar("_Section", _core.LockedValue, _core.LockedEntry)
@@ -177,13 +176,12 @@ async def _until_entered(
             now = _core.clock_monotonic_ns()
             deadline = section._deadline_ns
             over = 0 <= deadline <= now
-            slice_ns = SLICE_NS if now - began < EARLY_NS else SLICE_LATE_NS
             if turns.lines[place][0] is not sleeper and not over:
                 await sleeper.sleep(loop, deadline)
                 continue
             if place in turns.holders and patient and not over:
                 patient = False  # that task may have forgotten its section
-                await sleeper.sleep(loop, _sooner(now + SLICE_LATE_NS, deadline))
+                await sleeper.sleep(loop, _sooner(now + PATIENCE_NS, deadline))
                 continue
             patient = True
             outside.arm()
@@ -192,7 +190,8 @@ async def _until_entered(
             if over:
                 raise section._refused
             if outside.listens(loop):
-                await sleeper.sleep(loop, _sooner(now + slice_ns, deadline))
+                moment = now + slice_ns(now - began)
+                await sleeper.sleep(loop, _sooner(moment, deadline))
             else:
                 await asyncio.sleep(0)
     finally:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +15,7 @@ from shmrhash._errors import (
     SegmentExists,
     SegmentMissing,
 )
-from shmrhash._gc import ANONYMOUS_PREFIX, remove_abandoned
+from shmrhash._gc import anonymous_name
 from shmrhash._map import RHashMap
 from shmrhash._refusals import restless_name
 from shmrhash._types.schema import REMEDY, Schema, read_schema, restore_schema, with_ttl
@@ -95,9 +93,7 @@ def create_map(name: str, schema: Schema, limits: Limits, **options: Any) -> RHa
 
 def create_anonymous(schema: Schema, limits: Limits, **options: Any) -> RHashMap:
     """As create_map(), with a name that no other map has and that goes with its last process."""
-    name = f"{ANONYMOUS_PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    remove_abandoned(name)
-    return create_map(name, schema, limits, ephemeral=True, **options)
+    return create_map(anonymous_name(), schema, limits, ephemeral=True, **options)
 
 
 def _expect_types(handle: RHashMap, schema: Schema, limits: Limits, is_cache: bool) -> Schema:

@@ -100,9 +100,8 @@ class WaitMethods:
         the GIL released, and is woken by the writer: in some 10 to 50 microseconds, whichever
         process it is in. A writer that is killed wakes nobody; then its recovery does, the next
         writer, or a look that a waiter takes each quarter of a second, and each half second once
-        nobody has woken it for some seconds. Writers pay nothing while
-        nobody waits. A read-only handle cannot say that it waits, so it looks every 1 to 16
-        milliseconds.
+        nobody has woken it for some seconds. Writers pay nothing while nobody waits. A read-only
+        handle cannot say that it waits, so it looks every 1 to 16 milliseconds.
 
         Only states are seen, not events: a value that is replaced again at once may be missed.
         until() runs without any lock, and may use the map. A map without a name (unlinked) can be

@@ -35,7 +35,7 @@ from machine.system cimport CLOCK_MONOTONIC, clock_ns, futex_sleep
 from segment.status cimport Status, OK, ABSENT, PRESENT, RETRY
 from segment.geometry cimport Map, context_at, contexts_usable
 from memory.operation cimport Op, lock_acquire, lock_release, op_holds
-from map.bell cimport lock_bell_arm, lock_bell_ring
+from map.bell cimport lock_bell_arm, lock_bell_ring, owner_slice_ns, sooner_ns
 from cells.cell cimport Cell, held_name, held_set
 from cells.condition cimport (
     WAITING, WAIT_STATE, WAIT_WORD, wait_turn_of, wait_word, wait_word_of, waits_for,
@@ -48,9 +48,6 @@ cdef enum:
     COME_ONE = 0x10000ULL
     BROKEN = 0x100000000ULL
     GENERATION_SHIFT = 34
-    BARRIER_SLICE_NS = 2000000         # how often a party looks by itself, and for dead parties:
-    BARRIER_SLICE_LATE_NS = 50000000   # in the first 0.1 s of its wait, and later
-    BARRIER_EARLY_NS = 100000000
 
 
 cdef inline uint64_t barrier_generation(uint64_t word) noexcept nogil:
@@ -159,10 +156,7 @@ cdef inline void barrier_sleep(
     cdef uint32_t seen = lock_bell_arm(&cell.bell)
     cdef uint64_t word = load_acquire_u64(&cell.word)
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
-    cdef int64_t slice_end = now + (
-        BARRIER_SLICE_NS if now - began < BARRIER_EARLY_NS else BARRIER_SLICE_LATE_NS)
-    if 0 <= until < slice_end:
-        slice_end = until
+    cdef int64_t slice_end = sooner_ns(now + owner_slice_ns(now - began), until)
     if now < slice_end and barrier_generation(word) == generation and not word & BROKEN:
         futex_sleep(&cell.bell, seen, slice_end)
 
@@ -183,6 +177,6 @@ cdef inline Status barrier_recover(Op *op, Cell *cell, uint64_t index) noexcept 
         status = barrier_give_up(op, cell, index)
     if status != OK and status != ABSENT and status != PRESENT:
         return status
-    lock_bell_ring(&cell.bell)                      # also for a change after which it did not ring
+    lock_bell_ring(&cell.bell)                 # also for a change after which it did not ring
     held_set(op.context, WAIT_WORD, 0)
     return OK

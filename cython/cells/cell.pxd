@@ -27,7 +27,7 @@ from machine.atomics cimport (
     load_relaxed_u64, store_relaxed_u64, compiler_fence, static_assert,
 )
 from segment.status cimport Status
-from segment.layout cimport CELL_BYTES, CELL_KEY_BYTES, LINE_BYTES, Context
+from segment.layout cimport CELL_BYTES, CELL_KEY_BYTES, LINE_BYTES, Context, ProcessSlot
 from segment.geometry cimport Map, element_at, element_value
 from memory.operation cimport Op
 
@@ -90,3 +90,11 @@ cdef inline void held_name(Context *context, uint64_t index) noexcept nogil:
     compiler_fence()
     store_relaxed_u64(&context.target, index)
     compiler_fence()
+
+cdef inline void cell_orphan(Cell *cell, const ProcessSlot *owner, uint64_t since) noexcept nogil:
+    """Say, for people, which process lost what the cell stands for, and since when it had it."""
+    cdef int at
+    store_relaxed_u64(&cell.orphan_pid, owner.pid)
+    store_relaxed_u64(&cell.orphan_since, since)
+    for at in range(16):
+        cell.orphan_command[at] = owner.command[at]

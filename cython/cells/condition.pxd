@@ -39,6 +39,7 @@ from segment.layout cimport CONTEXT_MAX, Context
 from segment.words cimport lock_bits
 from segment.geometry cimport Map, context_at, contexts_usable
 from memory.operation cimport Op
+from map.bell cimport OWNER_SLICE_LATE_NS, sooner_ns
 from cells.cell cimport Cell, held_name, held_set
 
 cdef enum:
@@ -49,7 +50,6 @@ cdef enum:
     WAIT_STATE = 3ULL
     WAITING = 1
     TOLD = 2
-    CONDITION_SLICE_NS = 50000000      # how often a waiter looks by itself
 
 
 cdef inline uint64_t wait_word(Context *context) noexcept nogil:
@@ -146,9 +146,7 @@ cdef inline bint condition_sleep(Op *op, int64_t until) noexcept nogil:
     whether this waiter has been told; if not, the caller handles signals and calls again."""
     cdef uint64_t seen = wait_word(op.context)
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
-    cdef int64_t slice_end = now + CONDITION_SLICE_NS
-    if 0 <= until < slice_end:
-        slice_end = until
+    cdef int64_t slice_end = sooner_ns(now + OWNER_SLICE_LATE_NS, until)
     if seen & WAIT_STATE == WAITING and now < slice_end:
         futex_sleep(<uint32_t *> &op.context.owned_refs[WAIT_WORD], <uint32_t> seen, slice_end)
         seen = wait_word(op.context)

@@ -46,8 +46,9 @@ from segment.layout cimport LOCK_BIT, LOCK_MASK, ProcessSlot
 from segment.words cimport lock_bits, word_locked
 from segment.geometry cimport Map
 from memory.operation cimport Op
+from map.bell cimport owner_slice_ns, sooner_ns
 from cells.cell cimport (
-    HELD_DEPTH, HELD_SINCE, HELD_THREAD, Cell, held_name, held_set, held_word,
+    HELD_DEPTH, HELD_SINCE, HELD_THREAD, Cell, cell_orphan, held_name, held_set, held_word,
 )
 
 cdef enum:
@@ -57,9 +58,6 @@ cdef enum:
 
     MUTEX_PAUSES_MAX = 30              # about 1 us: shorter than a sleep and its wake-up
     MUTEX_TURNS_MAX = 1000             # of one slice; each is a pause, a sleep or a lost race
-    MUTEX_SLICE_NS = 2000000           # how often a waiter looks whether the owner lives:
-    MUTEX_SLICE_LATE_NS = 50000000     # in the first 0.1 s, and later
-    MUTEX_EARLY_NS = 100000000
     MUTEX_PATIENCE_NS = 1000000        # after which a waiter reserves the lock
     MUTEX_RESERVE_NS = 20000000        # for how long: two of the slices in which it renews that
     MUTEX_SLICE_RESERVED_NS = 10000000
@@ -132,15 +130,12 @@ cdef inline bint mutex_take(Op *op, Cell *cell, uint32_t seen, MutexWait *wait) 
 cdef inline int64_t mutex_slice_end(
         MutexWait *wait, int64_t now, uint64_t reserved_until) noexcept nogil:
     """Until when a waiter sleeps at most before it looks by itself."""
-    cdef int64_t until = now + (MUTEX_SLICE_NS if now - wait.began < MUTEX_EARLY_NS
-                                else MUTEX_SLICE_LATE_NS)
+    cdef int64_t until = now + owner_slice_ns(now - wait.began)
     if wait.reservation != 0 and until > now + MUTEX_SLICE_RESERVED_NS:
         until = now + MUTEX_SLICE_RESERVED_NS
     if reserved_until != 0 and until > <int64_t> reserved_until:
         until = <int64_t> reserved_until
-    if wait.until >= 0 and until > wait.until:
-        until = wait.until
-    return until
+    return sooner_ns(until, wait.until)
 
 cdef inline bint mutex_wait(Op *op, Cell *cell, MutexWait *wait) noexcept nogil:
     """Wait for the lock for one slice. True: it is taken. False: the caller handles signals, looks
@@ -211,14 +206,10 @@ cdef inline void mutex_release(Cell *cell) noexcept nogil:
 cdef inline void mutex_recover(Op *op, Cell *cell, const ProcessSlot *owner) noexcept nogil:
     """Free a lock whose owner died, if the context holds it; repeatable until the last store. Else
     it may have been a waiter that was woken."""
-    cdef int at
     if (load_acquire_u32(&cell.state) & LOCK_MASK) != lock_bits(op.self_index):
         mutex_pass_on(cell)
         return
-    store_relaxed_u64(&cell.orphan_pid, owner.pid)
-    store_relaxed_u64(&cell.orphan_since, held_word(op.context, HELD_SINCE))
-    for at in range(16):
-        cell.orphan_command[at] = owner.command[at]
+    cell_orphan(cell, owner, held_word(op.context, HELD_SINCE))
     add_relaxed_u64(&cell.deaths, 1)
     # The owner is dead, and this process alone recovers it: waiters may set CONTENDED, no more.
     futex_store_and_wake(&cell.state, ORPHAN_BIT, INT_MAX if load_relaxed_u64(

@@ -29,7 +29,7 @@ from segment.layout cimport ProcessSlot
 from segment.words cimport word_locked
 from memory.operation cimport Op, lock_busy, op_holds
 from map.bell cimport lock_bell_arm, lock_bell_ring
-from cells.cell cimport HELD_SHARES, HELD_SHARES_NEXT, Cell, held_word
+from cells.cell cimport HELD_SHARES, HELD_SHARES_NEXT, Cell, cell_orphan, held_word
 from cells.mutex cimport ORPHAN
 from cells.shares cimport (
     SHARES_ARE_COUNTED, shares_change, shares_lock, shares_recover, word_count,
@@ -134,14 +134,10 @@ cdef inline Status rwlock_recover(Op *op, Cell *cell, const ProcessSlot *owner) 
     """Take off what a dead process had of the lock; if it wrote, say so before."""
     cdef uint64_t next_one = held_word(op.context, HELD_SHARES_NEXT)
     cdef uint64_t shares = held_word(op.context, HELD_SHARES)
-    cdef int at
     if next_one != 0 and not op_holds(op, &cell.word):
         shares = next_one - 1                  # the change was committed (shares_recover)
     if shares & WRITER:
-        cell.orphan_pid = owner.pid
-        cell.orphan_since = 0
-        for at in range(16):
-            cell.orphan_command[at] = owner.command[at]
+        cell_orphan(cell, owner, 0)
         store_relaxed_u32(&cell.state, ORPHAN)
         compiler_fence()
     return shares_recover(op, cell, SHARES_ARE_COUNTED)

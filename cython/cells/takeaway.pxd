@@ -8,21 +8,17 @@
 # of the next owner: who needs more than that has the token, which no old owner has.
 from libc.limits cimport INT_MAX
 from libc.stdint cimport uint32_t
-from machine.atomics cimport cas_seq_cst_u32, store_relaxed_u64
+from machine.atomics cimport cas_seq_cst_u32
 from machine.system cimport futex_wake
 from segment.layout cimport Context, ProcessSlot
-from cells.cell cimport HELD_SINCE, Cell, held_word
+from cells.cell cimport HELD_SINCE, Cell, cell_orphan, held_word
 from cells.mutex cimport ORPHAN
 
 cdef inline bint mutex_take_away(
         Cell *cell, uint32_t seen, const Context *owner,
         const ProcessSlot *process) noexcept nogil:
     """Free a lock that is held as in the word seen. False: the word has changed."""
-    cdef int at
-    store_relaxed_u64(&cell.orphan_pid, process.pid)
-    store_relaxed_u64(&cell.orphan_since, held_word(<Context *> owner, HELD_SINCE))
-    for at in range(16):
-        cell.orphan_command[at] = process.command[at]
+    cell_orphan(cell, process, held_word(<Context *> owner, HELD_SINCE))
     if not cas_seq_cst_u32(&cell.state, seen, ORPHAN):
         return False
     # Killed before this, the waiters look by themselves at the end of their slices.

@@ -26,14 +26,15 @@ static inline uint64_t shm_tag_of(uint32_t hash)
            (UINT64_C(1) << (32 + (hash >> 16) % 32));
 }
 
-static inline uint64_t *shm_key_bell(uint64_t *key_bells, uint32_t hash)
+/* Which of the key bells a key's hash has, and which of the lock bells an element. */
+static inline uint32_t shm_key_bell_of(uint32_t hash)
 {
-    return key_bells + hash % SHM_WAIT_CLASSES;
+    return hash % SHM_WAIT_CLASSES;
 }
 
-static inline uint32_t *shm_lock_bell(uint32_t *lock_bells, uint32_t element)
+static inline uint32_t shm_lock_bell_of(uint32_t element)
 {
-    return lock_bells + element % SHM_LOCK_BELLS;
+    return element % SHM_LOCK_BELLS;
 }
 
 /* The half of a key bell that is a futex word: number and SLEEPING. */
@@ -81,7 +82,7 @@ static __attribute__((noinline, cold, unused)) void shm_section_ring(
     uint64_t *key_bells, uint32_t *lock_bells, uint32_t element)
 {
     /* After the CAS that ended the section; pairs with lock_bell_arm. */
-    if (shm_lock_bell_wake(shm_lock_bell(lock_bells, element), 1) == 0)
+    if (shm_lock_bell_wake(lock_bells + shm_lock_bell_of(element), 1) == 0)
         /* It may be an event loop that waits: listener.pxd. */
         shm_key_bell_ring(key_bells + SHM_BELL_ANY, 0);
 }
@@ -95,7 +96,7 @@ static __attribute__((noinline, cold, unused)) void shm_key_ring(
         return;
     /* A thread that listens for event loops sets no tags on BELL_ANY: the bell of the key says for
      * it whether its loops wait for the key. So that bell is rung first. */
-    if (shm_key_bell_ring(shm_key_bell(key_bells, hash), tag))
+    if (shm_key_bell_ring(key_bells + shm_key_bell_of(hash), tag))
         tag = 0;
     shm_key_bell_ring(key_bells + SHM_BELL_ANY, tag);
 }

@@ -51,7 +51,7 @@
 # bell of the section's element, which only the end of a section rings, and which wakes one sleeper
 # at a time. If no thread sleeps there, BELL_ANY is rung behind it: an event loop may wait for the
 # section.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (
     and_seq_cst_u64, cas_seq_cst_u64, fence_seq_cst, load_seq_cst_u32, load_seq_cst_u64,
     or_seq_cst_u32, or_seq_cst_u64, static_assert, unlikely,
@@ -66,7 +66,8 @@ cdef extern from "map/bell.h" nogil:
     enum: BELL_ANY "SHM_BELL_ANY"
     uint64_t class_of "shm_class_of" (uint32_t number) noexcept
     uint64_t tag_of "shm_tag_of" (uint32_t hash) noexcept
-    uint32_t *lock_bell "shm_lock_bell" (uint32_t *lock_bells, uint32_t element) noexcept
+    uint32_t key_bell_of "shm_key_bell_of" (uint32_t hash) noexcept
+    uint32_t lock_bell_of "shm_lock_bell_of" (uint32_t element) noexcept
     uint32_t *bell_futex "shm_bell_futex" (uint64_t *key_bell) noexcept
     bint key_bell_ring "shm_key_bell_ring" (uint64_t *bell, uint64_t tag) noexcept
     void lock_bell_ring "shm_lock_bell_ring" (uint32_t *bell) noexcept
@@ -80,6 +81,9 @@ cdef extern from "map/bell.h" nogil:
         uint32_t element) noexcept
 
 cdef enum:
+    OWNER_SLICE_NS = 2000000       # in the first 0.1 s of a wait,
+    OWNER_SLICE_LATE_NS = 50000000     # and later
+    OWNER_EARLY_NS = 100000000
     ARM_TRIES_MAX = 1000000    # others arm or ring the bell each time: more only in a damaged map
 
 cdef inline void bells_are_pinned() noexcept nogil:
@@ -197,13 +201,24 @@ cdef inline uint32_t lock_bell_arm(uint32_t *bell) noexcept nogil:
     fence_seq_cst()                            # as in key_bell_arm
     return seen
 
+# ---- how long a waiter sleeps at most, before it looks by itself ----
+
+cdef inline int64_t owner_slice_ns(int64_t waited_ns) noexcept nogil:
+    """Of a waiter that has waited so long for what another process holds: that may be dead."""
+    return OWNER_SLICE_NS if waited_ns < OWNER_EARLY_NS else OWNER_SLICE_LATE_NS
+
+cdef inline int64_t sooner_ns(int64_t moment, int64_t deadline) noexcept nogil:
+    """The moment, or the deadline of the wait (negative: there is none), if that is sooner."""
+    return deadline if 0 <= deadline < moment else moment
+
+
 # ---- bells by number: the key bells, BELL_ANY, then the lock bells ----
 
 cdef inline uint32_t bell_of_key(uint32_t hash) noexcept nogil:
-    return hash % WAIT_CLASSES
+    return key_bell_of(hash)
 
 cdef inline uint32_t bell_of_section(uint32_t element) noexcept nogil:
-    return KEY_BELL_COUNT + element % LOCK_BELL_COUNT
+    return KEY_BELL_COUNT + lock_bell_of(element)
 
 cdef inline uint32_t *bell_word(Header *header, uint32_t at) noexcept nogil:
     """The futex word of a bell."""

@@ -66,15 +66,14 @@ cdef inline bint context_leads(Map *map, uint64_t index) noexcept nogil:
     cdef uint64_t word = load_relaxed_u64(&context_at(map, index).target)
     return word & JOURNAL_COMMITTED and target_lead(word) == index + 1
 
-cdef inline bint journal_is_committed(Op *op) noexcept nogil:
-    """Whether op's context is a member of a committed journal: its lead says so, and has the same
+cdef inline bint journal_is_committed(Map *map, const Context *member) noexcept nogil:
+    """Whether a context is a member of a committed journal: its lead says so, and has the same
     owner. In a damaged segment the answer may be wrong, but no index goes out of bounds."""
-    cdef uint64_t lead = target_lead(load_relaxed_u64(&op.context.target))
-    if lead == 0 or lead > contexts_usable(op.map):
+    cdef uint64_t lead = target_lead(load_relaxed_u64(&member.target))
+    if lead == 0 or lead > contexts_usable(map):
         return False
-    return context_leads(op.map, lead - 1) and (
-        load_relaxed_u64(&context_at(op.map, lead - 1).owner)
-        == load_relaxed_u64(&op.context.owner))
+    return context_leads(map, lead - 1) and (
+        load_relaxed_u64(&context_at(map, lead - 1).owner) == load_relaxed_u64(&member.owner))
 
 cdef inline Status journal_find(Member *members, uint64_t count) noexcept nogil:
     """Find every element, and fill the redo buffers. ABSENT: a key was deleted. RETRY."""

@@ -39,7 +39,7 @@ from segment.geometry cimport (
 )
 from map.chain cimport chain_next, line_used
 from map.table cimport level_covers, bucket_fits
-from map.journal cimport context_leads
+from map.journal cimport journal_is_committed
 from processes.check_objects cimport pool_limit, objects_lost, budget_error
 
 cdef enum Problem:
@@ -123,11 +123,9 @@ cdef inline bint member_is_sound(Map *map, uint64_t index) noexcept nogil:
     """Whether a context that rests and names a lead waits in a committed journal: for the bucket of
     a key that is to be deleted."""
     cdef Context *context = context_at(map, index)
-    cdef uint64_t lead = target_lead(context.target)
     cdef uint64_t element = checked_index(&map.element_pool, target_index(context.target))
-    return lead <= contexts_usable(map) and context_leads(map, lead - 1) and (
-        context_at(map, lead - 1).owner == context.owner) and (
-        element != 0 and word_held_by(element_at(map, element).header, <uint32_t> index))
+    return journal_is_committed(map, context) and element != 0 and (
+        word_held_by(element_at(map, element).header, <uint32_t> index))
 
 cdef inline bint check_entry(
         Map *map, Report *report, uint64_t bucket, uint32_t level_plus1, uint32_t tag,

@@ -86,7 +86,7 @@ cdef inline Status recover_element(Op *op) noexcept nogil:
     header = load_acquire_u64(&element.header)
     if not word_held_by(header, op.self_index):
         return OK
-    if element_state(header) == ELEMENT_ULOCK and journal_is_committed(op):
+    if element_state(header) == ELEMENT_ULOCK and journal_is_committed(op.map, op.context):
         if load_relaxed_u64(&op.context.target) & JOURNAL_REMOVES:
             # It is not DEAD yet, so it is not what context.element stands for. recover_removal
             # begins the deletion again.
@@ -244,7 +244,7 @@ cdef inline Status recover_removal(Op *op) noexcept nogil:
     cdef uint64_t header
     cdef Status status
     if not word & JOURNAL_REMOVES or index == 0 or index >= op.map.element_max or (
-            not journal_is_committed(op)):
+            not journal_is_committed(op.map, op.context)):
         return OK
     element = element_at(op.map, index)
     status = object_memory_ready(op, &op.map.element_pool, index)

@@ -2,9 +2,6 @@
 # Part of _core.pyx: what Lock, Semaphore and Event have in common: the cell, and the space it is
 # in.
 
-cdef enum:
-    CELL_SLICE_NS = 50000000   # a waiter for a permit or a flag looks by itself this often
-
 LOCK, RLOCK, SEMAPHORE, COUNTER, EVENT = (
     CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE, CELL_COUNTER, CELL_EVENT)
 RWLOCK = CELL_RWLOCK
@@ -18,6 +15,16 @@ cdef enum:
 
 cdef object FOR_EVER = -1
 cdef double TIMEOUT_MAX = 9223372036.0         # as threading.TIMEOUT_MAX
+
+
+cdef tuple context_user(Map *map, Context *context):
+    """The process of a context: (pid, command, thread, since_ns, is_alive); None: it is free."""
+    cdef uint64_t process = load_acquire_u64(&context.owner) - 1
+    if process >= processes_usable(map):
+        return None
+    return (map.processes[process].pid, command_text(map.processes[process].command),
+            held_word(context, HELD_THREAD), held_word(context, HELD_SINCE),
+            not process_is_dead(map, process))
 
 
 cdef Status attempt_find_cell(Op *op, void *arguments) noexcept:
@@ -90,25 +97,17 @@ cdef class Space:
         return self.shares + index
 
     def owner(self, uint64_t index):
-        """Who holds the lock in a cell: (pid, command, thread, since in ns, whether it lives,
-        whether it is this process); None if nobody does."""
+        """Who holds the lock in a cell: the tuple of context_user; None if nobody does."""
         cdef Map *map = &self.handle.map
         cdef uint32_t seen
-        cdef uint64_t process
-        cdef Context *context
         expect_open(self.handle)
         seen = load_acquire_u32(&cell_at(map, index).state)
         if not word_locked(seen) or word_owner(seen) >= contexts_usable(map):
             return None
-        context = context_at(map, word_owner(seen))
-        process = load_acquire_u64(&context.owner) - 1
-        if process >= processes_usable(map) or load_acquire_u32(
-                &cell_at(map, index).state) & LOCK_MASK != seen & LOCK_MASK:
-            return None
-        return (map.processes[process].pid, command_text(map.processes[process].command),
-                held_word(context, HELD_THREAD), held_word(context, HELD_SINCE),
-                not process_is_dead(map, process),
-                bool(map.local.registered and map.local.process_index == process))
+        found = context_user(map, context_at(map, word_owner(seen)))
+        if load_acquire_u32(&cell_at(map, index).state) & LOCK_MASK != seen & LOCK_MASK:
+            return None                        # the context may be another thread's by now
+        return found
 
     def orphaned_by(self, uint64_t index):
         """Who died with the lock in a cell: (pid, command, since_ns)."""
@@ -205,6 +204,26 @@ cdef int64_t acquire_limit(blocking, timeout) except? -2:
     if seconds > TIMEOUT_MAX:
         raise OverflowError("timeout value is too large")
     return <int64_t> (seconds * 1e9)
+
+
+cdef int64_t until_ns(int64_t limit_ns) noexcept:
+    """Until when a wait lasts that begins now, by CLOCK_MONOTONIC; a negative limit: -1, for ever.
+    """
+    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+    return -1 if limit_ns < 0 or limit_ns > MAX_NS - now else now + limit_ns
+
+
+cdef int64_t wait_end_ns(timeout) except? -2:
+    """The same for a timeout in seconds; None: for ever."""
+    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+    if timeout is None:
+        return -1
+    seconds = max(float(timeout), 0.0)
+    return -1 if seconds * 1e9 > <double> (MAX_NS - now) else now + <int64_t> (seconds * 1e9)
+
+
+cdef int stopped_in_a_step(what) except -1:
+    raise _errors.LockTimeout(f"{what!r}: another process was stopped in the middle of a step")
 
 
 cdef int between_slices(MapHandle handle, int64_t until_ns) except -1:

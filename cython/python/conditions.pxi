@@ -29,15 +29,6 @@ cdef void end_waiter(MapHandle handle, Op *op) noexcept:
     end_waiting(handle, op)
 
 
-cdef int64_t wait_end_ns(timeout) except? -2:
-    """Until when a wait of timeout seconds lasts, by CLOCK_MONOTONIC; None: -1, without limit."""
-    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
-    if timeout is None:
-        return -1
-    seconds = max(float(timeout), 0.0)
-    return -1 if seconds * 1e9 > <double> (MAX_NS - now) else now + <int64_t> (seconds * 1e9)
-
-
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear
@@ -195,8 +186,7 @@ cdef class BarrierCore(CellCore):
     cdef int _busy(self, Op *op, int turn) except -1:
         """After BUSY: another process is in the middle of a change."""
         if turn >= STEP_TURNS_MAX:
-            raise _errors.LockTimeout(
-                f"{self!r}: another process was stopped in the middle of a step")
+            stopped_in_a_step(self)
         with nogil:
             if not op.map.owner_recover(op):
                 sched_yield()

@@ -59,7 +59,7 @@ cdef class MutexCore(CellCore):
             refuse_closed(self.handle)
         self._expect_no_deadlock(limit)
         wait.began = clock_ns(CLOCK_MONOTONIC)
-        wait.until = -1 if limit < 0 or limit > MAX_NS - wait.began else wait.began + limit
+        wait.until = until_ns(limit)
         wait.reservation = 0
         wait.slept = False
         begin_use(self.handle, &op)

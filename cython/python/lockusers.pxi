@@ -2,16 +2,6 @@
 # Part of _core.pyx: who uses the cells of a space, and taking a lock away from its owner.
 
 
-cdef tuple context_user(Map *map, Context *context):
-    """The process of a context: (pid, command, thread, since_ns, is_alive); None: it is free."""
-    cdef uint64_t process = load_acquire_u64(&context.owner) - 1
-    if process >= processes_usable(map):
-        return None
-    return (map.processes[process].pid, command_text(map.processes[process].command),
-            held_word(context, HELD_THREAD), held_word(context, HELD_SINCE),
-            not process_is_dead(map, process))
-
-
 def cell_waiters(Space cells not None, uint64_t index):
     """Who waits for a lock, or at a condition or barrier: the tuples of context_user."""
     cdef Map *map = &cells.handle.map

@@ -11,6 +11,8 @@ cdef class SharesCore(CellCore):
     """What Semaphore and RWLock have in common: the context that has this process's shares."""
 
     cdef readonly bint undo        # there is such a context
+    cdef bint is_rwlock
+    cdef int64_t slice_ns          # a waiter looks by itself this often
 
     cdef int _begin(self, Op *op) except -1:
         """Find or take the context that has this process's shares of the cell."""
@@ -43,28 +45,22 @@ cdef class SharesCore(CellCore):
         self.handle.map.local.held -= 1
         put_context(self.handle, op.self_index)
 
+    cdef int _sleep(self, Op *op, uint64_t what, int64_t until) noexcept nogil:
+        """Sleep until that may be taken. Returns what futex_sleep does; -1 if there is no reason to
+        sleep."""
+        return -1
 
-@cython.auto_pickle(False)
-@cython.no_gc_clear
-cdef class SemaphoreCore(SharesCore):
-    """The part of Semaphore that is in the core."""
+    cdef void _give_up(self, uint64_t what) noexcept:
+        """The end of a wait in vain."""
 
-    def _set_undo(self, bint undo):
-        self.undo = undo
-
-    cdef Status _step(self, bint give, uint64_t count) except? RETRY:
-        """Take a permit or give some, if that needs no wait for a permit: OK, ABSENT or FULL."""
+    cdef Status _step(self, bint give, uint64_t what) except? RETRY:
+        """Take or give, if that needs no wait for another to give: OK, ABSENT or FULL."""
         cdef Op op
         cdef Status status = RETRY
         cdef int turn
         self._begin(&op)
         for turn in range(STEP_TURNS_MAX):     # each turn, another context has changed the word
-            if not self.undo:
-                status = count_give(self.cell, count) if give else count_take(self.cell)
-            elif give:
-                status = shares_give(&op, self.cell, count)
-            else:
-                status = shares_take(&op, self.cell)
+            status = attempt_shares(self, &op, give, what)
             if likely(status != RETRY and status != BUSY):
                 break
             if status == BUSY and turn > STEP_PAUSES:
@@ -74,37 +70,65 @@ cdef class SemaphoreCore(SharesCore):
                 self._begin(&op)
         self._end(&op)
         if status == RETRY or status == BUSY:
-            raise _errors.LockTimeout(
-                f"{self!r}: another process was stopped in the middle of a step")
+            stopped_in_a_step(self)
         return status
 
-    cdef bint _take(self, int64_t limit) except -1:
-        """Take a permit, waiting for it. False: the time is over."""
+    cdef bint _take(self, uint64_t what, int64_t limit) except -1:
+        """Take, waiting for it. False: the time is over."""
         cdef Op op
-        cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
-        cdef int64_t until = -1 if limit < 0 or limit > MAX_NS - began else began + limit
+        cdef int64_t until = until_ns(limit)
         cdef int64_t slice_end
         cdef bint slept = False
-        cdef Status status = self._step(False, 1)
+        cdef Status status = self._step(False, what)
         if status == OK or limit == 0:
             return status == OK
         begin_use(self.handle, &op)
         try:
             while status != OK and between_slices(self.handle, until):
-                slice_end = clock_ns(CLOCK_MONOTONIC) + CELL_SLICE_NS
-                if 0 <= until < slice_end:
-                    slice_end = until
+                slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + self.slice_ns, until)
                 op.map = &self.handle.map
                 slept = True
                 with nogil:
-                    if count_sleep(&op, self.cell, slice_end) > 0 and self.undo:
+                    if self._sleep(&op, what, slice_end) > 0 and self.undo:
                         recover_all(op.map)
-                status = self._step(False, 1)
+                status = self._step(False, what)
         finally:
             if status != OK and slept:
-                count_give_up(self.cell)
+                self._give_up(what)
             end_waiting(self.handle, &op)
         return status == OK
+
+
+cdef inline Status attempt_shares(
+        SharesCore core, Op *op, bint give, uint64_t what) noexcept:
+    """Take or give: permits, how many; or of an RWLock, whether the writer. ABSENT: none is free,
+    or this process has none; FULL; RETRY: another context has changed the word; BUSY. It is not a
+    method of the subclasses, so that a step needs no call that the compiler cannot put in line."""
+    if unlikely(core.is_rwlock):
+        if not give:
+            return rwlock_take(op, core.cell, what)
+        return rwlock_give(op, core.cell, what) if rwlock_has(op, what) else ABSENT
+    if not core.undo:
+        return count_give(core.cell, what) if give else count_take(core.cell)
+    return shares_give(op, core.cell, what) if give else shares_take(op, core.cell)
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class SemaphoreCore(SharesCore):
+    """The part of Semaphore that is in the core."""
+
+    def __cinit__(self, *_ignored, **_named):
+        self.slice_ns = OWNER_SLICE_LATE_NS
+
+    def _set_undo(self, bint undo):
+        self.undo = undo
+
+    cdef int _sleep(self, Op *op, uint64_t what, int64_t until) noexcept nogil:
+        return count_sleep(op, self.cell, until)
+
+    cdef void _give_up(self, uint64_t what) noexcept:
+        count_give_up(self.cell)
 
     def acquire(self, blocking=True, timeout=None):
         """Take a permit; return whether one is taken. Arguments and errors as
@@ -115,8 +139,8 @@ cdef class SemaphoreCore(SharesCore):
         MapClosed.
         """
         if likely(blocking is True and timeout is None):
-            return True if likely(self._step(False, 1) == OK) else self._take(-1)
-        return self._take(acquire_limit(blocking, timeout))
+            return True if likely(self._step(False, 1) == OK) else self._take(1, -1)
+        return self._take(1, acquire_limit(blocking, timeout))
 
     def release(self, n=1):
         """Give n permits: those that this process has, then new ones.
@@ -131,7 +155,7 @@ cdef class SemaphoreCore(SharesCore):
             raise ValueError("Semaphore released too many times")
 
     def __enter__(self):
-        return True if likely(self._step(False, 1) == OK) else self._take(-1)
+        return True if likely(self._step(False, 1) == OK) else self._take(1, -1)
 
     def __exit__(self, kind, error, traceback):
         self._step(True, 1)
@@ -194,7 +218,7 @@ cdef class EventCore(CellCore):
         """
         cdef Op op
         cdef uint64_t generation
-        cdef int64_t until = -1
+        cdef int64_t until
         cdef int64_t slice_end
         cdef bint came
         if unlikely(self.handle.is_closed):
@@ -202,17 +226,12 @@ cdef class EventCore(CellCore):
         if flag_is_set(self.cell):
             return True
         generation = flag_generation(self.cell)
-        if timeout is not None:
-            seconds = float(timeout)
-            if seconds < TIMEOUT_MAX:
-                until = clock_ns(CLOCK_MONOTONIC) + <int64_t> (max(seconds, 0.0) * 1e9)
+        until = wait_end_ns(timeout)
         begin_use(self.handle, &op)
         try:
             came = flag_came(self.cell, generation)
             while not came and between_slices(self.handle, until):
-                slice_end = clock_ns(CLOCK_MONOTONIC) + CELL_SLICE_NS
-                if 0 <= until < slice_end:
-                    slice_end = until
+                slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + OWNER_SLICE_LATE_NS, until)
                 with nogil:
                     flag_sleep(self.cell, generation, slice_end)
                 came = flag_came(self.cell, generation)

@@ -3,9 +3,6 @@
 
 cdef enum:
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries each: more only in a damaged segment
-    SECTION_SLICE_NS = 2000000         # how often a waiter for a section looks whether its owner
-    SECTION_SLICE_LATE_NS = 50000000   # lives: in the first 0.1 s, and later
-    SECTION_EARLY_NS = 100000000
 
 # Sections that this process has open: (device, inode, context) -> (thread, task or None), the task
 # being one of asyncio that entered it with async with.
@@ -60,6 +57,11 @@ cdef int resume(MapHandle handle, Op *op) except -1:
     return 0
 
 
+def section_slice_ns(int64_t waited_ns):
+    """How long who has waited so long for a section sleeps at most, before a look by itself."""
+    return owner_slice_ns(waited_ns)
+
+
 cdef bint section_in_the_way(Op *op) noexcept:
     """After BUSY: whether to sleep on the section's bell. A waiter that starves is let in next, so
     it looks by itself, often (wait.pxd)."""
@@ -74,12 +76,11 @@ cdef void sleep_for_section(Op *op, Waiting *waiting, int64_t now) noexcept:
     cdef Map *map = op.map
     cdef uint32_t element = <uint32_t> element_of_word(map, op.wait_word)
     cdef int64_t waited = now - waiting.began
-    cdef int64_t until = now + (SECTION_SLICE_NS if waited < SECTION_EARLY_NS
-                                else SECTION_SLICE_LATE_NS)
-    cdef uint32_t *bell = lock_bell(map.header.lock_bells, element)
+    cdef int64_t until = now + owner_slice_ns(waited)
+    cdef uint32_t *bell = bell_word(map.header, bell_of_section(element))
     cdef uint32_t seen
-    if waiting.limit_ns >= 0 and waiting.began + waiting.limit_ns < until:
-        until = waiting.began + waiting.limit_ns
+    if waiting.limit_ns >= 0:
+        until = sooner_ns(until, waiting.began + waiting.limit_ns)
     waiting_begin(map, element)
     with nogil:
         waiting_say(map, element)

@@ -222,7 +222,6 @@ cdef class Waiter:
         """
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
         cdef int64_t until = now + wait_slice_ns * (2 if self.quiet >= QUIET_SLICES else 1)
-        cdef int64_t sooner = self.until(deadline_ns)
         cdef int outcome = ETIMEDOUT
         cdef const uint32_t *bell = bell_word(self.handle.map.header, self.bell)
         cdef uint32_t seen = self.seen
@@ -230,8 +229,7 @@ cdef class Waiter:
         if self.handle.map.read_only:
             until = now + self.nap_ns
             self.nap_ns = min(self.nap_ns * 2, <int64_t> READER_SLICE_NS_MAX)
-        if 0 <= sooner < until:
-            until = sooner
+        until = sooner_ns(until, self.until(deadline_ns))
         with nogil:
             # A deadline that has passed costs the kernel's timer slack.
             if now < until:

@@ -1,6 +1,7 @@
 """Lock primitives in shared memory that survive their holder, one file for each subject.
 
 space.py    Sync, the spaces in which the primitives have their cells
+primitive.py    what all primitives of one cell have in common
 locks.py    Lock, RLock
 counts.py   Semaphore, BoundedSemaphore
 events.py   Event

@@ -9,10 +9,11 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument
-from shmrhash._sync.space import Key, Sync, shown_key, space_for
+from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.space import Key, Sync, space_for
 
 
-class Barrier(_core.BarrierCore):
+class Barrier(Primitive, _core.BarrierCore):
     """threading.Barrier for all processes of a machine; a party that dies waiting breaks it.
 
     Barrier(4, key="start") is the same barrier in all processes of this user; with space=, in all
@@ -21,9 +22,6 @@ class Barrier(_core.BarrierCore):
 
     Attributes: key, space, parties, n_waiting, broken.
     """
-
-    _space: Sync
-    _raw: bytes
 
     def __new__(
         cls,
@@ -46,9 +44,7 @@ class Barrier(_core.BarrierCore):
         if not 1 <= parties <= _core.PARTIES_MAX:
             raise ValueError(f"parties must be from 1 to {_core.PARTIES_MAX}, not {parties}")
         space = space_for(space, key)
-        index, raw = space._find(key, _core.BARRIER, parties, 0)
-        self = super().__new__(cls, space._cells, index)
-        self._start(space, raw, action, timeout)
+        self = cls._of_key(space, key, _core.BARRIER, action, timeout, limit=parties)
         if self.parties != parties:
             raise InvalidArgument(
                 f"the barrier {key!r} in the space {space.name!r} has {self.parties} parties, not "
@@ -56,24 +52,10 @@ class Barrier(_core.BarrierCore):
             )
         return self
 
-    def _start(
-        self,
-        space: Sync,
-        raw: bytes,
-        action: Callable[[], object] | None,
-        timeout: float | None,
+    def _start(  # type: ignore[override]
+        self, action: Callable[[], object] | None, timeout: float | None
     ) -> None:
-        self._space, self._raw, self._action, self._timeout = space, raw, action, timeout
-
-    @property
-    def key(self) -> Key | None:
-        """The key in its space; None if the barrier is anonymous."""
-        return shown_key(self._raw)
-
-    @property
-    def space(self) -> Sync:
-        """The space in which the barrier is."""
-        return self._space
+        self._action, self._timeout = action, timeout
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until as many threads have come as there are parties; return which one this was.
@@ -122,28 +104,13 @@ class Barrier(_core.BarrierCore):
         self._end_generation(True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._space, self._raw, self._action, self._timeout)
+        return self._pickled(_core.BARRIER, self._action, self._timeout)
 
     def __repr__(self) -> str:
-        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
         if self._space.closed:
             state = "closed"
         elif self.broken:
             state = "broken"
         else:
             state = f"waiters={self.n_waiting}/{self.parties}"
-        return f"<{name} at {id(self):#x}: {state}>"
-
-
-def _restore(
-    cls: type[Any],
-    space: Sync,
-    raw: bytes,
-    action: Callable[[], object] | None,
-    timeout: float | None,
-) -> Any:
-    """Unpickle a barrier."""
-    index = space._find_stored(raw, _core.BARRIER, 0, 0)
-    self = _core.BarrierCore.__new__(cls, space._cells, index)
-    self._start(space, raw, action, timeout)
-    return self
+        return f"<{self._type_name} at {id(self):#x}: {state}>"

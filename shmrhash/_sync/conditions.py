@@ -11,10 +11,11 @@ from shmrhash import _core
 from shmrhash._errors import Error
 from shmrhash._sync.locks import Lock, RLock
 from shmrhash._sync.parts import key_of_part
-from shmrhash._sync.space import Key, Sync, shown_key, space_for
+from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.space import Key, Sync, space_for
 
 
-class Condition(_core.ConditionCore):
+class Condition(Primitive, _core.ConditionCore):
     """threading.Condition for all processes of a machine; a dead waiter takes no notification.
 
     Condition(key="jobs") is the same condition in all processes of this user; with space=, in all
@@ -24,9 +25,6 @@ class Condition(_core.ConditionCore):
 
     Attributes: key, space, acquire and release (those of the lock).
     """
-
-    _space: Sync
-    _raw: bytes
 
     def __new__(
         cls, lock: Any = None, key: Key | None = None, *, space: Sync | None = None
@@ -44,26 +42,12 @@ class Condition(_core.ConditionCore):
         space = space_for(space, key)
         if lock is None:
             lock = RLock(key_of_part(key, "lock"), space=space)
-        index, raw = space._find(key, _core.CONDITION, 0, 0)
-        self = super().__new__(cls, space._cells, index)
-        self._start(space, raw, lock)
-        return self
+        return cls._of_key(space, key, _core.CONDITION, lock)
 
-    def _start(self, space: Sync, raw: bytes, lock: Any) -> None:
-        self._space, self._raw = space, raw
+    def _start(self, lock: Any) -> None:  # type: ignore[override]
         self._set_lock(lock)
         self.acquire = lock.acquire
         self.release = lock.release
-
-    @property
-    def key(self) -> Key | None:
-        """The key in its space; None if the condition is anonymous."""
-        return shown_key(self._raw)
-
-    @property
-    def space(self) -> Sync:
-        """The space in which the condition is."""
-        return self._space
 
     def wait(self, timeout: float | None = None) -> bool:
         """Release the lock, sleep until notified, and take the lock again; False: the time is over.
@@ -133,18 +117,9 @@ class Condition(_core.ConditionCore):
             raise raised
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._space, self._raw, self._lock)
+        return self._pickled(_core.CONDITION, self._lock)
 
     def __repr__(self) -> str:
-        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
         if self._space.closed:
-            return f"<closed {name} at {id(self):#x}>"
-        return f"<{name}({self._lock!r}, {self._waiting()}), key={self.key!r}>"
-
-
-def _restore(cls: type[Any], space: Sync, raw: bytes, lock: Any) -> Any:
-    """Unpickle a condition."""
-    index = space._find_stored(raw, _core.CONDITION, 0, 0)
-    self = _core.ConditionCore.__new__(cls, space._cells, index)
-    self._start(space, raw, lock)
-    return self
+            return f"<closed {self._type_name} at {id(self):#x}>"
+        return f"<{self._type_name}({self._lock!r}, {self._waiting()}), key={self.key!r}>"

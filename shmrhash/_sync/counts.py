@@ -6,10 +6,15 @@ from operator import index as as_index
 from typing import Any
 
 from shmrhash import _core
-from shmrhash._sync.space import Key, Sync, shown_key, space_for
+from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.space import Key, Sync, space_for
 
 
-class Semaphore(_core.SemaphoreCore):
+def _kind(undo: bool) -> int:
+    return _core.SEMAPHORE if undo else _core.COUNTER
+
+
+class Semaphore(Primitive, _core.SemaphoreCore):
     """threading.Semaphore for all processes of a machine; the permits of a dead process come back.
 
     Semaphore(3, "gpus") is the same semaphore in all processes of this user; with space=, in all
@@ -24,8 +29,6 @@ class Semaphore(_core.SemaphoreCore):
     """
 
     _bounded = False
-    _space: Sync
-    _raw: bytes
 
     def __new__(
         cls,
@@ -44,34 +47,17 @@ class Semaphore(_core.SemaphoreCore):
         value = as_index(value)
         if not 0 <= value <= _core.LIMIT_MAX:
             raise ValueError("semaphore initial value must be >= 0 and below 2**47")
-        space = space_for(space, key)
         limit = value if cls._bounded else _core.LIMIT_MAX
-        kind = _core.SEMAPHORE if undo else _core.COUNTER
-        index, raw = space._find(key, kind, limit, value)
-        self = super().__new__(cls, space._cells, index)
-        self._start(space, raw, undo)
-        return self
+        return cls._of_key(space_for(space, key), key, _kind(undo), undo, limit=limit, count=value)
 
-    def _start(self, space: Sync, raw: bytes, undo: bool) -> None:
-        self._space, self._raw = space, raw
+    def _start(self, undo: bool) -> None:  # type: ignore[override]
         self._set_undo(undo)
 
-    @property
-    def key(self) -> Key | None:
-        """The key in its space; None if the semaphore is anonymous."""
-        return shown_key(self._raw)
-
-    @property
-    def space(self) -> Sync:
-        """The space in which the semaphore is."""
-        return self._space
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._space, self._raw, self.undo)
+        return self._pickled(_kind(self.undo), self.undo)
 
     def __repr__(self) -> str:
-        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
-        where = f"{name} at {id(self):#x}, key={self.key!r} in {self._space.name!r}"
+        where = f"{self._type_name} at {id(self):#x}, key={self.key!r} in {self._space.name!r}"
         if self._space.closed:
             return f"<{where}: closed>"
         limit = f"/{self._cells.words(self._index)['limit']}" if self._bounded else ""
@@ -85,11 +71,3 @@ class BoundedSemaphore(Semaphore):
     """
 
     _bounded = True
-
-
-def _restore(cls: type[Any], space: Sync, raw: bytes, undo: bool) -> Any:
-    """Unpickle a semaphore."""
-    index = space._find_stored(raw, _core.SEMAPHORE if undo else _core.COUNTER, 0, 0)
-    self = _core.SemaphoreCore.__new__(cls, space._cells, index)
-    self._start(space, raw, undo)
-    return self

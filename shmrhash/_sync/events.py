@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from shmrhash import _core
-from shmrhash._sync.space import Key, Sync, shown_key, space_for
+from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.space import Key, Sync, space_for
 
 
-class Event(_core.EventCore):
+class Event(Primitive, _core.EventCore):
     """threading.Event for all processes of a machine.
 
     Event("ready") is the same event in all processes of this user; with space=, in all that open
@@ -19,43 +20,18 @@ class Event(_core.EventCore):
     Attributes: key, space.
     """
 
-    _space: Sync
-    _raw: bytes
-
     def __new__(cls, key: Key | None = None, *, space: Sync | None = None) -> Event:
         """Make the object for the event of this key, which is made, not set, if it is not there.
 
         Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
         has max_entries), SegmentFull, MapClosed, and what Sync() raises.
         """
-        space = space_for(space, key)
-        index, raw = space._find(key, _core.EVENT, 0, 0)
-        self = super().__new__(cls, space._cells, index)
-        self._space, self._raw = space, raw
-        return self
-
-    @property
-    def key(self) -> Key | None:
-        """The key in its space; None if the event is anonymous."""
-        return shown_key(self._raw)
-
-    @property
-    def space(self) -> Sync:
-        """The space in which the event is."""
-        return self._space
+        return cls._of_key(space_for(space, key), key, _core.EVENT)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._space, self._raw)
+        return self._pickled(_core.EVENT)
 
     def __repr__(self) -> str:
-        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
         state = "closed" if self._space.closed else ("set" if self.is_set() else "unset")
-        return f"<{name} at {id(self):#x}, key={self.key!r} in {self._space.name!r}: {state}>"
-
-
-def _restore(cls: type[Any], space: Sync, raw: bytes) -> Any:
-    """Unpickle an event."""
-    index = space._find_stored(raw, _core.EVENT, 0, 0)
-    self = _core.EventCore.__new__(cls, space._cells, index)
-    self._space, self._raw = space, raw
-    return self
+        where = f"{self._type_name} at {id(self):#x}, key={self.key!r} in {self._space.name!r}"
+        return f"<{where}: {state}>"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from shmrhash import _core
 from shmrhash._map import RHashMap
-from shmrhash._sync.locks import Lock, Owner, RLock
-from shmrhash._sync.space import KIND_NAMES, Key, Sync, shown_key, space_for
+from shmrhash._sync.locks import Lock, Owner, RLock, owner_of
+from shmrhash._sync.space import KIND_NAMES, Key, Sync, cells_in, space_for
 
 _LOCKS = (_core.LOCK, _core.RLOCK)
 _SEMAPHORES = (_core.SEMAPHORE, _core.COUNTER)
@@ -46,40 +47,33 @@ def locks(space: Sync | None = None) -> list[LockInfo]:
 def locks_in(shared_map: RHashMap) -> list[LockInfo]:
     """locks() of the map of a space, which may be open for reading only."""
     cells = _core.Space(shared_map)
-    found = []
-    for raw in list(shared_map):
-        index = cells.find(raw, 0, 0, 0)
-        found.append(_info(cells, index, shown_key(raw)))
-    return found
+    return [_info(cells, index, key) for key, _, index in cells_in(shared_map, cells)]
 
 
 def _info(cells: _core.Space, index: int, key: Key | None) -> LockInfo:
     kind, words = cells.kind(index), cells.words(index)
-    owners, value, token = [], None, None
+    owners: list[Owner] = []
+    value, token = None, None
     if kind in _LOCKS:
         token = words["grants"]
-        owner = cells.owner(index)
-        if owner is not None and owner[4]:
-            owners.append(_person(owner))
+        owners = _living([cells.owner(index)])
     elif kind == _core.RWLOCK:
-        holders = _core.permit_holders(cells, index)
-        owners = [_person(holder) for holder, _ in holders if holder[4]]
+        owners = _living(holder for holder, _ in _core.permit_holders(cells, index))
     elif kind in _SEMAPHORES:
         value = words["count"]
         for holder, permits in _core.permit_holders(cells, index):
-            if holder[4]:
-                owners += [_person(holder)] * permits
+            owners += _living([holder]) * permits
     elif kind == _core.EVENT:
         value = words["count"] & 1
     elif kind == _core.BARRIER:
         value = words["limit"]
-    waiters = [_person(waiter) for waiter in _core.cell_waiters(cells, index) if waiter[4]]
+    waiters = _living(_core.cell_waiters(cells, index))
     return LockInfo(key, KIND_NAMES.get(kind, "?"), owners, waiters, value, token)
 
 
-def _person(found: Any) -> Owner:
-    pid, command, thread, since_ns = found[:4]
-    return Owner(pid, command, thread, since_ns / 1e9)
+def _living(found: Iterable[Any]) -> list[Owner]:
+    """Those of some processes, as the core names them, that live."""
+    return [owner for owner in map(owner_of, found) if owner is not None]
 
 
 def lock_of(space: Sync, key: Key) -> Lock | RLock | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmrhash import _core
-from shmrhash._sync.space import Key, Sync, shown_key, space_for
+from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.space import Key, Sync, space_for
 
 
 class Orphan(NamedTuple):
@@ -28,30 +29,40 @@ class Owner(NamedTuple):
     since: float
 
 
-class _LockMethods:
+def orphan_of(primitive: Primitive) -> Orphan:
+    """Who died in a lock, which says that somebody did."""
+    pid, command, since_ns = primitive._cells.orphaned_by(primitive._index)
+    return Orphan(pid, command, since_ns / 1e9)
+
+
+def owner_of(found: tuple[int, str, int, int, bool] | None) -> Owner | None:
+    """A process that the core names: (pid, command, thread, since in ns, whether it lives). None:
+    nobody, or a dead one."""
+    if found is None or not found[4]:
+        return None
+    pid, command, thread, since_ns = found[:4]
+    return Owner(pid, command, thread, since_ns / 1e9)
+
+
+if TYPE_CHECKING:
+
+    class _Mutex(Primitive, _core.MutexCore): ...
+else:
+    _Mutex = Primitive
+
+
+class _LockMethods(_Mutex):
     """What Lock and RLock have in common on the Python side."""
 
     _kind: int
-    _space: Sync
-    _raw: bytes
     _check: bool
 
-    def _start(
-        self, space: Sync, raw: bytes, check: bool, on_orphan: Callable[..., object] | None
+    def _start(  # type: ignore[override]
+        self, check: bool, on_orphan: Callable[..., object] | None
     ) -> None:
-        self._space, self._raw, self._check = space, raw, check
-        self._set_check(check)  # type: ignore[attr-defined]
+        self._check = check
+        self._set_check(check)
         self.on_orphan = on_orphan
-
-    @property
-    def key(self) -> Key | None:
-        """The key in its space; None if the lock is anonymous."""
-        return shown_key(self._raw)
-
-    @property
-    def space(self) -> Sync:
-        """The space in which the lock is."""
-        return self._space
 
     @property
     def owner(self) -> Owner | None:
@@ -59,11 +70,7 @@ class _LockMethods:
 
         Raises MapClosed.
         """
-        found = self._space._cells.owner(self._index)  # type: ignore[attr-defined]
-        if found is None or not found[4]:
-            return None
-        pid, command, thread, since_ns = found[:4]
-        return Owner(pid, command, thread, since_ns / 1e9)
+        return owner_of(self._cells.owner(self._index))
 
     @property
     def orphan(self) -> Orphan | None:
@@ -72,23 +79,19 @@ class _LockMethods:
 
         Raises MapClosed.
         """
-        if not self._orphaned:  # type: ignore[attr-defined]
-            return None
-        pid, command, since_ns = self._space._cells.orphaned_by(self._index)  # type: ignore[attr-defined]
-        return Orphan(pid, command, since_ns / 1e9)
+        return orphan_of(self) if self._orphaned else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._space, self._raw, self._check, self.on_orphan)
+        return self._pickled(self._kind, self._check, self.on_orphan)
 
     def __repr__(self) -> str:
-        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
         where = f"key={self.key!r} in {self._space.name!r}"
         if self._space.closed:
-            return f"<closed {name} object {where} at {id(self):#x}>"
+            return f"<closed {self._type_name} object {where} at {id(self):#x}>"
         owner = self.owner
         if owner is None:
-            return f"<unlocked {name} object {where} at {id(self):#x}>"
-        return f"<locked {name} object {where} by pid {owner.pid} at {id(self):#x}>"
+            return f"<unlocked {self._type_name} object {where} at {id(self):#x}>"
+        return f"<locked {self._type_name} object {where} by pid {owner.pid} at {id(self):#x}>"
 
 
 class Lock(_LockMethods, _core.LockCore):
@@ -125,11 +128,7 @@ class Lock(_LockMethods, _core.LockCore):
         Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
         has max_entries), SegmentFull, MapClosed, and what Sync() raises.
         """
-        space = space_for(space, key)
-        index, raw = space._find(key, cls._kind, 0, 0)
-        self = super().__new__(cls, space._cells, index)
-        self._start(space, raw, check, on_orphan)
-        return self
+        return cls._of_key(space_for(space, key), key, cls._kind, check, on_orphan)
 
 
 class RLock(_LockMethods, _core.RLockCore):
@@ -154,23 +153,4 @@ class RLock(_LockMethods, _core.RLockCore):
 
         Arguments and errors as Lock().
         """
-        space = space_for(space, key)
-        index, raw = space._find(key, cls._kind, 0, 0)
-        self = super().__new__(cls, space._cells, index)
-        self._start(space, raw, False, on_orphan)
-        return self
-
-
-def _restore(
-    cls: type[Any],
-    space: Sync,
-    raw: bytes,
-    check: bool,
-    on_orphan: Callable[..., object] | None,
-) -> Any:
-    """Unpickle a lock."""
-    index = space._find_stored(raw, cls._kind, 0, 0)
-    core = _core.RLockCore if issubclass(cls, RLock) else _core.LockCore
-    self = core.__new__(cls, space._cells, index)
-    self._start(space, raw, check, on_orphan)
-    return self
+        return cls._of_key(space_for(space, key), key, cls._kind, False, on_orphan)

@@ -8,11 +8,12 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import LockTimeout
-from shmrhash._sync.locks import Orphan
-from shmrhash._sync.space import Key, Sync, shown_key, space_for
+from shmrhash._sync.locks import Orphan, orphan_of
+from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.space import Key, Sync, space_for
 
 
-class RWLock(_core.RWLockCore):
+class RWLock(Primitive, _core.RWLockCore):
     """A lock that many readers have at once, or one writer, of all processes of a machine.
 
         with table_lock.read_lock(): ...
@@ -29,20 +30,13 @@ class RWLock(_core.RWLockCore):
     Attributes: key, space, undo (always true).
     """
 
-    _space: Sync
-    _raw: bytes
-
     def __new__(cls, key: Key | None = None, *, space: Sync | None = None) -> RWLock:
         """Make the object for the lock of this key; the lock itself is made if it is not there.
 
         Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
         has max_entries), SegmentFull, MapClosed, and what Sync() raises.
         """
-        space = space_for(space, key)
-        index, raw = space._find(key, _core.RWLOCK, 0, 0)
-        self = super().__new__(cls, space._cells, index)
-        self._space, self._raw = space, raw
-        return self
+        return cls._of_key(space_for(space, key), key, _core.RWLOCK)
 
     @contextlib.contextmanager
     def read_lock(self, timeout: float | None = -1) -> Iterator[RWLock]:
@@ -73,41 +67,20 @@ class RWLock(_core.RWLockCore):
             self.release_write()
 
     @property
-    def key(self) -> Key | None:
-        """The key in its space; None if the lock is anonymous."""
-        return shown_key(self._raw)
-
-    @property
-    def space(self) -> Sync:
-        """The space in which the lock is."""
-        return self._space
-
-    @property
     def orphan(self) -> Orphan | None:
         """Which writer died in the lock, if no writer has gone out since: what the lock protects
         may be half done. Its `since` is 0. None: none died.
 
         Raises MapClosed.
         """
-        if not self._orphaned:
-            return None
-        pid, command, since_ns = self._space._cells.orphaned_by(self._index)
-        return Orphan(pid, command, since_ns / 1e9)
+        return orphan_of(self) if self._orphaned else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self._space, self._raw)
+        return self._pickled(_core.RWLOCK)
 
     def __repr__(self) -> str:
-        name = f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
         state = "closed"
         if not self._space.closed:
             state = "a writer" if self.has_writer else f"{self.readers} readers"
-        return f"<{name} at {id(self):#x}: {state}, key={self.key!r} in {self._space.name!r}>"
-
-
-def _restore(cls: type[Any], space: Sync, raw: bytes) -> Any:
-    """Unpickle a lock."""
-    index = space._find_stored(raw, _core.RWLOCK, 0, 0)
-    self = _core.RWLockCore.__new__(cls, space._cells, index)
-    self._space, self._raw = space, raw
-    return self
+        where = f"key={self.key!r} in {self._space.name!r}"
+        return f"<{self._type_name} at {id(self):#x}: {state}, {where}>"

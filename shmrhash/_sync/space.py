@@ -17,7 +17,7 @@ from typing import Any
 from shmrhash import _core
 from shmrhash._constants import DEFAULT_TIMEOUT, RACES_MAX
 from shmrhash._errors import InvalidArgument, SegmentExists, SegmentMissing
-from shmrhash._gc import ANONYMOUS_PREFIX, remove_abandoned
+from shmrhash._gc import anonymous_name
 from shmrhash._map import RHashMap
 from shmrhash._refusals import restless_name
 from shmrhash._segment import Identity
@@ -134,12 +134,7 @@ class Sync:
         return [(key, KIND_NAMES.get(kind, "?")) for key, kind, _ in self._entries()]
 
     def _entries(self) -> list[tuple[Any, int, int]]:
-        """(key, kind, index) of each cell."""
-        found = []
-        for raw in list(self._map):
-            index = self._cells.find(raw, 0, 0, 0)
-            found.append((shown_key(raw), self._cells.kind(index), index))
-        return found
+        return cells_in(self._map, self._cells)
 
     def check(self) -> dict[str, Any]:
         """Check the segment as RHashMap.check() does, and recover dead processes first.
@@ -148,12 +143,8 @@ class Sync:
         """
         return self._map.check()
 
-    def _find(self, key: Key | None, kind: int, limit: int, count: int) -> tuple[int, bytes]:
-        """The index and the stored key of a primitive, which is made if there is none."""
-        raw = stored_key(key)
-        return self._find_stored(raw, kind, limit, count), raw
-
-    def _find_stored(self, raw: bytes, kind: int, limit: int, count: int) -> int:
+    def _find(self, raw: bytes, kind: int, limit: int, count: int) -> int:
+        """The index of the primitive of this stored key, which is made if there is none."""
         index = self._cells.find(raw, kind, limit, count)
         found = self._cells.kind(index)
         if found != kind:
@@ -190,8 +181,7 @@ _named: dict[str | None, Sync] = {}  # the user's own space and the anonymous on
 def _map_of(name: str | None, max_entries: int, mode: int) -> RHashMap:
     for _ in range(RACES_MAX):  # another process may create and unlink it each time
         if name is None:
-            drawn = ANONYMOUS_PREFIX + secrets.token_hex(8)
-            remove_abandoned(drawn)
+            drawn = anonymous_name()
         else:
             drawn = name
             with contextlib.suppress(SegmentMissing):
@@ -206,6 +196,15 @@ def _map_of(name: str | None, max_entries: int, mode: int) -> RHashMap:
                 ephemeral=name is None,
             )
     raise restless_name(drawn)
+
+
+def cells_in(shared_map: RHashMap, cells: _core.Space) -> list[tuple[Any, int, int]]:
+    """(key, kind, index) of each cell in the map of a space."""
+    found = []
+    for raw in list(shared_map):
+        index = cells.find(raw, 0, 0, 0)
+        found.append((shown_key(raw), cells.kind(index), index))
+    return found
 
 
 def space_for(space: Sync | None, key: Key | None) -> Sync:

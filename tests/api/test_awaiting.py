@@ -24,13 +24,7 @@ from shmrhash import CHANGED, GONE, Change, RHashMap, SharedCounter, SharedDict,
 
 KEY = word(1)
 OTHER = word(2)
-
-
-@pytest.fixture(autouse=True)
-def slices_off():
-    before = _core.set_wait_slice(HOURS_NS)
-    yield
-    _core.set_wait_slice(before)
+pytestmark = pytest.mark.usefixtures("slices_off")
 
 
 @pytest.fixture
@@ -474,11 +468,13 @@ assert before == [1], before
 """
 
 
-def test_a_fork_finds_no_thread_and_the_waits_go_on():
+def test_a_fork_finds_no_thread_and_the_waits_go_on(tmp_path):
     """In the parent all waits go on. The child has its parent's loop, which it must not use, and
     waits in one of its own; from Python 3.12 on a fork beside a thread would be an error here."""
     command = [sys.executable, "-W", "error", "-c", FORK]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=5 * LONG_S, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=5 * LONG_S, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 

@@ -237,8 +237,8 @@ def test_the_end_of_another_process_s_section_is_told(shared):
     """By its bell: with the timers of the loop stretched, only that can be in time."""
     from shmrhash import _turns
 
-    before = _turns.SLICE_NS, _turns.SLICE_LATE_NS
-    _turns.SLICE_NS = _turns.SLICE_LATE_NS = 10**9 * LONG_S
+    before = _turns.slice_ns, _turns.PATIENCE_NS
+    _turns.slice_ns, _turns.PATIENCE_NS = (lambda _waited: 10**9 * LONG_S), 10**9 * LONG_S
 
     def hold(parent):
         with shared.locked("a") as entry:
@@ -264,7 +264,7 @@ def test_the_end_of_another_process_s_section_is_told(shared):
             assert child.hear() == "held"
             asyncio.run(main(child))
     finally:
-        _turns.SLICE_NS, _turns.SLICE_LATE_NS = before
+        _turns.slice_ns, _turns.PATIENCE_NS = before
 
 
 def test_a_child_of_fork_takes_turns_of_its_own(shared):

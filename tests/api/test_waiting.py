@@ -21,13 +21,7 @@ from shmrhash import CHANGED, GONE, Change, Kptr, RHashMap, _core
 
 KEY = word(1)
 OTHER = word(2)
-
-
-@pytest.fixture(autouse=True)
-def slices_off():
-    before = _core.set_wait_slice(HOURS_NS)
-    yield
-    _core.set_wait_slice(before)
+pytestmark = pytest.mark.usefixtures("slices_off")
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 import os
 import threading
-import time
 
 import pytest
 from support.children import Partner, stays
 from support.commandline import run
+from support.waiting import LONG_S, until
 
 from shmrhash import Barrier, Condition, Event, Lock, RLock, Semaphore, Sync
-
-LONG_S = 60
 
 
 @pytest.fixture
@@ -20,13 +18,6 @@ def space(own_directory):
     if not made.closed:
         made.check()
         made.close()
-
-
-def wait_for_it(waits):
-    deadline = time.monotonic() + LONG_S
-    while not waits():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def listed(*arguments):
@@ -75,7 +66,7 @@ def test_locks_shows_who_waits(space):
     waiters = [
         Partner(wait, function) for function in (lock.acquire, wait_under_lock, barrier.wait)
     ]
-    wait_for_it(lambda: sum(bool(found["waiters"]) for found in listed().values()) == 3)
+    until(lambda: sum(bool(found["waiters"]) for found in listed().values()) == 3)
     found = listed()
     for waiter in waiters:
         waiter.kill()

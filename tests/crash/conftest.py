@@ -6,6 +6,8 @@ import os
 import pytest
 from support import stepping
 
+from shmrhash import Sync
+
 
 @pytest.fixture(scope="session")
 def stepper(tmp_path_factory):
@@ -28,3 +30,11 @@ def stepper(tmp_path_factory):
     if reason is not None:
         pytest.skip(reason)
     return stepping
+
+
+@pytest.fixture
+def space(map_name):
+    """A space of lock primitives, used from the processor on which children are stepped."""
+    with stepping.on_cpu(stepping.default_cpu()), Sync(map_name) as made:
+        yield made
+        made.unlink()

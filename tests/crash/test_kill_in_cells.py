@@ -173,13 +173,6 @@ def survive(cells, held, new_permits=(0,)):
     assert cells.space._map.info()["contexts"] == 1, "a context of the dead is lost"
 
 
-@pytest.fixture
-def space(map_name):
-    with stepping.on_cpu(stepping.default_cpu()), Sync(map_name) as made:
-        yield made
-        made.unlink()
-
-
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_killed_after_every_change(name, space, seed, record_property):
     before, operate = OPERATIONS[name]

@@ -101,13 +101,6 @@ def claim_contexts(space):
         lock.release()
 
 
-@pytest.fixture
-def space(map_name):
-    with stepping.on_cpu(stepping.default_cpu()), Sync(map_name) as made:
-        yield made
-        made.unlink()
-
-
 @pytest.mark.parametrize("operate", OPERATIONS)
 def test_killed_in_a_meeting_after_every_change(operate, space, seed, record_property):
     meeting = Meeting(space)

@@ -307,7 +307,7 @@ def test_rate_limiter_is_exact(start_method):
     assert "exact - a new window is open" in result.out
 
 
-@pytest.mark.parametrize("start_method", ["fork", pytest.param(SPAWN, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
 def test_live_config_reaches_all_workers_beside_kills(start_method):
     """R2, C1: workers and publishers are killed and replaced."""
     result = run(

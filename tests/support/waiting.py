@@ -19,12 +19,18 @@ def words_of(m):
     return waited, struct.unpack_from("<65Q126I", page, 1024)
 
 
+def until(condition, unmet=lambda: "it does not come"):
+    """Return once the condition holds; it is looked at again and again. unmet(): what to say if it
+    never does."""
+    deadline = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < deadline, unmet()
+        time.sleep(0.001)
+
+
 def until_somebody_sleeps(m, sleepers=1):
     """Return when as many bells say that somebody sleeps, or is about to."""
-    deadline = time.monotonic() + LONG_S
-    while sum(bell & 1 for bell in words_of(m)[1]) < sleepers:
-        assert time.monotonic() < deadline, "nobody waits"
-        time.sleep(0.001)
+    until(lambda: sum(bell & 1 for bell in words_of(m)[1]) >= sleepers, lambda: "nobody waits")
 
 
 class Waiting:

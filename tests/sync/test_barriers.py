@@ -10,28 +10,14 @@ from threading import BrokenBarrierError
 
 import pytest
 from support.children import Child, in_child
+from support.waiting import LONG_S, until
 from support.workers import METHODS, run_together
 
 from shmrhash import Barrier, InvalidArgument, MapClosed, Sync
 
-LONG_S = 60
-
-
-@pytest.fixture
-def space(map_name):
-    made = Sync(map_name)
-    yield made
-    if not made.closed:
-        made.check()
-    made.close()
-    made.unlink()
-
 
 def until_waiting(barrier, count):
-    deadline = time.monotonic() + LONG_S
-    while barrier.n_waiting != count:
-        assert time.monotonic() < deadline, f"{barrier.n_waiting} wait, not {count}"
-        time.sleep(0.001)
+    until(lambda: barrier.n_waiting == count, lambda: f"{barrier.n_waiting} wait, not {count}")
 
 
 def outcome(barrier, timeout=LONG_S):

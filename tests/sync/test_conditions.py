@@ -9,29 +9,17 @@ import time
 
 import pytest
 from support.children import Child, Partner, in_child
+from support.waiting import LONG_S, until
 from support.workers import METHODS, run_together
 
 from shmrhash import Condition, InvalidArgument, Lock, MapClosed, RLock, Sync
 
-LONG_S = 60
-
-
-@pytest.fixture
-def space(map_name):
-    made = Sync(map_name)
-    yield made
-    if not made.closed:
-        made.check()
-    made.close()
-    made.unlink()
-
 
 def until_waiting(condition, count):
     """Return when so many threads wait that have not been notified."""
-    deadline = time.monotonic() + LONG_S
-    while condition._waiting() != count:
-        assert time.monotonic() < deadline, f"{condition._waiting()} wait, not {count}"
-        time.sleep(0.001)
+    until(
+        lambda: condition._waiting() == count, lambda: f"{condition._waiting()} wait, not {count}"
+    )
 
 
 def wait_in_child(condition, timeout=LONG_S):

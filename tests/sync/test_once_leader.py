@@ -7,22 +7,10 @@ import time
 
 import pytest
 from support.children import Child, Partner, in_child, kill, stays
+from support.waiting import LONG_S
 from support.workers import METHODS, run_together
 
 from shmrhash import DeadlockError, Deposed, InvalidArgument, Leader, MapClosed, Once, Sync
-
-LONG_S = 60
-
-
-@pytest.fixture
-def space(map_name):
-    made = Sync(map_name)
-    yield made
-    if not made.closed:
-        made.check()
-    made.close()
-    made.unlink()
-
 
 # ---- Once ----
 

@@ -10,30 +10,12 @@ import time
 
 import pytest
 from support.children import Child, Partner, in_child, kill, stays
+from support.waiting import LONG_S, until
 from support.workers import METHODS, run_together
 
 from shmrhash import BoundedSemaphore, Event, MapClosed, Semaphore, Sync
 
-LONG_S = 60
 UNDO = pytest.mark.parametrize("undo", [True, False], ids=["undo", "counter"])
-
-
-@pytest.fixture
-def space(map_name):
-    made = Sync(map_name)
-    yield made
-    if not made.closed:
-        made.check()
-    made.close()
-    made.unlink()
-
-
-def until(condition):
-    """Return once the condition holds; it is looked at again and again."""
-    deadline = time.monotonic() + LONG_S
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.001)
 
 
 def sleeps(primitive):

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from support.children import Child, Partner, in_child, kill, stays
+from support.waiting import LONG_S, until
 from support.workers import METHODS, run_together
 
 from shmrhash import (
@@ -24,18 +25,7 @@ from shmrhash import (
     TooManyProcesses,
 )
 
-LONG_S = 60
 KINDS = pytest.mark.parametrize("kind", [Lock, RLock])
-
-
-@pytest.fixture
-def space(map_name):
-    made = Sync(map_name)
-    yield made
-    if not made.closed:
-        made.check()
-    made.close()
-    made.unlink()
 
 
 @pytest.fixture
@@ -45,14 +35,6 @@ def lock(space):
 
 def words_of(lock):
     return lock.space._cells.words(lock._index)
-
-
-def until(condition):
-    """Return once the condition holds; it is looked at again and again."""
-    deadline = time.monotonic() + LONG_S
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come"
-        time.sleep(0.001)
 
 
 def in_thread(function, *arguments):

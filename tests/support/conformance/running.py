@@ -91,8 +91,9 @@ def run_tests(module, class_names, *, types, start_method=""):
     """Run the tests of some classes in a new process, and return the Outcome."""
     command = [sys.executable, "-m", f"{PACKAGE}.running", module, start_method, *class_names]
     environment = os.environ | {VARIABLE: types, "PYTHONPATH": str(TESTS)}
+    # Not in the root of the sources, where shmrhash/ would be found before the installed package.
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX
+        command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=SECONDS_MAX
     )
     assert done.returncode == 0, done.stderr
     return Outcome(*json.loads(done.stdout.splitlines()[-1]))

@@ -10,16 +10,14 @@ A refusal for lack of room (X1) concerns all keys at once: refused_wrongly() cou
 can have been in the dict and alive.
 """
 
-import mmap
 import os
 import random
-import signal
 import time
 from typing import NamedTuple
 
 import shmrhash
 from shmrhash import BPF_NOEXIST
-from support.children import Child
+from support.history import rounds
 from support.history.checker import ABSENT, EXISTS, FULL, MISSING, OK, Operation, is_linearizable
 
 START, END, CODE, NUMBER = range(4)
@@ -96,35 +94,16 @@ def plan(seed, slot, steps, keys):
     ]
 
 
-class Round:
+class Round(rounds.Round):
     """A few concurrent processes, each with a few steps on the same keys; one may be killed."""
 
     def __init__(self, entries, seed, *, workers=3, steps=12, keys=8, kills=False):
         self.plans = [plan(seed, slot, steps, keys) for slot in range(workers)]
         self.entries = entries
         self.keys = keys
-        self.ended = [0] * workers
-        self.killed = 0
-        memory = mmap.mmap(-1, 8 * (1 + workers * steps * WORDS))
-        self.words = memoryview(memory).cast("q")
         rng = random.Random(repr(seed))
         deaths = [rng.uniform(0, 0.002) if kills and slot == 0 else 0 for slot in range(workers)]
-        children = [Child(self.wait_and_work, slot, deaths[slot]) for slot in range(workers)]
-        self.words[0] = 1  # go
-        for slot, child in enumerate(children):
-            code = child.join()
-            self.ended[slot] = time.monotonic_ns()
-            self.killed += code == -signal.SIGALRM
-            if not (code == -signal.SIGALRM and deaths[slot]):
-                child.result()
-
-    def wait_and_work(self, slot, death_s):
-        """Work; an alarm, which no handler delays, kills anywhere in the work or after it."""
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        while not self.words[0]:
-            os.sched_yield()
-        signal.setitimer(signal.ITIMER_REAL, death_s)
-        self.work(slot)
+        self.work_together(workers * steps * WORDS, deaths)
 
     def work(self, slot):
         at = 1 + slot * len(self.plans[slot]) * WORDS

@@ -5,14 +5,11 @@ keys reads and writes it: all keys by locked_many(), or one. Lookups take no loc
 key by key, with each change of all keys as one of each key (each_key).
 """
 
-import mmap
-import os
 import random
-import signal
 import time
 from typing import NamedTuple
 
-from support.children import Child
+from support.history import rounds
 from support.history.checker import Operation
 from support.words import word
 
@@ -73,7 +70,7 @@ class Values:
         return [self.decode(found[key]) for key in self.keys]
 
 
-class Round:
+class Round(rounds.Round):
     """A few processes, each with a few steps on the same keys; some are killed in the middle."""
 
     def __init__(self, values, seed, *, workers=3, steps=10, kills=True):
@@ -81,28 +78,14 @@ class Round:
         self.values = values
         self.words_of_step = RESULT + count
         self.plans = [plan(seed, slot, steps, count) for slot in range(workers)]
-        self.killed = 0
         for at, key in enumerate(values.keys):
             values.handle[key] = values.encode(at + 1)
         self.initial = tuple(at + 1 for at in range(count))
-        memory = mmap.mmap(-1, 8 * (1 + workers * steps * self.words_of_step))
-        self.words = memoryview(memory).cast("q")
         rng = random.Random(repr(seed))
         deaths = [rng.uniform(0.0002, 0.002) if kills and slot else 0 for slot in range(workers)]
-        children = [Child(self.wait_and_work, slot, deaths[slot]) for slot in range(workers)]
-        self.words[0] = 1  # go
-        for slot, child in enumerate(children):
-            code = child.join()
-            self.killed += code == -signal.SIGALRM
-            if not (code == -signal.SIGALRM and deaths[slot]):
-                child.result()
+        self.work_together(workers * steps * self.words_of_step, deaths)
 
-    def wait_and_work(self, slot, death_s):
-        """Work; an alarm, which no handler delays, kills anywhere in the work or after it."""
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        while not self.words[0]:
-            os.sched_yield()
-        signal.setitimer(signal.ITIMER_REAL, death_s)
+    def work(self, slot):
         at = self.first(slot)
         for step in self.plans[slot]:
             self.words[at + START] = time.monotonic_ns()

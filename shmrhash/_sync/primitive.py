@@ -1,0 +1,65 @@
+"""What the primitives have in common on the Python side: a key, a space, a pickle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shmrhash import _core
+from shmrhash._sync.space import Key, Sync, shown_key, stored_key
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    _Cell = _core.CellCore
+else:
+    _Cell = object  # mixed into the classes of primitives, which have the core as their other base
+
+
+class Primitive(_Cell):
+    """The part of a primitive of one cell that does not depend on its kind."""
+
+    _space: Sync
+    _raw: bytes
+
+    @classmethod
+    def _of_key(
+        cls, space: Sync, key: Key | None, kind: int, *own: Any, limit: int = 0, count: int = 0
+    ) -> Self:
+        """The object for the primitive of this key, which is made if there is none. own: what
+        _start() takes."""
+        raw = stored_key(key)
+        return cls._of_cell(space, raw, space._find(raw, kind, limit, count), *own)
+
+    @classmethod
+    def _of_cell(cls, space: Sync, raw: bytes, index: int, *own: Any) -> Self:
+        self = super().__new__(cls, space._cells, index)
+        self._space, self._raw = space, raw
+        self._start(*own)
+        return self
+
+    def _start(self) -> None:
+        """Keep what the object has of its own, beside the cell."""
+
+    def _pickled(self, kind: int, *own: Any) -> tuple[Any, ...]:
+        """What __reduce__() returns. own: as for _of_key()."""
+        return _restore, (type(self), self._space, self._raw, kind, *own)
+
+    @property
+    def key(self) -> Key | None:
+        """The key in its space; None if the primitive is anonymous."""
+        return shown_key(self._raw)
+
+    @property
+    def space(self) -> Sync:
+        """The space in which the primitive is."""
+        return self._space
+
+    @property
+    def _type_name(self) -> str:
+        """As repr() shows it, without the modules in which the package keeps it."""
+        return f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
+
+
+def _restore(cls: type[Primitive], space: Sync, raw: bytes, kind: int, *own: Any) -> Primitive:
+    """Unpickle a primitive."""
+    return cls._of_cell(space, raw, space._find(raw, kind, 0, 0), *own)
