@@ -66,7 +66,7 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
     cdef void *base
     memset(&map, 0, sizeof(map))
     memset(&header, 0, sizeof(header))
-    header.features = FEATURE_CACHE if is_cache else 0
+    header.features = (FEATURE_CELLS if is_space else 0) | (FEATURE_CACHE if is_cache else 0)
     compute_segment(
         &map, header.features, key_size, value_size, max_entries, depot_count, max_bytes)
     bucket_count = buckets_for(&map, map_extra)
@@ -79,7 +79,6 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
     header.ephemeral = ephemeral
     header.created_ns = created_ns
     header.max_bytes = max_bytes
-    header.features = FEATURE_CELLS if is_space else 0
     header.field_count = <uint32_t> len(fields)
     header.schema_bytes = <uint32_t> len(schema)
     for index in range(len(fields)):
