@@ -70,7 +70,7 @@ from memory.region cimport (
 )
 from memory.pool cimport object_memory_ready
 from memory.pins cimport pin_claim, pin_clear, pin_set
-from memory.object cimport object_make, objects_reclaim
+from memory.object cimport leftovers_free, object_make, objects_reclaim
 from map.bell cimport (
     BELL_ANY, OWNER_SLICE_LATE_NS, bell_arm, bell_of_key, bell_of_section, bell_value, bell_word,
     bells_ring_all, bells_section_ring, lock_bell_arm, owner_slice_ns, sooner_ns, tag_of,

@@ -37,15 +37,15 @@ from machine.atomics cimport (
 )
 from machine.hashing cimport hash_key
 from machine.system cimport CLOCK_MONOTONIC, clock_ns
-from segment.status cimport Status, OK, ABSENT, FULL, BUSY, RETRY
+from segment.status cimport Status, OK, ABSENT, BUSY, RETRY
 from segment.layout cimport (
-    PAYLOAD_SHIFT, GHOST_PRINTS, ELEMENT_LIVE, Element, Mark, CacheCounts,
+    GHOST_PRINTS, ELEMENT_LIVE, Element, Mark, CacheCounts,
 )
 from segment.words cimport word_locked, element_state
 from segment.geometry cimport Map, element_at, element_value
 from memory.operation cimport Op, lock_busy
+from memory.depot cimport credits_are_spent
 from memory.pool cimport object_memory_ready
-from memory.depot cimport element_take
 from map.chain cimport Found
 from map.table cimport entries_taken
 from map.read cimport map_find
@@ -277,6 +277,7 @@ cdef inline Status evict_one(Op *op) noexcept nogil:
     cdef Status status = RETRY
     cdef int _
     op.element_filled = False
+    victim.header = victim.index = 0           # the compiler cannot see that OK sets them
     for _ in range(EVICT_TRIES_MAX):
         status = victim_choose(op, &victim, &reason)
         if status != OK:
@@ -299,22 +300,13 @@ cdef inline Status evict_one(Op *op) noexcept nogil:
     return status
 
 cdef inline Status room_reserve(Op *op) noexcept nogil:
-    """Before a store in a cache: if the key is absent and no credit is left, take an element and
-    its credit into context.element, from an entry that is evicted for it. OK: go on, whether that
-    was needed or not; RETRY, BUSY: call again."""
-    cdef Map *map = op.map
+    """Before a store in a cache: if the key is absent and no credit is left, evict an entry, so
+    that its credit lies in this CPU's depot. OK: go on, whether that was needed or not, and whether
+    an entry was found or not: if the credit is missing, the store finds out. BUSY: call again."""
     cdef Found found
     cdef Status status
-    cdef int _
-    if op.context.element != 0 or load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT != 0:
+    if op.context.element != 0 or not credits_are_spent(op.map) or (
+            map_find(op.map, op.hash, op.key, &found) != ABSENT):
         return OK
-    if map_find(map, op.hash, op.key, &found) != ABSENT:
-        return OK
-    for _ in range(EVICT_TRIES_MAX):           # again if another operation took the credit
-        status = element_take(op, True)
-        if status != FULL:
-            return status if status == BUSY else OK
-        status = evict_one(op)
-        if status != OK:
-            return OK                          # the store finds out, and evict_for_room waits
-    return RETRY
+    status = evict_one(op)
+    return status if status == BUSY else OK

@@ -25,6 +25,7 @@ cdef inline void op_give_back(Op *op) noexcept nogil:
     """Give back what an operation kept for its next attempt, and its word in header.starving. What
     cannot be given back now stays named in the context."""
     cdef uint64_t line
+    op.made = 0                # what stays named is not for a store any more
     if unlikely(op.starving != 0):
         starving_end(op)
     if unlikely(op.context.element != 0):

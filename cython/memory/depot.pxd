@@ -158,6 +158,14 @@ cdef inline bint depot_is_spent(Map *map, uint64_t index) noexcept nogil:
     word = load_acquire_u64(&map.depots[index].word)
     return not word_locked(word) and depot_credit(word) == 0
 
+cdef inline bint credits_are_spent(Map *map) noexcept nogil:
+    """Whether the header and all depots have no credit, as far as one look at each says."""
+    cdef uint64_t index
+    for index in range(map.depot_count):
+        if not depot_is_spent(map, index):
+            return False
+    return True
+
 cdef inline Status element_take(Op *op, bint any_depot) noexcept nogil:
     """Take an element and a credit, from this CPU's depot or, if that has no credit, from another.
 

@@ -13,7 +13,8 @@
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 from machine.atomics cimport (
-    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, fence_seq_cst, compiler_fence, unlikely,
+    load_relaxed_u64, load_acquire_u64, store_relaxed_u64, fence_seq_cst, compiler_fence, likely,
+    unlikely,
 )
 from segment.status cimport (
     Status, OK, ABSENT, NO_MEMORY, CORRUPT, OUT_OF_BYTES, RETRY, NEED_OBJECTS,
@@ -187,16 +188,26 @@ cdef inline void objects_reclaim(Op *op) noexcept nogil:
                     pool, block, load_relaxed_u64(pool.words + block)):
                 block_release(op, pool, block)
 
+cdef inline Status leftovers_free(Op *op) noexcept nogil:
+    """Before an operation stores references: give back the objects that a deletion in the same
+    operation could not. They lie where its own new objects will. BUSY, RETRY: call again."""
+    if likely(op.made != 0 or op.context.debt == 0):
+        return OK
+    return owned_refs_free(op)
+
 cdef inline Status object_make(
         Op *op, uint64_t slot, const uint8_t *source, uint64_t length) noexcept nogil:
-    """Make a new object with these bytes in owned_refs[slot], unless one is there. OK, NO_MEMORY,
-    OUT_OF_BYTES, CORRUPT; BUSY or RETRY: call again."""
+    """Make a new object with these bytes in owned_refs[slot], unless this operation has done so.
+    OK, NO_MEMORY, OUT_OF_BYTES, CORRUPT; BUSY or RETRY: call again."""
     cdef Status status = OK
     cdef bint any_depot = False
     cdef uint64_t ref = owned_ref(op, slot)
     cdef int _
-    if ref != 0:
+    if op.made >> slot & 1 and ref != 0:
         return OK if ref_length(ref) == length else CORRUPT
+    status = leftovers_free(op)
+    if status != OK:
+        return status
     for _ in range(WRITE_TRIES_MAX):
         status = object_take(op, slot, length, any_depot)
         if status == NEED_OBJECTS:
@@ -210,6 +221,7 @@ cdef inline Status object_make(
             status = RETRY
         if status != RETRY:
             break
+    op.made |= <uint32_t> (status == OK) << slot
     if status != OK or length == 0:
         return status
     ref = owned_ref(op, slot)

@@ -40,6 +40,7 @@ cdef struct Op:
     uint64_t starving          # what this operation stored in header.starving, or 0
     int error_number           # after SYSTEM_ERROR and NO_MEMORY
     bint element_filled        # context.element holds this operation's key and value already
+    uint32_t made              # which owned_refs name objects that this operation made for a store
     uint32_t options           # OP_*; from bit 8 on, which references an update leaves unchanged
     bint f_lock                # BPF_F_LOCK: wait for the end of sections, where others need not
     uint64_t generation        # of the process that began it: a child of fork does not end it

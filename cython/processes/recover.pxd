@@ -284,6 +284,7 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     op.options = 0
     op.f_lock = False
     op.element_filled = False
+    op.made = 0
     context_mend(map, op.context)
     if not op.context.activity & 1:            # it died between operations: begin one for it
         context_begin(op.context)

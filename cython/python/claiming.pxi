@@ -158,6 +158,8 @@ cdef class Claim(LockedSection):
         if self.op.context.element == 0:       # an earlier blank was inserted, and is gone already
             self.op.element_filled = False
         status = room_reserve(&self.op)
+        if status == OK:
+            status = leftovers_free(&self.op)
         if status != OK:
             return status
         memset(self.words, 0, self.handle.map.value_words * 8)

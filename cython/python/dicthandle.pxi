@@ -55,6 +55,9 @@ cdef Status attempt_store(Op *op, void *arguments) noexcept:
         status = attempt_expire(op)
         if status == BUSY or status == RETRY or status == CORRUPT:
             return status
+    status = leftovers_free(op)
+    if status != OK:
+        return status
     if storing.value_slot != NO_SLOT:
         status = object_make(
             op, storing.value_slot, storing.span.bytes, <uint64_t> storing.span.size)
@@ -127,7 +130,6 @@ cdef class DictHandle:
     cdef uint32_t value_word       # the word at which an inline value begins
     cdef int64_t default_ttl_ns    # the default lifetime of entries; 0: no deadline
     cdef uint64_t value_bytes_max  # of a value that is an object
-    cdef Attempt store             # attempt_store, or attempt_cache_store
 
     def __init__(self, MapHandle handle not None, key, value, int64_t default_ttl_ns=0):
         cdef Map *map = &handle.map
@@ -139,7 +141,6 @@ cdef class DictHandle:
         self.value = codec_of(value, False, 0)
         self.key_slot = self.value_slot = NO_SLOT
         self.value_bytes_max = LENGTH_MAX
-        self.store = attempt_store if map.cache == NULL else attempt_cache_store
         if self.key.kind in (KEY_BYTES, KEY_STR, KEY_ENCODED):
             self.key_slot = next_slot
             next_slot += 1
@@ -405,7 +406,10 @@ cdef class DictHandle:
             kept_value = self._value_of(words, thing, &view, &span)
             self._begin(&op, &key_bytes, &waiting)
             try:
-                status = repeat(handle, &op, self.store, &storing, &waiting)
+                if likely(handle.map.cache == NULL):       # a call of its own can be inlined
+                    status = repeat(handle, &op, attempt_store, &storing, &waiting)
+                else:
+                    status = repeat(handle, &op, attempt_cache_store, &storing, &waiting)
             finally:
                 leave(handle, &op)
         finally:

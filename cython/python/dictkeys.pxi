@@ -48,6 +48,9 @@ cdef Status attempt_add(Op *op, void *arguments) noexcept:
         status = attempt_expire(op)
         if status == BUSY or status == RETRY or status == CORRUPT:
             return status
+    status = leftovers_free(op)
+    if status != OK:
+        return status
     if adding.key.is_long and adding.apply.initial != NULL:
         status = object_make(op, adding.key_slot, adding.key.whole, adding.key.length)
         if status != OK:

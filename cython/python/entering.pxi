@@ -92,6 +92,7 @@ cdef inline int enter(MapHandle handle, Op *op) except -1:
     op.self_index = <uint32_t> (taken - 1)
     op.context = context_at(&handle.map, taken - 1)
     op.element_filled = False
+    op.made = 0
     op.f_lock = False
     op.options = 0
     op.wait_word = NULL
@@ -194,6 +195,7 @@ cdef int renew(MapHandle handle, Op *op) except -1:
         op.self_index = <uint32_t> (taken - 1)
         op.context = context_at(&handle.map, taken - 1)
         op.element_filled = False
+        op.made = 0
         op.starving = 0
     begin_use(handle, op)
     handle.inherited -= 1
