@@ -54,7 +54,7 @@ from segment.words cimport (
 from segment.classes cimport round_up, LENGTH_MAX, ref_length
 from segment.geometry cimport (
     Map, element_at, element_value, geometry_add_cache, geometry_add_objects, geometry_compute_for,
-    geometry_bind, context_at, context_redo, contexts_usable, processes_usable, region_usable,
+    geometry_bind, context_at, contexts_usable, processes_usable, region_usable,
 )
 from segment.fields cimport deadline_passed, field_meets, fields_blank
 from segment.header cimport segment_examine, segment_fill, buckets_for, first_bytes

@@ -188,7 +188,9 @@ cdef class CacheCore(DictHandle):
         those who asked before, and not stored; neither is one that does not fit.
 
         Computations may ask for other keys. A key that this thread computes already, or whose
-        computation waits for this thread, is computed without waiting.
+        computation waits for this thread, is computed without waiting, and its result is not stored
+        by this call; the same holds if every entry of the cache is being computed. Computations
+        that wait for each other by way of two caches wait for wait seconds.
 
         Costs a get() if the value is there, and otherwise about three stores. Raises what
         function() raises, TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed,
@@ -212,14 +214,16 @@ cdef class CacheCore(DictHandle):
                 continue
             if claimed:
                 return self._compute(claim, function, ttl)
-            if claim.is_circular:
+            if claim.is_unclaimed:
                 break
             kept = key_encode(self.handle, self.key, key, &key_bytes)
             found = self._look(&key_bytes)
             if found is not MISSING:
                 count_one(self.handle, COUNT_WAITED)
                 return found
-        return function()
+        found = function()
+        count_one(self.handle, COUNT_COMPUTED)
+        return found
 
     def get(self, key, default=None):
         """Return the value of key, or default if it is absent, has expired, or cannot be decoded.

@@ -9,17 +9,23 @@
 # computes for any more is removed like any expired entry. A deletion takes the entry away, and so
 # does a store by another caller: then the result is not stored. A claimed entry is not evicted.
 #
-# Waiting in circles. While a thread waits for a claim, the first word of the redo buffer of each
+# Waiting in circles. While a thread waits for a claim, the word child of the context of each
 # claim that it has itself names the element that it waits for. Before it sleeps, it follows these
 # words from owner to owner; if they lead to a claim of its own, it computes without a claim. Of
 # threads that begin to wait at the same time each stores first and follows then, so at least one of
 # a circle sees it; the others look again at every slice of their sleep. The words are hints: a
-# wrong one costs a computation.
+# wrong one costs a computation. A circle through several caches is not seen; it ends by the time
+# limit of the waits.
 
 cdef enum:
     CLAIM_TRIES_MAX = 100      # values that were evicted before those who waited had read them
-    CIRCLE_STEPS_MAX = 16      # a longer chain of owners ends by the time limit of the waits
+    CIRCLE_STEPS_MAX = 4096    # there are no more contexts that could own a claim
+    ROOM_TRIES_MAX = 20        # each may evict twice as many entries: then all are claimed
     BLANK_DEADLINE = 1         # in the first ns after the system's start
+
+
+cdef inline bint no_room(Status status) noexcept:
+    return status == FULL or status == NO_MEMORY or status == OUT_OF_BYTES
 
 
 @cython.final
@@ -41,7 +47,8 @@ cdef class Claim(LockedSection):
     cdef list others               # the claims that this thread has already
     cdef uint64_t in_the_way       # header of the claimed element, when the wait was over
     cdef bint is_there             # the key has a value now
-    cdef bint is_circular          # waiting would be for this thread itself
+    cdef bint is_unclaimed         # waiting would be for this thread itself, or all is claimed
+    cdef uint32_t refused          # attempts that found no room for a blank
     cdef bint has_waited
     cdef object thread
 
@@ -55,7 +62,7 @@ cdef class Claim(LockedSection):
         self.others = claims_open.get(self.thread, [])
 
     cdef bint take(self) except -1:
-        """Claim the key: True. False: it has a value now, or, is_circular, it has to be computed
+        """Claim the key: True. False: it has a value now, or, is_unclaimed, it has to be computed
         without a claim. Raises LockTimeout."""
         cdef Waiting waiting
         cdef Status status
@@ -63,17 +70,18 @@ cdef class Claim(LockedSection):
         self.owner._begin(&self.op, &self.key_bytes, &waiting)
         try:
             status = repeat(self.handle, &self.op, attempt_claim, <void *> self, &waiting)
-            if status != OK:
+            if no_room(status):
+                self.is_unclaimed = True
+            elif status != OK:
                 raise_status(self.handle, status, &self.op)
         except BaseException:
             self._wait_for(0)
             self._finish()
             raise
         self._wait_for(0)
-        if self.is_there or self.is_circular:
+        if self.is_there or self.is_unclaimed:
             self._finish()
             return False
-        store_relaxed_u64(context_redo(self.op.context), 0)
         self._locked()
         op_give_back(&self.op)
         op_end(&self.op)
@@ -87,7 +95,7 @@ cdef class Claim(LockedSection):
         for other in self.others:
             if other.state == SECTION_OPEN and other.op.generation == process_generation and (
                     other.handle.map.inode == self.handle.map.inode):
-                store_relaxed_u64(context_redo(other.op.context), word)
+                store_relaxed_u64(&other.op.context.child, word)
         return 0
 
     cdef bint _owns(self, uint32_t context) except -1:
@@ -116,7 +124,7 @@ cdef class Claim(LockedSection):
                 return False
             if self._owns(word_owner(header)):
                 return True
-            at = load_relaxed_u64(context_redo(context_at(map, word_owner(header))))
+            at = load_relaxed_u64(&context_at(map, word_owner(header)).child)
             if at == 0 or at >= map.element_max or (
                     object_memory_ready(&self.op, &map.element_pool, at) != OK):
                 return False
@@ -129,7 +137,14 @@ cdef class Claim(LockedSection):
         cdef Status status = map_find(map, self.op.hash, self.op.key, &found)
         cdef uint64_t deadline
         if status == ABSENT:
-            return self._attempt_blank()
+            status = self._attempt_blank()
+            if no_room(status):
+                # If all entries are claimed, perhaps by this thread, waiting for one is in vain.
+                self.refused += 1
+                if self.refused == ROOM_TRIES_MAX:
+                    self.is_unclaimed = True
+                    return OK
+            return status
         if status != OK:
             return status
         deadline = load_relaxed_u64(element_value(map, found.element) + map.timer_word - 1)
@@ -144,9 +159,10 @@ cdef class Claim(LockedSection):
             self.has_waited = True
             self.in_the_way = found.header
             if self._leads_here(&found):
-                self.is_circular = True
+                self.is_unclaimed = True
                 return OK
             return lock_busy(&self.op, &found.element.header, found.header)
+        store_relaxed_u64(&self.op.context.child, 0)   # before the claim can be followed
         status = element_hold(&self.op, &found, ELEMENT_LOCKED, &self.section.held)
         if status == OK:
             self.section.index = found.index
@@ -205,8 +221,7 @@ cdef class Claim(LockedSection):
 
     cdef int store(self, object value, int64_t deadline_ns) except -1:
         """Store the result and end the claim. Raises KeyGone if the claim was cut off, and what
-        storing raises."""
-        self._end_claim()
+        storing raises. Encoding may run the program's code, which may ask for the key itself."""
         if self.state != SECTION_OPEN:
             return 0
         if not self._mine():
@@ -218,6 +233,7 @@ cdef class Claim(LockedSection):
         try:
             return LockedSection._commit(self)
         finally:
+            self._end_claim()
             if self.view.buf != NULL:
                 PyBuffer_Release(&self.view)
 

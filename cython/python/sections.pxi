@@ -235,6 +235,8 @@ cdef class LockedSection:
                 self._expect_alive()
             while status == RETRY:             # again after close(): the handle stays attached
                 try:
+                    # What the beginning of the section could not give back is not the new value's.
+                    repeat(handle, &self.op, attempt_settle, NULL, &waiting)
                     status = repeat(handle, &self.op, attempt_end, <void *> self, &waiting)
                 except _errors.MapClosed:
                     pass

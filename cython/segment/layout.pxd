@@ -259,7 +259,7 @@ cdef struct Context:
     uint64_t line              # ALLOC by this context: on its way into a chain or out of one
     uint64_t line_stash        # first of a list, through words[0], of lines ALLOC by this context
     uint64_t in_transit        # ALLOC by this context, without a credit, between depot and block
-    uint64_t child             # of a split or merge
+    uint64_t child             # of a split or merge; of a claim: see claiming.pxi
     uint64_t depot             # depot locked, plus 1
     uint64_t block             # block word locked: index * 32 + kind of its pool + 1
     uint64_t list_head, list_tail    # objects taken from a block for the locked depot

@@ -149,6 +149,44 @@ def test_limits_hold_at_every_moment(make_cache, seed):
         assert cache.get(key) in (None, value_of(key))
 
 
+def store_new_keys(gate, name, number, keys):
+    with Cache(name, key=int, value=int) as cache:
+        gate.wait()
+        for key in range(number * keys, (number + 1) * keys):
+            cache.set(key, key)
+            assert cache.get(key, key) == key
+    gate.finish()
+
+
+def watch_fullness(gate, name, most):
+    """Return the least number of entries once the cache was full."""
+    least = most
+    with Cache(name, key=int, value=int) as cache:
+        gate.wait()
+        for _ in gate.open_for(1 << 30):
+            entries = len(cache)
+            assert entries <= most
+            if least < most or entries == most:
+                least = min(least, entries)
+    return least
+
+
+@pytest.mark.parametrize("keys", [400, pytest.param(10_000, marks=pytest.mark.thorough)])
+def test_eight_processes_keep_a_cache_full(make_cache, keys):
+    """Never more than max_entries, and never less than 99 % once it was full."""
+    most = 1000
+    cache = make_cache(key=int, value=int, max_entries=most)
+    for key in range(most):
+        cache.set(-key - 1, key)
+    jobs = [(store_new_keys, cache.name, number, keys) for number in range(8)]
+
+    *_, least = run_together("fork", *jobs, (watch_fullness, cache.name, most))
+
+    print(f"at least {least} of {most} entries")
+    assert len(cache) == most
+    assert least >= 0.99 * most
+
+
 # ---- which entry ----
 
 

@@ -44,6 +44,7 @@ def run(program, *options, result):
     [
         ["bench_dict.py", "--quick", "--keys", "copies"],
         ["bench_batch.py", "--quick"],
+        ["bench_cache_hits.py", "--quick"],
         ["bench_waiting.py", "--quick", "--rounds", "400"],
         ["core.py", "--quick", "--sizes", "32/256"],
         ["memory.py", "--sizes", "8/8", "32/256", "--entries", "1", "5000"],

@@ -333,10 +333,10 @@ def contents(shared_map, keys):
     return {key: value for key, value in found.items() if value is not None}
 
 
-def starved_s():
-    """How long this thread has been ready to run, all in all, while other threads had the
-    processors."""
-    with open("/proc/thread-self/schedstat") as file:
+def starved_s(pid="thread-self"):
+    """How long this thread, or the first one of a process, has been ready to run, all in all, while
+    other threads had the processors."""
+    with open(f"/proc/{pid}/schedstat") as file:
         return int(file.read().split()[1]) / 1e9
 
 

@@ -49,9 +49,11 @@ class Explorer:
     A state is (memory, place of each program). A program that dies leaves the memory as it is.
     """
 
+    cell_type = Cell
+
     def __init__(self, scene, without=()):
         self.scene = scene
-        self.cell = Cell(len(scene.programs), without)
+        self.cell = self.cell_type(len(scene.programs), without)
         self.automata = [
             Automaton(functools.partial(function, self.cell, me, *arguments))
             for me, (function, *arguments) in enumerate(scene.programs)
@@ -95,9 +97,10 @@ class Explorer:
         kind, address, condition, subjects = action
         if kind == LOCK:
             return memory[address] == 0
-        if kind != AWAIT:
-            return True
-        (subject,) = subjects
+        return kind != AWAIT or self.holds(condition, *subjects, memory, places)
+
+    def holds(self, condition, subject, memory, places):
+        """Whether what a program waits for is so."""
         if condition == "awake":
             return memory[self.cell.asleep[subject]] == 0
         if condition == "dead":
