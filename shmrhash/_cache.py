@@ -8,13 +8,14 @@ import math
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
 
 from shmrhash import _core
 from shmrhash._arguments import whole_number
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
 from shmrhash._map import RHashMap
+from shmrhash._mapping import store_updated
 from shmrhash._typed_maps import create_anonymous, open_or_create
 from shmrhash._types.records import record_name
 from shmrhash._types.schema import (
@@ -25,12 +26,16 @@ from shmrhash._types.schema import (
     restore_schema,
     with_ttl,
 )
+from shmrhash._typing import K, Options, V
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _MAX_BYTES = 64 << 20  # of a cache whose maker names no limit
 _ENTRY_BYTES = 256  # then there is an entry for each of so many bytes
 _VALUE_SHARE = 8  # one value takes at most an eighth of max_bytes
 
-_C = TypeVar("_C", bound="Cache")
+_C = TypeVar("_C", bound="Cache[Any, Any]")
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
@@ -61,7 +66,7 @@ class CacheStats(NamedTuple):
         return self.hits / (self.hits + self.misses) if self.hits else 0.0
 
 
-class Cache(_core.CacheCore):
+class Cache(_core.CacheCore[K, V]):
     """A cache in shared memory, for any number of processes.
 
     Cache(name, max_entries=10_000, ttl=60) creates the cache, or opens it if it exists. It holds at
@@ -92,6 +97,42 @@ class Cache(_core.CacheCore):
 
     _schema: Schema
 
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: type[K] = ...,
+        value: type[V] = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: type[K] = ...,
+        value: Any,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any,
+        value: type[V] = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any,
+        value: Any,
+        **options: Unpack[Options],
+    ) -> None: ...
     def __init__(
         self,
         name: str | None = None,
@@ -159,6 +200,29 @@ class Cache(_core.CacheCore):
         self._schema = schema
         if handle.ephemeral:  # a cache that is collected is closed; at exit _lifetime.py acts
             weakref.finalize(self, handle.close).atexit = False
+
+    def update_with(
+        self,
+        key: K,
+        function: Callable[[V], V],
+        *default: V,
+        timeout: float | None = None,
+        allow_none: bool = False,
+    ) -> V:
+        """Store function(value) while the key is locked; return it.
+
+        As SharedDict.update_with(): function runs once, and must not write this key by other means;
+        default is the value that it gets if the key is absent; the entry keeps its deadline. If the
+        value is being computed (get_or_compute), this waits for it. timeout: seconds; None is that
+        of the cache.
+
+        Raises KeyNotFound (ENOENT: absent, and no default), LockTimeout, DeadlockError, KeyGone
+        (the entry was deleted or expired while function ran), what function raises, InvalidArgument
+        (function returned None), and what set() raises; then nothing is stored.
+        """
+        if len(default) > 1:
+            raise TypeError("update_with takes a key, a function and a default")
+        return store_updated(self._section(key, timeout, *default), key, function, allow_none)
 
     def memoize(
         self,

@@ -1,4 +1,4 @@
-"""What only type checkers need of SharedDict and SharedCounter: type parameters, options.
+"""What only type checkers need of SharedDict, SharedCounter and Cache: type parameters, options.
 
 A parameter that key= or value= does not decide is Any.
 """
@@ -33,7 +33,7 @@ class CreateOptions(TypedDict, total=False):
 
 
 class Options(CreateOptions, total=False):
-    """The options of SharedDict()."""
+    """The options of SharedDict() and Cache()."""
 
     owner: int | None
     if_different: str

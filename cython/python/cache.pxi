@@ -26,6 +26,8 @@ cdef inline void count_one(MapHandle handle, int what) noexcept:
 cdef class CacheCore(DictHandle):
     """The operations of a cache."""
 
+    __class_getitem__ = classmethod(GenericAlias)
+
     def __init__(self, MapHandle handle not None, key, value, int64_t default_ttl_ns=0,
                  uint64_t value_bytes_max=0):
         DictHandle.__init__(self, handle, key, value, default_ttl_ns)
@@ -151,7 +153,7 @@ cdef class CacheCore(DictHandle):
         try:
             return self._store(key, value, flag, deadline_ns) == OK
         except (_errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull, _errors.MapFull):
-            if flag == UPDATE_ANY:
+            if flag != UPDATE_NOEXIST:
                 kept = key_encode(self.handle, self.key, key, &key_bytes)
                 self._remove(&key_bytes, False)
             raise
@@ -288,6 +290,16 @@ cdef class CacheCore(DictHandle):
         """
         return self._set(key, value, UPDATE_NOEXIST, self._deadline_after(ttl))
 
+    def replace(self, key, value, ttl=None):
+        """Store a value if key is present; return whether it was stored. ttl: as for set().
+
+        A key whose value is being computed is absent, and stays claimed. Atomic (W1). Expected
+        O(1).
+
+        Raises what set() raises; after TooLarge, too, the key is deleted.
+        """
+        return self._set(key, value, UPDATE_EXIST, self._deadline_after(ttl))
+
     def delete(self, key):
         """Delete key; return whether it was present. Atomic (W1).
 
@@ -334,6 +346,15 @@ cdef class CacheCore(DictHandle):
         """
         return add_to(self, key, delta, default)
 
+    def ttl(self, key):
+        """Return the seconds until an entry expires; None if it has no deadline.
+
+        Costs a lookup, which is not counted.
+
+        Raises KeyNotFound (ENOENT), TypeError, MapClosed.
+        """
+        return seconds_left(deadline_of(self, key))
+
     def touch(self, key, ttl=None):
         """Make an entry expire ttl seconds from now; return False if key is absent.
 
@@ -364,6 +385,10 @@ cdef class CacheCore(DictHandle):
         Raises LockTimeout, ReadOnlyMap, MapClosed.
         """
         clear_map(self.handle)
+
+    def _section(self, key, timeout, *default):
+        """A LockedEntry of key, which on entry inserts the default, if given, for an absent key."""
+        return LockedEntry(self, key, timeout, default[0] if default else NO_DEFAULT)
 
     def _counts(self):
         """(hits, misses, evicted as new, as kept, as expired, unreadable, computed, waited) of all
