@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 from shmrhash import _core
-from shmrhash._arguments import whole_number
+from shmrhash._arguments import checked_ttl, whole_number
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
 from shmrhash._map import RHashMap
 from shmrhash._mapping import store_updated
+from shmrhash._memoize import Memoized, expect_when_late, memoized_function
+from shmrhash._memoize import Options as MemoizeOptions
 from shmrhash._typed_maps import create_anonymous, open_or_create
 from shmrhash._types.records import record_name
 from shmrhash._types.schema import (
@@ -26,7 +26,7 @@ from shmrhash._types.schema import (
     restore_schema,
     with_ttl,
 )
-from shmrhash._typing import K, Options, V
+from shmrhash._typing import K, Options, P, V
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,7 +37,7 @@ _VALUE_SHARE = 8  # one value takes at most an eighth of max_bytes
 
 _C = TypeVar("_C", bound="Cache[Any, Any]")
 _T = TypeVar("_T")
-_P = ParamSpec("_P")
+_ABSENT: Any = object()
 
 
 class CacheStats(NamedTuple):
@@ -46,8 +46,12 @@ class CacheStats(NamedTuple):
     hits and misses: of get() and get_many(). evicted_new: entries that were evicted before anything
     read them a second time; evicted_kept: others that were evicted; evicted_expired: entries that
     had expired when room was needed. unreadable: values that could not be decoded. computed: values
-    that get_or_compute() computed. waited: calls of it that waited for another's value. entries:
-    those in the cache now, with expired ones that no operation has removed yet.
+    that get_or_compute() computed, in seconds_computing together. waited: calls of it that waited
+    for another's value. sets: values stored by set(), set_many(), add() and replace(). rejected:
+    values that did not fit. taken_over: computations that one who waited began, since the one who
+    computed had died or failed. stolen: claims that were taken from one who computed for longer
+    than wait seconds. not_stored: computed values that were invalidated meanwhile, or did not fit.
+    entries: those in the cache now, with expired ones that no operation has removed yet.
     """
 
     hits: int
@@ -58,6 +62,12 @@ class CacheStats(NamedTuple):
     unreadable: int
     computed: int
     waited: int
+    sets: int
+    rejected: int
+    taken_over: int
+    stolen: int
+    not_stored: int
+    seconds_computing: float
     entries: int
 
     @property
@@ -224,62 +234,97 @@ class Cache(_core.CacheCore[K, V]):
             raise TypeError("update_with takes a key, a function and a default")
         return store_updated(self._section(key, timeout, *default), key, function, allow_none)
 
+    async def aget_or_compute(
+        self,
+        key: K,
+        function: Callable[[], Awaitable[_T]],
+        ttl: float | Callable[[_T], float | bool | None] | None = None,
+        *,
+        wait: float = 10.0,
+        when_late: str = "compute",
+    ) -> _T:
+        """get_or_compute() for coroutines of asyncio: function() is awaited, and the loop goes on.
+
+        The coroutines of one loop that ask for a key have one computation, and the process has one
+        claim. If the one that computes is cancelled, or function() raises, another of them
+        computes. A circle of computations ends, as among threads: one of them computes without
+        waiting. While another process computes, the loop looks at the claim every 1 to 16
+        milliseconds. ttl, wait, when_late: as for get_or_compute().
+
+        Costs a get() if the value is there.
+
+        Raises what get_or_compute() raises.
+        """
+        found: Any = self.get(key, _ABSENT)
+        if found is not _ABSENT:
+            return found  # type: ignore[no-any-return]
+        from shmrhash._computing import Question  # asyncio takes long to import
+
+        if ttl is not None and not callable(ttl):
+            checked_ttl(ttl)
+        expect_when_late(when_late)
+        question = Question(self, key, function, ttl, wait, when_late)
+        return await question.answer()  # type: ignore[no-any-return]
+
     def memoize(
         self,
         ttl: float | None = None,
         *,
         key: Callable[..., Any] | None = None,
         name: str | None = None,
+        version: object = None,
+        typed: bool = False,
+        ignore: Collection[str] = (),
+        cache_if: Callable[[Any], object] | None = None,
+        errors: type[Exception] | tuple[type[Exception], ...] = (),
+        error_ttl: float | None = None,
         wait: float = 10.0,
-    ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+        when_late: str = "compute",
+    ) -> Callable[[Callable[P, _T]], Memoized[P, _T]]:
         """A decorator: calls of the function with the same arguments are computed once for all.
 
             @cache.memoize(ttl=60)
             def user(number): ...
 
-        A call is get_or_compute() of a key made of the arguments: key(*args, **kwargs) if key is
-        given; otherwise a tuple of the function's name, its positional and its named arguments, for
-        a cache whose keys are objects. name: unless given, the function's module and qualified
-        name. ttl, wait: as for get_or_compute(). f(2) and f(number=2) are two keys. None is a
-        result like others.
+        A call is get_or_compute() of a key made of the arguments, or, of a coroutine function,
+        aget_or_compute(). None is a result like others. ttl, wait, when_late: as for these.
 
-        The function has cache_key(...), which returns the key of a call; forget(...), which deletes
-        its result and returns whether it was there; and __wrapped__.
+        key: a function that makes the key, key(*args, **kwargs); unless given, the key is a tuple
+        of the function's name, its positional and its named arguments, for a cache whose keys are
+        objects. name: unless given, the function's module and qualified name. version: any object
+        whose str() becomes part of the name, for results that older code must not find. f(2) and
+        f(number=2) are two keys, unless ignore names parameters that are not to count, such as
+        "self": then the arguments are compared by their parameters. typed: f(1) and f(1.0) are two
+        keys.
 
-        Raises InvalidArgument (keys are not objects, and key is not given), TypeError (a coroutine
-        function); in a call, what get_or_compute() raises, and TypeError for arguments that cannot
-        be keys.
+        cache_if: a function of the result; if it is false, the result is returned and not stored.
+        errors: exceptions that are kept as results, for error_ttl seconds (None: for ttl), and
+        raised again, for a cache whose values are objects; one that cannot be pickled is not kept.
+
+        The function has cache_key(...), the key of a call; forget(...), which deletes a call's
+        result and returns whether it was there; refresh(...), which calls the function whatever the
+        cache has, and stores the result; cache_info(), which is stats(); and __wrapped__.
+
+        Raises InvalidArgument (keys are not objects, and key is not given; values are not, and
+        errors are; ignore names no parameter; when_late); in a call, what get_or_compute() raises,
+        and TypeError for arguments that cannot be keys.
         """
+        kept = errors if isinstance(errors, tuple) else (errors,)
         if key is None and self._schema.key.declared is not object:
             raise InvalidArgument(
                 f"cache {self.name!r} has keys of another type than object: give memoize a key= "
                 f"function that makes one of the arguments"
             )
-
-        def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
-            if inspect.iscoroutinefunction(function):
-                raise TypeError("memoize is for functions, and this is a coroutine function")
-            title = name or f"{function.__module__}.{function.__qualname__}"
-
-            def cache_key(*args: Any, **kwargs: Any) -> Any:
-                if key is not None:
-                    return key(*args, **kwargs)
-                return title, args, tuple(sorted(kwargs.items()))
-
-            def forget(*args: Any, **kwargs: Any) -> bool:
-                return self.delete(cache_key(*args, **kwargs))
-
-            @functools.wraps(function)
-            def memoized(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-                return self.get_or_compute(
-                    cache_key(*args, **kwargs), lambda: function(*args, **kwargs), ttl, wait=wait
-                )
-
-            memoized.cache_key = cache_key  # type: ignore[attr-defined]
-            memoized.forget = forget  # type: ignore[attr-defined]
-            return memoized
-
-        return decorate
+        if kept and self._schema.value.declared is not object:
+            raise InvalidArgument(
+                f"cache {self.name!r} has values of another type than object, so errors= cannot be "
+                f"kept in it"
+            )
+        expect_when_late(when_late)
+        options = MemoizeOptions(
+            ttl, key, name, version, typed, ignore, cache_if, kept, error_ttl, wait, when_late
+        )
+        return lambda function: memoized_function(self, function, options)
 
     @property
     def name(self) -> str:
@@ -297,14 +342,15 @@ class Cache(_core.CacheCore[K, V]):
         return self.handle.closed
 
     def stats(self) -> CacheStats:
-        """What all processes counted: hits, misses, evictions, unreadable values.
+        """What all processes counted: hits, misses, evictions, computations.
 
         Each process counts for itself, so counting costs a store to memory of its own. Costs about
         10 microseconds.
 
         Raises MapClosed.
         """
-        return CacheStats(*self._counts(), len(self))
+        counts = self._counts()
+        return CacheStats._make([*counts[:-1], counts[-1] / 1e9, len(self)])
 
     def info(self) -> dict[str, Any]:
         """RHashMap.info(), with the types, the ttl and the counts of stats() under "cache".

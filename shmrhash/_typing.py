@@ -8,17 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar
+    from typing_extensions import ParamSpec, TypeVar
 
     K = TypeVar("K", default=Any)  # keys
     V = TypeVar("V", default=Any)  # values
     N = TypeVar("N", int, float, default=int)  # counts
 else:
-    from typing import TypeVar
+    from typing import ParamSpec, TypeVar
 
     K = TypeVar("K")
     V = TypeVar("V")
     N = TypeVar("N", int, float)
+
+P = ParamSpec("P")  # of a memoized function, and what it returns
+R = TypeVar("R")
 
 
 class CreateOptions(TypedDict, total=False):

@@ -5,23 +5,6 @@
 # cannot be decoded.
 
 
-cdef enum:                     # the places of the counts in CacheCounts, in words
-    COUNT_HITS = 0
-    COUNT_MISSES = 1
-    COUNT_UNREADABLE = 5
-    COUNT_COMPUTED = 6
-    COUNT_WAITED = 7
-    COUNT_ALL = 8
-
-
-cdef inline void count_one(MapHandle handle, int what) noexcept:
-    """Add one to a count of this process. The GIL is held, so the count has one writer."""
-    cdef uint64_t *word
-    if not handle.is_closed and not handle.map.read_only and handle.map.local.registered:
-        word = <uint64_t *> counts_of(&handle.map) + what
-        store_relaxed_u64(word, load_relaxed_u64(word) + 1)
-
-
 @cython.auto_pickle(False)
 cdef class CacheCore(DictHandle):
     """The operations of a cache."""
@@ -150,9 +133,14 @@ cdef class CacheCore(DictHandle):
     cdef bint _set(self, object key, object value, uint32_t flag, int64_t deadline_ns) except -1:
         """Store a value. If it does not fit, the key is deleted: an old value would be wrong."""
         cdef KeyBytes key_bytes
+        cdef bint stored
         try:
-            return self._store(key, value, flag, deadline_ns) == OK
+            stored = self._store(key, value, flag, deadline_ns) == OK
+            if stored:
+                count_one(self.handle, COUNT_SETS)
+            return stored
         except (_errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull, _errors.MapFull):
+            count_one(self.handle, COUNT_REJECTED)
             if flag != UPDATE_NOEXIST:
                 kept = key_encode(self.handle, self.key, key, &key_bytes)
                 self._remove(&key_bytes, False)
@@ -161,40 +149,34 @@ cdef class CacheCore(DictHandle):
     cdef object _compute(self, Claim claim, function, ttl):
         """The result of function(), stored under the claimed key unless the claim was cut off, or
         the value does not fit."""
-        cdef int64_t deadline_ns
         try:
             value = function()
-            deadline_ns = self._deadline_after(ttl)
         except BaseException:
             claim.give_up()
             raise
-        count_one(self.handle, COUNT_COMPUTED)
-        if deadline_ns == 0:
-            deadline_ns = deadline_in(self.default_ttl_ns)
-        try:
-            claim.store(value, deadline_ns)
-        except (_errors.KeyGone, _errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull):
-            pass
+        claim.keep(value, ttl)
         return value
 
-    def get_or_compute(self, key, function, ttl=None, *, wait=10.0):
+    def get_or_compute(self, key, function, ttl=None, *, wait=10.0, when_late="compute"):
         """Return the value of key; if it is absent, call function(), store what it returns, and
-        return that. ttl: as for set(), from the end of the computation on.
+        return that. ttl: as for set(), from the end of the computation on; or a function of the
+        result that returns one, or False for a result that is not to be stored.
 
         Of all processes and threads that ask for a key at once, one computes, and the others wait
         for its result. While a value is there nobody waits. If function() raises, its caller gets
         the exception, and the next one who waits computes. If the process that computes dies, one
         who waits takes over within 50 ms. A computation that needs more than wait seconds is not
         waited for any longer: one of those who wait computes, too, and the late result is not
-        stored. If the key is deleted or stored during the computation, the result is returned to
+        stored; or, with when_late="raise", those who wait get LockTimeout. If the key is deleted or stored during the computation, the result is returned to
         those who asked before, and not stored; neither is one that does not fit.
 
         Computations may ask for other keys. A key that this thread computes already, or whose
         computation waits for this thread, is computed without waiting.
 
         Costs a get() if the value is there, and otherwise about three stores. Raises what
-        function() raises, TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed,
-        and what set() raises for a value that cannot be encoded.
+        function() raises, LockTimeout (when_late="raise"), InvalidArgument (ttl, when_late),
+        TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed, and what set()
+        raises for a value that cannot be encoded.
         """
         cdef Claim claim
         cdef KeyBytes key_bytes
@@ -202,16 +184,22 @@ cdef class CacheCore(DictHandle):
         found = self._get_counted(key)
         if found is not MISSING:
             return found
-        self._deadline_after(ttl)              # raises now, not after the computation
+        if not callable(ttl):
+            self._deadline_after(ttl)          # raises now, not after the computation
+        if when_late != "compute" and when_late != "raise":
+            raise _errors.InvalidArgument(
+                f"when_late must be 'compute' or 'raise', not {when_late!r}")
         for _ in range(CLAIM_TRIES_MAX):       # again if the value was gone before it was read
             claim = Claim(self, key, wait)
             try:
                 claimed = claim.take()
             except _errors.LockTimeout:
-                if claim.in_the_way == 0:
+                if claim.in_the_way == 0 or when_late == "raise":
                     raise
                 claim.steal()
                 continue
+            except _errors.DeadlockError:      # a coroutine of this thread computes it
+                break
             if claimed:
                 return self._compute(claim, function, ttl)
             if claim.is_circular:
@@ -386,13 +374,29 @@ cdef class CacheCore(DictHandle):
         """
         clear_map(self.handle)
 
+    def _raw_key(self, key):
+        """The bytes under which the map below the cache stores a key."""
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        return PyBytes_FromStringAndSize(
+            <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
+
+    def _peek(self, key, default):
+        """get() that does not count as a hit or miss, but as a value that was waited for."""
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._look(&key_bytes)
+        if found is MISSING:
+            return default
+        count_one(self.handle, COUNT_WAITED)
+        return found
+
     def _section(self, key, timeout, *default):
         """A LockedEntry of key, which on entry inserts the default, if given, for an absent key."""
         return LockedEntry(self, key, timeout, default[0] if default else NO_DEFAULT)
 
     def _counts(self):
-        """(hits, misses, evicted as new, as kept, as expired, unreadable, computed, waited) of all
-        processes."""
+        """The counts of all processes, in the order of CacheCounts."""
         cdef Map *map = &self.handle.map
         cdef uint64_t at
         cdef int what

@@ -23,7 +23,6 @@ cdef enum:
 
 
 @cython.final
-@cython.internal
 @cython.auto_pickle(False)
 @cython.no_gc_clear
 cdef class Claim(LockedSection):
@@ -43,16 +42,22 @@ cdef class Claim(LockedSection):
     cdef bint is_there             # the key has a value now
     cdef bint is_circular          # waiting would be for this thread itself
     cdef bint has_waited
-    cdef object thread
+    cdef object thread             # None: a coroutine has the claim, or waits for it
+    cdef readonly uint64_t element # the one that it has, or that was in the way last
+    cdef int64_t claimed_ns        # when it was claimed, CLOCK_MONOTONIC
 
-    def __cinit__(self, DictHandle owner not None, key, wait):
+    def __cinit__(self, DictHandle owner not None, key, wait, list others=None, task=None):
+        """others, task: for a coroutine, the claims that its computation has, and its task."""
         self.owner = owner
         self.handle = owner.handle
         self.timeout = wait
         self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
         self.room = owner._value_room(self.small, &self.words)
-        self.thread = PyThread_get_thread_ident()
-        self.others = claims_open.get(self.thread, [])
+        self.others = others
+        self.task = task
+        if others is None:
+            self.thread = PyThread_get_thread_ident()
+            self.others = claims_open.get(self.thread, [])
 
     cdef bint take(self) except -1:
         """Claim the key: True. False: it has a value now, or, is_circular, it has to be computed
@@ -78,7 +83,11 @@ cdef class Claim(LockedSection):
         op_give_back(&self.op)
         op_end(&self.op)
         self.state = SECTION_OPEN
-        claims_open.setdefault(self.thread, []).append(self)
+        self.claimed_ns = clock_ns(CLOCK_MONOTONIC)
+        if self.has_waited:
+            count_one(self.handle, COUNT_TAKEN_OVER)
+        if self.thread is not None:
+            claims_open.setdefault(self.thread, []).append(self)
         return True
 
     cdef int _wait_for(self, uint64_t word) except -1:
@@ -140,6 +149,7 @@ cdef class Claim(LockedSection):
         if not deadline_passed(deadline):
             self.is_there = True
             return OK
+        self.element = found.index
         if element_state(found.header) == ELEMENT_LOCKED:
             self.has_waited = True
             self.in_the_way = found.header
@@ -199,6 +209,7 @@ cdef class Claim(LockedSection):
             leave(self.handle, &op)
         if status != OK and status != ABSENT:
             raise_status(self.handle, status, &op)
+        count_one(self.handle, COUNT_STOLEN)
         return 0
 
     cdef int store(self, object value, int64_t deadline_ns) except -1:
@@ -235,6 +246,67 @@ cdef class Claim(LockedSection):
         if owner.key_slot != NO_SLOT:
             self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
         return section_commit(&self.op, &self.section, <const uint8_t *> self.words)
+
+    def keep(self, value, ttl):
+        """Store the result, with ttl as for get_or_compute(), and end the claim. False: the claim
+        was cut off, the value does not fit, or ttl forbids it. Raises what encoding and ttl raise,
+        and InvalidArgument (ttl)."""
+        cdef int64_t deadline_ns
+        cdef bint stored = True
+        count_one(self.handle, COUNT_COMPUTED)
+        count_more(self.handle, COUNT_COMPUTING_NS,
+                   <uint64_t> (clock_ns(CLOCK_MONOTONIC) - self.claimed_ns))
+        try:
+            if callable(ttl):
+                ttl = ttl(value)
+            if ttl is False:
+                self.give_up()
+                return False
+            deadline_ns = self.owner._deadline_after(ttl)
+            if deadline_ns == 0:
+                deadline_ns = deadline_in(self.owner.default_ttl_ns)
+            self.store(value, deadline_ns)
+        except (_errors.KeyGone, _errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull):
+            count_one(self.handle, COUNT_NOT_STORED)
+            stored = False
+        except BaseException:
+            self.give_up()
+            raise
+        return stored
+
+    def drop(self):
+        """End the claim, and store nothing: the next one who waits may compute."""
+        self.give_up()
+
+    # For an event loop (shmrhash/_computing.py), where a coroutine waits between attempts.
+
+    def attempt(self):
+        """Try to claim the key, without waiting. True: it is claimed; False: it has a value now,
+        or, has_to_compute, cannot be waited for; None: another has the claim."""
+        self.state = SECTION_NEW
+        self.began = clock_ns(CLOCK_MONOTONIC)
+        try:
+            return self.take()
+        except _errors.LockTimeout:
+            return None
+        except _errors.DeadlockError:          # a get_or_compute() below this loop computes it
+            self.is_circular = True
+            return False
+
+    @property
+    def has_to_compute(self):
+        return self.is_circular
+
+    def waits_for(self, uint64_t element):
+        """Say, to those who look for a circle, for which element the claim's computation waits;
+        0: for none."""
+        if self.state == SECTION_OPEN and self._mine():
+            store_relaxed_u64(context_redo(self.op.context), element)
+
+    def cut_off(self):
+        """After attempt() returned None: take the claim away from the one who has it."""
+        if self.in_the_way != 0:
+            self.steal()
 
 
 cdef Status attempt_claim(Op *op, void *arguments) except? RETRY:

@@ -11,6 +11,33 @@ cdef enum:
     EMPTY_TRIES_MAX = 10000    # others have all credits on their way: each try yields to them
 
 
+cdef enum:                     # the places of the counts in CacheCounts, in words
+    COUNT_HITS = 0
+    COUNT_MISSES = 1
+    COUNT_UNREADABLE = 5
+    COUNT_COMPUTED = 6
+    COUNT_WAITED = 7
+    COUNT_SETS = 8
+    COUNT_REJECTED = 9
+    COUNT_TAKEN_OVER = 10
+    COUNT_STOLEN = 11
+    COUNT_NOT_STORED = 12
+    COUNT_COMPUTING_NS = 13
+    COUNT_ALL = 14             # the places behind it are reserved
+
+
+cdef inline void count_more(MapHandle handle, int what, uint64_t more) noexcept:
+    """Add to a count of this process. The GIL is held, so the count has one writer."""
+    cdef uint64_t *word
+    if not handle.is_closed and not handle.map.read_only and handle.map.local.registered:
+        word = <uint64_t *> counts_of(&handle.map) + what
+        store_relaxed_u64(word, load_relaxed_u64(word) + more)
+
+
+cdef inline void count_one(MapHandle handle, int what) noexcept:
+    count_more(handle, what, 1)
+
+
 cdef bint evict_for_room(MapHandle handle, Op *op, Status status, Waiting *waiting) noexcept:
     """After FULL, NO_MEMORY or OUT_OF_BYTES: evict some entries, each time twice as many. True: try
     the operation again. False: it has been tried since a search that found nothing to evict.
