@@ -6,10 +6,12 @@ import math
 import weakref
 from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmrhash import _core
-from shmrhash._arguments import checked_ttl, whole_number
+from shmrhash._arguments import checked_ttl, expect_staleness, whole_number
+from shmrhash._cachestats import CacheStats
+from shmrhash._claims import CacheClaim
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
 from shmrhash._map import RHashMap
@@ -38,42 +40,6 @@ _VALUE_SHARE = 8  # one value takes at most an eighth of max_bytes
 _C = TypeVar("_C", bound="Cache[Any, Any]")
 _T = TypeVar("_T")
 _ABSENT: Any = object()
-
-
-class CacheStats(NamedTuple):
-    """What all processes counted since the cache was made.
-
-    hits and misses: of get() and get_many(). evicted_new: entries that were evicted before anything
-    read them a second time; evicted_kept: others that were evicted; evicted_expired: entries that
-    had expired when room was needed. unreadable: values that could not be decoded. computed: values
-    that get_or_compute() computed, in seconds_computing together. waited: calls of it that waited
-    for another's value. sets: values stored by set(), set_many(), add() and replace(). rejected:
-    values that did not fit. taken_over: computations that one who waited began, since the one who
-    computed had died or failed. stolen: claims that were taken from one who computed for longer
-    than wait seconds. not_stored: computed values that were invalidated meanwhile, or did not fit.
-    entries: those in the cache now, with expired ones that no operation has removed yet.
-    """
-
-    hits: int
-    misses: int
-    evicted_new: int
-    evicted_kept: int
-    evicted_expired: int
-    unreadable: int
-    computed: int
-    waited: int
-    sets: int
-    rejected: int
-    taken_over: int
-    stolen: int
-    not_stored: int
-    seconds_computing: float
-    entries: int
-
-    @property
-    def hit_ratio(self) -> float:
-        """Hits as a share of all lookups; 0.0 if there were none."""
-        return self.hits / (self.hits + self.misses) if self.hits else 0.0
 
 
 class Cache(_core.CacheCore[K, V]):
@@ -234,12 +200,30 @@ class Cache(_core.CacheCore[K, V]):
             raise TypeError("update_with takes a key, a function and a default")
         return store_updated(self._section(key, timeout, *default), key, function, allow_none)
 
+    def claim(self, key: K, *, wait: float = 10.0) -> CacheClaim[K, V]:
+        """get_or_compute() without a function, for a with statement.
+
+            with cache.claim("page") as claim:
+                if not claim.found:
+                    claim.set(render("page"), ttl=60)
+            show(claim.value)
+
+        Inside the block the key has a value, claim.value, or this thread computes it for all
+        processes and stores it by claim.set(). A block that ends without set(), or raises, leaves
+        the computation to the next one who waits. wait: as for get_or_compute().
+
+        The block raises what get() and set() raise.
+        """
+        return CacheClaim(self, key, wait)
+
     async def aget_or_compute(
         self,
         key: K,
         function: Callable[[], Awaitable[_T]],
         ttl: float | Callable[[_T], float | bool | None] | None = None,
         *,
+        stale: float = 0.0,
+        early: float = 0.0,
         wait: float = 10.0,
         when_late: str = "compute",
     ) -> _T:
@@ -249,21 +233,26 @@ class Cache(_core.CacheCore[K, V]):
         claim. If the one that computes is cancelled, or function() raises, another of them
         computes. A circle of computations ends, as among threads: one of them computes without
         waiting. While another process computes, the loop looks at the claim every 1 to 16
-        milliseconds. ttl, wait, when_late: as for get_or_compute().
+        milliseconds. ttl, stale, early, wait, when_late: as for get_or_compute().
 
         Costs a get() if the value is there.
 
         Raises what get_or_compute() raises.
         """
         found: Any = self.get(key, _ABSENT)
-        if found is not _ABSENT:
+        if found is not _ABSENT and not stale and not early:
             return found  # type: ignore[no-any-return]
-        from shmrhash._computing import Question  # asyncio takes long to import
+        from shmrhash._computing import Question, refreshed  # asyncio takes long to import
 
+        expect_staleness(stale, early)
+        if found is not _ABSENT:
+            return await refreshed(  # type: ignore[no-any-return]
+                self, key, function, ttl, stale, early, found
+            )
         if ttl is not None and not callable(ttl):
             checked_ttl(ttl)
         expect_when_late(when_late)
-        question = Question(self, key, function, ttl, wait, when_late)
+        question = Question(self, key, function, ttl, stale, wait, when_late)
         return await question.answer()  # type: ignore[no-any-return]
 
     def memoize(
@@ -278,6 +267,8 @@ class Cache(_core.CacheCore[K, V]):
         cache_if: Callable[[Any], object] | None = None,
         errors: type[Exception] | tuple[type[Exception], ...] = (),
         error_ttl: float | None = None,
+        stale: float = 0.0,
+        early: float = 0.0,
         wait: float = 10.0,
         when_late: str = "compute",
     ) -> Callable[[Callable[P, _T]], Memoized[P, _T]]:
@@ -287,7 +278,8 @@ class Cache(_core.CacheCore[K, V]):
             def user(number): ...
 
         A call is get_or_compute() of a key made of the arguments, or, of a coroutine function,
-        aget_or_compute(). None is a result like others. ttl, wait, when_late: as for these.
+        aget_or_compute(). None is a result like others. ttl, stale, early, wait, when_late: as for
+        these.
 
         key: a function that makes the key, key(*args, **kwargs); unless given, the key is a tuple
         of the function's name, its positional and its named arguments, for a cache whose keys are
@@ -306,8 +298,8 @@ class Cache(_core.CacheCore[K, V]):
         cache has, and stores the result; cache_info(), which is stats(); and __wrapped__.
 
         Raises InvalidArgument (keys are not objects, and key is not given; values are not, and
-        errors are; ignore names no parameter; when_late); in a call, what get_or_compute() raises,
-        and TypeError for arguments that cannot be keys.
+        errors are; ignore names no parameter; stale, early, when_late); in a call, what
+        get_or_compute() raises, and TypeError for arguments that cannot be keys.
         """
         kept = errors if isinstance(errors, tuple) else (errors,)
         if key is None and self._schema.key.declared is not object:
@@ -321,8 +313,10 @@ class Cache(_core.CacheCore[K, V]):
                 f"kept in it"
             )
         expect_when_late(when_late)
+        expect_staleness(stale, early)
+        limits = {"stale": stale, "early": early, "wait": wait, "when_late": when_late}
         options = MemoizeOptions(
-            ttl, key, name, version, typed, ignore, cache_if, kept, error_ttl, wait, when_late
+            ttl, key, name, version, typed, ignore, cache_if, kept, error_ttl, limits
         )
         return lambda function: memoized_function(self, function, options)
 
@@ -350,7 +344,7 @@ class Cache(_core.CacheCore[K, V]):
         Raises MapClosed.
         """
         counts = self._counts()
-        return CacheStats._make([*counts[:-1], counts[-1] / 1e9, len(self)])
+        return CacheStats._make([*counts[:-2], counts[-2] / 1e9, counts[-1], len(self)])
 
     def info(self) -> dict[str, Any]:
         """RHashMap.info(), with the types, the ttl and the counts of stats() under "cache".

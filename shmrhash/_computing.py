@@ -72,6 +72,29 @@ _outer: ContextVar[tuple[_Computation, ...]] = ContextVar("shmrhash computations
 os.register_at_fork(after_in_child=_computations.clear)  # the loops are the parent's
 
 
+async def refreshed(
+    cache: _core.CacheCore[Any, Any],
+    key: Any,
+    function: Callable[[], Awaitable[Any]],
+    ttl: Any,
+    stale: float,
+    early: float,
+    found: Any,
+) -> Any:
+    """The value found, or another one, if this coroutine is to compute it again."""
+    others = [one.claim for one in _outer.get() if one.claim is not None]
+    claim = cache._begin_refresh(key, stale, early, others, asyncio.current_task())
+    if claim is None:
+        return found
+    try:
+        value = await function()
+    except BaseException:
+        claim.drop()
+        raise
+    claim.keep(value, ttl, stale)
+    return value
+
+
 class Question:
     """One coroutine's wish for the value of a key."""
 
@@ -81,6 +104,7 @@ class Question:
         key: Any,
         function: Callable[[], Awaitable[Any]],
         ttl: Any,
+        stale: float,
         wait: float,
         when_late: str,
     ) -> None:
@@ -88,6 +112,7 @@ class Question:
         self._key = key
         self._function = function
         self._ttl = ttl
+        self._stale = stale
         self._when_late = when_late
         self._deadline = _core.deadline_after(wait)
         self._place = _core.notifier_key(cache.handle), cache._raw_key(key)
@@ -193,5 +218,5 @@ class Question:
         finally:
             _outer.reset(token)
         if claim is not None:
-            claim.keep(value, self._ttl)
+            claim.keep(value, self._ttl, self._stale)
         return value

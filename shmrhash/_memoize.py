@@ -44,10 +44,26 @@ class CacheMethods(Protocol):
     """What this module needs of a cache."""
 
     def get_or_compute(
-        self, key: Any, function: Callable[[], Any], ttl: Any, *, wait: float, when_late: str
+        self,
+        key: Any,
+        function: Callable[[], Any],
+        ttl: Any,
+        *,
+        stale: float,
+        early: float,
+        wait: float,
+        when_late: str,
     ) -> Any: ...
     async def aget_or_compute(
-        self, key: Any, function: Callable[[], Any], ttl: Any, *, wait: float, when_late: str
+        self,
+        key: Any,
+        function: Callable[[], Any],
+        ttl: Any,
+        *,
+        stale: float,
+        early: float,
+        wait: float,
+        when_late: str,
     ) -> Any: ...
     def set(self, key: Any, value: Any, ttl: float | None) -> None: ...
     def delete(self, key: Any) -> bool: ...
@@ -67,8 +83,7 @@ class Options:
     cache_if: Callable[[Any], object] | None
     errors: tuple[type[Exception], ...]
     error_ttl: float | None
-    wait: float
-    when_late: str
+    limits: dict[str, Any]  # stale, early, wait, when_late
 
     def ttl_of(self, result: Any) -> Any:
         """How long a result is kept; False: it is not."""
@@ -134,7 +149,6 @@ def _calls_once(
     options: Options,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The memoized function, and refresh(), for a function."""
-    limits: dict[str, Any] = {"wait": options.wait, "when_late": options.when_late}
 
     def computed(args: Any, kwargs: Any) -> Any:
         try:
@@ -144,7 +158,9 @@ def _calls_once(
 
     def memoized(*args: Any, **kwargs: Any) -> Any:
         key = cache_key(*args, **kwargs)
-        found = cache.get_or_compute(key, lambda: computed(args, kwargs), options.ttl_of, **limits)
+        found = cache.get_or_compute(
+            key, lambda: computed(args, kwargs), options.ttl_of, **options.limits
+        )
         return _result(found)
 
     def refresh(*args: Any, **kwargs: Any) -> Any:
@@ -160,7 +176,6 @@ def _awaits_once(
     options: Options,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """_calls_once() for a coroutine function."""
-    limits: dict[str, Any] = {"wait": options.wait, "when_late": options.when_late}
 
     async def computed(args: Any, kwargs: Any) -> Any:
         try:
@@ -172,7 +187,7 @@ def _awaits_once(
         key = cache_key(*args, **kwargs)
         return _result(
             await cache.aget_or_compute(
-                key, lambda: computed(args, kwargs), options.ttl_of, **limits
+                key, lambda: computed(args, kwargs), options.ttl_of, **options.limits
             )
         )
 
@@ -190,7 +205,8 @@ def _stored(cache: CacheMethods, key: Any, result: Any, options: Options) -> Any
     if ttl is False:
         cache.delete(key)
     else:
-        cache.set(key, result, ttl)
+        stale = options.limits["stale"] if ttl is not None else 0
+        cache.set(key, result, ttl + stale if stale else ttl)
     return _result(result)
 
 

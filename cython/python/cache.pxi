@@ -146,7 +146,7 @@ cdef class CacheCore(DictHandle):
                 self._remove(&key_bytes, False)
             raise
 
-    cdef object _compute(self, Claim claim, function, ttl):
+    cdef object _compute(self, Claim claim, function, ttl, stale):
         """The result of function(), stored under the claimed key unless the claim was cut off, or
         the value does not fit."""
         try:
@@ -154,10 +154,11 @@ cdef class CacheCore(DictHandle):
         except BaseException:
             claim.give_up()
             raise
-        claim.keep(value, ttl)
+        claim.keep(value, ttl, stale)
         return value
 
-    def get_or_compute(self, key, function, ttl=None, *, wait=10.0, when_late="compute"):
+    def get_or_compute(self, key, function, ttl=None, *, stale=0.0, early=0.0, wait=10.0,
+                       when_late="compute"):
         """Return the value of key; if it is absent, call function(), store what it returns, and
         return that. ttl: as for set(), from the end of the computation on; or a function of the
         result that returns one, or False for a result that is not to be stored.
@@ -167,14 +168,23 @@ cdef class CacheCore(DictHandle):
         the exception, and the next one who waits computes. If the process that computes dies, one
         who waits takes over within 50 ms. A computation that needs more than wait seconds is not
         waited for any longer: one of those who wait computes, too, and the late result is not
-        stored; or, with when_late="raise", those who wait get LockTimeout. If the key is deleted or stored during the computation, the result is returned to
-        those who asked before, and not stored; neither is one that does not fit.
+        stored; or, with when_late="raise", those who wait get LockTimeout. If the key is deleted or
+        stored during the computation, the result is returned to those who asked before, and not
+        stored; neither is one that does not fit.
+
+        stale: for so many seconds after its ttl a value is still there, for get() too. The first
+        call that finds such a value computes it again, and the others return the old one without
+        waiting. early: a call computes a value again before its ttl is over, at random, the sooner
+        the longer the computation took and the greater early is (1.0 is usual; XFetch), while the
+        others return the old one. In both cases a value that was stored, deleted or touched
+        meanwhile stays as it is.
 
         Computations may ask for other keys. A key that this thread computes already, or whose
         computation waits for this thread, is computed without waiting.
 
         Costs a get() if the value is there, and otherwise about three stores. Raises what
-        function() raises, LockTimeout (when_late="raise"), InvalidArgument (ttl, when_late),
+        function() raises, LockTimeout (when_late="raise"), InvalidArgument (ttl, stale, early,
+        when_late),
         TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed, and what set()
         raises for a value that cannot be encoded.
         """
@@ -183,7 +193,12 @@ cdef class CacheCore(DictHandle):
         cdef int _
         found = self._get_counted(key)
         if found is not MISSING:
+            if stale or early:
+                claim = begin_refresh(self, key, stale, early, None, None)
+                if claim is not None:
+                    return self._compute(claim, function, ttl, stale)
             return found
+        _arguments.expect_staleness(stale, early)
         if not callable(ttl):
             self._deadline_after(ttl)          # raises now, not after the computation
         if when_late != "compute" and when_late != "raise":
@@ -201,7 +216,7 @@ cdef class CacheCore(DictHandle):
             except _errors.DeadlockError:      # a coroutine of this thread computes it
                 break
             if claimed:
-                return self._compute(claim, function, ttl)
+                return self._compute(claim, function, ttl, stale)
             if claim.is_circular:
                 break
             kept = key_encode(self.handle, self.key, key, &key_bytes)
@@ -390,6 +405,9 @@ cdef class CacheCore(DictHandle):
             return default
         count_one(self.handle, COUNT_WAITED)
         return found
+
+    def _begin_refresh(self, key, double stale, double early, list others, task):
+        return begin_refresh(self, key, stale, early, others, task)
 
     def _section(self, key, timeout, *default):
         """A LockedEntry of key, which on entry inserts the default, if given, for an absent key."""

@@ -15,11 +15,20 @@
 # threads that begin to wait at the same time each stores first and follows then, so at least one of
 # a circle sees it; the others look again at every slice of their sleep. The words are hints: a
 # wrong one costs a computation.
+#
+# Shadows. A value that is still served while it is computed again cannot be claimed like this: its
+# entry stays as it is for readers and writers. So the claim is a blank under another key, the
+# shadow of the key. After it is claimed, the entry is looked at once more: another may have
+# computed it just before. The result is stored only if the entry has the same header then, so what
+# was stored, deleted or touched meanwhile stays. If the process dies, its shadow is free.
 
 cdef enum:
     CLAIM_TRIES_MAX = 100      # values that were evicted before those who waited had read them
     CIRCLE_STEPS_MAX = 16      # a longer chain of owners ends by the time limit of the waits
     BLANK_DEADLINE = 1         # in the first ns after the system's start
+    SHADOW_BITS = 0xA5         # of each byte of a key that stands in the entry
+
+cdef bytes SHADOW_PREFIX = b"\xffshadow of \xff"          # not UTF-8
 
 
 @cython.final
@@ -43,10 +52,13 @@ cdef class Claim(LockedSection):
     cdef bint is_circular          # waiting would be for this thread itself
     cdef bint has_waited
     cdef object thread             # None: a coroutine has the claim, or waits for it
-    cdef readonly uint64_t element # the one that it has, or that was in the way last
+    cdef readonly uint64_t element  # the one that it has, or that was in the way last
     cdef int64_t claimed_ns        # when it was claimed, CLOCK_MONOTONIC
+    cdef object shadowed           # the key whose shadow is claimed; or MISSING
+    cdef uint64_t expected         # the header that the key's entry must have; 0: any, or none
 
-    def __cinit__(self, DictHandle owner not None, key, wait, list others=None, task=None):
+    def __cinit__(self, DictHandle owner not None, key, wait, list others=None, task=None,
+                  bint shadow=False):
         """others, task: for a coroutine, the claims that its computation has, and its task."""
         self.owner = owner
         self.handle = owner.handle
@@ -55,9 +67,28 @@ cdef class Claim(LockedSection):
         self.room = owner._value_room(self.small, &self.words)
         self.others = others
         self.task = task
+        self.shadowed = MISSING
+        if shadow:
+            self.shadowed = key
+            self._move_to_shadow()
         if others is None:
             self.thread = PyThread_get_thread_ident()
             self.others = claims_open.get(self.thread, [])
+
+    cdef int _move_to_shadow(self) except -1:
+        """Replace the key by its shadow, which no str has, and hardly any other key."""
+        cdef Span span
+        raw = PyBytes_FromStringAndSize(
+            <const char *> self.key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
+        if self.owner.key_slot == NO_SLOT:
+            self.kept = bytes([byte ^ SHADOW_BITS for byte in raw])
+            self.key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
+        else:
+            self.kept = SHADOW_PREFIX + raw
+            span.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
+            span.size = PyBytes_GET_SIZE(self.kept)
+            key_digested(self.handle, &self.key_bytes, span)
+        return 0
 
     cdef bint take(self) except -1:
         """Claim the key: True. False: it has a value now, or, is_circular, it has to be computed
@@ -137,6 +168,8 @@ cdef class Claim(LockedSection):
         cdef Found found
         cdef Status status = map_find(map, self.op.hash, self.op.key, &found)
         cdef uint64_t deadline
+        if self.expected != 0 and (status == ABSENT or status == OK):
+            return self._attempt_expected(status, &found)
         if status == ABSENT:
             return self._attempt_blank()
         if status != OK:
@@ -158,6 +191,16 @@ cdef class Claim(LockedSection):
                 return OK
             return lock_busy(&self.op, &found.element.header, found.header)
         status = element_hold(&self.op, &found, ELEMENT_LOCKED, &self.section.held)
+        if status == OK:
+            self.section.index = found.index
+        return status
+
+    cdef Status _attempt_expected(self, Status status, Found *found) noexcept:
+        """Claim an entry that must not have changed; is_there: it has."""
+        if status == ABSENT or found.header != self.expected:
+            self.is_there = True
+            return OK
+        status = element_hold(&self.op, found, ELEMENT_LOCKED, &self.section.held)
         if status == OK:
             self.section.index = found.index
         return status
@@ -191,8 +234,16 @@ cdef class Claim(LockedSection):
     cdef int give_up(self) except -1:
         """End the claim, and store nothing: the next one who waits may compute."""
         self._end_claim()
-        if self.state == SECTION_OPEN:
+        if self.state != SECTION_OPEN:
+            return 0
+        if self.shadowed is MISSING or not self._mine():
             self._abandon()
+            return 0
+        self.removing = True                   # the blank; if it stays, it has expired
+        try:
+            LockedSection._commit(self)
+        except _errors.Error:
+            pass
         return 0
 
     cdef int steal(self) except -1:
@@ -245,12 +296,30 @@ cdef class Claim(LockedSection):
         self.op.options = OP_RAW_FIELDS
         if owner.key_slot != NO_SLOT:
             self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
+        # A hint: the element may have another entry by now, if the claim was cut off.
+        store_relaxed_u16(
+            &element_mark(&self.handle.map, element_at(&self.handle.map, self.section.index)).cost,
+            cost_of(<uint64_t> (clock_ns(CLOCK_MONOTONIC) - self.claimed_ns)))
         return section_commit(&self.op, &self.section, <const uint8_t *> self.words)
 
-    def keep(self, value, ttl):
-        """Store the result, with ttl as for get_or_compute(), and end the claim. False: the claim
-        was cut off, the value does not fit, or ttl forbids it. Raises what encoding and ttl raise,
-        and InvalidArgument (ttl)."""
+    cdef int _store_shadowed(self, object value, int64_t deadline_ns) except -1:
+        """Store the result under the key itself, if its entry has not changed, and end the claim.
+        Raises KeyGone if it has."""
+        cdef Claim itself = Claim(self.owner, self.shadowed, None, [])
+        itself.expected = self.expected
+        try:
+            if self.state != SECTION_OPEN or not self._mine() or not itself.take():
+                raise _errors.KeyGone(f"map {self.handle.name!r}: the entry has changed")
+            itself.claimed_ns = self.claimed_ns
+            itself.store(value, deadline_ns)
+        finally:
+            self.give_up()
+        return 0
+
+    def keep(self, value, ttl, double stale=0):
+        """Store the result, with ttl and stale as for get_or_compute(), and end the claim. False:
+        the claim was cut off, the entry of a shadow's key has changed, the value does not fit, or
+        ttl forbids it. Raises what encoding and ttl raise, and InvalidArgument (ttl)."""
         cdef int64_t deadline_ns
         cdef bint stored = True
         count_one(self.handle, COUNT_COMPUTED)
@@ -265,7 +334,12 @@ cdef class Claim(LockedSection):
             deadline_ns = self.owner._deadline_after(ttl)
             if deadline_ns == 0:
                 deadline_ns = deadline_in(self.owner.default_ttl_ns)
-            self.store(value, deadline_ns)
+            if deadline_ns != 0 and deadline_ns != _arguments.NEVER_NS:
+                deadline_ns += <int64_t> (stale * 1e9)
+            if self.shadowed is MISSING:
+                self.store(value, deadline_ns)
+            else:
+                self._store_shadowed(value, deadline_ns)
         except (_errors.KeyGone, _errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull):
             count_one(self.handle, COUNT_NOT_STORED)
             stored = False
@@ -273,6 +347,15 @@ cdef class Claim(LockedSection):
             self.give_up()
             raise
         return stored
+
+    def wait(self):
+        """Claim the key, or wait until it has a value. True: it is claimed; False: it has a value,
+        or, has_to_compute, cannot be waited for. Raises LockTimeout."""
+        try:
+            return self.take()
+        except _errors.DeadlockError:          # a coroutine of this thread computes it
+            self.is_circular = True
+            return False
 
     def drop(self):
         """End the claim, and store nothing: the next one who waits may compute."""

@@ -2,7 +2,9 @@
 # Part of _core.pyx: evicting from a cache before an operation is refused for want of room. Which
 # entries go is decided in evict.pxd. A store into a cache that has no credit left does not come
 # here: it evicts as it begins (room_reserve).
-from map.evict cimport EVICT_LOOKS_MAX, counts_of, entry_used, evict_one, room_reserve
+from map.evict cimport (
+    EVICT_LOOKS_MAX, cost_ns, cost_of, counts_of, element_mark, entry_used, evict_one, room_reserve,
+)
 
 cdef enum:
     EVICTIONS_AT_ONCE = 4      # before an operation yields the processor
@@ -23,7 +25,8 @@ cdef enum:                     # the places of the counts in CacheCounts, in wor
     COUNT_STOLEN = 11
     COUNT_NOT_STORED = 12
     COUNT_COMPUTING_NS = 13
-    COUNT_ALL = 14             # the places behind it are reserved
+    COUNT_STALE_HITS = 14
+    COUNT_ALL = 15             # the place behind it is reserved
 
 
 cdef inline void count_more(MapHandle handle, int what, uint64_t more) noexcept:

@@ -520,3 +520,65 @@ def test_statistics_of_computations(cache):
     stats = cache.stats()
     assert (stats.computed, stats.sets, stats.not_stored, stats.stolen) == (2, 1, 1, 0)
     assert 0.01 <= stats.seconds_computing < PATIENCE_S
+
+
+# ---- claim ----
+
+
+def test_a_claim_has_the_value_or_computes_it(cache):
+    with cache.claim("a") as claim:
+        assert not claim.found
+        with pytest.raises(InvalidArgument):
+            _ = claim.value
+        assert claim.set([1], ttl=100)
+        with pytest.raises(InvalidArgument):
+            claim.set([2])
+    assert claim.value == [1]
+    assert cache.ttl("a") > 90
+    with cache.claim("a") as claim:
+        assert (claim.found, claim.value) == (True, [1])
+        with pytest.raises(InvalidArgument):
+            claim.set([2])
+    with pytest.raises(InvalidArgument):
+        cache.claim("b").set(1)
+    assert cache.get("a") == [1]
+
+
+def test_a_claim_that_sets_nothing_is_left_to_the_next(cache):
+    with cache.claim("a"):
+        pass
+    with pytest.raises(ZeroDivisionError), cache.claim("a"):
+        _ = 1 // 0
+
+    assert "a" not in cache
+    assert cache.get_or_compute("a", lambda: 1) == 1
+
+
+def test_a_claim_keeps_others_waiting_and_ends_with_its_process(cache, journal):
+    def claim_and_hang():
+        with reopened(cache.name) as mine, mine.claim("a") as claim:
+            assert not claim.found
+            journal.note()
+            time.sleep(10 * PATIENCE_S)
+
+    child = Child(claim_and_hang)
+    wait_until(lambda: journal.count() == 1)
+    with cache.claim("a", wait=0.01) as claim:  # it is late
+        assert not claim.found
+        with cache.claim("a") as inner:  # by the same thread
+            assert not inner.found
+            assert not inner.set("inner")
+    other = Child(in_other, cache.name, "a", journal)
+    assert other.result() == "a"
+    child.kill()
+
+    with cache.claim("a") as claim:
+        assert claim.value == "a"
+
+
+def test_a_claim_whose_key_was_stored_meanwhile_stores_nothing(cache):
+    with cache.claim("a") as claim:
+        cache.set("a", "newer")
+        assert not claim.set("older")
+
+    assert cache.get("a") == "newer"
