@@ -60,3 +60,9 @@ def expect_staleness(stale: float, early: float) -> None:
             raise InvalidArgument(f"{name} must be a number, not {number!r:.60}")
         if not 0 <= number <= most:
             raise InvalidArgument(f"{name} must be between 0 and {most}, not {number}")
+
+
+def expect_when_late(when_late: str) -> None:
+    """Raise InvalidArgument unless when_late is one that get_or_compute() knows."""
+    if when_late not in ("compute", "raise"):
+        raise InvalidArgument(f"when_late must be 'compute' or 'raise', not {when_late!r}")

@@ -9,14 +9,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmrhash import _core
-from shmrhash._arguments import checked_ttl, expect_staleness, whole_number
+from shmrhash._arguments import checked_ttl, expect_staleness, expect_when_late, whole_number
 from shmrhash._cachestats import CacheStats
 from shmrhash._claims import CacheClaim
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
 from shmrhash._map import RHashMap
 from shmrhash._mapping import store_updated
-from shmrhash._memoize import Memoized, expect_when_late, memoized_function
+from shmrhash._memoize import Memoized, memoized_function
 from shmrhash._memoize import Options as MemoizeOptions
 from shmrhash._typed_maps import create_anonymous, open_or_create
 from shmrhash._types.records import record_name

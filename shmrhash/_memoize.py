@@ -101,12 +101,6 @@ class Options:
         return kept
 
 
-def expect_when_late(when_late: str) -> None:
-    """Raise InvalidArgument unless when_late is one that get_or_compute() knows."""
-    if when_late not in ("compute", "raise"):
-        raise InvalidArgument(f"when_late must be 'compute' or 'raise', not {when_late!r}")
-
-
 def _result(found: Any) -> Any:
     """What a call returns, or raises, of what the cache has."""
     if type(found) is KeptError:

@@ -157,6 +157,35 @@ cdef class CacheCore(DictHandle):
         claim.keep(value, ttl, stale)
         return value
 
+    cdef object _claim_or_wait(self, key, function, ttl, stale, wait, when_late):
+        """The value of an absent key, for get_or_compute()."""
+        cdef Claim claim
+        cdef KeyBytes key_bytes
+        cdef int _
+        for _ in range(CLAIM_TRIES_MAX):       # again if the value was gone before it was read
+            claim = Claim(self, key, wait)
+            try:
+                claimed = claim.take()
+            except _errors.LockTimeout:
+                if claim.in_the_way == 0 or when_late == "raise":
+                    raise
+                claim.steal()
+                continue
+            except _errors.DeadlockError:      # a coroutine of this thread computes it
+                break
+            if claimed:
+                return self._compute(claim, function, ttl, stale)
+            if claim.is_circular:
+                break
+            kept = key_encode(self.handle, self.key, key, &key_bytes)
+            found = self._look(&key_bytes)
+            if found is not MISSING:
+                count_one(self.handle, COUNT_WAITED)
+                return found
+        found = function()
+        count_one(self.handle, COUNT_COMPUTED)
+        return found
+
     def get_or_compute(self, key, function, ttl=None, *, stale=0.0, early=0.0, wait=10.0,
                        when_late="compute"):
         """Return the value of key; if it is absent, call function(), store what it returns, and
@@ -184,16 +213,14 @@ cdef class CacheCore(DictHandle):
 
         Costs a get() if the value is there, and otherwise about three stores. Raises what
         function() raises, LockTimeout (when_late="raise"), InvalidArgument (ttl, stale, early,
-        when_late),
-        TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed, and what set()
-        raises for a value that cannot be encoded.
+        when_late), TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed, and what
+        set() raises for a value that cannot be encoded.
         """
         cdef Claim claim
-        cdef KeyBytes key_bytes
-        cdef int _
         found = self._get_counted(key)
         if found is not MISSING:
             if stale or early:
+                _arguments.expect_staleness(stale, early)
                 claim = begin_refresh(self, key, stale, early, None, None)
                 if claim is not None:
                     return self._compute(claim, function, ttl, stale)
@@ -201,30 +228,8 @@ cdef class CacheCore(DictHandle):
         _arguments.expect_staleness(stale, early)
         if not callable(ttl):
             self._deadline_after(ttl)          # raises now, not after the computation
-        if when_late != "compute" and when_late != "raise":
-            raise _errors.InvalidArgument(
-                f"when_late must be 'compute' or 'raise', not {when_late!r}")
-        for _ in range(CLAIM_TRIES_MAX):       # again if the value was gone before it was read
-            claim = Claim(self, key, wait)
-            try:
-                claimed = claim.take()
-            except _errors.LockTimeout:
-                if claim.in_the_way == 0 or when_late == "raise":
-                    raise
-                claim.steal()
-                continue
-            except _errors.DeadlockError:      # a coroutine of this thread computes it
-                break
-            if claimed:
-                return self._compute(claim, function, ttl, stale)
-            if claim.is_circular:
-                break
-            kept = key_encode(self.handle, self.key, key, &key_bytes)
-            found = self._look(&key_bytes)
-            if found is not MISSING:
-                count_one(self.handle, COUNT_WAITED)
-                return found
-        return function()
+        _arguments.expect_when_late(when_late)
+        return self._claim_or_wait(key, function, ttl, stale, wait, when_late)
 
     def get(self, key, default=None):
         """Return the value of key, or default if it is absent, has expired, or cannot be decoded.

@@ -70,9 +70,8 @@ cdef Status attempt_store(Op *op, void *arguments) noexcept:
 
 
 cdef Status claim_cut_off(Op *op, bint only_if_present) noexcept nogil:
-    """After BUSY: RETRY if the key was claimed by a process that computes its value (claiming.pxi),
-    and the claim is now cut off; ABSENT, if a store is only for a present key, which keeps the
-    claim; otherwise BUSY."""
+    """After BUSY: RETRY if the key was claimed to compute its value (claiming.pxi), and the claim
+    is now cut off; ABSENT if the store is only for a present key: the claim stays. Else BUSY."""
     cdef Found found
     cdef uint64_t deadline
     if map_find(op.map, op.hash, op.key, &found) != OK or (
