@@ -27,7 +27,7 @@ from machine.atomics cimport (
     cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely, load_relaxed_u64,
     load_acquire_u32, load_relaxed_u32, load_acquire_u64, fence_seq_cst, local_put_u64,
     local_take_u64, read_u32, read_u64,
-    reverse_bits_u32,
+    reverse_bits_u32, load_relaxed_u16, store_relaxed_u16,
 )
 from machine.system cimport (
     close as close_fd, fstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED,
@@ -145,6 +145,7 @@ from processes.attach cimport (
 from processes.check_objects cimport ObjectFacts, context_keeps_any, objects_count
 from processes.check cimport Report, check_map
 
+import random
 import struct
 from operator import index as as_index
 from types import GenericAlias
@@ -209,4 +210,5 @@ include "python/dictkeys.pxi"
 include "python/dictwalk.pxi"
 include "python/dict.pxi"
 include "python/claiming.pxi"
+include "python/refreshing.pxi"
 include "python/cache.pxi"

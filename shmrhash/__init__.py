@@ -22,7 +22,9 @@ except ImportError as _error:
     ) from _error
 
 from shmrhash._batch import Batch, BucketInfo
-from shmrhash._cache import Cache, CacheStats
+from shmrhash._cache import Cache
+from shmrhash._cachestats import CacheStats
+from shmrhash._claims import CacheClaim
 from shmrhash._constants import (
     BPF_ANY,
     BPF_EXIST,
@@ -114,6 +116,7 @@ __all__ = [
     "BoundedSemaphore",
     "BucketInfo",
     "Cache",
+    "CacheClaim",
     "CacheStats",
     "Change",
     "Condition",

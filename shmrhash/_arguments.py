@@ -51,3 +51,18 @@ def checked_ttl(ttl: Any) -> float:
 def ttl_ns(ttl: float | None) -> int:
     """A time to live in nanoseconds, at least 1; 0 for None and inf, which give no deadline."""
     return 0 if ttl is None or ttl == math.inf else max(1, round(ttl * 1e9))
+
+
+def expect_staleness(stale: float, early: float) -> None:
+    """Raise InvalidArgument unless these are numbers for Cache.get_or_compute()."""
+    for name, number, most in (("stale", stale, _TTL_MAX), ("early", early, 1e6)):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise InvalidArgument(f"{name} must be a number, not {number!r:.60}")
+        if not 0 <= number <= most:
+            raise InvalidArgument(f"{name} must be between 0 and {most}, not {number}")
+
+
+def expect_when_late(when_late: str) -> None:
+    """Raise InvalidArgument unless when_late is one that get_or_compute() knows."""
+    if when_late not in ("compute", "raise"):
+        raise InvalidArgument(f"when_late must be 'compute' or 'raise', not {when_late!r}")

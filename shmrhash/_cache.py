@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from types import TracebackType
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmrhash import _core
-from shmrhash._arguments import whole_number
+from shmrhash._arguments import checked_ttl, expect_staleness, expect_when_late, whole_number
+from shmrhash._cachestats import CacheStats
+from shmrhash._claims import CacheClaim
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
 from shmrhash._map import RHashMap
+from shmrhash._mapping import store_updated
+from shmrhash._memoize import Memoized, memoized_function
+from shmrhash._memoize import Options as MemoizeOptions
 from shmrhash._typed_maps import create_anonymous, open_or_create
 from shmrhash._types.records import record_name
 from shmrhash._types.schema import (
@@ -25,43 +28,21 @@ from shmrhash._types.schema import (
     restore_schema,
     with_ttl,
 )
+from shmrhash._typing import K, Options, P, V
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _MAX_BYTES = 64 << 20  # of a cache whose maker names no limit
 _ENTRY_BYTES = 256  # then there is an entry for each of so many bytes
 _VALUE_SHARE = 8  # one value takes at most an eighth of max_bytes
 
-_C = TypeVar("_C", bound="Cache")
+_C = TypeVar("_C", bound="Cache[Any, Any]")
 _T = TypeVar("_T")
-_P = ParamSpec("_P")
+_ABSENT: Any = object()
 
 
-class CacheStats(NamedTuple):
-    """What all processes counted since the cache was made.
-
-    hits and misses: of get() and get_many(). evicted_new: entries that were evicted before anything
-    read them a second time; evicted_kept: others that were evicted; evicted_expired: entries that
-    had expired when room was needed. unreadable: values that could not be decoded. computed: values
-    that get_or_compute() computed. waited: calls of it that waited for another's value. entries:
-    those in the cache now, with expired ones that no operation has removed yet.
-    """
-
-    hits: int
-    misses: int
-    evicted_new: int
-    evicted_kept: int
-    evicted_expired: int
-    unreadable: int
-    computed: int
-    waited: int
-    entries: int
-
-    @property
-    def hit_ratio(self) -> float:
-        """Hits as a share of all lookups; 0.0 if there were none."""
-        return self.hits / (self.hits + self.misses) if self.hits else 0.0
-
-
-class Cache(_core.CacheCore):
+class Cache(_core.CacheCore[K, V]):
     """A cache in shared memory, for any number of processes.
 
     Cache(name, max_entries=10_000, ttl=60) creates the cache, or opens it if it exists. It holds at
@@ -92,6 +73,42 @@ class Cache(_core.CacheCore):
 
     _schema: Schema
 
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: type[K] = ...,
+        value: type[V] = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: type[K] = ...,
+        value: Any,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any,
+        value: type[V] = ...,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        key: Any,
+        value: Any,
+        **options: Unpack[Options],
+    ) -> None: ...
     def __init__(
         self,
         name: str | None = None,
@@ -160,62 +177,148 @@ class Cache(_core.CacheCore):
         if handle.ephemeral:  # a cache that is collected is closed; at exit _lifetime.py acts
             weakref.finalize(self, handle.close).atexit = False
 
+    def update_with(
+        self,
+        key: K,
+        function: Callable[[V], V],
+        *default: V,
+        timeout: float | None = None,
+        allow_none: bool = False,
+    ) -> V:
+        """Store function(value) while the key is locked; return it.
+
+        As SharedDict.update_with(): function runs once, and must not write this key by other means;
+        default is the value that it gets if the key is absent; the entry keeps its deadline. If the
+        value is being computed (get_or_compute), this waits for it. timeout: seconds; None is that
+        of the cache.
+
+        Raises KeyNotFound (ENOENT: absent, and no default), LockTimeout, DeadlockError, KeyGone
+        (the entry was deleted or expired while function ran), what function raises, InvalidArgument
+        (function returned None), and what set() raises; then nothing is stored.
+        """
+        if len(default) > 1:
+            raise TypeError("update_with takes a key, a function and a default")
+        return store_updated(self._section(key, timeout, *default), key, function, allow_none)
+
+    def claim(self, key: K, *, wait: float = 10.0) -> CacheClaim[K, V]:
+        """get_or_compute() without a function, for a with statement.
+
+            with cache.claim("page") as claim:
+                if not claim.found:
+                    claim.set(render("page"), ttl=60)
+            show(claim.value)
+
+        Inside the block the key has a value, claim.value, or this thread computes it for all
+        processes and stores it by claim.set(). A block that ends without set(), or raises, leaves
+        the computation to the next one who waits. wait: as for get_or_compute().
+
+        The block raises what get() and set() raise.
+        """
+        return CacheClaim(self, key, wait)
+
+    async def aget_or_compute(
+        self,
+        key: K,
+        function: Callable[[], Awaitable[_T]],
+        ttl: float | Callable[[_T], float | bool | None] | None = None,
+        *,
+        stale: float = 0.0,
+        early: float = 0.0,
+        wait: float = 10.0,
+        when_late: str = "compute",
+    ) -> _T:
+        """get_or_compute() for coroutines of asyncio: function() is awaited, and the loop goes on.
+
+        The coroutines of one loop that ask for a key have one computation, and the process has one
+        claim. If the one that computes is cancelled, or function() raises, another of them
+        computes. A circle of computations ends, as among threads: one of them computes without
+        waiting. While another process computes, the loop looks at the claim every 1 to 16
+        milliseconds. ttl, stale, early, wait, when_late: as for get_or_compute().
+
+        Costs a get() if the value is there.
+
+        Raises what get_or_compute() raises.
+        """
+        found: Any = self.get(key, _ABSENT)
+        if found is not _ABSENT and not stale and not early:
+            return found  # type: ignore[no-any-return]
+        from shmrhash._computing import Question, refreshed  # asyncio takes long to import
+
+        expect_staleness(stale, early)
+        if found is not _ABSENT:
+            return await refreshed(  # type: ignore[no-any-return]
+                self, key, function, ttl, stale, early, found
+            )
+        if ttl is not None and not callable(ttl):
+            checked_ttl(ttl)
+        expect_when_late(when_late)
+        question = Question(self, key, function, ttl, stale, wait, when_late)
+        return await question.answer()  # type: ignore[no-any-return]
+
     def memoize(
         self,
         ttl: float | None = None,
         *,
         key: Callable[..., Any] | None = None,
         name: str | None = None,
+        version: object = None,
+        typed: bool = False,
+        ignore: Collection[str] = (),
+        cache_if: Callable[[Any], object] | None = None,
+        errors: type[Exception] | tuple[type[Exception], ...] = (),
+        error_ttl: float | None = None,
+        stale: float = 0.0,
+        early: float = 0.0,
         wait: float = 10.0,
-    ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+        when_late: str = "compute",
+    ) -> Callable[[Callable[P, _T]], Memoized[P, _T]]:
         """A decorator: calls of the function with the same arguments are computed once for all.
 
             @cache.memoize(ttl=60)
             def user(number): ...
 
-        A call is get_or_compute() of a key made of the arguments: key(*args, **kwargs) if key is
-        given; otherwise a tuple of the function's name, its positional and its named arguments, for
-        a cache whose keys are objects. name: unless given, the function's module and qualified
-        name. ttl, wait: as for get_or_compute(). f(2) and f(number=2) are two keys. None is a
-        result like others.
+        A call is get_or_compute() of a key made of the arguments, or, of a coroutine function,
+        aget_or_compute(). None is a result like others. ttl, stale, early, wait, when_late: as for
+        these.
 
-        The function has cache_key(...), which returns the key of a call; forget(...), which deletes
-        its result and returns whether it was there; and __wrapped__.
+        key: a function that makes the key, key(*args, **kwargs); unless given, the key is a tuple
+        of the function's name, its positional and its named arguments, for a cache whose keys are
+        objects. name: unless given, the function's module and qualified name. version: any object
+        whose str() becomes part of the name, for results that older code must not find. f(2) and
+        f(number=2) are two keys, unless ignore names parameters that are not to count, such as
+        "self": then the arguments are compared by their parameters. typed: f(1) and f(1.0) are two
+        keys.
 
-        Raises InvalidArgument (keys are not objects, and key is not given), TypeError (a coroutine
-        function); in a call, what get_or_compute() raises, and TypeError for arguments that cannot
-        be keys.
+        cache_if: a function of the result; if it is false, the result is returned and not stored.
+        errors: exceptions that are kept as results, for error_ttl seconds (None: for ttl), and
+        raised again, for a cache whose values are objects; one that cannot be pickled is not kept.
+
+        The function has cache_key(...), the key of a call; forget(...), which deletes a call's
+        result and returns whether it was there; refresh(...), which calls the function whatever the
+        cache has, and stores the result; cache_info(), which is stats(); and __wrapped__.
+
+        Raises InvalidArgument (keys are not objects, and key is not given; values are not, and
+        errors are; ignore names no parameter; stale, early, when_late); in a call, what
+        get_or_compute() raises, and TypeError for arguments that cannot be keys.
         """
+        kept = errors if isinstance(errors, tuple) else (errors,)
         if key is None and self._schema.key.declared is not object:
             raise InvalidArgument(
                 f"cache {self.name!r} has keys of another type than object: give memoize a key= "
                 f"function that makes one of the arguments"
             )
-
-        def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
-            if inspect.iscoroutinefunction(function):
-                raise TypeError("memoize is for functions, and this is a coroutine function")
-            title = name or f"{function.__module__}.{function.__qualname__}"
-
-            def cache_key(*args: Any, **kwargs: Any) -> Any:
-                if key is not None:
-                    return key(*args, **kwargs)
-                return title, args, tuple(sorted(kwargs.items()))
-
-            def forget(*args: Any, **kwargs: Any) -> bool:
-                return self.delete(cache_key(*args, **kwargs))
-
-            @functools.wraps(function)
-            def memoized(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-                return self.get_or_compute(
-                    cache_key(*args, **kwargs), lambda: function(*args, **kwargs), ttl, wait=wait
-                )
-
-            memoized.cache_key = cache_key  # type: ignore[attr-defined]
-            memoized.forget = forget  # type: ignore[attr-defined]
-            return memoized
-
-        return decorate
+        if kept and self._schema.value.declared is not object:
+            raise InvalidArgument(
+                f"cache {self.name!r} has values of another type than object, so errors= cannot be "
+                f"kept in it"
+            )
+        expect_when_late(when_late)
+        expect_staleness(stale, early)
+        limits = {"stale": stale, "early": early, "wait": wait, "when_late": when_late}
+        options = MemoizeOptions(
+            ttl, key, name, version, typed, ignore, cache_if, kept, error_ttl, limits
+        )
+        return lambda function: memoized_function(self, function, options)
 
     @property
     def name(self) -> str:
@@ -233,14 +336,15 @@ class Cache(_core.CacheCore):
         return self.handle.closed
 
     def stats(self) -> CacheStats:
-        """What all processes counted: hits, misses, evictions, unreadable values.
+        """What all processes counted: hits, misses, evictions, computations.
 
         Each process counts for itself, so counting costs a store to memory of its own. Costs about
         10 microseconds.
 
         Raises MapClosed.
         """
-        return CacheStats(*self._counts(), len(self))
+        counts = self._counts()
+        return CacheStats._make([*counts[:-2], counts[-2] / 1e9, counts[-1], len(self)])
 
     def info(self) -> dict[str, Any]:
         """RHashMap.info(), with the types, the ttl and the counts of stats() under "cache".

@@ -205,16 +205,23 @@ class MappingMethods(_Dict[K, V]):
         """
         if len(default) > 1:
             raise TypeError("update_with takes a key, a function and a default")
-        with self._section(key, timeout, *default) as entry:
-            before = entry.value
-            fresh = function(before)
-            if fresh is None and before is not None and not allow_none:
-                raise InvalidArgument(
-                    f"update_with: the function returned None for {key!r}; return the new value, "
-                    f"or store None with allow_none=True"
-                )
-            entry.value = fresh
-        return fresh
+        return store_updated(self._section(key, timeout, *default), key, function, allow_none)
+
+
+def store_updated(
+    section: _core.LockedEntry[V], key: object, function: Callable[[V], V], allow_none: bool
+) -> V:
+    """The work of update_with(), in a section that is not open yet."""
+    with section as entry:
+        before = entry.value
+        fresh = function(before)
+        if fresh is None and before is not None and not allow_none:
+            raise InvalidArgument(
+                f"update_with: the function returned None for {key!r}; return the new value, "
+                f"or store None with allow_none=True"
+            )
+        entry.value = fresh
+    return fresh
 
 
 MutableMapping.register(MappingMethods)

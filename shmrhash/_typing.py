@@ -1,4 +1,4 @@
-"""What only type checkers need of SharedDict and SharedCounter: type parameters, options.
+"""What only type checkers need of SharedDict, SharedCounter and Cache: type parameters, options.
 
 A parameter that key= or value= does not decide is Any.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeVar
+    from typing_extensions import ParamSpec, TypeVar
 
     K = TypeVar("K", default=Any)  # keys
     V = TypeVar("V", default=Any)  # values
     N = TypeVar("N", int, float, default=int)  # counts
 else:
-    from typing import TypeVar
+    from typing import ParamSpec, TypeVar
 
     K = TypeVar("K")
     V = TypeVar("V")
     N = TypeVar("N", int, float)
+
+P = ParamSpec("P")  # of a memoized function, and what it returns
+R = TypeVar("R")
 
 
 class CreateOptions(TypedDict, total=False):
@@ -33,7 +36,7 @@ class CreateOptions(TypedDict, total=False):
 
 
 class Options(CreateOptions, total=False):
-    """The options of SharedDict()."""
+    """The options of SharedDict() and Cache()."""
 
     owner: int | None
     if_different: str

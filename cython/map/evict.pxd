@@ -57,6 +57,8 @@ cdef enum:
     HAND_CHOICE_MAX = 16       # 64 gain nothing, and no limit a hundredth of a point
     HAND_IDLE_MAX = 64         # then the ring is asked, however short it is
     EVICT_LOOKS_MAX = 4096     # places and elements that one eviction looks at
+    COST_BITS = 11             # a cost is right to a thousandth, and at most 73 minutes
+    COST_MANTISSA = 0x7FF
     EVICT_TRIES_MAX = 16       # chosen entries that changed before they were deleted
 
 # Why an entry was chosen.
@@ -76,6 +78,19 @@ cdef inline void entry_used(Map *map, Element *element) noexcept nogil:
     cdef uint8_t uses = load_relaxed_u8(&mark.uses)
     if uses < USES_MAX:
         store_relaxed_u8(&mark.uses, uses + 1)
+
+# What a value cost: exponent : 5   mantissa : 11, of nanoseconds.
+
+cdef inline uint16_t cost_of(uint64_t ns) noexcept nogil:
+    cdef uint32_t shift = 0
+    while ns >> shift > COST_MANTISSA and shift < 31:      # at most 31 turns
+        shift += 1
+    if ns >> shift > COST_MANTISSA:
+        return <uint16_t> 0xFFFF
+    return <uint16_t> (shift << COST_BITS | ns >> shift)
+
+cdef inline uint64_t cost_ns(uint16_t cost) noexcept nogil:
+    return <uint64_t> (cost & COST_MANTISSA) << (cost >> COST_BITS)
 
 cdef inline CacheCounts *counts_of(Map *map) noexcept nogil:
     """Where this process counts. It has a slot: the caller is inside an operation."""
@@ -117,6 +132,7 @@ cdef inline void entry_begin(Op *op, Element *element) noexcept nogil:
     cdef uint64_t place
     store_relaxed_u8(&mark.uses, 0)
     store_relaxed_u8(&mark.kept, known)
+    store_relaxed_u16(&mark.cost, 0)
     if not known:
         place = add_relaxed_u64(&map.cache.tail, 1)
         store_relaxed_u32(&mark.place, <uint32_t> place)

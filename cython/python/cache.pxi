@@ -5,26 +5,11 @@
 # cannot be decoded.
 
 
-cdef enum:                     # the places of the counts in CacheCounts, in words
-    COUNT_HITS = 0
-    COUNT_MISSES = 1
-    COUNT_UNREADABLE = 5
-    COUNT_COMPUTED = 6
-    COUNT_WAITED = 7
-    COUNT_ALL = 8
-
-
-cdef inline void count_one(MapHandle handle, int what) noexcept:
-    """Add one to a count of this process. The GIL is held, so the count has one writer."""
-    cdef uint64_t *word
-    if not handle.is_closed and not handle.map.read_only and handle.map.local.registered:
-        word = <uint64_t *> counts_of(&handle.map) + what
-        store_relaxed_u64(word, load_relaxed_u64(word) + 1)
-
-
 @cython.auto_pickle(False)
 cdef class CacheCore(DictHandle):
     """The operations of a cache."""
+
+    __class_getitem__ = classmethod(GenericAlias)
 
     def __init__(self, MapHandle handle not None, key, value, int64_t default_ttl_ns=0,
                  uint64_t value_bytes_max=0):
@@ -148,72 +133,48 @@ cdef class CacheCore(DictHandle):
     cdef bint _set(self, object key, object value, uint32_t flag, int64_t deadline_ns) except -1:
         """Store a value. If it does not fit, the key is deleted: an old value would be wrong."""
         cdef KeyBytes key_bytes
+        cdef bint stored
         try:
-            return self._store(key, value, flag, deadline_ns) == OK
+            stored = self._store(key, value, flag, deadline_ns) == OK
+            if stored:
+                count_one(self.handle, COUNT_SETS)
+            return stored
         except (_errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull, _errors.MapFull):
-            if flag == UPDATE_ANY:
+            count_one(self.handle, COUNT_REJECTED)
+            if flag != UPDATE_NOEXIST:
                 kept = key_encode(self.handle, self.key, key, &key_bytes)
                 self._remove(&key_bytes, False)
             raise
 
-    cdef object _compute(self, Claim claim, function, ttl):
+    cdef object _compute(self, Claim claim, function, ttl, stale):
         """The result of function(), stored under the claimed key unless the claim was cut off, or
         the value does not fit."""
-        cdef int64_t deadline_ns
         try:
             value = function()
-            deadline_ns = self._deadline_after(ttl)
         except BaseException:
             claim.give_up()
             raise
-        count_one(self.handle, COUNT_COMPUTED)
-        if deadline_ns == 0:
-            deadline_ns = deadline_in(self.default_ttl_ns)
-        try:
-            claim.store(value, deadline_ns)
-        except (_errors.KeyGone, _errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull):
-            pass
+        claim.keep(value, ttl, stale)
         return value
 
-    def get_or_compute(self, key, function, ttl=None, *, wait=10.0):
-        """Return the value of key; if it is absent, call function(), store what it returns, and
-        return that. ttl: as for set(), from the end of the computation on.
-
-        Of all processes and threads that ask for a key at once, one computes, and the others wait
-        for its result. While a value is there nobody waits. If function() raises, its caller gets
-        the exception, and the next one who waits computes. If the process that computes dies, one
-        who waits takes over within 50 ms. A computation that needs more than wait seconds is not
-        waited for any longer: one of those who wait computes, too, and the late result is not
-        stored. If the key is deleted or stored during the computation, the result is returned to
-        those who asked before, and not stored; neither is one that does not fit.
-
-        Computations may ask for other keys. A key that this thread computes already, or whose
-        computation waits for this thread, is computed without waiting, and its result is not stored
-        by this call; the same holds if every entry of the cache is being computed. Computations
-        that wait for each other by way of two caches wait for wait seconds.
-
-        Costs a get() if the value is there, and otherwise about three stores. Raises what
-        function() raises, TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed,
-        and what set() raises for a value that cannot be encoded.
-        """
+    cdef object _claim_or_wait(self, key, function, ttl, stale, wait, when_late):
+        """The value of an absent key, for get_or_compute()."""
         cdef Claim claim
         cdef KeyBytes key_bytes
         cdef int _
-        found = self._get_counted(key)
-        if found is not MISSING:
-            return found
-        self._deadline_after(ttl)              # raises now, not after the computation
         for _ in range(CLAIM_TRIES_MAX):       # again if the value was gone before it was read
             claim = Claim(self, key, wait)
             try:
                 claimed = claim.take()
             except _errors.LockTimeout:
-                if claim.in_the_way == 0:
+                if claim.in_the_way == 0 or when_late == "raise":
                     raise
                 claim.steal()
                 continue
+            except _errors.DeadlockError:      # a coroutine of this thread computes it
+                break
             if claimed:
-                return self._compute(claim, function, ttl)
+                return self._compute(claim, function, ttl, stale)
             if claim.is_unclaimed:
                 break
             kept = key_encode(self.handle, self.key, key, &key_bytes)
@@ -224,6 +185,53 @@ cdef class CacheCore(DictHandle):
         found = function()
         count_one(self.handle, COUNT_COMPUTED)
         return found
+
+    def get_or_compute(self, key, function, ttl=None, *, stale=0.0, early=0.0, wait=10.0,
+                       when_late="compute"):
+        """Return the value of key; if it is absent, call function(), store what it returns, and
+        return that. ttl: as for set(), from the end of the computation on; or a function of the
+        result that returns one, or False for a result that is not to be stored.
+
+        Of all processes and threads that ask for a key at once, one computes, and the others wait
+        for its result. While a value is there nobody waits. If function() raises, its caller gets
+        the exception, and the next one who waits computes. If the process that computes dies, one
+        who waits takes over within 50 ms. A computation that needs more than wait seconds is not
+        waited for any longer: one of those who wait computes, too, and the late result is not
+        stored; or, with when_late="raise", those who wait get LockTimeout. If the key is deleted or
+        stored during the computation, the result is returned to those who asked before, and not
+        stored; neither is one that does not fit.
+
+        stale: for so many seconds after its ttl a value is still there, for get() too. The first
+        call that finds such a value computes it again, and the others return the old one without
+        waiting. early: a call computes a value again before its ttl is over, at random, the sooner
+        the longer the computation took and the greater early is (1.0 is usual; XFetch), while the
+        others return the old one. In both cases a value that was stored, deleted or touched
+        meanwhile stays as it is.
+
+        Computations may ask for other keys. A key that this thread computes already, or whose
+        computation waits for this thread, is computed without waiting, and its result is not stored
+        by this call; the same holds if every entry of the cache is being computed. Computations
+        that wait for each other by way of two caches wait for wait seconds.
+
+        Costs a get() if the value is there, and otherwise about three stores. Raises what
+        function() raises, LockTimeout (when_late="raise"), InvalidArgument (ttl, stale, early,
+        when_late), TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed, and what
+        set() raises for a value that cannot be encoded.
+        """
+        cdef Claim claim
+        found = self._get_counted(key)
+        if found is not MISSING:
+            if stale or early:
+                _arguments.expect_staleness(stale, early)
+                claim = begin_refresh(self, key, stale, early, None, None)
+                if claim is not None:
+                    return self._compute(claim, function, ttl, stale)
+            return found
+        _arguments.expect_staleness(stale, early)
+        if not callable(ttl):
+            self._deadline_after(ttl)          # raises now, not after the computation
+        _arguments.expect_when_late(when_late)
+        return self._claim_or_wait(key, function, ttl, stale, wait, when_late)
 
     def get(self, key, default=None):
         """Return the value of key, or default if it is absent, has expired, or cannot be decoded.
@@ -292,6 +300,16 @@ cdef class CacheCore(DictHandle):
         """
         return self._set(key, value, UPDATE_NOEXIST, self._deadline_after(ttl))
 
+    def replace(self, key, value, ttl=None):
+        """Store a value if key is present; return whether it was stored. ttl: as for set().
+
+        A key whose value is being computed is absent, and stays claimed. Atomic (W1). Expected
+        O(1).
+
+        Raises what set() raises; after TooLarge, too, the key is deleted.
+        """
+        return self._set(key, value, UPDATE_EXIST, self._deadline_after(ttl))
+
     def delete(self, key):
         """Delete key; return whether it was present. Atomic (W1).
 
@@ -338,6 +356,15 @@ cdef class CacheCore(DictHandle):
         """
         return add_to(self, key, delta, default)
 
+    def ttl(self, key):
+        """Return the seconds until an entry expires; None if it has no deadline.
+
+        Costs a lookup, which is not counted.
+
+        Raises KeyNotFound (ENOENT), TypeError, MapClosed.
+        """
+        return seconds_left(deadline_of(self, key))
+
     def touch(self, key, ttl=None):
         """Make an entry expire ttl seconds from now; return False if key is absent.
 
@@ -369,9 +396,32 @@ cdef class CacheCore(DictHandle):
         """
         clear_map(self.handle)
 
+    def _raw_key(self, key):
+        """The bytes under which the map below the cache stores a key."""
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        return PyBytes_FromStringAndSize(
+            <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
+
+    def _peek(self, key, default):
+        """get() that does not count as a hit or miss, but as a value that was waited for."""
+        cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._look(&key_bytes)
+        if found is MISSING:
+            return default
+        count_one(self.handle, COUNT_WAITED)
+        return found
+
+    def _begin_refresh(self, key, double stale, double early, list others, task):
+        return begin_refresh(self, key, stale, early, others, task)
+
+    def _section(self, key, timeout, *default):
+        """A LockedEntry of key, which on entry inserts the default, if given, for an absent key."""
+        return LockedEntry(self, key, timeout, default[0] if default else NO_DEFAULT)
+
     def _counts(self):
-        """(hits, misses, evicted as new, as kept, as expired, unreadable, computed, waited) of all
-        processes."""
+        """The counts of all processes, in the order of CacheCounts."""
         cdef Map *map = &self.handle.map
         cdef uint64_t at
         cdef int what

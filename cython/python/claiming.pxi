@@ -16,12 +16,21 @@
 # a circle sees it; the others look again at every slice of their sleep. The words are hints: a
 # wrong one costs a computation. A circle through several caches is not seen; it ends by the time
 # limit of the waits.
+#
+# Shadows. A value that is still served while it is computed again cannot be claimed like this: its
+# entry stays as it is for readers and writers. So the claim is a blank under another key, the
+# shadow of the key. After it is claimed, the entry is looked at once more: another may have
+# computed it just before. The result is stored only if the entry has the same header then, so what
+# was stored, deleted or touched meanwhile stays. If the process dies, its shadow is free.
 
 cdef enum:
     CLAIM_TRIES_MAX = 100      # values that were evicted before those who waited had read them
     CIRCLE_STEPS_MAX = 4096    # there are no more contexts that could own a claim
     ROOM_TRIES_MAX = 20        # each may evict twice as many entries: then all are claimed
     BLANK_DEADLINE = 1         # in the first ns after the system's start
+    SHADOW_BITS = 0xA5         # of each byte of a key that stands in the entry
+
+cdef bytes SHADOW_PREFIX = b"\xffshadow of \xff"          # not UTF-8
 
 
 cdef inline bint no_room(Status status) noexcept:
@@ -29,7 +38,6 @@ cdef inline bint no_room(Status status) noexcept:
 
 
 @cython.final
-@cython.internal
 @cython.auto_pickle(False)
 @cython.no_gc_clear
 cdef class Claim(LockedSection):
@@ -50,16 +58,44 @@ cdef class Claim(LockedSection):
     cdef bint is_unclaimed         # waiting would be for this thread itself, or all is claimed
     cdef uint32_t refused          # attempts that found no room for a blank
     cdef bint has_waited
-    cdef object thread
+    cdef object thread             # None: a coroutine has the claim, or waits for it
+    cdef readonly uint64_t element  # the one that it has, or that was in the way last
+    cdef int64_t claimed_ns        # when it was claimed, CLOCK_MONOTONIC
+    cdef object shadowed           # the key whose shadow is claimed; or MISSING
+    cdef uint64_t expected         # the header that the key's entry must have; 0: any, or none
 
-    def __cinit__(self, DictHandle owner not None, key, wait):
+    def __cinit__(self, DictHandle owner not None, key, wait, list others=None, task=None,
+                  bint shadow=False):
+        """others, task: for a coroutine, the claims that its computation has, and its task."""
         self.owner = owner
         self.handle = owner.handle
         self.timeout = wait
         self.kept = key_encode(owner.handle, owner.key, key, &self.key_bytes)
         self.room = owner._value_room(self.small, &self.words)
-        self.thread = PyThread_get_thread_ident()
-        self.others = claims_open.get(self.thread, [])
+        self.others = others
+        self.task = task
+        self.shadowed = MISSING
+        if shadow:
+            self.shadowed = key
+            self._move_to_shadow()
+        if others is None:
+            self.thread = PyThread_get_thread_ident()
+            self.others = claims_open.get(self.thread, [])
+
+    cdef int _move_to_shadow(self) except -1:
+        """Replace the key by its shadow, which no str has, and hardly any other key."""
+        cdef Span span
+        raw = PyBytes_FromStringAndSize(
+            <const char *> self.key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
+        if self.owner.key_slot == NO_SLOT:
+            self.kept = bytes([byte ^ SHADOW_BITS for byte in raw])
+            self.key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
+        else:
+            self.kept = SHADOW_PREFIX + raw
+            span.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
+            span.size = PyBytes_GET_SIZE(self.kept)
+            key_digested(self.handle, &self.key_bytes, span)
+        return 0
 
     cdef bint take(self) except -1:
         """Claim the key: True. False: it has a value now, or, is_unclaimed, it has to be computed
@@ -86,7 +122,11 @@ cdef class Claim(LockedSection):
         op_give_back(&self.op)
         op_end(&self.op)
         self.state = SECTION_OPEN
-        claims_open.setdefault(self.thread, []).append(self)
+        self.claimed_ns = clock_ns(CLOCK_MONOTONIC)
+        if self.has_waited:
+            count_one(self.handle, COUNT_TAKEN_OVER)
+        if self.thread is not None:
+            claims_open.setdefault(self.thread, []).append(self)
         return True
 
     cdef int _wait_for(self, uint64_t word) except -1:
@@ -136,6 +176,8 @@ cdef class Claim(LockedSection):
         cdef Found found
         cdef Status status = map_find(map, self.op.hash, self.op.key, &found)
         cdef uint64_t deadline
+        if self.expected != 0 and (status == ABSENT or status == OK):
+            return self._attempt_expected(status, &found)
         if status == ABSENT:
             status = self._attempt_blank()
             if no_room(status):
@@ -155,6 +197,7 @@ cdef class Claim(LockedSection):
         if not deadline_passed(deadline):
             self.is_there = True
             return OK
+        self.element = found.index
         if element_state(found.header) == ELEMENT_LOCKED:
             self.has_waited = True
             self.in_the_way = found.header
@@ -164,6 +207,17 @@ cdef class Claim(LockedSection):
             return lock_busy(&self.op, &found.element.header, found.header)
         store_relaxed_u64(&self.op.context.child, 0)   # before the claim can be followed
         status = element_hold(&self.op, &found, ELEMENT_LOCKED, &self.section.held)
+        if status == OK:
+            self.section.index = found.index
+        return status
+
+    cdef Status _attempt_expected(self, Status status, Found *found) noexcept:
+        """Claim an entry that must not have changed; is_there: it has."""
+        if status == ABSENT or found.header != self.expected:
+            self.is_there = True
+            return OK
+        store_relaxed_u64(&self.op.context.child, 0)   # before the claim can be followed
+        status = element_hold(&self.op, found, ELEMENT_LOCKED, &self.section.held)
         if status == OK:
             self.section.index = found.index
         return status
@@ -199,8 +253,16 @@ cdef class Claim(LockedSection):
     cdef int give_up(self) except -1:
         """End the claim, and store nothing: the next one who waits may compute."""
         self._end_claim()
-        if self.state == SECTION_OPEN:
+        if self.state != SECTION_OPEN:
+            return 0
+        if self.shadowed is MISSING or not self._mine():
             self._abandon()
+            return 0
+        self.removing = True                   # the blank; if it stays, it has expired
+        try:
+            LockedSection._commit(self)
+        except _errors.Error:
+            pass
         return 0
 
     cdef int steal(self) except -1:
@@ -217,6 +279,7 @@ cdef class Claim(LockedSection):
             leave(self.handle, &op)
         if status != OK and status != ABSENT:
             raise_status(self.handle, status, &op)
+        count_one(self.handle, COUNT_STOLEN)
         return 0
 
     cdef int store(self, object value, int64_t deadline_ns) except -1:
@@ -252,7 +315,100 @@ cdef class Claim(LockedSection):
         self.op.options = OP_RAW_FIELDS
         if owner.key_slot != NO_SLOT:
             self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
+        # A hint: the element may have another entry by now, if the claim was cut off.
+        store_relaxed_u16(
+            &element_mark(&self.handle.map, element_at(&self.handle.map, self.section.index)).cost,
+            cost_of(<uint64_t> (clock_ns(CLOCK_MONOTONIC) - self.claimed_ns)))
         return section_commit(&self.op, &self.section, <const uint8_t *> self.words)
+
+    cdef int _store_shadowed(self, object value, int64_t deadline_ns) except -1:
+        """Store the result under the key itself, if its entry has not changed, and end the claim.
+        Raises KeyGone if it has."""
+        cdef Claim itself = Claim(self.owner, self.shadowed, None, [])
+        itself.expected = self.expected
+        try:
+            if self.state != SECTION_OPEN or not self._mine() or not itself.take():
+                raise _errors.KeyGone(f"map {self.handle.name!r}: the entry has changed")
+            itself.claimed_ns = self.claimed_ns
+            itself.store(value, deadline_ns)
+        finally:
+            self.give_up()
+        return 0
+
+    def keep(self, value, ttl, double stale=0):
+        """Store the result, with ttl and stale as for get_or_compute(), and end the claim. False:
+        the claim was cut off, the entry of a shadow's key has changed, the value does not fit, or
+        ttl forbids it. Raises what encoding and ttl raise, and InvalidArgument (ttl)."""
+        cdef int64_t deadline_ns
+        cdef bint stored = True
+        count_one(self.handle, COUNT_COMPUTED)
+        count_more(self.handle, COUNT_COMPUTING_NS,
+                   <uint64_t> (clock_ns(CLOCK_MONOTONIC) - self.claimed_ns))
+        try:
+            if callable(ttl):
+                ttl = ttl(value)
+            if ttl is False:
+                self.give_up()
+                return False
+            deadline_ns = self.owner._deadline_after(ttl)
+            if deadline_ns == 0:
+                deadline_ns = deadline_in(self.owner.default_ttl_ns)
+            if deadline_ns != 0 and deadline_ns != _arguments.NEVER_NS:
+                deadline_ns += <int64_t> (stale * 1e9)
+            if self.shadowed is MISSING:
+                self.store(value, deadline_ns)
+            else:
+                self._store_shadowed(value, deadline_ns)
+        except (_errors.KeyGone, _errors.TooLarge, _errors.OutOfMemory, _errors.SegmentFull):
+            count_one(self.handle, COUNT_NOT_STORED)
+            stored = False
+        except BaseException:
+            self.give_up()
+            raise
+        return stored
+
+    def wait(self):
+        """Claim the key, or wait until it has a value. True: it is claimed; False: it has a value,
+        or, has_to_compute, cannot be waited for. Raises LockTimeout."""
+        try:
+            return self.take()
+        except _errors.DeadlockError:          # a coroutine of this thread computes it
+            self.is_unclaimed = True
+            return False
+
+    def drop(self):
+        """End the claim, and store nothing: the next one who waits may compute."""
+        self.give_up()
+
+    # For an event loop (shmrhash/_computing.py), where a coroutine waits between attempts.
+
+    def attempt(self):
+        """Try to claim the key, without waiting. True: it is claimed; False: it has a value now,
+        or, has_to_compute, cannot be waited for; None: another has the claim."""
+        self.state = SECTION_NEW
+        self.began = clock_ns(CLOCK_MONOTONIC)
+        try:
+            return self.take()
+        except _errors.LockTimeout:
+            return None
+        except _errors.DeadlockError:          # a get_or_compute() below this loop computes it
+            self.is_unclaimed = True
+            return False
+
+    @property
+    def has_to_compute(self):
+        return self.is_unclaimed
+
+    def waits_for(self, uint64_t element):
+        """Say, to those who look for a circle, for which element the claim's computation waits;
+        0: for none."""
+        if self.state == SECTION_OPEN and self._mine():
+            store_relaxed_u64(&self.op.context.child, element)
+
+    def cut_off(self):
+        """After attempt() returned None: take the claim away from the one who has it."""
+        if self.in_the_way != 0:
+            self.steal()
 
 
 cdef Status attempt_claim(Op *op, void *arguments) except? RETRY:

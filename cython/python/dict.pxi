@@ -176,12 +176,7 @@ cdef class DictCore(DictHandle):
 
         Raises KeyNotFound (ENOENT), TypeError, MapClosed.
         """
-        cdef uint64_t when = self._deadline_ns(key)
-        cdef int64_t left
-        if when == 0 or when == <uint64_t> _arguments.NEVER_NS:
-            return None
-        left = <int64_t> when - clock_ns(CLOCK_MONOTONIC)
-        return left / 1e9 if left > 0 else 0.0
+        return seconds_left(deadline_of(self, key))
 
     def touch(self, key, ttl=None):
         """Make an entry expire ttl seconds from now; return False if key is absent.
@@ -203,12 +198,7 @@ cdef class DictCore(DictHandle):
 
         Raises KeyNotFound (ENOENT), TypeError, MapClosed.
         """
-        cdef KeyBytes key_bytes
-        cdef uint64_t when = 0
-        kept = key_encode(self.handle, self.key, key, &key_bytes)
-        if self._find_deadline(&key_bytes, &when) != OK or deadline_passed(when):
-            raise _errors.KeyNotFound(key)
-        return when
+        return deadline_of(self, key)
 
     def _touch_until(self, key, int64_t deadline_ns):
         return touch_until(self, key, deadline_ns)

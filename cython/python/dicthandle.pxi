@@ -72,34 +72,38 @@ cdef Status attempt_store(Op *op, void *arguments) noexcept:
     return map_update(op, <const uint8_t *> storing.words, storing.flag)
 
 
-cdef bint claim_cut_off(Op *op) noexcept nogil:
-    """After BUSY: whether the key is claimed by a process that computes its value (claiming.pxi),
-    and the claim is now cut off."""
+cdef Status claim_cut_off(Op *op, bint only_if_present) noexcept nogil:
+    """After BUSY: RETRY if the key was claimed to compute its value (claiming.pxi), and the claim
+    is now cut off; ABSENT if the store is only for a present key: the claim stays. Else BUSY."""
     cdef Found found
     cdef uint64_t deadline
     if map_find(op.map, op.hash, op.key, &found) != OK or (
             element_state(found.header) != ELEMENT_LOCKED):
-        return False
+        return BUSY
     deadline = load_relaxed_u64(
         element_value(op.map, found.element) + op.map.timer_word - 1)
     if not element_unchanged(&found) or not deadline_passed(deadline):
-        return False
+        return BUSY
+    if only_if_present:
+        return ABSENT
     op.element_filled = False
-    return map_delete_held(op, found.header, NULL) == OK
+    return RETRY if map_delete_held(op, found.header, NULL) == OK else BUSY
 
 
 cdef Status attempt_cache_store(Op *op, void *arguments) noexcept:
     """attempt_store, after making room for a new entry. One for which there is no memory is tried
     again a few times, after an eviction each; evict_for_room goes on with that."""
+    cdef bint only_if_present = (<Storing *> arguments).flag == UPDATE_EXIST
     cdef Status status = OK
     cdef int _
     for _ in range(EVICTIONS_AT_ONCE):
-        status = room_reserve(op)
+        status = OK if only_if_present else room_reserve(op)
         if status == OK:
             status = attempt_store(op, arguments)
-        if status == BUSY and claim_cut_off(op):
-            status = RETRY
-            continue
+        if status == BUSY:
+            status = claim_cut_off(op, only_if_present)
+            if status == RETRY:
+                continue
         if status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES:
             break
         if evict_one(op) != OK:

@@ -27,6 +27,25 @@ cdef bint touch_until(DictHandle owner, object key, int64_t deadline_ns) except 
     return status == OK
 
 
+cdef uint64_t deadline_of(DictHandle owner, object key) except? 1:
+    """When an entry expires; 0: never. Raises KeyNotFound."""
+    cdef KeyBytes key_bytes
+    cdef uint64_t when = 0
+    kept = key_encode(owner.handle, owner.key, key, &key_bytes)
+    if owner._find_deadline(&key_bytes, &when) != OK or deadline_passed(when):
+        raise _errors.KeyNotFound(key)
+    return when
+
+
+cdef object seconds_left(uint64_t deadline_ns):
+    """The seconds until a deadline; None: there is none."""
+    cdef int64_t left
+    if deadline_ns == 0 or deadline_ns == <uint64_t> _arguments.NEVER_NS:
+        return None
+    left = <int64_t> deadline_ns - clock_ns(CLOCK_MONOTONIC)
+    return left / 1e9 if left > 0 else 0.0
+
+
 cdef int fill_addition(DictHandle owner, Adding *adding, object delta) except -1:
     """Describe the addition: the field of the value that holds the number, and the operand."""
     adding.apply.field.offset = owner.value_word * 8

@@ -2,13 +2,43 @@
 # Part of _core.pyx: evicting from a cache before an operation is refused for want of room. Which
 # entries go is decided in evict.pxd. A store into a cache that has no credit left does not come
 # here: it evicts as it begins (room_reserve).
-from map.evict cimport EVICT_LOOKS_MAX, counts_of, entry_used, evict_one, room_reserve
+from map.evict cimport (
+    EVICT_LOOKS_MAX, cost_ns, cost_of, counts_of, element_mark, entry_used, evict_one, room_reserve,
+)
 
 cdef enum:
     EVICTIONS_AT_ONCE = 4      # before an operation yields the processor
     EVICTIONS_SHIFT_MAX = 12   # entries evicted at once: 1, 2, 4, ... 4,096
     RECLAIM_FROM = 3           # evictions before empty blocks are looked for, which takes longer
     EMPTY_TRIES_MAX = 10000    # others have all credits on their way: each try yields to them
+
+
+cdef enum:                     # the places of the counts in CacheCounts, in words
+    COUNT_HITS = 0
+    COUNT_MISSES = 1
+    COUNT_UNREADABLE = 5
+    COUNT_COMPUTED = 6
+    COUNT_WAITED = 7
+    COUNT_SETS = 8
+    COUNT_REJECTED = 9
+    COUNT_TAKEN_OVER = 10
+    COUNT_STOLEN = 11
+    COUNT_NOT_STORED = 12
+    COUNT_COMPUTING_NS = 13
+    COUNT_STALE_HITS = 14
+    COUNT_ALL = 15             # the place behind it is reserved
+
+
+cdef inline void count_more(MapHandle handle, int what, uint64_t more) noexcept:
+    """Add to a count of this process. The GIL is held, so the count has one writer."""
+    cdef uint64_t *word
+    if not handle.is_closed and not handle.map.read_only and handle.map.local.registered:
+        word = <uint64_t *> counts_of(&handle.map) + what
+        store_relaxed_u64(word, load_relaxed_u64(word) + more)
+
+
+cdef inline void count_one(MapHandle handle, int what) noexcept:
+    count_more(handle, what, 1)
 
 
 cdef bint evict_for_room(MapHandle handle, Op *op, Status status, Waiting *waiting) noexcept:

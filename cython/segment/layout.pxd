@@ -300,7 +300,7 @@ cdef struct Depot:
 cdef struct Mark:
     uint8_t uses               # reads since the hand or the ring passed, up to USES_MAX. Any reader
     uint8_t kept               # 0: a new entry, noted in the ring; 1: the hand decides. Evictors
-    uint16_t _reserved
+    uint16_t cost              # how long the value took to compute (evict.pxd). Claimants
     uint32_t place             # in the ring, its low 32 bits. The inserter
 
 # The first page of what a cache has. The three words are hints; each has a cache line.
@@ -323,6 +323,14 @@ cdef struct CacheCounts:
     uint64_t unreadable
     uint64_t computed          # by claimants (get_or_compute)
     uint64_t waited            # lookups that waited for a claimant's result
+    uint64_t sets              # values stored by set(), add() and replace()
+    uint64_t rejected          # values that did not fit
+    uint64_t taken_over        # claims that came free without a value while another waited for it
+    uint64_t stolen            # claims that were cut off because they took too long
+    uint64_t not_stored        # computed values that were invalidated meanwhile, or did not fit
+    uint64_t computing_ns      # from a claim to its result
+    uint64_t stale_hits        # hits after the ttl of a value that was being computed again
+    uint64_t _reserved
 
 
 cdef inline void layout_is_pinned() noexcept nogil:
@@ -334,7 +342,7 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(sizeof(ProcessSlot) == 64)
     static_assert(sizeof(Depot) == 64)
     static_assert(sizeof(Mark) == 8)
-    static_assert(sizeof(CacheCounts) == 64)
+    static_assert(sizeof(CacheCounts) == 128)
     static_assert(<uint64_t> &(<CacheHead *> NULL).tail == 64)
     static_assert(<uint64_t> &(<CacheHead *> NULL).hand == 128)
     static_assert(sizeof(Region) == 64)

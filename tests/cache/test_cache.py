@@ -6,6 +6,7 @@ import pickle
 import pytest
 from support.children import in_child
 from support.expiry import let_pass
+from support.workers import run_together
 
 import shmrhash
 from shmrhash import Cache, LayoutMismatch, SharedDict, TooLarge
@@ -68,6 +69,93 @@ def test_add_stores_only_what_is_absent(cache):
     let_pass(SHORT_S)
     assert cache.add(a, second)
     assert cache.get(a) == second
+
+
+def test_replace_stores_only_over_what_is_present(cache):
+    a, b, first, second = names(cache)
+
+    assert not cache.replace(a, first)
+    assert len(cache) == 0
+    cache.set(a, first, ttl=100)
+    assert cache.replace(a, second)
+    assert cache.get(a) == second
+    assert cache.ttl(a) is None
+    cache.set(b, first, ttl=SHORT_S)
+    let_pass(SHORT_S)
+    assert not cache.replace(b, second)
+
+
+def test_replace_leaves_a_claim_alone_and_evicts_nothing(make_cache):
+    """A key whose value is computed is absent; a result is stored as if nobody had asked."""
+    cache = make_cache(key=int, value=int, max_entries=3)
+    cache.set_many({1: 1, 2: 2})
+
+    def compute():
+        assert not cache.replace(7, 8)
+        assert not cache.replace(9, 9)
+        return 70
+
+    assert cache.get_or_compute(7, compute) == 70
+    assert cache.get_many([1, 2, 7]) == {1: 1, 2: 2, 7: 70}
+
+
+def test_replace_by_a_value_that_is_too_large_takes_the_old_one_along(make_cache):
+    cache = make_cache(key=str, value=bytes, max_entries=10, max_bytes=1 << 20)
+    cache.set("a", b"old")
+
+    with pytest.raises(TooLarge):
+        cache.replace("a", bytes(1 << 20))
+
+    assert "a" not in cache
+
+
+def test_ttl_is_the_time_that_is_left(make_cache):
+    cache = make_cache(key=str, value=int, max_entries=10)
+    cache.set("a", 1, ttl=100)
+    cache.set("b", 1)
+
+    assert 90 < cache.ttl("a") <= 100
+    assert cache.ttl("b") is None
+    cache.touch("a", 1000)
+    assert 900 < cache.ttl("a") <= 1000
+    cache.set("b", 1, ttl=SHORT_S)
+    let_pass(SHORT_S)
+    for key in "bc":
+        with pytest.raises(shmrhash.KeyNotFound):
+            cache.ttl(key)
+
+
+def test_update_with_changes_a_value_in_one_step(make_cache):
+    cache = make_cache(key=str, value=object, max_entries=10)
+
+    assert cache.update_with("a", lambda value: [*value, 1], []) == [1]
+    assert cache.update_with("a", lambda value: [*value, 2], []) == [1, 2]
+    assert cache.get("a") == [1, 2]
+    with pytest.raises(shmrhash.KeyNotFound):
+        cache.update_with("b", lambda value: value)
+    with pytest.raises(shmrhash.InvalidArgument):
+        cache.update_with("a", lambda value: value.append(3))
+    with pytest.raises(TypeError):
+        cache.update_with("a", lambda value: value, 1, 2)
+    with pytest.raises(TooLarge):
+        cache.update_with("a", lambda value: value * 10_000_000)
+    assert cache.get("a") == [1, 2]
+
+
+def add_one_often(gate, name, times):
+    with Cache(name, key=int, value=object) as cache:
+        gate.wait()
+        for _ in range(times):
+            cache.update_with(0, lambda value: (value[0] + 1,), (0,))
+    gate.finish()
+
+
+def test_update_with_loses_no_update_of_another_process(make_cache):
+    cache = make_cache(key=int, value=object, max_entries=5)
+
+    run_together("fork", *[(add_one_often, cache.name, 100) for _ in range(3)])
+
+    assert cache.get(0) == (300,)
 
 
 def test_many_keys_in_one_call(cache):

@@ -416,9 +416,169 @@ def test_two_functions_do_not_share_results_unless_named_alike(cache):
     assert (twice(1), make(3, name="by three")(1), make(4, name="by two")(1)) == (2, 3, 2)
 
 
-def test_a_coroutine_function_is_refused(cache):
-    async def later():
-        pass
+def test_what_is_to_be_kept_of_results_can_be_chosen(cache):
+    calls = []
 
-    with pytest.raises(TypeError, match="coroutine"):
-        cache.memoize()(later)
+    @cache.memoize(cache_if=lambda result: result is not None)
+    def find(name):
+        calls.append(name)
+        return None if name == "missing" else name
+
+    assert [find("a"), find("a"), find("missing"), find("missing")] == ["a", "a", None, None]
+    assert calls == ["a", "missing", "missing"]
+    assert find.refresh("a") == "a"
+    assert calls[3:] == ["a"]
+    assert find.cache_info() == cache.stats()
+
+
+def test_errors_that_are_named_are_kept_and_raised_again(cache):
+    calls = []
+
+    @cache.memoize(ttl=0.001, errors=(KeyError, OSError), error_ttl=100)
+    def find(name):
+        calls.append(name)
+        if name == "odd":
+            raise OSError(lambda: "an exception that cannot be pickled")
+        raise (KeyError if name == "k" else ValueError)(name)
+
+    for _ in range(2):
+        for name, error in (("k", KeyError), ("v", ValueError), ("odd", OSError)):
+            with pytest.raises(error):
+                find(name)
+
+    assert calls == ["k", "v", "odd", "v", "odd"]
+    with pytest.raises(KeyError):
+        find.refresh("k")
+    assert calls[5:] == ["k"]
+
+
+def test_errors_need_values_that_are_objects(make_cache):
+    cache = make_cache(key=object, value=int, max_entries=10)
+
+    with pytest.raises(InvalidArgument, match="errors="):
+        cache.memoize(errors=KeyError)
+
+
+def test_keys_of_memoized_calls_know_types_versions_and_what_to_ignore(cache):
+    def area(self, width, height=1):
+        return [width * height]
+
+    typed = cache.memoize(typed=True)(area)
+    old = cache.memoize(version=1)(area)
+    new = cache.memoize(version=2)(area)
+    bound = cache.memoize(ignore=("self",), name="bound")(area)
+
+    assert typed.cache_key(None, 1) != typed.cache_key(None, 1.0)
+    assert typed.cache_key(None, width=1) != typed.cache_key(None, width=True)
+    assert old.cache_key(None, 1) != new.cache_key(None, 1)
+    assert bound.cache_key(1, 2, 3) == bound.cache_key(2, 2, height=3)
+    assert (bound(object(), 2, 3), bound(object(), 2, height=3)) == ([6], [6])
+    assert cache.stats().computed == 1
+    with pytest.raises(InvalidArgument, match="nobody"):
+        cache.memoize(ignore=["nobody"])(area)
+
+
+def test_the_ttl_may_depend_on_the_result(cache):
+    assert cache.get_or_compute("short", lambda: 1, ttl=lambda result: 0.001 * result) == 1
+    wait_until(lambda: "short" not in cache)
+    assert cache.get_or_compute("never", lambda: 1, ttl=lambda result: False) == 1
+    assert "never" not in cache
+    assert cache.get_or_compute("long", lambda: 1, ttl=lambda result: 100) == 1
+    assert cache.ttl("long") > 90
+    with pytest.raises(InvalidArgument):
+        cache.get_or_compute("bad", lambda: 1, ttl=lambda result: -1)
+    assert cache.get_or_compute("bad", lambda: 2) == 2
+
+
+def test_those_who_wait_may_be_told_that_it_is_late(cache, journal):
+    def ask_first():
+        def compute():
+            journal.note()
+            wait_until(lambda: journal.count() == 2)
+            return "late, and stored"
+
+        with reopened(cache.name) as mine:
+            return mine.get_or_compute("a", compute)
+
+    first = Child(ask_first)
+    wait_until(lambda: journal.count() == 1)
+    with pytest.raises(shmrhash.LockTimeout):
+        cache.get_or_compute("a", fail, wait=0.01, when_late="raise")
+    with pytest.raises(InvalidArgument):
+        cache.get_or_compute("a", fail, when_late="never")
+    journal.note()
+
+    assert first.result() == cache.get("a") == "late, and stored"
+
+
+def test_statistics_of_computations(cache):
+    cache.get_or_compute("a", lambda: time.sleep(0.01))
+    cache.set("b", 1)
+    assert not cache.add("b", 2)
+    cache.get_or_compute("c", lambda: cache.delete("c"))
+
+    stats = cache.stats()
+    assert (stats.computed, stats.sets, stats.not_stored, stats.stolen) == (2, 1, 1, 0)
+    assert 0.01 <= stats.seconds_computing < PATIENCE_S
+
+
+# ---- claim ----
+
+
+def test_a_claim_has_the_value_or_computes_it(cache):
+    with cache.claim("a") as claim:
+        assert not claim.found
+        with pytest.raises(InvalidArgument):
+            _ = claim.value
+        assert claim.set([1], ttl=100)
+        with pytest.raises(InvalidArgument):
+            claim.set([2])
+    assert claim.value == [1]
+    assert cache.ttl("a") > 90
+    with cache.claim("a") as claim:
+        assert (claim.found, claim.value) == (True, [1])
+        with pytest.raises(InvalidArgument):
+            claim.set([2])
+    with pytest.raises(InvalidArgument):
+        cache.claim("b").set(1)
+    assert cache.get("a") == [1]
+
+
+def test_a_claim_that_sets_nothing_is_left_to_the_next(cache):
+    with cache.claim("a"):
+        pass
+    with pytest.raises(ZeroDivisionError), cache.claim("a"):
+        _ = 1 // 0
+
+    assert "a" not in cache
+    assert cache.get_or_compute("a", lambda: 1) == 1
+
+
+def test_a_claim_keeps_others_waiting_and_ends_with_its_process(cache, journal):
+    def claim_and_hang():
+        with reopened(cache.name) as mine, mine.claim("a") as claim:
+            assert not claim.found
+            journal.note()
+            time.sleep(10 * PATIENCE_S)
+
+    child = Child(claim_and_hang)
+    wait_until(lambda: journal.count() == 1)
+    with cache.claim("a", wait=0.01) as claim:  # it is late
+        assert not claim.found
+        with cache.claim("a") as inner:  # by the same thread
+            assert not inner.found
+            assert not inner.set("inner")
+    other = Child(in_other, cache.name, "a", journal)
+    assert other.result() == "a"
+    child.kill()
+
+    with cache.claim("a") as claim:
+        assert claim.value == "a"
+
+
+def test_a_claim_whose_key_was_stored_meanwhile_stores_nothing(cache):
+    with cache.claim("a") as claim:
+        cache.set("a", "newer")
+        assert not claim.set("older")
+
+    assert cache.get("a") == "newer"

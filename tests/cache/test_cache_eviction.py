@@ -13,7 +13,7 @@ from support.workers import run_together
 
 from shmrhash import Cache, OutOfMemory, SharedDict, _segment
 
-COUNTS_BYTES = 1024 * 64
+COUNTS_BYTES = 1024 * 128
 PAGE = 4096
 
 

@@ -54,7 +54,7 @@ LAYERS = {
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
         *("watching", "cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
         *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
-        *("claiming", "cache"),
+        *("claiming", "refreshing", "cache"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import pytest
 
-from shmrhash import SharedCounter, SharedDict
+from shmrhash import Cache, SharedCounter, SharedDict
 from shmrhash._typing import CreateOptions, OpenOptions, Options
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def test_a_subclass_keeps_its_type_through_create_and_open(map_name: str) -> Non
         (SharedDict.__init__, Options),
         (SharedDict.create, CreateOptions),
         (SharedDict.open, OpenOptions),
+        (Cache.__init__, Options),
     ],
 )
 def test_options_that_checkers_know_are_those_of_the_function(function: Any, options: Any) -> None:
@@ -203,3 +204,23 @@ def test_a_parameter_of_a_function_is_a_parameter_of_the_dict() -> None:
 
     with SharedDict(key=str, value=int) as d:
         assert_type(first(d, lambda: 1), int)
+
+
+def test_types_of_a_cache_are_inferred_from_key_and_value() -> None:
+    with Cache(key=str, value=int, max_entries=10) as cache:
+        assert_type(cache, Cache[str, int])
+        cache.set("k", 1)
+        assert_type(cache.get("k"), int | None)
+        assert_type(cache.get("x", 2), int)
+        assert_type(cache.get("x", "none"), int | str)
+        assert_type(cache.get_many(["k"]), dict[str, int])
+        assert_type(cache.set_many({"k": 2}), list[str])
+        assert_type(cache.replace("k", 3), bool)
+        assert_type(cache.incr("k"), int)
+        assert_type(cache.update_with("k", lambda n: n + 1), int)
+        assert_type(cache.get_or_compute("c", lambda: 5), int)
+        assert_type(cache.ttl("k"), float | None)
+        assert_type(cache.pop("k"), int | None)
+    with Cache(max_entries=10) as anything, Cache(key=str, value="<qd", max_entries=10) as rows:
+        assert_type(anything, Cache[Any, Any])
+        assert_type(rows, Cache[str, Any])

@@ -1,0 +1,43 @@
+"""The counts of a cache."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class CacheStats(NamedTuple):
+    """What all processes counted since the cache was made.
+
+    hits and misses: of get() and get_many(). evicted_new: entries that were evicted before anything
+    read them a second time; evicted_kept: others that were evicted; evicted_expired: entries that
+    had expired when room was needed. unreadable: values that could not be decoded. computed: values
+    that get_or_compute() computed, in seconds_computing together. waited: calls of it that waited
+    for another's value. sets: values stored by set(), set_many(), add() and replace(). rejected:
+    values that did not fit. taken_over: computations that one who waited began, since the one who
+    computed had died or failed. stolen: claims that were taken from one who computed for longer
+    than wait seconds. not_stored: computed values that were invalidated meanwhile, or did not fit.
+    stale_hits: values that were returned while another computed them again.
+    entries: those in the cache now, with expired ones that no operation has removed yet.
+    """
+
+    hits: int
+    misses: int
+    evicted_new: int
+    evicted_kept: int
+    evicted_expired: int
+    unreadable: int
+    computed: int
+    waited: int
+    sets: int
+    rejected: int
+    taken_over: int
+    stolen: int
+    not_stored: int
+    seconds_computing: float
+    stale_hits: int
+    entries: int
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits as a share of all lookups; 0.0 if there were none."""
+        return self.hits / (self.hits + self.misses) if self.hits else 0.0

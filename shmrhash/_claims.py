@@ -1,0 +1,89 @@
+"""A claim on a key of a cache, as a context manager."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Generic
+
+from shmrhash import _core
+from shmrhash._errors import InvalidArgument, LockTimeout
+from shmrhash._typing import K, V
+
+_ABSENT: Any = object()
+_TRIES_MAX = 100  # values that were evicted before they had been read
+
+
+class CacheClaim(Generic[K, V]):
+    """The value of a key, or the right to compute it: made by Cache.claim(), for a with statement.
+
+    found: whether the key has a value, which is then in value. If it has not, this process computes
+    it for all: set() stores it. A block that ends without set() leaves the claim to the next one
+    who waits.
+    """
+
+    def __init__(self, cache: _core.CacheCore[K, V], key: K, wait: float) -> None:
+        self._cache = cache
+        self._key = key
+        self._wait = wait
+        self._claim: _core.Claim | None = None
+        self._inside = False
+        self._value: Any = _ABSENT
+
+    @property
+    def found(self) -> bool:
+        """Whether the key has a value."""
+        return self._value is not _ABSENT
+
+    @property
+    def value(self) -> V:
+        """The value. Raises InvalidArgument if there is none."""
+        if not self.found:
+            raise InvalidArgument("the key has no value: look at found, and set() one")
+        return self._value  # type: ignore[no-any-return]
+
+    def set(self, value: V, ttl: float | None = None) -> bool:
+        """Store the value, and end the claim; return whether it was stored: the key may have been
+        stored or deleted meanwhile, or the value does not fit. ttl: as for Cache.set().
+
+        Raises InvalidArgument (outside the with block, found, a second time), and what encoding the
+        value raises.
+        """
+        if not self._inside or self.found:
+            raise InvalidArgument("set() is for a claim of a key that has no value, and once")
+        self._value = value
+        claim, self._claim = self._claim, None
+        return claim is not None and claim.keep(value, ttl)
+
+    def __enter__(self) -> CacheClaim[K, V]:
+        if self._inside:
+            raise InvalidArgument("this claim is in use; make one for each with statement")
+        self._value = self._cache.get(self._key, _ABSENT)
+        for _ in range(_TRIES_MAX):
+            if self.found or self._claimed():
+                break
+            self._value = self._cache._peek(self._key, _ABSENT)
+        self._inside = True
+        return self
+
+    def _claimed(self) -> bool:
+        """Claim the key, or find out that it has to be computed without a claim; False: it has a
+        value, or the claim that was in the way for too long is cut off."""
+        claim = _core.Claim(self._cache, self._key, self._wait)
+        try:
+            taken = claim.wait()
+        except LockTimeout:
+            claim.cut_off()
+            return False
+        self._claim = claim if taken else None
+        return taken or claim.has_to_compute
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._inside = False
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            claim.drop()
