@@ -42,9 +42,9 @@ LAYERS = {
     "python": [
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
-        *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
-        *("watching", "cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
-        *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
+        *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
+        *("notifying", "watching", "cells", "locks", "semaphores", "rwlocks", "conditions"),
+        *("lockusers", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]
