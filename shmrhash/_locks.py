@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shmrhash import _core
-from shmrhash._errors import InvalidArgument, TooManyProcesses
+from shmrhash._errors import Error, InvalidArgument, TooManyProcesses
 
 if TYPE_CHECKING:
     _Map = _core.MapCore
@@ -118,6 +118,11 @@ class LockedKeys(Generic[Section]):
             for number in sorted(range(len(self._given)), key=self._given.__getitem__):
                 self._sections[number].__enter__()
                 entered.append(self._sections[number])
+            if entered and not entered[0]._is_mine:  # a signal handler forked: this is the child
+                raise Error(
+                    "locked_many(): this process was forked while its parent waited for a key; "
+                    "the keys are the parent's, and the child has to lock them itself"
+                )
         except BaseException as error:
             for section in reversed(entered):
                 section.__exit__(type(error), error, error.__traceback__)

@@ -212,11 +212,12 @@ class Watch(Iterator[Change]):
     def _look(self, deadline: int) -> bool:
         """Queue a change for each key whose state is not the one seen last. False: a process is in
         the middle of changing a key, and the deadline is over."""
-        assert self._waiter is not None
-        if not self._waiter.arm(deadline):
+        waiter = self._waiter
+        assert waiter is not None
+        if not waiter.arm(deadline):
             return False
         for i, key in enumerate(self._keys):
-            sight = self._waiter.sight(i)
+            sight = waiter.sight(i)
             if sight == self._states[i]:
                 continue
             value = _ABSENT if sight is None else self._shared.get(key, _ABSENT)
@@ -237,7 +238,8 @@ class Watch(Iterator[Change]):
             if not self._pending:
                 if _is_over(deadline):
                     raise StopIteration
-                self._waiter.sleep(deadline)
+                if self._waiter is not None:  # decoding a value may have closed this Watch
+                    self._waiter.sleep(deadline)
         return self._pending.popleft()
 
     def __aiter__(self) -> Watch:
@@ -294,7 +296,7 @@ class Watch(Iterator[Change]):
             self._notifier.moved()
         if self._waiter is not None:
             self._look(0)
-            if not self._pending:
+            if not self._pending and self._waiter is not None:
                 self._waiter.expect_hope()
         found = list(self._pending)
         self._pending.clear()

@@ -17,7 +17,9 @@ cdef int freeze_map(MapHandle handle) except -1:
     """RHashMap.freeze()."""
     cdef Op op
     cdef Waiting waiting = new_waiting(handle)
+    cdef uint64_t generation
     enter_to_write(handle, &op)
+    generation = op.generation
     try:
         expect_membarrier(handle)
         if not cas_acq_rel_u64(&handle.map.header.frozen, 0, 1):
@@ -25,7 +27,8 @@ cdef int freeze_map(MapHandle handle) except -1:
         try:
             repeat(handle, &op, attempt_quiet, NULL, &waiting)
         except BaseException:
-            store_release_u64(&handle.map.header.frozen, 0)
+            if generation == process_generation:       # else it is the parent that freezes the map
+                store_release_u64(&handle.map.header.frozen, 0)
             raise
         bells_ring_all(&handle.map)            # what is waited for cannot happen any more
     finally:
@@ -40,7 +43,8 @@ cdef Status attempt_clearing(Op *op, void *_unused) noexcept:
 
 
 cdef int clear_map(MapHandle handle) except -1:
-    """RHashMap.clear(). Its loop goes on after each deletion, so it does not use repeat()."""
+    """RHashMap.clear(). Its loop goes on after each deletion, so it does not use repeat(). A child
+    that a signal handler forks leaves the rest to its parent, and raises MapBusy."""
     cdef Op op
     cdef Status status
     cdef uint64_t done = 0
@@ -65,8 +69,10 @@ cdef int clear_map(MapHandle handle) except -1:
                     op_end(&op)
                     with nogil:
                         sched_yield()
-                    op_begin(&op)
-                    PyErr_CheckSignals()
+                    resume(handle, &op)
+                if not op_holds(&op, &handle.map.header.clearing):
+                    raise _errors.MapBusy(
+                        f"map {handle.name!r} is being cleared by the parent of this process")
         finally:
             if op_holds(&op, &handle.map.header.clearing):      # a child of fork does not
                 lock_release(&handle.map.header.clearing, 0)

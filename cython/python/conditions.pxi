@@ -245,7 +245,8 @@ cdef class BarrierWait:
         cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
         cdef uint64_t seen
         cdef int turn = 0
-        while True:                            # ends with the action of the last party before
+        # Ends with the action of the last party before; a signal handler may fork.
+        while self.op.generation == process_generation:
             seen = load_acquire_u64(&barrier.cell.word)
             status = barrier_enter(&self.op, barrier.cell, barrier._index, &self.place)
             if status == OK:
@@ -261,17 +262,19 @@ cdef class BarrierWait:
             else:
                 barrier._busy(&self.op, turn)
                 turn += 1
+        return BARRIER_BROKE
 
     def open(self):
         """The last party has come: let all go on. Returns BARRIER_PASSED or BARRIER_BROKE."""
         cdef Status status
         cdef int turn = 0
-        while True:                            # _busy ends it
+        while self.op.generation == process_generation:        # _busy ends it; the action may fork
             status = barrier_pass(&self.op, self.barrier.cell)
             if status == OK or status == ABSENT:
                 return BARRIER_PASSED if status == OK else BARRIER_BROKE
             self.barrier._busy(&self.op, turn)
             turn += 1
+        return BARRIER_BROKE
 
     def wait(self):
         """Sleep until all have come. Returns BARRIER_PASSED, BARRIER_BROKE, or BARRIER_LATE (the

@@ -137,6 +137,7 @@ cdef object view_of(DictHandle owner, object key):
                 pinned = pinned_object(
                     owner.handle, &op, &found,
                     value[owner.handle.map.ref_words[owner.value_slot]])
+            renew(owner.handle, &op)
             rounds += 1
             if rounds > READ_ROUNDS_MAX:       # no writers interfere this often
                 status = CORRUPT

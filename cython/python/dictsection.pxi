@@ -76,7 +76,7 @@ cdef class LockedEntry(LockedSection):
         self.section.held = 0
         return False
 
-    cdef int _open(self, Waiting *waiting) except -1:
+    cdef int _lock(self, Waiting *waiting) except -1:
         """Find and lock the key. If it is absent and there is a default, insert that first."""
         cdef Status status
         while True:            # ends with the timeout, or unless others delete the key each time
@@ -92,18 +92,15 @@ cdef class LockedEntry(LockedSection):
             raise _errors.KeyNotFound(self.key)
         raise_status(self.handle, status, &self.op)
 
-    def __enter__(self):
-        cdef Waiting waiting
-        self._prepare(&waiting)
-        self.owner._begin(&self.op, &self.key_bytes, &waiting)
+    cdef int _open(self, Waiting *waiting) except -1:
+        self.owner._begin(&self.op, &self.key_bytes, waiting)
         try:
-            self._open(&waiting)
+            self._lock(waiting)
         except BaseException:
             self._finish()
             raise
         op_end(&self.op)
-        self.state = SECTION_OPEN
-        return self
+        return 0
 
     cdef bint _changes(self) except -1:
         return self.changed or self.removing
@@ -163,6 +160,9 @@ cdef class LockedEntry(LockedSection):
     @value.setter
     def value(self, new):
         self._expect_open()
+        if self.state == SECTION_ENCODING:
+            raise _errors.InvalidArgument(
+                f"map {self.handle.name!r}: code that encodes a value cannot assign one")
         self.current = new
         self.changed = True
         self.removing = False
@@ -173,10 +173,11 @@ cdef class LockedEntry(LockedSection):
         self.removing = True
 
     def roll_back(self):
-        """End the section now, and store nothing.
+        """End the section now, and store nothing. In code that encodes the value at the end of the
+        block: stop that end, which then raises InvalidArgument.
 
-        Raises InvalidArgument (outside the with block), Error (in a child of fork: the section is
-        the parent's).
+        Raises InvalidArgument (outside the with block, or when its end has encoded the value),
+        Error (in a child of fork: the section is the parent's).
         """
         self._expect_open()
         self._abandon()

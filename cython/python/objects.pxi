@@ -137,9 +137,8 @@ cdef object parts_of(MapHandle handle, bytes key):
                     object_copy(handle, &op, &found, value[handle.map.ref_words[slot]])
                     if value[handle.map.ref_words[slot]] != 0 else None
                     for slot in range(handle.map.ref_count)])
-                if element_unchanged(&found):
+                if not renew(handle, &op) and element_unchanged(&found):
                     break
-                renew(handle, &op)
             elif status != RETRY:
                 break
             status = RETRY

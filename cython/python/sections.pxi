@@ -5,10 +5,28 @@
 # operations while the section is open. A child of fork inherits the Python object and nothing else:
 # the context, and with it the section, stays its parent's.
 
+#
+# The program's code runs in the middle of a section's beginning and of its end: code that encodes
+# or decodes values, signal handlers during a wait, finalizers, other threads. So a state says what
+# it may do then with the section itself:
+#
+#   NEW        it may enter the section.
+#   ENTERING   nothing. If that fails, NEW again.
+#   OPEN       everything but entering it again.
+#   ENCODING   the end has begun, and the values are being encoded: look at the value, delete() and
+#              roll_back(), which stops the end; it may neither assign a value nor end the section.
+#   ENDING     nothing.
+#   ENDED      nothing. The context is given back.
+
 cdef enum:
-    SECTION_NEW = 0
-    SECTION_OPEN = 1
-    SECTION_ENDED = 2
+    SECTION_NEW
+    SECTION_ENTERING
+    SECTION_OPEN
+    SECTION_ENCODING
+    SECTION_ENDING
+    SECTION_ENDED
+
+cdef enum:
     REMOVAL_TURNS = 5          # the last of them looks whether the lock's owner is dead
 
 
@@ -35,6 +53,7 @@ cdef class LockedSection:
     cdef Op op
     cdef Section section           # section.held is 0 if the section has been ended or never begun
     cdef int state
+    cdef uint64_t generation       # of the process that locked the key
     cdef tuple name                # in sections_open, once the key is locked
     cdef object timeout
     cdef object kept               # op.key points into this object, or into the section itself
@@ -46,17 +65,35 @@ cdef class LockedSection:
     cdef int _prepare(self, Waiting *waiting) except -1:
         """Begin __enter__: how long it may wait."""
         waiting[0] = new_waiting(self.handle)
+        if self.timeout is not None:
+            waiting.limit_ns = timeout_ns(self.timeout)    # its __float__ is the program's code
         if self.state != SECTION_NEW:
             raise _errors.InvalidArgument("a locked section can be entered only once")
-        if self.timeout is not None:
-            waiting.limit_ns = timeout_ns(self.timeout)
+        self.state = SECTION_ENTERING
         if self.task is not None:              # it waits between attempts: see attempt()
             waiting.began = self.began
             waiting.limit_ns = 0
         return 0
 
+    cdef int _open(self, Waiting *waiting) except -1:
+        """Lock the key, in an operation that has ended when this returns; if it raises, the context
+        is given back."""
+        return 0
+
+    def __enter__(self):
+        cdef Waiting waiting
+        self._prepare(&waiting)
+        try:
+            self._open(&waiting)
+        except BaseException:
+            self.state = SECTION_NEW
+            raise
+        self.state = SECTION_OPEN
+        return self
+
     cdef int _locked(self) except -1:
         """The key is locked now, by this thread."""
+        self.generation = self.op.generation
         self.name = self.handle.map.device, self.handle.map.inode, self.op.self_index
         sections_open[self.name] = PyThread_get_thread_ident(), self.task
         return 0
@@ -77,7 +114,6 @@ cdef class LockedSection:
         try:
             self.__enter__()
         except _errors.LockTimeout as error:
-            self.state = SECTION_NEW
             self.refused = error
         return self.refused is None
 
@@ -154,10 +190,14 @@ cdef class LockedSection:
 
     cdef bint _mine(self) noexcept:
         """Whether this process opened the section: a child of fork did not."""
-        return self.op.generation == process_generation
+        return self.generation == process_generation
+
+    @property
+    def _is_mine(self):
+        return bool(self._mine())
 
     cdef int _expect_open(self) except -1:
-        if self.state != SECTION_OPEN:
+        if self.state != SECTION_OPEN and self.state != SECTION_ENCODING:
             raise _errors.InvalidArgument("the value can be used only inside its with block")
         return 0
 
@@ -167,6 +207,16 @@ cdef class LockedSection:
 
     cdef int _encode(self) except -1:
         """Prepare the value that is to be stored. This may run the program's code."""
+        return 0
+
+    cdef int _expect_encoded(self) except -1:
+        """After the values are encoded: raise if that has ended the section, or forked."""
+        if not self._mine():
+            refuse_section(self.handle)
+        if self.state != SECTION_ENCODING:
+            raise _errors.InvalidArgument(
+                f"map {self.handle.name!r}: code that encodes a value has ended its section; "
+                f"nothing was stored")
         return 0
 
     cdef int _expect_alive(self) except -1:
@@ -194,20 +244,21 @@ cdef class LockedSection:
         child of fork only the object ends; the parent's section goes on."""
         cdef uint64_t _rounds
         self.state = SECTION_ENDED
-        if not self._mine():
-            leave_to_parent(self.handle)
-            return
-        if self.section.held != 0:
+        if self.section.held != 0 and self._mine():
             for _rounds in range(READ_ROUNDS_MAX):         # no writers interfere this often
                 if section_abandon(&self.op, &self.section) != RETRY:
                     break
         self.section.held = 0
-        self._not_locked()
-        leave(self.handle, &self.op)
+        if self._mine():
+            self._not_locked()
+        leave(self.handle, &self.op)           # in a child: its own context, if it has taken one
 
     cdef void _abandon(self) noexcept:
-        """End the section outside any operation of it, and store nothing."""
-        if self._mine():
+        """End the section outside any operation of it, and store nothing; or nothing, if it has
+        ended."""
+        if self.state == SECTION_ENDED:
+            return
+        if self.op.generation == process_generation:
             op_begin(&self.op)
         self._finish()
 
@@ -217,17 +268,19 @@ cdef class LockedSection:
         cdef MapHandle handle = self.handle
         cdef Status status = RETRY
         cdef Waiting waiting = new_waiting(handle)
+        cdef bint removed = self.removing and self.section.held == 0   # by _attempt_removal
+        self.state = SECTION_ENCODING
         try:
             if not self.removing:
                 self._encode()
-            if not self._mine():               # the encoder forked: this is the child
-                refuse_section(handle)
+            self._expect_encoded()
         except BaseException:
             self._abandon()
             raise
+        self.state = SECTION_ENDING
         op_begin(&self.op)
         try:
-            if load_relaxed_u64(&handle.map.header.frozen) != 0:
+            if load_relaxed_u64(&handle.map.header.frozen) != 0 and not removed:
                 raise _errors.FrozenMap(
                     f"map {handle.name!r} was frozen while the key was locked; the section "
                     f"changed nothing")
@@ -242,6 +295,8 @@ cdef class LockedSection:
                     pass
         finally:
             self._finish()
+        if not self._mine():                   # a signal handler forked during a wait
+            refuse_section(handle)
         if status == ABSENT:
             raise _errors.KeyGone(
                 f"map {handle.name!r}: the key was deleted while it was locked; the new value "
@@ -251,6 +306,9 @@ cdef class LockedSection:
         return 0
 
     def __exit__(self, kind, error, traceback):
+        if self.state == SECTION_ENCODING or self.state == SECTION_ENDING:
+            raise _errors.InvalidArgument(
+                f"map {self.handle.name!r}: the section is being ended already")
         if self.state != SECTION_OPEN:
             return False
         if not self._mine():
@@ -268,9 +326,12 @@ cdef class LockedSection:
 
 
 cdef Status attempt_end(Op *op, void *arguments) noexcept:
-    """End a section: OK, or ABSENT if the key was deleted while it was locked."""
+    """End a section: OK, or ABSENT if the key was deleted while it was locked; CORRUPT: it is the
+    parent's."""
     cdef LockedSection ended = <LockedSection> arguments
     cdef Status status
+    if not ended._mine():
+        return CORRUPT
     if ended.removing and ended.section.held == 0:
         return OK                              # _attempt_removal has done it
     if ended.removing:
@@ -280,156 +341,3 @@ cdef Status attempt_end(Op *op, void *arguments) noexcept:
     if status == OK:
         ended.section.held = 0
     return status
-
-
-@cython.final
-@cython.auto_pickle(False)
-@cython.no_gc_clear
-cdef class LockedValue(LockedSection):
-    """A value that one thread has locked: a writable buffer on a private copy.
-
-    Made by RHashMap.locked(), for a with statement. When the block ends, the content of the buffer
-    is stored in one atomic step; if the block raises or the process dies, nothing is stored (L1).
-    """
-
-    cdef object default
-    cdef bytearray value
-    cdef object view
-    cdef bint rolling_back
-
-    def __cinit__(self, MapHandle handle not None, key, timeout, default):
-        cdef Py_buffer view
-        cdef const uint8_t *key_bytes = buffer_bytes(
-            handle, "key", key, handle.map.key_size, &view)
-        self.kept = PyBytes_FromStringAndSize(
-            <const char *> key_bytes, <Py_ssize_t> handle.map.key_size)
-        if view.buf != NULL:
-            PyBuffer_Release(&view)
-        if default is not None:
-            if not PyObject_CheckBuffer(default):
-                refuse_buffer(handle, "default", default, -1, handle.map.value_size)
-            default = memoryview(default).tobytes()
-            if len(default) != handle.map.value_size:
-                refuse_buffer(handle, "value", default, len(default), handle.map.value_size)
-        self.handle = handle
-        self.default = default
-        self.timeout = timeout
-
-    def __enter__(self):
-        cdef Status status = RETRY
-        cdef Waiting waiting
-        self._prepare(&waiting)
-        self.value = bytearray(self.handle.map.value_size)
-        self.op.key = <const uint8_t *> PyBytes_AS_STRING(self.kept)
-        self.op.hash = hash_key(self.handle.map.seeds, self.op.key, self.handle.map.key_size)
-        enter_to_modify(self.handle, &self.op)
-        try:
-            status = repeat(self.handle, &self.op, attempt_open, <void *> self, &waiting)
-        finally:
-            if status == OK:
-                op_give_back(&self.op)         # its element, if another inserted the key first
-                op_end(&self.op)
-                self.state = SECTION_OPEN
-            else:
-                leave(self.handle, &self.op)
-        if status == ABSENT:
-            raise _errors.KeyNotFound(self.kept)
-        if status != OK:
-            raise_status(self.handle, status, &self.op)
-        self._locked()
-        return self
-
-    cdef bint _changes(self) except -1:
-        return not self.rolling_back
-
-    cdef const uint8_t *_bytes(self) noexcept:
-        return <const uint8_t *> PyByteArray_AS_STRING(self.value)
-
-    cdef Status _attempt_store(self) noexcept:
-        return section_commit(
-            &self.op, &self.section, <const uint8_t *> PyByteArray_AS_STRING(self.value))
-
-    cdef object _view(self):
-        self._expect_open()
-        if self.view is None:
-            self.view = memoryview(self.value)
-        return self.view
-
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        if self.state != SECTION_OPEN:
-            raise BufferError("the value can be used only inside its with block")
-        PyObject_GetBuffer(self.value, buffer, flags)
-
-    def __len__(self):
-        return self.handle.map.value_size
-
-    def __getitem__(self, where):
-        found = self._view()[where]
-        return found if isinstance(found, int) else bytes(found)
-
-    def __setitem__(self, where, new):
-        try:
-            self._view()[where] = new
-        except ValueError as error:
-            raise _errors.InvalidArgument(
-                f"a value of {len(self)} bytes cannot be changed like this: {error}") from None
-
-    def __bytes__(self):
-        return bytes(self._view())
-
-    def __repr__(self):
-        state = ("not entered", "open", "ended")[self.state]
-        return f"<LockedValue of {self.kept!r} in {self.handle.name!r}: {state}>"
-
-    def as_array(self, dtype):
-        """Return the value as a writable NumPy array of this dtype. What is written into the array
-        is stored when the block ends.
-
-        Raises InvalidArgument (outside the with block, or a dtype that does not divide the value),
-        ModuleNotFoundError (NumPy is missing).
-        """
-        import numpy
-        try:
-            return numpy.frombuffer(self._view(), dtype)
-        except ValueError as error:
-            raise _errors.InvalidArgument(f"values of {len(self)} bytes: {error}") from None
-
-    def unpack(self, fmt, offset=0):
-        """Return the result of struct.unpack_from() on the value.
-
-        Raises InvalidArgument outside the with block, struct.error.
-        """
-        return struct.unpack_from(fmt, self._view(), offset)
-
-    def pack(self, fmt, *values, offset=0):
-        """Write values into the value with struct.pack_into().
-
-        Raises InvalidArgument outside the with block, struct.error.
-        """
-        struct.pack_into(fmt, self._view(), offset, *values)
-
-    def delete(self):
-        """Delete the key when the block ends, instead of storing a value.
-
-        Raises InvalidArgument outside the with block.
-        """
-        self._view()
-        self.removing = True
-
-    def roll_back(self):
-        """Store nothing when the block ends.
-
-        Raises InvalidArgument outside the with block.
-        """
-        self._view()
-        self.rolling_back = True
-
-
-cdef Status attempt_open(Op *op, void *arguments) noexcept:
-    """Lock the key of a LockedValue; insert its default first, if it has one."""
-    cdef LockedValue opened = <LockedValue> arguments
-    cdef const uint8_t *fresh = NULL
-    if opened.default is not None:
-        fresh = <const uint8_t *> PyBytes_AS_STRING(opened.default)
-    return section_open(
-        op, &opened.section, fresh, <uint8_t *> PyByteArray_AS_STRING(opened.value))

@@ -12,11 +12,10 @@ cdef class Journal:
     cdef list sections             # after _encode(), those that delete their key come last
     cdef Member *members           # the same, for the core
     cdef Py_ssize_t count
-    cdef uint64_t generation       # of the process that made it
+    cdef Py_ssize_t at             # the member whose key is being deleted
 
     def __cinit__(self, list sections):
         self.handle = (<LockedSection> sections[0]).handle
-        self.generation = process_generation
         self.count = len(sections)
         self.sections = sections
         self.members = <Member *> calloc(self.count, sizeof(Member))
@@ -26,36 +25,34 @@ cdef class Journal:
     def __dealloc__(self):
         free(self.members)
 
-    cdef bint _leave_to_parent(self) noexcept:
-        """Whether program code, or a signal handler, forked, and this is the child; then it forgets
-        the sections, which are the parent's."""
-        cdef LockedSection section
-        if self.generation == process_generation:
-            return False
-        for section in self.sections:
-            section.section.held = 0
-        return True
+    cdef bint _mine(self) noexcept:
+        """Whether this process locked the keys: not if program code, or a signal handler, forked,
+        and this is the child."""
+        return (<LockedSection> self.sections[0])._mine()
 
     cdef int _expect_mine(self) except -1:
         """Raise in a child of fork."""
-        if self._leave_to_parent():
+        if not self._mine():
             refuse_section(self.handle)
         return 0
 
     cdef int _encode(self) except -1:
-        """Encode the values, which may run the program's code. From here on the sections are ended
-        for the program: no code or thread of it can change them any more."""
+        """Encode the values, which may run the program's code. Afterwards no code or thread of the
+        program can change the sections any more."""
         cdef LockedSection section
         cdef list storing = []
         cdef list removing = []
         for section in self.sections:
+            section._expect_open()
+            section.state = SECTION_ENCODING
+        for section in self.sections:
             if not section.removing:
                 section._encode()
-        self._expect_mine()
         for section in self.sections:
-            section._expect_open()
+            section._expect_encoded()
         for section in self.sections:
-            section.state = SECTION_ENDED
+            section.state = SECTION_ENDING
+        for section in self.sections:
             (removing if section.removing else storing).append(section)
         self.sections = storing + removing
         return 0
@@ -72,7 +69,8 @@ cdef class Journal:
                 status = repeat(
                     self.handle, &section.op, attempt_prepare, <void *> section, &waiting)
             finally:
-                op_end(&section.op)
+                if section.op.generation == process_generation:
+                    op_end(&section.op)
                 self._expect_mine()
             if status != OK:
                 raise_status(self.handle, status, &section.op)
@@ -119,14 +117,15 @@ cdef class Journal:
         cdef Status status = RETRY
         cdef object interrupted = None
         waiting.limit_ns = -1
+        self.at = at
         while status == RETRY:                 # ends when the bucket's owner goes on, or dies
             try:
                 status = repeat(self.handle, self.members[at].op, attempt_member_removal,
-                                <void *> &self.members[at], &waiting)
+                                <void *> self, &waiting)
             except BaseException as error:
-                self._expect_mine()
                 if not isinstance(error, _errors.MapClosed):
                     interrupted = error
+            self._expect_mine()
         if status != OK:
             raise_status(self.handle, CORRUPT, self.members[at].op)
         return interrupted
@@ -138,8 +137,8 @@ cdef class Journal:
         cdef object interrupted = None
         cdef bint begun = False
         cdef Py_ssize_t at
-        self._encode()
         try:
+            self._encode()
             self._prepare()
             self._begin()
             begun = True
@@ -149,7 +148,6 @@ cdef class Journal:
                     if self.members[at].value == NULL:
                         interrupted = self._remove(at) or interrupted
         finally:
-            self._leave_to_parent()
             for section in self.sections:
                 if begun:
                     section._finish()
@@ -169,6 +167,8 @@ cdef class Journal:
 cdef Status attempt_prepare(Op *op, void *arguments) noexcept:
     """Before the commit: make the objects of a section's value, or look at its bucket."""
     cdef LockedSection section = <LockedSection> arguments
+    if not section._mine():
+        return CORRUPT
     return journal_bucket_is_free(op) if section.removing else section._attempt_objects()
 
 
@@ -176,7 +176,7 @@ cdef Status attempt_journal(Op *op, void *arguments) noexcept:
     """Commit the journal, and store the values."""
     cdef Journal journal = <Journal> arguments
     cdef Status status = CORRUPT
-    if journal.generation == process_generation:   # else the sections are the parent's
+    if journal._mine():
         status = journal_commit(journal.members, journal.count)
     if status == OK:
         journal_store(journal.members, journal.count)
@@ -184,7 +184,8 @@ cdef Status attempt_journal(Op *op, void *arguments) noexcept:
 
 
 cdef Status attempt_member_removal(Op *op, void *arguments) noexcept:
-    return member_remove(<Member *> arguments)
+    cdef Journal journal = <Journal> arguments
+    return member_remove(&journal.members[journal.at]) if journal._mine() else CORRUPT
 
 
 def sections_end(list sections not None):
@@ -193,19 +194,25 @@ def sections_end(list sections not None):
     Raises what the end of one section raises; KeyGone: nothing is stored.
     """
     cdef LockedSection section
+    cdef list ending = []
     cdef list changing = []
+    for section in sections:
+        if section.state == SECTION_OPEN:      # else it was rolled back
+            ending.append(section)
     try:
-        for section in sections:
-            if section.state == SECTION_OPEN and not section._mine():
+        for section in ending:
+            if not section._mine():
                 refuse_section(section.handle)
-            if section.state == SECTION_OPEN and section._changes():
+        for section in ending:
+            if section._changes():
                 changing.append(section)
+            else:
+                section.state = SECTION_ENDING     # the program's code cannot change it late
         if len(changing) == 1:
             (<LockedSection> changing[0])._commit()
         elif changing:
             Journal(changing).end()
     finally:
-        for section in sections:
-            if section.state == SECTION_OPEN:
-                section._abandon()
+        for section in ending:
+            section._abandon()
             section._forget_value()

@@ -80,7 +80,8 @@ cdef void view_unlist(PinnedObject view) noexcept:
 
 cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t ref):
     """A copy of the object that a found element refers to; None if the element has changed since it
-    was found. found is NULL if the object is the operation's own.
+    was found, or if this is a child that was forked since: what it found is its parent's. found is
+    NULL if the object is the operation's own.
 
     Raises SegmentCorrupt: there is no such object; SystemFailure: a handle without contexts cannot
     reach the file."""
@@ -88,6 +89,8 @@ cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t re
     cdef const uint8_t *source = NULL
     cdef bytes copy = None
     cdef Status status = ABSENT
+    if unlikely(op.generation != process_generation):
+        return None
     if op.context == NULL:
         if ref != 0 and ref_valid(&handle.map, ref):
             copy = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> ref_length(ref))
@@ -135,14 +138,14 @@ cdef void pin_for_child(PinnedObject view, Op *op) noexcept:
 
 cdef object pinned_object(MapHandle handle, Op *op, const Found *found, uint64_t ref):
     """A PinnedObject of the object that a found element refers to, or a copy of its bytes if the
-    handle can have no further pin; None if the element has changed since it was found.
+    handle can have no further pin; None as for object_copy.
 
     Raises SegmentCorrupt: there is no such object."""
     cdef PinnedObject pinned = PinnedObject.__new__(PinnedObject)
     cdef uint64_t pin = 0
     cdef uint64_t length = 0
     cdef const uint8_t *bytes
-    if not ref_protect(op, found, ref):
+    if op.generation != process_generation or not ref_protect(op, found, ref):
         return None
     bytes = entry_bytes(&handle.map, ref, &length)
     if bytes == NULL:

@@ -193,20 +193,14 @@ def recovery_killed(step, how, samples, name, seed, record_property):
     tally = Tally()
     with step.filled(name) as (survivor, before):
         models = step.models(before)
-        segment = stepping.Segment(stepping.segment_path(name))
-
-        def inherit():
-            """The inherited handle: opening one would recover the dead at once."""
-            survivor.lookup(word(1))
-            return survivor
-
-        stages = [
-            (lambda: step.prepare(name), step.operate),
-            (inherit, lambda handle: RECOVERIES[how](step, handle)),
-        ]
         shown, committed, first = [], False, None
-        for crash in stepping.crash_chain(
-            stages, segment, samples=samples, seed=seed, learned=LEARNED
+        for crash in step.killed_twice(
+            name,
+            survivor,
+            lambda handle: RECOVERIES[how](step, handle),
+            samples=samples,
+            seed=seed,
+            learned=LEARNED,
         ):
             tally.add(crash)
             with explained(crash, RECOVERIES[how]):

@@ -425,19 +425,8 @@ def deletion_of_a_dead_owners(how, samples, name, seed, record_property):
     with scenario.filled(name) as (survivor, before):
         stored = before | {word(3): scenario.value(NEW)}
         gone = deletion.models(before)[-1]
-        segment = stepping.Segment(stepping.segment_path(name))
-
-        def inherit():
-            """The inherited handle: opening one would recover the owner at once."""
-            survivor.lookup(word(1))
-            return survivor
-
-        stages = [
-            (lambda: scenario.prepare(name), scenario.operate),
-            (inherit, deletion.operate),
-        ]
-        for crash in stepping.crash_chain(
-            stages, segment, samples=samples, seed=seed, learned=LEARNED_DELETING
+        for crash in scenario.killed_twice(
+            name, survivor, deletion.operate, samples=samples, seed=seed, learned=LEARNED_DELETING
         ):
             tally.add(crash)
             way = WAYS[(crash.n + crash.previous.n) % len(WAYS)]

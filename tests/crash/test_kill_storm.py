@@ -80,7 +80,7 @@ def survive_a_storm(make_map, seed, kills_wanted, seconds, pause_s_max):
     assert info["grows"] > 0 < info["shrinks"]
 
 
-@pytest.mark.parametrize("kills", [100, pytest.param(300, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kills", [40, pytest.param(300, marks=pytest.mark.thorough)])
 def test_killed_workers_neither_lose_nor_tear_entries(make_map, seed, kills):
     """C1, C2, R2, W2: the map is what the ledgers say, and no worker is held up."""
     survive_a_storm(make_map, seed, kills, SHORT_DURATION_S * kills / 300, 0.02)

@@ -19,6 +19,7 @@ KEY = b"k1"
 CHANGES_MIN = 8
 
 
+@pytest.mark.thorough
 def test_entry_renewed_during_a_sweep_is_kept(map_name):
     """X1, W1: the new value is stored, or the sweep holds the entry; no new value is removed."""
     handle = create(map_name)

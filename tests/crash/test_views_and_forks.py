@@ -228,6 +228,7 @@ def test_threads_that_fork_at_once_have_a_slot_for_each_child(arrays):
     assert arrays.info()["processes"] == 1
 
 
+@pytest.mark.thorough
 def test_forks_keep_views_while_threads_drop_theirs(arrays):
     """R2, C1: the walk over all views meets views that are being dropped, and a closed handle's."""
     for number in range(200):
@@ -363,6 +364,7 @@ def refused_fork(view):
         expect(view, 0)
 
 
+@pytest.mark.thorough
 def test_seventy_children_each_have_pins_of_their_own(arrays):
     """R2, C2: more children at once than one page has slots for, after 20 that have ended."""
     views = [arrays[str(number)] for number in range(ARRAYS)]
@@ -387,6 +389,7 @@ def test_seventy_children_each_have_pins_of_their_own(arrays):
     assert pinned(arrays) == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("stepper")
 def test_parent_killed_before_the_fork_leaves_no_pin(arrays, seed):
     """C1, C2: a kill at changes of the segment that claiming and pinning for a child make."""

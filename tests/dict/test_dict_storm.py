@@ -259,6 +259,7 @@ def expect_room_for_all(d):
     d.clear()
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_no_object_is_lost_torn_or_leaked_when_workers_are_killed(make_dict, seed):
     """C1, C2, R2, L1: for some seconds."""

@@ -51,9 +51,9 @@ LAYERS = {
             "evicting",
         ),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
-        *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
-        *("watching", "cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
-        *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
+        *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
+        *("notifying", "watching", "cells", "locks", "semaphores", "rwlocks", "conditions"),
+        *("lockusers", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
         *("claiming", "refreshing", "cache"),
     ],
 }

@@ -21,3 +21,8 @@ def test_explorer_finds_mutant(step):
         explorer.run()
 
     assert tell(caught.value).endswith(str(caught.value))
+
+
+def test_every_mutant_says_what_goes_wrong():
+    """A mutant that any violation satisfies may be noticed by the wrong check."""
+    assert [step for step, (_, broken) in MUTANTS.items() if not broken] == []

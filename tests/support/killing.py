@@ -225,6 +225,18 @@ class Scenario:
             finally:
                 survivor.unlink()
 
+    def killed_twice(self, name, survivor, again, *, samples, seed, learned):
+        """Kill a child in the operation, then one in again(handle) on what that left: each crash of
+        the second one. It has the survivor's handle: opening one would recover the dead at once."""
+
+        def inherit():
+            survivor.lookup(word(1))
+            return survivor
+
+        stages = [(lambda: self.prepare(name), self.operate), (inherit, again)]
+        segment = stepping.Segment(stepping.segment_path(name))
+        return stepping.crash_chain(stages, segment, samples=samples, seed=seed, learned=learned)
+
     def kill_and_survive(self, name, record_property, *, seed, sample=None, every_meeting=False):
         """Kill a child in the states of the operation, in the order of time; the survivor checks
         each, and meets the dead in one of the ways, by turns, or in every way."""

@@ -82,7 +82,7 @@ OF_READERS = {
     ),
     "a walk checks the level again": (
         "a walk meets a merge and a split",
-        "",
+        "walk says ABSENT",
     ),
     "an operation announces that it is under way": (
         "memory is given back under a reader",
@@ -129,7 +129,7 @@ OF_WRITERS = {
     ),
     "a section is committed by a compare-and-swap": (
         "a key is deleted and inserted during its section",
-        "",
+        "replace made 2 of 0",
     ),
     "an insert searches again when it has the lock": (
         "two writers insert the same key",
@@ -141,7 +141,7 @@ OF_WRITERS = {
     ),
     "a writer locks a bucket only while the key belongs there": (
         "a merge while its keys are written",
-        "",
+        "delete says ABSENT",
     ),
     "the version is raised before the old place is cleared": (
         "the last entry of a chain fills a gap",
@@ -199,11 +199,11 @@ OF_NUMBERS = {
     ),
     "a split checks the parent's level when it has the lock": (
         "two contexts make up for a gap",
-        "",
+        "two buckets differ about it",
     ),
     "a merge checks both levels when it has the locks": (
         "buckets beyond a merge are split",
-        "",
+        "in a table of",
     ),
     "a clear begins anew after a split": (
         "a map is cleared while a bucket is split",
@@ -241,7 +241,7 @@ OF_SUPPLY = {
 OF_RECOVERY = {
     "recovery does more than unlock": (
         "a writer dies in a delete or in the insert after it",
-        "",
+        "in a step of another operation",
     ),
     "recovery copies the redo buffer": (
         "a writer dies in an update",
@@ -249,7 +249,7 @@ OF_RECOVERY = {
     ),
     "recovery releases an element by a compare-and-swap": (
         "a writer dies in a section while another deletes the key",
-        "",
+        "in a step of another operation",
     ),
     "recovery keeps an element that a slot names": (
         "a writer dies in a delete or in the insert after it",
@@ -261,15 +261,15 @@ OF_RECOVERY = {
     ),
     "recovery finishes a removal": (
         "a writer dies in a removal that moves the last entry",
-        "",
+        "elements lost or in two places",
     ),
     "recovery clears the slot of a DEAD element": (
         "a writer dies in a delete or in the insert after it",
-        "",
+        "is in the map but not LIVE",
     ),
     "recovery finishes a resize after its commit": (
         "a writer dies in a split",
-        "",
+        "no bucket answers for it",
     ),
     "recovery completes credits that have left the header": (
         "a writer that fetches an element and gives it back dies",
@@ -277,7 +277,7 @@ OF_RECOVERY = {
     ),
     "one process at a time recovers a context": (
         "a writer dies in a delete or in the insert after it",
-        "",
+        "two at once",
     ),
 }
 

@@ -34,7 +34,7 @@ OF_RECOVERERS = {
 OF_FORKS = {
     "a child's slot is claimed after its byte is locked": (
         "a parent that has a view forks a child",
-        "",
+        "touches memory that was given back",
     ),
     "a child's view is pinned before the fork": (
         "a parent that has a view forks a child",

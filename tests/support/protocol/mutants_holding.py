@@ -29,12 +29,12 @@ OF_CELLS = {
     ),
     "recovery frees only a lock that the context holds": (
         "a waiter for a lock dies, and two others wait",
-        "",
+        "a death was told 0 times",
     ),
-    "a context names the cell before it changes it": (PERMIT_DIES, ""),
+    "a context names the cell before it changes it": (PERMIT_DIES, "never unlocked"),
     "a change of permits begins with its intent": (PERMIT_DIES, "permits are lost"),
     "recovery finishes a change that was committed": (PERMIT_DIES, "permits are lost"),
-    "recovery gives the permits of the dead back": (PERMIT_DIES, ""),
+    "recovery gives the permits of the dead back": (PERMIT_DIES, "permits are lost"),
     "recovery rings for permits": (PERMIT_DIES, SLEEPS),
     "recovery tells of a writer before it takes it off": (
         "a writer dies, and others read and write",

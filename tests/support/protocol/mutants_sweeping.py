@@ -7,7 +7,7 @@ OF_SWEEPS = {
     ),
     "a sweeper searches for the slot when it has the lock": (
         "a removal moves an entry that a sweeper has seen",
-        "",
+        "is in the map but not LIVE",
     ),
     "a bucket that changed is read again": (
         "a split meets a sweeper",
