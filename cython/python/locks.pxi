@@ -20,8 +20,11 @@ cdef class MutexCore(CellCore):
     cdef inline Context *_mine(self) noexcept:
         """The context by which this process holds the lock; NULL if it does not. The mapping must
         be there."""
+        return self._mine_in(load_acquire_u32(&self.cell.state))
+
+    cdef inline Context *_mine_in(self, uint32_t seen) noexcept:
+        """The same for a word of the lock that was seen."""
         cdef Map *map = &self.handle.map
-        cdef uint32_t seen = load_acquire_u32(&self.cell.state)
         cdef uint64_t owner = word_owner(seen)
         cdef Context *context
         if not word_locked(seen) or (owner + 1) * map.context_stride > region_usable(
@@ -115,11 +118,13 @@ cdef class MutexCore(CellCore):
             f"{what} {self!r}: another process holds it, and only that one can release it (a "
             f"child of fork holds nothing of its parent's)")
 
-    cdef inline void _let_go(self, Context *mine) noexcept:
-        cdef uint32_t index = word_owner(load_relaxed_u32(&self.cell.state))
-        mutex_release(self.cell)
+    cdef inline int _let_go(self, uint32_t seen) except -1:
+        """Release the lock, whose word was seen held by this process."""
+        if unlikely(not mutex_release(self.cell, seen)):
+            self._expect_mine(NULL, "cannot release")  # it has been taken away
         self.handle.map.local.held -= 1
-        put_context(self.handle, index)
+        put_context(self.handle, word_owner(seen))
+        return 0
 
     cdef bint _is_orphan(self) noexcept:
         return load_acquire_u32(&self.cell.state) & ORPHAN and self._mine() != NULL
@@ -181,13 +186,13 @@ cdef class LockCore(MutexCore):
 
         Raises RuntimeError (this process does not hold it), MapClosed.
         """
-        cdef Context *mine
+        cdef uint32_t seen
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        mine = self._mine()
-        if unlikely(mine == NULL):
-            self._expect_mine(mine, "cannot release")
-        self._let_go(mine)
+        seen = load_acquire_u32(&self.cell.state)
+        if unlikely(self._mine_in(seen) == NULL):
+            self._expect_mine(NULL, "cannot release")
+        self._let_go(seen)
 
     def __enter__(self):
         if unlikely(not self._take_free()):
@@ -195,13 +200,13 @@ cdef class LockCore(MutexCore):
         return True
 
     def __exit__(self, kind, error, traceback):
-        cdef Context *mine
+        cdef uint32_t seen
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        mine = self._mine()
-        if unlikely(mine == NULL):
-            self._expect_mine(mine, "cannot release")
-        self._let_go(mine)
+        seen = load_acquire_u32(&self.cell.state)
+        if unlikely(self._mine_in(seen) == NULL):
+            self._expect_mine(NULL, "cannot release")
+        self._let_go(seen)
 
 
 @cython.auto_pickle(False)
@@ -210,7 +215,10 @@ cdef class RLockCore(MutexCore):
     """The part of RLock that is in the core."""
 
     cdef inline Context *_of_this_thread(self) noexcept:
-        cdef Context *mine = self._mine()
+        return self._of_this_thread_in(load_acquire_u32(&self.cell.state))
+
+    cdef inline Context *_of_this_thread_in(self, uint32_t seen) noexcept:
+        cdef Context *mine = self._mine_in(seen)
         if mine == NULL or held_word(mine, HELD_THREAD) != PyThread_get_thread_ident():
             return NULL
         return mine
@@ -229,18 +237,19 @@ cdef class RLockCore(MutexCore):
 
     cdef int _release(self) except -1:
         cdef Context *mine
+        cdef uint32_t seen
         cdef uint64_t depth
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        mine = self._of_this_thread()
+        seen = load_acquire_u32(&self.cell.state)
+        mine = self._of_this_thread_in(seen)
         if unlikely(mine == NULL):
-            self._expect_mine(NULL if self._mine() == NULL else mine, "cannot release")
+            self._expect_mine(NULL, "cannot release")
         depth = held_word(mine, HELD_DEPTH)
         if depth > 1:
             held_set(mine, HELD_DEPTH, depth - 1)
-        else:
-            self._let_go(mine)
-        return 0
+            return 0
+        return self._let_go(seen)
 
     def acquire(self, blocking=True, timeout=-1):
         """Take the lock, or take it once more if this thread has it; return whether it is taken.
@@ -278,12 +287,14 @@ cdef class RLockCore(MutexCore):
 
     def _release_save(self):
         cdef Context *mine
+        cdef uint32_t seen
         expect_open(self.handle)
-        mine = self._of_this_thread()
+        seen = load_acquire_u32(&self.cell.state)
+        mine = self._of_this_thread_in(seen)
         if mine == NULL:
             raise RuntimeError(f"cannot release {self!r}: this thread does not hold it")
         depth = held_word(mine, HELD_DEPTH)
-        self._let_go(mine)
+        self._let_go(seen)
         return depth
 
     def _acquire_restore(self, uint64_t depth):
