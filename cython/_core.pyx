@@ -107,6 +107,10 @@ from cells.cell cimport (
     CELL_SEMAPHORE, HELD_DEPTH, HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell,
     cell_at, held_name, held_set, held_word,
 )
+from cells.circle cimport (
+    CIRCLE_PATIENCE_NS, CIRCLE_REST_TIMES, Circle, Link, WAIT_ENDLESS, WAIT_LINK, WAIT_WRITES,
+    circle_find, link_say,
+)
 from cells.condition cimport (
     TOLD, WAITING, condition_enter, condition_leave, condition_notify, condition_pass_on,
     condition_sleep, dead_waiters_recover, wait_end, wait_say, wait_turn_of, wait_word,
@@ -192,6 +196,7 @@ include "python/several.pxi"
 include "python/notifying.pxi"
 include "python/watching.pxi"
 include "python/cells.pxi"
+include "python/circles.pxi"
 include "python/locks.pxi"
 include "python/semaphores.pxi"
 include "python/rwlocks.pxi"

@@ -34,6 +34,7 @@ LAYERS = {
     ],
     "cells": [
         *("cell", "mutex", "takeaway", "shares", "rwlock", "flag", "condition", "barrier"),
+        "circle",
     ],
     "processes": [
         *("claim", "liveness", "recover_memory", "recover_cells", "recover", "forking", "wait"),
@@ -43,7 +44,8 @@ LAYERS = {
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
-        *("watching", "cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
+        *("watching", "cells", "circles", "locks", "semaphores", "rwlocks", "conditions"),
+        "lockusers",
         *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }

@@ -35,12 +35,14 @@ STATES_MAX = 2_000_000
 
 @dataclass(frozen=True)
 class Scene:
-    """Programs (function, further arguments), by their numbers; which may die, and how many do."""
+    """Programs (function, further arguments), by their numbers; which may die, and how many do.
+    cell: the class of the memory."""
 
     programs: tuple
     law: object
     mortal: frozenset = frozenset()
     deaths: int = 0
+    cell: type = Cell
 
 
 class Explorer:
@@ -51,7 +53,7 @@ class Explorer:
 
     def __init__(self, scene, without=()):
         self.scene = scene
-        self.cell = Cell(len(scene.programs), without)
+        self.cell = scene.cell(len(scene.programs), without)
         self.automata = [
             Automaton(functools.partial(function, self.cell, me, *arguments))
             for me, (function, *arguments) in enumerate(scene.programs)
