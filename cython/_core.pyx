@@ -25,7 +25,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset, strdup, strerror
 
 from machine.atomics cimport (
     cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely, load_relaxed_u64,
-    load_acquire_u32, load_relaxed_u32, load_acquire_u64, fence_seq_cst, local_put_u64,
+    load_acquire_u32, load_acquire_u64, fence_seq_cst, local_put_u64,
     local_take_u64, read_u32, read_u64,
     reverse_bits_u32, load_relaxed_u16, store_relaxed_u16,
 )
@@ -109,6 +109,10 @@ from cells.cell cimport (
     CELL_BARRIER, CELL_CONDITION, CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK,
     CELL_SEMAPHORE, HELD_DEPTH, HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell,
     cell_at, held_name, held_set, held_word,
+)
+from cells.circle cimport (
+    CIRCLE_PATIENCE_NS, CIRCLE_REST_TIMES, Circle, Link, WAIT_ENDLESS, WAIT_LINK, WAIT_WRITES,
+    circle_find, link_say,
 )
 from cells.condition cimport (
     TOLD, WAITING, condition_enter, condition_leave, condition_notify, condition_pass_on,
@@ -198,6 +202,7 @@ include "python/several.pxi"
 include "python/notifying.pxi"
 include "python/watching.pxi"
 include "python/cells.pxi"
+include "python/circles.pxi"
 include "python/locks.pxi"
 include "python/semaphores.pxi"
 include "python/rwlocks.pxi"

@@ -161,7 +161,8 @@ class Deposed(Error, RuntimeError):
 
 
 class DeadlockError(Error, RuntimeError):
-    """This thread would wait for a lock that it holds itself. ``errno`` is EDEADLK."""
+    """This thread would wait for a lock that it holds itself, or in a circle of threads that wait
+    for each other's locks; the message names them. ``errno`` is EDEADLK."""
 
     errno = errno.EDEADLK
 

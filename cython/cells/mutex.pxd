@@ -10,10 +10,15 @@
 #   CONTENDED  somebody sleeps on the word, or is about to.
 #   ORPHAN     an owner died while it held the lock, and no later owner has released it since.
 #
-# Taking is one CAS, from free to held. Releasing is one step too: a CAS to 0, or if CONTENDED is
-# set one system call that stores 0 and wakes a sleeper. A process that is killed has done both or
-# neither. So the word alone says whether the lock is held and by which context, and the context
-# says by which process: nothing has to be undone but the hold of a dead owner.
+# Taking is one CAS, from free to held. Releasing is one CAS from held to 0; if CONTENDED was set, a
+# sleeper is woken after it. So the word alone says whether the lock is held and by which context,
+# and the context says by which process: nothing has to be undone but the hold of a dead owner. A
+# process that is killed between the CAS and the wake-up leaves the sleepers to its recovery, which
+# passes the wake-up on, and to their slices: as if it had been killed just before the CAS.
+#
+# A release is a CAS, not a store, because the lock may be taken away from its owner at any time
+# (takeaway.pxd): an owner that was stopped in its release must not free the next owner's lock. The
+# context that the word names stays the old owner's, so the CAS fails whoever has the lock by then.
 #
 # A waiter sets CONTENDED in the word that it found held, and sleeps if the word is still what it
 # set. Who has slept takes the lock with CONTENDED, because others may sleep behind it. One that was
@@ -22,8 +27,8 @@
 # themselves at the end of a slice: every 2 ms, and after 0.1 s every 50 ms.
 #
 # An owner that dies is found dead by a waiter at the end of a slice, or before its first sleep, or
-# by any process that recovers. Recovery notes who died, and then stores ORPHAN alone and wakes a
-# sleeper: one step again (mutex_recover). The next owner finds ORPHAN in the word: it is told. Its
+# by any process that recovers. Recovery notes who died, changes the word by a CAS to ORPHAN alone,
+# and wakes a sleeper (mutex_recover). The next owner finds ORPHAN in the word: it is told. Its
 # release clears ORPHAN; if it dies first, ORPHAN stays, and the owner after it is told of that
 # death.
 #
@@ -39,8 +44,7 @@ from machine.atomics cimport (
     cas_seq_cst_u32, pause, likely, unlikely,
 )
 from machine.system cimport (
-    CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, clock_ns, futex_sleep, futex_store_and_wake,
-    futex_wake,
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, clock_ns, futex_sleep, futex_wake,
 )
 from segment.layout cimport LOCK_BIT, LOCK_MASK, ProcessSlot
 from segment.words cimport lock_bits, word_locked
@@ -53,10 +57,10 @@ from cells.cell cimport (
 
 cdef enum:
     CONTENDED = 0x10000
-    ORPHAN_BIT = 17
     ORPHAN = 0x20000
 
     MUTEX_PAUSES_MAX = 30              # about 1 us: shorter than a sleep and its wake-up
+    MUTEX_FREE_TURNS = 3               # of freeing: a waiter sets CONTENDED once, more is damage
     MUTEX_TURNS_MAX = 1000             # of one slice; each is a pause, a sleep or a lost race
     MUTEX_PATIENCE_NS = 1000000        # after which a waiter reserves the lock
     MUTEX_RESERVE_NS = 20000000        # for how long: two of the slices in which it renews that
@@ -194,23 +198,38 @@ cdef inline void mutex_give_up(Cell *cell, MutexWait *wait) noexcept nogil:
     if wait.slept:
         mutex_pass_on(cell)
 
-cdef inline void mutex_release(Cell *cell) noexcept nogil:
-    """Release the lock, which the caller's process holds."""
-    cdef uint32_t seen = load_acquire_u32(&cell.state)
-    # Release: what was written under the lock; pairs with the CAS of the next owner. If the CAS
-    # fails, a waiter has set CONTENDED, and nothing else can have changed.
-    if unlikely(seen & CONTENDED) or unlikely(not cas_seq_cst_u32(&cell.state, seen, 0)):
-        futex_store_and_wake(&cell.state, -1, INT_MAX if load_relaxed_u64(
-            &cell.reserved_until) != 0 else 1)
+cdef inline void mutex_wake(Cell *cell) noexcept nogil:
+    """After the lock has become free: wake a sleeper, or all if only one of them may take it."""
+    futex_wake(&cell.state, INT_MAX if load_relaxed_u64(&cell.reserved_until) != 0 else 1)
+
+cdef inline bint mutex_free(Cell *cell, uint32_t seen, uint32_t left) noexcept nogil:
+    """Free a lock whose word was seen held; left: what stays in the word. False: its owner has not
+    got it any more."""
+    cdef uint32_t owner = seen & LOCK_MASK
+    cdef int _
+    for _ in range(MUTEX_FREE_TURNS):
+        # Release: what was written under the lock; pairs with the CAS of the next owner.
+        if likely(cas_seq_cst_u32(&cell.state, seen, left)):
+            if unlikely(seen & CONTENDED):
+                mutex_wake(cell)
+            return True
+        seen = load_acquire_u32(&cell.state)
+        if seen & LOCK_MASK != owner:
+            return False
+    return False
+
+cdef inline bint mutex_release(Cell *cell, uint32_t seen) noexcept nogil:
+    """Release the lock, whose word was seen held by the caller's process. False: it has been taken
+    away from it."""
+    return mutex_free(cell, seen, 0)
 
 cdef inline void mutex_recover(Op *op, Cell *cell, const ProcessSlot *owner) noexcept nogil:
     """Free a lock whose owner died, if the context holds it; repeatable until the last store. Else
-    it may have been a waiter that was woken."""
-    if (load_acquire_u32(&cell.state) & LOCK_MASK) != lock_bits(op.self_index):
+    it may have been a waiter that was woken, or an owner that died before it had woken one."""
+    cdef uint32_t seen = load_acquire_u32(&cell.state)
+    if seen & LOCK_MASK != lock_bits(op.self_index):
         mutex_pass_on(cell)
         return
     cell_orphan(cell, owner, held_word(op.context, HELD_SINCE))
     add_relaxed_u64(&cell.deaths, 1)
-    # The owner is dead, and this process alone recovers it: waiters may set CONTENDED, no more.
-    futex_store_and_wake(&cell.state, ORPHAN_BIT, INT_MAX if load_relaxed_u64(
-        &cell.reserved_until) != 0 else 1)
+    mutex_free(cell, seen, ORPHAN)

@@ -8,6 +8,9 @@
 # dead process had, whether it read or wrote. If it wrote, recovery says so first: it stores ORPHAN
 # in Cell.state, which the next writer's release clears.
 #
+# HELD_THREAD of that context says, for circles (circle.pxd), which thread of the process reads or
+# writes; 0: there are several.
+#
 # Who finds the lock taken sleeps on the cell's bell, and a release that leaves the lock free, or
 # leaves only a writer's wish in the way, rings for all.
 #
@@ -29,7 +32,9 @@ from segment.layout cimport ProcessSlot
 from segment.words cimport word_locked
 from memory.operation cimport Op, lock_busy, op_holds
 from map.bell cimport lock_bell_arm, lock_bell_ring
-from cells.cell cimport HELD_SHARES, HELD_SHARES_NEXT, Cell, cell_orphan, held_word
+from cells.cell cimport (
+    HELD_SHARES, HELD_SHARES_NEXT, HELD_THREAD, Cell, cell_orphan, held_set, held_word,
+)
 from cells.mutex cimport ORPHAN
 from cells.shares cimport (
     SHARES_ARE_COUNTED, shares_change, shares_lock, shares_recover, word_count,
@@ -70,8 +75,9 @@ cdef inline bint rwlock_admits(Cell *cell, uint64_t count, bint writes) noexcept
         return count == 0 and not hint_counts(readers_turn(cell))
     return count < READERS_MASK and not hint_counts(&cell.reserved_until)
 
-cdef inline Status rwlock_take(Op *op, Cell *cell, bint writes) noexcept nogil:
-    """Come in for the context's process. ABSENT: not now."""
+cdef inline Status rwlock_take(
+        Op *op, Cell *cell, bint writes, uint64_t thread) noexcept nogil:
+    """Come in for a thread of the context's process. ABSENT: not now."""
     # Acquire: pairs with lock_release.
     cdef uint64_t seen = load_acquire_u64(&cell.word)
     cdef uint64_t unit = WRITER if writes else READER
@@ -80,6 +86,10 @@ cdef inline Status rwlock_take(Op *op, Cell *cell, bint writes) noexcept nogil:
         return ABSENT
     status = shares_lock(op, cell, seen)
     if status == OK:
+        if held_word(op.context, HELD_SHARES) == 0:
+            held_set(op.context, HELD_THREAD, thread)
+        elif held_word(op.context, HELD_THREAD) != thread:
+            held_set(op.context, HELD_THREAD, 0)
         shares_change(
             op, cell, word_count(seen) + unit, held_word(op.context, HELD_SHARES) + unit)
         hint_end(&cell.reserved_until if writes else readers_turn(cell))

@@ -25,7 +25,7 @@
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (
-    load_acquire_u64, cas_acq_rel_u64, compiler_fence, unlikely,
+    load_acquire_u64, store_release_u64, cas_acq_rel_u64, compiler_fence, unlikely,
 )
 from machine.system cimport futex_sleep
 from segment.status cimport Status, OK, ABSENT, BUSY, RETRY, FULL
@@ -53,7 +53,8 @@ cdef inline void shares_change(
     compiler_fence()
     lock_release(&cell.word, count << PAYLOAD_SHIFT)
     compiler_fence()
-    held_set(op.context, HELD_SHARES, shares)
+    # Release: of an RWLock, which thread has them; pairs with context_in_the_way.
+    store_release_u64(&op.context.owned_refs[HELD_SHARES], shares)
     compiler_fence()
     held_set(op.context, HELD_SHARES_NEXT, 0)
 

@@ -4,8 +4,7 @@
 # One CAS frees the lock, as if the owner had died: ORPHAN, with the owner's name beside it. The
 # owner's context stays as it is, and so is not used for anything else as long as its process lives;
 # the cell names it no more. So the owner finds out at its next look at the lock, and its release
-# fails. An owner that was stopped in the middle of a release, behind its look, lets go of the lock
-# of the next owner: who needs more than that has the token, which no old owner has.
+# fails, wherever it was stopped: mutex_free changes only a word that names the owner's context.
 from libc.limits cimport INT_MAX
 from libc.stdint cimport uint32_t
 from machine.atomics cimport cas_seq_cst_u32

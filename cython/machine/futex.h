@@ -39,21 +39,6 @@ static inline int shm_futex_add_and_wake(uint32_t *word, int number, int count)
     return woken < 0 ? 0 : (int)woken;
 }
 
-/* Store 0, or one bit, in *word and wake up to count of its sleepers: one system call, as above. bit:
- * the bit's number, or -1 for 0. */
-static inline int shm_futex_store_and_wake(uint32_t *word, int bit, int count)
-{
-    unsigned store = bit < 0 ? FUTEX_OP_SET : FUTEX_OP_SET | FUTEX_OP_OPARG_SHIFT;
-    unsigned equal = FUTEX_OP_CMP_EQ;
-    long woken = syscall(SYS_futex, word, FUTEX_WAKE_OP, count, 0, word,
-                         (int)FUTEX_OP(store, (unsigned)(bit < 0 ? 0 : bit), equal, 0xFFFu));
-    if (woken >= 0)
-        return (int)woken;
-    __atomic_store_n(word, bit < 0 ? 0u : 1u << bit, __ATOMIC_SEQ_CST);
-    woken = syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
-    return woken < 0 ? 0 : (int)woken;
-}
-
 /* Wake up to count sleepers of *word, and leave it as it is. */
 static inline void shm_futex_wake(const uint32_t *word, int count)
 {

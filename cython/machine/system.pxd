@@ -52,8 +52,6 @@ cdef extern from "machine/fork_guard.h" nogil:
 cdef extern from "machine/futex.h" nogil:
     int futex_sleep "shm_futex_sleep" (
         const uint32_t *word, uint32_t seen, int64_t until_ns) noexcept
-    int futex_store_and_wake "shm_futex_store_and_wake" (
-        uint32_t *word, int bit, int count) noexcept
     void futex_wake "shm_futex_wake" (const uint32_t *word, int count) noexcept
 
 cdef extern from "<time.h>" nogil:

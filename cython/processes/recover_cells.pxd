@@ -11,7 +11,7 @@ from cells.cell cimport (
     CELL_BARRIER, CELL_CONDITION, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK, CELL_SEMAPHORE, Cell, cell_at,
 )
 from cells.barrier cimport barrier_recover
-from cells.condition cimport condition_recover
+from cells.condition cimport condition_recover, wait_say
 from cells.mutex cimport mutex_recover
 from cells.rwlock cimport rwlock_recover
 from cells.shares cimport SHARES_ARE_TAKEN, shares_recover
@@ -22,11 +22,14 @@ cdef inline Status recover_cell(Op *op, const ProcessSlot *owner) noexcept nogil
     cdef Cell *cell
     cdef Status status
     if index == 0 or index >= op.map.element_max:
+        wait_say(op.context, 0)                # a waiter that held nothing
         return OK
     status = object_memory_ready(op, &op.map.element_pool, index)      # the name may be damaged
     if status != OK:
         return OK if status == ABSENT else BUSY
     cell = cell_at(op.map, index)
+    if cell.kind != CELL_CONDITION and cell.kind != CELL_BARRIER:
+        wait_say(op.context, 0)                # only for people and circles
     if cell.kind == CELL_LOCK or cell.kind == CELL_RLOCK:
         mutex_recover(op, cell, owner)
     elif cell.kind == CELL_SEMAPHORE:

@@ -86,6 +86,12 @@ cdef class Space:
         expect_open(self.handle)
         return cell_at(&self.handle.map, index).kind
 
+    def key(self, uint64_t index):
+        """The key of a cell, as it is stored."""
+        expect_open(self.handle)
+        return PyBytes_FromStringAndSize(
+            <const char *> element_at(&self.handle.map, index).words, CELL_KEY_BYTES)
+
     cdef uint32_t *_share(self, uint64_t index) except NULL:
         """Where the context is noted that has this process's permits of a cell."""
         if self.shares == NULL or self.generation != process_generation:

@@ -11,7 +11,7 @@
 cdef class MutexCore(CellCore):
     """What Lock and RLock have in common."""
 
-    cdef bint _checks              # a thread that would wait for itself gets DeadlockError
+    cdef bint _checks              # who would wait for itself, or in a circle, gets DeadlockError
     cdef public object on_orphan
 
     def _set_check(self, bint check):
@@ -20,8 +20,11 @@ cdef class MutexCore(CellCore):
     cdef inline Context *_mine(self) noexcept:
         """The context by which this process holds the lock; NULL if it does not. The mapping must
         be there."""
+        return self._mine_in(load_acquire_u32(&self.cell.state))
+
+    cdef inline Context *_mine_in(self, uint32_t seen) noexcept:
+        """The same for a word of the lock that was seen."""
         cdef Map *map = &self.handle.map
-        cdef uint32_t seen = load_acquire_u32(&self.cell.state)
         cdef uint64_t owner = word_owner(seen)
         cdef Context *context
         if not word_locked(seen) or (owner + 1) * map.context_stride > region_usable(
@@ -50,15 +53,21 @@ cdef class MutexCore(CellCore):
         put_context(self.handle, op.self_index)
         return False
 
-    cdef bint _take(self, int64_t limit) except -1:
-        """Take the lock, waiting for it if need be. False: the time is over."""
+    cdef bint _take(self, int64_t limit, uint64_t told=WAIT_ENDLESS) except -1:
+        """Take the lock, waiting for it if need be. False: the time is over. told: 0 if the caller
+        could not do without the lock, so that another one must be told of a circle."""
         cdef Op op
         cdef MutexWait wait
+        cdef uint64_t how = 0
+        cdef int64_t look_at
         cdef bint taken = False
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
         self._expect_no_deadlock(limit)
+        if self._checks:
+            how = WAIT_LINK | told if limit < 0 else WAIT_LINK
         wait.began = clock_ns(CLOCK_MONOTONIC)
+        look_at = wait.began + circle_patience_ns
         wait.until = until_ns(limit)
         wait.reservation = 0
         wait.slept = False
@@ -68,9 +77,11 @@ cdef class MutexCore(CellCore):
                 if op.generation != process_generation:
                     leave_to_parent(self.handle)       # a signal handler forked: in the child
                     begin_use(self.handle, &op)
-                taken = self._wait_once(&op, &wait)
-                if not taken and not between_slices(self.handle, wait.until):
-                    break
+                taken = self._wait_once(&op, &wait, how)
+                if not taken:
+                    expect_no_circle(self, how, wait.began, &look_at)
+                    if not between_slices(self.handle, wait.until):
+                        break
         finally:
             if not taken:
                 mutex_give_up(self.cell, &wait)
@@ -79,13 +90,13 @@ cdef class MutexCore(CellCore):
             self.on_orphan(self, self.orphan)
         return taken
 
-    cdef bint _wait_once(self, Op *op, MutexWait *wait) except -1:
+    cdef bint _wait_once(self, Op *op, MutexWait *wait, uint64_t how) except -1:
         """One slice of a wait, with a context that is taken for it."""
         cdef bint taken
         begin_with_context(self.handle, op)
         mutex_intend(op, self._index, PyThread_get_thread_ident())
         held_set(op.context, HELD_SINCE, <uint64_t> wait.began)
-        wait_say(op.context, self._index)
+        link_say(op.context, self._index, how)
         with nogil:
             taken = mutex_wait(op, self.cell, wait)
         wait_say(op.context, 0)
@@ -115,11 +126,13 @@ cdef class MutexCore(CellCore):
             f"{what} {self!r}: another process holds it, and only that one can release it (a "
             f"child of fork holds nothing of its parent's)")
 
-    cdef inline void _let_go(self, Context *mine) noexcept:
-        cdef uint32_t index = word_owner(load_relaxed_u32(&self.cell.state))
-        mutex_release(self.cell)
+    cdef inline int _let_go(self, uint32_t seen) except -1:
+        """Release the lock, whose word was seen held by this process."""
+        if unlikely(not mutex_release(self.cell, seen)):
+            self._expect_mine(NULL, "cannot release")  # it has been taken away
         self.handle.map.local.held -= 1
-        put_context(self.handle, index)
+        put_context(self.handle, word_owner(seen))
+        return 0
 
     cdef bint _is_orphan(self) noexcept:
         return load_acquire_u32(&self.cell.state) & ORPHAN and self._mine() != NULL
@@ -168,7 +181,7 @@ cdef class LockCore(MutexCore):
         from it, and `orphan` tells. Costs about 40 ns if the lock is free; waiting sleeps in the
         kernel without the GIL.
 
-        Raises DeadlockError (this thread holds it and would wait without limit), ValueError,
+        Raises DeadlockError (this thread holds it, or waits in a circle, without limit), ValueError,
         TooManyProcesses (4,096 locks and permits of the space are held), MapClosed.
         """
         if likely(blocking is True and timeout is FOR_EVER):
@@ -181,13 +194,18 @@ cdef class LockCore(MutexCore):
 
         Raises RuntimeError (this process does not hold it), MapClosed.
         """
-        cdef Context *mine
+        cdef uint32_t seen
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        mine = self._mine()
-        if unlikely(mine == NULL):
-            self._expect_mine(mine, "cannot release")
-        self._let_go(mine)
+        seen = load_acquire_u32(&self.cell.state)
+        if unlikely(self._mine_in(seen) == NULL):
+            self._expect_mine(NULL, "cannot release")
+        self._let_go(seen)
+
+    def _acquire_restore(self, saved):
+        """What Condition.wait() does at its end."""
+        if not self._take_free():
+            self._take(-1, 0)
 
     def __enter__(self):
         if unlikely(not self._take_free()):
@@ -195,13 +213,13 @@ cdef class LockCore(MutexCore):
         return True
 
     def __exit__(self, kind, error, traceback):
-        cdef Context *mine
+        cdef uint32_t seen
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        mine = self._mine()
-        if unlikely(mine == NULL):
-            self._expect_mine(mine, "cannot release")
-        self._let_go(mine)
+        seen = load_acquire_u32(&self.cell.state)
+        if unlikely(self._mine_in(seen) == NULL):
+            self._expect_mine(NULL, "cannot release")
+        self._let_go(seen)
 
 
 @cython.auto_pickle(False)
@@ -210,12 +228,15 @@ cdef class RLockCore(MutexCore):
     """The part of RLock that is in the core."""
 
     cdef inline Context *_of_this_thread(self) noexcept:
-        cdef Context *mine = self._mine()
+        return self._of_this_thread_in(load_acquire_u32(&self.cell.state))
+
+    cdef inline Context *_of_this_thread_in(self, uint32_t seen) noexcept:
+        cdef Context *mine = self._mine_in(seen)
         if mine == NULL or held_word(mine, HELD_THREAD) != PyThread_get_thread_ident():
             return NULL
         return mine
 
-    cdef bint _acquire(self, int64_t limit) except -1:
+    cdef bint _acquire(self, int64_t limit, uint64_t told=WAIT_ENDLESS) except -1:
         cdef Context *mine
         if likely(self._take_free()):
             return True
@@ -225,29 +246,30 @@ cdef class RLockCore(MutexCore):
         if mine != NULL:
             held_set(mine, HELD_DEPTH, held_word(mine, HELD_DEPTH) + 1)
             return True
-        return self._take(limit)
+        return self._take(limit, told)
 
     cdef int _release(self) except -1:
         cdef Context *mine
+        cdef uint32_t seen
         cdef uint64_t depth
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        mine = self._of_this_thread()
+        seen = load_acquire_u32(&self.cell.state)
+        mine = self._of_this_thread_in(seen)
         if unlikely(mine == NULL):
-            self._expect_mine(NULL if self._mine() == NULL else mine, "cannot release")
+            self._expect_mine(NULL, "cannot release")
         depth = held_word(mine, HELD_DEPTH)
         if depth > 1:
             held_set(mine, HELD_DEPTH, depth - 1)
-        else:
-            self._let_go(mine)
-        return 0
+            return 0
+        return self._let_go(seen)
 
     def acquire(self, blocking=True, timeout=-1):
         """Take the lock, or take it once more if this thread has it; return whether it is taken.
         Arguments and errors as threading.RLock's. Otherwise as Lock.acquire().
 
-        Raises ValueError, TooManyProcesses (4,096 locks and permits of the space are held),
-        MapClosed.
+        Raises DeadlockError (this thread waits in a circle, without limit), ValueError,
+        TooManyProcesses (4,096 locks and permits of the space are held), MapClosed.
         """
         return self._acquire(acquire_limit(blocking, timeout))
 
@@ -278,17 +300,19 @@ cdef class RLockCore(MutexCore):
 
     def _release_save(self):
         cdef Context *mine
+        cdef uint32_t seen
         expect_open(self.handle)
-        mine = self._of_this_thread()
+        seen = load_acquire_u32(&self.cell.state)
+        mine = self._of_this_thread_in(seen)
         if mine == NULL:
             raise RuntimeError(f"cannot release {self!r}: this thread does not hold it")
         depth = held_word(mine, HELD_DEPTH)
-        self._let_go(mine)
+        self._let_go(seen)
         return depth
 
     def _acquire_restore(self, uint64_t depth):
         cdef Context *mine
-        self._acquire(-1)
+        self._acquire(-1, 0)
         mine = self._of_this_thread()
         if mine != NULL:                       # else the segment has been damaged since
             held_set(mine, HELD_DEPTH, depth)

@@ -11,8 +11,11 @@ cdef class RWLockCore(SharesCore):
     """The part of RWLock that is in the core."""
 
     def __cinit__(self, *_ignored, **_named):
-        self.undo = self.is_rwlock = True
+        self.undo = self.is_rwlock = self._checks = True
         self.slice_ns = RWLOCK_SLICE_NS
+
+    def _set_check(self, bint check):
+        self._checks = check
 
     cdef int _sleep(self, Op *op, uint64_t writes, int64_t until) noexcept nogil:
         return rwlock_sleep(op, self.cell, writes, until)
@@ -32,7 +35,8 @@ cdef class RWLockCore(SharesCore):
         """Come in as a reader; return whether that is done. Arguments as threading.Lock's acquire.
         A writer that waits keeps new readers out, so a thread that reads must not come in again.
 
-        Raises ValueError, TooManyProcesses, MapClosed.
+        Raises DeadlockError (this thread waits in a circle, without limit), ValueError,
+        TooManyProcesses, MapClosed.
         """
         return self._come_in(False, acquire_limit(blocking, timeout))
 
@@ -40,7 +44,8 @@ cdef class RWLockCore(SharesCore):
         """Come in as the only one; return whether that is done. Arguments as threading.Lock's
         acquire.
 
-        Raises ValueError, TooManyProcesses, MapClosed.
+        Raises DeadlockError (this thread waits in a circle, without limit), ValueError,
+        TooManyProcesses, MapClosed.
         """
         return self._come_in(True, acquire_limit(blocking, timeout))
 

@@ -12,6 +12,7 @@ cdef class SharesCore(CellCore):
 
     cdef readonly bint undo        # there is such a context
     cdef bint is_rwlock
+    cdef bint _checks              # who would wait in a circle gets DeadlockError
     cdef int64_t slice_ns          # a waiter looks by itself this often
 
     cdef int _begin(self, Op *op) except -1:
@@ -76,22 +77,32 @@ cdef class SharesCore(CellCore):
     cdef bint _take(self, uint64_t what, int64_t limit) except -1:
         """Take, waiting for it. False: the time is over."""
         cdef Op op
+        cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
         cdef int64_t until = until_ns(limit)
+        cdef int64_t look_at = began + circle_patience_ns
         cdef int64_t slice_end
+        cdef uint64_t how = 0
+        cdef uint64_t shown
         cdef bint slept = False
         cdef Status status = self._step(False, what)
         if status == OK or limit == 0:
             return status == OK
+        if self._checks:
+            how = WAIT_LINK | (WAIT_ENDLESS if limit < 0 else 0) | (WAIT_WRITES if what else 0)
         begin_use(self.handle, &op)
         try:
             while status != OK and between_slices(self.handle, until):
                 slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + self.slice_ns, until)
                 op.map = &self.handle.map
                 slept = True
+                shown = show_wait(self.handle, self._index, how, began)
                 with nogil:
                     if self._sleep(&op, what, slice_end) > 0 and self.undo:
                         recover_all(op.map)
+                hide_wait(self.handle, shown)
                 status = self._step(False, what)
+                if status != OK:
+                    expect_no_circle(self, how, began, &look_at)
         finally:
             if status != OK and slept:
                 self._give_up(what)
@@ -106,7 +117,7 @@ cdef inline Status attempt_shares(
     method of the subclasses, so that a step needs no call that the compiler cannot put in line."""
     if unlikely(core.is_rwlock):
         if not give:
-            return rwlock_take(op, core.cell, what)
+            return rwlock_take(op, core.cell, what, PyThread_get_thread_ident())
         return rwlock_give(op, core.cell, what) if rwlock_has(op, what) else ABSENT
     if not core.undo:
         return count_give(core.cell, what) if give else count_take(core.cell)
@@ -217,7 +228,8 @@ cdef class EventCore(CellCore):
         Raises MapClosed.
         """
         cdef Op op
-        cdef uint64_t generation
+        cdef uint64_t generation, shown
+        cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
         cdef int64_t until
         cdef int64_t slice_end
         cdef bint came
@@ -232,8 +244,10 @@ cdef class EventCore(CellCore):
             came = flag_came(self.cell, generation)
             while not came and between_slices(self.handle, until):
                 slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + OWNER_SLICE_LATE_NS, until)
+                shown = show_wait(self.handle, self._index, 0, began)
                 with nogil:
                     flag_sleep(self.cell, generation, slice_end)
+                hide_wait(self.handle, shown)
                 came = flag_came(self.cell, generation)
         finally:
             end_waiting(self.handle, &op)

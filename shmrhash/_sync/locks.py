@@ -106,6 +106,9 @@ class Lock(_LockMethods, _core.LockCore):
     owner releases it. The lock is found free within 50 ms, usually 2 ms. Threads that wait are
     served in no fixed order, but one that has waited for 1 ms is served before newcomers.
 
+    If threads wait in a circle for each other's locks, the one without a timeout that came last
+    gets DeadlockError, which names them all.
+
     Attributes: key, space, on_orphan (called with the lock and the Orphan by an acquire() that
     takes the lock from a dead owner).
     """
@@ -123,7 +126,10 @@ class Lock(_LockMethods, _core.LockCore):
         """Make the object for the lock of this key; the lock itself is made if it is not there.
 
         key: a str, bytes or int; None makes an anonymous lock. check: a thread that would wait for
-        a lock that it holds itself, without limit, gets DeadlockError.
+        ever gets DeadlockError: at once if it holds the lock itself, and after 0.2 s if threads of
+        any processes wait in a circle for each other's locks of this space. A lock then belongs to
+        the thread that took it: with check=False, another thread may release it, and a wait is no
+        part of a circle.
 
         Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
         has max_entries), SegmentFull, MapClosed, and what Sync() raises.
@@ -153,4 +159,4 @@ class RLock(_LockMethods, _core.RLockCore):
 
         Arguments and errors as Lock().
         """
-        return cls._of_key(space_for(space, key), key, cls._kind, False, on_orphan)
+        return cls._of_key(space_for(space, key), key, cls._kind, True, on_orphan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
-from shmrhash._sync.space import Key, Sync, shown_key, stored_key
+from shmrhash._sync.space import KIND_NAMES, Key, Sync, shown_key, stored_key
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,6 +53,20 @@ class Primitive(_Cell):
     def space(self) -> Sync:
         """The space in which the primitive is."""
         return self._space
+
+    def _circle_text(self, waits: list[tuple[int, str, int, int]]) -> str:
+        """A circle in words. waits: of each thread (pid, command, thread, the cell for which it
+        waits), which the next one has; this thread is the first."""
+        people = [f"{command}({pid}) thread {thread}" for pid, command, thread, _ in waits]
+        parts = []
+        for at, (_, _, _, index) in enumerate(waits):
+            what = KIND_NAMES.get(self._cells.kind(index), "?")
+            key = shown_key(self._cells.key(index))
+            behind = people[(at + 1) % len(people)]
+            parts.append(f"{people[at]} waits for {what} {key!r} behind {behind}")
+        return f"{self!r}: the wait would never end, in a circle of {len(waits)}: " + "; ".join(
+            parts
+        )
 
     @property
     def _type_name(self) -> str:

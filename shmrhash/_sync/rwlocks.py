@@ -25,18 +25,30 @@ class RWLock(Primitive, _core.RWLockCore):
     has nothing of its parent's.
 
     A writer that waits keeps new readers out; after a writer, the readers that wait come first. It
-    is not reentrant, and a reader cannot become the writer.
+    is not reentrant, and a reader cannot become the writer. A thread that would wait for itself, or
+    in a circle with others, gets DeadlockError, as of a Lock.
 
     Attributes: key, space, undo (always true).
     """
 
-    def __new__(cls, key: Key | None = None, *, space: Sync | None = None) -> RWLock:
+    _check: bool
+
+    def __new__(
+        cls, key: Key | None = None, *, space: Sync | None = None, check: bool = True
+    ) -> RWLock:
         """Make the object for the lock of this key; the lock itself is made if it is not there.
+
+        check: a thread that waits without limit in a circle gets DeadlockError, as of a Lock. A
+        process of which several threads read at once is no part of a circle.
 
         Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
         has max_entries), SegmentFull, MapClosed, and what Sync() raises.
         """
-        return cls._of_key(space_for(space, key), key, _core.RWLOCK)
+        return cls._of_key(space_for(space, key), key, _core.RWLOCK, check)
+
+    def _start(self, check: bool) -> None:  # type: ignore[override]
+        self._check = check
+        self._set_check(check)
 
     @contextlib.contextmanager
     def read_lock(self, timeout: float | None = -1) -> Iterator[RWLock]:
@@ -76,7 +88,7 @@ class RWLock(Primitive, _core.RWLockCore):
         return orphan_of(self) if self._orphaned else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._pickled(_core.RWLOCK)
+        return self._pickled(_core.RWLOCK, self._check)
 
     def __repr__(self) -> str:
         state = "closed"

@@ -8,7 +8,7 @@ from support.children import Partner, stays
 from support.commandline import run
 from support.waiting import LONG_S, until
 
-from shmrhash import Barrier, Condition, Event, Lock, RLock, Semaphore, Sync
+from shmrhash import Barrier, Condition, Event, Lock, RLock, RWLock, Semaphore, Sync, locks
 
 
 @pytest.fixture
@@ -52,7 +52,9 @@ def test_locks_shows_who_holds_what(space, hits):
 
 def test_locks_shows_who_waits(space):
     lock, condition = Lock("gpu0", space=space), Condition(key="jobs", space=space)
-    barrier = Barrier(2, key="start", space=space)
+    barrier, event = Barrier(2, key="start", space=space), Event("done", space=space)
+    slots, table = Semaphore(0, "slots", space=space), RWLock("table", space=space)
+    counter = Semaphore(0, "counter", space=space, undo=False)
 
     def wait(parent, function):
         parent.say()
@@ -63,19 +65,40 @@ def test_locks_shows_who_waits(space):
             condition.wait(LONG_S)
 
     lock.acquire()
-    waiters = [
-        Partner(wait, function) for function in (lock.acquire, wait_under_lock, barrier.wait)
-    ]
-    until(lambda: sum(bool(found["waiters"]) for found in listed().values()) == 3)
+    table.acquire_write()
+    waits = {
+        "gpu0": lock.acquire,
+        "jobs": wait_under_lock,
+        "start": barrier.wait,
+        "done": event.wait,
+        "slots": slots.acquire,
+        "counter": counter.acquire,
+        "table": table.acquire_read,
+    }
+    waiters = {key: Partner(wait, function) for key, function in waits.items()}
+    until(lambda: sum(bool(one.waiters) for one in locks(space)) == len(waits))
     found = listed()
-    for waiter in waiters:
+    for waiter in waiters.values():
         waiter.kill()
     lock.release()
+    table.release_write()
 
-    assert [found[key]["waiters"][0]["pid"] for key in ("gpu0", "jobs", "start")] == [
-        waiter.pid for waiter in waiters
-    ]
+    assert {key: [one["pid"] for one in found[key]["waiters"]] for key in waits} == {
+        key: [waiter.pid] for key, waiter in waiters.items()
+    }
     assert found["start"]["value"] == 2
+
+
+def test_dead_waiter_is_not_shown(space):
+    """Nor does its context show a wait when another process has taken it."""
+    slots = Semaphore(0, "slots", space=space)
+    waiter = Partner(lambda parent: parent.say() or slots.acquire())
+    waiter.hear()
+    until(lambda: locks(space)[0].waiters)
+    waiter.kill()
+    space.check()
+    with stays(Lock("gpu0", space=space).acquire):
+        assert [found.waiters for found in locks(space)] == [[], []]
 
 
 def test_locks_of_one_key(space):

@@ -13,13 +13,15 @@ from threading import BrokenBarrierError
 import pytest
 from support.turns import Storm
 
-from shmrhash import Barrier, Condition, Event, Lock, RLock, Semaphore, Sync
+from shmrhash import Barrier, Condition, Event, Lock, RLock, RWLock, Semaphore, Sync
 
 KILLS = 25
 KILLS_LONG = 10_000
 
 # Shared words.
 INSIDE, TURNS, ITEMS, LOGGED = range(4)
+LEFT, RIGHT = TURNS, ITEMS  # what a writer changes one after the other
+BEGUN, ENDED = TURNS, ITEMS  # how often an event was to be set; was cleared
 LOG = 16  # pairs: who was told, of whom
 LOG_MAX = 60_000
 DONE = 0  # a worker's note
@@ -147,19 +149,86 @@ def storm_of_semaphores(space, seed, kills):
     return storm
 
 
-# ---- Event: nobody sleeps through ----
+# ---- RWLock: a writer alone, readers together; a dead writer is told of until it is mended ----
 
 
-def ring(event, _books, me, _rng):
+def read_or_write(table, books, me, rng):
     while True:
+        writes = rng.random() < 0.3
+        acquire = table.acquire_write if writes else table.acquire_read
+        taken = acquire(timeout=0.001) if rng.random() < 0.2 else acquire()
+        me.step()
+        if taken and writes:
+            write(table, books)
+            me[DONE] += 1
+            table.release_write()
+        elif taken:
+            read(table, books)
+            table.release_read()
+
+
+def expect_whole(table, books):
+    """What the lock protects is half done only if a writer died, and this one is told of it."""
+    words, orphan = books.shared, table.orphan
+    if orphan is None:
+        assert words[LEFT] == words[RIGHT], "half done, and nobody is told to have died"
+        assert words[INSIDE] == 0, "a writer is inside"
+    else:
+        assert orphan.pid in books.killed(), "told of a death that was none"
+
+
+def write(table, books):
+    words = books.shared
+    expect_whole(table, books)
+    words[INSIDE] = os.getpid()
+    words[LEFT] += 1
+    words[RIGHT] = words[LEFT]
+    assert words[INSIDE] == os.getpid(), "another writer is inside, too"
+    words[INSIDE] = 0
+
+
+def read(table, books):
+    words = books.shared
+    expect_whole(table, books)
+    before = words[LEFT], words[RIGHT], words[INSIDE]
+    expect_whole(table, books)
+    assert before == (words[LEFT], words[RIGHT], words[INSIDE]), "a writer came in beside a reader"
+
+
+def storm_of_rwlocks(space, seed, kills):
+    table = RWLock("it", space=space)
+    job = lambda books, me, rng: read_or_write(table, books, me, rng)  # noqa: E731
+    with Storm([job] * 4, seed) as storm:
+        storm.rage(kills)
+    done = sum(account[DONE] for account in storm.books.accounts)
+    assert done > 0
+    assert abs(storm.books.shared[LEFT] - done) <= kills + 4
+    assert table.acquire_write(timeout=60), "a dead reader or writer is never taken off"
+    assert table.readers == 0
+    table.release_write()
+    return storm
+
+
+# ---- Event: nobody sleeps through, and nobody is woken that was not called ----
+
+
+def ring(event, books, me, _rng):
+    words = books.shared
+    while True:
+        words[BEGUN] += 1
         event.set()
         event.clear()
+        words[ENDED] = words[BEGUN]
         me.step()
 
 
-def listen(event, _books, me, rng):
+def listen(event, books, me, rng):
+    words = books.shared
     while True:
-        event.wait(0.001 if rng.random() < 0.2 else None)
+        ended = words[ENDED]
+        if event.wait(0.001 if rng.random() < 0.2 else None):
+            assert words[BEGUN] > ended, "woken, though the event has not been set since"
+            me[DONE] += 1
         me.step()
 
 
@@ -169,6 +238,7 @@ def storm_of_events(space, seed, kills):
     listening = lambda books, me, rng: listen(event, books, me, rng)  # noqa: E731
     with Storm([ringing, listening, listening, listening], seed) as storm:
         storm.rage(kills)
+    assert all(account[DONE] > 0 for account in storm.books.accounts[1:])
     return storm
 
 
@@ -220,11 +290,19 @@ def storm_of_conditions(space, seed, kills):
 # ---- Barrier: a death breaks it; then it is reset, and all meet again ----
 
 
-def meet(barrier, _books, me, _rng):
+def meet(space, books, me, _rng):
+    words = books.shared
+
+    def note_turn():
+        words[TURNS] += 1
+
+    barrier = Barrier(PARTIES, note_turn, key="it", space=space)
     while True:
         me.step()
+        before = words[TURNS]
         with contextlib.suppress(BrokenBarrierError):
             barrier.wait()
+            assert words[TURNS] > before, "passed a barrier before all had come"
             me[DONE] += 1
             continue
         if barrier.broken:
@@ -232,17 +310,18 @@ def meet(barrier, _books, me, _rng):
 
 
 def storm_of_barriers(space, seed, kills):
-    barrier = Barrier(PARTIES, key="it", space=space)
-    job = lambda books, me, rng: meet(barrier, books, me, rng)  # noqa: E731
+    job = lambda books, me, rng: meet(space, books, me, rng)  # noqa: E731
     with Storm([job] * PARTIES, seed) as storm:
         storm.rage(kills)
-    assert sum(account[DONE] for account in storm.books.accounts) > 0
+    passed = sum(account[DONE] for account in storm.books.accounts)
+    assert 0 < passed <= PARTIES * storm.books.shared[TURNS]
     return storm
 
 
 STORMS = {
     "Lock": lambda *arguments: storm_of_locks(Lock, *arguments),
     "RLock": lambda *arguments: storm_of_locks(RLock, *arguments),
+    "RWLock": storm_of_rwlocks,
     "Semaphore": storm_of_semaphores,
     "Event": storm_of_events,
     "Condition": storm_of_conditions,

@@ -34,6 +34,7 @@ LAYERS = {
     ],
     "cells": [
         *("cell", "mutex", "takeaway", "shares", "rwlock", "flag", "condition", "barrier"),
+        "circle",
     ],
     "processes": [
         *("claim", "liveness", "recover_memory", "recover_cells", "recover", "forking", "wait"),
@@ -52,7 +53,7 @@ LAYERS = {
         ),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
-        *("notifying", "watching", "cells", "locks", "semaphores", "rwlocks", "conditions"),
+        *("notifying", "watching", "cells", "circles", "locks", "semaphores", "rwlocks", "conditions"),
         *("lockusers", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
         *("claiming", "refreshing", "cache"),
     ],

@@ -31,9 +31,8 @@ def locks_command(
 
     SPACE is the name of a Sync; without it, all spaces are looked at. Lock("gpu0") is in the space
     shmrhash-sync-UID of its user. KEY is the key as text. VALUE is the number of free permits of a
-    Semaphore, 1 or 0 for an Event that is set or not, or how many parties a Barrier needs. Threads
-    that wait for a Semaphore or an Event are not known. Nothing is changed. Exit status 1: there is
-    no such KEY.
+    Semaphore, 1 or 0 for an Event that is set or not, or how many parties a Barrier needs. Nothing
+    is changed. Exit status 1: there is no such KEY.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ test_protocol.py checks that.
 # at the same time (fields of the program's own context, slots of a bucket that it holds): the
 # explorer performs them at once, and checks that the claim is true.
 LOAD, OWN, STORE, PUT, CAS, LOCK, TRY, WAIT, SEIZE, BEGIN, END, BYTE, AWAIT, OR, AND = range(15)
-SLEEP, RING, WAKE, FREEING, WAKE_ONE = range(15, 20)
+SLEEP, RING, WAKE, WAKE_ONE = range(15, 19)
 FUTEX_MASK = 0xFFFF
 KIND_NAMES = (
     "loads",
@@ -36,12 +36,9 @@ KIND_NAMES = (
     "goes to sleep on",
     "rings",
     "wakes the sleepers of",
-    "stores, and wakes a sleeper of",
     "wakes a sleeper of",
 )
-WRITING = frozenset(
-    (STORE, PUT, CAS, LOCK, TRY, BYTE, OR, AND, SLEEP, RING, WAKE, FREEING, WAKE_ONE)
-)
+WRITING = frozenset((STORE, PUT, CAS, LOCK, TRY, BYTE, OR, AND, SLEEP, RING, WAKE, WAKE_ONE))
 NO_ANSWER = object()
 
 
@@ -123,11 +120,6 @@ def futex_ring(address):
 def futex_wake(address):
     """FUTEX_WAKE of all."""
     return WAKE, address, 0, 0
-
-
-def futex_store(address, value):
-    """FUTEX_WAKE_OP with one word as both: store value in it and wake one sleeper, in one step."""
-    return FREEING, address, value, 0
 
 
 def futex_wake_one(address):

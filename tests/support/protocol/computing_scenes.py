@@ -23,8 +23,6 @@ TWICE = "was computed too often"
 class Explorer(meeting_scenes.Explorer):
     """Program 0 does nothing: a header without an owner has a 0 in its place."""
 
-    cell_type = Entries
-
     def holds(self, condition, subject, memory, places):
         if condition == "changed":
             address, seen = subject
@@ -62,7 +60,7 @@ def claims(*programs, mortal=(), deaths=0, more=0):
     def law(m, memory, places):
         computed_once(m, memory, places, more, ending)
 
-    return Scene(programs, law, frozenset(mortal), deaths)
+    return Scene(programs, law, frozenset(mortal), deaths, cell=Entries)
 
 
 SCENES = {

@@ -20,7 +20,6 @@ from support.protocol.automaton import (
     BYTE,
     CAS,
     END,
-    FREEING,
     FUTEX_MASK,
     LOAD,
     LOCK,
@@ -147,9 +146,7 @@ class Explorer:
             for asleep in self.segment.sleepers.get(address, self.segment.asleep):
                 number = self.write(number, asleep, 0)
             return number, None
-        if kind in (FREEING, WAKE_ONE):
-            if kind == FREEING:
-                number = self.write(number, address, value)
+        if kind == WAKE_ONE:
             for asleep in self.segment.asleep:
                 if self.memories[number][asleep]:
                     return self.write(number, asleep, 0), None

@@ -1,10 +1,10 @@
 """Cells: a lock, a semaphore and an event that survive a process that dies while it uses them.
 
-Models mutex.pxd, shares.pxd and flag.pxd. One step releases a lock and wakes a sleeper
-(FUTEX_WAKE_OP), so a process that is killed has done both or neither. A waiter that was woken takes
-the lock with CONTENDED; one that gives up passes the wake-up on, and so does the recovery of one
-that died. The permits of a process are counted in its context; a change of the two numbers is an
-intent, then one commit.
+Models mutex.pxd, shares.pxd and flag.pxd. A CAS releases a lock, and a sleeper is woken after it; a
+process that is killed between the two leaves that to its recovery. The lock may be taken away from
+its owner at any time (takeaway.pxd). A waiter that was woken takes the lock with CONTENDED; one
+that gives up passes the wake-up on, and so does the recovery of one that died. The permits of a
+process are counted in its context; a change of the two numbers is an intent, then one commit.
 
 What a lock protects is the word protected, which its owners load and store as their own: the
 explorer finds two of them inside at once. Waiters here do not look by themselves, as they do in the
@@ -17,7 +17,6 @@ from support.protocol.automaton import (
     fetch_or,
     futex_ring,
     futex_sleep,
-    futex_store,
     futex_wake_one,
     load,
     own,
@@ -50,7 +49,7 @@ def hold(m, me, patient=True):
             told = yield own(m.told)
             yield put(m.told, told + 1)
             del told
-        yield from mutex_release(m)
+        yield from mutex_release(m, me)
 
 
 def mutex_take(m, me, patient):
@@ -101,24 +100,40 @@ def pass_on(m):
         del word, marked
 
 
-def mutex_release(m):
+def mutex_release(m, me):
     word = yield load(m.mutex)
-    done = False
-    if not word & CONTENDED:
-        left = 0 if m.keeps("a release clears ORPHAN") else word & ORPHAN
+    left = 0 if m.keeps("a release clears ORPHAN") else word & ORPHAN
+    if owner_of(word) == me:
+        yield from mutex_free(m, me, word, left)
+
+
+def mutex_free(m, me, word, left):
+    """Free the lock of this context, whose word was seen."""
+    while True:
         done = yield cas(m.mutex, word, left)
-    if done:
-        return
-    if m.keeps("a release and its wake-up are one call"):
-        yield futex_store(m.mutex, 0)
-    else:
-        yield store(m.mutex, 0)
+        if done:
+            break
+        word = yield load(m.mutex)
+        if owner_of(word) != me and m.keeps("an owner frees no lock but its own"):
+            return
+        del done
+    if word & CONTENDED and m.keeps("who frees a lock wakes a sleeper"):
         yield futex_wake_one(m.mutex)
 
 
-def let_lock_go(m, _me):
+def let_lock_go(m, me):
     """Release a lock that this context had from the beginning."""
-    yield from mutex_release(m)
+    yield from mutex_release(m, me)
+
+
+def depose(m, _me):
+    """Free the lock of context 1, which lives or is dead, in its place."""
+    word = yield load(m.mutex)
+    if owner_of(word) == 1:
+        done = yield cas(m.mutex, word, ORPHAN)
+        if done:
+            yield store(m.orphaned, 1)
+            yield futex_wake_one(m.mutex)
 
 
 def ring_alarm(m, _me, sleeper):
@@ -134,13 +149,9 @@ def mutex_recover(m, me):
         if m.keeps("recovery passes on the wake-up of a dead waiter"):
             yield from pass_on(m)
         return
-    yield put(m.orphaned, 1)
+    yield store(m.orphaned, 1)
     left = ORPHAN if m.keeps("recovery says that the owner died") else 0
-    if m.keeps("recovery frees a lock and wakes in one call"):
-        yield futex_store(m.mutex, left)
-    else:
-        yield store(m.mutex, left)
-        yield futex_wake_one(m.mutex)
+    yield from mutex_free(m, me, word, left)
 
 
 # ---- permits ----
@@ -353,11 +364,8 @@ def permits_are_free(m, memory, _subjects):
 def check_cell(m, memory, sleeps, dead):
     """When no program can move: nobody sleeps in vain; permits are exact; a death is told once.
 
-    sleeps: whether any program sleeps. dead: whether a dead one is not recovered; only where one
-    holds the lock from the beginning, nobody depends on that.
+    sleeps: whether any program sleeps. dead: whether a dead one is not recovered.
     """
-    if m.held_at_first and sleeps and not owner_of(memory[m.mutex]):
-        raise Violation("a waiter sleeps although the lock is free")
     if dead:
         return
     if m.cell == "lock":

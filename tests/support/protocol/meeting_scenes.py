@@ -35,12 +35,14 @@ STATES_MAX = 2_000_000
 
 @dataclass(frozen=True)
 class Scene:
-    """Programs (function, further arguments), by their numbers; which may die, and how many do."""
+    """Programs (function, further arguments), by their numbers; which may die, and how many do.
+    cell: the class of the memory."""
 
     programs: tuple
     law: object
     mortal: frozenset = frozenset()
     deaths: int = 0
+    cell: type = Cell
 
 
 class Explorer:
@@ -49,11 +51,9 @@ class Explorer:
     A state is (memory, place of each program). A program that dies leaves the memory as it is.
     """
 
-    cell_type = Cell
-
     def __init__(self, scene, without=()):
         self.scene = scene
-        self.cell = self.cell_type(len(scene.programs), without)
+        self.cell = scene.cell(len(scene.programs), without)
         self.automata = [
             Automaton(functools.partial(function, self.cell, me, *arguments))
             for me, (function, *arguments) in enumerate(scene.programs)

@@ -13,9 +13,10 @@ OF_CELLS = {
         "a waiter for a lock gives up, and another one waits",
         SLEEPS,
     ),
-    "a release and its wake-up are one call": (
-        "the owner of a lock dies in its release, and its recoverer dies",
-        SLEEPS,
+    "who frees a lock wakes a sleeper": ("three contexts take a lock in turn", SLEEPS),
+    "an owner frees no lock but its own": (
+        "a lock is taken away from its owner, which is in its release",
+        "",
     ),
     "a release clears ORPHAN": (DIES, "was told"),
     "recovery passes on the wake-up of a dead waiter": (
@@ -23,10 +24,6 @@ OF_CELLS = {
         SLEEPS,
     ),
     "recovery says that the owner died": (DIES, "was told"),
-    "recovery frees a lock and wakes in one call": (
-        "the owner of a lock dies in its release, and its recoverer dies",
-        SLEEPS,
-    ),
     "recovery frees only a lock that the context holds": (
         "a waiter for a lock dies, and two others wait",
         "a death was told 0 times",

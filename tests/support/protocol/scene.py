@@ -19,6 +19,7 @@ from support.protocol.claiming import (
 from support.protocol.forking import PIN_OF_PARENT, REF, fork, grow_up, let_go, look, take_away
 from support.protocol.holding import (
     PERMIT,
+    depose,
     give_permit,
     hold,
     let_lock_go,
@@ -87,6 +88,7 @@ OF_WRITERS = {
     "hold": hold,
     "insert": insert,
     "let go": let_go,
+    "depose": depose,
     "let lock go": let_lock_go,
     "look": look,
     "read": read,

@@ -4,6 +4,7 @@ from support.protocol.scene import recovers, writes
 from support.protocol.scene_kit import RECOVERERS, SAME, scene
 
 LOCK = {"elements": 1, "value_words": 1, "waiters": 3, "cell": "lock"}
+HELD = LOCK | {"waiters": 4, "held_at_first": True}
 PERMITS = LOCK | {"cell": "permits"}
 RWLOCK = LOCK | {"cell": "rwlock", "permits_at_first": 0}
 EVENT = LOCK | {"cell": "event"}
@@ -47,13 +48,30 @@ HOLDING = {
         deaths=1,
         sizes=LOCK,
     ),
-    "the owner of a lock dies in its release, and its recoverer dies": scene(
+    "the owner of a lock dies in its release, and so does its recoverer": scene(
         writes(1, ("let lock go",), mortal=True),
         writes(2, HOLD),
-        recovers(1, mortal=True),
+        *RECOVERERS,
         hashes=SAME,
         deaths=2,
-        sizes=LOCK | {"held_at_first": True},
+        sizes=HELD,
+    ),
+    "a lock is taken away from its owner, which is in its release": scene(
+        writes(1, ("let lock go",)),
+        writes(2, HOLD),
+        writes(3, HOLD),
+        writes(4, ("depose",)),
+        hashes=SAME,
+        sizes=HELD,
+    ),
+    "a lock is taken away from its owner, which dies in its release": scene(
+        writes(1, ("let lock go",), mortal=True),
+        writes(2, HOLD),
+        writes(3, ("depose",)),
+        recovers(1),
+        hashes=SAME,
+        deaths=1,
+        sizes=HELD,
     ),
     "a context with the only permit dies": scene(
         writes(1, *BOTH, mortal=True),
