@@ -334,6 +334,22 @@ cdef class CacheCore(DictHandle):
         """
         return add_to(self, key, delta, default)
 
+    def ttl(self, key):
+        """Return the seconds until an entry expires; None if it has no deadline.
+
+        Costs a lookup, which is not counted.
+
+        Raises KeyNotFound (ENOENT), TypeError, MapClosed.
+        """
+        cdef KeyBytes key_bytes
+        cdef uint64_t when = 0
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        if self._find_deadline(&key_bytes, &when) != OK or deadline_passed(when):
+            raise _errors.KeyNotFound(key)
+        if when == 0 or when == <uint64_t> _arguments.NEVER_NS:
+            return None
+        return max(0, <int64_t> when - clock_ns(CLOCK_MONOTONIC)) / 1e9
+
     def touch(self, key, ttl=None):
         """Make an entry expire ttl seconds from now; return False if key is absent.
 
@@ -364,6 +380,14 @@ cdef class CacheCore(DictHandle):
         Raises LockTimeout, ReadOnlyMap, MapClosed.
         """
         clear_map(self.handle)
+
+    def _section(self, key, timeout, *default):
+        """A LockedEntry of key, which on entry inserts the default, if given, for an absent key."""
+        return LockedEntry(self, key, timeout, default[0] if default else NO_DEFAULT)
+
+    def _entries(self, int what, bint skipping=False):
+        """An iterator over the keys (what: 0), values (1) or both (2), as DictCore's."""
+        return DictEntries(self, what, skipping)
 
     def _counts(self):
         """(hits, misses, evicted as new, as kept, as expired, unreadable, computed, waited) of all
