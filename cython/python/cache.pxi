@@ -420,6 +420,10 @@ cdef class CacheCore(DictHandle):
         """A LockedEntry of key, which on entry inserts the default, if given, for an absent key."""
         return LockedEntry(self, key, timeout, default[0] if default else NO_DEFAULT)
 
+    def _entries(self, int what, bint skipping=False):
+        """An iterator over the keys (what: 0), values (1) or both (2), as DictCore's."""
+        return DictEntries(self, what, skipping)
+
     def _counts(self):
         """The counts of all processes, in the order of CacheCounts."""
         cdef Map *map = &self.handle.map

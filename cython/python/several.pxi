@@ -66,6 +66,8 @@ cdef class Journal:
             waiting = new_waiting(self.handle)
             op_begin(&section.op)
             try:
+                # As in LockedSection._commit.
+                repeat(self.handle, &section.op, attempt_settle, NULL, &waiting)
                 status = repeat(
                     self.handle, &section.op, attempt_prepare, <void *> section, &waiting)
             finally:

@@ -9,7 +9,7 @@ from support.expiry import let_pass
 from support.workers import run_together
 
 import shmrhash
-from shmrhash import Cache, LayoutMismatch, SharedDict, TooLarge
+from shmrhash import Cache, KeyNotFound, LayoutMismatch, SharedDict, TooLarge
 
 SHORT_S = 0.02
 
@@ -199,6 +199,20 @@ def test_an_entry_is_absent_once_it_has_expired(make_cache):
     let_pass(SHORT_S)
     assert cache.expire() == 1
     assert len(cache) == 2
+
+
+def test_ttl_is_what_is_left(make_cache):
+    cache = make_cache(key=str, value=str, max_entries=10, ttl=100)
+    cache.set("default", "x")
+    cache.set("never", "x", ttl=math.inf)
+    cache.set("past", "x", ttl=1e-9)
+
+    assert 90 < cache.ttl("default") <= 100
+    assert cache.ttl("never") is None
+    for key in ("past", "absent"):
+        with pytest.raises(KeyNotFound):
+            cache.ttl(key)
+    assert cache.stats()[:2] == (0, 0)
 
 
 def test_without_a_default_each_value_can_have_its_own_ttl(make_cache):

@@ -254,6 +254,10 @@ FOREIGN_NAMES = {
     *("bpf_for_each_map_elem", "bpf_kptr_xchg", "bpf_mem_alloc", "bpf_refcount", "bpf_timer"),
     *("htab_elem", "key_len", "map_create", "max_by", "map_mem_usage", "resource_tracker"),
     "rhtab_map_alloc_check",
+    # Arguments of the caching libraries that have adapters.
+    "expiration_time",
+    "expire_after",
+    "key_builder",
 }
 
 

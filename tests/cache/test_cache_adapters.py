@@ -1,0 +1,41 @@
+"""The adapters to other caching libraries, without these: tests/adapters has the rest."""
+
+import subprocess
+import sys
+
+LIBRARIES = ["aiocache", "asgiref", "cachelib", "cashews", "django", "dogpile", "requests_cache"]
+EXTRAS = {
+    "aiocache": "aiocache",
+    "cachelib": "cachelib",
+    "cashews": "cashews",
+    "django": "django",
+    "dogpile": "dogpile",
+    "requests_cache": "requests-cache",
+}
+
+
+def run(source):
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_shmrhash_imports_no_other_caching_library():
+    source = f"import sys, shmrhash\nprint(sorted(sys.modules.keys() & {set(LIBRARIES)!r}))"
+
+    assert run(source) == "[]\n"
+
+
+def test_an_adapter_without_its_library_names_the_extra_to_install():
+    """An entry of None in sys.modules is a library that cannot be imported."""
+    source = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({LIBRARIES!r}))
+for name, extra in {EXTRAS!r}.items():
+    try:
+        importlib.import_module("shmrhash." + name)
+    except ImportError as error:
+        print(name, f"pip install 'shmrhash[{{extra}}]'" in str(error))
+"""
+
+    assert [f"{name} True" for name in EXTRAS] == run(source).splitlines()
