@@ -108,7 +108,7 @@ cdef enum:
     REGION_COUNT = 5           # regions that every map has
     REGION_PINS = 5
     REGION_OBJECT_WORDS = 6    # the first of one region for each class of objects
-    REGION_MAX = 33
+    REGION_MAX = 91
 
 # Special fields of a value, declared at creation (fields.pxd). Each takes a word of the value.
 cdef enum:
@@ -261,7 +261,7 @@ cdef struct Context:
     uint64_t in_transit        # ALLOC by this context, without a credit, between depot and block
     uint64_t child             # of a split or merge
     uint64_t depot             # depot locked, plus 1
-    uint64_t block             # block word locked: index * 32 + kind of its pool + 1
+    uint64_t block             # block word locked: index * 128 + kind of its pool + 1
     uint64_t list_head, list_tail    # objects taken from a block for the locked depot
     uint64_t list_count        # of that list; 0: there is none
     uint64_t credit_moving     # 1: credits are moving between the locked depot and the header
