@@ -1,11 +1,16 @@
 """Memory per entry of a map at several fills.
 
     python benchmarks/memory.py [--sizes 8/8 32/256] [--entries 4096 10000 ...] [--json FILE]
+    python benchmarks/memory.py --values                    # of SharedDict and Cache, by value size
     python benchmarks/memory.py --rivals                    # the same for every rival
 
 One map for 1,000,000 entries is filled step by step. "file" is what the segment's file occupies
 according to the file system (st_blocks), the fixed part included; "net" is without the fixed part,
 which is what the empty map occupies. "info" is bytes_per_entry of RHashMap.info().
+
+--values fills a SharedDict and a Cache, of text to bytes, with values of one size at a time until
+no more fit into max_bytes; "file" is by entry then, without what the empty map occupies. "allowed"
+is what an entry may take: 1.15 times the value and 100 bytes.
 
 --rivals fills each rival of bench_rivals.py, created for the largest fill, in a process of its own.
 Its memory is what has been added since before its creation: anonymous memory of that process and of
@@ -16,6 +21,7 @@ small fills.
 """
 
 import argparse
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -30,6 +36,9 @@ import shmrhash
 
 FILLS = [1, 4096, 10_000, 100_000, 1_000_000]
 CHUNK = 1000
+VALUES = [64, 121, 185, 249, 505, 600, 1017, 1024, 2041, 5000, 9210, 32_761, 100_000, 1 << 20]
+VALUES_BYTES = 16 << 20  # max_bytes, or 32 values
+VALUES_ENTRIES = 400_000
 
 
 def occupied_bytes(name):
@@ -68,6 +77,41 @@ def measure(key_size, value_size, fills, seed):
                 )
         finally:
             shared_map.unlink()
+    return rows
+
+
+# ---- values of one size ----
+
+
+def fill_with_values(kind, size):
+    """Fill a map with values of size bytes; return its entries and the bytes of its file, as added
+    since it was made."""
+    most = max(VALUES_BYTES, 32 * size)
+    limits = {"max_bytes": most, "max_entries": VALUES_ENTRIES}
+    with kind(unique_name("memory-values"), key=str, value=bytes, **limits) as made:
+        try:
+            fixed = occupied_bytes(made.name)
+            with contextlib.suppress(shmrhash.OutOfMemory):
+                for number in range(VALUES_ENTRIES):
+                    made.set(f"k{number}", bytes(size))
+                    if len(made) <= number:  # a cache has evicted one
+                        break
+            return len(made), occupied_bytes(made.name) - fixed
+        finally:
+            made.unlink()
+
+
+def measure_values(sizes):
+    rows = []
+    for size in sizes:
+        row = {"value": size}
+        for kind in (shmrhash.SharedDict, shmrhash.Cache):
+            count, used = fill_with_values(kind, size)
+            row |= {
+                f"{kind.__name__} entries": count,
+                f"{kind.__name__} file per entry": round(used / count, 1),
+            }
+        rows.append(row | {"allowed": round(1.15 * size + 100, 1)})
     return rows
 
 
@@ -160,6 +204,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["8/8"], metavar="KEY/VALUE")
     parser.add_argument("--entries", nargs="+", type=int, default=FILLS)
+    parser.add_argument("--values", action="store_true", help="of SharedDict and Cache")
+    parser.add_argument("--value-bytes", nargs="+", type=int, default=VALUES)
     parser.add_argument("--rivals", action="store_true", help="of others as well")
     parser.add_argument("--fill-seconds", type=float, default=15, help="of a rival (%(default)s)")
     parser.add_argument("--seed", type=int, default=20261122, help="(%(default)s)")
@@ -169,6 +215,10 @@ def main():
     facts = machine() | {"seed": options.seed}
     print_facts(facts)
     every = []
+    if options.values:
+        every = measure_values(options.value_bytes)
+        print_table(every)
+        options.sizes = []
     for sizes in options.sizes:
         key_size, value_size = map(int, sizes.split("/"))
         if options.rivals:

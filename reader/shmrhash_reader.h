@@ -39,7 +39,7 @@
 #endif
 
 enum {
-    SHMR_LAYOUT_VERSION = 4,
+    SHMR_LAYOUT_VERSION = 5,
     SHMR_PAGE_BYTES = 4096,
     SHMR_LINE_BYTES = 64,
     SHMR_HEADER_BYTES = 4096,
@@ -60,18 +60,22 @@ enum {
     SHMR_SPECIAL_MAX = 8,
     SHMR_SCHEMA_OFFSET = 2048,
     SHMR_SCHEMA_MAX = 1536,
-    SHMR_CLASS_SMALL = 11,
-    SHMR_CLASS_COUNT = 27,
-    SHMR_SMALL_BYTES_MAX = 4096,
-    SHMR_SMALL_HEADER = 8,
+    SHMR_CLASS_SMALL = 48,
+    SHMR_CLASS_BLOCKS = 72,
+    SHMR_CLASS_COUNT = 85,
+    SHMR_EVEN_COUNT = 16,
+    SHMR_BLOCK_OBJECT_MAX = 32768,
+    SHMR_BLOCK_HEADER = 8,
     SHMR_RUN_HEADER = 64,
-    SHMR_RUN_BYTES_MIN = 8192,
+    SHMR_RUN_BYTES_MIN = 65536,
     SHMR_LENGTH_BITS = 30,
     SHMR_PIN_MAX = 65536,
-    SHMR_OBJECTS_HEADER_BYTES = 4096,
+    SHMR_OBJECTS_HEADER_BYTES = 12288,
     SHMR_BLOCK_BYTES_SMALL = 16384,
     SHMR_BLOCK_BYTES_LARGE = 65536,
     SHMR_POOL_BYTES_SMALL = 67108864,
+    SHMR_BLOCK_SHARE = 2048,
+    SHMR_REST_SHARE = 64,
     SHMR_BLOCK_CAPACITY_MAX = 4095,
     SHMR_PARKED_MAX = 255,
     SHMR_LINE_SPARE_COUNT = 16384,
@@ -115,7 +119,7 @@ typedef struct { shmr_region words; shmr_pool pool; } shmr_object_class;
 typedef struct {
     uint64_t budget, _reserved_a[7], pins_active, pins_hint, _reserved_b[6];
     shmr_region pins;
-    shmr_object_class classes[27];
+    shmr_object_class classes[85];
 } shmr_objects;
 
 typedef struct { uint64_t stride, capacity, block_bytes, block_count, count; } shmr_blocks;
@@ -126,9 +130,9 @@ typedef struct {
     int fd;
     uint64_t bytes, key_size, value_size, key_words, value_words, depot_count;
     uint64_t bucket_max, context_stride, timer_word; /* word of the deadline, plus 1; or 0 */
-    shmr_blocks elements, lines, classes[27];
+    shmr_blocks elements, lines, classes[85];
     uint64_t contexts_at, buckets_at, lines_at, elements_at, objects_at;
-    uint64_t class_words_at[27], class_words_bytes[27], class_at[27];
+    uint64_t class_words_at[85], class_words_bytes[85], class_at[85];
     uint64_t seeds[4];
 } shmr_map;
 
@@ -231,17 +235,35 @@ static inline void shmr_blocks_of(shmr_blocks *pool, uint64_t stride, uint64_t c
     pool->count = pool->block_count * pool->capacity;
 }
 
+/* The blocks of a class that has several objects in a block, which may leave a rest. */
+static inline void shmr_class_blocks(
+    shmr_blocks *pool, uint64_t bytes, uint64_t count, uint64_t max_bytes)
+{
+    uint64_t page = SHMR_PAGE_BYTES, block = max_bytes / SHMR_BLOCK_SHARE / page * page, capacity;
+    block = block < page ? page : block > SHMR_BLOCK_BYTES_LARGE ? SHMR_BLOCK_BYTES_LARGE : block;
+    while (block < 2 * bytes || block % bytes * SHMR_REST_SHARE > block)
+        block += page;
+    if (block / bytes > SHMR_BLOCK_CAPACITY_MAX)
+        block = SHMR_BLOCK_CAPACITY_MAX * bytes / page * page;
+    capacity = block / bytes;
+    count = (count + capacity - 1) / capacity;
+    *pool = (shmr_blocks){bytes, capacity, block, count, count * capacity};
+}
+
 static inline uint64_t shmr_class_bytes(uint32_t which)
 {
-    static const uint16_t small[] = {16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096};
-    return which < SHMR_CLASS_SMALL ? small[which]
-                                    : (uint64_t)SHMR_RUN_BYTES_MIN << (which - SHMR_CLASS_SMALL);
+    uint32_t above = which - SHMR_EVEN_COUNT;
+    if (which < SHMR_EVEN_COUNT)
+        return 16 * (which + 1);
+    if (which < SHMR_CLASS_BLOCKS)
+        return (uint64_t)(9 + above % 8) << (5 + above / 8);
+    return (uint64_t)SHMR_RUN_BYTES_MIN << (which - SHMR_CLASS_BLOCKS);
 }
 
 static inline uint32_t shmr_class_of(uint64_t length)
 {
-    uint32_t which = length + SHMR_SMALL_HEADER <= SHMR_SMALL_BYTES_MAX ? 0 : SHMR_CLASS_SMALL;
-    uint64_t needed = length + (which ? SHMR_RUN_HEADER : SHMR_SMALL_HEADER);
+    uint32_t which = length + SHMR_BLOCK_HEADER <= SHMR_BLOCK_OBJECT_MAX ? 0 : SHMR_CLASS_BLOCKS;
+    uint64_t needed = length + (which ? SHMR_RUN_HEADER : SHMR_BLOCK_HEADER);
     while (which < SHMR_CLASS_COUNT && shmr_class_bytes(which) < needed)
         which++;
     return which;
@@ -257,11 +279,11 @@ static inline void shmr_place_objects(shmr_map *map, uint64_t max_bytes)
     for (uint32_t which = 0; which < SHMR_CLASS_COUNT; which++) {
         shmr_blocks *pool = &map->classes[which];
         uint64_t bytes = shmr_class_bytes(which);
-        if (which < SHMR_CLASS_SMALL) {
+        if (which < SHMR_CLASS_BLOCKS) {
             count = max_bytes / bytes + 1;
             if (count > SHMR_OBJECT_INDEX_MAX - SHMR_BLOCK_CAPACITY_MAX)
                 count = SHMR_OBJECT_INDEX_MAX - SHMR_BLOCK_CAPACITY_MAX;
-            shmr_blocks_of(pool, bytes, count, 0);
+            shmr_class_blocks(pool, bytes, count, max_bytes);
         } else {
             count = 2 * max_bytes / bytes + 2;
             *pool = (shmr_blocks){bytes, 1, bytes, count, count};
@@ -627,14 +649,14 @@ static inline int64_t shmr_object(const shmr_map *map, uint64_t ref, void *into,
     start = map->class_words_at[which] + block * 8;
     if ((shmr_acquire((const uint64_t *)(map->base + start)) >> 16 & 3) != SHMR_BLOCK_READY)
         return 0;
-    start = map->class_at[which] + index * pool->stride;
-    if (which >= SHMR_CLASS_SMALL) {
+    start = map->class_at[which] + block * pool->block_bytes + index % pool->capacity * pool->stride;
+    if (which >= SHMR_CLASS_BLOCKS) {
         if (pread(map->fd, &pages, 8, (off_t)(start + 16)) != 8)
             return -EIO;
         if (length + SHMR_RUN_HEADER > (pages ? pages : 1) * SHMR_PAGE_BYTES)
             return 0;
     }
-    start += which < SHMR_CLASS_SMALL ? SHMR_SMALL_HEADER : SHMR_RUN_HEADER;
+    start += which < SHMR_CLASS_BLOCKS ? SHMR_BLOCK_HEADER : SHMR_RUN_HEADER;
     while (length <= room && done < length) {
         ssize_t got = pread(map->fd, (uint8_t *)into + done, length - done, (off_t)(start + done));
         if (got <= 0)

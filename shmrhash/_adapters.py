@@ -45,7 +45,7 @@ def cache_of(
     max_entries: int | None = None,
     max_bytes: int | None = None,
     mode: int = 0o600,
-) -> Cache:
+) -> Cache[str, Any]:
     """The cache of this name, opened or created; the same object in the whole process.
 
     Raises InvalidArgument (no name; open in this process with other limits), and what Cache()
@@ -53,13 +53,13 @@ def cache_of(
     """
     if not isinstance(name, str) or not name:
         raise InvalidArgument("the cache needs a name, which its processes share: a str")
-    limits = {"max_entries": max_entries, "max_bytes": max_bytes, "mode": mode}
+    limits: dict[str, Any] = {"max_entries": max_entries, "max_bytes": max_bytes, "mode": mode}
     found = _open.get(name)
     if found is not None and found[0].closed:
         del _open[name]
         found = None
     if found is None:
-        made = Cache(name, key=str, value=object, ttl=math.inf, **limits)  # type: ignore[arg-type]
+        made = Cache(name, key=str, value=object, ttl=math.inf, **limits)
         found = _open.setdefault(name, (made, limits))
         if found[0] is not made:
             made.close()

@@ -42,8 +42,8 @@ _PAIR_SIZE_LIMIT = (4 << 20) - 48  # KMALLOC_MAX_SIZE less the kernel's struct h
 _ENTRIES_MAX = 1 << 31
 _PRESIZE_MAX = 65535
 _MAX_BYTES_LEAST = 64 << 20
-_MAX_BYTES_USABLE = 16 << 10
-_MAX_BYTES_DEFAULT = 1 << 30  # at most: it reserves 44 GiB of addresses, of some 128 TiB
+_MAX_BYTES_USABLE = 64 << 10
+_MAX_BYTES_DEFAULT = 1 << 30  # at most: it reserves 99 GiB of addresses, of some 128 TiB
 _DEPOTS_MAX = 256
 
 
@@ -176,8 +176,8 @@ def _object_bytes(name: str, places: list[tuple[int, int]], max_bytes: int | Non
     max_bytes = whole_number("max_bytes", max_bytes)
     if max_bytes < _MAX_BYTES_USABLE:
         raise InvalidArgument(
-            f"max_bytes must be at least {_MAX_BYTES_USABLE}, the room of a few small "
-            f"objects, not {max_bytes}"
+            f"max_bytes must be at least {_MAX_BYTES_USABLE}, which objects take at a time, "
+            f"not {max_bytes}"
         )
     if max_bytes >> 62:
         raise TooLarge(f"max_bytes={max_bytes} exceeds the address space")

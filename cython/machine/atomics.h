@@ -126,6 +126,7 @@ static inline void shm_pause(void)
 #define shm_unlikely(c) __builtin_expect(!!(c), 0)
 #define shm_count_trailing_zeros(v) __builtin_ctzll(v)
 #define shm_count_leading_zeros(v) __builtin_clzll(v)
+#define shm_multiply_high(a, b) ((uint64_t)((unsigned __int128)(a) * (b) >> 64))
 
 static inline uint32_t shm_reverse_bits_u32(uint32_t v)
 {

@@ -48,6 +48,7 @@ cdef extern from "machine/atomics.h" nogil:
     bint unlikely "shm_unlikely" (bint condition) noexcept
     uint32_t count_trailing_zeros "shm_count_trailing_zeros" (uint64_t word) noexcept
     uint32_t count_leading_zeros "shm_count_leading_zeros" (uint64_t word) noexcept
+    uint64_t multiply_high "shm_multiply_high" (uint64_t a, uint64_t b) noexcept
     uint32_t reverse_bits_u32 "shm_reverse_bits_u32" (uint32_t word) noexcept
 
     uint64_t multiply_fold "shm_multiply_fold" (uint64_t a, uint64_t b) noexcept

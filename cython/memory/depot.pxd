@@ -30,8 +30,7 @@ from segment.words cimport (
     word_locked, word_taken, lock_bits, depot_count, depot_credit, depot_head, depot_word,
 )
 from segment.classes cimport (
-    class_of, ref_make, ref_index, ref_class, PARKED_MAX, DEPOT_HIGH_MAX, CREDIT_BATCH, CREDIT_HIGH,
-    PoolView,
+    POOL_OBJECTS, ref_make, ref_index, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH, PoolView,
 )
 from segment.geometry cimport Map, depot_at, depot_pool, element_at, pool_object, checked_index
 from memory.operation cimport Op, lock_busy, lock_try, lock_acquire, lock_release, header_set
@@ -307,23 +306,22 @@ cdef inline bint depot_push_down(
     compiler_fence()
     return True
 
-cdef inline uint64_t depot_objects_high(uint64_t bytes) noexcept nogil:
-    """How many objects of a small class a depot may hold: as bpf_mem_alloc, about 24 KiB."""
-    return DEPOT_HIGH_MAX if bytes <= 256 else 24576 // bytes
+cdef inline uint64_t depot_first(Map *map, PoolView *pool) noexcept nogil:
+    """The first of the depots of a small class."""
+    return <uint64_t> (pool.kind - POOL_OBJECTS + 1) * map.depot_count
 
 cdef inline Status depot_take_object_from(
         Op *op, uint64_t index, PoolView *pool, uint64_t slot, uint64_t length) noexcept nogil:
     """Take an object out of depot index, refilled if it is empty, into owned_refs[slot]."""
     cdef Depot *depot = depot_at(op.map, index)
     cdef uint64_t held = 0
-    cdef uint64_t batch = depot_objects_high(pool.stride) // 2
     cdef uint64_t taken
     cdef Element *thing
     cdef Status status = depot_hold(op, index, &held, True)
     if status != OK:
         return status
     if depot_count(held) == 0:
-        status = depot_refill(op, depot, pool, batch, &held)
+        status = depot_refill(op, depot, pool, pool.depot_high // 2, &held)
     taken = depot_head(held)
     if status == OK and (taken == 0 or taken >= pool.object_count):
         status = CORRUPT
@@ -343,7 +341,7 @@ cdef inline Status depot_take_object_from(
 cdef inline Status depot_take_object(
         Op *op, PoolView *pool, uint64_t slot, uint64_t length, bint any_depot) noexcept nogil:
     """Take a small object. With any_depot, if memory cannot be had, from any depot."""
-    cdef uint64_t first = (class_of(length) + 1) * op.map.depot_count
+    cdef uint64_t first = depot_first(op.map, pool)
     cdef uint64_t here = depot_here(op.map)
     cdef uint64_t turn, index
     cdef Status status = depot_take_object_from(op, first + here, pool, slot, length)
@@ -360,9 +358,8 @@ cdef inline Status depot_give_object(
         Op *op, PoolView *pool, uint64_t slot, uint64_t ref) noexcept nogil:
     """Give back the small object ref, which owned_refs[slot] names, ALLOC; clear the name."""
     cdef uint64_t given = ref_index(ref)
-    cdef uint64_t first = (ref_class(ref) + 1) * op.map.depot_count
+    cdef uint64_t first = depot_first(op.map, pool)
     cdef uint64_t here = depot_here(op.map)
-    cdef uint64_t keep = depot_objects_high(pool.stride)
     cdef Element *thing = pool_object(pool, given)
     cdef uint64_t held = 0
     cdef uint64_t index = first
@@ -387,6 +384,6 @@ cdef inline Status depot_give_object(
     compiler_fence()
     store_relaxed_u64(&op.context.owned_refs[slot], 0)
     compiler_fence()
-    if unlikely(depot_count(held) >= keep):
-        depot_drain(op, index, keep // 2)
+    if unlikely(depot_count(held) >= pool.depot_high):
+        depot_drain(op, index, pool.depot_high // 2)
     return OK

@@ -4,12 +4,13 @@
 # An object always has an owner. Either its header says ALLOC and names a context, and that context
 # has a reference to it in owned_refs; or it is LIVE, and one element has the reference; or it is
 # RETIRED, and only pins keep it (pins.pxd). Small objects pass through a depot of this CPU, as
-# elements do; runs come from their pool, and grow to the pages they need while a context owns them.
+# elements do; others come from their pool, and runs grow to the pages they need while a context
+# owns them.
 #
 # context.owned_refs has two slots for each reference of a value: 0 to REF_MAX - 1 are for new
 # objects, those from REF_MAX on for replaced or dropped ones. A reference there is a hint for
 # recovery; only the object's header says whether this context owns it. Once the object has another
-# owner, the slot is cleared before the context touches a depot again.
+# owner, the slot is cleared before the context touches a depot or a pool again.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy
 from machine.atomics cimport (
@@ -22,8 +23,8 @@ from segment.status cimport (
 from segment.layout cimport PAGE_BYTES, ELEMENT_ALLOC, BLOCK_READY, NAME_MAX, Element
 from segment.words cimport word_held_by, element_state, block_state
 from segment.classes cimport (
-    CLASS_SMALL, CLASS_COUNT, SMALL_HEADER, RUN_HEADER, class_of, ref_index, ref_length, ref_class,
-    pages_of, run_pages, PoolView,
+    CLASS_BLOCKS, CLASS_COUNT, BLOCK_HEADER, RUN_HEADER, class_of, ref_index, ref_length, ref_class,
+    pages_of, run_pages, PoolView, pool_has_depots,
 )
 from segment.geometry cimport Map, pool_object, region_usable
 from memory.operation cimport Op, WRITE_TRIES_MAX
@@ -31,7 +32,7 @@ from memory.region cimport budget_charge, budget_used, budget_refund, memory_pop
 from memory.pool cimport (
     block_commit, block_release, object_memory_ready, block_is_empty, pool_take, pool_give,
 )
-from memory.depot cimport depot_drain, depot_take_object, depot_give_object
+from memory.depot cimport depot_first, depot_drain, depot_take_object, depot_give_object
 from memory.pins cimport pins_find, retired_take, pins_hold_back
 
 cdef inline PoolView *ref_pool(Map *map, uint64_t ref) noexcept nogil:
@@ -50,7 +51,7 @@ cdef inline Element *ref_object(Map *map, uint64_t ref) noexcept nogil:
 cdef inline uint8_t *ref_bytes(Map *map, uint64_t ref) noexcept nogil:
     """The bytes of an object, ref_length(ref) of them."""
     return <uint8_t *> ref_object(map, ref) + (
-        SMALL_HEADER if ref_class(ref) < CLASS_SMALL else RUN_HEADER)
+        BLOCK_HEADER if ref_class(ref) < CLASS_BLOCKS else RUN_HEADER)
 
 cdef inline uint64_t owned_ref(Op *op, uint64_t slot) noexcept nogil:
     """owned_refs[slot]; 0 if that is no valid reference. It is read once, and what was read is
@@ -107,10 +108,10 @@ cdef inline Status object_take(
     cdef Status status
     op.context.debt |= 1
     compiler_fence()
-    if pool.capacity > 1:
+    if pool_has_depots(pool):
         return depot_take_object(op, pool, slot, length, any_depot)
     status = pool_take(op, pool, &op.context.owned_refs[slot], length)
-    if status == OK:
+    if status == OK and pool.capacity == 1:
         status = run_grow(op, pool, slot)
         if status != OK:
             object_free(op, slot)
@@ -147,7 +148,7 @@ cdef inline Status object_free(Op *op, uint64_t slot) noexcept nogil:
         store_relaxed_u64(&op.context.owned_refs[slot], 0)
         compiler_fence()
         return OK
-    if pool.capacity > 1:
+    if pool_has_depots(pool):
         return depot_give_object(op, pool, slot, ref)
     return pool_give(op, pool, ref_index(ref), &op.context.owned_refs[slot])
 
@@ -179,9 +180,9 @@ cdef inline void objects_reclaim(Op *op) noexcept nogil:
     cdef PoolView *pool
     for which in range(CLASS_COUNT):
         pool = &op.map.classes[which]
-        if pool.capacity > 1:
+        if pool_has_depots(pool):
             for index in range(op.map.depot_count):
-                depot_drain(op, (which + 1) * op.map.depot_count + index, 0)
+                depot_drain(op, depot_first(op.map, pool) + index, 0)
         limit = load_relaxed_u64(&pool.shared.frontier)
         for block in range(limit if limit < pool.block_count else pool.block_count):
             if object_memory_ready(op, pool, block * pool.capacity) == OK and block_is_empty(

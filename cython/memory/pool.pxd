@@ -312,7 +312,8 @@ cdef inline bint pool_next_place(
 
 cdef inline Status pool_take(
         Op *op, PoolView *pool, uint64_t *name, uint64_t length) noexcept nogil:
-    """Take one object, in state ALLOC, into the context's field name. length: that of a run."""
+    """Take one object, in state ALLOC, into the context's field name. length: that of an object of a
+    class; other pools need none."""
     cdef uint64_t block = 0
     cdef uint64_t held = 0
     cdef uint64_t next_place = 0
@@ -334,8 +335,8 @@ cdef inline Status pool_take(
         place = block_fresh(held)
         after = block_word(BLOCK_READY, <uint32_t> place + 1, 0, 0)
     taken = pool_object(pool, block * pool.capacity + place)
-    name[0] = ref_make(block, length) if pool.kind >= POOL_OBJECTS else (
-        block * pool.capacity + place)
+    place += block * pool.capacity
+    name[0] = ref_make(place, length) if pool.kind >= POOL_OBJECTS else place
     compiler_fence()
     header_set(&taken.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()

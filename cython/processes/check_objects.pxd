@@ -31,7 +31,7 @@ from memory.peek cimport object_word
 
 cdef struct ObjectFacts:
     uint64_t count             # objects in use
-    uint64_t bytes_in_use      # what they take: a small one its stride, a run its pages
+    uint64_t bytes_in_use      # what they take: one in a block its stride, a run its pages
     uint64_t pages             # committed
     uint64_t pages_waiting     # of these, in empty blocks that operations under way keep
     uint64_t pinned            # pins in use
@@ -105,6 +105,7 @@ cdef inline void class_count(Op *op, uint32_t which, ObjectFacts *facts) noexcep
         for index in range(map.depot_count):
             used -= depot_count(load_acquire_u64(
                 &depot_at(map, (which + 1) * map.depot_count + index).word))
+    if pool.capacity > 1:
         facts.bytes_in_use += used * pool.stride
     facts.count += used
 

@@ -17,7 +17,9 @@ from segment.words cimport (
     element_state, lock_bits, depot_count, depot_credit, depot_head, depot_word, block_state,
     block_fresh, block_free, block_head,
 )
-from segment.classes cimport POOL_LINES, POOL_OBJECTS, POOL_KINDS, ref_index, ref_class, PoolView
+from segment.classes cimport (
+    POOL_LINES, POOL_OBJECTS, POOL_KINDS, ref_index, ref_class, PoolView, pool_has_depots,
+)
 from segment.geometry cimport (
     region_at, pool_of_kind, depot_at, depot_pool, depots_of_all, pool_object, region_usable,
     buckets_usable,
@@ -181,7 +183,7 @@ cdef inline void recover_block(Op *op) noexcept nogil:
     if pool.kind == POOL_LINES:
         if op.context.line != 0:
             recover_block_object(op, pool, word, op.context.line, &op.context.line)
-    elif pool.capacity == 1:
+    elif pool.kind >= POOL_OBJECTS and not pool_has_depots(pool):
         for slot in range(NAME_MAX):
             if op.context.owned_refs[slot] != 0 and (
                     ref_class(op.context.owned_refs[slot]) + POOL_OBJECTS == pool.kind):

@@ -10,7 +10,8 @@ cdef enum:
     EVICTIONS_AT_ONCE = 4      # before an operation yields the processor
     EVICTIONS_SHIFT_MAX = 12   # entries evicted at once: 1, 2, 4, ... 4,096
     RECLAIM_FROM = 3           # evictions before empty blocks are looked for, which takes longer
-    EMPTY_TRIES_MAX = 10000    # others have all credits on their way: each try yields to them
+    EMPTY_TRIES_MAX = 10000    # others have all credits on their way: each try yields to them;
+    EMPTY_TRIES_BYTES = 1000   # or all memory, in which an operation of theirs is under way
 
 
 cdef enum:                     # the places of the counts in CacheCounts, in words
@@ -66,4 +67,6 @@ cdef bint evict_for_room(MapHandle handle, Op *op, Status status, Waiting *waiti
         return True
     waiting.found_none += 1
     recover_those_inside(map)
+    if status == OUT_OF_BYTES and op.bytes_wanted <= map.max_bytes:
+        searches += EMPTY_TRIES_BYTES
     return waiting.found_none < (EMPTY_TRIES_MAX if status == FULL else searches)

@@ -6,7 +6,7 @@
 # everything else itself and keeps it in private memory, so that nothing in the segment is ever
 # trusted as a length or a pointer (H1).
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uint8_t
-from machine.atomics cimport load_acquire_u64
+from machine.atomics cimport load_acquire_u64, multiply_high
 from segment.status cimport Status, OK, FULL
 from segment.layout cimport (
     PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES, LINK_BASE,
@@ -16,9 +16,9 @@ from segment.layout cimport (
     CacheCounts,
 )
 from segment.classes cimport (
-    CLASS_SMALL, CLASS_COUNT, POOL_OBJECTS, PIN_MAX, OBJECTS_HEADER_BYTES, OBJECT_INDEX_MAX,
-    Objects, Pin, class_bytes, BLOCK_CAPACITY_MAX, PARKED_MAX, LINE_SPARE_COUNT, DEPOT_HIGH_MAX,
-    PoolView, round_up, power_of_two_at_least, element_stride, pool_view_init, run_view_init,
+    CLASS_SMALL, CLASS_BLOCKS, CLASS_COUNT, POOL_OBJECTS, PIN_MAX, OBJECTS_HEADER_BYTES, Objects,
+    Pin, class_bytes, PARKED_MAX, LINE_SPARE_COUNT, DEPOT_HIGH_MAX, DEPOT_BYTES_MAX, PoolView,
+    round_up, power_of_two_at_least, element_stride, pool_view_init, class_view_init, run_view_init,
 )
 
 cdef enum:
@@ -70,7 +70,7 @@ cdef struct Map:
     uint64_t max_entries
     PoolView element_pool
     PoolView line_pool
-    PoolView classes[27]
+    PoolView classes[85]
     uint64_t max_bytes         # limit of the memory of objects
     uint64_t objects_offset
     uint64_t cache_offset      # 0: a map that evicts nothing
@@ -87,8 +87,8 @@ cdef struct Map:
     bint is_space              # its values are cells (cell.pxd)
     bint words_only            # keys and values are one word each, without special fields
     uint32_t region_count
-    uint64_t region_offset[33]
-    uint64_t region_bytes[33]
+    uint64_t region_offset[91]
+    uint64_t region_bytes[91]
     uint64_t depots_offset
     uint64_t buckets_offset
     uint64_t lines_offset
@@ -135,7 +135,7 @@ cdef inline Status geometry_compute_for(
     map.stride = element_stride(key_size, value_size + (8 if features & FEATURE_CACHE else 0))
     map.depot_high = DEPOT_HIGH_MAX
     if map.stride > 256:           # like bpf_mem_alloc: at most about 24 KiB are parked
-        map.depot_high = 24576 // map.stride if 24576 // map.stride > 3 else 3
+        map.depot_high = DEPOT_BYTES_MAX // map.stride if DEPOT_BYTES_MAX // map.stride > 3 else 3
     map.depot_batch = map.depot_high // 2 if map.depot_high > 3 else 1
     if map.stride * (max_entries + depot_count * PARKED_MAX) > SEGMENT_BYTES_MAX:
         return FULL
@@ -171,7 +171,7 @@ cdef inline Status geometry_compute_for(
 cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept nogil:
     """Called after geometry_compute, for a map that holds up to max_bytes of objects."""
     cdef uint64_t offset = map.segment_bytes
-    cdef uint64_t bytes, count
+    cdef uint64_t bytes
     cdef uint32_t which
     cdef PoolView *pool
     if max_bytes > SEGMENT_BYTES_MAX:
@@ -185,10 +185,8 @@ cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept n
     for which in range(CLASS_COUNT):
         pool = &map.classes[which]
         bytes = class_bytes(which)
-        if which < CLASS_SMALL:                # max_bytes of objects all of one class
-            count = max_bytes // bytes + 1
-            pool_view_init(pool, bytes, count if count < OBJECT_INDEX_MAX - BLOCK_CAPACITY_MAX else
-                           OBJECT_INDEX_MAX - BLOCK_CAPACITY_MAX, POOL_OBJECTS + which)
+        if which < CLASS_BLOCKS:
+            class_view_init(pool, which, max_bytes, map.depot_count)
         else:                                  # an object fills more than half of its run
             run_view_init(pool, bytes, 2 * max_bytes // bytes + 2, POOL_OBJECTS + which)
         offset = geometry_place(map, pool.words_region, offset, pool.block_count * 8)
@@ -302,7 +300,9 @@ cdef inline uint64_t *context_redo(Context *context) noexcept nogil:
     return <uint64_t *> (<uint8_t *> context + CONTEXT_BYTES)
 
 cdef inline Element *pool_object(PoolView *pool, uint64_t index) noexcept nogil:
-    return <Element *> (pool.base + index * pool.stride)
+    # The second product is of index // capacity, which is exact for every index below 2 ** 52.
+    return <Element *> (
+        pool.base + index * pool.stride + multiply_high(index, pool.inverse) * pool.rest)
 
 # The functions below check what they read from the segment at every call, because another process
 # may damage the segment at any time.

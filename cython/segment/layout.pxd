@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# What lies where in a segment, and what each word means. Format version 4.
+# What lies where in a segment, and what each word means. Format version 5.
 #
 #   header 4 KiB: words, bells (from 1,024 on), the program's schema (2,048 to 3,583); what follows
 #     is reserved
@@ -35,7 +35,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from machine.atomics cimport static_assert
 
 cdef enum:
-    LAYOUT_VERSION = 4
+    LAYOUT_VERSION = 5
     PAGE_BYTES = 4096
     LINE_BYTES = 64
     HEADER_BYTES = 4096
@@ -108,7 +108,7 @@ cdef enum:
     REGION_COUNT = 5           # regions that every map has
     REGION_PINS = 5
     REGION_OBJECT_WORDS = 6    # the first of one region for each class of objects
-    REGION_MAX = 33
+    REGION_MAX = 91
 
 # Special fields of a value, declared at creation (fields.pxd). Each takes a word of the value.
 cdef enum:
@@ -261,7 +261,7 @@ cdef struct Context:
     uint64_t in_transit        # ALLOC by this context, without a credit, between depot and block
     uint64_t child             # of a split or merge; of a claim: see claiming.pxi
     uint64_t depot             # depot locked, plus 1
-    uint64_t block             # block word locked: index * 32 + kind of its pool + 1
+    uint64_t block             # block word locked: index * 128 + kind of its pool + 1
     uint64_t list_head, list_tail    # objects taken from a block for the locked depot
     uint64_t list_count        # of that list; 0: there is none
     uint64_t credit_moving     # 1: credits are moving between the locked depot and the header

@@ -68,7 +68,13 @@ def test_check_finds_an_object_without_a_reference(words, patch):
         words.check()
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 56, 57, 4087, 4088, 4089, 8128, 8129, 100_000])
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(0, 1, 7, 8, 9, 56, 57, 248, 249, 280, 281, 4087, 4088, 4089, 4600, 4601),
+        *(32_760, 32_761, 36_800, 36_801, 65_472, 65_473, 100_000),
+    ],
+)
 def test_values_at_the_edges_of_size_classes_come_back(words, size):
     """R2: every byte of a value comes back, also at the edges of size classes and runs."""
     value = os.urandom(size)

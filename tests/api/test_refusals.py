@@ -183,18 +183,20 @@ def test_error_for_an_argument_of_another_type_names_the_argument(map_name, argu
 
 
 def test_max_bytes_is_a_whole_number_within_limits(map_name):
-    """The smallest accepted number works."""
+    """The smallest accepted number is enough for one value of any size below it."""
     with pytest.raises(TypeError, match=r"max_bytes must be an int.*1 << 30"):
         SharedDict(map_name, max_bytes="1G")
-    for too_few in (-1, 0, 1, 4096, (16 << 10) - 1):
-        with pytest.raises(InvalidArgument, match="max_bytes must be at least 16384"):
+    for too_few in (-1, 0, 1, 4096, (64 << 10) - 1):
+        with pytest.raises(InvalidArgument, match="max_bytes must be at least 65536"):
             SharedDict(map_name, max_bytes=too_few)
     for too_many in (1 << 60, 1 << 64, 1 << 70):
         with pytest.raises(shmrhash.TooLarge, match="address space"):
             SharedDict(map_name, max_bytes=too_many)
-    with SharedDict(map_name, key=str, value=bytes, max_bytes=16 << 10) as d:
-        d["a"] = b"one"
-        assert d["a"] == b"one"
+    with SharedDict(map_name, key=str, value=bytes, max_bytes=64 << 10) as d:
+        for size in (3, 1000, 4000, 5000, 29_000, 32_760, 64_000):
+            d["a"] = bytes(size)
+            assert d["a"] == bytes(size)
+            d.clear()
         d.check()
         d.unlink()
 

@@ -126,12 +126,12 @@ def test_values_may_change_their_size(make_cache, seed):
 
 def test_a_value_that_an_empty_cache_has_no_room_for_is_refused(make_cache):
     """Its key is deleted, as after TooLarge."""
-    cache = make_cache(key=str, value=bytes, max_entries=10, max_bytes=16 << 10)
+    cache = make_cache(key=str, value=bytes, max_entries=10, max_bytes=64 << 10)
     with SharedDict.open(cache.name) as entries:
         entries["a"] = bytes(1000)
 
         with pytest.raises(OutOfMemory):
-            entries["a"] = bytes(20_000)
+            entries["a"] = bytes(70_000)
 
     assert len(cache) == 0
 

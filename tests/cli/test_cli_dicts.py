@@ -446,7 +446,7 @@ ODD = 0x4D3C2B1A5F6E7D8C  # a distant deadline, whose bytes occur nowhere else i
 
 def test_damaged_deadline_counts_as_expired():
     """H1: as in the dict itself; a number beyond the clock's range causes no traceback."""
-    make_dict({"stays": 1}, key=str, value=int, ttl=HOUR, max_entries=10, max_bytes=1 << 14)
+    make_dict({"stays": 1}, key=str, value=int, ttl=HOUR, max_entries=10, max_bytes=1 << 16)
     with SharedDict.open("jobs") as d:
         d._put("goes", 2, 0, ODD)
     replace_everywhere("jobs", ODD.to_bytes(8, "little"), b"\xff" * 8)

@@ -157,6 +157,43 @@ cdef dict pool_facts(PoolView *pool):
     }
 
 
+def class_of(uint64_t length):
+    """The class of objects of length bytes."""
+    return core_classes.class_of(length)
+
+
+def class_facts(uint64_t max_bytes, uint64_t depot_count):
+    """The pool of each class in a map with objects, and what a depot of it parks at most."""
+    cdef Map map
+    memset(&map, 0xA5, sizeof(map))        # so that a field it does not set is not zero by chance
+    if core_geometry.geometry_compute(&map, 8, 8, 100, depot_count) != OK:
+        return None
+    if core_geometry.geometry_add_objects(&map, max_bytes) != OK:
+        return None
+    return [
+        pool_facts(&map.classes[which]) | {
+            "kind": map.classes[which].kind, "reserved": map.classes[which].reserved,
+            "bytes": core_classes.class_bytes(which), "depot_high": map.classes[which].depot_high,
+            "has_depots": core_classes.pool_has_depots(&map.classes[which]),
+        } for which in range(core_classes.CLASS_COUNT)]
+
+
+def object_place(uint64_t max_bytes, uint32_t which, uint64_t index):
+    """How far an object of a class lies from the first."""
+    cdef Map map
+    memset(&map, 0xA5, sizeof(map))
+    if core_geometry.geometry_compute(&map, 8, 8, 100, 2) != OK:
+        return None
+    core_geometry.geometry_add_objects(&map, max_bytes)
+    map.classes[which].base = NULL
+    return <uint64_t> core_geometry.pool_object(&map.classes[which], index)
+
+
+def run_pages_of(uint64_t length):
+    """The pages of a run that holds length bytes."""
+    return core_classes.pages_of(length)
+
+
 def element_stride(uint64_t key_size, uint64_t value_size):
     return core_classes.element_stride(key_size, value_size)
 

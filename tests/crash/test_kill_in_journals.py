@@ -24,7 +24,7 @@ from support.killing import (
     only_check,
     word,
 )
-from support.object_maps import LONG, PAGE, RUN, SHORT, core, create, five, value
+from support.object_maps import LONG, MIDDLE, RUN, SHORT, core, create, five, value
 
 import shmrhash
 from shmrhash import RHashMap
@@ -309,7 +309,7 @@ def test_stopped_end_of_several_sections_is_whole_beside_a_deletion(geometry, ma
 class TogetherWithObjects(Scenario):
     """Leave locked sections on entries of a dict, whose values get another length."""
 
-    changes = {SHORT: (PAGE, 80), LONG: (RUN, 81), b"k1": None}  # noqa: RUF012 - never changed
+    changes = {SHORT: (MIDDLE, 80), LONG: (RUN, 81), b"k1": None}  # noqa: RUF012 - never changed
     changes_min = 20
     learned = set()  # noqa: RUF012 - shared by all operations of the file
 

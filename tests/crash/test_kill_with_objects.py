@@ -11,7 +11,7 @@ import os
 import pytest
 from support import stepping
 from support.killing import Scenario, not_waiting, only_check
-from support.object_maps import LONG, PAGE, RUN, SHORT, SMALL, core, create, five, value
+from support.object_maps import LONG, MIDDLE, RUN, SHORT, SMALL, core, create, five, value
 
 from shmrhash import BPF_NOEXIST, MapFull, OutOfMemory, RHashMap
 
@@ -24,7 +24,7 @@ KEPT = []  # in the child: views that must not be collected before it is killed
 
 
 def replace_same_key(scenario, entries, model):
-    entries[SHORT] = model[SHORT] = value(90, PAGE)
+    entries[SHORT] = model[SHORT] = value(90, MIDDLE)
 
 
 def insert_another(scenario, entries, model):
@@ -143,11 +143,15 @@ class StoreFirst(Store):
 class Replace(Store):
     """The key has a value of `old_size`."""
 
-    old_size = PAGE
+    old_size = RUN
 
     def fill(self, entries):
         five(entries)
         entries[SHORT] = value(3, self.old_size)
+
+
+class ReplaceMiddle(Replace):
+    old_size = MIDDLE
 
 
 class ReplaceExpired(Store):
@@ -235,6 +239,13 @@ class DeleteRun(Delete):
         entries[SHORT] = value(3, RUN)
 
 
+class DeleteMiddle(Delete):
+    def fill(self, entries):
+        five(entries)
+        entries[SHORT] = value(3, MIDDLE)
+        entries[b"k1"] = value(4, MIDDLE)
+
+
 class DeleteAndDrain(Delete):
     """The deletion drains the nearly full depots of two small classes."""
 
@@ -294,7 +305,7 @@ class Touch(OnObjects):
 
 class Section(Store):
     number = 80
-    size = PAGE
+    size = MIDDLE
 
     def operate(self, state):
         with state._section(SHORT, None) as section:
@@ -358,17 +369,21 @@ CASES = {
         Store("insert", stored_key=b"new", number=70),
         Store("insert a long key", stored_key=LONG + b"!", number=70),
         StoreFirst("insert the first", stored_key=LONG, number=70),
+        StoreFirst("insert the first of a middle size", stored_key=b"new", number=70, size=MIDDLE),
         Store("insert a run", stored_key=b"new", number=70, size=RUN),
         StoreFirst("insert the first run", stored_key=b"new", number=70, size=RUN),
         Store("replace"),
         Store("replace of a long key", stored_key=LONG),
-        Store("replace small by run", size=PAGE),
+        Store("replace small by middle", size=MIDDLE),
+        ReplaceMiddle("replace middle by middle", size=MIDDLE),
+        ReplaceMiddle("replace middle by small"),
         Replace("replace run by small"),
-        Replace("replace run by larger", size=RUN),
+        Replace("replace run by larger", size=2 * RUN),
         ReplaceExpired("replace an expired"),
         RefusedInsert("insert refused"),
         Delete("delete"),
         Delete("delete a long key", deleted_key=LONG),
+        DeleteMiddle("delete of a middle size"),
         DeleteRun("delete a run"),
         DeleteAndDrain("delete, and drain"),
         Pop("pop"),

@@ -11,7 +11,7 @@ from support.workers import run_together
 import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict
 
-SIZES = [40, 900, 4088, 5000, 70_000, 300_000]  # small classes, and runs of pages
+SIZES = [40, 900, 4088, 5000, 70_000, 300_000]  # small classes, a middle one, runs of pages
 
 
 def body(number, size):

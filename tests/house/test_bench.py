@@ -48,6 +48,7 @@ def run(program, *options, result):
         ["bench_waiting.py", "--quick", "--rounds", "400"],
         ["core.py", "--quick", "--sizes", "32/256"],
         ["memory.py", "--sizes", "8/8", "32/256", "--entries", "1", "5000"],
+        ["memory.py", "--values", "--value-bytes", "40000"],
         ["processes.py", "--processes", "1", "2", "--rounds", "1"],
         ["recovery.py", "--deaths", "2", "--reads", "500"],
         ["stopped.py", "--inserts", "5000", "--states", "1"],

@@ -6,7 +6,7 @@ from shmrhash import Kptr, RHashMap, Timer, _core
 from support.killing import SCATTERED
 
 SHORT, LONG = b"k3", b"a key of more than fifteen bytes"
-SMALL, PAGE, RUN = 40, 5_000, 40_000  # bytes: a small class, a run of two pages, of ten
+SMALL, MIDDLE, RUN = 40, 5_000, 40_000  # bytes: a small class, a middle one, a run of ten pages
 CODECS = (3, None, None), (4, None, None)  # bytes to bytes
 
 
@@ -30,6 +30,6 @@ def five(entries):
     for number in range(5):
         entries[b"k%d" % number] = value(number)
     entries[LONG] = value(9)
-    for size in (SMALL, PAGE, RUN):
+    for size in (SMALL, MIDDLE, RUN):
         entries[b"gone"] = value(1, size)
         del entries[b"gone"]
