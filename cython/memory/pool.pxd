@@ -312,8 +312,8 @@ cdef inline bint pool_next_place(
 
 cdef inline Status pool_take(
         Op *op, PoolView *pool, uint64_t *name, uint64_t length) noexcept nogil:
-    """Take one object, in state ALLOC, into the context's field name. length: that of an object of a
-    class; other pools need none."""
+    """Take one object, in state ALLOC, into the context's field name. length: that of an object of
+    a class; other pools need none."""
     cdef uint64_t block = 0
     cdef uint64_t held = 0
     cdef uint64_t next_place = 0

@@ -72,7 +72,7 @@ def test_more_computations_than_entries(make_cache, entries):
 
 def test_no_bytes_for_a_claim(make_cache):
     """A key of more than 15 bytes is an object, and max_bytes has no room for one."""
-    cache = make_cache(key=bytes, value=bytes, max_entries=10, max_bytes=16 << 10)
+    cache = make_cache(key=bytes, value=bytes, max_entries=10, max_bytes=64 << 10)
     with SharedDict.open(cache.name) as entries, entries.locked(b"k", default=bytes(8000)):
         key = b"x" * 9000
 
