@@ -16,7 +16,7 @@ OF_CELLS = {
     "who frees a lock wakes a sleeper": ("three contexts take a lock in turn", SLEEPS),
     "an owner frees no lock but its own": (
         "a lock is taken away from its owner, which is in its release",
-        "",
+        "was told 0 times",
     ),
     "a release clears ORPHAN": (DIES, "was told"),
     "recovery passes on the wake-up of a dead waiter": (
