@@ -22,6 +22,7 @@ except ImportError as _error:
     ) from _error
 
 from shmrhash._batch import Batch, BucketInfo
+from shmrhash._changes import Change
 from shmrhash._constants import (
     BPF_ANY,
     BPF_EXIST,
@@ -88,7 +89,7 @@ from shmrhash._sync import (
     locks,
 )
 from shmrhash._types.arrays import Array
-from shmrhash._waiting import CHANGED, GONE, Change, Watch
+from shmrhash._waiting import CHANGED, GONE, Watch
 
 __version__ = "0.2.0"  # the only place; pyproject.toml reads it
 

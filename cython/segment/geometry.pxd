@@ -11,8 +11,8 @@ from segment.status cimport Status, OK, FULL
 from segment.layout cimport (
     PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES, LINK_BASE,
     REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS, REGION_LINE_WORDS, REGION_BUCKETS,
-    REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, Region, Header, ProcessSlot, Context, Bucket,
-    Element, Depot,
+    REGION_RING, REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, Region, Header, ProcessSlot,
+    Context, Bucket, Element, Depot, Ring,
 )
 from segment.classes cimport (
     CLASS_SMALL, CLASS_COUNT, POOL_OBJECTS, PIN_MAX, OBJECTS_HEADER_BYTES, OBJECT_INDEX_MAX,
@@ -22,6 +22,9 @@ from segment.classes cimport (
 
 cdef enum:
     SEGMENT_BYTES_MAX = 0x400000000000ULL     # 64 TiB: half of what 47-bit addresses can map
+    RING_ENTRIES_MAX = 4096    # a watcher that is 10 ms behind 400,000 changes a second loses none
+    RING_ENTRIES_MIN = 16      # where keys are long: halved until the ring has this many,
+    RING_BYTES_MAX = 1048576   # or is no larger
 
 # What this process holds in the segment. It stands in a page that fork wipes: a child finds zeros,
 # so it has no slot and no context, and registers itself at its first operation.
@@ -47,6 +50,7 @@ cdef struct Map:
     Objects *objects           # NULL: a map without objects
     Depot *object_depots
     Pin *pins
+    Ring *ring
     Local *local
     uint64_t stride
     uint64_t bucket_max
@@ -65,6 +69,8 @@ cdef struct Map:
     PoolView element_pool
     PoolView line_pool
     PoolView classes[27]
+    uint64_t ring_entries
+    uint64_t ring_stride
     uint64_t max_bytes         # limit of the memory of objects
     uint64_t objects_offset
     uint64_t timer_word        # which word of the value is its deadline, plus 1; 0: none is
@@ -76,8 +82,8 @@ cdef struct Map:
     bint is_space              # its values are cells (cell.pxd)
     bint words_only            # keys and values are one word each, without special fields
     uint32_t region_count
-    uint64_t region_offset[33]
-    uint64_t region_bytes[33]
+    uint64_t region_offset[34]
+    uint64_t region_bytes[34]
     uint64_t depots_offset
     uint64_t buckets_offset
     uint64_t lines_offset
@@ -87,6 +93,7 @@ cdef struct Map:
     uint64_t inode
     uint64_t splits_put_off    # splits that this handle put off because a lock was held
     bint (*owner_recover)(void *op) noexcept nogil     # set by a layer above (attach.pxd); or NULL
+    void (*ring_note)(void *op, const uint8_t *key) noexcept nogil     # likewise; see bell.pxd
     int64_t timeout_ns         # how long to wait for a live owner; negative: without limit
     char *path                 # of the segment, to open it again; NULL if it has none
     int fd
@@ -101,6 +108,16 @@ cdef inline uint64_t geometry_place(
     map.region_offset[region] = offset
     map.region_bytes[region] = round_up(size, PAGE_BYTES)
     return offset + map.region_bytes[region]
+
+cdef inline uint64_t geometry_place_ring(Map *map, uint64_t offset) noexcept nogil:
+    """As geometry_place, for the ring."""
+    map.ring_stride = 8 + map.key_words * 8
+    map.ring_entries = RING_ENTRIES_MAX
+    while map.ring_entries > RING_ENTRIES_MIN and (     # at most 8 turns
+            map.ring_entries * map.ring_stride > RING_BYTES_MAX):
+        map.ring_entries //= 2
+    return geometry_place(
+        map, REGION_RING, offset, sizeof(Ring) + map.ring_entries * map.ring_stride)
 
 cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_size,
                                     uint64_t max_entries, uint64_t depot_count) noexcept nogil:
@@ -143,6 +160,7 @@ cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_
     offset += map.line_pool.block_count * map.line_pool.block_bytes
     map.elements_offset = offset
     offset += map.element_pool.block_count * map.element_pool.block_bytes
+    offset = geometry_place_ring(map, offset)
     map.segment_bytes = offset
     map.max_bytes = map.objects_offset = 0
     map.is_space = False
@@ -199,6 +217,7 @@ cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
     map.header = <Header *> base
     map.processes = <ProcessSlot *> (base + map.region_offset[REGION_PROCESSES])
     map.contexts = base + map.region_offset[REGION_CONTEXTS]
+    map.ring = <Ring *> (base + map.region_offset[REGION_RING])
     map.depots = <Depot *> (base + map.depots_offset)
     map.buckets = base + map.buckets_offset
     map.lines = base + map.lines_offset

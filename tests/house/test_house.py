@@ -29,8 +29,8 @@ LAYERS = {
     ],
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
-        *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
-        *("remove", "sweep", "write", "section", "journal", "walk", "batch"),
+        *("rest", "ring", "bell", "chain", "element", "reference", "table", "resize", "read"),
+        *("hold", "remove", "sweep", "write", "section", "journal", "walk", "batch"),
     ],
     "cells": [
         *("cell", "mutex", "takeaway", "shares", "rwlock", "flag", "condition", "barrier"),
@@ -43,7 +43,8 @@ LAYERS = {
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
-        *("watching", "cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
+        *("watching", "ringing"),
+        *("cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
         *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }

@@ -41,6 +41,7 @@ class Scene:
     law: object
     mortal: frozenset = frozenset()
     deaths: int = 0
+    memory: object = Cell
 
 
 class Explorer:
@@ -51,7 +52,7 @@ class Explorer:
 
     def __init__(self, scene, without=()):
         self.scene = scene
-        self.cell = Cell(len(scene.programs), without)
+        self.cell = scene.memory(len(scene.programs), without)
         self.automata = [
             Automaton(functools.partial(function, self.cell, me, *arguments))
             for me, (function, *arguments) in enumerate(scene.programs)
@@ -102,6 +103,8 @@ class Explorer:
             return memory[self.cell.asleep[subject]] == 0
         if condition == "dead":
             return places[subject] == GONE
+        if condition == "outside":
+            return memory[self.cell.activity[subject]] == 0
         assert condition == "tickets"
         return memory[self.cell.tickets] >= subject
 
