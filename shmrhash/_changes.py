@@ -56,8 +56,8 @@ class Changes(Protocol):
 
     waiter: _core.Waiter
 
-    def begin(self) -> None:
-        """From now on, changes are told."""
+    def begin(self, pending: deque[Change]) -> None:
+        """From now on, changes are told; add what the program is to be told first."""
 
     def look(self, deadline: int, pending: deque[Change]) -> bool:
         """Add what has changed since the last look. deadline: 0, in an event loop, does not wait
@@ -74,9 +74,10 @@ class KeyChanges:
         self._initial = initial
         self.waiter = shared._waiter(keys)
 
-    def begin(self) -> None:
+    def begin(self, pending: deque[Change]) -> None:
+        self.look(-1, pending)
         if not self._initial:
-            self.look(-1, deque())
+            pending.clear()
 
     def look(self, deadline: int, pending: deque[Change]) -> bool:
         if not self.waiter.arm(deadline):
@@ -112,7 +113,7 @@ class AllChanges:
         self._reader = shared._ring()
         self.waiter = self._reader.waiter
 
-    def begin(self) -> None:
+    def begin(self, _pending: deque[Change]) -> None:
         self._reader.begin()
         self._begin_again()
 

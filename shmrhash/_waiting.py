@@ -218,7 +218,7 @@ class Watch(Iterator[Change]):
         self._notifier: _core.Notifier | None = None  # of fileno()
         self._told: Any = None  # while a coroutine waits
         try:
-            changes.begin()
+            changes.begin(self._pending)
         except BaseException:
             self.close()
             raise
