@@ -182,7 +182,7 @@ class WaitMethods:
         of the map) changes, so watch hundreds of keys, not millions.
 
         Without keys: each writer notes the keys that it changes in a ring of 4,096 (fewer of keys
-        beyond 248 bytes: the ring has at most 1 MiB), in some 50 ns for each change while anybody
+        beyond 248 bytes: the ring has at most 1 MiB), in some 15 ns for each change while anybody
         watches everything, and a system call if a watcher sleeps. The first such watch of a map
         gives the ring memory, 64 KiB for keys of 8 bytes. A change of kind "lost" tells that
         changes may have been made of which no key is known, at least as many as its value says:
