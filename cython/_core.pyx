@@ -71,10 +71,11 @@ from memory.region cimport (
 from memory.pool cimport object_memory_ready
 from memory.pins cimport pin_claim, pin_clear, pin_set
 from memory.object cimport leftovers_free, object_make, objects_reclaim
+from map.ring cimport ring_losses, ring_next, ring_open, ring_read
 from map.bell cimport (
     BELL_ANY, OWNER_SLICE_LATE_NS, bell_arm, bell_of_key, bell_of_section, bell_value, bell_word,
     bells_ring_all, bells_section_ring, lock_bell_arm, owner_slice_ns, sooner_ns, tag_of,
-    waiting_begin, waiting_end, waiting_say,
+    waiting_begin, waiting_end, waiting_say, waiting_say_all, WAIT_CLASSES,
 )
 from map.chain cimport Found
 from map.element cimport (
@@ -133,10 +134,10 @@ from cells.shares cimport (
 from cells.takeaway cimport mutex_take_away
 from processes.claim cimport CLAIM_LEAVING, CLAIM_READS, claim_is_dead
 from processes.liveness cimport Standing, context_note_time, process_can_be_judged, process_is_dead
-from processes.recover cimport owner_recover, recover_all, recover_those_inside
+from processes.recover cimport owner_recover, process_recover, recover_all, recover_those_inside
 from processes.forking cimport Unborn, unborn_adopt, unborn_claim, unborn_release
 from processes.wait cimport (
-    element_of_word, is_element_word, sched_yield, wait_step, word_stands,
+    element_of_word, is_element_word, sched_yield, sleep_ns, wait_step, word_stands,
 )
 from processes.listener cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, Ear, Listener, ear_add, ear_arm, ear_close, ear_drop, ear_moved,
@@ -201,6 +202,7 @@ include "python/mapsection.pxi"
 include "python/several.pxi"
 include "python/notifying.pxi"
 include "python/watching.pxi"
+include "python/ringing.pxi"
 include "python/cells.pxi"
 include "python/circles.pxi"
 include "python/locks.pxi"

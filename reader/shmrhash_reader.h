@@ -90,6 +90,9 @@ enum {
 #define SHMR_LENGTH_MAX 0xFFFFFC0ULL
 #define SHMR_OBJECT_INDEX_MAX 0xFFFFFFFFULL
 #define SHMR_SEGMENT_BYTES_MAX 0x400000000000ULL
+#define SHMR_RING_ENTRIES_MAX 4096
+#define SHMR_RING_ENTRIES_MIN 16
+#define SHMR_RING_BYTES_MAX 1048576
 
 typedef struct { uint32_t kind, offset; } shmr_field_place;
 typedef struct { uint64_t lock, usable, allocated, _reserved[5]; } shmr_region;
@@ -107,7 +110,7 @@ typedef struct {
     uint64_t created_ns, features, fields_checksum, _reserved_a, sweep_rest, sweep;
     uint64_t table, fences, _reserved_b[6];
     uint64_t credits, _reserved_c[7];
-    shmr_region regions[5];
+    shmr_region regions[6];
 } shmr_header; /* its beginning, as far as a reader needs it */
 
 typedef struct {
@@ -325,7 +328,11 @@ static inline void shmr_place(shmr_map *map, const shmr_header *h)
     map->lines_at = offset;
     offset += map->lines.block_count * map->lines.block_bytes;
     map->elements_at = offset;
-    map->bytes = offset + map->elements.block_count * map->elements.block_bytes;
+    offset += map->elements.block_count * map->elements.block_bytes;
+    uint64_t entry = 8 + map->key_words * 8, entries = SHMR_RING_ENTRIES_MAX; /* of the ring */
+    while (entries > SHMR_RING_ENTRIES_MIN && entries * entry > SHMR_RING_BYTES_MAX)
+        entries /= 2;
+    map->bytes = offset + shmr_up(64 + entries * entry, page);
     if (h->max_bytes)
         shmr_place_objects(map, h->max_bytes);
 }

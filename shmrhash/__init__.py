@@ -24,6 +24,7 @@ except ImportError as _error:
 from shmrhash._batch import Batch, BucketInfo
 from shmrhash._cache import Cache
 from shmrhash._cachestats import CacheStats
+from shmrhash._changes import Change
 from shmrhash._claims import CacheClaim
 from shmrhash._constants import (
     BPF_ANY,
@@ -91,7 +92,7 @@ from shmrhash._sync import (
     locks,
 )
 from shmrhash._types.arrays import Array
-from shmrhash._waiting import CHANGED, GONE, Change, Watch
+from shmrhash._waiting import CHANGED, GONE, Watch
 
 __version__ = "0.2.0"  # the only place; pyproject.toml reads it
 

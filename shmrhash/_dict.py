@@ -80,6 +80,13 @@ class SharedDict(MappingMethods[K, V], WaitMethods, _core.DictCore[K, V]):
     def _waiter(self, keys: list[Any]) -> _core.Waiter:
         return _core.Waiter(self.handle, [self._raw_key(key) for key in keys])
 
+    def _ring(self) -> _core.RingReader:
+        return _core.RingReader(self.handle)
+
+    def _raw_if_long(self, key: K) -> bytes | None:
+        raw = self._raw_key(key)
+        return raw if self._key_at(raw) is None else None
+
     def _notifier(self) -> _core.Notifier:
         return _core.Notifier(self.handle)
 

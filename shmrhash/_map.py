@@ -69,6 +69,22 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
     def _waiter(self, keys: list[Any]) -> _core.Waiter:
         return _core.Waiter(self, [_core.key_copy(self, key) for key in keys])
 
+    def _ring(self) -> _core.RingReader:
+        return _core.RingReader(self)
+
+    def _entry_at(self, raw: bytes) -> tuple[bytes, bytes] | None:
+        value = self.get(raw)
+        return None if value is None else (raw, value)
+
+    def _key_at(self, raw: bytes) -> bytes:
+        return raw
+
+    def _long_keys(self) -> dict[bytes, bytes]:
+        return {}
+
+    def _raw_if_long(self, _key: bytes) -> None:
+        return None
+
     def _notifier(self) -> _core.Notifier:
         return _core.Notifier(self)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from shmrhash import _core
+from shmrhash._changes import AllChanges, Change, Changes, KeyChanges
 from shmrhash._errors import InvalidArgument, WaitTimeout
 
 _ABSENT: Any = object()
@@ -37,14 +38,6 @@ GONE = _Wanted("GONE")
 Until = Callable[[Any], object] | _Wanted | None
 
 
-class Change(NamedTuple):
-    """What watch() tells of a key: "set" with the value it has, or "deleted" with None."""
-
-    kind: Literal["set", "deleted"]
-    key: Any
-    value: Any
-
-
 class _Waitable(Protocol):
     """What the methods here need of a map."""
 
@@ -54,6 +47,17 @@ class _Waitable(Protocol):
     def _waiter(self, keys: list[Any]) -> _core.Waiter: ...
     def _notifier(self) -> _core.Notifier: ...
     def _notifier_key(self) -> tuple[object, ...]: ...
+
+
+class _Watchable(_Waitable, Protocol):
+    """What watch() needs of a map, beside that."""
+
+    def _ring(self) -> _core.RingReader: ...
+    def items(self) -> Any: ...
+    def _entry_at(self, raw: bytes) -> tuple[Any, Any] | None: ...
+    def _key_at(self, raw: bytes) -> Any: ...
+    def _long_keys(self) -> dict[bytes, Any]: ...
+    def _raw_if_long(self, key: Any) -> bytes | None: ...
 
 
 class _Wish:
@@ -158,14 +162,14 @@ class WaitMethods:
         return await wait.until_found()
 
     def watch(
-        self: _Waitable,
-        keys: Iterable[Any],
+        self: _Watchable,
+        keys: Iterable[Any] | None = None,
         *,
         initial: bool = False,
         timeout: float | None = None,
     ) -> Watch:
-        """Iterate over the changes of some keys, as they happen, from this call on: with for, or
-        with async for in a coroutine.
+        """Iterate over the changes of some keys, or without keys of every key, as they happen, from
+        this call on: with for, or with async for in a coroutine.
 
         Yields a Change for each key that has changed since the last one: kind ("set" or
         "deleted"), key, value. Changes of one key are coalesced: the value is the newest one, and
@@ -174,67 +178,57 @@ class WaitMethods:
         Close it, or use it in a with statement: while it is open, writers of its keys look at a
         bell, and the map stays mapped.
 
-        Costs one lookup a key each time a key of one of their classes (64 for all keys of the map)
-        changes, so watch hundreds of keys, not millions.
+        With keys: costs one lookup a key each time a key of one of their classes (64 for all keys
+        of the map) changes, so watch hundreds of keys, not millions.
 
-        Raises, when it is made and in the loop, what wait() raises but WaitTimeout.
+        Without keys: each writer notes the keys that it changes in a ring of 4,096 (fewer of keys
+        beyond 248 bytes: the ring has at most 1 MiB), in some 15 ns for each change while anybody
+        watches everything, and a system call if a watcher sleeps. The first such watch of a map
+        gives the ring memory, 64 KiB for keys of 8 bytes. A change of kind "lost" tells that
+        changes may have been made of which no key is known, at least as many as its value says:
+        this loop was too slow, or a process was killed while it changed the map, or had been
+        stopped when this watch began. What is read in the map after a "lost" is newer than all of
+        them: look at the whole map again. With initial, all entries are yielded again after a
+        "lost", so a copy of the map is kept by clearing it at "lost". A state may be told twice. An
+        entry that has expired is told when it is removed. Of a SharedDict, keys of more than 15
+        bytes are read once at the beginning, and kept.
+
+        Raises, when it is made and in the loop, what wait() raises but WaitTimeout; without keys
+        also ReadOnlyMap (writers cannot be told) and SegmentFull (no memory for the ring).
         """
-        return Watch(self, _names_for("watch", keys), initial, timeout)
+        if keys is None:
+            return Watch(self, AllChanges(self, initial), timeout)
+        return Watch(self, KeyChanges(self, _names_for("watch", keys), initial), timeout)
 
 
 class Watch(Iterator[Change]):
-    """The changes of some keys: made by watch(), for a for loop or next().
+    """The changes of some keys, or of all: made by watch(), for a for loop or next().
 
     In a coroutine: ``async for change in ...``, with or without ``async with``. In an event loop of
     another kind: fileno() and poll().
     """
 
-    def __init__(
-        self, shared: _Waitable, keys: list[Any], initial: bool, timeout: float | None
-    ) -> None:
+    def __init__(self, shared: _Waitable, changes: Changes, timeout: float | None) -> None:
         _core.deadline_after(timeout)
         self._shared = shared
-        self._keys = keys
+        self._changes = changes
         self._timeout = timeout
         self._pending: deque[Change] = deque()
-        self._states: list[Any] = [_ABSENT if initial else None] * len(keys)
-        self._waiter: _core.Waiter | None = shared._waiter(keys)
+        self._waiter: _core.Waiter | None = changes.waiter
         self._notifier: _core.Notifier | None = None  # of fileno()
         self._told: Any = None  # while a coroutine waits
         try:
-            self._look(-1)
+            changes.begin(self._pending)
         except BaseException:
             self.close()
             raise
-        if not initial:
-            self._pending.clear()
-
-    def _look(self, deadline: int) -> bool:
-        """Queue a change for each key whose state is not the one seen last. False: a process is in
-        the middle of changing a key, and the deadline is over."""
-        waiter = self._waiter
-        assert waiter is not None
-        if not waiter.arm(deadline):
-            return False
-        for i, key in enumerate(self._keys):
-            sight = waiter.sight(i)
-            if sight == self._states[i]:
-                continue
-            value = _ABSENT if sight is None else self._shared.get(key, _ABSENT)
-            state = None if value is _ABSENT else sight
-            if state != self._states[i]:
-                self._states[i] = state
-                self._pending.append(
-                    Change("deleted", key, None) if state is None else Change("set", key, value)
-                )
-        return True
 
     def __next__(self) -> Change:
         deadline = _core.deadline_after(self._timeout)
         while not self._pending:  # ends with the timeout
             if self._waiter is None:
                 raise StopIteration
-            self._look(deadline)
+            self._changes.look(deadline, self._pending)
             if not self._pending:
                 if _is_over(deadline):
                     raise StopIteration
@@ -258,7 +252,7 @@ class Watch(Iterator[Change]):
         told = self._told = Told(self._shared, self._waiter, self._notifier)
         try:
             while True:  # ends with the timeout
-                settled = self._look(0)
+                settled = self._changes.look(0, self._pending)
                 if self._pending:
                     return self._pending.popleft()
                 if _is_over(deadline):
@@ -295,7 +289,7 @@ class Watch(Iterator[Change]):
         if self._notifier is not None:
             self._notifier.moved()
         if self._waiter is not None:
-            self._look(0)
+            self._changes.look(0, self._pending)
             if not self._pending and self._waiter is not None:
                 self._waiter.expect_hope()
         found = list(self._pending)

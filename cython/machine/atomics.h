@@ -49,6 +49,7 @@
 #define shm_or_seq_cst_u64(p, v) __atomic_fetch_or((uint64_t *)(p), (uint64_t)(v), __ATOMIC_SEQ_CST)
 #define shm_or_seq_cst_u32(p, v) __atomic_fetch_or((uint32_t *)(p), (uint32_t)(v), __ATOMIC_SEQ_CST)
 #define shm_and_seq_cst_u64(p, v) __atomic_fetch_and((uint64_t *)(p), (uint64_t)(v), __ATOMIC_SEQ_CST)
+#define shm_add_seq_cst_u64(p, v) __atomic_fetch_add((uint64_t *)(p), (uint64_t)(v), __ATOMIC_SEQ_CST)
 #define shm_add_relaxed_u64(p, v) __atomic_fetch_add((uint64_t *)(p), (uint64_t)(v), __ATOMIC_RELAXED)
 
 static inline int shm_cas_acquire_u64(uint64_t *p, uint64_t expected, uint64_t desired)

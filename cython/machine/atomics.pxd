@@ -18,6 +18,7 @@ cdef extern from "machine/atomics.h" nogil:
     void store_relaxed_u32 "shm_store_relaxed_u32" (uint32_t *word, uint32_t value) noexcept
     void store_release_u32 "shm_store_release_u32" (uint32_t *word, uint32_t value) noexcept
     uint64_t add_relaxed_u64 "shm_add_relaxed_u64" (uint64_t *word, uint64_t value) noexcept
+    uint64_t add_seq_cst_u64 "shm_add_seq_cst_u64" (uint64_t *word, uint64_t value) noexcept
     uint64_t load_seq_cst_u64 "shm_load_seq_cst_u64" (const uint64_t *word) noexcept
     uint32_t load_seq_cst_u32 "shm_load_seq_cst_u32" (const uint32_t *word) noexcept
     uint64_t or_seq_cst_u64 "shm_or_seq_cst_u64" (uint64_t *word, uint64_t bits) noexcept

@@ -39,11 +39,15 @@
 # waiter leaves its bits behind, which cost writers a look at a bell until it is recovered.
 #
 # The last process that waits for a class clears its bit in waited, and looks again: if another has
-# come meanwhile, it sets the bit again and rings.
+# come meanwhile, it sets the bit again, counts a loss in the ring (ring.pxd), and rings. It does so
+# inside an operation: if it dies there, its recovery counts the loss.
 #
 # The tags keep writers of other keys from ringing. Step 3 replaces tags that it finds without
 # SLEEPING, because those who set them have been woken, and adds its own to those that it finds
 # beside SLEEPING. D changes only the futex word: the tags need no clearing.
+#
+# Who watches everything waits for every class, with all tags, and reads in the ring which keys have
+# changed.
 #
 # Who waits for several keys sleeps on BELL_ANY, which a change of a class in waited rings if it
 # has the tag. A thread that listens for event loops sleeps there, too (listener.pxd), and a change
@@ -51,13 +55,15 @@
 # bell of the section's element, which only the end of a section rings, and which wakes one sleeper
 # at a time. If no thread sleeps there, BELL_ANY is rung behind it: an event loop may wait for the
 # section.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from machine.atomics cimport (
     and_seq_cst_u64, cas_seq_cst_u64, fence_seq_cst, load_seq_cst_u32, load_seq_cst_u64,
     or_seq_cst_u32, or_seq_cst_u64, static_assert, unlikely,
 )
 from segment.layout cimport Header, KEY_BELL_COUNT, LOCK_BELL_COUNT
 from segment.geometry cimport Map, processes_usable
+from memory.operation cimport Op
+from map.ring cimport ring_lose
 
 cdef extern from "map/bell.h" nogil:
     enum: SLEEPING "SHM_SLEEPING"
@@ -85,6 +91,7 @@ cdef enum:
     OWNER_SLICE_LATE_NS = 50000000     # and later
     OWNER_EARLY_NS = 100000000
     ARM_TRIES_MAX = 1000000    # others arm or ring the bell each time: more only in a damaged map
+    EVERY_CLASS = 0xFFFFFFFFFFFFFFFFULL    # of waited: a process may be watching everything
 
 cdef inline void bells_are_pinned() noexcept nogil:
     static_assert(<uint32_t> KEY_BELL_COUNT == <uint32_t> BELL_ANY + 1)
@@ -93,21 +100,38 @@ cdef inline void bells_are_pinned() noexcept nogil:
 
 # ---- writers: after the commit, with no lock held ----
 
-cdef inline void key_changed(Map *map, uint32_t hash) noexcept nogil:
-    """Wake whoever waits for a key with this hash."""
-    # After the CAS that took the lock word; pairs with waiting_say.
-    cdef uint64_t waited = load_seq_cst_u64(&map.header.waited)
-    if unlikely(waited != 0):
-        bells_key_ring(map.header.key_bells, waited, hash)
+cdef inline void change_note(Op *op, const uint8_t *key, uint64_t waited) noexcept nogil:
+    """If a process may be watching everything, note the key of a change in the ring: before the
+    bells are rung, so that who is woken finds it."""
+    if waited == EVERY_CLASS and op.map.ring_note != NULL:
+        op.map.ring_note(op, key)
 
-cdef inline void element_changed(Map *map, uint32_t hash, uint32_t element) noexcept nogil:
-    """Wake whoever waits for a key with this hash, and a waiter for the section that an operation
-    has ended on its element, or cut off."""
-    # As in key_changed.
-    cdef uint64_t waited = load_seq_cst_u64(&map.header.waited)
+cdef inline void key_changed(Op *op) noexcept nogil:
+    """Wake whoever waits for the key of this operation."""
+    # After the CAS that took the lock word; pairs with waiting_say.
+    cdef uint64_t waited = load_seq_cst_u64(&op.map.header.waited)
     if unlikely(waited != 0):
+        change_note(op, op.key, waited)
+        bells_key_ring(op.map.header.key_bells, waited, op.hash)
+
+cdef inline void word_changed(Op *op, uint64_t key) noexcept nogil:
+    """key_changed for an operation whose key is a word."""
+    cdef uint64_t waited = load_seq_cst_u64(&op.map.header.waited)
+    cdef uint64_t bytes_of_key
+    if unlikely(waited != 0):
+        bytes_of_key = key                     # so that the key itself can stay in a register
+        change_note(op, <const uint8_t *> &bytes_of_key, waited)
+        bells_key_ring(op.map.header.key_bells, waited, op.hash)
+
+cdef inline void element_changed(Op *op, const uint8_t *key, uint32_t element) noexcept nogil:
+    """Wake whoever waits for this key, which has the operation's hash, and a waiter for the section
+    that the operation has ended on its element, or cut off."""
+    # As in key_changed.
+    cdef uint64_t waited = load_seq_cst_u64(&op.map.header.waited)
+    if unlikely(waited != 0):
+        change_note(op, key, waited)
         bells_element_ring(
-            map.header.key_bells, map.header.lock_bells, waited, hash, element)
+            op.map.header.key_bells, op.map.header.lock_bells, waited, op.hash, element)
 
 cdef inline void section_ended(Map *map, uint32_t element) noexcept nogil:
     """A section has ended without a change: wake a waiter for its element."""
@@ -127,26 +151,32 @@ cdef inline void bells_ring_all(Map *map) noexcept nogil:
 
 # ---- waiters ----
 
-cdef inline bint class_is_waited_for(Map *map, uint64_t classes) noexcept nogil:
-    """Whether any process waits for a key of these classes."""
+cdef inline bint class_is_waited_for(Map *map, uint64_t classes, uint64_t but) noexcept nogil:
+    """Whether any process waits for a key of these classes. but: the slot of one that is left out.
+    """
     cdef uint64_t index
     for index in range(processes_usable(map)):         # at most PROCESS_MAX
+        if index == but:
+            continue
         # After the store that this look is behind; pairs with waiting_begin.
         if load_seq_cst_u64(&map.processes[index].waiting) & classes:
             return True
     return False
 
-cdef inline void classes_forget(Map *map, uint64_t classes) noexcept nogil:
-    """A process waits no more for keys of these classes: clear those for which nobody waits."""
+cdef inline void classes_forget(Map *map, uint64_t classes, uint64_t process) noexcept nogil:
+    """A process, which has this slot, waits no more for keys of these classes: clear those for
+    which nobody waits."""
     cdef uint64_t index
     cdef uint64_t each
     for index in range(WAIT_CLASSES):
         each = classes & class_of(<uint32_t> index)
-        if each == 0 or class_is_waited_for(map, each):
+        if each == 0 or class_is_waited_for(map, each, process):
             continue
         and_seq_cst_u64(&map.header.waited, ~each)
-        if class_is_waited_for(map, each):     # it came meanwhile, and may have found the bit set
+        # If one came after the first look, it may have found the bit set.
+        if class_is_waited_for(map, each, process):
             or_seq_cst_u64(&map.header.waited, each)
+            ring_lose(map)
             bells_ring_all(map)
 
 cdef inline void waiting_begin(Map *map, uint32_t number) noexcept nogil:
@@ -157,19 +187,23 @@ cdef inline void waiting_begin(Map *map, uint32_t number) noexcept nogil:
         or_seq_cst_u64(&map.processes[map.local.process_index].waiting, class_of(number))
 
 cdef inline void waiting_end(Map *map, uint32_t number) noexcept nogil:
-    """The end of waiting_begin, in the same process. The caller has the GIL."""
+    """The end of waiting_begin, in the same process. The caller has the GIL, and is inside an
+    operation, if this process has a context for one."""
     map.local.waiting[number % WAIT_CLASSES] -= 1
     if map.local.waiting[number % WAIT_CLASSES] == 0:
         and_seq_cst_u64(&map.processes[map.local.process_index].waiting, ~class_of(number))
-        classes_forget(map, class_of(number))
+        classes_forget(map, class_of(number), map.local.process_index)
 
 cdef inline void waiting_recover(Map *map, uint64_t index) noexcept nogil:
     """A dead process's contexts are recovered, and its slot will be free: it waits no more, and may
     have died before it rang."""
     cdef uint64_t classes = load_seq_cst_u64(&map.processes[index].waiting)
     if classes != 0:
+        classes_forget(map, classes, index)
+        # An earlier recoverer may have died in there. The loss is counted before the bits, which
+        # are the evidence of that, go.
+        ring_lose(map)
         and_seq_cst_u64(&map.processes[index].waiting, 0)
-        classes_forget(map, classes)
     bells_ring_all(map)
 
 cdef inline void waiting_say(Map *map, uint32_t number) noexcept nogil:
@@ -177,6 +211,12 @@ cdef inline void waiting_say(Map *map, uint32_t number) noexcept nogil:
     # Behind waiting_begin; pairs with classes_forget.
     if load_seq_cst_u64(&map.header.waited) & class_of(number) == 0:
         or_seq_cst_u64(&map.header.waited, class_of(number))
+
+cdef inline void waiting_say_all(Map *map) noexcept nogil:
+    """waiting_say for every class."""
+    # Behind waiting_begin; pairs with classes_forget.
+    if load_seq_cst_u64(&map.header.waited) != EVERY_CLASS:
+        or_seq_cst_u64(&map.header.waited, EVERY_CLASS)
 
 cdef inline uint32_t key_bell_arm(uint64_t *bell, uint64_t tags) noexcept nogil:
     """Before each look: say that somebody is about to sleep on the bell, for keys with these tags.

@@ -186,13 +186,13 @@ cdef inline Status element_update(
             store_relaxed_u64(words, read_u64(value) if map.value_size == 8
                               else read_tail(value, map.value_size))
             element_release(op, found.element, held)
-            key_changed(map, op.hash)
+            key_changed(op)
         return status
     copy_in(context_redo(op.context), value, map.value_size)
     status = element_hold(op, found, ELEMENT_UPD, &held)
     if status == OK:
         element_redo(op, found.element, held)
-        key_changed(map, op.hash)
+        key_changed(op)
     return status
 
 cdef inline void element_redo(Op *op, Element *element, uint64_t held) noexcept nogil:
@@ -209,7 +209,7 @@ cdef inline void element_commit(Op *op, Element *element, uint64_t held) noexcep
     # Release: the redo buffer; pairs with the acquire of the header in chain_find.
     store_release_u64(&element.header, held)
     element_redo(op, element, held)
-    key_changed(op.map, op.hash)
+    key_changed(op)
 
 cdef inline Status element_apply(
         Op *op, const Found *found, const NumberField *field, uint64_t *after) noexcept nogil:
@@ -229,7 +229,7 @@ cdef inline Status element_apply(
         after[0] = field_compute(field, (before >> shift) & field_mask(field))
         store_relaxed_u64(word, (before & ~(field_mask(field) << shift)) | after[0] << shift)
         element_release(op, found.element, held)
-        key_changed(map, op.hash)
+        key_changed(op)
         return OK
     # The field crosses words: the whole value goes through the redo buffer, UPD commits.
     redo = context_redo(op.context)
@@ -263,7 +263,7 @@ cdef inline Status element_swap(
     elif map.value_words == 1:
         store_relaxed_u64(words, read_tail(value, map.value_size))
         element_release(op, found.element, held)
-        key_changed(map, op.hash)
+        key_changed(op)
     else:
         copy_in(context_redo(op.context), value, map.value_size)
         element_commit(op, found.element, held)

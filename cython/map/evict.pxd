@@ -53,7 +53,7 @@ from map.sweep cimport Expired, expired_remove
 
 cdef enum:
     USES_MAX = 3               # 1 bit instead of 2 costs half a point of the hit ratio
-    RING_SHARE = 10            # new entries are evicted while they are more than a tenth
+    NEW_SHARE = 10             # new entries are evicted while they are more than a tenth
     HAND_CHOICE_MAX = 16       # 64 gain nothing, and no limit a hundredth of a point
     HAND_IDLE_MAX = 64         # then the ring is asked, however short it is
     EVICT_LOOKS_MAX = 4096     # places and elements that one eviction looks at
@@ -137,22 +137,22 @@ cdef inline void entry_begin(Op *op, Element *element) noexcept nogil:
         place = add_relaxed_u64(&map.cache.tail, 1)
         store_relaxed_u32(&mark.place, <uint32_t> place)
         store_relaxed_u32(
-            map.ring + (place & (map.ring_places - 1)),
+            map.cache_ring + (place & (map.cache_ring_places - 1)),
             <uint32_t> load_relaxed_u64(&op.context.element))
 
 # Choosing.
 
-cdef inline uint64_t ring_length(Map *map, uint64_t *head) noexcept nogil:
+cdef inline uint64_t new_count(Map *map, uint64_t *head) noexcept nogil:
     """How many places are in use; head receives the first. Places that were overwritten before they
     were taken are used up."""
     cdef uint64_t tail = load_relaxed_u64(&map.cache.tail)
     cdef uint64_t length
     head[0] = load_relaxed_u64(&map.cache.head)
     length = tail - head[0]
-    if length > map.ring_places:
-        cas_acq_rel_u64(&map.cache.head, head[0], tail - map.ring_places)
-        head[0] = tail - map.ring_places
-        length = map.ring_places
+    if length > map.cache_ring_places:
+        cas_acq_rel_u64(&map.cache.head, head[0], tail - map.cache_ring_places)
+        head[0] = tail - map.cache_ring_places
+        length = map.cache_ring_places
     return length
 
 cdef inline Status victim_look(
@@ -179,17 +179,17 @@ cdef inline Status victim_look(
         reason[0] = CHOSEN_EXPIRED
     return OK
 
-cdef inline bint ring_choose(Op *op, int64_t now, Expired *victim, Reason *reason) noexcept nogil:
+cdef inline bint new_choose(Op *op, int64_t now, Expired *victim, Reason *reason) noexcept nogil:
     """Take the next place of the ring. True: its entry is chosen."""
     cdef Map *map = op.map
     cdef uint64_t head = 0
     cdef Mark *mark
-    if ring_length(map, &head) == 0 or not cas_acq_rel_u64(&map.cache.head, head, head + 1):
+    if new_count(map, &head) == 0 or not cas_acq_rel_u64(&map.cache.head, head, head + 1):
         return False
     reason[0] = CHOSEN_NEW
     if victim_look(
-            op, load_relaxed_u32(map.ring + (head & (map.ring_places - 1))), now, victim,
-            reason) != OK:
+            op, load_relaxed_u32(map.cache_ring + (head & (map.cache_ring_places - 1))), now,
+            victim, reason) != OK:
         return False
     mark = element_mark(map, element_at(map, victim.index))
     if load_relaxed_u8(&mark.kept) != 0 or load_relaxed_u32(&mark.place) != <uint32_t> head:
@@ -223,7 +223,7 @@ cdef inline Status hand_choose(
     cdef Expired found
     cdef Mark *mark
     cdef uint64_t head = 0
-    cdef uint64_t length = ring_length(map, &head)
+    cdef uint64_t length = new_count(map, &head)
     cdef uint8_t uses
     cdef Reason why = CHOSEN_KEPT
     if victim_look(op, hand_move(op), now, &found, &why) != OK:
@@ -259,10 +259,10 @@ cdef inline Status victim_choose(Op *op, Expired *victim, Reason *reason) noexce
     cdef int _
     op.wait_word = NULL
     for _ in range(EVICT_LOOKS_MAX):
-        length = ring_length(map, &head)
+        length = new_count(map, &head)
         if length != 0 and candidates == 0 and (
-                length * RING_SHARE >= taken or idle > HAND_IDLE_MAX):
-            if ring_choose(op, now, victim, reason):
+                length * NEW_SHARE >= taken or idle > HAND_IDLE_MAX):
+            if new_choose(op, now, victim, reason):
                 return OK
             continue
         status = hand_choose(op, now, victim, &least, reason)

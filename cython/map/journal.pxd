@@ -165,7 +165,7 @@ cdef inline void member_store(Member *member) noexcept nogil:
     else:
         element_redo(op, member.element, held)
     member_leave(member)
-    element_changed(op.map, op.hash, member.section.index)
+    element_changed(op, op.key, member.section.index)
     if op.map.field_count != 0:
         owned_refs_free(op)                    # an object that is BUSY stays named
 

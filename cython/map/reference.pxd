@@ -206,7 +206,7 @@ cdef inline Status element_replace(
         refs_unprepare(op)
         return status
     references_apply(op, element, held)
-    key_changed(op.map, op.hash)
+    key_changed(op)
     owned_refs_free(op)                           # an object that is BUSY stays named
     return OK
 

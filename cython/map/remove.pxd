@@ -14,7 +14,7 @@
 # raised before the parent is unlocked). A process that dies while it empties the map is recovered
 # by the next process that meets header.clearing, or another lock of the dead one; recovery finishes
 # the work (recover.pxd).
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, load_relaxed_u32, cas_acq_rel_u64,
     fence_release, compiler_fence, unlikely, copy_out,
@@ -86,7 +86,8 @@ cdef inline Status delete_found(
             fields_blank(op.map, <uint64_t *> value)
     chain_remove(op, bucket, found.line, found.slot)
     lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
-    element_changed(op.map, op.hash, found.index)
+    # The element is DEAD and this context's, so its key stands.
+    element_changed(op, <const uint8_t *> &found.element.words[0], found.index)
     if not op.options & OP_KEEP_ELEMENT:
         op_give_back(op)
     return OK

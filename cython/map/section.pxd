@@ -106,7 +106,7 @@ cdef inline Status section_commit(
             return ABSENT
         element_redo(op, found.element, held)
     if status == OK:
-        element_changed(op.map, op.hash, section.index)
+        element_changed(op, op.key, section.index)
     return status
 
 cdef inline Status section_abandon(Op *op, const Section *section) noexcept nogil:

@@ -48,7 +48,7 @@ from memory.region cimport region_commit
 from memory.pool cimport block_commit
 from memory.depot cimport element_take
 from map.rest cimport rest_shorten
-from map.bell cimport key_changed
+from map.bell cimport key_changed, word_changed
 from map.chain cimport Found, chain_find, chain_append
 from map.element cimport (
     element_read, element_expired, element_unchanged, element_spin, element_hold, element_release,
@@ -188,7 +188,7 @@ cdef inline Status insert_try(
     lock_release(&bucket.header, load_relaxed_u64(&bucket.header) + BUCKET_VERSION_ONE)
     compiler_fence()
     store_relaxed_u64(&op.context.element, 0)
-    key_changed(map, op.hash)
+    key_changed(op)
     if map.ref_count != 0:
         owned_refs_forget(op)
     if unlikely(load_relaxed_u32(&bucket.indices[LINK_SLOT]) >= LINK_BASE):
@@ -278,7 +278,7 @@ cdef inline bint update_word_fast(Op *op, uint64_t key, uint64_t value) noexcept
         return False
     store_relaxed_u64(&found.element.words[1], value)
     element_release(op, found.element, held)
-    key_changed(op.map, op.hash)
+    word_changed(op, key)
     return True
 
 cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:

@@ -26,6 +26,7 @@ from segment.geometry cimport Local, Map, geometry_bind, context_at, processes_u
 from segment.file cimport REMOVAL_BYTE, segment_open, byte_lock
 from memory.operation cimport Op
 from memory.region cimport HUGE_BYTES
+from map.ring cimport ring_note_called
 from map.hold cimport op_give_back
 from processes.claim cimport CLAIM_LOCKED, CLAIM_BY_PID, CLAIM_KIND_MASK
 from processes.liveness cimport (
@@ -148,6 +149,7 @@ cdef inline bint attach_map(Map *map, int fd, const char **missing) noexcept nog
         map.file_read_only = True
     geometry_bind(map, <uint8_t *> base)
     map.owner_recover = owner_recover_called
+    map.ring_note = ring_note_called
     map.local = <Local *> page
     return True
 

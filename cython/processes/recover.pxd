@@ -51,6 +51,7 @@ from memory.operation cimport Op, lock_release, op_holds, header_set, context_be
 from memory.region cimport budget_recover
 from memory.pool cimport object_memory_ready
 from map.rest cimport rest_forget, rest_shorten
+from map.ring cimport ring_recover
 from map.bell cimport waiting_recover
 from map.chain cimport (
     Found, chain_bump, chain_links, chain_names, line_stash, chain_remove, chain_repair,
@@ -276,6 +277,7 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     the way (the caller does not learn which word, and tries again)."""
     cdef Op op
     cdef Status status
+    cdef bint inside
     op.map = map
     op.context = context_at(map, index)
     op.self_index = <uint32_t> index
@@ -286,7 +288,8 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     op.element_filled = False
     op.made = 0
     context_mend(map, op.context)
-    if not op.context.activity & 1:            # it died between operations: begin one for it
+    inside = op.context.activity & 1
+    if not inside:                             # it died between operations: begin one for it
         context_begin(op.context)
     recover_regions(&op)
     if map.objects != NULL:
@@ -313,6 +316,8 @@ cdef inline Status context_recover(Map *map, uint64_t index) noexcept nogil:
     if status != OK:
         return status
     rest_forget(map, <uint32_t> index)
+    if inside:
+        ring_recover(&op)
     op.context.operation = OPERATION_NONE
     store_relaxed_u64(&op.context.target, 0)   # so it leads no journal, and is a member of none
     if op.context.activity & 1:

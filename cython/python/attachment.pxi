@@ -115,6 +115,7 @@ cdef attach(MapHandle handle):
         geometry_bind(&handle.map, found.map.base)
         handle.map.local = found.map.local
         handle.map.owner_recover = found.map.owner_recover
+        handle.map.ring_note = found.map.ring_note
         close_fd(handle.map.fd)
     handle.map.fd = found.map.fd
     handle.map.file_read_only = found.map.file_read_only

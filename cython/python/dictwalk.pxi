@@ -22,6 +22,17 @@ cdef object key_of(DictHandle owner, bytes raw, const Found *found, const uint64
     return key_decode(owner.key, source, <Py_ssize_t> length)
 
 
+cdef object key_of_bytes(DictHandle owner, bytes raw):
+    """The key that the map stores as these bytes; None: they are not all of it."""
+    cdef const uint8_t *source = <const uint8_t *> PyBytes_AS_STRING(raw)
+    cdef uint64_t length = owner.handle.map.key_size
+    if owner.key_slot != NO_SLOT:
+        length = source[15]
+        if length == KEY_IS_LONG:
+            return None
+    return key_decode(owner.key, source, <Py_ssize_t> length)
+
+
 cdef object entry_of(DictHandle owner, bytes raw, int what):
     """An entry's key (what: 0), value (1) or both (2); MISSING if it is gone or has expired."""
     cdef uint64_t small[SPOT_WORDS]

@@ -91,7 +91,8 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
     if is_cache:
         commit(map.cache_offset, map.cache_bytes)
     for region in range(REGION_COUNT):
-        commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
+        if first_bytes(&map, region, bucket_count) != 0:
+            commit(map.region_offset[region], first_bytes(&map, region, bucket_count))
     base = map_aligned(map.segment_bytes, PROT_READ | PROT_WRITE, fd)
     if base == MAP_FAILED:
         refuse_mapping(name, map.segment_bytes, NULL)

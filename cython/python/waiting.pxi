@@ -94,7 +94,9 @@ cdef void sleep_for_section(Op *op, Waiting *waiting, int64_t now) noexcept:
                     and waiting.passed_on != op.wait_seen and word_stands(op)):
                 waiting.passed_on = op.wait_seen
                 bells_section_ring(map.header.key_bells, map.header.lock_bells, element)
+    op_begin(op)                               # see waiting_end
     waiting_end(map, element)
+    op_end(op)
 
 
 cdef int wait_turn(MapHandle handle, Op *op, Status status, Waiting *waiting) except -1:

@@ -7,6 +7,7 @@ cdef enum:
     READER_SLICE_NS_MIN = 1000000      # a read-only handle cannot say that it waits,
     READER_SLICE_NS_MAX = 16000000     # so nobody rings for it: it looks after ever longer naps
     SETTLE_TURNS_MAX = 100000000       # a bound for the loop's sake: the deadline ends it sooner
+    EVERY_TAG = 0xFFFFFFFF00000000ULL  # the tags of all keys
 
 
 def key_copy(MapHandle handle not None, key):
@@ -33,8 +34,8 @@ cdef struct Awaited:
 @cython.auto_pickle(False)
 @cython.no_gc_clear                # __dealloc__ needs the handle
 cdef class Waiter:
-    """The wait for changes of some keys of a map; or, with an element, for the end of a section on
-    it, which a notifier has to tell.
+    """The wait for changes of some keys of a map; or of any key; or, with an element, for the end
+    of a section on it, which a notifier has to tell.
 
     arm(), then look at what the keys have; if that is not what is waited for, sleep(), and again;
     end() at last. A waiter that waits in an event loop is told by a Notifier, and does not sleep.
@@ -50,6 +51,8 @@ cdef class Waiter:
     cdef Op stay                   # only its generation: the map is in use until the end
     cdef bint stays
     cdef bint says                 # this process says that it waits: not with a read-only handle
+    cdef bint everything           # of any key
+    cdef bint begins               # by say(): this process had not said that it waits
     cdef Notifier notifier
     cdef uint32_t bell             # on which it sleeps
     cdef uint64_t tags             # of the keys
@@ -57,15 +60,21 @@ cdef class Waiter:
     cdef int64_t nap_ns            # of a read-only handle
     cdef int quiet                 # sleeps in a row that nobody's ring has ended
 
-    def __cinit__(self, MapHandle handle not None, list keys not None, uint32_t element=0):
+    def __cinit__(self, MapHandle handle not None, list keys not None, uint32_t element=0,
+                  bint everything=False):
         cdef Py_ssize_t i
         self.handle = handle
         self.keys = keys
-        self.count = len(keys) or 1
+        self.everything = everything
+        self.count = WAIT_CLASSES if everything else len(keys) or 1
         self.room = bytearray(self.count * sizeof(Awaited))
         self.awaited = <Awaited *> PyByteArray_AS_STRING(self.room)
         self.nap_ns = READER_SLICE_NS_MIN
-        if not keys:
+        if everything:
+            for i in range(self.count):        # one for each class, with all tags
+                self.awaited[i].hash = self.awaited[i].bell = <uint32_t> i
+                self.awaited[i].tag = self.tags = EVERY_TAG
+        elif not keys:
             self.awaited[0].hash = element     # as far as classes are concerned
             self.awaited[0].bell = bell_of_section(element)
         for i in range(len(keys)):
@@ -105,14 +114,18 @@ cdef class Waiter:
         for i in range(self.count):
             if not self.says:
                 waiting_begin(map, self.awaited[i].hash)
-            waiting_say(map, self.awaited[i].hash)
+            if not self.everything:
+                waiting_say(map, self.awaited[i].hash)
             if self.notifier is not None and self.notifier._alive():
                 ear_arm(&self.notifier.ear, self.awaited[i].bell, self.awaited[i].tag)
+        if self.everything:
+            waiting_say_all(map)
+        self.begins = not self.says
         self.says = True
         self.seen = bell_arm(map.header, self.bell, self.tags)
 
     def say(self):
-        """arm() without a look at keys, for an element."""
+        """arm() without a look at keys, for an element or for everything."""
         self._stay()
         expect_open(self.handle)
         expect_registered(self.handle)
@@ -141,7 +154,7 @@ cdef class Waiter:
 
     def changed(self):
         """arm(0), and whether that saw a key differently than the look before, or could not see it;
-        or nothing can change any more. Not for an element: True.
+        or nothing can change any more. Not for an element or everything: True.
 
         Raises what arm() raises.
         """
@@ -200,8 +213,10 @@ cdef class Waiter:
 
     def until(self, int64_t deadline_ns):
         """deadline_ns, or when the first of the entries that arm() saw expires, if that is sooner;
-        negative: never."""
+        negative: never. Who waits for everything looks after each slice: see RingReader."""
         cdef Py_ssize_t i
+        if self.everything:
+            return sooner_ns(clock_ns(CLOCK_MONOTONIC) + wait_slice_ns, deadline_ns)
         cdef uint64_t first = <uint64_t> deadline_ns   # a negative one is later than any
         for i in range(self.count):
             if self.awaited[i].sight.deadline != 0 and self.awaited[i].sight.deadline < first:
@@ -265,8 +280,27 @@ cdef class Waiter:
                 ear_drop(&self.notifier.ear, self.awaited[i].bell)
         self.notifier = None
 
-    cdef void _end(self) noexcept:
+    cdef void _says_no_more(self) noexcept:
+        """waiting_end for each key, inside an operation."""
         cdef Py_ssize_t i
+        cdef Map *map = &self.handle.map
+        cdef uint64_t taken = local_take_u64(&map.local.idle_context)
+        if taken == 0:
+            try:
+                taken = claim_context(self.handle)
+            except _errors.Error:
+                pass                           # the map is closed here, or full of contexts
+        if taken != 0:
+            context_begin(context_at(map, taken - 1))
+        self.says = False
+        for i in range(self.count):
+            waiting_end(map, self.awaited[i].hash)
+        if taken != 0:
+            context_end(context_at(map, taken - 1))
+            if not local_put_u64(&map.local.idle_context, taken):
+                attach_rest(map, taken)
+
+    cdef void _end(self) noexcept:
         if not self.stays:
             return
         self.stays = False
@@ -275,9 +309,7 @@ cdef class Waiter:
             return
         self._detach()
         if self.says:
-            self.says = False
-            for i in range(self.count):
-                waiting_end(&self.handle.map, self.awaited[i].hash)
+            self._says_no_more()
         end_use(self.handle)
 
     def end(self):

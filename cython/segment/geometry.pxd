@@ -11,9 +11,9 @@ from segment.status cimport Status, OK, FULL
 from segment.layout cimport (
     PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES, LINK_BASE,
     REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS, REGION_LINE_WORDS, REGION_BUCKETS,
-    REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, FEATURE_CACHE, CACHE_HEAD_BYTES, GHOST_PRINTS,
-    GHOST_LINE_BYTES, Region, Header, ProcessSlot, Context, Bucket, Element, Depot, CacheHead,
-    CacheCounts,
+    REGION_RING, REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, FEATURE_CACHE, CACHE_HEAD_BYTES,
+    GHOST_PRINTS, GHOST_LINE_BYTES, Region, Header, ProcessSlot, Context, Bucket, Element, Depot,
+    Ring, CacheHead, CacheCounts,
 )
 from segment.classes cimport (
     CLASS_SMALL, CLASS_BLOCKS, CLASS_COUNT, POOL_OBJECTS, PIN_MAX, OBJECTS_HEADER_BYTES, Objects,
@@ -22,8 +22,11 @@ from segment.classes cimport (
 )
 
 cdef enum:
-    RING_PLACES_MIN = 32       # a ring is full of what was deleted if few entries come and go
+    CACHE_RING_PLACES_MIN = 32     # a ring is full of what was deleted if few entries come and go
     SEGMENT_BYTES_MAX = 0x400000000000ULL     # 64 TiB: half of what 47-bit addresses can map
+    RING_ENTRIES_MAX = 4096    # a watcher that is 10 ms behind 400,000 changes a second loses none
+    RING_ENTRIES_MIN = 16      # where keys are long: halved until the ring has this many,
+    RING_BYTES_MAX = 1048576   # or is no larger
 
 # What this process holds in the segment. It stands in a page that fork wipes: a child finds zeros,
 # so it has no slot and no context, and registers itself at its first operation.
@@ -49,9 +52,10 @@ cdef struct Map:
     Objects *objects           # NULL: a map without objects
     Depot *object_depots
     Pin *pins
+    Ring *ring
     CacheHead *cache           # NULL: a map that evicts nothing
     CacheCounts *cache_counts
-    uint32_t *ring
+    uint32_t *cache_ring
     uint16_t *ghosts
     Local *local
     uint64_t stride
@@ -71,12 +75,14 @@ cdef struct Map:
     PoolView element_pool
     PoolView line_pool
     PoolView classes[85]
+    uint64_t ring_entries
+    uint64_t ring_stride
     uint64_t max_bytes         # limit of the memory of objects
     uint64_t objects_offset
     uint64_t cache_offset      # 0: a map that evicts nothing
     uint64_t cache_bytes
     uint64_t mark_offset       # of the mark in an element
-    uint64_t ring_places       # a power of two
+    uint64_t cache_ring_places  # a power of two
     uint64_t ghost_lines
     uint64_t timer_word        # which word of the value is its deadline, plus 1; 0: none is
     uint32_t field_count       # special fields of the value, and which of its words they are
@@ -87,8 +93,8 @@ cdef struct Map:
     bint is_space              # its values are cells (cell.pxd)
     bint words_only            # keys and values are one word each, without special fields
     uint32_t region_count
-    uint64_t region_offset[91]
-    uint64_t region_bytes[91]
+    uint64_t region_offset[92]
+    uint64_t region_bytes[92]
     uint64_t depots_offset
     uint64_t buckets_offset
     uint64_t lines_offset
@@ -98,6 +104,7 @@ cdef struct Map:
     uint64_t inode
     uint64_t splits_put_off    # splits that this handle put off because a lock was held
     bint (*owner_recover)(void *op) noexcept nogil     # set by a layer above (attach.pxd); or NULL
+    void (*ring_note)(void *op, const uint8_t *key) noexcept nogil     # likewise; see bell.pxd
     int64_t timeout_ns         # how long to wait for a live owner; negative: without limit
     char *path                 # of the segment, to open it again; NULL if it has none
     int fd
@@ -112,6 +119,16 @@ cdef inline uint64_t geometry_place(
     map.region_offset[region] = offset
     map.region_bytes[region] = round_up(size, PAGE_BYTES)
     return offset + map.region_bytes[region]
+
+cdef inline uint64_t geometry_place_ring(Map *map, uint64_t offset) noexcept nogil:
+    """As geometry_place, for the ring."""
+    map.ring_stride = 8 + map.key_words * 8
+    map.ring_entries = RING_ENTRIES_MAX
+    while map.ring_entries > RING_ENTRIES_MIN and (     # at most 8 turns
+            map.ring_entries * map.ring_stride > RING_BYTES_MAX):
+        map.ring_entries //= 2
+    return geometry_place(
+        map, REGION_RING, offset, sizeof(Ring) + map.ring_entries * map.ring_stride)
 
 cdef inline Status geometry_compute(Map *map, uint64_t key_size, uint64_t value_size,
                                     uint64_t max_entries, uint64_t depot_count) noexcept nogil:
@@ -162,6 +179,7 @@ cdef inline Status geometry_compute_for(
     offset += map.line_pool.block_count * map.line_pool.block_bytes
     map.elements_offset = offset
     offset += map.element_pool.block_count * map.element_pool.block_bytes
+    offset = geometry_place_ring(map, offset)
     map.segment_bytes = offset
     map.max_bytes = map.objects_offset = map.cache_offset = 0
     map.is_space = False
@@ -197,10 +215,10 @@ cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept n
 cdef inline Status geometry_add_cache(Map *map) noexcept nogil:
     """Called last, for a cache."""
     map.cache_offset = map.segment_bytes
-    map.ring_places = power_of_two_at_least(map.max_entries // 2 + RING_PLACES_MIN)
+    map.cache_ring_places = power_of_two_at_least(map.max_entries // 2 + CACHE_RING_PLACES_MIN)
     map.ghost_lines = map.max_entries * 9 // 10 // GHOST_PRINTS + 1
     map.cache_bytes = round_up(
-        CACHE_HEAD_BYTES + PROCESS_MAX * sizeof(CacheCounts) + map.ring_places * 4
+        CACHE_HEAD_BYTES + PROCESS_MAX * sizeof(CacheCounts) + map.cache_ring_places * 4
         + map.ghost_lines * GHOST_LINE_BYTES, PAGE_BYTES)
     map.segment_bytes += map.cache_bytes
     return OK if map.segment_bytes <= SEGMENT_BYTES_MAX else FULL
@@ -211,8 +229,8 @@ cdef inline void geometry_bind_cache(Map *map) noexcept nogil:
     if map.cache_offset != 0:
         map.cache = <CacheHead *> at
         map.cache_counts = <CacheCounts *> (at + CACHE_HEAD_BYTES)
-        map.ring = <uint32_t *> (map.cache_counts + PROCESS_MAX)
-        map.ghosts = <uint16_t *> (map.ring + map.ring_places)
+        map.cache_ring = <uint32_t *> (map.cache_counts + PROCESS_MAX)
+        map.ghosts = <uint16_t *> (map.cache_ring + map.cache_ring_places)
 
 cdef inline void geometry_bind_objects(Map *map) noexcept nogil:
     cdef uint32_t which
@@ -236,6 +254,7 @@ cdef inline void geometry_bind(Map *map, uint8_t *base) noexcept nogil:
     map.header = <Header *> base
     map.processes = <ProcessSlot *> (base + map.region_offset[REGION_PROCESSES])
     map.contexts = base + map.region_offset[REGION_CONTEXTS]
+    map.ring = <Ring *> (base + map.region_offset[REGION_RING])
     map.depots = <Depot *> (base + map.depots_offset)
     map.buckets = base + map.buckets_offset
     map.lines = base + map.lines_offset

@@ -12,7 +12,7 @@ from segment.status cimport Status, OK, ABSENT, PRESENT, CORRUPT
 from segment.layout cimport (
     LAYOUT_VERSION, PAGE_BYTES, LINE_BYTES, HEADER_BYTES, DEPOT_MAX, BUCKET_COUNT_MIN,
     PAYLOAD_SHIFT, MAGIC, FEATURES_KNOWN, FEATURE_CACHE, FEATURE_CELLS, CELL_BYTES, CELL_KEY_BYTES,
-    REGION_CONTEXTS, REGION_BUCKETS, REGION_COUNT, Header,
+    REGION_CONTEXTS, REGION_BUCKETS, REGION_COUNT, REGION_RING, Header,
 )
 from segment.words cimport bucket_with_level
 from segment.classes cimport round_up
@@ -57,6 +57,8 @@ cdef inline uint64_t buckets_for(Map *map, uint64_t entries) noexcept nogil:
 cdef inline uint64_t first_bytes(Map *map, uint32_t region, uint64_t bucket_count) noexcept nogil:
     """How many bytes of a region are committed at creation."""
     cdef uint64_t wanted = PAGE_BYTES
+    if region == REGION_RING:                  # when a process first watches everything
+        return 0
     if region == REGION_CONTEXTS:
         wanted = map.context_stride
     elif region == REGION_BUCKETS:

@@ -5,8 +5,9 @@
 #     is reserved
 #     | process slots 1024 x 64 B | contexts 4096 x (272 B + redo) | depots 64 B each
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
+#     | the ring (ring.pxd)
 #     | objects of any size, in a map that has objects (classes.pxd)
-#     | in a cache: head 4 KiB | counts 1024 x 64 B | ring 4 B a place | ghosts 16 B a line
+#     | in a cache: head 4 KiB | counts 1024 x 128 B | ring 4 B a place | ghosts 16 B a line
 #     (evict.pxd)
 #
 # Every region starts on a page, at an offset that is a pure function of the geometry
@@ -105,10 +106,11 @@ cdef enum:
     REGION_ELEMENT_WORDS = 2
     REGION_LINE_WORDS = 3
     REGION_BUCKETS = 4
-    REGION_COUNT = 5           # regions that every map has
-    REGION_PINS = 5
-    REGION_OBJECT_WORDS = 6    # the first of one region for each class of objects
-    REGION_MAX = 91
+    REGION_RING = 5
+    REGION_COUNT = 6           # regions that every map has
+    REGION_PINS = 6
+    REGION_OBJECT_WORDS = 7    # the first of one region for each class of objects
+    REGION_MAX = 92
 
 # Special fields of a value, declared at creation (fields.pxd). Each takes a word of the value.
 cdef enum:
@@ -219,13 +221,18 @@ cdef struct Header:
     uint64_t _reserved_b[6]
     uint64_t credits           # lock word: entries that may still be added and are in no depot
     uint64_t _reserved_c[7]
-    Region regions[5]
+    Region regions[6]
     Pool element_pool
     Pool line_pool
     Statistics statistics
-    uint64_t _reserved_d[8]
     uint64_t key_bells[KEY_BELL_COUNT]     # futex words with tags (bell.pxd)
     uint32_t lock_bells[LOCK_BELL_COUNT]   # futex words
+
+# The beginning of the ring's region; its entries follow (ring.pxd).
+cdef struct Ring:
+    uint64_t next              # the number of the next entry
+    uint64_t losses            # how often changes may have been made without an entry
+    uint64_t _reserved[6]
 
 # context.target, in the end of several sections (journal.pxd):
 #
@@ -341,6 +348,7 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(<uint64_t> &(<Context *> NULL).activity == 8)
     static_assert(sizeof(ProcessSlot) == 64)
     static_assert(sizeof(Depot) == 64)
+    static_assert(sizeof(Ring) == 64)
     static_assert(sizeof(Mark) == 8)
     static_assert(sizeof(CacheCounts) == 128)
     static_assert(<uint64_t> &(<CacheHead *> NULL).tail == 64)
@@ -359,8 +367,8 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(<uint64_t> &(<Header *> NULL).fences == 264)
     static_assert(<uint64_t> &(<Header *> NULL).credits == 320)
     static_assert(<uint64_t> &(<Header *> NULL).regions == 384)
-    static_assert(<uint64_t> &(<Header *> NULL).element_pool == 704)
-    static_assert(<uint64_t> &(<Header *> NULL).statistics == 832)
+    static_assert(<uint64_t> &(<Header *> NULL).element_pool == 768)
+    static_assert(<uint64_t> &(<Header *> NULL).statistics == 896)
     static_assert(<uint64_t> &(<Header *> NULL).key_bells == 1024)
     static_assert(<uint64_t> &(<Header *> NULL).lock_bells == 1544)
     static_assert(sizeof(Header) == SCHEMA_OFFSET)

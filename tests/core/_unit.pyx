@@ -17,7 +17,7 @@ from segment.status cimport OK
 from segment.classes cimport PoolView
 from segment.geometry cimport Map
 
-REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets"]
+REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets", "ring"]
 
 
 # ---- atomics ----
@@ -211,8 +211,8 @@ def geometry(uint64_t key_size, uint64_t value_size, uint64_t max_entries, uint6
         "context_stride": map.context_stride, "depot_count": map.depot_count,
         "depot_high": map.depot_high, "depot_batch": map.depot_batch,
         "element_pool": pool_facts(&map.element_pool), "line_pool": pool_facts(&map.line_pool),
-        "region_offset": {REGIONS[at]: map.region_offset[at] for at in range(5)},
-        "region_bytes": {REGIONS[at]: map.region_bytes[at] for at in range(5)},
+        "region_offset": {REGIONS[at]: map.region_offset[at] for at in range(6)},
+        "region_bytes": {REGIONS[at]: map.region_bytes[at] for at in range(6)},
         "depots_offset": map.depots_offset, "lines_offset": map.lines_offset,
         "elements_offset": map.elements_offset, "segment_bytes": map.segment_bytes,
     }

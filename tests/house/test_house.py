@@ -29,8 +29,8 @@ LAYERS = {
     ],
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
-        *("rest", "bell", "chain", "element", "reference", "table", "resize", "read", "hold"),
-        *("remove", "sweep", "evict", "write", "section", "journal", "walk", "batch"),
+        *("rest", "ring", "bell", "chain", "element", "reference", "table", "resize", "read"),
+        *("hold", "remove", "sweep", "evict", "write", "section", "journal", "walk", "batch"),
     ],
     "cells": [
         *("cell", "mutex", "takeaway", "shares", "rwlock", "flag", "condition", "barrier"),
@@ -45,8 +45,8 @@ LAYERS = {
         *("sweeping", "evicting"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
-        *("notifying", "watching", "cells", "circles", "locks", "semaphores", "rwlocks"),
-        *("conditions", "lockusers", "map"),
+        *("notifying", "watching", "ringing", "cells", "circles", "locks", "semaphores"),
+        *("rwlocks", "conditions", "lockusers", "map"),
         *("codec", "storing", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
         *("claiming", "refreshing", "cache"),
     ],

@@ -13,7 +13,7 @@ LINK_SLOT = 6
 
 FREE, ALLOC, LIVE, UPD, ULOCK, LOCKED, DEAD = range(7)
 HOLE, READY, RELEASING = range(3)
-REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets"]
+REGIONS = ["processes", "contexts", "element_words", "line_words", "buckets", "ring"]
 
 
 class Region(ctypes.Structure):
@@ -75,11 +75,10 @@ class Header(ctypes.Structure):
         ("_reserved_b", c_uint64 * 7),
         ("credits", c_uint64),
         ("_reserved_c", c_uint64 * 7),
-        ("regions", Region * 5),
+        ("regions", Region * 6),
         ("element_pool", Pool),
         ("line_pool", Pool),
         ("statistics", Statistics),
-        ("_reserved_d", c_uint64 * 8),
         ("key_bells", c_uint64 * 65),
         ("lock_bells", c_uint32 * 126),
     ]

@@ -1,6 +1,7 @@
 """Scenes of meeting.py, an explorer for them, what must be so at the end, and the mutants."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from support.protocol.automaton import (
@@ -36,13 +37,13 @@ STATES_MAX = 2_000_000
 @dataclass(frozen=True)
 class Scene:
     """Programs (function, further arguments), by their numbers; which may die, and how many do.
-    cell: the class of the memory."""
+    cell: makes the memory."""
 
     programs: tuple
     law: object
     mortal: frozenset = frozenset()
     deaths: int = 0
-    cell: type = Cell
+    cell: Callable = Cell
 
 
 class Explorer:
@@ -105,6 +106,8 @@ class Explorer:
             return memory[self.cell.asleep[subject]] == 0
         if condition == "dead":
             return places[subject] == GONE
+        if condition == "outside":
+            return memory[self.cell.activity[subject]] == 0
         assert condition == "tickets"
         return memory[self.cell.tickets] >= subject
 

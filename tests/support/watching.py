@@ -1,0 +1,45 @@
+"""A copy of a map that is kept by watching everything."""
+
+import time
+
+PATIENCE_S = 0.015  # more than a watcher has with an entry that is not whole
+
+
+class Copy:
+    """What the changes of a map make of an empty dict. lost: the counts of the losses told."""
+
+    def __init__(self, shared, **options):
+        self.shared = shared
+        self.entries = {}
+        self.lost = []
+        self.watch = shared.watch(initial=True, **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.watch.close()
+
+    def take(self, change):
+        if change.kind == "lost":
+            self.lost.append(change.value)
+            self.entries.clear()
+        elif change.kind == "set":
+            self.entries[change.key] = change.value
+        else:
+            self.entries.pop(change.key, None)
+
+    def catch_up(self):
+        """Take all changes that have been made. Returns the entries."""
+        quiet = 0
+        while quiet < 2:  # ends when nobody changes the map
+            changes = self.watch.poll()
+            for change in changes:
+                self.take(change)
+            quiet = 0 if changes else quiet + 1
+            if quiet == 1:
+                time.sleep(PATIENCE_S)
+        return self.entries
+
+    def expect_equal(self):
+        assert dict(self.shared.items()) == self.catch_up()
