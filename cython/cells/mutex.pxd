@@ -46,7 +46,7 @@ from segment.layout cimport LOCK_BIT, LOCK_MASK, ProcessSlot
 from segment.words cimport lock_bits, word_locked
 from segment.geometry cimport Map
 from memory.operation cimport Op
-from map.bell cimport owner_slice_ns, sooner_ns
+from map.bell cimport listeners_ring, owner_slice_ns, sooner_ns
 from cells.cell cimport (
     HELD_DEPTH, HELD_SINCE, HELD_THREAD, Cell, cell_orphan, held_name, held_set, held_word,
 )
@@ -176,7 +176,40 @@ cdef inline bint mutex_wait(Op *op, Cell *cell, MutexWait *wait) noexcept nogil:
             return False                       # a signal
     return False
 
-cdef inline void mutex_pass_on(Cell *cell) noexcept nogil:
+cdef inline bint mutex_look(
+        Op *op, Cell *cell, MutexWait *wait, uint32_t *left, int64_t *until) noexcept nogil:
+    """One look of a waiter that does not sleep on the word but is told when it changes. True: the
+    lock is taken. False: the word says that somebody waits; left: its value; until: the end of the
+    slice. mutex_intend was called."""
+    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+    cdef uint64_t reserved_until = 0
+    cdef uint32_t seen
+    cdef int _turn
+    cdef bint looked = False
+    left[0] = 0
+    until[0] = now                             # then the caller looks again
+    wait.slept = True                          # it takes the lock with CONTENDED, as a sleeper does
+    if now - wait.began >= MUTEX_PATIENCE_NS:
+        mutex_reserve(op, cell, wait, now)
+    for _turn in range(MUTEX_TURNS_MAX):       # each turn, another thread has changed the word
+        # Acquire: as in mutex_wait.
+        seen = load_acquire_u32(&cell.state)
+        if not word_locked(seen) and not mutex_is_reserved(cell, wait, &reserved_until):
+            if mutex_take(op, cell, seen, wait):
+                return True
+            continue
+        op.wait_seen = seen
+        if not looked and word_locked(seen):
+            looked = True
+            if op.map.owner_recover(op):
+                continue                       # the owner was dead
+        if seen & CONTENDED or cas_seq_cst_u32(&cell.state, seen, seen | CONTENDED):
+            left[0] = seen | CONTENDED
+            until[0] = mutex_slice_end(wait, now, reserved_until)
+            return False
+    return False
+
+cdef inline void mutex_pass_on(Map *map, Cell *cell) noexcept nogil:
     """For a waiter that may have been woken and will not take the lock: leave no sleeper behind."""
     cdef uint32_t seen
     cdef int _
@@ -184,33 +217,38 @@ cdef inline void mutex_pass_on(Cell *cell) noexcept nogil:
         seen = load_acquire_u32(&cell.state)
         if not word_locked(seen):
             futex_wake(&cell.state, 1)
+            listeners_ring(map)
             return
         if seen & CONTENDED or cas_seq_cst_u32(&cell.state, seen, seen | CONTENDED):
             return
 
-cdef inline void mutex_give_up(Cell *cell, MutexWait *wait) noexcept nogil:
+cdef inline void mutex_give_up(Map *map, Cell *cell, MutexWait *wait) noexcept nogil:
     """The end of a wait in vain."""
     mutex_unreserve(cell, wait)
     if wait.slept:
-        mutex_pass_on(cell)
+        mutex_pass_on(map, cell)
 
-cdef inline void mutex_release(Cell *cell) noexcept nogil:
-    """Release the lock, which the caller's process holds."""
+cdef inline bint mutex_release(Map *map, Cell *cell) noexcept nogil:
+    """Release the lock, which the caller's process holds. Returns whether somebody waits."""
     cdef uint32_t seen = load_acquire_u32(&cell.state)
     # Release: what was written under the lock; pairs with the CAS of the next owner. If the CAS
     # fails, a waiter has set CONTENDED, and nothing else can have changed.
     if unlikely(seen & CONTENDED) or unlikely(not cas_seq_cst_u32(&cell.state, seen, 0)):
         futex_store_and_wake(&cell.state, -1, INT_MAX if load_relaxed_u64(
             &cell.reserved_until) != 0 else 1)
+        listeners_ring(map)
+        return True
+    return False
 
 cdef inline void mutex_recover(Op *op, Cell *cell, const ProcessSlot *owner) noexcept nogil:
     """Free a lock whose owner died, if the context holds it; repeatable until the last store. Else
     it may have been a waiter that was woken."""
     if (load_acquire_u32(&cell.state) & LOCK_MASK) != lock_bits(op.self_index):
-        mutex_pass_on(cell)
+        mutex_pass_on(op.map, cell)
         return
     cell_orphan(cell, owner, held_word(op.context, HELD_SINCE))
     add_relaxed_u64(&cell.deaths, 1)
     # The owner is dead, and this process alone recovers it: waiters may set CONTENDED, no more.
     futex_store_and_wake(&cell.state, ORPHAN_BIT, INT_MAX if load_relaxed_u64(
         &cell.reserved_until) != 0 else 1)
+    listeners_ring(op.map)

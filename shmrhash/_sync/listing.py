@@ -20,7 +20,8 @@ class LockInfo(NamedTuple):
     kind: "Lock", "RLock", "RWLock", "Semaphore", "Semaphore(undo=False)", "Event", "Condition",
     "Barrier". owners: who holds it: of an RWLock, each process that reads or writes; of a
     Semaphore, each process with permits, once for each permit; their `since` is 0. waiters: the
-    threads that wait for a Lock or RLock, at a Condition or a Barrier. value: the free permits of a
+    threads that wait for a Lock or RLock, at a Condition or a Barrier; of the tasks of one event
+    loop that wait for the same lock, the first. value: the free permits of a
     Semaphore, 1 or 0 of an Event, the parties that a Barrier needs; None of others. token: how
     often a Lock or RLock has been taken.
     """

@@ -43,7 +43,8 @@ LAYERS = {
         *("segments", "handle", "attachment", "entering", "raising", "waiting", "sweeping"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "several", "notifying"),
-        *("watching", "cells", "locks", "semaphores", "rwlocks", "conditions", "lockusers"),
+        *("watching", "cells", "cellwaits", "locks", "semaphores", "rwlocks", "conditions"),
+        "lockusers",
         *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
     ],
 }

@@ -49,9 +49,11 @@ class Explorer:
     A state is (memory, place of each program). A program that dies leaves the memory as it is.
     """
 
+    words = Cell
+
     def __init__(self, scene, without=()):
         self.scene = scene
-        self.cell = Cell(len(scene.programs), without)
+        self.cell = self.words(len(scene.programs), without)
         self.automata = [
             Automaton(functools.partial(function, self.cell, me, *arguments))
             for me, (function, *arguments) in enumerate(scene.programs)
