@@ -48,8 +48,7 @@ def owner_of(found: tuple[int, str, int, int, bool] | None) -> Owner | None:
 
 if TYPE_CHECKING:
 
-    class _Mutex(Primitive, _core.MutexCore):
-        def release(self) -> None: ...
+    class _Mutex(Primitive, _core.MutexCore): ...
 else:
     _Mutex = Primitive
 
@@ -115,7 +114,7 @@ class _LockMethods(_Mutex):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release()
+        self.release()  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._pickled(self._kind, self._check, self.on_orphan)
