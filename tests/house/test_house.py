@@ -53,8 +53,9 @@ LAYERS = {
         ),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
-        *("notifying", "watching", "cells", "circles", "locks", "semaphores", "rwlocks", "conditions"),
-        *("lockusers", "map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
+        *("notifying", "watching", "cells", "circles", "cellwaits", "locks", "semaphores"),
+        *("rwlocks", "conditions", "lockusers"),
+        *("map", "codec", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
         *("claiming", "refreshing", "cache"),
     ],
 }
