@@ -116,16 +116,18 @@ from cells.circle cimport (
     circle_find, link_say,
 )
 from cells.condition cimport (
-    TOLD, WAITING, condition_enter, condition_leave, condition_notify, condition_pass_on,
-    condition_sleep, dead_waiters_recover, wait_end, wait_say, wait_turn_of, wait_word,
-    waits_for,
+    TOLD, WAITING, WAIT_STATE, WAIT_WORD, condition_enter, condition_leave, condition_notify,
+    condition_pass_on, condition_sleep, dead_waiters_recover, wait_end, wait_say, wait_turn_of,
+    wait_word, waits_for,
 )
 from cells.flag cimport flag_came, flag_clear, flag_generation, flag_is_set, flag_set, flag_sleep
 from cells.mutex cimport (
-    ORPHAN, MutexWait, mutex_give_up, mutex_intend, mutex_release, mutex_take_free, mutex_wait,
+    ORPHAN, MutexWait, mutex_give_up, mutex_intend, mutex_look, mutex_release, mutex_take_free,
+    mutex_wait,
 )
 from cells.rwlock cimport (
-    READERS_MASK, WRITER, rwlock_give, rwlock_give_up, rwlock_has, rwlock_sleep, rwlock_take,
+    READERS_MASK, WRITER, rwlock_arm, rwlock_give, rwlock_give_up, rwlock_has, rwlock_sleep,
+    rwlock_take,
 )
 from cells.shares cimport (
     COUNT_MAX, count_give, count_give_up, count_sleep, count_take, shares_give, shares_take,
@@ -140,9 +142,10 @@ from processes.wait cimport (
     element_of_word, is_element_word, sched_yield, sleep_ns, wait_step, word_stands,
 )
 from processes.listener cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, Ear, Listener, ear_add, ear_arm, ear_close, ear_drop, ear_moved,
-    ear_open, ears_forget, ears_tell, eventfd, eventfd_read, listener_go_on, listener_prepare,
-    listener_stop, pthread_mutex_lock, pthread_mutex_unlock,
+    EFD_CLOEXEC, EFD_NONBLOCK, Ear, EarWord, Listener, ear_add, ear_arm, ear_close, ear_drop,
+    ear_moved, ear_open, ear_word_add, ear_word_drop, ear_word_moved, ear_word_note, ears_forget,
+    ears_tell, eventfd, eventfd_read, listener_go_on, listener_prepare, listener_stop,
+    pthread_mutex_lock, pthread_mutex_unlock,
 )
 from processes.attach cimport (
     map_aligned, attach_map, attach_register, attach_claim, attach_rest, attach_end, attach_leave,
@@ -205,6 +208,7 @@ include "python/watching.pxi"
 include "python/ringing.pxi"
 include "python/cells.pxi"
 include "python/circles.pxi"
+include "python/cellwaits.pxi"
 include "python/locks.pxi"
 include "python/semaphores.pxi"
 include "python/rwlocks.pxi"

@@ -1,8 +1,8 @@
-"""Waiting in asyncio: who waits for keys of a map in one event loop.
+"""Waiting in asyncio: who waits for keys of a map, or at cells of a space, in one event loop.
 
 A C thread of the process listens for changes and makes a descriptor of the loop readable
 (cython/processes/listener.pxd). The loop then looks up which waits the bells that have moved belong
-to, and wakes these.
+to, and wakes these. Of the waits at cells it wakes those whose cell has changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNSETTLED_S_MIN, UNSETTLED_S_MAX = 0.001, 0.016  # while a writer is stopped ins
 
 
 class _Waitable(Protocol):
-    """What this module needs of a map."""
+    """What this module needs of a map, or of a wait at a cell."""
 
     def _notifier(self) -> _core.Notifier: ...
     def _notifier_key(self) -> tuple[object, ...]: ...
@@ -32,6 +32,11 @@ class Sleeper:
 
     def __init__(self) -> None:
         self._future: asyncio.Future[None] | None = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the task that sleeps has been cancelled, and has not run since."""
+        return self._future is not None and self._future.cancelled()
 
     def wake(self) -> None:
         if self._future is not None and not self._future.done():
@@ -60,6 +65,7 @@ class Hub:
         self.notifier = notifier
         self._loop = weakref.ref(loop)  # the loop has this object: for its end, not the other way
         self._sleepers: dict[int, dict[Sleeper, _core.Waiter]] = {}  # by bell
+        self._at_cells: dict[int, dict[_core.CellWait, Sleeper]] = {}  # by the cell's index
         loop.add_reader(notifier.fileno(), self._told)
 
     def _told(self) -> None:
@@ -74,6 +80,31 @@ class Hub:
             for sleeper, waiter in list(self._sleepers.get(bell, {}).items()):
                 if _has_changed(waiter):
                     sleeper.wake()
+        if self._at_cells:
+            self._look_at_cells()
+
+    def _look_at_cells(self) -> None:
+        if self.notifier.late:  # a dead process may have left something undone
+            next(iter(next(iter(self._at_cells.values())))).recover()
+        for index in list(self._at_cells):
+            self.look_at(index)
+
+    def look_at(self, index: int) -> None:
+        """Wake the tasks that wait at a cell, if it has changed for them."""
+        for wait, sleeper in list(self._at_cells.get(index, {}).items()):
+            if wait.changed():
+                sleeper.wake()
+
+    def follow(self, sleeper: Sleeper, wait: _core.CellWait) -> None:
+        """Wake sleeper from now on when the cell of its wait has changed."""
+        wait.attach(self.notifier)
+        self._at_cells.setdefault(wait._index, {})[wait] = sleeper
+
+    def unfollow(self, wait: _core.CellWait) -> None:
+        waits = self._at_cells[wait._index]
+        del waits[wait]
+        if not waits:
+            del self._at_cells[wait._index]
 
     def enter(self, sleeper: Sleeper, waiter: _core.Waiter) -> set[int]:
         """Wake sleeper from now on when a key of its waiter may have changed."""
@@ -132,6 +163,20 @@ def hub_of(loop: asyncio.AbstractEventLoop, shared: _Waitable) -> Hub:
             hubs.pop(dead).close()
         hub = hubs[key] = Hub(loop, shared._notifier())
     return hub
+
+
+def _look_here(key: tuple[object, ...], index: int) -> None:
+    """A cell has been changed by this thread: the tasks of its loop need not be told by another."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return  # no loop runs in this thread
+    hub = _hubs.get(loop, {}).get(key)
+    if hub is not None:
+        hub.look_at(index)
+
+
+_core.set_look_here(_look_here)
 
 
 class Told:

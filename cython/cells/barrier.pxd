@@ -35,8 +35,8 @@ from machine.system cimport CLOCK_MONOTONIC, clock_ns, futex_sleep
 from segment.status cimport Status, OK, ABSENT, PRESENT, RETRY
 from segment.geometry cimport Map, context_at, contexts_usable
 from memory.operation cimport Op, lock_acquire, lock_release, op_holds
-from map.bell cimport lock_bell_arm, lock_bell_ring, owner_slice_ns, sooner_ns
-from cells.cell cimport Cell, held_name, held_set
+from map.bell cimport lock_bell_arm, owner_slice_ns, sooner_ns
+from cells.cell cimport Cell, cell_ring, held_name, held_set
 from cells.condition cimport (
     WAITING, WAIT_STATE, WAIT_WORD, wait_turn_of, wait_word, wait_word_of, waits_for,
 )
@@ -103,7 +103,7 @@ cdef inline Status barrier_pass(Op *op, Cell *cell) noexcept nogil:
         lock_release(&cell.word, held)
         return ABSENT
     lock_release(&cell.word, barrier_next(held))
-    lock_bell_ring(&cell.bell)
+    cell_ring(op.map, cell)
     return OK
 
 cdef inline Status barrier_give_up(
@@ -121,7 +121,7 @@ cdef inline Status barrier_give_up(
         return ABSENT if mine & WAIT_STATE == BREAK else PRESENT
     barrier_mark(op.map, index, held)
     lock_release(&cell.word, barrier_broken(held))
-    lock_bell_ring(&cell.bell)
+    cell_ring(op.map, cell)
     return OK
 
 cdef inline Status barrier_end_generation(
@@ -136,7 +136,7 @@ cdef inline Status barrier_end_generation(
         return status
     barrier_mark(op.map, index, held)
     lock_release(&cell.word, barrier_broken(held) if broken else barrier_next(held))
-    lock_bell_ring(&cell.bell)
+    cell_ring(op.map, cell)
     return OK
 
 cdef inline Status barrier_look(Op *op, Cell *cell) noexcept nogil:
@@ -177,6 +177,6 @@ cdef inline Status barrier_recover(Op *op, Cell *cell, uint64_t index) noexcept 
         status = barrier_give_up(op, cell, index)
     if status != OK and status != ABSENT and status != PRESENT:
         return status
-    lock_bell_ring(&cell.bell)                 # also for a change after which it did not ring
+    cell_ring(op.map, cell)                    # also for a change after which it did not ring
     held_set(op.context, WAIT_WORD, 0)
     return OK

@@ -14,6 +14,8 @@
 #
 #   state   of a Lock or RLock, a futex word (mutex.pxd)
 #   bell    of the other kinds: number : 31, SLEEPING : 1 (bell.pxd)
+#           A task of an event loop waits for a change of state or bell as a thread does, but sleeps
+#           elsewhere: who wakes sleepers of these words rings BELL_ANY, too (listener.pxd).
 #   word    of the other kinds, a lock word (layout.pxd): count : 48, or generation : 47 and SET : 1
 #
 # What a process holds of a cell, it holds by a context of its own, from the moment it begins to
@@ -24,12 +26,13 @@
 # in a cell finds the right ones.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
-    load_relaxed_u64, store_relaxed_u64, compiler_fence, static_assert,
+    load_relaxed_u64, store_relaxed_u64, compiler_fence, static_assert, unlikely,
 )
 from segment.status cimport Status
 from segment.layout cimport CELL_BYTES, CELL_KEY_BYTES, LINE_BYTES, Context, ProcessSlot
 from segment.geometry cimport Map, element_at, element_value
 from memory.operation cimport Op
+from map.bell cimport listeners_ring, lock_bell_ring, lock_bell_wake
 
 cdef enum:
     CELL_LOCK = 1
@@ -90,6 +93,16 @@ cdef inline void held_name(Context *context, uint64_t index) noexcept nogil:
     compiler_fence()
     store_relaxed_u64(&context.target, index)
     compiler_fence()
+
+cdef inline void cell_ring(Map *map, Cell *cell) noexcept nogil:
+    """Wake all who sleep on the cell's bell, and the event loops that wait for it."""
+    if unlikely(lock_bell_ring(&cell.bell)):
+        listeners_ring(map)
+
+cdef inline void cell_wake(Map *map, Cell *cell, int count) noexcept nogil:
+    """Wake up to count sleepers of the cell's bell, and the event loops that wait for it."""
+    if unlikely(lock_bell_wake(&cell.bell, count) >= 0):
+        listeners_ring(map)
 
 cdef inline void cell_orphan(Cell *cell, const ProcessSlot *owner, uint64_t since) noexcept nogil:
     """Say, for people, which process lost what the cell stands for, and since when it had it."""

@@ -6,6 +6,9 @@
 #
 #   LINK      its thread stands still until it has the lock, and nobody else releases what that
 #             thread took. So not a task of an event loop, and not a wait with check=False.
+#             Nor does a way lead on from a lock that a task took: HELD_THREAD is then the task's
+#             number, which no thread has. Of an RWLock it is the loop's thread, which lets no task
+#             go on while it waits itself.
 #   ENDLESS   the wait has no time limit
 #   WRITES    for an RWLock, as the writer
 #

@@ -39,7 +39,7 @@ from segment.layout cimport CONTEXT_MAX, Context
 from segment.words cimport lock_bits
 from segment.geometry cimport Map, context_at, contexts_usable
 from memory.operation cimport Op
-from map.bell cimport OWNER_SLICE_LATE_NS, sooner_ns
+from map.bell cimport OWNER_SLICE_LATE_NS, listeners_ring, sooner_ns
 from cells.cell cimport Cell, held_name, held_set
 
 cdef enum:
@@ -116,6 +116,7 @@ cdef inline bint condition_tell(Map *map, uint64_t at, uint64_t seen) noexcept n
     if not cas_acq_rel_u64(word, seen, seen + TOLD - WAITING):
         return False
     futex_wake(<uint32_t *> word, 1)
+    listeners_ring(map)                        # the waiter may be a task of an event loop
     return True
 
 cdef inline bint owner_of_context_recover(Op *op, uint64_t at) noexcept nogil:

@@ -11,8 +11,9 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport cas_acq_rel_u64, load_acquire_u64
 from machine.system cimport futex_sleep
-from map.bell cimport lock_bell_arm, lock_bell_ring
-from cells.cell cimport Cell
+from segment.geometry cimport Map
+from map.bell cimport lock_bell_arm
+from cells.cell cimport Cell, cell_ring
 
 cdef enum:
     FLAG_SET = 0x10000ULL
@@ -31,7 +32,7 @@ cdef inline bint flag_came(Cell *cell, uint64_t generation) noexcept nogil:
     cdef uint64_t word = load_acquire_u64(&cell.word)
     return word & FLAG_SET != 0 or word // FLAG_GENERATION_ONE != generation
 
-cdef inline void flag_set(Cell *cell) noexcept nogil:
+cdef inline void flag_set(Map *map, Cell *cell) noexcept nogil:
     cdef uint64_t seen
     cdef int _
     for _ in range(FLAG_TURNS_MAX):
@@ -40,7 +41,7 @@ cdef inline void flag_set(Cell *cell) noexcept nogil:
         if seen & FLAG_SET or cas_acq_rel_u64(
                 &cell.word, seen, (seen + FLAG_GENERATION_ONE) | FLAG_SET):
             break
-    lock_bell_ring(&cell.bell)
+    cell_ring(map, cell)
 
 cdef inline void flag_clear(Cell *cell) noexcept nogil:
     cdef uint64_t seen

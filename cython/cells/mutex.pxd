@@ -11,10 +11,11 @@
 #   ORPHAN     an owner died while it held the lock, and no later owner has released it since.
 #
 # Taking is one CAS, from free to held. Releasing is one CAS from held to 0; if CONTENDED was set, a
-# sleeper is woken after it. So the word alone says whether the lock is held and by which context,
-# and the context says by which process: nothing has to be undone but the hold of a dead owner. A
-# process that is killed between the CAS and the wake-up leaves the sleepers to its recovery, which
-# passes the wake-up on, and to their slices: as if it had been killed just before the CAS.
+# sleeper is woken after it, and the event loops are told. So the word alone says whether the lock
+# is held and by which context, and the context says by which process: nothing has to be undone but
+# the hold of a dead owner. A process that is killed between the CAS and the wake-up leaves sleepers
+# and loops to its recovery, which passes the wake-up on, and to their slices: as if it had been
+# killed just before the CAS.
 #
 # A release is a CAS, not a store, because the lock may be taken away from its owner at any time
 # (takeaway.pxd): an owner that was stopped in its release must not free the next owner's lock. The
@@ -46,11 +47,12 @@ from machine.atomics cimport (
 from machine.system cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, clock_ns, futex_sleep, futex_wake,
 )
+from segment.status cimport Status, OK, ABSENT, PRESENT
 from segment.layout cimport LOCK_BIT, LOCK_MASK, ProcessSlot
 from segment.words cimport lock_bits, word_locked
 from segment.geometry cimport Map
 from memory.operation cimport Op
-from map.bell cimport owner_slice_ns, sooner_ns
+from map.bell cimport listeners_ring, owner_slice_ns, sooner_ns
 from cells.cell cimport (
     HELD_DEPTH, HELD_SINCE, HELD_THREAD, Cell, cell_orphan, held_name, held_set, held_word,
 )
@@ -180,7 +182,40 @@ cdef inline bint mutex_wait(Op *op, Cell *cell, MutexWait *wait) noexcept nogil:
             return False                       # a signal
     return False
 
-cdef inline void mutex_pass_on(Cell *cell) noexcept nogil:
+cdef inline bint mutex_look(
+        Op *op, Cell *cell, MutexWait *wait, uint32_t *left, int64_t *until) noexcept nogil:
+    """One look of a waiter that does not sleep on the word but is told when it changes. True: the
+    lock is taken. False: the word says that somebody waits; left: its value; until: the end of the
+    slice. mutex_intend was called."""
+    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+    cdef uint64_t reserved_until = 0
+    cdef uint32_t seen
+    cdef int _turn
+    cdef bint looked = False
+    left[0] = 0
+    until[0] = now                             # then the caller looks again
+    wait.slept = True                          # it takes the lock with CONTENDED, as a sleeper does
+    if now - wait.began >= MUTEX_PATIENCE_NS:
+        mutex_reserve(op, cell, wait, now)
+    for _turn in range(MUTEX_TURNS_MAX):       # each turn, another thread has changed the word
+        # Acquire: as in mutex_wait.
+        seen = load_acquire_u32(&cell.state)
+        if not word_locked(seen) and not mutex_is_reserved(cell, wait, &reserved_until):
+            if mutex_take(op, cell, seen, wait):
+                return True
+            continue
+        op.wait_seen = seen
+        if not looked and word_locked(seen):
+            looked = True
+            if op.map.owner_recover(op):
+                continue                       # the owner was dead
+        if seen & CONTENDED or cas_seq_cst_u32(&cell.state, seen, seen | CONTENDED):
+            left[0] = seen | CONTENDED
+            until[0] = mutex_slice_end(wait, now, reserved_until)
+            return False
+    return False
+
+cdef inline void mutex_pass_on(Map *map, Cell *cell) noexcept nogil:
     """For a waiter that may have been woken and will not take the lock: leave no sleeper behind."""
     cdef uint32_t seen
     cdef int _
@@ -188,48 +223,52 @@ cdef inline void mutex_pass_on(Cell *cell) noexcept nogil:
         seen = load_acquire_u32(&cell.state)
         if not word_locked(seen):
             futex_wake(&cell.state, 1)
+            listeners_ring(map)
             return
         if seen & CONTENDED or cas_seq_cst_u32(&cell.state, seen, seen | CONTENDED):
             return
 
-cdef inline void mutex_give_up(Cell *cell, MutexWait *wait) noexcept nogil:
+cdef inline void mutex_give_up(Map *map, Cell *cell, MutexWait *wait) noexcept nogil:
     """The end of a wait in vain."""
     mutex_unreserve(cell, wait)
     if wait.slept:
-        mutex_pass_on(cell)
+        mutex_pass_on(map, cell)
 
-cdef inline void mutex_wake(Cell *cell) noexcept nogil:
-    """After the lock has become free: wake a sleeper, or all if only one of them may take it."""
+cdef inline void mutex_wake(Map *map, Cell *cell) noexcept nogil:
+    """After the lock has become free: wake a sleeper, or all if only one of them may take it; and
+    the event loops that wait."""
     futex_wake(&cell.state, INT_MAX if load_relaxed_u64(&cell.reserved_until) != 0 else 1)
+    listeners_ring(map)
 
-cdef inline bint mutex_free(Cell *cell, uint32_t seen, uint32_t left) noexcept nogil:
-    """Free a lock whose word was seen held; left: what stays in the word. False: its owner has not
-    got it any more."""
+cdef inline Status mutex_free(Map *map, Cell *cell, uint32_t seen, uint32_t left) noexcept nogil:
+    """Free a lock whose word was seen held; left: what stays in the word. PRESENT: it is free, and
+    a waiter was woken; ABSENT: its owner has not got it any more."""
     cdef uint32_t owner = seen & LOCK_MASK
     cdef int _
     for _ in range(MUTEX_FREE_TURNS):
         # Release: what was written under the lock; pairs with the CAS of the next owner.
         if likely(cas_seq_cst_u32(&cell.state, seen, left)):
-            if unlikely(seen & CONTENDED):
-                mutex_wake(cell)
-            return True
+            if likely(not seen & CONTENDED):
+                return OK
+            mutex_wake(map, cell)
+            return PRESENT
         seen = load_acquire_u32(&cell.state)
         if seen & LOCK_MASK != owner:
-            return False
-    return False
+            return ABSENT
+    return ABSENT
 
-cdef inline bint mutex_release(Cell *cell, uint32_t seen) noexcept nogil:
-    """Release the lock, whose word was seen held by the caller's process. False: it has been taken
-    away from it."""
-    return mutex_free(cell, seen, 0)
+cdef inline Status mutex_release(Map *map, Cell *cell, uint32_t seen) noexcept nogil:
+    """Release the lock, whose word was seen held by the caller's process. PRESENT: it is free, and
+    a waiter was woken; ABSENT: it has been taken away from the process."""
+    return mutex_free(map, cell, seen, 0)
 
 cdef inline void mutex_recover(Op *op, Cell *cell, const ProcessSlot *owner) noexcept nogil:
     """Free a lock whose owner died, if the context holds it; repeatable until the last store. Else
     it may have been a waiter that was woken, or an owner that died before it had woken one."""
     cdef uint32_t seen = load_acquire_u32(&cell.state)
     if seen & LOCK_MASK != lock_bits(op.self_index):
-        mutex_pass_on(cell)
+        mutex_pass_on(op.map, cell)
         return
     cell_orphan(cell, owner, held_word(op.context, HELD_SINCE))
     add_relaxed_u64(&cell.deaths, 1)
-    mutex_free(cell, seen, ORPHAN)
+    mutex_free(op.map, cell, seen, ORPHAN)

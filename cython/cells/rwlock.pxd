@@ -30,10 +30,11 @@ from machine.system cimport CLOCK_MONOTONIC, clock_ns, futex_sleep
 from segment.status cimport Status, OK, ABSENT, BUSY
 from segment.layout cimport ProcessSlot
 from segment.words cimport word_locked
+from segment.geometry cimport Map
 from memory.operation cimport Op, lock_busy, op_holds
-from map.bell cimport lock_bell_arm, lock_bell_ring
+from map.bell cimport lock_bell_arm
 from cells.cell cimport (
-    HELD_SHARES, HELD_SHARES_NEXT, HELD_THREAD, Cell, cell_orphan, held_set, held_word,
+    HELD_SHARES, HELD_SHARES_NEXT, HELD_THREAD, Cell, cell_orphan, cell_ring, held_set, held_word,
 )
 from cells.mutex cimport ORPHAN
 from cells.shares cimport (
@@ -115,16 +116,19 @@ cdef inline Status rwlock_give(Op *op, Cell *cell, bint writes) noexcept nogil:
         compiler_fence()
     shares_change(op, cell, word_count(seen) - unit, held_word(op.context, HELD_SHARES) - unit)
     if word_count(seen) == unit:
-        lock_bell_ring(&cell.bell)
+        cell_ring(op.map, cell)
     return OK
+
+cdef inline uint32_t rwlock_arm(Cell *cell, bint writes) noexcept nogil:
+    """Before each look: say that a reader, or a writer, waits. Returns the bell's value."""
+    hint_give(&cell.reserved_until if writes else readers_wait(cell))
+    return lock_bell_arm(&cell.bell)
 
 cdef inline int rwlock_sleep(Op *op, Cell *cell, bint writes, int64_t until) noexcept nogil:
     """Sleep until the lock may be free, or until the clock reads until. Returns what futex_sleep
     does; -1 if there is no reason to sleep."""
-    cdef uint32_t bell
+    cdef uint32_t bell = rwlock_arm(cell, writes)
     cdef uint64_t seen
-    hint_give(&cell.reserved_until if writes else readers_wait(cell))
-    bell = lock_bell_arm(&cell.bell)
     # Behind lock_bell_arm, whose fence orders this load; pairs with shares_lock.
     seen = load_acquire_u64(&cell.word)
     if word_locked(seen):
@@ -134,11 +138,11 @@ cdef inline int rwlock_sleep(Op *op, Cell *cell, bint writes, int64_t until) noe
         return -1
     return futex_sleep(&cell.bell, bell, until)
 
-cdef inline void rwlock_give_up(Cell *cell, bint writes) noexcept nogil:
+cdef inline void rwlock_give_up(Map *map, Cell *cell, bint writes) noexcept nogil:
     """The end of a wait in vain: a writer's wish is not in the readers' way any more."""
     if writes:
         hint_end(&cell.reserved_until)
-        lock_bell_ring(&cell.bell)
+        cell_ring(map, cell)
 
 cdef inline Status rwlock_recover(Op *op, Cell *cell, const ProcessSlot *owner) noexcept nogil:
     """Take off what a dead process had of the lock; if it wrote, say so before."""

@@ -31,9 +31,10 @@ from machine.system cimport futex_sleep
 from segment.status cimport Status, OK, ABSENT, BUSY, RETRY, FULL
 from segment.layout cimport PAYLOAD_SHIFT
 from segment.words cimport word_locked, word_taken
+from segment.geometry cimport Map
 from memory.operation cimport Op, lock_acquire, lock_busy, lock_release, op_holds
-from map.bell cimport lock_bell_arm, lock_bell_wake
-from cells.cell cimport HELD_SHARES, HELD_SHARES_NEXT, Cell, held_set, held_word
+from map.bell cimport lock_bell_arm
+from cells.cell cimport HELD_SHARES, HELD_SHARES_NEXT, Cell, cell_wake, held_set, held_word
 
 cdef enum:
     COUNT_MAX = 0x7FFFFFFFFFFFULL
@@ -88,7 +89,7 @@ cdef inline Status shares_give(Op *op, Cell *cell, uint64_t count) noexcept nogi
     status = shares_lock(op, cell, seen)
     if status == OK:
         shares_change(op, cell, word_count(seen) + count, shares - count if shares > count else 0)
-        lock_bell_wake(&cell.bell, <int> (count if count < INT_MAX else INT_MAX))
+        cell_wake(op.map, cell, <int> (count if count < INT_MAX else INT_MAX))
     return status
 
 cdef inline Status count_take(Cell *cell) noexcept nogil:
@@ -99,7 +100,7 @@ cdef inline Status count_take(Cell *cell) noexcept nogil:
     # Acquire: what was done before the permit was given; pairs with count_give.
     return OK if cas_acq_rel_u64(&cell.word, seen, seen - (1ULL << PAYLOAD_SHIFT)) else RETRY
 
-cdef inline Status count_give(Cell *cell, uint64_t count) noexcept nogil:
+cdef inline Status count_give(Map *map, Cell *cell, uint64_t count) noexcept nogil:
     """shares_give for a plain counter."""
     cdef uint64_t seen = load_acquire_u64(&cell.word)
     if word_count(seen) + count > cell.limit:
@@ -107,7 +108,7 @@ cdef inline Status count_give(Cell *cell, uint64_t count) noexcept nogil:
     # Release: pairs with count_take.
     if not cas_acq_rel_u64(&cell.word, seen, seen + (count << PAYLOAD_SHIFT)):
         return RETRY
-    lock_bell_wake(&cell.bell, <int> (count if count < INT_MAX else INT_MAX))
+    cell_wake(map, cell, <int> (count if count < INT_MAX else INT_MAX))
     return OK
 
 cdef inline int count_sleep(Op *op, Cell *cell, int64_t until) noexcept nogil:
@@ -123,10 +124,10 @@ cdef inline int count_sleep(Op *op, Cell *cell, int64_t until) noexcept nogil:
         return -1
     return futex_sleep(&cell.bell, bell, until)
 
-cdef inline void count_give_up(Cell *cell) noexcept nogil:
+cdef inline void count_give_up(Map *map, Cell *cell) noexcept nogil:
     """The end of a wait in vain: pass on the wake-up that this waiter may have got."""
     if word_count(load_acquire_u64(&cell.word)) != 0:
-        lock_bell_wake(&cell.bell, 1)
+        cell_wake(map, cell, 1)
 
 cdef inline Status shares_recover(Op *op, Cell *cell, int shares_are) noexcept nogil:
     """Settle the change that a dead process had begun, and give back what it has."""
@@ -149,5 +150,5 @@ cdef inline Status shares_recover(Op *op, Cell *cell, int shares_are) noexcept n
         shares_change(op, cell, word_count(held) + (
             shares if shares_are == SHARES_ARE_TAKEN else 0 - shares), 0)
     # Also for permits that the dead process gave and did not live to ring for.
-    lock_bell_wake(&cell.bell, INT_MAX)
+    cell_wake(op.map, cell, INT_MAX)
     return OK

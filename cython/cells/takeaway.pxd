@@ -10,11 +10,13 @@ from libc.stdint cimport uint32_t
 from machine.atomics cimport cas_seq_cst_u32
 from machine.system cimport futex_wake
 from segment.layout cimport Context, ProcessSlot
+from segment.geometry cimport Map
+from map.bell cimport listeners_ring
 from cells.cell cimport HELD_SINCE, Cell, cell_orphan, held_word
 from cells.mutex cimport ORPHAN
 
 cdef inline bint mutex_take_away(
-        Cell *cell, uint32_t seen, const Context *owner,
+        Map *map, Cell *cell, uint32_t seen, const Context *owner,
         const ProcessSlot *process) noexcept nogil:
     """Free a lock that is held as in the word seen. False: the word has changed."""
     cell_orphan(cell, process, held_word(<Context *> owner, HELD_SINCE))
@@ -22,4 +24,5 @@ cdef inline bint mutex_take_away(
         return False
     # Killed before this, the waiters look by themselves at the end of their slices.
     futex_wake(&cell.state, INT_MAX)
+    listeners_ring(map)
     return True

@@ -58,10 +58,12 @@ static inline int shm_key_bell_ring(uint64_t *bell, uint64_t tag)
 }
 
 /* The same for a lock bell, or the bell of a cell: these have no tags. */
-static inline void shm_lock_bell_ring(uint32_t *bell)
+static inline int shm_lock_bell_ring(uint32_t *bell)
 {
-    if (__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING)
-        shm_futex_add_and_wake(bell, SHM_SLEEPING, INT_MAX);
+    if (!(__atomic_load_n(bell, __ATOMIC_SEQ_CST) & SHM_SLEEPING))
+        return 0;
+    shm_futex_add_and_wake(bell, SHM_SLEEPING, INT_MAX);
+    return 1;
 }
 
 /* Wake up to count sleepers of a lock bell. SLEEPING stays for the others, and is cleared by the ring

@@ -76,7 +76,7 @@ cdef extern from "map/bell.h" nogil:
     uint32_t lock_bell_of "shm_lock_bell_of" (uint32_t element) noexcept
     uint32_t *bell_futex "shm_bell_futex" (uint64_t *key_bell) noexcept
     bint key_bell_ring "shm_key_bell_ring" (uint64_t *bell, uint64_t tag) noexcept
-    void lock_bell_ring "shm_lock_bell_ring" (uint32_t *bell) noexcept
+    bint lock_bell_ring "shm_lock_bell_ring" (uint32_t *bell) noexcept
     int lock_bell_wake "shm_lock_bell_wake" (uint32_t *bell, int count) noexcept
     void bells_section_ring "shm_section_ring" (
         uint64_t *key_bells, uint32_t *lock_bells, uint32_t element) noexcept
@@ -147,6 +147,13 @@ cdef inline void bells_ring_all(Map *map) noexcept nogil:
             key_bell_ring(&map.header.key_bells[at], 0)
         for at in range(LOCK_BELL_COUNT):
             lock_bell_ring(&map.header.lock_bells[at])
+
+
+cdef inline void listeners_ring(Map *map) noexcept nogil:
+    """The futex word of a cell has changed, and its sleepers were woken: event loops may wait for
+    it, too (listener.pxd)."""
+    # After the change of the word, a sequentially consistent one; pairs with key_bell_arm.
+    key_bell_ring(&map.header.key_bells[BELL_ANY], 0)
 
 
 # ---- waiters ----

@@ -25,6 +25,13 @@
 # and rings BELL_ANY. tests/protocol plays this (listening.py). A ring that a death leaves out is
 # made up for by a look after each slice, as for any waiter.
 #
+# A task that waits at a cell of a space (cell.pxd) does the same with the futex word on which a
+# thread would sleep there: in step 2 it says in the cell that somebody sleeps, as that thread
+# would, then notes the word's value in the ear; in step 3 it looks at the cell. Whoever changes
+# such a word and wakes its sleepers rings BELL_ANY behind that (listeners_ring), as a writer does.
+# The note needs no section with the saying: the look finds a change between the two, behind both.
+# tests/protocol plays this (telling.py).
+#
 # The thread begins with the first wait and ends after a slice without any, and when its attachment
 # ends. It is stopped before a fork, so that the process has no thread that it did not ask for; each
 # loop is told after it, and begins the thread again when it looks. It runs no Python. A read-only
@@ -68,13 +75,21 @@ cdef extern from "machine/threads.h" nogil:
     int thread_id "shm_thread_id" () noexcept
     void thread_end "shm_thread_end" (pthread_t thread, int id) noexcept
 
+# A futex word for whose change a task of a loop waits.
+cdef struct EarWord:
+    EarWord *behind            # the next one of the ear
+    EarWord **before           # what points to this one; NULL: it is in no ear
+    const uint32_t *word       # NULL: not noted yet
+    uint32_t seen              # its value when the task looked
+
 # What one loop waits for in one map.
 cdef struct Ear:
     Ear *behind                # the next one of the listener
     Listener *listener         # NULL: the attachment has ended
     int fd                     # an eventfd
     bint look_at_all           # a slice is over: a bell may have been left unrung
-    uint64_t waits             # how many keys the loop waits for
+    uint64_t waits             # how many keys and words the loop waits for
+    EarWord *words
     uint32_t counts[BELL_COUNT]        # and by bell
     uint64_t tags[BELL_COUNT]          # of the keys of each bell, and of some of earlier waits
     uint32_t seen[BELL_COUNT]          # the bells as they were armed
@@ -92,6 +107,7 @@ cdef struct Listener:
     Header *header
     Ear *ears
     uint64_t waits             # of all ears
+    uint64_t words             # how many of these are for words
 
 
 cdef inline uint32_t ear_bell_arm(
@@ -102,16 +118,27 @@ cdef inline uint32_t ear_bell_arm(
     return bell_arm(listener.header, at, tags)
 
 
+cdef inline bint ear_word_moved(const EarWord *each) noexcept nogil:
+    """Whether a word has changed since its value was noted."""
+    # Behind the arming of BELL_ANY, whose fence orders it; pairs with listeners_ring.
+    return each.word != NULL and load_acquire_u32(<uint32_t *> each.word) != each.seen
+
+
 # ---- the thread ----
 
 cdef inline bint ear_is_wanted(const Ear *ear, bint all_of_them) noexcept nogil:
     """Whether a loop has something to look at."""
+    cdef EarWord *each = ear.words
     cdef uint32_t at
     if ear.waits == 0 or all_of_them:
         return ear.waits != 0
     for at in range(BELL_COUNT):
         if ear.counts[at] != 0 and bell_value(ear.listener.header, at) != ear.seen[at]:
             return True
+    while each != NULL:                        # each word once
+        if ear_word_moved(each):
+            return True
+        each = each.behind
     return False
 
 cdef inline void ears_tell(Listener *listener, bint all_of_them) noexcept nogil:
@@ -206,12 +233,16 @@ cdef inline void ear_open(Ear *ear, Listener *listener) noexcept nogil:
 cdef inline void ear_close(Ear *ear) noexcept nogil:
     """The loop waits no more, whatever it waited for."""
     cdef Ear **at = &ear.listener.ears
+    cdef EarWord *word = ear.words
     pthread_mutex_lock(&ear.listener.mutex)
     while at[0] != ear and at[0] != NULL:      # each ear once
         at = &at[0].behind
     if at[0] == ear:
         at[0] = ear.behind
     ear.listener.waits -= ear.waits
+    while word != NULL:                        # each word once
+        ear.listener.words -= 1
+        word = word.behind
     pthread_mutex_unlock(&ear.listener.mutex)
     ear.listener = NULL
 
@@ -251,6 +282,43 @@ cdef inline void ear_drop(Ear *ear, uint32_t at) noexcept nogil:
     ear.waits -= 1
     ear.listener.waits -= 1
     pthread_mutex_unlock(&ear.listener.mutex)
+
+cdef inline void ear_word_add(Ear *ear, EarWord *each) noexcept nogil:
+    """A task of the loop waits for a word, which it notes later."""
+    pthread_mutex_lock(&ear.listener.mutex)
+    each.word = NULL
+    each.before = &ear.words
+    each.behind = ear.words
+    if each.behind != NULL:
+        each.behind.before = &each.behind
+    ear.words = each
+    ear.waits += 1
+    ear.listener.waits += 1
+    ear.listener.words += 1
+    pthread_mutex_unlock(&ear.listener.mutex)
+
+cdef inline void ear_word_note(
+        Ear *ear, EarWord *each, const uint32_t *word, uint32_t seen) noexcept nogil:
+    """Before each look at a cell: if the word gets another value than this, the loop is told."""
+    pthread_mutex_lock(&ear.listener.mutex)
+    each.word = word
+    each.seen = seen
+    pthread_mutex_unlock(&ear.listener.mutex)
+
+cdef inline void ear_word_drop(Ear *ear, EarWord *each) noexcept nogil:
+    """The end of ear_word_add; also if the ear has been closed since."""
+    cdef Listener *listener = ear.listener
+    if listener != NULL:
+        pthread_mutex_lock(&listener.mutex)
+        ear.waits -= 1
+        listener.waits -= 1
+        listener.words -= 1
+    each.before[0] = each.behind
+    if each.behind != NULL:
+        each.behind.before = each.before
+    each.before = NULL
+    if listener != NULL:
+        pthread_mutex_unlock(&listener.mutex)
 
 cdef inline bint ear_moved(Ear *ear, uint32_t at, bint all_of_them) noexcept nogil:
     """Whether keys of this bell are to be looked at; then the bell is armed again."""

@@ -158,6 +158,11 @@ cdef class CellCore:
         self._index = index
         self.cell = cell_at(&self.handle.map, index)
 
+    @property
+    def _place(self):
+        """Equal for the objects of one cell."""
+        return self.handle.map.device, self.handle.map.inode, self._index
+
 
 cdef int begin_with_context(MapHandle handle, Op *op) except -1:
     """Take an idle context of this process, or claim one."""

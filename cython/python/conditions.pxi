@@ -6,38 +6,13 @@ CONDITION, BARRIER = CELL_CONDITION, CELL_BARRIER
 PARTIES_MAX = COME_LIMIT
 
 
-cdef int begin_waiter(MapHandle handle, Op *op) except -1:
-    """Keep the space mapped, and take a context for one wait."""
-    begin_use(handle, op)
-    try:
-        begin_with_context(handle, op)
-    except BaseException:
-        end_waiting(handle, op)
-        raise
-    held_set(op.context, HELD_THREAD, PyThread_get_thread_ident())
-    held_set(op.context, HELD_SINCE, <uint64_t> clock_ns(CLOCK_MONOTONIC))
-    handle.map.local.held += 1
-    return 0
-
-
-cdef void end_waiter(MapHandle handle, Op *op) noexcept:
-    """The end of begin_waiter; in a child that was forked since, the context is the parent's."""
-    if op.generation == process_generation:
-        wait_end(op)
-        handle.map.local.held -= 1
-        put_context(handle, op.self_index)
-    end_waiting(handle, op)
-
-
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear
-cdef class ConditionWait:
-    """One thread's wait for a notification: made under the condition's lock, ended after it."""
+cdef class ConditionWait(CellWait):
+    """One wait for a notification: made under the condition's lock, ended after it."""
 
     cdef ConditionCore condition
-    cdef Op op
-    cdef bint waits
 
     def __cinit__(self, ConditionCore condition not None):
         self.condition = condition
@@ -66,6 +41,16 @@ cdef class ConditionWait:
                 break
         return told
 
+    def look(self):
+        """For a task: whether it has been told."""
+        cdef uint64_t seen
+        self._expect_parent()
+        seen = wait_word(self.op.context)
+        if seen & WAIT_STATE == WAITING:
+            self._note(<uint32_t *> &self.op.context.owned_refs[WAIT_WORD], <uint32_t> seen)
+            seen = wait_word(self.op.context)
+        return seen & WAIT_STATE == TOLD
+
     def end(self, bint pass_on=False):
         """Wait no more; return whether this thread has been told. pass_on: if it has, tell the next
         waiter in its place."""
@@ -73,10 +58,12 @@ cdef class ConditionWait:
         if not self.waits:
             return False
         self.waits = False
+        self._detach()
         if self.op.generation == process_generation:
             told = condition_leave(&self.op)
             if told and pass_on:
                 condition_pass_on(self.op.map, self.condition.cell, self.condition._index)
+                tell_own_loop(self.condition)
         end_waiter(self.condition.handle, &self.op)
         return told
 
@@ -143,6 +130,7 @@ cdef class ConditionCore(CellCore):
         with nogil:
             told = condition_notify(&op, self.cell, self._index, n)
         end_waiting(self.handle, &op)
+        tell_own_loop(self)
         return told
 
     def _waiting(self):
@@ -205,27 +193,30 @@ cdef class BarrierCore(CellCore):
                 turn += 1
         finally:
             end_waiter(self.handle, &op)
+        tell_own_loop(self)
 
 
 # How a wait at a barrier ended.
-BARRIER_PASSED, BARRIER_BROKE, BARRIER_LATE, BARRIER_LAST = range(4)
+BARRIER_PASSED, BARRIER_BROKE, BARRIER_LATE, BARRIER_LAST, BARRIER_FULL = range(5)
 
 
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear
-cdef class BarrierWait:
-    """One party's wait. come(); then the last to come calls open(), and the others wait()."""
+cdef class BarrierWait(CellWait):
+    """One party's wait. come(); then the last to come calls open(), and the others wait(). A task
+    calls look() instead of come() and of wait(), until it is true; `how` is then what they return.
+    """
 
     cdef BarrierCore barrier
-    cdef Op op
-    cdef int64_t until
+    cdef readonly int64_t deadline_ns
     cdef uint32_t place
-    cdef bint waits
+    cdef bint has_come
+    cdef readonly int how
 
     def __cinit__(self, BarrierCore barrier not None, timeout):
         self.barrier = barrier
-        self.until = wait_end_ns(timeout)
+        self.deadline_ns = wait_end_ns(timeout)
         begin_waiter(barrier.handle, &self.op)
         self.waits = True
 
@@ -241,28 +232,51 @@ cdef class BarrierWait:
         """Come as a party, once an earlier generation has ended. Returns BARRIER_LAST,
         BARRIER_PASSED (not the last), or BARRIER_BROKE."""
         cdef BarrierCore barrier = self.barrier
-        cdef Status status
         cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
         cdef uint64_t seen
-        cdef int turn = 0
+        cdef int how
         # Ends with the action of the last party before; a signal handler may fork.
         while self.op.generation == process_generation:
             seen = load_acquire_u64(&barrier.cell.word)
+            how = self._come_once()
+            if how != BARRIER_FULL:
+                return how
+            with nogil:
+                barrier_sleep(barrier.cell, barrier_generation(seen), began, -1)
+                dead_waiters_recover(&self.op, barrier._index, WAITING)
+            between_slices(barrier.handle, -1)
+        return BARRIER_BROKE
+
+    cdef int _come_once(self) except -1:
+        """come(), or BARRIER_FULL: an earlier generation has not ended."""
+        cdef BarrierCore barrier = self.barrier
+        cdef Status status
+        cdef int turn = 0
+        while True:                            # _busy ends it
             status = barrier_enter(&self.op, barrier.cell, barrier._index, &self.place)
             if status == OK:
                 return (BARRIER_LAST if self.place + 1 == barrier.cell.limit
                         else BARRIER_PASSED)
-            if status == ABSENT:
-                return BARRIER_BROKE
-            if status == RETRY:
-                with nogil:
-                    barrier_sleep(barrier.cell, barrier_generation(seen), began, -1)
-                    dead_waiters_recover(&self.op, barrier._index, WAITING)
-                between_slices(barrier.handle, -1)
-            else:
-                barrier._busy(&self.op, turn)
-                turn += 1
-        return BARRIER_BROKE
+            if status == ABSENT or status == RETRY:
+                return BARRIER_BROKE if status == ABSENT else BARRIER_FULL
+            barrier._busy(&self.op, turn)
+            turn += 1
+
+    def look(self):
+        """For a task: whether it has come; and after that, whether it may go on."""
+        cdef Status status
+        self._expect_parent()
+        self._note(&self.barrier.cell.bell, lock_bell_arm(&self.barrier.cell.bell))
+        if not self.has_come:
+            self.how = self._come_once()
+            self.has_come = self.how != BARRIER_FULL
+            return self.has_come
+        status = barrier_look(&self.op, self.barrier.cell)
+        self.how = BARRIER_PASSED if status == OK else BARRIER_BROKE
+        return status != RETRY
+
+    cdef bint _is_due(self) noexcept:
+        return self.has_come and barrier_look(&self.op, self.barrier.cell) != RETRY
 
     def open(self):
         """The last party has come: let all go on. Returns BARRIER_PASSED or BARRIER_BROKE."""
@@ -271,6 +285,7 @@ cdef class BarrierWait:
         while self.op.generation == process_generation:        # _busy ends it; the action may fork
             status = barrier_pass(&self.op, self.barrier.cell)
             if status == OK or status == ABSENT:
+                tell_own_loop(self.barrier)
                 return BARRIER_PASSED if status == OK else BARRIER_BROKE
             self.barrier._busy(&self.op, turn)
             turn += 1
@@ -288,10 +303,10 @@ cdef class BarrierWait:
             if status != RETRY:
                 return BARRIER_PASSED if status == OK else BARRIER_BROKE
             with nogil:
-                barrier_sleep(barrier.cell, generation, began, self.until)
+                barrier_sleep(barrier.cell, generation, began, self.deadline_ns)
                 if barrier_look(&self.op, barrier.cell) == RETRY:
                     dead_waiters_recover(&self.op, barrier._index, WAITING)
-            if not between_slices(barrier.handle, self.until):
+            if not between_slices(barrier.handle, self.deadline_ns):
                 status = barrier_look(&self.op, barrier.cell)
                 if status == RETRY:
                     return BARRIER_LATE
@@ -304,6 +319,7 @@ cdef class BarrierWait:
         while self.op.generation == process_generation:        # _busy ends it
             status = barrier_give_up(&self.op, self.barrier.cell, self.barrier._index)
             if status == OK or status == ABSENT or status == PRESENT:
+                tell_own_loop(self.barrier)
                 return BARRIER_PASSED if status == PRESENT else BARRIER_BROKE
             self.barrier._busy(&self.op, turn)
             turn += 1
@@ -313,4 +329,5 @@ cdef class BarrierWait:
         """Wait no more."""
         if self.waits:
             self.waits = False
+            self._detach()
             end_waiter(self.barrier.handle, &self.op)

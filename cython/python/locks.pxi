@@ -35,8 +35,9 @@ cdef class MutexCore(CellCore):
             return NULL
         return context
 
-    cdef inline bint _take_free(self) noexcept:
-        """Take the lock if nobody holds it, waits for it or has left it behind."""
+    cdef inline bint _take_free(self, uint64_t thread) noexcept:
+        """Take the lock if nobody holds it, waits for it or has left it behind. thread: its number,
+        or that of a task."""
         cdef Op op
         cdef uint64_t taken
         if unlikely(self.handle.is_closed):
@@ -46,12 +47,24 @@ cdef class MutexCore(CellCore):
             return False
         op.self_index = <uint32_t> (taken - 1)
         op.context = context_at(&self.handle.map, taken - 1)
-        mutex_intend(&op, self._index, PyThread_get_thread_ident())
+        mutex_intend(&op, self._index, thread)
         if likely(mutex_take_free(&op, self.cell)):
             self.handle.map.local.held += 1
             return True
         put_context(self.handle, op.self_index)
         return False
+
+    def _take_now(self, uint64_t number, int64_t deadline_ns, bint free):
+        """Take the lock for a task, if nobody holds it, waits for it or has left it behind; free:
+        whether that may be done. Raises what _expect_no_deadlock raises."""
+        if free and self._take_free(number):
+            return True
+        expect_open(self.handle)
+        self._expect_no_deadlock(deadline_ns, number)
+        return False
+
+    def _wait_to_take(self, uint64_t number, int64_t deadline_ns):
+        return LockWait(self, number, deadline_ns)
 
     cdef bint _take(self, int64_t limit, uint64_t told=WAIT_ENDLESS) except -1:
         """Take the lock, waiting for it if need be. False: the time is over. told: 0 if the caller
@@ -63,7 +76,7 @@ cdef class MutexCore(CellCore):
         cdef bint taken = False
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        self._expect_no_deadlock(limit)
+        self._expect_no_deadlock(limit, PyThread_get_thread_ident())
         if self._checks:
             how = WAIT_LINK | told if limit < 0 else WAIT_LINK
         wait.began = clock_ns(CLOCK_MONOTONIC)
@@ -84,7 +97,7 @@ cdef class MutexCore(CellCore):
                         break
         finally:
             if not taken:
-                mutex_give_up(self.cell, &wait)
+                mutex_give_up(&self.handle.map, self.cell, &wait)
             end_waiting(self.handle, &op)
         if taken and self.on_orphan is not None and self._is_orphan():
             self.on_orphan(self, self.orphan)
@@ -106,15 +119,25 @@ cdef class MutexCore(CellCore):
             put_context(self.handle, op.self_index)
         return taken
 
-    cdef int _expect_no_deadlock(self, int64_t limit) except -1:
+    cdef int _expect_no_deadlock(self, int64_t limit, uint64_t thread) except -1:
+        """thread: the number of the one that would wait, or that of a task."""
         cdef Context *mine
+        cdef uint64_t holder
         if limit >= 0 or not self._checks:
             return 0
         mine = self._mine()
-        if mine != NULL and held_word(mine, HELD_THREAD) == PyThread_get_thread_ident():
+        if mine == NULL:
+            return 0
+        holder = held_word(mine, HELD_THREAD)
+        if holder & TASK and not thread & TASK and task_runs_here(holder):
             raise _errors.DeadlockError(
-                f"this thread holds {self!r} already and would wait for itself for ever (a "
-                f"coroutine or greenlet is not a thread of its own); check=False waits")
+                f"a task of this thread's event loop holds {self!r}, and the loop would stand "
+                f"still: use 'async with', or await acquire_async()")
+        if holder == thread:
+            raise _errors.DeadlockError(
+                f"this {'task' if thread & TASK else 'thread'} holds {self!r} already and would "
+                f"wait for itself for ever (a coroutine without 'async with', or a greenlet, is "
+                f"not a thread of its own); check=False waits")
         return 0
 
     cdef int _expect_mine(self, Context *mine, str what) except -1:
@@ -128,10 +151,13 @@ cdef class MutexCore(CellCore):
 
     cdef inline int _let_go(self, uint32_t seen) except -1:
         """Release the lock, whose word was seen held by this process."""
-        if unlikely(not mutex_release(self.cell, seen)):
+        cdef Status status = mutex_release(&self.handle.map, self.cell, seen)
+        if unlikely(status == ABSENT):
             self._expect_mine(NULL, "cannot release")  # it has been taken away
         self.handle.map.local.held -= 1
         put_context(self.handle, word_owner(seen))
+        if unlikely(status == PRESENT):
+            tell_own_loop(self)
         return 0
 
     cdef bint _is_orphan(self) noexcept:
@@ -169,6 +195,68 @@ cdef class MutexCore(CellCore):
         return load_relaxed_u64(&self.cell.grants)
 
 
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class LockWait(CellWait):
+    """A task's wait for a lock. number: the task's (TASK)."""
+
+    cdef MutexCore lock
+    cdef MutexWait wait
+
+    def __cinit__(self, MutexCore lock not None, uint64_t number, int64_t deadline_ns):
+        self.lock = lock
+        if lock.handle.is_closed:
+            refuse_closed(lock.handle)
+        lock._expect_no_deadlock(deadline_ns, number)
+        self.wait.began = clock_ns(CLOCK_MONOTONIC)
+        self.wait.until = deadline_ns
+        begin_waiter(lock.handle, &self.op)
+        mutex_intend(&self.op, lock._index, number)
+        wait_say(self.op.context, lock._index)
+        self.waits = True
+
+    def __dealloc__(self):
+        self.end()
+
+    def look(self):
+        """Take the lock, if that is possible; return whether it is done."""
+        cdef MutexCore lock = self.lock
+        cdef uint32_t left = 0
+        cdef bint taken = False
+        cdef int _turn
+        self._expect_parent()
+        for _turn in range(STEP_PAUSES):       # each turn, another thread has changed the word
+            with nogil:
+                taken = mutex_look(&self.op, lock.cell, &self.wait, &left, &self.until_ns)
+            if taken:
+                self._end(True)
+                break
+            self._note(&lock.cell.state, left)
+            # Acquire: behind the note, and read by this thread only; pairs with mutex_release.
+            if load_acquire_u32(&lock.cell.state) == left:
+                break
+        return taken
+
+    cdef void _end(self, bint taken) noexcept:
+        if not self.waits:
+            return
+        self.waits = False
+        self._detach()
+        if taken:                              # the context is the holder's from now on
+            wait_say(self.op.context, 0)
+            end_waiting(self.lock.handle, &self.op)
+            return
+        if self.op.generation == process_generation:
+            mutex_give_up(&self.lock.handle.map, self.lock.cell, &self.wait)
+            tell_own_loop(self.lock)
+        end_waiter(self.lock.handle, &self.op)
+
+    def end(self):
+        """Wait no more."""
+        self._end(False)
+
+
 @cython.auto_pickle(False)
 @cython.no_gc_clear
 cdef class LockCore(MutexCore):
@@ -181,13 +269,15 @@ cdef class LockCore(MutexCore):
         from it, and `orphan` tells. Costs about 40 ns if the lock is free; waiting sleeps in the
         kernel without the GIL.
 
-        Raises DeadlockError (this thread holds it, or waits in a circle, without limit),
-        ValueError, TooManyProcesses (4,096 locks and permits of the space are held), MapClosed.
+        Raises DeadlockError (this thread, or a task of its event loop, holds it, or it waits in a
+        circle, without limit), ValueError, TooManyProcesses (4,096 locks and permits of the space
+        are held), MapClosed.
         """
         if likely(blocking is True and timeout is FOR_EVER):
-            return True if likely(self._take_free()) else self._take(-1)
+            return (True if likely(self._take_free(PyThread_get_thread_ident()))
+                    else self._take(-1))
         limit = acquire_limit(blocking, timeout)
-        return self._take_free() or self._take(limit)
+        return self._take_free(PyThread_get_thread_ident()) or self._take(limit)
 
     def release(self):
         """Let go of the lock. Any thread of the process that took it may do so.
@@ -204,11 +294,11 @@ cdef class LockCore(MutexCore):
 
     def _acquire_restore(self, saved):
         """What Condition.wait() does at its end."""
-        if not self._take_free():
+        if not self._take_free(PyThread_get_thread_ident()):
             self._take(-1, 0)
 
     def __enter__(self):
-        if unlikely(not self._take_free()):
+        if unlikely(not self._take_free(PyThread_get_thread_ident())):
             self._take(-1)
         return True
 
@@ -228,17 +318,28 @@ cdef class RLockCore(MutexCore):
     """The part of RLock that is in the core."""
 
     cdef inline Context *_of_this_thread(self) noexcept:
+        """_mine(), if this thread, or the task that runs in it, has taken the lock."""
         return self._of_this_thread_in(load_acquire_u32(&self.cell.state))
 
     cdef inline Context *_of_this_thread_in(self, uint32_t seen) noexcept:
         cdef Context *mine = self._mine_in(seen)
-        if mine == NULL or held_word(mine, HELD_THREAD) != PyThread_get_thread_ident():
+        if mine == NULL or not is_own_number(held_word(mine, HELD_THREAD)):
             return NULL
         return mine
 
+    def _take_again(self, uint64_t number):
+        """If the task of this number has the lock, take it once more; return whether that is so."""
+        cdef Context *mine
+        expect_open(self.handle)
+        mine = self._mine()
+        if mine == NULL or held_word(mine, HELD_THREAD) != number:
+            return False
+        held_set(mine, HELD_DEPTH, held_word(mine, HELD_DEPTH) + 1)
+        return True
+
     cdef bint _acquire(self, int64_t limit, uint64_t told=WAIT_ENDLESS) except -1:
         cdef Context *mine
-        if likely(self._take_free()):
+        if likely(self._take_free(PyThread_get_thread_ident())):
             return True
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
@@ -268,8 +369,9 @@ cdef class RLockCore(MutexCore):
         """Take the lock, or take it once more if this thread has it; return whether it is taken.
         Arguments and errors as threading.RLock's. Otherwise as Lock.acquire().
 
-        Raises DeadlockError (this thread waits in a circle, without limit), ValueError,
-        TooManyProcesses (4,096 locks and permits of the space are held), MapClosed.
+        Raises DeadlockError (a task of this thread's event loop holds it, or this thread waits in
+        a circle, without limit), ValueError, TooManyProcesses (4,096 locks and permits of the space
+        are held), MapClosed.
         """
         return self._acquire(acquire_limit(blocking, timeout))
 
@@ -311,8 +413,10 @@ cdef class RLockCore(MutexCore):
         return depth
 
     def _acquire_restore(self, uint64_t depth):
-        cdef Context *mine
         self._acquire(-1, 0)
-        mine = self._of_this_thread()
+        self._restore_depth(depth)
+
+    def _restore_depth(self, uint64_t depth):
+        cdef Context *mine = self._of_this_thread()
         if mine != NULL:                       # else the segment has been damaged since
             held_set(mine, HELD_DEPTH, depth)

@@ -65,4 +65,4 @@ def depose(MutexCore lock not None, int64_t age_ns):
     if process >= processes_usable(map) or (
             clock_ns(CLOCK_MONOTONIC) - <int64_t> held_word(owner, HELD_SINCE) < age_ns):
         return False
-    return mutex_take_away(lock.cell, seen, owner, map.processes + process)
+    return mutex_take_away(map, lock.cell, seen, owner, map.processes + process)

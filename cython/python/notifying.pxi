@@ -29,6 +29,7 @@ cdef class Notifier:
 
     cdef Ear ear
     cdef uint64_t generation
+    cdef readonly bint late        # moved() has told of all bells: a slice is over
 
     def __cinit__(self, MapHandle handle not None):
         cdef Listener *listener
@@ -87,6 +88,7 @@ cdef class Notifier:
         pthread_mutex_lock(&self.ear.listener.mutex)
         all_of_them = self.ear.look_at_all or self.ear.listener.naps
         self.ear.look_at_all = False
+        self.late = all_of_them
         for at in range(BELL_COUNT):
             moved[at] = ear_moved(&self.ear, at, all_of_them)
         pthread_mutex_unlock(&self.ear.listener.mutex)

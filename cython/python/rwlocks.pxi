@@ -17,11 +17,14 @@ cdef class RWLockCore(SharesCore):
     def _set_check(self, bint check):
         self._checks = check
 
+    cdef uint32_t _arm(self, uint64_t writes) noexcept nogil:
+        return rwlock_arm(self.cell, writes)
+
     cdef int _sleep(self, Op *op, uint64_t writes, int64_t until) noexcept nogil:
         return rwlock_sleep(op, self.cell, writes, until)
 
     cdef void _give_up(self, uint64_t writes) noexcept:
-        rwlock_give_up(self.cell, writes)
+        rwlock_give_up(&self.handle.map, self.cell, writes)
 
     cdef bint _come_in(self, bint writes, int64_t limit) except -1:
         """False: the time is over."""

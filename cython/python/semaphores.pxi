@@ -46,6 +46,10 @@ cdef class SharesCore(CellCore):
         self.handle.map.local.held -= 1
         put_context(self.handle, op.self_index)
 
+    cdef uint32_t _arm(self, uint64_t what) noexcept nogil:
+        """Before each look of a task: say that it waits. Returns the bell's value."""
+        return lock_bell_arm(&self.cell.bell)
+
     cdef int _sleep(self, Op *op, uint64_t what, int64_t until) noexcept nogil:
         """Sleep until that may be taken. Returns what futex_sleep does; -1 if there is no reason to
         sleep."""
@@ -72,7 +76,17 @@ cdef class SharesCore(CellCore):
         self._end(&op)
         if status == RETRY or status == BUSY:
             stopped_in_a_step(self)
+        if give:
+            tell_own_loop(self)
         return status
+
+    def _take_now(self, uint64_t what, int64_t _deadline_ns, bint free):
+        """Take for a task, if that needs no wait; free: whether that may be done."""
+        expect_open(self.handle)
+        return free and self._step(False, what) == OK
+
+    def _wait_to_take(self, uint64_t what, int64_t _deadline_ns):
+        return SharesWait(self, what)
 
     cdef bint _take(self, uint64_t what, int64_t limit) except -1:
         """Take, waiting for it. False: the time is over."""
@@ -120,8 +134,55 @@ cdef inline Status attempt_shares(
             return rwlock_take(op, core.cell, what, PyThread_get_thread_ident())
         return rwlock_give(op, core.cell, what) if rwlock_has(op, what) else ABSENT
     if not core.undo:
-        return count_give(core.cell, what) if give else count_take(core.cell)
+        return count_give(op.map, core.cell, what) if give else count_take(core.cell)
     return shares_give(op, core.cell, what) if give else shares_take(op, core.cell)
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class SharesWait(CellWait):
+    """A task's wait for a permit; or to come in as a reader (what: 0) or the writer (1)."""
+
+    cdef SharesCore shares
+    cdef uint64_t what
+
+    def __cinit__(self, SharesCore shares not None, uint64_t what):
+        self.shares = shares
+        self.what = what
+        if shares.handle.is_closed:
+            refuse_closed(shares.handle)
+        begin_use(shares.handle, &self.op)
+        self.waits = True
+
+    def __dealloc__(self):
+        self.end()
+
+    def look(self):
+        """Take, if that is possible; return whether it is done. Recovers the dead if the task has
+        slept for a whole slice."""
+        cdef SharesCore shares = self.shares
+        cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+        self._expect_parent()
+        if shares.undo and 0 <= self.until_ns <= now:
+            self.recover()
+        self.until_ns = now + shares.slice_ns
+        self._note(&shares.cell.bell, shares._arm(self.what))
+        if shares._step(False, self.what) != OK:
+            return False
+        self.end(True)
+        return True
+
+    def end(self, bint taken=False):
+        """Wait no more."""
+        if not self.waits:
+            return
+        self.waits = False
+        self._detach()
+        if not taken and self.op.generation == process_generation:
+            self.shares._give_up(self.what)
+            tell_own_loop(self.shares)
+        end_waiting(self.shares.handle, &self.op)
 
 
 @cython.auto_pickle(False)
@@ -139,7 +200,7 @@ cdef class SemaphoreCore(SharesCore):
         return count_sleep(op, self.cell, until)
 
     cdef void _give_up(self, uint64_t what) noexcept:
-        count_give_up(self.cell)
+        count_give_up(&self.handle.map, self.cell)
 
     def acquire(self, blocking=True, timeout=None):
         """Take a permit; return whether one is taken. Arguments and errors as
@@ -209,7 +270,8 @@ cdef class EventCore(CellCore):
         """
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        flag_set(self.cell)
+        flag_set(&self.handle.map, self.cell)
+        tell_own_loop(self)
 
     def clear(self):
         """Clear the event.
@@ -252,3 +314,40 @@ cdef class EventCore(CellCore):
         finally:
             end_waiting(self.handle, &op)
         return came
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class EventWait(CellWait):
+    """A task's wait for an event."""
+
+    cdef EventCore event
+    cdef uint64_t generation
+
+    def __cinit__(self, EventCore event not None):
+        self.event = event
+        if event.handle.is_closed:
+            refuse_closed(event.handle)
+        self.generation = flag_generation(event.cell)
+        begin_use(event.handle, &self.op)
+        self.waits = True
+
+    def __dealloc__(self):
+        self.end()
+
+    def look(self):
+        """Whether the event is set, or has been since this object was made."""
+        self._expect_parent()
+        self._note(&self.event.cell.bell, lock_bell_arm(&self.event.cell.bell))
+        return self._is_due()
+
+    cdef bint _is_due(self) noexcept:
+        return flag_came(self.event.cell, self.generation)
+
+    def end(self):
+        """Wait no more."""
+        if self.waits:
+            self.waits = False
+            self._detach()
+            end_waiting(self.event.handle, &self.op)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import index as as_index
 from threading import BrokenBarrierError
+from types import TracebackType
 from typing import Any
 
 from shmrhash import _core
@@ -88,6 +89,53 @@ class Barrier(Primitive, _core.BarrierCore):
         if how == _core.BARRIER_PASSED:
             how = waiter.wait()
         return waiter.give_up() if how == _core.BARRIER_LATE else how
+
+    async def wait_async(self, timeout: float | None = None) -> int:
+        """wait() for coroutines of asyncio: the loop goes on while this task, a party of its own,
+        waits.
+
+        The action is called in the loop. A task that is cancelled breaks the barrier, unless all
+        have come. If a party is killed, the tasks of others notice within a quarter of a second.
+
+        Raises what wait() raises, TooManyProcesses (4,096 contexts of the space are in use: each
+        waiting party has one), SystemFailure (no more threads or descriptors).
+        """
+        waiter = _core.BarrierWait(self, self._timeout if timeout is None else timeout)
+        try:
+            how = await self._meet_async(waiter)
+        except BaseException:
+            waiter.give_up()
+            raise
+        finally:
+            waiter.end()
+        if how == _core.BARRIER_BROKE:
+            raise BrokenBarrierError
+        return waiter.place
+
+    async def _meet_async(self, waiter: _core.BarrierWait) -> int:
+        from shmrhash._sync import tasks  # asyncio takes long to import
+
+        await tasks.until_done(waiter, -1)
+        if waiter.how == _core.BARRIER_LAST:
+            if self._action is not None:
+                self._action()
+            return waiter.open()
+        if waiter.how == _core.BARRIER_PASSED and not await tasks.until_done(
+            waiter, waiter.deadline_ns
+        ):
+            return waiter.give_up()
+        return waiter.how
+
+    async def __aenter__(self) -> int:
+        return await self.wait_async()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing is held."""
 
     def reset(self) -> None:
         """Make the barrier new: threads that wait get BrokenBarrierError.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from shmrhash import _core
@@ -88,6 +89,80 @@ class Condition(Primitive, _core.ConditionCore):
             self.wait(None if timeout is None else left)
             result = predicate()
         return result
+
+    async def wait_async(self, timeout: float | None = None) -> bool:
+        """wait() for coroutines of asyncio: the loop goes on while this task waits.
+
+        It also goes on while the task waits for the lock again, which it has at the end even if it
+        is cancelled. timeout: seconds, at least 0; None waits without limit. Tasks and threads are
+        notified in the order in which they came. A task that is cancelled after it was notified
+        passes the notification on. If a process is killed inside notify(), or after it was
+        notified, the tasks of others notice within a quarter of a second.
+
+        Raises RuntimeError (this task has not got the lock), TypeError (the lock has no
+        acquire_async()), InvalidArgument (timeout), TooManyProcesses (4,096 contexts of the space
+        are in use: each task that waits at a condition has one), SystemFailure (no more threads or
+        descriptors), MapClosed.
+        """
+        from shmrhash._sync import tasks  # asyncio takes long to import
+
+        deadline = _core.deadline_after(timeout)
+        if not hasattr(self._lock, "acquire_async"):
+            raise TypeError(f"the lock of {self!r} has no acquire_async()")
+        if not self._is_owned():
+            raise RuntimeError("cannot wait on un-acquired lock")
+        waiter = _core.ConditionWait(self)
+        interrupted = True
+        saved = None
+        try:
+            saved = self._release_save()
+            await tasks.until_done(waiter, deadline)
+            interrupted = False
+        finally:
+            try:
+                if saved is not None:
+                    await tasks.take_again(self._lock, saved)
+            except BaseException:
+                interrupted = True
+                raise
+            finally:
+                told = waiter.end(interrupted)
+        return told
+
+    async def wait_for_async(
+        self, predicate: Callable[[], Any], timeout: float | None = None
+    ) -> Any:
+        """wait_for() for coroutines of asyncio.
+
+        Raises what wait_async() and predicate() raise.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        result = predicate()
+        while not result:
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            await self.wait_async(None if timeout is None else left)
+            result = predicate()
+        return result
+
+    async def acquire_async(self, timeout: float | None = None) -> bool:
+        """Take the lock: acquire_async() of the lock.
+
+        Raises what that raises.
+        """
+        return bool(await self._lock.acquire_async(timeout))
+
+    async def __aenter__(self) -> bool:
+        return await self.acquire_async()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
 
     def _release_save(self) -> Any:
         """Release the lock however often it was taken; what _acquire_restore() needs."""

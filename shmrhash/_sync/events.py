@@ -28,6 +28,27 @@ class Event(Primitive, _core.EventCore):
         """
         return cls._of_key(space_for(space, key), key, _core.EVENT)
 
+    async def wait_async(self, timeout: float | None = None) -> bool:
+        """wait() for coroutines of asyncio: the loop goes on while this task waits.
+
+        timeout: seconds, at least 0; None waits without limit. Returns True, or False if the time
+        is over. An event that is set and cleared while a task waits counts as set for that task. If
+        a process is killed inside set(), the tasks of others notice within a quarter of a second.
+
+        Raises InvalidArgument (timeout), SystemFailure (no more threads or descriptors), MapClosed
+        (also while it waits).
+        """
+        from shmrhash._sync import tasks  # asyncio takes long to import
+
+        deadline = _core.deadline_after(timeout)
+        if self.is_set():
+            return True
+        wait = _core.EventWait(self)
+        try:
+            return await tasks.until_done(wait, deadline)
+        finally:
+            wait.end()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._pickled(_core.EVENT)
 

@@ -20,9 +20,9 @@ class Leader:
     """One of several processes leads; if it dies, another one does, with a higher term.
 
     Leader("scheduler") is the same office in all processes of this user; with space=, in all that
-    open that space. acquire() waits until this process leads, or use it in a with statement. While
-    it leads, `term` is a number that grows with each leader: a service that is told it can refuse
-    a leader that has been replaced (a fencing token).
+    open that space. acquire() waits until this process leads, or use it in a with or async with
+    statement. While it leads, `term` is a number that grows with each leader: a service that is
+    told it can refuse a leader that has been replaced (a fencing token).
 
     lease: a leader that is stopped, or hangs, keeps the office as long as it lives. With a lease,
     in seconds, another process may depose a leader that has not called check() for so long. The
@@ -112,6 +112,30 @@ class Leader:
             if self._lock.acquire(timeout=min(left, self.lease / _SLICES)):
                 return True
 
+    async def acquire_async(self, timeout: float | None = None) -> bool:
+        """acquire() for coroutines of asyncio: the loop goes on while this task waits.
+
+        timeout: seconds, at least 0; None waits without limit.
+
+        Raises what Lock.acquire_async() raises.
+        """
+        deadline = _core.deadline_after(timeout)
+        if self.lease is None:
+            taken = await self._lock.acquire_async(timeout)
+        else:
+            taken = await self._lock.acquire_async(0)
+            while not taken:  # ends with the timeout
+                _core.depose(self._lock, int(self.lease * 1e9))
+                left = math.inf
+                if deadline >= 0:
+                    left = (deadline - _core.clock_monotonic_ns()) / 1e9
+                taken = await self._lock.acquire_async(max(0, min(left, self.lease / _SLICES)))
+                if left <= 0:
+                    break
+        if taken:
+            self._term = self._lock.token
+        return taken
+
     def check(self) -> int:
         """Return the term if this process still leads in it, and renew its lease.
 
@@ -149,6 +173,18 @@ class Leader:
         if exc_type is not None and issubclass(exc_type, Deposed):
             return  # there is nothing to release
         self.release()
+
+    async def __aenter__(self) -> Leader:
+        await self.acquire_async()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(exc_type, exc, traceback)
 
     def __repr__(self) -> str:
         return f"<shmrhash.Leader at {id(self):#x}: key={self.key!r} in {self.space.name!r}>"

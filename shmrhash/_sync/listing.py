@@ -21,8 +21,10 @@ class LockInfo(NamedTuple):
     "Barrier". owners: who holds it: of an RWLock, each process that reads or writes; of a
     Semaphore, each process with permits, once for each permit; their `since` is 0. waiters: the
     threads that wait for it; one that has not yet slept, or for which the space has no context left
-    (4,096), is missing. value: the free permits of a Semaphore, 1 or 0 of an Event, the parties
-    that a Barrier needs; None of others. token: how often a Lock or RLock has been taken.
+    (4,096), is missing. Of the tasks of one event loop that wait for the same Lock or RLock, only
+    the first is shown, and none of those that wait for an RWLock, a Semaphore or an Event. value:
+    the free permits of a Semaphore, 1 or 0 of an Event, the parties that a Barrier needs; None of
+    others. token: how often a Lock or RLock has been taken.
     """
 
     key: Key | None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar, overload
 
 from shmrhash._sync.events import Event
 from shmrhash._sync.locks import Lock, Orphan
@@ -20,7 +21,7 @@ class Once:
 
     Once("migrate") is the same in all processes of this user; with space=, in all that open that
     space; Once() is a new one, which children of fork share and which can be pickled. run(function)
-    runs the function, and an object is a decorator, too:
+    runs the function, and an object is a decorator, too, also of coroutine functions:
 
         @Once("migrate")
         def migrate(): ...
@@ -84,11 +85,47 @@ class Once:
             self._done.set()
             return result
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]:
-        """Decorate a function: each call is run(function, ...)."""
+    async def run_async(
+        self, function: Callable[P, Awaitable[R] | R], *args: P.args, **kwargs: P.kwargs
+    ) -> R | None:
+        """run() for coroutines of asyncio: the loop goes on while this task waits.
+
+        function may be a coroutine function: it has run when its coroutine has ended; if that
+        raises, or its task is cancelled, the next caller runs it.
+
+        Raises what the function raises, DeadlockError (the function calls run_async() itself),
+        SystemFailure (no more threads or descriptors), MapClosed.
+        """
+        if self._done.is_set():
+            return None
+        async with self._lock:
+            if self._done.is_set():
+                return None
+            result = function(*args, **kwargs)
+            if isinstance(result, Awaitable):
+                result = await result
+            self._done.set()
+            return result
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]]
+    ) -> Callable[P, Coroutine[Any, Any, R | None]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R | None]: ...
+    def __call__(self, function: Callable[P, Any]) -> Callable[P, Any]:
+        """Decorate a function: each call is run(function, ...); of a coroutine function,
+        run_async()."""
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run_it(*args: P.args, **kwargs: P.kwargs) -> Any:
+                return await self.run_async(function, *args, **kwargs)
+
+            return run_it
 
         @functools.wraps(function)
-        def run(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        def run(*args: P.args, **kwargs: P.kwargs) -> Any:
             return self.run(function, *args, **kwargs)
 
         return run

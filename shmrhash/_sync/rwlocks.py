@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 from shmrhash import _core
@@ -50,33 +50,45 @@ class RWLock(Primitive, _core.RWLockCore):
         self._check = check
         self._set_check(check)
 
-    @contextlib.contextmanager
-    def read_lock(self, timeout: float | None = -1) -> Iterator[RWLock]:
-        """A context manager that reads: it comes in at the beginning and goes out at the end.
+    def read_lock(self, timeout: float | None = -1) -> Holding:
+        """For a with or async with statement: a reader comes in at its beginning, and goes out at
+        its end.
 
-        timeout: seconds; -1 or None waits without limit. Raises LockTimeout, and what
-        acquire_read() raises.
+        timeout: seconds; -1 or None waits without limit. The statement raises LockTimeout, and what
+        acquire_read() or acquire_read_async() raises.
         """
-        if not self.acquire_read(True, timeout):
-            raise LockTimeout(f"{self!r}: no reader could come in for {timeout} s")
-        try:
-            yield self
-        finally:
-            self.release_read()
+        return Holding(self, False, timeout)
 
-    @contextlib.contextmanager
-    def write_lock(self, timeout: float | None = -1) -> Iterator[RWLock]:
-        """A context manager that writes: it comes in at the beginning and goes out at the end.
+    def write_lock(self, timeout: float | None = -1) -> Holding:
+        """For a with or async with statement: the writer comes in at its beginning, and goes out
+        at its end.
 
-        timeout: seconds; -1 or None waits without limit. Raises LockTimeout, and what
-        acquire_write() raises.
+        timeout: seconds; -1 or None waits without limit. The statement raises LockTimeout, and what
+        acquire_write() or acquire_write_async() raises.
         """
-        if not self.acquire_write(True, timeout):
-            raise LockTimeout(f"{self!r}: no writer could come in for {timeout} s")
-        try:
-            yield self
-        finally:
-            self.release_write()
+        return Holding(self, True, timeout)
+
+    async def acquire_read_async(self, timeout: float | None = None) -> bool:
+        """acquire_read() for coroutines of asyncio: the loop goes on while this task waits.
+
+        timeout: seconds, at least 0; None waits without limit. The tasks of one loop come in in the
+        order in which they came, readers and writers. Cancelling leaves nothing held.
+
+        Raises InvalidArgument (timeout), TooManyProcesses, SystemFailure (no more threads or
+        descriptors), MapClosed (also while it waits).
+        """
+        from shmrhash._sync import tasks  # asyncio takes long to import
+
+        return await tasks.take(self, False, timeout)
+
+    async def acquire_write_async(self, timeout: float | None = None) -> bool:
+        """acquire_write() for coroutines of asyncio, as acquire_read_async() is acquire_read().
+
+        Raises what acquire_read_async() raises.
+        """
+        from shmrhash._sync import tasks  # asyncio takes long to import
+
+        return await tasks.take(self, True, timeout)
 
     @property
     def orphan(self) -> Orphan | None:
@@ -96,3 +108,44 @@ class RWLock(Primitive, _core.RWLockCore):
             state = "a writer" if self.has_writer else f"{self.readers} readers"
         where = f"key={self.key!r} in {self._space.name!r}"
         return f"<{self._type_name} at {id(self):#x}: {state}, {where}>"
+
+
+class Holding(contextlib.ContextDecorator):
+    """What read_lock() and write_lock() return: for with and async with, as often as one likes."""
+
+    def __init__(self, lock: RWLock, writes: bool, timeout: float | None) -> None:
+        self._lock, self._writes, self._timeout = lock, writes, timeout
+
+    def __enter__(self) -> RWLock:
+        acquire = self._lock.acquire_write if self._writes else self._lock.acquire_read
+        return self._lock_if(acquire(True, self._timeout))
+
+    async def __aenter__(self) -> RWLock:
+        lock = self._lock
+        acquire = lock.acquire_write_async if self._writes else lock.acquire_read_async
+        return self._lock_if(await acquire(None if self._timeout == -1 else self._timeout))
+
+    def _lock_if(self, taken: bool) -> RWLock:
+        if not taken:
+            who = "writer" if self._writes else "reader"
+            raise LockTimeout(f"{self._lock!r}: no {who} could come in for {self._timeout} s")
+        return self._lock
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._writes:
+            self._lock.release_write()
+        else:
+            self._lock.release_read()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, traceback)

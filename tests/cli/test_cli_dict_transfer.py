@@ -256,7 +256,7 @@ def test_max_bytes_of_an_imported_dict_can_be_given(tmp_path):
     make_dict({"a": "x" * 100_000}, key=str, value=str, max_bytes=1 << 20)
     run("export", "jobs", tmp_path / "jobs.snap")
 
-    refused = run("import", tmp_path / "jobs.snap", "small", "--max-bytes", 16384, status=6)
+    refused = run("import", tmp_path / "jobs.snap", "small", "--max-bytes", 65536, status=6)
     assert "0 entries were imported" in refused.err
     run("import", tmp_path / "jobs.snap", "large", "--max-bytes", 1 << 22)
     with SharedDict.open("large") as d:

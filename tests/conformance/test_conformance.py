@@ -1,5 +1,7 @@
 """CPython's own tests of locks pass with the types of shmrhash (support/conformance says how)."""
 
+import sys
+
 import pytest
 from support.conformance.running import run_tests
 
@@ -21,6 +23,26 @@ PROCESSES = {
     "ConditionTests": 7,
     "EventTests": 1,
     "BarrierTests": 11,
+}
+
+TASKS = {
+    "LockTests": 12,
+    "EventTests": 6,
+    "ConditionTests": 16,
+    "SemaphoreTests": 14,
+    "BarrierTests": 22,
+}
+TASKS_EXCEPTED = {
+    *("LockTests.test_repr", "LockTests.test_lock_doesnt_accept_loop_parameter"),
+    *("EventTests.test_repr", "ConditionTests.test_repr", "ConditionTests.test_ambiguous_loops"),
+    *("SemaphoreTests.test_repr", "SemaphoreTests.test_acquire"),
+    *("BarrierTests.test_barrier", "BarrierTests.test_repr"),
+    *("BarrierTests.test_filling_task_by_task", "BarrierTests.test_draining_state"),
+    "BarrierTests.test_filling_tasks_cancel_one",
+    "BarrierTests.test_reset_barrier_when_tasks_half_draining",
+    "BarrierTests.test_reset_barrier_when_tasks_half_draining_half_blocking",
+    "BarrierTests.test_reset_barrier_while_tasks_draining",
+    "BarrierTests.test_abort_barrier_when_tasks_half_draining_half_blocking",
 }
 
 
@@ -57,6 +79,16 @@ def test_types_pass_the_tests_of_multiprocessing(start_method):
     outcome = run_tests("processes", list(PROCESSES), types="shmrhash", start_method=start_method)
 
     expect_all(outcome, PROCESSES, {"SemaphoreTests.test_timeout", "EventTests.test_repr"})
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="the tests of 3.10 are of a loop that each type is made for"
+)
+def test_types_pass_the_tests_of_asyncio():
+    """The forms for coroutines. The tests count turns of the loop, and cancel tasks in each."""
+    outcome = run_tests("tasks", list(TASKS), types="shmrhash")
+
+    expect_all(outcome, TASKS, TASKS_EXCEPTED)
 
 
 def test_harness_tells_what_multiprocessing_fails():

@@ -8,6 +8,9 @@ The tests are not in this repository. They come with the interpreter, in its pac
 - `test._test_multiprocessing` (processes.py): what multiprocessing's types must do when they are
   passed on to other processes. A test class finds the types as attributes of a mixin.
 
+- `test.test_asyncio.test_locks` (tasks.py): what asyncio's types must do. A test finds the types in
+  the module's global `asyncio`.
+
 A class here is one of CPython's with the attribute set. A test that our types cannot pass is named
 in it as `test_x = None`, and a comment says why. Everything else must pass.
 

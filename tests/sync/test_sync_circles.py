@@ -4,6 +4,7 @@ A member is a process that takes one lock, waits until all have done that, and t
 one. DeadlockError comes after 0.2 s; a test waits for what must happen, not for the time.
 """
 
+import asyncio
 import contextlib
 import os
 import random
@@ -288,6 +289,61 @@ def test_wait_for_a_permit_is_no_link(space):
 
     assert lock.acquire()
     assert child.result() is True
+
+
+async def take_in_task(how, lock, timeout=None):
+    """take() for a task."""
+    acquire = {
+        "lock": "acquire_async",
+        "reader": "acquire_read_async",
+        "writer": "acquire_write_async",
+    }[how]
+    return await getattr(lock, acquire)(timeout)
+
+
+def lock_of(how, space):
+    return (Lock if how == "lock" else RWLock)("lock", space=space)
+
+
+WAYS = pytest.mark.parametrize("how", ["lock", "reader", "writer"])
+
+
+@WAYS
+def test_task_that_waits_is_no_link(space, how):
+    """Its thread goes on, and other tasks with it: so whoever waits behind it is told nothing."""
+    mine, other = lock_of(how, space), Lock("other", space=space)
+    behind = "writer" if how == "reader" else how
+    partner = Partner(member, ("lock", other), (behind, mine))
+    partner.hear()
+
+    async def main():
+        assert await take_in_task(how, mine)
+        partner.tell()
+        until(lambda: waiting() == 1)
+        assert not await other.acquire_async(STEADY_S)
+        give(how, mine)
+
+    asyncio.run(main())
+    assert partner.result() is True
+
+
+@pytest.mark.parametrize("how", ["reader", "writer"])
+def test_thread_that_waits_keeps_its_tasks_from_letting_go(space, how):
+    """A task comes in, and then its thread waits: a circle, for the task cannot go on."""
+    mine, other = lock_of(how, space), Lock("other", space=space)
+    partner = Partner(member, ("lock", other), ("writer", mine))
+    partner.hear()
+
+    async def main():
+        assert await take_in_task(how, mine)
+        partner.tell()
+        until(lambda: waiting() == 1)
+        with pytest.raises(DeadlockError, match="a circle of 2"):
+            other.acquire()
+        give(how, mine)
+
+    asyncio.run(main())
+    assert partner.result() is True
 
 
 def take_in_order(made, seed, rounds):

@@ -1,0 +1,142 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# Part of _core.pyx: what all waits at cells have in common: the context of a waiter, and how a task
+# of an event loop waits. listener.pxd is the protocol; shmrhash/_sync/tasks.py lets tasks take
+# turns.
+
+cdef uint64_t TASK = 1ULL << 63    # in HELD_THREAD: the number of a task, not of a thread
+TASK_NUMBERS = TASK
+
+cdef object look_here = None       # of shmrhash/_awaiting.py
+cdef object number_of_task = None  # of shmrhash/_sync/tasks.py
+cdef object has_task = None        # likewise
+
+
+def set_look_here(function):
+    """function(key, index): in the running loop, wake the tasks that wait at this cell of the space
+    with this notifier_key, if it has changed for them."""
+    global look_here
+    look_here = function
+
+
+def set_tasks(number_of_running, running_loop_has):
+    """number_of_running(): the number of the running task, which has the bit TASK; 0: there is
+    none. running_loop_has(number): whether the loop that runs in this thread has this task."""
+    global number_of_task, has_task
+    number_of_task = number_of_running
+    has_task = running_loop_has
+
+
+cdef inline void tell_own_loop(CellCore core) noexcept:
+    """After a change of a cell: wake the tasks of this thread's loop, which need no listener."""
+    if unlikely((<Attachment> core.handle.attachment).listener.words != 0):
+        look_here(attachment_key(core.handle), core._index)
+
+
+cdef bint is_own_number(uint64_t number) noexcept:
+    """Whether this is the number of the running thread, or task."""
+    if likely(number == PyThread_get_thread_ident()):
+        return True
+    return number & TASK and number_of_task is not None and number == number_of_task()
+
+
+cdef bint task_runs_here(uint64_t number) except -1:
+    """Whether a task cannot go on while this thread waits."""
+    return has_task is not None and has_task(number)
+
+
+cdef int begin_waiter(MapHandle handle, Op *op) except -1:
+    """Keep the space mapped, and take a context for one wait."""
+    begin_use(handle, op)
+    try:
+        begin_with_context(handle, op)
+    except BaseException:
+        end_waiting(handle, op)
+        raise
+    held_set(op.context, HELD_THREAD, PyThread_get_thread_ident())
+    held_set(op.context, HELD_SINCE, <uint64_t> clock_ns(CLOCK_MONOTONIC))
+    handle.map.local.held += 1
+    return 0
+
+
+cdef void end_waiter(MapHandle handle, Op *op) noexcept:
+    """The end of begin_waiter; in a child that was forked since, the context is the parent's."""
+    if op.generation == process_generation:
+        wait_end(op)
+        handle.map.local.held -= 1
+        put_context(handle, op.self_index)
+    end_waiting(handle, op)
+
+
+@cython.auto_pickle(False)
+@cython.no_gc_clear                # __dealloc__ of subclasses needs the cell
+cdef class CellWait:
+    """One wait at a cell. A task of an event loop calls look() until that is true, and sleeps in
+    between until changed() is true or the clock CLOCK_MONOTONIC reads until_ns (negative: without
+    limit); from attach() on, the loop is told of changes. end() at last, in any case.
+    """
+
+    cdef CellCore core
+    cdef Op op
+    cdef bint waits                # the space is kept mapped
+    cdef Notifier notifier
+    cdef EarWord ear_word
+    cdef readonly int64_t until_ns
+
+    def __cinit__(self, CellCore core not None, *_ignored):
+        self.core = core
+        self.until_ns = -1
+
+    @property
+    def _index(self):
+        return self.core._index
+
+    def _notifier(self):
+        return Notifier(self.core.handle)
+
+    def _notifier_key(self):
+        return attachment_key(self.core.handle)
+
+    def attach(self, Notifier notifier not None):
+        """From now on, this notifier tells of changes.
+
+        Raises SystemFailure (the process may make no more threads).
+        """
+        if notifier._alive():
+            self.notifier = notifier
+            ear_word_add(&notifier.ear, &self.ear_word)
+            notifier._go_on()
+
+    cdef void _detach(self) noexcept:
+        if self.notifier is not None and self.notifier.generation == process_generation:
+            ear_word_drop(&self.notifier.ear, &self.ear_word)
+        self.notifier = None
+
+    cdef void _note(self, const uint32_t *word, uint32_t seen) noexcept:
+        """Before a look: the loop is to be told when this word has another value."""
+        if self.notifier is not None and self.notifier._alive():
+            ear_word_note(&self.notifier.ear, &self.ear_word, word, seen)
+
+    cdef int _expect_parent(self) except -1:
+        """Refuse to wait in a child of fork, whose loop is its parent's."""
+        if unlikely(self.core.handle.is_closed):
+            refuse_closed(self.core.handle)
+        if self.op.generation != process_generation:
+            raise RuntimeError("a child of fork cannot go on with its parent's event loop")
+        return 0
+
+    cdef bint _is_due(self) noexcept:
+        """Whether it is over although nobody rang: whoever would have is dead."""
+        return False
+
+    def look(self):
+        """Take what is waited for, if that is possible; return whether it is over."""
+        raise NotImplementedError
+
+    def changed(self):
+        """Whether the task has to look again."""
+        return bool(self.core.handle.is_closed or ear_word_moved(&self.ear_word) or self._is_due())
+
+    def recover(self):
+        """Recover the processes of the space that have died."""
+        with nogil:
+            recover_all(&self.core.handle.map)

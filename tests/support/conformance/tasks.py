@@ -1,0 +1,118 @@
+"""CPython's `test.test_asyncio.test_locks`, with the types under test in the place of asyncio's.
+
+The tests find the types in the module's global `asyncio`. Here it has ours, whose methods for
+coroutines get the names that they have there; and private names that the tests look at: `_value` of
+a semaphore, and `_waiters`, the futures of the tasks of the loop that wait.
+"""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+from test.test_asyncio import test_locks as cpython
+
+import shmrhash
+from shmrhash import _awaiting
+from shmrhash._sync import tasks
+
+
+class Waiters:
+    @property
+    def _waiters(self):
+        loop = asyncio.get_running_loop()
+        sleepers = list(tasks._lines.get(loop, {}).get(self._place, ()))
+        for hub in _awaiting._hubs.get(loop, {}).values():
+            sleepers += hub._at_cells.get(self._index, {}).values()
+        return [each._future for each in dict.fromkeys(sleepers) if each._future is not None]
+
+
+class Lock(Waiters, shmrhash.Lock):
+    acquire = shmrhash.Lock.acquire_async
+
+
+class Event(Waiters, shmrhash.Event):
+    wait = shmrhash.Event.wait_async
+
+
+class Condition(Waiters, shmrhash.Condition):
+    wait = shmrhash.Condition.wait_async
+    wait_for = shmrhash.Condition.wait_for_async
+
+    def __new__(cls, lock=None):
+        """asyncio's has a Lock, not an RLock: any task may release it for another."""
+        return super().__new__(cls, Lock() if lock is None else lock)
+
+    def _start(self, lock):
+        super()._start(lock)
+        self.acquire, self.locked = lock.acquire_async, lock.locked
+
+
+class Semaphore(Waiters, shmrhash.Semaphore):
+    acquire = shmrhash.Semaphore.acquire_async
+    _value = property(shmrhash.Semaphore.get_value)
+
+
+class BoundedSemaphore(Waiters, shmrhash.BoundedSemaphore):
+    acquire = shmrhash.BoundedSemaphore.acquire_async
+
+
+class Barrier(shmrhash.Barrier):
+    wait = shmrhash.Barrier.wait_async
+
+    async def reset(self):
+        super().reset()
+
+    async def abort(self):
+        super().abort()
+
+
+TYPES = [Lock, Event, Condition, Semaphore, BoundedSemaphore, Barrier]
+NAMES = {each.__name__: each for each in TYPES}
+NAMES["BrokenBarrierError"] = threading.BrokenBarrierError  # which our Barrier raises
+cpython.asyncio = SimpleNamespace(**(vars(asyncio) | NAMES))
+
+
+class LockTests(cpython.LockTests):
+    # Want the words of asyncio's repr, and of its __init__'s TypeError.
+    test_repr = None
+    test_lock_doesnt_accept_loop_parameter = None
+
+
+class EventTests(cpython.EventTests):
+    # Wants the words of asyncio's repr.
+    test_repr = None
+
+
+class ConditionTests(cpython.ConditionTests):
+    # Wants the words of asyncio's repr.
+    test_repr = None
+
+    # Wants a lock to refuse a second loop. One of ours is for all loops, of all processes.
+    test_ambiguous_loops = None
+
+
+class SemaphoreTests(cpython.SemaphoreTests):
+    # Wants the words of asyncio's repr.
+    test_repr = None
+
+    # Wants release() to take the permit for the task that waits. Ours takes it when it runs.
+    test_acquire = None
+
+
+class BarrierTests(getattr(cpython, "BarrierTests", object)):
+    # Want the words of asyncio's repr.
+    test_barrier = None
+    test_repr = None
+    test_filling_task_by_task = None
+    test_draining_state = None
+
+    # Want a cancelled task to leave the barrier as if it had not come. Ours breaks, as threading's
+    # does when a party gives up.
+    test_filling_tasks_cancel_one = None
+
+    # Want a barrier that all have reached to stay closed until each of them has run again, and
+    # reset() or abort() to break it for those that have not. Ours is open at once for all.
+    test_reset_barrier_when_tasks_half_draining = None
+    test_reset_barrier_when_tasks_half_draining_half_blocking = None
+    test_reset_barrier_while_tasks_draining = None
+    test_abort_barrier_when_tasks_half_draining_half_blocking = None
