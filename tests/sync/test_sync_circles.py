@@ -16,7 +16,7 @@ import pytest
 from support.children import Partner
 from support.waiting import LONG_S, until
 
-from shmrhash import DeadlockError, Lock, RLock, RWLock, Semaphore, _core, locks
+from shmrhash import Barrier, DeadlockError, Lock, RLock, RWLock, Semaphore, _core, locks
 
 ALARM_S = 0.6  # an alarm that is to come has come, on an idle machine
 STEADY_S = 1.5  # more than one look of each waiter (0.2 s, then each second)
@@ -346,20 +346,21 @@ def test_thread_that_waits_keeps_its_tasks_from_letting_go(space, how):
     assert partner.result() is True
 
 
-def take_in_order(made, seed, rounds):
+def take_in_order(made, start, seed, rounds):
     """Take random locks in the order of their numbers, and let go of them. Returns how often this
     thread waited for longer than a slice."""
     _core.set_circle_patience(0)
     rng = random.Random(seed)
     waits = 0
-    for _ in range(rounds):
+    start.wait()
+    for number in range(rounds):
         chosen = sorted(rng.sample(range(len(made)), rng.randint(1, 3)))
         with contextlib.ExitStack() as stack:
             for at in chosen:
                 began = time.monotonic()
                 stack.enter_context(made[at])
                 waits += time.monotonic() - began > SLICE_S
-            if rng.random() < 0.02:
+            if number % 10 == 7:
                 time.sleep(2 * SLICE_S)
     return waits
 
@@ -368,8 +369,9 @@ def take_in_order(made, seed, rounds):
 def test_locks_taken_in_one_order_alarm_nobody(space, seed, rounds):
     """No circle is possible. Waiters look for one at the end of each slice."""
     made = [kind(at, space=space) for at, kind in enumerate((Lock, RLock) * 2)]
+    start = Barrier(4, "start", space=space)
     children = [
-        Partner(lambda _parent, at=at: take_in_order(made, seed + at, rounds // 4))
+        Partner(lambda _parent, at=at: take_in_order(made, start, seed + at, rounds // 4))
         for at in range(4)
     ]
 
