@@ -110,3 +110,21 @@ cdef Status attempt_on_key(
         if view.buf != NULL:
             PyBuffer_Release(&view)
     return status
+
+
+cdef Status claim_cut_off(Op *op, bint only_if_present) noexcept nogil:
+    """After BUSY: RETRY if the key was claimed to compute its value (claiming.pxi), and the claim
+    is now cut off; ABSENT if the store is only for a present key: the claim stays. Else BUSY."""
+    cdef Found found
+    cdef uint64_t deadline
+    if map_find(op.map, op.hash, op.key, &found) != OK or (
+            element_state(found.header) != ELEMENT_LOCKED):
+        return BUSY
+    deadline = load_relaxed_u64(
+        element_value(op.map, found.element) + op.map.timer_word - 1)
+    if not element_unchanged(&found) or not deadline_passed(deadline):
+        return BUSY
+    if only_if_present:
+        return ABSENT
+    op.element_filled = False
+    return RETRY if map_delete_held(op, found.header, NULL) == OK else BUSY

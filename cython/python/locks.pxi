@@ -181,8 +181,8 @@ cdef class LockCore(MutexCore):
         from it, and `orphan` tells. Costs about 40 ns if the lock is free; waiting sleeps in the
         kernel without the GIL.
 
-        Raises DeadlockError (this thread holds it, or waits in a circle, without limit), ValueError,
-        TooManyProcesses (4,096 locks and permits of the space are held), MapClosed.
+        Raises DeadlockError (this thread holds it, or waits in a circle, without limit),
+        ValueError, TooManyProcesses (4,096 locks and permits of the space are held), MapClosed.
         """
         if likely(blocking is True and timeout is FOR_EVER):
             return True if likely(self._take_free()) else self._take(-1)

@@ -82,7 +82,7 @@ cdef struct Map:
     uint64_t cache_offset      # 0: a map that evicts nothing
     uint64_t cache_bytes
     uint64_t mark_offset       # of the mark in an element
-    uint64_t cache_ring_places # a power of two
+    uint64_t cache_ring_places     # a power of two
     uint64_t ghost_lines
     uint64_t timer_word        # which word of the value is its deadline, plus 1; 0: none is
     uint32_t field_count       # special fields of the value, and which of its words they are

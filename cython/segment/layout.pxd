@@ -7,8 +7,8 @@
 #     | element block words | line block words | buckets 64 B each | lines 64 B each | elements
 #     | the ring (ring.pxd)
 #     | objects of any size, in a map that has objects (classes.pxd)
-#     | in a cache: head 4 KiB | counts 1024 x 64 B | ring 4 B a place | ghosts 16 B a line
-#     (evict.pxd)
+#     | in a cache: head 4 KiB | counts 1024 x 128 B | ring of new entries 4 B a place
+#     | ghosts 16 B a line (evict.pxd)
 #
 # Every region starts on a page, at an offset that is a pure function of the geometry
 # (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:

@@ -32,6 +32,7 @@ def regions(facts):
     for name in ("line", "element"):
         pool = facts[f"{name}_pool"]
         parts.append((facts[f"{name}s_offset"], pool["block_count"] * pool["block_bytes"]))
+    parts.append((offsets["ring"], sizes["ring"]))
     return parts
 
 

@@ -59,7 +59,8 @@ def test_watermarks_out_of_range_are_refused(image, name):
     """H1: a watermark is whole pages within the region, and not below that of a new segment."""
     which = REGIONS.index(name)
     end = image.picture.geometry["region_bytes"][name]
-    for usable in (0, 1, 4095, 4097, end + 4096, 1 << 63):
+    first = () if name == "ring" else (0,)  # the ring has no memory at first
+    for usable in (*first, 1, 4095, 4097, end + 4096, 1 << 63):
         status = examine(image, lambda header: setattr(header.regions[which], "usable", usable))  # noqa: B023
         assert status == "CORRUPT", usable
     assert examine(image, lambda header: setattr(header.regions[which], "usable", end)) == "OK"

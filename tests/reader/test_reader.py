@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READER = ROOT / "reader"
 SEGMENT = ROOT / "cython" / "segment"
 SUPPORT = ROOT / "tests" / "support"
-SIZES = {"uint64_t": 8, "uint32_t": 4, "char": 1}
+SIZES = {"uint64_t": 8, "uint32_t": 4, "uint16_t": 2, "uint8_t": 1, "char": 1}
 
 
 def compiled(source, output):
