@@ -37,7 +37,10 @@ OPERATIONS = {
 
 
 SAMPLE = 7  # states that the quick test visits
-STEPS_MANY = ("the end of several sections", "another watcher comes and goes")  # so it takes seconds
+STEPS_MANY = (
+    "the end of several sections",
+    "another watcher comes and goes",
+)  # so it takes seconds
 
 
 class Followed:
