@@ -37,6 +37,10 @@ OPERATIONS = {
 
 
 SAMPLE = 7  # states that the quick test visits
+STEPS_MANY = (
+    "the end of several sections",
+    "another watcher comes and goes",
+)  # so it takes seconds
 
 
 class Followed:
@@ -73,7 +77,13 @@ def followed(map_name):
 
 
 @pytest.mark.parametrize("states", [SAMPLE, pytest.param(None, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough) if name in STEPS_MANY else name
+        for name in OPERATIONS
+    ],
+)
 def test_a_killed_writer_hides_nothing_from_a_watcher(stepper, followed, name, states, seed):
     """A loss is told, or the change; not if the writer was killed after its operation."""
     visited = 0

@@ -7,12 +7,16 @@ import pytest
 from support.protocol import ringing
 from support.protocol.meeting_scenes import Explorer
 from support.protocol.oracle import Violation
-from support.protocol.ringing_scenes import LONG, MUTANTS, SCENES
+from support.protocol.ringing_scenes import LONG, MUTANTS, MUTANTS_LONG, SCENES
+
+
+def thorough(name):
+    return pytest.param(name, marks=pytest.mark.thorough)
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.thorough) if name in LONG else name for name in SCENES],
+    [thorough(name) if name in LONG else name for name in SCENES],
 )
 def test_scene_of_the_ring_has_no_counterexample(name):
     """Every change is told, or a loss is."""
@@ -23,7 +27,10 @@ def test_scene_of_the_ring_has_no_counterexample(name):
     assert explorer.ends
 
 
-@pytest.mark.parametrize("step", MUTANTS)
+@pytest.mark.parametrize(
+    "step",
+    [thorough(step) if step in MUTANTS_LONG else step for step in MUTANTS],
+)
 def test_explorer_finds_mutant_of_the_ring(step):
     scene, broken = MUTANTS[step]
 

@@ -369,7 +369,7 @@ def take_in_order(made, start, seed, rounds):
 def test_locks_taken_in_one_order_alarm_nobody(space, seed, rounds):
     """No circle is possible. Waiters look for one at the end of each slice."""
     made = [kind(at, space=space) for at, kind in enumerate((Lock, RLock) * 2)]
-    start = Barrier(4, "start", space=space)
+    start = Barrier(4, key="start", space=space)
     children = [
         Partner(lambda _parent, at=at: take_in_order(made, start, seed + at, rounds // 4))
         for at in range(4)

@@ -63,6 +63,7 @@ LONG = {  # seconds each
     "two writers lap each other",
     "a writer dies, and another laps it",
     "two writers, and two entries",
+    "a watcher dies while it goes",
 }
 
 # Each step that can be left out, the scene that shows the mistake, and what then goes wrong.
@@ -93,4 +94,9 @@ MUTANTS = {
     "who sets a bit again counts a loss": (GOES, HIDDEN),
     "a loss is counted before the context is free": ("a writer and its recovery die", HIDDEN),
     "recovery counts a loss": (DIES, HIDDEN),
+}
+MUTANTS_LONG = {  # seconds each; a mistake that shows only after a death, in the largest scene
+    "the losses are read before the bit is set",
+    "a watcher sees that the bit is set",
+    "a loss is counted before the context is free",
 }
