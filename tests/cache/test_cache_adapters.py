@@ -14,19 +14,21 @@ EXTRAS = {
 }
 
 
-def run(source):
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+def run(folder, source):
+    """What a program prints that runs in a folder without the sources of shmrhash."""
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_shmrhash_imports_no_other_caching_library():
+def test_shmrhash_imports_no_other_caching_library(tmp_path):
     source = f"import sys, shmrhash\nprint(sorted(sys.modules.keys() & {set(LIBRARIES)!r}))"
 
-    assert run(source) == "[]\n"
+    assert run(tmp_path, source) == "[]\n"
 
 
-def test_an_adapter_without_its_library_names_the_extra_to_install():
+def test_an_adapter_without_its_library_names_the_extra_to_install(tmp_path):
     """An entry of None in sys.modules is a library that cannot be imported."""
     source = f"""
 import importlib, sys
@@ -38,4 +40,4 @@ for name, extra in {EXTRAS!r}.items():
         print(name, f"pip install 'shmrhash[{{extra}}]'" in str(error))
 """
 
-    assert [f"{name} True" for name in EXTRAS] == run(source).splitlines()
+    assert [f"{name} True" for name in EXTRAS] == run(tmp_path, source).splitlines()

@@ -209,7 +209,7 @@ class Damage:
         (depots,) = struct.unpack_from("<I", header, 40)
         max_bytes = getattr(self.image, "max_bytes", 0)
         size = None
-        if entries:
+        if entries and depots:
             size = self.segment_bytes(key_size, value_size, entries, depots, max_bytes)
         if size is None or size > 1 << 34:
             size = self.image.size
