@@ -343,7 +343,7 @@ def compute_until_killed(name, seed):
             assert cache.get_or_compute(key, lambda key=key: key * 2, wait=PATIENCE_S) == key * 2
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(300, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.thorough)])
 def test_killed_claimants_leave_nothing(make_cache, seed, kills):
     """C1: no claim stays, and those who live go on."""
     cache = make_cache(key=object, value=object, max_entries=20, timeout=PATIENCE_S)

@@ -86,7 +86,7 @@ def expect_whole(cache):
     "kills",
     [
         40,
-        pytest.param(400, marks=pytest.mark.thorough),
+        pytest.param(150, marks=pytest.mark.thorough),
         pytest.param(10_000, marks=pytest.mark.long),
     ],
 )

@@ -194,6 +194,8 @@ class TakeOver(Compute):
 class Invalidate(OnCache):
     """The key is claimed by a process that lives, and the child deletes it."""
 
+    changes_min = 5
+
     def begin(self, cache, stack):
         claimant = Partner(claim, cache.name, self.key)
         stack.callback(claimant.kill)

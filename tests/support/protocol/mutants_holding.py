@@ -26,7 +26,7 @@ OF_CELLS = {
     "recovery says that the owner died": (DIES, "was told"),
     "recovery frees only a lock that the context holds": (
         "a waiter for a lock dies, and two others wait",
-        "a death was told 0 times",
+        SLEEPS,
     ),
     "a context names the cell before it changes it": (PERMIT_DIES, "never unlocked"),
     "a change of permits begins with its intent": (PERMIT_DIES, "permits are lost"),
