@@ -171,7 +171,7 @@ def test_never_more_inside_than_permits(space, undo, method):
     assert (semaphore.get_value(), inside.get_value()) == (2, 0)
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.thorough)])
 def test_permits_are_exact_after_a_storm_of_kills(space, rounds, seed):
     """C1: each permit of the killed comes back, exactly once."""
     semaphore = Semaphore(3, "storm", space=space)

@@ -176,7 +176,7 @@ def test_readers_see_what_writers_have_finished(lock, method, seed):
     assert (lock.readers, lock.has_writer) == (0, False)
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(150, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("rounds", [10, pytest.param(80, marks=pytest.mark.thorough)])
 def test_counts_are_exact_after_a_storm_of_kills(space, lock, rounds, seed):
     """C1: nobody is stuck, and whatever the dead had is taken off."""
     rng = random.Random(seed)
