@@ -14,12 +14,15 @@ import argparse
 import multiprocessing
 import os
 import random
-from bisect import bisect
-from itertools import accumulate
+import sys
+from pathlib import Path
 
 from report import finish, machine, print_facts, print_table
 
 import shmrhash
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from support.cache_policies import zipf
 
 try:
     import libcachesim
@@ -29,12 +32,6 @@ except ImportError:
 PROCESSES = 8
 SIZES = (0.01, 0.1, 0.25)  # of the number of keys
 POLICIES = {"LRU": "LRU", "S3-FIFO": "S3FIFO", "ARC": "ARC"}
-
-
-def zipf(rng, keys, exponent, count):
-    weights = list(accumulate(1 / rank**exponent for rank in range(1, keys + 1)))
-    names = rng.sample(range(keys), keys)
-    return [names[bisect(weights, rng.random() * weights[-1])] for _ in range(count)]
 
 
 def make_streams(seed, keys, count):

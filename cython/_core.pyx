@@ -53,7 +53,7 @@ from segment.words cimport (
 )
 from segment.classes cimport round_up, LENGTH_MAX, ref_length
 from segment.geometry cimport (
-    Map, element_at, element_value, geometry_add_cache, geometry_add_objects, geometry_compute_for,
+    Map, element_at, geometry_add_cache, geometry_add_objects, geometry_compute_for,
     geometry_bind, context_at, contexts_usable, processes_usable, region_usable,
 )
 from segment.fields cimport deadline_passed, field_meets, fields_blank
@@ -79,7 +79,7 @@ from map.bell cimport (
 )
 from map.chain cimport Found
 from map.element cimport (
-    STARVING_NS, element_hold, element_spin, element_unchanged, starving_say,
+    STARVING_NS, element_expired, element_hold, element_spin, element_unchanged, starving_say,
 )
 from map.reference cimport element_replace, ref_protect
 from map.table cimport table_count, table_guess

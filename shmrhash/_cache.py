@@ -18,7 +18,7 @@ from shmrhash._map import RHashMap
 from shmrhash._mapping import store_updated
 from shmrhash._memoize import Memoized, memoized_function
 from shmrhash._memoize import Options as MemoizeOptions
-from shmrhash._typed_maps import create_anonymous, open_or_create
+from shmrhash._typed_maps import create_anonymous, expect_if_different, open_or_create
 from shmrhash._types.records import record_name
 from shmrhash._types.schema import (
     Schema,
@@ -145,10 +145,7 @@ class Cache(_core.CacheCore[K, V]):
         fresh = schema if ttl is not None else make_schema(key, value, math.inf)
         made = fresh, _limits_if_made(max_entries, max_bytes)
         if name is None:
-            if if_different not in ("raise", "replace"):
-                raise InvalidArgument(
-                    f"if_different must be 'raise' or 'replace', not {if_different!r}"
-                )
+            expect_if_different(if_different)
             handle = create_anonymous(*made, timeout=timeout, mode=mode, _is_cache=True)
             self._start(handle, fresh)
             return

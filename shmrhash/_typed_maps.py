@@ -45,8 +45,7 @@ def open_or_create(
     """
     is_cache = options.get("_is_cache", False)
     new_schema, new_limits = made or (schema, limits)
-    if if_different not in ("raise", "replace"):
-        raise InvalidArgument(f"if_different must be 'raise' or 'replace', not {if_different!r}")
+    expect_if_different(if_different)
     for _ in range(RACES_MAX):  # another process may create and unlink it each time
         try:
             handle = RHashMap.open(name, timeout=timeout, owner=owner)
@@ -73,6 +72,12 @@ def open_or_create(
             handle.close()
             raise
     raise restless_name(name)
+
+
+def expect_if_different(if_different: str) -> None:
+    """Raises InvalidArgument if it is neither "raise" nor "replace"."""
+    if if_different not in ("raise", "replace"):
+        raise InvalidArgument(f"if_different must be 'raise' or 'replace', not {if_different!r}")
 
 
 def create_map(name: str, schema: Schema, limits: Limits, **options: Any) -> RHashMap:

@@ -165,14 +165,12 @@ cdef class CacheCore(DictHandle):
         for _ in range(CLAIM_TRIES_MAX):       # again if the value was gone before it was read
             claim = Claim(self, key, wait)
             try:
-                claimed = claim.take()
+                claimed = claim.wait()
             except _errors.LockTimeout:
                 if claim.in_the_way == 0 or when_late == "raise":
                     raise
                 claim.steal()
                 continue
-            except _errors.DeadlockError:      # a coroutine of this thread computes it
-                break
             if claimed:
                 return self._compute(claim, function, ttl, stale)
             if claim.is_unclaimed:

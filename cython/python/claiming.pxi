@@ -175,7 +175,7 @@ cdef class Claim(LockedSection):
         cdef Map *map = &self.handle.map
         cdef Found found
         cdef Status status = map_find(map, self.op.hash, self.op.key, &found)
-        cdef uint64_t deadline
+        cdef bint over
         if self.expected != 0 and (status == ABSENT or status == OK):
             return self._attempt_expected(status, &found)
         if status == ABSENT:
@@ -189,12 +189,12 @@ cdef class Claim(LockedSection):
             return status
         if status != OK:
             return status
-        deadline = load_relaxed_u64(element_value(map, found.element) + map.timer_word - 1)
+        over = element_expired(map, &found)
         if not element_unchanged(&found):
             return RETRY
         if element_state(found.header) == ELEMENT_UPD:     # the deadline is not the new one
             return element_spin(&self.op, &found)
-        if not deadline_passed(deadline):
+        if not over:
             self.is_there = True
             return OK
         self.element = found.index
@@ -305,16 +305,9 @@ cdef class Claim(LockedSection):
         return 0
 
     cdef Status _attempt_store(self) noexcept:
-        cdef DictHandle owner = self.owner
-        cdef Status status
-        if owner.value_slot != NO_SLOT:
-            status = object_make(
-                &self.op, owner.value_slot, self.span.bytes, <uint64_t> self.span.size)
-            if status != OK:
-                return status
-        self.op.options = OP_RAW_FIELDS
-        if owner.key_slot != NO_SLOT:
-            self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
+        cdef Status status = self.owner._make_new_value(&self.op, &self.span)
+        if status != OK:
+            return status
         # A hint: the element may have another entry by now, if the claim was cut off.
         store_relaxed_u16(
             &element_mark(&self.handle.map, element_at(&self.handle.map, self.section.index)).cost,

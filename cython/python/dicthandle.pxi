@@ -259,6 +259,19 @@ cdef class DictHandle:
         leave(handle, &op)
         return status == OK
 
+    cdef Status _make_new_value(self, Op *op, const Span *span) noexcept:
+        """Before the end of a section stores a value: make its object, if it is one. A key that is
+        an object stays as the entry has it. BUSY, RETRY: call again; else as object_make."""
+        cdef Status status
+        if self.value_slot != NO_SLOT:
+            status = object_make(op, self.value_slot, span.bytes, <uint64_t> span.size)
+            if status != OK:
+                return status
+        op.options = OP_RAW_FIELDS
+        if self.key_slot != NO_SLOT:
+            op.options |= 1 << (OP_KEEP_SHIFT + self.key_slot)
+        return OK
+
     cdef object _value_of(self, uint64_t *words, object thing, Py_buffer *view, Span *span):
         """Encode a value: into words if it is stored in the entry, else as a span. The returned
         object must live as long as the span is used."""

@@ -117,17 +117,7 @@ cdef class LockedEntry(LockedSection):
         return 0
 
     cdef Status _attempt_objects(self) noexcept:
-        cdef DictHandle owner = self.owner
-        cdef Status status
-        if owner.value_slot != NO_SLOT:
-            status = object_make(
-                &self.op, owner.value_slot, self.span.bytes, <uint64_t> self.span.size)
-            if status != OK:
-                return status
-        self.op.options = OP_RAW_FIELDS
-        if owner.key_slot != NO_SLOT:
-            self.op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
-        return OK
+        return self.owner._make_new_value(&self.op, &self.span)
 
     cdef const uint8_t *_bytes(self) noexcept:
         return <const uint8_t *> self.words

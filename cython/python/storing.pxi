@@ -17,12 +17,11 @@ cdef Status attempt_expire(Op *op) noexcept nogil:
     holds an expired entry: that is absent, but no other can be stored in its place yet."""
     cdef Found found
     cdef Status status = map_find(op.map, op.hash, op.key, &found)
-    cdef uint64_t deadline
+    cdef bint over
     if status != OK:
         return status
-    deadline = load_relaxed_u64(
-        element_value(op.map, found.element) + op.map.timer_word - 1)
-    if not element_unchanged(&found) or not deadline_passed(deadline):
+    over = element_expired(op.map, &found)
+    if not element_unchanged(&found) or not over:
         return ABSENT
     if element_state(found.header) == ELEMENT_LOCKED:
         return lock_busy(op, &found.element.header, found.header)
@@ -61,13 +60,12 @@ cdef Status claim_cut_off(Op *op, bint only_if_present) noexcept nogil:
     """After BUSY: RETRY if the key was claimed to compute its value (claiming.pxi), and the claim
     is now cut off; ABSENT if the store is only for a present key: the claim stays. Else BUSY."""
     cdef Found found
-    cdef uint64_t deadline
+    cdef bint over
     if map_find(op.map, op.hash, op.key, &found) != OK or (
             element_state(found.header) != ELEMENT_LOCKED):
         return BUSY
-    deadline = load_relaxed_u64(
-        element_value(op.map, found.element) + op.map.timer_word - 1)
-    if not element_unchanged(&found) or not deadline_passed(deadline):
+    over = element_expired(op.map, &found)
+    if not element_unchanged(&found) or not over:
         return BUSY
     if only_if_present:
         return ABSENT
