@@ -7,11 +7,12 @@ import itertools
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shmrhash import _core
 from shmrhash._constants import BPF_F_LOCK
 from shmrhash._errors import InvalidArgument
+from shmrhash._progress import Progress, shown
 from shmrhash._rows import delivered, first_rows, joined, new_mask, new_rows, new_sums
 from shmrhash._views import ITEMS, KEYS, VALUES, SharedItems, SharedKeys, SharedValues
 
@@ -228,16 +229,14 @@ class BatchMethods(_Map):
         done: int = _core.delete_many(self, keys, None, locked)
         return done
 
-    def _load(
-        self, keys: _core.Rows, values: Any, progress: Callable[[int, int], object] | None
-    ) -> None:
+    def _load(self, keys: _core.Rows, values: Any, tell: Progress | None) -> None:
         rows = _core.Rows("values", values, self.value_size)
         done = 0
         while True:
-            limit = keys.count if progress is None else done + _CHUNK_ENTRIES
+            limit = keys.count if tell is None else done + _CHUNK_ENTRIES
             done = _core.update_many(self, keys, rows, 0, None, done, limit)
-            if progress is not None:
-                progress(done, keys.count)
+            if tell is not None:
+                tell(done, keys.count)
             if done == keys.count:
                 return
 
@@ -365,17 +364,21 @@ class BatchMethods(_Map):
         *,
         key_dtype: Any = None,
         value_dtype: Any = None,
-        progress: Callable[[int, int], object] | None = None,
+        progress: Progress | Literal[True] | None = None,
     ) -> tuple[Any, Any]:
         """All keys and all values, as two arrays of equal length.
 
         Each entry is as of some moment during the call. They are NumPy arrays, of dtype V<size>
         unless key_dtype or value_dtype is given; bytes without NumPy. progress(done, total) is
-        called every 65,536 entries and at the end; its total is an estimate. O(entries); memory:
-        that of the arrays.
+        called every 65,536 entries and at the end; its total is an estimate; True draws a bar on a
+        terminal (rich). O(entries); memory: that of the arrays.
 
         Raises InvalidArgument (a dtype of another size), MapClosed, SegmentCorrupt.
         """
+        with shown(progress, "reading") as tell:
+            return self._read_all(key_dtype, value_dtype, tell)
+
+    def _read_all(self, key_dtype: Any, value_dtype: Any, tell: Progress | None) -> tuple[Any, Any]:
         cursor = None
         done = 0
         parts = []
@@ -385,10 +388,10 @@ class BatchMethods(_Map):
             values = new_rows(room, self.value_size, value_dtype)
             filled = 0
             while filled < room:
-                limit = room if progress is None else min(room, filled + _CHUNK_ENTRIES)
+                limit = room if tell is None else min(room, filled + _CHUNK_ENTRIES)
                 filled, cursor = _core.read_entries(self, cursor, keys, values, filled, limit)
-                if progress is not None:
-                    progress(done + filled, max(len(self), done + filled))
+                if tell is not None:
+                    tell(done + filled, max(len(self), done + filled))
                 if cursor is None:
                     break
             done += filled

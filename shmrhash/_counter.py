@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, overload
 
@@ -25,7 +25,8 @@ class SharedCounter(SharedDict[K, N]):
     are -2**63: a sum never raises OverflowError), float counts in doubles.
     inc(key) adds 1 and returns the sum: no addition is lost, and no two callers get the same sum.
     c[key] += 1 would be a read and a write; use inc(). update() and subtract() add the counted
-    number to each key, in one step per key; c += and c -= do the same.
+    number to each key, in one step per key; c += and c -= do the same. c + other, c - other and
+    c & other are new collections.Counters.
 
     A key stays when its count becomes 0, until it is deleted. == compares as dicts do. As a type,
     SharedCounter[K] counts in int, and SharedCounter[K, float] in float.
@@ -159,6 +160,22 @@ class SharedCounter(SharedDict[K, N]):
         self.subtract(other)
         return self
 
+    def __add__(self, other: Mapping[K, N]) -> Counter[K]:
+        return self.copy() + Counter(other) if isinstance(other, Mapping) else NotImplemented
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Mapping[K, N]) -> Counter[K]:
+        return self.copy() - Counter(other) if isinstance(other, Mapping) else NotImplemented
+
+    def __rsub__(self, other: Mapping[K, N]) -> Counter[K]:
+        return Counter(other) - self.copy() if isinstance(other, Mapping) else NotImplemented
+
+    def __and__(self, other: Mapping[K, N]) -> Counter[K]:
+        return self.copy() & Counter(other) if isinstance(other, Mapping) else NotImplemented
+
+    __rand__ = __and__
+
     # A Counter's | is a maximum, a dict's is a merge: neither is offered, to prevent mistakes.
     __or__ = __ror__ = __ior__ = None  # type: ignore[assignment]
 
@@ -170,6 +187,14 @@ class SharedCounter(SharedDict[K, N]):
         if n is None:
             return sorted(self._entries(ITEMS), key=itemgetter(1), reverse=True)
         return heapq.nlargest(n, self._entries(ITEMS), key=itemgetter(1))
+
+    def elements(self) -> Iterator[K]:
+        """Each key as often as its count says, as collections.Counter.elements(); counts below 1
+        give none. Not a snapshot.
+
+        Raises TypeError (the counts are floats), and what reading raises.
+        """
+        return self.copy().elements()
 
     def total(self) -> N:
         """The sum of all counts. Exact if no count changes during the call. O(entries).

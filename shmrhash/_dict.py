@@ -11,7 +11,7 @@ from shmrhash import _core
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
 from shmrhash._map import RHashMap
-from shmrhash._mapping import MappingMethods
+from shmrhash._tables import TableMethods
 from shmrhash._typed_maps import create_anonymous, create_map, open_or_create
 from shmrhash._types.records import record_name
 from shmrhash._types.schema import (
@@ -33,7 +33,7 @@ _NOT_OWN = ("_schema", "__orig_class__")  # attributes that no pickle of a dict 
 _D = TypeVar("_D", bound="SharedDict[Any, Any]")
 
 
-class SharedDict(MappingMethods[K, V], WaitMethods, _core.DictCore[K, V]):
+class SharedDict(TableMethods[K, V], WaitMethods, _core.DictCore[K, V]):
     """A dict in shared memory, for any number of processes.
 
     SharedDict(name, key=str, value=int) creates the dict, or opens it if it exists with the same

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from shmrhash import _check, _core, _lifetime, _segment
 from shmrhash._arguments import checked_mode
@@ -34,6 +34,7 @@ from shmrhash._errors import (
 )
 from shmrhash._fields import packed
 from shmrhash._locks import LockMethods
+from shmrhash._progress import Progress, shown
 from shmrhash._refusals import refuse_creation, restless_name
 from shmrhash._rows import item_size
 from shmrhash._waiting import WaitMethods
@@ -306,7 +307,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         values: Any,
         *,
         max_entries: int | None = None,
-        progress: Callable[[int, int], object] | None = None,
+        progress: Progress | Literal[True] | None = None,
         **options: Any,
     ) -> RHashMap:
         """Create a map that holds these entries.
@@ -314,8 +315,9 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         keys and values: arrays (or memoryviews) with equally many items; the sizes of their items
         in bytes become key_size and value_size unless options name these. If a key occurs twice,
         its last value counts. max_entries: the number of keys by default. progress(done, total) is
-        called every 65,536 entries and at the end. options: as for create(). Costs about an insert
-        for each key; on an error the new map is removed again.
+        called every 65,536 entries and at the end; True draws a bar on a terminal (rich). options:
+        as for create(). Costs about an insert for each key; on an error the new map is removed
+        again.
 
         Raises what create() and update_batch() raise.
         """
@@ -328,7 +330,8 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
             name, max_entries=max(total, 1) if max_entries is None else max_entries, **options
         )
         try:
-            handle._load(key_rows, values, progress)
+            with shown(progress, "storing") as tell:
+                handle._load(key_rows, values, tell)
         except BaseException:
             handle.unlink()
             handle.close()

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from shmrhash import _core
-from shmrhash._errors import InvalidArgument
+from shmrhash._constants import BPF_NOEXIST
+from shmrhash._errors import InvalidArgument, KeyNotFound
 from shmrhash._locks import LockedKeys
 from shmrhash._typing import K, V
 from shmrhash._views import ITEMS, KEYS, NOT_HELD, Errors, SharedItems, SharedKeys, SharedValues
+from shmrhash._waiting import GONE
 
 _L = TypeVar("_L")
 _W = TypeVar("_W")
@@ -206,6 +208,30 @@ class MappingMethods(_Dict[K, V]):
         if len(default) > 1:
             raise TypeError("update_with takes a key, a function and a default")
         return store_updated(self._section(key, timeout, *default), key, function, allow_none)
+
+    def compare_and_swap(
+        self, key: K, expected: V, new: V, *, timeout: float | None = None
+    ) -> bool:
+        """Store new under key if its value equals expected (==); return whether new was stored.
+
+        expected may be shmrhash.GONE: then new is stored only if key is absent. Else an absent key
+        gives False. Atomic (W1). The entry keeps its deadline; a new one gets the default ttl.
+        Costs a locked section.
+
+        Raises LockTimeout, DeadlockError, what storing raises, and what == raises.
+        """
+        if expected is GONE:
+            return self._put(key, new, BPF_NOEXIST)
+        try:
+            with self._section(key, timeout) as entry:
+                equal = bool(entry.value == expected)
+                if equal:
+                    entry.value = new
+                else:
+                    entry.roll_back()
+        except KeyNotFound:  # also KeyGone
+            return False
+        return equal
 
 
 def store_updated(

@@ -134,6 +134,25 @@ cdef class DictCore(DictHandle):
         """
         return add_to(self, key, delta, default)
 
+    def min(self, key, number, default=None):
+        """Replace the number under key by number if number is less; return the number stored.
+
+        If key is absent and default is given, the less of default and number is stored. All else is
+        as for add(); an int has to fit into 64 bits, and a NaN stays.
+
+        Raises what add() raises.
+        """
+        return add_to(self, key, number, default, FIELD_MIN)
+
+    def max(self, key, number, default=None):
+        """Replace the number under key by number if number is greater; return the number stored.
+
+        Arguments and errors are those of min().
+
+        Raises what add() raises.
+        """
+        return add_to(self, key, number, default, FIELD_MAX)
+
     def __delitem__(self, key):
         cdef KeyBytes key_bytes
         kept = key_encode(self.handle, self.key, key, &key_bytes)

@@ -46,11 +46,12 @@ cdef object seconds_left(uint64_t deadline_ns):
     return left / 1e9 if left > 0 else 0.0
 
 
-cdef int fill_addition(DictHandle owner, Adding *adding, object delta) except -1:
-    """Describe the addition: the field of the value that holds the number, and the operand."""
+cdef int fill_addition(
+        DictHandle owner, Adding *adding, object delta, uint32_t operation) except -1:
+    """Describe the step: the field of the value that holds the number, and the operand."""
     adding.apply.field.offset = owner.value_word * 8
     adding.apply.field.size = 8
-    adding.apply.field.operation = FIELD_ADD
+    adding.apply.field.operation = operation
     adding.apply.field.kind = FIELD_SIGNED if owner.value.kind == VALUE_INT else FIELD_FLOAT
     if owner.value.kind == VALUE_INT:
         owner.value._integer(delta)         # raises if it has more than 64 signed bits
@@ -77,7 +78,10 @@ cdef Status attempt_add(Op *op, void *arguments) noexcept:
     return attempt_apply(op, &adding.apply)
 
 
-cdef object add_to(DictHandle owner, object key, object delta, object default):
+cdef object add_to(
+        DictHandle owner, object key, object delta, object default,
+        uint32_t operation=FIELD_ADD):
+    """Add delta to a number; or keep the less, or the greater, of the two. The number stored."""
     cdef KeyBytes key_bytes
     cdef Op op
     cdef Adding adding
@@ -86,9 +90,9 @@ cdef object add_to(DictHandle owner, object key, object delta, object default):
     cdef Waiting waiting = new_waiting(owner.handle)
     cdef bytearray fresh = None
     if owner.value.kind != VALUE_INT and owner.value.kind != VALUE_FLOAT:
-        raise TypeError("add is for values that are int or float")
+        raise TypeError("add, min and max are for values that are int or float")
     kept = key_encode(owner.handle, owner.key, key, &key_bytes)
-    fill_addition(owner, &adding, delta)
+    fill_addition(owner, &adding, delta, operation)
     adding.key = &key_bytes
     if default is not None:
         fresh = bytearray(owner.handle.map.value_words * 8)
