@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, overload
 
+from shmrhash import _core
 from shmrhash._dict import SharedDict
 from shmrhash._errors import InvalidArgument
 from shmrhash._types.schema import Schema
@@ -116,15 +117,14 @@ class SharedCounter(SharedDict[K, N]):
         _expect_number(schema.value.declared)
         super()._start(handle, schema)
 
-    def __getitem__(self, key: K) -> N:
-        return self.get(key, 0)
+    def __missing__(self, key: K) -> N:
+        return 0
 
-    def inc(self, key: K, by: N = 1) -> N:
-        """Add to the count of key, atomically (W1); return the sum.
+    if TYPE_CHECKING:
 
-        Raises TypeError (a key or a number of another type), MapFull, SegmentFull, LockTimeout.
-        """
-        return self.add(key, by, 0)
+        def inc(self, key: K, by: N = 1) -> N: ...
+    else:
+        inc = _core.inc
 
     def update(  # type: ignore[override]
         self, other: Mapping[K, N] | Iterable[K] = (), /, **more: N

@@ -29,7 +29,7 @@ from machine.atomics cimport (
     unlikely, read_tail, copy_in, copy_words,
 )
 from machine.hashing cimport hash_key
-from machine.number cimport NumberField
+from machine.number cimport NumberField, field_compute
 from segment.status cimport (
     Status, OK, ABSENT, PRESENT, FULL, NO_MEMORY, BUSY, RETRY, NEED_BUCKETS, NEED_ELEMENTS,
     NEED_LINES,
@@ -57,7 +57,9 @@ from map.element cimport (
 from map.reference cimport refs_attach, refs_detach, refs_blank, owned_refs_forget, element_replace
 from map.table cimport table_count, entries_taken, table_guess, bucket_missed
 from map.resize cimport table_pass, table_split
-from map.read cimport map_find, find_once, slot_holds_key, first_slot, entry_find, entry_expired
+from map.read cimport (
+    map_find, bucket_find, find_once, slot_holds_key, first_slot, entry_find, entry_expired,
+)
 from map.hold cimport bucket_hold, bucket_hold_if_unchanged
 from map.remove cimport map_delete_held
 from map.sweep cimport sweep_some
@@ -279,6 +281,37 @@ cdef inline bint update_word_fast(Op *op, uint64_t key, uint64_t value) noexcept
     store_relaxed_u64(&found.element.words[1], value)
     element_release(op, found.element, held)
     word_changed(op, key)
+    return True
+
+cdef inline bint element_take_fast(
+        Op *op, uint64_t key_size, Element **element, uint64_t *held) noexcept nogil:
+    """Hold (ULOCK) the element of op's key, if the key is present, and nobody holds its element.
+    False: nothing was done."""
+    cdef uint64_t at = table_guess(op.map, op.hash)
+    cdef Found found
+    if unlikely(bucket_find(op.map, &at, op.hash, op.key, key_size, &found) != OK) or unlikely(
+            element_state(found.header) != ELEMENT_LIVE):
+        return False
+    element[0] = found.element
+    return likely(element_hold(op, &found, ELEMENT_ULOCK, held) == OK)
+
+cdef inline bint word_change_fast(
+        Op *op, uint64_t key_size, uint64_t word, uint64_t number, const NumberField *field,
+        uint64_t *after) noexcept nogil:
+    """The usual case of storing one word of a present key's value, whose other words stay; or, if
+    field is not NULL, of map_apply to that word. As element_apply, one store commits. False:
+    nothing was done."""
+    cdef Element *element = NULL
+    cdef uint64_t held = 0
+    cdef uint64_t *place
+    if unlikely(not element_take_fast(op, key_size, &element, &held)):
+        return False
+    place = element_value(op.map, element) + word
+    if field != NULL:
+        number = after[0] = field_compute(field, load_relaxed_u64(place))
+    store_relaxed_u64(place, number)
+    element_release(op, element, held)
+    key_changed(op)
     return True
 
 cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:

@@ -47,6 +47,7 @@ cdef extern from "Python.h":
     bint PyLong_CheckExact(object thing)
     bint PyLong_Check(object thing)
     bint PyFloat_CheckExact(object thing)
+    double PyFloat_AS_DOUBLE(object thing)
     bint PyBool_Check(object thing)
     object PyMemoryView_FromObject(object thing)
 

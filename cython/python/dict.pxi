@@ -69,6 +69,8 @@ cdef class DictCore(DictHandle):
         return view_of(self, key)
 
     def __setitem__(self, key, value):
+        if self.changes_quickly and self.handle.overwrites and likely(self._set_fast(key, value)):
+            return
         self._store(key, value, UPDATE_ANY, 0)
 
     def set(self, key, value, ttl=None):
@@ -285,3 +287,11 @@ cdef class DictCore(DictHandle):
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         return PyBytes_FromStringAndSize(
             <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
+
+
+def inc(DictCore self not None, key, by=1):
+    """Add to the count of key, atomically (W1); return the sum.
+
+    Raises TypeError (a key or a number of another type), MapFull, SegmentFull, LockTimeout.
+    """
+    return add_to(self, key, by, 0)

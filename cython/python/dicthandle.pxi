@@ -33,6 +33,7 @@ cdef class DictHandle:
 
     cdef readonly MapHandle handle  # the map below the dict
     cdef bint quick                # _get_fast knows keys and values of these kinds
+    cdef bint changes_quickly      # _change_fast, too: a value that is stored is one word
     cdef Codec key
     cdef Codec value
     cdef uint32_t key_slot         # the number of the reference to the whole key; or NO_SLOT
@@ -67,6 +68,7 @@ cdef class DictHandle:
             self.value.size = map.value_size - words * 8
         self.quick = self.key.kind in (KEY_STR, KEY_INT) and (
             self.value.kind in (VALUE_INT, VALUE_FLOAT))
+        self.changes_quickly = self.quick and map.timer_word == 0 and map.cache == NULL
         if next_slot != map.ref_count or not self._sizes_fit(words):
             raise _errors.LayoutMismatch(
                 f"map {handle.name!r} does not have the fields of a dict with such keys and values")
@@ -163,29 +165,34 @@ cdef class DictHandle:
         copy = object_copy(self.handle, op, found, ref)
         return MISSING if copy is None else value_decode(self.value, copy)
 
-    cdef inline bint _get_fast(self, object key, uint64_t *number) except -1:
-        """Find a number under a short ASCII str or an int by the path that nearly every lookup
-        takes. False: it was not found, and the caller has to take the general path."""
+    cdef inline bint _key_fast(self, object key, uint64_t *words) noexcept:
+        """The bytes of a short ASCII str, or of an int, as a key of this quick dict. False: it is
+        another, and the caller has to take the general path."""
+        cdef int overflow = 0
+        if self.key.kind == KEY_STR:
+            if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
+                        or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
+                return False
+            key_digest(self.handle.map.seeds, <const uint8_t *> PyUnicode_DATA(key),
+                       <uint64_t> PyUnicode_GET_LENGTH(key), words)
+            return True
+        if unlikely(not PyLong_CheckExact(key)):
+            return False
+        words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
+        return likely(overflow == 0)
+
+    cdef inline bint _get_fast(self, object key, uint64_t *number) noexcept:
+        """Find a number by the path that nearly every lookup takes. False: it was not found, and
+        the caller has to take the general path."""
         cdef Map *map = &self.handle.map
         cdef Context *context
         cdef uint64_t words[2]
         cdef uint64_t deadline = 0
         cdef uint64_t idle
-        cdef int overflow = 0
         cdef bint found
         if unlikely(self.handle.reads == READS_NONE or map.local.idle_context == 0):
             return False
-        if self.key.kind == KEY_STR:
-            if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
-                        or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
-                return False
-            key_digest(map.seeds, <const uint8_t *> PyUnicode_DATA(key),
-                       <uint64_t> PyUnicode_GET_LENGTH(key), words)
-        elif PyLong_CheckExact(key):
-            words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
-            if unlikely(overflow != 0):
-                return False
-        else:
+        if unlikely(not self._key_fast(key, words)):
             return False
         idle = map.local.idle_context          # nothing above released the GIL
         context = context_at(map, idle - 1)
@@ -200,6 +207,67 @@ cdef class DictHandle:
                 self.value_word, number, &deadline)
         context_end(context)
         return found and not deadline_passed(deadline)
+
+    cdef inline bint _change_fast(
+            self, object key, uint64_t number, const NumberField *field, uint64_t *after) noexcept:
+        """Store a number under a present key, or change the one there (field not NULL; after
+        receives the result), by the path that nearly every such change takes. False: nothing was
+        done. As in store_word, the GIL is kept, so the idle context is only marked."""
+        cdef MapHandle handle = self.handle
+        cdef uint64_t words[2]
+        cdef uint64_t idle
+        cdef uint64_t key_size = 16 if self.key.kind == KEY_STR else 8
+        cdef Op op
+        cdef bint done
+        if unlikely(not self._key_fast(key, words)):
+            return False
+        idle = handle.map.local.idle_context
+        if unlikely(idle == 0 or handle.writes_oddly or handle.reads == READS_NONE):
+            return False
+        op.map = &handle.map
+        op.self_index = <uint32_t> (idle - 1)
+        op.context = context_at(op.map, idle - 1)
+        op.key = <const uint8_t *> words
+        op.starving = 0
+        context_begin(op.context)
+        # freeze() waits for every operation that began before it.
+        if unlikely(load_relaxed_u64(&op.map.header.frozen) != 0):
+            done = False
+        elif key_size == 16:
+            op.hash = hash_key(op.map.seeds, op.key, 16)
+            done = word_change_fast(&op, 16, self.value_word, number, field, after)
+        else:
+            op.hash = hash_key(op.map.seeds, op.key, 8)
+            done = word_change_fast(&op, 8, self.value_word, number, field, after)
+        if unlikely(not done):
+            context_cancel(op.context)
+            return False
+        context_end(op.context)
+        handle.writes += 1
+        if unlikely(op.context.activity & NOTICE_MASK == 0):
+            begin_use(handle, &op)
+            note_use(handle, op.context)
+            end_use(handle)
+        return True
+
+    cdef inline bint _set_fast(self, object key, object thing) noexcept:
+        """Store an int or a float under a present key. False: the caller has to take the general
+        path."""
+        cdef uint64_t number
+        cdef double wide
+        cdef int overflow = 0
+        if self.value.kind == VALUE_INT:
+            if unlikely(not PyLong_CheckExact(thing)):
+                return False
+            number = <uint64_t> PyLong_AsLongLongAndOverflow(thing, &overflow)
+            if unlikely(overflow != 0):
+                return False
+        else:
+            if unlikely(not PyFloat_CheckExact(thing)):
+                return False
+            wide = PyFloat_AS_DOUBLE(thing)
+            memcpy(&number, &wide, 8)
+        return self._change_fast(key, number, NULL, NULL)
 
     cdef inline object _number(self, uint64_t bits):
         cdef double number
@@ -338,6 +406,7 @@ cdef class DictHandle:
         finally:
             if view.buf != NULL:
                 PyBuffer_Release(&view)
+        handle.overwrites = not op.element_filled
         if status != OK and status != PRESENT and status != ABSENT:
             raise_status(handle, status, &op)
         return status

@@ -91,8 +91,11 @@ cdef object add_to(
     cdef bytearray fresh = None
     if owner.value.kind != VALUE_INT and owner.value.kind != VALUE_FLOAT:
         raise TypeError("add, min and max are for values that are int or float")
-    kept = key_encode(owner.handle, owner.key, key, &key_bytes)
     fill_addition(owner, &adding, delta, operation)
+    if owner.changes_quickly and likely(
+            owner._change_fast(key, 0, &adding.apply.field, &adding.apply.after)):
+        return owner._number(adding.apply.after)
+    kept = key_encode(owner.handle, owner.key, key, &key_bytes)
     adding.key = &key_bytes
     if default is not None:
         fresh = bytearray(owner.handle.map.value_words * 8)

@@ -6,6 +6,7 @@ command_line() that of the command. Whatever cannot be found is an error: the si
 
 import ast
 import inspect
+import itertools
 import json
 import os
 import re
@@ -38,7 +39,8 @@ def definitions(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ClassDef):
             functions = found.setdefault(node.name, {})
-            for item in node.body:
+            only_typed = [part.body for part in node.body if isinstance(part, ast.If)]
+            for item in itertools.chain(node.body, *only_typed):
                 if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef)):
                     functions.setdefault(item.name, []).append(item)
     return found

@@ -177,8 +177,11 @@ def test_walks_deliver_exactly_once_while_others_churn(make_map, seed, duration,
 
 @pytest.mark.parametrize(
     ("geometry", "churned"),
-    [({"_seeds": COLLIDING}, 40), ({"value_size": 264}, 500), ({"key_size": 8}, 12)],
-    ids=["colliding", "large values", "few"],
+    [
+        pytest.param({"_seeds": COLLIDING}, 40, id="colliding"),
+        pytest.param({"value_size": 264}, 500, id="large values", marks=pytest.mark.thorough),
+        pytest.param({"key_size": 8}, 12, id="few", marks=pytest.mark.thorough),
+    ],
 )
 def test_walks_of_other_maps_deliver_exactly_once(make_map, seed, duration, geometry, churned):
     """I1, R2: one long chain; values that are not one word; a few entries that always move."""

@@ -345,6 +345,7 @@ def test_a_child_that_cannot_reach_the_file_by_name_uses_the_map_it_inherited(ma
         assert m[word(1)] == word(3)
 
 
+@pytest.mark.thorough
 def test_children_forked_while_threads_operate_can_use_the_handle(make_map):
     """C3: locks that threads of the parent held at the fork do not stop the child."""
     m = make_map()

@@ -330,6 +330,7 @@ def test_killed_first_operation_after_fork_leaves_a_sound_map(survivor, record_p
     crashes_of(lambda: None, look, survivor, record_property, "first operation after fork", 5)
 
 
+@pytest.mark.thorough
 def test_killed_creator_leaves_no_half_made_map(map_name, record_property):
     """C1, H1: the name has a complete map, or is absent; open_or_create succeeds either way."""
     scenario = SCENARIOS["update 8 bytes"]

@@ -173,7 +173,17 @@ def survive(cells, held, new_permits=(0,)):
     assert cells.space._map.info()["contexts"] == 1, "a context of the dead is lost"
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+# The quick tests leave out what is a longer form of another operation.
+LONGER = {"take two permits", "give a new permit", "read under an RWLock", "take an RLock twice"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough if name in LONGER else ())
+        for name in OPERATIONS
+    ],
+)
 def test_killed_after_every_change(name, space, seed, record_property):
     before, operate = OPERATIONS[name]
     cells = Cells(space)

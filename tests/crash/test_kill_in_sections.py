@@ -290,8 +290,25 @@ STEPS = {
 every_step = pytest.mark.parametrize("step", STEPS.values(), ids=str)
 
 
+# The quick tests leave out what goes through the same stores as another step.
+SAME_STORES = {
+    "open with create", "a section that creates", "update with a default",
+    "swap that finds other 64 bytes", "swap with an absent key", "exchange",
+    "add of two bytes across words", "min across words", "max", "max across words", "or",
+    "or across words", "and", "and across words",
+}  # fmt: skip
+brief_steps = pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, marks=pytest.mark.thorough if name in SAME_STORES else ())
+        for name, step in STEPS.items()
+    ],
+    ids=str,
+)
+
+
 @stepped
-@every_step
+@brief_steps
 def test_kill_in_a_section_or_value_operation_leaves_a_sound_map(
     step, map_name, seed, record_property
 ):

@@ -327,9 +327,13 @@ STORMS = {
     "Condition": storm_of_conditions,
     "Barrier": storm_of_barriers,
 }
+BRIEF = {"Lock", "RWLock", "Condition"}  # the quick tests kill the users of these
 
 
-@pytest.mark.parametrize("kind", STORMS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind in BRIEF else pytest.mark.thorough) for kind in STORMS],
+)
 def test_kills_leave_nobody_stuck_and_nothing_wrong(space, seed, kind):
     storm = STORMS[kind](space, seed, KILLS)
 

@@ -61,6 +61,7 @@ class OneAfterTheOther(Values):
         return found
 
 
+@pytest.mark.thorough
 def test_change_of_one_key_after_the_other_is_noticed(make_map, seed):
     """L2: without one step for all keys some history has no order."""
     m = make_map(value_size=SIZE, timeout=60)

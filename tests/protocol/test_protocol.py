@@ -47,6 +47,16 @@ THOROUGH = {
     "a writer dies while two keys change, and one is deleted",
     "a writer dies while two keys change, and another changes both",
     "a writer dies while one key changes and one goes, and a split moves one",
+    "two processes wait for two keys of one bell",
+    "a loop waits for the last of two changes",
+    "a waiter for a lock dies, and two others wait",
+    "a waiter for a lock gives up, and another one waits",
+    "an entry with an early deadline is inserted during a turn that removes nothing",
+    "a gap is made up for while the number of buckets falls",
+    "two contexts sweep at the same time",
+    "a bucket is merged and split while a writer waits for its lock",
+    "a sweeper dies while a writer renews the entry",
+    "two insertions need the room of one expired entry",
 }
 assert set(SHORT) >= THOROUGH
 SCENES = [
