@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import functools
 import pickle
 import struct
 from typing import Any
@@ -32,7 +31,12 @@ from shmrhash._types.records import PATTERNS
 from shmrhash._types.structures import ctypes_codec
 
 _STRUCT_BYTES_MAX = 1 << 22  # keys and values in entries are smaller
-_dump = functools.partial(pickle.dumps, protocol=PICKLE_PROTOCOL)
+
+
+def _dump(thing: Any) -> bytes:
+    # By position: a keyword, or a functools.partial, makes the call half as long again.
+    return pickle.dumps(thing, PICKLE_PROTOCOL)
+
 
 # The types whose bytes the core makes itself, and the kinds of each as a key and as a value.
 _KINDS: dict[type, tuple[int, int]] = {
