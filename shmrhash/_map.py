@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
 from shmrhash import _check, _core, _lifetime, _segment
 from shmrhash._arguments import checked_mode
 from shmrhash._batch import BatchMethods
+from shmrhash._cachestats import cache_stats
 from shmrhash._constants import (
     BPF_F_NO_PREALLOC,
     BPF_F_RDONLY,
@@ -419,6 +420,9 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         """
         return PAGE_BYTES + len(self) * int(self._facts()["element_stride"])
 
+    def _cache_figures(self, counts: Sequence[int], entries: int) -> dict[str, Any]:
+        return cache_stats(counts, entries)._asdict() | {"claimed": self._claims()}
+
     def info(self) -> dict[str, Any]:
         """All figures for operators, as a dict. Sizes are in bytes, times in nanoseconds.
 
@@ -428,6 +432,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         map for the first time, at each 1,024th of its operations except single lookups, at each
         batch of 1,024 keys or more, and at close(). expired: how many of the entries are past their
         deadline, to be removed when an operation needs room; an estimate beyond 4,096 buckets.
+        cache, of a Cache only: the counts of its stats(), and the number of keys claimed now.
         unlinked: the name is gone, or names another map, so open() no longer finds this map. Costs
         about 2 ms, because it asks the system about huge pages.
 
@@ -440,6 +445,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         attached = self._processes()
         processes = [one for one in attached if not one["reads"]]
         objects = self._objects()
+        counts = self._cache_counts()
         return {
             "name": self.name,
             "path": self._path,
@@ -463,6 +469,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
             "huge_pages": _segment.has_huge_pages(status.st_ino),
             **facts,
             **({} if objects is None else {"objects": objects}),
+            **({} if counts is None else {"cache": self._cache_figures(counts, entries)}),
         }
 
     def check(self) -> dict[str, Any]:
