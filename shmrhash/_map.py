@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -420,9 +420,6 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         """
         return PAGE_BYTES + len(self) * int(self._facts()["element_stride"])
 
-    def _cache_figures(self, counts: Sequence[int], entries: int) -> dict[str, Any]:
-        return cache_stats(counts, entries)._asdict() | {"claimed": self._claims()}
-
     def info(self) -> dict[str, Any]:
         """All figures for operators, as a dict. Sizes are in bytes, times in nanoseconds.
 
@@ -446,6 +443,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         processes = [one for one in attached if not one["reads"]]
         objects = self._objects()
         counts = self._cache_counts()
+        cache = counts and cache_stats(counts, entries)._asdict() | {"claimed": self._claims()}
         return {
             "name": self.name,
             "path": self._path,
@@ -469,7 +467,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
             "huge_pages": _segment.has_huge_pages(status.st_ino),
             **facts,
             **({} if objects is None else {"objects": objects}),
-            **({} if counts is None else {"cache": self._cache_figures(counts, entries)}),
+            **({} if cache is None else {"cache": cache}),
         }
 
     def check(self) -> dict[str, Any]:
