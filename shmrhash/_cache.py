@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmrhash import _core
 from shmrhash._arguments import checked_ttl, expect_staleness, expect_when_late, whole_number
-from shmrhash._cachestats import CacheStats
+from shmrhash._cachestats import CacheStats, cache_stats
 from shmrhash._claims import CacheClaim
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
@@ -340,17 +340,16 @@ class Cache(_core.CacheCore[K, V]):
 
         Raises MapClosed.
         """
-        counts = self._counts()
-        return CacheStats._make([*counts[:-2], counts[-2] / 1e9, counts[-1], len(self)])
+        return cache_stats(self._counts(), len(self))
 
     def info(self) -> dict[str, Any]:
-        """RHashMap.info(), with the types, the ttl and the counts of stats() under "cache".
+        """RHashMap.info(), with the types and the ttl.
 
-        Raises MapClosed.
+        Under "cache" it has the counts of stats(), and claimed: how many keys are being computed
+        now. Raises MapClosed.
         """
         types = {"key_type": self._schema.key.record, "value_type": self._schema.value.record}
-        counts = {"cache": self.stats()._asdict()}
-        return self.handle.info() | types | {"ttl": self._schema.ttl} | counts
+        return self.handle.info() | types | {"ttl": self._schema.ttl}
 
     def check(self) -> dict[str, Any]:
         """Walk every structural invariant; raise SegmentCorrupt with what is wrong.

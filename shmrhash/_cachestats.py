@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -41,3 +42,8 @@ class CacheStats(NamedTuple):
     def hit_ratio(self) -> float:
         """Hits as a share of all lookups; 0.0 if there were none."""
         return self.hits / (self.hits + self.misses) if self.hits else 0.0
+
+
+def cache_stats(counts: Sequence[int], entries: int) -> CacheStats:
+    """The statistics that the core's counts are, in the order in which it has them."""
+    return CacheStats._make([*counts[:-2], counts[-2] / 1e9, counts[-1], entries])

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from shmrhash import _check, _core, _lifetime, _segment
 from shmrhash._arguments import checked_mode
 from shmrhash._batch import BatchMethods
+from shmrhash._cachestats import cache_stats
 from shmrhash._constants import (
     BPF_F_NO_PREALLOC,
     BPF_F_RDONLY,
@@ -431,6 +432,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         map for the first time, at each 1,024th of its operations except single lookups, at each
         batch of 1,024 keys or more, and at close(). expired: how many of the entries are past their
         deadline, to be removed when an operation needs room; an estimate beyond 4,096 buckets.
+        cache, of a Cache only: the counts of its stats(), and the number of keys claimed now.
         unlinked: the name is gone, or names another map, so open() no longer finds this map. Costs
         about 2 ms, because it asks the system about huge pages.
 
@@ -443,6 +445,8 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
         attached = self._processes()
         processes = [one for one in attached if not one["reads"]]
         objects = self._objects()
+        counts = self._cache_counts()
+        cache = counts and cache_stats(counts, entries)._asdict() | {"claimed": self._claims()}
         return {
             "name": self.name,
             "path": self._path,
@@ -466,6 +470,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
             "huge_pages": _segment.has_huge_pages(status.st_ino),
             **facts,
             **({} if objects is None else {"objects": objects}),
+            **({} if cache is None else {"cache": cache}),
         }
 
     def check(self) -> dict[str, Any]:

@@ -424,13 +424,4 @@ cdef class CacheCore(DictHandle):
 
     def _counts(self):
         """The counts of all processes, in the order of CacheCounts."""
-        cdef Map *map = &self.handle.map
-        cdef uint64_t at
-        cdef int what
-        cdef uint64_t sums[COUNT_ALL]
-        expect_open(self.handle)
-        memset(sums, 0, sizeof(sums))
-        for at in range(PROCESS_MAX):
-            for what in range(COUNT_ALL):
-                sums[what] += load_relaxed_u64(<uint64_t *> (map.cache_counts + at) + what)
-        return tuple(sums)
+        return cache_counts(self.handle)

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: the figures of info(), check() and the tools that look after segments.
 from memory.hazard cimport hazard_any, hazard_none
+from segment.words cimport target_index, word_held_by
 
 
 cdef object processes_in(MapHandle handle):
@@ -101,6 +102,52 @@ cdef object object_facts(MapHandle handle):
         "pinned": facts.pinned, "views_copied": handle.views_copied,
         "max_bytes": handle.map.max_bytes,
     }
+
+
+cdef uint64_t claims_held(Op *op) noexcept nogil:
+    """How many expired or blank entries sections hold, as claims do (claiming.pxi). A count of
+    words that others change meanwhile; exact at rest."""
+    cdef Map *map = op.map
+    cdef uint64_t at, index
+    cdef uint64_t held = 0
+    cdef Found found
+    for at in range(contexts_usable(map)):     # at most CONTEXT_MAX
+        index = target_index(load_relaxed_u64(&context_at(map, at).target))
+        if index == 0 or index >= map.element_max or (
+                object_memory_ready(op, &map.element_pool, index) != OK):   # target may be old
+            continue
+        found.element = element_at(map, index)
+        # Acquire: pairs with the CAS of element_hold; a blank's deadline was stored before it.
+        found.header = load_acquire_u64(&found.element.header)
+        if element_state(found.header) == ELEMENT_LOCKED and word_held_by(found.header, at):
+            held += element_expired(map, &found)
+    return held
+
+
+cdef tuple cache_counts(MapHandle handle):
+    """What all processes counted of a cache, in the order of CacheCounts; None if it is none."""
+    cdef uint64_t at
+    cdef int what
+    cdef uint64_t sums[COUNT_ALL]
+    expect_open(handle)
+    if handle.map.cache == NULL:
+        return None
+    memset(sums, 0, sizeof(sums))
+    for at in range(PROCESS_MAX):
+        for what in range(COUNT_ALL):
+            sums[what] += load_relaxed_u64(<uint64_t *> (handle.map.cache_counts + at) + what)
+    return tuple(sums)
+
+
+cdef object claims_now(MapHandle handle):
+    """How many keys of a cache are claimed. Exact at rest."""
+    cdef Op op
+    cdef uint64_t held
+    enter_to_look(handle, &op)
+    with nogil:
+        held = claims_held(&op)
+    leave_reading(handle, &op)
+    return held
 
 
 cdef object check_all(MapHandle handle):

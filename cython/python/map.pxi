@@ -461,6 +461,14 @@ cdef class MapCore(MapHandle):
         """The figures of info() about objects; None if the map has none. Exact at rest."""
         return object_facts(self)
 
+    def _cache_counts(self):
+        """What all processes counted of a cache; None if the map is none."""
+        return cache_counts(self)
+
+    def _claims(self):
+        """How many keys of a cache are claimed. Exact at rest."""
+        return claims_now(self)
+
     def _processes(self):
         """A dict about each process that uses the map, or was killed while it did."""
         return processes_in(self)

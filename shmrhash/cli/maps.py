@@ -116,6 +116,11 @@ class MapState:
         return dict(self.info.get("objects", {}))
 
     @property
+    def cache(self) -> dict[str, Any]:
+        """The figures of info() about a cache; empty if the map is none."""
+        return dict(self.info.get("cache", {}))
+
+    @property
     def advice(self) -> str:
         """What to do about its health, or ""."""
         return ADVICE.get(self.health, "").format(name=self.name)
@@ -139,7 +144,7 @@ def _read_state(name: str, shared_map: RHashMap) -> MapState:
         health = DEAD
     elif info.get("frozen"):
         health = FROZEN
-    elif _living(info) >= info["max_entries"]:
+    elif "cache" not in info and _living(info) >= info["max_entries"]:  # a full cache evicts
         health = FULL
     return MapState(
         name,
@@ -150,7 +155,7 @@ def _read_state(name: str, shared_map: RHashMap) -> MapState:
         info=info,
         processes=processes,
         mem_usage=shared_map.mem_usage(),
-        types=_types_text(shared_map),
+        types=("a cache of " if "cache" in info else "") + _types_text(shared_map),
         fields=_inspect.fields_of(shared_map),
         user=status.st_uid,
     )

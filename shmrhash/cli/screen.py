@@ -235,6 +235,23 @@ def objects_text(objects: dict[str, int]) -> str:
     )
 
 
+def ratio_text(cache: dict[str, Any]) -> str:
+    """The hit ratio of a cache; "-" if nothing was looked up."""
+    looked_up = cache["hits"] + cache["misses"]
+    return percent_text(cache["hits"] / looked_up) if looked_up else "-"
+
+
+def cache_text(cache: dict[str, Any]) -> str:
+    """The counts of a cache in two lines."""
+    new, kept, expired = (cache[f"evicted_{which}"] for which in ("new", "kept", "expired"))
+    return (
+        f"{ratio_text(cache)} hits of {cache['hits'] + cache['misses']:,}, {cache['sets']:,} sets; "
+        f"evicted {new:,} new, {kept:,} kept, {expired:,} expired\n"
+        f"computed {cache['computed']:,}, waited {cache['waited']:,}, "
+        f"taken over {cache['taken_over']:,}, claimed now {cache['claimed']:,}"
+    )
+
+
 # ---- JSON, in the layout of bpftool: a program that reads bpftool's output reads this too ----
 
 

@@ -26,6 +26,7 @@ from shmrhash.cli.maps import (
 )
 from shmrhash.cli.screen import (
     Cell,
+    cache_text,
     count_text,
     objects_text,
     on_terminal,
@@ -33,6 +34,7 @@ from shmrhash.cli.screen import (
     print_facts,
     print_table,
     printable,
+    ratio_text,
     size_text,
     time_text,
 )
@@ -46,10 +48,14 @@ COLUMNS = [
     ">FILL",
     ">SIZE",
     ">OBJECTS",
+    "CACHE",
     "ACTIVITY",
     "HEALTH",
     "PROCESSES",
 ]
+
+
+SOMETIMES = ("OWNER", "CACHE")  # columns that are shown if any map has something in them
 
 
 def last_activity(state: MapState) -> tuple[str, int]:
@@ -99,6 +105,7 @@ def state_object(state: MapState) -> dict[str, Any]:
             "bytes": state.info["bytes_committed"],
             "types": state.types or None,
             "objects": state.objects or None,
+            "cache": state.cache or None,
             "last_activity": last_activity(state)[0],
             "last_activity_ns": last_activity(state)[1],
             "processes": [process_object(process) for process in state.processes],
@@ -118,13 +125,14 @@ def _by_process(states: list[MapState]) -> tuple[list[list[MapState]], list[MapS
 
 
 def _row(state: MapState) -> list[str]:
-    figures = ["-"] * 5
+    figures = ["-"] * 6
     if state.info:
         figures = [
             state.entries_text,
             percent_text(state.fill),
             size_text(state.info["bytes_committed"]),
             size_text(state.objects["bytes_in_use"]) if state.objects else "-",
+            f"{ratio_text(state.cache)} hits" if state.cache else "-",
             activity_text(state),
         ]
     users = ", ".join(map(str, state.alive)) if state.info else state.detail
@@ -149,17 +157,21 @@ def _group_row(group: list[MapState]) -> list[str]:
         "-",
         size_text(sum(state.info["bytes_committed"] for state in group)),
         size_text(objects) if objects else "-",
+        "-",
         activity_text(latest),
         health_cell(latest),
         ", ".join(text for _, text in users) or "-",
     ]
 
 
-def _owners_if_others(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The columns of ls and its rows; without OWNER if all maps are this user's."""
-    if any(row[1] != "-" for row in rows):
-        return COLUMNS, rows
-    return [COLUMNS[0], *COLUMNS[2:]], [[row[0], *row[2:]] for row in rows]
+def _needed_columns(rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns of ls and its rows; without those of SOMETIMES that would have "-" alone."""
+    needed = [
+        at
+        for at, name in enumerate(COLUMNS)
+        if name not in SOMETIMES or any(row[at] != "-" for row in rows)
+    ]
+    return [COLUMNS[at] for at in needed], [[row[at] for at in needed] for row in rows]
 
 
 @click.command("ls", cls=Command, short_help="All maps: entries, size, processes, health.")
@@ -177,8 +189,10 @@ def ls_command(session: Session, patterns: tuple[str, ...], everything: bool) ->
     without closing the map: 'repair' recovers them), left behind (no process is left: 'gc' removes
     it), damaged, other version, or no name (the name was removed while processes used the map: a
     program that opens the name gets another map). PROCESSES are those that may write; 'info' shows
-    readers too. OWNER is shown if another user has maps. Root reads those in a child process,
-    because the owner of a map can truncate it, which kills every process that has it mapped.
+    readers too. CACHE is shown if a map is a Cache: the share of its lookups that were hits. A full
+    cache evicts, so its HEALTH is ok. OWNER is shown if another user has maps. Root reads those in
+    a child process, because the owner of a map can truncate it, which kills every process that has
+    it mapped.
 
     \b
     Examples:
@@ -201,8 +215,9 @@ def ls_command(session: Session, patterns: tuple[str, ...], everything: bool) ->
     grouped, alone = ([], shown) if everything or patterns else _by_process(shown)
     rows = [_row(state) for state in alone] + [_group_row(group) for group in grouped]
     if rows or not on_terminal():
-        columns, rows = _owners_if_others(rows)
-        print_table(columns, rows, ["ACTIVITY", "FILL", "OBJECTS", "SIZE", "OWNER"])
+        columns, rows = _needed_columns(rows)
+        drop = ["ACTIVITY", "FILL", "OBJECTS", "SIZE", "OWNER", "CACHE"]
+        print_table(columns, rows, drop)
     denied = sum(state.health == DENIED for state in states)
     if denied and not everything:
         print(f"{denied} file(s) cannot be read by this user; --all shows them", file=sys.stderr)
@@ -293,6 +308,8 @@ def _facts(state: MapState) -> list[tuple[str, str]]:
         facts.insert(4, ("fields", ", ".join(fields)))
     if state.objects:
         facts.insert(-3, ("objects", objects_text(state.objects)))
+    if state.cache:
+        facts[-3:-3] = [("cache", line) for line in cache_text(state.cache).splitlines()]
     if info["growth_stopped"]:
         facts.insert(7, ("no memory", f"growth was stopped {info['growth_stopped']:,} times"))
     flags = [word for word in ("frozen", "ephemeral", "huge_pages") if info.get(word)]

@@ -44,6 +44,21 @@ OBJECT_GAUGES = {  # of maps with objects: name: (name in info()["objects"], hel
     "objects_max_bytes": ("max_bytes", "The limit of memory for objects."),
     "objects_pinned": ("pinned", "Objects that processes read in place."),
 }
+CACHE_COUNTERS = {  # of caches: name: (name in info()["cache"], help)
+    "hits": ("hits", "Lookups that found a value."),
+    "misses": ("misses", "Lookups that found none."),
+    "stale_hits": ("stale_hits", "Values returned while another call computed them again."),
+    "unreadable": ("unreadable", "Values that could not be decoded."),
+    "sets": ("sets", "Values stored, except computed ones."),
+    "rejected": ("rejected", "Values that did not fit."),
+    "computed": ("computed", "Values that get_or_compute() computed."),
+    "computing_seconds": ("seconds_computing", "Time that it took to compute them."),
+    "waited": ("waited", "Calls that waited for another's value."),
+    "taken_over": ("taken_over", "Computations taken over from one who died or failed."),
+    "stolen": ("stolen", "Claims taken from one who computed for too long."),
+    "not_stored": ("not_stored", "Computed values that were invalidated meanwhile."),
+}
+EVICTIONS = ("new", "kept", "expired")
 COUNTERS = {
     "grows": "Splits of a bucket.",
     "shrinks": "Merges of two buckets.",
@@ -91,6 +106,7 @@ class Collector:
             for state in usable:
                 counter.add_metric([state.name], state.info[name])
             yield counter
+        yield from _cache_metrics([state for state in usable if state.cache])
         processes = GaugeMetricFamily(
             "shmrhash_processes", "Processes attached to the map.", labels=["map", "state"]
         )
@@ -130,6 +146,32 @@ class Collector:
                 f"Bytes of the file system that holds the segments: {name}.",
                 value=blocks * status.f_frsize,
             )
+
+
+def _cache_metrics(caches: list[MapState]) -> Iterator[Metric]:
+    """What the processes of each cache counted. A ratio is left to whoever asks Prometheus."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for name, (count, text) in CACHE_COUNTERS.items():
+        counter = CounterMetricFamily(f"shmrhash_cache_{name}", text, labels=["map"])
+        for state in caches:
+            counter.add_metric([state.name], state.cache[count])
+        yield counter
+    evicted = CounterMetricFamily(
+        "shmrhash_cache_evictions",
+        "Evicted entries: not read again (new), read before (kept), or expired.",
+        labels=["map", "kind"],
+    )
+    for state in caches:
+        for kind in EVICTIONS:
+            evicted.add_metric([state.name, kind], state.cache[f"evicted_{kind}"])
+    yield evicted
+    claimed = GaugeMetricFamily(
+        "shmrhash_cache_claimed", "Keys that are being computed now.", labels=["map"]
+    )
+    for state in caches:
+        claimed.add_metric([state.name], state.cache["claimed"])
+    yield claimed
 
 
 @click.command("metrics", cls=Command, short_help="All figures for Prometheus.")

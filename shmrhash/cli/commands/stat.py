@@ -18,6 +18,7 @@ from shmrhash import RHashMap
 from shmrhash.cli.errors import need
 from shmrhash.cli.screen import (
     bar,
+    cache_text,
     make_console,
     objects_text,
     on_terminal,
@@ -161,7 +162,7 @@ def stat_command(session: Session, name: MapName, path: str | None) -> None:
 
     The stroke in or after a bar marks the expected number. A bucket is one cache line of seven
     entries; further entries are in overflow lines, each of which costs a lookup one more cache
-    miss.
+    miss. Of a cache, also what all processes counted: hits, evictions, computations.
 
     \b
     Examples:
@@ -179,10 +180,13 @@ def stat_command(session: Session, name: MapName, path: str | None) -> None:
     objects = counts.info.get("objects", "")
     if objects:
         objects = f"\nobjects: {objects_text(objects)}"
+    cache = counts.info.get("cache", "")
+    if cache:
+        cache = f"\ncache: {cache_text(cache)}"
     text = (
         f"{printable(counts.name)}: {counts.entries:,} of {counts.info['max_entries']:,} entries "
         f"in {counts.buckets:,} buckets, {counts.load:.2f} each; "
-        f"{size_text(counts.info['bytes_committed'])}{objects}\n"
+        f"{size_text(counts.info['bytes_committed'])}{objects}{cache}\n"
         f"{percent_text(part)} of the buckets have overflow lines; a lookup reads "
         f"{counts.lookups:.2f} bucket lines\n"
         f"{picture(counts)}"
@@ -204,6 +208,7 @@ def counts_object(counts: BucketCounts) -> dict[str, Any]:
         "overflowing": counts.overflowing,
         "lines_per_lookup": counts.lookups,
         "objects": counts.info.get("objects"),
+        "cache": counts.info.get("cache"),
         "levels": {str(level): counts.by_level[level] for level in sorted(counts.by_level)},
         "histogram": [
             {"entries": row, "buckets": counts.by_entries[row], "expected": counts.expected(row)}

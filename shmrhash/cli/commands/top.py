@@ -45,10 +45,12 @@ if TYPE_CHECKING:
 
 MAP_COLUMNS = [
     "MAP", ">ENTRIES", ">FILL", ">CHANGE/s", ">OPS/s", ">SPLITS/s", ">MERGES/s", ">WAITS/s",
-    ">MEMORY", ">OBJECTS", ">USERS", ">DEAD", ">RECOVERED", "HEALTH",
+    ">HITS", ">EVICTED/s", ">COMPUTED/s", ">MEMORY", ">OBJECTS", ">USERS", ">DEAD", ">RECOVERED",
+    "HEALTH",
 ]  # fmt: skip
 MAP_DROP = [
-    "RECOVERED", "OBJECTS", "MEMORY", "MERGES/s", "WAITS/s", "FILL", "SPLITS/s", "DEAD", "USERS",
+    "COMPUTED/s", "RECOVERED", "OBJECTS", "MEMORY", "MERGES/s", "WAITS/s", "FILL", "SPLITS/s",
+    "DEAD", "USERS", "EVICTED/s", "HITS",
 ]  # fmt: skip
 PROCESS_RATES = [f">{name.upper()}/s" for name in PROCESS_COUNTERS]
 PROCESS_COLUMNS = ["PROCESS", *PROCESS_RATES, ">ATTACHED", "MAP"]
@@ -70,6 +72,9 @@ class Row:
     merges: float | None = None
     operations: float | None = None
     waits: float | None = None
+    hit_ratio: float | None = None  # of a cache, as are the next two; None: nothing was looked up
+    evicted: float | None = None
+    computed: float | None = None
     processes: list[tuple[Process, dict[str, float | None]]] = field(default_factory=list)
 
     def figure(self, sort: str) -> float:
@@ -133,7 +138,18 @@ def make_row(before: MapState | None, now: MapState) -> Row:
     row.splits = (now.info["grows"] - before.info["grows"]) / seconds
     row.merges = (now.info["shrinks"] - before.info["shrinks"]) / seconds
     row.operations = total
+    if before.cache and now.cache:
+        _add_cache_rates(row, before.cache, now.cache, seconds)
     return row
+
+
+def _add_cache_rates(row: Row, before: dict[str, Any], now: dict[str, Any], seconds: float) -> None:
+    """What a cache counted between two readings."""
+    more = {name: now[name] - before[name] for name in before}
+    looked_up = more["hits"] + more["misses"]
+    row.hit_ratio = more["hits"] / looked_up if looked_up else None
+    row.evicted = sum(more[f"evicted_{kind}"] for kind in ("new", "kept", "expired")) / seconds
+    row.computed = more["computed"] / seconds
 
 
 def rate_text(rate: float | None, sign: bool = False) -> str:
@@ -147,7 +163,7 @@ def map_cells(row: Row) -> list[str]:
     """The cells of MAP_COLUMNS."""
     state = row.state
     if not state.info:
-        return [Cell(state.name, "head"), *["-"] * 12, health_cell(state)]
+        return [Cell(state.name, "head"), *["-"] * 15, health_cell(state)]
     return [
         Cell(state.name, "head"),
         state.entries_text,
@@ -157,6 +173,9 @@ def map_cells(row: Row) -> list[str]:
         rate_text(row.splits),
         rate_text(row.merges),
         rate_text(row.waits),
+        "-" if row.hit_ratio is None else percent_text(row.hit_ratio),
+        rate_text(row.evicted),
+        rate_text(row.computed),
         size_text(state.info["bytes_committed"]),
         size_text(state.objects["bytes_in_use"]) if state.objects else "-",
         str(len(state.alive)),
@@ -250,6 +269,10 @@ def row_object(row: Row) -> dict[str, Any]:
         "merges_per_s": row.merges,
         "operations_per_s": row.operations,
         "waits_per_s": row.waits,
+        "cache": row.state.cache or None,
+        "hit_ratio": row.hit_ratio,
+        "evicted_per_s": row.evicted,
+        "computed_per_s": row.computed,
         "processes": [
             {
                 "pid": user.pid,
@@ -288,7 +311,8 @@ def top_command(
 
     Keys: q quits; n name, e entries, f fill, c change, o operations, g growth, m memory, w waits, u
     users choose the order of the rows. In a pipe, or with -j, each frame is printed below the one
-    before; -n limits their number. A rate needs two readings, so the first frame has none.
+    before; -n limits their number. A rate needs two readings, so the first frame has none. HITS is
+    the share of hits among a cache's lookups since the frame before.
 
     \b
     Examples:
