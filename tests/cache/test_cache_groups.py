@@ -4,7 +4,6 @@ the limit of one value."""
 import asyncio
 import mmap
 import pickle
-import struct
 import time
 
 import pytest
@@ -15,7 +14,6 @@ from shmrhash import Cache, InvalidArgument, TooLarge
 
 SHORT_S = 0.02
 NEVER_S = 600
-COUNTERS = struct.Struct("<q")
 ROUNDS_MAX = 10_000_000  # of asking, which ends with the invalidations
 POLLS = 2000  # of a computation, which waits for its invalidation
 KEYS = ("user:1", "user:2", "user:" + "long" * 20)
@@ -117,9 +115,9 @@ def invalidate(gate, name, shared, times):
     with Cache(name, key=str, value=int) as cache:
         gate.wait()
         for number in range(1, times + 1):
-            COUNTERS.pack_into(shared, 0, number)
+            shared[0] = number
             cache.delete_prefix("user:")
-            COUNTERS.pack_into(shared, 8, number)
+            shared[1] = number
             time.sleep(0)
     gate.finish()
 
@@ -130,9 +128,9 @@ def ask(gate, name, shared, number):
     with Cache(name, key=str, value=int) as cache:
 
         def compute():
-            (truth,) = COUNTERS.unpack_from(shared, 0)
+            truth = shared[0]
             for _ in range(POLLS):
-                if COUNTERS.unpack_from(shared, 0) != (truth,):
+                if shared[0] != truth:
                     break
                 time.sleep(0)
             return truth
@@ -140,7 +138,7 @@ def ask(gate, name, shared, number):
         gate.wait()
         for _ in gate.open_for(ROUNDS_MAX):
             key = KEYS[(asked + number) % len(KEYS)]
-            (least,) = COUNTERS.unpack_from(shared, 8)
+            least = shared[1]
             assert cache.get_or_compute(key, compute) >= least
             asked += 1
     return asked
@@ -156,7 +154,7 @@ def ask(gate, name, shared, number):
 )
 def test_no_value_from_before_an_invalidation_is_found_after_it(make_cache, times):
     cache = make_cache(key=str, value=int, max_entries=1000)
-    shared = mmap.mmap(-1, 4096)
+    shared = memoryview(mmap.mmap(-1, 4096)).cast("q")  # each store is one
 
     _, *asked = run_together(
         "fork",
