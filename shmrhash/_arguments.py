@@ -37,6 +37,16 @@ def checked_mode(mode: Any) -> int:
     raise InvalidArgument(f"mode must be from 0 to 0o777, not {number} ({number:#o}){hint}")
 
 
+def checked_value_bytes(most: Any) -> int | None:
+    """max_value_bytes of a cache, or None. Raises TypeError, InvalidArgument."""
+    if most is None:
+        return None
+    number = whole_number("max_value_bytes", most)
+    if number < 1:
+        raise InvalidArgument(f"max_value_bytes must be at least 1, not {number}")
+    return number
+
+
 def checked_ttl(ttl: Any) -> float:
     """Seconds to live. Raises TypeError, InvalidArgument."""
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):

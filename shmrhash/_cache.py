@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmrhash import _core
-from shmrhash._arguments import checked_ttl, expect_staleness, expect_when_late, whole_number
+from shmrhash._arguments import (
+    checked_ttl,
+    checked_value_bytes,
+    expect_staleness,
+    expect_when_late,
+    whole_number,
+)
+from shmrhash._cachegroups import delete_prefix
 from shmrhash._cachestats import CacheStats, cache_stats
 from shmrhash._claims import CacheClaim
 from shmrhash._constants import DEFAULT_TIMEOUT
@@ -28,7 +36,7 @@ from shmrhash._types.schema import (
     restore_schema,
     with_ttl,
 )
-from shmrhash._typing import K, Options, P, V
+from shmrhash._typing import CacheOptions, K, P, V
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,6 +80,7 @@ class Cache(_core.CacheCore[K, V]):
     """
 
     _schema: Schema
+    _largest: int | None
 
     @overload
     def __init__(
@@ -80,7 +89,7 @@ class Cache(_core.CacheCore[K, V]):
         *,
         key: type[K] = ...,
         value: type[V] = ...,
-        **options: Unpack[Options],
+        **options: Unpack[CacheOptions],
     ) -> None: ...
     @overload
     def __init__(
@@ -89,7 +98,7 @@ class Cache(_core.CacheCore[K, V]):
         *,
         key: type[K] = ...,
         value: Any,
-        **options: Unpack[Options],
+        **options: Unpack[CacheOptions],
     ) -> None: ...
     @overload
     def __init__(
@@ -98,7 +107,7 @@ class Cache(_core.CacheCore[K, V]):
         *,
         key: Any,
         value: type[V] = ...,
-        **options: Unpack[Options],
+        **options: Unpack[CacheOptions],
     ) -> None: ...
     @overload
     def __init__(
@@ -107,7 +116,7 @@ class Cache(_core.CacheCore[K, V]):
         *,
         key: Any,
         value: Any,
-        **options: Unpack[Options],
+        **options: Unpack[CacheOptions],
     ) -> None: ...
     def __init__(
         self,
@@ -117,6 +126,7 @@ class Cache(_core.CacheCore[K, V]):
         value: Any = object,
         max_entries: int | None = None,
         max_bytes: int | None = None,
+        max_value_bytes: int | None = None,
         ttl: float | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         mode: int = 0o600,
@@ -130,27 +140,29 @@ class Cache(_core.CacheCore[K, V]):
         declared types. max_entries: a hard limit; None is that of the existing cache, or, for a new
         one, an entry for every 256 bytes of max_bytes. Each takes 3 bytes from the beginning, and
         the rest when it is used. max_bytes: the limit for keys and values that are not in the
-        entries; None is that of the existing cache, or 64 MiB. One value takes at most an eighth of
-        it. ttl: seconds to live of the values that this handle stores, if set() names no other;
-        None is the ttl that the cache was created with, or without limit. timeout, mode, ephemeral,
-        owner: as for SharedDict(). if_different: a cache of this name with other types or limits
-        is replaced by a new one ("replace"), or raises LayoutMismatch ("raise"); processes that
-        have the old one open go on using it.
+        entries; None is that of the existing cache, or 64 MiB. max_value_bytes: the most bytes of a
+        value that this handle stores outside its entry; None is an eighth of max_bytes. ttl:
+        seconds to live of the values that this handle stores, if set() names no other; None is the
+        ttl that the cache was created with, or without limit. timeout, mode, ephemeral, owner: as
+        for SharedDict(). if_different: a cache of this name with other types or limits is replaced
+        by a new one ("replace"), or raises LayoutMismatch ("raise"); processes that have the old
+        one open go on using it.
 
         Raises LayoutMismatch (also if a dict or map has this name), TypeError and InvalidArgument,
         ImportError (a type's library is not installed), TooLarge, SegmentFull, LimitReached,
         PermissionDenied, Unsupported.
         """
+        largest = checked_value_bytes(max_value_bytes)
         schema = make_schema(key, value, ttl)
         fresh = schema if ttl is not None else make_schema(key, value, math.inf)
         made = fresh, _limits_if_made(max_entries, max_bytes)
         if name is None:
             expect_if_different(if_different)
             handle = create_anonymous(*made, timeout=timeout, mode=mode, _is_cache=True)
-            self._start(handle, fresh)
+            self._start(handle, fresh, largest)
             return
         open_or_create(
-            self._start,
+            partial(self._start, largest=largest),
             name,
             schema,
             (max_entries, max_bytes),
@@ -163,14 +175,17 @@ class Cache(_core.CacheCore[K, V]):
             _is_cache=True,
         )
 
-    def _start(self, handle: RHashMap, schema: Schema) -> None:
+    def _start(self, handle: RHashMap, schema: Schema, largest: int | None) -> None:
         """Initialize this object as the cache of this handle. Raises LayoutMismatch."""
         expect_geometry(schema, handle)
-        largest = handle.max_bytes // _VALUE_SHARE if schema.has_objects else 0
+        most = 0
+        if schema.has_objects:
+            most = handle.max_bytes // _VALUE_SHARE if largest is None else largest
         super().__init__(
-            handle, schema.key.triple, schema.value.triple, schema.default_ttl_ns, largest
+            handle, schema.key.triple, schema.value.triple, schema.default_ttl_ns, most
         )
         self._schema = schema
+        self._largest = largest
         if handle.ephemeral:  # a cache that is collected is closed; at exit _lifetime.py acts
             weakref.finalize(self, handle.close).atexit = False
 
@@ -196,6 +211,21 @@ class Cache(_core.CacheCore[K, V]):
         if len(default) > 1:
             raise TypeError("update_with takes a key, a function and a default")
         return store_updated(self._section(key, timeout, *default), key, function, allow_none)
+
+    def delete_prefix(self, prefix: K) -> int:
+        """Delete every key that begins with prefix; return how many were present.
+
+        For caches whose keys are str or bytes. What is being computed under such a key
+        (get_or_compute, memoize, claim) is returned and not stored: no value that was stored, or
+        whose computation began, before the call is found after it. Keys that are stored during the
+        call may stay. Each deletion is atomic, the whole is not: if the process dies, a part of the
+        keys is deleted. Costs a walk over the cache, about a lookup for each entry, and holds
+        nobody up.
+
+        Raises InvalidArgument (keys of another type), TypeError (prefix), LockTimeout, ReadOnlyMap,
+        MapClosed.
+        """
+        return delete_prefix(self, self._schema.key.declared, prefix)
 
     def claim(self, key: K, *, wait: float = 10.0) -> CacheClaim[K, V]:
         """get_or_compute() without a function, for a with statement.
@@ -395,16 +425,18 @@ class Cache(_core.CacheCore[K, V]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         types = self._schema.key.declared, self._schema.value.declared
-        return _attach, (type(self), self.handle, *types, self._schema.ttl)
+        return _attach, (type(self), self.handle, *types, self._schema.ttl, self._largest)
 
 
-def _attach(cls: type[_C], handle: RHashMap, key: Any, value: Any, ttl: float) -> _C:
+def _attach(
+    cls: type[_C], handle: RHashMap, key: Any, value: Any, ttl: float, largest: int | None
+) -> _C:
     """Unpickle a cache: open the one of that name, if it still has those types."""
     fresh = cls.__new__(cls)
     try:
         record = read_schema(handle.schema, handle.name)
         schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)
-        fresh._start(handle, schema)
+        fresh._start(handle, schema, largest)
     except BaseException:
         handle.close()
         raise

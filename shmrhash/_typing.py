@@ -36,10 +36,16 @@ class CreateOptions(TypedDict, total=False):
 
 
 class Options(CreateOptions, total=False):
-    """The options of SharedDict() and Cache()."""
+    """The options of SharedDict(), and of Cache() with a few more."""
 
     owner: int | None
     if_different: str
+
+
+class CacheOptions(Options, total=False):
+    """The options of Cache()."""
+
+    max_value_bytes: int | None
 
 
 class OpenOptions(TypedDict, total=False):

@@ -265,7 +265,7 @@ cdef class CacheCore(DictHandle):
         as needed, and no more than twice as many. If the value cannot be stored at all, the key is
         deleted, since its old value would be wrong. Expected O(1), and O(bytes of the value).
 
-        Raises TooLarge (of more bytes than an eighth of max_bytes), SegmentFull and OutOfMemory
+        Raises TooLarge (of more bytes than max_value_bytes), SegmentFull and OutOfMemory
         (even an empty cache has no room for it), LockTimeout, TypeError and OverflowError (the key
         or value is not of the cache's type), what pickling raises, ReadOnlyMap, MapClosed.
         """
@@ -419,7 +419,8 @@ cdef class CacheCore(DictHandle):
         return LockedEntry(self, key, timeout, default[0] if default else NO_DEFAULT)
 
     def _entries(self, int what, bint skipping=False):
-        """An iterator over the keys (what: 0), values (1) or both (2), as DictCore's."""
+        """An iterator over the keys (what: 0), values (1) or both (2), as DictCore's; 3: over the
+        keys, and those that have expired or are being computed."""
         return DictEntries(self, what, skipping)
 
     def _counts(self):

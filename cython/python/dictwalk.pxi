@@ -3,6 +3,7 @@
 
 cdef enum:
     LOST_MAX = 20000           # found entries that popitem loses to other callers
+    KEYS_EVEN_EXPIRED = 3      # what entry_of() returns: the key, also of what has expired
 
 
 cdef object key_of(DictHandle owner, bytes raw, const Found *found, const uint64_t *value, Op *op):
@@ -34,7 +35,9 @@ cdef object key_of_bytes(DictHandle owner, bytes raw):
 
 
 cdef object entry_of(DictHandle owner, bytes raw, int what):
-    """An entry's key (what: 0), value (1) or both (2); MISSING if it is gone or has expired."""
+    """An entry's key (what: 0), value (1) or both (2); MISSING if it is gone or has expired. With
+    KEYS_EVEN_EXPIRED the key, even if it has expired, as that of a computation has (claiming.pxi).
+    """
     cdef uint64_t small[SPOT_WORDS]
     cdef uint64_t *value = NULL
     cdef KeyBytes key
@@ -51,11 +54,12 @@ cdef object entry_of(DictHandle owner, bytes raw, int what):
     try:
         while status == OK and result is MISSING:
             status = owner._find(&op, &found, value)
-            if status == OK and entry_expired(&owner.handle.map, value):
+            if status == OK and what != KEYS_EVEN_EXPIRED and (
+                    entry_expired(&owner.handle.map, value)):
                 status = ABSENT
             if status == OK:
                 result = name = key_of(owner, raw, &found, value, &op) if what != 1 else None
-            if status == OK and what != 0 and result is not MISSING:
+            if status == OK and (what == 1 or what == 2) and result is not MISSING:
                 result = owner._decode(&found, value, &op)    # copied: a walk would pin too many
             renew(owner.handle, &op)
             rounds += 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 import pytest
 
 from shmrhash import Cache, SharedCounter, SharedDict
-from shmrhash._typing import CreateOptions, OpenOptions, Options
+from shmrhash._typing import CacheOptions, CreateOptions, OpenOptions, Options
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -158,7 +158,7 @@ def test_a_subclass_keeps_its_type_through_create_and_open(map_name: str) -> Non
         (SharedDict.__init__, Options),
         (SharedDict.create, CreateOptions),
         (SharedDict.open, OpenOptions),
-        (Cache.__init__, Options),
+        (Cache.__init__, CacheOptions),
     ],
 )
 def test_options_that_checkers_know_are_those_of_the_function(function: Any, options: Any) -> None:
@@ -169,11 +169,13 @@ def test_options_that_checkers_know_are_those_of_the_function(function: Any, opt
         if name not in ("self", "name", "key", "value")
     }
 
-    known = {name: kind.__forward_arg__ for name, kind in options.__annotations__.items()}
-    if options is Options:  # of its base, too: each class has only its own from Python 3.14 on
-        known |= {
-            name: kind.__forward_arg__ for name, kind in CreateOptions.__annotations__.items()
-        }
+    # Of its bases, too: each class has only its own from Python 3.14 on.
+    bases = {Options: [CreateOptions], CacheOptions: [CreateOptions, Options]}
+    known = {
+        name: kind.__forward_arg__
+        for each in [options, *bases.get(options, [])]
+        for name, kind in each.__annotations__.items()
+    }
     assert own == known
 
 
@@ -207,7 +209,7 @@ def test_a_parameter_of_a_function_is_a_parameter_of_the_dict() -> None:
 
 
 def test_types_of_a_cache_are_inferred_from_key_and_value() -> None:
-    with Cache(key=str, value=int, max_entries=10) as cache:
+    with Cache(key=str, value=int, max_entries=10, max_value_bytes=1000) as cache:
         assert_type(cache, Cache[str, int])
         cache.set("k", 1)
         assert_type(cache.get("k"), int | None)
@@ -220,6 +222,7 @@ def test_types_of_a_cache_are_inferred_from_key_and_value() -> None:
         assert_type(cache.update_with("k", lambda n: n + 1), int)
         assert_type(cache.get_or_compute("c", lambda: 5), int)
         assert_type(cache.ttl("k"), float | None)
+        assert_type(cache.delete_prefix("c"), int)
         assert_type(cache.pop("k"), int | None)
     with Cache(max_entries=10) as anything, Cache(key=str, value="<qd", max_entries=10) as rows:
         assert_type(anything, Cache[Any, Any])
