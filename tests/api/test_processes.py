@@ -350,10 +350,10 @@ def test_children_forked_while_threads_operate_can_use_the_handle(make_map):
     """C3: locks that threads of the parent held at the fork do not stop the child."""
     m = make_map()
 
-    (ends,) = run_together("fork", (jobs.fork_under_threads, m, 20, 3))
+    (ends,) = run_together("fork", (jobs.fork_under_threads, m, 10, 3))
 
     assert ends == ["closed"] * 3
-    assert all(m[word(1000 + key)] == word(1000 + key) for key in range(40))
+    assert all(m[word(1000 + key)] == word(1000 + key) for key in range(20))
     m.check()
 
 

@@ -85,7 +85,7 @@ def expect_whole(cache):
 @pytest.mark.parametrize(
     "kills",
     [
-        40,
+        20,
         pytest.param(150, marks=pytest.mark.thorough),
         pytest.param(10_000, marks=pytest.mark.long),
     ],

@@ -330,8 +330,8 @@ def test_killed_first_operation_after_fork_leaves_a_sound_map(survivor, record_p
     crashes_of(lambda: None, look, survivor, record_property, "first operation after fork", 5)
 
 
-@pytest.mark.thorough
-def test_killed_creator_leaves_no_half_made_map(map_name, record_property):
+@pytest.mark.parametrize("sample", [40, pytest.param(None, marks=pytest.mark.thorough)])
+def test_killed_creator_leaves_no_half_made_map(map_name, seed, record_property, sample):
     """C1, H1: the name has a complete map, or is absent; open_or_create succeeds either way."""
     scenario = SCENARIOS["update 8 bytes"]
     kept = []
@@ -341,7 +341,8 @@ def test_killed_creator_leaves_no_half_made_map(map_name, record_property):
         kept.append(scenario.create(map_name))
 
     segment = stepping.Segment(stepping.segment_path(map_name))
-    for crash in stepping.crash_states(lambda: None, create, segment):
+    states = stepping.crash_states(lambda: None, create, segment, sample=sample, seed=seed)
+    for crash in states:
         tally.add(crash)
         with explained(crash, attach):
             survivor = RHashMap.open_or_create(map_name, key_size=8, value_size=8, max_entries=64)

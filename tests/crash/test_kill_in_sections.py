@@ -288,6 +288,26 @@ STEPS = {
     ]
 }
 every_step = pytest.mark.parametrize("step", STEPS.values(), ids=str)
+# Each of these takes a way through the core that a step of the quick run takes too.
+THOROUGH = {
+    "swap 64 bytes",
+    "swap that finds other 64 bytes",
+    "exchange 64 bytes",
+    "add of two bytes across words",
+    "min across words",
+    "max across words",
+    "or across words",
+    "and across words",
+}
+assert set(STEPS) >= THOROUGH
+brief_steps = pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, marks=pytest.mark.thorough) if name in THOROUGH else step
+        for name, step in STEPS.items()
+    ],
+    ids=str,
+)
 
 
 # The quick tests leave out what goes through the same stores as another step.

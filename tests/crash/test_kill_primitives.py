@@ -15,7 +15,7 @@ from support.turns import Storm
 
 from shmrhash import Barrier, Condition, Event, Lock, RLock, RWLock, Semaphore, Sync
 
-KILLS = 25
+KILLS = 15
 KILLS_LONG = 10_000
 
 # Shared words.

@@ -242,7 +242,7 @@ class DictAgainstDict(RuleBasedStateMachine):
             assert d.info()["objects"]["bytes_in_use"] == 0
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(15, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("examples", [3, pytest.param(15, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("ttl", [pytest.param(None, marks=pytest.mark.thorough), 3600.0])
 @pytest.mark.parametrize("types", TYPES.values(), ids=TYPES)
 def test_any_sequence_of_operations_has_the_results_of_a_dict(map_name, types, ttl, examples):

@@ -86,7 +86,14 @@ def taken(name):
     return (creation_jobs.segment_folder() / name).stat().st_blocks * 512
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.EPERM,
+        pytest.param(errno.EINVAL, marks=pytest.mark.thorough),
+        pytest.param(errno.ENOSYS, marks=pytest.mark.thorough),
+    ],
+)
 @pytest.mark.parametrize(
     ("call", "asked", "gives_back"),
     [
