@@ -154,6 +154,41 @@ def test_no_read_is_older_than_max_stale(tmp_path, map_name, seed):
     assert info["takeovers"] > 0
 
 
+def hold(address, name, stop):
+    with near_of(address, name) as near:
+        near.get(b"key:0")
+        stop.wait()
+
+
+def test_another_process_tracks_when_the_tracker_is_killed(tmp_path, map_name):
+    """N5: and what nobody heard in between is not served."""
+    address, ready, stop = str(tmp_path / "server"), FORK.Event(), FORK.Event()
+    others = [start(serve, address, ready)]
+    assert ready.wait(10)
+    first = start(hold, address, map_name, stop)
+    source = ServedSource(address)
+    source.set(KEYS[0], b"old", None)
+    with near_of(address, map_name, track=False) as near:
+        assert near.ready(10)
+        assert near.info()["tracker_pid"] == first.pid
+        assert near.get(KEYS[0]) == b"old"
+    others.append(start(hold, address, map_name, stop))
+    with near_of(address, map_name, track=False) as near:
+        epochs = near.info()["nodes"][0]["epochs"]
+        os.kill(first.pid, signal.SIGKILL)
+        source.set(KEYS[0], b"new", None)
+        deadline = time.monotonic() + 10
+        while near.info()["nodes"][0]["epochs"] == epochs:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert near.info()["tracker_pid"] == others[1].pid
+        assert near.get(KEYS[0]) == b"new"
+    for process in (first, *others):
+        process.kill()
+        process.join()
+    gc()
+
+
 class _NoEpoch(State):
     def begin(self, number):
         before = self.line(number)
