@@ -32,11 +32,11 @@ def serve(address, ready):
     Server(address, DELAY).serve(ready.set)
 
 
-def near_of(address, name, **options):
+def near_of(address, name, *, max_stale=STALE, **options):
     return NearCache(
         ServedSource(address),
         name=name,
-        max_stale=STALE,
+        max_stale=max_stale,
         max_entries=1000,
         max_bytes=1 << 20,
         **options,
@@ -187,6 +187,30 @@ def test_another_process_tracks_when_the_tracker_is_killed(tmp_path, map_name):
         process.kill()
         process.join()
     gc()
+
+
+def ask_all(address, name, begin, keys):
+    with near_of(address, name, track=False, flight=30.0, max_stale=30.0) as near:
+        begin.wait()
+        for key in keys:
+            near.get(key)
+
+
+def test_processes_that_miss_a_key_ask_once(tmp_path, map_name):
+    """N6: three processes ask for the same keys in the same order, and each answer is late."""
+    address, ready, begin = str(tmp_path / "server"), FORK.Event(), FORK.Event()
+    server = start(serve, address, ready)
+    assert ready.wait(10)
+    with near_of(address, map_name, max_stale=30.0) as near:
+        assert near.ready(10)
+        askers = [start(ask_all, address, map_name, begin, KEYS) for _ in range(3)]
+        begin.set()
+        for asker in askers:
+            asker.join()
+            assert asker.exitcode == 0
+        assert ServedSource(address).ask("count") == len(KEYS)
+    server.kill()
+    server.join()
 
 
 class _NoEpoch(State):
