@@ -1,5 +1,6 @@
 """The steps of a near cache, one after the other: what no fill and no tracker may leave behind."""
 
+import asyncio
 import contextlib
 import os
 import time
@@ -283,3 +284,24 @@ def test_a_child_of_fork_hits_and_fills(scene):
         os._exit(2)
 
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_tasks_of_a_loop_ask_once(scene):
+    it = scene()
+    it.watch()
+    it.source.server.values[b"k"] = b"one"
+    answer = it.source.afetch
+
+    async def slowly(keys):
+        await asyncio.sleep(0.01)
+        return await answer(keys)
+
+    it.source.afetch = slowly
+
+    async def all_of_them():
+        return await asyncio.gather(*(it.near.aget("k") for _ in range(20)))
+
+    assert asyncio.run(all_of_them()) == [b"one"] * 20
+    assert it.reads() == 1
+    asyncio.run(it.near.aset("k", b"two"))
+    assert asyncio.run(it.near.aget_many(["k", "none"])) == {"k": b"two"}

@@ -32,11 +32,11 @@ def serve(address, ready):
     Server(address, DELAY).serve(ready.set)
 
 
-def near_of(address, name, **options):
+def near_of(address, name, *, max_stale=STALE, **options):
     return NearCache(
         ServedSource(address),
         name=name,
-        max_stale=STALE,
+        max_stale=max_stale,
         max_entries=1000,
         max_bytes=1 << 20,
         **options,
@@ -152,6 +152,65 @@ def test_no_read_is_older_than_max_stale(tmp_path, map_name, seed):
     assert at_rest
     assert reads > 1000
     assert info["takeovers"] > 0
+
+
+def hold(address, name, stop):
+    with near_of(address, name) as near:
+        near.get(b"key:0")
+        stop.wait()
+
+
+def test_another_process_tracks_when_the_tracker_is_killed(tmp_path, map_name):
+    """N5: and what nobody heard in between is not served."""
+    address, ready, stop = str(tmp_path / "server"), FORK.Event(), FORK.Event()
+    others = [start(serve, address, ready)]
+    assert ready.wait(10)
+    first = start(hold, address, map_name, stop)
+    source = ServedSource(address)
+    source.set(KEYS[0], b"old", None)
+    with near_of(address, map_name, track=False) as near:
+        assert near.ready(10)
+        assert near.info()["tracker_pid"] == first.pid
+        assert near.get(KEYS[0]) == b"old"
+    others.append(start(hold, address, map_name, stop))
+    with near_of(address, map_name, track=False) as near:
+        epochs = near.info()["nodes"][0]["epochs"]
+        os.kill(first.pid, signal.SIGKILL)
+        source.set(KEYS[0], b"new", None)
+        deadline = time.monotonic() + 10
+        while near.info()["nodes"][0]["epochs"] == epochs:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert near.info()["tracker_pid"] == others[1].pid
+        assert near.get(KEYS[0]) == b"new"
+    for process in (first, *others):
+        process.kill()
+        process.join()
+    gc()
+
+
+def ask_all(address, name, begin, keys):
+    with near_of(address, name, track=False, flight=30.0, max_stale=30.0) as near:
+        begin.wait()
+        for key in keys:
+            near.get(key)
+
+
+def test_processes_that_miss_a_key_ask_once(tmp_path, map_name):
+    """N6: three processes ask for the same keys in the same order, and each answer is late."""
+    address, ready, begin = str(tmp_path / "server"), FORK.Event(), FORK.Event()
+    server = start(serve, address, ready)
+    assert ready.wait(10)
+    with near_of(address, map_name, max_stale=30.0) as near:
+        assert near.ready(10)
+        askers = [start(ask_all, address, map_name, begin, KEYS) for _ in range(3)]
+        begin.set()
+        for asker in askers:
+            asker.join()
+            assert asker.exitcode == 0
+        assert ServedSource(address).ask("count") == len(KEYS)
+    server.kill()
+    server.join()
 
 
 class _NoEpoch(State):
