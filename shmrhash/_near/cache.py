@@ -271,7 +271,8 @@ class NearCache(_core.NearCore):
     def _expect_no_outage(self, raw: bytes) -> None:
         """With on_outage="raise": raise Unavailable if the key would be kept in better times."""
         kept = self._outage == "raise" and not self._refusal and self._source.covers(raw)
-        if kept and self._watched(self._node_of(raw)) is None:
+        # A node that is watched, but not known here to answer for the key: the fetch finds out.
+        if kept and self.age() > self._max_stale:
             raise Unavailable(
                 f"near cache {self._state.entries.name!r}: the server does not answer"
             )

@@ -274,6 +274,7 @@ class RedisSource:
             raise self._as_clients(error, "ConnectionError") from error
         except ServerError as error:
             raise self._as_clients(error, "ResponseError") from error
+        self._run_id = connection.run_id
         try:
             took = []
             for _ in range(3):
