@@ -167,15 +167,16 @@ def test_reads_of_a_stopped_server_end_as_on_outage_says(server, map_name, clien
             eventually(lambda: read() == b"two")
 
 
-def hold(server, name, stop):
+def hold(server, name):
+    """Have a near cache until this process is killed."""
     with near_of(server, name) as near:
         near.ready(PATIENCE_S)
-        stop.wait()
+        while True:  # until it is killed
+            signal.pause()
 
 
 def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, map_name, client):
-    stop = FORK.Event()
-    processes = [FORK.Process(target=hold, args=(server, map_name, stop)) for _ in range(3)]
+    processes = [FORK.Process(target=hold, args=(server, map_name)) for _ in range(3)]
     for process in processes:
         process.start()
     with near_of(server, map_name, track=False) as near:
@@ -191,8 +192,8 @@ def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, ma
             client.set("k1", f"new {round_number}")
             eventually(lambda: near.info()["tracker_pid"] != tracker)  # noqa: B023
             eventually(lambda: near.age() < STALE and near.get("k1") == b"new %d" % round_number)  # noqa: B023
-    stop.set()
     for process in processes:
+        process.kill()
         process.join()
     gc()
 
@@ -265,7 +266,7 @@ class Storm:
                 holders[at] = self.holder()
 
     def holder(self):
-        made = FORK.Process(target=hold, args=(self.server, self.name, FORK.Event()), daemon=True)
+        made = FORK.Process(target=hold, args=(self.server, self.name), daemon=True)
         made.start()
         return made
 
