@@ -118,6 +118,24 @@ class LockTimeout(Error, TimeoutError):
     errno = errno.EBUSY
 
 
+class Unavailable(Error, ConnectionError):
+    """The server of a near cache cannot be asked, and what it last said is too old to be served.
+
+    ``errno`` is EHOSTUNREACH.
+    """
+
+    errno = errno.EHOSTUNREACH
+
+
+class TrackingRefused(InvalidArgument):
+    """The server of a near cache will not tell of changes. The message says what to do.
+
+    ``errno`` is EOPNOTSUPP.
+    """
+
+    errno = errno.EOPNOTSUPP
+
+
 class WaitTimeout(Error, TimeoutError):
     """What was waited for did not happen within the timeout. ``errno`` is ETIMEDOUT."""
 

@@ -48,7 +48,7 @@ LAYERS = {
         *("notifying", "watching", "ringing", "cells", "circles", "cellwaits", "locks"),
         *("semaphores", "rwlocks", "conditions", "lockusers", "map"),
         *("codec", "storing", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
-        *("claiming", "refreshing", "cache"),
+        *("claiming", "refreshing", "cache", "near"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]

@@ -1,0 +1,584 @@
+"""NearCache: the public class, for threads and for coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import math
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._arguments import checked_mode, checked_ttl
+from shmrhash._errors import InvalidArgument, LockTimeout, MapClosed, Unavailable
+from shmrhash._near.source import Fetched, Source
+from shmrhash._near.state import TTL_NODE, TURN, Line, State
+from shmrhash._near.tracker import BEATS, Tracker
+from shmrhash._types.declared import codec_for
+
+_MISSING: Any = object()
+_ESCAPE = 0xC1  # NEAR_ESCAPE of near.pxi
+_TRIES_MAX = 8  # epochs that may change, or claims that may end without a value, during one miss
+_PAUSE_MIN, _PAUSE_MAX = 0.0005, 0.004  # of a coroutine that waits for a claim
+_READY_WAIT = 5.0  # seconds that on_outage="raise" gives the first tracker
+
+
+def _stored(value: bytes | None) -> bytes:
+    """The bytes of an entry (near.pxi)."""
+    if value is None:
+        return b""
+    if not value or value[0] == _ESCAPE:
+        return bytes((_ESCAPE,)) + value
+    return value
+
+
+class NearCache(_core.NearCore):
+    """The hot keys of a server in the memory of this host, one copy for all its processes.
+
+    All processes that make a NearCache of the same source share it. One of them, the tracker, has
+    a connection to each node, by which the server tells what changes; if it dies, another one
+    tracks within 100 ms. A read finds its value in shared memory, or asks the server, once for all
+    processes and threads.
+
+    The promise (N1): a read that begins at t returns a value that the key had at its server at
+    some moment at or after t - max_stale, or it raises; whatever is killed, stopped or cut. After a
+    write through the cache has returned, every process of the host reads it or something newer
+    (N3). Reads are not linearizable with writes of other hosts; ask the server where they must be.
+
+    Threads may share it, and so may processes by fork: a child becomes a candidate of its own.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        name: str | None = None,
+        value: Any = bytes,
+        max_entries: int = 1 << 20,
+        max_bytes: int = 256 << 20,
+        max_stale: float = 1.0,
+        ttl: float | None = None,
+        ttl_absent: float = 5.0,
+        on_outage: str | tuple[str, float] = "fetch",
+        flight: float = 0.25,
+        tracking: str = "bcast",
+        track: bool = True,
+        mode: int = 0o600,
+    ) -> None:
+        """Open the near cache of a source, or make it.
+
+        name: of the shared segment; None: made of the source's. value: what the server's bytes
+        mean: bytes, str, object (pickle) or another type of a SharedDict that is stored as bytes of
+        any length. max_entries, max_bytes: as for Cache(). max_stale: seconds, see N1. ttl,
+        ttl_absent: the most seconds that a value, or the absence of one, is kept; the server's own
+        deadline counts, too. flight: how many seconds a read waits for another one that asks for
+        the same key, before it asks itself. track: whether this process may be the tracker.
+
+        on_outage: what reads do while the server does not answer the tracker, after max_stale:
+        "fetch" asks the server; "raise" raises Unavailable at once; ("stale", seconds) goes on with
+        the values of before for so long. tracking: "ttl" for a server that tells of no changes:
+        then values are kept for ttl seconds, by default max_stale, and may be as old. A server
+        that refuses to tell makes "bcast" do the same; info() says so.
+
+        Raises InvalidArgument, LayoutMismatch, what Cache() raises, and what the client raises.
+        """
+        if not max_stale > 0 or not flight >= 0:
+            raise InvalidArgument("max_stale is above 0 and flight not below, both in seconds")
+        if tracking not in ("bcast", "ttl"):
+            raise InvalidArgument(f"tracking is 'bcast' or 'ttl', not {tracking!r}")
+        self._outage, grace = _outage_of(on_outage)
+        self._max_stale = float(max_stale)
+        self._ttl = math.inf if ttl is None else checked_ttl(ttl)
+        self._ttl_absent = min(self._ttl, checked_ttl(ttl_absent))
+        self._flight = float(flight)
+        self._source = source
+        self._track = track
+        self._refusal = "asked for" if tracking == "ttl" else ""
+        if tracking != "ttl":
+            probe = source.probe()
+            self._refusal = "" if probe.tracking else probe.reason or "refused"
+            if probe.tracking and probe.round_trip * BEATS > max_stale:
+                raise InvalidArgument(
+                    f"max_stale={max_stale} is less than {BEATS} round trips to the server, of "
+                    f"{probe.round_trip:.3f} seconds"
+                )
+        if name is None:
+            text = f"{source.name}\0{value!r}".encode()
+            name = f"near-{hashlib.blake2b(text, digest_size=10).hexdigest()}"
+        self._state = State(name, max_entries, max_bytes, checked_mode(mode))
+        super().__init__(
+            self._state.entries,
+            self._state.words,
+            codec_for(value, "value").triple,
+            int(grace * 1e9),
+        )
+        self._tracker: Tracker | None = None
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._closed = False
+        self._flights: dict[tuple[asyncio.AbstractEventLoop, bytes], asyncio.Future[None]] = {}
+        source.attach(self._state)
+        if self._refusal:
+            self._fall_back()
+        self._enter()
+        if self._outage == "raise":
+            self.ready(_READY_WAIT)
+
+    # Life.
+
+    def _fall_back(self) -> None:
+        """Keep values for their ttl: the server tells of no changes."""
+        self._ttl = min(self._ttl, self._max_stale) if self._ttl == math.inf else self._ttl
+        self._ttl_absent = min(self._ttl_absent, self._ttl)
+        self._state.open_ttl_line()
+
+    def _enter(self) -> None:
+        """Before anything but a hit: a thread that tracks or stands by, in this process too."""
+        if self._closed:
+            raise MapClosed(f"near cache {self._state.entries.name!r} is closed")
+        if self._pid == os.getpid():
+            tracker = self._tracker
+            if tracker is None or tracker.refused is None or self._refusal:
+                return
+        if self._pid != os.getpid():
+            self._lock = threading.Lock()  # the parent's may be held by a thread that is not here
+            self._flights = {}
+        with self._lock:
+            if self._tracker is not None and self._tracker.refused is not None:
+                self._refusal = self._refusal or str(self._tracker.refused)
+                self._fall_back()
+            elif self._pid != os.getpid() and self._track and not self._refusal:
+                self._tracker = Tracker(self._state, self._source, self, self._max_stale)
+                self._tracker.start()
+            self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Stop tracking in this process, and close its connections and segments. A second call
+        does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._disarm()
+        if self._tracker is not None and self._tracker.pid == os.getpid():
+            self._tracker.end()
+        self._source.close()
+        self._state.close()
+
+    def __enter__(self) -> NearCache:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def ready(self, timeout: float = 5.0) -> bool:
+        """Wait until values can be kept: a tracker has heard from each node of this process's
+        source. Return whether they can. Nobody has to call it: reads work before."""
+        end = time.monotonic() + timeout
+        while self.age() > self._max_stale:  # ends with the timeout
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.005)
+        return True
+
+    # Steps of a read that is no hit.
+
+    def _node_of(self, key: bytes) -> int:
+        return TTL_NODE if self._refusal else self._source.node_of(key)
+
+    def _rearm(self) -> None:
+        """After a fetch, which may have found out what node there is: where get() looks itself."""
+        if self._refusal:
+            self._arm(TTL_NODE)
+        else:
+            self._arm(self._source.node_of(b"") if self._source.nodes() == 1 else -1)
+
+    def _watched(self, node: int) -> Line | None:
+        """The line of a node whose lease is valid, or None."""
+        line = self._state.line(node) if node >= 0 else None
+        if line is None or line.valid_until <= _core.clock_monotonic_ns():
+            return None
+        return line
+
+    def _get_slowly(self, key: str | bytes, default: Any) -> Any:
+        """get() without a hit of its own."""
+        raw = _raw(key)
+        self._enter()
+        for _ in range(_TRIES_MAX):
+            node = self._node_of(raw)
+            found = self._look(raw, node, _MISSING) if node >= 0 else _MISSING
+            if found is not _MISSING:
+                self._rearm()
+                return default if found is None else found
+            line = self._watched(node)
+            if line is None or not self._source.covers(raw):
+                break
+            claim = self._claim(raw, line, self._flight)
+            try:
+                taken = claim.wait()
+            except LockTimeout:
+                claim.cut_off()
+                continue
+            if taken:
+                return self._value(self._filled(claim, raw, node), default)
+            if claim.has_to_compute:
+                break
+        self._expect_no_outage(raw)
+        self._missed()
+        (answer,) = self._source.fetch([raw])
+        self._rearm()
+        return self._value(answer, default)
+
+    def _claim(self, raw: bytes, line: Line, wait: float) -> _core.Claim:
+        """The token: whoever has it may store what it fetches from now on, unless it is deleted."""
+        return _core.Claim(self._entries, self._place(raw, line.epoch), wait)
+
+    def _filled(self, claim: _core.Claim, raw: bytes, node: int) -> Fetched:
+        """Fetch a key whose claim is this thread's, and store the answer."""
+        self._missed()
+        sent = time.monotonic()
+        try:
+            (answer,) = self._source.fetch([raw])
+        except BaseException:
+            claim.drop()
+            raise
+        self._keep(claim, answer, node, sent)
+        self._rearm()
+        return answer
+
+    def _keep(self, claim: _core.Claim, answer: Fetched, node: int, sent: float) -> None:
+        """Store an answer under its claim, if it was read where its key is watched."""
+        most = self._ttl_absent if answer.value is None else self._ttl
+        left = most if answer.ttl is None else min(most, answer.ttl)
+        left -= time.monotonic() - sent
+        if left <= 0 or (answer.node != node and node != TTL_NODE):
+            claim.drop()
+            return
+        claim.keep(_stored(answer.value), left)
+
+    def _value(self, answer: Fetched, default: Any) -> Any:
+        return default if answer.value is None else self._decode(answer.value)
+
+    def _expect_no_outage(self, raw: bytes) -> None:
+        """With on_outage="raise": raise Unavailable if the key would be kept in better times."""
+        kept = self._outage == "raise" and not self._refusal and self._source.covers(raw)
+        # A node that is watched, but not known here to answer for the key: the fetch finds out.
+        if kept and self.age() > self._max_stale:
+            raise Unavailable(
+                f"near cache {self._state.entries.name!r}: the server does not answer"
+            )
+
+    def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
+        """Return a dict of those of these keys that the server has, with their values.
+
+        Each value is as from get(). The missing ones that nobody asks for yet are fetched at once.
+
+        Raises what get() raises.
+        """
+        self._enter()
+        found: dict[Any, Any] = {}
+        claimed: list[tuple[Any, bytes, _core.Claim, int]] = []
+        later: list[Any] = []
+        try:
+            for key in dict.fromkeys(keys):
+                raw = _raw(key)
+                node = self._node_of(raw)
+                value = self._look(raw, node, _MISSING) if node >= 0 else _MISSING
+                if value is not _MISSING:
+                    found[key] = value
+                    continue
+                line = self._watched(node) if self._source.covers(raw) else None
+                claim = None if line is None else self._claim(raw, line, 0)
+                if claim is not None and claim.attempt():
+                    claimed.append((key, raw, claim, node))
+                else:
+                    later.append(key)
+            if claimed:
+                self._fill_many(claimed, found)
+        finally:
+            for _, _, claim, _ in claimed:
+                claim.drop()
+        for key in later:
+            found[key] = self.get(key, _MISSING)
+        return {key: found[key] for key in found if found[key] not in (None, _MISSING)}
+
+    def _fill_many(
+        self, claimed: list[tuple[Any, bytes, _core.Claim, int]], found: dict[Any, Any]
+    ) -> None:
+        sent = time.monotonic()
+        answers = self._source.fetch([raw for _, raw, _, _ in claimed])
+        for (key, _, claim, node), answer in zip(claimed, answers, strict=True):
+            self._missed()
+            self._keep(claim, answer, node, sent)
+            found[key] = self._value(answer, None)
+        self._rearm()
+
+    # Writes.
+
+    def set(
+        self,
+        key: str | bytes,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        nx: bool = False,
+        xx: bool = False,
+    ) -> bool:
+        """Store a value at the server, and forget it here; return whether it was stored.
+
+        ttl: seconds; None: without limit. nx: only if the key is absent there; xx: only if it is
+        present. After this has returned, every process of the host reads this value or a newer one
+        (N3). It is not put into the cache: another host may have stored a newer one already.
+
+        Raises what the client and encoding raise, LockTimeout (it is stored at the server).
+        """
+        self._enter()
+        raw = _raw(key)
+        try:
+            return self._source.set(raw, self._encode(value), ttl, nx=nx, xx=xx)
+        finally:  # also after an error: the server may have executed it
+            self._forget([raw])
+
+    def delete(self, *keys: str | bytes) -> int:
+        """Delete keys at the server, and here; return how many there were. As set() (N3).
+
+        Raises what the client raises, LockTimeout (they are deleted at the server).
+        """
+        self._enter()
+        raw = [_raw(key) for key in keys]
+        try:
+            return self._source.delete(raw)
+        finally:
+            self._forget(raw)
+
+    def invalidate(self, *keys: str | bytes) -> None:
+        """Forget keys here, in all processes of the host: the next read asks the server."""
+        self._enter()
+        self._forget([_raw(key) for key in keys])
+
+    def _forget(self, keys: Sequence[bytes]) -> None:
+        for number, _ in self._state.lines():
+            self._state.forget(self, keys, number)
+
+    def clear(self) -> None:
+        """Forget everything here, in all processes of the host. Costs a store for each node.
+
+        Raises LockTimeout.
+        """
+        self._enter()
+        for number, _ in self._state.lines():
+            self._state.discard(number)
+
+    def get_or_set(
+        self, key: str | bytes, make: Callable[[], Any], ttl: float | None = None
+    ) -> Any:
+        """Return the value of key; if the server has none, store make() there and return it.
+
+        Of the processes and threads of this host one makes a value at a time. If another host has
+        stored one first, that one is returned. ttl: as for set().
+
+        Raises what make(), get() and set() raise.
+        """
+        found = self.get(key, _MISSING)
+        if found is not _MISSING:
+            return found
+        raw = _raw(key)
+        claim = _core.Claim(self._entries, self._maker(raw), 10.0)
+        with contextlib.suppress(LockTimeout):  # its maker is late: this thread makes one, too
+            claim.wait()
+        try:
+            found = self.get(key, _MISSING)
+            if found is not _MISSING:
+                return found
+            made = make()
+            if self.set(key, made, ttl, nx=True):
+                return made
+            return self.get(key, made)
+        finally:
+            claim.drop()
+
+    def _maker(self, raw: bytes) -> bytes:
+        return hashlib.blake2b(raw, digest_size=16, person=b"near maker").digest()
+
+    # For coroutines.
+
+    async def aget(self, key: str | bytes, default: Any = None) -> Any:
+        """get() for coroutines: a hit awaits nothing, and a miss lets the loop go on.
+
+        Raises what get() raises.
+        """
+        raw = _raw(key)
+        self._enter()
+        pause, waited = _PAUSE_MIN, 0.0
+        for _ in range(_TRIES_MAX + int(self._flight / _PAUSE_MIN)):
+            node = self._node_of(raw)
+            found = self._look(raw, node, _MISSING) if node >= 0 else _MISSING
+            if found is not _MISSING:
+                return default if found is None else found
+            line = self._watched(node)
+            if line is None or not self._source.covers(raw):
+                break
+            place = asyncio.get_running_loop(), self._place(raw, line.epoch)
+            running = self._flights.get(place)
+            if running is not None:
+                await asyncio.wait([running], timeout=self._flight)
+                waited += 0.0 if running.done() else self._flight
+                if waited >= self._flight:
+                    break
+                continue
+            claim = _core.Claim(self._entries, place[1], 0, [], asyncio.current_task())
+            taken = claim.attempt()
+            if taken:
+                return self._value(await self._afilled(claim, raw, node, place), default)
+            if claim.has_to_compute:
+                break
+            if taken is None:
+                if waited >= self._flight:
+                    claim.cut_off()
+                await asyncio.sleep(pause)
+                waited, pause = waited + pause, min(2 * pause, _PAUSE_MAX)
+        self._expect_no_outage(raw)
+        self._missed()
+        (answer,) = await self._source.afetch([raw])
+        self._rearm()
+        return self._value(answer, default)
+
+    async def _afilled(
+        self,
+        claim: _core.Claim,
+        raw: bytes,
+        node: int,
+        place: tuple[asyncio.AbstractEventLoop, bytes],
+    ) -> Fetched:
+        self._missed()
+        mine = self._flights[place] = place[0].create_future()
+        sent = time.monotonic()
+        try:
+            (answer,) = await self._source.afetch([raw])
+            self._keep(claim, answer, node, sent)
+        except BaseException:
+            claim.drop()
+            raise
+        finally:
+            del self._flights[place]
+            mine.set_result(None)
+        self._rearm()
+        return answer
+
+    async def aget_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
+        """get_many() for coroutines; the keys are asked for at the same time."""
+        wanted = list(dict.fromkeys(keys))
+        values = await asyncio.gather(*(self.aget(key, _MISSING) for key in wanted))
+        return {
+            key: value for key, value in zip(wanted, values, strict=True) if value is not _MISSING
+        }
+
+    async def aset(
+        self,
+        key: str | bytes,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        nx: bool = False,
+        xx: bool = False,
+    ) -> bool:
+        """set() for coroutines."""
+        self._enter()
+        raw = _raw(key)
+        try:
+            return await self._source.aset(raw, self._encode(value), ttl, nx=nx, xx=xx)
+        finally:
+            self._forget([raw])
+
+    async def adelete(self, *keys: str | bytes) -> int:
+        """delete() for coroutines."""
+        self._enter()
+        raw = [_raw(key) for key in keys]
+        try:
+            return await self._source.adelete(raw)
+        finally:
+            self._forget(raw)
+
+    async def aget_or_set(
+        self, key: str | bytes, make: Callable[[], Awaitable[Any]], ttl: float | None = None
+    ) -> Any:
+        """get_or_set() for coroutines; two tasks may make a value, and one is stored."""
+        found = await self.aget(key, _MISSING)
+        if found is not _MISSING:
+            return found
+        made = await make()
+        if await self.aset(key, made, ttl, nx=True):
+            return made
+        return await self.aget(key, made)
+
+    # Figures.
+
+    def age(self) -> float:
+        """Seconds since the moment before which this host knows every change: what N1 means now.
+
+        inf: nothing is known, or no tracker has been heard yet. Costs a look at each node's line.
+        """
+        if self._refusal:
+            return 0.0
+        now = _core.clock_monotonic_ns()
+        lines = [line for number, line in self._state.lines() if number != TTL_NODE]
+        ends = [line.valid_until for line in lines if line.valid_until]
+        if not ends:
+            return math.inf
+        end = max(ends) if self._source.nodes() <= 1 else min(ends)
+        return max(0.0, (now - end) / 1e9 + self._max_stale)
+
+    def info(self) -> dict[str, Any]:
+        """What a person or a monitor wants to know: the source, the tracker, each node's age and
+        epochs, and the counts of the entries."""
+        now = _core.clock_monotonic_ns()
+        turn = self._state.line(TURN)
+        tracker = self._tracker
+        return {
+            "name": self._state.entries.name,
+            "source": self._source.name,
+            "tracking": "ttl" if self._refusal else "bcast",
+            "refusal": self._refusal,
+            "tracker_pid": 0 if turn is None else turn.pid,
+            "takeovers": 0 if turn is None else turn.term,
+            "tracks_here": tracker is not None and tracker.tracks and tracker.pid == os.getpid(),
+            "trouble": None if tracker is None or not tracker.trouble else repr(tracker.trouble),
+            "age": self.age(),
+            "max_stale": self._max_stale,
+            "nodes": {
+                number: {
+                    "age": (now - line.valid_until) / 1e9 + self._max_stale,
+                    "epochs": line.epochs,
+                    "watches": line.term,
+                }
+                for number, line in self._state.lines()
+                if number != TTL_NODE
+            },
+            "entries": self._state.entries.stats()._asdict(),
+        }
+
+
+def _raw(key: str | bytes) -> bytes:
+    if isinstance(key, str):
+        return key.encode()
+    if not isinstance(key, (bytes, bytearray, memoryview)):
+        raise TypeError(f"a key must be str or bytes, not {type(key).__name__}")
+    return bytes(key)
+
+
+def _outage_of(given: str | tuple[str, float]) -> tuple[str, float]:
+    """on_outage as a word, and the seconds for which old values are served."""
+    if given in ("fetch", "raise"):
+        return str(given), 0.0
+    if isinstance(given, tuple) and len(given) == 2 and given[0] == "stale":
+        return "stale", checked_ttl(given[1])
+    raise InvalidArgument(f"on_outage is 'fetch', 'raise' or ('stale', seconds), not {given!r}")

@@ -1,0 +1,376 @@
+"""RedisSource: one Valkey or Redis server as the source of a near cache.
+
+The watch is CLIENT TRACKING in broadcast mode: the server tells the tracker's connection of every
+change below the prefixes, whoever read the key and by which connection. In this mode an answer to
+PING overtakes the messages of its own cycle of the server's event loop, but not those of earlier
+cycles: so an answer proves what came before the *previous* PING was sent, one beat before.
+
+What is fetched is stored only if it was read at the server that is watched: each connection asks
+once for the run id, which also changes when the server is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from shmrhash import _core
+from shmrhash._errors import InvalidArgument, TrackingRefused, Unavailable
+from shmrhash._near.connection import Address, AsyncConnection, Connection
+from shmrhash._near.resp import Push, ServerError, command
+from shmrhash._near.source import Fetched, Nodes, Probe, Sink
+
+_LOST_AFTER = 4  # beats without an answer, after which a watch is made anew
+_IDLE_MAX = 16  # connections of one event loop that are kept
+
+
+class RedisSource:
+    """One Valkey or Redis server.
+
+    client: a redis.Redis or valkey.Valkey, one of their asyncio clients, or a URL for
+    redis.Redis.from_url(). Its settings (address, user, TLS, timeouts) are those of the connections
+    that are made here; writes go through the client itself where it is of the caller's kind.
+    prefixes: the keys that are watched and kept; [""] is all of them. A prefix that begins with
+    another one is refused.
+
+    Raises InvalidArgument (no prefix, overlapping prefixes, a client whose settings are not known,
+    a cluster).
+    """
+
+    def __init__(self, client: Any, prefixes: Sequence[str | bytes]) -> None:
+        if isinstance(client, str):
+            import redis  # type: ignore[import-not-found]
+
+            client = redis.Redis.from_url(client)
+        if isinstance(prefixes, (str, bytes)) or not prefixes:
+            raise InvalidArgument("prefixes is a list of prefixes of keys; [''] is all keys")
+        raw = [each.encode() if isinstance(each, str) else bytes(each) for each in prefixes]
+        for one in raw:
+            if sum(other.startswith(one) for other in raw) > 1:
+                raise InvalidArgument(f"prefix {one!r} is the beginning of another one")
+        settings = getattr(getattr(client, "connection_pool", None), "connection_kwargs", None)
+        if settings is None:
+            raise InvalidArgument(
+                f"{type(client).__name__} is no client of one server: give a redis.Redis, a "
+                f"valkey.Valkey, one of their asyncio clients, or a URL; clusters are not supported"
+            )
+        kind = getattr(client.connection_pool, "connection_class", object).__name__
+        self._address = Address(settings | ({"ssl": True} if "SSL" in kind else {}))
+        self._client = client
+        self._is_async = asyncio.iscoroutinefunction(getattr(client, "execute_command", None))
+        self._prefixes = tuple(raw)
+        below = b",".join(sorted(raw)).decode("utf-8", "backslashreplace")
+        self.name = f"redis at {self._address.name()}, keys {below}"
+        self._run_id = b""  # of the server that answered last
+        self._nodes: Nodes | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """In a new process: no connection is this one's. The parent's stay open, and unused."""
+        self._pid = os.getpid()
+        self._mine = threading.local()
+        self._all: list[Connection] = []
+        self._idle: dict[asyncio.AbstractEventLoop, list[AsyncConnection]] = {}
+
+    def attach(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+
+    def nodes(self) -> int:
+        return 1
+
+    def node_of(self, key: bytes) -> int:
+        return self._number(self._run_id)
+
+    def _number(self, run_id: bytes) -> int:
+        return self._nodes.number(run_id) if run_id and self._nodes is not None else -1
+
+    def covers(self, key: bytes) -> bool:
+        return key.startswith(self._prefixes)
+
+    # Connections.
+
+    def _connection(self) -> Connection:
+        """This thread's connection; a new one if it has none."""
+        if self._pid != os.getpid():
+            self._forget()
+        found: Connection | None = getattr(self._mine, "connection", None)
+        if found is None:
+            found = self._mine.connection = self._connect()
+            self._all.append(found)
+        return found
+
+    def _connect(self) -> Connection:
+        made = Connection(self._address)
+        self._run_id = made.run_id
+        return made
+
+    def _drop(self) -> None:
+        """After an error: the connection of this thread is of no use."""
+        found: Connection | None = getattr(self._mine, "connection", None)
+        self._mine.connection = None
+        if found is not None:
+            found.close()
+            if found in self._all:
+                self._all.remove(found)
+
+    def _ask(self, data: bytes, count: int, *, again: bool) -> tuple[list[Any], Connection]:
+        """Send commands to the server; their answers. again: a connection that has been idle may
+        have been closed by the server, so the commands, which only read, are sent once more."""
+        kept = getattr(self._mine, "connection", None) is not None and self._pid == os.getpid()
+        try:
+            connection = self._connection()
+            connection.send(data)
+            return [connection.answer() for _ in range(count)], connection
+        except TimeoutError as error:
+            self._drop()
+            raise self._as_clients(error, "TimeoutError") from error
+        except OSError as error:
+            self._drop()
+            if kept and again:
+                return self._ask(data, count, again=False)
+            raise self._as_clients(error, "ConnectionError") from error
+        except BaseException:  # also KeyboardInterrupt: answers are still under way
+            self._drop()
+            raise
+
+    def _as_clients(self, error: Exception, name: str) -> Exception:
+        """An error as the client's library would raise it."""
+        library = type(self._client).__module__.partition(".")[0]
+        made = getattr(getattr(sys.modules.get(library), "exceptions", None), name, None)
+        return made(f"{self._address.name()}: {error}") if made is not None else error
+
+    # Reading.
+
+    def _questions(self, keys: Sequence[bytes]) -> bytes:
+        return b"".join(command("GET", key) + command("PTTL", key) for key in keys)
+
+    def _fetched(self, answers: Sequence[Any], node: int) -> list[Fetched]:
+        found = []
+        for value, ttl in zip(answers[::2], answers[1::2], strict=True):
+            for answer in (value, ttl):
+                if isinstance(answer, ServerError):
+                    raise self._as_clients(answer, "ResponseError")
+            # A key without a deadline, or absent: PTTL is negative.
+            found.append(Fetched(value, ttl / 1000 if ttl >= 0 else None, node))
+        return found
+
+    def fetch(self, keys: Sequence[bytes]) -> Sequence[Fetched]:
+        answers, connection = self._ask(self._questions(keys), 2 * len(keys), again=True)
+        return self._fetched(answers, self._number(connection.run_id))
+
+    async def afetch(self, keys: Sequence[bytes]) -> Sequence[Fetched]:
+        answers, connection = await self._aask(self._questions(keys), 2 * len(keys), again=True)
+        return self._fetched(answers, self._number(connection.run_id))
+
+    async def _aask(
+        self, data: bytes, count: int, *, again: bool
+    ) -> tuple[list[Any], AsyncConnection]:
+        if self._pid != os.getpid():
+            self._forget()
+        loop = asyncio.get_running_loop()
+        for ended in [each for each in self._idle if each.is_closed()]:
+            del self._idle[ended]
+        idle = self._idle.setdefault(loop, [])
+        kept = bool(idle)
+        try:
+            connection = idle.pop() if idle else await AsyncConnection(self._address).open()
+        except (OSError, TimeoutError) as error:
+            raise self._as_clients(error, "ConnectionError") from error
+        self._run_id = connection.run_id
+        try:
+            answers = await connection.ask(data, count)
+        except BaseException as error:  # also a cancellation: answers are still under way
+            connection.close()
+            if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+                raise self._as_clients(error, "TimeoutError") from error
+            if isinstance(error, OSError):
+                if kept and again:
+                    return await self._aask(data, count, again=True)
+                raise self._as_clients(error, "ConnectionError") from error
+            raise
+        if len(idle) < _IDLE_MAX:
+            idle.append(connection)
+        else:
+            connection.close()
+        return answers, connection
+
+    # Writing.
+
+    def _set_words(
+        self, key: bytes, value: bytes, ttl: float | None, nx: bool, xx: bool
+    ) -> list[Any]:
+        if nx and xx:
+            raise InvalidArgument("nx and xx exclude each other")
+        words: list[Any] = ["SET", key, value]
+        if ttl is not None:
+            words += ["PX", max(1, round(ttl * 1000))]
+        return words + ["NX"] * nx + ["XX"] * xx
+
+    def _written(self, words: list[Any]) -> Any:
+        """A command of the caller's thread, by its client or by a connection of its own."""
+        if not self._is_async:
+            return self._client.execute_command(*words)
+        (answer,), _ = self._ask(command(*words), 1, again=False)
+        if isinstance(answer, ServerError):
+            raise self._as_clients(answer, "ResponseError")
+        return answer
+
+    async def _awritten(self, words: list[Any]) -> Any:
+        if self._is_async:
+            return await self._client.execute_command(*words)
+        (answer,), _ = await self._aask(command(*words), 1, again=False)
+        if isinstance(answer, ServerError):
+            raise self._as_clients(answer, "ResponseError")
+        return answer
+
+    def set(
+        self, key: bytes, value: bytes, ttl: float | None, *, nx: bool = False, xx: bool = False
+    ) -> bool:
+        return bool(self._written(self._set_words(key, value, ttl, nx, xx)))
+
+    async def aset(
+        self, key: bytes, value: bytes, ttl: float | None, *, nx: bool = False, xx: bool = False
+    ) -> bool:
+        return bool(await self._awritten(self._set_words(key, value, ttl, nx, xx)))
+
+    def delete(self, keys: Sequence[bytes]) -> int:
+        return int(self._written(["DEL", *keys])) if keys else 0
+
+    async def adelete(self, keys: Sequence[bytes]) -> int:
+        return int(await self._awritten(["DEL", *keys])) if keys else 0
+
+    # Watching.
+
+    def _begin_tracking(self, connection: Connection) -> str:
+        """Ask to be told of changes; "" or why the server will not."""
+        if not connection.run_id:
+            return (
+                "the user may not ask INFO, by which servers are told apart: "
+                "ACL SETUSER ... +info, or tracking='ttl'"
+            )
+        words: list[Any] = ["CLIENT", "TRACKING", "ON", "BCAST"]
+        for prefix in self._prefixes:
+            words += ["PREFIX", prefix] if prefix else []
+        answer = connection.call(*words)
+        if isinstance(answer, ServerError):
+            return (
+                f"the server refuses CLIENT TRACKING ({answer}): allow it (ACL SETUSER ... "
+                f"+client|tracking), connect to the server itself instead of a proxy, or use "
+                f"tracking='ttl'"
+            )
+        return ""
+
+    def probe(self) -> Probe:
+        try:
+            connection = Connection(self._address)
+        except TrackingRefused as error:
+            return Probe("a server without RESP3", False, str(error), 0.0)
+        except OSError as error:
+            raise self._as_clients(error, "ConnectionError") from error
+        except ServerError as error:
+            raise self._as_clients(error, "ResponseError") from error
+        self._run_id = connection.run_id
+        try:
+            took = []
+            for _ in range(3):
+                began = _core.clock_monotonic_ns()
+                connection.call("PING")
+                took.append(_core.clock_monotonic_ns() - began)
+            reason = self._begin_tracking(connection)
+            return Probe(connection.server, not reason, reason, min(took) / 1e9)
+        finally:
+            connection.close()
+
+    def watch(self, sink: Sink, stop: Callable[[], bool], beat: float) -> None:
+        connection = self._connect()
+        try:
+            refusal = self._begin_tracking(connection)
+            if refusal:
+                raise TrackingRefused(refusal)
+            node = self._number(connection.run_id)
+            if node < 0:
+                raise Unavailable("more nodes are watched than a near cache has lines for")
+            connection.pushed.clear()
+            role = connection.call("ROLE")
+            has_role = not isinstance(role, ServerError)  # else the user may not ask
+            if has_role:
+                self._expect_primary(role)
+            sink.began(node)
+            self._tell(connection.pushed, sink, node)
+            try:
+                question = command("ROLE" if has_role else "PING")
+                self._watch_on(connection, sink, stop, node, beat, question)
+            finally:
+                sink.lost(node)
+        finally:
+            connection.close()
+
+    def _watch_on(
+        self,
+        connection: Connection,
+        sink: Sink,
+        stop: Callable[[], bool],
+        node: int,
+        beat: float,
+        question: bytes,
+    ) -> None:
+        """Tell the sink what the server says, and ask it each beat, until stop()."""
+        beat_ns = int(beat * 1e9)
+        previous = 0  # when the question before the one under way was sent
+        sent = 0  # when the one under way was sent; 0: none is
+        due = _core.clock_monotonic_ns()
+        asked_at = due
+        connection.settimeout(beat * _LOST_AFTER)
+        while not stop():  # asks at least each beat
+            now = _core.clock_monotonic_ns()
+            if sent == 0 and now >= due:
+                sent = asked_at = now
+                connection.send(question)
+                due = now + beat_ns
+            if sent and now - asked_at > _LOST_AFTER * beat_ns:
+                raise Unavailable(f"{self._address.name()} has not answered for {beat} s")
+            wait = min(beat, max(0.0, (due - now) / 1e9) if sent == 0 else beat)
+            if not select.select([connection], [], [], wait)[0] and not connection.pending():
+                continue
+            for reply in connection.receive():
+                if isinstance(reply, Push):
+                    self._tell([reply], sink, node)
+                    continue
+                if isinstance(reply, ServerError):
+                    raise Unavailable(f"{self._address.name()} answers {reply}")
+                if isinstance(reply, list):
+                    self._expect_primary(reply, sink, node)
+                if previous:
+                    sink.proved(node, previous)
+                previous, sent = sent, 0
+
+    def _expect_primary(self, role: Any, sink: Sink | None = None, node: int = -1) -> None:
+        """Raises Unavailable: the server is a replica now. What it had is not served any more."""
+        if isinstance(role, list) and role and role[0] != b"master":
+            if sink is not None:
+                sink.everything(node)
+            raise Unavailable(f"{self._address.name()} is a replica: only a primary is watched")
+
+    def _tell(self, pushed: Sequence[Push], sink: Sink, node: int) -> None:
+        """Tell the sink what the server has told."""
+        for push in pushed:
+            if len(push) == 2 and push[0] == b"invalidate":
+                if push[1] is None:
+                    sink.everything(node)
+                else:
+                    sink.changed(node, push[1])
+
+    def close(self) -> None:
+        if self._pid != os.getpid():
+            self._forget()
+        for connection in self._all:
+            connection.close()
+        for idle in self._idle.values():
+            for each in idle:
+                each.close()
+        self._forget()

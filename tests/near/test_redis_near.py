@@ -1,0 +1,323 @@
+"""NearCache over servers of Redis and Valkey: what dies, stops, or is cut costs no stale value."""
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+
+redis = pytest.importorskip("redis", reason="the client redis is not installed")
+
+# ruff: noqa: E402 (after the skip)
+from support import near_servers
+
+from shmrhash import gc
+from shmrhash._near.cache import NearCache
+from shmrhash._near.redis import RedisSource
+
+PROGRAMS = near_servers.programs()
+pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no server of Redis or Valkey is installed")
+FORK = multiprocessing.get_context("fork")
+STALE = 0.4
+PATIENCE_S = 30
+
+
+@pytest.fixture(params=PROGRAMS or ["none"])
+def server(request, tmp_path):
+    made = near_servers.Server(PROGRAMS[request.param], tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(server):
+    with redis.Redis(unix_socket_path=server.path) as made:
+        yield made
+
+
+def near_of(server, name, **options):
+    # A client that tries once, and gives a stopped server up soon.
+    client = redis.Redis(unix_socket_path=server.path, socket_timeout=0.5)
+    options = {"max_stale": STALE, "max_entries": 2000, "max_bytes": 1 << 21} | options
+    return NearCache(RedisSource(client, ["k"]), name=name, **options)
+
+
+@pytest.fixture
+def near(server, map_name):
+    with near_of(server, map_name) as made:
+        assert made.ready(PATIENCE_S)
+        yield made
+
+
+def eventually(condition):
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def gets_of(client):
+    """How many GETs the server has executed."""
+    return client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
+
+
+def test_a_value_is_fetched_once_and_again_after_each_change(client, near):
+    client.set("k1", "one")
+    near.invalidate("k1")
+    before = gets_of(client)
+    assert [near.get("k1") for _ in range(100)] == [b"one"] * 100
+    assert gets_of(client) == before + 1
+    for number in range(50):
+        client.set("k1", number)
+        eventually(lambda: near.get("k1") == b"%d" % number)  # noqa: B023 (called at once)
+    client.delete("k1")
+    eventually(lambda: near.get("k1") is None)
+
+
+def test_own_writes_are_read_at_once(client, near):
+    for number in range(200):
+        assert near.set("k1", b"%d" % number)
+        assert near.get("k1") == b"%d" % number
+    assert near.delete("k1") == 1
+    assert near.get("k1", "none") == "none"
+    assert near.get_or_set("k1", lambda: b"made") == b"made"
+    assert client.get("k1") == b"made"
+    assert near.get_many(["k1", "k2"]) == {"k1": b"made"}
+
+
+def test_a_deadline_of_the_server_holds_here(client, near):
+    client.set("k1", "soon", px=150)
+    eventually(lambda: near.get("k1") is None)
+    assert client.exists("k1") == 0 or client.pttl("k1") <= 1
+
+
+def test_coroutines_see_the_same(server, map_name, client):
+    async def work():
+        async with redis.asyncio.Redis(unix_socket_path=server.path) as theirs:
+            source = RedisSource(theirs, ["k"])
+            with NearCache(source, name=map_name, max_stale=STALE) as near:
+                await asyncio.to_thread(near.ready, PATIENCE_S)
+                await near.aset("k1", b"one")
+                before = gets_of(client)
+                found = await asyncio.gather(*(near.aget("k1") for _ in range(50)))
+                assert found == [b"one"] * 50
+                assert gets_of(client) == before + 1
+                assert await near.aget_many(["k1", "k2"]) == {"k1": b"one"}
+                assert await near.adelete("k1") == 1
+                assert await near.aget("k1") is None
+
+    asyncio.run(work())
+
+
+def test_nothing_from_before_a_flush_a_restart_or_a_cut_is_served(server, client, near):
+    def read():
+        with contextlib.suppress(redis.exceptions.RedisError):
+            return near.get("k1")
+        return "error"
+
+    for number, blow in enumerate(["flush", "cut", "restart", "cut", "flush", "restart"]):
+        value = b"before %d" % number
+        client.set("k1", value)
+        eventually(lambda: read() == value)  # noqa: B023 (called at once)
+        if blow == "flush":
+            client.flushall()
+        elif blow == "cut":
+            client.client_kill_filter(_type="normal", skipme=True)
+            client.delete("k1")
+        else:
+            server.kill()
+            server.start()
+        time.sleep(STALE)  # N1: from now on nothing of before
+        eventually(lambda: read() != "error")
+        assert read() is None
+
+
+def test_reads_of_a_stopped_server_end_as_on_outage_says(server, map_name, client):
+    client.set("k1", "one")
+    with (
+        near_of(server, map_name) as fetching,
+        near_of(server, map_name, on_outage="raise") as raising,
+        near_of(server, map_name, on_outage=("stale", 60)) as serving,
+    ):
+        for near in (fetching, raising, serving):
+            assert near.ready(PATIENCE_S)
+            assert near.get("k1") == b"one"
+        server.signal(signal.SIGSTOP)
+        try:
+            eventually(lambda: serving.age() > STALE)
+            with pytest.raises(redis.exceptions.TimeoutError):
+                fetching.get("k1")
+            with pytest.raises(ConnectionError, match="does not answer"):
+                raising.get("k1")
+            assert serving.get("k1") == b"one"
+        finally:
+            server.signal(signal.SIGCONT)
+        client.set("k1", "two")
+        for near in (fetching, raising, serving):
+
+            def read(near=near):
+                with contextlib.suppress(ConnectionError, redis.exceptions.RedisError):
+                    return near.get("k1")
+
+            eventually(lambda: read() == b"two")
+
+
+def hold(server, name):
+    """Have a near cache until this process is killed."""
+    with near_of(server, name) as near:
+        near.ready(PATIENCE_S)
+        while True:  # until it is killed
+            signal.pause()
+
+
+def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, map_name, client):
+    processes = [FORK.Process(target=hold, args=(server, map_name)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    with near_of(server, map_name, track=False) as near:
+        assert near.ready(PATIENCE_S)
+        for round_number in range(2):
+            tracker = near.info()["tracker_pid"]
+            client.set("k1", f"old {round_number}")
+            eventually(lambda: near.get("k1") == b"old %d" % round_number)  # noqa: B023
+            assert sum("t" in one["flags"] for one in client.client_list()) == 1
+            (killed,) = [process for process in processes if process.pid == tracker]
+            os.kill(tracker, signal.SIGKILL)
+            killed.join()
+            client.set("k1", f"new {round_number}")
+            eventually(lambda: near.info()["tracker_pid"] != tracker)  # noqa: B023
+            eventually(lambda: near.age() < STALE and near.get("k1") == b"new %d" % round_number)  # noqa: B023
+    for process in processes:
+        process.kill()
+        process.join()
+    gc()
+
+
+def ask_all(server, name, begin, keys):
+    with near_of(server, name, track=False, flight=PATIENCE_S) as near:
+        begin.wait()
+        for key in keys:
+            near.get(key)
+
+
+def test_processes_that_miss_the_same_keys_ask_once_for_each(server, map_name, client):
+    """N6."""
+    keys = [f"k{number}" for number in range(300)]
+    begin = FORK.Event()
+    with near_of(server, map_name) as near:
+        assert near.ready(PATIENCE_S)
+        before = gets_of(client)
+        askers = [
+            FORK.Process(target=ask_all, args=(server, map_name, begin, keys)) for _ in "12345678"
+        ]
+        for each in askers:
+            each.start()
+        begin.set()
+        for each in askers:
+            each.join()
+            assert each.exitcode == 0
+        assert gets_of(client) == before + len(keys)
+
+
+class Storm:
+    """A writer that never pauses, readers, and blows; acknowledged versions are the oracle."""
+
+    keys = tuple(f"k{number}" for number in range(24))
+
+    def __init__(self, server, name, seed):
+        self.server, self.name, self.random = server, name, random.Random(seed)
+        self.acknowledged = {key: {} for key in self.keys}
+        self.over = threading.Event()
+        self.reads = 0
+        self.wrong = []
+
+    def write(self):
+        with redis.Redis(unix_socket_path=self.server.path, socket_timeout=20) as client:
+            chance, versions = random.Random(1), dict.fromkeys(self.keys, 0)
+            while not self.over.is_set():
+                key = chance.choice(self.keys)
+                versions[key] += 1
+                client.set(key, f"{key}={versions[key]}")
+                self.acknowledged[key][versions[key]] = time.monotonic()
+                time.sleep(chance.random() * 0.004)
+
+    def blow(self, holders):
+        kind = self.random.choice(["kill", "cut", "stop", "sleep"])
+        with redis.Redis(unix_socket_path=self.server.path) as client:
+            if kind == "cut":
+                for one in client.client_list():
+                    if "t" in one["flags"]:
+                        client.client_kill_filter(_id=one["id"])
+            elif kind == "sleep":
+                client.execute_command("DEBUG", "SLEEP", self.random.random() * 2 * STALE)
+            elif kind == "stop":
+                self.server.signal(signal.SIGSTOP)
+                time.sleep(self.random.random() * 2 * STALE)
+                self.server.signal(signal.SIGCONT)
+            else:
+                at = self.random.randrange(len(holders))
+                holders[at].kill()
+                holders[at].join()
+                holders[at] = self.holder()
+
+    def holder(self):
+        made = FORK.Process(target=hold, args=(self.server, self.name), daemon=True)
+        made.start()
+        return made
+
+    def judge(self, key, found, began):
+        owner, _, version = (found or f"{key}=0".encode()).decode().rpartition("=")
+        self.reads += 1
+        later = [
+            moment
+            for number, moment in list(self.acknowledged[key].items())
+            if number > int(version)
+        ]
+        if owner != key or (later and min(later) < began - STALE):
+            self.wrong.append((key, found, began - min(later, default=began)))
+
+    def run(self, blows):
+        holders = [self.holder() for _ in range(3)]  # before any thread of this process
+        writer = threading.Thread(target=self.write)
+        writer.start()
+        with near_of(self.server, self.name, track=False) as near:
+            near.ready(PATIENCE_S)
+            strikes = threading.Thread(target=self.strike, args=(holders, blows))
+            strikes.start()
+            while strikes.is_alive():
+                key, began = self.random.choice(self.keys), time.monotonic()
+                with contextlib.suppress(redis.exceptions.RedisError):
+                    self.judge(key, near.get(key), began)
+            strikes.join()
+            self.over.set()
+            writer.join()
+            time.sleep(STALE)
+            with redis.Redis(unix_socket_path=self.server.path) as client:
+                rest = {key: client.get(key) for key in self.keys}
+            eventually(lambda: near.age() < STALE)
+            assert {key: near.get(key) for key in self.keys} == rest
+            near._state.entries.check()
+        for holder in holders:
+            holder.kill()
+            holder.join()
+        gc()
+
+    def strike(self, holders, blows):
+        for _ in range(blows):
+            time.sleep(self.random.random() * STALE)
+            self.blow(holders)
+
+
+@pytest.mark.thorough
+def test_no_read_is_older_than_max_stale(server, map_name, seed):
+    """N1, N2, N5: trackers are killed, cut, and answered late; the server is stopped."""
+    storm = Storm(server, map_name, seed)
+    storm.run(blows=12)
+    print(f"seed {seed}: {storm.reads} reads")
+    assert storm.wrong == []
+    assert storm.reads > 1000
