@@ -76,6 +76,7 @@ from shmrhash._errors import (
 from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
 from shmrhash._gc import gc, unlink
 from shmrhash._map import RHashMap
+from shmrhash._near.cache import NearCache
 from shmrhash._sync import (
     Barrier,
     BoundedSemaphore,
@@ -142,6 +143,7 @@ __all__ = [
     "MapBusy",
     "MapClosed",
     "MapFull",
+    "NearCache",
     "Once",
     "Orphan",
     "OutOfMemory",

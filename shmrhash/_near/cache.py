@@ -55,7 +55,8 @@ class NearCache(_core.NearCore):
 
     def __init__(
         self,
-        source: Source,
+        source: Any,
+        prefixes: Sequence[str | bytes] = (),
         *,
         name: str | None = None,
         value: Any = bytes,
@@ -70,7 +71,13 @@ class NearCache(_core.NearCore):
         track: bool = True,
         mode: int = 0o600,
     ) -> None:
-        """Open the near cache of a source, or make it.
+        """Open the near cache of a server, or make it.
+
+        source: a redis.Redis or valkey.Valkey, one of their asyncio clients, or a URL
+        ("redis://host/0", "unix:///path"): one primary, no cluster. Its settings are those of the
+        connections that are made here. prefixes: which keys are kept, and watched; [""] is all.
+        Keys below no prefix are read from the server each time. Or a Source (reference), which
+        knows its prefixes.
 
         name: of the shared segment; None: made of the source's. value: what the server's bytes
         mean: bytes, str, object (pickle) or another type of a SharedDict that is stored as bytes of
@@ -96,11 +103,11 @@ class NearCache(_core.NearCore):
         self._ttl = math.inf if ttl is None else checked_ttl(ttl)
         self._ttl_absent = min(self._ttl, checked_ttl(ttl_absent))
         self._flight = float(flight)
-        self._source = source
+        self._source: Source = _source_of(source, prefixes)
         self._track = track
         self._refusal = "asked for" if tracking == "ttl" else ""
         if tracking != "ttl":
-            probe = source.probe()
+            probe = self._source.probe()
             self._refusal = "" if probe.tracking else probe.reason or "refused"
             if probe.tracking and probe.round_trip * BEATS > max_stale:
                 raise InvalidArgument(
@@ -108,7 +115,7 @@ class NearCache(_core.NearCore):
                     f"{probe.round_trip:.3f} seconds"
                 )
         if name is None:
-            text = f"{source.name}\0{value!r}".encode()
+            text = f"{self._source.name}\0{value!r}".encode()
             name = f"near-{hashlib.blake2b(text, digest_size=10).hexdigest()}"
         self._state = State(name, max_entries, max_bytes, checked_mode(mode))
         super().__init__(
@@ -122,7 +129,7 @@ class NearCache(_core.NearCore):
         self._pid = 0
         self._closed = False
         self._flights: dict[tuple[asyncio.AbstractEventLoop, bytes], asyncio.Future[None]] = {}
-        source.attach(self._state)
+        self._source.attach(self._state)
         if self._refusal:
             self._fall_back()
         self._enter()
@@ -182,7 +189,10 @@ class NearCache(_core.NearCore):
 
     def ready(self, timeout: float = 5.0) -> bool:
         """Wait until values can be kept: a tracker has heard from each node of this process's
-        source. Return whether they can. Nobody has to call it: reads work before."""
+        source. Return whether they can. Nobody has to call it: reads work before.
+
+        Raises MapClosed.
+        """
         end = time.monotonic() + timeout
         while self.age() > self._max_stale:  # ends with the timeout
             if time.monotonic() >= end:
@@ -361,7 +371,10 @@ class NearCache(_core.NearCore):
             self._forget(raw)
 
     def invalidate(self, *keys: str | bytes) -> None:
-        """Forget keys here, in all processes of the host: the next read asks the server."""
+        """Forget keys here, in all processes of the host: the next read asks the server.
+
+        Raises TypeError (a key that is neither str nor bytes), LockTimeout, MapClosed.
+        """
         self._enter()
         self._forget([_raw(key) for key in keys])
 
@@ -475,7 +488,10 @@ class NearCache(_core.NearCore):
         return answer
 
     async def aget_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
-        """get_many() for coroutines; the keys are asked for at the same time."""
+        """get_many() for coroutines; the keys are asked for at the same time.
+
+        Raises what get() raises.
+        """
         wanted = list(dict.fromkeys(keys))
         values = await asyncio.gather(*(self.aget(key, _MISSING) for key in wanted))
         return {
@@ -491,7 +507,10 @@ class NearCache(_core.NearCore):
         nx: bool = False,
         xx: bool = False,
     ) -> bool:
-        """set() for coroutines."""
+        """set() for coroutines.
+
+        Raises what set() raises.
+        """
         self._enter()
         raw = _raw(key)
         try:
@@ -500,7 +519,10 @@ class NearCache(_core.NearCore):
             self._forget([raw])
 
     async def adelete(self, *keys: str | bytes) -> int:
-        """delete() for coroutines."""
+        """delete() for coroutines.
+
+        Raises what delete() raises.
+        """
         self._enter()
         raw = [_raw(key) for key in keys]
         try:
@@ -511,7 +533,10 @@ class NearCache(_core.NearCore):
     async def aget_or_set(
         self, key: str | bytes, make: Callable[[], Awaitable[Any]], ttl: float | None = None
     ) -> Any:
-        """get_or_set() for coroutines; two tasks may make a value, and one is stored."""
+        """get_or_set() for coroutines; two tasks may make a value, and one is stored.
+
+        Raises what make(), get() and set() raise.
+        """
         found = await self.aget(key, _MISSING)
         if found is not _MISSING:
             return found
@@ -526,6 +551,8 @@ class NearCache(_core.NearCore):
         """Seconds since the moment before which this host knows every change: what N1 means now.
 
         inf: nothing is known, or no tracker has been heard yet. Costs a look at each node's line.
+
+        Raises MapClosed.
         """
         if self._refusal:
             return 0.0
@@ -539,7 +566,10 @@ class NearCache(_core.NearCore):
 
     def info(self) -> dict[str, Any]:
         """What a person or a monitor wants to know: the source, the tracker, each node's age and
-        epochs, and the counts of the entries."""
+        epochs, and the counts of the entries.
+
+        Raises MapClosed.
+        """
         now = _core.clock_monotonic_ns()
         turn = self._state.line(TURN)
         tracker = self._tracker
@@ -565,6 +595,17 @@ class NearCache(_core.NearCore):
             },
             "entries": self._state.entries.stats()._asdict(),
         }
+
+
+def _source_of(given: Any, prefixes: Sequence[str | bytes]) -> Source:
+    """The source itself, or that of a client or a URL."""
+    if all(hasattr(given, method) for method in ("fetch", "watch", "attach")):
+        if prefixes:
+            raise InvalidArgument("a source knows its prefixes: give it alone")
+        return given  # type: ignore[no-any-return]
+    from shmrhash._near.redis import RedisSource
+
+    return RedisSource(given, prefixes)
 
 
 def _raw(key: str | bytes) -> bytes:

@@ -24,6 +24,7 @@ DOCUMENTS = [
 LANGUAGES = {"python", "cython", "sh", "text", "ini", "yaml", "toml", "json", "dockerfile"}
 # Examples whose text is also a block of a document.
 SHOWN = ["shared_dict.py", "shared_counter.py"]
+NEEDS_SERVER = "it needs a server"  # an excuse: tests/near runs these programs
 TIMEOUT_SECONDS = 500  # for one block, on a busy machine; most take a second
 
 each_document = pytest.mark.parametrize(
@@ -104,7 +105,10 @@ def test_program_of_a_document_prints_the_output_that_it_shows(
     block, directory, tmp_path, monkeypatch
 ):
     """Every Python block is a whole program; a comment behind a print is a line of its output."""
-    assert block.excuse is None, "there is no reason yet that a Python block could not run"
+    if block.excuse == NEEDS_SERVER:
+        assert block.path.name == "near_cache.md", "tests/near runs the programs of that page only"
+        return
+    assert block.excuse is None, "this is no reason why a Python block could not run"
     program = tmp_path / "program.py"
     program.write_text(block.text)
 

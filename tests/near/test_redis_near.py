@@ -5,9 +5,11 @@ import contextlib
 import multiprocessing
 import os
 import random
+import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ from shmrhash._near.redis import RedisSource
 
 PROGRAMS = near_servers.programs()
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no server of Redis or Valkey is installed")
+GUIDE = Path(__file__).parents[2] / "docs" / "howto" / "near_cache.md"
 FORK = multiprocessing.get_context("fork")
 STALE = 0.4
 PATIENCE_S = 30
@@ -222,6 +225,21 @@ def test_processes_that_miss_the_same_keys_ask_once_for_each(server, map_name, c
             each.join()
             assert each.exitcode == 0
         assert gets_of(client) == before + len(keys)
+
+
+def test_the_program_of_the_guide_does_what_its_comments_say(server, client):
+    if not GUIDE.exists():
+        pytest.skip("the documents are not here")
+    (text,) = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    text = text.replace('host="cache"', f"unix_socket_path={server.path!r}")
+    done = {}
+    exec(text, done)
+    try:
+        assert done["near"].get("user:7") == client.get("user:7") == b"new"
+        assert client.get("user:8") == b"made"
+        assert 0 < client.ttl("user:8") <= 60
+    finally:
+        done["near"].close()
 
 
 class Storm:
