@@ -731,6 +731,7 @@ class CacheCore(Generic[K, V]):
     def _peek(self, key: K, default: Any) -> Any: ...
     def _counts(self) -> tuple[int, ...]: ...
 
+@disjoint_base
 class NearCore:
     def __init__(
         self, entries: CacheCore[Any, Any], words: MapCore, value: _Codec, grace_ns: int

@@ -35,6 +35,7 @@ cpdef enum:
 cdef uint64_t NO_NODE = 0xFFFFFFFFFFFFFFFFULL
 
 
+@cython.auto_pickle(False)
 cdef class NearCore:
     """The operations of a near cache that are in the core."""
 

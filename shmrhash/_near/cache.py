@@ -187,6 +187,11 @@ class NearCache(_core.NearCore):
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a NearCache is not pickled: make one in each process, or inherit it by fork"
+        )
+
     def ready(self, timeout: float = 5.0) -> bool:
         """Wait until values can be kept: a tracker has heard from each node of this process's
         source. Return whether they can. Nobody has to call it: reads work before.

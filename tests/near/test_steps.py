@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import copy
 import os
+import pickle
 import time
 
 import pytest
@@ -305,3 +307,9 @@ def test_tasks_of_a_loop_ask_once(scene):
     assert it.reads() == 1
     asyncio.run(it.near.aset("k", b"two"))
     assert asyncio.run(it.near.aget_many(["k", "none"])) == {"k": b"two"}
+
+
+def test_a_near_cache_is_neither_pickled_nor_copied(scene):
+    for take in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="make one in each process"):
+            take(scene.near)
