@@ -310,6 +310,7 @@ def test_tasks_of_a_loop_ask_once(scene):
 
 
 def test_a_near_cache_is_neither_pickled_nor_copied(scene):
+    near = scene().near
     for take in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="make one in each process"):
-            take(scene.near)
+            take(near)
