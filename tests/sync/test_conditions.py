@@ -130,7 +130,8 @@ def test_notification_while_the_time_runs_out_is_not_lost(space):
         ]
         for thread in threads:
             thread.start()
-        until_waiting(condition, 2)
+        # Both wait, or the first one's time is over already.
+        until(lambda: condition._waiting() + len(told) == 2)
         time.sleep(0.001 * delay)
         with condition:
             condition.notify()
