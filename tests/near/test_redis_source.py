@@ -378,6 +378,11 @@ def test_all_keys_are_one_prefix(client):
     source.close()
 
 
+async def fetch_and_close(source, value):
+    assert (await source.afetch([b"k1"]))[0].value == value
+    source.close()
+
+
 def test_tls_by_the_clients_settings(tmp_path):
     program = PROGRAMS.get("redis") or next(iter(PROGRAMS.values()))
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -402,7 +407,7 @@ def test_tls_by_the_clients_settings(tmp_path):
             source = made_source(client)
             client.set("k1", "one")
             assert source.fetch([b"k1"])[0].value == b"one"
-            assert asyncio.run(source.afetch([b"k1"]))[0].value == b"one"
+            asyncio.run(fetch_and_close(made_source(client), b"one"))
             recorder = Recorder(source)
             recorder.wait_for_proofs(2)
             client.set("k1", "two")
