@@ -212,7 +212,9 @@ cdef class DictHandle:
             self, object key, uint64_t number, const NumberField *field, uint64_t *after) noexcept:
         """Store a number under a present key, or change the one there (field not NULL; after
         receives the result), by the path that nearly every such change takes. False: nothing was
-        done. As in store_word, the GIL is kept, so the idle context is only marked."""
+        done. As in store_word, the GIL is kept, so the idle context is only marked. Both write the
+        steps out: with functions for the common ones d[key] = int executes 26 instructions more,
+        5 %, and m[key] = value 15, 3 %."""
         cdef MapHandle handle = self.handle
         cdef uint64_t words[2]
         cdef uint64_t idle

@@ -17,30 +17,19 @@ redis = pytest.importorskip("redis", reason="the client redis is not installed")
 
 # ruff: noqa: E402 (after the skip)
 from support import near_servers
+from support.waiting import until
 
 from shmrhash import gc
 from shmrhash._near.cache import NearCache
 from shmrhash._near.redis import RedisSource
 
-PROGRAMS = near_servers.programs()
-pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no server of Redis or Valkey is installed")
+pytestmark = pytest.mark.skipif(
+    not near_servers.programs(), reason="no server of Redis or Valkey is installed"
+)
 GUIDE = Path(__file__).parents[2] / "docs" / "howto" / "near_cache.md"
 FORK = multiprocessing.get_context("fork")
 STALE = 0.4
 PATIENCE_S = 30
-
-
-@pytest.fixture(params=PROGRAMS or ["none"])
-def server(request, tmp_path):
-    made = near_servers.Server(PROGRAMS[request.param], tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def client(server):
-    with redis.Redis(unix_socket_path=server.path) as made:
-        yield made
 
 
 def near_of(server, name, **options):
@@ -57,13 +46,6 @@ def near(server, map_name):
         yield made
 
 
-def eventually(condition):
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 def gets_of(client):
     """How many GETs the server has executed."""
     return client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
@@ -77,9 +59,9 @@ def test_a_value_is_fetched_once_and_again_after_each_change(client, near):
     assert gets_of(client) == before + 1
     for number in range(50):
         client.set("k1", number)
-        eventually(lambda: near.get("k1") == b"%d" % number)  # noqa: B023 (called at once)
+        until(lambda: near.get("k1") == b"%d" % number)  # noqa: B023 (called at once)
     client.delete("k1")
-    eventually(lambda: near.get("k1") is None)
+    until(lambda: near.get("k1") is None)
 
 
 def test_own_writes_are_read_at_once(client, near):
@@ -95,7 +77,7 @@ def test_own_writes_are_read_at_once(client, near):
 
 def test_a_deadline_of_the_server_holds_here(client, near):
     client.set("k1", "soon", px=150)
-    eventually(lambda: near.get("k1") is None)
+    until(lambda: near.get("k1") is None)
     assert client.exists("k1") == 0 or client.pttl("k1") <= 1
 
 
@@ -126,7 +108,7 @@ def test_nothing_from_before_a_flush_a_restart_or_a_cut_is_served(server, client
     for number, blow in enumerate(["flush", "cut", "restart", "cut", "flush", "restart"]):
         value = b"before %d" % number
         client.set("k1", value)
-        eventually(lambda: read() == value)  # noqa: B023 (called at once)
+        until(lambda: read() == value)  # noqa: B023 (called at once)
         if blow == "flush":
             client.flushall()
         elif blow == "cut":
@@ -136,7 +118,7 @@ def test_nothing_from_before_a_flush_a_restart_or_a_cut_is_served(server, client
             server.kill()
             server.start()
         time.sleep(STALE)  # N1: from now on nothing of before
-        eventually(lambda: read() != "error")
+        until(lambda: read() != "error")
         assert read() is None
 
 
@@ -152,7 +134,7 @@ def test_reads_of_a_stopped_server_end_as_on_outage_says(server, map_name, clien
             assert near.get("k1") == b"one"
         server.signal(signal.SIGSTOP)
         try:
-            eventually(lambda: serving.age() > STALE)
+            until(lambda: serving.age() > STALE)
             with pytest.raises(redis.exceptions.TimeoutError):
                 fetching.get("k1")
             with pytest.raises(ConnectionError, match="does not answer"):
@@ -167,7 +149,7 @@ def test_reads_of_a_stopped_server_end_as_on_outage_says(server, map_name, clien
                 with contextlib.suppress(ConnectionError, redis.exceptions.RedisError):
                     return near.get("k1")
 
-            eventually(lambda: read() == b"two")
+            until(lambda: read() == b"two")
 
 
 def hold(server, name):
@@ -187,14 +169,14 @@ def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, ma
         for round_number in range(2):
             tracker = near.info()["tracker_pid"]
             client.set("k1", f"old {round_number}")
-            eventually(lambda: near.get("k1") == b"old %d" % round_number)  # noqa: B023
+            until(lambda: near.get("k1") == b"old %d" % round_number)  # noqa: B023
             assert sum("t" in one["flags"] for one in client.client_list()) == 1
             (killed,) = [process for process in processes if process.pid == tracker]
             os.kill(tracker, signal.SIGKILL)
             killed.join()
             client.set("k1", f"new {round_number}")
-            eventually(lambda: near.info()["tracker_pid"] != tracker)  # noqa: B023
-            eventually(lambda: near.age() < STALE and near.get("k1") == b"new %d" % round_number)  # noqa: B023
+            until(lambda: near.info()["tracker_pid"] != tracker)  # noqa: B023
+            until(lambda: near.age() < STALE and near.get("k1") == b"new %d" % round_number)  # noqa: B023
     for process in processes:
         process.kill()
         process.join()
@@ -317,7 +299,7 @@ class Storm:
             time.sleep(STALE)
             with redis.Redis(unix_socket_path=self.server.path) as client:
                 rest = {key: client.get(key) for key in self.keys}
-            eventually(lambda: near.age() < STALE)
+            until(lambda: near.age() < STALE)
             assert {key: near.get(key) for key in self.keys} == rest
             near._state.entries.check()
         for holder in holders:

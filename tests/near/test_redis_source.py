@@ -15,6 +15,7 @@ redis = pytest.importorskip("redis", reason="the client redis is not installed")
 # ruff: noqa: E402 (after the skip)
 from support import near_servers
 from support.children import in_child
+from support.waiting import until
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument, TrackingRefused
@@ -24,19 +25,6 @@ PROGRAMS = near_servers.programs()
 pytestmark = pytest.mark.skipif(not PROGRAMS, reason="no server of Redis or Valkey is installed")
 BEAT = 0.05
 PATIENCE_S = 20
-
-
-@pytest.fixture(params=PROGRAMS or ["none"])
-def server(request, tmp_path):
-    made = near_servers.Server(PROGRAMS[request.param], tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def client(server):
-    with redis.Redis(unix_socket_path=server.path) as made:
-        yield made
 
 
 class Numbers:
@@ -85,10 +73,7 @@ class Recorder:
         self.told.append(("lost", node))
 
     def wait(self, condition):
-        end = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < end, (self.told, self.error)
-            time.sleep(0.002)
+        until(condition, lambda: (self.told, self.error))
 
     def wait_for(self, *what):
         self.wait(lambda: what in self.told)
