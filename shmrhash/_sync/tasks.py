@@ -8,7 +8,9 @@ event, a condition or a barrier stands in no line: a change concerns each of the
 
 Changes that are made in the loop's own thread wake its tasks at once (_awaiting.py).
 
-A task that is cancelled leaves its line and wakes the next, so it takes no wake-up with it. What a
+A task that is cancelled leaves its line and wakes the next, so it takes no wake-up with it. If
+another one comes before it has run, its wait is ended for it: a waiter may have reserved the lock
+for itself (mutex.pxd), and the lock is free for whoever comes. What a
 task has is its process's, and ends with that, as if a thread had it. A lock says which task has it:
 each task that uses one gets a number, which no thread has.
 """
@@ -26,7 +28,13 @@ from shmrhash import _core
 from shmrhash._awaiting import Hub, Sleeper, hub_of
 
 _Place = tuple[int, int, int]  # a cell of a space
-_Lines = dict[_Place, deque[Sleeper]]
+_Lines = dict[_Place, deque["_InLine"]]
+
+
+class _InLine(Sleeper):
+    """A task in a line. wait: at the cell, once it is the first."""
+
+    wait: _core.LockWait | _core.SharesWait | None = None
 
 
 class _Takeable(Protocol):
@@ -115,9 +123,11 @@ async def take(primitive: _Takeable, what: int, timeout: float | None) -> bool:
     place = primitive._place
     line = lines.get(place)
     free = line is None or all(each.is_cancelled for each in line)
+    if free and line is not None and line[0].wait is not None:
+        line[0].wait.end()
     if primitive._take_now(what, deadline, free):
         return True
-    sleeper = Sleeper()
+    sleeper = _InLine()
     line = lines.setdefault(place, deque())
     line.append(sleeper)
     try:
@@ -125,7 +135,7 @@ async def take(primitive: _Takeable, what: int, timeout: float | None) -> bool:
             if _is_over(deadline):
                 return False
             await sleeper.sleep(loop, deadline)
-        wait = primitive._wait_to_take(what, deadline)
+        wait = sleeper.wait = primitive._wait_to_take(what, deadline)
         try:
             return await until_done(wait, deadline, sleeper)
         finally:
@@ -150,7 +160,7 @@ async def take_again(lock: Any, depth: Any) -> None:
         raise cancelled
 
 
-def _leave(lines: _Lines, place: _Place, sleeper: Sleeper) -> None:
+def _leave(lines: _Lines, place: _Place, sleeper: _InLine) -> None:
     """Leave a line, and let the next one look."""
     line = lines[place]
     was_first = line[0] is sleeper

@@ -335,6 +335,26 @@ def test_a_cancelled_waiter_passes_its_wake_up_on(space, only_told):
     in_time(main())
 
 
+@LOCKS
+def test_a_cancelled_waiter_does_not_reserve_the_lock_any_more(space, kind):
+    lock = kind("l", space=space)
+
+    async def main():
+        await lock.acquire_async()
+        waiting = asyncio.create_task(lock.acquire_async())
+        while not space._cells.words(lock._index)["reserved_until"]:  # it has waited for long
+            await asyncio.sleep(0.001)
+        later = asyncio.create_task(lock.acquire_async())
+        waiting.cancel()
+        lock.release()
+        await turns()
+        assert later.done()
+        assert await later
+        assert waiting.cancelled()
+
+    in_time(main())
+
+
 def test_a_cancelled_waiter_of_a_condition_passes_its_notification_on(space, only_told):
     condition = Condition(key="c", space=space)
 
