@@ -155,6 +155,7 @@ from processes.check cimport Report, check_map
 
 import random
 import struct
+import sys
 from operator import index as as_index
 from types import GenericAlias
 
@@ -182,6 +183,7 @@ cdef extern from "<unistd.h>" nogil:
 
 include "python/segments.pxi"
 include "python/handle.pxi"
+include "python/greenlets.pxi"
 include "python/attachment.pxi"
 include "python/entering.pxi"
 include "python/raising.pxi"

@@ -175,6 +175,9 @@ class CellCore:
 TASK_NUMBERS: int
 
 def set_look_here(function: Callable[[tuple[object, ...], int], None]) -> None: ...
+def set_greenlets(
+    running: Callable[[], Any], may: Callable[[], bool], switch: Callable[[float], None]
+) -> None: ...
 def set_tasks(
     number_of_running: Callable[[], int], running_loop_has: Callable[[int], bool]
 ) -> None: ...

@@ -109,6 +109,7 @@ cdef Attachment attachment_new(MapHandle handle):
 cdef attach(MapHandle handle):
     """Attach a handle that has examined its segment to its attachment, a new one if need be."""
     cdef Attachment found = attachment_of(handle)
+    look_for_greenlets()
     if found is None:
         found = attachment_new(handle)
     else:

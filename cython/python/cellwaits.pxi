@@ -33,8 +33,10 @@ cdef inline void tell_own_loop(CellCore core) noexcept:
 
 
 cdef bint is_own_number(uint64_t number) noexcept:
-    """Whether this is the number of the running thread, or task."""
+    """Whether this is the number of the running thread, greenlet or task."""
     if likely(number == PyThread_get_thread_ident()):
+        return True
+    if greenlets_used and number == greenlet_number():
         return True
     return number & TASK and number_of_task is not None and number == number_of_task()
 
@@ -52,7 +54,7 @@ cdef int begin_waiter(MapHandle handle, Op *op) except -1:
     except BaseException:
         end_waiting(handle, op)
         raise
-    held_set(op.context, HELD_THREAD, PyThread_get_thread_ident())
+    held_set(op.context, HELD_THREAD, caller_number())
     held_set(op.context, HELD_SINCE, <uint64_t> clock_ns(CLOCK_MONOTONIC))
     handle.map.local.held += 1
     return 0
@@ -135,6 +137,27 @@ cdef class CellWait:
     def changed(self):
         """Whether the task has to look again."""
         return bool(self.core.handle.is_closed or ear_word_moved(&self.ear_word) or self._is_due())
+
+    cdef bint look_in_turns(self, int64_t until) except -1:
+        """For a greenlet: look until that is true, or CLOCK_MONOTONIC reads until (negative:
+        without limit), and end the wait. Returns what the last look said."""
+        cdef MapHandle handle = self.core.handle
+        cdef uint64_t turn = 0
+        cdef bint done = False
+        try:
+            done = self.look()
+            while not done:                    # ends with the time
+                if not between_slices(handle, until):
+                    self.recover()
+                    return self.look()
+                if turn % GREENLET_DEAD_TURNS == GREENLET_DEAD_TURNS - 1:
+                    self.recover()
+                if not others_ran(&turn, until):
+                    turn += 1                  # the hub has gone: it is the thread's end
+                done = self.look()
+        finally:
+            self.end()
+        return done
 
     def recover(self):
         """Recover the processes of the space that have died."""

@@ -24,7 +24,7 @@ cdef uint64_t show_wait(
         begin_with_context(handle, &op)
     except _errors.TooManyProcesses:
         return 0
-    held_set(op.context, HELD_THREAD, PyThread_get_thread_ident())
+    held_set(op.context, HELD_THREAD, caller_number())
     held_set(op.context, HELD_SINCE, <uint64_t> began)
     link_say(op.context, index, how)
     return op.self_index + 1
@@ -54,7 +54,7 @@ cdef int expect_no_circle(
     look_at[0] = now + CIRCLE_REST_TIMES * circle_patience_ns
     op.map = map
     mine.process = map.local.process_index
-    mine.thread = PyThread_get_thread_ident()
+    mine.thread = caller_number()
     mine.began = <uint64_t> began
     mine.cell = core._index
     mine.how = how

@@ -58,7 +58,7 @@ cdef class Claim(LockedSection):
     cdef bint is_unclaimed         # waiting would be for this thread itself, or all is claimed
     cdef uint32_t refused          # attempts that found no room for a blank
     cdef bint has_waited
-    cdef object thread             # None: a coroutine has the claim, or waits for it
+    cdef object thread             # or greenlet; None: a coroutine has it, or waits for it
     cdef readonly uint64_t element  # the one that it has, or that was in the way last
     cdef int64_t claimed_ns        # when it was claimed, CLOCK_MONOTONIC
     cdef object shadowed           # the key whose shadow is claimed; or MISSING
@@ -79,7 +79,7 @@ cdef class Claim(LockedSection):
             self.shadowed = key
             self._move_to_shadow()
         if others is None:
-            self.thread = PyThread_get_thread_ident()
+            self.thread = caller_number()
             self.others = claims_open.get(self.thread, [])
 
     cdef int _move_to_shadow(self) except -1:

@@ -31,12 +31,18 @@ cdef class ConditionWait(CellWait):
         """
         cdef MapHandle handle = self.condition.handle
         cdef int64_t until = wait_end_ns(timeout)
+        cdef uint64_t turn = 0
         cdef bint told = False
         while not told and self.op.generation == process_generation:   # a handler may fork
-            with nogil:
-                told = condition_sleep(&self.op, until)
-                if not told:
-                    dead_waiters_recover(&self.op, self.condition._index, TOLD)
+            if others_ran(&turn, until):
+                told = self.look()
+                if not told and turn % GREENLET_DEAD_TURNS == 0:
+                    self.recover()
+            else:
+                with nogil:
+                    told = condition_sleep(&self.op, until)
+                    if not told:
+                        dead_waiters_recover(&self.op, self.condition._index, TOLD)
             if not told and not between_slices(handle, until):
                 break
         return told
@@ -234,6 +240,7 @@ cdef class BarrierWait(CellWait):
         cdef BarrierCore barrier = self.barrier
         cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
         cdef uint64_t seen
+        cdef uint64_t turn = 0
         cdef int how
         # Ends with the action of the last party before; a signal handler may fork.
         while self.op.generation == process_generation:
@@ -241,8 +248,10 @@ cdef class BarrierWait(CellWait):
             how = self._come_once()
             if how != BARRIER_FULL:
                 return how
+            if not others_ran(&turn, -1):
+                with nogil:
+                    barrier_sleep(barrier.cell, barrier_generation(seen), began, -1)
             with nogil:
-                barrier_sleep(barrier.cell, barrier_generation(seen), began, -1)
                 dead_waiters_recover(&self.op, barrier._index, WAITING)
             between_slices(barrier.handle, -1)
         return BARRIER_BROKE
@@ -298,12 +307,15 @@ cdef class BarrierWait(CellWait):
         cdef Status status
         cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
         cdef uint64_t generation = wait_turn_of(wait_word(self.op.context))
+        cdef uint64_t turn = 0
         while self.op.generation == process_generation:        # a signal handler may fork
             status = barrier_look(&self.op, barrier.cell)
             if status != RETRY:
                 return BARRIER_PASSED if status == OK else BARRIER_BROKE
+            if not others_ran(&turn, self.deadline_ns):
+                with nogil:
+                    barrier_sleep(barrier.cell, generation, began, self.deadline_ns)
             with nogil:
-                barrier_sleep(barrier.cell, generation, began, self.deadline_ns)
                 if barrier_look(&self.op, barrier.cell) == RETRY:
                     dead_waiters_recover(&self.op, barrier._index, WAITING)
             if not between_slices(barrier.handle, self.deadline_ns):

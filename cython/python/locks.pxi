@@ -76,7 +76,11 @@ cdef class MutexCore(CellCore):
         cdef bint taken = False
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
-        self._expect_no_deadlock(limit, PyThread_get_thread_ident())
+        self._expect_no_deadlock(limit, caller_number())
+        if others_can_run():
+            wait.until = until_ns(limit)
+            return self._taken(
+                LockWait(self, caller_number(), wait.until).look_in_turns(wait.until))
         if self._checks:
             how = WAIT_LINK | told if limit < 0 else WAIT_LINK
         wait.began = clock_ns(CLOCK_MONOTONIC)
@@ -99,6 +103,10 @@ cdef class MutexCore(CellCore):
             if not taken:
                 mutex_give_up(&self.handle.map, self.cell, &wait)
             end_waiting(self.handle, &op)
+        return self._taken(taken)
+
+    cdef bint _taken(self, bint taken) except -1:
+        """After a wait: if the lock is taken from an owner that died, tell."""
         if taken and self.on_orphan is not None and self._is_orphan():
             self.on_orphan(self, self.orphan)
         return taken
@@ -107,7 +115,7 @@ cdef class MutexCore(CellCore):
         """One slice of a wait, with a context that is taken for it."""
         cdef bint taken
         begin_with_context(self.handle, op)
-        mutex_intend(op, self._index, PyThread_get_thread_ident())
+        mutex_intend(op, self._index, caller_number())
         held_set(op.context, HELD_SINCE, <uint64_t> wait.began)
         link_say(op.context, self._index, how)
         with nogil:
@@ -135,9 +143,9 @@ cdef class MutexCore(CellCore):
                 f"still: use 'async with', or await acquire_async()")
         if holder == thread:
             raise _errors.DeadlockError(
-                f"this {'task' if thread & TASK else 'thread'} holds {self!r} already and would "
-                f"wait for itself for ever (a coroutine without 'async with', or a greenlet, is "
-                f"not a thread of its own); check=False waits")
+                f"this {'task' if thread & TASK else 'thread or greenlet'} holds {self!r} already "
+                f"and would wait for itself for ever (a coroutine without 'async with' is not a "
+                f"thread of its own); check=False waits")
         return 0
 
     cdef int _expect_mine(self, Context *mine, str what) except -1:
@@ -274,10 +282,10 @@ cdef class LockCore(MutexCore):
         are held), MapClosed.
         """
         if likely(blocking is True and timeout is FOR_EVER):
-            return (True if likely(self._take_free(PyThread_get_thread_ident()))
+            return (True if likely(self._take_free(caller_number()))
                     else self._take(-1))
         limit = acquire_limit(blocking, timeout)
-        return self._take_free(PyThread_get_thread_ident()) or self._take(limit)
+        return self._take_free(caller_number()) or self._take(limit)
 
     def release(self):
         """Let go of the lock. Any thread of the process that took it may do so.
@@ -294,11 +302,11 @@ cdef class LockCore(MutexCore):
 
     def _acquire_restore(self, saved):
         """What Condition.wait() does at its end."""
-        if not self._take_free(PyThread_get_thread_ident()):
+        if not self._take_free(caller_number()):
             self._take(-1, 0)
 
     def __enter__(self):
-        if unlikely(not self._take_free(PyThread_get_thread_ident())):
+        if unlikely(not self._take_free(caller_number())):
             self._take(-1)
         return True
 
@@ -339,7 +347,7 @@ cdef class RLockCore(MutexCore):
 
     cdef bint _acquire(self, int64_t limit, uint64_t told=WAIT_ENDLESS) except -1:
         cdef Context *mine
-        if likely(self._take_free(PyThread_get_thread_ident())):
+        if likely(self._take_free(caller_number())):
             return True
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)

@@ -92,10 +92,10 @@ cdef class LockedSection:
         return self
 
     cdef int _locked(self) except -1:
-        """The key is locked now, by this thread."""
+        """The key is locked now, by whoever calls."""
         self.generation = self.op.generation
         self.name = self.handle.map.device, self.handle.map.inode, self.op.self_index
-        sections_open[self.name] = PyThread_get_thread_ident(), self.task
+        sections_open[self.name] = caller_number(), self.task
         return 0
 
     # For an event loop (shmrhash/_turns.py): a section is entered, and ended with a deletion, in

@@ -101,6 +101,8 @@ cdef class SharesCore(CellCore):
         cdef Status status = self._step(False, what)
         if status == OK or limit == 0:
             return status == OK
+        if others_can_run():
+            return SharesWait(self, what).look_in_turns(until)
         if self._checks:
             how = WAIT_LINK | (WAIT_ENDLESS if limit < 0 else 0) | (WAIT_WRITES if what else 0)
         begin_use(self.handle, &op)
@@ -131,7 +133,7 @@ cdef inline Status attempt_shares(
     method of the subclasses, so that a step needs no call that the compiler cannot put in line."""
     if unlikely(core.is_rwlock):
         if not give:
-            return rwlock_take(op, core.cell, what, PyThread_get_thread_ident())
+            return rwlock_take(op, core.cell, what, caller_number())
         return rwlock_give(op, core.cell, what) if rwlock_has(op, what) else ABSENT
     if not core.undo:
         return count_give(op.map, core.cell, what) if give else count_take(core.cell)
@@ -294,6 +296,7 @@ cdef class EventCore(CellCore):
         cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
         cdef int64_t until
         cdef int64_t slice_end
+        cdef uint64_t turn = 0
         cdef bint came
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
@@ -305,11 +308,12 @@ cdef class EventCore(CellCore):
         try:
             came = flag_came(self.cell, generation)
             while not came and between_slices(self.handle, until):
-                slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + OWNER_SLICE_LATE_NS, until)
-                shown = show_wait(self.handle, self._index, 0, began)
-                with nogil:
-                    flag_sleep(self.cell, generation, slice_end)
-                hide_wait(self.handle, shown)
+                if not others_ran(&turn, until):
+                    slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + OWNER_SLICE_LATE_NS, until)
+                    shown = show_wait(self.handle, self._index, 0, began)
+                    with nogil:
+                        flag_sleep(self.cell, generation, slice_end)
+                    hide_wait(self.handle, shown)
                 came = flag_came(self.cell, generation)
         finally:
             end_waiting(self.handle, &op)

@@ -4,10 +4,10 @@
 cdef enum:
     READ_ROUNDS_MAX = 100000   # of READ_TRIES_MAX tries each: more only in a damaged segment
 
-# Sections that this process has open: (device, inode, context) -> (thread, task or None), the task
-# being one of asyncio that entered it with async with.
+# Sections that this process has open: (device, inode, context) -> (caller's number, task or None),
+# the task being one of asyncio that entered it with async with.
 cdef dict sections_open = {}
-# Claims that threads of this process have: thread -> list of Claim (claiming.pxi).
+# Claims that this process has: number of a thread or greenlet -> list of Claim (claiming.pxi).
 cdef dict claims_open = {}
 
 
@@ -30,19 +30,20 @@ cdef object current_task():
 
 
 cdef int expect_no_deadlock(MapHandle handle, Op *op, Waiting *waiting) except -1:
-    """Raise DeadlockError if this thread waits for a section that it has open itself. A task of
-    asyncio tries, and lets the loop go on between two tries: so it may meet another task's."""
+    """Raise DeadlockError if this thread, or greenlet, waits for a section that it has open itself.
+    A task of asyncio tries, and lets the loop go on between two tries: so it may meet another
+    task's."""
     if not word_locked(op.wait_seen):
         return 0
     owner = sections_open.get((handle.map.device, handle.map.inode, word_owner(op.wait_seen)))
-    if owner is None or owner[0] != PyThread_get_thread_ident():
+    if owner is None or owner[0] != caller_number():
         return 0
     if waiting.limit_ns == 0 and owner[1] is not None and owner[1] is not current_task():
         return 0
     raise _errors.DeadlockError(
-        f"map {handle.name!r}: this thread has already locked the key (a coroutine or "
-        f"greenlet is not a thread of its own, unless all of them use async with); use the section "
-        f"that is open")
+        f"map {handle.name!r}: this thread or greenlet has already locked the key (a coroutine is "
+        f"not a thread of its own, unless all of them use async with); use the section that is "
+        f"open")
 
 
 cdef int resume(MapHandle handle, Op *op) except -1:
@@ -122,7 +123,10 @@ cdef int wait_turn(MapHandle handle, Op *op, Status status, Waiting *waiting) ex
         raise_status(handle, CORRUPT, op)
     if op.context != NULL:
         op_end(op)
-    if status == BUSY and waiting.turn >= 4 and section_in_the_way(op):
+    if status == BUSY and waiting.turn >= 4 and others_ran_for(
+            op, waiting.turn - 4, now - waiting.began, waiting.limit_ns):
+        pass
+    elif status == BUSY and waiting.turn >= 4 and section_in_the_way(op):
         sleep_for_section(op, waiting, now)
     else:
         with nogil:

@@ -245,16 +245,30 @@ cdef class Waiter:
             until = now + self.nap_ns
             self.nap_ns = min(self.nap_ns * 2, <int64_t> READER_SLICE_NS_MAX)
         until = sooner_ns(until, self.until(deadline_ns))
-        with nogil:
-            # A deadline that has passed costs the kernel's timer slack.
-            if now < until:
-                outcome = futex_sleep(bell, seen, until)
+        if others_can_run():
+            outcome = self._let_others_run(bell, until)
+        else:
+            with nogil:
+                # A deadline that has passed costs the kernel's timer slack.
+                if now < until:
+                    outcome = futex_sleep(bell, seen, until)
         if outcome != ETIMEDOUT:
             self.quiet = 0
         elif self.quiet < QUIET_SLICES:
             self.quiet += 1
         PyErr_CheckSignals()                   # a handler may fork: arm() learns of it
         expect_open(self.handle)
+
+    cdef int _let_others_run(self, const uint32_t *bell, int64_t until) except -1:
+        """For a greenlet: sleep(). Returns 0 if the bell has moved, ETIMEDOUT."""
+        cdef uint64_t turn = 0
+        while clock_ns(CLOCK_MONOTONIC) < until:
+            # Acquire: read by this thread only; pairs with the ringing of the bell (bell.pxd).
+            if load_acquire_u32(bell) != self.seen:
+                return 0
+            others_ran(&turn, until)
+            expect_open(self.handle)
+        return ETIMEDOUT
 
     def attach(self, Notifier notifier):
         """From now on, a change is told by this notifier, once arm() has been called; None: by

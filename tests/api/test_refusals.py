@@ -230,7 +230,7 @@ def test_error_for_a_container_type_suggests_object(map_name, declared):
 def test_error_for_a_second_section_of_a_thread_mentions_coroutines(make_map):
     m = make_map()
     m[b"k" * 8] = bytes(8)
-    with m.locked(b"k" * 8), pytest.raises(shmrhash.DeadlockError, match="coroutine or greenlet"):
+    with m.locked(b"k" * 8), pytest.raises(shmrhash.DeadlockError, match="thread or greenlet"):
         m[b"k" * 8] = bytes(8)
 
 

@@ -41,7 +41,7 @@ LAYERS = {
         *("listener", "attach", "check_objects", "check"),
     ],
     "python": [
-        *("segments", "handle", "attachment", "entering", "raising", "waiting"),
+        *("segments", "handle", "greenlets", "attachment", "entering", "raising", "waiting"),
         *("sweeping", "evicting"),
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
