@@ -6,7 +6,6 @@ import math
 import weakref
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmrhash import _core
@@ -22,12 +21,13 @@ from shmrhash._cachestats import CacheStats, cache_stats
 from shmrhash._claims import CacheClaim
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
+from shmrhash._handle import HandleMethods, TypedMethods
+from shmrhash._lifetime import ClosingMethods
 from shmrhash._map import RHashMap
 from shmrhash._mapping import store_updated
 from shmrhash._memoize import Memoized, memoized_function
 from shmrhash._memoize import Options as MemoizeOptions
 from shmrhash._typed_maps import create_anonymous, expect_if_different, open_or_create
-from shmrhash._types.records import record_name
 from shmrhash._types.schema import (
     Schema,
     expect_geometry,
@@ -50,7 +50,7 @@ _T = TypeVar("_T")
 _ABSENT: Any = object()
 
 
-class Cache(_core.CacheCore[K, V]):
+class Cache(TypedMethods, HandleMethods, ClosingMethods, _core.CacheCore[K, V]):
     """A cache in shared memory, for any number of processes.
 
     Cache(name, max_entries=10_000, ttl=60) creates the cache, or opens it if it exists. It holds at
@@ -347,21 +347,6 @@ class Cache(_core.CacheCore[K, V]):
         )
         return lambda function: memoized_function(self, function, options)
 
-    @property
-    def name(self) -> str:
-        """The segment's name, also of an anonymous cache."""
-        return self.handle.name
-
-    @property
-    def max_entries(self) -> int:
-        """The number of entries that fit."""
-        return self.handle.max_entries
-
-    @property
-    def closed(self) -> bool:
-        """Whether this handle was closed."""
-        return self.handle.closed
-
     def stats(self) -> CacheStats:
         """What all processes counted: hits, misses, evictions, computations.
 
@@ -372,56 +357,8 @@ class Cache(_core.CacheCore[K, V]):
         """
         return cache_stats(self._counts(), len(self))
 
-    def info(self) -> dict[str, Any]:
-        """RHashMap.info(), with the types and the ttl.
-
-        Under "cache" it has the counts of stats(), and claimed: how many keys are being computed
-        now. Raises MapClosed.
-        """
-        types = {"key_type": self._schema.key.record, "value_type": self._schema.value.record}
-        return self.handle.info() | types | {"ttl": self._schema.ttl}
-
-    def check(self) -> dict[str, Any]:
-        """Walk every structural invariant; raise SegmentCorrupt with what is wrong.
-
-        Works as RHashMap.check() does, and includes the objects.
-        """
-        return self.handle.check()
-
-    def close(self) -> None:
-        """Detach. The cache and its name stay, unless it is ephemeral and no process has it open.
-
-        Idempotent."""
-        self.handle.close()
-
-    def unlink(self) -> None:
-        """Remove the name. Attached processes go on; the last of them to detach frees the memory.
-
-        Raises SegmentMissing if the name is gone already.
-        """
-        self.handle.unlink()
-
-    def __enter__(self: _C) -> _C:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
-        key, value = record_name(self._schema.key.record), record_name(self._schema.value.record)
-        what = "closed" if self.closed else f"{len(self)} of {self.max_entries} entries"
-        return f"<{type(self).__name__} {self.name!r} of {key} to {value}: {what}>"
-
-    def __copy__(self: _C) -> _C:
-        return self
-
-    def __deepcopy__(self: _C, memo: object) -> _C:
-        return self  # the same cache, as other processes see it
+        return self._shown("" if self.closed else f"{len(self)} of {self.max_entries} entries")
 
     def __reduce__(self) -> tuple[Any, ...]:
         types = self._schema.key.declared, self._schema.value.declared

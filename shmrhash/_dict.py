@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from shmrhash import _core
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._errors import InvalidArgument
+from shmrhash._handle import HandleMethods, TypedMethods
+from shmrhash._lifetime import ClosingMethods
 from shmrhash._map import RHashMap
 from shmrhash._tables import TableMethods
 from shmrhash._typed_maps import create_anonymous, create_map, open_or_create
-from shmrhash._types.records import record_name
 from shmrhash._types.schema import (
     Schema,
     expect_geometry,
@@ -33,7 +33,14 @@ _NOT_OWN = ("_schema", "__orig_class__")  # attributes that no pickle of a dict 
 _D = TypeVar("_D", bound="SharedDict[Any, Any]")
 
 
-class SharedDict(TableMethods[K, V], WaitMethods, _core.DictCore[K, V]):
+class SharedDict(
+    TableMethods[K, V],
+    WaitMethods,
+    TypedMethods,
+    HandleMethods,
+    ClosingMethods,
+    _core.DictCore[K, V],
+):
     """A dict in shared memory, for any number of processes.
 
     SharedDict(name, key=str, value=int) creates the dict, or opens it if it exists with the same
@@ -76,22 +83,6 @@ class SharedDict(TableMethods[K, V], WaitMethods, _core.DictCore[K, V]):
     """
 
     _schema: Schema
-
-    def _waiter(self, keys: list[Any]) -> _core.Waiter:
-        return _core.Waiter(self.handle, [self._raw_key(key) for key in keys])
-
-    def _ring(self) -> _core.RingReader:
-        return _core.RingReader(self.handle)
-
-    def _raw_if_long(self, key: K) -> bytes | None:
-        raw = self._raw_key(key)
-        return raw if self._key_at(raw) is None else None
-
-    def _notifier(self) -> _core.Notifier:
-        return _core.Notifier(self.handle)
-
-    def _notifier_key(self) -> tuple[object, ...]:
-        return _core.notifier_key(self.handle)
 
     @overload
     def __init__(
@@ -306,11 +297,6 @@ class SharedDict(TableMethods[K, V], WaitMethods, _core.DictCore[K, V]):
     # The handle.
 
     @property
-    def name(self) -> str:
-        """The segment's name, also of an anonymous dict."""
-        return self.handle.name
-
-    @property
     def key_type(self) -> Any:
         """The declared type of the keys."""
         return self._schema.key.declared
@@ -320,27 +306,6 @@ class SharedDict(TableMethods[K, V], WaitMethods, _core.DictCore[K, V]):
         """The declared type of the values."""
         return self._schema.value.declared
 
-    @property
-    def max_entries(self) -> int:
-        """The number of entries that fit."""
-        return self.handle.max_entries
-
-    @property
-    def closed(self) -> bool:
-        """Whether this handle was closed."""
-        return self.handle.closed
-
-    def close(self) -> None:
-        """Detach. The dict and its name stay, unless it is ephemeral and no process has it open."""
-        self.handle.close()
-
-    def unlink(self) -> None:
-        """Remove the name. Attached processes go on; the last of them to detach frees the memory.
-
-        Raises SegmentMissing if the name is gone already.
-        """
-        self.handle.unlink()
-
     def freeze(self) -> None:
         """Forbid writing to every process, permanently.
 
@@ -348,44 +313,9 @@ class SharedDict(TableMethods[K, V], WaitMethods, _core.DictCore[K, V]):
         """
         self.handle.freeze()
 
-    def info(self) -> dict[str, Any]:
-        """RHashMap.info(), with the types and the ttl.
-
-        key_type and value_type are JSON. "objects" counts keys and values stored beside entries.
-
-        Raises MapClosed.
-        """
-        types = {"key_type": self._schema.key.record, "value_type": self._schema.value.record}
-        return self.handle.info() | types | {"ttl": self._schema.ttl}
-
-    def check(self) -> dict[str, Any]:
-        """Walk every structural invariant; raise SegmentCorrupt with what is wrong.
-
-        Works as RHashMap.check() does, and includes the objects.
-        """
-        return self.handle.check()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
-        key, value = record_name(self._schema.key.record), record_name(self._schema.value.record)
-        what = "closed" if self.closed else f"{{{shown(self._entries(ITEMS), True)}}}"
-        return f"<{type(self).__name__} {self.name!r} of {key} to {value}: {what}>"
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Self:
-        return self  # the same dict, as other processes see it; copy() makes a plain dict
+        entries = "" if self.closed else shown(self._entries(ITEMS), True)
+        return self._shown(f"{{{entries}}}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         types = self._schema.key.declared, self._schema.value.declared

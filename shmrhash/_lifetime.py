@@ -12,13 +12,36 @@ import os
 import threading
 import weakref
 from multiprocessing.util import Finalize, register_after_fork
-from typing import Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
 from shmrhash import _core
 from shmrhash._errors import Error
 from shmrhash._segment import Identity, names, remove_name
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 _AFTER_CHILDREN = -100  # multiprocessing joins its children before finalizers of this priority
+
+
+class ClosingMethods:
+    """The part of a class with close() that makes it a context manager: the block's end closes."""
+
+    if TYPE_CHECKING:
+
+        def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class Handle(Protocol):

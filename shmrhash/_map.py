@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Literal
 
 from shmrhash import _check, _core, _lifetime, _segment
@@ -41,7 +40,7 @@ from shmrhash._rows import item_size
 from shmrhash._waiting import WaitMethods
 
 
-class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
+class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods, _core.MapCore):
     """A hash map of fixed-size keys and values in shared memory, open to any number of processes.
 
     Made by RHashMap.create(), open() or open_or_create(). Keys and values are bytes, or any other
@@ -378,17 +377,6 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _core.MapCore):
     def _detach(self) -> None:
         """close() that leaves the name, also of an ephemeral map."""
         super().close()
-
-    def __enter__(self) -> RHashMap:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self)} of {self.max_entries} entries"

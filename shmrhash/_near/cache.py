@@ -10,12 +10,12 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Any
 
 from shmrhash import _core
 from shmrhash._arguments import checked_mode, checked_ttl
 from shmrhash._errors import InvalidArgument, LockTimeout, MapClosed, Unavailable
+from shmrhash._lifetime import ClosingMethods
 from shmrhash._near.source import Fetched, Source
 from shmrhash._near.state import TTL_NODE, TURN, Line, State
 from shmrhash._near.tracker import BEATS, Tracker
@@ -37,7 +37,7 @@ def _stored(value: bytes | None) -> bytes:
     return value
 
 
-class NearCache(_core.NearCore):
+class NearCache(ClosingMethods, _core.NearCore):
     """The hot keys of a server in the memory of this host, one copy for all its processes.
 
     All processes that make a NearCache of the same source share it. One of them, the tracker, has
@@ -175,17 +175,6 @@ class NearCache(_core.NearCore):
             self._tracker.end()
         self._source.close()
         self._state.close()
-
-    def __enter__(self) -> NearCache:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import Error
 from shmrhash._sync.locks import Lock, RLock
 from shmrhash._sync.parts import key_of_part
-from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.primitive import Primitive, ReleasingMethods
 from shmrhash._sync.space import Key, Sync, space_for
 
 
-class Condition(Primitive, _core.ConditionCore):
+class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
     """threading.Condition for all processes of a machine; a dead waiter takes no notification.
 
     Condition(key="jobs") is the same condition in all processes of this user; with space=, in all
@@ -152,17 +151,6 @@ class Condition(Primitive, _core.ConditionCore):
         Raises what that raises.
         """
         return bool(await self._lock.acquire_async(timeout))
-
-    async def __aenter__(self) -> bool:
-        return await self.acquire_async()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
 
     def _release_save(self) -> Any:
         """Release the lock however often it was taken; what _acquire_restore() needs."""

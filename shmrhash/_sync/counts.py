@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from operator import index as as_index
-from types import TracebackType
 from typing import Any
 
 from shmrhash import _core
-from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.primitive import Primitive, ReleasingMethods
 from shmrhash._sync.space import Key, Sync, space_for
 
 
@@ -15,7 +14,7 @@ def _kind(undo: bool) -> int:
     return _core.SEMAPHORE if undo else _core.COUNTER
 
 
-class Semaphore(Primitive, _core.SemaphoreCore):
+class Semaphore(Primitive, ReleasingMethods, _core.SemaphoreCore):
     """threading.Semaphore for all processes of a machine; the permits of a dead process come back.
 
     Semaphore(3, "gpus") is the same semaphore in all processes of this user; with space=, in all
@@ -67,17 +66,6 @@ class Semaphore(Primitive, _core.SemaphoreCore):
         from shmrhash._sync import tasks  # asyncio takes long to import
 
         return await tasks.take(self, 1, timeout)
-
-    async def __aenter__(self) -> bool:
-        return await self.acquire_async()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._pickled(_kind(self.undo), self.undo)

@@ -11,12 +11,13 @@ from typing import Any
 from shmrhash import _core
 from shmrhash._errors import Deposed, InvalidArgument
 from shmrhash._sync.locks import Lock, Orphan, Owner
+from shmrhash._sync.parts import OfLockMethods
 from shmrhash._sync.space import Key, Sync
 
 _SLICES = 4  # looks at the leader's lease within one lease
 
 
-class Leader:
+class Leader(OfLockMethods):
     """One of several processes leads; if it dies, another one does, with a higher term.
 
     Leader("scheduler") is the same office in all processes of this user; with space=, in all that
@@ -53,16 +54,6 @@ class Leader:
         self.lease = lease
         self._lock = Lock(key, space=space, on_orphan=on_orphan)
         self._term = 0
-
-    @property
-    def key(self) -> Key | None:
-        """The key in its space; None if it is anonymous."""
-        return self._lock.key
-
-    @property
-    def space(self) -> Sync:
-        """The space in which it is."""
-        return self._lock.space
 
     @property
     def term(self) -> int:
@@ -185,9 +176,6 @@ class Leader:
         traceback: TracebackType | None,
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
-
-    def __repr__(self) -> str:
-        return f"<shmrhash.Leader at {id(self):#x}: key={self.key!r} in {self.space.name!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self._lock, self.lease)

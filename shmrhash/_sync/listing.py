@@ -43,7 +43,7 @@ def locks(space: Sync | None = None) -> list[LockInfo]:
 
     Raises MapClosed, and what Sync() raises.
     """
-    return locks_in(space_for(space, "")._map)
+    return locks_in(space_for(space, "").handle)
 
 
 def locks_in(shared_map: RHashMap) -> list[LockInfo]:

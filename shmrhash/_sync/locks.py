@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmrhash import _core
-from shmrhash._sync.primitive import Primitive
+from shmrhash._sync.primitive import Primitive, ReleasingMethods
 from shmrhash._sync.space import Key, Sync, space_for
 
 
@@ -105,17 +104,6 @@ class _LockMethods(_Mutex):
                 self.on_orphan(self, orphan)
         return taken
 
-    async def __aenter__(self) -> bool:
-        return await self.acquire_async()
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()  # type: ignore[attr-defined]
-
     def __reduce__(self) -> tuple[Any, ...]:
         return self._pickled(self._kind, self._check, self.on_orphan)
 
@@ -129,7 +117,7 @@ class _LockMethods(_Mutex):
         return f"<locked {self._type_name} object {where} by pid {owner.pid} at {id(self):#x}>"
 
 
-class Lock(_LockMethods, _core.LockCore):
+class Lock(_LockMethods, ReleasingMethods, _core.LockCore):
     """threading.Lock for all processes of a machine; if its holder dies, it is free again.
 
     Lock("gpu0") is the same lock in all processes of this user; with space=, in all that open that
@@ -172,7 +160,7 @@ class Lock(_LockMethods, _core.LockCore):
         return cls._of_key(space_for(space, key), key, cls._kind, check, on_orphan)
 
 
-class RLock(_LockMethods, _core.RLockCore):
+class RLock(_LockMethods, ReleasingMethods, _core.RLockCore):
     """threading.RLock for all processes of a machine: the thread that has it can take it again.
 
     Only the thread that took it can release it; what acquire_async() or async with takes, only the

@@ -9,14 +9,14 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from shmrhash._sync.events import Event
 from shmrhash._sync.locks import Lock, Orphan
-from shmrhash._sync.parts import key_of_part
+from shmrhash._sync.parts import OfLockMethods, key_of_part
 from shmrhash._sync.space import Key, Sync, space_for
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Once:
+class Once(OfLockMethods):
     """A function runs once among all processes; the others wait until it is done.
 
     Once("migrate") is the same in all processes of this user; with space=, in all that open that
@@ -50,16 +50,6 @@ class Once:
         space = space_for(space, key)
         self._lock = Lock(key, space=space, on_orphan=on_orphan)
         self._done = Event(key_of_part(key, "done"), space=space)
-
-    @property
-    def key(self) -> Key | None:
-        """The key in its space; None if it is anonymous."""
-        return self._lock.key
-
-    @property
-    def space(self) -> Sync:
-        """The space in which it is."""
-        return self._lock.space
 
     @property
     def done(self) -> bool:
@@ -129,9 +119,6 @@ class Once:
             return self.run(function, *args, **kwargs)
 
         return run
-
-    def __repr__(self) -> str:
-        return f"<shmrhash.Once at {id(self):#x}: key={self.key!r} in {self.space.name!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self._lock, self._done)

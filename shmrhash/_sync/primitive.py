@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
@@ -72,6 +73,25 @@ class Primitive(_Cell):
     def _type_name(self) -> str:
         """As repr() shows it, without the modules in which the package keeps it."""
         return f"{type(self).__module__.partition('.')[0]}.{type(self).__qualname__}"
+
+
+class ReleasingMethods:
+    """The part of a primitive that tasks take by acquire_async(): an async with statement does."""
+
+    if TYPE_CHECKING:
+        acquire_async: Any
+        release: Any
+
+    async def __aenter__(self) -> bool:
+        return await self.acquire_async()  # type: ignore[no-any-return]
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
 
 
 def _restore(cls: type[Primitive], space: Sync, raw: bytes, kind: int, *own: Any) -> Primitive:

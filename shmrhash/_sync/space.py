@@ -11,13 +11,14 @@ import hashlib
 import os
 import secrets
 import weakref
-from types import TracebackType
 from typing import Any
 
 from shmrhash import _core
 from shmrhash._constants import DEFAULT_TIMEOUT, RACES_MAX
 from shmrhash._errors import InvalidArgument, SegmentExists, SegmentMissing
 from shmrhash._gc import anonymous_name
+from shmrhash._handle import HandleMethods
+from shmrhash._lifetime import ClosingMethods
 from shmrhash._map import RHashMap
 from shmrhash._refusals import restless_name
 from shmrhash._segment import Identity
@@ -48,7 +49,7 @@ class _CellMap(RHashMap):
     _holds_cells = True
 
 
-class Sync:
+class Sync(HandleMethods, ClosingMethods):
     """A space of lock primitives that processes share: Lock("gpu0", space=Sync("cluster")).
 
     Sync(name) creates the space of this name or opens it; Sync() makes an anonymous one, which
@@ -60,7 +61,8 @@ class Sync:
     At most 4,096 locks and, for each process and semaphore, permits can be held in a space at once.
     A process that ends while it holds something, or closes the space, lets go of it when it ends.
 
-    Attributes: name, max_entries, closed.
+    Attributes: name, max_entries, closed; handle, the RHashMap in which the primitives have their
+    state, and which nothing else may write.
     """
 
     def __init__(
@@ -98,32 +100,15 @@ class Sync:
         _open_spaces[handle._identity()] = self
 
     @property
-    def name(self) -> str:
-        """The segment's name, also of an anonymous space."""
-        return self._map.name
-
-    @property
-    def max_entries(self) -> int:
-        """How many primitives the space can have."""
-        return self._map.max_entries
-
-    @property
-    def closed(self) -> bool:
-        """Whether this handle was closed."""
-        return self._map.closed
+    def handle(self) -> RHashMap:
+        """The map in which the primitives have their state; nothing else may write it."""
+        return self._map
 
     def close(self) -> None:
         """Detach. Primitives that were made with this handle raise MapClosed from now on. What this
         process holds in the space it holds until it ends.
         """
-        self._map.close()
-
-    def unlink(self) -> None:
-        """Remove the name. Attached processes go on; the last of them to detach frees the memory.
-
-        Raises SegmentMissing if the name is gone already.
-        """
-        self._map.unlink()
+        self.handle.close()
 
     def cells(self) -> list[tuple[Any, str]]:
         """(key, kind) of each primitive in the space; the key of an anonymous one is None, that of
@@ -134,14 +119,7 @@ class Sync:
         return [(key, KIND_NAMES.get(kind, "?")) for key, kind, _ in self._entries()]
 
     def _entries(self) -> list[tuple[Any, int, int]]:
-        return cells_in(self._map, self._cells)
-
-    def check(self) -> dict[str, Any]:
-        """Check the segment as RHashMap.check() does, and recover dead processes first.
-
-        Raises SegmentCorrupt, MapClosed.
-        """
-        return self._map.check()
+        return cells_in(self.handle, self._cells)
 
     def _find(self, raw: bytes, kind: int, limit: int, count: int) -> int:
         """The index of the primitive of this stored key, which is made if there is none."""
@@ -154,23 +132,12 @@ class Sync:
             )
         return index
 
-    def __enter__(self) -> Sync:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{len(self._map)} of {self.max_entries} primitives"
+        state = "closed" if self.closed else f"{len(self.handle)} of {self.max_entries} primitives"
         return f"<{type(self).__name__} {self.name!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._map.name, self._map._path)
+        return _reopen, (self.handle.name, self.handle._path)
 
 
 # The spaces that this process has open, so that unpickled primitives share their handles.
@@ -224,7 +191,7 @@ def space_for(space: Sync | None, key: Key | None) -> Sync:
 def _reopen(name: str, path: str) -> Sync:
     """Unpickle a space, or find the handle that this process has."""
     for space in list(_open_spaces.values()):
-        if not space.closed and space._map._path == path:
+        if not space.closed and space.handle._path == path:
             return space
     return Sync._of(_CellMap._open(name, path, False, DEFAULT_TIMEOUT, None))
 
