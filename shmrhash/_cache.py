@@ -37,6 +37,7 @@ from shmrhash._types.schema import (
     with_ttl,
 )
 from shmrhash._typing import CacheOptions, K, P, V
+from shmrhash._waiting import WaitMethods
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,7 +51,7 @@ _T = TypeVar("_T")
 _ABSENT: Any = object()
 
 
-class Cache(TypedMethods, HandleMethods, ClosingMethods, _core.CacheCore[K, V]):
+class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.CacheCore[K, V]):
     """A cache in shared memory, for any number of processes.
 
     Cache(name, max_entries=10_000, ttl=60) creates the cache, or opens it if it exists. It holds at
@@ -346,6 +347,9 @@ class Cache(TypedMethods, HandleMethods, ClosingMethods, _core.CacheCore[K, V]):
             ttl, key, name, version, typed, ignore, cache_if, kept, error_ttl, limits
         )
         return lambda function: memoized_function(self, function, options)
+
+    def _seen(self, key: Any, default: Any) -> Any:
+        return _core.value_at(self, key, default)
 
     def stats(self) -> CacheStats:
         """What all processes counted: hits, misses, evictions, computations.

@@ -36,7 +36,7 @@ def _change(key: Any, value: Any) -> Change:
 class _OfKeys(Protocol):
     """What KeyChanges needs of a map."""
 
-    def get(self, key: Any, default: Any = ..., /) -> Any: ...
+    def _seen(self, key: Any, default: Any) -> Any: ...
     def _waiter(self, keys: list[Any]) -> _core.Waiter: ...
 
 
@@ -44,7 +44,7 @@ class _OfAll(Protocol):
     """What AllChanges needs of a map."""
 
     def _ring(self) -> _core.RingReader: ...
-    def items(self) -> Iterable[tuple[Any, Any]]: ...
+    def _pairs(self) -> Iterable[tuple[Any, Any]]: ...
     def _entry_at(self, raw: bytes) -> tuple[Any, Any] | None: ...
     def _key_at(self, raw: bytes) -> Any: ...
     def _long_keys(self) -> dict[bytes, Any]: ...
@@ -86,7 +86,7 @@ class KeyChanges:
             sight = self.waiter.sight(i)
             if sight == self._states[i]:
                 continue
-            value = ABSENT if sight is None else self._shared.get(key, ABSENT)
+            value = ABSENT if sight is None else self._shared._seen(key, ABSENT)
             state = None if value is ABSENT else sight
             if state != self._states[i]:
                 self._states[i] = state
@@ -121,7 +121,7 @@ class AllChanges:
         """The program is to know the map as it is from now on."""
         self._long = {} if self._initial else self._shared._long_keys()
         if self._initial:
-            self._walk = iter(self._shared.items())
+            self._walk = iter(self._shared._pairs())
 
     def look(self, deadline: int, pending: deque[Change]) -> bool:
         # First the walk: it reads ahead, so what it tells may be older than what the ring tells.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
 from shmrhash._map import RHashMap
 from shmrhash._types.records import record_name
 from shmrhash._types.schema import Schema
+from shmrhash._views import ITEMS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,7 +73,7 @@ class TypedMethods:
         @property
         def handle(self) -> RHashMap: ...
         def _raw_key(self, key: Any) -> bytes: ...
-        def _key_at(self, raw: bytes) -> Any: ...
+        def _entries(self, what: int, skipping: bool = False) -> Iterator[Any]: ...
 
     def info(self) -> dict[str, Any]:
         """RHashMap.info(), with the types and the ttl.
@@ -101,6 +103,18 @@ class TypedMethods:
 
     def _waiter(self, keys: list[Any]) -> _core.Waiter:
         return _core.Waiter(self.handle, [self._raw_key(key) for key in keys])
+
+    def _entry_at(self: Any, raw: bytes) -> tuple[Any, Any] | None:
+        return _core.entry_at(self, raw)
+
+    def _key_at(self: Any, raw: bytes) -> Any:
+        return _core.key_at(self, raw)
+
+    def _long_keys(self: Any) -> dict[bytes, Any]:
+        return _core.long_keys(self)
+
+    def _pairs(self) -> Iterator[tuple[Any, Any]]:
+        return self._entries(ITEMS, self.handle._is_cache)
 
     def _ring(self) -> _core.RingReader:
         return _core.RingReader(self.handle)

@@ -77,6 +77,9 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
         value = self.get(raw)
         return None if value is None else (raw, value)
 
+    def _pairs(self) -> Iterable[tuple[bytes, bytes]]:
+        return self.items()
+
     def _key_at(self, raw: bytes) -> bytes:
         return raw
 

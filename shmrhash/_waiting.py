@@ -43,7 +43,7 @@ class _Waitable(Protocol):
 
     @property
     def name(self) -> str: ...
-    def get(self, key: Any, default: Any = ..., /) -> Any: ...
+    def _seen(self, key: Any, default: Any) -> Any: ...
     def _waiter(self, keys: list[Any]) -> _core.Waiter: ...
     def _notifier(self) -> _core.Notifier: ...
     def _notifier_key(self) -> tuple[object, ...]: ...
@@ -53,7 +53,7 @@ class _Watchable(_Waitable, Protocol):
     """What watch() needs of a map, beside that."""
 
     def _ring(self) -> _core.RingReader: ...
-    def items(self) -> Any: ...
+    def _pairs(self) -> Any: ...
     def _entry_at(self, raw: bytes) -> tuple[Any, Any] | None: ...
     def _key_at(self, raw: bytes) -> Any: ...
     def _long_keys(self) -> dict[bytes, Any]: ...
@@ -71,7 +71,7 @@ class _Wish:
 
     def look(self, sight: Any) -> tuple[bool, Any]:
         """Whether what is waited for is so, and the value: None if the key is absent."""
-        value = _ABSENT if sight is None else self._shared.get(self._key, _ABSENT)
+        value = _ABSENT if sight is None else self._shared._seen(self._key, _ABSENT)
         absent = value is _ABSENT
         found = None if absent else value
         if self._until is None:
@@ -87,7 +87,11 @@ class _Wish:
 
 
 class WaitMethods:
-    """The part of RHashMap and SharedDict that waits."""
+    """The part of RHashMap, SharedDict and Cache that waits."""
+
+    def _seen(self: Any, key: Any, default: Any) -> Any:
+        """What a look at a key finds."""
+        return self.get(key, default)
 
     def wait(
         self: _Waitable, key: Any, until: Until = None, *, timeout: float | None = None
@@ -95,10 +99,10 @@ class WaitMethods:
         """Sleep until a key is as wanted, and return its value then (None: it is absent).
 
         until: None waits until the key is there; a function, until it is there and until(value) is
-        true; GONE, until it is absent, also by expiry; CHANGED, until it has been stored, deleted
-        or expired since this call began (a section that ended without storing may count). What was
-        read before the call may have changed before it: to wait for another value than one in
-        hand, use a function. timeout: seconds, at least 0; None waits without limit.
+        true; GONE, until it is absent, also by expiry, or eviction from a Cache; CHANGED, until it
+        has been stored, or is gone, since this call began (a section that ended without storing may
+        count). What was read before the call may have changed before it: to wait for another value
+        than one in hand, use a function. timeout: seconds, at least 0; None waits without limit.
 
         Costs one lookup if the key is as wanted. Otherwise this thread sleeps in the kernel, with
         the GIL released, and is woken by the writer: in some 10 to 50 microseconds, whichever
@@ -107,7 +111,9 @@ class WaitMethods:
         nobody has woken it for some seconds. Writers pay nothing while nobody waits. A read-only
         handle cannot say that it waits, so it looks every 1 to 16 milliseconds.
 
-        Only states are seen, not events: a value that is replaced again at once may be missed.
+        Only states are seen, not events: a value that is replaced again at once may be missed. Of a
+        Cache, a look is neither a hit nor a miss, and keeps no entry from being evicted; a key
+        whose value is being computed is absent.
         until() runs without any lock, and may use the map. A map without a name (unlinked) can be
         waited for as long as other processes have it.
 
@@ -190,8 +196,10 @@ class WaitMethods:
         stopped when this watch began. What is read in the map after a "lost" is newer than all of
         them: look at the whole map again. With initial, all entries are yielded again after a
         "lost", so a copy of the map is kept by clearing it at "lost". A state may be told twice. An
-        entry that has expired is told when it is removed. Of a SharedDict, keys of more than 15
-        bytes are read once at the beginning, and kept.
+        entry that has expired is told when it is removed. Of a SharedDict or Cache, keys of more
+        than 15 bytes are read once at the beginning, and kept. Of a Cache, the claim of a key to
+        compute it is told as a deletion, and that of a value that is still served (stale=, early=)
+        as one of a key that nobody has stored, or without initial as "lost".
 
         Raises, when it is made and in the loop, what wait() raises but WaitTimeout; without keys
         also ReadOnlyMap (writers cannot be told) and SegmentFull (no memory for the ring).

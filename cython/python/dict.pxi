@@ -261,26 +261,6 @@ cdef class DictCore(DictHandle):
         """A LockedEntry of key, which on entry inserts the default, if given, for an absent key."""
         return LockedEntry(self, key, timeout, default[0] if default else NO_DEFAULT)
 
-    def _entry_at(self, bytes raw not None):
-        """The key and the value of the entry with these bytes of a key; None: it is absent."""
-        found = entry_of(self, raw, 2)
-        return None if found is MISSING else found
-
-    def _key_at(self, bytes raw not None):
-        """The key with these bytes; None: they are not all of it."""
-        return key_of_bytes(self, raw)
-
-    def _long_keys(self):
-        """The keys of present entries that are longer than their bytes in the map, by these."""
-        cdef dict found = {}
-        if self.key_slot != NO_SLOT:
-            for raw in EntryIterator(self.handle, "keys", True):
-                if (<bytes> raw)[15] == KEY_IS_LONG:
-                    key = entry_of(self, raw, 0)
-                    if key is not MISSING:
-                        found[bytes(raw)] = key
-        return found
-
     def _raw_key(self, key):
         """The bytes under which the map below the dict stores a key."""
         cdef KeyBytes key_bytes

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: walking over the entries of a dict, and taking entries out of it.
+# Part of _core.pyx: walking over the entries of a dict, looking at those that have changed, and
+# taking entries out of it.
 
 cdef enum:
     LOST_MAX = 20000           # found entries that popitem loses to other callers
@@ -109,6 +110,57 @@ cdef bint decoding_failed(object error):
     """Whether an error comes from decoding one entry's bytes, and not from the map."""
     return isinstance(error, _errors.SegmentCorrupt) or not isinstance(
         error, (_errors.Error, MemoryError))
+
+
+# For waiting (shmrhash/_handle.py). Of a cache, what cannot be decoded is absent, as for get().
+
+cdef object entry_or_missing(DictHandle owner, bytes raw, int what):
+    """entry_of() for whoever waits."""
+    try:
+        return entry_of(owner, raw, what)
+    except Exception as error:
+        if owner.handle.map.cache == NULL or not decoding_failed(error):
+            raise
+        return MISSING
+
+
+def entry_at(DictHandle owner not None, bytes raw not None):
+    """The key and the value of the entry with these bytes of a key; None: it is absent."""
+    found = entry_or_missing(owner, raw, 2)
+    return None if found is MISSING else found
+
+
+def value_at(DictHandle owner not None, key, default):
+    """get() that of a cache neither counts nor keeps the entry from being evicted."""
+    cdef KeyBytes key_bytes
+    kept = key_encode(owner.handle, owner.key, key, &key_bytes)
+    raw = PyBytes_FromStringAndSize(
+        <const char *> key_bytes.bytes, <Py_ssize_t> owner.handle.map.key_size)
+    found = entry_or_missing(owner, raw, 1)
+    return default if found is MISSING else found
+
+
+def key_at(DictHandle owner not None, bytes raw not None):
+    """The key with these bytes; None: they are not all of it, or, of a cache, not those of a key
+    (claiming.pxi: shadows)."""
+    try:
+        return key_of_bytes(owner, raw)
+    except Exception as error:
+        if owner.handle.map.cache == NULL or not decoding_failed(error):
+            raise
+        return None
+
+
+def long_keys(DictHandle owner not None):
+    """The keys of present entries that are longer than their bytes in the map, by these."""
+    cdef dict found = {}
+    if owner.key_slot != NO_SLOT:
+        for raw in EntryIterator(owner.handle, "keys", True):
+            if (<bytes> raw)[15] == KEY_IS_LONG:
+                key = entry_or_missing(owner, raw, 0)
+                if key is not MISSING:
+                    found[bytes(raw)] = key
+    return found
 
 
 cdef object exchange_value(DictHandle owner, object key, object value, object ttl):
