@@ -251,6 +251,8 @@ FOREIGN_NAMES = {
     "expiration_time",
     "expire_after",
     "key_builder",
+    # Of PostgreSQL.
+    *("convert_to", "octet_length", "search_path", "system_identifier"),
 }
 
 

@@ -1,7 +1,7 @@
-"""Servers of Redis and Valkey, and a client, for tests that are skipped where either is absent."""
+"""Servers and clients for tests that are skipped where they are absent."""
 
 import pytest
-from support import near_servers
+from support import near_postgres, near_servers
 
 PROGRAMS = near_servers.programs()
 
@@ -18,4 +18,32 @@ def client(server):
     import redis
 
     with redis.Redis(unix_socket_path=server.path) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def started_postgres():
+    """A server for all tests of a worker: it takes a second to make one."""
+    made = near_postgres.Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def postgres(started_postgres):
+    """It with the table items, which is empty."""
+    near_postgres.make_table(started_postgres)
+    return started_postgres
+
+
+@pytest.fixture
+def sql(postgres):
+    with postgres.connect() as made:
+        yield made
+
+
+@pytest.fixture
+def pg_near(postgres, map_name):
+    with near_postgres.near_of(postgres, map_name) as made:
+        assert made.ready(near_postgres.PATIENCE_S)
         yield made
