@@ -1,18 +1,25 @@
-"""A Cache as Django's cache: "BACKEND": "shmrhash.django.ShmCache", "LOCATION": a name."""
+"""A Cache as Django's cache: "BACKEND": "shmrhash.django.ShmCache", "LOCATION": a name.
+
+And Django's cache in Redis, kept near: "BACKEND": "shmrhash.django.NearRedisCache".
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from shmrhash import _adapters
 from shmrhash._cache import Cache
-from shmrhash._errors import KeyNotFound
+from shmrhash._errors import InvalidArgument, KeyNotFound
+from shmrhash._near.cache import NearCache
+from shmrhash._near.shared import hit, near_of
 
 try:
     from asgiref.sync import sync_to_async
-    from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
+    from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache, default_key_func
+    from django.core.cache.backends.redis import RedisCache, RedisCacheClient
     from django.core.exceptions import ImproperlyConfigured
 except ImportError as _error:
     raise _adapters.needs("Django", "django") from _error
@@ -184,3 +191,149 @@ class ShmCache(BaseCache):
             return found
         in_thread: Callable[..., Any] = sync_to_async(self.get_or_set, thread_sensitive=True)
         return await in_thread(key, default, timeout, version)
+
+
+class _NearClient(RedisCacheClient):
+    """Django's client, which reads near. Keys are whole, as the server has them."""
+
+    def __init__(
+        self, servers: Any, *, near: dict[str, Any], prefixes: list[str], **options: Any
+    ) -> None:
+        super().__init__(servers, **options)
+        self._options = near
+        self._prefixes = prefixes
+        self._near: NearCache | None = None
+
+    @property
+    def near(self) -> NearCache:
+        if self._near is None:
+            try:
+                client = self.get_client(write=True)
+                self._near = near_of(client, self._prefixes, self._options)
+            except InvalidArgument as error:
+                raise ImproperlyConfigured(f"shmrhash.django.NearRedisCache: {error}") from error
+        return self._near
+
+    @contextlib.contextmanager
+    def _forgetting(self, *keys: str) -> Iterator[None]:
+        """Around a write: after it, also if it fails, the keys are asked for again."""
+        near = self.near
+        try:
+            yield
+        finally:
+            near.invalidate(*keys)
+
+    def loaded(self, stored: Any, default: Any = None) -> Any:
+        """The value from the server's bytes."""
+        return default if stored is None else self._serializer.loads(stored)
+
+    def get(self, key: str, default: Any) -> Any:
+        return self.loaded(self.near.get(key), default)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        found = self.near.get_many(keys)
+        return {key: self.loaded(stored) for key, stored in found.items()}
+
+    def has_key(self, key: str) -> bool:
+        return self.near.get(key) is not None
+
+    def add(self, key: str, value: Any, timeout: Any) -> bool:
+        with self._forgetting(key):
+            return bool(super().add(key, value, timeout))
+
+    def set(self, key: str, value: Any, timeout: Any) -> None:
+        with self._forgetting(key):
+            super().set(key, value, timeout)
+
+    def touch(self, key: str, timeout: Any) -> bool:
+        with self._forgetting(key):
+            return bool(super().touch(key, timeout))
+
+    def delete(self, key: str) -> bool:
+        with self._forgetting(key):
+            return bool(super().delete(key))
+
+    def incr(self, key: str, delta: Any) -> Any:
+        with self._forgetting(key):
+            return super().incr(key, delta)
+
+    def set_many(self, data: Mapping[str, Any], timeout: Any) -> None:
+        with self._forgetting(*data):
+            super().set_many(data, timeout)
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        with self._forgetting(*keys):
+            super().delete_many(keys)
+
+    def clear(self) -> bool:
+        near = self.near
+        try:
+            return bool(super().clear())
+        finally:
+            near.clear()
+
+
+class NearRedisCache(RedisCache):
+    """Django's RedisCache, whose hot keys are in the memory of this machine.
+
+        CACHES = {
+            "default": {
+                "BACKEND": "shmrhash.django.NearRedisCache",
+                "LOCATION": "redis://cache:6379/1",
+                "OPTIONS": {"near": {"max_stale": 0.5}},
+            }
+        }
+
+    OPTIONS["near"] may have options of NearCache(); the others are those of RedisCache. get(),
+    get_many() and has_key() read what a NearCache reads, from the first server of LOCATION; a write
+    is done when the server has it and this machine has forgotten the old value. The server tells of
+    changes below KEY_PREFIX; with a KEY_FUNCTION of all, or below OPTIONS["near"]["prefixes"].
+
+    Keys and values are those of RedisCache: servers that are not changed yet may share them. aget()
+    and aget_many() wait for nothing if the value is here.
+
+    Attributes: near, the NearCache, for example for near.age().
+    """
+
+    def __init__(self, server: Any, params: dict[str, Any]) -> None:
+        """Called by Django."""
+        options = dict(params.get("OPTIONS", {}))
+        near = dict(options.pop("near", {}))
+        super().__init__(server, params | {"OPTIONS": options})
+        by_prefix = [f"{self.key_prefix}:"] if self.key_func is default_key_func else [""]
+        self._class = _NearClient
+        self._options = options | {"near": near, "prefixes": near.pop("prefixes", by_prefix)}
+
+    @property
+    def near(self) -> NearCache:
+        """The NearCache, opened at the first use. Raises ImproperlyConfigured, and what the client
+        raises."""
+        near: NearCache = self._cache.near
+        return near
+
+    async def aget(self, key: str, default: Any = None, version: int | None = None) -> Any:
+        name = self.make_and_validate_key(key, version=version)
+        found = hit(self.near, name, _adapters.MISSING)
+        if found is _adapters.MISSING:
+            in_thread: Callable[..., Any] = sync_to_async(self.get, thread_sensitive=True)
+            return await in_thread(key, default, version)
+        return self._cache.loaded(found, default)
+
+    async def ahas_key(self, key: str, version: int | None = None) -> bool:
+        return await self.aget(key, _adapters.MISSING, version) is not _adapters.MISSING
+
+    async def aget_many(self, keys: Iterable[str], version: int | None = None) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        later = []
+        for key in keys:
+            name = self.make_and_validate_key(key, version=version)
+            stored = hit(self.near, name, _adapters.MISSING)
+            if stored is _adapters.MISSING:
+                later.append(key)
+            elif stored is not None:
+                found[key] = self._cache.loaded(stored)
+        if later:
+            in_thread: Callable[..., Any] = sync_to_async(self.get_many, thread_sensitive=True)
+            found |= await in_thread(later, version)
+        return found

@@ -106,7 +106,7 @@ def test_program_of_a_document_prints_the_output_that_it_shows(
 ):
     """Every Python block is a whole program; a comment behind a print is a line of its output."""
     if block.excuse == NEEDS_SERVER:
-        pages = "near_cache.md", "near_postgres.md"
+        pages = "near_cache.md", "near_postgres.md", "near_web.md"
         assert block.path.name in pages, "tests/near runs the programs of these pages only"
         return
     assert block.excuse is None, "this is no reason why a Python block could not run"
