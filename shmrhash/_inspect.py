@@ -19,6 +19,7 @@ from shmrhash._errors import Error, KeyExists, KeyNotFound, LayoutMismatch, Segm
 from shmrhash._fields import Field, unpacked
 from shmrhash._gc import ANONYMOUS_PREFIX
 from shmrhash._map import RHashMap
+from shmrhash._near.figures import figures_of
 from shmrhash._segment import directory, entries, holders_of, look_at_file, path_of, plain_name
 from shmrhash._sync.listing import lock_of, locks_in, take_away
 from shmrhash._trust import is_trusted, user_name
@@ -33,10 +34,12 @@ __all__ = [
     "Role", "Types", "array_codec", "begins_as_map", "check_schema", "clock_ns",
     "count_expired", "create_map", "decode_key", "directory", "encode_key", "entries",
     "field_pairs", "fields_of", "file_status", "is_map", "is_space", "is_trusted", "is_unheld",
-    "lock_of", "locks_in",
+    "lock_of", "locks_in", "near_of",
     "open_to_look", "path_of", "plain_name", "read_chunk", "read_entries", "read_entry",
     "record_name", "take_away", "types_of", "user_name",
 ]  # fmt: skip
+
+_NEAR_SECONDS = 1.0  # to wait for whoever holds the lock of a near cache's lines
 
 clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
 count_expired = _core.count_expired  # of a map's entries
@@ -87,6 +90,12 @@ def open_to_look(name: str, *, timeout: float | None, owner: int | None) -> RHas
 def is_space(shared_map: RHashMap) -> bool:
     """Whether a segment is a space of lock primitives, and not a map."""
     return shared_map._is_space
+
+
+def near_of(shared_map: RHashMap) -> dict[str, Any]:
+    """What a near cache knows of its server, if this is a handle of its entries; see figures_of().
+    Empty otherwise."""
+    return figures_of(shared_map, file_status(shared_map).st_uid, _NEAR_SECONDS)
 
 
 def create_map(

@@ -52,7 +52,7 @@ class Line(NamedTuple):
     pid: int  # of the tracker, for people
     began_ns: int  # when the watch began
     epochs: int  # how often the epoch has changed
-    spare: int
+    max_stale_ns: int  # of the tracker, in TURN's line only; for people
 
     def packed(self) -> bytes:
         return _LINE.pack(*self)
@@ -64,6 +64,18 @@ def _new_line(identity: bytes = bytes(16), valid_until: int = 0) -> Line:
 
 def _key(number: int) -> bytes:
     return number.to_bytes(8, "little")
+
+
+def lines_name(name: str, identity: tuple[int, int]) -> str:
+    """The name of the lines that belong to the entries of this name, device and inode."""
+    device, inode = identity
+    return f"{name}.{device:x}-{inode:x}"
+
+
+def line_in(words: RHashMap, number: int) -> Line | None:
+    """The line of this number. Waits for nobody."""
+    found = words.lookup(_key(number))
+    return None if found is None else Line._make(_LINE.unpack(found))
 
 
 class State:
@@ -80,10 +92,9 @@ class State:
             ephemeral=True,
             timeout=_TIMEOUT,
         )
-        device, inode = self.entries.handle._identity()
         try:
             self.words = RHashMap.open_or_create(
-                f"{name}.{device:x}-{inode:x}",
+                lines_name(name, self.entries.handle._identity()),
                 key_size=8,
                 value_size=_LINE.size,
                 max_entries=NODES_MAX + 2,
@@ -106,8 +117,7 @@ class State:
 
     def line(self, number: int) -> Line | None:
         """The line of this number. Waits for nobody."""
-        found = self.words.lookup(_key(number))
-        return None if found is None else Line._make(_LINE.unpack(found))
+        return line_in(self.words, number)
 
     def lines(self) -> Iterator[tuple[int, Line]]:
         """The lines of nodes, and that of TTL_NODE if entries live there."""
@@ -181,6 +191,12 @@ class State:
             line = Line._make(_LINE.unpack(bytes(value)))
             line = line._replace(epoch=os.urandom(16), epochs=line.epochs + 1)
             value[:] = line.packed()
+
+    def note_max_stale(self, max_stale_ns: int) -> None:
+        """Say in TURN's line for how long the tracker of now extends leases."""
+        with self.words.locked(_key(TURN)) as value:
+            line = Line._make(_LINE.unpack(bytes(value)))
+            value[:] = line._replace(max_stale_ns=max_stale_ns).packed()
 
     def open_ttl_line(self) -> None:
         """Make the line of the entries that live for their ttl."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -79,6 +79,7 @@ class MapState:
     types: str = ""
     fields: tuple[_inspect.Field, ...] = ()
     user: int = -1  # the owner of the file
+    near: dict[str, Any] = field(default_factory=dict)  # of a near cache; else empty
 
     @property
     def owner(self) -> str:
@@ -158,7 +159,18 @@ def _read_state(name: str, shared_map: RHashMap) -> MapState:
         types=("a cache of " if "cache" in info else "") + _types_text(shared_map),
         fields=_inspect.fields_of(shared_map),
         user=status.st_uid,
+        near=near_figures(shared_map, processes) if "cache" in info else {},
     )
+
+
+def near_figures(shared_map: RHashMap, processes: Iterable[Process]) -> dict[str, Any]:
+    """The figures of a near cache, and whether its tracker lives; empty for other caches."""
+    near = _inspect.near_of(shared_map)
+    if near:
+        near["tracker_alive"] = any(
+            process.alive for process in processes if process.pid == near["tracker_pid"]
+        )
+    return near
 
 
 def _types_text(shared_map: RHashMap) -> str:

@@ -252,6 +252,26 @@ def cache_text(cache: dict[str, Any]) -> str:
     )
 
 
+def near_text(near: dict[str, Any]) -> str:
+    """What a near cache knows of its server, in one line."""
+    if near["tracking"] == "ttl":
+        return "values live for their ttl: the server tells of no changes"
+    return (
+        f"{age_text(near)} old at most, {near['max_stale']:g} s allowed; tracked by "
+        f"{tracker_text(near)}, {near['takeovers']:,} takeovers, {near['epochs']:,} epochs"
+    )
+
+
+def age_text(near: dict[str, Any]) -> str:
+    """How old a near cache's values may be now; "?" if nobody has heard its server."""
+    return "?" if near.get("age") is None else f"{near['age']:.2f} s"
+
+
+def tracker_text(near: dict[str, Any]) -> str:
+    """The process that tracks a near cache's server; "none" if it is dead."""
+    return str(near["tracker_pid"]) if near["tracker_alive"] else "none"
+
+
 # ---- JSON, in the layout of bpftool: a program that reads bpftool's output reads this too ----
 
 

@@ -28,6 +28,7 @@ from shmrhash.cli.screen import (
     Cell,
     cache_text,
     count_text,
+    near_text,
     objects_text,
     on_terminal,
     percent_text,
@@ -106,6 +107,7 @@ def state_object(state: MapState) -> dict[str, Any]:
             "types": state.types or None,
             "objects": state.objects or None,
             "cache": state.cache or None,
+            "near": state.near or None,
             "last_activity": last_activity(state)[0],
             "last_activity_ns": last_activity(state)[1],
             "processes": [process_object(process) for process in state.processes],
@@ -310,6 +312,8 @@ def _facts(state: MapState) -> list[tuple[str, str]]:
         facts.insert(-3, ("objects", objects_text(state.objects)))
     if state.cache:
         facts[-3:-3] = [("cache", line) for line in cache_text(state.cache).splitlines()]
+    if state.near:
+        facts.insert(-3, ("near", near_text(state.near)))
     if info["growth_stopped"]:
         facts.insert(7, ("no memory", f"growth was stopped {info['growth_stopped']:,} times"))
     flags = [word for word in ("frozen", "ephemeral", "huge_pages") if info.get(word)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -107,6 +108,7 @@ class Collector:
                 counter.add_metric([state.name], state.info[name])
             yield counter
         yield from _cache_metrics([state for state in usable if state.cache])
+        yield from _near_metrics([state for state in usable if state.near])
         processes = GaugeMetricFamily(
             "shmrhash_processes", "Processes attached to the map.", labels=["map", "state"]
         )
@@ -172,6 +174,37 @@ def _cache_metrics(caches: list[MapState]) -> Iterator[Metric]:
     for state in caches:
         claimed.add_metric([state.name], state.cache["claimed"])
     yield claimed
+
+
+def _near_metrics(near: list[MapState]) -> Iterator[Metric]:
+    """What near caches know of their servers."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    age = GaugeMetricFamily(
+        "shmrhash_near_age_seconds",
+        "How old the values of a server's node may be now.",
+        labels=["map", "node"],
+    )
+    limit = GaugeMetricFamily(
+        "shmrhash_near_max_stale_seconds", "How old they may become.", labels=["map"]
+    )
+    alive = GaugeMetricFamily(
+        "shmrhash_near_tracker_alive", "Whether a process hears the server.", labels=["map"]
+    )
+    takeovers = CounterMetricFamily(
+        "shmrhash_near_takeovers", "Processes that began to hear the server.", labels=["map"]
+    )
+    epochs = CounterMetricFamily(
+        "shmrhash_near_epochs", "Times that all values of a node were discarded.", labels=["map"]
+    )
+    for state in near:
+        for node, seconds in state.near["ages"].items():
+            age.add_metric([state.name, str(node)], math.inf if seconds is None else seconds)
+        limit.add_metric([state.name], state.near["max_stale"])
+        alive.add_metric([state.name], float(state.near["tracker_alive"]))
+        takeovers.add_metric([state.name], state.near["takeovers"])
+        epochs.add_metric([state.name], state.near["epochs"])
+    yield from (age, limit, alive, takeovers, epochs)
 
 
 @click.command("metrics", cls=Command, short_help="All figures for Prometheus.")

@@ -16,10 +16,12 @@ import click
 
 from shmrhash import RHashMap
 from shmrhash.cli.errors import need
+from shmrhash.cli.maps import make_process, near_figures
 from shmrhash.cli.screen import (
     bar,
     cache_text,
     make_console,
+    near_text,
     objects_text,
     on_terminal,
     percent_text,
@@ -44,6 +46,7 @@ class BucketCounts:
     buckets: int = 0
     entries: int = 0
     locked: int = 0
+    near: dict[str, Any] = field(default_factory=dict)  # of a near cache; else empty
     by_entries: Counter[int] = field(default_factory=Counter)
     by_lines: Counter[int] = field(default_factory=Counter)
     by_level: Counter[int] = field(default_factory=Counter)
@@ -84,7 +87,10 @@ class BucketCounts:
 
 def count_buckets(shared_map: RHashMap) -> BucketCounts:
     """Walk over all buckets. If the map changes during the walk, sums are not exact."""
-    counts = BucketCounts(shared_map.name, shared_map.info())
+    info = shared_map.info()
+    counts = BucketCounts(shared_map.name, info)
+    if "cache" in info:
+        counts.near = near_figures(shared_map, map(make_process, info["attached"]))
     for bucket in shared_map.walk():
         counts.buckets += 1
         counts.entries += bucket.entries
@@ -183,6 +189,8 @@ def stat_command(session: Session, name: MapName, path: str | None) -> None:
     cache = counts.info.get("cache", "")
     if cache:
         cache = f"\ncache: {cache_text(cache)}"
+    if counts.near:
+        cache += f"\nnear: {near_text(counts.near)}"
     text = (
         f"{printable(counts.name)}: {counts.entries:,} of {counts.info['max_entries']:,} entries "
         f"in {counts.buckets:,} buckets, {counts.load:.2f} each; "
@@ -209,6 +217,7 @@ def counts_object(counts: BucketCounts) -> dict[str, Any]:
         "lines_per_lookup": counts.lookups,
         "objects": counts.info.get("objects"),
         "cache": counts.info.get("cache"),
+        "near": counts.near or None,
         "levels": {str(level): counts.by_level[level] for level in sorted(counts.by_level)},
         "histogram": [
             {"entries": row, "buckets": counts.by_entries[row], "expected": counts.expected(row)}

@@ -28,6 +28,7 @@ from shmrhash.cli.maps import (
 )
 from shmrhash.cli.screen import (
     Cell,
+    age_text,
     count_text,
     keyboard,
     make_console,
@@ -37,6 +38,7 @@ from shmrhash.cli.screen import (
     rich_table,
     size_text,
     time_text,
+    tracker_text,
 )
 from shmrhash.cli.session import Command, Session, pass_session
 
@@ -50,8 +52,9 @@ MAP_COLUMNS = [
 ]  # fmt: skip
 MAP_DROP = [
     "COMPUTED/s", "RECOVERED", "OBJECTS", "MEMORY", "MERGES/s", "WAITS/s", "FILL", "SPLITS/s",
-    "DEAD", "USERS", "EVICTED/s", "HITS",
+    "DEAD", "USERS", "EVICTED/s", "HITS", "TRACKER",
 ]  # fmt: skip
+NEAR_COLUMNS = [">AGE", "TRACKER"]  # before the last one, where a near cache is shown
 PROCESS_RATES = [f">{name.upper()}/s" for name in PROCESS_COUNTERS]
 PROCESS_COLUMNS = ["PROCESS", *PROCESS_RATES, ">ATTACHED", "MAP"]
 PROCESS_DROP = ["ATTACHED", "WAITS/s", "ADDS/s", "INSERTS/s", "DELETES/s"]
@@ -159,6 +162,29 @@ def rate_text(rate: float | None, sign: bool = False) -> str:
     return ("+" if sign and rate > 0 else "-" if rate < 0 else "") + count_text(abs(rate))
 
 
+def map_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The heads and the cells of the maps' table."""
+    if not any(row.state.near for row in rows):
+        return MAP_COLUMNS, [map_cells(row) for row in rows]
+    heads = [*MAP_COLUMNS[:-1], *NEAR_COLUMNS, MAP_COLUMNS[-1]]
+    cells = [map_cells(row) for row in rows]
+    return heads, [
+        [*each[:-1], *near_cells(row), each[-1]] for row, each in zip(rows, cells, strict=True)
+    ]
+
+
+def near_cells(row: Row) -> list[str]:
+    """The cells of NEAR_COLUMNS."""
+    near = row.state.near
+    if not near or near["tracking"] == "ttl":
+        return ["-", "ttl" if near else "-"]
+    late = near["age"] is None or near["age"] > near["max_stale"]
+    return [
+        Cell(age_text(near), "bad" if late else "ok"),
+        Cell(tracker_text(near), "" if near["tracker_alive"] else "bad"),
+    ]
+
+
 def map_cells(row: Row) -> list[str]:
     """The cells of MAP_COLUMNS."""
     state = row.state
@@ -221,7 +247,7 @@ def head_text(rows: Sequence[Row], interval: float) -> str:
 
 def frame_text(rows: list[Row], interval: float) -> str:
     """One frame as plain text."""
-    parts = [head_text(rows, interval), plain_table(MAP_COLUMNS, [map_cells(row) for row in rows])]
+    parts = [head_text(rows, interval), plain_table(*map_table(rows))]
     users = [cells for row in rows for cells in process_cells(row)]
     if users:
         parts.append(plain_table(PROCESS_COLUMNS, users))
@@ -235,7 +261,7 @@ def frame_screen(
     from rich.console import Group
     from rich.text import Text
 
-    maps = [map_cells(row) for row in rows]
+    heads, maps = map_table(rows)
     users = [cells for row in rows for cells in process_cells(row)]
     room = max(4, height - 7)
     shown = maps[: max(2, room - min(len(users), room // 2))]
@@ -243,7 +269,7 @@ def frame_screen(
     hidden = len(maps) - len(shown) + len(users) - len(users_shown)
     keys = "  ".join(f"{key} {name}" for key, name in SORTS.items())
     parts: list[RenderableType] = [Text(head_text(rows, interval), style="bold"), Text()]
-    parts.append(rich_table(MAP_COLUMNS, shown, width, MAP_DROP))
+    parts.append(rich_table(heads, shown, width, MAP_DROP))
     if users_shown:
         parts += [Text(), rich_table(PROCESS_COLUMNS, users_shown, width, PROCESS_DROP)]
     parts.append(Text(f"... rows not shown: {hidden}" if hidden else ""))
@@ -270,6 +296,7 @@ def row_object(row: Row) -> dict[str, Any]:
         "operations_per_s": row.operations,
         "waits_per_s": row.waits,
         "cache": row.state.cache or None,
+        "near": row.state.near or None,
         "hit_ratio": row.hit_ratio,
         "evicted_per_s": row.evicted,
         "computed_per_s": row.computed,
@@ -312,7 +339,8 @@ def top_command(
     Keys: q quits; n name, e entries, f fill, c change, o operations, g growth, m memory, w waits, u
     users choose the order of the rows. In a pipe, or with -j, each frame is printed below the one
     before; -n limits their number. A rate needs two readings, so the first frame has none. HITS is
-    the share of hits among a cache's lookups since the frame before.
+    the share of hits among a cache's lookups since the frame before. Of a near cache AGE is how old
+    its values may be, and TRACKER the process that hears its server.
 
     \b
     Examples:
