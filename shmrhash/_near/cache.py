@@ -73,13 +73,14 @@ class NearCache(ClosingMethods, _core.NearCore):
     ) -> None:
         """Open the near cache of a server, or make it.
 
-        source: a redis.Redis or valkey.Valkey, one of their asyncio clients, or a URL
-        ("redis://host/0", "unix:///path"): one primary, no cluster. Its settings are those of the
-        connections that are made here. prefixes: which keys are kept, and watched; [""] is all.
-        Keys below no prefix are read from the server each time. Or a Source (reference), which
-        knows its prefixes.
+        source: a redis.Redis or valkey.Valkey, also by Sentinel.master_for(), a RedisCluster or
+        ValkeyCluster, one of their asyncio clients, or a URL of one server ("redis://host/0",
+        "unix:///path"). Its settings are those of the connections that are made here. prefixes:
+        which keys are kept, and watched; [""] is all. Keys below no prefix are read from the server
+        each time. Or a Source (reference), which knows its prefixes.
 
-        name: of the shared segment; None: made of the source's. value: what the server's bytes
+        name: of the shared segment; None: made of the source's, which is the same in all processes;
+        for a cluster only while its nodes are, so give it one. value: what the server's bytes
         mean: bytes, str, object (pickle) or another type of a SharedDict that is stored as bytes of
         any length. max_entries, max_bytes: as for Cache(). max_stale: seconds, see N1. ttl,
         ttl_absent: the most seconds that a value, or the absence of one, is kept; the server's own
@@ -275,11 +276,18 @@ class NearCache(ClosingMethods, _core.NearCore):
     def _expect_no_outage(self, raw: bytes) -> None:
         """With on_outage="raise": raise Unavailable if the key would be kept in better times."""
         kept = self._outage == "raise" and not self._refusal and self._source.covers(raw)
-        # A node that is watched, but not known here to answer for the key: the fetch finds out.
-        if kept and self.age() > self._max_stale:
+        if kept and self._is_out(raw):
             raise Unavailable(
                 f"near cache {self._state.entries.name!r}: the server does not answer"
             )
+
+    def _is_out(self, raw: bytes) -> bool:
+        """Whether the node of a key has not been heard for max_stale."""
+        if self._source.nodes() <= 1:
+            return self.age() > self._max_stale
+        node = self._node_of(raw)
+        # A node that is not known here to answer for the key: the fetch finds out.
+        return node >= 0 and self._watched(node) is None
 
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """Return a dict of those of these keys that the server has, with their values.
@@ -553,7 +561,7 @@ class NearCache(ClosingMethods, _core.NearCore):
         now = _core.clock_monotonic_ns()
         lines = [line for number, line in self._state.lines() if number != TTL_NODE]
         ends = [line.valid_until for line in lines if line.valid_until]
-        if not ends:
+        if len(ends) < max(1, self._source.nodes()):
             return math.inf
         end = max(ends) if self._source.nodes() <= 1 else min(ends)
         return max(0.0, (now - end) / 1e9 + self._max_stale)
@@ -567,6 +575,7 @@ class NearCache(ClosingMethods, _core.NearCore):
         now = _core.clock_monotonic_ns()
         turn = self._state.line(TURN)
         tracker = self._tracker
+        names = self._source.names() if hasattr(self._source, "names") else {}
         return {
             "name": self._state.entries.name,
             "source": self._source.name,
@@ -580,7 +589,10 @@ class NearCache(ClosingMethods, _core.NearCore):
             "max_stale": self._max_stale,
             "nodes": {
                 number: {
-                    "age": (now - line.valid_until) / 1e9 + self._max_stale,
+                    "server": names.get(number, ""),
+                    "age": (now - line.valid_until) / 1e9 + self._max_stale
+                    if line.valid_until
+                    else math.inf,
                     "epochs": line.epochs,
                     "watches": line.term,
                 }
@@ -597,8 +609,11 @@ def _source_of(given: Any, prefixes: Sequence[str | bytes]) -> Source:
         if prefixes:
             raise InvalidArgument("a source knows its prefixes: give it alone")
         return given  # type: ignore[no-any-return]
+    from shmrhash._near.cluster import ClusterSource, is_cluster
     from shmrhash._near.redis import RedisSource
 
+    if is_cluster(given):
+        return ClusterSource(given, prefixes)
     return RedisSource(given, prefixes)
 
 

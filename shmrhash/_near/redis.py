@@ -14,13 +14,20 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument, TrackingRefused, Unavailable
+from shmrhash._near.client import (
+    as_clients,
+    begin_tracking,
+    checked_prefixes,
+    in_words,
+    set_words,
+    tell,
+)
 from shmrhash._near.connection import Address, AsyncConnection, Connection
 from shmrhash._near.resp import Push, ServerError, command
 from shmrhash._near.source import Fetched, Nodes, Probe, Sink
@@ -47,12 +54,7 @@ class RedisSource:
             import redis  # type: ignore[import-not-found]
 
             client = redis.Redis.from_url(client)
-        if isinstance(prefixes, (str, bytes)) or not prefixes:
-            raise InvalidArgument("prefixes is a list of prefixes of keys; [''] is all keys")
-        raw = [each.encode() if isinstance(each, str) else bytes(each) for each in prefixes]
-        for one in raw:
-            if sum(other.startswith(one) for other in raw) > 1:
-                raise InvalidArgument(f"prefix {one!r} is the beginning of another one")
+        self._prefixes = checked_prefixes(prefixes)
         settings = getattr(getattr(client, "connection_pool", None), "connection_kwargs", None)
         if settings is None:
             raise InvalidArgument(
@@ -63,9 +65,7 @@ class RedisSource:
         self._address = Address(settings | ({"ssl": True} if "SSL" in kind else {}))
         self._client = client
         self._is_async = asyncio.iscoroutinefunction(getattr(client, "execute_command", None))
-        self._prefixes = tuple(raw)
-        below = b",".join(sorted(raw)).decode("utf-8", "backslashreplace")
-        self.name = f"redis at {self._address.name()}, keys {below}"
+        self.name = f"redis at {self._address.name()}, keys {in_words(self._prefixes)}"
         self._run_id = b""  # of the server that answered last
         self._nodes: Nodes | None = None
         self._forget()
@@ -140,9 +140,7 @@ class RedisSource:
 
     def _as_clients(self, error: Exception, name: str) -> Exception:
         """An error as the client's library would raise it."""
-        library = type(self._client).__module__.partition(".")[0]
-        made = getattr(getattr(sys.modules.get(library), "exceptions", None), name, None)
-        return made(f"{self._address.name()}: {error}") if made is not None else error
+        return as_clients(self._client, error, name, self._address.name())
 
     # Reading.
 
@@ -201,16 +199,6 @@ class RedisSource:
 
     # Writing.
 
-    def _set_words(
-        self, key: bytes, value: bytes, ttl: float | None, nx: bool, xx: bool
-    ) -> list[Any]:
-        if nx and xx:
-            raise InvalidArgument("nx and xx exclude each other")
-        words: list[Any] = ["SET", key, value]
-        if ttl is not None:
-            words += ["PX", max(1, round(ttl * 1000))]
-        return words + ["NX"] * nx + ["XX"] * xx
-
     def _written(self, words: list[Any]) -> Any:
         """A command of the caller's thread, by its client or by a connection of its own."""
         if not self._is_async:
@@ -231,12 +219,12 @@ class RedisSource:
     def set(
         self, key: bytes, value: bytes, ttl: float | None, *, nx: bool = False, xx: bool = False
     ) -> bool:
-        return bool(self._written(self._set_words(key, value, ttl, nx, xx)))
+        return bool(self._written(set_words(key, value, ttl, nx, xx)))
 
     async def aset(
         self, key: bytes, value: bytes, ttl: float | None, *, nx: bool = False, xx: bool = False
     ) -> bool:
-        return bool(await self._awritten(self._set_words(key, value, ttl, nx, xx)))
+        return bool(await self._awritten(set_words(key, value, ttl, nx, xx)))
 
     def delete(self, keys: Sequence[bytes]) -> int:
         return int(self._written(["DEL", *keys])) if keys else 0
@@ -245,25 +233,6 @@ class RedisSource:
         return int(await self._awritten(["DEL", *keys])) if keys else 0
 
     # Watching.
-
-    def _begin_tracking(self, connection: Connection) -> str:
-        """Ask to be told of changes; "" or why the server will not."""
-        if not connection.run_id:
-            return (
-                "the user may not ask INFO, by which servers are told apart: "
-                "ACL SETUSER ... +info, or tracking='ttl'"
-            )
-        words: list[Any] = ["CLIENT", "TRACKING", "ON", "BCAST"]
-        for prefix in self._prefixes:
-            words += ["PREFIX", prefix] if prefix else []
-        answer = connection.call(*words)
-        if isinstance(answer, ServerError):
-            return (
-                f"the server refuses CLIENT TRACKING ({answer}): allow it (ACL SETUSER ... "
-                f"+client|tracking), connect to the server itself instead of a proxy, or use "
-                f"tracking='ttl'"
-            )
-        return ""
 
     def probe(self) -> Probe:
         try:
@@ -281,7 +250,7 @@ class RedisSource:
                 began = _core.clock_monotonic_ns()
                 connection.call("PING")
                 took.append(_core.clock_monotonic_ns() - began)
-            reason = self._begin_tracking(connection)
+            reason = begin_tracking(connection, self._prefixes)
             return Probe(connection.server, not reason, reason, min(took) / 1e9)
         finally:
             connection.close()
@@ -289,7 +258,7 @@ class RedisSource:
     def watch(self, sink: Sink, stop: Callable[[], bool], beat: float) -> None:
         connection = self._connect()
         try:
-            refusal = self._begin_tracking(connection)
+            refusal = begin_tracking(connection, self._prefixes)
             if refusal:
                 raise TrackingRefused(refusal)
             node = self._number(connection.run_id)
@@ -301,7 +270,7 @@ class RedisSource:
             if has_role:
                 self._expect_primary(role)
             sink.began(node)
-            self._tell(connection.pushed, sink, node)
+            tell(connection.pushed, sink, node)
             try:
                 question = command("ROLE" if has_role else "PING")
                 self._watch_on(connection, sink, stop, node, beat, question)
@@ -326,6 +295,8 @@ class RedisSource:
         due = _core.clock_monotonic_ns()
         asked_at = due
         connection.settimeout(beat * _LOST_AFTER)
+        ready = select.poll()  # a file's number may be too great for select()
+        ready.register(connection, select.POLLIN)
         while not stop():  # asks at least each beat
             now = _core.clock_monotonic_ns()
             if sent == 0 and now >= due:
@@ -335,11 +306,11 @@ class RedisSource:
             if sent and now - asked_at > _LOST_AFTER * beat_ns:
                 raise Unavailable(f"{self._address.name()} has not answered for {beat} s")
             wait = min(beat, max(0.0, (due - now) / 1e9) if sent == 0 else beat)
-            if not select.select([connection], [], [], wait)[0] and not connection.pending():
+            if not connection.pending() and not ready.poll(1000 * wait):
                 continue
             for reply in connection.receive():
                 if isinstance(reply, Push):
-                    self._tell([reply], sink, node)
+                    tell([reply], sink, node)
                     continue
                 if isinstance(reply, ServerError):
                     raise Unavailable(f"{self._address.name()} answers {reply}")
@@ -355,15 +326,6 @@ class RedisSource:
             if sink is not None:
                 sink.everything(node)
             raise Unavailable(f"{self._address.name()} is a replica: only a primary is watched")
-
-    def _tell(self, pushed: Sequence[Push], sink: Sink, node: int) -> None:
-        """Tell the sink what the server has told."""
-        for push in pushed:
-            if len(push) == 2 and push[0] == b"invalidate":
-                if push[1] is None:
-                    sink.everything(node)
-                else:
-                    sink.changed(node, push[1])
 
     def close(self) -> None:
         if self._pid != os.getpid():

@@ -11,7 +11,7 @@ Nothing here knows of shared memory, and nothing beyond the wall knows of a serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -83,6 +83,10 @@ class Sink(Protocol):
         """The connection to a node is gone, or the node is not watched any more. Its values are
         served until the last proof is too old; the next began() discards them."""
 
+    def only(self, nodes: Collection[int]) -> None:
+        """These are all nodes that answer for keys now. What others have said counts no more: their
+        leases end. Only a source of several nodes calls this, when it knows them all."""
+
 
 class Source(Protocol):
     """A server, a cluster or a database, as the processes of one host use it.
@@ -91,9 +95,10 @@ class Source(Protocol):
     which then makes connections of its own, and leaves those of its parent alone.
     """
 
-    name: str
-    """Names the server, the database, the user and the prefixes, without secrets. It is the same in
-    all processes that mean the same: the name of the shared segment is made of it."""
+    @property
+    def name(self) -> str:
+        """Names the server, the database, the user and the prefixes, without secrets. It is the
+        same in all processes that mean the same: the name of the shared segment is made of it."""
 
     def attach(self, nodes: Nodes) -> None:
         """Called once, before anything else but name and probe(): where numbers of nodes are."""
@@ -145,6 +150,9 @@ class Source(Protocol):
 
         Connections that it loses it makes again itself, or it raises. Raises TrackingRefused (the
         server will not tell of changes; the message says what to do)."""
+
+    # A source of several nodes may have: def names(self) -> dict[int, str], the addresses of nodes
+    # by their numbers, for people.
 
     def close(self) -> None:
         """Close the connections of this process. A second call does nothing."""

@@ -198,6 +198,12 @@ class State:
             line = Line._make(_LINE.unpack(bytes(value)))
             value[:] = line._replace(max_stale_ns=max_stale_ns).packed()
 
+    def retire(self, number: int) -> None:
+        """End the lease of a node: it answers for no keys any more."""
+        with self.words.locked(_key(number)) as value:
+            line = Line._make(_LINE.unpack(bytes(value)))
+            value[:] = line._replace(valid_until=0).packed()
+
     def open_ttl_line(self) -> None:
         """Make the line of the entries that live for their ttl."""
         with contextlib.suppress(KeyExists):

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from shmrhash import _core
 from shmrhash._errors import Deposed, LockTimeout, MapClosed, TrackingRefused
 from shmrhash._near.source import Source
-from shmrhash._near.state import TURN, TURN_PLACE, State
+from shmrhash._near.state import TTL_NODE, TURN, TURN_PLACE, State
 
 _SLICE = 0.1  # seconds in the queue, before one looks whether the tracker hangs
 _PAUSE_MIN, _PAUSE_MAX = 0.02, 1.0  # between two attempts to watch
@@ -111,10 +111,13 @@ class Tracker(threading.Thread):
 
     # The sink.
 
-    def began(self, node: int) -> None:
+    def _expect_office(self) -> None:
         line = self._state.line(TURN)
         if line is None or line.term != self._turn:
             raise Deposed("another process tracks")
+
+    def began(self, node: int) -> None:
+        self._expect_office()
         self._terms[node] = self._state.begin(node)
 
     def changed(self, node: int, keys: Sequence[bytes]) -> None:
@@ -130,3 +133,9 @@ class Tracker(threading.Thread):
 
     def lost(self, node: int) -> None:
         self._terms.pop(node, None)
+
+    def only(self, nodes: Collection[int]) -> None:
+        self._expect_office()
+        for number, line in self._state.lines():
+            if number not in nodes and number != TTL_NODE and line.valid_until:
+                self._state.retire(number)

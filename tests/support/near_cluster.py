@@ -1,0 +1,226 @@
+"""A cluster of six servers on loopback for tests of near caches: three primaries, three replicas.
+
+The cluster is made by the commands ADDSLOTSRANGE, MEET and REPLICATE; the servers know each other
+by 127.0.0.1. Ports are free ones, whose neighbours 10,000 above, the nodes' own, are free as well.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+NODE_TIMEOUT_MS = 1500
+PATIENCE_S = 60
+SLOTS = 1 << 14
+
+
+def free_ports(count):
+    """Ports that nobody listens on, nor on those 10,000 above."""
+    found, held = [], []
+    try:
+        while len(found) < count:
+            first, second = socket.socket(), socket.socket()
+            held += [first, second]
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            if port + 10_000 < 1 << 16:
+                with contextlib.suppress(OSError):
+                    second.bind(("127.0.0.1", port + 10_000))
+                    found.append(port)
+    finally:
+        for each in held:
+            each.close()
+    return found
+
+
+def until(condition, what):
+    """Look at a condition until it holds. A server may not answer yet."""
+    import redis
+
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        with contextlib.suppress(redis.exceptions.RedisError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+class Process:
+    """A server on a port, and a connection of its own for the test."""
+
+    def __init__(self, program, folder, *options):
+        import redis
+
+        self.port = int(options[options.index("--port") + 1])
+        self.command = [program, *options]
+        self.folder = Path(folder)
+        self.connection = redis.Connection(port=self.port, socket_timeout=5, protocol=2)
+        self.process = None
+        self.start()
+
+    def start(self):
+        with open(self.folder / f"log-{self.port}", "ab") as log:
+            self.process = subprocess.Popen(self.command, cwd=self.folder, stdout=log, stderr=log)
+        until(lambda: self.ask("PING"), "a server does not start")
+
+    def ask(self, *words):
+        """A command to this server, and the answer as it comes."""
+        try:
+            self.connection.send_command(*words)
+            return self.connection.read_response()
+        except OSError:
+            self.connection.disconnect()
+            raise
+
+    def is_primary(self):
+        return self.ask("ROLE")[0] == b"master"
+
+    def signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def is_alive(self):
+        return self.process.poll() is None
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        self.connection.disconnect()
+
+    def close(self):
+        if self.is_alive():
+            self.kill()
+
+
+class Node(Process):
+    """A server of the cluster."""
+
+    def __init__(self, program, folder, port):
+        Path(folder).mkdir()
+        options = {
+            "port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "no",
+            "cluster-enabled": "yes", "cluster-node-timeout": NODE_TIMEOUT_MS,
+            "cluster-announce-ip": "127.0.0.1", "cluster-replica-validity-factor": 0,
+            "repl-diskless-sync-delay": 0,
+        }  # fmt: skip
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        super().__init__(program, folder, *words)
+        self.id = self.ask("CLUSTER", "MYID").decode()
+
+    def lines(self):
+        """Each node, as this one sees it: the words of a line of CLUSTER NODES."""
+        return [line.split() for line in self.ask("CLUSTER", "NODES").decode().splitlines()]
+
+    def owners(self):
+        """Who owns which slots, as this one sees it."""
+        return {
+            line[0]: " ".join(line[8:]).partition(" [")[0]
+            for line in self.lines()
+            if "master" in line[2] and line[8:]
+        }
+
+    def is_well(self):
+        """Whether it answers for its slots, or follows its primary."""
+        role = self.ask("ROLE")
+        return b"cluster_state:ok" in self.ask("CLUSTER", "INFO") and (
+            role[0] == b"master" or role[3] == b"connected"
+        )
+
+
+class Cluster:
+    """Three primaries and a replica of each."""
+
+    def __init__(self, program, folder):
+        self.program, self.folder = program, Path(folder)
+        self.nodes = []
+        for port in free_ports(6):
+            self.nodes.append(Node(program, self.folder / str(port), port))
+        for number, node in enumerate(self.nodes[:3]):
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            first, end = number * SLOTS // 3, (number + 1) * SLOTS // 3
+            for slots in range(first, end, 512):  # ADDSLOTSRANGE came with Redis 7
+                node.ask("CLUSTER", "ADDSLOTS", *range(slots, min(end, slots + 512)))
+        for node in self.nodes[1:]:
+            self.introduce(node)
+        for primary, replica in zip(self.nodes[:3], self.nodes[3:], strict=True):
+            replica.ask("CLUSTER", "REPLICATE", primary.id)
+        self.wait()
+
+    def introduce(self, node):
+        """Make a node a member, known to all."""
+        node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
+        count = self.nodes.index(node) + 1
+        met = self.nodes[:count]
+        until(lambda: all(len(each.lines()) == count for each in met), "nodes do not meet")
+        until(lambda: "handshake" not in str([each.lines() for each in met]), "a handshake")
+
+    def living(self):
+        return [node for node in self.nodes if node.is_alive()]
+
+    def wait(self):
+        """Until the living agree that all is well, and replicas follow their primaries."""
+        until(lambda: all(node.is_well() for node in self.living()), "the cluster is not well")
+        until(
+            lambda: len({str(sorted(node.owners().items())) for node in self.living()}) == 1,
+            "the nodes do not agree",
+        )
+
+    def primaries(self):
+        """The living owners of slots, as the first living node sees it."""
+        owners = self.living()[0].owners()
+        return [node for node in self.living() if node.id in owners]
+
+    def node(self, ident):
+        (found,) = [node for node in self.nodes if node.id == ident]
+        return found
+
+    def owner(self, slot):
+        """The primary of a slot, as it says itself."""
+        for node in self.living():
+            slots = node.owners().get(node.id, "").split()
+            for word in slots:
+                first, _, last = word.partition("-")
+                if int(first) <= slot <= int(last or first):
+                    return node
+        raise LookupError(slot)
+
+    def replica(self, primary):
+        """A living replica of a primary, or None."""
+        for node in self.living():
+            role = node.ask("ROLE")
+            if role[0] == b"slave" and role[2] == primary.port:
+                return node
+        return None
+
+    def client(self, **options):
+        import redis
+
+        options = {"socket_timeout": 5} | options
+        return redis.RedisCluster("127.0.0.1", self.nodes[0].port, **options)
+
+    def move_slot(self, slot, target):
+        """As redis-cli --cluster reshard does: with its keys, while the clients go on."""
+        source = self.owner(slot)
+        target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+        self.move_keys(slot, source, target)
+        for node in (target, source):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+    def move_keys(self, slot, source, target):
+        while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+
+    def fail_over(self, primary):
+        """The replica becomes the primary, by agreement of both."""
+        replica = self.replica(primary)
+        replica.ask("CLUSTER", "FAILOVER")
+        until(replica.is_primary, "the replica does not take over")
+        return replica
+
+    def close(self):
+        for node in self.nodes:
+            node.close()
