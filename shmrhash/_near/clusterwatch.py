@@ -93,7 +93,6 @@ class Watch:
         self._failed: dict[Address, tuple[int, int]] = {}  # when to try again, and the pause
         self._connecting: set[Address] = set()
         self._made: queue.SimpleQueue[tuple[Address, Connection | Exception]] = queue.SimpleQueue()
-        self._bell, self._ring = socket.socketpair()  # rung when something is put into _made
         self._is_over = threading.Event()
         self._told: frozenset[int] = frozenset()  # the nodes of the last only()
         self._error: Exception = Unavailable("no node of the cluster answers")
@@ -102,6 +101,7 @@ class Watch:
         """Watch until stop(). Raises TrackingRefused, Deposed, and the last error if no node
         can be reached."""
         due = _core.clock_monotonic_ns()
+        self._bell, self._ring = socket.socketpair()  # rung when something is put into _made
         try:
             self._router.refresh(soon=True)
             self._router.release()
@@ -170,12 +170,12 @@ class Watch:
                 raise
         except Exception as error:
             made = error
-        if self._is_over.is_set() and isinstance(made, Connection):
-            made.close()
-            return
         self._made.put((place, made))
-        with contextlib.suppress(OSError):
-            self._ring.send(b"!")
+        if self._is_over.is_set():
+            self._welcome(to_close=True)
+        else:
+            with contextlib.suppress(OSError):
+                self._ring.send(b"!")
 
     def _welcome(self, to_close: bool = False) -> None:
         """Take over the connections that have been made; ask each at once for its view."""

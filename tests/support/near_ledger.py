@@ -1,0 +1,98 @@
+"""What writers and readers of a cluster saw, and which reads were too old.
+
+A value says its key and its version; versions of a key rise, and each is written once, by one
+writer. Each write brings the value that it replaces (SET ... GET, GETDEL), so that the writer finds
+out what the servers themselves have lost: a failover may lose writes that were acknowledged. Those
+versions, and no others, bound no read. A deletion is a version, too: who finds a key absent has
+seen the newest deletion that had begun.
+
+A write that ended in an error may be executed, and even later than the next one: to read it is
+never wrong.
+"""
+
+import threading
+import time
+
+
+class Version:
+    """One write of a key."""
+
+    def __init__(self, number, is_deletion):
+        self.number = number
+        self.is_deletion = is_deletion
+        self.acknowledged = None  # when
+        self.is_loose = False  # it ended in an error
+        self.is_lost = False
+
+
+class Ledger:
+    """Of all keys. Each key has one writer; there may be several readers."""
+
+    def __init__(self, keys, max_stale):
+        self.max_stale = max_stale
+        self.versions = {key: [Version(0, True)] for key in keys}
+        for (first,) in self.versions.values():
+            first.acknowledged = 0.0
+        self.seen = {}  # (key, version): when the last read began that returned it
+        self.reads = 0
+        self.strange = []
+        self.lock = threading.Lock()
+
+    def write(self, execute, key, is_deletion):
+        """Write the next version with execute(), which takes the words of a command."""
+        past = self.versions[key]
+        new = Version(past[-1].number + 1, is_deletion)
+        past.append(new)
+        new.is_loose = True
+        if is_deletion:
+            old = execute("GETDEL", key)
+        else:
+            old = execute("SET", key, f"{key}={new.number}", "GET")
+        new.acknowledged = time.monotonic()
+        new.is_loose = False
+        self.find_lost(key, past[:-1], old)
+
+    def find_lost(self, key, past, old):
+        """Compare what a write replaced with what should have been there."""
+        last = max(each.number for each in past if each.acknowledged is not None)
+        if old is None:
+            if any(each.is_deletion for each in past if each.number >= last):
+                return
+            found = max(each.number for each in past if each.is_deletion and not each.is_lost)
+        else:
+            found = int(old.decode().removeprefix(f"{key}="))
+        for each in past[found + 1 :]:
+            each.is_lost = each.is_lost or (each.acknowledged is not None)
+
+    def read(self, key, found, began):
+        """A read of key that began at a moment has returned found."""
+        if found is None:
+            number = max(each.number for each in list(self.versions[key]) if each.is_deletion)
+        else:
+            owner, _, number = found.decode().rpartition("=")
+            if owner != key or int(number) > self.versions[key][-1].number:
+                self.strange.append((key, found))
+                return
+        place = key, int(number)
+        with self.lock:
+            self.reads += 1
+            self.seen[place] = max(began, self.seen.get(place, 0.0))
+
+    def wrong(self):
+        """The reads that were too old: (key, version, newer version, seconds beyond max_stale)."""
+        found = list(self.strange)
+        for (key, number), began in self.seen.items():
+            past = self.versions[key]
+            if past[number].is_loose:
+                continue
+            for newer in past[number + 1 :]:
+                if newer.acknowledged is None or newer.is_lost:
+                    continue
+                late = began - self.max_stale - newer.acknowledged
+                if late > 0:
+                    found.append((key, number, newer.number, late))
+                    break
+        return found
+
+    def lost(self):
+        return sum(each.is_lost for past in self.versions.values() for each in past)
