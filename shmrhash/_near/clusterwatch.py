@@ -271,8 +271,10 @@ class Watch:
             primary.before_ns = primary.sent_ns
             primary.view, primary.round, primary.sent_ns = view, primary.asked, primary.asked_ns
             primary.asked = 0
-            self._failed.pop(primary.place, None)
             self._compare(primary, view)
+            if not view.me.primary:
+                raise Unavailable("{}:{} is a replica".format(*primary.place))
+            self._failed.pop(primary.place, None)
             self._prove()
 
     def _compare(self, primary: Primary, view: View) -> None:

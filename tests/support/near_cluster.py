@@ -221,6 +221,15 @@ class Cluster:
         until(replica.is_primary, "the replica does not take over")
         return replica
 
+    def heal(self):
+        """All nodes are there and well, and there are no keys."""
+        for node in self.nodes:
+            if not node.is_alive():
+                node.start()
+        self.wait()
+        for node in self.primaries():
+            node.ask("FLUSHALL")
+
     def close(self):
         for node in self.nodes:
             node.close()

@@ -38,16 +38,16 @@ class Ledger:
         self.strange = []
         self.lock = threading.Lock()
 
-    def write(self, execute, key, is_deletion):
-        """Write the next version with execute(), which takes the words of a command."""
+    def write(self, client, key, is_deletion):
+        """Write the next version by a client."""
         past = self.versions[key]
         new = Version(past[-1].number + 1, is_deletion)
         past.append(new)
         new.is_loose = True
         if is_deletion:
-            old = execute("GETDEL", key)
+            old = client.getdel(key)
         else:
-            old = execute("SET", key, f"{key}={new.number}", "GET")
+            old = client.set(key, f"{key}={new.number}", get=True)
         new.acknowledged = time.monotonic()
         new.is_loose = False
         self.find_lost(key, past[:-1], old)
