@@ -68,6 +68,28 @@ class Address:
         first = command("HELLO", 3, *login)
         return first + command("SELECT", self.database) + command("INFO", "server")
 
+    def greeted(self, answers: Sequence[Any]) -> tuple[str, bytes]:
+        """The name and version of a server, and its run id, by its answers to hello().
+
+        Raises TrackingRefused, ServerError.
+        """
+        hello, select, info = answers
+        if isinstance(hello, ServerError):
+            if hello.code in ("ERR", "NOPROTO"):
+                raise TrackingRefused(
+                    f"the server at {self.name()} does not speak RESP3 ({hello}): it takes "
+                    f"Redis 6 or Valkey; use tracking='ttl'"
+                )
+            raise hello
+        if isinstance(select, ServerError):
+            raise select
+        words = {key: value for key, value in hello.items() if isinstance(value, bytes)}
+        server = f"{words.get(b'server', b'?').decode()} {words.get(b'version', b'').decode()}"
+        if not isinstance(info, bytes):
+            return server, b""  # the user may not ask: nothing is kept
+        lines = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        return server, lines.get(b"run_id", b"")
+
     def tls(self) -> ssl.SSLContext | None:
         """The context for TLS, if the client uses it."""
         get = self.settings.get
@@ -87,36 +109,14 @@ class Address:
         return context
 
 
-class _Greeted:
-    """What the answers to Address.hello() say."""
-
-    server = ""
-    run_id = b""
-
-    def _greeted(self, answers: Sequence[Any], address: Address) -> None:
-        hello, select, info = answers
-        if isinstance(hello, ServerError):
-            if hello.code in ("ERR", "NOPROTO"):
-                raise TrackingRefused(
-                    f"the server at {address.name()} does not speak RESP3 ({hello}): it takes "
-                    f"Redis 6 or Valkey; use tracking='ttl'"
-                )
-            raise hello
-        if isinstance(select, ServerError):
-            raise select
-        words = {key: value for key, value in hello.items() if isinstance(value, bytes)}
-        self.server = f"{words.get(b'server', b'?').decode()} {words.get(b'version', b'').decode()}"
-        if isinstance(info, bytes):  # else the user may not ask: nothing is kept
-            lines = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-            self.run_id = lines.get(b"run_id", b"")
-
-
-class Connection(_Greeted):
+class Connection:
     """A connection of one thread."""
 
     def __init__(self, address: Address) -> None:
         """Connect, log in, choose the database. Raises OSError, ServerError, TrackingRefused."""
         self.pid = os.getpid()
+        self.address = address
+        self.server, self.run_id = "", b""
         self.pushed: list[Push] = []
         self._reader = Reader()
         self._answers: list[Any] = []
@@ -136,7 +136,7 @@ class Connection(_Greeted):
                 self._socket = context.wrap_socket(self._socket, server_hostname=address.host[0])
             self._socket.settimeout(address.seconds("socket_timeout", _ANSWER_SECONDS))
             self.send(address.hello())
-            self._greeted([self.answer() for _ in range(3)], address)
+            self.server, self.run_id = address.greeted([self.answer() for _ in range(3)])
         except BaseException:
             self.close()
             raise
@@ -182,18 +182,19 @@ class Connection(_Greeted):
         return self.answer()
 
 
-class AsyncConnection(_Greeted):
+class AsyncConnection:
     """A connection of one event loop; one coroutine uses it at a time."""
 
     def __init__(self, address: Address) -> None:
-        self._address = address
+        self.address = address
+        self.server, self.run_id = "", b""
         self._reader = Reader()
         self._answers: list[Any] = []
         self._seconds = address.seconds("socket_timeout", _ANSWER_SECONDS)
 
     async def open(self) -> AsyncConnection:
         """Connect, log in, choose the database. Raises OSError, ServerError, TrackingRefused."""
-        address = self._address
+        address = self.address
         context = address.tls()
         if address.path:
             opening: Any = asyncio.open_unix_connection(address.path)
@@ -205,7 +206,7 @@ class AsyncConnection(_Greeted):
         seconds = address.seconds("socket_connect_timeout", _CONNECT_SECONDS)
         self._in, self._out = await asyncio.wait_for(opening, seconds)
         try:
-            self._greeted(await self.ask(address.hello(), 3), address)
+            self.server, self.run_id = address.greeted(await self.ask(address.hello(), 3))
         except BaseException:
             self.close()
             raise

@@ -30,6 +30,7 @@ from shmrhash._near.client import (
 )
 from shmrhash._near.connection import Address, AsyncConnection, Connection
 from shmrhash._near.resp import Push, ServerError, command
+from shmrhash._near.sentinel import Sentinels
 from shmrhash._near.source import Fetched, Nodes, Probe, Sink
 
 _LOST_AFTER = 4  # beats without an answer, after which a watch is made anew
@@ -63,9 +64,15 @@ class RedisSource:
             )
         kind = getattr(client.connection_pool, "connection_class", object).__name__
         self._address = Address(settings | ({"ssl": True} if "SSL" in kind else {}))
+        self._sentinels = None
+        place = self._address.name()
+        if hasattr(client.connection_pool, "sentinel_manager"):
+            self._sentinels = Sentinels(client.connection_pool)
+            address = self._address
+            place = f"{self._sentinels.service}/{address.database} as {address.user}, by sentinels"
         self._client = client
         self._is_async = asyncio.iscoroutinefunction(getattr(client, "execute_command", None))
-        self.name = f"redis at {self._address.name()}, keys {in_words(self._prefixes)}"
+        self.name = f"redis at {place}, keys {in_words(self._prefixes)}"
         self._run_id = b""  # of the server that answered last
         self._nodes: Nodes | None = None
         self._forget()
@@ -94,18 +101,39 @@ class RedisSource:
 
     # Connections.
 
+    def _primary(self) -> Address:
+        """Where the server is now. Raises OSError, ServerError (no sentinel says it)."""
+        if self._sentinels is not None:
+            self._follow(self._sentinels.primary())
+        return self._address
+
+    async def _aprimary(self) -> Address:
+        """_primary() for coroutines."""
+        if self._sentinels is not None:
+            self._follow(await self._sentinels.aprimary())
+        return self._address
+
+    def _follow(self, place: tuple[str, int]) -> None:
+        """The primary is at this place: from now on connections are made to it."""
+        host, port = place
+        if self._address.host != place or "host" not in self._address.settings:
+            self._address = Address(self._address.settings | {"host": host, "port": port})
+
     def _connection(self) -> Connection:
-        """This thread's connection; a new one if it has none."""
+        """This thread's connection; a new one if it has none, or one to a former primary."""
         if self._pid != os.getpid():
             self._forget()
         found: Connection | None = getattr(self._mine, "connection", None)
+        if found is not None and found.address is not self._primary():
+            self._drop()
+            found = None
         if found is None:
             found = self._mine.connection = self._connect()
             self._all.append(found)
         return found
 
     def _connect(self) -> Connection:
-        made = Connection(self._address)
+        made = Connection(self._primary())
         self._run_id = made.run_id
         return made
 
@@ -173,10 +201,14 @@ class RedisSource:
         loop = asyncio.get_running_loop()
         for ended in [each for each in self._idle if each.is_closed()]:
             del self._idle[ended]
-        idle = self._idle.setdefault(loop, [])
-        kept = bool(idle)
         try:
-            connection = idle.pop() if idle else await AsyncConnection(self._address).open()
+            address = await self._aprimary()
+            idle = self._idle.setdefault(loop, [])
+            for former in [each for each in idle if each.address is not address]:
+                former.close()
+                idle.remove(former)
+            kept = bool(idle)
+            connection = idle.pop() if idle else await AsyncConnection(address).open()
         except (OSError, TimeoutError) as error:
             raise self._as_clients(error, "ConnectionError") from error
         self._run_id = connection.run_id
@@ -236,7 +268,7 @@ class RedisSource:
 
     def probe(self) -> Probe:
         try:
-            connection = Connection(self._address)
+            connection = Connection(self._primary())
         except TrackingRefused as error:
             return Probe("a server without RESP3", False, str(error), 0.0)
         except OSError as error:
@@ -298,6 +330,7 @@ class RedisSource:
         ready = select.poll()  # a file's number may be too great for select()
         ready.register(connection, select.POLLIN)
         while not stop():  # asks at least each beat
+            self._expect_no_other(connection)
             now = _core.clock_monotonic_ns()
             if sent == 0 and now >= due:
                 sent = asked_at = now
@@ -319,6 +352,15 @@ class RedisSource:
                 if previous:
                     sink.proved(node, previous)
                 previous, sent = sent, 0
+
+    def _expect_no_other(self, connection: Connection) -> None:
+        """Raises Unavailable: the sentinels have another primary. The watch of that one is told of
+        everything, and what is cached of this one is served for max_stale at most."""
+        if self._sentinels is None:
+            return
+        self._sentinels.ask_beside()
+        if self._sentinels.known not in (None, connection.address.host):
+            raise Unavailable(f"{connection.address.name()} is not the primary any more")
 
     def _expect_primary(self, role: Any, sink: Sink | None = None, node: int = -1) -> None:
         """Raises Unavailable: the server is a replica now. What it had is not served any more."""

@@ -10,6 +10,7 @@ import random
 import signal
 import threading
 import time
+import traceback
 
 import pytest
 
@@ -19,6 +20,7 @@ redis = pytest.importorskip("redis", reason="the client redis is not installed")
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from support import near_servers
+from support.near_cluster import until as until_well
 from support.near_ledger import Ledger
 from support.waiting import until
 
@@ -97,7 +99,7 @@ class Storm:
         elif kind == "kill":
             replica = cluster.replica(primary)
             primary.kill()
-            until(replica.is_primary)
+            until_well(replica.is_primary, "the replica does not take over")
             primary.start()
         elif kind == "freeze":
             self.freeze(primary, near)
@@ -127,7 +129,7 @@ class Storm:
         them, know by then: what it would answer before it learns is its own fault, not ours."""
         replica = self.cluster.replica(primary)
         primary.signal(signal.SIGSTOP)
-        until(replica.is_primary)
+        until_well(replica.is_primary, "the replica does not take over")
         until(lambda: self.has_left(near, primary))
         primary.signal(signal.SIGCONT)
 
@@ -146,32 +148,38 @@ class Storm:
         def run():
             try:
                 function(*arguments)
-            except Exception as error:
-                self.trouble.append(error)
+            except Exception:
+                self.trouble.append(traceback.format_exc())
 
         return threading.Thread(target=run)
 
     def run(self, kinds):
         holders = [self.holder() for _ in range(2)]  # before any thread of this process
+        try:
+            with near_of(self.cluster, self.name, track=False) as near:
+                assert near.ready(PATIENCE_S)
+                self.rage(kinds, holders, near)
+                self.settle(near)
+        finally:
+            for each in holders:
+                each.kill()
+                each.join()
+            gc()
+
+    def rage(self, kinds, holders, near):
+        """Write, read and strike until all blows are done."""
         threads = [
             self.thread(self.write, KEYS[number::WRITERS], number) for number in range(WRITERS)
         ]
-        with near_of(self.cluster, self.name, track=False) as near:
-            assert near.ready(PATIENCE_S)
-            strikes = self.thread(self.strike, kinds, holders, near)
-            threads.append(self.thread(self.read, near))
-            for thread in (*threads, strikes):
-                thread.start()
-            strikes.join()
-            self.over.set()
-            for thread in threads:
-                thread.join()
-            assert self.trouble == [], self.blows
-            self.settle(near)
-        for each in holders:
-            each.kill()
-            each.join()
-        gc()
+        threads.append(self.thread(self.read, near))
+        strikes = self.thread(self.strike, kinds, holders, near)
+        for thread in (*threads, strikes):
+            thread.start()
+        strikes.join()
+        self.over.set()
+        for thread in threads:
+            thread.join()
+        assert not self.trouble, (self.blows, *self.trouble)
 
     def settle(self, near):
         """One more write finds out what was lost; then every read equals the servers'."""
