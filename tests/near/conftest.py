@@ -15,10 +15,14 @@ def server(request, tmp_path):
 
 
 @pytest.fixture
-def client(server):
-    import redis
+def library():
+    """The library of the client; test_clients.py has others as well."""
+    return pytest.importorskip("redis", reason="the client redis is not installed")
 
-    with redis.Redis(unix_socket_path=server.path) as made:
+
+@pytest.fixture
+def client(server, library):
+    with near_servers.CLIENTS[library.__name__](library)(unix_socket_path=server.path) as made:
         yield made
 
 

@@ -10,6 +10,12 @@ import time
 from pathlib import Path
 
 START_SECONDS = 20
+# From a library of clients, or its part for asyncio, to the class of clients.
+CLIENTS = {"redis": lambda library: library.Redis, "valkey": lambda library: library.Valkey}
+CLUSTER_CLIENTS = {
+    "redis": lambda library: library.RedisCluster,
+    "valkey": lambda library: library.ValkeyCluster,
+}
 
 
 def programs():
