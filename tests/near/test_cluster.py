@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import multiprocessing
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,7 @@ pytestmark = [
         not near_servers.programs(), reason="no server of Redis or Valkey is installed"
     ),
 ]
+GUIDE = Path(__file__).parents[2] / "docs" / "howto" / "near_cache.md"
 FORK = multiprocessing.get_context("fork")
 KEYS = [f"k{number}" for number in range(30)]  # of all primaries
 STALE = 0.4
@@ -370,3 +373,19 @@ def test_a_source_of_a_cluster_says_what_its_clients_would(cluster, map_name, cl
         source.close()
         another.close()
         state.close()
+
+
+def test_the_program_of_the_guide_for_clusters_runs(cluster, client, map_name):
+    if not GUIDE.exists():
+        pytest.skip("the documents are not here")
+    _, text = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    text = text.replace('host="node"', f'host="127.0.0.1", port={cluster.nodes[0].port}')
+    text = text.replace('name="users"', f"name={map_name!r}")
+    done = {"NearCache": NearCache}
+    exec(text, done)
+    try:
+        assert done["near"].ready(PATIENCE_S)
+        client.set("user:7", "one")
+        assert done["near"].get("user:7") == b"one"
+    finally:
+        done["near"].close()

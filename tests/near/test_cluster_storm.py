@@ -179,7 +179,8 @@ class Storm:
         self.over.set()
         for thread in threads:
             thread.join()
-        assert not self.trouble, (self.blows, *self.trouble)
+        print(*self.trouble, sep="\n")
+        assert not self.trouble, self.blows
 
     def settle(self, near):
         """One more write finds out what was lost; then every read equals the servers'."""

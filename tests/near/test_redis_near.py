@@ -212,7 +212,7 @@ def test_processes_that_miss_the_same_keys_ask_once_for_each(server, map_name, c
 def test_the_program_of_the_guide_does_what_its_comments_say(server, client):
     if not GUIDE.exists():
         pytest.skip("the documents are not here")
-    (text,) = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    text, _ = re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     text = text.replace('host="cache"', f"unix_socket_path={server.path!r}")
     done = {}
     exec(text, done)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 NODE_TIMEOUT_MS = 1500
 PATIENCE_S = 60
+AGREEMENT_S = 6
 SLOTS = 1 << 14
 
 
@@ -217,8 +218,16 @@ class Cluster:
     def fail_over(self, primary):
         """The replica becomes the primary, by agreement of both."""
         replica = self.replica(primary)
-        replica.ask("CLUSTER", "FAILOVER")
-        until(replica.is_primary, "the replica does not take over")
+        asked = 0.0
+
+        def is_primary():
+            nonlocal asked
+            if time.monotonic() - asked > AGREEMENT_S:  # it gives up after 5 seconds
+                asked = time.monotonic()
+                replica.ask("CLUSTER", "FAILOVER")
+            return replica.is_primary()
+
+        until(is_primary, "the replica does not take over")
         return replica
 
     def heal(self):
