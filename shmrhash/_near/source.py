@@ -52,7 +52,8 @@ class Nodes(Protocol):
         watchers: the run id of a Redis or Valkey, or the node id and the run id. Up to 64 bytes.
         A number can pass to another node when its own has not been watched for a while. So ask
         again for each fetch: that costs a look into shared memory, about a microsecond. Never keep
-        a number longer than a connection's one question and answer.
+        a number longer than a connection's one question and answer; a watch that is to begin asks
+        in the thread that calls began(), which raises Deposed if the number has passed on.
         """
 
 

@@ -17,6 +17,7 @@ import ctypes
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -56,6 +57,13 @@ class Line(NamedTuple):
 
     def packed(self) -> bytes:
         return _LINE.pack(*self)
+
+
+class _Given(threading.local):
+    """The identity for which a thread was given each number last."""
+
+    def __init__(self) -> None:
+        self.digests: dict[int, bytes] = {}
 
 
 def _new_line(identity: bytes = bytes(16), valid_until: int = 0) -> Line:
@@ -114,6 +122,7 @@ class State:
             0,
             self.entries.handle.max_bytes // 8,
         )
+        self._given = _Given()
 
     def line(self, number: int) -> Line | None:
         """The line of this number. Waits for nobody."""
@@ -129,16 +138,24 @@ class State:
     def number(self, identity: bytes) -> int:
         """Nodes.number()."""
         digest = hashlib.blake2b(identity, digest_size=16).digest()
+        number = self._known(digest)
+        if number < 0:
+            try:
+                number = self._numbered(digest)
+            except (LockTimeout, KeyExists):
+                return -1
+        self._given.digests[number] = digest
+        return number
+
+    def _known(self, digest: bytes) -> int:
+        """The number that this identity has; -1: none."""
         for number in range(NODES_MAX):
             line = self.line(number)
             if line is None:
                 break
             if line.identity == digest:
                 return number
-        try:
-            return self._numbered(digest)
-        except (LockTimeout, KeyExists):
-            return -1
+        return -1
 
     def _numbered(self, digest: bytes) -> int:
         """A new number, given out under the lock of TURN's line: two processes give one."""
@@ -162,9 +179,15 @@ class State:
         return oldest
 
     def begin(self, number: int) -> int:
-        """A tracker's watch of the node has begun: a new term, a new epoch, no lease yet."""
+        """A tracker's watch of the node has begun: a new term, a new epoch, no lease yet.
+
+        Raises Deposed: since this thread asked for it, the number has passed to another node.
+        """
+        digest = self._given.digests.get(number)
         with self.words.locked(_key(number), default=_new_line().packed()) as value:
             line = Line._make(_LINE.unpack(bytes(value)))
+            if digest is not None and line.identity != digest:
+                raise Deposed(f"near cache {self.entries.name!r}: number {number} has passed on")
             line = line._replace(
                 epoch=os.urandom(16),
                 valid_until=0,

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import os
 import pickle
+import threading
 import time
 
 import pytest
@@ -228,6 +229,26 @@ def test_a_tracker_that_was_replaced_extends_nothing(scene):
         old.began(it.node)
     assert old._stop()
     assert it.near._watched(it.node) is None
+
+
+def test_a_watch_does_not_begin_for_a_node_that_has_lost_its_number(scene, monkeypatch):
+    """N1: a tracker is stopped before it begins, and another node gets the number: it would prove
+    by the words of its own node what the other one has."""
+    monkeypatch.setattr("shmrhash._near.state.NODES_MAX", 1)
+    monkeypatch.setattr("shmrhash._near.state._IDLE_NS", 0)
+    it = scene()
+    passed = []
+    other = threading.Thread(target=lambda: passed.append(it.near._state.number(b"another")))
+    other.start()
+    other.join()
+
+    assert passed == [it.node]
+    with pytest.raises(Deposed):
+        it.tracker.began(it.node)
+    assert it.near._watched(it.node) is None
+    it.node = it.source.node_of(b"")  # the next attempt asks again
+    it.watch()
+    assert it.near._watched(it.node) is not None
 
 
 def test_a_write_is_read_at_once_and_is_not_stored(scene):

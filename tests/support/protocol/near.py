@@ -1,0 +1,416 @@
+"""A near cache: a host, its server, and the connection between (shmrhash/_near, near.pxi).
+
+There is one key. Its versions are counted by the writes of it; a version that is a flush is the
+absence of a value. The memory of the host has the node's line, a word that is read and changed as a
+whole, and for each epoch the entry at the key's place. Time is a word that a program moves on.
+
+The server executes one command at a time. What it tells of changes, it tells at the end of the
+cycle of its event loop; an answer overtakes what it has to tell of the same cycle. A question may
+be executed in the cycle in which it was sent, which is worse than what is known of servers (strict:
+it is executed in a later one). A flush is told at once. What a connection carries, it carries in
+order and as late as it likes, until it is cut.
+
+Here a fetch stores its answer with or without a lease, whereas the library stores none without one:
+a lease is there for the readers, and no promise of theirs needs it at the fill. How a claim is
+made, waited for and recovered has a model of its own (computing.py): here it is one step.
+"""
+
+from support.protocol.automaton import awaits, cas, load, store
+from support.protocol.oracle import Violation
+
+ACT = 19  # a step of the server, or of a locked section: a method of Host changes the memory
+MAX_STALE = 1
+PONG, KEY, ALL, END = "pong", "key", "all", "end"
+EMPTY = 0
+OLD = "a value was read that was replaced longer ago than max_stale"
+ERA = "a value was read that was fetched before the connection was made"
+BEHIND = "a value was read that a write of this host had replaced"
+
+
+def act(name, *arguments):
+    """A step of Host, in which nothing else happens; it waits until may_NAME holds, if that is
+    there. The answer: what the method returns."""
+    return ACT, -1, name, arguments
+
+
+class Host:
+    """The words of the host, its server and their connections. without: the steps that a mutant
+    leaves out. connections: how many trackers have one, one after the other or at once."""
+
+    def __init__(self, programs, without=(), *, epochs=3, writes=1, connections=1, strict=False):
+        self.names = []
+        self.without = frozenset(without)
+        self.strict = strict
+        self.asleep = [self._word(f"sleep of {me}") for me in range(programs)]
+        self.now = self._word("clock")
+        # The line: (epoch, valid until, term, number of the connection that it began with).
+        self.line = self._word("line")
+        self.turn = self._word("term of the office")
+        self.epochs = self._word("epochs so far")
+        self.entry = [self._word(f"entry under epoch {at}") for at in range(epochs)]
+        self.returned = self._word("version of the last write through the cache that returned")
+        self.version = self._word("version at the server")
+        self.executed = [self._word(f"execution of version {at}") for at in range(writes + 2)]
+        self.untold = self._word("whether a change of this cycle is to be told")
+        self.moved = self._word("whether the line is that of a node that nobody watches")
+        self.made = self._word("connections made so far")
+        self.open = [self._word(f"connection {at}") for at in range(connections)]
+        self.asked = [self._word(f"questions on {at}") for at in range(connections)]
+        self.answers = [
+            self._word(f"what {at} gets at the cycle's end") for at in range(connections)
+        ]
+        self.stream = [self._word(f"what {at} has got") for at in range(connections)]
+
+    def _word(self, name):
+        self.names.append(name)
+        return len(self.names) - 1
+
+    def does(self, step):
+        """Whether to take this step as designed; a mutant does not."""
+        return step not in self.without
+
+    # The clock, and the reader's law.
+
+    def tick(self, memory):
+        memory[self.now] += 1
+
+    def may_begin_read(self, memory):
+        return memory[self.now] >= MAX_STALE  # before that nothing can be too old
+
+    def begin_read(self, memory):
+        """When the read began, and what the host's own writes had replaced by then."""
+        return memory[self.now], memory[self.returned]
+
+    def look(self, memory, line, began):
+        """Load the entry under a line's epoch; the value, if there is one."""
+        entry = memory[self.entry[line[0]]]
+        if entry == EMPTY or entry[0] != "value":
+            return None
+        if began is not None:
+            self.judge(memory, entry, line, began)
+        return entry
+
+    def judge(self, memory, value, line, began):
+        """Whether a read that began then may return this value, and the near cache may have it."""
+        moment, returned = began
+        _, version, made = value
+        replaced = memory[self.executed[version + 1]]  # the tick after, or 0: it is the latest
+        if replaced and replaced - 1 <= moment - MAX_STALE:
+            raise Violation(OLD)
+        if version < returned:
+            raise Violation(BEHIND)
+        if made < line[3]:
+            raise Violation(ERA)
+
+    # The server.
+
+    def get(self, memory):
+        """The value, with the number of connections that had been made when it was read."""
+        return "value", memory[self.version], memory[self.made]
+
+    def set(self, memory):
+        """Execute a write of the key."""
+        memory[self.version] += 1
+        memory[self.executed[memory[self.version]]] = memory[self.now] + 1
+        memory[self.untold] = 1 - memory[self.moved]
+        return memory[self.version]
+
+    def flush(self, memory):
+        memory[self.version] += 1
+        memory[self.executed[memory[self.version]]] = memory[self.now] + 1
+        for at, is_open in enumerate(self.open):
+            if memory[is_open] == 1:
+                memory[self.answers[at]] = (*(memory[self.answers[at]] or ()), ALL)
+
+    def may_answer(self, memory, at):
+        return memory[self.open[at]] == 1 and memory[self.asked[at]] > self.strict
+
+    def answer(self, memory, at):
+        """Execute a question."""
+        memory[self.asked[at]] -= 1 + self.strict
+        memory[self.answers[at]] = (*(memory[self.answers[at]] or ()), PONG)
+
+    def may_end_cycle(self, memory):
+        waits = any(memory[asked] == 1 for asked in self.asked) and self.strict
+        return waits or memory[self.untold] or any(memory[word] for word in self.answers)
+
+    def end_cycle(self, memory):
+        """Send the answers of this cycle, then what is told of it."""
+        told = (KEY,) if memory[self.untold] else ()
+        memory[self.untold] = 0
+        for at, is_open in enumerate(self.open):
+            if memory[is_open] == 1:
+                sent = (*(memory[self.answers[at]] or ()), *told)
+                memory[self.stream[at]] = (*(memory[self.stream[at]] or ()), *sent) or 0
+            memory[self.answers[at]] = 0
+            if self.strict and memory[self.asked[at]] == 1:
+                memory[self.asked[at]] = 2  # executed in a later cycle than it was sent in
+
+    # The connection of a tracker.
+
+    def subscribe(self, memory, at):
+        """Connect, and ask to be told of changes; the number of this connection."""
+        memory[self.open[at]] = 1
+        memory[self.asked[at]] = memory[self.answers[at]] = memory[self.stream[at]] = 0
+        memory[self.made] += 1
+        return memory[self.made]
+
+    def may_cut(self, memory, at):
+        return memory[self.open[at]] == 1
+
+    def cut(self, memory, at):
+        """What was sent before arrives, and nothing else."""
+        memory[self.open[at]] = memory[self.asked[at]] = memory[self.answers[at]] = 0
+        memory[self.stream[at]] = (*(memory[self.stream[at]] or ()), END)
+
+    def ask(self, memory, at):
+        if memory[self.open[at]] == 1:
+            memory[self.asked[at]] += 1
+
+    def may_receive(self, memory, at):
+        return memory[self.stream[at]] != 0
+
+    def receive(self, memory, at):
+        first, *others = memory[self.stream[at]]
+        memory[self.stream[at]] = tuple(others) or 0
+        return first
+
+    # Locked sections on the line, and on that of the office.
+
+    def take_office(self, memory):
+        memory[self.turn] += 1
+        return memory[self.turn]
+
+    def begin(self, memory, made):
+        """A new term and a new epoch, no lease yet; the term. None: the line is not the node's."""
+        if memory[self.moved] and self.does("a watch begins only if its node has the number"):
+            return None
+        epoch, valid, term, _ = line_of(memory[self.line])
+        if self.does("a watch begins with a new epoch"):
+            memory[self.epochs] += 1
+            epoch = memory[self.epochs]
+        if self.does("a watch begins without a lease"):
+            valid = 0
+        memory[self.line] = epoch, valid, term + 1, made
+        return term + 1
+
+    def extend(self, memory, term, until):
+        """Extend the lease in this term; whether it was."""
+        epoch, valid, current, made = line_of(memory[self.line])
+        if current != term and self.does("a lease is extended in its own term only"):
+            return False
+        memory[self.line] = epoch, max(valid, until), current, made
+        return True
+
+    def discard(self, memory):
+        """A new epoch; the lease goes on."""
+        _, valid, term, made = line_of(memory[self.line])
+        memory[self.epochs] += 1
+        memory[self.line] = memory[self.epochs], valid, term, made
+
+    def pass_on(self, memory):
+        """Give the number to another node, which has the key from now on. (Of its epoch.)"""
+        _, _, term, made = line_of(memory[self.line])
+        memory[self.epochs] += 1
+        memory[self.line] = memory[self.epochs], 0, term + 1, made
+        memory[self.moved] = 1
+
+
+def line_of(word):
+    return word or (0, 0, 0, 0)
+
+
+# ---- processes of the host ----
+
+
+def fetcher(m, me, reads=1):
+    """Fetch the key so often; a process whose reads are misses."""
+    for number in range(reads):
+        yield from fetch(m, me, number)
+
+
+def reader(m, me, fetches=False):
+    """get(): a hit, or nothing that matters. fetches: once before, on a miss."""
+    if fetches:
+        yield from fetch(m, me, 0)
+    began = yield act("begin_read")
+    word = yield load(m.line)
+    line = line_of(word)
+    if m.does("a reader looks at the lease before the entry"):
+        if began[0] < line[1]:
+            yield act("look", line, began)
+    else:
+        found = yield act("look", line, None)
+        word = yield load(m.line)
+        if found and began[0] < line_of(word)[1]:
+            yield act("judge", found, line, began)
+
+
+def fetch(m, me, number):
+    """A miss: claim the place, ask the server, and store the answer under the claim."""
+    word = yield load(m.line)
+    place = m.entry[line_of(word)[0]]
+    token = ("claim", me, number) if m.does("each claim has a token of its own") else ("claim",)
+    early = m.does("the token is placed before the question is sent")
+    if early:
+        seen = yield load(place)
+        held = seen == EMPTY or seen[0] == "claim"  # a claim that is too late is cut off
+        if held:
+            held = yield cas(place, seen, token)
+        del seen
+    answer = yield act("get")
+    if not early:
+        held = yield cas(place, EMPTY, token)
+    del early, word
+    if not held:
+        return
+    if m.does("an answer is stored only under its token"):
+        yield cas(place, token, answer)
+    else:
+        yield store(place, answer)
+
+
+def host_writer(m, me):
+    """set(): at the server, then here; then it returns."""
+    version = yield act("set")
+    word = yield load(m.line)
+    place = m.entry[line_of(word)[0]]
+    if not m.does("a write stores nothing here"):
+        yield store(place, ("value", version, 9))
+    elif m.does("a write forgets the key before it returns"):
+        yield store(place, EMPTY)
+    yield store(m.returned, version)
+
+
+# ---- the tracker ----
+
+
+def tracker(m, me, at, watches=1, questions=2, after=None):
+    """Have the office, and watch the server, so many times over connection number at. after: the
+    tracker before this one, which has to be dead; None: it takes the office from a living one."""
+    if after is not None:
+        yield awaits("dead", after)
+    turn = yield act("take_office")
+    for _ in range(watches):
+        if m.does("a watch begins after the subscription"):
+            made = yield act("subscribe", at)
+            term = yield from begin(m, turn, made)
+        else:
+            term = yield from begin(m, turn, 0)
+            made = yield act("subscribe", at)
+        del made
+        if term is None:
+            return
+        goes_on = yield from watch(m, at, term, questions)
+        if not goes_on:
+            return
+        del term, goes_on
+
+
+def begin(m, turn, made):
+    """began() of the sink: the term, or None if another one has the office."""
+    if m.does("who has lost the office does not begin"):
+        current = yield load(m.turn)
+        if current != turn:
+            return None
+    return (yield act("begin", made))
+
+
+def watch(m, at, term, questions):
+    """Hear what the server tells, and ask it so often; whether the connection was lost."""
+    asked, previous, late = (), None, False  # asked: when the questions without an answer were sent
+    while True:
+        while questions and (not asked or not m.does("one question is asked at a time")):
+            questions -= 1
+            moment = yield from ask(m, at)
+            asked = (*asked, moment)
+            del moment
+        message = yield act("receive", at)
+        if message == END:
+            return True
+        if message == KEY:
+            late = not m.does("a change is dealt with before the lease is extended")
+            if not late:
+                yield from forget(m)
+        elif message == ALL:
+            if m.does("a flush discards everything"):
+                yield act("discard")
+        else:
+            moment = yield from proof(m, asked[0], previous)
+            previous, asked = asked[0], asked[1:]
+            if moment is not None:
+                extended = yield act("extend", term, moment + MAX_STALE)
+                if not extended:
+                    return False
+                del extended
+            if late:
+                yield from forget(m)
+                late = False
+            del moment
+        del message
+
+
+def ask(m, at):
+    if m.does("the moment is taken before the question is sent"):
+        moment = yield load(m.now)
+        yield act("ask", at)
+        return moment
+    yield act("ask", at)
+    return (yield load(m.now))
+
+
+def proof(m, sent, previous):
+    """The moment before which all changes have been told, when an answer has come; or None."""
+    if not m.does("a proof is of the moment when a question was sent"):
+        return (yield load(m.now))
+    return previous if m.does("an answer proves what was before the question before") else sent
+
+
+def forget(m):
+    """changed() of the sink."""
+    word = yield load(m.line)
+    place = m.entry[line_of(word)[0]]
+    if not m.does("a change takes claims away, too"):
+        seen = yield load(place)
+        if seen != EMPTY and seen[0] == "claim":
+            return
+    yield store(place, EMPTY)
+
+
+# ---- the others ----
+
+
+def clock(m, me, ticks=1):
+    for _ in range(ticks):
+        yield act("tick")
+
+
+def writer(m, me, writes=1):
+    """A client of another host."""
+    for _ in range(writes):
+        yield act("set")
+
+
+def flusher(m, me):
+    yield act("flush")
+
+
+def answering(m, me, at=0):
+    """The server, when it executes questions."""
+    while True:
+        yield act("answer", at)
+
+
+def cycling(m, me):
+    """The server, when it has executed what there was."""
+    while True:
+        yield act("end_cycle")
+
+
+def cutter(m, me, at=0):
+    yield act("cut", at)
+
+
+def passer(m, me):
+    """A process that needs a number, when the node has not been watched for long."""
+    yield act("pass_on")

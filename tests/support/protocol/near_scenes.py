@@ -1,0 +1,161 @@
+"""Scenes of near.py, an explorer for them, and the mutants."""
+
+from functools import partial
+
+from support.protocol import meeting_scenes
+from support.protocol.meeting_scenes import Scene
+from support.protocol.near import (
+    ACT,
+    BEHIND,
+    ERA,
+    OLD,
+    Host,
+    answering,
+    clock,
+    cutter,
+    cycling,
+    fetcher,
+    flusher,
+    host_writer,
+    passer,
+    reader,
+    tracker,
+    writer,
+)
+
+
+class Explorer(meeting_scenes.Explorer):
+    """Steps of the server and of locked sections are methods of the Host. The law is about what
+    readers find, so a state without a reader is an end."""
+
+    def __init__(self, scene, without=()):
+        super().__init__(scene, without)
+        self.readers = [me for me, (program, *_) in enumerate(scene.programs) if program is reader]
+        self.hits = 0  # reads that found a value
+
+    def followers(self, memory, places):
+        for me in self.readers:
+            if self.automata[me].actions[places[me]] is not None:
+                return super().followers(memory, places)
+        return ()
+
+    def may_go(self, action, memory, places):
+        kind, _, name, arguments = action
+        if kind != ACT:
+            return super().may_go(action, memory, places)
+        guard = getattr(self.cell, f"may_{name}", None)
+        return guard is None or guard(memory, *arguments)
+
+    def access(self, action, memory):
+        kind, _, name, arguments = action
+        if kind != ACT:
+            return super().access(action, memory)
+        after = list(memory)
+        answer = getattr(self.cell, name)(after, *arguments)
+        self.hits += name == "look" and answer is not None
+        return tuple(after), answer
+
+
+def read_already(m, memory, places):
+    """The law has judged each read when it looked (Host)."""
+
+
+def scene(*programs, mortal=(), deaths=0, **words):
+    programs = (*programs, (clock,), (cycling,))
+    return Scene(programs, read_already, frozenset(mortal), deaths, cell=partial(Host, **words))
+
+
+WATCH, READ, WRITE, ANSWERS = (tracker, 0), (reader, True), (writer,), (answering,)
+SCENES = {
+    "a key changes while it is fetched": scene(WATCH, READ, WRITE, ANSWERS, epochs=2),
+    "two fetch a key that changes": scene(WATCH, READ, (fetcher,), WRITE, ANSWERS, epochs=2),
+    "one that fetches dies": scene(
+        WATCH, READ, (fetcher,), WRITE, ANSWERS, epochs=2, mortal=[2], deaths=1
+    ),
+    "the connection is cut": scene((tracker, 0, 2), READ, WRITE, ANSWERS, (cutter,)),
+    "the server is flushed": scene(WATCH, READ, (flusher,), ANSWERS),
+    "a tracker dies": scene(
+        WATCH,
+        (tracker, 1, 1, 2, 0),
+        READ,
+        WRITE,
+        (answering, 1),
+        connections=2,
+        mortal=[0],
+        deaths=1,
+    ),
+    "a tracker dies, and the next one": scene(
+        (tracker, 0, 1, 0),
+        (tracker, 1, 1, 0, 0),
+        (tracker, 2, 1, 2, 1),
+        READ,
+        WRITE,
+        (answering, 2),
+        connections=3,
+        epochs=4,
+        mortal=[0, 1],
+        deaths=2,
+    ),
+    "another one takes over, and the old one proves": scene(
+        WATCH, (tracker, 1, 1, 0), READ, WRITE, ANSWERS, connections=2
+    ),
+    "another one takes over, and proves": scene(
+        (tracker, 0, 1, 0), (tracker, 1), READ, WRITE, (answering, 1), connections=2
+    ),
+    "a write through the cache": scene(WATCH, READ, (host_writer,), ANSWERS, epochs=2),
+    "a write through the cache, and one of another host": scene(
+        WATCH, READ, (host_writer,), WRITE, ANSWERS, epochs=2, writes=2
+    ),
+    "a number passes to another node": scene(WATCH, READ, WRITE, ANSWERS, (passer,)),
+    "a strict server": scene(WATCH, READ, WRITE, ANSWERS, epochs=2, strict=True),
+}
+
+THOROUGH = {  # some seconds each
+    "two fetch a key that changes",
+    "one that fetches dies",
+    "another one takes over, and proves",
+}
+LONG = {  # more
+    "a tracker dies, and the next one",
+    "another one takes over, and the old one proves",
+    "a write through the cache, and one of another host",
+}
+
+FETCHED, TWO, CUT = (
+    "a key changes while it is fetched",
+    "two fetch a key that changes",
+    "the connection is cut",
+)
+# Each step that can be left out, the scene that shows the mistake, and what then goes wrong.
+MUTANTS = {
+    "an answer is stored only under its token": (FETCHED, OLD),
+    "each claim has a token of its own": (TWO, OLD),
+    "the token is placed before the question is sent": (FETCHED, OLD),
+    "a change takes claims away, too": (FETCHED, OLD),
+    "a reader looks at the lease before the entry": (FETCHED, OLD),
+    "a change is dealt with before the lease is extended": (FETCHED, OLD),
+    "a proof is of the moment when a question was sent": (FETCHED, OLD),
+    "the moment is taken before the question is sent": (FETCHED, OLD),
+    "an answer proves what was before the question before": (FETCHED, OLD),
+    "one question is asked at a time": (FETCHED, OLD),
+    "a flush discards everything": ("the server is flushed", OLD),
+    "a watch begins after the subscription": (CUT, OLD),
+    "a watch begins with a new epoch": ("a tracker dies", ERA),
+    "a lease is extended in its own term only": ("a number passes to another node", OLD),
+    "a watch begins only if its node has the number": ("a number passes to another node", OLD),
+    "a write stores nothing here": ("a write through the cache, and one of another host", OLD),
+    "a write forgets the key before it returns": ("a write through the cache", BEHIND),
+}
+
+MUTANTS_THOROUGH = {"each claim has a token of its own", "a write stores nothing here"}
+
+# Steps that these promises do not need, and the scenes in which they could matter. The lease of the
+# watch before is as true as it was. Two trackers that both heard everything since their own epochs
+# began may both prove; the term is for a number that passes on. A server that executes a question
+# in a later cycle than that in which it was sent needs one question where the library asks two.
+SPARE = {
+    "a watch begins without a lease": CUT,
+    "who has lost the office does not begin": "another one takes over, and the old one proves",
+    "a lease is extended in its own term only": "another one takes over, and the old one proves",
+    "an answer proves what was before the question before": "a strict server",
+}
