@@ -1,158 +1,28 @@
 """Storms: processes read while others write and die; acknowledged versions are the oracle."""
 
-import contextlib
-import multiprocessing
 import os
-import pickle
-import queue
-import random
 import signal
 import time
 
 import pytest
-from support.near import ServedSource, Server
+from support.near import ServedSource
+from support.near_storms import FORK, KEYS, Storm, near_of, served, start
 
 from shmrhash import gc
-from shmrhash._near.cache import NearCache
 from shmrhash._near.state import NODES_MAX, State
 
-STALE = 0.3
-KEYS = [b"key:%d" % number for number in range(64)]  # each is written about twice a second
-DELAY = 0.03
 STORMS_MAX = 20  # that a mutant may survive by chance: one storm in three, or more, finds it
-FORK = multiprocessing.get_context("fork")
-
-
-def start(function, *arguments):
-    process = FORK.Process(target=function, args=arguments, daemon=True)
-    process.start()
-    return process
-
-
-def serve(address, ready):
-    Server(address, DELAY).serve(ready.set)
-
-
-def near_of(address, name, *, max_stale=STALE, **options):
-    return NearCache(
-        ServedSource(address),
-        name=name,
-        max_stale=max_stale,
-        max_entries=1000,
-        max_bytes=1 << 20,
-        **options,
-    )
-
-
-def write(address, times, seconds, seed):
-    """Write versions of random keys; note in times when each was acknowledged."""
-    chance, source, end = random.Random(seed), ServedSource(address), time.monotonic() + seconds
-    versions = dict.fromkeys(KEYS, 0)
-    while time.monotonic() < end:
-        key = chance.choice(KEYS)
-        versions[key] += 1
-        source.set(key, b"%s=%d" % (key, versions[key]), None)
-        times.put((key, versions[key], time.monotonic()))
-        time.sleep(chance.random() * 0.015)
-    times.put(None)
-
-
-def read(address, name, folder, stop, options):
-    """Read random keys; write what was read, and when its last read began, to a file."""
-    near, chance = near_of(address, name, **options), random.Random(os.getpid())
-    with open(folder / f"{os.getpid()}", "wb", buffering=0) as file:
-        while not stop.is_set():
-            portion = {}
-            for _ in range(50):
-                key, began = chance.choice(KEYS), time.monotonic()
-                owner, _, version = (near.get(key) or key + b"=0").rpartition(b"=")
-                portion[key, owner, int(version)] = began
-            file.write(pickle.dumps(portion))
-            time.sleep(0.002)
-
-
-def portions_in(folder):
-    """What all readers wrote; the last portion of one that was killed may be cut."""
-    for path in folder.iterdir():
-        with open(path, "rb") as file, contextlib.suppress(EOFError, pickle.UnpicklingError):
-            while True:
-                yield pickle.load(file)
-
-
-def judge(acknowledged, seen):
-    """The reads that are too old: (key, version, seconds beyond max_stale)."""
-    wrong = []
-    for key, owner, version, began in seen:
-        if owner != key:
-            wrong.append((key, owner, began))
-            continue
-        later = [moment for number, moment in acknowledged[key].items() if number > version]
-        if later and min(later) < began - STALE:
-            wrong.append((key, version, began - STALE - min(later)))
-    return wrong
-
-
-def storm(tmp_path, name, seconds, seed, *, kill=True, options=None):
-    """Return the number of reads, the wrong ones, and info() at the end."""
-    chance, address = random.Random(seed), str(tmp_path / "server")
-    ready, stop = FORK.Event(), FORK.Event()
-    folder = tmp_path / "seen"
-    folder.mkdir()
-    others = [start(serve, address, ready)]
-    assert ready.wait(10)
-    times = FORK.Queue()
-    others.append(start(write, address, times, seconds, seed))
-    readers = [start(read, address, name, folder, stop, options or {}) for _ in range(3)]
-    acknowledged, writing = {key: {} for key in KEYS}, True
-    admin, next_blow = ServedSource(address), time.monotonic() + 0.4
-    while writing:
-        with contextlib.suppress(queue.Empty):
-            while True:  # until there are no more
-                said = times.get(timeout=0.005)
-                if said is None:
-                    writing = False
-                    break
-                acknowledged[said[0]][said[1]] = said[2]
-        if kill and time.monotonic() > next_blow:
-            next_blow = time.monotonic() + 0.25 + chance.random() * 0.3
-            blow = chance.choice(["reader", "cut", "stop"])
-            at = chance.randrange(len(readers))
-            if blow == "cut":
-                admin.ask("cut")
-            elif blow == "reader":
-                os.kill(readers[at].pid, signal.SIGKILL)
-                readers[at].join()
-                readers[at] = start(read, address, name, folder, stop, options or {})
-            else:
-                os.kill(readers[at].pid, signal.SIGSTOP)
-                time.sleep(chance.random() * 2 * STALE)
-                os.kill(readers[at].pid, signal.SIGCONT)
-    time.sleep(2 * STALE)
-    with near_of(address, name) as near:
-        near.ready(5)
-        info = near.info()
-        at_rest = {key: near.get(key) for key in KEYS} == dict(
-            zip(KEYS, admin.ask("get", KEYS), strict=True)
-        )
-        near._state.entries.check()
-    stop.set()
-    for process in (*readers, *others):
-        process.kill()
-        process.join()
-    gc()  # the last users of the segments were killed
-    seen = [(*place, began) for portion in portions_in(folder) for place, began in portion.items()]
-    return len(seen), judge(acknowledged, seen), at_rest, info
 
 
 @pytest.mark.thorough
 def test_no_read_is_older_than_max_stale(tmp_path, map_name, seed):
     """N1, N2, N5: readers, one of which tracks, are killed and stopped, and connections are cut."""
-    reads, wrong, at_rest, info = storm(tmp_path, map_name, 6.0, seed)
+    outcome = Storm(tmp_path, map_name, 6.0, seed).run()
 
-    assert wrong == []
-    assert at_rest
-    assert reads > 1000
-    assert info["takeovers"] > 0
+    assert outcome.wrong == []
+    assert outcome.at_rest
+    assert outcome.reads > 1000
+    assert outcome.info["takeovers"] > 0
 
 
 def hold(address, name, stop):
@@ -163,9 +33,8 @@ def hold(address, name, stop):
 
 def test_another_process_tracks_when_the_tracker_is_killed(tmp_path, map_name):
     """N5: and what nobody heard in between is not served."""
-    address, ready, stop = str(tmp_path / "server"), FORK.Event(), FORK.Event()
-    others = [start(serve, address, ready)]
-    assert ready.wait(10)
+    address, stop = str(tmp_path / "server"), FORK.Event()
+    others = [served(address)]
     first = start(hold, address, map_name, stop)
     source = ServedSource(address)
     source.set(KEYS[0], b"old", None)
@@ -199,9 +68,8 @@ def ask_all(address, name, begin, keys):
 
 def test_processes_that_miss_a_key_ask_once(tmp_path, map_name):
     """N6: three processes ask for the same keys in the same order, and each answer is late."""
-    address, ready, begin = str(tmp_path / "server"), FORK.Event(), FORK.Event()
-    server = start(serve, address, ready)
-    assert ready.wait(10)
+    address, begin = str(tmp_path / "server"), FORK.Event()
+    server = served(address)
     with near_of(address, map_name, max_stale=30.0) as near:
         assert near.ready(10)
         askers = [start(ask_all, address, map_name, begin, KEYS) for _ in range(3)]
@@ -239,7 +107,6 @@ def test_the_oracle_finds_a_near_cache_without(tmp_path, map_name, seed, mutant,
     for number in range(STORMS_MAX):
         folder = tmp_path / str(number)
         folder.mkdir()
-        _, wrong, at_rest, _ = storm(folder, map_name, 4.0, seed + number)
-        if wrong or not at_rest:
+        if not Storm(folder, map_name, 4.0, seed + number).run().is_right:
             return
     pytest.fail(f"not found in {STORMS_MAX} storms")

@@ -7,6 +7,7 @@ they were made, so that invalidations overtake them.
 """
 
 import contextlib
+import math
 import os
 import queue
 import random
@@ -15,6 +16,48 @@ import time
 from multiprocessing.connection import Client, Listener
 
 from shmrhash._near.source import Fetched, Probe
+
+
+class Written:
+    """What a writer wrote, and when each write was acknowledged: the judge of reads.
+
+    Each key has one writer, and its versions are counted from 1; a value is b"key=version". Version
+    0 is the key that is not there yet. A flush is a version of each key, without a value.
+    """
+
+    def __init__(self, keys):
+        self.moments = {key: [-math.inf] for key in keys}
+        self.absent = {key: [0] for key in keys}
+
+    def next_value(self, key):
+        return b"%s=%d" % (key, len(self.moments[key]))
+
+    def acknowledged(self, key, moment):
+        """The next version of key is at the server since this moment, or longer."""
+        self.moments[key].append(moment)
+
+    def flushed(self, moment):
+        for key, moments in self.moments.items():
+            self.absent[key].append(len(moments))
+            moments.append(moment)
+
+    def wrong(self, key, found, began, max_stale):
+        """What is wrong with a read that began then, or None: another key's value, one that was
+        never written, or one that was replaced longer than max_stale before the read began (N1,
+        N4). Of a read that found nothing the last flush is believed to be the reason, even if it
+        came after the read."""
+        moments = self.moments[key]
+        if found is None:
+            version = self.absent[key][-1]
+        else:
+            owner, _, number = found.rpartition(b"=")
+            version = int(number) if number.isdigit() else -1
+            if owner != key or not 0 < version <= len(moments) or version in self.absent[key]:
+                return f"{key!r} has the value {found!r}, which nobody wrote"
+        if version + 1 < len(moments) and moments[version + 1] < began - max_stale:
+            late = began - moments[version + 1]
+            return f"{key!r} has version {version}, {late:.3f} s after the next one was written"
+        return None
 
 
 class Server:
