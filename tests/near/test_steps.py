@@ -5,56 +5,12 @@ import contextlib
 import copy
 import os
 import pickle
-import threading
 import time
 
 import pytest
-from support.near import PlainSource
+from support.near_schedules import CONVERSATIONS, SCHEDULES, STALE, Conversation, Scene
 
 from shmrhash import Deposed, Unavailable
-from shmrhash._near.cache import NearCache
-from shmrhash._near.state import TURN
-from shmrhash._near.tracker import Tracker
-
-STALE = 0.2
-
-
-class Scene:
-    """A near cache, its source, and a tracker whose steps the test makes."""
-
-    def __init__(self, name, **options):
-        self.source = PlainSource()
-        self.near = NearCache(
-            self.source,
-            name=name,
-            track=False,
-            max_stale=STALE,
-            max_entries=1000,
-            max_bytes=1 << 20,
-            **options,
-        )
-        self.tracker = self.new_tracker()
-        self.node = self.source.node_of(b"")
-
-    def new_tracker(self):
-        tracker = Tracker(self.near._state, self.source, self.near, STALE)
-        tracker._turn = self.near._state.begin(TURN)
-        return tracker
-
-    def watch(self):
-        self.tracker.began(self.node)
-        self.prove()
-
-    def prove(self):
-        self.tracker.proved(self.node, time.monotonic_ns())
-
-    def write(self, key, value):
-        """A write by another host, of which the tracker hears."""
-        self.source.server.values[key] = value
-        self.tracker.changed(self.node, [key])
-
-    def reads(self):
-        return self.source.server.reads
 
 
 @pytest.fixture
@@ -67,9 +23,17 @@ def scene(map_name):
 
     yield make
     for one in made:
-        one.near._state.entries.check()
-        one.near._state.words.check()
-        one.near.close()
+        one.close()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.__name__)
+def test_nothing_old_is_read_when(scene, schedule):
+    schedule(scene())
+
+
+@pytest.mark.parametrize("schedule", CONVERSATIONS, ids=lambda schedule: schedule.__name__)
+def test_a_proof_covers_what_it_says_when(schedule):
+    schedule(Conversation())
 
 
 def test_hits_ask_nobody(scene):
@@ -101,95 +65,6 @@ def test_absence_is_kept_and_ends_with_the_key(scene):
     assert it.reads() == 1
     it.write(b"k", b"here")
     assert it.near.get("k") == b"here"
-
-
-def test_an_answer_that_an_invalidation_overtook_is_not_stored(scene):
-    """N1: the mutant that fills without a token stores the old answer for ever."""
-    it = scene()
-    it.watch()
-    it.source.server.values[b"k"] = b"old"
-    it.source.during = lambda: it.write(b"k", b"new")
-
-    first = it.near.get("k")
-    it.source.during = lambda: None
-
-    assert first == b"old"  # it was current during the call
-    assert it.near.get("k") == b"new"
-
-
-def test_the_token_of_one_fetch_is_not_that_of_another(scene):
-    """N1: the first of two fetches is cut off, and must not store into the claim of the second."""
-    it = scene()
-    it.watch()
-    it.source.server.values[b"k"] = b"old"
-    seen = []
-
-    def overtaken():
-        it.source.during = lambda: None
-        it.write(b"k", b"new")
-        line = it.near._state.line(it.node)
-        second = it.near._claim(b"k", line, 0)
-        assert second.attempt()
-        seen.append(second)
-
-    it.source.during = overtaken
-    assert it.near.get("k") == b"old"
-    seen[0].drop()
-
-    assert it.near.get("k") == b"new"
-
-
-def test_what_was_fetched_before_a_watch_is_not_served_after_it(scene):
-    """N2: the mutant without an epoch serves what changed while nobody watched."""
-    it = scene()
-    it.watch()
-    it.source.server.values[b"k"] = b"old"
-    assert it.near.get("k") == b"old"
-    it.source.server.values[b"k"] = b"new"  # nobody hears it
-    it.watch()
-
-    assert it.near.get("k") == b"new"
-
-
-def test_a_fetch_that_began_before_a_watch_stores_nothing(scene):
-    """N2: the epoch changes while the answer is under way."""
-    it = scene()
-    it.watch()
-    it.source.server.values[b"k"] = b"old"
-
-    def reconnected():
-        it.source.during = lambda: None
-        it.source.server.values[b"k"] = b"new"
-        it.watch()
-
-    it.source.during = reconnected
-    it.near.get("k")
-
-    assert it.near.get("k") == b"new"
-
-
-def test_a_flush_discards_everything(scene):
-    it = scene()
-    it.watch()
-    it.source.server.values[b"k"] = b"old"
-    it.near.get("k")
-    it.source.server.values.clear()
-    it.tracker.everything(it.node)
-
-    assert it.near.get("k") is None
-
-
-def test_no_hit_after_the_lease(scene):
-    """N1: the mutant without a lease serves what the tracker cannot know."""
-    it = scene()
-    it.watch()
-    it.source.server.values[b"k"] = b"old"
-    it.near.get("k")
-    it.source.server.values[b"k"] = b"new"  # the connection is cut: nobody hears it
-    time.sleep(STALE)
-
-    assert it.near.get("k") == b"new"
-    assert it.near.age() >= STALE
 
 
 def test_old_values_during_an_outage_if_they_are_asked_for(scene):
@@ -229,40 +104,6 @@ def test_a_tracker_that_was_replaced_extends_nothing(scene):
         old.began(it.node)
     assert old._stop()
     assert it.near._watched(it.node) is None
-
-
-def test_a_watch_does_not_begin_for_a_node_that_has_lost_its_number(scene, monkeypatch):
-    """N1: a tracker is stopped before it begins, and another node gets the number: it would prove
-    by the words of its own node what the other one has."""
-    monkeypatch.setattr("shmrhash._near.state.NODES_MAX", 1)
-    monkeypatch.setattr("shmrhash._near.state._IDLE_NS", 0)
-    it = scene()
-    passed = []
-    other = threading.Thread(target=lambda: passed.append(it.near._state.number(b"another")))
-    other.start()
-    other.join()
-
-    assert passed == [it.node]
-    with pytest.raises(Deposed):
-        it.tracker.began(it.node)
-    assert it.near._watched(it.node) is None
-    it.node = it.source.node_of(b"")  # the next attempt asks again
-    it.watch()
-    assert it.near._watched(it.node) is not None
-
-
-def test_a_write_is_read_at_once_and_is_not_stored(scene):
-    """N3; and the mutant that stores what it wrote serves it after a write of another host."""
-    it = scene()
-    it.watch()
-    it.source.server.values[b"k"] = b"old"
-    it.near.get("k")
-    it.near.set("k", b"mine")
-    it.source.server.values[b"k"] = b"theirs"  # announced before the call returned
-
-    assert it.near.get("k") == b"theirs"
-    it.near.delete("k")
-    assert it.near.get("k") is None
 
 
 def test_clear_and_invalidate_forget(scene):

@@ -27,8 +27,9 @@ FORK = multiprocessing.get_context("fork")
 @dataclasses.dataclass(frozen=True)
 class Weather:
     """How a storm is. pause: the most seconds between two writes. delay: the most seconds for which
-    the server holds an answer back. flushes: how many of a thousand writes are flushes. near: the
-    class of the near caches; server: that of the server."""
+    the server holds an answer back. flushes: how many of a thousand writes are flushes. stopped:
+    for how many max_stale a process is stopped at most. near: the class of the near caches;
+    server: that of the server."""
 
     max_stale: float = 0.3
     pause: float = 0.015
@@ -37,6 +38,7 @@ class Weather:
     readers: int = 3
     blows: tuple = ("reader", "cut", "stop")
     flushes: int = 5
+    stopped: float = 2.0
     options: tuple = ()
     near: type = NearCache
     server: type = Server
@@ -189,7 +191,7 @@ class Storm:
             readers[at] = start(self.read)
         else:
             os.kill(readers[at].pid, signal.SIGSTOP)
-            time.sleep(self.chance.random() * 2 * self.weather.max_stale)
+            time.sleep(self.chance.random() * self.weather.stopped * self.weather.max_stale)
             os.kill(readers[at].pid, signal.SIGCONT)
 
     def look_at_rest(self):

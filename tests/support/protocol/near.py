@@ -10,9 +10,9 @@ be executed in the cycle in which it was sent, which is worse than what is known
 it is executed in a later one). A flush is told at once. What a connection carries, it carries in
 order and as late as it likes, until it is cut.
 
-Here a fetch stores its answer with or without a lease, whereas the library stores none without one:
-a lease is there for the readers, and no promise of theirs needs it at the fill. How a claim is
-made, waited for and recovered has a model of its own (computing.py): here it is one step.
+Here a fetch stores its answer with or without a lease, whereas the library stores none without one
+(leased): a lease is there for the readers, and no promise of theirs needs it at the fill. How a
+claim is made, waited for and recovered has a model of its own (computing.py): here it is one step.
 """
 
 from support.protocol.automaton import awaits, cas, load, store
@@ -37,10 +37,21 @@ class Host:
     """The words of the host, its server and their connections. without: the steps that a mutant
     leaves out. connections: how many trackers have one, one after the other or at once."""
 
-    def __init__(self, programs, without=(), *, epochs=3, writes=1, connections=1, strict=False):
+    def __init__(
+        self,
+        programs,
+        without=(),
+        *,
+        epochs=3,
+        writes=1,
+        connections=1,
+        strict=False,
+        leased=False,
+    ):
         self.names = []
         self.without = frozenset(without)
         self.strict = strict
+        self.leased = leased
         self.asleep = [self._word(f"sleep of {me}") for me in range(programs)]
         self.now = self._word("clock")
         # The line: (epoch, valid until, term, number of the connection that it began with).
@@ -249,6 +260,11 @@ def reader(m, me, fetches=False):
 def fetch(m, me, number):
     """A miss: claim the place, ask the server, and store the answer under the claim."""
     word = yield load(m.line)
+    if m.leased:
+        now = yield load(m.now)
+        if line_of(word)[1] <= now:
+            return
+        del now
     place = m.entry[line_of(word)[0]]
     token = ("claim", me, number) if m.does("each claim has a token of its own") else ("claim",)
     early = m.does("the token is placed before the question is sent")

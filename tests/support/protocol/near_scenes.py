@@ -107,6 +107,9 @@ SCENES = {
         WATCH, READ, (host_writer,), WRITE, ANSWERS, epochs=2, writes=2
     ),
     "a number passes to another node": scene(WATCH, READ, WRITE, ANSWERS, (passer,)),
+    "the connection is cut, and fills need a lease": scene(
+        (tracker, 0, 2, 4), READ, WRITE, ANSWERS, (cutter,), leased=True
+    ),
     "a strict server": scene(WATCH, READ, WRITE, ANSWERS, epochs=2, strict=True),
 }
 
@@ -151,9 +154,11 @@ MUTANTS_THOROUGH = {"each claim has a token of its own", "a write stores nothing
 
 # Steps that these promises do not need, and the scenes in which they could matter. The lease of the
 # watch before is as true as it was. Two trackers that both heard everything since their own epochs
-# began may both prove; the term is for a number that passes on. A server that executes a question
-# in a later cycle than that in which it was sent needs one question where the library asks two.
+# began may both prove; the term is for a number that passes on. Where nothing is stored without a
+# lease, nothing is stored before the subscription. A server that executes a question in a later
+# cycle than that in which it was sent needs one question where the library asks two.
 SPARE = {
+    "a watch begins after the subscription": "the connection is cut, and fills need a lease",
     "a watch begins without a lease": CUT,
     "who has lost the office does not begin": "another one takes over, and the old one proves",
     "a lease is extended in its own term only": "another one takes over, and the old one proves",

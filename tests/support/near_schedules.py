@@ -1,0 +1,375 @@
+"""Steps of a near cache and its tracker in an order that a test chooses.
+
+A schedule is one order in which something has to hold; for each step that can be left out there is
+a schedule in which its absence shows (near_mutants.py).
+"""
+
+import contextlib
+import socket
+import threading
+import time
+from types import SimpleNamespace
+from unittest import mock
+
+from shmrhash import Deposed
+from shmrhash._near.cache import NearCache
+from shmrhash._near.redis import RedisSource
+from shmrhash._near.resp import Push
+from shmrhash._near.state import TURN
+from shmrhash._near.tracker import Tracker
+from support.near import PlainSource
+
+STALE = 0.2
+BEAT = 0.01
+KEY = b"k"
+
+
+class Scene:
+    """A near cache, its source, and a tracker whose steps the test makes."""
+
+    def __init__(self, name, kind=NearCache, **options):
+        self.source = PlainSource()
+        given = {"track": False, "max_stale": STALE, "max_entries": 1000, "max_bytes": 1 << 20}
+        self.near = kind(self.source, name=name, **(given | options))
+        self.tracker = self.new_tracker()
+        self.node = self.source.node_of(b"")
+
+    def new_tracker(self):
+        tracker = Tracker(self.near._state, self.source, self.near, STALE)
+        tracker._turn = self.near._state.begin(TURN)
+        return tracker
+
+    def watch(self):
+        self.tracker.began(self.node)
+        self.prove()
+
+    def prove(self):
+        self.tracker.proved(self.node, time.monotonic_ns())
+
+    def has(self, value):
+        """A write by another host, of which the tracker has not heard."""
+        self.source.server.values[KEY] = value
+
+    def write(self, key, value):
+        """A write by another host, of which the tracker hears."""
+        self.source.server.values[key] = value
+        self.tracker.changed(self.node, [key])
+
+    def during_a_fetch(self, happens):
+        """When the server has answered the next fetch, and before the answer is here."""
+
+        def once():
+            self.source.during = lambda: None
+            happens()
+
+        self.source.during = once
+
+    def reads(self):
+        return self.source.server.reads
+
+    def close(self):
+        self.near._state.entries.check()
+        self.near._state.words.check()
+        self.near.close()
+
+
+def an_answer_is_overtaken(it):
+    """N1: a fetch stores nothing if the key changes before its answer is here."""
+    it.watch()
+    it.has(b"old")
+    it.during_a_fetch(lambda: it.write(KEY, b"new"))
+
+    assert it.near.get(KEY) == b"old"  # it was current during the call
+    assert it.near.get(KEY) == b"new"
+
+
+def another_fetch_begins_when_an_answer_is_overtaken(it):
+    """N1: the claim of the second fetch is not that of the first."""
+    it.watch()
+    it.has(b"old")
+    second = []
+
+    def overtaken():
+        it.write(KEY, b"new")
+        second.append(it.near._claim(KEY, it.near._state.line(it.node), 0))
+        assert second[0].attempt()
+
+    it.during_a_fetch(overtaken)
+    it.near.get(KEY)
+    second[0].drop()
+
+    assert it.near.get(KEY) == b"new"
+
+
+def a_watch_is_made_anew(it):
+    """N2: what changed while nobody watched is not served."""
+    it.watch()
+    it.has(b"old")
+    it.near.get(KEY)
+    it.has(b"new")
+    it.watch()
+
+    assert it.near.get(KEY) == b"new"
+
+
+def a_watch_is_made_anew_during_a_fetch(it):
+    """N2: the answer is stored where nobody looks."""
+    it.watch()
+    it.has(b"old")
+
+    def reconnected():
+        it.has(b"new")
+        it.watch()
+
+    it.during_a_fetch(reconnected)
+    it.near.get(KEY)
+
+    assert it.near.get(KEY) == b"new"
+
+
+def another_process_takes_over(it):
+    """N5, N2: what changed between two trackers is not served."""
+    it.watch()
+    it.has(b"old")
+    it.near.get(KEY)
+    it.has(b"new")
+    it.tracker = it.new_tracker()
+    it.watch()
+
+    assert it.near.get(KEY) == b"new"
+
+
+def everything_changes(it):
+    """N1: after a flush nothing from before is served."""
+    it.watch()
+    it.has(b"old")
+    it.near.get(KEY)
+    it.source.server.values.clear()
+    it.tracker.everything(it.node)
+
+    assert it.near.get(KEY) is None
+
+
+def nobody_is_heard_for_max_stale(it):
+    """N1: the lease is over."""
+    it.watch()
+    it.has(b"old")
+    it.near.get(KEY)
+    it.has(b"new")
+    time.sleep(STALE)
+
+    assert it.near.get(KEY) == b"new"
+    assert it.near.age() >= STALE
+
+
+def a_tracker_wakes_while_a_value_is_read(it):
+    """N1: a reader that looked at the entry before the lease would find the entry of before, and
+    the lease that the tracker extends after it has deleted that entry."""
+    it.watch()
+    it.has(b"old")
+    it.near.get(KEY)
+    it.has(b"new")
+    time.sleep(STALE)
+
+    def woken():
+        it.tracker.changed(it.node, [KEY])
+        it.prove()
+
+    it.near.between = woken
+
+    assert it.near.get(KEY) == b"new"
+
+
+def another_host_writes_what_this_one_has_written(it):
+    """N1: what was written is not stored here: a later write may have been told already."""
+    it.watch()
+    it.near.set(KEY, b"mine")
+    it.has(b"theirs")  # told before the call returned
+
+    assert it.near.get(KEY) == b"theirs"
+
+
+def a_key_that_is_here_is_written(it):
+    """N3: and every read behind the call returns the value or a newer one."""
+    it.watch()
+    it.has(b"old")
+    it.near.get(KEY)
+    it.near.set(KEY, b"mine")
+
+    assert it.near.get(KEY) == b"mine"
+    it.near.delete(KEY)
+    assert it.near.get(KEY) is None
+
+
+def another_one_tracks(it):
+    """N1: a lease is extended in its own term only."""
+    it.watch()
+    old, it.tracker = it.tracker, it.new_tracker()
+    it.tracker.began(it.node)
+    with contextlib.suppress(Deposed):
+        old.proved(it.node, time.monotonic_ns())
+
+    assert it.near._watched(it.node) is None
+
+
+def a_number_passes_to_another_node(it):
+    """N1: a tracker is stopped before it begins, and another node gets the number of its own: it
+    would prove for that node what it hears of its own."""
+    passed = []
+    other = threading.Thread(target=lambda: passed.append(it.near._state.number(b"another")))
+    with (
+        mock.patch("shmrhash._near.state.NODES_MAX", 1),
+        mock.patch("shmrhash._near.state._IDLE_NS", 0),
+    ):
+        other.start()
+        other.join()
+        assert passed == [it.node]
+        with contextlib.suppress(Deposed):
+            it.watch()
+
+        assert it.near._watched(it.node) is None
+        it.node = it.source.node_of(b"")  # the next attempt asks again
+    it.watch()
+    assert it.near._watched(it.node) is not None
+
+
+SCHEDULES = (
+    an_answer_is_overtaken,
+    another_fetch_begins_when_an_answer_is_overtaken,
+    a_watch_is_made_anew,
+    a_watch_is_made_anew_during_a_fetch,
+    another_process_takes_over,
+    everything_changes,
+    nobody_is_heard_for_max_stale,
+    a_tracker_wakes_while_a_value_is_read,
+    another_host_writes_what_this_one_has_written,
+    a_key_that_is_here_is_written,
+    another_one_tracks,
+    a_number_passes_to_another_node,
+)
+
+
+# ---- what a server says ----
+
+
+class Conversation:
+    """A watch of RedisSource with a server whose words the test chooses. It is the connection, and
+    the sink: it notes which writes were executed before a proof, and told after it."""
+
+    connection_pool = type("Pool", (), {"connection_kwargs": {"path": "nowhere"}})
+
+    def __init__(self, kind=RedisSource):
+        self.source = kind(self, [""])
+        self.here, self.there = socket.socketpair()
+        self.script = []  # what the server says, one read each
+        self.questions = 0
+        self.now_ns = 0
+        self.untold = {}
+        self.discarded = False
+        self.unproved = []  # writes that a proof did not cover, although it says so
+        self.proofs = 0
+
+    def run(self, script):
+        """script: a generator, which goes on each time that the watch asks whether to stop."""
+        clock = SimpleNamespace(clock_monotonic_ns=self.clock_ns)
+        try:
+            with mock.patch("shmrhash._near.redis._core", clock):
+                self.source._watch_on(self, self, lambda: next(script, True), 0, BEAT, b"?")
+        finally:
+            self.here.close()
+            self.there.close()
+
+    def clock_ns(self):
+        """The clock of the watch: each look is later than the one before."""
+        self.now_ns += 1
+        return self.now_ns
+
+    def until_asked(self, number):
+        for _ in range(10):
+            if self.questions >= number:
+                return
+            self.now_ns += int(BEAT * 1e9 / 4)
+            yield False
+        raise AssertionError("the server is not asked")
+
+    def until_heard(self):
+        while self.script:  # as many reads as there are words
+            yield False
+
+    def says(self, *words):
+        self.script.append(list(words))
+        self.there.send(b".")
+
+    def executes_write(self, key):
+        self.untold[key] = self.clock_ns()
+
+    # The connection.
+
+    def fileno(self):
+        return self.here.fileno()
+
+    def settimeout(self, seconds):
+        pass
+
+    def pending(self):
+        return False
+
+    def send(self, data):
+        self.questions += 1
+
+    def receive(self):
+        self.here.recv(1)
+        return self.script.pop(0)
+
+    # The sink.
+
+    def changed(self, node, keys):
+        for key in keys:
+            self.untold.pop(key, None)
+
+    def everything(self, node):
+        self.discarded = True
+        self.untold.clear()
+
+    def proved(self, node, moment_ns):
+        self.proofs += 1
+        self.unproved += [key for key, moment in self.untold.items() if moment < moment_ns]
+
+
+MASTER = [b"master", 0, []]
+
+
+def an_answer_overtakes_a_change(it):
+    """(b) of a source: an answer comes before the changes of its own cycle; also if the question
+    was sent behind a write of that cycle."""
+
+    def script():
+        yield from it.until_asked(1)
+        it.says(MASTER)
+        yield from it.until_heard()
+        it.executes_write(KEY)
+        yield from it.until_asked(2)
+        it.says(MASTER)
+        it.says(Push([b"invalidate", [KEY]]))
+        yield from it.until_heard()
+
+    it.run(script())
+
+    assert it.proofs == 1
+    assert it.unproved == []
+
+
+def the_server_is_flushed(it):
+    """(a) of a source: everything may have changed."""
+
+    def script():
+        yield from it.until_asked(1)
+        it.says(Push([b"invalidate", None]))
+        yield from it.until_heard()
+
+    it.run(script())
+
+    assert it.discarded
+
+
+CONVERSATIONS = (an_answer_overtakes_a_change, the_server_is_flushed)
