@@ -5,8 +5,9 @@ from segment.words cimport target_index, word_held_by
 
 
 cdef object processes_in(MapHandle handle):
-    """{index, pid, command, attached_ns, alive, reads, operations, waits} of each used slot,
-    except those of processes that ended by themselves, which recovery gives back."""
+    """{index, pid, command, attached_ns, alive, here, reads, operations, waits} of each used slot,
+    except those of processes that ended by themselves, which recovery gives back. here: the slot is
+    that of this handle; a child of fork has one once it has written."""
     cdef uint64_t index, at, claim
     cdef bint gone
     cdef uint64_t contexts = contexts_usable(&handle.map)
@@ -32,6 +33,7 @@ cdef object processes_in(MapHandle handle):
                 "command": (<bytes> slot.command[:15]).split(b"\0")[0].decode(errors="replace"),
                 "attached_ns": slot.attached_ns,
                 "alive": not gone,
+                "here": index == handle.map.local.process_index,
                 "reads": bool(claim & CLAIM_READS),
                 "operations": operations.get(index + 1, 0),
                 "waits": waits.get(index + 1, 0),

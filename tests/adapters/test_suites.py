@@ -41,7 +41,7 @@ def test_suite_passes_but_for_the_named_tests(suite, archives, tmp_path, map_nam
         with Cache(map_name, key=str, value=object) as cache:
             cache.check()
     finally:
-        for name in (map_name, f"{map_name}.mutexes"):
+        for name in (map_name, f"{map_name}.mutexes", f"{map_name}.metrics"):
             with contextlib.suppress(SegmentMissing):
                 unlink(name)
 

@@ -18,6 +18,7 @@ NAMED = {
     "processes.py": "numpy",
     "bench_batch.py": "numpy",
     "bench_locks.py": "numpy",
+    "bench_metrics.py": "prometheus_client",
     "bench_shared_dict.py": "numpy",
 }
 
@@ -45,6 +46,7 @@ def run(program, *options, result):
         ["bench_dict.py", "--quick", "--keys", "copies"],
         ["bench_batch.py", "--quick"],
         ["bench_cache_hits.py", "--quick"],
+        ["bench_metrics.py", "--quick"],
         ["bench_waiting.py", "--quick", "--rounds", "400"],
         ["core.py", "--quick", "--sizes", "32/256"],
         ["memory.py", "--sizes", "8/8", "32/256", "--entries", "1", "5000"],

@@ -82,6 +82,13 @@ SUITES = [
         ".",
         ("tests/integration/test_shm.py",),
     ),
+    Suite(
+        "prometheus",
+        "prometheus_client-",
+        {"prometheus_fixtures.py": "tests/conftest.py"},
+        ".",
+        ("tests/test_multiprocess.py::TestMultiProcess",),
+    ),
 ]
 
 
