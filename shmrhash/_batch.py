@@ -14,6 +14,7 @@ from shmrhash._constants import BPF_F_LOCK
 from shmrhash._errors import InvalidArgument
 from shmrhash._progress import Progress, shown
 from shmrhash._rows import delivered, first_rows, joined, new_mask, new_rows, new_sums
+from shmrhash._types.rowtypes import dtypes_of
 from shmrhash._views import ITEMS, KEYS, VALUES, SharedItems, SharedKeys, SharedValues
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ _KINDS = {KEYS: "keys", VALUES: "values", ITEMS: "items"}  # of EntryIterator
 class Batch:
     """The result of a lookup batch.
 
-    keys, values: count items each, as NumPy arrays of dtype V<size> unless the call gave another
-    dtype, or as bytes without NumPy. cursor: for the next call; None if the map had no more
-    entries.
+    keys, values: count items each, as NumPy arrays of the dtype that the call gave, else of that
+    which the map keeps (dtypes), else V<size>; or as bytes without NumPy. cursor: for the next
+    call; None if the map had no more entries.
     """
 
     keys: Any
@@ -109,6 +110,19 @@ class BatchMethods(_Map):
         """
         return SharedItems(self)
 
+    @property
+    def dtypes(self) -> tuple[Any, Any]:
+        """The dtypes of keys and values that from_arrays() kept in the segment.
+
+        None for each that it did not keep: rows that were no NumPy array, or of dtype V<size>; a
+        dtype that a .npy file could not hold, or whose description is longer than some 1,400 bytes.
+        None, too, without NumPy. Arrays of entries have these dtypes, unless the call names others.
+
+        Raises MapClosed.
+        """
+        schema = self.schema
+        return dtypes_of(schema, self.key_size, self.value_size) if schema else (None, None)
+
     def get_next_key(self, key: Any = None) -> bytes | None:
         """The key after key in the map's order; the first if key is None; None after the last.
 
@@ -179,6 +193,9 @@ class BatchMethods(_Map):
             raise InvalidArgument(f"count must be at least 1, not {count}")
         locked = _locks("a lookup batch", flags)
         room = min(count, self.max_entries)
+        kept = self.dtypes
+        key_dtype = kept[0] if key_dtype is None else key_dtype
+        value_dtype = kept[1] if value_dtype is None else value_dtype
         parts = []
         size = min(room, max(len(self) + 64, _ROOM_ENTRIES))
         done = 0
@@ -255,11 +272,12 @@ class BatchMethods(_Map):
         """Look up an array of keys: (values, found).
 
         keys: as for update_batch(). values: out if given, a writable buffer of as many items of
-        value_size bytes; else a NumPy array of dtype (default V<value_size>), or bytes without
-        NumPy. found: a NumPy array of bool, or bytes of 0 and 1. The values of absent keys keep
-        their contents in out, and are zeros in a new array. Each lookup is atomic, as lookup() is;
-        the batch is not. flags: 0 or BPF_F_LOCK. The GIL is released during the batch. Expected
-        cost: one lookup for each key, with the cache misses of 32 at a time overlapping.
+        value_size bytes; else a NumPy array of dtype (that of dtypes by default, else
+        V<value_size>), or bytes without NumPy. found: a NumPy array of bool, or bytes of 0 and 1.
+        The values of absent keys keep their contents in out, and are zeros in a new array. Each
+        lookup is atomic, as lookup() is; the batch is not. flags: 0 or BPF_F_LOCK. The GIL is
+        released during the batch. Expected cost: one lookup for each key, with the cache misses of
+        32 at a time overlapping.
 
         Raises InvalidArgument (item size, contiguity, numbers), TypeError, MapClosed,
         SegmentCorrupt.
@@ -268,6 +286,7 @@ class BatchMethods(_Map):
         found = new_mask(keys.count)
         values = out
         if out is None:
+            dtype = self.dtypes[1] if dtype is None else dtype
             values = new_rows(keys.count, self.value_size, dtype, zeroed=True)
         elif dtype is not None:
             raise InvalidArgument("give either out or dtype, not both")
@@ -368,8 +387,9 @@ class BatchMethods(_Map):
     ) -> tuple[Any, Any]:
         """All keys and all values, as two arrays of equal length.
 
-        Each entry is as of some moment during the call. They are NumPy arrays, of dtype V<size>
-        unless key_dtype or value_dtype is given; bytes without NumPy. progress(done, total) is
+        Each entry is as of some moment during the call. They are NumPy arrays, of key_dtype and
+        value_dtype, else of the dtypes that from_arrays() kept (dtypes), else V<size>; bytes
+        without NumPy. progress(done, total) is
         called every 65,536 entries and at the end; its total is an estimate; True draws a bar on a
         terminal (rich). O(entries); memory: that of the arrays.
 
@@ -382,6 +402,9 @@ class BatchMethods(_Map):
         cursor = None
         done = 0
         parts = []
+        kept = self.dtypes
+        key_dtype = kept[0] if key_dtype is None else key_dtype
+        value_dtype = kept[1] if value_dtype is None else value_dtype
         room = len(self) + 64
         while True:
             keys = new_rows(room, self.key_size, key_dtype)

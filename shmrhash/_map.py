@@ -37,6 +37,7 @@ from shmrhash._locks import LockMethods
 from shmrhash._progress import Progress, shown
 from shmrhash._refusals import refuse_creation, restless_name
 from shmrhash._rows import item_size
+from shmrhash._types.rowtypes import schema_of_rows, without_dtypes
 from shmrhash._waiting import WaitMethods
 
 
@@ -316,19 +317,21 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
         """Create a map that holds these entries.
 
         keys and values: arrays (or memoryviews) with equally many items; the sizes of their items
-        in bytes become key_size and value_size unless options name these. If a key occurs twice,
-        its last value counts. max_entries: the number of keys by default. progress(done, total) is
-        called every 65,536 entries and at the end; True draws a bar on a terminal (rich). options:
-        as for create(). Costs about an insert for each key; on an error the new map is removed
-        again.
+        in bytes become key_size and value_size unless options name these. The dtypes of NumPy
+        arrays are kept in the segment (see dtypes). If a key occurs twice, its last value counts.
+        max_entries: the number of keys by default. progress(done, total) is called every 65,536
+        entries and at the end; True draws a bar on a terminal (rich). options: as for create().
+        Costs about an insert for each key; on an error the new map is removed again.
 
         Raises what create() and update_batch() raise.
         """
         for option, what, rows in (("key_size", "keys", keys), ("value_size", "values", values)):
             if option not in options:
                 options[option] = item_size(what, rows)
-        key_rows = _core.Rows("keys", keys, options["key_size"])
+        sizes = options["key_size"], options["value_size"]
+        key_rows = _core.Rows("keys", keys, sizes[0])
         total = key_rows.count
+        options.setdefault("_schema", schema_of_rows((keys, values), sizes))
         handle = cls.create(
             name, max_entries=max(total, 1) if max_entries is None else max_entries, **options
         )
@@ -350,7 +353,7 @@ class RHashMap(LockMethods, WaitMethods, BatchMethods, _lifetime.ClosingMethods,
         schema: bytes = b"",
     ) -> None:
         found = (self.key_size, self.value_size, self.max_entries)
-        fields, here = list(self._fields()), self.schema
+        fields, here = list(self._fields()), without_dtypes(self.schema)
         if found != (key_size, value_size, max_entries):
             self.close()
             raise LayoutMismatch(

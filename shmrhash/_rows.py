@@ -75,11 +75,20 @@ def joined(parts: list[Any]) -> Any:
     return numpy_or_none().concatenate(parts)
 
 
+def is_ndarray(rows: Any) -> bool:
+    """Whether rows are a NumPy array."""
+    numpy = numpy_or_none() if hasattr(rows, "dtype") else None
+    return numpy is not None and isinstance(rows, numpy.ndarray)
+
+
 def item_size(what: str, rows: Any) -> int:
     """Bytes of each item, or row, of an array that the caller gave as what.
 
     Raises TypeError (not an array), InvalidArgument (plain bytes, whose items could have any size).
     """
+    if is_ndarray(rows) and rows.dtype != "u1":  # memoryview() refuses those with times
+        size: int = rows.dtype.itemsize * math.prod(rows.shape[1:])
+        return size
     try:
         with memoryview(rows) as view:
             shape = view.shape or ()

@@ -9,6 +9,7 @@ structures     ctypes structures
 messages       dataclasses and msgspec.Structs
 descriptions   what msgspec stores of a class, and which classes can read each other's values
 arrays         NumPy's dtypes and Array
+rowtypes       the dtypes of an RHashMap's rows
 schema         the schema of a dict, and the layout of its entries
 """
 

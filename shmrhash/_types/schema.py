@@ -20,6 +20,7 @@ from shmrhash._fields import Field, Kptr, Timer, unpacked
 from shmrhash._types.codec import KEY_DIGEST_BYTES, Codec, Role
 from shmrhash._types.declared import codec_for, type_of_record
 from shmrhash._types.records import by_reference, record_name, same_stored
+from shmrhash._types.rowtypes import without_dtypes
 
 VERSION = 1
 KIND = "SharedDict"
@@ -148,7 +149,7 @@ def _schema_of(key: Codec, value: Codec, ttl: float | None) -> Schema:
 def read_schema(data: bytes, name: str) -> dict[str, Any]:
     """The schema in a segment, as a dict. Raises LayoutMismatch: not a SharedDict's, or of another
     version."""
-    if not data:
+    if not without_dtypes(data):
         raise LayoutMismatch(f"segment {name!r} is a map, but not a SharedDict")
     try:
         record = json.loads(data)
@@ -257,12 +258,13 @@ class Types(Layout):
 def check_schema(
     schema: bytes, fields: tuple[tuple[int, int], ...], key_size: int, value_size: int, name: str
 ) -> Types | None:
-    """The types that a schema names, compared with the layout of the entries; None if it is empty.
+    """The types that a schema names, compared with the layout of the entries; None if there are
+    none.
 
     Raises LayoutMismatch: the schema is no SharedDict's, of another version, damaged, or does not
     fit the layout.
     """
-    if not schema:
+    if not without_dtypes(schema):
         return None
     types = _read_types(schema, name)
     used = types.value_offset

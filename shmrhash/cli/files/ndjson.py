@@ -33,7 +33,7 @@ Lines = Iterable[tuple[int, bytes]]
 def write_ndjson(file: BinaryIO, geometry: Geometry, chunks: Chunks, pair: Pair) -> None:
     """Write the lines of a map."""
     key_json, value_json = pair.key_json, pair.value_json
-    if geometry.special:
+    if geometry.special or geometry.schema:
         file.write(json.dumps(_head(geometry)).encode() + b"\n")
     for chunk in chunks:
         if isinstance(chunk, Chunk):
@@ -63,7 +63,7 @@ def _rest(geometry: Geometry, extra: Extra) -> str:
     if geometry.timed:
         seconds = extra.deadline_ns / SECOND_NS if extra.deadline_ns else None
         text += f',"expires":{json.dumps(seconds)}'
-    if not geometry.schema and extra.objects:
+    if not geometry.typed and extra.objects:
         objects = [
             data if data is None else base64.b64encode(data).decode() for data in extra.objects
         ]

@@ -8,8 +8,9 @@ entries, so that a reader notices a file that ends early.
     chunk  "CHNK"  crc32 u32  count u64  keys  values
     end    "DONE"  0 u32      total u64
 
-For a map with special fields, or a SharedDict, the head begins with "SHMRSNP2". After it comes a
-note, JSON of {"max_bytes", "fields", "schema" in base64}; with fields, batches replace the chunks:
+For a map with special fields or dtypes, or a SharedDict, the head begins with "SHMRSNP2". After it
+comes a note, JSON of {"max_bytes", "fields", "schema" in base64}; with fields, batches replace the
+chunks:
 
     note   length u32  crc32 u32  JSON
     batch  "BTCH"  crc32 u32  count u64  length u64  entries, of length bytes in all
@@ -52,8 +53,9 @@ NO_OBJECT = (1 << 32) - 1
 def write_snapshot(file: BinaryIO, geometry: Geometry, chunks: Chunks, pair: Pair) -> None:
     """Write a snapshot."""
     name = geometry.name.encode("utf-8", "surrogateescape")
+    has_note = geometry.special or bool(geometry.schema)
     fields = (
-        MAGIC_SPECIAL if geometry.special else MAGIC,
+        MAGIC_SPECIAL if has_note else MAGIC,
         geometry.key_size,
         geometry.value_size,
         geometry.map_flags,
@@ -65,7 +67,7 @@ def write_snapshot(file: BinaryIO, geometry: Geometry, chunks: Chunks, pair: Pai
     )
     head = HEAD.pack(*fields, 0)[:-4]
     file.write(head + struct.pack("<I", zlib.crc32(head)))
-    if geometry.special:
+    if has_note:
         note = {"max_bytes": geometry.max_bytes, "fields": geometry.fields}
         data = json.dumps(note | {"schema": base64.b64encode(geometry.schema).decode()}).encode()
         file.write(NOTE.pack(len(data), zlib.crc32(data)) + data)

@@ -10,7 +10,14 @@ from typing import Any
 
 import shmrhash
 from shmrhash import BPF_ANY, BPF_F_RDONLY, BPF_F_WRONLY, BPF_NOEXIST, RHashMap, _inspect
-from shmrhash._inspect import NEVER_NS, Extra, check_schema, clock_ns, read_chunk
+from shmrhash._inspect import (
+    NEVER_NS,
+    Extra,
+    check_schema,
+    clock_ns,
+    read_chunk,
+    without_dtypes,
+)
 from shmrhash.cli.entries.contents import Plain
 from shmrhash.cli.errors import STATUS_DAMAGED, STATUS_MISSING, Failure
 from shmrhash.cli.files.tables import NOT_SAID, Batch, Chunk, Geometry, batches, chunk_entries
@@ -20,6 +27,7 @@ def geometry_of(contents: Plain) -> Geometry:
     """The geometry of a map, without its schema if the schema cannot be read."""
     shared_map = contents.map
     info = shared_map.info()
+    schema = shared_map.schema
     return Geometry(
         shared_map.name,
         info["key_size"],
@@ -31,7 +39,7 @@ def geometry_of(contents: Plain) -> Geometry:
         info["entries"],
         shared_map.max_bytes,
         _inspect.field_pairs(shared_map),
-        b"" if contents.types is None else shared_map.schema,
+        schema if contents.types is not None or not without_dtypes(schema) else b"",
     )
 
 
@@ -108,6 +116,7 @@ def expect_like(found: RHashMap, geometry: Geometry, says_how: bool) -> None:
 
 
 def _record(schema: bytes) -> Any:
+    schema = without_dtypes(schema)
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(schema)
     return schema

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from shmrhash import Kptr, Timer
-from shmrhash._inspect import Extra
+from shmrhash._inspect import Extra, without_dtypes
 from shmrhash.cli.entries.formats import Format, Pair, Record
 from shmrhash.cli.errors import STATUS_DAMAGED, Failure, need
 
@@ -39,7 +39,10 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes, limits and types of the map that the entries of a file are from."""
+    """The sizes, limits and types of the map that the entries of a file are from.
+
+    schema: as in the segment; of a SharedDict, or with the dtypes of rows, or empty.
+    """
 
     name: str
     key_size: int
@@ -56,7 +59,12 @@ class Geometry:
     @property
     def special(self) -> bool:
         """Whether entries are more than keys and values of bytes."""
-        return bool(self.fields or self.schema)
+        return bool(self.fields) or self.typed
+
+    @property
+    def typed(self) -> bool:
+        """Whether the map is a SharedDict."""
+        return bool(without_dtypes(self.schema))
 
     @property
     def timed(self) -> bool:
@@ -66,7 +74,7 @@ class Geometry:
     @property
     def kptrs(self) -> int:
         """How many objects an entry has besides key and value; for a SharedDict none."""
-        return 0 if self.schema else sum(kind == Kptr.kind for kind, _ in self.fields)
+        return 0 if self.typed else sum(kind == Kptr.kind for kind, _ in self.fields)
 
 
 @dataclass(frozen=True)
