@@ -46,16 +46,18 @@ from segment.layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
     SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, BELL_COUNT, CELL_BYTES,
-    CELL_KEY_BYTES, CONTEXT_MAX, FEATURE_CACHE, FEATURE_CELLS, LOCK_MASK, REGION_CONTEXTS,
+    CELL_KEY_BYTES, CONTEXT_MAX, ENTRY_TAGS_MAX, FEATURE_CACHE, FEATURE_CELLS, FEATURE_TAGS,
+    LOCK_MASK, REGION_CONTEXTS,
 )
 from segment.words cimport (
     element_state, depot_credit, depot_count as depot_parked, word_locked, word_owner,
 )
 from segment.classes cimport round_up, LENGTH_MAX, ref_length
 from segment.geometry cimport (
-    Map, element_at, geometry_add_cache, geometry_add_objects, geometry_compute_for,
+    Map, element_at, element_value, geometry_add_cache, geometry_add_objects, geometry_compute_for,
     geometry_bind, context_at, contexts_usable, processes_usable, region_usable,
 )
+from segment.births cimport birth_now, invalidate, tag_slot, value_bear, value_is_outdated
 from segment.fields cimport deadline_passed, field_meets, fields_blank
 from segment.header cimport segment_examine, segment_fill, buckets_for, first_bytes
 from segment.file cimport (
@@ -71,7 +73,7 @@ from memory.region cimport (
 from memory.pool cimport object_memory_ready
 from memory.pins cimport pin_claim, pin_clear, pin_set
 from memory.object cimport leftovers_free, object_make, objects_reclaim
-from map.ring cimport ring_losses, ring_next, ring_open, ring_read
+from map.ring cimport ring_lose, ring_losses, ring_next, ring_open, ring_read
 from map.bell cimport (
     BELL_ANY, OWNER_SLICE_LATE_NS, bell_arm, bell_of_key, bell_of_section, bell_value, bell_word,
     bells_ring_all, bells_section_ring, lock_bell_arm, owner_slice_ns, sooner_ns, tag_of,
@@ -86,7 +88,7 @@ from map.table cimport table_count, table_guess
 from map.read cimport (
     Sight, key_settled,
     read_word_fast, map_find, read_fast, map_lookup, map_contains, entry_bytes, entry_deadline,
-    entry_expired, entry_find, entry_find_fast, entry_read_fast,
+    cached_find_fast, entry_expired, entry_find, entry_read_fast,
 )
 from map.hold cimport op_give_back
 from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, entry_expire
@@ -224,6 +226,7 @@ include "python/dictsection.pxi"
 include "python/dictkeys.pxi"
 include "python/dictwalk.pxi"
 include "python/dict.pxi"
+include "python/invalidating.pxi"
 include "python/claiming.pxi"
 include "python/refreshing.pxi"
 include "python/cache.pxi"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -14,13 +14,12 @@ from shmrhash._arguments import (
     checked_value_bytes,
     expect_staleness,
     expect_when_late,
-    whole_number,
 )
-from shmrhash._cachegroups import delete_prefix
+from shmrhash._cachegroups import births_of, delete_prefix, expect_tags
+from shmrhash._cachelimits import limits_if_made
 from shmrhash._cachestats import CacheStats, cache_stats
 from shmrhash._claims import CacheClaim
 from shmrhash._constants import DEFAULT_TIMEOUT
-from shmrhash._errors import InvalidArgument
 from shmrhash._handle import HandleMethods, TypedMethods
 from shmrhash._lifetime import ClosingMethods
 from shmrhash._map import RHashMap
@@ -42,8 +41,6 @@ from shmrhash._waiting import WaitMethods
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_MAX_BYTES = 64 << 20  # of a cache whose maker names no limit
-_ENTRY_BYTES = 256  # then there is an entry for each of so many bytes
 _VALUE_SHARE = 8  # one value takes at most an eighth of max_bytes
 
 _C = TypeVar("_C", bound="Cache[Any, Any]")
@@ -129,6 +126,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         max_bytes: int | None = None,
         max_value_bytes: int | None = None,
         ttl: float | None = None,
+        tags: bool | None = None,
         timeout: float | None = DEFAULT_TIMEOUT,
         mode: int = 0o600,
         ephemeral: bool = False,
@@ -144,7 +142,9 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         entries; None is that of the existing cache, or 64 MiB. max_value_bytes: the most bytes of a
         value that this handle stores outside its entry; None is an eighth of max_bytes. ttl:
         seconds to live of the values that this handle stores, if set() names no other; None is the
-        ttl that the cache was created with, or without limit. timeout, mode, ephemeral, owner: as
+        ttl that the cache was created with, or without limit. tags: whether entries can have tags
+        (invalidate), which takes 8 bytes of each and 512 KiB; None is as the existing cache has it,
+        or False. timeout, mode, ephemeral, owner: as
         for SharedDict(). if_different: a cache of this name with other types or limits is replaced
         by a new one ("replace"), or raises LayoutMismatch ("raise"); processes that have the old
         one open go on using it.
@@ -154,16 +154,17 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         PermissionDenied, Unsupported.
         """
         largest = checked_value_bytes(max_value_bytes)
-        schema = make_schema(key, value, ttl)
-        fresh = schema if ttl is not None else make_schema(key, value, math.inf)
-        made = fresh, _limits_if_made(max_entries, max_bytes)
+        births = births_of(tags)
+        schema = make_schema(key, value, ttl, births)
+        fresh = schema if ttl is not None else make_schema(key, value, math.inf, births)
+        made = fresh, limits_if_made(max_entries, max_bytes)
         if name is None:
             expect_if_different(if_different)
             handle = create_anonymous(*made, timeout=timeout, mode=mode, _is_cache=True)
             self._start(handle, fresh, largest)
             return
         open_or_create(
-            partial(self._start, largest=largest),
+            partial(self._start, largest=largest, tags=tags),
             name,
             schema,
             (max_entries, max_bytes),
@@ -176,8 +177,11 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
             _is_cache=True,
         )
 
-    def _start(self, handle: RHashMap, schema: Schema, largest: int | None) -> None:
+    def _start(
+        self, handle: RHashMap, schema: Schema, largest: int | None, tags: bool | None = None
+    ) -> None:
         """Initialize this object as the cache of this handle. Raises LayoutMismatch."""
+        expect_tags(schema.births, tags, handle.name)
         expect_geometry(schema, handle)
         most = 0
         if schema.has_objects:
@@ -228,7 +232,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         """
         return delete_prefix(self, self._schema.key.declared, prefix)
 
-    def claim(self, key: K, *, wait: float = 10.0) -> CacheClaim[K, V]:
+    def claim(self, key: K, *, tags: Iterable[str] = (), wait: float = 10.0) -> CacheClaim[K, V]:
         """get_or_compute() without a function, for a with statement.
 
             with cache.claim("page") as claim:
@@ -238,11 +242,11 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
 
         Inside the block the key has a value, claim.value, or this thread computes it for all
         processes and stores it by claim.set(). A block that ends without set(), or raises, leaves
-        the computation to the next one who waits. wait: as for get_or_compute().
+        the computation to the next one who waits. tags, wait: as for get_or_compute().
 
         The block raises what get() and set() raise.
         """
-        return CacheClaim(self, key, wait)
+        return CacheClaim(self, key, wait, tags)
 
     async def aget_or_compute(
         self,
@@ -252,6 +256,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         *,
         stale: float = 0.0,
         early: float = 0.0,
+        tags: Iterable[str] = (),
         wait: float = 10.0,
         when_late: str = "compute",
     ) -> _T:
@@ -261,7 +266,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         claim. If the one that computes is cancelled, or function() raises, another of them
         computes. A circle of computations ends, as among threads: one of them computes without
         waiting. While another process computes, the loop looks at the claim every 1 to 16
-        milliseconds. ttl, stale, early, wait, when_late: as for get_or_compute().
+        milliseconds. ttl, stale, early, tags, wait, when_late: as for get_or_compute().
 
         Costs a get() if the value is there.
 
@@ -275,12 +280,12 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         expect_staleness(stale, early)
         if found is not _ABSENT:
             return await refreshed(  # type: ignore[no-any-return]
-                self, key, function, ttl, stale, early, found
+                self, key, function, ttl, stale, early, found, tags
             )
         if ttl is not None and not callable(ttl):
             checked_ttl(ttl)
         expect_when_late(when_late)
-        question = Question(self, key, function, ttl, stale, wait, when_late)
+        question = Question(self, key, function, ttl, stale, wait, when_late, tags)
         return await question.answer()  # type: ignore[no-any-return]
 
     def memoize(
@@ -297,6 +302,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         error_ttl: float | None = None,
         stale: float = 0.0,
         early: float = 0.0,
+        tags: Iterable[str] | Callable[..., Iterable[str]] = (),
         wait: float = 10.0,
         when_late: str = "compute",
     ) -> Callable[[Callable[P, _T]], Memoized[P, _T]]:
@@ -307,7 +313,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
 
         A call is get_or_compute() of a key made of the arguments, or, of a coroutine function,
         aget_or_compute(). None is a result like others. ttl, stale, early, wait, when_late: as for
-        these.
+        these; tags, too, or a function that makes them, tags(*args, **kwargs).
 
         key: a function that makes the key, key(*args, **kwargs); unless given, the key is a tuple
         of the function's name, its positional and its named arguments, for a cache whose keys are
@@ -330,22 +336,12 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         get_or_compute() raises, and TypeError for arguments that cannot be keys.
         """
         kept = errors if isinstance(errors, tuple) else (errors,)
-        if key is None and self._schema.key.declared is not object:
-            raise InvalidArgument(
-                f"cache {self.name!r} has keys of another type than object: give memoize a key= "
-                f"function that makes one of the arguments"
-            )
-        if kept and self._schema.value.declared is not object:
-            raise InvalidArgument(
-                f"cache {self.name!r} has values of another type than object, so errors= cannot be "
-                f"kept in it"
-            )
-        expect_when_late(when_late)
-        expect_staleness(stale, early)
         limits = {"stale": stale, "early": early, "wait": wait, "when_late": when_late}
+        made = tags if callable(tags) else tuple(tags)
         options = MemoizeOptions(
-            ttl, key, name, version, typed, ignore, cache_if, kept, error_ttl, limits
+            ttl, key, name, version, typed, ignore, cache_if, kept, error_ttl, limits, made
         )
+        options.expect_fit(self.name, self._schema.key.declared, self._schema.value.declared)
         return lambda function: memoized_function(self, function, options)
 
     def _seen(self, key: Any, default: Any) -> Any:
@@ -382,9 +378,3 @@ def _attach(
         handle.close()
         raise
     return fresh
-
-
-def _limits_if_made(max_entries: int | None, max_bytes: int | None) -> tuple[int, int]:
-    """The limits of a new cache whose maker gives these."""
-    most = _MAX_BYTES if max_bytes is None else whole_number("max_bytes", max_bytes)
-    return (max(1, most // _ENTRY_BYTES) if max_entries is None else max_entries), most

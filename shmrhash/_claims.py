@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Generic
 
@@ -21,10 +22,13 @@ class CacheClaim(Generic[K, V]):
     who waits.
     """
 
-    def __init__(self, cache: _core.CacheCore[K, V], key: K, wait: float) -> None:
+    def __init__(
+        self, cache: _core.CacheCore[K, V], key: K, wait: float, tags: Iterable[str] = ()
+    ) -> None:
         self._cache = cache
         self._key = key
         self._wait = wait
+        self._tags = tuple(tags)
         self._claim: _core.Claim | None = None
         self._inside = False
         self._value: Any = _ABSENT
@@ -68,7 +72,7 @@ class CacheClaim(Generic[K, V]):
     def _claimed(self) -> bool:
         """Claim the key, or find out that it has to be computed without a claim; False: it has a
         value, or the claim that was in the way for too long is cut off."""
-        claim = _core.Claim(self._cache, self._key, self._wait)
+        claim = _core.Claim(self._cache, self._key, self._wait, tags=self._tags)
         try:
             taken = claim.wait()
         except LockTimeout:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -80,10 +80,11 @@ async def refreshed(
     stale: float,
     early: float,
     found: Any,
+    tags: Iterable[str],
 ) -> Any:
     """The value found, or another one, if this coroutine is to compute it again."""
     others = [one.claim for one in _outer.get() if one.claim is not None]
-    claim = cache._begin_refresh(key, stale, early, others, asyncio.current_task())
+    claim = cache._begin_refresh(key, stale, early, others, asyncio.current_task(), tags)
     if claim is None:
         return found
     try:
@@ -107,6 +108,7 @@ class Question:
         stale: float,
         wait: float,
         when_late: str,
+        tags: Iterable[str],
     ) -> None:
         self._cache = cache
         self._key = key
@@ -114,6 +116,7 @@ class Question:
         self._ttl = ttl
         self._stale = stale
         self._when_late = when_late
+        self._tags = tuple(tags)
         self._deadline = _core.deadline_after(wait)
         self._place = _core.notifier_key(cache.handle), cache._raw_key(key)
         self._loop = asyncio.get_running_loop()
@@ -188,7 +191,9 @@ class Question:
         others = [one.claim for one in self._outer if one.claim is not None]
         pause_s = _PAUSE_S_MIN
         while True:  # ends with the deadline
-            claim = _core.Claim(self._cache, self._key, 0, others, asyncio.current_task())
+            claim = _core.Claim(
+                self._cache, self._key, 0, others, asyncio.current_task(), tags=self._tags
+            )
             taken = claim.attempt()
             if taken is not None:
                 return claim if taken else None

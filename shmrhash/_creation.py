@@ -24,7 +24,7 @@ from shmrhash._constants import (
     PAGE_BYTES,
 )
 from shmrhash._errors import InvalidArgument, TooLarge
-from shmrhash._fields import Kptr
+from shmrhash._fields import Birth, Kptr, Tags
 from shmrhash._refusals import segment_exists
 from shmrhash._segment import committer, create_file, file_system_bytes
 
@@ -131,11 +131,14 @@ def make_segment(
     if os.path.lexists(path):
         raise segment_exists(name, path)
     limit = _object_bytes(name, places, max_bytes)
+    kinds = {kind for kind, _ in places}
+    is_cache = is_cache or Birth.kind in kinds
+    has_tags = Tags.kind in kinds
     if len(schema) > _core.SCHEMA_BYTES_MAX:
         raise TooLarge(f"a schema has at most {_core.SCHEMA_BYTES_MAX} bytes, not {len(schema)}")
     depots = _depot_count()
     size = _core.segment_bytes(
-        sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit, is_cache
+        sizes.key_size, sizes.value_size, sizes.max_entries, depots, limit, is_cache, has_tags
     )
     if size is None:
         raise TooLarge(
@@ -158,6 +161,7 @@ def make_segment(
             schema=schema,
             is_space=is_space,
             is_cache=is_cache,
+            has_tags=has_tags,
         )
     except BaseException:
         os.close(fd)

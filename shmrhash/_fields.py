@@ -72,7 +72,25 @@ class Refcount(Field):
     size: ClassVar[int] = 4
 
 
-_KINDS: dict[int, type[Field]] = {kind.kind: kind for kind in (SpinLock, Timer, Kptr, Refcount)}
+@dataclass(frozen=True)
+class Birth(Field):
+    """In a cache: which invalidations came before the value was stored. Only Cache makes it."""
+
+    kind: ClassVar[int] = 5
+    size: ClassVar[int] = 8
+
+
+@dataclass(frozen=True)
+class Tags(Field):
+    """In a cache with tags: those of the value. Only Cache makes it."""
+
+    kind: ClassVar[int] = 6
+    size: ClassVar[int] = 8
+
+
+_KINDS: dict[int, type[Field]] = {
+    kind.kind: kind for kind in (SpinLock, Timer, Kptr, Refcount, Birth, Tags)
+}
 
 
 def packed(fields: Iterable[Field], value_size: int) -> list[tuple[int, int]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from shmrhash._arguments import expect_staleness, expect_when_late
 from shmrhash._errors import InvalidArgument
 from shmrhash._typing import P, R
 
@@ -51,6 +52,7 @@ class CacheMethods(Protocol):
         *,
         stale: float,
         early: float,
+        tags: Iterable[str],
         wait: float,
         when_late: str,
     ) -> Any: ...
@@ -62,10 +64,11 @@ class CacheMethods(Protocol):
         *,
         stale: float,
         early: float,
+        tags: Iterable[str],
         wait: float,
         when_late: str,
     ) -> Any: ...
-    def set(self, key: Any, value: Any, ttl: float | None) -> None: ...
+    def set(self, key: Any, value: Any, ttl: float | None, *, tags: Iterable[str]) -> None: ...
     def delete(self, key: Any) -> bool: ...
     def stats(self) -> Any: ...
 
@@ -84,6 +87,27 @@ class Options:
     errors: tuple[type[Exception], ...]
     error_ttl: float | None
     limits: dict[str, Any]  # stale, early, wait, when_late
+    tags: tuple[str, ...] | Callable[..., Iterable[str]]
+
+    def expect_fit(self, name: str, key: object, value: object) -> None:
+        """Raise InvalidArgument unless these are options for a cache of this name, with these types
+        of keys and values."""
+        if self.key is None and key is not object:
+            raise InvalidArgument(
+                f"cache {name!r} has keys of another type than object: give memoize a key= "
+                f"function that makes one of the arguments"
+            )
+        if self.errors and value is not object:
+            raise InvalidArgument(
+                f"cache {name!r} has values of another type than object, so errors= cannot be "
+                f"kept in it"
+            )
+        expect_when_late(self.limits["when_late"])
+        expect_staleness(self.limits["stale"], self.limits["early"])
+
+    def tags_of(self, args: Any, kwargs: Any) -> Iterable[str]:
+        """The tags of the result of a call."""
+        return self.tags(*args, **kwargs) if callable(self.tags) else self.tags
 
     def ttl_of(self, result: Any) -> Any:
         """How long a result is kept; False: it is not."""
@@ -152,13 +176,15 @@ def _calls_once(
 
     def memoized(*args: Any, **kwargs: Any) -> Any:
         key = cache_key(*args, **kwargs)
+        tags = options.tags_of(args, kwargs)
         found = cache.get_or_compute(
-            key, lambda: computed(args, kwargs), options.ttl_of, **options.limits
+            key, lambda: computed(args, kwargs), options.ttl_of, tags=tags, **options.limits
         )
         return _result(found)
 
     def refresh(*args: Any, **kwargs: Any) -> Any:
-        return _stored(cache, cache_key(*args, **kwargs), computed(args, kwargs), options)
+        tags = options.tags_of(args, kwargs)
+        return _stored(cache, cache_key(*args, **kwargs), computed(args, kwargs), options, tags)
 
     return memoized, refresh
 
@@ -178,21 +204,23 @@ def _awaits_once(
             return options.kept(error)
 
     async def memoized(*args: Any, **kwargs: Any) -> Any:
-        key = cache_key(*args, **kwargs)
+        key, tags = cache_key(*args, **kwargs), options.tags_of(args, kwargs)
         return _result(
             await cache.aget_or_compute(
-                key, lambda: computed(args, kwargs), options.ttl_of, **options.limits
+                key, lambda: computed(args, kwargs), options.ttl_of, tags=tags, **options.limits
             )
         )
 
     async def refresh(*args: Any, **kwargs: Any) -> Any:
-        key = cache_key(*args, **kwargs)
-        return _stored(cache, key, await computed(args, kwargs), options)
+        key, tags = cache_key(*args, **kwargs), options.tags_of(args, kwargs)
+        return _stored(cache, key, await computed(args, kwargs), options, tags)
 
     return memoized, refresh
 
 
-def _stored(cache: CacheMethods, key: Any, result: Any, options: Options) -> Any:
+def _stored(
+    cache: CacheMethods, key: Any, result: Any, options: Options, tags: Iterable[str]
+) -> Any:
     """Store a result that was computed anew; a result that is not kept replaces none, but the old
     one would be wrong."""
     ttl = options.ttl_of(result)
@@ -200,7 +228,7 @@ def _stored(cache: CacheMethods, key: Any, result: Any, options: Options) -> Any
         cache.delete(key)
     else:
         stale = options.limits["stale"] if ttl is not None else 0
-        cache.set(key, result, ttl + stale if stale else ttl)
+        cache.set(key, result, ttl + stale if stale else ttl, tags=tags)
     return _result(result)
 
 

@@ -46,6 +46,7 @@ class CacheOptions(Options, total=False):
     """The options of Cache()."""
 
     max_value_bytes: int | None
+    tags: bool | None
 
 
 class OpenOptions(TypedDict, total=False):

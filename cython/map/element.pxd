@@ -41,6 +41,7 @@ from segment.status cimport Status, OK, RETRY
 from segment.layout cimport ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, Element
 from segment.words cimport word_locked, word_owner, element_state, element_header, lock_bits
 from segment.geometry cimport Map, element_value, context_at, context_redo, contexts_usable
+from segment.births cimport value_is_outdated
 from segment.fields cimport fields_blank, deadline_passed
 from memory.operation cimport SPIN_PAUSES_MAX, Op, lock_busy
 from map.bell cimport key_changed
@@ -117,12 +118,13 @@ cdef inline bint element_read_whole(
     return load_relaxed_u64(&found.element.header) == found.header
 
 cdef inline bint element_expired(Map *map, const Found *found) noexcept nogil:
-    """Whether an element's deadline has passed. Call it before the header is loaded again: only if
-    the header is unchanged was the deadline this entry's."""
+    """Whether an element's deadline has passed, or it is outdated. Call it before the header is
+    loaded again: only if the header is unchanged was the deadline this entry's."""
     cdef uint64_t *value = &found.element.words[0] + map.key_words
     if likely(map.timer_word == 0):
         return False
-    return deadline_passed(load_relaxed_u64(value + map.timer_word - 1))
+    return value_is_outdated(map, value) or deadline_passed(
+        load_relaxed_u64(value + map.timer_word - 1))
 
 cdef inline bint element_is_stuck(const Found *found) noexcept nogil:
     """After element_read returned False: whether it will always return False."""

@@ -16,7 +16,8 @@
 #   reads   A reader adds one to the mark, up to USES_MAX: one byte is stored at most, in the cache
 #           line that the lookup has read, and none once the mark is full.
 #
-# An entry whose deadline has passed is evicted by whichever of the two comes across it.
+# An entry whose deadline has passed, or that is outdated (births.pxd), is evicted by whichever of
+# the two comes across it.
 #
 # All of this is hints: whatever the marks, the ring, its words, the hand and the ghosts hold, an
 # eviction finds some entry that is in the map, or none. So none of it is locked, ordered or
@@ -43,6 +44,7 @@ from segment.layout cimport (
 )
 from segment.words cimport word_locked, element_state
 from segment.geometry cimport Map, element_at, element_value
+from segment.births cimport value_is_outdated
 from memory.operation cimport Op, lock_busy
 from memory.depot cimport credits_are_spent
 from memory.pool cimport object_memory_ready
@@ -158,7 +160,7 @@ cdef inline uint64_t new_count(Map *map, uint64_t *head) noexcept nogil:
 cdef inline Status victim_look(
         Op *op, uint64_t index, int64_t now, Expired *victim, Reason *reason) noexcept nogil:
     """Look at an element as a candidate. OK: it is an entry that nobody holds. ABSENT, BUSY: it is
-    not. reason changes only if the entry has expired."""
+    not. reason changes only if the entry has expired or is outdated."""
     cdef Map *map = op.map
     cdef Element *element
     cdef uint64_t deadline = 0
@@ -175,7 +177,8 @@ cdef inline Status victim_look(
         return ABSENT
     if map.timer_word != 0:
         deadline = load_relaxed_u64(element_value(map, element) + map.timer_word - 1)
-    if deadline != 0 and <int64_t> deadline <= now:
+    if deadline != 0 and <int64_t> deadline <= now or value_is_outdated(
+            map, element_value(map, element)):
         reason[0] = CHOSEN_EXPIRED
     return OK
 

@@ -31,6 +31,7 @@ from segment.layout cimport (
 from segment.words cimport bucket_level_plus1, element_state, word_locked
 from segment.classes cimport ref_length
 from segment.geometry cimport Map, bucket_at, element_at, element_value
+from segment.births cimport value_is_outdated
 from segment.fields cimport deadline_passed
 from memory.operation cimport Op, lock_busy
 from memory.object cimport ref_valid, ref_bytes, object_memory_covers
@@ -246,8 +247,26 @@ cdef inline bint entry_read_fast(
     cdef Found found
     return entry_find_fast(map, hash, key, key_size, word, &found, number, deadline)
 
+cdef inline bint cached_find_fast(
+        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
+        Found *found, uint64_t *number, uint64_t *deadline) noexcept nogil:
+    """entry_find_fast for a cache without tags, where the birth is behind the deadline. False also
+    if the entry is outdated."""
+    cdef uint64_t at = table_guess(map, hash)
+    cdef uint64_t *value
+    cdef uint64_t birth
+    if bucket_find(map, &at, hash, key, key_size, found) != OK or unlikely(
+            element_state(found.header) == ELEMENT_UPD):
+        return False
+    value = element_value(map, found.element)
+    number[0] = load_relaxed_u64(value + word)
+    deadline[0] = load_relaxed_u64(value + map.timer_word - 1)
+    birth = load_relaxed_u64(value + map.timer_word)
+    return likely(birth >= load_relaxed_u64(&map.cache.cleared)) and element_unchanged(found)
+
 cdef inline bint entry_expired(Map *map, const uint64_t *value) noexcept nogil:
-    return map.timer_word != 0 and deadline_passed(value[map.timer_word - 1])
+    return map.timer_word != 0 and (
+        value_is_outdated(map, value) or deadline_passed(value[map.timer_word - 1]))
 
 cdef inline const uint8_t *entry_bytes(
         Map *map, uint64_t ref, uint64_t *length) noexcept nogil:
@@ -271,6 +290,7 @@ cdef inline Status key_settled(Op *op, Sight *sight) noexcept nogil:
     cdef Map *map = op.map
     cdef Found found
     cdef uint32_t state
+    cdef bint outdated
     cdef Status status = map_find(map, op.hash, op.key, &found)
     sight.element = sight.version = sight.deadline = 0
     if status == ABSENT and word_locked(found.header):
@@ -283,9 +303,10 @@ cdef inline Status key_settled(Op *op, Sight *sight) noexcept nogil:
     if map.timer_word != 0:
         sight.deadline = load_relaxed_u64(
             element_value(map, found.element) + map.timer_word - 1)
+    outdated = value_is_outdated(map, element_value(map, found.element))
     if not element_unchanged(&found):
         return RETRY
-    if deadline_passed(sight.deadline):
+    if outdated or deadline_passed(sight.deadline):
         sight.deadline = 0
         return ABSENT
     sight.element = found.index

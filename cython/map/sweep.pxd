@@ -25,6 +25,7 @@ from segment.status cimport Status, OK, BUSY, RETRY
 from segment.layout cimport SLOT_COUNT, LOCK_MASK, ELEMENT_LIVE, OPERATION_DELETE, Bucket, Element
 from segment.words cimport word_locked, bucket_level_plus1, element_state
 from segment.geometry cimport Map, element_at, element_value
+from segment.births cimport value_is_outdated
 from memory.operation cimport Op, lock_release
 from map.chain cimport Found, chain_next
 from map.table cimport table_count, level_covers, table_find
@@ -60,12 +61,14 @@ cdef inline void next_unknown(uint64_t *next) noexcept nogil:
 
 cdef inline uint32_t chain_expired(
         Map *map, Bucket *bucket, int64_t now, Expired *found, uint64_t *next) noexcept nogil:
-    """Collect the expired entries of a bucket that no operation holds. Returns how many."""
+    """Collect the expired and outdated entries of a bucket that no operation holds. Returns how
+    many."""
     cdef Bucket *line = bucket
     cdef Element *element
     cdef uint64_t _, header, deadline
     cdef uint32_t slot, index
     cdef uint32_t count = 0
+    cdef bint outdated
     for _ in range(map.line_max + 1):
         for slot in range(SLOT_COUNT):
             # Acquire: pairs with the release of the slot in chain_append; the element is filled.
@@ -77,6 +80,7 @@ cdef inline uint32_t chain_expired(
             # newer.
             header = load_acquire_u64(&element.header)
             deadline = load_relaxed_u64(element_value(map, element) + map.timer_word - 1)
+            outdated = value_is_outdated(map, element_value(map, element))
             # The deadline is read before the header is loaded again; pairs with the release fences
             # in element.pxd.
             fence_acquire()
@@ -84,7 +88,7 @@ cdef inline uint32_t chain_expired(
                     load_relaxed_u64(&element.header) != header):
                 next_unknown(next)             # changing, or held by a section
                 continue
-            if deadline == 0 or now < <int64_t> deadline:
+            if not outdated and (deadline == 0 or now < <int64_t> deadline):
                 if deadline != 0 and deadline < next[0]:
                     next[0] = deadline
                 continue

@@ -9,6 +9,11 @@
 # computes for any more is removed like any expired entry. A deletion takes the entry away, and so
 # does a store by another caller: then the result is not stored. A claimed entry is not evicted.
 #
+# Invalidations (births.pxd). A claim has a birth from before its computation begins, which its
+# blank and its result get. So a result from before an invalidation is outdated wherever it is
+# stored; and a claim whose entry is outdated is void: who meets it cuts it off. An outdated entry
+# that nobody has claimed is not claimed as it is, it would be void at once, but deleted first.
+#
 # Waiting in circles. While a thread waits for a claim, the word child of the context of each
 # claim that it has itself names the element that it waits for. Before it sleeps, it follows these
 # words from owner to owner; if they lead to a claim of its own, it computes without a claim. Of
@@ -27,7 +32,6 @@ cdef enum:
     CLAIM_TRIES_MAX = 100      # values that were evicted before those who waited had read them
     CIRCLE_STEPS_MAX = 4096    # there are no more contexts that could own a claim
     ROOM_TRIES_MAX = 20        # each may evict twice as many entries: then all are claimed
-    BLANK_DEADLINE = 1         # in the first ns after the system's start
     SHADOW_BITS = 0xA5         # of each byte of a key that stands in the entry
 
 cdef bytes SHADOW_PREFIX = b"\xffshadow of \xff"          # not UTF-8
@@ -63,10 +67,13 @@ cdef class Claim(LockedSection):
     cdef int64_t claimed_ns        # when it was claimed, CLOCK_MONOTONIC
     cdef object shadowed           # the key whose shadow is claimed; or MISSING
     cdef uint64_t expected         # the header that the key's entry must have; 0: any, or none
+    cdef uint64_t birth            # of the result, and its tags
+    cdef uint64_t tags
 
     def __cinit__(self, DictHandle owner not None, key, wait, list others=None, task=None,
-                  bint shadow=False):
-        """others, task: for a coroutine, the claims that its computation has, and its task."""
+                  bint shadow=False, tags=()):
+        """others, task: for a coroutine, the claims that its computation has, and its task. tags:
+        those of the result."""
         self.owner = owner
         self.handle = owner.handle
         self.timeout = wait
@@ -74,6 +81,7 @@ cdef class Claim(LockedSection):
         self.room = owner._value_room(self.small, &self.words)
         self.others = others
         self.task = task
+        self.tags = tags_word(owner.handle, tags)
         self.shadowed = MISSING
         if shadow:
             self.shadowed = key
@@ -175,9 +183,10 @@ cdef class Claim(LockedSection):
         cdef Map *map = &self.handle.map
         cdef Found found
         cdef Status status = map_find(map, self.op.hash, self.op.key, &found)
-        cdef bint over
+        cdef bint over, outdated
         if self.expected != 0 and (status == ABSENT or status == OK):
             return self._attempt_expected(status, &found)
+        self.birth = birth_now(map)
         if status == ABSENT:
             status = self._attempt_blank()
             if no_room(status):
@@ -190,10 +199,15 @@ cdef class Claim(LockedSection):
         if status != OK:
             return status
         over = element_expired(map, &found)
+        outdated = value_is_outdated(map, element_value(map, found.element))
         if not element_unchanged(&found):
             return RETRY
         if element_state(found.header) == ELEMENT_UPD:     # the deadline is not the new one
             return element_spin(&self.op, &found)
+        if outdated:
+            self.op.element_filled = False
+            status = map_delete_held(&self.op, found.header, NULL)
+            return RETRY if status == OK or status == ABSENT else status
         if not over:
             self.is_there = True
             return OK
@@ -234,6 +248,7 @@ cdef class Claim(LockedSection):
             return status
         memset(self.words, 0, self.handle.map.value_words * 8)
         self.words[self.handle.map.timer_word - 1] = BLANK_DEADLINE
+        value_bear(&self.handle.map, self.words, self.birth, self.tags)
         self.op.options = OP_RAW_FIELDS | OP_NO_SWEEP
         if self.key_bytes.is_long:
             status = object_make(
@@ -283,8 +298,9 @@ cdef class Claim(LockedSection):
         return 0
 
     cdef int store(self, object value, int64_t deadline_ns) except -1:
-        """Store the result and end the claim. Raises KeyGone if the claim was cut off, and what
-        storing raises. Encoding may run the program's code, which may ask for the key itself."""
+        """Store the result and end the claim. Raises KeyGone if the claim was cut off, or the
+        result is outdated, and what storing raises. Encoding may run the program's code, which may
+        ask for the key itself."""
         if self.state != SECTION_OPEN:
             return 0
         if not self._mine():
@@ -293,6 +309,11 @@ cdef class Claim(LockedSection):
         self.current = value
         memset(self.words, 0, self.handle.map.value_words * 8)
         self.words[self.handle.map.timer_word - 1] = <uint64_t> deadline_ns
+        value_bear(&self.handle.map, self.words, self.birth, self.tags)
+        if value_is_outdated(&self.handle.map, self.words):
+            self.give_up()
+            raise _errors.KeyGone(
+                f"map {self.handle.name!r}: the value was invalidated while it was computed")
         try:
             return LockedSection._commit(self)
         finally:
@@ -319,6 +340,8 @@ cdef class Claim(LockedSection):
         Raises KeyGone if it has."""
         cdef Claim itself = Claim(self.owner, self.shadowed, None, [])
         itself.expected = self.expected
+        itself.birth = self.birth
+        itself.tags = self.tags
         try:
             if self.state != SECTION_OPEN or not self._mine() or not itself.take():
                 raise _errors.KeyGone(f"map {self.handle.name!r}: the entry has changed")

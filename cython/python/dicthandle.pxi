@@ -58,8 +58,7 @@ cdef class DictHandle:
             words += 1
         elif self.key.kind == KEY_FIXED:
             self.key.size = map.key_size
-        if map.timer_word != 0:
-            words += 1
+        words += (map.timer_word != 0) + (map.birth_word != 0) + (map.tags_word != 0)
         self.value_word = <uint32_t> words
         if self.value.kind >= VALUE_BYTES:
             self.value_slot = next_slot
@@ -134,7 +133,8 @@ cdef class DictHandle:
         return CORRUPT                         # no writers interfere this often
 
     cdef Status _find_deadline(self, KeyBytes *key, uint64_t *deadline) except? RETRY:
-        """Find the deadline of a key's entry, expired or not: OK or ABSENT."""
+        """Find the deadline of a key's entry, expired or not: OK or ABSENT. An outdated entry has
+        expired long ago."""
         cdef MapHandle handle = self.handle
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
@@ -148,6 +148,8 @@ cdef class DictHandle:
         leave_reading(handle, &op)
         if status == OK:
             deadline[0] = entry_deadline(&handle.map, value)
+            if value_is_outdated(&handle.map, value):
+                deadline[0] = BLANK_DEADLINE
         elif status != ABSENT:
             raise_status(handle, status, NULL)
         return status
@@ -295,8 +297,8 @@ cdef class DictHandle:
         try:
             while status == OK and not over and result is MISSING:
                 status = self._find(&op, &found, value)
-                if status == OK:
-                    over = entry_expired(&handle.map, value)
+                if status == OK:               # of a dict: nothing in it is outdated
+                    over = deadline_passed(entry_deadline(&handle.map, value))
                 if status == OK and not over:
                     result = self._decode(&found, value, &op, True)
                     renew(handle, &op)
@@ -369,8 +371,9 @@ cdef class DictHandle:
         return thing
 
     cdef Status _store(
-            self, object key, object thing, uint32_t flag, int64_t deadline) except? RETRY:
-        """Store a value: OK, PRESENT or ABSENT."""
+            self, object key, object thing, uint32_t flag, int64_t deadline,
+            uint64_t tags=0) except? RETRY:
+        """Store a value: OK, PRESENT or ABSENT. tags: of a cache's entry (births.pxd)."""
         cdef MapHandle handle = self.handle
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *words = NULL
@@ -402,6 +405,7 @@ cdef class DictHandle:
                 if likely(handle.map.cache == NULL):       # a call of its own can be inlined
                     status = repeat(handle, &op, attempt_store, &storing, &waiting)
                 else:
+                    value_bear(&handle.map, words, birth_now(&handle.map), tags)
                     status = repeat(handle, &op, attempt_cache_store, &storing, &waiting)
             finally:
                 leave(handle, &op)

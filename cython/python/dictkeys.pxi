@@ -105,6 +105,9 @@ cdef object add_to(
         if owner.handle.map.timer_word != 0:
             (<uint64_t *> adding.apply.initial)[owner.handle.map.timer_word - 1] = <uint64_t> (
                 deadline_in(owner.default_ttl_ns))
+        if owner.handle.map.cache != NULL:
+            value_bear(&owner.handle.map, <uint64_t *> adding.apply.initial,
+                       birth_now(&owner.handle.map), 0)
     owner._begin(&op, &key_bytes, &waiting)
     try:
         status = repeat(owner.handle, &op, attempt_add, &adding, &waiting)

@@ -37,9 +37,11 @@ cdef bint value_is_due(
 
 
 cdef Claim begin_refresh(
-        DictHandle owner, object key, double stale, double early, list others, object task):
+        DictHandle owner, object key, double stale, double early, list others, object task,
+        object tags):
     """A claim on the shadow of key, whose value the caller is to compute again; None: there is
-    nothing to do, or another does it. others, task: as for Claim."""
+    nothing to do, or another does it. others, task, tags: as for
+    Claim."""
     cdef KeyBytes key_bytes
     cdef uint64_t header = 0
     cdef int64_t stale_ns = <int64_t> (stale * 1e9)
@@ -49,7 +51,7 @@ cdef Claim begin_refresh(
     if owner.handle.map.read_only or (
             not value_is_due(owner, &key_bytes, stale_ns, early, &header)):
         return None
-    shadow = Claim(owner, key, 0, others, task, True)
+    shadow = Claim(owner, key, 0, others, task, True, tags)
     if not shadow.attempt():
         count_one(owner.handle, COUNT_STALE_HITS)
         return None

@@ -36,16 +36,22 @@ cdef Status compute_segment(
     if status == OK and max_bytes != 0:
         status = geometry_add_objects(map, max_bytes)
     if status == OK and features & FEATURE_CACHE:
-        status = geometry_add_cache(map)
+        status = geometry_add_cache(map, features)
     return status
 
 
+cdef uint64_t features_of(bint is_space, bint is_cache, bint has_tags) noexcept:
+    return (FEATURE_CELLS if is_space else 0) | (FEATURE_CACHE if is_cache else 0) | (
+        FEATURE_TAGS if has_tags else 0)
+
+
 def segment_bytes(
-        key_size, value_size, max_entries, depot_count, max_bytes=0, bint is_cache=False):
+        key_size, value_size, max_entries, depot_count, max_bytes=0, bint is_cache=False,
+        bint has_tags=False):
     """The size in bytes of a segment with this geometry; None if no address space can hold it."""
     cdef Map map
-    if compute_segment(&map, FEATURE_CACHE if is_cache else 0, key_size, value_size, max_entries,
-                       depot_count, max_bytes) != OK:
+    if compute_segment(&map, features_of(False, is_cache, has_tags), key_size, value_size,
+                       max_entries, depot_count, max_bytes) != OK:
         return None
     return map.segment_bytes
 
@@ -54,7 +60,7 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
                     uint64_t max_entries, uint32_t map_flags, uint32_t map_extra,
                     uint32_t depot_count, bint ephemeral, bytes seeds not None, uint64_t created_ns,
                     commit, uint64_t max_bytes=0, tuple fields=(), bytes schema=b"",
-                    bint is_space=False, bint is_cache=False):
+                    bint is_space=False, bint is_cache=False, bint has_tags=False):
     """Fill the nameless file fd with an empty map. commit(offset, size) allocates or raises.
 
     fields: (kind, offset) of the special fields, which the caller has checked.
@@ -66,7 +72,7 @@ def segment_prepare(int fd, str name not None, *, uint32_t key_size, uint32_t va
     cdef void *base
     memset(&map, 0, sizeof(map))
     memset(&header, 0, sizeof(header))
-    header.features = (FEATURE_CELLS if is_space else 0) | (FEATURE_CACHE if is_cache else 0)
+    header.features = features_of(is_space, is_cache, has_tags)
     compute_segment(
         &map, header.features, key_size, value_size, max_entries, depot_count, max_bytes)
     bucket_count = buckets_for(&map, map_extra)

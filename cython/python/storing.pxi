@@ -2,6 +2,9 @@
 # Part of _core.pyx: one attempt to store an entry of a dict or a cache: expire, make the objects,
 # update. dicthandle.pxi encodes the key and the value before, and repeats the attempt.
 
+cdef enum:
+    BLANK_DEADLINE = 1         # in the first ns after the system's start: it has passed
+
 # A value to store, for attempt_store.
 cdef struct Storing:
     const KeyBytes *key

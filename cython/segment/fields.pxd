@@ -5,6 +5,8 @@
 #   TIMER       a deadline, CLOCK_MONOTONIC in ns; 0: none. The entry is absent from then on
 #   KPTR        a reference to an object (classes.pxd); 0: none
 #   REFCOUNT    a number; 1 at first
+#   BIRTH       in a cache: when the value was stored (births.pxd); this moment, at first
+#   TAGS        in a cache with tags: those of the value (births.pxd); none, at first
 #
 # They behave like the kernel's: an insertion initialises them, an update frees what they refer to
 # and initialises them again, and a copy for the caller has zeros there (but shows a REFCOUNT).
@@ -12,22 +14,23 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport unlikely
 from machine.system cimport CLOCK_MONOTONIC, clock_ns
 from segment.layout cimport (
-    SPECIAL_SPIN_LOCK, SPECIAL_TIMER, SPECIAL_KPTR, SPECIAL_REFCOUNT, SPECIAL_MAX, REF_MAX,
-    SCHEMA_MAX, Header,
+    SPECIAL_SPIN_LOCK, SPECIAL_TIMER, SPECIAL_KPTR, SPECIAL_REFCOUNT, SPECIAL_BIRTH, SPECIAL_TAGS,
+    SPECIAL_MAX, REF_MAX, SCHEMA_MAX, Header,
 )
 from segment.geometry cimport Map
+from segment.births cimport birth_now, value_bear
 
 cdef inline bint fields_place(Map *map, const Header *header) noexcept nogil:
     """Note in map where the special fields are. False if what the header says is impossible."""
     cdef uint32_t index, other, kind, word
     map.field_count = map.ref_count = 0
-    map.timer_word = 0
+    map.timer_word = map.birth_word = map.tags_word = 0
     if header.field_count > SPECIAL_MAX or header.schema_bytes > SCHEMA_MAX:
         return False
     for index in range(header.field_count):
         kind = header.fields[index].kind
         word = header.fields[index].offset // 8
-        if not SPECIAL_SPIN_LOCK <= kind <= SPECIAL_REFCOUNT or header.fields[index].offset % 8 or (
+        if not SPECIAL_SPIN_LOCK <= kind <= SPECIAL_TAGS or header.fields[index].offset % 8 or (
                 <uint64_t> header.fields[index].offset + 8 > map.value_size):
             return False
         for other in range(index):
@@ -42,8 +45,18 @@ cdef inline bint fields_place(Map *map, const Header *header) noexcept nogil:
             if map.timer_word != 0:
                 return False
             map.timer_word = word + 1
+        elif kind == SPECIAL_BIRTH:
+            if map.birth_word != 0 or map.cache_offset == 0:
+                return False
+            map.birth_word = word + 1
+        elif kind == SPECIAL_TAGS:
+            if map.tags_word != 0 or map.cache_offset == 0 or not map.has_tags:
+                return False
+            map.tags_word = word + 1
         map.field_words[index] = word
         map.field_kinds[index] = kind
+    if map.birth_word != 0 and map.timer_word == 0 or map.tags_word != 0 and map.birth_word == 0:
+        return False
     map.field_count = header.field_count
     map.words_only = map.words_only and map.field_count == 0
     return True
@@ -61,6 +74,8 @@ cdef inline void fields_begin(Map *map, uint64_t *value) noexcept nogil:
     cdef uint32_t index
     for index in range(map.field_count):
         value[map.field_words[index]] = map.field_kinds[index] == SPECIAL_REFCOUNT
+    if map.birth_word != 0:
+        value_bear(map, value, birth_now(map), 0)
 
 cdef inline void fields_keep(Map *map, uint64_t *value, const uint64_t *before) noexcept nogil:
     """Copy the special fields of the value before into a new value."""

@@ -12,8 +12,8 @@ from segment.layout cimport (
     PAGE_BYTES, LINE_BYTES, HEADER_BYTES, PROCESS_MAX, CONTEXT_MAX, CONTEXT_BYTES, LINK_BASE,
     REGION_PROCESSES, REGION_CONTEXTS, REGION_ELEMENT_WORDS, REGION_LINE_WORDS, REGION_BUCKETS,
     REGION_RING, REGION_COUNT, REGION_PINS, REGION_OBJECT_WORDS, FEATURE_CACHE, CACHE_HEAD_BYTES,
-    GHOST_PRINTS, GHOST_LINE_BYTES, Region, Header, ProcessSlot, Context, Bucket, Element, Depot,
-    Ring, CacheHead, CacheCounts,
+    GHOST_PRINTS, GHOST_LINE_BYTES, FEATURE_TAGS, TAG_SLOTS, Region, Header, ProcessSlot, Context,
+    Bucket, Element, Depot, Ring, CacheHead, CacheCounts,
 )
 from segment.classes cimport (
     CLASS_SMALL, CLASS_BLOCKS, CLASS_COUNT, POOL_OBJECTS, PIN_MAX, OBJECTS_HEADER_BYTES, Objects,
@@ -57,6 +57,7 @@ cdef struct Map:
     CacheCounts *cache_counts
     uint32_t *cache_ring
     uint16_t *ghosts
+    uint64_t *tag_words        # NULL: its entries have no tags
     Local *local
     uint64_t stride
     uint64_t bucket_max
@@ -84,7 +85,10 @@ cdef struct Map:
     uint64_t mark_offset       # of the mark in an element
     uint64_t cache_ring_places  # a power of two
     uint64_t ghost_lines
+    bint has_tags
     uint64_t timer_word        # which word of the value is its deadline, plus 1; 0: none is
+    uint64_t birth_word        # likewise, in a cache: see births.pxd
+    uint64_t tags_word
     uint32_t field_count       # special fields of the value, and which of its words they are
     uint32_t field_words[8]
     uint32_t field_kinds[8]
@@ -212,7 +216,7 @@ cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept n
     map.segment_bytes = offset
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
 
-cdef inline Status geometry_add_cache(Map *map) noexcept nogil:
+cdef inline Status geometry_add_cache(Map *map, uint64_t features) noexcept nogil:
     """Called last, for a cache."""
     map.cache_offset = map.segment_bytes
     map.cache_ring_places = power_of_two_at_least(map.max_entries // 2 + CACHE_RING_PLACES_MIN)
@@ -220,6 +224,9 @@ cdef inline Status geometry_add_cache(Map *map) noexcept nogil:
     map.cache_bytes = round_up(
         CACHE_HEAD_BYTES + PROCESS_MAX * sizeof(CacheCounts) + map.cache_ring_places * 4
         + map.ghost_lines * GHOST_LINE_BYTES, PAGE_BYTES)
+    map.has_tags = features & FEATURE_TAGS
+    if map.has_tags:
+        map.cache_bytes += TAG_SLOTS * sizeof(uint64_t)
     map.segment_bytes += map.cache_bytes
     return OK if map.segment_bytes <= SEGMENT_BYTES_MAX else FULL
 
@@ -231,6 +238,9 @@ cdef inline void geometry_bind_cache(Map *map) noexcept nogil:
         map.cache_counts = <CacheCounts *> (at + CACHE_HEAD_BYTES)
         map.cache_ring = <uint32_t *> (map.cache_counts + PROCESS_MAX)
         map.ghosts = <uint16_t *> (map.cache_ring + map.cache_ring_places)
+        map.tag_words = NULL
+        if map.has_tags:
+            map.tag_words = <uint64_t *> (at + map.cache_bytes) - TAG_SLOTS
 
 cdef inline void geometry_bind_objects(Map *map) noexcept nogil:
     cdef uint32_t which

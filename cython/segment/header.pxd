@@ -128,7 +128,7 @@ cdef inline Status segment_examine(
         if status != OK:
             return status
     if header.features & FEATURE_CACHE:
-        status = geometry_add_cache(map)
+        status = geometry_add_cache(map, header.features)
         if status != OK:
             return status
     if not fields_place(map, header):

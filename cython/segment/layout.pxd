@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# What lies where in a segment, and what each word means. Format version 5.
+# What lies where in a segment, and what each word means. Format version 6.
 #
 #   header 4 KiB: words, bells (from 1,024 on), the program's schema (2,048 to 3,583); what follows
 #     is reserved
@@ -8,7 +8,7 @@
 #     | the ring (ring.pxd)
 #     | objects of any size, in a map that has objects (classes.pxd)
 #     | in a cache: head 4 KiB | counts 1024 x 128 B | ring 4 B a place | ghosts 16 B a line
-#     (evict.pxd)
+#     (evict.pxd) | if its entries have tags: 65536 x 8 B (births.pxd)
 #
 # Every region starts on a page, at an offset that is a pure function of the geometry
 # (geometry.pxd). Shared memory holds indices, never pointers. Element 0 and line 0 are never used:
@@ -36,7 +36,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from machine.atomics cimport static_assert
 
 cdef enum:
-    LAYOUT_VERSION = 5
+    LAYOUT_VERSION = 6
     PAGE_BYTES = 4096
     LINE_BYTES = 64
     HEADER_BYTES = 4096
@@ -118,6 +118,8 @@ cdef enum:
     SPECIAL_TIMER = 2
     SPECIAL_KPTR = 3
     SPECIAL_REFCOUNT = 4
+    SPECIAL_BIRTH = 5          # these two only in caches: see births.pxd
+    SPECIAL_TAGS = 6
     SPECIAL_MAX = 8
     REF_MAX = 3                # references in a value
     NAME_MAX = 6               # objects that a context can name: new ones, then replaced ones
@@ -134,7 +136,8 @@ cdef enum:
 cdef enum:
     FEATURE_CELLS = 1          # a space: each value is a cell (cell.pxd), and stays where it is
     FEATURE_CACHE = 2          # elements have marks, and what evict.pxd needs lies behind the rest
-    FEATURES_KNOWN = 3
+    FEATURE_TAGS = 4           # a cache whose entries can have tags (births.pxd)
+    FEATURES_KNOWN = 7
     CELL_KEY_BYTES = 56        # so the header of an element and its key fill a cache line,
     CELL_BYTES = 128           # and the cell begins with the next one
 
@@ -142,6 +145,8 @@ cdef enum:
     CACHE_HEAD_BYTES = 4096
     GHOST_PRINTS = 7           # fingerprints in a ghost line; its last word is the next to replace
     GHOST_LINE_BYTES = 16
+    TAG_SLOTS = 65536          # a tag is one of them, by its hash; none is slot 0
+    ENTRY_TAGS_MAX = 4         # of 16 bits each, in one word of the value
 
 cdef struct FieldPlace:
     uint32_t kind
@@ -310,7 +315,8 @@ cdef struct Mark:
     uint16_t cost              # how long the value took to compute (evict.pxd). Claimants
     uint32_t place             # in the ring, its low 32 bits. The inserter
 
-# The first page of what a cache has. The three words are hints; each has a cache line.
+# The first page of what a cache has. Each word has a cache line. The first three are hints; the
+# others say which entries are outdated (births.pxd).
 cdef struct CacheHead:
     uint64_t head              # places of the ring before it are used up
     uint64_t _reserved_a[7]
@@ -318,6 +324,10 @@ cdef struct CacheHead:
     uint64_t _reserved_b[7]
     uint64_t hand              # the element that the hand looks at next, modulo their number
     uint64_t _reserved_c[7]
+    uint64_t invalidations     # how many have begun. Those who invalidate
+    uint64_t _reserved_d[7]
+    uint64_t cleared           # the number of the last one that was for all entries; it only rises
+    uint64_t _reserved_e[7]
 
 # What one process slot's processes counted (cache.pxi has the places). Only the slot's process
 # stores to it.
@@ -353,6 +363,8 @@ cdef inline void layout_is_pinned() noexcept nogil:
     static_assert(sizeof(CacheCounts) == 128)
     static_assert(<uint64_t> &(<CacheHead *> NULL).tail == 64)
     static_assert(<uint64_t> &(<CacheHead *> NULL).hand == 128)
+    static_assert(<uint64_t> &(<CacheHead *> NULL).invalidations == 192)
+    static_assert(<uint64_t> &(<CacheHead *> NULL).cleared == 256)
     static_assert(sizeof(Region) == 64)
     static_assert(sizeof(Pool) == 64)
     static_assert(sizeof(Statistics) == 128)

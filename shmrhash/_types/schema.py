@@ -1,7 +1,8 @@
 """Schema: the description of a dict's types in its segment, and the layout of its entries.
 
-A value is [reference to the whole key] [deadline] [value, or a reference to it], each at a multiple
-of 8 bytes. The first is present if keys are of any length, the second if entries can expire.
+A value is [reference to the whole key] [deadline] [birth] [tags] [value, or a reference to it],
+each at a multiple of 8 bytes. The first is present if keys are of any length, the second if entries
+can expire; a cache has the third, and the fourth if its entries can have tags (births.pxd).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from shmrhash import _core
 from shmrhash._arguments import checked_ttl, ttl_ns
 from shmrhash._constants import WORD_BYTES
 from shmrhash._errors import InvalidArgument, LayoutMismatch, TooLarge
-from shmrhash._fields import Field, Kptr, Timer, unpacked
+from shmrhash._fields import Birth, Field, Kptr, Tags, Timer, unpacked
 from shmrhash._types.codec import KEY_DIGEST_BYTES, Codec, Role
 from shmrhash._types.declared import codec_for, type_of_record
 from shmrhash._types.records import by_reference, record_name, same_stored
@@ -24,6 +25,7 @@ from shmrhash._types.rowtypes import without_dtypes
 
 VERSION = 1
 KIND = "SharedDict"
+NO_BIRTHS, BIRTHS, BIRTHS_AND_TAGS = range(3)  # of a dict; a cache; a cache with tags
 PER_ENTRY = "per entry"  # entries can expire; only those with a ttl of their own do
 REMEDY = (
     "if_different='replace' replaces it, open() uses it as it is; or choose another name, or "
@@ -64,18 +66,20 @@ class Layout:
     """Where the parts of an entry's value lie: see the head of this file.
 
     ttl: None if entries have no deadlines; inf if only entries with a ttl of their own expire;
-    otherwise the default in seconds.
+    otherwise the default in seconds. births: NO_BIRTHS, BIRTHS or BIRTHS_AND_TAGS.
     """
 
     key_by_reference: bool
     value_by_reference: bool
     ttl: float | None
+    births: int
 
     @property
     def places(self) -> tuple[tuple[int, int], ...]:
         """(kind, offset) of each special field."""
         kinds = [Kptr.kind] * self.key_by_reference
         kinds += [Timer.kind] * (self.ttl is not None)
+        kinds += [Birth.kind, Tags.kind][: self.births]
         kinds += [Kptr.kind] * self.value_by_reference
         return tuple((kind, number * WORD_BYTES) for number, kind in enumerate(kinds))
 
@@ -121,6 +125,8 @@ class Schema(Layout):
             "value": self.value.record,
             "ttl": PER_ENTRY if self.ttl == math.inf else self.ttl,
         }
+        if self.births:
+            record["births"] = self.births
         if self.ttl is not None and (ahead_ns := clock_ahead_ns()):
             record["clock"] = ahead_ns
         data = json.dumps(record, separators=(",", ":")).encode()
@@ -133,17 +139,17 @@ class Schema(Layout):
         return data
 
 
-def make_schema(key: Any, value: Any, ttl: float | None) -> Schema:
+def make_schema(key: Any, value: Any, ttl: float | None, births: int = NO_BIRTHS) -> Schema:
     """The schema of these declared types.
 
     Raises TypeError, InvalidArgument, ImportError.
     """
     checked = None if ttl is None else checked_ttl(ttl)
-    return _schema_of(codec_for(key, "key"), codec_for(value, "value"), checked)
+    return _schema_of(codec_for(key, "key"), codec_for(value, "value"), checked, births)
 
 
-def _schema_of(key: Codec, value: Codec, ttl: float | None) -> Schema:
-    return Schema(key.by_reference, value.by_reference, ttl, key, value)
+def _schema_of(key: Codec, value: Codec, ttl: float | None, births: int) -> Schema:
+    return Schema(key.by_reference, value.by_reference, ttl, births, key, value)
 
 
 def read_schema(data: bytes, name: str) -> dict[str, Any]:
@@ -172,6 +178,14 @@ def ttl_of_record(record: dict[str, Any], name: str) -> float | None:
         return checked_ttl(math.inf if ttl == PER_ENTRY else ttl)
     except (TypeError, InvalidArgument) as error:
         raise LayoutMismatch(f"segment {name!r}: {error}") from None
+
+
+def births_of_record(record: dict[str, Any], name: str) -> int:
+    """The births that a schema gives. Raises LayoutMismatch."""
+    births = record.get("births", NO_BIRTHS)
+    if births not in (NO_BIRTHS, BIRTHS, BIRTHS_AND_TAGS):
+        raise LayoutMismatch(f"segment {name!r}: its schema is damaged")
+    return int(births)
 
 
 def _restored(record: Any, role: Role, name: str) -> Codec:
@@ -237,7 +251,8 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
                 f"replaces it; or choose another name, or unlink it"
             )
         codecs.append(codec)
-    return _schema_of(codecs[0], codecs[1], ttl_of_record(record, name))
+    births = births_of_record(record, name)
+    return _schema_of(codecs[0], codecs[1], ttl_of_record(record, name), births)
 
 
 @dataclass(frozen=True)
@@ -284,7 +299,9 @@ def _read_types(schema: bytes, name: str) -> Types:
     ttl = ttl_of_record(record, name)
     try:
         key, value = record["key"], record["value"]
-        types = Types(by_reference(key, "key"), by_reference(value, "value"), ttl, key, value)
+        births = births_of_record(record, name)
+        references = by_reference(key, "key"), by_reference(value, "value")
+        types = Types(*references, ttl, births, key, value)
         str(types)
     except LayoutMismatch as error:
         raise LayoutMismatch(f"segment {name!r}: {error}") from None

@@ -843,7 +843,7 @@ def test_info_reports_geometry_counts_and_sizes(make_map, map_name, entries):
     assert info["bytes_reserved"] >= info["bytes_committed"] >= info["bytes_used"] >= entries * 24
     assert info["load"] == pytest.approx(entries / info["buckets"], rel=0.02)
     assert info["recoveries"] == info["owners_found_dead"] == 0
-    assert info["layout_version"] == 5
+    assert info["layout_version"] == 6
     assert info["name"] == map_name
     m.check()
 

@@ -174,8 +174,9 @@ def test_clear_removes_everything(cache):
 
     cache.clear()
 
+    assert cache.get_many([a, b]) == {}
+    assert cache.expire() == 2
     assert len(cache) == 0
-    assert cache.get(a) is None
 
 
 def test_an_entry_is_absent_once_it_has_expired(make_cache):

@@ -402,4 +402,5 @@ def test_threads_forks_and_signals_while_computing(cache, seed, turns):
     cache.handle._recover()
     assert all(cache.get(key) in (None, key) for key in range(-1, turns * 4 + 8))
     cache.clear()
+    cache.expire()
     assert len(cache) == 0

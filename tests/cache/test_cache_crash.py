@@ -75,6 +75,7 @@ def expect_whole(cache):
     for key in range(KEYS):
         assert cache.get(key) in (None, value_of(key))
     cache.clear()
+    cache.expire()
     assert cache.handle.info()["objects"]["count"] == 0
     for key in range(3 * MOST):
         cache.set(key, b"small")

@@ -110,13 +110,20 @@ def test_delete_prefix_is_for_keys_that_have_a_beginning(make_cache, cache):
             make_cache(key=key, value=int, max_entries=10).delete_prefix("a")
 
 
-def invalidate(gate, name, shared, times):
+WAYS = {
+    "prefix": lambda cache: cache.delete_prefix("user:"),
+    "clear": lambda cache: cache.clear(),
+    "tag": lambda cache: cache.invalidate("user"),
+}
+
+
+def invalidate(gate, name, shared, times, way):
     """Raise the truth, invalidate what was computed from the old one, and acknowledge that."""
     with Cache(name, key=str, value=int) as cache:
         gate.wait()
         for number in range(1, times + 1):
             shared[0] = number
-            cache.delete_prefix("user:")
+            WAYS[way](cache)
             shared[1] = number
             time.sleep(0)
     gate.finish()
@@ -139,7 +146,7 @@ def ask(gate, name, shared, number):
         for _ in gate.open_for(ROUNDS_MAX):
             key = KEYS[(asked + number) % len(KEYS)]
             least = shared[1]
-            assert cache.get_or_compute(key, compute) >= least
+            assert cache.get_or_compute(key, compute, tags=("other", "user")) >= least
             asked += 1
     return asked
 
@@ -152,13 +159,14 @@ def ask(gate, name, shared, number):
         pytest.param(100_000, marks=pytest.mark.long),
     ],
 )
-def test_no_value_from_before_an_invalidation_is_found_after_it(make_cache, times):
-    cache = make_cache(key=str, value=int, max_entries=1000)
+@pytest.mark.parametrize("way", WAYS)
+def test_no_value_from_before_an_invalidation_is_found_after_it(make_cache, times, way):
+    cache = make_cache(key=str, value=int, max_entries=1000, tags=True)
     shared = memoryview(mmap.mmap(-1, 4096)).cast("q")  # each store is one
 
     _, *asked = run_together(
         "fork",
-        (invalidate, cache.name, shared, times),
+        (invalidate, cache.name, shared, times, way),
         *[(ask, cache.name, shared, number) for number in range(2)],
         timeout_s=NEVER_S,
     )

@@ -1,5 +1,5 @@
 """A process is killed at every change it makes while it computes for others, takes a claim over,
-deletes a claimed key, or evicts for a claim (C1, C2, R2).
+deletes a claimed key, evicts for a claim, or invalidates (C1, C2, R2).
 
 As test_kill_with_objects.py, on a Cache: an entry may be gone, evicted for another, but no value is
 wrong or older than it was, no claim is left to wait for, and the limit stays exact.
@@ -72,6 +72,7 @@ class OnCache(Scenario):
     evicts = 0  # so many entries may go
     changes_min = 6
     sample = 10
+    tags = False  # of the cache
     meetings = (
         ask_for_same_key,
         store_same_key,
@@ -100,10 +101,11 @@ class OnCache(Scenario):
     @contextlib.contextmanager
     def filled(self, name):
         options = {"key": bytes, "value": bytes, "max_entries": ROOM, "max_bytes": 1 << 20}
+        options["tags"] = self.tags
         with stepping.on_cpu(stepping.default_cpu()), Cache(name, **options) as cache:
             try:
                 for number in range(self.count):
-                    cache.set(b"k%d" % number, OLD)
+                    cache.set(b"k%d" % number, OLD, tags=["kept"] if self.tags else ())
                 with contextlib.ExitStack() as stack:
                     self.begin(cache, stack)
                     yield cache, self.look(cache, ())
@@ -137,6 +139,7 @@ class OnCache(Scenario):
         assert len(cache) == ROOM
         cache.check()
         cache.clear()
+        cache.expire()
         cache.check()
         assert cache.handle.info()["objects"]["count"] == 0
 
@@ -222,6 +225,97 @@ class StoreOverClaim(Invalidate):
         model[self.key] = NEW
 
 
+class Outdate(OnCache):
+    """One store: of the entries that it is for, all are there or none."""
+
+    tags = True
+    changes_min = 4
+    evicts = 4
+
+    def __init__(self, name, outdates, finds, **more):
+        super().__init__(name, **more)
+        self.outdates = outdates
+        self.finds = finds
+
+    def begin(self, cache, stack):
+        cache.set(self.key, OLD, tags=["group", "kept"])
+
+    def operate(self, state):
+        self.outdates(state)
+
+    def change(self, model):
+        for key in list(model):
+            if key == self.key or not self.finds:
+                del model[key]
+
+    def judge(self, seen, models, done):
+        before, after = models
+        assert seen in (before, after)
+        assert (seen == after) >= done
+        return int(seen == after)
+
+
+class OutdateClaim(Outdate):
+    """The same, while a process that lives has claimed the key."""
+
+    def begin(self, cache, stack):
+        claimant = Partner(claim, cache.name, self.key)
+        stack.callback(claimant.kill)
+        claimant.hear()
+
+    def survive(self, cache, meet, seen, keys):
+        if meet is not ask_for_same_key:  # it would wait for the one that lives
+            super().survive(cache, meet, seen, keys)
+
+
+class SetWithTags(OnCache):
+    """A value with another birth and other tags, over an outdated one."""
+
+    tags = True
+
+    def begin(self, cache, stack):
+        cache.set(self.key, OLD, tags=["group", "kept"])
+        cache.invalidate("group")
+
+    def operate(self, state):
+        state.set(self.key, NEW, tags=["group", "other"])
+
+    def change(self, model):
+        model[self.key] = NEW
+
+
+class ReplaceWithTags(SetWithTags):
+    """Over one that counts."""
+
+    def begin(self, cache, stack):
+        cache.set(self.key, OLD, tags=["kept"])
+
+
+class ComputeOutdated(Compute):
+    """An entry that is outdated is deleted, and the key is computed."""
+
+    tags = True
+
+    def begin(self, cache, stack):
+        cache.set(self.key, OLD)
+        self.others(cache)
+
+    def others(self, cache):
+        cache.clear()
+        for number in range(self.count):
+            cache.set(b"k%d" % number, OLD)
+
+
+class ComputeForOutdatedClaim(ComputeOutdated):
+    """A process that lives computes what will be outdated: its claim is cut off."""
+
+    def begin(self, cache, stack):
+        claimant = Partner(claim, cache.name, self.key)
+        stack.callback(claimant.kill)
+        claimant.hear()
+        self.others(cache)
+
+
 class Steal(Invalidate):
     """The child does not wait for the one that lives: it takes the claim away, and computes."""
 
@@ -255,6 +349,13 @@ CASES = {
         Invalidate("delete a claimed key"),
         StoreOverClaim("store over a claim"),
         Steal("steal"),
+        Outdate("clear", lambda cache: cache.clear(), False),
+        Outdate("invalidate", lambda cache: cache.invalidate("group"), True),
+        OutdateClaim("clear while it is computed", lambda cache: cache.clear(), False),
+        SetWithTags("set over an outdated value"),
+        ReplaceWithTags("set with tags"),
+        ComputeOutdated("compute what is outdated"),
+        ComputeForOutdatedClaim("compute what is being computed in vain"),
     ]
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=str)

@@ -25,7 +25,8 @@ else:
 LAYERS = {
     "machine": ["atomics", "system", "hashing", "number"],
     "segment": [
-        *("status", "layout", "words", "classes", "geometry", "fields", "header", "file"),
+        *("status", "layout", "words", "classes", "geometry", "births", "fields", "header"),
+        "file",
     ],
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
@@ -48,7 +49,7 @@ LAYERS = {
         *("notifying", "watching", "ringing", "cells", "circles", "cellwaits", "locks"),
         *("semaphores", "rwlocks", "conditions", "lockusers", "map"),
         *("codec", "storing", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
-        *("claiming", "refreshing", "cache", "near"),
+        *("invalidating", "claiming", "refreshing", "cache", "near"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]

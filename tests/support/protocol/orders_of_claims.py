@@ -1,9 +1,12 @@
-"""A litmus test: threads that compute wait for each other's results (claiming.pxi).
+"""Litmus tests: threads that compute wait for each other's results (claiming.pxi), and results are
+invalidated (births.pxd).
 
 Each thread says in its claim what it waits for, and then looks what the owner of that waits for.
+Who invalidates takes a number after the change that is the reason; who computes loads the number of
+invalidations before it reads what the result is made of.
 """
 
-from support.protocol.litmus import Litmus, fence, load, store
+from support.protocol.litmus import Litmus, cas, fence, load, store
 from support.protocol.orders import litmus
 
 FENCE = "claim_leads_here: the fence"
@@ -24,3 +27,17 @@ def one_of_a_circle_sees_it(o):
         [waiter("first", "second", "x"), waiter("second", "first", "y")],
         lambda r: r["x"] == 0 and r["y"] == 0,
     )
+
+
+@litmus
+def a_result_with_a_birth_after_an_invalidation_is_made_of_what_was_changed(o):
+    """C1: otherwise it would count, and be stale."""
+    invalidation = [
+        *store("source", 1),
+        *cas("invalidations", 0, 1, release=o.release("invalidate: the number")),
+    ]
+    computation = [
+        *load("invalidations", "birth", o.acquire("birth_now")),
+        *load("source", "result"),
+    ]
+    return Litmus([invalidation, computation], lambda r: r["birth"] == 1 and r["result"] == 0)

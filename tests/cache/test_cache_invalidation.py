@@ -1,0 +1,354 @@
+"""clear() and invalidate(): one store, and nothing from before it is found any more, computed or
+stored, by any process and any operation; what is outdated makes room first."""
+
+import asyncio
+import pickle
+import random
+import threading
+
+import pytest
+from support.children import in_child
+from support.expiry import let_pass
+
+from shmrhash import Cache, InvalidArgument, KeyNotFound, LayoutMismatch
+
+SHORT_S = 0.02
+NEVER_S = 600
+LONG = "a key of more than fifteen bytes"
+WAYS = {
+    "clear": lambda cache: cache.clear(),
+    "tag": lambda cache: cache.invalidate("group"),
+    "one of two tags": lambda cache: cache.invalidate("unknown", "both"),
+}
+TYPES = [(str, int), (int, float), (str, object), (bytes, bytes), (object, object)]
+
+
+@pytest.fixture(params=WAYS)
+def outdate(request):
+    """Makes what was stored with the tags group and both outdated."""
+    return WAYS[request.param]
+
+
+@pytest.fixture
+def cache(make_cache):
+    return make_cache(key=str, value=int, max_entries=100, tags=True)
+
+
+TAGS = ("group", "both")
+
+
+@pytest.mark.parametrize(
+    "types", TYPES, ids=lambda types: f"{types[0].__name__} {types[1].__name__}"
+)
+def test_no_operation_finds_what_is_outdated(make_cache, outdate, types):
+    key, value = types
+    names = {str: ["a", LONG], bytes: [b"a", LONG.encode()], int: [1, 2], object: [(1,), LONG]}[key]
+    first, second = {bytes: (b"1", b"2"), object: ([1], [2])}.get(value, (1, 2))
+    cache = make_cache(key=key, value=value, max_entries=100, tags=True)
+    cache.set_many(dict.fromkeys(names, first), tags=TAGS)
+
+    outdate(cache)
+
+    for name in names:
+        assert cache.get(name) is None
+        assert name not in cache
+        assert not cache.replace(name, second)
+        assert not cache.touch(name, 10)
+        with pytest.raises(KeyNotFound):
+            cache.ttl(name)
+        assert cache.pop(name) is None
+    cache.set_many(dict.fromkeys(names, first), tags=TAGS)
+    outdate(cache)
+    assert cache.get_many(names) == {}
+    assert list(cache._entries(0)) == []
+    assert not any(cache.delete(name) for name in names)
+    cache.set_many(dict.fromkeys(names, first), tags=TAGS)
+    outdate(cache)
+    assert in_child(lambda: Cache(cache.name, key=key, value=value).get(names[0])) is None
+    assert cache.add(names[0], second)
+    assert cache.get(names[0]) == second
+    assert cache.get_or_compute(names[1], lambda: second) == second
+    assert cache.get(names[1]) == second
+
+
+def test_a_number_and_an_update_begin_anew(cache, outdate):
+    cache.set("a", 5, tags=TAGS)
+    cache.set("b", 5, tags=TAGS)
+    outdate(cache)
+
+    assert cache.incr("a", 1, 10) == 11
+    assert cache.update_with("b", lambda value: value + 1, 20) == 21
+    with pytest.raises(KeyNotFound):
+        cache.update_with("c", lambda value: value)
+
+
+def test_a_changed_value_keeps_birth_and_tags(cache, outdate):
+    """What is made of an outdated value is outdated."""
+    for key in ("incr", "update", "touch", "inside"):
+        cache.set(key, 5, tags=TAGS)
+    cache.incr("incr")
+    cache.update_with("update", lambda value: value + 1)
+    cache.touch("touch", 100)
+    assert cache.get_many(["incr", "update", "touch"]) == {"incr": 6, "update": 6, "touch": 5}
+
+    outdate(cache)
+
+    assert cache.get_many(["incr", "update", "touch", "inside"]) == {}
+
+
+def test_a_value_invalidated_while_it_is_updated_is_not_stored(cache, outdate):
+    cache.set("a", 5, tags=TAGS)
+
+    def function(value):
+        outdate(cache)
+        return value + 1
+
+    with pytest.raises(KeyNotFound):
+        cache.update_with("a", function)
+    assert "a" not in cache
+
+
+def test_only_what_has_the_tag_is_outdated(cache):
+    cache.set("none", 1)
+    cache.set("one", 1, tags=["a"])
+    cache.set("four", 1, tags=("a", "b", "c", "d"))
+    cache.set("other", 1, tags=iter(["e"]))
+
+    cache.invalidate("d")
+    assert sorted(cache.get_many(["none", "one", "four", "other"])) == ["none", "one", "other"]
+    cache.invalidate("a", "unknown")
+    assert sorted(cache.get_many(["none", "one", "four", "other"])) == ["none", "other"]
+    cache.invalidate()
+    assert sorted(cache.get_many(["none", "other"])) == ["none", "other"]
+    cache.set("one", 2, tags=["a"])
+    assert cache.get("one") == 2
+    cache.set("one", 3)
+    cache.invalidate("a")
+    assert cache.get("one") == 3
+
+
+def test_tags_that_share_a_slot_outdate_too_much_and_never_too_little(make_cache, seed):
+    """Of 65,535 slots: of 300 tags and 3,000 others, some share one."""
+    rng = random.Random(seed)
+    cache = make_cache(key=int, value=int, max_entries=1000, tags=True)
+    names = [f"{rng.random()}é" for _ in range(300)]
+    for key, name in enumerate(names):
+        cache.set(key, key, tags=[name])
+
+    cache.invalidate(*[f"other {number}" for number in range(3000)])
+
+    left = cache.get_many(range(300))
+    assert 240 < len(left) < 300
+    for key in left:
+        if key in cache:
+            cache.invalidate(names[key])
+        assert key not in cache
+    assert cache.get_many(range(300)) == {}
+
+
+@pytest.mark.parametrize("operation", ["set", "add", "replace"])
+def test_tags_that_cannot_be_are_refused(make_cache, cache, operation):
+    cache.set("a", 1)
+    with pytest.raises(InvalidArgument, match="at most 4 tags"):
+        getattr(cache, operation)("a", 2, tags=list("abcde"))
+    for wrong in ("user", [1], [b"user"], [None]):
+        with pytest.raises(TypeError, match="str"):
+            getattr(cache, operation)("a", 2, tags=wrong)
+    assert cache.get("a") == 1
+    with pytest.raises(TypeError, match="a tag is a str"):
+        cache.invalidate(7)
+    plain = make_cache(key=str, value=int, max_entries=10)
+    for refused in (
+        lambda: plain.set("a", 1, tags=["user"]),
+        lambda: plain.get_or_compute("a", lambda: 1, tags=["user"]),
+        lambda: plain.invalidate("user"),
+    ):
+        with pytest.raises(InvalidArgument, match="tags=True"):
+            refused()
+    plain.set("a", 1, tags=())
+    plain.clear()
+    assert "a" not in plain
+
+
+# ---- room ----
+
+
+def test_outdated_entries_are_the_first_to_go(make_cache, outdate):
+    cache = make_cache(key=int, value=int, max_entries=100, tags=True)
+    for key in range(100):
+        cache.set(key, key, tags=TAGS)
+        assert [cache.get(key) for _ in range(5)] == [key] * 5  # as precious as can be
+    outdate(cache)
+
+    for key in range(100, 200):
+        cache.set(key, key)
+
+    assert sorted(cache.get_many(range(200))) == list(range(100, 200))
+    assert len(cache) == 100
+    assert cache.stats()[2:4] == (0, 0)
+
+
+def test_expire_gives_the_memory_back(make_cache, outdate):
+    cache = make_cache(key=int, value=bytes, max_entries=1000, max_bytes=1 << 22, tags=True)
+    for key in range(1000):
+        cache.set(key, bytes(1000), tags=TAGS if key % 10 else ())
+    assert cache.expire() == 0
+
+    outdate(cache)
+
+    gone = cache.info()["expired"]
+    assert gone in (900, 1000)
+    assert len(cache) == 1000
+    assert cache.expire() == gone
+    assert len(cache) == cache.info()["objects"]["count"] == 1000 - gone
+
+
+def test_insertions_sweep_what_is_outdated(make_cache, outdate):
+    cache = make_cache(key=int, value=int, max_entries=3000, tags=True)
+    for key in range(1000):
+        cache.set(key, key, tags=TAGS)
+
+    outdate(cache)
+
+    for key in range(1000, 2500):
+        cache.set(key, key)
+    assert len(cache) < 1600
+
+
+# ---- computations ----
+
+
+@pytest.mark.parametrize("key", ["a", LONG])
+def test_a_result_computed_meanwhile_is_not_stored(cache, outdate, key):
+    def compute():
+        outdate(cache)
+        return 1
+
+    assert cache.get_or_compute(key, compute, tags=TAGS) == 1
+    assert key not in cache
+    assert cache.stats().not_stored == 1
+    assert cache.get_or_compute(key, lambda: 2, tags=TAGS) == 2
+    assert cache.get(key) == 2
+
+
+def test_coroutines_claims_and_memoized_functions_store_no_result_either(make_cache, outdate):
+    cache = make_cache(max_entries=100, tags=True)
+
+    async def compute():
+        outdate(cache)
+        return 1
+
+    assert asyncio.run(cache.aget_or_compute("a", compute, tags=TAGS)) == 1
+    with cache.claim("b", tags=TAGS) as claim:
+        outdate(cache)
+        assert not claim.set(1)
+
+    @cache.memoize(tags=lambda number: [*TAGS, f"{number}"])
+    def square(number):
+        calls.append(number)
+        if len(calls) == 1:
+            outdate(cache)
+        return number * number
+
+    @cache.memoize(tags=TAGS)
+    async def cube(number):
+        return number**3
+
+    calls = []
+    assert [square(3), square(3), square(3)] == [9, 9, 9]
+    assert calls == [3, 3]
+    assert square.cache_key(3) in cache
+    cache.invalidate("3")
+    assert square.cache_key(3) not in cache
+    assert square.refresh(3) == 9
+    assert square.cache_key(3) in cache
+    assert asyncio.run(cube(3)) == 27
+    assert cube.cache_key(3) in cache
+    outdate(cache)
+    assert cache.get_many(["a", "b", square.cache_key(3), cube.cache_key(3)]) == {}
+
+
+def test_a_refresh_stores_no_result_either(cache, outdate):
+    cache.get_or_compute("a", lambda: 1, ttl=SHORT_S, stale=100, tags=TAGS)
+    let_pass(SHORT_S)
+
+    def compute():
+        outdate(cache)
+        return 2
+
+    assert cache.get_or_compute("a", compute, ttl=SHORT_S, stale=100, tags=TAGS) == 2
+    assert "a" not in cache
+
+
+def test_nobody_waits_for_a_result_that_will_not_count(cache, outdate):
+    """The computation from before hangs; of those who ask afterwards one computes, for all."""
+    began, go_on, computed = threading.Event(), threading.Event(), []
+
+    def hang():
+        began.set()
+        assert go_on.wait(NEVER_S)
+        return 1
+
+    def compute():
+        computed.append(1)
+        assert inside.wait(NEVER_S)
+        return 2
+
+    def ask():
+        return cache.get_or_compute("a", compute, wait=NEVER_S, tags=TAGS)
+
+    inside, found = threading.Event(), []
+    late = threading.Thread(
+        target=lambda: found.append(cache.get_or_compute("a", hang, wait=NEVER_S, tags=TAGS))
+    )
+    late.start()
+    assert began.wait(NEVER_S)
+    outdate(cache)
+    askers = [threading.Thread(target=lambda: found.append(ask())) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    let_pass(SHORT_S)
+    inside.set()
+    for asker in askers:
+        asker.join()
+    assert found == [2, 2, 2]
+    assert len(computed) == 1
+    go_on.set()
+    late.join()
+    assert found == [2, 2, 2, 1]
+    assert cache.get("a") == 2
+
+
+# ---- segments ----
+
+
+def test_a_cache_has_tags_or_has_none(make_cache, map_name):
+    with make_cache(name=map_name, key=str, value=int, max_entries=10, tags=True) as cache:
+        cache.set("a", 1, tags=["t"])
+        for same in (None, True):
+            with Cache(map_name, key=str, value=int, tags=same) as other:
+                assert other.get("a") == 1
+        with pickle.loads(pickle.dumps(cache)) as copy:
+            copy.invalidate("t")
+            assert "a" not in cache
+        with pytest.raises(LayoutMismatch, match="with tags, but was opened with tags=False"):
+            Cache(map_name, key=str, value=int, tags=False, if_different="raise")
+        with pytest.raises(TypeError, match="tags must be"):
+            Cache(map_name, key=str, value=int, tags=1)
+        with Cache(map_name, key=str, value=int, tags=False) as replaced:
+            with pytest.raises(InvalidArgument):
+                replaced.set("a", 1, tags=["t"])
+            with pytest.raises(LayoutMismatch, match="without tags"):
+                Cache(map_name, key=str, value=int, tags=True, if_different="raise")
+
+
+def test_a_reader_of_a_frozen_cache_sees_what_is_outdated(cache):
+    cache.set("a", 1)
+    cache.set("b", 1, tags=["t"])
+    cache.clear()
+    cache.set("c", 1)
+    cache.handle.freeze()
+
+    assert cache.get_many("abc") == {"c": 1}
+    with pytest.raises(Exception, match="frozen"):
+        cache.clear()
