@@ -21,7 +21,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport ETIMEDOUT, errno
 from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memmove, memset, strdup, strerror
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strdup, strerror
 
 from machine.atomics cimport (
     cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely, load_relaxed_u64,

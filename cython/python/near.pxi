@@ -34,6 +34,48 @@ cpdef enum:
 
 cdef uint64_t NO_NODE = 0xFFFFFFFFFFFFFFFFULL
 
+# Over a cluster the node of a key is that of its slot: CRC-16/XMODEM of the key, or of its part in
+# braces. The table of nodes is a hint: under a wrong node nothing is found that is wrong
+# (shmrhash/_near/clusterwatch.py).
+cdef enum:
+    NEAR_SLOTS = 16384
+    NEAR_OPENS = 0x7B          # {
+    NEAR_CLOSES = 0x7D         # }
+    NEAR_NO_NUMBER = 0xFF      # in the table: the node of this slot is not known
+
+cdef uint32_t near_crc_table[256]
+
+
+cdef void near_crc_prepare() noexcept nogil:
+    """Fill in the table of the CRC of each byte."""
+    cdef uint32_t byte, crc
+    cdef int bit
+    for byte in range(256):
+        crc = byte << 8
+        for bit in range(8):
+            crc = (crc << 1) ^ (0x1021 if crc & 0x8000 else 0)
+        near_crc_table[byte] = crc & 0xFFFF
+
+
+near_crc_prepare()
+
+
+cdef uint32_t near_slot(const uint8_t *key, Py_ssize_t size) noexcept nogil:
+    """The slot of a key. One step for each byte."""
+    cdef const uint8_t *begin = <const uint8_t *> memchr(key, NEAR_OPENS, size)
+    cdef const uint8_t *end
+    cdef uint32_t crc = 0
+    cdef Py_ssize_t index
+    if unlikely(begin != NULL):
+        begin += 1
+        end = <const uint8_t *> memchr(begin, NEAR_CLOSES, size - (begin - key))
+        if end != NULL and end != begin:
+            key = begin
+            size = end - begin
+    for index in range(size):
+        crc = ((crc << 8) & 0xFFFF) ^ near_crc_table[(crc >> 8) ^ key[index]]
+    return crc & (NEAR_SLOTS - 1)
+
 
 @cython.auto_pickle(False)
 cdef class NearCore:
@@ -43,7 +85,8 @@ cdef class NearCore:
     cdef readonly MapHandle _words
     cdef Codec _value
     cdef int64_t _grace_ns     # for how long after the lease a hit may be returned
-    cdef uint64_t _node        # of every key; or NO_NODE: get() looks for no hits
+    cdef uint64_t _node        # of every key; or NO_NODE
+    cdef bytes _slots          # the nodes by slot, a byte each; neither: get() looks for no hits
     cdef uint64_t _generation  # of the process in which hits may be returned; 0: none
 
     def __init__(self, CacheCore entries not None, MapHandle words not None, value,
@@ -59,6 +102,7 @@ cdef class NearCore:
                 "any length")
         self._grace_ns = grace_ns
         self._node = NO_NODE
+        self._slots = None
         self._generation = 0
 
     cdef object _span(self, object key, Span *span):
@@ -76,6 +120,18 @@ cdef class NearCore:
         span.bytes = <const uint8_t *> PyBytes_AS_STRING(key)
         span.size = PyBytes_GET_SIZE(key)
         return key
+
+    cdef int _find_node(self, object key, uint64_t *node) except -1:
+        """Set node to the number of a key's node by its slot, if it is known."""
+        cdef Span span
+        kept = self._span(key, &span)
+        cdef bytes nodes = self._slots
+        cdef uint8_t number
+        if nodes is not None:
+            number = PyBytes_AS_STRING(nodes)[near_slot(span.bytes, span.size)]
+            if number != NEAR_NO_NUMBER:
+                node[0] = number
+        return 0
 
     cdef int _place_at(self, object key, const uint64_t *epoch, KeyBytes *place) except -1:
         """Fill in the place of a key under an epoch."""
@@ -131,11 +187,16 @@ cdef class NearCore:
         Raises what the client raises, Unavailable (on_outage="raise"), TypeError (the key is
         neither str nor bytes), what decoding the value raises, MapClosed.
         """
-        if likely(self._generation == process_generation and self._node != NO_NODE):
-            stored = self._hit(key, self._node)
-            if likely(stored is not MISSING):
-                found = self._decoded(stored)
-                return default if found is None else found
+        cdef uint64_t node
+        if likely(self._generation == process_generation):
+            node = self._node
+            if node == NO_NODE and self._slots is not None:
+                self._find_node(key, &node)
+            if likely(node != NO_NODE):
+                stored = self._hit(key, node)
+                if likely(stored is not MISSING):
+                    found = self._decoded(stored)
+                    return default if found is None else found
         return self._get_slowly(key, default)
 
     # For shmrhash/_near.
@@ -144,6 +205,16 @@ cdef class NearCore:
         """In this process get() looks for hits itself from now on, if all keys have one node; -1:
         they have several."""
         self._node = NO_NODE if node < 0 else <uint64_t> node
+        self._slots = None
+        self._generation = process_generation
+
+    def _arm_slots(self, bytes nodes not None):
+        """In this process get() looks for hits itself from now on, at the node of the key's slot.
+        nodes: the number of each slot's node, in a byte; NEAR_NO_NUMBER: it is not known."""
+        if PyBytes_GET_SIZE(nodes) != NEAR_SLOTS:
+            raise _errors.InvalidArgument(f"there are {NEAR_SLOTS} slots")
+        self._slots = nodes
+        self._node = NO_NODE
         self._generation = process_generation
 
     def _disarm(self):

@@ -204,8 +204,12 @@ class NearCache(ClosingMethods, _core.NearCore):
         """After a fetch, which may have found out what node there is: where get() looks itself."""
         if self._refusal:
             self._arm(TTL_NODE)
+        elif self._source.nodes() == 1:
+            self._arm(self._source.node_of(b""))
+        elif hasattr(self._source, "slots"):
+            self._arm_slots(self._source.slots())
         else:
-            self._arm(self._source.node_of(b"") if self._source.nodes() == 1 else -1)
+            self._arm(-1)
 
     def _watched(self, node: int) -> Line | None:
         """The line of a node whose lease is valid, or None."""

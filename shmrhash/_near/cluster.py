@@ -20,7 +20,12 @@ from shmrhash._near.connection import Connection
 from shmrhash._near.resp import ServerError
 from shmrhash._near.routing import Question, Router
 from shmrhash._near.source import Fetched, Nodes, Probe, Sink
-from shmrhash._near.topology import slot_of
+from shmrhash._near.topology import SLOTS, slot_of
+
+NO_NUMBER = 0xFF  # NEAR_NO_NUMBER of near.pxi
+_SLOTS_NS = (
+    50_000_000  # slots() is made anew no sooner than after this time: it takes a millisecond
+)
 
 
 def is_cluster(client: Any) -> bool:
@@ -46,6 +51,8 @@ class ClusterSource:
         self._router = Router(client)
         self._nodes: Nodes | None = None
         self._name = ""
+        self._slots = bytes((NO_NUMBER,)) * SLOTS
+        self._slots_of, self._slots_ns = -1, 0  # the changes of the router that they show; when
 
     @property
     def name(self) -> str:
@@ -84,6 +91,22 @@ class ClusterSource:
 
     def node_of(self, key: bytes) -> int:
         return self._number(self._router.owner(key))
+
+    def slots(self) -> bytes:
+        """The number of each slot's node, as far as is known: a byte each, NO_NUMBER for unknown.
+
+        The same object until something changes; after a change a moment may pass.
+        """
+        now = _core.clock_monotonic_ns()
+        changes = self._router.changes
+        if changes != self._slots_of and now - self._slots_ns > _SLOTS_NS:
+            known = {}
+            for place, run_id in list(self._router.run_ids.items()):
+                number = self._number(run_id)
+                known[place] = NO_NUMBER if number < 0 else number
+            self._slots = bytes(known.get(place, NO_NUMBER) for place in self._router.table)  # type: ignore[arg-type]
+            self._slots_of, self._slots_ns = changes, now
+        return self._slots
 
     def _number(self, run_id: bytes) -> int:
         return self._nodes.number(run_id) if run_id and self._nodes is not None else -1
@@ -178,7 +201,7 @@ class ClusterSource:
             except (OSError, ServerError) as error:
                 failure = self._router.as_clients(error, place)
                 continue
-            self._router.run_ids[place] = connection.run_id
+            self._router.learn_run_id(place, connection.run_id)
             try:
                 found.append(self._probed(connection))
             except OSError as error:

@@ -196,7 +196,7 @@ class Watch:
             else:
                 made.settimeout(self._beat_ns * _LOST_AFTER / 1e9)
                 primary = self._watched[place] = Primary(place, made)
-                self._router.run_ids[place] = made.run_id
+                self._router.learn_run_id(place, made.run_id)
                 self._ask(primary, _core.clock_monotonic_ns())
 
     def _set_back(self, place: Address) -> None:

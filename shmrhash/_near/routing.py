@@ -91,6 +91,7 @@ class Router:
         self.table: list[Address | None] = [None] * SLOTS
         self.ids: dict[Address, bytes] = {}  # the primaries
         self.run_ids: dict[Address, bytes] = {}  # of those that have been connected to
+        self.changes = 0  # of the table, and of run ids
         self._forget()
 
     def _forget(self) -> None:
@@ -168,6 +169,7 @@ class Router:
         if not ids:
             raise LookupError("a cluster in which nobody owns a slot")
         self.table, self.ids = table, ids
+        self.changes += 1
         self._news_ns, self._is_old = _core.clock_monotonic_ns(), False
 
     def _refresh_quietly(self) -> None:
@@ -175,6 +177,12 @@ class Router:
             self.refresh(soon=True)
         except (OSError, ServerError, *_BAD):
             self._news_ns = _core.clock_monotonic_ns()  # nobody answers: not at once again
+
+    def learn_run_id(self, place: Address, run_id: bytes) -> None:
+        """A connection has been made: who is there."""
+        if self.run_ids.get(place) != run_id:
+            self.run_ids[place] = run_id
+            self.changes += 1
 
     def uses_names(self) -> bool:
         """Whether clients know nodes by names."""
@@ -194,7 +202,7 @@ class Router:
         if found is None:
             found = mine[place] = Connection(self.server(place))
             self._all.append(found)
-            self.run_ids[place] = found.run_id
+            self.learn_run_id(place, found.run_id)
             self._failing.discard(place)
         return found
 
@@ -288,6 +296,7 @@ class Router:
                 question.send_to(other, asking)
                 if not asking:
                     self.table[slot], self._is_old = other, True
+                    self.changes += 1
                 return
             if answer.code in _DOWN:
                 question.fail(self.as_clients(answer, place))
@@ -339,7 +348,7 @@ class Router:
             connection = idle.pop() if idle else await AsyncConnection(self.server(place)).open()
         except (OSError, asyncio.TimeoutError, ServerError) as error:
             return self._lose(place, group, error)
-        self.run_ids[place] = connection.run_id
+        self.learn_run_id(place, connection.run_id)
         self._failing.discard(place)
         try:
             data = b"".join(each.words() for each in group)

@@ -152,8 +152,10 @@ class Source(Protocol):
         Connections that it loses it makes again itself, or it raises. Raises TrackingRefused (the
         server will not tell of changes; the message says what to do)."""
 
-    # A source of several nodes may have: def names(self) -> dict[int, str], the addresses of nodes
-    # by their numbers, for people.
+    # A source of several nodes may have:
+    # names(self) -> dict[int, str]: the addresses of nodes by their numbers, for people;
+    # slots(self) -> bytes: a byte for each of 16,384 slots, the number of its node or 255 (not
+    # known), so that get() finds a hit by the key's slot, as a cluster of Redis has it, by itself.
 
     def close(self) -> None:
         """Close the connections of this process. A second call does nothing."""
