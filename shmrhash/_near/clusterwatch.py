@@ -327,7 +327,7 @@ class Watch:
                     return False
             elif other.round >= primary.round:
                 votes += bool(other.view.me.slots and other.view.me.primary)
-        return 2 * votes > primary.view.owners()
+        return 2 * votes > max(each.view.owners() for each in self._watched.values() if each.view)
 
     def _say_who_is_left(self) -> None:
         """Once every owner of slots is watched: only these are nodes of the cluster."""

@@ -100,7 +100,7 @@ class Router:
         self._lock = threading.Lock()  # of refresh()
         self._news_ns = 0  # when the table was asked for last
         self._is_old = True  # or nothing is known: it is asked for before the next question
-        self._failing: set[Address] = set()  # nodes that did not answer, and are asked last
+        self._failing: set[Address] = set()  # nodes that could not answer, and are asked last
         self._mine = threading.local()
         self._all: list[Connection] = []
         self._idle: dict[asyncio.AbstractEventLoop, dict[Address, list[AsyncConnection]]] = {}
@@ -299,6 +299,7 @@ class Router:
                     self.changes += 1
                 return
             if answer.code in _DOWN:
+                self._failing.add(place)  # it may be cut off from the others: they are asked first
                 question.fail(self.as_clients(answer, place))
                 return
         question.take(answers, run_id)

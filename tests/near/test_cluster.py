@@ -13,7 +13,8 @@ import pytest
 redis = pytest.importorskip("redis", reason="the client redis is not installed")
 
 # ruff: noqa: E402 (after the skip)
-from support import near_servers
+from support import near_cluster, near_servers
+from support.near_cluster import until as until_well
 from support.waiting import until
 
 from shmrhash import NearCache, gc
@@ -46,6 +47,14 @@ def near(cluster, map_name):
     with near_of(cluster, map_name) as made:
         assert made.ready(PATIENCE_S)
         yield made
+
+
+@pytest.fixture
+def own_cluster(tmp_path):
+    """One that does not have to be well in the end."""
+    made = near_cluster.Cluster(next(iter(near_servers.programs().values())), tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -260,7 +269,8 @@ def test_a_primary_that_wakes_after_its_failover_is_not_believed(cluster, client
     for _ in range(2):
         stopped.signal(signal.SIGSTOP)
         until(replica.is_primary)
-        until(lambda: replica.id in cluster.nodes[1].owners())  # noqa: B023 (called at once)
+        another = next(node for node in cluster.nodes if node not in (stopped, replica))
+        until(lambda: replica.id in another.owners())  # noqa: B023 (called at once)
         replica.ask("SET", key, "new")
         time.sleep(STALE)
         stopped.signal(signal.SIGCONT)
@@ -274,6 +284,42 @@ def test_a_primary_that_wakes_after_its_failover_is_not_believed(cluster, client
         until(lambda: near.get(key) == b"old")
         number = source.node_of(key.encode())
         stopped, replica = replica, stopped
+
+
+def left_behind(near, cluster, client):
+    """A primary that hears nothing of the others any more, though all hear it, and is replaced.
+    Return what hits say of a key, max_stale after it was changed at the new primary."""
+    assert near.ready(PATIENCE_S)
+    alone = cluster.primaries()[
+        2
+    ]  # with the greatest epoch: that it forgets others changes nothing
+    replica, key = cluster.replica(alone), key_at(cluster, alone)
+    client.set(key, "old")
+    until(lambda: near.get(key) == b"old" and near.age() < STALE)
+    number = near._node_of(key.encode())
+    for node in cluster.nodes:
+        if node is not alone:
+            alone.ask("CLUSTER", "FORGET", node.id)
+    replica.ask("CLUSTER", "FAILOVER", "TAKEOVER")
+    until_well(replica.is_primary, "the replica does not take over")
+    replica.ask("SET", key, "new")
+    time.sleep(2 * STALE)
+    assert alone.id in alone.owners(), "it has not heard of it"
+    return near._look(key, number, None)
+
+
+@pytest.mark.parametrize("mutant", ["none", "believes"])
+def test_a_primary_that_others_contradict_is_not_believed(
+    own_cluster, map_name, monkeypatch, mutant
+):
+    """N1: whatever it says of itself. A watch that asks each for itself only serves the old."""
+    if mutant == "believes":
+        monkeypatch.setattr(Watch, "_is_believed", lambda self, primary: True)
+    with near_of(own_cluster, map_name) as near, own_cluster.client() as client:
+        found = left_behind(near, own_cluster, client)
+        assert found == (b"old" if mutant == "believes" else None)
+        if mutant == "none":
+            until(lambda: read(near, key_at(own_cluster, own_cluster.nodes[5])) == b"new")
 
 
 def moved_to_and_fro(cluster, near, key):

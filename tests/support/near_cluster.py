@@ -235,6 +235,7 @@ class Cluster:
         for node in self.nodes:
             if not node.is_alive():
                 node.start()
+            node.signal(signal.SIGCONT)
         self.wait()
         for node in self.primaries():
             node.ask("FLUSHALL")
