@@ -17,6 +17,7 @@ try:
     import psycopg
     from psycopg import pq
     from psycopg.conninfo import conninfo_to_dict
+    from psycopg.waiting import Ready, Wait
 except ImportError as _error:
     raise _adapters.needs("psycopg", "near-postgres") from _error
 
@@ -54,8 +55,7 @@ class Session:
         self.connection = connection
         self.pid = os.getpid()
         self._seconds = seconds
-        # All of psycopg's waiting goes through wait(); a stopped server would hold it for ever.
-        self._wait = connection.wait
+        # All of psycopg's waiting goes through wait(), which a stopped server would hold for ever.
         connection.wait = self._wait_bounded
         self.server = connection.info.server_version
         identity, standby, backend = connection.execute(_WHO).fetchone()
@@ -64,8 +64,23 @@ class Session:
         # A pooler makes up the number that it gives its clients.
         self.pooled = backend != connection.info.backend_pid
 
-    def _wait_bounded(self, waiting: Generator[Any, Any, Any], *rest: Any, **more: Any) -> Any:
-        return self._wait(_until(waiting, time.monotonic() + self._seconds), *rest, **more)
+    def _wait_bounded(self, steps: Generator[Any, Any, Any], *_: Any, **__: Any) -> Any:
+        """In place of the connection's wait(): do the steps of a question, with an end."""
+        end = time.monotonic() + self._seconds
+        try:
+            wanted = next(steps)
+            while True:  # ends with the answer, or with the time
+                waiting = select.poll()
+                events = select.POLLIN * bool(wanted & Wait.R)
+                waiting.register(
+                    self.connection.pgconn.socket, events | select.POLLOUT * bool(wanted & Wait.W)
+                )
+                if not waiting.poll(max(0, math.ceil((end - time.monotonic()) * 1000))):
+                    raise TimeoutError("the server does not answer")
+                # Of two that it waits for one may not be ready: it tries, and does not wait.
+                wanted = steps.send(Ready(int(wanted)))
+        except StopIteration as ended:
+            return ended.value
 
     @property
     def watched(self) -> bool:
@@ -108,19 +123,6 @@ class Session:
         if self.pid == os.getpid():
             with contextlib.suppress(psycopg.Error):
                 self.connection.close()
-
-
-def _until(waiting: Generator[Any, Any, Any], end: float) -> Generator[Any, Any, Any]:
-    """The same waiting, with an end: psycopg looks in at least every 0.1 s."""
-    try:
-        wanted = next(waiting)
-        while True:  # ends with the answer, or with the time
-            ready = yield wanted
-            if not ready and time.monotonic() > end:
-                raise TimeoutError("the server does not answer")
-            wanted = waiting.send(ready)
-    except StopIteration as ended:
-        return ended.value
 
 
 class Connector:
