@@ -13,19 +13,26 @@ import time
 from pathlib import Path
 
 import pytest
-from support import near_servers
+from support import near_postgres, near_servers
 from support.near_oracle import Oracle
 from support.waiting import until
 
 redis = pytest.importorskip("redis", reason="the client redis is not installed")
+ERRORS = [OSError, redis.exceptions.RedisError]
+with contextlib.suppress(ImportError):
+    import psycopg
+
+    ERRORS.append(psycopg.Error)
 
 # ruff: noqa: E402 (after the skip)
-from shmrhash import NearCache, Unavailable
+from shmrhash import NearCache
 from shmrhash._near import state
+from shmrhash._near.triggers import triggers
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "near_cache.py"
 FORK = multiprocessing.get_context("fork")
 STALE = 0.4
+OPTIONS = {"max_stale": STALE, "value": str, "max_entries": 1000, "max_bytes": 1 << 20}
 KEYS = [f"item:{number}" for number in range(20)]
 CLONE_NEWNET = 0x40000000
 TIMEOUT_SECONDS = 120
@@ -90,15 +97,24 @@ def enter(network, host):
     os.close(file)
 
 
-def read(network, name, on_outage, over, told):
-    """On host a: read keys until over is set; tell what was found, of each second-to-last read."""
-    enter(network, "a")
+def redis_near(network, name, on_outage):
     host, port = network.address
     client = redis.Redis(host, port, socket_timeout=0.3, socket_connect_timeout=0.3)
-    sizes = {"max_entries": 1000, "max_bytes": 1 << 20}
-    with NearCache(
-        client, ["item:"], name=name, max_stale=STALE, on_outage=on_outage, value=str, **sizes
-    ) as near:
+    return NearCache(client, ["item:"], name=name, on_outage=on_outage, **OPTIONS)
+
+
+def postgres_near(network, name, on_outage):
+    from shmrhash.postgres import PostgresSource
+
+    address = f"host={network.address[0]} user=tester dbname=postgres connect_timeout=2"
+    source = PostgresSource(address, {"item:": near_postgres.QUERY}, timeout=0.3)
+    return NearCache(source, name=name, on_outage=on_outage, **OPTIONS)
+
+
+def read(network, make, name, on_outage, over, told):
+    """On host a: read keys until over is set; tell what was found, and how many reads failed."""
+    enter(network, "a")
+    with make(network, name, on_outage) as near:
         assert near.ready(30)
         while not over.is_set():
             found, errors = {}, 0
@@ -106,7 +122,7 @@ def read(network, name, on_outage, over, told):
                 began = time.monotonic()
                 try:
                     found[key, near.get(key)] = began
-                except (redis.exceptions.RedisError, Unavailable):
+                except tuple(ERRORS):
                     errors += 1
             told.put((time.monotonic(), found, errors, near.age()))
             time.sleep(0.002)
@@ -117,12 +133,13 @@ def read(network, name, on_outage, over, told):
 class Play:
     """A writer beside the server, a reader on host a, and a cut between them."""
 
-    def __init__(self, network, server, name, on_outage="fetch"):
+    def __init__(self, network, make, put, name, on_outage="fetch"):
+        """make: makes the reader's near cache. put: writes a key at the server."""
         self.network = network
         self.oracle = Oracle(KEYS, STALE)
-        self.client = redis.Redis(unix_socket_path=server.path)
+        self.put = put
         self.over, self.told = FORK.Event(), FORK.Queue()
-        arguments = network, name, on_outage, self.over, self.told
+        arguments = network, make, name, on_outage, self.over, self.told
         self.reader = FORK.Process(target=read, args=arguments, daemon=True)
         self.reader.start()
         self.seen = []
@@ -132,7 +149,7 @@ class Play:
 
         def one_of_each():
             for key in KEYS:
-                self.client.set(key, self.oracle.next_value(key))
+                self.put(key, self.oracle.next_value(key))
                 self.oracle.acknowledge(key)
                 time.sleep(0.005)
             self.hear()
@@ -152,9 +169,20 @@ class Play:
             for ended, found, errors, age in self.seen
         )
 
+    def rounds_since(self, moment):
+        """How many rounds without a failure began after this moment."""
+        self.hear()
+        return sum(
+            not errors and min(found.values()) > moment
+            for _, found, errors, _ in self.seen
+            if found
+        )
+
     def play(self, seconds):
         """Undisturbed, cut off for some seconds, and mended; then judge what was read."""
         self.write(lambda: self.reads_after(0))
+        calm = time.monotonic()
+        until(lambda: self.rounds_since(calm) >= 3)  # all keys are in the memory of the host
         self.network.cut("a")
         cut = time.monotonic()
         self.write(lambda: time.monotonic() > cut + seconds)
@@ -165,40 +193,66 @@ class Play:
         while (said := self.told.get(timeout=30)) is not None:
             self.seen.append(said)
         self.reader.join()
-        self.client.close()
         for _, found, _, _ in self.seen:
             for (key, value), began in found.items():
                 self.oracle.judge(key, value, began)
         return cut, mended
 
 
-@pytest.mark.parametrize("on_outage", ["fetch", "raise"])
-def test_a_host_that_is_cut_off_serves_nothing_old_and_recovers(
-    network, server, map_name, on_outage
-):
-    """N1: packets vanish in both directions, and no connection is closed."""
-    play = Play(network, server, map_name, on_outage)
+@pytest.fixture
+def put(server):
+    with redis.Redis(unix_socket_path=server.path) as client:
+        yield client.set
 
+
+def assert_cut_and_mended(play):
+    __tracebackhide__ = True
     cut, mended = play.play(3 * STALE)
 
     assert play.oracle.wrong == []
-    assert play.oracle.reads > 500
+    assert play.oracle.reads >= 2 * len(KEYS)
     assert play.reads_after(cut, failed=True)
     last = max(began for _, found, _, _ in play.seen for began in found.values())
     assert last > mended
 
 
-def test_the_judge_finds_a_near_cache_without_lease(network, server, map_name, monkeypatch):
+@pytest.mark.parametrize("on_outage", ["fetch", "raise"])
+def test_a_host_that_is_cut_off_serves_nothing_old_and_recovers(network, put, map_name, on_outage):
+    """N1: packets vanish in both directions, and no connection is closed."""
+    assert_cut_and_mended(Play(network, redis_near, put, map_name, on_outage))
+
+
+def test_the_judge_finds_a_near_cache_without_lease(network, put, map_name, monkeypatch):
     def extend(self, number, term, valid_until, well=state.State.extend):
         well(self, number, term, valid_until + (1 << 50) * (number < state.NODES_MAX))
 
     monkeypatch.setattr(state.State, "extend", extend)
-    play = Play(network, server, map_name)
+    play = Play(network, redis_near, put, map_name)
 
     with contextlib.suppress(AssertionError):  # its age() is wrong, too
         play.play(3 * STALE)
 
     assert play.oracle.wrong
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(bool(near_postgres.missing()), reason=near_postgres.missing())
+@pytest.mark.parametrize("on_outage", ["fetch", "raise"])
+def test_a_host_that_is_cut_off_from_postgres_serves_nothing_old(network, map_name, on_outage):
+    """N1: as above."""
+    host, _ = network.address
+    server = near_postgres.Server(host, lambda: enter(network, "server"))
+    try:
+        near_postgres.make_table(server)
+        with server.connect() as sql:
+            sql.execute(triggers("items", "id", "item:"))
+
+            def put(key, value):
+                near_postgres.put(sql, key.removeprefix("item:"), value)
+
+            assert_cut_and_mended(Play(network, postgres_near, put, map_name, on_outage))
+    finally:
+        server.close()
 
 
 @pytest.mark.thorough

@@ -66,7 +66,9 @@ def _user():
 class Server:
     """A server that a test may stop, kill and start again."""
 
-    def __init__(self):
+    def __init__(self, listen="", enter=None):
+        """listen: an address for TCP, of a network that enter() enters in the server's process."""
+        self.enter = enter
         # Not below a folder that only root may enter.
         self.folder = Path(tempfile.mkdtemp(prefix="near-postgres-", dir="/tmp"))
         self.data = self.folder / "data"
@@ -82,6 +84,9 @@ class Server:
         )
         with open(self.data / "postgresql.conf", "a") as file:
             file.write(SETTINGS + f"unix_socket_directories = '{self.folder}'\n")
+            file.write(f"listen_addresses = '{listen}'\n" if listen else "")
+        with open(self.data / "pg_hba.conf", "a") as file:
+            file.write(f"host all all {listen}/24 trust\n" if listen else "")
         self.start()
 
     def _run(self, name, *arguments):
@@ -103,7 +108,7 @@ class Server:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                **self.as_user,
+                **(self.as_user if self.enter is None else {"preexec_fn": self._enter}),
             )
         end = time.monotonic() + START_SECONDS
         while True:
@@ -114,6 +119,13 @@ class Server:
                 assert self.process.poll() is None, (self.folder / "log").read_text()
                 assert time.monotonic() < end, "the server does not answer"
                 time.sleep(0.02)
+
+    def _enter(self):
+        self.enter()  # takes root
+        if self.as_user:
+            os.setgroups([])
+            os.setgid(self.as_user["group"])
+            os.setuid(self.as_user["user"])
 
     def connect(self, **options):
         """A connection in autocommit."""
