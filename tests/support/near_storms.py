@@ -94,6 +94,7 @@ class Storm:
         self.keys = KEYS[: self.weather.keys]
         self.address = str(folder / "server")
         self.stop = FORK.RawValue("b", 0)  # no lock, with which a reader could be killed
+        self.tracker = FORK.RawValue("i", 0)  # who said last that it tracks
         self.times = FORK.Queue()
         self.chance = random.Random(seed)
 
@@ -127,6 +128,8 @@ class Storm:
         chance = random.Random(self.seed + os.getpid())
         with self.near() as near, open(self.folder / f"seen.{os.getpid()}", "wb", 0) as file:
             while not self.stop.value:
+                if near.info()["tracks_here"]:
+                    self.tracker.value = os.getpid()
                 portion = {}
                 for _ in range(50):
                     key, began = chance.choice(self.keys), time.monotonic()
@@ -181,7 +184,11 @@ class Storm:
                 self.strike(readers)
 
     def strike(self, readers):
+        """Every second blow that is for a reader is for the one that tracks."""
         blow, at = self.chance.choice(self.weather.blows), self.chance.randrange(len(readers))
+        pids = [reader.pid for reader in readers]
+        if self.chance.random() < 0.5 and self.tracker.value in pids:
+            at = pids.index(self.tracker.value)
         if blow == "cut":
             ServedSource(self.address).ask("cut")
         elif blow == "reader":
