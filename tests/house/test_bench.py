@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ NAMED = {
     "bench_batch.py": "numpy",
     "bench_locks.py": "numpy",
     "bench_metrics.py": "prometheus_client",
+    "bench_near.py": "redis",
     "bench_shared_dict.py": "numpy",
 }
 
@@ -28,6 +30,8 @@ def run(program, *options, result):
         pytest.skip("needs two cores")
     if program in NAMED:
         pytest.importorskip(NAMED[program])
+    if program == "bench_near.py" and shutil.which("redis-server") is None:
+        pytest.skip("no redis-server is installed")
     done = subprocess.run(
         [sys.executable, BENCH / program, *options, "--json", result],
         capture_output=True,
@@ -47,6 +51,7 @@ def run(program, *options, result):
         ["bench_batch.py", "--quick"],
         ["bench_cache_hits.py", "--quick"],
         ["bench_metrics.py", "--quick"],
+        ["bench_near.py", "--quick"],
         ["bench_waiting.py", "--quick", "--rounds", "400"],
         ["core.py", "--quick", "--sizes", "32/256"],
         ["memory.py", "--sizes", "8/8", "32/256", "--entries", "1", "5000"],

@@ -1,0 +1,155 @@
+"""How soon a near cache forgets a key that another client has changed, and on what that depends.
+
+    python benchmarks/bench_near.py [--quick] [--rounds 300] [--realtime] [--json FILE]
+
+One process has the tracker; another one changes a key at the server and looks into the near cache
+until the key is gone. "from the change": since the SET was sent; "from its answer": since its OK
+was here, which may come after the key is gone: then it is the time of one look. The rows differ in
+what else the tracker's process does: nothing, or a thread that never lets go of the GIL by itself,
+with these switch intervals (sys.setswitchinterval).
+
+--realtime: the processes of the benchmark run before all others (SCHED_FIFO, which needs root), so
+that the figures are those of a quiet machine: the thread that is busy on one core, and the tracker,
+the server and the client on another.
+
+It needs a redis-server, and the client redis.
+"""
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import redis
+from report import finish, machine, percentiles, print_facts, print_table, unique_name
+
+from shmrhash import NearCache
+
+FORK = multiprocessing.get_context("fork")
+PATIENCE_S = 20
+LOOK_S = 10e-6  # between two looks
+SETTLE_S = 0.003  # so that the tracker sleeps before the next change
+KEY = "k"
+SITUATIONS = {  # (a busy thread beside the tracker, switch interval in seconds)
+    "alone": (False, 0.005),
+    "busy, 5 ms": (True, 0.005),
+    "busy, 0.5 ms": (True, 0.0005),
+    "busy, 0.1 ms": (True, 0.0001),
+}
+
+
+def prefer(thread, priority, core):
+    """Run a thread before all others, on this core."""
+    os.sched_setaffinity(thread, {core})
+    os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(priority))
+
+
+def near_of(path, name, **options):
+    client = redis.Redis(unix_socket_path=path)
+    return NearCache(client, [KEY], name=name, max_entries=1000, max_bytes=1 << 20, **options)
+
+
+def track(path, name, situation, cores, ready):
+    """The process that tracks."""
+    busy, interval = SITUATIONS[situation]
+    sys.setswitchinterval(interval)
+    near = near_of(path, name)
+    assert near.ready(PATIENCE_S)
+    if cores:
+        prefer(near._tracker.native_id, 20, cores[0])
+        prefer(threading.get_native_id(), 10, cores[-1])
+    ready.set()
+    while busy:
+        pass
+    time.sleep(3600)
+
+
+def times_until_forgotten(path, name, rounds):
+    """(seconds from the change, seconds from its answer) of each round."""
+    found = []
+    client = redis.Redis(unix_socket_path=path)
+    with near_of(path, name, track=False) as near:
+        assert near.ready(PATIENCE_S)
+        for number in range(rounds):
+            value = b"before %d" % number
+            client.set(KEY, value)
+            while near.get(KEY) != value:  # until the tracker has heard it
+                time.sleep(LOOK_S)
+            near.get(KEY)
+            time.sleep(SETTLE_S)
+            node = near._node_of(KEY.encode())
+            sent = time.perf_counter()
+            client.set(KEY, b"after")
+            answered = time.perf_counter()
+            while near._look(KEY, node, None) is not None:
+                time.sleep(LOOK_S)
+            gone = time.perf_counter()
+            found.append((gone - sent, gone - answered))
+    return found
+
+
+def measure(path, situation, rounds, cores):
+    name = unique_name("near")
+    ready = FORK.Event()
+    tracker = FORK.Process(target=track, args=(path, name, situation, cores, ready), daemon=True)
+    tracker.start()
+    assert ready.wait(PATIENCE_S)
+    try:
+        found = times_until_forgotten(path, name, rounds)
+    finally:
+        tracker.kill()
+        tracker.join()
+    rows = []
+    for at, since in enumerate(("from the change", "from its answer")):
+        marks = percentiles([each[at] * 1000 for each in found])
+        row = {"the tracker's process": situation, "ms": since}
+        rows.append(row | {mark: round(value, 3) for mark, value in marks.items()})
+    return rows
+
+
+def start_server(folder, cores):
+    path = f"{folder}/socket"
+    command = ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not os.path.exists(path):
+        assert server.poll() is None, "redis-server did not start"
+        time.sleep(0.01)
+    for thread in os.listdir(f"/proc/{server.pid}/task") if cores else ():
+        prefer(int(thread), 20, cores[0])
+    return server, path
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="20 rounds")
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--realtime", action="store_true", help="before all others; needs root")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    if shutil.which("redis-server") is None:
+        sys.exit("bench_near.py needs a redis-server")
+
+    facts, rows = machine(), []
+    cores = sorted(os.sched_getaffinity(0)) if options.realtime else []
+    print_facts(facts)
+    with tempfile.TemporaryDirectory() as folder:
+        server, path = start_server(folder, cores)
+        try:
+            for situation in SITUATIONS:
+                if cores:
+                    prefer(0, 20, cores[0])
+                rows += measure(path, situation, 20 if options.quick else options.rounds, cores)
+        finally:
+            server.kill()
+            server.wait()
+    print_table(rows)
+    finish(options.json, facts, rows)
+
+
+if __name__ == "__main__":
+    main()
