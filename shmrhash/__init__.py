@@ -94,6 +94,7 @@ from shmrhash._sync import (
     Sync,
     locks,
 )
+from shmrhash._tracing import CacheTrace, trace_as_asked
 from shmrhash._types.arrays import Array
 from shmrhash._waiting import CHANGED, GONE, Watch
 
@@ -122,6 +123,7 @@ __all__ = [
     "Cache",
     "CacheClaim",
     "CacheStats",
+    "CacheTrace",
     "Change",
     "Condition",
     "DeadlockError",
@@ -177,3 +179,5 @@ __all__ = [
     "locks",
     "unlink",
 ]
+
+trace_as_asked()

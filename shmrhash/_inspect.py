@@ -13,6 +13,7 @@ from io import FileIO
 from typing import Any, NamedTuple
 
 from shmrhash import _core
+from shmrhash import _tracing as tracing
 from shmrhash._arguments import NEVER_NS
 from shmrhash._constants import BPF_NOEXIST, WORD_BYTES
 from shmrhash._errors import Error, KeyExists, KeyNotFound, LayoutMismatch, SegmentCorrupt
@@ -37,7 +38,7 @@ __all__ = [
     "field_pairs", "fields_of", "file_status", "is_map", "is_space", "is_trusted", "is_unheld",
     "lock_of", "locks_in", "near_of",
     "open_to_look", "path_of", "plain_name", "read_chunk", "read_entries", "read_entry",
-    "record_name", "take_away", "types_of", "user_name",
+    "record_name", "take_away", "tracing", "types_of", "user_name",
     "without_dtypes",
 ]  # fmt: skip
 

@@ -41,6 +41,8 @@ COMMANDS = {  # by section of the help: each command and its module
         "wait": "commands.wait",
         "stat": "commands.stat",
         "metrics": "commands.metrics",
+        "trace": "commands.trace",
+        "simulate": "commands.trace",
         "locks": "commands.locks",
     },
     "repair": {

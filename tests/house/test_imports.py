@@ -9,19 +9,19 @@ import pytest
 
 # The layers of the command line, lowest first; modules of one layer do not import each other.
 COMMAND_LINE = [
-    ["errors", "screen", "system"],
+    ["errors", "screen", "simulation", "system"],
     ["words"],
     ["session"],
     ["entries.formats"],
     ["entries.typed"],
     ["entries.options"],
     ["entries.contents"],
-    ["strangers", "nameless", "waiting", "files.newfile", "files.tables"],
+    ["strangers", "nameless", "waiting", "files.newfile", "files.tables", "files.traces"],
     ["maps", "files.ndjson", "files.snapshot", "files.store"],
     [
         *("commands.bench", "commands.change", "commands.check", "commands.doctor", "commands.ls"),
         *("commands.locks", "commands.metrics", "commands.show", "commands.stat", "commands.top"),
-        *("commands.transfer", "commands.wait", "commands.watch"),
+        *("commands.trace", "commands.transfer", "commands.wait", "commands.watch"),
     ],
     ["app"],
     ["__init__"],
