@@ -32,6 +32,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 KEPT = frozenset((200, 203, 301, 308, 404, 410))  # those beside 200 with a lifetime of their own
 OF_CONNECTION = (b"connection", b"keep-alive", b"transfer-encoding")
 CONDITIONS = (b"if-none-match", b"if-modified-since")  # the application answers in full
+HELD_S = 5.0  # an answer that takes longer from its beginning to its end is a stream
 PASSED_S = 60  # for so long nobody waits for an answer that could not be kept
 VARIED_S = 3600
 LOOKS_MAX = 4  # at an address whose application changes its mind about Vary
@@ -111,6 +112,7 @@ class Run:
         self._decided: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._held: list[Message] = []
         self._bytes = 0
+        self._began = time.monotonic()
         self._holds = False  # it sends at once
         self._collects = True
 
@@ -138,17 +140,20 @@ class Run:
     async def _hear(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect" and self._holds:
-            await asyncio.wait((self._decided,))  # others wait for the page
+            # Others wait for the page; but one who waits to be told so sends nothing else.
+            await asyncio.wait((self._decided,), timeout=self._cache.wait)
         return message
 
     async def _say(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = [(name.lower(), bytes(value)) for name, value in message.get("headers", ())]
             message = {**message, "headers": headers}
+            self._began = time.monotonic()
         if self._collects:
             self._held.append(message)
             self._bytes += len(message.get("body", b""))
-            if not self._may_be_kept(message) or self._bytes > self._cache.max_body:
+            late = time.monotonic() - self._began > HELD_S
+            if late or not self._may_be_kept(message) or self._bytes > self._cache.max_body:
                 self._collects = False
             elif message["type"] == "http.response.body" and not message.get("more_body"):
                 self._complete()
@@ -171,6 +176,7 @@ class Run:
             or said.keys() & {"no-store", "private", "no-cache"}
             or values_of(headers, b"set-cookie")
             or "*" in values_of(headers, b"vary")
+            or values_of(headers, b"content-type").startswith("text/event-stream")
             or (is_personal(self._scope) and not self._shared)
         ):
             return 0.0
@@ -215,13 +221,14 @@ class CacheMiddleware:
     Expires says, and those of status 200 that say nothing for ttl seconds; also for HEAD. Not kept
     are answers with Set-Cookie, Cache-Control private, no-store or no-cache, Vary *, and those to
     requests with Authorization or Cookie, unless they are public or have s-maxage. Vary is
-    followed. What is longer than max_body, or cannot be kept, goes out as the application sends it.
+    followed. What cannot be kept, is longer than max_body, takes more than five seconds from its
+    first to its last piece, or is a stream of events, goes out as the application sends it.
 
     While nobody has a page, one request of all processes makes it, and the others wait; if its
     process dies, another makes it. Pages get an ETag, If-None-Match is answered with 304, and
     X-Cache says hit or miss. Needs asyncio. Put it outside of what changes answers for each user.
 
-    Attributes: app, ttl, max_body; shm, the Cache: shm.stats(), shm.clear().
+    Attributes: app, ttl, max_body, wait; shm, the Cache: shm.stats(), shm.clear().
     """
 
     def __init__(
@@ -247,7 +254,7 @@ class CacheMiddleware:
         Raises InvalidArgument (open in this process with other limits), and what Cache() raises.
         """
         self.app, self.ttl, self.max_body = app, ttl, max_body
-        self._key, self._wait, self._name = key, wait, name
+        self.wait, self._key, self._name = wait, key, name
         self._limits: dict[str, Any] = {
             "max_entries": max_entries,
             "max_bytes": max_bytes,
@@ -289,7 +296,7 @@ class CacheMiddleware:
             found, place, names = self._look(key, scope)
             if found is None and scope["method"] == "GET":
                 made = functools.partial(self._make, key, names, scope, run)
-                found = await self.shm.aget_or_compute(place, made, _ttl_of, wait=self._wait)
+                found = await self.shm.aget_or_compute(place, made, _ttl_of, wait=self.wait)
             if isinstance(found, Page):
                 return found
             if not isinstance(found, Varied):

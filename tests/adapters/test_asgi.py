@@ -20,6 +20,7 @@ from support.children import in_child
 from support.serving import fetch, server
 
 import shmrhash
+from shmrhash import asgi
 from shmrhash.asgi import CacheMiddleware
 
 WORKERS = 4
@@ -67,6 +68,20 @@ class Site:
             return await asyncio.gather(*(one() for one in coroutines))
 
         return asyncio.run(together())
+
+
+def scope_of(path):
+    """The scope of a GET, as httpx asks."""
+    return {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "headers": [(b"host", b"site")],
+        "query_string": b"",
+        "http_version": "1.1",
+        "root_path": "",
+        "scheme": "http",
+    }
 
 
 @pytest.fixture
@@ -356,19 +371,9 @@ def test_long_answers_go_out_as_they_come(make_site):
             if sum(len(each.get("body", b"")) for each in arrived) == 1200:
                 go_on.set()
 
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/",
-            "headers": [],
-            "scheme": "http",
-            "query_string": b"",
-            "http_version": "1.1",
-            "root_path": "",
-        }
         received = asyncio.Queue()
         received.put_nowait({"type": "http.request", "body": b"", "more_body": False})
-        await site.middleware(scope, received.get, send)
+        await site.middleware(scope_of("/"), received.get, send)
         return b"".join(each.get("body", b"") for each in arrived)
 
     site.make = stream
@@ -376,6 +381,70 @@ def test_long_answers_go_out_as_they_come(make_site):
     assert asyncio.run(take()) == b"x" * 1600
     assert asyncio.run(take()) == b"x" * 1600
     assert site.calls == 2
+
+
+def test_events_and_slow_streams_are_not_held_back(site, monkeypatch):
+    """The second piece is made when the first has arrived."""
+    arrived = None
+
+    async def pieces():
+        yield b"first "
+        yield b"second "
+        await asyncio.wait_for(arrived.wait(), PATIENCE_S)
+        yield b"third"
+
+    async def use():
+        nonlocal arrived
+        arrived = asyncio.Event()
+        text = b""
+
+        async def send(message):
+            nonlocal text
+            text += message.get("body", b"")
+            if b"second" in text:
+                arrived.set()
+
+        requests = asyncio.Queue()
+        requests.put_nowait({"type": "http.request", "body": b""})
+        await site.middleware(scope_of("/"), requests.get, send)
+        return text
+
+    kind = "text/event-stream"
+
+    async def stream(request):
+        return StreamingResponse(pieces(), media_type=kind)
+
+    site.make = stream
+
+    assert asyncio.run(use()) == b"first second third"
+    kind = "text/plain"
+    monkeypatch.setattr(asgi, "HELD_S", -1)
+    site.shm.clear()
+    assert asyncio.run(use()) == b"first second third"
+    assert site.calls == 2
+
+
+def test_an_application_that_waits_for_the_end_of_its_client_is_told(make_site):
+    """It sends nothing before, so nobody can know whether its answer is one for all."""
+    site = make_site(wait=0.05)
+
+    async def wait(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def use():
+        messages = [{"type": "http.request", "body": b""}, {"type": "http.disconnect"}]
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            pytest.fail("nothing was sent")
+
+        site.middleware.app = wait
+        await asyncio.wait_for(site.middleware(scope_of("/"), receive, send), PATIENCE_S)
+
+    asyncio.run(use())
 
 
 def test_short_streams_are_kept(site):
@@ -485,17 +554,7 @@ def test_one_who_leaves_takes_the_page_from_nobody(site):
         async def send(message):
             pass
 
-        scope = {
-            "type": "http",
-            "method": "GET",
-            "path": "/",
-            "headers": [(b"host", b"site")],
-            "query_string": b"",
-            "http_version": "1.1",
-            "root_path": "",
-            "scheme": "http",
-        }
-        first = asyncio.create_task(site.middleware(scope, receive, send))
+        first = asyncio.create_task(site.middleware(scope_of("/"), receive, send))
         await asyncio.wait_for(asked.wait(), PATIENCE_S)
         async with site.client() as client:
             answer = await client.get("/")
