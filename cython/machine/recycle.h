@@ -7,7 +7,15 @@
  * same with keys, values and pairs. A reference count of one is the keeper's own reference, so no
  * other code sees the contents change; the hash that the object caches is reset. The GIL keeps
  * other threads from taking a reference in between: builds without a GIL always allocate, and so do
- * versions of Python whose objects this file does not know. */
+ * versions of Python whose objects this file does not know.
+ *
+ * Since Python 3.14 the stack of a frame may hold references that are not counted. Each is borrowed
+ * from a local variable, which holds a counted one until the stack has used it: the compiler
+ * borrows only where the variable is not assigned before, and a store into f_locals keeps what it
+ * replaced. The keeper gives out counted references only, and nothing borrows from its own. So what
+ * a program can reach has a count of two or more here. (A C function that finds a count of one for
+ * an argument may not conclude that it is the only holder: there the variable's reference is the
+ * one. This file never asks about an argument.) tests/api/test_recycled_objects.py tries. */
 #ifndef SHMRHASH_SPARE_H
 #define SHMRHASH_SPARE_H
 

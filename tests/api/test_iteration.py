@@ -118,7 +118,9 @@ def test_the_iterator_keeps_no_reference_to_its_last_object(make_map, view):
         pass
 
     other = {"keys": word(500), "values": word(600), "items": (word(700), word(800))}.pop(view)
-    assert sys.getrefcount(found) == sys.getrefcount(other)
+    # Counted in a list: since Python 3.14 a local variable that is an argument is counted or not.
+    mine, usual = (sys.getrefcount(one) for one in [found, other])
+    assert mine == usual
 
 
 @each_way
