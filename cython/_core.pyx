@@ -45,7 +45,7 @@ from segment.status cimport (
 from segment.layout cimport (
     Header, Context, ProcessSlot, Statistics, HEADER_BYTES, PAGE_BYTES, LINE_BYTES, PROCESS_MAX,
     LAYOUT_VERSION, MAGIC, PAYLOAD_SHIFT, REGION_PROCESSES, REGION_COUNT, REGION_PINS, SCHEMA_MAX,
-    SCHEMA_OFFSET, ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, BELL_COUNT, CELL_BYTES,
+    SCHEMA_OFFSET, SLOT_COUNT, ELEMENT_LIVE, ELEMENT_LOCKED, ELEMENT_UPD, BELL_COUNT, CELL_BYTES,
     CELL_KEY_BYTES, CONTEXT_MAX, ENTRY_TAGS_MAX, FEATURE_CACHE, FEATURE_CELLS, FEATURE_TAGS,
     LOCK_MASK, REGION_CONTEXTS,
 )
@@ -84,7 +84,7 @@ from map.element cimport (
     STARVING_NS, element_expired, element_hold, element_spin, element_unchanged, starving_say,
 )
 from map.reference cimport element_replace, ref_protect
-from map.table cimport table_count, table_guess
+from map.table cimport BucketFacts, bucket_figures, table_count, table_guess
 from map.read cimport (
     Sight, key_settled,
     read_word_fast, map_find, read_fast, map_lookup, map_contains, entry_bytes, entry_deadline,
@@ -100,7 +100,7 @@ from map.section cimport Section, section_abandon, section_commit, section_open,
 from map.journal cimport (
     Member, journal_bucket_is_free, journal_commit, journal_store, member_remove,
 )
-from map.walk cimport Position, EntryBuffer, ORDER_END, BucketFacts, bucket_figures, walk_on
+from map.walk cimport Position, EntryBuffer, ORDER_END, walk_on
 from map.batch cimport (
     Batch, BATCH_LOOKUP, BATCH_CONTAINS, BATCH_UPDATE, BATCH_DELETE, BATCH_ADD, batch_go_on,
 )
@@ -167,6 +167,7 @@ cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
     char *PyByteArray_AS_STRING(object buffer)
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const void *content, Py_ssize_t size) noexcept
 
 cdef extern from "machine/recycle.h":
     ctypedef struct Recycler:
@@ -174,7 +175,9 @@ cdef extern from "machine/recycle.h":
     void recycler_begin(Recycler *recycler)
     void recycler_end(Recycler *recycler)
     object recycled_bytes(Recycler *recycler, const void *content, Py_ssize_t size)
-    object recycled_pair(PyObject **kept, object key, object value)
+    PyObject *new_recycled_bytes "recycled_bytes"(
+        Recycler *recycler, const void *content, Py_ssize_t size) noexcept
+    object recycled_pair(PyObject **kept, PyObject *key, PyObject *value)
 
 cdef extern from "machine/generation.h":
     uint64_t process_generation

@@ -64,8 +64,9 @@ class SharedDict(
     and == work key by key, not on a snapshot. An iterator over keys, values or items delivers each
     entry that stays in the dict from the iterator's beginning to its end exactly once, through
     every resize (I1); it delivers an entry that is added or removed in that time once or not at
-    all. Writing while iterating is allowed. len() counts all entries, including expired ones that
-    no operation has removed yet. There is no order.
+    all. Writing while iterating is allowed. Numbers under short keys are read up to 128 entries
+    ahead of the one that is delivered, but anew after a write by this handle. There is no order.
+    len() counts all entries, including expired ones that no operation has removed yet.
 
     Values are copies: d[k].append(x) changes a list that only the caller has, and nothing in the
     dict. Store the new value in one step: d.update_with(k, lambda v: v + [x]), or

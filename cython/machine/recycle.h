@@ -84,27 +84,34 @@ static inline PyObject *recycled_bytes(Recycler *recycler, const void *content, 
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
         ((PyBytesObject *)bytes)->ob_shash = -1;
 #pragma GCC diagnostic pop
-        memcpy(((PyBytesObject *)bytes)->ob_sval, content, (size_t)size);
+        if (size == 8)                         /* one load and one store, without a call */
+            memcpy(((PyBytesObject *)bytes)->ob_sval, content, 8);
+        else
+            memcpy(((PyBytesObject *)bytes)->ob_sval, content, (size_t)size);
         return bytes;
     }
 #endif
     return spare_bytes_new(recycler, content, size);
 }
 
-/* Returns a new reference to (key, value), two bytes objects; NULL with an exception. *kept is the
- * last pair that was returned, at first Py_None. (If the garbage collector has untracked that pair,
- * it may stay untracked: bytes are in no cycle.) */
+/* Returns a new reference to (key, value); NULL with an exception. Neither is part of a cycle; the
+ * caller's references to them are taken, and a NULL is an exception that the caller of this passes
+ * on. *kept is the last pair that was returned, at first Py_None. (If the garbage collector has
+ * untracked that pair, it may stay untracked.) */
 static inline PyObject *recycled_pair(PyObject **kept, PyObject *key, PyObject *value)
 {
     PyObject *pair = *kept;
+    if (__builtin_expect(key == NULL || value == NULL, 0)) {
+        Py_XDECREF(key);
+        Py_XDECREF(value);
+        return NULL;
+    }
 #if SPARE_USED_AGAIN
     if (__builtin_expect(Py_REFCNT(pair) == 1, 1)) {
         PyObject *old_key = PyTuple_GET_ITEM(pair, 0);
         PyObject *old_value = PyTuple_GET_ITEM(pair, 1);
         Py_INCREF(pair);
-        Py_INCREF(key);
         PyTuple_SET_ITEM(pair, 0, key);
-        Py_INCREF(value);
         PyTuple_SET_ITEM(pair, 1, value);
 #if PY_VERSION_HEX >= 0x030E0000
         ((PyTupleObject *)pair)->ob_hash = -1;
@@ -115,6 +122,8 @@ static inline PyObject *recycled_pair(PyObject **kept, PyObject *key, PyObject *
     }
 #endif
     pair = PyTuple_Pack(2, key, value);
+    Py_DECREF(key);
+    Py_DECREF(value);
     if (pair != NULL) {
         PyObject *before = *kept;
         Py_INCREF(pair);

@@ -16,11 +16,11 @@ from machine.atomics cimport prefetch, likely, unlikely, read_u64
 from machine.hashing cimport hash_key
 from machine.number cimport NumberField, field_compute
 from segment.status cimport Status, OK, ABSENT, PRESENT, RETRY
-from segment.layout cimport LINE_BYTES, Bucket
+from segment.layout cimport Bucket
 from segment.geometry cimport Map, bucket_at, element_at
 from memory.operation cimport Op, op_begin, op_end
 from map.chain cimport chain_next
-from map.table cimport table_count, entries_taken, table_guess
+from map.table cimport table_guess, table_is_cached
 from map.read cimport map_lookup, map_contains, slot_reads_word, first_slot, read_fast_at
 from map.remove cimport map_delete
 from map.write cimport map_update, map_apply, map_lookup_unlocked
@@ -30,7 +30,6 @@ cdef enum:
     STAGES = 4
     RING = GROUP * STAGES      # a power of two
     SPAN = 1024                # keys between two chances to give memory back
-    CACHED_BYTES = 262144      # a map this small is taken to be in a cache: nothing is prefetched
 
 cdef enum:
     BATCH_LOOKUP = 0            # values out, done_mask
@@ -188,8 +187,7 @@ cdef inline Status many_span(Op *op, Batch *many, uint64_t upto) noexcept nogil:
     cdef uint64_t stop
     cdef Status status
     cdef bint quick = op.map.words_only and many.kind <= BATCH_CONTAINS and not op.f_lock
-    cdef bint cached = table_count(op.map) * LINE_BYTES + (
-        entries_taken(op.map) * op.map.stride) <= CACHED_BYTES
+    cdef bint cached = table_is_cached(op.map)
     lead.hashed = lead.looked = many.done
     lead.rested = lead.asked = 0
     while many.done < upto:                    # each turn does a group

@@ -8,20 +8,22 @@
 # further leads to the child for the hash. Splits and merges are in resize.pxd.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
-    load_relaxed_u64, load_acquire_u64, store_release_u64, store_relaxed_u32, fence_release, likely,
-    unlikely, count_trailing_zeros, count_leading_zeros,
+    load_relaxed_u32, load_relaxed_u64, load_acquire_u64, store_release_u64, store_relaxed_u32,
+    fence_release, likely, unlikely, count_trailing_zeros, count_leading_zeros,
 )
 from segment.status cimport Status, OK, CORRUPT
 from segment.layout cimport (
-    SLOT_COUNT, LINK_SLOT, BUCKET_COUNT_MIN, PAYLOAD_SHIFT, BUCKET_VERSION_ONE, LINK_BASE, Bucket,
+    LINE_BYTES, SLOT_COUNT, LINK_SLOT, BUCKET_COUNT_MIN, PAYLOAD_SHIFT, BUCKET_VERSION_ONE,
+    LINK_BASE, LOCK_BIT, Bucket,
 )
 from segment.words cimport bucket_level_plus1, bucket_with_level
-from segment.geometry cimport Map, bucket_at
+from segment.geometry cimport Map, bucket_at, buckets_usable
 from memory.operation cimport Op, lock_release
 from map.chain cimport Found, chain_next, chain_last, chain_append, chain_remove
 
 cdef enum:
     FOLLOW_MAX = 128           # a step goes at least a level up or down; resizes may add steps
+    CACHED_BYTES = 262144      # a map this small is taken to be in a cache: nothing is prefetched
     NOWHERE = 0xFFFFFFFFFFFFFFFFULL
 
 cdef inline uint64_t table_count(Map *map) noexcept nogil:
@@ -32,6 +34,10 @@ cdef inline uint64_t table_count(Map *map) noexcept nogil:
 cdef inline uint64_t entries_taken(Map *map) noexcept nogil:
     """The number of entries, and of credits in depots."""
     return map.max_entries - (load_relaxed_u64(&map.header.credits) >> PAYLOAD_SHIFT)
+
+cdef inline bint table_is_cached(Map *map) noexcept nogil:
+    """Whether the map is so small that prefetching its buckets and elements would gain nothing."""
+    return table_count(map) * LINE_BYTES + entries_taken(map) * map.stride <= CACHED_BYTES
 
 cdef inline bint level_covers(uint32_t level_plus1, uint64_t bucket, uint32_t hash) noexcept nogil:
     """Whether a bucket of this level holds this hash; a bucket without a level (0) holds none."""
@@ -170,3 +176,34 @@ cdef inline bint bucket_fits(Map *map, uint64_t count, uint64_t index) noexcept 
             return True
     return level_plus1 == first + 1 or (
         level_plus1 > first and index + (1ULL << (level_plus1 - 2)) < count)
+
+# What an operator is shown of one bucket.
+cdef struct BucketFacts:
+    uint32_t level
+    uint32_t entries
+    uint32_t lines
+    bint locked
+
+
+cdef inline bint bucket_figures(Map *map, uint64_t index, BucketFacts *facts) noexcept nogil:
+    """The figures of bucket index; False if there is no such bucket. No lock is taken: the figures
+    fit together only if no operation changed the bucket while they were read."""
+    cdef Bucket *bucket = bucket_at(map, index)
+    cdef Bucket *line = bucket
+    cdef uint64_t _, header
+    cdef uint32_t slot, found
+    if index >= table_count(map) or index >= buckets_usable(map):
+        return False
+    header = load_acquire_u64(&bucket.header)
+    facts.level = bucket_level_plus1(header) - 1 if bucket_level_plus1(header) else 0
+    facts.locked = header & LOCK_BIT
+    facts.entries = facts.lines = 0
+    for _ in range(map.line_max + 1):
+        for slot in range(SLOT_COUNT):
+            found = load_relaxed_u32(&line.indices[slot])
+            facts.entries += found != 0 and found < LINK_BASE
+        line = chain_next(map, line)
+        if line == NULL:
+            break
+        facts.lines += 1
+    return True

@@ -29,19 +29,21 @@ from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memcmp, memcpy
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, load_relaxed_u32, load_acquire_u32, fence_acquire, prefetch,
-    likely, unlikely, count_leading_zeros, reverse_bits_u32, copy_out,
+    likely, unlikely, count_leading_zeros, count_trailing_zeros, match7, reverse_bits_u32, copy_out,
 )
 from machine.hashing cimport hash_key
 from segment.status cimport Status, OK, ABSENT, CORRUPT, BUSY, RETRY
 from segment.layout cimport (
-    SLOT_COUNT, LINK_SLOT, BUCKET_COUNT_MIN, LOCK_BIT, LOCK_MASK, LINK_BASE, ELEMENT_LIVE, Bucket,
+    SLOT_COUNT, LINK_SLOT, BUCKET_COUNT_MIN, LOCK_MASK, LINK_BASE, ELEMENT_LIVE, Bucket,
 )
 from segment.words cimport word_locked, bucket_level_plus1, element_state
-from segment.geometry cimport Map, bucket_at, element_at, buckets_usable
+from segment.geometry cimport Map, bucket_at, element_at
 from memory.operation cimport Op, op_begin, op_end
 from map.chain cimport Found, chain_next, chain_moved
-from map.element cimport element_read, element_expired, element_is_stuck, element_spin
-from map.table cimport table_count, level_covers, table_guess, table_find
+from map.element cimport (
+    element_read, element_expired, element_is_stuck, element_spin, element_unchanged,
+)
+from map.table cimport table_count, table_is_cached, level_covers, table_guess, table_find
 
 cdef enum:
     SORTED_MAX = 32            # entries collected in order at a time
@@ -62,6 +64,7 @@ cdef struct EntryBuffer:
     uint8_t *keys
     uint8_t *values            # NULL: keys only
     uint64_t count
+    uint64_t wanted            # the walk ends when there are so many entries, or some more
     uint64_t capacity
     Op *waiter                 # BPF_F_LOCK: the operation that waits for a held entry; or NULL
     bint expired               # store expired entries too
@@ -101,6 +104,9 @@ cdef inline Status entry_read(Map *map, uint32_t index, EntryBuffer *sink) noexc
         over = element_expired(map, &found) and not sink.expired
         if likely(map.key_size == 8):
             (<uint64_t *> key)[0] = load_relaxed_u64(&found.element.words[0])
+        elif map.key_size == 16:               # those of a SharedDict: without a call
+            (<uint64_t *> key)[0] = load_relaxed_u64(&found.element.words[0])
+            (<uint64_t *> key)[1] = load_relaxed_u64(&found.element.words[1])
         else:
             copy_out(key, &found.element.words[0], map.key_size)
         if sink.values == NULL:
@@ -122,12 +128,46 @@ cdef inline Status entry_read(Map *map, uint32_t index, EntryBuffer *sink) noexc
     sink.count += 1
     return OK
 
-cdef inline Status bucket_read_at_rest(
-        Map *map, Bucket *bucket, uint64_t header, uint64_t bucket_index,
+cdef inline bint words_read_at_rest(
+        Map *map, Bucket *bucket, uint64_t wrong_bits, uint64_t bucket_index,
         EntryBuffer *sink) noexcept nogil:
-    """Append all entries of a bucket without lines. RETRY if a writer has changed it; BUSY."""
-    cdef uint64_t before = sink.count
-    cdef uint64_t mask = (1ULL << (bucket_level_plus1(header) - 1)) - 1
+    """The usual case of entries_read_at_rest in a map of words only: nobody holds an element of the
+    bucket. False: nothing is known."""
+    cdef uint32_t used = match7(bucket.indices, 0) ^ ((1 << SLOT_COUNT) - 1)
+    cdef uint64_t *keys = <uint64_t *> sink.keys + sink.count
+    cdef uint64_t *values = <uint64_t *> sink.values + sink.count if sink.values != NULL else NULL
+    cdef uint32_t index_max = <uint32_t> map.element_max - 1
+    cdef uint64_t done = 0
+    cdef uint32_t slot, index
+    cdef Found found
+    while used:                            # at most SLOT_COUNT turns
+        slot = count_trailing_zeros(used)
+        used &= used - 1
+        # Acquire: as in entries_read_at_rest.
+        index = load_acquire_u32(&bucket.indices[slot])
+        if unlikely((load_relaxed_u32(&bucket.tags[slot]) ^ bucket_index) & wrong_bits):
+            continue
+        if unlikely(index - 1 >= index_max):
+            return False
+        found.element = element_at(map, index)
+        # Acquire: as in entry_read.
+        found.header = load_acquire_u64(&found.element.header)
+        if unlikely(element_state(found.header) != ELEMENT_LIVE):
+            return False
+        keys[done] = load_relaxed_u64(&found.element.words[0])
+        if values != NULL:
+            values[done] = load_relaxed_u64(&found.element.words[1])
+        if unlikely(not element_unchanged(&found)):
+            return False
+        done += 1
+    sink.count += done
+    return True
+
+cdef inline Status entries_read_at_rest(
+        Map *map, Bucket *bucket, uint64_t wrong_bits, uint64_t bucket_index,
+        EntryBuffer *sink) noexcept nogil:
+    """Append the entries of a bucket's slots. wrong_bits: those of a tag in which an entry of the
+    bucket agrees with its index."""
     cdef uint32_t slot, index
     cdef Status one
     cdef Status status = OK
@@ -135,11 +175,23 @@ cdef inline Status bucket_read_at_rest(
         # Acquire: pairs with the release store of the index in chain_append.
         index = load_acquire_u32(&bucket.indices[slot])
         if index == 0 or unlikely(index >= map.element_max) or unlikely(
-                (load_relaxed_u32(&bucket.tags[slot]) ^ bucket_index) & mask):
+                (load_relaxed_u32(&bucket.tags[slot]) ^ bucket_index) & wrong_bits):
             continue
         one = entry_read(map, index, sink)
         if unlikely(one != OK and one != ABSENT):
             status = one
+    return status
+
+cdef inline Status bucket_read_at_rest(
+        Map *map, Bucket *bucket, uint64_t header, uint64_t bucket_index,
+        EntryBuffer *sink) noexcept nogil:
+    """Append all entries of a bucket without lines. RETRY if a writer has changed it; BUSY."""
+    cdef uint64_t before = sink.count
+    cdef uint64_t mask = (1ULL << (bucket_level_plus1(header) - 1)) - 1
+    cdef Status status = OK
+    if not map.words_only or unlikely(
+            not words_read_at_rest(map, bucket, mask, bucket_index, sink)):
+        status = entries_read_at_rest(map, bucket, mask, bucket_index, sink)
     # All entries are read before the header is loaded again; pairs with the release fences in
     # chain.pxd and table.pxd.
     fence_acquire()
@@ -299,13 +351,6 @@ cdef struct Ahead:
     uint64_t order             # how far this stage has come
     uint32_t steps             # how many buckets that is ahead of the position
 
-# What an operator is shown of one bucket.
-cdef struct BucketFacts:
-    uint32_t level
-    uint32_t entries
-    uint32_t lines
-    bint locked
-
 
 cdef inline uint64_t order_next(uint64_t order, uint64_t bucket, uint64_t count) noexcept nogil:
     """Where the bucket's range, which contains order, probably ends."""
@@ -332,6 +377,13 @@ cdef inline void prefetch_elements(Map *map, Ahead *ahead, uint64_t count) noexc
     ahead.order = order_next(ahead.order, guess, count)
     ahead.steps += 1
 
+cdef inline void prefetch_ahead(
+        Map *map, Ahead *far, Ahead *near, uint64_t count) noexcept nogil:
+    while far.steps <= BUCKETS_AHEAD and far.order < ORDER_END:
+        prefetch_bucket(map, far, count)
+    while near.steps <= ELEMENTS_AHEAD and near.order < ORDER_END:
+        prefetch_elements(map, near, count)
+
 cdef inline Status walk_steps(
         Map *map, Position *position, EntryBuffer *sink, uint64_t steps) noexcept nogil:
     """Read at most steps buckets. OK: there is more, or the sink is full. ABSENT: the walk is at
@@ -341,6 +393,7 @@ cdef inline Status walk_steps(
     cdef uint64_t count = table_count(map)
     cdef uint64_t tries = 0
     cdef uint64_t _
+    cdef bint cached = table_is_cached(map)
     cdef Status status
     if count < BUCKET_COUNT_MIN:
         count = BUCKET_COUNT_MIN           # only in a damaged segment
@@ -349,12 +402,10 @@ cdef inline Status walk_steps(
     for _ in range(steps):
         if position.order >= ORDER_END:
             return ABSENT
-        if sink.count == sink.capacity:
+        if sink.count >= sink.wanted:
             return OK
-        while far.steps <= BUCKETS_AHEAD and far.order < ORDER_END:
-            prefetch_bucket(map, &far, count)
-        while near.steps <= ELEMENTS_AHEAD and near.order < ORDER_END:
-            prefetch_elements(map, &near, count)
+        if not cached:
+            prefetch_ahead(map, &far, &near, count)
         status = bucket_read(map, position, sink)
         if likely(status == OK):
             tries = 0
@@ -374,32 +425,9 @@ cdef inline Status walk_on(Op *op, Position *position, EntryBuffer *sink) noexce
 
     op.context is inside an operation, or NULL if this handle is read-only."""
     cdef Status status = OK
-    while status == OK and sink.count < sink.capacity:     # each turn reads WALK_STEPS buckets
+    while status == OK and sink.count < sink.wanted:       # each turn reads WALK_STEPS buckets
         status = walk_steps(op.map, position, sink, WALK_STEPS)
         if op.context != NULL:
             op_end(op)
             op_begin(op)
     return status
-
-cdef inline bint bucket_figures(Map *map, uint64_t index, BucketFacts *facts) noexcept nogil:
-    """The figures of bucket index; False if there is no such bucket. No lock is taken: the figures
-    fit together only if no operation changed the bucket while they were read."""
-    cdef Bucket *bucket = bucket_at(map, index)
-    cdef Bucket *line = bucket
-    cdef uint64_t _, header
-    cdef uint32_t slot, found
-    if index >= table_count(map) or index >= buckets_usable(map):
-        return False
-    header = load_acquire_u64(&bucket.header)
-    facts.level = bucket_level_plus1(header) - 1 if bucket_level_plus1(header) else 0
-    facts.locked = header & LOCK_BIT
-    facts.entries = facts.lines = 0
-    for _ in range(map.line_max + 1):
-        for slot in range(SLOT_COUNT):
-            found = load_relaxed_u32(&line.indices[slot])
-            facts.entries += found != 0 and found < LINK_BASE
-        line = chain_next(map, line)
-        if line == NULL:
-            break
-        facts.lines += 1
-    return True

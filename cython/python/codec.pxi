@@ -41,7 +41,8 @@ cdef extern from "Python.h":
     bint PyUnicode_CheckExact(object thing)
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
-    const void *PyUnicode_DATA(object text)
+    void *PyUnicode_DATA(object text)
+    object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
     long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
     bint PyUnicode_Check(object thing)
     bint PyLong_CheckExact(object thing)

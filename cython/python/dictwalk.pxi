@@ -4,6 +4,7 @@
 
 cdef enum:
     LOST_MAX = 20000           # found entries that popitem loses to other callers
+    NOT_ASCII = 0x8080808080808080ULL
     KEYS_EVEN_EXPIRED = 3      # what entry_of() returns: the key, also of what has expired
 
 
@@ -21,6 +22,8 @@ cdef object key_of(DictHandle owner, bytes raw, const Found *found, const uint64
                 return MISSING
             return key_decode(
                 owner.key, <const uint8_t *> PyBytes_AS_STRING(whole), PyBytes_GET_SIZE(whole))
+        if unlikely(length > KEY_INLINE_MAX):
+            raise_status(owner.handle, CORRUPT, NULL)
     return key_decode(owner.key, source, <Py_ssize_t> length)
 
 
@@ -32,6 +35,8 @@ cdef object key_of_bytes(DictHandle owner, bytes raw):
         length = source[15]
         if length == KEY_IS_LONG:
             return None
+        if unlikely(length > KEY_INLINE_MAX):
+            raise_status(owner.handle, CORRUPT, NULL)
     return key_decode(owner.key, source, <Py_ssize_t> length)
 
 
@@ -77,26 +82,56 @@ cdef object entry_of(DictHandle owner, bytes raw, int what):
 @cython.internal
 @cython.auto_pickle(False)
 cdef class DictEntries:
-    """The iterator that _entries() returns. An entry that raises does not end it."""
+    """The iterator that _entries() returns. An entry that raises does not end it.
+
+    Entries that are whole in the map, and that are decoded without calling Python, are made from
+    what the walk has read ahead. The others are looked up by the key that the walk has read."""
 
     cdef DictHandle owner
-    cdef object raws
+    cdef EntryIterator walk
     cdef int what
     cdef bint skipping
+    cdef bint ahead
+    cdef PyObject *last_pair
 
     def __cinit__(self, DictHandle owner not None, int what, bint skipping):
+        cdef Map *map = &owner.handle.map
+        Py_INCREF(None)
+        self.last_pair = <PyObject *> None
         self.owner = owner
-        self.raws = EntryIterator(owner.handle, "keys", True)
         self.what = what
         self.skipping = skipping
+        self.ahead = not skipping and map.timer_word == 0 and map.cache == NULL and (
+            owner.key.kind <= KEY_STR) and (what == 0 or owner.value.kind <= VALUE_BOOL)
+        self.walk = EntryIterator(
+            owner.handle, "items" if self.ahead and what != 0 else "keys", True)
+
+    def __dealloc__(self):
+        Py_XDECREF(self.last_pair)
 
     def __iter__(self):
         return self
 
+    cdef object _look_up(self):
+        """The next entry as it is now; MISSING if its key is absent."""
+        cdef MapHandle handle = self.owner.handle
+        cdef uint64_t before = handle.writes
+        raw = PyBytes_FromStringAndSize(
+            <const char *> entry_key(self.walk, self.walk.at), <Py_ssize_t> handle.map.key_size)
+        self.walk.at += 1
+        found = entry_of(self.owner, raw, self.what)
+        if self.walk.writes == before and handle.writes == before + 1:
+            self.walk.writes += 1              # the one operation of this handle was the lookup
+        return found
+
     def __next__(self):
-        for raw in self.raws:                  # ends with the walk
+        cdef EntryIterator walk = self.walk
+        while entry_is_ahead(walk):            # ends with the walk
+            if self.ahead and likely(not entry_is_stale(walk)) and likely(
+                    key_is_whole(self.owner, entry_key(walk, walk.at))):
+                return decoded_ahead(self, self.owner, walk)
             try:
-                found = entry_of(self.owner, raw, self.what)
+                found = self._look_up()
             except Exception as error:
                 if not self.skipping or not decoding_failed(error):
                     raise
@@ -104,6 +139,46 @@ cdef class DictEntries:
             if found is not MISSING:
                 return found
         raise StopIteration
+
+
+cdef inline bint key_is_whole(DictHandle owner, const uint8_t *raw) noexcept:
+    """Whether the bytes that the map stores as a key are all of it."""
+    return owner.key_slot == NO_SLOT or raw[15] <= KEY_INLINE_MAX
+
+
+cdef inline object key_ahead(DictHandle owner, const uint8_t *raw):
+    """key_decode for a key that is whole; a short ASCII str is made without decoding it."""
+    cdef Py_ssize_t size
+    if owner.key.kind == KEY_INT:
+        return <int64_t> read_u64(raw)
+    if owner.key_slot == NO_SLOT:
+        return key_decode(owner.key, raw, <Py_ssize_t> owner.handle.map.key_size)
+    size = raw[15]
+    # One character: Python has an object for each, which decoding returns.
+    if owner.key.kind != KEY_STR or unlikely(size < 2) or unlikely(
+            (read_u64(raw) | read_u64(raw + 8)) & NOT_ASCII):
+        return key_decode(owner.key, raw, size)
+    name = PyUnicode_New(size, 127)
+    memcpy(PyUnicode_DATA(name), raw, <size_t> size)
+    return name
+
+
+cdef inline object decoded_ahead(DictEntries self, DictHandle owner, EntryIterator walk):
+    """The next entry, as the walk has read it. Nothing here runs Python until the copies exist."""
+    cdef const uint8_t *raw = entry_key(walk, walk.at)
+    cdef const uint8_t *value
+    walk.at += 1
+    if self.what == 0:
+        return key_ahead(owner, raw)
+    value = entry_value(walk, walk.at - 1) + owner.value_word * 8
+    found = <int64_t> read_u64(value) if owner.value.kind == VALUE_INT else (
+        value_inline(owner.value, value))
+    if self.what == 1:
+        return found
+    name = key_ahead(owner, raw)
+    Py_INCREF(name)
+    Py_INCREF(found)
+    return recycled_pair(&self.last_pair, <PyObject *> name, <PyObject *> found)
 
 
 cdef bint decoding_failed(object error):

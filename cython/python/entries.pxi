@@ -90,7 +90,7 @@ cdef int walk_probe(Op *op, Cursor place, bint expired) except -1:
     sink.waiter = NULL
     sink.expired = expired
     sink.count = 0
-    sink.capacity = 1
+    sink.wanted = sink.capacity = 1
     position.key = sink.keys + op.map.key_size
     memcpy(position.key, place.position.key, op.map.key_size)
     with nogil:
@@ -109,7 +109,7 @@ cdef int sink_into(
     sink.keys = keys.base
     sink.values = NULL if values is None else values.base
     sink.count = first
-    sink.capacity = limit
+    sink.wanted = sink.capacity = limit
     sink.expired = False
     return 0
 
@@ -190,6 +190,7 @@ def take_entries(
     memset(&sink, 0, sizeof(sink))
     sink_into(&sink, key_rows, value_rows, 0, limit)
     part.values = NULL
+    part.expired = False
     part.waiter = NULL
     enter_to_modify(handle, &op)
     op.f_lock = f_lock
@@ -202,6 +203,7 @@ def take_entries(
             part.keys = sink.keys
             part.count = at = taken
             part.capacity = taken + TAKE_KEYS if limit - taken > TAKE_KEYS else limit
+            part.wanted = part.capacity
             if taken == 0:
                 walk_fill(handle, &op, &place.position, &part)
             else:

@@ -49,6 +49,8 @@ cdef class EntryIterator:
             self.values = bytearray(count * handle.map.value_size)
             self.sink.values = <uint8_t *> PyByteArray_AS_STRING(self.values)
         self.sink.capacity = count
+        # Room for a whole bucket behind what is wanted: then the walk never stops inside one.
+        self.sink.wanted = count - SLOT_COUNT + 1 if count > SLOT_COUNT else count
         self.sink.expired = self.expired = expired
         self.place = Cursor.__new__(Cursor)
         expect_open(handle)
@@ -90,48 +92,95 @@ cdef class EntryIterator:
             self.filler = 0
         return 0
 
-    cdef bytes _again(self, bytes key):
-        """The value that key has now, or b"" if only keys are wanted; None if key is absent."""
-        cdef bytes value = PyBytes_FromStringAndSize(
-            NULL, <Py_ssize_t> self.handle.map.value_size if self.with_value else 0)
-        cdef Status status = read_value(
-            self.handle, <const uint8_t *> PyBytes_AS_STRING(key),
-            PyBytes_AS_STRING(value) if self.with_value else NULL)
-        return value if status == OK else None
-
-    cdef inline bytes _bytes(self, Recycler *recycler, const uint8_t *content, Py_ssize_t size):
-        if self.collected:
-            return PyBytes_FromStringAndSize(<const char *> content, size)
-        return recycled_bytes(recycler, content, size)
-
     def __next__(self):
-        cdef uint64_t value_size = self.handle.map.value_size
-        cdef bytes key = None
-        cdef bytes value = None
-        cdef bint stale
-        while value is None:                   # ends at the end of the map
-            if self.handle.reads == READS_NONE:
-                refuse_reading(self.handle)
-            if self.filler != 0 or self.at == self.sink.count:
-                if self.filler == 0 and self.place.position.order >= ORDER_END:
-                    raise StopIteration
-                self._fill()
-                continue
+        while entry_is_ahead(self):
             # From here to the copies no other thread runs: the GIL is held.
-            stale = self.writes != self.handle.writes and not self.expired
-            if self.with_key or stale:
-                key = self._bytes(
-                    &self.spare_keys, self.sink.keys + self.at * self.handle.map.key_size,
-                    <Py_ssize_t> self.handle.map.key_size)
-            self.at += 1
-            if unlikely(stale):
-                value = self._again(key)
-            elif not self.with_value:
-                return key
-            else:
-                value = self._bytes(
-                    &self.spare_values, self.sink.values + (self.at - 1) * value_size,
-                    <Py_ssize_t> value_size)
-        if not self.with_value:
-            return key
-        return recycled_pair(&self.last_pair, key, value) if self.with_key else value
+            if likely(not entry_is_stale(self) or self.expired):
+                return entry_taken(self)
+            found = entry_taken_again(self)
+            if found is not None:
+                return found
+        raise StopIteration
+
+
+cdef bint entry_is_ahead_filled(EntryIterator walk) except -1:
+    """entry_is_ahead, after reading the next entries if there are none left."""
+    while True:                                # ends at the end of the map
+        if walk.handle.reads == READS_NONE:
+            refuse_reading(walk.handle)
+        if walk.filler == 0:
+            if walk.at != walk.sink.count:
+                return True
+            if walk.place.position.order >= ORDER_END:
+                return False
+        walk._fill()
+
+
+cdef inline bint entry_is_ahead(EntryIterator walk) except -1:
+    """Whether there is another entry. If so, place at of the chunk has it, until other Python code
+    runs."""
+    if likely(walk.at != walk.sink.count and walk.filler == 0
+              and walk.handle.reads != READS_NONE):
+        return True
+    return entry_is_ahead_filled(walk)
+
+
+cdef inline bint entry_is_stale(EntryIterator walk) noexcept:
+    """Whether this handle may have changed the chunk's entries since they were read."""
+    return walk.writes != walk.handle.writes
+
+
+cdef inline const uint8_t *entry_key(EntryIterator walk, uint64_t at) noexcept:
+    return walk.sink.keys + at * walk.handle.map.key_size
+
+
+cdef inline const uint8_t *entry_value(EntryIterator walk, uint64_t at) noexcept:
+    return walk.sink.values + at * walk.handle.map.value_size
+
+
+cdef object entry_half(EntryIterator walk, uint64_t at):
+    """The key or the value at a place of the chunk, whichever is wanted."""
+    cdef Recycler *recycler = &walk.spare_values if walk.with_value else &walk.spare_keys
+    cdef const uint8_t *content = entry_key(walk, at)
+    cdef Py_ssize_t size = <Py_ssize_t> walk.handle.map.key_size
+    if walk.with_value:
+        content = entry_value(walk, at)
+        size = <Py_ssize_t> walk.handle.map.value_size
+    if walk.collected:
+        return PyBytes_FromStringAndSize(<const char *> content, size)
+    return recycled_bytes(recycler, content, size)
+
+
+cdef inline object entry_taken(EntryIterator walk):
+    """The next entry, as it stands in the chunk."""
+    cdef uint64_t at = walk.at
+    cdef Py_ssize_t key_size = <Py_ssize_t> walk.handle.map.key_size
+    cdef Py_ssize_t value_size = <Py_ssize_t> walk.handle.map.value_size
+    walk.at = at + 1
+    if not walk.with_value or not walk.with_key:
+        return entry_half(walk, at)
+    # The bytes are copied before the pair is made: that may collect garbage, and so run Python.
+    if unlikely(walk.collected):
+        return recycled_pair(
+            &walk.last_pair, new_bytes(entry_key(walk, at), key_size),
+            new_bytes(entry_value(walk, at), value_size))
+    return recycled_pair(
+        &walk.last_pair, new_recycled_bytes(&walk.spare_keys, entry_key(walk, at), key_size),
+        new_recycled_bytes(&walk.spare_values, entry_value(walk, at), value_size))
+
+
+cdef object entry_taken_again(EntryIterator walk):
+    """The next entry as it is now; None if its key is absent."""
+    cdef MapHandle handle = walk.handle
+    cdef bytes value
+    cdef bytes key = PyBytes_FromStringAndSize(
+        <const char *> entry_key(walk, walk.at), <Py_ssize_t> handle.map.key_size)
+    walk.at += 1
+    value = PyBytes_FromStringAndSize(
+        NULL, <Py_ssize_t> handle.map.value_size if walk.with_value else 0)
+    if read_value(handle, <const uint8_t *> PyBytes_AS_STRING(key),
+                  PyBytes_AS_STRING(value) if walk.with_value else NULL) != OK:
+        return None
+    if not walk.with_value:
+        return key
+    return (key, value) if walk.with_key else value

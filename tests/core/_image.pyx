@@ -403,7 +403,7 @@ cdef class Image:
         sink.waiter = NULL
         sink.expired = False
         sink.count = GUARDED
-        sink.capacity = GUARDED + room
+        sink.wanted = sink.capacity = GUARDED + room
         if with_values:
             sink.values = <uint8_t *> <char *> values
         if who is not None:
@@ -449,8 +449,8 @@ cdef class Image:
 
     def bucket_figures(self, uint64_t index):
         """(level, entries, lines, locked); None if there is no such bucket."""
-        cdef core_walk.BucketFacts facts
-        if not core_walk.bucket_figures(&self.map, index, &facts):
+        cdef core_table.BucketFacts facts
+        if not core_table.bucket_figures(&self.map, index, &facts):
             return None
         return facts.level, facts.entries, facts.lines, bool(facts.locked)
 

@@ -15,6 +15,7 @@ from support.children import Child
 from support.hostile.damage import FIRST_CONTEXT, LENGTH_BITS, checksum
 from support.hostile.object_images import DICTS, Sample, body, fill_dict, make_dict
 from support.hostile.segment import UPD, Segment, ending_of
+from support.words import COLLIDING
 
 import shmrhash
 from shmrhash import Kptr, RHashMap, SharedDict, Timer
@@ -118,6 +119,22 @@ def test_entry_in_an_update_by_no_context_ends_in_segment_corrupt(map_name, look
             waits = look in ("pop", "section")
             ending = ending_of(lambda: LOST[look](d))
             assert ending == ("LockTimeout" if waits else "SegmentCorrupt")
+        finally:
+            d.unlink()
+
+
+@pytest.mark.parametrize("length", [16, 20, 254])
+@pytest.mark.parametrize("look", ["keys", "items", "popitem", "key"])
+def test_key_of_an_impossible_length_ends_in_segment_corrupt(map_name, look, length):
+    """H1: the last of a key's 16 bytes says how many of the others count. Once the bytes behind
+    them were read, too. With these seeds the damaged key still has its hash."""
+    with make_dict(map_name, "str to int", _seeds=COLLIDING) as d:
+        d["abc"] = 5
+        segment = Segment(d.handle)
+        segment.set(place_of(segment, b"abc".ljust(15, b"\0") + b"\3") + 15, length, "B")
+        looks = LOOKS | {"keys": list, "key": lambda d: d._key_at(d_key(d))}
+        try:
+            assert ending_of(lambda: looks[look](d)) == "SegmentCorrupt"
         finally:
             d.unlink()
 

@@ -39,7 +39,7 @@ from memory.operation cimport Op, op_begin, op_end
 from memory.depot cimport depot_hold, depot_here, element_take
 from map.chain cimport Found, chain_append, chain_find
 from map.element cimport element_hold
-from map.table cimport table_count
+from map.table cimport BucketFacts, bucket_figures, table_count
 from map.resize cimport pair_hold
 from map.read cimport map_contains, read_fast, map_lookup, map_find
 from map.hold cimport bucket_hold, op_give_back
@@ -49,7 +49,7 @@ from map.write cimport (
     map_lookup_unlocked, map_swap,
 )
 from map.section cimport Section, section_abandon, section_commit, section_open
-from map.walk cimport Position, EntryBuffer, BucketFacts, bucket_figures, walk_on
+from map.walk cimport Position, EntryBuffer, walk_on
 from map.batch cimport BATCH_DELETE, BATCH_LOOKUP, BATCH_UPDATE, Batch, batch_go_on
 from processes.liveness cimport Standing, process_leave
 from processes.recover cimport recover_all, recover_those_inside
@@ -296,7 +296,7 @@ cdef inline void do_walk(Thread *me) noexcept nogil:
     sink.values = me.values_buffer if roll(me) & 3 else NULL
     sink.expired = False
     sink.waiter = &me.op if roll(me) & 3 == 0 else NULL
-    sink.capacity = BATCH
+    sink.wanted = sink.capacity = BATCH
     op_for(me, &me.op, &place_key)
     op_begin(&me.op)
     while status != ABSENT and load_relaxed_u64(me.stop) == 0:
