@@ -57,6 +57,9 @@ cdef inline bint key_matches(
         Element *element, const uint8_t *key, uint64_t key_size) noexcept nogil:
     if key_size == 8:
         return load_relaxed_u64(&element.words[0]) == read_u64(key)
+    if key_size == 16:
+        return load_relaxed_u64(&element.words[0]) == read_u64(key) and (
+            load_relaxed_u64(&element.words[1]) == read_u64(key + 8))
     return words_equal(&element.words[0], key, key_size)
 
 cdef inline Bucket *chain_next(Map *map, Bucket *line) noexcept nogil:

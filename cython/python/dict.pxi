@@ -16,7 +16,7 @@ cdef class DictCore(DictHandle):
     def __getitem__(self, key):
         cdef KeyBytes key_bytes
         cdef uint64_t number = 0
-        if self.quick and likely(self._get_fast(key, &number)):
+        if self.quick and likely(get_quickly(self, key, &number)):
             return self._number(number)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         found = self._get(&key_bytes)
@@ -36,7 +36,7 @@ cdef class DictCore(DictHandle):
         """
         cdef KeyBytes key_bytes
         cdef uint64_t number = 0
-        if self.quick and self._get_fast(key, &number):
+        if self.quick and get_quickly(self, key, &number):
             return self._number(number)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         found = self._get(&key_bytes)
@@ -45,7 +45,7 @@ cdef class DictCore(DictHandle):
     def __contains__(self, key):
         cdef KeyBytes key_bytes
         cdef uint64_t number = 0
-        if self.quick and self._get_fast(key, &number):
+        if self.quick and get_quickly(self, key, &number):
             return True
         try:
             kept = key_encode(self.handle, self.key, key, &key_bytes)
@@ -69,7 +69,7 @@ cdef class DictCore(DictHandle):
         return view_of(self, key)
 
     def __setitem__(self, key, value):
-        if self.changes_quickly and self.handle.overwrites and likely(self._set_fast(key, value)):
+        if self.changes_quickly and likely(set_quickly(self, key, value)):
             return
         self._store(key, value, UPDATE_ANY, 0)
 
@@ -157,6 +157,13 @@ cdef class DictCore(DictHandle):
 
     def __delitem__(self, key):
         cdef KeyBytes key_bytes
+        cdef Status status
+        if self.removes_quickly:
+            status = remove_quickly(self, key)
+            if likely(status == OK):
+                return
+            if status == ABSENT:
+                raise _errors.KeyNotFound(key)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         if self._remove(&key_bytes, False) is MISSING:
             raise _errors.KeyNotFound(key)

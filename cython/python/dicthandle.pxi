@@ -32,8 +32,9 @@ cdef class DictHandle:
     """The layout of a dict's entries, and the steps of which its operations consist."""
 
     cdef readonly MapHandle handle  # the map below the dict
-    cdef bint quick                # _get_fast knows keys and values of these kinds
-    cdef bint changes_quickly      # _change_fast, too: a value that is stored is one word
+    cdef bint quick                # get_quickly knows keys and values of these kinds
+    cdef bint changes_quickly      # change_quickly, too: a value that is stored is one word
+    cdef bint removes_quickly      # remove_quickly knows the keys, and no entry expires
     cdef Codec key
     cdef Codec value
     cdef uint32_t key_slot         # the number of the reference to the whole key; or NO_SLOT
@@ -67,7 +68,9 @@ cdef class DictHandle:
             self.value.size = map.value_size - words * 8
         self.quick = self.key.kind in (KEY_STR, KEY_INT) and (
             self.value.kind in (VALUE_INT, VALUE_FLOAT))
-        self.changes_quickly = self.quick and map.timer_word == 0 and map.cache == NULL
+        self.removes_quickly = self.key.kind in (KEY_STR, KEY_INT) and (
+            map.timer_word == 0 and map.cache == NULL)
+        self.changes_quickly = self.quick and self.removes_quickly
         if next_slot != map.ref_count or not self._sizes_fit(words):
             raise _errors.LayoutMismatch(
                 f"map {handle.name!r} does not have the fields of a dict with such keys and values")
@@ -167,112 +170,6 @@ cdef class DictHandle:
         copy = object_copy(self.handle, op, found, ref)
         return MISSING if copy is None else value_decode(self.value, copy)
 
-    cdef inline bint _key_fast(self, object key, uint64_t *words) noexcept:
-        """The bytes of a short ASCII str, or of an int, as a key of this quick dict. False: it is
-        another, and the caller has to take the general path."""
-        cdef int overflow = 0
-        if self.key.kind == KEY_STR:
-            if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
-                        or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
-                return False
-            key_digest(self.handle.map.seeds, <const uint8_t *> PyUnicode_DATA(key),
-                       <uint64_t> PyUnicode_GET_LENGTH(key), words)
-            return True
-        if unlikely(not PyLong_CheckExact(key)):
-            return False
-        words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
-        return likely(overflow == 0)
-
-    cdef inline bint _get_fast(self, object key, uint64_t *number) noexcept:
-        """Find a number by the path that nearly every lookup takes. False: it was not found, and
-        the caller has to take the general path."""
-        cdef Map *map = &self.handle.map
-        cdef Context *context
-        cdef uint64_t words[2]
-        cdef uint64_t deadline = 0
-        cdef uint64_t idle
-        cdef bint found
-        if unlikely(self.handle.reads == READS_NONE or map.local.idle_context == 0):
-            return False
-        if unlikely(not self._key_fast(key, words)):
-            return False
-        idle = map.local.idle_context          # nothing above released the GIL
-        context = context_at(map, idle - 1)
-        context_begin(context)
-        if self.key.kind == KEY_STR:
-            found = entry_read_fast(
-                map, hash_key(map.seeds, <const uint8_t *> words, 16), <const uint8_t *> words, 16,
-                self.value_word, number, &deadline)
-        else:
-            found = entry_read_fast(
-                map, hash_key(map.seeds, <const uint8_t *> words, 8), <const uint8_t *> words, 8,
-                self.value_word, number, &deadline)
-        context_end(context)
-        return found and not deadline_passed(deadline)
-
-    cdef inline bint _change_fast(
-            self, object key, uint64_t number, const NumberField *field, uint64_t *after) noexcept:
-        """Store a number under a present key, or change the one there (field not NULL; after
-        receives the result), by the path that nearly every such change takes. False: nothing was
-        done. As in store_word, the GIL is kept, so the idle context is only marked. Both write the
-        steps out: with functions for the common ones d[key] = int executes 26 instructions more,
-        5 %, and m[key] = value 15, 3 %."""
-        cdef MapHandle handle = self.handle
-        cdef uint64_t words[2]
-        cdef uint64_t idle
-        cdef uint64_t key_size = 16 if self.key.kind == KEY_STR else 8
-        cdef Op op
-        cdef bint done
-        if unlikely(not self._key_fast(key, words)):
-            return False
-        idle = handle.map.local.idle_context
-        if unlikely(idle == 0 or handle.writes_oddly or handle.reads == READS_NONE):
-            return False
-        op.map = &handle.map
-        op.self_index = <uint32_t> (idle - 1)
-        op.context = context_at(op.map, idle - 1)
-        op.key = <const uint8_t *> words
-        op.starving = 0
-        context_begin(op.context)
-        # freeze() waits for every operation that began before it.
-        if unlikely(load_relaxed_u64(&op.map.header.frozen) != 0):
-            done = False
-        elif key_size == 16:
-            op.hash = hash_key(op.map.seeds, op.key, 16)
-            done = word_change_fast(&op, 16, self.value_word, number, field, after)
-        else:
-            op.hash = hash_key(op.map.seeds, op.key, 8)
-            done = word_change_fast(&op, 8, self.value_word, number, field, after)
-        if unlikely(not done):
-            context_cancel(op.context)
-            return False
-        context_end(op.context)
-        handle.writes += 1
-        if unlikely(op.context.activity & NOTICE_MASK == 0):
-            begin_use(handle, &op)
-            note_use(handle, op.context)
-            end_use(handle)
-        return True
-
-    cdef inline bint _set_fast(self, object key, object thing) noexcept:
-        """Store an int or a float under a present key. False: the caller has to take the general
-        path."""
-        cdef uint64_t number
-        cdef double wide
-        cdef int overflow = 0
-        if self.value.kind == VALUE_INT:
-            if unlikely(not PyLong_CheckExact(thing)):
-                return False
-            number = <uint64_t> PyLong_AsLongLongAndOverflow(thing, &overflow)
-            if unlikely(overflow != 0):
-                return False
-        else:
-            if unlikely(not PyFloat_CheckExact(thing)):
-                return False
-            wide = PyFloat_AS_DOUBLE(thing)
-            memcpy(&number, &wide, 8)
-        return self._change_fast(key, number, NULL, NULL)
-
     cdef inline object _number(self, uint64_t bits):
         cdef double number
         if self.value.kind == VALUE_INT:
@@ -364,7 +261,11 @@ cdef class DictHandle:
         else:
             if self.value.kind != VALUE_BYTES:
                 thing = self.value.encode(thing)
-            span_view(thing, "value", view, span)
+            if likely(PyBytes_CheckExact(thing)):
+                span.bytes = <const uint8_t *> PyBytes_AS_STRING(thing)
+                span.size = PyBytes_GET_SIZE(thing)
+            else:
+                span_view(thing, "value", view, span)
         if span.bytes != NULL and <uint64_t> span.size > self.value_bytes_max:
             raise _errors.TooLarge(
                 f"a value has at most {self.value_bytes_max} bytes, not {span.size}")

@@ -93,7 +93,7 @@ cdef object add_to(
         raise TypeError("add, min and max are for values that are int or float")
     fill_addition(owner, &adding, delta, operation)
     if owner.changes_quickly and likely(
-            owner._change_fast(key, 0, &adding.apply.field, &adding.apply.after)):
+            change_quickly(owner, key, 0, &adding.apply.field, &adding.apply.after)):
         return owner._number(adding.apply.after)
     kept = key_encode(owner.handle, owner.key, key, &key_bytes)
     adding.key = &key_bytes

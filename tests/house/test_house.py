@@ -48,8 +48,8 @@ LAYERS = {
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
         *("notifying", "watching", "ringing", "cells", "circles", "cellwaits", "locks"),
         *("semaphores", "rwlocks", "conditions", "lockusers", "map"),
-        *("codec", "storing", "dicthandle", "dictsection", "dictkeys", "dictwalk", "dict"),
-        *("invalidating", "claiming", "refreshing", "cache", "near"),
+        *("codec", "storing", "dicthandle", "dictquick", "dictsection", "dictkeys", "dictwalk"),
+        *("dict", "invalidating", "claiming", "refreshing", "cache", "near"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]
