@@ -93,8 +93,8 @@ from map.read cimport (
 from map.hold cimport op_give_back
 from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, entry_expire
 from map.write cimport (
-    update_word_fast, word_change_fast, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST,
-    map_apply, map_lookup_unlocked, map_swap, entry_touch,
+    apply_word_fast, update_word_fast, word_change_fast, map_update, UPDATE_ANY, UPDATE_EXIST,
+    UPDATE_NOEXIST, map_apply, map_lookup_unlocked, map_swap, entry_touch,
 )
 from map.section cimport Section, section_abandon, section_commit, section_open, section_remove
 from map.journal cimport (

@@ -283,6 +283,26 @@ cdef inline bint update_word_fast(Op *op, uint64_t key, uint64_t value) noexcept
     word_changed(op, key)
     return True
 
+cdef inline bint apply_word_fast(
+        Op *op, uint64_t key, const NumberField *field, uint64_t *after) noexcept nogil:
+    """The usual case of map_apply in a map of words only, to a number that is the whole value.
+    False: nothing was done."""
+    cdef Found found
+    cdef uint32_t index = 0
+    cdef uint32_t *slot = first_slot(
+        bucket_at(op.map, table_guess(op.map, op.hash)), op.hash, &index)
+    cdef uint64_t held = 0
+    if unlikely(slot == NULL) or unlikely(
+            not slot_holds_key(op.map, slot, index, key, &found)):
+        return False
+    if unlikely(element_hold(op, &found, ELEMENT_ULOCK, &held) != OK):
+        return False
+    after[0] = field_compute(field, load_relaxed_u64(&found.element.words[1]))
+    store_relaxed_u64(&found.element.words[1], after[0])
+    element_release(op, found.element, held)
+    word_changed(op, key)
+    return True
+
 cdef inline bint element_take_fast(
         Op *op, uint64_t key_size, Element **element, uint64_t *held) noexcept nogil:
     """Hold (ULOCK) the element of op's key, if the key is present, and nobody holds its element.

@@ -73,6 +73,34 @@ cdef int expect_plain(MapHandle handle) except -1:
     return 0
 
 
+cdef bint change_word(MapHandle handle, object key, Apply *apply) noexcept:
+    """The usual case of apply_number: keys and values are words, the key is there, and the number
+    is its value. False: nothing was done. As in store_word the GIL is kept."""
+    cdef Op op
+    cdef uint64_t idle = handle.map.local.idle_context
+    cdef uint64_t word = read_u64(<const uint8_t *> PyBytes_AS_STRING(key))
+    if unlikely(idle == 0 or handle.map.read_only):
+        return False
+    op.map = &handle.map
+    op.self_index = <uint32_t> (idle - 1)
+    op.context = context_at(op.map, idle - 1)
+    op.hash = hash_word(op.map.seeds, word)
+    op.starving = 0
+    context_begin(op.context)
+    # freeze() waits for every operation that began before it.
+    if unlikely(load_relaxed_u64(&op.map.header.frozen) != 0) or unlikely(
+            not apply_word_fast(&op, word, &apply.field, &apply.after)):
+        context_cancel(op.context)
+        return False
+    context_end(op.context)
+    handle.writes += 1
+    if unlikely(op.context.activity & NOTICE_MASK == 0):
+        begin_use(handle, &op)
+        note_use(handle, op.context)
+        end_use(handle)
+    return True
+
+
 cdef object apply_number(
         MapHandle handle, object key, object operand, uint32_t operation, object default,
         Py_ssize_t offset, object fmt):
@@ -94,6 +122,10 @@ cdef object apply_number(
             field_number(&apply.field, apply.field.operand) != operand):
         raise _errors.InvalidArgument(
             f"{operand} does not fit into a field of format {fmt!r}")
+    if handle.reads == READS_WORDS and apply.field.size == 8 and is_word(key) and (
+            default is None or (type(default) is int and apply.field.kind != FIELD_FLOAT)
+            ) and likely(change_word(handle, key, &apply)):
+        return field_number(&apply.field, apply.after)
     apply.initial = NULL
     if default is not None:
         fresh = bytearray(handle.map.value_size)

@@ -1,6 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: storing and deleting the value of one key.
 #
+# update_once makes one attempt with exact bytes objects: there is no buffer to release and no loop,
+# and nothing raises while the context is inside the operation. The same would save 2 % of the
+# instructions of a deletion, and no time that can be measured.
+#
 # update_any and delete_key, behind the most frequent writes, have loops of their own: with the
 # attempt behind a pointer, as in repeat(), add() executes 34 instructions more, 4 %.
 
@@ -39,6 +43,25 @@ cdef inline bint store_word(MapHandle handle, object key, object value) noexcept
         note_use(handle, op.context)
         end_use(handle)
     return True
+
+
+cdef inline bint has_size(object thing, uint64_t size) noexcept:
+    """Whether thing is a bytes object, exactly, of this size."""
+    return PyBytes_CheckExact(thing) and <uint64_t> PyBytes_GET_SIZE(thing) == size
+
+
+cdef inline Status update_once(
+        MapHandle handle, object key, object value, uint32_t flag) except? RETRY:
+    """update_any in one attempt. OK; another status: it failed, and nothing was stored."""
+    cdef Op op
+    cdef Status status
+    op.key = <const uint8_t *> PyBytes_AS_STRING(key)
+    op.hash = hash_key(handle.map.seeds, op.key, handle.map.key_size)
+    enter_to_write(handle, &op)
+    status = map_update(&op, <const uint8_t *> PyBytes_AS_STRING(value), flag)
+    leave(handle, &op)
+    handle.overwrites = not op.element_filled
+    return status
 
 
 cdef Status update_any(MapHandle handle, object key, object value, uint32_t flag) except? RETRY:
@@ -81,6 +104,10 @@ cdef inline Status update_value(
     if handle.overwrites and handle.reads == READS_WORDS and likely(
             flag != UPDATE_NOEXIST and is_word(key) and is_word(value)
             ) and likely(store_word(handle, key, value)):
+        return OK
+    if has_size(key, handle.map.key_size) and likely(
+            has_size(value, handle.map.value_size)
+            ) and likely(update_once(handle, key, value, flag) == OK):
         return OK
     return update_any(handle, key, value, flag)
 
