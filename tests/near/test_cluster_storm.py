@@ -209,6 +209,7 @@ def judged(cluster, name, seed, kinds):
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("shared_cluster", near_servers.cluster_programs()[:1], indirect=True)
 def test_no_read_is_older_than_max_stale(cluster, map_name, seed):
     """N1, N2, N5."""
     kinds = [*BLOWS, "stop"]

