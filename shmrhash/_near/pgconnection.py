@@ -17,6 +17,7 @@ try:
     import psycopg
     from psycopg import pq
     from psycopg.conninfo import conninfo_to_dict
+    from psycopg.rows import tuple_row
     from psycopg.waiting import Ready, Wait
 except ImportError as _error:
     raise _adapters.needs("psycopg", "near-postgres") from _error
@@ -32,11 +33,12 @@ _SETTINGS = {
 }
 _BYTEA = 17  # its number among PostgreSQL's types
 
+_SYSTEM = "(SELECT system_identifier FROM pg_catalog.pg_control_system())"
+_ADDRESS = "coalesce(host(pg_catalog.inet_server_addr()), '')"  # for whom may not ask that
 _WHO = """\
-SELECT system_identifier || '/' || extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || '/'
+SELECT {system} || '/' || extract(epoch FROM pg_catalog.pg_postmaster_start_time()) || '/'
        || (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),
-       pg_catalog.pg_is_in_recovery(), pg_catalog.pg_backend_pid()
-FROM pg_catalog.pg_control_system()"""
+       pg_catalog.pg_is_in_recovery(), pg_catalog.pg_backend_pid()"""
 
 
 class Row(NamedTuple):
@@ -58,7 +60,14 @@ class Session:
         # All of psycopg's waiting goes through wait(), which a stopped server would hold for ever.
         connection.wait = self._wait_bounded
         self.server = connection.info.server_version
-        identity, standby, backend = connection.execute(_WHO).fetchone()
+        connection.row_factory = tuple_row
+        if connection.info.parameter_status("client_encoding") != "UTF8":
+            connection.execute("SET client_encoding = 'UTF8'")
+        try:
+            who = connection.execute(_WHO.format(system=_SYSTEM))
+        except psycopg.errors.InsufficientPrivilege:
+            who = connection.execute(_WHO.format(system=_ADDRESS))
+        identity, standby, backend = who.fetchone()
         self.identity = str(identity).encode()
         self.standby = bool(standby)
         # A pooler makes up the number that it gives its clients.
@@ -202,7 +211,6 @@ class Listener:
         execute = self.session.connection.execute
         # A proof is no data: its commit need not wait for the disk, nor for a standby.
         execute("SET synchronous_commit = off")
-        execute("SET client_encoding = 'UTF8'")
         execute(f"LISTEN {self._channel}")
         execute(f"LISTEN {self._own}")
         self._pq.nonblocking = 1

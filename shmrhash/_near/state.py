@@ -208,18 +208,18 @@ class State:
             if valid_until > line.valid_until:
                 value[:] = line._replace(valid_until=valid_until).packed()
 
+    def note_max_stale(self, max_stale_ns: int) -> None:
+        """Say in TURN's line for how long the tracker of now extends leases."""
+        with self.words.locked(_key(TURN)) as value:
+            line = Line._make(_LINE.unpack(bytes(value)))
+            value[:] = line._replace(max_stale_ns=max_stale_ns).packed()
+
     def discard(self, number: int) -> None:
         """Discard all entries of a node: a new epoch, in one store. The lease goes on."""
         with self.words.locked(_key(number)) as value:
             line = Line._make(_LINE.unpack(bytes(value)))
             line = line._replace(epoch=os.urandom(16), epochs=line.epochs + 1)
             value[:] = line.packed()
-
-    def note_max_stale(self, max_stale_ns: int) -> None:
-        """Say in TURN's line for how long the tracker of now extends leases."""
-        with self.words.locked(_key(TURN)) as value:
-            line = Line._make(_LINE.unpack(bytes(value)))
-            value[:] = line._replace(max_stale_ns=max_stale_ns).packed()
 
     def retire(self, number: int) -> None:
         """End the lease of a node: it answers for no keys any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from shmrhash._errors import InvalidArgument
@@ -16,31 +17,29 @@ EVERYTHING = "*"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_TELL = """\
-CREATE OR REPLACE FUNCTION {channel}_tell(key text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog AS $$
-BEGIN
-    -- A key that is too long for a payload: everything is forgotten.
-    PERFORM pg_notify('{channel}', CASE
-        WHEN octet_length(convert_to(key, 'UTF8')) > {bytes_max} THEN '{everything}'
-        ELSE '{one_key}' || key END) WHERE key IS NOT NULL;
-END $$;
-"""
-
+# Names of other schemas are not looked up: who replicates has no search path.
 _TABLE = """\
-CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+    told text[] := '{{}}';
+    key text;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        PERFORM pg_catalog.pg_notify('{channel}', '{everything}');
+        PERFORM pg_notify('{channel}', '{everything}');
         RETURN NULL;
     END IF;
     -- An update can change the key: both are told. PostgreSQL sends equal ones once.
-    IF TG_OP <> 'INSERT' THEN
-        PERFORM {schema}{channel}_tell({prefix} || OLD.{column}::text);
-    END IF;
-    IF TG_OP <> 'DELETE' THEN
-        PERFORM {schema}{channel}_tell({prefix} || NEW.{column}::text);
-    END IF;
+    IF TG_OP <> 'INSERT' THEN told := array_append(told, {prefix} || OLD.{column}::text); END IF;
+    IF TG_OP <> 'DELETE' THEN told := array_append(told, {prefix} || NEW.{column}::text); END IF;
+    FOREACH key IN ARRAY told LOOP
+        -- A key that is too long for a payload: everything is forgotten.
+        IF octet_length(convert_to(key, 'UTF8')) > {bytes_max} THEN
+            PERFORM pg_notify('{channel}', '{everything}');
+        ELSIF key IS NOT NULL THEN
+            PERFORM pg_notify('{channel}', '{one_key}' || key);
+        END IF;
+    END LOOP;
     RETURN NULL;
 END $$;
 DROP TRIGGER IF EXISTS {trigger} ON {table};
@@ -86,20 +85,17 @@ def triggers(table: str, column: str, prefix: str, *, channel: str = CHANNEL) ->
     schema = f"{parts[0]}." if len(parts) == 2 else ""
     if len(parts) > 2:
         raise InvalidArgument(f"a table is 'name' or 'schema.name', not {table!r}")
-    short = f"{channel}_{parts[-1]}_{column}"[:59]
-    tell = _TELL.replace("{channel}_tell", schema + "{channel}_tell").format(
-        channel=channel,
-        bytes_max=PAYLOAD_BYTES_MAX - len(ONE_KEY),
-        everything=EVERYTHING,
-        one_key=ONE_KEY,
-    )
-    return tell + _TABLE.format(
+    # A name for each table, column and prefix, of at most 63 bytes with the four that are added.
+    digest = hashlib.blake2b(f"{table} {column} {prefix}".encode(), digest_size=4).hexdigest()
+    short = f"{channel}_{parts[-1]}_{column}"[:50] + f"_{digest}"
+    return _TABLE.format(
         function=schema + short,
         trigger=short,
         table=table,
         column=column,
-        schema=schema,
         channel=channel,
         prefix="'" + prefix.replace("'", "''") + "'",
+        bytes_max=PAYLOAD_BYTES_MAX - len(ONE_KEY),
         everything=EVERYTHING,
+        one_key=ONE_KEY,
     )

@@ -253,7 +253,7 @@ FOREIGN_NAMES = {
     "expire_after",
     "key_builder",
     # Of PostgreSQL.
-    *("convert_to", "octet_length", "search_path", "system_identifier"),
+    *("array_append", "convert_to", "octet_length", "search_path", "system_identifier"),
 }
 
 

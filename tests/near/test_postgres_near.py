@@ -52,6 +52,7 @@ def test_a_value_is_asked_for_once_and_again_after_each_change(sql, pg_near):
             "RESET session_replication_role",
             {"k1": "uno"},
         ),
+        ("SET search_path = ''; DELETE FROM public.items; RESET search_path", {}),
         ("DO $$ BEGIN UPDATE items SET value = 'x'; COMMIT; DELETE FROM items; END $$", {}),
         (
             "MERGE INTO items USING (VALUES ('1', 'uno'), ('2', 'due')) AS new (id, value) "
@@ -69,6 +70,20 @@ def test_each_way_to_change_a_table_is_told(sql, pg_near, change, after):
     sql.execute(change)
 
     until(lambda: pg_near.get_many(["k1", "k2"]) == after)
+
+
+def test_a_table_tells_for_each_of_its_prefixes(postgres, sql):
+    """And the same SQL, executed again, changes nothing."""
+    for _ in range(2):
+        sql.execute(triggers("public.items", "value", "by value "))
+    told = []
+    with postgres.connect() as listening:
+        listening.add_notify_handler(lambda notice: told.append(notice.payload))
+        listening.execute("LISTEN shmrhash_near")
+        put(sql, "1", "one")
+        put(sql, "1", "uno")
+        until(lambda: listening.execute("SELECT 1") and len(told) >= 5)
+    assert sorted(told) == ["=by value one", "=by value one", "=by value uno", "=k1", "=k1"]
 
 
 def test_what_is_rolled_back_is_not_told_and_a_long_transaction_at_its_end(postgres, sql, pg_near):
@@ -208,6 +223,35 @@ def test_a_server_is_named_without_secrets():
     for table, column in (("a b", "id"), ("a.b.c", "id"), ("a", 'x"')):
         with pytest.raises(InvalidArgument):
             triggers(table, column, "p")
+
+
+def test_a_connection_of_the_program_may_have_settings_of_its_own(postgres, map_name, sql):
+    """Rows as dicts, another encoding, and a user who may not ask which system it is."""
+
+    def connect():
+        return psycopg.connect(
+            postgres.address.replace("user=tester", "user=web"),
+            row_factory=psycopg.rows.dict_row,
+            client_encoding="latin1",
+        )
+
+    sql.execute(
+        "DROP ROLE IF EXISTS web; CREATE ROLE web LOGIN; GRANT SELECT ON items TO web;"
+        "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC"
+    )
+    try:
+        source = PostgresSource(connect, {"k": QUERY}, name="the server")
+        with near_of(postgres, map_name, source) as near:
+            assert near.ready(PATIENCE_S)
+            assert near.get("kschlüssel") is None
+            put(sql, "schlüssel", "größe")
+            until(lambda: near.get("kschlüssel") == "größe")
+            assert source.name == "postgres at the server, channel shmrhash_near, keys k"
+    finally:
+        sql.execute(
+            "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC;"
+            "REVOKE ALL ON items FROM web; DROP ROLE web"
+        )
 
 
 def test_the_programs_of_the_guide_do_what_its_comments_say(postgres, sql):
