@@ -95,6 +95,13 @@ class Store:
         if not isinstance(name, str) or not name:
             raise InvalidArgument("the metrics need a name, which their processes share: a str")
         self.shm = SharedDict(name, key=str, value=float, max_entries=max_entries, mode=mode)
+        self.shm.setdefault(_FOLDS, 0.0)
+
+    def _folds(self) -> float:
+        """The number of moves, when all of them are made: a lookup would not wait for a fold() that
+        has changed some of its numbers and not yet this one."""
+        with self.shm.locked(_FOLDS, default=0.0) as folds:
+            return folds.value
 
     def living(self) -> set[tuple[int, int]]:
         """The slots of processes that live now, with the time since when."""
@@ -107,9 +114,9 @@ class Store:
         Raises LockTimeout: others folded during each of many walks.
         """
         for _ in range(RACES_MAX):  # a fold() ends when the dead processes are done
-            folds = self.shm.get(_FOLDS)
+            folds = self._folds()
             found = list(self.shm.items())
-            if folds == self.shm.get(_FOLDS):
+            if folds == self._folds():
                 return [item for item in found if item[0] != _FOLDS]
         raise LockTimeout(f"metrics {self.shm.name!r}: others moved numbers during each walk")
 
@@ -120,14 +127,16 @@ class Store:
             if series.mode not in _NEUTRAL:
                 self.shm.pop(series.key(), None)
                 continue
+            neutral = _NEUTRAL[series.mode]
             kept = series._replace(process=EVERYONE).key()
-            self.shm.setdefault(_FOLDS, 0.0)
-            self.shm.setdefault(kept, _NEUTRAL[series.mode])
+            self.shm.setdefault(kept, neutral)
             try:
+                # The number of moves is last: it is locked until the others have their new values.
                 with self.shm.locked_many([series.key(), kept, _FOLDS]) as (theirs, ours, folds):
                     ours.value = _COMBINE[series.mode](ours.value, theirs.value)
+                    theirs.value = neutral
                     folds.value += 1
-                    theirs.delete()
+                del self.shm[series.key()]
             except KeyNotFound:
                 pass  # another process has moved it
 

@@ -309,6 +309,37 @@ def test_a_collector_that_is_killed_while_it_moves_a_number_loses_none(site, map
     assert samples(site) == {"": 3.0}
 
 
+class Deadly:
+    """A dict of metrics; who deletes something of it is killed."""
+
+    def __init__(self, shm):
+        self._shm = shm
+
+    def __getattr__(self, name):
+        return getattr(self._shm, name)
+
+    def __delitem__(self, key):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_collector_that_is_killed_after_it_moved_a_number_moved_it_once(
+    site, map_name, monkeypatch
+):
+    """C1. The number of the dead process is still there, and says nothing any more."""
+    for mode in ("sum", "max"):
+        in_child(gauge(mode, mode).set, 3)
+    store = prometheus.store_of(map_name)
+    dead = [prometheus.Series.of_key(key) for key in store.shm if "gauge" in key]
+
+    for series in dead:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "shm", Deadly(store.shm))
+            assert Child(store.fold, [series]).join() == -signal.SIGKILL
+
+    for _ in range(2):
+        assert samples(site, "sum") == samples(site, "max") == {"": 3.0}
+
+
 # ---- what goes wrong ----
 
 
@@ -337,7 +368,7 @@ def test_an_exemplar_is_refused_in_words(site):
 
 
 def test_no_room_is_said_where_labels_are_made(map_name, monkeypatch):
-    monkeypatch.setattr(values, "ValueClass", prometheus.value_class(map_name, max_entries=10))
+    monkeypatch.setattr(values, "ValueClass", prometheus.value_class(map_name, max_entries=11))
     counter = Counter("c", "help", ["user"], registry=None)
     try:
         for number in range(10):
