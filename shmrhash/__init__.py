@@ -86,6 +86,7 @@ from shmrhash._errors import (
 from shmrhash._fields import Kptr, Refcount, SpinLock, Timer
 from shmrhash._gc import gc, unlink
 from shmrhash._map import RHashMap
+from shmrhash._namespace import Namespace
 from shmrhash._near.cache import NearCache
 from shmrhash._sync import (
     Barrier,
@@ -155,6 +156,7 @@ __all__ = [
     "MapBusy",
     "MapClosed",
     "MapFull",
+    "Namespace",
     "NearCache",
     "Once",
     "Orphan",

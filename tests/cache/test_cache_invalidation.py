@@ -319,6 +319,99 @@ def test_nobody_waits_for_a_result_that_will_not_count(cache, outdate):
     assert cache.get("a") == 2
 
 
+# ---- namespaces ----
+
+
+@pytest.fixture(params=[str, bytes, object])
+def two(request, make_cache):
+    """Two namespaces of one cache, and two keys."""
+    cache = make_cache(key=request.param, value=int, max_entries=100, tags=True)
+    keys = {str: ("a", LONG), bytes: (b"a", LONG.encode()), object: ((1,), "a")}[request.param]
+    return cache.namespace("one"), cache.namespace("öther"), keys
+
+
+def test_a_namespace_has_keys_of_its_own(two):
+    one, other, (a, b) = two
+    one.set(a, 1, ttl=100)
+    assert one.set_many({b: 2}) == []
+
+    assert (one.get(a), other.get(a, 0), a in one, a in other) == (1, 0, True, False)
+    assert one.get_many([b, a]) == {a: 1, b: 2}
+    assert one.ttl(a) > 90
+    assert not one.add(a, 5)
+    assert other.add(a, 5)
+    assert not other.replace(b, 5)
+    assert one.replace(b, 3)
+    assert one.incr(b) == 4
+    assert one.incr(b, 2, 100) == 6
+    with pytest.raises(KeyNotFound):
+        other.incr(b)
+    assert other.incr(b, 2, 100) == 102
+    assert one.touch(a, 1000)
+    assert one.pop(b) == 6
+    assert not one.delete(b)
+    assert len(one.cache) == 3
+
+
+def test_clear_of_a_namespace_leaves_the_others(two):
+    one, other, (a, b) = two
+
+    def fill(space):
+        space.set(a, 1, tags=["x", "y", "z"])
+        space.incr(b, 1, 0)
+
+    fill(one)
+    fill(other)
+    other.cache.set(a, 7)
+
+    one.clear()
+
+    assert one.get_many([a, b]) == {}
+    assert other.get_many([a, b]) == {a: 1, b: 1}
+    assert other.cache.get(a) == 7
+    with pytest.raises(InvalidArgument, match="at most 4"):
+        one.set(a, 1, tags=["w", "x", "y", "z"])
+    other.cache.invalidate("y")
+    assert other.get_many([a, b]) == {b: 1}
+
+
+def test_a_result_computed_in_a_namespace_that_is_cleared_is_not_stored(two):
+    one, other, (a, b) = two
+
+    def compute():
+        one.clear()
+        return 1
+
+    async def compute_too():
+        return compute()
+
+    assert one.get_or_compute(a, compute) == 1
+    assert asyncio.run(one.aget_or_compute(a, compute_too, wait=NEVER_S)) == 1
+    with one.claim(a) as claim:
+        one.clear()
+        assert not claim.set(1)
+    assert a not in one
+    assert other.get_or_compute(b, compute) == 1
+    assert b in other
+    assert one.get_or_compute(a, lambda: 2) == one.get(a) == 2
+
+
+def test_what_cannot_be_a_namespace_is_refused(make_cache, cache):
+    for wrong in ("", "a:b"):
+        with pytest.raises(InvalidArgument, match="name of a namespace"):
+            cache.namespace(wrong)
+    with pytest.raises(TypeError, match="name of a namespace"):
+        cache.namespace(b"a")
+    with pytest.raises(TypeError, match="a key is str"):
+        cache.namespace("a").get(1)
+    with pytest.raises(InvalidArgument, match="str, bytes or objects"):
+        make_cache(key=int, value=int, max_entries=10, tags=True).namespace("a")
+    with pytest.raises(InvalidArgument, match="tags=True"):
+        make_cache(key=str, value=int, max_entries=10).namespace("a")
+    with pytest.raises(TypeError, match="not a str"):
+        cache.namespace("a").set("a", 1, tags="user")
+
+
 # ---- segments ----
 
 

@@ -1,0 +1,175 @@
+"""Namespaces of a cache: keys of their own, which one store makes absent together."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from shmrhash._claims import CacheClaim
+from shmrhash._constants import RACES_MAX
+from shmrhash._errors import InvalidArgument, KeyNotFound, LockTimeout
+from shmrhash._types.schema import BIRTHS_AND_TAGS, Schema
+from shmrhash._typing import K, V
+
+if TYPE_CHECKING:
+    from shmrhash._cache import Cache
+
+_T = TypeVar("_T")
+_SEPARATOR = ":"
+_TAG = "\0namespace "  # hardly a program's own tag
+
+
+def key_maker(schema: Schema, cache_name: str, name: str) -> Callable[[Any], Any]:
+    """What makes a cache's key of a key of its namespace. Raises TypeError, InvalidArgument."""
+    declared = schema.key.declared
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a namespace is a str, not {type(name).__name__}")
+    if not name or _SEPARATOR in name:
+        raise InvalidArgument(f"the name of a namespace is not empty and has no {_SEPARATOR!r}")
+    if schema.births != BIRTHS_AND_TAGS:
+        raise InvalidArgument(
+            f"cache {cache_name!r} was made without tags, which namespaces need: create it with "
+            f"tags=True"
+        )
+    if declared is object:
+        return lambda key: (name, key)
+    prefix: Any = name + _SEPARATOR
+    if declared is bytes:
+        prefix = prefix.encode()
+    elif declared is not str:
+        raise InvalidArgument("namespaces are for caches whose keys are str, bytes or objects")
+
+    def cache_key(key: Any) -> Any:
+        if not isinstance(key, type(prefix)):
+            raise TypeError(f"a key is {type(prefix).__name__}, not {type(key).__name__}")
+        return prefix + key
+
+    return cache_key
+
+
+class Namespace(Generic[K, V]):
+    """Some of a cache's entries, under keys of their own: made by Cache.namespace().
+
+    An operation is the cache's, with another key: "users:7" for the key "7" of the namespace
+    "users", or ("users", 7) where keys are objects. Its entries share the cache's room with all
+    others. One of the four tags of an entry is the namespace's, so three are left.
+
+    Attributes: cache, name.
+    """
+
+    def __init__(self, cache: Cache[K, V], cache_key: Callable[[K], Any], name: str) -> None:
+        self.cache = cache
+        self.name = name
+        self._key = cache_key
+        self._own = _TAG + name
+
+    def _tags(self, tags: Iterable[str]) -> tuple[str, ...]:
+        if isinstance(tags, str):
+            raise TypeError("tags are a tuple or list of str, such as ('user:1',), not a str")
+        return (self._own, *tags)
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """Cache.get(). Raises what that raises."""
+        return self.cache.get(self._key(key), default)
+
+    def get_many(self, keys: Iterable[K]) -> dict[K, V]:
+        """Cache.get_many(). Raises what that raises."""
+        made = {self._key(key): key for key in keys}
+        return {made[key]: value for key, value in self.cache.get_many(made).items()}
+
+    def set(self, key: K, value: V, ttl: float | None = None, *, tags: Iterable[str] = ()) -> None:
+        """Cache.set(). Raises what that raises."""
+        self.cache.set(self._key(key), value, ttl, tags=self._tags(tags))
+
+    def set_many(
+        self, mapping: Mapping[K, V], ttl: float | None = None, *, tags: Iterable[str] = ()
+    ) -> list[K]:
+        """Cache.set_many(), of a mapping. Raises what that raises."""
+        made = {self._key(key): key for key in mapping}
+        values = [(own, mapping[key]) for own, key in made.items()]
+        return [made[own] for own in self.cache.set_many(values, ttl, tags=self._tags(tags))]
+
+    def add(self, key: K, value: V, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
+        """Cache.add(). Raises what that raises."""
+        return self.cache.add(self._key(key), value, ttl, tags=self._tags(tags))
+
+    def replace(
+        self, key: K, value: V, ttl: float | None = None, *, tags: Iterable[str] = ()
+    ) -> bool:
+        """Cache.replace(). Raises what that raises."""
+        return self.cache.replace(self._key(key), value, ttl, tags=self._tags(tags))
+
+    def delete(self, key: K) -> bool:
+        """Cache.delete(). Raises what that raises."""
+        return self.cache.delete(self._key(key))
+
+    def pop(self, key: K, default: Any = None) -> Any:
+        """Cache.pop(). Raises what that raises."""
+        return self.cache.pop(self._key(key), default)
+
+    def __contains__(self, key: K) -> bool:
+        return self._key(key) in self.cache
+
+    def incr(self, key: K, delta: Any = 1, default: Any = None) -> V:
+        """Cache.incr(). Raises what that raises, and LockTimeout if others store and delete the key
+        each time."""
+        own = self._key(key)
+        for _ in range(RACES_MAX):
+            try:
+                return self.cache.incr(own, delta)
+            except KeyNotFound:
+                if default is None:
+                    raise KeyNotFound(key) from None
+            if self.cache.add(own, default + delta, tags=(self._own,)):
+                return default + delta  # type: ignore[no-any-return]
+        raise LockTimeout(f"others stored and deleted {own!r} in {self.cache.name!r} each time")
+
+    def ttl(self, key: K) -> float | None:
+        """Cache.ttl(). Raises what that raises."""
+        return self.cache.ttl(self._key(key))
+
+    def touch(self, key: K, ttl: float | None = None) -> bool:
+        """Cache.touch(). Raises what that raises."""
+        return self.cache.touch(self._key(key), ttl)
+
+    def get_or_compute(
+        self,
+        key: K,
+        function: Callable[[], _T],
+        ttl: float | Callable[[_T], float | bool | None] | None = None,
+        *,
+        tags: Iterable[str] = (),
+        **options: Any,
+    ) -> _T:
+        """Cache.get_or_compute(). options: its others. Raises what that raises."""
+        return self.cache.get_or_compute(
+            self._key(key), function, ttl, tags=self._tags(tags), **options
+        )
+
+    async def aget_or_compute(
+        self,
+        key: K,
+        function: Callable[[], Awaitable[_T]],
+        ttl: float | Callable[[_T], float | bool | None] | None = None,
+        *,
+        tags: Iterable[str] = (),
+        **options: Any,
+    ) -> _T:
+        """Cache.aget_or_compute(). options: its others. Raises what that raises."""
+        return await self.cache.aget_or_compute(
+            self._key(key), function, ttl, tags=self._tags(tags), **options
+        )
+
+    def claim(self, key: K, *, tags: Iterable[str] = (), wait: float = 10.0) -> CacheClaim[K, V]:
+        """Cache.claim(). Raises what that raises."""
+        return self.cache.claim(self._key(key), tags=self._tags(tags), wait=wait)
+
+    def clear(self) -> None:
+        """Invalidate every entry of the namespace, as Cache.clear() does all: one store, O(1).
+
+        Raises ReadOnlyMap, FrozenMap, MapClosed.
+        """
+        self.cache.invalidate(self._own)
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.name!r} of {self.cache!r}>"
