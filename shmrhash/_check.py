@@ -31,6 +31,7 @@ PROBLEMS = {
     17: "object {0} (index * 32 + class) is lost, or named twice",
     18: "the budget of objects counts {0} pages that do not exist",
     19: "context {0} names a journal of which it is no member",
+    20: "entry {0} (0: a clear() or a tag) has the number of an invalidation that never was",
 }
 
 

@@ -19,13 +19,14 @@
 #   locks     none is held, except by a section, the end of several sections, or a clear() whose
 #             context is at rest
 #   journal   a context that names a lead holds its element, and the lead is committed
+#   births    of a cache: no number of births.pxd is greater than that of the invalidations
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 from machine.atomics cimport load_relaxed_u64, load_acquire_u64, load_relaxed_u32, words_equal
 from machine.hashing cimport hash_key
 from segment.layout cimport (
     LINE_BYTES, SLOT_COUNT, LINK_SLOT, PAYLOAD_SHIFT, LOCK_MASK, ELEMENT_FREE, ELEMENT_LIVE,
-    ELEMENT_ULOCK, ELEMENT_LOCKED, BLOCK_HOLE, BLOCK_READY, Context, Bucket, Element,
+    ELEMENT_ULOCK, ELEMENT_LOCKED, BLOCK_HOLE, BLOCK_READY, TAG_SLOTS, Context, Bucket, Element,
 )
 from segment.words cimport (
     word_locked, word_owner, word_held_by, bucket_level_plus1, element_state, depot_count,
@@ -34,8 +35,8 @@ from segment.words cimport (
 )
 from segment.classes cimport PoolView
 from segment.geometry cimport (
-    Map, region_at, bucket_at, element_at, context_at, pool_object, contexts_usable, buckets_usable,
-    checked_index,
+    Map, region_at, bucket_at, element_at, element_value, context_at, pool_object, contexts_usable,
+    buckets_usable, checked_index,
 )
 from map.chain cimport chain_next, line_used
 from map.table cimport level_covers, bucket_fits
@@ -63,6 +64,7 @@ cdef enum Problem:
     LOST_OBJECT = 17
     BAD_BUDGET = 18
     BAD_JOURNAL = 19
+    BAD_BIRTH = 20
 
 cdef struct Report:
     Problem problem
@@ -317,6 +319,21 @@ cdef inline bint check_objects(Map *map, const Context *own, Report *report) noe
         return report_add(report, LOST_OBJECT, lost - 1)
     return budget_error(map, own) == 0 or report_add(report, BAD_BUDGET, budget_error(map, own))
 
+cdef inline bint check_births(Map *map, Report *report) noexcept nogil:
+    """Look for a birth, or the number of an invalidation, that no invalidation has had yet."""
+    cdef uint64_t most = load_relaxed_u64(&map.cache.invalidations)
+    cdef uint64_t index
+    if load_relaxed_u64(&map.cache.cleared) > most:
+        return report_add(report, BAD_BIRTH, 0)
+    for index in range(TAG_SLOTS if map.tags_word != 0 else 0):
+        if load_relaxed_u64(map.tag_words + index) > (most if index != 0 else 0):
+            return report_add(report, BAD_BIRTH, 0)
+    for index in range(report.element_limit):
+        if report.element_seen[index] == 2 and load_relaxed_u64(element_value(
+                map, element_at(map, index)) + map.birth_word - 1) > most:
+            return report_add(report, BAD_BIRTH, index)
+    return True
+
 cdef inline void check_walk(Map *map, const Context *own, Report *report) noexcept nogil:
     cdef uint64_t block
     cdef uint32_t region
@@ -333,6 +350,8 @@ cdef inline void check_walk(Map *map, const Context *own, Report *report) noexce
         if not check_block(map, report, &map.line_pool, block):
             return
     if map.objects != NULL and not check_objects(map, own, report):
+        return
+    if map.birth_word != 0 and not check_births(map, report):
         return
     if report.credits + report.entries + report.owned_by_contexts != map.max_entries:
         report_add(report, BAD_CREDITS, report.credits)

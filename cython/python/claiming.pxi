@@ -60,7 +60,7 @@ cdef class Claim(LockedSection):
     cdef uint64_t in_the_way       # header of the claimed element, when the wait was over
     cdef bint is_there             # the key has a value now
     cdef bint is_unclaimed         # waiting would be for this thread itself, or all is claimed
-    cdef uint32_t refused          # attempts that found no room for a blank
+    cdef uint32_t refused          # attempts that found no room for a blank, or an outdated entry
     cdef bint has_waited
     cdef object thread             # or greenlet; None: a coroutine has it, or waits for it
     cdef readonly uint64_t element  # the one that it has, or that was in the way last
@@ -205,6 +205,10 @@ cdef class Claim(LockedSection):
         if element_state(found.header) == ELEMENT_UPD:     # the deadline is not the new one
             return element_spin(&self.op, &found)
         if outdated:
+            self.refused += 1
+            if self.refused == ROOM_TRIES_MAX:         # others invalidate all the time
+                self.is_unclaimed = True
+                return OK
             self.op.element_filled = False
             status = map_delete_held(&self.op, found.header, NULL)
             return RETRY if status == OK or status == ABSENT else status

@@ -62,8 +62,11 @@ cdef inline bint value_is_outdated(Map *map, const uint64_t *value) noexcept nog
 
 cdef inline uint64_t birth_now(Map *map) noexcept nogil:
     """The birth of a value that is stored, or begins to be computed, now. For a cache."""
+    # Acquire: an invalidation's number, which was taken before; pairs with the CAS in invalidate.
+    cdef uint64_t cleared = load_acquire_u64(&map.cache.cleared)
     # Acquire: what was changed before an invalidation that has begun; pairs with invalidate.
-    return load_acquire_u64(&map.cache.invalidations)
+    cdef uint64_t birth = load_acquire_u64(&map.cache.invalidations)
+    return birth if birth >= cleared else cleared      # the latter only in a damaged segment
 
 cdef inline void value_bear(
         Map *map, uint64_t *value, uint64_t birth, uint64_t tags) noexcept nogil:

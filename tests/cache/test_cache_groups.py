@@ -118,10 +118,16 @@ WAYS = {
 
 
 def invalidate(gate, name, shared, times, way):
-    """Raise the truth, invalidate what was computed from the old one, and acknowledge that."""
+    """Raise the truth, invalidate what was computed from the old one, and acknowledge that; each
+    time, if it does not take too long, after another computation has begun."""
     with Cache(name, key=str, value=int) as cache:
         gate.wait()
         for number in range(1, times + 1):
+            begun = sum(shared[2:4])
+            for _ in range(POLLS):
+                if sum(shared[2:4]) != begun:
+                    break
+                time.sleep(0)
             shared[0] = number
             WAYS[way](cache)
             shared[1] = number
@@ -136,6 +142,7 @@ def ask(gate, name, shared, number):
 
         def compute():
             truth = shared[0]
+            shared[2 + number] += 1
             for _ in range(POLLS):
                 if shared[0] != truth:
                     break

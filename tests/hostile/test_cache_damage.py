@@ -10,10 +10,12 @@ import pytest
 from support.hostile.damage import FIRST_CONTEXT
 from support.hostile.segment import CONTEXTS, USABLE, Segment, ending_of
 
-from shmrhash import Cache
+from shmrhash import Cache, SegmentCorrupt
 
 MOST = 60
-COUNTS_BYTES, PAGE = 1024 * 64, 4096
+COUNTS_BYTES, PAGE = 1024 * 128, 4096
+INVALIDATIONS, CLEARED = 192, 256  # in the head of a cache
+TAG_BYTES = 65536 * 8  # of a cache with tags, at its end
 CHILD = 9 * 8  # in a context: of a claim, what its thread waits for
 NEVER_S = 600
 WILD = (0, 1, 2, 7, MOST, MOST + 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 63, (1 << 64) - 1)
@@ -42,12 +44,12 @@ def use(cache):
 
 
 def marks(segment):
-    """The offset of each entry's mark: behind its key, its deadline and value, in some order."""
+    """The offset of each entry's mark: behind its key, deadline, birth and value."""
     for start, content in segment.whole():
         words = struct.unpack(f"<{len(content) // 8}q", content)
-        for at in range(len(words) - 3):
-            if 2 < words[at] < 2 * MOST and -words[at] in words[at + 1 : at + 3]:
-                yield start + 8 * at + 24
+        for at in range(len(words) - 4):
+            if 2 < words[at] < 2 * MOST and words[at + 3] == -words[at]:
+                yield start + 8 * at + 32
 
 
 def test_wild_marks_are_hints(damaged, seed):
@@ -75,6 +77,70 @@ def test_wild_hands_rings_and_counts_are_hints(damaged, word):
         segment.set(at, word)
 
     assert ending_of(lambda: use(cache)) == "done"
+
+
+@pytest.fixture(params=[False, True], ids=["no tags", "tags"])
+def tagged(request, map_name):
+    """A full cache, its Segment, and where its head begins."""
+    with Cache(map_name, key=int, value=int, max_entries=MOST, tags=request.param) as cache:
+        tags = ["t", "u", "v", "w"] if request.param else []
+        for key in range(2 * MOST):
+            cache.set(key, -key, tags=tags)
+        cache.clear()
+        for key in range(2 * MOST):
+            cache.set(key, -key, tags=tags)
+        segment = Segment(cache.handle)
+        end = os.path.getsize(segment.path) - TAG_BYTES * request.param
+        yield cache, segment, end - PAGE - COUNTS_BYTES - PAGE
+        cache.unlink()
+
+
+def invalidate_and_use(cache):
+    cache.clear()
+    if cache.handle._fields()[-1][0] == 6:
+        cache.invalidate("t", "x")
+    use(cache)
+    cache.expire()
+    list(cache._entries(0))
+
+
+@pytest.mark.parametrize("word", WILD)
+@pytest.mark.parametrize("place", [INVALIDATIONS, CLEARED])
+def test_wild_numbers_of_invalidations_cost_hits_at_most(tagged, place, word):
+    cache, segment, head = tagged
+    assert segment.get(head + INVALIDATIONS) == segment.get(head + CLEARED) == 1
+    other = segment.get(head + INVALIDATIONS + CLEARED - place)
+
+    segment.set(head + place, word)
+
+    assert ending_of(lambda: use(cache)) == "done"
+    if word > other if place == CLEARED else word < other:
+        with pytest.raises(SegmentCorrupt, match="an invalidation that never was"):
+            cache.check()
+    assert ending_of(lambda: invalidate_and_use(cache)) == "done"
+
+
+def test_wild_births_tags_and_tag_words_cost_hits_at_most(tagged, seed):
+    cache, segment, head = tagged
+    rng = random.Random(seed)
+    has_tags = cache.handle._fields()[-1][0] == 6
+    places = []
+    for start, content in segment.whole():
+        words = struct.unpack(f"<{len(content) // 8}q", content)
+        for at in range(len(words) - 5):
+            if 2 < words[at] < 2 * MOST and words[at + 3 + has_tags] == -words[at]:
+                places += [start + 8 * (at + 2 + one) for one in range(1 + has_tags)]
+    assert len(places) > MOST // 2
+    if has_tags:
+        places += range(head + PAGE + COUNTS_BYTES + PAGE, os.path.getsize(segment.path), 2048)
+
+    for _ in range(3):
+        for at in places:
+            segment.set(at, rng.choice((*WILD, rng.getrandbits(64))))
+        assert ending_of(lambda: invalidate_and_use(cache)) == "done"
+    segment.set(places[0], (1 << 64) - 1)
+    with pytest.raises(SegmentCorrupt):
+        cache.check()
 
 
 def test_wild_words_about_who_waits_cost_a_computation_at_most(damaged, seed):
