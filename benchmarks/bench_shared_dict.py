@@ -43,6 +43,16 @@ def counts_of_dict(m, keys):
         m[key] += 1
 
 
+def pairs(m):
+    for _key, _value in m.items():
+        pass
+
+
+def deletions(m, keys):
+    for key in keys:
+        del m[key]
+
+
 def per_call(function, *arguments, passes, calls):
     began = time.perf_counter_ns()
     for _ in range(passes):
@@ -106,6 +116,32 @@ def numbers(keys, rounds, passes):
     ]
 
 
+def changing_sizes(keys, rounds, passes):
+    """Filling a dict and emptying it again, and a loop over all of it in between."""
+    found = {}
+    with SharedDict(key=str, value=int, max_entries=ENTRIES * 2) as shared:
+        for _ in range(rounds):
+            for name, target in (("dict", {}), ("shared", shared)):
+                times = {}
+                for _ in range(passes):
+                    for what, function, arguments in (
+                        ("insert", stores, (target, keys)),
+                        ("items", pairs, (target,)),
+                        ("delete", deletions, (target, keys)),
+                    ):
+                        took = per_call(function, *arguments, passes=1, calls=len(keys))
+                        times[what] = times.get(what, 0) + took / passes
+                for what, took in times.items():
+                    found.setdefault(f"{name} {what}", []).append(took)
+    return [
+        ratio_row(
+            "for k, v in d.items(), str to int, over dict", found, "shared items", "dict items"
+        ),
+        ratio_row("d[k] = number, a new key, over dict", found, "shared insert", "dict insert"),
+        ratio_row("del d[k], over dict", found, "shared delete", "dict delete"),
+    ]
+
+
 def pickles(keys, rounds, passes):
     with SharedDict(key=str, value=object, max_entries=ENTRIES * 2) as shared:
         stored = []
@@ -154,6 +190,7 @@ def main():
     print_facts(facts)
     rows = [
         *numbers(keys, rounds, passes),
+        *changing_sizes(keys, rounds, passes),
         *pickles(keys, rounds, max(1, passes // 5)),
         *arrays(rounds, passes),
     ]
