@@ -19,7 +19,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport ETIMEDOUT, errno
-from libc.stdint cimport uint8_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MIN, uint8_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strdup, strerror
 
@@ -222,6 +222,7 @@ include "python/rwlocks.pxi"
 include "python/conditions.pxi"
 include "python/lockusers.pxi"
 include "python/map.pxi"
+include "python/plainkeys.pxi"
 include "python/codec.pxi"
 include "python/storing.pxi"
 include "python/dicthandle.pxi"
@@ -233,5 +234,7 @@ include "python/dict.pxi"
 include "python/invalidating.pxi"
 include "python/claiming.pxi"
 include "python/refreshing.pxi"
+include "python/keeping.pxi"
 include "python/cache.pxi"
+include "python/memoizing.pxi"
 include "python/near.pxi"

@@ -73,13 +73,16 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
     memoize() decorates a function with it.
 
     Values are copies, as in SharedDict: changing a list that get() returned changes nothing in the
-    cache.
+    cache. With copy=False the handle keeps values that it has decoded, and returns the same object
+    again as long as the entry is the same: nobody may change it. What any process stores, deletes
+    or lets expire is noticed at the next get(), as ever.
 
     Attributes: handle, the RHashMap in which the cache stores its entries as bytes.
     """
 
     _schema: Schema
     _largest: int | None
+    _copy: bool
 
     @overload
     def __init__(
@@ -133,6 +136,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         ephemeral: bool = False,
         owner: int | None = None,
         if_different: str = "replace",
+        copy: bool = True,
     ) -> None:
         """Create a cache, or open the one of this name if its types fit and its limits are equal.
 
@@ -148,7 +152,10 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         or False. timeout, mode, ephemeral, owner: as
         for SharedDict(). if_different: a cache of this name with other types or limits is replaced
         by a new one ("replace"), or raises LayoutMismatch ("raise"); processes that have the old
-        one open go on using it.
+        one open go on using it. copy: False lets get(), get_many(), get_or_compute() and memoized
+        functions of this handle return objects that it keeps, which nobody may change: at most
+        1,024, whose encodings have at most 16 MiB; a hit then costs the same for every value.
+        Numbers, and arrays, which are not copied anyway, are not kept.
 
         Raises LayoutMismatch (also if a dict or map has this name), TypeError and InvalidArgument,
         ImportError (a type's library is not installed), TooLarge, SegmentFull, LimitReached,
@@ -162,10 +169,10 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         if name is None:
             expect_if_different(if_different)
             handle = create_anonymous(*made, timeout=timeout, mode=mode, _is_cache=True)
-            self._start(handle, fresh, largest)
+            self._start(handle, fresh, largest, copy)
             return
         open_or_create(
-            partial(self._start, largest=largest, tags=tags),
+            partial(self._start, largest=largest, copy=copy, tags=tags),
             name,
             schema,
             (max_entries, max_bytes),
@@ -179,7 +186,12 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         )
 
     def _start(
-        self, handle: RHashMap, schema: Schema, largest: int | None, tags: bool | None = None
+        self,
+        handle: RHashMap,
+        schema: Schema,
+        largest: int | None,
+        copy: bool,
+        tags: bool | None = None,
     ) -> None:
         """Initialize this object as the cache of this handle. Raises LayoutMismatch."""
         expect_tags(schema.births, tags, handle.name)
@@ -188,10 +200,11 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         if schema.has_objects:
             most = handle.max_bytes // _VALUE_SHARE if largest is None else largest
         super().__init__(
-            handle, schema.key.triple, schema.value.triple, schema.default_ttl_ns, most
+            handle, schema.key.triple, schema.value.triple, schema.default_ttl_ns, most, copy
         )
         self._schema = schema
         self._largest = largest
+        self._copy = copy
         if handle.ephemeral:  # a cache that is collected is closed; at exit _lifetime.py acts
             weakref.finalize(self, handle.close).atexit = False
 
@@ -315,6 +328,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         tags: Iterable[str] | Callable[..., Iterable[str]] = (),
         wait: float = 10.0,
         when_late: str = "compute",
+        copy: bool | None = None,
     ) -> Callable[[Callable[P, _T]], Memoized[P, _T]]:
         """A decorator: calls of the function with the same arguments are computed once for all.
 
@@ -336,6 +350,8 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         cache_if: a function of the result; if it is false, the result is returned and not stored.
         errors: exceptions that are kept as results, for error_ttl seconds (None: for ttl), and
         raised again, for a cache whose values are objects; one that cannot be pickled is not kept.
+        copy: False lets calls that find their result return an object that this handle keeps, as
+        with Cache(copy=False), and which nobody may change; None is as the handle says.
 
         The function has cache_key(...), the key of a call; forget(...), which deletes a call's
         result and returns whether it was there; refresh(...), which calls the function whatever the
@@ -349,7 +365,18 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         limits = {"stale": stale, "early": early, "wait": wait, "when_late": when_late}
         made = tags if callable(tags) else tuple(tags)
         options = MemoizeOptions(
-            ttl, key, name, version, typed, ignore, cache_if, kept, error_ttl, limits, made
+            ttl,
+            key,
+            name,
+            version,
+            typed,
+            ignore,
+            cache_if,
+            kept,
+            error_ttl,
+            limits,
+            made,
+            self._copy if copy is None else copy,
         )
         options.expect_fit(self.name, self._schema.key.declared, self._schema.value.declared)
         return lambda function: memoized_function(self, function, options)
@@ -372,18 +399,25 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
 
     def __reduce__(self) -> tuple[Any, ...]:
         types = self._schema.key.declared, self._schema.value.declared
-        return _attach, (type(self), self.handle, *types, self._schema.ttl, self._largest)
+        own = self._schema.ttl, self._largest, self._copy
+        return _attach, (type(self), self.handle, *types, *own)
 
 
 def _attach(
-    cls: type[_C], handle: RHashMap, key: Any, value: Any, ttl: float, largest: int | None
+    cls: type[_C],
+    handle: RHashMap,
+    key: Any,
+    value: Any,
+    ttl: float,
+    largest: int | None,
+    copy: bool,
 ) -> _C:
     """Unpickle a cache: open the one of that name, if it still has those types."""
     fresh = cls.__new__(cls)
     try:
         record = read_schema(handle.schema, handle.name)
         schema = with_ttl(restore_schema(record, handle.name, key, value), handle.name, ttl)
-        fresh._start(handle, schema, largest)
+        fresh._start(handle, schema, largest, copy)
     except BaseException:
         handle.close()
         raise

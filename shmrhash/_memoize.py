@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import types
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from shmrhash import _core
 from shmrhash._arguments import expect_staleness, expect_when_late
 from shmrhash._errors import InvalidArgument
+from shmrhash._types.keys import encode_key
 from shmrhash._typing import P, R
+
+_ABSENT: Any = object()
 
 
 class Memoized(Protocol[P, R]):
@@ -41,38 +46,6 @@ class KeptError:
         self.error = error
 
 
-class CacheMethods(Protocol):
-    """What this module needs of a cache."""
-
-    def get_or_compute(
-        self,
-        key: Any,
-        function: Callable[[], Any],
-        ttl: Any,
-        *,
-        stale: float,
-        early: float,
-        tags: Iterable[str],
-        wait: float,
-        when_late: str,
-    ) -> Any: ...
-    async def aget_or_compute(
-        self,
-        key: Any,
-        function: Callable[[], Any],
-        ttl: Any,
-        *,
-        stale: float,
-        early: float,
-        tags: Iterable[str],
-        wait: float,
-        when_late: str,
-    ) -> Any: ...
-    def set(self, key: Any, value: Any, ttl: float | None, *, tags: Iterable[str]) -> None: ...
-    def delete(self, key: Any) -> bool: ...
-    def stats(self) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Options:
     """The arguments of memoize()."""
@@ -88,6 +61,18 @@ class Options:
     error_ttl: float | None
     limits: dict[str, Any]  # stale, early, wait, when_late
     tags: tuple[str, ...] | Callable[..., Iterable[str]]
+
+    copy: bool
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether a result that is there may have to be computed again."""
+        return bool(self.limits["stale"] or self.limits["early"])
+
+    def title_of(self, function: Callable[..., Any]) -> str:
+        """What stands in the keys for the function."""
+        title = self.name or f"{function.__module__}.{function.__qualname__}"
+        return title if self.version is None else f"{title} {self.version}"
 
     def expect_fit(self, name: str, key: object, value: object) -> None:
         """Raise InvalidArgument unless these are options for a cache of this name, with these types
@@ -125,6 +110,27 @@ class Options:
         return kept
 
 
+class MemoizedFunction(_core.MemoCore):
+    """What a function becomes: a callable that is a method in a class, and pickled by its name."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> str:
+        return vars(self)["__qualname__"]  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"<memoized {vars(self)['__wrapped__']!r}>"
+
+
+def _head(function: Callable[..., Any], options: Options) -> bytes:
+    """The bytes of a key, up to the arguments, if they follow as they are; empty: they do not, or a
+    hit is not all that a call has to look for."""
+    if options.key is not None or options.ignore or options.typed or options.refreshes:
+        return b""
+    return encode_key((options.title_of(function),))
+
+
 def _result(found: Any) -> Any:
     """What a call returns, or raises, of what the cache has."""
     if type(found) is KeptError:
@@ -137,9 +143,7 @@ def _key_maker(function: Callable[..., Any], options: Options) -> Callable[..., 
     title and the arguments. Raises InvalidArgument."""
     if options.key is not None:
         return options.key
-    title = options.name or f"{function.__module__}.{function.__qualname__}"
-    if options.version is not None:
-        title = f"{title} {options.version}"
+    title = options.title_of(function)
     signature = inspect.signature(function) if options.ignore else None
     for name in options.ignore:
         if signature is not None and name not in signature.parameters:
@@ -161,12 +165,13 @@ def _key_maker(function: Callable[..., Any], options: Options) -> Callable[..., 
 
 
 def _calls_once(
-    cache: CacheMethods,
+    cache: Any,
     function: Callable[..., Any],
     cache_key: Callable[..., Any],
     options: Options,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The memoized function, and refresh(), for a function."""
+    keeps = not options.copy and not options.refreshes
 
     def computed(args: Any, kwargs: Any) -> Any:
         try:
@@ -174,8 +179,11 @@ def _calls_once(
         except options.errors as error:
             return options.kept(error)
 
-    def memoized(*args: Any, **kwargs: Any) -> Any:
+    def slowly(*args: Any, **kwargs: Any) -> Any:
         key = cache_key(*args, **kwargs)
+        found = memoized.hit_of(key, _ABSENT) if keeps else _ABSENT
+        if found is not _ABSENT:
+            return _result(found)
         tags = options.tags_of(args, kwargs)
         found = cache.get_or_compute(
             key, lambda: computed(args, kwargs), options.ttl_of, tags=tags, **options.limits
@@ -186,16 +194,18 @@ def _calls_once(
         tags = options.tags_of(args, kwargs)
         return _stored(cache, cache_key(*args, **kwargs), computed(args, kwargs), options, tags)
 
+    memoized = MemoizedFunction(cache, slowly, KeptError, _head(function, options), keeps)
     return memoized, refresh
 
 
 def _awaits_once(
-    cache: CacheMethods,
+    cache: Any,
     function: Callable[..., Any],
     cache_key: Callable[..., Any],
     options: Options,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """_calls_once() for a coroutine function."""
+    keeps = not options.copy and not options.refreshes
 
     async def computed(args: Any, kwargs: Any) -> Any:
         try:
@@ -204,7 +214,15 @@ def _awaits_once(
             return options.kept(error)
 
     async def memoized(*args: Any, **kwargs: Any) -> Any:
-        key, tags = cache_key(*args, **kwargs), options.tags_of(args, kwargs)
+        if not kwargs:
+            found = hits.hit(args, _ABSENT)
+            if found is not _ABSENT:
+                return _result(found)
+        key = cache_key(*args, **kwargs)
+        found = hits.hit_of(key, _ABSENT) if keeps else _ABSENT
+        if found is not _ABSENT:
+            return _result(found)
+        tags = options.tags_of(args, kwargs)
         return _result(
             await cache.aget_or_compute(
                 key, lambda: computed(args, kwargs), options.ttl_of, tags=tags, **options.limits
@@ -215,12 +233,11 @@ def _awaits_once(
         key, tags = cache_key(*args, **kwargs), options.tags_of(args, kwargs)
         return _stored(cache, key, await computed(args, kwargs), options, tags)
 
+    hits = MemoizedFunction(cache, memoized, KeptError, _head(function, options), keeps)
     return memoized, refresh
 
 
-def _stored(
-    cache: CacheMethods, key: Any, result: Any, options: Options, tags: Iterable[str]
-) -> Any:
+def _stored(cache: Any, key: Any, result: Any, options: Options, tags: Iterable[str]) -> Any:
     """Store a result that was computed anew; a result that is not kept replaces none, but the old
     one would be wrong."""
     ttl = options.ttl_of(result)
@@ -232,16 +249,14 @@ def _stored(
     return _result(result)
 
 
-def memoized_function(
-    cache: CacheMethods, function: Callable[P, R], options: Options
-) -> Memoized[P, R]:
+def memoized_function(cache: Any, function: Callable[P, R], options: Options) -> Memoized[P, R]:
     """The memoized function. Raises InvalidArgument."""
     cache_key = _key_maker(function, options)
     make = _awaits_once if inspect.iscoroutinefunction(function) else _calls_once
     memoized, refresh = make(cache, function, cache_key, options)
 
     def forget(*args: Any, **kwargs: Any) -> bool:
-        return cache.delete(cache_key(*args, **kwargs))
+        return bool(cache.delete(cache_key(*args, **kwargs)))
 
     made: Any = functools.wraps(function)(memoized)
     made.cache_key = cache_key

@@ -47,6 +47,7 @@ class CacheOptions(Options, total=False):
 
     max_value_bytes: int | None
     tags: bool | None
+    copy: bool
 
 
 class OpenOptions(TypedDict, total=False):

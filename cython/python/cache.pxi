@@ -9,10 +9,13 @@
 cdef class CacheCore(DictHandle):
     """The operations of a cache."""
 
+    cdef bint keeps            # values that get() and get_or_compute() have decoded
+    cdef KeptValues kept       # of this handle; None until something is to be kept
+
     __class_getitem__ = classmethod(GenericAlias)
 
     def __init__(self, MapHandle handle not None, key, value, int64_t default_ttl_ns=0,
-                 uint64_t value_bytes_max=0):
+                 uint64_t value_bytes_max=0, bint copy=True):
         DictHandle.__init__(self, handle, key, value, default_ttl_ns)
         if handle.map.cache == NULL or handle.map.birth_word == 0 or (
                 handle.map.birth_word != handle.map.timer_word + 1):
@@ -20,6 +23,16 @@ cdef class CacheCore(DictHandle):
         self.quick = self.quick and handle.map.tags_word == 0
         if value_bytes_max != 0 and value_bytes_max < self.value_bytes_max:
             self.value_bytes_max = value_bytes_max
+        self.keeps = not copy
+        if self.keeps:
+            self._begin_keeping()
+
+    cdef int _begin_keeping(self) except -1:
+        # Numbers are made anew as quickly; views of arrays keep memory from being evicted.
+        if self.kept is None and self.value.kind in (
+                VALUE_FIXED, VALUE_BYTES, VALUE_STR, VALUE_ENCODED):
+            self.kept = KeptValues()
+        return 0
 
     cdef bint _find_fast(self, object key, uint64_t *number) except -1:
         """_look for a number under a short ASCII str or an int, by the path that nearly every
@@ -58,9 +71,40 @@ cdef class CacheCore(DictHandle):
         context_end(context)
         return hit
 
-    cdef object _look(self, KeyBytes *key):
+    cdef object _find_value(self, KeyBytes *key, bint keeps):
+        """The value of a key, which may be one that is kept; or MISSING."""
+        cdef Map *map = &self.handle.map
+        cdef Context *context
+        cdef Found found
+        cdef uint64_t number = 0
+        cdef uint64_t deadline = 0
+        cdef uint64_t idle = 0
+        cdef uint32_t hash
+        cdef bint is_number = self.value.kind == VALUE_INT or self.value.kind == VALUE_FLOAT
+        cdef bint hit
+        keeps = keeps and self.kept is not None
+        if (keeps or is_number) and likely(
+                self.handle.reads != READS_NONE and not map.read_only and map.tags_word == 0):
+            idle = map.local.idle_context
+        if idle == 0:
+            return self._look(key, keeps)
+        context = context_at(map, idle - 1)
+        context_begin(context)
+        hash = hash_key(map.seeds, key.bytes, map.key_size)
+        hit = cached_find_fast(
+            map, hash, key.bytes, map.key_size, self.value_word, &found, &number, &deadline)
+        hit = hit and not deadline_passed(deadline) and (
+            is_number or self.kept.has(map, &found, hash))
+        if hit:
+            entry_used(map, found.element)
+        context_end(context)
+        if not hit:
+            return self._look(key, keeps)
+        return self._number(number) if is_number else self.kept.get(hash)
+
+    cdef object _look(self, KeyBytes *key, bint keeps=False):
         """The value of a key, or MISSING; the entry is marked as read. One that cannot be decoded
-        is deleted."""
+        is deleted. keeps: keep the value."""
         cdef MapHandle handle = self.handle
         cdef uint64_t small[SPOT_WORDS]
         cdef uint64_t *value = NULL
@@ -71,11 +115,14 @@ cdef class CacheCore(DictHandle):
         cdef bint unreadable = False
         cdef uint64_t rounds = 0
         cdef object result = MISSING
+        cdef uint64_t releases = 0
         room = self._value_room(small, &value)
         self._set_key(&op, key)
         enter_to_read(handle, &op)
         try:
             while status == OK and not over and result is MISSING:
+                if keeps:
+                    releases = releases_of(&handle.map)
                 status = self._find(&op, &found, value)
                 over = status == OK and entry_expired(&handle.map, value)
                 if status == OK and not over:
@@ -100,6 +147,9 @@ cdef class CacheCore(DictHandle):
             self._expire_one(key)
         if unreadable and not handle.map.read_only:
             remove_unreadable(self, key, &found)
+        if keeps and result is not MISSING:
+            self.kept.keep(&found, op.hash, releases, self.value.size if self.value_slot == NO_SLOT
+                           else ref_length(value[handle.map.ref_words[self.value_slot]]), result)
         return result
 
     cdef object _get_counted(self, object key):
@@ -110,7 +160,7 @@ cdef class CacheCore(DictHandle):
             count_one(self.handle, COUNT_HITS)
             return self._number(number)
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        found = self._look(&key_bytes)
+        found = self._find_value(&key_bytes, self.keeps)
         count_one(self.handle, COUNT_MISSES if found is MISSING else COUNT_HITS)
         return found
 

@@ -38,18 +38,9 @@ cdef extern from "Python.h":
     object PyUnicode_AsEncodedString(object text, const char *encoding, const char *errors)
     object PyUnicode_DecodeUTF8(const char *bytes, Py_ssize_t size, const char *errors)
     double PyFloat_AsDouble(object number) except? -1.0
-    bint PyUnicode_CheckExact(object thing)
-    bint PyUnicode_IS_COMPACT_ASCII(object text)
-    Py_ssize_t PyUnicode_GET_LENGTH(object text)
-    void *PyUnicode_DATA(object text)
     object PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
-    long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
     bint PyUnicode_Check(object thing)
-    bint PyLong_CheckExact(object thing)
     bint PyLong_Check(object thing)
-    bint PyFloat_CheckExact(object thing)
-    double PyFloat_AS_DOUBLE(object thing)
-    bint PyBool_Check(object thing)
     object PyMemoryView_FromObject(object thing)
 
 # The bytes of a key or value. The object that has them must live as long as they are used.
@@ -75,6 +66,7 @@ cdef class Codec:
     cdef bint is_key
     cdef object encode
     cdef object decode
+    cdef bint plain            # keys that plain_key() may encode
     cdef uint64_t size         # bytes of a FIXED key or value
 
     cdef str _what(self):
@@ -138,6 +130,7 @@ cdef Codec codec_of(triple, bint is_key, uint64_t size):
     cdef Codec codec = Codec.__new__(Codec)
     codec.kind, codec.encode, codec.decode = triple
     codec.is_key = is_key
+    codec.plain = is_key and codec.encode is encode_key
     codec.size = size
     return codec
 
@@ -167,6 +160,7 @@ cdef int key_digested(MapHandle handle, KeyBytes *key, Span span) except -1:
 
 cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out):
     """Fill in out. The returned object must live as long as out is used."""
+    cdef uint8_t room[PLAIN_ROOM]
     cdef Span span
     cdef double number
     out.is_long = False
@@ -194,7 +188,11 @@ cdef object key_encode(MapHandle handle, Codec codec, object key, KeyBytes *out)
     if codec.kind == KEY_BOOL:
         out.words[0] = codec._truth(key)
         return key
-    encoded = bytes(codec._bytes_of(key))
+    span.size = plain_key(key, room, PLAIN_ROOM, PLAIN_DEPTH) if codec.plain else -1
+    if span.size >= 0:
+        encoded = PyBytes_FromStringAndSize(<const char *> room, span.size)
+    else:
+        encoded = bytes(codec._bytes_of(key))
     span.bytes = <const uint8_t *> PyBytes_AS_STRING(encoded)
     span.size = PyBytes_GET_SIZE(encoded)
     if codec.kind == KEY_ENCODED:

@@ -172,14 +172,15 @@ cdef struct Region:
     uint64_t allocated
     uint64_t _reserved[5]
 
-# Blocks of a pool. The frontier only rises, and no READY block lies at or beyond it. The others are
-# hints: a wrong value costs time, nothing else.
+# Blocks of a pool. The frontier only rises, and no READY block lies at or beyond it. releases only
+# rises, and may be too high. The others are hints: a wrong value costs time, nothing else.
 cdef struct Pool:
     uint64_t frontier          # blocks from here on have never been used
     uint64_t hint              # blocks below it probably have nothing free
     uint64_t kept_block        # an empty block kept for the next refill, plus one; 0 is none
     uint64_t ready_count       # committed blocks
-    uint64_t _reserved[4]
+    uint64_t releases          # blocks of which memory may have been given back, counted before
+    uint64_t _reserved[3]
 
 cdef struct Statistics:
     uint64_t grows             # splits done

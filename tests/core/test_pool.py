@@ -204,11 +204,13 @@ def test_only_an_empty_block_is_released(image, kind):
     assert image.block_release(1, kind, 1) == "BUSY"
     assert before | held_by(3) == words(image, kind)[1]
     words(image, kind)[1] = before
+    assert shared(image, kind).releases == 0
 
     used = os.fstat(image.fd).st_blocks * 512
     assert image.block_release(1, kind, 1) == "OK"
     assert words(image, kind)[1] == 0
     assert shared(image, kind).ready_count == 1
+    assert shared(image, kind).releases == 1
     assert image.picture.header.statistics.blocks_released == 1
     freed = used - os.fstat(image.fd).st_blocks * 512
     assert freed == image.picture.geometry[f"{kind}_pool"]["block_bytes"]

@@ -31,7 +31,8 @@ class Pool(ctypes.Structure):
         ("hint", c_uint64),
         ("kept_block", c_uint64),
         ("ready_count", c_uint64),
-        ("_reserved", c_uint64 * 4),
+        ("releases", c_uint64),
+        ("_reserved", c_uint64 * 3),
     ]
 
 

@@ -6,7 +6,16 @@ is the releaser's membarrier or, where a process may not call membarrier, a fenc
 """
 
 from support.protocol.litmus import ACQUIRE, FULL, Litmus, cas, fence, load, lock, membarrier, store
-from support.protocol.orders import LOCK, litmus
+from support.protocol.orders import (
+    DEAD,
+    HEADER,
+    LIVE,
+    LIVE_AGAIN,
+    LOCK,
+    PUBLISH,
+    UNLOCK,
+    litmus,
+)
 
 SET = "hazard_set"
 NAMED = "context_names: what is named"
@@ -144,3 +153,31 @@ def the_end_of_an_operation_ends_the_last_look(o):
         *store("object", "gone"),
     ]
     return Litmus([reader, releaser], lambda r: r["a"] == 2 and r["x"] == "gone")
+
+
+# ---- values that are kept decoded ----
+
+
+@litmus
+def a_version_that_begins_again_has_its_count(o):
+    """R2: who finds an entry in memory that went back sees the count of that (keeping.pxi)."""
+    releaser = store("releases", 1) + store("block", "hole", o.release(UNLOCK))
+    taker = [
+        *cas("block", "hole", "ready", acquire=o.acquire(LOCK, spare=True)),
+        *store("header", LIVE_AGAIN, o.release(PUBLISH, spare=True)),
+    ]
+    reader = load("header", "h", o.acquire(HEADER)) + load("releases", "n")
+    return Litmus(
+        [releaser, taker, reader],
+        lambda r: r["h"] == LIVE_AGAIN and r["n"] == 0,
+        (("header", LIVE),),
+    )
+
+
+@litmus
+def a_value_is_kept_under_a_count_from_before(o):
+    """R2: a value of before the memory went back is not kept under the count of after it. The
+    fence is that of the look whether operations are quiet."""
+    releaser = store("header", DEAD) + fence(FULL) + store("releases", 1)
+    keeper = load("releases", "n", o.acquire("releases_of")) + load("header", "h", ACQUIRE)
+    return Litmus([releaser, keeper], lambda r: r["n"] == 1 and r["h"] == LIVE, (("header", LIVE),))
