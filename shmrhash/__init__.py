@@ -35,7 +35,7 @@ from shmrhash._batch import Batch, BucketInfo
 from shmrhash._cache import Cache
 from shmrhash._cachestats import CacheStats
 from shmrhash._changes import Change
-from shmrhash._claims import CacheClaim
+from shmrhash._claims import CacheClaim, CacheMutex
 from shmrhash._constants import (
     BPF_ANY,
     BPF_EXIST,
@@ -133,6 +133,7 @@ __all__ = [
     "BucketInfo",
     "Cache",
     "CacheClaim",
+    "CacheMutex",
     "CacheStats",
     "CacheTrace",
     "Change",

@@ -18,7 +18,7 @@ from shmrhash._arguments import (
 from shmrhash._cachegroups import births_of, delete_prefix, expect_tags
 from shmrhash._cachelimits import limits_if_made
 from shmrhash._cachestats import CacheStats, cache_stats
-from shmrhash._claims import CacheClaim
+from shmrhash._claims import CacheClaim, CacheMutex
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._handle import HandleMethods, TypedMethods
 from shmrhash._lifetime import ClosingMethods
@@ -270,6 +270,15 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         The block raises what get() and set() raise.
         """
         return CacheClaim(self, key, wait, tags)
+
+    def mutex(self, key: K) -> CacheMutex[K]:
+        """A mutex of this key, which one thread of all processes can have: for a with statement.
+
+        It has nothing to do with the key's value. If the process dies that has it, another one gets
+        it within 50 ms. It is kept as an entry of the cache that is not evicted; clear() takes it
+        away from who has it. Taking a free one costs about three stores.
+        """
+        return CacheMutex(self, key)
 
     async def aget_or_compute(
         self,

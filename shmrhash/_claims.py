@@ -1,13 +1,14 @@
-"""A claim on a key of a cache, as a context manager."""
+"""Claims on keys of a cache as context managers: of its value, and of its mutex."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Generic
 
 from shmrhash import _core
-from shmrhash._errors import InvalidArgument, LockTimeout
+from shmrhash._errors import DeadlockError, InvalidArgument, LockTimeout
 from shmrhash._typing import K, V
 
 _ABSENT: Any = object()
@@ -91,3 +92,76 @@ class CacheClaim(Generic[K, V]):
         claim, self._claim = self._claim, None
         if claim is not None:
             claim.drop()
+
+
+class CacheMutex(Generic[K]):
+    """The mutex of a key of a cache: made by Cache.mutex(), for a with statement.
+
+    One object is for one thread at a time; each thread makes its own.
+    """
+
+    def __init__(self, cache: _core.CacheCore[K, Any], key: K) -> None:
+        self._cache = cache
+        self._key = key
+        self._claim: _core.Claim | None = None
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the mutex; return whether this thread has it now. blocking=False does not wait;
+        timeout: seconds to wait; -1 waits without limit.
+
+        Raises DeadlockError (this thread has the mutex, or waits for it in a circle; or every entry
+        of the cache is claimed), what get() raises for the key, ReadOnlyMap, MapClosed.
+        """
+        if not blocking:
+            timeout = 0
+        claim = _core.Claim(
+            self._cache,
+            self._key,
+            math.inf if timeout == -1 else timeout,
+            None,
+            None,
+            _core.ITS_MUTEX,
+        )
+        try:
+            taken = self._claim is None and claim.wait()
+        except LockTimeout:
+            return False
+        if taken:
+            self._claim = claim
+        elif blocking:
+            raise DeadlockError(
+                f"cache {self._cache.handle.name!r}, mutex {self._key!r}: this thread has it, or "
+                f"would wait for itself, or no entry of the cache is free for it"
+            )
+        return taken
+
+    def release(self) -> None:
+        """Let the next one have it.
+
+        Raises InvalidArgument (this object has not got it), MapClosed.
+        """
+        claim, self._claim = self._claim, None
+        if claim is None:
+            raise InvalidArgument(f"the mutex {self._key!r} is released, but not held")
+        claim.drop()
+
+    def locked(self) -> bool:
+        """Whether somebody has it. Costs taking and releasing it.
+
+        Raises what acquire() raises.
+        """
+        if self._claim is not None or not self.acquire(blocking=False):
+            return True
+        self.release()
+        return False
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()

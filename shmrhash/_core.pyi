@@ -33,6 +33,8 @@ KEY_BYTES: int
 KEY_STR: int
 KEY_FIXED: int
 KEY_ENCODED: int
+ITS_SHADOW: int
+ITS_MUTEX: int
 VALUE_INT: int
 VALUE_FLOAT: int
 VALUE_BOOL: int
@@ -805,7 +807,7 @@ class Claim:
         wait: float | None,
         others: list[Claim] | None = None,
         task: object = None,
-        shadow: bool = False,
+        instead: int = 0,
         tags: Iterable[str] = (),
     ) -> Claim: ...
     @property

@@ -61,7 +61,6 @@ class Options:
     error_ttl: float | None
     limits: dict[str, Any]  # stale, early, wait, when_late
     tags: tuple[str, ...] | Callable[..., Iterable[str]]
-
     copy: bool
 
     @property

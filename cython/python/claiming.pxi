@@ -33,8 +33,14 @@ cdef enum:
     CIRCLE_STEPS_MAX = 4096    # there are no more contexts that could own a claim
     ROOM_TRIES_MAX = 20        # each may evict twice as many entries: then all are claimed
     SHADOW_BITS = 0xA5         # of each byte of a key that stands in the entry
+    MUTEX_BITS = 0x5A
+
+cpdef enum:                    # other keys that can be claimed in the place of a key
+    ITS_SHADOW = 1
+    ITS_MUTEX = 2              # of Cache.mutex()
 
 cdef bytes SHADOW_PREFIX = b"\xffshadow of \xff"          # not UTF-8
+cdef bytes MUTEX_PREFIX = b"\xffmutex of \xff"
 
 
 cdef inline bint no_room(Status status) noexcept:
@@ -65,15 +71,17 @@ cdef class Claim(LockedSection):
     cdef object thread             # or greenlet; None: a coroutine has it, or waits for it
     cdef readonly uint64_t element  # the one that it has, or that was in the way last
     cdef int64_t claimed_ns        # when it was claimed, CLOCK_MONOTONIC
-    cdef object shadowed           # the key whose shadow is claimed; or MISSING
+    cdef object shadowed           # the key whose shadow or mutex is claimed; or MISSING
+    cdef bint is_mutex
     cdef uint64_t expected         # the header that the key's entry must have; 0: any, or none
     cdef uint64_t birth            # of the result, and its tags
     cdef uint64_t tags
 
     def __cinit__(self, DictHandle owner not None, key, wait, list others=None, task=None,
-                  bint shadow=False, tags=()):
-        """others, task: for a coroutine, the claims that its computation has, and its task. tags:
-        those of the result."""
+                  int instead=0, tags=()):
+        """others, task: for a coroutine, the claims that its computation has, and its task.
+        instead: ITS_SHADOW or ITS_MUTEX, to claim that and not the key. tags: those of the result.
+        """
         self.owner = owner
         self.handle = owner.handle
         self.timeout = wait
@@ -83,23 +91,25 @@ cdef class Claim(LockedSection):
         self.task = task
         self.tags = tags_word(owner.handle, tags)
         self.shadowed = MISSING
-        if shadow:
+        if instead != 0:
             self.shadowed = key
+            self.is_mutex = instead == ITS_MUTEX
             self._move_to_shadow()
         if others is None:
             self.thread = caller_number()
             self.others = claims_open.get(self.thread, [])
 
     cdef int _move_to_shadow(self) except -1:
-        """Replace the key by its shadow, which no str has, and hardly any other key."""
+        """Replace the key by its shadow or mutex, which no str has, and hardly any other key."""
         cdef Span span
+        cdef int bits = MUTEX_BITS if self.is_mutex else SHADOW_BITS
         raw = PyBytes_FromStringAndSize(
             <const char *> self.key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
         if self.owner.key_slot == NO_SLOT:
-            self.kept = bytes([byte ^ SHADOW_BITS for byte in raw])
+            self.kept = bytes([byte ^ bits for byte in raw])
             self.key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
         else:
-            self.kept = SHADOW_PREFIX + raw
+            self.kept = (MUTEX_PREFIX if self.is_mutex else SHADOW_PREFIX) + raw
             span.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
             span.size = PyBytes_GET_SIZE(self.kept)
             key_digested(self.handle, &self.key_bytes, span)
@@ -131,7 +141,7 @@ cdef class Claim(LockedSection):
         op_end(&self.op)
         self.state = SECTION_OPEN
         self.claimed_ns = clock_ns(CLOCK_MONOTONIC)
-        if self.has_waited:
+        if self.has_waited and not self.is_mutex:
             count_one(self.handle, COUNT_TAKEN_OVER)
         if self.thread is not None:
             claims_open.setdefault(self.thread, []).append(self)

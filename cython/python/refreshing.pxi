@@ -51,7 +51,7 @@ cdef Claim begin_refresh(
     if owner.handle.map.read_only or (
             not value_is_due(owner, &key_bytes, stale_ns, early, &header)):
         return None
-    shadow = Claim(owner, key, 0, others, task, True, tags)
+    shadow = Claim(owner, key, 0, others, task, ITS_SHADOW, tags)
     if not shadow.attempt():
         count_one(owner.handle, COUNT_STALE_HITS)
         return None

@@ -1,0 +1,113 @@
+"""Cache.mutex(): one thread of all processes has it, and nobody for longer than it lives."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from support.children import Partner, in_child
+from support.workers import METHODS, run_together
+
+from shmrhash import DeadlockError, InvalidArgument
+
+LONG_S = 60
+
+
+@pytest.fixture(params=[str, int, object], ids=["str", "int", "object"])
+def cache(request, make_cache):
+    return make_cache(key=request.param, value=int, max_entries=100)
+
+
+def key_of(cache):
+    return "key" if cache._schema.key.declared is str else 7
+
+
+def test_a_mutex_excludes_and_leaves_nothing(cache):
+    key = key_of(cache)
+    mutex = cache.mutex(key)
+    with mutex:
+        assert not in_child(lambda: cache.mutex(key).acquire(blocking=False))
+        assert not in_child(lambda: cache.mutex(key).acquire(timeout=0.01))
+        assert cache.mutex(key).locked()
+        assert mutex.locked()
+        cache.set(key, 1)  # which has nothing to do with it
+        assert cache.get_or_compute(key, lambda: 2) == 1
+        assert mutex.locked()
+    assert not cache.mutex(key).locked()
+    assert in_child(lambda: cache.mutex(key).acquire(blocking=False))
+
+    cache.delete(key)
+    assert cache.mutex(key).acquire()
+    assert len(cache) == 1
+
+
+def test_different_keys_have_different_mutexes(make_cache):
+    cache = make_cache(key=str, max_entries=100)
+    with cache.mutex("a"), cache.mutex("b"), cache.claim("a") as claim:
+        assert not claim.found
+
+
+def test_who_has_it_cannot_wait_for_it(cache):
+    with cache.mutex(key_of(cache)) as taken:
+        assert taken
+        with pytest.raises(DeadlockError, match="this thread has it"):
+            cache.mutex(key_of(cache)).acquire()
+        assert not cache.mutex(key_of(cache)).acquire(blocking=False)
+
+
+def test_releasing_what_is_not_held_is_refused(cache):
+    with pytest.raises(InvalidArgument, match="not held"):
+        cache.mutex(key_of(cache)).release()
+
+
+def test_the_mutex_of_a_killed_process_is_free(cache):
+    key = key_of(cache)
+
+    def hold(parent):
+        with cache.mutex(key):
+            parent.say("has it")
+            parent.wait()
+
+    with Partner(hold) as child:
+        assert child.hear() == "has it"
+        assert cache.mutex(key).locked()
+        os.kill(child.pid, signal.SIGKILL)
+        began = time.monotonic()
+        assert cache.mutex(key).acquire(timeout=LONG_S)
+        assert time.monotonic() - began < LONG_S / 2
+
+
+def add_one(gate, cache, key, counted, rounds):
+    gate.wait()
+    for _ in range(rounds):
+        with cache.mutex(key):
+            counted["n"] = counted["n"] + 1  # a read and a write
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_two_have_it(make_cache, map_name, method):
+    from shmrhash import SharedDict
+
+    cache = make_cache(key=str, max_entries=100)
+    with SharedDict(map_name + "-counted", key=str, value=int) as counted:
+        counted.unlink()
+        counted["n"] = 0
+        run_together(method, *((add_one, cache, "key", counted, 60) for _ in range(3)))
+        assert counted["n"] == 180
+    assert not cache.mutex("key").locked()
+
+
+def test_clear_takes_it_away(make_cache):
+    cache = make_cache(key=str, max_entries=100)
+    mutex = cache.mutex("key")
+    mutex.acquire()
+
+    cache.clear()
+
+    taken = []
+    thread = threading.Thread(target=lambda: taken.append(cache.mutex("key").acquire(timeout=60)))
+    thread.start()
+    thread.join()
+    assert taken == [True]
+    mutex.release()
