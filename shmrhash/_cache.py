@@ -277,6 +277,8 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         It has nothing to do with the key's value. If the process dies that has it, another one gets
         it within 50 ms. It is kept as an entry of the cache that is not evicted; clear() takes it
         away from who has it. Taking a free one costs about three stores.
+
+        The block raises what acquire() and release() of the CacheMutex raise.
         """
         return CacheMutex(self, key)
 
