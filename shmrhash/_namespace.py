@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from shmrhash._claims import CacheClaim
 from shmrhash._constants import RACES_MAX
 from shmrhash._errors import InvalidArgument, KeyNotFound, LockTimeout
 from shmrhash._types.schema import BIRTHS_AND_TAGS, Schema
 from shmrhash._typing import K, V
-
-if TYPE_CHECKING:
-    from shmrhash._cache import Cache
 
 _T = TypeVar("_T")
 _SEPARATOR = ":"
@@ -57,7 +54,7 @@ class Namespace(Generic[K, V]):
     Attributes: cache, name.
     """
 
-    def __init__(self, cache: Cache[K, V], cache_key: Callable[[K], Any], name: str) -> None:
+    def __init__(self, cache: Any, cache_key: Callable[[K], Any], name: str) -> None:
         self.cache = cache
         self.name = name
         self._key = cache_key
@@ -91,17 +88,20 @@ class Namespace(Generic[K, V]):
 
     def add(self, key: K, value: V, ttl: float | None = None, *, tags: Iterable[str] = ()) -> bool:
         """Cache.add(). Raises what that raises."""
-        return self.cache.add(self._key(key), value, ttl, tags=self._tags(tags))
+        added: bool = self.cache.add(self._key(key), value, ttl, tags=self._tags(tags))
+        return added
 
     def replace(
         self, key: K, value: V, ttl: float | None = None, *, tags: Iterable[str] = ()
     ) -> bool:
         """Cache.replace(). Raises what that raises."""
-        return self.cache.replace(self._key(key), value, ttl, tags=self._tags(tags))
+        replaced: bool = self.cache.replace(self._key(key), value, ttl, tags=self._tags(tags))
+        return replaced
 
     def delete(self, key: K) -> bool:
         """Cache.delete(). Raises what that raises."""
-        return self.cache.delete(self._key(key))
+        deleted: bool = self.cache.delete(self._key(key))
+        return deleted
 
     def pop(self, key: K, default: Any = None) -> Any:
         """Cache.pop(). Raises what that raises."""
@@ -116,7 +116,8 @@ class Namespace(Generic[K, V]):
         own = self._key(key)
         for _ in range(RACES_MAX):
             try:
-                return self.cache.incr(own, delta)
+                number: V = self.cache.incr(own, delta)
+                return number
             except KeyNotFound:
                 if default is None:
                     raise KeyNotFound(key) from None
@@ -126,11 +127,13 @@ class Namespace(Generic[K, V]):
 
     def ttl(self, key: K) -> float | None:
         """Cache.ttl(). Raises what that raises."""
-        return self.cache.ttl(self._key(key))
+        left: float | None = self.cache.ttl(self._key(key))
+        return left
 
     def touch(self, key: K, ttl: float | None = None) -> bool:
         """Cache.touch(). Raises what that raises."""
-        return self.cache.touch(self._key(key), ttl)
+        touched: bool = self.cache.touch(self._key(key), ttl)
+        return touched
 
     def get_or_compute(
         self,
@@ -142,9 +145,10 @@ class Namespace(Generic[K, V]):
         **options: Any,
     ) -> _T:
         """Cache.get_or_compute(). options: its others. Raises what that raises."""
-        return self.cache.get_or_compute(
+        value: _T = self.cache.get_or_compute(
             self._key(key), function, ttl, tags=self._tags(tags), **options
         )
+        return value
 
     async def aget_or_compute(
         self,
@@ -156,13 +160,15 @@ class Namespace(Generic[K, V]):
         **options: Any,
     ) -> _T:
         """Cache.aget_or_compute(). options: its others. Raises what that raises."""
-        return await self.cache.aget_or_compute(
+        value: _T = await self.cache.aget_or_compute(
             self._key(key), function, ttl, tags=self._tags(tags), **options
         )
+        return value
 
     def claim(self, key: K, *, tags: Iterable[str] = (), wait: float = 10.0) -> CacheClaim[K, V]:
         """Cache.claim(). Raises what that raises."""
-        return self.cache.claim(self._key(key), tags=self._tags(tags), wait=wait)
+        claim: CacheClaim[K, V] = self.cache.claim(self._key(key), tags=self._tags(tags), wait=wait)
+        return claim
 
     def clear(self) -> None:
         """Invalidate every entry of the namespace, as Cache.clear() does all: one store, O(1).

@@ -263,8 +263,8 @@ cdef class Waiter:
         """For a greenlet: sleep(). Returns 0 if the bell has moved, ETIMEDOUT."""
         cdef uint64_t turn = 0
         while clock_ns(CLOCK_MONOTONIC) < until:
-            # Acquire: read by this thread only; pairs with the ringing of the bell (bell.pxd).
-            if load_acquire_u32(bell) != self.seen:
+            # Relaxed, as futex_sleep looks: what has changed is read by arm().
+            if load_relaxed_u32(bell) != self.seen:
                 return 0
             others_ran(&turn, until)
             expect_open(self.handle)

@@ -197,8 +197,10 @@ class ProvingWhenItHears(redis.RedisSource):
 class DeafToFlushes(redis.RedisSource):
     """Does not know what an invalidation of nothing means."""
 
-    def _tell(self, pushed, sink, node):
-        super()._tell([push for push in pushed if push[1] is not None], sink, node)
+    def _watch_on(self, connection, sink, *others):
+        deaf = _Sink(sink, lambda moment_ns: moment_ns)
+        deaf.everything = lambda _node: None
+        super()._watch_on(connection, deaf, *others)
 
 
 # Those that a storm finds, and the weather in which it does so soonest. The others need an order of
