@@ -60,7 +60,8 @@ class RedisSource:
         if settings is None:
             raise InvalidArgument(
                 f"{type(client).__name__} is no client of one server: give a redis.Redis, a "
-                f"valkey.Valkey, one of their asyncio clients, or a URL; clusters are not supported"
+                f"valkey.Valkey, one of their asyncio clients, or a URL; a cluster's client is for "
+                f"ClusterSource, or for NearCache itself"
             )
         kind = getattr(client.connection_pool, "connection_class", object).__name__
         self._address = Address(settings | ({"ssl": True} if "SSL" in kind else {}))

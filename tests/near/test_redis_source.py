@@ -348,7 +348,7 @@ def test_prefixes_that_cannot_be_are_refused(prefixes):
 
 
 def test_a_client_without_settings_is_refused():
-    with pytest.raises(InvalidArgument, match="clusters are not supported"):
+    with pytest.raises(InvalidArgument, match="for ClusterSource"):
         RedisSource(object(), ["k"])
 
 
