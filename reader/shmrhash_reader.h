@@ -96,7 +96,7 @@ enum {
 
 typedef struct { uint32_t kind, offset; } shmr_field_place;
 typedef struct { uint64_t lock, usable, allocated, _reserved[5]; } shmr_region;
-typedef struct { uint64_t frontier, hint, kept_block, ready_count, _reserved[4]; } shmr_pool;
+typedef struct { uint64_t frontier, hint, kept_block, ready_count, releases, _reserved[3]; } shmr_pool;
 
 typedef struct {
     uint64_t magic;

@@ -80,7 +80,7 @@ def test_another_process_is_told_nothing_and_gets_the_same_dtypes(map_name):
 
     with RHashMap.from_arrays(map_name, keys, values) as m:
         command = [sys.executable, "-c", READER, map_name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout
         m.unlink()
 
     rows = f"{values.dtype}(2,)"
@@ -164,7 +164,7 @@ def test_without_numpy_no_dtypes_and_plain_bytes(map_name):
 
     with RHashMap.from_arrays(map_name, numpy.arange(1), numpy.arange(1.0)) as m:
         command = [sys.executable, "-c", script, map_name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True).stdout
         m.unlink()
 
     assert said.strip() == f"(None, None) {bytes(8)}"

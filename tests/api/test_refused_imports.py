@@ -53,7 +53,7 @@ TELL = "import sys; sys._is_gil_enabled = lambda: False; "
 def imported(options, code):
     """Import the library in a new process; return its exit status, output and errors."""
     command = [sys.executable, *options, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     return done.returncode, done.stdout.strip(), done.stderr
 
 

@@ -252,7 +252,7 @@ with Cache({cache.name!r}, key=str, value=object) as cache, Cache(key=int) as ot
     def run(**more):
         command = [sys.executable, "-c", program]
         done = subprocess.run(
-            command, env=settings | more, capture_output=True, text=True, check=True
+            command, cwd="/", env=settings | more, capture_output=True, text=True, check=True
         )
         return done.stdout + done.stderr
 

@@ -1,6 +1,7 @@
 """Calls that a dict's core, or the handle below it, refuses without storing anything."""
 
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -130,8 +131,11 @@ def test_keys_that_the_short_path_does_not_take_work_like_others(make_dict):
 def test_an_expired_entry_of_a_frozen_dict_is_absent_and_stays(make_dict):
     """R1: no operation may delete it."""
     d = make_dict(key=str, value=int, ttl=math.inf)
-    d._put("k", 1, 0, 1)
+    deadline_ns = _core.clock_monotonic_ns() + 50_000_000  # later than the sweep of this insertion
+    d._put("k", 1, 0, deadline_ns)
     d.freeze()
+    while _core.clock_monotonic_ns() < deadline_ns:
+        time.sleep(0.01)
 
     assert d.get("k") is None
     assert len(d) == 1

@@ -9,6 +9,8 @@ from support.waiting import until
 
 from shmrhash import NearCache
 
+pytest.importorskip("redis", reason="the client redis is not installed")
+
 pytestmark = pytest.mark.skipif(
     not near_servers.programs(), reason="no server of Redis or Valkey is installed"
 )
