@@ -93,6 +93,10 @@ class NearCache(ClosingMethods, _core.NearCore):
         then values are kept for ttl seconds, by default max_stale, and may be as old. A server
         that refuses to tell makes "bcast" do the same; info() says so.
 
+        A Redis or Valkey that does not answer now is asked again by the tracker. So a worker can
+        start during an outage; its reads do as on_outage says, and "fetch" raises the client's
+        error, until the server is back.
+
         Raises InvalidArgument, LayoutMismatch, what Cache() raises, and what the client raises.
         """
         if not max_stale > 0 or not flight >= 0:

@@ -272,6 +272,8 @@ class RedisSource:
             connection = Connection(self._primary())
         except TrackingRefused as error:
             return Probe("a server without RESP3", False, str(error), 0.0)
+        except (ConnectionError, FileNotFoundError, TimeoutError):
+            return Probe("a server that does not answer", True, "", 0.0)  # the tracker asks again
         except OSError as error:
             raise self._as_clients(error, "ConnectionError") from error
         except ServerError as error:

@@ -53,6 +53,19 @@ def gets_of(client):
     return client.info("commandstats").get("cmdstat_get", {"calls": 0})["calls"]
 
 
+def test_a_worker_starts_while_the_server_is_away(server, client, map_name):
+    client.set("k1", "one")
+    server.kill()
+    with near_of(server, map_name) as near:
+        with pytest.raises(redis.exceptions.ConnectionError):
+            near.get("k1")
+        server.start()
+        client.set("k1", "two")
+        assert near.ready(PATIENCE_S)
+        assert near.get("k1") == b"two"
+        assert near.info()["refusal"] == ""
+
+
 def test_a_value_is_fetched_once_and_again_after_each_change(client, near):
     client.set("k1", "one")
     near.invalidate("k1")
