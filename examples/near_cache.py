@@ -81,7 +81,7 @@ class Network:
 # ---- in the processes of the hosts ----
 
 
-def near_cache():
+def near_cache(**options):
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -95,9 +95,7 @@ def near_cache():
         socket_connect_timeout=MAX_STALE,
         retry=Retry(NoBackoff(), 0),
     )
-    while True:  # until the server can be reached: it is asked what it allows
-        with contextlib.suppress(redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
-            return NearCache(client, ["item:"], name="example", max_stale=MAX_STALE, value=str)
+    return NearCache(client, ["item:"], name="example", max_stale=MAX_STALE, value=str, **options)
 
 
 def read(log):
@@ -127,7 +125,7 @@ def read(log):
 
 def write(log):
     """Count up versions until killed; write to a file when each was acknowledged."""
-    near, versions = near_cache(), dict.fromkeys(KEYS, 0)
+    near, versions = near_cache(track=False), dict.fromkeys(KEYS, 0)  # the readers track
     with open(log, "a", buffering=1) as file:
         while True:
             key = random.choice(KEYS)
