@@ -320,7 +320,7 @@ def test_a_reader_stopped_inside_a_lookup_keeps_one_object(small, seed, size, re
     small.check()
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_reader_that_keeps_memory_is_named(small):
     """M1: the object that a stopped reader is copying stays; the error and info() have its pid."""
     large = 700_000
@@ -348,7 +348,7 @@ def fill_one(d, size):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-@pytest.mark.thorough
+@pytest.mark.long
 def test_dead_reader_keeps_no_memory(small, read_only):
     """M1, C2: a reader killed inside its lookup is recovered before memory is refused."""
     large = 700_000

@@ -81,7 +81,7 @@ def test_benchmark_runs(command, tmp_path):
     ],
     ids=lambda command: command[0],
 )  # fmt: skip
-@pytest.mark.thorough
+@pytest.mark.long
 def test_short_benchmark_runs(command, tmp_path):
     _, found = run(*command, result=tmp_path / "result.json")
 
@@ -108,7 +108,7 @@ def test_kernel_benchmark_has_all_three(tmp_path):
     assert "series RHASH/HASH" in text
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_rivals_are_measured_or_left_out_with_a_reason(tmp_path):
     text, found = run(
         "bench_rivals.py", "--quick", "--rounds", "1", "--sizes", "8/8",
@@ -122,7 +122,7 @@ def test_rivals_are_measured_or_left_out_with_a_reason(tmp_path):
     assert len(measured | set(left_out["left_out"])) == 17
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_plots_are_drawn_from_results(tmp_path):
     pytest.importorskip("matplotlib")
     run("bench_latency.py", "--entries", "4000", "--processes", "2", "--attaches", "2",
@@ -137,7 +137,7 @@ def test_plots_are_drawn_from_results(tmp_path):
     assert "p99.9" in drawn
 
 
-@pytest.mark.thorough
+@pytest.mark.long
 def test_tables_are_made_from_results(tmp_path):
     result = tmp_path / "result.json"
     run("bench_rivals.py", "--quick", "--rounds", "1", "--sizes", "8/8", "--processes", "1",
