@@ -290,9 +290,12 @@ def left_behind(near, cluster, client):
     """A primary that hears nothing of the others any more, though all hear it, and is replaced.
     Return what hits say of a key, max_stale after it was changed at the new primary."""
     assert near.ready(PATIENCE_S)
-    alone = cluster.primaries()[
-        2
-    ]  # with the greatest epoch: that it forgets others changes nothing
+    alone = cluster.primaries()[2]
+    # It gets the greatest epoch, so that its right does not change when it forgets the others; and
+    # all hear of it, or the replica could not get a greater one.
+    alone.ask("CLUSTER", "BUMPEPOCH")
+    until_well(lambda: cluster.agrees_on_epoch(alone), "the new epoch is not known")
+    time.sleep(STALE)  # four rounds of questions: the near cache knows it, too
     replica, key = cluster.replica(alone), key_at(cluster, alone)
     client.set(key, "old")
     until(lambda: near.get(key) == b"old" and near.age() < STALE)

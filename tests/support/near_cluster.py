@@ -174,6 +174,16 @@ class Cluster:
         owners = self.living()[0].owners()
         return [node for node in self.living() if node.id in owners]
 
+    def agrees_on_epoch(self, node):
+        """Whether this node has the greatest epoch, and all know it; and which nodes are replicas,
+        for one that is not known as one has an epoch of its own, which may rise yet."""
+        views = [each.lines() for each in self.living()]
+        if any("master" in line[2] and not line[8:] for view in views for line in view):
+            return False
+        seen = [{line[0]: int(line[6]) for line in view} for view in views]
+        own = next(int(line[6]) for line in node.lines() if "myself" in line[2])
+        return all(max(epochs.values()) == epochs.get(node.id) == own for epochs in seen)
+
     def node(self, ident):
         (found,) = [node for node in self.nodes if node.id == ident]
         return found
