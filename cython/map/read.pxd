@@ -225,32 +225,26 @@ cdef inline Status entry_find(
             return status
     return RETRY
 
-cdef inline bint entry_find_fast(
+cdef inline bint entry_read_fast(
         Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
-        Found *found, uint64_t *number, uint64_t *deadline) noexcept nogil:
+        uint64_t *number, uint64_t *deadline) noexcept nogil:
     """The first step of entry_find, for one word of the value and the deadline, as straight code.
     False: the key is absent, or this path could not decide."""
+    cdef Found found
     cdef uint64_t at = table_guess(map, hash)
     cdef uint64_t *value
-    if bucket_find(map, &at, hash, key, key_size, found) != OK or unlikely(
+    if bucket_find(map, &at, hash, key, key_size, &found) != OK or unlikely(
             element_state(found.header) == ELEMENT_UPD):
         return False
     value = element_value(map, found.element)
     number[0] = load_relaxed_u64(value + word)
     deadline[0] = load_relaxed_u64(value + map.timer_word - 1) if map.timer_word != 0 else 0
-    return element_unchanged(found)
-
-cdef inline bint entry_read_fast(
-        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
-        uint64_t *number, uint64_t *deadline) noexcept nogil:
-    """entry_find_fast for a caller that needs no more of the entry."""
-    cdef Found found
-    return entry_find_fast(map, hash, key, key_size, word, &found, number, deadline)
+    return element_unchanged(&found)
 
 cdef inline bint cached_find_fast(
         Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
         Found *found, uint64_t *number, uint64_t *deadline) noexcept nogil:
-    """entry_find_fast for a cache without tags, where the birth is behind the deadline. False also
+    """entry_read_fast for a cache without tags, where the birth is behind the deadline. False also
     if the entry is outdated."""
     cdef uint64_t at = table_guess(map, hash)
     cdef uint64_t *value

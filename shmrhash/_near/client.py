@@ -9,10 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from shmrhash import _core
 from shmrhash._errors import InvalidArgument
 from shmrhash._near.connection import Connection
 from shmrhash._near.resp import Push, ServerError
-from shmrhash._near.source import Sink
+from shmrhash._near.source import Probe, Sink
+
+_PINGS = 3  # of which the quickest tells how long a round trip takes
 
 
 def checked_prefixes(prefixes: Sequence[str | bytes]) -> tuple[bytes, ...]:
@@ -66,6 +69,17 @@ def begin_tracking(connection: Connection, prefixes: Sequence[bytes]) -> str:
             f"tracking='ttl'"
         )
     return ""
+
+
+def probed(connection: Connection, prefixes: Sequence[bytes]) -> Probe:
+    """Ask a server how soon it answers, and to tell of changes. Raises OSError."""
+    took = []
+    for _ in range(_PINGS):
+        began = _core.clock_monotonic_ns()
+        connection.call("PING")
+        took.append(_core.clock_monotonic_ns() - began)
+    reason = begin_tracking(connection, prefixes)
+    return Probe(connection.server, not reason, reason, min(took) / 1e9)
 
 
 def tell(pushed: Sequence[Push], sink: Sink, node: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import TrackingRefused
-from shmrhash._near.client import begin_tracking, checked_prefixes, in_words, set_words
+from shmrhash._near.client import checked_prefixes, in_words, probed, set_words
 from shmrhash._near.clusterwatch import Watch
 from shmrhash._near.connection import Connection
 from shmrhash._near.resp import ServerError
@@ -216,20 +216,15 @@ class ClusterSource:
         return (refused or found)[0]._replace(round_trip=slowest)
 
     def _probed(self, connection: Connection) -> Probe:
-        took = []
-        for _ in range(3):
-            began = _core.clock_monotonic_ns()
-            connection.call("PING")
-            took.append(_core.clock_monotonic_ns() - began)
-        reason = begin_tracking(connection, self._prefixes)
-        if not reason:
-            answer = connection.call("CLUSTER", "NODES")
-            if isinstance(answer, ServerError):
-                reason = (
-                    f"the server refuses CLUSTER NODES ({answer}): allow it (ACL SETUSER ... "
-                    f"+cluster|nodes), or use tracking='ttl'"
-                )
-        return Probe(connection.server, not reason, reason, min(took) / 1e9)
+        found = probed(connection, self._prefixes)
+        answer = connection.call("CLUSTER", "NODES") if found.tracking else None
+        if not isinstance(answer, ServerError):
+            return found
+        reason = (
+            f"the server refuses CLUSTER NODES ({answer}): allow it (ACL SETUSER ... "
+            f"+cluster|nodes), or use tracking='ttl'"
+        )
+        return found._replace(tracking=False, reason=reason)
 
     def watch(self, sink: Sink, stop: Callable[[], bool], beat: float) -> None:
         assert self._nodes is not None

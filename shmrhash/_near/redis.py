@@ -25,6 +25,7 @@ from shmrhash._near.client import (
     begin_tracking,
     checked_prefixes,
     in_words,
+    probed,
     set_words,
     tell,
 )
@@ -280,13 +281,7 @@ class RedisSource:
             raise self._as_clients(error, "ResponseError") from error
         self._run_id = connection.run_id
         try:
-            took = []
-            for _ in range(3):
-                began = _core.clock_monotonic_ns()
-                connection.call("PING")
-                took.append(_core.clock_monotonic_ns() - began)
-            reason = begin_tracking(connection, self._prefixes)
-            return Probe(connection.server, not reason, reason, min(took) / 1e9)
+            return probed(connection, self._prefixes)
         finally:
             connection.close()
 

@@ -10,7 +10,7 @@ import pytest
 # The layers of the command line, lowest first; modules of one layer do not import each other.
 COMMAND_LINE = [
     ["errors", "screen", "simulation", "system"],
-    ["words"],
+    ["drawing", "words"],
     ["session"],
     ["entries.formats"],
     ["entries.typed"],

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from shmrhash import RHashMap
-from shmrhash.cli.errors import need
+from shmrhash.cli.drawing import drawing
 from shmrhash.cli.maps import make_process, near_figures
 from shmrhash.cli.screen import (
     bar,
@@ -129,28 +129,15 @@ def mark(drawn: str, place: float) -> str:
 
 def plot(counts: BucketCounts, path: str) -> None:
     """The histogram as a file, of the kind that the name's ending tells."""
-    need("matplotlib")
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
     rows = list(range(max(counts.by_entries, default=0) + 1))
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.bar(rows, [counts.by_entries[row] for row in rows], color="#4878a8", label="found")
-    axes.plot(rows, [counts.expected(row) for row in rows], "o-", color="#c44e52", label="expected")
-    axes.axvline(SLOTS + 0.5, color="grey", linestyle=":", label="overflow lines from here on")
-    axes.set_xlabel("entries in a bucket")
-    axes.set_ylabel("buckets")
-    name = printable(counts.name).replace("$", r"\$")  # it is no formula
-    axes.set_title(f"{name}: {counts.entries:,} entries in {counts.buckets:,} buckets")
-    axes.legend()
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    finally:
-        pyplot.close(figure)
+    title = f"{counts.entries:,} entries in {counts.buckets:,} buckets"
+    with drawing(path, counts.name, title) as axes:
+        axes.bar(rows, [counts.by_entries[row] for row in rows], color="#4878a8", label="found")
+        expected = [counts.expected(row) for row in rows]
+        axes.plot(rows, expected, "o-", color="#c44e52", label="expected")
+        axes.axvline(SLOTS + 0.5, color="grey", linestyle=":", label="overflow lines from here on")
+        axes.set_xlabel("entries in a bucket")
+        axes.set_ylabel("buckets")
 
 
 @click.command("stat", cls=Command, short_help="Draw how entries are spread over buckets.")

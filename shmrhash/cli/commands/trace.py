@@ -15,7 +15,8 @@ from typing import Any
 import click
 
 from shmrhash._inspect import tracing
-from shmrhash.cli.errors import STATUS_NO, Failure, need
+from shmrhash.cli.drawing import drawing
+from shmrhash.cli.errors import STATUS_NO, Failure
 from shmrhash.cli.files.traces import Trace, read_trace
 from shmrhash.cli.screen import bar, printable
 from shmrhash.cli.session import Command, Session, pass_session
@@ -181,27 +182,12 @@ def ratios_object(trace: Trace, ratios: dict[int, float]) -> dict[str, Any]:
 
 def plot(trace: Trace, ratios: dict[int, float], path: str) -> None:
     """The curve as a file, of the kind that the name's ending tells."""
-    need("matplotlib")
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    percents = [100 * ratio for ratio in ratios.values()]
-    axes.semilogx(list(ratios), percents, "o-", color="#4878a8", label="simulated")
-    measured = 100 * trace.found / trace.asked
-    axes.plot([trace.max_entries], [measured], "s", color="#c44e52", label="measured")
-    axes.set_xlabel("max_entries")
-    axes.set_ylabel("percent of lookups that find a value")
-    axes.set_ylim(0, 100)
-    axes.grid(alpha=0.3)
-    name = printable(trace.cache).replace("$", r"\$")  # it is no formula
-    axes.set_title(f"{name}: {trace.asked:,} lookups")
-    axes.legend()
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    finally:
-        pyplot.close(figure)
+    with drawing(path, trace.cache, f"{trace.asked:,} lookups") as axes:
+        percents = [100 * ratio for ratio in ratios.values()]
+        axes.semilogx(list(ratios), percents, "o-", color="#4878a8", label="simulated")
+        measured = 100 * trace.found / trace.asked
+        axes.plot([trace.max_entries], [measured], "s", color="#c44e52", label="measured")
+        axes.set_xlabel("max_entries")
+        axes.set_ylabel("percent of lookups that find a value")
+        axes.set_ylim(0, 100)
+        axes.grid(alpha=0.3)
