@@ -234,19 +234,23 @@ class MappingMethods(_Dict[K, V]):
         return equal
 
 
+def updated(key: object, before: V, function: Callable[[V], V], allow_none: bool) -> V:
+    """What update_with() stores in the place of a value. Raises InvalidArgument."""
+    fresh = function(before)
+    if fresh is None and before is not None and not allow_none:
+        raise InvalidArgument(
+            f"update_with: the function returned None for {key!r}; return the new value, "
+            f"or store None with allow_none=True"
+        )
+    return fresh
+
+
 def store_updated(
     section: _core.LockedEntry[V], key: object, function: Callable[[V], V], allow_none: bool
 ) -> V:
     """The work of update_with(), in a section that is not open yet."""
     with section as entry:
-        before = entry.value
-        fresh = function(before)
-        if fresh is None and before is not None and not allow_none:
-            raise InvalidArgument(
-                f"update_with: the function returned None for {key!r}; return the new value, "
-                f"or store None with allow_none=True"
-            )
-        entry.value = fresh
+        fresh = entry.value = updated(key, entry.value, function, allow_none)
     return fresh
 
 

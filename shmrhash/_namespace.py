@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
-from shmrhash._claims import CacheClaim
+from shmrhash._claims import CacheClaim, CacheMutex
 from shmrhash._constants import RACES_MAX
 from shmrhash._errors import InvalidArgument, KeyNotFound, LockTimeout
+from shmrhash._mapping import updated
+from shmrhash._memoize import Memoized
 from shmrhash._types.schema import BIRTHS_AND_TAGS, Schema
-from shmrhash._typing import K, V
+from shmrhash._typing import K, P, V
 
 _T = TypeVar("_T")
 _SEPARATOR = ":"
@@ -125,6 +127,38 @@ class Namespace(Generic[K, V]):
                 return default + delta  # type: ignore[no-any-return]
         raise LockTimeout(f"others stored and deleted {own!r} in {self.cache.name!r} each time")
 
+    def update_with(
+        self,
+        key: K,
+        function: Callable[[V], V],
+        *default: V,
+        timeout: float | None = None,
+        allow_none: bool = False,
+    ) -> V:
+        """Cache.update_with(). An absent key is claimed while function(default) runs, as by
+        get_or_compute(), so function runs once here, too. Raises what that raises."""
+        if len(default) > 1:
+            raise TypeError("update_with takes a key, a function and a default")
+        own = self._key(key)
+        for _ in range(RACES_MAX):
+            try:
+                value: V = self.cache.update_with(
+                    own, function, timeout=timeout, allow_none=allow_none
+                )
+                return value
+            except KeyNotFound:
+                if not default:
+                    raise KeyNotFound(key) from None
+            with self.claim(key) as claim:
+                if not claim.found:
+                    fresh = updated(key, default[0], function, allow_none)
+                    # Not by the claim: another one stored or deleted the key meanwhile, or it does
+                    # not fit, or a circle of computations gave none.
+                    if not claim.set(fresh):
+                        self.add(key, fresh)
+                    return fresh
+        raise LockTimeout(f"others stored and deleted {own!r} in {self.cache.name!r} each time")
+
     def ttl(self, key: K) -> float | None:
         """Cache.ttl(). Raises what that raises."""
         left: float | None = self.cache.ttl(self._key(key))
@@ -169,6 +203,51 @@ class Namespace(Generic[K, V]):
         """Cache.claim(). Raises what that raises."""
         claim: CacheClaim[K, V] = self.cache.claim(self._key(key), tags=self._tags(tags), wait=wait)
         return claim
+
+    def mutex(self, key: K) -> CacheMutex[Any]:
+        """Cache.mutex(). clear() of the namespace leaves it to the thread that has it.
+
+        Raises what that raises.
+        """
+        mutex: CacheMutex[Any] = self.cache.mutex(self._key(key))
+        return mutex
+
+    def memoize(
+        self,
+        ttl: float | None = None,
+        *,
+        key: Callable[..., Any] | None = None,
+        name: str | None = None,
+        tags: Iterable[str] | Callable[..., Iterable[str]] = (),
+        **options: Any,
+    ) -> Callable[[Callable[P, _T]], Memoized[P, _T]]:
+        """Cache.memoize(): clear() of the namespace forgets all results. options: its others.
+
+        Results of one function that is memoized in two namespaces are apart. The cache_key() of the
+        function makes keys of the cache. Raises what Cache.memoize() raises, where the function is
+        decorated.
+        """
+        if key is not None:
+            own_key = key
+            options["key"] = lambda *args, **kwargs: self._key(own_key(*args, **kwargs))
+        if callable(tags):
+            of_call = tags
+            options["tags"] = lambda *args, **kwargs: self._tags(of_call(*args, **kwargs))
+        else:
+            options["tags"] = self._tags(tags)
+
+        def decorated(function: Callable[P, _T]) -> Memoized[P, _T]:
+            title = name or f"{function.__module__}.{function.__qualname__}"
+            own = self.name + _SEPARATOR + title
+            memoized: Memoized[P, _T] = self.cache.memoize(ttl, name=own, **options)(function)
+            return memoized
+
+        return decorated
+
+    def delete_prefix(self, prefix: K) -> int:
+        """Cache.delete_prefix(), of the namespace's keys. Raises what that raises."""
+        deleted: int = self.cache.delete_prefix(self._key(prefix))
+        return deleted
 
     def clear(self) -> None:
         """Invalidate every entry of the namespace, as Cache.clear() does all: one store, O(1).

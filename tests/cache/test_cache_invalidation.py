@@ -399,6 +399,129 @@ def test_a_result_computed_in_a_namespace_that_is_cleared_is_not_stored(two):
     assert one.get_or_compute(a, lambda: 2) == one.get(a) == 2
 
 
+def test_update_with_in_a_namespace_computes_an_absent_key_once_for_all(two):
+    """By threads that add to one number, absent at first, while the namespace is cleared once."""
+    one, other, (a, _) = two
+    with pytest.raises(KeyNotFound):
+        one.update_with(a, int)
+    with pytest.raises(TypeError, match="a default"):
+        one.update_with(a, int, 1, 2)
+    with pytest.raises(InvalidArgument, match="allow_none"):
+        one.update_with(a, lambda before: None, 1)
+    assert a not in one
+
+    def add():
+        for _ in range(50):
+            one.update_with(a, lambda before: before + 1, 0, timeout=NEVER_S)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert one.get(a) == 200
+    assert a not in other
+    one.clear()
+    assert one.update_with(a, lambda before: before + 1, 41) == one.get(a) == 42
+
+
+def test_update_with_in_a_namespace_stores_what_was_invalidated_meanwhile(two):
+    """Unlike a computed result: the change is that of an absent key, and comes after the clear."""
+    one, _, (a, _) = two
+
+    def change(before):
+        one.clear()
+        return before + 1
+
+    assert one.update_with(a, change, 0) == 1
+    assert one.get(a) == 1
+
+
+def test_a_function_memoized_in_a_namespace_is_forgotten_by_its_clear(make_cache):
+    cache = make_cache(key=object, value=object, max_entries=100, tags=True)
+    calls = []
+
+    def square(number):
+        calls.append(number)
+        return number * number
+
+    spaces = [cache.namespace("one"), cache.namespace("two")]
+    one, two = (space.memoize(ttl=100, tags=["x"])(square) for space in spaces)
+    assert [one(2), one(2), two(2), two(2), one(3)] == [4, 4, 4, 4, 9]
+    assert calls == [2, 2, 3]
+    spaces[0].clear()
+    assert [one(2), two(2)] == [4, 4]
+    assert calls == [2, 2, 3, 2]
+    assert one.forget(2)
+    assert one.refresh(2) == cache.get(one.cache_key(2)) == 4
+    cache.invalidate("x")
+    assert two(2) == 4
+    assert calls == [2, 2, 3, 2, 2, 2]
+
+
+def test_a_memoized_function_of_a_namespace_has_tags_and_keys_of_its_calls(make_cache):
+    cache = make_cache(key=str, value=int, max_entries=100, tags=True)
+    users = cache.namespace("users")
+    calls = []
+
+    @users.memoize(key=str, tags=lambda number: [f"user:{number}"], version=2)
+    def square(number):
+        calls.append(number)
+        return number * number
+
+    @users.memoize(key=str)
+    async def double(number):
+        calls.append(number)
+        return number * 2
+
+    assert [square(2), square(2), square(3)] == [4, 4, 9]
+    assert users.get("2") == 4
+    cache.invalidate("user:2")
+    assert [square(2), square(3)] == [4, 9]
+    assert calls == [2, 3, 2]
+    users.clear()
+    assert [asyncio.run(double(7)), asyncio.run(double(7)), square(3)] == [14, 14, 9]
+    assert calls == [2, 3, 2, 7, 3]
+    with pytest.raises(InvalidArgument, match="give memoize a key"):
+        users.memoize()(str)
+
+
+def test_keys_of_a_namespace_that_begin_alike_are_deleted(two):
+    one, other, (a, b) = two
+    for space in (one, other):
+        space.set(a, 1)
+        space.set(b, 2)
+    if isinstance(a, tuple):
+        with pytest.raises(InvalidArgument, match="key=str or key=bytes"):
+            one.delete_prefix(a)
+    else:
+        assert one.delete_prefix(a[:0]) == 2
+        assert one.get_many([a, b]) == {}
+        assert other.delete_prefix(b[:2]) == 1
+        assert other.get_many([a, b]) == {a: 1}
+
+
+def test_a_mutex_of_a_namespace_is_another_than_that_of_the_cache(two):
+    one, other, (a, _) = two
+    with one.mutex(a) as mutex:
+        one.clear()
+        taken = []
+
+        def take():
+            for space in (one, other, one.cache):
+                again = space.mutex(a)
+                taken.append(again.acquire(blocking=False))
+                if taken[-1]:
+                    again.release()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+    assert mutex is not None
+    assert taken == [False, True, True]
+
+
 def test_what_cannot_be_a_namespace_is_refused(make_cache, cache):
     for wrong in ("", "a:b"):
         with pytest.raises(InvalidArgument, match="name of a namespace"):
