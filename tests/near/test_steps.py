@@ -12,13 +12,15 @@ from support.near_schedules import CONVERSATIONS, SCHEDULES, STALE, Conversation
 
 from shmrhash import Deposed, Unavailable
 
+LONG = 30.0  # a lease that lasts as long as the test, however busy the machine is
+
 
 @pytest.fixture
 def scene(map_name):
     made = []
 
-    def make(**options):
-        made.append(Scene(map_name, **options))
+    def make(max_stale=LONG, **options):
+        made.append(Scene(map_name, max_stale=max_stale, **options))
         return made[-1]
 
     yield make
@@ -28,7 +30,7 @@ def scene(map_name):
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.__name__)
 def test_nothing_old_is_read_when(scene, schedule):
-    schedule(scene())
+    schedule(scene(max_stale=STALE))
 
 
 @pytest.mark.parametrize("schedule", CONVERSATIONS, ids=lambda schedule: schedule.__name__)
@@ -68,7 +70,7 @@ def test_absence_is_kept_and_ends_with_the_key(scene):
 
 
 def test_old_values_during_an_outage_if_they_are_asked_for(scene):
-    it = scene(on_outage=("stale", 30.0))
+    it = scene(max_stale=STALE, on_outage=("stale", 30.0))
     it.watch()
     it.source.server.values[b"k"] = b"old"
     it.near.get("k")

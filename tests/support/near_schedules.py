@@ -30,12 +30,14 @@ class Scene:
     def __init__(self, name, kind=NearCache, **options):
         self.source = PlainSource()
         given = {"track": False, "max_stale": STALE, "max_entries": 1000, "max_bytes": 1 << 20}
-        self.near = kind(self.source, name=name, **(given | options))
+        given |= options
+        self.near = kind(self.source, name=name, **given)
+        self.max_stale = given["max_stale"]
         self.tracker = self.new_tracker()
         self.node = self.source.node_of(b"")
 
     def new_tracker(self):
-        tracker = Tracker(self.near._state, self.source, self.near, STALE)
+        tracker = Tracker(self.near._state, self.source, self.near, self.max_stale)
         tracker._turn = self.near._state.begin(TURN)
         return tracker
 

@@ -35,6 +35,7 @@
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -289,13 +290,20 @@ void *stepper_run(Control *control, void *operate, void *state) {
     return result;
 }
 
-/* The child ends with its parent, and by itself after some seconds: no stray processes. */
+/* The last resort against a child that waits for ever, which uses no processor. */
+#define WALL_SECONDS 540
+
+/* The child ends with its parent, and by itself after some seconds of processor time, which a busy
+ * machine does not shorten: no stray processes. */
 void stepper_child_limits(int parent, unsigned seconds) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent)
         _exit(98);
+    struct itimerval limit = {.it_value.tv_sec = seconds};
+    signal(SIGPROF, SIG_DFL);
+    setitimer(ITIMER_PROF, &limit, NULL);
     signal(SIGALRM, SIG_DFL);
-    alarm(seconds);
+    alarm(WALL_SECONDS);
 }
 
 /* ---- in the parent ---- */

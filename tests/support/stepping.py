@@ -52,7 +52,7 @@ AT_TARGET, DONE, EXITED, KILLED, FAULT, LIMIT, DRIFT, ERROR = range(1, 9)
 # An operation takes some thousand steps; only a child that loops without end gets this far.
 STEPS_MAX = 2_000_000
 CHANGES_MAX = 100_000
-CHILD_SECONDS = 120
+CHILD_SECONDS = 120  # of processor time
 STACK_WORDS = 48
 NO_TARGET = 2**64 - 1
 PUNCH_HOLE_KEEP_SIZE = 3
@@ -470,8 +470,8 @@ class Child:
         place = "" if self.reaped else "\n  " + "\n  ".join(where(self.run))
         if self.run.ending == LIMIT:
             what = f"operate() did not end within {self.run.steps} steps"
-        elif self.run.ending == KILLED and self.run.detail == signal.SIGALRM:
-            what = f"operate() took longer than {CHILD_SECONDS} s"
+        elif self.run.ending == KILLED and self.run.detail in (signal.SIGALRM, signal.SIGPROF):
+            what = "operate() took too long"
         else:
             what = "operate() ended wrongly"
         self._reap_failed(what + place)

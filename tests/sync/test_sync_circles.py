@@ -21,6 +21,7 @@ from shmrhash import Barrier, DeadlockError, Lock, RLock, RWLock, Semaphore, _co
 ALARM_S = 0.6  # an alarm that is to come has come, on an idle machine
 STEADY_S = 1.5  # more than one look of each waiter (0.2 s, then each second)
 SLICE_S = 0.002
+ROUNDS_MAX = 50
 
 
 def take(how, lock, timeout=-1):
@@ -139,14 +140,19 @@ def test_circle_over_an_rwlock_is_found(space, first, second):
 def test_reader_that_a_waiting_writer_keeps_out_is_told_of_the_circle(space):
     """One reads and wants to read again; a writer waits for it, and keeps it out."""
     table = RWLock("table", space=space)
-    reader = Partner(member, ("reader", table), ("reader", table))
-    reader.hear()
-    writer = Partner(lambda _parent: take("writer", table) and give("writer", table) is None)
-    until(lambda: waiting() == 1)
-    reader.tell()
+    for _ in range(ROUNDS_MAX):
+        reader = Partner(member, ("reader", table), ("reader", table))
+        reader.hear()
+        writer = Partner(lambda _parent: take("writer", table) and give("writer", table) is None)
+        until(lambda: waiting() == 1)
+        reader.tell()
+        outcome = reader.result()
+        assert writer.result() is True
+        if outcome is not True:
+            break
+        # The writer did not get to run in time to renew its reservation, which let the reader in.
 
-    assert "a circle of 2" in reader.result()
-    assert writer.result() is True
+    assert "a circle of 2" in outcome
 
 
 def test_thread_that_reads_and_would_write_is_told(space):
