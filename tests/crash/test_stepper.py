@@ -239,6 +239,15 @@ def test_errors_of_the_child_are_raised_in_the_parent(page):
         stepping.trace(lambda: 0, lambda _: ctypes.string_at(0), segment)
 
 
+def test_operation_without_end_ends_by_its_processor_time():
+    def operate(_):
+        while True:
+            pass
+
+    with pytest.raises(stepping.ChildFailed, match="took too long"):
+        stepping.stop_at_step(lambda: None, operate, 1 << 40, seconds=1)
+
+
 def test_commits_of_a_sparse_file_are_changes_and_holes_stay_holes(sparse):
     """fallocate is a change, and so is each first touch of a page; an image fills no hole."""
     segment = stepping.Segment(sparse)
