@@ -345,5 +345,11 @@ def test_kills_leave_nobody_stuck_and_nothing_wrong(space, seed, kind):
 def test_ten_thousand_kills_leave_nobody_stuck_and_nothing_wrong(space, seed, kind):
     storm = STORMS[kind](space, seed, KILLS_LONG)
 
-    print(f"{kind}: longest stand {storm.stood_s_max:.3f} s")
+    went_on = sorted(storm.went_on_s)
+    print(
+        f"{kind}: after {storm.kills} kills another went on within "
+        f"{went_on[len(went_on) // 2] * 1e3:.1f} ms (half), "
+        f"{went_on[len(went_on) * 99 // 100] * 1e3:.1f} ms (99 %), {went_on[-1] * 1e3:.1f} ms; "
+        f"the longest stand was {storm.stood_s_max:.3f} s of the storm's clock"
+    )
     assert storm.kills == KILLS_LONG

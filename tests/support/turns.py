@@ -13,12 +13,43 @@ import signal
 import time
 
 from support.children import Child
-from support.ledger import STUCK_S, FairClock
+from support.ledger import STUCK_S
 
 SHARED_WORDS = 1 << 17
 ACCOUNT_WORDS = 16
 KILLED_MAX = 20_000
 START_S = 20.0  # for a fork, on a busy machine
+TICK_S = 0.001
+NICE = 5  # of the workers: the process that kills them has priority
+POLL_S = 0.0002
+
+
+class PacedClock:
+    """A clock that goes as fast as a process of the workers' kind gets to run.
+
+    A child with the workers' priority sleeps for a millisecond, again and again, and counts. So a
+    second of this clock is a thousand times in which such a process has woken up and run: on an
+    idle machine a second, on a busy one as much longer as a worker's wake-ups take there. A worker
+    that could go on has gone on in that time; one that is stuck has not, however busy it is.
+    """
+
+    def __init__(self):
+        self._ticks = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+        self._child = Child(self._count)
+
+    def _count(self):
+        os.nice(NICE)
+        while True:
+            time.sleep(TICK_S)
+            self._ticks[0] += 1
+
+    @property
+    def now_s(self):
+        assert not self._child.has_ended()
+        return self._ticks[0] * TICK_S
+
+    def end(self):
+        self._child.kill()
 
 
 class Account:
@@ -70,10 +101,11 @@ class Storm:
         self.jobs = jobs
         self.books = Books(len(jobs))
         self.rng = random.Random(seed)
-        self.clock = FairClock()
+        self.clock = None  # while the storm is entered
         self.stuck_s = stuck_s
         self.kills = 0
         self.stood_s_max = 0.0
+        self.went_on_s = []  # after each kill: until another worker made a step, by the wall
         self._children = {}
         self._seen = {}  # slot -> (progress, the clock when it was first seen)
 
@@ -85,7 +117,7 @@ class Storm:
         self._children[slot] = Child(self._run, slot, self.rng.getrandbits(64))
 
     def _run(self, slot, seed):
-        os.nice(5)  # the process that kills them has priority
+        os.nice(NICE)
         account = self.books.accounts[slot]
         account.words[Account.PID] = os.getpid()
         account.words[Account.PROC_PID] = int(os.readlink("/proc/self"))
@@ -102,11 +134,21 @@ class Storm:
             raise AssertionError(f"worker {slot} ended by itself")
         self.kills += 1
         self.start(slot)
+        self.wait_for_others(slot)
+
+    def wait_for_others(self, slot):
+        """After a kill: see that another worker makes a step, and note how long that takes."""
+        others = [account for at, account in enumerate(self.books.accounts) if at != slot]
+        before = [account.words[Account.PROGRESS] for account in others]
+        begun = time.monotonic()
+        while before == [account.words[Account.PROGRESS] for account in others]:
+            time.sleep(POLL_S)
+            self.watch()
+        self.went_on_s.append(time.monotonic() - begun)
 
     def watch(self):
         """Fail if a worker ended by itself, or has made no progress for too long."""
         accounts = self.books.accounts
-        self.clock.look([accounts[slot].words[Account.PROC_PID] for slot in self._children])
         for slot, child in self._children.items():
             if child.has_ended():
                 child.result()
@@ -143,9 +185,11 @@ class Storm:
             self.watch()
 
     def __enter__(self):
+        self.clock = PacedClock()
         return self
 
     def __exit__(self, *_):
+        self.clock.end()
         for child in self._children.values():
             child.kill()
         self._children.clear()
