@@ -230,6 +230,30 @@ class DictEntries:
         """The bytes under which the map stores an encoded key."""
         return self._core._raw_key(key)
 
+    def entry_at(self, raw: bytes) -> tuple[bytes, tuple[bytes, Extra]] | None:
+        """The encoded key and what find() returns, by the bytes under which the map stores it."""
+        found = read_entry(self._map, raw)
+        if found is None:
+            return None
+        key, value, extra = self._whole(raw, *found)
+        return key, (value, extra)
+
+    def key_in(self, raw: bytes) -> bytes | None:
+        """The encoded key that is stored as these bytes; None: they are not all of it."""
+        if not self._types.key_by_reference:
+            return raw
+        return None if raw[-1] == _core.LONG_KEY_MARK else raw[: raw[-1]]
+
+    def long_keys(self) -> dict[bytes, bytes]:
+        """By the bytes under which the map stores them, the present keys that are not all there."""
+        if not self._types.key_by_reference:
+            return {}
+        return {
+            raw: self._whole(raw, stored, extra)[0]
+            for raw, stored, extra in read_entries(self._map)
+            if self.key_in(raw) is None
+        }
+
     def following(self, key: bytes | None) -> bytes | None:
         """The encoded key after this one in the order of the map; after None the first."""
         raw = None if key is None else self._core._raw_key(key)

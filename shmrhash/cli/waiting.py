@@ -12,15 +12,23 @@ from shmrhash import RHashMap, Watch
 from shmrhash.cli.session import Session
 from shmrhash.cli.words import MapName
 
-LOOK_S = 0.25  # how often an alarm looks whether the name is still the map's
+LOOK_S = 0.25  # how often one that waits looks whether the name is still the map's
+
+
+def inode_of(name: MapName) -> int:
+    """The inode of the file that has the name now; 0: none has."""
+    try:
+        return os.stat(name.path).st_ino
+    except OSError:
+        return 0
 
 
 class Alarm:
-    """Sleeps until a key may have changed.
+    """Sleeps until one of some keys may have changed.
 
     While it is set, the map is open for writing, as for a program that waits: so whoever changes
-    the key wakes this process. Where that is refused, or nothing can change any more, it sleeps for
-    delay seconds.
+    such a key wakes this process. Where that is refused, or nothing can change any more, it sleeps
+    for delay seconds.
     """
 
     def __init__(self, session: Session, name: MapName, delay: float) -> None:
@@ -31,23 +39,23 @@ class Alarm:
         self._map: RHashMap | None = None
         self._watch: Watch | None = None
 
-    def set(self, raw_key: bytes) -> bool:
-        """See that it is set for a key of the map that has the name now. False if it was not: what
-        was looked at before may have changed since."""
-        if self._inode == self._present_inode():
+    def set(self, raw_keys: list[bytes]) -> bool:
+        """See that it is set for these keys of the map that has the name now. False if it was not:
+        what was looked at before may have changed since."""
+        if self._inode == inode_of(self._name):
             return True
         self.close()
-        self._inode = self._present_inode()
+        self._inode = inode_of(self._name)
         try:
             self._map = self._session.open(self._name, write=True)
-            self._watch = self._map.watch([raw_key])
+            self._watch = self._map.watch(raw_keys)
             self._watch.fileno()
         except (shmrhash.Error, OSError):
             self._end()
         return False
 
     def sleep(self, seconds: float | None) -> None:
-        """Sleep until the key may have changed, the map is another one, or so many seconds are
+        """Sleep until a key may have changed, the map is another one, or so many seconds are
         over."""
         end = None if seconds is None else time.monotonic() + seconds
         while True:  # ends as said
@@ -55,7 +63,7 @@ class Alarm:
             if self._watch is None:
                 time.sleep(max(0, self._delay if end is None else min(self._delay, left)))
                 return
-            if left <= 0 or self._inode != self._present_inode():
+            if left <= 0 or self._inode != inode_of(self._name):
                 return
             select.select([self._watch], [], [], left)
             try:
@@ -75,12 +83,6 @@ class Alarm:
         if self._map is not None:
             self._map.close()
             self._map = None
-
-    def _present_inode(self) -> int:
-        try:
-            return os.stat(self._name.path).st_ino
-        except OSError:
-            return 0
 
     def __enter__(self) -> Alarm:
         return self

@@ -1,10 +1,12 @@
-"""watch: the value of a key after each change, as text and as JSON. wait: until it is as wanted."""
+"""watch: what a key, or every key, has after each change. wait: until a key is as wanted."""
 
 import json
 import os
+import signal
 import time
 
 from support.commandline import STR, TIMEOUT_SECONDS, run, start
+from support.waiting import until, words_of
 
 from shmrhash import RHashMap, SharedDict
 
@@ -110,6 +112,107 @@ def test_wait_says_when_the_time_is_over(hits):
     assert run("wait", hits, "key", "k1", "value", 11, *STR, "--timeout", 0, status=1).out == ""
     assert run("wait", hits, "key", "k1", "value", 10, *STR).out == "key: k1  value: 10\n"
     assert "did not find key" in run("wait", hits, status=2).err
+
+
+def test_wait_for_several_keys_ends_with_the_first_that_is_as_wanted():
+    with SharedDict("jobs", key=str, value=str) as jobs:
+        jobs["report"] = "begun"
+        done, failed = (["key", "report", "value", state] for state in ("done", "failed"))
+        waiting = start("wait", "jobs", *done, *failed, "key", "other", "--timeout", 3600)
+        until_attached(jobs.handle)
+        jobs["report"] = "paused"
+        jobs["report"] = "failed"
+
+        assert waiting.wait(TIMEOUT_SECONDS) == 0
+        assert waiting.communicate()[0] == b"key: report  value: failed\n"
+        both = ["key", "report", "value", "x", "value", "y"]
+        assert "duplicate value" in run("wait", "jobs", *both, status=2).err
+        assert "expected key" in run("wait", "jobs", "value", "x", status=2).err
+
+
+def test_watch_without_a_key_prints_every_change_of_a_map(make):
+    shared_map = make()
+    watching = start("watch", "hits", *STR, "-n", 3)
+    until_watched(shared_map)
+
+    shared_map.add(b"k1".ljust(8, b"\0"), 5)
+    assert watching.stdout.readline().endswith(b"  k1  15\n")
+    shared_map[b"new".ljust(8, b"\0")] = (7).to_bytes(8, "little")
+    assert watching.stdout.readline().endswith(b"  new  7\n")
+    del shared_map[b"k1".ljust(8, b"\0")]
+    assert watching.stdout.readline().endswith(b"  k1  deleted\n")
+
+    assert watching.wait(TIMEOUT_SECONDS) == 0
+    watching.communicate()
+
+
+def until_watched(shared_map):
+    """Return when somebody watches every key: all classes are waited for."""
+    until(lambda: words_of(shared_map)[0] == 2**64 - 1)
+
+
+LONG = "long " * 50
+
+
+def test_watch_without_a_key_knows_the_long_keys_of_a_dict():
+    with SharedDict("jobs", key=str, value=str) as jobs:
+        jobs[LONG] = "old"
+        watching = start("-j", "watch", "jobs", "-n", 4)
+        until_watched(jobs.handle)
+        told = []
+        for change in (
+            lambda: jobs.set(LONG, "new"),
+            lambda: jobs.__delitem__(LONG),
+            lambda: jobs.set(LONG + "er", "1"),
+            lambda: jobs.__delitem__(LONG + "er"),
+        ):
+            change()
+            told.append(json.loads(watching.stdout.readline()))
+
+        assert watching.wait(TIMEOUT_SECONDS) == 0
+        watching.communicate()
+    assert [(one["kind"], one["key"], one["value"]) for one in told] == [
+        ("set", LONG, "new"),
+        ("deleted", LONG, None),
+        ("set", LONG + "er", "1"),
+        ("deleted", LONG + "er", None),
+    ]
+
+
+def test_watch_without_a_key_tells_losses(make):
+    """It is stopped while more is changed than the ring holds; then another map gets the name."""
+    shared_map = make()
+    key = b"k1".ljust(8, b"\0")
+    watching = start("-j", "watch", "hits", *STR)
+    until_watched(shared_map)
+    os.kill(watching.pid, signal.SIGSTOP)
+    for _ in range(10_000):
+        shared_map.add(key, 1)
+    os.kill(watching.pid, signal.SIGCONT)
+
+    lost = json.loads(watching.stdout.readline())
+    assert lost["kind"] == "lost"
+    assert lost["lost"] > 1_000
+    RHashMap.create("other", key_size=8, value_size=8, max_entries=10).close()
+    folder = os.environ["SHMRHASH_DIR"]
+    os.rename(f"{folder}/other", f"{folder}/hits")
+    while (told := json.loads(watching.stdout.readline()))["kind"] == "set":
+        assert told["value"] > 10
+    assert told["kind"] == "lost"
+
+    watching.kill()
+    watching.wait(TIMEOUT_SECONDS)
+    watching.communicate()
+
+
+def test_watch_without_a_key_ends_after_its_time_or_with_its_map(make):
+    make()
+    assert run("watch", "hits", "--for", 0.05).out == ""
+    assert run("watch", "hits", "--for", 0.05, "-n", 1, status=1).out == ""
+    watching = start("watch", "hits")
+    run("unlink", "hits")
+    assert watching.wait(TIMEOUT_SECONDS) == 3
+    watching.communicate()
 
 
 def test_a_wait_that_is_interrupted_leaves_nothing_behind(make):

@@ -17,7 +17,7 @@ COMMAND_LINE = [
     ["entries.options"],
     ["entries.contents"],
     ["strangers", "nameless", "waiting", "files.newfile", "files.tables", "files.traces"],
-    ["maps", "files.ndjson", "files.snapshot", "files.store"],
+    ["following", "maps", "files.ndjson", "files.snapshot", "files.store"],
     [
         *("commands.bench", "commands.change", "commands.check", "commands.doctor", "commands.ls"),
         *("commands.locks", "commands.metrics", "commands.show", "commands.stat", "commands.top"),

@@ -1,4 +1,4 @@
-"""wait: until a key is there, or has a value."""
+"""wait: until one of some keys is there, or has a value."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ DELAY_S = 0.1  # between two looks, where the map may only be read
 
 
 @click.command("wait", cls=WordCommand, short_help="Wait until a key is there, or has a value.")
-@words_argument("MAP key DATA [value DATA]")
+@words_argument("MAP key DATA [value DATA] [key DATA [value DATA] ...]")
 @look_options
 @click.option("--timeout", type=click.FloatRange(0), help="Seconds to wait at most.")
 @pass_session
 def wait_command(session: Session, words: Words, data: DataOptions, timeout: float | None) -> int:
-    """Wait until a key is in the map, or has this value, and print the entry.
+    """Wait until a key is in the map, or has this value, and print the entry. Of several keys, the
+    first that is as wanted ends the wait.
 
     The process that stores it wakes this command, if you may write to the map; else it looks ten
     times a second. The map must exist. The exit status is 1 if --timeout is over.
@@ -32,43 +33,46 @@ def wait_command(session: Session, words: Words, data: DataOptions, timeout: flo
     \b
     Examples:
       shmrhash wait jobs key report value done --timeout 60 && echo ready
+      shmrhash wait jobs key report value done key report value failed
       shmrhash wait hits key alice --str --value-u64
     """
     name = take_map(words)
-    wanted: tuple[bytes, bytes | None] | None = None
+    wanted: list[tuple[bytes, bytes | None]] = []
     end = None if timeout is None else time.monotonic() + timeout
     with Alarm(session, name, DELAY_S) as alarm:
         while True:  # ends with the timeout
             with session.open(name) as shared_map:
                 contents = contents_of(shared_map, data)
-                if wanted is None:
-                    wanted = _take_wanted(words, contents.pair)
-                key, value = wanted
-                found = contents.find(key)
-                raw_key = contents.raw_key(key)
-                if found is not None and value in (None, found[0]):
-                    if session.json:
-                        session.emit(contents.entry_object(key, *found))
-                    else:
-                        sys.stdout.write(contents.entry_text(key, *found))
-                    return 0
+                wanted = wanted or _take_wanted(words, contents.pair)
+                for key, value in wanted:
+                    found = contents.find(key)
+                    if found is not None and value in (None, found[0]):
+                        if session.json:
+                            session.emit(contents.entry_object(key, *found))
+                        else:
+                            sys.stdout.write(contents.entry_text(key, *found))
+                        return 0
+                raw_keys = [contents.raw_key(key) for key, _ in wanted]
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 return STATUS_NO
-            if alarm.set(raw_key):
+            if alarm.set(raw_keys):
                 alarm.sleep(left)
 
 
-def _take_wanted(words: Words, pair: Pair) -> tuple[bytes, bytes | None]:
-    """key DATA, and value DATA if it is there."""
-    found: dict[str, bytes] = {}
+def _take_wanted(words: Words, pair: Pair) -> list[tuple[bytes, bytes | None]]:
+    """Each key DATA, with the value DATA behind it if that is there."""
+    wanted: list[tuple[bytes, bytes | None]] = []
     while (word := words.peek()) is not None:
         keyword = words.keyword(["key", "value"])
-        if keyword is None:
-            raise Failure(f"expected key or value, got: {word}")
-        if keyword in found:
-            raise Failure(f"duplicate {keyword}")
-        found[keyword] = (pair.key if keyword == "key" else pair.value).from_words(words, keyword)
-    if "key" not in found:
+        if keyword == "key":
+            wanted.append((pair.key.from_words(words, keyword), None))
+        elif keyword is None or not wanted:
+            raise Failure(f"expected key{' or value' if wanted else ''}, got: {word}")
+        elif wanted[-1][1] is not None:
+            raise Failure("duplicate value")
+        else:
+            wanted[-1] = wanted[-1][0], pair.value.from_words(words, keyword)
+    if not wanted:
         raise Failure("did not find key")
-    return found["key"], found.get("value")
+    return wanted

@@ -1,4 +1,4 @@
-"""watch: the value of a key, each time it changes."""
+"""watch: the value of a key, or every entry, each time it changes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from shmrhash.cli.entries.contents import Found, Plain, contents_of
 from shmrhash.cli.entries.formats import Pair
 from shmrhash.cli.entries.options import DataOptions, look_options
 from shmrhash.cli.errors import STATUS_NO
+from shmrhash.cli.following import News, follow
 from shmrhash.cli.session import Session, WordCommand, pass_session, words_argument
 from shmrhash.cli.waiting import Alarm
-from shmrhash.cli.words import Words, take_map
+from shmrhash.cli.words import MapName, Words, take_map
 
 
 @click.command("watch", cls=WordCommand, short_help="The value of a key, each time it changes.")
-@words_argument("MAP key DATA")
+@words_argument("MAP [key DATA]")
 @look_options
 @click.option(
     "-d",
@@ -46,12 +47,20 @@ def watch_command(
     read every --delay seconds. A change that is undone at once may not be seen. The exit status is
     1 if --for ended the command before -n changes.
 
+    Without a key, each change of any key is printed, from now on; you must be allowed to write to
+    the map. "lost" says that there were changes, at least so many, of which no key is known:
+    because this command was too slow, a process was killed while it changed the map, or another map
+    got the name.
+
     \b
     Examples:
       shmrhash watch hits key alice --str --value-u64
+      shmrhash watch hits --str --value-u64
       shmrhash watch jobs key 1 0 0 0 -n 1 --for 60 && echo it changed
     """
     name = take_map(words)
+    if words.peek() is None:
+        return _watch_all(session, name, data, changes, seconds)
     key: bytes | None = None
     seen: Found | None = None
     count = -1  # the first line that is printed is no change
@@ -74,8 +83,49 @@ def watch_command(
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 return 0 if changes is None else STATUS_NO
-            if alarm.set(raw_key):
+            if alarm.set([raw_key]):
                 alarm.sleep(left)
+
+
+def _watch_all(
+    session: Session, name: MapName, data: DataOptions, changes: int | None, seconds: float | None
+) -> int:
+    end = None if seconds is None else time.monotonic() + seconds
+    for count, news in enumerate(follow(session, name, data, end), 1):
+        _print_news(session, news)
+        if count == changes:
+            return 0
+    return 0 if changes is None else STATUS_NO
+
+
+def _print_news(session: Session, news: News) -> None:
+    now = time.time()
+    contents, pair = news.contents, news.contents.pair
+    if session.json:
+        entry: dict[str, Any] = {"time": now, "kind": news.kind}
+        if news.kind == "lost":
+            entry["lost"] = news.lost
+        else:
+            key = news.key
+            entry["key"] = key.hex() if contents.types is None else pair.key.to_display(key)
+            entry["value"] = None
+        if news.found is not None:
+            value, extra = news.found
+            entry["value"] = pair.value.to_display(value)
+            entry |= {} if extra is None else contents.facts(value, extra)
+        session.emit(entry)
+    else:
+        text = f"lost {news.lost} changes, or more"
+        if news.found is not None:
+            text = f"{pair.key.to_text(news.key)}  {_value_text(contents, *news.found)}"
+        elif news.kind == "deleted":
+            text = f"{pair.key.to_text(news.key)}  deleted"
+        print(f"{_moment(now)}  {text}")
+    sys.stdout.flush()
+
+
+def _moment(now: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(now)) + f"{now % 1:.3f}"[1:]
 
 
 def _print_change(
@@ -92,9 +142,8 @@ def _print_change(
             entry |= {} if extra is None else contents.facts(value, extra)
         session.emit(entry)
     else:
-        moment = time.strftime("%H:%M:%S", time.localtime(now)) + f"{now % 1:.3f}"[1:]
         text = "no such key" if found is None else _value_text(contents, *found)
-        print(f"{moment}  {text}{_difference(pair, found, before)}")
+        print(f"{_moment(now)}  {text}{_difference(pair, found, before)}")
     sys.stdout.flush()
 
 

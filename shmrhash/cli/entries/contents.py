@@ -60,6 +60,19 @@ class Plain:
         """The bytes under which the map stores a key."""
         return key
 
+    def entry_at(self, raw: bytes) -> tuple[bytes, Found] | None:
+        """The key and what find() returns, by the bytes under which the map stores the key."""
+        found = self.find(raw)
+        return None if found is None else (raw, found)
+
+    def key_in(self, raw: bytes) -> bytes | None:
+        """The key that is stored as these bytes; None: they are not all of it."""
+        return raw
+
+    def long_keys(self) -> dict[bytes, bytes]:
+        """By the bytes under which the map stores them, the present keys that are not all there."""
+        return {}
+
     def following(self, key: bytes | None) -> bytes | None:
         """The key after this one; after None the first."""
         return self.map.get_next_key(key)
@@ -191,6 +204,15 @@ class Typed(Plain):
 
     def raw_key(self, key: bytes) -> bytes:
         return self._entries.raw_key(key)
+
+    def entry_at(self, raw: bytes) -> tuple[bytes, Found] | None:
+        return self._entries.entry_at(raw)
+
+    def key_in(self, raw: bytes) -> bytes | None:
+        return self._entries.key_in(raw)
+
+    def long_keys(self) -> dict[bytes, bytes]:
+        return self._entries.long_keys()
 
     def following(self, key: bytes | None) -> bytes | None:
         return self._entries.following(key)
