@@ -1,8 +1,11 @@
 """CPython's `test.test_asyncio.test_locks`, with the types under test in the place of asyncio's.
 
 The tests find the types in the module's global `asyncio`. Here it has ours, whose methods for
-coroutines get the names that they have there; and private names that the tests look at: `_value` of
-a semaphore, and `_waiters`, the futures of the tasks of the loop that wait.
+coroutines get the names that they have there; and what the tests look at beside them: the state of
+a lock and of a barrier in the words of asyncio's repr, `_value` of a semaphore, and `_waiters`, the
+futures of the tasks of the loop that wait.
+
+Of the 70 tests of Python 3.11, 57 run and pass. The other 13 are None below, each with the reason.
 """
 
 import asyncio
@@ -26,8 +29,16 @@ class Waiters:
         return [each._future for each in dict.fromkeys(sleepers) if each._future is not None]
 
 
+def in_words(primitive, state):
+    """The repr that asyncio's type would have."""
+    return f"<{object.__repr__(primitive)[1:-1]} [{state}]>"
+
+
 class Lock(Waiters, shmrhash.Lock):
     acquire = shmrhash.Lock.acquire_async
+
+    def __repr__(self):
+        return in_words(self, "locked" if self.locked() else "unlocked")
 
 
 class Event(Waiters, shmrhash.Event):
@@ -65,6 +76,10 @@ class Barrier(shmrhash.Barrier):
     async def abort(self):
         super().abort()
 
+    def __repr__(self):
+        state = "broken" if self.broken else "filling"
+        return in_words(self, f"{state}, waiters:{self.n_waiting}/{self.parties}")
+
 
 TYPES = [Lock, Event, Condition, Semaphore, BoundedSemaphore, Barrier]
 NAMES = {each.__name__: each for each in TYPES}
@@ -73,18 +88,17 @@ cpython.asyncio = SimpleNamespace(**(vars(asyncio) | NAMES))
 
 
 class LockTests(cpython.LockTests):
-    # Want the words of asyncio's repr, and of its __init__'s TypeError.
-    test_repr = None
+    # Wants the words of the TypeError of asyncio's __init__.
     test_lock_doesnt_accept_loop_parameter = None
 
 
 class EventTests(cpython.EventTests):
-    # Wants the words of asyncio's repr.
+    # Puts a mock among the waiters, which the repr has to count. Ours are no list of the object's.
     test_repr = None
 
 
 class ConditionTests(cpython.ConditionTests):
-    # Wants the words of asyncio's repr.
+    # As of EventTests.
     test_repr = None
 
     # Wants a lock to refuse a second loop. One of ours is for all loops, of all processes.
@@ -92,7 +106,7 @@ class ConditionTests(cpython.ConditionTests):
 
 
 class SemaphoreTests(cpython.SemaphoreTests):
-    # Wants the words of asyncio's repr.
+    # As of EventTests.
     test_repr = None
 
     # Wants release() to take the permit for the task that waits. Ours takes it when it runs.
@@ -100,18 +114,14 @@ class SemaphoreTests(cpython.SemaphoreTests):
 
 
 class BarrierTests(getattr(cpython, "BarrierTests", object)):
-    # Want the words of asyncio's repr.
-    test_barrier = None
-    test_repr = None
-    test_filling_task_by_task = None
-    test_draining_state = None
-
-    # Want a cancelled task to leave the barrier as if it had not come. Ours breaks, as threading's
+    # Wants a cancelled task to leave the barrier as if it had not come. Ours breaks, as threading's
     # does when a party gives up.
     test_filling_tasks_cancel_one = None
 
-    # Want a barrier that all have reached to stay closed until each of them has run again, and
-    # reset() or abort() to break it for those that have not. Ours is open at once for all.
+    # Want a barrier that all have reached to stay closed, "draining", until each of them has run
+    # again, and reset() or abort() to break it for those that have not. Ours opens at once for all.
+    test_repr = None
+    test_draining_state = None
     test_reset_barrier_when_tasks_half_draining = None
     test_reset_barrier_when_tasks_half_draining_half_blocking = None
     test_reset_barrier_while_tasks_draining = None
