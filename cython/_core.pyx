@@ -20,7 +20,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.errno cimport ETIMEDOUT, errno
 from libc.stdint cimport INT64_MIN, uint8_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strdup, strerror
 
 from machine.atomics cimport (
@@ -110,12 +110,12 @@ from cells.barrier cimport (
 )
 from cells.cell cimport (
     CELL_BARRIER, CELL_CONDITION, CELL_COUNTER, CELL_EVENT, CELL_LOCK, CELL_RLOCK, CELL_RWLOCK,
-    CELL_SEMAPHORE, HELD_DEPTH, HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD, Cell,
-    cell_at, held_name, held_set, held_word,
+    CELL_SEMAPHORE, CELL_SPARE, HELD_DEPTH, HELD_SHARES, HELD_SHARES_NEXT, HELD_SINCE, HELD_THREAD,
+    Cell, cell_at, held_name, held_set, held_word,
 )
 from cells.circle cimport (
-    CIRCLE_PATIENCE_NS, CIRCLE_REST_TIMES, Circle, Link, WAIT_ENDLESS, WAIT_LINK, WAIT_WRITES,
-    circle_find, link_say,
+    CIRCLE_PATIENCE_NS, CIRCLE_REST_TIMES, SPACES_MAX, Circle, Link, Spaces, WAIT_ENDLESS,
+    WAIT_LINK, WAIT_WRITES, circle_find, link_say, process_name,
 )
 from cells.condition cimport (
     TOLD, WAITING, WAIT_STATE, WAIT_WORD, condition_enter, condition_leave, condition_notify,
@@ -213,7 +213,9 @@ include "python/several.pxi"
 include "python/notifying.pxi"
 include "python/watching.pxi"
 include "python/ringing.pxi"
+include "python/privates.pxi"
 include "python/cells.pxi"
+include "python/showing.pxi"
 include "python/circles.pxi"
 include "python/cellwaits.pxi"
 include "python/locks.pxi"

@@ -3,13 +3,14 @@
 #
 # A cell is made by an insertion that stores its kind and its limit. It is never deleted, so it
 # never moves and its memory is never given back: a process finds it once, by its key, and then uses
-# its address, and a futex in it always has memory.
+# its address, and a futex in it always has memory. A cell without a key of the program's may be
+# used again for another primitive, once nobody can use it (python/privates.pxi).
 #
 #      0        4        8                16       20       24               32               40
 #     +--------+--------+----------------+--------+--------+----------------+----------------+
 #     | state  | bell   | word           | kind   | -      | limit          | grants         |
 #     +--------+--------+----------------+--------+--------+----------------+----------------+
-#     | reserved_until  | -                                 | line 2: who died, for people    |
+#     | reserved_until  | of an RWLock                      | line 2: who died, for people    |
 #     +-----------------+-----------------------------------+---------------------------------+
 #
 #   state   of a Lock or RLock, a futex word (mutex.pxd)
@@ -43,6 +44,7 @@ cdef enum:
     CELL_RWLOCK = 6
     CELL_CONDITION = 8
     CELL_BARRIER = 9
+    CELL_SPARE = 10            # nobody uses it, and its keeper may use it again
 
 # Which word of context.owned_refs says what, in a space.
 cdef enum:
@@ -56,17 +58,18 @@ cdef struct Cell:
     uint32_t state
     uint32_t bell
     uint64_t word
-    uint32_t kind              # CELL_*, from the insertion on
+    uint32_t kind              # CELL_*, as long as there is an object for the cell
     uint32_t _reserved_a
-    uint64_t limit             # from the insertion on; of a bounded semaphore
+    uint64_t limit             # likewise; of a bounded semaphore
     uint64_t grants            # how often a lock was taken. Only its owner stores it.
     uint64_t reserved_until    # a hint: until then only one waiter takes the lock (mutex.pxd)
-    uint64_t _reserved_b[2]
+    uint64_t _reserved_b[2]    # of an RWLock, see there
     uint64_t orphan_pid        # of the last owner that died: by its recovery, for people
     uint64_t orphan_since      # since when that had the lock
     char orphan_command[16]
     uint64_t deaths            # how many owners died, or one more if a recoverer died; for people
-    uint64_t _reserved_c[3]
+    uint64_t keeper            # the process that alone has objects for it (python/privates.pxi)
+    uint64_t _reserved_c[2]
 
 cdef inline void cell_is_pinned() noexcept nogil:
     static_assert(sizeof(Cell) == CELL_BYTES)

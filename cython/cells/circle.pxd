@@ -5,10 +5,11 @@
 # and since when it waits. In the place of a ticket it says how:
 #
 #   LINK      its thread stands still until it has the lock, and nobody else releases what that
-#             thread took. So not a task of an event loop, and not a wait with check=False.
-#             Nor does a way lead on from a lock that a task took: HELD_THREAD is then the task's
-#             number, which no thread has. Of an RWLock it is the loop's thread, which lets no task
-#             go on while it waits itself.
+#             thread took. So not a wait with check=False. A task of an event loop, or a greenlet,
+#             counts as a thread, by its number, if it waits for a Lock or RLock without a time
+#             limit: with one it is no link, since others of its thread go on and may let go. Of an
+#             RWLock that a task has, HELD_THREAD is the loop's thread, which lets no task go on
+#             while it waits itself.
 #   ENDLESS   the wait has no time limit
 #   WRITES    for an RWLock, as the writer
 #
@@ -26,6 +27,13 @@
 # Who is told. Of the waits without limit, the one that began last: all that look find the same one.
 # A wait with a limit is a link of the circle, but ends by itself, as its caller wants it.
 #
+# Several spaces. A thread may hold a lock of one space and wait for one of another. So a look goes
+# through all spaces that its process has open (Spaces), at most SPACES_MAX. A process has another
+# slot in each: it is known by its pid and the PID namespace of that, which no two processes have
+# that live at one time; and the caller asks, of each wait, whether both the process that waits and
+# the one in its way live. A circle through a space that the one to be told has not open is not
+# found.
+#
 # An RWLock's writer waits for each reader. A reader waits for the writer, or if none is in, for the
 # writers that wait and so keep it out. Of a process with several readers it is not known which
 # thread reads (rwlock.pxd): then no way leads on.
@@ -36,7 +44,7 @@ from machine.atomics cimport (
 from segment.status cimport OK
 from segment.layout cimport Context
 from segment.words cimport word_locked, word_owner
-from segment.geometry cimport Map, context_at, contexts_usable
+from segment.geometry cimport Map, context_at, contexts_usable, processes_usable
 from memory.operation cimport Op
 from memory.pool cimport object_memory_ready
 from cells.cell cimport (
@@ -58,10 +66,19 @@ cdef enum:
     CIRCLE_STEPS_MAX = 256             # of one look: each goes through the contexts at most twice
     CIRCLE_PATIENCE_NS = 200000000     # a wait that lasts so long is rarely for a lock in use
     CIRCLE_REST_TIMES = 5              # so much longer is the time to the next look
+    SPACES_MAX = 16                    # through which a look goes
+
+# The spaces of a look; the first is that of the wait that looks.
+cdef struct Spaces:
+    int count
+    Map *maps[SPACES_MAX]
 
 # One wait.
 cdef struct Link:
-    uint64_t process           # the index of its slot
+    int space                  # in which it is
+    uint64_t process           # the index of its slot there
+    uint64_t name              # the process's, in all spaces
+    uint64_t ahead             # the slot, in this space, of the process in the way
     uint64_t thread
     uint64_t began             # CLOCK_MONOTONIC
     uint64_t cell
@@ -90,8 +107,23 @@ cdef inline Cell *link_cell(Op *op, uint64_t index) noexcept nogil:
         return cell
     return NULL
 
+cdef inline uint64_t process_name(
+        const Spaces *spaces, int space, uint64_t process) noexcept nogil:
+    """The same for the slots of one process in several spaces, while it lives; of a process that
+    does not know its PID namespace, another one in each space."""
+    cdef Map *map = spaces.maps[space]
+    cdef uint64_t pid, names
+    if process >= processes_usable(map):
+        return 0                               # damage
+    pid = load_relaxed_u64(&map.processes[process].pid)
+    names = load_relaxed_u64(&map.processes[process].namespace_inode)
+    if pid == 0 or names == 0:
+        return (<uint64_t> space + 1) << 16 | (process + 1)
+    return names << 32 | (pid & 0xFFFFFFFFULL)
+
 cdef inline bint link_of(Op *op, uint64_t at, Link *link) noexcept nogil:
-    """The wait of a context. False: it is in none that could be a link."""
+    """The wait of a context. False: it is in none that could be a link. Its name and its space are
+    not filled in."""
     cdef Context *context = context_at(op.map, at)
     cdef uint64_t word = wait_word(context)
     link.how = wait_turn_of(word)
@@ -105,12 +137,19 @@ cdef inline bint link_of(Op *op, uint64_t at, Link *link) noexcept nogil:
     return link_cell(op, link.cell) != NULL
 
 cdef inline bint link_of_thread(
-        Op *op, uint64_t process, uint64_t thread, Link *link) noexcept nogil:
+        const Spaces *spaces, uint64_t name, uint64_t thread, Link *link) noexcept nogil:
     """The wait of a thread. False: it does not wait."""
+    cdef Op op
     cdef uint64_t at
-    for at in range(contexts_usable(op.map)):  # at most CONTEXT_MAX
-        if link_of(op, at, link) and link.process == process and link.thread == thread:
-            return True
+    cdef int space
+    for space in range(spaces.count):          # at most SPACES_MAX
+        op.map = spaces.maps[space]
+        for at in range(contexts_usable(op.map)):      # at most CONTEXT_MAX
+            if link_of(&op, at, link) and link.thread == thread and (
+                    process_name(spaces, space, link.process) == name):
+                link.space = space
+                link.name = name
+                return True
     return False
 
 cdef inline bint context_in_the_way(
@@ -129,13 +168,17 @@ cdef inline bint context_in_the_way(
             and not word_count(load_acquire_u64(&cell.word)) & WRITER)
 
 cdef inline bint link_next(
-        Op *op, Link *link, uint64_t *process, uint64_t *thread) noexcept nogil:
+        const Spaces *spaces, Link *link, uint64_t *name, uint64_t *thread) noexcept nogil:
     """The next thread for which a wait waits. False: there is no other."""
-    cdef Cell *cell = link_cell(op, link.cell)
-    cdef uint64_t count = contexts_usable(op.map)
-    cdef uint64_t at = link.next_context
+    cdef Op op
+    cdef Cell *cell
+    cdef uint64_t count, at
     cdef uint32_t state
     cdef Context *context = NULL
+    op.map = spaces.maps[link.space]
+    cell = link_cell(&op, link.cell)
+    count = contexts_usable(op.map)
+    at = link.next_context
     if cell == NULL:
         return False
     if cell.kind != CELL_RWLOCK:
@@ -146,27 +189,28 @@ cdef inline bint link_next(
             context = context_at(op.map, word_owner(state))
     else:
         while at < count and context == NULL:  # at most CONTEXT_MAX
-            if context_in_the_way(op, cell, link, context_at(op.map, at)):
+            if context_in_the_way(&op, cell, link, context_at(op.map, at)):
                 context = context_at(op.map, at)
             at += 1
         link.next_context = at
     if context == NULL:
         return False
-    process[0] = load_acquire_u64(&context.owner) - 1
+    link.ahead = load_acquire_u64(&context.owner) - 1
+    name[0] = process_name(spaces, link.space, link.ahead)
     thread[0] = held_word(context, HELD_THREAD)
     return True
 
-cdef inline bint circle_has(
-        const Circle *circle, uint64_t process, uint64_t thread) noexcept nogil:
+cdef inline bint circle_has(const Circle *circle, uint64_t name, uint64_t thread) noexcept nogil:
     cdef int at
     for at in range(circle.length):            # at most CIRCLE_MAX
-        if circle.links[at].process == process and circle.links[at].thread == thread:
+        if circle.links[at].name == name and circle.links[at].thread == thread:
             return True
     return False
 
-cdef inline bint circle_look(Op *op, const Link *mine, Circle *circle) noexcept nogil:
+cdef inline bint circle_look(
+        const Spaces *spaces, const Link *mine, Circle *circle) noexcept nogil:
     """Look once, from a wait, for a way back to it."""
-    cdef uint64_t process = 0
+    cdef uint64_t name = 0
     cdef uint64_t thread = 0
     cdef int last
     cdef int _
@@ -174,14 +218,14 @@ cdef inline bint circle_look(Op *op, const Link *mine, Circle *circle) noexcept 
     circle.links[0] = mine[0]
     for _ in range(CIRCLE_STEPS_MAX):
         last = circle.length - 1
-        if not link_next(op, &circle.links[last], &process, &thread):
+        if not link_next(spaces, &circle.links[last], &name, &thread):
             circle.length = last               # a dead end: go back
             if last == 0:
                 return False
-        elif process == mine.process and thread == mine.thread:
+        elif name == mine.name and thread == mine.thread:
             return True
-        elif last + 1 < CIRCLE_MAX and not circle_has(circle, process, thread) and (
-                link_of_thread(op, process, thread, &circle.links[last + 1])):
+        elif last + 1 < CIRCLE_MAX and not circle_has(circle, name, thread) and (
+                link_of_thread(spaces, name, thread, &circle.links[last + 1])):
             circle.length += 1
     return False
 
@@ -191,9 +235,11 @@ cdef inline bint circle_same(const Circle *one, const Circle *other) noexcept no
     if one.length != other.length:
         return False
     for at in range(one.length):               # at most CIRCLE_MAX
-        if one.links[at].process != other.links[at].process or (
+        if one.links[at].name != other.links[at].name or (
                 one.links[at].thread != other.links[at].thread) or (
                 one.links[at].began != other.links[at].began) or (
+                one.links[at].space != other.links[at].space) or (
+                one.links[at].ahead != other.links[at].ahead) or (
                 one.links[at].cell != other.links[at].cell):
             return False
     return True
@@ -202,20 +248,21 @@ cdef inline bint link_began_before(const Link *one, const Link *other) noexcept 
     """The order of the waits; those that began in the same ns have one, too."""
     if one.began != other.began:
         return one.began < other.began
-    if one.process != other.process:
-        return one.process < other.process
+    if one.name != other.name:
+        return one.name < other.name
     return one.thread < other.thread
 
-cdef inline bint circle_find(Op *op, const Link *mine, Circle *circle) noexcept nogil:
+cdef inline bint circle_find(
+        const Spaces *spaces, const Link *mine, Circle *circle) noexcept nogil:
     """Whether a wait without limit is in a circle, and is the one to be told. The caller asks
     whether the processes of the circle live."""
     cdef Circle first
     cdef int at
-    if not circle_look(op, mine, &first):
+    if not circle_look(spaces, mine, &first):
         return False
     # The loads of the first look come before those of the second.
     fence_seq_cst()
-    if not circle_look(op, mine, circle) or not circle_same(&first, circle):
+    if not circle_look(spaces, mine, circle) or not circle_same(&first, circle):
         return False
     for at in range(1, circle.length):         # at most CIRCLE_MAX
         if circle.links[at].how & WAIT_ENDLESS and link_began_before(mine, &circle.links[at]):

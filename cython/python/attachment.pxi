@@ -40,6 +40,7 @@ cdef class Attachment:
         listener_stop(&self.listener, process_generation)
         ears_forget(&self.listener, process_generation)
         if self.map.base != NULL:
+            privates_forget(self.map.base, self.map.segment_bytes)
             if keeps_pins(self):
                 self.map.local.registered = 0  # the process keeps the slot until it ends
             attach_end(&self.map, &self.standing)

@@ -6,12 +6,14 @@ LOCK, RLOCK, SEMAPHORE, COUNTER, EVENT = (
     CELL_LOCK, CELL_RLOCK, CELL_SEMAPHORE, CELL_COUNTER, CELL_EVENT)
 RWLOCK = CELL_RWLOCK
 LIMIT_MAX = <uint64_t> COUNT_MAX
+SPARE = CELL_SPARE
 CELL_KEY_SIZE, CELL_VALUE_SIZE = CELL_KEY_BYTES, CELL_BYTES
 
 cdef enum:
     MAX_NS = 0x7FFFFFFFFFFFFFFF
     STEP_PAUSES = 128              # as SPIN_PAUSES_MAX, before the owner is looked at
     STEP_TURNS_MAX = 100000        # some 0.1 s of yielding
+    MISSING_MAX = 8192             # elements without a cell, behind which a look expects no more
 
 cdef object FOR_EVER = -1
 cdef double TIMEOUT_MAX = 9223372036.0         # as threading.TIMEOUT_MAX
@@ -44,6 +46,10 @@ cdef class Space:
     cdef MapHandle handle
     cdef uint32_t *shares          # for each cell: the context that has this process's permits, + 1
     cdef uint64_t generation       # in which these contexts were taken
+    cdef uint64_t shown_count      # waits of tasks and greenlets that are shown (circles.pxi)
+    cdef uint64_t shown_generation
+    cdef uint32_t *spares          # private cells that nobody uses (privates.pxi)
+    cdef uint64_t spare_count, spare_room, spare_generation
 
     def __cinit__(self, MapHandle handle not None):
         if not handle.map.is_space:
@@ -52,6 +58,7 @@ cdef class Space:
 
     def __dealloc__(self):
         free(self.shares)
+        free(self.spares)
 
     cdef uint64_t _find(self, bytes key) except? 0:
         """The index of the cell of this key; 0 if there is none."""
@@ -81,6 +88,63 @@ cdef class Space:
             index = self._find(key)
         return index
 
+    cdef void put_spare(self, uint64_t index) noexcept:
+        """From now on a private cell is spare. Without memory for that, it is never used again."""
+        cdef uint32_t *more
+        if self.spare_generation != process_generation:
+            self.spare_generation = process_generation
+            self.spare_count = 0               # the parent's
+        if self.spare_count == self.spare_room:
+            more = <uint32_t *> realloc(self.spares, (2 * self.spare_room + 64) * sizeof(uint32_t))
+            if more == NULL:
+                return
+            self.spares = more
+            self.spare_room = 2 * self.spare_room + 64
+        self.spares[self.spare_count] = <uint32_t> index
+        self.spare_count += 1
+
+    def use_spare(self, uint32_t kind, uint64_t limit, uint64_t word):
+        """The index of a spare cell, which is now of this kind; 0: this process has none."""
+        cdef uint64_t index
+        expect_open(self.handle)
+        if self.spare_generation != process_generation or self.spare_count == 0:
+            return 0
+        self.spare_count -= 1
+        index = self.spares[self.spare_count]
+        cell_make(cell_at(&self.handle.map, index), kind, limit, word)
+        return index
+
+    def find_spares(self):
+        """Look through all cells for private ones whose process has ended; these are spare now.
+        Returns how many cells there are. Costs some ns for each. Raises TooManyProcesses."""
+        cdef Map *map = &self.handle.map
+        cdef Op op
+        cdef Cell *cell
+        cdef uint64_t index, seen
+        cdef uint64_t count = 0
+        cdef uint64_t missing = 0
+        begin_with_context(self.handle, &op)   # so this process has a slot
+        put_context(self.handle, op.self_index)
+        recover_all(map)
+        op.map = map
+        for index in range(1, map.element_max):
+            if missing > MISSING_MAX:
+                break
+            missing += 1
+            if object_memory_ready(&op, &map.element_pool, index) != OK or element_state(
+                    load_acquire_u64(&element_at(map, index).header)) != ELEMENT_LIVE:
+                continue
+            count += 1
+            missing = 0
+            cell = cell_at(map, index)
+            seen = load_acquire_u64(&cell.keeper)
+            # The CAS: of two that look, one keeps the cell.
+            if seen != 0 and keeper_has_ended(map, seen) and cas_acq_rel_u64(
+                    &cell.keeper, seen, keeper_word(map, map.local.process_index)):
+                cell.kind = CELL_SPARE
+                self.put_spare(index)
+        return count
+
     def kind(self, uint64_t index):
         """The kind of a cell."""
         expect_open(self.handle)
@@ -89,8 +153,7 @@ cdef class Space:
     def key(self, uint64_t index):
         """The key of a cell, as it is stored."""
         expect_open(self.handle)
-        return PyBytes_FromStringAndSize(
-            <const char *> element_at(&self.handle.map, index).words, CELL_KEY_BYTES)
+        return cell_key(&self.handle.map, index)
 
     cdef uint32_t *_share(self, uint64_t index) except NULL:
         """Where the context is noted that has this process's permits of a cell."""
@@ -101,6 +164,15 @@ cdef class Space:
                 raise MemoryError()
             self.generation = process_generation
         return self.shares + index
+
+    cdef uint32_t end_share(self, uint64_t index) noexcept:
+        """Forget the context that has this process's permits of a cell; returns its number, plus 1,
+        or 0."""
+        cdef uint32_t share = 0
+        if self.shares != NULL and self.generation == process_generation:
+            share = self.shares[index]
+            self.shares[index] = 0
+        return share
 
     def owner(self, uint64_t index):
         """Who holds the lock in a cell: the tuple of context_user; None if nobody does."""
@@ -135,6 +207,11 @@ cdef class Space:
         }
 
 
+cdef bytes cell_key(Map *map, uint64_t index):
+    return PyBytes_FromStringAndSize(
+        <const char *> element_at(map, index).words, CELL_KEY_BYTES)
+
+
 cdef str command_text(const char *command):
     return (<bytes> command[:15]).split(b"\0")[0].decode(errors="replace")
 
@@ -148,6 +225,7 @@ cdef class CellCore:
     cdef MapHandle handle
     cdef Cell *cell
     cdef readonly uint64_t _index
+    cdef uint64_t private_place    # not 0: the cell is private, and this is its only object
 
     def __cinit__(self, Space cells not None, uint64_t index, *_ignored, **_named):
         expect_open(cells.handle)
@@ -157,6 +235,25 @@ cdef class CellCore:
         self.handle = cells.handle
         self._index = index
         self.cell = cell_at(&self.handle.map, index)
+
+    def __dealloc__(self):
+        if unlikely(self.private_place != 0) and private_drop(&self.private_place) and (
+                not self.handle.is_closed):
+            cell_leave(self.handle, self.cell, self._cells.end_share(self._index))
+            self._cells.put_spare(self._index)
+
+    def _keep(self):
+        """The primitive was made just now, without a key: nobody else knows of it yet."""
+        cdef Map *map = &self.handle.map
+        if map.local.registered:
+            private_add(&self.cell.keeper, keeper_word(map, map.local.process_index),
+                        &self.private_place)
+
+    def _share(self):
+        """Others may get to know of it: its cell stays."""
+        if self.private_place != 0 and private_drop(&self.private_place) and (
+                not self.handle.is_closed):
+            store_release_u64(&self.cell.keeper, 0)
 
     @property
     def _place(self):

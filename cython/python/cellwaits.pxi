@@ -3,49 +3,6 @@
 # of an event loop waits. listener.pxd is the protocol; shmrhash/_sync/tasks.py lets tasks take
 # turns.
 
-cdef uint64_t TASK = 1ULL << 63    # in HELD_THREAD: the number of a task, not of a thread
-TASK_NUMBERS = TASK
-
-cdef object look_here = None       # of shmrhash/_awaiting.py
-cdef object number_of_task = None  # of shmrhash/_sync/tasks.py
-cdef object has_task = None        # likewise
-
-
-def set_look_here(function):
-    """function(key, index): in the running loop, wake the tasks that wait at this cell of the space
-    with this notifier_key, if it has changed for them."""
-    global look_here
-    look_here = function
-
-
-def set_tasks(number_of_running, running_loop_has):
-    """number_of_running(): the number of the running task, which has the bit TASK; 0: there is
-    none. running_loop_has(number): whether the loop that runs in this thread has this task."""
-    global number_of_task, has_task
-    number_of_task = number_of_running
-    has_task = running_loop_has
-
-
-cdef inline void tell_own_loop(CellCore core) noexcept:
-    """After a change of a cell: wake the tasks of this thread's loop, which need no listener."""
-    if unlikely((<Attachment> core.handle.attachment).listener.words != 0):
-        look_here(attachment_key(core.handle), core._index)
-
-
-cdef bint is_own_number(uint64_t number) noexcept:
-    """Whether this is the number of the running thread, greenlet or task."""
-    if likely(number == PyThread_get_thread_ident()):
-        return True
-    if greenlets_used and number == greenlet_number():
-        return True
-    return number & TASK and number_of_task is not None and number == number_of_task()
-
-
-cdef bint task_runs_here(uint64_t number) except -1:
-    """Whether a task cannot go on while this thread waits."""
-    return has_task is not None and has_task(number)
-
-
 cdef int begin_waiter(MapHandle handle, Op *op) except -1:
     """Keep the space mapped, and take a context for one wait."""
     begin_use(handle, op)
@@ -54,7 +11,7 @@ cdef int begin_waiter(MapHandle handle, Op *op) except -1:
     except BaseException:
         end_waiting(handle, op)
         raise
-    held_set(op.context, HELD_THREAD, caller_number())
+    held_set(op.context, HELD_THREAD, waiter_number())
     held_set(op.context, HELD_SINCE, <uint64_t> clock_ns(CLOCK_MONOTONIC))
     handle.map.local.held += 1
     return 0
@@ -80,6 +37,7 @@ cdef class CellWait:
     cdef CellCore core
     cdef Op op
     cdef bint waits                # the space is kept mapped
+    cdef Shown shown               # if it has no context of its own
     cdef Notifier notifier
     cdef EarWord ear_word
     cdef readonly int64_t until_ns

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: what a thread that waits for a cell says to others while it sleeps, and circles
-# of such threads.
+# Part of _core.pyx: circles of threads that wait for each other's locks. circle.pxd is the
+# protocol.
 
 
 cdef int64_t circle_patience_ns = CIRCLE_PATIENCE_NS
@@ -15,62 +15,101 @@ def set_circle_patience(int64_t patience_ns):
     return before
 
 
-cdef uint64_t show_wait(
-        MapHandle handle, uint64_t index, uint64_t how, int64_t began) except? 0:
-    """Take a context that says that this thread waits for a cell, for locks() and for circles.
-    Returns its number, plus 1; 0: all are taken, so others do not know of the wait."""
-    cdef Op op
-    try:
-        begin_with_context(handle, &op)
-    except _errors.TooManyProcesses:
-        return 0
-    held_set(op.context, HELD_THREAD, caller_number())
-    held_set(op.context, HELD_SINCE, <uint64_t> began)
-    link_say(op.context, index, how)
-    return op.self_index + 1
+cdef object open_spaces = None     # of shmrhash/_sync/space.py
 
 
-cdef void hide_wait(MapHandle handle, uint64_t shown) noexcept:
-    """The end of show_wait, in the same process."""
-    if shown != 0:
-        wait_say(context_at(&handle.map, shown - 1), 0)
-        put_context(handle, <uint32_t> (shown - 1))
+def set_open_spaces(function):
+    """function(): the handles of the spaces that this process has open."""
+    global open_spaces
+    open_spaces = function
+
+
+cdef list spaces_of_look(MapHandle own):
+    """The handles through which a look for a circle goes: this one, and one of each other space
+    that this process has open and uses."""
+    cdef MapHandle handle
+    found = [own]
+    for handle in open_spaces():               # at most as many as the process has open
+        if len(found) < SPACES_MAX and not handle.is_closed and handle.map.base != NULL and all(
+                attachment_key(handle)[:2] != attachment_key(known)[:2] for known in found):
+            found.append(handle)
+    return found
 
 
 cdef int expect_no_circle(
-        CellCore core, uint64_t how, int64_t began, int64_t *look_at) except -1:
+        CellCore core, uint64_t how, uint64_t thread, int64_t began, int64_t *look_at) except -1:
     """Between two slices of a wait, when it is time to look: raise DeadlockError if the wait is in
-    a circle and is the one to be told."""
-    cdef Map *map = &core.handle.map
+    a circle and is the one to be told. thread: the waiter's number."""
+    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+    if not (how & WAIT_LINK and how & WAIT_ENDLESS) or now < look_at[0] or (
+            not core.handle.map.local.registered):
+        return 0
+    look_at[0] = now + CIRCLE_REST_TIMES * circle_patience_ns
+    look_for_circle(core, how, thread, began)
+    return 0
+
+
+cdef int look_for_circle(CellCore core, uint64_t how, uint64_t thread, int64_t began) except -1:
+    """Raise DeadlockError as expect_no_circle says."""
     cdef Op op
     cdef Link mine
     cdef Circle circle
-    cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
+    cdef Spaces spaces
+    cdef MapHandle handle
     cdef bint found
+    cdef list handles = spaces_of_look(core.handle)
+    spaces.count = 0
+    for handle in handles:                     # at most SPACES_MAX
+        begin_use(handle, &op)                 # so it stays mapped
+        spaces.maps[spaces.count] = &handle.map
+        spaces.count += 1
+    try:
+        mine.space = 0
+        mine.process = mine.ahead = core.handle.map.local.process_index
+        mine.name = process_name(&spaces, 0, mine.process)
+        mine.thread = thread
+        mine.began = <uint64_t> began
+        mine.cell = core._index
+        mine.how = how
+        mine.next_context = 0
+        with nogil:
+            found = circle_find(&spaces, &mine, &circle)
+        if found and all_live(&spaces, &circle):
+            raise _errors.DeadlockError(core._circle_text(circle_parts(handles, &circle)))
+    finally:
+        for handle in handles:
+            end_use(handle)
+    return 0
+
+
+cdef bint all_live(const Spaces *spaces, const Circle *circle) noexcept:
+    """Whether the processes of a circle live; recovers the dead, so that the others go on."""
+    cdef const Link *link
+    cdef Map *map
     cdef int at
-    if not (how & WAIT_LINK and how & WAIT_ENDLESS) or now < look_at[0] or (
-            not map.local.registered):
-        return 0
-    look_at[0] = now + CIRCLE_REST_TIMES * circle_patience_ns
-    op.map = map
-    mine.process = map.local.process_index
-    mine.thread = caller_number()
-    mine.began = <uint64_t> began
-    mine.cell = core._index
-    mine.how = how
-    mine.next_context = 0
-    with nogil:
-        found = circle_find(&op, &mine, &circle)
-    if not found:
-        return 0
-    waits = []
     for at in range(circle.length):            # at most CIRCLE_MAX
-        if process_is_dead(map, circle.links[at].process):
+        link = &circle.links[at]
+        map = spaces.maps[link.space]
+        if process_is_dead(map, link.process) or process_is_dead(map, link.ahead):
             with nogil:
-                recover_all(map)               # so the others go on
-            return 0
-        waits.append((
-            map.processes[circle.links[at].process].pid,
-            command_text(map.processes[circle.links[at].process].command),
-            circle.links[at].thread, circle.links[at].cell))
-    raise _errors.DeadlockError(core._circle_text(waits))
+                recover_all(map)
+            return False
+    return True
+
+
+cdef list circle_parts(list handles, const Circle *circle):
+    """For the message: of each wait (pid, command, thread, space or None if it is the first one's,
+    kind and key of the cell)."""
+    cdef const Link *link
+    cdef MapHandle handle
+    cdef int at
+    parts = []
+    for at in range(circle.length):            # at most CIRCLE_MAX
+        link = &circle.links[at]
+        handle = handles[link.space]
+        parts.append((
+            handle.map.processes[link.process].pid,
+            command_text(handle.map.processes[link.process].command), link.thread,
+            None if link.space == 0 else handle.name, cell_at(&handle.map, link.cell).kind,
+            cell_key(&handle.map, link.cell)))
+    return parts

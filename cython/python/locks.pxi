@@ -63,8 +63,8 @@ cdef class MutexCore(CellCore):
         self._expect_no_deadlock(deadline_ns, number)
         return False
 
-    def _wait_to_take(self, uint64_t number, int64_t deadline_ns):
-        return LockWait(self, number, deadline_ns)
+    def _wait_to_take(self, uint64_t number, int64_t deadline_ns, bint told):
+        return LockWait(self, number, deadline_ns, told)
 
     cdef bint _take(self, int64_t limit, uint64_t told=WAIT_ENDLESS) except -1:
         """Take the lock, waiting for it if need be. False: the time is over. told: 0 if the caller
@@ -79,8 +79,8 @@ cdef class MutexCore(CellCore):
         self._expect_no_deadlock(limit, caller_number())
         if others_can_run():
             wait.until = until_ns(limit)
-            return self._taken(
-                LockWait(self, caller_number(), wait.until).look_in_turns(wait.until))
+            return self._taken(LockWait(
+                self, caller_number(), wait.until, told != 0).look_in_turns(wait.until))
         if self._checks:
             how = WAIT_LINK | told if limit < 0 else WAIT_LINK
         wait.began = clock_ns(CLOCK_MONOTONIC)
@@ -96,7 +96,7 @@ cdef class MutexCore(CellCore):
                     begin_use(self.handle, &op)
                 taken = self._wait_once(&op, &wait, how)
                 if not taken:
-                    expect_no_circle(self, how, wait.began, &look_at)
+                    expect_no_circle(self, how, caller_number(), wait.began, &look_at)
                     if not between_slices(self.handle, wait.until):
                         break
         finally:
@@ -203,17 +203,31 @@ cdef class MutexCore(CellCore):
         return load_relaxed_u64(&self.cell.grants)
 
 
+cdef uint64_t task_links(MutexCore lock, int64_t deadline_ns, bint told) noexcept:
+    """How a task's or a greenlet's wait for a lock is a link of a circle (circle.pxd)."""
+    if deadline_ns >= 0 or not lock._checks:
+        return 0
+    return WAIT_LINK | WAIT_ENDLESS if told else WAIT_LINK
+
+
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear
 cdef class LockWait(CellWait):
-    """A task's wait for a lock. number: the task's (TASK)."""
+    """A task's or a greenlet's wait for a lock. number: the task's (TASK), or the greenlet's. told:
+    whether it can do without the lock, and so be told of a circle."""
 
     cdef MutexCore lock
     cdef MutexWait wait
+    cdef uint64_t number
+    cdef uint64_t how
+    cdef int64_t look_at
 
-    def __cinit__(self, MutexCore lock not None, uint64_t number, int64_t deadline_ns):
+    def __cinit__(
+            self, MutexCore lock not None, uint64_t number, int64_t deadline_ns, bint told=True):
         self.lock = lock
+        self.number = number
+        self.how = task_links(lock, deadline_ns, told)
         if lock.handle.is_closed:
             refuse_closed(lock.handle)
         lock._expect_no_deadlock(deadline_ns, number)
@@ -221,14 +235,17 @@ cdef class LockWait(CellWait):
         self.wait.until = deadline_ns
         begin_waiter(lock.handle, &self.op)
         mutex_intend(&self.op, lock._index, number)
-        wait_say(self.op.context, lock._index)
+        held_set(self.op.context, HELD_SINCE, <uint64_t> self.wait.began)
+        link_say(self.op.context, lock._index, self.how)
+        self.look_at = self.wait.began + circle_patience_ns
         self.waits = True
 
     def __dealloc__(self):
         self.end()
 
     def look(self):
-        """Take the lock, if that is possible; return whether it is done."""
+        """Take the lock, if that is possible; return whether it is done. Raises DeadlockError (the
+        wait is in a circle)."""
         cdef MutexCore lock = self.lock
         cdef uint32_t left = 0
         cdef bint taken = False
@@ -244,6 +261,8 @@ cdef class LockWait(CellWait):
             # Acquire: behind the note, and read by this thread only; pairs with mutex_release.
             if load_acquire_u32(&lock.cell.state) == left:
                 break
+        if not taken:
+            expect_no_circle(lock, self.how, self.number, self.wait.began, &self.look_at)
         return taken
 
     cdef void _end(self, bint taken) noexcept:

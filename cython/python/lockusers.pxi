@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: who uses the cells of a space, and taking a lock away from its owner.
+# Part of _core.pyx: who uses the cells of a space, tasks that stand in a line for one, and taking a
+# lock away from its owner.
 
 
 def cell_waiters(Space cells not None, uint64_t index):
@@ -66,3 +67,50 @@ def depose(MutexCore lock not None, int64_t age_ns):
             clock_ns(CLOCK_MONOTONIC) - <int64_t> held_word(owner, HELD_SINCE) < age_ns):
         return False
     return mutex_take_away(map, lock.cell, seen, owner, map.processes + process)
+
+
+@cython.final
+@cython.auto_pickle(False)
+@cython.no_gc_clear
+cdef class ShownWait:
+    """For a task that stands in a line for a lock, a permit or to come in: what others are to know
+    of it, until end(). look_at_ns: when expect_no_circle() is to be called; negative: never."""
+
+    cdef CellCore core
+    cdef Op op
+    cdef Shown shown
+    cdef bint waits                # the space is kept mapped
+    cdef uint64_t how
+    cdef int64_t began
+    cdef readonly int64_t look_at_ns
+
+    def __cinit__(self, CellCore core not None, int64_t deadline_ns, bint told):
+        self.core = core
+        self.began = clock_ns(CLOCK_MONOTONIC)
+        self.look_at_ns = -1
+        if isinstance(core, MutexCore):
+            self.how = task_links(core, deadline_ns, told)
+            if self.how & WAIT_ENDLESS:
+                self.look_at_ns = self.began + circle_patience_ns
+        if core.handle.is_closed:
+            refuse_closed(core.handle)
+        begin_use(core.handle, &self.op)
+        self.waits = True
+        show_here(core, &self.shown, self.how, self.began)
+
+    def __dealloc__(self):
+        self.end()
+
+    def expect_no_circle(self):
+        """Raise DeadlockError if it is time to look, and the wait is in a circle and is the one to
+        be told."""
+        if self.shown.context != 0 and self.op.generation == process_generation and (
+                not self.core.handle.is_closed):
+            expect_no_circle(self.core, self.how, waiter_number(), self.began, &self.look_at_ns)
+
+    def end(self):
+        """It waits no more, or in another way."""
+        if self.waits:
+            self.waits = False
+            hide_here(self.core, &self.shown, self.op.generation)
+            end_waiting(self.core.handle, &self.op)

@@ -85,7 +85,7 @@ cdef class SharesCore(CellCore):
         expect_open(self.handle)
         return free and self._step(False, what) == OK
 
-    def _wait_to_take(self, uint64_t what, int64_t _deadline_ns):
+    def _wait_to_take(self, uint64_t what, int64_t _deadline_ns, bint _told):
         return SharesWait(self, what)
 
     cdef bint _take(self, uint64_t what, int64_t limit) except -1:
@@ -111,14 +111,14 @@ cdef class SharesCore(CellCore):
                 slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + self.slice_ns, until)
                 op.map = &self.handle.map
                 slept = True
-                shown = show_wait(self.handle, self._index, how, began)
+                shown = show_wait(self.handle, self._index, how, caller_number(), began)
                 with nogil:
                     if self._sleep(&op, what, slice_end) > 0 and self.undo:
                         recover_all(op.map)
                 hide_wait(self.handle, shown)
                 status = self._step(False, what)
                 if status != OK:
-                    expect_no_circle(self, how, began, &look_at)
+                    expect_no_circle(self, how, caller_number(), began, &look_at)
         finally:
             if status != OK and slept:
                 self._give_up(what)
@@ -148,12 +148,14 @@ cdef class SharesWait(CellWait):
 
     cdef SharesCore shares
     cdef uint64_t what
+    cdef int64_t began
 
     def __cinit__(self, SharesCore shares not None, uint64_t what):
         self.shares = shares
         self.what = what
         if shares.handle.is_closed:
             refuse_closed(shares.handle)
+        self.began = clock_ns(CLOCK_MONOTONIC)
         begin_use(shares.handle, &self.op)
         self.waits = True
 
@@ -171,6 +173,7 @@ cdef class SharesWait(CellWait):
         self.until_ns = now + shares.slice_ns
         self._note(&shares.cell.bell, shares._arm(self.what))
         if shares._step(False, self.what) != OK:
+            show_here(shares, &self.shown, 0, self.began)
             return False
         self.end(True)
         return True
@@ -181,6 +184,7 @@ cdef class SharesWait(CellWait):
             return
         self.waits = False
         self._detach()
+        hide_here(self.shares, &self.shown, self.op.generation)
         if not taken and self.op.generation == process_generation:
             self.shares._give_up(self.what)
             tell_own_loop(self.shares)
@@ -296,7 +300,6 @@ cdef class EventCore(CellCore):
         cdef int64_t began = clock_ns(CLOCK_MONOTONIC)
         cdef int64_t until
         cdef int64_t slice_end
-        cdef uint64_t turn = 0
         cdef bint came
         if unlikely(self.handle.is_closed):
             refuse_closed(self.handle)
@@ -304,16 +307,17 @@ cdef class EventCore(CellCore):
             return True
         generation = flag_generation(self.cell)
         until = wait_end_ns(timeout)
+        if others_can_run():
+            return EventWait(self).look_in_turns(until)
         begin_use(self.handle, &op)
         try:
             came = flag_came(self.cell, generation)
             while not came and between_slices(self.handle, until):
-                if not others_ran(&turn, until):
-                    slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + OWNER_SLICE_LATE_NS, until)
-                    shown = show_wait(self.handle, self._index, 0, began)
-                    with nogil:
-                        flag_sleep(self.cell, generation, slice_end)
-                    hide_wait(self.handle, shown)
+                slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + OWNER_SLICE_LATE_NS, until)
+                shown = show_wait(self.handle, self._index, 0, caller_number(), began)
+                with nogil:
+                    flag_sleep(self.cell, generation, slice_end)
+                hide_wait(self.handle, shown)
                 came = flag_came(self.cell, generation)
         finally:
             end_waiting(self.handle, &op)
@@ -324,16 +328,18 @@ cdef class EventCore(CellCore):
 @cython.auto_pickle(False)
 @cython.no_gc_clear
 cdef class EventWait(CellWait):
-    """A task's wait for an event."""
+    """A task's or a greenlet's wait for an event."""
 
     cdef EventCore event
     cdef uint64_t generation
+    cdef int64_t began
 
     def __cinit__(self, EventCore event not None):
         self.event = event
         if event.handle.is_closed:
             refuse_closed(event.handle)
         self.generation = flag_generation(event.cell)
+        self.began = clock_ns(CLOCK_MONOTONIC)
         begin_use(event.handle, &self.op)
         self.waits = True
 
@@ -344,7 +350,10 @@ cdef class EventWait(CellWait):
         """Whether the event is set, or has been since this object was made."""
         self._expect_parent()
         self._note(&self.event.cell.bell, lock_bell_arm(&self.event.cell.bell))
-        return self._is_due()
+        if self._is_due():
+            return True
+        show_here(self.event, &self.shown, 0, self.began)
+        return False
 
     cdef bint _is_due(self) noexcept:
         return flag_came(self.event.cell, self.generation)
@@ -354,4 +363,5 @@ cdef class EventWait(CellWait):
         if self.waits:
             self.waits = False
             self._detach()
+            hide_here(self.event, &self.shown, self.op.generation)
             end_waiting(self.event.handle, &self.op)

@@ -20,9 +20,10 @@ class LockInfo(NamedTuple):
     kind: "Lock", "RLock", "RWLock", "Semaphore", "Semaphore(undo=False)", "Event", "Condition",
     "Barrier". owners: who holds it: of an RWLock, each process that reads or writes; of a
     Semaphore, each process with permits, once for each permit; their `since` is 0. waiters: the
-    threads that wait for it; one that has not yet slept, or for which the space has no context left
-    (4,096), is missing. Of the tasks of one event loop that wait for the same Lock or RLock, only
-    the first is shown, and none of those that wait for an RWLock, a Semaphore or an Event. value:
+    threads, tasks of asyncio and greenlets that wait for it, since when; one that has not yet
+    slept, or for which the space has no context left (4,096), is missing. Of the tasks and
+    greenlets of one process, 64 that wait in a space are shown, besides the first in the line for
+    each lock, and all that wait at a Condition or a Barrier. value:
     the free permits of a Semaphore, 1 or 0 of an Event, the parties that a Barrier needs; None of
     others. token: how often a Lock or RLock has been taken.
     """

@@ -91,13 +91,18 @@ class _LockMethods(_Mutex):
         it, they find it free as soon as threads do. Cancelling leaves nothing held. Costs some 2
         microseconds if the lock is free.
 
-        Raises DeadlockError (this task has the lock and would wait without limit; not of an RLock),
-        InvalidArgument (timeout), TooManyProcesses (4,096 locks and permits of the space are held),
-        SystemFailure (no more threads or descriptors), MapClosed (also while it waits).
+        Raises DeadlockError (without limit: this task has the lock, which is no RLock, or it waits
+        in a circle), InvalidArgument (timeout), TooManyProcesses (4,096 locks and permits of the
+        space are held), SystemFailure (no more threads or descriptors), MapClosed (also while it
+        waits).
         """
+        return await self._acquire_async(timeout)
+
+    async def _acquire_async(self, timeout: float | None, told: bool = True) -> bool:
+        """acquire_async(). told: whether DeadlockError may be raised for a circle."""
         from shmrhash._sync import tasks  # asyncio takes long to import
 
-        taken = await tasks.take(self, tasks.number_of_task(), timeout)
+        taken = await tasks.take(self, tasks.number_of_task(), timeout, told)
         if taken and self.on_orphan is not None:
             orphan = self.orphan
             if orphan is not None:

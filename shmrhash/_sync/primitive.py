@@ -28,6 +28,11 @@ class Primitive(_Cell):
     ) -> Self:
         """The object for the primitive of this key, which is made if there is none. own: what
         _start() takes."""
+        if key is None:
+            raw, index = space._make_anonymous(kind, limit, count)
+            made = cls._of_cell(space, raw, index, *own)
+            made._keep()
+            return made
         raw = stored_key(key)
         return cls._of_cell(space, raw, space._find(raw, kind, limit, count), *own)
 
@@ -43,7 +48,11 @@ class Primitive(_Cell):
 
     def _pickled(self, kind: int, *own: Any) -> tuple[Any, ...]:
         """What __reduce__() returns. own: as for _of_key()."""
+        self._share()
         return _restore, (type(self), self._space, self._raw, kind, *own)
+
+    def _shown_wait(self, deadline_ns: int, told: bool) -> _core.ShownWait:
+        return _core.ShownWait(self, deadline_ns, told)
 
     @property
     def key(self) -> Key | None:
@@ -55,16 +64,20 @@ class Primitive(_Cell):
         """The space in which the primitive is."""
         return self._space
 
-    def _circle_text(self, waits: list[tuple[int, str, int, int]]) -> str:
-        """A circle in words. waits: of each thread (pid, command, thread, the cell for which it
-        waits), which the next one has; this thread is the first."""
-        people = [f"{command}({pid}) thread {thread}" for pid, command, thread, _ in waits]
+    def _circle_text(self, waits: list[tuple[int, str, int, str | None, int, bytes]]) -> str:
+        """A circle in words. waits: of each thread (pid, command, thread; and of the cell for which
+        it waits, the space, if that is another one than here, the kind and the stored key), which
+        the next one has; this thread is the first."""
+        people = [
+            f"{command}({pid}) {'task' if thread >= _core.TASK_NUMBERS else 'thread'} {thread}"
+            for pid, command, thread, *_ in waits
+        ]
         parts = []
-        for at, (_, _, _, index) in enumerate(waits):
-            what = KIND_NAMES.get(self._cells.kind(index), "?")
-            key = shown_key(self._cells.key(index))
+        for at, (_, _, _, space, kind, raw) in enumerate(waits):
+            what = f"{KIND_NAMES.get(kind, '?')} {shown_key(raw)!r}"
+            where = "" if space is None else f" in {space!r}"
             behind = people[(at + 1) % len(people)]
-            parts.append(f"{people[at]} waits for {what} {key!r} behind {behind}")
+            parts.append(f"{people[at]} waits for {what}{where} behind {behind}")
         return f"{self!r}: the wait would never end, in a circle of {len(waits)}: " + "; ".join(
             parts
         )

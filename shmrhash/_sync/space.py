@@ -30,6 +30,7 @@ _DIGEST_BYTES = 32
 _LONG = 0xFF  # in the place of the length: a digest, and the beginning of the key
 _ANONYMOUS = b"a"
 _ANONYMOUS_MAX = 1 << 20  # anonymous cells; memory is taken as they are made
+_LOOK_AFTER = 1024  # cells that a process makes before it looks again for spare ones of the dead
 
 KIND_NAMES = {
     _core.LOCK: "Lock",
@@ -56,7 +57,9 @@ class Sync(HandleMethods, ClosingMethods):
     children of fork share and which a pickle of it, or of its locks, leads to while a process has
     it open. A primitive that is made without a space is in the user's own space (with a key) or in
     an anonymous one (without). A primitive belongs to all processes that make it with the same key,
-    and is made when the first does. It stays as long as the space: a space does not shrink.
+    and is made when the first does. It stays as long as the space: a space does not shrink. What
+    has no key, and was neither pickled nor there at a fork, goes back when its object ends, or its
+    process: the next primitive without a key takes its place.
 
     At most 4,096 locks and, for each process and semaphore, permits can be held in a space at once.
     A process that ends while it holds something, or closes the space, lets go of it when it ends.
@@ -95,6 +98,7 @@ class Sync(HandleMethods, ClosingMethods):
     def _start(self, handle: RHashMap) -> None:
         self._map = handle
         self._cells = _core.Space(handle)
+        self._made, self._look_at = 0, 0
         if handle.ephemeral:  # at exit _lifetime.py acts
             weakref.finalize(self, handle.close).atexit = False
         _open_spaces[handle._identity()] = self
@@ -132,6 +136,19 @@ class Sync(HandleMethods, ClosingMethods):
             )
         return index
 
+    def _make_anonymous(self, kind: int, limit: int, count: int) -> tuple[bytes, int]:
+        """The stored key and the index of a new primitive without a key: in a spare cell, if this
+        process has one."""
+        index = self._cells.use_spare(kind, limit, count)
+        if not index and self._made >= self._look_at:
+            self._look_at = self._made + max(_LOOK_AFTER, self._cells.find_spares())
+            index = self._cells.use_spare(kind, limit, count)
+        if index:
+            return self._cells.key(index), index
+        self._made += 1
+        raw = stored_key(None)
+        return raw, self._find(raw, kind, limit, count)
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self.handle)} of {self.max_entries} primitives"
         return f"<{type(self).__name__} {self.name!r}: {state}>"
@@ -143,6 +160,15 @@ class Sync(HandleMethods, ClosingMethods):
 # The spaces that this process has open, so that unpickled primitives share their handles.
 _open_spaces: weakref.WeakValueDictionary[Identity, Sync] = weakref.WeakValueDictionary()
 _named: dict[str | None, Sync] = {}  # the user's own space and the anonymous one
+
+
+def _begin_in_child() -> None:
+    """In a child of fork: it looks for spare cells as a new process does."""
+    for space in list(_open_spaces.values()):
+        space._made, space._look_at = 0, 0
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def _map_of(name: str | None, max_entries: int, mode: int) -> RHashMap:
@@ -165,12 +191,22 @@ def _map_of(name: str | None, max_entries: int, mode: int) -> RHashMap:
     raise restless_name(drawn)
 
 
+def _handles() -> list[RHashMap]:
+    """Those of the spaces that this process has open."""
+    return [space.handle for space in list(_open_spaces.values()) if not space.closed]
+
+
+_core.set_open_spaces(_handles)
+
+
 def cells_in(shared_map: RHashMap, cells: _core.Space) -> list[tuple[Any, int, int]]:
-    """(key, kind, index) of each cell in the map of a space."""
+    """(key, kind, index) of each cell in the map of a space that somebody may use."""
     found = []
     for raw in list(shared_map):
         index = cells.find(raw, 0, 0, 0)
-        found.append((shown_key(raw), cells.kind(index), index))
+        kind = cells.kind(index)
+        if kind != _core.SPARE:
+            found.append((shown_key(raw), kind, index))
     return found
 
 

@@ -43,7 +43,10 @@ class _Takeable(Protocol):
     @property
     def _place(self) -> _Place: ...
     def _take_now(self, what: int, deadline_ns: int, free: bool) -> bool: ...
-    def _wait_to_take(self, what: int, deadline_ns: int) -> _core.LockWait | _core.SharesWait: ...
+    def _wait_to_take(
+        self, what: int, deadline_ns: int, told: bool
+    ) -> _core.LockWait | _core.SharesWait: ...
+    def _shown_wait(self, deadline_ns: int, told: bool) -> _core.ShownWait: ...
 
 
 _lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Lines] = weakref.WeakKeyDictionary()
@@ -112,10 +115,11 @@ async def until_done(wait: _core.CellWait, deadline: int, sleeper: Sleeper | Non
             hub.unfollow(wait)
 
 
-async def take(primitive: _Takeable, what: int, timeout: float | None) -> bool:
+async def take(primitive: _Takeable, what: int, timeout: float | None, told: bool = True) -> bool:
     """Take a lock or a permit, as soon as it is this task's turn. False: the time is over.
 
-    Raises InvalidArgument (timeout), and what the primitive raises.
+    told: False if the task cannot do without the lock, so that another one must be told of a
+    circle. Raises InvalidArgument (timeout), and what the primitive raises.
     """
     deadline = _core.deadline_after(timeout)
     loop = asyncio.get_running_loop()
@@ -131,11 +135,9 @@ async def take(primitive: _Takeable, what: int, timeout: float | None) -> bool:
     line = lines.setdefault(place, deque())
     line.append(sleeper)
     try:
-        while line[0] is not sleeper:  # ends with the deadline
-            if _is_over(deadline):
-                return False
-            await sleeper.sleep(loop, deadline)
-        wait = sleeper.wait = primitive._wait_to_take(what, deadline)
+        if not await _is_first(line, sleeper, primitive, deadline, told):
+            return False
+        wait = sleeper.wait = primitive._wait_to_take(what, deadline, told)
         try:
             return await until_done(wait, deadline, sleeper)
         finally:
@@ -144,13 +146,36 @@ async def take(primitive: _Takeable, what: int, timeout: float | None) -> bool:
         _leave(lines, place, sleeper)
 
 
+async def _is_first(
+    line: deque[_InLine], sleeper: _InLine, primitive: _Takeable, deadline: int, told: bool
+) -> bool:
+    """Wait in a line, and be seen there by locks() and by others that look for a circle. False: the
+    time is over."""
+    if line[0] is sleeper:
+        return True
+    loop = asyncio.get_running_loop()
+    shown = primitive._shown_wait(deadline, told)
+    try:
+        while line[0] is not sleeper:  # ends with the deadline
+            if _is_over(deadline):
+                return False
+            shown.expect_no_circle()
+            await sleeper.sleep(loop, _sooner(shown.look_at_ns, deadline))
+    finally:
+        shown.end()
+    return True
+
+
 async def take_again(lock: Any, depth: Any) -> None:
     """Take the lock of a condition again, however often the task is cancelled; that is raised
     afterwards. depth: how often an RLock was taken."""
     cancelled = None
     while True:  # ends with the lock
         try:
-            await lock.acquire_async()
+            if hasattr(lock, "_acquire_async"):
+                await lock._acquire_async(None, told=False)
+            else:
+                await lock.acquire_async()
             break
         except asyncio.CancelledError as error:
             cancelled = error

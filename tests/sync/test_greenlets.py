@@ -26,6 +26,7 @@ from shmrhash import (
     Semaphore,
     SharedDict,
     Sync,
+    locks,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -410,3 +411,41 @@ def test_threads_of_a_program_with_greenlets_exclude_each_other(space):
         return len(exclusion)
 
     assert in_child(program) == 4 * ROUNDS
+
+
+def test_one_greenlet_of_a_circle_is_told(space):
+    def program():
+        import gevent
+
+        def take(first, second):
+            with first:
+                gevent.sleep(0.01)
+                try:
+                    with second:
+                        return True
+                except DeadlockError as error:
+                    return str(error)
+
+        opened = Sync.open(space.name)  # so gevent is noticed
+        a, b = Lock("a", space=opened), RLock("b", space=opened)
+        return run_all(lambda: take(a, b), lambda: take(b, a))
+
+    outcomes = in_child(program)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["bool", "str"]
+    assert any("a circle of 2" in str(outcome) for outcome in outcomes)
+
+
+def test_greenlets_that_wait_are_shown(space):
+    def program():
+        import gevent
+
+        event, permits = Event("e", space=space), Semaphore(0, "s", space=space)
+        waiting = [gevent.spawn(each) for each in (event.wait, event.wait, permits.acquire)]
+        gevent.sleep(0.05)
+        found = {info.key: len({one.thread for one in info.waiters}) for info in locks(space)}
+        event.set()
+        permits.release()
+        gevent.joinall(waiting, timeout=LONG_S, raise_error=True)
+        return found, [info.waiters for info in locks(space)]
+
+    assert in_child(program) == ({"e": 2, "s": 1}, [[], []])
