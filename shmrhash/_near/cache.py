@@ -82,7 +82,8 @@ class NearCache(ClosingMethods, _core.NearCore):
         name: of the shared segment; None: made of the source's, which is the same in all processes;
         for a cluster only while its nodes are, so give it one. value: what the server's bytes
         mean: bytes, str, object (pickle) or another type of a SharedDict that is stored as bytes of
-        any length. max_entries, max_bytes: as for Cache(). max_stale: seconds, see N1. ttl,
+        any length. max_entries, max_bytes: as for Cache(). max_stale: seconds, see N1; the same in
+        all processes that share the segment, for whoever tracks proves for all. ttl,
         ttl_absent: the most seconds that a value, or the absence of one, is kept; the server's own
         deadline counts, too. flight: how many seconds a read waits for another one that asks for
         the same key, before it asks itself. track: whether this process may be the tracker.
@@ -97,7 +98,8 @@ class NearCache(ClosingMethods, _core.NearCore):
         start during an outage; its reads do as on_outage says, and "fetch" raises the client's
         error, until the server is back.
 
-        Raises InvalidArgument, LayoutMismatch, what Cache() raises, and what the client raises.
+        Raises InvalidArgument (also: another process has given another max_stale), LayoutMismatch,
+        LockTimeout, what Cache() raises, and what the client raises.
         """
         if not max_stale > 0 or not flight >= 0:
             raise InvalidArgument("max_stale is above 0 and flight not below, both in seconds")
@@ -123,6 +125,13 @@ class NearCache(ClosingMethods, _core.NearCore):
             text = f"{self._source.name}\0{value!r}".encode()
             name = f"near-{hashlib.blake2b(text, digest_size=10).hexdigest()}"
         self._state = State(name, max_entries, max_bytes, checked_mode(mode))
+        self._told_by = getattr(self._source, "tracking", "source")
+        try:
+            if not self._refusal:
+                self._state.agree(int(self._max_stale * 1e9), self._told_by)
+        except BaseException:
+            self._state.close()
+            raise
         super().__init__(
             self._state.entries,
             self._state.words,
@@ -576,7 +585,8 @@ class NearCache(ClosingMethods, _core.NearCore):
 
     def info(self) -> dict[str, Any]:
         """What a person or a monitor wants to know: the source, the tracker, each node's age and
-        epochs, and the counts of the entries.
+        epochs, and the counts of the entries. "tracking" is by what the server tells of changes:
+        "bcast" (CLIENT TRACKING), "notify" (PostgreSQL), or "ttl": it does not.
 
         Raises MapClosed.
         """
@@ -587,7 +597,7 @@ class NearCache(ClosingMethods, _core.NearCore):
         return {
             "name": self._state.entries.name,
             "source": self._source.name,
-            "tracking": "ttl" if self._refusal else "bcast",
+            "tracking": "ttl" if self._refusal else self._told_by,
             "refusal": self._refusal,
             "tracker_pid": 0 if turn is None else turn.pid,
             "takeovers": 0 if turn is None else turn.term,

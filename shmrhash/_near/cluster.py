@@ -44,6 +44,8 @@ class ClusterSource:
     Raises InvalidArgument (no prefix, overlapping prefixes), what connecting raises.
     """
 
+    tracking = "bcast"
+
     def __init__(self, client: Any, prefixes: Sequence[str | bytes]) -> None:
         self._prefixes = checked_prefixes(prefixes)
         self._client = client

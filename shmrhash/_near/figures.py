@@ -18,10 +18,10 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
     """The figures of a near cache whose entries these are; empty if they are nobody's, or if its
     lines cannot be read. owner: of the file of the entries, and so of that of the lines.
 
-    tracker_pid, takeovers, max_stale (seconds): of the tracker. epochs: how often everything was
+    tracker_pid, takeovers: of the tracker. max_stale: seconds. epochs: how often everything was
     discarded. ages: by the number of each node, how long ago the moment is before which all is
     known of it; None: it has no lease. Only nodes that were heard within a minute, or last. age:
-    the largest of these. tracking: "ttl" if values live for their ttl only.
+    the largest of these. tracking: by what the server tells of changes, as in NearCache.info().
     """
     try:
         name = lines_name(entries.name, entries._identity())
@@ -44,7 +44,7 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
     ages = _ages(nodes, max_stale_ns, _core.clock_monotonic_ns())
     known = [age for age in ages.values() if age is not None]
     return {
-        "tracking": "ttl" if by_ttl and not ages else "bcast",
+        "tracking": "ttl" if by_ttl and not ages else _tracking(turn),
         "tracker_pid": 0 if turn is None else turn.pid,
         "takeovers": 0 if turn is None else turn.term,
         "max_stale": max_stale_ns / 1e9,
@@ -52,6 +52,12 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
         "ages": ages,
         "epochs": sum(line.epochs for line in nodes.values()),
     }
+
+
+def _tracking(turn: Line | None) -> str:
+    """By what the server tells of changes, by TURN's line; "?": no process has said it yet."""
+    word = b"" if turn is None else turn.identity.rstrip(b"\0")
+    return word.decode("ascii", "replace") or "?"
 
 
 def _ages(nodes: dict[int, Line], max_stale_ns: int, now: int) -> dict[str, float | None]:

@@ -64,6 +64,8 @@ class PostgresSource:
     Raises InvalidArgument.
     """
 
+    tracking = "notify"
+
     def __init__(
         self,
         server: str | Callable[[], Any],

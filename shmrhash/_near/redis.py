@@ -51,6 +51,8 @@ class RedisSource:
     a cluster).
     """
 
+    tracking = "bcast"
+
     def __init__(self, client: Any, prefixes: Sequence[str | bytes]) -> None:
         if isinstance(client, str):
             import redis  # type: ignore[import-not-found]

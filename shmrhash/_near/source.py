@@ -152,6 +152,8 @@ class Source(Protocol):
         Connections that it loses it makes again itself, or it raises. Raises TrackingRefused (the
         server will not tell of changes; the message says what to do)."""
 
+    # A source may have:
+    # tracking: str, by what the server tells of changes, for people, up to 16 bytes: "bcast".
     # A source of several nodes may have:
     # names(self) -> dict[int, str]: the addresses of nodes by their numbers, for people;
     # slots(self) -> bytes: a byte for each of 16,384 slots, the number of its node or 255 (not

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from shmrhash import _core
 from shmrhash._cache import Cache
 from shmrhash._constants import BPF_NOEXIST
-from shmrhash._errors import Deposed, Error, KeyExists, LockTimeout
+from shmrhash._errors import Deposed, Error, InvalidArgument, KeyExists, LockTimeout
 from shmrhash._map import RHashMap
 
 NODES_MAX = 64  # lines; a cluster has as many primaries, with those of its last restarts
@@ -49,11 +49,11 @@ class Line(NamedTuple):
     epoch: bytes  # under which entries are stored
     valid_until: int  # the lease: CLOCK_MONOTONIC in ns; 0: none
     term: int  # the number of this watch of the node
-    identity: bytes  # a digest of the node's
+    identity: bytes  # a digest of the node's; in TURN's line by what the server tells, for people
     pid: int  # of the tracker, for people
     began_ns: int  # when the watch began
     epochs: int  # how often the epoch has changed
-    max_stale_ns: int  # of the tracker, in TURN's line only; for people
+    max_stale_ns: int  # of all processes, in TURN's line only
 
     def packed(self) -> bytes:
         return _LINE.pack(*self)
@@ -208,11 +208,26 @@ class State:
             if valid_until > line.valid_until:
                 value[:] = line._replace(valid_until=valid_until).packed()
 
-    def note_max_stale(self, max_stale_ns: int) -> None:
-        """Say in TURN's line for how long the tracker of now extends leases."""
-        with self.words.locked(_key(TURN)) as value:
-            line = Line._make(_LINE.unpack(bytes(value)))
-            value[:] = line._replace(max_stale_ns=max_stale_ns).packed()
+    def agree(self, max_stale_ns: int, tracking: str) -> None:
+        """Say in TURN's line for how long trackers extend leases, and by what the server tells.
+
+        All processes have to say the same: whoever tracks extends the lease for all. Raises
+        InvalidArgument (others have said another max_stale), LockTimeout.
+        """
+        line = self.line(TURN)
+        if line is None or line.max_stale_ns == 0:
+            with self.words.locked(_key(TURN), default=_new_line().packed()) as value:
+                line = Line._make(_LINE.unpack(bytes(value)))
+                if line.max_stale_ns == 0:
+                    word = tracking.encode()[:16].ljust(16, b"\0")
+                    line = line._replace(max_stale_ns=max_stale_ns, identity=word)
+                    value[:] = line.packed()
+        if line.max_stale_ns != max_stale_ns:
+            raise InvalidArgument(
+                f"near cache {self.entries.name!r} is in use with max_stale="
+                f"{line.max_stale_ns / 1e9:g}, not {max_stale_ns / 1e9:g}: give all processes the "
+                f"same, or another name"
+            )
 
     def discard(self, number: int) -> None:
         """Discard all entries of a node: a new epoch, in one store. The lease goes on."""

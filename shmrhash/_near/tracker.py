@@ -91,7 +91,6 @@ class Tracker(threading.Thread):
             return
         try:
             self._turn = self._state.begin(TURN)
-            self._state.note_max_stale(self._max_stale_ns)
             self._stop()
             self._source.watch(self, self._stop, self._max_stale_ns / 1e9 / BEATS)
         finally:

@@ -27,7 +27,6 @@ class Scene:
 
     def take_office(self):
         self.tracker._turn = self.near._state.begin(TURN)
-        self.near._state.note_max_stale(self.tracker._max_stale_ns)
 
     def watch(self):
         self.take_office()
@@ -64,7 +63,7 @@ def test_ls_info_and_stat_say_who_tracks_and_how_old_values_may_be(scene):
     assert found["ages"].keys() == {"0"}
     assert (found["tracker_pid"], found["tracker_alive"]) == (os.getpid(), True)
     assert (found["takeovers"], found["epochs"], found["max_stale"]) == (1, 1, STALE)
-    assert found["tracking"] == "bcast"
+    assert found["tracking"] == scene.near.info()["tracking"] == "pushes"
     for command in ("info", "stat"):
         text = run(command, "near").out
         assert f"s old at most, 0.5 s allowed; tracked by {os.getpid()}, 1 takeovers" in text

@@ -32,6 +32,7 @@ def test_a_value_is_asked_for_once_and_again_after_each_change(sql, pg_near):
     put(sql, "1", "one")
     until(asks_nobody)
     assert misses() <= 3  # at first, and after the notification of this change
+    assert pg_near.info()["tracking"] == "notify"
     for number in range(10):
         put(sql, "1", str(number))
         until(lambda: pg_near.get("k1") == str(number))  # noqa: B023 (called at once)

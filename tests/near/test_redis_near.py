@@ -63,7 +63,7 @@ def test_a_worker_starts_while_the_server_is_away(server, client, map_name):
         client.set("k1", "two")
         assert near.ready(PATIENCE_S)
         assert near.get("k1") == b"two"
-        assert near.info()["refusal"] == ""
+        assert (near.info()["tracking"], near.info()["refusal"]) == ("bcast", "")
 
 
 def test_a_value_is_fetched_once_and_again_after_each_change(client, near):

@@ -10,7 +10,7 @@ import time
 import pytest
 from support.near_schedules import CONVERSATIONS, SCHEDULES, STALE, Conversation, Scene
 
-from shmrhash import Deposed, Unavailable
+from shmrhash import Deposed, InvalidArgument, Unavailable
 
 LONG = 30.0  # a lease that lasts as long as the test, however busy the machine is
 
@@ -106,6 +106,16 @@ def test_a_tracker_that_was_replaced_extends_nothing(scene):
         old.began(it.node)
     assert old._stop()
     assert it.near._watched(it.node) is None
+
+
+def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):
+    """N1: whoever tracks extends it for all, by its own max_stale. So all have the same."""
+    it = scene()
+    it.watch()
+
+    with pytest.raises(InvalidArgument, match=f"in use with max_stale={STALE:g}, not 0.01: give"):
+        Scene(map_name, max_stale=0.01)
+    Scene(map_name).near.close()
 
 
 def test_clear_and_invalidate_forget(scene):

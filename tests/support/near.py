@@ -145,6 +145,8 @@ class Server:
 class ServedSource:
     """The source of such a server."""
 
+    tracking = "pushes"
+
     def __init__(self, address):
         self.address = address
         self.name = address
