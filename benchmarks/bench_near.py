@@ -1,4 +1,5 @@
-"""How soon a near cache forgets a key that another client has changed, and on what that depends.
+"""How soon a near cache forgets a key that another client has changed, and on what that depends;
+and how soon another process tracks when the tracker is killed.
 
     python benchmarks/bench_near.py [--quick] [--rounds 300] [--realtime] [--json FILE]
 
@@ -7,6 +8,10 @@ until the key is gone. "from the change": since the SET was sent; "from its answ
 was here, which may come after the key is gone: then it is the time of one look. The rows differ in
 what else the tracker's process does: nothing, or a thread that never lets go of the GIL by itself,
 with these switch intervals (sys.setswitchinterval).
+
+"killed": from the SIGKILL of the tracker, beside which three processes stand by, until one of these
+has discarded what was stored ("its successor"), and until it has the first lease, from which on
+values are kept again ("its lease"). A tenth of the rounds.
 
 --realtime: the processes of the benchmark run before all others (SCHED_FIFO, which needs root), so
 that the figures are those of a quiet machine: the thread that is busy on one core, and the tracker,
@@ -33,7 +38,9 @@ from shmrhash import NearCache
 FORK = multiprocessing.get_context("fork")
 PATIENCE_S = 20
 LOOK_S = 10e-6  # between two looks
+LONG_LOOK_S = 200e-6  # where milliseconds are measured
 SETTLE_S = 0.003  # so that the tracker sleeps before the next change
+STAND_BY = 3
 KEY = "k"
 SITUATIONS = {  # (a busy thread beside the tracker, switch interval in seconds)
     "alone": (False, 0.005),
@@ -104,11 +111,70 @@ def measure(path, situation, rounds, cores):
     finally:
         tracker.kill()
         tracker.join()
+    return rows_of(situation, ("from the change", "from its answer"), found)
+
+
+def stand_by(path, name, cores, ready):
+    """A process that may track."""
+    near = near_of(path, name)
+    if cores:
+        for thread in os.listdir("/proc/self/task"):
+            prefer(int(thread), 20, cores[0])
+    ready.set()
+    time.sleep(3600)
+
+
+def candidate(path, name, cores):
+    ready = FORK.Event()
+    made = FORK.Process(target=stand_by, args=(path, name, cores, ready), daemon=True)
+    made.start()
+    assert ready.wait(PATIENCE_S)
+    return made
+
+
+def until(condition):
+    end = time.perf_counter() + PATIENCE_S
+    while not condition():
+        assert time.perf_counter() < end, "nothing happens"
+        time.sleep(LONG_LOOK_S)
+    return time.perf_counter()
+
+
+def takeovers(path, rounds, cores):
+    """Rows: from the kill of the tracker to its successor, and to the first lease of that one."""
+    name = unique_name("near")
+    candidates = [candidate(path, name, cores) for _ in range(STAND_BY + 1)]
+    found = []
+    with near_of(path, name, track=False) as near:
+        assert near.ready(PATIENCE_S)
+        node = near._node_of(KEY.encode())
+
+        def line():
+            return near._state.line(node)
+
+        for _ in range(rounds):
+            before = line()
+            (tracker,) = [each for each in candidates if each.pid == before.pid]
+            killed = time.perf_counter()
+            tracker.kill()
+            began = until(lambda before=before: line().term != before.term)
+            leased = until(lambda: line().valid_until)
+            found.append((began - killed, leased - killed))
+            tracker.join()
+            candidates[candidates.index(tracker)] = candidate(path, name, cores)
+            time.sleep(SETTLE_S)
+    for each in candidates:
+        each.kill()
+        each.join()
+    return rows_of("killed", ("its successor", "its lease"), found)
+
+
+def rows_of(situation, marks, found):
     rows = []
-    for at, since in enumerate(("from the change", "from its answer")):
-        marks = percentiles([each[at] * 1000 for each in found])
-        row = {"the tracker's process": situation, "ms": since}
-        rows.append(row | {mark: round(value, 3) for mark, value in marks.items()})
+    for at, mark in enumerate(marks):
+        times = percentiles([each[at] * 1000 for each in found])
+        row = {"the tracker's process": situation, "ms": mark}
+        rows.append(row | {name: round(value, 3) for name, value in times.items()})
     return rows
 
 
@@ -135,6 +201,7 @@ def main():
         sys.exit("bench_near.py needs a redis-server")
 
     facts, rows = machine(), []
+    rounds = 20 if options.quick else options.rounds
     cores = sorted(os.sched_getaffinity(0)) if options.realtime else []
     print_facts(facts)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +210,8 @@ def main():
             for situation in SITUATIONS:
                 if cores:
                     prefer(0, 20, cores[0])
-                rows += measure(path, situation, 20 if options.quick else options.rounds, cores)
+                rows += measure(path, situation, rounds, cores)
+            rows += takeovers(path, max(3, rounds // 10), cores)
         finally:
             server.kill()
             server.wait()

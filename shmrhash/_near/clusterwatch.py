@@ -39,7 +39,7 @@ from shmrhash._near.client import begin_tracking, tell
 from shmrhash._near.connection import Connection
 from shmrhash._near.resp import Push, ServerError, command
 from shmrhash._near.routing import Router
-from shmrhash._near.source import Nodes, Sink
+from shmrhash._near.source import STOP_SECONDS, Nodes, Sink
 from shmrhash._near.topology import Address, Member, Ranges, View, parsed_nodes
 
 _LOST_AFTER = 4  # beats without an answer, after which a connection is made anew
@@ -110,7 +110,7 @@ class Watch:
                 if now >= due:
                     due = now + self._beat_ns
                     self._begin_round(now)
-                self._wait(max(0, due - now) / 1e9)
+                self._wait(min(max(0, due - now) / 1e9, STOP_SECONDS))
                 self._welcome()
                 if not self._watched and not self._connecting:
                     raise self._error

@@ -33,7 +33,7 @@ import psycopg
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument, Unavailable, Unsupported
 from shmrhash._near.pgconnection import Connector, Listener, Session
-from shmrhash._near.source import Fetched, Nodes, Probe, Sink
+from shmrhash._near.source import STOP_SECONDS, Fetched, Nodes, Probe, Sink
 from shmrhash._near.triggers import CHANNEL, ONE_KEY, checked_channel
 
 _LOST_AFTER = 4  # beats without a proof, after which a watch is made anew
@@ -280,7 +280,7 @@ class PostgresSource:
                 listener.ask(now)
                 due = now + beat_ns
             wait = max(0.0, (due - now) / 1e9) if listener.may_ask else beat
-            self._tell(listener.told(min(beat, wait)), sink, node)
+            self._tell(listener.told(min(wait, STOP_SECONDS)), sink, node)
 
     def _tell(self, told: Iterable[bytes | int], sink: Sink, node: int) -> None:
         """Tell the sink what the server has told: the changes before a proof before the proof."""

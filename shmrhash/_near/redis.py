@@ -3,7 +3,8 @@
 The watch is CLIENT TRACKING in broadcast mode: the server tells the tracker's connection of every
 change below the prefixes, whoever read the key and by which connection. In this mode an answer to
 PING overtakes the messages of its own cycle of the server's event loop, but not those of earlier
-cycles: so an answer proves what came before the *previous* PING was sent, one beat before.
+cycles: so an answer proves what came before the *previous* PING was sent. That is one beat before,
+but for the first proof: its two questions follow one another, so that a takeover lasts no beat.
 
 What is fetched is stored only if it was read at the server that is watched: each connection asks
 once for the run id, which also changes when the server is started again.
@@ -32,7 +33,7 @@ from shmrhash._near.client import (
 from shmrhash._near.connection import Address, AsyncConnection, Connection
 from shmrhash._near.resp import Push, ServerError, command
 from shmrhash._near.sentinel import Sentinels
-from shmrhash._near.source import Fetched, Nodes, Probe, Sink
+from shmrhash._near.source import STOP_SECONDS, Fetched, Nodes, Probe, Sink
 
 _LOST_AFTER = 4  # beats without an answer, after which a watch is made anew
 _IDLE_MAX = 16  # connections of one event loop that are kept
@@ -338,8 +339,8 @@ class RedisSource:
                 due = now + beat_ns
             if sent and now - asked_at > _LOST_AFTER * beat_ns:
                 raise Unavailable(f"{self._address.name()} has not answered for {beat} s")
-            wait = min(beat, max(0.0, (due - now) / 1e9) if sent == 0 else beat)
-            if not connection.pending() and not ready.poll(1000 * wait):
+            wait = max(0.0, (due - now) / 1e9) if sent == 0 else beat
+            if not connection.pending() and not ready.poll(1000 * min(wait, STOP_SECONDS)):
                 continue
             for reply in connection.receive():
                 if isinstance(reply, Push):
@@ -351,6 +352,8 @@ class RedisSource:
                     self._expect_primary(reply, sink, node)
                 if previous:
                     sink.proved(node, previous)
+                else:
+                    due = now  # the first lease needs two questions, and no beat between them
                 previous, sent = sent, 0
 
     def _expect_no_other(self, connection: Connection) -> None:

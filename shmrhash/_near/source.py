@@ -15,6 +15,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 
+STOP_SECONDS = 0.25  # the most between two looks of a watch at stop(): close() waits for it
+
+
 class Fetched(NamedTuple):
     """What the server answered for one key.
 

@@ -23,6 +23,7 @@ from support.waiting import until
 from shmrhash import gc
 from shmrhash._near.cache import NearCache
 from shmrhash._near.redis import RedisSource
+from shmrhash._near.tracker import Tracker
 
 pytestmark = pytest.mark.skipif(
     not near_servers.programs(), reason="no server of Redis or Valkey is installed"
@@ -167,9 +168,9 @@ def test_reads_of_a_stopped_server_end_as_on_outage_says(server, map_name, clien
             until(lambda: read() == b"two")
 
 
-def hold(server, name):
+def hold(server, name, max_stale=STALE):
     """Have a near cache until this process is killed."""
-    with near_of(server, name) as near:
+    with near_of(server, name, max_stale=max_stale) as near:
         near.ready(PATIENCE_S)
         while True:  # until it is killed
             signal.pause()
@@ -195,6 +196,32 @@ def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, ma
     for process in processes:
         process.kill()
         process.join()
+    gc()
+
+
+def test_a_successor_takes_over_at_once_and_waits_for_no_beat(server, map_name, monkeypatch):
+    """N5: what stands by finds the claim of a dead tracker free when it looks next, and two
+    questions that follow one another give the first lease. A beat would last longer than this test
+    may; a look is one slice in the queue."""
+    looks = []
+    look = Tracker._stand_by
+    monkeypatch.setattr(Tracker, "_stand_by", lambda self: (looks.append(self.pid), look(self)))
+    tracker = FORK.Process(target=hold, args=(server, map_name, 8 * PATIENCE_S))
+    tracker.start()
+    with near_of(server, map_name, track=False, max_stale=8 * PATIENCE_S) as near:
+        assert near.ready(PATIENCE_S)
+        node = near._node_of(b"k")
+        before = near._state.line(node)
+        assert before.pid == tracker.pid
+        with near_of(server, map_name, max_stale=8 * PATIENCE_S):
+            until(lambda: looks)
+            tracker.kill()
+            tracker.join()
+            looks.clear()
+            until(lambda: near._state.line(node).term != before.term)
+            until(lambda: near._state.line(node).valid_until)
+            assert len(looks) <= 2
+            assert near._state.line(node).pid == os.getpid()
     gc()
 
 
