@@ -117,6 +117,7 @@ def measure(path, situation, rounds, cores):
 def stand_by(path, name, cores, ready):
     """A process that may track."""
     near = near_of(path, name)
+    assert near.info()["name"] == name
     if cores:
         for thread in os.listdir("/proc/self/task"):
             prefer(int(thread), 20, cores[0])
@@ -178,9 +179,10 @@ def rows_of(situation, marks, found):
     return rows
 
 
-def start_server(folder, cores):
+def start_server(folder, cores, port=0):
     path = f"{folder}/socket"
-    command = ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder]
+    command = ["redis-server", "--port", str(port), "--unixsocket", path, "--save", ""]
+    command += ["--dir", folder]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not os.path.exists(path):
         assert server.poll() is None, "redis-server did not start"

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
-
 STOP_SECONDS = 0.25  # the most between two looks of a watch at stop(): close() waits for it
 
 

@@ -21,6 +21,7 @@ NAMED = {
     "bench_locks.py": "numpy",
     "bench_metrics.py": "prometheus_client",
     "bench_near.py": "redis",
+    "bench_near_rivals.py": "redis",
     "bench_shared_dict.py": "numpy",
 }
 
@@ -30,7 +31,7 @@ def run(program, *options, result):
         pytest.skip("needs two cores")
     if program in NAMED:
         pytest.importorskip(NAMED[program])
-    if program == "bench_near.py" and shutil.which("redis-server") is None:
+    if program.startswith("bench_near") and shutil.which("redis-server") is None:
         pytest.skip("no redis-server is installed")
     done = subprocess.run(
         [sys.executable, BENCH / program, *options, "--json", result],
@@ -52,6 +53,7 @@ def run(program, *options, result):
         ["bench_cache_hits.py", "--quick"],
         ["bench_metrics.py", "--quick"],
         ["bench_near.py", "--quick"],
+        ["bench_near_rivals.py", "--quick"],
         ["bench_waiting.py", "--quick", "--rounds", "400"],
         ["core.py", "--quick", "--sizes", "32/256"],
         ["memory.py", "--sizes", "8/8", "32/256", "--entries", "1", "5000"],

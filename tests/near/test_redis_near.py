@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
 import os
 import random
@@ -16,11 +17,11 @@ import pytest
 redis = pytest.importorskip("redis", reason="the client redis is not installed")
 
 # ruff: noqa: E402 (after the skip)
-from support import near_servers
+from support import near_servers, refusing
 from support.near import Written
 from support.waiting import until
 
-from shmrhash import gc
+import shmrhash
 from shmrhash._near.cache import NearCache
 from shmrhash._near.redis import RedisSource
 from shmrhash._near.tracker import Tracker
@@ -78,6 +79,36 @@ def test_a_value_is_fetched_once_and_again_after_each_change(client, near):
         until(lambda: near.get("k1") == b"%d" % number)  # noqa: B023 (called at once)
     client.delete("k1")
     until(lambda: near.get("k1") is None)
+
+
+def ends_without_a_call(function):
+    """Whether a child of fork can call a function without any system call."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            gc.disable()
+            for _ in range(100):
+                assert function() is not None  # what Python allocates is there from now on
+            refusing.die_of_any_call()
+            for _ in range(10_000):
+                function()
+            os._exit(0)
+        os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGSYS
+    return status == 0
+
+
+def test_a_hit_makes_no_system_call(server, client, map_name):
+    if not ends_without_a_call(time.monotonic):
+        pytest.skip("the clock of this machine is a system call")
+    client.set("k1", bytes(100))
+    with near_of(server, map_name, max_stale=8 * PATIENCE_S) as near:
+        assert near.ready(PATIENCE_S)
+        near.get("k1")
+        with near_of(server, map_name, max_stale=8 * PATIENCE_S, track=False) as reader:
+            assert ends_without_a_call(lambda: reader.get("k1"))
+            assert not ends_without_a_call(lambda: client.get("k1"))
 
 
 def test_own_writes_are_read_at_once(client, near):
@@ -187,6 +218,7 @@ def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, ma
             client.set("k1", f"old {round_number}")
             until(lambda: near.get("k1") == b"old %d" % round_number)  # noqa: B023
             assert sum("t" in one["flags"] for one in client.client_list()) == 1
+            assert client.info("stats")["tracking_total_items"] == 0
             (killed,) = [process for process in processes if process.pid == tracker]
             os.kill(tracker, signal.SIGKILL)
             killed.join()
@@ -196,7 +228,7 @@ def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, ma
     for process in processes:
         process.kill()
         process.join()
-    gc()
+    shmrhash.gc()
 
 
 def test_a_successor_takes_over_at_once_and_waits_for_no_beat(server, map_name, monkeypatch):
@@ -222,7 +254,7 @@ def test_a_successor_takes_over_at_once_and_waits_for_no_beat(server, map_name, 
             until(lambda: near._state.line(node).valid_until)
             assert len(looks) <= 2
             assert near._state.line(node).pid == os.getpid()
-    gc()
+    shmrhash.gc()
 
 
 def ask_all(server, name, begin, keys):
@@ -337,7 +369,7 @@ class Storm:
         for holder in holders:
             holder.kill()
             holder.join()
-        gc()
+        shmrhash.gc()
 
     def strike(self, holders, blows):
         """So many blows; more, if there were few reads, which wait for a server that is stopped."""

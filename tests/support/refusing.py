@@ -10,11 +10,17 @@ import struct
 
 # Call numbers of x86-64, and of machines whose Linux port is younger.
 NUMBERS = {
-    "x86_64": {"madvise": 28, "fcntl": 72, "munlock": 150, "fallocate": 285, "membarrier": 324},
-    "aarch64": {"madvise": 233, "fcntl": 25, "munlock": 229, "fallocate": 47, "membarrier": 283},
-}
+    "x86_64": {
+        "madvise": 28, "fcntl": 72, "munlock": 150, "exit_group": 231, "fallocate": 285,
+        "membarrier": 324,
+    },
+    "aarch64": {
+        "madvise": 233, "fcntl": 25, "munlock": 229, "exit_group": 94, "fallocate": 47,
+        "membarrier": 283,
+    },
+}  # fmt: skip
 LOAD, JUMP_EQUAL, RETURN = 0x20, 0x15, 0x06
-ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+ALLOW, ERRNO, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 
 # Numbers that Python's modules do not name, or not in every version.
@@ -31,12 +37,27 @@ class Program(ctypes.Structure):
 
 def refuse(call, asked=None, number=errno.EINVAL):
     """From now on let call fail with the errno number; or only if it is asked for asked."""
-    machine = os.uname().machine
-    assert machine in NUMBERS, "add the machine's numbers"
-    rules = [(LOAD, 0, 0, 0), (JUMP_EQUAL, 0, 1 if asked is None else 3, NUMBERS[machine][call])]
+    rules = [(LOAD, 0, 0, 0), (JUMP_EQUAL, 0, 1 if asked is None else 3, number_of(call))]
     if asked is not None:  # compare the low half of the argument
         rules += [(LOAD, 0, 0, 16 + 8 * PLACES[call]), (JUMP_EQUAL, 0, 1, asked)]
-    rules += [(RETURN, 0, 0, ERRNO | number), (RETURN, 0, 0, ALLOW)]
+    install([*rules, (RETURN, 0, 0, ERRNO | number), (RETURN, 0, 0, ALLOW)])
+
+
+def die_of_any_call():
+    """From now on every system call kills this process with SIGSYS, but os._exit()."""
+    last = number_of("exit_group")
+    install(
+        [(LOAD, 0, 0, 0), (JUMP_EQUAL, 1, 0, last), (RETURN, 0, 0, KILL), (RETURN, 0, 0, ALLOW)]
+    )
+
+
+def number_of(call):
+    machine = os.uname().machine
+    assert machine in NUMBERS, "add the machine's numbers"
+    return NUMBERS[machine][call]
+
+
+def install(rules):
     code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *rule) for rule in rules))
     program = Program(len(rules), ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)
