@@ -51,15 +51,21 @@ def until(condition, what):
 
 
 class Process:
-    """A server on a port, and a connection of its own for the test."""
+    """A server on a port, and a connection of its own for the test. With TLS if the options say
+    so; then its certificate is for localhost, and the CA's as well."""
 
     def __init__(self, program, folder, *options):
         import redis
 
-        self.port = int(options[options.index("--port") + 1])
+        tls = "--tls-port" in options
+        self.port = int(options[options.index("--tls-port" if tls else "--port") + 1])
         self.command = [program, *options]
         self.folder = Path(folder)
-        self.connection = redis.Connection(port=self.port, socket_timeout=5, protocol=2)
+        kind, more = redis.Connection, {}
+        if tls:
+            trusted = options[options.index("--tls-cert-file") + 1]
+            kind, more = redis.SSLConnection, {"host": "localhost", "ssl_ca_certs": trusted}
+        self.connection = kind(port=self.port, socket_timeout=5, protocol=2, **more)
         self.process = None
         self.start()
 
@@ -97,15 +103,15 @@ class Process:
 
 
 class Node(Process):
-    """A server of the cluster."""
+    """A server of the cluster. more: options of it."""
 
-    def __init__(self, program, folder, port):
+    def __init__(self, program, folder, port, more=()):
         Path(folder).mkdir()
         options = {
             "port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "no",
             "cluster-enabled": "yes", "cluster-node-timeout": NODE_TIMEOUT_MS,
             "cluster-announce-ip": "127.0.0.1", "cluster-replica-validity-factor": 0,
-            "repl-diskless-sync-delay": 0,
+            "repl-diskless-sync-delay": 0, **dict(more),
         }  # fmt: skip
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         super().__init__(program, folder, *words)
@@ -131,14 +137,40 @@ class Node(Process):
         )
 
 
+class Certificate:
+    """One for localhost, signed by itself. Raises OSError (no openssl), CalledProcessError."""
+
+    def __init__(self, folder):
+        self.key, self.path = f"{folder}/key.pem", f"{folder}/certificate.pem"
+        subprocess.run(
+            [
+                "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+                "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", self.key,
+                "-out", self.path,
+            ],
+            capture_output=True,
+            check=True,
+        )  # fmt: skip
+
+    def options(self, port):
+        """Those of a node that speaks TLS only, with clients, who know it by name, and others."""
+        return {
+            "port": 0, "tls-port": port, "tls-cluster": "yes", "tls-replication": "yes",
+            "tls-cert-file": self.path, "tls-key-file": self.key, "tls-ca-cert-file": self.path,
+            "tls-auth-clients": "no", "cluster-announce-hostname": "localhost",
+            "cluster-preferred-endpoint-type": "hostname",
+        }  # fmt: skip
+
+
 class Cluster:
     """Three primaries and a replica of each."""
 
-    def __init__(self, program, folder):
+    def __init__(self, program, folder, certificate=None):
         self.program, self.folder = program, Path(folder)
         self.nodes = []
         for port in free_ports(6):
-            self.nodes.append(Node(program, self.folder / str(port), port))
+            more = {} if certificate is None else certificate.options(port)
+            self.nodes.append(Node(program, self.folder / str(port), port, more))
         for number, node in enumerate(self.nodes[:3]):
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             first, end = number * SLOTS // 3, (number + 1) * SLOTS // 3
