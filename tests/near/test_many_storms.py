@@ -36,7 +36,7 @@ def test_no_read_of_many_short_lives_is_older_than_max_stale(tmp_path, map_name,
     for each in lanes:
         each.start()
     for done in range(1, LANES * RUNS + 1):
-        number, outcome = outcomes.get(timeout=120)  # else a lane has failed
+        number, outcome = outcomes.get(timeout=300)  # else a lane has failed
         assert outcome.is_right, f"seed {number}: {outcome}"
         reads, takeovers = reads + outcome.reads, takeovers + outcome.info["takeovers"]
         if done % 200 == 0:

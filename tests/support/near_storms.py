@@ -21,6 +21,7 @@ from support.near import ServedSource, Server, Written
 
 KEYS = [b"key:%d" % number for number in range(64)]
 PATIENCE_S = 20
+LONG_S = 120  # for a process that ends on a machine that is busy
 FORK = multiprocessing.get_context("fork")
 
 
@@ -153,8 +154,8 @@ class Storm:
             info, at_rest = self.look_at_rest()
             self.stop.value = 1
             for reader in readers:
-                reader.join(PATIENCE_S)
-                assert reader.exitcode == 0, "a reader failed"
+                reader.join(LONG_S)
+                assert reader.exitcode == 0, f"a reader failed, or hangs: {reader.exitcode}"
         finally:
             for process in (*readers, *others):
                 process.kill()
