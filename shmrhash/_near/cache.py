@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import threading
@@ -14,7 +15,13 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._arguments import checked_mode, checked_ttl
-from shmrhash._errors import InvalidArgument, LockTimeout, MapClosed, Unavailable
+from shmrhash._errors import (
+    InvalidArgument,
+    LockTimeout,
+    MapClosed,
+    TooManyProcesses,
+    Unavailable,
+)
 from shmrhash._lifetime import ClosingMethods
 from shmrhash._near.source import Fetched, Source
 from shmrhash._near.state import TTL_NODE, TURN, Line, State
@@ -23,6 +30,7 @@ from shmrhash._types.declared import codec_for
 
 _MISSING: Any = object()
 _ESCAPE = 0xC1  # NEAR_ESCAPE of near.pxi
+_BATCH = 64  # claims at once of one call: all processes together have contexts for a thousand
 _TRIES_MAX = 8  # epochs that may change, or claims that may end without a value, during one miss
 _PAUSE_MIN, _PAUSE_MAX = 0.0005, 0.004  # of a coroutine that waits for a claim
 _READY_WAIT = 5.0  # seconds that on_outage="raise" gives the first tracker
@@ -250,6 +258,8 @@ class NearCache(ClosingMethods, _core.NearCore):
             except LockTimeout:
                 claim.cut_off()
                 continue
+            except TooManyProcesses:  # or claims: this one asks alone, and stores nothing
+                break
             if taken:
                 return self._value(self._filled(claim, raw, node), default)
             if claim.has_to_compute:
@@ -309,47 +319,82 @@ class NearCache(ClosingMethods, _core.NearCore):
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """Return a dict of those of these keys that the server has, with their values.
 
-        Each value is as from get(). The missing ones that nobody asks for yet are fetched at once.
+        Each value is as from get(). The missing ones that nobody asks for yet are fetched 64 at a
+        time.
 
         Raises what get() raises.
         """
         self._enter()
         found: dict[Any, Any] = {}
+        missing: list[Any] = []
+        for key in dict.fromkeys(keys):
+            raw = _raw(key)
+            node = self._node_of(raw)
+            value = self._look(raw, node, _MISSING) if node >= 0 else _MISSING
+            if value is _MISSING:
+                missing.append(key)
+            elif value is not None:
+                found[key] = value
+        for at in range(0, len(missing), _BATCH):
+            some = missing[at : at + _BATCH]
+            fetched = self._fetch_many(some)
+            for key in some:
+                value = fetched[key] if key in fetched else self.get(key)
+                if value is not None:
+                    found[key] = value
+        return found
+
+    def _fetch_many(self, keys: Sequence[Any]) -> dict[Any, Any]:
+        """Ask for those of these keys, up to _BATCH, that are not here and that nobody asks for
+        yet; keep the answers. Their values, None for absent ones."""
         claimed: list[tuple[Any, bytes, _core.Claim, int]] = []
-        later: list[Any] = []
+        found: dict[Any, Any] = {}
         try:
-            for key in dict.fromkeys(keys):
+            for key in keys:
                 raw = _raw(key)
                 node = self._node_of(raw)
-                value = self._look(raw, node, _MISSING) if node >= 0 else _MISSING
-                if value is not _MISSING:
-                    found[key] = value
-                    continue
                 line = self._watched(node) if self._source.covers(raw) else None
                 claim = None if line is None else self._claim(raw, line, 0)
                 if claim is not None and claim.attempt():
                     claimed.append((key, raw, claim, node))
-                else:
-                    later.append(key)
-            if claimed:
-                self._fill_many(claimed, found)
+        except TooManyProcesses:  # or claims: the others are not fetched here
+            pass
+        except BaseException:
+            self._drop(claimed)
+            raise
+        try:
+            sent = time.monotonic()
+            answers = self._source.fetch([raw for _, raw, _, _ in claimed]) if claimed else ()
+            for (key, _, claim, node), answer in zip(claimed, answers, strict=True):
+                self._missed()
+                self._keep(claim, answer, node, sent)
+                found[key] = self._value(answer, None)
         finally:
-            for _, _, claim, _ in claimed:
-                claim.drop()
-        for key in later:
-            found[key] = self.get(key, _MISSING)
-        return {key: found[key] for key in found if found[key] not in (None, _MISSING)}
+            self._drop(claimed)
+        if claimed:
+            self._rearm()
+        return found
 
-    def _fill_many(
-        self, claimed: list[tuple[Any, bytes, _core.Claim, int]], found: dict[Any, Any]
-    ) -> None:
-        sent = time.monotonic()
-        answers = self._source.fetch([raw for _, raw, _, _ in claimed])
-        for (key, _, claim, node), answer in zip(claimed, answers, strict=True):
-            self._missed()
-            self._keep(claim, answer, node, sent)
-            found[key] = self._value(answer, None)
-        self._rearm()
+    def _drop(self, claimed: Sequence[tuple[Any, bytes, _core.Claim, int]]) -> None:
+        for _, _, claim, _ in claimed:
+            claim.drop()
+
+    def warm(self, keys: Iterable[str | bytes], timeout: float = 5.0) -> int:
+        """Fetch those of these keys that are not in memory, and keep them; return how many.
+
+        For a start, or after an outage: 64 keys cost one round trip, and keys that another process
+        asks for are left to it. Waits up to timeout seconds until values can be kept, and returns 0
+        if they cannot. keys may be an iterator; what does not fit evicts what came first.
+
+        Raises what get() raises.
+        """
+        self._enter()
+        if not self.ready(timeout):
+            return 0
+        fetched, rest = 0, iter(keys)
+        while some := list(dict.fromkeys(itertools.islice(rest, _BATCH))):  # ends with the keys
+            fetched += len(self._fetch_many(some))
+        return fetched
 
     # Writes.
 
@@ -468,7 +513,10 @@ class NearCache(ClosingMethods, _core.NearCore):
                     break
                 continue
             claim = _core.Claim(self._entries, place[1], 0, [], asyncio.current_task())
-            taken = claim.attempt()
+            try:
+                taken = claim.attempt()
+            except TooManyProcesses:  # or claims: this task asks alone, and stores nothing
+                break
             if taken:
                 return self._value(await self._afilled(claim, raw, node, place), default)
             if claim.has_to_compute:
@@ -507,12 +555,15 @@ class NearCache(ClosingMethods, _core.NearCore):
         return answer
 
     async def aget_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
-        """get_many() for coroutines; the keys are asked for at the same time.
+        """get_many() for coroutines; 64 keys are asked for at the same time.
 
         Raises what get() raises.
         """
         wanted = list(dict.fromkeys(keys))
-        values = await asyncio.gather(*(self.aget(key, _MISSING) for key in wanted))
+        values: list[Any] = []
+        for at in range(0, len(wanted), _BATCH):
+            some = wanted[at : at + _BATCH]
+            values += await asyncio.gather(*(self.aget(key, _MISSING) for key in some))
         return {
             key: value for key, value in zip(wanted, values, strict=True) if value is not _MISSING
         }

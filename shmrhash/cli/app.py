@@ -44,6 +44,7 @@ COMMANDS = {  # by section of the help: each command and its module
         "trace": "commands.trace",
         "simulate": "commands.trace",
         "locks": "commands.locks",
+        "near": "commands.near",
     },
     "repair": {
         "check": "commands.check",

@@ -39,6 +39,7 @@ EXTRAS = {  # for each package: the extra of shmrhash that installs it
     "prometheus_client": "metrics",
     "matplotlib": "plot",
     "numpy": "numpy",
+    "redis": "near",
 }
 
 

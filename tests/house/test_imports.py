@@ -20,7 +20,14 @@ COMMAND_LINE = [
     ["following", "maps", "files.ndjson", "files.snapshot", "files.store"],
     [
         *("commands.bench", "commands.change", "commands.check", "commands.doctor", "commands.ls"),
-        *("commands.locks", "commands.metrics", "commands.show", "commands.stat", "commands.top"),
+        *(
+            "commands.locks",
+            "commands.metrics",
+            "commands.near",
+            "commands.show",
+            "commands.stat",
+            "commands.top",
+        ),
         *("commands.trace", "commands.transfer", "commands.wait", "commands.watch"),
     ],
     ["app"],

@@ -130,6 +130,55 @@ def test_clear_and_invalidate_forget(scene):
     assert it.reads() == 5
 
 
+def test_more_keys_than_there_are_contexts_are_fetched_and_kept(scene):
+    it = scene(max_entries=20_000, max_bytes=1 << 24)
+    it.watch()
+    it.tracker.proved(it.node, time.monotonic_ns() + 10**12)
+    keys = [b"%d" % number for number in range(3000)]
+    it.source.server.values.update(zip(keys, keys, strict=True))
+
+    assert it.near.get_many(keys) == dict(zip(keys, keys, strict=True))
+    assert it.near.get_many(keys) == dict(zip(keys, keys, strict=True))
+    assert it.reads() == len(keys)
+
+
+def test_more_tasks_than_there_are_contexts_read(scene):
+    it = scene(max_entries=20_000, max_bytes=1 << 24)
+    it.watch()
+    it.tracker.proved(it.node, time.monotonic_ns() + 10**12)
+    answer, begun = it.source.afetch, asyncio.Event()
+
+    async def when_all_have_asked(keys):
+        if it.near.info()["entries"]["misses"] == 1200:
+            begun.set()
+        await begun.wait()
+        return await answer(keys)
+
+    it.source.afetch = when_all_have_asked
+
+    async def all_of_them():
+        return await asyncio.gather(*(it.near.aget(b"%d" % number, 7) for number in range(1200)))
+
+    assert asyncio.run(all_of_them()) == [7] * 1200
+
+
+def test_warming_fetches_what_is_not_here_once(scene):
+    it = scene()
+    assert it.near.warm([b"k1"], timeout=0.01) == 0
+    assert it.reads() == 0
+    it.watch()
+    it.tracker.proved(it.node, time.monotonic_ns() + 10**12)
+    keys = [b"k%d" % number for number in range(150)]
+    it.source.server.values.update((key, key) for key in keys[10:])
+    it.near.get("k20")
+
+    assert it.near.warm(iter([*keys, "bare:k"])) == 149
+    assert it.reads() == 150
+    assert it.near.get_many(keys) == {key: key for key in keys[10:]}
+    assert it.near.warm(keys) == 0
+    assert it.reads() == 150
+
+
 def test_a_key_that_is_not_watched_is_not_stored(scene):
     it = scene()
     it.watch()

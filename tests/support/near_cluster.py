@@ -138,15 +138,18 @@ class Node(Process):
 
 
 class Certificate:
-    """One for localhost and 127.0.0.1, which redis-py makes of it, signed by itself. Raises OSError (no openssl), CalledProcessError."""
+    """One for localhost and 127.0.0.1, which redis-py makes of it, signed by itself.
+
+    Raises OSError (no openssl), CalledProcessError.
+    """
 
     def __init__(self, folder):
         self.key, self.path = f"{folder}/key.pem", f"{folder}/certificate.pem"
         subprocess.run(
             [
                 "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-                "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", self.key,
-                "-out", self.path,
+                "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+                "-keyout", self.key, "-out", self.path,
             ],
             capture_output=True,
             check=True,
