@@ -695,6 +695,7 @@ class DictCore(Generic[K, V]):
 
 @disjoint_base
 class CacheCore(Generic[K, V]):
+    _note_hit: Callable[[bytes], None] | None
     @property
     def handle(self) -> RHashMap: ...
     def __init__(

@@ -11,6 +11,7 @@ cdef class CacheCore(DictHandle):
 
     cdef bint keeps            # values that get() and get_or_compute() have decoded
     cdef KeptValues kept       # of this handle; None until something is to be kept
+    cdef public object _note_hit  # of a trace: called with the raw key of a memoized call's hit
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -455,8 +456,7 @@ cdef class CacheCore(DictHandle):
         """The bytes under which the map below the cache stores a key."""
         cdef KeyBytes key_bytes
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        return PyBytes_FromStringAndSize(
-            <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
+        return raw_key_of(self, &key_bytes)
 
     def _peek(self, key, default):
         """get() that does not count as a hit or miss, but as a value that was waited for."""

@@ -272,8 +272,7 @@ cdef class DictCore(DictHandle):
         """The bytes under which the map below the dict stores a key."""
         cdef KeyBytes key_bytes
         kept = key_encode(self.handle, self.key, key, &key_bytes)
-        return PyBytes_FromStringAndSize(
-            <const char *> key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
+        return raw_key_of(self, &key_bytes)
 
 
 def inc(DictCore self not None, key, by=1):

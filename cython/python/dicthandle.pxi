@@ -347,3 +347,9 @@ cdef class DictHandle:
         if status != OK:
             raise_status(handle, status, &op)
         return result
+
+
+cdef bytes raw_key_of(DictHandle owner, KeyBytes *key):
+    """The bytes under which the map below a dict or cache stores a key."""
+    return PyBytes_FromStringAndSize(
+        <const char *> key.bytes, <Py_ssize_t> owner.handle.map.key_size)

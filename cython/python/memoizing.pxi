@@ -56,9 +56,12 @@ cdef class MemoCore:
         return self._counted(&key)
 
     cdef object _counted(self, KeyBytes *key):
-        found = self.cache._find_value(key, self.keeps)
+        cdef CacheCore cache = self.cache
+        found = cache._find_value(key, self.keeps)
         if found is not MISSING:
-            count_one(self.cache.handle, COUNT_HITS)
+            count_one(cache.handle, COUNT_HITS)
+            if unlikely(cache._note_hit is not None):
+                cache._note_hit(raw_key_of(cache, key))
         return found
 
     def hit(self, tuple args not None, default):

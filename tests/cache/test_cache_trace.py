@@ -86,6 +86,7 @@ def claim(cache, key):
         (lambda c: claim(c, "a"), ["miss 0", "set 0"]),
         (lambda c: c.set("a", 1), ["set 0"]),
         (lambda c: c.set_many({"a": 1, "b": 2}), ["set 0", "set 1"]),
+        (lambda c: c.set_many(iter([("a", 1), ("b", 2)])), ["set 0", "set 1"]),
         (lambda c: c.add("a", 1), ["set 0"]),
         (lambda c: c.replace("there", 2), ["set 0"]),
         (lambda c: c.update_with("there", lambda value: value), ["set 0"]),
@@ -104,6 +105,51 @@ def test_each_operation_is_noted(cache, path, act, expected):
     asked = [word for word in expected if word[0] in "hm"]
     assert total(path, tracing.ASKED) == len(asked)
     assert total(path, tracing.FOUND) == sum(word[0] == "h" for word in asked)
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("stale", [None, 30])
+def test_hits_of_memoized_functions_are_noted(make_cache, path, copy, stale):
+    """They ask the core, by no method of the cache; arguments by name and coroutines, too."""
+    cache = make_cache(max_entries=1000)
+    options = {"copy": copy, "ttl": 60} | ({} if stale is None else {"stale": stale})
+
+    @cache.memoize(**options)
+    def half(number):
+        return [number / 2]
+
+    @cache.memoize(**options)
+    async def third(number):
+        return [number / 3]
+
+    def ask():
+        for number in range(6):
+            half(number % 2)
+            half(number=number % 2)
+            asyncio.run(third(number % 2))
+
+    with CacheTrace(cache, path):
+        ask()
+        kept = half(1)
+    counted = cache.stats()
+    ask()
+
+    kinds = Counter(kind for kind, _ in events(path))
+    assert kinds == {"hit": 3 * 4 + 1, "miss": 3 * 2, "set": 3 * 2}
+    assert (total(path, tracing.ASKED), total(path, tracing.FOUND)) == (19, 13)
+    assert (counted.hits, counted.misses) == (13, 6)
+    assert (half(1) is kept) == (not copy and stale is None)
+
+
+def test_a_namespace_of_a_traced_cache_works_as_ever(make_cache, path):
+    cache = make_cache(key=str, value=int, max_entries=100, tags=True)
+    shop = cache.namespace("shop")
+
+    with CacheTrace(cache, path):
+        assert shop.set_many({"a": 1, "b": 2}) == []
+        assert shop.get_many(["a", "c"]) == {"a": 1}
+
+    assert [kind for kind, _ in events(path)] == ["set", "set", "hit", "miss"]
 
 
 def test_operations_do_what_they_do_without_a_trace(cache, path):
@@ -129,10 +175,12 @@ def test_a_cache_that_is_not_traced_has_the_methods_of_its_class(cache, path):
 
     trace = CacheTrace(cache, path)
     assert "get" in vars(cache)
+    assert cache._note_hit is not None
     trace.stop()
     trace.stop()
 
     assert vars(cache) == before
+    assert cache._note_hit is None
     assert not trace.running
 
 
