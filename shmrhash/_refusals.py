@@ -36,13 +36,16 @@ _REMEDIES = {
 
 
 def permission_message(name: str, path: str) -> str:
-    """Why a segment may not be opened: its owner and mode."""
+    """Why a segment may not be opened, its owner and mode, and the remedy."""
     try:
         status = os.stat(path, follow_symlinks=False)
-        what = f"owner {status.st_uid}, mode {stat.filemode(status.st_mode)}"
+        what = f"owner {user_text(status.st_uid)}, mode {stat.filemode(status.st_mode)}"
     except OSError:
         what = "its owner and mode cannot be read"
-    return f"segment {name!r} ({path}: {what}) may not be opened by user {os.geteuid()}"
+    return (
+        f"segment {name!r} ({path}: {what}) may not be opened by user {user_text(os.geteuid())}; "
+        f"its owner can share it with a group (mode=0o660), or choose another name"
+    )
 
 
 def segment_exists(name: str, path: str) -> SegmentExists:

@@ -18,7 +18,14 @@ from shmrhash._errors import (
 from shmrhash._gc import anonymous_name
 from shmrhash._map import RHashMap
 from shmrhash._refusals import restless_name
-from shmrhash._types.schema import REMEDY, Schema, read_schema, restore_schema, with_ttl
+from shmrhash._types.schema import (
+    REMEDY,
+    REMEDY_OF_DICT,
+    Schema,
+    read_schema,
+    restore_schema,
+    with_ttl,
+)
 
 _MAX_ENTRIES = 1 << 20  # of a map whose maker names no limit
 
@@ -115,16 +122,17 @@ def _expect_types(handle: RHashMap, schema: Schema, limits: Limits, is_cache: bo
     record = read_schema(handle.schema, handle.name)
     found = restore_schema(record, handle.name, schema.key.declared, schema.value.declared)
     found = with_ttl(found, handle.name, schema.ttl)
+    remedy = REMEDY if is_cache else REMEDY_OF_DICT
     if limits[0] not in (None, handle.max_entries):
         raise LayoutMismatch(
             f"segment {handle.name!r} has max_entries={handle.max_entries}, but was opened with "
-            f"{limits[0]}; {REMEDY}"
+            f"{limits[0]}; {remedy}"
         )
     given = limits[1] if schema.has_objects else None
     if given is not None and whole_pages(given) != handle.max_bytes:
         raise LayoutMismatch(
             f"segment {handle.name!r} has max_bytes={handle.max_bytes}, but was opened with "
-            f"{given}; {REMEDY}"
+            f"{given}; {remedy}"
         )
     return found
 

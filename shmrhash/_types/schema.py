@@ -27,8 +27,9 @@ VERSION = 1
 KIND = "SharedDict"
 NO_BIRTHS, BIRTHS, BIRTHS_AND_TAGS = range(3)  # of a dict; a cache; a cache with tags
 PER_ENTRY = "per entry"  # entries can expire; only those with a ttl of their own do
-REMEDY = (
-    "if_different='replace' replaces it, open() uses it as it is; or choose another name, or "
+REMEDY = "if_different='replace' replaces it; or choose another name, or unlink it"
+REMEDY_OF_DICT = (
+    "if_different='replace' replaces it, and open() uses it as it is; or choose another name, or "
     "unlink it"
 )
 _TIME_NAMESPACE = "/proc/self/timens_offsets"
@@ -225,7 +226,7 @@ def with_ttl(schema: Schema, name: str, ttl: float | None) -> Schema:
     if schema.ttl is None:
         raise LayoutMismatch(
             f"segment {name!r} was made without ttl, so its entries have no room for a deadline, "
-            f"but it was opened with ttl={ttl}; open it without ttl, or {REMEDY}"
+            f"but it was opened with ttl={ttl}; open it without ttl; {REMEDY_OF_DICT}"
         )
     return replace(schema, ttl=ttl)
 
@@ -247,8 +248,7 @@ def restore_schema(record: dict[str, Any], name: str, key: Any, value: Any) -> S
         if not same_stored(json.loads(json.dumps(codec.record)), record[role], role):
             raise LayoutMismatch(
                 f"segment {name!r} has the {role} type {record_name(record[role])}, but was opened "
-                f"with {record_name(codec.record)}; SharedDict(..., if_different='replace') "
-                f"replaces it; or choose another name, or unlink it"
+                f"with {record_name(codec.record)}; {REMEDY}"
             )
         codecs.append(codec)
     births = births_of_record(record, name)

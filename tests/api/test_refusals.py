@@ -6,9 +6,11 @@ import resource
 
 import pytest
 from support.children import in_child
+from support.stepping import segment_path
 
 import shmrhash
 from shmrhash import Error, InvalidArgument, PermissionDenied, RHashMap, SharedDict, _refusals
+from shmrhash._trust import user_text
 
 SIZES = {"key_size": 8, "value_size": 8, "max_entries": 100}
 
@@ -106,6 +108,15 @@ def test_each_errno_of_the_system_has_a_class_and_a_remedy(number, refuse):
     with pytest.raises(kind, match=words) as refused:
         refuse(OSError(number, os.strerror(number)), "hits", "/dev/shm/hits")
     assert "'hits'" in str(refused.value)
+
+
+def test_a_file_that_may_not_be_opened_is_named_with_its_owner_and_the_remedy(make_map):
+    m = make_map()
+
+    told = _refusals.permission_message(m.name, str(segment_path(m.name)))
+
+    assert f"owner {user_text(os.geteuid())}, mode -rw-------)" in told
+    assert told.endswith("share it with a group (mode=0o660), or choose another name")
 
 
 def test_unlinked_map_with_closed_descriptor_is_found_or_refused(make_map):

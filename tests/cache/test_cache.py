@@ -331,7 +331,8 @@ def test_another_cache_of_this_name_is_replaced_unless_refused(make_cache, other
     first = make_cache(key=str, value=str, max_entries=77, max_bytes=1 << 20)
     first.set("a", "b")
 
-    with pytest.raises(LayoutMismatch):
+    remedy = r"; if_different='replace' replaces it; or choose another name, or unlink it$"
+    with pytest.raises(LayoutMismatch, match=remedy):  # a cache has no open()
         Cache(first.name, **({"key": str, "value": str} | other), if_different="raise")
     second = make_cache(name=first.name, **({"key": str, "value": str} | other))
 
