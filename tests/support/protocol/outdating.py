@@ -232,10 +232,10 @@ def raised(word):
         del seen, done
 
 
-def then(m, me, before, program):
+def then(m, me, before, program, *arguments):
     """A program that begins when another one has ended."""
     yield awaits("ended", before)
-    yield from program(m, me)
+    yield from program(m, me, *arguments)
 
 
 def recover(m, me, dead):
