@@ -17,17 +17,18 @@
 # stored; the header's store commits; the depot's store completes. If the owner dies while it holds
 # the depot, recovery decides by the header's word: if the dead context holds that too, nothing has
 # moved; else the depot's credit becomes credit_after. A list of elements moves likewise, with
-# list_head, list_tail and list_count (pool_detach).
+# list_head, list_tail and list_count: from a block (pool_detach), or to one (depot_push_down).
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence, prefetch_write, unlikely,
 )
 from segment.status cimport Status, OK, FULL, CORRUPT, BUSY, NEED_ELEMENTS
 from segment.layout cimport (
-    PAYLOAD_SHIFT, ELEMENT_FREE, ELEMENT_ALLOC, TRANSIT_SHIFT, Element, Depot,
+    PAYLOAD_SHIFT, ELEMENT_FREE, ELEMENT_ALLOC, LIST_GIVEN, Element, Depot,
 )
 from segment.words cimport (
-    word_locked, word_taken, lock_bits, depot_count, depot_credit, depot_head, depot_word,
+    word_locked, word_taken, lock_bits, block_free, block_fresh, depot_count, depot_credit,
+    depot_head, depot_word,
 )
 from segment.classes cimport (
     POOL_OBJECTS, ref_make, ref_index, PARKED_MAX, CREDIT_BATCH, CREDIT_HIGH, PoolView,
@@ -35,7 +36,7 @@ from segment.classes cimport (
 from segment.geometry cimport Map, depot_at, depot_pool, element_at, pool_object, checked_index
 from memory.operation cimport Op, lock_busy, lock_try, lock_acquire, lock_release, header_set
 from memory.pool cimport (
-    block_name, block_is_empty, block_retire_if_empty, FreeList, pool_detach, pool_put_locked,
+    block_name, block_is_empty, block_retire_if_empty, FreeList, pool_detach, pool_put_run,
 )
 
 cdef enum:
@@ -98,7 +99,7 @@ cdef inline Status credits_move(
 cdef inline Status depot_refill(
         Op *op, Depot *depot, PoolView *pool, uint64_t batch, uint64_t *held) noexcept nogil:
     """Fetch objects from the pool into the held depot."""
-    cdef FreeList chain = FreeList(0, 0, 0)
+    cdef FreeList chain = FreeList(0, 0, 0, 0)
     cdef Status status = pool_detach(op, pool, batch, &chain)
     if status != OK:
         return status
@@ -204,7 +205,6 @@ cdef inline Status element_give(Op *op) noexcept nogil:
     cdef uint64_t here = depot_here(map)
     cdef uint64_t held = 0
     cdef uint64_t index = here
-    cdef uint64_t keep = depot_keep(map)
     cdef uint64_t turn
     cdef Status status = BUSY
     for turn in range(map.depot_count + 1):    # the last turn waits for the first depot
@@ -226,9 +226,17 @@ cdef inline Status element_give(Op *op) noexcept nogil:
     compiler_fence()
     store_relaxed_u64(&op.context.element, 0)
     compiler_fence()
-    if unlikely(depot_count(held) >= keep or depot_credit(held) >= CREDIT_HIGH):
-        depot_trim(op, index, keep)
+    # Counts rise by one, so few of them need the look at how many may be parked.
+    if unlikely(depot_count(held) % DEPOT_LOW == 0 or depot_count(held) >= map.depot_high or (
+            depot_credit(held) >= CREDIT_HIGH)):
+        depot_trim_if_over(op, index, held)
     return OK
+
+cdef inline void depot_trim_if_over(Op *op, uint64_t index, uint64_t held) noexcept nogil:
+    """depot_trim for a depot that had more than it keeps, or too many credits, when it was held."""
+    cdef uint64_t keep = depot_keep(op.map)
+    if depot_count(held) >= keep or depot_credit(held) >= CREDIT_HIGH:
+        depot_trim(op, index, keep)
 
 cdef inline void depot_trim(Op *op, uint64_t index, uint64_t keep) noexcept nogil:
     """Reduce a depot to half of keep, and its credits to less than CREDIT_HIGH.
@@ -258,20 +266,22 @@ cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept n
     cdef Depot *depot = depot_at(op.map, index)
     cdef PoolView *pool = depot_pool(op.map, index)
     cdef uint64_t held = 0
-    cdef uint64_t moved = 0
-    cdef uint64_t block = 0
+    cdef uint64_t moved, block, count, wanted
     cdef uint64_t _turn
     cdef bint empty
     for _turn in range(PARKED_MAX):            # each turn moves at least one, or is the last
         if depot_hold(op, index, &held, False) != OK:
             return
         empty = False
-        moved = 0
+        moved = block = 0
         while depot_count(held) > target and moved < DRAIN_AT_ONCE and not empty:
+            wanted = depot_count(held) - target
             block = depot_head(held) // pool.capacity
-            if not depot_push_down(op, depot, pool, &held):
+            count = depot_push_down(
+                op, depot, pool, block, min(wanted, DRAIN_AT_ONCE - moved), &held)
+            if count == 0:
                 break
-            moved += 1
+            moved += count
             empty = block_is_empty(pool, block, load_relaxed_u64(pool.words + block))
         lock_release(&depot.word, held)
         if empty:
@@ -279,32 +289,56 @@ cdef inline void depot_drain(Op *op, uint64_t index, uint64_t target) noexcept n
         if moved == 0:
             return
 
-cdef inline bint depot_push_down(
-        Op *op, Depot *depot, PoolView *pool, uint64_t *held) noexcept nogil:
-    """Move the held depot's first object into its block, if the block's lock is free."""
-    cdef uint64_t moved = depot_head(held[0])
-    cdef uint64_t block = moved // pool.capacity
+cdef inline void depot_run(
+        PoolView *pool, uint64_t block, uint64_t most, FreeList *run) noexcept nogil:
+    """Complete a run that begins with a depot's first object: those behind it that are of the same
+    block, most objects altogether, which the depot has."""
+    cdef uint64_t base = block * pool.capacity
+    cdef uint64_t following = load_relaxed_u64(&pool_object(pool, run.head).words[0])
+    run.tail = run.head
+    run.count = 1
+    while run.count < most and following - base < pool.capacity and following != 0:
+        run.tail = following
+        run.count += 1
+        following = load_relaxed_u64(&pool_object(pool, following).words[0])
+    run.behind = following
+
+cdef inline uint64_t depot_push_down(
+        Op *op, Depot *depot, PoolView *pool, uint64_t block, uint64_t most, uint64_t *held
+        ) noexcept nogil:
+    """Move the held depot's first objects that are of this block, up to most of those it has, into
+    the block, if its lock is free. Returns how many.
+
+    They stay FREE: nobody can reach them while their depot or their block is held. If the process
+    is killed, recovery finds the run in the depot, in the block, or, if the depot's head is another
+    and the block is still held, in neither, and puts it into the block.
+    """
+    cdef FreeList run = FreeList(depot_head(held[0]), 0, 0, 0)
     cdef uint64_t block_held = 0
-    cdef Element *element = pool_object(pool, moved)
-    if moved == 0 or moved >= pool.object_count:
-        return False
+    if run.head == 0 or run.head >= pool.object_count:
+        return 0
     op.context.block = block_name(pool, block)
     compiler_fence()
     if lock_try(op, pool.words + block, &block_held) != OK:
-        return False
-    store_relaxed_u64(&op.context.in_transit, <uint64_t> pool.kind << TRANSIT_SHIFT | moved)
+        return 0
+    depot_run(pool, block, most, &run)
+    if block_free(block_held) + run.count > block_fresh(block_held):   # only in a damaged segment
+        lock_release(pool.words + block, block_held)
+        return 0
+    op.context.list_head = run.head
+    op.context.list_tail = run.tail
     compiler_fence()
-    header_set(&element.header, ELEMENT_ALLOC, lock_bits(op.self_index))
+    op.context.list_count = run.count | LIST_GIVEN
     compiler_fence()
     held[0] = word_taken(
-        depot_word(<uint32_t> load_relaxed_u64(&element.words[0]), depot_count(held[0]) - 1,
+        depot_word(<uint32_t> run.behind, depot_count(held[0]) - <uint32_t> run.count,
                    depot_credit(held[0])), op.self_index)
     depot_store(op, depot, held[0])
-    pool_put_locked(pool, block, block_held, moved)
+    pool_put_run(pool, block, block_held, &run)
     compiler_fence()
-    store_relaxed_u64(&op.context.in_transit, 0)
+    op.context.list_count = 0
     compiler_fence()
-    return True
+    return run.count
 
 cdef inline uint64_t depot_first(Map *map, PoolView *pool) noexcept nogil:
     """The first of the depots of a small class."""

@@ -2,8 +2,8 @@
 # Hazards: the objects that an operation may be looking at (M1).
 #
 # Before an operation looks at an object that it does not own, it names the object in its context: a
-# reader in hazard, a writer in owned_refs or in_transit (object.pxd, depot.pxd). A block of objects
-# is given back only while no operation under way names anything in it. So a process that stops
+# reader in hazard, a writer in owned_refs (object.pxd). A block of objects is given back only while
+# no operation under way names anything in it. So a process that stops
 # inside an operation keeps one block or run for each of these fields, and no more; a process that
 # has ended its operation, or looks at other objects, keeps nothing.
 #
@@ -32,7 +32,7 @@ from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_release_u64, add_relaxed_u64, fence_seq_cst,
     compiler_fence, pause, unlikely,
 )
-from segment.layout cimport NAME_MAX, TRANSIT_SHIFT, Context
+from segment.layout cimport NAME_MAX, Context
 from segment.classes cimport POOL_OBJECTS, ref_index, ref_class, PoolView
 from segment.geometry cimport Map, context_at, contexts_usable
 from memory.operation cimport Op
@@ -73,7 +73,6 @@ cdef inline bint ref_within(PoolView *pool, uint64_t block, uint64_t ref) noexce
 
 cdef inline bint context_names(Context *context, PoolView *pool, uint64_t block) noexcept nogil:
     """Whether a context is inside an operation that names something in a block of objects."""
-    cdef uint64_t spare
     cdef uint32_t slot
     # Acquire: pairs with the release in context_end; all reads of the operation are done.
     if not load_acquire_u64(&context.activity) & 1:
@@ -84,9 +83,7 @@ cdef inline bint context_names(Context *context, PoolView *pool, uint64_t block)
     for slot in range(NAME_MAX):
         if ref_within(pool, block, load_acquire_u64(&context.owned_refs[slot])):
             return True
-    spare = load_relaxed_u64(&context.in_transit)
-    return spare >> TRANSIT_SHIFT == pool.kind and (
-        (spare & ((1ULL << TRANSIT_SHIFT) - 1)) // pool.capacity == block)
+    return False
 
 cdef inline bint block_is_watched(
         Map *map, const Context *own, PoolView *pool, uint64_t block) noexcept nogil:

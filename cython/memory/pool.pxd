@@ -285,6 +285,7 @@ cdef struct FreeList:          # objects taken from a block, linked by index thr
     uint64_t head
     uint64_t tail
     uint64_t count
+    uint64_t behind            # of a run: the object after the tail in the depot's list
 
 
 cdef inline Status pool_lock_block(
@@ -404,6 +405,19 @@ cdef inline void pool_put_locked(
     lock_release(pool.words + block, block_word(
         BLOCK_READY, block_fresh(held), block_free(held) + 1,
         <uint32_t> (index - block * pool.capacity)))
+    if load_relaxed_u64(&pool.shared.hint) > block:
+        store_relaxed_u64(&pool.shared.hint, block)
+
+cdef inline void pool_put_run(
+        PoolView *pool, uint64_t block, uint64_t held, const FreeList *run) noexcept nogil:
+    """Put a list of FREE objects of a held block before the block's own list. One store commits and
+    unlocks."""
+    store_relaxed_u64(
+        &pool_object(pool, run.tail).words[0], block * pool.capacity + block_head(held))
+    compiler_fence()
+    lock_release(pool.words + block, block_word(
+        BLOCK_READY, block_fresh(held), block_free(held) + <uint32_t> run.count,
+        <uint32_t> (run.head - block * pool.capacity)))
     if load_relaxed_u64(&pool.shared.hint) > block:
         store_relaxed_u64(&pool.shared.hint, block)
 

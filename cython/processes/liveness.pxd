@@ -283,7 +283,6 @@ cdef inline void context_forget(Map *map, Context *context) noexcept nogil:
     context.target = 0
     context.line = 0
     context.line_stash = 0
-    store_relaxed_u64(&context.in_transit, 0)
     context.list_count = 0
     context.credit_moving = 0
     if context.activity & 1:

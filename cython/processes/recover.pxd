@@ -66,7 +66,7 @@ from map.journal cimport context_leads, journal_is_committed
 from processes.liveness cimport process_is_dead, recoverer_enter, recoverer_leave, recoverers_forget
 from processes.recover_cells cimport recover_cell
 from processes.recover_memory cimport (
-    recover_regions, bucket_there, recover_depot, recover_in_transit, recover_growth, recover_pins,
+    recover_regions, bucket_there, recover_depot, recover_growth, recover_pins,
 )
 
 cdef inline Status recover_element(Op *op) noexcept nogil:
@@ -220,7 +220,6 @@ cdef inline Status recover_bucket(Op *op) noexcept nogil:
 cdef inline Status recover_give_back(Op *op) noexcept nogil:
     """Give back the objects that the context still owns."""
     cdef Context *context = op.context
-    cdef Status status = OK
     if line_is_held(op, op.context.line) and context.line_stash != context.line:
         line_stash(op)
     context.line = 0
@@ -230,11 +229,9 @@ cdef inline Status recover_give_back(Op *op) noexcept nogil:
     if context.element != 0:
         add_relaxed_u64(&op.map.header.statistics.operations_undone, 1)
     op_give_back(op)
-    if context.in_transit != 0:
-        status = recover_in_transit(op)
     if context.element != 0 or context.line_stash != 0 or context.debt != 0:
         return BUSY
-    return status
+    return OK
 
 cdef inline Status recover_removal(Op *op) noexcept nogil:
     """Delete the key of a journal's member, if the journal is committed and its element is still

@@ -10,7 +10,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport load_relaxed_u64, load_acquire_u64, store_relaxed_u64, compiler_fence
 from segment.status cimport Status, OK, ABSENT, BUSY
 from segment.layout cimport (
-    ELEMENT_FREE, ELEMENT_ALLOC, BLOCK_READY, REGION_BUCKETS, NAME_MAX, TRANSIT_SHIFT, Context,
+    ELEMENT_FREE, ELEMENT_ALLOC, BLOCK_READY, REGION_BUCKETS, NAME_MAX, LIST_GIVEN, Context,
     Element, Depot,
 )
 from segment.words cimport (
@@ -26,7 +26,7 @@ from segment.geometry cimport (
 )
 from memory.operation cimport Op, lock_try, lock_release, op_holds, header_set
 from memory.region cimport budget_used, debt_add, pages_owed, budget_owe_none
-from memory.pool cimport block_vacate, pool_give
+from memory.pool cimport FreeList, block_vacate, pool_put_run
 from memory.depot cimport depot_store
 from memory.pins cimport pins_usable, pin_clear
 from memory.object cimport ref_object, owned_ref, owned_refs_free
@@ -68,14 +68,32 @@ cdef inline uint64_t *block_named(Op *op, PoolView **pool) noexcept nogil:
     word = pool[0].words + block
     return word if op_holds(op, word) else NULL
 
+cdef inline void recover_run(
+        Op *op, PoolView *pool, uint64_t head, uint64_t tail, uint64_t count) noexcept nogil:
+    """Put a run that has left its depot into the held block, and unlock the block."""
+    cdef FreeList run = FreeList(head, tail, count, 0)
+    cdef uint64_t block = head // pool.capacity
+    cdef uint64_t held
+    if head == 0 or head >= pool.object_count or tail // pool.capacity != block:
+        return                                 # only in a damaged segment
+    held = load_relaxed_u64(pool.words + block)
+    if op_holds(op, pool.words + block) and block_free(held) + count <= block_fresh(held):
+        pool_put_run(pool, block, held, &run)
+        compiler_fence()
+
 cdef inline void recover_list(
         Op *op, Depot *depot, PoolView *pool, bint block_held) noexcept nogil:
-    """Settle a list of objects on its way from a block to the held depot."""
+    """Settle a list of objects on its way between a block and the held depot. While the depot's
+    head is the list's, the depot has the list; a list that is in neither goes on where it was
+    going. block_held: the context holds the block that it names."""
     cdef Context *context = op.context
     cdef uint64_t word = load_relaxed_u64(&depot.word)
     cdef uint64_t head = load_relaxed_u64(&context.list_head)
     cdef uint64_t tail = load_relaxed_u64(&context.list_tail)
-    if context.list_count != 0 and not block_held and depot_head(word) != head:
+    if context.list_count & LIST_GIVEN:
+        if block_held and depot_head(word) != head:
+            recover_run(op, pool, head, tail, context.list_count & ~<uint64_t> LIST_GIVEN)
+    elif context.list_count != 0 and not block_held and depot_head(word) != head:
         if head < pool.object_count and tail < pool.object_count:
             store_relaxed_u64(&pool_object(pool, tail).words[0], depot_head(word))
             compiler_fence()
@@ -116,18 +134,10 @@ cdef inline void recover_depot_object(
     compiler_fence()
 
 cdef inline void recover_in_depot(Op *op, Depot *depot, PoolView *pool) noexcept nogil:
-    """Settle an object between the held depot and the context, and one in transit between that
-    depot and a block."""
+    """Settle an object between the held depot and the context."""
     cdef Context *context = op.context
     cdef uint64_t head = depot_head(load_relaxed_u64(&depot.word))
     cdef uint32_t slot
-    cdef Element *thing
-    if context.in_transit != 0 and (
-            context.in_transit == (<uint64_t> pool.kind << TRANSIT_SHIFT | head)):
-        thing = pool_object(pool, head if head < pool.object_count else 0)
-        header_set(&thing.header, ELEMENT_FREE, 0)
-        compiler_fence()
-        store_relaxed_u64(&context.in_transit, 0)
     if pool.kind < POOL_OBJECTS:
         recover_depot_object(op, pool, head, context.element, &context.element)
         return
@@ -190,10 +200,6 @@ cdef inline void recover_block(Op *op) noexcept nogil:
                 recover_block_object(
                     op, pool, word, ref_index(op.context.owned_refs[slot]),
                     &op.context.owned_refs[slot])
-    elif op.context.in_transit != 0 and op.context.in_transit >> TRANSIT_SHIFT == pool.kind:
-        recover_block_object(
-            op, pool, word, op.context.in_transit & ((1ULL << TRANSIT_SHIFT) - 1),
-            &op.context.in_transit)
     lock_release(word, load_relaxed_u64(word))
 
 cdef inline void recover_depot(Op *op) noexcept nogil:
@@ -213,16 +219,6 @@ cdef inline void recover_depot(Op *op) noexcept nogil:
     recover_in_depot(op, depot, pool)
     recover_block(op)
     lock_release(&depot.word, load_relaxed_u64(&depot.word))
-
-cdef inline Status recover_in_transit(Op *op) noexcept nogil:
-    """Give the object that was on its way from a depot to its block to the block."""
-    cdef uint64_t index = op.context.in_transit & ((1ULL << TRANSIT_SHIFT) - 1)
-    cdef PoolView *pool = pool_of_kind(op.map, <uint32_t> (op.context.in_transit >> TRANSIT_SHIFT))
-    if pool != NULL and index < pool.object_count and op_holds(
-            op, &pool_object(pool, index).header):
-        return pool_give(op, pool, index, &op.context.in_transit)
-    store_relaxed_u64(&op.context.in_transit, 0)
-    return OK
 
 cdef inline void recover_growth(Op *op) noexcept nogil:
     """Note the pages that were charged for a run of this context's that was growing. Charges for

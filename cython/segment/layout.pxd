@@ -123,7 +123,7 @@ cdef enum:
     SPECIAL_MAX = 8
     REF_MAX = 3                # references in a value
     NAME_MAX = 6               # objects that a context can name: new ones, then replaced ones
-    TRANSIT_SHIFT = 48         # context.in_transit: the pool's kind above this bit, the index below
+    LIST_GIVEN = 1ULL << 32    # of context.list_count: the list goes from the depot to its block
     SCHEMA_OFFSET = 2048       # in the header's page: the program's description of its values
     SCHEMA_MAX = 1536
 
@@ -271,12 +271,12 @@ cdef struct Context:
     uint64_t target            # UPD, ULOCK or LOCKED by this context; and its journal, see below
     uint64_t line              # ALLOC by this context: on its way into a chain or out of one
     uint64_t line_stash        # first of a list, through words[0], of lines ALLOC by this context
-    uint64_t in_transit        # ALLOC by this context, without a credit, between depot and block
+    uint64_t _reserved
     uint64_t child             # of a split or merge; of a claim: see claiming.pxi
     uint64_t depot             # depot locked, plus 1
     uint64_t block             # block word locked: index * 128 + kind of its pool + 1
-    uint64_t list_head, list_tail    # objects taken from a block for the locked depot
-    uint64_t list_count        # of that list; 0: there is none
+    uint64_t list_head, list_tail    # objects on their way between a block and the locked depot
+    uint64_t list_count        # of that list, and LIST_GIVEN or not; 0: there is none
     uint64_t credit_moving     # 1: credits are moving between the locked depot and the header
     uint64_t credit_after      # the depot's credit when they have moved
     uint64_t region            # region locked, plus 1

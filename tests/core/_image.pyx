@@ -179,7 +179,7 @@ cdef class Image:
     cdef uint64_t *name(self, uint64_t who, PoolView *view) except NULL:
         """The context's field that names an object of this pool between two places."""
         cdef Op *op = self.op(who)
-        return &op.context.line if view.kind else &op.context.in_transit
+        return &op.context.line if view.kind else &op.context.element
 
     def block_commit(self, uint64_t who, str kind not None):
         return named(core_pool.block_commit(self.op(who), self.view(kind)))
@@ -211,7 +211,7 @@ cdef class Image:
 
     def pool_detach(self, uint64_t who, uint64_t wanted):
         """The status, and the elements of the chain that was detached."""
-        cdef core_pool.FreeList detached = core_pool.FreeList(0, 0, 0)
+        cdef core_pool.FreeList detached = core_pool.FreeList(0, 0, 0, 0)
         cdef uint64_t at
         status = named(core_pool.pool_detach(
             self.op(who), &self.map.element_pool, wanted, &detached))

@@ -22,7 +22,7 @@ def end_of_child(function):
     return Child(act).join()
 
 
-@pytest.mark.parametrize("field", ["element", "line", "line_stash", "in_transit"])
+@pytest.mark.parametrize("field", ["element", "line", "line_stash"])
 def test_claim_of_a_damaged_context_does_not_crash(victim, field):
     """H1: the process that claims a context does not trust the fields that it finds there.
 
@@ -35,13 +35,14 @@ def test_claim_of_a_damaged_context_does_not_crash(victim, field):
 
 
 HUGE = 1 << 40
+LIST_GIVEN = 1 << 32
+GIVEN_RUN = {"depot": 1, "block": 1, "list_count": LIST_GIVEN | 1000000}
 INSERT, DELETE, SPLIT, MERGE = range(1, 5)
 DEATHS = {
     "element": {"element": HUGE},
     "element, a little too large": {"element": 0xF0000000},
     "line": {"line": HUGE},
     "line_stash": {"line_stash": HUGE},
-    "in_transit": {"in_transit": HUGE},
     "target": {"target": HUGE},
     "bucket": {"operation": INSERT, "bucket": HUGE},
     "bucket, the largest": {"operation": INSERT, "bucket": 2**64 - 1},
@@ -51,8 +52,10 @@ DEATHS = {
     "split child": {"operation": SPLIT, "bucket": 1, "child": HUGE},
     "merge parent": {"operation": MERGE, "bucket": HUGE, "child": 5},
     "element from a depot": {"depot": 1, "element": HUGE},
-    "in_transit from a depot": {"depot": 1, "in_transit": HUGE},
     "chain for a depot": {"depot": 1, "list_count": 3, "list_head": HUGE, "list_tail": HUGE},
+    "run for a block": GIVEN_RUN | {"list_head": HUGE, "list_tail": HUGE},
+    "run for a block, its tail": GIVEN_RUN | {"list_head": 2, "list_tail": HUGE},
+    "run for a block, its count": GIVEN_RUN | {"list_head": 2, "list_tail": 3},
     "depot": {"depot": HUGE},
     "block": {"block": HUGE},
     "region": {"region": HUGE},
@@ -77,6 +80,9 @@ def test_recovery_of_a_damaged_context_does_not_crash(victim, what):
             victim.set(victim.header, "table", victim.header.table | held_by(3))
     if "depot" in DEATHS[what]:
         victim.set(victim.picture.depots[0], "word", victim.picture.depots[0].word | held_by(3))
+    if "block" in DEATHS[what] and DEATHS[what]["block"] == 1:
+        words = victim.picture.element_words
+        victim.set(words, 0, words[0] | held_by(3))
     before = bytes(victim.picture.memory)
     name = victim.map.name
 

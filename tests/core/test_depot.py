@@ -3,7 +3,17 @@
 import random
 
 import pytest
-from support.core.picture import ALLOC, FREE, depot_word, held_by, owner_of, state_of
+from support.core.picture import (
+    ALLOC,
+    FREE,
+    READY,
+    block_parts,
+    block_word,
+    depot_word,
+    held_by,
+    owner_of,
+    state_of,
+)
 
 DEPOTS = 4
 
@@ -144,6 +154,74 @@ def test_trimming_leaves_the_target_and_loses_nothing(image):
     problem, _, figures = image.check()
     assert problem == 0
     assert figures["parked"] + figures["free"] == before
+
+
+def listed(image, block):
+    """The elements in a block's free list."""
+    capacity = image.picture.geometry["element_pool"]["capacity"]
+    _, _, free, head = block_parts(image.picture.element_words[block])
+    found = [block * capacity + head]
+    while len(found) < free:
+        found.append(image.picture.element(found[-1])[1])
+    return found[:free]
+
+
+@pytest.mark.parametrize("run", [1, 2, 5, 16, 17, 40])
+def test_parked_elements_go_back_to_their_blocks_in_runs(make_image, run):
+    """C1: runs of two blocks take turns in a depot's list. A drained element is in its own block's
+    list, and stays FREE in the version that it had; the others stay parked, in their order."""
+    image = make_image(depot_count=1)
+    capacity = image.picture.geometry["element_pool"]["capacity"]
+    held = [take(image, 0) for _ in range(2 * capacity - 1)]
+    both = [sorted(held)[: 2 * run], [index for index in held if index >= capacity][: 2 * run]]
+    order = [index for at in (0, run) for block in both for index in block[at : at + run]]
+    order = order[: image.picture.geometry["depot_high"] - 1]
+    image.depot_trim(0, 0, 0)
+    assert image.picture.depots[0].count == 0
+    for index in order:
+        give(image, 0, index)
+    parked = image.picture.parked(0)
+    versions = [image.picture.element(index)[0] for index in parked]
+    assert parked == order[::-1]
+
+    image.depot_trim(1, 0, 2 * (len(parked) // 4))
+
+    given, left = parked[: -(len(parked) // 4)], parked[-(len(parked) // 4) :]
+    assert left == image.picture.parked(0)
+    assert versions == [image.picture.element(index)[0] for index in parked]
+    found = [index for block in (0, 1) for index in listed(image, block)]
+    assert len(set(found)) == len(found)
+    assert set(given) == set(found) & set(order)
+    assert image.picture.context(1).list_count == 0
+
+
+def test_a_run_is_not_given_to_a_block_that_is_held(image):
+    """W2: a depot whose first element's block is held stays as it is, and loses nothing."""
+    for index in [take(image, 0, 0) for _ in range(20)]:
+        give(image, 0, index)
+    at = max(range(2), key=lambda depot: image.picture.depots[depot].count)
+    before = image.picture.depots[at].word, image.picture.parked(at)
+    image.picture.element_words[0] |= held_by(3)
+
+    image.depot_trim(1, at, 0)
+
+    assert before == (image.picture.depots[at].word, image.picture.parked(at))
+    assert image.picture.context(1).list_count == 0
+
+
+def test_a_run_that_does_not_fit_into_its_block_stays_parked(image):
+    """H1: a block's word that has room for no more free elements is damaged, and stays as it is."""
+    index = take(image, 0, 0)
+    give(image, 0, index)
+    at = next(depot for depot in range(2) if index in image.picture.parked(depot))
+    damaged = block_word(READY, 5, 4, 1)
+    image.picture.element_words[0] = damaged
+    parked = image.picture.parked(at)
+
+    image.depot_trim(1, at, 0)
+
+    assert parked == image.picture.parked(at)
+    assert damaged == image.picture.element_words[0]
 
 
 def test_credits_move_32_at_a_time_until_none_is_left(make_image):

@@ -213,7 +213,7 @@ SCENARIOS = {
             {"max_entries": 512},
             falling=("elements_parked",),
             entry_count=400,
-            changes_min=100,
+            changes_min=50,
             sample=30,
         ),
         DeleteLast(

@@ -107,7 +107,7 @@ class Context(ctypes.Structure):
         ("target", c_uint64),
         ("line", c_uint64),
         ("line_stash", c_uint64),
-        ("in_transit", c_uint64),
+        ("_reserved", c_uint64),
         ("child", c_uint64),
         ("depot", c_uint64),
         ("block", c_uint64),

@@ -232,6 +232,30 @@ OF_SUPPLY = {
         "a writer that fetches an element and gives it back dies",
         "elements lost",
     ),
+    "a run is named before it leaves its depot": (
+        "a writer that gives runs of elements to their blocks dies",
+        "elements lost",
+    ),
+    "the name of a run says where it goes": (
+        "a writer that gives runs of elements to their blocks dies",
+        "elements lost",
+    ),
+    "a run is linked to its block's list after it has left its depot": (
+        "a writer that gives runs of elements to their blocks dies",
+        "a free list leads to",
+    ),
+    "the name of a run ends before its depot is unlocked": (
+        "a writer that gives runs of elements to their blocks dies",
+        "elements lost",
+    ),
+    "recovery completes a run that has left its depot": (
+        "a writer that gives runs of elements to their blocks dies",
+        "elements lost",
+    ),
+    "recovery leaves a run that has not left its depot": (
+        "a writer that gives runs of elements to their blocks dies",
+        "a free list leads to",
+    ),
     "credits are named before they move": (
         "a writer that fetches an element and gives it back dies",
         "credits",

@@ -25,6 +25,7 @@ from support.protocol.segment_model import (
     ALLOC,
     DELETE,
     FREE,
+    GIVEN,
     INSERT,
     JOURNAL_COMMITTED,
     JOURNAL_REMOVES,
@@ -44,7 +45,7 @@ from support.protocol.segment_model import (
     state_of,
     taken,
 )
-from support.protocol.supply import element_put, op_give_back
+from support.protocol.supply import op_give_back, run_put
 from support.protocol.sweeping import rest_begin
 from support.protocol.waiting import bells_ring_all
 from support.protocol.writing import bucket_release, deadline_stored, delete_held, redo_apply
@@ -139,13 +140,19 @@ def recover_depot(m, me):
 
 
 def recover_list(m, me, depot):
-    """Elements on their way from a block to the held depot."""
+    """Elements on their way from a block to the held depot, or from the depot to a block."""
     word = yield own(depot)
     count = yield own(m.of(me, "list_count"))
     first = yield own(m.of(me, "list_head"))
     block = yield from block_named(m, me)
     head, parked, credit = depot_parts(word)
-    if count and block is None and head != first:
+    if count & GIVEN:
+        left = head != first or not m.keeps("recovery leaves a run that has not left its depot")
+        completes = m.keeps("recovery completes a run that has left its depot")
+        if block is not None and left and completes:
+            tail = yield own(m.of(me, "list_tail"))
+            yield from run_put(m, block[0], first, tail, count - GIVEN)
+    elif count and block is None and head != first:
         tail = yield own(m.of(me, "list_tail"))
         yield store(m.next_free(tail), head)
         yield store(depot, taken(depot_word(first, parked + count, credit), me))
@@ -168,13 +175,9 @@ def recover_credits(m, me, depot):
 
 
 def recover_in_depot(m, me, depot):
-    """An element, with its credit or without, on its way between the held depot and the context."""
+    """An element and its credit on their way between the held depot and the context."""
     word = yield own(depot)
     head, _, _ = depot_parts(word)
-    spare = yield own(m.of(me, "in_transit"))
-    if spare and spare == head:
-        yield from set_state(m, m.element[spare], FREE)
-        yield put(m.of(me, "in_transit"), 0)
     element = yield own(m.of(me, "element"))
     if element == 0:
         return
@@ -203,7 +206,7 @@ def block_named(m, me):
 
 
 def recover_block(m, me):
-    """An element or line on its way between the held block and the context."""
+    """A line on its way between the held block and the context."""
     block = yield from block_named(m, me)
     if block is None:
         return
@@ -213,17 +216,14 @@ def recover_block(m, me):
     if state != READY:
         yield from block_vacate(m, me, m.block.index(word_at))
         return
-    field = "line" if lines else "in_transit"
-    name = yield own(m.of(me, field))
-    base = 0 if lines else m.block.index(word_at) * m.block_capacity
-    if name and base <= name < base + (1000 if lines else m.block_capacity):
-        thing = m.line[name] if lines else m.element[name]
-        header = yield own(thing)
-        if (free and name - base == head) or name - base >= fresh:
-            yield from set_state(m, thing, FREE)
-            yield put(m.of(me, field), 0)
+    name = yield own(m.of(me, "line"))
+    if lines and name:
+        header = yield own(m.line[name])
+        if (free and name == head) or name >= fresh:
+            yield from set_state(m, m.line[name], FREE)
+            yield put(m.of(me, "line"), 0)
         elif state_of(header) == FREE:
-            yield from set_state(m, thing, ALLOC, me)
+            yield from set_state(m, m.line[name], ALLOC, me)
     yield store(word_at, released(word))
 
 
@@ -407,9 +407,3 @@ def recover_give_back(m, me):
         if owner_of(header) != me and m.keeps("recovery frees only what the context owns"):
             yield put(m.of(me, "element"), 0)
     yield from op_give_back(m, me)
-    spare = yield own(m.of(me, "in_transit"))
-    if spare:
-        header = yield load(m.element[spare])
-        if owner_of(header) == me:
-            yield from element_put(m, me)
-        yield put(m.of(me, "in_transit"), 0)

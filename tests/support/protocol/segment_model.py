@@ -108,7 +108,6 @@ CONTEXT_FIELDS = (
     "target",
     "line",
     "line_stash",
-    "in_transit",
     "child",
     "depot",
     "block",
@@ -119,6 +118,7 @@ CONTEXT_FIELDS = (
     "credit_after",
 )
 INSERT, DELETE, SPLIT, MERGE = range(1, 5)
+GIVEN = 8  # in list_count: the list goes from the depot to the block
 
 
 @dataclass(eq=False)

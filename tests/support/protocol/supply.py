@@ -10,6 +10,7 @@ from support.protocol.automaton import begin, end, load, lock, lock_try, own, pu
 from support.protocol.segment_model import (
     ALLOC,
     FREE,
+    GIVEN,
     PAYLOAD_SHIFT,
     READY,
     block_parts,
@@ -135,7 +136,7 @@ def credits_move(m, me, depot, held, fetch):
 
 
 def depot_trim(m, me):
-    """Return credits, and move the first element of a depot into its block."""
+    """Return credits, and move the first run of a depot into its block."""
     yield begin("settle")
     depot = me % m.depots
     held = yield from depot_hold(m, me, depot, lock_try)
@@ -148,21 +149,31 @@ def depot_trim(m, me):
 
 
 def depot_push_down(m, me, depot, held):
-    """Move the held depot's first element into its block, unless the block is held."""
+    """Move the held depot's first run, here up to two elements of one block, into that block,
+    unless the block is held."""
     head, count, credit = depot_parts(held)
     block = head // m.block_capacity
     yield put(m.of(me, "block"), block * 2 + 1)
     block_held = yield lock_try(m.block[block], me)
     if block_held is None:
         return held
-    yield put(m.of(me, "in_transit"), head)
-    header = yield own(m.element[head])
-    yield store(m.element[head], m.header_after(header, ALLOC, me))
-    following = yield own(m.next_free(head))
-    held = taken(depot_word(following, count - 1, credit), me)
+    run = (head,)
+    rest = yield own(m.next_free(head))
+    if count > 1 and rest // m.block_capacity == block:
+        run = (head, rest)
+        rest = yield own(m.next_free(rest))
+    yield put(m.of(me, "list_head"), run[0])
+    yield put(m.of(me, "list_tail"), run[-1])
+    if m.keeps("a run is named before it leaves its depot"):
+        given = GIVEN if m.keeps("the name of a run says where it goes") else 0
+        yield put(m.of(me, "list_count"), len(run) | given)
+    if not m.keeps("a run is linked to its block's list after it has left its depot"):
+        yield store(m.next_free(run[-1]), block * m.block_capacity + block_parts(block_held)[3])
+    held = taken(depot_word(rest, count - len(run), credit), me)
     yield store(m.depot[depot], held)
-    yield from put_locked(m, m.block[block], block_held, head, block * m.block_capacity, False)
-    yield put(m.of(me, "in_transit"), 0)
+    yield from run_put(m, m.block[block], run[0], run[-1], len(run))
+    if m.keeps("the name of a run ends before its depot is unlocked"):
+        yield put(m.of(me, "list_count"), 0)
     return held
 
 
@@ -217,25 +228,23 @@ def block_detach(m, me, block, held):
     return OK, chain[0], chain[-1], len(chain)
 
 
-def put_locked(m, word, held, index, base, is_line):
-    """Put an owned ALLOC element or line into its block, whose word is held; one store commits."""
+def run_put(m, word, first, last, count):
+    """Put a run of FREE elements, linked already, before the list of its held block; one store
+    commits. Recovery repeats this."""
+    held = yield own(word)
     state, fresh, free, head = block_parts(held)
-    header_at = m.line[index] if is_line else m.element[index]
-    next_at = m.line_next(index) if is_line else m.next_free(index)
-    yield store(next_at, base + head)
-    header = yield own(header_at)
-    yield store(header_at, m.header_after(header, FREE))
-    yield store(word, block_word(state, fresh, free + 1, index - base))
+    base = m.block.index(word) * m.block_capacity
+    yield store(m.next_free(last), base + head)
+    yield store(word, block_word(state, fresh, free + count, first - base))
 
 
-def element_put(m, me):
-    """pool_give of context.in_transit, an ALLOC element without a credit: back into its block."""
-    spare = yield own(m.of(me, "in_transit"))
-    block = spare // m.block_capacity
-    yield put(m.of(me, "block"), block * 2 + 1)
-    held = yield lock(m.block[block], me)
-    yield from put_locked(m, m.block[block], held, spare, block * m.block_capacity, False)
-    yield put(m.of(me, "in_transit"), 0)
+def line_put_locked(m, held, line):
+    """Put an owned ALLOC line into its block, whose word is held; one store commits."""
+    state, fresh, free, head = block_parts(held)
+    yield store(m.line_next(line), head)
+    header = yield own(m.line[line])
+    yield store(m.line[line], m.header_after(header, FREE))
+    yield store(m.line_block, block_word(state, fresh, free + 1, line))
 
 
 # ---- lines ----
@@ -283,7 +292,7 @@ def lines_give(m, me):
         yield put(m.of(me, "line_stash"), following)
         yield put(m.of(me, "block"), 2)
         held = yield lock(m.line_block, me)
-        yield from put_locked(m, m.line_block, held, line, 0, True)
+        yield from line_put_locked(m, held, line)
         yield put(m.of(me, "line"), 0)
 
 
