@@ -64,8 +64,8 @@ from segment.file cimport (
     segment_open, segment_fd, is_segment, byte_lock, READER_BYTE, REMOVAL_BYTE, byte_is_shared,
 )
 from memory.operation cimport (
-    Op, OP_KEEP_ELEMENT, OP_KEEP_SHIFT, OP_NO_SWEEP, OP_RAW_FIELDS, context_begin, context_cancel,
-    context_end, lock_busy, lock_release, lock_try, op_begin, op_end, op_holds,
+    Op, OP_KEEP_ELEMENT, OP_KEEP_SHIFT, OP_NO_SWEEP, OP_PLAIN, OP_RAW_FIELDS, context_begin,
+    context_cancel, context_end, lock_busy, lock_release, lock_try, op_begin, op_end, op_holds,
 )
 from memory.region cimport (
     budget_word, contexts_are_quiet, fences_demand, membarrier_all, membarrier_register,
@@ -93,8 +93,8 @@ from map.read cimport (
 from map.hold cimport op_give_back
 from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, entry_expire
 from map.write cimport (
-    apply_word_fast, update_word_fast, word_change_fast, map_update, UPDATE_ANY, UPDATE_EXIST,
-    UPDATE_NOEXIST, map_apply, map_lookup_unlocked, map_swap, entry_touch,
+    update_word_fast, word_change_fast, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST,
+    map_apply, map_lookup_unlocked, map_swap, entry_touch,
 )
 from map.section cimport Section, section_abandon, section_commit, section_open, section_remove
 from map.journal cimport (

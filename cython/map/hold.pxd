@@ -2,7 +2,9 @@
 # The beginning and the end of a write: locking the bucket of a hash, and giving back what an
 # attempt kept (write.pxd says what an attempt is).
 from libc.stdint cimport uint32_t, uint64_t
-from machine.atomics cimport load_relaxed_u64, cas_acquire_u64, compiler_fence, pause, unlikely
+from machine.atomics cimport (
+    load_relaxed_u64, cas_acquire_u64, compiler_fence, pause, likely, unlikely,
+)
 from segment.status cimport Status, OK, CORRUPT, RETRY
 from segment.layout cimport Bucket
 from segment.words cimport word_locked, word_taken, word_held_by, bucket_level_plus1
@@ -14,7 +16,7 @@ from memory.object cimport owned_refs_free
 from map.chain cimport Found, line_stash
 from map.element cimport starving_end
 from map.reference cimport refs_drop
-from map.table cimport level_covers, table_find
+from map.table cimport level_covers, table_find_seen
 
 cdef inline bint line_is_held(Op *op, uint64_t index) noexcept nogil:
     """Whether this context owns the line that it names."""
@@ -54,22 +56,22 @@ cdef inline Status bucket_hold(
     cdef uint64_t index = 0
     cdef uint64_t seen = 0
     cdef int _
-    bucket[0] = table_find(op.map, op.hash, &index)
+    bucket[0] = table_find_seen(op.map, op.hash, &index, &seen)
     if bucket[0] == NULL:
         return CORRUPT
     op.context.operation = operation
     op.context.bucket = index
     compiler_fence()
     for _ in range(SPIN_PAUSES_MAX):
-        seen = load_relaxed_u64(&bucket[0].header)
-        if not level_covers(bucket_level_plus1(seen), index, op.hash):
-            return RETRY                               # split or merged since table_find
-        if not word_locked(seen):
+        if likely(not word_locked(seen)):
             held[0] = word_taken(seen, op.self_index)
             # Acquire: as in lock_try.
-            if cas_acquire_u64(&bucket[0].header, seen, held[0]):
+            if likely(cas_acquire_u64(&bucket[0].header, seen, held[0])):
                 return OK
         pause()
+        seen = load_relaxed_u64(&bucket[0].header)
+        if not level_covers(bucket_level_plus1(seen), index, op.hash):
+            return RETRY                               # split or merged since table_find_seen
     return lock_busy(op, &bucket[0].header, seen)
 
 cdef inline bint bucket_hold_if_unchanged(

@@ -17,7 +17,7 @@
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from machine.atomics cimport (
     load_relaxed_u64, load_acquire_u64, store_relaxed_u64, load_relaxed_u32, cas_acq_rel_u64,
-    fence_release, compiler_fence, unlikely, copy_out,
+    fence_release, compiler_fence, likely, unlikely, copy_out,
 )
 from segment.status cimport Status, OK, ABSENT, BUSY, RETRY
 from segment.layout cimport (
@@ -49,6 +49,8 @@ cdef inline void map_shrink_if_empty(Op *op) noexcept nogil:
     cdef uint64_t count = table_count(map)
     cdef uint64_t usable
     cdef int turn
+    if likely(taken * 4 >= count * 7 and op.hash & RELEASE_MASK):
+        return
     for turn in range(2):
         if taken * 4 >= count * 7 or (turn == 1 and taken >= count):
             break

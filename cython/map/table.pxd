@@ -71,15 +71,17 @@ cdef inline uint64_t table_follow(
     at = hash & ((2ULL << count_trailing_zeros(difference)) - 1)
     return at if at < map.bucket_max else NOWHERE
 
-cdef inline Bucket *table_find(Map *map, uint32_t hash, uint64_t *index) noexcept nogil:
-    """The bucket of a hash and its index. NULL if the levels lead nowhere, or in circles: one
+cdef inline Bucket *table_find_seen(
+        Map *map, uint32_t hash, uint64_t *index, uint64_t *header) noexcept nogil:
+    """The bucket of a hash, its index, and its header, whose level covers the hash. NULL if the levels lead nowhere, or in circles: one
     search does not meet so many resizes that it needs FOLLOW_MAX steps."""
     cdef uint64_t at = table_guess(map, hash)
     cdef uint32_t level_plus1
     cdef int _
     for _ in range(FOLLOW_MAX):
         # Acquire: pairs with the release stores of levels; the slots read next are at least as new.
-        level_plus1 = bucket_level_plus1(load_acquire_u64(&bucket_at(map, at).header))
+        header[0] = load_acquire_u64(&bucket_at(map, at).header)
+        level_plus1 = bucket_level_plus1(header[0])
         if likely(level_covers(level_plus1, at, hash)):
             index[0] = at
             return bucket_at(map, at)
@@ -87,6 +89,10 @@ cdef inline Bucket *table_find(Map *map, uint32_t hash, uint64_t *index) noexcep
         if at == NOWHERE:
             break
     return NULL
+
+cdef inline Bucket *table_find(Map *map, uint32_t hash, uint64_t *index) noexcept nogil:
+    cdef uint64_t header = 0
+    return table_find_seen(map, hash, index, &header)
 
 cdef inline bint chain_find_bit(
         Map *map, Bucket *bucket, uint32_t bit, Found *found) noexcept nogil:

@@ -42,7 +42,8 @@ from segment.words cimport element_state
 from segment.geometry cimport Map, bucket_at, element_at, element_value, context_redo, checked_index
 from segment.fields cimport fields_begin
 from memory.operation cimport (
-    OP_RAW_FIELDS, OP_NO_SWEEP, OP_KEEP_SHIFT, Op, lock_busy, lock_release, WRITE_TRIES_MAX,
+    OP_RAW_FIELDS, OP_NO_SWEEP, OP_PLAIN, OP_KEEP_SHIFT, Op, lock_busy, lock_release,
+    WRITE_TRIES_MAX,
 )
 from memory.region cimport region_commit
 from memory.pool cimport block_commit
@@ -95,6 +96,30 @@ cdef inline void element_fill(Op *op, Element *element, const uint8_t *value) no
     refs_attach(op, element)
     if unlikely(op.map.cache != NULL):
         entry_begin(op, element)
+
+cdef inline Status element_prepare(
+        Op *op, Element *element, const uint8_t *value) noexcept nogil:
+    """Store key and value in an element that this context has taken. RETRY if the key in the
+    caller's memory has changed."""
+    cdef Map *map = op.map
+    cdef uint32_t key_hash
+    copy_in(&element.words[0], op.key, map.key_size)
+    op.element_filled = True
+    if likely(op.options & OP_PLAIN):
+        copy_in(element_value(map, element), value, map.value_size)
+        return OK
+    if map.field_count != 0:
+        element_fill(op, element, value)
+    else:
+        copy_in(element_value(map, element), value, map.value_size)
+    # From here on the element's copy of the key counts: another thread may change the caller's
+    # memory while this one inserts.
+    key_hash = hash_key(map.seeds, <const uint8_t *> &element.words[0], map.key_size)
+    if unlikely(key_hash != op.hash):
+        op.element_filled = False
+        op.hash = key_hash
+        return RETRY
+    return OK
 
 cdef inline Status insert_hold(
         Op *op, Element *element, const Found *miss, Bucket **bucket) noexcept nogil:
@@ -154,7 +179,6 @@ cdef inline Status insert_try(
     cdef Map *map = op.map
     cdef Bucket *bucket = NULL
     cdef Element *element
-    cdef uint32_t key_hash
     cdef Status status
     if unlikely(load_relaxed_u64(&map.header.clearing) != 0):
         return lock_busy(op, &map.header.clearing, load_relaxed_u64(&map.header.clearing))
@@ -165,19 +189,9 @@ cdef inline Status insert_try(
     element = element_at(
         map, checked_index(&map.element_pool, load_relaxed_u64(&op.context.element)))
     if not op.element_filled:
-        copy_in(&element.words[0], op.key, map.key_size)
-        if unlikely(map.field_count != 0):
-            element_fill(op, element, value)
-        else:
-            copy_in(element_value(map, element), value, map.value_size)
-        op.element_filled = True
-        # From here on the element's copy of the key counts: another thread may change the caller's
-        # memory while this one inserts.
-        key_hash = hash_key(map.seeds, <const uint8_t *> &element.words[0], map.key_size)
-        if unlikely(key_hash != op.hash):
-            op.element_filled = False
-            op.hash = key_hash
-            return RETRY
+        status = element_prepare(op, element, value)
+        if unlikely(status != OK):
+            return status
     status = insert_hold(op, element, miss, &bucket)
     if status != ABSENT:
         return status
@@ -265,9 +279,12 @@ cdef inline Status update_with_fields(
         status = map_replace(op, found, value)
     return status
 
-cdef inline bint update_word_fast(Op *op, uint64_t key, uint64_t value) noexcept nogil:
+cdef inline bint update_word_fast(
+        Op *op, uint64_t key, uint64_t value, const NumberField *field, uint64_t *after
+        ) noexcept nogil:
     """The usual case of map_update for a present key in a map of words only (as read_word_fast in
-    read.pxd). False: nothing was done."""
+    read.pxd); or, if field is not NULL, of map_apply to a number that is the whole value. False:
+    nothing was done."""
     cdef Found found
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(
@@ -278,27 +295,9 @@ cdef inline bint update_word_fast(Op *op, uint64_t key, uint64_t value) noexcept
         return False
     if unlikely(element_hold(op, &found, ELEMENT_ULOCK, &held) != OK):
         return False
+    if field != NULL:
+        value = after[0] = field_compute(field, load_relaxed_u64(&found.element.words[1]))
     store_relaxed_u64(&found.element.words[1], value)
-    element_release(op, found.element, held)
-    word_changed(op, key)
-    return True
-
-cdef inline bint apply_word_fast(
-        Op *op, uint64_t key, const NumberField *field, uint64_t *after) noexcept nogil:
-    """The usual case of map_apply in a map of words only, to a number that is the whole value.
-    False: nothing was done."""
-    cdef Found found
-    cdef uint32_t index = 0
-    cdef uint32_t *slot = first_slot(
-        bucket_at(op.map, table_guess(op.map, op.hash)), op.hash, &index)
-    cdef uint64_t held = 0
-    if unlikely(slot == NULL) or unlikely(
-            not slot_holds_key(op.map, slot, index, key, &found)):
-        return False
-    if unlikely(element_hold(op, &found, ELEMENT_ULOCK, &held) != OK):
-        return False
-    after[0] = field_compute(field, load_relaxed_u64(&found.element.words[1]))
-    store_relaxed_u64(&found.element.words[1], after[0])
     element_release(op, found.element, held)
     word_changed(op, key)
     return True

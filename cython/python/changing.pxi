@@ -89,7 +89,7 @@ cdef bint change_word(MapHandle handle, object key, Apply *apply) noexcept:
     context_begin(op.context)
     # freeze() waits for every operation that began before it.
     if unlikely(load_relaxed_u64(&op.map.header.frozen) != 0) or unlikely(
-            not apply_word_fast(&op, word, &apply.field, &apply.after)):
+            not update_word_fast(&op, word, 0, &apply.field, &apply.after)):
         context_cancel(op.context)
         return False
     context_end(op.context)

@@ -142,6 +142,7 @@ cdef bint store_quickly(DictHandle owner, object key, object thing) except -1:
         return False
     if unlikely(not begin_quickly(owner, key, key_words, &op)):
         return False
+    op.options |= OP_PLAIN                     # both are here, and the key has no object
     if owner.key_slot != NO_SLOT:
         op.options |= 1 << (OP_KEEP_SHIFT + owner.key_slot)
     status = map_update(&op, <const uint8_t *> words, UPDATE_ANY)

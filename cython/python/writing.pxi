@@ -32,7 +32,7 @@ cdef inline bint store_word(MapHandle handle, object key, object value) noexcept
     context_begin(op.context)
     # freeze() waits for every operation that began before it.
     stored = likely(load_relaxed_u64(&op.map.header.frozen) == 0) and update_word_fast(
-        &op, word, read_u64(<const uint8_t *> PyBytes_AS_STRING(value)))
+        &op, word, read_u64(<const uint8_t *> PyBytes_AS_STRING(value)), NULL, NULL)
     if unlikely(not stored):
         context_cancel(op.context)
         return False
@@ -58,6 +58,8 @@ cdef inline Status update_once(
     op.key = <const uint8_t *> PyBytes_AS_STRING(key)
     op.hash = hash_key(handle.map.seeds, op.key, handle.map.key_size)
     enter_to_write(handle, &op)
+    if likely(handle.map.field_count == 0):
+        op.options = OP_PLAIN                  # bytes objects do not change
     status = map_update(&op, <const uint8_t *> PyBytes_AS_STRING(value), flag)
     leave(handle, &op)
     handle.overwrites = not op.element_filled

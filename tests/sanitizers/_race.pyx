@@ -213,7 +213,7 @@ cdef inline Status one_point(
         has[0] = True
         return map_lookup_unlocked(op, value)
     value_make(me, key, value)
-    if choice < 48 and op.map.words_only and update_word_fast(op, key, value[0]):
+    if choice < 48 and op.map.words_only and update_word_fast(op, key, value[0], NULL, NULL):
         return OK
     if choice < 52:
         return map_update(op, <uint8_t *> value, UPDATE_EXIST)
