@@ -237,9 +237,12 @@ cdef class CellCore:
         self.cell = cell_at(&self.handle.map, index)
 
     def __dealloc__(self):
+        cdef uint64_t idle
         if unlikely(self.private_place != 0) and private_drop(&self.private_place) and (
                 not self.handle.is_closed):
-            cell_leave(self.handle, self.cell, self._cells.end_share(self._index))
+            idle = cell_leave(self.handle, self.cell, self._cells.end_share(self._index))
+            if idle != 0:
+                put_context(self.handle, <uint32_t> (idle - 1))
             self._cells.put_spare(self._index)
 
     def _keep(self):

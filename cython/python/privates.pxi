@@ -56,22 +56,19 @@ cdef void cell_make(Cell *cell, uint32_t kind, uint64_t limit, uint64_t word) no
     cell.kind = kind
 
 
-cdef void context_take_off(MapHandle handle, uint64_t index) noexcept:
-    """Put back a context by which this process holds something of a cell that is no more."""
-    cdef Context *context = context_at(&handle.map, index)
-    held_name(context, 0)
-    held_set(context, HELD_SHARES, 0)
-    handle.map.local.held -= 1
-    put_context(handle, <uint32_t> index)
-
-
-cdef void cell_leave(MapHandle handle, Cell *cell, uint32_t share) noexcept:
-    """The last object of a private cell ends: the cell is spare, and what this process holds of it
-    ends, too. share: the context that has the process's permits, plus 1, or 0."""
+cdef uint64_t cell_leave(MapHandle handle, Cell *cell, uint64_t share) noexcept:
+    """The object of a private cell ends: the cell is spare, and what this process holds of it ends,
+    too. share: the context that has the process's permits, plus 1, or 0. Returns the context that
+    is idle now, plus 1, or 0."""
     cdef uint32_t seen = load_acquire_u32(&cell.state)
+    cdef Context *context
     if (cell.kind == CELL_LOCK or cell.kind == CELL_RLOCK) and word_locked(seen):
         cell.state = 0
-        context_take_off(handle, word_owner(seen))
-    elif share != 0:
-        context_take_off(handle, share - 1)
+        share = word_owner(seen) + 1
     cell.kind = CELL_SPARE
+    if share != 0:
+        context = context_at(&handle.map, share - 1)
+        held_name(context, 0)
+        held_set(context, HELD_SHARES, 0)
+        handle.map.local.held -= 1
+    return share
