@@ -87,14 +87,14 @@ class NearCache(ClosingMethods, _core.NearCore):
         which keys are kept, and watched; [""] is all. Keys below no prefix are read from the server
         each time. Or a Source (reference), which knows its prefixes.
 
-        name: of the shared segment; None: made of the source's, which is the same in all processes;
-        for a cluster only while its nodes are, so give it one. value: what the server's bytes
-        mean: bytes, str, object (pickle) or another type of a SharedDict that is stored as bytes of
-        any length. max_entries, max_bytes: as for Cache(). max_stale: seconds, see N1; the same in
-        all processes that share the segment, for whoever tracks proves for all. ttl,
-        ttl_absent: the most seconds that a value, or the absence of one, is kept; the server's own
-        deadline counts, too. flight: how many seconds a read waits for another one that asks for
-        the same key, before it asks itself. track: whether this process may be the tracker.
+        name: of the shared segment; None: made of the source's, value and max_stale, so the same in
+        all processes; for a cluster only while its nodes are, so give it one. value: what the
+        server's bytes mean: bytes, str, object (pickle) or another type of a SharedDict that is
+        stored as bytes of any length. max_entries, max_bytes: as for Cache(). max_stale: seconds,
+        see N1; the same in all processes that share a name, for whoever tracks proves for all.
+        ttl, ttl_absent: the most seconds that a value, or the absence of one, is kept; the server's
+        own deadline counts, too. flight: how many seconds a read waits for another one that asks
+        for the same key, before it asks itself. track: whether this process may be the tracker.
 
         on_outage: what reads do while the server does not answer the tracker, after max_stale:
         "fetch" asks the server; "raise" raises Unavailable at once; ("stale", seconds) goes on with
@@ -130,7 +130,7 @@ class NearCache(ClosingMethods, _core.NearCore):
                     f"{probe.round_trip:.3f} seconds"
                 )
         if name is None:
-            text = f"{self._source.name}\0{value!r}".encode()
+            text = f"{self._source.name}\0{value!r}\0{self._max_stale}".encode()
             name = f"near-{hashlib.blake2b(text, digest_size=10).hexdigest()}"
         self._state = State(name, max_entries, max_bytes, checked_mode(mode))
         self._told_by = getattr(self._source, "tracking", "source")

@@ -211,8 +211,9 @@ class State:
     def agree(self, max_stale_ns: int, tracking: str) -> None:
         """Say in TURN's line for how long trackers extend leases, and by what the server tells.
 
-        All processes have to say the same: whoever tracks extends the lease for all. Raises
-        InvalidArgument (others have said another max_stale), LockTimeout.
+        All processes have to say the same: whoever tracks extends the lease for all. It is said for
+        the life of the segment, which ends with its last user's. Raises InvalidArgument (others
+        have said another max_stale), LockTimeout.
         """
         line = self.line(TURN)
         if line is None or line.max_stale_ns == 0:

@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 import copy
+import math
 import os
 import pickle
+import signal
 import time
 
 import pytest
 from support.near_schedules import CONVERSATIONS, SCHEDULES, STALE, Conversation, Scene
 
-from shmrhash import Deposed, InvalidArgument, Unavailable
+from shmrhash import Deposed, InvalidArgument, Unavailable, gc
+from shmrhash._near.state import TURN
 
 LONG = 30.0  # a lease that lasts as long as the test, however busy the machine is
 
@@ -116,6 +119,26 @@ def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):
     with pytest.raises(InvalidArgument, match=f"in use with max_stale={STALE:g}, not 0.01: give"):
         Scene(map_name, max_stale=0.01)
     Scene(map_name).near.close()
+
+
+def test_what_killed_processes_said_of_max_stale_counts_no_more(map_name):
+    """And no lease of theirs, which may be too long: a child makes one, and is killed."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            it = Scene(map_name, max_stale=100.0)
+            it.tracker.began(it.node)
+            it.tracker.proved(it.node, time.monotonic_ns() + 10**12)
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    near = Scene(map_name, max_stale=0.01).near
+
+    assert near.age() == math.inf
+    assert near._state.line(TURN).max_stale_ns == 10_000_000
+    near.close()
+    gc()
 
 
 def test_clear_and_invalidate_forget(scene):
