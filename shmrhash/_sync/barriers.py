@@ -37,13 +37,19 @@ class Barrier(Primitive, _core.BarrierCore):
 
         action: called by one of the threads before all go on. timeout: of wait(), in seconds.
 
-        Raises ValueError (parties is not from 1 to 65,535), TypeError, InvalidArgument (the key is
-        that of another primitive, or of a barrier of another number of parties), MapFull (the space
-        has max_entries), SegmentFull, MapClosed, and what Sync() raises.
+        Raises ValueError (parties is not from 1 to 65,535), TypeError (action is not a function, as
+        if a key was given without its name), InvalidArgument (the key is that of another primitive,
+        or of a barrier of another number of parties), MapFull (the space has max_entries),
+        SegmentFull, MapClosed, and what Sync() raises.
         """
         parties = as_index(parties)
         if not 1 <= parties <= _core.PARTIES_MAX:
             raise ValueError(f"parties must be from 1 to {_core.PARTIES_MAX}, not {parties}")
+        if action is not None and not callable(action):
+            raise TypeError(
+                f"action must be a function, not {type(action).__name__}; if {action!r} is a key, "
+                f"name it: Barrier({parties}, key={action!r})"
+            )
         space = space_for(space, key)
         self = cls._of_key(space, key, _core.BARRIER, action, timeout, limit=parties)
         if self.parties != parties:

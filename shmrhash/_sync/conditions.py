@@ -34,9 +34,15 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
         lock: a Lock or RLock, whose space is the condition's, too, unless space is given; any other
         object with acquire() and release() guards the threads of this process only.
 
-        Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
-        has max_entries), SegmentFull, MapClosed, and what Sync() raises.
+        Raises TypeError (lock is none, as if a key was given without its name), InvalidArgument
+        (the key is that of another primitive), MapFull (the space has max_entries), SegmentFull,
+        MapClosed, and what Sync() raises.
         """
+        if lock is not None and not (hasattr(lock, "acquire") and hasattr(lock, "release")):
+            raise TypeError(
+                f"lock must have acquire() and release(), and {type(lock).__name__} has not; if "
+                f"{lock!r} is a key, name it: Condition(key={lock!r})"
+            )
         if space is None and isinstance(lock, (Lock, RLock)):
             space = lock.space
         space = space_for(space, key)

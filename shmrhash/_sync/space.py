@@ -214,7 +214,9 @@ def space_for(space: Sync | None, key: Key | None) -> Sync:
     """The space of a primitive that is made with these arguments."""
     if space is not None:
         if not isinstance(space, Sync):
-            raise TypeError(f"space must be a Sync or None, not {type(space).__name__}")
+            raise TypeError(
+                f"space must be a Sync, as Sync('cluster') is, or None, not {type(space).__name__}"
+            )
         return space
     where = None if key is None else f"shmrhash-sync-{os.geteuid()}"
     found = _named.get(where)

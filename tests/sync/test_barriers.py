@@ -153,6 +153,8 @@ def test_arguments_are_checked(space, map_name):
     for parties, error in ((0, ValueError), (1 << 16, ValueError), ("2", TypeError)):
         with pytest.raises(error):
             Barrier(parties, space=space)
+    with pytest.raises(TypeError, match=r"name it: Barrier\(2, key='start'\)"):
+        Barrier(2, "start", space=space)  # else it would be one that nobody shares
     barrier = Barrier(2, key="b", space=space)
     assert Barrier(2, key="b", space=space).parties == 2
     with pytest.raises(InvalidArgument, match="has 2 parties, not 3"):

@@ -236,6 +236,11 @@ def be_notified(_gate, condition):
     return wait_in_child(condition)
 
 
+def test_a_key_in_the_place_of_the_lock_is_refused_with_the_remedy(space):
+    with pytest.raises(TypeError, match=r"name it: Condition\(key='jobs'\)"):
+        Condition("jobs", space=space)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_pickled_condition_is_the_condition(space, method):
     condition = Condition(key="c", space=space)
