@@ -35,6 +35,7 @@ CONDITIONS = (b"if-none-match", b"if-modified-since")  # the application answers
 HELD_S = 5.0  # an answer that takes longer from its beginning to its end is a stream
 PASSED_S = 60  # for so long nobody waits for an answer that could not be kept
 VARIED_S = 3600
+LONGEST_S = float(1 << 31)  # what a longer max-age means (RFC 9111, 1.2.2)
 LOOKS_MAX = 4  # at an address whose application changes its mind about Vary
 
 
@@ -88,14 +89,14 @@ def lifetime(status: int, headers: Any, said: dict[str, str], default: float | N
     """For how many seconds a shared cache may keep an answer; 0: not at all."""
     for name in ("s-maxage", "max-age"):
         if name in said:
-            return float(said[name]) if said[name].isdecimal() else 0.0
+            return min(float(said[name]), LONGEST_S) if said[name].isdecimal() else 0.0
     expires = values_of(headers, b"expires")
     if expires:
         try:
-            return parsedate_to_datetime(expires).timestamp() - time.time()
-        except ValueError:
+            return min(parsedate_to_datetime(expires).timestamp() - time.time(), LONGEST_S)
+        except (ValueError, OverflowError):  # it is no date
             return 0.0
-    return default if default is not None and status == 200 else 0.0
+    return min(default, LONGEST_S) if default is not None and status == 200 else 0.0
 
 
 class Run:
@@ -192,8 +193,10 @@ class Run:
         if not values_of(headers, b"content-length"):
             headers.append((b"content-length", str(len(body)).encode()))
         ttl = self._ttl(start)
-        self.page = Page(start["status"], tuple(headers), body, time.time(), ttl, self._shared)
         self._collects = False
+        if ttl <= 0:  # it has expired since it began
+            return
+        self.page = Page(start["status"], tuple(headers), body, time.time(), ttl, self._shared)
         if not self._decided.done():
             self._decided.set_result(None)
 

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
+from email.utils import formatdate, parsedate_to_datetime
 
 import fastapi
 import httpx
@@ -142,6 +142,10 @@ def is_kept(site, **request):
         ({"expires": "in 600 seconds"}, True),
         ({"expires": "in -600 seconds"}, False),
         ({"expires": "0"}, False),
+        ({"expires": "Fri, 31 Dec 9999 23:59:59 GMT"}, True),
+        ({"expires": "Fri, 01 Jan 2100 00:00:00 +9999999999"}, False),
+        ({"cache-control": "max-age=31536000000"}, True),
+        ({"cache-control": "s-maxage=" + "9" * 400}, True),
         ({"expires": "0", "cache-control": "max-age=60"}, True),
     ],
     ids=str,
@@ -153,6 +157,26 @@ def test_what_an_answer_says_of_itself_is_obeyed(site, said, kept):
     site.headers = said
 
     assert is_kept(site) is kept
+
+
+def test_an_answer_that_expires_before_its_end_goes_out_and_is_not_kept(site):
+    async def expire(request):
+        site.headers = {"expires": formatdate(time.time() + 1, usegmt=True)}
+
+        async def body():
+            yield b"one"
+            while parsedate_to_datetime(site.headers["expires"]).timestamp() > time.time():
+                await asyncio.sleep(0.05)
+            yield b"two"
+
+        return StreamingResponse(body(), headers=site.headers)
+
+    site.make = expire
+
+    assert site.ask().content == b"onetwo"
+    assert len(site.shm) <= 1  # it says that the answer is not kept
+    assert site.ask().content == b"onetwo"
+    assert site.calls == 2
 
 
 @pytest.mark.parametrize(
