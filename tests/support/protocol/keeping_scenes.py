@@ -18,7 +18,7 @@ READER = 2
 
 
 def kept(*programs, mortal=(), deaths=0):
-    """A value is stored, and a handle gets it often, while these programs run (from number 3 on)."""
+    """A value is stored, and a handle gets it often, while these programs run, from number 3."""
     programs = ((idle,), (insert, 1), (then, 1, get_often, 2), *programs)
     ending = [me for me, (function, *_) in enumerate(programs) if function not in (idle, recover)]
 
