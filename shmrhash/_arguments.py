@@ -1,6 +1,7 @@
 """Arguments: numbers that are whole, modes that are permissions, times to live."""
 
 import math
+from collections.abc import Iterable
 from operator import index
 from typing import Any
 
@@ -76,3 +77,10 @@ def expect_when_late(when_late: str) -> None:
     """Raise InvalidArgument unless when_late is one that get_or_compute() knows."""
     if when_late not in ("compute", "raise"):
         raise InvalidArgument(f"when_late must be 'compute' or 'raise', not {when_late!r}")
+
+
+def tag_names(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags of a cache's entry, which the core looks at one by one. Raises TypeError."""
+    if isinstance(tags, str):
+        raise TypeError("tags are a tuple or list of str, such as ('user:1',), not a str")
+    return tuple(tags)

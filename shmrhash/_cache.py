@@ -14,6 +14,7 @@ from shmrhash._arguments import (
     checked_value_bytes,
     expect_staleness,
     expect_when_late,
+    tag_names,
 )
 from shmrhash._cachegroups import births_of, delete_prefix, expect_tags
 from shmrhash._cachelimits import limits_if_made
@@ -362,7 +363,8 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         errors: exceptions that are kept as results, for error_ttl seconds (None: for ttl), and
         raised again, for a cache whose values are objects; one that cannot be pickled is not kept.
         copy: False lets calls that find their result return an object that this handle keeps, as
-        with Cache(copy=False), and which nobody may change; None is as the handle says.
+        with Cache(copy=False), and which nobody may change; None is as the handle says. Each caller
+        gets an exception of its own.
 
         The function has cache_key(...), the key of a call; forget(...), which deletes a call's
         result and returns whether it was there; refresh(...), which calls the function whatever the
@@ -374,7 +376,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         """
         kept = errors if isinstance(errors, tuple) else (errors,)
         limits = {"stale": stale, "early": early, "wait": wait, "when_late": when_late}
-        made = tags if callable(tags) else tuple(tags)
+        made = tags if callable(tags) else tag_names(tags)
         options = MemoizeOptions(
             ttl,
             key,

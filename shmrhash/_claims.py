@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Generic
 
 from shmrhash import _core
+from shmrhash._arguments import tag_names
 from shmrhash._errors import DeadlockError, InvalidArgument, LockTimeout
 from shmrhash._typing import K, V
 
@@ -29,7 +30,7 @@ class CacheClaim(Generic[K, V]):
         self._cache = cache
         self._key = key
         self._wait = wait
-        self._tags = tuple(tags)
+        self._tags = tag_names(tags)
         self._claim: _core.Claim | None = None
         self._inside = False
         self._value: Any = _ABSENT
@@ -76,11 +77,15 @@ class CacheClaim(Generic[K, V]):
         claim = _core.Claim(self._cache, self._key, self._wait, tags=self._tags)
         try:
             taken = claim.wait()
+            self._claim = claim if taken else None
+            return taken or claim.has_to_compute
         except LockTimeout:
             claim.cut_off()
             return False
-        self._claim = claim if taken else None
-        return taken or claim.has_to_compute
+        except BaseException:  # a handler of a signal raises, perhaps when it was claimed just now
+            self._claim = None
+            claim.drop()
+            raise
 
     def __exit__(
         self,
@@ -124,16 +129,21 @@ class CacheMutex(Generic[K]):
         )
         try:
             taken = self._claim is None and claim.wait()
+            if taken:
+                self._claim = claim
+            elif blocking:
+                raise DeadlockError(
+                    f"cache {self._cache.handle.name!r}, mutex {self._key!r}: this thread has it, "
+                    f"or would wait for itself, or no entry of the cache is free for it"
+                )
+            return taken
         except LockTimeout:
             return False
-        if taken:
-            self._claim = claim
-        elif blocking:
-            raise DeadlockError(
-                f"cache {self._cache.handle.name!r}, mutex {self._key!r}: this thread has it, or "
-                f"would wait for itself, or no entry of the cache is free for it"
-            )
-        return taken
+        except BaseException:  # a handler of a signal raises, perhaps when it was taken just now
+            if self._claim is claim:
+                self._claim = None
+            claim.drop()
+            raise
 
     def release(self) -> None:
         """Let the next one have it.

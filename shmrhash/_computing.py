@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from shmrhash import _core
+from shmrhash._arguments import tag_names
 from shmrhash._errors import LockTimeout
 
 _PAUSE_S_MIN, _PAUSE_S_MAX = 0.001, 0.016  # between two looks at the claim of another process
@@ -116,7 +117,7 @@ class Question:
         self._ttl = ttl
         self._stale = stale
         self._when_late = when_late
-        self._tags = tuple(tags)
+        self._tags = tag_names(tags)
         self._deadline = _core.deadline_after(wait)
         self._place = _core.notifier_key(cache.handle), cache._raw_key(key)
         self._loop = asyncio.get_running_loop()

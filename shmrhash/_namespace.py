@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
+from shmrhash._arguments import tag_names
 from shmrhash._claims import CacheClaim, CacheMutex
 from shmrhash._constants import RACES_MAX
 from shmrhash._errors import InvalidArgument, KeyNotFound, LockTimeout
@@ -63,9 +64,7 @@ class Namespace(Generic[K, V]):
         self._own = _TAG + name
 
     def _tags(self, tags: Iterable[str]) -> tuple[str, ...]:
-        if isinstance(tags, str):
-            raise TypeError("tags are a tuple or list of str, such as ('user:1',), not a str")
-        return (self._own, *tags)
+        return (self._own, *tag_names(tags))
 
     def get(self, key: K, default: Any = None) -> Any:
         """Cache.get(). Raises what that raises."""

@@ -1,10 +1,8 @@
 """Traces: what one asks of a Cache, as digests in a file, to choose its size with.
 
-A trace replaces methods of one Cache object by others that also note the key, and is told of the
-hits of memoized functions, which ask the core and no method. So a cache that is not traced pays
-nothing, but for one comparison at each of those hits, and a trace ends without a trace. The command
-`shmrhash trace` sets variables of the environment; by these each process that opens the cache
-begins a trace.
+A trace replaces methods of one Cache object by others that also note the key. So a cache that is
+not traced pays nothing, and a trace ends without a trace. The command `shmrhash trace` sets
+variables of the environment; by these each process that opens the cache begins a trace.
 
 The file is a line of JSON, filled up with spaces to HEAD_BYTES, and records of two words: the
 digest of a key, and the time with a kind. Processes append whole records. Only the keys with low
@@ -110,9 +108,10 @@ class CacheTrace:
 
         Raises OSError (it could not be written; the trace has ended all the same).
         """
-        for name in self._plain:
-            vars(self._cache).pop(name, None)
-        self._cache._note_hit = None
+        if self.running:  # the cache may have another trace by now
+            for name in self._plain:
+                vars(self._cache).pop(name, None)
+            self._cache._trace(False)
         try:
             self._write()
         finally:
@@ -142,18 +141,10 @@ class CacheTrace:
     def _note(self, key: Any, kind: int, now_ns: int) -> None:
         """Note what was done with a key. Tracing harms nobody: errors end it, with a warning."""
         try:
-            raw = b"" if kind == CLEAR else self._cache._raw_key(key)
-        except Error as error:
-            self._give_up(error)
-        else:
-            self._note_raw(raw, kind, now_ns)
-
-    def _note_raw(self, raw: bytes, kind: int, now_ns: int) -> None:
-        """_note(), of a key as the map stores it."""
-        try:
             if kind <= MISS:
                 self._asked += 1
                 self._found += kind == HIT
+            raw = b"" if kind == CLEAR else self._cache._raw_key(key)
             digest = hashlib.blake2b(raw, digest_size=8, key=self._key).digest()
             if kind == CLEAR or int.from_bytes(digest, "little") < self._below:
                 self._pending.append(digest + (now_ns * KINDS + kind).to_bytes(8, "little"))
@@ -163,13 +154,10 @@ class CacheTrace:
                     self._until_ns is not None and now_ns > self._until_ns
                 ):
                     self.stop()
-        except OSError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        log.warning("the trace of cache %r ended: %s", self._cache.name, error)
-        with contextlib.suppress(OSError):
-            self.stop()
+        except (Error, OSError) as error:
+            log.warning("the trace of cache %r ended: %s", self._cache.name, error)
+            with contextlib.suppress(OSError):
+                self.stop()
 
     def _write(self) -> None:
         """Append what is pending, and the numbers of lookups. Raises OSError."""
@@ -211,10 +199,7 @@ class CacheTrace:
             made[name] = functools.partial(self._change, getattr(self._cache, name), kind)
         self._plain = {name: getattr(self._cache, name) for name in made}
         vars(self._cache).update(made)
-        self._cache._note_hit = self._note_memoized
-
-    def _note_memoized(self, raw: bytes) -> None:
-        self._note_raw(raw, HIT, time.monotonic_ns())
+        self._cache._trace(True)
 
     def _get(self, key: Any, default: Any = None) -> Any:
         now_ns = time.monotonic_ns()
@@ -275,10 +260,10 @@ class CacheTrace:
             self._note(key, kind, time.monotonic_ns())
 
     def _set_many(self, mapping: Any, *more: Any, **named: Any) -> Any:
-        pairs = list(mapping.items() if hasattr(mapping, "items") else mapping)
-        refused = self._plain["set_many"](pairs, *more, **named)
+        items = list(mapping.items() if hasattr(mapping, "items") else mapping)
+        refused = self._plain["set_many"](items, *more, **named)
         now_ns = time.monotonic_ns()
-        for key, _ in pairs:
+        for key, _ in items:
             self._note(key, SET, now_ns)
         return refused
 

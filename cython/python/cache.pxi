@@ -11,7 +11,8 @@ cdef class CacheCore(DictHandle):
 
     cdef bint keeps            # values that get() and get_or_compute() have decoded
     cdef KeptValues kept       # of this handle; None until something is to be kept
-    cdef public object _note_hit  # of a trace: called with the raw key of a memoized call's hit
+    cdef object never_kept     # a type of values that change when they are used
+    cdef bint traced           # every lookup has to be seen by Python
 
     __class_getitem__ = classmethod(GenericAlias)
 
@@ -129,6 +130,10 @@ cdef class CacheCore(DictHandle):
                 if status == OK and not over:
                     if not handle.map.read_only:
                         entry_used(&handle.map, found.element)
+                    if keeps and self.kept.has(&handle.map, &found, op.hash):
+                        result = self.kept.get(op.hash)
+                        keeps = False
+                        break
                     try:
                         result = self._decode(&found, value, &op, True)
                     except (MemoryError, _errors.Error):
@@ -148,7 +153,7 @@ cdef class CacheCore(DictHandle):
             self._expire_one(key)
         if unreadable and not handle.map.read_only:
             remove_unreadable(self, key, &found)
-        if keeps and result is not MISSING:
+        if keeps and result is not MISSING and type(result) is not self.never_kept:
             self.kept.keep(&found, op.hash, releases, self.value.size if self.value_slot == NO_SLOT
                            else ref_length(value[handle.map.ref_words[self.value_slot]]), result)
         return result
@@ -449,8 +454,10 @@ cdef class CacheCore(DictHandle):
         Raises InvalidArgument (the cache was made without tags=True), TypeError, ReadOnlyMap,
         FrozenMap, MapClosed.
         """
-        for slot in [tag_number(self.handle, tag) for tag in tags]:
-            invalidate_slot(self.handle, slot)
+        for tag in tags:
+            tag_number(self.handle, tag)       # raises before anything is invalidated
+        for tag in tags:
+            invalidate_slot(self.handle, tag_number(self.handle, tag))
 
     def _raw_key(self, key):
         """The bytes under which the map below the cache stores a key."""
@@ -479,6 +486,11 @@ cdef class CacheCore(DictHandle):
         """An iterator over the keys (what: 0), values (1) or both (2), as DictCore's; 3: over the
         keys, and those that have expired or are being computed."""
         return DictEntries(self, what, skipping)
+
+    def _trace(self, bint traced):
+        """From now on memoized functions ask by get_or_compute() alone, which a trace replaces; or
+        no longer."""
+        self.traced = traced
 
     def _counts(self):
         """The counts of all processes, in the order of CacheCounts."""

@@ -128,7 +128,11 @@ cdef class Claim(LockedSection):
                 self.is_unclaimed = True
             elif status != OK:
                 raise_status(self.handle, status, &self.op)
-        except BaseException:
+            if not self.is_there and not self.is_unclaimed:
+                self._locked()
+                if self.thread is not None:
+                    claims_open.setdefault(self.thread, []).append(self)
+        except BaseException:                  # which may be that there is no memory
             self._wait_for(0)
             self._finish()
             raise
@@ -136,15 +140,12 @@ cdef class Claim(LockedSection):
         if self.is_there or self.is_unclaimed:
             self._finish()
             return False
-        self._locked()
         op_give_back(&self.op)
         op_end(&self.op)
         self.state = SECTION_OPEN
         self.claimed_ns = clock_ns(CLOCK_MONOTONIC)
         if self.has_waited and not self.is_mutex:
             count_one(self.handle, COUNT_TAKEN_OVER)
-        if self.thread is not None:
-            claims_open.setdefault(self.thread, []).append(self)
         return True
 
     cdef int _wait_for(self, uint64_t word) except -1:
@@ -312,14 +313,13 @@ cdef class Claim(LockedSection):
         return 0
 
     cdef int store(self, object value, int64_t deadline_ns) except -1:
-        """Store the result and end the claim. Raises KeyGone if the claim was cut off, or the
-        result is outdated, and what storing raises. Encoding may run the program's code, which may
-        ask for the key itself."""
-        if self.state != SECTION_OPEN:
-            return 0
-        if not self._mine():
-            self._finish()
-            return 0
+        """Store the result and end the claim. Raises KeyGone if the claim was cut off, has ended or
+        is the parent's, or the result is outdated, and what storing raises. Encoding may run the
+        program's code, which may ask for the key itself."""
+        if self.state != SECTION_OPEN or not self._mine():
+            if self.state == SECTION_OPEN:
+                self._abandon()
+            raise _errors.KeyGone(f"map {self.handle.name!r}: this process has no claim any more")
         self.current = value
         memset(self.words, 0, self.handle.map.value_words * 8)
         self.words[self.handle.map.timer_word - 1] = <uint64_t> deadline_ns
@@ -384,7 +384,8 @@ cdef class Claim(LockedSection):
             if deadline_ns == 0:
                 deadline_ns = deadline_in(self.owner.default_ttl_ns)
             if deadline_ns != 0 and deadline_ns != _arguments.NEVER_NS:
-                deadline_ns += <int64_t> (stale * 1e9)
+                # The last deadline that an entry can have, if the sum is beyond it.
+                deadline_ns += min(<int64_t> (stale * 1e9), _arguments.NEVER_NS - 1 - deadline_ns)
             if self.shadowed is MISSING:
                 self.store(value, deadline_ns)
             else:

@@ -10,6 +10,8 @@
 from shmrhash import _arguments
 
 cdef object MISSING = object()
+cdef MapHandle NO_HANDLE = MapHandle.__new__(MapHandle)
+cdef Codec NO_CODEC = codec_of((KEY_INT, None, None), False, 0)
 
 
 cdef inline int64_t deadline_in(int64_t ttl_ns) noexcept nogil:
@@ -28,6 +30,7 @@ cdef Status attempt_remove_found(Op *op, void *found) noexcept:
 
 @cython.internal
 @cython.auto_pickle(False)
+@cython.no_gc_clear                # every method needs the handle and the codecs
 cdef class DictHandle:
     """The layout of a dict's entries, and the steps of which its operations consist."""
 
@@ -42,6 +45,11 @@ cdef class DictHandle:
     cdef uint32_t value_word       # the word at which an inline value begins
     cdef int64_t default_ttl_ns    # the default lifetime of entries; 0: no deadline
     cdef uint64_t value_bytes_max  # of a value that is an object
+
+    def __cinit__(self, *_ignored, **_named):
+        # Of a class whose __init__ does not call this one's: a map that is closed.
+        self.handle = NO_HANDLE
+        self.key = self.value = NO_CODEC
 
     def __init__(self, MapHandle handle not None, key, value, int64_t default_ttl_ns=0):
         cdef Map *map = &handle.map

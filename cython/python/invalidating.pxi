@@ -30,7 +30,8 @@ cdef uint64_t tag_number(MapHandle handle, object tag) except 0:
             f"cache {handle.name!r} was made without tags: create it with tags=True")
     if not isinstance(tag, str):
         raise TypeError(f"a tag is a str, not {type(tag).__name__}")
-    raw = tag.encode("utf-8", "surrogatepass")
+    # Not tag.encode(), which a subclass may have replaced.
+    raw = PyUnicode_AsEncodedString(tag, "utf-8", "surrogatepass")
     return tag_slot(&handle.map, <const uint8_t *> PyBytes_AS_STRING(raw),
                     <uint64_t> PyBytes_GET_SIZE(raw))
 

@@ -5,12 +5,15 @@
 
 
 @cython.auto_pickle(False)
+@cython.no_gc_clear                # a destructor may call the function to the end
 cdef class MemoCore:
     """A function whose results are in a cache, for calls that find theirs."""
 
     cdef CacheCore cache
     cdef object slowly         # what a call calls that is no hit here
-    cdef object error_type     # of a result that is an exception, in its attribute error
+    # Of a result that is an exception, in its attribute error. It is not kept decoded: raising an
+    # exception adds to its traceback, and whoever catches it may add to it, too.
+    cdef object error_type
     cdef bytes head            # the encoded key, up to the arguments; empty: slowly() does it all
     cdef bint keeps
 
@@ -21,6 +24,7 @@ cdef class MemoCore:
         self.error_type = error_type
         self.head = head if cache.key.plain and len(head) < PLAIN_ROOM - 4 else b""
         self.keeps = keeps
+        cache.never_kept = error_type
         if keeps:
             cache._begin_keeping()
 
@@ -40,7 +44,7 @@ cdef class MemoCore:
         cdef Py_ssize_t item
         cdef KeyBytes key
         cdef Span span
-        if size == 0:
+        if size == 0 or self.cache.traced:
             return MISSING
         memcpy(room, PyBytes_AS_STRING(self.head), <size_t> size)
         item = plain_key(args, room + size + 1, PLAIN_ROOM - size - 3, PLAIN_DEPTH)
@@ -56,12 +60,9 @@ cdef class MemoCore:
         return self._counted(&key)
 
     cdef object _counted(self, KeyBytes *key):
-        cdef CacheCore cache = self.cache
-        found = cache._find_value(key, self.keeps)
+        found = self.cache._find_value(key, self.keeps)
         if found is not MISSING:
-            count_one(cache.handle, COUNT_HITS)
-            if unlikely(cache._note_hit is not None):
-                cache._note_hit(raw_key_of(cache, key))
+            count_one(self.cache.handle, COUNT_HITS)
         return found
 
     def hit(self, tuple args not None, default):
@@ -72,6 +73,8 @@ cdef class MemoCore:
     def hit_of(self, key, default):
         """The result under a key, counted as a hit; or default."""
         cdef KeyBytes key_bytes
+        if self.cache.traced:
+            return default
         kept = key_encode(self.cache.handle, self.cache.key, key, &key_bytes)
         found = self._counted(&key_bytes)
         return default if found is MISSING else found

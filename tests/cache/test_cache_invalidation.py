@@ -170,6 +170,35 @@ def test_tags_that_cannot_be_are_refused(make_cache, cache, operation):
     assert "a" not in plain
 
 
+class Encoded(str):
+    """A str that says otherwise."""
+
+    def encode(self, *_):
+        return 5
+
+
+def test_a_tag_is_the_text_of_a_str_whatever_its_class_says(cache):
+    cache.set("a", 1, tags=[Encoded("user")])
+
+    cache.invalidate("user")
+
+    assert "a" not in cache
+
+
+def test_a_str_is_not_taken_for_the_tags_of_its_letters(cache):
+    async def compute():
+        return 1
+
+    for operation in (
+        lambda: cache.get_or_compute("a", lambda: 1, tags="user"),
+        lambda: asyncio.run(cache.aget_or_compute("a", compute, tags="user")),
+        lambda: cache.claim("a", tags="user"),
+        lambda: cache.memoize(key=str, tags="user"),
+    ):
+        with pytest.raises(TypeError, match="not a str"):
+            operation()
+
+
 # ---- room ----
 
 

@@ -52,6 +52,19 @@ def test_a_hit_returns_the_same_object(cache, key, value):
     assert cache.stats().hits == 4
 
 
+def test_a_cache_with_tags_returns_the_same_object_too(make_cache):
+    cache = make_cache(max_entries=100, copy=False, tags=True)
+    cache.set("a", [1], tags=["one", "two"])
+
+    assert cache.get("a") is cache.get("a") == [1]
+    cache.invalidate("two")
+    assert cache.get("a") is None
+    cache.set("a", [2], tags=["one"])
+    assert cache.get("a") is cache.get("a") == [2]
+    cache.clear()
+    assert cache.get("a") is None
+
+
 def test_a_hit_returns_a_copy_unless_it_is_told_not_to(make_cache):
     cache = make_cache(max_entries=100)
     cache.set("key", [1])

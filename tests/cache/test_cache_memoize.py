@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import pickle
+import traceback
 
 import hypothesis
 import hypothesis.strategies as st
@@ -169,6 +170,30 @@ def test_a_kept_error_is_raised_again(cache):
         with pytest.raises(KeyError, match="7"):
             function(7)
     assert calls == [7]
+
+
+def test_a_kept_error_is_each_callers_own(cache):
+    """Raising an exception adds to its traceback, which keeps what the callers had."""
+
+    @cache.memoize(errors=KeyError, copy=False)
+    def function(*_, **__):
+        raise KeyError(7)
+
+    async def coroutine():
+        raise KeyError(7)
+
+    calls = [lambda: function(1), lambda: function(one=1)]
+    awaited = cache.memoize(errors=KeyError, copy=False)(coroutine)
+    calls.append(lambda: asyncio.run(awaited()))
+    for call in calls:
+        caught = []
+        for _ in range(4):
+            with pytest.raises(KeyError) as raised:
+                call()
+            caught.append(raised.value)
+        assert len({id(error) for error in caught}) == 4
+        lengths = [len(traceback.extract_tb(error.__traceback__)) for error in caught[1:]]
+        assert len(set(lengths)) == 1
 
 
 def test_a_call_of_a_closed_cache_raises(cache):

@@ -1,7 +1,9 @@
 """Cache.mutex(): one thread of all processes has it, and nobody for longer than it lives."""
 
+import dis
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -111,3 +113,60 @@ def test_clear_takes_it_away(make_cache):
     thread.join()
     assert taken == [True]
     mutex.release()
+
+
+class Stop(BaseException):
+    """What a handler of a signal raises."""
+
+
+def interrupted(function, at):
+    """Call function(), and raise Stop before the at-th instruction of acquire() or _claimed(), but
+    not before a return, where no handler of a signal runs; return whether there are so many."""
+    left = at
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_name not in ("acquire", "_claimed"):
+            return None
+        frame.f_trace_opcodes = True
+        number = frame.f_code.co_code[frame.f_lasti]
+        if event == "opcode" and not dis.opname[number].startswith("RETURN"):
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise Stop
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except Stop:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def take(cache):
+    with cache.mutex(7):
+        pass
+
+
+def claim(cache):
+    with cache.claim(7):
+        pass
+
+
+@pytest.mark.parametrize("act", [take, claim])
+def test_who_is_interrupted_while_it_takes_the_mutex_has_not_got_it(make_cache, act):
+    """By an exception at any instruction."""
+    cache = make_cache(key=int, value=int, max_entries=100)
+    at = 0
+    while interrupted(lambda: act(cache), at):
+        at += 1
+        assert cache.mutex(7).acquire(timeout=0), at
+        assert in_child(lambda: cache.get_or_compute(7, lambda: 1, wait=0, when_late="raise")) == 1
+        cache.clear()
+
+    assert at > 20

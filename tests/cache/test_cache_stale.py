@@ -179,6 +179,17 @@ def test_refresh_stores_for_the_stale_time_too(make_cache):
     assert LONG_S < cache.ttl("k") <= 2 * LONG_S
 
 
+def test_the_longest_times_keep_a_value(make_cache):
+    """Their sum is beyond what a deadline can say."""
+    cache = make_cache(key=str, value=int, max_entries=50)
+    longest = 1 << 33
+
+    assert cache.get_or_compute("k", lambda: 1, longest, stale=longest) == 1
+
+    assert cache.get_or_compute("k", fail, longest, stale=1) == 1
+    assert cache.ttl("k") > longest
+
+
 @pytest.mark.parametrize("options", [{"stale": -1}, {"early": -0.5}, {"stale": "a"}])
 def test_numbers_that_make_no_sense_are_refused(make_cache, options):
     cache = make_cache(key=str, value=int, max_entries=50)

@@ -82,6 +82,8 @@ def claim(cache, key):
         (lambda c: c.get_or_compute("a", list), ["miss 0", "set 0"]),
         (lambda c: asyncio.run(acompute(c, "a")), ["miss 0", "set 0"]),
         (lambda c: c.memoize(key=str)(abs)(-5), ["miss 0", "set 0"]),
+        (lambda c: c.set_many([("a", 1), ("b", 2)]), ["set 0", "set 1"]),
+        (lambda c: c.set_many(iter([("a", 1), ("b", 2)])), ["set 0", "set 1"]),
         (lambda c: claim(c, "there"), ["hit 0"]),
         (lambda c: claim(c, "a"), ["miss 0", "set 0"]),
         (lambda c: c.set("a", 1), ["set 0"]),
@@ -168,6 +170,33 @@ def test_operations_do_what_they_do_without_a_trace(cache, path):
             cache.get_or_compute("c", lambda: 1 // 0)
 
     assert ("miss", 2) in events(path)
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_hits_of_memoized_functions_are_noted(make_cache, path, copy):
+    cache = make_cache(max_entries=100)
+    plain = cache.memoize(copy=copy)(abs)
+    assert plain(-5) == 5
+
+    with CacheTrace(cache, path):
+        assert plain(-5) == 5
+        assert plain(-6) == 6
+        assert plain(-6) == 6
+    assert plain(-6) == 6
+
+    assert [kind for kind, _ in events(path)] == ["hit", "miss", "set", "hit"]
+
+
+def test_a_trace_that_is_stopped_twice_leaves_the_next_one(cache, path, tmp_path):
+    first = CacheTrace(cache, path)
+    first.stop()
+
+    with CacheTrace(cache, tmp_path / "second") as second:
+        first.stop()
+        cache.get("a")
+        assert second.running
+
+    assert events(tmp_path / "second") == [("miss", 0)]
 
 
 def test_a_cache_that_is_not_traced_has_the_methods_of_its_class(cache, path):

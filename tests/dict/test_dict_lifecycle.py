@@ -19,7 +19,7 @@ from support.stepping import segment_path
 from support.workers import FORKSERVER, SPAWN, Crew, run_together
 
 import shmrhash
-from shmrhash import SharedCounter, SharedDict
+from shmrhash import Cache, SharedCounter, SharedDict
 
 START_METHODS = ["fork", SPAWN, FORKSERVER]
 TIMEOUT_S = 60
@@ -132,6 +132,26 @@ def test_a_pickled_handle_does_not_open_a_different_dict(make_dict, map_name):
 
     with pytest.raises(shmrhash.LayoutMismatch):
         pickle.loads(data)
+
+
+@pytest.mark.parametrize("base", [SharedDict, Cache])
+def test_a_class_that_forgets_to_call_init_has_a_closed_dict(base):
+    class Own(base):
+        def __init__(self):
+            self.mine = 7
+
+    own = Own()
+
+    for use in (
+        lambda: own.get(1),
+        lambda: own.get_or_compute(1, int) if base is Cache else own[1],
+        lambda: own.set(1, 2) if base is Cache else own.update({1: 2}),
+        lambda: own.pop(1),
+        lambda: own.clear(),
+        lambda: 1 in own,
+    ):
+        with pytest.raises(shmrhash.MapClosed):
+            use()
 
 
 def test_racing_threads_create_one_dict_and_all_open_it(map_name):
