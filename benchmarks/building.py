@@ -1,4 +1,4 @@
-"""Compile _bench.pyx, which runs the core's operations in C loops, and attach it to maps.
+"""Compile _bench.pyx, which runs the core's operations in C loops, or _inline.pyx; attach to maps.
 
 The compiled module is kept in build/ of the root, under a digest of what it was made from, so that
 several benchmarks compile it once. This needs Cython, setuptools and a C compiler.
@@ -36,46 +36,46 @@ def digest():
     return found.hexdigest()[:16]
 
 
-def compile_bench(folder):
-    """Compile _bench.pyx in folder, with the flags of the extension; return the module's path."""
+def compile_bench(folder, name="_bench"):
+    """Compile a .pyx file in folder, with the flags of the extension; return the module's path."""
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
 
-    source = Path(folder) / "_bench.pyx"
-    source.write_bytes((ROOT / "benchmarks" / "_bench.pyx").read_bytes())
+    source = Path(folder) / f"{name}.pyx"
+    source.write_bytes((ROOT / "benchmarks" / f"{name}.pyx").read_bytes())
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (core,) = settings["tool"]["setuptools"]["ext-modules"]
     include_dirs = [str(ROOT / path) for path in FOLDERS]
     extension = Extension(
-        "_bench",
+        name,
         [str(source)],
         include_dirs=include_dirs,
         extra_compile_args=[*core["extra-compile-args"], "-w"],
     )
     modules = cythonize([extension], include_path=include_dirs, quiet=True)
-    command = Distribution({"name": "_bench", "ext_modules": modules}).get_command_obj("build_ext")
+    command = Distribution({"name": name, "ext_modules": modules}).get_command_obj("build_ext")
     command.build_lib = command.build_temp = str(folder)
     command.ensure_finalized()
     command.run()
-    (built,) = Path(folder).glob("_bench.*.so")
+    (built,) = Path(folder).glob(f"{name}.*.so")
     return built
 
 
-def built_bench():
+def built_bench(name="_bench"):
     """The path of the compiled module; compiles it if there is none."""
-    kept = ROOT / "build" / f"bench-{digest()}" / f"_bench{sysconfig.get_config_var('EXT_SUFFIX')}"
+    kept = ROOT / "build" / f"bench-{digest()}" / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with open(kept.parent / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several tests at once compile it once
         if not kept.exists():
             with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-                os.replace(compile_bench(folder), kept)
+                os.replace(compile_bench(folder, name), kept)
     return kept
 
 
-def build_bench():
+def build_bench(name="_bench"):
     """The module, imported."""
-    spec = importlib.util.spec_from_file_location("_bench", built_bench())
+    spec = importlib.util.spec_from_file_location(name, built_bench(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -63,20 +63,26 @@ class Explorer:
 
     def run(self):
         """Return the number of states."""
-        first = (0,) * len(self.cell.names), tuple(one.start for one in self.automata)
+        first = self.first_memory(), tuple(one.start for one in self.automata)
         seen, frontier = {first}, [first]
         while frontier:
             state = frontier.pop()
             followers = list(self.followers(*state))
             if not followers:
                 self.ends.add(state)
-                self.scene.law(self.cell, *state)
+                self.judge_end(*state)
             for follower in followers:
                 if follower not in seen:
                     seen.add(follower)
                     frontier.append(follower)
             assert len(seen) <= STATES_MAX
         return len(seen)
+
+    def first_memory(self):
+        return (0,) * len(self.cell.names)
+
+    def judge_end(self, memory, places):
+        self.scene.law(self.cell, memory, places)
 
     def followers(self, memory, places):
         for program, place in enumerate(places):
