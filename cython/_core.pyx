@@ -1,4 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: freethreading_compatible=True
 """The extension module: Python objects, the GIL and errors on top of the core's .pxd files.
 
 It consists of the parts in python/, in the order below: a part uses names of those before it. First
@@ -24,11 +25,14 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strdup, strerror
 
 from machine.atomics cimport (
-    cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely, load_relaxed_u64,
-    load_acquire_u32, load_acquire_u64, load_relaxed_u32, fence_seq_cst, local_put_u64,
+    add_relaxed_u64, cas_acq_rel_u64, store_relaxed_u64, store_release_u64, likely, unlikely,
+    load_relaxed_u64,
+    load_acquire_u32, load_acquire_u64, load_relaxed_u32, store_relaxed_u32, fence_seq_cst,
+    local_put_u64,
     local_take_u64, read_u32, read_u64,
     reverse_bits_u32, load_relaxed_u16, store_relaxed_u16,
 )
+from machine.gil cimport FREE_THREADED, ONE_LESS, count_add, count_of, state_lock, state_unlock
 from machine.system cimport (
     close as close_fd, fstat, stat_t, clock_ns, mmap, munmap, F_OFD_GETLK, F_WRLCK, MAP_FAILED,
     MAP_SHARED, PROT_READ, F_OFD_SETLK, F_RDLCK, CLOCK_MONOTONIC, PROT_WRITE, futex_sleep,

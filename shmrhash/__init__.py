@@ -6,8 +6,6 @@
 ...     jobs.unlink()
 """
 
-import sys as _sys
-
 try:
     from shmrhash import _core as _core
 except ImportError as _error:
@@ -22,14 +20,6 @@ except ImportError as _error:
         f"{__path__[0]} is the source of shmrhash, without its compiled part, and Python found it "
         f"before an installed one: start in another directory, or run 'pip install -e .' in it"
     ) from _error
-
-# Importing the core turns the GIL on, unless the user forbade that. Without it, threads would use
-# one context at the same time, whose rules other processes rely on (see docs/operations.md).
-if not getattr(_sys, "_is_gil_enabled", lambda: True)():
-    raise ImportError(
-        "shmrhash needs the GIL, which this Python was started without: "
-        "start it without PYTHON_GIL=0 and -X gil=0; importing shmrhash then turns the GIL on"
-    )
 
 from shmrhash._batch import Batch, BucketInfo
 from shmrhash._cache import Cache

@@ -57,12 +57,19 @@ class Handle(Protocol):
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_handles_lock = threading.RLock()  # a set that grows cannot be listed
 _ephemeral: dict[Identity, str] = {}  # the ephemeral maps of this process, and their paths
 
 
 def register(handle: Handle) -> None:
     """Include a new handle in what this process does when it forks and when it ends."""
-    _handles.add(handle)
+    with _handles_lock:
+        _handles.add(handle)
+
+
+def _all_handles() -> list[Handle]:
+    with _handles_lock:
+        return list(_handles)
 
 
 # ---- fork ----
@@ -94,9 +101,10 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _fork_lock, _forks_nested
+    global _fork_lock, _forks_nested, _handles_lock
     _core.forget_sections()
-    for handle in list(_handles):
+    _handles_lock = threading.RLock()  # another thread of the parent may have held it
+    for handle in _all_handles():
         handle._forget_lock_descriptor()
     _core.views_after_fork_in_child(_forks_nested == 1)
     _fork_lock, _forks_nested = threading.RLock(), 0
@@ -129,7 +137,7 @@ def _leave_names() -> None:
     """At the end of a process: mark it as ended, not killed, in all its maps, and remove the names
     of its ephemeral maps that no other process holds, even if handles of them are still open here.
     No handle is closed: other threads, and exit functions called after this one, may use them."""
-    for handle in list(_handles):
+    for handle in _all_handles():
         handle._leave_name()
     for identity, path in list(_ephemeral.items()):
         remove_if_last(identity, path)

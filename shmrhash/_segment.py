@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import posix_ipc
-
 from shmrhash import _core
 from shmrhash._errors import (
     REFUSALS,
@@ -38,6 +36,8 @@ from shmrhash._refusals import (
 from shmrhash._trust import is_trusted, stranger_message
 
 DEFAULT_DIRECTORY = "/dev/shm"
+# Without the GIL posix_ipc is not imported: that would turn the GIL on.
+_HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 NAME_BYTES_MAX = 200
 REMOVAL_TRIES_MAX = 1000  # of a millisecond
 
@@ -157,21 +157,29 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def _by_name(name: str, path: str, *, read_only: bool) -> int:
+    """The descriptor of an existing segment in the default directory."""
+    import posix_ipc
+
+    try:
+        return int(posix_ipc.SharedMemory("/" + name, read_only=read_only).fd)
+    except posix_ipc.ExistentialError:
+        raise SegmentMissing(f"no segment {name!r} in {os.path.dirname(path)}") from None
+    except posix_ipc.PermissionsError:
+        raise PermissionDenied(permission_message(name, path)) from None
+
+
 def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> int:
     """The descriptor of an existing segment, if it is a regular file of a trusted user."""
     try:
         if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
             raise PermissionDenied(f"{path} is not a regular file, hence no segment")
-        if os.path.dirname(path) == DEFAULT_DIRECTORY and _is_text(name):
-            fd = int(posix_ipc.SharedMemory("/" + name, read_only=read_only).fd)
-        else:
+        if os.path.dirname(path) == DEFAULT_DIRECTORY and _is_text(name) and _HAS_GIL:
+            fd = _by_name(name, path, read_only=read_only)
+        else:  # the same, without posix_ipc
             flags = os.O_RDONLY if read_only else os.O_RDWR
             fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except posix_ipc.ExistentialError:
-        raise SegmentMissing(f"no segment {name!r} in {os.path.dirname(path)}") from None
-    except posix_ipc.PermissionsError:
-        raise PermissionDenied(permission_message(name, path)) from None
-    except PermissionDenied:
+    except (PermissionDenied, SegmentMissing):
         raise
     except OSError as error:
         if error.errno is None:  # posix_ipc raises it for too many open files

@@ -11,11 +11,14 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "machine/gil.h"
+
 static uint64_t process_generation = 1;
 
 static void generation_of_child(void)
 {
     process_generation += 1;
+    shm_state_forget();
 }
 
 /* Called when the module is imported. Returns 0, or the error of pthread_atfork. */

@@ -56,6 +56,7 @@
 # at a time. If no thread sleeps there, BELL_ANY is rung behind it: an event loop may wait for the
 # section.
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+from machine.gil cimport state_lock, state_unlock
 from machine.atomics cimport (
     and_seq_cst_u64, cas_seq_cst_u64, fence_seq_cst, load_seq_cst_u32, load_seq_cst_u64,
     or_seq_cst_u32, or_seq_cst_u64, static_assert, unlikely,
@@ -188,18 +189,22 @@ cdef inline void classes_forget(Map *map, uint64_t classes, uint64_t process) no
 
 cdef inline void waiting_begin(Map *map, uint32_t number) noexcept nogil:
     """A thread of this process waits for keys with this hash, or this element's section. The caller
-    has the GIL."""
+    has the GIL, if there is one."""
+    state_lock()
     map.local.waiting[number % WAIT_CLASSES] += 1
     if map.local.waiting[number % WAIT_CLASSES] == 1:
         or_seq_cst_u64(&map.processes[map.local.process_index].waiting, class_of(number))
+    state_unlock()
 
 cdef inline void waiting_end(Map *map, uint32_t number) noexcept nogil:
-    """The end of waiting_begin, in the same process. The caller has the GIL, and is inside an
-    operation, if this process has a context for one."""
+    """The end of waiting_begin, in the same process. The caller has the GIL, if there is one, and
+    is inside an operation, if this process has a context for one."""
+    state_lock()
     map.local.waiting[number % WAIT_CLASSES] -= 1
     if map.local.waiting[number % WAIT_CLASSES] == 0:
         and_seq_cst_u64(&map.processes[map.local.process_index].waiting, ~class_of(number))
         classes_forget(map, class_of(number), map.local.process_index)
+    state_unlock()
 
 cdef inline void waiting_recover(Map *map, uint64_t index) noexcept nogil:
     """A dead process's contexts are recovered, and its slot will be free: it waits no more, and may

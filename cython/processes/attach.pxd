@@ -12,7 +12,8 @@
 # recovered it and claimed its slot. If the newcomer dies before that, the slot is a dead process's
 # as before.
 #
-# The caller serialises these functions among the threads of the process (the GIL).
+# The caller serialises these functions among the threads of the process: by the GIL, or the state
+# lock (gil.h).
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from machine.atomics cimport load_acquire_u64, store_release_u64, local_take_u64, local_put_u64
 from machine.system cimport (

@@ -38,8 +38,8 @@
 # handle cannot arm a bell: for its loops the thread naps instead of sleeping, and tells after each
 # nap.
 #
-# The ears and counts are changed by threads that have the GIL, under the mutex; the thread reads
-# them under the mutex.
+# The ears and counts are changed by threads that have the GIL, or the state lock (gil.h), under the
+# mutex; the thread reads them under the mutex.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.limits cimport INT_MAX
 from libc.string cimport memset
@@ -175,7 +175,7 @@ cdef inline void *listener_run(void *arguments) noexcept nogil:
         futex_sleep(bell, seen, until)
 
 
-# ---- loops: the caller has the GIL ----
+# ---- loops: the caller has the GIL, or the state lock ----
 
 cdef inline bint listener_has_ended(const Listener *listener) noexcept nogil:
     # Acquire: pairs with listener_run.

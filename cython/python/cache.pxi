@@ -31,9 +31,10 @@ cdef class CacheCore(DictHandle):
 
     cdef int _begin_keeping(self) except -1:
         # Numbers are made anew as quickly; views of arrays keep memory from being evicted.
-        if self.kept is None and self.value.kind in (
-                VALUE_FIXED, VALUE_BYTES, VALUE_STR, VALUE_ENCODED):
-            self.kept = KeptValues()
+        with cython.critical_section(self):
+            if self.kept is None and self.value.kind in (
+                    VALUE_FIXED, VALUE_BYTES, VALUE_STR, VALUE_ENCODED):
+                self.kept = KeptValues()
         return 0
 
     cdef bint _find_fast(self, object key, uint64_t *number) except -1:
@@ -62,7 +63,11 @@ cdef class CacheCore(DictHandle):
             words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
         if unlikely(overflow != 0 or not (size == 16 or PyLong_CheckExact(key))):
             return False
-        idle = map.local.idle_context          # nothing above released the GIL
+        idle = map.local.idle_context
+        if FREE_THREADED:                      # as in get_quickly
+            idle = context_lent(self.handle)
+            if idle == 0:
+                return False
         context = context_at(map, idle - 1)
         context_begin(context)
         hit = cached_find_fast(
@@ -71,6 +76,8 @@ cdef class CacheCore(DictHandle):
         if hit:
             entry_used(map, found.element)
         context_end(context)
+        if FREE_THREADED:
+            context_returned(self.handle, idle)
         return hit
 
     cdef object _find_value(self, KeyBytes *key, bint keeps):
@@ -87,7 +94,7 @@ cdef class CacheCore(DictHandle):
         keeps = keeps and self.kept is not None
         if (keeps or is_number) and likely(
                 self.handle.reads != READS_NONE and not map.read_only and map.tags_word == 0):
-            idle = map.local.idle_context
+            idle = context_lent(self.handle) if FREE_THREADED else map.local.idle_context
         if idle == 0:
             return self._look(key, keeps)
         context = context_at(map, idle - 1)
@@ -100,9 +107,15 @@ cdef class CacheCore(DictHandle):
         if hit:
             entry_used(map, found.element)
         context_end(context)
-        if not hit:
-            return self._look(key, keeps)
-        return self._number(number) if is_number else self.kept.get(hash)
+        if FREE_THREADED:
+            context_returned(self.handle, idle)
+        if hit and FREE_THREADED and not is_number:
+            value = self.kept.get_if(map, &found, hash)
+            if value is not MISSING:
+                return value
+        elif hit:
+            return self._number(number) if is_number else self.kept.get(hash)
+        return self._look(key, keeps)
 
     cdef object _look(self, KeyBytes *key, bint keeps=False):
         """The value of a key, or MISSING; the entry is marked as read. One that cannot be decoded

@@ -156,7 +156,8 @@ cdef class Space:
         return cell_key(&self.handle.map, index)
 
     cdef uint32_t *_share(self, uint64_t index) except NULL:
-        """Where the context is noted that has this process's permits of a cell."""
+        """Where the context is noted that has this process's permits of a cell. The caller keeps
+        other threads out."""
         if self.shares == NULL or self.generation != process_generation:
             free(self.shares)                  # a parent's permits are not its child's
             self.shares = <uint32_t *> calloc(self.handle.map.element_max, sizeof(uint32_t))
@@ -283,12 +284,20 @@ cdef int begin_with_context(MapHandle handle, Op *op) except -1:
 
 cdef inline void put_context(MapHandle handle, uint32_t index) noexcept:
     """Put a context back that holds nothing."""
-    if unlikely(not local_put_u64(&handle.map.local.idle_context, index + 1)):
-        attach_rest(&handle.map, index + 1)
+    context_rest(handle, index + 1)
 
 
 cdef refuse_closed(MapHandle handle):
     raise _errors.MapClosed(f"space {handle.name!r} is closed")
+
+
+cdef int begin_use_of_space(MapHandle handle, Op *op) except -1:
+    """begin_use, or MapClosed: also if another thread closes the space just now."""
+    begin_use(handle, op)
+    if unlikely(handle.is_closed):
+        end_use(handle)
+        refuse_closed(handle)
+    return 0
 
 
 cdef void end_waiting(MapHandle handle, Op *op) noexcept:

@@ -13,7 +13,7 @@ cdef int begin_waiter(MapHandle handle, Op *op) except -1:
         raise
     held_set(op.context, HELD_THREAD, waiter_number())
     held_set(op.context, HELD_SINCE, <uint64_t> clock_ns(CLOCK_MONOTONIC))
-    handle.map.local.held += 1
+    count_add(&handle.map.local.held, 1)
     return 0
 
 
@@ -21,7 +21,7 @@ cdef void end_waiter(MapHandle handle, Op *op) noexcept:
     """The end of begin_waiter; in a child that was forked since, the context is the parent's."""
     if op.generation == process_generation:
         wait_end(op)
-        handle.map.local.held -= 1
+        count_add(&handle.map.local.held, ONE_LESS)
         put_context(handle, op.self_index)
     end_waiting(handle, op)
 
@@ -61,20 +61,27 @@ cdef class CellWait:
 
         Raises SystemFailure (the process may make no more threads).
         """
+        state_lock()
         if notifier._alive():
             self.notifier = notifier
             ear_word_add(&notifier.ear, &self.ear_word)
-            notifier._go_on()
+        state_unlock()
+        notifier._go_on()
 
     cdef void _detach(self) noexcept:
         if self.notifier is not None and self.notifier.generation == process_generation:
+            state_lock()
             ear_word_drop(&self.notifier.ear, &self.ear_word)
+            state_unlock()
         self.notifier = None
 
     cdef void _note(self, const uint32_t *word, uint32_t seen) noexcept:
         """Before a look: the loop is to be told when this word has another value."""
-        if self.notifier is not None and self.notifier._alive():
-            ear_word_note(&self.notifier.ear, &self.ear_word, word, seen)
+        if self.notifier is not None:
+            state_lock()
+            if self.notifier._alive():
+                ear_word_note(&self.notifier.ear, &self.ear_word, word, seen)
+            state_unlock()
 
     cdef int _expect_parent(self) except -1:
         """Refuse to wait in a child of fork, whose loop is its parent's."""

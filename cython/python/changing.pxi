@@ -75,11 +75,13 @@ cdef int expect_plain(MapHandle handle) except -1:
 
 cdef bint change_word(MapHandle handle, object key, Apply *apply) noexcept:
     """The usual case of apply_number: keys and values are words, the key is there, and the number
-    is its value. False: nothing was done. As in store_word the GIL is kept."""
+    is its value. False: nothing was done. As store_word."""
     cdef Op op
-    cdef uint64_t idle = handle.map.local.idle_context
+    cdef uint64_t idle = context_lent(handle)
     cdef uint64_t word = read_u64(<const uint8_t *> PyBytes_AS_STRING(key))
     if unlikely(idle == 0 or handle.map.read_only):
+        if idle != 0:
+            context_returned(handle, idle)
         return False
     op.map = &handle.map
     op.self_index = <uint32_t> (idle - 1)
@@ -91,13 +93,10 @@ cdef bint change_word(MapHandle handle, object key, Apply *apply) noexcept:
     if unlikely(load_relaxed_u64(&op.map.header.frozen) != 0) or unlikely(
             not update_word_fast(&op, word, 0, &apply.field, &apply.after)):
         context_cancel(op.context)
+        context_returned(handle, idle)
         return False
     context_end(op.context)
-    handle.writes += 1
-    if unlikely(op.context.activity & NOTICE_MASK == 0):
-        begin_use(handle, &op)
-        note_use(handle, op.context)
-        end_use(handle)
+    note_write(handle, &op, idle)
     return True
 
 

@@ -115,6 +115,7 @@ cdef class Claim(LockedSection):
             key_digested(self.handle, &self.key_bytes, span)
         return 0
 
+    @cython.critical_section
     cdef bint take(self) except -1:
         """Claim the key: True. False: it has a value now, or, is_unclaimed, it has to be computed
         without a claim. Raises LockTimeout."""
@@ -369,6 +370,10 @@ cdef class Claim(LockedSection):
         """Store the result, with ttl and stale as for get_or_compute(), and end the claim. False:
         the claim was cut off, the entry of a shadow's key has changed, the value does not fit, or
         ttl forbids it. Raises what encoding and ttl raise, and InvalidArgument (ttl)."""
+        with cython.critical_section(self):
+            return self._keep(value, ttl, stale)
+
+    cdef bint _keep(self, value, ttl, double stale) except -1:
         cdef int64_t deadline_ns
         cdef bint stored = True
         count_one(self.handle, COUNT_COMPUTED)
@@ -407,6 +412,7 @@ cdef class Claim(LockedSection):
             self.is_unclaimed = True
             return False
 
+    @cython.critical_section
     def drop(self):
         """End the claim, and store nothing: the next one who waits may compute."""
         self.give_up()
@@ -431,8 +437,7 @@ cdef class Claim(LockedSection):
         return self.is_unclaimed
 
     def waits_for(self, uint64_t element):
-        """Say, to those who look for a circle, for which element the claim's computation waits;
-        0: for none."""
+        """Say, to those who look for circles, which element the computation waits for; 0: none."""
         if self.state == SECTION_OPEN and self._mine():
             store_relaxed_u64(&self.op.context.child, element)
 

@@ -131,7 +131,7 @@ cdef class ConditionCore(CellCore):
             refuse_closed(self.handle)
         if load_relaxed_u64(&self.cell.limit) == load_relaxed_u64(&self.cell.grants):
             return 0
-        begin_use(self.handle, &op)
+        begin_use_of_space(self.handle, &op)
         op.map = &self.handle.map
         with nogil:
             told = condition_notify(&op, self.cell, self._index, n)

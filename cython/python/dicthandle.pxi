@@ -321,7 +321,7 @@ cdef class DictHandle:
         finally:
             if view.buf != NULL:
                 PyBuffer_Release(&view)
-        handle.overwrites = not op.element_filled
+        note_overwriting(handle, not op.element_filled)
         if status != OK and status != PRESENT and status != ABSENT:
             raise_status(handle, status, &op)
         return status

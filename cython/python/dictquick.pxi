@@ -3,8 +3,7 @@
 # entry, values of one word, one attempt. Each does what the general operation would do, or nothing,
 # and then the caller takes the general way.
 #
-# In the first three the GIL is kept, so the idle context need not be taken, only marked, as in
-# store_word.
+# The first three run no Python and do not wait: see context_lent.
 
 cdef inline bint key_quickly(DictHandle owner, object key, uint64_t *words) noexcept:
     """The bytes of a short ASCII str, or of an int, as a key of this dict. False: it is another."""
@@ -50,7 +49,11 @@ cdef inline bint get_quickly(DictHandle owner, object key, uint64_t *number) noe
         return False
     if unlikely(not key_quickly(owner, key, words)):
         return False
-    idle = map.local.idle_context              # nothing above released the GIL
+    idle = map.local.idle_context
+    if FREE_THREADED:                          # else what context_lent would say, in fewer steps
+        idle = context_lent(owner.handle)
+        if idle == 0:
+            return False
     context = context_at(map, idle - 1)
     context_begin(context)
     if owner.key.kind == KEY_STR:
@@ -62,6 +65,8 @@ cdef inline bint get_quickly(DictHandle owner, object key, uint64_t *number) noe
             map, hash_key(map.seeds, <const uint8_t *> words, 8), <const uint8_t *> words, 8,
             owner.value_word, number, &deadline)
     context_end(context)
+    if FREE_THREADED:
+        context_returned(owner.handle, idle)
     return found and not deadline_passed(deadline)
 
 
@@ -80,8 +85,12 @@ cdef inline bint change_quickly(
     cdef bint done
     if unlikely(not key_quickly(owner, key, words)):
         return False
-    idle = handle.map.local.idle_context
+    if FREE_THREADED and (handle.writes_oddly or handle.reads == READS_NONE):
+        return False
+    idle = context_lent(handle)
     if unlikely(idle == 0 or handle.writes_oddly or handle.reads == READS_NONE):
+        if idle != 0:                          # closed just now
+            context_returned(handle, idle)
         return False
     op.map = &handle.map
     op.self_index = <uint32_t> (idle - 1)
@@ -100,13 +109,10 @@ cdef inline bint change_quickly(
         done = word_change_fast(&op, 8, owner.value_word, number, field, after)
     if unlikely(not done):
         context_cancel(op.context)
+        context_returned(handle, idle)
         return False
     context_end(op.context)
-    handle.writes += 1
-    if unlikely(op.context.activity & NOTICE_MASK == 0):
-        begin_use(handle, &op)
-        note_use(handle, op.context)
-        end_use(handle)
+    note_write(handle, &op, idle)
     return True
 
 
@@ -149,7 +155,7 @@ cdef bint store_quickly(DictHandle owner, object key, object thing) except -1:
     leave(owner.handle, &op)
     if unlikely(status != OK):
         return False
-    owner.handle.overwrites = not op.element_filled
+    note_overwriting(owner.handle, not op.element_filled)
     return True
 
 

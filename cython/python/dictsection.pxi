@@ -14,6 +14,11 @@ cdef class RawKey:
     cdef bytes raw
 
 
+cdef refuse_assignment(MapHandle handle):
+    raise _errors.InvalidArgument(
+        f"map {handle.name!r}: code that encodes a value cannot assign one")
+
+
 @cython.final
 @cython.auto_pickle(False)
 @cython.no_gc_clear
@@ -143,25 +148,28 @@ cdef class LockedEntry(LockedSection):
     def value(self):
         """The value. What is assigned to it is stored when the block ends. A value that was only
         read is stored too, as it is then: a mutable one may have been changed."""
-        self._expect_open()
-        self.changed = True
-        return self.current
+        with cython.critical_section(self):
+            self._expect_open()
+            self.changed = True
+            return self.current
 
     @value.setter
     def value(self, new):
-        self._expect_open()
-        if self.state == SECTION_ENCODING:
-            raise _errors.InvalidArgument(
-                f"map {self.handle.name!r}: code that encodes a value cannot assign one")
-        self.current = new
-        self.changed = True
-        self.removing = False
+        with cython.critical_section(self):
+            self._expect_open()
+            if self.state == SECTION_ENCODING:
+                refuse_assignment(self.handle)
+            self.current = new
+            self.changed = True
+            self.removing = False
 
+    @cython.critical_section
     def delete(self):
         """Delete the key when the block ends."""
         self._expect_open()
         self.removing = True
 
+    @cython.critical_section
     def roll_back(self):
         """End the section now, and store nothing. In code that encodes the value at the end of the
         block: stop that end, which then raises InvalidArgument.

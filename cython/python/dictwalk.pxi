@@ -125,6 +125,12 @@ cdef class DictEntries:
         return found
 
     def __next__(self):
+        if FREE_THREADED:                      # see EntryIterator, of which this has its own
+            with cython.critical_section(self):
+                return self._next()
+        return self._next()
+
+    cdef inline object _next(self):
         cdef EntryIterator walk = self.walk
         while entry_is_ahead(walk):            # ends with the walk
             if self.ahead and likely(not entry_is_stale(walk)) and likely(

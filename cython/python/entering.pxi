@@ -9,7 +9,10 @@ cdef enum:
 
 cdef int expect_registered(MapHandle handle) except -1:
     """Give this process a slot, unless it has one."""
-    cdef Status status = attach_register(&handle.map, handle.standing)
+    cdef Status status
+    state_lock()
+    status = attach_register(&handle.map, handle.standing)
+    state_unlock()
     if status != OK:
         raise_status(handle, status, NULL)
     return 0
@@ -21,7 +24,9 @@ cdef uint64_t claim_context(MapHandle handle) except 0:
     cdef uint64_t taken = 0
     cdef Status status
     expect_open(handle)
+    state_lock()
     status = attach_claim(&handle.map, handle.standing, &taken)
+    state_unlock()
     if status != OK:
         raise_status(handle, status, NULL)
     return taken
@@ -30,11 +35,22 @@ cdef uint64_t claim_context(MapHandle handle) except 0:
 cdef void inherit_uses(MapHandle handle) noexcept:
     """In a child of fork, before this handle counts an operation there: what was under way in
     the parent is inherited."""
-    handle.inherited += handle.in_flight
-    handle.in_flight = 0
-    handle.generation = process_generation
-    if handle.is_user:
-        become_user(handle)
+    state_lock()
+    if handle.generation != process_generation:
+        handle.inherited += handle.in_flight
+        handle.in_flight = 0
+        if handle.is_user:
+            become_user(handle)
+        # Release: pairs with the acquire in is_of_parent, of a thread that counts then.
+        store_release_u64(&handle.generation, process_generation)
+    state_unlock()
+
+
+cdef inline bint is_of_parent(MapHandle handle) noexcept:
+    """Whether this is a child of fork, in which the handle has not been used yet."""
+    if FREE_THREADED:
+        return load_acquire_u64(&handle.generation) != process_generation
+    return handle.generation != process_generation
 
 
 cdef inline void detach_if_idle(MapHandle handle) noexcept:
@@ -42,9 +58,11 @@ cdef inline void detach_if_idle(MapHandle handle) noexcept:
 
     Of the operations under way at a fork, those of the forking thread return in the child and
     those of other threads do not; the handle cannot tell the two apart. So while it has
-    inherited operations the mapping stays, but slot and contexts are given back."""
-    if unlikely(handle.is_closed and handle.views == 0 and handle.in_flight == 0):
-        if handle.inherited == 0:
+    inherited operations the mapping stays, but slot and contexts are given back. Without a GIL it
+    stays until the handle is freed: another thread may be looking at a figure in it."""
+    if unlikely(handle.is_closed and count_of(&handle.views) == 0
+                and count_of(&handle.in_flight) == 0):
+        if not FREE_THREADED and handle.inherited == 0:
             detach(handle)
         elif handle.attachment != NULL:
             attachment_leave(handle)
@@ -52,22 +70,54 @@ cdef inline void detach_if_idle(MapHandle handle) noexcept:
 
 cdef inline void begin_use(MapHandle handle, Op *op) noexcept:
     op.generation = process_generation
-    if unlikely(handle.generation != process_generation):
+    if unlikely(is_of_parent(handle)):
         inherit_uses(handle)
-    handle.in_flight += 1
+    count_add(&handle.in_flight, 1)
 
 
 cdef inline void end_use(MapHandle handle) noexcept:
-    handle.in_flight -= 1
+    count_add(&handle.in_flight, ONE_LESS)
     detach_if_idle(handle)
+
+
+cdef inline uint64_t context_lent(MapHandle handle) noexcept:
+    """The idle context for an operation that runs no Python and cannot wait: its index plus one; 0:
+    there is none, or the handle is closed. With a GIL it is not taken, only marked as inside the
+    operation; without one it is taken, and the operation is counted. context_returned() ends it."""
+    cdef uint64_t lent
+    if not FREE_THREADED:
+        return handle.map.local.idle_context
+    if unlikely(is_of_parent(handle)):
+        return 0
+    count_add(&handle.in_flight, 1)
+    if likely(not handle.is_closed):
+        lent = local_take_u64(&handle.map.local.idle_context)
+        if likely(lent != 0):
+            return lent
+    end_use(handle)
+    return 0
+
+
+cdef inline void context_returned(MapHandle handle, uint64_t lent) noexcept:
+    if FREE_THREADED:
+        context_rest(handle, lent)
+        end_use(handle)
+
+
+cdef inline void context_rest(MapHandle handle, uint64_t taken) noexcept:
+    """Put a context back whose operation has ended."""
+    if unlikely(not local_put_u64(&handle.map.local.idle_context, taken)):
+        state_lock()
+        attach_rest(&handle.map, taken)
+        state_unlock()
 
 
 cdef void leave_to_parent(MapHandle handle) noexcept:
     """In a child of fork, at the end of an operation that the parent began: the parent ends
     it, the child only stops counting it."""
-    if handle.generation != process_generation:
+    if is_of_parent(handle):
         inherit_uses(handle)
-    handle.inherited -= 1
+    count_add(&handle.inherited, ONE_LESS)
     detach_if_idle(handle)
 
 
@@ -80,14 +130,51 @@ cdef void note_use(MapHandle handle, Context *context) noexcept:
             recover_all(&handle.map)
 
 
+cdef inline void note_write(MapHandle handle, Op *op, uint64_t lent) noexcept:
+    """After a write in a context that was lent."""
+    count_add(&handle.writes, 1)
+    if unlikely(op.context.activity & NOTICE_MASK == 0):
+        begin_use(handle, op)
+        note_use(handle, op.context)
+        end_use(handle)
+    context_returned(handle, lent)
+
+
+cdef inline void note_overwriting(MapHandle handle, bint overwrites) noexcept:
+    store_relaxed_u32(<uint32_t *> &handle.overwrites, overwrites)
+
+
+cdef uint64_t enter_counted(MapHandle handle, Op *op) except 0:
+    """Without a GIL: the beginning of enter(). The operation is counted first, so that close() sees
+    it, or it sees that the handle is closed."""
+    cdef uint64_t taken
+    begin_use(handle, op)
+    try:
+        expect_open(handle)
+        taken = local_take_u64(&handle.map.local.idle_context)
+        return taken if taken != 0 else claim_context(handle)
+    except BaseException:
+        end_use(handle)
+        raise
+
+
 cdef inline int enter(MapHandle handle, Op *op) except -1:
     """Begin a write, or a read that must keep memory from being given back."""
     cdef uint64_t taken
-    if unlikely(handle.is_closed):
-        expect_open(handle)
-    taken = local_take_u64(&handle.map.local.idle_context)
-    if unlikely(taken == 0):
-        taken = claim_context(handle)
+    if FREE_THREADED:
+        taken = enter_counted(handle, op)
+    else:
+        if unlikely(handle.is_closed):
+            expect_open(handle)
+        taken = local_take_u64(&handle.map.local.idle_context)
+        if unlikely(taken == 0):
+            taken = claim_context(handle)
+    enter_in(handle, op, taken)
+    return 0
+
+
+cdef inline void enter_in(MapHandle handle, Op *op, uint64_t taken) noexcept:
+    """The end of enter(), in a context that is taken."""
     op.map = &handle.map
     op.self_index = <uint32_t> (taken - 1)
     op.context = context_at(&handle.map, taken - 1)
@@ -98,10 +185,17 @@ cdef inline int enter(MapHandle handle, Op *op) except -1:
     op.wait_word = NULL
     op.wait_seen = 0
     op.starving = 0
-    begin_use(handle, op)
-    handle.writes += 1
+    if not FREE_THREADED:
+        begin_use(handle, op)
+        handle.writes += 1
     op_begin(op)
-    return 0
+
+
+cdef inline void count_writes(MapHandle handle) noexcept:
+    """Without a GIL an operation that may have written is counted at its end: another thread's
+    iterator may have read ahead since it began."""
+    if FREE_THREADED:
+        count_add(&handle.writes, 1)
 
 
 cdef inline void leave(MapHandle handle, Op *op) noexcept:
@@ -112,10 +206,35 @@ cdef inline void leave(MapHandle handle, Op *op) noexcept:
                 or op.context.debt != 0 or op.starving != 0) and not handle.map.read_only:
         op_give_back(op)                       # a reader owes nothing, whatever its context says
     op_end(op)
-    if unlikely(not local_put_u64(&handle.map.local.idle_context, op.self_index + 1)):
-        attach_rest(&handle.map, op.self_index + 1)
+    count_writes(handle)
+    context_rest(handle, op.self_index + 1)
     if unlikely(op.context.activity & NOTICE_MASK == 0):
         note_use(handle, op.context)
+    end_use(handle)
+
+
+cdef bint enter_for_view(MapHandle handle, Op *op) noexcept:
+    """enter() on account of a view, which keeps the slot and the contexts of a closed handle too.
+    False: there is no context. Neither this nor leave_view lets other threads run."""
+    cdef uint64_t taken = local_take_u64(&handle.map.local.idle_context)
+    cdef Status status = OK
+    if taken == 0:
+        state_lock()
+        status = attach_claim(&handle.map, handle.standing, &taken)
+        state_unlock()
+    if status != OK:
+        return False
+    if FREE_THREADED:
+        begin_use(handle, op)
+    enter_in(handle, op, taken)
+    return True
+
+
+cdef void leave_view(MapHandle handle, Op *op) noexcept:
+    op_give_back(op)
+    op_end(op)
+    count_writes(handle)
+    context_rest(handle, op.self_index + 1)
     end_use(handle)
 
 
@@ -162,6 +281,9 @@ cdef int enter_to_look(MapHandle handle, Op *op) except -1:
     op.wait_seen = 0
     op.starving = 0
     begin_use(handle, op)
+    if FREE_THREADED and handle.is_closed:     # since it was asked above
+        end_use(handle)
+        expect_open(handle)
     return 0
 
 
@@ -198,7 +320,7 @@ cdef int renew(MapHandle handle, Op *op) except -1:
         op.made = 0
         op.starving = 0
     begin_use(handle, op)
-    handle.inherited -= 1
+    count_add(&handle.inherited, ONE_LESS)
     if op.context != NULL:
         op_begin(op)
     return True

@@ -31,11 +31,14 @@ cdef enum:                     # the places of the counts in CacheCounts, in wor
 
 
 cdef inline void count_more(MapHandle handle, int what, uint64_t more) noexcept:
-    """Add to a count of this process. The GIL is held, so the count has one writer."""
+    """Add to a count of this process."""
     cdef uint64_t *word
     if not handle.is_closed and not handle.map.read_only and handle.map.local.registered:
         word = <uint64_t *> counts_of(&handle.map) + what
-        store_relaxed_u64(word, load_relaxed_u64(word) + more)
+        if FREE_THREADED:
+            add_relaxed_u64(word, more)
+        else:                                  # the GIL is held, so the count has one writer
+            store_relaxed_u64(word, load_relaxed_u64(word) + more)
 
 
 cdef inline void count_one(MapHandle handle, int what) noexcept:

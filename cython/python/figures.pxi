@@ -179,13 +179,17 @@ cdef object recover_dead(MapHandle handle):
     """Recover every dead process; return how many there were."""
     cdef Op op
     cdef uint64_t found
-    if handle.is_closed or handle.map.read_only:
+    if handle.map.read_only:
         return 0
-    expect_registered(handle)                  # a child of fork may have no slot yet
-    begin_use(handle, &op)
-    with nogil:
-        found = recover_all(&handle.map)
-    end_use(handle)
+    begin_use(handle, &op)                     # first, so that close() sees it
+    try:
+        if handle.is_closed:
+            return 0
+        expect_registered(handle)              # a child of fork may have no slot yet
+        with nogil:
+            found = recover_all(&handle.map)
+    finally:
+        end_use(handle)
     return found
 
 

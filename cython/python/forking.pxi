@@ -5,59 +5,60 @@
 # let one thread fork at a time. A C library that forks by itself calls no hook: nothing pins the
 # views of its child, so that the parent may reuse their bytes.
 
-cdef PinnedObject view_behind(PinnedObject view):
-    """The next view in the list, or None. A walk holds a reference to the view that it is at: an
-    operation may let other threads run, and these may drop their views."""
-    return None if view.behind == NULL else <PinnedObject> view.behind
-
+#
+# The walks hold the state lock (gil.h), and let no other thread run: so each view that they meet
+# exists, though its last reference may be gone. They count none themselves.
 
 cdef void view_before_fork(PinnedObject view) noexcept:
     cdef Op op
-    cdef bint closed = view.handle.is_closed   # a closed handle stays attached for its views
-    cdef bint inside = False
-    view.handle.is_closed = False
-    try:
-        enter(view.handle, &op)
-        inside = True
-    except _errors.Error:
-        view_keep(view)
-    view.handle.is_closed = closed
-    if inside:
+    if enter_for_view(view.handle, &op):
         pin_for_child(view, &op)
-        leave(view.handle, &op)
+        leave_view(view.handle, &op)
+    else:
+        view_keep(view)
 
 
 def views_keep():
     """Before a fork inside the hooks of another fork: keep this process's pins until it ends, since
     nothing is claimed for that child."""
-    cdef PinnedObject view = None if views_first == NULL else <PinnedObject> views_first
-    while view is not None:                    # each view once
-        if view.generation == process_generation:
-            view_keep(view)
-        view = view_behind(view)
+    cdef PyObject *at
+    state_lock()
+    at = views_first
+    while at != NULL:                          # each view once
+        if (<PinnedObject> at).generation == process_generation:
+            view_keep(<PinnedObject> at)
+        at = (<PinnedObject> at).behind
+    state_unlock()
 
 
 def views_before_fork():
     """Before a fork: pin the objects of this process's views for the child. Costs some 10 us for
     each map with views, and 0.1 us for each view."""
     global forks_under_way
-    cdef PinnedObject view = None if views_first == NULL else <PinnedObject> views_first
+    cdef PyObject *at
+    state_lock()
     forks_under_way += 1
-    while view is not None:                    # each view once; new views are put before the first
-        view.child_pin = 0
-        if view.generation == process_generation and not view.is_kept:
-            view_before_fork(view)
-        view = view_behind(view)
+    at = views_first
+    while at != NULL:                          # each view once; new views are put before the first
+        (<PinnedObject> at).child_pin = 0
+        if (<PinnedObject> at).generation == process_generation and (
+                not (<PinnedObject> at).is_kept):
+            view_before_fork(<PinnedObject> at)
+        at = (<PinnedObject> at).behind
+    state_unlock()
 
 
 def views_after_fork_in_parent():
     """In the parent, after a fork: what it claimed now belongs to the child."""
     global forks_under_way
-    cdef Attachment attachment
+    cdef PyObject *at
+    state_lock()
     forks_under_way -= 1
-    for address in attachments.values():
-        attachment = <Attachment> <PyObject *> <uint64_t> address
-        unborn_release(&attachment.map, &attachment.child)
+    at = attachments_first
+    while at != NULL:                          # each attachment once
+        unborn_release(&(<Attachment> at).map, &(<Attachment> at).child)
+        at = (<Attachment> at).behind
+    state_unlock()
 
 
 def views_after_fork_in_child(bint is_the_child):
@@ -69,16 +70,18 @@ def views_after_fork_in_child(bint is_the_child):
     global forks_under_way
     cdef Attachment attachment
     cdef PinnedObject view
-    cdef PyObject *at = views_first
+    cdef PyObject *at = attachments_first
     forks_under_way = 0
-    for address in attachments.values():
-        attachment = <Attachment> <PyObject *> <uint64_t> address
+    while at != NULL:                          # each attachment once
+        attachment = <Attachment> at
+        at = attachment.behind
         if not is_the_child:
             unborn_release(&attachment.map, &attachment.child)
             attachment.child.context = 0
         elif attachment.child.fd >= 0 and not unborn_adopt(
                 &attachment.map, &attachment.standing, &attachment.child):
             attachment.child.context = 0
+    at = views_first
     while at != NULL:                          # each view once
         view = <PinnedObject> at
         at = view.behind

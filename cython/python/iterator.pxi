@@ -93,14 +93,21 @@ cdef class EntryIterator:
         return 0
 
     def __next__(self):
-        while entry_is_ahead(self):
-            # From here to the copies no other thread runs: the GIL is held.
-            if likely(not entry_is_stale(self) or self.expired):
-                return entry_taken(self)
-            found = entry_taken_again(self)
-            if found is not None:
-                return found
-        raise StopIteration
+        if FREE_THREADED:
+            with cython.critical_section(self):
+                return entry_next(self)
+        return entry_next(self)
+
+
+cdef inline object entry_next(EntryIterator walk):
+    while entry_is_ahead(walk):
+        # From here to the copies no other thread runs: the GIL is held, or the critical section.
+        if likely(not entry_is_stale(walk) or walk.expired):
+            return entry_taken(walk)
+        found = entry_taken_again(walk)
+        if found is not None:
+            return found
+    raise StopIteration
 
 
 cdef bint entry_is_ahead_filled(EntryIterator walk) except -1:

@@ -38,7 +38,7 @@ cdef inline uint64_t releases_of(Map *map) noexcept nogil:
 @cython.internal
 @cython.auto_pickle(False)
 cdef class KeptValues:
-    """The values that one handle keeps. Changed under the GIL alone."""
+    """The values that one handle keeps. Changed under the GIL alone, or in a critical section."""
 
     cdef list places           # of KeptValue
     cdef uint64_t size         # of all encodings
@@ -54,7 +54,18 @@ cdef class KeptValues:
         return 0
 
     cdef inline bint has(self, Map *map, const Found *found, uint32_t hash) noexcept:
-        """Whether the value of an entry that was found just now is kept."""
+        """Whether the value of an entry that was found just now is kept. Without a GIL another
+        thread may replace it at once: get_if() finds out."""
+        if FREE_THREADED:
+            return True
+        return self._has(map, found, hash)
+
+    cdef object get_if(self, Map *map, const Found *found, uint32_t hash):
+        """The value of an entry that was found just now; MISSING if it is not kept."""
+        with cython.critical_section(self):
+            return self.get(hash) if self._has(map, found, hash) else MISSING
+
+    cdef inline bint _has(self, Map *map, const Found *found, uint32_t hash) noexcept:
         cdef KeptValue kept
         if unlikely(self.places is None or len(self.places) != KEPT_MAX):
             return False                       # the garbage collector has cleared it
@@ -69,6 +80,11 @@ cdef class KeptValues:
                   object value) except -1:
         """Keep a value that was decoded from an entry as it was found. releases: releases_of(),
         before it was found."""
+        with cython.critical_section(self):
+            return self._keep(found, hash, releases, size, value)
+
+    cdef int _keep(self, const Found *found, uint32_t hash, uint64_t releases, uint64_t size,
+                   object value) except -1:
         cdef KeptValue kept
         cdef uint64_t place = hash & (KEPT_MAX - 1)
         if element_state(found.header) != ELEMENT_LIVE or size > KEPT_BYTES_MAX:

@@ -40,16 +40,26 @@ cdef class MutexCore(CellCore):
         or that of a task."""
         cdef Op op
         cdef uint64_t taken
-        if unlikely(self.handle.is_closed):
-            return False
-        taken = local_take_u64(&self.handle.map.local.idle_context)
-        if unlikely(taken == 0):
-            return False
+        cdef bint free = False
+        if not FREE_THREADED:
+            if unlikely(self.handle.is_closed):
+                return False
+            taken = local_take_u64(&self.handle.map.local.idle_context)
+            return likely(taken != 0) and self._take_free_in(&op, taken, thread)
+        begin_use(self.handle, &op)
+        if not self.handle.is_closed:          # asked behind the count, which close() sees
+            taken = local_take_u64(&self.handle.map.local.idle_context)
+            free = taken != 0 and self._take_free_in(&op, taken, thread)
+        end_waiting(self.handle, &op)
+        return free
+
+    cdef inline bint _take_free_in(self, Op *op, uint64_t taken, uint64_t thread) noexcept:
+        """_take_free, in a context that was idle."""
         op.self_index = <uint32_t> (taken - 1)
         op.context = context_at(&self.handle.map, taken - 1)
-        mutex_intend(&op, self._index, thread)
-        if likely(mutex_take_free(&op, self.cell)):
-            self.handle.map.local.held += 1
+        mutex_intend(op, self._index, thread)
+        if likely(mutex_take_free(op, self.cell)):
+            count_add(&self.handle.map.local.held, 1)
             return True
         put_context(self.handle, op.self_index)
         return False
@@ -122,7 +132,7 @@ cdef class MutexCore(CellCore):
             taken = mutex_wait(op, self.cell, wait)
         wait_say(op.context, 0)
         if taken:
-            self.handle.map.local.held += 1
+            count_add(&self.handle.map.local.held, 1)
         else:
             put_context(self.handle, op.self_index)
         return taken
@@ -159,11 +169,18 @@ cdef class MutexCore(CellCore):
 
     cdef inline int _let_go(self, uint32_t seen) except -1:
         """Release the lock, whose word was seen held by this process."""
-        cdef Status status = mutex_release(&self.handle.map, self.cell, seen)
+        cdef Op op
+        cdef Status status
+        if FREE_THREADED:                      # else the slot may go before the context is back
+            begin_use(self.handle, &op)
+        status = mutex_release(&self.handle.map, self.cell, seen)
+        if likely(status != ABSENT):
+            count_add(&self.handle.map.local.held, ONE_LESS)
+            put_context(self.handle, word_owner(seen))
+        if FREE_THREADED:
+            end_waiting(self.handle, &op)
         if unlikely(status == ABSENT):
             self._expect_mine(NULL, "cannot release")  # it has been taken away
-        self.handle.map.local.held -= 1
-        put_context(self.handle, word_owner(seen))
         if unlikely(status == PRESENT):
             tell_own_loop(self)
         return 0
@@ -188,9 +205,11 @@ cdef class MutexCore(CellCore):
         op.wait_seen = load_acquire_u32(&self.cell.state)
         if not word_locked(op.wait_seen):
             return False
-        if not op.map.owner_recover(&op):
-            return True
-        return word_locked(load_acquire_u32(&self.cell.state))
+        begin_use_of_space(self.handle, &op)   # a recoverer keeps its slot
+        if op.map.owner_recover(&op):
+            op.wait_seen = load_acquire_u32(&self.cell.state)
+        end_use(self.handle)
+        return word_locked(op.wait_seen)
 
     @property
     def token(self):
@@ -228,7 +247,7 @@ cdef class LockWait(CellWait):
         self.lock = lock
         self.number = number
         self.how = task_links(lock, deadline_ns, told)
-        if lock.handle.is_closed:
+        if unlikely(lock.handle.is_closed):
             refuse_closed(lock.handle)
         lock._expect_no_deadlock(deadline_ns, number)
         self.wait.began = clock_ns(CLOCK_MONOTONIC)

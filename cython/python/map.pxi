@@ -77,7 +77,9 @@ cdef class MapCore(MapHandle):
         if not self.is_closed:
             self.is_closed = True
             self.reads = READS_NONE
-            if self.in_flight != 0 and not self.map.read_only:
+            if FREE_THREADED:
+                fence_seq_cst()                # see count_add
+            if count_of(&self.in_flight) != 0 and not self.map.read_only:
                 bells_ring_all(&self.map)      # threads that wait by this handle learn of it
             if self.generation != process_generation:
                 inherit_uses(self)
@@ -494,7 +496,9 @@ cdef class MapCore(MapHandle):
         """Note that this process is ending by itself: from now on it does not keep the name of an
         ephemeral map, and once it is dead, it does not count as killed."""
         if self.map.base != NULL:
+            state_lock()
             mark_leaving(&self.map, True)
+            state_unlock()
 
     def _forget_lock_descriptor(self):
         """In a child of fork: close the descriptor that would keep the parent's lock."""

@@ -73,6 +73,7 @@ cdef class LockedValue(LockedSection):
         return section_commit(
             &self.op, &self.section, <const uint8_t *> PyByteArray_AS_STRING(self.value))
 
+    @cython.critical_section
     cdef object _view(self):
         self._expect_open()
         if self.view is None:

@@ -40,28 +40,34 @@ cdef class Notifier:
         if self.ear.fd < 0:
             raise _errors.SystemFailure(f"map {handle.name!r}: eventfd: {os_error()}")
         listener = &(<Attachment> handle.attachment).listener
+        state_lock()
         listener_prepare(listener, &(<Attachment> handle.attachment).map, process_generation)
         ear_open(&self.ear, listener)
+        state_unlock()
 
     def __dealloc__(self):
         self._close()
 
     cdef void _close(self) noexcept:
+        state_lock()
         if self._alive():
             ear_close(&self.ear)
         self.ear.listener = NULL
         if self.ear.fd >= 0:
             close_fd(self.ear.fd)
             self.ear.fd = -1
+        state_unlock()
 
     cdef bint _alive(self) noexcept:
+        """As long as the caller has the state lock, it stays so."""
         return self.ear.listener != NULL and self.generation == process_generation
 
     cdef int _go_on(self) except -1:
-        cdef int error
-        if forks_under_way != 0:               # the loops are told when it is over
-            return 0
-        error = listener_go_on(self.ear.listener, wait_slice_ns)
+        cdef int error = 0
+        state_lock()
+        if forks_under_way == 0 and self._alive():     # else the loops are told when it is over
+            error = listener_go_on(self.ear.listener, wait_slice_ns)
+        state_unlock()
         if error != 0:
             raise _errors.SystemFailure(
                 f"a thread that listens for changes: {strerror(error).decode()}")
@@ -82,8 +88,10 @@ cdef class Notifier:
         cdef bint[BELL_COUNT] moved            # nothing of Python's under the mutex
         if self.ear.fd < 0 or self.generation != process_generation:
             return []                          # a child shares the descriptor with its parent
+        state_lock()
         eventfd_read(self.ear.fd, &count)
         if not self._alive():
+            state_unlock()
             return []
         pthread_mutex_lock(&self.ear.listener.mutex)
         all_of_them = self.ear.look_at_all or self.ear.listener.naps
@@ -92,6 +100,7 @@ cdef class Notifier:
         for at in range(BELL_COUNT):
             moved[at] = ear_moved(&self.ear, at, all_of_them)
         pthread_mutex_unlock(&self.ear.listener.mutex)
+        state_unlock()
         self._go_on()
         return [at for at in range(BELL_COUNT) if moved[at]]
 
@@ -107,16 +116,22 @@ def notifier_key(MapHandle handle not None):
 
 def listeners_stop():
     """Before a fork: end the threads that listen for changes."""
-    cdef Attachment attachment
-    for address in attachments.values():
-        attachment = <Attachment> <PyObject *> <uint64_t> address
-        listener_stop(&attachment.listener, process_generation)
+    cdef PyObject *at
+    state_lock()
+    at = attachments_first
+    while at != NULL:                          # each attachment once
+        listener_stop(&(<Attachment> at).listener, process_generation)
+        at = (<Attachment> at).behind
+    state_unlock()
 
 
 def listeners_go_on():
     """In the parent, after a fork: tell all loops, which then see that there are threads again."""
-    cdef Attachment attachment
-    for address in attachments.values():
-        attachment = <Attachment> <PyObject *> <uint64_t> address
-        if attachment.listener.generation == process_generation:
-            ears_tell(&attachment.listener, True)
+    cdef PyObject *at
+    state_lock()
+    at = attachments_first
+    while at != NULL:                          # each attachment once
+        if (<Attachment> at).listener.generation == process_generation:
+            ears_tell(&(<Attachment> at).listener, True)
+        at = (<Attachment> at).behind
+    state_unlock()

@@ -29,11 +29,12 @@ cdef Status read_slowly(
 
 
 cdef Status read_on(
-        MapHandle handle, Context *context, const uint8_t *key, uint32_t hash, void *value
-        ) except? RETRY:
-    """read_value, in a context in which the operation has begun."""
+        MapHandle handle, Context *context, uint64_t idle, const uint8_t *key, uint32_t hash,
+        void *value) except? RETRY:
+    """read_value, in a context in which the operation has begun. idle: as context_lent gave it."""
     cdef Status status = read_fast(&handle.map, hash, key, value)
     context_end(context)
+    context_returned(handle, idle)
     if unlikely(status != OK and status != ABSENT):
         return read_slowly(handle, key, hash, value)
     return status
@@ -44,11 +45,11 @@ cdef Status read_any(MapHandle handle, const uint8_t *key, void *value) except? 
     cdef uint64_t idle
     if unlikely(handle.reads == READS_NONE):
         refuse_reading(handle)
-    idle = handle.map.local.idle_context
+    idle = context_lent(handle)
     if unlikely(idle == 0):
         return read_slowly(handle, key, hash, value)
     context_begin(context_at(&handle.map, idle - 1))
-    return read_on(handle, context_at(&handle.map, idle - 1), key, hash, value)
+    return read_on(handle, context_at(&handle.map, idle - 1), idle, key, hash, value)
 
 
 cdef inline Status read_value(MapHandle handle, const uint8_t *key, void *value) except? RETRY:
@@ -59,16 +60,18 @@ cdef inline Status read_value(MapHandle handle, const uint8_t *key, void *value)
     cdef uint64_t idle
     if unlikely(handle.reads != READS_WORDS) or unlikely(handle.map.local.idle_context == 0):
         return read_any(handle, key, value)
-    idle = handle.map.local.idle_context     # local is mapped while reads is not READS_NONE
-    # The GIL is kept, so the idle context need not be taken, only marked.
+    idle = context_lent(handle)              # local is mapped while reads is not READS_NONE
+    if FREE_THREADED and idle == 0:
+        return read_any(handle, key, value)
     context = context_at(&handle.map, idle - 1)
     context_begin(context)
     word = read_u64(key)
     hash = hash_word(handle.map.seeds, word)
     if unlikely(not read_word_fast(
             &handle.map, table_guess(&handle.map, hash), hash, word, <uint64_t *> value)):
-        return read_on(handle, context, key, hash, value)
+        return read_on(handle, context, idle, key, hash, value)
     context_end(context)
+    context_returned(handle, idle)
     return OK
 
 

@@ -69,6 +69,10 @@ cdef class RingReader:
 
         Raises MapClosed, WriteOnlyMap, SegmentFull (no memory for the ring).
         """
+        with cython.critical_section(self):
+            self._open()
+
+    cdef int _open(self) except -1:
         cdef Op op
         cdef Status status
         cdef Waiting waiting = new_waiting(self.handle)
@@ -81,6 +85,7 @@ cdef class RingReader:
             raise_status(self.handle, status, &op)
         self.waiter.say()
         self._begin()
+        return 0
 
     cdef int _begin(self) except -1:
         """After say(), and after a loss: read what comes from here on, and wait for the operations
@@ -160,6 +165,10 @@ cdef class RingReader:
 
         Raises MapClosed.
         """
+        with cython.critical_section(self):
+            return self._look(patient)
+
+    cdef object _look(self, bint patient):
         cdef Map *map = &self.handle.map
         cdef uint64_t before, lost
         cdef int64_t now = clock_ns(CLOCK_MONOTONIC)

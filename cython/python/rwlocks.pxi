@@ -28,11 +28,16 @@ cdef class RWLockCore(SharesCore):
 
     cdef bint _come_in(self, bint writes, int64_t limit) except -1:
         """False: the time is over."""
+        cdef Op op
+        cdef uint64_t recovered
         if self._take(writes, limit):
             return True
-        # Who does not wait has not looked for the dead.
-        return limit == 0 and recover_all(&self.handle.map) != 0 and (
-            self._step(False, writes) == OK)
+        if limit != 0:
+            return False
+        begin_use_of_space(self.handle, &op)   # a recoverer keeps its slot
+        recovered = recover_all(&self.handle.map)      # who does not wait has not looked
+        end_use(self.handle)
+        return recovered != 0 and self._step(False, writes) == OK
 
     def acquire_read(self, blocking=True, timeout=-1):
         """Come in as a reader; return whether that is done. Arguments as threading.Lock's acquire.

@@ -17,6 +17,9 @@
 #              roll_back(), which stops the end; it may neither assign a value nor end the section.
 #   ENDING     nothing.
 #   ENDED      nothing. The context is given back.
+#
+# Without a GIL each method is a critical section of its object, which ends and begins again where
+# the GIL would be released: so the states say what other threads may do there, too.
 
 cdef enum:
     SECTION_NEW
@@ -40,6 +43,10 @@ cdef refuse_section(MapHandle handle):
     raise _errors.Error(
         f"map {handle.name!r}: the section is the parent process's, and only the parent can end "
         f"it; a child of fork has to open its own")
+
+
+cdef refuse_another_end(MapHandle handle):
+    raise _errors.InvalidArgument(f"map {handle.name!r}: the section is being ended already")
 
 
 @cython.internal
@@ -80,6 +87,7 @@ cdef class LockedSection:
         is given back."""
         return 0
 
+    @cython.critical_section
     def __enter__(self):
         cdef Waiting waiting
         self._prepare(&waiting)
@@ -145,6 +153,7 @@ cdef class LockedSection:
             return -1
         return element_of_word(&self.handle.map, self.op.wait_word)
 
+    @cython.critical_section
     def _attempt_removal(self, int64_t waited_ns):
         """Before __exit__: try to delete the key if the block asked for that. False: its bucket is
         held by another process, perhaps a stopped one.
@@ -199,6 +208,21 @@ cdef class LockedSection:
     cdef int _expect_open(self) except -1:
         if self.state != SECTION_OPEN and self.state != SECTION_ENCODING:
             raise _errors.InvalidArgument("the value can be used only inside its with block")
+        return 0
+
+    @cython.critical_section
+    cdef bint _begin_end(self) except -1:
+        """Begin the end, of several sections together. False: it has ended, or another thread ends
+        it. The program's code cannot change it any more, but while its value is encoded."""
+        if self.state != SECTION_OPEN:
+            return False
+        self.state = SECTION_ENCODING if self._mine() and self._changes() else SECTION_ENDING
+        return True
+
+    @cython.critical_section
+    cdef int _end_encoding(self) except -1:
+        self._expect_encoded()
+        self.state = SECTION_ENDING
         return 0
 
     cdef bint _changes(self) except -1:
@@ -305,10 +329,10 @@ cdef class LockedSection:
             raise_status(handle, status, &self.op)
         return 0
 
+    @cython.critical_section
     def __exit__(self, kind, error, traceback):
         if self.state == SECTION_ENCODING or self.state == SECTION_ENDING:
-            raise _errors.InvalidArgument(
-                f"map {self.handle.name!r}: the section is being ended already")
+            refuse_another_end(self.handle)
         if self.state != SECTION_OPEN:
             return False
         if not self._mine():

@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: Semaphore and BoundedSemaphore as Python sees them. shares.pxd is the protocol.
 #
-# Permits are taken and given with the GIL, so the context that has a process's permits of a cell is
-# used by one thread at a time. Only waiting releases the GIL.
+# Permits are taken and given with the GIL, or in a critical section of the space, which ends and
+# begins where the GIL would be released: so the context that has a process's permits of a cell is
+# used by one thread at a time. Only waiting releases it.
 
 
 @cython.auto_pickle(False)
@@ -34,7 +35,7 @@ cdef class SharesCore(CellCore):
         held_set(op.context, HELD_SHARES_NEXT, 0)
         held_name(op.context, self._index)
         share[0] = op.self_index + 1
-        self.handle.map.local.held += 1
+        count_add(&self.handle.map.local.held, 1)
         return 0
 
     cdef void _end(self, Op *op) noexcept:
@@ -43,7 +44,7 @@ cdef class SharesCore(CellCore):
             return
         op.context.target = 0
         self._cells.shares[self._index] = 0
-        self.handle.map.local.held -= 1
+        count_add(&self.handle.map.local.held, ONE_LESS)
         put_context(self.handle, op.self_index)
 
     cdef uint32_t _arm(self, uint64_t what) noexcept nogil:
@@ -60,6 +61,21 @@ cdef class SharesCore(CellCore):
 
     cdef Status _step(self, bint give, uint64_t what) except? RETRY:
         """Take or give, if that needs no wait for another to give: OK, ABSENT or FULL."""
+        if FREE_THREADED:
+            return self._step_alone(give, what)
+        return self._step_held(give, what)
+
+    cdef Status _step_alone(self, bint give, uint64_t what) except? RETRY:
+        """_step without a GIL."""
+        cdef Op use
+        begin_use_of_space(self.handle, &use)
+        try:
+            with cython.critical_section(self._cells):
+                return self._step_held(give, what)
+        finally:
+            end_waiting(self.handle, &use)
+
+    cdef inline Status _step_held(self, bint give, uint64_t what) except? RETRY:
         cdef Op op
         cdef Status status = RETRY
         cdef int turn
@@ -105,7 +121,7 @@ cdef class SharesCore(CellCore):
             return SharesWait(self, what).look_in_turns(until)
         if self._checks:
             how = WAIT_LINK | (WAIT_ENDLESS if limit < 0 else 0) | (WAIT_WRITES if what else 0)
-        begin_use(self.handle, &op)
+        begin_use_of_space(self.handle, &op)
         try:
             while status != OK and between_slices(self.handle, until):
                 slice_end = sooner_ns(clock_ns(CLOCK_MONOTONIC) + self.slice_ns, until)
@@ -153,10 +169,8 @@ cdef class SharesWait(CellWait):
     def __cinit__(self, SharesCore shares not None, uint64_t what):
         self.shares = shares
         self.what = what
-        if shares.handle.is_closed:
-            refuse_closed(shares.handle)
         self.began = clock_ns(CLOCK_MONOTONIC)
-        begin_use(shares.handle, &self.op)
+        begin_use_of_space(shares.handle, &self.op)
         self.waits = True
 
     def __dealloc__(self):
@@ -309,7 +323,7 @@ cdef class EventCore(CellCore):
         until = wait_end_ns(timeout)
         if others_can_run():
             return EventWait(self).look_in_turns(until)
-        begin_use(self.handle, &op)
+        begin_use_of_space(self.handle, &op)
         try:
             came = flag_came(self.cell, generation)
             while not came and between_slices(self.handle, until):
@@ -336,11 +350,9 @@ cdef class EventWait(CellWait):
 
     def __cinit__(self, EventCore event not None):
         self.event = event
-        if event.handle.is_closed:
-            refuse_closed(event.handle)
+        begin_use_of_space(event.handle, &self.op)
         self.generation = flag_generation(event.cell)
         self.began = clock_ns(CLOCK_MONOTONIC)
-        begin_use(event.handle, &self.op)
         self.waits = True
 
     def __dealloc__(self):

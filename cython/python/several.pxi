@@ -43,15 +43,10 @@ cdef class Journal:
         cdef list storing = []
         cdef list removing = []
         for section in self.sections:
-            section._expect_open()
-            section.state = SECTION_ENCODING
-        for section in self.sections:
             if not section.removing:
                 section._encode()
         for section in self.sections:
-            section._expect_encoded()
-        for section in self.sections:
-            section.state = SECTION_ENDING
+            section._end_encoding()
         for section in self.sections:
             (removing if section.removing else storing).append(section)
         self.sections = storing + removing
@@ -199,17 +194,15 @@ def sections_end(list sections not None):
     cdef list ending = []
     cdef list changing = []
     for section in sections:
-        if section.state == SECTION_OPEN:      # else it was rolled back
+        if section._begin_end():               # else it was rolled back
             ending.append(section)
     try:
         for section in ending:
             if not section._mine():
                 refuse_section(section.handle)
         for section in ending:
-            if section._changes():
+            if section.state == SECTION_ENCODING:
                 changing.append(section)
-            else:
-                section.state = SECTION_ENDING     # the program's code cannot change it late
         if len(changing) == 1:
             (<LockedSection> changing[0])._commit()
         elif changing:

@@ -34,32 +34,27 @@ cdef class PinnedObject:
 
     def __dealloc__(self):
         cdef Op op
-        cdef bint closed
         if self.handle is None:
             return
         view_unlist(self)
-        self.handle.pins_held -= 1
-        if self.generation == process_generation and not self.is_kept:     # else the parent's
-            closed = self.handle.is_closed     # a closed handle stays attached for its views
-            self.handle.is_closed = False
-            try:
-                enter(self.handle, &op)
-                op_give_back(&op)
-                if op.context.owned_refs[0] == 0:   # else the pin stays: too long is safe
-                    pin_clear(&op, self.pin)
-                self.handle.is_closed = closed
-                leave(self.handle, &op)
-            except _errors.Error:
-                self.handle.is_closed = closed  # no context: this process's death ends the pin
-        self.handle.views -= 1
+        count_add(&self.handle.pins_held, ONE_LESS)
+        # Else it is the parent's; or, without a context, this process's death ends the pin.
+        if self.generation == process_generation and not self.is_kept and (
+                enter_for_view(self.handle, &op)):
+            op_give_back(&op)
+            if op.context.owned_refs[0] == 0:       # else the pin stays: too long is safe
+                pin_clear(&op, self.pin)
+            leave_view(self.handle, &op)
+        count_add(&self.handle.views, ONE_LESS)
         detach_if_idle(self.handle)
 
 
-cdef PyObject *views_first = NULL
+cdef PyObject *views_first = NULL   # the list is changed under the state lock
 cdef uint64_t forks_under_way = 0   # between the hooks of os.fork() (forking.pxi)
 
 
 cdef void view_list(PinnedObject view) noexcept:
+    """The caller has the state lock."""
     global views_first
     view.before = NULL
     view.behind = views_first
@@ -70,12 +65,14 @@ cdef void view_list(PinnedObject view) noexcept:
 
 cdef void view_unlist(PinnedObject view) noexcept:
     global views_first
+    state_lock()
     if view.before != NULL:
         (<PinnedObject> view.before).behind = view.behind
     else:
         views_first = view.behind
     if view.behind != NULL:
         (<PinnedObject> view.behind).before = view.before
+    state_unlock()
 
 
 cdef bytes object_copy(MapHandle handle, Op *op, const Found *found, uint64_t ref):
@@ -155,7 +152,7 @@ cdef object pinned_object(MapHandle handle, Op *op, const Found *found, uint64_t
     if handle.pins_held >= PIN_SHARE or pin_claim(
             op, handle.map.local.process_index + 1, &pin) != OK:
         copy = PyBytes_FromStringAndSize(<const char *> bytes, <Py_ssize_t> length)
-        handle.views_copied += 1
+        count_add(&handle.views_copied, 1)
         return copy if element_unchanged(found) else None
     pin_set(op, pin, ref)
     if not element_unchanged(found):
@@ -167,9 +164,11 @@ cdef object pinned_object(MapHandle handle, Op *op, const Found *found, uint64_t
     pinned.generation = op.generation
     pinned.bytes = bytes
     pinned.size = <Py_ssize_t> length
-    handle.pins_held += 1
-    handle.views += 1                          # the mapping stays as long as the view exists
+    count_add(&handle.pins_held, 1)
+    count_add(&handle.views, 1)                # the mapping stays as long as the view exists
+    state_lock()
     view_list(pinned)
     if unlikely(forks_under_way != 0):
         pin_for_child(pinned, op)
+    state_unlock()
     return pinned

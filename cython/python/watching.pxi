@@ -97,7 +97,7 @@ cdef class Waiter:
         begin_use(self.handle, &self.stay)
         self.stays = True
         if inherited:
-            self.handle.inherited -= 1
+            count_add(&self.handle.inherited, ONE_LESS)
             self.says = False
             self.notifier = None
         return inherited
@@ -116,14 +116,18 @@ cdef class Waiter:
                 waiting_begin(map, self.awaited[i].hash)
             if not self.everything:
                 waiting_say(map, self.awaited[i].hash)
-            if self.notifier is not None and self.notifier._alive():
-                ear_arm(&self.notifier.ear, self.awaited[i].bell, self.awaited[i].tag)
+            if self.notifier is not None:
+                state_lock()
+                if self.notifier._alive():
+                    ear_arm(&self.notifier.ear, self.awaited[i].bell, self.awaited[i].tag)
+                state_unlock()
         if self.everything:
             waiting_say_all(map)
         self.begins = not self.says
         self.says = True
         self.seen = bell_arm(map.header, self.bell, self.tags)
 
+    @cython.critical_section
     def say(self):
         """arm() without a look at keys, for an element or for everything."""
         self._stay()
@@ -131,6 +135,7 @@ cdef class Waiter:
         expect_registered(self.handle)
         self._say()
 
+    @cython.critical_section
     def arm(self, int64_t deadline_ns):
         """Say that this thread waits, and see each key at a moment when no writer may be in the
         middle of changing it. What is looked up afterwards is at least as new; and a later change
@@ -152,6 +157,7 @@ cdef class Waiter:
             leave_reading(self.handle, &op)
         return i == self.count
 
+    @cython.critical_section
     def changed(self):
         """arm(0), and whether that saw a key differently than the look before, or could not see it;
         or nothing can change any more. Not for an element or everything: True.
@@ -270,6 +276,7 @@ cdef class Waiter:
             expect_open(self.handle)
         return ETIMEDOUT
 
+    @cython.critical_section
     def attach(self, Notifier notifier):
         """From now on, a change is told by this notifier, once arm() has been called; None: by
         none. Returns the numbers of the bells of the keys.
@@ -283,15 +290,21 @@ cdef class Waiter:
             self._stay()
             self.notifier = notifier
             for i in range(self.count):
-                ear_add(&notifier.ear, self.awaited[i].bell, self.awaited[i].tag)
+                state_lock()
+                if notifier._alive():
+                    ear_add(&notifier.ear, self.awaited[i].bell, self.awaited[i].tag)
+                state_unlock()
             notifier._go_on()
         return bells
 
     cdef void _detach(self) noexcept:
         cdef Py_ssize_t i
-        if self.notifier is not None and self.notifier._alive():
-            for i in range(self.count):
-                ear_drop(&self.notifier.ear, self.awaited[i].bell)
+        if self.notifier is not None:
+            state_lock()
+            if self.notifier._alive():
+                for i in range(self.count):
+                    ear_drop(&self.notifier.ear, self.awaited[i].bell)
+            state_unlock()
         self.notifier = None
 
     cdef void _says_no_more(self) noexcept:
@@ -311,8 +324,7 @@ cdef class Waiter:
             waiting_end(map, self.awaited[i].hash)
         if taken != 0:
             context_end(context_at(map, taken - 1))
-            if not local_put_u64(&map.local.idle_context, taken):
-                attach_rest(map, taken)
+            context_rest(self.handle, taken)
 
     cdef void _end(self) noexcept:
         if not self.stays:
@@ -326,6 +338,7 @@ cdef class Waiter:
             self._says_no_more()
         end_use(self.handle)
 
+    @cython.critical_section
     def end(self):
         """This thread waits no more."""
         self._end()

@@ -17,12 +17,14 @@ cdef inline bint store_word(MapHandle handle, object key, object value) noexcept
     """update_value of a present key, in a map whose keys and values are words. False: nothing was
     done, and the caller has to take the general path.
 
-    The GIL is kept, so the idle context need not be taken, only marked."""
+    It runs no Python and does not wait: see context_lent."""
     cdef Op op
-    cdef uint64_t idle = handle.map.local.idle_context
+    cdef uint64_t idle = context_lent(handle)
     cdef uint64_t word = read_u64(<const uint8_t *> PyBytes_AS_STRING(key))
     cdef bint stored
     if unlikely(idle == 0 or handle.map.read_only):
+        if idle != 0:
+            context_returned(handle, idle)
         return False
     op.map = &handle.map
     op.self_index = <uint32_t> (idle - 1)
@@ -35,13 +37,10 @@ cdef inline bint store_word(MapHandle handle, object key, object value) noexcept
         &op, word, read_u64(<const uint8_t *> PyBytes_AS_STRING(value)), NULL, NULL)
     if unlikely(not stored):
         context_cancel(op.context)
+        context_returned(handle, idle)
         return False
     context_end(op.context)
-    handle.writes += 1
-    if unlikely(op.context.activity & NOTICE_MASK == 0):
-        begin_use(handle, &op)
-        note_use(handle, op.context)
-        end_use(handle)
+    note_write(handle, &op, idle)
     return True
 
 
@@ -62,7 +61,7 @@ cdef inline Status update_once(
         op.options = OP_PLAIN                  # bytes objects do not change
     status = map_update(&op, <const uint8_t *> PyBytes_AS_STRING(value), flag)
     leave(handle, &op)
-    handle.overwrites = not op.element_filled
+    note_overwriting(handle, not op.element_filled)
     return status
 
 
@@ -90,7 +89,7 @@ cdef Status update_any(MapHandle handle, object key, object value, uint32_t flag
                 sweep_give_up(handle, &op, &waiting)
         finally:
             leave(handle, &op)
-        handle.overwrites = not op.element_filled
+        note_overwriting(handle, not op.element_filled)
         if unlikely(status != OK):
             raise_status(handle, status, &op)
     finally:

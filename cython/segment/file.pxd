@@ -15,6 +15,7 @@ from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memset
 from posix.types cimport off_t
+from machine.gil cimport state_lock, state_unlock
 from machine.system cimport (
     stat_t, fstat, O_RDWR, O_RDONLY, O_CLOEXEC, O_NOFOLLOW, F_WRLCK, F_RDLCK, F_UNLCK, F_OFD_GETLK,
     flock_t, fcntl, open, close, PROT_READ, PROT_WRITE, MAP_SHARED, MADV_DONTFORK, mmap, munmap,
@@ -64,13 +65,18 @@ cdef inline int segment_open(Map *map) noexcept nogil:
 
 cdef inline int segment_fd(Map *map) noexcept nogil:
     """The kept descriptor, opened again if the program has closed it; -1 if that fails."""
-    if not is_segment(map, map.fd):
-        map.fd = segment_open(map)
-    return map.fd
+    cdef int fd = map.fd
+    if not is_segment(map, fd):
+        state_lock()
+        if map.fd == fd:                       # no other thread has opened it since
+            map.fd = segment_open(map)
+        fd = map.fd
+        state_unlock()
+    return fd
 
 cdef inline bint header_begin(Map *map) noexcept nogil:
-    """Make the header writable in a read-only mapping, before a store. The caller holds the GIL, or
-    no other thread has the mapping yet. False: the system refuses."""
+    """Make the header writable in a read-only mapping, before a store. The caller holds the
+    GIL or the state lock, or no other thread has the mapping yet. False: the system refuses."""
     return not map.read_only or mprotect(map.header, HEADER_BYTES, PROT_READ | PROT_WRITE) == 0
 
 cdef inline void header_end(Map *map) noexcept nogil:

@@ -4,6 +4,7 @@ import copy
 import gc
 import os
 import pickle
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from support.children import in_child
 import shmrhash
 from shmrhash import RHashMap, SharedDict
 
+HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 COPIES = 3_000
 
 
@@ -94,7 +96,8 @@ def test_the_last_closed_handle_detaches_in_any_order(make_map):
     assert watcher.info()["processes"] == 0
     watcher.check()
     watcher.close()
-    assert mappings(file) == 0
+    if HAS_GIL:  # else the mappings stay until the handles are freed (docs/operations.md)
+        assert mappings(file) == 0
     assert descriptors(file) == 0
 
 

@@ -23,7 +23,7 @@ else:
 # The layers of the core, lowest first, and the files of each. A file cimports only from files
 # before it in this list. The parts of python/ are included in this order.
 LAYERS = {
-    "machine": ["atomics", "system", "hashing", "number"],
+    "machine": ["gil", "atomics", "system", "hashing", "number"],
     "segment": [
         *("status", "layout", "words", "classes", "geometry", "births", "fields", "header"),
         "file",
@@ -277,7 +277,7 @@ def test_names_in_comments_exist(project_files):
     files = {path.name for path in paths}
     parts = {path: comments_and_code(path) for path in paths}
     words = {word for _, code in parts.values() for word in re.findall(r"\w+", code)}
-    words |= FOREIGN_NAMES | {"language_level"}
+    words |= FOREIGN_NAMES | {"language_level", "freethreading_compatible"}
     named = re.compile(r"(?<![\w./-])[a-z]+(?:_[a-z0-9]+)+\b(?![./*-])")
     file_named = re.compile(r"(?<![\w/-])\w+\.(?:pxd|pxi|pyx|h|py)\b")
     wrong = {}

@@ -1,0 +1,89 @@
+/* What keeps the threads of a process apart: the GIL, or what takes its place in a build of Python
+ * without one (free-threaded: 3.13t, 3.14t).
+ *
+ * Most of what threads share lies in the segment, and the protocols keep its users apart whether
+ * they are threads or processes. The rest is few words of a handle and of an attachment. With a GIL
+ * they are plain words. Without one, counts are atomic, an idle context is taken even for the
+ * shortest operation, and what concerns several words is changed under one mutex, the state lock.
+ *
+ * The state lock is recursive. Whoever holds it runs no Python, frees no object and keeps its
+ * thread state attached: so a thread may wait for it without letting go of its own, and
+ * os.fork(), for which Python stops all threads that are attached, finds it free. The child of a C
+ * library's fork begins with a free one, too. */
+#ifndef SHMRHASH_GIL_H
+#define SHMRHASH_GIL_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+#ifdef Py_GIL_DISABLED
+#define SHM_FREE_THREADED 1
+
+static pthread_mutex_t shm_state_mutex = PTHREAD_MUTEX_INITIALIZER;
+static __thread unsigned shm_state_depth; /* how often this thread has it */
+
+static inline void shm_state_lock(void)
+{
+    if (shm_state_depth++ == 0)
+        pthread_mutex_lock(&shm_state_mutex);
+}
+
+static inline void shm_state_unlock(void)
+{
+    if (--shm_state_depth == 0)
+        pthread_mutex_unlock(&shm_state_mutex);
+}
+
+/* In a child of fork, whose parent's other threads do not exist. */
+static inline void shm_state_forget(void)
+{
+    shm_state_depth = 0;
+    pthread_mutex_init(&shm_state_mutex, NULL);
+}
+
+/* Adds to a count of this process, and returns the sum. Sequentially consistent, with a fence: an
+ * operation is counted before it looks whether the handle is closed, and close() looks at the count
+ * after it has said so; one of them sees the other. */
+static inline uint64_t shm_count_add(uint64_t *count, uint64_t more)
+{
+    uint64_t sum = __atomic_add_fetch(count, more, __ATOMIC_SEQ_CST);
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the addition is a fence */
+#else
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
+    return sum;
+}
+
+static inline uint64_t shm_count_of(const uint64_t *count)
+{
+    return __atomic_load_n(count, __ATOMIC_SEQ_CST);
+}
+
+#else
+#define SHM_FREE_THREADED 0
+
+static inline void shm_state_lock(void)
+{
+}
+
+static inline void shm_state_unlock(void)
+{
+}
+
+static inline void shm_state_forget(void)
+{
+}
+
+static inline uint64_t shm_count_add(uint64_t *count, uint64_t more)
+{
+    return *count += more;
+}
+
+static inline uint64_t shm_count_of(const uint64_t *count)
+{
+    return *count;
+}
+#endif
+
+#endif
