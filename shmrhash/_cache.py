@@ -55,7 +55,8 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
 
     Cache(name, max_entries=10_000, ttl=60) creates the cache, or opens it if it exists. It holds at
     most max_entries entries, and max_bytes of keys and values that are not stored in the entry;
-    both limits are exact. When it is full, storing evicts what is worth least. Nobody has to clean
+    both limits are exact, and info()["bytes_most"] is what the whole segment then takes at most.
+    When it is full, storing evicts what is worth least. Nobody has to clean
     it up: expired entries are absent at once, and their room is used first.
 
     Eviction. An entry that is read again soon after it was stored is kept; one that nothing reads

@@ -11,7 +11,9 @@ class CacheStats(NamedTuple):
 
     hits and misses: of get() and get_many(). evicted_new: entries that were evicted before anything
     read them a second time; evicted_kept: others that were evicted; evicted_expired: entries that
-    had expired when room was needed. unreadable: values that could not be decoded. computed: values
+    had expired when room was needed; evicted_block: entries that were evicted so that the memory
+    of a block could serve values of another size.
+    unreadable: values that could not be decoded. computed: values
     that get_or_compute() computed, in seconds_computing together. waited: calls of it that waited
     for another's value. sets: values stored by set(), set_many(), add() and replace(). rejected:
     values that did not fit. taken_over: computations that one who waited began, since the one who
@@ -36,6 +38,7 @@ class CacheStats(NamedTuple):
     not_stored: int
     seconds_computing: float
     stale_hits: int
+    evicted_block: int
     entries: int
 
     @property
@@ -46,4 +49,5 @@ class CacheStats(NamedTuple):
 
 def cache_stats(counts: Sequence[int], entries: int) -> CacheStats:
     """The statistics that the core's counts are, in the order in which it has them."""
-    return CacheStats._make([*counts[:-2], counts[-2] / 1e9, counts[-1], entries])
+    ns = CacheStats._fields.index("seconds_computing")
+    return CacheStats._make([*counts[:ns], counts[ns] / 1e9, *counts[ns + 1 :], entries])

@@ -68,6 +68,7 @@ cdef enum Reason:
     CHOSEN_NEW
     CHOSEN_KEPT
     CHOSEN_EXPIRED
+    CHOSEN_BLOCK               # with the block that it lies in (evict_block.pxd)
 
 
 cdef inline Mark *element_mark(Map *map, Element *element) noexcept nogil:
@@ -284,12 +285,31 @@ cdef inline void eviction_count(Map *map, Reason reason) noexcept nogil:
     cdef CacheCounts *counts = counts_of(map)
     add_relaxed_u64(
         &counts.evicted_new if reason == CHOSEN_NEW else
-        &counts.evicted_kept if reason == CHOSEN_KEPT else &counts.evicted_expired, 1)
+        &counts.evicted_kept if reason == CHOSEN_KEPT else
+        &counts.evicted_block if reason == CHOSEN_BLOCK else &counts.evicted_expired, 1)
+
+cdef inline Status victim_remove(Op *op, Expired *victim, Reason reason) noexcept nogil:
+    """Delete a chosen entry. RETRY: it has changed since; BUSY: a lock is held that the deletion
+    takes. op.hash becomes the entry's."""
+    cdef Map *map = op.map
+    cdef Element *element = element_at(map, victim.index)
+    cdef Status status
+    victim.tag = hash_key(map.seeds, <const uint8_t *> &element.words[0], map.key_size)
+    # The key is read before the header is loaded again; pairs with the release fences in
+    # element.pxd.
+    fence_acquire()
+    if load_relaxed_u64(&element.header) != victim.header:
+        return RETRY
+    status = expired_remove(op, victim)
+    if status == OK:
+        eviction_count(map, reason)
+        if reason == CHOSEN_NEW:
+            ghost_leave(map, victim.tag)
+    return status
 
 cdef inline Status evict_one(Op *op) noexcept nogil:
     """Delete the entry that is worth least, after giving back what the operation has taken. OK;
     ABSENT: there is none; BUSY, RETRY: those that were chosen are held, or changed each time."""
-    cdef Map *map = op.map
     cdef uint32_t hash = op.hash
     cdef Expired victim
     cdef Reason reason = CHOSEN_NEW
@@ -301,18 +321,7 @@ cdef inline Status evict_one(Op *op) noexcept nogil:
         status = victim_choose(op, &victim, &reason)
         if status != OK:
             break
-        victim.tag = hash_key(map.seeds, <const uint8_t *> &element_at(
-            map, victim.index).words[0], map.key_size)
-        # The key is read before the header is loaded again; pairs with the release fences in
-        # element.pxd.
-        fence_acquire()
-        if load_relaxed_u64(&element_at(map, victim.index).header) != victim.header:
-            continue
-        status = expired_remove(op, &victim)
-        if status == OK:
-            eviction_count(map, reason)
-            if reason == CHOSEN_NEW:
-                ghost_leave(map, victim.tag)
+        status = victim_remove(op, &victim, reason)
         if status != RETRY:
             break
     op.hash = hash

@@ -22,7 +22,10 @@ from machine.atomics cimport (
 )
 from segment.status cimport Status, OK, ABSENT
 from segment.layout cimport ELEMENT_ALLOC, ELEMENT_LIVE, ELEMENT_UPD, REF_MAX, Element
-from segment.words cimport word_locked, word_held_by, element_state, element_header, lock_bits
+from segment.words cimport (
+    word_locked, word_held_by, element_state, element_header, object_header_live, lock_bits,
+    target_index,
+)
 from segment.classes cimport ref_index
 from segment.geometry cimport Map, element_value, context_redo
 from segment.fields cimport fields_begin, fields_keep
@@ -35,14 +38,16 @@ from map.bell cimport key_changed
 from map.chain cimport Found
 from map.element cimport element_unchanged, element_spin, element_hold, element_release
 
-cdef inline void object_attach(Op *op, uint64_t ref) noexcept nogil:
-    """ALLOC -> LIVE, if the object is this context's."""
+cdef inline void object_attach(Op *op, uint64_t ref, uint64_t element) noexcept nogil:
+    """ALLOC -> LIVE, if the object is this context's. A cache notes the index of the element."""
     cdef Element *thing = ref_object(op.map, ref)
     cdef uint64_t header = load_relaxed_u64(&thing.header)
     if word_held_by(header, op.self_index) and element_state(header) == ELEMENT_ALLOC:
         # Release: the object's bytes. A reader gets them, and the reference, by the element's
         # header.
-        store_release_u64(&thing.header, element_header(header, ELEMENT_LIVE, 0))
+        store_release_u64(
+            &thing.header, element_header(header, ELEMENT_LIVE, 0) if op.map.cache == NULL
+            else object_header_live(header, element))
 
 cdef inline void object_detach(Op *op, uint64_t ref) noexcept nogil:
     """LIVE -> ALLOC of this context, which owns the element that has the reference."""
@@ -64,7 +69,7 @@ cdef inline void refs_attach(Op *op, Element *element) noexcept nogil:
         store_relaxed_u64(value + op.map.ref_words[slot], ref)
         compiler_fence()
         if ref != 0:
-            object_attach(op, ref)
+            object_attach(op, ref, load_relaxed_u64(&op.context.element))
             compiler_fence()
 
 cdef inline Status refs_detach(Op *op, Element *element) noexcept nogil:
@@ -155,7 +160,7 @@ cdef inline void refs_exchange(Op *op, Element *element) noexcept nogil:
         ref = load_relaxed_u64(redo + op.map.ref_words[slot])
         old = owned_ref(op, REF_MAX + slot)
         if ref != 0 and ref_valid(op.map, ref):
-            object_attach(op, ref)
+            object_attach(op, ref, target_index(op.context.target))
             compiler_fence()
             if op.context.owned_refs[slot] == ref:  # a new object that was not used stays named
                 store_relaxed_u64(&op.context.owned_refs[slot], 0)

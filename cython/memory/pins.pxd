@@ -22,7 +22,9 @@ from machine.atomics cimport (
 )
 from segment.status cimport Status, OK, FULL
 from segment.layout cimport ELEMENT_ALLOC, ELEMENT_RETIRED, REGION_PINS, Element
-from segment.words cimport word_locked, element_state, element_header, lock_bits
+from segment.words cimport (
+    word_locked, element_state, element_header, object_header_retired, lock_bits,
+)
 from segment.classes cimport PIN_MAX, Pin
 from segment.geometry cimport Map, region_usable
 from memory.operation cimport Op
@@ -65,7 +67,8 @@ cdef inline bint pins_hold_back(Op *op, Element *thing, uint64_t ref) noexcept n
     pinned, and is this context's again."""
     # Release: the context that takes the object sees it whole; pairs with the acquire in
     # retired_take.
-    store_release_u64(&thing.header, element_header(thing.header, ELEMENT_RETIRED, 0))
+    store_release_u64(&thing.header, object_header_retired(
+        thing.header, add_relaxed_u64(&op.map.objects.retirements, 1)))
     return not retired_take(op, thing, ref)
 
 cdef inline Status pin_claim(Op *op, uint64_t owner, uint64_t *index) noexcept nogil:

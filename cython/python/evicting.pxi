@@ -5,6 +5,7 @@
 from map.evict cimport (
     EVICT_LOOKS_MAX, cost_ns, cost_of, counts_of, element_mark, entry_used, evict_one, room_reserve,
 )
+from map.evict_block cimport blocks_evict, holes_gather
 
 cdef enum:
     EVICTIONS_AT_ONCE = 4      # before an operation yields the processor
@@ -27,7 +28,8 @@ cdef enum:                     # the places of the counts in CacheCounts, in wor
     COUNT_NOT_STORED = 12
     COUNT_COMPUTING_NS = 13
     COUNT_STALE_HITS = 14
-    COUNT_ALL = 15             # the place behind it is reserved
+    COUNT_EVICTED_BLOCK = 15
+    COUNT_ALL = 16
 
 
 cdef inline void count_more(MapHandle handle, int what, uint64_t more) noexcept:
@@ -60,8 +62,12 @@ cdef bint evict_for_room(MapHandle handle, Op *op, Status status, Waiting *waiti
     op.element_filled = False
     with nogil:
         op_give_back(op)
-        while evicted < wanted and evict_one(op) == OK:    # at most 4,096 turns
-            evicted += 1
+        if status != FULL and map.objects != NULL and op.bytes_wanted <= map.max_bytes:
+            evicted = blocks_evict(
+                op, (op.bytes_wanted + PAGE_BYTES - 1) // PAGE_BYTES)
+        if evicted == 0:
+            while evicted < wanted and evict_one(op) == OK:    # at most 4,096 turns
+                evicted += 1
         if waiting.evictions >= RECLAIM_FROM and map.objects != NULL:
             objects_reclaim(op)
     waiting.evictions += 1

@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: the figures of info(), check() and the tools that look after segments.
 from memory.hazard cimport hazard_any, hazard_none
+from segment.geometry cimport geometry_bytes_most
 from segment.words cimport target_index, word_held_by
 
 
@@ -59,6 +60,7 @@ cdef object map_facts(MapHandle handle):
         "layout_version": LAYOUT_VERSION,
         "buckets": table_count(&handle.map),
         "bytes_reserved": handle.map.segment_bytes,
+        "bytes_most": geometry_bytes_most(&handle.map),
         "element_stride": handle.map.stride,
         "depots": handle.map.depot_count,
         "elements_parked": parked,

@@ -81,8 +81,8 @@ cdef Status attempt_cache_store(Op *op, void *arguments) noexcept:
     again a few times, after an eviction each; evict_for_room goes on with that."""
     cdef bint only_if_present = (<Storing *> arguments).flag == UPDATE_EXIST
     cdef Status status = OK
-    cdef int _
-    for _ in range(EVICTIONS_AT_ONCE):
+    cdef int tries
+    for tries in range(EVICTIONS_AT_ONCE):
         status = OK if only_if_present else room_reserve(op)
         if status == OK:
             status = attempt_store(op, arguments)
@@ -92,6 +92,8 @@ cdef Status attempt_cache_store(Op *op, void *arguments) noexcept:
                 continue
         if status != FULL and status != NO_MEMORY and status != OUT_OF_BYTES:
             break
+        if tries > 0 and status != FULL and op.map.objects != NULL and holes_gather(op):
+            continue
         if evict_one(op) != OK:
             break
     return status

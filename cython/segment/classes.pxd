@@ -71,7 +71,8 @@ cdef struct Objects:
     uint64_t _reserved_a[7]
     uint64_t pins_active       # how many pins are set, or more, never fewer; 0 means none
     uint64_t pins_hint         # where to look for a free pin first
-    uint64_t _reserved_b[6]
+    uint64_t retirements       # how many objects became RETIRED: each has a header of its own
+    uint64_t _reserved_b[5]
     Region pins
     ObjectClass classes[85]
 

@@ -216,6 +216,16 @@ cdef inline Status geometry_add_objects(Map *map, uint64_t max_bytes) noexcept n
     map.segment_bytes = offset
     return OK if offset <= SEGMENT_BYTES_MAX else FULL
 
+cdef inline uint64_t geometry_bytes_most(Map *map) noexcept nogil:
+    """The most memory that the whole segment can take: every part but the blocks of objects, to
+    which max_bytes applies."""
+    cdef uint64_t most = map.segment_bytes + map.max_bytes // PAGE_BYTES * PAGE_BYTES
+    cdef uint32_t which
+    if map.max_bytes != 0:
+        for which in range(CLASS_COUNT):
+            most -= map.classes[which].block_count * map.classes[which].block_bytes
+    return most
+
 cdef inline Status geometry_add_cache(Map *map, uint64_t features) noexcept nogil:
     """Called last, for a cache."""
     map.cache_offset = map.segment_bytes

@@ -63,6 +63,7 @@ cdef enum:
     STATE_SHIFT = 16
     STATE_LIMIT = 0x7ULL
     ELEMENT_VERSION_ONE = 0x80000ULL          # 1 << 19
+    OBJECT_ELEMENT_SHIFT = 32
     LINK_BASE = 0xF0000000ULL                 # an index at or above it is LINK_BASE + line
     MAGIC = 0x31485352524D4853ULL             # "SHMRRSH1" in memory
 
@@ -82,7 +83,8 @@ cdef enum:
 #   RETIRED an object (classes.pxd) that only pins refer to.                 -> ALLOC by a CAS
 # An object is only ever FREE, ALLOC, LIVE (an element has a reference to it) or RETIRED.
 # Every change of state raises the version: if a header is the same in two loads, the element did
-# not change state between them.
+# not change state between them. (An object's header in a cache has the index of its element in place
+# of the upper bits of the version, from LIVE on, and of a retired one a number: see words.pxd.)
 cdef enum:
     ELEMENT_FREE = 0
     ELEMENT_ALLOC = 1
@@ -324,7 +326,8 @@ cdef struct CacheHead:
     uint64_t tail              # the next place of the ring
     uint64_t _reserved_b[7]
     uint64_t hand              # the element that the hand looks at next, modulo their number
-    uint64_t _reserved_c[7]
+    uint64_t block_hand        # which blocks a choice among equal ones begins with (evict_block.pxd)
+    uint64_t _reserved_c[6]
     uint64_t invalidations     # how many have begun. Those who invalidate
     uint64_t _reserved_d[7]
     uint64_t cleared           # the number of the last one that was for all entries; it only rises
@@ -348,7 +351,7 @@ cdef struct CacheCounts:
     uint64_t not_stored        # computed values that were invalidated meanwhile, or did not fit
     uint64_t computing_ns      # from a claim to its result
     uint64_t stale_hits        # hits after the ttl of a value that was being computed again
-    uint64_t _reserved
+    uint64_t evicted_block     # evicted so that their block could go
 
 
 cdef inline void layout_is_pinned() noexcept nogil:

@@ -235,6 +235,9 @@ def objects_text(objects: dict[str, int]) -> str:
     )
 
 
+EVICTIONS = ("new", "kept", "expired", "block")  # what a cache counts: evicted_new and so on
+
+
 def ratio_text(cache: dict[str, Any]) -> str:
     """The hit ratio of a cache; "-" if nothing was looked up."""
     looked_up = cache["hits"] + cache["misses"]
@@ -243,10 +246,10 @@ def ratio_text(cache: dict[str, Any]) -> str:
 
 def cache_text(cache: dict[str, Any]) -> str:
     """The counts of a cache in two lines."""
-    new, kept, expired = (cache[f"evicted_{which}"] for which in ("new", "kept", "expired"))
+    evicted = ", ".join(f"{cache[f'evicted_{kind}']:,} {kind}" for kind in EVICTIONS)
     return (
         f"{ratio_text(cache)} hits of {cache['hits'] + cache['misses']:,}, {cache['sets']:,} sets; "
-        f"evicted {new:,} new, {kept:,} kept, {expired:,} expired\n"
+        f"evicted {evicted}\n"
         f"computed {cache['computed']:,}, waited {cache['waited']:,}, "
         f"taken over {cache['taken_over']:,}, claimed now {cache['claimed']:,}"
     )

@@ -102,3 +102,4 @@ def test_killed_processes_leave_a_whole_cache(make_cache, seed, kills):
     assert longest < STUCK_S / 10
     expect_whole(cache)
     assert sum(cache.stats()[2:5]) > 0
+    assert cache.stats().evicted_block > 0

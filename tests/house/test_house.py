@@ -31,7 +31,8 @@ LAYERS = {
     "memory": ["operation", "region", "hazard", "pool", "depot", "pins", "object", "peek"],
     "map": [
         *("rest", "ring", "bell", "chain", "element", "reference", "table", "resize", "read"),
-        *("hold", "remove", "sweep", "evict", "write", "section", "journal", "walk", "batch"),
+        *("hold", "remove", "sweep", "evict", "evict_block"),
+        *("write", "section", "journal", "walk", "batch"),
     ],
     "cells": [
         *("cell", "mutex", "takeaway", "shares", "rwlock", "flag", "condition", "barrier"),

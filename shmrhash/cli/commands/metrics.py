@@ -14,6 +14,7 @@ from shmrhash import _inspect
 from shmrhash.cli.errors import need
 from shmrhash.cli.files.newfile import new_file
 from shmrhash.cli.maps import DENIED, NOT_A_MAP, PROCESS_COUNTERS, MapState, all_states
+from shmrhash.cli.screen import EVICTIONS
 from shmrhash.cli.session import Command, Session, pass_session
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ CACHE_COUNTERS = {  # of caches: name: (name in info()["cache"], help)
     "stolen": ("stolen", "Claims taken from one who computed for too long."),
     "not_stored": ("not_stored", "Computed values that were invalidated meanwhile."),
 }
-EVICTIONS = ("new", "kept", "expired")
 COUNTERS = {
     "grows": "Splits of a bucket.",
     "shrinks": "Merges of two buckets.",

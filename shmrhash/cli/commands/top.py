@@ -27,6 +27,7 @@ from shmrhash.cli.maps import (
     health_cell,
 )
 from shmrhash.cli.screen import (
+    EVICTIONS,
     Cell,
     age_text,
     count_text,
@@ -151,7 +152,7 @@ def _add_cache_rates(row: Row, before: dict[str, Any], now: dict[str, Any], seco
     more = {name: now[name] - before[name] for name in before}
     looked_up = more["hits"] + more["misses"]
     row.hit_ratio = more["hits"] / looked_up if looked_up else None
-    row.evicted = sum(more[f"evicted_{kind}"] for kind in ("new", "kept", "expired")) / seconds
+    row.evicted = sum(more[f"evicted_{kind}"] for kind in EVICTIONS) / seconds
     row.computed = more["computed"] / seconds
 
 

@@ -1,0 +1,184 @@
+"""Memory moves from one size of values to another: eviction by block (evict_block.pxd)."""
+
+import bisect
+import random
+
+import pytest
+from support.workers import run_together
+
+from shmrhash import Array, Cache
+
+MOST_BYTES = 1 << 20
+
+
+def fill(cache, size, turns, base):
+    """Store so many turns of values of this size; return how many were stored."""
+    count = int(turns * MOST_BYTES / size)
+    for number in range(count):
+        cache.set(base + number, bytes(size))
+    return count
+
+
+def count_of(cache, base, count):
+    """How many keys of a range are in the cache."""
+    return sum(key in cache for key in range(base, base + count))
+
+
+def evicted(cache):
+    stats = cache.stats()
+    return stats.evicted_new + stats.evicted_kept + stats.evicted_expired + stats.evicted_block
+
+
+def roomy(make_cache):
+    return make_cache(key=int, value=bytes, max_entries=1 << 16, max_bytes=MOST_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(200, 5_000), (5_000, 200), (200, 8_000), (1_000, 200), (200, 30_000)]
+)
+def test_values_of_a_new_size_soon_have_all_the_memory(make_cache, old, new):
+    """Goal 12: no memory is lost to the old size, and after two turnovers of the cache all of it
+    has values of the new one."""
+    cache, fresh = roomy(make_cache), roomy(make_cache)
+    fill(cache, old, 1.5, 0)
+    full = count_of(fresh, 0, fill(fresh, new, 2, 0))
+
+    count = fill(cache, new, 1, 1 << 40)
+    assert cache.handle.info()["objects"]["bytes_in_use"] >= 0.85 * MOST_BYTES
+    assert count_of(cache, 1 << 40, count) >= 0.6 * full
+
+    count = fill(cache, new, 1, 1 << 41)
+    assert cache.handle.info()["objects"]["bytes_in_use"] >= 0.85 * MOST_BYTES
+    assert len(cache) - count_of(cache, 0, int(1.5 * MOST_BYTES / old)) >= 0.95 * full
+    assert cache.stats().rejected == 0
+
+
+def test_what_a_small_size_left_in_every_block_makes_room(make_cache, seed):
+    """Every sixth entry is read, and so stays while its neighbours go. Large values get the memory
+    of the blocks, and do not have to evict each other."""
+    cache = roomy(make_cache)
+    rng = random.Random(seed)
+    for number in range(fill(cache, 200, 1.0, 0)):
+        if rng.randrange(6) == 0:
+            cache.get(number)
+            cache.get(number)
+
+    count = fill(cache, 5_000, 0.7, 1 << 40)
+
+    assert count_of(cache, 1 << 40, count) >= 0.9 * count
+    assert cache.stats().evicted_block > 0
+
+
+def test_a_large_value_evicts_about_as_many_bytes_as_it_has(make_cache):
+    """The rest of a cache of small values stays."""
+    cache = roomy(make_cache)
+    fill(cache, 200, 1.5, 0)
+    full = len(cache)
+
+    for number in range(1, 4):
+        cache.set(-number, bytes(100_000))
+
+        gone = full + number - len(cache)
+        assert gone <= number * 100_000 / 200 * 1.5 + 100
+        assert -number in cache
+    assert cache.stats().evicted_block > 0
+
+
+def zipf(rng, keys, exponent=0.9):
+    """A function that draws keys."""
+    sums, total = [], 0.0
+    for rank in range(1, keys + 1):
+        total += rank**-exponent
+        sums.append(total)
+    return lambda: bisect.bisect(sums, rng.random() * total)
+
+
+def hit_ratio(cache, draw, count, size, base):
+    hits = 0
+    for _ in range(count):
+        key = base + draw()
+        if cache.get(key) is not None:
+            hits += 1
+        else:
+            cache.set(key, bytes(size))
+    return hits / count
+
+
+def test_hit_ratio_does_not_remember_small_values(make_cache, seed):
+    """Goal 12: after a change of sizes, no worse than that of a cache that never had others."""
+    old, new = 200, 5_000
+    rng = random.Random(seed)
+    before = zipf(rng, 10 * MOST_BYTES // old)
+    after = zipf(rng, 5 * MOST_BYTES // new)
+    cache, fresh = roomy(make_cache), roomy(make_cache)
+    hit_ratio(cache, before, 3 * MOST_BYTES // old, old, 0)
+
+    ratios = []
+    for target in (cache, fresh):
+        rng.seed(seed)
+        hit_ratio(target, after, 3 * MOST_BYTES // new, new, 1 << 40)
+        ratios.append(hit_ratio(target, after, 2 * MOST_BYTES // new + 2_000, new, 1 << 40))
+
+    assert ratios[0] >= ratios[1] - 0.03, ratios
+
+
+def test_a_value_that_is_being_changed_keeps_its_block(make_cache):
+    """L1: an entry in a section is not evicted, nor is its object's memory given away."""
+    cache = roomy(make_cache)
+    fill(cache, 200, 1.5, 0)
+    cache.set(-1, b"a" * 200)
+
+    def change(value):
+        fill(cache, 5_000, 2, 1 << 40)
+        assert value == b"a" * 200
+        return value + b"b"
+
+    cache.update_with(-1, change)
+
+    assert cache.get(-1) == b"a" * 200 + b"b"
+    assert cache.stats().evicted_block > 0
+
+
+def test_a_mapped_value_stays_while_its_block_is_wanted(make_cache):
+    """R2: an array that is in use keeps its bytes, whatever becomes of its entry."""
+    numpy = pytest.importorskip("numpy")
+    cache = make_cache(key=int, value=Array("i8"), max_entries=1 << 16, max_bytes=MOST_BYTES)
+    for key in range(6_000):
+        cache.set(key, numpy.full(20, key))
+    kept = {key: cache.get(key) for key in range(5_900, 6_000, 7)}
+
+    for number in range(400):
+        cache.set(-1 - number, numpy.full(600, number))
+
+    assert cache.stats().evicted_block > 0
+    for key, array in kept.items():
+        assert (array == key).all()
+    del kept, array
+
+
+def move(gate, name, seed, rounds):
+    """Store values whose size changes again and again; what is found is whole."""
+    rng = random.Random(seed)
+    with Cache(name, key=int, value=bytes) as cache:
+        gate.wait()
+        for _turn in range(rounds):
+            size = rng.choice([40, 200, 1_000, 5_000, 30_000])
+            for _ in range(40_000 // size + 20):
+                key = rng.randrange(2_000)
+                value = bytes([key % 251]) * size
+                cache.set(key, value)
+                for other in (key, rng.randrange(2_000)):
+                    found = cache.get(other)
+                    assert found is None or found == bytes([other % 251]) * len(found)
+    gate.finish()
+
+
+@pytest.mark.parametrize("rounds", [10, pytest.param(150, marks=pytest.mark.thorough)])
+def test_values_are_whole_while_blocks_move(make_cache, seed, rounds):
+    """C1, R2: three processes store values of changing sizes, and each evicts what others store."""
+    cache = make_cache(key=int, value=bytes, max_entries=4_000, max_bytes=1 << 18)
+
+    run_together("fork", *[(move, cache.name, seed + n, rounds) for n in range(3)])
+
+    assert cache.stats().evicted_block > 0
+    assert cache.stats().rejected == 0
