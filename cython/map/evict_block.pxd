@@ -11,7 +11,8 @@
 #           less than a block free.
 #   block   the one with the fewest objects. Of equal ones, the next after block_hand; so full ones
 #           go round in turn, which is roughly the order of insertion.
-#   entry   the header of a LIVE object names the element that refers to it (object_header_live). The
+#   entry   the header of a LIVE object names the element that refers to it (object_header_live).
+#   The
 #           name is stored by the store that makes the object LIVE, so there is no order to keep. It
 #           is a hint: the entry is evicted only if its element refers to the object now.
 #
@@ -27,7 +28,8 @@ from machine.atomics cimport (
 from segment.status cimport Status, OK, ABSENT, BUSY, RETRY
 from segment.layout cimport PAGE_BYTES, ELEMENT_FREE, ELEMENT_LIVE, BLOCK_READY, Element
 from segment.words cimport (
-    word_locked, element_state, object_element, depot_count, depot_head, block_state, block_fresh, block_free,
+    word_locked, element_state, object_element, depot_count, depot_head, block_state, block_fresh,
+    block_free,
 )
 from segment.classes cimport (
     CLASS_BLOCKS, BLOCK_HEADER, POOL_OBJECTS, class_bytes, ref_make, ref_index, ref_class, PoolView,
@@ -51,7 +53,7 @@ cdef enum:
     BLOCK_CHOICES_MAX = 8      # blocks that are chosen, and cannot go, before others are evicted
     BLOCKS_AT_ONCE = 64        # blocks that go before the operation is tried again
     ENTRIES_AT_ONCE = 4096     # entries that the policy evicts before that
-    POLICY_SHARE = 2           # 0 costs ten points of the hit ratio in mixes of sizes, 100 costs six
+    POLICY_SHARE = 2           # 0 costs ten points of the hit ratio in mixes of sizes, 100 six
     ENTRY_TRIES_MAX = 4        # then other operations are changing the entry all the time
 
 # A block that may go. name is 0 if there is none.

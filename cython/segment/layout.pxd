@@ -83,7 +83,8 @@ cdef enum:
 #   RETIRED an object (classes.pxd) that only pins refer to.                 -> ALLOC by a CAS
 # An object is only ever FREE, ALLOC, LIVE (an element has a reference to it) or RETIRED.
 # Every change of state raises the version: if a header is the same in two loads, the element did
-# not change state between them. (An object's header in a cache has the index of its element in place
+# not change state between them. (An object's header in a cache has the index of its element in
+# place
 # of the upper bits of the version, from LIVE on, and of a retired one a number: see words.pxd.)
 cdef enum:
     ELEMENT_FREE = 0
@@ -326,7 +327,7 @@ cdef struct CacheHead:
     uint64_t tail              # the next place of the ring
     uint64_t _reserved_b[7]
     uint64_t hand              # the element that the hand looks at next, modulo their number
-    uint64_t block_hand        # which blocks a choice among equal ones begins with (evict_block.pxd)
+    uint64_t block_hand        # where a choice among equal blocks begins (evict_block.pxd)
     uint64_t _reserved_c[6]
     uint64_t invalidations     # how many have begun. Those who invalidate
     uint64_t _reserved_d[7]
