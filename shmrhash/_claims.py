@@ -115,7 +115,8 @@ class CacheMutex(Generic[K]):
         timeout: seconds to wait; -1 waits without limit.
 
         Raises DeadlockError (this thread has the mutex, or waits for it in a circle; or every entry
-        of the cache is claimed), what get() raises for the key, ReadOnlyMap, MapClosed.
+        of the cache is claimed), InvalidArgument (the cache's keys have fewer than 8 bytes),
+        what get() raises for the key, ReadOnlyMap, MapClosed.
         """
         if not blocking:
             timeout = 0

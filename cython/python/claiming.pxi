@@ -34,6 +34,7 @@ cdef enum:
     ROOM_TRIES_MAX = 20        # each may evict twice as many entries: then all are claimed
     SHADOW_BITS = 0xA5         # of each byte of a key that stands in the entry
     MUTEX_BITS = 0x5A
+    MUTEX_KEY_SIZE_MIN = 8
 
 cpdef enum:                    # other keys that can be claimed in the place of a key
     ITS_SHADOW = 1
@@ -100,9 +101,17 @@ cdef class Claim(LockedSection):
             self.others = claims_open.get(self.thread, [])
 
     cdef int _move_to_shadow(self) except -1:
-        """Replace the key by its shadow or mutex, which no str has, and hardly any other key."""
+        """Replace the key by its shadow or mutex, which no str has, and hardly any other key of
+        eight bytes or more. A shadow that is another key's has a value: then nobody computes before
+        the old value ends."""
         cdef Span span
         cdef int bits = MUTEX_BITS if self.is_mutex else SHADOW_BITS
+        if self.is_mutex and self.owner.key_slot == NO_SLOT and (
+                self.handle.map.key_size < MUTEX_KEY_SIZE_MIN):
+            raise _errors.InvalidArgument(
+                f"cache {self.handle.name!r} has keys of {self.handle.map.key_size} bytes, so few "
+                f"that another key may stand where the mutex would: use a cache whose keys have "
+                f"{MUTEX_KEY_SIZE_MIN} bytes or more")
         raw = PyBytes_FromStringAndSize(
             <const char *> self.key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
         if self.owner.key_slot == NO_SLOT:

@@ -170,3 +170,9 @@ def test_who_is_interrupted_while_it_takes_the_mutex_has_not_got_it(make_cache, 
         cache.clear()
 
     assert at > 20
+
+
+def test_a_key_so_short_that_its_mutex_could_be_another_key_has_none(make_cache):
+    cache = make_cache(key=bool, value=int, max_entries=10)
+    with pytest.raises(InvalidArgument, match="keys of 1 bytes"):
+        cache.mutex(True).acquire()
