@@ -1,7 +1,8 @@
 """Traces: what one asks of a Cache, as digests in a file, to choose its size with.
 
-A trace replaces methods of one Cache object by others that also note the key. So a cache that is
-not traced pays nothing, and a trace ends without a trace. The command `shmrhash trace` sets
+A trace replaces methods of one Cache object by others that also note the key, and makes memoized
+functions ask by these, also for their hits. So a cache that is not traced pays nothing but a look
+at a flag for such a hit, and a trace ends without a trace. The command `shmrhash trace` sets
 variables of the environment; by these each process that opens the cache begins a trace.
 
 The file is a line of JSON, filled up with spaces to HEAD_BYTES, and records of two words: the

@@ -105,7 +105,7 @@ cdef inline void class_look(
     cdef uint64_t limit = load_relaxed_u64(&pool.shared.frontier)
     cdef uint64_t usable = pool_words_usable(op, pool)
     cdef uint64_t most = 0
-    cdef uint64_t turn, block, word, unused
+    cdef uint64_t _turn, block, word, unused
     choice.pool = pool
     choice.block = choice.name = choice.all_bytes = 0
     choice.free_bytes = class_parked(op, pool, &hand) * pool.stride
@@ -113,7 +113,7 @@ cdef inline void class_look(
     if limit == 0:
         return
     block = hand % limit
-    for turn in range(limit if limit < CLASS_LOOKS_MAX else CLASS_LOOKS_MAX):
+    for _turn in range(limit if limit < CLASS_LOOKS_MAX else CLASS_LOOKS_MAX):
         word = load_relaxed_u64(pool.words + block)
         if block_state(word) == BLOCK_READY and not word_locked(word):
             unused = block_unused(pool, block, word)

@@ -73,8 +73,9 @@ cdef inline uint64_t table_follow(
 
 cdef inline Bucket *table_find_seen(
         Map *map, uint32_t hash, uint64_t *index, uint64_t *header) noexcept nogil:
-    """The bucket of a hash, its index, and its header, whose level covers the hash. NULL if the levels lead nowhere, or in circles: one
-    search does not meet so many resizes that it needs FOLLOW_MAX steps."""
+    """The bucket of a hash, its index, and its header, whose level covers the hash. NULL if the
+    levels lead nowhere, or in circles: one search does not meet so many resizes that it needs
+    FOLLOW_MAX steps."""
     cdef uint64_t at = table_guess(map, hash)
     cdef uint32_t level_plus1
     cdef int _

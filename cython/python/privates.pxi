@@ -3,7 +3,7 @@
 #
 # Such a cell is private as long as only this process can have objects for it: until an object is
 # pickled, or the process forks (machine/privates.h). Then Cell.keeper names the process, by its
-# slot and its claim on that. When the object of a private cell ends, the cell is spare, and the next
+# slot and its claim on that. When the object of a private cell ends, the cell is spare; the next
 # primitive without a key that this process makes in the space is in it. So a cell that was private
 # has no user any more when it is used again, and nobody else could be about to: it needs no
 # protocol, and stays at its place in the map, with its key.

@@ -136,7 +136,8 @@ class NearCache(ClosingMethods, _core.NearCore):
         self._told_by = getattr(self._source, "tracking", "source")
         try:
             if not self._refusal:
-                self._state.agree(int(self._max_stale * 1e9), self._told_by)
+                one = " one" if getattr(self._source, "one_server", False) else ""
+                self._state.agree(int(self._max_stale * 1e9), self._told_by + one)
         except BaseException:
             self._state.close()
             raise

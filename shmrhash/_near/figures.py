@@ -20,8 +20,9 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
 
     tracker_pid, takeovers: of the tracker. max_stale: seconds. epochs: how often everything was
     discarded. ages: by the number of each node, how long ago the moment is before which all is
-    known of it; None: it has no lease. Only nodes that were heard within a minute, or last. age:
-    the largest of these. tracking: by what the server tells of changes, as in NearCache.info().
+    known of it; None: it has no lease. Only nodes that were heard within a minute, or last; where
+    there is one server at a time, only the last. age: the largest of these. tracking: by what the
+    server tells of changes, as in NearCache.info().
     """
     try:
         name = lines_name(entries.name, entries._identity())
@@ -41,10 +42,11 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
             if (line := line_in(lines, number)) is not None
         }
     max_stale_ns = 0 if turn is None else turn.max_stale_ns
-    ages = _ages(nodes, max_stale_ns, _core.clock_monotonic_ns())
+    tracking, one_server = _words(turn)
+    ages = _ages(nodes, max_stale_ns, _core.clock_monotonic_ns(), one_server)
     known = [age for age in ages.values() if age is not None]
     return {
-        "tracking": "ttl" if by_ttl and not ages else _tracking(turn),
+        "tracking": "ttl" if by_ttl and not ages else tracking,
         "tracker_pid": 0 if turn is None else turn.pid,
         "takeovers": 0 if turn is None else turn.term,
         "max_stale": max_stale_ns / 1e9,
@@ -54,18 +56,23 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
     }
 
 
-def _tracking(turn: Line | None) -> str:
-    """By what the server tells of changes, by TURN's line; "?": no process has said it yet."""
-    word = b"" if turn is None else turn.identity.rstrip(b"\0")
-    return word.decode("ascii", "replace") or "?"
+def _words(turn: Line | None) -> tuple[str, bool]:
+    """By what the server tells of changes, by TURN's line; "?": no process has said it yet. And
+    whether there is one server at a time."""
+    said = b"" if turn is None else turn.identity.rstrip(b"\0")
+    tracking, _, servers = said.decode("ascii", "replace").partition(" ")
+    return tracking or "?", servers == "one"
 
 
-def _ages(nodes: dict[int, Line], max_stale_ns: int, now: int) -> dict[str, float | None]:
+def _ages(
+    nodes: dict[int, Line], max_stale_ns: int, now: int, one_server: bool
+) -> dict[str, float | None]:
     """The ages of the nodes of now."""
     heard = {number: max(line.valid_until, line.began_ns) for number, line in nodes.items()}
     last = max(heard.values(), default=0)
+    oldest = last if one_server else min(last, now - _RECENT_NS)
     return {
         str(number): (now - line.valid_until + max_stale_ns) / 1e9 if line.valid_until else None
         for number, line in nodes.items()
-        if heard[number] >= min(last, now - _RECENT_NS)
+        if heard[number] >= oldest
     }

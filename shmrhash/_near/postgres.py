@@ -65,6 +65,7 @@ class PostgresSource:
     """
 
     tracking = "notify"
+    one_server = True
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class RedisSource:
     """
 
     tracking = "bcast"
+    one_server = True
 
     def __init__(self, client: Any, prefixes: Sequence[str | bytes]) -> None:
         if isinstance(client, str):

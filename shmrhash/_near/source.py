@@ -155,7 +155,8 @@ class Source(Protocol):
         server will not tell of changes; the message says what to do)."""
 
     # A source may have:
-    # tracking: str, by what the server tells of changes, for people, up to 16 bytes: "bcast".
+    # tracking: str, by what the server tells of changes, for people, up to 12 bytes: "bcast".
+    # one_server: bool, whether it asks one server at a time, so that a new node replaces the old.
     # A source of several nodes may have:
     # names(self) -> dict[int, str]: the addresses of nodes by their numbers, for people;
     # slots(self) -> bytes: a byte for each of 16,384 slots, the number of its node or 255 (not

@@ -49,7 +49,7 @@ class Line(NamedTuple):
     epoch: bytes  # under which entries are stored
     valid_until: int  # the lease: CLOCK_MONOTONIC in ns; 0: none
     term: int  # the number of this watch of the node
-    identity: bytes  # a digest of the node's; in TURN's line by what the server tells, for people
+    identity: bytes  # a digest of the node's; in TURN's line words of agree()
     pid: int  # of the tracker, for people
     began_ns: int  # when the watch began
     epochs: int  # how often the epoch has changed
@@ -209,7 +209,8 @@ class State:
                 value[:] = line._replace(valid_until=valid_until).packed()
 
     def agree(self, max_stale_ns: int, tracking: str) -> None:
-        """Say in TURN's line for how long trackers extend leases, and by what the server tells.
+        """Say in TURN's line for how long trackers extend leases, and by what the server tells, a
+        word; a second word, "one", says that the source asks one server at a time.
 
         All processes have to say the same: whoever tracks extends the lease for all. It is said for
         the life of the segment, which ends with its last user's. Raises InvalidArgument (others

@@ -107,6 +107,23 @@ def test_a_node_of_the_past_is_not_shown_beside_one_of_now(scene):
     assert near_of()["age"] is not None
 
 
+def test_a_new_server_replaces_the_old_one_at_once(own_directory, monkeypatch):
+    """Where the source asks one server at a time: no alarm for the age of what is gone."""
+    monkeypatch.setattr(PlainSource, "one_server", True, raising=False)
+    scene = Scene()
+    scene.watch()
+    assert near_of()["ages"].keys() == {"0"}
+    new = scene.near._state.number(b"another")
+    scene.tracker.began(new)
+    scene.tracker.proved(new, time.monotonic_ns() + 1)
+
+    found = near_of()
+    scene.close()
+
+    assert found["ages"].keys() == {str(new)}
+    assert found["tracking"] == "pushes"
+
+
 def test_top_has_columns_for_near_caches_only_where_one_is(scene, hits):
     scene.watch()
 

@@ -78,7 +78,7 @@ def near_command(
 
 def _opened(url: str, cluster: bool, **options: Any) -> NearCache:
     """The near cache. Raises Failure."""
-    import redis
+    import redis  # type: ignore[import-not-found]
 
     try:
         client: Any = url
