@@ -113,7 +113,7 @@ def test_a_tracker_that_was_replaced_extends_nothing(scene):
 
 def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):
     """N1: whoever tracks extends it for all, by its own max_stale. So all have the same."""
-    it = scene()
+    it = scene(max_stale=STALE)
     it.watch()
 
     with pytest.raises(InvalidArgument, match=f"in use with max_stale={STALE:g}, not 0.01: give"):
