@@ -120,7 +120,7 @@ typedef struct {
 
 typedef struct { shmr_region words; shmr_pool pool; } shmr_object_class;
 typedef struct {
-    uint64_t budget, _reserved_a[7], pins_active, pins_hint, _reserved_b[6];
+    uint64_t budget, _reserved_a[7], pins_active, pins_hint, retirements, _reserved_b[5];
     shmr_region pins;
     shmr_object_class classes[85];
 } shmr_objects;

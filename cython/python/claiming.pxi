@@ -21,27 +21,11 @@
 # a circle sees it; the others look again at every slice of their sleep. The words are hints: a
 # wrong one costs a computation. A circle through several caches is not seen; it ends by the time
 # limit of the waits.
-#
-# Shadows. A value that is still served while it is computed again cannot be claimed like this: its
-# entry stays as it is for readers and writers. So the claim is a blank under another key, the
-# shadow of the key. After it is claimed, the entry is looked at once more: another may have
-# computed it just before. The result is stored only if the entry has the same header then, so what
-# was stored, deleted or touched meanwhile stays. If the process dies, its shadow is free.
 
 cdef enum:
     CLAIM_TRIES_MAX = 100      # values that were evicted before those who waited had read them
     CIRCLE_STEPS_MAX = 4096    # there are no more contexts that could own a claim
     ROOM_TRIES_MAX = 20        # each may evict twice as many entries: then all are claimed
-    SHADOW_BITS = 0xA5         # of each byte of a key that stands in the entry
-    MUTEX_BITS = 0x5A
-    MUTEX_KEY_SIZE_MIN = 8
-
-cpdef enum:                    # other keys that can be claimed in the place of a key
-    ITS_SHADOW = 1
-    ITS_MUTEX = 2              # of Cache.mutex()
-
-cdef bytes SHADOW_PREFIX = b"\xffshadow of \xff"          # not UTF-8
-cdef bytes MUTEX_PREFIX = b"\xffmutex of \xff"
 
 
 cdef inline bint no_room(Status status) noexcept:
@@ -95,34 +79,10 @@ cdef class Claim(LockedSection):
         if instead != 0:
             self.shadowed = key
             self.is_mutex = instead == ITS_MUTEX
-            self._move_to_shadow()
+            self.kept = instead_of_key(owner, &self.key_bytes, instead)
         if others is None:
             self.thread = caller_number()
             self.others = claims_open.get(self.thread, [])
-
-    cdef int _move_to_shadow(self) except -1:
-        """Replace the key by its shadow or mutex, which no str has, and hardly any other key of
-        eight bytes or more. A shadow that is another key's has a value: then nobody computes before
-        the old value ends."""
-        cdef Span span
-        cdef int bits = MUTEX_BITS if self.is_mutex else SHADOW_BITS
-        if self.is_mutex and self.owner.key_slot == NO_SLOT and (
-                self.handle.map.key_size < MUTEX_KEY_SIZE_MIN):
-            raise _errors.InvalidArgument(
-                f"cache {self.handle.name!r} has keys of {self.handle.map.key_size} bytes, so few "
-                f"that another key may stand where the mutex would: use a cache whose keys have "
-                f"{MUTEX_KEY_SIZE_MIN} bytes or more")
-        raw = PyBytes_FromStringAndSize(
-            <const char *> self.key_bytes.bytes, <Py_ssize_t> self.handle.map.key_size)
-        if self.owner.key_slot == NO_SLOT:
-            self.kept = bytes([byte ^ bits for byte in raw])
-            self.key_bytes.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
-        else:
-            self.kept = (MUTEX_PREFIX if self.is_mutex else SHADOW_PREFIX) + raw
-            span.bytes = <const uint8_t *> PyBytes_AS_STRING(self.kept)
-            span.size = PyBytes_GET_SIZE(self.kept)
-            key_digested(self.handle, &self.key_bytes, span)
-        return 0
 
     @cython.critical_section
     cdef bint take(self) except -1:

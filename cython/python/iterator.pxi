@@ -33,12 +33,13 @@ cdef class EntryIterator:
     cdef bint collected            # the caller keeps the objects it gets: none can be recycled
 
     def __cinit__(self, MapHandle handle not None, str kind not None, bint expired=False):
-        cdef uint64_t entry = handle.map.key_size + handle.map.value_size
-        cdef uint64_t count = CHUNK_BYTES // entry
+        cdef uint64_t count
         recycler_begin(&self.spare_keys)
         recycler_begin(&self.spare_values)
         Py_INCREF(None)
         self.last_pair = <PyObject *> None
+        expect_open(handle)                    # first: one that was never open has no sizes
+        count = CHUNK_BYTES // (handle.map.key_size + handle.map.value_size)
         count = 1 if count < 1 else CHUNK_ENTRIES if count > CHUNK_ENTRIES else count
         self.handle = handle
         self.with_key = kind != "values"
@@ -53,7 +54,6 @@ cdef class EntryIterator:
         self.sink.wanted = count - SLOT_COUNT + 1 if count > SLOT_COUNT else count
         self.sink.expired = self.expired = expired
         self.place = Cursor.__new__(Cursor)
-        expect_open(handle)
         self.place.start(handle, None)
 
     def __dealloc__(self):

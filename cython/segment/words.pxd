@@ -5,8 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from segment.layout cimport (
     OWNER_SHIFT, OWNER_LIMIT, LOCK_BIT, LOCK_MASK, LEVEL_SHIFT, LEVEL_LIMIT, STATE_SHIFT,
     STATE_LIMIT, ELEMENT_VERSION_ONE, ELEMENT_LIVE, ELEMENT_RETIRED, OBJECT_ELEMENT_SHIFT,
-    TARGET_LEAD_SHIFT,
-    TARGET_LEAD_LIMIT,
+    TARGET_LEAD_SHIFT, TARGET_LEAD_LIMIT,
 )
 
 # Lock words of every kind.
@@ -46,8 +45,7 @@ cdef inline uint64_t lock_bits(uint32_t context_index) noexcept nogil:
     return (<uint64_t> context_index << OWNER_SHIFT) | LOCK_BIT
 
 # Headers of objects. In a cache, a LIVE one has the element that refers to it in the upper half,
-# and
-# the lower bits of its version below.
+# and the lower bits of its version below.
 cdef inline uint64_t object_header_live(uint64_t before, uint64_t element) noexcept nogil:
     return <uint32_t> element_header(before, ELEMENT_LIVE, 0) | element << OBJECT_ELEMENT_SHIFT
 

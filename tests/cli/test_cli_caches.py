@@ -86,12 +86,12 @@ def test_metrics_of_a_cache_follow_the_rules_of_prometheus(pages, stats):
     wanted = {("shmrhash_cache_claimed", None): 0}
     for name in ("hits", "misses", "sets", "computed", "waited", "taken_over", "stolen"):
         wanted[f"shmrhash_cache_{name}_total", None] = getattr(stats, name)
-    for kind in ("new", "kept", "expired"):
+    for kind in ("new", "kept", "expired", "block"):
         wanted["shmrhash_cache_evictions_total", kind] = getattr(stats, f"evicted_{kind}")
     seconds = "shmrhash_cache_computing_seconds_total", None
     assert wanted.items() <= samples.items()
     assert samples[seconds] == pytest.approx(stats.seconds_computing)
-    assert len(samples) == 12 + 3 + 1
+    assert len(samples) == 12 + 4 + 1
     assert types["shmrhash_cache_hits"] == "counter"
     assert types["shmrhash_cache_claimed"] == "gauge"
 

@@ -214,7 +214,7 @@ def test_a_run_that_does_not_fit_into_its_block_stays_parked(image):
     index = take(image, 0, 0)
     give(image, 0, index)
     at = next(depot for depot in range(2) if index in image.picture.parked(depot))
-    damaged = block_word(READY, 5, 4, 1)
+    damaged = block_word(READY, 5, 5, 1)
     image.picture.element_words[0] = damaged
     parked = image.picture.parked(at)
 

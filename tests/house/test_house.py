@@ -48,10 +48,11 @@ LAYERS = {
         *("attempts", "reading", "writing", "changing", "clearing", "views", "forking"),
         *("objects", "figures", "bulk", "entries", "iterator", "sections", "mapsection", "several"),
         *("notifying", "watching", "ringing", "privates", "cells", "showing", "circles"),
-        *("cellwaits", "locks", "semaphores", "rwlocks", "conditions", "lockusers", "map"),
+        *("cellwaits", "locks", "rlocks", "semaphores", "rwlocks", "conditions", "lockusers"),
+        "map",
         *("plainkeys", "codec", "storing", "dicthandle", "dictquick", "dictsection", "dictkeys"),
-        *("dictwalk", "dict", "invalidating", "claiming", "refreshing", "keeping", "cache"),
-        *("memoizing", "near"),
+        *("dictwalk", "dict", "invalidating", "shadows", "claiming", "refreshing", "keeping"),
+        *("cache", "memoizing", "near"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]

@@ -8,7 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
-from support.protocol import orders_of_buckets, orders_of_claims, orders_of_hazards  # with tests
+from support.protocol import (  # with tests
+    orders_of_buckets,
+    orders_of_claims,
+    orders_of_handles,
+    orders_of_hazards,
+)
 from support.protocol.litmus import (
     ACQUIRE,
     RELAXED,
@@ -34,6 +39,7 @@ RESTS_ON_THE_MACHINE = {
 
 assert orders_of_buckets.usable_memory_is_there in TESTS.values()
 assert orders_of_claims.one_of_a_circle_sees_it in TESTS.values()
+assert orders_of_handles.an_operation_or_the_end_of_its_handle_sees_the_other in TESTS.values()
 assert orders_of_hazards.an_object_under_a_hazard_stays in TESTS.values()
 
 
