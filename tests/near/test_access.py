@@ -134,9 +134,8 @@ def test_a_cluster_over_tls_whose_nodes_have_names_and_users(tls_cluster, map_na
         with redis.RedisCluster(**user) as theirs, near_of(theirs, map_name) as near:
             assert near.ready(PATIENCE_S)
             hits_and_changes(near, client)
-            assert {each["server"] for each in near.info()["nodes"].values()} == {
-                f"localhost:{node.port}" for node in tls_cluster.primaries()
-            }
+            known = {f"localhost:{node.port}" for node in tls_cluster.primaries()}
+            until(lambda: {each["server"] for each in near.info()["nodes"].values()} == known)
             tls_cluster.fail_over(tls_cluster.primaries()[0])
             tls_cluster.wait()
             until(lambda: near.age() < STALE)

@@ -140,7 +140,8 @@ def test_coroutines_see_the_same(server, map_name, client):
                 before = gets_of(client)
                 found = await asyncio.gather(*(near.aget("k1") for _ in range(50)))
                 assert found == [b"one"] * 50
-                assert gets_of(client) == before + 1
+                # Once; or twice, if the write is told after the first one.
+                assert gets_of(client) - before in (1, 2)
                 assert await near.aget_many(["k1", "k2"]) == {"k1": b"one"}
                 assert await near.adelete("k1") == 1
                 assert await near.aget("k1") is None
