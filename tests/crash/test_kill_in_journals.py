@@ -8,7 +8,6 @@ of the change or none of it, and a later kill never shows less than an earlier o
 
 import contextlib
 import itertools
-import os
 
 import pytest
 from support import stepping
@@ -350,16 +349,16 @@ class TogetherWithObjects(Scenario):
 
     @contextlib.contextmanager
     def filled(self, name):
-        handle = create(name, **self.geometry)
-        try:
-            entries = core(handle)
-            five(entries)
-            with lock_entries(entries, self.changes):  # the image has the survivor's contexts
-                pass
-            yield entries, dict(entries._entries(2))
-        finally:
-            handle.close()
-            os.unlink(stepping.segment_path(name))
+        # On one CPU: what is under way depends on what the depots of two hold.
+        with stepping.on_cpu(stepping.default_cpu()), create(name, **self.geometry) as handle:
+            try:
+                entries = core(handle)
+                five(entries)
+                with lock_entries(entries, self.changes):  # the image has the survivor's contexts
+                    pass
+                yield entries, dict(entries._entries(2))
+            finally:
+                handle.unlink()
 
     def survive(self, entries, meet, seen, keys):
         handle = entries.handle

@@ -4,6 +4,7 @@ dict (C1, C2, R2, W1): by the short way, which makes no preparations for an inse
 import contextlib
 
 import pytest
+from support import stepping
 from support.killing import Scenario, not_waiting, only_check
 
 from shmrhash import SharedDict
@@ -55,7 +56,12 @@ class OnNumbers(Scenario):
 
     @contextlib.contextmanager
     def filled(self, name):
-        with SharedDict.create(name, key=self.keys_are, value=int, max_entries=64) as survivor:
+        types = {"key": self.keys_are, "value": int}
+        # On one CPU: which steps an operation has depends on what the depots of two hold.
+        with (
+            stepping.on_cpu(stepping.default_cpu()),
+            SharedDict.create(name, **types, max_entries=64) as survivor,
+        ):
             try:
                 survivor.update({self.keys_are(key): key for key in range(5)})
                 yield survivor, dict(survivor)

@@ -6,7 +6,6 @@ clear() leaves no object.
 """
 
 import contextlib
-import os
 
 import pytest
 from support import stepping
@@ -83,14 +82,14 @@ class OnObjects(Scenario):
 
     @contextlib.contextmanager
     def filled(self, name):
-        handle = create(name, **self.geometry)
-        try:
-            entries = core(handle)
-            self.fill(entries)
-            yield entries, self.look(entries, ())
-        finally:
-            handle.close()
-            os.unlink(stepping.segment_path(name))
+        # On one CPU: what the depots of two hold decides which insertion splits.
+        with stepping.on_cpu(stepping.default_cpu()), create(name, **self.geometry) as handle:
+            try:
+                entries = core(handle)
+                self.fill(entries)
+                yield entries, self.look(entries, ())
+            finally:
+                handle.unlink()
 
     def survive(self, entries, meet, seen, keys):
         handle = entries.handle
