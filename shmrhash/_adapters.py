@@ -16,11 +16,11 @@ from shmrhash._errors import (
     InvalidArgument,
     KeyGone,
     KeyNotFound,
-    LockTimeout,
     OutOfMemory,
     SegmentFull,
     TooLarge,
 )
+from shmrhash._refusals import restless_key
 
 NO_ROOM = TooLarge, OutOfMemory, SegmentFull
 MISSING: Any = object()  # a default that no value equals
@@ -135,7 +135,7 @@ def change_or_store(
             fresh = function(initial)
             if cache.add(key, fresh, ttl):
                 return fresh
-    raise LockTimeout(f"others stored and deleted {key!r} in cache {cache.name!r} each time")
+    raise restless_key(key, cache.name)
 
 
 def keys_with(cache: Cache, prefix: str) -> Iterator[str]:

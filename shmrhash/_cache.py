@@ -24,7 +24,7 @@ from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._handle import HandleMethods, TypedMethods
 from shmrhash._lifetime import ClosingMethods
 from shmrhash._map import RHashMap
-from shmrhash._mapping import store_updated
+from shmrhash._mapping import expect_one_default, store_updated
 from shmrhash._memoize import Memoized, memoized_function
 from shmrhash._memoize import Options as MemoizeOptions
 from shmrhash._namespace import Namespace, key_maker
@@ -229,8 +229,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         (the entry was deleted or expired while function ran), what function raises, InvalidArgument
         (function returned None), and what set() raises; then nothing is stored.
         """
-        if len(default) > 1:
-            raise TypeError("update_with takes a key, a function and a default")
+        expect_one_default(default)
         return store_updated(self._section(key, timeout, *default), key, function, allow_none)
 
     def delete_prefix(self, prefix: K) -> int:

@@ -205,8 +205,7 @@ class MappingMethods(_Dict[K, V]):
         Raises what locked() raises, what function raises, and InvalidArgument (function returned
         None); then nothing is stored. KeyGone: the entry was deleted or expired while function ran.
         """
-        if len(default) > 1:
-            raise TypeError("update_with takes a key, a function and a default")
+        expect_one_default(default)
         return store_updated(self._section(key, timeout, *default), key, function, allow_none)
 
     def compare_and_swap(
@@ -232,6 +231,12 @@ class MappingMethods(_Dict[K, V]):
         except KeyNotFound:  # also KeyGone
             return False
         return equal
+
+
+def expect_one_default(default: tuple[V, ...]) -> None:
+    """Raise TypeError if update_with() was given more than one."""
+    if len(default) > 1:
+        raise TypeError("update_with takes a key, a function and a default")
 
 
 def updated(key: object, before: V, function: Callable[[V], V], allow_none: bool) -> V:

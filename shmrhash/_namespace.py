@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from shmrhash._arguments import tag_names
 from shmrhash._claims import CacheClaim, CacheMutex
 from shmrhash._constants import RACES_MAX
-from shmrhash._errors import InvalidArgument, KeyNotFound, LockTimeout
-from shmrhash._mapping import updated
+from shmrhash._errors import InvalidArgument, KeyNotFound
+from shmrhash._mapping import expect_one_default, updated
 from shmrhash._memoize import Memoized
+from shmrhash._refusals import restless_key
 from shmrhash._types.schema import BIRTHS_AND_TAGS, Schema
 from shmrhash._typing import K, P, V
 
@@ -124,7 +126,7 @@ class Namespace(Generic[K, V]):
                     raise KeyNotFound(key) from None
             if self.cache.add(own, default + delta, tags=(self._own,)):
                 return default + delta  # type: ignore[no-any-return]
-        raise LockTimeout(f"others stored and deleted {own!r} in {self.cache.name!r} each time")
+        raise restless_key(own, self.cache.name)
 
     def update_with(
         self,
@@ -136,18 +138,19 @@ class Namespace(Generic[K, V]):
     ) -> V:
         """Cache.update_with(). An absent key is claimed while function(default) runs, as by
         get_or_compute(), so function runs once here, too. Raises what that raises."""
-        if len(default) > 1:
-            raise TypeError("update_with takes a key, a function and a default")
+        expect_one_default(default)
         own = self._key(key)
         for _ in range(RACES_MAX):
-            try:
-                value: V = self.cache.update_with(
-                    own, function, timeout=timeout, allow_none=allow_none
-                )
-                return value
-            except KeyNotFound:
-                if not default:
-                    raise KeyNotFound(key) from None
+            with contextlib.ExitStack() as block:
+                try:
+                    entry = block.enter_context(self.cache._section(own, timeout))
+                except KeyNotFound:
+                    if not default:
+                        raise KeyNotFound(key) from None
+                else:
+                    fresh: V = updated(key, entry.value, function, allow_none)
+                    entry.value = fresh
+                    return fresh
             with self.claim(key) as claim:
                 if not claim.found:
                     fresh = updated(key, default[0], function, allow_none)
@@ -156,7 +159,7 @@ class Namespace(Generic[K, V]):
                     if not claim.set(fresh):
                         self.add(key, fresh)
                     return fresh
-        raise LockTimeout(f"others stored and deleted {own!r} in {self.cache.name!r} each time")
+        raise restless_key(own, self.cache.name)
 
     def ttl(self, key: K) -> float | None:
         """Cache.ttl(). Raises what that raises."""

@@ -61,6 +61,11 @@ def restless_name(name: str) -> LockTimeout:
     return LockTimeout(f"segment {name!r} is created and removed again and again")
 
 
+def restless_key(key: object, name: str) -> LockTimeout:
+    """The exception if a key could be neither changed nor added, however often it was tried."""
+    return LockTimeout(f"others stored and deleted {key!r} in cache {name!r} each time")
+
+
 def missing_directory(name: str, where: str) -> SystemFailure:
     """The exception if the directory of segments does not exist."""
     return system_failure(

@@ -10,7 +10,7 @@ import pytest
 from support.children import in_child
 from support.expiry import let_pass
 
-from shmrhash import Cache, InvalidArgument, KeyNotFound, LayoutMismatch
+from shmrhash import Cache, InvalidArgument, KeyGone, KeyNotFound, LayoutMismatch
 
 SHORT_S = 0.02
 NEVER_S = 600
@@ -452,6 +452,33 @@ def test_update_with_in_a_namespace_computes_an_absent_key_once_for_all(two):
     assert a not in other
     one.clear()
     assert one.update_with(a, lambda before: before + 1, 41) == one.get(a) == 42
+
+
+def test_what_the_function_of_update_with_raises_in_a_namespace_is_not_taken_for_an_absent_key(two):
+    """And function runs once: a KeyNotFound of its own, or of the entry that it deletes."""
+    one, _, (a, _) = two
+    one.set(a, 1)
+    calls = []
+
+    def fail(before):
+        calls.append(before)
+        raise KeyNotFound("another key")
+
+    for default in ((), (0,)):
+        with pytest.raises(KeyNotFound, match="another key"):
+            one.update_with(a, fail, *default)
+    assert calls == [1, 1]
+    assert one.get(a) == 1
+
+    def gone(before):
+        calls.append(before)
+        in_child(lambda: one.delete(a))
+        return before + 1
+
+    with pytest.raises(KeyGone):
+        one.update_with(a, gone, 0)
+    assert calls == [1, 1, 1]
+    assert a not in one
 
 
 def test_update_with_in_a_namespace_stores_what_was_invalidated_meanwhile(two):
