@@ -351,19 +351,14 @@ class NearCache(ClosingMethods, _core.NearCore):
         claimed: list[tuple[Any, bytes, _core.Claim, int]] = []
         found: dict[Any, Any] = {}
         try:
-            for key in keys:
-                raw = _raw(key)
-                node = self._node_of(raw)
-                line = self._watched(node) if self._source.covers(raw) else None
-                claim = None if line is None else self._claim(raw, line, 0)
-                if claim is not None and claim.attempt():
-                    claimed.append((key, raw, claim, node))
-        except TooManyProcesses:  # or claims: the others are not fetched here
-            pass
-        except BaseException:
-            self._drop(claimed)
-            raise
-        try:
+            with contextlib.suppress(TooManyProcesses):  # or claims: not all are fetched here
+                for key in keys:
+                    raw = _raw(key)
+                    node = self._node_of(raw)
+                    line = self._watched(node) if self._source.covers(raw) else None
+                    claim = None if line is None else self._claim(raw, line, 0)
+                    if claim is not None and claim.attempt():
+                        claimed.append((key, raw, claim, node))
             sent = time.monotonic()
             answers = self._source.fetch([raw for _, raw, _, _ in claimed]) if claimed else ()
             for (key, _, claim, node), answer in zip(claimed, answers, strict=True):
@@ -371,14 +366,11 @@ class NearCache(ClosingMethods, _core.NearCore):
                 self._keep(claim, answer, node, sent)
                 found[key] = self._value(answer, None)
         finally:
-            self._drop(claimed)
+            for _, _, claim, _ in claimed:
+                claim.drop()
         if claimed:
             self._rearm()
         return found
-
-    def _drop(self, claimed: Sequence[tuple[Any, bytes, _core.Claim, int]]) -> None:
-        for _, _, claim, _ in claimed:
-            claim.drop()
 
     def warm(self, keys: Iterable[str | bytes], timeout: float = 5.0) -> int:
         """Fetch those of these keys that are not in memory, and keep them; return how many.
