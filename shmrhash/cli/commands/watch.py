@@ -106,13 +106,7 @@ def _print_news(session: Session, news: News) -> None:
         if news.kind == "lost":
             entry["lost"] = news.lost
         else:
-            key = news.key
-            entry["key"] = key.hex() if contents.types is None else pair.key.to_display(key)
-            entry["value"] = None
-        if news.found is not None:
-            value, extra = news.found
-            entry["value"] = pair.value.to_display(value)
-            entry |= {} if extra is None else contents.facts(value, extra)
+            entry |= _entry_object(contents, news.key, news.found)
         session.emit(entry)
     else:
         text = f"lost {news.lost} changes, or more"
@@ -134,17 +128,23 @@ def _print_change(
     now = time.time()
     pair = contents.pair
     if session.json:
-        name = key.hex() if contents.types is None else pair.key.to_display(key)
-        entry: dict[str, Any] = {"time": now, "key": name, "value": None}
-        if found is not None:
-            value, extra = found
-            entry["value"] = pair.value.to_display(value)
-            entry |= {} if extra is None else contents.facts(value, extra)
-        session.emit(entry)
+        session.emit({"time": now} | _entry_object(contents, key, found))
     else:
         text = "no such key" if found is None else _value_text(contents, *found)
         print(f"{_moment(now)}  {text}{_difference(pair, found, before)}")
     sys.stdout.flush()
+
+
+def _entry_object(contents: Plain, key: bytes, found: Found | None) -> dict[str, Any]:
+    """An entry as it is now, for JSON; its value is None if the key is absent."""
+    pair = contents.pair
+    name = key.hex() if contents.types is None else pair.key.to_display(key)
+    entry: dict[str, Any] = {"key": name, "value": None}
+    if found is not None:
+        value, extra = found
+        entry["value"] = pair.value.to_display(value)
+        entry |= {} if extra is None else contents.facts(value, extra)
+    return entry
 
 
 def _value_text(contents: Plain, value: bytes, extra: Extra | None) -> str:
