@@ -382,14 +382,7 @@ def test_an_absent_key_is_not_absent_after_its_slot_has_moved(cluster, near):
 
 
 def test_the_law_above_finds_a_watch_that_reads_the_topology_once(cluster, map_name, monkeypatch):
-    right = Watch._compare
-
-    def compare(self, primary, view):
-        if primary.right is None:
-            right(self, primary, view)
-
-    monkeypatch.setattr(Watch, "_compare", compare)
-    monkeypatch.setattr(Watch, "_is_believed", lambda self, primary: True)
+    near_cluster.read_the_topology_once(monkeypatch)
     with near_of(cluster, map_name, ttl_absent=60.0) as near:
         assert near.ready(PATIENCE_S)
         assert None in moved_to_and_fro(cluster, near, "k1")

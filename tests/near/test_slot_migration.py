@@ -16,7 +16,6 @@ from support.near_cluster import until as until_well
 from support.waiting import until
 
 from shmrhash import NearCache
-from shmrhash._near.clusterwatch import Watch
 from shmrhash._near.topology import slot_of
 
 pytestmark = [
@@ -147,14 +146,7 @@ def test_an_absent_key_is_not_absent_after_its_slot_has_moved_at_once(moving, ne
 
 
 def test_the_law_above_finds_a_watch_that_reads_the_topology_once(moving, map_name, monkeypatch):
-    right = Watch._compare
-
-    def compare(self, primary, view):
-        if primary.right is None:
-            right(self, primary, view)
-
-    monkeypatch.setattr(Watch, "_compare", compare)
-    monkeypatch.setattr(Watch, "_is_believed", lambda self, primary: True)
+    near_cluster.read_the_topology_once(monkeypatch)
     with near_of(moving, map_name, ttl_absent=60.0) as near:
         assert near.ready(PATIENCE_S)
         assert None in [found_after_a_move(near, moving, KEYS[1]) for _ in range(2)]

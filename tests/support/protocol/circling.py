@@ -7,17 +7,17 @@ after it has said so. A look is made of single loads, while the others go on.
 """
 
 from support.protocol.automaton import cas, load, lock, store
+from support.protocol.words import Words
 
 LOCKS = 3
 WAIT, ENDLESS = 20, 10  # word of a wait: its number * WAIT + ENDLESS, or 0 + the lock + 1
 
 
-class Locks:
+class Locks(Words):
     """The words of the locks and of the contexts. without: the steps that a mutant leaves out."""
 
     def __init__(self, programs, without=()):
-        self.names = []
-        self.without = frozenset(without)
+        super().__init__(without)
         self.owner = [self._word(f"owner of {at}") for at in range(LOCKS)]
         self.number = self._word("number of the last wait")
         self.numbering = self._word("lock of the number")
@@ -25,14 +25,6 @@ class Locks:
         self.told = [self._word(f"alarm of {me}") for me in range(programs)]
         self.ended = [self._word(f"end of {me}") for me in range(programs)]
         self.asleep = []  # nobody sleeps here
-
-    def _word(self, name):
-        self.names.append(name)
-        return len(self.names) - 1
-
-    def does(self, step):
-        """Whether to take this step as designed; a mutant does not."""
-        return step not in self.without
 
 
 def hold_and_want(m, me, held, wanted):

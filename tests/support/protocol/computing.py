@@ -13,6 +13,7 @@ a wake-up that is lost is seen.
 
 from support.protocol.automaton import awaits, cas, futex_sleep, futex_wake, load, store
 from support.protocol.oracle import Violation
+from support.protocol.words import Words
 
 NONE, LIVE, LOCKED, UPD = range(4)
 PASSED, AHEAD = range(2)  # the deadline
@@ -20,14 +21,13 @@ STEPS_MAX = 4
 STALE = "a result from before the key was deleted was found"
 
 
-class Entries:
+class Entries(Words):
     """The words of the keys, and of the contexts. without: the steps that a mutant leaves out."""
 
     keys = 2
 
     def __init__(self, programs, without=()):
-        self.names = []
-        self.without = frozenset(without)
+        super().__init__(without)
         keys, contexts = range(self.keys), range(programs)
         self.header = [self._word(f"header of {key}") for key in keys]
         self.deadline = [self._word(f"deadline of {key}") for key in keys]
@@ -44,14 +44,6 @@ class Entries:
         self.asleep = [self._word(f"sleep of {me}") for me in contexts]
         self.ended = [self._word(f"end of {me}") for me in contexts]
         self.recovered = [self._word(f"recovery of {me}") for me in contexts]
-
-    def _word(self, name):
-        self.names.append(name)
-        return len(self.names) - 1
-
-    def does(self, step):
-        """Whether to take this step as designed; a mutant does not."""
-        return step not in self.without
 
 
 def state_of(header):

@@ -10,19 +10,19 @@ may be found.
 from support.protocol.automaton import awaits, cas, load, store
 from support.protocol.oracle import Violation
 from support.protocol.outdating import raised
+from support.protocol.words import Words
 
 FREE, LIVE, DEAD = range(3)  # an element
 HOLE, EMPTY, USED, HELD, RELEASING = range(5)  # a block
 STALE = "a value was found that is older than one that was stored"
 
 
-class Memory:
+class Memory(Words):
     """The words of the element, its block and the contexts. without: the steps that a mutant leaves
     out."""
 
     def __init__(self, programs, without=()):
-        self.names = []
-        self.without = frozenset(without)
+        super().__init__(without)
         contexts = range(programs)
         self.slot = self._word("slot")
         self.header = self._word("header")
@@ -33,14 +33,6 @@ class Memory:
         self.activity = [self._word(f"activity of {me}") for me in contexts]
         self.asleep = [self._word(f"sleep of {me}") for me in contexts]
         self.ended = [self._word(f"end of {me}") for me in contexts]
-
-    def _word(self, name):
-        self.names.append(name)
-        return len(self.names) - 1
-
-    def does(self, step):
-        """Whether to take this step as designed; a mutant does not."""
-        return step not in self.without
 
 
 def state_of(header):

@@ -5,17 +5,17 @@ context, whose number it has.
 """
 
 from support.protocol.automaton import awaits, cas, futex_sleep, futex_wake, load, lock, store
+from support.protocol.words import Words
 
 NOTHING, WAITING, TOLD, BREAK = range(4)
 RETURNED, TIMED_OUT, PASSED, BROKE = range(1, 5)
 
 
-class Cell:
+class Cell(Words):
     """The words of the cell and of the contexts. without: the steps that a mutant leaves out."""
 
     def __init__(self, programs, without=()):
-        self.names = []
-        self.without = frozenset(without)
+        super().__init__(without)
         self.lock = self._word("lock")  # of a condition; the lock bit of a barrier's word
         self.tickets = self._word("tickets")
         self.notified = self._word("notifications")
@@ -25,14 +25,6 @@ class Cell:
         self.asleep = [self._word(f"sleep of {me}") for me in range(programs)]
         self.result = [self._word(f"result of {me}") for me in range(programs)]
         self.recovered = [self._word(f"recovery of {me}") for me in range(programs)]
-
-    def _word(self, name):
-        self.names.append(name)
-        return len(self.names) - 1
-
-    def does(self, step):
-        """Whether to take this step as designed; a mutant does not."""
-        return step not in self.without
 
 
 # ---- conditions ----

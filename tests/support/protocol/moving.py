@@ -17,6 +17,7 @@ memory is a tuple; each program is a process with one context, whose number it h
 """
 
 from support.protocol.automaton import awaits, cas, load, lock, store
+from support.protocol.words import Words
 
 FREE, LIVE, ULOCK, LOCKED, MOVING = range(5)
 READABLE = (LIVE, ULOCK, LOCKED, MOVING)
@@ -26,12 +27,11 @@ TRIES = 3  # of one search; then a lookup says that it does not know
 OK, NONE, THERE, BUSY, UNKNOWN = "ok", "absent", "present", "busy", "unknown"
 
 
-class Table:
+class Table(Words):
     """The words of two buckets and of the contexts. without: the steps that a mutant leaves out."""
 
     def __init__(self, programs, without=()):
-        self.names = []
-        self.without = frozenset(without)
+        super().__init__(without)
         self.count = self._word("number of buckets")
         self.lock = [self._word(f"lock of {at}") for at in (PARENT, CHILD)]
         self.header = [self._word(f"header of {at}") for at in (PARENT, CHILD)]
@@ -43,14 +43,6 @@ class Table:
         self.result = [self._word(f"result of {me}") for me in range(programs)]
         self.recovered = [self._word(f"recovery of {me}") for me in range(programs)]
         self.asleep = [self._word(f"sleep of {me}") for me in range(programs)]
-
-    def _word(self, name):
-        self.names.append(name)
-        return len(self.names) - 1
-
-    def does(self, step):
-        """Whether to take this step as designed; a mutant does not."""
-        return step not in self.without
 
 
 def state_of(word):

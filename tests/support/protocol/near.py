@@ -17,6 +17,7 @@ claim is made, waited for and recovered has a model of its own (computing.py): h
 
 from support.protocol.automaton import awaits, cas, load, store
 from support.protocol.oracle import Violation
+from support.protocol.words import Words
 
 ACT = 19  # a step of the server, or of a locked section: a method of Host changes the memory
 MAX_STALE = 1
@@ -33,7 +34,7 @@ def act(name, *arguments):
     return ACT, -1, name, arguments
 
 
-class Host:
+class Host(Words):
     """The words of the host, its server and their connections. without: the steps that a mutant
     leaves out. connections: how many trackers have one, one after the other or at once."""
 
@@ -48,8 +49,7 @@ class Host:
         strict=False,
         leased=False,
     ):
-        self.names = []
-        self.without = frozenset(without)
+        super().__init__(without)
         self.strict = strict
         self.leased = leased
         self.asleep = [self._word(f"sleep of {me}") for me in range(programs)]
@@ -71,14 +71,6 @@ class Host:
             self._word(f"what {at} gets at the cycle's end") for at in range(connections)
         ]
         self.stream = [self._word(f"what {at} has got") for at in range(connections)]
-
-    def _word(self, name):
-        self.names.append(name)
-        return len(self.names) - 1
-
-    def does(self, step):
-        """Whether to take this step as designed; a mutant does not."""
-        return step not in self.without
 
     # The clock, and the reader's law.
 

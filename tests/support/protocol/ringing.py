@@ -5,16 +5,16 @@ whose number it has. There are few keys, one bell, one class, and a ring of one 
 """
 
 from support.protocol.automaton import awaits, cas, futex_sleep, futex_wake, load, lock, store
+from support.protocol.words import Words
 
 LAP = 100  # a stamp is LAP * (number + 1) + holder + 1, or + 0
 
 
-class RingCell:
+class RingCell(Words):
     """The words of the map and of the contexts. without: the steps that a mutant leaves out."""
 
     def __init__(self, programs, without=(), keys=2, entries=1):
-        self.names = []
-        self.without = frozenset(without)
+        super().__init__(without)
         self.entries = entries
         self.lock = [self._word(f"lock of key {key}") for key in range(keys)]
         self.value = [self._word(f"value of key {key}") for key in range(keys)]
@@ -33,14 +33,6 @@ class RingCell:
         self.torn = self._word("a torn key was read")
         self.place = self._word("place of the watcher")
         self.told = self._word("losses that the watcher knows")
-
-    def _word(self, name):
-        self.names.append(name)
-        return len(self.names) - 1
-
-    def does(self, step):
-        """Whether to take this step as designed; a mutant does not."""
-        return step not in self.without
 
 
 def add(word, number):
