@@ -12,9 +12,8 @@
 #   block   the one with the fewest objects. Of equal ones, the next after block_hand; so full ones
 #           go round in turn, which is roughly the order of insertion.
 #   entry   the header of a LIVE object names the element that refers to it (object_header_live).
-#   The
-#           name is stored by the store that makes the object LIVE, so there is no order to keep. It
-#           is a hint: the entry is evicted only if its element refers to the object now.
+#           The name is stored by the store that makes the object LIVE, so there is no order to
+#           keep. It is a hint: the entry is evicted only if its element refers to the object now.
 #
 # The walk over a block holds no lock. It names an object of the block in its context's hazard, so
 # that the memory stays (hazard.pxd), and looks at everything twice: before it evicts anything, it
@@ -261,7 +260,7 @@ cdef inline uint64_t block_used(const BlockChoice *choice) noexcept nogil:
 cdef inline bint holes_gather(Op *op) noexcept nogil:
     """Let a block go that is half empty, if the class that has most free bytes has one."""
     cdef uint32_t hash = op.hash
-    cdef uint64_t tried[8]
+    cdef uint64_t tried[BLOCK_CHOICES_MAX]
     cdef BlockChoice choice
     cdef bint gone
     tried_none(tried)
@@ -302,7 +301,7 @@ cdef inline uint64_t blocks_evict(Op *op, uint64_t pages) noexcept nogil:
     """Evict until so many pages have come free, after giving back what the operation has taken.
     Returns how many entries and blocks went: fewer, if that takes many, or none can go."""
     cdef uint32_t hash = op.hash
-    cdef uint64_t tried[8]
+    cdef uint64_t tried[BLOCK_CHOICES_MAX]
     cdef uint32_t failed = 0
     cdef uint64_t freed = 0
     cdef uint64_t gone, went

@@ -467,10 +467,11 @@ cdef class CacheCore(DictHandle):
         Raises InvalidArgument (the cache was made without tags=True), TypeError, ReadOnlyMap,
         FrozenMap, MapClosed.
         """
-        for tag in tags:
-            tag_number(self.handle, tag)       # raises before anything is invalidated
-        for tag in tags:
-            invalidate_slot(self.handle, tag_number(self.handle, tag))
+        slots = []
+        for tag in tags:                       # all, before anything is invalidated: it may raise
+            slots.append(tag_number(self.handle, tag))
+        for slot in slots:
+            invalidate_slot(self.handle, slot)
 
     def _raw_key(self, key):
         """The bytes under which the map below the cache stores a key."""

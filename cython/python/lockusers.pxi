@@ -92,9 +92,7 @@ cdef class ShownWait:
             self.how = task_links(core, deadline_ns, told)
             if self.how & WAIT_ENDLESS:
                 self.look_at_ns = self.began + circle_patience_ns
-        if core.handle.is_closed:
-            refuse_closed(core.handle)
-        begin_use(core.handle, &self.op)
+        begin_use_of_space(core.handle, &self.op)
         self.waits = True
         show_here(core, &self.shown, self.how, self.began)
 

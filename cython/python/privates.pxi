@@ -70,5 +70,5 @@ cdef uint64_t cell_leave(MapHandle handle, Cell *cell, uint64_t share) noexcept:
         context = context_at(&handle.map, share - 1)
         held_name(context, 0)
         held_set(context, HELD_SHARES, 0)
-        handle.map.local.held -= 1
+        count_add(&handle.map.local.held, ONE_LESS)
     return share
