@@ -1,6 +1,7 @@
 """Names, maps and seeds for the tests, and a look for leftovers after each of them."""
 
 import contextlib
+import gc
 import itertools
 import os
 import random
@@ -72,6 +73,12 @@ def use_own_directory(config):
     os.chmod(folder, 0o1777)  # as /dev/shm: some tests are about several users
     config.stash[FOLDER] = folder
     os.environ["SHMRHASH_DIR"] = folder
+
+
+def pytest_collection_finish():
+    """The tests themselves stay until the end: no later collection of garbage looks at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
