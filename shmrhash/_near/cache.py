@@ -1,8 +1,7 @@
-"""NearCache: the public class, for threads and for coroutines."""
+"""NearCache: the public class. Its coroutines are in coroutines.py."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import itertools
@@ -10,42 +9,24 @@ import math
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from shmrhash import _core
 from shmrhash._arguments import checked_mode, checked_ttl
-from shmrhash._errors import (
-    InvalidArgument,
-    LockTimeout,
-    MapClosed,
-    TooManyProcesses,
-    Unavailable,
-)
+from shmrhash._errors import InvalidArgument, LockTimeout, MapClosed
 from shmrhash._lifetime import ClosingMethods
-from shmrhash._near.source import Fetched, Source
-from shmrhash._near.state import TTL_NODE, TURN, Line, State
+from shmrhash._near.coroutines import NearCoroutines
+from shmrhash._near.source import Source
+from shmrhash._near.state import TTL_NODE, TURN, State
+from shmrhash._near.steps import BATCH, MISSING, raw_of
 from shmrhash._near.tracker import BEATS, Tracker
 from shmrhash._types.declared import codec_for
 
-_MISSING: Any = object()
-_ESCAPE = 0xC1  # NEAR_ESCAPE of near.pxi
-_BATCH = 64  # claims at once of one call: all processes together have contexts for a thousand
-_TRIES_MAX = 8  # epochs that may change, or claims that may end without a value, during one miss
-_PAUSE_MIN, _PAUSE_MAX = 0.0005, 0.004  # of a coroutine that waits for a claim
 _READY_WAIT = 5.0  # seconds that on_outage="raise" gives the first tracker
 
 
-def _stored(value: bytes | None) -> bytes:
-    """The bytes of an entry (near.pxi)."""
-    if value is None:
-        return b""
-    if not value or value[0] == _ESCAPE:
-        return bytes((_ESCAPE,)) + value
-    return value
-
-
-class NearCache(ClosingMethods, _core.NearCore):
+class NearCache(ClosingMethods, NearCoroutines):
     """The hot keys of a server in the memory of this host, one copy for all its processes.
 
     All processes that make a NearCache of the same source share it. One of them, the tracker, has
@@ -151,7 +132,7 @@ class NearCache(ClosingMethods, _core.NearCore):
         self._lock = threading.Lock()
         self._pid = 0
         self._closed = False
-        self._flights: dict[tuple[asyncio.AbstractEventLoop, bytes], asyncio.Future[None]] = {}
+        self._flights = {}
         self._source.attach(self._state)
         if self._refusal:
             self._fall_back()
@@ -217,105 +198,7 @@ class NearCache(ClosingMethods, _core.NearCore):
             time.sleep(0.005)
         return True
 
-    # Steps of a read that is no hit.
-
-    def _node_of(self, key: bytes) -> int:
-        return TTL_NODE if self._refusal else self._source.node_of(key)
-
-    def _rearm(self) -> None:
-        """After a fetch, which may have found out what node there is: where get() looks itself."""
-        if self._refusal:
-            self._arm(TTL_NODE)
-        elif self._source.nodes() == 1:
-            self._arm(self._source.node_of(b""))
-        elif hasattr(self._source, "slots"):
-            self._arm_slots(self._source.slots())
-        else:
-            self._arm(-1)
-
-    def _watched(self, node: int) -> Line | None:
-        """The line of a node whose lease is valid, or None."""
-        line = self._state.line(node) if node >= 0 else None
-        if line is None or line.valid_until <= _core.clock_monotonic_ns():
-            return None
-        return line
-
-    def _get_slowly(self, key: str | bytes, default: Any) -> Any:
-        """get() without a hit of its own."""
-        raw = _raw(key)
-        self._enter()
-        for _ in range(_TRIES_MAX):
-            node = self._node_of(raw)
-            found = self._look(raw, node, _MISSING) if node >= 0 else _MISSING
-            if found is not _MISSING:
-                self._rearm()
-                return default if found is None else found
-            line = self._watched(node)
-            if line is None or not self._source.covers(raw):
-                break
-            claim = self._claim(raw, line, self._flight)
-            try:
-                taken = claim.wait()
-            except LockTimeout:
-                claim.cut_off()
-                continue
-            except TooManyProcesses:  # or claims: this one asks alone, and stores nothing
-                break
-            if taken:
-                return self._value(self._filled(claim, raw, node), default)
-            if claim.has_to_compute:
-                break
-        self._expect_no_outage(raw)
-        self._missed()
-        (answer,) = self._source.fetch([raw])
-        self._rearm()
-        return self._value(answer, default)
-
-    def _claim(self, raw: bytes, line: Line, wait: float) -> _core.Claim:
-        """The token: whoever has it may store what it fetches from now on, unless it is deleted."""
-        return _core.Claim(self._entries, self._place(raw, line.epoch), wait)
-
-    def _filled(self, claim: _core.Claim, raw: bytes, node: int) -> Fetched:
-        """Fetch a key whose claim is this thread's, and store the answer."""
-        self._missed()
-        sent = time.monotonic()
-        try:
-            (answer,) = self._source.fetch([raw])
-        except BaseException:
-            claim.drop()
-            raise
-        self._keep(claim, answer, node, sent)
-        self._rearm()
-        return answer
-
-    def _keep(self, claim: _core.Claim, answer: Fetched, node: int, sent: float) -> None:
-        """Store an answer under its claim, if it was read where its key is watched."""
-        most = self._ttl_absent if answer.value is None else self._ttl
-        left = most if answer.ttl is None else min(most, answer.ttl)
-        left -= time.monotonic() - sent
-        if left <= 0 or (answer.node != node and node != TTL_NODE):
-            claim.drop()
-            return
-        claim.keep(_stored(answer.value), left)
-
-    def _value(self, answer: Fetched, default: Any) -> Any:
-        return default if answer.value is None else self._decode(answer.value)
-
-    def _expect_no_outage(self, raw: bytes) -> None:
-        """With on_outage="raise": raise Unavailable if the key would be kept in better times."""
-        kept = self._outage == "raise" and not self._refusal and self._source.covers(raw)
-        if kept and self._is_out(raw):
-            raise Unavailable(
-                f"near cache {self._state.entries.name!r}: the server does not answer"
-            )
-
-    def _is_out(self, raw: bytes) -> bool:
-        """Whether the node of a key has not been heard for max_stale."""
-        if self._source.nodes() <= 1:
-            return self.age() > self._max_stale
-        node = self._node_of(raw)
-        # A node that is not known here to answer for the key: the fetch finds out.
-        return node >= 0 and self._watched(node) is None
+    # Reads; get() is NearCore's.
 
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """Return a dict of those of these keys that the server has, with their values.
@@ -329,47 +212,20 @@ class NearCache(ClosingMethods, _core.NearCore):
         found: dict[Any, Any] = {}
         missing: list[Any] = []
         for key in dict.fromkeys(keys):
-            raw = _raw(key)
+            raw = raw_of(key)
             node = self._node_of(raw)
-            value = self._look(raw, node, _MISSING) if node >= 0 else _MISSING
-            if value is _MISSING:
+            value = self._look(raw, node, MISSING) if node >= 0 else MISSING
+            if value is MISSING:
                 missing.append(key)
             elif value is not None:
                 found[key] = value
-        for at in range(0, len(missing), _BATCH):
-            some = missing[at : at + _BATCH]
+        for at in range(0, len(missing), BATCH):
+            some = missing[at : at + BATCH]
             fetched = self._fetch_many(some)
             for key in some:
                 value = fetched[key] if key in fetched else self.get(key)
                 if value is not None:
                     found[key] = value
-        return found
-
-    def _fetch_many(self, keys: Sequence[Any]) -> dict[Any, Any]:
-        """Ask for those of these keys, up to _BATCH, that are not here and that nobody asks for
-        yet; keep the answers. Their values, None for absent ones."""
-        claimed: list[tuple[Any, bytes, _core.Claim, int]] = []
-        found: dict[Any, Any] = {}
-        try:
-            with contextlib.suppress(TooManyProcesses):  # or claims: not all are fetched here
-                for key in keys:
-                    raw = _raw(key)
-                    node = self._node_of(raw)
-                    line = self._watched(node) if self._source.covers(raw) else None
-                    claim = None if line is None else self._claim(raw, line, 0)
-                    if claim is not None and claim.attempt():
-                        claimed.append((key, raw, claim, node))
-            sent = time.monotonic()
-            answers = self._source.fetch([raw for _, raw, _, _ in claimed]) if claimed else ()
-            for (key, _, claim, node), answer in zip(claimed, answers, strict=True):
-                self._missed()
-                self._keep(claim, answer, node, sent)
-                found[key] = self._value(answer, None)
-        finally:
-            for _, _, claim, _ in claimed:
-                claim.drop()
-        if claimed:
-            self._rearm()
         return found
 
     def warm(self, keys: Iterable[str | bytes], timeout: float = 5.0) -> int:
@@ -385,7 +241,7 @@ class NearCache(ClosingMethods, _core.NearCore):
         if not self.ready(timeout):
             return 0
         fetched, rest = 0, iter(keys)
-        while some := list(dict.fromkeys(itertools.islice(rest, _BATCH))):  # ends with the keys
+        while some := list(dict.fromkeys(itertools.islice(rest, BATCH))):  # ends with the keys
             fetched += len(self._fetch_many(some))
         return fetched
 
@@ -409,7 +265,7 @@ class NearCache(ClosingMethods, _core.NearCore):
         Raises what the client and encoding raise, LockTimeout (it is stored at the server).
         """
         self._enter()
-        raw = _raw(key)
+        raw = raw_of(key)
         try:
             return self._source.set(raw, self._encode(value), ttl, nx=nx, xx=xx)
         finally:  # also after an error: the server may have executed it
@@ -421,7 +277,7 @@ class NearCache(ClosingMethods, _core.NearCore):
         Raises what the client raises, LockTimeout (they are deleted at the server).
         """
         self._enter()
-        raw = [_raw(key) for key in keys]
+        raw = [raw_of(key) for key in keys]
         try:
             return self._source.delete(raw)
         finally:
@@ -433,11 +289,7 @@ class NearCache(ClosingMethods, _core.NearCore):
         Raises TypeError (a key that is neither str nor bytes), LockTimeout, MapClosed.
         """
         self._enter()
-        self._forget([_raw(key) for key in keys])
-
-    def _forget(self, keys: Sequence[bytes]) -> None:
-        for number, _ in self._state.lines():
-            self._state.forget(self, keys, number)
+        self._forget([raw_of(key) for key in keys])
 
     def clear(self) -> None:
         """Forget everything here, in all processes of the host. Costs a store for each node.
@@ -458,16 +310,16 @@ class NearCache(ClosingMethods, _core.NearCore):
 
         Raises what make(), get() and set() raise.
         """
-        found = self.get(key, _MISSING)
-        if found is not _MISSING:
+        found = self.get(key, MISSING)
+        if found is not MISSING:
             return found
-        raw = _raw(key)
+        raw = raw_of(key)
         claim = _core.Claim(self._entries, self._maker(raw), 10.0)
         with contextlib.suppress(LockTimeout):  # its maker is late: this thread makes one, too
             claim.wait()
         try:
-            found = self.get(key, _MISSING)
-            if found is not _MISSING:
+            found = self.get(key, MISSING)
+            if found is not MISSING:
                 return found
             made = make()
             if self.set(key, made, ttl, nx=True):
@@ -478,135 +330,6 @@ class NearCache(ClosingMethods, _core.NearCore):
 
     def _maker(self, raw: bytes) -> bytes:
         return hashlib.blake2b(raw, digest_size=16, person=b"near maker").digest()
-
-    # For coroutines.
-
-    async def aget(self, key: str | bytes, default: Any = None) -> Any:
-        """get() for coroutines: a hit awaits nothing, and a miss lets the loop go on.
-
-        Raises what get() raises.
-        """
-        raw = _raw(key)
-        self._enter()
-        pause, waited = _PAUSE_MIN, 0.0
-        for _ in range(_TRIES_MAX + int(self._flight / _PAUSE_MIN)):
-            node = self._node_of(raw)
-            found = self._look(raw, node, _MISSING) if node >= 0 else _MISSING
-            if found is not _MISSING:
-                return default if found is None else found
-            line = self._watched(node)
-            if line is None or not self._source.covers(raw):
-                break
-            place = asyncio.get_running_loop(), self._place(raw, line.epoch)
-            running = self._flights.get(place)
-            if running is not None:
-                await asyncio.wait([running], timeout=self._flight)
-                waited += 0.0 if running.done() else self._flight
-                if waited >= self._flight:
-                    break
-                continue
-            claim = _core.Claim(self._entries, place[1], 0, [], asyncio.current_task())
-            try:
-                taken = claim.attempt()
-            except TooManyProcesses:  # or claims: this task asks alone, and stores nothing
-                break
-            if taken:
-                return self._value(await self._afilled(claim, raw, node, place), default)
-            if claim.has_to_compute:
-                break
-            if taken is None:
-                if waited >= self._flight:
-                    claim.cut_off()
-                await asyncio.sleep(pause)
-                waited, pause = waited + pause, min(2 * pause, _PAUSE_MAX)
-        self._expect_no_outage(raw)
-        self._missed()
-        (answer,) = await self._source.afetch([raw])
-        self._rearm()
-        return self._value(answer, default)
-
-    async def _afilled(
-        self,
-        claim: _core.Claim,
-        raw: bytes,
-        node: int,
-        place: tuple[asyncio.AbstractEventLoop, bytes],
-    ) -> Fetched:
-        self._missed()
-        mine = self._flights[place] = place[0].create_future()
-        sent = time.monotonic()
-        try:
-            (answer,) = await self._source.afetch([raw])
-            self._keep(claim, answer, node, sent)
-        except BaseException:
-            claim.drop()
-            raise
-        finally:
-            del self._flights[place]
-            mine.set_result(None)
-        self._rearm()
-        return answer
-
-    async def aget_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
-        """get_many() for coroutines; 64 keys are asked for at the same time.
-
-        Raises what get() raises.
-        """
-        wanted = list(dict.fromkeys(keys))
-        values: list[Any] = []
-        for at in range(0, len(wanted), _BATCH):
-            some = wanted[at : at + _BATCH]
-            values += await asyncio.gather(*(self.aget(key, _MISSING) for key in some))
-        return {
-            key: value for key, value in zip(wanted, values, strict=True) if value is not _MISSING
-        }
-
-    async def aset(
-        self,
-        key: str | bytes,
-        value: Any,
-        ttl: float | None = None,
-        *,
-        nx: bool = False,
-        xx: bool = False,
-    ) -> bool:
-        """set() for coroutines.
-
-        Raises what set() raises.
-        """
-        self._enter()
-        raw = _raw(key)
-        try:
-            return await self._source.aset(raw, self._encode(value), ttl, nx=nx, xx=xx)
-        finally:
-            self._forget([raw])
-
-    async def adelete(self, *keys: str | bytes) -> int:
-        """delete() for coroutines.
-
-        Raises what delete() raises.
-        """
-        self._enter()
-        raw = [_raw(key) for key in keys]
-        try:
-            return await self._source.adelete(raw)
-        finally:
-            self._forget(raw)
-
-    async def aget_or_set(
-        self, key: str | bytes, make: Callable[[], Awaitable[Any]], ttl: float | None = None
-    ) -> Any:
-        """get_or_set() for coroutines; two tasks may make a value, and one is stored.
-
-        Raises what make(), get() and set() raise.
-        """
-        found = await self.aget(key, _MISSING)
-        if found is not _MISSING:
-            return found
-        made = await make()
-        if await self.aset(key, made, ttl, nx=True):
-            return made
-        return await self.aget(key, made)
 
     # Figures.
 
@@ -677,14 +400,6 @@ def _source_of(given: Any, prefixes: Sequence[str | bytes]) -> Source:
     if is_cluster(given):
         return ClusterSource(given, prefixes)
     return RedisSource(given, prefixes)
-
-
-def _raw(key: str | bytes) -> bytes:
-    if isinstance(key, str):
-        return key.encode()
-    if not isinstance(key, (bytes, bytearray, memoryview)):
-        raise TypeError(f"a key must be str or bytes, not {type(key).__name__}")
-    return bytes(key)
 
 
 def _outage_of(given: str | tuple[str, float]) -> tuple[str, float]:

@@ -4,8 +4,9 @@ import time
 
 from shmrhash import _core
 from shmrhash._near import redis
-from shmrhash._near.cache import _MISSING, NearCache, _stored
+from shmrhash._near.cache import NearCache
 from shmrhash._near.state import NODES_MAX, State
+from shmrhash._near.steps import MISSING, stored
 
 KEEP_S = 60.0
 
@@ -17,7 +18,7 @@ class _Filling(NearCache):
         return self._place(raw, self._state.line(node).epoch)
 
     def _put(self, place, answer):
-        self._state.entries.set(place, _stored(answer.value), KEEP_S)
+        self._state.entries.set(place, stored(answer.value), KEEP_S)
 
 
 class WithoutToken(_Filling):
@@ -37,7 +38,7 @@ class WithSharedToken(_Filling):
     def _filled(self, claim, raw, node):
         place = self._place_now(raw, node)
         (answer,) = self._source.fetch([raw])
-        if not claim.keep(_stored(answer.value), KEEP_S):
+        if not claim.keep(stored(answer.value), KEEP_S):
             other = _core.Claim(self._entries, place, 0)
             if other.attempt() is None or other.has_to_compute:  # another one's; this thread's
                 self._put(place, answer)
@@ -54,7 +55,7 @@ class WithLateToken(_Filling):
         (answer,) = self._source.fetch([raw])
         late = _core.Claim(self._entries, place, 0)
         if late.attempt():
-            late.keep(_stored(answer.value), KEEP_S)
+            late.keep(stored(answer.value), KEEP_S)
         return answer
 
 
@@ -68,15 +69,15 @@ class WithLateLease(NearCache):
         line = self._state.line(node) if node >= 0 else None
         now = time.monotonic_ns()
         if line is not None:
-            stored = self._state.entries.get(self._place(key, line.epoch), _MISSING)
+            found = self._state.entries.get(self._place(key, line.epoch), MISSING)
             self.between()
             line = self._state.line(node)
-            if stored is not _MISSING and now < line.valid_until:
-                return self._decoded_(stored)
+            if found is not MISSING and now < line.valid_until:
+                return self._decoded_(found)
         return self._get_slowly(key, default)
 
-    def _decoded_(self, stored):
-        return None if stored == b"" else self._decode(stored)
+    def _decoded_(self, found):
+        return None if found == b"" else self._decode(found)
 
 
 class WithWriteThrough(_Filling):
@@ -85,7 +86,7 @@ class WithWriteThrough(_Filling):
     def set(self, key, value, ttl=None, *, nx=False, xx=False):
         done = self._source.set(key, value, ttl, nx=nx, xx=xx)
         for number, _ in self._state.lines():
-            self._state.entries.set(self._place_now(key, number), _stored(value), KEEP_S)
+            self._state.entries.set(self._place_now(key, number), stored(value), KEEP_S)
         return done
 
 
