@@ -367,7 +367,7 @@ class NearCache(ClosingMethods, NearCoroutines):
             "tracking": "ttl" if self._refusal else self._told_by,
             "refusal": self._refusal,
             "tracker_pid": 0 if turn is None else turn.pid,
-            "takeovers": 0 if turn is None else turn.term,
+            "takeovers": 0 if turn is None else turn.epochs,
             "tracks_here": tracker is not None and tracker.tracks and tracker.pid == os.getpid(),
             "trouble": None if tracker is None or not tracker.trouble else repr(tracker.trouble),
             "age": self.age(),

@@ -18,7 +18,8 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
     """The figures of a near cache whose entries these are; empty if they are nobody's, or if its
     lines cannot be read. owner: of the file of the entries, and so of that of the lines.
 
-    tracker_pid, takeovers: of the tracker. max_stale: seconds. epochs: how often everything was
+    tracker_pid: who has the office. takeovers: how often another process began to hear the server
+    than the one that heard it before. max_stale: seconds. epochs: how often everything was
     discarded. ages: by the number of each node, how long ago the moment is before which all is
     known of it; None: it has no lease. Only nodes that were heard within a minute, or last; where
     there is one server at a time, only the last. age: the largest of these. tracking: by what the
@@ -48,7 +49,7 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
     return {
         "tracking": "ttl" if by_ttl and not ages else tracking,
         "tracker_pid": 0 if turn is None else turn.pid,
-        "takeovers": 0 if turn is None else turn.term,
+        "takeovers": 0 if turn is None else turn.epochs,
         "max_stale": max_stale_ns / 1e9,
         "age": max(known) if known and len(known) == len(ages) else None,
         "ages": ages,

@@ -46,13 +46,13 @@ class Place(ctypes.Structure):
 class Line(NamedTuple):
     """The words of one node."""
 
-    epoch: bytes  # under which entries are stored
+    epoch: bytes  # under which entries are stored; in TURN's line of the tracker that heard last
     valid_until: int  # the lease: CLOCK_MONOTONIC in ns; 0: none
     term: int  # the number of this watch of the node
     identity: bytes  # a digest of the node's; in TURN's line words of agree()
     pid: int  # of the tracker, for people
     began_ns: int  # when the watch began
-    epochs: int  # how often the epoch has changed
+    epochs: int  # how often the epoch has changed; in TURN's line: how often another one took over
     max_stale_ns: int  # of all processes, in TURN's line only
 
     def packed(self) -> bytes:
@@ -198,6 +198,24 @@ class State:
             )
             value[:] = line.packed()
         return line.term
+
+    def take_office(self) -> int:
+        """A tracker has the office: a new term of TURN's line. It has heard no server yet."""
+        with self.words.locked(_key(TURN), default=_new_line().packed()) as value:
+            line = Line._make(_LINE.unpack(bytes(value)))
+            line = line._replace(valid_until=0, term=line.term + 1, pid=os.getpid())
+            value[:] = line.packed()
+        return line.term
+
+    def heard_by(self, term: int, tracker: bytes) -> None:
+        """Who has the office in this term hears a server: a takeover, if another tracker heard one
+        last. tracker: 16 bytes that no other one has. Raises Deposed, LockTimeout."""
+        with self.words.locked(_key(TURN)) as value:
+            line = Line._make(_LINE.unpack(bytes(value)))
+            if line.term != term:
+                raise Deposed(f"near cache {self.entries.name!r}: another process tracks")
+            if line.epoch != tracker:
+                value[:] = line._replace(epoch=tracker, epochs=line.epochs + 1).packed()
 
     def extend(self, number: int, term: int, valid_until: int) -> None:
         """Extend the lease in this term. It never gets shorter. Raises Deposed."""

@@ -15,6 +15,7 @@ the terms (state.py). The order of a tracker's stores is what readers rely on:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Collection, Sequence
@@ -44,7 +45,9 @@ class Tracker(threading.Thread):
         self._core = core
         self._max_stale_ns = int(max_stale * 1e9)
         self._ended = threading.Event()
+        self._identity = os.urandom(16)
         self._turn = 0  # the term of this process in the office; 0: it has none
+        self._has_heard = False  # a server, in this term
         self._terms: dict[int, int] = {}
 
     @property
@@ -90,7 +93,8 @@ class Tracker(threading.Thread):
             self._ended.wait(_SLICE)  # every entry is claimed: there is no room for the office
             return
         try:
-            self._turn = self._state.begin(TURN)
+            self._has_heard = False
+            self._turn = self._state.take_office()
             self._stop()
             self._source.watch(self, self._stop, self._max_stale_ns / 1e9 / BEATS)
         finally:
@@ -118,6 +122,10 @@ class Tracker(threading.Thread):
     def began(self, node: int) -> None:
         self._expect_office()
         self._terms[node] = self._state.begin(node)
+        if not self._has_heard:
+            with contextlib.suppress(LockTimeout):  # the next beginning counts it
+                self._state.heard_by(self._turn, self._identity)
+                self._has_heard = True
 
     def changed(self, node: int, keys: Sequence[bytes]) -> None:
         self._state.forget(self._core, keys, node)

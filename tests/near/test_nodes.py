@@ -9,7 +9,6 @@ from support.near import PlainSource
 from shmrhash import Deposed, InvalidArgument, Unavailable
 from shmrhash._near.cache import NearCache
 from shmrhash._near.source import Fetched
-from shmrhash._near.state import TURN
 from shmrhash._near.topology import SLOTS, slot_of
 from shmrhash._near.tracker import Tracker
 
@@ -51,7 +50,7 @@ class Scene:
             self.source, name=name, track=False, max_entries=1000, max_bytes=1 << 20, **options
         )
         self.tracker = Tracker(self.near._state, self.source, self.near, self.near._max_stale)
-        self.tracker._turn = self.near._state.begin(TURN)
+        self.tracker._turn = self.near._state.take_office()
         self.nodes = [self.source.owner(slot) for slot in range(NODES)]
         self.source.server.values.update((key, b"value of " + key) for key in KEYS)
 
@@ -187,7 +186,7 @@ def test_a_node_that_has_left_counts_no_more(scene):
 def test_only_the_tracker_says_who_is_left(scene):
     it = scene()
     it.watch()
-    it.near._state.begin(TURN)
+    it.near._state.take_office()
     with pytest.raises(Deposed):
         it.tracker.only([])
     assert all(it.near._state.line(node).valid_until for node in it.nodes)

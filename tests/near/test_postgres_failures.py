@@ -175,7 +175,7 @@ def test_what_changes_while_a_watch_begins_is_not_served(postgres, map_name, sql
 
 def _sink_of(near):
     tracker = Tracker(near._state, near._source, near, STALE)
-    tracker._turn = near._state.begin(state.TURN)
+    tracker._turn = near._state.take_office()
     return tracker
 
 

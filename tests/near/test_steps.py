@@ -12,7 +12,7 @@ import time
 import pytest
 from support.near_schedules import CONVERSATIONS, SCHEDULES, STALE, Conversation, Scene
 
-from shmrhash import Deposed, InvalidArgument, Unavailable, gc
+from shmrhash import Deposed, InvalidArgument, LockTimeout, Unavailable, gc
 from shmrhash._near.state import TURN
 
 LONG = 30.0  # a lease that lasts as long as the test, however busy the machine is
@@ -109,6 +109,42 @@ def test_a_tracker_that_was_replaced_extends_nothing(scene):
         old.began(it.node)
     assert old._stop()
     assert it.near._watched(it.node) is None
+
+
+def test_an_attempt_to_reach_the_server_is_no_takeover(scene):
+    """A tracker that hears a server is one, if another one heard it before."""
+    it = scene(max_stale=STALE)
+    attempts = it.new_tracker()  # its source refuses to be watched
+    term = it.near._state.line(TURN).term
+    attempts.start()
+    while it.near._state.line(TURN).term < term + 3:  # it attempts until it is ended
+        time.sleep(0.001)
+    attempts.end()
+    assert it.near.info()["takeovers"] == 0
+
+    it.tracker = it.new_tracker()
+    it.watch()
+    it.watch()
+    assert it.near.info()["takeovers"] == 1
+    it.new_tracker()
+    assert it.near.info()["takeovers"] == 1
+    it.tracker = it.new_tracker()
+    it.watch()
+    assert it.near.info()["takeovers"] == 2
+
+
+def test_a_takeover_that_cannot_be_noted_is_counted_with_the_next_beginning(scene, monkeypatch):
+    def refuse(*_):
+        raise LockTimeout("a stopped process holds the line")
+
+    it = scene()
+    with monkeypatch.context() as patched:
+        patched.setattr(it.near._state, "heard_by", refuse)
+        it.watch()
+    assert it.near._watched(it.node) is not None
+    assert it.near.info()["takeovers"] == 0
+    it.watch()
+    assert it.near.info()["takeovers"] == 1
 
 
 def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):

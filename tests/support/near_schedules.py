@@ -15,7 +15,6 @@ from shmrhash import Deposed
 from shmrhash._near.cache import NearCache
 from shmrhash._near.redis import RedisSource
 from shmrhash._near.resp import Push
-from shmrhash._near.state import TURN
 from shmrhash._near.tracker import Tracker
 from support.near import PlainSource
 
@@ -38,7 +37,7 @@ class Scene:
 
     def new_tracker(self):
         tracker = Tracker(self.near._state, self.source, self.near, self.max_stale)
-        tracker._turn = self.near._state.begin(TURN)
+        tracker._turn = self.near._state.take_office()
         return tracker
 
     def watch(self):
