@@ -95,14 +95,14 @@ class Tracker(threading.Thread):
         try:
             self._has_heard = False
             self._turn = self._state.take_office()
-            self._stop()
-            self._source.watch(self, self._stop, self._max_stale_ns / 1e9 / BEATS)
+            self._has_to_end()
+            self._source.watch(self, self._has_to_end, self._max_stale_ns / 1e9 / BEATS)
         finally:
             self._turn = 0
             self._terms.clear()
             claim.drop()
 
-    def _stop(self) -> bool:
+    def _has_to_end(self) -> bool:
         """For watch(): whether to stop. Says in TURN's line that this thread works."""
         try:
             self._state.extend(TURN, self._turn, _core.clock_monotonic_ns())

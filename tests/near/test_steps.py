@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import signal
+import threading
 import time
 
 import pytest
@@ -14,7 +15,9 @@ from support.near_schedules import CONVERSATIONS, SCHEDULES, STALE, Conversation
 
 from shmrhash import Deposed, InvalidArgument, LockTimeout, Unavailable, gc
 from shmrhash._near.state import TURN
+from shmrhash._near.tracker import Tracker
 
+PATIENCE_S = 60
 LONG = 30.0  # a lease that lasts as long as the test, however busy the machine is
 
 
@@ -107,8 +110,25 @@ def test_a_tracker_that_was_replaced_extends_nothing(scene):
         old.proved(it.node, time.monotonic_ns() + 10**12)
     with pytest.raises(Deposed):
         old.began(it.node)
-    assert old._stop()
+    assert old._has_to_end()
     assert it.near._watched(it.node) is None
+
+
+def test_a_tracker_overrides_no_method_of_threads_but_run():
+    """A method with the name of a private one was called by join(), and in each child of fork."""
+    own = {name for name in vars(Tracker) if not name.startswith("__")}
+
+    assert own & set(dir(threading.Thread())) == {"run"}
+
+
+def test_a_tracker_that_has_ended_is_not_alive(scene):
+    it = scene()
+    tracker = it.new_tracker()
+    tracker.start()
+    assert tracker.is_alive()
+    tracker.end()
+    tracker.join(PATIENCE_S)
+    assert not tracker.is_alive()
 
 
 def test_an_attempt_to_reach_the_server_is_no_takeover(scene):
