@@ -19,7 +19,7 @@ from shmrhash._lifetime import ClosingMethods
 from shmrhash._near.coroutines import NearCoroutines
 from shmrhash._near.source import Source
 from shmrhash._near.state import TTL_NODE, TURN, State
-from shmrhash._near.steps import BATCH, MISSING, raw_of
+from shmrhash._near.steps import BATCH, MISSING, NO_ROOM, raw_of
 from shmrhash._near.tracker import BEATS, Tracker
 from shmrhash._types.declared import codec_for
 
@@ -315,7 +315,8 @@ class NearCache(ClosingMethods, NearCoroutines):
             return found
         raw = raw_of(key)
         claim = _core.Claim(self._entries, self._maker(raw), 10.0)
-        with contextlib.suppress(LockTimeout):  # its maker is late: this thread makes one, too
+        # If its maker is late, or there is no room: this thread makes one, too.
+        with contextlib.suppress(LockTimeout, *NO_ROOM):
             claim.wait()
         try:
             found = self.get(key, MISSING)

@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from shmrhash import _core
-from shmrhash._errors import TooManyProcesses
 from shmrhash._near.source import Fetched
-from shmrhash._near.steps import BATCH, MISSING, TRIES_MAX, NearSteps, raw_of
+from shmrhash._near.steps import BATCH, MISSING, NO_ROOM, TRIES_MAX, NearSteps, raw_of
 
 _PAUSE_MIN, _PAUSE_MAX = 0.0005, 0.004  # of a coroutine that waits for a claim
 
@@ -48,7 +47,7 @@ class NearCoroutines(NearSteps):
             claim = _core.Claim(self._entries, place[1], 0, [], asyncio.current_task())
             try:
                 taken = claim.attempt()
-            except TooManyProcesses:  # or claims: this task asks alone, and stores nothing
+            except NO_ROOM:
                 break
             if taken:
                 return self._value(await self._afilled(claim, raw, node, place), default)
@@ -60,7 +59,7 @@ class NearCoroutines(NearSteps):
                 await asyncio.sleep(pause)
                 waited, pause = waited + pause, min(2 * pause, _PAUSE_MAX)
         self._expect_no_outage(raw)
-        self._missed()
+        self._count_miss()
         (answer,) = await self._source.afetch([raw])
         self._rearm()
         return self._value(answer, default)
@@ -72,7 +71,7 @@ class NearCoroutines(NearSteps):
         node: int,
         place: tuple[asyncio.AbstractEventLoop, bytes],
     ) -> Fetched:
-        self._missed()
+        self._count_miss()
         mine = self._flights[place] = place[0].create_future()
         sent = time.monotonic()
         try:

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shmrhash import _core
-from shmrhash._errors import LockTimeout, TooManyProcesses, Unavailable
+from shmrhash._errors import LockTimeout, SegmentFull, TooManyProcesses, Unavailable
 from shmrhash._near.source import Fetched, Source
 from shmrhash._near.state import TTL_NODE, Line, State
 
 MISSING: Any = object()
 BATCH = 64  # claims at once of one call: all processes together have contexts for a thousand
 TRIES_MAX = 8  # epochs that may change, or claims that may end without a value, during one miss
+# There is no context, claim or memory for one more claim: this call asks alone, and stores nothing.
+NO_ROOM = (TooManyProcesses, SegmentFull)
 _ESCAPE = 0xC1  # NEAR_ESCAPE of near.pxi
 
 
@@ -88,6 +90,10 @@ class NearSteps(_core.NearCore):
             return
         claim.keep(stored(answer.value), left)
 
+    def _count_miss(self) -> None:
+        with contextlib.suppress(*NO_ROOM):
+            self._missed()
+
     def _value(self, answer: Fetched, default: Any) -> Any:
         return default if answer.value is None else self._decode(answer.value)
 
@@ -132,21 +138,21 @@ class NearSteps(_core.NearCore):
             except LockTimeout:
                 claim.cut_off()
                 continue
-            except TooManyProcesses:  # or claims: this one asks alone, and stores nothing
+            except NO_ROOM:
                 break
             if taken:
                 return self._value(self._filled(claim, raw, node), default)
             if claim.has_to_compute:
                 break
         self._expect_no_outage(raw)
-        self._missed()
+        self._count_miss()
         (answer,) = self._source.fetch([raw])
         self._rearm()
         return self._value(answer, default)
 
     def _filled(self, claim: _core.Claim, raw: bytes, node: int) -> Fetched:
         """Fetch a key whose claim is this thread's, and store the answer."""
-        self._missed()
+        self._count_miss()
         sent = time.monotonic()
         try:
             (answer,) = self._source.fetch([raw])
@@ -163,7 +169,7 @@ class NearSteps(_core.NearCore):
         claimed: list[tuple[Any, bytes, _core.Claim, int]] = []
         found: dict[Any, Any] = {}
         try:
-            with contextlib.suppress(TooManyProcesses):  # or claims: not all are fetched here
+            with contextlib.suppress(*NO_ROOM):  # not all are fetched here
                 for key in keys:
                     raw = raw_of(key)
                     node = self._node_of(raw)
@@ -174,7 +180,7 @@ class NearSteps(_core.NearCore):
             sent = time.monotonic()
             answers = self._source.fetch([raw for _, raw, _, _ in claimed]) if claimed else ()
             for (key, _, claim, node), answer in zip(claimed, answers, strict=True):
-                self._missed()
+                self._count_miss()
                 self._keep(claim, answer, node, sent)
                 found[key] = self._value(answer, None)
         finally:

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -203,7 +204,8 @@ def test_reads_of_a_stopped_server_end_as_on_outage_says(server, map_name, clien
 
 
 def hold(server, name, max_stale=STALE):
-    """Have a near cache until this process is killed."""
+    """Have a near cache until this process is killed, or leaves (SIGTERM)."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with near_of(server, name, max_stale=max_stale) as near:
         near.ready(PATIENCE_S)
         while True:  # until it is killed
@@ -323,7 +325,7 @@ class Storm:
                 time.sleep(chance.random() * 0.004)
 
     def blow(self, holders):
-        kind = self.random.choice(["kill", "cut", "stop", "sleep"])
+        kind = self.random.choice(["kill", "leave", "cut", "stop", "sleep"])
         with redis.Redis(unix_socket_path=self.server.path) as client:
             if kind == "cut":
                 for one in client.client_list():
@@ -337,7 +339,10 @@ class Storm:
                 self.server.signal(signal.SIGCONT)
             else:
                 at = self.random.randrange(len(holders))
-                holders[at].kill()
+                if kind == "kill":
+                    holders[at].kill()
+                else:  # as a worker that is recycled
+                    holders[at].terminate()
                 holders[at].join()
                 holders[at] = self.holder()
 
@@ -385,7 +390,7 @@ class Storm:
 
 @pytest.mark.thorough
 def test_no_read_is_older_than_max_stale(server, map_name, seed):
-    """N1, N2, N5: trackers are killed, cut, and answered late; the server is stopped."""
+    """N1, N2, N5: trackers are killed, leave, are cut, and answered late; the server is stopped."""
     storm = Storm(server, map_name, seed)
     storm.run(blows=12)
     print(f"seed {seed}: {storm.reads} reads")
