@@ -28,7 +28,7 @@ from shmrhash._types.codec import Role
 from shmrhash._types.declared import codec_for, type_of_record
 from shmrhash._types.keys import decode_key, encode_key
 from shmrhash._types.records import PATTERNS, record_name
-from shmrhash._types.rowtypes import without_dtypes
+from shmrhash._types.rowtypes import records_of, without_dtypes
 from shmrhash._types.schema import Types, check_schema
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "field_pairs", "fields_of", "file_status", "is_map", "is_space", "is_trusted", "is_unheld",
     "lock_of", "locks_in", "near_of",
     "open_to_look", "path_of", "plain_name", "read_chunk", "read_entries", "read_entry",
-    "record_name", "take_away", "tracing", "types_of", "user_name",
+    "record_name", "records_of", "take_away", "tracing", "types_of", "user_name",
     "without_dtypes",
 ]  # fmt: skip
 

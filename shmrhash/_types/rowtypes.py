@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 from shmrhash import _core
 from shmrhash._rows import is_ndarray, numpy_or_none
@@ -69,7 +69,7 @@ def _dtype(record: Any, size: int) -> Any:
     return dtype if dtype.itemsize == size and not dtype.hasobject else None
 
 
-def _is_of_rows(record: Any) -> bool:
+def _is_of_rows(record: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(record, dict) and record.get("kind") == KIND
 
 
@@ -84,6 +84,15 @@ def dtypes_of(schema: bytes, key_size: int, value_size: int) -> Dtypes:
         for role, size in zip(_ROLES, (key_size, value_size), strict=True)
     )
     return key, value
+
+
+def records_of(schema: bytes) -> tuple[Any, Any]:
+    """The records of dtypes that a schema keeps, which may be any JSON; None for each that it does
+    not."""
+    record = _read(schema) if schema else None
+    if not _is_of_rows(record) or record.get("v") != VERSION:
+        return None, None
+    return record.get("key"), record.get("value")
 
 
 def without_dtypes(schema: bytes) -> bytes:

@@ -64,6 +64,15 @@ class Words:
         word = self.peek()
         return None if word in DATA_KEYWORDS else word
 
+    def data_left(self) -> int:
+        """How many of the next words can be data: those before a keyword."""
+        found = 0
+        for word in self._words[self._at :]:
+            if word in DATA_KEYWORDS:
+                break
+            found += 1
+        return found
+
     def keyword(self, choices: Iterable[str]) -> str | None:
         """Take the next word if it is, or begins, a keyword; return the first that matches."""
         for choice in choices:

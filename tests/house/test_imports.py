@@ -14,6 +14,7 @@ COMMAND_LINE = [
     ["session"],
     ["entries.formats"],
     ["entries.typed"],
+    ["entries.rows"],
     ["entries.options"],
     ["entries.contents"],
     ["strangers", "nameless", "waiting", "files.newfile", "files.tables", "files.traces"],

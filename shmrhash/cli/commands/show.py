@@ -114,10 +114,12 @@ def list_command(session: Session, words: Words) -> None:
 def dump_command(session: Session, name: MapName, data: DataOptions) -> None:
     """Print every entry. An entry that stays in the map throughout is printed exactly once.
 
-    The entries of a SharedDict are shown by its declared types. Expired ones are only counted, in
-    the last line. Objects are pickles, which can run any code when they are read: only their size
-    is shown, unless you say with --unpickle that you trust everybody who may write to the dict.
-    --unpickle has to import their classes: set PYTHONPATH=. for your own.
+    A map from NumPy's arrays is shown by their dtypes, as bpftool shows one with BTF: --raw shows
+    its bytes, and JSON has both. The entries of a SharedDict are shown by its declared types.
+    Expired ones are only counted, in the last line. Objects are pickles, which can run any code
+    when they are read: only their size is shown, unless you say with --unpickle that you trust
+    everybody who may write to the dict. --unpickle has to import their classes: set PYTHONPATH=.
+    for your own.
 
     \b
     Examples:
@@ -161,7 +163,8 @@ def _dump_json(session: Session, contents: Plain) -> None:
 def lookup_command(session: Session, words: Words, data: DataOptions) -> int:
     """Print the entry of a key. The exit status is 1 if the key is not in the map.
 
-    A key of a SharedDict is written according to its type: a text, a number, the fields of a
+    Where the map keeps the dtype of its keys, a key is its numbers and texts, or bytes as above. A
+    key of a SharedDict is written according to its type: a text, a number, the fields of a
     struct. If keys are of type object, a word that is JSON means its value: 7, '"7"', null,
     '[1, "a"]' for a tuple; --str makes it a text, --u64 a number.
 

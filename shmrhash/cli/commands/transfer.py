@@ -15,7 +15,7 @@ import click
 import shmrhash
 from shmrhash import RHashMap, _inspect
 from shmrhash.cli.entries.contents import Plain, contents_of
-from shmrhash.cli.entries.options import DataOptions, data_options
+from shmrhash.cli.entries.options import DataOptions, file_options
 from shmrhash.cli.errors import STATUS_DAMAGED, STATUS_NO_ROOM, Failure
 from shmrhash.cli.files.ndjson import read_ndjson, read_ndjson_head, write_ndjson
 from shmrhash.cli.files.newfile import STANDARD, new_file
@@ -91,7 +91,7 @@ FORMAT_OPTION = click.option(
 @click.command("export", cls=WordCommand, short_help="Write a map's entries into a file.")
 @words_argument("MAP FILE")
 @FORMAT_OPTION
-@data_options
+@file_options
 @pass_session
 def export_command(session: Session, words: Words, data: DataOptions, asked: str | None) -> None:
     """Write all entries into a file; '-' is the standard output.
@@ -103,6 +103,8 @@ def export_command(session: Session, words: Words, data: DataOptions, asked: str
     SharedDicts, and maps with special fields, go into .snap and .ndjson, with types, limits,
     objects and deadlines. Lines of .ndjson have the values that JSON has, and the bytes of all
     others in base64: nothing is unpickled. Import leaves out entries that have expired by then.
+    Keys and values whose dtypes the map keeps are written as numbers and texts, unless you give
+    --raw, or another format.
 
     \b
     Examples:
@@ -196,7 +198,7 @@ def _target(
     help="The key size of a new map, if the file does not say it.",
 )
 @click.option("--value-size", type=click.IntRange(1), help="The value size, likewise.")
-@data_options
+@file_options
 @pass_session
 def import_command(
     session: Session,
@@ -239,7 +241,7 @@ def import_command(
 
     with contextlib.ExitStack() as stack:
         file = sys.stdin.buffer if path == STANDARD else stack.enter_context(open(path, "rb"))
-        source = read_file(file, kind, given)
+        source = read_file(file, kind, given, data)
         shared_map = stack.enter_context(_target(session, name, source.geometry, source.says_how))
         contents = contents_of(shared_map, data, strict=True)
         chunks = source.chunks(contents)
@@ -272,7 +274,7 @@ class Source:
     chunks: Callable[[Plain], Iterator[Chunk | Batch]]
 
 
-def read_file(file: BinaryIO, kind: str, given: Geometry) -> Source:
+def read_file(file: BinaryIO, kind: str, given: Geometry, data: DataOptions) -> Source:
     """The geometry of the map, from the file or else from the user, and the entries."""
     if kind == "csv":
         return Source(given, True, lambda contents: read_csv(file, contents.pair))
@@ -283,7 +285,10 @@ def read_file(file: BinaryIO, kind: str, given: Geometry) -> Source:
         def of_lines(contents: Plain) -> Iterator[Chunk | Batch]:
             whole = bool(_inspect.field_pairs(contents.map))
             kptrs = geometry_of(contents).kptrs
-            return read_ndjson(lines, contents.pair, whole, kptrs)
+            pair = contents.pair
+            if said is not None and contents.types is None:  # as written, whatever the map keeps
+                pair = data.fit(contents.map, said.schema)
+            return read_ndjson(lines, pair, whole, kptrs)
 
         return Source(geometry, said is not None, of_lines)
     if kind == "snapshot":

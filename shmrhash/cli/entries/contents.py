@@ -249,4 +249,4 @@ def contents_of(shared_map: RHashMap, data: DataOptions, *, strict: bool = False
             raise Failure(f"{error}; nothing was stored", STATUS_DAMAGED) from None
         print(f"Warning: {printable(str(error))}; its bytes are shown instead", file=sys.stderr)
     contents = WithFields if fields_of(shared_map) else Plain
-    return contents(shared_map, data.fit(shared_map))
+    return contents(shared_map, data.fit(shared_map, shared_map.schema))

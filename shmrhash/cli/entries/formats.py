@@ -29,6 +29,11 @@ class Format:
 
     size: int
 
+    @property
+    def cell_is_json(self) -> bool:
+        """Whether a cell of CSV has to_json() as text of JSON, and not as it is."""
+        return False
+
     def from_words(self, words: Words, what: str) -> bytes:
         """The bytes that the next words stand for. what: "key" or "value", for messages."""
         raise NotImplementedError
@@ -138,6 +143,10 @@ class Record(Format):
 
     packer: struct.Struct
     converters: tuple[Callable[[Any], Any], ...]
+
+    @property
+    def cell_is_json(self) -> bool:
+        return len(self.converters) > 1
 
     @property
     def is_integer(self) -> bool:

@@ -13,8 +13,17 @@ from typing import Any
 import click
 
 from shmrhash import LayoutMismatch, RHashMap
-from shmrhash._inspect import PATTERNS, WORD_BYTES, Role, Types, array_codec, record_name
+from shmrhash._inspect import (
+    PATTERNS,
+    WORD_BYTES,
+    Role,
+    Types,
+    array_codec,
+    record_name,
+    records_of,
+)
 from shmrhash.cli.entries.formats import Format, Pair, Raw, Spec, make_record
+from shmrhash.cli.entries.rows import row_format
 from shmrhash.cli.entries.typed import (
     Array,
     Inline,
@@ -40,18 +49,21 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The formats that options ask for; by default bytes, or a SharedDict's declared types."""
+    """The formats that options ask for; by default bytes, the dtypes of rows, or a SharedDict's
+    declared types."""
 
     key: Spec = RAW
     value: Spec = RAW
     raw: bool = False
     unpickle: bool = False
 
-    def fit(self, shared_map: RHashMap) -> Pair:
-        """The formats for a map's keys and values."""
+    def fit(self, shared_map: RHashMap, schema: bytes = b"") -> Pair:
+        """The formats for a map's keys and values. schema: with the dtypes of its rows, if it keeps
+        them; by default they are the formats."""
+        key, value = records_of(b"" if self.raw else schema)
         return Pair(
-            self.key.fit(shared_map.key_size, "key"),
-            self.value.fit(shared_map.value_size, "value"),
+            _fitted(self.key, key, shared_map.key_size, "key"),
+            _fitted(self.value, value, shared_map.value_size, "value"),
         )
 
     def fit_types(self, shared_map: RHashMap, types: Types) -> Pair:
@@ -69,6 +81,10 @@ class DataOptions:
         if self.raw:
             return Pair(Raw(key_size), Raw(value_size))
         return Pair(chosen(self.key, key, "key"), chosen(self.value, value, "value"))
+
+
+def _fitted(spec: Spec, record: Any, size: int, role: Role) -> Format:
+    return row_format(record, size) if record and spec == RAW else spec.fit(size, role)
 
 
 def _take(options: dict[str, Any]) -> DataOptions:
@@ -107,10 +123,16 @@ def data_options(function: Function) -> Function:
     return command
 
 
+def file_options(function: Function) -> Function:
+    """data_options, and --raw for the bytes of what has types or dtypes."""
+    text = "Keys and values are bytes in hex, even if their types or dtypes are known."
+    return data_options(click.option("--raw", is_flag=True, help=text)(function))
+
+
 def look_options(function: Function) -> Function:
     """data_options, and --raw and --unpickle for the types of a SharedDict."""
     for option in (
-        click.option("--raw", is_flag=True, help="Show bytes, even if the types are known."),
+        click.option("--raw", is_flag=True, help="Show bytes, even if types or dtypes are known."),
         click.option(
             "--unpickle",
             is_flag=True,

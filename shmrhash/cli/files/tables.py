@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from shmrhash import Kptr, Timer
 from shmrhash._inspect import Extra, without_dtypes
-from shmrhash.cli.entries.formats import Format, Pair, Record
+from shmrhash.cli.entries.formats import Format, Pair
 from shmrhash.cli.errors import STATUS_DAMAGED, Failure, need
 
 CHUNK_ENTRIES = 1 << 16
@@ -144,17 +144,15 @@ def write_csv(file: BinaryIO, geometry: Geometry, chunks: Iterable[Chunk], pair:
 
 
 def _cell_maker(wanted: Format) -> Callable[[bytes], Any]:
-    """to_json(); several fields become the text of a list."""
-    if isinstance(wanted, Record) and len(wanted.converters) > 1:
+    """to_json(), or the text of it: several fields become that of a list."""
+    if wanted.cell_is_json:
         return lambda data: json.dumps(wanted.to_json(data))
     return wanted.to_json
 
 
 def read_csv(file: BinaryIO, pair: Pair) -> Iterator[Chunk]:
     """Chunks from comma-separated lines; the first may be the heading."""
-    lists = [
-        isinstance(side, Record) and len(side.converters) > 1 for side in (pair.key, pair.value)
-    ]
+    lists = [side.cell_is_json for side in (pair.key, pair.value)]
 
     def entries() -> Iterator[tuple[int, Any, Any]]:
         reader = csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
