@@ -269,9 +269,10 @@ def ask_all(server, name, begin, keys):
             near.get(key)
 
 
-def test_processes_that_miss_the_same_keys_ask_once_for_each(server, map_name, client):
-    """N6."""
-    keys = [f"k{number}" for number in range(300)]
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.thorough)])
+def test_processes_that_miss_the_same_keys_ask_once_for_each(server, map_name, client, count):
+    """N6: eight of them."""
+    keys = [f"k{number}" for number in range(count)]
     begin = FORK.Event()
     with near_of(server, map_name) as near:
         assert near.ready(PATIENCE_S)
