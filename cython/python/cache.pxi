@@ -143,10 +143,11 @@ cdef class CacheCore(DictHandle):
                 if status == OK and not over:
                     if not handle.map.read_only:
                         entry_used(&handle.map, found.element)
-                    if keeps and self.kept.has(&handle.map, &found, op.hash):
-                        result = self.kept.get(op.hash)
-                        keeps = False
-                        break
+                    if keeps:
+                        result = self.kept.get_if(&handle.map, &found, op.hash)
+                        if result is not MISSING:
+                            keeps = False
+                            break
                     try:
                         result = self._decode(&found, value, &op, True)
                     except (MemoryError, _errors.Error):
