@@ -95,6 +95,18 @@ static int private_drop(uint64_t *place)
     return found;
 }
 
+/* Store 0 into the word of an entry that is on the list, and take it off. Of several threads that
+ * call this, none returns before that is done. */
+static void private_share(uint64_t *word, uint64_t *place)
+{
+    pthread_mutex_lock(&privates_mutex);
+    if (*place != 0) {
+        __atomic_store_n(word, 0, __ATOMIC_RELEASE);
+        private_remove(*place - 1);
+    }
+    pthread_mutex_unlock(&privates_mutex);
+}
+
 /* Before a mapping ends: take its words off the list. */
 static void privates_forget(const void *base, uint64_t size)
 {

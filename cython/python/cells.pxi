@@ -90,6 +90,14 @@ cdef class Space:
 
     cdef void put_spare(self, uint64_t index) noexcept:
         """From now on a private cell is spare. Without memory for that, it is never used again."""
+        state_lock()
+        if self._has_room_for_spare():
+            self.spares[self.spare_count] = <uint32_t> index
+            self.spare_count += 1
+        state_unlock()
+
+    cdef bint _has_room_for_spare(self) noexcept:
+        """Make room for one more. The caller has the state lock."""
         cdef uint32_t *more
         if self.spare_generation != process_generation:
             self.spare_generation = process_generation
@@ -97,41 +105,56 @@ cdef class Space:
         if self.spare_count == self.spare_room:
             more = <uint32_t *> realloc(self.spares, (2 * self.spare_room + 64) * sizeof(uint32_t))
             if more == NULL:
-                return
+                return False
             self.spares = more
             self.spare_room = 2 * self.spare_room + 64
-        self.spares[self.spare_count] = <uint32_t> index
-        self.spare_count += 1
+        return True
+
+    cdef uint64_t _take_spare(self) noexcept:
+        """One of the spare cells, which no other thread gets; 0: there is none."""
+        cdef uint64_t index = 0
+        state_lock()
+        if self.spare_generation == process_generation and self.spare_count != 0:
+            self.spare_count -= 1
+            index = self.spares[self.spare_count]
+        state_unlock()
+        return index
 
     def use_spare(self, uint32_t kind, uint64_t limit, uint64_t word):
         """The index of a spare cell, which is now of this kind; 0: this process has none."""
+        cdef Op use
         cdef uint64_t index
-        expect_open(self.handle)
-        if self.spare_generation != process_generation or self.spare_count == 0:
-            return 0
-        self.spare_count -= 1
-        index = self.spares[self.spare_count]
-        cell_make(cell_at(&self.handle.map, index), kind, limit, word)
+        begin_use_of_space(self.handle, &use)  # so it keeps its slot, which the cell names
+        index = self._take_spare()
+        if index != 0:
+            cell_make(cell_at(&self.handle.map, index), kind, limit, word)
+        end_use(self.handle)
         return index
 
     def find_spares(self):
         """Look through all cells for private ones whose process has ended; these are spare now.
         Returns how many cells there are. Costs some ns for each. Raises TooManyProcesses."""
-        cdef Map *map = &self.handle.map
         cdef Op op
+        begin_use_of_space(self.handle, &op)
+        try:
+            begin_with_context(self.handle, &op)       # so this process has a slot
+            put_context(self.handle, op.self_index)
+            recover_all(&self.handle.map)
+            return self._find_spares(&op)
+        finally:
+            end_use(self.handle)
+
+    cdef uint64_t _find_spares(self, Op *op) noexcept:
+        cdef Map *map = &self.handle.map
         cdef Cell *cell
         cdef uint64_t index, seen
         cdef uint64_t count = 0
         cdef uint64_t missing = 0
-        begin_with_context(self.handle, &op)   # so this process has a slot
-        put_context(self.handle, op.self_index)
-        recover_all(map)
-        op.map = map
         for index in range(1, map.element_max):
             if missing > MISSING_MAX:
                 break
             missing += 1
-            if object_memory_ready(&op, &map.element_pool, index) != OK or element_state(
+            if object_memory_ready(op, &map.element_pool, index) != OK or element_state(
                     load_acquire_u64(&element_at(map, index).header)) != ELEMENT_LIVE:
                 continue
             count += 1
@@ -157,22 +180,33 @@ cdef class Space:
 
     cdef uint32_t *_share(self, uint64_t index) except NULL:
         """Where the context is noted that has this process's permits of a cell. The caller keeps
-        other threads out."""
-        if self.shares == NULL or self.generation != process_generation:
-            free(self.shares)                  # a parent's permits are not its child's
-            self.shares = <uint32_t *> calloc(self.handle.map.element_max, sizeof(uint32_t))
-            if self.shares == NULL:
-                raise MemoryError()
-            self.generation = process_generation
+        other threads out, but those that end private cells."""
+        if unlikely(self.shares == NULL or self.generation != process_generation):
+            self._make_shares()
         return self.shares + index
+
+    cdef int _make_shares(self) except -1:
+        cdef uint32_t *made = <uint32_t *> calloc(self.handle.map.element_max, sizeof(uint32_t))
+        cdef uint32_t *before
+        if made == NULL:
+            raise MemoryError()
+        state_lock()                           # for end_share
+        before = self.shares                   # a parent's permits are not its child's
+        self.shares = made
+        self.generation = process_generation
+        state_unlock()
+        free(before)
+        return 0
 
     cdef uint32_t end_share(self, uint64_t index) noexcept:
         """Forget the context that has this process's permits of a cell; returns its number, plus 1,
         or 0."""
         cdef uint32_t share = 0
+        state_lock()
         if self.shares != NULL and self.generation == process_generation:
             share = self.shares[index]
             self.shares[index] = 0
+        state_unlock()
         return share
 
     def owner(self, uint64_t index):
@@ -238,26 +272,40 @@ cdef class CellCore:
         self.cell = cell_at(&self.handle.map, index)
 
     def __dealloc__(self):
-        cdef uint64_t idle
-        if unlikely(self.private_place != 0) and private_drop(&self.private_place) and (
-                not self.handle.is_closed):
-            idle = cell_leave(self.handle, self.cell, self._cells.end_share(self._index))
-            if idle != 0:
-                put_context(self.handle, <uint32_t> (idle - 1))
-            self._cells.put_spare(self._index)
+        cdef Op use
+        if unlikely(self.private_place != 0) and private_drop(&self.private_place):
+            begin_use(self.handle, &use)       # so it keeps its slot, which the cell names
+            if not self.handle.is_closed:
+                self._leave_cell()
+            end_use(self.handle)
+
+    cdef void _leave_cell(self) noexcept:
+        cdef uint64_t idle = cell_leave(
+            self.handle, self.cell, self._cells.end_share(self._index))
+        if idle != 0:
+            put_context(self.handle, <uint32_t> (idle - 1))
+        self._cells.put_spare(self._index)
 
     def _keep(self):
-        """The primitive was made just now, without a key: nobody else knows of it yet."""
+        """The primitive was made just now, without a key: nobody else knows of it yet. Raises
+        MapClosed."""
+        cdef Op use
         cdef Map *map = &self.handle.map
+        begin_use_of_space(self.handle, &use)  # another thread may close it
         if map.local.registered:
             private_add(&self.cell.keeper, keeper_word(map, map.local.process_index),
                         &self.private_place)
+        end_use(self.handle)
 
     def _share(self):
-        """Others may get to know of it: its cell stays."""
-        if self.private_place != 0 and private_drop(&self.private_place) and (
-                not self.handle.is_closed):
-            store_release_u64(&self.cell.keeper, 0)
+        """Others may get to know of it: its cell stays. It is so for every thread that returns."""
+        cdef Op use
+        begin_use(self.handle, &use)
+        if self.handle.is_closed:              # perhaps it has no slot any more
+            private_drop(&self.private_place)
+        else:
+            private_share(&self.cell.keeper, &self.private_place)
+        end_use(self.handle)
 
     @property
     def _place(self):

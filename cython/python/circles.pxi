@@ -25,7 +25,7 @@ def set_open_spaces(function):
 
 
 cdef list spaces_of_look(MapHandle own):
-    """The handles through which a look for a circle goes: this one, and one of each other space
+    """The handles through which a look for a circle may go: this one, and one of each other space
     that this process has open and uses."""
     cdef MapHandle handle
     found = [own]
@@ -57,13 +57,18 @@ cdef int look_for_circle(CellCore core, uint64_t how, uint64_t thread, int64_t b
     cdef Spaces spaces
     cdef MapHandle handle
     cdef bint found
-    cdef list handles = spaces_of_look(core.handle)
+    cdef list handles = []
     spaces.count = 0
-    for handle in handles:                     # at most SPACES_MAX
-        begin_use(handle, &op)                 # so it stays mapped
-        spaces.maps[spaces.count] = &handle.map
-        spaces.count += 1
     try:
+        for handle in spaces_of_look(core.handle):     # at most SPACES_MAX
+            handles.append(handle)
+            begin_use(handle, &op)             # so it stays mapped, and keeps its slot
+            spaces.maps[spaces.count] = &handle.map
+            spaces.count += 1
+            # Another thread may have closed it just before; this wait's own is in use already.
+            if handle.is_closed and handle is not core.handle:
+                end_use(handles.pop())
+                spaces.count -= 1
         mine.space = 0
         mine.process = mine.ahead = core.handle.map.local.process_index
         mine.name = process_name(&spaces, 0, mine.process)

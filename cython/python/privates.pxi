@@ -19,6 +19,7 @@ cdef extern from "machine/privates.h" nogil:
     int privates_install() noexcept
     void private_add(uint64_t *word, uint64_t value, uint64_t *place) noexcept
     bint private_drop(uint64_t *place) noexcept
+    void private_share(uint64_t *word, uint64_t *place) noexcept
     void privates_forget(const void *base, uint64_t size) noexcept
 
 if privates_install() != 0:

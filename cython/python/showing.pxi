@@ -83,20 +83,41 @@ cdef int show_here(CellCore core, Shown *shown, uint64_t how, int64_t began) exc
     if shown.tried:
         return 0
     shown.tried = True
-    if core._cells.shown_generation != process_generation:
-        core._cells.shown_generation = process_generation
-        core._cells.shown_count = 0
-    if core._cells.shown_count < SHOWN_MAX:
+    if not shown_begin(core._cells):
+        return 0
+    try:
         shown.context = show_wait(core.handle, core._index, how, waiter_number(), began)
-        core._cells.shown_count += shown.context != 0
+    finally:
+        if shown.context == 0:
+            shown_end(core._cells)
     return 0
+
+
+cdef bint shown_begin(Space cells) noexcept:
+    """Count one more wait that is shown. False: there are SHOWN_MAX."""
+    cdef bint is_room
+    state_lock()
+    if cells.shown_generation != process_generation:
+        cells.shown_generation = process_generation
+        cells.shown_count = 0
+    is_room = cells.shown_count < SHOWN_MAX
+    cells.shown_count += is_room
+    state_unlock()
+    return is_room
+
+
+cdef void shown_end(Space cells) noexcept:
+    """The end of shown_begin, in the same process."""
+    state_lock()
+    cells.shown_count -= 1
+    state_unlock()
 
 
 cdef void hide_here(CellCore core, Shown *shown, uint64_t generation) noexcept:
     """The end of show_here. generation: in which the wait began."""
     if shown.context != 0 and generation == process_generation:
         hide_wait(core.handle, shown.context)
-        core._cells.shown_count -= 1
+        shown_end(core._cells)
     shown.context = 0
 
 
