@@ -152,9 +152,11 @@ def hub_of(loop: asyncio.AbstractEventLoop, shared: _Waitable) -> Hub:
     """The hub of a loop for this map; a new one, if need be."""
     hubs = _hubs.get(loop)
     if hubs is None:
-        for closed in [each for each in list(_hubs) if each.is_closed()]:
-            for left in _hubs.pop(closed).values():
-                left.close()
+        for reference in _hubs.keyrefs():  # a copy: other threads have loops, too
+            closed = reference()
+            if closed is not None and closed.is_closed():
+                for left in _hubs.pop(closed, {}).values():
+                    left.close()
         hubs = _hubs[loop] = {}
     key = shared._notifier_key()
     hub = hubs.get(key)

@@ -56,20 +56,18 @@ class Handle(Protocol):
     def _forget_lock_descriptor(self) -> None: ...
 
 
-_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
-_handles_lock = threading.RLock()  # a set that grows cannot be listed
+_handles: weakref.WeakKeyDictionary[Handle, None] = weakref.WeakKeyDictionary()
 _ephemeral: dict[Identity, str] = {}  # the ephemeral maps of this process, and their paths
 
 
 def register(handle: Handle) -> None:
     """Include a new handle in what this process does when it forks and when it ends."""
-    with _handles_lock:
-        _handles.add(handle)
+    _handles[handle] = None
 
 
 def _all_handles() -> list[Handle]:
-    with _handles_lock:
-        return list(_handles)
+    found = [reference() for reference in _handles.keyrefs()]  # in one step, beside other threads
+    return [handle for handle in found if handle is not None]
 
 
 # ---- fork ----
@@ -101,9 +99,8 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _fork_lock, _forks_nested, _handles_lock
+    global _fork_lock, _forks_nested
     _core.forget_sections()
-    _handles_lock = threading.RLock()  # another thread of the parent may have held it
     for handle in _all_handles():
         handle._forget_lock_descriptor()
     _core.views_after_fork_in_child(_forks_nested == 1)

@@ -48,7 +48,7 @@ _ABSENT: Any = object()
 
 log = logging.getLogger("shmrhash")
 
-_traces: weakref.WeakSet[CacheTrace] = weakref.WeakSet()
+_traces: weakref.WeakKeyDictionary[CacheTrace, None] = weakref.WeakKeyDictionary()
 
 
 class CacheTrace:
@@ -102,7 +102,7 @@ class CacheTrace:
         self._written_ns = time.monotonic_ns()
         self.running = True
         self._install()
-        _traces.add(self)
+        _traces[self] = None
 
     def stop(self) -> None:
         """Write what is pending, and end the trace. Idempotent.
@@ -273,13 +273,18 @@ class CacheTrace:
         self._note(None, CLEAR, time.monotonic_ns())
 
 
+def _all_traces() -> list[CacheTrace]:
+    found = [reference() for reference in _traces.keyrefs()]  # in one step, beside other threads
+    return [trace for trace in found if trace is not None]
+
+
 def _forget_pending() -> None:
-    for trace in list(_traces):
+    for trace in _all_traces():
         trace._forget_pending()
 
 
 def _stop_all() -> None:
-    for trace in list(_traces):
+    for trace in _all_traces():
         with contextlib.suppress(OSError):
             trace.stop()
 

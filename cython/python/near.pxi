@@ -125,8 +125,10 @@ cdef class NearCore:
         """Set node to the number of a key's node by its slot, if it is known."""
         cdef Span span
         kept = self._span(key, &span)
-        cdef bytes nodes = self._slots
+        cdef bytes nodes
         cdef uint8_t number
+        with cython.critical_section(self):    # another thread may store other nodes
+            nodes = self._slots
         if nodes is not None:
             number = PyBytes_AS_STRING(nodes)[near_slot(span.bytes, span.size)]
             if number != NEAR_NO_NUMBER:
@@ -204,18 +206,20 @@ cdef class NearCore:
     def _arm(self, int64_t node):
         """In this process get() looks for hits itself from now on, if all keys have one node; -1:
         they have several."""
-        self._node = NO_NODE if node < 0 else <uint64_t> node
-        self._slots = None
-        self._generation = process_generation
+        with cython.critical_section(self):
+            self._node = NO_NODE if node < 0 else <uint64_t> node
+            self._slots = None
+            self._generation = process_generation
 
     def _arm_slots(self, bytes nodes not None):
         """In this process get() looks for hits itself from now on, at the node of the key's slot.
         nodes: the number of each slot's node, in a byte; NEAR_NO_NUMBER: it is not known."""
         if PyBytes_GET_SIZE(nodes) != NEAR_SLOTS:
             raise _errors.InvalidArgument(f"there are {NEAR_SLOTS} slots")
-        self._slots = nodes
-        self._node = NO_NODE
-        self._generation = process_generation
+        with cython.critical_section(self):
+            self._slots = nodes
+            self._node = NO_NODE
+            self._generation = process_generation
 
     def _disarm(self):
         """From now on get() calls _get_slowly() at once."""

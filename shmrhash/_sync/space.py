@@ -162,9 +162,15 @@ _open_spaces: weakref.WeakValueDictionary[Identity, Sync] = weakref.WeakValueDic
 _named: dict[str | None, Sync] = {}  # the user's own space and the anonymous one
 
 
+def _spaces() -> list[Sync]:
+    """Those that this process has open. Other threads may open some at the same time."""
+    found = [reference() for reference in _open_spaces.valuerefs()]
+    return [space for space in found if space is not None]
+
+
 def _begin_in_child() -> None:
     """In a child of fork: it looks for spare cells as a new process does."""
-    for space in list(_open_spaces.values()):
+    for space in _spaces():
         space._made, space._look_at = 0, 0
 
 
@@ -193,7 +199,7 @@ def _map_of(name: str | None, max_entries: int, mode: int) -> RHashMap:
 
 def _handles() -> list[RHashMap]:
     """Those of the spaces that this process has open."""
-    return [space.handle for space in list(_open_spaces.values()) if not space.closed]
+    return [space.handle for space in _spaces() if not space.closed]
 
 
 _core.set_open_spaces(_handles)
@@ -228,7 +234,7 @@ def space_for(space: Sync | None, key: Key | None) -> Sync:
 
 def _reopen(name: str, path: str) -> Sync:
     """Unpickle a space, or find the handle that this process has."""
-    for space in list(_open_spaces.values()):
+    for space in _spaces():
         if not space.closed and space.handle._path == path:
             return space
     return Sync._of(_CellMap._open(name, path, False, DEFAULT_TIMEOUT, None))
