@@ -225,7 +225,7 @@ def test_an_entry_that_comes_back_soon_is_kept(make_cache):
     ask_all(cache, range(1000, 1300))
 
     assert sum(key in cache for key in gone) > len(gone) * 0.6
-    assert sum(key in cache for key in range(1000, 1300)) < 60
+    assert sum(key in cache for key in range(1000, 1300)) < 70  # 50 to 63 in 300 runs
 
 
 def test_entries_that_have_expired_go_first(make_cache):
