@@ -135,6 +135,7 @@ def use_locked(gate, flags, when, seed):
     empty = taken()
     if when == "between":
         made.close()
+        del made  # without a GIL the mapping stays as long as the object
         lock_memory(flags)
     with SharedDict.open("d", key=int, value=bytes) as d:
         if when == "last":

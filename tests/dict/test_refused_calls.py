@@ -321,17 +321,19 @@ def test_the_error_at_a_limit_of_the_process_names_the_limit(
 
 
 @NO_SANITIZER
-def test_the_error_for_opening_at_the_limit_of_addresses_names_it(in_child, make_dict):
+def test_the_error_for_opening_at_the_limit_of_addresses_names_it(in_child, map_name):
     """M1: the same for an existing map, which other processes can still open."""
-    d = make_dict(key=str, value=bytes)
-    d.close()  # otherwise the child would use the mapping that it inherits
+    # No object of it stays: the child would use the mapping that it inherits.
+    SharedDict.create(map_name, key=str, value=bytes).close()
 
-    kind, message, _, _ = in_child(make_limited, d.name, "RLIMIT_AS", 4 << 30, "open")
+    kind, message, _, _ = in_child(make_limited, map_name, "RLIMIT_AS", 4 << 30, "open")
 
     assert kind == "LimitReached"
     assert "address space" in message
-    with SharedDict.open(d.name) as again:
+    with SharedDict.open(map_name) as again:
         again["k"] = b"v"
+        again.check()
+        again.unlink()
 
 
 def test_a_dict_without_max_bytes_reserves_at_most_128_gib(make_dict):
