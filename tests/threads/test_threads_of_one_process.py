@@ -355,7 +355,7 @@ def test_numbers_of_a_dict_are_whole(map_name, steps):
 
 
 def test_a_kept_value_is_always_that_of_its_key(map_name, steps):
-    """R2: a handle that keeps decoded values (copy=False), which it finds; more keys than entries."""
+    """R2: a handle keeps decoded values (copy=False), and finds them; more keys than entries."""
     with shmrhash.Cache(
         map_name, key=int, value=object, max_entries=32, max_bytes=4 << 20, copy=False
     ) as cache:
