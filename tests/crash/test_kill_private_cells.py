@@ -1,0 +1,361 @@
+"""A process is killed at every change by which the cells of primitives without a key pass between
+processes: made, given back, used again, taken over from the dead, and shared by a pickle or a fork
+(C1, C2).
+
+A cell is private while it names its keeper. The survivor knows from the image which cells do, and
+makes new primitives without a key: it must get each cell whose keeper is dead, as good as new, and
+none that anybody else can know of. Whoever has got a primitive by a pickle or a fork goes on with
+it, and is told of a death that left it held.
+"""
+
+import ctypes
+import gc
+import mmap
+import os
+import pickle
+import struct
+from pathlib import Path
+
+import pytest
+from support import stepping
+from support.children import Child, in_child
+from support.killing import Tally, explained
+
+from shmrhash import Event, Lock, RWLock, Semaphore, Sync
+
+PERMITS = 2
+LONG_S = 60
+CHANGES_MAX = 1000  # of a fork
+NEW = 40  # primitives that a survivor makes: more than there are cells to be had
+KEEPER = struct.Struct("<104xQ")  # of a cell's 128 bytes
+PR_SET_CHILD_SUBREAPER = 36
+QUICK_STATES = 4
+THOROUGH_STATES = 40
+
+pytestmark = pytest.mark.usefixtures("stepper")
+
+
+class Notes:
+    """What the killed process leaves for the test, in memory that is not watched."""
+
+    SIZE = 64 * 1024
+
+    def __init__(self):
+        self._memory = mmap.mmap(-1, self.SIZE)
+
+    def put(self, thing):
+        """Replace what is noted, in one store of the size behind the bytes."""
+        stored = pickle.dumps(thing)
+        self._memory[:8] = bytes(8)
+        self._memory[8 : 8 + len(stored)] = stored
+        self._memory[:8] = len(stored).to_bytes(8, "little")
+
+    def get(self):
+        size = int.from_bytes(self._memory[:8], "little")
+        return pickle.loads(self._memory[8 : 8 + size]) if size else None
+
+
+class Owner:
+    """A process with primitives that no other knows of: it holds a lock, a permit and a table."""
+
+    def __init__(self, space, notes, mail):
+        self.space, self.mail = space, mail
+        self.lock = Lock(space=space)
+        self.free = Lock(space=space)
+        self.semaphore = Semaphore(PERMITS, space=space)
+        self.event = Event(space=space)
+        self.table = RWLock(space=space)
+        self.sent = Event("sent", space=space)
+        self.lock.acquire()
+        self.semaphore.acquire()
+        self.table.acquire_write()
+        self.event.set()
+        notes.put([each._index for each in self.private()])
+        mail.put(None)
+        gc.collect()
+
+    def private(self):
+        return [self.lock, self.free, self.semaphore, self.event, self.table]
+
+    def say_sent(self):
+        """A change behind what was done before it, so that states lie between."""
+        self.sent.set()
+
+
+def make_one(owner):
+    Lock(space=owner.space).acquire()
+
+
+def drop_the_lock(owner):
+    del owner.lock
+    owner.say_sent()
+
+
+def drop_all(owner):
+    del owner.free, owner.semaphore, owner.event, owner.table
+    owner.say_sent()
+
+
+def drop_and_use_again(owner):
+    del owner.table
+    Semaphore(PERMITS, space=owner.space).acquire()
+    owner.say_sent()
+
+
+def pickle_the_held_lock(owner):
+    owner.mail.put(pickle.dumps(owner.lock))
+    owner.say_sent()
+
+
+def pickle_the_free_lock(owner):
+    owner.mail.put(pickle.dumps(owner.free))
+    owner.say_sent()
+
+
+OPERATIONS = [
+    make_one,
+    drop_the_lock,
+    drop_all,
+    drop_and_use_again,
+    pickle_the_held_lock,
+    pickle_the_free_lock,
+]
+BRIEF = {pickle_the_held_lock, drop_and_use_again}  # the quick tests kill a few times in these
+
+
+@pytest.fixture
+def watched(space):
+    """A space in which this process has its slot and context in every image."""
+    Event("sent", space=space).clear()
+    keepers(space)
+    return space
+
+
+def keepers(space):
+    """Which cells name a keeper, by their index."""
+    raws = list(space.handle)
+    return {
+        space._cells.find(raw, 0, 0, 0): KEEPER.unpack_from(space.handle.lookup(raw))[0] != 0
+        for raw in raws
+    }
+
+
+def expect_new(primitive):
+    """Nothing of what it was before is left."""
+    if isinstance(primitive, Lock):
+        assert primitive.token == 0
+        assert primitive.acquire(timeout=0)
+        assert primitive.orphan is None
+    elif isinstance(primitive, Semaphore):
+        assert primitive.get_value() == PERMITS
+        assert primitive.acquire(timeout=0)
+    elif isinstance(primitive, RWLock):
+        assert primitive.acquire_write(timeout=0)
+        assert primitive.orphan is None
+    else:
+        assert not primitive.is_set()
+        primitive.set()
+
+
+def make_new(space):
+    """Make new primitives of each kind, see that they are new, and keep them in use."""
+    kinds = [Lock, RWLock, Event]
+    made = [kinds[number % 3](space=space) for number in range(NEW)]
+    made.insert(0, Semaphore(PERMITS, space=space))
+    for primitive in made:
+        expect_new(primitive)
+    return made
+
+
+def survive(space, known, killed_pid):
+    """In a process of its own. known: a pickle that had reached somebody, or None. Returns the
+    cells that it got, and the cell of the pickle."""
+    lock = pickle.loads(known) if known else None
+    made = make_new(space)
+    got = {each._index for each in made}
+    assert len(got) == len(made)
+    if lock is not None:
+        assert lock.acquire(timeout=LONG_S)
+        orphan = lock.orphan
+        assert orphan is None or orphan.pid == killed_pid
+        lock.release()
+        with lock:
+            assert lock.orphan is None, "a death is told twice"
+        return got, lock._index, orphan is not None
+    space.check()
+    return got, 0, False
+
+
+def judge(space, indices, known, killed_pid):
+    """What every state must allow. Returns whether the lock of a pickle was held."""
+    has_keeper = keepers(space)
+    got, index, was_held = in_child(survive, space, known, killed_pid)
+    for each in indices:
+        if has_keeper[each]:
+            assert each in got, f"cell {each} is lost: its keeper is dead"
+        else:
+            assert each not in got, f"cell {each} is used again, and others may know of it"
+    assert index not in got
+    assert known is None or not has_keeper[index], "it was pickled, and still says it is private"
+    return was_held
+
+
+def states_of(operate, space, notes, mail, *, sample, seed, tally):
+    """Yield each Crash of the operation, with its image in place."""
+    segment = stepping.Segment(stepping.segment_path(space.name))
+
+    def prepare():
+        return Owner(Sync.open(space.name), notes, mail)
+
+    for crash in stepping.crash_states(prepare, operate, segment, sample=sample, seed=seed):
+        tally.add(crash)
+        segment.restore(crash.image)
+        yield crash
+
+
+def cases(operations):
+    for operate in operations:
+        if operate in BRIEF:
+            yield pytest.param(operate, QUICK_STATES, id=f"{operate.__name__}-few")
+        yield pytest.param(
+            operate, THOROUGH_STATES, id=operate.__name__, marks=pytest.mark.thorough
+        )
+
+
+@pytest.mark.parametrize(("operate", "sample"), [*cases(OPERATIONS)])
+def test_killed_while_a_private_cell_changes_hands(operate, sample, watched, seed, record_property):
+    """Also: a pickle never exists before the cell has ceased to name its keeper."""
+    notes, mail, tally = Notes(), Notes(), Tally()
+    pickled = 0
+    for crash in states_of(operate, watched, notes, mail, sample=sample, seed=seed, tally=tally):
+        with explained(crash, judge):
+            known = mail.get()
+            held = judge(watched, notes.get(), known, crash.run.pid)
+            assert held == (known is not None and operate is pickle_the_held_lock)
+            pickled += known is not None
+    assert tally.crashes > 1
+    assert (pickled > 0) == operate.__name__.startswith("pickle")
+    tally.report(record_property, f"{operate.__name__}, seed {seed}", tally.crashes)
+
+
+@pytest.mark.parametrize(
+    "sample", [QUICK_STATES, pytest.param(THOROUGH_STATES, marks=pytest.mark.thorough)]
+)
+def test_killed_while_it_takes_over_the_cells_of_the_dead(sample, watched, seed, record_property):
+    """The next one gets all of them, each once."""
+    dead_notes, notes, mail, tally = Notes(), Notes(), Notes(), Tally()
+
+    def leave():
+        Owner(Sync.open(watched.name), dead_notes, mail)
+        os._exit(0)
+
+    dead = Child(leave)
+    assert dead.join() == 0
+    segment = stepping.Segment(stepping.segment_path(watched.name))
+
+    def prepare():
+        return Sync.open(watched.name)
+
+    def take_over(opened):
+        Lock(space=opened).acquire()
+
+    for crash in stepping.crash_states(prepare, take_over, segment, sample=sample, seed=seed):
+        tally.add(crash)
+        segment.restore(crash.image)
+        with explained(crash, judge):
+            judge(watched, dead_notes.get(), None, crash.run.pid)
+    assert tally.crashes > 1
+    assert notes.get() is None
+    tally.report(record_property, f"take over, seed {seed}", tally.crashes)
+
+
+# ---- fork ----
+
+
+class Forker(Owner):
+    """It forks; its child waits until it is told, and then uses what it has of its parent."""
+
+    def __init__(self, space, notes, mail, told):
+        super().__init__(space, notes, mail)
+        self.told = told
+
+    def fork(self):
+        if os.fork() == 0:
+            try:
+                os.read(self.told, 1)
+                self.mail.put(self.go_on())
+            except BaseException as error:
+                self.mail.put(repr(error))
+            finally:
+                os._exit(0)
+        self.say_sent()
+
+    def go_on(self):
+        """In the child: what it inherited is there, and told to have lost its owner."""
+        assert self.lock.acquire(timeout=LONG_S)
+        assert self.lock.orphan is not None
+        assert self.semaphore.acquire(timeout=LONG_S)
+        assert self.semaphore.acquire(timeout=LONG_S)
+        assert self.event.is_set()
+        assert self.table.acquire_write(timeout=LONG_S)
+        assert self.table.orphan is not None
+        made = make_new(self.space)
+        return {each._index for each in made}
+
+
+@pytest.fixture
+def orphans_are_ours():
+    """The children of a killed child become children of this process."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    yield
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def children():
+    return {int(pid) for pid in Path("/proc/thread-self/children").read_text().split()}
+
+
+@pytest.mark.parametrize("sample", [2, pytest.param(None, marks=pytest.mark.thorough)])
+def test_killed_while_it_forks(sample, watched, seed, orphans_are_ours):
+    """Single-stepped, since a child of fork would run into the breakpoints."""
+    notes, mail = Notes(), Notes()
+    read_end, write_end = os.pipe()
+    segment = stepping.Segment(stepping.segment_path(watched.name))
+    image = segment.image()
+
+    def prepare():
+        return Forker(Sync.open(watched.name), notes, mail, read_end)
+
+    def forget_child(before):
+        for pid in children() - before:
+            os.write(write_end, b"x")
+            os.waitpid(pid, 0)
+
+    before = children()
+    whole = stepping.run_to_change(prepare, Forker.fork, segment, CHANGES_MAX)
+    assert whole.finished
+    total = whole.run.changes
+    forget_child(before)
+    forked = 0
+    for n in stepping.choose(total, sample, seed):
+        segment.restore(image)
+        before = children()
+        process = stepping.stop_at_change(prepare, Forker.fork, segment, n)
+        process.kill()
+        heirs = children() - before
+        indices = notes.get()
+        has_keeper = keepers(watched)
+        assert not heirs or not any(has_keeper[each] for each in indices)
+        judge(watched, indices, None, process.pid)
+        for pid in heirs:
+            forked += 1
+            os.write(write_end, b"x")
+            os.waitpid(pid, 0)
+            got = mail.get()
+            assert isinstance(got, set), got
+            assert not got & set(indices)
+            watched.check()
+    os.close(read_end)
+    os.close(write_end)
+    assert forked > 0
