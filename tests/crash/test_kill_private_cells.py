@@ -275,13 +275,14 @@ def test_killed_while_it_takes_over_the_cells_of_the_dead(sample, watched, seed,
 class Forker(Owner):
     """It forks; its child waits until it is told, and then uses what it has of its parent."""
 
-    def __init__(self, space, notes, mail, told):
+    def __init__(self, space, notes, mail, pipe):
         super().__init__(space, notes, mail)
-        self.told = told
+        self.told, self.tells = pipe
 
     def fork(self):
         if os.fork() == 0:
             try:
+                os.close(self.tells)  # so that it does not outlive a test that failed
                 os.read(self.told, 1)
                 self.mail.put(self.go_on())
             except BaseException as error:
@@ -312,24 +313,31 @@ def orphans_are_ours():
     libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
+@pytest.fixture
+def pipe():
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
 def children():
     return {int(pid) for pid in Path("/proc/thread-self/children").read_text().split()}
 
 
 @pytest.mark.parametrize("sample", [2, pytest.param(None, marks=pytest.mark.thorough)])
-def test_killed_while_it_forks(sample, watched, seed, orphans_are_ours):
+def test_killed_while_it_forks(sample, watched, seed, orphans_are_ours, pipe):
     """Single-stepped, since a child of fork would run into the breakpoints."""
     notes, mail = Notes(), Notes()
-    read_end, write_end = os.pipe()
     segment = stepping.Segment(stepping.segment_path(watched.name))
     image = segment.image()
 
     def prepare():
-        return Forker(Sync.open(watched.name), notes, mail, read_end)
+        return Forker(Sync.open(watched.name), notes, mail, pipe)
 
     def forget_child(before):
         for pid in children() - before:
-            os.write(write_end, b"x")
+            os.write(pipe[1], b"x")
             os.waitpid(pid, 0)
 
     before = children()
@@ -350,12 +358,10 @@ def test_killed_while_it_forks(sample, watched, seed, orphans_are_ours):
         judge(watched, indices, None, process.pid)
         for pid in heirs:
             forked += 1
-            os.write(write_end, b"x")
+            os.write(pipe[1], b"x")
             os.waitpid(pid, 0)
             got = mail.get()
             assert isinstance(got, set), got
             assert not got & set(indices)
             watched.check()
-    os.close(read_end)
-    os.close(write_end)
     assert forked > 0
