@@ -74,34 +74,51 @@ cdef class ConditionWait(CellWait):
         return told
 
 
+cdef object ONE = 1
+
+
+cdef bint has_core_methods(kind) except -1:
+    """Whether a class of locks has the core's methods for the with statement, and no others."""
+    return (kind.__enter__ is LockCore.__enter__ or kind.__enter__ is RLockCore.__enter__) and (
+        kind.__exit__ is LockCore.__exit__ or kind.__exit__ is RLockCore.__exit__)
+
+
 @cython.auto_pickle(False)
 @cython.no_gc_clear
 cdef class ConditionCore(CellCore):
     """The part of Condition that is in the core."""
 
     cdef readonly object _lock
+    cdef MutexCore _mutex          # the lock, if it is one of ours; else None
+    cdef bint _enters_mutex        # whether `with` does with it what the core's methods do
 
     def _set_lock(self, lock):
         self._lock = lock
+        if isinstance(lock, MutexCore):
+            self._mutex = lock
+            self._enters_mutex = has_core_methods(type(lock))
 
-    def _is_owned(self):
+    cdef bint _owned(self) except -1:
         """Whether this thread has the lock; for a plain Lock, whether this process has it."""
         cdef bint taken
-        if isinstance(self._lock, RLockCore):
-            return (<RLockCore> self._lock)._is_owned()
-        if isinstance(self._lock, LockCore):
-            expect_open((<LockCore> self._lock).handle)
-            return (<LockCore> self._lock)._mine() != NULL
+        if likely(self._mutex is not None):
+            return self._mutex._owned()
         taken = self._lock.acquire(False)      # as threading.Condition finds out
         if taken:
             self._lock.release()
         return not taken
 
+    def _is_owned(self):
+        return self._owned()
+
     def __enter__(self):
-        return self._lock.__enter__()
+        return self._mutex._enter() if likely(self._enters_mutex) else self._lock.__enter__()
 
     def __exit__(self, kind, error, traceback):
-        self._lock.__exit__(kind, error, traceback)
+        if likely(self._enters_mutex):
+            self._mutex._leave()
+        else:
+            self._lock.__exit__(kind, error, traceback)
 
     def notify(self, n=1):
         """Wake n threads that wait, or all if there are fewer: those that have waited longest.
@@ -112,9 +129,9 @@ cdef class ConditionCore(CellCore):
 
         Raises RuntimeError (this thread has not got the lock), MapClosed.
         """
-        if not self._is_owned():
+        if unlikely(not self._owned()):
             raise RuntimeError("cannot notify on un-acquired lock")
-        self._notify(max(n, 0))
+        self._notify(1 if n is ONE else max(n, 0))
 
     def notify_all(self):
         """Wake all threads that wait.

@@ -159,6 +159,18 @@ cdef class MutexCore(CellCore):
                 f"thread of its own); check=False waits")
         return 0
 
+    # For a Condition, without the way through Python: what __enter__, __exit__ and _is_owned do.
+
+    cdef bint _enter(self) except -1:
+        raise NotImplementedError
+
+    cdef int _leave(self) except -1:
+        raise NotImplementedError
+
+    cdef bint _owned(self) except -1:
+        """Whether this thread has the lock; for a plain Lock, whether this process has it."""
+        raise NotImplementedError
+
     cdef int _expect_mine(self, Context *mine, str what) except -1:
         if likely(mine != NULL):
             return 0
@@ -309,6 +321,24 @@ cdef class LockWait(CellWait):
 cdef class LockCore(MutexCore):
     """The part of Lock that is in the core."""
 
+    cdef inline bint _enter(self) except -1:
+        if unlikely(not self._take_free(caller_number())):
+            self._take(-1)
+        return True
+
+    cdef inline int _leave(self) except -1:
+        cdef uint32_t seen
+        if unlikely(self.handle.is_closed):
+            refuse_closed(self.handle)
+        seen = load_acquire_u32(&self.cell.state)
+        if unlikely(self._mine_in(seen) == NULL):
+            self._expect_mine(NULL, "cannot release")
+        return self._let_go(seen)
+
+    cdef bint _owned(self) except -1:
+        expect_open(self.handle)
+        return self._mine() != NULL
+
     def acquire(self, blocking=True, timeout=-1):
         """Take the lock; return whether it is taken. Arguments and errors as threading.Lock's.
 
@@ -331,13 +361,7 @@ cdef class LockCore(MutexCore):
 
         Raises RuntimeError (this process does not hold it), MapClosed.
         """
-        cdef uint32_t seen
-        if unlikely(self.handle.is_closed):
-            refuse_closed(self.handle)
-        seen = load_acquire_u32(&self.cell.state)
-        if unlikely(self._mine_in(seen) == NULL):
-            self._expect_mine(NULL, "cannot release")
-        self._let_go(seen)
+        LockCore._leave(self)
 
     def _acquire_restore(self, saved):
         """What Condition.wait() does at its end."""
@@ -345,15 +369,7 @@ cdef class LockCore(MutexCore):
             self._take(-1, 0)
 
     def __enter__(self):
-        if unlikely(not self._take_free(caller_number())):
-            self._take(-1)
-        return True
+        return LockCore._enter(self)
 
     def __exit__(self, kind, error, traceback):
-        cdef uint32_t seen
-        if unlikely(self.handle.is_closed):
-            refuse_closed(self.handle)
-        seen = load_acquire_u32(&self.cell.state)
-        if unlikely(self._mine_in(seen) == NULL):
-            self._expect_mine(NULL, "cannot release")
-        self._let_go(seen)
+        LockCore._leave(self)

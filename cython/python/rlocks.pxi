@@ -56,6 +56,16 @@ cdef class RLockCore(MutexCore):
             return 0
         return self._let_go(seen)
 
+    cdef bint _enter(self) except -1:
+        return self._acquire(-1)
+
+    cdef int _leave(self) except -1:
+        return self._release()
+
+    cdef bint _owned(self) except -1:
+        expect_open(self.handle)
+        return self._of_this_thread() != NULL
+
     def acquire(self, blocking=True, timeout=-1):
         """Take the lock, or take it once more if this thread has it; return whether it is taken.
         Arguments and errors as threading.RLock's. Otherwise as Lock.acquire().
@@ -82,8 +92,7 @@ cdef class RLockCore(MutexCore):
     # What threading.Condition needs of an RLock.
 
     def _is_owned(self):
-        expect_open(self.handle)
-        return self._of_this_thread() != NULL
+        return self._owned()
 
     def _recursion_count(self):
         cdef Context *mine
