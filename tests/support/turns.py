@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import time
+from typing import NamedTuple
 
 from support.children import Child
 from support.ledger import STUCK_S
@@ -20,22 +21,31 @@ ACCOUNT_WORDS = 16
 KILLED_MAX = 20_000
 START_S = 20.0  # for a fork, on a busy machine
 TICK_S = 0.001
+LOOK_S = 0.01  # more than a tick of the kernel, behind which a process that runs has run longer
 NICE = 5  # of the workers: the process that kills them has priority
 POLL_S = 0.0002
 
 
 class PacedClock:
-    """A clock that goes as fast as a process of the workers' kind gets to run.
+    """A clock that goes as fast as the workers get to run, and stands while one of them does not.
 
     A child with the workers' priority sleeps for a millisecond, again and again, and counts. So a
     second of this clock is a thousand times in which such a process has woken up and run: on an
-    idle machine a second, on a busy one as much longer as a worker's wake-ups take there. A worker
-    that could go on has gone on in that time; one that is stuck has not, however busy it is.
+    idle machine a second, on a busy one as much longer as a worker's wake-ups take there.
+
+    A process that sleeps that much gets a processor sooner than one that is busy. A worker that was
+    busy inside the lock may be kept waiting for a second while the child counts, and all that wait
+    for the lock stand still with it. So the part of a time is left out in which any worker was
+    ready and others had the processors (schedstat). What is left is time in which each worker ran,
+    or slept although it could have gone on: one that is stuck stays so, however busy the machine.
     """
 
     def __init__(self):
         self._ticks = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
         self._child = Child(self._count)
+        self._left_out_s = 0.0
+        self._looked = 0.0, 0.0  # when the workers were looked at, by the wall and by the ticks
+        self._ran = {}  # pid -> what schedstat said then
 
     def _count(self):
         os.nice(NICE)
@@ -46,10 +56,55 @@ class PacedClock:
     @property
     def now_s(self):
         assert not self._child.has_ended()
-        return self._ticks[0] * TICK_S
+        return self._ticks[0] * TICK_S - self._left_out_s
+
+    def look(self, pids):
+        """Leave out the part of the time since the last look in which one of these was kept from
+        running. To be called often; it looks every LOOK_S."""
+        wall_s, ticks_s = time.monotonic(), self._ticks[0] * TICK_S
+        passed_s = wall_s - self._looked[0]
+        if passed_s < LOOK_S:
+            return
+        before, self._ran = self._ran, {pid: schedule_of(pid) for pid in pids}
+        kept_s = sum(
+            self._kept_s(before[pid], now, passed_s)
+            for pid, now in self._ran.items()
+            if pid in before
+        )
+        self._left_out_s += (ticks_s - self._looked[1]) * min(1.0, kept_s / passed_s)
+        self._looked = wall_s, ticks_s
+
+    @staticmethod
+    def _kept_s(before, now, passed_s):
+        """How long a worker was ready without running; a wait that goes on is not counted yet in
+        its schedstat, but is known by a turn that has neither ended nor taken any time."""
+        if now == before and now.is_ready and now.turns:
+            return passed_s
+        return now.waited_s - before.waited_s
 
     def end(self):
         self._child.kill()
+
+
+class Schedule(NamedTuple):
+    """What the kernel says of a process's first thread."""
+
+    ran_s: float
+    waited_s: float  # ready, while others had the processors; without the wait that goes on
+    turns: int
+    is_ready: bool  # or running
+
+
+def schedule_of(pid):
+    """The Schedule of a process; of one that has ended, an empty one."""
+    try:
+        with open(f"/proc/{pid}/schedstat") as file:
+            ran_ns, waited_ns, turns = map(int, file.read().split())
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except (OSError, ValueError, IndexError):
+        return Schedule(0.0, 0.0, 0, False)
+    return Schedule(ran_ns / 1e9, waited_ns / 1e9, turns, state == "R")
 
 
 class Account:
@@ -149,6 +204,7 @@ class Storm:
     def watch(self):
         """Fail if a worker ended by itself, or has made no progress for too long."""
         accounts = self.books.accounts
+        self.clock.look([child.pid for child in self._children.values()])
         for slot, child in self._children.items():
             if child.has_ended():
                 child.result()
