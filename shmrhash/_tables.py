@@ -103,7 +103,8 @@ class TableMethods(_Dict[K, V]):
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """The entries as an Arrow stream of the columns key and value; see to_arrays().
 
-        So pyarrow.table(d), polars.DataFrame(d) and pandas.DataFrame.from_arrow(d) work. Needs
+        So pyarrow.table(d) and pandas.DataFrame.from_arrow(d) work, and
+        polars.DataFrame(pyarrow.table(d)); polars.DataFrame(d) takes d for a dict of columns. Needs
         pyarrow.
         """
         import pyarrow
