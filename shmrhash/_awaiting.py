@@ -1,8 +1,8 @@
-"""Waiting in asyncio: who waits for keys of a map, or at cells of a space, in one event loop.
+"""Waiting in asyncio: the waits for keys of a map, or for cells of a space, in one event loop.
 
 A C thread of the process listens for changes and makes a descriptor of the loop readable
-(cython/processes/listener.pxd). The loop then looks up which waits the bells that have moved belong
-to, and wakes these. Of the waits at cells it wakes those whose cell has changed.
+(cython/processes/listener.pxd). The loop then looks up the waits for keys whose bells have changed,
+and wakes these. It also wakes the waits for cells that have changed.
 """
 
 from __future__ import annotations

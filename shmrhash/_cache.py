@@ -1,4 +1,4 @@
-"""Cache: what several processes remember instead of computing or fetching it again."""
+"""Cache: values that several processes keep, instead of computing or fetching them again."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
     Cache(name, max_entries=10_000, ttl=60) creates the cache, or opens it if it exists. It holds at
     most max_entries entries, and max_bytes of keys and values that are not stored in the entry;
     both limits are exact, and info()["bytes_most"] is what the whole segment then takes at most.
-    When it is full, storing evicts what is worth least. Nobody has to clean
-    it up: expired entries are absent at once, and their room is used first.
+    When it is full, storing evicts the entries that are worth least. It needs no cleaning: expired
+    entries are absent at once, and their room is used first.
 
     Eviction. An entry that is read again soon after it was stored is kept; one that nothing reads
     again is the first to go (S3-FIFO). So keys that are asked for once, as in a scan, do not push
@@ -68,7 +68,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
     msgspec types.
 
     Concurrency. Each operation on one key is atomic (W1), and get() never waits (R1). A process may
-    be killed at any moment (C1): nothing is lost but its last operation, and nobody waits for it.
+    be killed at any moment (C1): only its last operation is lost, and no process waits for it.
     Threads may share a handle.
 
     Computing. get_or_compute(key, function) computes an absent value once for all processes, and
@@ -76,8 +76,8 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
 
     Values are copies, as in SharedDict: changing a list that get() returned changes nothing in the
     cache. With copy=False the handle keeps values that it has decoded, and returns the same object
-    again as long as the entry is the same: nobody may change it. What any process stores, deletes
-    or lets expire is noticed at the next get(), as ever.
+    again as long as the entry is the same: do not change such an object. A change by any process,
+    or an expiry, is noticed at the next get(), as always.
 
     Attributes: handle, the RHashMap in which the cache stores its entries as bytes.
     """
@@ -144,20 +144,20 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
 
         name: None makes an anonymous cache, for the children of this process. key, value: the
         declared types. max_entries: a hard limit; None is that of the existing cache, or, for a new
-        one, an entry for every 256 bytes of max_bytes. Each takes 3 bytes from the beginning, and
-        the rest when it is used. max_bytes: the limit for keys and values that are not in the
+        one, an entry for every 256 bytes of max_bytes. Each entry takes 3 bytes from the beginning,
+        and the rest when it is used. max_bytes: the limit for keys and values that are not in the
         entries; None is that of the existing cache, or 64 MiB. max_value_bytes: the most bytes of a
         value that this handle stores outside its entry; None is an eighth of max_bytes. ttl:
         seconds to live of the values that this handle stores, if set() names no other; None is the
-        ttl that the cache was created with, or without limit. tags: whether entries can have tags
-        (invalidate), which takes 8 bytes of each and 512 KiB; None is as the existing cache has it,
-        or False. timeout, mode, ephemeral, owner: as
-        for SharedDict(). if_different: a cache of this name with other types or limits is replaced
-        by a new one ("replace"), or raises LayoutMismatch ("raise"); processes that have the old
-        one open go on using it. copy: False lets get(), get_many(), get_or_compute() and memoized
-        functions of this handle return objects that it keeps, which nobody may change: at most
-        1,024, whose encodings have at most 16 MiB; a hit then costs the same for every value.
-        Numbers, and arrays, which are not copied anyway, are not kept.
+        ttl with which the cache was created, or no limit. tags: whether entries can have tags
+        (invalidate), which takes 8 bytes for each entry and 512 KiB; None is the choice of the
+        existing cache, or False. timeout, mode, ephemeral, owner: as for SharedDict().
+        if_different: a cache of this name with other types or limits is replaced by a new one
+        ("replace"), or raises LayoutMismatch ("raise"); processes that have the old one open go on
+        using it. copy: False lets get(), get_many(), get_or_compute() and memoized functions of
+        this handle return objects that it keeps, which must not be changed: at most 1,024, whose
+        encodings take at most 16 MiB; a hit then costs the same for every value. Numbers are not
+        kept, nor are arrays, which are not copied anyway.
 
         Raises LayoutMismatch (also if a dict or map has this name), TypeError and InvalidArgument,
         ImportError (a type's library is not installed), TooLarge, SegmentFull, LimitReached,
@@ -235,12 +235,12 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
     def delete_prefix(self, prefix: K) -> int:
         """Delete every key that begins with prefix; return how many were present.
 
-        For caches whose keys are str or bytes. What is being computed under such a key
-        (get_or_compute, memoize, claim) is returned and not stored: no value that was stored, or
-        whose computation began, before the call is found after it. Keys that are stored during the
-        call may stay. Each deletion is atomic, the whole is not: if the process dies, a part of the
-        keys is deleted. Costs a walk over the cache, about a lookup for each entry, and holds
-        nobody up.
+        For caches whose keys are str or bytes. A value that is being computed under such a key
+        (get_or_compute, memoize, claim) is returned and not stored: after the call no value is
+        found that was stored, or whose computation began, before it. Keys that are stored during
+        the call may stay. Each deletion is atomic, but not all of them together: if the process
+        dies, a part of the keys is deleted. Costs a walk over the cache, about a lookup for each
+        entry; no other operation waits for it.
 
         Raises InvalidArgument (keys of another type), TypeError (prefix), LockTimeout, ReadOnlyMap,
         MapClosed.
@@ -265,19 +265,20 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
             show(claim.value)
 
         Inside the block the key has a value, claim.value, or this thread computes it for all
-        processes and stores it by claim.set(). A block that ends without set(), or raises, leaves
-        the computation to the next one who waits. tags, wait: as for get_or_compute().
+        processes and stores it by claim.set(). If the block ends without set(), or raises, the next
+        waiter computes the value. tags, wait: as for get_or_compute().
 
         The block raises what get() and set() raise.
         """
         return CacheClaim(self, key, wait, tags)
 
     def mutex(self, key: K) -> CacheMutex[K]:
-        """A mutex of this key, which one thread of all processes can have: for a with statement.
+        """A mutex of this key, for a with statement: only one thread, of all processes, holds it at
+        a time.
 
-        It has nothing to do with the key's value. If the process dies that has it, another one gets
-        it within 50 ms. It is kept as an entry of the cache that is not evicted; clear() takes it
-        away from who has it. Taking a free one costs about three stores.
+        It is independent of the key's value. If the process that holds it dies, another one gets it
+        within 50 ms. It is kept as an entry of the cache that is not evicted; clear() takes it away
+        from its holder. Taking a free one costs about three stores.
 
         The block raises what acquire() and release() of the CacheMutex raise.
         """
@@ -342,36 +343,36 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         when_late: str = "compute",
         copy: bool | None = None,
     ) -> Callable[[Callable[P, _T]], Memoized[P, _T]]:
-        """A decorator: calls of the function with the same arguments are computed once for all.
+        """A decorator: calls with the same arguments are computed once for all processes.
 
             @cache.memoize(ttl=60)
             def user(number): ...
 
-        A call is get_or_compute() of a key made of the arguments, or, of a coroutine function,
-        aget_or_compute(). None is a result like others. ttl, stale, early, wait, when_late: as for
-        these; tags, too, or a function that makes them, tags(*args, **kwargs).
+        A call is get_or_compute() of a key made of the arguments or, for a coroutine function,
+        aget_or_compute(). None is a result like any other. ttl, stale, early, wait, when_late: as
+        for these. tags: likewise, or a function that returns them, tags(*args, **kwargs).
 
         key: a function that makes the key, key(*args, **kwargs); unless given, the key is a tuple
         of the function's name, its positional and its named arguments, for a cache whose keys are
         objects. name: unless given, the function's module and qualified name. version: any object
         whose str() becomes part of the name, for results that older code must not find. f(2) and
-        f(number=2) are two keys, unless ignore names parameters that are not to count, such as
-        "self": then the arguments are compared by their parameters. typed: f(1) and f(1.0) are two
-        keys.
+        f(number=2) are two keys, unless ignore is given. ignore: names of parameters that are left
+        out of the key, such as "self"; the arguments are then compared by their parameters. typed:
+        f(1) and f(1.0) are two keys.
 
         cache_if: a function of the result; if it is false, the result is returned and not stored.
         errors: exceptions that are kept as results, for error_ttl seconds (None: for ttl), and
         raised again, for a cache whose values are objects; one that cannot be pickled is not kept.
         copy: False lets calls that find their result return an object that this handle keeps, as
-        with Cache(copy=False), and which nobody may change; None is as the handle says. Each caller
-        gets an exception of its own.
+        with Cache(copy=False), and which must not be changed; None is the handle's own choice. Each
+        caller gets a new exception object.
 
         The function has cache_key(...), the key of a call; forget(...), which deletes a call's
-        result and returns whether it was there; refresh(...), which calls the function whatever the
-        cache has, and stores the result; cache_info(), which is stats(); and __wrapped__.
+        result and returns whether there was one; refresh(...), which calls the function in any
+        case, and stores the result; cache_info(), which is stats(); and __wrapped__.
 
-        Raises InvalidArgument (keys are not objects, and key is not given; values are not, and
-        errors are; ignore names no parameter; stale, early, when_late); in a call, what
+        Raises InvalidArgument (keys are not objects, and key is not given; values are not objects,
+        and errors is given; ignore names no parameter; stale, early, when_late); in a call, what
         get_or_compute() raises, and TypeError for arguments that cannot be keys.
         """
         kept = errors if isinstance(errors, tuple) else (errors,)

@@ -11,16 +11,16 @@ class CacheStats(NamedTuple):
 
     hits and misses: of get() and get_many(). evicted_new: entries that were evicted before anything
     read them a second time; evicted_kept: others that were evicted; evicted_expired: entries that
-    had expired when room was needed; evicted_block: entries that were evicted so that the memory
-    of a block could serve values of another size.
-    unreadable: values that could not be decoded. computed: values
-    that get_or_compute() computed, in seconds_computing together. waited: calls of it that waited
-    for another's value. sets: values stored by set(), set_many(), add() and replace(). rejected:
-    values that did not fit. taken_over: computations that one who waited began, since the one who
-    computed had died or failed. stolen: claims that were taken from one who computed for longer
-    than wait seconds. not_stored: computed values that were invalidated meanwhile, or did not fit.
-    stale_hits: values that were returned while another computed them again.
-    entries: those in the cache now, with expired ones that no operation has removed yet.
+    had expired when room was needed; evicted_block: entries that were evicted so that the memory of
+    a block could serve values of another size. unreadable: values that could not be decoded.
+    computed: values that get_or_compute() computed, in seconds_computing together. waited: calls of
+    it that waited for a value which another caller computed. sets: values stored by set(),
+    set_many(), add() and replace(). rejected: values that did not fit. taken_over: computations
+    that a waiter began because the process that computed had died or failed. stolen: claims that
+    were taken from a caller which computed for longer than wait seconds. not_stored: computed
+    values that did not fit, or were invalidated during their computation. stale_hits: values that
+    were returned while another caller computed them again. entries: those in the cache now, with
+    expired ones that no operation has removed yet.
     """
 
     hits: int

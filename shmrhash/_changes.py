@@ -1,4 +1,4 @@
-"""What watch() tells: the changes of some keys, or of all, since the last look.
+"""What watch() reports: the changes of some keys, or of all, since the last look.
 
 The core (python/watching.pxi, python/ringing.pxi) says which keys may have changed; here their
 states are looked up, and become the Changes that a Watch yields.

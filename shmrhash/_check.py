@@ -1,4 +1,4 @@
-"""RHashMap.check(): walks until one has the map to itself, and the words for what it finds."""
+"""RHashMap.check(): repeats its walk until no other process interferes, and words its findings."""
 
 from __future__ import annotations
 

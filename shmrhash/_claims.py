@@ -19,9 +19,9 @@ _TRIES_MAX = 100  # values that were evicted before they had been read
 class CacheClaim(Generic[K, V]):
     """The value of a key, or the right to compute it: made by Cache.claim(), for a with statement.
 
-    found: whether the key has a value, which is then in value. If it has not, this process computes
-    it for all: set() stores it. A block that ends without set() leaves the claim to the next one
-    who waits.
+    found: whether the key has a value, which is then in value. If it has none, this process
+    computes it for all: set() stores it. If the block ends without set(), the next waiter gets the
+    claim.
     """
 
     def __init__(
@@ -49,7 +49,8 @@ class CacheClaim(Generic[K, V]):
 
     def set(self, value: V, ttl: float | None = None) -> bool:
         """Store the value, and end the claim; return whether it was stored: the key may have been
-        stored or deleted meanwhile, or the value does not fit. ttl: as for Cache.set().
+        stored or deleted during the computation, or the value does not fit. ttl: as for
+        Cache.set().
 
         Raises InvalidArgument (outside the with block, found, a second time), and what encoding the
         value raises.

@@ -1,14 +1,16 @@
-"""get_or_compute() for coroutines: the event loop goes on while one waits or computes.
+"""get_or_compute() for coroutines: the event loop goes on while a coroutine waits or computes.
 
-The coroutines of a loop that ask a cache for one key have one computation: the first is its leader,
-the others wait for the leader's result, and one of them leads if the leader fails or is cancelled.
-The leader claims the key for the process (cython/python/claiming.pxi), and while another process
-has the claim it looks every 1 to 16 milliseconds, for the owner may be dead.
+The coroutines of a loop that ask a cache for the same key share one computation: the first is its
+leader, the others wait for the leader's result, and if the leader fails or is cancelled, one of
+them becomes the leader. The leader claims the key for the process (cython/python/claiming.pxi).
+While another process has the claim, the leader looks every 1 to 16 milliseconds, since the owner
+may be dead.
 
 Computations may ask for other keys. Each knows the computations for which it waits, so a coroutine
-that would wait for itself, by way of others of its loop, computes instead. A circle through other
-processes is found as threads find it, by the word of each claim that says for which element its
-owner waits: the claims of a coroutine are those of the computations in which it runs.
+that would wait for itself, by way of other coroutines of its loop, computes instead. A circle
+through other processes is found as threads find it, by the word of each claim that names the
+element for which its owner waits: the claims of a coroutine are those of the computations in which
+it runs.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class _Computation:
         return False
 
     def say(self, element: int) -> None:
-        """Tell other processes that those who ask for this key wait for an element."""
+        """Tell other processes that the computation of this key waits for an element."""
         for outer in self.asking:
             for one in outer:
                 if one.claim is not None:

@@ -119,7 +119,7 @@ class LockTimeout(Error, TimeoutError):
 
 
 class Unavailable(Error, ConnectionError):
-    """The server of a near cache cannot be asked, and what it last said is too old to be served.
+    """The server of a near cache cannot be reached, and the stored value is too old to be served.
 
     ``errno`` is EHOSTUNREACH.
     """
@@ -128,7 +128,7 @@ class Unavailable(Error, ConnectionError):
 
 
 class TrackingRefused(InvalidArgument):
-    """The server of a near cache will not tell of changes. The message says what to do.
+    """The server of a near cache refuses to report changes. The message says what to do.
 
     ``errno`` is EOPNOTSUPP.
     """
@@ -137,7 +137,7 @@ class TrackingRefused(InvalidArgument):
 
 
 class WaitTimeout(Error, TimeoutError):
-    """What was waited for did not happen within the timeout. ``errno`` is ETIMEDOUT."""
+    """The change that was waited for did not happen within the timeout. ``errno`` is ETIMEDOUT."""
 
     errno = errno.ETIMEDOUT
 
@@ -175,7 +175,7 @@ class Unsupported(Error, OSError):
 
 
 class Deposed(Error, RuntimeError):
-    """This process does not lead: see Leader.check()."""
+    """This process is not, or no longer, the leader: see Leader.check()."""
 
 
 class DeadlockError(Error, RuntimeError):

@@ -1,4 +1,5 @@
-"""Names that are removed: unlink(), gc(), and the names of anonymous dicts that nobody holds."""
+"""Names that are removed: unlink(), gc(), and the names of anonymous dicts that no process
+holds."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class HandleMethods:
 class TypedMethods:
     """The part of SharedDict and Cache that knows the declared types, and which key is waited for.
 
-    Both are the same object for all who copy it: copy.copy() makes no second dict or cache.
+    Copies are the same object: copy.copy() makes no second dict or cache.
     """
 
     if TYPE_CHECKING:

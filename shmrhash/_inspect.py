@@ -42,7 +42,7 @@ __all__ = [
     "without_dtypes",
 ]  # fmt: skip
 
-_NEAR_SECONDS = 1.0  # to wait for whoever holds the lock of a near cache's lines
+_NEAR_SECONDS = 1.0  # to wait for a holder of the lock of a near cache's lines
 
 clock_ns = _core.clock_monotonic_ns  # the clock of all deadlines
 count_expired = _core.count_expired  # of a map's entries

@@ -63,7 +63,9 @@ def restless_name(name: str) -> LockTimeout:
 
 def restless_key(key: object, name: str) -> LockTimeout:
     """The exception if a key could be neither changed nor added, however often it was tried."""
-    return LockTimeout(f"others stored and deleted {key!r} in cache {name!r} each time")
+    return LockTimeout(
+        f"cache {name!r}: other threads stored or deleted {key!r} at each attempt; try again"
+    )
 
 
 def missing_directory(name: str, where: str) -> SystemFailure:

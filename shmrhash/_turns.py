@@ -1,12 +1,12 @@
 """Locked sections in asyncio: coroutines that want one key take turns, and the loop goes on.
 
-The coroutines of one loop that want a key stand in a line. The first one tries to enter its
-section; whoever leaves a section wakes the first in the line, so they enter in the order in which
-they came. If the section in the way belongs to another loop, thread or process, the first one is
-told of its end by the bell of the section (cython/processes/listener.pxd), and looks by itself,
-too, for the owner may be dead: as a thread does that waits for a section (waiting.pxi).
+The coroutines of one loop that want a key form a line. The first one tries to enter its section; a
+coroutine that leaves a section wakes the first in the line, so they enter in the order in which
+they came. If the section in the way belongs to another loop, thread or process, the bell of the
+section tells the first one of its end (cython/processes/listener.pxd). It also looks by itself,
+like a thread that waits for a section (waiting.pxi), since the owner may be dead.
 
-A section that a coroutine has entered is like any other: it ends by its process's death, too.
+A section that a coroutine has entered is like any other: it also ends by the death of its process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Place = tuple[int, int, bytes]  # a key of a map
 
 
 class _Turns:
-    """Who has and who wants sections in one loop."""
+    """The tasks of one loop that have or want sections."""
 
     def __init__(self) -> None:
         self.holders: dict[_Place, asyncio.Task[Any] | None] = {}

@@ -1,8 +1,8 @@
 """Waiting until a key changes, without polling: wait(), wait_any() and watch() of the maps.
 
-The core (python/watching.pxi) sleeps until a key may have changed; here it is decided what is
-waited for. Whoever is woken looks at the keys again: it is told states, not events, so of several
-changes in a row only the last may be seen.
+The core (python/watching.pxi) sleeps until a key may have changed; this module decides whether the
+change is the one that is waited for. A woken waiter looks at the keys again: it learns states, not
+events, so of several changes in a row it may see only the last.
 """
 
 from __future__ import annotations
@@ -96,30 +96,32 @@ class WaitMethods:
     def wait(
         self: _Waitable, key: Any, until: Until = None, *, timeout: float | None = None
     ) -> Any:
-        """Sleep until a key is as wanted, and return its value then (None: it is absent).
+        """Sleep until a key is as wanted; return the value that it then has (None: it is absent).
 
-        until: None waits until the key is there; a function, until it is there and until(value) is
-        true; GONE, until it is absent, also by expiry, or eviction from a Cache; CHANGED, until it
-        has been stored, or is gone, since this call began (a section that ended without storing may
-        count). What was read before the call may have changed before it: to wait for another value
-        than one in hand, use a function. timeout: seconds, at least 0; None waits without limit.
+        until: None waits until the key is present; a function, until it is present and until(value)
+        is true; GONE, until it is absent, also by expiry, or eviction from a Cache; CHANGED, until
+        it has been stored, or has become absent, since this call began (a section that ended
+        without storing may count). A change between an earlier read and the call is missed: to wait
+        for any value but the one that was read, use a function. timeout: seconds, at least 0; None
+        waits without limit.
 
         Costs one lookup if the key is as wanted. Otherwise this thread sleeps in the kernel, with
         the GIL released, and is woken by the writer: in some 10 to 50 microseconds, whichever
-        process it is in. A writer that is killed wakes nobody; then its recovery does, the next
-        writer, or a look that a waiter takes each quarter of a second, and each half second once
-        nobody has woken it for some seconds. Writers pay nothing while nobody waits. A read-only
-        handle cannot say that it waits, so it looks every 1 to 16 milliseconds.
+        process it is in. If the writer is killed before it wakes the thread, its recovery or the
+        next writer does; in any case a waiter looks by itself every quarter of a second, and every
+        half second after some seconds without being woken. Writers pay nothing while no thread
+        waits. A read-only handle cannot tell writers that it waits, so it looks every 1 to 16
+        milliseconds.
 
-        Only states are seen, not events: a value that is replaced again at once may be missed. Of a
-        Cache, a look is neither a hit nor a miss, and keeps no entry from being evicted; a key
-        whose value is being computed is absent.
-        until() runs without any lock, and may use the map. A map without a name (unlinked) can be
-        waited for as long as other processes have it.
+        A waiter sees states, not events: a value that is replaced at once may be missed. In a
+        Cache, a look by a waiter is neither a hit nor a miss, and keeps no entry from being
+        evicted; a key whose value is being computed is absent. until() runs without any lock, and
+        may use the map. A map without a name (unlinked) can be waited for as long as other
+        processes have it.
 
-        Raises WaitTimeout (ETIMEDOUT), MapClosed (also if the map is closed meanwhile), FrozenMap
-        (it cannot happen any more), WriteOnlyMap, InvalidArgument (timeout, until), TypeError (a
-        key that cannot be), and what until() raises.
+        Raises WaitTimeout (ETIMEDOUT), MapClosed (also if the map is closed during the wait),
+        FrozenMap (the map can no longer change), WriteOnlyMap, InvalidArgument (timeout, until),
+        TypeError (a key that the map cannot have), and what until() raises.
         """
         wait = _Wait(self, [key], until, timeout, f", key {key!r:.60}: not")
         return wait.sleep_until_found()[1]
@@ -127,11 +129,11 @@ class WaitMethods:
     async def wait_for(
         self: _Waitable, key: Any, until: Until = None, *, timeout: float | None = None
     ) -> Any:
-        """wait() for coroutines of asyncio: the loop goes on while this one waits.
+        """wait() for coroutines of asyncio: the loop goes on while this coroutine waits.
 
-        Costs one lookup if the key is as wanted. Otherwise the coroutine waits for a future; a
-        thread of the process, made in C and without Python, listens for changes in this map and
-        wakes the loop, for as many waits as there are. It begins with the first and ends with the
+        Costs one lookup if the key is as wanted. Otherwise the coroutine waits for a future; one
+        thread of the process, which runs no Python code, listens for changes in this map and wakes
+        the loop, however many waits there are. It starts with the first wait and ends with the
         last, and is stopped while the process forks. until() is called in the loop. Each map has a
         descriptor in each loop that waits for it. Cancelling ends the wait and leaves nothing
         behind. With a read-only handle, changes are seen after 1 to 16 milliseconds.
@@ -146,8 +148,8 @@ class WaitMethods:
     ) -> tuple[Any, Any]:
         """Sleep until any of these keys is as wanted, and return that key and its value.
 
-        until and timeout: as for wait(), and for each key. Of several keys that are as wanted, the
-        first is returned. Costs one lookup a key each time that a key of one of their classes (64
+        until and timeout: as for wait(), and for each key. If several keys are as wanted, the first
+        of them is returned. Costs one lookup a key each time that a key of one of their classes (64
         for all keys of the map) changes.
 
         Raises what wait() raises, InvalidArgument (no keys).
@@ -177,29 +179,30 @@ class WaitMethods:
         """Iterate over the changes of some keys, or without keys of every key, as they happen, from
         this call on: with for, or with async for in a coroutine.
 
-        Yields a Change for each key that has changed since the last one: kind ("set" or
-        "deleted"), key, value. Changes of one key are coalesced: the value is the newest one, and
-        however slow the loop is, nothing accumulates. initial: first yield the present state of
-        each key. timeout: the iteration ends after so many seconds without a change; None: never.
-        Close it, or use it in a with statement: while it is open, writers of its keys look at a
-        bell, and the map stays mapped.
+        Yields a Change for each key that has changed since the last one: kind ("set" or "deleted"),
+        key, value. Changes of one key are coalesced: the value is the newest one, and however slow
+        the loop is, nothing accumulates. initial: first yield the present state of each key.
+        timeout: the iteration ends after that many seconds without a change; None: never. Close it,
+        or use it in a with statement: while it is open, writers of its keys look at a bell, and the
+        map stays mapped.
 
         With keys: costs one lookup a key each time a key of one of their classes (64 for all keys
         of the map) changes, so watch hundreds of keys, not millions.
 
-        Without keys: each writer notes the keys that it changes in a ring of 4,096 (fewer of keys
-        beyond 248 bytes: the ring has at most 1 MiB), in some 15 ns for each change while anybody
-        watches everything, and a system call if a watcher sleeps. The first such watch of a map
-        gives the ring memory, 64 KiB for keys of 8 bytes. A change of kind "lost" tells that
-        changes may have been made of which no key is known, at least as many as its value says:
+        Without keys: each writer records the keys that it changes in a ring of 4,096 places (fewer
+        if keys have more than 248 bytes: the ring has at most 1 MiB). While a process watches
+        everything, this costs some 15 ns for each change, and a system call if a watcher sleeps.
+        The first such watch of a map gives the ring memory, 64 KiB for keys of 8 bytes. A change of
+        kind "lost" reports changes whose keys are not known, at least as many as its value says:
         this loop was too slow, or a process was killed while it changed the map, or had been
-        stopped when this watch began. What is read in the map after a "lost" is newer than all of
-        them: look at the whole map again. With initial, all entries are yielded again after a
-        "lost", so a copy of the map is kept by clearing it at "lost". A state may be told twice. An
-        entry that has expired is told when it is removed. Of a SharedDict or Cache, keys of more
-        than 15 bytes are read once at the beginning, and kept. Of a Cache, the claim of a key to
-        compute it is told as a deletion, and that of a value that is still served (stale=, early=)
-        as one of a key that nobody has stored, or without initial as "lost".
+        stopped when this watch began. Whatever is read from the map after a "lost" is newer than
+        all of them: read the whole map again. With initial, all entries are yielded again after a
+        "lost", so to keep a copy of the map, clear the copy at "lost". A state may be reported
+        twice. An expired entry is reported when it is removed. In a SharedDict or Cache, keys of
+        more than 15 bytes are read once at the beginning, and kept. In a Cache, a claim to compute
+        a key is reported as a deletion of the key; a claim to compute a value again that is still
+        served (stale=, early=) is reported as a deletion of a key that was never stored or, without
+        initial, as "lost".
 
         Raises, when it is made and in the loop, what wait() raises but WaitTimeout; without keys
         also ReadOnlyMap (writers cannot be told) and SegmentFull (no memory for the ring).

@@ -1,11 +1,11 @@
-"""Whole answers of an ASGI application in a Cache: of Starlette, FastAPI, or any other.
+"""Whole responses of an ASGI application, such as one of Starlette or FastAPI, in a Cache.
 
 app.add_middleware(CacheMiddleware, name="my-site", ttl=60) is all that an application needs. It
-keeps what HTTP lets a shared cache keep (RFC 9111), and of all workers one makes a page.
+keeps what HTTP lets a shared cache keep (RFC 9111), and only one worker at a time makes a page.
 
-Under the key of an address the cache has a Page; or Varied, which headers choose among the pages of
-the address, each of which has a key of its own; or Passed, for an answer that cannot be kept, so
-that the next requests need not wait for each other to learn this.
+Under the key of an address the cache has one of three things. A Page. Varied: the headers that
+choose among the pages of the address, each of which has a key of its own. Passed: the response
+cannot be kept, so the next requests need not wait for each other to learn this.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ KEPT = frozenset((200, 203, 301, 308, 404, 410))  # those beside 200 with a life
 OF_CONNECTION = (b"connection", b"keep-alive", b"transfer-encoding")
 CONDITIONS = (b"if-none-match", b"if-modified-since")  # the application answers in full
 HELD_S = 5.0  # an answer that takes longer from its beginning to its end is a stream
-PASSED_S = 60  # for so long nobody waits for an answer that could not be kept
+PASSED_S = 60  # how long no request waits for a response that could not be kept
 VARIED_S = 3600
 LONGEST_S = float(1 << 31)  # what a longer max-age means (RFC 9111, 1.2.2)
 LOOKS_MAX = 4  # at an address whose application changes its mind about Vary
 
 
 class Page(NamedTuple):
-    """An answer that was kept. made: seconds since 1970. shared: also for those who log in."""
+    """A response that was kept. made: seconds since 1970. shared: also for users who are logged
+    in."""
 
     status: int
     headers: Headers
@@ -57,7 +58,7 @@ class Varied(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """The answer of this address could not be kept."""
+    """The response of this address could not be kept."""
 
 
 def values_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
@@ -86,7 +87,7 @@ def varied_key(key: str, names: Iterable[bytes], scope: Scope) -> str:
 
 
 def lifetime(status: int, headers: Any, said: dict[str, str], default: float | None) -> float:
-    """For how many seconds a shared cache may keep an answer; 0: not at all."""
+    """For how many seconds a shared cache may keep a response; 0: not at all."""
     for name in ("s-maxage", "max-age"):
         if name in said:
             return min(float(said[name]), LONGEST_S) if said[name].isdecimal() else 0.0
@@ -118,8 +119,8 @@ class Run:
         self._collects = True
 
     async def answer(self) -> Page | None:
-        """Start the application; return its answer if that may be kept. Otherwise it is being sent:
-        wait for the task."""
+        """Start the application; return its response if that may be kept. Otherwise it is being
+        sent: wait for the task."""
         self._holds = True
         headers = [each for each in self._scope["headers"] if each[0] not in CONDITIONS]
         scope = {**self._scope, "headers": headers}
@@ -135,13 +136,13 @@ class Run:
         return self.page
 
     async def pass_on(self) -> None:
-        """The application answers, and its answer is sent at once."""
+        """The application responds, and its response is sent at once."""
         await self._cache.app(self._scope, self._receive, self._say)
 
     async def _hear(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect" and self._holds:
-            # Others wait for the page; but one who waits to be told so sends nothing else.
+            # Others wait for the page; but a client that waits to be told so sends nothing else.
             await asyncio.wait((self._decided,), timeout=self._cache.wait)
         return message
 
@@ -210,13 +211,13 @@ class Run:
 
 
 def is_personal(scope: Scope) -> bool:
-    """Whether a request says who makes it: then it gets, and makes, only pages that say that they
-    are for all (public, s-maxage)."""
+    """Whether a request names its user: it then gets, and makes, only pages that say that they are
+    for all users (public, s-maxage)."""
     return any(name in (b"authorization", b"cookie") for name, _ in scope["headers"])
 
 
 class CacheMiddleware:
-    """Keeps answers of an ASGI application for all workers of the machine.
+    """Keeps responses of an ASGI application for all workers of the machine.
 
         app.add_middleware(CacheMiddleware, name="my-site", ttl=60)
 
@@ -351,7 +352,7 @@ def _ttl_of(made: Page | Varied | Passed) -> float:
 
 
 async def reply(page: Page, scope: Scope, send: Send, is_new: bool) -> None:
-    """Send a page, or 304 to one who has it."""
+    """Send a page, or 304 to a client that has it."""
     status, headers, body = page.status, list(page.headers), page.body
     tags = {
         tag.strip().removeprefix("W/")

@@ -2,10 +2,10 @@
 
 use("my-site") comes before the first metric is made; ShmCollector("my-site", registry) collects.
 
-Counters, histograms and summaries have one number for all processes: an increment adds to it in
-one step, so what a process counted stays when it is killed, and is there once. A gauge has a number
+Counters, histograms and summaries have one number for all processes: an increment adds to it in one
+step, so what a process counted stays when it is killed, and is counted once. A gauge has a number
 for each process. The kernel says which processes are alive (C3), so a reused pid is another
-process, and nobody has to say that one is dead.
+process, and no hook has to report a death.
 
 The dict has a number for each key, and a key is a JSON list, a Series with the process that the
 number belongs to. A gauge of mode sum, min or max keeps what dead processes said in one number of
@@ -122,7 +122,7 @@ class Store:
 
     def fold(self, dead: Iterable[Series]) -> None:
         """Remove the numbers of dead processes; what EVERYONE's number has to keep is moved there,
-        once, whoever else folds and whoever is killed."""
+        once, even if other processes fold, too, and any of them is killed."""
         for series in dead:
             if series.mode not in _NEUTRAL:
                 self.shm.pop(series.key(), None)
@@ -245,8 +245,8 @@ class ShmValue:
     def set(self, value: float, timestamp: float | None = None) -> None:
         self._shm[self._key if self._is_everyones else self._own_key()] = float(value)
         if self._time_key:
-            # After the number: whoever reads the time, and then the number, gets one that is not
-            # older than the time says.
+            # After the number: a process that reads the time, and then the number, gets one that is
+            # not older than the time says.
             self._shm.max(self._time_key, float(timestamp or 0.0), 0.0)
 
     def get(self) -> float:

@@ -29,17 +29,18 @@ _READY_WAIT = 5.0  # seconds that on_outage="raise" gives the first tracker
 class NearCache(ClosingMethods, NearCoroutines):
     """The hot keys of a server in the memory of this host, one copy for all its processes.
 
-    All processes that make a NearCache of the same source share it. One of them, the tracker, has
-    a connection to each node, by which the server tells what changes; if it dies, another one
-    tracks within 100 ms. A read finds its value in shared memory, or asks the server, once for all
+    All processes that make a NearCache of the same source share it. One of them, the tracker, has a
+    connection to each node, through which the server reports changes; if it dies, another one takes
+    over within 100 ms. A read finds its value in shared memory, or asks the server, once for all
     processes and threads.
 
-    The promise (N1): a read that begins at t returns a value that the key had at its server at
-    some moment at or after t - max_stale, or it raises; whatever is killed, stopped or cut. After a
-    write through the cache has returned, every process of the host reads it or something newer
-    (N3). Reads are not linearizable with writes of other hosts; ask the server where they must be.
+    The promise (N1): a read that begins at t returns a value that the key had at its server at some
+    moment at or after t - max_stale, or it raises; this holds whichever process is killed or
+    stopped and whichever connection is cut. After a write through the cache has returned, every
+    process of the host reads its value or a newer one (N3). Reads are not linearizable with writes
+    of other hosts; where they must be, ask the server.
 
-    Threads may share it, and so may processes by fork: a child becomes a candidate of its own.
+    Threads may share it, and so may processes after a fork: a child may become the tracker, too.
     """
 
     def __init__(
@@ -60,32 +61,33 @@ class NearCache(ClosingMethods, NearCoroutines):
         track: bool = True,
         mode: int = 0o600,
     ) -> None:
-        """Open the near cache of a server, or make it.
+        """Open the near cache of a server, or create it.
 
-        source: a redis.Redis or valkey.Valkey, also by Sentinel.master_for(), a RedisCluster or
-        ValkeyCluster, one of their asyncio clients, or a URL of one server ("redis://host/0",
-        "unix:///path"). Its settings are those of the connections that are made here. prefixes:
-        which keys are kept, and watched; [""] is all. Keys below no prefix are read from the server
-        each time. Or a Source (reference), which knows its prefixes.
+        source: a redis.Redis or valkey.Valkey, also one from Sentinel.master_for(), a RedisCluster
+        or ValkeyCluster, one of their asyncio clients, or a URL of one server ("redis://host/0",
+        "unix:///path"). The near cache makes its own connections with the client's settings. source
+        may also be a Source (see the reference), which knows its prefixes. prefixes: which keys are
+        kept and tracked; [""] means all. Other keys are read from the server each time.
 
-        name: of the shared segment; None: made of the source's, value and max_stale, so the same in
-        all processes; for a cluster only while its nodes are, so give it one. value: what the
-        server's bytes mean: bytes, str, object (pickle) or another type of a SharedDict that is
-        stored as bytes of any length. max_entries, max_bytes: as for Cache(). max_stale: seconds,
-        see N1; the same in all processes that share a name, for whoever tracks proves for all.
-        ttl, ttl_absent: the most seconds that a value, or the absence of one, is kept; the server's
-        own deadline counts, too. flight: how many seconds a read waits for another one that asks
-        for the same key, before it asks itself. track: whether this process may be the tracker.
+        name: of the shared segment; None makes one from the source's name, value and max_stale, so
+        it is the same in all processes. For a cluster that is true only while its nodes stay the
+        same, so give it a name. value: what the server's bytes mean: bytes, str, object (pickle) or
+        another type of a SharedDict that is stored as bytes of any length. max_entries, max_bytes:
+        as for Cache(). max_stale: seconds, see N1; it has to be the same in all processes that
+        share a name, since the tracker proves freshness for all of them. ttl, ttl_absent: the most
+        seconds that a value, or the absence of one, is kept; the server's own deadline counts, too.
+        flight: how many seconds a read waits for another read that has asked for the same key,
+        before it asks itself. track: whether this process may be the tracker.
 
         on_outage: what reads do while the server does not answer the tracker, after max_stale:
         "fetch" asks the server; "raise" raises Unavailable at once; ("stale", seconds) goes on with
-        the values of before for so long. tracking: "ttl" for a server that tells of no changes:
-        then values are kept for ttl seconds, by default max_stale, and may be as old. A server
-        that refuses to tell makes "bcast" do the same; info() says so.
+        the old values for that long. tracking: "ttl" for a server that does not report changes:
+        values are then kept for ttl seconds, by default max_stale, and may be as old. "bcast" does
+        the same if the server refuses to report changes; info() says so.
 
-        A Redis or Valkey that does not answer now is asked again by the tracker. So a worker can
-        start during an outage; its reads do as on_outage says, and "fetch" raises the client's
-        error, until the server is back.
+        If a Redis or Valkey does not answer now, the tracker asks it again. So a worker can start
+        during an outage; until the server is back, its reads behave as on_outage says, and "fetch"
+        raises the client's error.
 
         Raises InvalidArgument (also: another process has given another max_stale), LayoutMismatch,
         LockTimeout, what Cache() raises, and what the client raises.
@@ -149,7 +151,8 @@ class NearCache(ClosingMethods, NearCoroutines):
         self._state.open_ttl_line()
 
     def _enter(self) -> None:
-        """Before anything but a hit: a thread that tracks or stands by, in this process too."""
+        """Called before anything but a hit: makes sure that a thread of this process tracks or
+        stands by."""
         if self._closed:
             raise MapClosed(f"near cache {self._state.entries.name!r} is closed")
         if self._pid == os.getpid():
@@ -187,7 +190,7 @@ class NearCache(ClosingMethods, NearCoroutines):
 
     def ready(self, timeout: float = 5.0) -> bool:
         """Wait until values can be kept: a tracker has heard from each node of this process's
-        source. Return whether they can. Nobody has to call it: reads work before.
+        source. Return whether they can. You need not call it: reads work before.
 
         Raises MapClosed.
         """
@@ -203,8 +206,8 @@ class NearCache(ClosingMethods, NearCoroutines):
     def get_many(self, keys: Iterable[str | bytes]) -> dict[Any, Any]:
         """Return a dict of those of these keys that the server has, with their values.
 
-        Each value is as from get(). The missing ones that nobody asks for yet are fetched 64 at a
-        time.
+        Each value is as from get(). Missing keys for which no other read has asked yet are fetched
+        64 at a time.
 
         Raises what get() raises.
         """
@@ -231,9 +234,10 @@ class NearCache(ClosingMethods, NearCoroutines):
     def warm(self, keys: Iterable[str | bytes], timeout: float = 5.0) -> int:
         """Fetch those of these keys that are not in memory, and keep them; return how many.
 
-        For a start, or after an outage: 64 keys cost one round trip, and keys that another process
-        asks for are left to it. Waits up to timeout seconds until values can be kept, and returns 0
-        if they cannot. keys may be an iterator; what does not fit evicts what came first.
+        For the start of a program, or after an outage: 64 keys cost one round trip, and keys for
+        which another process is asking are left to it. Waits up to timeout seconds until values can
+        be kept, and returns 0 if they cannot. keys may be an iterator; if the cache is full, later
+        values evict earlier ones.
 
         Raises what get() raises.
         """
@@ -256,13 +260,15 @@ class NearCache(ClosingMethods, NearCoroutines):
         nx: bool = False,
         xx: bool = False,
     ) -> bool:
-        """Store a value at the server, and forget it here; return whether it was stored.
+        """Store a value at the server, and forget the key here; return whether the value was
+        stored.
 
-        ttl: seconds; None: without limit. nx: only if the key is absent there; xx: only if it is
-        present. After this has returned, every process of the host reads this value or a newer one
-        (N3). It is not put into the cache: another host may have stored a newer one already.
+        ttl: seconds; None: without limit. nx: only if the server has no value for the key; xx: only
+        if it has one. After this has returned, every process of the host reads this value or a
+        newer one (N3). The value is not put into the cache, since another host may already have
+        stored a newer one.
 
-        Raises what the client and encoding raise, LockTimeout (it is stored at the server).
+        Raises what the client and encoding raise, LockTimeout (the value is stored at the server).
         """
         self._enter()
         raw = raw_of(key)
@@ -272,9 +278,10 @@ class NearCache(ClosingMethods, NearCoroutines):
             self._forget([raw])
 
     def delete(self, *keys: str | bytes) -> int:
-        """Delete keys at the server, and here; return how many there were. As set() (N3).
+        """Delete keys at the server, and here; return how many the server had. N3 holds as for
+        set().
 
-        Raises what the client raises, LockTimeout (they are deleted at the server).
+        Raises what the client raises, LockTimeout (the keys are deleted at the server).
         """
         self._enter()
         raw = [raw_of(key) for key in keys]
@@ -292,7 +299,7 @@ class NearCache(ClosingMethods, NearCoroutines):
         self._forget([raw_of(key) for key in keys])
 
     def clear(self) -> None:
-        """Forget everything here, in all processes of the host. Costs a store for each node.
+        """Forget every value here, in all processes of the host. Costs a store for each node.
 
         Raises LockTimeout.
         """
@@ -305,8 +312,8 @@ class NearCache(ClosingMethods, NearCoroutines):
     ) -> Any:
         """Return the value of key; if the server has none, store make() there and return it.
 
-        Of the processes and threads of this host one makes a value at a time. If another host has
-        stored one first, that one is returned. ttl: as for set().
+        Only one process or thread of this host makes a value at a time. If another host has stored
+        a value first, that value is returned. ttl: as for set().
 
         Raises what make(), get() and set() raise.
         """
@@ -335,9 +342,9 @@ class NearCache(ClosingMethods, NearCoroutines):
     # Figures.
 
     def age(self) -> float:
-        """Seconds since the moment before which this host knows every change: what N1 means now.
+        """Seconds since the moment before which this host knows every change: the bound of N1 now.
 
-        inf: nothing is known, or no tracker has been heard yet. Costs a look at each node's line.
+        inf: nothing is known, or no tracker has reported yet. Costs a read of each node's line.
 
         Raises MapClosed.
         """
@@ -352,9 +359,9 @@ class NearCache(ClosingMethods, NearCoroutines):
         return max(0.0, (now - end) / 1e9 + self._max_stale)
 
     def info(self) -> dict[str, Any]:
-        """What a person or a monitor wants to know: the source, the tracker, each node's age and
-        epochs, and the counts of the entries. "tracking" is by what the server tells of changes:
-        "bcast" (CLIENT TRACKING), "notify" (PostgreSQL), or "ttl": it does not.
+        """Facts for people and monitors: the source, the tracker, each node's age and epochs, and
+        the counts of the entries. "tracking" says how the server reports changes: "bcast" (CLIENT
+        TRACKING), "notify" (PostgreSQL), or "ttl" (it does not).
 
         Raises MapClosed.
         """

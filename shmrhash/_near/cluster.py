@@ -3,7 +3,7 @@
 Each primary is a node of the near cache, with an epoch and a lease of its own, under its run id.
 Keys are routed by this process's table of slots (routing.py). The tracker has one connection to
 each primary, and believes a primary only while the others agree on its slots (clusterwatch.py). So
-a wrong table here costs a detour: nobody's entries outlive the node's right to the slot.
+a wrong table here costs a detour: no entry outlives its node's right to the slot.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The watch of a cluster: one connection to each primary, and who may be believed.
+"""The watch of a cluster: one connection to each primary, and which primaries may be believed.
 
-A primary tells the changes that it executes itself. So a value that was read at a primary may be
-served while two things are known: that this primary has told everything (as for one server), and
-that nobody else executes writes of its slots. For the second the tracker asks each primary, in
-rounds of one beat, for its view of the cluster (CLUSTER NODES), which is the question of the lease
-as well. The rules, for a primary P in the round that began at q, the round before at m:
+A primary reports the changes that it executes itself. So a value that was read at a primary may be
+served while two things are known: that this primary has reported everything (as for one server),
+and that no other node executes writes of its slots. For the second the tracker asks each primary,
+in rounds of one beat, for its view of the cluster (CLUSTER NODES), which is the question of the
+lease as well. The rules, for a primary P in the round that began at q, the round before at m:
 
   owner     P itself says that it owns the slots that it had when its watch began. If they are
             others, or it begins to give slots away, or it has a new epoch: all its entries are
@@ -18,9 +18,9 @@ Why m, and not q: as for one server, an answer overtakes the messages of its own
 replica that was elected owns the slots a moment before the others hear of it. The views were asked
 for a beat after m; so the proof is right if the nodes hear of a new owner within one beat.
 
-A primary that does not answer loses its own lease, not those of the others while they are a
-majority: the same rule by which the cluster itself goes on. A primary without slots is watched,
-too, because its view is the first to say that it has become an owner.
+A primary that does not answer loses its own lease. The others keep theirs while they are a
+majority: by the same rule the cluster itself goes on. A primary without slots is watched, too,
+because its view is the first to say that it has become an owner.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Watch:
     # Connections.
 
     def _wanted(self) -> dict[Address, Member | None]:
-        """The primaries that somebody knows of; while nobody has answered, those of the router."""
+        """The primaries that a node knows of; while no node has answered, those of the router."""
         wanted: dict[Address, Member | None] = {}
         for primary in self._watched.values():
             if primary.view is not None:

@@ -25,7 +25,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server is, and who one is there. From a client's settings."""
+    """Where a server is, and as which user to connect. From a client's settings."""
 
     settings: dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What the lines of a near cache say to whoever looks from outside, without a server."""
+"""What the lines of a near cache say to other programs, without a server."""
 
 from __future__ import annotations
 

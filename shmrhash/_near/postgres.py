@@ -127,7 +127,7 @@ class PostgresSource:
     # Reading.
 
     def _session(self) -> Session:
-        """A connection that nobody uses, or a new one."""
+        """An unused connection, or a new one."""
         try:
             return self._idle.pop()
         except IndexError:

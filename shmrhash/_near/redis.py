@@ -1,7 +1,7 @@
 """RedisSource: one Valkey or Redis server as the source of a near cache.
 
-The watch is CLIENT TRACKING in broadcast mode: the server tells the tracker's connection of every
-change below the prefixes, whoever read the key and by which connection. In this mode an answer to
+The watch is CLIENT TRACKING in broadcast mode: the server reports to the tracker's connection every
+change below the prefixes, whichever connection has read the key, or none. In this mode an answer to
 PING overtakes the messages of its own cycle of the server's event loop, but not those of earlier
 cycles: so an answer proves what came before the *previous* PING was sent. That is one beat before,
 but for the first proof: its two questions follow one another, so that a takeover lasts no beat.

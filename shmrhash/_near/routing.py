@@ -1,7 +1,7 @@
 """Questions to a cluster: each to the primary that owns the key's slot, as far as is known here.
 
 A Router belongs to one process. What it knows of slots is a hint: a node that does not own a slot
-says so (MOVED), and who does. So a wrong table costs a detour, never a wrong answer. What a node
+says which node does (MOVED). So a wrong table costs a detour, never a wrong answer. What a node
 answers for another one (ASK) has no run id here, because it must not be stored.
 """
 
@@ -176,10 +176,10 @@ class Router:
         try:
             self.refresh(soon=True)
         except (OSError, ServerError, *_BAD):
-            self._news_ns = _core.clock_monotonic_ns()  # nobody answers: not at once again
+            self._news_ns = _core.clock_monotonic_ns()  # no node answers: do not ask again at once
 
     def learn_run_id(self, place: Address, run_id: bytes) -> None:
-        """A connection has been made: who is there."""
+        """A connection has been made: note which node it reached."""
         if self.run_ids.get(place) != run_id:
             self.run_ids[place] = run_id
             self.changes += 1
@@ -286,7 +286,7 @@ class Router:
             each.fail(self.as_clients(error, place))
 
     def _take(self, question: Question, answers: list[Any], place: Address, run_id: bytes) -> None:
-        """Answers of one node: they are final, or say who is to be asked."""
+        """Answers of one node: they are final, or name the node to ask."""
         for answer in question.own_answers(answers):
             if not isinstance(answer, ServerError):
                 continue

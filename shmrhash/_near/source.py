@@ -72,7 +72,8 @@ class Sink(Protocol):
         that was fetched at this node before is served any more."""
 
     def changed(self, node: int, keys: Sequence[bytes]) -> None:
-        """These keys may have changed at this node. Keys that nobody has are welcome."""
+        """These keys may have changed at this node. Keys that the near cache does not have are
+        allowed."""
 
     def everything(self, node: int) -> None:
         """Everything may have changed: a flush, a change of role, slots that the node has lost."""
@@ -152,7 +153,7 @@ class Source(Protocol):
         beat seconds, or until an error: then it raises, and is called again after a pause.
 
         Connections that it loses it makes again itself, or it raises. Raises TrackingRefused (the
-        server will not tell of changes; the message says what to do)."""
+        server refuses to report changes; the message says what to do)."""
 
     # A source may have:
     # tracking: str, by what the server tells of changes, for people, up to 12 bytes: "bcast".

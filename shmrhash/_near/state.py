@@ -5,9 +5,10 @@ a line for each node, and TURN, the line of the tracker's office. The name of th
 identity of the entries, so the lines of one segment are never taken for those of another.
 
 A line changes in a locked section only, as a whole. `term` counts the connections of trackers to
-the node: who extends a lease says in which term, and is refused if another tracker has begun one.
-So a tracker that was stopped, and wakes after another has begun, extends nothing (the fence). The
-epoch is 16 random bytes: no two lines, and no two lives of a segment, ever have the same.
+the node: a tracker that extends a lease says in which term, and is refused if another tracker has
+begun one. So a tracker that was stopped, and wakes after another has begun, extends nothing (the
+fence). The epoch is 16 random bytes: no two lines, and no two lives of a segment, ever have the
+same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from shmrhash._errors import Deposed, Error, InvalidArgument, KeyExists, LockTim
 from shmrhash._map import RHashMap
 
 NODES_MAX = 64  # lines; a cluster has as many primaries, with those of its last restarts
-TTL_NODE = 1 << 20  # the line of entries that nobody watches, which live for their ttl
+TTL_NODE = 1 << 20  # the line of entries that no tracker watches, which live for their ttl
 TURN = 1 << 21  # the line of the tracker's office: valid_until is when it was last seen to work
 TURN_PLACE = b"\xff" * 16  # its claim among the entries: no key's place, but by a chance of 2^-128
 FOREVER_NS = (1 << 63) - 1
@@ -230,8 +231,8 @@ class State:
         """Say in TURN's line for how long trackers extend leases, and by what the server tells, a
         word; a second word, "one", says that the source asks one server at a time.
 
-        All processes have to say the same: whoever tracks extends the lease for all. It is said for
-        the life of the segment, which ends with its last user's. Raises InvalidArgument (others
+        All processes have to say the same, since the tracker extends the lease for all. It is said
+        for the life of the segment, which ends with its last user's. Raises InvalidArgument (others
         have said another max_stale), LockTimeout.
         """
         line = self.line(TURN)

@@ -1,7 +1,8 @@
 """What the nodes of a cluster say of it: which primary owns which slots.
 
 A View is one node's answer to CLUSTER NODES. Nodes learn of a change one after the other, so two
-views may differ; clusterwatch.py compares them. CLUSTER SLOTS, for who routes keys, is here too.
+views may differ; clusterwatch.py compares them. CLUSTER SLOTS, by which keys are routed, is here
+too.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ EVERYTHING = "*"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-# Names of other schemas are not looked up: who replicates has no search path.
+# Names of other schemas are not looked up: a replication worker has no search path.
 _TABLE = """\
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$

@@ -18,8 +18,8 @@ class Barrier(Primitive, _core.BarrierCore):
     """threading.Barrier for all processes of a machine; a party that dies waiting breaks it.
 
     Barrier(4, key="start") is the same barrier in all processes of this user; with space=, in all
-    that open that space; Barrier(4) is a new one, which children of fork share and which can be
-    pickled, with its action. A barrier that a death has broken behaves as after abort().
+    processes that open that space. Barrier(4) is a new one, which children of fork share and which
+    can be pickled, with its action. A barrier that was broken by a death behaves as after abort().
 
     Attributes: key, space, parties, n_waiting, broken.
     """
@@ -33,14 +33,15 @@ class Barrier(Primitive, _core.BarrierCore):
         *,
         space: Sync | None = None,
     ) -> Barrier:
-        """Make the object for the barrier of this key, which is made if it is not there.
+        """Make the object for the barrier of this key; the barrier is created if there is none.
 
-        action: called by one of the threads before all go on. timeout: of wait(), in seconds.
+        action: a function that one of the threads calls before all of them go on. timeout: seconds
+        for wait(), unless that is given its own.
 
-        Raises ValueError (parties is not from 1 to 65,535), TypeError (action is not a function, as
-        if a key was given without its name), InvalidArgument (the key is that of another primitive,
-        or of a barrier of another number of parties), MapFull (the space has max_entries),
-        SegmentFull, MapClosed, and what Sync() raises.
+        Raises ValueError (parties is not from 1 to 65,535), TypeError (action is not a function,
+        perhaps a key that was not passed as key=), InvalidArgument (the key is that of another
+        primitive, or of a barrier of another number of parties), MapFull (the space has
+        max_entries), SegmentFull, MapClosed, and what Sync() raises.
         """
         parties = as_index(parties)
         if not 1 <= parties <= _core.PARTIES_MAX:
@@ -65,11 +66,11 @@ class Barrier(Primitive, _core.BarrierCore):
         self._action, self._timeout = action, timeout
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until as many threads have come as there are parties; return which one this was.
+        """Wait until as many threads have come as there are parties; return this thread's number.
 
-        The number is from 0 to parties - 1, another for each. timeout: seconds; None takes the
-        barrier's own. If it runs out, if a signal handler or the action raises, or if a party is
-        killed while it waits, the barrier is broken: for all.
+        The number is from 0 to parties - 1, and different for each thread. timeout: seconds; None
+        takes the barrier's own. If it runs out, if a signal handler or the action raises, or if a
+        party is killed while it waits, the barrier is broken for all parties.
 
         Raises threading.BrokenBarrierError (the barrier is broken, or was reset while this thread
         waited), MapClosed, what the action raises.
@@ -144,14 +145,14 @@ class Barrier(Primitive, _core.BarrierCore):
         """Nothing is held."""
 
     def reset(self) -> None:
-        """Make the barrier new: threads that wait get BrokenBarrierError.
+        """Reset the barrier to its first state: waiting threads get BrokenBarrierError.
 
         Raises MapClosed.
         """
         self._end_generation(False)
 
     def abort(self) -> None:
-        """Break the barrier: threads that wait, and those that come, get BrokenBarrierError.
+        """Break the barrier: waiting threads, and those that come later, get BrokenBarrierError.
 
         Raises MapClosed.
         """

@@ -19,9 +19,9 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
     """threading.Condition for all processes of a machine; a dead waiter takes no notification.
 
     Condition(key="jobs") is the same condition in all processes of this user; with space=, in all
-    that open that space; Condition() is a new one, which children of fork share and which can be
-    pickled. Its lock is an RLock of its own (with the key "jobs.lock"), or the one that is given:
-    all processes have to give the same one.
+    processes that open that space. Condition() is a new one, which children of fork share and which
+    can be pickled. Its lock is an RLock of its own (with the key "jobs.lock"), or the lock that you
+    pass: all processes have to pass the same one.
 
     Attributes: key, space, acquire and release (those of the lock).
     """
@@ -29,14 +29,14 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
     def __new__(
         cls, lock: Any = None, key: Key | None = None, *, space: Sync | None = None
     ) -> Condition:
-        """Make the object for the condition of this key, which is made if it is not there.
+        """Make the object for the condition of this key; the condition is created if there is none.
 
         lock: a Lock or RLock, whose space is the condition's, too, unless space is given; any other
         object with acquire() and release() guards the threads of this process only.
 
-        Raises TypeError (lock is none, as if a key was given without its name), InvalidArgument
-        (the key is that of another primitive), MapFull (the space has max_entries), SegmentFull,
-        MapClosed, and what Sync() raises.
+        Raises TypeError (lock is not a lock, perhaps a key that was not passed as key=),
+        InvalidArgument (the key is that of another primitive), MapFull (the space has max_entries),
+        SegmentFull, MapClosed, and what Sync() raises.
         """
         if lock is not None and not (hasattr(lock, "acquire") and hasattr(lock, "release")):
             raise TypeError(
@@ -56,12 +56,12 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
         self.release = lock.release
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Release the lock, sleep until notified, and take the lock again; False: the time is over.
+        """Release the lock, sleep until notified, and take the lock again; False after a timeout.
 
-        Threads are notified in the order in which they came. After a death a thread may be woken
-        though nobody notified it: so look at what is waited for again, or use wait_for().
+        Threads are notified in the order in which they began to wait. After a death a thread may be
+        woken without a notification: so check again what you wait for, or use wait_for().
 
-        Raises RuntimeError (this thread has not got the lock), MapClosed.
+        Raises RuntimeError (this thread does not have the lock), MapClosed.
         """
         if not self._is_owned():
             raise RuntimeError("cannot wait on un-acquired lock")
@@ -81,7 +81,7 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
         return told
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
-        """Wait until predicate() is true, and return what it returned; the time over, the last.
+        """Wait until predicate() is true; return its last result, also after a timeout.
 
         Raises what wait() and predicate() raise.
         """
@@ -100,11 +100,11 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
 
         It also goes on while the task waits for the lock again, which it has at the end even if it
         is cancelled. timeout: seconds, at least 0; None waits without limit. Tasks and threads are
-        notified in the order in which they came. A task that is cancelled after it was notified
-        passes the notification on. If a process is killed inside notify(), or after it was
+        notified in the order in which they began to wait. A task that is cancelled after it was
+        notified passes the notification on. If a process is killed inside notify(), or after it was
         notified, the tasks of others notice within a quarter of a second.
 
-        Raises RuntimeError (this task has not got the lock), TypeError (the lock has no
+        Raises RuntimeError (this task does not have the lock), TypeError (the lock has no
         acquire_async()), InvalidArgument (timeout), TooManyProcesses (4,096 contexts of the space
         are in use: each task that waits at a condition has one), SystemFailure (no more threads or
         descriptors), MapClosed.
@@ -166,7 +166,8 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
         return 1
 
     def _acquire_restore(self, saved: Any) -> None:
-        """Take the lock again, also if a signal handler raises once; that is raised afterwards."""
+        """Take the lock again, even if a signal handler raises once; its exception is raised
+        afterwards."""
         restore = getattr(self._lock, "_acquire_restore", None)
         raised = None
         for _ in range(2):

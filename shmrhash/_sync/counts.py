@@ -18,12 +18,13 @@ class Semaphore(Primitive, ReleasingMethods, _core.SemaphoreCore):
     """threading.Semaphore for all processes of a machine; the permits of a dead process come back.
 
     Semaphore(3, "gpus") is the same semaphore in all processes of this user; with space=, in all
-    that open that space; Semaphore(3) is a new one, which children of fork share and which can be
-    pickled. The value counts when the semaphore is made; later ones are ignored.
+    processes that open that space. Semaphore(3) is a new one, which children of fork share and
+    which can be pickled. The value takes effect when the semaphore is made; later values are
+    ignored.
 
-    undo: a process that dies, or ends, gives back the permits that it has: those that it took and
-    did not release. So a process should release what it took itself. With undo=False the semaphore
-    is a plain counter, for signals: one process releases what another one acquires.
+    undo: when a process ends or dies, the permits that it took and did not release are given back.
+    So the process that takes a permit should release it, too. With undo=False the semaphore is a
+    plain counter, for signals: one process may release permits that another one acquired.
 
     Attributes: key, space, undo.
     """
@@ -38,7 +39,7 @@ class Semaphore(Primitive, ReleasingMethods, _core.SemaphoreCore):
         space: Sync | None = None,
         undo: bool = True,
     ) -> Semaphore:
-        """Make the object for the semaphore of this key, which is made if it is not there.
+        """Make the object for the semaphore of this key; the semaphore is created if there is none.
 
         Raises ValueError (value is below 0 or beyond 2**47 - 1), TypeError, InvalidArgument (the
         key is that of another primitive), MapFull (the space has max_entries), SegmentFull,
@@ -56,9 +57,9 @@ class Semaphore(Primitive, ReleasingMethods, _core.SemaphoreCore):
     async def acquire_async(self, timeout: float | None = None) -> bool:
         """acquire() for coroutines of asyncio: the loop goes on while this task waits for a permit.
 
-        timeout: seconds, at least 0; None waits without limit. The process has the permit then. The
-        tasks of one loop get permits in the order in which they came. Cancelling takes none. Costs
-        some 2 microseconds if a permit is free.
+        timeout: seconds, at least 0; None waits without limit. The process then has the permit. The
+        tasks of one loop get permits in the order in which they asked for them. A cancelled task
+        takes none. Costs some 2 microseconds if a permit is free.
 
         Raises InvalidArgument (timeout), TooManyProcesses (4,096 locks and permits of the space are
         held), SystemFailure (no more threads or descriptors), MapClosed (also while it waits).

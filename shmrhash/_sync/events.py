@@ -12,16 +12,17 @@ from shmrhash._sync.space import Key, Sync, space_for
 class Event(Primitive, _core.EventCore):
     """threading.Event for all processes of a machine.
 
-    Event("ready") is the same event in all processes of this user; with space=, in all that open
-    that space; Event() is a new one, which children of fork share and which can be pickled. Nothing
-    is held by anybody, so nobody's death changes it; waiters of a process that is killed inside
-    set() wake up within 50 ms.
+    Event("ready") is the same event in all processes of this user; with space=, in all processes
+    that open that space. Event() is a new one, which children of fork share and which can be
+    pickled. No process holds anything of an event, so a death does not change it; if a process is
+    killed inside set(), the waiters wake up within 50 ms.
 
     Attributes: key, space.
     """
 
     def __new__(cls, key: Key | None = None, *, space: Sync | None = None) -> Event:
-        """Make the object for the event of this key, which is made, not set, if it is not there.
+        """Make the object for the event of this key; the event is created, not set, if there is
+        none.
 
         Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
         has max_entries), SegmentFull, MapClosed, and what Sync() raises.
@@ -31,9 +32,10 @@ class Event(Primitive, _core.EventCore):
     async def wait_async(self, timeout: float | None = None) -> bool:
         """wait() for coroutines of asyncio: the loop goes on while this task waits.
 
-        timeout: seconds, at least 0; None waits without limit. Returns True, or False if the time
-        is over. An event that is set and cleared while a task waits counts as set for that task. If
-        a process is killed inside set(), the tasks of others notice within a quarter of a second.
+        timeout: seconds, at least 0; None waits without limit. Returns True, or False after the
+        timeout. An event that is set and cleared while a task waits counts as set for that task. If
+        a process is killed inside set(), tasks of other processes notice the event within a quarter
+        of a second.
 
         Raises InvalidArgument (timeout), SystemFailure (no more threads or descriptors), MapClosed
         (also while it waits).

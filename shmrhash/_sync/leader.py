@@ -20,14 +20,14 @@ _SLICES = 4  # looks at the leader's lease within one lease
 class Leader(OfLockMethods):
     """One of several processes leads; if it dies, another one does, with a higher term.
 
-    Leader("scheduler") is the same office in all processes of this user; with space=, in all that
-    open that space. acquire() waits until this process leads, or use it in a with or async with
-    statement. While it leads, `term` is a number that grows with each leader: a service that is
-    told it can refuse a leader that has been replaced (a fencing token).
+    Leader("scheduler") is the same office in all processes of this user; with space=, in all
+    processes that open that space. acquire(), or a with or async with statement, waits until this
+    process leads. While it leads, `term` is a number that grows with each leader: a service that
+    gets it with each request can refuse a leader that has been replaced (a fencing token).
 
     lease: a leader that is stopped, or hangs, keeps the office as long as it lives. With a lease,
-    in seconds, another process may depose a leader that has not called check() for so long. The
-    deposed one learns that at its next check(). All candidates should have the same lease.
+    in seconds, another process may depose a leader that has not called check() for that long. The
+    deposed leader gets Deposed from its next check(). All candidates should have the same lease.
 
     It is a Lock (of this key) whose grants are the terms.
 
@@ -57,12 +57,12 @@ class Leader(OfLockMethods):
 
     @property
     def term(self) -> int:
-        """The number of this object's term of office, or of its last one; 0 before the first."""
+        """The number of this object's present or last term of office; 0 before the first."""
         return self._term
 
     @property
     def leader(self) -> Owner | None:
-        """Who leads at the moment.
+        """The present leader.
 
         Raises MapClosed.
         """
@@ -70,7 +70,7 @@ class Leader(OfLockMethods):
 
     @property
     def orphan(self) -> Orphan | None:
-        """While this process leads: the leader before it, if that was killed or deposed."""
+        """While this process leads: the previous leader, if it was killed or deposed."""
         return self._lock.orphan
 
     def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:

@@ -1,4 +1,4 @@
-"""locks(): who holds the primitives of a space, and who waits for them."""
+"""locks(): which processes hold the primitives of a space, and which wait for them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _SEMAPHORES = (_core.SEMAPHORE, _core.COUNTER)
 
 
 class LockInfo(NamedTuple):
-    """What is known of one primitive.
+    """The state of one primitive.
 
     kind: "Lock", "RLock", "RWLock", "Semaphore", "Semaphore(undo=False)", "Event", "Condition",
-    "Barrier". owners: who holds it: of an RWLock, each process that reads or writes; of a
+    "Barrier". owners: its holders: for an RWLock, each process that reads or writes; for a
     Semaphore, each process with permits, once for each permit; their `since` is 0. waiters: the
-    threads, tasks of asyncio and greenlets that wait for it, since when; one that has not yet
-    slept, or for which the space has no context left (4,096), is missing. Of the tasks and
-    greenlets of one process, 64 that wait in a space are shown, besides the first in the line for
-    each lock, and all that wait at a Condition or a Barrier. value:
-    the free permits of a Semaphore, 1 or 0 of an Event, the parties that a Barrier needs; None of
-    others. token: how often a Lock or RLock has been taken.
+    threads, tasks of asyncio and greenlets that wait for it, with the time since when; a waiter
+    that has not yet slept, or for which the space has no context left (4,096), is missing. Of the
+    tasks and greenlets of one process that wait in a space, 64 are shown, besides the first in the
+    queue for each lock, and all that wait for a Condition or a Barrier. value: the free permits of
+    a Semaphore, 1 or 0 for an Event, the parties that a Barrier needs; None for others. token: how
+    often a Lock or RLock has been taken.
     """
 
     key: Key | None
@@ -37,10 +37,10 @@ class LockInfo(NamedTuple):
 
 
 def locks(space: Sync | None = None) -> list[LockInfo]:
-    """The primitives of a space, as they are at the moment: who holds them, and who waits.
+    """The primitives of a space at this moment, with their holders and waiters.
 
-    space: None is the user's own, in which Lock("gpu0") is. Each is looked at by itself, while
-    others change. O(primitives x (1 + threads that hold something or wait)).
+    space: None is the user's own, in which Lock("gpu0") is. Each primitive is read by itself, while
+    others may change. O(primitives x (1 + threads that hold something or wait)).
 
     Raises MapClosed, and what Sync() raises.
     """
@@ -91,6 +91,7 @@ def lock_of(space: Sync, key: Key) -> Lock | RLock | None:
 
 
 def take_away(lock: Lock | RLock) -> bool:
-    """Free a lock whose owner lives. That finds out when it releases it: RuntimeError. The next
-    owner is told as of a death. False: nobody holds it, or it changed hands just now."""
+    """Free a lock whose owner is alive. The owner gets RuntimeError when it releases the lock. The
+    next owner is told as after a death. False: the lock is free, or has just passed to another
+    owner."""
     return _core.depose(lock, 0)

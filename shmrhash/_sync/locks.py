@@ -20,9 +20,9 @@ class Orphan(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """Who holds a lock. pid: as its own PID namespace shows it. thread: threading.get_ident() of
-    that process; of a task of asyncio a number beyond 2**63. since: time.monotonic() when it took
-    the lock, to some ms."""
+    """The holder of a lock. pid: as its own PID namespace shows it. thread: threading.get_ident()
+    in that process; for a task of asyncio a number beyond 2**63. since: time.monotonic() when it
+    took the lock, exact to some ms."""
 
     pid: int
     command: str
@@ -31,14 +31,14 @@ class Owner(NamedTuple):
 
 
 def orphan_of(primitive: Primitive) -> Orphan:
-    """Who died in a lock, which says that somebody did."""
+    """The process that died holding this lock, whose state says that one did."""
     pid, command, since_ns = primitive._cells.orphaned_by(primitive._index)
     return Orphan(pid, command, since_ns / 1e9)
 
 
 def owner_of(found: tuple[int, str, int, int, bool] | None) -> Owner | None:
     """A process that the core names: (pid, command, thread, since in ns, whether it lives). None:
-    nobody, or a dead one."""
+    no process, or a dead one."""
     if found is None or not found[4]:
         return None
     pid, command, thread, since_ns = found[:4]
@@ -67,7 +67,7 @@ class _LockMethods(_Mutex):
 
     @property
     def owner(self) -> Owner | None:
-        """Who holds the lock at the moment; None: nobody, or a process that died.
+        """The present holder of the lock; None: the lock is free, or its holder has died.
 
         Raises MapClosed.
         """
@@ -75,8 +75,9 @@ class _LockMethods(_Mutex):
 
     @property
     def orphan(self) -> Orphan | None:
-        """While this process holds the lock: who died holding it before, if nobody has released it
-        since. What the lock protects may then be half done. None: nobody died.
+        """While this process holds the lock: the earlier holder that died, if the lock has not been
+        released since. The data that the lock protects may then be half changed. None: no holder
+        died.
 
         Raises MapClosed.
         """
@@ -85,11 +86,11 @@ class _LockMethods(_Mutex):
     async def acquire_async(self, timeout: float | None = None) -> bool:
         """acquire() for coroutines of asyncio: the loop goes on while this task waits for the lock.
 
-        timeout: seconds, at least 0; None waits without limit. The task has the lock then, and any
+        timeout: seconds, at least 0; None waits without limit. The task then has the lock, and any
         code of this process may release() it; an RLock is released by the task that has it. The
-        tasks of one loop get the lock in the order in which they came; if a process dies that has
-        it, they find it free as soon as threads do. Cancelling leaves nothing held. Costs some 2
-        microseconds if the lock is free.
+        tasks of one loop get the lock in the order in which they asked for it; if the process that
+        has it dies, they find it free as soon as threads do. Cancelling leaves nothing held. Costs
+        some 2 microseconds if the lock is free.
 
         Raises DeadlockError (without limit: this task has the lock, which is no RLock, or it waits
         in a circle), InvalidArgument (timeout), TooManyProcesses (4,096 locks and permits of the
@@ -125,17 +126,18 @@ class _LockMethods(_Mutex):
 class Lock(_LockMethods, ReleasingMethods, _core.LockCore):
     """threading.Lock for all processes of a machine; if its holder dies, it is free again.
 
-    Lock("gpu0") is the same lock in all processes of this user; with space=, in all that open that
-    space; Lock() is a new one, which children of fork share and which can be pickled. A lock
-    belongs to the process that took it: any thread of that process may release it, no other process
-    can. A child of fork holds nothing of its parent's.
+    Lock("gpu0") is the same lock in all processes of this user; with space=, in all processes that
+    open that space. Lock() is a new lock, which children of fork share and which can be pickled. A
+    lock belongs to the process that took it: any thread of that process may release it, but no
+    other process can. A child of fork holds none of its parent's locks.
 
-    If the holder dies, the next acquire() takes the lock, and `orphan` tells who died until that
-    owner releases it. The lock is found free within 50 ms, usually 2 ms. Threads that wait are
-    served in no fixed order, but one that has waited for 1 ms is served before newcomers.
+    If the holder dies, the next acquire() takes the lock, and `orphan` names the dead process until
+    the new owner releases the lock. Waiters find the lock free within 50 ms, usually 2 ms. Waiting
+    threads are served in no fixed order, but a thread that has waited for 1 ms is served before
+    newcomers.
 
-    If threads wait in a circle for each other's locks, the one without a timeout that came last
-    gets DeadlockError, which names them all.
+    If threads wait in a circle for each other's locks, the thread without a timeout that began to
+    wait last gets DeadlockError, which names them all.
 
     Attributes: key, space, on_orphan (called with the lock and the Orphan by an acquire() that
     takes the lock from a dead owner).

@@ -19,16 +19,16 @@ R = TypeVar("R")
 class Once(OfLockMethods):
     """A function runs once among all processes; the others wait until it is done.
 
-    Once("migrate") is the same in all processes of this user; with space=, in all that open that
-    space; Once() is a new one, which children of fork share and which can be pickled. run(function)
-    runs the function, and an object is a decorator, too, also of coroutine functions:
+    Once("migrate") is the same in all processes of this user; with space=, in all processes that
+    open that space. Once() is a new one, which children of fork share and which can be pickled.
+    run(function) runs the function, and an object is a decorator, too, also of coroutine functions:
 
         @Once("migrate")
         def migrate(): ...
 
     If the process dies while it runs the function, or the function raises, the next caller runs it:
-    so the function must bear to be begun twice. It is made of a Lock (of this key) and an Event
-    (with the key "migrate.done").
+    so it must do no harm to begin the function twice. It is made of a Lock (of this key) and an
+    Event (with the key "migrate.done").
 
     Attributes: key, space, done.
     """
@@ -62,7 +62,7 @@ class Once(OfLockMethods):
     def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Call the function if it has not run yet, and return what it returns; else None.
 
-        While another thread runs it, this one waits. Costs a look at a word once it is done.
+        While another thread runs it, this one waits. Once it is done, a call costs one load.
 
         Raises what the function raises, DeadlockError (the function calls run() itself), MapClosed.
         """

@@ -19,14 +19,14 @@ class RWLock(Primitive, _core.RWLockCore):
         with table_lock.read_lock(): ...
         with table_lock.write_lock(): ...
 
-    RWLock("table") is the same lock in all processes of this user; with space=, in all that open
-    that space; RWLock() is a new one, which children of fork share and which can be pickled. What a
-    process has of the lock is taken off it when it dies, whether it read or wrote. A child of fork
-    has nothing of its parent's.
+    RWLock("table") is the same lock in all processes of this user; with space=, in all processes
+    that open that space. RWLock() is a new one, which children of fork share and which can be
+    pickled. When a process dies, its part of the lock is free, whether it was reading or writing. A
+    child of fork holds none of its parent's locks.
 
-    A writer that waits keeps new readers out; after a writer, the readers that wait come first. It
+    A waiting writer keeps new readers out; after a writer, the waiting readers come first. The lock
     is not reentrant, and a reader cannot become the writer. A thread that would wait for itself, or
-    in a circle with others, gets DeadlockError, as of a Lock.
+    in a circle with others, gets DeadlockError, as with a Lock.
 
     Attributes: key, space, undo (always true).
     """
@@ -36,10 +36,10 @@ class RWLock(Primitive, _core.RWLockCore):
     def __new__(
         cls, key: Key | None = None, *, space: Sync | None = None, check: bool = True
     ) -> RWLock:
-        """Make the object for the lock of this key; the lock itself is made if it is not there.
+        """Make the object for the lock of this key; the lock is created if there is none.
 
-        check: a thread that waits without limit in a circle gets DeadlockError, as of a Lock. A
-        process of which several threads read at once is no part of a circle.
+        check: a thread that waits without limit in a circle gets DeadlockError, as with a Lock. A
+        circle through a process whose threads read at the same time is not found.
 
         Raises TypeError, InvalidArgument (the key is that of another primitive), MapFull (the space
         has max_entries), SegmentFull, MapClosed, and what Sync() raises.
@@ -51,8 +51,7 @@ class RWLock(Primitive, _core.RWLockCore):
         self._set_check(check)
 
     def read_lock(self, timeout: float | None = -1) -> Holding:
-        """For a with or async with statement: a reader comes in at its beginning, and goes out at
-        its end.
+        """For a with or async with statement, which holds the lock for reading.
 
         timeout: seconds; -1 or None waits without limit. The statement raises LockTimeout, and what
         acquire_read() or acquire_read_async() raises.
@@ -60,8 +59,7 @@ class RWLock(Primitive, _core.RWLockCore):
         return Holding(self, False, timeout)
 
     def write_lock(self, timeout: float | None = -1) -> Holding:
-        """For a with or async with statement: the writer comes in at its beginning, and goes out
-        at its end.
+        """For a with or async with statement, which holds the lock for writing.
 
         timeout: seconds; -1 or None waits without limit. The statement raises LockTimeout, and what
         acquire_write() or acquire_write_async() raises.
@@ -71,8 +69,9 @@ class RWLock(Primitive, _core.RWLockCore):
     async def acquire_read_async(self, timeout: float | None = None) -> bool:
         """acquire_read() for coroutines of asyncio: the loop goes on while this task waits.
 
-        timeout: seconds, at least 0; None waits without limit. The tasks of one loop come in in the
-        order in which they came, readers and writers. Cancelling leaves nothing held.
+        timeout: seconds, at least 0; None waits without limit. The tasks of one loop, readers and
+        writers, get the lock in the order in which they asked for it. Cancelling leaves nothing
+        held.
 
         Raises InvalidArgument (timeout), TooManyProcesses, SystemFailure (no more threads or
         descriptors), MapClosed (also while it waits).
@@ -92,8 +91,8 @@ class RWLock(Primitive, _core.RWLockCore):
 
     @property
     def orphan(self) -> Orphan | None:
-        """Which writer died in the lock, if no writer has gone out since: what the lock protects
-        may be half done. Its `since` is 0. None: none died.
+        """The writer that died holding the lock, if no writer has released it since: the data that
+        the lock protects may be half changed. Its `since` is 0. None: no writer died.
 
         Raises MapClosed.
         """
@@ -111,7 +110,8 @@ class RWLock(Primitive, _core.RWLockCore):
 
 
 class Holding(contextlib.ContextDecorator):
-    """What read_lock() and write_lock() return: for with and async with, as often as one likes."""
+    """What read_lock() and write_lock() return, for with and async with; it can be used again and
+    again."""
 
     def __init__(self, lock: RWLock, writes: bool, timeout: float | None) -> None:
         self._lock, self._writes, self._timeout = lock, writes, timeout

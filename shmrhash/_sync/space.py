@@ -53,16 +53,17 @@ class _CellMap(RHashMap):
 class Sync(HandleMethods, ClosingMethods):
     """A space of lock primitives that processes share: Lock("gpu0", space=Sync("cluster")).
 
-    Sync(name) creates the space of this name or opens it; Sync() makes an anonymous one, which
-    children of fork share and which a pickle of it, or of its locks, leads to while a process has
-    it open. A primitive that is made without a space is in the user's own space (with a key) or in
-    an anonymous one (without). A primitive belongs to all processes that make it with the same key,
-    and is made when the first does. It stays as long as the space: a space does not shrink. What
-    has no key, and was neither pickled nor there at a fork, goes back when its object ends, or its
-    process: the next primitive without a key takes its place.
+    Sync(name) creates the space of this name or opens it. Sync() makes an anonymous one, which
+    children of fork share, and which can be pickled, as can its locks, while a process has it open.
+    A primitive that is made without a space is in the user's own space if it has a key, or else in
+    an anonymous one. A primitive is shared by all processes that make an object with its key, and
+    is created by the first of them. It stays as long as the space: a space does not shrink. A
+    primitive without a key that was neither pickled nor present at a fork ends with its object, or
+    its process: the next primitive without a key takes its place.
 
     At most 4,096 locks and, for each process and semaphore, permits can be held in a space at once.
-    A process that ends while it holds something, or closes the space, lets go of it when it ends.
+    Everything that a process holds in the space is released when the process ends, even if it has
+    closed the space.
 
     Attributes: name, max_entries, closed; handle, the RHashMap in which the primitives have their
     state, and which nothing else may write.
@@ -74,7 +75,7 @@ class Sync(HandleMethods, ClosingMethods):
         """Create a space, or open the one of this name.
 
         max_entries: how many primitives it can have; an existing space keeps its own limit. mode:
-        permissions of a new space's file: who may write it may lock.
+        permissions of a new space's file: users who may write it may use its locks.
 
         Raises LayoutMismatch (the name is a map's), InvalidArgument, TooLarge, SegmentFull,
         LimitReached, PermissionDenied, Unsupported.
@@ -109,8 +110,8 @@ class Sync(HandleMethods, ClosingMethods):
         return self._map
 
     def close(self) -> None:
-        """Detach. Primitives that were made with this handle raise MapClosed from now on. What this
-        process holds in the space it holds until it ends.
+        """Detach. Primitives that were made with this handle raise MapClosed from now on. This
+        process keeps what it holds in the space until it ends.
         """
         self.handle.close()
 

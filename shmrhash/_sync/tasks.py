@@ -1,18 +1,18 @@
 """Waiting for primitives in asyncio: tasks take turns, and the loop goes on.
 
-The tasks of one loop that want a lock, or permits of a semaphore, stand in a line for it. Only the
-first one looks at the cell; it takes what it wants, or is told of the next change by the listener
-of its process (cython/processes/listener.pxd). It also looks by itself, as a thread does that waits
-(locks.pxi), for the owner may be dead. Whoever leaves the line wakes the next. Who waits at an
-event, a condition or a barrier stands in no line: a change concerns each of them.
+The tasks of one loop that want a lock, or permits of a semaphore, form a line for it. Only the
+first one looks at the cell; it takes what it wants, or learns of the next change from the listener
+of its process (cython/processes/listener.pxd). It also looks by itself, as a waiting thread does
+(locks.pxi), since the owner may be dead. A task that leaves the line wakes the next one. Waiters
+for an event, a condition or a barrier form no line: a change concerns all of them.
 
 Changes that are made in the loop's own thread wake its tasks at once (_awaiting.py).
 
 A task that is cancelled leaves its line and wakes the next, so it takes no wake-up with it. If
-another one comes before it has run, its wait is ended for it: a waiter may have reserved the lock
-for itself (mutex.pxd), and the lock is free for whoever comes. What a
-task has is its process's, and ends with that, as if a thread had it. A lock says which task has it:
-each task that uses one gets a number, which no thread has.
+another task comes before the cancelled one has run, it ends the wait of the cancelled one: a waiter
+may have reserved the lock for itself (mutex.pxd), and the lock is free for any newcomer. A lock
+that a task has belongs to the process, and ends with it, as if a thread had it. A lock says which
+task has it: each task that uses one gets a number, which no thread has.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ async def until_done(wait: _core.CellWait, deadline: int, sleeper: Sleeper | Non
             if _is_over(deadline):
                 if hub is not None:
                     return False
-                wait.recover()  # who does not wait has not looked for the dead
+                wait.recover()  # a caller that does not wait has not looked for the dead
                 return wait.look()
             if hub is None:  # then look again: from now on the loop is told
                 hub = hub_of(loop, wait)

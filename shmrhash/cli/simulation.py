@@ -126,8 +126,8 @@ class SimulatedCache:
 def hits(events: Sequence[tuple[int, int]], max_entries: int) -> int:
     """How many lookups a cache of this size would have answered. events: (what, key), in order.
 
-    Whoever found a value that this cache does not have would have computed and stored it; a lookup
-    that found none is followed by a STORE, if the value was stored.
+    A caller that found a value which this cache does not have would have computed and stored it; a
+    lookup that found none is followed by a STORE, if the value was stored.
     """
     cache = SimulatedCache(max_entries)
     found = 0

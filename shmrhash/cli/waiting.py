@@ -26,9 +26,9 @@ def inode_of(name: MapName) -> int:
 class Alarm:
     """Sleeps until one of some keys may have changed.
 
-    While it is set, the map is open for writing, as for a program that waits: so whoever changes
-    such a key wakes this process. Where that is refused, or nothing can change any more, it sleeps
-    for delay seconds.
+    While it is set, the map is open for writing, as for a program that waits: so a process that
+    changes such a key wakes this process. Where that is refused, or nothing can change any more, it
+    sleeps for delay seconds.
     """
 
     def __init__(self, session: Session, name: MapName, delay: float) -> None:

@@ -1,4 +1,4 @@
-"""locks and unlock: who holds the lock primitives of a space, and taking a lock away."""
+"""locks and unlock: the holders of the lock primitives of a space, and taking a lock away."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ COLUMNS = ["SPACE", "KEY", "KIND", ">VALUE", "HELD BY", "WAITING"]
 PEOPLE_MAX = 4  # shown in a cell of the table; -j has all
 
 
-@click.command("locks", cls=Command, short_help="Who holds locks, and who waits for them.")
+@click.command("locks", cls=Command, short_help="Which processes hold locks, and which wait.")
 @click.argument("space", required=False)
 @click.argument("key", required=False)
-@click.option("-a", "--all", "everything", is_flag=True, help="Also those that nobody uses.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also primitives not in use.")
 @pass_session
 def locks_command(
     session: Session, space: str | None, key: str | None, everything: bool
@@ -130,15 +130,15 @@ def _row(name: str, info: LockInfo) -> list[str]:
 @click.command("unlock", cls=Command, short_help="Take a lock away from a process that lives.")
 @click.argument("space")
 @click.argument("key")
-@click.option("--force", is_flag=True, help="Also if the process that holds it is alive.")
+@click.option("--force", is_flag=True, help="Even if the process that holds the lock is alive.")
 @pass_session
 def unlock_command(session: Session, space: str, key: str, force: bool) -> int:
     """Free a Lock or RLock, so that the next process can take it.
 
     A lock whose owner is dead becomes free by itself, and needs no unlock. --force takes it away
-    from a process that lives, but hangs: what the lock protects may be half changed, so the next
-    owner is told, as after a death (Lock.orphan). If the process goes on, it works without the lock
-    until its release() raises RuntimeError. Exit status 0: the lock is free; 1: it is not.
+    from a process that lives, but hangs: the data that the lock protects may be half changed, so
+    the next owner is told, as after a death (Lock.orphan). If the process goes on, it works without
+    the lock until its release() raises RuntimeError. Exit status 0: the lock is free; 1: it is not.
 
     \b
     Examples:

@@ -56,9 +56,9 @@ CACHE_COUNTERS = {  # of caches: name: (name in info()["cache"], help)
     "computed": ("computed", "Values that get_or_compute() computed."),
     "computing_seconds": ("seconds_computing", "Time that it took to compute them."),
     "waited": ("waited", "Calls that waited for another's value."),
-    "taken_over": ("taken_over", "Computations taken over from one who died or failed."),
-    "stolen": ("stolen", "Claims taken from one who computed for too long."),
-    "not_stored": ("not_stored", "Computed values that were invalidated meanwhile."),
+    "taken_over": ("taken_over", "Computations taken over from a process that died or failed."),
+    "stolen": ("stolen", "Claims taken from a caller that computed for too long."),
+    "not_stored": ("not_stored", "Computed values that were invalidated during their computation."),
 }
 COUNTERS = {
     "grows": "Splits of a bucket.",
@@ -151,7 +151,7 @@ class Collector:
 
 
 def _cache_metrics(caches: list[MapState]) -> Iterator[Metric]:
-    """What the processes of each cache counted. A ratio is left to whoever asks Prometheus."""
+    """What the processes of each cache counted. Ratios are computed in PromQL."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     for name, (count, text) in CACHE_COUNTERS.items():

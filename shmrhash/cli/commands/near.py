@@ -41,12 +41,12 @@ def near_command(
     warm: BinaryIO | None,
     **options: Any,
 ) -> int:
-    """Be the process that tracks a Redis or Valkey at URL, so that no busy worker has to.
+    """Track the Redis or Valkey at URL in this process, so that no busy worker has to.
 
     The workers' near caches of the same server, prefixes, value and max_stale share its segment. If
-    another process tracks already, this one stands by. It says so when values can be kept, and runs
-    until it is interrupted or terminated; then one of the workers tracks, if one may. The exit
-    status is 1 if the server refuses to tell of changes.
+    another process tracks already, this one stands by. It prints a line when values can be kept,
+    and runs until it is interrupted or terminated; then a worker that may track takes over. The
+    exit status is 1 if the server refuses to report changes.
 
     \b
     Examples:

@@ -31,7 +31,7 @@ BAR_WIDTH = 40
 @click.command(
     "trace",
     cls=Command,
-    short_help="Run a program, and note what it asks of a cache.",
+    short_help="Run a program, and record what it asks a cache for.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.option(
@@ -50,7 +50,7 @@ BAR_WIDTH = 40
     show_default=True,
     help="The part of the keys that are noted, with all lookups of each.",
 )
-@click.option("--for", "seconds", type=click.FloatRange(0), help="Trace for so many seconds.")
+@click.option("--for", "seconds", type=click.FloatRange(0), help="Trace for this many seconds.")
 @click.argument("name", metavar="CACHE")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED, metavar="PROGRAM...")
 @pass_session
@@ -62,11 +62,11 @@ def trace_command(
     name: str,
     program: tuple[str, ...],
 ) -> int:
-    """Run PROGRAM; it and its children note which keys they ask of a Cache, until it ends.
+    """Run PROGRAM; until it ends, it and its children record which keys they ask a Cache for.
 
-    A lookup costs some microseconds more while it is traced. The file has digests of the keys, 16
-    bytes for each lookup, and at most 1 GiB. A program can trace itself with shmrhash.CacheTrace.
-    The exit status is the program's.
+    A lookup costs some microseconds more while it is traced. The file contains digests of the keys,
+    16 bytes for each lookup, and has at most 1 GiB. A program can trace itself with
+    shmrhash.CacheTrace. The exit status is the program's.
 
     \b
     Examples:
@@ -95,7 +95,7 @@ def trace_command(
     type=click.IntRange(1000),
     default=EVENTS_MAX,
     show_default=True,
-    help="Of a longer trace, simulate a part of the keys that has about so many events.",
+    help="If the trace is longer, simulate a part of the keys with about this many events.",
 )
 @click.option(
     "--plot",
@@ -108,12 +108,13 @@ def trace_command(
 def simulate_command(
     session: Session, file: str, sizes: str | None, most: int, path: str | None
 ) -> None:
-    """Which part of the lookups in a trace a Cache would have answered, for several max_entries.
+    """The share of the lookups in a trace that would have been hits in a Cache, for several
+    max_entries.
 
-    Eviction is simulated as a Cache does it; the time to live is not: every value lives until it is
-    evicted or deleted. The size that the traced cache had is marked, and the ratio that was
-    measured is printed, too. A ~ marks sizes that are small for the part of the keys in the trace:
-    their ratios are rough.
+    Eviction is simulated as in a Cache, but times to live are not: every value lives until it is
+    evicted or deleted. The size of the traced cache is marked, and the hit ratio that was measured
+    is printed, too. A ~ marks sizes that are small for the part of the keys in the trace: their
+    ratios are rough.
 
     \b
     Examples:

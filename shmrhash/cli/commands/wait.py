@@ -18,14 +18,14 @@ from shmrhash.cli.words import Words, take_map
 DELAY_S = 0.1  # between two looks, where the map may only be read
 
 
-@click.command("wait", cls=WordCommand, short_help="Wait until a key is there, or has a value.")
+@click.command("wait", cls=WordCommand, short_help="Wait until a key is present, or has a value.")
 @words_argument("MAP key DATA [value DATA] [key DATA [value DATA] ...]")
 @look_options
 @click.option("--timeout", type=click.FloatRange(0), help="Seconds to wait at most.")
 @pass_session
 def wait_command(session: Session, words: Words, data: DataOptions, timeout: float | None) -> int:
-    """Wait until a key is in the map, or has this value, and print the entry. Of several keys, the
-    first that is as wanted ends the wait.
+    """Wait until a key is in the map, or has this value, and print the entry. With several keys,
+    the first one for which this is true ends the wait.
 
     The process that stores it wakes this command, if you may write to the map; else it looks ten
     times a second. The map must exist. The exit status is 1 if --timeout is over.

@@ -43,14 +43,14 @@ def watch_command(
 ) -> int:
     """Print a key's value now and after each change, with the time, until Ctrl-C.
 
-    Whoever changes the value wakes this command, if you may write to the map; else the value is
-    read every --delay seconds. A change that is undone at once may not be seen. The exit status is
-    1 if --for ended the command before -n changes.
+    The process that changes the value wakes this command, if you may write to the map; else the
+    value is read every --delay seconds. A change that is undone at once may be missed. The exit
+    status is 1 if --for ended the command before -n changes.
 
     Without a key, each change of any key is printed, from now on; you must be allowed to write to
-    the map. "lost" says that there were changes, at least so many, of which no key is known:
-    because this command was too slow, a process was killed while it changed the map, or another map
-    got the name.
+    the map. "lost" reports changes whose keys are not known, and how many there were at least: this
+    command was too slow, a process was killed while it changed the map, or another map got the
+    name.
 
     \b
     Examples:
