@@ -10,8 +10,8 @@
 #   Cell.bell    rung when the generation changes or the barrier breaks (bell.pxd)
 #
 # A party has a context of its own while it waits. context.target names the cell, and the context's
-# word says for which generation it waits, in the state WAITING (condition.pxd), or BREAK: the
-# barrier broke in that generation.
+# word says for which generation the party waits, in the state WAITING (condition.pxd), or BREAK:
+# the barrier broke in that generation.
 #
 # Each change of the cell's word is made under its lock bit, and committed by the store that
 # releases it:
@@ -27,8 +27,8 @@
 #
 # Deaths. A party that dies while it waits, or while it holds the lock bit, breaks the barrier: its
 # recovery does, under the dead context's name, and may be repeated. The others look for dead
-# parties at the end of their slices. Who dies between a commit and its ring leaves the others
-# asleep until the end of their slices.
+# parties at the end of their slices. If a process dies between a commit and its ring, the other
+# parties sleep until the end of their slices.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport cas_acq_rel_u64, load_acquire_u64, load_relaxed_u64
 from machine.system cimport CLOCK_MONOTONIC, clock_ns, futex_sleep

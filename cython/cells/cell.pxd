@@ -3,8 +3,8 @@
 #
 # A cell is made by an insertion that stores its kind and its limit. It is never deleted, so it
 # never moves and its memory is never given back: a process finds it once, by its key, and then uses
-# its address, and a futex in it always has memory. A cell without a key of the program's may be
-# used again for another primitive, once nobody can use it (python/privates.pxi).
+# its address, and the memory of a futex in it is always committed. A cell to which the program gave
+# no key may be used again for another primitive, once no process can use it (python/privates.pxi).
 #
 #      0        4        8                16       20       24               32               40
 #     +--------+--------+----------------+--------+--------+----------------+----------------+
@@ -19,12 +19,12 @@
 #           elsewhere: who wakes sleepers of these words rings BELL_ANY, too (listener.pxd).
 #   word    of the other kinds, a lock word (layout.pxd): count : 48, or generation : 47 and SET : 1
 #
-# What a process holds of a cell, it holds by a context of its own, from the moment it begins to
-# take it. context.target names the cell, by the index of its element, before the cell's word can
-# name the context; so recovery finds what a dead process held without a search. A space has no
-# objects: the context's words for references (owned_refs) say what else has to be known of it
-# (HELD_*). They are stored before the CAS that takes the cell, so whoever finds the context named
-# in a cell finds the right ones.
+# A process holds its part of a cell by a context of its own, from the moment when it begins to take
+# it. context.target names the cell, by the index of its element, before the cell's word can name
+# the context; so recovery finds what a dead process held without a search. A space has no objects,
+# so the context's words for references (owned_refs) hold the other facts about the hold (HELD_*).
+# They are stored before the CAS that takes the cell, so a process that finds the context named in a
+# cell finds the right facts.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     load_relaxed_u64, store_relaxed_u64, compiler_fence, static_assert, unlikely,
@@ -44,7 +44,7 @@ cdef enum:
     CELL_RWLOCK = 6
     CELL_CONDITION = 8
     CELL_BARRIER = 9
-    CELL_SPARE = 10            # nobody uses it, and its keeper may use it again
+    CELL_SPARE = 10            # it has no user, and its keeper may use it again
 
 # Which word of context.owned_refs says what, in a space.
 cdef enum:
@@ -98,7 +98,7 @@ cdef inline void held_name(Context *context, uint64_t index) noexcept nogil:
     compiler_fence()
 
 cdef inline void cell_ring(Map *map, Cell *cell) noexcept nogil:
-    """Wake all who sleep on the cell's bell, and the event loops that wait for it."""
+    """Wake all sleepers of the cell's bell, and the event loops that wait for it."""
     if unlikely(lock_bell_ring(&cell.bell)):
         listeners_ring(map)
 

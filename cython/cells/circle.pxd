@@ -1,8 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Circles: threads that wait for each other's locks, so that none of them will ever go on.
 #
-# Who waits for a Lock, RLock or RWLock has a context that says so (condition.pxd), with its thread,
-# and since when it waits. In the place of a ticket it says how:
+# A thread that waits for a Lock, RLock or RWLock has a context that says so (condition.pxd), with
+# the thread and the time since when it waits. In the place of a ticket the context says how it
+# waits:
 #
 #   LINK      its thread stands still until it has the lock, and nobody else releases what that
 #             thread took. So not a wait with check=False. A task of an event loop, or a greenlet,
@@ -18,25 +19,26 @@
 # a circle. It looks for the first time after 0.2 s, and then each second. So locks cost nothing
 # more, and a look that misses something, because a waiter is just between two slices, costs time.
 #
-# One look proves nothing: while it goes from one lock to the next, the first one may be released.
-# So a look that finds a circle is repeated. A wait is known by its process, its thread and its
-# beginning. If both looks find the same waits, then each of these threads stood still from the one
-# look to the other, and neither took a lock nor released one: so between the two looks all of them
-# waited for each other at one moment. A caller looks whether their processes live.
+# A single look proves nothing: while it goes from one lock to the next, the first one may be
+# released. So a look that finds a circle is repeated. A wait is known by its process, its thread
+# and its beginning. If both looks find the same waits, then each of these threads stood still from
+# the one look to the other, and neither took a lock nor released one: so between the two looks all
+# of them waited for each other at one moment. The caller checks whether their processes live.
 #
-# Who is told. Of the waits without limit, the one that began last: all that look find the same one.
-# A wait with a limit is a link of the circle, but ends by itself, as its caller wants it.
+# Which waiter is told. Of the waits without limit, the one that began last: all waiters that look
+# find the same one. A wait with a limit is a link of the circle, but ends by itself, as its caller
+# wants it.
 #
 # Several spaces. A thread may hold a lock of one space and wait for one of another. So a look goes
-# through all spaces that its process has open (Spaces), at most SPACES_MAX. A process has another
-# slot in each: it is known by its pid and the PID namespace of that, which no two processes have
-# that live at one time; and the caller asks, of each wait, whether both the process that waits and
-# the one in its way live. A circle through a space that the one to be told has not open is not
-# found.
+# through all spaces that its process has open (Spaces), at most SPACES_MAX. A process has a
+# different slot in each space, so it is known by its pid and PID namespace: no two processes that
+# live at the same time share both. The caller asks, for each wait, whether the waiting process and
+# the one in its way live. A circle through a space that the process of the waiter to be told does
+# not have open is not found.
 #
-# An RWLock's writer waits for each reader. A reader waits for the writer, or if none is in, for the
-# writers that wait and so keep it out. Of a process with several readers it is not known which
-# thread reads (rwlock.pxd): then no way leads on.
+# An RWLock's writer waits for each reader. A reader waits for the writer or, if no writer has the
+# lock, for the waiting writers, which keep it out. If a process has several readers, it is not
+# known which of its threads read (rwlock.pxd), and the search ends there.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (
     fence_seq_cst, load_acquire_u32, load_acquire_u64, load_relaxed_u64, store_release_u64,

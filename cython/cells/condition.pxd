@@ -2,10 +2,10 @@
 # A condition in a cell: threads that sleep until another thread notifies them.
 #
 #   Cell.grants   tickets given. Stored only under the condition's lock.
-#   Cell.limit    a hint: nobody waits who has a ticket up to this one. Stored only under the lock.
+#   Cell.limit    a hint: no waiter has a ticket up to this one. Stored only under the lock.
 #
-# Who waits has a context of its own for that. context.target names the cell, and one word says it
-# again, with the ticket; so a late CAS on the word never hits the wait for another cell:
+# A waiter has a context of its own for its wait. context.target names the cell, and one word names
+# it again, with the ticket; so a late CAS on the word never hits a wait for another cell:
 #
 #      63           32  31                2  1   0
 #     +---------------+--------------------+-------+
@@ -16,13 +16,14 @@
 #                                                                 0 by a CAS of its own
 #   TOLD      it has been notified, and has not returned yet.  -> 0 by its own store
 #
-# wait(): the waiter stores the word and releases the lock; from then on whoever has the lock finds
-# it. notify() looks at all contexts, at most CONTEXT_MAX, for the oldest ticket that is WAITING,
-# and makes it TOLD. If no ticket was given since a look that found nobody (Cell.limit), there is
-# nothing to look at. A waiter whose time is over leaves by a CAS: if that fails it has been told,
-# and returns that. So each notification is taken by one waiter.
+# wait(): the waiter stores the word and releases the lock; from then on the next owner of the lock
+# finds it. notify() looks at all contexts, at most CONTEXT_MAX, for the oldest ticket that is
+# WAITING, and makes it TOLD. If no ticket was given since a look that found no waiter (Cell.limit),
+# there is nothing to look at. A waiter whose time is over leaves by a CAS: if the CAS fails, the
+# waiter has been told, and returns that. So each notification is taken by one waiter.
 #
-# Who waits for a lock says so in the same word, for people (wait_say): the lock has no tickets.
+# A thread that waits for a lock says so in the same word, for people (wait_say): a lock has no
+# tickets.
 #
 # Deaths. notify() passes over a waiter whose process is dead. A waiter that dies after it has been
 # told is found TOLD by its recovery, which tells the next one. If the recovering process dies
@@ -53,7 +54,8 @@ cdef enum:
 
 
 cdef inline uint64_t wait_word(Context *context) noexcept nogil:
-    # Acquire: pairs with the CAS or the lock's release of whoever stored the state.
+    # Acquire: pairs with the CAS that stored the state, or the release of the lock under which it
+    # was stored.
     return load_acquire_u64(&context.owned_refs[WAIT_WORD])
 
 cdef inline uint64_t wait_word_of(uint64_t index, uint64_t turn, uint64_t state) noexcept nogil:

@@ -19,25 +19,27 @@
 #
 # A release is a CAS, not a store, because the lock may be taken away from its owner at any time
 # (takeaway.pxd): an owner that was stopped in its release must not free the next owner's lock. The
-# context that the word names stays the old owner's, so the CAS fails whoever has the lock by then.
+# context that the word named stays the old owner's, so the CAS fails, whichever process has the
+# lock by then.
 #
-# A waiter sets CONTENDED in the word that it found held, and sleeps if the word is still what it
-# set. Who has slept takes the lock with CONTENDED, because others may sleep behind it. One that was
-# woken and then gives up sets CONTENDED again, or if the lock is free wakes the next: a wake is
-# never swallowed. If a woken waiter is killed, its recovery passes the wake-up on. And all look by
-# themselves at the end of a slice: every 2 ms, and after 0.1 s every 50 ms.
+# A waiter sets CONTENDED in the word that it found held, and sleeps if the word still has the value
+# that it set. A waiter that has slept takes the lock with CONTENDED, because others may sleep
+# behind it. A waiter that was woken and then gives up sets CONTENDED again or, if the lock is free,
+# wakes the next: no wake-up is swallowed. If a woken waiter is killed, its recovery passes the
+# wake-up on. All waiters look by themselves at the end of a slice: every 2 ms, and after 0.1 s
+# every 50 ms.
 #
 # An owner that dies is found dead by a waiter at the end of a slice, or before its first sleep, or
-# by any process that recovers. Recovery notes who died, changes the word by a CAS to ORPHAN alone,
-# and wakes a sleeper (mutex_recover). The next owner finds ORPHAN in the word: it is told. Its
-# release clears ORPHAN; if it dies first, ORPHAN stays, and the owner after it is told of that
-# death.
+# by any process that recovers. Recovery records which process died, changes the word by a CAS to
+# ORPHAN alone, and wakes a sleeper (mutex_recover). The next owner finds ORPHAN in the word: it is
+# told. Its release clears ORPHAN; if it dies first, ORPHAN stays, and the owner after it is told of
+# that death.
 #
-# Fairness. A thread that comes while the lock is free takes it, even if others sleep: that is fast,
-# and unfair. So a waiter that has waited for 1 ms writes a time into reserved_until, some ms ahead,
-# and until then all others leave the lock to it. The word is a hint: it changes who takes a free
-# lock, never whether it is free. If that waiter dies or is stopped, the time passes. A release
-# while the word is set wakes all sleepers, since only one of them may take the lock.
+# Fairness. A thread that finds the lock free takes it, even if others sleep: that is fast, and
+# unfair. So a waiter that has waited for 1 ms writes a time into reserved_until, some ms ahead, and
+# until then all others leave the lock to it. The word is a hint: it decides which thread takes a
+# free lock, never whether the lock is free. If that waiter dies or is stopped, the time passes. A
+# release while the word is set wakes all sleepers, since only one of them may take the lock.
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (
@@ -88,7 +90,7 @@ cdef inline void mutex_taken(Op *op, Cell *cell) noexcept nogil:
     held_set(op.context, HELD_SINCE, <uint64_t> clock_ns(CLOCK_MONOTONIC_COARSE))
 
 cdef inline bint mutex_take_free(Op *op, Cell *cell) noexcept nogil:
-    """Take a lock that nobody holds, waits for or has left behind. False: mutex_take may."""
+    """Take a lock that has no holder, no waiter and no orphan. False: mutex_take may take it."""
     # Acquire: what the last owner wrote under the lock; pairs with mutex_release.
     if likely(load_relaxed_u64(&cell.reserved_until) == 0) and likely(
             cas_seq_cst_u32(&cell.state, 0, <uint32_t> lock_bits(op.self_index))):

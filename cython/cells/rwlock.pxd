@@ -4,19 +4,19 @@
 #   word    readers : 24   writer : 1   unused : 23   owner context : 15   L : 1
 #
 # Each process's part of the word, its readers and its writer, is in HELD_SHARES of a context of its
-# own, and the two change together by the four steps of shares.pxd. So recovery takes off what a
-# dead process had, whether it read or wrote. If it wrote, recovery says so first: it stores ORPHAN
-# in Cell.state, which the next writer's release clears.
+# own, and the two change together by the four steps of shares.pxd. So recovery subtracts a dead
+# process's part, whether it read or wrote. If it wrote, recovery first stores ORPHAN in Cell.state,
+# which the next writer's release clears.
 #
-# HELD_THREAD of that context says, for circles (circle.pxd), which thread of the process reads or
-# writes; 0: there are several.
+# HELD_THREAD of that context names, for circles (circle.pxd), the thread of the process that reads
+# or writes; 0: there are several.
 #
-# Who finds the lock taken sleeps on the cell's bell, and a release that leaves the lock free, or
-# leaves only a writer's wish in the way, rings for all.
+# A thread that finds the lock taken sleeps on the cell's bell, and a release that leaves the lock
+# free, or only a waiting writer in the way, rings for all.
 #
 # Fairness, by three hints, each a time of CLOCK_MONOTONIC until which it counts; 0: it does not.
-# They change who takes the lock, never whether it is free, so nothing has to be undone after a
-# death.
+# They decide which thread takes the lock, never whether it is free, so nothing has to be undone
+# after a death.
 #
 #   reserved_until    a writer waits: readers do not come in any more
 #   readers wait      a reader waits. A writer's release then gives

@@ -13,15 +13,15 @@
 #
 # Recovery of the context: if it holds the word, 3 has not happened, so the change is forgotten and
 # the word unlocked. Else, if HELD_SHARES_NEXT is set, 3 has happened, and 4 is done. Then the
-# permits of the dead process are given back by the same four steps. A death at any of these leaves
-# a state that the next recoverer treats likewise.
+# permits of the dead process are given back by the same four steps. A death at any of these steps
+# leaves a state that the next recoverer treats in the same way.
 #
 # A plain counter (CELL_COUNTER) has no owners: each change is one CAS of the word.
 #
-# Who finds no permit sleeps on the cell's bell, as bell.pxd describes: the CAS of 1 (or of the
-# counter) comes before the look at the bell, and a waiter does not sleep while the word is locked.
-# A release wakes as many as it gives permits. One that was woken and gives up wakes another if a
-# permit is there; one that is killed leaves the others to their slices.
+# A thread that finds no permit sleeps on the cell's bell, as bell.pxd describes: the CAS of 1 (or
+# of the counter) comes before the look at the bell, and a waiter does not sleep while the word is
+# locked. A release wakes as many waiters as it gives permits. A woken waiter that gives up wakes
+# another one if there is a permit; if it is killed, the others look at the end of their slices.
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (

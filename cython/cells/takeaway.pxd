@@ -2,8 +2,8 @@
 # Taking a lock away from an owner that lives: for a leader whose lease has run out, and for people.
 #
 # One CAS frees the lock, as if the owner had died: ORPHAN, with the owner's name beside it. The
-# owner's context stays as it is, and so is not used for anything else as long as its process lives;
-# the cell names it no more. So the owner finds out at its next look at the lock, and its release
+# owner's context stays as it is, so it is used for nothing else as long as its process lives; the
+# cell no longer names it. So the owner finds out at its next look at the lock, and its release
 # fails, wherever it was stopped: mutex_free changes only a word that names the owner's context.
 from libc.limits cimport INT_MAX
 from libc.stdint cimport uint32_t

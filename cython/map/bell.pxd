@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Bells: how whoever waits for a key learns that it has changed.
+# Bells: how a thread that waits for a key learns that the key has changed.
 #
-# A bell is a futex word in the header's page, which is always there; so waiting knows nothing of
-# elements that are reused, of buckets that are split, of memory that is given back. Keys share
-# bells by their hash. A waiter is woken for keys that are not its own, too, and looks again.
+# A bell is a futex word in the header's page, which is always committed; so waiting does not depend
+# on elements that are reused, buckets that are split, or memory that is given back. Keys share
+# bells by their hash. A waiter may be woken for another key, and then looks at its own again.
 #
-#   waited    a bit for each class of keys (hash & 63): somebody may wait for a key of the class
+#   waited    a bit for each class of keys (hash & 63): a thread may wait for a key of the class
 #   waiting   the same bits for one process, in its slot: the truth behind waited
 #   key bell  tags : 32   number : 31   SLEEPING : 1
 #             somebody sleeps on it, or is about to, for keys with these tags. A key has up to
@@ -27,8 +27,9 @@
 # until it is released (key_settled, in read.pxd), and only then knows that nothing is on its way.
 # If B and C find the bits, D comes after the commit, and 5 finds another number or is woken.
 #
-# A writer pays one look at waited, in a line that it reads anyway, as long as nobody waits. On x86
-# A is the fence; on AArch64 the release store of the lock word and the load of B keep their order.
+# While no thread waits, a writer pays for one look at waited, in a line that it reads anyway. On
+# x86 A is the fence; on AArch64 the release store of the lock word and the load of B keep their
+# order.
 #
 # For a deletion A is the CAS of the element, not of the bucket: a waiter that finds the key never
 # looks at the bucket. A look at waited may therefore stand anywhere behind the element's CAS.
@@ -38,23 +39,24 @@
 # also looks by itself after some time, so a bell is a hint that it does not depend on. A dead
 # waiter leaves its bits behind, which cost writers a look at a bell until it is recovered.
 #
-# The last process that waits for a class clears its bit in waited, and looks again: if another has
-# come meanwhile, it sets the bit again, counts a loss in the ring (ring.pxd), and rings. It does so
-# inside an operation: if it dies there, its recovery counts the loss.
+# The last process that waits for a class clears its bit in waited, and looks at the slots again: if
+# another process has begun to wait before the bit was cleared, it sets the bit again, counts a loss
+# in the ring (ring.pxd), and rings. It does so inside an operation: if it dies there, its recovery
+# counts the loss.
 #
 # The tags keep writers of other keys from ringing. Step 3 replaces tags that it finds without
-# SLEEPING, because those who set them have been woken, and adds its own to those that it finds
-# beside SLEEPING. D changes only the futex word: the tags need no clearing.
+# SLEEPING, because the waiters that set them have been woken, and adds its own to tags that it
+# finds beside SLEEPING. D changes only the futex word: the tags need no clearing.
 #
-# Who watches everything waits for every class, with all tags, and reads in the ring which keys have
-# changed.
+# A process that watches everything waits for every class, with all tags, and reads from the ring
+# which keys have changed.
 #
-# Who waits for several keys sleeps on BELL_ANY, which a change of a class in waited rings if it
-# has the tag. A thread that listens for event loops sleeps there, too (listener.pxd), and a change
-# rings it that has rung the bell of its key. Who waits for the end of a section sleeps on the lock
-# bell of the section's element, which only the end of a section rings, and which wakes one sleeper
-# at a time. If no thread sleeps there, BELL_ANY is rung behind it: an event loop may wait for the
-# section.
+# A thread that waits for several keys sleeps on BELL_ANY, which is rung by each change of a key
+# whose class is in waited, if the bell has the key's tag. A thread that listens for event loops
+# sleeps there, too (listener.pxd); a change that has rung the bell of its key also rings BELL_ANY
+# for it. A thread that waits for the end of a section sleeps on the lock bell of the section's
+# element, which only the ends of sections ring, and which wakes one sleeper at a time. If no thread
+# sleeps there, BELL_ANY is rung after it: an event loop may wait for the section.
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from machine.gil cimport state_lock, state_unlock
 from machine.atomics cimport (
@@ -108,7 +110,7 @@ cdef inline void change_note(Op *op, const uint8_t *key, uint64_t waited) noexce
         op.map.ring_note(op, key)
 
 cdef inline void key_changed(Op *op) noexcept nogil:
-    """Wake whoever waits for the key of this operation."""
+    """Wake the threads that wait for the key of this operation."""
     # After the CAS that took the lock word; pairs with waiting_say.
     cdef uint64_t waited = load_seq_cst_u64(&op.map.header.waited)
     if unlikely(waited != 0):
@@ -125,8 +127,8 @@ cdef inline void word_changed(Op *op, uint64_t key) noexcept nogil:
         bells_key_ring(op.map.header.key_bells, waited, op.hash)
 
 cdef inline void element_changed(Op *op, const uint8_t *key, uint32_t element) noexcept nogil:
-    """Wake whoever waits for this key, which has the operation's hash, and a waiter for the section
-    that the operation has ended on its element, or cut off."""
+    """Wake the threads that wait for this key, which has the operation's hash, and a waiter for the
+    section that the operation has ended on its element, or cut off."""
     # As in key_changed.
     cdef uint64_t waited = load_seq_cst_u64(&op.map.header.waited)
     if unlikely(waited != 0):
@@ -141,7 +143,7 @@ cdef inline void section_ended(Map *map, uint32_t element) noexcept nogil:
         bells_section_ring(map.header.key_bells, map.header.lock_bells, element)
 
 cdef inline void bells_ring_all(Map *map) noexcept nogil:
-    """Wake everybody who waits for anything in the map: after a recovery, or when it is frozen."""
+    """Wake every waiter in the map: after a recovery, or when it is frozen."""
     cdef uint32_t at
     if load_seq_cst_u64(&map.header.waited) != 0:
         for at in range(KEY_BELL_COUNT):

@@ -16,17 +16,17 @@
 #   reads   A reader adds one to the mark, up to USES_MAX: one byte is stored at most, in the cache
 #           line that the lookup has read, and none once the mark is full.
 #
-# An entry whose deadline has passed, or that is outdated (births.pxd), is evicted by whichever of
-# the two comes across it.
+# An entry whose deadline has passed, or that is outdated (births.pxd), is evicted by the ring or
+# the hand, whichever comes across it.
 #
-# All of this is hints: whatever the marks, the ring, its words, the hand and the ghosts hold, an
-# eviction finds some entry that is in the map, or none. So none of it is locked, ordered or
+# All of these are hints: whatever the marks, the ring, its words, the hand and the ghosts contain,
+# an eviction finds some entry that is in the map, or none. So none of it is locked, ordered or
 # recovered. A reader or evictor that is killed between two stores leaves an entry in no place of
 # the ring, or a place that names an element which says another place. The first is taken for kept
 # by the hand, since its place is behind the head; the second is passed over. Concurrent changes of
 # a mark may be lost.
 #
-# What is evicted is deleted as an expired entry is (sweep.pxd): the CAS to DEAD expects the header
+# An evicted entry is deleted like an expired one (sweep.pxd): the CAS to DEAD expects the header
 # with which the entry was chosen, under the lock of its bucket. So a section, a writer, a walk and
 # a waiter see an ordinary deletion, and recovery completes it. An entry that is held, by a section
 # or a writer, is passed over.

@@ -17,8 +17,8 @@
 #
 # The walk over a block holds no lock. It names an object of the block in its context's hazard, so
 # that the memory stays (hazard.pxd), and looks at everything twice: before it evicts anything, it
-# makes sure that every object can go. One that is on its way into the map or out of it, is pinned,
-# or belongs to an entry in a section keeps the block, and another block is chosen. Each eviction is
+# makes sure that every object can be freed. If one is being inserted or removed, is pinned, or
+# belongs to an entry in a section, the block stays, and another block is chosen. Each eviction is
 # that of evict.pxd, so a process that is killed in a walk leaves a block with fewer objects.
 from libc.stdint cimport uint32_t, uint64_t
 from machine.atomics cimport (

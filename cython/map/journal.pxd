@@ -14,13 +14,14 @@
 #            to be deleted, ULOCK -> DEAD under the bucket's lock. Then target names no lead.
 #
 # Readers never wait: they find the old value of a member until it is UPD or DEAD, so they may see
-# the new value of one key and then the old one of another. Whoever locks the keys sees them all old
-# or all new, because the elements are held from before the commit until each has its new value.
+# the new value of one key and then the old one of another. A process that locks the keys sees all
+# old values or all new ones, because the elements are held from before the commit until each has
+# its new value.
 #
-# From find to commit nothing waits, so nobody holds up a journal that is not committed. Objects are
-# made before it. Values are applied without waiting; a deletion needs its bucket, and waits for it.
-# So deletions come last, and journal_bucket_is_free finds out before the commit whether a stopped
-# process holds a bucket.
+# From find to commit nothing waits, so no other process delays a journal that is not committed.
+# Objects are made before it. Values are applied without waiting; a deletion needs its bucket, and
+# waits for it. So deletions come last, and journal_bucket_is_free finds out before the commit
+# whether a stopped process holds a bucket.
 #
 # If the process is killed, recovery asks for each ULOCK element of its contexts whether their lead
 # is committed: if so, the member is applied, else it becomes LIVE with the old value. The lead is

@@ -17,11 +17,11 @@
 #
 # The table word is never held. Every bucket that exists lies below N, but not every bucket below N
 # exists. A process that repeatedly finds P or C held moves N beyond C and leaves a gap
-# (table_pass), so a stopped splitter keeps nobody from growing the rest of the table. The entries
-# of a gap stay in P, or in the nearest ancestor that exists. If there are many of them, an
-# insertion finds that bucket with overflow lines, and makes up for the split (bucket_missed). A
-# process that lowers N to C, and one that is about to create bucket C below N, both hold the bucket
-# that has the entries of C; so no bucket ever exists at N or above.
+# (table_pass), so a stopped splitter does not keep other processes from growing the rest of the
+# table. The entries of a gap stay in P, or in the nearest ancestor that exists. If there are many
+# of them, an insertion finds that bucket with overflow lines, and makes up for the split
+# (bucket_missed). A process that lowers N to C, and one that is about to create bucket C below N,
+# both hold the bucket that has the entries of C; so no bucket ever exists at N or above.
 #
 # Pace: an insert splits one bucket while the mean load is above 3.5 of 7, two above 4.5; a delete
 # merges one while it is below 1.75, two below 1. The load, and with it the memory and the time of

@@ -26,14 +26,16 @@
 # each change is committed before its number is taken, and so before the look at the map.
 #
 # Deaths. A writer that is killed between its commit and 4 was inside an operation: its recovery
-# releases what it held here, and counts a loss. Watchers look for such dead at every slice.
+# releases what it held here, and counts a loss. Watchers look for such dead processes after every
+# slice.
 #
 # Beginning. The watcher sees that the ring has memory, loads ring.losses, sets the bits of waited
 # (in the other order, a bit that was cleared between the two could have had its loss counted
-# before), loads ring.next, and then waits for every operation that is under way: it may have looked
-# at waited before. An operation that does not end soon (its process is stopped) is remembered, and
-# counts as a loss when it ends. A process that has cleared bits of waited and finds that another
-# one still watches sets them again and counts a loss. At every loss a watcher begins again.
+# before), loads ring.next, and then waits for every operation that is under way: it may have read
+# waited before the bits were set. An operation that does not end soon (its process is stopped) is
+# remembered, and counts as a loss when it ends. A process that has cleared bits of waited and finds
+# that another one still watches sets them again and counts a loss. At every loss a watcher begins
+# again.
 from libc.stdint cimport uint64_t, uint8_t
 from machine.atomics cimport (
     add_seq_cst_u64, cas_acq_rel_u64, copy_in, copy_out, fence_acquire, fence_release,

@@ -14,9 +14,9 @@
 # same value again. The element's memory may even be gone; so the end of a section begins with an
 # ordinary search for the key, and touches the element only if the search finds it with that header.
 #
-# If the owner is killed while its section is open, the element becomes LIVE with the value from
-# before; after the CAS to UPD, recovery completes the new value (recover.pxd). context.target names
-# the element during the whole section.
+# If the owner is killed while its section is open, the element becomes LIVE with the old value;
+# after the CAS to UPD, recovery completes the new value (recover.pxd). context.target names the
+# element during the whole section.
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from machine.atomics cimport (
     load_relaxed_u64, cas_acq_rel_u64, fence_acquire, unlikely, copy_out, copy_in,

@@ -309,9 +309,9 @@ cdef inline uint64_t depot_push_down(
     """Move the held depot's first objects that are of this block, up to most of those it has, into
     the block, if its lock is free. Returns how many.
 
-    They stay FREE: nobody can reach them while their depot or their block is held. If the process
-    is killed, recovery finds the run in the depot, in the block, or, if the depot's head is another
-    and the block is still held, in neither, and puts it into the block.
+    They stay FREE: no other context can reach them while their depot or their block is held. If the
+    process is killed, recovery finds the run in the depot, in the block, or, if the depot's head is
+    another and the block is still held, in neither, and puts it into the block.
     """
     cdef FreeList run = FreeList(depot_head(held[0]), 0, 0, 0)
     cdef uint64_t block_held = 0

@@ -221,8 +221,9 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
     if pool.capacity == 1:                     # from here on the debt has the run's pages
         pool_object(pool, block).words[1] = 0
         compiler_fence()
-    # Before the memory may go: who finds a header in it later has to see that versions may have
-    # begun again (keeping.pxi). The release of the block's word carries it, as it does the memory.
+    # Before the memory may go: a process that finds a header in it later has to see that versions
+    # may have begun again (keeping.pxi). The release of the block's word carries it, as it does the
+    # memory.
     add_relaxed_u64(&pool.shared.releases, 1)
     store_relaxed_u64(
         pool.words + block, word_taken(block_word(BLOCK_RELEASING, 0, 0, 0), op.self_index))

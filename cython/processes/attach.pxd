@@ -7,10 +7,9 @@
 # that fork wipes: a child finds no context and no slot there, and attach_claim gives it its own.
 #
 # A process that finds all slots in use, or no memory for more, could not recover the dead processes
-# that have them, since a recoverer is named by its process slot. It locks the byte of a dead
-# process instead: then the dead process counts as alive for all others, until the newcomer has
-# recovered it and claimed its slot. If the newcomer dies before that, the slot is a dead process's
-# as before.
+# that have them, since a recoverer is named by its process slot. So it locks the byte of a dead
+# process: then that process counts as alive for all others, until the newcomer has recovered it and
+# claimed its slot. If the newcomer dies before that, the slot is a dead process's as before.
 #
 # The caller serialises these functions among the threads of the process: by the GIL, or the state
 # lock (gil.h).

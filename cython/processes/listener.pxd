@@ -26,17 +26,16 @@
 # made up for by a look after each slice, as for any waiter.
 #
 # A task that waits at a cell of a space (cell.pxd) does the same with the futex word on which a
-# thread would sleep there: in step 2 it says in the cell that somebody sleeps, as that thread
-# would, then notes the word's value in the ear; in step 3 it looks at the cell. Whoever changes
-# such a word and wakes its sleepers rings BELL_ANY behind that (listeners_ring), as a writer does.
+# thread would sleep there: in step 2 it marks in the cell that there is a sleeper, as that thread
+# would, then notes the word's value in the ear; in step 3 it looks at the cell. A process that
+# changes such a word and wakes its sleepers then rings BELL_ANY (listeners_ring), as a writer does.
 # The note needs no section with the saying: the look finds a change between the two, behind both.
 # tests/protocol plays this (telling.py).
 #
 # The thread begins with the first wait and ends after a slice without any, and when its attachment
-# ends. It is stopped before a fork, so that the process has no thread that it did not ask for; each
-# loop is told after it, and begins the thread again when it looks. It runs no Python. A read-only
-# handle cannot arm a bell: for its loops the thread naps instead of sleeping, and tells after each
-# nap.
+# ends. It is stopped before a fork, so that it never runs while the process forks; each loop is
+# told after it, and begins the thread again when it looks. It runs no Python. A read-only handle
+# cannot arm a bell: for its loops the thread naps instead of sleeping, and tells after each nap.
 #
 # The ears and counts are changed by threads that have the GIL, or the state lock (gil.h), under the
 # mutex; the thread reads them under the mutex.

@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: CacheCore, the part of Cache that is in the core. A cache is laid out as a
-# dict, so it stores and deletes as one does (dicthandle.pxi), and evicts where a dict is full
-# (evicting.pxi). Its own are lookups, which mark what they find, count, and take for absent what
-# cannot be decoded.
+# Part of _core.pyx: CacheCore, the part of Cache that is in the core. A cache has the layout of a
+# dict, so it stores and deletes like one (dicthandle.pxi), and evicts where a dict would be full
+# (evicting.pxi). It has lookups of its own, which mark the entries that they find, count hits and
+# misses, and treat values that cannot be decoded as absent.
 
 
 @cython.auto_pickle(False)
@@ -245,28 +245,28 @@ cdef class CacheCore(DictHandle):
         return that. ttl: as for set(), from the end of the computation on; or a function of the
         result that returns one, or False for a result that is not to be stored. tags: as for set().
 
-        Of all processes and threads that ask for a key at once, one computes, and the others wait
-        for its result. While a value is there nobody waits. If function() raises, its caller gets
-        the exception, and the next one who waits computes. If the process that computes dies, one
-        who waits takes over within 50 ms. A computation that needs more than wait seconds is not
-        waited for any longer: one of those who wait computes, too, and the late result is not
-        stored; or, with when_late="raise", those who wait get LockTimeout. If the key is deleted,
-        stored or invalidated during the computation, the result is returned to those who asked
-        before, and not stored; neither is one that does not fit.
+        If several processes and threads ask for a key at once, one of them computes, and the others
+        wait for its result. While the key has a value, no caller waits. If function() raises, its
+        caller gets the exception, and the next waiter computes. If the computing process dies, a
+        waiter takes over within 50 ms. If a computation takes more than wait seconds, one of the
+        waiters computes, too, and the late result is not stored; or, with when_late="raise", the
+        waiters get LockTimeout. If the key is deleted, stored or invalidated during the
+        computation, the result is returned to the callers that asked before, and not stored; a
+        result that does not fit is not stored, either.
 
-        stale: for so many seconds after its ttl a value is still there, for get() too. The first
+        stale: for how many seconds after its ttl a value is still returned, by get() too. The first
         call that finds such a value computes it again, and the others return the old one without
         waiting. early: a call computes a value again before its ttl is over, at random, the sooner
         the longer the computation took and the greater early is (1.0 is usual; XFetch), while the
-        others return the old one. In both cases a value that was stored, deleted or touched
-        meanwhile stays as it is.
+        others return the old one. In both cases an entry that was stored, deleted or touched during
+        the computation stays as it is.
 
         Computations may ask for other keys. A key that this thread computes already, or whose
         computation waits for this thread, is computed without waiting, and its result is not stored
         by this call; the same holds if every entry of the cache is being computed. Computations
         that wait for each other by way of two caches wait for wait seconds.
 
-        Costs a get() if the value is there, and otherwise about three stores. Raises what
+        Costs a get() if the key has a value, and otherwise about three stores. Raises what
         function() raises, LockTimeout (when_late="raise"), InvalidArgument (ttl, stale, early,
         tags, when_late), TypeError (the key is not of the cache's type), ReadOnlyMap, MapClosed,
         and what set() raises for a value that cannot be encoded.
@@ -289,8 +289,8 @@ cdef class CacheCore(DictHandle):
     def get(self, key, default=None):
         """Return the value of key, or default if it is absent, has expired, or cannot be decoded.
 
-        Waits for nobody (R1), and always returns a complete value (R2). Counts as a hit or a miss,
-        and an entry that is found is evicted later than one that is not. An entry that cannot be
+        Never waits (R1), and always returns a complete value (R2). Counts as a hit or a miss, and
+        an entry that is found is evicted later than one that is not. An entry that cannot be
         decoded, as after a deploy, is deleted. Expected O(1), and O(bytes of the value).
 
         Raises TypeError (the key is not of the cache's type), MapClosed.
@@ -439,7 +439,7 @@ cdef class CacheCore(DictHandle):
         """Delete every entry that has expired or was invalidated; return how many. Costs a walk
         over the cache.
 
-        Nobody has to call it: such entries are absent at once, and what needs room takes theirs.
+        You need not call it: such entries are absent at once, and their room is used by new ones.
         It gives their memory back sooner.
 
         Raises ReadOnlyMap, MapClosed.

@@ -48,7 +48,7 @@ cdef class Space:
     cdef uint64_t generation       # in which these contexts were taken
     cdef uint64_t shown_count      # waits of tasks and greenlets that are shown (circles.pxi)
     cdef uint64_t shown_generation
-    cdef uint32_t *spares          # private cells that nobody uses (privates.pxi)
+    cdef uint32_t *spares          # private cells without a user (privates.pxi)
     cdef uint64_t spare_count, spare_room, spare_generation
 
     def __cinit__(self, MapHandle handle not None):
@@ -210,7 +210,7 @@ cdef class Space:
         return share
 
     def owner(self, uint64_t index):
-        """Who holds the lock in a cell: the tuple of context_user; None if nobody does."""
+        """The holder of the lock in a cell: the tuple of context_user; None if it is free."""
         cdef Map *map = &self.handle.map
         cdef uint32_t seen
         expect_open(self.handle)
@@ -223,7 +223,7 @@ cdef class Space:
         return found
 
     def orphaned_by(self, uint64_t index):
-        """Who died with the lock in a cell: (pid, command, since_ns)."""
+        """The process that died with the lock in a cell: (pid, command, since_ns)."""
         cdef Cell *cell
         expect_open(self.handle)
         cell = cell_at(&self.handle.map, index)

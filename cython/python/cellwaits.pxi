@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: what all waits at cells have in common: the context of a waiter, and how a task
-# of an event loop waits. listener.pxd is the protocol; shmrhash/_sync/tasks.py lets tasks take
+# Part of _core.pyx: what all waits for cells have in common: the context of a waiter, and how a
+# task of an event loop waits. listener.pxd is the protocol; shmrhash/_sync/tasks.py lets tasks take
 # turns.
 
 cdef int begin_waiter(MapHandle handle, Op *op) except -1:
@@ -92,7 +92,8 @@ cdef class CellWait:
         return 0
 
     cdef bint _is_due(self) noexcept:
-        """Whether it is over although nobody rang: whoever would have is dead."""
+        """Whether the wait is over without a ring, because the process that would have rung is
+        dead."""
         return False
 
     def look(self):

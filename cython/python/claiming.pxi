@@ -5,25 +5,26 @@
 # deadline lies in the past, so every reader finds it absent, and it refers to no value. An entry
 # that has expired serves as well. The result is stored, with its deadline, by the end of the
 # section. So the promises of sections hold (L1): if the claimant dies, its claim is free at once,
-# and one of those who wait takes it over; they sleep on the section's bell; a blank that nobody
-# computes for any more is removed like any expired entry. A deletion takes the entry away, and so
-# does a store by another caller: then the result is not stored. A claimed entry is not evicted.
+# and one of the waiters, which sleep on the section's bell, takes it over; a blank for which no
+# thread computes any more is removed like any expired entry. A deletion takes the entry away, and
+# so does a store by another caller: then the result is not stored. A claimed entry is not evicted.
 #
 # Invalidations (births.pxd). A claim has a birth from before its computation begins, which its
 # blank and its result get. So a result from before an invalidation is outdated wherever it is
-# stored; and a claim whose entry is outdated is void: who meets it cuts it off. An outdated entry
-# that nobody has claimed is not claimed as it is, it would be void at once, but deleted first.
+# stored; and a claim whose entry is outdated is void: a caller that finds it cuts it off. An
+# outdated entry without a claim is deleted before the key is claimed, since the claim would be void
+# at once.
 #
-# Waiting in circles. While a thread waits for a claim, the word child of the context of each
-# claim that it has itself names the element that it waits for. Before it sleeps, it follows these
-# words from owner to owner; if they lead to a claim of its own, it computes without a claim. Of
-# threads that begin to wait at the same time each stores first and follows then, so at least one of
-# a circle sees it; the others look again at every slice of their sleep. The words are hints: a
-# wrong one costs a computation. A circle through several caches is not seen; it ends by the time
-# limit of the waits.
+# Waiting in circles. While a thread waits for a claim, the context of each claim that it has itself
+# names, in its word child, the element for which the thread waits. Before it sleeps, it follows
+# these words from owner to owner; if they lead to a claim of its own, it computes without a claim.
+# If threads begin to wait at the same time, each first stores and then follows the words, so at
+# least one thread of a circle sees the circle; the others look again after every slice of their
+# sleep. The words are hints: a wrong one costs a computation. A circle through several caches is
+# not seen; it ends by the time limit of the waits.
 
 cdef enum:
-    CLAIM_TRIES_MAX = 100      # values that were evicted before those who waited had read them
+    CLAIM_TRIES_MAX = 100      # values that were evicted before their waiters had read them
     CIRCLE_STEPS_MAX = 4096    # there are no more contexts that could own a claim
     ROOM_TRIES_MAX = 20        # each may evict twice as many entries: then all are claimed
 
@@ -406,12 +407,12 @@ cdef class Claim(LockedSection):
         return self.is_unclaimed
 
     def waits_for(self, uint64_t element):
-        """Say, to those who look for circles, which element the computation waits for; 0: none."""
+        """Say, for searches of circles, for which element the computation waits; 0: none."""
         if self.state == SECTION_OPEN and self._mine():
             store_relaxed_u64(&self.op.context.child, element)
 
     def cut_off(self):
-        """After attempt() returned None: take the claim away from the one who has it."""
+        """After attempt() returned None: take the claim away from its holder."""
         if self.in_the_way != 0:
             self.steal()
 

@@ -121,13 +121,13 @@ cdef class ConditionCore(CellCore):
             self._lock.__exit__(kind, error, traceback)
 
     def notify(self, n=1):
-        """Wake n threads that wait, or all if there are fewer: those that have waited longest.
+        """Wake the n threads that have waited longest, or all if there are fewer.
 
-        A thread whose process has died is passed over. One that dies after it has been notified,
-        before its wait() has returned, passes the notification on. Costs nothing more if nobody
-        waits, else a look at each thread of the space that holds or waits for something.
+        A thread whose process has died is passed over. If a thread dies after it has been notified
+        and before its wait() has returned, the next waiter is notified. Costs nothing more if no
+        thread waits, else a look at each thread of the space that holds or waits for something.
 
-        Raises RuntimeError (this thread has not got the lock), MapClosed.
+        Raises RuntimeError (this thread does not have the lock), MapClosed.
         """
         if unlikely(not self._owned()):
             raise RuntimeError("cannot notify on un-acquired lock")
@@ -136,7 +136,7 @@ cdef class ConditionCore(CellCore):
     def notify_all(self):
         """Wake all threads that wait.
 
-        Raises RuntimeError (this thread has not got the lock), MapClosed.
+        Raises RuntimeError (this thread does not have the lock), MapClosed.
         """
         self.notify(CONTEXT_MAX)
 

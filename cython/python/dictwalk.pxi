@@ -196,7 +196,7 @@ cdef bint decoding_failed(object error):
 # For waiting (shmrhash/_handle.py). Of a cache, what cannot be decoded is absent, as for get().
 
 cdef object entry_or_missing(DictHandle owner, bytes raw, int what):
-    """entry_of() for whoever waits."""
+    """entry_of() for a waiter."""
     try:
         return entry_of(owner, raw, what)
     except Exception as error:

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: evicting from a cache before an operation is refused for want of room. Which
-# entries go is decided in evict.pxd. A store into a cache that has no credit left does not come
-# here: it evicts as it begins (room_reserve).
+# Part of _core.pyx: evicting from a cache before an operation is refused for lack of room.
+# evict.pxd decides which entries are evicted. A store into a cache that has no credit left does not
+# come here: it evicts as it begins (room_reserve).
 from map.evict cimport (
     EVICT_LOOKS_MAX, cost_ns, cost_of, counts_of, element_mark, entry_used, evict_one, room_reserve,
 )

@@ -3,7 +3,7 @@
 #
 # The public functions are called by the hooks that shmrhash/_map.py registers with os.fork(), which
 # let one thread fork at a time. A C library that forks by itself calls no hook: nothing pins the
-# views of its child, so that the parent may reuse their bytes.
+# views of its child, so the parent may reuse their bytes.
 #
 # The walks hold the state lock (gil.h), and let no other thread run: so each view that they meet
 # exists, though its last reference may be gone. They count none themselves.

@@ -1,14 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # Part of _core.pyx: greenlets of gevent, of which one thread runs many in turn.
 #
-# A greenlet is to the map what a thread is: who has a section, a claim or a lock is known by a
-# number, and in a program that uses gevent each greenlet has one of its own. So two greenlets of
-# one thread exclude each other.
+# The map treats a greenlet as a thread: the owner of a section, a claim or a lock is known by a
+# number, and in a program that uses gevent each greenlet has its own. So two greenlets of one
+# thread exclude each other.
 #
 # A greenlet that waited in the kernel would stop the others of its thread, perhaps the one that it
 # waits for. So where a thread would sleep, a greenlet lets the others run, and looks again: at once
-# at first, and after some time every few milliseconds. Nobody wakes it. What it looks at is what a
-# thread looks at after its sleep, so nothing depends on the pauses but how long a wait takes.
+# at first, and after some time every few milliseconds. It is not woken. It looks at the same words
+# as a thread after its sleep, so the pauses decide only how long a wait takes.
 #
 # Whether the program uses gevent is looked up whenever a map is opened, and before each sleep. What
 # a greenlet took before that has the thread's number: then its RLock is one of all the thread's
@@ -20,7 +20,7 @@ cdef enum:
     GREENLET_PAUSES_SHORT = 40         # some 0.1 s;
     GREENLET_PAUSE_NS_MAX = 16000000   # then this long
     GREENLET_TURNS = 3                 # before the first such pause
-    GREENLET_DEAD_TURNS = 16           # how often it looks whether whoever is in the way is dead
+    GREENLET_DEAD_TURNS = 16           # how often it looks whether the owner in its way is dead
 
 cdef bint greenlets_used = False
 cdef object running_greenlet = None    # the functions of shmrhash/_greenlets.py

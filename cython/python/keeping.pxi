@@ -4,14 +4,14 @@
 #
 # A header has a version, which every change raises (layout.pxd). So an entry that is found by its
 # key, in the same element, under the same header of a LIVE element, has the value that was decoded:
-# whoever replaced, deleted, touched or evicted it has changed the header. Deadlines are looked at
-# at each hit.
+# an operation that replaced, deleted, touched or evicted it would have changed the header.
+# Deadlines are checked at each hit.
 #
 # Versions begin again if the memory of the element's block was given back. Before that, the
 # releaser counts in pool.releases (pool.pxd). That count is read before an entry is found whose
 # value is kept, and after one is found whose value is kept already: its header was loaded with
 # acquire, from a store that came after the block was taken into use again, and so after the count.
-# If it has risen, nothing that was kept counts any more.
+# If it has risen, none of the kept values is used any more.
 
 cdef enum:
     KEPT_MAX = 1024            # values; a power of two: a key's place follows from its hash

@@ -12,7 +12,7 @@
 cdef class MutexCore(CellCore):
     """What Lock and RLock have in common."""
 
-    cdef bint _checks              # who would wait for itself, or in a circle, gets DeadlockError
+    cdef bint _checks              # a wait for itself, or in a circle, ends with DeadlockError
     cdef public object on_orphan
 
     def _set_check(self, bint check):

@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: who uses the cells of a space, tasks that stand in a line for one, and taking a
-# lock away from its owner.
+# Part of _core.pyx: the users of the cells of a space, tasks that queue for one, and taking a lock
+# away from its owner.
 
 
 def cell_waiters(Space cells not None, uint64_t index):
-    """Who waits for a lock, or at a condition or barrier: the tuples of context_user."""
+    """The waiters for a lock, a condition or a barrier: the tuples of context_user."""
     cdef Map *map = &cells.handle.map
     cdef uint64_t at
     found = []
@@ -18,7 +18,7 @@ def cell_waiters(Space cells not None, uint64_t index):
 
 
 def permit_holders(Space cells not None, uint64_t index):
-    """Who has permits of a semaphore: the tuples of context_user, each with its number."""
+    """The holders of permits of a semaphore: the tuples of context_user, each with its number."""
     cdef Map *map = &cells.handle.map
     cdef uint64_t at
     cdef Context *context

@@ -12,7 +12,7 @@ cdef class MemoCore:
     cdef CacheCore cache
     cdef object slowly         # what a call calls that is no hit here
     # Of a result that is an exception, in its attribute error. It is not kept decoded: raising an
-    # exception adds to its traceback, and whoever catches it may add to it, too.
+    # exception adds to its traceback, and code that catches it may add to it, too.
     cdef object error_type
     cdef bytes head            # the encoded key, up to the arguments; empty: slowly() does it all
     cdef bint keeps

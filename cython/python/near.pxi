@@ -3,11 +3,11 @@
 # that an invalidation makes.
 #
 # Two maps belong to a near cache. The words have a line for each node of the server, by number:
-# LINE_EPOCH, two random words, under which the entries of now are stored; LINE_VALID, until when
-# what they say may be believed (the lease); and words that only the tracker and people read. The
-# entries are a cache whose keys are places: the digest of a key (hashing.pxd) XOR the epoch. So to
-# change the epoch is to discard every entry of a node with one store: what is stored under another
-# epoch has a place that nobody looks for, and is evicted in time.
+# LINE_EPOCH, two random words, under which the present entries are stored; LINE_VALID, the time
+# until which these may be served (the lease); and words that only the tracker and people read. The
+# entries are a cache whose keys are places: the digest of a key (hashing.pxd) XOR the epoch. So one
+# store, of a new epoch, discards every entry of a node: entries stored under another epoch have
+# places that no reader looks up, and are evicted in time.
 #
 # A hit has three steps, in this order (docs/explanation/near.md):
 #
@@ -15,8 +15,8 @@
 #   2. the node's line, as a whole: the lease must end after the moment of step 1;
 #   3. the entry at the place that this line's epoch gives.
 #
-# Lease before entry: the tracker deletes first and extends the lease then, so a reader that sees a
-# lease sees every deletion that was made before it was extended. The other way round a reader could
+# Lease before entry: the tracker first deletes and then extends the lease, so a reader that sees a
+# lease sees every deletion that was made before it was extended. In the other order a reader could
 # find an old entry, be stopped, and then see the lease that a tracker extended after it had deleted
 # that entry.
 #
@@ -181,10 +181,10 @@ cdef class NearCore:
     def get(self, key, default=None):
         """Return the value of key, or default if the server has none.
 
-        From this host's memory if it is there and may be believed, else from the server, which the
-        processes and threads of the host ask once for all. The value is one that the key had at the
-        server at some moment not longer than max_stale before the call (N1). A hit waits for nobody
-        and costs about 0.2 microseconds; a miss costs a round trip.
+        The value comes from this host's memory if it is there and fresh enough, else from the
+        server, which is asked once for all processes and threads of the host. The value is one that
+        the key had at the server at some moment not longer than max_stale before the call (N1). A
+        hit never waits, and costs about 0.2 microseconds; a miss costs a round trip.
 
         Raises what the client raises, Unavailable (on_outage="raise"), TypeError (the key is
         neither str nor bytes), what decoding the value raises, MapClosed.

@@ -1,19 +1,20 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: cells of primitives without a key, which go back when nobody can use them.
+# Part of _core.pyx: cells of primitives without a key, which are used again when no process can use
+# them any more.
 #
 # Such a cell is private as long as only this process can have objects for it: until an object is
 # pickled, or the process forks (machine/privates.h). Then Cell.keeper names the process, by its
 # slot and its claim on that. When the object of a private cell ends, the cell is spare; the next
-# primitive without a key that this process makes in the space is in it. So a cell that was private
-# has no user any more when it is used again, and nobody else could be about to: it needs no
-# protocol, and stays at its place in the map, with its key.
+# primitive without a key that this process makes in the space is in it. So when a private cell is
+# used again, it has no user any more, and no other process could be about to use it: this needs no
+# protocol, and the cell stays at its place in the map, with its key.
 #
-# If the process ends, its private and spare cells stay behind. Whoever makes many cells looks
-# through all for those whose keeper has ended and is recovered (its slot has another claim), and
-# keeps these from then on. The two last of its contexts' doings with a cell, recovery and the
-# release of the slot, come in this order, so nobody acts on such a cell any more.
+# If the process ends, its private and spare cells stay behind. A process that makes many cells
+# searches all of them for cells whose keeper has ended and is recovered (its slot has another
+# claim), and keeps these from then on. The recovery of the keeper's contexts comes before the
+# release of its slot, so no context acts on such a cell any more.
 #
-# A cell that others may know of stays as long as its space.
+# A cell that other processes may know stays as long as its space.
 
 cdef extern from "machine/privates.h" nogil:
     int privates_install() noexcept
@@ -32,7 +33,7 @@ cdef enum:
 
 cdef inline uint64_t keeper_word(Map *map, uint64_t process) noexcept nogil:
     """What stands in Cell.keeper for the process that has this slot; 0: none has."""
-    # Acquire: pairs with the release of the slot, behind the recovery of whoever had it.
+    # Acquire: pairs with the release of the slot, behind the recovery of its last owner.
     cdef uint64_t claim = load_acquire_u64(&map.processes[process].used)
     claim &= ~<uint64_t> (CLAIM_LEAVING | CLAIM_READS)
     if claim == 0:

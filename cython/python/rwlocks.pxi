@@ -35,7 +35,7 @@ cdef class RWLockCore(SharesCore):
         if limit != 0:
             return False
         begin_use_of_space(self.handle, &op)   # a recoverer keeps its slot
-        recovered = recover_all(&self.handle.map)      # who does not wait has not looked
+        recovered = recover_all(&self.handle.map)      # a caller that does not wait has not looked
         end_use(self.handle)
         return recovered != 0 and self._step(False, writes) == OK
 

@@ -100,7 +100,7 @@ cdef class LockedSection:
         return self
 
     cdef int _locked(self) except -1:
-        """The key is locked now, by whoever calls."""
+        """The key is locked now, by the caller."""
         self.generation = self.op.generation
         self.name = self.handle.map.device, self.handle.map.inode, self.op.self_index
         sections_open[self.name] = caller_number(), self.task

@@ -13,7 +13,7 @@ cdef class SharesCore(CellCore):
 
     cdef readonly bint undo        # there is such a context
     cdef bint is_rwlock
-    cdef bint _checks              # who would wait in a circle gets DeadlockError
+    cdef bint _checks              # a thread that would wait in a circle gets DeadlockError
     cdef int64_t slice_ns          # a waiter looks by itself this often
 
     cdef int _begin(self, Op *op) except -1:
@@ -85,7 +85,7 @@ cdef class SharesCore(CellCore):
             if likely(status != RETRY and status != BUSY):
                 break
             if status == BUSY and turn > STEP_PAUSES:
-                with nogil:                    # this thread's context rests, whoever else uses it
+                with nogil:                    # this thread's context rests, even if others use it
                     if not op.map.owner_recover(&op):
                         sched_yield()
                 self._begin(&op)
@@ -284,7 +284,7 @@ cdef class EventCore(CellCore):
         return flag_is_set(self.cell)
 
     def set(self):
-        """Set the event, and wake all who wait for it.
+        """Set the event, and wake all its waiters.
 
         Raises MapClosed.
         """

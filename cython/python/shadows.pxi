@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: keys that are claimed in the place of a key: its shadow, and its mutex.
+# Part of _core.pyx: keys that are claimed in the place of another key: its shadow, and its mutex.
 #
 # Shadows. A value that is still served while it is computed again cannot be claimed like this: its
 # entry stays as it is for readers and writers. So the claim is a blank under another key, the
-# shadow of the key. After it is claimed, the entry is looked at once more: another may have
-# computed it just before. The result is stored only if the entry has the same header then, so what
-# was stored, deleted or touched meanwhile stays. If the process dies, its shadow is free.
+# shadow of the key. After it is claimed, the entry is read again: another caller may have computed
+# it just before. The result is stored only if the entry still has the header of that read, so a
+# value that was stored, deleted or touched since then stays. If the process dies, its shadow is
+# free.
 #
 # The mutex of a key, of Cache.mutex(), is claimed likewise, and never stored.
 

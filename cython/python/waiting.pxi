@@ -59,7 +59,8 @@ cdef int resume(MapHandle handle, Op *op) except -1:
 
 
 def section_slice_ns(int64_t waited_ns):
-    """How long who has waited so long for a section sleeps at most, before a look by itself."""
+    """How long a waiter for a section that has waited this long sleeps at most, before it looks by
+    itself."""
     return owner_slice_ns(waited_ns)
 
 

@@ -3,9 +3,9 @@
 # decided in shmrhash/_waiting.py.
 
 cdef enum:
-    QUIET_SLICES = 10          # in a row that nobody rang for: then a waiter looks half as often
+    QUIET_SLICES = 10          # in a row that no ring ended: then a waiter looks half as often
     READER_SLICE_NS_MIN = 1000000      # a read-only handle cannot say that it waits,
-    READER_SLICE_NS_MAX = 16000000     # so nobody rings for it: it looks after ever longer naps
+    READER_SLICE_NS_MAX = 16000000     # so no writer rings for it: it looks after ever longer naps
     SETTLE_TURNS_MAX = 100000000       # a bound for the loop's sake: the deadline ends it sooner
     EVERY_TAG = 0xFFFFFFFF00000000ULL  # the tags of all keys
 
@@ -58,7 +58,7 @@ cdef class Waiter:
     cdef uint64_t tags             # of the keys
     cdef uint32_t seen
     cdef int64_t nap_ns            # of a read-only handle
-    cdef int quiet                 # sleeps in a row that nobody's ring has ended
+    cdef int quiet                 # sleeps in a row that no ring has ended
 
     def __cinit__(self, MapHandle handle not None, list keys not None, uint32_t element=0,
                   bint everything=False):
@@ -219,7 +219,7 @@ cdef class Waiter:
 
     def until(self, int64_t deadline_ns):
         """deadline_ns, or when the first of the entries that arm() saw expires, if that is sooner;
-        negative: never. Who waits for everything looks after each slice: see RingReader."""
+        negative: never. A waiter for everything looks after each slice: see RingReader."""
         cdef Py_ssize_t i
         if self.everything:
             return sooner_ns(clock_ns(CLOCK_MONOTONIC) + wait_slice_ns, deadline_ns)

@@ -50,7 +50,8 @@ cdef inline uint64_t object_header_live(uint64_t before, uint64_t element) noexc
     return <uint32_t> element_header(before, ELEMENT_LIVE, 0) | element << OBJECT_ELEMENT_SHIFT
 
 cdef inline uint64_t object_header_retired(uint64_t before, uint64_t number) noexcept nogil:
-    """A header of its own for each retirement, since a CAS decides who takes the object."""
+    """A header of its own for each retirement, since a CAS decides which context takes the
+    object."""
     return <uint32_t> element_header(before, ELEMENT_RETIRED, 0) | number << OBJECT_ELEMENT_SHIFT
 
 cdef inline uint64_t object_element(uint64_t header) noexcept nogil:
