@@ -5,8 +5,8 @@
     python examples/bank.py --workers 8 --accounts 20 --kills 100
 
 A transfer locks both accounts; at the end of the block both new balances are stored, or neither. So
-at any moment, whoever locks all accounts finds all the money. Exit status: 0 if the sum was right
-each time, else 1.
+at any moment, a process that locks all accounts finds all the money. Exit status: 0 if the sum was
+right each time, else 1.
 """
 
 import argparse

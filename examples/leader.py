@@ -4,7 +4,7 @@
     python examples/leader.py
     python examples/leader.py --workers 8 --kills 50 --lease 0.5
 
-Each worker does its own work, and the leader a job for all besides: here it writes lines into a
+Each worker does its own work, and the leader also does a job for all: here it writes lines into a
 log. The log takes a line only with a term that is not below the last one, as a database or a mail
 service would: the term is a fencing token, so a leader that was stopped for a while, and deposed,
 cannot write after its successor. Exit status: 0 if no two leaders wrote at the same time, else 1.

@@ -5,10 +5,10 @@
     python examples/live_config.py --workers 8 --changes 500 --kills 50
 
 Half of the workers follow the settings in a thread, which sleeps until they change; the others in
-asyncio, in a coroutine among others. A publisher changes the settings again and again, and waits
-each time until every worker has them. With --kills, workers and publishers are killed while they do
-that, and replaced. Each worker checks that the settings that it sees belong together and never go
-back. Exit status: 0 if all workers had the last settings at the end, else 1.
+asyncio, in a coroutine beside other coroutines. A publisher changes the settings again and again,
+and waits each time until every worker has them. With --kills, workers and publishers are killed
+while they do that, and replaced. Each worker checks that the settings that it sees belong together
+and never go back. Exit status: 0 if all workers had the last settings at the end, else 1.
 """
 
 import argparse

@@ -7,7 +7,7 @@
 The hosts are network namespaces of this machine, with four workers and a folder of segments each;
 the server, a Redis or Valkey, is in a third one. A writer on host a counts up versions of keys; the
 workers of both hosts read them from NearCaches. Trackers and other workers are killed with SIGKILL,
-and host b is cut off for a while: packets vanish, and nobody is told. Each read is judged: it is
+and host b is cut off for a while: its packets vanish without an error. Each read is judged: it is
 wrong if a newer version was acknowledged more than max_stale before it began.
 
 Exit status: 0 if no read was wrong and host b reads again after the cut, else 1; 2 if it cannot run

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The workers of a gunicorn share one cache: each page is rendered once, even beside a kill.
+"""The workers of gunicorn share one cache: each page is rendered once, even if a worker is killed.
 
     python examples/web_cache.py
     python examples/web_cache.py --workers 8 --pages 500 --requests 20000
 
 Starts a real gunicorn (pip install gunicorn), loads it, and kills one of its workers while that
-worker renders a page for which others wait: one of these renders it then. Prints how often each
+worker renders a page for which others wait: one of these then renders it. Prints how often each
 page was rendered and the hit ratio. Exit status: 0 if each page was rendered once, and the page of
 the killed worker twice (begun twice, finished once); 1 if not; 3 if gunicorn is not installed.
 """

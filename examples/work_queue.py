@@ -6,9 +6,10 @@
 
 A job is an entry of a SharedDict. A worker claims it by its Lock, works, stores the result and
 deletes the job. If the worker is killed, its lock is free, and the next worker finds the job still
-there. Workers without a job sleep until a new one is put, or one is given up. A job that needs a
-device takes one of two permits of a Semaphore meanwhile; a killed worker's permit comes back. Exit
-status: 0 if each job has its result at the end and both permits are free, else 1.
+there. Workers without a job sleep until a new one is added, or a claimed one is given up. A job
+that needs a device takes one of two permits of a Semaphore while it runs; a killed worker's permit
+is given back. Exit status: 0 if each job has its result at the end and both permits are free, else
+1.
 """
 
 import argparse

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class SharedCounter(SharedDict[K, N]):
     """A SharedDict of numbers, in which an absent key has the count 0 and additions are atomic.
 
-    SharedCounter(name, key=str, value=int): int counts in 64 bits and wraps (2**63 - 1 and one more
-    are -2**63: a sum never raises OverflowError), float counts in doubles.
-    inc(key) adds 1 and returns the sum: no addition is lost, and no two callers get the same sum.
-    c[key] += 1 would be a read and a write; use inc(). update() and subtract() add the counted
-    number to each key, in one step per key; c += and c -= do the same. c + other, c - other and
-    c & other are new collections.Counters.
+    SharedCounter(name, key=str, value=int): int counts in 64 bits and wraps around (2**63 - 1 plus
+    1 is -2**63: a sum never raises OverflowError), float counts in doubles. inc(key) adds 1 and
+    returns the sum: no addition is lost, and no two callers get the same sum. c[key] += 1 would be
+    a read and a write; use inc(). update() and subtract() add the counted number to each key, in
+    one step per key; c += and c -= do the same. c + other, c - other and c & other are new
+    collections.Counters.
 
     A key stays when its count becomes 0, until it is deleted. == compares as dicts do. As a type,
     SharedCounter[K] counts in int, and SharedCounter[K, float] in float.

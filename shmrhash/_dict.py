@@ -65,8 +65,8 @@ class SharedDict(
     entry that stays in the dict from the iterator's beginning to its end exactly once, through
     every resize (I1); it delivers an entry that is added or removed in that time once or not at
     all. Writing while iterating is allowed. Numbers under short keys are read up to 128 entries
-    ahead of the one that is delivered, but anew after a write by this handle. There is no order.
-    len() counts all entries, including expired ones that no operation has removed yet.
+    ahead of the one that is delivered, but read again after a write by this handle. There is no
+    order. len() counts all entries, including expired ones that no operation has removed yet.
 
     Values are copies: d[k].append(x) changes a list that only the caller has, and nothing in the
     dict. Store the new value in one step: d.update_with(k, lambda v: v + [x]), or
@@ -149,7 +149,7 @@ class SharedDict(
         the dict removes its name. owner: a user id to trust besides one's own and root's.
         if_different: "replace" takes the name from a dict of other types or limits and makes a new
         one; processes that have the old dict open go on using it. If several processes do this at
-        once, one makes the new dict and the others open it.
+        once, one of them makes the new dict and the others open it.
 
         Types fit if each side can read what the other stores: docs/deploys.md has the rules.
 

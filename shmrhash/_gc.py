@@ -34,11 +34,11 @@ def gc(*, names: bool = False, owner: int | None = None) -> dict[str, Any]:
     """Recover dead processes in all maps of this user; with names, remove maps that are not held.
 
     Returns {"maps": how many were looked at, "recovered": dead processes, "removed": [names],
-    "skipped": {name: why}}. Without names=True a map keeps its name, however long it is unused; an
-    ephemeral map is removed if no process holds it. owner: a user to trust, as for open(). Root
-    does not attach to the maps of users it does not trust: those that no process holds are removed
-    like others, and those in which a process died are named in "skipped". gc() attaches only to
-    maps in which a process died. Costs some tens of microseconds for each map.
+    "skipped": {name: why}}. Without names=True only ephemeral maps that no process holds are
+    removed; other maps keep their names, however long they are unused. owner: a user to trust, as
+    for open(). Root does not attach to the maps of users it does not trust: those that no process
+    holds are removed like others, and those in which a process died are named in "skipped". gc()
+    attaches only to maps in which a process died. Costs some tens of microseconds for each map.
 
     Raises SegmentMissing, PermissionDenied or SystemFailure if the directory of segments cannot be
     read; what cannot be opened is skipped.

@@ -114,8 +114,8 @@ class Namespace(Generic[K, V]):
         return self._key(key) in self.cache
 
     def incr(self, key: K, delta: Any = 1, default: Any = None) -> V:
-        """Cache.incr(). Raises what that raises, and LockTimeout if others store and delete the key
-        each time."""
+        """Cache.incr(). Raises what that raises, and LockTimeout if other threads store and delete
+        the key at each attempt."""
         own = self._key(key)
         for _ in range(RACES_MAX):
             try:
@@ -225,9 +225,9 @@ class Namespace(Generic[K, V]):
     ) -> Callable[[Callable[P, _T]], Memoized[P, _T]]:
         """Cache.memoize(): clear() of the namespace forgets all results. options: its others.
 
-        Results of one function that is memoized in two namespaces are apart. The cache_key() of the
-        function makes keys of the cache. Raises what Cache.memoize() raises, where the function is
-        decorated.
+        If a function is memoized in two namespaces, their results are separate. The cache_key() of
+        the function makes keys of the cache. Raises what Cache.memoize() raises, where the function
+        is decorated.
         """
         if key is not None:
             own_key = key

@@ -230,7 +230,7 @@ class Holders(NamedTuple):
     """The processes that have a segment open, as its file and the locks on it show them."""
 
     alive: int  # processes, except those at their end
-    dead: int  # processes that ended without leaving, and that nobody has recovered yet
+    dead: int  # processes that ended without leaving, and were not recovered yet
     readers: bool  # whether a handle for reading is open
     ephemeral: bool
 

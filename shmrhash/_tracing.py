@@ -52,14 +52,15 @@ _traces: weakref.WeakKeyDictionary[CacheTrace, None] = weakref.WeakKeyDictionary
 
 
 class CacheTrace:
-    """Notes which keys this process asks of a cache, for `shmrhash simulate`.
+    """Records which keys this process asks a cache for, to be replayed by `shmrhash simulate`.
 
         with CacheTrace(cache, "requests.trace", sample=0.1):
             serve()
 
     Every process that is to be traced makes a CacheTrace of its own; all may write to one file. A
     lookup costs about 2 microseconds more while it is traced, and nothing before and afterwards.
-    What is noted is a digest of the key, a time, and whether the key was found, stored or deleted.
+    The trace contains a digest of the key, a time, and whether the key was found, stored or
+    deleted.
 
     Attributes: running.
     """
@@ -75,9 +76,9 @@ class CacheTrace:
     ) -> None:
         """Begin to trace this Cache object.
 
-        path: the file; one that is there must be a trace of this cache with this sample, and is
-        continued. sample: the part of the keys that are noted, above 0 and up to 1. seconds: the
-        trace ends after so many. max_bytes: it ends when the file has about so many.
+        path: the file; an existing file must be a trace of this cache with this sample, and is
+        continued. sample: the part of the keys that are recorded, above 0 and up to 1. seconds: for
+        how long to trace. max_bytes: the trace ends when the file has about this many bytes.
 
         Raises InvalidArgument (sample; the file is another one; the object is traced already),
         OSError.
@@ -107,7 +108,7 @@ class CacheTrace:
     def stop(self) -> None:
         """Write what is pending, and end the trace. Idempotent.
 
-        Raises OSError (it could not be written; the trace has ended all the same).
+        Raises OSError (the file could not be written; the trace has ended all the same).
         """
         if self.running:  # the cache may have another trace by now
             for name in self._plain:
@@ -140,7 +141,7 @@ class CacheTrace:
     # ---- notes ----
 
     def _note(self, key: Any, kind: int, now_ns: int) -> None:
-        """Note what was done with a key. Tracing harms nobody: errors end it, with a warning."""
+        """Record an operation on a key. Tracing does no harm: errors end it, with a warning."""
         try:
             if kind <= MISS:
                 self._asked += 1

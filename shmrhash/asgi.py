@@ -228,8 +228,8 @@ class CacheMiddleware:
     followed. What cannot be kept, is longer than max_body, takes more than five seconds from its
     first to its last piece, or is a stream of events, goes out as the application sends it.
 
-    While nobody has a page, one request of all processes makes it, and the others wait; if its
-    process dies, another makes it. Pages get an ETag, If-None-Match is answered with 304, and
+    While a page is absent, only one request, of all processes, makes it, and the others wait; if
+    its process dies, another makes it. Pages get an ETag, If-None-Match is answered with 304, and
     X-Cache says hit or miss. Needs asyncio. Put it outside of what changes answers for each user.
 
     Attributes: app, ttl, max_body, wait; shm, the Cache: shm.stats(), shm.clear().
@@ -252,7 +252,7 @@ class CacheMiddleware:
 
         ttl: None keeps only answers that say for how long. key: a function of the scope that
         returns the key of a request, or None if its answer is not to be kept; unless given, it is
-        the address with its query. max_body: bytes. wait: after so many seconds another request
+        the address with its query. max_body: bytes. wait: after this many seconds another request
         makes the page, too. max_entries, max_bytes, mode: as for Cache().
 
         Raises InvalidArgument (open in this process with other limits), and what Cache() raises.

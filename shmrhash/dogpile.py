@@ -30,7 +30,7 @@ class Mutex:
         self._section: Any = None
 
     def acquire(self, wait: bool = True) -> bool:
-        """Take the mutex: True. Without wait False, if somebody has it.
+        """Take the mutex and return True; without wait, return False if it is taken.
 
         Raises DeadlockError (this thread has it already).
         """
@@ -53,7 +53,7 @@ class Mutex:
         section.__exit__(None, None, None)
 
     def locked(self) -> bool:
-        """Whether somebody has the mutex."""
+        """Whether the mutex is taken."""
         if self._section is not None:
             return True
         if not self.acquire(wait=False):

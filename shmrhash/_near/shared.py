@@ -46,7 +46,7 @@ def near_of(client: Any, prefixes: Sequence[str], options: dict[str, Any]) -> Ne
 
 def hit(near: NearCache, key: str, missing: Any) -> Any:
     """The value of a key if it is in memory, None if the key is known to be absent, or missing.
-    Asks nobody, and waits for nobody. Raises MapClosed."""
+    Neither asks a server nor waits. Raises MapClosed."""
     near._enter()
     raw = key.encode()
     node = near._node_of(raw)

@@ -266,7 +266,7 @@ def near_text(near: dict[str, Any]) -> str:
 
 
 def age_text(near: dict[str, Any]) -> str:
-    """How old a near cache's values may be now; "?" if nobody has heard its server."""
+    """How old a near cache's values may be now; "?" if no process has heard its server."""
     return "?" if near.get("age") is None else f"{near['age']:.2f} s"
 
 
