@@ -218,7 +218,7 @@ def test_which_requests_pass(make_site, request_):
 
 
 @pytest.mark.parametrize("said", ["public, max-age=60", "s-maxage=60"])
-def test_public_answers_are_for_those_who_log_in_too(site, said):
+def test_public_responses_are_for_logged_in_users_too(site, said):
     site.headers = {"cache-control": said}
 
     for first in ({"cookie": "a=1"}, {"authorization": "x"}, {}):
@@ -228,7 +228,7 @@ def test_public_answers_are_for_those_who_log_in_too(site, said):
 
 
 def test_an_answer_for_one_user_reaches_no_other(site):
-    """Whoever comes first."""
+    """Whichever user comes first."""
 
     async def greet(request):
         return PlainTextResponse(request.headers.get("cookie", "nobody"))
@@ -249,7 +249,7 @@ def test_without_a_ttl_only_answers_that_say_so_are_kept(make_site):
 
 
 def test_an_answer_that_could_not_be_kept_may_be_later(site):
-    """An error passes; the next answer in full is kept, though nobody waited for it."""
+    """An error passes; the next complete response is kept, although no request waited for it."""
     site.status = 503
     assert not is_kept(site)
 
@@ -315,7 +315,7 @@ def test_vary_is_followed(site):
     assert site.ask(accept="a").text == site.ask(accept="b").text
 
 
-def test_compressed_answers_are_for_those_who_take_them(site):
+def test_compressed_responses_are_for_clients_that_accept_them(site):
     async def long(request):
         return PlainTextResponse("text " * 1000)
 
@@ -334,7 +334,7 @@ def test_compressed_answers_are_for_those_who_take_them(site):
 # ---- answers ----
 
 
-def test_who_has_a_page_gets_304(site):
+def test_a_client_that_has_the_page_gets_304(site):
     etag = site.ask().headers["etag"]
 
     for asked in (etag, f"W/{etag}", f'"x", {etag}', "*"):
@@ -346,7 +346,7 @@ def test_who_has_a_page_gets_304(site):
     assert site.calls == 1
 
 
-def test_one_who_has_an_old_page_does_not_keep_others_from_a_new_one(site):
+def test_a_client_with_an_old_page_does_not_keep_others_from_a_new_one(site):
     """The application does not see the condition of a request whose answer all get."""
 
     async def conditional(request):
@@ -449,7 +449,7 @@ def test_events_and_slow_streams_are_not_held_back(site, monkeypatch):
 
 
 def test_an_application_that_waits_for_the_end_of_its_client_is_told(make_site):
-    """It sends nothing before, so nobody can know whether its answer is one for all."""
+    """It sends nothing before, so it cannot be known whether its response is one for all."""
     site = make_site(wait=0.05)
 
     async def wait(scope, receive, send):
@@ -481,7 +481,7 @@ def test_short_streams_are_kept(site):
     assert site.ask().text == "ab"
 
 
-def test_background_tasks_run_once_and_hold_nobody_up(site):
+def test_background_tasks_run_once_and_delay_no_request(site):
     ran = []
 
     async def answer(request):
@@ -553,7 +553,7 @@ def test_answers_that_cannot_be_kept_are_made_side_by_side(site):
     assert most > 10
 
 
-def test_one_who_leaves_takes_the_page_from_nobody(site):
+def test_a_client_that_leaves_does_not_take_the_page_from_others(site):
     """A stream ends when its client disconnects, but others wait for this one."""
     asked = None
 
@@ -591,7 +591,7 @@ def test_one_who_leaves_takes_the_page_from_nobody(site):
     assert site.calls == 1
 
 
-def test_one_who_is_cancelled_leaves_the_page_to_the_next(site):
+def test_a_cancelled_request_leaves_the_page_to_the_next(site):
     asked = None
 
     async def slow(request):

@@ -152,7 +152,7 @@ def test_the_numbers_outlive_all_processes(site, map_name):
     ],
 )
 def test_each_mode_of_a_gauge_beside_a_kill(site, mode, before, after):
-    """C3. Nobody says that the process is dead; collecting once more changes nothing."""
+    """C3. No hook reports that the process is dead; collecting once more changes nothing."""
     first = sets(mode, 5)
     second = sets(mode, 7)
     named = {"": "", "a": str(first.pid), "b": str(second.pid)}
@@ -310,7 +310,7 @@ def test_a_collector_that_is_killed_while_it_moves_a_number_loses_none(site, map
 
 
 class Deadly:
-    """A dict of metrics; who deletes something of it is killed."""
+    """A dict of metrics; a process that deletes from it is killed."""
 
     def __init__(self, shm):
         self._shm = shm

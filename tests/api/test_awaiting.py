@@ -147,7 +147,7 @@ def test_a_timeout_that_is_no_number_is_refused_everywhere(shm_map, timeout):
 
 
 @pytest.mark.parametrize("end", ["close", "freeze"])
-def test_closing_or_freezing_a_map_ends_what_is_awaited(make_map, end):
+def test_closing_or_freezing_a_map_ends_its_awaits(make_map, end):
     m = make_map()
 
     async def main():
@@ -310,7 +310,7 @@ def test_a_loop_that_is_closed_with_waits_pending_harms_no_other(shm_map):
     assert words_of(shm_map)[0] == 0
 
 
-def test_the_thread_ends_when_nobody_waits(shm_map):
+def test_the_listener_ends_after_the_last_wait(shm_map):
     _core.set_wait_slice(20 * 10**6)
     before = threads_of_this_process()
 

@@ -159,7 +159,7 @@ def test_default_is_inserted_first_and_stays(several):
     assert several.entries() == BEFORE | {8: 50, 9: 50}
 
 
-def test_nothing_is_stored_if_a_key_was_deleted_meanwhile(several):
+def test_nothing_is_stored_if_a_key_was_deleted_inside_the_block(several):
     """L2: all of the keys or none."""
     block = several.locked_many([0, 1, 2])
     for section in block.__enter__():

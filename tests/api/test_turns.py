@@ -308,7 +308,7 @@ def test_closing_the_map_ends_the_wait_for_a_section(make_map):
     assert outcome is None
 
 
-def test_a_forgotten_section_holds_nobody_up(shared):
+def test_a_forgotten_section_delays_no_task(shared):
     """A task that enters a section by hand and drops it: the section ends with its object."""
 
     async def forget():

@@ -145,7 +145,7 @@ def alternate(gate, m, mine, other, rounds):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_no_wake_up_is_lost_between_two_who_take_turns(shm_map, method):
+def test_no_wake_up_is_lost_between_two_threads_that_take_turns(shm_map, method):
     first, second = run_together(
         method,
         (alternate, shm_map, KEY, OTHER, 2_000),
@@ -203,7 +203,7 @@ def test_no_wake_up_is_lost_when_a_key_comes_and_goes(shm_map, method):
     shm_map.check()
 
 
-def test_all_who_wait_for_a_key_are_woken(shm_map):
+def test_all_waiters_for_a_key_are_woken(shm_map):
     waiting = [Waiting(shm_map.wait, KEY, timeout=LONG_S) for _ in range(8)]
     for each in waiting:
         each.until_asleep()
@@ -441,7 +441,7 @@ def test_a_killed_waiter_leaves_nothing_behind_once_it_is_recovered(shm_map):
     shm_map.check()
 
 
-def test_a_dead_waiter_beside_a_living_one_silences_nobody(shm_map):
+def test_a_dead_waiter_does_not_silence_a_living_one(shm_map):
     child = Child(shm_map.wait, KEY)
     until_somebody_sleeps(shm_map)
     waiting = Waiting(shm_map.wait, KEY, timeout=LONG_S)

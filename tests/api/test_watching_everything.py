@@ -160,7 +160,7 @@ def kib_of(m):
     return os.stat(segment_path(m.name)).st_blocks // 2
 
 
-def test_a_map_that_nobody_watches_has_no_ring_and_notes_nothing(shm_map):
+def test_a_map_without_watchers_has_no_ring_and_records_nothing(shm_map):
     """The ring has memory from the first watch on; the word that sends writers to it is 0 again
     after the last."""
     shm_map[word(1)] = word(1)

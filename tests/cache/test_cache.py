@@ -38,7 +38,7 @@ def names(cache):
     return *keys, *{int: (7, 8), bytes: (b"", b"x" * 9000)}.get(value, ([1], {"x": "y" * 900}))
 
 
-def test_what_is_stored_is_returned_until_it_is_deleted(cache):
+def test_a_stored_value_is_returned_until_it_is_deleted(cache):
     a, b, first, second = names(cache)
 
     cache.set(a, first)
@@ -59,7 +59,7 @@ def test_what_is_stored_is_returned_until_it_is_deleted(cache):
     assert len(cache) == 0
 
 
-def test_add_stores_only_what_is_absent(cache):
+def test_add_stores_only_under_an_absent_key(cache):
     a, _, first, second = names(cache)
 
     assert cache.add(a, first)
@@ -71,7 +71,7 @@ def test_add_stores_only_what_is_absent(cache):
     assert cache.get(a) == second
 
 
-def test_replace_stores_only_over_what_is_present(cache):
+def test_replace_stores_only_over_a_present_key(cache):
     a, b, first, second = names(cache)
 
     assert not cache.replace(a, first)
@@ -86,7 +86,7 @@ def test_replace_stores_only_over_what_is_present(cache):
 
 
 def test_replace_leaves_a_claim_alone_and_evicts_nothing(make_cache):
-    """A key whose value is computed is absent; a result is stored as if nobody had asked."""
+    """A key whose value is computed is absent; a result is stored as if no caller had asked."""
     cache = make_cache(key=int, value=int, max_entries=3)
     cache.set_many({1: 1, 2: 2})
 
@@ -202,7 +202,7 @@ def test_an_entry_is_absent_once_it_has_expired(make_cache):
     assert len(cache) == 2
 
 
-def test_ttl_is_what_is_left(make_cache):
+def test_ttl_is_none_without_limit_and_raises_for_an_absent_key(make_cache):
     cache = make_cache(key=str, value=str, max_entries=10, ttl=100)
     cache.set("default", "x")
     cache.set("never", "x", ttl=math.inf)

@@ -1,4 +1,5 @@
-"""Computations of any kind, nested, interrupted, odd: the claim ends, and nobody waits in vain."""
+"""Computations of any kind, nested, interrupted, odd: the claim ends, and no caller waits in
+vain."""
 
 import os
 import pickle

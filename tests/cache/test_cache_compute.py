@@ -1,4 +1,4 @@
-"""One computation for all who ask: get_or_compute() and memoize()."""
+"""One computation for all callers: get_or_compute() and memoize()."""
 
 import os
 import random
@@ -133,7 +133,7 @@ def test_a_result_that_does_not_fit_is_returned(make_cache):
     ids=["delete", "pop", "clear", "set", "add"],
 )
 def test_what_was_invalidated_meanwhile_is_not_stored(cache, invalidate, left):
-    """Nor does the one who invalidates wait for the computation."""
+    """Nor does the invalidating caller wait for the computation."""
 
     def compute():
         invalidate(cache)
@@ -201,8 +201,8 @@ def test_each_key_is_computed_once(cache, journal, seed, method, keys):
     assert cache.stats().computed == keys
 
 
-def test_those_who_wait_for_a_dead_process_go_on(cache, journal):
-    """With k of those who compute killed there are k computations more."""
+def test_waiters_for_a_dead_process_go_on(cache, journal):
+    """If k computing processes are killed, there are k more computations."""
     kills = 5
 
     def compute_long(number):
@@ -345,7 +345,7 @@ def compute_until_killed(name, seed):
 
 @pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.thorough)])
 def test_killed_claimants_leave_nothing(make_cache, seed, kills):
-    """C1: no claim stays, and those who live go on."""
+    """C1: no claim stays, and the living processes go on."""
     cache = make_cache(key=object, value=object, max_entries=20, timeout=PATIENCE_S)
     rng = random.Random(seed)
     crew = [Child(compute_until_killed, cache.name, rng.random()) for _ in range(2)]
@@ -416,7 +416,7 @@ def test_two_functions_do_not_share_results_unless_named_alike(cache):
     assert (twice(1), make(3, name="by three")(1), make(4, name="by two")(1)) == (2, 3, 2)
 
 
-def test_what_is_to_be_kept_of_results_can_be_chosen(cache):
+def test_results_to_be_kept_can_be_chosen(cache):
     calls = []
 
     @cache.memoize(cache_if=lambda result: result is not None)
@@ -490,7 +490,7 @@ def test_the_ttl_may_depend_on_the_result(cache):
     assert cache.get_or_compute("bad", lambda: 2) == 2
 
 
-def test_those_who_wait_may_be_told_that_it_is_late(cache, journal):
+def test_waiters_may_get_a_timeout_for_a_late_result(cache, journal):
     def ask_first():
         def compute():
             journal.note()
@@ -576,7 +576,7 @@ def test_a_claim_keeps_others_waiting_and_ends_with_its_process(cache, journal):
         assert claim.value == "a"
 
 
-def test_a_claim_whose_key_was_stored_meanwhile_stores_nothing(cache):
+def test_a_claim_whose_key_was_stored_before_its_end_stores_nothing(cache):
     with cache.claim("a") as claim:
         cache.set("a", "newer")
         assert not claim.set("older")

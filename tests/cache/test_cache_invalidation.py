@@ -40,7 +40,7 @@ TAGS = ("group", "both")
 @pytest.mark.parametrize(
     "types", TYPES, ids=lambda types: f"{types[0].__name__} {types[1].__name__}"
 )
-def test_no_operation_finds_what_is_outdated(make_cache, outdate, types):
+def test_no_operation_finds_an_outdated_entry(make_cache, outdate, types):
     key, value = types
     names = {str: ["a", LONG], bytes: [b"a", LONG.encode()], int: [1, 2], object: [(1,), LONG]}[key]
     first, second = {bytes: (b"1", b"2"), object: ([1], [2])}.get(value, (1, 2))
@@ -234,7 +234,7 @@ def test_expire_gives_the_memory_back(make_cache, outdate):
     assert len(cache) == cache.info()["objects"]["count"] == 1000 - gone
 
 
-def test_insertions_sweep_what_is_outdated(make_cache, outdate):
+def test_insertions_sweep_outdated_entries(make_cache, outdate):
     cache = make_cache(key=int, value=int, max_entries=3000, tags=True)
     for key in range(1000):
         cache.set(key, key, tags=TAGS)
@@ -311,8 +311,8 @@ def test_a_refresh_stores_no_result_either(cache, outdate):
     assert "a" not in cache
 
 
-def test_nobody_waits_for_a_result_that_will_not_count(cache, outdate):
-    """The computation from before hangs; of those who ask afterwards one computes, for all."""
+def test_no_caller_waits_for_a_result_that_will_not_count(cache, outdate):
+    """The earlier computation hangs; one of the callers that ask afterwards computes for all."""
     began, go_on, computed = threading.Event(), threading.Event(), []
 
     def hang():
@@ -481,7 +481,7 @@ def test_what_the_function_of_update_with_raises_in_a_namespace_is_not_taken_for
     assert a not in one
 
 
-def test_update_with_in_a_namespace_stores_what_was_invalidated_meanwhile(two):
+def test_update_with_in_a_namespace_stores_although_it_was_invalidated_during_the_call(two):
     """Unlike a computed result: the change is that of an absent key, and comes after the clear."""
     one, _, (a, _) = two
 
@@ -616,7 +616,7 @@ def test_a_cache_has_tags_or_has_none(make_cache, map_name):
                 Cache(map_name, key=str, value=int, tags=True, if_different="raise")
 
 
-def test_a_reader_of_a_frozen_cache_sees_what_is_outdated(cache):
+def test_a_reader_of_a_frozen_cache_knows_outdated_entries(cache):
     cache.set("a", 1)
     cache.set("b", 1, tags=["t"])
     cache.clear()

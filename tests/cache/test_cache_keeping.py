@@ -249,7 +249,7 @@ def test_a_value_that_is_too_large_to_keep_is_a_copy(make_cache):
     assert cache.get("key") is not cache.get("key")
 
 
-def test_what_is_kept_may_use_the_cache_when_it_goes(make_cache):
+def test_a_kept_value_may_use_the_cache_when_it_is_freed(make_cache):
     """A destructor runs inside get(), while another value takes the place of the kept one."""
     cache = make_cache(max_entries=5000, copy=False)
     numbers = []

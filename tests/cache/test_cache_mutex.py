@@ -1,4 +1,5 @@
-"""Cache.mutex(): one thread of all processes has it, and nobody for longer than it lives."""
+"""Cache.mutex(): one thread of all processes has it, and never for longer than its process
+lives."""
 
 import dis
 import os
@@ -50,7 +51,7 @@ def test_different_keys_have_different_mutexes(make_cache):
         assert not claim.found
 
 
-def test_who_has_it_cannot_wait_for_it(cache):
+def test_the_holder_of_a_mutex_cannot_wait_for_it(cache):
     with cache.mutex(key_of(cache)) as taken:
         assert taken
         with pytest.raises(DeadlockError, match="this thread has it"):
@@ -58,7 +59,7 @@ def test_who_has_it_cannot_wait_for_it(cache):
         assert not cache.mutex(key_of(cache)).acquire(blocking=False)
 
 
-def test_releasing_what_is_not_held_is_refused(cache):
+def test_releasing_a_mutex_that_is_not_held_is_refused(cache):
     with pytest.raises(InvalidArgument, match="not held"):
         cache.mutex(key_of(cache)).release()
 
@@ -159,7 +160,7 @@ def claim(cache):
 
 
 @pytest.mark.parametrize("act", [take, claim])
-def test_who_is_interrupted_while_it_takes_the_mutex_has_not_got_it(make_cache, act):
+def test_a_thread_interrupted_while_it_takes_the_mutex_does_not_have_it(make_cache, act):
     """By an exception at any instruction."""
     cache = make_cache(key=int, value=int, max_entries=100)
     at = 0

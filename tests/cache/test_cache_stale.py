@@ -34,7 +34,7 @@ def fail():
 
 
 def test_a_stale_value_is_computed_again_by_one(cache):
-    """Those who ask while it is computed get the old one at once."""
+    """Callers that ask during the computation get the old value at once."""
     key, old, new, _ = example(cache)
     assert cache.get_or_compute(key, lambda: old, ttl=SHORT_S, stale=LONG_S) == old
     assert cache.get_or_compute(key, fail, ttl=SHORT_S, stale=LONG_S) == old
@@ -53,7 +53,7 @@ def test_a_stale_value_is_computed_again_by_one(cache):
     assert cache.stats().stale_hits == 1
 
 
-def test_what_changed_meanwhile_stays(cache):
+def test_an_entry_that_changed_during_the_computation_stays(cache):
     """As it is: stored, deleted or touched."""
     key, old, new, newest = example(cache)
     for change, left in (
@@ -146,7 +146,7 @@ def test_early_computes_again_before_the_end(make_cache):
     assert cache.get_or_compute("stored", fail, ttl=LONG_S, early=1e6) == 1
 
 
-def test_coroutines_compute_again_what_is_stale(make_cache):
+def test_coroutines_compute_stale_values_again(make_cache):
     cache = make_cache(key=str, value=object, max_entries=50)
     cache.set("k", "old", ttl=LONG_S)
     calls = []

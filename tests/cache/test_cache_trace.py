@@ -261,7 +261,7 @@ def test_a_trace_ends_by_itself(cache, path, tmp_path, monkeypatch):
     assert "get" not in vars(cache)
 
 
-def test_a_trace_that_cannot_be_written_harms_nobody(cache, path, monkeypatch, caplog):
+def test_a_trace_that_cannot_be_written_does_no_harm(cache, path, monkeypatch, caplog):
     monkeypatch.setattr(tracing, "_PENDING_NS", 0)
     trace = CacheTrace(cache, path)
     os.dup2(os.open(os.devnull, os.O_RDONLY), trace._fd)

@@ -61,7 +61,7 @@ def test_every_deletion_wakes_a_waiter(cache, deletion):
 
 
 def test_an_evicted_entry_is_gone(cache):
-    """A scan through the cache evicts the key, which nobody reads: a look of the waiter is no
+    """A scan through the cache evicts the key, which no process reads: a look of the waiter is no
     use."""
     cache.set("key", 7)
 
@@ -103,7 +103,7 @@ def test_a_store_by_another_process_wakes_a_waiter(cache):
 
 
 def test_a_look_is_no_hit_and_no_miss_and_no_use(cache):
-    """Else who waits for an entry to go would keep it."""
+    """Otherwise a thread that waits for an eviction would prevent it."""
     cache.set("key", 7)
     with cache.watch(["key", "other"], initial=True) as changes:
         assert next(changes) == Change("set", "key", 7)

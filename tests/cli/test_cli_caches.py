@@ -65,7 +65,7 @@ def test_stat_has_the_counts_of_a_cache(pages, stats):
     assert f"evicted {stats.evicted_new} new, {stats.evicted_kept} kept" in run("stat", "pages").out
 
 
-def test_a_cache_that_nobody_asked_has_no_hit_ratio(own_directory):
+def test_a_cache_without_lookups_has_no_hit_ratio(own_directory):
     Cache("new", max_entries=3).close()
 
     assert "- hits of 0" in run("info", "new").out

@@ -24,7 +24,7 @@ def listed(*arguments):
     return {found["key"]: found for found in run("-j", "locks", *arguments).json}
 
 
-def test_locks_shows_who_holds_what(space, hits):
+def test_locks_shows_the_holder_of_each_lock(space, hits):
     """Also a permit; a map that is no space is passed over."""
     Lock("free", space=space)
     child = stays(Lock("gpu0", space=space).acquire)
@@ -50,7 +50,7 @@ def test_locks_shows_who_holds_what(space, hits):
     assert everything["done"]["value"] == 1
 
 
-def test_locks_shows_who_waits(space):
+def test_locks_shows_the_waiters(space):
     lock, condition = Lock("gpu0", space=space), Condition(key="jobs", space=space)
     barrier, event = Barrier(2, key="start", space=space), Event("done", space=space)
     slots, table = Semaphore(0, "slots", space=space), RWLock("table", space=space)
@@ -153,7 +153,7 @@ def test_unlock_wakes_a_waiter(space):
     assert waiter.result() is True
 
 
-def test_unlock_of_what_nobody_holds(space):
+def test_unlock_of_a_free_lock(space):
     Lock("gpu0", space=space)
     Semaphore(1, "slots", space=space)
 

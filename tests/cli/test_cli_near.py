@@ -51,7 +51,7 @@ def near_of(name="near"):
     return found["near"]
 
 
-def test_ls_info_and_stat_say_who_tracks_and_how_old_values_may_be(scene):
+def test_ls_info_and_stat_show_the_tracker_and_the_age_of_values(scene):
     scene.watch()
     assert [scene.near.get("k") for _ in range(4)] == [None] * 4
     age = scene.near.age()

@@ -135,7 +135,7 @@ class Bank:
         ledger[SENDER] = -1
 
     def expect_busy_money(self):
-        """L2: whoever locks all busy accounts finds all of their money."""
+        """L2: a process that locks all busy accounts finds all of their money."""
         keys = [word(number) for number in range(BUSY_ACCOUNTS)]
         with self.map.locked_many(keys) as values:
             balances = [unpacked(bytes(value))[0] for value in values]

@@ -39,7 +39,7 @@ stepped = pytest.mark.usefixtures("stepper")
 
 
 def lock_together(scenario, survivor):
-    """L2: whoever locks all keys finds them as they are from then on."""
+    """L2: a process that locks all keys finds the values that stay from then on."""
     present = [key for key in scenario.locks if key in survivor]
     try:
         with survivor.locked_many(present, timeout=5) as values:

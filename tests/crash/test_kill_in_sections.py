@@ -631,7 +631,8 @@ def wait_till_asleep(pid):
 
 
 def stop_asleep(shared_map, pid):
-    """Stop a waiter between two tries: memory goes back only if nobody is inside an operation."""
+    """Stop a waiter between two tries: memory goes back only if no process is inside an
+    operation."""
     for _ in range(100):
         wait_till_asleep(pid)
         os.kill(pid, signal.SIGSTOP)

@@ -22,7 +22,7 @@ KILLS_LONG = 10_000
 INSIDE, TURNS, ITEMS, LOGGED = range(4)
 LEFT, RIGHT = TURNS, ITEMS  # what a writer changes one after the other
 BEGUN, ENDED = TURNS, ITEMS  # how often an event was to be set; was cleared
-LOG = 16  # pairs: who was told, of whom
+LOG = 16  # pairs: the process that was told, and of which dead one
 LOG_MAX = 60_000
 DONE = 0  # a worker's note
 
@@ -65,7 +65,7 @@ def take_turns(lock, books, me, rng):
 
 
 def note_orphan(lock, books):
-    """Inside: whoever died here must be told of, nobody else, and only once."""
+    """Inside: each process that died here must be reported, no other one, and only once."""
     words, orphan = books.shared, lock.orphan
     if orphan is None:
         assert words[INSIDE] == 0, "its last owner died inside, and this one is not told"
@@ -209,7 +209,7 @@ def storm_of_rwlocks(space, seed, kills):
     return storm
 
 
-# ---- Event: nobody sleeps through, and nobody is woken that was not called ----
+# ---- Event: no waiter sleeps through a set(), and none is woken without one ----
 
 
 def ring(event, books, me, _rng):
@@ -334,7 +334,7 @@ BRIEF = {"Lock", "RWLock", "Condition"}  # the quick tests kill the users of the
     "kind",
     [pytest.param(kind, marks=() if kind in BRIEF else pytest.mark.thorough) for kind in STORMS],
 )
-def test_kills_leave_nobody_stuck_and_nothing_wrong(space, seed, kind):
+def test_kills_leave_no_process_stuck_and_nothing_wrong(space, seed, kind):
     storm = STORMS[kind](space, seed, KILLS)
 
     assert storm.kills == KILLS
@@ -342,7 +342,7 @@ def test_kills_leave_nobody_stuck_and_nothing_wrong(space, seed, kind):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", STORMS)
-def test_ten_thousand_kills_leave_nobody_stuck_and_nothing_wrong(space, seed, kind):
+def test_ten_thousand_kills_leave_no_process_stuck_and_nothing_wrong(space, seed, kind):
     storm = STORMS[kind](space, seed, KILLS_LONG)
 
     went_on = sorted(storm.went_on_s)

@@ -143,7 +143,7 @@ def test_wild_births_tags_and_tag_words_cost_hits_at_most(tagged, seed):
         cache.check()
 
 
-def test_wild_words_about_who_waits_cost_a_computation_at_most(damaged, seed):
+def test_wild_words_about_waiters_cost_a_computation_at_most(damaged, seed):
     """Threads with nested claims wait for each other, while what they say that they wait for is
     overwritten: all end, with the right values."""
     cache, segment = damaged

@@ -129,7 +129,7 @@ def test_django_sees_what_its_own_backend_writes_elsewhere(server, client, djang
     assert client.ttl("site:1:back") > 0
 
 
-def test_django_awaits_nothing_for_what_is_in_memory(client, django):
+def test_django_awaits_nothing_for_a_value_in_memory(client, django):
     async def work():
         await django.aset("key", "value")
         assert await django.aget("key") == "value"

@@ -170,7 +170,7 @@ def test_age_is_that_of_the_node_that_was_heard_longest_ago(scene):
 
 
 def test_a_node_that_has_left_counts_no_more(scene):
-    """N2: nor is what it has served, by nobody."""
+    """N2: nor does any other process serve the values that it has served."""
     it = scene(on_outage=("stale", 60))
     former = it.source.numbers.number(b"former")
     it.watch()
@@ -183,7 +183,7 @@ def test_a_node_that_has_left_counts_no_more(scene):
     assert it.near.age() < LONG
 
 
-def test_only_the_tracker_says_who_is_left(scene):
+def test_only_the_tracker_says_which_nodes_are_left(scene):
     it = scene()
     it.watch()
     it.near._state.take_office()

@@ -87,7 +87,9 @@ def test_a_table_tells_for_each_of_its_prefixes(postgres, sql):
     assert sorted(told) == ["=by value one", "=by value one", "=by value uno", "=k1", "=k1"]
 
 
-def test_what_is_rolled_back_is_not_told_and_a_long_transaction_at_its_end(postgres, sql, pg_near):
+def test_a_rollback_reports_nothing_and_a_long_transaction_reports_at_its_end(
+    postgres, sql, pg_near
+):
     put(sql, "1", "one")
     until(lambda: pg_near.get("k1") == "one")
     misses = pg_near.info()["entries"]["misses"]
@@ -125,7 +127,7 @@ def test_a_key_that_is_too_long_to_be_told_forgets_everything(sql, pg_near):
     assert pg_near.get("k1") == "one"
 
 
-def test_a_payload_that_nobody_knows_forgets_everything(sql, pg_near):
+def test_an_unknown_payload_discards_everything(sql, pg_near):
     epochs = pg_near.info()["nodes"][0]["epochs"]
     for payload in ("", "?"):
         sql.execute("SELECT pg_notify('shmrhash_near', %s)", [payload])

@@ -175,7 +175,7 @@ def test_a_connection_that_the_server_closed_is_made_anew(client, source):
         client.client_kill_filter(_type="normal", skipme=True)
 
 
-def test_a_silent_server_is_a_timeout_and_the_late_answer_is_nobodys(server):
+def test_a_silent_server_is_a_timeout_and_its_late_answer_is_dropped(server):
     with redis.Redis(unix_socket_path=server.path, socket_timeout=0.2) as client:
         source = made_source(client)
         client.set("k1", "one")
@@ -279,7 +279,7 @@ def test_a_stopped_server_proves_nothing_and_ends_the_watch(server, recorder):
     assert recorder.told[-1] == ("lost", 0)
 
 
-def test_a_paused_server_is_not_believed_meanwhile(client, recorder):
+def test_a_server_is_not_believed_while_it_is_paused(client, recorder):
     client.execute_command("CLIENT", "PAUSE", 3 * int(BEAT * 1000), "WRITE")
     recorder.wait_for_proofs(3)
     client.execute_command("CLIENT", "UNPAUSE")

@@ -75,7 +75,7 @@ def test_errors_are_values_with_a_code(data):
         b"+" + b"x" * (resp.LINE_BYTES_MAX + 2),
     ],
 )
-def test_what_is_not_the_protocol_is_refused(data):
+def test_bytes_that_break_the_protocol_are_refused(data):
     with pytest.raises(ProtocolError):
         Reader().feed(data)
 

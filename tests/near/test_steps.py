@@ -44,7 +44,7 @@ def test_a_proof_covers_what_it_says_when(schedule):
     schedule(Conversation())
 
 
-def test_hits_ask_nobody(scene):
+def test_hits_ask_no_server(scene):
     it = scene()
     it.watch()
     it.source.server.values[b"k"] = b"one"
@@ -168,7 +168,7 @@ def test_a_takeover_that_cannot_be_noted_is_counted_with_the_next_beginning(scen
 
 
 def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):
-    """N1: whoever tracks extends it for all, by its own max_stale. So all have the same."""
+    """N1: the tracker extends it for all, by its own max_stale. So all have the same."""
     it = scene(max_stale=STALE)
     it.watch()
 
@@ -241,7 +241,7 @@ def test_more_tasks_than_there_are_contexts_read(scene):
     assert asyncio.run(all_of_them()) == [7] * 1200
 
 
-def test_warming_fetches_what_is_not_here_once(scene):
+def test_warming_fetches_each_missing_key_once(scene):
     it = scene()
     assert it.near.warm([b"k1"], timeout=0.01) == 0
     assert it.reads() == 0

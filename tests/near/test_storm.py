@@ -34,7 +34,7 @@ def hold(address, name, stop):
 
 
 def test_another_process_tracks_when_the_tracker_is_killed(tmp_path, map_name):
-    """N5: and what nobody heard in between is not served."""
+    """N5: and values that no process tracked in between are not served."""
     address, stop = str(tmp_path / "server"), FORK.Event()
     others = [served(address)]
     first = start(hold, address, map_name, stop)

@@ -1,4 +1,4 @@
-"""What nodes say of their cluster: slots, views, and who is believed."""
+"""What nodes say of their cluster: slots, views, and which node is believed."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_slots_are_those_that_the_servers_find():
     assert slot_of(b"") == 0
 
 
-def test_a_view_has_who_owns_what():
+def test_a_view_names_the_owner_of_each_slot():
     view = parsed_nodes(NODES, ASKED)
 
     assert view.me.id == b"bb"
@@ -45,7 +45,7 @@ def test_a_view_has_who_owns_what():
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense", b"txt:aa 10.0.0.1:x@1 master - 0 1 2 c"])
-def test_what_is_no_view_is_refused(answer):
+def test_an_answer_that_is_no_view_is_refused(answer):
     with pytest.raises((ValueError, LookupError)):
         parsed_nodes(answer, ASKED)
 
@@ -138,7 +138,7 @@ class Play:
             self.watch._ask(self.primaries[name], self.now)
 
     def answer(self, name, slots=None, epochs=None, more=""):
-        """One node says who owns what."""
+        """One node says which node owns which slots."""
         slots = self.slots | (slots or {})
         epochs = {"a": 1, "b": 2, "c": 3} | (epochs or {})
         lines = [
@@ -255,7 +255,7 @@ def test_a_node_that_is_no_primary_any_more_is_discarded_and_left(play):
     assert play.told()[:2] == [("everything", "a"), ("lost", "a")]
 
 
-def test_a_node_that_joins_contradicts_nobody(play):
+def test_a_node_that_joins_contradicts_no_owner(play):
     """It has not heard of slots yet, and has no vote."""
     play.slots = play.slots | {"d": ""}
     play.primaries["d"] = Primary(("d", 1), Wire(b"d"))

@@ -200,7 +200,7 @@ def test_expired_entries_are_absent(map_name, show):
         shared.unlink()
 
 
-def test_what_is_no_map_of_this_format_is_refused(map_name, make_map, show, tmp_path):
+def test_a_file_that_is_no_map_of_this_format_is_refused(map_name, make_map, show, tmp_path):
     shared = make_map()
     image = bytearray(path_of(shared).read_bytes()[:8192])
     other = bytearray(image)

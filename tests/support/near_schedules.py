@@ -103,7 +103,7 @@ def another_fetch_begins_when_an_answer_is_overtaken(it):
 
 
 def a_watch_is_made_anew(it):
-    """N2: what changed while nobody watched is not served."""
+    """N2: a value that changed while no tracker watched is not served."""
     it.watch()
     it.has(b"old")
     it.near.get(KEY)
@@ -114,7 +114,7 @@ def a_watch_is_made_anew(it):
 
 
 def a_watch_is_made_anew_during_a_fetch(it):
-    """N2: the answer is stored where nobody looks."""
+    """N2: the answer is stored where no reader looks."""
     it.watch()
     it.has(b"old")
 

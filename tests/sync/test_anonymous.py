@@ -1,4 +1,5 @@
-"""Primitives without a key: their cells go back when nobody can use them, and never before."""
+"""Primitives without a key: their cells are reused once no process can use them, and never
+before."""
 
 import copy
 import ctypes

@@ -60,7 +60,7 @@ def test_parties_meet_again_and_again(space, method):
 
 
 def test_party_that_dies_while_it_waits_breaks_the_barrier(space):
-    """C2: for those that wait, who find that out by themselves, and those that come."""
+    """C2: for the waiting parties, which find that out by themselves, and for later ones."""
     barrier = Barrier(3, key="b", space=space)
     living, dead = waiting_child(barrier), waiting_child(barrier)
 

@@ -102,7 +102,7 @@ def test_waiter_that_dies_after_it_was_notified_passes_the_notification_on(space
     assert second.result() is True
 
 
-def test_waiter_that_dies_wakes_nobody_if_it_was_not_notified(space):
+def test_waiter_that_dies_before_a_notification_wakes_no_other(space):
     condition = Condition(key="c", space=space)
     dead = waiting_child(condition)
     dead.kill()

@@ -37,7 +37,7 @@ def test_function_runs_once(space, tmp_path, method):
 
 
 def test_next_caller_runs_what_a_dead_one_began(space):
-    """C2, and it is told who died."""
+    """C2, and it is told which process died."""
     told = []
     once = Once("o", space=space, on_orphan=lambda lock, orphan: told.append(orphan.pid))
     child = Partner(lambda parent: once.run(lambda: (parent.say("begun"), parent.wait())))

@@ -1,4 +1,4 @@
-"""Circles of threads that wait for each other's locks: one of them is told, and nobody else.
+"""Circles of threads that wait for each other's locks: exactly one of them is told.
 
 A member is a process that takes one lock, waits until all have done that, and then takes another
 one. DeadlockError comes after 0.2 s; a test waits for what must happen, not for the time.
@@ -255,7 +255,8 @@ def test_lock_without_check_is_no_part_of_a_circle(space):
 
 
 def test_dead_member_resolves_its_circle(space):
-    """Stopped, the member that would be told tells nobody; killed, it lets the others go on."""
+    """While the member that would be told is stopped, no other one is; when it is killed, the
+    others go on."""
     partners = play(*ring([Lock] * 3, space))
     os.kill(partners[2].pid, signal.SIGSTOP)
     time.sleep(ALARM_S)
@@ -316,7 +317,7 @@ WAYS = pytest.mark.parametrize("how", ["lock", "reader", "writer"])
 
 @WAYS
 def test_task_that_waits_is_no_link(space, how):
-    """Its thread goes on, and other tasks with it: so whoever waits behind it is told nothing."""
+    """Its thread goes on, and other tasks with it: so a waiter behind it is told nothing."""
     mine, other = lock_of(how, space), Lock("other", space=space)
     behind = "writer" if how == "reader" else how
     partner = Partner(member, ("lock", other), (behind, mine))
@@ -372,7 +373,7 @@ def take_in_order(made, start, seed, rounds):
 
 
 @pytest.mark.parametrize("rounds", [400, pytest.param(10_000, marks=pytest.mark.thorough)])
-def test_locks_taken_in_one_order_alarm_nobody(space, seed, rounds):
+def test_locks_taken_in_one_order_raise_no_deadlock_error(space, seed, rounds):
     """No circle is possible. Waiters look for one at the end of each slice."""
     made = [kind(at, space=space) for at, kind in enumerate((Lock, RLock) * 2)]
     start = Barrier(4, key="start", space=space)

@@ -19,7 +19,7 @@ UNDO = pytest.mark.parametrize("undo", [True, False], ids=["undo", "counter"])
 
 
 def sleeps(primitive):
-    """Whether somebody sleeps on the bell, or is about to."""
+    """Whether a thread sleeps on the bell, or is about to."""
     return primitive.space._cells.words(primitive._index)["bell"] & 1
 
 
@@ -216,7 +216,7 @@ def test_event_is_set_and_cleared(space):
 
 
 @pytest.mark.parametrize("clears", [False, True], ids=["stays", "cleared at once"])
-def test_event_wakes_all_who_wait(space, clears):
+def test_event_wakes_all_waiters(space, clears):
     event = Event("e", space=space)
     waiters = [Child(event.wait) for _ in range(3)]
     threads = []

@@ -97,7 +97,7 @@ def test_arguments_are_refused_as_by_threading(space, kind):
 
 
 @KINDS
-def test_release_by_who_does_not_hold_is_refused(space, kind):
+def test_release_by_a_process_that_does_not_hold_is_refused(space, kind):
     lock = kind("a", space=space)
     with pytest.raises(RuntimeError, match="nobody holds it"):
         lock.release()
@@ -390,7 +390,7 @@ def test_owner_that_dies_before_it_releases_an_orphan_is_told_of_in_turn(lock):
 
 
 def test_waiters_take_turns_after_the_owner_has_died(lock):
-    """Each of many sleepers gets the lock, although nobody releases it to the first."""
+    """Each of many sleepers gets the lock, although no release wakes the first one."""
 
     def take(parent):
         parent.say("waits")

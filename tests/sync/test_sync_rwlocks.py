@@ -1,4 +1,4 @@
-"""RWLock: many readers or one writer, who comes first, and what becomes of those that die."""
+"""RWLock: many readers or one writer, the order of waiters, and deaths of holders."""
 
 import os
 import pickle
@@ -33,7 +33,7 @@ def test_readers_share_and_a_writer_is_alone(lock):
     assert (lock.readers, lock.has_writer) == (0, False)
 
 
-def test_release_by_who_has_nothing_is_refused(lock):
+def test_release_by_a_process_that_holds_nothing_is_refused(lock):
     for release in (lock.release_read, lock.release_write):
         with pytest.raises(RuntimeError, match="this process does not"):
             release()
@@ -178,7 +178,7 @@ def test_readers_see_what_writers_have_finished(lock, method, seed):
 
 @pytest.mark.parametrize("rounds", [10, pytest.param(80, marks=pytest.mark.thorough)])
 def test_counts_are_exact_after_a_storm_of_kills(space, lock, rounds, seed):
-    """C1: nobody is stuck, and whatever the dead had is taken off."""
+    """C1: no process is stuck, and every hold of a dead process ends."""
     rng = random.Random(seed)
 
     def live(number):

@@ -36,7 +36,7 @@ LOCKS = pytest.mark.parametrize("kind", [Lock, RLock])
 
 @pytest.fixture
 def only_told(monkeypatch):
-    """A task does not look by itself: only who changes the cell can wake it."""
+    """A task does not look by itself: only a change of the cell can wake it."""
     monkeypatch.setattr(tasks, "_sooner", lambda _moment, deadline: deadline)
 
 
@@ -378,7 +378,7 @@ def test_a_cancelled_waiter_of_a_condition_passes_its_notification_on(space, onl
 
 
 def test_waits_that_are_cancelled_at_random_leave_nothing_held(space, seed):
-    """A ledger: who is inside writes, so two at once are seen; at the end everything is free."""
+    """A ledger: each holder writes, so two at once are seen; at the end everything is free."""
     rng = random.Random(seed)
     lock, again = Lock("l", space=space), RLock("r", space=space)
     permits, rw = Semaphore(2, "s", space=space), RWLock("rw", space=space)
@@ -568,7 +568,7 @@ def test_tasks_of_two_loops_and_threads_take_turns(space, method):
     assert list(counter[:2]) == [2 * 4 * 30 + 100] * 2
 
 
-def test_killed_loops_hold_nobody_up(space):
+def test_killed_loops_delay_no_other(space):
     """Processes whose tasks take turns are killed at random; a loop beside them goes on."""
     lock, permits = Lock("l", space=space), Semaphore(2, "s", space=space)
 

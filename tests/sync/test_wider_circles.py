@@ -137,7 +137,7 @@ def test_a_circle_of_a_task_and_a_thread_of_another_process_is_found(space):
     assert f"({child.pid}) thread" in text
 
 
-def test_who_wants_the_lock_of_a_condition_again_is_told_nothing(space):
+def test_a_waiter_that_wants_the_lock_of_a_condition_again_gets_no_deadlock_error(space):
     """Its wait() has to end with the lock: so the other one is told, though it came first."""
     lock, other = Lock("lock", space=space), Lock("other", space=space)
     condition = Condition(lock, "c")
@@ -236,7 +236,8 @@ def test_a_chain_through_several_spaces_is_no_circle(spaces):
 
 
 def test_a_dead_member_resolves_a_circle_through_spaces(spaces):
-    """Stopped, the member that would be told tells nobody; killed, it lets the others go on."""
+    """While the member that would be told is stopped, no other one is; when it is killed, the
+    others go on."""
     made = [Lock("lock", space=space) for space in spaces]
     partners = play(spaces, *((made[at], made[(at + 1) % 3]) for at in range(3)))
     os.kill(partners[2].pid, signal.SIGSTOP)

@@ -14,7 +14,7 @@ X, Y, Z = range(3)
 
 
 def all_end(cell, memory, _places):
-    """Nobody waits for ever: of each circle one is told, and only one."""
+    """No thread waits for ever: exactly one of each circle is told."""
     if not all(memory[ended] for ended in cell.ended):
         raise Violation("a circle is not found")
     if sum(memory[told] for told in cell.told) > 1:
@@ -22,7 +22,7 @@ def all_end(cell, memory, _places):
 
 
 def nobody_is_told(cell, memory, places):
-    """There can be no circle, so nobody is told of one."""
+    """There can be no circle, so no thread is told of one."""
     if any(memory[told] for told in cell.told):
         raise Violation("one is told of a circle that never was")
     all_end(cell, memory, places)

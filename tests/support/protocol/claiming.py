@@ -1,4 +1,4 @@
-"""Process slots: their owners, which processes are dead, and who recovers them (C1, C2, C3).
+"""Process slots: their owners, which processes are dead, and which ones recover them (C1, C2, C3).
 
 Models liveness.pxd, attach.pxd and process_recover of recover.pxd. A process owns a slot: its claim
 stands in the word used, and was stored while the process held the lock on the slot's byte of the

@@ -136,7 +136,7 @@ def vacate(m):
 
 
 def recover(m, me, dead):
-    """Recover one who died while it gave memory back."""
+    """Recover a process that died while it gave memory back."""
     yield awaits("dead", dead)
     block = yield load(m.block)
     if block == HELD:

@@ -1,8 +1,8 @@
 """Litmus tests: threads that compute wait for each other's results (claiming.pxi), and results are
 invalidated (births.pxd).
 
-Each thread says in its claim what it waits for, and then looks what the owner of that waits for.
-Who invalidates takes a number after the change that is the reason; who computes loads the number of
+Each thread says in its claim what it waits for, and then looks what the owner of that waits for. An
+invalidation takes its number after the change that is its reason; a computation loads the number of
 invalidations before it reads what the result is made of.
 """
 

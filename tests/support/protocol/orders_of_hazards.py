@@ -160,7 +160,8 @@ def the_end_of_an_operation_ends_the_last_look(o):
 
 @litmus
 def a_version_that_begins_again_has_its_count(o):
-    """R2: who finds an entry in memory that went back sees the count of that (keeping.pxi)."""
+    """R2: a reader that finds an entry in memory that went back sees the count of that
+    (keeping.pxi)."""
     releaser = store("releases", 1) + store("block", "hole", o.release(UNLOCK))
     taker = [
         *cas("block", "hole", "ready", acquire=o.acquire(LOCK, spare=True)),

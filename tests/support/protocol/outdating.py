@@ -3,7 +3,7 @@ computed and stored.
 
 The memory is as in computing.py: a cache with one key, whose element has a header, a value and a
 birth, and a redo buffer with both for each context. A value of 0 is a blank, which readers take for
-absent. What is computed is the number of changes of a source, plus one. Who invalidates changes the
+absent. What is computed is the number of changes of a source, plus one. An invalidation changes the
 source first, and acknowledges the change when the invalidation has ended: from then on no result
 from before may be found, and what is stored afterwards has to be found.
 """

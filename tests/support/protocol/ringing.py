@@ -1,4 +1,4 @@
-"""The ring: the keys of the last changes, for who watches everything (map/ring.pxd).
+"""The ring: the keys of the last changes, for watchers of everything (map/ring.pxd).
 
 The memory is a tuple of small words, as in meeting.py. Each program is a process with one context,
 whose number it has. There are few keys, one bell, one class, and a ring of one entry or two.

@@ -8,7 +8,7 @@ from support.protocol.ringing import RingCell, leaver, recover, watcher, writer
 
 
 def copies(cell, memory, places):
-    """Who watches has been told of every change. After a death it may sleep although there is
+    """The watcher has been told of every change. After a death it may sleep although there is
     something to look at: it looks by itself at the end of its slice."""
     if memory[cell.torn]:
         raise Violation("a torn key was read")

@@ -1,4 +1,4 @@
-"""Scenes of cells: a lock, a semaphore or an event, with deaths of those who hold it or wait."""
+"""Scenes of cells: a lock, a semaphore or an event, with deaths of holders and waiters."""
 
 from support.protocol.scene import recovers, writes
 from support.protocol.scene_kit import RECOVERERS, SAME, scene

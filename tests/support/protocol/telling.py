@@ -84,7 +84,7 @@ def take_in_loop(m, me):
 
 
 def look(m):
-    """Take the lock; or say in its word that somebody waits, and note what it is then."""
+    """Take the lock; or say in its word that a task waits, and note the new value."""
     while True:
         seen = yield load(m.held)
         if seen == 0:

@@ -76,8 +76,9 @@ def wait_for(m, me, key, value):
 
 
 def bell_arm(m, key):
-    """Say that somebody is about to sleep for this key; the value that its sleep expects. The tags
-    of those who sleep already stay; tags without SLEEPING are of sleepers who have been woken."""
+    """Say that a thread is about to sleep for this key; return the value that its sleep expects.
+    The tags of present sleepers stay; tags without SLEEPING are of sleepers that have been
+    woken."""
     if not m.keeps("a waiter sets its tag together with SLEEPING"):
         seen = yield fetch_or(m.bell, SLEEPING)
         return seen & FUTEX_MASK | SLEEPING
@@ -155,7 +156,7 @@ def ring_if_waited(m, key):
 
 
 def ring_if_sleeping(m, bell, key):
-    """If the bell's value says that somebody sleeps for this key, ring, and then ring the any bell,
+    """If the bell's value says that a thread sleeps for this key, ring, and then ring the any bell,
     on which the thread sleeps that listens for a loop (listening.py)."""
     if not bell & SLEEPING or bell & tag_of(key) != tag_of(key):
         return
@@ -170,7 +171,7 @@ def ring_if_sleeping(m, bell, key):
 
 
 def bells_ring_all(m):
-    """Wake whoever sleeps, whichever key it is for."""
+    """Wake all sleepers, whichever keys they wait for."""
     yield from bell_ring_for_all(m, m.bell)
     if m.listens:
         yield from bell_ring_for_all(m, m.any)
