@@ -57,7 +57,7 @@ cdef inline uint32_t barrier_come(uint64_t word) noexcept nogil:
     return <uint32_t> (word >> COME_SHIFT) & COME_LIMIT
 
 cdef inline uint64_t barrier_next(uint64_t word) noexcept nogil:
-    """The payload of the next generation: nobody has come, and it is not broken."""
+    """The payload of the next generation: no party has come, and it is not broken."""
     return (barrier_generation(word) + 1) << GENERATION_SHIFT
 
 cdef inline uint64_t barrier_broken(uint64_t word) noexcept nogil:

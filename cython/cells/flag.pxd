@@ -37,7 +37,7 @@ cdef inline void flag_set(Map *map, Cell *cell) noexcept nogil:
     cdef int _
     for _ in range(FLAG_TURNS_MAX):
         seen = load_acquire_u64(&cell.word)
-        # Release: pairs with flag_is_set. A flag that is set already wakes nobody: its setter does.
+        # Release: pairs with flag_is_set. If the flag is set already, its setter wakes the waiters.
         if seen & FLAG_SET or cas_acq_rel_u64(
                 &cell.word, seen, (seen + FLAG_GENERATION_ONE) | FLAG_SET):
             break

@@ -187,8 +187,8 @@ cdef inline bint mutex_wait(Op *op, Cell *cell, MutexWait *wait) noexcept nogil:
 cdef inline bint mutex_look(
         Op *op, Cell *cell, MutexWait *wait, uint32_t *left, int64_t *until) noexcept nogil:
     """One look of a waiter that does not sleep on the word but is told when it changes. True: the
-    lock is taken. False: the word says that somebody waits; left: its value; until: the end of the
-    slice. mutex_intend was called."""
+    lock is taken. False: the word says that there is a waiter; left: its value; until: the end of
+    the slice. mutex_intend was called."""
     cdef int64_t now = clock_ns(CLOCK_MONOTONIC)
     cdef uint64_t reserved_until = 0
     cdef uint32_t seen

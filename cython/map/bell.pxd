@@ -233,7 +233,7 @@ cdef inline void waiting_say_all(Map *map) noexcept nogil:
         or_seq_cst_u64(&map.header.waited, EVERY_CLASS)
 
 cdef inline uint32_t key_bell_arm(uint64_t *bell, uint64_t tags) noexcept nogil:
-    """Before each look: say that somebody is about to sleep on the bell, for keys with these tags.
+    """Before each look: say that a thread is about to sleep on the bell, for keys with these tags.
     Returns the value of the futex word that the sleep expects."""
     cdef uint64_t seen
     cdef uint64_t others
@@ -281,7 +281,7 @@ cdef inline uint32_t *bell_word(Header *header, uint32_t at) noexcept nogil:
     return &header.lock_bells[at - KEY_BELL_COUNT]
 
 cdef inline uint32_t bell_arm(Header *header, uint32_t at, uint64_t tags) noexcept nogil:
-    """Before each look: say that somebody is about to sleep on the bell; tags: of the keys that it
+    """Before each look: say that a thread is about to sleep on the bell; tags: of the keys that it
     is for, if it is a key bell. Returns the value that the sleep expects."""
     if at < KEY_BELL_COUNT:
         return key_bell_arm(&header.key_bells[at], tags)

@@ -23,8 +23,8 @@
 # it. One waiter at a time can hold the word; another starving waiter gets it when it is free. The
 # word is a hint and no lock: nothing depends on it. A waiter sets the word to 0 when its operation
 # ends, with the element or without; the word of a process that died expires, and the next reader of
-# the word sets it to 0. The time has 31 bits, so a word that nobody read would count again after 26
-# days, for 9 ms.
+# the word sets it to 0. The time has 31 bits, so a word that no operation read would count again
+# after 26 days, for 9 ms.
 #
 #     starving   until, in 2^20 ns : 31   element : 32   zero : 1    not a lock word: bit 0 is 0
 #

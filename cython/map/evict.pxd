@@ -160,7 +160,7 @@ cdef inline uint64_t new_count(Map *map, uint64_t *head) noexcept nogil:
 
 cdef inline Status victim_look(
         Op *op, uint64_t index, int64_t now, Expired *victim, Reason *reason) noexcept nogil:
-    """Look at an element as a candidate. OK: it is an entry that nobody holds. ABSENT, BUSY: it is
+    """Look at an element as a candidate. OK: it is an entry that is not held. ABSENT, BUSY: it is
     not. reason changes only if the entry has expired or is outdated."""
     cdef Map *map = op.map
     cdef Element *element

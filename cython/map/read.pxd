@@ -170,7 +170,7 @@ cdef inline uint32_t *first_slot(Bucket *line, uint32_t hash, uint32_t *index) n
 cdef inline bint read_word_fast(
         Map *map, uint64_t at, uint32_t hash, uint64_t key, uint64_t *value) noexcept nogil:
     """The usual hit of read_fast_at in a map of words only: the first slot with the hash's tag
-    leads to the key, and nobody holds the element. False: nothing is known yet."""
+    leads to the key, and the element is not held. False: nothing is known yet."""
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(bucket_at(map, at), hash, &index)
     return likely(slot != NULL) and slot_reads_word(map, slot, index, key, value)

@@ -131,8 +131,8 @@ cdef inline Status entry_read(Map *map, uint32_t index, EntryBuffer *sink) noexc
 cdef inline bint words_read_at_rest(
         Map *map, Bucket *bucket, uint64_t wrong_bits, uint64_t bucket_index,
         EntryBuffer *sink) noexcept nogil:
-    """The usual case of entries_read_at_rest in a map of words only: nobody holds an element of the
-    bucket. False: nothing is known."""
+    """The usual case of entries_read_at_rest in a map of words only: no context holds an element of
+    the bucket. False: nothing is known."""
     cdef uint32_t used = match7(bucket.indices, 0) ^ ((1 << SLOT_COUNT) - 1)
     cdef uint64_t *keys = <uint64_t *> sink.keys + sink.count
     cdef uint64_t *values = <uint64_t *> sink.values + sink.count if sink.values != NULL else NULL

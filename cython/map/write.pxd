@@ -304,7 +304,7 @@ cdef inline bint update_word_fast(
 
 cdef inline bint element_take_fast(
         Op *op, uint64_t key_size, Element **element, uint64_t *held) noexcept nogil:
-    """Hold (ULOCK) the element of op's key, if the key is present, and nobody holds its element.
+    """Hold (ULOCK) the element of op's key, if the key is present, and its element is not held.
     False: nothing was done."""
     cdef uint64_t at = table_guess(op.map, op.hash)
     cdef Found found
@@ -392,7 +392,7 @@ cdef inline Status map_swap(
     return status
 
 cdef inline Status map_lookup_unlocked(Op *op, void *value) noexcept nogil:
-    """Copy a value at a moment when nobody holds its element (BPF_F_LOCK). OK, ABSENT; BUSY or
+    """Copy a value at a moment when its element is not held (BPF_F_LOCK). OK, ABSENT; BUSY or
     RETRY: call again. An expired entry is not deleted: the handle may be read-only."""
     cdef Found found
     cdef Status status = RETRY

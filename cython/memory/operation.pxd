@@ -26,7 +26,7 @@ cdef enum:
     OP_RAW_FIELDS = 1          # values are copied in and out with their special fields
     OP_KEEP_ELEMENT = 2        # a deletion leaves the element in context.element
     OP_NO_SWEEP = 4            # an insertion sweeps nothing: its own entry has expired already
-    OP_PLAIN = 8               # nobody else changes the caller's key and value, and the value is
+    OP_PLAIN = 8               # no other code changes the caller's key and value, and the value is
     #                            stored as it is: it has no references
     OP_KEEP_SHIFT = 8
 

@@ -157,7 +157,7 @@ cdef inline void *listener_run(void *arguments) noexcept nogil:
     cdef uint32_t seen
     cdef bint over
     listener.thread_id = thread_id()
-    while True:                                # ends after a slice in which nobody waits
+    while True:                                # ends after a slice without a wait
         seen = ear_bell_arm(listener, BELL_ANY, 0)
         over = clock_ns(CLOCK_MONOTONIC) >= until
         if over:
@@ -206,7 +206,7 @@ cdef inline void listener_stop(Listener *listener, uint64_t generation) noexcept
     listener.has_thread = listener.stopping = False
 
 cdef inline int listener_go_on(Listener *listener, int64_t slice_ns) noexcept nogil:
-    """See that there is a thread, if anybody waits. Returns 0, or the error of pthread_create."""
+    """See that there is a thread, if a loop waits. Returns 0, or the error of pthread_create."""
     cdef bint runs
     cdef int error
     pthread_mutex_lock(&listener.mutex)

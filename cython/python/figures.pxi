@@ -110,7 +110,7 @@ cdef object object_facts(MapHandle handle):
 
 cdef uint64_t claims_held(Op *op) noexcept nogil:
     """How many expired or blank entries sections hold, as claims do (claiming.pxi). A count of
-    words that others change meanwhile; exact at rest."""
+    words that other processes may change during the call; exact at rest."""
     cdef Map *map = op.map
     cdef uint64_t at, index
     cdef uint64_t held = 0

@@ -87,8 +87,8 @@ cdef bint others_ran(uint64_t *turn, int64_t end_ns) except -1:
 
 
 cdef bint others_ran_for(Op *op, uint64_t turn, int64_t waited_ns, int64_t limit_ns) except -1:
-    """In the place of wait_step, in the middle of which nobody else may run: a waiter for the lock
-    at op.wait_word, outside any operation. turn: of these pauses."""
+    """In the place of wait_step, in the middle of which no other greenlet may run: a waiter for the
+    lock at op.wait_word, outside any operation. turn: of these pauses."""
     cdef Map *map = op.map
     cdef uint64_t pauses = turn
     if not others_can_run():

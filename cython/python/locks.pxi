@@ -37,8 +37,8 @@ cdef class MutexCore(CellCore):
         return context
 
     cdef inline bint _take_free(self, uint64_t thread) noexcept:
-        """Take the lock if nobody holds it, waits for it or has left it behind. thread: its number,
-        or that of a task."""
+        """Take the lock if it has no holder, no waiter and no orphan. thread: its number, or that
+        of a task."""
         cdef Op op
         cdef uint64_t taken
         cdef bint free = False
@@ -66,8 +66,8 @@ cdef class MutexCore(CellCore):
         return False
 
     def _take_now(self, uint64_t number, int64_t deadline_ns, bint free):
-        """Take the lock for a task, if nobody holds it, waits for it or has left it behind; free:
-        whether that may be done. Raises what _expect_no_deadlock raises."""
+        """Take the lock for a task, if it has no holder, no waiter and no orphan; free: whether
+        that may be done. Raises what _expect_no_deadlock raises."""
         if free and self._take_free(number):
             return True
         expect_open(self.handle)

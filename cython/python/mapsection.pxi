@@ -15,7 +15,7 @@ cdef class LockedValue(LockedSection):
 
     cdef object default
     cdef bytearray value
-    cdef Py_buffer hold            # of value: while it is held, nobody can resize it
+    cdef Py_buffer hold            # of value: while it is held, no code can resize it
     cdef object view
     cdef bint rolling_back
 

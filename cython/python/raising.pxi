@@ -3,7 +3,7 @@
 
 
 cdef int expect_membarrier(MapHandle handle) except -1:
-    """Raise if membarrier(2) is refused, without which no one can tell what is under way."""
+    """Raise if membarrier(2) is refused, without which it cannot be known what is under way."""
     if not membarrier_all(&handle.map):
         raise _errors.Unsupported(_errors.missing_message(
             handle.name, "membarrier(2) (Linux 4.16), which freeze() needs", 0))

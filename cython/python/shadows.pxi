@@ -26,7 +26,7 @@ cdef bytes MUTEX_PREFIX = b"\xffmutex of \xff"
 cdef object instead_of_key(DictHandle owner, KeyBytes *key, int instead):
     """Replace a key by its shadow or mutex, which no str has, and hardly any other key of eight
     bytes or more. Returns what keeps its bytes alive. A shadow that is another key's has a value:
-    then nobody computes before the old value ends."""
+    then no caller computes before the old value ends."""
     cdef MapHandle handle = owner.handle
     cdef Span span
     cdef int bits = MUTEX_BITS if instead == ITS_MUTEX else SHADOW_BITS

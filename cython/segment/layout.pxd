@@ -349,7 +349,7 @@ cdef struct CacheCounts:
     uint64_t rejected          # values that did not fit
     uint64_t taken_over        # claims that came free without a value while another waited for it
     uint64_t stolen            # claims that were cut off because they took too long
-    uint64_t not_stored        # computed values that were invalidated meanwhile, or did not fit
+    uint64_t not_stored        # computed values that did not fit, or were invalidated before
     uint64_t computing_ns      # from a claim to its result
     uint64_t stale_hits        # hits after the ttl of a value that was being computed again
     uint64_t evicted_block     # evicted so that their block could go
