@@ -89,13 +89,13 @@ from map.table cimport BucketFacts, bucket_figures, table_count, table_guess
 from map.read cimport (
     Sight, key_settled,
     read_word_fast, map_find, read_fast, map_lookup, map_contains, entry_bytes, entry_deadline,
-    cached_find_fast, entry_expired, entry_find, entry_read_fast,
+    cached_find_fast, entry_expired, entry_find, entry_read_fast, entry_read_first,
 )
 from map.hold cimport op_give_back
 from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, entry_expire
 from map.write cimport (
-    update_word_fast, word_change_fast, map_update, UPDATE_ANY, UPDATE_EXIST, UPDATE_NOEXIST,
-    map_apply, map_lookup_unlocked, map_swap, entry_touch,
+    update_word_fast, word_change_fast, word_change_first, map_update, UPDATE_ANY, UPDATE_EXIST,
+    UPDATE_NOEXIST, map_apply, map_lookup_unlocked, map_swap, entry_touch,
 )
 from map.section cimport Section, section_abandon, section_commit, section_open, section_remove
 from map.journal cimport (
@@ -179,6 +179,10 @@ cdef extern from "machine/recycle.h":
     PyObject *new_recycled_bytes "recycled_bytes"(
         Recycler *recycler, const void *content, Py_ssize_t size) noexcept
     object recycled_pair(PyObject **kept, PyObject *key, PyObject *value)
+
+cdef extern from "machine/exact.h":
+    bint text_digest "shm_text_digest" (object text, uint64_t *out) noexcept
+    bint int_word "shm_int_word" (object number, uint64_t *out) noexcept
 
 cdef extern from "machine/generation.h":
     uint64_t process_generation

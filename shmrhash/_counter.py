@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 
-class SharedCounter(SharedDict[K, N]):
+class SharedCounter(_core.CounterCore[K, N], SharedDict[K, N]):
     """A SharedDict of numbers, in which an absent key has the count 0 and additions are atomic.
 
     SharedCounter(name, key=str, value=int): int counts in 64 bits and wraps around (2**63 - 1 plus
@@ -119,12 +119,6 @@ class SharedCounter(SharedDict[K, N]):
 
     def __missing__(self, key: K) -> N:
         return 0
-
-    if TYPE_CHECKING:
-
-        def inc(self, key: K, by: N = 1) -> N: ...
-    else:
-        inc = _core.inc
 
     def update(  # type: ignore[override]
         self, other: Mapping[K, N] | Iterable[K] = (), /, **more: N

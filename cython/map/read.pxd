@@ -35,7 +35,7 @@ from segment.births cimport value_is_outdated
 from segment.fields cimport deadline_passed
 from memory.operation cimport Op, lock_busy
 from memory.object cimport ref_valid, ref_bytes, object_memory_covers
-from map.chain cimport Found, chain_find
+from map.chain cimport Found, chain_find, key_matches
 from map.element cimport (
     element_read, element_read_whole, element_expired, element_is_stuck, element_unchanged,
 )
@@ -130,9 +130,10 @@ cdef inline Status find_once(
     return bucket_find(map, &at, hash, key, 8, found)
 
 cdef inline bint slot_holds_key(
-        Map *map, uint32_t *slot, uint32_t index, uint64_t key, Found *found) noexcept nogil:
-    """In a map of words only: whether slot, from which index was read, leads to key in an element
-    that nobody holds. Fills found.element, header and index. False: nothing is known."""
+        Map *map, uint32_t *slot, uint32_t index, const uint8_t *key, uint64_t key_size,
+        Found *found) noexcept nogil:
+    """Whether slot, from which index was read, leads to key in an element that nobody holds. Fills
+    found.element, header and index. False: nothing is known."""
     if unlikely(index - 1 >= map.element_max - 1):
         return False
     found.index = index
@@ -141,16 +142,16 @@ cdef inline bint slot_holds_key(
     found.header = load_acquire_u64(&found.element.header)
     if unlikely(element_state(found.header) != ELEMENT_LIVE):
         return False
-    if unlikely(load_relaxed_u64(&found.element.words[0]) != key):
+    if unlikely(not key_matches(found.element, key, key_size)):
         return False
     # An element's header counts for the map only while a slot names the element (chain_find).
     return load_acquire_u32(slot) == index
 
 cdef inline bint slot_reads_word(
         Map *map, uint32_t *slot, uint32_t index, uint64_t key, uint64_t *value) noexcept nogil:
-    """slot_holds_key, and copy the element's value if value is not NULL."""
+    """slot_holds_key in a map of words only, and copy the element's value if value is not NULL."""
     cdef Found found
-    if unlikely(not slot_holds_key(map, slot, index, key, &found)):
+    if unlikely(not slot_holds_key(map, slot, index, <const uint8_t *> &key, 8, &found)):
         return False
     if value != NULL:
         value[0] = load_relaxed_u64(&found.element.words[1])
@@ -225,21 +226,44 @@ cdef inline Status entry_find(
             return status
     return RETRY
 
+cdef inline bint entry_first(
+        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size,
+        Found *found) noexcept nogil:
+    """The usual hit of bucket_find: the first slot with the hash's tag leads to the key, and nobody
+    holds the element. Fills what slot_holds_key fills. False: nothing is known yet."""
+    cdef uint32_t index = 0
+    cdef uint32_t *slot = first_slot(bucket_at(map, table_guess(map, hash)), hash, &index)
+    return likely(slot != NULL) and slot_holds_key(map, slot, index, key, key_size, found)
+
+cdef inline bint entry_number(
+        Map *map, const Found *found, uint64_t word, uint64_t *number,
+        uint64_t *deadline) noexcept nogil:
+    """Copy one word of the value, and the deadline, from an element that is not UPD. False: the
+    element has changed since it was found."""
+    cdef uint64_t *value = element_value(map, found.element)
+    number[0] = load_relaxed_u64(value + word)
+    deadline[0] = load_relaxed_u64(value + map.timer_word - 1) if map.timer_word != 0 else 0
+    return element_unchanged(found)
+
 cdef inline bint entry_read_fast(
         Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
         uint64_t *number, uint64_t *deadline) noexcept nogil:
-    """The first step of entry_find, for one word of the value and the deadline, as straight code.
-    False: the key is absent, or this path could not decide."""
+    """The first step of entry_find, for one word of the value and the deadline. False: the key is
+    absent, or this path could not decide."""
     cdef Found found
     cdef uint64_t at = table_guess(map, hash)
-    cdef uint64_t *value
     if bucket_find(map, &at, hash, key, key_size, &found) != OK or unlikely(
             element_state(found.header) == ELEMENT_UPD):
         return False
-    value = element_value(map, found.element)
-    number[0] = load_relaxed_u64(value + word)
-    deadline[0] = load_relaxed_u64(value + map.timer_word - 1) if map.timer_word != 0 else 0
-    return element_unchanged(&found)
+    return entry_number(map, &found, word, number, deadline)
+
+cdef inline bint entry_read_first(
+        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
+        uint64_t *number, uint64_t *deadline) noexcept nogil:
+    """The usual hit of entry_read_fast, as straight code. False: nothing is known yet."""
+    cdef Found found
+    return likely(entry_first(map, hash, key, key_size, &found)) and (
+        entry_number(map, &found, word, number, deadline))
 
 cdef inline bint cached_find_fast(
         Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,

@@ -60,6 +60,7 @@ from map.table cimport table_count, entries_taken, table_guess, bucket_missed
 from map.resize cimport table_pass, table_split
 from map.read cimport (
     map_find, bucket_find, find_once, slot_holds_key, first_slot, entry_find, entry_expired,
+    entry_first,
 )
 from map.hold cimport bucket_hold, bucket_hold_if_unchanged
 from map.remove cimport map_delete_held
@@ -291,7 +292,7 @@ cdef inline bint update_word_fast(
         bucket_at(op.map, table_guess(op.map, op.hash)), op.hash, &index)
     cdef uint64_t held = 0
     if unlikely(slot == NULL) or unlikely(
-            not slot_holds_key(op.map, slot, index, key, &found)):
+            not slot_holds_key(op.map, slot, index, <const uint8_t *> &key, 8, &found)):
         return False
     if unlikely(element_hold(op, &found, ELEMENT_ULOCK, &held) != OK):
         return False
@@ -302,36 +303,45 @@ cdef inline bint update_word_fast(
     word_changed(op, key)
     return True
 
-cdef inline bint element_take_fast(
-        Op *op, uint64_t key_size, Element **element, uint64_t *held) noexcept nogil:
-    """Hold (ULOCK) the element of op's key, if the key is present, and its element is not held.
-    False: nothing was done."""
-    cdef uint64_t at = table_guess(op.map, op.hash)
-    cdef Found found
-    if unlikely(bucket_find(op.map, &at, op.hash, op.key, key_size, &found) != OK) or unlikely(
-            element_state(found.header) != ELEMENT_LIVE):
+cdef inline bint word_change(
+        Op *op, const Found *found, uint64_t word, uint64_t number, const NumberField *field,
+        uint64_t *after) noexcept nogil:
+    """Store one word of the value of a found element, whose other words stay; or, if after is not
+    NULL, change the word and store the result in after, too: by field's operation, or by adding
+    number. As element_apply, one store commits. False: another operation holds the element, or it
+    has changed; nothing was done."""
+    cdef uint64_t held = 0
+    cdef uint64_t *place = element_value(op.map, found.element) + word
+    if unlikely(element_hold(op, found, ELEMENT_ULOCK, &held) != OK):
         return False
-    element[0] = found.element
-    return likely(element_hold(op, &found, ELEMENT_ULOCK, held) == OK)
+    if field != NULL:
+        number = after[0] = field_compute(field, load_relaxed_u64(place))
+    elif after != NULL:
+        number = after[0] = load_relaxed_u64(place) + number
+    store_relaxed_u64(place, number)
+    element_release(op, found.element, held)
+    key_changed(op)
+    return True
+
+cdef inline bint word_change_first(
+        Op *op, uint64_t key_size, uint64_t word, uint64_t number, const NumberField *field,
+        uint64_t *after) noexcept nogil:
+    """word_change of op's key, if the first slot with the hash's tag leads to it, as straight code.
+    False: nothing was done."""
+    cdef Found found
+    return likely(entry_first(op.map, op.hash, op.key, key_size, &found)) and likely(
+        word_change(op, &found, word, number, field, after))
 
 cdef inline bint word_change_fast(
         Op *op, uint64_t key_size, uint64_t word, uint64_t number, const NumberField *field,
         uint64_t *after) noexcept nogil:
-    """The usual case of storing one word of a present key's value, whose other words stay; or, if
-    field is not NULL, of map_apply to that word. As element_apply, one store commits. False:
-    nothing was done."""
-    cdef Element *element = NULL
-    cdef uint64_t held = 0
-    cdef uint64_t *place
-    if unlikely(not element_take_fast(op, key_size, &element, &held)):
-        return False
-    place = element_value(op.map, element) + word
-    if field != NULL:
-        number = after[0] = field_compute(field, load_relaxed_u64(place))
-    store_relaxed_u64(place, number)
-    element_release(op, element, held)
-    key_changed(op)
-    return True
+    """word_change of op's key, if its bucket has it, and nobody holds its element. False: nothing
+    was done."""
+    cdef uint64_t at = table_guess(op.map, op.hash)
+    cdef Found found
+    return bucket_find(op.map, &at, op.hash, op.key, key_size, &found) == OK and (
+        element_state(found.header) == ELEMENT_LIVE
+        and word_change(op, &found, word, number, field, after))
 
 cdef inline Status map_update(Op *op, const uint8_t *value, uint32_t flag) noexcept nogil:
     """Store value under key. OK, PRESENT, ABSENT, FULL, NO_MEMORY; BUSY or RETRY: call again."""

@@ -46,22 +46,13 @@ cdef class CacheCore(DictHandle):
         cdef uint64_t words[2]
         cdef uint64_t deadline = 0
         cdef uint64_t idle
-        cdef uint64_t size = 8
-        cdef int overflow = 0
+        cdef uint64_t size = 16 if self.key_kind == KEY_STR else 8
         cdef bint hit
         if unlikely(self.handle.reads == READS_NONE or map.local.idle_context == 0
                     or map.read_only):
             return False
-        if self.key.kind == KEY_STR:
-            if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
-                        or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
-                return False
-            size = 16
-            key_digest(map.seeds, <const uint8_t *> PyUnicode_DATA(key),
-                       <uint64_t> PyUnicode_GET_LENGTH(key), words)
-        elif PyLong_CheckExact(key):
-            words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
-        if unlikely(overflow != 0 or not (size == 16 or PyLong_CheckExact(key))):
+        words[1] = 0
+        if unlikely(not key_quickly(self, key, words)):
             return False
         idle = map.local.idle_context
         if FREE_THREADED:                      # as in get_quickly

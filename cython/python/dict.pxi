@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# Part of _core.pyx: DictCore, the part of SharedDict that is in the core. Each method is short: the
-# work is done by the parts before.
+# Part of _core.pyx: DictCore and CounterCore, the parts of SharedDict and SharedCounter that are in
+# the core. Each method is short: the work is done by the parts before.
 
 
 @cython.auto_pickle(False)
@@ -13,19 +13,47 @@ cdef class DictCore(DictHandle):
     def _default_ttl_ns(self):
         return self.default_ttl_ns
 
-    def __getitem__(self, key):
+    # What the short ways leave over: methods, because a C compiler would inline functions, and keep
+    # registers for them in each call.
+
+    cdef object _search(self, object key, object default, bint missing_raises):
+        """The value of a key; if it is absent, default, or what d[key] then gives."""
         cdef KeyBytes key_bytes
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        found = self._get(&key_bytes)
+        if found is not MISSING:
+            return found
+        if not missing_raises:
+            return default
+        missing = getattr(type(self), "__missing__", None)     # as in a subclass of dict
+        if missing is not None:
+            return missing(self, key)
+        raise _errors.KeyNotFound(key)
+
+    cdef int _store_any(self, object key, object value) except -1:
+        if not (self.changes_quickly and store_quickly(self, key, value)):
+            self._store(key, value, UPDATE_ANY, 0)
+        return 0
+
+    cdef int _delete(self, object key) except -1:
+        cdef KeyBytes key_bytes
+        cdef Status status
+        if self.removes_quickly:
+            status = remove_quickly(self, key)
+            if likely(status == OK):
+                return 0
+            if status == ABSENT:
+                raise _errors.KeyNotFound(key)
+        kept = key_encode(self.handle, self.key, key, &key_bytes)
+        if self._remove(&key_bytes, False) is MISSING:
+            raise _errors.KeyNotFound(key)
+        return 0
+
+    def __getitem__(self, key):
         cdef uint64_t number = 0
         if self.quick and likely(get_quickly(self, key, &number)):
             return self._number(number)
-        kept = key_encode(self.handle, self.key, key, &key_bytes)
-        found = self._get(&key_bytes)
-        if found is MISSING:
-            missing = getattr(type(self), "__missing__", None)     # as in a subclass of dict
-            if missing is not None:
-                return missing(self, key)
-            raise _errors.KeyNotFound(key)
-        return found
+        return self._search(key, None, True)
 
     def get(self, key, default=None):
         """Return the value of key, or default if key is absent.
@@ -34,13 +62,10 @@ cdef class DictCore(DictHandle):
 
         Raises TypeError (the key is not of the dict's type), WriteOnlyMap, MapClosed.
         """
-        cdef KeyBytes key_bytes
         cdef uint64_t number = 0
-        if self.quick and get_quickly(self, key, &number):
+        if self.quick and likely(get_quickly(self, key, &number)):
             return self._number(number)
-        kept = key_encode(self.handle, self.key, key, &key_bytes)
-        found = self._get(&key_bytes)
-        return default if found is MISSING else found
+        return self._search(key, default, False)
 
     def __contains__(self, key):
         cdef KeyBytes key_bytes
@@ -69,9 +94,8 @@ cdef class DictCore(DictHandle):
         return view_of(self, key)
 
     def __setitem__(self, key, value):
-        if self.changes_quickly and likely(set_quickly(self, key, value)):
-            return
-        self._store(key, value, UPDATE_ANY, 0)
+        if unlikely(not overwrite_quickly(self, key, value)):
+            self._store_any(key, value)
 
     def set(self, key, value, ttl=None):
         """Store a value that expires after ttl seconds. None: the dict's default; inf: never.
@@ -134,6 +158,9 @@ cdef class DictCore(DictHandle):
         Raises KeyNotFound (ENOENT: absent, and default is None), TypeError (other values), and what
         d[key] = value raises.
         """
+        cdef uint64_t after = 0
+        if likely(count_quickly(self, key, delta, &after)):
+            return <int64_t> after
         return add_to(self, key, delta, default)
 
     def min(self, key, number, default=None):
@@ -156,17 +183,7 @@ cdef class DictCore(DictHandle):
         return add_to(self, key, number, default, FIELD_MAX)
 
     def __delitem__(self, key):
-        cdef KeyBytes key_bytes
-        cdef Status status
-        if self.removes_quickly:
-            status = remove_quickly(self, key)
-            if likely(status == OK):
-                return
-            if status == ABSENT:
-                raise _errors.KeyNotFound(key)
-        kept = key_encode(self.handle, self.key, key, &key_bytes)
-        if self._remove(&key_bytes, False) is MISSING:
-            raise _errors.KeyNotFound(key)
+        self._delete(key)
 
     def pop(self, key, *default):
         """Delete key and return its value; if key is absent, return default.
@@ -275,9 +292,16 @@ cdef class DictCore(DictHandle):
         return raw_key_of(self, &key_bytes)
 
 
-def inc(DictCore self not None, key, by=1):
-    """Add to the count of key, atomically (W1); return the sum.
+@cython.auto_pickle(False)
+cdef class CounterCore(DictCore):
+    """What a counter adds to a dict."""
 
-    Raises TypeError (a key or a number of another type), MapFull, SegmentFull, LockTimeout.
-    """
-    return add_to(self, key, by, 0)
+    def inc(self, key, by=1):
+        """Add to the count of key, atomically (W1); return the sum.
+
+        Raises TypeError (a key or a number of another type), MapFull, SegmentFull, LockTimeout.
+        """
+        cdef uint64_t after = 0
+        if likely(count_quickly(self, key, by, &after)):
+            return <int64_t> after
+        return add_to(self, key, by, 0)

@@ -40,6 +40,8 @@ cdef class DictHandle:
     cdef bint removes_quickly      # remove_quickly knows the keys, and no entry expires
     cdef Codec key
     cdef Codec value
+    cdef int key_kind              # of the codecs, for the short ways
+    cdef int value_kind
     cdef uint32_t key_slot         # the number of the reference to the whole key; or NO_SLOT
     cdef uint32_t value_slot       # the number of the reference to the value; or NO_SLOT
     cdef uint32_t value_word       # the word at which an inline value begins
@@ -59,6 +61,8 @@ cdef class DictHandle:
         self.default_ttl_ns = default_ttl_ns
         self.key = codec_of(key, True, 0)
         self.value = codec_of(value, False, 0)
+        self.key_kind = self.key.kind
+        self.value_kind = self.value.kind
         self.key_slot = self.value_slot = NO_SLOT
         self.value_bytes_max = LENGTH_MAX
         if self.key.kind in (KEY_BYTES, KEY_STR, KEY_ENCODED):
@@ -178,9 +182,26 @@ cdef class DictHandle:
         copy = object_copy(self.handle, op, found, ref)
         return MISSING if copy is None else value_decode(self.value, copy)
 
+    cdef bint _read_further(
+            self, uint32_t hash, uint64_t first, uint64_t second, uint64_t *number,
+            uint64_t *deadline) noexcept:
+        """The end of get_quickly, if not the first slot with the hash's tag has led to the key,
+        which consists of these words."""
+        cdef uint64_t words[2]
+        words[0], words[1] = first, second
+        return entry_read_fast(
+            &self.handle.map, hash, <const uint8_t *> words, self.handle.map.key_size,
+            self.value_word, number, deadline)
+
+    cdef bint _change_further(
+            self, Op *op, uint64_t number, const NumberField *field, uint64_t *after) noexcept:
+        """The end of change_quickly, if not the first slot with the hash's tag has led to the key.
+        """
+        return word_change_fast(op, op.map.key_size, self.value_word, number, field, after)
+
     cdef inline object _number(self, uint64_t bits):
         cdef double number
-        if self.value.kind == VALUE_INT:
+        if self.value_kind == VALUE_INT:
             return <int64_t> bits
         memcpy(&number, &bits, 8)
         return number

@@ -3,33 +3,20 @@
 # entry, values of one word, one attempt. Each does what the general operation would do, or nothing,
 # and then the caller takes the general way.
 #
-# The first three run no Python and do not wait: see context_lent.
+# The functions that do not call enter() run no Python and do not wait: see context_lent.
 
 cdef inline bint key_quickly(DictHandle owner, object key, uint64_t *words) noexcept:
     """The bytes of a short ASCII str, or of an int, as a key of this dict. False: it is another."""
-    cdef int overflow = 0
-    if owner.key.kind == KEY_STR:
-        if unlikely(not PyUnicode_CheckExact(key) or not PyUnicode_IS_COMPACT_ASCII(key)
-                    or PyUnicode_GET_LENGTH(key) > KEY_INLINE_MAX):
-            return False
-        key_digest(owner.handle.map.seeds, <const uint8_t *> PyUnicode_DATA(key),
-                   <uint64_t> PyUnicode_GET_LENGTH(key), words)
-        return True
-    if unlikely(not PyLong_CheckExact(key)):
-        return False
-    words[0] = <uint64_t> PyLong_AsLongLongAndOverflow(key, &overflow)
-    return likely(overflow == 0)
+    if owner.key_kind == KEY_STR:
+        return likely(PyUnicode_CheckExact(key)) and text_digest(key, words)
+    return likely(PyLong_CheckExact(key)) and int_word(key, words)
 
 
 cdef inline bint number_quickly(DictHandle owner, object thing, uint64_t *number) noexcept:
     """An int or a float as the word that the dict stores. False: it is something else."""
     cdef double wide
-    cdef int overflow = 0
-    if owner.value.kind == VALUE_INT:
-        if unlikely(not PyLong_CheckExact(thing)):
-            return False
-        number[0] = <uint64_t> PyLong_AsLongLongAndOverflow(thing, &overflow)
-        return likely(overflow == 0)
+    if owner.value_kind == VALUE_INT:
+        return likely(PyLong_CheckExact(thing)) and int_word(thing, number)
     if unlikely(not PyFloat_CheckExact(thing)):
         return False
     wide = PyFloat_AS_DOUBLE(thing)
@@ -37,94 +24,141 @@ cdef inline bint number_quickly(DictHandle owner, object thing, uint64_t *number
     return True
 
 
-cdef inline bint get_quickly(DictHandle owner, object key, uint64_t *number) noexcept:
-    """Find a number by the path that nearly every lookup takes. False: it was not found."""
+cdef inline Context *read_begin(DictHandle owner, uint64_t *idle) noexcept:
+    """Begin a lookup in the idle context, which read_end() gives back. NULL: there is none."""
+    cdef Context *context
+    if FREE_THREADED:                          # else what context_lent would say, in fewer steps
+        idle[0] = context_lent(owner.handle)
+    else:
+        idle[0] = owner.handle.map.local.idle_context
+    if unlikely(idle[0] == 0):
+        return NULL
+    context = context_at(&owner.handle.map, idle[0] - 1)
+    context_begin(context)
+    return context
+
+
+cdef inline void read_end(DictHandle owner, Context *context, uint64_t idle) noexcept:
+    context_end(context)
+    if FREE_THREADED:
+        context_returned(owner.handle, idle)
+
+
+cdef bint get_quickly(DictHandle owner, object key, uint64_t *number) noexcept:
+    """Find a number by the path that nearly every lookup takes. False: it was not found.
+
+    The two kinds of keys are written out, so that their bytes stay in registers. What is rarely
+    needed is a method, because a C compiler would inline a function, and keep registers for it."""
     cdef Map *map = &owner.handle.map
     cdef Context *context
     cdef uint64_t words[2]
     cdef uint64_t deadline = 0
-    cdef uint64_t idle
+    cdef uint64_t idle = 0
+    cdef uint32_t hash
     cdef bint found
-    if unlikely(owner.handle.reads == READS_NONE or map.local.idle_context == 0):
+    if unlikely(owner.handle.reads == READS_NONE):
         return False
-    if unlikely(not key_quickly(owner, key, words)):
-        return False
-    idle = map.local.idle_context
-    if FREE_THREADED:                          # else what context_lent would say, in fewer steps
-        idle = context_lent(owner.handle)
-        if idle == 0:
+    if owner.key_kind == KEY_STR:
+        if unlikely(not PyUnicode_CheckExact(key) or not text_digest(key, words)):
             return False
-    context = context_at(map, idle - 1)
-    context_begin(context)
-    if owner.key.kind == KEY_STR:
-        found = entry_read_fast(
-            map, hash_key(map.seeds, <const uint8_t *> words, 16), <const uint8_t *> words, 16,
-            owner.value_word, number, &deadline)
+        context = read_begin(owner, &idle)
+        if unlikely(context == NULL):
+            return False
+        hash = hash_key(map.seeds, <const uint8_t *> words, 16)
+        found = entry_read_first(
+            map, hash, <const uint8_t *> words, 16, owner.value_word, number, &deadline)
     else:
-        found = entry_read_fast(
-            map, hash_key(map.seeds, <const uint8_t *> words, 8), <const uint8_t *> words, 8,
-            owner.value_word, number, &deadline)
-    context_end(context)
-    if FREE_THREADED:
-        context_returned(owner.handle, idle)
-    return found and not deadline_passed(deadline)
+        words[1] = 0
+        if unlikely(not PyLong_CheckExact(key) or not int_word(key, words)):
+            return False
+        context = read_begin(owner, &idle)
+        if unlikely(context == NULL):
+            return False
+        hash = hash_key(map.seeds, <const uint8_t *> words, 8)
+        found = entry_read_first(
+            map, hash, <const uint8_t *> words, 8, owner.value_word, number, &deadline)
+    if unlikely(not found):
+        found = owner._read_further(hash, words[0], words[1], number, &deadline)
+    read_end(owner, context, idle)
+    return likely(found) and not deadline_passed(deadline)
 
 
-cdef inline bint change_quickly(
+cdef bint change_quickly(
         DictHandle owner, object key, uint64_t number, const NumberField *field,
         uint64_t *after) noexcept:
-    """Store a number under a present key, or change the one there (field not NULL; after receives
-    the result), by the path that nearly every such change takes. store_word and this write the
-    steps out: with functions for the common ones d[key] = int executes 26 instructions more, 5 %,
-    and m[key] = value 15, 3 %."""
-    cdef MapHandle handle = owner.handle
+    """Store a number under a present key, by the path that nearly every such change takes. If after
+    is not NULL, change the number that is there instead: by field's operation or, if field is NULL,
+    by adding number; after receives the result. False: nothing was done.
+
+    store_word and this write the steps out: with functions for the common ones d[key] = int
+    executes 26 instructions more, 5 %, and m[key] = value 15, 3 %. A variable for the handle would
+    cost 8, because Cython counts its reference."""
+    cdef Map *map = &owner.handle.map
     cdef uint64_t words[2]
     cdef uint64_t idle
-    cdef uint64_t key_size = 16 if owner.key.kind == KEY_STR else 8
     cdef Op op
-    cdef bint done
+    cdef bint done = False
     if unlikely(not key_quickly(owner, key, words)):
         return False
-    if FREE_THREADED and (handle.writes_oddly or handle.reads == READS_NONE):
+    if FREE_THREADED:
+        if owner.handle.writes_oddly or owner.handle.reads == READS_NONE:
+            return False
+        idle = context_lent(owner.handle)
+    else:
+        idle = map.local.idle_context
+    if unlikely(idle == 0 or owner.handle.writes_oddly or owner.handle.reads == READS_NONE):
+        if FREE_THREADED and idle != 0:        # closed just now
+            context_returned(owner.handle, idle)
         return False
-    idle = context_lent(handle)
-    if unlikely(idle == 0 or handle.writes_oddly or handle.reads == READS_NONE):
-        if idle != 0:                          # closed just now
-            context_returned(handle, idle)
-        return False
-    op.map = &handle.map
+    op.map = map
     op.self_index = <uint32_t> (idle - 1)
-    op.context = context_at(op.map, idle - 1)
+    op.context = context_at(map, idle - 1)
     op.key = <const uint8_t *> words
     op.starving = 0
     context_begin(op.context)
     # freeze() waits for every operation that began before it.
-    if unlikely(load_relaxed_u64(&op.map.header.frozen) != 0):
-        done = False
-    elif key_size == 16:
-        op.hash = hash_key(op.map.seeds, op.key, 16)
-        done = word_change_fast(&op, 16, owner.value_word, number, field, after)
-    else:
-        op.hash = hash_key(op.map.seeds, op.key, 8)
-        done = word_change_fast(&op, 8, owner.value_word, number, field, after)
+    if likely(load_relaxed_u64(&map.header.frozen) == 0):
+        if owner.key_kind == KEY_STR:
+            op.hash = hash_key(map.seeds, <const uint8_t *> words, 16)
+            done = word_change_first(&op, 16, owner.value_word, number, field, after)
+        else:
+            op.hash = hash_key(map.seeds, <const uint8_t *> words, 8)
+            done = word_change_first(&op, 8, owner.value_word, number, field, after)
+        if unlikely(not done):
+            done = owner._change_further(&op, number, field, after)
     if unlikely(not done):
         context_cancel(op.context)
-        context_returned(handle, idle)
+        if FREE_THREADED:
+            context_returned(owner.handle, idle)
         return False
     context_end(op.context)
-    note_write(handle, &op, idle)
+    count_add(&owner.handle.writes, 1)
+    if unlikely(op.context.activity & NOTICE_MASK == 0):
+        note_lent(owner.handle, &op)
+    if FREE_THREADED:
+        context_returned(owner.handle, idle)
     return True
+
+
+cdef inline bint count_quickly(
+        DictHandle owner, object key, object delta, uint64_t *after) noexcept:
+    """Add an int to an int, as change_quickly does. after receives the sum. False: these are other
+    numbers, or nothing was done."""
+    cdef uint64_t number
+    if unlikely(not owner.changes_quickly or owner.value_kind != VALUE_INT
+                or not PyLong_CheckExact(delta) or not int_word(delta, &number)):
+        return False
+    return change_quickly(owner, key, number, NULL, after)
 
 
 cdef inline bint begin_quickly(
         DictHandle owner, object key, uint64_t *words, Op *op) except -1:
     """Begin a write of a key that is whole in the entry. False: it is another, or the context has
     to give something back first."""
-    cdef uint64_t key_size = 16 if owner.key.kind == KEY_STR else 8
     if unlikely(not key_quickly(owner, key, words)):
         return False
     op.key = <const uint8_t *> words
-    if key_size == 16:
+    if owner.key_kind == KEY_STR:
         op.hash = hash_key(owner.handle.map.seeds, op.key, 16)
     else:
         op.hash = hash_key(owner.handle.map.seeds, op.key, 8)
@@ -172,12 +206,11 @@ cdef Status remove_quickly(DictHandle owner, object key) except? RETRY:
     return status
 
 
-cdef inline bint set_quickly(DictHandle owner, object key, object thing) except -1:
-    """Store an int or a float. False: the caller has to take the general path."""
+cdef inline bint overwrite_quickly(DictHandle owner, object key, object thing) noexcept:
+    """Store an int or a float under a present key, as change_quickly does, if the last store found
+    its key, too. False: nothing was done."""
     cdef uint64_t number
-    if owner.handle.overwrites:
-        if unlikely(not number_quickly(owner, thing, &number)):
-            return False
-        if likely(change_quickly(owner, key, number, NULL, NULL)):
-            return True
-    return store_quickly(owner, key, thing)
+    if unlikely(not owner.changes_quickly or not owner.handle.overwrites
+                or not number_quickly(owner, thing, &number)):
+        return False
+    return change_quickly(owner, key, number, NULL, NULL)

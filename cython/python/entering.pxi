@@ -130,13 +130,18 @@ cdef void note_use(MapHandle handle, Context *context) noexcept:
             recover_all(&handle.map)
 
 
+cdef void note_lent(MapHandle handle, Op *op) noexcept:
+    """note_use for a context that is lent."""
+    begin_use(handle, op)
+    note_use(handle, op.context)
+    end_use(handle)
+
+
 cdef inline void note_write(MapHandle handle, Op *op, uint64_t lent) noexcept:
     """After a write in a context that was lent."""
     count_add(&handle.writes, 1)
     if unlikely(op.context.activity & NOTICE_MASK == 0):
-        begin_use(handle, op)
-        note_use(handle, op.context)
-        end_use(handle)
+        note_lent(handle, op)
     context_returned(handle, lent)
 
 
