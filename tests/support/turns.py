@@ -74,6 +74,12 @@ class PacedClock:
         self._left_out_s += (ticks_s - self._looked[1]) * min(1.0, kept_s / passed_s)
         self._looked = wall_s, ticks_s
 
+    def leave_out(self):
+        """Leave out the time since the last look."""
+        ticks_s = self._ticks[0] * TICK_S
+        self._left_out_s += ticks_s - self._looked[1]
+        self._looked, self._ran = (time.monotonic(), ticks_s), {}
+
     @staticmethod
     def _kept_s(before, now, passed_s):
         """How long a worker was ready without running; a wait that goes on is not counted yet in
@@ -187,6 +193,7 @@ class Storm:
         if child.join() != -signal.SIGKILL:
             child.result()  # raises what the worker raised
             raise AssertionError(f"worker {slot} ended by itself")
+        self.clock.leave_out()  # it had to run to die, and until then it lived for all others
         self.kills += 1
         self.start(slot)
         self.wait_for_others(slot)
