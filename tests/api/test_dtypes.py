@@ -184,11 +184,12 @@ def test_a_map_with_dtypes_is_as_any_other_map(map_name):
 
 @pytest.mark.parametrize("ending", ["snap", "ndjson", "npz", "csv"])
 def test_command_line_treats_it_as_a_plain_map(map_name, tmp_path, ending):
-    """A .snap and an .ndjson keep its dtypes; a map without them takes its entries."""
+    """A .snap and an .ndjson keep its dtypes; a map without them takes its entries, those of a .csv
+    as bytes (--raw)."""
     keys, path = numpy.arange(3), tmp_path / f"rows.{ending}"
     with RHashMap.from_arrays(map_name, keys, keys * 0.5, max_entries=9) as m:
         shown = run("show", map_name)
-        run("export", map_name, path)
+        run("export", map_name, path, *(["--raw"] if ending == "csv" else []))
         m.unlink()
     sizes = ("--entries", 9, "--key-size", 8, "--value-size", 8) if ending == "csv" else ()
     run("create", map_name + "-plain", "key", 8, "value", 8, "entries", 9)
