@@ -138,10 +138,10 @@ DIFFERENCES = {
 # How the row of docs/explanation/kernel.md begins for each difference between ours and RHASH.
 IN_DOCUMENTS = {
     "absent previous key": "get_next_key of an absent key",
-    "deleted cursor": "a batch whose cursor was deleted: EAGAIN",
+    "deleted cursor": "a batch whose cursor was deleted returns EAGAIN",
     "a batch of none": "a lookup batch with count 0",
-    "flags of update_batch": "update_batch takes no NOEXIST or EXIST",
-    "flags without permission": "permission comes before flags",
+    "flags of update_batch": "update_batch refuses NOEXIST and EXIST",
+    "flags without permission": "permission is checked before flags",
     "freezing a map with locks": "freeze of a map with a lock in its value",
     "reported flags": "map_flags is reported without",
     "F_LOCK": "BPF_F_LOCK needs a bpf_spin_lock in the value",
