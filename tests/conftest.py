@@ -18,6 +18,7 @@ import shmrhash
 from shmrhash import _core
 
 pytest.register_assert_rewrite("support")
+from support.sanitizers import forking  # noqa: E402 (after it is to be rewritten)
 
 NAME_PREFIX = "shmrhash-test-"
 RUN_VARIABLE = "SHMRHASH_TEST_RUN"  # one value for the whole run, handed down to xdist's workers
@@ -51,6 +52,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     require_installed_package()
+    forking.install()
     os.environ.setdefault(RUN_VARIABLE, str(os.getpid()))
     use_own_directory(config)
     if config.option.seed is None:
