@@ -14,6 +14,7 @@ from typing import Protocol
 
 from shmrhash import _core
 from shmrhash._errors import Error, SystemFailure
+from shmrhash._lifetime import living
 
 RETRY_S = 0.1  # between two attempts to begin the thread
 
@@ -152,11 +153,9 @@ def hub_of(loop: asyncio.AbstractEventLoop, shared: _Waitable) -> Hub:
     """The hub of a loop for this map; a new one, if need be."""
     hubs = _hubs.get(loop)
     if hubs is None:
-        for reference in _hubs.keyrefs():  # a copy: other threads have loops, too
-            closed = reference()
-            if closed is not None and closed.is_closed():
-                for left in _hubs.pop(closed, {}).values():
-                    left.close()
+        for closed in [each for each in living(_hubs.keyrefs()) if each.is_closed()]:
+            for left in _hubs.pop(closed, {}).values():  # unless another thread was faster
+                left.close()
         hubs = _hubs[loop] = {}
     key = shared._notifier_key()
     hub = hubs.get(key)

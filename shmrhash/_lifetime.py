@@ -11,9 +11,10 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Iterable
 from multiprocessing.util import Finalize, register_after_fork
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shmrhash import _core
 from shmrhash._errors import Error
@@ -44,6 +45,9 @@ class ClosingMethods:
         self.close()
 
 
+_T = TypeVar("_T")
+
+
 class Handle(Protocol):
     """What this module needs of an RHashMap."""
 
@@ -65,9 +69,11 @@ def register(handle: Handle) -> None:
     _handles[handle] = None
 
 
-def _all_handles() -> list[Handle]:
-    found = [reference() for reference in _handles.keyrefs()]  # in one step, beside other threads
-    return [handle for handle in found if handle is not None]
+def living(references: Iterable[weakref.ref[_T]]) -> list[_T]:
+    """The objects that exist of a weak table's keyrefs() or valuerefs(). Such a list is a copy made
+    in one step, so other threads may change the table meanwhile, which a loop over it forbids."""
+    found = [reference() for reference in references]
+    return [thing for thing in found if thing is not None]
 
 
 # ---- fork ----
@@ -101,7 +107,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     global _fork_lock, _forks_nested
     _core.forget_sections()
-    for handle in _all_handles():
+    for handle in living(_handles.keyrefs()):
         handle._forget_lock_descriptor()
     _core.views_after_fork_in_child(_forks_nested == 1)
     _fork_lock, _forks_nested = threading.RLock(), 0
@@ -134,7 +140,7 @@ def _leave_names() -> None:
     """At the end of a process: mark it as ended, not killed, in all its maps, and remove the names
     of its ephemeral maps that no other process holds, even if handles of them are still open here.
     No handle is closed: other threads, and exit functions called after this one, may use them."""
-    for handle in _all_handles():
+    for handle in living(_handles.keyrefs()):
         handle._leave_name()
     for identity, path in list(_ephemeral.items()):
         remove_if_last(identity, path)

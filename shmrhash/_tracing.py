@@ -32,6 +32,7 @@ from typing import Any
 
 from shmrhash._cache import Cache
 from shmrhash._errors import Error, InvalidArgument
+from shmrhash._lifetime import living
 
 VERSION = 1
 HEAD_BYTES = 512
@@ -274,18 +275,13 @@ class CacheTrace:
         self._note(None, CLEAR, time.monotonic_ns())
 
 
-def _all_traces() -> list[CacheTrace]:
-    found = [reference() for reference in _traces.keyrefs()]  # in one step, beside other threads
-    return [trace for trace in found if trace is not None]
-
-
 def _forget_pending() -> None:
-    for trace in _all_traces():
+    for trace in living(_traces.keyrefs()):
         trace._forget_pending()
 
 
 def _stop_all() -> None:
-    for trace in _all_traces():
+    for trace in living(_traces.keyrefs()):
         with contextlib.suppress(OSError):
             trace.stop()
 

@@ -18,7 +18,7 @@ from shmrhash._constants import DEFAULT_TIMEOUT, RACES_MAX
 from shmrhash._errors import InvalidArgument, SegmentExists, SegmentMissing
 from shmrhash._gc import anonymous_name
 from shmrhash._handle import HandleMethods
-from shmrhash._lifetime import ClosingMethods
+from shmrhash._lifetime import ClosingMethods, living
 from shmrhash._map import RHashMap
 from shmrhash._refusals import restless_name
 from shmrhash._segment import Identity
@@ -164,9 +164,8 @@ _named: dict[str | None, Sync] = {}  # the user's own space and the anonymous on
 
 
 def _spaces() -> list[Sync]:
-    """Those that this process has open. Other threads may open some at the same time."""
-    found = [reference() for reference in _open_spaces.valuerefs()]
-    return [space for space in found if space is not None]
+    """Those that this process has open."""
+    return living(_open_spaces.valuerefs())
 
 
 def _begin_in_child() -> None:
