@@ -227,6 +227,15 @@ class Row(Format):
     name: str
 
     @property
+    def _opaque(self) -> Opaque:
+        """For a row that cannot be shown, or is too long to be."""
+        return Opaque(self.size, self.name)
+
+    @property
+    def _is_long(self) -> bool:
+        return leaves(self.part) > ITEMS_SHOWN
+
+    @property
     def cell_is_json(self) -> bool:
         return not (isinstance(self.part, Leaf) and self.part.is_text)
 
@@ -241,7 +250,7 @@ class Row(Format):
 
     def from_json(self, value: Any, what: str) -> bytes:
         if isinstance(value, dict) and value.keys() == {"base64", "type"}:
-            return Opaque(self.size, self.name).from_json(value, what)
+            return self._opaque.from_json(value, what)
         if self._is_of_bytes(value):
             return Raw(self.size).from_json(value, what)
         return self._made(lambda: read(self.part, value), what)
@@ -259,27 +268,27 @@ class Row(Format):
             raise Failure(f"{what} does not fit {self.name}: {error}") from None
 
     def to_json(self, data: bytes) -> Any:
-        if leaves(self.part) <= ITEMS_SHOWN:
+        if not self._is_long:
             try:
                 found = shown(self.part, data)
                 if read(self.part, found) == data:
                     return found
             except (Failure, UnicodeError):
                 pass
-        return Opaque(self.size, self.name).to_json(data)
+        return self._opaque.to_json(data)
 
     def to_display(self, data: bytes) -> Any:
-        if leaves(self.part) > ITEMS_SHOWN:
-            return Opaque(self.size, self.name).to_display(data)
+        if self._is_long:
+            return self._opaque.to_display(data)
         try:
             return shown(self.part, data)
         except UnicodeError:
-            return Opaque(self.size, self.name).to_display(data)
+            return self._opaque.to_display(data)
 
     def to_text(self, data: bytes) -> str:
+        if self._is_long:
+            return self._opaque.to_text(data)
         found = self.to_display(data)
-        if leaves(self.part) > ITEMS_SHOWN:
-            return Opaque(self.size, self.name).to_text(data)
         return printable(found if isinstance(found, str) else json.dumps(found))
 
 
