@@ -123,8 +123,8 @@ class Take(Batch):
         return keys[: 8 * taken], values[: 8 * taken]
 
     @contextlib.contextmanager
-    def filled(self, name):
-        with super().filled(name) as (survivor, before):
+    def made(self, name):
+        with super().made(name) as (survivor, before):
             in_order = [key for key, _ in survivor.items()][: self.count]
             self.keys = [int.from_bytes(key, "little") for key in in_order]
             self.result = b"".join(in_order), b"".join(before[key] for key in in_order)

@@ -99,10 +99,10 @@ class OnCache(Scenario):
         return cache.info()
 
     @contextlib.contextmanager
-    def filled(self, name):
+    def made(self, name):
         options = {"key": bytes, "value": bytes, "max_entries": ROOM, "max_bytes": 1 << 20}
         options["tags"] = self.tags
-        with stepping.on_cpu(stepping.default_cpu()), Cache(name, **options) as cache:
+        with Cache(name, **options) as cache:
             try:
                 for number in range(self.count):
                     cache.set(b"k%d" % number, OLD, tags=["kept"] if self.tags else ())

@@ -87,8 +87,8 @@ class Together(Scenario):
         self.halves = 0
 
     @contextlib.contextmanager
-    def filled(self, name):
-        with super().filled(name) as (survivor, before):
+    def made(self, name):
+        with super().made(name) as (survivor, before):
             with survivor.locked_many(self.locks):  # the image has the survivor's contexts
                 pass
             yield survivor, before
@@ -348,9 +348,8 @@ class TogetherWithObjects(Scenario):
         return entries.handle.info()
 
     @contextlib.contextmanager
-    def filled(self, name):
-        # On one CPU: what is under way depends on what the depots of two hold.
-        with stepping.on_cpu(stepping.default_cpu()), create(name, **self.geometry) as handle:
+    def made(self, name):
+        with create(name, **self.geometry) as handle:
             try:
                 entries = core(handle)
                 five(entries)

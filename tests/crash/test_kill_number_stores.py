@@ -4,7 +4,6 @@ dict (C1, C2, R2, W1): by the short way, which makes no preparations for an inse
 import contextlib
 
 import pytest
-from support import stepping
 from support.killing import Scenario, not_waiting, only_check
 
 from shmrhash import SharedDict
@@ -55,13 +54,8 @@ class OnNumbers(Scenario):
         return self.keys_are(3)
 
     @contextlib.contextmanager
-    def filled(self, name):
-        types = {"key": self.keys_are, "value": int}
-        # On one CPU: which steps an operation has depends on what the depots of two hold.
-        with (
-            stepping.on_cpu(stepping.default_cpu()),
-            SharedDict.create(name, **types, max_entries=64) as survivor,
-        ):
+    def made(self, name):
+        with SharedDict.create(name, key=self.keys_are, value=int, max_entries=64) as survivor:
             try:
                 survivor.update({self.keys_are(key): key for key in range(5)})
                 yield survivor, dict(survivor)

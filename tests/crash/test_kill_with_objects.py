@@ -87,9 +87,8 @@ class OnObjects(Scenario):
         return entries.handle.info()
 
     @contextlib.contextmanager
-    def filled(self, name):
-        # On one CPU: what the depots of two hold decides which insertion splits.
-        with stepping.on_cpu(stepping.default_cpu()), create(name, **self.geometry) as handle:
+    def made(self, name):
+        with create(name, **self.geometry) as handle:
             try:
                 entries = core(handle)
                 self.fill(entries)

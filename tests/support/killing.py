@@ -214,8 +214,15 @@ class Scenario:
 
     @contextlib.contextmanager
     def filled(self, name):
+        """Yield what self.made(name) yields. All of it is done on one CPU: what the depots of two
+        hold decides which steps an operation has, for instance whether an insertion splits."""
+        with stepping.on_cpu(stepping.default_cpu()), self.made(name) as found:
+            yield found
+
+    @contextlib.contextmanager
+    def made(self, name):
         """Yield a map at the scenario's start, held by the survivor, and its contents."""
-        with stepping.on_cpu(stepping.default_cpu()), self.create(name) as survivor:
+        with self.create(name) as survivor:
             try:
                 self.fill(survivor)
                 survivor.lookup(word(0))
