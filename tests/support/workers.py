@@ -24,6 +24,7 @@ SPAWN = pytest.param("spawn", marks=pytest.mark.thorough)
 FORKSERVER = pytest.param("forkserver", marks=pytest.mark.thorough)
 METHODS = ["thread", "fork", SPAWN]
 TIMEOUT_S = 60.0
+THREADS = 4  # of all_together()
 # A stuck worker prints where it is stuck this long before it is killed.
 DUMP_BEFORE_END_S = 3.0
 # At this switch interval threads interleave within an operation's Python code.
@@ -194,6 +195,16 @@ def run_together(method, *jobs, timeout_s=TIMEOUT_S):
     for function, *arguments in jobs:
         crew.start(function, *arguments)
     return crew.join()
+
+
+def all_together(function, *arguments, count=THREADS):
+    """The results of so many threads, which begin together; each is given its number."""
+
+    def run(gate, number):
+        gate.wait()
+        return function(number, *arguments)
+
+    return run_together("thread", *((run, number) for number in range(count)))
 
 
 def describe_exit(exitcode):

@@ -12,12 +12,11 @@ import threading
 from itertools import chain
 
 import pytest
-from support.workers import run_together
+from support.workers import THREADS, all_together
 
 import shmrhash
-from shmrhash import Barrier, Condition, Lock, RHashMap, RLock, RWLock, Semaphore, SharedDict, Sync
+from shmrhash import Barrier, Condition, Lock, RHashMap, RLock, RWLock, Semaphore, SharedDict
 
-THREADS = 4
 STEPS = 400
 KEYS = 16
 
@@ -33,16 +32,6 @@ def number_of(value):
 @pytest.fixture(params=[1, pytest.param(20, marks=pytest.mark.thorough)])
 def steps(request):
     return STEPS * request.param
-
-
-def all_together(function, *arguments, count=THREADS):
-    """The results of so many threads, which begin together; each is given its number."""
-
-    def run(gate, number):
-        gate.wait()
-        return function(number, *arguments)
-
-    return run_together("thread", *((run, number) for number in range(count)))
 
 
 # ---- one handle ----
@@ -407,15 +396,6 @@ def test_a_value_is_computed_once_for_all_threads(map_name, steps):
 
 
 # ---- lock primitives ----
-
-
-@pytest.fixture
-def space(map_name):
-    made = Sync(map_name)
-    yield made
-    made.check()
-    made.close()
-    made.unlink()
 
 
 def test_a_lock_excludes_threads(space, steps):

@@ -14,7 +14,7 @@ from itertools import chain
 
 import pytest
 from support.waiting import LONG_S
-from support.workers import run_together
+from support.workers import THREADS, all_together
 
 from shmrhash import (
     Condition,
@@ -29,7 +29,6 @@ from shmrhash import (
     locks,
 )
 
-THREADS = 4
 STEPS = 200
 SHOWN_MAX = 64
 
@@ -37,25 +36,6 @@ SHOWN_MAX = 64
 @pytest.fixture(params=[1, pytest.param(15, marks=pytest.mark.thorough)])
 def steps(request):
     return STEPS * request.param
-
-
-@pytest.fixture
-def space(map_name):
-    made = Sync(map_name)
-    yield made
-    made.check()
-    made.close()
-    made.unlink()
-
-
-def all_together(function, count=THREADS):
-    """The results of so many threads, which begin together; each is given its number."""
-
-    def run(gate, number):
-        gate.wait()
-        return function(number)
-
-    return run_together("thread", *((run, number) for number in range(count)))
 
 
 # ---- primitives without a key ----
@@ -138,7 +118,7 @@ def test_closing_a_space_beside_its_use_ends_in_map_closed(space, steps):
         started = threading.Barrier(THREADS + 1)
         work = [close_it, take_lock, take_permit, wait_in_vain, make_without_key]
         arguments = handle, started, round_number, lock, permits
-        taken += sum(all_together(lambda number: work[number](*arguments), THREADS + 1))  # noqa: B023
+        taken += sum(all_together(lambda number: work[number](*arguments), count=THREADS + 1))  # noqa: B023
         assert handle.closed
 
     assert lock.token == taken
@@ -319,7 +299,7 @@ def test_a_circle_is_told_once_while_spaces_come_and_go(space, map_name, steps):
 
         work = [lambda: take_both(one, two), lambda: take_both(two, one), open_and_close]
         try:
-            told = list(chain(*all_together(lambda number: work[number](), 3)))
+            told = list(chain(*all_together(lambda number: work[number](), count=3)))
         finally:
             _core.set_circle_patience(patience_ns)
 
