@@ -19,6 +19,7 @@ import signal
 import struct
 import time
 import zlib
+from typing import NamedTuple
 
 import shmrhash
 from shmrhash import RHashMap
@@ -263,16 +264,25 @@ def work_on_files(shared_map, path, slots, keys_count, slot, seed):
     work(shared_map, books, books.ledgers[slot], random.Random(seed))
 
 
-def processor_time_and_state(pid):
-    """Return how many ns a process has run, and whether it is runnable; (None, False) if gone."""
+class Schedule(NamedTuple):
+    """What the kernel says of a process's first thread."""
+
+    ran_s: float
+    waited_s: float  # ready, while others had the processors; without the wait that goes on
+    turns: int
+    is_ready: bool  # or running
+
+
+def schedule_of(pid):
+    """The Schedule of a process; of one that has ended, an empty one."""
     try:
         with open(f"/proc/{pid}/schedstat") as file:
-            ran_ns = int(file.read().split()[0])
+            ran_ns, waited_ns, turns = map(int, file.read().split())
         with open(f"/proc/{pid}/stat") as file:
             state = file.read().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError, IndexError):
-        return None, False
-    return ran_ns, state == "R"
+    except (OSError, ValueError, IndexError):
+        return Schedule(0.0, 0.0, 0, False)
+    return Schedule(ran_ns / 1e9, waited_ns / 1e9, turns, state == "R")
 
 
 class FairClock:
@@ -293,12 +303,12 @@ class FairClock:
         now = time.monotonic()
         seen, starving = {}, False
         for pid in pids:
-            ran_ns, ready = processor_time_and_state(pid)
+            schedule = schedule_of(pid)
             before, since = self._last_ran.get(pid, (None, now))
-            if not ready or ran_ns != before:
+            if not schedule.is_ready or schedule.ran_s != before:
                 since = now
             starving = starving or now - since > STARVED_S
-            seen[pid] = ran_ns, since
+            seen[pid] = schedule.ran_s, since
         self._last_ran = seen
         if not starving:
             self.now_s += now - self._looked

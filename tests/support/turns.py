@@ -11,10 +11,9 @@ import os
 import random
 import signal
 import time
-from typing import NamedTuple
 
 from support.children import Child
-from support.ledger import STUCK_S
+from support.ledger import STUCK_S, schedule_of
 
 SHARED_WORDS = 1 << 17
 ACCOUNT_WORDS = 16
@@ -90,27 +89,6 @@ class PacedClock:
 
     def end(self):
         self._child.kill()
-
-
-class Schedule(NamedTuple):
-    """What the kernel says of a process's first thread."""
-
-    ran_s: float
-    waited_s: float  # ready, while others had the processors; without the wait that goes on
-    turns: int
-    is_ready: bool  # or running
-
-
-def schedule_of(pid):
-    """The Schedule of a process; of one that has ended, an empty one."""
-    try:
-        with open(f"/proc/{pid}/schedstat") as file:
-            ran_ns, waited_ns, turns = map(int, file.read().split())
-        with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
-    except (OSError, ValueError, IndexError):
-        return Schedule(0.0, 0.0, 0, False)
-    return Schedule(ran_ns / 1e9, waited_ns / 1e9, turns, state == "R")
 
 
 class Account:
