@@ -61,12 +61,13 @@ def words_of(path):
 # Run by the workers.
 
 
-def start_worker(shared_counts):
+def start_worker(shared_counts, all_submitted):
     """Keep the map, which a worker gets by fork or by pickle; leave Ctrl-C to the parent."""
     global counts
     counts = shared_counts
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    all_submitted.wait()
 
 
 def count_file(path):
@@ -86,11 +87,18 @@ def count_file(path):
 def count_with_workers(shared_counts, paths, workers, start_method):
     """Count all files in parallel; return the number of words."""
     words = 0
+    # The workers begin when every file is submitted. If one died before, the pool's thread could end
+    # with an error, because submit() changes the dict that it walks, and the others would never stop.
+    all_submitted = shmrhash.Event()
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context(start_method), start_worker, (shared_counts,)
+        workers,
+        multiprocessing.get_context(start_method),
+        start_worker,
+        (shared_counts, all_submitted),
     )
     try:
         counts = [pool.submit(count_file, path) for path in paths]
+        all_submitted.set()
         for done, count in enumerate(counts, start=1):
             words += count.result()
             show_progress("counting", done, len(paths))

@@ -48,12 +48,12 @@ class Run:
         return self
 
     def wait_until_counting(self, workers):
-        """Return when this many workers, besides the parent, are attached to the map."""
+        """Return when this many workers, besides the parent, are attached, and a word is counted."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 with shmrhash.RHashMap.open(self.segment_name, read_only=True) as counts:
-                    if counts.info()["processes"] > workers:
+                    if counts.info()["processes"] > workers and len(counts) > 0:
                         return
             except shmrhash.SegmentMissing:
                 pass
