@@ -166,9 +166,11 @@ from shmrhash import _errors
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
+    bint PyLong_CheckExact(object thing)
     unsigned long long PyLong_AsUnsignedLongLongMask(object number) except? -1
     char *PyByteArray_AS_STRING(object buffer)
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const void *content, Py_ssize_t size) noexcept
+    PyObject *new_int "PyLong_FromLongLong"(long long number) noexcept
 
 cdef extern from "machine/recycle.h":
     ctypedef struct Recycler:
@@ -178,6 +180,12 @@ cdef extern from "machine/recycle.h":
     object recycled_bytes(Recycler *recycler, const void *content, Py_ssize_t size)
     PyObject *new_recycled_bytes "recycled_bytes"(
         Recycler *recycler, const void *content, Py_ssize_t size) noexcept
+    object recycled_int(Recycler *recycler, int64_t number)
+    PyObject *new_recycled_int "recycled_int"(Recycler *recycler, int64_t number) noexcept
+    PyObject *new_recycled_text "recycled_text"(
+        Recycler *recycler, const void *content, Py_ssize_t size) noexcept
+    PyObject *text_new(const void *content, Py_ssize_t size) noexcept
+    object object_taken(PyObject *reference)
     object recycled_pair(PyObject **kept, PyObject *key, PyObject *value)
 
 cdef extern from "machine/exact.h":

@@ -202,7 +202,7 @@ cdef class DictHandle:
     cdef inline object _number(self, uint64_t bits):
         cdef double number
         if self.value_kind == VALUE_INT:
-            return <int64_t> bits
+            return recycled_int(&self.handle.numbers, <int64_t> bits)
         memcpy(&number, &bits, 8)
         return number
 

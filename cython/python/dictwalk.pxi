@@ -152,39 +152,57 @@ cdef inline bint key_is_whole(DictHandle owner, const uint8_t *raw) noexcept:
     return owner.key_slot == NO_SLOT or raw[15] <= KEY_INLINE_MAX
 
 
-cdef inline object key_ahead(DictHandle owner, const uint8_t *raw):
-    """key_decode for a key that is whole; a short ASCII str is made without decoding it."""
+cdef inline PyObject *int_ahead(EntryIterator walk, Recycler *spare, int64_t number) noexcept:
+    if unlikely(walk.collected):
+        return new_int(number)
+    return new_recycled_int(spare, number)
+
+
+cdef inline PyObject *key_ahead(
+        DictHandle owner, EntryIterator walk, const uint8_t *raw) except NULL:
+    """key_decode for a key that is whole, as a new reference; a short ASCII str is made without
+    decoding it."""
     cdef Py_ssize_t size
-    if owner.key.kind == KEY_INT:
-        return <int64_t> read_u64(raw)
-    if owner.key_slot == NO_SLOT:
-        return key_decode(owner.key, raw, <Py_ssize_t> owner.handle.map.key_size)
-    size = raw[15]
-    # One character: Python has an object for each, which decoding returns.
-    if owner.key.kind != KEY_STR or unlikely(size < 2) or unlikely(
-            (read_u64(raw) | read_u64(raw + 8)) & NOT_ASCII):
-        return key_decode(owner.key, raw, size)
-    name = PyUnicode_New(size, 127)
-    memcpy(PyUnicode_DATA(name), raw, <size_t> size)
-    return name
+    if owner.key_kind == KEY_INT:
+        return int_ahead(walk, &walk.spare_keys, <int64_t> read_u64(raw))
+    size = <Py_ssize_t> owner.handle.map.key_size
+    if owner.key_slot != NO_SLOT:
+        size = raw[15]
+        # One character: Python has an object for each, which decoding returns.
+        if owner.key_kind == KEY_STR and likely(size >= 2) and likely(
+                (read_u64(raw) | read_u64(raw + 8)) & NOT_ASCII == 0):
+            if unlikely(walk.collected):
+                return text_new(raw, size)
+            return new_recycled_text(&walk.spare_keys, raw, size)
+    name = key_decode(owner.key, raw, size)
+    Py_INCREF(name)
+    return <PyObject *> name
+
+
+cdef inline PyObject *value_ahead(
+        DictHandle owner, EntryIterator walk, const uint8_t *value) except NULL:
+    """The value that is stored at this place, as a new reference."""
+    if owner.value_kind == VALUE_INT:
+        return int_ahead(walk, &walk.spare_values, <int64_t> read_u64(value))
+    found = value_inline(owner.value, value)
+    Py_INCREF(found)
+    return <PyObject *> found
 
 
 cdef inline object decoded_ahead(DictEntries self, DictHandle owner, EntryIterator walk):
     """The next entry, as the walk has read it. Nothing here runs Python until the copies exist."""
-    cdef const uint8_t *raw = entry_key(walk, walk.at)
-    cdef const uint8_t *value
-    walk.at += 1
+    cdef uint64_t at = walk.at
+    cdef const uint8_t *raw = entry_key(walk, at)
+    cdef PyObject *name
+    walk.at = at + 1
     if self.what == 0:
-        return key_ahead(owner, raw)
-    value = entry_value(walk, walk.at - 1) + owner.value_word * 8
-    found = <int64_t> read_u64(value) if owner.value.kind == VALUE_INT else (
-        value_inline(owner.value, value))
+        return object_taken(key_ahead(owner, walk, raw))
+    found = object_taken(value_ahead(owner, walk, entry_value(walk, at) + owner.value_word * 8))
     if self.what == 1:
         return found
-    name = key_ahead(owner, raw)
-    Py_INCREF(name)
+    name = key_ahead(owner, walk, raw)
     Py_INCREF(found)
-    return recycled_pair(&self.last_pair, <PyObject *> name, <PyObject *> found)
+    return recycled_pair(&self.last_pair, name, <PyObject *> found)
 
 
 cdef bint decoding_failed(object error):

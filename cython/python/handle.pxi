@@ -34,6 +34,7 @@ cdef class MapHandle:
     cdef bint writes_oddly         # it may not write, or membarrier is refused (enter_oddly)
     cdef bint overwrites           # the last update found its key: the next tries store_word
     cdef Recycler recycler
+    cdef Recycler numbers          # the ints that were returned last
     cdef uint64_t in_flight        # operations of this generation under way: the mapping stays
     cdef uint64_t generation       # the generation that in_flight counts
     cdef uint64_t inherited        # operations of earlier generations: some may still return here
@@ -49,12 +50,14 @@ cdef class MapHandle:
 
     def __cinit__(self, *_ignored, **_named):
         recycler_begin(&self.recycler)
+        recycler_begin(&self.numbers)
         self.is_closed = True
         self.map.fd = -1
 
     def __dealloc__(self):
         free(self.map.path)
         recycler_end(&self.recycler)
+        recycler_end(&self.numbers)
 
 
 cdef int expect_open(MapHandle handle) except -1:

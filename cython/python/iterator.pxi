@@ -31,6 +31,7 @@ cdef class EntryIterator:
     cdef Recycler spare_values
     cdef PyObject *last_pair
     cdef bint collected            # the caller keeps the objects it gets: none can be recycled
+    cdef bint pairs_of_words       # items() of a map of words only, whose objects are recycled
 
     def __cinit__(self, MapHandle handle not None, str kind not None, bint expired=False):
         cdef uint64_t count
@@ -44,6 +45,7 @@ cdef class EntryIterator:
         self.handle = handle
         self.with_key = kind != "values"
         self.with_value = kind != "keys"
+        self.pairs_of_words = self.with_key and self.with_value and handle.map.words_only
         self.keys = bytearray(count * handle.map.key_size)
         self.sink.keys = <uint8_t *> PyByteArray_AS_STRING(self.keys)
         if self.with_value:
@@ -80,6 +82,7 @@ cdef class EntryIterator:
         try:
             if self.spare_keys.made + self.spare_values.made > COLLECTED_MIN:
                 self.collected = True
+                self.pairs_of_words = False
             self.spare_keys.made = self.spare_values.made = 0
             self.at = self.sink.count = 0
             enter_to_read(self.handle, &op)
@@ -164,6 +167,10 @@ cdef inline object entry_taken(EntryIterator walk):
     cdef Py_ssize_t key_size = <Py_ssize_t> walk.handle.map.key_size
     cdef Py_ssize_t value_size = <Py_ssize_t> walk.handle.map.value_size
     walk.at = at + 1
+    if likely(walk.pairs_of_words):
+        return recycled_pair(
+            &walk.last_pair, new_recycled_bytes(&walk.spare_keys, walk.sink.keys + at * 8, 8),
+            new_recycled_bytes(&walk.spare_values, walk.sink.values + at * 8, 8))
     if not walk.with_value or not walk.with_key:
         return entry_half(walk, at)
     # The bytes are copied before the pair is made: that may collect garbage, and so run Python.

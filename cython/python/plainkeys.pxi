@@ -10,7 +10,6 @@ cdef extern from "Python.h":
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     void *PyUnicode_DATA(object text)
     long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
-    bint PyLong_CheckExact(object thing)
     bint PyBool_Check(object thing)
     bint PyFloat_CheckExact(object thing)
     double PyFloat_AS_DOUBLE(object thing)

@@ -17,8 +17,12 @@ import threading
 import pytest
 from support.jobs import word
 
+from shmrhash import SharedDict
+
 KEYS = [word(number) for number in range(24)]
 VALUES = [bytes([number + 1]) * 40 for number in range(24)]  # the value of each key
+NAMES = [f"name {number}" for number in range(24)]
+NUMBERS = [1000 + number for number in range(24)]  # the value of each name
 
 
 @pytest.fixture
@@ -28,9 +32,20 @@ def m(make_map):
     return shared
 
 
+@pytest.fixture
+def numbers(map_name):
+    with SharedDict.create(map_name, key=str, value=int, max_entries=64) as shared:
+        try:
+            shared.update(zip(NAMES, NUMBERS, strict=True))
+            yield shared
+            shared.check()
+        finally:
+            shared.unlink()
+
+
 def others(m, first=8, count=6):
     """Look up count keys: more than a handle keeps objects."""
-    for key in KEYS[first : first + count]:
+    for key in (NAMES if isinstance(m, SharedDict) else KEYS)[first : first + count]:
         assert m[key]
 
 
@@ -232,7 +247,11 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(1500, marks=pytest.mark.thorough)])
-def test_no_generated_program_sees_an_object_change(m, seed, count):
+@pytest.mark.parametrize(
+    ("kind", "keys", "values"), [("m", KEYS, VALUES), ("numbers", NAMES, NUMBERS)]
+)
+def test_no_generated_program_sees_an_object_change(request, seed, kind, keys, values, count):
+    m = request.getfixturevalue(kind)
     rng = random.Random(seed)
     for _ in range(count):
         space = {}
@@ -241,7 +260,7 @@ def test_no_generated_program_sees_an_object_change(m, seed, count):
             text = re.sub(r"overwrite\(m, '(.)'\)", r"(\1 := others(m))", text)
         exec(text, space)
         for _ in range(3):
-            space["run"](m, KEYS, VALUES, same, others, overwrite)
+            space["run"](m, keys, values, same, others, overwrite)
 
 
 def test_threads_that_share_a_handle_see_no_object_change(m):
