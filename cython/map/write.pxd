@@ -284,8 +284,8 @@ cdef inline bint update_word_fast(
         Op *op, uint64_t key, uint64_t value, const NumberField *field, uint64_t *after
         ) noexcept nogil:
     """The usual case of map_update for a present key in a map of words only (as read_word_fast in
-    read.pxd); or, if field is not NULL, of map_apply to a number that is the whole value. False:
-    nothing was done."""
+    read.pxd); or, if after is not NULL, of map_apply to a number that is the whole value: by
+    field's operation or, if field is NULL, by adding value. False: nothing was done."""
     cdef Found found
     cdef uint32_t index = 0
     cdef uint32_t *slot = first_slot(
@@ -298,6 +298,8 @@ cdef inline bint update_word_fast(
         return False
     if field != NULL:
         value = after[0] = field_compute(field, load_relaxed_u64(&found.element.words[1]))
+    elif after != NULL:
+        value = after[0] = load_relaxed_u64(&found.element.words[1]) + value
     store_relaxed_u64(&found.element.words[1], value)
     element_release(op, found.element, held)
     word_changed(op, key)

@@ -317,7 +317,7 @@ cdef class MapCore(MapHandle):
         DeadlockError, InvalidArgument (key size, no such field in the value), TypeError,
         ReadOnlyMap, MapClosed.
         """
-        return apply_number(self, key, delta, FIELD_ADD, default, offset, fmt)
+        return add_number(self, key, delta, default, offset, fmt)
 
     def min(self, key, number, *, default=None, Py_ssize_t offset=0, fmt="q"):
         """Replace a number in key's value by number if number is less; return the number stored.
