@@ -281,10 +281,15 @@ SHM_APART void shm_copy_in_run(uint64_t *shared_words, const void *private_bytes
 
 static inline void shm_copy_in(uint64_t *shared_words, const void *private_bytes, uint64_t size)
 {
-    if (size == 8)
-        shm_store_relaxed_u64(shared_words, shm_read_u64(private_bytes));
-    else
+    const unsigned char *in = (const unsigned char *)private_bytes;
+    if (size == 8) {
+        shm_store_relaxed_u64(shared_words, shm_read_u64(in));
+    } else if (size == 16) {                   /* a SharedDict's short text, and its values */
+        shm_store_relaxed_u64(shared_words, shm_read_u64(in));
+        shm_store_relaxed_u64(shared_words + 1, shm_read_u64(in + 8));
+    } else {
         shm_copy_in_run(shared_words, private_bytes, size);
+    }
 }
 
 SHM_APART void shm_copy_words(uint64_t *to, const uint64_t *from, uint64_t word_count)

@@ -108,6 +108,9 @@ cdef inline bint element_read_whole(
         source = context_redo(context_at(map, owner))
     if value_size == 8:
         (<uint64_t *> value)[0] = load_relaxed_u64(source)
+    elif value_size == 16:                     # of a SharedDict, with a reference or a deadline
+        (<uint64_t *> value)[0] = load_relaxed_u64(source)
+        (<uint64_t *> value)[1] = load_relaxed_u64(source + 1)
     elif unlikely(element_state(found.header) == ELEMENT_ULOCK):
         copy_out_words(value, source, value_size)
     else:

@@ -123,11 +123,14 @@ cdef inline Status map_contains(Map *map, uint32_t hash, const uint8_t *key) noe
 
 cdef inline Status find_once(
         Map *map, uint32_t hash, const uint8_t *key, Found *found) noexcept nogil:
-    """The first step of map_find as straight code, for keys of 8 bytes. RETRY: call map_find."""
+    """The first step of map_find as straight code, for keys of 8 bytes, and of 16, as a SharedDict
+    has for texts. RETRY: call map_find."""
     cdef uint64_t at = table_guess(map, hash)
-    if unlikely(map.key_size != 8):
-        return RETRY
-    return bucket_find(map, &at, hash, key, 8, found)
+    if likely(map.key_size == 8):
+        return bucket_find(map, &at, hash, key, 8, found)
+    if likely(map.key_size == 16):
+        return bucket_find(map, &at, hash, key, 16, found)
+    return RETRY
 
 cdef inline bint slot_holds_key(
         Map *map, uint32_t *slot, uint32_t index, const uint8_t *key, uint64_t key_size,

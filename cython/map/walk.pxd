@@ -43,7 +43,7 @@ from map.chain cimport Found, chain_next, chain_moved
 from map.element cimport (
     element_read, element_expired, element_is_stuck, element_spin, element_unchanged,
 )
-from map.table cimport table_count, table_is_cached, level_covers, table_guess, table_find
+from map.table cimport table_count, table_is_cached, table_guess, table_find_seen
 
 cdef enum:
     SORTED_MAX = 32            # entries collected in order at a time
@@ -321,14 +321,10 @@ cdef inline Status bucket_read(Map *map, Position *position, EntryBuffer *sink) 
     cdef uint64_t index = 0
     cdef uint64_t last
     cdef uint32_t hash = reverse_bits_u32(<uint32_t> position.order)
-    cdef Bucket *bucket = table_find(map, hash, &index)
+    cdef Bucket *bucket = table_find_seen(map, hash, &index, &header)
     cdef Status status
     if unlikely(bucket == NULL):
         return CORRUPT
-    # Acquire: pairs with the release stores of levels; the slots read next are at least as new.
-    header = load_acquire_u64(&bucket.header)
-    if unlikely(not level_covers(bucket_level_plus1(header), index, hash)):
-        return RETRY
     last = bucket_range_last(position.order, bucket_level_plus1(header) - 1)
     if likely(
             not word_locked(header) and not position.inside
