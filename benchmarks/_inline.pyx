@@ -183,7 +183,7 @@ cdef class Core(Subject):
                 hash = hash_word(map.seeds, work.key)
                 if work.task == UPDATE:
                     work.op.hash = hash
-                    done[0] += update_word_fast(&work.op, work.key, 0) or (
+                    done[0] += update_word_fast(&work.op, work.key, 0, NULL, NULL) or (
                         self.update_slowly() == OK)
                     continue
                 status = read_fast(map, hash, <const uint8_t *> &work.key, value)
