@@ -8,23 +8,37 @@ numbers, or a worker that makes no progress.
 
 import contextlib
 import os
+from collections import Counter
 from threading import BrokenBarrierError
 
 import pytest
-from support.turns import Storm
+from support.turns import Books, Storm
 
-from shmrhash import Barrier, Condition, Event, Lock, RLock, RWLock, Semaphore, Sync
+from shmrhash import (
+    Barrier,
+    Condition,
+    Event,
+    Lock,
+    Orphan,
+    RLock,
+    RWLock,
+    Semaphore,
+    Sync,
+)
 
 KILLS = 15
 KILLS_LONG = 10_000
+KILLS_OF_MUTANTS = 100
 
 # Shared words.
-INSIDE, TURNS, ITEMS, LOGGED = range(4)
+INSIDE, TURNS, ITEMS, LOGGED, OWNER = range(5)
 LEFT, RIGHT = TURNS, ITEMS  # what a writer changes one after the other
 BEGUN, ENDED = TURNS, ITEMS  # how often an event was to be set; was cleared
 LOG = 16  # pairs: the process that was told, and of which dead one
 LOG_MAX = 60_000
+LEAVES = 1  # in OWNER, beside twice the pid: from here on this owner may have released the lock
 DONE = 0  # a worker's note
+DEAD, LIVING = 77, 78  # pids, of which the first was killed
 
 PERMITS = 2
 ROOM = 3
@@ -55,41 +69,47 @@ def take_turns(lock, books, me, rng):
         me.step()
         if not taken:
             continue
-        note_orphan(lock, books)
+        enter(lock.orphan, books)
         words[INSIDE] = os.getpid()
         words[TURNS] += 1
         me[DONE] += 1
         assert words[INSIDE] == os.getpid(), "another worker is inside, too"
         words[INSIDE] = 0
+        words[OWNER] |= LEAVES
         lock.release()
 
 
-def note_orphan(lock, books):
-    """Inside: each process that died here must be reported, no other one, and only once."""
-    words, orphan = books.shared, lock.orphan
+def enter(orphan, books):
+    """Inside: a death must be told to the next owner, and to no other one. orphan: what the lock
+    tells this owner.
+
+    What an owner is told is in the ledger before anything else, and outlives it.
+    """
+    words = books.shared
+    last, leaves = divmod(words[OWNER], 2)
     if orphan is None:
         assert words[INSIDE] == 0, "its last owner died inside, and this one is not told"
-        return
-    assert orphan.pid in books.killed(), "told of a death that was none"
-    count = words[LOGGED]
-    words[LOG + 2 * count] = os.getpid()
-    words[LOG + 2 * count + 1] = orphan.pid
-    words[LOGGED] = count + 1
+        assert leaves or not last, f"{last} died holding the lock, and this owner is not told"
+    else:
+        assert orphan.pid in books.killed(), "told of a death that was none"
+        count = words[LOGGED]
+        words[LOG + 2 * count] = os.getpid()
+        words[LOG + 2 * count + 1] = orphan.pid
+        words[LOGGED] = count + 1
+    words[OWNER] = os.getpid() * 2
 
 
-def expect_turns(books, kills):
-    """Every turn was counted, and each death was told to one owner that lived to release."""
+def expect_turns(books, kills, deaths):
+    """Every turn was counted, and no death was told twice, not even to an owner that died of its
+    own before it released the lock. deaths: how many owners died, by the lock's count."""
     words = books.shared
     done = sum(account[DONE] for account in books.accounts)
     assert abs(words[TURNS] - done) <= kills
-    killed, told = books.killed(), {}
     assert words[LOGGED] < LOG_MAX
-    for number in range(words[LOGGED]):
-        teller, dead = words[LOG + 2 * number], words[LOG + 2 * number + 1]
-        told.setdefault(dead, []).append(teller)
-    for dead, tellers in told.items():
-        assert killed.issuperset(tellers[:-1]), f"the death of {dead} is told twice"
-    return len(told)
+    assert words[LOGGED] <= deaths, "more deaths are told than owners died"
+    told = Counter(words[LOG + 2 * number + 1] for number in range(words[LOGGED]))
+    for dead, times in told.items():
+        assert times <= books.times_killed(dead), f"the death of {dead} is told {times} times"
 
 
 def storm_of_locks(kind, space, seed, kills):
@@ -98,10 +118,67 @@ def storm_of_locks(kind, space, seed, kills):
     with Storm([job] * 4, seed) as storm:
         storm.rage(kills)
         assert storm.books.shared[TURNS] > kills
-    expect_turns(storm.books, kills + 4)
     assert lock.acquire(timeout=60)
+    enter(lock.orphan, storm.books)
     lock.release()
+    deaths = lock.space._cells.words(lock._index)["deaths"]
+    expect_turns(storm.books, kills + 4, deaths)
+    print(f"{kind.__name__}: {deaths} died inside, {storm.books.shared[LOGGED]} of these were told")
     return storm
+
+
+class TellsAgain(Lock):
+    """A lock that is wrong: an owner that was told is told again in its next turn."""
+
+    last = None
+
+    @property
+    def orphan(self):
+        found = super().orphan
+        found, self.last = found or self.last, found
+        return found
+
+
+@pytest.mark.thorough
+def test_a_storm_finds_a_lock_that_tells_twice(space, seed):
+    with pytest.raises(AssertionError, match=r"told \d times|more deaths are told"):
+        storm_of_locks(TellsAgain, space, seed, KILLS_OF_MUTANTS)
+
+
+# What owners are told, one after another: the pid of a dead process, or None; and whether the owner
+# gets as far as its release.
+WRONG_TELLINGS = {
+    "twice": [(None, False), (DEAD, True), (DEAD, True)],
+    "to an owner that dies, and to another": [(None, False), (DEAD, False), (DEAD, True)],
+    "to the third owner again": [(None, False), (DEAD, True), (None, True), (DEAD, True)],
+    "to nobody": [(None, False), (None, True)],
+    "to nobody, after another death": [(None, False), (DEAD, False), (None, True)],
+    "of a process that lives": [(None, True), (LIVING, True)],
+}
+
+
+@pytest.mark.parametrize("tellings", WRONG_TELLINGS.values(), ids=WRONG_TELLINGS)
+def test_the_ledger_finds_deaths_that_are_told_wrongly(tellings):
+    books = Books(1)
+    books.note_killed(DEAD)
+
+    def tell():
+        for pid, leaves in tellings:
+            enter(pid and Orphan(pid, "", 0.0), books)
+            books.shared[OWNER] |= LEAVES * leaves
+        expect_turns(books, 1, deaths=len(tellings))
+
+    with pytest.raises(AssertionError, match="told"):
+        tell()
+
+
+def test_the_ledger_accepts_a_pid_that_is_used_again():
+    books = Books(1)
+    for _ in range(2):
+        books.note_killed(DEAD)
+        enter(Orphan(DEAD, "", 0.0), books)
+
+    expect_turns(books, 1, deaths=2)
 
 
 # ---- Semaphore: at most so many have a permit, and none is lost ----

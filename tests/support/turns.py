@@ -132,6 +132,10 @@ class Books:
         """Return the pids of all workers that have been killed, or are about to be."""
         return set(self._killed[1 : 1 + self._killed[0]])
 
+    def times_killed(self, pid):
+        """How many workers of this pid have been killed: the kernel uses pids again."""
+        return self._killed[1 : 1 + self._killed[0]].tolist().count(pid)
+
 
 class Storm:
     """The workers of some jobs, one a slot; a killed worker's slot gets a new one."""
@@ -232,5 +236,6 @@ class Storm:
     def __exit__(self, *_):
         self.clock.end()
         for child in self._children.values():
+            self.books.note_killed(child.pid)
             child.kill()
         self._children.clear()
