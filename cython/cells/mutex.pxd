@@ -38,8 +38,9 @@
 # Fairness. A thread that finds the lock free takes it, even if others sleep: that is fast, and
 # unfair. So a waiter that has waited for 1 ms writes a time into reserved_until, some ms ahead, and
 # until then all others leave the lock to it. The word is a hint: it decides which thread takes a
-# free lock, never whether the lock is free. If that waiter dies or is stopped, the time passes. A
-# release while the word is set wakes all sleepers, since only one of them may take the lock.
+# free lock, never whether the lock is free. If that waiter dies or is stopped, the lock stays free
+# until the time is over, 20 ms at most; who looks next clears the word. A release while the word is
+# set wakes all sleepers, since only one of them may take the lock.
 from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (
@@ -69,6 +70,7 @@ cdef enum:
     MUTEX_PATIENCE_NS = 1000000        # after which a waiter reserves the lock
     MUTEX_RESERVE_NS = 20000000        # for how long: two of the slices in which it renews that
     MUTEX_SLICE_RESERVED_NS = 10000000
+    RESERVER_MASK = 0xFFF              # low bits of reserved_until: the waiter's context
 
 # One thread's wait for a lock.
 cdef struct MutexWait:
@@ -101,19 +103,24 @@ cdef inline bint mutex_take_free(Op *op, Cell *cell) noexcept nogil:
 cdef inline bint mutex_is_reserved(Cell *cell, MutexWait *wait, uint64_t *until) noexcept nogil:
     """Whether another waiter is to take the lock first; until then, by CLOCK_MONOTONIC."""
     cdef uint64_t reserved = load_relaxed_u64(&cell.reserved_until)
+    cdef uint64_t now
     until[0] = 0
     if likely(reserved == 0) or reserved == wait.reservation:
         return False
-    if reserved - MUTEX_RESERVE_NS > <uint64_t> clock_ns(CLOCK_MONOTONIC):
-        return False                           # further ahead than any waiter stores: damage
-    until[0] = reserved
-    return <uint64_t> clock_ns(CLOCK_MONOTONIC) < reserved
+    now = <uint64_t> clock_ns(CLOCK_MONOTONIC)
+    if now < reserved <= now + MUTEX_RESERVE_NS + RESERVER_MASK:
+        until[0] = reserved
+        return True
+    # The time is over, as its waiter has died or been stopped; or it is further ahead than any
+    # waiter stores: damage. If the word stayed, no thread would take the lock by mutex_take_free.
+    cas_acq_rel_u64(&cell.reserved_until, reserved, 0)
+    return False
 
 cdef inline void mutex_reserve(Op *op, Cell *cell, MutexWait *wait, int64_t now) noexcept nogil:
     """Reserve the lock for this waiter, or renew that, unless it is reserved for another."""
     cdef uint64_t seen = load_relaxed_u64(&cell.reserved_until)
-    cdef uint64_t mine = (<uint64_t> (now + MUTEX_RESERVE_NS) & ~<uint64_t> 0xFFF) | (
-        op.self_index & 0xFFF)                 # the low bits make it this waiter's own
+    cdef uint64_t mine = (<uint64_t> (now + MUTEX_RESERVE_NS) & ~<uint64_t> RESERVER_MASK) | (
+        op.self_index & RESERVER_MASK)
     if (seen == 0 or seen == wait.reservation or seen <= <uint64_t> now) and cas_acq_rel_u64(
             &cell.reserved_until, seen, mine):
         wait.reservation = mine

@@ -23,8 +23,8 @@
 #   readers' turn     to the readers: no writer takes the lock before one of them has come in
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from machine.atomics cimport (
-    load_acquire_u64, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64, compiler_fence,
-    likely, unlikely,
+    load_acquire_u64, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64, cas_acq_rel_u64,
+    compiler_fence, likely, unlikely,
 )
 from machine.system cimport CLOCK_MONOTONIC, clock_ns, futex_sleep
 from segment.status cimport Status, OK, ABSENT, BUSY
@@ -54,14 +54,17 @@ cdef inline uint64_t *readers_turn(Cell *cell) noexcept nogil:
     return &cell._reserved_b[1]
 
 cdef inline bint hint_counts(uint64_t *hint) noexcept nogil:
-    """Whether a hint counts at this moment. One that is further ahead than any is stored does not.
-    """
+    """Whether a hint counts at this moment. One that does not is cleared: its time is over, or it is
+    further ahead than any is stored."""
     cdef uint64_t until = load_relaxed_u64(hint)
     cdef uint64_t now
     if likely(until == 0):
         return False
     now = <uint64_t> clock_ns(CLOCK_MONOTONIC)
-    return now < until <= now + HINT_NS
+    if now < until <= now + HINT_NS:
+        return True
+    cas_acq_rel_u64(hint, until, 0)
+    return False
 
 cdef inline void hint_give(uint64_t *hint) noexcept nogil:
     store_relaxed_u64(hint, <uint64_t> clock_ns(CLOCK_MONOTONIC) + HINT_NS)

@@ -429,15 +429,18 @@ def test_killed_waiters_do_not_stop_the_others(lock):
     lock.release()
 
 
-def test_stopped_waiter_reserves_the_lock_for_a_moment_only(lock):
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_waiter_that_is_stopped_or_killed_reserves_the_lock_for_a_moment_only(lock, number):
+    """Afterwards the lock is as fast as before: no word is left that keeps others from it."""
     lock.acquire()
     waiter = Partner(lambda parent: parent.say() or lock.acquire())
     waiter.hear()
     until(lambda: words_of(lock)["reserved_until"])
-    os.kill(waiter.pid, signal.SIGSTOP)
+    os.kill(waiter.pid, number)
     lock.release()
 
     assert lock.acquire(timeout=LONG_S)
+    assert words_of(lock)["reserved_until"] == 0
     lock.release()
     waiter.kill()
 

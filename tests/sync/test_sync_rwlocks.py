@@ -89,6 +89,18 @@ def test_writer_that_gives_up_lets_readers_in(lock):
     lock.release_read()
 
 
+def test_writer_that_is_killed_while_it_waits_keeps_readers_out_for_a_moment_only(lock):
+    """And its wish costs the readers after that no look at a clock."""
+    lock.acquire_read()
+    writer = Child(lock.acquire_write)
+    until(lambda: lock.space._cells.words(lock._index)["reserved_until"])
+    writer.kill()
+
+    assert in_child(lock.acquire_read, True, LONG_S)
+    assert lock.space._cells.words(lock._index)["reserved_until"] == 0
+    lock.release_read()
+
+
 def test_dead_readers_are_taken_off(lock):
     readers = [stays(lock.acquire_read) for _ in range(3)]
     assert lock.acquire_write(timeout=0.01) is False
