@@ -115,10 +115,9 @@ cdef class ConditionCore(CellCore):
         return self._mutex._enter() if likely(self._enters_mutex) else self._lock.__enter__()
 
     def __exit__(self, kind, error, traceback):
-        if likely(self._enters_mutex):
-            self._mutex._leave()
-        else:
-            self._lock.__exit__(kind, error, traceback)
+        if unlikely(not self._enters_mutex):
+            return self._lock.__exit__(kind, error, traceback)     # true: it swallows the error
+        self._mutex._leave()
 
     def notify(self, n=1):
         """Wake the n threads that have waited longest, or all if there are fewer.

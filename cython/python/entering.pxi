@@ -244,9 +244,14 @@ cdef void leave_view(MapHandle handle, Op *op) noexcept:
 
 
 cdef int enter_oddly(MapHandle handle, Op *op) except -1:
-    """enter() for a write by a handle that may not write, or where membarrier is refused."""
+    """enter() for a write by a handle that may not write, in a space, or where membarrier is
+    refused."""
     expect_open(handle)
     expect_writable(handle)
+    if handle.map.is_space:
+        raise _errors.ReadOnlyMap(
+            f"space {handle.name!r}: threads may be using its cells by their addresses, so only "
+            f"its locks and other primitives change them; unlink() removes the whole space")
     enter(handle, op)
     fence_seq_cst()                            # in place of the membarrier in freeze()
     return 0

@@ -31,7 +31,7 @@ cdef class MapHandle:
     cdef bint is_closed
     cdef readonly bint write_only
     cdef Reads reads
-    cdef bint writes_oddly         # it may not write, or membarrier is refused (enter_oddly)
+    cdef bint writes_oddly         # it may not write, is a space's, or membarrier is refused
     cdef bint overwrites           # the last update found its key: the next tries store_word
     cdef Recycler recycler
     cdef Recycler numbers          # the ints that were returned last
@@ -62,7 +62,8 @@ cdef class MapHandle:
 
 cdef int expect_open(MapHandle handle) except -1:
     if handle.is_closed:
-        raise _errors.MapClosed(f"map {handle.name!r} is closed")
+        what = "space" if handle.map.is_space else "map"
+        raise _errors.MapClosed(f"{what} {handle.name!r} is closed")
     return 0
 
 

@@ -176,6 +176,10 @@ cdef class MutexCore(CellCore):
             return 0
         if not word_locked(load_acquire_u32(&self.cell.state)):
             raise RuntimeError(f"{what} {self!r}: nobody holds it")
+        if self._mine() != NULL:
+            raise RuntimeError(
+                f"{what} {self!r}: another thread or task of this process holds it, and only that "
+                f"one can release it")
         raise RuntimeError(
             f"{what} {self!r}: another process holds it, and only that one can release it (a "
             f"child of fork holds nothing of its parent's)")

@@ -57,7 +57,7 @@ cdef class MapCore(MapHandle):
         attach(self)
         self.is_closed = False
         self.reads = READS_WORDS if self.map.words_only else READS_ANY
-        self.writes_oddly = read_only or not self.map.use_membarrier
+        self.writes_oddly = read_only or self.map.is_space or not self.map.use_membarrier
         if self.writes_oddly and not read_only:
             self.reads = READS_ANY             # keeps off store_word, which does not ask
         if not read_only:

@@ -75,8 +75,24 @@ cdef str waiting_text(MapHandle handle):
             f"processes {pids} that do not end (are they stopped?)")
 
 
+cdef int expect_room_in_space(MapHandle handle, Status status) except -1:
+    """Of raise_status: what is full in a space are not entries that could be deleted."""
+    if status == FULL:
+        raise _errors.MapFull(
+            f"space {handle.name!r} has all of its {handle.map.max_entries} primitives, and each "
+            f"stays as long as the space; create the space with a larger max_entries")
+    if status == NO_CONTEXT:
+        raise _errors.TooManyProcesses(
+            f"space {handle.name!r}: all of its {CONTEXT_MAX} contexts are in use, by locks and "
+            f"permits that are held and by threads that wait, or {PROCESS_MAX} processes use it; "
+            f"release some locks, or use several spaces")
+    return 0
+
+
 cdef raise_status(MapHandle handle, Status status, Op *op):
     """Raise the exception that a final status stands for. No other function does so."""
+    if handle.map.is_space:
+        expect_room_in_space(handle, status)
     if status == FULL:
         raise _errors.MapFull(
             f"map {handle.name!r} has all of its {handle.map.max_entries} entries; delete some or "

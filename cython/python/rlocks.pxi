@@ -107,7 +107,7 @@ cdef class RLockCore(MutexCore):
         seen = load_acquire_u32(&self.cell.state)
         mine = self._of_this_thread_in(seen)
         if mine == NULL:
-            raise RuntimeError(f"cannot release {self!r}: this thread does not hold it")
+            self._expect_mine(NULL, "cannot release")
         depth = held_word(mine, HELD_DEPTH)
         self._let_go(seen)
         return depth

@@ -240,17 +240,22 @@ cdef class SemaphoreCore(SharesCore):
         Raises ValueError (n is below 1; a BoundedSemaphore would have more than its limit),
         MapClosed.
         """
-        cdef int64_t count = n
+        self._give(n)
+
+    cdef inline int _give(self, int64_t count) except -1:
         if count < 1:
             raise ValueError("n must be one or more")
         if unlikely(self._step(True, <uint64_t> count) == FULL):
-            raise ValueError("Semaphore released too many times")
+            raise ValueError(
+                f"Semaphore released too many times: {self!r} would have {count} more permits than "
+                f"it may")
+        return 0
 
     def __enter__(self):
         return True if likely(self._step(False, 1) == OK) else self._take(1, -1)
 
     def __exit__(self, kind, error, traceback):
-        self._step(True, 1)
+        self._give(1)
 
     def get_value(self):
         """How many permits are free at the moment. Those of a process that died come back when it
@@ -307,7 +312,7 @@ cdef class EventCore(CellCore):
         set and cleared while a thread waits counts as set for that thread. Waiting sleeps in the
         kernel without the GIL.
 
-        Raises MapClosed.
+        Raises ValueError (timeout is NaN), MapClosed.
         """
         cdef Op op
         cdef uint64_t generation, shown

@@ -71,32 +71,39 @@ cdef Status update_any(MapHandle handle, object key, object value, uint32_t flag
     cdef const uint8_t *value_bytes
     cdef Op op
     cdef Status status = RETRY
-    cdef Waiting waiting = new_waiting(handle)
     value_view.buf = NULL
     op.key = buffer_bytes(handle, "key", key, handle.map.key_size, &key_view)
     try:
         value_bytes = buffer_bytes(handle, "value", value, handle.map.value_size, &value_view)
         op.hash = hash_key(handle.map.seeds, op.key, handle.map.key_size)
         enter_to_write(handle, &op)
-        try:
-            while True:                        # ends with the timeout
-                status = map_update(&op, value_bytes, flag)
-                if likely(is_final(status)) and not recovered_room(
-                        handle, status, &op, &waiting):
-                    break
-                wait_turn(handle, &op, status, &waiting)
-            if unlikely(waiting.turn != 0):
-                sweep_give_up(handle, &op, &waiting)
-        finally:
-            leave(handle, &op)
-        note_overwriting(handle, not op.element_filled)
-        if unlikely(status != OK):
-            raise_status(handle, status, &op)
+        status = update_entered(handle, &op, value_bytes, flag)
     finally:
         if key_view.buf != NULL:
             PyBuffer_Release(&key_view)
         if value_view.buf != NULL:
             PyBuffer_Release(&value_view)
+    return status
+
+
+cdef inline Status update_entered(
+        MapHandle handle, Op *op, const uint8_t *value, uint32_t flag) except? RETRY:
+    """The rest of update_any, for a key in op, after enter()."""
+    cdef Status status = RETRY
+    cdef Waiting waiting = new_waiting(handle)
+    try:
+        while True:                            # ends with the timeout
+            status = map_update(op, value, flag)
+            if likely(is_final(status)) and not recovered_room(handle, status, op, &waiting):
+                break
+            wait_turn(handle, op, status, &waiting)
+        if unlikely(waiting.turn != 0):
+            sweep_give_up(handle, op, &waiting)
+    finally:
+        leave(handle, op)
+    note_overwriting(handle, not op.element_filled)
+    if unlikely(status != OK):
+        raise_status(handle, status, op)
     return status
 
 

@@ -73,7 +73,7 @@ class Barrier(Primitive, _core.BarrierCore):
         party is killed while it waits, the barrier is broken for all parties.
 
         Raises threading.BrokenBarrierError (the barrier is broken, or was reset while this thread
-        waited), MapClosed, what the action raises.
+        waited), ValueError (timeout is NaN), MapClosed, what the action raises.
         """
         waiter = _core.BarrierWait(self, self._timeout if timeout is None else timeout)
         try:

@@ -61,7 +61,8 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
         Threads are notified in the order in which they began to wait. After a death a thread may be
         woken without a notification: so check again what you wait for, or use wait_for().
 
-        Raises RuntimeError (this thread does not have the lock), MapClosed.
+        Raises RuntimeError (this thread does not have the lock), ValueError (timeout is NaN),
+        MapClosed.
         """
         if not self._is_owned():
             raise RuntimeError("cannot wait on un-acquired lock")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from threading import TIMEOUT_MAX
 from types import TracebackType
 from typing import Any
 
@@ -90,10 +91,10 @@ class Leader(OfLockMethods):
         """Wait for the lock, and look now and then whether the leader's lease has run out."""
         assert self.lease is not None
         unlimited = timeout is None or timeout == -1
+        if not (timeout is None or unlimited or 0 <= timeout <= TIMEOUT_MAX):
+            return self._lock.acquire(blocking, timeout)  # raises
         if self._lock.acquire(False, -1 if blocking else timeout):
             return True
-        if timeout is not None and timeout < 0 and not unlimited:
-            return self._lock.acquire(blocking, timeout)  # raises
         end = time.monotonic() + (math.inf if timeout is None or unlimited else timeout)
         while True:  # ends with the timeout
             _core.depose(self._lock, int(self.lease * 1e9))
