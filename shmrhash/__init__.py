@@ -21,6 +21,10 @@ except ImportError as _error:
         f"before an installed one: start in another directory, or run 'pip install -e .' in it"
     ) from _error
 
+# The core imports these two itself, when it needs them. By then the process may have given up its
+# privileges, or changed its root, and may not be able to read them: so they are loaded with it.
+from shmrhash import _greenlets as _greenlets
+from shmrhash import _turns as _turns
 from shmrhash._batch import Batch, BucketInfo
 from shmrhash._cache import Cache
 from shmrhash._cachestats import CacheStats

@@ -20,6 +20,7 @@ from shmrhash._cachegroups import births_of, delete_prefix, expect_tags
 from shmrhash._cachelimits import limits_if_made
 from shmrhash._cachestats import CacheStats, cache_stats
 from shmrhash._claims import CacheClaim, CacheMutex
+from shmrhash._computing import Question, refreshed
 from shmrhash._constants import DEFAULT_TIMEOUT
 from shmrhash._handle import HandleMethods, TypedMethods
 from shmrhash._lifetime import ClosingMethods
@@ -311,8 +312,6 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         found: Any = self.get(key, _ABSENT)
         if found is not _ABSENT and not stale and not early:
             return found  # type: ignore[no-any-return]
-        from shmrhash._computing import Question, refreshed  # asyncio takes long to import
-
         expect_staleness(stale, early)
         if found is not _ABSENT:
             return await refreshed(  # type: ignore[no-any-return]

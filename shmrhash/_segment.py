@@ -35,9 +35,18 @@ from shmrhash._refusals import (
 )
 from shmrhash._trust import is_trusted, stranger_message
 
+# Imported here, not where it is used: a process that has given up its privileges, or has changed
+# its root, may not be able to read it then. Without the GIL it is not imported: that would turn
+# the GIL on.
+if getattr(sys, "_is_gil_enabled", lambda: True)():
+    try:
+        import posix_ipc
+    except ImportError:  # the same is done without it
+        posix_ipc = None
+else:
+    posix_ipc = None
+
 DEFAULT_DIRECTORY = "/dev/shm"
-# Without the GIL posix_ipc is not imported: that would turn the GIL on.
-_HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 NAME_BYTES_MAX = 200
 REMOVAL_TRIES_MAX = 1000  # of a millisecond
 
@@ -159,8 +168,6 @@ def _is_text(name: str) -> bool:
 
 def _by_name(name: str, path: str, *, read_only: bool) -> int:
     """The descriptor of an existing segment in the default directory."""
-    import posix_ipc
-
     try:
         return int(posix_ipc.SharedMemory("/" + name, read_only=read_only).fd)
     except posix_ipc.ExistentialError:
@@ -174,7 +181,7 @@ def open_file(name: str, path: str, *, read_only: bool, owner: int | None) -> in
     try:
         if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
             raise PermissionDenied(f"{path} is not a regular file, hence no segment")
-        if os.path.dirname(path) == DEFAULT_DIRECTORY and _is_text(name) and _HAS_GIL:
+        if os.path.dirname(path) == DEFAULT_DIRECTORY and posix_ipc and _is_text(name):
             fd = _by_name(name, path, read_only=read_only)
         else:  # the same, without posix_ipc
             flags = os.O_RDONLY if read_only else os.O_RDWR

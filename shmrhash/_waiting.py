@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from shmrhash import _core
+from shmrhash._awaiting import Told
 from shmrhash._changes import AllChanges, Change, Changes, KeyChanges
 from shmrhash._errors import InvalidArgument, WaitTimeout
 
@@ -251,8 +252,6 @@ class Watch(Iterator[Change]):
         return self
 
     async def __anext__(self) -> Change:
-        from shmrhash._awaiting import Told  # asyncio takes long to import
-
         if self._pending:
             return self._pending.popleft()
         if self._waiter is None:
@@ -385,8 +384,6 @@ class _Wait:
 
     async def until_found(self) -> tuple[Any, Any]:
         """Block this coroutine until a key is as wanted."""
-        from shmrhash._awaiting import Told  # asyncio takes long to import
-
         told = Told(self._shared, self._waiter)
         try:
             while True:  # ends with the timeout

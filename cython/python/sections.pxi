@@ -185,7 +185,7 @@ cdef class LockedSection:
         return False
 
     def __aenter__(self):
-        from shmrhash import _turns  # it imports asyncio, which takes long
+        from shmrhash import _turns  # which imports this extension; it is loaded by now
         return _turns.enter(self)
 
     def __aexit__(self, kind, error, traceback):

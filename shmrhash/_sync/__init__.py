@@ -9,7 +9,7 @@ rwlocks.py  RWLock
 conditions.py, barriers.py    Condition, Barrier
 once.py, leader.py, parts.py  Once, Leader, which are made of the others
 listing.py  locks()
-tasks.py    how tasks of asyncio wait, which the others import when the first one does
+tasks.py    how tasks of asyncio wait
 """
 
 from shmrhash._sync.barriers import Barrier

@@ -10,6 +10,7 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import InvalidArgument
+from shmrhash._sync import tasks
 from shmrhash._sync.primitive import Primitive
 from shmrhash._sync.space import Key, Sync, space_for
 
@@ -120,8 +121,6 @@ class Barrier(Primitive, _core.BarrierCore):
         return waiter.place
 
     async def _meet_async(self, waiter: _core.BarrierWait) -> int:
-        from shmrhash._sync import tasks  # asyncio takes long to import
-
         await tasks.until_done(waiter, -1)
         if waiter.how == _core.BARRIER_LAST:
             if self._action is not None:

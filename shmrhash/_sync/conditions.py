@@ -9,6 +9,7 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import Error
+from shmrhash._sync import tasks
 from shmrhash._sync.locks import Lock, RLock
 from shmrhash._sync.parts import key_of_part
 from shmrhash._sync.primitive import Primitive, ReleasingMethods
@@ -110,8 +111,6 @@ class Condition(Primitive, ReleasingMethods, _core.ConditionCore):
         are in use: each task that waits at a condition has one), SystemFailure (no more threads or
         descriptors), MapClosed.
         """
-        from shmrhash._sync import tasks  # asyncio takes long to import
-
         deadline = _core.deadline_after(timeout)
         if not hasattr(self._lock, "acquire_async"):
             raise TypeError(f"the lock of {self!r} has no acquire_async()")

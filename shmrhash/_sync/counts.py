@@ -6,6 +6,7 @@ from operator import index as as_index
 from typing import Any
 
 from shmrhash import _core
+from shmrhash._sync import tasks
 from shmrhash._sync.primitive import Primitive, ReleasingMethods
 from shmrhash._sync.space import Key, Sync, space_for
 
@@ -64,8 +65,6 @@ class Semaphore(Primitive, ReleasingMethods, _core.SemaphoreCore):
         Raises InvalidArgument (timeout), TooManyProcesses (4,096 locks and permits of the space are
         held), SystemFailure (no more threads or descriptors), MapClosed (also while it waits).
         """
-        from shmrhash._sync import tasks  # asyncio takes long to import
-
         return await tasks.take(self, 1, timeout)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shmrhash import _core
+from shmrhash._sync import tasks
 from shmrhash._sync.primitive import Primitive
 from shmrhash._sync.space import Key, Sync, space_for
 
@@ -40,8 +41,6 @@ class Event(Primitive, _core.EventCore):
         Raises InvalidArgument (timeout), SystemFailure (no more threads or descriptors), MapClosed
         (also while it waits).
         """
-        from shmrhash._sync import tasks  # asyncio takes long to import
-
         deadline = _core.deadline_after(timeout)
         if self.is_set():
             return True

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shmrhash import _core
+from shmrhash._sync import tasks
 from shmrhash._sync.primitive import Primitive, ReleasingMethods
 from shmrhash._sync.space import Key, Sync, space_for
 
@@ -101,8 +102,6 @@ class _LockMethods(_Mutex):
 
     async def _acquire_async(self, timeout: float | None, told: bool = True) -> bool:
         """acquire_async(). told: whether DeadlockError may be raised for a circle."""
-        from shmrhash._sync import tasks  # asyncio takes long to import
-
         taken = await tasks.take(self, tasks.number_of_task(), timeout, told)
         if taken and self.on_orphan is not None:
             orphan = self.orphan
@@ -187,8 +186,6 @@ class RLock(_LockMethods, ReleasingMethods, _core.RLockCore):
 
         Raises what Lock.acquire_async() raises, but DeadlockError.
         """
-        from shmrhash._sync import tasks  # asyncio takes long to import
-
         return self._take_again(tasks.number_of_task()) or await super().acquire_async(timeout)
 
     def __new__(

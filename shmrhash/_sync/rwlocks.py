@@ -8,6 +8,7 @@ from typing import Any
 
 from shmrhash import _core
 from shmrhash._errors import LockTimeout
+from shmrhash._sync import tasks
 from shmrhash._sync.locks import Orphan, orphan_of
 from shmrhash._sync.primitive import Primitive
 from shmrhash._sync.space import Key, Sync, space_for
@@ -76,8 +77,6 @@ class RWLock(Primitive, _core.RWLockCore):
         Raises InvalidArgument (timeout), TooManyProcesses, SystemFailure (no more threads or
         descriptors), MapClosed (also while it waits).
         """
-        from shmrhash._sync import tasks  # asyncio takes long to import
-
         return await tasks.take(self, False, timeout)
 
     async def acquire_write_async(self, timeout: float | None = None) -> bool:
@@ -85,8 +84,6 @@ class RWLock(Primitive, _core.RWLockCore):
 
         Raises what acquire_read_async() raises.
         """
-        from shmrhash._sync import tasks  # asyncio takes long to import
-
         return await tasks.take(self, True, timeout)
 
     @property

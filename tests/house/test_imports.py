@@ -133,6 +133,56 @@ def test_private_names_are_noticed():
     assert list(private_names(source)) == ["line 2: shared_map._fields", "line 3: shmrhash._core"]
 
 
+# What a function may import when it is called: packages that may be absent, and the sources of near
+# caches, whose modules would make the import an eighth slower.
+LATE = {
+    "shmrhash._greenlets": {"gevent", "gevent._hub_local"},
+    "shmrhash._near.cache": {"shmrhash._near.cluster", "shmrhash._near.redis"},
+    "shmrhash._near.redis": {"redis"},
+    "shmrhash._progress": {"rich.console", "rich.progress"},
+    "shmrhash._tables": {"pyarrow"},
+    "shmrhash._types.messages": {"msgspec", "msgspec.inspect"},
+}
+
+
+def late_imports(source):
+    """Return the modules that the functions of a source import."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    found = set()
+    for function in (node for node in ast.walk(ast.parse(source)) if isinstance(node, functions)):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Import):
+                found |= {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found |= {f"{node.module}.{name.name}" for name in node.names} & set(MODULES)
+                found.add(node.module)
+    return found - {"shmrhash"}
+
+
+def test_library_is_loaded_when_it_is_imported():
+    """C2, C3: later, a process that gave up its privileges may be unable to read its modules."""
+    library = {name: path for name, path in MODULES.items() if not name.startswith(CLI)}
+
+    late = {name: late_imports(path.read_text()) for name, path in library.items()}
+
+    assert {name: found for name, found in late.items() if found} == LATE
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("def f():\n    import posix_ipc", {"posix_ipc"}),
+        (
+            "class C:\n    async def f(self):\n        from shmrhash import _turns",
+            {"shmrhash._turns"},
+        ),
+        ("import os\nif os:\n    import sys", set()),
+    ],
+)
+def test_late_imports_are_noticed(source, found):
+    assert found == late_imports(source)
+
+
 HELPERS = ROOT / "tests" / "support"
 HELPER_FILES = sorted(HELPERS.rglob("*.py"))
 TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if HELPERS not in path.parents)
