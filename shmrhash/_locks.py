@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from shmrhash import _core
+from shmrhash import _core, _turns
 from shmrhash._errors import Error, InvalidArgument, TooManyProcesses
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class LockMethods(_Map):
         takes no lock: one key after the other, it may find a new value and then an old one; to read
         several keys that belong together, lock them, too. timeout and default are for each key.
         Costs about 1.5 times as much for each key as locked(), and an operation context for each
-        key until the block ends.
+        key until the block ends. In a coroutine, use ``async with``, as for locked(); a deletion at
+        its end may block the loop while another process holds the key's bucket.
 
         Raises what locked() raises, InvalidArgument (a key given twice), TooManyProcesses (no
         context left: all processes together have 4,096); at the end KeyGone (a key was deleted:
@@ -102,8 +103,8 @@ class LockMethods(_Map):
 
 
 class LockedKeys(Generic[Section]):
-    """Several locked keys. Made by locked_many(), for a with statement, which it gives the list of
-    their sections."""
+    """Several locked keys. Made by locked_many(), for a with statement or an async with, which gets
+    the list of their sections."""
 
     def __init__(self, keys: Iterable[bytes], section: Callable[[int], Section]) -> None:
         """keys: as the map stores them. section: makes the section of the key with this number."""
@@ -115,23 +116,14 @@ class LockedKeys(Generic[Section]):
     def __enter__(self) -> list[Section]:
         entered: list[Section] = []
         try:
-            for number in sorted(range(len(self._given)), key=self._given.__getitem__):
-                self._sections[number].__enter__()
-                entered.append(self._sections[number])
-            if entered and not entered[0]._is_mine:  # a signal handler forked: this is the child
-                raise Error(
-                    "locked_many(): this process was forked while its parent waited for a key; "
-                    "the keys are the parent's, and the child has to lock them itself"
-                )
+            for section in self._in_order():
+                section.__enter__()
+                entered.append(section)
+            _expect_mine(entered)
         except BaseException as error:
             for section in reversed(entered):
                 section.__exit__(type(error), error, error.__traceback__)
-            if isinstance(error, TooManyProcesses):
-                raise TooManyProcesses(
-                    f"locked_many() of {len(self._given)} keys: each locked key needs an operation "
-                    f"context, and no context was left after {len(entered)}; lock fewer keys at "
-                    f"once"
-                ) from error
+            self._explain(error, len(entered))
             raise
         return list(self._sections)
 
@@ -146,3 +138,51 @@ class LockedKeys(Generic[Section]):
         else:
             for section in self._sections:
                 section.__exit__(kind, error, traceback)
+
+    async def __aenter__(self) -> list[Section]:
+        entered: list[Section] = []
+        try:
+            for section in self._in_order():
+                await _turns.enter(section)
+                entered.append(section)
+            _expect_mine(entered)
+        except BaseException as error:
+            for section in reversed(entered):
+                await _turns.leave(section, type(error), error, error.__traceback__)
+            self._explain(error, len(entered))
+            raise
+        return list(self._sections)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.__exit__(kind, error, traceback)
+        finally:
+            for section in self._sections:
+                _turns.give(section)
+
+    def _in_order(self) -> list[Section]:
+        """The sections in the order in which everybody locks their keys."""
+        numbers = sorted(range(len(self._given)), key=self._given.__getitem__)
+        return [self._sections[number] for number in numbers]
+
+    def _explain(self, error: BaseException, locked: int) -> None:
+        """Raise TooManyProcesses with what to do, if that was raised after so many keys."""
+        if isinstance(error, TooManyProcesses):
+            raise TooManyProcesses(
+                f"locked_many() of {len(self._given)} keys: each locked key needs an operation "
+                f"context, and no context was left after {locked}; lock fewer keys at once"
+            ) from error
+
+
+def _expect_mine(entered: Sequence[_core.LockedValue | _core.LockedEntry[Any]]) -> None:
+    """Raise in a child of fork, which a signal handler forked while its parent waited for a key."""
+    if entered and not entered[0]._is_mine:
+        raise Error(
+            "locked_many(): this process was forked while its parent waited for a key; "
+            "the keys are the parent's, and the child has to lock them itself"
+        )

@@ -174,7 +174,9 @@ class MappingMethods(_Dict[K, V]):
         stored. A later locked_many() of the keys sees all of the change or none of it. A lookup
         takes no lock: one key after the other, it may find a new value and then an old one; to read
         several keys that belong together, lock them, too. timeout and default are for each key; a
-        default that was inserted stays, however the block ends.
+        default that was inserted stays, however the block ends. In a coroutine, use ``async with``,
+        as for locked(); a deletion at its end may block the loop while another process holds the
+        key's bucket.
 
         Raises what locked() raises, InvalidArgument (a key given twice), TooManyProcesses (no
         context left: all processes together have 4,096); at the end KeyGone (a key was deleted, or

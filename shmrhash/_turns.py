@@ -25,7 +25,7 @@ slice_ns = _core.section_slice_ns  # how long the first in the line sleeps befor
 PATIENCE_NS = 50_000_000  # after which a task may have forgotten its section
 REMOVAL_PAUSE_S = 0.001  # between two attempts to delete a key whose bucket is held
 
-_Section = TypeVar("_Section", _core.LockedValue, _core.LockedEntry)
+_Section = TypeVar("_Section", bound="_core.LockedValue | _core.LockedEntry[Any]")
 _AnySection = _core.LockedValue | _core.LockedEntry
 _Place = tuple[int, int, bytes]  # a key of a map
 
@@ -110,9 +110,14 @@ async def leave(
         section.__exit__(type(cancelled), cancelled, None)
         raise
     finally:
-        turns = _turns.get(asyncio.get_running_loop())
-        if turns is not None:
-            turns.give(section._place)
+        give(section)
+
+
+def give(section: _AnySection) -> None:
+    """A section has ended that a coroutine of this loop entered: the next one may try."""
+    turns = _turns.get(asyncio.get_running_loop())
+    if turns is not None:
+        turns.give(section._place)
 
 
 class _Outside:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import threading
 import time
 
@@ -344,4 +345,90 @@ def test_killed_loops_leave_no_section_held(shared):
             entry.value += 1
     with RHashMap.open(shared.handle.name):
         pass  # recovers the dead
+    assert words_of(shared.handle)[0] == 0
+
+
+def test_tasks_lock_several_keys_and_change_them_in_one_step(shared, seed):
+    """L2: tasks of several processes, some of which are killed, move money among eight accounts;
+    whoever locks all of them sees the whole sum."""
+    names = [str(number) for number in range(8)]
+    for name in names:
+        shared[name] = 100
+
+    async def move(number):
+        dice = random.Random(number)
+        for _ in range(10):
+            async with shared.locked_many(dice.sample(names, 3), timeout=LONG_S) as entries:
+                amounts = [dice.randrange(-9, 9) for _ in entries[1:]]
+                before = [entry.value for entry in entries]
+                await turns(2)
+                for entry, old, amount in zip(
+                    entries, before, [-sum(amounts), *amounts], strict=True
+                ):
+                    entry.value = old + amount
+
+    async def audit():
+        async with shared.locked_many(names, timeout=LONG_S) as entries:
+            return sum(entry.value for entry in entries)
+
+    async def work(number):
+        tasks = [asyncio.create_task(move(number + at)) for at in range(4)]
+        sums = [await audit() for _ in range(4)]
+        await asyncio.gather(*tasks)
+        return sums
+
+    def work_for_ever():
+        while True:
+            shared.update_with("a", lambda count: count + 1)
+            asyncio.run(work(seed + os.getpid()))
+
+    sums = []
+    for turn in range(3):
+        begun = shared["a"]
+        children = [Child(work_for_ever) for _ in range(2)]
+        shared.wait("a", lambda count, begun=begun: count > begun, timeout=LONG_S)
+        sums += asyncio.run(work(seed + turn))
+        for child in children:
+            child.kill()
+
+    assert sums == [800] * 12
+    assert asyncio.run(audit()) == 800
+
+
+def test_a_task_that_gives_up_several_keys_leaves_none_locked(shared):
+    """A timeout, a cancellation, and an exception in the block: nothing is stored or locked."""
+    shared["b"] = 1
+
+    async def lock(*keys, **options):
+        async with shared.locked_many(keys, **options) as entries:
+            for entry in entries:
+                entry.value = 7
+            await asyncio.sleep(LONG_S)
+
+    async def main():
+        async with shared.locked("b"):
+            with pytest.raises(shmrhash.LockTimeout):
+                await asyncio.create_task(lock("b", "a", timeout=0.01))
+            waiter = asyncio.create_task(lock("a", "b"))
+            await turns(3)
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+        with pytest.raises(shmrhash.DeadlockError):
+            async with shared.locked_many(["b", "a"]), shared.locked("a"):
+                pass
+        holder = asyncio.create_task(lock("a", "b"))
+        await turns(3)
+        holder.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await holder
+        async with shared.locked_many(["a", "b"], timeout=0) as entries:
+            assert [entry.value for entry in entries] == [0, 1]
+            entries[0].delete()
+        with pytest.raises(shmrhash.InvalidArgument, match="once"):
+            await lock("a", "a")
+
+    asyncio.run(main())
+
+    assert dict(shared) == {"b": 1}
     assert words_of(shared.handle)[0] == 0
