@@ -41,7 +41,7 @@ from segment.classes cimport POOL_LINES, POOL_OBJECTS, POOL_KINDS, ref_make, run
 from segment.geometry cimport pool_object, region_usable
 from memory.operation cimport Op, lock_busy, lock_try, lock_acquire, lock_release, header_set
 from memory.region cimport (
-    budget_charge, budget_used, debt_add, pages_owed, budget_owe_none, budget_refund, memory_remove,
+    budget_charge, budget_used, debt_add, pages_owed, budget_refund, memory_remove,
     memory_populate, memory_prefer_huge, memory_is_quiet, region_commit,
 )
 from memory.hazard cimport block_is_watched
@@ -92,7 +92,8 @@ cdef inline Status pool_search(
     return NEED_LINES if pool.kind == POOL_LINES else NEED_ELEMENTS
 
 cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
-    """Charge and commit memory for a held hole. Pages charged but not committed become a debt."""
+    """Charge and commit memory for a held hole. Pages charged but not committed become a debt: then
+    the caller lets the hole go, and clears charged."""
     cdef Status status
     if pool.kind >= POOL_OBJECTS:
         status = budget_refund(op)
@@ -107,7 +108,6 @@ cdef inline Status block_fill(Op *op, PoolView *pool, uint64_t block) noexcept n
     status = memory_populate(op, pool.base + block * pool.block_bytes, pool.first_bytes)
     if status != OK and pool.kind >= POOL_OBJECTS:
         debt_add(op, op.context.charged)
-        budget_used(op)
     return status
 
 cdef inline uint64_t block_empty(PoolView *pool, uint64_t block) noexcept nogil:
@@ -145,6 +145,7 @@ cdef inline Status block_commit(Op *op, PoolView *pool) noexcept nogil:
     status = block_fill(op, pool, hole)
     if status != OK:
         lock_release(pool.words + hole, block_word(BLOCK_HOLE, 0, 0, 0))
+        budget_used(op)
         if pool.kind >= POOL_OBJECTS:
             budget_refund(op)
         return status
@@ -163,35 +164,37 @@ cdef inline uint64_t block_pages(PoolView *pool, uint64_t block) noexcept nogil:
 
 cdef inline Status block_vacate(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
     """Give back the memory of a held block that is RELEASING or a HOLE, and unlock it as a HOLE.
+    The pages of context.charged become a debt.
 
-    BUSY: the kernel refuses, so the block stays, READY and empty, and the pages that the context
-    owes for it stay charged. If the process is killed after any store here, recovery calls this
-    function again.
+    BUSY: the kernel refuses, so the block stays, READY and empty, and its pages stay charged. If
+    the process is killed after any store here, recovery calls this function again.
     """
     cdef uint64_t *word = pool.words + block
     cdef uint8_t *memory = pool.base + block * pool.block_bytes
-    cdef uint64_t size = pool.block_bytes if pool.capacity > 1 else (
-        pages_owed(op.context) * PAGE_BYTES)
-    if memory_remove(op, memory, pool.block_bytes):
-        compiler_fence()
-        lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
-        return OK
+    cdef uint64_t size = pool.block_bytes
+    cdef uint64_t charged = 0
+    if pool.kind >= POOL_OBJECTS:
+        if pages_owed(op.context) == 0:        # else the memory had gone before the death
+            charged = op.context.charged
+        if charged < size // PAGE_BYTES:       # of a run, which has less memory than addresses
+            size = charged * PAGE_BYTES
     # A hole for which nothing was charged never had memory. Any other block must have all of its
     # memory to be READY; if populating it fails too, the block becomes a hole that has some memory,
     # which is used when the hole is filled.
-    if size == 0 or (pool.kind >= POOL_OBJECTS and pages_owed(op.context) == 0) or (
-            memory_populate(op, memory, size) != OK):
-        lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
-        return OK
-    if pool.capacity == 1:
-        pool_object(pool, block).words[1] = pages_owed(op.context)
-        compiler_fence()
-    store_relaxed_u64(word, word_taken(block_empty(pool, block), op.self_index))
+    if not memory_remove(op, memory, pool.block_bytes) and size != 0 and (
+            memory_populate(op, memory, size) == OK):
+        if pool.capacity == 1:
+            pool_object(pool, block).words[1] = charged
+            compiler_fence()
+        lock_release(word, block_empty(pool, block))
+        budget_used(op)
+        return BUSY
     compiler_fence()
-    if pool.kind >= POOL_OBJECTS:
-        budget_owe_none(op)
-    lock_release(word, block_empty(pool, block))
-    return BUSY
+    if charged != 0:
+        debt_add(op, charged)
+    lock_release(word, block_word(BLOCK_HOLE, 0, 0, 0))
+    budget_used(op)
+    return OK
 
 cdef inline bint block_is_used(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
     """Whether an operation may be looking at what stood in a held block, which is empty."""
@@ -216,9 +219,10 @@ cdef inline Status block_release(Op *op, PoolView *pool, uint64_t block) noexcep
     if block_is_used(op, pool, block) or pages_owed(op.context) != 0:
         lock_release(pool.words + block, held)
         return BUSY
-    if pool.kind >= POOL_OBJECTS:              # the debt counts once the word says RELEASING
-        debt_add(op, block_pages(pool, block))
-    if pool.capacity == 1:                     # from here on the debt has the run's pages
+    if pool.kind >= POOL_OBJECTS:
+        op.context.charged = block_pages(pool, block)
+        compiler_fence()
+    if pool.capacity == 1:                     # from here on charged has the run's pages
         pool_object(pool, block).words[1] = 0
         compiler_fence()
     # Before the memory may go: a process that finds a header in it later has to see that versions

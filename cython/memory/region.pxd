@@ -26,12 +26,17 @@
 #            about to happen; the store that unlocks the word commits. Next, the context that
 #            charged the pages makes them part of a block or a run by one store, and charged
 #            becomes 0.
+#   give up  charged has the pages of the block again, while the context holds the block; once the
+#            memory has gone, they become a debt, and the store that unlocks the hole commits.
 #   refund   context.debt has the pages that were given up, until the budget has them: hold the
 #            word; store budget_after; unlock the word; clear the debt. If the word cannot be had,
 #            the debt stays, and op_give_back tries again.
 #
+# A debt is of no block any more, so only a refund clears it. A context with a debt charges nothing
+# and gives nothing up.
+#
 # After a death, budget_after decides what is done with the word (budget_recover), and the block or
-# run for which pages were charged decides what is done with charged (recover_memory.pxd).
+# run that the context holds decides what is done with charged (recover_memory.pxd).
 from libc.errno cimport errno, EAGAIN, EFAULT, EINTR, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from posix.types cimport off_t

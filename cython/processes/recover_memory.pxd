@@ -25,7 +25,7 @@ from segment.geometry cimport (
     buckets_usable,
 )
 from memory.operation cimport Op, lock_try, lock_release, op_holds, header_set
-from memory.region cimport budget_used, debt_add, pages_owed, budget_owe_none
+from memory.region cimport budget_used
 from memory.pool cimport FreeList, block_vacate, pool_put_run
 from memory.depot cimport depot_store
 from memory.pins cimport pins_usable, pin_clear
@@ -165,17 +165,13 @@ cdef inline void recover_block_object(
         header_set(&thing.header, ELEMENT_ALLOC, lock_bits(op.self_index))
     compiler_fence()
 
-cdef inline void recover_charge(
-        Op *op, PoolView *pool, uint64_t block, uint64_t word) noexcept nogil:
-    """Settle the pages that were charged for the held block, or that are owed for it."""
-    if block_state(word) == BLOCK_READY:       # the block stays
-        if pool.capacity == 1 and pages_owed(op.context) != 0:
-            pool_object(pool, block).words[1] = pages_owed(op.context)
-            compiler_fence()
-        budget_owe_none(op)
-    elif op.context.charged != 0:
-        debt_add(op, op.context.charged)
-        budget_used(op)
+cdef inline void recover_charge(Op *op, PoolView *pool, uint64_t block) noexcept nogil:
+    """Settle what context.charged says of a held block that stays READY: the pages are still its
+    own. What the context owes is for other blocks."""
+    if pool.capacity == 1 and op.context.charged != 0:
+        pool_object(pool, block).words[1] = op.context.charged
+        compiler_fence()
+    budget_used(op)
 
 cdef inline void recover_block(Op *op) noexcept nogil:
     cdef PoolView *pool = NULL
@@ -185,11 +181,11 @@ cdef inline void recover_block(Op *op) noexcept nogil:
     if word == NULL:
         return
     block = <uint64_t> (word - pool.words)
-    if pool.kind >= POOL_OBJECTS:
-        recover_charge(op, pool, block, load_relaxed_u64(word))
     if block_state(load_relaxed_u64(word)) != BLOCK_READY:
         block_vacate(op, pool, block)
         return
+    if pool.kind >= POOL_OBJECTS:
+        recover_charge(op, pool, block)
     if pool.kind == POOL_LINES:
         if op.context.line != 0:
             recover_block_object(op, pool, word, op.context.line, &op.context.line)

@@ -288,7 +288,7 @@ cdef struct Context:
     uint64_t waits             # how often this owner's operations had to wait for a lock
     uint64_t debt              # pages to refund to the budget * 2 + (1: owned_refs may be in use)
     uint64_t owned_refs[6]     # references to objects: see NAME_MAX and reference.pxd
-    uint64_t charged           # pages just added to the budget, for a block or an object
+    uint64_t charged           # pages of the block that is held, or of the run that grows
     uint64_t budget_after      # while the budget changes: (its next value + 1) * 2 + (1: a refund)
     uint64_t pages_wanted      # of the object that grows: pages * 8 + its slot in owned_refs
     uint64_t active_ns         # CLOCK_REALTIME when taken, when given back, and sometimes between

@@ -9,8 +9,21 @@ import contextlib
 
 import pytest
 from support import stepping
+from support.children import Child
 from support.killing import Scenario, not_waiting, only_check
-from support.object_maps import LONG, MIDDLE, RUN, SHORT, SMALL, core, create, five, value
+from support.object_maps import (
+    LONG,
+    MIDDLE,
+    RUN,
+    SHORT,
+    SMALL,
+    budget_word,
+    core,
+    create,
+    five,
+    value,
+)
+from support.refusing import MADV_REMOVE, PUNCH_HOLE, refuse
 
 from shmrhash import BPF_NOEXIST, KeyGone, MapFull, OutOfMemory, RHashMap
 
@@ -243,11 +256,61 @@ class DeleteRun(Delete):
         entries[SHORT] = value(3, RUN)
 
 
+class DeleteRunThatStays(DeleteRun):
+    """The kernel gives no memory back: neither to the child nor to a process that recovers it."""
+
+    meetings = (replace_same_key, insert_another, only_check)
+
+    def prepare(self, name):
+        child = super().prepare(name)
+        give_nothing_back()
+        return child
+
+    def survive(self, entries, meet, seen, keys):
+        assert Child(recover_and_give_nothing_back, entries.handle).join() == 0
+        super().survive(entries, meet, seen, keys)
+
+
+def give_nothing_back():
+    refuse("madvise", MADV_REMOVE)
+    refuse("fallocate", PUNCH_HOLE)
+
+
+def recover_and_give_nothing_back(handle):
+    give_nothing_back()
+    handle._recover()
+
+
 class DeleteMiddle(Delete):
     def fill(self, entries):
         five(entries)
         entries[SHORT] = value(3, MIDDLE)
         entries[b"k1"] = value(4, MIDDLE)
+
+
+class DeleteBesideACharge(Delete):
+    """Key and value are runs. The survivor holds the budget all the time, as if it were charging
+    pages: what the child owes for the first run, it still owes while it gives up the second."""
+
+    deleted_key = LONG * (RUN // len(LONG))
+    meetings = (replace_same_key, insert_another, somebody_attaches, only_check)
+
+    def fill(self, entries):
+        five(entries)
+        entries[self.deleted_key] = value(3, RUN)
+
+    def prepare(self, name):
+        child = super().prepare(name)
+        with budget_word(child.handle) as word:
+            assert not word[0] & 1
+            word[0] |= 1  # locked by context 0: the survivor's, which was the first
+        return child
+
+    def survive(self, entries, meet, seen, keys):
+        with budget_word(entries.handle) as word:
+            assert word[0] & 1
+            word[0] -= 1
+        super().survive(entries, meet, seen, keys)
 
 
 class DeleteAndDrain(Delete):
@@ -389,6 +452,8 @@ CASES = {
         Delete("delete a long key", deleted_key=LONG),
         DeleteMiddle("delete of a middle size"),
         DeleteRun("delete a run"),
+        DeleteRunThatStays("delete a run that the kernel keeps"),
+        DeleteBesideACharge("delete runs beside a charge"),
         DeleteAndDrain("delete, and drain"),
         Pop("pop"),
         Pop("pop a long key", deleted_key=LONG),

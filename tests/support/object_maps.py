@@ -1,5 +1,7 @@
 """Maps of bytes to bytes with objects and deadlines, as a SharedDict's are, for the kill tests."""
 
+import contextlib
+import mmap
 import struct
 
 from shmrhash import Kptr, RHashMap, Timer, _core
@@ -19,6 +21,18 @@ def create(name, **more):
     geometry = {"key_size": 16, "value_size": 24, "max_entries": 64, "_seeds": SCATTERED}
     fields = [Kptr(0), Timer(8), Kptr(16)]
     return RHashMap.create(name, fields=fields, **({"max_bytes": 1 << 20} | geometry | more))
+
+
+@contextlib.contextmanager
+def budget_word(handle):
+    """Yield the budget's word (the first one of the segment's objects) as a list of one number,
+    which is stored at the end. An equal map without objects ends where they begin."""
+    sizes = handle.key_size, handle.value_size, handle.max_entries, handle.info()["depots"]
+    offset = _core.segment_bytes(*sizes)
+    with open(handle.info()["path"], "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        word = list(struct.unpack_from("<Q", memory, offset))
+        yield word
+        struct.pack_into("<Q", memory, offset, *word)
 
 
 def core(handle):
