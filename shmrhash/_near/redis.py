@@ -36,6 +36,7 @@ from shmrhash._near.sentinel import Sentinels
 from shmrhash._near.source import STOP_SECONDS, Fetched, Nodes, Probe, Sink
 
 _LOST_AFTER = 4  # beats without an answer, after which a watch is made anew
+_NO_ANSWER = Probe("a server that does not answer", True, "", 0.0)  # the tracker asks again
 _IDLE_MAX = 16  # connections of one event loop that are kept
 
 
@@ -278,7 +279,7 @@ class RedisSource:
         except TrackingRefused as error:
             return Probe("a server without RESP3", False, str(error), 0.0)
         except (ConnectionError, FileNotFoundError, TimeoutError):
-            return Probe("a server that does not answer", True, "", 0.0)  # the tracker asks again
+            return _NO_ANSWER
         except OSError as error:
             raise self._as_clients(error, "ConnectionError") from error
         except ServerError as error:
@@ -286,6 +287,8 @@ class RedisSource:
         self._run_id = connection.run_id
         try:
             return probed(connection, self._prefixes)
+        except OSError:  # it died, or hung, since it greeted
+            return _NO_ANSWER
         finally:
             connection.close()
 

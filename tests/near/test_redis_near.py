@@ -69,6 +69,24 @@ def test_a_worker_starts_while_the_server_is_away(server, client, map_name):
         assert (near.info()["tracking"], near.info()["refusal"]) == ("bcast", "")
 
 
+@pytest.mark.parametrize("error", [TimeoutError, ConnectionResetError])
+def test_a_worker_starts_while_the_server_dies_or_hangs(
+    server, client, map_name, error, monkeypatch
+):
+    """Behind its greeting: the first question that has no answer is the probe's."""
+    client.set("k1", "one")
+
+    def fails(connection, prefixes):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shmrhash._near.redis.probed", fails)
+        near = near_of(server, map_name)
+    with near:
+        assert near.ready(PATIENCE_S)
+        assert near.get("k1") == b"one"
+
+
 def test_a_value_is_fetched_once_and_again_after_each_change(client, near):
     client.set("k1", "one")
 
