@@ -10,6 +10,8 @@ A write that ended in an error may be executed, and even later than the next one
 never wrong.
 """
 
+import itertools
+import math
 import threading
 import time
 
@@ -20,9 +22,15 @@ class Version:
     def __init__(self, number, is_deletion):
         self.number = number
         self.is_deletion = is_deletion
+        self.began = time.monotonic()
         self.acknowledged = None  # when
         self.is_loose = False  # it ended in an error
         self.is_lost = False
+
+
+def newest(past, fits):
+    """The number of the last of these versions that fits. The first, an absence, always does."""
+    return next(at for at in range(len(past) - 1, -1, -1) if fits(past[at]))
 
 
 class Ledger:
@@ -52,25 +60,41 @@ class Ledger:
         new.is_loose = False
         self.find_lost(key, past[:-1], old)
 
+    def begin_flush(self):
+        """A flush is about to be executed, and nobody writes: a deletion of each key. All of them,
+        for end_flush(). Until then, and after an error, they are loose."""
+        made = []
+        for past in self.versions.values():
+            made.append(Version(past[-1].number + 1, True))
+            made[-1].is_loose = True
+            past.append(made[-1])
+        return made
+
+    def end_flush(self, made):
+        for each in made:
+            each.acknowledged = time.monotonic()
+            each.is_loose = False
+
     def find_lost(self, key, past, old):
         """Compare what a write replaced with what should have been there."""
-        last = max(each.number for each in past if each.acknowledged is not None)
+        last = newest(past, lambda each: each.acknowledged is not None)
         if old is None:
-            if any(each.is_deletion for each in past if each.number >= last):
+            if any(each.is_deletion for each in past[last:]):
                 return
-            found = max(each.number for each in past if each.is_deletion and not each.is_lost)
+            found = newest(past, lambda each: each.is_deletion and not each.is_lost)
         else:
             found = int(old.decode().removeprefix(f"{key}="))
         for each in past[found + 1 :]:
             each.is_lost = each.is_lost or (each.acknowledged is not None)
 
-    def read(self, key, found, began):
-        """A read of key that began at a moment has returned found."""
+    def read(self, key, found, began, ended=math.inf):
+        """A read of key that began at a moment has returned found, at another moment."""
+        past = self.versions[key]
         if found is None:
-            number = max(each.number for each in list(self.versions[key]) if each.is_deletion)
+            number = newest(past, lambda each: each.is_deletion and each.began <= ended)
         else:
             owner, _, number = found.decode().rpartition("=")
-            if owner != key or int(number) > self.versions[key][-1].number:
+            if owner != key or int(number) > past[-1].number:
                 self.strange.append((key, found))
                 return
         place = key, int(number)
@@ -85,7 +109,7 @@ class Ledger:
             past = self.versions[key]
             if past[number].is_loose:
                 continue
-            for newer in past[number + 1 :]:
+            for newer in itertools.islice(past, number + 1, None):
                 if newer.acknowledged is None or newer.is_lost:
                     continue
                 late = began - self.max_stale - newer.acknowledged
@@ -93,6 +117,9 @@ class Ledger:
                     found.append((key, number, newer.number, late))
                     break
         return found
+
+    def writes(self):
+        return sum(len(past) - 1 for past in self.versions.values())
 
     def lost(self):
         return sum(each.is_lost for past in self.versions.values() for each in past)
