@@ -7,6 +7,7 @@ arrays and sets, dict of maps, ServerError of errors, Push of what the server te
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from typing import Any
 
@@ -17,6 +18,7 @@ STRING_BYTES_MAX = 1 << 29  # what the servers accept as a value
 ITEMS_MAX = 1 << 24  # of an array
 DEPTH_MAX = 8  # arrays in arrays
 
+_STRING_HEAD = re.compile(rb"\$([0-9]{1,9})\r\n")
 _Parsing = Generator[None, None, Any]
 
 
@@ -51,6 +53,7 @@ class Reader:
     def __init__(self) -> None:
         self._bytes = bytearray()
         self._at = 0
+        self._looked = 0  # so many bytes behind _at have no end of a line
         self._parsing = self._reply(0)
 
     def feed(self, data: bytes) -> list[Any]:
@@ -72,17 +75,36 @@ class Reader:
             if self._at == len(self._bytes):
                 return whole
 
-    def _line(self) -> _Parsing:
-        looked = self._at
-        while (end := self._bytes.find(b"\r\n", looked)) < 0:
-            if len(self._bytes) - self._at > LINE_BYTES_MAX:
+    def _line(self) -> bytes | None:
+        """The line that comes next, or None: it is not whole yet."""
+        end = self._bytes.find(b"\r\n", self._at + self._looked)
+        if end < 0:
+            whole = len(self._bytes) - self._at
+            if whole > LINE_BYTES_MAX:
                 raise ProtocolError(f"a line of more than {LINE_BYTES_MAX} bytes")
-            behind = max(0, len(self._bytes) - self._at - 1)  # its last byte may be the \r
-            yield
-            looked = self._at + behind
+            self._looked = max(0, whole - 1)  # its last byte may be the \r
+            return None
         line = bytes(self._bytes[self._at : end])
         self._at = end + 2
+        self._looked = 0
         return line
+
+    def _strings(self, most: int) -> list[bytes | None]:
+        """The strings that come next and are whole, up to so many; whatever else comes is left to
+        _reply(). It would make the same of them in three times the time, and nearly all that the
+        server tells is arrays of keys."""
+        found: list[bytes | None] = []
+        while len(found) < most:  # each turn uses up a string
+            head = _STRING_HEAD.match(self._bytes, self._at)
+            if head is None:
+                break
+            begin = head.end()
+            end = begin + int(head[1])
+            if self._bytes[end : end + 2] != b"\r\n":
+                break
+            found.append(bytes(self._bytes[begin:end]))
+            self._at = end + 2
+        return found
 
     def _count(self, text: bytes, most: int) -> int:
         try:
@@ -111,13 +133,15 @@ class Reader:
             return None
         if depth == DEPTH_MAX:
             raise ProtocolError(f"arrays in arrays, more than {DEPTH_MAX} deep")
-        items = []
-        for _ in range(count * each):
+        items: list[Any] = self._strings(count * each)
+        while len(items) < count * each:  # each turn adds an item
             items.append((yield from self._reply(depth + 1)))
+            items += self._strings(count * each - len(items))
         return items
 
     def _reply(self, depth: int) -> _Parsing:
-        line = yield from self._line()
+        while (line := self._line()) is None:
+            yield
         kind, text = line[:1], line[1:]
         try:
             if kind == b"+":
