@@ -215,3 +215,6 @@ FOUND_BY_STORMS = {
     WithoutLease: WEATHER | {"blows": ("stop",), "stopped": 5.0, "readers": 2},
     WithoutFlush: WEATHER | {"flushes": 50},
 }
+
+# Those that the promises rest on most; a fleet of near_fleet.py finds each of them.
+FOUND_BY_FLEETS = (WithoutToken, WithoutEpoch, WithoutLease, ProvingByOneQuestion)

@@ -135,6 +135,7 @@ MUTANTS = {
     "each claim has a token of its own": (TWO, OLD),
     "the token is placed before the question is sent": (FETCHED, OLD),
     "a change takes claims away, too": (FETCHED, OLD),
+    "a reader needs a lease": (FETCHED, OLD),
     "a reader looks at the lease before the entry": (FETCHED, OLD),
     "a change is dealt with before the lease is extended": (FETCHED, OLD),
     "a proof is of the moment when a question was sent": (FETCHED, OLD),
