@@ -41,9 +41,9 @@ def cells_of(space):
 
 
 @pytest.mark.parametrize("count", [2_500, pytest.param(100_000, marks=pytest.mark.thorough)])
-def test_many_that_are_made_and_dropped_need_the_room_of_a_few(map_name, count):
-    """Also if a thread has them: what this process holds of them ends with them, or the 4,096
-    holds that a space can have would not do."""
+def test_primitives_that_are_made_and_dropped_need_the_room_of_a_few(map_name, count):
+    """Also if a thread holds them: a hold ends with its primitive, or the 4,096 holds that a space
+    can have would not suffice."""
     with Sync(map_name, 64) as space:
         for number in range(count):
             kept = Lock(space=space)
@@ -59,7 +59,7 @@ def test_many_that_are_made_and_dropped_need_the_room_of_a_few(map_name, count):
 
 
 def test_a_cell_that_is_used_again_is_new(space):
-    """Whatever became of it before, and whatever it was."""
+    """Of whatever kind the old primitive was, and in whatever state it was left."""
     for before in range(11):
         for after in range(11):
             made = make_each(space)
@@ -118,7 +118,7 @@ def expect_new(new):
 
 @pytest.mark.parametrize("share", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_what_was_pickled_or_copied_keeps_its_cell(space, share):
-    """A pickle is a way to the cell, as long as the space is there."""
+    """A pickle leads to the cell for as long as the space exists."""
     lock = Lock(space=space)
     index = lock._index
     shared = share(lock)
@@ -131,7 +131,7 @@ def test_what_was_pickled_or_copied_keeps_its_cell(space, share):
 
 
 def test_what_a_child_of_fork_has_keeps_its_cell(space):
-    """The parent drops it, and makes others: these are not what the child has."""
+    """The parent drops its primitive and makes others, none of which has the child's cell."""
     mine_alone = [Lock(space=space)]
     spare = Lock(space=space)
     del spare  # before the fork: the child's is not the parent's to use
@@ -159,7 +159,7 @@ def test_what_a_child_of_fork_has_keeps_its_cell(space):
 
 
 def test_a_fork_that_calls_no_hook_of_python_counts(space):
-    """A C library that forks: pthread_atfork's handlers run there, too."""
+    """A C library may fork: the handlers of pthread_atfork run there, too."""
     lock = Lock(space=space)
     index = lock._index
     libc = ctypes.CDLL(None)
@@ -173,7 +173,7 @@ def test_a_fork_that_calls_no_hook_of_python_counts(space):
 
 
 def test_the_cells_of_a_process_that_ended_are_used_again(map_name):
-    """Killed with locks that it holds, or not; or it closes the space."""
+    """The process is killed, with or without locks that it holds, or closes the space."""
     with Sync(map_name, 4096) as space:
         Lock(space=space)
 
@@ -202,8 +202,8 @@ def test_the_cells_of_a_process_that_ended_are_used_again(map_name):
     space.unlink()
 
 
-def test_two_that_look_for_spare_cells_share_them(map_name):
-    """Of the cells of a dead process, each goes to one of them."""
+def test_two_processes_that_look_for_spare_cells_share_them(map_name):
+    """Two processes look at once for cells of a dead process: each cell goes to one of the two."""
     with Sync(map_name, 4096) as space:
         Event(space=space).set()
 
@@ -235,7 +235,7 @@ def test_two_that_look_for_spare_cells_share_them(map_name):
 
 
 def test_a_closed_space_ends_what_was_in_it(map_name):
-    """Objects that outlive their space's handle, and the space itself."""
+    """Primitives outlive their space's handle, and the space itself."""
     space = Sync(map_name, 64)
     made = make_each(space)
     space.close()

@@ -1,5 +1,5 @@
-"""Barrier: threading's behaviour is tested by CPython's tests (tests/conformance); here, what
-processes and their deaths add."""
+"""Barrier among processes, some of which die. CPython's tests (tests/conformance) compare its other
+behaviour with threading's."""
 
 import os
 import pickle
@@ -37,7 +37,7 @@ def waiting_child(barrier):
 
 
 def together(method, barrier, parties):
-    """The outcomes of so many parties, in order."""
+    """The outcomes of this many parties, in order."""
     return sorted(run_together(method, *[(one_outcome, barrier)] * parties))
 
 
@@ -60,7 +60,8 @@ def test_parties_meet_again_and_again(space, method):
 
 
 def test_party_that_dies_while_it_waits_breaks_the_barrier(space):
-    """C2: for the waiting parties, which find that out by themselves, and for later ones."""
+    """C2: it breaks for the waiting parties, which find the death out themselves, and for parties
+    that come later."""
     barrier = Barrier(3, key="b", space=space)
     living, dead = waiting_child(barrier), waiting_child(barrier)
 
@@ -74,7 +75,7 @@ def test_party_that_dies_while_it_waits_breaks_the_barrier(space):
     assert together("fork", barrier, 3) == [0, 1, 2]
 
 
-def test_party_that_died_alone_is_found_by_those_that_come(space):
+def test_party_that_died_alone_is_noticed_by_later_parties(space):
     barrier = Barrier(3, key="b", space=space)
     waiting_child(barrier).kill()
 
@@ -110,7 +111,7 @@ def test_action_that_raises_breaks_the_barrier(space):
 
 
 def test_party_comes_while_the_action_of_the_others_runs(space):
-    """It belongs to the next generation, and waits until that can begin."""
+    """The party belongs to the next generation, and waits until that can begin."""
     goes_on = threading.Event()
     barrier = Barrier(2, lambda: goes_on.wait(LONG_S), key="b", space=space)
     places = []
@@ -127,7 +128,8 @@ def test_party_comes_while_the_action_of_the_others_runs(space):
 
 
 def test_waiters_of_a_reset_barrier_learn_it_however_late(space):
-    """A stopped waiter looks when the barrier has been reset and used again: it was not passed."""
+    """A stopped waiter looks only after the barrier was reset and used again, and learns that it
+    has not passed the barrier."""
     barrier = Barrier(2, key="b", space=space)
     late = waiting_child(barrier)
     os.kill(late.pid, signal.SIGSTOP)

@@ -1,5 +1,5 @@
-"""Condition: threading's behaviour is tested by CPython's tests (tests/conformance); here, what
-processes and their deaths add."""
+"""Condition among processes, some of which die. CPython's tests (tests/conformance) compare its
+other behaviour with threading's."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from shmrhash import Condition, InvalidArgument, Lock, MapClosed, RLock, Sync
 
 
 def until_waiting(condition, count):
-    """Return when so many threads wait that have not been notified."""
+    """Return when this many threads wait and have not been notified."""
     until(
         lambda: condition._waiting() == count, lambda: f"{condition._waiting()} wait, not {count}"
     )
@@ -76,7 +76,7 @@ def test_as_many_processes_wake_as_are_notified(space):
 
 
 def test_dead_waiter_takes_no_notification(space):
-    """C2: the notification is for the next one, though the dead one had waited longer."""
+    """C2: the notification goes to the next waiter, though the dead one had waited longer."""
     condition = Condition(key="c", space=space)
     dead, living = waiting_child(condition), waiting_child(condition)
     dead.kill()
@@ -89,7 +89,7 @@ def test_dead_waiter_takes_no_notification(space):
 
 
 def test_waiter_that_dies_after_it_was_notified_passes_the_notification_on(space):
-    """C2: it dies before it has the lock back; the others find that out by themselves."""
+    """C2: the waiter dies before it has the lock back; the others find that out by themselves."""
     condition = Condition(key="c", space=space)
     first, second = waiting_child(condition), waiting_child(condition)
 
@@ -113,8 +113,9 @@ def test_waiter_that_dies_before_a_notification_wakes_no_other(space):
     assert condition._waiting() == 0
 
 
-def test_notification_while_the_time_runs_out_is_not_lost(space):
-    """A wait with a short limit returns true or leaves the notification to the other one."""
+def test_notification_of_a_wait_whose_timeout_ends_is_not_lost(space):
+    """A wait with a short timeout either returns true, or leaves the notification to the other
+    waiter."""
     condition = Condition(key="c", space=space)
     told = []
 
@@ -151,7 +152,7 @@ def test_lock_is_released_as_often_as_it_was_taken(space):
     assert not condition._lock.locked()
 
 
-def test_lock_that_is_given_is_the_conditions(space):
+def test_condition_uses_the_lock_that_it_is_given(space):
     for lock in (Lock("l", space=space), RLock("r", space=space)):
         full, empty = Condition(lock), Condition(lock)
         assert full.space is space
@@ -166,7 +167,7 @@ def test_lock_that_is_given_is_the_conditions(space):
             full.wait()
 
 
-def test_lock_held_by_another_process_is_not_this_ones(space):
+def test_condition_is_refused_while_another_process_holds_its_lock(space):
     condition = Condition(Lock("l", space=space), "c")
 
     def hold(parent):
@@ -242,7 +243,7 @@ def test_a_key_in_the_place_of_the_lock_is_refused_with_the_remedy(space):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pickled_condition_is_the_condition(space, method):
+def test_pickle_of_a_condition_is_the_condition(space, method):
     condition = Condition(key="c", space=space)
     assert pickle.loads(pickle.dumps(condition)).key == "c"
 

@@ -1,6 +1,7 @@
 """Greenlets of gevent: they exclude each other, and one that waits does not stop the others.
 
-Each program runs in a forked child: a process that has imported gevent stays one of greenlets.
+Each program runs in a forked child, because a process that has imported gevent uses greenlets to
+its end.
 """
 
 import importlib.util
@@ -47,7 +48,7 @@ def run_all(*functions):
 
 
 class Exclusion:
-    """Notes whether two are inside at once."""
+    """Notes whether two greenlets hold the primitive at once."""
 
     def __init__(self):
         self.inside = 0
@@ -86,7 +87,7 @@ class Ticks:
 
 @pytest.mark.parametrize("patched", [False, True])
 def test_greenlets_take_turns_in_sections(map_name, patched):
-    """L1: each sees what the one before has stored."""
+    """L1: each greenlet sees the value that the one before it stored."""
 
     def program():
         import gevent
@@ -164,13 +165,13 @@ def test_an_rlock_is_a_greenlets_own(space):
 
 
 def held_by_another(space, number):
-    """A child that has the lock, and stays."""
+    """A child that takes the lock, and keeps it until it is killed."""
     return stays(lambda: list(make_locks(Sync(space.name)))[number].__enter__())
 
 
 @pytest.mark.parametrize("number", range(4), ids=["lock", "rlock", "semaphore", "rwlock"])
 def test_the_others_run_while_a_greenlet_waits_for_another_process(space, number):
-    """The other process is killed: then the greenlet has the lock."""
+    """When the other process is killed, the greenlet gets the lock."""
 
     def program(parent_pid):
         import gevent
@@ -355,7 +356,7 @@ def test_a_greenlet_waits_for_what_another_stores(map_name):
 
 
 def test_greenlets_compute_a_value_once(map_name):
-    """The others wait for the one that computes; a circle of them ends."""
+    """The other greenlets wait for the one that computes; a circle of computations ends."""
 
     def program():
         import gevent
@@ -388,7 +389,7 @@ def test_greenlets_compute_a_value_once(map_name):
 
 
 def test_threads_of_a_program_with_greenlets_exclude_each_other(space):
-    """They have no hub, so they sleep as threads do."""
+    """These threads have no hub, so they sleep as in a program without greenlets."""
 
     def program():
         import gevent  # noqa: F401

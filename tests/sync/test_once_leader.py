@@ -1,4 +1,4 @@
-"""Once and Leader: one process does it, and another one if it dies."""
+"""Once and Leader: one process runs the function, or leads; if it dies, another one does."""
 
 import os
 import pickle
@@ -37,7 +37,7 @@ def test_function_runs_once(space, tmp_path, method):
 
 
 def test_next_caller_runs_what_a_dead_one_began(space):
-    """C2, and it is told which process died."""
+    """C2: the next caller is told which process died."""
     told = []
     once = Once("o", space=space, on_orphan=lambda lock, orphan: told.append(orphan.pid))
     child = Partner(lambda parent: once.run(lambda: (parent.say("begun"), parent.wait())))
@@ -137,7 +137,7 @@ def lead(parent, leader):
 
 
 def test_leader_that_is_stopped_beyond_its_lease_is_deposed(space):
-    """It learns that when it goes on; the next one has a higher term, and is told."""
+    """It learns that when it goes on; the next leader has a higher term, and is told."""
     leader = Leader("l", space=space, lease=0.2)
     with Partner(lead, leader) as child:
         assert child.hear() == 1
@@ -171,7 +171,7 @@ def test_leader_that_checks_in_time_keeps_its_office(space):
     leader.release()
 
 
-def test_deposed_leader_leaves_its_block_in_peace(space):
+def test_block_of_a_deposed_leader_raises_deposed(space):
     leader = Leader("l", space=space, lease=0.01)
 
     def lead():

@@ -1,4 +1,4 @@
-"""Sync: spaces by name and without, keys of all types, and names that are something else's."""
+"""Sync: spaces with a name and without one, keys of all types, names of other kinds of segments."""
 
 import pickle
 
@@ -127,7 +127,7 @@ def test_closed_space_makes_nothing(map_name):
     space.unlink()
 
 
-def test_locks_without_a_space_are_in_the_users_own():
+def test_locks_without_a_space_are_in_the_users_default_space():
     lock = Lock("own")
     try:
         assert lock.space is Lock("other").space
@@ -148,7 +148,7 @@ def hold_and_say(gate, lock, event):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_anonymous_primitives_are_passed_on(method):
+def test_child_processes_share_anonymous_primitives(method):
     lock, event, other = Lock(), Event(), Lock()
     names = run_together(method, (hold_and_say, lock, event))
 

@@ -36,8 +36,8 @@ def give(how, lock):
 
 
 def member(parent, has, wants, timeout=-1):
-    """has, wants: (how, lock). Returns what became of the wait: True, False, or the error's text,
-    and lets go of everything."""
+    """Take one lock, wait for another, and release both. has, wants: (how, lock). Returns the
+    result of the wait: True, False, or the error's text."""
     take(*has)
     parent.say()
     parent.wait()
@@ -52,7 +52,7 @@ def member(parent, has, wants, timeout=-1):
 
 
 def play(*members):
-    """Start members, let all have their first lock, and then let them wait, in this order."""
+    """Start the members, let all take their first lock, and then let them wait, in this order."""
     partners = [Partner(member, *arguments) for arguments in members]
     for partner in partners:
         partner.hear()
@@ -86,7 +86,7 @@ def ring(kinds, space):
 @pytest.mark.parametrize("size", [2, 3, 5])
 @pytest.mark.parametrize("kind", [Lock, RLock])
 def test_one_of_a_circle_is_told_and_the_others_go_on(space, size, kind):
-    """The one that came last gets the whole circle in words."""
+    """The member that waited last gets a DeadlockError that describes the whole circle."""
     partners = play(*ring([kind] * size, space))
     outcomes = [partner.result() for partner in partners]
 
@@ -138,7 +138,7 @@ def test_circle_over_an_rwlock_is_found(space, first, second):
 
 
 def test_reader_that_a_waiting_writer_keeps_out_is_told_of_the_circle(space):
-    """One reads and wants to read again; a writer waits for it, and keeps it out."""
+    """A reader wants to read once more; a writer waits for this reader, and keeps it out."""
     table = RWLock("table", space=space)
     for _ in range(ROUNDS_MAX):
         reader = Partner(member, ("reader", table), ("reader", table))
@@ -164,7 +164,7 @@ def test_thread_that_reads_and_would_write_is_told(space):
 
 
 def test_process_with_several_readers_is_no_part_of_a_circle(space):
-    """It is not known which of its threads reads: the wait ends by its limit."""
+    """The segment does not say which thread of a process reads, so the wait ends by its timeout."""
     table, lock = RWLock("table", space=space), Lock("lock", space=space)
 
     def two_readers(parent):
@@ -187,7 +187,7 @@ def test_process_with_several_readers_is_no_part_of_a_circle(space):
 
 
 def test_chain_is_no_circle(space):
-    """Each waits for the next one, and the last one works for a while."""
+    """Each thread waits for the next one, and the last one works for a while."""
     end = Lock("end", space=space)
     a, b = Lock("a", space=space), Lock("b", space=space)
     with end:
@@ -198,7 +198,7 @@ def test_chain_is_no_circle(space):
 
 
 def test_waits_beside_a_circle_are_told_nothing(space):
-    """Two wait in a circle, and a third one behind them: it goes on when they do."""
+    """Two wait in a circle, and a third waits for a lock of the circle: it goes on when they do."""
     one, two = ring([Lock, Lock], space)
     third = (("lock", Lock("third", space=space)), one[1])
     partners = play(one, two, third)
@@ -208,7 +208,7 @@ def test_waits_beside_a_circle_are_told_nothing(space):
 
 
 def test_circle_that_ends_by_a_timeout_is_no_deadlock(space):
-    """One gives up before anybody is told; the other one takes the lock."""
+    """One member gives up before any is told; the other one takes the lock."""
     one, two = ring([Lock, Lock], space)
     partners = play((*one, 0.1), two)
 
@@ -216,7 +216,7 @@ def test_circle_that_ends_by_a_timeout_is_no_deadlock(space):
 
 
 def test_wait_with_a_timeout_is_a_link_but_is_not_told(space):
-    """Of a circle, the one without a limit is told, though the other one came last."""
+    """The member without a timeout is told, though the other one waited last."""
     one, two = ring([Lock, Lock], space)
     partners = play(one, (*two, LONG_S))
     outcomes = [partner.result() for partner in partners]
@@ -233,7 +233,7 @@ def test_circle_of_waits_with_timeouts_ends_by_them(space):
 
 
 def test_lock_without_check_is_no_part_of_a_circle(space):
-    """Another thread may release it: here one does."""
+    """Any thread may release such a lock, and here another thread does."""
     a, b = Lock("a", space=space), Lock("b", space=space, check=False)
 
     def released_by_another(parent):
@@ -255,8 +255,8 @@ def test_lock_without_check_is_no_part_of_a_circle(space):
 
 
 def test_dead_member_resolves_its_circle(space):
-    """While the member that would be told is stopped, no other one is; when it is killed, the
-    others go on."""
+    """While the member that would be told is stopped, no other member is told; when the stopped one
+    is killed, the others go on."""
     partners = play(*ring([Lock] * 3, space))
     os.kill(partners[2].pid, signal.SIGSTOP)
     time.sleep(ALARM_S)
@@ -279,7 +279,7 @@ def test_two_circles_at_once_have_one_told_each(space):
 
 
 def test_wait_for_a_permit_is_no_link(space):
-    """Any process may give a permit, so a semaphore makes no circle."""
+    """Any process may give a permit, so a wait for a permit is no link of a circle."""
     lock, slots = Lock("lock", space=space), Semaphore(1, "slots", space=space)
 
     def wait_for_a_permit(parent):
@@ -317,7 +317,8 @@ WAYS = pytest.mark.parametrize("how", ["lock", "reader", "writer"])
 
 @WAYS
 def test_task_that_waits_is_no_link(space, how):
-    """Its thread goes on, and other tasks with it: so a waiter behind it is told nothing."""
+    """The thread of a waiting task goes on, and so do its other tasks: they may release the lock
+    for which another process waits, so that process is told nothing."""
     mine, other = lock_of(how, space), Lock("other", space=space)
     behind = "writer" if how == "reader" else how
     partner = Partner(member, ("lock", other), (behind, mine))
@@ -335,8 +336,8 @@ def test_task_that_waits_is_no_link(space, how):
 
 
 @pytest.mark.parametrize("how", ["reader", "writer"])
-def test_thread_that_waits_keeps_its_tasks_from_letting_go(space, how):
-    """A task comes in, and then its thread waits: a circle, for the task cannot go on."""
+def test_thread_that_waits_keeps_its_tasks_from_releasing(space, how):
+    """A task holds a lock, and then its thread waits: a circle, since the task cannot go on."""
     mine, other = lock_of(how, space), Lock("other", space=space)
     partner = Partner(member, ("lock", other), ("writer", mine))
     partner.hear()
@@ -354,7 +355,7 @@ def test_thread_that_waits_keeps_its_tasks_from_letting_go(space, how):
 
 
 def take_in_order(made, start, seed, rounds):
-    """Take random locks in the order of their numbers, and let go of them. Returns how often this
+    """Take random locks in the order of their numbers, and release them. Returns how often this
     thread waited for longer than a slice."""
     _core.set_circle_patience(0)
     rng = random.Random(seed)

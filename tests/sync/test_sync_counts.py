@@ -1,5 +1,5 @@
-"""Semaphore, BoundedSemaphore and Event: threading's behaviour, exact permits, and what becomes of
-them when a process dies."""
+"""Semaphore, BoundedSemaphore and Event behave as threading's, count permits exactly, and survive
+the death of a process that uses them."""
 
 import os
 import pickle
@@ -115,7 +115,8 @@ def test_permits_of_a_counter_do_not_come_back(space):
 
 
 def test_process_gives_back_only_what_it_has(space):
-    """A permit that another process took is given as a new one; each death gives back its own."""
+    """A process that has no permit adds one by release(); the death of a process gives back exactly
+    the permits that it took."""
     semaphore = Semaphore(2, "s", space=space)
     child = stays(semaphore.acquire)
     semaphore.release()  # this process has none: a new one
@@ -149,7 +150,8 @@ def test_pickle_of_a_semaphore_is_the_semaphore(space):
 
 
 def take_and_give(gate, semaphore, inside, rounds):
-    """Take a permit, and count how many are inside at once, by a second semaphore's value."""
+    """Take a permit, and count the processes that have one at the same time, by the value of a
+    second semaphore."""
     gate.wait()
     most = 0
     for _ in range(rounds):
@@ -173,7 +175,7 @@ def test_never_more_inside_than_permits(space, undo, method):
 
 @pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.thorough)])
 def test_permits_are_exact_after_a_storm_of_kills(space, rounds, seed):
-    """C1: each permit of the killed comes back, exactly once."""
+    """C1: each permit of a killed process comes back, exactly once."""
     semaphore = Semaphore(3, "storm", space=space)
     rng = random.Random(seed)
 

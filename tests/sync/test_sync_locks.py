@@ -1,5 +1,5 @@
-"""Lock and RLock: threading's behaviour, in threads and processes, and what becomes of the lock
-when its holder dies, forks or is stopped."""
+"""Lock and RLock behave as threading's among threads and processes, also if the holder dies, forks
+or is stopped."""
 
 import os
 import pickle
@@ -307,7 +307,7 @@ def test_waiter_that_a_signal_handler_ends_leaves_the_lock_alone(lock):
 
 
 def test_waiter_forked_by_a_signal_handler_waits_in_both_processes(lock):
-    """A handler that forks in the middle of a wait: both processes go on, each for itself."""
+    """A signal handler forks in the middle of a wait: parent and child each go on waiting."""
     reader, writer = os.pipe()
 
     def fork(*_):
@@ -460,8 +460,8 @@ def enter_and_leave(lock, file, pid):
 @pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.thorough)])
 @KINDS
 def test_storm_of_kills(space, kind, rounds, seed, tmp_path):
-    """C1: killed at random, no two processes are ever inside at once, nobody is stuck, and whoever
-    finds the ledger half written has been told of a death."""
+    """C1: processes are killed at random. No two hold the lock at once, none is stuck, and a
+    process that finds the ledger half written has been told of a death."""
     lock = kind("storm", space=space)
     path = tmp_path / "ledger"
     path.write_bytes(bytes(24))

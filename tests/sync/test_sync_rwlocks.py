@@ -43,7 +43,7 @@ def test_release_by_a_process_that_holds_nothing_is_refused(lock):
         lock.release_write()
 
 
-def test_contexts_tell_when_the_time_is_over(lock):
+def test_with_statement_raises_when_its_timeout_ends(lock):
     with stays(lock.acquire_write):
         with pytest.raises(LockTimeout), lock.read_lock(0.01):
             pass
@@ -69,7 +69,7 @@ def test_writer_that_waits_keeps_new_readers_out(lock):
 
 
 def test_readers_that_wait_come_before_the_next_writer(lock):
-    """Two writers that take turns without a pause let a reader in between them."""
+    """If two writers take turns without a pause, a reader gets the lock between them."""
 
     def write():
         while True:
@@ -111,7 +111,7 @@ def test_dead_readers_are_taken_off(lock):
     lock.release_write()
 
 
-def test_dead_writer_is_told_until_a_writer_has_gone_out(lock):
+def test_dead_writer_is_told_until_another_writer_has_released(lock):
     child = stays(lock.acquire_write)
     child.kill()
 
@@ -122,7 +122,7 @@ def test_dead_writer_is_told_until_a_writer_has_gone_out(lock):
     assert lock.orphan is None
 
 
-def test_child_of_fork_has_nothing_of_its_parents(lock):
+def test_child_of_fork_does_not_hold_its_parents_rwlock(lock):
     def release():
         with pytest.raises(RuntimeError):
             lock.release_read()
@@ -161,7 +161,7 @@ def test_signal_handler_runs_while_a_writer_waits(lock):
 
 
 def read_and_write(gate, lock, shared, rounds, seed):
-    """Both numbers are equal whenever a reader looks; each writer adds one to both."""
+    """A reader always finds two equal numbers; each writer adds one to both."""
     gate.wait()
     rng = random.Random(seed)
     written = 0

@@ -36,7 +36,7 @@ LOCKS = pytest.mark.parametrize("kind", [Lock, RLock])
 
 @pytest.fixture
 def only_told(monkeypatch):
-    """A task does not look by itself: only a change of the cell can wake it."""
+    """Switch off a waiting task's own looks, so that only a change of the cell can wake it."""
     monkeypatch.setattr(tasks, "_sooner", lambda _moment, deadline: deadline)
 
 
@@ -210,7 +210,7 @@ def test_once_and_leader(space):
 # ---- told by others ----
 
 
-def test_what_another_thread_does_is_told(space, only_told):
+def test_task_wakes_when_another_thread_changes_the_cell(space, only_told):
     lock, permits = Lock("l", space=space), Semaphore(0, "s", space=space)
     rw, event = RWLock("rw", space=space), Event("e", space=space)
     condition, barrier = Condition(Lock("c", space=space), "cc"), Barrier(2, key="b", space=space)
@@ -245,7 +245,7 @@ def test_what_another_thread_does_is_told(space, only_told):
     in_time(main())
 
 
-def test_what_another_process_does_is_told(space, only_told):
+def test_task_wakes_when_another_process_changes_the_cell(space, only_told):
     lock = Lock("l", space=space)
     before = shmrhash._core.set_wait_slice(10**9 * LONG_S * 2)
 
@@ -292,7 +292,7 @@ def test_the_lock_of_a_killed_process_is_taken_and_its_death_told_once(space, ki
     assert len(told) == 1
 
 
-def test_permits_and_parties_of_killed_processes(space):
+def test_task_gets_a_killed_processs_permit_and_learns_of_a_broken_barrier(space):
     permits, barrier = Semaphore(1, "s", space=space), Barrier(3, key="b", space=space)
 
     async def main(children):
@@ -378,7 +378,8 @@ def test_a_cancelled_waiter_of_a_condition_passes_its_notification_on(space, onl
 
 
 def test_waits_that_are_cancelled_at_random_leave_nothing_held(space, seed):
-    """A ledger: each holder writes, so two at once are seen; at the end everything is free."""
+    """Each holder writes into a ledger, which shows two holders at once; at the end nothing is
+    held."""
     rng = random.Random(seed)
     lock, again = Lock("l", space=space), RLock("r", space=space)
     permits, rw = Semaphore(2, "s", space=space), RWLock("rw", space=space)
@@ -438,7 +439,8 @@ def test_waits_that_are_cancelled_at_random_leave_nothing_held(space, seed):
 
 
 def test_nothing_blocks_the_loop(space):
-    """All kinds wait at once for what a process has or does not do; a ticker goes on."""
+    """Tasks wait at all kinds of primitives, which another process holds or does not set; a ticker
+    in the same loop goes on."""
     lock, rw, permits = Lock("l", space=space), RWLock("rw", space=space), Semaphore(1, "s")
     event, condition = Event("e", space=space), Condition(key="c", space=space)
     barrier, leader = Barrier(2, key="b", space=space), Leader("leader", space=space)
@@ -491,7 +493,7 @@ def test_closing_the_space_ends_the_waits(map_name):
     space.close()
 
 
-def test_a_child_of_fork_has_nothing_of_its_parent_s_tasks(space):
+def test_a_child_of_fork_holds_nothing_of_its_parents_tasks(space):
     lock, event = Lock("l", space=space), Event("e", space=space)
 
     async def take():
@@ -554,7 +556,7 @@ def add_in_a_thread(gate, space, counter, rounds):
 
 @pytest.mark.parametrize("method", [pytest.param("thread", marks=pytest.mark.thorough), "fork"])
 def test_tasks_of_two_loops_and_threads_take_turns(space, method):
-    """A ledger in shared memory that plain loads and stores change: no addition is lost."""
+    """Each adds to a ledger in shared memory by plain loads and stores: no addition is lost."""
     import mmap
 
     counter = memoryview(mmap.mmap(-1, 4096)).cast("q")

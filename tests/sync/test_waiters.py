@@ -16,7 +16,8 @@ each_primitive = pytest.mark.parametrize("name", PRIMITIVES)
 
 
 class Scene:
-    """A primitive for which everybody has to wait; ways to wait for it, and to let all go on."""
+    """A primitive for which each thread and task has to wait, with ways to wait for it, and to end
+    all of the waits."""
 
     def __init__(self, name, space):
         self.name = name
@@ -84,7 +85,7 @@ def waiters_of(space):
 
 @each_primitive
 def test_tasks_that_wait_are_shown_with_their_numbers(space, name):
-    """Of one loop, and of one in another process; until they go on, or are cancelled."""
+    """Tasks of this loop, and of a loop in another process, until they go on or are cancelled."""
     scene = Scene(name, space)
     before = time.monotonic()
 
@@ -126,7 +127,7 @@ def test_tasks_that_wait_are_shown_with_their_numbers(space, name):
 
 @each_primitive
 def test_threads_that_wait_are_shown_since_they_began(space, name):
-    """Also behind many slices: the moment stays."""
+    """The moment at which a wait began stays the same after many slices of the wait."""
     scene = Scene(name, space)
     before = time.monotonic()
     waiting = [Waiting(scene.wait) for _ in range(2)]
@@ -148,7 +149,7 @@ def test_threads_that_wait_are_shown_since_they_began(space, name):
 
 
 def test_more_tasks_than_a_space_shows_leave_room_for_holders(space):
-    """5,000 tasks wait, and others still find contexts for what they hold."""
+    """While 5,000 tasks wait, a process still finds contexts for 1,000 locks."""
     event, permits = Event("it", space=space), Semaphore(0, "s", space=space)
 
     async def main():

@@ -1,4 +1,5 @@
-"""Circles of tasks, of greenlets, and through several spaces: one is told, as in test_sync_circles.
+"""Circles of tasks, of greenlets, and through several spaces: as in test_sync_circles.py, one
+member gets a DeadlockError.
 
 A circle is found after 0.2 s; a test waits for what must happen, not for the time.
 """
@@ -18,7 +19,7 @@ STEADY_S = 1.5  # more than one look of each waiter (0.2 s, then each second)
 
 
 async def take_both(first, second, ready, timeout=None):
-    """Returns what became of the second: True, False, or the error's text."""
+    """Take both locks; return the result for the second: True, False, or the error's text."""
     async with first:
         await ready.wait()
         try:
@@ -65,8 +66,8 @@ def test_one_task_of_a_circle_is_told_and_the_others_go_on(space, size, kind):
     assert all(info.waiters == [] and info.owners == [] for info in locks(space))
 
 
-def test_a_task_that_stands_in_a_line_is_told(space):
-    """Not the first at the lock, and the last to come: it finds the circle from the line."""
+def test_a_task_behind_another_in_the_line_is_told(space):
+    """The task is behind another one in the line for the lock, and finds the circle from there."""
     a, b = Lock("a", space=space), Lock("b", space=space)
 
     async def wait_behind():
@@ -89,14 +90,15 @@ def test_a_task_that_stands_in_a_line_is_told(space):
 
 
 def test_tasks_with_a_time_limit_are_told_nothing(space):
-    """Its wait is no link: it may be the one that ends, and others of its thread go on."""
+    """A task with a timeout is no link of a circle: its wait ends by itself, and meanwhile other
+    tasks of its thread go on."""
     a, b = Lock("a", space=space), Lock("b", space=space)
     outcomes = in_time(play_tasks([(a, b), (b, a)], (STEADY_S,), ()))
     assert outcomes == [False, True]
 
 
 def test_locks_without_check_make_no_circle_of_tasks(space):
-    """Another task may release them: here one does."""
+    """Any task may release such locks, and here another task does."""
     a, b = Lock("a", space=space, check=False), Lock("b", space=space, check=False)
 
     async def main():
@@ -138,7 +140,8 @@ def test_a_circle_of_a_task_and_a_thread_of_another_process_is_found(space):
 
 
 def test_a_waiter_that_wants_the_lock_of_a_condition_again_gets_no_deadlock_error(space):
-    """Its wait() has to end with the lock: so the other one is told, though it came first."""
+    """A wait() has to end with the lock held, so the other member of the circle is told, though it
+    began to wait first."""
     lock, other = Lock("lock", space=space), Lock("other", space=space)
     condition = Condition(lock, "c")
 
@@ -190,7 +193,7 @@ def crosswise(parent, has, wants, timeout=-1):
 
 
 def play(spaces, *members):
-    """As in test_sync_circles: all have their first lock, and then wait in this order."""
+    """As in test_sync_circles.py: all members take one lock, and then wait in this order."""
     partners = [Partner(crosswise, *arguments) for arguments in members]
     for partner in partners:
         partner.hear()
@@ -236,8 +239,8 @@ def test_a_chain_through_several_spaces_is_no_circle(spaces):
 
 
 def test_a_dead_member_resolves_a_circle_through_spaces(spaces):
-    """While the member that would be told is stopped, no other one is; when it is killed, the
-    others go on."""
+    """While the member that would be told is stopped, no other member is told; when the stopped one
+    is killed, the others go on."""
     made = [Lock("lock", space=space) for space in spaces]
     partners = play(spaces, *((made[at], made[(at + 1) % 3]) for at in range(3)))
     os.kill(partners[2].pid, signal.SIGSTOP)
