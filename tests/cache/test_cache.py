@@ -15,7 +15,7 @@ SHORT_S = 0.02
 
 
 class Unloadable:
-    """Its pickle cannot be loaded, as after a deploy without the class."""
+    """An object whose pickle cannot be loaded, as after a deploy without its class."""
 
     def __reduce__(self):
         return _refuse, ()
@@ -86,7 +86,7 @@ def test_replace_stores_only_over_a_present_key(cache):
 
 
 def test_replace_leaves_a_claim_alone_and_evicts_nothing(make_cache):
-    """A key whose value is computed is absent; a result is stored as if no caller had asked."""
+    """A key whose value is being computed counts as absent; its result is stored afterwards."""
     cache = make_cache(key=int, value=int, max_entries=3)
     cache.set_many({1: 1, 2: 2})
 
@@ -99,7 +99,7 @@ def test_replace_leaves_a_claim_alone_and_evicts_nothing(make_cache):
     assert cache.get_many([1, 2, 7]) == {1: 1, 2: 2, 7: 70}
 
 
-def test_replace_by_a_value_that_is_too_large_takes_the_old_one_along(make_cache):
+def test_replace_by_a_value_that_is_too_large_deletes_the_old_one(make_cache):
     cache = make_cache(key=str, value=bytes, max_entries=10, max_bytes=1 << 20)
     cache.set("a", b"old")
 
@@ -253,8 +253,8 @@ def test_incr_of_many_keys_evicts(make_cache):
     assert len(cache) == 8
 
 
-def test_a_value_that_is_too_large_takes_the_old_one_along(make_cache):
-    """An old value, served after set() was refused, would be wrong."""
+def test_set_of_a_value_that_is_too_large_deletes_the_old_one(make_cache):
+    """set() refuses the value and deletes the key: the old value would be wrong by now."""
     cache = make_cache(key=str, value=bytes, max_entries=10, max_bytes=1 << 20)
     limit = (1 << 20) // 8
     cache.set("a", b"old")

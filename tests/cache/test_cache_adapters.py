@@ -1,4 +1,4 @@
-"""The adapters to other caching libraries, without these: tests/adapters has the rest."""
+"""The adapters where the other caching libraries are not installed (tests/adapters needs them)."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ EXTRAS = {
 
 
 def run(folder, source):
-    """What a program prints that runs in a folder without the sources of shmrhash."""
+    """Run a program in a folder without the sources of shmrhash; return its output."""
     command = [sys.executable, "-c", source]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

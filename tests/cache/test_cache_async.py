@@ -1,4 +1,5 @@
-"""One computation for all coroutines and processes that ask: aget_or_compute(), memoize()."""
+"""All coroutines and processes that ask for a value share one computation: aget_or_compute() and
+memoize()."""
 
 import asyncio
 import os
@@ -91,7 +92,7 @@ def test_an_absent_value_is_awaited_and_stored(cache):
 
 
 def test_the_tasks_of_a_loop_share_one_computation(cache):
-    """Each gets a value of its own, and the loop goes on."""
+    """Each task gets a value of its own, and the loop goes on."""
 
     async def main():
         slow = Slow([7])
@@ -145,7 +146,7 @@ def test_an_exception_is_the_leaders_and_the_next_one_computes(cache):
     run(main())
 
 
-def test_what_was_invalidated_meanwhile_is_not_stored(cache):
+def test_a_result_invalidated_during_its_coroutine_is_not_stored(cache):
     async def main():
         slow = Slow("old")
         asked = asyncio.ensure_future(cache.aget_or_compute("a", slow))
@@ -160,7 +161,7 @@ def test_what_was_invalidated_meanwhile_is_not_stored(cache):
 
 
 def test_coroutines_that_need_each_other_end(cache):
-    """Also by way of a task that a computation begins, and of a key that needs itself."""
+    """Also if a computation begins a task that needs the other key, or needs its own key."""
 
     async def main():
         inside = 0
@@ -267,7 +268,8 @@ def test_a_stopped_process_is_late(cache):
 
 
 def test_a_circle_through_another_process_ends(cache):
-    """This loop computes a, and needs b by way of c; the other process computes b, and needs a."""
+    """This loop computes a, which needs c, which needs b; another process computes b, which needs
+    a."""
     started, go = os.pipe(), os.pipe()
 
     def ask():

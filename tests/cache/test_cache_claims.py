@@ -1,5 +1,5 @@
-"""Computations of any kind, nested, interrupted, odd: the claim ends, and no caller waits in
-vain."""
+"""Whatever a computation does (it may be nested, interrupted, or fail in any way), its claim ends,
+and no caller waits until its time is over."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ import shmrhash
 from shmrhash import Cache, SharedDict
 
 PATIENCE_S = 30
-NEVER_S = 20 * PATIENCE_S  # a wait that would end like this fails the test
+NEVER_S = 20 * PATIENCE_S  # a wait that ends by this timeout fails the test
 ENDLESS_S = 12 * NEVER_S  # for a busy machine: what is judged is that no wait ends by its time
 
 
@@ -30,7 +30,8 @@ def fail():
 
 
 def together(*functions, seconds=PATIENCE_S):
-    """Run each in a thread; all end within this time each, and without an exception."""
+    """Run each function in a thread; assert that each ends within this time, without an
+    exception."""
     errors = []
 
     def guarded(function):
@@ -49,7 +50,7 @@ def together(*functions, seconds=PATIENCE_S):
 
 
 def expect_free(cache, key="a"):
-    """Another process computes the key at once."""
+    """Assert that another process can compute the key at once."""
     cache.delete(key)
     assert in_child(lambda: cache.get_or_compute(key, lambda: 17, wait=NEVER_S)) == 17
     assert cache.get(key) == 17
@@ -60,7 +61,8 @@ def expect_free(cache, key="a"):
 
 @pytest.mark.parametrize("entries", [1, 2, 5])
 def test_more_computations_than_entries(make_cache, entries):
-    """All entries are claimed: what needs one more is computed, and not stored."""
+    """When all entries are claimed, a computation that needs one more runs, and its result is not
+    stored."""
     cache = make_cache(key=int, value=int, max_entries=entries)
 
     def depth(number):
@@ -115,7 +117,7 @@ def test_a_circle_through_two_caches_ends_with_the_time_to_wait(make_cache):
 
 
 def compute_graph(cache, rng, keys, wait):
-    """Ask for a key whose computation asks for others, and those for others again: any graph."""
+    """Ask for a key whose computation asks for other keys, and so on, by a random graph."""
     depth = 0
 
     def value(key):
@@ -159,7 +161,7 @@ def compute_graphs(gate, name, seed, graphs):
     ],
 )
 def test_any_graph_of_computations_ends(make_cache, seed, graphs):
-    """Four threads in two processes: none waits until its time is over."""
+    """Four threads in two processes compute: none waits until its time is over."""
     cache = make_cache(key=int, value=int, max_entries=5000, timeout=PATIENCE_S)
 
     longest = run_together(
@@ -221,7 +223,7 @@ def test_endless_recursion_ends_its_claims(cache):
     expect_free(cache, 50)
 
 
-def test_a_generator_that_asks_may_be_left(cache):
+def test_a_generator_that_asked_for_a_value_may_be_abandoned(cache):
     def steps():
         while True:
             yield cache.get_or_compute("a", lambda: 1)
@@ -233,7 +235,7 @@ def test_a_generator_that_asks_may_be_left(cache):
 
 
 def test_a_signal_handler_may_ask_for_the_same_key(cache):
-    """While the thread computes it, and while it waits for it."""
+    """While the thread computes the key, and while it waits for the key."""
     asked = []
 
     def handle(*_):
@@ -352,7 +354,7 @@ def test_a_claim_for_which_there_is_no_memory_is_free(cache, act):
 
 
 class Asks:
-    """Its pickling, or unpickling, asks for a key."""
+    """A value whose pickling, or unpickling, asks for a key."""
 
     def __init__(self, name, when):
         self.name, self.when = name, when
@@ -371,7 +373,7 @@ def ask_for(name, asks, _=None):
 
 
 def test_a_value_whose_pickling_asks_for_its_own_key(cache):
-    """Then the thread still has the claim: it computes, and does not wait for itself."""
+    """The thread still has the claim, so it computes instead of waiting for itself."""
     cache.get_or_compute("a", lambda: Asks(cache.name, "pickled"), wait=NEVER_S)
 
     assert cache.get("a") == 5

@@ -132,8 +132,8 @@ def test_a_result_that_does_not_fit_is_returned(make_cache):
     ],
     ids=["delete", "pop", "clear", "set", "add"],
 )
-def test_what_was_invalidated_meanwhile_is_not_stored(cache, invalidate, left):
-    """Nor does the invalidating caller wait for the computation."""
+def test_a_result_invalidated_during_its_computation_is_not_stored(cache, invalidate, left):
+    """The invalidating caller does not wait for the computation either."""
 
     def compute():
         invalidate(cache)
@@ -175,7 +175,7 @@ def test_a_computation_that_forks_is_the_parents(cache):
 
 
 def ask_for_all(gate, name, journal, seed, keys):
-    """Ask for all keys in an order of one's own."""
+    """Ask for all keys, in an order that the seed gives this process."""
     order = list(range(keys))
     random.Random(seed).shuffle(order)
     with reopened(name) as cache:
@@ -255,7 +255,7 @@ def test_an_exception_lets_the_next_one_compute(cache, journal):
 
 
 def test_a_late_computation_is_not_waited_for_nor_stored(cache, journal):
-    """It counts as late after `wait` seconds, as one in a stopped process."""
+    """After `wait` seconds the computation counts as late, like that of a stopped process."""
 
     def ask_first():
         def compute():
@@ -276,7 +276,7 @@ def test_a_late_computation_is_not_waited_for_nor_stored(cache, journal):
 
 
 def test_circles_of_computations_end(cache, seed):
-    """Processes whose computations need each other's results: none waits for itself."""
+    """The computations of several processes need each other's results: each call ends."""
     keys = 8
 
     def follow(gate, number):
@@ -490,7 +490,7 @@ def test_the_ttl_may_depend_on_the_result(cache):
     assert cache.get_or_compute("bad", lambda: 2) == 2
 
 
-def test_waiters_may_get_a_timeout_for_a_late_result(cache, journal):
+def test_waiters_may_choose_a_timeout_error_for_a_late_result(cache, journal):
     def ask_first():
         def compute():
             journal.note()
@@ -511,7 +511,7 @@ def test_waiters_may_get_a_timeout_for_a_late_result(cache, journal):
     assert first.result() == cache.get("a") == "late, and stored"
 
 
-def test_statistics_of_computations(cache):
+def test_computations_are_counted_and_timed(cache):
     cache.get_or_compute("a", lambda: time.sleep(0.01))
     cache.set("b", 1)
     assert not cache.add("b", 2)

@@ -26,7 +26,7 @@ SLOT_MASK = 0xFFFF  # of the word `recoverer`
 
 
 def value_of(key):
-    """A value that shows which key it belongs to, and whether it is complete."""
+    """A value that shows to which key it belongs, and whether it is complete."""
     return struct.pack("<Q", key) * (1 + key * 7919 % 700)
 
 

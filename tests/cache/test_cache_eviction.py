@@ -33,7 +33,7 @@ def ratio(policy, keys):
 
 
 def value_of(key):
-    """A value that shows which key it belongs to, and whether it is complete."""
+    """A value that shows to which key it belongs, and whether it is complete."""
     return struct.pack("<Q", key) * (1 + key * 7919 % 300)
 
 
@@ -56,7 +56,7 @@ def ask_and_store(gate, name, seed, rounds, keys):
 
 
 def watch_limits(gate, name, most_entries, most_bytes):
-    """Compare the cache with its limits until the others are done."""
+    """Compare the cache with its limits until the other processes are done."""
     with Cache(name, key=int, value=bytes) as cache:
         gate.wait()
         for _ in gate.open_for(1 << 30):
@@ -69,7 +69,7 @@ def watch_limits(gate, name, most_entries, most_bytes):
 
 @pytest.mark.parametrize("most", [1, 2, 3, 10, 1000])
 def test_a_full_cache_stays_exactly_full(make_cache, most):
-    """Not one entry less: each store evicts one, and the new entry is there."""
+    """Each store evicts exactly one entry, and the new entry is there."""
     cache = make_cache(key=int, value=int, max_entries=most)
 
     for key in range(3 * most + 50):
@@ -94,7 +94,7 @@ def test_replacing_a_value_evicts_nothing(make_cache):
 
 @pytest.mark.parametrize("size", [100, 3000, 20_000])
 def test_no_bytes_left_evicts_until_there_are_some(make_cache, size):
-    """With values of one size, one goes for each that comes."""
+    """If all values have one size, each store evicts one."""
     cache = make_cache(key=int, value=bytes, max_entries=1 << 16, max_bytes=1 << 20)
     while sum(cache.stats()[2:5]) == 0:
         cache.set(len(cache), bytes(size))
@@ -110,7 +110,7 @@ def test_no_bytes_left_evicts_until_there_are_some(make_cache, size):
 
 
 def test_values_may_change_their_size(make_cache, seed):
-    """Small objects give their memory to large ones, and the other way round; no store fails."""
+    """Small objects give their memory to large ones, and large ones to small; no store fails."""
     cache = make_cache(key=int, value=bytes, max_entries=1 << 16, max_bytes=1 << 20)
     rng = random.Random(seed)
 
@@ -216,7 +216,7 @@ def test_a_scan_does_not_push_out_what_is_read_often(make_cache):
 
 
 def test_an_entry_that_comes_back_soon_is_kept(make_cache):
-    """Its ghost is remembered."""
+    """The ghost of an evicted entry is remembered until its key is stored again."""
     cache = make_cache(key=int, value=int, max_entries=100)
     ask_all(cache, range(150))
     gone = [key for key in range(150) if key not in cache]
@@ -229,7 +229,7 @@ def test_an_entry_that_comes_back_soon_is_kept(make_cache):
 
 
 def test_entries_that_have_expired_go_first(make_cache):
-    """However often they were read."""
+    """Expired entries are evicted before others, however often they were read."""
     cache = make_cache(key=int, value=int, max_entries=200)
     for key in range(200):
         cache.set(key, key, ttl=0.05 if key % 2 else None)
@@ -257,7 +257,7 @@ def test_a_locked_entry_is_not_evicted(make_cache):
 
 
 def test_any_hint_is_allowed(make_cache, seed):
-    """Whatever stands in the ring, its words, the hand and the ghosts, and between the elements."""
+    """Any contents of the ring, its words, the hand and the ghosts leave the cache sound."""
     most = 100
     cache = make_cache(key=int, value=int, max_entries=most)
     rng = random.Random(seed)

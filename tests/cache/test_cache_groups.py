@@ -1,5 +1,5 @@
-"""Keys that begin alike are deleted together, and what is being computed under them is not stored;
-the limit of one value."""
+"""delete_prefix() deletes keys that begin alike, and values that are computed under them then are
+not stored. Also: the limit of one value's size."""
 
 import asyncio
 import mmap
@@ -53,7 +53,7 @@ def test_what_has_expired_is_not_counted(cache):
 
 
 @pytest.mark.parametrize("text", KEYS)
-def test_a_result_computed_meanwhile_is_not_stored(cache, text):
+def test_a_result_computed_during_delete_prefix_is_not_stored(cache, text):
     prefix, other, key, neighbour = of_type(cache, "user:", "page:", text, "page:1")
 
     def compute():
@@ -88,7 +88,7 @@ def test_a_coroutine_and_a_claim_store_no_result_either(cache, text):
 
 @pytest.mark.parametrize("text", KEYS)
 def test_a_refresh_stores_no_result_either(cache, text):
-    """The value is there, and one call computes it again, under another claim than usually."""
+    """One call computes the present value again, under a claim of another key (the shadow)."""
     prefix, key = of_type(cache, "user:", text)
     cache.get_or_compute(key, lambda: 1, ttl=SHORT_S, stale=100)
     let_pass(SHORT_S)
@@ -118,8 +118,8 @@ WAYS = {
 
 
 def invalidate(gate, name, shared, times, way):
-    """Raise the truth, invalidate what was computed from the old one, and acknowledge that; each
-    time, if it does not take too long, after another computation has begun."""
+    """Increase the true number, invalidate values that were computed from the old one, and then
+    acknowledge the new one. Each time first wait a while for another computation to begin."""
     with Cache(name, key=str, value=int) as cache:
         gate.wait()
         for number in range(1, times + 1):
@@ -136,7 +136,8 @@ def invalidate(gate, name, shared, times, way):
 
 
 def ask(gate, name, shared, number):
-    """Compare what is found with what was acknowledged before. Return how often that was done."""
+    """Compare each value that is found with the number acknowledged before. Return how many values
+    were compared."""
     asked = 0
     with Cache(name, key=str, value=int) as cache:
 

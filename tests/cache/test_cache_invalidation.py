@@ -1,5 +1,5 @@
-"""clear() and invalidate(): one store, and nothing from before it is found any more, computed or
-stored, by any process and any operation; what is outdated makes room first."""
+"""clear() and invalidate() are one store. After it no operation of any process finds, computes or
+stores a value from before; outdated entries are the first to make room."""
 
 import asyncio
 import pickle
@@ -25,7 +25,7 @@ TYPES = [(str, int), (int, float), (str, object), (bytes, bytes), (object, objec
 
 @pytest.fixture(params=WAYS)
 def outdate(request):
-    """Makes what was stored with the tags group and both outdated."""
+    """Makes the values that were stored with the tags group and both outdated."""
     return WAYS[request.param]
 
 
@@ -83,7 +83,7 @@ def test_a_number_and_an_update_begin_anew(cache, outdate):
 
 
 def test_a_changed_value_keeps_birth_and_tags(cache, outdate):
-    """What is made of an outdated value is outdated."""
+    """A value that is made from an outdated value is outdated, too."""
     for key in ("incr", "update", "touch", "inside"):
         cache.set(key, 5, tags=TAGS)
     cache.incr("incr")
@@ -128,7 +128,7 @@ def test_only_what_has_the_tag_is_outdated(cache):
 
 
 def test_tags_that_share_a_slot_outdate_too_much_and_never_too_little(make_cache, seed):
-    """Of 65,535 slots: of 300 tags and 3,000 others, some share one."""
+    """There are 65,535 slots, so some of 300 tags share a slot with some of 3,000 others."""
     rng = random.Random(seed)
     cache = make_cache(key=int, value=int, max_entries=1000, tags=True)
     names = [f"{rng.random()}é" for _ in range(300)]
@@ -171,7 +171,7 @@ def test_tags_that_cannot_be_are_refused(make_cache, cache, operation):
 
 
 class Encoded(str):
-    """A str that says otherwise."""
+    """A str whose methods give another text."""
 
     def encode(self, *_):
         return 5
@@ -203,8 +203,8 @@ def test_a_str_is_not_taken_for_the_tags_of_its_letters(cache):
 
 
 def test_outdated_entries_make_room_for_others(make_cache, outdate):
-    """Sweeps and evictions meet them first, but for few: an entry that is newer may be looked at
-    before."""
+    """Sweeps and evictions remove nearly all of them before other entries; a newer entry may be
+    examined earlier than some of them."""
     cache = make_cache(key=int, value=int, max_entries=100, tags=True)
     for key in range(100):
         cache.set(key, key, tags=TAGS)
@@ -250,7 +250,7 @@ def test_insertions_sweep_outdated_entries(make_cache, outdate):
 
 
 @pytest.mark.parametrize("key", ["a", LONG])
-def test_a_result_computed_meanwhile_is_not_stored(cache, outdate, key):
+def test_a_result_outdated_during_its_computation_is_not_stored(cache, outdate, key):
     def compute():
         outdate(cache)
         return 1
@@ -312,7 +312,7 @@ def test_a_refresh_stores_no_result_either(cache, outdate):
 
 
 def test_no_caller_waits_for_a_result_that_will_not_count(cache, outdate):
-    """The earlier computation hangs; one of the callers that ask afterwards computes for all."""
+    """The earlier computation hangs; of the callers that ask afterwards, one computes for all."""
     began, go_on, computed = threading.Event(), threading.Event(), []
 
     def hang():
@@ -428,7 +428,7 @@ def test_a_result_computed_in_a_namespace_that_is_cleared_is_not_stored(two):
 
 
 def test_update_with_in_a_namespace_computes_an_absent_key_once_for_all(two):
-    """By threads that add to one number, absent at first, while the namespace is cleared once."""
+    """Threads add to one number, which is absent at first, while the namespace is cleared once."""
     one, other, (a, _) = two
     with pytest.raises(KeyNotFound):
         one.update_with(a, int)
@@ -455,7 +455,8 @@ def test_update_with_in_a_namespace_computes_an_absent_key_once_for_all(two):
 
 
 def test_what_the_function_of_update_with_raises_in_a_namespace_is_not_taken_for_an_absent_key(two):
-    """And function runs once: a KeyNotFound of its own, or of the entry that it deletes."""
+    """The function runs once, whether it raises a KeyNotFound of its own or the entry is deleted
+    during the call."""
     one, _, (a, _) = two
     one.set(a, 1)
     calls = []
@@ -482,7 +483,8 @@ def test_what_the_function_of_update_with_raises_in_a_namespace_is_not_taken_for
 
 
 def test_update_with_in_a_namespace_stores_although_it_was_invalidated_during_the_call(two):
-    """Unlike a computed result: the change is that of an absent key, and comes after the clear."""
+    """Unlike a computed result, the new value is stored: it is made from an absent key, and the
+    store comes after the clear()."""
     one, _, (a, _) = two
 
     def change(before):

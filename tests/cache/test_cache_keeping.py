@@ -22,7 +22,7 @@ THINGS = weakref.WeakSet()
 
 
 class Thing:
-    """What can be counted: those that exist are in THINGS."""
+    """A value that can be counted: THINGS has those that exist."""
 
     def __new__(cls, *_):
         self = super().__new__(cls)
@@ -40,7 +40,7 @@ def cache(make_cache):
 
 
 def keeping(cache):
-    """Another handle of a cache, that keeps what it decodes."""
+    """Another handle of a cache, which keeps decoded values."""
     return shmrhash.Cache(cache.name, copy=False)
 
 
@@ -91,7 +91,7 @@ def test_values_of_declared_types_are_kept(make_cache, value, sample):
     assert cache.get("key") is found
 
 
-def test_a_copy_of_a_handle_in_another_process_keeps_too(cache):
+def test_a_handle_pickled_to_another_process_keeps_values_too(cache):
     def same():
         other = keeping(cache)
         with pickle.loads(pickle.dumps(other)) as unpickled:
@@ -219,7 +219,7 @@ def test_memory_that_went_back_brings_no_old_value_back(make_cache):
 # ---- bounds ----
 
 
-def test_a_handle_keeps_at_most_so_many_values(cache):
+def test_a_handle_keeps_no_more_values_than_its_limit(cache):
     for number in range(3 * KEPT_MAX):
         cache.set(number, Thing(number))
         cache.get(number)
@@ -228,7 +228,7 @@ def test_a_handle_keeps_at_most_so_many_values(cache):
     cache.close()
 
 
-def test_a_handle_keeps_at_most_so_many_bytes(make_cache):
+def test_a_handle_keeps_no_more_bytes_than_its_limit(make_cache):
     cache = make_cache(max_entries=100, max_bytes=256 << 20, copy=False)
     counts = []
     for number in range(3 * KEPT_MIB_MAX):
@@ -277,7 +277,8 @@ COUNT = 40  # keys
 
 
 def write(gate, cache, done, first, rounds, seed):
-    """Store versions of some keys, always the next one, and say when each is stored."""
+    """Store versions of some keys, one after the other, and publish each version once it is
+    stored."""
     rng = random.Random(seed)
     gate.wait()
     versions = [0] * COUNT

@@ -18,8 +18,8 @@ PATIENCE_SECONDS = 20
 
 @contextlib.contextmanager
 def computing(cache, key):
-    """Let another thread compute the value of a key until the block ends, in a context of its
-    own."""
+    """Let another thread, which has a context of its own, compute the value of a key until the
+    block ends."""
     inside, leave = threading.Event(), threading.Event()
 
     def compute():
@@ -61,8 +61,8 @@ def held_depots(cache, context):
 @pytest.mark.parametrize("old", [b"older", b"longer than new"], ids=["as long", "longer"])
 @pytest.mark.parametrize("context", range(CONTEXTS))
 def test_the_object_of_an_expired_entry_is_not_taken_for_the_new_value(make_cache, old, context):
-    """W1: add() deletes the expired entry, and cannot give its object back because its depots are
-    held. It waits for that; the object is never what it stores."""
+    """W1: add() deletes the expired entry, and cannot give its object back because the depots are
+    held. add() waits until it can, and never stores the old object under the key."""
     cache = make_cache(key=bytes, value=bytes, max_entries=100, timeout=0.1)
     with computing(cache, b"another key"):
         cache.set(b"key", old, ttl=0.001)

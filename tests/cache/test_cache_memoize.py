@@ -1,4 +1,4 @@
-"""The hits of memoized functions, which the core finds: under the keys that cache_key() makes."""
+"""Hits of memoized functions: the core finds them, under the keys that cache_key() makes."""
 
 import asyncio
 import datetime
@@ -173,7 +173,8 @@ def test_a_kept_error_is_raised_again(cache):
 
 
 def test_a_kept_error_is_each_callers_own(cache):
-    """Raising an exception adds to its traceback, which keeps what the callers had."""
+    """Raising one exception object for all callers would add to its traceback, which keeps their
+    objects alive."""
 
     @cache.memoize(errors=KeyError, copy=False)
     def function(*_, **__):

@@ -1,5 +1,5 @@
-"""Cache.mutex(): one thread of all processes has it, and never for longer than its process
-lives."""
+"""Cache.mutex(): one thread of all processes has it at a time, and no thread keeps it beyond the
+death of its process."""
 
 import dis
 import os
@@ -89,7 +89,7 @@ def add_one(gate, cache, key, counted, rounds):
 
 
 @pytest.mark.parametrize("method", ["thread", "fork"])  # the jobs are functions of this file
-def test_no_two_have_it(make_cache, map_name, method):
+def test_no_two_processes_have_a_mutex_at_once(make_cache, map_name, method):
     from shmrhash import SharedDict
 
     cache = make_cache(key=str, max_entries=100)
@@ -101,7 +101,7 @@ def test_no_two_have_it(make_cache, map_name, method):
     assert not cache.mutex("key").locked()
 
 
-def test_clear_takes_it_away(make_cache):
+def test_clear_takes_a_mutex_away(make_cache):
     cache = make_cache(key=str, max_entries=100)
     mutex = cache.mutex("key")
     mutex.acquire()
@@ -117,7 +117,7 @@ def test_clear_takes_it_away(make_cache):
 
 
 class Stop(BaseException):
-    """What a handler of a signal raises."""
+    """The exception that a signal handler raises."""
 
 
 def interrupted(function, at):
@@ -161,7 +161,7 @@ def claim(cache):
 
 @pytest.mark.parametrize("act", [take, claim])
 def test_a_thread_interrupted_while_it_takes_the_mutex_does_not_have_it(make_cache, act):
-    """By an exception at any instruction."""
+    """An exception may interrupt it at any instruction."""
     cache = make_cache(key=int, value=int, max_entries=100)
     at = 0
     while interrupted(lambda: act(cache), at):

@@ -12,7 +12,7 @@ MOST_BYTES = 1 << 20
 
 
 def fill(cache, size, turns, base):
-    """Store so many turns of values of this size; return how many were stored."""
+    """Store this many turns of values of this size; return how many values were stored."""
     count = int(turns * MOST_BYTES / size)
     for number in range(count):
         cache.set(base + number, bytes(size))
@@ -37,8 +37,8 @@ def roomy(make_cache):
     ("old", "new"), [(200, 5_000), (5_000, 200), (200, 8_000), (1_000, 200), (200, 30_000)]
 )
 def test_values_of_a_new_size_soon_have_all_the_memory(make_cache, old, new):
-    """Goal 12: no memory is lost to the old size, and after two turnovers of the cache all of it
-    has values of the new one."""
+    """No memory stays with the old size: after two turnovers all of the cache's memory has values
+    of the new size."""
     cache, fresh = roomy(make_cache), roomy(make_cache)
     fill(cache, old, 1.5, 0)
     full = count_of(fresh, 0, fill(fresh, new, 2, 0))
@@ -54,8 +54,8 @@ def test_values_of_a_new_size_soon_have_all_the_memory(make_cache, old, new):
 
 
 def test_what_a_small_size_left_in_every_block_makes_room(make_cache, seed):
-    """Every sixth entry is read, and so stays while its neighbours go. Large values get the memory
-    of the blocks, and do not have to evict each other."""
+    """Every sixth entry is read, and so stays while its neighbours are evicted. Large values get
+    the memory of whole blocks, and do not have to evict each other."""
     cache = roomy(make_cache)
     rng = random.Random(seed)
     for number in range(fill(cache, 200, 1.0, 0)):
@@ -70,7 +70,7 @@ def test_what_a_small_size_left_in_every_block_makes_room(make_cache, seed):
 
 
 def test_a_large_value_evicts_about_as_many_bytes_as_it_has(make_cache):
-    """The rest of a cache of small values stays."""
+    """The other small values stay in the cache."""
     cache = roomy(make_cache)
     fill(cache, 200, 1.5, 0)
     full = len(cache)
@@ -105,7 +105,7 @@ def hit_ratio(cache, draw, count, size, base):
 
 
 def test_hit_ratio_does_not_remember_small_values(make_cache, seed):
-    """Goal 12: after a change of sizes, no worse than that of a cache that never had others."""
+    """After a change of sizes the hit ratio is that of a cache that never had the old size."""
     old, new = 200, 5_000
     rng = random.Random(seed)
     before = zipf(rng, 10 * MOST_BYTES // old)
@@ -123,7 +123,7 @@ def test_hit_ratio_does_not_remember_small_values(make_cache, seed):
 
 
 def test_a_value_that_is_being_changed_keeps_its_block(make_cache):
-    """L1: an entry in a section is not evicted, nor is its object's memory given away."""
+    """L1: an entry in a section is not evicted, and its object keeps its memory."""
     cache = roomy(make_cache)
     fill(cache, 200, 1.5, 0)
     cache.set(-1, b"a" * 200)
@@ -157,7 +157,7 @@ def test_a_mapped_value_stays_while_its_block_is_wanted(make_cache):
 
 
 def move(gate, name, seed, rounds):
-    """Store values whose size changes again and again; what is found is whole."""
+    """Store values whose size changes again and again; assert that each value found is whole."""
     rng = random.Random(seed)
     with Cache(name, key=int, value=bytes) as cache:
         gate.wait()
@@ -175,7 +175,7 @@ def move(gate, name, seed, rounds):
 
 @pytest.mark.parametrize("rounds", [10, pytest.param(150, marks=pytest.mark.thorough)])
 def test_values_are_whole_while_blocks_move(make_cache, seed, rounds):
-    """C1, R2: three processes store values of changing sizes, and each evicts what others store."""
+    """C1, R2: three processes store values of changing sizes, and evict each other's entries."""
     cache = make_cache(key=int, value=bytes, max_entries=4_000, max_bytes=1 << 18)
 
     run_together("fork", *[(move, cache.name, seed + n, rounds) for n in range(3)])

@@ -1,4 +1,4 @@
-"""Values that are computed again while they are still served: stale= and early=."""
+"""Values that are computed again while the old value is still returned: stale= and early=."""
 
 import asyncio
 import os
@@ -54,7 +54,7 @@ def test_a_stale_value_is_computed_again_by_one(cache):
 
 
 def test_an_entry_that_changed_during_the_computation_stays(cache):
-    """As it is: stored, deleted or touched."""
+    """The entry is stored, deleted or touched during the computation, and stays as that left it."""
     key, old, new, newest = example(cache)
     for change, left in (
         (lambda: cache.set(key, newest), newest),
@@ -128,8 +128,8 @@ def test_a_refresher_that_dies_leaves_its_place_to_the_next(make_cache):
 
 
 def test_early_computes_again_before_the_end(make_cache):
-    """The surer, the longer the computation took and the nearer the end is: with a factor that
-    stands for either, never and always."""
+    """The probability rises with the time that the last computation took and towards the deadline.
+    The test chooses factors with which it is nearly 0 and nearly 1."""
     cache = make_cache(key=str, value=int, max_entries=50)
 
     assert cache.get_or_compute("k", lambda: let_pass(SHORT_S) or 1, ttl=LONG_S, early=1.0) == 1
@@ -180,7 +180,7 @@ def test_refresh_stores_for_the_stale_time_too(make_cache):
 
 
 def test_the_longest_times_keep_a_value(make_cache):
-    """Their sum is beyond what a deadline can say."""
+    """The sum of ttl and stale time is larger than the largest deadline."""
     cache = make_cache(key=str, value=int, max_entries=50)
     longest = 1 << 33
 
@@ -201,7 +201,7 @@ def test_numbers_that_make_no_sense_are_refused(make_cache, options):
 
 
 def refresh_often(gate, name, rounds):
-    """What is returned is never older than what this process has seen."""
+    """Assert that no value is older than one that this process has seen."""
     with Cache(name, key=str, value=int) as cache:
         gate.wait()
         last = 0

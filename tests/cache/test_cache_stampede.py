@@ -1,5 +1,5 @@
-"""Many processes ask for the same cold keys; keys are deleted while they are computed; claimants
-die. The number of computations is exact, and no old value is found."""
+"""Many processes ask for the same absent keys, keys are deleted while they are computed, and
+claimants die: the number of computations is exact, and no process finds an old value."""
 
 import math
 import mmap
@@ -46,7 +46,8 @@ def log(tmp_path):
 
 
 def ask_for_all(go, name, log, number, keys):
-    """Ask for all keys in an order of one's own. Number 0 and up die in their first computation."""
+    """Ask for all keys, in an order of this process's own. A process whose number is 0 or greater
+    dies in its first computation."""
     order = list(range(keys))
     random.Random(number).shuffle(order)
     with Cache(name, key=int, value=int, timeout=NEVER_S) as cache:
@@ -64,7 +65,7 @@ def ask_for_all(go, name, log, number, keys):
 
 
 def stampede(cache, log, processes, keys, victims):
-    """Return how many of the victims died: one that found all values computed does not."""
+    """Return how many of the victims died: a victim that finds all values computed does not."""
     go = mmap.mmap(-1, 1)
     numbers = [*range(victims), *range(victims - processes, 0)]
     crew = [Child(ask_for_all, go, cache.name, log, number, keys) for number in numbers]
@@ -107,8 +108,8 @@ def test_each_key_is_computed_once_and_once_more_for_each_death(
 
 @pytest.mark.parametrize("deaths", [5, pytest.param(40, marks=pytest.mark.thorough)])
 def test_a_dead_claimant_is_replaced_soon(make_cache, log, deaths):
-    """C1: the time from the death of one who computes until another does, less that for which it
-    got no processor, is at most 60 ms in most cases: the dead one's exit takes time, too."""
+    """C1: after the death of a computing process another one computes within 60 ms in most cases,
+    times without a processor not counted; the exit of the dead process takes time, too."""
     cache = make_cache(key=int, value=int, max_entries=1000, timeout=NEVER_S)
     late = []
 
@@ -165,8 +166,8 @@ def compute_all_the_time(gate, name, source, computing):
 
 
 def invalidate(gate, name, source, computing, tries):
-    """Change the source and delete the key, in `tries` computations: what is found then was
-    computed afterwards. Return how often something was found."""
+    """Change the source and delete the key during each of `tries` computations; assert that each
+    value found then was computed afterwards. Return how often a value was found."""
     found = 0
     seen = set()
     with Cache(name, key=int, value=int, timeout=NEVER_S) as cache:
@@ -201,7 +202,7 @@ def invalidate(gate, name, source, computing, tries):
     ],
 )
 def test_no_value_from_before_a_deletion_is_found(make_cache, tries):
-    """Not one of `tries` keys that were deleted while two processes computed them."""
+    """The key is deleted `tries` times while two processes compute its value."""
     cache = make_cache(key=int, value=int, max_entries=10, timeout=NEVER_S)
     source, *computing = [memoryview(mmap.mmap(-1, 8)).cast("q") for _ in range(3)]
     jobs = [(compute_all_the_time, cache.name, source, word) for word in computing]

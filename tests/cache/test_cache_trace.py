@@ -1,4 +1,4 @@
-"""CacheTrace: what one asks of a cache is noted while a trace runs, and costs nothing otherwise."""
+"""CacheTrace notes the operations of a cache while a trace runs, and costs nothing otherwise."""
 
 import asyncio
 import json
@@ -36,7 +36,8 @@ def path(tmp_path):
 
 
 def records(path):
-    """(digest, nanoseconds, kind) of each record, in the order of time; whole ones only."""
+    """(digest, nanoseconds, kind) of each record, in the order of time; asserts that all records
+    are whole."""
     content = path.read_bytes()[tracing.HEAD_BYTES :]
     assert len(content) % tracing.RECORD.size == 0
     found = [
@@ -111,8 +112,8 @@ def test_each_operation_is_noted(cache, path, act, expected):
 @pytest.mark.parametrize("copy", [True, False])
 @pytest.mark.parametrize("stale", [None, 30])
 def test_hits_of_memoized_functions_are_noted(make_cache, path, copy, stale):
-    """Without a trace they ask the core, by no method of the cache; arguments by name and
-    coroutines, too."""
+    """Without a trace such hits ask the core, not a method of the cache; with one they are noted,
+    also with arguments by name, and of coroutines."""
     cache = make_cache(max_entries=1000)
     options = {"copy": copy, "ttl": 60} | ({} if stale is None else {"stale": stale})
 
@@ -153,7 +154,7 @@ def test_a_namespace_of_a_traced_cache_works_as_ever(make_cache, path):
 
 
 def test_operations_do_what_they_do_without_a_trace(cache, path):
-    """Results, defaults, exceptions."""
+    """Their results, defaults and exceptions are the same."""
     with CacheTrace(cache, path):
         assert cache.get("a") is None
         assert cache.get("a", 5) == 5
@@ -195,7 +196,7 @@ def test_a_cache_that_is_not_traced_has_the_methods_of_its_class(cache, path):
 
 
 def test_a_sample_has_all_lookups_of_some_keys(cache, path, tmp_path):
-    """The same keys in each process, and in a part of a whole trace."""
+    """A sample has the same keys in each process, and its records are those of a whole trace."""
 
     def ask():
         for key in range(400):
@@ -216,7 +217,8 @@ def test_a_sample_has_all_lookups_of_some_keys(cache, path, tmp_path):
 
 
 def test_processes_share_a_file_of_whole_records(cache, path):
-    """C1. Also with one that is killed; a child of fork writes no record of its parent again."""
+    """C1: also if one of the processes is killed. A child of fork writes no record of its parent a
+    second time."""
     trace = CacheTrace(cache, path)
     cache.get("of the parent")
 
@@ -299,7 +301,7 @@ def test_wrong_arguments_are_refused(cache, path, tmp_path):
 
 
 def test_the_environment_asks_for_a_trace(cache, path):
-    """Of the cache of one name, in each process that opens it."""
+    """The variable names one cache, which is traced in each process that opens it."""
     program = f"""
 from shmrhash import Cache, CacheTrace
 with Cache({cache.name!r}, key=str, value=object) as cache, Cache(key=int) as other:

@@ -1,4 +1,4 @@
-"""Waiting for keys of a Cache: what dicts have, and what only a cache does to its entries."""
+"""Waiting for keys of a Cache: as for keys of a dict, and for what only a cache does to entries."""
 
 import asyncio
 
@@ -61,8 +61,8 @@ def test_every_deletion_wakes_a_waiter(cache, deletion):
 
 
 def test_an_evicted_entry_is_gone(cache):
-    """A scan through the cache evicts the key, which no process reads: a look of the waiter is no
-    use."""
+    """A scan through the cache evicts the key, which no process reads: the waiter's looks do not
+    count as reads."""
     cache.set("key", 7)
 
     def scan():
@@ -80,7 +80,8 @@ def test_an_expired_entry_is_gone(cache):
 
 
 def test_a_claim_is_no_value_and_no_change(cache):
-    """Waiters sleep while another computes; they wake for the value, or not if there is none."""
+    """Waiters sleep while another process computes; they wake when it stores a value, and not if it
+    stores none."""
     waiting = Waiting(cache.wait, "key", CHANGED, timeout=LONG_S)
     until_somebody_sleeps(cache)
     with cache.claim("key"):
@@ -103,7 +104,7 @@ def test_a_store_by_another_process_wakes_a_waiter(cache):
 
 
 def test_a_look_is_no_hit_and_no_miss_and_no_use(cache):
-    """Otherwise a thread that waits for an eviction would prevent it."""
+    """If a waiter's look were a read, a thread that waits for an eviction would prevent it."""
     cache.set("key", 7)
     with cache.watch(["key", "other"], initial=True) as changes:
         assert next(changes) == Change("set", "key", 7)
@@ -142,8 +143,9 @@ def test_a_copy_follows_stores_evictions_and_deletions(make_cache, key):
         assert copy.lost == [1]
 
 
-def test_computations_tell_no_value_that_is_not_there(cache):
-    """A claim is told as a deletion, and so is the shadow under which a value is computed again."""
+def test_watch_reports_no_value_while_a_key_is_computed(cache):
+    """The watch reports a claim as a deletion; the same holds for the shadow under which a stale
+    value is computed again."""
     cache.set("key", 1, ttl=0.01)
     until(lambda: "key" not in cache)
     cache.get_or_compute("key", lambda: 2, ttl=0.01, stale=60)
