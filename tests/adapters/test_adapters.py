@@ -1,4 +1,5 @@
-"""What the tests of other libraries do not ask: several processes, kills, limits, deploys."""
+"""Properties that the tests of the other libraries leave out: several processes, kills, limits,
+deploys."""
 
 import asyncio
 import contextlib
@@ -123,7 +124,7 @@ ALL = [*COUNTING, Dogpile, RequestsCache]
 
 
 class Unpicklable:
-    """Its class is gone when it is read, as after a deploy."""
+    """A value whose class is gone when it is read, as after a deploy."""
 
     def __reduce__(self):
         return vanish, ()
@@ -407,7 +408,7 @@ def test_cashews_unlocks_its_own_lock_only(make):
 
 
 def test_requests_cache_serves_another_process(make, map_name):
-    """The site answers the first process, and is away when the second one asks."""
+    """The site answers the first process, and does not answer any more when the second asks."""
     make(RequestsCache)
 
     def fetch(status):

@@ -228,7 +228,7 @@ def test_public_responses_are_for_logged_in_users_too(site, said):
 
 
 def test_an_answer_for_one_user_reaches_no_other(site):
-    """Whichever user comes first."""
+    """Whichever of the two users asks first."""
 
     async def greet(request):
         return PlainTextResponse(request.headers.get("cookie", "nobody"))
@@ -249,7 +249,7 @@ def test_without_a_ttl_only_answers_that_say_so_are_kept(make_site):
 
 
 def test_an_answer_that_could_not_be_kept_may_be_later(site):
-    """An error passes; the next complete response is kept, although no request waited for it."""
+    """After an error, the next complete response is kept, although no request waited for it."""
     site.status = 503
     assert not is_kept(site)
 
@@ -282,7 +282,7 @@ def test_addresses_have_pages_of_their_own(site):
 
 
 def test_a_path_cannot_name_the_page_of_another(site):
-    """An end of a line in a path is not one in a key."""
+    """A line end in a path does not end a line of the key."""
     site.headers = {"vary": "accept"}
     first = site.ask("/a", accept="x")
 
@@ -297,7 +297,7 @@ def test_the_key_function_chooses(make_site):
 
 
 def test_vary_is_followed(site):
-    """Also when the application changes its mind."""
+    """Also if the application answers with another Vary later."""
     site.headers = {"vary": "Accept-Language"}
     german, english = site.ask(accept_language="de"), site.ask(accept_language="en")
 
@@ -347,7 +347,7 @@ def test_a_client_that_has_the_page_gets_304(site):
 
 
 def test_a_client_with_an_old_page_does_not_keep_others_from_a_new_one(site):
-    """The application does not see the condition of a request whose answer all get."""
+    """The application does not see the condition of a request whose answer goes to all requests."""
 
     async def conditional(request):
         if "if-none-match" in request.headers:
@@ -449,7 +449,8 @@ def test_events_and_slow_streams_are_not_held_back(site, monkeypatch):
 
 
 def test_an_application_that_waits_for_the_end_of_its_client_is_told(make_site):
-    """It sends nothing before, so it cannot be known whether its response is one for all."""
+    """Before that the application sends nothing, so nobody knows whether its response is one that
+    all requests may get."""
     site = make_site(wait=0.05)
 
     async def wait(scope, receive, send):
@@ -526,7 +527,7 @@ def test_requests_of_one_loop_have_one_computation(site):
 
 
 def test_answers_that_cannot_be_kept_are_made_side_by_side(site):
-    """Requests wait until the first one turns out to be private, and not for each other's end."""
+    """Requests wait until the first answer turns out to be private, not until it is complete."""
     together, most = 0, 0
 
     async def private(request):
@@ -644,7 +645,7 @@ def test_fastapi_is_one_line(map_name):
 
 
 def test_workers_of_uvicorn_make_each_page_once_beside_a_kill(map_name):
-    """C2. A worker is killed while it makes a page for which others wait: one of them makes it."""
+    """C2. A worker is killed while it makes a page for which others wait; then one of them does."""
     names = (map_name, f"{map_name}.begun", f"{map_name}.workers")
     command = [
         "uvicorn",

@@ -63,7 +63,7 @@ def samples(site, name="g"):
 
 
 def sets(mode, number):
-    """A child that has set a gauge of this mode, and stays."""
+    """A child that has set a gauge of this mode, and lives until it is killed."""
     return stays(lambda: gauge(mode).set(number))
 
 
@@ -71,8 +71,8 @@ def sets(mode, number):
 
 
 def test_counts_of_killed_processes_are_exact(site):
-    """C1, W1. What a child had counted when it was killed is there, once, and at most the
-    increment in which it was killed besides."""
+    """C1, W1. All that a child had counted when it was killed is there, once; only the increment
+    in which it was killed may be there or not."""
     counter = Counter("c", "help", ["kind"], registry=None)
 
     def count(parent):
@@ -177,7 +177,7 @@ def test_the_most_recent_of_the_living(site):
 
 
 def test_a_gauge_leaves_one_number_of_all_its_dead(site, map_name):
-    """Segments do not grow with the processes that came and went."""
+    """A segment does not grow with the number of processes that have ended."""
     for number in range(10):
         in_child(gauge("sum").inc, number)
         in_child(gauge("max", "m").set, number)
@@ -190,7 +190,7 @@ def test_a_gauge_leaves_one_number_of_all_its_dead(site, map_name):
 
 
 def test_a_reused_pid_is_another_process(site, map_name):
-    """C3. The label is that of the process before, as if the kernel had given its pid again."""
+    """C3. The new process has the label of an earlier one, as if the kernel had reused its pid."""
 
     def use(parent, number):
         values.ValueClass = prometheus.value_class(map_name, process_identifier=lambda: 7)
@@ -268,7 +268,8 @@ class Interrupted:
 
 
 def test_a_number_that_is_moved_during_a_walk_is_collected_once(site, map_name, monkeypatch):
-    """L2. The other process moves the numbers of the dead while this one has seen some of them."""
+    """L2. The other process moves the numbers of dead processes when this one has seen half of
+    them."""
     names = [f"g{number}" for number in range(20)]
 
     def set_all():
@@ -292,7 +293,7 @@ def test_a_number_that_is_moved_during_a_walk_is_collected_once(site, map_name, 
 
 
 def test_a_collector_that_is_killed_while_it_moves_a_number_loses_none(site, map_name, monkeypatch):
-    """C1, L2. It dies when it has looked at both numbers, and others collect after it."""
+    """C1, L2. The collector dies after it has looked at both numbers; others collect after it."""
     in_child(gauge("sum").set, 3)
 
     def die(*_):
@@ -325,7 +326,7 @@ class Deadly:
 def test_a_collector_that_is_killed_after_it_moved_a_number_moved_it_once(
     site, map_name, monkeypatch
 ):
-    """C1. The number of the dead process is still there, and says nothing any more."""
+    """C1. The number of the dead process is still there, but is no longer collected."""
     for mode in ("sum", "max"):
         in_child(gauge(mode, mode).set, 3)
     store = prometheus.store_of(map_name)

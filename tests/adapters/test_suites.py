@@ -19,7 +19,7 @@ def archives():
 
 
 def test_judging_by_name_notices_what_is_wrong():
-    """A failure, a skip, an excluded test that passes, and one that is not there any more."""
+    """It notices a failure, a skip, an excluded test that passes, and one that no longer exists."""
     (suite,) = (suite for suite in running.SUITES if suite.name == "django")
     expected = dict.fromkeys(running.exclusions(suite), running.SKIPPED)
     excluded = next(iter(expected))
@@ -34,8 +34,8 @@ def test_judging_by_name_notices_what_is_wrong():
 
 @pytest.mark.parametrize("suite", running.SUITES, ids=lambda suite: suite.name)
 def test_suite_passes_but_for_the_named_tests(suite, archives, tmp_path, map_name):
-    """Judged by name: an excluded test that passes is an error, and so is one that is skipped and
-    not excluded."""
+    """The tests are judged by name: an excluded test that passes is an error, and so is a test that
+    is skipped and not excluded."""
     try:
         found, output = running.run(suite, archives, tmp_path, map_name)
         with Cache(map_name, key=str, value=object) as cache:

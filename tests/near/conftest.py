@@ -34,7 +34,7 @@ def shared_cluster(request, tmp_path_factory):
 
 @pytest.fixture
 def cluster(shared_cluster):
-    """A cluster in which all is well, without keys."""
+    """A healthy cluster, without keys."""
     shared_cluster.heal()
     return shared_cluster
 
@@ -49,7 +49,7 @@ def started_postgres():
 
 @pytest.fixture
 def postgres(started_postgres):
-    """It with the table items, which is empty."""
+    """The server, with an empty table `items`."""
     near_postgres.make_table(started_postgres)
     return started_postgres
 

@@ -1,4 +1,4 @@
-"""Near caches by the client's own settings: TLS, names of nodes, users and what they may do."""
+"""Near caches use the settings of the client: TLS, names of nodes, users and their rights."""
 
 import contextlib
 import subprocess
@@ -31,7 +31,7 @@ def near_of(client, name, **options):
 
 
 def user_of(server, rights, **more):
-    """A client of a user with these rights."""
+    """A client that logs in as a user with these rights."""
     with redis.Redis(unix_socket_path=server.path) as client:
         client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~k*", *rights)
     settings = {"username": "app", "password": "secret"} | more
@@ -39,7 +39,7 @@ def user_of(server, rights, **more):
 
 
 def hits_and_changes(near, client):
-    """Values are kept, and the server's changes are told."""
+    """Assert that values are kept, and that the near cache learns of changes."""
     for key in KEYS:
         client.set(key, "one")
     until(lambda: near.get_many(KEYS) == dict.fromkeys(KEYS, b"one"))
@@ -85,7 +85,7 @@ def test_a_wrong_password_is_the_clients_error_and_leaves_nothing(server, map_na
         near_of(theirs, map_name)
 
 
-def test_rights_that_are_taken_away_end_the_watch_and_are_said(server, map_name, client):
+def test_rights_that_are_taken_away_end_the_watch_with_a_message(server, map_name, client):
     """The tracker's next connection is refused: from then on values live for their ttl."""
     with user_of(server, OF_SERVER) as theirs, near_of(theirs, map_name) as near:
         assert near.ready(PATIENCE_S)

@@ -52,7 +52,7 @@ def near(cluster, map_name):
 
 @pytest.fixture
 def make_cluster(tmp_path):
-    """Makes clusters that do not have to be well in the end, one at a time."""
+    """Makes clusters that a test may leave in any state, one at a time."""
     made = []
 
     def make():
@@ -99,7 +99,7 @@ def values_of(near, keys=KEYS):
 
 
 def read(near, key):
-    """What a key has now; "error" if no server answers for it."""
+    """The value of a key now; "error" if no server answers for it."""
     with contextlib.suppress(redis.exceptions.RedisError, Unavailable):
         return near.get(key)
     return "error"
@@ -113,7 +113,7 @@ def key_at(cluster, node):
 
 
 def test_each_primary_tells_its_changes_and_a_value_is_fetched_once(cluster, client, near):
-    """N1, N3, N6; one tracker's connection to each primary, none to replicas."""
+    """N1, N3, N6: there is one connection of a tracker to each primary, and none to a replica."""
     for key in KEYS:
         client.set(key, "one")
     until(lambda: values_of(near) == [b"one"] * len(KEYS))
@@ -161,7 +161,7 @@ def test_coroutines_see_the_same(cluster, map_name):
 
 
 def hold(cluster, name):
-    """Have a near cache until this process is killed."""
+    """Keep a near cache open until this process is killed."""
     with near_of(cluster, name) as near:
         near.ready(PATIENCE_S)
         while True:  # until it is killed
@@ -197,7 +197,7 @@ def test_the_processes_of_a_host_have_one_connection_to_each_primary(cluster, ma
 
 
 def test_nothing_from_before_an_agreed_failover_is_served(cluster, client, near):
-    """N2: and the other primaries keep what they have."""
+    """N2; and the values of the other primaries are kept."""
     for key in KEYS:
         client.set(key, "one")
     until(lambda: values_of(near) == [b"one"] * len(KEYS))
@@ -222,8 +222,8 @@ def test_nothing_from_before_an_agreed_failover_is_served(cluster, client, near)
     until(lambda: sum(line["age"] < STALE for line in near.info()["nodes"].values()) == 3)
 
 
-def test_a_primary_that_is_killed_costs_the_others_nothing(cluster, client, near):
-    """N2, N5: its keys are errors until its replica has taken over, and then the replica's."""
+def test_keys_of_other_primaries_are_hits_while_one_is_dead(cluster, client, near):
+    """N2, N5: reads of the dead primary's keys raise until its replica has taken over."""
     for key in KEYS:
         client.set(key, "one")
     until(lambda: values_of(near) == [b"one"] * len(KEYS))
@@ -275,7 +275,8 @@ def test_a_primary_that_is_not_heard_is_out_after_max_stale_and_the_others_are_n
 
 
 def test_a_primary_that_wakes_after_its_failover_is_not_believed(cluster, client, near):
-    """N1: it thinks for a while that it owns its slots, answers, and tells. Only hits are read."""
+    """N1: the primary takes itself for the owner of its slots for a while, answers questions, and
+    tells of changes. The test reads hits only."""
     stopped = cluster.primaries()[0]
     key = key_at(cluster, stopped)
     client.set(key, "old")
@@ -303,8 +304,8 @@ def test_a_primary_that_wakes_after_its_failover_is_not_believed(cluster, client
 
 
 def left_behind(near, cluster, client):
-    """A primary that hears nothing of the others any more, though all hear it, and is replaced.
-    Return what hits say of a key, max_stale after it was changed at the new primary."""
+    """A primary receives no messages of the other nodes any more, though they receive its own, and
+    is replaced. Return the value that hits find, max_stale after a change at the new primary."""
     assert near.ready(PATIENCE_S)
     alone = cluster.primaries()[2]
     # It gets the greatest epoch, so that its right does not change when it forgets the others; and
@@ -328,7 +329,7 @@ def left_behind(near, cluster, client):
 
 
 def test_a_primary_that_others_contradict_is_not_believed(own_cluster, map_name):
-    """N1: whatever it says of itself."""
+    """N1: whatever the primary says of itself."""
     with near_of(own_cluster, map_name) as near, own_cluster.client() as client:
         assert left_behind(near, own_cluster, client) is None
         until(lambda: read(near, key_at(own_cluster, own_cluster.nodes[5])) == b"new")
@@ -337,7 +338,8 @@ def test_a_primary_that_others_contradict_is_not_believed(own_cluster, map_name)
 def test_the_law_above_finds_a_watch_that_asks_each_for_itself_only(
     make_cluster, map_name, monkeypatch
 ):
-    """In one of a few clusters: if the lease lapses on a busy machine, nothing old is served."""
+    """One of a few clusters suffices: if the lease lapses on a busy machine, the mutant serves
+    nothing old either."""
     monkeypatch.setattr(Watch, "_is_believed", lambda self, primary: True)
     found = []
     while b"old" not in found and len(found) < CLUSTERS_MAX:
@@ -348,8 +350,8 @@ def test_the_law_above_finds_a_watch_that_asks_each_for_itself_only(
 
 
 def moved_to_and_fro(cluster, near, key):
-    """Read an absent key, which is created at another node, to which its slot moves; what is read
-    max_stale after that. Then the same again, the other way round."""
+    """Read an absent key, move its slot to another node, and create the key there; return what is
+    read max_stale later. Then the same with the two nodes exchanged."""
     slot = slot_of(key.encode())
     found = []
     for _ in range(2):
@@ -377,7 +379,7 @@ def moved_to_and_fro(cluster, near, key):
 
 
 def test_an_absent_key_is_not_absent_after_its_slot_has_moved(cluster, near):
-    """N1: no deletion is told by the node that had the slot."""
+    """N1: the node that had the slot does not tell of the key's creation."""
     assert moved_to_and_fro(cluster, near, "k1") == [b"made"] * 4
 
 
@@ -389,7 +391,7 @@ def test_the_law_above_finds_a_watch_that_reads_the_topology_once(cluster, map_n
 
 
 def test_a_slot_moves_with_its_keys_and_a_node_joins(cluster, client, near):
-    """By ASK and MOVED each value is found all the time, and what is kept stays right."""
+    """ASK and MOVED lead to each value all the time, and kept values stay right."""
     keys = [f"k{{1}}{number}" for number in range(20)]
     slot = slot_of(keys[0].encode())
     for key in keys:
@@ -417,7 +419,7 @@ def test_a_slot_moves_with_its_keys_and_a_node_joins(cluster, client, near):
     cluster.move_slot(slot, source)
 
 
-def test_a_source_of_a_cluster_says_what_its_clients_would(cluster, map_name, client):
+def test_a_source_of_a_cluster_raises_what_its_client_would(cluster, map_name, client):
     source, another = ClusterSource(client, ["k"]), ClusterSource(client, ["k"])
     state = State(map_name, 10, 1 << 16, 0o600)
     try:

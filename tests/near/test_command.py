@@ -1,4 +1,4 @@
-"""shmrhash near: a process of its own tracks, so that no worker has to, and fetches keys."""
+"""`shmrhash near`: a process that tracks the server, so that no worker has to, and fetches keys."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ SIZES = ("--max-entries", "2000", "--max-bytes", str(1 << 21))
 
 @contextlib.contextmanager
 def running(*words):
-    """The command, until the end of the block; its output is in lines."""
+    """Run the command until the block ends; `lines` has its output."""
     command = [*COMMAND, *map(str, words)]
     with subprocess.Popen(command, cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -81,7 +81,7 @@ def test_its_segment_has_the_name_that_workers_give_it_with_the_same_settings(se
 
 
 @pytest.mark.thorough
-def test_a_server_that_refuses_is_said_and_ends_it(server, client):
+def test_command_ends_with_a_message_if_the_server_refuses(server, client):
     client.execute_command("ACL", "SETUSER", "default", "-client|tracking")
     with running("near", server.url, "--prefix", "k", *SIZES) as process:
         assert "not tracked: the server refuses" in process.stdout.readline()
@@ -89,7 +89,7 @@ def test_a_server_that_refuses_is_said_and_ends_it(server, client):
 
 
 @pytest.mark.thorough
-def test_what_cannot_be_is_said(tmp_path):
+def test_impossible_arguments_are_refused_with_a_message(tmp_path):
     for words, status in [
         (("nonsense://x", "--prefix", "k"), 2),
         (("redis://localhost", "--prefix", "k", "--prefix", "ka"), 2),

@@ -1,4 +1,4 @@
-"""What fails beside a near cache of a real server, case by case, and what its readers see then."""
+"""Failures around a near cache of a real server, case by case, and what its readers see then."""
 
 import asyncio
 import contextlib
@@ -89,8 +89,8 @@ def read(near, key):
 
 
 def track(path, name, heard, talk, max_stale):
-    """Track; read k1, and say whether this process tracks, each time that a byte comes. "G" takes
-    the GIL for as long as no other byte comes."""
+    """Track; for each byte that arrives, read k1, and say whether this process tracks. The byte "G"
+    makes this process hold the GIL until the next byte arrives."""
     with near_of(path, name, max_stale=max_stale) as near:
         near.ready(PATIENCE_S)
         heard.put((near.get("k1"), near.info()["tracks_here"]))
@@ -101,7 +101,7 @@ def track(path, name, heard, talk, max_stale):
 
 
 class Tracking:
-    """A process that tracks, and what it says."""
+    """A process that tracks, and its answers."""
 
     def __init__(self, path, name, max_stale=STALE):
         self.heard = FORK.Queue()
@@ -126,8 +126,8 @@ class Tracking:
 def test_a_tracker_that_does_not_run_is_replaced_and_never_believed_again(
     server, client, map_name, how
 ):
-    """N1, N5: its lease ends, and another process tracks. Starved is who never gets the GIL, which
-    a function in C keeps."""
+    """N1, N5: its lease ends, and another process tracks. A starved tracker never gets the GIL,
+    which a function in C holds."""
     client.set("k1", "old")
     tracking = Tracking(server.path, map_name, HANGS)
     try:
@@ -164,7 +164,7 @@ def test_a_tracker_that_does_not_run_is_replaced_and_never_believed_again(
 def test_when_all_processes_were_killed_the_next_one_finds_nothing_of_theirs(
     server, client, map_name
 ):
-    """N2: what changed while nobody was there is not served."""
+    """N2: values that changed while no process lived are not served."""
     client.set("k1", "old")
     all_of_them = [Tracking(server.path, map_name, LONG) for _ in range(2)]
     assert [each.first[0] for each in all_of_them] == [b"old"] * 2
@@ -180,8 +180,8 @@ def test_when_all_processes_were_killed_the_next_one_finds_nothing_of_theirs(
 
 
 def test_a_tracker_that_does_not_read_is_cut_off_and_discards_everything(server, client, map_name):
-    """The server ends its connection by the limit of the output buffer. What it then reads is not
-    all, so it begins anew."""
+    """The server ends the tracker's connection, whose output buffer has reached its limit. The
+    tracker then misses changes, so it discards everything and begins anew."""
     client.config_set("client-output-buffer-limit", "normal 65536 0 0")
     client.set("k1", "old")
     tracking = Tracking(server.path, map_name, LONG)
@@ -219,8 +219,8 @@ def read_own_key(near, number, begin, heard):
 def test_workers_that_are_forked_read_their_own_keys_and_one_of_them_tracks(
     server, client, map_name
 ):
-    """N4, N5: what is opened before a fork serves the children; the answers of one are no other's,
-    and when the parent leaves, one of them tracks."""
+    """N4, N5: children use the near cache that their parent opened. No child gets an answer to
+    another one's question, and when the parent ends, one of them tracks."""
     client.mset({f"k{number}": f"value {number}" for number in range(5)})
     begin, heard = FORK.Event(), FORK.Queue()
     with near_of(server.path, map_name) as near:
@@ -248,7 +248,7 @@ def test_workers_that_are_forked_read_their_own_keys_and_one_of_them_tracks(
 
 
 class Proxy:
-    """A door to a server. While it is a hole, nothing passes on connections that do not track."""
+    """A proxy of a server. While `is_hole` is true, it forwards only the tracker's connection."""
 
     def __init__(self, server, folder):
         self.server, self.path = server, str(Path(folder) / "door")
@@ -320,7 +320,7 @@ def test_hits_go_on_and_misses_end_while_only_the_tracker_reaches_the_server(
 
 @pytest.mark.parametrize("kept", ["log", "snapshot"])
 def test_a_server_that_restarts_with_what_it_kept_is_read_as_it_is(make_server, map_name, kept):
-    """What a snapshot does not have is lost at the server, and here."""
+    """Values that the server's snapshot lacks are lost at the server, and in the near cache."""
     options = ("--appendonly", "yes", "--appendfsync", "always") if kept == "log" else ()
     server = make_server(*options)
     with client_of(server) as client, near_of(server.path, map_name) as near:
@@ -345,7 +345,7 @@ def test_a_server_that_restarts_with_what_it_kept_is_read_as_it_is(make_server, 
         assert (near.get("k1"), near.get("k2")) == found
 
 
-def test_what_the_server_evicts_is_gone_here(server, client, map_name):
+def test_a_key_that_the_server_evicts_is_removed_here(server, client, map_name):
     keys = [f"k{number}" for number in range(200)]
     client.mset(dict.fromkeys(keys, "here"))
     with near_of(server.path, map_name, max_stale=LONG) as near:
@@ -384,7 +384,7 @@ def test_a_server_that_is_a_replica_for_a_while_is_watched_again(server, client,
 
 @pytest.fixture
 def clock_jump(tmp_path, monkeypatch):
-    """A file of the seconds by which the wall clocks of the servers that start now are wrong."""
+    """A file with the seconds by which the wall clock of each server that starts now is wrong."""
     compiler = os.environ.get("CC", "cc").split()
     if shutil.which(compiler[0]) is None:
         pytest.skip("no C compiler")
@@ -404,8 +404,8 @@ def clock_jump(tmp_path, monkeypatch):
 def test_a_jump_of_the_servers_clock_makes_no_value_old(
     clock_jump, make_server, map_name, monkeypatch, seconds
 ):
-    """Forward: the server expires the keys, and says so. Backward: it keeps them for longer; the
-    deadline here is one of the monotonic clock."""
+    """After a jump forward the server expires the keys, and tells it. After a jump backward it
+    keeps them for longer; the near cache's deadline is one of the monotonic clock."""
     server = make_server(program=PROGRAMS["redis"])
     monkeypatch.delenv("LD_PRELOAD")
     with client_of(server) as client, near_of(server.path, map_name, max_stale=LONG) as near:
@@ -437,7 +437,7 @@ def test_a_jump_of_the_servers_clock_makes_no_value_old(
 
 
 def test_a_near_cache_without_room_returns_what_the_server_has(server, client, map_name):
-    """What does not fit is not kept, or evicts what came first."""
+    """A value that does not fit is not kept, or evicts the oldest ones."""
     keys = [f"k{number}" for number in range(100)]
     values = {key: key.encode() * 500 for key in keys} | {"k-large": bytes(1 << 20)}
     client.mset(values)
@@ -453,7 +453,8 @@ def test_a_near_cache_without_room_returns_what_the_server_has(server, client, m
 
 
 def read_without_memory(heard, server, name, folder):
-    """Read more than there is memory for; what was wrong, and how much memory was left."""
+    """Read more values than fit into memory; report the wrong ones, and how much memory was
+    left."""
     os.environ["SHMRHASH_DIR"] = folder
     with near_of(server.path, name, max_stale=LONG) as near:
         assert near.ready(PATIENCE_S)
@@ -516,7 +517,7 @@ def test_a_near_cache_whose_segments_are_unlinked_goes_on_and_so_does_a_new_one(
 
 
 def read_the_damaged(server, name, seed, damage, heard):
-    """Damage a segment of a near cache, read, and say what each read came to."""
+    """Damage a segment of a near cache, read, and return the result of each read."""
     with near_of(server.path, name) as near:
         near.ready(PATIENCE_S)
         keys = [f"k{number}" for number in range(50)]
@@ -538,7 +539,7 @@ def read_the_damaged(server, name, seed, damage, heard):
 
 @pytest.mark.parametrize("damage", ["entries", "lines"])
 def test_reads_of_a_damaged_segment_are_right_or_raise(make_server, map_name, seed, damage):
-    """N4: never another value, and they come to an end."""
+    """N4: no read returns another value, and each one ends."""
     server = make_server()
     with client_of(server) as client:
         client.mset({f"k{number}": f"value of k{number}" for number in range(50)})

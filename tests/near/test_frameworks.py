@@ -52,7 +52,7 @@ def client(server):
 
 @pytest.fixture(autouse=True)
 def _closed():
-    """A near cache of the process is open until the test ends, and in no other test."""
+    """Close the near caches of this process when the test ends, so that no other test has them."""
     yield
     for near, _ in shared._open.values():
         near.close()
@@ -84,7 +84,7 @@ def gets_of(client):
 
 
 def asks_nobody(client, read, expected):
-    """Whether the server gets no question for a hundred reads."""
+    """Whether a hundred reads ask the server nothing."""
     before = gets_of(client)
     return [read() for _ in range(100)] == [expected] * 100 and gets_of(client) == before
 

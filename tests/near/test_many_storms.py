@@ -13,7 +13,7 @@ RUNS = 1000  # in each lane
 
 
 def lane(folder, name, seed, outcomes):
-    """Storms, one after the other, until one is wrong."""
+    """Run storms, one after the other, until one finds a wrong read."""
     for number in range(seed, seed + RUNS):
         place = folder / str(number)
         place.mkdir()
@@ -26,8 +26,8 @@ def lane(folder, name, seed, outcomes):
 
 @pytest.mark.long
 def test_no_read_of_many_short_lives_is_older_than_max_stale(tmp_path, map_name, seed):
-    """N1, N2, N4, N5: in a short life all that is rare lies close together: the making, the first
-    watch, each takeover and the end."""
+    """N1, N2, N4, N5: in a short storm the rare moments are close together: the creation of the
+    near cache, its first watch, each takeover, and its end."""
     outcomes, began, reads, takeovers = FORK.Queue(), time.monotonic(), 0, 0
     lanes = [
         FORK.Process(target=lane, args=(tmp_path, map_name, seed + 10_000 * at, outcomes))

@@ -1,4 +1,4 @@
-"""Near caches that lack a step: a schedule of a few steps finds each of them."""
+"""Near caches without one of their steps: for each, a short schedule finds the mistake."""
 
 import pytest
 from support import near_mutants, near_schedules

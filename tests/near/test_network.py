@@ -39,7 +39,7 @@ TIMEOUT_SECONDS = 120
 
 
 def missing():
-    """Why there can be no namespaces with a server here; "" if there can."""
+    """Why no namespaces with a server can be made here; "" if they can."""
     if not near_servers.programs():
         return "no server of Redis or Valkey is installed"
     if os.geteuid() != 0 or shutil.which("ip") is None:
@@ -77,7 +77,7 @@ def network(example):
 
 @pytest.fixture
 def server(network, tmp_path):
-    """A server in the namespace of the server. Its UNIX socket is for everybody."""
+    """A server in the server's namespace. All namespaces can use its UNIX socket."""
     program = tmp_path / "program"
     inside = f"ip netns exec {network.prefix}-server {next(iter(near_servers.programs().values()))}"
     program.write_text(f'#!/bin/sh\nexec {inside} "$@"\n')
@@ -90,7 +90,7 @@ def server(network, tmp_path):
 
 
 def enter(network, host):
-    """This process is on that host from now on."""
+    """Move this process to that host's namespace."""
     file = os.open(f"/run/netns/{network.prefix}-{host}", os.O_RDONLY)
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.setns(file, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
@@ -112,7 +112,7 @@ def postgres_near(network, name, on_outage):
 
 
 def read(network, make, name, on_outage, over, told):
-    """On host a: read keys until over is set; tell what was found, and how many reads failed."""
+    """On host a: read keys until `over` is set; report the values, and how many reads failed."""
     enter(network, "a")
     with make(network, name, on_outage) as near:
         assert near.ready(30)
@@ -158,12 +158,12 @@ class Play:
         until(one_of_each)
 
     def hear(self):
-        """Take what the reader has told."""
+        """Take the reports of the reader."""
         while not self.told.empty():
             self.seen.append(self.told.get())
 
     def reads_after(self, moment, *, failed=False):
-        """Whether a round that ended later had reads; or failures."""
+        """Whether a round that ended after this moment had reads or, if asked, failures."""
         return any(
             ended > moment + STALE and (errors if failed else found and age < STALE)
             for ended, found, errors, age in self.seen
@@ -176,7 +176,7 @@ class Play:
         return sum(min(found.values()) > moment for found in whole)
 
     def play(self, seconds):
-        """Undisturbed, cut off for some seconds, and mended; then judge what was read."""
+        """Run undisturbed, then cut off for some seconds, then mended; judge all reads."""
         self.write(lambda: self.reads_after(0))
         calm = time.monotonic()
         until(lambda: self.rounds_since(calm) >= 3)  # all keys are in the memory of the host
@@ -219,7 +219,7 @@ def test_a_host_that_is_cut_off_serves_nothing_old_and_recovers(network, put, ma
     assert_cut_and_mended(Play(network, redis_near, put, map_name, on_outage))
 
 
-def test_the_judge_finds_a_near_cache_without_lease(network, put, map_name, monkeypatch):
+def test_the_judge_finds_a_near_cache_without_a_lease(network, put, map_name, monkeypatch):
     def extend(self, number, term, valid_until, well=state.State.extend):
         well(self, number, term, valid_until + (1 << 50) * (number < state.NODES_MAX))
 

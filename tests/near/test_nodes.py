@@ -42,7 +42,7 @@ class SlotSource(PlainSource):
 
 
 class Scene:
-    """A near cache, its source, and a tracker whose steps the test makes."""
+    """A near cache, its source, and a tracker whose steps the test performs."""
 
     def __init__(self, name, **options):
         self.source = SlotSource()
@@ -129,7 +129,7 @@ def test_a_change_is_forgotten_at_the_node_that_tells_it(scene):
     assert it.near.get(key) == b"own"
 
 
-def test_everything_at_one_node_is_nothing_at_the_others(scene):
+def test_discarding_all_keys_of_one_node_keeps_those_of_the_others(scene):
     it = scene()
     it.watch()
     for key in KEYS:
@@ -143,7 +143,7 @@ def test_everything_at_one_node_is_nothing_at_the_others(scene):
 
 
 def test_what_was_read_at_another_node_is_not_kept(scene):
-    """A slot that moves between the look at the table and the answer."""
+    """A slot moves after the reader looked at the table and before the answer comes."""
     it = scene()
     it.watch()
     right, it.source.owner = it.source.owner, lambda slot: it.nodes[0]
@@ -170,7 +170,7 @@ def test_age_is_that_of_the_node_that_was_heard_longest_ago(scene):
 
 
 def test_a_node_that_has_left_counts_no_more(scene):
-    """N2: nor does any other process serve the values that it has served."""
+    """N2: no other process serves values of the node that has left, either."""
     it = scene(on_outage=("stale", 60))
     former = it.source.numbers.number(b"former")
     it.watch()
@@ -192,7 +192,7 @@ def test_only_the_tracker_says_which_nodes_are_left(scene):
     assert all(it.near._state.line(node).valid_until for node in it.nodes)
 
 
-def test_an_outage_of_one_node_is_none_of_the_others(scene):
+def test_an_outage_of_one_node_leaves_the_keys_of_the_others(scene):
     it = scene(max_stale=STALE, on_outage="fetch")
     it.near._outage = "raise"
     it.watch()

@@ -96,7 +96,7 @@ def test_reads_of_a_stopped_server_end_as_on_outage_says(postgres, map_name, sql
 
 
 def test_a_stopped_listener_ends_the_lease(postgres, sql, pg_near):
-    """N1: the change is committed, and its notification never comes."""
+    """N1: a change is committed, but its notification does not arrive."""
     put(sql, "1", "one")
     until(lambda: pg_near.get("k1") == "one")
     backend = wait_for_tracker(sql)
@@ -112,7 +112,7 @@ def test_a_stopped_listener_ends_the_lease(postgres, sql, pg_near):
     until(lambda: pg_near.age() < STALE)
 
 
-def test_the_test_of_the_lease_finds_a_near_cache_without(postgres, sql, map_name, monkeypatch):
+def test_the_test_of_the_lease_finds_a_near_cache_without_one(postgres, sql, map_name, monkeypatch):
     def extend(self, number, term, valid_until, well=state.State.extend):
         well(self, number, term, valid_until + (1 << 50) * (number < state.NODES_MAX))
 
@@ -124,7 +124,7 @@ def test_the_test_of_the_lease_finds_a_near_cache_without(postgres, sql, map_nam
 
 
 class SlowToBegin(PostgresSource):
-    """While it begins to watch, `between` is called."""
+    """A source that calls `between` while it begins to watch."""
 
     between = staticmethod(lambda: None)
 
@@ -136,7 +136,7 @@ class SlowToBegin(PostgresSource):
 
 
 class ListensLate(SlowToBegin):
-    """The mutant: it begins and proves before it listens. Without a proof nothing is kept yet."""
+    """The mutant: it begins a watch and extends the lease before it listens."""
 
     def _begin(self, listener, sink, node):
         sink.began(node)
@@ -147,7 +147,7 @@ class ListensLate(SlowToBegin):
 
 @pytest.mark.parametrize("kind", [SlowToBegin, ListensLate])
 def test_what_changes_while_a_watch_begins_is_not_served(postgres, map_name, sql, kind):
-    """N2: and the mutant that listens late serves it for ever."""
+    """N2: the change is not served; the mutant that listens late serves the old value for ever."""
     put(sql, "1", "0")
     source = kind(postgres.address, {"k": QUERY})
     done = threading.Event()
@@ -181,8 +181,8 @@ def _sink_of(near):
 
 @pytest.mark.thorough
 def test_a_commit_that_waits_holds_the_proof(postgres, map_name, sql):
-    """A transaction that is on its way to the commit has its notifications in the queue: nothing
-    is proved before it is through, and its rows are as before until then."""
+    """A transaction that waits in its commit has put its notifications into the queue. Until it has
+    committed, readers see its old rows, and the lease is not extended."""
     put(sql, "1", "one")
     with near_of(postgres, map_name) as near, postgres.connect() as other:
         assert near.ready(PATIENCE_S)
@@ -204,7 +204,7 @@ def test_a_commit_that_waits_holds_the_proof(postgres, map_name, sql):
 
 
 class Pooler(threading.Thread):
-    """It tells a client another number of its process than the server's, as poolers do."""
+    """A pooler: it tells a client another process number than the server's."""
 
     def __init__(self, folder, path):
         super().__init__(daemon=True)
@@ -301,7 +301,7 @@ def test_a_child_of_fork_has_connections_of_its_own(sql, pg_near):
 
 
 def hold(server, name):
-    """Have a near cache until this process is killed."""
+    """Keep a near cache open until this process is killed."""
     with near_of(server, name) as near:
         near.ready(PATIENCE_S)
         while True:  # until it is killed
@@ -309,7 +309,7 @@ def hold(server, name):
 
 
 class Storm:
-    """A writer that never pauses, a reader, processes that track, and blows."""
+    """A writer that never pauses, a reader, processes that track, and blows: kills and stops."""
 
     def __init__(self, server, name, seed):
         self.server, self.name, self.random = server, name, random.Random(seed)
@@ -401,7 +401,7 @@ class Storm:
 
 @pytest.mark.thorough
 def test_no_read_is_older_than_max_stale(postgres, map_name, seed):
-    """N1, N2, N5: trackers, their backends and the server are killed, stopped, started again."""
+    """N1, N2, N5: trackers, their backends and the server are killed, stopped and started again."""
     storm = Storm(postgres, map_name, seed)
     storm.run(12)
     print(f"seed {seed}: {storm.oracle.reads} reads, {storm.blows}")

@@ -1,4 +1,4 @@
-"""NearCache over PostgreSQL: what triggers tell, what queries answer."""
+"""NearCache over PostgreSQL: changes that triggers tell, and values that queries return."""
 
 import asyncio
 import json
@@ -74,7 +74,8 @@ def test_each_way_to_change_a_table_is_told(sql, pg_near, change, after):
 
 
 def test_a_table_tells_for_each_of_its_prefixes(postgres, sql):
-    """And the same SQL, executed again, changes nothing."""
+    """A change is told under each prefix; executing the SQL of the triggers again changes
+    nothing."""
     for _ in range(2):
         sql.execute(triggers("public.items", "value", "by value "))
     told = []
@@ -111,8 +112,8 @@ def test_any_text_is_a_key(sql, pg_near, key):
     until(lambda: pg_near.get(f"k{key}") == "here")
 
 
-def test_a_key_that_is_too_long_to_be_told_forgets_everything(sql, pg_near):
-    """The index refuses such a key; a table without one has it."""
+def test_a_key_that_is_too_long_to_be_told_discards_everything(sql, pg_near):
+    """An index refuses such a key, so the table of this test has none."""
     sql.execute("DROP INDEX items_id_idx")
     sql.execute("INSERT INTO items VALUES ('1', 'one')")
     until(lambda: pg_near.get("k1") == "one")
@@ -189,7 +190,7 @@ def test_coroutines_ask_in_threads_of_their_own(postgres, map_name, sql):
 
 
 def test_writes_are_the_programs_and_forgotten_at_once(sql, pg_near):
-    """N3: after the commit and invalidate() every process reads what was written."""
+    """N3: after the commit and invalidate() every process reads the new value."""
     for number in range(20):
         put(sql, "1", str(number))
         pg_near.invalidate("k1")
@@ -229,7 +230,8 @@ def test_a_server_is_named_without_secrets():
 
 
 def test_a_connection_of_the_program_may_have_settings_of_its_own(postgres, map_name, sql):
-    """Rows as dicts, another encoding, and a user who may not ask which system it is."""
+    """It may return rows as dicts, use another encoding, and belong to a user who may not ask for
+    the system's identifier."""
 
     def connect():
         return psycopg.connect(

@@ -1,4 +1,4 @@
-"""NearCache over servers of Redis and Valkey: what dies, stops, or is cut costs no stale value."""
+"""NearCache over servers of Redis and Valkey: no death, stop or cut makes a read stale."""
 
 import asyncio
 import contextlib
@@ -222,7 +222,7 @@ def test_reads_of_a_stopped_server_end_as_on_outage_says(server, map_name, clien
 
 
 def hold(server, name, max_stale=STALE):
-    """Have a near cache until this process is killed, or leaves (SIGTERM)."""
+    """Keep a near cache open until this process is killed, or told to end (SIGTERM)."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with near_of(server, name, max_stale=max_stale) as near:
         near.ready(PATIENCE_S)
@@ -255,9 +255,9 @@ def test_one_process_tracks_for_all_and_another_one_when_it_is_killed(server, ma
 
 
 def test_a_successor_takes_over_at_once_and_waits_for_no_beat(server, map_name, monkeypatch):
-    """N5: what stands by finds the claim of a dead tracker free when it looks next, and two
-    questions that follow one another give the first lease. A beat would last longer than this test
-    may; a look is one slice in the queue."""
+    """N5: a standby process finds the claim of a dead tracker free at its next look, and two
+    successive questions give the first lease. A look comes after one slice in the queue; if the
+    process waited for a beat, the test would fail by its timeout."""
     looks = []
     look = Tracker._stand_by
     monkeypatch.setattr(Tracker, "_stand_by", lambda self: (looks.append(self.pid), look(self)))
@@ -289,7 +289,7 @@ def ask_all(server, name, begin, keys):
 
 @pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.thorough)])
 def test_processes_that_miss_the_same_keys_ask_once_for_each(server, map_name, client, count):
-    """N6: eight of them."""
+    """N6: eight processes miss the same keys."""
     keys = [f"k{number}" for number in range(count)]
     begin = FORK.Event()
     with near_of(server, map_name) as near:
@@ -323,7 +323,8 @@ def test_the_program_of_the_guide_does_what_its_comments_say(server, client):
 
 
 class Storm:
-    """A writer that never pauses, readers, and blows; acknowledged versions are the oracle."""
+    """A writer that never pauses, readers, and blows (kills, stops, cuts); acknowledged versions
+    are the oracle."""
 
     keys = tuple(b"k%d" % number for number in range(24))
 
@@ -399,7 +400,8 @@ class Storm:
         shmrhash.gc()
 
     def strike(self, holders, blows):
-        """So many blows; more, if there were few reads, which wait for a server that is stopped."""
+        """Strike this many blows, and more if there were few reads, because reads wait for a
+        stopped server."""
         done = 0
         while done < blows or (self.reads <= READS_MIN and done < 10 * blows):
             time.sleep(self.random.random() * STALE)
@@ -409,7 +411,8 @@ class Storm:
 
 @pytest.mark.thorough
 def test_no_read_is_older_than_max_stale(server, map_name, seed):
-    """N1, N2, N5: trackers are killed, leave, are cut, and answered late; the server is stopped."""
+    """N1, N2, N5: trackers are killed, end, lose their connection, or get late answers; the server
+    is stopped."""
     storm = Storm(server, map_name, seed)
     storm.run(blows=12)
     print(f"seed {seed}: {storm.reads} reads")

@@ -1,4 +1,4 @@
-"""RedisSource against servers of Redis and Valkey: what it tells, proves, fetches and survives."""
+"""RedisSource with servers of Redis and Valkey: fetches, changes, proofs, and servers that fail."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ class Numbers:
 
 
 class Recorder:
-    """A sink that records what it is told, with the moment of each proof, and stops on demand."""
+    """A sink that records its calls, with the moment of each proof, and stops on demand."""
 
     def __init__(self, source):
         self.told = []
@@ -245,7 +245,7 @@ def test_flushes_are_told_whatever_database(server, client, recorder):
 
 
 def test_a_proof_covers_every_change_that_was_executed_before_its_moment(client, recorder):
-    """(b) of a source: with writers that never pause, no change is told after its proof."""
+    """Promise (b) of a source: even if writers never pause, no change is told after its proof."""
     for number in range(300):
         key = b"k%d" % number
         client.set(key, number)

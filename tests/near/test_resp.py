@@ -1,4 +1,4 @@
-"""RESP3: what the reader makes of the bytes of a server, in whatever pieces they come."""
+"""RESP3: how the reader reads the bytes of a server, in whatever pieces they arrive."""
 
 import random
 

@@ -62,7 +62,7 @@ class Service:
         return found
 
     def begins_a_failover(self):
-        """Whether the sentinel begins one now: only if it has heard lately of a good replica."""
+        """Ask for a failover; return whether one begins: the sentinel must know a good replica."""
         with contextlib.suppress(redis.exceptions.ResponseError):
             return self.sentinel.ask("SENTINEL", "FAILOVER", SERVICE) is not None
         return False
@@ -84,7 +84,7 @@ def service(tmp_path):
 
 
 def read(near, key):
-    """What a key has now; "error" if no server answers for it."""
+    """The value of a key now; "error" if no server answers for it."""
     with contextlib.suppress(redis.exceptions.RedisError):
         return near.get(key)
     return "error"
@@ -98,7 +98,7 @@ def write(near, key, value):
 
 
 def test_the_tracker_and_the_readers_follow_the_primary(service, map_name):
-    """N1, N2: killed, replaced by agreement, and stopped until it has been replaced."""
+    """N1, N2: the primary is killed, replaced by agreement, and stopped until it was replaced."""
     client = Sentinel(service.at, socket_timeout=0.5).master_for(SERVICE)
     with client, NearCache(client, ["k"], name=map_name, max_stale=STALE) as near:
         assert near.ready(PATIENCE_S)

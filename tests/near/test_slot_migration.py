@@ -1,5 +1,5 @@
 """NearCache while slots of a cluster move at once, with all their keys (CLUSTER MIGRATESLOTS of
-Valkey 9): the new owner has the keys before anybody is sent to it."""
+Valkey 9): the new owner has the keys before any client is redirected to it."""
 
 import contextlib
 import threading
@@ -115,7 +115,7 @@ class Beside:
 
 
 def test_no_read_is_too_old_while_the_slot_moves(moving, near):
-    """N1, N4; and in the end the near cache and the owner agree."""
+    """N1, N4; at the end the near cache and the slot's owner agree."""
     with Beside(moving, near) as beside:
         for _ in range(MOVES):
             before = beside.reads, beside.writes
@@ -131,7 +131,7 @@ def test_no_read_is_too_old_while_the_slot_moves(moving, near):
 
 
 def found_after_a_move(near, cluster, key):
-    """Read a key that is absent, move its slot, make it at the new owner; what is read then."""
+    """Read an absent key, move its slot, create the key at the new owner; return what is read."""
     cluster.owner(SLOT).ask("DEL", key)
     until(lambda: near.get(key) is None and near._look(key, near._node_of(key), "") is None)
     target = move(cluster)
@@ -141,7 +141,7 @@ def found_after_a_move(near, cluster, key):
 
 
 def test_an_absent_key_is_not_absent_after_its_slot_has_moved_at_once(moving, near):
-    """N1: the old owner tells of no key that is made at the new one."""
+    """N1: the old owner does not tell of keys that are created at the new one."""
     assert [found_after_a_move(near, moving, KEYS[0]) for _ in range(2)] == [b"made"] * 2
 
 

@@ -1,4 +1,5 @@
-"""The steps of a near cache, one after the other: what no fill and no tracker may leave behind."""
+"""The steps of a near cache, one after the other: no order of fills and trackers leaves an old
+value behind."""
 
 import asyncio
 import contextlib
@@ -100,7 +101,8 @@ def test_raise_asks_no_server_during_an_outage(scene, monkeypatch):
 
 
 def test_a_tracker_that_was_replaced_extends_nothing(scene):
-    """The fence: it learns so from its next proof, and from its next beginning."""
+    """A tracker that was replaced learns it at its next proof, and at its next begin: the term is
+    its fence."""
     it = scene()
     it.watch()
     old, it.tracker = it.tracker, it.new_tracker()
@@ -132,7 +134,8 @@ def test_a_tracker_that_has_ended_is_not_alive(scene):
 
 
 def test_an_attempt_to_reach_the_server_is_no_takeover(scene):
-    """A tracker that hears a server is one, if another one heard it before."""
+    """It counts as a takeover only if the new tracker hears the server, and another one heard it
+    before."""
     it = scene(max_stale=STALE)
     attempts = it.new_tracker()  # its source refuses to be watched
     term = it.near._state.line(TURN).term
@@ -168,7 +171,8 @@ def test_a_takeover_that_cannot_be_noted_is_counted_with_the_next_beginning(scen
 
 
 def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):
-    """N1: the tracker extends it for all, by its own max_stale. So all have the same."""
+    """N1: the tracker extends the lease for all processes by its own max_stale, so all processes
+    must have the same max_stale."""
     it = scene(max_stale=STALE)
     it.watch()
 
@@ -177,8 +181,9 @@ def test_a_lease_is_never_longer_than_another_process_believes(scene, map_name):
     Scene(map_name).near.close()
 
 
-def test_what_killed_processes_said_of_max_stale_counts_no_more(map_name):
-    """And no lease of theirs, which may be too long: a child makes one, and is killed."""
+def test_max_stale_of_killed_processes_counts_no_more(map_name):
+    """A lease of theirs, which may be too long, does not count either: a child makes one, and is
+    killed."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):

@@ -13,7 +13,7 @@ from support.near_storms import FORK, KEYS, Storm, Weather, near_of, served, sta
 from shmrhash import gc
 from shmrhash._near.state import State
 
-STORMS_MAX = 30  # that a mutant may survive by chance: one in three, or more, finds it
+STORMS_MAX = 30  # in each a mutant may survive by chance; at least one storm in three finds it
 
 
 @pytest.mark.thorough
@@ -34,7 +34,7 @@ def hold(address, name, stop):
 
 
 def test_another_process_tracks_when_the_tracker_is_killed(tmp_path, map_name):
-    """N5: and values that no process tracked in between are not served."""
+    """N5; values that changed while no process tracked are not served."""
     address, stop = str(tmp_path / "server"), FORK.Event()
     others = [served(address)]
     first = start(hold, address, map_name, stop)
@@ -87,7 +87,7 @@ def test_processes_that_miss_a_key_ask_once(tmp_path, map_name):
 @pytest.mark.thorough
 @pytest.mark.parametrize("mutant", near_mutants.FOUND_BY_STORMS, ids=lambda mutant: mutant.__name__)
 def test_a_storm_finds(tmp_path, map_name, seed, mutant, monkeypatch):
-    """In a few storms, none of which the near cache itself would fail."""
+    """One of a few storms finds the mutant; the near cache itself passes all of them."""
     weather = Weather(**near_mutants.FOUND_BY_STORMS[mutant])
     if issubclass(mutant, State):
         monkeypatch.setattr("shmrhash._near.cache.State", mutant)

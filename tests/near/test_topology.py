@@ -16,7 +16,7 @@ ff 10.0.0.5:7005@17005 master - 0 1 0 connected
 
 
 def test_slots_are_those_that_the_servers_find():
-    """From the specification, and from CLUSTER KEYSLOT."""
+    """The expected slots are from the specification, and from CLUSTER KEYSLOT."""
     assert slot_of(b"123456789") == 0x31C3
     assert slot_of(b"foo") == 12182
     assert slot_of(b"{foo}bar") == slot_of(b"x{foo}{bar}") == slot_of(b"foo")
@@ -64,7 +64,7 @@ def test_tables_and_redirections_may_leave_out_the_host():
 
 
 class Sink:
-    """A sink that records what it is told."""
+    """A sink that records its calls."""
 
     def __init__(self):
         self.told = []
@@ -94,7 +94,7 @@ class Numbers:
 
 
 class Wire:
-    """A connection that says what it is told to."""
+    """A connection that gives the answers of the test."""
 
     def __init__(self, run_id):
         self.run_id = run_id
@@ -120,7 +120,7 @@ class Router:
 
 
 class Play:
-    """A watch of three primaries a, b and c, whose answers a test gives in its own order."""
+    """A watch of three primaries a, b and c; the test gives their answers in any order."""
 
     def __init__(self):
         self.slots = {"a": "0-99", "b": "100-199", "c": "200-16383"}
@@ -152,7 +152,7 @@ class Play:
         self.watch._hear(primary)
 
     def told(self):
-        """What the sink was told since the last time, as (call, node, moment)."""
+        """The calls of the sink since the last time, as (call, node, moment)."""
         told, self.sink.told = self.sink.told, []
         return [
             (call, "abc" if call == "only" else chr(what[0]), *what[1:]) for call, *what in told
@@ -169,7 +169,7 @@ def play():
     return made
 
 
-def test_an_answer_proves_what_came_before_the_question_before(play):
+def test_an_answer_proves_what_came_before_the_previous_question(play):
     play.begin_round()
     play.answer("a")
     assert play.told() == [], "one of three"
@@ -207,7 +207,7 @@ def test_views_of_an_earlier_round_are_no_votes(play):
 
 
 def test_a_node_that_another_one_replaced_is_not_believed(play):
-    """It was stopped, wakes, and does not know: its own view is the old one."""
+    """A stopped node wakes and does not know that it was replaced: its own view is the old one."""
     play.begin_round()
     play.answer("b", {"a": "r", "c": "0-99 200-16383"}, {"c": 4})
     play.answer("a")
@@ -215,7 +215,7 @@ def test_a_node_that_another_one_replaced_is_not_believed(play):
     assert not [what for what in play.told() if what[:2] == ("proved", "a")]
 
 
-def test_the_last_word_of_a_node_that_contradicts_counts(play):
+def test_the_last_view_of_a_node_that_contradicts_counts(play):
     play.begin_round()
     play.answer("c", {"a": "r", "c": "0-99 200-16383"}, {"c": 4})
     play.begin_round("a", "b")
@@ -248,7 +248,7 @@ def test_a_failover_elsewhere_discards_nothing(play):
     assert play.told() == []
 
 
-def test_a_node_that_is_no_primary_any_more_is_discarded_and_left(play):
+def test_values_of_a_node_that_is_no_primary_any_more_are_discarded(play):
     play.begin_round()
     with pytest.raises(ConnectionError, match="is a replica"):
         play.answer("a", {"a": "r", "b": "0-199"}, {"b": 4})
@@ -256,7 +256,7 @@ def test_a_node_that_is_no_primary_any_more_is_discarded_and_left(play):
 
 
 def test_a_node_that_joins_contradicts_no_owner(play):
-    """It has not heard of slots yet, and has no vote."""
+    """A new node knows no owner of any slot yet, and has no vote."""
     play.slots = play.slots | {"d": ""}
     play.primaries["d"] = Primary(("d", 1), Wire(b"d"))
     play.watch._watched[("d", 1)] = play.primaries["d"]

@@ -38,7 +38,7 @@ def steps(request):
 
 
 def test_sums_of_threads_are_exact(shm_map, steps):
-    """W1: each of the additions counts, and each returned another sum."""
+    """W1: each addition counts, and no two additions return the same sum."""
 
     def add(number):
         return [shm_map.add(word(0), 1, default=0) for _ in range(steps)]
@@ -72,7 +72,8 @@ def test_a_value_is_always_that_of_its_key(make_map, steps, seed):
 
 
 def test_each_inserted_key_is_taken_once(make_map, steps, seed):
-    """W1: what some threads insert, others take away, each once; the rest is there at the end."""
+    """W1: other threads take away the entries that some threads insert, each once; the rest is
+    there at the end."""
 
     shm_map = make_map(max_entries=THREADS * steps)
 
@@ -93,7 +94,7 @@ def test_each_inserted_key_is_taken_once(make_map, steps, seed):
 
 
 def test_an_iterator_that_threads_share_delivers_each_entry_once(shm_map, steps):
-    """I1: of several threads that call next(), one gets an entry."""
+    """I1: several threads call next(), and each entry goes to one of them."""
     expected = list(range(4 * STEPS))
     for key in expected:
         shm_map[word(key)] = word(key)
@@ -110,8 +111,8 @@ def test_an_iterator_that_threads_share_delivers_each_entry_once(shm_map, steps)
 
 
 def test_a_walk_beside_writers_delivers_what_stays(map_name, steps):
-    """I1: keys that nobody touches are delivered once; a key that was deleted before next() never
-    is."""
+    """I1: a key that no thread changes is delivered once; a key that was deleted before next() is
+    not delivered."""
     with SharedDict(map_name, key=str, value=int, max_entries=8192) as d:
         d.update({f"stays {number}": number for number in range(200)})
         done = threading.Event()
@@ -344,7 +345,7 @@ def test_numbers_of_a_dict_are_whole(map_name, steps):
 
 
 def test_a_kept_value_is_always_that_of_its_key(map_name, steps):
-    """R2: a handle keeps decoded values (copy=False), and finds them; more keys than entries."""
+    """R2: a handle keeps decoded values (copy=False) of more keys than the cache has entries."""
     with shmrhash.Cache(
         map_name, key=int, value=object, max_entries=32, max_bytes=4 << 20, copy=False
     ) as cache:
@@ -369,7 +370,8 @@ def test_a_kept_value_is_always_that_of_its_key(map_name, steps):
 
 
 def test_a_value_is_computed_once_for_all_threads(map_name, steps):
-    """Of threads that ask for an absent key at once, one computes; a memoized function likewise."""
+    """If several threads ask for an absent key at once, one of them computes its value; the same
+    holds for a memoized function."""
     rounds = steps // 20
     with shmrhash.Cache(map_name, key=object, value=object, max_entries=4096) as cache:
         computed = []

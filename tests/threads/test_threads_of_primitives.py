@@ -1,4 +1,4 @@
-"""Threads of one process share lock primitives: their cells, what is shown of waits, circles.
+"""Threads of one process share lock primitives: their cells, the waits that are shown, circles.
 
 As in test_threads_of_one_process.py: each test has an oracle, the threads make a fixed number of
 steps, and a Python without the GIL finds more.
@@ -68,8 +68,8 @@ class Living:
 
 
 def test_each_primitive_without_a_key_has_a_cell_of_its_own(space, steps):
-    """C2: cells that threads give back, each is used again by one of them; and contexts come back,
-    of what was held when it ended."""
+    """C2: each cell that a thread gives back is used again by one thread; the contexts of
+    primitives that were held when they ended come back, too."""
     living = Living(space)
 
     all_together(lambda number: living.make_and_drop(number, steps))
@@ -81,7 +81,7 @@ def test_each_primitive_without_a_key_has_a_cell_of_its_own(space, steps):
 
 
 def test_a_fork_beside_primitives_without_a_key(space, steps):
-    """C2, C3: the child uses no cell that a thread of its parent has; the parent's go on."""
+    """C2, C3: the child uses no cell that a thread of its parent has, and these threads go on."""
     living = Living(space)
     forks = max(2, steps // 100)
 
@@ -109,8 +109,8 @@ def test_a_fork_beside_primitives_without_a_key(space, steps):
 
 
 def test_closing_a_space_beside_its_use_ends_in_map_closed(space, steps):
-    """C2, C3: every wait and every operation of the other threads ends, with its result or with
-    MapClosed; each grant of a lock is one that a thread got; permits are all there."""
+    """C2, C3: each wait and operation of the other threads returns, or raises MapClosed. The
+    numbers of grants and of permits are those that the threads got."""
     lock, permits = Lock("lock", space=space), Semaphore(2, "two", space=space)
     taken = 0
     for round_number in range(max(3, steps // 60)):
@@ -191,8 +191,8 @@ def make_without_key(handle, started, _round_number, _lock, _permits):
 
 
 def test_an_rlock_is_released_by_its_thread_alone(space, steps):
-    """C2: while threads take one RLock several times, a release by a thread that has not got it is
-    refused, and the depth is right."""
+    """C2: while threads take one RLock several times, a release by a thread that does not hold it
+    is refused, and the depth is right."""
     again = RLock("again", space=space)
     count = [0]
 
@@ -246,7 +246,7 @@ def test_tasks_of_several_loops_take_one_lock(space, steps):
 
 
 def test_waits_that_are_shown_are_counted_exactly(space, steps):
-    """Whatever waits threads have begun to show and ended, there is room for as many as ever."""
+    """After threads have begun and ended any waits, the space can show as many waits as before."""
     lock, event = Lock("lock", space=space), Event("event", space=space)
 
     def work(number):
