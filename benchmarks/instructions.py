@@ -9,7 +9,9 @@ entry nothing is compared, and the reason is printed. They depend on little else
 seeds of its own, which changes them by half a percent. More than TOLERANCE above the baseline is a
 regression.
 
---renew writes the counts into the baseline. Do so in the commit that changes them.
+--renew writes the counts into the baseline and, if the compiler is that of DOCUMENTED, into the
+table of docs/performance/index.md, which has no other source. Do so in the commit that changes
+them.
 Needs valgrind, Cython and a C compiler. tests/house/test_bench.py runs it.
 """
 
@@ -33,6 +35,10 @@ from report import finish, machine, print_facts, print_table, unique_name
 import shmrhash
 
 BASELINE = Path(__file__).with_name("instructions.json")
+PAGE = Path(__file__).parents[1] / "docs" / "performance" / "index.md"
+DOCUMENTED = "x86_64, (Debian 12.2.0-14+deb12u1) 12.2.0, Cython 3.3.1"  # the baseline of the table
+TABLE = re.compile(r"(?<=\n\| \| lookup \|)[^\n]*\n\|---[^\n]*\n(?:\|[^\n]*\n)+")
+SHOWN = ["lookup", "contains", "miss", "update", "add", "insert", "delete"]
 TOLERANCE = 0.05
 ENTRIES = 1000
 PASSES = 4  # a run's fixed cost, a few hundred instructions, is then 0.1 per operation
@@ -143,6 +149,18 @@ def renew(counts):
     baselines = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     baselines[compiled_by()] = counts
     BASELINE.write_text(json.dumps(baselines, indent=1, sort_keys=True) + "\n")
+    if compiled_by() == DOCUMENTED:
+        PAGE.write_text(TABLE.sub(lambda _: table_of(counts), PAGE.read_text()))
+
+
+def table_of(counts):
+    """The rows of the table in PAGE, from the second cell of its head on."""
+    lines = [f" {' | '.join(SHOWN[1:])} |", "|---" * (len(SHOWN) + 1) + "|"]
+    for key_size, value_size in SIZES:
+        size = f"{key_size}/{value_size}"
+        cells = [f"{counts[f'{name} {size}']:.0f}" for name in SHOWN]
+        lines.append(f"| {size} bytes | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main():

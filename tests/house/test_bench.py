@@ -172,6 +172,15 @@ def test_operations_take_no_more_instructions_than_the_baseline():
     assert len(rows) == 14
 
 
+def test_the_table_of_instructions_is_the_baseline():
+    """docs/performance has the counts of the committed baseline; --renew writes both."""
+    baseline = json.loads(instructions.BASELINE.read_text())[instructions.DOCUMENTED]
+
+    (table,) = instructions.TABLE.findall(instructions.PAGE.read_text())
+
+    assert instructions.table_of(baseline) == table
+
+
 def test_instruction_guard_notices_a_slower_operation(monkeypatch, tmp_path):
     baseline = tmp_path / "instructions.json"
     monkeypatch.setattr(instructions, "BASELINE", baseline)
