@@ -5,7 +5,7 @@ from __future__ import annotations
 from shmrhash._arguments import whole_number
 
 _MAX_BYTES = 64 << 20  # of a cache whose maker names no limit
-_ENTRY_BYTES = 256  # then there is an entry for each of so many bytes
+_ENTRY_BYTES = 256  # then there is one entry for this many bytes
 
 
 def limits_if_made(max_entries: int | None, max_bytes: int | None) -> tuple[int, int]:

@@ -158,7 +158,7 @@ class CacheMutex(Generic[K]):
         claim.drop()
 
     def locked(self) -> bool:
-        """Whether somebody has it. Costs taking and releasing it.
+        """Whether a thread has the mutex. Costs taking and releasing it.
 
         Raises what acquire() raises.
         """

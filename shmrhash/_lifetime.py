@@ -71,7 +71,7 @@ def register(handle: Handle) -> None:
 
 def living(references: Iterable[weakref.ref[_T]]) -> list[_T]:
     """The objects that exist of a weak table's keyrefs() or valuerefs(). Such a list is a copy made
-    in one step, so other threads may change the table meanwhile, which a loop over it forbids."""
+    in one step, so other threads may change the table during the calls, which a loop forbids."""
     found = [reference() for reference in references]
     return [thing for thing in found if thing is not None]
 

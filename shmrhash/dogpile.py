@@ -71,7 +71,7 @@ class ShmBackend(CacheBackend):
     Cache(); ttl, the seconds after which an entry is removed (without one it stays until it is
     evicted; give more than the region's expiration_time); distributed_lock (True): one process of
     the machine creates a value, and not one thread of each process. The mutexes are in a SharedDict
-    of the cache's name with ".mutexes" behind it.
+    of the cache's name with ".mutexes" appended.
 
     Values are pickled by the cache, and one that cannot be unpickled any more is absent. One that
     is too large is not stored: the old value is gone, and the log of "shmrhash" has a warning.

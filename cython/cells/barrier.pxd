@@ -70,7 +70,7 @@ cdef inline void barrier_mark(Map *map, uint64_t index, uint64_t word) noexcept 
     cdef uint64_t at
     for at in range(contexts_usable(map)):     # at most CONTEXT_MAX
         if wait_word(context_at(map, at)) == mine:
-            # Release: by lock_release, behind it. A CAS, because recovery may clear the word.
+            # Release: by lock_release, which follows. A CAS, because recovery may clear the word.
             cas_acq_rel_u64(
                 &context_at(map, at).owned_refs[WAIT_WORD], mine, mine + BREAK - WAITING)
 

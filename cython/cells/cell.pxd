@@ -16,7 +16,8 @@
 #   state   of a Lock or RLock, a futex word (mutex.pxd)
 #   bell    of the other kinds: number : 31, SLEEPING : 1 (bell.pxd)
 #           A task of an event loop waits for a change of state or bell as a thread does, but sleeps
-#           elsewhere: who wakes sleepers of these words rings BELL_ANY, too (listener.pxd).
+#           elsewhere: so a thread that wakes sleepers of these words rings BELL_ANY, too
+#           (listener.pxd).
 #   word    of the other kinds, a lock word (layout.pxd): count : 48, or generation : 47 and SET : 1
 #
 # A process holds its part of a cell by a context of its own, from the moment when it begins to take

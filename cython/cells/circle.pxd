@@ -8,7 +8,7 @@
 #   LINK      its thread stands still until it has the lock, and nobody else releases what that
 #             thread took. So not a wait with check=False. A task of an event loop, or a greenlet,
 #             counts as a thread, by its number, if it waits for a Lock or RLock without a time
-#             limit: with one it is no link, since others of its thread go on and may let go. Of an
+#             limit: with one it is no link, since others of its thread go on and may release. Of an
 #             RWLock that a task has, HELD_THREAD is the loop's thread, which lets no task go on
 #             while it waits itself.
 #   ENDLESS   the wait has no time limit
@@ -85,7 +85,7 @@ cdef struct Link:
     uint64_t began             # CLOCK_MONOTONIC
     uint64_t cell
     uint64_t how               # WAIT_LINK, ...
-    uint64_t next_context      # of a look: where to go on to look for who is in the way
+    uint64_t next_context      # of a look: where the search for the context in the way goes on
 
 # Each of these waits for a lock that the next one has, and the last one for the first one's.
 cdef struct Circle:

@@ -80,7 +80,7 @@ cdef inline void condition_enter(Op *op, Cell *cell, uint64_t index) noexcept no
     """Take a ticket. The caller has the condition's lock, and the context holds nothing."""
     cdef uint64_t ticket = load_relaxed_u64(&cell.grants) + 1
     store_relaxed_u64(&cell.grants, ticket)
-    held_name(op.context, index)               # recovery looks at the word only behind the name
+    held_name(op.context, index)               # recovery looks at the word only if it is named
     # Release, of the lock: the next owner finds the ticket and the word.
     held_set(op.context, WAIT_WORD, wait_word_of(index, ticket, WAITING))
 

@@ -7,7 +7,7 @@
 #     +---------------------+--------+-----------+---------------+---+
 #
 #   L          the lock is held, by the context that the owner bits name. Clear: it is free.
-#   CONTENDED  somebody sleeps on the word, or is about to.
+#   CONTENDED  a thread sleeps on the word, or is about to.
 #   ORPHAN     an owner died while it held the lock, and no later owner has released it since.
 #
 # Taking is one CAS, from free to held. Releasing is one CAS from held to 0; if CONTENDED was set, a
@@ -238,7 +238,7 @@ cdef inline void mutex_pass_on(Map *map, Cell *cell) noexcept nogil:
             return
 
 cdef inline void mutex_give_up(Map *map, Cell *cell, MutexWait *wait) noexcept nogil:
-    """The end of a wait in vain."""
+    """The end of a wait that did not get the lock."""
     mutex_unreserve(cell, wait)
     if wait.slept:
         mutex_pass_on(map, cell)

@@ -142,7 +142,7 @@ cdef inline int rwlock_sleep(Op *op, Cell *cell, bint writes, int64_t until) noe
     return futex_sleep(&cell.bell, bell, until)
 
 cdef inline void rwlock_give_up(Map *map, Cell *cell, bint writes) noexcept nogil:
-    """The end of a wait in vain: a writer's wish is not in the readers' way any more."""
+    """The end of a wait that did not get the lock: a waiting writer no longer keeps readers out."""
     if writes:
         hint_end(&cell.reserved_until)
         cell_ring(map, cell)

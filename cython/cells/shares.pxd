@@ -125,7 +125,7 @@ cdef inline int count_sleep(Op *op, Cell *cell, int64_t until) noexcept nogil:
     return futex_sleep(&cell.bell, bell, until)
 
 cdef inline void count_give_up(Map *map, Cell *cell) noexcept nogil:
-    """The end of a wait in vain: pass on the wake-up that this waiter may have got."""
+    """The end of a wait that got no permit: pass on the wake-up that this waiter may have got."""
     if word_count(load_acquire_u64(&cell.word)) != 0:
         cell_wake(map, cell, 1)
 

@@ -1,4 +1,4 @@
-/* Sleeping on a word of shared memory, and waking who sleeps there, by the calls of futex(2) that
+/* Sleeping on a word of shared memory, and waking its sleepers, by the calls of futex(2) that
  * every kernel, container and filter allows. The words lie in a file that several processes map, so
  * nothing here is FUTEX_PRIVATE. FUTEX_WAIT needs no more than read access to the word. */
 #ifndef SHM_FUTEX_H

@@ -6,7 +6,7 @@
  * they are plain words. Without one, counts are atomic, an idle context is taken even for the
  * shortest operation, and what concerns several words is changed under one mutex, the state lock.
  *
- * The state lock is recursive. Whoever holds it runs no Python, frees no object and keeps its
+ * The state lock is recursive. A thread that holds it runs no Python, frees no object and keeps its
  * thread state attached: so a thread may wait for it without letting go of its own, and
  * os.fork(), for which Python stops all threads that are attached, finds it free. The child of a C
  * library's fork begins with a free one, too. */

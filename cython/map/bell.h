@@ -6,10 +6,10 @@
 #include "machine/futex.h"
 
 enum {
-    SHM_SLEEPING = 1,          /* of a bell: somebody sleeps on it, or is about to */
+    SHM_SLEEPING = 1,          /* of a bell: a thread sleeps on it, or is about to */
     SHM_BELL_NUMBER_ONE = 2,
     SHM_WAIT_CLASSES = 64,     /* a bit for each in the word waited, and a key bell */
-    SHM_BELL_ANY = 64,         /* the last of the key bells: for those who wait for several keys */
+    SHM_BELL_ANY = 64,         /* the last of the key bells: for waiters for several keys */
     SHM_LOCK_BELLS = 126,      /* by element */
 };
 

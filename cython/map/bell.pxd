@@ -8,11 +8,11 @@
 #   waited    a bit for each class of keys (hash & 63): a thread may wait for a key of the class
 #   waiting   the same bits for one process, in its slot: the truth behind waited
 #   key bell  tags : 32   number : 31   SLEEPING : 1
-#             somebody sleeps on it, or is about to, for keys with these tags. A key has up to
+#             a thread sleeps on it, or is about to, for keys with these tags. A key has up to
 #             three bits, from its hash: the 32 are a Bloom filter of what is waited for. Number
 #             and SLEEPING are the futex word. Tags beside no SLEEPING mean nothing.
-#             There is one for each class, and one, BELL_ANY, for those who wait for several keys.
-#   lock bell number : 31   SLEEPING : 1      for those who wait for the end of a section
+#             There is one for each class, and one, BELL_ANY, for waiters for several keys.
+#   lock bell number : 31   SLEEPING : 1      for waiters for the end of a section
 #
 #   waiter                                       writer
 #   1 waiting |= class                           A  takes the lock word that it needs anyway: a CAS
@@ -32,7 +32,7 @@
 # order.
 #
 # For a deletion A is the CAS of the element, not of the bucket: a waiter that finds the key never
-# looks at the bucket. A look at waited may therefore stand anywhere behind the element's CAS.
+# looks at the bucket. A look at waited may therefore come anywhere after the element's CAS.
 #
 # Deaths. A writer that is killed between its commit and D leaves SLEEPING behind: the next writer
 # of that bell rings, and so does the process that recovers the dead one (bells_ring_all). A waiter
@@ -105,7 +105,7 @@ cdef inline void bells_are_pinned() noexcept nogil:
 
 cdef inline void change_note(Op *op, const uint8_t *key, uint64_t waited) noexcept nogil:
     """If a process may be watching everything, note the key of a change in the ring: before the
-    bells are rung, so that who is woken finds it."""
+    bells are rung, so that a woken thread finds it."""
     if waited == EVERY_CLASS and op.map.ring_note != NULL:
         op.map.ring_note(op, key)
 
@@ -168,7 +168,7 @@ cdef inline bint class_is_waited_for(Map *map, uint64_t classes, uint64_t but) n
     for index in range(processes_usable(map)):         # at most PROCESS_MAX
         if index == but:
             continue
-        # After the store that this look is behind; pairs with waiting_begin.
+        # After the store that precedes this look; pairs with waiting_begin.
         if load_seq_cst_u64(&map.processes[index].waiting) & classes:
             return True
     return False
@@ -222,13 +222,13 @@ cdef inline void waiting_recover(Map *map, uint64_t index) noexcept nogil:
 
 cdef inline void waiting_say(Map *map, uint32_t number) noexcept nogil:
     """Before each look: see that writers of the class look at its bells."""
-    # Behind waiting_begin; pairs with classes_forget.
+    # After waiting_begin; pairs with classes_forget.
     if load_seq_cst_u64(&map.header.waited) & class_of(number) == 0:
         or_seq_cst_u64(&map.header.waited, class_of(number))
 
 cdef inline void waiting_say_all(Map *map) noexcept nogil:
     """waiting_say for every class."""
-    # Behind waiting_begin; pairs with classes_forget.
+    # After waiting_begin; pairs with classes_forget.
     if load_seq_cst_u64(&map.header.waited) != EVERY_CLASS:
         or_seq_cst_u64(&map.header.waited, EVERY_CLASS)
 
@@ -245,7 +245,7 @@ cdef inline uint32_t key_bell_arm(uint64_t *bell, uint64_t tags) noexcept nogil:
         if cas_seq_cst_u64(bell, seen, others | tags | <uint32_t> seen | SLEEPING):
             break
     # The bits before the looks at lock words, which are acquire loads; pairs with the CAS that
-    # takes a lock word, and the look at waited behind it.
+    # takes a lock word, and the look at waited after it.
     fence_seq_cst()
     return <uint32_t> seen | SLEEPING
 

@@ -274,7 +274,7 @@ cdef inline bint holes_gather(Op *op) noexcept nogil:
     return gone
 
 cdef inline bint bytes_are_free(Map *map, uint64_t pages) noexcept nogil:
-    """Whether the budget has room for so many pages, as far as one look says."""
+    """Whether the budget has room for this many pages, as far as one look says."""
     return budget_word(&map.objects.budget) + pages <= map.max_bytes // PAGE_BYTES
 
 cdef inline uint64_t policy_share(Op *op, uint64_t pages, const BlockChoice *choice) noexcept nogil:
@@ -289,7 +289,7 @@ cdef inline uint64_t policy_share(Op *op, uint64_t pages, const BlockChoice *cho
     return share if share < ENTRIES_AT_ONCE else ENTRIES_AT_ONCE
 
 cdef inline uint64_t policy_evict(Op *op, uint64_t count, uint64_t pages) noexcept nogil:
-    """Let the policy evict count entries, or fewer if so many pages come free. Returns how many."""
+    """Let the policy evict count entries, or fewer if these pages come free. Returns how many."""
     cdef uint64_t gone = 0
     while gone < count and not (gone != 0 and bytes_are_free(op.map, pages)):
         if evict_one(op) != OK:
@@ -298,7 +298,7 @@ cdef inline uint64_t policy_evict(Op *op, uint64_t count, uint64_t pages) noexce
     return gone
 
 cdef inline uint64_t blocks_evict(Op *op, uint64_t pages) noexcept nogil:
-    """Evict until so many pages have come free, after giving back what the operation has taken.
+    """Evict until this many pages have come free, after giving back what the operation has taken.
     Returns how many entries and blocks went: fewer, if that takes many, or none can go."""
     cdef uint32_t hash = op.hash
     cdef uint64_t tried[BLOCK_CHOICES_MAX]

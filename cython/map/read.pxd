@@ -83,7 +83,7 @@ cdef inline Status map_find(
         if unlikely(at == NOWHERE):
             return CORRUPT
         led += at != before
-    return CORRUPT if led == FOLLOW_MAX else RETRY     # one search does not meet so many resizes
+    return CORRUPT if led == FOLLOW_MAX else RETRY     # one search never meets that many resizes
 
 cdef inline Status map_lookup(
         Map *map, uint32_t hash, const uint8_t *key, void *value) noexcept nogil:

@@ -2,7 +2,7 @@
 # The ring: the keys of the last changes, for processes that watch everything.
 #
 # While a process watches everything, header.waited has every bit (bell.pxd), and each writer notes
-# its key in the ring, behind its commit and before it rings the bells. The ring says which keys to
+# its key in the ring, after its commit and before it rings the bells. The ring says which keys to
 # look at, not what became of them: a watcher looks each one up. So the order of the entries does
 # not matter, and of two notes for one key the later look tells what both stand for.
 #
@@ -12,7 +12,7 @@
 #
 # The stamp is a lock word (layout.pxd) with the payload n + 1; 0 is no entry.
 #
-#   writer                                       watcher, who has read every entry before n
+#   writer                                       watcher, which has read every entry before n
 #   1 takes the number n from ring.next          a  n < ring.next, or there is nothing to read
 #   2 stamp: an earlier entry -> n, held: a CAS  b  loads the stamp: n, and not held
 #   3 stores the key                             c  copies the key
@@ -20,10 +20,10 @@
 #
 # If b or d finds another stamp, a later entry has the place: the watcher was overrun. If it finds
 # an earlier stamp or a held one, the entry is not whole yet, or never will be: if a stopped writer
-# holds the place, 2 fails, and the writer goes on without an entry. After some patience the watcher
-# counts that as a loss. A loss is told to the program, which then looks at the whole map; the
-# watcher goes on from where ring.next stood before. So a writer never waits, and nothing is hidden:
-# each change is committed before its number is taken, and so before the look at the map.
+# holds the place, 2 fails, and the writer goes on without an entry. The watcher waits for a while,
+# and then counts that as a loss. A loss is told to the program, which then looks at the whole map;
+# the watcher goes on from where ring.next stood before. So a writer never waits, and nothing is
+# hidden: each change is committed before its number is taken, and so before the look at the map.
 #
 # Deaths. A writer that is killed between its commit and 4 was inside an operation: its recovery
 # releases what it held here, and counts a loss. Watchers look for such dead processes after every

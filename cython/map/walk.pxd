@@ -59,12 +59,12 @@ cdef struct Position:
     bint inside
     uint8_t *key               # key_size bytes of private memory
 
-# Where the entries that were read are stored, one behind the other.
+# Where the entries that were read are stored, one after the other.
 cdef struct EntryBuffer:
     uint8_t *keys
     uint8_t *values            # NULL: keys only
     uint64_t count
-    uint64_t wanted            # the walk ends when there are so many entries, or some more
+    uint64_t wanted            # the walk ends when it has this many entries, or some more
     uint64_t capacity
     Op *waiter                 # BPF_F_LOCK: the operation that waits for a held entry; or NULL
     bint expired               # store expired entries too

@@ -2,7 +2,7 @@
 # A process slot and a context that a process claims for the child it is about to fork.
 #
 # A child inherits the parent's views as Python objects. A pin keeps the object that a view refers
-# to, and a pin belongs to a process slot. The parent's pins end when the parent lets go of its
+# to, and a pin belongs to a process slot. The parent's pins end when the parent drops its
 # views, so the child needs pins of its own before the parent runs on. The parent makes them before
 # the fork:
 #

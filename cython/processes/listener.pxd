@@ -19,7 +19,7 @@
 # to enter the section in step 3, and also looks by itself after some milliseconds: threads that
 # sleep on that bell are woken first, and the owner may be dead.
 #
-# No wake-up is lost: a change behind 3 finds the bell of the key armed and moves it, and then rings
+# No wake-up is lost: a change after 3 finds the bell of the key armed and moves it, and then rings
 # BELL_ANY. If that is not armed, the thread is awake, and a and b come after the ring of the key's
 # bell: so b sees it. If the bell of the key is no longer armed, another writer has rung it since,
 # and rings BELL_ANY. tests/protocol plays this (listening.py). A ring that a death leaves out is
@@ -29,7 +29,7 @@
 # thread would sleep there: in step 2 it marks in the cell that there is a sleeper, as that thread
 # would, then notes the word's value in the ear; in step 3 it looks at the cell. A process that
 # changes such a word and wakes its sleepers then rings BELL_ANY (listeners_ring), as a writer does.
-# The note needs no section with the saying: the look finds a change between the two, behind both.
+# The word and the note need no common section: the look, after both, finds a change between them.
 # tests/protocol plays this (telling.py).
 #
 # The thread begins with the first wait and ends after a slice without any, and when its attachment

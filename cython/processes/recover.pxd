@@ -23,7 +23,7 @@
 #   ULOCK in a journal   if its lead is committed: UPD, or the key is deleted (journal.pxd)
 #   bucket, INSERT       if a slot names the element, the insert is done; else the element is freed
 #   bucket, DELETE       if the element is DEAD, its slot is cleared; else nothing has happened
-#   a cell (a space)     what the context holds of it is let go (recover_cells.pxd)
+#   a cell (a space)     what the context holds of it is released (recover_cells.pxd)
 #   bucket, SPLIT/MERGE  undone if it was not committed, else finished (resize.pxd)
 # The cost depends on the length of one chain, not on the number of entries.
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
@@ -335,7 +335,7 @@ cdef inline bint journal_has_members(Map *map, uint64_t lead, uint64_t count) no
 
 cdef inline Status contexts_recover(Map *map, uint64_t index) noexcept nogil:
     """Recover all contexts of a dead process, and clear the words that name it as the recoverer of
-    others. The lead of a journal comes after its members, who ask it whether it is committed. OK:
+    others. The lead of a journal comes after its members, which ask it whether it is committed. OK:
     no context is in its name any more."""
     cdef uint64_t at, turn
     cdef uint64_t count = contexts_usable(map)

@@ -253,7 +253,7 @@ cdef void attachment_leave(MapHandle handle) noexcept:
 
 
 cdef void detach(MapHandle handle) noexcept:
-    """attachment_leave(), and let go of the mapping, into which nothing of the handle may point any
+    """attachment_leave(), and release the mapping, into which nothing of the handle may point any
     more."""
     cdef Attachment left
     if handle.attachment == NULL:

@@ -13,7 +13,7 @@ cdef enum:
     MAX_NS = 0x7FFFFFFFFFFFFFFF
     STEP_PAUSES = 128              # as SPIN_PAUSES_MAX, before the owner is looked at
     STEP_TURNS_MAX = 100000        # some 0.1 s of yielding
-    MISSING_MAX = 8192             # elements without a cell, behind which a look expects no more
+    MISSING_MAX = 8192             # elements without a cell, after which a search expects no more
 
 cdef object FOR_EVER = -1
 cdef double TIMEOUT_MAX = 9223372036.0         # as threading.TIMEOUT_MAX

@@ -252,7 +252,7 @@ cdef class Claim(LockedSection):
                 del claims_open[self.thread]
 
     cdef int give_up(self) except -1:
-        """End the claim, and store nothing: the next one who waits may compute."""
+        """End the claim, and store nothing: the next waiter may compute."""
         self._end_claim()
         if self.state != SECTION_OPEN:
             return 0
@@ -384,7 +384,7 @@ cdef class Claim(LockedSection):
 
     @cython.critical_section
     def drop(self):
-        """End the claim, and store nothing: the next one who waits may compute."""
+        """End the claim, and store nothing: the next waiter may compute."""
         self.give_up()
 
     # For an event loop (shmrhash/_computing.py), where a coroutine waits between attempts.

@@ -103,7 +103,7 @@ cdef class DictHandle:
             f"a default in seconds")
 
     cdef bint _sizes_fit(self, uint64_t words) noexcept:
-        """Whether the map's sizes are those of such keys and values, behind so many words."""
+        """Whether the map's sizes are those of such keys and values, after this many words."""
         cdef Map *map = &self.handle.map
         if words >= map.value_words:
             return False

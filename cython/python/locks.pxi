@@ -48,7 +48,7 @@ cdef class MutexCore(CellCore):
             taken = local_take_u64(&self.handle.map.local.idle_context)
             return likely(taken != 0) and self._take_free_in(&op, taken, thread)
         begin_use(self.handle, &op)
-        if not self.handle.is_closed:          # asked behind the count, which close() sees
+        if not self.handle.is_closed:          # asked after the count, which close() sees
             taken = local_take_u64(&self.handle.map.local.idle_context)
             free = taken != 0 and self._take_free_in(&op, taken, thread)
         end_waiting(self.handle, &op)
@@ -294,7 +294,7 @@ cdef class LockWait(CellWait):
                 self._end(True)
                 break
             self._note(&lock.cell.state, left)
-            # Acquire: behind the note, and read by this thread only; pairs with mutex_release.
+            # Acquire: after the note, and read by this thread only; pairs with mutex_release.
             if load_acquire_u32(&lock.cell.state) == left:
                 break
         if not taken:

@@ -33,7 +33,7 @@ cdef enum:
 
 cdef inline uint64_t keeper_word(Map *map, uint64_t process) noexcept nogil:
     """What stands in Cell.keeper for the process that has this slot; 0: none has."""
-    # Acquire: pairs with the release of the slot, behind the recovery of its last owner.
+    # Acquire: pairs with the release of the slot, after the recovery of its last owner.
     cdef uint64_t claim = load_acquire_u64(&map.processes[process].used)
     claim &= ~<uint64_t> (CLAIM_LEAVING | CLAIM_READS)
     if claim == 0:

@@ -57,7 +57,8 @@ cdef list waiting_pids(MapHandle handle):
 
 
 cdef str waiting_text(MapHandle handle):
-    """How much memory of objects is empty but cannot go back, and because of whom; '' if none."""
+    """How much empty memory of objects cannot be given back, and because of which processes; '' if
+    none."""
     cdef ObjectFacts facts
     cdef Op op
     enter_to_look(handle, &op)

@@ -98,7 +98,7 @@ cdef class RingReader:
         self.unready_since = 0
         self.patrolled = clock_ns(CLOCK_MONOTONIC)
         self.losses = ring_losses(map)
-        waiting_say_all(map)                   # behind the losses; see ring.pxd
+        waiting_say_all(map)                   # after the losses; see ring.pxd
         self.place = ring_next(map)
         for index in range(contexts_usable(map)):          # at most CONTEXT_MAX
             # Acquire: as in context_moves.

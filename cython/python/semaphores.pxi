@@ -57,7 +57,7 @@ cdef class SharesCore(CellCore):
         return -1
 
     cdef void _give_up(self, uint64_t what) noexcept:
-        """The end of a wait in vain."""
+        """The end of a wait that got no permit."""
 
     cdef Status _step(self, bint give, uint64_t what) except? RETRY:
         """Take or give, if that needs no wait for another to give: OK, ABSENT or FULL."""

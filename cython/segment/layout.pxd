@@ -138,7 +138,7 @@ cdef enum:
 # Parts of the format that not every segment has.
 cdef enum:
     FEATURE_CELLS = 1          # a space: each value is a cell (cell.pxd), and stays where it is
-    FEATURE_CACHE = 2          # elements have marks, and what evict.pxd needs lies behind the rest
+    FEATURE_CACHE = 2          # elements have marks, and the words of evict.pxd follow the regions
     FEATURE_TAGS = 4           # a cache whose entries can have tags (births.pxd)
     FEATURES_KNOWN = 7
     CELL_KEY_BYTES = 56        # so the header of an element and its key fill a cache line,

@@ -59,7 +59,7 @@ def width_of(text, size, mono=False, bold=False):
 
 
 class Drawing:
-    """A picture of so many units, with a title for those who cannot see it."""
+    """A picture of this many units, with a title for people who cannot see it."""
 
     def __init__(self, width, height, title, description):
         self.width, self.height = width, height

@@ -1,4 +1,4 @@
-"""The states of an element, and who stores each change."""
+"""The states of an element, and the code that stores each change."""
 
 from drawing import Drawing
 

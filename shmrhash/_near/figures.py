@@ -18,7 +18,7 @@ def figures_of(entries: RHashMap, owner: int, timeout: float | None) -> dict[str
     """The figures of a near cache whose entries these are; empty if they are nobody's, or if its
     lines cannot be read. owner: of the file of the entries, and so of that of the lines.
 
-    tracker_pid: who has the office. takeovers: how often another process began to hear the server
+    tracker_pid: the tracker's. takeovers: how often another process began to hear the server
     than the one that heard it before. max_stale: seconds. epochs: how often everything was
     discarded. ages: by the number of each node, how long ago the moment is before which all is
     known of it; None: it has no lease. Only nodes that were heard within a minute, or last; where

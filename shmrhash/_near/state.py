@@ -209,7 +209,7 @@ class State:
         return line.term
 
     def heard_by(self, term: int, tracker: bytes) -> None:
-        """Who has the office in this term hears a server: a takeover, if another tracker heard one
+        """The tracker of this term hears a server: a takeover, if another tracker heard one
         last. tracker: 16 bytes that no other one has. Raises Deposed, LockTimeout."""
         with self.words.locked(_key(TURN)) as value:
             line = Line._make(_LINE.unpack(bytes(value)))

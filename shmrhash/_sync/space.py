@@ -206,7 +206,7 @@ _core.set_open_spaces(_handles)
 
 
 def cells_in(shared_map: RHashMap, cells: _core.Space) -> list[tuple[Any, int, int]]:
-    """(key, kind, index) of each cell in the map of a space that somebody may use."""
+    """(key, kind, index) of each cell in the map of a space that a process may use."""
     found = []
     for raw in list(shared_map):
         index = cells.find(raw, 0, 0, 0)

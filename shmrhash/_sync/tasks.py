@@ -90,7 +90,7 @@ _core.set_tasks(number_of_task, _running_loop_has)
 
 async def until_done(wait: _core.CellWait, deadline: int, sleeper: Sleeper | None = None) -> bool:
     """Return True as soon as a wait's look() says so; False: the clock reads the deadline
-    (negative: there is none). The caller ends the wait. sleeper: which somebody else wakes, too.
+    (negative: there is none). The caller ends the wait. sleeper: other code may wake it, too.
 
     Raises what look() raises, SystemFailure (no more threads or descriptors).
     """

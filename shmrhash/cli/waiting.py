@@ -55,7 +55,7 @@ class Alarm:
         return False
 
     def sleep(self, seconds: float | None) -> None:
-        """Sleep until a key may have changed, the map is another one, or so many seconds are
+        """Sleep until a key may have changed, the map is another one, or this many seconds are
         over."""
         end = None if seconds is None else time.monotonic() + seconds
         while True:  # ends as said

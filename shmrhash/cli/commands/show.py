@@ -118,7 +118,7 @@ def dump_command(session: Session, name: MapName, data: DataOptions) -> None:
     its bytes, and JSON has both. The entries of a SharedDict are shown by its declared types.
     Expired ones are only counted, in the last line. Objects are pickles, which can run any code
     when they are read: only their size is shown, unless you say with --unpickle that you trust
-    everybody who may write to the dict. --unpickle has to import their classes: set PYTHONPATH=.
+    every user who may write to the dict. --unpickle has to import their classes: set PYTHONPATH=.
     for your own.
 
     \b

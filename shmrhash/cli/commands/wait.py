@@ -61,7 +61,7 @@ def wait_command(session: Session, words: Words, data: DataOptions, timeout: flo
 
 
 def _take_wanted(words: Words, pair: Pair) -> list[tuple[bytes, bytes | None]]:
-    """Each key DATA, with the value DATA behind it if that is there."""
+    """Each key DATA, with the value DATA that follows it, if there is one."""
     wanted: list[tuple[bytes, bytes | None]] = []
     while (word := words.peek()) is not None:
         keyword = words.keyword(["key", "value"])
