@@ -77,7 +77,7 @@ class NearSteps(_core.NearCore):
         return line
 
     def _claim(self, raw: bytes, line: Line, wait: float) -> _core.Claim:
-        """The token: its owner may store what it fetches from now on, until the token is deleted."""
+        """The token: its owner may store what it fetches from now on, until it is deleted."""
         return _core.Claim(self._entries, self._place(raw, line.epoch), wait)
 
     def _keep(self, claim: _core.Claim, answer: Fetched, node: int, sent: float) -> None:
