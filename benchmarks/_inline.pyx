@@ -7,7 +7,7 @@
 # _inline_table.pxi, is such a table.
 #
 # Core is a map that the package made and filled, in a mapping of its own: the core's functions,
-# compiled with the same flags in the same module. Nobody else may use the map.
+# compiled with the same flags in the same module. No other process may use the map.
 from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE,
 )

@@ -1,4 +1,4 @@
-"""What a lock primitive costs that nobody waits for: shmrhash beside multiprocessing and threading.
+"""The cost of a lock primitive without waiters: shmrhash beside multiprocessing and threading.
 
 bench_locks.py measures it. Each operation is a loop of Python over one object; the libraries take
 turns, so that a ratio compares samples of the same moment.

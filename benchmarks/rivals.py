@@ -33,7 +33,7 @@ class LeftOut(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds, what):
-    """Raise LeftOut after so many seconds, even in the middle of a rival's call."""
+    """Raise LeftOut after this many seconds, even in the middle of a rival's call."""
 
     def too_long(_signal, _frame):
         raise LeftOut(f"{what}: not done after {seconds:g} s")

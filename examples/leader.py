@@ -45,7 +45,7 @@ class Log:
 
 
 def work(leader, log):
-    """What each worker does, for ever."""
+    """The work of each worker, without end."""
     while True:
         try:
             with leader:

@@ -62,7 +62,7 @@ class Network:
         subprocess.run(["ip", "-n", f"{self.prefix}-{name}", *command.split()], check=True)
 
     def cut(self, host):
-        """From now on packets from and to the host vanish. Nobody is told."""
+        """From now on packets from and to the host vanish, and no connection is closed."""
         self._in("server", f"link set to-{host} nomaster")
 
     def mend(self, host):

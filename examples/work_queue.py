@@ -59,7 +59,7 @@ class Queue:
 
 
 def work(queue):
-    """What each worker does, for ever."""
+    """The work of each worker, without end."""
     while True:
         seen = queue.news["put"]
         claimed = queue.claim()

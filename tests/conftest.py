@@ -27,7 +27,7 @@ FOLDER = pytest.StashKey[str]()  # of this process's segments
 PARENT = pytest.StashKey[str]()  # what it is in
 DIRECTORY = "shmrhash_parent_directory"
 
-# Whoever starts the tests in the background of a shell script has them ignore SIGINT, and so would
+# Tests that are started in the background of a shell script ignore SIGINT, and so would
 # every process they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

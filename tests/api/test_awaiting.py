@@ -409,7 +409,7 @@ def test_a_watch_with_a_descriptor_sleeps_in_a_thread_too(shm_map):
 
 
 def test_a_descriptor_of_a_closed_map_can_be_emptied(make_map):
-    """A loop that has it does not turn for ever."""
+    """A loop that watches the descriptor does not turn without end."""
     m = make_map()
     notifier = _core.Notifier(m)
     os.write(notifier.fileno(), (1).to_bytes(8, sys.byteorder))

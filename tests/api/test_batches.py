@@ -131,7 +131,7 @@ def test_a_cursor_works_with_any_handle_and_any_count(make_map, map_name, seed, 
 
 
 def test_a_cursor_keeps_its_place(any_map):
-    """I1: the same cursor gives the same entries again, followed by entries inserted behind it."""
+    """I1: the same cursor gives the same entries again, and then entries inserted after it."""
     fill(any_map, 60)
     cursor = any_map.lookup_batch(None, 20).cursor
 
@@ -402,7 +402,8 @@ def test_bulk_load_keeps_the_last_value_of_a_duplicate_key(map_name):
 
 
 def test_progress_function_is_called_and_may_raise(map_name, monkeypatch):
-    """It is called every so many entries and at the end; an exception removes the map."""
+    """The callback is called after each of a number of entries and at the end; an exception that it
+    raises removes the map."""
     monkeypatch.setattr(_batch, "_CHUNK_ENTRIES", 30)
     numbers = numpy.arange(100)
     loaded, dumped = [], []

@@ -138,7 +138,7 @@ def leave(block):
 
 @pytest.mark.parametrize("use", ["roll_back", "delete", "value", "__exit__"])
 def test_handler_cannot_use_a_section_whose_end_waits(held, use):
-    """L1: it is told so, and the section ends as it would have ended."""
+    """L1: the handler gets an exception, and the section ends as without the handler."""
     d = held.shared
     block, section = deleting(d)
     refused = []
@@ -223,7 +223,7 @@ def test_handler_cannot_enter_a_section_that_is_being_entered(make_map):
 
 
 def test_child_that_gives_up_its_parents_freeze_does_not_thaw_the_map(shared):
-    """The parent freezes the map, whatever becomes of a child that was forked in its wait."""
+    """The parent freezes the map, although a child that was forked during the wait gives up."""
     shared[4] = Slow()
     reader = threading.Thread(target=shared.get, args=(4,))
     reader.start()
@@ -250,7 +250,7 @@ def test_child_that_gives_up_its_parents_freeze_does_not_thaw_the_map(shared):
 
 
 def test_child_forked_inside_clear_leaves_the_rest_to_its_parent(make_map):
-    """The child is told so, and does nothing with its parent's context."""
+    """The child gets an exception, and does nothing with its parent's context."""
     m = make_map(max_entries=200_000, key_size=8, value_size=8)
     for number in range(150_000):
         m[word(number)] = word(number)

@@ -198,7 +198,7 @@ def test_a_section_of_a_killed_process_is_entered(shared):
 
 
 def add_in_tasks(gate, shared, tasks, rounds):
-    """Add 1 in so many sections; a clock of the loop checks that it is never blocked for long."""
+    """Add 1 in this many sections; a clock of the loop checks that it is never blocked for long."""
 
     async def one():
         for _ in range(rounds):

@@ -1,7 +1,7 @@
-"""wait(), wait_any() and watch() of RHashMap: every change wakes whoever waits for it.
+"""wait(), wait_any() and watch() of RHashMap: every change wakes the threads that wait for it.
 
-Where nothing else is said, waiters do not look by themselves (slices are off), so a wake-up that is
-lost ends the test by its timeout.
+Unless a test says otherwise, waiters do not look by themselves (slices are off), so a lost wake-up
+fails the test by its timeout.
 """
 
 import os
@@ -135,7 +135,7 @@ def test_a_change_by_another_process_wakes_a_waiter(shm_map):
 
 
 def alternate(gate, m, mine, other, rounds):
-    """Wait for each number of the other, then store the next; return the last one seen."""
+    """Wait for each number of the other process, then store the next; return the last one seen."""
     _core.set_wait_slice(HOURS_NS)
     gate.wait()
     for number in range(1, rounds + 1):
@@ -158,7 +158,7 @@ def test_no_wake_up_is_lost_between_two_threads_that_take_turns(shm_map, method)
 
 
 def appear_and_go(gate, m, key, answer, rounds):
-    """Delete a key and insert it again, each time when the other has seen that."""
+    """Delete a key and insert it again, each time after the other process has seen the change."""
     _core.set_wait_slice(HOURS_NS)
     gate.wait()
     for number in range(1, rounds + 1):
@@ -180,7 +180,7 @@ def answer_each(gate, m, key, answer, rounds):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_wake_up_is_lost_when_a_key_comes_and_goes(shm_map, method):
-    """The table grows and shrinks beside it."""
+    """The table grows and shrinks while the thread waits."""
 
     def churn(gate, m):
         gate.wait()
@@ -406,7 +406,7 @@ def test_a_signal_handler_runs_while_a_thread_waits(shm_map):
 
 
 def test_a_fork_inside_until_goes_on_waiting_in_both(shm_map):
-    """The child waits on its own behalf, and its end is not its parent's."""
+    """The child is a waiter of its own; when it ends, its parent still waits."""
     shm_map[KEY] = word(1)
     children = []
 
@@ -458,8 +458,8 @@ def test_a_dead_waiter_does_not_silence_a_living_one(shm_map):
 
 
 def test_the_recovery_of_a_dead_writer_rings_in_its_place(shm_map):
-    """It may have died between its store and its ring: whoever recovers it rings every bell on
-    which somebody sleeps."""
+    """A writer may have died between its store and its ring: the process that recovers it rings
+    every bell on which a thread sleeps."""
     shm_map[KEY] = word(1)
 
     def store_and_die():

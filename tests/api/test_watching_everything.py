@@ -1,4 +1,4 @@
-"""watch() without keys: whoever follows all changes has a copy of the map, or is told of a loss."""
+"""watch() without keys: a program that follows it has a copy of the map, or is told of a loss."""
 
 import asyncio
 import os
@@ -153,7 +153,7 @@ def test_two_watchers_do_not_disturb_each_other(shm_map):
         assert copy.lost == []
 
 
-# ---- nobody watches ----
+# ---- no process watches ----
 
 
 def kib_of(m):
@@ -175,7 +175,7 @@ def test_a_map_without_watchers_has_no_ring_and_records_nothing(shm_map):
     assert 64 <= kib_of(shm_map) - before <= 76
 
 
-# ---- who may watch, and what is refused ----
+# ---- handles that may watch, and calls that are refused ----
 
 
 def test_a_read_only_handle_cannot_watch_everything(shm_map):
@@ -236,7 +236,7 @@ def test_a_dict_tells_keys_of_any_length(map_name, key):
 
 
 def test_a_long_key_that_came_and_went_unseen_is_a_loss(map_name):
-    """Its bytes in the map are not all of it. A copy does not need it."""
+    """The bytes in the map are only a part of such a key. A copy does not need it."""
     with SharedDict(map_name, key=str, value=int) as d:
         with Copy(d) as copy, d.watch() as changes:
             d[LONG_KEY] = 1

@@ -216,7 +216,7 @@ def test_a_scan_does_not_push_out_what_is_read_often(make_cache):
 
 
 def test_an_entry_that_comes_back_soon_is_kept(make_cache):
-    """The ghost of an evicted entry is remembered until its key is stored again."""
+    """The ghost of an evicted entry is remembered, so the entry is kept longer next time."""
     cache = make_cache(key=int, value=int, max_entries=100)
     ask_all(cache, range(150))
     gone = [key for key in range(150) if key not in cache]

@@ -194,7 +194,7 @@ def sights(cache, keys):
     return seen
 
 
-def test_memory_that_went_back_brings_no_old_value_back(make_cache):
+def test_no_old_value_is_found_after_its_memory_was_given_back(make_cache):
     """An element whose memory was given back has its first versions again: the same entry may be
     stored in the same place, under the same header, with another value."""
     cache = make_cache(key=int, value=object, max_entries=5000, copy=False)

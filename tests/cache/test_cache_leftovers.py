@@ -1,4 +1,5 @@
-"""What a deletion inside an operation leaves behind when a process is stopped in the depots."""
+"""An operation deletes an expired entry while a stopped process holds the depots: its object is
+left to the operation, and is freed later."""
 
 import contextlib
 import mmap
@@ -42,7 +43,7 @@ def held_depots(cache, context):
     """Hold the depots of all small objects, in the name of a context, until the block ends."""
     handle = cache.handle
     depots = handle.info()["depots"]
-    # The element of a cache has a mark behind the value.
+    # The element of a cache has a mark after the value.
     start = OBJECTS_HEADER_BYTES + _core.segment_bytes(
         handle.key_size, handle.value_size + 8, handle.max_entries, depots
     )

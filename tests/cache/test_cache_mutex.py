@@ -122,7 +122,7 @@ class Stop(BaseException):
 
 def interrupted(function, at):
     """Call function(), and raise Stop before the at-th instruction of acquire() or _claimed(), but
-    not before a return, where no handler of a signal runs; return whether there are so many."""
+    not before a return, where no handler of a signal runs; return whether it has that many."""
     left = at
 
     def trace(frame, event, _):

@@ -212,7 +212,7 @@ def refresh_often(gate, name, rounds):
     gate.finish()
 
 
-def test_no_value_goes_back_while_several_refresh(make_cache):
+def test_no_older_value_is_returned_while_several_processes_refresh(make_cache):
     from support.workers import run_together
 
     cache = make_cache(key=str, value=int, max_entries=50)

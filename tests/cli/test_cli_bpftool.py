@@ -212,7 +212,7 @@ def map_path():
 
 
 def in_order(dump):
-    """Return the sorted entries of a dump, and the text behind the last."""
+    """Return the sorted entries of a dump, and the text after the last."""
     pieces = re.split(r"(?=^key:)|(?=^Found)", dump, flags=re.MULTILINE)
     return sorted(pieces)
 

@@ -1,4 +1,4 @@
-"""locks and unlock: who holds the primitives of all spaces, who waits, and taking a lock away."""
+"""locks and unlock: holders and waiters of the primitives of all spaces, and taking a lock away."""
 
 import os
 import threading

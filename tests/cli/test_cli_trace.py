@@ -18,7 +18,7 @@ LOOP = "the same scan again and again"  # as long as ghosts last, so chance deci
 
 
 def ask_all(keys, size):
-    """Ask a cache for keys, and store what is absent; return the hits in percent."""
+    """Ask a cache for keys, and store absent ones; return the hits in percent."""
     with Cache(key=int, value=int, max_entries=size) as cache:
         for key in keys:
             if cache.get(key) is None:
@@ -48,7 +48,7 @@ def simulated(path, *options):
 
 
 def test_simulated_sizes_find_what_caches_of_these_sizes_find(tmp_path, seed):
-    """Also those that were not traced."""
+    """The hit ratios of sizes that were not traced are right, too."""
     keys = zipf(random.Random(seed), KEYS, 0.9, LOOKUPS)
     path = tmp_path / "x"
     measured = {SIZE: trace_of(path, keys)}
@@ -93,8 +93,8 @@ def test_a_part_of_the_keys_is_like_the_whole(tmp_path, seed):
 
 
 def test_the_simulated_cache_obeys_deletions_and_its_size(seed):
-    """Compared with a set of what was stored and not deleted: it has part of it, all if that
-    fits."""
+    """Its keys are compared with the set of keys that were stored and not deleted: it has a part of
+    them, and all of them if they fit."""
     rng = random.Random(seed)
     cache, stored = SimulatedCache(50), set()
     for _ in range(20_000):
@@ -116,8 +116,9 @@ def test_the_simulated_cache_obeys_deletions_and_its_size(seed):
 
 
 def test_a_simulated_miss_is_filled_as_the_program_would_have():
-    """A lookup that found a value in the traced cache, and none in the simulated one, is followed
-    by a store that is not in the trace; a lookup of what nobody stores is not."""
+    """If a lookup found a value in the traced cache, and finds none in the simulated one, the
+    simulation adds a store that is not in the trace; it adds none for keys that are never stored.
+    """
     few = [(STORE, 1), (MISS, 1), (DELETE, 1), (MISS, 1), (STORE, 2), (CLEAR, 0), (MISS, 2)]
 
     assert hits(few, 1) == 1

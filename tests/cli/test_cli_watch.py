@@ -1,4 +1,5 @@
-"""watch: what a key, or every key, has after each change. wait: until a key is as wanted."""
+"""watch prints the value of a key, or of every key, after each change. wait ends when a key has the
+value that is waited for."""
 
 import json
 import os
@@ -12,7 +13,8 @@ from shmrhash import RHashMap, SharedDict
 
 
 def test_watch_prints_each_change(make):
-    """The value now, changed, removed, and back again; numbers with their difference."""
+    """It prints the present value, then a change, the removal, and the return of the key; numbers
+    come with their difference."""
     shared_map = make()
     key = b"k1".ljust(8, b"\0")
     watching = start("watch", "hits", "key", "k1", *STR, "-d", 0.002, "-n", 3)
@@ -58,7 +60,7 @@ def until_attached(shared_map, processes=2):
 
 
 def test_watch_is_woken_by_a_change_and_does_not_poll(make):
-    """With an hour between two reads, only the one who stores can wake it."""
+    """The command reads once an hour by itself, so only a store can wake it in time."""
     shared_map = make()
     watching = start("watch", "hits", "key", "k1", *STR, "-d", 3600, "-n", 2)
     assert watching.stdout.readline().endswith(b"  10\n")
@@ -147,7 +149,7 @@ def test_watch_without_a_key_prints_every_change_of_a_map(make):
 
 
 def until_watched(shared_map):
-    """Return when somebody watches every key: all classes are waited for."""
+    """Return when a process watches every key: all classes are waited for."""
     until(lambda: words_of(shared_map)[0] == 2**64 - 1)
 
 

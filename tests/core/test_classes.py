@@ -87,7 +87,7 @@ def test_blocks_are_whole_pages_with_little_rest_and_small(unit, max_bytes):
 
 
 @pytest.mark.parametrize("max_bytes", LIMITS)
-def test_objects_lie_one_behind_the_other_in_their_block(unit, max_bytes):
+def test_objects_lie_one_after_the_other_in_their_block(unit, max_bytes):
     """No object reaches beyond its block: the place of an index, computed without a division."""
     for which, pool in enumerate(unit.class_facts(max_bytes, 2)):
         per_block = pool["capacity"]

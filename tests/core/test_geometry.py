@@ -61,7 +61,7 @@ def check_geometry(facts, max_entries):
     assert LINK_BASE + facts["line_max"] <= 2**32
     assert facts["bucket_max"] * 64 <= facts["region_bytes"]["buckets"]
     assert facts["bucket_max"] >= 4
-    # The table grows up to one bucket for 3.5 entries: there is room for so many buckets.
+    # The table grows up to one bucket for 3.5 entries: there is room for that many buckets.
     assert facts["bucket_max"] * 7 >= max_entries * 2
     assert facts["region_bytes"]["processes"] == 1024 * 64
     assert facts["region_bytes"]["contexts"] >= 4096 * facts["context_stride"]

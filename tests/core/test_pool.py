@@ -238,7 +238,7 @@ def test_a_hole_is_filled_before_the_frontier_moves(image, kind):
 
 @both_kinds
 def test_lowest_empty_block_is_kept_and_others_are_released(image, kind):
-    """The kept block serves a later refill; the memory of other empty blocks goes back."""
+    """The kept block serves a later refill; the memory of other empty blocks is given back."""
     everything = take_all(image, kind)
     for _ in range(2):
         image.block_commit(0, kind)

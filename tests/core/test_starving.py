@@ -16,7 +16,7 @@ def units_now():
 
 
 def word_of(index, units_ahead):
-    """The word of a context that starves for this element, valid for so many units from now."""
+    """The word of a context that starves for this element, valid for this many units from now."""
     return ((units_now() + units_ahead) & TIME_MASK) << TIME_SHIFT | index << 1
 
 

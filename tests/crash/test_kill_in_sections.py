@@ -585,7 +585,7 @@ def memory_of(shared_map):
 
 
 def give_back_all(shared_map):
-    """Delete all entries and assert that most of the memory goes back."""
+    """Delete all entries and assert that most of the memory is given back."""
     before, released = memory_of(shared_map), shared_map.info()["blocks_released"]
     shared_map.clear()
     assert memory_of(shared_map) < before // 2
@@ -631,7 +631,7 @@ def wait_till_asleep(pid):
 
 
 def stop_asleep(shared_map, pid):
-    """Stop a waiter between two tries: memory goes back only if no process is inside an
+    """Stop a waiter between two tries: memory is given back only if no process is inside an
     operation."""
     for _ in range(100):
         wait_till_asleep(pid)

@@ -90,7 +90,7 @@ def put(m, key, number):
 
 
 def try_to_put(m, key, number):
-    """Whether the update succeeds; it fails if a live owner of the element lets it wait in vain."""
+    """Whether the update succeeds; it fails if a live owner holds the element until the timeout."""
     try:
         put(m, key, number)
     except shmrhash.LockTimeout:

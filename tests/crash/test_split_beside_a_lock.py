@@ -19,7 +19,7 @@ from shmrhash import RHashMap
 
 pytestmark = pytest.mark.usefixtures("stepper")
 
-BUCKETS_MIN = 100  # the map has at least so many when the scene begins
+BUCKETS_MIN = 100  # the map has at least this many when the scene begins
 ABSENT = 10**6  # keys from here on are not in the map
 DEADLINE_SECONDS = 20
 STEPS = 300  # more than enough to take the lock, which needs some ten

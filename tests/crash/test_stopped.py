@@ -38,7 +38,7 @@ TIMEOUT_S = 0.2
 TIMEOUT_SLACK_S = 2.0
 FAR = 1000  # an entry in another bucket than the others, if the seeds are SCATTERED
 FRESH = 2000
-STATES = 14  # so many states of an operation, where not all are visited
+STATES = 14  # the number of states of an operation where not all are visited
 
 
 def put(m, key, version):

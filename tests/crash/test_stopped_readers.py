@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("stepper")
 
 LINK_OFFSET = 60  # of the last index in a bucket
 KEYS = (3, 14)  # two of the keys that the three inserts move
-WARM = 64  # after so many calls the interpreter takes the same steps for each call
+WARM = 64  # after this many calls the interpreter takes the same steps for each call
 SAMPLE, LONG_SAMPLE = 40, 600  # of some ten thousand pairs of a reader's and a writer's place
 
 

@@ -186,7 +186,7 @@ def test_read_only_handles_read_and_refuse_to_write(make_dict, map_name):
     assert d == {"a": [1]}
 
 
-def test_a_frozen_dict_is_read_only_for_everybody(make_dict):
+def test_a_frozen_dict_is_read_only_for_every_process(make_dict):
     d = make_dict(key=str, value=str)
     d["a"] = "x" * 100
 

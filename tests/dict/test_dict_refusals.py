@@ -93,7 +93,7 @@ def test_a_section_of_the_parent_is_not_ended_by_a_child(make_dict):
 
 
 def test_inline_values_have_no_views(make_dict):
-    """R2: only objects have."""
+    """R2: only values that are objects have views."""
     d = make_dict(key=str, value=int)
     d["k"] = 1
     with pytest.raises(shmrhash.InvalidArgument, match="views are"):
@@ -129,7 +129,7 @@ def test_keys_that_the_short_path_does_not_take_work_like_others(make_dict):
 
 
 def test_an_expired_entry_of_a_frozen_dict_is_absent_and_stays(make_dict):
-    """R1: no operation may delete it."""
+    """R1: in a frozen dict no operation deletes an expired entry."""
     d = make_dict(key=str, value=int, ttl=math.inf)
     deadline_ns = _core.clock_monotonic_ns() + 50_000_000  # later than the sweep of this insertion
     d._put("k", 1, 0, deadline_ns)

@@ -29,7 +29,7 @@ TYPES = [
 @pytest.mark.parametrize(("key", "value"), TYPES)
 @pytest.mark.parametrize("ttl", [None, 5, 0.25, float("inf")])
 def test_a_dict_can_be_opened_without_naming_its_types(make_dict, map_name, key, value, ttl):
-    """They come from the schema, and are the types that the dict was created with."""
+    """The types come from the schema, and are those with which the dict was created."""
     made = make_dict(key=key, value=value, ttl=ttl)
 
     with SharedDict.open(map_name) as opened:
@@ -103,7 +103,7 @@ def test_another_limit_is_a_mismatch_that_names_the_remedy(make_dict, map_name):
 
 
 def test_each_handle_may_have_its_own_ttl(make_dict, map_name):
-    """A handle without one has the creator's. A pickle keeps it."""
+    """A handle that is opened without one has the creator's. A pickle keeps it."""
     types = {"key": str, "value": int}
     make_dict(**types, ttl=5)
 
@@ -199,7 +199,7 @@ def test_opening_a_plain_map_as_a_dict_is_a_mismatch(make_map, map_name):
     ],
 )
 def test_a_schema_of_another_program_is_a_mismatch(make_map, map_name, schema, complaint):
-    """H1: even if it is valid, but does not describe the map it is in."""
+    """H1: even a valid schema is refused if it does not describe the map in which it is."""
     make_map(_schema=schema)
 
     with pytest.raises(LayoutMismatch, match=complaint):

@@ -274,7 +274,7 @@ def test_a_section_can_delete_its_key(d):
 
 
 def test_a_section_whose_value_cannot_be_stored_leaves_the_old_value(d):
-    """L1: also if that is noticed at its end; and the lock is free."""
+    """L1: also if the end of the section notices that; the lock is free afterwards."""
     with pytest.raises(Exception, match=r"pickle|local object"), d.locked("a") as entry:
         entry.value = lambda: 0
 
@@ -293,7 +293,7 @@ def test_a_section_of_an_absent_key_is_a_key_error(d):
 
 
 def test_a_key_deleted_during_its_section_stays_deleted(d):
-    """L1: KeyGone."""
+    """L1: update_with(), whose function deleted the key, raises KeyGone."""
 
     def delete_and_store(value):
         del d["a"]
@@ -340,7 +340,7 @@ def test_no_append_in_a_section_is_lost(make_dict, method):
 
 @methods
 def test_of_racing_workers_one_stores_and_one_takes_each_key(make_dict, method):
-    """W1: setdefault and pop."""
+    """W1: several workers call setdefault and pop for the same keys."""
     d = make_dict(value=object)
     rounds = 200
 

@@ -247,7 +247,7 @@ def survive_a_storm(d, seed, seconds):
 
 
 def expect_room_for_all(d):
-    """No room has been lost either: as many bytes fit as before."""
+    """Assert that no room has been lost: as many bytes fit as before."""
     filled = 0
     try:
         while True:
@@ -262,7 +262,7 @@ def expect_room_for_all(d):
 @pytest.mark.thorough
 @pytest.mark.timeout(900)
 def test_no_object_is_lost_torn_or_leaked_when_workers_are_killed(make_dict, seed):
-    """C1, C2, R2, L1: for some seconds."""
+    """C1, C2, R2, L1: the storm lasts some seconds."""
     d = make_dict(max_entries=1000, max_bytes=MAX_BYTES)
 
     survive_a_storm(d, seed, SHORT_S)
@@ -272,7 +272,7 @@ def test_no_object_is_lost_torn_or_leaked_when_workers_are_killed(make_dict, see
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_no_object_is_lost_torn_or_leaked_in_a_minute_of_kills(make_dict, seed, duration):
-    """C1, C2, R2, L1: for a minute, or --duration seconds."""
+    """C1, C2, R2, L1: the storm lasts a minute, or --duration seconds."""
     d = make_dict(max_entries=1000, max_bytes=MAX_BYTES)
 
     survive_a_storm(d, seed, LONG_S if duration == DEFAULT_DURATION_S else duration)

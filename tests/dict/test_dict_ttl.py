@@ -95,7 +95,7 @@ def test_popitem_takes_only_live_entries(make_dict):
 
 
 def test_expire_frees_the_objects_of_all_expired_entries(make_dict):
-    """C1: and no other objects."""
+    """C1: expire() frees the objects of expired entries, and no others."""
     d = make_dict(key=str, value=bytes, ttl=LONG_S)
     for number in range(300):
         d[f"a key of more than 15 bytes, {number}"] = bytes(1000)
@@ -243,7 +243,7 @@ def take_expired(gate, d, rounds, prepares):
 
 @pytest.mark.parametrize("method", ["thread", "fork"])
 def test_one_of_several_racing_stores_gets_an_expired_key(make_dict, method):
-    """W1: as with an absent key, exactly one."""
+    """W1: in each round one of three threads or processes stores, as under an absent key."""
     d = make_dict(key=str, value=int, ttl=math.inf)
     rounds = 50
 

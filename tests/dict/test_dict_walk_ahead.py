@@ -1,4 +1,4 @@
-"""What an iterator over a dict delivers from what it has read ahead, and when it looks again."""
+"""An iterator over a dict reads entries ahead: when it delivers these, and when it looks again."""
 
 import random
 
@@ -48,7 +48,8 @@ def test_a_text_of_any_length_is_the_same_key_again(make_dict, length, letter):
 
 
 def test_kept_pairs_do_not_change(make_dict):
-    """A pair is used again only if nobody else has it: not for list(), and not for one kept."""
+    """A pair is used again only if no other code has a reference to it: never inside list(), nor
+    after the caller has kept it."""
     d = make_dict(key=str, value=int)
     d.update({f"key{number}": 10**6 + number for number in range(300)})
     kept, copies = [], []

@@ -246,7 +246,7 @@ def test_section_that_was_not_entered_in_time_can_be_entered_later(d):
 
 
 def test_buffer_of_a_locked_value_cannot_be_resized(make_map):
-    """L1: its bytes are what is stored at the end."""
+    """L1: the section stores all bytes of its buffer, which therefore keeps its size."""
     m = make_map(value_size=64)
     m[b"12345678"] = bytes(64)
     with m.locked(b"12345678") as value:
@@ -260,7 +260,7 @@ def test_buffer_of_a_locked_value_cannot_be_resized(make_map):
 
 
 def test_watch_that_decoding_closes_ends_its_loop(d, act):
-    """What it found before is still yielded."""
+    """The loop still delivers the changes that the watch had found before it was closed."""
     d[1], d[2] = "one", "two"
     with d.watch([1, 2]) as watch:
         d[1] = ActsLater()

@@ -1,5 +1,5 @@
-"""The short ways of a dict, for keys in the entry and values of one word, find and store what the
-general ways behind them do."""
+"""The short ways of a dict, for keys in the entry and values of one word, find and store the same
+as the general ways."""
 
 import functools
 import random
@@ -25,11 +25,11 @@ CHARACTERS = [chr(code) for code in range(128)]
 
 
 class Renamed(str):
-    """Not exactly a str, so every short way leaves it to the general one."""
+    """A subclass of str, which every short way leaves to the general one."""
 
 
 class Renumbered(int):
-    """Likewise, an int."""
+    """A subclass of int, for the same reason."""
 
 
 def texts(rng):
@@ -40,7 +40,7 @@ def texts(rng):
 
 
 def checked_by_both_ways(shared, keys, values, slow_key):
-    """Store, find, change and delete by the one way what the other way stores and finds."""
+    """What one way stores, the other way finds, changes and deletes, and the reverse."""
     for key, value in zip(keys, values, strict=True):
         shared[slow_key(key)] = Renumbered(value)
         assert shared[key] == shared.get(key) == value

@@ -44,7 +44,7 @@ def use(cache):
 
 
 def marks(segment):
-    """The offset of each entry's mark: behind its key, deadline, birth and value."""
+    """The offset of each entry's mark: after its key, deadline, birth and value."""
     for start, content in segment.whole():
         words = struct.unpack(f"<{len(content) // 8}q", content)
         for at in range(len(words) - 4):

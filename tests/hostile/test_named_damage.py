@@ -119,7 +119,7 @@ def test_watermark_beyond_its_region_is_not_believed(damaged, region, look):
 
 
 def test_clear_of_a_segment_with_countless_buckets_ends_in_time(damaged):
-    """H1: the table word is damaged after attaching; clear() does not visit so many buckets."""
+    """H1: the table word is damaged after attaching; clear() does not visit that many buckets."""
     shared_map, segment = damaged(10)
     segment.set(TABLE, (1 << 48) - 1 << 16)
 

@@ -104,7 +104,7 @@ def run(command, directory, cwd):
 def test_program_of_a_document_prints_the_output_that_it_shows(
     block, directory, tmp_path, monkeypatch
 ):
-    """Every Python block is a whole program; a comment behind a print is a line of its output."""
+    """Every Python block is a whole program; a comment after a print is a line of its output."""
     if block.excuse == NEEDS_SERVER:
         pages = "near_cache.md", "near_postgres.md", "near_web.md"
         assert block.path.name in pages, "tests/near runs the programs of these pages only"

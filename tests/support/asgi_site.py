@@ -1,4 +1,4 @@
-"""A site for uvicorn whose workers make pages slowly; the first who makes /slow hangs."""
+"""A site for uvicorn whose workers make pages slowly; the first worker that makes /slow hangs."""
 
 import asyncio
 import os

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 
 class LeastRecentlyUsed:
-    """LRU: the entry that was used longest ago goes."""
+    """LRU: the entry whose last use was longest ago is evicted."""
 
     def __init__(self, capacity):
         self.capacity = capacity
@@ -25,8 +25,9 @@ class LeastRecentlyUsed:
 
 
 class S3Fifo:
-    """S3-FIFO as published: a small queue of a tenth, a main queue, and ghosts of what left the
-    small queue unread; a ghost counts until as many others have left as the main queue holds."""
+    """S3-FIFO as published: a small queue of a tenth of the entries, a main queue, and ghosts of
+    the keys that left the small queue unread. A ghost counts until as many other keys have left as
+    the main queue holds."""
 
     def __init__(self, capacity):
         self.capacity = capacity

@@ -4,7 +4,7 @@ import time
 
 
 def let_pass(seconds):
-    """Return when so much time has passed, of the clock of deadlines."""
+    """Return when this much time has passed by the clock of deadlines."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.0005)  # a poll: the loop waits for a time, not for a duration

@@ -21,7 +21,7 @@ from shmrhash import RHashMap
 from support import stepping
 from support.words import COLLIDING, SCATTERED, word
 
-READ_SECONDS_MAX = 0.5  # of processor time, and so many sleeps, of which a wait has hundreds
+READ_SECONDS_MAX = 0.5  # of processor time, and this many sleeps, of which a wait has hundreds
 READ_SLEEPS_MAX = 20
 FRESH = 1 << 32  # keys from here on are inserted by the survivor only
 COLLISIONS = {"_seeds": COLLIDING}

@@ -2,7 +2,7 @@
 
 The server executes one command at a time. Each write puts a message into the queue of every
 watcher before it is answered; a watcher's PING is answered through the same queue, so the answer
-comes behind the messages of earlier writes. Answers to reads are held back for a random time after
+comes after the messages of earlier writes. Answers to reads are held back for a random time after
 they were made, so that invalidations overtake them.
 """
 
@@ -19,7 +19,7 @@ from shmrhash._near.source import Fetched, Probe
 
 
 class Written:
-    """What a writer wrote, and when each write was acknowledged: the judge of reads.
+    """The versions that a writer wrote, and when each was acknowledged: the judge of reads.
 
     Each key has one writer, and its versions are counted from 1; a value is b"key=version". Version
     0 is the key that is not there yet. A flush is a version of each key, without a value.
@@ -42,9 +42,9 @@ class Written:
             moments.append(moment)
 
     def wrong(self, key, found, began, max_stale):
-        """What is wrong with a read that began then, or None: another key's value, one that was
-        never written, or one that was replaced longer than max_stale before the read began (N1,
-        N4). Of a read that found nothing the last flush is believed to be the reason, even if it
+        """The mistake of a read that began then, or None. It is wrong to find another key's value,
+        one that was never written, or one that was replaced longer than max_stale before the read
+        began (N1, N4). If a read found nothing, the last flush counts as the reason, even if it
         came after the read."""
         moments = self.moments[key]
         if found is None:
@@ -113,7 +113,7 @@ class Server:
         return self.reads
 
     def cut(self):
-        """Close the connections of all watchers, who miss what is written until they return."""
+        """Close the connections of all watchers; they miss all writes until they return."""
         with self.lock:
             for connection in self.watchers:
                 connection.close()

@@ -21,7 +21,7 @@ SLOTS = 1 << 14
 
 
 def free_ports(count):
-    """Ports that nobody listens on, nor on those 10,000 above."""
+    """Free ports, for which the port 10,000 above is free, too."""
     found, held = [], []
     try:
         while len(found) < count:
@@ -53,7 +53,7 @@ def read_the_topology_once(monkeypatch):
 
 
 def until(condition, what):
-    """Look at a condition until it holds. A server may not answer yet."""
+    """Wait until a condition holds; it may raise while a server does not answer yet."""
     import redis
 
     deadline = time.monotonic() + PATIENCE_S
@@ -137,7 +137,7 @@ class Node(Process):
         return [line.split() for line in self.ask("CLUSTER", "NODES").decode().splitlines()]
 
     def owners(self):
-        """Who owns which slots, as this one sees it."""
+        """Which node owns which slots, as this one sees it."""
         return {
             line[0]: " ".join(line[8:]).partition(" [")[0]
             for line in self.lines()
@@ -153,7 +153,8 @@ class Node(Process):
 
 
 class Certificate:
-    """One for localhost and 127.0.0.1, which redis-py makes of it, signed by itself.
+    """A certificate for localhost and for 127.0.0.1 (redis-py turns the name into that), signed by
+    itself.
 
     Raises OSError (no openssl), CalledProcessError.
     """
@@ -171,7 +172,8 @@ class Certificate:
         )  # fmt: skip
 
     def options(self, port):
-        """Those of a node that speaks TLS only, with clients, who know it by name, and others."""
+        """The options of a node that uses TLS only, with other nodes and with clients, which know
+        it by its name."""
         return {
             "port": 0, "tls-port": port, "tls-cluster": "yes", "tls-replication": "yes",
             "tls-cert-file": self.path, "tls-key-file": self.key, "tls-ca-cert-file": self.path,
@@ -212,7 +214,7 @@ class Cluster:
         return [node for node in self.nodes if node.is_alive()]
 
     def wait(self):
-        """Until the living agree that all is well, and replicas follow their primaries."""
+        """Wait until the living nodes agree, and the replicas follow their primaries."""
         until(lambda: all(node.is_well() for node in self.living()), "the cluster is not well")
         until(
             lambda: len({str(sorted(node.owners().items())) for node in self.living()}) == 1,
@@ -263,7 +265,7 @@ class Cluster:
         return redis.RedisCluster("127.0.0.1", self.nodes[0].port, **options)
 
     def move_slot(self, slot, target):
-        """As redis-cli --cluster reshard does: with its keys, while the clients go on."""
+        """Move a slot with its keys while clients go on, as redis-cli --cluster reshard does."""
         source = self.owner(slot)
         target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
@@ -276,7 +278,7 @@ class Cluster:
             source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
 
     def fail_over(self, primary):
-        """The replica becomes the primary, by agreement of both."""
+        """Make the replica the primary, by agreement of both."""
         replica = self.replica(primary)
         asked = 0.0
 
@@ -291,7 +293,7 @@ class Cluster:
         return replica
 
     def heal(self):
-        """All nodes are there and well, and there are no keys."""
+        """Start or continue every node, wait until they agree, and delete all keys."""
         for node in self.nodes:
             if not node.is_alive():
                 node.start()

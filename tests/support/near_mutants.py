@@ -22,7 +22,7 @@ class _Filling(NearCache):
 
 
 class WithoutToken(_Filling):
-    """Stores an answer whatever became of its claim."""
+    """Stores an answer even if its claim was deleted."""
 
     def _filled(self, claim, raw, node):
         place = self._place_now(raw, node)
@@ -33,7 +33,7 @@ class WithoutToken(_Filling):
 
 
 class WithSharedToken(_Filling):
-    """Takes the claim of another fetch for its own."""
+    """Takes another fetch's claim for its own."""
 
     def _filled(self, claim, raw, node):
         place = self._place_now(raw, node)
@@ -47,7 +47,7 @@ class WithSharedToken(_Filling):
 
 
 class WithLateToken(_Filling):
-    """Claims the place when the answer is there."""
+    """Claims the place only when the answer has arrived."""
 
     def _filled(self, claim, raw, node):
         place = self._place_now(raw, node)
@@ -60,7 +60,7 @@ class WithLateToken(_Filling):
 
 
 class WithLateLease(NearCache):
-    """Looks at the entry before the lease; between() is called in between."""
+    """Looks at the entry, calls between(), and then looks at the lease."""
 
     between = staticmethod(lambda: None)
 
@@ -81,7 +81,7 @@ class WithLateLease(NearCache):
 
 
 class WithWriteThrough(_Filling):
-    """Stores here what it has written."""
+    """Stores a written value in the near cache, too."""
 
     def set(self, key, value, ttl=None, *, nx=False, xx=False):
         done = self._source.set(key, value, ttl, nx=nx, xx=xx)
@@ -91,14 +91,14 @@ class WithWriteThrough(_Filling):
 
 
 class WithoutForgetting(NearCache):
-    """Leaves it to the tracker to forget what it has written."""
+    """Leaves it to the tracker to remove a written key."""
 
     def _forget(self, keys):
         pass
 
 
 class WithoutEpoch(State):
-    """Serves under a new watch what was fetched under the one before."""
+    """Serves values under a new watch that were fetched under an earlier one."""
 
     def begin(self, number):
         before = self.line(number)
@@ -110,14 +110,14 @@ class WithoutEpoch(State):
 
 
 class WithoutLease(State):
-    """Believes for ever."""
+    """Has a lease that never ends."""
 
     def extend(self, number, term, valid_until):
         super().extend(number, term, valid_until + (1 << 50) * (number < NODES_MAX))
 
 
 class WithoutTerm(State):
-    """Extends a lease whoever proves."""
+    """Extends a lease for a tracker of any term."""
 
     def extend(self, number, term, valid_until):
         line = self.line(number)
@@ -125,7 +125,7 @@ class WithoutTerm(State):
 
 
 class WithoutIdentity(State):
-    """Begins a watch on whatever node has the number now."""
+    """Begins a watch even if another node has the number by now."""
 
     def begin(self, number):
         self._given.digests.clear()
@@ -133,14 +133,14 @@ class WithoutIdentity(State):
 
 
 class WithoutFlush(State):
-    """Does nothing when everything may have changed."""
+    """Discards nothing when everything may have changed."""
 
     def discard(self, number):
         pass
 
 
 class DeletingValuesOnly(State):
-    """Leaves the claims of a changed key alone."""
+    """Deletes the value of a changed key, but not a claim of it."""
 
     def forget(self, core, keys, number):
         line = self.line(number)
@@ -150,7 +150,7 @@ class DeletingValuesOnly(State):
 
 
 class _Sink:
-    """A sink that is told of other moments of proofs."""
+    """A sink that changes the moments of proofs."""
 
     def __init__(self, sink, moment_of):
         self._sink = sink
@@ -164,7 +164,7 @@ class _Sink:
 
 
 class _Sending:
-    """A connection that notes when it sent last."""
+    """A connection that notes the moment of its last question."""
 
     def __init__(self, connection):
         self._connection = connection
@@ -179,7 +179,7 @@ class _Sending:
 
 
 class ProvingByOneQuestion(redis.RedisSource):
-    """Believes that an answer comes behind the changes of its own cycle."""
+    """Believes that an answer arrives after the changes of its own cycle."""
 
     def _watch_on(self, connection, sink, *others):
         noting = _Sending(connection)
@@ -187,7 +187,7 @@ class ProvingByOneQuestion(redis.RedisSource):
 
 
 class ProvingWhenItHears(redis.RedisSource):
-    """Takes the moment at which an answer comes for that at which the question was sent."""
+    """Takes the moment when an answer arrives for the moment when its question was sent."""
 
     def _watch_on(self, connection, sink, *others):
         super()._watch_on(
@@ -196,7 +196,7 @@ class ProvingWhenItHears(redis.RedisSource):
 
 
 class DeafToFlushes(redis.RedisSource):
-    """Does not know what an invalidation of nothing means."""
+    """Ignores an invalidation without keys, by which a server tells of a flush."""
 
     def _watch_on(self, connection, sink, *others):
         deaf = _Sink(sink, lambda moment_ns: moment_ns)
@@ -204,8 +204,8 @@ class DeafToFlushes(redis.RedisSource):
         super()._watch_on(connection, deaf, *others)
 
 
-# Those that a storm finds, and the weather in which it does so soonest. The others need an order of
-# steps that is too rare, or a server that no storm has.
+# The mutants that a storm finds, and the weather in which it finds them soonest. The others need an
+# order of steps that is too rare, or a server that no storm has.
 WEATHER = {"max_stale": 0.15, "pause": 0.006, "keys": 24}
 FOUND_BY_STORMS = {
     WithoutToken: WEATHER,

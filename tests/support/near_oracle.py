@@ -1,4 +1,4 @@
-"""The oracle of near caches: versions of keys, when each was acknowledged, and what readers saw."""
+"""The oracle of near caches: versions of keys, when each was acknowledged, and values of reads."""
 
 import time
 
@@ -20,7 +20,7 @@ class Oracle:
         return f"{key}={self.versions[key]}"
 
     def acknowledge(self, key):
-        """The server has said, a moment ago, that it has the last value of this key."""
+        """The server has just acknowledged the last value of this key."""
         self.acknowledged[key][self.versions[key]] = time.monotonic()
 
     def judge(self, key, found, began):

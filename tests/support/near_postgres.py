@@ -47,7 +47,7 @@ def _version(path):
 
 
 def missing():
-    """Why there can be no server here; "" if there can."""
+    """Why no server can run here; "" if one can."""
     if importlib.util.find_spec("psycopg") is None:
         return "the client psycopg is not installed"
     if programs() is None:
@@ -144,7 +144,7 @@ class Server:
                 os.kill(pid, number)
 
     def kill(self):
-        """End it at once, as a crash does; what its processes shared goes with it."""
+        """End the server at once, as a crash does; the memory that its processes shared is lost."""
         self.signal(signal.SIGCONT)
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait()

@@ -57,7 +57,7 @@ class Scene:
         self.tracker.changed(self.node, [key])
 
     def during_a_fetch(self, happens):
-        """When the server has answered the next fetch, and before the answer is here."""
+        """Call happens() when the server has answered the next fetch, before the answer arrives."""
 
         def once():
             self.source.during = lambda: None
@@ -114,7 +114,7 @@ def a_watch_is_made_anew(it):
 
 
 def a_watch_is_made_anew_during_a_fetch(it):
-    """N2: the answer is stored where no reader looks."""
+    """N2: the answer is stored under the old epoch, where no reader looks."""
     it.watch()
     it.has(b"old")
 
@@ -129,7 +129,7 @@ def a_watch_is_made_anew_during_a_fetch(it):
 
 
 def another_process_takes_over(it):
-    """N5, N2: what changed between two trackers is not served."""
+    """N5, N2: a value that changed between two trackers is not served."""
     it.watch()
     it.has(b"old")
     it.near.get(KEY)
@@ -141,7 +141,7 @@ def another_process_takes_over(it):
 
 
 def everything_changes(it):
-    """N1: after a flush nothing from before is served."""
+    """N1: after a flush no value from before is served."""
     it.watch()
     it.has(b"old")
     it.near.get(KEY)
@@ -152,7 +152,7 @@ def everything_changes(it):
 
 
 def nobody_is_heard_for_max_stale(it):
-    """N1: the lease is over."""
+    """N1: no value is served after the end of the lease."""
     it.watch()
     it.has(b"old")
     it.near.get(KEY)
@@ -164,8 +164,8 @@ def nobody_is_heard_for_max_stale(it):
 
 
 def a_tracker_wakes_while_a_value_is_read(it):
-    """N1: a reader that looked at the entry before the lease would find the entry of before, and
-    the lease that the tracker extends after it has deleted that entry."""
+    """N1: a reader that looked at the entry before the lease would find an old entry, and then the
+    lease that the tracker extended after it had deleted that entry."""
     it.watch()
     it.has(b"old")
     it.near.get(KEY)
@@ -182,7 +182,7 @@ def a_tracker_wakes_while_a_value_is_read(it):
 
 
 def another_host_writes_what_this_one_has_written(it):
-    """N1: what was written is not stored here: a later write may have been told already."""
+    """N1: a written value is not stored here: the change of a later write may be known already."""
     it.watch()
     it.near.set(KEY, b"mine")
     it.has(b"theirs")  # told before the call returned
@@ -191,7 +191,7 @@ def another_host_writes_what_this_one_has_written(it):
 
 
 def a_key_that_is_here_is_written(it):
-    """N3: and every read behind the call returns the value or a newer one."""
+    """N3: every read after the call returns the value or a newer one."""
     it.watch()
     it.has(b"old")
     it.near.get(KEY)
@@ -214,8 +214,8 @@ def another_one_tracks(it):
 
 
 def a_number_passes_to_another_node(it):
-    """N1: a tracker is stopped before it begins, and another node gets the number of its own: it
-    would prove for that node what it hears of its own."""
+    """N1: a tracker is stopped before it begins a watch, and another node gets the number of the
+    tracker's node. Otherwise the tracker would extend the lease of that node."""
     passed = []
     other = threading.Thread(target=lambda: passed.append(it.near._state.number(b"another")))
     with (
@@ -254,8 +254,8 @@ SCHEDULES = (
 
 
 class Conversation:
-    """A watch of RedisSource with a server whose words the test chooses. It is the connection, and
-    the sink: it notes which writes were executed before a proof, and told after it."""
+    """A watch of RedisSource with a server whose messages the test chooses. This object is the
+    connection and the sink: it notes writes that were executed before a proof and told after it."""
 
     connection_pool = type("Pool", (), {"connection_kwargs": {"path": "nowhere"}})
 
@@ -341,8 +341,8 @@ MASTER = [b"master", 0, []]
 
 
 def an_answer_overtakes_a_change(it):
-    """(b) of a source: an answer comes before the changes of its own cycle; also if the question
-    was sent behind a write of that cycle."""
+    """Promise (b) of a source: an answer arrives before the changes of its own cycle, also if the
+    question was sent after a write of that cycle."""
 
     def script():
         yield from it.until_asked(1)
@@ -361,7 +361,7 @@ def an_answer_overtakes_a_change(it):
 
 
 def the_server_is_flushed(it):
-    """(a) of a source: everything may have changed."""
+    """Promise (a) of a source: the sink is told when everything may have changed."""
 
     def script():
         yield from it.until_asked(1)

@@ -1,8 +1,8 @@
 """Storms around near caches of the server of near.py: processes read while another one writes, and
 are killed, stopped and cut off.
 
-What the writer was told is what the reads are judged by (Written). All seeds of a storm come from
-one.
+The reads are judged by the acknowledgements that the writer got (Written). All seeds of a storm are
+made from one.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ FORK = multiprocessing.get_context("fork")
 
 @dataclasses.dataclass(frozen=True)
 class Weather:
-    """How a storm is. pause: the most seconds between two writes. delay: the most seconds for which
-    the server holds an answer back. flushes: how many of a thousand writes are flushes. stopped:
-    for how many max_stale a process is stopped at most. near: the class of the near caches;
-    server: that of the server."""
+    """The parameters of a storm. pause: the most seconds between two writes. delay: the most
+    seconds for which the server holds an answer back. flushes: how many of a thousand writes are
+    flushes. stopped: for how many times max_stale a process is stopped at most. near: the class of
+    the near caches; server: that of the server."""
 
     max_stale: float = 0.3
     pause: float = 0.015
@@ -47,8 +47,8 @@ class Weather:
 
 @dataclasses.dataclass
 class Outcome:
-    """reads: how many. wrong: what is wrong with some. at_rest: whether the near cache and the
-    server agree in the end. info: of a near cache in the end."""
+    """reads: their number. wrong: descriptions of wrong reads. at_rest: whether the near cache and
+    the server agree at the end. info: info() of a near cache at the end."""
 
     reads: int
     wrong: list
@@ -71,7 +71,7 @@ def serve(address, ready, delay=Weather.delay, kind=Server):
 
 
 def served(address, delay=Weather.delay, kind=Server):
-    """A server in a process of its own, when it can be asked."""
+    """Start a server in a process of its own; give it once it answers."""
     ready = FORK.Event()
     process = start(serve, address, ready, delay, kind)
     assert ready.wait(PATIENCE_S)
@@ -95,7 +95,7 @@ class Storm:
         self.keys = KEYS[: self.weather.keys]
         self.address = str(folder / "server")
         self.stop = FORK.RawValue("b", 0)  # no lock, with which a reader could be killed
-        self.tracker = FORK.RawValue("i", 0)  # who said last that it tracks
+        self.tracker = FORK.RawValue("i", 0)  # the pid of the process that said last that it tracks
         self.times = FORK.Queue()
         self.chance = random.Random(seed)
 
@@ -107,7 +107,7 @@ class Storm:
     # What the processes do.
 
     def write(self):
-        """Write versions of random keys; say when each was acknowledged."""
+        """Write versions of random keys, and record when each was acknowledged."""
         chance, source = random.Random(self.seed + 1), ServedSource(self.address)
         written, limit = Written(self.keys), time.monotonic() + PATIENCE_S
         # On a busy machine the first watch may come late. Half of all storms are not over by then.
@@ -129,7 +129,7 @@ class Storm:
         self.times.put(None)
 
     def read(self):
-        """Read random keys; write what was read, and when its last read began, to a file."""
+        """Read random keys; write the values to a file, and when the last read of each began."""
         chance = random.Random(self.seed + os.getpid())
         with self.near() as near, open(self.folder / f"seen.{os.getpid()}", "wb", 0) as file:
             while not self.stop.value:

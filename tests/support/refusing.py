@@ -28,7 +28,7 @@ MADV_REMOVE, MADV_DONTFORK, MADV_DONTDUMP = 9, 10, 16
 MADV_WIPEONFORK, MADV_POPULATE_WRITE = 18, 23
 F_OFD_GETLK, F_OFD_SETLK = 36, 37
 PUNCH_HOLE = 3  # with FALLOC_FL_KEEP_SIZE
-PLACES = {"madvise": 2, "fcntl": 1, "fallocate": 1}  # the argument that says what is asked for
+PLACES = {"madvise": 2, "fcntl": 1, "fallocate": 1}  # the argument that is compared with `asked`
 
 
 class Program(ctypes.Structure):
@@ -36,7 +36,7 @@ class Program(ctypes.Structure):
 
 
 def refuse(call, asked=None, number=errno.EINVAL):
-    """From now on let call fail with the errno number; or only if it is asked for asked."""
+    """From now on let call fail with the errno number; with `asked`, only with that argument."""
     rules = [(LOAD, 0, 0, 0), (JUMP_EQUAL, 0, 1 if asked is None else 3, number_of(call))]
     if asked is not None:  # compare the low half of the argument
         rules += [(LOAD, 0, 0, 16 + 8 * PLACES[call]), (JUMP_EQUAL, 0, 1, asked)]

@@ -1,4 +1,4 @@
-"""Helpers for tests of waiting: the words that say who waits, and a thread that waits."""
+"""Helpers for tests of waiting: the words that say that processes wait, and a waiting thread."""
 
 import struct
 import threading
@@ -20,8 +20,8 @@ def words_of(m):
 
 
 def until(condition, unmet=lambda: "it does not come"):
-    """Return once the condition holds; it is looked at again and again. unmet(): what to say if it
-    never does."""
+    """Check the condition again and again; return when it holds. unmet(): the message if it never
+    does."""
     deadline = time.monotonic() + LONG_S
     while not condition():
         assert time.monotonic() < deadline, unmet()
@@ -29,7 +29,7 @@ def until(condition, unmet=lambda: "it does not come"):
 
 
 def until_somebody_sleeps(m, sleepers=1):
-    """Return when as many bells say that somebody sleeps, or is about to."""
+    """Return when this many bells say that a thread sleeps on them, or is about to."""
     until(lambda: sum(bell & 1 for bell in words_of(m)[1]) >= sleepers, lambda: "nobody waits")
 
 

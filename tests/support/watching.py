@@ -2,7 +2,7 @@
 
 import time
 
-PATIENCE_S = 0.015  # more than a watcher has with an entry that is not whole
+PATIENCE_S = 0.015  # longer than a watcher waits for an entry that is not whole
 
 
 class Copy:
@@ -32,7 +32,7 @@ class Copy:
     def catch_up(self):
         """Take all changes that have been made. Returns the entries."""
         quiet = 0
-        while quiet < 2:  # ends when nobody changes the map
+        while quiet < 2:  # ends when no process changes the map
             changes = self.watch.poll()
             for change in changes:
                 self.take(change)

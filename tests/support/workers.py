@@ -198,7 +198,7 @@ def run_together(method, *jobs, timeout_s=TIMEOUT_S):
 
 
 def all_together(function, *arguments, count=THREADS):
-    """The results of so many threads, which begin together; each is given its number."""
+    """The results of this many threads, which begin together; each is given its number."""
 
     def run(gate, number):
         gate.wait()

@@ -24,7 +24,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 class Zygote:
-    """The process as seen by who asks it."""
+    """The zygote as seen by the process that asks it."""
 
     def __init__(self):
         self.lock = threading.Lock()

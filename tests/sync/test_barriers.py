@@ -156,7 +156,7 @@ def test_arguments_are_checked(space, map_name):
         with pytest.raises(error):
             Barrier(parties, space=space)
     with pytest.raises(TypeError, match=r"name it: Barrier\(2, key='start'\)"):
-        Barrier(2, "start", space=space)  # else it would be one that nobody shares
+        Barrier(2, "start", space=space)  # else it would be one that no other process shares
     barrier = Barrier(2, key="b", space=space)
     assert Barrier(2, key="b", space=space).parties == 2
     with pytest.raises(InvalidArgument, match="has 2 parties, not 3"):

@@ -109,8 +109,8 @@ def test_a_fork_beside_primitives_without_a_key(space, steps):
 
 
 def test_closing_a_space_beside_its_use_ends_in_map_closed(space, steps):
-    """C2, C3: each wait and operation of the other threads returns, or raises MapClosed. The
-    numbers of grants and of permits are those that the threads got."""
+    """C2, C3: each wait and operation of the other threads returns, or raises MapClosed. Each grant
+    of the lock went to a thread, and at the end lock and permits are free."""
     lock, permits = Lock("lock", space=space), Semaphore(2, "two", space=space)
     taken = 0
     for round_number in range(max(3, steps // 60)):

@@ -30,7 +30,7 @@ def resting_images(bases="all"):
 
 
 def all_images(stepped, seed, bases="all"):
-    """Images at rest and, if stepped is not 0, so many of each operation in the middle."""
+    """Images at rest and, if stepped is not 0, that many from the middle of each operation."""
     images = resting_images(bases)
     if not stepped or not can_step():
         return images

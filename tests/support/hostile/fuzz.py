@@ -258,7 +258,7 @@ class Report:
 
 
 def campaign(site, seed, *, images=None, seconds=None, first=0, say=None, failures_max=20):
-    """Try so many damaged images, or images for so many seconds; return the Report."""
+    """Try this many damaged images, or images for this many seconds; return the Report."""
     report = Report()
     began = time.monotonic()
     number = first

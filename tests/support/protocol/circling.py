@@ -24,7 +24,7 @@ class Locks(Words):
         self.waits = [self._word(f"wait of {me}") for me in range(programs)]
         self.told = [self._word(f"alarm of {me}") for me in range(programs)]
         self.ended = [self._word(f"end of {me}") for me in range(programs)]
-        self.asleep = []  # nobody sleeps here
+        self.asleep = []  # no thread sleeps here
 
 
 def hold_and_want(m, me, held, wanted):

@@ -169,7 +169,7 @@ class Explorer:
         return self.write(number, address, holders & ~(1 << program)), None
 
     def move(self, state, program, log=None):
-        """The state after one step of a program and the OWN and PUT accesses right behind it."""
+        """The state after one step of a program and the OWN and PUT accesses that follow it."""
         number, places, seen = state
         automaton = self.automata[program]
         place = places[program]

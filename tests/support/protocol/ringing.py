@@ -60,7 +60,7 @@ def change(m, me, key):
         waited = yield load(m.waited)
     yield store(m.activity[me], 1)
     yield lock(m.lock[key], me + 1)
-    # The code looks behind the commit, but on x86 the store of the commit may come later than the
+    # The code looks after the commit, but on x86 the store of the commit may come later than the
     # look. Nothing comes before the CAS that takes the lock.
     if m.does("a writer looks at waited inside its operation"):
         waited = yield load(m.waited)

@@ -204,7 +204,7 @@ class Scene:
     entries: dict = field(default_factory=dict)
     count: int = 1  # buckets at first
     gaps: tuple = ()  # buckets below count that are not there, nor any split off them
-    deaths: int = 0  # at most so many
+    deaths: int = 0  # at most this many
     parked: tuple = ()  # free elements in each depot; by default all are in the first
     credited: tuple = ()  # credits in each depot; by default as many
     sizes: dict = field(default_factory=dict)

@@ -214,7 +214,8 @@ class Segment:
         self.of_name = [0, *(self._word(f"context {i} name") for i in range(1, self.contexts + 1))]
 
     def _bells(self):
-        """The bell of the only class of keys, who waits, and the kernel's queue of sleepers."""
+        """The bell of the only class of keys, the waiters' words, and the kernel's queue of
+        sleepers."""
         self.waits, self.asleep, self.sleepers = [], [], {}
         if self.waiters:
             self.waited, self.bell = self._word("waited"), self._word("bell")

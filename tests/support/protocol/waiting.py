@@ -196,7 +196,7 @@ def bell_ring(m, at, bell):
 
 
 def change(m, me, kind, key, value=0):
-    """An update or a deletion, and the ring behind it."""
+    """An update or a deletion, and the ring after it."""
     seen = None
     if not m.keeps("a writer looks for waiters after it has its lock word"):
         seen = 0
