@@ -2,11 +2,11 @@
  * bucket's tags, static assertions. No state and no policy live here.
  *
  * Orders. A _relaxed access is atomic and unordered; _acquire and _release pair up as in C11; all
- * _seq_cst accesses have one order. The
- * fences are C11 fences: fence_acquire() keeps earlier loads before later accesses, fence_release()
- * keeps earlier accesses before later stores. compiler_fence() orders one thread against its own
- * death only: after SIGKILL every retired store is visible and no later one has happened, so what a
- * process records for its recovery needs program order, kept by the compiler, and nothing more.
+ * _seq_cst accesses have one order. The fences are C11 fences: fence_acquire() keeps earlier loads
+ * before later accesses, fence_release() keeps earlier accesses before later stores.
+ * compiler_fence() orders one thread against its own death only: after SIGKILL every retired store
+ * is visible and no later one has happened, so what a process records for its recovery needs
+ * program order, kept by the compiler, and nothing more.
  */
 #ifndef SHM_ATOMICS_H
 #define SHM_ATOMICS_H

@@ -45,8 +45,8 @@ static inline uint32_t *shm_bell_futex(uint64_t *key_bell)
 
 /* Wake all sleepers of a key bell, if there may be one for a key with this tag (0: for any key).
  * Adding 1 clears SLEEPING, changes the number, and leaves the tags: they count only beside
- * SLEEPING. If another ringer was faster, SLEEPING is set for nobody: one useless ring later. Returns
- * whether it was rung. */
+ * SLEEPING. If another ringer was faster, SLEEPING may be set although no thread sleeps, which costs
+ * one useless ring later. Returns whether it was rung. */
 static inline int shm_key_bell_ring(uint64_t *bell, uint64_t tag)
 {
     /* After the CAS that took the lock word of the change; pairs with key_bell_arm. */
@@ -67,7 +67,7 @@ static inline int shm_lock_bell_ring(uint32_t *bell)
 }
 
 /* Wake up to count sleepers of a lock bell. SLEEPING stays for the others, and is cleared by the ring
- * that finds nobody. Returns how many were woken; -1: nobody sleeps. */
+ * that finds none. Returns how many were woken; -1: no thread sleeps. */
 static __attribute__((noinline, cold, unused)) int shm_lock_bell_wake(uint32_t *bell, int count)
 {
     int woken;

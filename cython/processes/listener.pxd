@@ -119,7 +119,7 @@ cdef inline uint32_t ear_bell_arm(
 
 cdef inline bint ear_word_moved(const EarWord *each) noexcept nogil:
     """Whether a word has changed since its value was noted."""
-    # Behind the arming of BELL_ANY, whose fence orders it; pairs with listeners_ring.
+    # After the arming of BELL_ANY, whose fence orders it; pairs with listeners_ring.
     return each.word != NULL and load_acquire_u32(<uint32_t *> each.word) != each.seen
 
 

@@ -46,7 +46,7 @@ def follow(session: Session, name: MapName, data: DataOptions, end: float | None
 
 
 def _news(contents: Plain, known: dict[bytes, bytes], raw: bytes | None, lost: object) -> News:
-    """What has become of a key, by the bytes under which the map stores it; None: a loss."""
+    """The present state of a key, by the bytes under which the map stores it; None: a loss."""
     if raw is None:
         known.update(contents.long_keys())
         return News(contents, "lost", lost=lost if isinstance(lost, int) else 1)

@@ -12,7 +12,7 @@ from shmrhash import RHashMap, Watch
 from shmrhash.cli.session import Session
 from shmrhash.cli.words import MapName
 
-LOOK_S = 0.25  # how often one that waits looks whether the name is still the map's
+LOOK_S = 0.25  # how often a waiting command checks that the name is still the map's
 
 
 def inode_of(name: MapName) -> int:
@@ -40,8 +40,8 @@ class Alarm:
         self._watch: Watch | None = None
 
     def set(self, raw_keys: list[bytes]) -> bool:
-        """See that it is set for these keys of the map that has the name now. False if it was not:
-        what was looked at before may have changed since."""
+        """Set it for these keys of the map that has the name now. False if it was not set: keys
+        that were read before may have changed since."""
         if self._inode == inode_of(self._name):
             return True
         self.close()
