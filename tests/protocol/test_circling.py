@@ -12,7 +12,7 @@ from support.protocol.oracle import Violation
 
 @pytest.mark.parametrize("name", SCENES)
 def test_scene_of_a_circle_has_no_counterexample(name):
-    """Of each circle one thread is told, and nobody of a circle that never was."""
+    """One thread of each circle is told, and no thread is told of a circle that did not exist."""
     explorer = Explorer(SCENES[name])
 
     explorer.run()

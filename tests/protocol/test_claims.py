@@ -1,4 +1,4 @@
-"""One computes for all: every interleaving and death of small scenes, and their mutants."""
+"""One process computes for all: every interleaving and death of small scenes, and their mutants."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,9 @@ from support.protocol.oracle import Violation
 
 # Scenes of a second or more.
 THOROUGH = {
-    "three ask for a key",
-    "two ask, and the key is deleted",
-    "two wait, and have no patience",
+    "three processes ask for a key",
+    "two processes ask, and the key is deleted",
+    "two processes wait, and their timeouts end",
 }
 
 
@@ -21,7 +21,7 @@ THOROUGH = {
     [pytest.param(name, marks=pytest.mark.thorough if name in THOROUGH else ()) for name in SCENES],
 )
 def test_scene_of_claims_has_no_counterexample(name):
-    """C1: nobody waits for ever, no old result is found, and none is computed too often."""
+    """C1: no process waits for ever, finds an old result, or computes a result without need."""
     explorer = Explorer(SCENES[name])
 
     explorer.run()

@@ -10,10 +10,10 @@ from support.protocol.oracle import Violation
 
 # Scenes of half a second or more.
 THOROUGH = {
-    "two update an entry",
+    "two writers update an entry",
     "a section's entry is deleted, and its slot is used again",
     "a split meets the reuse of a slot",
-    "a splitter and its recovery die beside an update",
+    "a splitter and its recoverer die beside an update",
     "a splitter dies beside a reader",
     "a closer of a gap dies",
     "a split moves an entry that is updated early in the child",
@@ -37,8 +37,8 @@ assert set(MARKS) <= set(SCENES)
     "name", [pytest.param(name, id=name, marks=MARKS.get(name, ())) for name in SCENES]
 )
 def test_scene_of_a_move_has_no_counterexample(name):
-    """Every state represents one map, which only commits change; each answer was once right; a
-    move that a death ended is finished or undone, and so is its recovery."""
+    """Every state represents one map, which only commits change; each answer was right at some
+    moment of its operation; a move that a death interrupted is finished or undone."""
     explorer = Explorer(SCENES[name])
 
     explorer.run()

@@ -26,8 +26,9 @@ def marked(name, scene):
 
 @pytest.mark.parametrize("name", [marked(name, name) for name in SCENES])
 def test_scene_of_a_near_cache_has_no_counterexample(name):
-    """N1, N2, N3: no read is older than max_stale, whatever is cut, flushed or killed; none is of
-    an earlier connection; none is older than a write of this host that has returned."""
+    """N1, N2, N3: whatever is cut, flushed or killed, no read returns a value that was replaced
+    longer ago than max_stale, that an earlier connection fetched, or that is older than a write of
+    this host that has returned."""
     explorer = Explorer(SCENES[name])
 
     explorer.run()
@@ -51,7 +52,7 @@ def test_explorer_finds_mutant_of_a_near_cache(step):
 
 @pytest.mark.parametrize(("step", "scene"), [marked(step, scene) for step, scene in SPARE.items()])
 def test_step_of_a_near_cache_is_spare_in_scene(step, scene):
-    """What the promises do not rest on, so that nobody believes it."""
+    """The promises hold without these steps: so no reader takes them for necessary."""
     explorer = Explorer(SCENES[scene], [step])
 
     explorer.run()

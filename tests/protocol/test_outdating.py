@@ -10,9 +10,9 @@ from support.protocol.outdating_scenes import MUTANTS, SCENES, Explorer
 
 # Scenes of half a second or more.
 THOROUGH = {
-    "two ask, and all is invalidated",
-    "one asks after two invalidations",
-    "the one who invalidates dies",
+    "two processes ask, and everything is invalidated",
+    "a process asks after two invalidations",
+    "the process that invalidates dies",
 }
 
 
@@ -21,7 +21,7 @@ THOROUGH = {
     [pytest.param(name, marks=pytest.mark.thorough if name in THOROUGH else ()) for name in SCENES],
 )
 def test_scene_of_births_has_no_counterexample(name):
-    """C1: no outdated value is found, none that counts is lost, and nobody waits for one."""
+    """C1: no reader finds an outdated value, misses one that counts, or waits for ever."""
     explorer = Explorer(SCENES[name])
 
     explorer.run()

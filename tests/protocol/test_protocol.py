@@ -46,7 +46,7 @@ THOROUGH = {
     "a writer dies while two keys change, and a process looks at both",
     "a writer dies while two keys change, and one is deleted",
     "a writer dies while two keys change, and another changes both",
-    "a writer dies while one key changes and one goes, and a split moves one",
+    "a writer dies while it changes one key and deletes another, and a split moves one",
     "two processes wait for two keys of one bell",
     "a loop waits for the last of two changes",
     "a waiter for a lock dies, and two others wait",

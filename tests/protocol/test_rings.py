@@ -1,4 +1,4 @@
-"""The ring of who watches everything: every interleaving and death of small scenes, and mutants."""
+"""The ring of changes: every interleaving and death of small scenes, and their mutants."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def thorough(name):
     [thorough(name) if name in LONG else name for name in SCENES],
 )
 def test_scene_of_the_ring_has_no_counterexample(name):
-    """Every change is told, or a loss is."""
+    """The watcher is told of every change, or of a loss."""
     explorer = Explorer(SCENES[name])
 
     explorer.run()

@@ -60,7 +60,8 @@ def test_orders_of_the_code_forbid_the_outcome(name):
 
 @pytest.mark.parametrize(("name", "order", "needed"), list(every_order()))
 def test_relaxed_order_permits_the_outcome_if_it_is_needed(name, order, needed):
-    """R2, W1, C1, M1: if an order is relaxed the outcome is reachable exactly if it is needed."""
+    """R2, W1, C1, M1: if an order is relaxed, the outcome is reachable exactly if a table in
+    support/protocol/orders*.py calls the order needed."""
     relaxed = TESTS[name](Orders(relaxed=order))
 
     assert (relaxed.reachable() is not None) == needed

@@ -82,8 +82,9 @@ def wait(address, seen):
 
 
 def seize(subject, alone=True):
-    """Wait until the process of context subject is dead and not recovered and, if alone, no other
-    program is recovering it. That is the kernel's lock on the byte, released when its holder dies.
+    """Wait until the process of context subject is dead and not recovered and, if alone is true, no
+    other program is recovering it. The recoverer's lock is one of the kernel, on the slot's byte,
+    which is released when the recoverer dies.
     """
     return SEIZE, subject, alone, 0
 
@@ -107,8 +108,8 @@ def fetch_and(address, bits):
 
 
 def futex_sleep(address, seen, asleep):
-    """FUTEX_WAIT: compare and queue in one step; whether it sleeps now. Then the word asleep is 1
-    until a wake. Of a bell, the kernel compares the half in FUTEX_MASK."""
+    """FUTEX_WAIT: compare and queue in one step. The answer: whether the program sleeps now; then
+    the word asleep is 1 until a wake. Of a bell, the kernel compares the half in FUTEX_MASK."""
     return SLEEP, address, seen, asleep
 
 
@@ -118,12 +119,12 @@ def futex_ring(address):
 
 
 def futex_wake(address):
-    """FUTEX_WAKE of all."""
+    """FUTEX_WAKE of all sleepers."""
     return WAKE, address, 0, 0
 
 
 def futex_wake_one(address):
-    """FUTEX_WAKE of one."""
+    """FUTEX_WAKE of one sleeper."""
     return WAKE_ONE, address, 0, 0
 
 

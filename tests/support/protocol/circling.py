@@ -1,9 +1,10 @@
 """Circles: threads that wait for each other's locks (cells/circle.pxd).
 
-There are some locks, and each program is a process with one thread, whose number it has. A waiter
-says which lock it waits for, in a word that also numbers its wait, in the order in which they
-begin; here that is one step, because in the core a waiter looks for circles a fifth of a second
-after it has said so. A look is made of single loads, while the others go on.
+There are some locks. Each program is a process with one thread, and the program's number is the
+thread's. A waiter says in a word which lock it waits for; the same word numbers the waits in the
+order in which they begin. Here that is one step, because in the core a waiter looks for circles a
+fifth of a second after it has stored the word. A look consists of single loads, between which the
+other threads go on.
 """
 
 from support.protocol.automaton import cas, load, lock, store
@@ -51,7 +52,7 @@ def hold_and_want(m, me, held, wanted):
 
 
 def hold_then_want(m, me, held, wanted, times):
-    """Take and release a lock, and then wait for another one for a moment; several times."""
+    """Take and release a lock, then wait for another lock with a timeout; do this several times."""
     for _ in range(times):
         yield lock(m.owner[held], me + 1)
         yield store(m.owner[held], 0)
@@ -60,7 +61,7 @@ def hold_then_want(m, me, held, wanted, times):
 
 
 def hold_and_try(m, me, held, wanted):
-    """Take a lock, and wait for another one for a moment only."""
+    """Take a lock, and wait for another one with a timeout."""
     yield lock(m.owner[held], me + 1)
     yield from try_for_a_moment(m, me, wanted)
     yield store(m.owner[held], 0)
@@ -96,20 +97,21 @@ def circle_find(m, me, wanted):
     first = yield from circle_look(m, me, wanted)
     if not first:
         return False
-    if m.does("a circle is looked at twice"):
+    if m.does("a thread looks twice before it reports a circle"):
         second = yield from circle_look(m, me, wanted)
         if not same(m, first, second):
             return False
         del second
-    if m.does("the one that came last is told"):
+    if m.does("the thread whose wait began last is told"):
         mine = yield load(m.waits[me])
         return all(mine > wait for _, wait in first if wait % WAIT > ENDLESS)
     return True
 
 
 def circle_look(m, me, wanted):
-    """Go from the lock to its owner, and from there to the lock that it waits for, and so on, up to
-    this thread: the others on the way, and their waits. Empty: there is no such way."""
+    """Go from the lock to its owner, from there to the lock that the owner waits for, and so on,
+    until this thread is reached. Returns the other threads on the way, and their waits; nothing if
+    the way does not lead to this thread."""
     found = ()
     at = wanted
     for _ in range(len(m.waits)):
@@ -129,7 +131,7 @@ def circle_look(m, me, wanted):
 
 def same(m, first, second):
     """Whether two looks found the same waits."""
-    if m.does("a wait is known by its beginning"):
+    if m.does("a wait is recognized by its number"):
         return first == second
     return [(owner, word % WAIT) for owner, word in first] == [
         (owner, word % WAIT) for owner, word in second

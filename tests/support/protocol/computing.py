@@ -1,14 +1,15 @@
-"""Claims: one process computes a value for all that ask (claiming.pxi).
+"""Claims: one process computes a value for all processes that ask for it (claiming.pxi).
 
-The memory is a tuple of small words. Each key has one place for an element, and each program is a
-process with one context, whose number it has. A claim is a section on the key's element, so what is
-modelled of an element is its header, its deadline, reduced to whether it has passed, and its value.
-A blank is LIVE, and its deadline has passed. The header never has the same value twice.
+The memory is a tuple of small words. Each key has one place for an element. Each program is a
+process with one context, and the program's number is the context's. A claim is a section on the
+key's element. The model of an element is its header, its value, and its deadline, of which it only
+says whether it has passed. A blank is LIVE, and its deadline has passed. The header never has the
+same value twice.
 
-What is computed is the number of changes of a source. A program that changes it deletes the key
-then: no result from before may be found afterwards. Waiters here look at the owner only when they
-begin to wait and when it dies, while those of the core look at the end of each slice, too: so
-a wake-up that is lost is seen.
+The value that a program computes is the number of changes of a source. A program that changes the
+source deletes the key afterwards: from then on no program may find an earlier result. A waiter here
+looks at the owner only when the wait begins and when the owner dies, while a waiter of the core
+also looks at the end of each slice. So the model finds a lost wake-up, which the core would repair.
 """
 
 from support.protocol.automaton import awaits, cas, futex_sleep, futex_wake, load, store
@@ -59,12 +60,12 @@ def header_after(header, state, owner=0):
     return (header // 32 + 1) * 32 + owner * 4 + state
 
 
-# ---- one who asks ----
+# ---- a process that asks for a value ----
 
 
 def ask(m, me, key, needs=None, fails=False, timeouts=0):
-    """get_or_compute(key), by a computation that needs another key, or fails. timeouts: how many
-    waits may come to their end, at any moment."""
+    """get_or_compute(key), whose computation may need another key, or may fail. timeouts: how many
+    waits may end by their timeout, which happens at any moment."""
     yield store(m.waits[me], 1)  # an earlier use of the context has left a number there
     yield from get_or_compute(m, me, key, needs, fails, timeouts)
     yield store(m.ended[me], 1)
@@ -91,7 +92,7 @@ def get_or_compute(m, me, key, needs, fails, timeouts):
     yield from count(m.reasons[me])
     yield from claim_end(m, me, key)
     freed = yield cas(m.header[key], held, header_after(held, LIVE))
-    if freed and m.does("one that gives its claim up wakes the waiters"):
+    if freed and m.does("a process that gives up its claim wakes the waiters"):
         yield futex_wake(m.header[key])
 
 
@@ -101,7 +102,7 @@ def expect_fresh(result, asked):
 
 
 def compute(m, me, key, needs):
-    """Count the computation, read the source, and ask for what is needed."""
+    """Count the computation, read the source, and ask for the key that the result needs."""
     yield from count(m.computed[key][me])
     result = yield load(m.source[key])
     if needs is not None:
@@ -138,7 +139,8 @@ def count(word):
 
 
 def claim(m, me, key, timeouts):
-    """Claim the key: the header then. 0: it has a value. None: compute without a claim."""
+    """Claim the key, and return the header of the claim. 0: the key has a value. None: compute
+    without a claim."""
     while True:
         header = yield load(m.header[key])
         if header % 32 == NONE:
@@ -180,7 +182,7 @@ def blank_insert(m, me, key, header):
 def claim_take(m, me, key, header):
     """LIVE -> LOCKED: the header, or 0."""
     held = header_after(header, LOCKED, me)
-    early = m.does("a claim waits for nothing before it can be seen")
+    early = m.does("a context clears what it waited for before it claims")
     if early:
         yield store(m.waits[me], 0)
     if m.does("a key is claimed by a compare-and-swap"):
@@ -198,15 +200,17 @@ def claim_take(m, me, key, header):
 
 
 def leads_here(m, me, key, header):
-    """Say what this program waits for, and whether the owner of that waits for this program."""
+    """Say what this program waits for; return whether the owner of that waits for this program."""
     owned = yield load(m.owns[me])
     if not owned:
         return False
-    early = m.does("a waiter says what it waits for before it follows the others")
+    early = m.does("a waiter says what it waits for before it checks the owner")
     if early:
         yield store(m.waits[me], key + 1)
     circular = False
-    for _ in range(STEPS_MAX if m.does("a waiter follows who waits for whom") else 0):
+    for _ in range(
+        STEPS_MAX if m.does("a waiter checks whether the claim's owner waits for it") else 0
+    ):
         if state_of(header) != LOCKED:
             break
         if owner_of(header) == me:
@@ -223,9 +227,9 @@ def leads_here(m, me, key, header):
 
 
 def claim_wait(m, me, key, header, timeouts):
-    """Sleep until the claim ends; or, if it took too long, cut it off."""
+    """Sleep until the claim ends; or cut the claim off, if a timeout may end the wait."""
     if timeouts:
-        if m.does("only the claim that was waited for is cut off"):
+        if m.does("a waiter cuts off only the claim that it waited for"):
             done = yield cas(m.header[key], header, header_after(header, NONE))
         else:
             now = yield load(m.header[key])
@@ -246,9 +250,9 @@ def claim_end(m, me, key):
 
 
 def claim_store(m, me, key, held, value):
-    """The result and its deadline, unless the claim was cut off."""
+    """Store the result and its deadline, unless the claim was cut off."""
     yield store(m.redo[me], value)
-    if not m.does("what a claim waits for has a word of its own"):
+    if not m.does("a separate word says what a claim waits for"):
         yield store(m.waits[me], value)
     committed = header_after(held, UPD, me)
     if m.does("a result is stored by a compare-and-swap"):
@@ -259,7 +263,7 @@ def claim_store(m, me, key, held, value):
     if done:
         yield from redo_apply(m, key, value)
         yield store(m.header[key], header_after(committed, LIVE))
-        if m.does("one that stores its result wakes the waiters"):
+        if m.does("a process that stores its result wakes the waiters"):
             yield futex_wake(m.header[key])
     yield from claim_end(m, me, key)
 
@@ -269,11 +273,11 @@ def redo_apply(m, key, value):
     yield store(m.value[key], value)
 
 
-# ---- the others ----
+# ---- other programs ----
 
 
 def change_source(m, me, key):
-    """The source changes; then the key is deleted, whoever has claimed it."""
+    """Change the source; then delete the key, even if another program has claimed it."""
     yield from count(m.source[key])
     changes = yield load(m.source[key])
     while True:
@@ -287,7 +291,7 @@ def change_source(m, me, key):
             done = yield cas(m.header[key], header, header_after(header, NONE))
             if done:
                 yield from count(m.reasons[me])
-                if m.does("a deletion wakes those who wait for the claim"):
+                if m.does("a deletion wakes the waiters for a claim"):
                     yield futex_wake(m.header[key])
                 break
             del done
@@ -299,7 +303,7 @@ def change_source(m, me, key):
 
 
 def evict(m, me, key):
-    """Something that needs room: it takes any entry that nobody holds."""
+    """An insertion that needs room: it evicts the entry if no program holds it."""
     header = yield load(m.header[key])
     if state_of(header) == LIVE or (
         state_of(header) == LOCKED and not m.does("a claimed entry is not evicted")
@@ -313,14 +317,14 @@ def evict(m, me, key):
 
 
 def recover(m, me, dead, key, after=None):
-    """Recover a dead program, which may hold this key's element. after: the recoverer before this
-    one, which has to be dead, too."""
+    """Recover a dead program, which may hold this key's element. after: an earlier recoverer, which
+    has to be dead, too."""
     yield awaits("dead", dead)
     if after is not None:
         yield awaits("dead", after)
     header = yield load(m.header[key])
     if owner_of(header) == dead and state_of(header) == LOCKED:
-        if m.does("recovery frees the claim of the dead"):
+        if m.does("recovery frees the claim of a dead process"):
             yield cas(m.header[key], header, header_after(header, LIVE))
     elif owner_of(header) == dead and state_of(header) == UPD:
         if m.does("recovery completes a result that was stored"):
@@ -329,6 +333,6 @@ def recover(m, me, dead, key, after=None):
         yield store(m.header[key], header_after(header, LIVE))
     elif owner_of(header) == dead:
         yield store(m.header[key], header_after(header, NONE))
-    if m.does("recovery wakes those who wait"):
+    if m.does("recovery wakes the waiters"):
         yield futex_wake(m.header[key])
     yield store(m.recovered[dead], 1)

@@ -36,8 +36,8 @@ def idle(m, me):
 
 
 def computed_once(m, memory, places, more, ending):
-    """Nobody who lives waits, the key has the latest result or none, and no result too many was
-    computed. ending: the programs that have to come to their end."""
+    """No living program waits, the key has the latest result or none, and no program computed a
+    result without need. ending: the programs that have to end."""
     for me in ending:
         if places[me] != GONE and not memory[m.ended[me]]:
             raise Violation(ASLEEP)
@@ -53,7 +53,7 @@ def computed_once(m, memory, places, more, ending):
 
 
 def claims(*programs, mortal=(), deaths=0, more=0):
-    """more: so many computations without a claim are right."""
+    """more: how many computations without a claim are right."""
     programs = ((idle,), *programs)
     ending = [me for me, program in enumerate(programs) if program[0] not in (idle, recover)]
 
@@ -64,41 +64,59 @@ def claims(*programs, mortal=(), deaths=0, more=0):
 
 
 SCENES = {
-    "two ask for a key": claims((ask, 0), (ask, 0)),
-    "three ask for a key": claims((ask, 0), (ask, 0), (ask, 0)),
-    "two ask, and something needs room": claims((ask, 0), (ask, 0), (evict, 0)),
-    "two ask, and the key is deleted": claims((ask, 0), (ask, 0), (change_source, 0)),
-    "the first one fails": claims((ask, 0, None, True), (ask, 0)),
-    "the first one dies": claims((ask, 0), (ask, 0), (recover, 1, 0), mortal=[1], deaths=1),
-    "the first one and its recovery die": claims(
+    "two processes ask for a key": claims((ask, 0), (ask, 0)),
+    "three processes ask for a key": claims((ask, 0), (ask, 0), (ask, 0)),
+    "two processes ask, and an entry is evicted": claims((ask, 0), (ask, 0), (evict, 0)),
+    "two processes ask, and the key is deleted": claims((ask, 0), (ask, 0), (change_source, 0)),
+    "the first computation fails": claims((ask, 0, None, True), (ask, 0)),
+    "the first process dies": claims((ask, 0), (ask, 0), (recover, 1, 0), mortal=[1], deaths=1),
+    "the first process and its recoverer die": claims(
         (ask, 0), (ask, 0), (recover, 1, 0), (recover, 1, 0, 3), mortal=[1, 3], deaths=2
     ),
-    "two wait, and have no patience": claims(
+    "two processes wait, and their timeouts end": claims(
         (ask, 0), (ask, 0, None, False, 1), (ask, 0, None, False, 1)
     ),
-    "two need each other's result": claims((ask, 0, 1), (ask, 1, 0), more=1),
-    "one needs what the other computes": claims((ask, 0, 1), (ask, 1)),
+    "two computations need each other's result": claims((ask, 0, 1), (ask, 1, 0), more=1),
+    "one computation needs the other's result": claims((ask, 0, 1), (ask, 1)),
     "a computation asks for its own key": claims((ask, 0, 0), (ask, 0), more=1),
 }
 
 # Each step that can be left out, the scene that shows the mistake, and what then goes wrong.
 MUTANTS = {
-    "a key is claimed by a compare-and-swap": ("two ask for a key", TWICE),
-    "a result is stored by a compare-and-swap": ("two ask, and the key is deleted", UNKNOWN),
-    "a deletion takes a claimed entry away": ("two ask, and the key is deleted", STALE),
-    "a deletion wakes those who wait for the claim": ("two ask, and the key is deleted", ASLEEP),
-    "a claimed entry is not evicted": ("two ask, and something needs room", TWICE),
-    "one that stores its result wakes the waiters": ("two ask for a key", ASLEEP),
-    "one that gives its claim up wakes the waiters": ("the first one fails", ASLEEP),
-    "recovery frees the claim of the dead": ("the first one dies", ASLEEP),
-    "recovery wakes those who wait": ("the first one dies", ASLEEP),
-    "what a claim waits for has a word of its own": ("one needs what the other computes", TWICE),
-    "recovery completes a result that was stored": ("the first one dies", UNKNOWN),
-    "only the claim that was waited for is cut off": ("two wait, and have no patience", TWICE),
-    "a waiter follows who waits for whom": ("two need each other's result", ASLEEP),
-    "a waiter says what it waits for before it follows the others": (
-        "two need each other's result",
+    "a key is claimed by a compare-and-swap": ("two processes ask for a key", TWICE),
+    "a result is stored by a compare-and-swap": (
+        "two processes ask, and the key is deleted",
+        UNKNOWN,
+    ),
+    "a deletion takes a claimed entry away": ("two processes ask, and the key is deleted", STALE),
+    "a deletion wakes the waiters for a claim": (
+        "two processes ask, and the key is deleted",
         ASLEEP,
     ),
-    "a claim waits for nothing before it can be seen": ("one needs what the other computes", TWICE),
+    "a claimed entry is not evicted": ("two processes ask, and an entry is evicted", TWICE),
+    "a process that stores its result wakes the waiters": ("two processes ask for a key", ASLEEP),
+    "a process that gives up its claim wakes the waiters": ("the first computation fails", ASLEEP),
+    "recovery frees the claim of a dead process": ("the first process dies", ASLEEP),
+    "recovery wakes the waiters": ("the first process dies", ASLEEP),
+    "a separate word says what a claim waits for": (
+        "one computation needs the other's result",
+        TWICE,
+    ),
+    "recovery completes a result that was stored": ("the first process dies", UNKNOWN),
+    "a waiter cuts off only the claim that it waited for": (
+        "two processes wait, and their timeouts end",
+        TWICE,
+    ),
+    "a waiter checks whether the claim's owner waits for it": (
+        "two computations need each other's result",
+        ASLEEP,
+    ),
+    "a waiter says what it waits for before it checks the owner": (
+        "two computations need each other's result",
+        ASLEEP,
+    ),
+    "a context clears what it waited for before it claims": (
+        "one computation needs the other's result",
+        TWICE,
+    ),
 }

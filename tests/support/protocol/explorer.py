@@ -322,8 +322,8 @@ class Explorer:
             self.readers_that_end.update(passed)
 
     def check_final(self, state):
-        """No program can move: each is done or dead, or waits for what need not happen; if all dead
-        are recovered, the map is at rest and sound."""
+        """No program can move: each has ended, is dead, or waits for what need not happen.
+        If every dead program is recovered, the map is at rest and sound."""
         number, places, _ = state
         waiting = [
             program
@@ -352,7 +352,7 @@ class Explorer:
             self.oracle.check_at_rest(memory)
 
     def check_sleepers(self, number, waiting):
-        """When nothing moves any more no waiter sleeps although what it waits for is so."""
+        """When no program can move, no waiter sleeps although what it waits for has come."""
         for program in waiting:
             waiter = self.programs[program]
             if waiter.operations[0][0] in ("wait for", "await"):

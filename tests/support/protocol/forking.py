@@ -3,8 +3,8 @@
 Models pins.pxd, forking.pxd and what they use of object.pxd. There is one object, and at first an
 entry refers to it. A pin protects a view of the object: a slot that names its process and what it
 pins. A context that takes the object from its entry searches the pins; so does one that ends a pin.
-(That each of two contexts sees the other's store is for fences to ensure; here all stores are seen
-at once.)
+(Fences ensure that of two contexts at least one sees the other's store; in this model all stores
+are seen at once.)
 
 A child has its parent's views from its first instruction on, and the parent may be killed, or end
 its own views, at any time.

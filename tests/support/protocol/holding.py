@@ -1,14 +1,15 @@
 """Cells: a lock, a semaphore and an event that survive a process that dies while it uses them.
 
-Models mutex.pxd, shares.pxd and flag.pxd. A CAS releases a lock, and a sleeper is woken after it; a
-process that is killed between the two leaves that to its recovery. The lock may be taken away from
-its owner at any time (takeaway.pxd). A waiter that was woken takes the lock with CONTENDED; one
-that gives up passes the wake-up on, and so does the recovery of one that died. The permits of a
-process are counted in its context; a change of the two numbers is an intent, then one commit.
+Models mutex.pxd, shares.pxd and flag.pxd. A CAS releases a lock, and then a sleeper is woken; if
+the process is killed between the two, its recovery wakes the sleeper. The lock may be taken away
+from its owner at any time (takeaway.pxd). A waiter that was woken takes the lock with CONTENDED; a
+waiter that gives up passes the wake-up on, and so does the recovery of a waiter that died. The
+permits of a process are counted in its context; a change of the two numbers begins with an intent,
+and one store commits it.
 
-What a lock protects is the word protected, which its owners load and store as their own: the
-explorer finds two of them inside at once. Waiters here do not look by themselves, as they do in the
-core: so a wake-up that is lost is seen.
+The lock protects the word protected, which its owners load and store as their own: the explorer
+notices two owners at once. In the core a waiter also looks by itself now and then; here it does
+not, so the model finds a lost wake-up, which the core would repair.
 """
 
 from support.protocol.automaton import (
@@ -38,7 +39,7 @@ READER, WRITER = 1, 8
 
 
 def hold(m, me, patient=True):
-    """Take the lock, use what it protects, release it. Not patient: give up at the alarm."""
+    """Take the lock, use what it protects, release it. If not patient, give up at the alarm."""
     yield put(m.names_cell[me], 1)
     taken = yield from mutex_take(m, me, patient)
     if taken:
@@ -61,7 +62,7 @@ def mutex_take(m, me, patient):
             late = yield load(m.alarm)
         if not word & OWNER_MASK:
             kept = word & (CONTENDED | ORPHAN)
-            if slept and m.keeps("one that has slept takes the lock with CONTENDED"):
+            if slept and m.keeps("a waiter that has slept takes the lock with CONTENDED"):
                 kept |= CONTENDED
             done = yield cas(m.mutex, word, me | kept)
             if done:
@@ -108,7 +109,7 @@ def mutex_release(m, me):
 
 
 def mutex_free(m, me, word, left):
-    """Free the lock of this context, whose word was seen."""
+    """Free the lock, which this context holds, and whose word was just loaded."""
     while True:
         done = yield cas(m.mutex, word, left)
         if done:
@@ -117,7 +118,7 @@ def mutex_free(m, me, word, left):
         if owner_of(word) != me and m.keeps("an owner frees no lock but its own"):
             return
         del done
-    if word & CONTENDED and m.keeps("who frees a lock wakes a sleeper"):
+    if word & CONTENDED and m.keeps("a thread that frees a lock wakes a sleeper"):
         yield futex_wake_one(m.mutex)
 
 
@@ -127,7 +128,7 @@ def let_lock_go(m, me):
 
 
 def depose(m, _me):
-    """Free the lock of context 1, which lives or is dead, in its place."""
+    """Take the lock away from context 1, living or dead, and leave it free."""
     word = yield load(m.mutex)
     if owner_of(word) == 1:
         done = yield cas(m.mutex, word, ORPHAN)
@@ -137,13 +138,13 @@ def depose(m, _me):
 
 
 def ring_alarm(m, _me, sleeper):
-    """The deadline of a waiter has come; if it sleeps, it wakes up."""
+    """End a waiter's timeout; if the waiter sleeps, it wakes up."""
     yield store(m.alarm, 1)
     yield store(m.asleep[sleeper - 1], 0)
 
 
 def mutex_recover(m, me):
-    """Free a lock that a dead context holds, and say that it died."""
+    """Free a lock that a dead context holds, and say in its word that the owner died."""
     word = yield load(m.mutex)
     if owner_of(word) != me and m.keeps("recovery frees only a lock that the context holds"):
         if m.keeps("recovery passes on the wake-up of a dead waiter"):
@@ -216,14 +217,14 @@ def permit_ring(m):
 
 
 def shares_recover(m, me):
-    """Settle the change that a dead context had begun, and give its shares back."""
+    """Undo or finish the change that a dead context had begun, and give its shares back."""
     word = yield load(m.permits)
     intent = yield own(m.shares_next[me])
     if m.cell == "rwlock":
         shares = yield own(m.shares[me])
         if intent and owner_of(word) != me:
             shares = intent - 1
-        if shares & WRITER and m.keeps("recovery tells of a writer before it takes it off"):
+        if shares & WRITER and m.keeps("recovery reports a dead writer before it frees its lock"):
             yield store(m.mutex, ORPHAN)
         del shares
     if owner_of(word) == me:
@@ -235,7 +236,7 @@ def shares_recover(m, me):
         yield put(m.shares_next[me], 0)
     del word, intent
     shares = yield own(m.shares[me])
-    if shares and m.keeps("recovery gives the permits of the dead back"):
+    if shares and m.keeps("recovery gives back the permits of a dead context"):
         done = False
         while not done:
             word = yield load(m.permits)
@@ -246,7 +247,7 @@ def shares_recover(m, me):
                 done = yield from shares_change(m, me, word, by, -shares)
                 del by
             del word
-    if m.keeps("recovery rings for permits"):
+    if m.keeps("recovery rings the bell of the permits"):
         yield from permit_ring(m)
 
 
@@ -254,7 +255,7 @@ def shares_recover(m, me):
 
 
 def read(m, me):
-    """Come in as a reader, look whether a writer is in the middle of its work, and go out."""
+    """Take the lock as a reader, check that no writer is at work, and release the lock."""
     yield from come_in(m, me, READER)
     half_done = yield load(m.protected)
     if half_done:
@@ -266,7 +267,7 @@ def read(m, me):
 
 
 def write(m, me):
-    """Come in as the writer, do the work, and go out."""
+    """Take the lock as the writer, work, and release the lock."""
     yield from come_in(m, me, WRITER)
     yield store(m.protected, 1)
     yield store(m.protected, 0)
@@ -303,7 +304,7 @@ def go_out(m, me, unit):
             done = yield from shares_change(m, me, word, -unit, -unit)
         last = word // PERMIT == unit
         del word
-    if last and m.keeps("who leaves the lock free rings"):
+    if last and m.keeps("a thread that leaves the lock free rings"):
         yield from permit_ring(m)
 
 
@@ -311,7 +312,7 @@ def go_out(m, me, unit):
 
 
 def set_flag(m, _me, clears=False):
-    """Set the flag, and if clears, clear it at once."""
+    """Set the flag, and clear it at once if clears is true."""
     waits = yield load(m.shares[1])
     yield store(m.told, waits)  # context 1 waits since before: it must learn of this
     word = yield load(m.flag)
@@ -324,7 +325,7 @@ def set_flag(m, _me, clears=False):
 
 
 def wait_for_flag(m, me):
-    """Wait until the flag is set, or was set since this began."""
+    """Wait until the flag is set, or has been set since the wait began."""
     first = yield load(m.flag)
     yield store(m.shares[me], 1)
     while True:
@@ -347,7 +348,7 @@ def wait_for_flag(m, me):
 
 
 def recover_cell(m, me):
-    """Let go of what a dead context holds of the cell that it names."""
+    """Release what a dead context holds of the cell that it names."""
     named = yield own(m.names_cell[me])
     if not named:
         return
@@ -362,9 +363,10 @@ def permits_are_free(m, memory, _subjects):
 
 
 def check_cell(m, memory, sleeps, dead):
-    """When no program can move: nobody sleeps in vain; permits are exact; a death is told once.
+    """When no program can move: no waiter sleeps although it could go on, the number of permits is
+    exact, and each death has been reported once.
 
-    sleeps: whether any program sleeps. dead: whether a dead one is not recovered.
+    sleeps: whether any program sleeps. dead: whether a dead program is not recovered.
     """
     if dead:
         return
@@ -391,7 +393,7 @@ def check_cell(m, memory, sleeps, dead):
             raise Violation("a waiter sleeps although a permit is free")
     if m.cell == "rwlock":
         if memory[m.permits]:
-            raise Violation("somebody is never taken off the lock (C1)")
+            raise Violation("a dead owner keeps the lock (C1)")
         if sleeps:
             raise Violation("a waiter sleeps although the lock is free")
         if memory[m.told]:

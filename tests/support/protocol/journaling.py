@@ -113,7 +113,7 @@ def journal_hold(m, me, changes, members, lead):
         if context == lead and not m.keeps("a journal is committed after its elements are held"):
             yield from journal_commit(m, lead)
         after = m.header_after(header, ULOCK, context)
-        if m.keeps("a journal holds elements so that no deletion cuts them off"):
+        if m.keeps("a journal holds its elements, so that no deletion cuts them off"):
             done = yield cas(m.element[index], header, after)
         else:
             after, done = header, True
@@ -133,13 +133,13 @@ def journal_commit(m, lead):
 
 
 def member_apply(m, me, key, value, held, lead):
-    """Bring one member of a committed journal into its element."""
+    """Copy the value of one member of a committed journal into its element."""
     index, header = held
     if not m.keeps("the lead's word stands until every member is applied"):
         yield put(m.of(lead, "target"), 0)
     if value:
         committed = m.header_after(header, UPD, me)
-        if m.keeps("a journal holds elements so that no deletion cuts them off"):
+        if m.keeps("a journal holds its elements, so that no deletion cuts them off"):
             yield store(m.element[index], committed)
         else:
             yield cas(m.element[index], header, committed)

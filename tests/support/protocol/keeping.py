@@ -1,10 +1,10 @@
 """Values that a handle keeps decoded (keeping.pxi), while the memory of their element goes back.
 
-There is one key, and one element, alone in its block. A handle keeps a value with the header under
-which it was found, and the count of releases. Headers have versions, which begin again when the
-memory comes anew from the system, as zeros: so a kept value may meet the header that it had. Values
-are numbers that rise; one who has stored a number acknowledges it, and from then on no older one
-may be found.
+There is one key, and one element, which is alone in its block. A handle keeps a value with the
+header under which it found the value, and with the count of releases. A header has a version. The
+version begins at 0 again when the system gives the memory anew, as zeros; so the header of a later
+value may equal the header of a kept one. Values are increasing numbers. A program that has stored a
+number acknowledges it, and from then on no program may find an older one.
 """
 
 from support.protocol.automaton import awaits, cas, load, store
@@ -40,7 +40,7 @@ def state_of(header):
 
 
 def get_often(m, me, times):
-    """get() of a handle that keeps what it finds."""
+    """get() of a handle that keeps the values that it finds."""
     kept_header = kept_value = kept_count = 0
     for _ in range(times):
         asked = yield load(m.acknowledged)
@@ -79,7 +79,7 @@ def get_often(m, me, times):
 
 
 def insert(m, me, value):
-    """Take the element, when it is free, and store."""
+    """Take the element when it is free, and store a value."""
     while True:
         block = yield load(m.block)
         if block in (HOLE, EMPTY):
@@ -93,7 +93,7 @@ def insert(m, me, value):
     header = yield load(m.header)
     yield store(m.value, value)
     version = header // 4
-    if m.does("whoever stores raises the version"):
+    if m.does("each store of a value raises the version"):
         version += 1
     elif not version:
         version = 1

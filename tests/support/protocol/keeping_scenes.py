@@ -43,7 +43,7 @@ SCENES = {
         (then, 6, release, READER),
         (then, 7, insert, 3),
     ),
-    "the one who gives memory back dies": kept(
+    "the process that gives memory back dies": kept(
         (then, 1, remove),
         (then, 3, release, READER),
         (then, 3, insert, 2),
@@ -55,7 +55,10 @@ SCENES = {
 
 # Each step that can be left out, the scene that shows the mistake, and what then goes wrong.
 MUTANTS = {
-    "whoever stores raises the version": ("another value is stored in the same memory", STALE),
+    "each store of a value raises the version": (
+        "another value is stored in the same memory",
+        STALE,
+    ),
     "a hit looks at the count": ("memory goes back between two values", STALE),
     "a value is kept with the count from before it was found": (
         "memory goes back between two values",
@@ -66,7 +69,7 @@ MUTANTS = {
         STALE,
     ),
     "a releaser counts before the block's word says that the memory goes": (
-        "the one who gives memory back dies",
+        "the process that gives memory back dies",
         STALE,
     ),
 }

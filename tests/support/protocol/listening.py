@@ -4,12 +4,12 @@ A loop sleeps in the kernel on its descriptors, not on a futex. So a thread of i
 the any bell, and makes a descriptor of the loop readable when the bell of a key has moved that the
 loop waits for. The loop arms the bell of its key and looks at the key, as any waiter does
 (waiting.py), and then waits until it is told. It arms the bell and notes the bell's number in one
-section of a mutex, in which the thread looks: else the thread could look between the two, and the
-bell could have been rung for the last time.
+section of a mutex, and the thread looks under the same mutex. Otherwise the thread could look
+between the two steps, after the bell was rung for the last time.
 
-A writer rings the bell of the key first, and if it has rung that, the any bell. If it then misses
-the thread, because the thread is awake and has not armed the any bell again, the thread looks at
-the key's bell after that, and tells.
+A writer rings the bell of the key first and, if that had a sleeper, the any bell. The writer wakes
+no thread if the thread is awake and has not armed the any bell again; but then the thread looks at
+the key's bell after it has armed the any bell, and tells the loop.
 """
 
 from support.protocol.automaton import (

@@ -1,7 +1,7 @@
 """Conditions and barriers: threads that meet in a cell (cells/condition.pxd, cells/barrier.pxd).
 
-The memory is a tuple of small words. There is one cell, and each program is a process with one
-context, whose number it has.
+The memory is a tuple of small words. There is one cell. Each program is a process with one context,
+and the program's number is the context's.
 """
 
 from support.protocol.automaton import awaits, cas, futex_sleep, futex_wake, load, lock, store
@@ -31,7 +31,7 @@ class Cell(Words):
 
 
 def condition_wait(m, me, gives_up=False):
-    """Wait under the lock until told. gives_up: or stop at any moment."""
+    """Wait under the lock until told. gives_up: the wait may also end at any moment."""
     yield lock(m.lock, me + 1)
     tickets = yield load(m.tickets)
     yield store(m.tickets, tickets + 1)
@@ -76,7 +76,7 @@ def condition_leave(m, me):
 
 
 def condition_notify(m, me, tickets):
-    """Under the lock, when so many tickets have been given, tell a waiter."""
+    """Take the lock when this many tickets have been given, and tell a waiter."""
     yield awaits("tickets", tickets)
     yield lock(m.lock, me + 1)
     yield from condition_tell_one(m)
@@ -86,7 +86,7 @@ def condition_notify(m, me, tickets):
 
 
 def condition_tell_one(m):
-    """Tell the first context that is WAITING; whether there is one."""
+    """Tell the first context that is WAITING; return whether there is one."""
     for at in range(len(m.word)):
         seen = yield load(m.word[at])
         if seen != WAITING:
@@ -107,8 +107,8 @@ def condition_tell_one(m):
 
 
 def condition_recover(m, me, dead, after=None):
-    """Recover a dead program: its lock, and what it was told. after: the recoverer before this one,
-    which has to be dead, too."""
+    """Recover a dead program: free its lock, and pass on a notification that it had. after: an
+    earlier recoverer, which has to be dead, too."""
     yield awaits("dead", dead)
     if after is not None:
         yield awaits("dead", after)
@@ -134,7 +134,7 @@ def condition_recover(m, me, dead, after=None):
 
 
 def barrier_wait(m, me, parties, gives_up=False):
-    """Come, and wait for the others. gives_up: or break the barrier at any moment."""
+    """Come, and wait for the others. gives_up: the party may break the barrier at any moment."""
     yield lock(m.lock, me + 1)
     state = yield load(m.state)
     if state // 10 % 10:
@@ -172,7 +172,7 @@ def ring(m):
 
 
 def barrier_pass(m, me):
-    """The last party has come: all go on."""
+    """The last party has come: let all parties go on."""
     yield lock(m.lock, me + 1)
     word = yield load(m.word[me])
     if word % 10 == BREAK:
@@ -184,25 +184,25 @@ def barrier_pass(m, me):
 
 
 def barrier_mark(m, generation):
-    """Under the lock bit: the waiters of this generation learn that the barrier breaks."""
+    """Under the lock bit, tell the waiters of this generation that the barrier breaks."""
     for at in range(len(m.word)):
         word = yield load(m.word[at])
         if word % 10 == WAITING and (
-            word // 10 == generation or not m.does("only its own generation is broken")
+            word // 10 == generation or not m.does("a party breaks only its own generation")
         ):
             yield cas(m.word[at], word, word - WAITING + BREAK)
         del word
 
 
 def barrier_give_up(m, me):
-    """Break the barrier, unless all have come."""
+    """Break the barrier, unless all parties have come."""
     yield lock(m.lock, me + 1)
     word = yield load(m.word[me])
     state = yield load(m.state)
     if word % 10 == BREAK:
         yield store(m.lock, 0)
         return BROKE
-    if word // 10 != state // 100 and m.does("who gives up looks whether all have come"):
+    if word // 10 != state // 100 and m.does("a party that gives up checks whether all have come"):
         yield store(m.lock, 0)
         return PASSED
     yield from barrier_mark(m, state // 100)
@@ -212,7 +212,7 @@ def barrier_give_up(m, me):
 
 
 def barrier_reset(m, me):
-    """Break the barrier for those that wait, and begin the next generation."""
+    """Break the barrier for the parties that wait, and begin the next generation."""
     yield lock(m.lock, me + 1)
     state = yield load(m.state)
     if m.does("waiters are marked before the generation changes"):
@@ -227,7 +227,7 @@ def barrier_reset(m, me):
 
 
 def barrier_sleep(m, me):
-    """Wait until all have come, or the barrier breaks."""
+    """Wait until all parties have come, or the barrier breaks."""
     while True:
         armed = m.does("a waiter reads the bell before it looks")
         bell = 0

@@ -36,8 +36,8 @@ STATES_MAX = 2_000_000
 
 @dataclass(frozen=True)
 class Scene:
-    """Programs (function, further arguments), by their numbers; which may die, and how many do.
-    cell: makes the memory."""
+    """Programs, as (function, further arguments), by their numbers; which programs may die, and how
+    many of them do. cell: makes the memory."""
 
     programs: tuple
     law: object
@@ -47,7 +47,8 @@ class Scene:
 
 
 class Explorer:
-    """Visits every state of a scene; each living program moves on from each, each mortal one dies.
+    """Visits every state of a scene: from each state each living program takes its next step, and
+    each mortal program dies.
 
     A state is (memory, place of each program). A program that dies leaves the memory as it is.
     """
@@ -107,7 +108,7 @@ class Explorer:
         return kind != AWAIT or self.holds(condition, *subjects, memory, places)
 
     def holds(self, condition, subject, memory, places):
-        """Whether what a program waits for is so."""
+        """Whether the condition for which a program waits holds."""
         if condition == "awake":
             return memory[self.cell.asleep[subject]] == 0
         if condition == "dead":
@@ -147,9 +148,9 @@ class Explorer:
 
 
 def notified_once(cell, memory, places):
-    """Each notification has been taken by one waiter, if enough of them wait, and no sleeper has
-    been told. After a death, one waiter too many may have been told, and a sleeper looks by itself
-    at the end of its slice."""
+    """Each notification has reached one waiter, if there were enough waiters, and no sleeper has
+    been told. After a death one more waiter may have been told, and a sleeper may have been told,
+    since in the core it looks by itself at the end of its slice."""
     words = [memory[word] for word in cell.word]
     deaths = places.count(GONE)
     if TOLD in words and not deaths:
@@ -162,8 +163,9 @@ def notified_once(cell, memory, places):
 
 
 def one_outcome(cell, memory, places):
-    """All parties of a generation had the same outcome, nobody sleeps who could know it, and nobody
-    waits for the dead. After a death a sleeper looks by itself at the end of its slice."""
+    """All parties of a generation had the same outcome, no party sleeps although the outcome is
+    known, and no party waits for a dead one. After a death a party may sleep, since in the core it
+    looks by itself at the end of its slice."""
     outcomes = {}
     generation, come = memory[cell.state] // 100, memory[cell.state] % 10
     waiting = 0
@@ -192,15 +194,17 @@ def barrier(*programs, mortal=(), deaths=0):
 
 WAIT = (condition_wait,)
 SCENES = {
-    "two wait, and one is notified": condition(WAIT, WAIT, (condition_notify, 1)),
+    "two threads wait, and one is notified": condition(WAIT, WAIT, (condition_notify, 1)),
     "a waiter gives up while it is notified": condition(
         (condition_wait, True), WAIT, (condition_notify, 2)
     ),
-    "two are notified by two": condition(WAIT, WAIT, (condition_notify, 1), (condition_notify, 2)),
+    "two waiters are notified by two threads": condition(
+        WAIT, WAIT, (condition_notify, 1), (condition_notify, 2)
+    ),
     "a waiter dies while it is notified": condition(
         WAIT, WAIT, (condition_notify, 2), (condition_recover, 0), mortal=[0], deaths=1
     ),
-    "a waiter and its recovery die": condition(
+    "a waiter and its recoverer die": condition(
         WAIT,
         WAIT,
         (condition_notify, 2),
@@ -209,7 +213,7 @@ SCENES = {
         mortal=[0, 3],
         deaths=2,
     ),
-    "two die while one is notified": condition(
+    "two programs die while a waiter is notified": condition(
         WAIT,
         WAIT,
         WAIT,
@@ -219,21 +223,21 @@ SCENES = {
         mortal=[0, 1],
         deaths=2,
     ),
-    "three meet": barrier((barrier_wait, 3), (barrier_wait, 3), (barrier_wait, 3)),
-    "two meet, and one gives up": barrier((barrier_wait, 2, True), (barrier_wait, 2)),
-    "two meet, and a third one resets": barrier(
+    "three parties meet": barrier((barrier_wait, 3), (barrier_wait, 3), (barrier_wait, 3)),
+    "two parties meet, and one gives up": barrier((barrier_wait, 2, True), (barrier_wait, 2)),
+    "two parties meet, and a third program resets the barrier": barrier(
         (barrier_wait, 2), (barrier_wait, 2), (barrier_reset,)
     ),
-    "three want to meet, and one gives up, and one resets": barrier(
+    "three parties come, one gives up, and one resets the barrier": barrier(
         (barrier_wait, 3, True), (barrier_wait, 3), (barrier_reset,)
     ),
-    "two meet, and a third one comes and gives up": barrier(
+    "two parties meet, and a third comes and gives up": barrier(
         (barrier_wait, 2), (barrier_wait, 2), (barrier_wait, 2, True)
     ),
     "a party dies": barrier(
         (barrier_wait, 2), (barrier_wait, 2), (barrier_recover, 0), mortal=[0], deaths=1
     ),
-    "a party and its recovery die": barrier(
+    "a party and its recoverer die": barrier(
         (barrier_wait, 2),
         (barrier_wait, 2),
         (barrier_recover, 0),
@@ -248,17 +252,35 @@ LOST = "a notification is lost"
 ASLEEP = "a waiter sleeps although it has been told"
 SPLIT = "some parties passed a barrier that broke for others"
 MUTANTS = {
-    "a waiter stores its word before it releases the lock": ("two wait, and one is notified", LOST),
+    "a waiter stores its word before it releases the lock": (
+        "two threads wait, and one is notified",
+        LOST,
+    ),
     "a waiter leaves by a CAS": ("a waiter gives up while it is notified", LOST),
-    "a waiter is told before it is woken": ("two wait, and one is notified", ASLEEP),
+    "a waiter is told before it is woken": ("two threads wait, and one is notified", ASLEEP),
     "a waiter is told by a CAS": ("a waiter gives up while it is notified", ASLEEP),
     "recovery ends a wait by a CAS": ("a waiter dies while it is notified", LOST),
     "recovery tells the next waiter": ("a waiter dies while it is notified", LOST),
-    "a party stores its word before it has come": ("two meet, and one gives up", SPLIT),
-    "only its own generation is broken": ("two meet, and a third one comes and gives up", SPLIT),
-    "who gives up looks whether all have come": ("two meet, and one gives up", SPLIT),
-    "waiters are marked before the generation changes": ("two meet, and a third one resets", SPLIT),
-    "a waiter reads the bell before it looks": ("three meet", "sleeps although the others went on"),
-    "a waiter looks at its own word last": ("two meet, and a third one resets", SPLIT),
+    "a party stores its word before it has come": ("two parties meet, and one gives up", SPLIT),
+    "a party breaks only its own generation": (
+        "two parties meet, and a third comes and gives up",
+        SPLIT,
+    ),
+    "a party that gives up checks whether all have come": (
+        "two parties meet, and one gives up",
+        SPLIT,
+    ),
+    "waiters are marked before the generation changes": (
+        "two parties meet, and a third program resets the barrier",
+        SPLIT,
+    ),
+    "a waiter reads the bell before it looks": (
+        "three parties meet",
+        "sleeps although the others went on",
+    ),
+    "a waiter looks at its own word last": (
+        "two parties meet, and a third program resets the barrier",
+        SPLIT,
+    ),
     "the recovery of a waiting party breaks the barrier": ("a party dies", "waits for a dead one"),
 }

@@ -13,7 +13,8 @@ the lowest bit of a key is its hash. A slot has a word (state, owner, version), 
 
 A word in ULOCK or LOCKED pins its entry: a context that wants to move it leaves it where it is. A
 bucket's lock and its header (level, version) would be one word in the core, and are two here. The
-memory is a tuple; each program is a process with one context, whose number it has.
+memory is a tuple. Each program is a process with one context, and the program's number is the
+context's.
 """
 
 from support.protocol.automaton import awaits, cas, load, lock, store
@@ -138,7 +139,8 @@ def update(m, me, key, value):
 
 
 def section(m, me, key, value):
-    """Hold the entry for as long as the others like, then change it, unless it has been deleted."""
+    """Hold the entry while other programs take any steps, then change it, unless it has been
+    deleted."""
     outcome, place = yield from search(m, key)
     if place is None:
         yield store(m.result[me], outcome)
@@ -161,7 +163,7 @@ def section(m, me, key, value):
 
 
 def bucket_hold(m, me, key):
-    """Lock the bucket that covers a key; returns which."""
+    """Lock the bucket that covers a key, and return the bucket."""
     at = PARENT
     for _ in range(2):
         yield lock(m.lock[at], me + 1)
@@ -195,7 +197,7 @@ def insert(m, me, key, value):
 
 
 def delete(m, me, key):
-    """Under the bucket's lock, a CAS. It does not wait for a section, which it ends."""
+    """Delete by a CAS under the bucket's lock. It does not wait for a section, but ends it."""
     at = yield from bucket_hold(m, me, key)
     outcome = yield from delete_held(m, at, key)
     yield store(m.lock[at], 0)
@@ -228,7 +230,7 @@ def replace(m, me, old, key, value):
 
 
 def split(m, me):
-    """Give the child its entries. Whoever holds an entry of them keeps the split from happening."""
+    """Give the child its entries. A context that holds one of them prevents the split."""
     yield lock(m.lock[PARENT], me + 1)
     yield lock(m.lock[CHILD], me + 1)
     header = yield load(m.header[CHILD])
@@ -265,7 +267,7 @@ def take_all(m, me):
 
 
 def copy_all(m, me):
-    """Fill a slot of the child for each; nobody else can have its slots."""
+    """Fill a slot of the child for each; no other context can hold slots of the child."""
     for slot in range(SLOTS):
         word = yield load(m.word[PARENT][slot])
         key = yield load(m.key[PARENT][slot])
@@ -308,7 +310,7 @@ def lead_to_child(m):
 
 
 def give_back(m, me, at):
-    """The entries that this context moves are in this bucket, and nowhere else: MOVING -> LIVE."""
+    """MOVING -> LIVE for the entries that this context moves; they are in this bucket only."""
     for slot in range(SLOTS):
         word = yield load(m.word[at][slot])
         if word[:2] == (MOVING, me + 1):
@@ -353,8 +355,8 @@ def close_finish(m, me):
 
 
 def recover(m, me, dead, after=None):
-    """Finish or undo the operation of a dead context, in its name, as the memory says. after: the
-    recoverer before this one, which has to be dead, too."""
+    """Finish or undo the operation of a dead context, in its name; the memory decides which. after:
+    an earlier recoverer, which has to be dead, too."""
     yield awaits("dead", dead)
     if after is not None:
         yield awaits("dead", after)

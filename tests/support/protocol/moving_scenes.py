@@ -66,8 +66,8 @@ def changes_of(function, *arguments):
 
 
 class Explorer(meeting_scenes.Explorer):
-    """Behind the words of the memory stand, for each program: which values its key has had since it
-    began, and how many changes it has made."""
+    """The tuple of the memory continues with two numbers for each program: which values its key has
+    had since the program began, and how many changes the program has made."""
 
     def __init__(self, scene, without=()):
         super().__init__(scene, without)
@@ -103,8 +103,7 @@ class Explorer(meeting_scenes.Explorer):
         return {key: self.value_of(memory, key) for key in KEYS}
 
     def value_of(self, memory, key):
-        """A reader takes what it finds in any bucket; it believes only the bucket that covers the
-        key that the key is absent."""
+        """A hit counts in any bucket; a miss counts only in the bucket that covers the key."""
         answers = set()
         for at in (PARENT, CHILD):
             found = {
@@ -205,7 +204,7 @@ SPLIT = (split,)
 TWO = ((1, 5), (2, 6))
 SCENES = {
     "an entry is read and updated": scene(READ, UPDATE),
-    "two update an entry": scene(READ, UPDATE, (update, 1, 8)),
+    "two writers update an entry": scene(READ, UPDATE, (update, 1, 8)),
     "a slot is used again by another key": scene(READ, (replace, 1, 3, 9)),
     "a slot is used again by the same key": scene(READ, (replace, 1, 1, 9)),
     "a section's entry is deleted, and its slot is used again": scene(
@@ -231,7 +230,7 @@ SCENES = {
     "a splitter dies beside an update in the child": scene(
         SPLIT, (recover, 0), UPDATE, count=2, mortal=[0], deaths=1
     ),
-    "a splitter and its recovery die beside an update": scene(
+    "a splitter and its recoverer die beside an update": scene(
         SPLIT, (recover, 0), (recover, 0, 1), UPDATE, mortal=[0, 1], deaths=2
     ),
     "a splitter dies beside an update and a reader": scene(

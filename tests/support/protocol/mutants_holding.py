@@ -1,11 +1,11 @@
-"""Mutants of holding.py, as mutants.py has the others."""
+"""Mutants of holding.py, in the form of those in mutants.py."""
 
 SLEEPS = "a waiter sleeps although"
 DIES = "the owner of a lock dies, and so does its recoverer"
 PERMIT_DIES = "a context with the only permit dies"
 
 OF_CELLS = {
-    "one that has slept takes the lock with CONTENDED": (
+    "a waiter that has slept takes the lock with CONTENDED": (
         "three contexts take a lock in turn",
         SLEEPS,
     ),
@@ -13,7 +13,7 @@ OF_CELLS = {
         "a waiter for a lock gives up, and another one waits",
         SLEEPS,
     ),
-    "who frees a lock wakes a sleeper": ("three contexts take a lock in turn", SLEEPS),
+    "a thread that frees a lock wakes a sleeper": ("three contexts take a lock in turn", SLEEPS),
     "an owner frees no lock but its own": (
         "a lock is taken away from its owner, which is in its release",
         "was told 0 times",
@@ -31,13 +31,13 @@ OF_CELLS = {
     "a context names the cell before it changes it": (PERMIT_DIES, "never unlocked"),
     "a change of permits begins with its intent": (PERMIT_DIES, "permits are lost"),
     "recovery finishes a change that was committed": (PERMIT_DIES, "permits are lost"),
-    "recovery gives the permits of the dead back": (PERMIT_DIES, "permits are lost"),
-    "recovery rings for permits": (PERMIT_DIES, SLEEPS),
-    "recovery tells of a writer before it takes it off": (
+    "recovery gives back the permits of a dead context": (PERMIT_DIES, "permits are lost"),
+    "recovery rings the bell of the permits": (PERMIT_DIES, SLEEPS),
+    "recovery reports a dead writer before it frees its lock": (
         "a writer dies, and others read and write",
         "a writer at work",
     ),
-    "who leaves the lock free rings": ("two readers and a writer", SLEEPS),
+    "a thread that leaves the lock free rings": ("two readers and a writer", SLEEPS),
     "setting an event raises its generation": (
         "an event is set and cleared while a context waits",
         SLEEPS,

@@ -1,4 +1,4 @@
-"""Mutants of journaling.py, as mutants.py has the others."""
+"""Mutants of journaling.py, in the form of those in mutants.py."""
 
 DYING = "a writer dies while two keys change in one step"
 HALF = "are not stored in one step"
@@ -8,7 +8,7 @@ OF_JOURNALS = {
     "a journal is committed after its redo buffers are filled": (DYING, HALF),
     "a journal is committed after its elements are held": (DYING, HALF),
     "a member is noted before the commit": (DYING, HALF),
-    "a journal holds elements so that no deletion cuts them off": (
+    "a journal holds its elements, so that no deletion cuts them off": (
         "two keys change in one step while one is deleted",
         HALF,
     ),
@@ -17,11 +17,11 @@ OF_JOURNALS = {
     "recovery takes the lead last": (DYING, OTHERS),
     "recovery stores what a committed journal stores": (DYING, OTHERS),
     "recovery deletes what a committed journal deletes": (
-        "a writer dies while two keys go in one step",
+        "a writer dies while it deletes two keys in one step",
         OTHERS,
     ),
-    "recovery forgets an element that it names before it is DEAD": (
-        "a writer dies while two keys go in one step",
+    "recovery clears the name of an element that is not DEAD yet": (
+        "a writer dies while it deletes two keys in one step",
         "which is free",
     ),
 }

@@ -49,7 +49,7 @@ OF_SWEEPS = {
         "a deadline becomes earlier during a turn that removes nothing",
         "had expired before",
     ),
-    "a claim that is shortened stays a claim": (
+    "a claim whose end is shortened stays a claim": (
         "a deadline becomes earlier during a turn that finds an expired entry",
         "had expired before",
     ),

@@ -1,4 +1,4 @@
-"""Mutants of waiting.py, as mutants.py has the others."""
+"""Mutants of waiting.py, in the form of those in mutants.py."""
 
 LOST = "sleeps although its condition holds"
 
@@ -11,7 +11,7 @@ OF_WAITERS = {
         "a process waits for the value that a writer stores",
         LOST,
     ),
-    "a waiter keeps the tags of those who sleep": (
+    "a waiter keeps the tags of the sleepers": (
         "two processes wait for two keys of one bell",
         LOST,
     ),
@@ -44,12 +44,15 @@ OF_WAITERS = {
         "a loop waits for the last of two changes",
         LOST,
     ),
-    "a recoverer rings for the dead": ("a process waits, and the writer dies", LOST),
+    "a recoverer rings the bells that the dead process did not": (
+        "a process waits, and the writer dies",
+        LOST,
+    ),
     "the last waiter looks again after it has cleared the class": (
         "two processes wait, and the first one stops waiting",
         LOST,
     ),
-    "the last waiter rings if another has come": (
+    "the last waiter rings if another waiter has come": (
         "two processes wait, and the first one stops waiting",
         LOST,
     ),

@@ -1,18 +1,18 @@
-"""A near cache: a host, its server, and the connection between (shmrhash/_near, near.pxi).
+"""A near cache: a host, its server, and the connection between them (shmrhash/_near, near.pxi).
 
-There is one key. Its versions are counted by the writes of it; a version that is a flush is the
-absence of a value. The memory of the host has the node's line, a word that is read and changed as a
-whole, and for each epoch the entry at the key's place. Time is a word that a program moves on.
+There is one key. Each write of it makes its next version; a flush makes a version without a value.
+The memory of the host has the node's line, a word that is read and changed as a whole, and for each
+epoch the entry at the key's place. Time is a word that a program increases.
 
-The server executes one command at a time. What it tells of changes, it tells at the end of the
-cycle of its event loop; an answer overtakes what it has to tell of the same cycle. A question may
-be executed in the cycle in which it was sent, which is worse than what is known of servers (strict:
-it is executed in a later one). A flush is told at once. What a connection carries, it carries in
-order and as late as it likes, until it is cut.
+The server executes one command at a time. It tells its clients of changes at the end of a cycle of
+its event loop, and of a flush at once. The answer to a command overtakes the changes that are told
+in the same cycle. The server may execute a question in the cycle in which the question was sent; no
+known server does, and with `strict` it executes the question in a later cycle. A connection
+delivers its messages in order and with any delay, until it is cut.
 
-Here a fetch stores its answer with or without a lease, whereas the library stores none without one
-(leased): a lease is there for the readers, and no promise of theirs needs it at the fill. How a
-claim is made, waited for and recovered has a model of its own (computing.py): here it is one step.
+Here a fetch stores its answer even if there is no lease; the library does not, and with `leased`
+neither does the model. Readers need the lease; no promise to them needs it when an answer is
+stored. A claim is one step here: computing.py models how a claim is made, waited for and recovered.
 """
 
 from support.protocol.automaton import awaits, cas, load, store
@@ -29,14 +29,14 @@ BEHIND = "a value was read that a write of this host had replaced"
 
 
 def act(name, *arguments):
-    """A step of Host, in which nothing else happens; it waits until may_NAME holds, if that is
-    there. The answer: what the method returns."""
+    """One step, which calls the method NAME of Host; if Host has a method may_NAME, the program
+    waits until that holds. The answer: what the method returns."""
     return ACT, -1, name, arguments
 
 
 class Host(Words):
     """The words of the host, its server and their connections. without: the steps that a mutant
-    leaves out. connections: how many trackers have one, one after the other or at once."""
+    leaves out. connections: how many trackers have a connection, at once or one after another."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Host(Words):
         return entry
 
     def judge(self, memory, value, line, began):
-        """Whether a read that began then may return this value, and the near cache may have it."""
+        """Check that a read that began then may return this value, and the line may have it."""
         moment, returned = began
         _, version, made = value
         replaced = memory[self.executed[version + 1]]  # the tick after, or 0: it is the latest
@@ -138,7 +138,7 @@ class Host(Words):
         return waits or memory[self.untold] or any(memory[word] for word in self.answers)
 
     def end_cycle(self, memory):
-        """Send the answers of this cycle, then what is told of it."""
+        """Send the answers of this cycle, and then the changes of this cycle."""
         told = (KEY,) if memory[self.untold] else ()
         memory[self.untold] = 0
         for at, is_open in enumerate(self.open):
@@ -152,7 +152,7 @@ class Host(Words):
     # The connection of a tracker.
 
     def subscribe(self, memory, at):
-        """Connect, and ask to be told of changes; the number of this connection."""
+        """Connect, and ask the server to tell of changes; return the number of this connection."""
         memory[self.open[at]] = 1
         memory[self.asked[at]] = memory[self.answers[at]] = memory[self.stream[at]] = 0
         memory[self.made] += 1
@@ -162,7 +162,7 @@ class Host(Words):
         return memory[self.open[at]] == 1
 
     def cut(self, memory, at):
-        """What was sent before arrives, and nothing else."""
+        """Cut the connection: what was sent before still arrives, and nothing else."""
         memory[self.open[at]] = memory[self.asked[at]] = memory[self.answers[at]] = 0
         memory[self.stream[at]] = (*(memory[self.stream[at]] or ()), END)
 
@@ -185,7 +185,8 @@ class Host(Words):
         return memory[self.turn]
 
     def begin(self, memory, made):
-        """A new term and a new epoch, no lease yet; the term. None: the line is not the node's."""
+        """Begin a new term and a new epoch, without a lease yet; return the term, or None if the
+        line belongs to another node by now."""
         if memory[self.moved] and self.does("a watch begins only if its node has the number"):
             return None
         epoch, valid, term, _ = line_of(memory[self.line])
@@ -198,7 +199,7 @@ class Host(Words):
         return term + 1
 
     def extend(self, memory, term, until):
-        """Extend the lease in this term; whether it was."""
+        """Extend the lease in this term; return whether it was extended."""
         epoch, valid, current, made = line_of(memory[self.line])
         if current != term and self.does("a lease is extended in its own term only"):
             return False
@@ -206,13 +207,13 @@ class Host(Words):
         return True
 
     def discard(self, memory):
-        """A new epoch; the lease goes on."""
+        """Begin a new epoch; the lease stays as it is."""
         _, valid, term, made = line_of(memory[self.line])
         memory[self.epochs] += 1
         memory[self.line] = memory[self.epochs], valid, term, made
 
     def pass_on(self, memory):
-        """Give the number to another node, which has the key from now on. (Of its epoch.)"""
+        """Give the line's number to another node, which has the key from now on in its epoch."""
         _, _, term, made = line_of(memory[self.line])
         memory[self.epochs] += 1
         memory[self.line] = memory[self.epochs], 0, term + 1, made
@@ -227,13 +228,13 @@ def line_of(word):
 
 
 def fetcher(m, me, reads=1):
-    """Fetch the key so often; a process whose reads are misses."""
+    """A process whose reads are misses: fetch the key this many times."""
     for number in range(reads):
         yield from fetch(m, me, number)
 
 
 def reader(m, me, fetches=False):
-    """get(): a hit, or nothing that matters. fetches: once before, on a miss."""
+    """get(): a hit, or a miss, which ends the program. fetches: it fetches the key once before."""
     if fetches:
         yield from fetch(m, me, 0)
     began = yield act("begin_read")
@@ -279,13 +280,13 @@ def fetch(m, me, number):
 
 
 def host_writer(m, me):
-    """set(): at the server, then here; then it returns."""
+    """set(): write at the server, then remove the key here, then return."""
     version = yield act("set")
     word = yield load(m.line)
     place = m.entry[line_of(word)[0]]
     if not m.does("a write stores nothing here"):
         yield store(place, ("value", version, 9))
-    elif m.does("a write forgets the key before it returns"):
+    elif m.does("a write removes the key before it returns"):
         yield store(place, EMPTY)
     yield store(m.returned, version)
 
@@ -294,8 +295,8 @@ def host_writer(m, me):
 
 
 def tracker(m, me, at, watches=1, questions=2, after=None):
-    """Have the office, and watch the server, so many times over connection number at. after: the
-    tracker before this one, which has to be dead; None: it takes the office from a living one."""
+    """Take the office and watch the server over connection number at, this many times. after: an
+    earlier tracker, which has to be dead; None: the office is taken from a living tracker."""
     if after is not None:
         yield awaits("dead", after)
     turn = yield act("take_office")
@@ -316,8 +317,8 @@ def tracker(m, me, at, watches=1, questions=2, after=None):
 
 
 def begin(m, turn, made):
-    """began() of the sink: the term, or None if another one has the office."""
-    if m.does("who has lost the office does not begin"):
+    """began() of the sink: the term, or None if another tracker has the office."""
+    if m.does("a process that has lost the office begins no watch"):
         current = yield load(m.turn)
         if current != turn:
             return None
@@ -325,7 +326,8 @@ def begin(m, turn, made):
 
 
 def watch(m, at, term, questions):
-    """Hear what the server tells, and ask it so often; whether the connection was lost."""
+    """Receive what the server tells, and ask it this many questions; return whether the connection
+    was lost."""
     asked, previous, late = (), None, False  # asked: when the questions without an answer were sent
     while True:
         while questions and (not asked or not m.does("one question is asked at a time")):
@@ -368,17 +370,17 @@ def ask(m, at):
 
 
 def proof(m, sent, previous):
-    """The moment before which all changes have been told, when an answer has come; or None."""
+    """After an answer: the moment before which all changes have been told, or None if unknown."""
     if not m.does("a proof is of the moment when a question was sent"):
         return (yield load(m.now))
-    return previous if m.does("an answer proves what was before the question before") else sent
+    return previous if m.does("an answer proves what was so before the previous question") else sent
 
 
 def forget(m):
     """changed() of the sink."""
     word = yield load(m.line)
     place = m.entry[line_of(word)[0]]
-    if not m.does("a change takes claims away, too"):
+    if not m.does("a change ends claims, too"):
         seen = yield load(place)
         if seen != EMPTY and seen[0] == "claim":
             return
@@ -404,13 +406,13 @@ def flusher(m, me):
 
 
 def answering(m, me, at=0):
-    """The server, when it executes questions."""
+    """The server executes questions."""
     while True:
         yield act("answer", at)
 
 
 def cycling(m, me):
-    """The server, when it has executed what there was."""
+    """The server has executed all commands of a cycle."""
     while True:
         yield act("end_cycle")
 
@@ -420,5 +422,6 @@ def cutter(m, me, at=0):
 
 
 def passer(m, me):
-    """A process that needs a number, when the node has not been watched for long."""
+    """A process that needs a line's number takes it from a node that no tracker has watched for
+    long."""
     yield act("pass_on")

@@ -25,8 +25,8 @@ from support.protocol.near import (
 
 
 class Explorer(meeting_scenes.Explorer):
-    """Steps of the server and of locked sections are methods of the Host. The law is about what
-    readers find, so a state without a reader is an end."""
+    """Steps of the server and of locked sections are methods of the Host. The law is about the
+    values that readers find, so a state in which no reader is left is an end."""
 
     def __init__(self, scene, without=()):
         super().__init__(scene, without)
@@ -57,7 +57,7 @@ class Explorer(meeting_scenes.Explorer):
 
 
 def read_already(m, memory, places):
-    """The law has judged each read when it looked (Host)."""
+    """Host has judged each read when the read loaded the entry."""
 
 
 def scene(*programs, mortal=(), deaths=0, **words):
@@ -68,8 +68,10 @@ def scene(*programs, mortal=(), deaths=0, **words):
 WATCH, READ, WRITE, ANSWERS = (tracker, 0), (reader, True), (writer,), (answering,)
 SCENES = {
     "a key changes while it is fetched": scene(WATCH, READ, WRITE, ANSWERS, epochs=2),
-    "two fetch a key that changes": scene(WATCH, READ, (fetcher,), WRITE, ANSWERS, epochs=2),
-    "one that fetches dies": scene(
+    "two processes fetch a key that changes": scene(
+        WATCH, READ, (fetcher,), WRITE, ANSWERS, epochs=2
+    ),
+    "a process that fetches dies": scene(
         WATCH, READ, (fetcher,), WRITE, ANSWERS, epochs=2, mortal=[2], deaths=1
     ),
     "the connection is cut": scene((tracker, 0, 2), READ, WRITE, ANSWERS, (cutter,)),
@@ -84,7 +86,7 @@ SCENES = {
         mortal=[0],
         deaths=1,
     ),
-    "a tracker dies, and the next one": scene(
+    "a tracker and its successor die": scene(
         (tracker, 0, 1, 0),
         (tracker, 1, 1, 0, 0),
         (tracker, 2, 1, 2, 1),
@@ -96,14 +98,14 @@ SCENES = {
         mortal=[0, 1],
         deaths=2,
     ),
-    "another one takes over, and the old one proves": scene(
+    "a replaced tracker extends the lease": scene(
         WATCH, (tracker, 1, 1, 0), READ, WRITE, ANSWERS, connections=2
     ),
-    "another one takes over, and proves": scene(
+    "a tracker takes over, and extends the lease": scene(
         (tracker, 0, 1, 0), (tracker, 1), READ, WRITE, (answering, 1), connections=2
     ),
     "a write through the cache": scene(WATCH, READ, (host_writer,), ANSWERS, epochs=2),
-    "a write through the cache, and one of another host": scene(
+    "a write through the cache, and a write by another host": scene(
         WATCH, READ, (host_writer,), WRITE, ANSWERS, epochs=2, writes=2
     ),
     "a number passes to another node": scene(WATCH, READ, WRITE, ANSWERS, (passer,)),
@@ -114,19 +116,19 @@ SCENES = {
 }
 
 THOROUGH = {  # some seconds each
-    "two fetch a key that changes",
-    "one that fetches dies",
-    "another one takes over, and proves",
+    "two processes fetch a key that changes",
+    "a process that fetches dies",
+    "a tracker takes over, and extends the lease",
 }
 LONG = {  # more
-    "a tracker dies, and the next one",
-    "another one takes over, and the old one proves",
-    "a write through the cache, and one of another host",
+    "a tracker and its successor die",
+    "a replaced tracker extends the lease",
+    "a write through the cache, and a write by another host",
 }
 
 FETCHED, TWO, CUT = (
     "a key changes while it is fetched",
-    "two fetch a key that changes",
+    "two processes fetch a key that changes",
     "the connection is cut",
 )
 # Each step that can be left out, the scene that shows the mistake, and what then goes wrong.
@@ -134,34 +136,34 @@ MUTANTS = {
     "an answer is stored only under its token": (FETCHED, OLD),
     "each claim has a token of its own": (TWO, OLD),
     "the token is placed before the question is sent": (FETCHED, OLD),
-    "a change takes claims away, too": (FETCHED, OLD),
+    "a change ends claims, too": (FETCHED, OLD),
     "a reader needs a lease": (FETCHED, OLD),
     "a reader looks at the lease before the entry": (FETCHED, OLD),
     "a change is dealt with before the lease is extended": (FETCHED, OLD),
     "a proof is of the moment when a question was sent": (FETCHED, OLD),
     "the moment is taken before the question is sent": (FETCHED, OLD),
-    "an answer proves what was before the question before": (FETCHED, OLD),
+    "an answer proves what was so before the previous question": (FETCHED, OLD),
     "one question is asked at a time": (FETCHED, OLD),
     "a flush discards everything": ("the server is flushed", OLD),
     "a watch begins after the subscription": (CUT, OLD),
     "a watch begins with a new epoch": ("a tracker dies", ERA),
     "a lease is extended in its own term only": ("a number passes to another node", OLD),
     "a watch begins only if its node has the number": ("a number passes to another node", OLD),
-    "a write stores nothing here": ("a write through the cache, and one of another host", OLD),
-    "a write forgets the key before it returns": ("a write through the cache", BEHIND),
+    "a write stores nothing here": ("a write through the cache, and a write by another host", OLD),
+    "a write removes the key before it returns": ("a write through the cache", BEHIND),
 }
 
 MUTANTS_THOROUGH = {"each claim has a token of its own", "a write stores nothing here"}
 
-# Steps that these promises do not need, and the scenes in which they could matter. The lease of the
-# watch before is as true as it was. Two trackers that both heard everything since their own epochs
-# began may both prove; the term is for a number that passes on. Where nothing is stored without a
-# lease, nothing is stored before the subscription. A server that executes a question in a later
-# cycle than that in which it was sent needs one question where the library asks two.
+# Steps that these promises do not need, and the scenes in which they could matter. The lease of an
+# earlier watch stays true. If two trackers have both heard every change since their own epochs
+# began, both may extend the lease; the term is needed where a number passes to another node. If
+# nothing is stored without a lease, nothing is stored before the subscription. If the server
+# executes each question in a later cycle, one question suffices where the library asks two.
 SPARE = {
     "a watch begins after the subscription": "the connection is cut, and fills need a lease",
     "a watch begins without a lease": CUT,
-    "who has lost the office does not begin": "another one takes over, and the old one proves",
-    "a lease is extended in its own term only": "another one takes over, and the old one proves",
-    "an answer proves what was before the question before": "a strict server",
+    "a process that has lost the office begins no watch": "a replaced tracker extends the lease",
+    "a lease is extended in its own term only": "a replaced tracker extends the lease",
+    "an answer proves what was so before the previous question": "a strict server",
 }

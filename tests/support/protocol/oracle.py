@@ -65,7 +65,8 @@ def seen_now(seen, view):
 
 
 def noted(operation, view):
-    """As much of the value of the key as the outcome depends on; noting less makes fewer states."""
+    """The part of the key's value on which the outcome depends; less than all of it, so that there
+    are fewer states."""
     kind, key, _ = operation
     if kind == "walk":
         return sum(1 << value + WALK_BITS * at for at, value in enumerate(view))

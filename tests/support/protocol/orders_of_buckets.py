@@ -83,7 +83,8 @@ def a_turn_sees_a_held_entry_or_its_writer_sees_the_claim(o):
 
 @litmus
 def a_waiter_sees_the_word_taken_or_its_writer_sees_that_it_waits(o):
-    """Bells: the look at a lock word behind `waited`, against the look at `waited` behind the word.
+    """Bells: a waiter stores `waited` and then loads a lock word; a writer releases the lock word
+    and then loads `waited`.
 
     The writer has no fence between its release of the word and its load: on ARMv8 an acquire load
     (ldar) stays behind an earlier release store; on x86 the CAS that took the word is a fence."""

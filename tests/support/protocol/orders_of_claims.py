@@ -1,9 +1,9 @@
 """Litmus tests: threads that compute wait for each other's results (claiming.pxi), and results are
 invalidated (births.pxd).
 
-Each thread says in its claim what it waits for, and then looks what the owner of that waits for. An
-invalidation takes its number after the change that is its reason; a computation loads the number of
-invalidations before it reads what the result is made of.
+Each thread says in its claim which key it waits for, and then checks what the owner of that key's
+claim waits for. An invalidation takes its number after the change that is its reason; a computation
+loads the number of invalidations before it reads the data for its result.
 """
 
 from support.protocol.litmus import Litmus, cas, fence, load, store
@@ -14,7 +14,7 @@ FENCE = "claim_leads_here: the fence"
 
 @litmus
 def one_of_a_circle_sees_it(o):
-    """L1: otherwise both sleep, each until the next slice of its wait."""
+    """L1: without this order both threads sleep, each until the next slice of its wait."""
 
     def waiter(mine, other, register):
         return [
@@ -31,7 +31,7 @@ def one_of_a_circle_sees_it(o):
 
 @litmus
 def a_result_with_a_birth_after_an_invalidation_is_made_of_what_was_changed(o):
-    """C1: otherwise it would count, and be stale."""
+    """C1: without this order a stale result counts as fresh."""
     invalidation = [
         *store("source", 1),
         *cas("invalidations", 0, 1, release=o.release("invalidate: the number")),

@@ -1,7 +1,7 @@
 """Litmus tests: the threads of one process share a handle, on a Python without the GIL (gil.h).
 
-An operation counts itself, and then looks whether the handle is closed; close() says that it is,
-and then looks at the count.
+An operation counts itself, and then checks whether the handle is closed; close() marks the handle
+as closed, and then checks the count.
 """
 
 from support.protocol.litmus import Litmus, fence, load, store
@@ -13,7 +13,7 @@ COUNTED = "count_add: the fence"
 
 @litmus
 def an_operation_or_the_end_of_its_handle_sees_the_other(o):
-    """Otherwise the handle's slot and contexts go back under an operation."""
+    """Without this order the handle's slot and contexts are given back during an operation."""
     operation = [*store("in flight", 1), *fence(o.full(COUNTED)), *load("closed", "closed")]
     closing = [*store("closed", 1), *fence(o.full(CLOSED)), *load("in flight", "count")]
     return Litmus([operation, closing], lambda r: r["closed"] == 0 and r["count"] == 0)

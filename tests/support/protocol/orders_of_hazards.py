@@ -160,8 +160,8 @@ def the_end_of_an_operation_ends_the_last_look(o):
 
 @litmus
 def a_version_that_begins_again_has_its_count(o):
-    """R2: a reader that finds an entry in memory that went back sees the count of that
-    (keeping.pxi)."""
+    """R2: a reader that finds an entry in memory that was given back and is used again sees the
+    count of that release (keeping.pxi)."""
     releaser = store("releases", 1) + store("block", "hole", o.release(UNLOCK))
     taker = [
         *cas("block", "hole", "ready", acquire=o.acquire(LOCK, spare=True)),
@@ -177,8 +177,8 @@ def a_version_that_begins_again_has_its_count(o):
 
 @litmus
 def a_value_is_kept_under_a_count_from_before(o):
-    """R2: a value of before the memory went back is not kept under the count of after it. The
-    fence is that of the look whether operations are quiet."""
+    """R2: a value from before a release of memory is not kept under the count from after it. The
+    fence is that of the check that operations are quiet."""
     releaser = store("header", DEAD) + fence(FULL) + store("releases", 1)
     keeper = load("releases", "n", o.acquire("releases_of")) + load("header", "h", ACQUIRE)
     return Litmus([releaser, keeper], lambda r: r["n"] == 1 and r["h"] == LIVE, (("header", LIVE),))

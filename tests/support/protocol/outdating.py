@@ -1,11 +1,12 @@
-"""Births: one store makes the values of a cache outdated (births.pxd), while they are looked up,
-computed and stored.
+"""Births: one store makes the values of a cache outdated (births.pxd), while other programs look
+values up, compute and store them.
 
 The memory is as in computing.py: a cache with one key, whose element has a header, a value and a
-birth, and a redo buffer with both for each context. A value of 0 is a blank, which readers take for
-absent. What is computed is the number of changes of a source, plus one. An invalidation changes the
-source first, and acknowledges the change when the invalidation has ended: from then on no result
-from before may be found, and what is stored afterwards has to be found.
+birth, and for each context a redo buffer for both. A value of 0 is a blank, and a reader that finds
+it takes the key for absent. The value that a program computes is the number of changes of a source,
+plus one. An invalidation changes the source first, and acknowledges the change when the
+invalidation has ended: from then on no program may find an earlier result, and what is stored
+afterwards has to be found.
 """
 
 from support.protocol.automaton import awaits, cas, load, store
@@ -42,7 +43,7 @@ class Births(Entries):
 
 
 def ask(m, me, hangs=False):
-    """get_or_compute(). hangs: the computation never ends; the program says when it has begun."""
+    """get_or_compute(). hangs: the computation never ends, but the program says that it began."""
     asked = yield load(m.acknowledged)
     while True:
         found = yield from look(m)
@@ -108,7 +109,7 @@ def look(m):
 
 
 def claim(m, me, birth):
-    """Claim the key: the header then. 0: look again."""
+    """Claim the key, and return the header of the claim. 0: look again."""
     header = yield load(m.header[0])
     if state_of(header) == UPD or (state_of(header) == NONE and owner_of(header)):
         yield awaits("changed", (m.header[0], header))
@@ -125,7 +126,7 @@ def claim(m, me, birth):
     if born < cleared and (
         m.does("a claim from before an invalidation is cut off")
         if state_of(header) == LOCKED
-        else m.does("what is outdated is deleted before it is claimed")
+        else m.does("an outdated value is deleted before its key is claimed")
     ):
         yield cas(m.header[0], header, header_after(header, NONE))
         return 0
@@ -149,7 +150,7 @@ def blank_insert(m, me, header, birth):
 
 
 def claim_store(m, me, held, value, birth):
-    """The result and its birth, unless the claim was cut off."""
+    """Store the result and its birth, unless the claim was cut off."""
     yield store(m.redo[me], value)
     yield store(m.redo_birth[me], birth)
     committed = header_after(held, UPD, me)
@@ -161,8 +162,8 @@ def claim_store(m, me, held, value, birth):
 
 
 def put(m, me):
-    """set() of what the source says, over whatever is there: LIVE -> UPD -> LIVE, or an insertion.
-    The source is read after the call begins."""
+    """set() to the number of the source, which is read after the call begins: LIVE -> UPD -> LIVE
+    if the key has an element, else an insertion."""
     birth = yield load(m.invalidations)
     value = yield load(m.source[0])
     while True:
@@ -223,7 +224,7 @@ def invalidate(m, me):
 
 
 def raised(word):
-    """Add one, in one step; the sum."""
+    """Add one, in one step, and return the sum."""
     while True:
         seen = yield load(word)
         done = yield cas(word, seen, seen + 1)

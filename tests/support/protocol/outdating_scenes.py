@@ -19,7 +19,7 @@ from support.protocol.outdating import (
 
 
 class Explorer(computing_scenes.Explorer):
-    """With a program that begins when another one has ended."""
+    """An explorer in which a program may begin when another one has ended."""
 
     def holds(self, condition, subject, memory, places):
         if condition == "ended":
@@ -28,8 +28,8 @@ class Explorer(computing_scenes.Explorer):
 
 
 def outdated(*programs, mortal=(), deaths=0, ending=None, computations=None, stays=False):
-    """ending: the programs that have to come to their end; all who ask and store, unless given.
-    computations: so many at most. stays: the value that is there at the end has to be found."""
+    """ending: the programs that have to end; unless given, all that ask or store. computations: the
+    largest number that is right. stays: a lookup at the end has to find the value that is there."""
     programs = ((idle,), *programs)
     if ending is None:
         ending = [me for me, one in enumerate(programs) if one[0] not in (idle, recover)]
@@ -52,54 +52,62 @@ def outdated(*programs, mortal=(), deaths=0, ending=None, computations=None, sta
 
 
 SCENES = {
-    "two ask, and all is invalidated": outdated((ask,), (ask,), (invalidate,)),
-    "one stores, then one asks, and all is invalidated": outdated(
+    "two processes ask, and everything is invalidated": outdated((ask,), (ask,), (invalidate,)),
+    "one process stores, another asks, and everything is invalidated": outdated(
         (put,), (then, 1, ask), (invalidate,)
     ),
-    "one asks after two invalidations": outdated(
+    "a process asks after two invalidations": outdated(
         (put,), (invalidate,), (invalidate,), (then, 2, ask)
     ),
-    "one stores after an invalidation": outdated(
+    "a process stores after an invalidation": outdated(
         (put,), (then, 1, invalidate), (then, 2, put), stays=True
     ),
-    "two ask for what is outdated": outdated(
+    "two processes ask for an outdated value": outdated(
         (put,), (then, 1, invalidate), (then, 2, ask), (then, 2, ask), computations=1
     ),
-    "a computation hangs, and all is invalidated": outdated(
+    "a computation hangs, and everything is invalidated": outdated(
         (ask, True), (then, 1, invalidate), (then, 2, ask), ending=[2, 3]
     ),
-    "two store, and all is invalidated between": outdated(
+    "two processes store, and everything is invalidated between": outdated(
         (put,), (then, 1, invalidate), (put,), (then, 2, read)
     ),
-    "the one who computes dies": outdated(
+    "the process that computes dies": outdated(
         (ask,), (then, 2, ask), (invalidate,), (recover, 1), mortal=[1], deaths=1, ending=[]
     ),
-    "the one who stores dies": outdated(
+    "the process that stores dies": outdated(
         (put,), (put,), (invalidate,), (recover, 2), mortal=[2], deaths=1, ending=[]
     ),
-    "the one who invalidates dies": outdated((ask,), (ask,), (invalidate,), mortal=[3], deaths=1),
+    "the process that invalidates dies": outdated(
+        (ask,), (ask,), (invalidate,), mortal=[3], deaths=1
+    ),
 }
 
 # Each step that can be left out, the scene that shows the mistake, and what then goes wrong.
 MUTANTS = {
     "the birth is loaded before the computation begins": (
-        "two ask, and all is invalidated",
+        "two processes ask, and everything is invalidated",
         OUTDATED,
     ),
-    "a reader compares the birth": ("one stores, then one asks, and all is invalidated", OUTDATED),
-    "an invalidation takes a number": ("one stores after an invalidation", LOST),
+    "a reader compares the birth": (
+        "one process stores, another asks, and everything is invalidated",
+        OUTDATED,
+    ),
+    "an invalidation takes a number": ("a process stores after an invalidation", LOST),
     "the number of the last invalidation never falls": (
-        "one asks after two invalidations",
+        "a process asks after two invalidations",
         OUTDATED,
     ),
     "the birth changes by the commit of its value": (
-        "two store, and all is invalidated between",
+        "two processes store, and everything is invalidated between",
         OUTDATED,
     ),
-    "what is outdated is deleted before it is claimed": ("two ask for what is outdated", TWICE),
+    "an outdated value is deleted before its key is claimed": (
+        "two processes ask for an outdated value",
+        TWICE,
+    ),
     "a claim from before an invalidation is cut off": (
-        "a computation hangs, and all is invalidated",
+        "a computation hangs, and everything is invalidated",
         ASLEEP,
     ),
-    "recovery completes the birth with the value": ("the one who stores dies", OUTDATED),
+    "recovery completes the birth with the value": ("the process that stores dies", OUTDATED),
 }

@@ -53,7 +53,7 @@ from support.protocol.writing import bucket_release, deadline_stored, delete_hel
 
 def recover(m, subject, count=1):
     """process_recover of a process with this many contexts, as soon as the process is dead. seize()
-    makes sure that there is one recoverer at a time; claiming.py models how the core does."""
+    ensures that there is one recoverer at a time; claiming.py models how the core ensures it."""
     yield seize(subject, m.keeps("one process at a time recovers a context"))
     yield begin("recover")
     if count == 1:
@@ -96,7 +96,11 @@ def context_recover(m, subject):
             yield from rest_begin(m, subject, 0)
         if m.cell:
             yield from recover_cell(m, subject)
-        if m.waiters and not m.cell and m.keeps("a recoverer rings for the dead"):
+        if (
+            m.waiters
+            and not m.cell
+            and m.keeps("a recoverer rings the bells that the dead process did not")
+        ):
             yield from bells_ring_all(m)
     else:
         yield from unlock_everything(m, subject)
@@ -245,7 +249,7 @@ def recover_element(m, me):
     if m.journal and state_of(header) == ULOCK:
         committed = yield from member_committed(m, me)
     if committed and word & JOURNAL_REMOVES:
-        if m.keeps("recovery forgets an element that it names before it is DEAD"):
+        if m.keeps("recovery clears the name of an element that is not DEAD yet"):
             yield put(m.of(me, "element"), 0)
         return
     if committed and m.keeps("recovery stores what a committed journal stores"):

@@ -1,7 +1,8 @@
 """The ring: the keys of the last changes, for watchers of everything (map/ring.pxd).
 
 The memory is a tuple of small words, as in meeting.py. Each program is a process with one context,
-whose number it has. There are few keys, one bell, one class, and a ring of one entry or two.
+and the program's number is the context's. There are few keys, one bell, one class, and a ring of
+one entry or two.
 """
 
 from support.protocol.automaton import awaits, cas, futex_sleep, futex_wake, load, lock, store
@@ -36,7 +37,7 @@ class RingCell(Words):
 
 
 def add(word, number):
-    """Add to a word in one step; the value before."""
+    """Add to a word in one step, and return the value before."""
     while True:
         seen = yield load(word)
         added = yield cas(word, seen, seen + number)
@@ -56,26 +57,26 @@ def writer(m, me, *keys):
 
 def change(m, me, key):
     waited = 0
-    if not m.does("a writer looks at waited inside its operation"):
+    if not m.does("a writer loads the word waited inside its operation"):
         waited = yield load(m.waited)
     yield store(m.activity[me], 1)
     yield lock(m.lock[key], me + 1)
     # The code looks after the commit, but on x86 the store of the commit may come later than the
     # look. Nothing comes before the CAS that takes the lock.
-    if m.does("a writer looks at waited inside its operation"):
+    if m.does("a writer loads the word waited inside its operation"):
         waited = yield load(m.waited)
     before = yield load(m.value[key])
-    if not m.does("a writer notes its key behind its commit"):
+    if not m.does("a writer notes its key after its commit"):
         yield from note(m, me, key)
     yield store(m.value[key], before + 1)
     yield store(m.lock[key], 0)
     del before
     if waited:
-        if not m.does("the bell is rung behind the note"):
+        if not m.does("a writer rings the bell after the note"):
             yield from ring(m)
-        if m.does("a writer notes its key behind its commit"):
+        if m.does("a writer notes its key after its commit"):
             yield from note(m, me, key)
-        if m.does("the bell is rung behind the note"):
+        if m.does("a writer rings the bell after the note"):
             yield from ring(m)
     yield store(m.activity[me], 0)
 
@@ -86,7 +87,7 @@ def note(m, me, key):
     seen = yield load(m.stamp[at])
     if seen > LAP * (number + 1):
         return
-    if seen % LAP and m.does("a held entry is left alone"):
+    if seen % LAP and m.does("a writer does not touch an entry that another holds"):
         return
     if m.does("an entry is held before its key is stored"):
         taken = yield cas(m.stamp[at], seen, LAP * (number + 1) + me + 1)
@@ -164,9 +165,9 @@ def wait_for_others(m, me):
 
 
 def look_again(m, last):
-    """After a loss; the next place."""
+    """Begin again after a loss, and return the next place."""
     yield from look_at_all(m)
-    if not m.does("the place is taken before the map is looked at"):
+    if not m.does("a watcher takes its place in the ring before it reads the map"):
         last = yield load(m.next)
     return last
 
@@ -182,11 +183,11 @@ def look_at(m, key):
 
 
 def read(m, place, last):
-    """Read an entry, without patience; the next place."""
+    """Read an entry, without waiting for its writer, and return the next place."""
     at = place % m.entries
     seen = yield load(m.stamp[at])
     fits = seen == LAP * (place + 1)
-    if not m.does("a watcher looks which number an entry has"):
+    if not m.does("a watcher compares the number in the stamp"):
         fits = seen % LAP == 0
     if fits:
         first = yield load(m.key[at][0])
@@ -209,7 +210,7 @@ def read(m, place, last):
 
 
 def leaver(m, me, others):
-    """A watcher that is the last one, or finds another: it clears the bit. others: programs."""
+    """A watcher ends: it clears the bit, and sets it again if another of the programs watches."""
     yield store(m.waiting[me], 1)
     yield store(m.waited, 1)
     yield store(m.activity[me], 1)
@@ -223,9 +224,9 @@ def leaver(m, me, others):
     yield store(m.waited, 0)
     for at in range(len(others)):
         waits = yield load(m.waiting[others[at]])
-        if waits and m.does("who clears a bit looks again"):
+        if waits and m.does("a process that clears the bit looks again"):
             yield store(m.waited, 1)
-            if m.does("who sets a bit again counts a loss"):
+            if m.does("a process that sets the bit again counts a loss"):
                 yield from add(m.losses, 1)
             yield from ring(m)
         del waits
@@ -236,8 +237,8 @@ def leaver(m, me, others):
 
 
 def recover(m, me, dead, after=None):
-    """Recover a dead program, if it died inside an operation. after: the recoverer before this one,
-    which has to be dead, too."""
+    """Recover a dead program, if it died inside an operation. after: an earlier recoverer, which
+    has to be dead, too."""
     yield awaits("dead", dead)
     if after is not None:
         yield awaits("dead", after)

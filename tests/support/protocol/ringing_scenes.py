@@ -8,8 +8,8 @@ from support.protocol.ringing import RingCell, leaver, recover, watcher, writer
 
 
 def copies(cell, memory, places):
-    """The watcher has been told of every change. After a death it may sleep although there is
-    something to look at: it looks by itself at the end of its slice."""
+    """The watcher has been told of every change. After a death it may sleep although it has not
+    been told: in the core it looks by itself at the end of its slice."""
     if memory[cell.torn]:
         raise Violation("a torn key was read")
     for lock in cell.lock:
@@ -45,7 +45,7 @@ SCENES = {
     "a writer dies, and another laps it": scene(
         WATCH, (writer, 0), (recover, 1), (writer, 1), mortal=[1], deaths=1
     ),
-    "a writer and its recovery die": scene(
+    "a writer and its recoverer die": scene(
         WATCH,
         (writer, 0),
         (recover, 1),
@@ -54,8 +54,8 @@ SCENES = {
         mortal=[1, 2],
         deaths=2,
     ),
-    "a watcher goes while another one comes": scene(WATCH, (writer, 0), (leaver, (0,)), keys=1),
-    "a watcher dies while it goes": scene(
+    "a watcher ends while another begins": scene(WATCH, (writer, 0), (leaver, (0,)), keys=1),
+    "a watcher dies while it ends": scene(
         WATCH, (writer, 0), (leaver, (0,)), (recover, 2), keys=1, mortal=[2], deaths=1
     ),
 }
@@ -63,7 +63,7 @@ LONG = {  # seconds each
     "two writers lap each other",
     "a writer dies, and another laps it",
     "two writers, and two entries",
-    "a watcher dies while it goes",
+    "a watcher dies while it ends",
 }
 
 # Each step that can be left out, the scene that shows the mistake, and what then goes wrong.
@@ -74,28 +74,31 @@ BEGINS, LAPS, DIES = (
     "two writers lap each other",
     "a writer dies",
 )
-GOES = "a watcher goes while another one comes"
+GOES = "a watcher ends while another begins"
 MUTANTS = {
-    "a writer looks at waited inside its operation": (BEGINS, HIDDEN),
-    "a writer notes its key behind its commit": (BEGINS, HIDDEN),
-    "the bell is rung behind the note": (BEGINS, HIDDEN),
-    "a held entry is left alone": (LAPS, TORN),
+    "a writer loads the word waited inside its operation": (BEGINS, HIDDEN),
+    "a writer notes its key after its commit": (BEGINS, HIDDEN),
+    "a writer rings the bell after the note": (BEGINS, HIDDEN),
+    "a writer does not touch an entry that another holds": (LAPS, TORN),
     "an entry is held before its key is stored": (LAPS, TORN),
     "a watcher waits for the operations under way": (BEGINS, HIDDEN),
     "a watcher reads the bell before it looks": (BEGINS, HIDDEN),
     "a watcher begins again at a loss": (GOES, HIDDEN),
-    "the losses are read before the bit is set": ("a watcher dies while it goes", HIDDEN),
-    "a watcher sees that the bit is set": ("a watcher dies while it goes", HIDDEN),
-    "the place is taken before the map is looked at": ("a watcher is overrun", HIDDEN),
-    "a watcher looks which number an entry has": (LAPS, TORN),
+    "the losses are read before the bit is set": ("a watcher dies while it ends", HIDDEN),
+    "a watcher sees that the bit is set": ("a watcher dies while it ends", HIDDEN),
+    "a watcher takes its place in the ring before it reads the map": (
+        "a watcher is overrun",
+        HIDDEN,
+    ),
+    "a watcher compares the number in the stamp": (LAPS, TORN),
     "a watcher loads the stamp again": (LAPS, TORN),
     "an entry that is not whole is a loss": (LAPS, HIDDEN),
-    "who clears a bit looks again": (GOES, HIDDEN),
-    "who sets a bit again counts a loss": (GOES, HIDDEN),
-    "a loss is counted before the context is free": ("a writer and its recovery die", HIDDEN),
+    "a process that clears the bit looks again": (GOES, HIDDEN),
+    "a process that sets the bit again counts a loss": (GOES, HIDDEN),
+    "a loss is counted before the context is free": ("a writer and its recoverer die", HIDDEN),
     "recovery counts a loss": (DIES, HIDDEN),
 }
-MUTANTS_LONG = {  # seconds each; a mistake that shows only after a death, in the largest scene
+MUTANTS_LONG = {  # seconds each: the mistake shows only after a death, in the largest scene
     "the losses are read before the bit is set",
     "a watcher sees that the bit is set",
     "a loss is counted before the context is free",

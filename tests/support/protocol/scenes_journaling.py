@@ -32,8 +32,8 @@ JOURNALING = {
         writes(3, ("delete", 1), ("insert", 1, 5))
     ),
     "a writer dies while two keys change in one step": dying_in(BOTH),
-    "a writer dies while one key changes and one goes": dying_in(STORE_AND_DELETE),
-    "a writer dies while two keys go in one step": dying_in(DELETE_TWO),
+    "a writer dies while it changes one key and deletes another": dying_in(STORE_AND_DELETE),
+    "a writer dies while it deletes two keys in one step": dying_in(DELETE_TWO),
     "a writer dies while two values of two words change in one step": dying_in(
         BOTH, reads(("lookup", 2)), sizes=PAIR | {"value_words": 2}
     ),
@@ -43,7 +43,7 @@ JOURNALING = {
     "a writer dies while two keys change, and one is deleted": dying_in(
         BOTH, writes(3, ("delete", 1))
     ),
-    "a writer dies while one key changes and one goes, and a split moves one": dying_in(
+    "a writer dies while it changes one key and deletes another, and a split moves one": dying_in(
         STORE_AND_DELETE, writes(3, ("grow",)), hashes=APART, deaths=1, sizes=PAIR | {"buckets": 2}
     ),
     "a writer dies while three keys change in one step": scene(

@@ -1,11 +1,11 @@
-"""Removing expired entries, and refusing an insertion for want of room (X1).
+"""Removing expired entries, and refusing an insertion for lack of room (X1).
 
 Models sweep.pxd and rest.pxd. In a timed segment the value of an entry is its deadline, and one
 word is the clock. A sweep collects the expired entries of a bucket without its lock, and removes
 them one by one, each if its header is unchanged. An insertion that finds no room sweeps the whole
-map once, in the map's order (a turn), and is refused if the turn removed nothing. A turn in vain
-has seen when the next entry expires; until then no context needs another turn. The word rest keeps
-that:
+map once, in the map's order (a turn), and is refused if the turn removed nothing. Such a turn has
+seen when the next entry expires; until then no context needs another turn. The word rest holds that
+time:
 
     the end of the rest, and the context that is still making its turn; if that is 0, the rest holds
 
@@ -141,7 +141,7 @@ def expire(m, me):
 
 
 def rests(m):
-    """Whether a rest holds: no entry has expired since a turn in vain."""
+    """Whether a rest holds: no entry has expired since a turn that removed nothing."""
     word = yield load(m.rest)
     now = yield load(m.clock)
     return owner_of(word) == 0 and now < word >> PAYLOAD_SHIFT

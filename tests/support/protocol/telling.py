@@ -2,8 +2,9 @@
 
 listening.py has the same for a key of a map: there the loop arms a bell and notes its number in one
 section. Here the word is the lock's own (cells/mutex.pxd), any waiter may change it, and the loop
-looks at it once more behind its note. Who lets go of the lock, and finds that somebody waits, rings
-the any bell behind that. No thread sleeps on the word here: holding.py has these.
+looks at the word once more after it has made its note. A thread that frees the lock, and sees in
+the word that a task waits, rings the any bell after that. No thread sleeps on the word here:
+holding.py models those.
 """
 
 from support.protocol.automaton import (
@@ -41,7 +42,7 @@ class Words(Cell):
 
 
 def hold(m, _me):
-    """Take the lock if it is free, and let go of it."""
+    """Take the lock if it is free, and release it."""
     taken = yield cas(m.held, 0, HELD)
     if taken:
         yield from let_go(m)
@@ -60,14 +61,14 @@ def let_go(m):
 
 
 def ring(m):
-    if m.does("who frees a lock that somebody waits for rings the any bell"):
+    if m.does("a thread that frees a lock with waiters rings the any bell"):
         seen = yield load(m.any)
         if seen & SLEEPING:
             yield futex_ring(m.any)
 
 
 def take_in_loop(m, me):
-    """Take the lock as a task, and let go of it."""
+    """Take the lock as a task, and release it."""
     taken = yield from look(m)
     while not taken:
         yield awaits("the loop is told", 0)
@@ -84,7 +85,7 @@ def take_in_loop(m, me):
 
 
 def look(m):
-    """Take the lock; or say in its word that a task waits, and note the new value."""
+    """Take the lock, or say in its word that a task waits and note the new value of the word."""
     while True:
         seen = yield load(m.held)
         if seen == 0:
@@ -93,7 +94,7 @@ def look(m):
                 return True
             del seen, taken
             continue
-        if m.does("a task says in the word that somebody waits"):
+        if m.does("a task says in the word that it waits"):
             said = yield cas(m.held, seen, HELD | CONTENDED)
             if not said:
                 del seen, said
@@ -103,7 +104,7 @@ def look(m):
         yield lock(m.mutex, LOOP)
         yield store(m.noted, seen)
         yield store(m.mutex, 0)
-        if not m.does("a task looks at the word behind its note"):
+        if not m.does("a task looks at the word after its note"):
             return False
         now = yield load(m.held)
         if now == seen:
@@ -157,8 +158,8 @@ class Telling(Explorer):
 
 
 def taken_by_all(cell, memory, places):
-    """No task waits for a free lock, but for one whose owner died on its way to the bell: that task
-    looks by itself at the end of its slice."""
+    """No task waits for a free lock, unless the lock's owner died before it rang the bell: in the
+    core the task then looks by itself at the end of its slice."""
     waits = memory[cell.result[0]] != TAKEN
     if waits and memory[cell.held] == 0 and GONE not in places:
         raise Violation("a task waits for a lock that is free")
@@ -171,20 +172,20 @@ SCENES = {
     "a task waits for a lock that another process has": Scene(
         (TASK, THREAD_OF_LOOP, HOLDER), taken_by_all, cell=Words
     ),
-    "a task waits for a lock that two others take": Scene(
+    "a task waits for a lock that two other processes take": Scene(
         (TASK, THREAD_OF_LOOP, HOLDER, HOLDER), taken_by_all, cell=Words
     ),
-    "a task waits, and an owner dies": Scene(
+    "a task waits, and the lock's owner dies": Scene(
         (TASK, THREAD_OF_LOOP, HOLDER, HOLDER), taken_by_all, frozenset([2]), 1, Words
     ),
 }
 FREE = "a task waits for a lock that is free"
 ONE, TWO = list(SCENES)[:2]
 MUTANTS = {
-    "a task says in the word that somebody waits": (ONE, FREE),
-    "a task looks at the word behind its note": (ONE, FREE),
+    "a task says in the word that it waits": (ONE, FREE),
+    "a task looks at the word after its note": (ONE, FREE),
     "a loop empties its descriptor before it looks at the word": (TWO, FREE),
-    "who frees a lock that somebody waits for rings the any bell": (ONE, FREE),
+    "a thread that frees a lock with waiters rings the any bell": (ONE, FREE),
     "the lock is free before the any bell is rung": (ONE, FREE),
     "the thread arms the any bell before it looks at the word": (ONE, FREE),
 }

@@ -85,7 +85,7 @@ def bell_arm(m, key):
     while True:
         bell = yield load(m.bell)
         tags = bell & ~FUTEX_MASK if bell & SLEEPING else 0
-        if not m.keeps("a waiter keeps the tags of those who sleep"):
+        if not m.keeps("a waiter keeps the tags of the sleepers"):
             tags = 0
         armed = tags | tag_of(key) | bell & FUTEX_MASK | SLEEPING
         done = yield cas(m.bell, bell, armed)
@@ -118,7 +118,7 @@ def settled(m, key):
 
 
 def leave(m, me):
-    """A process that waits no more; the last one clears the class, and looks again."""
+    """Stop waiting; the last waiter clears the class, and then looks for new waiters."""
     yield fetch_and(m.waits[me], 0)
     others = yield from others_wait(m, me)
     if others:
@@ -129,7 +129,7 @@ def leave(m, me):
     others = yield from others_wait(m, me)
     if others:
         yield fetch_or(m.waited, CLASS)
-        if m.keeps("the last waiter rings if another has come"):
+        if m.keeps("the last waiter rings if another waiter has come"):
             yield from bells_ring_all(m)
 
 

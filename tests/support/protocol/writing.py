@@ -51,9 +51,10 @@ def element_hold(m, me, found, state):
 
 
 def waiters_seen(m, me):
-    """Look for waiters as early as a load may be executed that stands behind the commit: after the
-    last compare-and-swap before it, and before the stores after that are seen (waiting.py). Of a
-    deletion that is its commit: the bucket's lock before it says nothing to a waiter that hits."""
+    """Look for waiters as early as the machine may execute that load, which follows the commit in
+    the code: after the last compare-and-swap before the commit, and before later stores are seen
+    (waiting.py). For a deletion this moment is its commit, because a waiter that finds the key does
+    not look at the bucket's lock."""
     if not m.looks_early:
         return
     bell = 0
@@ -117,7 +118,7 @@ def deadline_stored(m, value, held):
         word = yield load(m.rest)
         if value >= word >> PAYLOAD_SHIFT:
             return
-        owner = owner_of(word) if m.keeps("a claim that is shortened stays a claim") else 0
+        owner = owner_of(word) if m.keeps("a claim whose end is shortened stays a claim") else 0
         if m.keeps("a rest is shortened by a compare-and-swap"):
             done = yield cas(m.rest, word, value << PAYLOAD_SHIFT | owner)
         else:
