@@ -5,9 +5,9 @@ balance, the number of its transfers, the number of each teller's last transfer 
 checksum. A teller is a process; its ledger is in memory that outlives it.
 
 After each kill the two accounts say whether the teller's last transfer was stored: in both or in
-neither. Transfers stay among the busy accounts, or among the others, so that in between whoever
-locks the busy accounts finds all of their money. At the end every account is exactly what the
-ledgers say.
+neither. A transfer has two busy accounts, or two of the others, so a process that locks all busy
+accounts finds all of their money at any time. At the end every account is exactly what the ledgers
+say.
 """
 
 import mmap

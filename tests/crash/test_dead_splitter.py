@@ -1,4 +1,4 @@
-"""A splitter dies while it holds buckets, for which no other splitter waits (C2, G1).
+"""A splitter dies while it holds buckets, and the table grows on (C2, G1).
 
 The splitter is killed after each change of the segment while it holds the parent, in every state
 that a SIGKILL can leave. The survivor inserts new keys in batches: within INSERTIONS_MAX of them

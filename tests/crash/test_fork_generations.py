@@ -84,7 +84,8 @@ def count_up(d, key):
 
 @pytest.mark.parametrize("ending", ["roll_back", "exit", "raise", "drop", "close"])
 def test_child_never_ends_its_parents_section_on_a_dict(make_dict, ending):
-    """L1: whatever the child does with the section, the key stays locked and the parent stores."""
+    """L1: whatever the child does with the section, the key stays locked, and the parent's section
+    stores its value."""
     d = make_dict(key=str, value=object)
     d["k"] = 1
     section = d.locked("k")

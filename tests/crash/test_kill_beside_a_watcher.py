@@ -85,7 +85,8 @@ def followed(map_name):
     ],
 )
 def test_a_killed_writer_hides_nothing_from_a_watcher(stepper, followed, name, states, seed):
-    """A loss is told, or the change; not if the writer was killed after its operation."""
+    """C1: the watcher is told of the change, or of a loss; only of the change if the writer was
+    killed after its operation."""
     visited = 0
 
     for crash in stepping.crash_states(

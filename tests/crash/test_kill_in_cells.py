@@ -122,7 +122,7 @@ OPERATIONS = {
 
 
 def opened(name, before):
-    """prepare: open the space in the child, which is registered then, and do what comes before."""
+    """prepare: open the space in the child, which registers the child, and call `before`."""
 
     def prepare():
         cells = Cells(Sync.open(name))
@@ -138,7 +138,8 @@ def held_locks(cells):
 
 
 def expect_lock_to_be_free(cells, lock, was_held):
-    """Its owner, if it was the dead process, is told of once; nothing else is told."""
+    """Assert that the next owner is told of the death, if the dead process held the lock, and that
+    the owner after that is not."""
     assert lock.acquire(timeout=LONG_S)
     assert (lock.orphan is not None) == was_held
     lock.release()
@@ -148,8 +149,8 @@ def expect_lock_to_be_free(cells, lock, was_held):
 
 
 def survive(cells, held, new_permits=(0,)):
-    """Take everything. held: which locks the dead process had. The semaphore may have these numbers
-    of permits more than at first."""
+    """Take every lock and permit. held: which locks the dead process had. new_permits: how many
+    permits more than at first the semaphore may have."""
     for lock, was_held in zip((cells.lock, cells.rlock), held, strict=True):
         expect_lock_to_be_free(cells, lock, was_held)
     cells.space.check()
@@ -173,7 +174,7 @@ def survive(cells, held, new_permits=(0,)):
     assert cells.space._map.info()["contexts"] == 1, "a context of the dead is lost"
 
 
-# The quick tests leave out what is a longer form of another operation.
+# Longer forms of other operations, which the quick tests leave out.
 LONGER = {"take two permits", "give a new permit", "read under an RWLock", "take an RLock twice"}
 
 

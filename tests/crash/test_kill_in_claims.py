@@ -1,8 +1,8 @@
-"""A process is killed at every change it makes while it computes for others, takes a claim over,
-deletes a claimed key, evicts for a claim, or invalidates (C1, C2, R2).
+"""A process is killed at every change it makes while it computes for others, takes over the claim
+of a dead process, deletes a claimed key, evicts for a claim, or invalidates (C1, C2, R2).
 
-As test_kill_with_objects.py, on a Cache: an entry may be gone, evicted for another, but no value is
-wrong or older than it was, no claim is left to wait for, and the limit stays exact.
+As test_kill_with_objects.py, on a Cache: an entry may have been evicted for another, but no value
+is wrong or older than before, no claim of the dead process is left, and the limit stays exact.
 """
 
 import contextlib
@@ -69,10 +69,10 @@ class OnCache(Scenario):
 
     key = KEY
     count = 3
-    evicts = 0  # so many entries may go
+    evicts = 0  # how many entries may have been evicted
     changes_min = 6
     sample = 10
-    tags = False  # of the cache
+    tags = False  # whether the cache has tags
     meetings = (
         ask_for_same_key,
         store_same_key,
@@ -175,7 +175,7 @@ class ComputeExpired(Compute):
 
 
 class Refuse(Compute):
-    """The computation fails, and the claim is given up."""
+    """The computation fails, and the child gives up its claim."""
 
     def operate(self, state):
         with contextlib.suppress(ZeroDivisionError):
@@ -186,7 +186,7 @@ class Refuse(Compute):
 
 
 class TakeOver(Compute):
-    """The key is claimed by a process that is dead: the child recovers it, and computes."""
+    """A dead process has claimed the key: the child recovers that process, and computes."""
 
     def begin(self, cache, stack):
         claimant = Partner(claim, cache.name, self.key)
@@ -195,7 +195,7 @@ class TakeOver(Compute):
 
 
 class Invalidate(OnCache):
-    """The key is claimed by a process that lives, and the child deletes it."""
+    """A living process has claimed the key, and the child deletes it."""
 
     changes_min = 5
 
@@ -216,7 +216,7 @@ class Invalidate(OnCache):
 
 
 class StoreOverClaim(Invalidate):
-    """The child stores another value."""
+    """A living process has claimed the key, and the child stores a value."""
 
     def operate(self, state):
         state.set(self.key, NEW)
@@ -226,7 +226,7 @@ class StoreOverClaim(Invalidate):
 
 
 class Outdate(OnCache):
-    """One store: of the entries that it is for, all are there or none."""
+    """One store makes entries outdated: all of them are found, or none."""
 
     tags = True
     changes_min = 4
@@ -256,7 +256,7 @@ class Outdate(OnCache):
 
 
 class OutdateClaim(Outdate):
-    """The same, while a process that lives has claimed the key."""
+    """The same, while a living process has claimed the key."""
 
     def begin(self, cache, stack):
         claimant = Partner(claim, cache.name, self.key)
@@ -269,7 +269,7 @@ class OutdateClaim(Outdate):
 
 
 class SetWithTags(OnCache):
-    """A value with another birth and other tags, over an outdated one."""
+    """A value with another birth and other tags replaces an outdated value."""
 
     tags = True
 
@@ -285,14 +285,14 @@ class SetWithTags(OnCache):
 
 
 class ReplaceWithTags(SetWithTags):
-    """Over one that counts."""
+    """A value with other tags replaces a value that is not outdated."""
 
     def begin(self, cache, stack):
         cache.set(self.key, OLD, tags=["kept"])
 
 
 class ComputeOutdated(Compute):
-    """An entry that is outdated is deleted, and the key is computed."""
+    """The child deletes an outdated entry, and computes a value for its key."""
 
     tags = True
 
@@ -307,7 +307,7 @@ class ComputeOutdated(Compute):
 
 
 class ComputeForOutdatedClaim(ComputeOutdated):
-    """A process that lives computes what will be outdated: its claim is cut off."""
+    """A living process computes a value that is outdated already: its claim is cut off."""
 
     def begin(self, cache, stack):
         claimant = Partner(claim, cache.name, self.key)
@@ -317,7 +317,7 @@ class ComputeForOutdatedClaim(ComputeOutdated):
 
 
 class Steal(Invalidate):
-    """The child does not wait for the one that lives: it takes the claim away, and computes."""
+    """The child does not wait for the living process, but takes its claim away, and computes."""
 
     def operate(self, state):
         assert state.get_or_compute(self.key, lambda: NEW, wait=0) == NEW

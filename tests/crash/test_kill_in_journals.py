@@ -253,7 +253,7 @@ def leave_and_tell(several):
 
 
 def delete_beside(step, key, name):
-    """R1: read all keys, then delete one; what became of that."""
+    """R1: read all keys, then delete one; return the result of the deletion."""
     with RHashMap.open(name, timeout=0.02) as other:
         seen = contents(other, step.both[0])
         for each in step.both[0]:
@@ -269,8 +269,8 @@ def delete_beside(step, key, name):
 @pytest.mark.thorough
 @pytest.mark.parametrize("geometry", [VALUES, COLLISIONS], ids=["scattered", "colliding"])
 def test_stopped_end_of_several_sections_is_whole_beside_a_deletion(geometry, map_name):
-    """L2, R1: stopped after each change, the end delays no reader, and a deletion of one of its
-    keys comes before it, so that nothing is stored, or after it."""
+    """L2, R1: an end that is stopped after any change delays no reader. A deletion of one of its
+    keys happens either before the end, which then stores nothing, or after it."""
     step = Together("three", geometry, changes=STORE_AND_DELETE)
     told = set()
     with step.filled(map_name) as (survivor, before):

@@ -1,7 +1,8 @@
 """A process is killed at every change that it makes with a condition or a barrier (C1, C2).
 
-Then the survivors use both: a notification reaches a living waiter, and after reset() as many meet
-as there are parties. A party that died in the barrier broke it, or had not come.
+Then the survivors use both: a notification reaches a living waiter, and after reset() as many
+processes meet as the barrier has parties. A party that died in the barrier either broke it or had
+not come.
 """
 
 import contextlib
@@ -60,7 +61,7 @@ OPERATIONS = [wait_in_vain, notify_nobody, come_in_vain, abort, reset, pass_alon
 
 
 def survive(meeting):
-    """A dead waiter takes no notification, a dead party is not waited for."""
+    """Assert that no dead waiter takes a notification, and that no party waits for a dead one."""
     told, places = [], []
 
     def wait():
@@ -93,7 +94,7 @@ def survive(meeting):
 
 
 def claim_contexts(space):
-    """Have the contexts that survive() needs be this process's in each image."""
+    """Claim the contexts that survive() needs, so that each image has them as this process's."""
     locks = [Lock(number, space=space) for number in range(CONTEXTS)]
     for lock in locks:
         lock.acquire()

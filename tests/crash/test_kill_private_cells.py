@@ -1,11 +1,11 @@
-"""A process is killed at every change by which the cells of primitives without a key pass between
-processes: made, given back, used again, taken over from the dead, and shared by a pickle or a fork
-(C1, C2).
+"""A process is killed at every change that it makes to the cell of a primitive without a key: while
+it makes the cell, gives it back, uses it again, takes it over from a dead process, or shares it by
+a pickle or a fork (C1, C2).
 
-A cell is private while it names its keeper. The survivor knows from the image which cells do, and
-makes new primitives without a key: it must get each cell whose keeper is dead, as good as new, and
-none that anybody else can know of. Whoever has got a primitive by a pickle or a fork goes on with
-it, and is told of a death that left it held.
+A cell is private while it names its keeper. The survivor reads in the image which cells are
+private, and makes new primitives without a key. It must get each cell whose keeper is dead, and
+find it as new; it must get no cell that another process may know. A process that got a primitive by
+a pickle or a fork can go on using it, and is told if the dead process held it.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from shmrhash import Event, Lock, RWLock, Semaphore, Sync
 
 PERMITS = 2
 LONG_S = 60
-CHANGES_MAX = 1000  # of a fork
+CHANGES_MAX = 1000  # more than a fork makes
 NEW = 40  # primitives that a survivor makes: more than there are cells to be had
 KEEPER = struct.Struct("<104xQ")  # of a cell's 128 bytes
 PR_SET_CHILD_SUBREAPER = 36
@@ -44,7 +44,7 @@ class Notes:
         self._memory = mmap.mmap(-1, self.SIZE)
 
     def put(self, thing):
-        """Replace what is noted, in one store of the size behind the bytes."""
+        """Replace the note; the store of its size, after its bytes, makes it valid."""
         stored = pickle.dumps(thing)
         self._memory[:8] = bytes(8)
         self._memory[8 : 8 + len(stored)] = stored
@@ -56,7 +56,8 @@ class Notes:
 
 
 class Owner:
-    """A process with primitives that no other knows of: it holds a lock, a permit and a table."""
+    """A process with primitives that no other process knows. It holds `lock`, a permit of
+    `semaphore`, and `table` for writing."""
 
     def __init__(self, space, notes, mail):
         self.space, self.mail = space, mail
@@ -78,7 +79,7 @@ class Owner:
         return [self.lock, self.free, self.semaphore, self.event, self.table]
 
     def say_sent(self):
-        """A change behind what was done before it, so that states lie between."""
+        """Change the segment once more, so that a kill may come between the operation and this."""
         self.sent.set()
 
 
@@ -141,7 +142,7 @@ def keepers(space):
 
 
 def expect_new(primitive):
-    """Nothing of what it was before is left."""
+    """Assert that nothing of the cell's earlier use is left."""
     if isinstance(primitive, Lock):
         assert primitive.token == 0
         assert primitive.acquire(timeout=0)
@@ -168,8 +169,8 @@ def make_new(space):
 
 
 def survive(space, known, killed_pid):
-    """In a process of its own. known: a pickle that had reached somebody, or None. Returns the
-    cells that it got, and the cell of the pickle."""
+    """Run in a process of its own. known: a pickle that had reached another process, or None.
+    Returns the cells that this process got, the cell of the pickle, and whether its owner died."""
     lock = pickle.loads(known) if known else None
     made = make_new(space)
     got = {each._index for each in made}
@@ -187,7 +188,7 @@ def survive(space, known, killed_pid):
 
 
 def judge(space, indices, known, killed_pid):
-    """What every state must allow. Returns whether the lock of a pickle was held."""
+    """Assert what must hold after every kill. Returns whether the lock of a pickle was held."""
     has_keeper = keepers(space)
     got, index, was_held = in_child(survive, space, known, killed_pid)
     for each in indices:
@@ -224,7 +225,7 @@ def cases(operations):
 
 @pytest.mark.parametrize(("operate", "sample"), [*cases(OPERATIONS)])
 def test_killed_while_a_private_cell_changes_hands(operate, sample, watched, seed, record_property):
-    """Also: a pickle never exists before the cell has ceased to name its keeper."""
+    """C1, C2; and no pickle exists while the cell still names its keeper."""
     notes, mail, tally = Notes(), Notes(), Tally()
     pickled = 0
     for crash in states_of(operate, watched, notes, mail, sample=sample, seed=seed, tally=tally):
@@ -242,7 +243,7 @@ def test_killed_while_a_private_cell_changes_hands(operate, sample, watched, see
     "sample", [QUICK_STATES, pytest.param(THOROUGH_STATES, marks=pytest.mark.thorough)]
 )
 def test_killed_while_it_takes_over_the_cells_of_the_dead(sample, watched, seed, record_property):
-    """The next one gets all of them, each once."""
+    """C1, C2: the next process gets all of the cells, each once."""
     dead_notes, notes, mail, tally = Notes(), Notes(), Notes(), Tally()
 
     def leave():
@@ -273,7 +274,7 @@ def test_killed_while_it_takes_over_the_cells_of_the_dead(sample, watched, seed,
 
 
 class Forker(Owner):
-    """It forks; its child waits until it is told, and then uses what it has of its parent."""
+    """A process that forks; its child waits for a signal, and then uses the inherited primitives."""
 
     def __init__(self, space, notes, mail, pipe):
         super().__init__(space, notes, mail)
@@ -292,7 +293,7 @@ class Forker(Owner):
         self.say_sent()
 
     def go_on(self):
-        """In the child: what it inherited is there, and told to have lost its owner."""
+        """In the child: use the inherited primitives; the locks say that their owner died."""
         assert self.lock.acquire(timeout=LONG_S)
         assert self.lock.orphan is not None
         assert self.semaphore.acquire(timeout=LONG_S)
@@ -327,7 +328,7 @@ def children():
 
 @pytest.mark.parametrize("sample", [2, pytest.param(None, marks=pytest.mark.thorough)])
 def test_killed_while_it_forks(sample, watched, seed, orphans_are_ours, pipe):
-    """Single-stepped, since a child of fork would run into the breakpoints."""
+    """C1, C2. The parent is single-stepped, since its child would run into breakpoints."""
     notes, mail = Notes(), Notes()
     segment = stepping.Segment(stepping.segment_path(watched.name))
     image = segment.image()

@@ -151,14 +151,14 @@ class Store(OnObjects):
 
 
 class StoreFirst(Store):
-    """The map never had an object."""
+    """The first object that the map ever had."""
 
     def fill(self, entries):
         pass
 
 
 class Replace(Store):
-    """The key has a value of `old_size`."""
+    """The key has a value of `old_size` bytes before."""
 
     old_size = RUN
 
@@ -178,7 +178,7 @@ class ReplaceExpired(Store):
 
 
 class StoreWhereAllIsFull(Store):
-    """No room is left except that of entries that have expired."""
+    """The only room left is that of expired entries."""
 
     stored_key = b"new"
     number = 72
@@ -198,7 +198,7 @@ class StoreWhereAllIsFull(Store):
 
 
 class StoreInFullCache(Store):
-    """An entry is evicted for the new one: the oldest, since none was read."""
+    """The oldest entry is evicted for the new one, since no entry was read."""
 
     stored_key = b"new"
     number = 74
@@ -216,7 +216,7 @@ class StoreInFullCache(Store):
 
 
 class StoreAndSplit(Store):
-    """Before, an insertion took more credits than it may split buckets for."""
+    """The insertion before took more credits than the number of buckets that it may split."""
 
     stored_key = b"new"
     number = 70
@@ -331,7 +331,7 @@ class Pop(Delete):
 
 
 class Expire(OnObjects):
-    """Entries expire that the child does not look up before it is stepped."""
+    """Remove expired entries; the child has not looked them up before it is stepped."""
 
     def fill(self, entries):
         five(entries)
@@ -499,8 +499,9 @@ def test_killed_operation_with_objects_leaves_a_sound_map_to_all(
 def test_clear_finds_entries_in_an_uncounted_bucket_of_a_dead_split(
     map_name, seed, record_property, monkeypatch
 ):
-    """C1: a process dies in the last changes of an insertion that splits: entries are in a bucket
-    that the table word, still held, does not count, and no other lock leads to the dead process."""
+    """C1: a process dies in the last changes of an insertion that splits. Entries are in a bucket
+    that the table word does not count; no lock but that of the table word leads to the dead
+    process."""
     case = StoreAndSplit("insert and split")
     monkeypatch.setattr(stepping, "choose", lambda total, *_: range(total - 12, total + 1))
 

@@ -171,8 +171,8 @@ def collect_for_ever():
 
 
 def test_attached_map_never_loses_its_name_to_gc(request, monkeypatch):
-    """Maps are made, opened and closed while other processes run gc(names=True): a map keeps its
-    name for as long as a process is attached."""
+    """While processes make, open and close maps, others run gc(names=True): a map keeps its name as
+    long as a process is attached."""
     folder = stepping.segment_path(f"shmrhash-life-{os.getpid()}")
     os.mkdir(folder)
     request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -1,9 +1,9 @@
 """Readers keep no memory from writers: OutOfMemory is raised only when the stored values leave no
 room (R1, M1).
 
-Values of one size are replaced by values of another, which are in other blocks; so memory has to go
-back while a process reads, or is stopped inside a lookup, or where membarrier is not available. The
-oracle is what was stored: a dict beside the map, and the sum of its bytes.
+Values of one size are replaced by values of another, which are in other blocks. So memory has to be
+given back while a process reads, or while a process is stopped inside a lookup, or where membarrier
+is refused. The oracle is a dict of the stored values, and the sum of their bytes.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ PAGE = 4096
 SIZES = (1_000, 3_000, 8_000, 20_000, 50_000, 100_000, 200_000)
 MANY_BYTES, MANY_MAX = 10_000_000, 64 << 20
 FEW_MAX = 1 << 20
-SLACK_BYTES = 200_000  # at most a begun block of 64 KiB, a run and the objects parked in depots
+SLACK_BYTES = 200_000  # at most a block of 64 KiB in use, a run and the objects parked in depots
 PLACES = 12  # instructions of a lookup at which the reader stops
 SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 

@@ -241,7 +241,7 @@ def test_many_kills_while_memory_is_refused_lose_nothing(m, small, seed, duratio
     survive_while_full(m, small, seed, int(1000 * duration))
 
 
-def test_death_of_a_worker_by_sigbus_is_seen():
+def test_death_of_a_worker_by_sigbus_is_noticed():
     """M1: the check for SIGBUS that these tests use finds one."""
 
     def die():

@@ -1,4 +1,4 @@
-"""A writer comes too late: the bucket that it was about to lock is merged away (G1, C1).
+"""The bucket that a writer was about to lock is merged away (G1, C1).
 
 A writer finds a bucket and is stopped before it locks the bucket; the bucket is merged away; the
 writer goes on. It must not lock the memory of a bucket that no longer exists: a split would need

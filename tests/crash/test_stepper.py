@@ -97,8 +97,8 @@ def test_single_stepping_and_breakpoints_reach_the_same_states(page):
         assert found[0] == found[1]
 
 
-def test_taking_and_dropping_a_lock_are_two_changes(page):
-    """A state that equals an earlier one (the lock is dropped again) still counts as a change."""
+def test_taking_and_releasing_a_lock_are_two_changes(page):
+    """A state that equals an earlier one (the lock is released again) still counts as a change."""
     memory = stepping.Segment.of_memory(page)
     count = WORDS - 1
 
@@ -131,7 +131,8 @@ def test_system_calls_work_under_stepping_and_their_stores_are_seen(page):
 
 
 def test_a_stopped_child_resumes_and_finishes(page):
-    """A child stopped in the middle stands still; resumed, it does the rest and returns."""
+    """A child that is stopped in the middle changes nothing; when it is resumed, it does the rest
+    and returns."""
 
     def operate(address):
         stepping.library().stepper_example_count(address, WORDS)

@@ -75,9 +75,9 @@ SWEEP_REST_OFFSET = 240
 LOCK_BIT = 1
 
 
-def test_turn_of_a_killed_process_holds_up_no_rest(map_name):
-    """X1, C2: killed in a full map's turn, a process leaves its claim of the rest, which recovery
-    ends; the turn of the next refusal is followed by a rest."""
+def test_killed_turn_prevents_no_later_rest(map_name):
+    """X1, C2: a process that is killed in a turn through a full map leaves its claim of the rest.
+    Recovery ends the claim, and the turn before the next refusal is followed by a rest."""
     with SharedDict(map_name, key=int, value=int, ttl=3600.0, max_entries=8) as d:
         d.update({number: number for number in range(8)})
         segment = stepping.Segment(stepping.segment_path(map_name))

@@ -23,7 +23,7 @@ def sleep(_books, account, _rng):
 
 
 def run_seldom(_books, account, _rng):
-    """Ready all the time, on a processor that another worker has."""
+    """A worker that is always ready to run, on a processor that another worker uses."""
     os.sched_setaffinity(0, {CPU})
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     account.step()
@@ -46,7 +46,7 @@ def test_a_worker_that_sleeps_for_ever_is_stuck(seed):
 
 @pytest.mark.thorough
 def test_a_worker_that_others_keep_from_running_is_not_stuck(seed):
-    """Though the ticks of the clock go on, as long as three times what would be stuck."""
+    """Even if it gets no processor for three times as long as a sleeping worker may be still."""
     with Storm([run_seldom, spin], seed, stuck_s=STUCK_S) as storm:
         storm.start(0)
         storm.start(1)
