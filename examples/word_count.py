@@ -87,8 +87,9 @@ def count_file(path):
 def count_with_workers(shared_counts, paths, workers, start_method):
     """Count all files in parallel; return the number of words."""
     words = 0
-    # The workers begin when every file is submitted. If one died before, the pool's thread could end
-    # with an error, because submit() changes the dict that it walks, and the others would never stop.
+    # The workers begin when every file is submitted. If one died before, the pool's thread could
+    # end with an error, because submit() changes the dict that it walks, and the other workers
+    # would never stop.
     all_submitted = shmrhash.Event()
     pool = ProcessPoolExecutor(
         workers,

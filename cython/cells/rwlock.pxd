@@ -54,8 +54,8 @@ cdef inline uint64_t *readers_turn(Cell *cell) noexcept nogil:
     return &cell._reserved_b[1]
 
 cdef inline bint hint_counts(uint64_t *hint) noexcept nogil:
-    """Whether a hint counts at this moment. One that does not is cleared: its time is over, or it is
-    further ahead than any is stored."""
+    """Whether a hint counts at this moment. If not, it is cleared: its time is over, or further
+    ahead than any that is stored."""
     cdef uint64_t until = load_relaxed_u64(hint)
     cdef uint64_t now
     if likely(until == 0):

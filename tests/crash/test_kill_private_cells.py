@@ -274,7 +274,7 @@ def test_killed_while_it_takes_over_the_cells_of_the_dead(sample, watched, seed,
 
 
 class Forker(Owner):
-    """A process that forks; its child waits for a signal, and then uses the inherited primitives."""
+    """A process that forks; its child waits for a signal, then uses the inherited primitives."""
 
     def __init__(self, space, notes, mail, pipe):
         super().__init__(space, notes, mail)

@@ -48,7 +48,7 @@ class Run:
         return self
 
     def wait_until_counting(self, workers):
-        """Return when this many workers, besides the parent, are attached, and a word is counted."""
+        """Return when this many workers, besides the parent, are attached and have counted."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
