@@ -52,6 +52,7 @@ def run(program, *options, result):
         ["bench_batch.py", "--quick"],
         ["bench_cache_hits.py", "--quick"],
         ["bench_inline.py", "--quick"],
+        ["bench_large.py", "--quick"],
         ["bench_metrics.py", "--quick"],
         ["bench_near.py", "--quick"],
         ["bench_near_rivals.py", "--quick"],
