@@ -73,16 +73,27 @@ def main(arguments=None):
         worker.start()
         return worker
 
+    workers = {}
+
+    def replace_the_dead():
+        for pid in [pid for pid, worker in workers.items() if worker.exitcode is not None]:
+            del workers[pid]
+        while len(workers) < options.workers:
+            worker = start()
+            workers[worker.pid] = worker
+
     def lead_since(term):
-        """Wait until a leader of a later term has written."""
+        """Wait until a leader of a later term has written. Somebody else may kill workers, too."""
         while log.state["last"][0] <= term:
+            replace_the_dead()
             time.sleep(PAUSE)
         return log.state["last"]
 
-    workers = {worker.pid: worker for worker in (start() for _ in range(options.workers))}
     killed = stopped = term = 0
     for _ in range(options.kills):
         term, pid, _ = lead_since(term)
+        if pid not in workers or workers[pid].exitcode is not None:
+            continue  # it is dead already
         if random.random() < 0.2:  # it hangs: it is deposed, and goes on later
             stopped += 1
             os.kill(pid, signal.SIGSTOP)
@@ -91,8 +102,6 @@ def main(arguments=None):
         else:
             killed += 1
             workers.pop(pid).kill()
-            another = start()
-            workers[another.pid] = another
     term, _, lines = lead_since(term)
     for worker in workers.values():
         worker.kill()

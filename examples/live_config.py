@@ -70,13 +70,13 @@ def work_in_asyncio(number, settings, seen):
     asyncio.run(worker.follow_in_a_loop())
 
 
-def publish(settings, seen, changes, workers, times):
-    """Change the settings so often; each time wait until all workers have seen it."""
-    for _ in range(changes):
+def publish(settings, seen, last, workers, times):
+    """Change the settings up to this version; each time wait until all workers have seen it."""
+    while settings["live"]["version"] < last:
         begun = time.perf_counter()
         new = settings.update_with("live", lambda old: settings_of(old["version"] + 1))
         wait_for_all(seen, workers, new["version"])
-        times.put(time.perf_counter() - begun)
+        times[new["version"]] = time.perf_counter() - begun
 
 
 def wait_for_all(seen, workers, version):
@@ -84,45 +84,77 @@ def wait_for_all(seen, workers, version):
         seen.wait(number, lambda has: has == -2 or has >= version, timeout=PATIENCE_S)
 
 
-def start(context, number, settings, seen):
-    work = work_in_asyncio if number % 2 else work_with_threads
-    process = context.Process(target=work, args=(number, settings, seen), daemon=True)
-    process.start()
-    return process
+class Crew:
+    """The workers. One that is killed, by whomever, is replaced."""
+
+    def __init__(self, context, settings, seen, count):
+        self.context = context
+        self.shared = settings, seen
+        self.workers = [self.start(number) for number in range(count)]
+
+    def start(self, number):
+        work = work_in_asyncio if number % 2 else work_with_threads
+        process = self.context.Process(target=work, args=(number, *self.shared), daemon=True)
+        process.start()
+        return process
+
+    def replace_the_dead(self):
+        for number, worker in enumerate(self.workers):
+            if worker.exitcode is not None and worker.exitcode < 0:
+                self.workers[number] = self.start(number)
+
+    def work_until(self, done):
+        while not done():
+            self.replace_the_dead()
+            time.sleep(0.002)
+
+    def have(self, version):
+        _, seen = self.shared
+        return all(seen.get(number, -1) >= version for number in range(len(self.workers)))
+
+    def has_failed(self):
+        return any(worker.exitcode is not None and worker.exitcode >= 0 for worker in self.workers)
+
+    def kill_one(self):
+        random.choice(self.workers).kill()
+
+    def end(self):
+        for worker in self.workers:
+            worker.kill()
+            worker.join()
 
 
-def run(context, options, settings, seen):
-    """The times that it took until all workers had new settings."""
-    times = context.SimpleQueue()
-    crew = [start(context, number, settings, seen) for number in range(options.workers)]
-    wait_for_all(seen, options.workers, 0)
-    each = max(1, options.changes // (options.kills + 1))
-    for _ in range(options.kills):
+def run(context, options, settings, seen, times):
+    """Publish versions beside kills, and then some without. Returns the last one, and whether all
+    workers had it."""
+
+    def start_publisher(last):
         publisher = context.Process(
-            target=publish, args=(settings, seen, 10**9, options.workers, context.SimpleQueue())
+            target=publish, args=(settings, seen, last, options.workers, times), daemon=True
         )
         publisher.start()
-        settings.wait("live", timeout=PATIENCE_S)
+        return publisher
+
+    crew = Crew(context, settings, seen, options.workers)
+    crew.work_until(lambda: crew.have(0))
+    for _ in range(options.kills):
+        times.clear()
+        publisher = start_publisher(10**9)
+        crew.work_until(lambda publisher=publisher: times or publisher.exitcode is not None)
         time.sleep(random.uniform(0, 0.02))
-        victim = random.randrange(options.workers)
-        crew[victim].kill()
-        crew[victim].join()
-        crew[victim] = start(context, victim, settings, seen)
+        crew.kill_one()
         publisher.kill()
         publisher.join()
-    publisher = threading.Thread(
-        target=publish, args=(settings, seen, each, options.workers, times)
-    )
-    publisher.start()
-    found = [times.get() for _ in range(each)]
-    publisher.join()
-    version = settings["live"]["version"]
-    wait_for_all(seen, options.workers, version)
-    whole = all(seen[number] == version for number in range(options.workers))
-    for process in crew:
-        process.kill()
-        process.join()
-    return version, found, whole
+    times.clear()
+    last = settings["live"]["version"] + max(1, options.changes // (options.kills + 1))
+    while settings["live"]["version"] < last:
+        publisher = start_publisher(last)
+        crew.work_until(lambda publisher=publisher: publisher.exitcode is not None)
+        publisher.join()
+    crew.work_until(lambda: crew.have(last) or crew.has_failed())
+    whole = all(seen[number] == last for number in range(options.workers))
+    crew.end()
+    return last, whole
 
 
 def main(arguments=None):
@@ -138,12 +170,14 @@ def main(arguments=None):
     with contextlib.ExitStack() as stack:
         settings = stack.enter_context(SharedDict(key=str, value=object))
         seen = stack.enter_context(SharedDict(key=int, value=int))
+        times = stack.enter_context(SharedDict(key=int, value=float))
         settings["live"] = settings_of(0)
-        version, times, whole = run(context, options, settings, seen)
+        version, whole = run(context, options, settings, seen, times)
+        seconds = statistics.median(times.values())
         settings.handle.check()
         seen.handle.check()
     print(f"{version} versions, {options.kills} workers and publishers killed")
-    print(f"until all {options.workers} had it: median {statistics.median(times) * 1000:.1f} ms")
+    print(f"until all {options.workers} had it: median {seconds * 1000:.1f} ms")
     print("all workers have the last one" if whole else "NOT all workers have the last one")
     return 0 if whole else 1
 

@@ -92,6 +92,13 @@ def main(arguments=None):
         return worker
 
     workers = [start() for _ in range(options.workers)]
+
+    def replace_the_dead():
+        """Somebody else may kill workers, too: the system, if memory is short, for example."""
+        for worker in [worker for worker in workers if worker.exitcode is not None]:
+            workers.remove(worker)
+            workers.append(start())
+
     for number in range(options.jobs):
         queue.put(number, number)
         if number % max(1, options.jobs // max(1, options.kills)) == 0 and options.kills:
@@ -101,6 +108,7 @@ def main(arguments=None):
             victim.join()
             workers.append(start())
     while queue.jobs:
+        replace_the_dead()
         time.sleep(0.001)
     for worker in workers:
         worker.kill()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import re
 import signal
 import subprocess
@@ -359,3 +360,38 @@ def test_work_queue_example_does_every_job(start_method):
 
     assert finished.status == 0, finished.out + finished.err
     assert "60 of 60 jobs done, 2 of 2 devices free" in finished.out
+
+
+def kill_children(program, rng, kills):
+    """Kill children of a program, but not the one by which multiprocessing tidies up."""
+    file = Path(f"/proc/{program.process.pid}/task/{program.process.pid}/children")
+    while kills and program.process.poll() is None:
+        time.sleep(rng.random() * 0.05)
+        children = file.read_text().split() if file.exists() else []
+        if not children:
+            continue
+        pid = rng.choice(children)
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()  # of a dead one it is empty
+        if line and b"tracker" not in line and b"forkserver" not in line:
+            os.kill(int(pid), signal.SIGKILL)
+            kills -= 1
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("start_method", ["fork", SPAWN])
+@pytest.mark.parametrize(
+    ("name", "options", "result"),
+    [
+        ("leader.py", ["--kills", 8], "two leaders in one term: 0"),
+        ("live_config.py", ["--changes", 50, "--kills", 5], "all workers have the last one"),
+        ("work_queue.py", ["--jobs", 150, "--kills", 5], "150 of 150 jobs done, 2 of 2 devices"),
+    ],
+)
+def test_examples_replace_workers_that_others_kill(seed, name, options, result, start_method):
+    """C1, C2: as if the system killed them, the program's own kills beside."""
+    program = Run(ROOT / "examples" / name, *options, "--start-method", start_method)
+    kill_children(program, random.Random(seed), 10)
+    program.finish()
+
+    assert program.status == 0, program.out + program.err
+    assert result in program.out
