@@ -21,6 +21,7 @@ from shmrhash import CHANGED, GONE, Change, Kptr, RHashMap, _core
 
 KEY = word(1)
 OTHER = word(2)
+ROUNDS_LONG = 100_000
 pytestmark = pytest.mark.usefixtures("slices_off")
 
 
@@ -153,6 +154,26 @@ def test_no_wake_up_is_lost_between_two_threads_that_take_turns(shm_map, method)
     )
 
     assert (first, second) == (2_000, 2_000)
+    assert words_of(shm_map)[0] == 0, "nobody waits any more"
+    shm_map.check()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_no_wake_up_is_lost_in_a_long_run(shm_map, duration):
+    """The test above for ten times --duration seconds; it prints how often each of the two has
+    waited."""
+    rounds, end = 0, time.monotonic() + 10 * duration
+    while time.monotonic() < end:
+        shm_map[KEY] = shm_map[OTHER] = word(0)
+        run_together(
+            "fork",
+            (alternate, shm_map, KEY, OTHER, ROUNDS_LONG),
+            (alternate, shm_map, OTHER, KEY, ROUNDS_LONG),
+        )
+        rounds += ROUNDS_LONG
+    print(f"{rounds:,} rounds of two processes that wait for each other")
+
     assert words_of(shm_map)[0] == 0, "nobody waits any more"
     shm_map.check()
 
