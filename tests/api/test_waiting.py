@@ -21,7 +21,7 @@ from shmrhash import CHANGED, GONE, Change, Kptr, RHashMap, _core
 
 KEY = word(1)
 OTHER = word(2)
-ROUNDS_LONG = 100_000
+ROUNDS_LONG = 5_000
 pytestmark = pytest.mark.usefixtures("slices_off")
 
 
