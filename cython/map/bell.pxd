@@ -111,15 +111,20 @@ cdef inline void change_note(Op *op, const uint8_t *key, uint64_t waited) noexce
 
 cdef inline void key_changed(Op *op) noexcept nogil:
     """Wake the threads that wait for the key of this operation."""
+    key_changed_in(op, op.map.header)
+
+cdef inline void key_changed_in(Op *op, Header *header) noexcept nogil:
+    """key_changed, if the caller has the pointer to the header in a register: behind its CAS, the
+    compiler would load op.map and map.header again."""
     # After the CAS that took the lock word; pairs with waiting_say.
-    cdef uint64_t waited = load_seq_cst_u64(&op.map.header.waited)
+    cdef uint64_t waited = load_seq_cst_u64(&header.waited)
     if unlikely(waited != 0):
         change_note(op, op.key, waited)
         bells_key_ring(op.map.header.key_bells, waited, op.hash)
 
-cdef inline void word_changed(Op *op, uint64_t key) noexcept nogil:
-    """key_changed for an operation whose key is a word."""
-    cdef uint64_t waited = load_seq_cst_u64(&op.map.header.waited)
+cdef inline void word_changed(Op *op, Header *header, uint64_t key) noexcept nogil:
+    """key_changed_in for an operation whose key is a word."""
+    cdef uint64_t waited = load_seq_cst_u64(&header.waited)
     cdef uint64_t bytes_of_key
     if unlikely(waited != 0):
         bytes_of_key = key                     # so that the key itself can stay in a register

@@ -38,13 +38,13 @@ from machine.atomics cimport (
 from machine.system cimport CLOCK_MONOTONIC, clock_ns
 from machine.number cimport NumberField, field_mask, field_compute
 from segment.status cimport Status, OK, RETRY
-from segment.layout cimport ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, Element
+from segment.layout cimport ELEMENT_LIVE, ELEMENT_UPD, ELEMENT_ULOCK, Element, Header
 from segment.words cimport word_locked, word_owner, element_state, element_header, lock_bits
 from segment.geometry cimport Map, element_value, context_at, context_redo, contexts_usable
 from segment.births cimport value_is_outdated
 from segment.fields cimport fields_blank, deadline_passed
 from memory.operation cimport SPIN_PAUSES_MAX, Op, lock_busy
-from map.bell cimport key_changed
+from map.bell cimport key_changed, key_changed_in
 from map.chain cimport Found
 
 cdef enum:
@@ -182,6 +182,7 @@ cdef inline Status element_update(
         Op *op, const Found *found, const uint8_t *value) noexcept nogil:
     """Replace the value. OK, RETRY if the element changed, BUSY if another operation holds it."""
     cdef Map *map = op.map
+    cdef Header *header = map.header
     cdef uint64_t *words = element_value(map, found.element)
     cdef uint64_t held = 0
     cdef Status status
@@ -191,13 +192,13 @@ cdef inline Status element_update(
             store_relaxed_u64(words, read_u64(value) if map.value_size == 8
                               else read_tail(value, map.value_size))
             element_release(op, found.element, held)
-            key_changed(op)
+            key_changed_in(op, header)
         return status
     copy_in(context_redo(op.context), value, map.value_size)
     status = element_hold(op, found, ELEMENT_UPD, &held)
     if status == OK:
         element_redo(op, found.element, held)
-        key_changed(op)
+        key_changed_in(op, header)
     return status
 
 cdef inline void element_redo(Op *op, Element *element, uint64_t held) noexcept nogil:

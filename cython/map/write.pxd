@@ -36,7 +36,7 @@ from segment.status cimport (
 )
 from segment.layout cimport (
     LINE_BYTES, LINK_SLOT, BUCKET_VERSION_ONE, LINK_BASE, ELEMENT_LIVE, ELEMENT_ULOCK,
-    REGION_BUCKETS, OPERATION_INSERT, Bucket, Element,
+    REGION_BUCKETS, OPERATION_INSERT, Bucket, Element, Header,
 )
 from segment.words cimport element_state
 from segment.geometry cimport Map, bucket_at, element_at, element_value, context_redo, checked_index
@@ -49,7 +49,7 @@ from memory.region cimport region_commit
 from memory.pool cimport block_commit
 from memory.depot cimport element_take
 from map.rest cimport rest_shorten
-from map.bell cimport key_changed, word_changed
+from map.bell cimport key_changed, key_changed_in, word_changed
 from map.chain cimport Found, chain_find, chain_append
 from map.element cimport (
     element_read, element_expired, element_unchanged, element_spin, element_hold, element_release,
@@ -291,6 +291,7 @@ cdef inline bint update_word_fast(
     cdef uint32_t *slot = first_slot(
         bucket_at(op.map, table_guess(op.map, op.hash)), op.hash, &index)
     cdef uint64_t held = 0
+    cdef Header *header = op.map.header
     if unlikely(slot == NULL) or unlikely(
             not slot_holds_key(op.map, slot, index, <const uint8_t *> &key, 8, &found)):
         return False
@@ -302,7 +303,7 @@ cdef inline bint update_word_fast(
         value = after[0] = load_relaxed_u64(&found.element.words[1]) + value
     store_relaxed_u64(&found.element.words[1], value)
     element_release(op, found.element, held)
-    word_changed(op, key)
+    word_changed(op, header, key)
     return True
 
 cdef inline bint word_change(
@@ -314,6 +315,7 @@ cdef inline bint word_change(
     has changed; nothing was done."""
     cdef uint64_t held = 0
     cdef uint64_t *place = element_value(op.map, found.element) + word
+    cdef Header *header = op.map.header
     if unlikely(element_hold(op, found, ELEMENT_ULOCK, &held) != OK):
         return False
     if field != NULL:
@@ -322,7 +324,7 @@ cdef inline bint word_change(
         number = after[0] = load_relaxed_u64(place) + number
     store_relaxed_u64(place, number)
     element_release(op, found.element, held)
-    key_changed(op)
+    key_changed_in(op, header)
     return True
 
 cdef inline bint word_change_first(
