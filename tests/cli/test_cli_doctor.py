@@ -124,3 +124,26 @@ def test_doctor_never_asks_to_report_a_full_disk():
         assert "report" not in str(found)
         trial = found["trial"]
         assert trial["mark"] == "ok" or "full" in trial["found"] or "space" in trial["found"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "mark", "change"),
+    [
+        (64 << 20, 1 << 20, "note", "max_bytes="),
+        (64 << 20, 63 << 20, "bad", "MemoryMax="),
+        (1 << 40, 1 << 20, "ok", ""),
+    ],
+)
+def test_doctor_compares_the_memory_limit_with_the_room_for_maps(limit, used, mark, change):
+    """A process that fills the maps up to the limit of its control group is killed."""
+    folders = "/sys/fs/cgroup /sys/fs/cgroup/memory"
+    group = (
+        "mount -t tmpfs tmpfs /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory &&"
+        f" for at in {folders}; do echo {limit} | tee $at/memory.max > $at/memory.limit_in_bytes;"
+        f" echo {used} | tee $at/memory.current > $at/memory.usage_in_bytes; done"
+    )
+
+    found = in_mount("size=128m", before=group)["memory group"]
+
+    assert (mark, True) == (found["mark"], change in found["change"])
+    assert "limit 64 MiB" in found["found"] or limit > 64 << 20
