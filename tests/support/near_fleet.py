@@ -129,7 +129,7 @@ class Fleet:
         for number in range(self.plan.caches):
             # Each process opens others first, so that each gets some offices.
             at = (number + host * self.plan.caches // self.plan.hosts) % self.plan.caches
-            nears[at] = opened(lambda at=at: self.near(client, host, at))
+            nears[at] = self.near(client, host, at)
             readers.append(threading.Thread(target=self.read, args=(nears[at], host, at, log)))
             readers[-1].start()
         self.ready[host] = 1
@@ -313,18 +313,6 @@ class Fleet:
                 self.outcome.epochs += epochs
                 self.outcome.served += hits > 0
         assert rests == self.plan.caches, "the last host has not looked at each near cache at rest"
-
-
-def opened(make):
-    """A near cache. On a busy machine a server may seem too slow for max_stale at first."""
-    from shmrhash import InvalidArgument
-
-    limit = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return make()
-        except InvalidArgument:
-            assert time.monotonic() < limit
 
 
 def fleets(program, folder, name, seed, plan, seconds, count=1 << 62):
