@@ -43,3 +43,5 @@ def test_metrics_are_prometheus_text(make, users, tmp_path):
     assert as_json["shmrhash_entries", "hits"] == 3
     written = (tmp_path / "shmrhash.prom").read_text()
     assert re.findall(r"^\w+", text, re.MULTILINE) == re.findall(r"^\w+", written, re.MULTILINE)
+    only = run("-j", "metrics", "/other").json
+    assert {one["labels"]["map"] for one in only if "map" in one["labels"]} == {"other"}

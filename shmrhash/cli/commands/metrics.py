@@ -1,4 +1,4 @@
-"""metrics: the figures of all maps in Prometheus' text format."""
+"""metrics: the figures of maps in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -208,6 +208,7 @@ def _near_metrics(near: list[MapState]) -> Iterator[Metric]:
 
 
 @click.command("metrics", cls=Command, short_help="All figures for Prometheus.")
+@click.argument("maps", nargs=-1, metavar="[NAME]...")
 @click.option(
     "-o",
     "--output",
@@ -216,19 +217,24 @@ def _near_metrics(near: list[MapState]) -> Iterator[Metric]:
     help="Write to this file, completely or not at all, for node_exporter's textfile collector.",
 )
 @pass_session
-def metrics_command(session: Session, path: str | None) -> None:
-    """Print the figures of all maps in Prometheus' text format, or write them to a file.
+def metrics_command(session: Session, maps: tuple[str, ...], path: str | None) -> None:
+    """Print the figures of maps, of all unless some are named, in Prometheus' text format, or write
+    them to a file.
 
     \b
     Examples:
       shmrhash metrics
+      shmrhash metrics my-site
       shmrhash metrics -o /var/lib/node_exporter/textfile/shmrhash.prom     (from cron)
     """
     need("prometheus_client")
     from prometheus_client import CollectorRegistry, generate_latest
 
+    names = {name.removeprefix("/") for name in maps}
     registry = CollectorRegistry()
-    registry.register(Collector(lambda: list(all_states(session))))
+    registry.register(
+        Collector(lambda: list(all_states(session, lambda name: not names or name in names)))
+    )
     if path:
         text = generate_latest(registry)
         with new_file(path) as file:
