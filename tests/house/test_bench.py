@@ -50,6 +50,7 @@ def run(program, *options, result):
     [
         ["bench_dict.py", "--quick", "--keys", "copies"],
         ["bench_batch.py", "--quick"],
+        ["bench_cache.py", "--quick"],
         ["bench_cache_hits.py", "--quick"],
         ["bench_inline.py", "--quick"],
         ["bench_large.py", "--quick"],
