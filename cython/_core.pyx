@@ -89,7 +89,8 @@ from map.table cimport BucketFacts, bucket_figures, table_count, table_guess
 from map.read cimport (
     Sight, key_settled,
     read_word_fast, map_find, read_fast, map_lookup, map_contains, entry_bytes, entry_deadline,
-    cached_find_fast, entry_expired, entry_find, entry_read_fast, entry_read_first,
+    cached_find_fast, cached_find_first, entry_expired, entry_find, entry_read_fast,
+    entry_read_first,
 )
 from map.hold cimport op_give_back
 from map.remove cimport map_delete, map_delete_held, Clearing, clear_step, entry_expire
@@ -252,6 +253,7 @@ include "python/shadows.pxi"
 include "python/claiming.pxi"
 include "python/refreshing.pxi"
 include "python/keeping.pxi"
+include "python/cachequick.pxi"
 include "python/cache.pxi"
 include "python/memoizing.pxi"
 include "python/near.pxi"

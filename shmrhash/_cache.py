@@ -156,7 +156,7 @@ class Cache(WaitMethods, TypedMethods, HandleMethods, ClosingMethods, _core.Cach
         if_different: a cache of this name with other types or limits is replaced by a new one
         ("replace"), or raises LayoutMismatch ("raise"); processes that have the old one open go on
         using it. copy: False lets get(), get_many(), get_or_compute() and memoized functions of
-        this handle return objects that it keeps, which must not be changed: at most 1,024, whose
+        this handle return objects that it keeps, which must not be changed: at most 4,096, whose
         encodings take at most 16 MiB; a hit then costs the same for every value. Numbers are not
         kept, nor are arrays, which are not copied anyway.
 

@@ -268,22 +268,33 @@ cdef inline bint entry_read_first(
     return likely(entry_first(map, hash, key, key_size, &found)) and (
         entry_number(map, &found, word, number, deadline))
 
+cdef inline bint cached_number(
+        Map *map, const Found *found, uint64_t word, uint64_t *number,
+        uint64_t *deadline) noexcept nogil:
+    """entry_number for a cache without tags, where the birth is behind the deadline. False also if
+    the entry is outdated."""
+    cdef uint64_t *value = element_value(map, found.element)
+    cdef uint64_t birth = load_relaxed_u64(value + map.timer_word)
+    number[0] = load_relaxed_u64(value + word)
+    deadline[0] = load_relaxed_u64(value + map.timer_word - 1)
+    return likely(birth >= load_relaxed_u64(&map.cache.cleared)) and element_unchanged(found)
+
 cdef inline bint cached_find_fast(
         Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
         Found *found, uint64_t *number, uint64_t *deadline) noexcept nogil:
-    """entry_read_fast for a cache without tags, where the birth is behind the deadline. False also
-    if the entry is outdated."""
+    """entry_read_fast for a cache without tags."""
     cdef uint64_t at = table_guess(map, hash)
-    cdef uint64_t *value
-    cdef uint64_t birth
     if bucket_find(map, &at, hash, key, key_size, found) != OK or unlikely(
             element_state(found.header) == ELEMENT_UPD):
         return False
-    value = element_value(map, found.element)
-    number[0] = load_relaxed_u64(value + word)
-    deadline[0] = load_relaxed_u64(value + map.timer_word - 1)
-    birth = load_relaxed_u64(value + map.timer_word)
-    return likely(birth >= load_relaxed_u64(&map.cache.cleared)) and element_unchanged(found)
+    return cached_number(map, found, word, number, deadline)
+
+cdef inline bint cached_find_first(
+        Map *map, uint32_t hash, const uint8_t *key, uint64_t key_size, uint64_t word,
+        Found *found, uint64_t *number, uint64_t *deadline) noexcept nogil:
+    """The usual hit of cached_find_fast, as straight code. False: nothing is known yet."""
+    return likely(entry_first(map, hash, key, key_size, found)) and (
+        cached_number(map, found, word, number, deadline))
 
 cdef inline bint entry_expired(Map *map, const uint64_t *value) noexcept nogil:
     return map.timer_word != 0 and (

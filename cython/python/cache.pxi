@@ -11,6 +11,7 @@ cdef class CacheCore(DictHandle):
 
     cdef bint keeps            # values that get() and get_or_compute() have decoded
     cdef KeptValues kept       # of this handle; None until something is to be kept
+    cdef bint finds_kept       # by kept_quickly: keys of these kinds
     cdef object never_kept     # a type of values that change when they are used
     cdef bint traced           # every lookup has to be seen by Python
 
@@ -26,6 +27,7 @@ cdef class CacheCore(DictHandle):
         if value_bytes_max != 0 and value_bytes_max < self.value_bytes_max:
             self.value_bytes_max = value_bytes_max
         self.keeps = not copy
+        self.finds_kept = self.keeps and self.key_kind in (KEY_STR, KEY_INT)
         if self.keeps:
             self._begin_keeping()
 
@@ -37,40 +39,6 @@ cdef class CacheCore(DictHandle):
                 self.kept = KeptValues()
         return 0
 
-    cdef bint _find_fast(self, object key, uint64_t *number) except -1:
-        """_look for a number under a short ASCII str or an int, by the path that nearly every
-        lookup takes. False: it was not found, and the caller has to take the general path."""
-        cdef Map *map = &self.handle.map
-        cdef Context *context
-        cdef Found found
-        cdef uint64_t words[2]
-        cdef uint64_t deadline = 0
-        cdef uint64_t idle
-        cdef uint64_t size = 16 if self.key_kind == KEY_STR else 8
-        cdef bint hit
-        if unlikely(self.handle.reads == READS_NONE or map.local.idle_context == 0
-                    or map.read_only):
-            return False
-        words[1] = 0
-        if unlikely(not key_quickly(self, key, words)):
-            return False
-        idle = map.local.idle_context
-        if FREE_THREADED:                      # as in get_quickly
-            idle = context_lent(self.handle)
-            if idle == 0:
-                return False
-        context = context_at(map, idle - 1)
-        context_begin(context)
-        hit = cached_find_fast(
-            map, hash_key(map.seeds, <const uint8_t *> words, size), <const uint8_t *> words, size,
-            self.value_word, &found, number, &deadline) and not deadline_passed(deadline)
-        if hit:
-            entry_used(map, found.element)
-        context_end(context)
-        if FREE_THREADED:
-            context_returned(self.handle, idle)
-        return hit
-
     cdef object _find_value(self, KeyBytes *key, bint keeps):
         """The value of a key, which may be one that is kept; or MISSING."""
         cdef Map *map = &self.handle.map
@@ -81,6 +49,7 @@ cdef class CacheCore(DictHandle):
         cdef uint64_t idle = 0
         cdef uint32_t hash
         cdef bint is_number = self.value.kind == VALUE_INT or self.value.kind == VALUE_FLOAT
+        cdef Py_ssize_t place = 0
         cdef bint hit
         keeps = keeps and self.kept is not None
         if (keeps or is_number) and likely(
@@ -93,8 +62,9 @@ cdef class CacheCore(DictHandle):
         hash = hash_key(map.seeds, key.bytes, map.key_size)
         hit = cached_find_fast(
             map, hash, key.bytes, map.key_size, self.value_word, &found, &number, &deadline)
-        hit = hit and not deadline_passed(deadline) and (
-            is_number or self.kept.has(map, &found, hash))
+        if hit and not is_number:
+            place = self.kept.place_of(map, &found, hash)
+        hit = hit and place >= 0 and not deadline_passed(deadline)
         if hit:
             entry_used(map, found.element)
         context_end(context)
@@ -105,7 +75,7 @@ cdef class CacheCore(DictHandle):
             if value is not MISSING:
                 return value
         elif hit:
-            return self._number(number) if is_number else self.kept.get(hash)
+            return self._number(number) if is_number else self.kept.value_at(place)
         return self._look(key, keeps)
 
     cdef object _look(self, KeyBytes *key, bint keeps=False):
@@ -163,13 +133,20 @@ cdef class CacheCore(DictHandle):
                            else ref_length(value[handle.map.ref_words[self.value_slot]]), result)
         return result
 
-    cdef object _get_counted(self, object key):
+    cdef inline object _get_counted(self, object key):
         """The value of a key, or MISSING, counted as a hit or a miss."""
-        cdef KeyBytes key_bytes
         cdef uint64_t number = 0
-        if self.quick and likely(self._find_fast(key, &number)):
-            count_one(self.handle, COUNT_HITS)
+        if self.quick and likely(cached_quickly(self, key, &number)):
             return self._number(number)
+        return self._get_slowly(key)
+
+    cdef object _get_slowly(self, object key):
+        """_get_counted for any key and value."""
+        cdef KeyBytes key_bytes
+        if self.finds_kept and self.kept is not None:
+            found = kept_quickly(self, self.kept, key)
+            if found is not MISSING:
+                return found
         kept = key_encode(self.handle, self.key, key, &key_bytes)
         found = self._find_value(&key_bytes, self.keeps)
         count_one(self.handle, COUNT_MISSES if found is MISSING else COUNT_HITS)
@@ -286,7 +263,10 @@ cdef class CacheCore(DictHandle):
 
         Raises TypeError (the key is not of the cache's type), MapClosed.
         """
-        found = self._get_counted(key)
+        cdef uint64_t number = 0
+        if self.quick and likely(cached_quickly(self, key, &number)):
+            return self._number(number)
+        found = self._get_slowly(key)
         return default if found is MISSING else found
 
     def get_many(self, keys):

@@ -193,6 +193,17 @@ cdef class DictHandle:
             &self.handle.map, hash, <const uint8_t *> words, self.handle.map.key_size,
             self.value_word, number, deadline)
 
+    cdef bint _cached_further(
+            self, uint32_t hash, uint64_t first, uint64_t second, Found *found, uint64_t *number,
+            uint64_t *deadline) noexcept:
+        """The end of cached_quickly, if not the first slot with the hash's tag has led to the key,
+        which consists of these words."""
+        cdef uint64_t words[2]
+        words[0], words[1] = first, second
+        return cached_find_fast(
+            &self.handle.map, hash, <const uint8_t *> words, self.handle.map.key_size,
+            self.value_word, found, number, deadline)
+
     cdef bint _change_further(
             self, Op *op, uint64_t number, const NumberField *field, uint64_t *after) noexcept:
         """The end of change_quickly, if not the first slot with the hash's tag has led to the key.

@@ -47,6 +47,15 @@ cdef inline void count_one(MapHandle handle, int what) noexcept:
     count_more(handle, what, 1)
 
 
+cdef inline void count_hit(MapHandle handle) noexcept:
+    """count_one inside an operation that may write, which the process has a slot for."""
+    cdef uint64_t *word = <uint64_t *> counts_of(&handle.map) + COUNT_HITS
+    if FREE_THREADED:
+        add_relaxed_u64(word, 1)
+    else:                                      # the GIL is held, so the count has one writer
+        store_relaxed_u64(word, load_relaxed_u64(word) + 1)
+
+
 cdef bint evict_for_room(MapHandle handle, Op *op, Status status, Waiting *waiting) noexcept:
     """After FULL, NO_MEMORY or OUT_OF_BYTES: evict some entries, each time twice as many. True: try
     the operation again. False: it has been tried since a search that found nothing to evict.

@@ -52,7 +52,7 @@ LAYERS = {
         "map",
         *("plainkeys", "codec", "storing", "dicthandle", "dictquick", "dictsection", "dictkeys"),
         *("dictwalk", "dict", "invalidating", "shadows", "claiming", "refreshing", "keeping"),
-        *("cache", "memoizing", "near"),
+        *("cachequick", "cache", "memoizing", "near"),
     ],
 }
 CORE = [f"{layer}/{name}" for layer, names in LAYERS.items() for name in names] + ["_core"]
